@@ -1,0 +1,357 @@
+"""Inspect: what is in a folder of shards, and is all of it whole?
+
+    python -m data_tools.inspect shards/ --verify --sheet sheet.png
+
+Counts, sizes, captions and tags of image shards (KEY.webp + KEY.json) and code shards (KEY.codes.npy + KEY.json). With
+--verify every member is read and decoded, and what is damaged is listed; the exit code is then 1 if anything is.
+Reads tar files member by member and holds one pair at a time. Knows no model, and runs without torch.
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import json
+import sys
+import tarfile
+import warnings
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from data_tools.prepare import DECODE_ERRORS, RECORD
+from tokun.grids import captioned_grid
+
+IMAGE_EXTENSIONS = ("webp", "png", "jpg", "jpeg")
+CODES = "codes.npy"
+CODES_RECORD = "codes.json"  # beside code shards
+SHEET = 32  # pictures on the contact sheet
+BLOCK = 512  # bytes: a tar file is made of these, and ends in two of zeros
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# reading
+
+
+@dataclass
+class Pair:
+    """The members of one key, by extension (all that follows the first dot of the name), as bytes."""
+
+    shard: Path
+    key: str
+    members: dict[str, bytes] = field(default_factory=dict)
+
+    @property
+    def image(self) -> bytes | None:
+        return next((self.members[name] for name in IMAGE_EXTENSIONS if name in self.members), None)
+
+
+@dataclass(frozen=True)
+class Damage:
+    """One thing that is wrong: the shard, the member or key in it ("" for the whole shard), and what it is."""
+
+    shard: str
+    member: str
+    what: str
+
+    def __str__(self) -> str:
+        return f"{self.shard}{'/' if self.member else ''}{self.member}: {self.what}"
+
+
+def find_shards(paths: Iterable[Path]) -> list[Path]:
+    """The .tar files named, and those in the folders named, sorted. Raises FileNotFoundError when there is none."""
+    shards: list[Path] = []
+    for path in paths:
+        if not path.exists():
+            raise FileNotFoundError(f"{path} does not exist: give shards (.tar) or a folder of them")
+        inside = sorted(path.glob("*.tar")) if path.is_dir() else [path]
+        if not inside:
+            raise FileNotFoundError(f"no shards (*.tar) in {path}: make some with python -m data_tools.prepare")
+        shards += inside
+    return shards
+
+
+def read_pairs(shard: Path, damaged: list[Damage]) -> Iterator[Pair]:
+    """The pairs of one shard, in order, as WebDataset groups them: neighbouring members with one key.
+
+    What cannot be read is added to `damaged`; reading ends where the tar file breaks off.
+    """
+    pair: Pair | None = None
+    try:
+        with tarfile.open(shard, "r:") as tar:
+            for info in tar:
+                if not info.isfile():
+                    damaged.append(Damage(shard.name, info.name, "is no plain file"))
+                    continue
+                folder, _, name = info.name.rpartition("/")
+                key, _, extension = name.partition(".")
+                key = f"{folder}/{key}" if folder else key
+                file = tar.extractfile(info)
+                assert file is not None
+                data = file.read()
+                if pair is not None and pair.key != key:
+                    yield pair
+                    pair = None
+                pair = pair or Pair(shard, key)
+                if extension in pair.members:
+                    damaged.append(Damage(shard.name, info.name, "the same member twice"))
+                pair.members[extension] = data
+            end = tar.offset
+    except (tarfile.TarError, OSError, EOFError) as error:
+        damaged.append(Damage(shard.name, "", f"breaks off: {error}"))
+    else:
+        # tarfile takes a header it cannot read, and a file that stops between members, for the end
+        with open(shard, "rb") as file:
+            file.seek(end)
+            tail = file.read(2 * BLOCK)
+        if tail.strip(b"\0"):
+            damaged.append(Damage(shard.name, "", f"broken header at byte {end:,}: nothing after it can be read"))
+        elif len(tail) < 2 * BLOCK:
+            damaged.append(Damage(shard.name, "", f"truncated: no end mark after byte {end:,}"))
+    if pair is not None:
+        yield pair
+
+
+def read_record(pair: Pair, damaged: list[Damage]) -> dict[str, Any]:
+    """KEY.json as a dict; an empty one where it is missing or damaged."""
+    if "json" not in pair.members:
+        damaged.append(Damage(pair.shard.name, pair.key, "missing partner: no .json"))
+        return {}
+    try:
+        record = json.loads(pair.members["json"])
+        if not isinstance(record, dict):
+            raise ValueError("it is no object")
+        if not isinstance(record.get("caption"), str):
+            raise ValueError("it has no caption")
+    except (ValueError, RecursionError) as error:
+        damaged.append(Damage(pair.shard.name, f"{pair.key}.json", f"invalid JSON: {error}"))
+        return {}
+    return record
+
+
+def open_image(pair: Pair, damaged: list[Damage], *, load: bool) -> Image.Image | None:
+    """The pair's picture, its pixels decoded when `load`; None where there is none or it is damaged."""
+    if pair.image is None:
+        return None
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            image = Image.open(io.BytesIO(pair.image))
+            if load:
+                image.load()
+    except DECODE_ERRORS as error:
+        damaged.append(Damage(pair.shard.name, pair.key, f"undecodable picture: {error}"))
+        return None
+    return image
+
+
+def read_codes(pair: Pair, damaged: list[Damage]) -> np.ndarray | None:
+    """The pair's codes (views, N) uint16; None where there are none or they are damaged."""
+    if CODES not in pair.members:
+        return None
+    try:
+        codes = np.load(io.BytesIO(pair.members[CODES]), allow_pickle=False)
+        if codes.dtype != np.uint16 or codes.ndim != 2 or not codes.size:
+            raise ValueError(f"they are {codes.dtype} of shape {codes.shape}, not uint16 (views, N)")
+    except (ValueError, OSError, EOFError) as error:
+        damaged.append(Damage(pair.shard.name, f"{pair.key}.{CODES}", f"unreadable codes: {error}"))
+        return None
+    return codes
+
+
+def read_beside(folder: Path, name: str, damaged: list[Damage]) -> dict[str, Any]:
+    """The JSON object in a file beside the shards; {} where there is none or it is damaged."""
+    path = folder / name
+    if not path.exists():
+        return {}
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(value, dict):
+            raise ValueError("it is no object")
+    except (ValueError, OSError, RecursionError) as error:
+        damaged.append(Damage(name, "", f"invalid JSON: {error}"))
+        return {}
+    return value
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# counting
+
+
+@dataclass
+class Inventory:
+    """Everything that is counted over the shards."""
+
+    shards: dict[str, int] = field(default_factory=dict)  # path -> pairs
+    bytes: int = 0
+    sizes: list[tuple[int, int]] = field(default_factory=list)  # (short, long) side of each picture
+    formats: Counter[str] = field(default_factory=Counter)
+    characters: list[int] = field(default_factory=list)  # of each caption
+    words: list[int] = field(default_factory=list)
+    distinct: set[int] = field(default_factory=set)  # hashes of captions
+    tags: dict[str, Counter[str]] = field(
+        default_factory=lambda: {name: Counter() for name in ("style", "subject", "source", "license", "register")}
+    )
+    code_counts: np.ndarray = field(default_factory=lambda: np.zeros(2**16, np.int64))
+    codebook_size: int | None = None  # as codes.json says
+    views: Counter[tuple[int, int]] = field(default_factory=Counter)  # shapes of code arrays
+    damaged: list[Damage] = field(default_factory=list)
+    sheet: list[tuple[Image.Image, str]] = field(default_factory=list)
+
+    @property
+    def pairs(self) -> int:
+        return sum(self.shards.values())
+
+
+def take_inventory(shards: list[Path], *, verify: bool = False, sheet: int = 0) -> Inventory:
+    """Read all shards once. `verify` decodes every picture; `sheet` keeps that many pictures for the contact sheet."""
+    inventory = Inventory()
+    for shard in shards:
+        keys: set[str] = set()
+        count = 0
+        inventory.bytes += shard.stat().st_size
+        for pair in read_pairs(shard, inventory.damaged):
+            if pair.key in keys:
+                inventory.damaged.append(Damage(shard.name, pair.key, "its members are apart, or the key is used twice"))
+            keys.add(pair.key)
+            count += 1
+            count_pair(inventory, pair, verify=verify, keep=len(inventory.sheet) < sheet)
+        inventory.shards[str(shard)] = count
+    for folder in sorted({shard.parent for shard in shards}):
+        check_beside(inventory, folder)
+    return inventory
+
+
+def count_pair(inventory: Inventory, pair: Pair, *, verify: bool, keep: bool) -> None:
+    damaged = inventory.damaged
+    record = read_record(pair, damaged)
+    if pair.image is None and CODES not in pair.members:
+        damaged.append(Damage(pair.shard.name, pair.key, "missing partner: neither picture nor codes"))
+    image = open_image(pair, damaged, load=verify or keep)
+    if image is not None:
+        inventory.sizes.append((min(image.size), max(image.size)))
+        inventory.formats[str(image.format)] += 1
+        if keep:
+            inventory.sheet.append((image, str(record.get("caption", ""))))
+    codes = read_codes(pair, damaged)
+    if codes is not None:
+        inventory.code_counts += np.bincount(codes.ravel(), minlength=2**16)
+        inventory.views[codes.shape] += 1
+    if record:
+        caption = record["caption"]
+        inventory.characters.append(len(caption))
+        inventory.words.append(len(caption.split()))
+        inventory.distinct.add(hash(caption))
+        for name in ("style", "subject", "source", "license"):
+            inventory.tags[name][str(record.get(name) or "")] += 1
+        captions = record.get("captions")
+        inventory.tags["register"].update(map(str, captions) if isinstance(captions, dict) else ())
+
+
+def check_beside(inventory: Inventory, folder: Path) -> None:
+    """Compare the shards of `folder` with what prepare.json and codes.json say of them, where these are there."""
+    damaged = inventory.damaged
+    for shard, pairs in read_beside(folder, RECORD, damaged).get("shards", {}).items():
+        found = inventory.shards.get(str(folder / shard))
+        if not (folder / shard).exists():
+            damaged.append(Damage(shard, "", f"missing shard, of {pairs} pairs"))
+        elif found is not None and found != pairs:
+            damaged.append(Damage(shard, "", f"{found} pairs; {RECORD} says {pairs}"))
+    size = read_beside(folder, CODES_RECORD, damaged).get("codebook_size")
+    if size is not None and inventory.views:
+        inventory.codebook_size = int(size)
+        if (beyond := int(inventory.code_counts[inventory.codebook_size :].sum())) > 0:
+            damaged.append(Damage(CODES_RECORD, "", f"{beyond:,} codes are beyond its codebook_size {size}"))
+
+
+def perplexity(counts: np.ndarray) -> float:
+    """exp of the entropy of a histogram: the number of equally frequent codes that would be as varied."""
+    p = counts[counts > 0] / counts.sum()
+    return float(np.exp(-(p * np.log(p)).sum()))
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# telling
+
+
+def spread(values: list[int]) -> str:
+    """Least, quartiles, 95th percentile and greatest of a list of numbers."""
+    low, q1, median, q3, p95, high = np.percentile(values, (0, 25, 50, 75, 95, 100))
+    return f"min {low:.0f} · 25% {q1:.0f} · median {median:.0f} · 75% {q3:.0f} · 95% {p95:.0f} · max {high:.0f}"
+
+
+def most_common(counter: Counter[str], limit: int = 12) -> str:
+    shown = [f"{name or '(none)'} {count:,}" for name, count in counter.most_common(limit)]
+    return " · ".join(shown) + (f" · and {len(counter) - limit} more" if len(counter) > limit else "")
+
+
+def describe(inventory: Inventory) -> str:
+    """The inventory as lines of text."""
+    lines = [f"shards      {len(inventory.shards):,} with {inventory.pairs:,} pairs, {inventory.bytes / 1e6:,.1f} MB"]
+    splits: Counter[str] = Counter()
+    for path, count in inventory.shards.items():
+        splits[Path(path).name.split("-")[0].split(".")[0]] += count
+    lines.append(f"splits      {most_common(splits)}")
+    if inventory.sizes:
+        lines.append(f"pictures    {most_common(inventory.formats)}")
+        lines.append(f"short side  {spread([short for short, _ in inventory.sizes])}")
+        lines.append(f"long side   {spread([long for _, long in inventory.sizes])}")
+    if inventory.characters:
+        empty = inventory.characters.count(0)
+        lines.append(f"captions    {len(inventory.distinct):,} distinct, {empty:,} empty")
+        lines.append(f"characters  {spread(inventory.characters)}")
+        lines.append(f"words       {spread(inventory.words)}")
+    lines += [f"{name:<11} {most_common(counts)}" for name, counts in inventory.tags.items() if counts]
+    if inventory.views:
+        counts = inventory.code_counts
+        size = "" if inventory.codebook_size is None else f" of {inventory.codebook_size:,}"
+        shapes = Counter({f"{views} x {n}": count for (views, n), count in inventory.views.items()})
+        lines.append(f"codes       {int(counts.sum()):,} in (views x N) {most_common(shapes)}")
+        lines.append(
+            f"codebook    {int((counts > 0).sum()):,} codes used{size}, greatest {int(counts.nonzero()[0][-1])}, "
+            f"perplexity {perplexity(counts):,.1f}, most frequent {counts.max() / counts.sum():.2%}"
+        )
+    return "\n".join(lines)
+
+
+def write_sheet(inventory: Inventory, path: Path) -> None:
+    """Draw the kept pictures with their captions. Raises ValueError when there are none."""
+    if not inventory.sheet:
+        raise ValueError("--sheet needs pictures, and these shards hold none that can be read (code shards have only codes)")
+    images, captions = zip(*inventory.sheet)
+    captioned_grid(images, captions, columns=8, cell=192).save(path)
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m data_tools.inspect", description="What is in these shards?")
+    parser.add_argument("shards", type=Path, nargs="+", metavar="SHARDS", help="folders of shards, or .tar files")
+    parser.add_argument("--verify", action="store_true", help="decode every member; exit 1 if anything is damaged")
+    parser.add_argument("--sheet", type=Path, metavar="FILE.png", help=f"draw {SHEET} pictures with their captions")
+    args = parser.parse_args(argv)
+    try:
+        shards = find_shards(args.shards)
+        inventory = take_inventory(shards, verify=args.verify, sheet=SHEET if args.sheet else 0)
+        print(describe(inventory))
+        if args.sheet:
+            write_sheet(inventory, args.sheet)
+            print(f"sheet       {args.sheet}")
+    except (ValueError, OSError) as error:
+        print(f"inspect: {error}", file=sys.stderr)
+        return 2
+    if not args.verify:
+        if inventory.damaged:
+            print(f"damaged     {len(inventory.damaged):,} found on the way: list them all with --verify")
+        return 0
+    print(f"damaged     {len(inventory.damaged):,}")
+    for damage in inventory.damaged:
+        print(f"  {damage}")
+    return 1 if inventory.damaged else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,270 @@
+"""Every setting of a run: dataclasses < YAML < `a.b=c` on the command line.
+
+Knows names, types and defaults; knows nothing of what they do. A key that does not exist is an error that names the
+nearest one, a value of the wrong type is an error that names the type. There are no defaults anywhere else.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import types
+import typing
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+
+
+@dataclass
+class DataConfig:
+    train: str = ""  # image shards: a path, a glob or a list joined by commas; empty when `toy` draws them
+    val: str = ""  # held-out image shards; empty: no validation
+    toy: int = 0  # draw this many training pictures with data_tools/toy.py (and a sixteenth as many to validate)
+    toy_seed: int = 0
+    style: str = ""  # the style of samples that name none
+    style_key: str = "style"  # the JSON key that holds the style tag …
+    subject_key: str = "subject"  # … the subject tag …
+    caption_key: str = "caption"  # … and the caption; captions in other registers come from "captions"
+    max_caption_tokens: int = 64  # longer captions are cut, and counted
+    num_workers: int = 0  # worker processes that decode pictures; 0: in the training process
+    cache_gb: float = 2.0  # decoded, resized pictures are kept in memory up to this size
+
+
+@dataclass
+class TextTokenizerConfig:
+    vocab_size: int = 2048
+
+
+@dataclass
+class ImageTokenizerConfig:
+    image_size: int = 64  # pixels, square crops
+    image_channels: int = 1  # 1 grayscale, 3 RGB
+    downsample: int = 8  # pixels per code side: 8 (f8) or 16 (f16)
+    stem: int = 4  # pixel-unshuffle of the first layer (2, 4 or 8); the rest of `downsample` is strided convolutions
+    channels: list[int] = field(default_factory=lambda: [96, 192])  # width per resolution, finest first
+    blocks: int = 2  # residual blocks per resolution
+    attention: bool = True  # one self-attention block at the code resolution
+    latent_dim: int = 32  # channels between encoder and quantizer
+    quantizer: Literal["VectorQuantize", "FSQ", "LFQ", "SimVQ"] = "VectorQuantize"
+    codebook_size: int = 1024
+    codebook_dim: int = 8  # VectorQuantize only
+    commitment_weight: float = 0.25
+    decay: float = 0.99  # EMA of the codebook, VectorQuantize only
+    dead_code_threshold: float = 1.0  # EMA cluster size below which a code is replaced, VectorQuantize only
+
+
+@dataclass
+class ImageTokenizerTrainConfig:
+    steps: int = 10000
+    max_minutes: float = 0.0  # stop earlier when this much time has been spent; 0: never
+    batch_size: int = 32  # global, over all processes
+    lr: float = 1e-3
+    warmup_steps: int = 100
+    weight_decay: float = 0.01
+    betas: list[float] = field(default_factory=lambda: [0.9, 0.95])
+    max_grad_norm: float = 1.0
+    precision: Literal["bf16", "no"] = "bf16"
+    ema_decay: float = 0.999
+    crop_scale: list[float] = field(default_factory=lambda: [1.0, 1.4])  # short side / image_size before cropping
+    l1_weight: float = 1.0
+    perceptual: Literal["lpips", "squeezenet", "none"] = "lpips"
+    perceptual_weights: str = ""  # squeezenet: safetensors or .pth in torchvision's layout; empty: download them
+    perceptual_weight: float = 0.3
+    line_weight: float = 0.2  # local spectra: hatching keeps its spacing, direction and contrast
+    gan_weight: float = 0.0  # 0: no discriminator
+    gan_start: int = 5000  # the step at which the discriminator's gradient reaches the decoder
+    gan_lr: float = 4e-4
+    log_every: int = 20
+    eval_every: int = 500
+    save_every: int = 500
+    min_usage: float = 0.5  # the gate: share of the codebook that held-out pictures use …
+    min_perplexity: float = 0.1  # … perplexity as a share of the codebook …
+    min_psnr: float = 12.0  # … and dB; below any of them the run stops before the generator
+
+
+@dataclass
+class CodesConfig:
+    views: int = 5  # crops per picture; view 0 is the whole picture's centre
+    crop_scale: list[float] = field(default_factory=lambda: [1.0, 1.1])
+    batch_size: int = 64
+
+
+@dataclass
+class GeneratorConfig:
+    pretrained: str = ""  # a causal LM's Hub id or path to start from; its own text tokenizer is then used
+    hidden_size: int = 256
+    num_layers: int = 8
+    num_heads: int = 4
+    num_kv_heads: int = 2
+    head_dim: int = 64
+    intermediate_size: int = 0  # 0: 8/3 of hidden_size, rounded up to a multiple of 64
+    rope_theta: float = 10000.0
+    tie_embeddings: bool = True
+    dropout: float = 0.1  # on the embeddings and on each residual branch, in training only
+
+
+@dataclass
+class TrainConfig:
+    steps: int = 10000
+    max_minutes: float = 0.0  # stop earlier when this much time has been spent; 0: never
+    batch_size: int = 32  # global: processes x micro batch x accumulation
+    micro_batch_size: int = 0  # per process and forward pass; 0: batch_size / processes
+    lr: float = 1e-3
+    min_lr_ratio: float = 0.05  # the cosine ends at lr times this
+    warmup_steps: int = 200
+    weight_decay: float = 0.1
+    betas: list[float] = field(default_factory=lambda: [0.9, 0.95])
+    max_grad_norm: float = 1.0
+    precision: Literal["bf16", "no"] = "bf16"
+    ema_decay: float = 0.999
+    z_loss: float = 1e-4
+    image_weight: float = 1.0  # of the mean loss over image tokens
+    text_weight: float = 1.0  # of the mean loss over text tokens
+    tag_dropout: float = 0.1  # each tag, and all of them together
+    task_mix: dict[str, float] = field(
+        default_factory=lambda: {"joint": 0.7, "text_to_image": 0.2, "question": 0.05, "rewrite": 0.05}
+    )  # a task whose fields a sample lacks falls back to joint
+    deepspeed: str = ""  # DeepSpeed JSON, used under the `deepspeed` launcher; empty: DDP
+    gradient_checkpointing: bool = False
+    log_every: int = 20
+    eval_every: int = 500
+    save_every: int = 500
+    sample_every: int = 1000
+    keep_last: int = 2  # trainer states kept
+
+
+@dataclass
+class SamplingConfig:
+    n: int = 16  # pairs in the grid that training streams
+    seed: int = 42
+    temperature: float = 1.0
+    text_temperature: float = 0.7
+    top_k: int = 0  # 0: off
+    top_p: float = 1.0
+    guidance_scale: float = 1.0  # 1: off
+
+
+@dataclass
+class TrackingConfig:
+    kind: Literal["wandb", "tensorboard", "none"] = "wandb"
+    project: str = "tokun"
+    name: str = ""
+
+
+@dataclass
+class Config:
+    out: str = "runs/default"  # everything the run makes lies here
+    seed: int = 0
+    threads: int = 0  # CPU threads per process; 0: torch's choice
+    data: DataConfig = field(default_factory=DataConfig)
+    text_tokenizer: TextTokenizerConfig = field(default_factory=TextTokenizerConfig)
+    image_tokenizer: ImageTokenizerConfig = field(default_factory=ImageTokenizerConfig)
+    image_tokenizer_train: ImageTokenizerTrainConfig = field(default_factory=ImageTokenizerTrainConfig)
+    codes: CodesConfig = field(default_factory=CodesConfig)
+    generator: GeneratorConfig = field(default_factory=GeneratorConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+    sampling: SamplingConfig = field(default_factory=SamplingConfig)
+    tracking: TrackingConfig = field(default_factory=TrackingConfig)
+
+
+def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
+    """Read a YAML file, apply `a.b=c` overrides, check every key and type.
+
+    Raises FileNotFoundError for a missing file, ValueError for unreadable YAML, an unknown key or a wrong type.
+    """
+    path = Path(path)
+    if not path.is_file():
+        near = difflib.get_close_matches(path.name, [p.name for p in path.parent.glob("*.yaml")], n=1, cutoff=0.3)
+        hint = f" Did you mean {path.parent / near[0]}?" if near else ""
+        raise FileNotFoundError(f"config {path} does not exist.{hint}")
+    try:
+        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ValueError(f"config {path} is not readable YAML: {error}") from error
+    if tree is None:
+        tree = {}
+    if not isinstance(tree, dict):
+        raise ValueError(f"config {path} holds a {type(tree).__name__}, not a mapping of settings such as `seed: 0`")
+    for override in overrides:
+        _override(tree, override)
+    return from_dict(tree, where=str(path))
+
+
+def from_dict(tree: dict[str, Any], *, where: str = "config") -> Config:
+    """Nested dict -> checked Config. Raises ValueError naming key, value and way out."""
+    return _build(Config, tree, key="", where=where)
+
+
+def to_dict(config: Any) -> dict[str, Any]:
+    """Config (or one of its sections) -> nested dict; `from_dict` is its inverse."""
+    return dataclasses.asdict(config)
+
+
+def _override(tree: dict[str, Any], override: str) -> None:
+    key, equals, value = override.partition("=")
+    if not equals or not key:
+        raise ValueError(f"override {override!r} is not of the form a.b=c, for example train.lr=3e-4")
+    try:
+        parsed = yaml.safe_load(value) if value else ""
+    except yaml.YAMLError as error:
+        raise ValueError(f"override {override!r}: {value!r} is not a YAML value: {error}") from error
+    *parents, last = key.split(".")
+    for parent in parents:
+        tree = tree.setdefault(parent, {})
+        if not isinstance(tree, dict):
+            raise ValueError(f"override {override!r}: {parent!r} is a value, not a section")
+    tree[last] = parsed
+
+
+def _build(cls: type, tree: Any, *, key: str, where: str) -> Any:
+    if not isinstance(tree, dict):
+        raise ValueError(f"{where}: {key or 'the file'} is {tree!r}, but it is a section with keys of its own")
+    hints = typing.get_type_hints(cls)
+    for name in tree:
+        if name not in hints:
+            near = difflib.get_close_matches(str(name), hints, n=1, cutoff=0.0)
+            raise ValueError(
+                f"{where}: unknown key {_join(key, name)!r}. The nearest is {_join(key, near[0])!r}; "
+                f"this section knows: {', '.join(hints)}"
+            )
+    return cls(**{n: _value(hints[n], v, key=_join(key, n), where=where) for n, v in tree.items()})
+
+
+def _value(hint: Any, value: Any, *, key: str, where: str) -> Any:
+    origin, args = typing.get_origin(hint), typing.get_args(hint)
+    if dataclasses.is_dataclass(hint):
+        return _build(hint, value, key=key, where=where)
+    if origin is Literal:
+        if value is False and "no" in args:  # YAML reads a bare `no` as false
+            value = "no"
+        if value not in args:
+            raise ValueError(f"{where}: {key} is {value!r}; it must be one of {', '.join(map(repr, args))}")
+        return value
+    if origin is list:
+        if not isinstance(value, list):
+            raise ValueError(f"{where}: {key} is {value!r}; it must be a list such as [1, 2]")
+        return [_value(args[0], v, key=f"{key}[{i}]", where=where) for i, v in enumerate(value)]
+    if origin is dict:
+        if not isinstance(value, dict):
+            raise ValueError(f"{where}: {key} is {value!r}; it must be a mapping such as {{joint: 1.0}}")
+        return {str(k): _value(args[1], v, key=f"{key}.{k}", where=where) for k, v in value.items()}
+    assert not isinstance(origin, types.UnionType)
+    if hint is float and isinstance(value, str):  # YAML 1.1 reads 1e-3 as a string
+        try:
+            value = float(value)
+        except ValueError:
+            pass
+    if hint is float and isinstance(value, int) and not isinstance(value, bool):
+        value = float(value)
+    if hint is str and value is None:
+        value = ""
+    if type(value) is not hint:
+        raise ValueError(f"{where}: {key} is {value!r} ({type(value).__name__}); it must be a {hint.__name__}")
+    return value
+
+
+def _join(prefix: str, name: object) -> str:
+    return f"{prefix}.{name}" if prefix else str(name)

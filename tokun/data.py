@@ -1,0 +1,516 @@
+"""Shards in, batches out. Knows tar files, pictures, captions and the order of samples; knows no model.
+
+The order is a pure function of (seed, epoch, position): position p of the endless stream is sample
+`permutation(seed, epoch)[p mod n]` with epoch = p // n, and step s of a run reads positions s*B … s*B + B - 1, of which
+rank r takes its contiguous share. So a run resumes by its step number alone, and any number of processes sees the same
+global batches. What is random about a sample (crop, task, dropped tags) is drawn from a generator keyed by its position.
+
+Shards are read at random through an index of their members (offset and size), without unpacking them.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import queue
+import tarfile
+import threading
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from glob import glob
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+T = TypeVar("T")
+IMAGE_SUFFIXES = ("webp", "png", "jpg", "jpeg")
+CODES_SUFFIX = "codes.npy"
+
+
+# --- shards ---------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Member:
+    """One sample of a shard: where its files lie in the tar."""
+
+    shard: int
+    key: str
+    files: dict[str, tuple[int, int]]  # suffix -> (offset, size)
+
+
+class ShardIndex:
+    """Random access to the samples of WebDataset tars. `skipped` counts what could not be used, by reason."""
+
+    def __init__(self, paths: Sequence[Path], *, need: Sequence[str] = ("json",), one_of: Sequence[str] = ()):
+        self.paths = [Path(p) for p in paths]
+        self.members: list[Member] = []
+        self.skipped: Counter[str] = Counter()
+        self._files: dict[tuple[int, int], Any] = {}
+        for number, path in enumerate(self.paths):
+            for key, files in _scan(path, self.skipped):
+                if any(suffix not in files for suffix in need) or (one_of and not any(s in files for s in one_of)):
+                    self.skipped["incomplete sample"] += 1
+                    continue
+                self.members.append(Member(number, key, files))
+        if not self.members:
+            found = ", ".join(map(str, self.paths[:3]))
+            raise ValueError(f"no usable sample in {found}: each needs KEY.{'/'.join([*need, '|'.join(one_of)])}. Skipped: {dict(self.skipped)}")
+
+    def __len__(self) -> int:
+        return len(self.members)
+
+    def read(self, index: int, suffix: str) -> bytes:
+        """The bytes of one file of sample `index`. Raises OSError when the shard is shorter than it was."""
+        member = self.members[index]
+        offset, size = member.files[suffix]
+        slot = (os.getpid(), member.shard)  # a descriptor is not shared with a forked worker
+        if slot not in self._files:
+            self._files[slot] = open(self.paths[member.shard], "rb")  # noqa: SIM115 - kept open for the run
+        data = os.pread(self._files[slot].fileno(), size, offset)
+        if len(data) != size:
+            raise OSError(f"{self.paths[member.shard]} ends before {member.key}.{suffix}")
+        return data
+
+    def read_json(self, index: int) -> dict[str, Any]:
+        record = json.loads(self.read(index, "json"))
+        if not isinstance(record, dict):
+            raise ValueError(f"{self.members[index].key}.json is not a JSON object")
+        return record
+
+    def image_suffix(self, index: int) -> str:
+        return next(s for s in IMAGE_SUFFIXES if s in self.members[index].files)
+
+
+def expand_shards(pattern: str) -> list[Path]:
+    """'a/train-*.tar,b/x.tar' or 'a/train-{00000..00007}.tar' or a folder of tars -> sorted existing paths.
+
+    Raises FileNotFoundError naming the part that matches nothing.
+    """
+    paths: list[Path] = []
+    for part in filter(None, (p.strip() for p in _split_commas(pattern))):
+        if Path(part).is_dir():
+            found = sorted(Path(part).glob("*.tar"))
+        else:
+            found = []
+            for one in _expand_braces(part):
+                hits = sorted(map(Path, glob(one)))
+                if not hits:
+                    raise FileNotFoundError(
+                        f"shard {one} does not exist (from {pattern!r}, looked in {Path(one).parent.resolve()}). "
+                        "Set data.train and data.val to your shards, for example data.train='shards/train-*.tar'"
+                    )
+                found += hits
+        if not found:
+            raise FileNotFoundError(f"the folder {part} holds no .tar shards; make them with python -m data_tools.prepare")
+        paths += found
+    if not paths:
+        raise FileNotFoundError("no shards are named. Set data.train, for example data.train='shards/train-*.tar'")
+    return paths
+
+
+def _scan(path: Path, skipped: Counter[str]) -> Iterator[tuple[str, dict[str, tuple[int, int]]]]:
+    if not path.is_file():
+        raise FileNotFoundError(f"shard {path} does not exist")
+    groups: dict[str, dict[str, tuple[int, int]]] = {}
+    try:
+        with tarfile.open(path, "r:") as tar:
+            size = path.stat().st_size
+            for info in tar:
+                if not info.isfile():
+                    continue
+                key, _, suffix = info.name.removeprefix("./").partition(".")
+                if info.offset_data + info.size > size:
+                    skipped["truncated shard"] += 1
+                    break
+                groups.setdefault(key, {})[suffix.lower()] = (info.offset_data, info.size)
+    except tarfile.TarError as error:
+        if not groups:
+            raise ValueError(f"shard {path} is not a readable tar ({error}); make it again or remove it") from error
+        skipped["truncated shard"] += 1
+    yield from groups.items()
+
+
+def _split_commas(pattern: str) -> list[str]:
+    parts, depth, current = [], 0, ""
+    for char in pattern:
+        depth += (char == "{") - (char == "}")
+        if char == "," and depth == 0:
+            parts.append(current)
+            current = ""
+        else:
+            current += char
+    return [*parts, current]
+
+
+def _expand_braces(pattern: str) -> list[str]:
+    head, brace, rest = pattern.partition("{")
+    if not brace:
+        return [pattern]
+    inner, _, tail = rest.partition("}")
+    first, dots, last = inner.partition("..")
+    choices = [f"{i:0{len(first)}d}" for i in range(int(first), int(last) + 1)] if dots else inner.split(",")
+    return [head + choice + end for choice in choices for end in _expand_braces(tail)]
+
+
+# --- order ----------------------------------------------------------------------------------------------------------
+
+
+class Order:
+    """Which sample stands at which position of the endless, seeded stream."""
+
+    def __init__(self, n: int, seed: int):
+        assert n > 0
+        self.n, self.seed = n, seed
+        self._epoch = -1
+        self._permutation = np.empty(0, np.int64)
+
+    def __getitem__(self, position: int) -> int:
+        epoch = position // self.n
+        if epoch != self._epoch:
+            self._permutation = rng_for(self.seed, epoch, stream=1).permutation(self.n)
+            self._epoch = epoch
+        return int(self._permutation[position % self.n])
+
+
+def rng_for(seed: int, position: int, *, stream: int = 0) -> np.random.Generator:
+    """A generator that is a pure function of (seed, position, stream)."""
+    return np.random.Generator(np.random.Philox(key=[(seed << 8 | stream) & (2**64 - 1), position]))
+
+
+def positions_of(step: int, batch_size: int, rank: int, world: int) -> range:
+    """The positions that rank `rank` reads at `step`: its contiguous share of the global batch."""
+    share = batch_size // world
+    first = step * batch_size + rank * share
+    return range(first, first + share)
+
+
+def prefetch(make: Callable[[int], T], start: int, *, depth: int = 2) -> Iterator[T]:
+    """make(start), make(start + 1), …, computed ahead in one thread. An error inside reaches the reader."""
+    ready: queue.Queue[Any] = queue.Queue(depth)
+    stop = threading.Event()
+
+    def work() -> None:
+        step = start
+        while not stop.is_set():
+            try:
+                item: Any = make(step)
+            except Exception as error:  # handed to the reader, which raises it
+                item = error
+            while not stop.is_set():
+                try:
+                    ready.put(item, timeout=0.1)
+                    break
+                except queue.Full:
+                    continue
+            if isinstance(item, Exception):
+                return
+            step += 1
+
+    thread = threading.Thread(target=work, daemon=True, name="tokun-prefetch")
+    thread.start()
+    try:
+        while True:
+            item = ready.get()
+            if isinstance(item, Exception):
+                raise item
+            yield item
+    finally:
+        stop.set()
+        thread.join()
+
+
+# --- pictures -------------------------------------------------------------------------------------------------------
+
+Box = tuple[float, float, float]  # left, top, side of a square crop, in pixels of the picture
+
+
+def centre_box(width: int, height: int) -> Box:
+    side = min(width, height)
+    return ((width - side) / 2, (height - side) / 2, float(side))
+
+
+def random_box(width: int, height: int, scale: Sequence[float], rng: np.random.Generator) -> Box:
+    """A square of side short / s at a random place, s uniform in `scale` (as if the short side were s times the crop)."""
+    low, high = scale
+    side = min(width, height) / (low + (high - low) * rng.random())
+    return (float((width - side) * rng.random()), float((height - side) * rng.random()), float(side))
+
+
+def view_boxes(width: int, height: int, views: int, scale: Sequence[float], rng: np.random.Generator) -> list[Box]:
+    """View 0: the centre, as large as fits. The others: random crops."""
+    return [centre_box(width, height)] + [random_box(width, height, scale, rng) for _ in range(views - 1)]
+
+
+def crop(image: Image.Image, box: Box, size: int) -> np.ndarray:
+    """Cut a square box and resize it: uint8 (C, size, size)."""
+    left, top, side = box
+    out = image.resize((size, size), Image.Resampling.LANCZOS, box=(left, top, left + side, top + side))
+    array = np.asarray(out, np.uint8)
+    return array[None] if array.ndim == 2 else array.transpose(2, 0, 1)
+
+
+def decode_image(data: bytes, channels: int) -> Image.Image:
+    """Bytes of a picture -> 'L' or 'RGB'. Raises OSError or ValueError for what is not a whole picture."""
+    try:
+        with Image.open(io.BytesIO(data)) as image:
+            return image.convert("L" if channels == 1 else "RGB")
+    except (SyntaxError, EOFError, Image.DecompressionBombError) as error:  # Pillow raises these for some broken files
+        raise ValueError(f"not a readable picture: {error}") from error
+
+
+def to_float(images: np.ndarray | Tensor) -> Tensor:
+    """uint8 0..255 -> float32 in [-1, 1], same shape."""
+    return torch.as_tensor(np.asarray(images)).float() / 127.5 - 1
+
+
+@dataclass
+class ImageSamples:
+    """Pictures of image shards, decoded on demand; a broken one is counted and its successor stands in for it."""
+
+    index: ShardIndex
+    image_size: int
+    channels: int
+    cache_bytes: int = 0
+    max_scale: float = 1.4
+    _cache: dict[int, Image.Image] = field(default_factory=dict)
+    _cached_bytes: int = 0
+
+    @classmethod
+    def open(cls, pattern: str, *, image_size: int, channels: int, cache_gb: float = 0.0, max_scale: float = 1.4) -> ImageSamples:
+        index = ShardIndex(expand_shards(pattern), need=(), one_of=IMAGE_SUFFIXES)
+        return cls(index, image_size, channels, int(cache_gb * 2**30), max_scale)
+
+    def __len__(self) -> int:
+        return len(self.index)
+
+    def picture(self, i: int) -> Image.Image:
+        """Sample i, its short side at most image_size * max_scale. Raises OSError / ValueError when it is broken."""
+        if i in self._cache:
+            return self._cache[i]
+        image = decode_image(self.index.read(i, self.index.image_suffix(i)), self.channels)
+        short, target = min(image.size), round(self.image_size * self.max_scale)
+        if short > target:
+            image = image.resize(tuple(max(target, round(s * target / short)) for s in image.size), Image.Resampling.LANCZOS)
+        size = image.width * image.height * self.channels
+        if self._cached_bytes + size <= self.cache_bytes:
+            self._cache[i] = image
+            self._cached_bytes += size
+        return image
+
+    def whole_picture(self, i: int) -> Image.Image:
+        """Like `picture`, passing over broken samples: they are counted, and the next whole one stands in."""
+        for j in range(i, i + len(self)):
+            try:
+                return self.picture(j % len(self))
+            except (OSError, ValueError):
+                self.index.skipped["broken picture"] += 1
+                if self.index.skipped["broken picture"] > 10 * len(self):
+                    break
+        raise ValueError(f"no picture of {self.index.paths[0]} and its kin can be decoded")
+
+
+class ImageBatches:
+    """Random crops for the image tokenizer: step -> float (batch_size / world, C, S, S)."""
+
+    def __init__(self, samples: ImageSamples, *, batch_size: int, scale: Sequence[float], seed: int, rank: int = 0, world: int = 1, threads: int = 0):
+        _check_batch(batch_size, world)
+        self.samples, self.batch_size, self.scale, self.seed = samples, batch_size, scale, seed
+        self.rank, self.world = rank, world
+        self.order = Order(len(samples), seed)
+        self.pool = ThreadPoolExecutor(threads) if threads > 0 else None
+
+    def __call__(self, step: int) -> Tensor:
+        positions = positions_of(step, self.batch_size, self.rank, self.world)
+        items = [(position, self.order[position]) for position in positions]
+        crops = list(self.pool.map(self._item, items) if self.pool else map(self._item, items))
+        return to_float(np.stack(crops))
+
+    def _item(self, item: tuple[int, int]) -> np.ndarray:
+        position, i = item
+        image = self.samples.whole_picture(i)
+        return crop(image, random_box(*image.size, self.scale, rng_for(self.seed, position)), self.samples.image_size)
+
+
+def centre_crops(samples: ImageSamples, n: int) -> Tensor:
+    """The first n pictures' centres, float (n, C, S, S)."""
+    out = []
+    for i in range(min(n, len(samples))):
+        image = samples.whole_picture(i)
+        out.append(crop(image, centre_box(*image.size), samples.image_size))
+    return to_float(np.stack(out))
+
+
+def _check_batch(batch_size: int, world: int) -> None:
+    if batch_size <= 0 or batch_size % world:
+        raise ValueError(f"batch_size {batch_size} cannot be shared by {world} processes; make it a positive multiple of {world}")
+
+
+# --- code shards ----------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Record:
+    """One sample of a code shard."""
+
+    key: str
+    codes: np.ndarray  # uint16 (views, N)
+    grid: tuple[int, int]
+    caption: str
+    captions: dict[str, str]  # register -> caption, "plain" among them
+    style: str
+    subject: str
+    questions: list[tuple[str, str]]
+
+
+class CodeSamples:
+    """Samples of code shards; a broken one is counted and its successor stands in for it."""
+
+    def __init__(self, paths: Sequence[Path]):
+        self.index = ShardIndex(paths, need=("json", CODES_SUFFIX))
+
+    def __len__(self) -> int:
+        return len(self.index)
+
+    def record(self, i: int) -> Record:
+        codes = np.load(io.BytesIO(self.index.read(i, CODES_SUFFIX)), allow_pickle=False)
+        tree = self.index.read_json(i)
+        grid = tree["grid"]
+        if codes.ndim != 2 or codes.shape[1] != grid[0] * grid[1] or codes.dtype != np.uint16:
+            raise ValueError(f"{self.index.members[i].key}.{CODES_SUFFIX} is {codes.dtype} {codes.shape}, not uint16 (views, {grid[0] * grid[1]})")
+        caption = tree["caption"]
+        captions = {"plain": caption, **{r: c for r, c in tree.get("captions", {}).items() if c}}
+        questions = [(q["question"], q["answer"]) for q in tree.get("questions", [])]
+        return Record(
+            self.index.members[i].key, codes, (int(grid[0]), int(grid[1])), caption, captions,
+            tree.get("style", ""), tree.get("subject", ""), questions,
+        )  # fmt: skip
+
+    def whole_record(self, i: int) -> Record:
+        for j in range(i, i + len(self)):
+            try:
+                return self.record(j % len(self))
+            except (OSError, ValueError, KeyError, TypeError):
+                self.index.skipped["broken sample"] += 1
+        raise ValueError(f"no sample of {self.index.paths[0]} and its kin can be read")
+
+
+def write_shard(path: Path, samples: Iterator[dict[str, bytes]]) -> int:
+    """Write {"__key__": key, suffix: bytes, …} to a tar aside and rename it: whole or not there, the same bytes each time."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    aside = path.with_name(path.name + ".partial")
+    count = 0
+    with tarfile.open(aside, "w", format=tarfile.USTAR_FORMAT) as tar:
+        for sample in samples:
+            key = sample["__key__"]
+            for suffix, payload in sample.items():
+                if suffix == "__key__":
+                    continue
+                info = tarfile.TarInfo(f"{key}.{suffix}")
+                info.size = len(payload)
+                tar.addfile(info, io.BytesIO(payload))
+            count += 1
+    os.replace(aside, path)
+    return count
+
+
+@dataclass(frozen=True)
+class TokenBatch:
+    """input_ids, labels int64 (B, T); labels are shifted and -100 where there is no loss."""
+
+    input_ids: Tensor
+    labels: Tensor
+
+
+class TokenBatches:
+    """Packed sequences for the generator: step -> TokenBatch with batch_size / world rows.
+
+    The task, the view, the register and the dropped tags of a position are drawn from its own generator.
+    """
+
+    def __init__(
+        self, samples: CodeSamples, vocabulary: Any, encode: Callable[[str], list[int]], *, batch_size: int, seed: int,
+        task_mix: dict[str, float], tag_dropout: float, rank: int = 0, world: int = 1, views: bool = True, threads: int = 0,
+    ):  # fmt: skip
+        _check_batch(batch_size, world)
+        self.samples, self.vocabulary, self.encode = samples, vocabulary, encode
+        self.batch_size, self.seed, self.tag_dropout, self.rank, self.world, self.views = batch_size, seed, tag_dropout, rank, world, views
+        self.order = Order(len(samples), seed)
+        unknown = set(task_mix) - set(_tasks())
+        if unknown or not task_mix or min(task_mix.values()) < 0 or sum(task_mix.values()) <= 0:
+            raise ValueError(f"task_mix is {task_mix}; it takes non-negative shares of {', '.join(_tasks())}, not all zero")
+        self.tasks = list(task_mix)
+        self.shares = np.cumsum([task_mix[t] for t in self.tasks]) / sum(task_mix.values())
+        self.cut_captions = 0
+        self.pool = ThreadPoolExecutor(threads) if threads > 0 else None
+
+    def __call__(self, step: int) -> TokenBatch:
+        positions = positions_of(step, self.batch_size, self.rank, self.world)
+        items = [(p, self.order[p]) for p in positions]
+        return collate(list(self.pool.map(self._item, items) if self.pool else map(self._item, items)), self.vocabulary.id("<pad>"))
+
+    def _item(self, item: tuple[int, int]) -> Any:
+        position, i = item
+        return self.pack(self.samples.whole_record(i), rng_for(self.seed, position, stream=2))
+
+    def text(self, text: str) -> list[int]:
+        """Ids of a text, cut at the longest span and counted."""
+        ids = self.encode(text)
+        if len(ids) > self.vocabulary.max_text:
+            self.cut_captions += 1
+        return ids[: self.vocabulary.max_text] or self.encode(".")
+
+    def pack(self, record: Record, rng: np.random.Generator) -> Any:
+        """One record -> Packed, by the task that `rng` draws; a task whose fields are missing falls back to joint."""
+        from tokun.vocabulary import Tags
+
+        v = self.vocabulary
+        task = self.tasks[int(np.searchsorted(self.shares, rng.random(), side="right").clip(0, len(self.tasks) - 1))]
+        codes = record.codes[rng.integers(len(record.codes)) if self.views else 0].tolist()
+        registers = [r for r in record.captions if r in v.registers]
+        register = "plain" if rng.random() < 0.7 or len(registers) == 1 else registers[rng.integers(len(registers))]
+        keep = (rng.random(4) >= self.tag_dropout) & (rng.random() >= self.tag_dropout)
+        only_grid = record.grid != v.default_grid  # a grid other than the default cannot be guessed
+        tags = Tags(
+            style=record.style if keep[0] and record.style in v.styles else "",
+            subject=record.subject if keep[1] and record.subject in v.subjects else "",
+            register=register if keep[2] else "",
+            grid=record.grid if keep[3] or only_grid else None,
+        )
+        caption = self.text(record.captions[register])
+        if task == "text_to_image":
+            return v.pack_text_to_image(tags, codes, caption)
+        if task == "question" and record.questions:
+            question, answer = record.questions[rng.integers(len(record.questions))]
+            return v.pack_question(tags, codes, self.text(question), self.text(answer))
+        others = [r for r in registers if r != register]
+        if task == "rewrite" and others:
+            other = others[rng.integers(len(others))]
+            return v.pack_rewrite(tags, caption, other, self.text(record.captions[other]))
+        return v.pack_joint(tags, codes, caption)
+
+
+def collate(packed: Sequence[Any], pad: int) -> TokenBatch:
+    """Packed sequences -> a batch, padded behind and shifted by one. The only place where labels are shifted."""
+    width = max(len(p.input_ids) for p in packed) - 1
+    input_ids = torch.full((len(packed), width), pad)
+    labels = torch.full((len(packed), width), -100)
+    for row, p in enumerate(packed):
+        ids = torch.tensor(p.input_ids)
+        n = len(ids) - 1
+        input_ids[row, :n] = ids[:-1]
+        labels[row, p.prompt - 1 : n] = ids[p.prompt :]
+    return TokenBatch(input_ids, labels)
+
+
+def _tasks() -> tuple[str, ...]:
+    from tokun.vocabulary import TASKS
+
+    return TASKS

@@ -1,0 +1,82 @@
+"""The generator: a stock Hugging Face causal LM sized for a vocabulary. Knows ids, never words or pixels.
+
+Qwen3 (qk-norm, RMSNorm, SwiGLU, GQA, rotary positions) from scratch, or any pretrained causal LM with its vocabulary
+extended. `AutoModelForCausalLM.from_pretrained` loads what is saved; nothing of tokun is needed for it.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from tokun.config import GeneratorConfig
+
+
+def make_generator(config: GeneratorConfig, *, vocab_size: int, max_length: int, pad: int, bos: int, eos: int) -> Any:
+    """A causal LM over `vocab_size` ids in float32, sequences up to `max_length`. Weights come from torch's global
+    generator: seed it before the call. With `config.pretrained`, its weights, and new rows for the new ids."""
+    from transformers import AutoModelForCausalLM, Qwen3Config
+
+    if config.pretrained:
+        model = AutoModelForCausalLM.from_pretrained(config.pretrained, dtype=torch.float32)
+        limit = getattr(model.config, "max_position_embeddings", max_length)
+        if limit < max_length:
+            raise ValueError(
+                f"{config.pretrained} takes {limit} positions, the sequences here need {max_length}: use fewer codes "
+                "(image_tokenizer.downsample) or shorter captions (data.max_caption_tokens)"
+            )
+        if vocab_size > model.get_input_embeddings().num_embeddings:
+            model.resize_token_embeddings(vocab_size, mean_resizing=True)
+        model.config.pad_token_id, model.config.bos_token_id, model.config.eos_token_id = pad, bos, eos
+        return model
+    if config.num_heads % config.num_kv_heads:
+        raise ValueError(f"num_heads {config.num_heads} is not a multiple of num_kv_heads {config.num_kv_heads}")
+    qwen = Qwen3Config(
+        vocab_size=vocab_size, hidden_size=config.hidden_size, num_hidden_layers=config.num_layers,
+        num_attention_heads=config.num_heads, num_key_value_heads=config.num_kv_heads, head_dim=config.head_dim,
+        intermediate_size=config.intermediate_size or _round_up(config.hidden_size * 8 // 3, 64),
+        max_position_embeddings=max_length, rope_theta=config.rope_theta, tie_word_embeddings=config.tie_embeddings,
+        pad_token_id=pad, bos_token_id=bos, eos_token_id=eos, use_cache=True,
+    )  # fmt: skip
+    return AutoModelForCausalLM.from_config(qwen, attn_implementation="sdpa")
+
+
+def add_dropout(model: nn.Module, p: float) -> None:
+    """Dropout on the embeddings and on the output of each attention and MLP, as hooks: the class stays stock.
+
+    Active in training mode only. A hook reads `training` from the module it hangs on.
+    """
+    if not 0 <= p < 1:
+        raise ValueError(f"dropout is {p}; it must lie in [0, 1)")
+    if p == 0:
+        return
+
+    def hook(module: nn.Module, _inputs: Any, output: torch.Tensor) -> torch.Tensor:
+        return F.dropout(output, p, training=module.training)
+
+    model.get_input_embeddings().register_forward_hook(hook)
+    for name, module in model.named_modules():
+        if name.endswith((".o_proj", ".down_proj")):
+            module.register_forward_hook(hook)
+
+
+def count_parameters(model: nn.Module) -> int:
+    """All parameters, tied ones once."""
+    return sum(p.numel() for p in model.parameters())
+
+
+def flops_per_token(model: nn.Module, length: int) -> float:
+    """Floating-point operations of one training token (forward and backward) in a sequence of `length`:
+    6 per matrix parameter, and 6 * layers * heads * head_dim * length for causal attention (PaLM, appendix B, halved by the causal mask)."""
+    config = model.config
+    tied = config.vocab_size * config.hidden_size
+    matrices = sum(p.numel() for p in model.parameters() if p.ndim >= 2) - (0 if config.tie_word_embeddings else tied)
+    head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    return 6.0 * matrices + 6.0 * config.num_hidden_layers * config.num_attention_heads * head_dim * length
+
+
+def _round_up(value: int, multiple: int) -> int:
+    return -(-value // multiple) * multiple

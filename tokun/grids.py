@@ -1,0 +1,243 @@
+"""Pages of pictures: captioned grids and reconstruction sheets.
+
+Pillow and numpy only. Knows pictures and words, never models.
+"""
+
+from __future__ import annotations
+
+import math
+import unicodedata
+from collections.abc import Sequence
+from functools import lru_cache
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+PAPER, INK, FRAME = (255, 255, 255), (38, 34, 30), (214, 210, 204)
+FONTS = ("DejaVuSerif.ttf", "DejaVuSans.ttf")  # wide glyph coverage; without them, the face embedded in Pillow
+SMALL = 192  # px; pictures whose longer side is below this are enlarged
+LARGE = 512  # px; pictures whose longer side is above this are reduced, unless `cell` asks for more
+MAX_LINES = 4
+ELLIPSIS = "…"
+
+
+def to_pil(image) -> Image.Image:
+    """A float picture in [-1, 1], torch tensor or numpy array, (H, W), (1, H, W) or (3, H, W) -> 'L' or 'RGB'.
+
+    Values beyond [-1, 1] are clipped, as a decoder's may be. Raises ValueError for another shape, integer pixels, NaN
+    or infinity: none of them has a right colour.
+    """
+    if hasattr(image, "detach"):  # a torch tensor, recognized without importing torch; bfloat16 has no numpy twin
+        image = image.detach().float().cpu().numpy() if image.is_floating_point() else image.detach().cpu().numpy()
+    pixels = np.asarray(image)
+    if pixels.ndim == 2:
+        pixels = pixels[None]
+    if pixels.ndim != 3 or pixels.shape[0] not in (1, 3) or 0 in pixels.shape:
+        raise ValueError(f"a picture has shape (H, W), (1, H, W) or (3, H, W), not {tuple(np.shape(image))}")
+    if not np.issubdtype(pixels.dtype, np.floating):
+        raise ValueError(f"a picture is floats in [-1, 1], not {pixels.dtype}: divide 0..255 by 127.5 and subtract 1")
+    if not np.isfinite(pixels).all():
+        raise ValueError(f"{int((~np.isfinite(pixels)).sum())} of {pixels.size} values are NaN or infinite")
+    bytes_CHW = np.rint((pixels.astype(np.float32).clip(-1, 1) + 1) * 127.5).astype(np.uint8)
+    return Image.fromarray(bytes_CHW[0] if len(bytes_CHW) == 1 else bytes_CHW.transpose(1, 2, 0))
+
+
+def captioned_grid(
+    images: Sequence[Image.Image],
+    captions: Sequence[str],
+    *,
+    columns: int | None = None,
+    cell: int | None = None,
+    font_size: int | None = None,
+) -> Image.Image:
+    """A white page of pictures in reading order, each with its caption beneath it -> 'RGB'.
+
+    `cell` is the side in px of the square that each picture is fitted into; left out, pictures keep their size, those
+    under 192 px are enlarged by a whole factor and those over 512 px reduced. `columns` left out: nearly square, with
+    few empty places. A caption is wrapped to its picture's cell and ends in an ellipsis after four lines.
+    Raises ValueError for no pictures, or where pictures and captions differ in number.
+    """
+    if not images:
+        raise ValueError("a grid needs at least one picture")
+    if len(images) != len(captions):
+        raise ValueError(f"{len(images)} pictures but {len(captions)} captions: give each picture one, '' for none")
+    columns, cell = _checked("columns", columns, _columns_for(len(images))), _checked("cell", cell, _cell_for(images))
+    font = _font(_checked("font_size", font_size, max(12, round(cell / 16))))
+    pictures = [_fitted(image, cell) for image in images]
+    texts = [_wrap(caption, font, cell) for caption in captions]
+
+    margin, gap, padding, line = cell // 8, cell // 10, max(4, cell // 24), _line_height(font)
+    rows = [range(start, min(start + columns, len(images))) for start in range(0, len(images), columns)]
+    picture_heights = [max(pictures[k].height for k in row) for row in rows]
+    text_heights = [max(len(texts[k]) for k in row) * line for row in rows]
+    columns = min(columns, len(images))
+    page = Image.new(
+        "RGB",
+        (
+            2 * margin + columns * cell + (columns - 1) * gap,
+            2 * margin + sum(picture_heights) + sum(text_heights) + len(rows) * padding + (len(rows) - 1) * gap,
+        ),
+        PAPER,
+    )
+    draw = ImageDraw.Draw(page)
+    top = margin
+    for row, picture_height, text_height in zip(rows, picture_heights, text_heights):
+        for column, k in enumerate(row):
+            left = margin + column * (cell + gap)
+            _paste(page, pictures[k], left + (cell - pictures[k].width) // 2, top + picture_height - pictures[k].height)
+            for number, text in enumerate(texts[k]):
+                x = left + max(0, (cell - font.getlength(text)) / 2)
+                draw.text((x, top + picture_height + padding + number * line), text, fill=INK, font=font)
+        top += picture_height + padding + text_height + gap
+    return page
+
+
+def pair_sheet(
+    rows: Sequence[tuple[Image.Image, ...]], labels: Sequence[str] | None = None, *, cell: int | None = None
+) -> Image.Image:
+    """A white page of pictures that belong together side by side, such as (original, reconstruction) -> 'RGB'.
+
+    Every row has as many pictures as the first. `labels`, one for each place in a row, stand above the first line of
+    the page. Many rows are set in several blocks, so that the page stays nearly square. Raises ValueError for no rows,
+    rows of different lengths, or where labels and places differ in number.
+    """
+    if not rows or not rows[0]:
+        raise ValueError("a sheet needs at least one row of at least one picture")
+    places = len(rows[0])
+    if any(len(row) != places for row in rows):
+        raise ValueError(f"rows of {sorted({len(row) for row in rows})} pictures: give each row the same number")
+    if labels is not None and len(labels) != places:
+        raise ValueError(f"{len(labels)} labels for rows of {places} pictures: give one for each place in a row")
+    cell = _checked("cell", cell, _cell_for([image for row in rows for image in row]))
+    font = _font(max(12, round(cell / 16)))
+    pictures = [[_fitted(image, cell) for image in row] for row in rows]
+
+    margin, gap, seam = cell // 8, cell // 10, max(2, cell // 64)
+    blocks = max(1, min(len(rows), round(math.sqrt(len(rows) / places))))  # rows beside one another on the page
+    block_width = places * cell + (places - 1) * seam
+    lines = [range(start, min(start + blocks, len(rows))) for start in range(0, len(rows), blocks)]
+    heights = [max(picture.height for k in line for picture in pictures[k]) for line in lines]
+    header = _line_height(font) + max(4, cell // 24) if labels is not None else 0
+    page = Image.new(
+        "RGB",
+        (
+            2 * margin + blocks * block_width + (blocks - 1) * gap,
+            2 * margin + header + sum(heights) + (len(lines) - 1) * gap,
+        ),
+        PAPER,
+    )
+    draw = ImageDraw.Draw(page)
+    for block in range(blocks if labels is not None else 0):
+        for place, label in enumerate(labels):
+            left = margin + block * (block_width + gap) + place * (cell + seam)
+            text = (_wrap(label, font, cell, max_lines=1) or [""])[0]
+            draw.text((left + (cell - font.getlength(text)) / 2, margin), text, fill=INK, font=font)
+    top = margin + header
+    for line, height in zip(lines, heights):
+        for block, k in enumerate(line):
+            for place, picture in enumerate(pictures[k]):
+                left = margin + block * (block_width + gap) + place * (cell + seam)
+                _paste(page, picture, left + (cell - picture.width) // 2, top + (height - picture.height) // 2)
+        top += height + gap
+    return page
+
+
+# ---------------------------------------------------------------------------------------------------- pictures
+
+
+def _checked(name: str, value: int | None, default: int) -> int:
+    """`value`, or `default` where it is None; a size that is no positive whole number is the caller's mistake."""
+    if value is None:
+        return default
+    if int(value) != value or value < 1:
+        raise ValueError(f"{name}={value!r}: give a whole number of at least 1, or leave it out")
+    return int(value)
+
+
+def _columns_for(count: int) -> int:
+    """From the square root up to a third more: the number of columns that leaves the fewest places empty."""
+    side = math.ceil(math.sqrt(count))
+    return min(range(side, side + max(1, side // 3) + 1), key=lambda columns: (-count % columns, columns))
+
+
+def _cell_for(images: Sequence[Image.Image]) -> int:
+    side = max(max(image.size) for image in images)
+    return min(LARGE, side * math.ceil(SMALL / side))
+
+
+def _fitted(image: Image.Image, cell: int) -> Image.Image:
+    """The picture in RGB on white, its longer side `cell` px."""
+    if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
+        image = Image.alpha_composite(Image.new("RGBA", image.size, PAPER), image.convert("RGBA"))
+    image = image.convert("RGB")
+    scale = cell / max(image.size)
+    size = tuple(max(1, round(side * scale)) for side in image.size)
+    return image if size == image.size else image.resize(size, Image.Resampling.LANCZOS)
+
+
+def _paste(page: Image.Image, picture: Image.Image, left: int, top: int) -> None:
+    """Set the picture with a hairline around it: much of an engraving is as white as the page."""
+    page.paste(picture, (left, top))
+    outline = (left - 1, top - 1, left + picture.width, top + picture.height)
+    ImageDraw.Draw(page).rectangle(outline, outline=FRAME)
+
+
+# ---------------------------------------------------------------------------------------------------- words
+
+
+@lru_cache(maxsize=16)
+def _font(size: int) -> ImageFont.FreeTypeFont:
+    """The first of FONTS that this machine has, else Pillow's own: the same face on the same machine, always."""
+    for name in FONTS:
+        try:  # basic layout: the other engine is an optional library, which would set the same words differently
+            return ImageFont.truetype(name, size, layout_engine=ImageFont.Layout.BASIC)
+        except OSError:
+            continue
+    return ImageFont.load_default(size)
+
+
+def _line_height(font: ImageFont.FreeTypeFont) -> int:
+    return math.ceil(sum(font.getmetrics()) * 1.12)
+
+
+def _printable(text: str) -> str:
+    """One line without controls; a surrogate that stands alone, which no font or encoder takes, becomes U+FFFD."""
+    kinds = ((character, unicodedata.category(character)) for character in " ".join(text.split()))
+    return "".join("\ufffd" if kind == "Cs" else character for character, kind in kinds if kind != "Cc")
+
+
+def _wrap(text: str, font: ImageFont.FreeTypeFont, width: int, max_lines: int = MAX_LINES) -> list[str]:
+    """Lines of at most `width` px, broken between words; a word wider than a line is broken inside."""
+    limit = (max_lines + 1) * width  # characters beyond this cannot show: a glyph takes a pixel at least
+    words = _printable(text[:limit]).split(" ")
+    lines, line = [], ""
+    while words and len(lines) <= max_lines:
+        word = words.pop(0)
+        joined = f"{line} {word}" if line else word
+        if font.getlength(joined) <= width:
+            line = joined
+        elif line:
+            lines.append(line)
+            line = ""
+            words.insert(0, word)
+        else:
+            head = _fitting(word, font, width)
+            lines.append(word[:head])
+            words[:0] = [word[head:]] if word[head:] else []
+    if line:
+        lines.append(line)
+    if len(lines) <= max_lines:
+        return lines
+    last = lines[max_lines - 1]
+    if font.getlength(last + ELLIPSIS) > width:
+        last = last[: _fitting(last, font, width - font.getlength(ELLIPSIS))]
+    return [*lines[: max_lines - 1], last.rstrip(" ,.;:—-") + ELLIPSIS]
+
+
+def _fitting(text: str, font: ImageFont.FreeTypeFont, width: float) -> int:
+    """How many first characters of `text` are at most `width` px wide; at least one, so that wrapping moves on."""
+    low, high = 1, len(text)
+    while low < high:
+        middle = (low + high + 1) // 2
+        low, high = (middle, high) if font.getlength(text[:middle]) <= width else (low, middle - 1)
+    return low

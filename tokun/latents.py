@@ -1,0 +1,79 @@
+"""The seed's latent: one standard-normal number for every choice of a sequence. Knows no model.
+
+    seed, k  ->  z (slots,)  ->  u = Φ(z)  ->  each choice is the inverse CDF of the model's distribution at its u
+
+A slot belongs to a choice by its place in its span, not by its absolute position: four slots for tags, then one for
+each code, then one for each piece of text. A tag more or less, or a caption given as a prompt, moves no other slot.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+TAG_SLOTS = 4
+
+
+@dataclass(frozen=True)
+class Slots:
+    """Which slot decides what, for pictures of `n_codes` and texts of at most `max_text` pieces and their end."""
+
+    n_codes: int
+    max_text: int
+
+    @property
+    def size(self) -> int:
+        return TAG_SLOTS + self.n_codes + self.max_text + 1
+
+    @property
+    def image(self) -> int:
+        """The slot of the first code."""
+        return TAG_SLOTS
+
+    @property
+    def text(self) -> int:
+        """The slot of the first piece of text."""
+        return TAG_SLOTS + self.n_codes
+
+
+def draw(seed: int, indices: Sequence[int], size: int) -> Tensor:
+    """z of samples `indices` of `seed`: float32 (B, size). A pure function of (seed, index), whatever stands beside it.
+
+    Raises ValueError for a seed that is not an integer in 0 … 2^63 - 1.
+    """
+    if isinstance(seed, bool) or not isinstance(seed, (int, np.integer)) or not 0 <= seed < 2**63:
+        raise ValueError(f"seed is {seed!r}; it must be an integer from 0 to 2^63 - 1")
+    rows = [np.random.Generator(np.random.Philox(key=[int(seed), int(k)])).standard_normal(size) for k in indices]
+    return torch.from_numpy(np.stack(rows).astype(np.float32))
+
+
+def uniform(z: Tensor) -> Tensor:
+    """Φ(z), float32 in [0, 1): computed in float64, then rounded down below 1."""
+    u = torch.special.ndtr(z.double()).float()
+    return u.clamp(0.0, float(np.nextafter(np.float32(1), np.float32(0))))
+
+
+def slerp(a: Tensor, b: Tensor, t: float) -> Tensor:
+    """Spherical interpolation of two latents (…, slots): stays as likely under the normal distribution all the way."""
+    a64, b64 = a.double(), b.double()
+    cosine = (a64 * b64).sum(-1, keepdim=True) / (a64.norm(dim=-1, keepdim=True) * b64.norm(dim=-1, keepdim=True))
+    angle = torch.arccos(cosine.clamp(-1, 1))
+    sine = torch.sin(angle)
+    straight = (1 - t) * a64 + t * b64
+    bent = (torch.sin((1 - t) * angle) * a64 + torch.sin(t * angle) * b64) / sine.clamp_min(1e-9)
+    return torch.where(sine < 1e-6, straight, bent).float()
+
+
+def invert(low: Tensor, high: Tensor, generator: torch.Generator) -> Tensor:
+    """z whose Φ(z) lies inside (low, high), drawn uniformly in u: the latent of tokens that own these intervals.
+
+    low, high float64 (…,) with 0 <= low < high <= 1 -> float32 (…,). The middle is used where float32 cannot tell the ends apart.
+    """
+    u = low + (high - low) * (0.01 + 0.98 * torch.rand(low.shape, generator=generator, dtype=torch.float64))
+    z = torch.special.ndtri(u.clamp(1e-12, 1 - 1e-12)).float()
+    inside = (uniform(z).double() > low) & (uniform(z).double() < high)
+    return torch.where(inside, z, torch.special.ndtri(((low + high) / 2).clamp(1e-12, 1 - 1e-12)).float())

@@ -1,0 +1,213 @@
+"""What training minimises: reconstruction, perceptual distance, fine lines, adversary, next token.
+
+Each is a function or module of tensors; none knows a config, an optimizer or a step.
+Shapes: images (B, C, H, W) in [-1, 1], logits (B, T, V), labels (B, T) with -100 where there is no loss.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from tokun.extras import need
+
+IGNORE = -100  # label of a position without loss, as in torch and transformers
+SQUEEZENET_URL = "https://download.pytorch.org/models/squeezenet1_1-b8a52dc0.pth"  # torchvision's, BSD
+
+
+# --- pictures -------------------------------------------------------------------------------------------------------
+
+
+class Fire(nn.Module):
+    def __init__(self, inputs: int, squeeze: int, expand: int):
+        super().__init__()
+        self.squeeze = nn.Conv2d(inputs, squeeze, 1)
+        self.expand1x1 = nn.Conv2d(squeeze, expand, 1)
+        self.expand3x3 = nn.Conv2d(squeeze, expand, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.relu(self.squeeze(x))
+        return torch.cat([F.relu(self.expand1x1(x)), F.relu(self.expand3x3(x))], 1)
+
+
+class SqueezeNetDistance(nn.Module):
+    """Distance of SqueezeNet 1.1 features (Iandola et al. 2016), unit-normalised per position as in LPIPS
+    (Zhang et al. 2018) with every channel weighing the same. Needs torch alone.
+
+    `weights`: a safetensors or .pth file in torchvision's parameter layout; empty downloads torchvision's.
+    """
+
+    TAPS = (1, 4, 7, 9, 10, 11, 12)  # after the first ReLU, and after the fire modules at each resolution
+
+    def __init__(self, weights: str = ""):
+        super().__init__()
+        pool = lambda: nn.MaxPool2d(3, 2, ceil_mode=True)  # noqa: E731
+        self.features = nn.Sequential(
+            nn.Conv2d(3, 64, 3, stride=2), nn.ReLU(), pool(), Fire(64, 16, 64), Fire(128, 16, 64), pool(),
+            Fire(128, 32, 128), Fire(256, 32, 128), pool(), Fire(256, 48, 192), Fire(384, 48, 192),
+            Fire(384, 64, 256), Fire(512, 64, 256),
+        )  # fmt: skip
+        state = load_squeezenet(weights)
+        self.features.load_state_dict({k.removeprefix("features."): v for k, v in state.items() if k.startswith("features.")})
+        self.register_buffer("mean", torch.tensor([0.485, 0.456, 0.406]).view(1, 3, 1, 1))
+        self.register_buffer("std", torch.tensor([0.229, 0.224, 0.225]).view(1, 3, 1, 1))
+        self.requires_grad_(False).eval()
+
+    def taps(self, images: Tensor) -> list[Tensor]:  # (B, 1 or 3, H, W) in [-1, 1] -> feature maps
+        x = ((images + 1) / 2).expand(-1, 3, -1, -1)
+        x = (x - self.mean) / self.std
+        out = []
+        for i, layer in enumerate(self.features):
+            x = layer(x)
+            if i in self.TAPS:
+                out.append(x)
+        return out
+
+    def forward(self, a: Tensor, b: Tensor) -> Tensor:  # two batches of images -> scalar
+        total = a.new_zeros((), dtype=torch.float32)
+        for x, y in zip(self.taps(a), self.taps(b), strict=True):
+            x, y = F.normalize(x.float(), dim=1), F.normalize(y.float(), dim=1)
+            total = total + (x - y).square().sum(1).mean()
+        return total
+
+
+class LpipsDistance(nn.Module):
+    """LPIPS (Zhang et al. 2018) through the `lpips` package, VGG features."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        lpips = need("lpips", extra="train")
+        try:
+            self.net = lpips.LPIPS(net="vgg", verbose=False)
+        except OSError as error:  # URLError too: the VGG weights could not be downloaded
+            raise OSError(
+                f"perceptual: lpips could not load its VGG weights ({error}). On a machine without downloads set "
+                "image_tokenizer_train.perceptual=squeezenet and perceptual_weights=FILE, or perceptual=none"
+            ) from error
+        self.requires_grad_(False).eval()
+
+    def forward(self, a: Tensor, b: Tensor) -> Tensor:
+        return self.net(a.expand(-1, 3, -1, -1), b.expand(-1, 3, -1, -1)).mean()
+
+
+class NoDistance(nn.Module):
+    def forward(self, a: Tensor, b: Tensor) -> Tensor:
+        return a.new_zeros(())
+
+
+def make_perceptual(kind: str, weights: str = "") -> nn.Module:
+    """'lpips', 'squeezenet' (with a file of weights) or 'none' -> module(a, b) -> scalar."""
+    match kind:
+        case "lpips":
+            return LpipsDistance()
+        case "squeezenet":
+            return SqueezeNetDistance(weights)
+        case "none":
+            return NoDistance()
+    raise ValueError(f"perceptual is {kind!r}; it must be lpips, squeezenet or none")
+
+
+def load_squeezenet(weights: str) -> dict[str, Tensor]:
+    """torchvision's squeezenet1_1 state dict from a file, or from the network when `weights` is empty."""
+    if not weights:
+        try:
+            return torch.hub.load_state_dict_from_url(SQUEEZENET_URL, map_location="cpu", weights_only=True)
+        except OSError as error:
+            raise OSError(
+                f"the SqueezeNet weights could not be downloaded from {SQUEEZENET_URL} ({error}). Fetch the file "
+                "elsewhere and name it in image_tokenizer_train.perceptual_weights, or set perceptual=none"
+            ) from error
+    path = Path(weights)
+    if not path.is_file():
+        raise FileNotFoundError(f"perceptual_weights {path} does not exist; name a squeezenet1_1 file (.safetensors or .pth)")
+    if path.suffix == ".safetensors":
+        import safetensors.torch
+
+        return safetensors.torch.load_file(path)
+    return torch.load(path, map_location="cpu", weights_only=True)
+
+
+def line_loss(a: Tensor, b: Tensor, windows: tuple[int, ...] = (8, 16)) -> Tensor:
+    """L1 distance of local log-spectra: windowed Fourier magnitudes of overlapping patches, images (B, C, H, W).
+
+    Hatching is periodic. A pixel loss that meets lines half a period off prefers plain grey; the magnitude of a local
+    spectrum does not see the phase and asks for the right spacing, direction and contrast of lines. Weighted by
+    frequency, since engraving lives in the high ones. Same idea as multi-resolution STFT losses for sound (Yamamoto et al. 2020).
+    """
+    total = a.new_zeros((), dtype=torch.float32)
+    with torch.autocast(a.device.type, enabled=False):
+        for size in windows:
+            hann = torch.hann_window(size, periodic=False, device=a.device)
+            window = hann[:, None] * hann[None]  # (size, size)
+            fy = torch.fft.fftfreq(size, device=a.device)[:, None]
+            fx = torch.fft.rfftfreq(size, device=a.device)[None]
+            weight = (fy.square() + fx.square()).sqrt()  # (size, size // 2 + 1)
+            weight = weight / weight.mean()
+            spectra = [torch.fft.rfft2(_patches(x.float(), size) * window).abs() for x in (a, b)]
+            total = total + (weight * (torch.log(spectra[0] + 0.1) - torch.log(spectra[1] + 0.1)).abs()).mean()
+    return total / len(windows)
+
+
+def _patches(x: Tensor, size: int) -> Tensor:  # (B, C, H, W) -> (B, C, rows, columns, size, size), half overlapping
+    return x.unfold(2, size, size // 2).unfold(3, size, size // 2)
+
+
+class PatchDiscriminator(nn.Module):
+    """PatchGAN (Isola et al. 2017): real or not, for each patch. (B, C, H, W) -> (B, 1, h, w). Group norm: no batch statistics."""
+
+    def __init__(self, image_channels: int, width: int = 48, layers: int = 3):
+        super().__init__()
+        blocks: list[nn.Module] = [nn.Conv2d(image_channels, width, 4, 2, 1), nn.LeakyReLU(0.2)]
+        for i in range(1, layers):
+            out = width * 2**i
+            blocks += [nn.Conv2d(out // 2, out, 4, 2, 1, bias=False), nn.GroupNorm(8, out), nn.LeakyReLU(0.2)]
+        blocks += [nn.Conv2d(width * 2 ** (layers - 1), 1, 3, 1, 1)]
+        self.layers = nn.Sequential(*blocks)
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.layers(images)
+
+
+def discriminator_loss(real: Tensor, fake: Tensor) -> Tensor:
+    """Hinge loss of the discriminator's logits on real and on reconstructed pictures."""
+    return 0.5 * (F.relu(1 - real.float()).mean() + F.relu(1 + fake.float()).mean())
+
+
+def adversarial_loss(fake: Tensor) -> Tensor:
+    """The decoder's side of the hinge loss."""
+    return -fake.float().mean()
+
+
+def adaptive_weight(reconstruction: Tensor, adversarial: Tensor, last_layer: Tensor) -> Tensor:
+    """|d reconstruction| / |d adversarial| at the decoder's last layer, at most 1e4 (VQGAN, Esser et al. 2021, eq. 7)."""
+    (r,) = torch.autograd.grad(reconstruction, last_layer, retain_graph=True)
+    (g,) = torch.autograd.grad(adversarial, last_layer, retain_graph=True)
+    return (r.norm() / (g.norm() + 1e-6)).clamp(0, 1e4).detach()
+
+
+# --- tokens ---------------------------------------------------------------------------------------------------------
+
+
+def next_token_losses(logits: Tensor, labels: Tensor, is_image: Tensor) -> dict[str, Tensor]:
+    """Sums and counts per modality, so that any split of the batch adds up to the same mean.
+
+    logits (B, T, V), labels (B, T) already shifted (label t belongs to logits t) with -100 where there is no loss,
+    is_image (V,) bool: which ids are image codes. Everything else (text, controls) counts as text.
+    Returns scalars: image_sum, image_count, text_sum, text_count, z_sum (squared log-partition), all float32.
+    """
+    keep = labels != IGNORE
+    kept, labels = logits[keep].float(), labels[keep]  # (M, V), (M,)
+    partition = kept.logsumexp(-1)  # (M,)
+    nll = partition - kept.gather(-1, labels[:, None])[:, 0]
+    image = is_image[labels]
+    zero = nll.new_zeros(())
+    return {
+        "image_sum": torch.where(image, nll, zero).sum(),
+        "image_count": image.sum().float(),
+        "text_sum": torch.where(image, zero, nll).sum(),
+        "text_count": (~image).sum().float(),
+        "z_sum": partition.square().sum(),
+    }

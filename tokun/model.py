@@ -1,0 +1,323 @@
+"""Tokun: the tokenizers, the vocabulary and the generator as one. What users hold.
+
+    model = tokun.load()                      # the bundled checkpoint; or a folder, or a Hugging Face Hub id
+    image, caption = model(42)                # from a seed, the picture and the words for it
+    pairs = model.sample(seed=42, n=16)       # sample k of seed s is the same pair whatever n and the batch size
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from tokun import latents, sampling
+from tokun.config import SamplingConfig
+from tokun.grids import to_pil
+from tokun.image_tokenizer import ImageTokenizer
+from tokun.text_tokenizer import PretrainedTextTokenizer, TextTokenizer, normalize
+from tokun.vocabulary import Tags, Vocabulary, tag_word
+
+BUNDLED = Path(__file__).parent / "bundled" / "engraving"
+GENERATOR, IMAGE_TOKENIZER, TEXT_TOKENIZER = "generator", "image_tokenizer", "text_tokenizer.model"
+TagCounts = list[tuple[str, str, int]]  # style, subject, how often in training
+
+
+@dataclass(frozen=True)
+class Pair:
+    """One sample: the picture and its caption, and how the model scores them (nats; PMI = log p(c|i) - log p(c))."""
+
+    image: Image.Image
+    caption: str
+    seed: int
+    index: int
+    tags: Tags
+    codes: list[int]  # 0..K-1, raster order
+    caption_ids: list[int]
+    image_nll: float  # of all codes, given what stands before them
+    caption_nll: float  # of all pieces and the end, given the picture
+    pmi: float
+
+    def record(self) -> dict[str, Any]:
+        """What samples.jsonl holds, all of it plain JSON."""
+        tags = {k: v for k, v in asdict(self.tags).items() if v}
+        return {
+            "seed": self.seed, "index": self.index, "tags": tags, "caption": self.caption, "image_nll": round(self.image_nll, 4),
+            "caption_nll": round(self.caption_nll, 4), "pmi": round(self.pmi, 4), "codes": self.codes, "caption_ids": self.caption_ids,
+        }  # fmt: skip
+
+
+@dataclass
+class Tokun:
+    """A whole checkpoint in memory."""
+
+    image_tokenizer: ImageTokenizer
+    text_tokenizer: TextTokenizer | PretrainedTextTokenizer
+    vocabulary: Vocabulary
+    generator: Any
+    defaults: SamplingConfig = field(default_factory=SamplingConfig)
+    tag_counts: TagCounts = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        v, rows = self.vocabulary, self.generator.get_input_embeddings().num_embeddings
+        if self.image_tokenizer.codebook_size != v.codebook_size:
+            raise ValueError(f"the image tokenizer has {self.image_tokenizer.codebook_size} codes, the vocabulary {v.codebook_size}: parts of two checkpoints")
+        if self.text_tokenizer.size != v.text_size:
+            raise ValueError(f"the text tokenizer has {self.text_tokenizer.size} pieces, the vocabulary {v.text_size}: parts of two checkpoints")
+        if rows < v.size:
+            raise ValueError(f"the generator has {rows} embeddings, the vocabulary needs {v.size}: parts of two checkpoints")
+        self.eval()
+
+    @property
+    def device(self) -> torch.device:
+        return self.generator.device
+
+    def to(self, device: str | torch.device | None = None, dtype: torch.dtype | None = None) -> Tokun:
+        """Move both networks; `dtype` is the generator's (the image tokenizer stays in float32)."""
+        self.image_tokenizer.to(device)
+        self.generator.to(device=device, dtype=dtype)
+        return self
+
+    def eval(self) -> Tokun:
+        self.image_tokenizer.eval()
+        self.generator.eval()
+        return self
+
+    # --- sampling ---------------------------------------------------------------------------------------------------
+
+    def __call__(self, seed: int, **options: Any) -> tuple[Image.Image, str]:
+        """The picture of a seed and the caption that describes it: sample 0 of `sample`, which takes the same options."""
+        pair = self.sample(seed, n=1, **options)[0]
+        return pair.image, pair.caption
+
+    def sample(
+        self,
+        seed: int = 42,
+        n: int = 16,
+        *,
+        indices: Sequence[int] | None = None,
+        style: str = "",
+        subject: str = "",
+        register: str = "",
+        prompt: str = "",
+        temperature: float | None = None,
+        text_temperature: float | None = None,
+        top_k: int | None = None,
+        top_p: float | None = None,
+        guidance_scale: float | None = None,
+        batch_size: int = 16,
+    ) -> list[Pair]:
+        """Samples `indices` (default 0 … n-1) of `seed`.
+
+        style, subject, register: tags, drawn from the training data's own frequencies where not given. prompt: a caption
+        to draw. temperature holds for codes and, where text_temperature is not given, scales the checkpoint's own text
+        temperature. None means the checkpoint's default. Raises ValueError for values outside their range.
+        """
+        if n < 1 or batch_size < 1:
+            raise ValueError(f"n is {n} and batch_size is {batch_size}; both must be at least 1")
+        d = self.defaults
+        scale = 1.0 if temperature is None else temperature
+        image = sampling.Choice(
+            d.temperature if temperature is None else temperature, d.top_k if top_k is None else top_k, d.top_p if top_p is None else top_p
+        )
+        text = sampling.Choice(d.text_temperature * scale if text_temperature is None else text_temperature, 0, image.top_p)
+        guidance = d.guidance_scale if guidance_scale is None else guidance_scale
+        if guidance < 0:
+            raise ValueError(f"guidance_scale is {guidance}; it must be 0 or more (1 is off)")
+        wanted = Tags(tag_word(style), tag_word(subject), tag_word(register))
+        for name in wanted.names():
+            self.vocabulary.id(name)
+        caption = self.encode_text(prompt) if prompt else None
+        if prompt and not caption:
+            raise ValueError(f"prompt {prompt!r} holds no text; leave it out or describe a picture")
+        numbers = list(range(n)) if indices is None else list(indices)
+        out: list[Pair] = []
+        for i in range(0, len(numbers), batch_size):
+            out += self._sample_batch(seed, numbers[i : i + batch_size], wanted, caption, image, text, guidance)
+        return out
+
+    def _sample_batch(
+        self, seed: int, indices: list[int], wanted: Tags, caption: list[int] | None, image: sampling.Choice, text: sampling.Choice, guidance: float
+    ) -> list[Pair]:  # fmt: skip
+        u = latents.uniform(latents.draw(seed, indices, self.slots.size))
+        return self.sample_latents(u, seed, indices, wanted, caption, image, text, guidance)
+
+    @torch.inference_mode()
+    def sample_latents(
+        self, u: Tensor, seed: int, indices: Sequence[int], wanted: Tags, caption: list[int] | None,
+        image: sampling.Choice, text: sampling.Choice, guidance: float,
+    ) -> list[Pair]:  # fmt: skip
+        """Pairs from uniforms u float32 (B, slots.size): tags, codes and caption are all read off the same latent."""
+        v = self.vocabulary
+        tags = [self.choose_tags(float(row[0]), wanted) for row in u]
+        boi = v.id("<boi>")
+        written = [] if caption is None else [v.id("<boc>"), *caption, v.id("<eoc>")]
+        prompts = [[*v.prefix(t), *written, boi] for t in tags]
+        made: dict[int, Any] = {}
+        # rows share a length; a seed's block of rows keeps its place, so equal lengths are grouped in order
+        for width in sorted({len(p) for p in prompts}):
+            rows = [i for i, p in enumerate(prompts) if len(p) == width]
+            out = sampling.generate(
+                self.generator, v, torch.tensor([prompts[i] for i in rows], device=self.device), u[rows].to(self.device), self.slots,
+                image=image, text=text, guidance_scale=guidance,
+                unguided=torch.tensor([[v.id("<bos>"), boi]] * len(rows), device=self.device), forbid=(v.id("<boq>"),),
+            )  # fmt: skip
+            for j, i in enumerate(rows):
+                made[i] = (out.ids[j].tolist(), float(out.image_nll[j]), float(out.text_nll[j]))
+        parts = [v.unpack(made[i][0]) for i in range(len(tags))]
+        codes = torch.tensor([p.codes for p in parts], device=self.device)
+        pictures = self.decode_images(codes)
+        captions = [p.caption for p in parts]
+        alone = self.caption_nll(tags, captions)
+        given = [made[i][2] for i in range(len(tags))] if caption is None else self.caption_nll(tags, captions, codes.tolist())
+        return [
+            Pair(pictures[i], self.text_tokenizer.decode(captions[i]), seed, indices[i], tags[i], parts[i].codes, captions[i],
+                 made[i][1], given[i], alone[i] - given[i])
+            for i in range(len(tags))
+        ]  # fmt: skip
+
+    def choose_tags(self, u: float, wanted: Tags) -> Tags:
+        """Fill the tags that are not asked for from the training frequencies, by the inverse CDF at u."""
+        fits = [c for c in self.tag_counts if (not wanted.style or c[0] == wanted.style) and (not wanted.subject or c[1] == wanted.subject)]
+        style, subject = wanted.style, wanted.subject
+        if fits:
+            total, passed = sum(c[2] for c in fits), 0
+            for style, subject, count in fits:
+                passed += count
+                if passed > u * total:
+                    break
+        return Tags(style, subject, wanted.register or "plain", self.vocabulary.default_grid)
+
+    # --- scoring ----------------------------------------------------------------------------------------------------
+
+    @torch.inference_mode()
+    def caption_nll(self, tags: Sequence[Tags], captions: Sequence[list[int]], codes: Sequence[list[int]] | None = None, batch_size: int = 32) -> list[float]:
+        """Nats of each caption and its end, given its picture's codes, or without a picture when `codes` is None."""
+        v = self.vocabulary
+        rows, first = [], []
+        for i, caption in enumerate(captions):
+            if codes is None:
+                ids = v.prefix(tags[i])
+            else:
+                packed = v.pack_joint(tags[i], codes[i], caption).input_ids
+                ids = packed[: packed.index(v.id("<boc>"))]
+            first.append(len(ids) + 1)
+            rows.append([*ids, v.id("<boc>"), *caption, v.id("<eoc>")])
+        out: list[float] = []
+        for i in range(0, len(rows), batch_size):
+            part = rows[i : i + batch_size]
+            width = max(map(len, part))
+            ids = torch.tensor([r + [v.id("<pad>")] * (width - len(r)) for r in part], device=self.device)
+            starts = torch.tensor(first[i : i + batch_size], device=self.device)
+            out += sampling.span_nll(self.generator, v, ids, starts, self.slots.n_codes).tolist()
+        return out
+
+    def pmi(self, tags: Sequence[Tags], captions: Sequence[list[int]], codes: Sequence[list[int]]) -> list[float]:
+        """log p(caption | picture, tags) - log p(caption | tags), in nats: how much the picture explains the words."""
+        alone, given = self.caption_nll(tags, captions), self.caption_nll(tags, captions, codes)
+        return [a - g for a, g in zip(alone, given)]
+
+    # --- parts ------------------------------------------------------------------------------------------------------
+
+    @property
+    def slots(self) -> latents.Slots:
+        rows, columns = self.vocabulary.default_grid
+        return latents.Slots(rows * columns, self.vocabulary.max_text)
+
+    def encode_text(self, text: str) -> list[int]:
+        """Ids of a caption. Raises ValueError when it is longer than the model's text spans."""
+        ids = self.text_tokenizer.encode(text)
+        if len(ids) > self.vocabulary.max_text:
+            raise ValueError(f"the text has {len(ids)} pieces, this model takes {self.vocabulary.max_text}: shorten {normalize(text)[:60]!r}…")
+        return ids
+
+    def decode_images(self, codes: Tensor) -> list[Image.Image]:
+        """codes int64 (B, N) -> pictures."""
+        return [to_pil(image.cpu()) for image in self.image_tokenizer.decode(codes, self.vocabulary.default_grid)]
+
+    # --- files ------------------------------------------------------------------------------------------------------
+
+    def save(self, directory: str | Path, *, dtype: torch.dtype = torch.float32, card: str = "") -> None:
+        """Write a checkpoint folder (design: safetensors, tokenizer.json, vocabulary.json …). The caller renames it."""
+        directory = Path(directory)
+        directory.mkdir(parents=True, exist_ok=True)
+        v = self.vocabulary
+        own = next(self.generator.parameters()).dtype
+        self.generator.to(dtype).save_pretrained(directory / GENERATOR)
+        self.generator.to(own)
+        self.text_tokenizer.save_hf(directory / GENERATOR, v.added_tokens, bos="<bos>", eos="<eos>", pad="<pad>")
+        self.image_tokenizer.save(directory / IMAGE_TOKENIZER)
+        self.text_tokenizer.save(directory / TEXT_TOKENIZER)
+        v.save(directory / "vocabulary.json")
+        settings = {"defaults": asdict(self.defaults), "tag_counts": self.tag_counts, "image_tokenizer": self.image_tokenizer.fingerprint()}
+        (directory / "sampling.json").write_text(json.dumps(settings, indent=1) + "\n", encoding="utf-8")
+        if card:
+            (directory / "README.md").write_text(card, encoding="utf-8")
+
+
+def load(checkpoint: str | Path | None = None, *, device: str | None = None, dtype: torch.dtype = torch.float32) -> Tokun:
+    """A checkpoint folder, a Hugging Face Hub id ('name/model'), or None for the bundled engraving model.
+
+    Raises FileNotFoundError or ValueError naming the file that is missing or broken.
+    """
+    from transformers import AutoModelForCausalLM
+
+    folder = resolve(checkpoint)
+    for name in (f"{GENERATOR}/config.json", f"{GENERATOR}/model.safetensors", "vocabulary.json", "sampling.json"):
+        sharded = folder / GENERATOR / "model.safetensors.index.json"
+        if not (folder / name).is_file() and not (name.endswith("model.safetensors") and sharded.is_file()):
+            raise FileNotFoundError(f"{folder / name} is missing: the checkpoint is not whole. Copy or download {folder} again")
+    vocabulary = Vocabulary.load(folder / "vocabulary.json")
+    text_path = folder / TEXT_TOKENIZER
+    text_tokenizer = PretrainedTextTokenizer.load(text_path) if text_path.is_dir() else TextTokenizer.load(text_path)
+    image_tokenizer = ImageTokenizer.load(folder / IMAGE_TOKENIZER)
+    try:
+        settings = json.loads((folder / "sampling.json").read_text(encoding="utf-8"))
+        generator = AutoModelForCausalLM.from_pretrained(folder / GENERATOR, dtype=dtype, use_safetensors=True)
+    except (json.JSONDecodeError, OSError, RuntimeError) as error:
+        raise ValueError(f"the checkpoint {folder} cannot be read: {error}") from error
+    if settings["image_tokenizer"] != image_tokenizer.fingerprint():
+        raise ValueError(
+            f"{folder / IMAGE_TOKENIZER} is not the tokenizer this generator was trained with: its fingerprint is "
+            f"{image_tokenizer.fingerprint()[:16]}…, the generator asks for {settings['image_tokenizer'][:16]}…. Copy the whole checkpoint again"
+        )
+    counts = [(str(a), str(b), int(c)) for a, b, c in settings["tag_counts"]]
+    model = Tokun(image_tokenizer, text_tokenizer, vocabulary, generator, SamplingConfig(**settings["defaults"]), counts)
+    return model.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+
+
+def resolve(checkpoint: str | Path | None) -> Path:
+    """The folder of a checkpoint, downloading it when it is a Hub id."""
+    if checkpoint is None:
+        if not BUNDLED.is_dir():
+            raise FileNotFoundError(f"no checkpoint is bundled here ({BUNDLED}); name one with --checkpoint")
+        return BUNDLED
+    path = Path(checkpoint)
+    for candidate in (path, path / "checkpoint"):  # a training run's folder holds its checkpoint
+        if (candidate / "vocabulary.json").is_file() or (candidate / GENERATOR).is_dir():
+            return candidate
+    if path.exists():
+        raise FileNotFoundError(f"{path} holds no checkpoint: vocabulary.json and {GENERATOR}/ are not there. Has its training finished?")
+    name = str(checkpoint)
+    if name.count("/") != 1 or name.startswith((".", "/", "~")):
+        raise FileNotFoundError(f"checkpoint {name!r} is neither a folder here nor a Hugging Face Hub id such as 'name/model'")
+    import huggingface_hub
+
+    try:
+        return Path(huggingface_hub.snapshot_download(name))
+    except (OSError, ValueError, huggingface_hub.errors.HfHubHTTPError) as error:
+        raise FileNotFoundError(f"checkpoint {name!r} is not a folder here and could not be downloaded from the Hub: {error}") from error
+
+
+def count_tags(pairs: Iterable[tuple[str, str]]) -> TagCounts:
+    """(style, subject) of every training sample -> counts, most frequent first."""
+    counts: dict[tuple[str, str], int] = {}
+    for pair in pairs:
+        counts[pair] = counts.get(pair, 0) + 1
+    return [(style, subject, n) for (style, subject), n in sorted(counts.items(), key=lambda item: (-item[1], item[0]))]

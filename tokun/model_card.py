@@ -1,0 +1,63 @@
+"""The README.md of a checkpoint: what it was trained on, how, and what was measured. Written from the run's own record."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from tokun.config import Config
+
+
+def model_card(config: Config, record: dict[str, Any], *, about: str = "", data: str = "", limits: str = "") -> str:
+    """Markdown with the Hub's front matter. `record` is training.json; the three texts are what only people know."""
+    m, g, t = config.image_tokenizer, config.generator, config.train
+    side = m.image_size // m.downsample
+    figures = record["image_tokenizer"]
+    rows = [
+        ("image tokenizer, held-out PSNR", f"{figures['psnr']:.2f} dB"),
+        ("image tokenizer, codebook used", f"{figures['usage']:.1%} of {m.codebook_size}"),
+        ("image tokenizer, code perplexity", f"{figures['perplexity']:.0f}"),
+    ]
+    if record["val"]:
+        rows += [
+            ("generator, held-out nats per image token", f"{record['val']['image_loss']:.3f}"),
+            ("generator, held-out nats per text token", f"{record['val']['text_loss']:.3f}"),
+        ]
+    table = "\n".join(f"| {name} | {value} |" for name, value in rows)
+    minutes = record["seconds"] / 60
+    return f"""---
+library_name: tokun
+license: apache-2.0
+pipeline_tag: text-to-image
+tags: [tokun, vq-vae, autoregressive, image-captioning, engraving]
+---
+
+# {config.tracking.name or config.out.split("/")[-1]}
+
+{about or "A tokun model: from one seed it makes a picture and the caption that describes it, in one sequence."}
+
+```python
+import tokun
+image, caption = tokun.load("PATH-OR-ID")(seed=42)
+```
+
+## Data
+
+{data or f"{record['settings']['counts']} samples (shards: `{config.data.train or 'toy pictures drawn by code'}`)."}
+
+## Recipe
+
+- Image tokenizer: convolutional VQ-VAE, {m.image_size} px, {"grayscale" if m.image_channels == 1 else "RGB"}, {side}x{side} codes of {m.codebook_size} ({m.quantizer}).
+- Generator: {f"started from {g.pretrained}" if g.pretrained else f"Qwen3, {g.num_layers} layers of width {g.hidden_size}"}, {record["parameters"] / 1e6:.1f}M parameters, dropout {g.dropout}.
+- {record["steps"]} steps of {t.batch_size} sequences, AdamW, peak learning rate {t.lr:g}, weight decay {t.weight_decay}, EMA {t.ema_decay}, {minutes:.0f} minutes.
+- Tasks: {", ".join(f"{k} {v:g}" for k, v in t.task_mix.items())}; tag dropout {t.tag_dropout}.
+
+## Figures
+
+| figure | value |
+| --- | --- |
+{table}
+
+## Limits
+
+{limits or "Trained for one purpose, on the data above and nothing else: it knows no other styles or words, and it repeats its data's bias."}
+"""

@@ -1,0 +1,982 @@
+"""The training stages, each a function of a Run: text tokenizer, image tokenizer, codes, generator.
+
+Every stage leaves a record of the settings it was made with. Its result is reused when the record matches, refused when
+it does not, and a stage that was killed goes on from its last trainer state. What a step computes is a pure function of
+(config, step), so nothing but weights, optimizer and the step number has to be saved.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import io
+import json
+import math
+import os
+import shutil
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+import yaml
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from tokun import checkpoint, data, losses, optim
+from tokun import config as configs
+from tokun.config import Config
+from tokun.extras import need
+from tokun.generator import add_dropout, count_parameters, make_generator
+from tokun.grids import captioned_grid, pair_sheet, to_pil
+from tokun.image_tokenizer import ImageTokenizer
+from tokun.latents import Slots
+from tokun.model import TEXT_TOKENIZER, Tokun, count_tags
+from tokun.model_card import model_card
+from tokun.text_tokenizer import PretrainedTextTokenizer, TextTokenizer, normalize
+from tokun.tracking import Tracker, make_tracker
+from tokun.vocabulary import Vocabulary, tag_word
+
+
+@dataclass
+class Run:
+    """One training run: its settings, its folder, its tracker, its place among the processes."""
+
+    config: Config
+    out: Path
+    tracker: Tracker
+    rank: int
+    world: int
+    deepspeed: bool  # the generator runs under a DeepSpeed engine
+
+    def wait(self) -> None:
+        """Until every process is here."""
+        if self.world > 1:
+            dist.barrier()
+
+    def say(self, message: str) -> None:
+        if self.rank == 0:
+            tqdm.write(message)
+
+    def states(self, stage: str) -> checkpoint.TrainerStates:
+        return checkpoint.TrainerStates(self.out / "state" / stage, keep=self.config.train.keep_last)
+
+
+def open_run(config: Config, *, deepspeed: bool = False) -> Run:
+    """Make the run's folder, write its config there, start its tracker. Every process calls it."""
+    out = Path(config.out)
+    rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+    if config.threads:
+        torch.set_num_threads(config.threads)
+    if rank == 0:
+        out.mkdir(parents=True, exist_ok=True)
+        checkpoint.write_text(out / "config.yaml", yaml.safe_dump(configs.to_dict(config), sort_keys=False))
+    tracker = make_tracker(
+        config.tracking.kind,
+        project=config.tracking.project,
+        name=config.tracking.name or out.name,
+        directory=out / "tracking",
+        config=configs.to_dict(config),
+        main_process=rank == 0,
+    )
+    return Run(config, out, tracker, rank, world, deepspeed and bool(config.train.deepspeed))
+
+
+# --- image tokenizer ------------------------------------------------------------------------------------------------
+
+LOGGING_KEYS = {"log_every", "eval_every", "save_every", "sample_every", "keep_last", "max_minutes"}
+GATE_KEYS = {"min_usage", "min_perplexity", "min_psnr"}
+
+
+def train_image_tokenizer(run: Run) -> Path:
+    """Train the VQ-VAE on the run's image shards -> `out/image_tokenizer`. Stops the run when it has collapsed."""
+    config, target = run.config, run.out / "image_tokenizer"
+    train, model_config = config.image_tokenizer_train, config.image_tokenizer
+    paths = data.expand_shards(config.data.train)
+    asked = {
+        "image_tokenizer": dataclasses.asdict(model_config),
+        "image_tokenizer_train": _without(dataclasses.asdict(train), LOGGING_KEYS | GATE_KEYS),
+        "seed": config.seed,
+        "shards": checkpoint.files_fingerprint(paths),
+    }
+    checkpoint.recover_directory(target)
+    record = checkpoint.read_record(target / "stage.json")
+    if record is not None:
+        checkpoint.require_same(target, record["settings"], asked)
+        run.say(f"image tokenizer: {target} is there and matches")
+        _gate(record["figures"], train, model_config.codebook_size)
+        return target
+
+    accelerator = make_accelerator(train.precision)
+    device = accelerator.device
+    samples = data.ImageSamples.open(
+        config.data.train, image_size=model_config.image_size, channels=model_config.image_channels,
+        cache_gb=config.data.cache_gb / run.world, max_scale=train.crop_scale[1],
+    )  # fmt: skip
+    batches = data.ImageBatches(
+        samples, batch_size=train.batch_size, scale=train.crop_scale, seed=config.seed,
+        rank=run.rank, world=run.world, threads=config.data.num_workers,
+    )  # fmt: skip
+    held_out = _held_out_pictures(config)
+
+    torch.manual_seed(config.seed)
+    model = ImageTokenizer(model_config).to(device)
+    ema = optim.Ema(model, train.ema_decay)
+    perceptual = losses.make_perceptual(train.perceptual, train.perceptual_weights).to(device)
+    discriminator = losses.PatchDiscriminator(model_config.image_channels).to(device) if train.gan_weight > 0 else None
+    optimizer = optim.make_adamw(model, lr=train.lr, betas=train.betas, weight_decay=train.weight_decay)
+    wrapped, optimizer = accelerator.prepare(model, optimizer)
+    adversary = _Adversary.make(discriminator, train, accelerator)
+
+    states = run.states("image_tokenizer")
+    step, spent = 0, 0.0
+    if (latest := states.latest()) is not None:
+        state = torch.load(states.path(latest) / "state.pt", map_location=device, weights_only=True)
+        checkpoint.require_same(states.path(latest), json.loads(state["settings"]), asked)
+        model.load_state_dict(state["model"])
+        optimizer.load_state_dict(state["optimizer"])
+        ema.load_state_dict(state["ema"])
+        adversary.load_state_dict(state["adversary"])
+        step, spent = latest, state["spent"]
+        run.say(f"image tokenizer: resuming at step {step}")
+    run.say(
+        f"image tokenizer: {_millions(model)} parameters, {len(samples)} pictures, {model_config.image_size} px -> "
+        f"{model.grid[0]}x{model.grid[1]} codes of {model_config.codebook_size}, {run.world} process(es) on {device}"
+    )
+
+    def save() -> None:
+        if run.rank != 0:
+            return
+        state = {
+            "model": model.state_dict(), "optimizer": optimizer.state_dict(), "ema": ema.state_dict(),
+            "adversary": adversary.state_dict(), "spent": spent + clock.seconds(), "settings": json.dumps(asked),
+        }  # fmt: skip
+        with checkpoint.whole_directory(states.path(step)) as folder:
+            torch.save(state, folder / "state.pt")
+        states.prune()
+
+    clock = _Clock()
+    stream = data.prefetch(batches, step)
+    bar = tqdm(total=train.steps, initial=step, desc="image tokenizer", unit="step", disable=run.rank != 0, dynamic_ncols=True)
+    done = False
+    while not done:
+        progress = _progress(run, step, train.steps, spent + clock.seconds(), train.max_minutes)
+        if progress >= 1:
+            break
+        lr = train.lr * _schedule(progress, step, train.warmup_steps)
+        optim.set_lr(optimizer, lr)
+        torch.manual_seed(_step_seed(config.seed, step, 0))  # dead codes are replaced by the same vectors on every run
+        images = next(stream).to(device, non_blocking=True)
+        wrapped.train()
+        with accelerator.autocast():
+            out = wrapped(images)
+            reconstruction = train.l1_weight * (out.images.float() - images).abs().mean()
+            distance = perceptual(out.images, images) if train.perceptual_weight > 0 else images.new_zeros(())
+        lines = losses.line_loss(out.images, images) if train.line_weight > 0 else images.new_zeros(())
+        base = reconstruction + train.perceptual_weight * distance.float() + train.line_weight * lines
+        loss = base + out.quantizer_loss.float()
+        terms = {"l1": reconstruction, "perceptual": distance, "line": lines, "quantizer": out.quantizer_loss}
+        if adversary.active(step):
+            extra, more = adversary.decoder_loss(base, out.images, model.decoder.last.weight)
+            loss, terms = loss + extra, terms | more
+        _require_finite(run, loss, step, "image tokenizer", lambda s=step: batches_keys(batches, s))
+        optimizer.zero_grad(set_to_none=True)
+        accelerator.backward(loss)
+        norm = accelerator.clip_grad_norm_(model.parameters(), train.max_grad_norm)
+        optimizer.step()
+        ema.update(model)
+        terms |= adversary.train_step(step, images, out.images.detach(), lr / train.lr)
+        step += 1
+        bar.update(1)
+
+        if step % train.log_every == 0 or step == 1:
+            figures = {f"image_tokenizer/{k}": v.item() for k, v in terms.items()}
+            rate = train.batch_size * train.log_every / clock.lap()
+            figures |= {
+                "image_tokenizer/loss": loss.item(), "image_tokenizer/lr": lr, "image_tokenizer/grad_norm": float(norm),
+                "image_tokenizer/batch_usage": out.codes.unique().numel() / model.codebook_size,
+                "image_tokenizer/images_per_second": rate, "image_tokenizer/skipped": sum(samples.index.skipped.values()),
+            }  # fmt: skip
+            run.tracker.log(figures, step=step)
+            bar.set_postfix_str(f"loss {loss.item():.3f} l1 {reconstruction.item():.3f} {rate:.0f} img/s")
+        if step % train.save_every == 0:
+            save()
+        if step % train.eval_every == 0 and run.rank == 0:
+            with _averaged(model, ema):
+                figures, sheet = inspect_image_tokenizer(model, held_out, device)
+            run.tracker.log({f"image_tokenizer/val_{k}": v for k, v in figures.items()}, step=step)
+            run.tracker.log_image("image_tokenizer/reconstructions", sheet, step=step)
+            bar.write(f"  step {step}: " + _line(figures))
+    bar.close()
+    stream.close()
+
+    ema.copy_to(model)
+    model.eval().float()
+    model.reindex()
+    figures, sheet = inspect_image_tokenizer(model, held_out, device)
+    if run.rank == 0:
+        with checkpoint.whole_directory(target) as folder:
+            model.cpu().save(folder)
+            sheet.save(folder / "reconstructions.png")
+            checkpoint.write_record(
+                folder / "stage.json",
+                {"settings": asked, "figures": figures, "steps": step, "seconds": round(spent + clock.seconds()),
+                 "fingerprint": model.fingerprint(), "skipped": dict(samples.index.skipped)},
+            )  # fmt: skip
+        states.clear()
+    run.tracker.log({f"image_tokenizer/val_{k}": v for k, v in figures.items()}, step=step)
+    run.tracker.log_image("image_tokenizer/reconstructions", sheet, step=step)
+    if samples.index.skipped:
+        run.say(f"image tokenizer: skipped {dict(samples.index.skipped)}")
+    run.say(f"image tokenizer: finished after {step} steps. " + _line(figures))
+    run.wait()
+    _gate(figures, train, model_config.codebook_size)
+    return target
+
+
+@torch.no_grad()
+def inspect_image_tokenizer(model: ImageTokenizer, images: Tensor, device: torch.device) -> tuple[dict[str, float], Any]:
+    """Figures over pictures (n, C, S, S): psnr (dB), usage (share of codes used), perplexity, dead_codes; and a sheet."""
+    codes, outputs = [], []
+    model.eval()
+    for batch in images.split(64):
+        c = model.encode(batch.to(device))
+        codes.append(c.cpu())
+        outputs.append(model.decode(c).cpu())
+    reconstructed = torch.cat(outputs)
+    counts = torch.bincount(torch.cat(codes).flatten(), minlength=model.codebook_size).float()
+    p = counts / counts.sum()
+    mse = ((reconstructed - images) / 2).square().mean((1, 2, 3))  # pixel values in 0..1
+    figures = {
+        "psnr": (-10 * mse.clamp_min(1e-10).log10()).mean().item(),
+        "usage": (counts > 0).float().mean().item(),
+        "perplexity": (-(p * (p + 1e-12).log()).sum()).exp().item(),
+        "dead_codes": float((counts == 0).sum()),
+        "codes_seen": counts.sum().item(),
+    }
+    pairs = [(to_pil(images[i]), to_pil(reconstructed[i])) for i in range(min(16, len(images)))]
+    return figures, pair_sheet(pairs)
+
+
+def _gate(figures: dict[str, float], train: configs.ImageTokenizerTrainConfig, codebook_size: int) -> None:
+    """Stop before the generator when the image tokenizer is not worth training on."""
+    reach = min(1.0, figures["codes_seen"] / (4 * codebook_size))  # few held-out pictures cannot use every code
+    problems = []
+    if figures["usage"] < train.min_usage * reach:
+        problems.append(f"only {figures['usage']:.1%} of the codebook is used (the gate asks for {train.min_usage * reach:.1%})")
+    if figures["perplexity"] < train.min_perplexity * reach * codebook_size:
+        problems.append(f"code perplexity is {figures['perplexity']:.1f} of {codebook_size} (the gate asks for {train.min_perplexity * reach:.1%})")
+    if figures["psnr"] < train.min_psnr:
+        problems.append(f"PSNR is {figures['psnr']:.1f} dB (the gate asks for {train.min_psnr:.1f})")
+    if problems:
+        raise ValueError(
+            "the image tokenizer has collapsed or is not trained: " + "; ".join(problems) + ". A generator cannot be better than its "
+            "codes. Train longer (image_tokenizer_train.steps), use a smaller codebook (image_tokenizer.codebook_size), "
+            "or lower the gate on purpose (image_tokenizer_train.min_usage / min_perplexity / min_psnr)"
+        )
+
+
+class _Adversary:
+    """The discriminator with its optimizer, or nothing at all behind the same calls."""
+
+    @staticmethod
+    def make(discriminator: nn.Module | None, train: configs.ImageTokenizerTrainConfig, accelerator: Any) -> _Adversary:
+        return _Adversary() if discriminator is None else _Gan(discriminator, train, accelerator)
+
+    def active(self, step: int) -> bool:
+        return False
+
+    def decoder_loss(self, base: Tensor, fake: Tensor, last: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        raise AssertionError("never active")
+
+    def train_step(self, step: int, real: Tensor, fake: Tensor, lr_factor: float) -> dict[str, Tensor]:
+        return {}
+
+    def state_dict(self) -> dict[str, Any]:
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        assert not state
+
+
+class _Gan(_Adversary):
+    def __init__(self, discriminator: nn.Module, train: configs.ImageTokenizerTrainConfig, accelerator: Any):
+        self.train, self.accelerator, self.module = train, accelerator, discriminator
+        self.optimizer = torch.optim.AdamW(discriminator.parameters(), lr=train.gan_lr, betas=(0.5, 0.9), weight_decay=0.0)
+        self.wrapped, self.optimizer = accelerator.prepare(discriminator, self.optimizer)
+
+    def active(self, step: int) -> bool:
+        return step >= self.train.gan_start
+
+    def decoder_loss(self, base: Tensor, fake: Tensor, last: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        self.module.requires_grad_(False)  # the decoder's step leaves no gradient in the discriminator
+        adversarial = losses.adversarial_loss(self.module(fake.float()))
+        weight = losses.adaptive_weight(base, adversarial, last)
+        self.module.requires_grad_(True)
+        return self.train.gan_weight * weight * adversarial, {"adversarial": adversarial, "adaptive_weight": weight}
+
+    def train_step(self, step: int, real: Tensor, fake: Tensor, lr_factor: float) -> dict[str, Tensor]:
+        if step < self.train.gan_start - 500:  # the discriminator starts a little before its gradient counts
+            return {}
+        optim.set_lr(self.optimizer, self.train.gan_lr * lr_factor)
+        with self.accelerator.autocast():
+            both = self.wrapped(torch.cat([real, fake.float()]))
+            loss = losses.discriminator_loss(*both.chunk(2))
+        self.optimizer.zero_grad(set_to_none=True)
+        self.accelerator.backward(loss)
+        self.optimizer.step()
+        return {"discriminator": loss}
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"module": self.module.state_dict(), "optimizer": self.optimizer.state_dict()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.module.load_state_dict(state["module"])
+        self.optimizer.load_state_dict(state["optimizer"])
+
+
+# --- text tokenizer -------------------------------------------------------------------------------------------------
+
+
+def train_text_tokenizer(run: Run) -> Path:
+    """Train sentencepiece on the training captions (or take the pretrained LM's own) -> `out/text_tokenizer`."""
+    config, target = run.config, run.out / "text_tokenizer"
+    paths = data.expand_shards(config.data.train)
+    asked = {
+        "text_tokenizer": dataclasses.asdict(config.text_tokenizer), "pretrained": config.generator.pretrained,
+        "caption_key": config.data.caption_key, "shards": checkpoint.files_fingerprint(paths),
+    }  # fmt: skip
+    checkpoint.recover_directory(target)
+    record = checkpoint.read_record(target / "stage.json")
+    if record is not None:
+        checkpoint.require_same(target, record["settings"], asked)
+        run.say(f"text tokenizer: {target} is there and matches")
+    elif run.rank == 0:
+        if config.generator.pretrained:
+            tokenizer: TextTokenizer | PretrainedTextTokenizer = PretrainedTextTokenizer.from_pretrained(config.generator.pretrained)
+        else:
+            tokenizer = TextTokenizer.train(_texts(paths, config), vocab_size=config.text_tokenizer.vocab_size)
+        with checkpoint.whole_directory(target) as folder:
+            tokenizer.save(folder / TEXT_TOKENIZER)
+            checkpoint.write_record(folder / "stage.json", {"settings": asked, "size": tokenizer.size, "fingerprint": tokenizer.fingerprint()})
+        run.say(f"text tokenizer: {tokenizer.size} pieces")
+    return target
+
+
+def load_text_tokenizer(run: Run) -> TextTokenizer | PretrainedTextTokenizer:
+    path = run.out / "text_tokenizer" / TEXT_TOKENIZER
+    return PretrainedTextTokenizer.load(path) if path.is_dir() else TextTokenizer.load(path)
+
+
+def _texts(paths: list[Path], config: Config) -> Iterator[str]:
+    """Every text that the generator will read: captions in all registers, questions and answers."""
+    index = data.ShardIndex(paths)
+    for i in range(len(index)):
+        try:
+            tree = index.read_json(i)
+        except (OSError, ValueError):
+            continue  # counted where the sample is encoded
+        yield from _captions(tree, config).values()
+        for pair in tree.get("questions", []):
+            yield from (str(pair["question"]), str(pair["answer"]))
+
+
+def _captions(tree: dict[str, Any], config: Config) -> dict[str, str]:
+    """register -> normalised caption of a sample's JSON; empty ones are left out."""
+    found = {**tree.get("captions", {}), "plain": tree.get(config.data.caption_key, "")}
+    return {register: text for register, raw in found.items() if (text := normalize(str(raw or "")))}
+
+
+# --- codes ----------------------------------------------------------------------------------------------------------
+
+
+def encode_shards(run: Run) -> Path:
+    """Image shards -> code shards `out/codes/{train,val}-*.tar` and `codes.json`. Goes on behind the last whole shard."""
+    config, target = run.config, run.out / "codes"
+    tokenizer = ImageTokenizer.load(run.out / "image_tokenizer")
+    sources = {"train": data.expand_shards(config.data.train), "val": data.expand_shards(config.data.val) if config.data.val else []}
+    d = config.data
+    asked = {
+        "fingerprint": tokenizer.fingerprint(), "codes": _without(dataclasses.asdict(config.codes), {"batch_size"}), "seed": config.seed,
+        "keys": [d.style, d.style_key, d.subject_key, d.caption_key],
+        "shards": checkpoint.files_fingerprint([p for paths in sources.values() for p in paths]),
+    }  # fmt: skip
+    record = checkpoint.read_record(target / "codes.json")
+    if record is not None:
+        require_codes_of(target, tokenizer)
+        checkpoint.require_same(target, record["settings"], asked)
+        run.say(f"codes: {target} is there and matches ({record['counts']})")
+        return target
+    begun = checkpoint.read_record(target / "begun.json")
+    if begun is not None:
+        checkpoint.require_same(target, begun, asked)
+    elif run.rank == 0:
+        checkpoint.write_record(target / "begun.json", asked)
+
+    device = torch.device(f"cuda:{os.environ.get('LOCAL_RANK', 0)}" if torch.cuda.is_available() else "cpu")
+    tokenizer = tokenizer.to(device)
+    tasks = [(split, number, path) for split, paths in sources.items() for number, path in enumerate(paths)]
+    for split, number, path in tqdm(tasks[run.rank :: run.world], desc="codes", unit="shard", disable=run.rank != 0, dynamic_ncols=True):
+        shard = target / f"{split}-{number:05d}.tar"
+        if not shard.is_file():
+            encode_shard(path, shard, tokenizer, config, device, prefix=f"{split}{number:05d}-")
+    run.wait()
+    if run.rank == 0:
+        counts: dict[str, int] = {}
+        tags: list[tuple[str, str]] = []
+        for split in sources:
+            if not sources[split]:
+                continue
+            index = data.ShardIndex(sorted(target.glob(f"{split}-*.tar")), need=("json", data.CODES_SUFFIX))
+            counts[split] = len(index)
+            if split == "train":
+                tags = [(t["style"], t["subject"]) for t in map(index.read_json, range(len(index)))]
+        rows, columns = tokenizer.grid
+        checkpoint.write_record(
+            target / "codes.json",
+            {"fingerprint": asked["fingerprint"], "grid": [rows, columns], "codebook_size": tokenizer.codebook_size, "views": config.codes.views,
+             "counts": counts, "tag_counts": count_tags(tags), "settings": asked},
+        )  # fmt: skip
+        run.say(f"codes: {counts} samples of {config.codes.views} views")
+    run.wait()
+    return target
+
+
+def encode_shard(source: Path, shard: Path, tokenizer: ImageTokenizer, config: Config, device: torch.device, prefix: str = "") -> int:
+    """One image shard -> one code shard. Samples that cannot be used are left out and counted on the console."""
+    c, m = config.codes, tokenizer.config
+    samples = data.ImageSamples(data.ShardIndex([source], one_of=data.IMAGE_SUFFIXES), m.image_size, m.image_channels, 0, max(2.0, c.crop_scale[1]))
+    skipped = samples.index.skipped
+
+    def usable() -> Iterator[tuple[int, dict[str, Any], list[list[float]], list[np.ndarray]]]:
+        for i in range(len(samples)):
+            try:
+                tree, image = samples.index.read_json(i), samples.picture(i)
+            except (OSError, ValueError):
+                skipped["broken sample"] += 1
+                continue
+            captions = _captions(tree, config)
+            if "plain" not in captions:
+                skipped["no caption"] += 1
+                continue
+            tree |= {
+                "caption": captions["plain"], "captions": captions, "style": tag_word(str(tree.get(config.data.style_key) or config.data.style)),
+                "subject": tag_word(str(tree.get(config.data.subject_key) or "")), "grid": list(tokenizer.grid),
+            }  # fmt: skip
+            boxes = data.view_boxes(*image.size, c.views, c.crop_scale, data.rng_for(config.seed, i, stream=3))
+            yield i, tree, [list(b) for b in boxes], [data.crop(image, b, m.image_size) for b in boxes]
+
+    def encoded() -> Iterator[dict[str, bytes]]:
+        for group in _grouped(usable(), max(1, c.batch_size // c.views)):
+            pixels = data.to_float(np.stack([v for _, _, _, views in group for v in views])).to(device)
+            codes = tokenizer.encode(pixels).cpu().numpy().astype(np.uint16).reshape(len(group), c.views, -1)
+            for (i, tree, boxes, _), own in zip(group, codes):
+                buffer = io.BytesIO()
+                np.save(buffer, own, allow_pickle=False)
+                tree["boxes"] = [[round(x, 2) for x in box] for box in boxes]
+                yield {
+                    "__key__": prefix + samples.index.members[i].key, data.CODES_SUFFIX: buffer.getvalue(),
+                    "json": json.dumps(tree, ensure_ascii=False, sort_keys=True).encode(),
+                }  # fmt: skip
+
+    count = data.write_shard(shard, encoded())
+    if skipped:
+        tqdm.write(f"codes: {source.name}: skipped {dict(skipped)}")
+    return count
+
+
+def require_codes_of(folder: Path, tokenizer: ImageTokenizer) -> dict[str, Any]:
+    """The record of `folder`, or ValueError with both fingerprints when its codes are another tokenizer's."""
+    record = checkpoint.read_record(folder / "codes.json")
+    if record is None:
+        raise FileNotFoundError(f"{folder / 'codes.json'} is missing: the code shards are not whole. Run the codes stage (train.py) again")
+    if record["fingerprint"] != tokenizer.fingerprint():
+        raise ValueError(
+            f"the codes in {folder} were made by image tokenizer {record['fingerprint']}, this one is {tokenizer.fingerprint()}: "
+            f"its ids mean other patches. Delete {folder} to encode again, or put the other tokenizer back"
+        )
+    return record
+
+
+def _grouped(items: Iterable[Any], size: int) -> Iterator[list[Any]]:
+    group: list[Any] = []
+    for item in items:
+        group.append(item)
+        if len(group) == size:
+            yield group
+            group = []
+    if group:
+        yield group
+
+
+# --- generator ------------------------------------------------------------------------------------------------------
+
+MOST_TAGS = 64  # styles and subjects that are written as tags; rarer ones stay untagged
+
+
+def build_vocabulary(config: Config, text_tokenizer: Any, codes: dict[str, Any]) -> Vocabulary:
+    """The id space of a run: its text pieces, the tags its training data holds, its codebook."""
+    kept: list[dict[str, int]] = [{}, {}]
+    for style, subject, count in codes["tag_counts"]:
+        for words, word in zip(kept, (style, subject)):
+            if word:
+                words[word] = words.get(word, 0) + count
+    styles, subjects = (tuple(sorted(sorted(w, key=lambda x: (-w[x], x))[:MOST_TAGS])) for w in kept)
+    return Vocabulary(
+        text_size=text_tokenizer.size, codebook_size=codes["codebook_size"], styles=styles, subjects=subjects,
+        grids=(tuple(codes["grid"]),), max_text=config.data.max_caption_tokens, illegal_text=tuple(text_tokenizer.illegal_ids),
+    )  # fmt: skip
+
+
+def train_generator(run: Run) -> Path:
+    """Train the causal LM on the run's code shards -> `out/checkpoint`, the folder that users load."""
+    config, target, train = run.config, run.out / "checkpoint", run.config.train
+    image_tokenizer = ImageTokenizer.load(run.out / "image_tokenizer")
+    codes = require_codes_of(run.out / "codes", image_tokenizer)
+    text_tokenizer = load_text_tokenizer(run)
+    asked = {
+        "generator": dataclasses.asdict(config.generator), "seed": config.seed, "codes": codes["fingerprint"], "counts": codes["counts"],
+        "text_tokenizer": text_tokenizer.fingerprint(), "max_caption_tokens": config.data.max_caption_tokens,
+        "train": _without(dataclasses.asdict(train), LOGGING_KEYS | {"deepspeed", "micro_batch_size", "gradient_checkpointing"}),
+    }  # fmt: skip
+    checkpoint.recover_directory(target)
+    record = checkpoint.read_record(target / "training.json")
+    if record is not None:
+        checkpoint.require_same(target, record["settings"], asked)
+        run.say(f"generator: {target} is there and matches")
+        return target
+
+    vocabulary = build_vocabulary(config, text_tokenizer, codes)
+    slots = Slots(vocabulary.default_grid[0] * vocabulary.default_grid[1], vocabulary.max_text)
+    share = train.batch_size // run.world
+    micro = train.micro_batch_size or share
+    if train.batch_size % run.world or share % micro:
+        raise ValueError(
+            f"train.batch_size {train.batch_size} is not processes ({run.world}) x micro_batch_size ({micro}) x a whole number of accumulation steps"
+        )
+    torch.manual_seed(config.seed)
+    model = make_generator(
+        config.generator, vocab_size=vocabulary.size, max_length=slots.size + vocabulary.max_text + 16,
+        pad=vocabulary.id("<pad>"), bos=vocabulary.id("<bos>"), eos=vocabulary.id("<eos>"),
+    )  # fmt: skip
+    add_dropout(model, config.generator.dropout)
+    if train.gradient_checkpointing:
+        model.gradient_checkpointing_enable()
+    engine = Engine.make(run, model, micro=micro, accumulation=share // micro)
+    ema = optim.Ema(model, train.ema_decay)
+    mix = dict(task_mix=train.task_mix, tag_dropout=train.tag_dropout, seed=config.seed)
+    code_paths = {split: sorted((run.out / "codes").glob(f"{split}-*.tar")) for split in ("train", "val")}
+    batches = data.TokenBatches(
+        data.CodeSamples(code_paths["train"]), vocabulary, text_tokenizer.encode, batch_size=train.batch_size, rank=run.rank, world=run.world,
+        threads=config.data.num_workers, **mix,
+    )  # fmt: skip
+    held_out = None
+    if code_paths["val"]:
+        val = data.CodeSamples(code_paths["val"])
+        size = min(32, len(val))
+        whole = data.TokenBatches(val, vocabulary, text_tokenizer.encode, batch_size=size, seed=0, task_mix={"joint": 1.0}, tag_dropout=0.0, views=False)
+        held_out = [whole(step) for step in range(min(12, max(1, len(val) // size)))]
+
+    states = run.states("generator")
+    step, spent = 0, 0.0
+    if (latest := states.latest()) is not None:
+        saved = json.loads((states.path(latest) / "state.json").read_text())
+        checkpoint.require_same(states.path(latest), saved["settings"], asked)
+        engine.load(states.path(latest))
+        ema.load_state_dict(torch.load(states.path(latest) / "ema.pt", map_location="cpu", weights_only=True))
+        step, spent = latest, saved["spent"]
+        run.say(f"generator: resuming at step {step}")
+    run.say(
+        f"generator: {_millions(model)} parameters, vocabulary {vocabulary.size} ({vocabulary.text_size} text + {len(vocabulary.controls)} control + "
+        f"{vocabulary.codebook_size} image), {len(batches.samples)} samples, {run.world} process(es), {engine}"
+    )
+    is_image = vocabulary.is_image.to(engine.device)
+    clock = _Clock()
+
+    def save() -> None:
+        folder = states.path(step)
+        aside = folder.with_name(folder.name + ".partial")
+        if run.rank == 0:
+            shutil.rmtree(aside, ignore_errors=True)
+            aside.mkdir(parents=True)
+        run.wait()
+        engine.save(aside)
+        if run.rank == 0:
+            torch.save(ema.state_dict(), aside / "ema.pt")
+            checkpoint.write_record(aside / "state.json", {"settings": asked, "spent": spent + clock.seconds()})
+        run.wait()
+        if run.rank == 0:
+            os.rename(aside, folder)
+            states.prune()
+        run.wait()
+
+    def as_checkpoint() -> Tokun:
+        return Tokun(image_tokenizer, text_tokenizer, vocabulary, model, config.sampling, [tuple(c) for c in codes["tag_counts"]])
+
+    stream = data.prefetch(batches, step)
+    bar = tqdm(total=train.steps, initial=step, desc="generator", unit="step", disable=run.rank != 0, dynamic_ncols=True)
+    tokens, waited, figures = 0.0, 0.0, {}
+    while True:
+        progress = _progress(run, step, train.steps, spent + clock.seconds(), train.max_minutes)
+        if progress >= 1:
+            break
+        lr = train.lr * _schedule(progress, step, train.warmup_steps, train.min_lr_ratio)
+        engine.set_lr(lr)
+        before = time.monotonic()
+        batch = next(stream)
+        waited += time.monotonic() - before
+        sums = _global_sums(run, batch, vocabulary, engine.device)
+        torch.manual_seed(_step_seed(config.seed, step, run.rank))  # dropout is a function of (seed, step, rank)
+        model.train()
+        logged = torch.zeros(3, device=engine.device)
+        for ids, labels in zip(batch.input_ids.split(micro), batch.labels.split(micro)):
+            ids, labels = ids.to(engine.device, non_blocking=True), labels.to(engine.device, non_blocking=True)
+            with engine.autocast():
+                logits = engine.model(input_ids=ids, use_cache=False).logits[..., : vocabulary.size]
+            parts = losses.next_token_losses(logits, labels, is_image)
+            image, text = parts["image_sum"] / sums["image"], parts["text_sum"] / sums["text"]
+            z = parts["z_sum"] / (sums["image"] + sums["text"])
+            loss = train.image_weight * image + train.text_weight * text + train.z_loss * z
+            _require_finite(run, loss, step, "generator", lambda s=step: batches_keys(batches, s))
+            engine.backward(loss * run.world)  # the engine averages over processes; the sums are global already
+            logged += torch.stack([image, text, z]).detach()
+        norm = engine.step()
+        ema.update(model)
+        step += 1
+        tokens += float(sums["tokens"])
+        bar.update(1)
+        if step % train.log_every == 0 or step == 1:
+            if run.world > 1:
+                dist.all_reduce(logged)
+            seconds = clock.lap()
+            image, text, z = logged.tolist()
+            figures = {
+                "train/loss": train.image_weight * image + train.text_weight * text, "train/image_loss": image, "train/text_loss": text, "train/z": z,
+                "train/lr": lr, "train/grad_norm": norm, "train/tokens_per_second": tokens / seconds, "train/data_wait": waited / seconds,
+                "train/epoch": step * train.batch_size / len(batches.samples), "train/skipped": sum(batches.samples.index.skipped.values()),
+                "train/cut_captions": batches.cut_captions,
+            }  # fmt: skip
+            run.tracker.log(figures, step=step)
+            bar.set_postfix_str(f"image {image:.3f} text {text:.3f} {tokens / seconds:.0f} tok/s")
+            tokens = waited = 0.0
+        if step % train.save_every == 0:
+            save()
+        if held_out and step % train.eval_every == 0:
+            with _averaged(model, ema):
+                held = evaluate_generator(engine, model, held_out, vocabulary)
+            run.tracker.log({f"val/{k}": v for k, v in held.items()}, step=step)
+            if run.rank == 0:
+                bar.write(f"  step {step}: held out " + _line(held))
+            clock.lap()
+            tokens = waited = 0.0
+        if step % train.sample_every == 0 and run.rank == 0 and config.sampling.n > 0:
+            with _averaged(model, ema):
+                log_samples(run, as_checkpoint(), step)
+            clock.lap()
+    bar.close()
+    stream.close()
+    ema.copy_to(model)
+    model.eval()
+    held = evaluate_generator(engine, model, held_out, vocabulary) if held_out else {}
+    if run.rank == 0:
+        model.float().cpu()
+        whole = as_checkpoint()
+        minutes = (spent + clock.seconds()) / 60
+        record = {
+            "settings": asked, "steps": step, "seconds": round(60 * minutes), "train": figures, "val": held, "parameters": count_parameters(model),
+            "image_tokenizer": checkpoint.read_record(run.out / "image_tokenizer" / "stage.json")["figures"],
+        }  # fmt: skip
+        with checkpoint.whole_directory(target) as folder:
+            whole.save(folder, card=model_card(config, record))
+            checkpoint.write_record(folder / "training.json", record)
+        if config.sampling.n > 0:
+            log_samples(run, whole, step)
+        states.clear()
+        run.say(f"generator: finished after {step} steps, {minutes:.1f} minutes. {_line(held)}")
+        run.say(f"checkpoint: {target}\n  python sample.py --checkpoint {target} --seed 42 --n 16")
+    run.wait()
+    return target
+
+
+@torch.no_grad()
+def evaluate_generator(engine: Engine, model: Any, batches: Sequence[data.TokenBatch], vocabulary: Vocabulary) -> dict[str, float]:
+    """Held-out nats per image token and per text token, over full-vocabulary softmax."""
+    was_training = model.training
+    model.eval()
+    totals: dict[str, float] = {}
+    is_image = vocabulary.is_image.to(engine.device)
+    for batch in batches:
+        with engine.autocast():
+            logits = model(input_ids=batch.input_ids.to(engine.device), use_cache=False).logits[..., : vocabulary.size]
+        for name, value in losses.next_token_losses(logits, batch.labels.to(engine.device), is_image).items():
+            totals[name] = totals.get(name, 0.0) + value.item()
+    model.train(was_training)
+    return {"image_loss": totals["image_sum"] / totals["image_count"], "text_loss": totals["text_sum"] / totals["text_count"]}
+
+
+def log_samples(run: Run, model: Tokun, step: int) -> None:
+    """Draw the run's sample seeds, keep the grid in `out/samples/`, stream it to the tracker."""
+    was_training = model.generator.training
+    model.eval()
+    pairs = model.sample(run.config.sampling.seed, run.config.sampling.n)
+    model.generator.train(was_training)
+    captions = [pair.caption for pair in pairs]
+    grid = captioned_grid([pair.image for pair in pairs], captions)
+    folder = run.out / "samples"
+    folder.mkdir(exist_ok=True)
+    grid.save(folder / f"step-{step:08d}.png")
+    run.tracker.log_grid("samples", grid, [pair.image for pair in pairs], captions, step=step)
+    run.tracker.log({"samples/pmi": float(np.mean([pair.pmi for pair in pairs]))}, step=step)
+
+
+def _global_sums(run: Run, batch: data.TokenBatch, vocabulary: Vocabulary, device: torch.device) -> dict[str, Tensor]:
+    """Counts over the whole global batch: image targets, text targets, and all tokens that are not padding."""
+    kept = batch.labels != losses.IGNORE
+    image = kept & (batch.labels >= vocabulary.code_offset)
+    tokens = (batch.input_ids != vocabulary.id("<pad>")).sum()
+    counts = torch.stack([image.sum(), (kept & ~image).sum(), tokens]).float().to(device)
+    if run.world > 1:
+        dist.all_reduce(counts)
+    counts = counts.clamp_min(1)
+    return {"image": counts[0], "text": counts[1], "tokens": counts[2]}
+
+
+class Engine:
+    """The generator under accelerate: forward, backward, step, save, load. DDP here, DeepSpeed in the subclass."""
+
+    @staticmethod
+    def make(run: Run, model: nn.Module, *, micro: int, accumulation: int) -> Engine:
+        kind = DeepSpeedEngine if run.deepspeed else Engine
+        return kind(run, model, micro, accumulation)
+
+    def __init__(self, run: Run, model: nn.Module, micro: int, accumulation: int):
+        train = run.config.train
+        self.train, self.plain, self.accumulation, self.calls = train, model, accumulation, 0
+        self.accelerator = make_accelerator(train.precision)
+        self.device = self.accelerator.device
+        model.to(self.device)
+        optimizer = optim.make_adamw(model, lr=train.lr, betas=train.betas, weight_decay=train.weight_decay)
+        self.model, self.optimizer = self.accelerator.prepare(model, optimizer)
+
+    def __str__(self) -> str:
+        return f"accelerate, precision {self.train.precision}, on {self.device}"
+
+    def autocast(self) -> Any:
+        return self.accelerator.autocast()
+
+    def set_lr(self, lr: float) -> None:
+        optim.set_lr(self.optimizer, lr)
+
+    def backward(self, loss: Tensor) -> None:
+        self.calls += 1
+        with contextlib.ExitStack() as stack:
+            if self.calls % self.accumulation:  # gradients are exchanged once, with the last micro batch
+                stack.enter_context(self.accelerator.no_sync(self.model))
+            self.accelerator.backward(loss)
+
+    def step(self) -> float:
+        """Clip, update, forget the gradients. Returns the gradient norm before clipping."""
+        norm = self.accelerator.clip_grad_norm_(self.plain.parameters(), self.train.max_grad_norm)
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        return float(norm)
+
+    def save(self, folder: Path) -> None:
+        if self.accelerator.is_main_process:
+            torch.save({"model": self.plain.state_dict(), "optimizer": self.optimizer.state_dict()}, folder / "engine.pt")
+
+    def load(self, folder: Path) -> None:
+        path = folder / "engine.pt"
+        if not path.is_file():
+            raise FileNotFoundError(f"{path} is missing: this trainer state was saved under DeepSpeed. Go on with the deepspeed launcher, or delete {folder}")
+        state = torch.load(path, map_location=self.device, weights_only=True)
+        self.plain.load_state_dict(state["model"])
+        self.optimizer.load_state_dict(state["optimizer"])
+
+
+class DeepSpeedEngine(Engine):
+    """The same calls over a DeepSpeed ZeRO engine, configured by `train.deepspeed`."""
+
+    def __init__(self, run: Run, model: nn.Module, micro: int, accumulation: int):
+        need("deepspeed", extra="train")
+        from accelerate.utils import DeepSpeedPlugin
+
+        train = run.config.train
+        self.train, self.plain, self.accumulation = train, model, accumulation
+        self.settings = deepspeed_settings(train, micro=micro, accumulation=accumulation)
+        plugin = DeepSpeedPlugin(hf_ds_config=self.settings)
+        self.accelerator = make_accelerator("no", deepspeed_plugin=plugin)
+        self.device = self.accelerator.device
+        optimizer = optim.make_adamw(model, lr=train.lr, betas=train.betas, weight_decay=train.weight_decay)
+        self.model, self.optimizer = self.accelerator.prepare(model, optimizer)
+
+    def __str__(self) -> str:
+        return f"DeepSpeed ZeRO-{self.settings['zero_optimization']['stage']}, precision {self.train.precision}, on {self.device}"
+
+    def autocast(self) -> Any:
+        return contextlib.nullcontext()  # the engine casts as its settings say
+
+    def backward(self, loss: Tensor) -> None:
+        # the engine divides by the accumulation steps; the sums are over all of them already
+        self.model.backward(loss * self.accumulation)
+        self.model.step()
+
+    def step(self) -> float:
+        norm = self.model.get_global_grad_norm()
+        return float(norm) if norm is not None else 0.0
+
+    def save(self, folder: Path) -> None:
+        self.model.save_checkpoint(str(folder), tag="engine")
+
+    def load(self, folder: Path) -> None:
+        path, _ = self.model.load_checkpoint(str(folder), tag="engine")
+        if path is None:
+            raise FileNotFoundError(f"{folder / 'engine'} is missing: this trainer state was not saved under DeepSpeed. Go on with plain python, or delete {folder}")
+
+
+def deepspeed_settings(train: configs.TrainConfig, *, micro: int, accumulation: int) -> dict[str, Any]:
+    """The DeepSpeed JSON named in the config, completed with what the config says already.
+
+    Raises FileNotFoundError / ValueError for a missing or contradicting file.
+    """
+    path = Path(train.deepspeed)
+    if not path.is_file():
+        raise FileNotFoundError(f"train.deepspeed {path} does not exist; configs/deepspeed/ holds zero1.json and others")
+    try:
+        settings = json.loads(path.read_text())
+    except json.JSONDecodeError as error:
+        raise ValueError(f"train.deepspeed {path} is not JSON: {error}") from error
+    own = {"train_micro_batch_size_per_gpu": micro, "gradient_accumulation_steps": accumulation, "gradient_clipping": train.max_grad_norm}
+    for key, value in own.items():
+        if settings.setdefault(key, value) not in (value, "auto"):
+            raise ValueError(f"{path} sets {key} to {settings[key]}, the config to {value}; leave it out of the JSON, the config decides")
+        settings[key] = value
+    settings.setdefault("zero_optimization", {"stage": 1})
+    if settings["zero_optimization"].get("stage", 0) > 2:
+        raise ValueError(f"{path} asks for ZeRO stage {settings['zero_optimization']['stage']}; stages 0, 1 and 2 are supported, since the averaged weights need whole parameters")
+    settings["zero_allow_untested_optimizer"] = True  # torch's own AdamW, as without DeepSpeed
+    settings.setdefault("steps_per_print", 10**9)
+    if train.precision == "bf16" and "bf16" not in settings:
+        settings["torch_autocast"] = {"enabled": True, "dtype": "bfloat16"}  # float32 weights, as without DeepSpeed
+    return settings
+
+
+# --- what stages share ----------------------------------------------------------------------------------------------
+
+
+def start_processes(launched_by_deepspeed: bool) -> None:
+    """Join the processes that a launcher (deepspeed, torchrun, accelerate, Slurm) started; alone, do nothing."""
+    if int(os.environ.get("WORLD_SIZE", 1)) > 1 and not dist.is_initialized():
+        if torch.cuda.is_available():
+            torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", 0)))
+        dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo", timeout=timedelta(hours=2))
+    if launched_by_deepspeed and int(os.environ.get("WORLD_SIZE", 1)) == 1 and torch.cuda.device_count() > 1:
+        print(f"tokun: deepspeed started 1 process, but this machine has {torch.cuda.device_count()} GPUs; see --num_gpus and --include")
+
+
+def wait_for_processes() -> None:
+    if dist.is_initialized():
+        dist.barrier()
+
+
+def end_processes() -> None:
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+def make_accelerator(precision: str, **kwargs: Any) -> Any:
+    """A fresh accelerate.Accelerator; stages differ in precision and engine, so the shared state is made anew."""
+    accelerate = need("accelerate", extra="train")
+    from accelerate.state import AcceleratorState
+
+    AcceleratorState._reset_state(reset_partial_state=False)
+    return accelerate.Accelerator(mixed_precision=precision, **kwargs)
+
+
+class _Clock:
+    def __init__(self) -> None:
+        self.start = self.last = time.monotonic()
+
+    def seconds(self) -> float:
+        return time.monotonic() - self.start
+
+    def lap(self) -> float:
+        now = time.monotonic()
+        self.last, before = now, self.last
+        return max(now - before, 1e-9)
+
+
+class _averaged:
+    """Within the block the module holds its averaged weights; behind it, its own again."""
+
+    def __init__(self, module: nn.Module, ema: optim.Ema):
+        self.module, self.ema = module, ema
+
+    def __enter__(self) -> None:
+        self.own = {name: p.detach().clone() for name, p in self.module.named_parameters()}
+        self.ema.copy_to(self.module)
+
+    @torch.no_grad()
+    def __exit__(self, *_: object) -> None:
+        for name, p in self.module.named_parameters():
+            p.copy_(self.own[name])
+
+
+def _progress(run: Run, step: int, steps: int, seconds: float, max_minutes: float) -> float:
+    """How much of the training is done, 0..1: by steps, or by time where that runs out first (all processes agree)."""
+    progress = step / steps
+    if max_minutes > 0:
+        elapsed = torch.tensor(seconds / (60 * max_minutes))
+        if run.world > 1:
+            device = torch.device("cuda") if dist.get_backend() == "nccl" else torch.device("cpu")
+            elapsed = elapsed.to(device)
+            dist.broadcast(elapsed, 0)
+        progress = max(progress, elapsed.item())
+    return progress
+
+
+def _schedule(progress: float, step: int, warmup: int, min_ratio: float = 0.05) -> float:
+    warm = min(1.0, (step + 1) / max(1, warmup))
+    return warm * (min_ratio + (1 - min_ratio) * 0.5 * (1 + math.cos(math.pi * min(1.0, progress))))
+
+
+def _step_seed(seed: int, step: int, rank: int) -> int:
+    return int(np.random.SeedSequence([seed, step, rank]).generate_state(1, np.uint64)[0] >> 1)
+
+
+def _require_finite(run: Run, loss: Tensor, step: int, stage: str, keys: Callable[[], Sequence[str]]) -> None:
+    if not torch.isfinite(loss):
+        listed = run.out / f"non_finite_{stage.replace(' ', '_')}_step{step}.json"
+        checkpoint.write_text(listed, json.dumps(list(keys()), indent=1))
+        raise FloatingPointError(
+            f"{stage}: the loss is {loss.item()} at step {step}. The batch's keys are in {listed}. The last trainer state is whole: "
+            "start again with a lower learning rate or a smaller max_grad_norm, or in full precision (precision=no)"
+        )
+
+
+def batches_keys(batches: Any, step: int) -> list[str]:
+    positions = data.positions_of(step, batches.batch_size, batches.rank, batches.world)
+    return [batches.samples.index.members[batches.order[p]].key for p in positions]
+
+
+def _held_out_pictures(config: Config, n: int = 256) -> Tensor:
+    m = config.image_tokenizer
+    pattern = config.data.val or config.data.train
+    return data.centre_crops(data.ImageSamples.open(pattern, image_size=m.image_size, channels=m.image_channels), n)
+
+
+def _without(tree: dict[str, Any], keys: set[str]) -> dict[str, Any]:
+    return {k: v for k, v in tree.items() if k not in keys}
+
+
+def _millions(module: nn.Module) -> str:
+    return f"{sum(p.numel() for p in module.parameters()) / 1e6:.2f}M"
+
+
+def _line(figures: dict[str, float]) -> str:
+    return ", ".join(f"{k} {v:.4g}" for k, v in figures.items())

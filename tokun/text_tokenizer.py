@@ -1,0 +1,413 @@
+"""Captions to ids and back: sentencepiece, trained, encoded, decoded. Knows no images, no control tokens, no torch.
+
+    tokenizer = TextTokenizer.train(captions, vocab_size=4096)
+    tokenizer.decode(tokenizer.encode(caption)) == normalize(caption)      # for any Unicode string
+
+Two classes, one interface (size, illegal_ids, encode, decode, save, load, fingerprint, save_hf):
+
+  TextTokenizer             our own sentencepiece BPE with byte fallback: no caption is unencodable
+  PretrainedTextTokenizer   any fast Hugging Face tokenizer, for generators that start from a pretrained language model
+
+Ids run from 0 to size - 1. What stands behind them in the joint vocabulary (controls, image codes) is
+`vocabulary.py`'s to know; `save_hf` is only handed their names.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import logging
+import os
+import re
+import tempfile
+import unicodedata
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import sentencepiece
+
+if TYPE_CHECKING:
+    import tokenizers
+
+logger = logging.getLogger(__name__)
+
+SPACE_MARK = "\u2581"  # ▁: how sentencepiece writes a space; it writes one before the first word too
+REPLACEMENT = "\ufffd"  # what a decoder writes where the bytes are not UTF-8
+TRAINING_CHUNK = 4000  # characters; a longer caption is trained on in pieces: sentencepiece drops overlong lines unsaid
+PROBE = "No 1863: \u201ca  \ufb01ne caf\u00e9\u201d, \u6728\u53e3\u6728\u7248 \U0001f5bc\ufe0f\u200d <unk> <0x41>"
+
+
+# --- What a caption is ------------------------------------------------------------------------------------------------
+
+_REPLACED = ((re.compile("[\x00-\x1f\x7f-\x9f]"), " "), (re.compile("[\ud800-\udfff]"), REPLACEMENT),
+             (re.compile(SPACE_MARK), "_"))  # fmt: skip
+
+
+def normalize(text: str) -> str:
+    """What a caption is before it is tokenised. Idempotent, total: any `str` in, a tokenisable `str` out.
+
+    Control characters (NUL, tab, newline, C1) become spaces, lone surrogates U+FFFD, and "▁" (sentencepiece's own mark)
+    "_". Then NFC; runs of whitespace of any kind become one space; the ends are stripped. Joiners and variation
+    selectors stay: emoji need them.
+    """
+    for pattern, replacement in _REPLACED:
+        text = pattern.sub(replacement, text)
+    return " ".join(unicodedata.normalize("NFC", text).split())
+
+
+# --- Our own tokenizer ------------------------------------------------------------------------------------------------
+
+
+class TextTokenizer:
+    """text <-> ids 0..size-1, by sentencepiece BPE: id 0 unknown (never emitted), 1..256 the bytes, then pieces.
+
+    size         number of ids
+    illegal_ids  ids a sampler must never emit
+    """
+
+    def __init__(self, model: bytes) -> None:
+        """`model`: the bytes of a model made by `train`. ValueError for any other."""
+        self._model = bytes(model)
+        self._processor = _open_model(self._model)
+        self.size: int = self._processor.get_piece_size()
+        self.illegal_ids: tuple[int, ...] = tuple(
+            i for i in range(self.size) if self._processor.is_unknown(i) or self._processor.is_control(i)
+        )
+        self._bytes = [self._bytes_of(i) for i in range(self.size)]
+        if self.decode(self._processor.encode(PROBE)) != PROBE:
+            raise ValueError("it rewrites text or is not whole, so that captions would not come back as they went in")
+
+    @classmethod
+    def train(cls, captions: Iterable[str], *, vocab_size: int, character_coverage: float = 0.9995) -> TextTokenizer:
+        """BPE over `captions`; the same captions, in any order, give the same model.
+
+        vocab_size          ids in all, the unknown and the 256 bytes among them. Lowered, with a note in the log, where
+                            the captions do not hold so many pieces
+        character_coverage  share of the text whose characters get a piece of their own; rarer ones are spelt in bytes
+
+        ValueError if there is no text, or `vocab_size` has no room for the bytes and the characters.
+        """
+        if isinstance(captions, str):
+            raise ValueError(
+                f"captions is the str {captions[:40]!r}: pass an iterable of them, [caption] for a single one"
+            )
+        lines = [
+            text[start : start + TRAINING_CHUNK]
+            for text in map(normalize, captions)
+            for start in range(0, len(text), TRAINING_CHUNK)
+        ]
+        if not lines:
+            raise ValueError("no caption has any text: a text tokenizer needs at least one caption to train on")
+        model = io.BytesIO()
+        try:
+            sentencepiece.SentencePieceTrainer.train(
+                sentence_iterator=iter(lines),
+                model_writer=model,
+                model_type="bpe",
+                vocab_size=vocab_size,
+                hard_vocab_limit=False,  # too few pieces in the corpus: a smaller vocabulary, not an error
+                character_coverage=character_coverage,
+                byte_fallback=True,
+                normalization_rule_name="identity",  # `normalize` has done it
+                remove_extra_whitespaces=False,
+                unk_id=0,
+                bos_id=-1,
+                eos_id=-1,
+                pad_id=-1,
+                max_sentence_length=4 * TRAINING_CHUNK,  # bytes
+                num_threads=1,  # written into the model, so it must not follow the machine
+                minloglevel=2,
+            )
+        except RuntimeError as error:
+            too_small = re.search(r"smaller than required_chars\. \d+ vs (\d+)", str(error))
+            if too_small:
+                raise ValueError(
+                    f"vocab_size {vocab_size} is too small: the bytes and the characters of these captions alone take "
+                    f"{too_small[1]}. Raise vocab_size, or lower character_coverage ({character_coverage})"
+                ) from None
+            if "!sentences_.empty()" in str(error):
+                raise ValueError(
+                    f"sentencepiece can use none of the captions; the first is {lines[0][:80]!r}"
+                ) from None
+            raise
+        tokenizer = cls(model.getvalue())
+        if tokenizer.size < vocab_size:
+            logger.warning(
+                "text vocabulary lowered from %d to %d: these captions hold no more pieces", vocab_size, tokenizer.size
+            )
+        return tokenizer
+
+    def encode(self, text: str) -> list[int]:
+        """The ids of `normalize(text)`; none for a text that is only whitespace."""
+        return self._processor.encode(normalize(text))
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """The text of `ids`: `decode(encode(t)) == normalize(t)`.
+
+        Ids drawn by a model may spell what is not UTF-8: each broken stretch reads U+FFFD and its neighbours stay
+        readable. Such text need not be normalized. ValueError for an id outside 0..size-1.
+        """
+        pieces = []
+        for i in map(int, ids):
+            if not 0 <= i < self.size:
+                raise ValueError(f"id {i} is not text: this tokenizer has ids 0..{self.size - 1}")
+            pieces.append(self._bytes[i])
+        # Marks turn into spaces only here, at the end: a mark too rare for a piece of its own comes as three bytes.
+        return b"".join(pieces).decode("utf-8", errors="replace").replace(SPACE_MARK, " ").removeprefix(" ")
+
+    def _bytes_of(self, i: int) -> bytes:
+        """What id `i` adds to the text, in UTF-8."""
+        if i in self.illegal_ids:
+            return REPLACEMENT.encode()
+        piece = self._processor.id_to_piece(i)
+        return bytes([int(piece[3:5], 16)]) if self._processor.is_byte(i) else piece.encode()
+
+    def save(self, path: Path) -> None:
+        """Write the sentencepiece model to the file `path`, whole or not at all."""
+        _write(Path(path), self._model)
+
+    @classmethod
+    def load(cls, path: Path) -> TextTokenizer:
+        """Read what `save` wrote. FileNotFoundError if there is nothing, ValueError if it is anything else."""
+        path = Path(path)
+        way_out = "copy it anew from the checkpoint it belongs to, or train one with TextTokenizer.train"
+        if not path.exists():
+            raise FileNotFoundError(f"no text tokenizer at {path}: {way_out}")
+        if path.is_dir():
+            raise ValueError(
+                f"{path} is a directory, not a sentencepiece model; PretrainedTextTokenizer.load reads those"
+            )
+        try:
+            return cls(path.read_bytes())
+        except ValueError as error:
+            raise ValueError(f"{path} is no text tokenizer of tokun's ({error}): {way_out}") from None
+
+    def fingerprint(self) -> str:
+        """sha256 of the model's bytes, in hex: equal fingerprints, equal ids."""
+        return hashlib.sha256(self._model).hexdigest()
+
+    def save_hf(self, directory: Path, added_tokens: Sequence[str], *, bos: str, eos: str, pad: str) -> None:
+        """Write the tokenizer for Hugging Face: `AutoTokenizer.from_pretrained(directory)` gives the ids of `encode`.
+
+        `added_tokens` follow the text as special tokens, at ids size, size + 1, … in order; `bos`, `eos` and `pad` are
+        among them. No token is put round the text. Three differences from `encode` / `decode` remain there:
+        an added token spelt out in a text is read as that token (`split_special_tokens=True` turns that off); NFC is an
+        older Unicode's (9.0), so that a text not yet normalized may differ in newer combining marks; and of a run of
+        byte pieces that is not UTF-8, every byte decodes to U+FFFD.
+        """
+        _write_hf(self._backend(), Path(directory), added_tokens, bos=bos, eos=eos, pad=pad)
+
+    def _backend(self) -> tokenizers.Tokenizer:
+        """The same model in the `tokenizers` library."""
+        from tokenizers import Tokenizer, decoders, models, normalizers
+
+        names = [self._processor.id_to_piece(i) for i in range(self.size)]
+        backend = Tokenizer(
+            models.BPE(
+                vocab={name: i for i, name in enumerate(names)},
+                merges=self._merges(),
+                unk_token=names[0],
+                byte_fallback=True,
+                fuse_unk=True,
+            )
+        )
+        backend.normalizer = normalizers.Sequence(
+            [normalizers.Prepend(SPACE_MARK), normalizers.Replace(" ", SPACE_MARK)]
+        )
+        backend.decoder = decoders.Sequence(
+            [decoders.ByteFallback(), decoders.Fuse(), decoders.Replace(SPACE_MARK, " "), decoders.Strip(" ", 1, 0)]
+        )
+        return backend
+
+    def _merges(self) -> list[tuple[str, str]]:
+        """The merges, first merge first.
+
+        sentencepiece keeps no merges: it joins whichever two neighbours spell the piece with the highest score, however
+        that piece was once learnt. So every split of a piece into two pieces is a merge, at the piece's rank.
+        """
+        scores = {
+            self._processor.id_to_piece(i): self._processor.get_score(i)
+            for i in range(self.size)
+            if not (i in self.illegal_ids or self._processor.is_byte(i))
+        }
+        return [
+            (piece[:cut], piece[cut:])
+            for piece in sorted(scores, key=scores.__getitem__, reverse=True)
+            for cut in range(1, len(piece))
+            if piece[:cut] in scores and piece[cut:] in scores
+        ]
+
+
+# --- A pretrained language model's tokenizer --------------------------------------------------------------------------
+
+
+class PretrainedTextTokenizer:
+    """The same interface over a fast Hugging Face tokenizer, for a generator that starts from a pretrained model.
+
+    `decode(encode(t)) == normalize(t)` only where that tokenizer is lossless: byte-level BPE and sentencepiece with
+    byte fallback are (GPT-2, Qwen, Llama), an uncased or a WordPiece one is not.
+
+    size         number of ids, its own special and added tokens among them
+    illegal_ids  its special tokens
+    """
+
+    def __init__(self, backend: tokenizers.Tokenizer) -> None:
+        """`backend`: the `tokenizers` object; it is copied."""
+        self._backend = _copy(backend)
+        self._backend.no_padding()
+        self._backend.no_truncation()
+        self._backend.encode_special_tokens = True  # "<|endoftext|>" in a caption is text, not the end
+        self.size: int = self._backend.get_vocab_size(with_added_tokens=True)
+        last = max(self._backend.get_vocab(with_added_tokens=True).values(), default=-1)
+        if last + 1 != self.size:
+            raise ValueError(
+                f"this tokenizer has {self.size} tokens but ids up to {last}, and tokun's vocabulary has no holes: "
+                "choose another pretrained model"
+            )
+        self.illegal_ids: tuple[int, ...] = tuple(
+            sorted(i for i, token in self._backend.get_added_tokens_decoder().items() if token.special)
+        )
+
+    def __reduce__(self):
+        return type(self), (self._backend,)  # through __init__: a pickled backend forgets encode_special_tokens
+
+    @classmethod
+    def from_pretrained(cls, id_or_path: str | Path) -> PretrainedTextTokenizer:
+        """The tokenizer of a model on the Hugging Face hub, or in a local directory. ValueError if it is a slow one."""
+        from transformers import AutoTokenizer
+
+        tokenizer = AutoTokenizer.from_pretrained(str(id_or_path))
+        if getattr(tokenizer, "backend_tokenizer", None) is None:
+            raise ValueError(f"{id_or_path} has no fast tokenizer (tokenizer.json): choose a model that has one")
+        backend = _copy(tokenizer.backend_tokenizer)
+        # A token may be special by name alone (unk_token in tokenizer_config.json); say so where `save` keeps it.
+        ids = backend.get_vocab(with_added_tokens=True)
+        backend.add_special_tokens([token for token in tokenizer.all_special_tokens if token in ids])
+        return cls(backend)
+
+    def encode(self, text: str) -> list[int]:
+        """The ids of `normalize(text)`, without special tokens."""
+        return self._backend.encode(normalize(text), add_special_tokens=False).ids
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """The text of `ids`, special tokens spelt out. ValueError for an id outside 0..size-1."""
+        ids = [int(i) for i in ids]
+        for i in ids:
+            if not 0 <= i < self.size:
+                raise ValueError(f"id {i} is not text: this tokenizer has ids 0..{self.size - 1}")
+        return self._backend.decode(ids, skip_special_tokens=False)
+
+    def save(self, directory: Path) -> None:
+        """Write `directory`/tokenizer.json, whole or not at all."""
+        _write(Path(directory) / "tokenizer.json", self._backend.to_str().encode())
+
+    @classmethod
+    def load(cls, directory: Path) -> PretrainedTextTokenizer:
+        """Read what `save` wrote. FileNotFoundError if there is nothing, ValueError if it is anything else."""
+        from tokenizers import Tokenizer
+
+        path = Path(directory) / "tokenizer.json"
+        way_out = "copy it anew from the checkpoint it belongs to, or call PretrainedTextTokenizer.from_pretrained"
+        if not path.exists():
+            raise FileNotFoundError(f"no text tokenizer at {path}: {way_out}")
+        try:
+            backend = Tokenizer.from_str(path.read_text(encoding="utf-8"))
+        except Exception as error:  # the library raises bare `Exception`
+            raise ValueError(f"{path} is no Hugging Face tokenizer ({error}): {way_out}") from None
+        return cls(backend)
+
+    def fingerprint(self) -> str:
+        """sha256 of the vocabulary and of the ids of a probe text, in hex.
+
+        Not of tokenizer.json: the library's releases write the same tokenizer differently.
+        """
+        vocabulary = sorted(self._backend.get_vocab(with_added_tokens=True).items(), key=lambda item: item[1])
+        return hashlib.sha256(json.dumps([vocabulary, self.illegal_ids, self.encode(PROBE)]).encode()).hexdigest()
+
+    def save_hf(self, directory: Path, added_tokens: Sequence[str], *, bos: str, eos: str, pad: str) -> None:
+        """As `TextTokenizer.save_hf`. The pretrained model's chat template and choice of bos, eos, pad stay behind."""
+        _write_hf(_copy(self._backend), Path(directory), added_tokens, bos=bos, eos=eos, pad=pad)
+
+
+# --- Files ------------------------------------------------------------------------------------------------------------
+
+
+def _open_model(model: bytes) -> sentencepiece.SentencePieceProcessor:
+    """The processor for `model`. ValueError unless it has the layout that `TextTokenizer.train` gives."""
+    if not model:
+        raise ValueError("it is empty")
+    try:
+        processor = sentencepiece.SentencePieceProcessor(model_proto=model)
+    except RuntimeError:
+        raise ValueError("it is not a sentencepiece model, or not the whole of one") from None
+    size = processor.get_piece_size()
+    if size < 257 or processor.unk_id() != 0 or not all(map(processor.is_byte, range(1, 257))):
+        raise ValueError("it lacks the bytes at ids 1..256, so that some captions could not be encoded")
+    return processor
+
+
+def _copy(backend: tokenizers.Tokenizer) -> tokenizers.Tokenizer:
+    from tokenizers import Tokenizer
+
+    return Tokenizer.from_str(backend.to_str())
+
+
+def _write(path: Path, data: bytes) -> None:
+    """Write `data` aside, then rename: `path` is whole or as it was."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, aside = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(aside, 0o644)  # mkstemp's 0600 would keep a shared checkpoint from its other readers
+        os.replace(aside, path)
+    except BaseException:
+        os.unlink(aside)
+        raise
+
+
+def _write_hf(
+    backend: tokenizers.Tokenizer, directory: Path, added_tokens: Sequence[str], *, bos: str, eos: str, pad: str
+) -> None:
+    """Add `added_tokens` to `backend` (which is changed) and write the three files `AutoTokenizer` reads."""
+    from tokenizers import AddedToken, Regex, normalizers
+
+    size = backend.get_vocab_size(with_added_tokens=True)
+    known = backend.get_vocab(with_added_tokens=True)
+    clashes = [token for token in added_tokens if token in known]
+    if clashes:
+        raise ValueError(f"the text tokenizer has {clashes[:5]} of its own: give those added tokens other names")
+    if len(set(added_tokens)) != len(added_tokens):
+        raise ValueError("added_tokens holds a token twice: ids must be distinct, so must names")
+    strangers = [token for token in (bos, eos, pad) if token not in added_tokens]
+    if strangers:
+        raise ValueError(f"{strangers} are not among added_tokens: bos, eos and pad must be")
+
+    # `normalize`, in the library's words; surrogates cannot reach it
+    steps = [
+        normalizers.Replace(Regex(r"\p{Cc}"), " "),
+        normalizers.Replace(SPACE_MARK, "_"),
+        normalizers.NFC(),
+        normalizers.Replace(Regex(r"\s+"), " "),
+        normalizers.Strip(),
+    ]
+    backend.normalizer = normalizers.Sequence([*steps, *([backend.normalizer] if backend.normalizer else [])])
+    backend.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in added_tokens])
+    assert [backend.token_to_id(token) for token in added_tokens] == list(range(size, size + len(added_tokens)))
+
+    tokenizer = json.loads(backend.to_str())
+    tokenizer["post_processor"] = None  # a pretrained tokenizer's may put its own bos before the text
+    named = {"bos_token": bos, "eos_token": eos, "pad_token": pad}
+    # transformers 5 writes "TokenizersBackend" here; this older name both 4 and 5 read, and neither then rebuilds
+    # the tokenizer after the class that config.json's model_type suggests.
+    config = {"tokenizer_class": "PreTrainedTokenizerFast", "clean_up_tokenization_spaces": False, **named}
+    for name, content in (
+        ("tokenizer.json", tokenizer),
+        ("tokenizer_config.json", config),
+        ("special_tokens_map.json", named),
+    ):
+        _write(directory / name, json.dumps(content, ensure_ascii=False, indent=2).encode())

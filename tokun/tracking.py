@@ -1,0 +1,278 @@
+"""Where a training run writes what it measures: Weights & Biases (online or offline), TensorBoard, or nothing.
+
+One interface for all three. Knows numbers, pictures and words; knows no model and no loop. Tracking never ends a
+training run: a call that fails (network, full disk) is counted and the first one warned about.
+"""
+
+from __future__ import annotations
+
+import inspect
+import json
+import os
+import secrets
+import sys
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from tokun.extras import need
+
+KINDS = ("wandb", "tensorboard", "none")
+WANDB_ID_FILE = "wandb_id.txt"
+LONGEST_CAPTION = 4000  # characters; far beyond any caption, short of what a tracker's server refuses
+
+
+class Tracker:
+    """The interface. A tracker overrides the three `_write_*` and `_close`, and names the failures that it may survive.
+
+    `step` is the training step that the values belong to; logging a step again, as a resumed run does, loses nothing.
+    """
+
+    run_id: str | None = None  # what a later `make_tracker(resume_id=...)` continues, where there is such a thing
+    failures = 0  # calls that did not reach the tracker
+    survivable: tuple[type[Exception], ...] = (OSError,)
+
+    def log(self, metrics: Mapping[str, float], *, step: int) -> None:
+        """Numbers by name. Values are floats or what `float` takes, such as a tensor of one element."""
+        numbers = {name: float(value) for name, value in metrics.items()}
+        with self._surviving(f"the metrics of step {step}"):
+            self._write_numbers(numbers, step)
+
+    def log_image(self, name: str, image: Image.Image, *, step: int, caption: str = "") -> None:
+        """One picture with its caption."""
+        with self._surviving(f"the picture {name!r} of step {step}"):
+            self._write_pictures({name: (image, _safe(caption))}, {}, step)
+
+    def log_grid(
+        self, name: str, grid: Image.Image, images: Sequence[Image.Image], captions: Sequence[str], *, step: int
+    ) -> None:
+        """The whole page as one picture `name`, and beside it as `name/pairs` each picture with its own caption.
+
+        Raises ValueError where pictures and captions differ in number.
+        """
+        if len(images) != len(captions):
+            raise ValueError(f"{len(images)} pictures but {len(captions)} captions for {name!r}: give each picture one")
+        captions = [_safe(caption) for caption in captions]
+        listing = _safe("\n".join(f"{number}. {caption}" for number, caption in enumerate(captions, start=1)))
+        with self._surviving(f"the grid {name!r} of step {step}"):
+            self._write_pictures({name: (grid, listing)}, {f"{name}/pairs": list(zip(images, captions))}, step)
+
+    def finish(self) -> None:
+        """Write out what is pending and close. Says how many calls failed, where any did."""
+        with self._surviving("the end of the run"):
+            self._close()
+        if self.failures:
+            print(f"tracking: {self.failures} calls failed; what they held is missing from the run")
+
+    def _write_numbers(self, numbers: dict[str, float], step: int) -> None: ...
+
+    def _write_pictures(
+        self,
+        single: dict[str, tuple[Image.Image, str]],
+        listed: dict[str, list[tuple[Image.Image, str]]],
+        step: int,
+    ) -> None: ...
+
+    def _close(self) -> None: ...
+
+    @contextmanager
+    def _surviving(self, what: str) -> Iterator[None]:
+        try:
+            yield
+        except self.survivable as error:
+            self.failures += 1
+            if self.failures == 1:
+                warnings.warn(
+                    f"{type(self).__name__} could not write {what}: {type(error).__name__}: {error}. "
+                    "Training goes on; further failures are counted in silence.",
+                    RuntimeWarning,
+                    stacklevel=4,
+                )
+
+
+class NullTracker(Tracker):
+    """Takes everything, writes nothing: for processes beside the main one, and for runs that nobody tracks."""
+
+
+class WandbTracker(Tracker):
+    """A Weights & Biases run. Online where a key is found, else offline; WANDB_MODE is respected; never asks for a key.
+
+    The run's id is kept in `directory/wandb_id.txt`, so that the next start in the same directory continues the same
+    run. `step` is logged as a metric and made the axis of all others: W&B drops values whose own step counter goes
+    backwards, as it does when a run resumes from a checkpoint older than its last log.
+    """
+
+    def __init__(self, *, project: str, name: str | None, directory: Path, config: dict, resume_id: str | None = None):
+        self._wandb = wandb = need("wandb", extra="train")
+        self.survivable = _wandb_failures(wandb)
+        directory.mkdir(parents=True, exist_ok=True)
+        id_file = directory / WANDB_ID_FILE
+        self.run_id = resume_id or _read_id(id_file) or secrets.token_hex(4)
+        _write_id(id_file, self.run_id)
+
+        def start(mode: str):
+            # quiet: its banner repeats our line. Offline it has nothing else to say; online it tells of a lost network
+            settings = wandb.Settings(quiet=True, silent=mode == "offline")
+            return wandb.init(
+                project=project,
+                name=name,
+                dir=str(directory),
+                id=self.run_id,
+                resume="allow",
+                mode=mode,
+                config=_plain(config),
+                settings=settings,
+            )
+
+        mode, reason = _wandb_mode(wandb)
+        try:
+            self._run = start(mode)
+        except self.survivable as error:
+            if mode != "online":
+                raise
+            mode, reason = "offline", f"online failed: {_first_line(error)}"
+            wandb.teardown()  # its service still holds the id of the run that did not start
+            self._run = start(mode)
+        self._run.define_metric("step", hidden=True)
+        self._run.define_metric("*", step_metric="step")
+        if mode == "offline":
+            parts = Path(self._run.dir).parent.parent / f"offline-run-*-{self.run_id}"  # one for each start of the run
+            print(f"W&B offline ({reason}), run {self.run_id}; upload it with: wandb sync {parts}")
+        else:
+            print(f"W&B {mode} ({reason}), run {self.run_id}" + (f": {self._run.url}" if mode == "online" else ""))
+
+    def _write_numbers(self, numbers: dict[str, float], step: int) -> None:
+        self._run.log({**numbers, "step": step})
+
+    def _write_pictures(self, single, listed, step: int) -> None:
+        def wrapped(pair: tuple[Image.Image, str]):
+            return self._wandb.Image(pair[0], caption=pair[1])
+
+        pictures = {name: wrapped(pair) for name, pair in single.items()}
+        lists = {name: [wrapped(pair) for pair in pairs] for name, pairs in listed.items()}
+        self._run.log({**pictures, **lists, "step": step})
+
+    def _close(self) -> None:
+        self._run.finish()
+
+
+class TensorBoardTracker(Tracker):
+    """Event files in `directory`. A caption is a text of the same tag as its picture.
+
+    The file is opened at the first log, with that step as `purge_step`: TensorBoard then hides what an interrupted run
+    had logged from there on, and a resumed run shows one value for each step.
+    """
+
+    def __init__(self, *, name: str | None, directory: Path, config: dict):
+        need("tensorboard", extra="train")  # torch would say only that a module is missing
+        from torch.utils.tensorboard import SummaryWriter
+
+        directory.mkdir(parents=True, exist_ok=True)
+        self._SummaryWriter, self._directory, self._writer = SummaryWriter, directory, None
+        self._about = json.dumps({"name": name, **_plain(config)}, indent=2, ensure_ascii=False)
+        print(f"TensorBoard: tensorboard --logdir {directory}")
+
+    def _at(self, step: int):
+        if self._writer is None:
+            self._writer = self._SummaryWriter(str(self._directory), purge_step=step)
+            indented = "\n".join("    " + line for line in self._about.splitlines())  # Markdown for "as it stands"
+            self._writer.add_text("config", indented, step)
+        return self._writer
+
+    def _write_numbers(self, numbers: dict[str, float], step: int) -> None:
+        for name, value in numbers.items():
+            self._at(step).add_scalar(name, value, step)
+
+    def _write_pictures(self, single, listed, step: int) -> None:
+        numbered = {f"{name}/{k:02d}": pair for name, pairs in listed.items() for k, pair in enumerate(pairs)}
+        for name, (image, caption) in {**single, **numbered}.items():
+            self._at(step).add_image(name, np.asarray(image.convert("RGB")), step, dataformats="HWC")
+            if caption:
+                self._at(step).add_text(name, caption, step)
+        self._at(step).flush()
+
+    def _close(self) -> None:
+        if self._writer is not None:
+            self._writer.close()
+
+
+def make_tracker(
+    kind: str,
+    *,
+    project: str,
+    name: str | None,
+    directory: Path | str,
+    config: dict,
+    resume_id: str | None = None,
+    main_process: bool = True,
+) -> Tracker:
+    """The tracker of that kind, 'wandb', 'tensorboard' or 'none'; beside the main process always a NullTracker.
+
+    `directory` holds the run's files and is made if need be. `config` is what to show of the settings; values that JSON
+    does not know are shown as text. `resume_id` goes before the W&B id that an earlier run left in `directory`.
+    Raises ValueError for another kind, ImportError naming the extra where the package is missing.
+    """
+    if kind not in KINDS:
+        raise ValueError(f"unknown tracker {kind!r}: choose one of {', '.join(KINDS)}")
+    if kind == "none" or not main_process:
+        return NullTracker()
+    directory = Path(directory)
+    if kind == "tensorboard":
+        return TensorBoardTracker(name=name, directory=directory, config=config)
+    return WandbTracker(project=project, name=name, directory=directory, config=config, resume_id=resume_id)
+
+
+def _safe(caption: str) -> str:
+    """Text that every tracker can encode and store: a lone surrogate or a null becomes U+FFFD; the very long is cut."""
+    caption = "".join("\ufffd" if c == "\0" or "\ud800" <= c <= "\udfff" else c for c in caption[: LONGEST_CAPTION + 1])
+    return caption if len(caption) <= LONGEST_CAPTION else caption[: LONGEST_CAPTION - 1] + "…"
+
+
+def _plain(config: Mapping) -> dict:
+    return json.loads(json.dumps(config, default=str))
+
+
+def _wandb_mode(wandb) -> tuple[str, str]:
+    """The mode to start in, and why. Decided here, because `wandb.init` asks for a key where there is a terminal."""
+    wished = os.environ.get("WANDB_MODE")
+    if wished and wished not in ("online", "run"):  # "run" and "dryrun" are the old words
+        return ("offline" if wished == "dryrun" else wished), f"WANDB_MODE={wished}"
+    if not wished and (configured := wandb.setup().settings.mode) not in ("online", "run", None):
+        return ("offline" if configured == "dryrun" else configured), "as the W&B settings say"
+    try:
+        if "prompt" in inspect.signature(wandb.login).parameters:
+            key = wandb.login(prompt=False)
+        else:  # before W&B 0.31 `login` always asks, and this looks in the same places without asking
+            key = wandb.api.api_key
+    except wandb.errors.Error as error:
+        return "offline", f"the key could not be used: {_first_line(error)}"
+    return ("online", "a key was found") if key else ("offline", "no key: `wandb login` or WANDB_API_KEY gives one")
+
+
+def _wandb_failures(wandb) -> tuple[type[Exception], ...]:
+    """Its own errors, the system's (full disk, lost service or network), and those of its service's mailbox."""
+    mailbox = sys.modules.get("wandb.sdk.mailbox")
+    names = ("HandleAbandonedError", "MailboxClosedError")
+    return (wandb.errors.Error, OSError, *(getattr(mailbox, name) for name in names if hasattr(mailbox, name)))
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]
+
+
+def _read_id(path: Path) -> str | None:
+    try:
+        return path.read_text(encoding="utf-8").strip() or None
+    except FileNotFoundError:
+        return None
+
+
+def _write_id(path: Path, run_id: str) -> None:
+    """Whole or not at all: half an id would start another run."""
+    aside = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    aside.write_text(run_id + "\n", encoding="utf-8")
+    os.replace(aside, path)

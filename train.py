@@ -1,0 +1,67 @@
+"""Train a tokun model: pictures with captions in, a checkpoint out.
+
+    python train.py --config configs/tiny.yaml                            one process
+    deepspeed train.py --config configs/engraving.yaml                    every GPU of this machine
+    deepspeed --num_gpus 2 train.py --config configs/tiny.yaml            two processes (gloo on a machine without GPUs)
+    python train.py --config configs/engraving-cpu.yaml data.train='shards/train-*.tar' data.val='shards/val-*.tar' out=runs/mine
+
+Four stages: text tokenizer, image tokenizer, code shards, generator. Each is skipped when its result exists and
+matches; a killed run goes on where it was when the same command is typed again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from pathlib import Path
+
+from tokun import stages
+from tokun.config import Config, load_config
+
+
+def main(argv: list[str] | None = None) -> None:
+    config, launched_by_deepspeed = parse(argv)
+    stages.start_processes(launched_by_deepspeed)
+    draw_toy_pictures(config)
+    run = stages.open_run(config, deepspeed=launched_by_deepspeed)
+    stages.train_text_tokenizer(run)
+    stages.train_image_tokenizer(run)
+    stages.encode_shards(run)
+    stages.train_generator(run)
+    run.tracker.finish()
+    stages.end_processes()
+
+
+def draw_toy_pictures(config: Config) -> None:
+    """With `data.toy: N` the training set is drawn by code, once, into the run's folder."""
+    if not config.data.toy:
+        return
+    if config.data.train:
+        raise ValueError("data.toy and data.train are both set; choose one of them")
+    from data_tools import toy
+
+    folder, side = Path(config.out) / "toy", config.image_tokenizer.image_size
+    if int(os.environ.get("RANK", 0)) == 0:
+        toy.write_shards(folder, config.data.toy, config.data.toy_seed, side, "train")
+        toy.write_shards(folder, max(64, config.data.toy // 16), config.data.toy_seed + 1, side, "val")
+    stages.wait_for_processes()
+    config.data.train, config.data.val = str(folder / "train-*.tar"), str(folder / "val-*.tar")
+
+
+def parse(argv: list[str] | None) -> tuple[Config, bool]:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--config", required=True, help="a YAML file, for example configs/tiny.yaml")
+    parser.add_argument("overrides", nargs="*", metavar="a.b=c", help="settings that replace the file's, for example train.lr=3e-4")
+    parser.add_argument("--local_rank", "--local-rank", type=int, default=None, help=argparse.SUPPRESS)  # given by the deepspeed launcher
+    args = parser.parse_args(argv)
+    return load_config(args.config, args.overrides), args.local_rank is not None
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except (ValueError, FileNotFoundError, FloatingPointError, ImportError) as error:
+        if os.environ.get("TOKUN_TRACEBACK"):
+            raise
+        sys.exit(f"train.py: {error}")
