@@ -22,7 +22,6 @@ import math
 import os
 import re
 import tarfile
-from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -128,7 +127,7 @@ def _star() -> list[tuple[float, float]]:
 
 
 def _crescent() -> list[tuple[float, float]]:
-    return _arc(0.04, 0, 0.48, 52, 308) + _arc(0.2, 0, 0.40, 290, 70)[1:-1]
+    return _arc(0.06, 0, 0.48, 50.5, 309.5) + _arc(0.28, 0, 0.38, 282.9, 77.1)[1:-1]  # the horns meet
 
 
 # Each shape in a unit box around (0, 0), y down: strokes in order. 'hatch' fills with the hatching and outlines,
@@ -140,8 +139,7 @@ _DRAWINGS: dict[str, list[tuple[str, list[tuple[float, float]]]]] = {
     "star": [("hatch", _star())],
     "tree": [
         ("ink", [(-0.08, 0.24), (0.08, 0.24), (0.08, 0.5), (-0.08, 0.5)]),
-        ("hatch", [(0, -0.5), (0.24, -0.16), (0.13, -0.16), (0.42, 0.27),
-                   (-0.42, 0.27), (-0.13, -0.16), (-0.24, -0.16)]),
+        ("hatch", [(0, -0.5), (0.24, -0.16), (0.13, -0.16), (0.42, 0.27), (-0.42, 0.27), (-0.13, -0.16), (-0.24, -0.16)]),
     ],
     "house": [
         ("ink", [(0.18, -0.46), (0.32, -0.46), (0.32, -0.1), (0.18, -0.1)]),
@@ -150,10 +148,10 @@ _DRAWINGS: dict[str, list[tuple[str, list[tuple[float, float]]]]] = {
         ("ink", [(-0.1, 0.15), (0.1, 0.15), (0.1, 0.47), (-0.1, 0.47)]),
     ],
     "ship": [
-        ("line", [(0, -0.5), (0, 0.25)]),
-        ("hatch", [(0.05, -0.42), (0.42, 0.12), (0.05, 0.12)]),
-        ("hatch", [(-0.05, -0.3), (-0.05, 0.12), (-0.36, 0.12)]),
-        ("ink", [(-0.5, 0.22), (0.5, 0.22), (0.33, 0.47), (-0.33, 0.47)]),
+        ("line", [(0, -0.5), (0, 0.3)]),
+        ("hatch", [(0.05, -0.46), (0.48, 0.18), (0.05, 0.18)]),
+        ("hatch", [(-0.05, -0.36), (-0.05, 0.18), (-0.44, 0.18)]),
+        ("ink", [(-0.5, 0.26), (0.5, 0.26), (0.33, 0.48), (-0.33, 0.48)]),
     ],
     "moon": [("hatch", _crescent())],
     "mountain": [
@@ -169,15 +167,16 @@ def _hatching(hatching: str, lean: str | None, ground: str, side: int, scale: in
     spacing = max(4, side // 16) * scale  # 4 px at 64; never less, or the three kinds could not be told apart
     ys, xs = np.mgrid[0 : side * scale, 0 : side * scale] + 0.5
 
-    def lines(coordinate: np.ndarray) -> np.ndarray:
-        return np.abs((coordinate + spacing / 2) % spacing - spacing / 2) < spacing * weight
+    def lines(coordinate: np.ndarray, period: float, weight: float) -> np.ndarray:
+        return np.abs((coordinate + period / 2) % period - period / 2) < weight
 
     if hatching == "stipple":
         inked = _stipple(xs, ys, spacing)
-    elif hatching == "cross":
-        inked = lines(xs + ys) | lines(xs - ys)
-    else:
-        inked = lines(xs - ys if lean == "left" else xs + ys)  # leaning left: \\\, leaning right: ///
+    elif hatching == "cross":  # twice the spacing, else two sets of lines close up to a gray checkerboard
+        falling = lines(xs - ys, 2 * spacing, 0.24 * spacing)
+        inked = falling | lines(xs + ys - scale, 2 * spacing, 0.24 * spacing)
+    else:  # leaning left: \\\, leaning right: ///
+        inked = lines(xs - ys if lean == "left" else xs + ys, spacing, 0.226 * spacing)
     paper, ink = _tones(ground)
     return Image.fromarray(np.where(inked, ink, paper).astype(np.uint8))
 
@@ -228,7 +227,7 @@ _PLAIN = (
     "{s}{p}{g}, drawn in {h}.",
     "{s}{p}{g}, shaded with {h}.",
     "an engraving of {s}{p} in {h}{g}.",
-    "a small print of {s}{p}{g}, all in {h}.",
+    "a print of {s}{p}{g}, all in {h}.",
     "this engraving shows {s}{p} in {h}{g}.",
     "in {h}, {s}{p}{g}.",
     "the engraver cut {s}{p}{g} with {h}.",
@@ -248,7 +247,7 @@ def _shape_words(scene: Scene, *, size: bool = False, beside: bool = False) -> s
     if count > 1 and len(set(scene.shapes)) == 1:
         return f"{NUMBERS[count]} {scene.shapes[0]}s"
     each = [f"a {scene.size} {shape}" if size else f"a {shape}" for shape in scene.shapes]
-    if beside:
+    if beside and count == 2:
         return " beside ".join(each)
     return each[0] if count == 1 else ", ".join(each[:-1]) + " and " + each[-1]
 
@@ -261,8 +260,9 @@ def _hatching_words(scene: Scene, *, lean: bool) -> str:
 
 def _place_words(scene: Scene) -> str:
     if scene.layout == "single":
-        return {"centre": "in the centre", "left": "on the left", "right": "on the right", "top": "at the top",
-                "bottom": "at the bottom"}[scene.position]
+        return {"centre": "in the centre", "left": "on the left", "right": "on the right", "top": "at the top", "bottom": "at the bottom"}[
+            scene.position
+        ]
     return {"pair": "side by side", "row": "in a row", "pyramid": "in a pyramid"}[scene.layout]
 
 
@@ -273,9 +273,10 @@ def _sentence(template: str, **words: str) -> str:
 
 def _describe(scene: Scene, rng: np.random.Generator) -> tuple[str, str, bool]:
     """The plain caption, the poetic one, and whether the plain one states the ground."""
-    beside = scene.layout == "pair" and len(set(scene.shapes)) == 2 and rng.random() < 0.5
+    beside = scene.layout == "pair" and rng.random() < 0.5
     size = scene.layout == "single" and rng.random() < 0.5
-    place = not beside and rng.random() < (0.15 if scene.size == "large" else 0.5)
+    alike = len(set(scene.shapes)) == 1  # a list of different shapes is long enough without its place
+    place = alike and rng.random() < (0.15 if scene.size == "large" else 0.5)
     lean = rng.random() < 0.5
     tells_ground = rng.random() < 2 / 3
     plain = _sentence(
@@ -364,6 +365,10 @@ def draw(seed: int, index: int, side: int = 64) -> tuple[Image.Image, dict]:
     return _paint(scene, side), record
 
 
+def _key(seed: int, index: int) -> str:
+    return f"toy-{seed}-{index:06d}"
+
+
 def _members(seed: int, index: int, side: int) -> list[tuple[str, bytes]]:
     """The two files of an item, as (name, bytes)."""
     image, record = draw(seed, index, side)
@@ -371,20 +376,21 @@ def _members(seed: int, index: int, side: int) -> list[tuple[str, bytes]]:
     image.save(buffer, "PNG", compress_level=6)
     picture = buffer.getvalue()
     record["sha256"] = hashlib.sha256(picture).hexdigest()
-    key = f"toy-{seed}-{index:06d}"
+    key = _key(seed, index)
     return [(f"{key}.png", picture), (f"{key}.json", json.dumps(record, ensure_ascii=False).encode())]
 
 
 def _is_whole(path: Path, seed: int, indices: range, side: int) -> bool:
-    """Whether `path` already holds these items: all the names, and the same bytes in the last item."""
+    """Whether `path` already holds these items: all their names, and the same bytes in every hundredth and the last."""
     if not path.exists():
         return False
     try:
         with tarfile.open(path) as tar:
-            names = [f"toy-{seed}-{i:06d}.{kind}" for i in indices for kind in ("png", "json")]
-            if tar.getnames() != names:
+            if tar.getnames() != [f"{_key(seed, i)}.{kind}" for i in indices for kind in ("png", "json")]:
                 return False
-            return all(tar.extractfile(name).read() == data for name, data in _members(seed, indices[-1], side))
+            probes = [*indices[::100], indices[-1]]
+            drawn = [member for i in probes for member in _members(seed, i, side)]
+            return all(tar.extractfile(name).read() == data for name, data in drawn)
     except (tarfile.ReadError, EOFError):
         return False
 
@@ -404,9 +410,7 @@ def _write_shard(path: Path, seed: int, indices: range, side: int) -> None:
         aside.unlink(missing_ok=True)
 
 
-def write_shards(
-    out_dir: str | Path, n: int, seed: int, side: int, prefix: str = "train", shard_size: int = 1000
-) -> list[Path]:
+def write_shards(out_dir: str | Path, n: int, seed: int, side: int, prefix: str = "train", shard_size: int = 1000) -> list[Path]:
     """Write items 0..n-1 of `seed` as WebDataset shards `PREFIX-00000.tar …`; returns their paths in order.
 
     Each shard is written aside and renamed; shards that are already whole are left as they are. Raises ValueError if
@@ -437,8 +441,7 @@ def main() -> None:
     parser.add_argument("--prefix", default="train", help="shards are named PREFIX-00000.tar …")
     args = parser.parse_args()
     paths = write_shards(args.out, args.n, args.seed, args.side, args.prefix, args.shard_size)
-    counts = Counter(draw(args.seed, i, args.side)[1]["subject"] for i in range(min(args.n, 200)))
-    print(f"{args.n} pictures in {len(paths)} shards under {args.out} ({dict(counts)} among the first 200)")
+    print(f"{args.n} pictures of {args.side} px in {len(paths)} shards: {paths[0]} … {paths[-1].name}")
 
 
 if __name__ == "__main__":

@@ -29,7 +29,7 @@ class DataConfig:
     subject_key: str = "subject"  # … the subject tag …
     caption_key: str = "caption"  # … and the caption; captions in other registers come from "captions"
     max_caption_tokens: int = 64  # longer captions are cut, and counted
-    num_workers: int = 0  # worker processes that decode pictures; 0: in the training process
+    num_workers: int = 0  # threads that decode pictures and pack sequences beside the prefetching one
     cache_gb: float = 2.0  # decoded, resized pictures are kept in memory up to this size
 
 
@@ -124,6 +124,7 @@ class TrainConfig:
     image_weight: float = 1.0  # of the mean loss over image tokens
     text_weight: float = 1.0  # of the mean loss over text tokens
     tag_dropout: float = 0.1  # each tag, and all of them together
+    plain_share: float = 0.7  # of samples whose caption is the plain one; the rest draw from all registers they have
     task_mix: dict[str, float] = field(
         default_factory=lambda: {"joint": 0.7, "text_to_image": 0.2, "question": 0.05, "rewrite": 0.05}
     )  # a task whose fields a sample lacks falls back to joint

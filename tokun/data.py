@@ -182,7 +182,8 @@ class Order:
 
 def rng_for(seed: int, position: int, *, stream: int = 0) -> np.random.Generator:
     """A generator that is a pure function of (seed, position, stream)."""
-    return np.random.Generator(np.random.Philox(key=[(seed << 8 | stream) & (2**64 - 1), position]))
+    # as uint64: numpy would make a list with a number above 2^63 an array of floats, and its streams one
+    return np.random.Generator(np.random.Philox(key=np.array([(seed << 8 | stream) & (2**64 - 1), position], np.uint64)))
 
 
 def positions_of(step: int, batch_size: int, rank: int, world: int) -> range:
@@ -312,8 +313,6 @@ class ImageSamples:
                 return self.picture(j % len(self))
             except (OSError, ValueError):
                 self.index.skipped["broken picture"] += 1
-                if self.index.skipped["broken picture"] > 10 * len(self):
-                    break
         raise ValueError(f"no picture of {self.index.paths[0]} and its kin can be decoded")
 
 
@@ -380,10 +379,13 @@ class CodeSamples:
         return len(self.index)
 
     def record(self, i: int) -> Record:
-        codes = np.load(io.BytesIO(self.index.read(i, CODES_SUFFIX)), allow_pickle=False)
+        try:  # not np.load, which also opens archives and pickles
+            codes = np.lib.format.read_array(io.BytesIO(self.index.read(i, CODES_SUFFIX)), allow_pickle=False)
+        except (EOFError, SyntaxError) as error:
+            raise ValueError(f"{self.index.members[i].key}.{CODES_SUFFIX} is not a numpy array: {error}") from error
         tree = self.index.read_json(i)
         grid = tree["grid"]
-        if codes.ndim != 2 or codes.shape[1] != grid[0] * grid[1] or codes.dtype != np.uint16:
+        if codes.ndim != 2 or not len(codes) or codes.shape[1] != grid[0] * grid[1] or codes.dtype != np.uint16:
             raise ValueError(f"{self.index.members[i].key}.{CODES_SUFFIX} is {codes.dtype} {codes.shape}, not uint16 (views, {grid[0] * grid[1]})")
         caption = tree["caption"]
         captions = {"plain": caption, **{r: c for r, c in tree.get("captions", {}).items() if c}}
@@ -397,7 +399,7 @@ class CodeSamples:
         for j in range(i, i + len(self)):
             try:
                 return self.record(j % len(self))
-            except (OSError, ValueError, KeyError, TypeError):
+            except (OSError, ValueError, KeyError, TypeError, AttributeError):
                 self.index.skipped["broken sample"] += 1
         raise ValueError(f"no sample of {self.index.paths[0]} and its kin can be read")
 
@@ -437,11 +439,12 @@ class TokenBatches:
 
     def __init__(
         self, samples: CodeSamples, vocabulary: Any, encode: Callable[[str], list[int]], *, batch_size: int, seed: int,
-        task_mix: dict[str, float], tag_dropout: float, rank: int = 0, world: int = 1, views: bool = True, threads: int = 0,
+        task_mix: dict[str, float], tag_dropout: float, plain_share: float = 1.0, rank: int = 0, world: int = 1, views: bool = True, threads: int = 0,
     ):  # fmt: skip
         _check_batch(batch_size, world)
         self.samples, self.vocabulary, self.encode = samples, vocabulary, encode
         self.batch_size, self.seed, self.tag_dropout, self.rank, self.world, self.views = batch_size, seed, tag_dropout, rank, world, views
+        self.plain_share = plain_share
         self.order = Order(len(samples), seed)
         unknown = set(task_mix) - set(_tasks())
         if unknown or not task_mix or min(task_mix.values()) < 0 or sum(task_mix.values()) <= 0:
@@ -475,7 +478,7 @@ class TokenBatches:
         task = self.tasks[int(np.searchsorted(self.shares, rng.random(), side="right").clip(0, len(self.tasks) - 1))]
         codes = record.codes[rng.integers(len(record.codes)) if self.views else 0].tolist()
         registers = [r for r in record.captions if r in v.registers]
-        register = "plain" if rng.random() < 0.7 or len(registers) == 1 else registers[rng.integers(len(registers))]
+        register = "plain" if rng.random() < self.plain_share or len(registers) == 1 else registers[rng.integers(len(registers))]
         keep = (rng.random(4) >= self.tag_dropout) & (rng.random() >= self.tag_dropout)
         only_grid = record.grid != v.default_grid  # a grid other than the default cannot be guessed
         tags = Tags(

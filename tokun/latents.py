@@ -43,11 +43,13 @@ class Slots:
 def draw(seed: int, indices: Sequence[int], size: int) -> Tensor:
     """z of samples `indices` of `seed`: float32 (B, size). A pure function of (seed, index), whatever stands beside it.
 
-    Raises ValueError for a seed that is not an integer in 0 … 2^63 - 1.
+    Raises ValueError for a seed that is not an integer in 0 … 2^63 - 1, or a negative index.
     """
     if isinstance(seed, bool) or not isinstance(seed, (int, np.integer)) or not 0 <= seed < 2**63:
         raise ValueError(f"seed is {seed!r}; it must be an integer from 0 to 2^63 - 1")
-    rows = [np.random.Generator(np.random.Philox(key=[int(seed), int(k)])).standard_normal(size) for k in indices]
+    if any(not 0 <= k < 2**63 for k in indices):
+        raise ValueError(f"indices are {list(indices)}; samples are numbered from 0")
+    rows = [np.random.Generator(np.random.Philox(key=np.array([seed, k], np.uint64))).standard_normal(size) for k in indices]
     return torch.from_numpy(np.stack(rows).astype(np.float32))
 
 

@@ -7,12 +7,14 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+import safetensors
 import torch
 from PIL import Image
 from torch import Tensor
@@ -81,7 +83,10 @@ class Tokun:
     def to(self, device: str | torch.device | None = None, dtype: torch.dtype | None = None) -> Tokun:
         """Move both networks; `dtype` is the generator's (the image tokenizer stays in float32)."""
         self.image_tokenizer.to(device)
-        self.generator.to(device=device, dtype=dtype)
+        self.generator.to(device)
+        if dtype is not None:
+            for parameter in self.generator.parameters():  # not the buffers: rounded rotary frequencies would turn positions
+                parameter.data = parameter.data.to(dtype)
         return self
 
     def eval(self) -> Tokun:
@@ -192,7 +197,9 @@ class Tokun:
                 passed += count
                 if passed > u * total:
                     break
-        return Tags(style, subject, wanted.register or "plain", self.vocabulary.default_grid)
+        v = self.vocabulary  # rare words have no tag of their own: they are counted, and stay untagged as in training
+        style, subject = style if style in v.styles else "", subject if subject in v.subjects else ""
+        return Tags(style, subject, wanted.register or "plain", v.default_grid)
 
     # --- scoring ----------------------------------------------------------------------------------------------------
 
@@ -249,8 +256,8 @@ class Tokun:
         directory.mkdir(parents=True, exist_ok=True)
         v = self.vocabulary
         own = next(self.generator.parameters()).dtype
-        self.generator.to(dtype).save_pretrained(directory / GENERATOR)
-        self.generator.to(own)
+        written = self.generator if dtype == own else copy.deepcopy(self.generator).to(dtype)  # the live weights stay as they are
+        written.save_pretrained(directory / GENERATOR)
         self.text_tokenizer.save_hf(directory / GENERATOR, v.added_tokens, bos="<bos>", eos="<eos>", pad="<pad>")
         self.image_tokenizer.save(directory / IMAGE_TOKENIZER)
         self.text_tokenizer.save(directory / TEXT_TOKENIZER)
@@ -279,16 +286,24 @@ def load(checkpoint: str | Path | None = None, *, device: str | None = None, dty
     image_tokenizer = ImageTokenizer.load(folder / IMAGE_TOKENIZER)
     try:
         settings = json.loads((folder / "sampling.json").read_text(encoding="utf-8"))
-        generator = AutoModelForCausalLM.from_pretrained(folder / GENERATOR, dtype=dtype, use_safetensors=True)
-    except (json.JSONDecodeError, OSError, RuntimeError) as error:
-        raise ValueError(f"the checkpoint {folder} cannot be read: {error}") from error
-    if settings["image_tokenizer"] != image_tokenizer.fingerprint():
+        counts = [(str(a), str(b), int(c)) for a, b, c in settings["tag_counts"]]
+        defaults, made_with = SamplingConfig(**settings["defaults"]), settings["image_tokenizer"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{folder / 'sampling.json'} cannot be read: {error!r}. Copy the whole checkpoint again") from error
+    try:
+        generator, found = AutoModelForCausalLM.from_pretrained(
+            folder / GENERATOR, dtype=dtype, use_safetensors=True, output_loading_info=True
+        )
+    except (OSError, RuntimeError, ValueError, safetensors.SafetensorError) as error:
+        raise ValueError(f"{folder / GENERATOR} cannot be read: {error}. Copy the whole checkpoint again") from error
+    if found["missing_keys"]:  # transformers would fill them with random numbers
+        raise ValueError(f"{folder / GENERATOR} lacks the weights {sorted(found['missing_keys'])[:3]}. Copy the whole checkpoint again")
+    if made_with != image_tokenizer.fingerprint():
         raise ValueError(
             f"{folder / IMAGE_TOKENIZER} is not the tokenizer this generator was trained with: its fingerprint is "
-            f"{image_tokenizer.fingerprint()[:16]}…, the generator asks for {settings['image_tokenizer'][:16]}…. Copy the whole checkpoint again"
+            f"{image_tokenizer.fingerprint()[:16]}…, the generator asks for {made_with[:16]}…. Copy the whole checkpoint again"
         )
-    counts = [(str(a), str(b), int(c)) for a, b, c in settings["tag_counts"]]
-    model = Tokun(image_tokenizer, text_tokenizer, vocabulary, generator, SamplingConfig(**settings["defaults"]), counts)
+    model = Tokun(image_tokenizer, text_tokenizer, vocabulary, generator, defaults, counts)
     return model.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
 
 

@@ -9,6 +9,7 @@ else is in the batch beyond the rounding of the matrix products (see `BLOCK`).
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -32,8 +33,8 @@ class Choice:
     top_p: float = 1.0  # 1: off
 
     def __post_init__(self) -> None:
-        if not self.temperature >= 0:
-            raise ValueError(f"temperature is {self.temperature}; it must be 0 (the likeliest id) or more")
+        if not 0 <= self.temperature < math.inf:
+            raise ValueError(f"temperature is {self.temperature}; it must be 0 (the likeliest id) or more, and finite")
         if self.top_k < 0:
             raise ValueError(f"top_k is {self.top_k}; it must be 0 (off) or more")
         if not 0 < self.top_p <= 1:
@@ -54,7 +55,8 @@ def choose(logits: Tensor, legal: Tensor, u: Tensor, choice: Choice) -> Tensor:
     logits = logits.float().masked_fill(~legal, -torch.inf)
     if choice.temperature == 0:
         return logits.argmax(-1)
-    probabilities = narrow(logits / choice.temperature, choice).softmax(-1)
+    logits = (logits - logits.amax(-1, keepdim=True)) / choice.temperature  # at most 0: no temperature overflows
+    probabilities = narrow(logits, choice).softmax(-1)
     cdf = probabilities.cumsum(-1)
     ids = torch.searchsorted(cdf, (u.float()[:, None] * cdf[:, -1:]).contiguous(), right=True)[:, 0]
     last = (probabilities > 0).long().cumsum(-1).argmax(-1)  # u so near 1 that rounding passes the end

@@ -569,7 +569,7 @@ def train_generator(run: Run) -> Path:
         model.gradient_checkpointing_enable()
     engine = Engine.make(run, model, micro=micro, accumulation=share // micro)
     ema = optim.Ema(model, train.ema_decay)
-    mix = dict(task_mix=train.task_mix, tag_dropout=train.tag_dropout, seed=config.seed)
+    mix = dict(task_mix=train.task_mix, tag_dropout=train.tag_dropout, plain_share=train.plain_share, seed=config.seed)
     code_paths = {split: sorted((run.out / "codes").glob(f"{split}-*.tar")) for split in ("train", "val")}
     batches = data.TokenBatches(
         data.CodeSamples(code_paths["train"]), vocabulary, text_tokenizer.encode, batch_size=train.batch_size, rank=run.rank, world=run.world,

@@ -30,14 +30,17 @@ REGISTERS = ("plain", "poetic", "era", "social", "alt")
 TAG_KINDS = ("style", "subject", "register", "grid")  # the order in which tags are written
 TASKS = ("joint", "text_to_image", "question", "rewrite")
 
+_OPENING = (("<boi>", "image"), ("<boc>", "prompt"))
 # state -> ((token class, next state), …). Classes: a structure token, "text", "code", or a kind of tag.
 # A "code" span holds exactly h*w codes; a "text" span at least one and at most `max_text` pieces.
 GRAMMAR: dict[str, tuple[tuple[str, str], ...]] = {
     "start": (("<bos>", "tags"),),
-    "tags": (
-        ("style", "tags"), ("subject", "tags"), ("register", "tags"), ("grid", "tags"),
-        ("<boi>", "image"), ("<boc>", "prompt"),
-    ),
+    # each kind of tag at most once, in the order of TAG_KINDS
+    "tags": (("style", "style"), ("subject", "subject"), ("register", "register"), ("grid", "grid"), *_OPENING),
+    "style": (("subject", "subject"), ("register", "register"), ("grid", "grid"), *_OPENING),
+    "subject": (("register", "register"), ("grid", "grid"), *_OPENING),
+    "register": (("grid", "grid"), *_OPENING),
+    "grid": _OPENING,
     "image": (("code", "image"), ("<eoi>", "image_done")),
     "image_done": (("<boc>", "caption"), ("<boq>", "asked")),
     "caption": (("text", "caption"), ("<eoc>", "caption_done")),
@@ -219,7 +222,7 @@ class Vocabulary:
             kind = self.class_of(int(token))
             if kind in ("text", "code"):
                 spans.setdefault(state, []).append(int(token) - (self.code_offset if kind == "code" else 0))
-            elif kind in TAG_KINDS and state == "tags":
+            elif kind in TAG_KINDS and state != "prompt_done":
                 value = self.name(int(token))[1:-1].partition(":")[2]
                 tags[kind] = parse_grid(value) if kind == "grid" else value
             elif state == "prompt_done":
@@ -249,8 +252,6 @@ class Vocabulary:
             wrong |= length == 0
         elif kind == "text":
             wrong |= length >= self.max_text or token in self.illegal_text
-        elif state == "tags" and kind in TAG_KINDS:
-            wrong |= any(k in tags for k in TAG_KINDS[TAG_KINDS.index(kind) :])
         if wrong:
             raise ValueError(f"id {token} ({kind}) at position {position} cannot stand in a {state} span of {length}")
         assert target is not None
@@ -348,7 +349,7 @@ class Vocabulary:
             raise FileNotFoundError(f"{path} is missing: the checkpoint is not whole. Copy it again")
         try:
             return cls.from_dict(json.loads(path.read_text(encoding="utf-8")))
-        except (json.JSONDecodeError, TypeError, KeyError, ValueError) as error:
+        except (AttributeError, TypeError, KeyError, ValueError) as error:
             raise ValueError(f"{path} is not a vocabulary: {error}") from error
 
 

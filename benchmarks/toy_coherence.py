@@ -1,0 +1,86 @@
+"""Do the captions name what their own pictures show? Judged on toy pictures, where the truth is known.
+
+    python benchmarks/toy_coherence.py --checkpoint runs/tiny --n 256
+
+Prints, with their spread: the judge's own accuracy on fresh toy pictures; of n pairs sampled from fresh seeds, the
+share of captions that name the right shapes of their own picture and the right hatching, as the judge sees the
+picture; and how often the true caption outranks 15 captions of other samples by PMI. Also writes them as JSON.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import sys
+from pathlib import Path
+
+import numpy as np
+import torch
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from benchmarks.toy_judge import train_judge
+
+import tokun
+from data_tools.toy import parse_caption
+from tokun.vocabulary import Tags
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--checkpoint", default="runs/tiny")
+    parser.add_argument("--n", type=int, default=256)
+    parser.add_argument("--seed", type=int, default=1000)
+    parser.add_argument("--judge", type=Path, default=Path("runs/toy-judge"), help="folder where the trained judge is kept")
+    parser.add_argument("--out", type=Path, default=None, help="write the figures as JSON")
+    args = parser.parse_args()
+    model = tokun.load(args.checkpoint)
+    judge = train_judge(side=model.image_tokenizer.config.image_size, cache=args.judge)
+    figures = {"judge_" + k: v for k, v in judge.accuracy.items()} | measure(model, judge, n=args.n, seed=args.seed)
+    for name, value in figures.items():
+        print(f"{name:32s} {value:.4f}")
+    if args.out:
+        args.out.write_text(json.dumps(figures, indent=1) + "\n")
+
+
+def measure(model: tokun.Tokun, judge, *, n: int, seed: int, rivals: int = 15) -> dict[str, float]:
+    """Shares over n pairs of fresh seeds, each with its standard error."""
+    pairs = model.sample(seed, n)
+    images = torch.stack([torch.from_numpy(np.asarray(p.image, np.float32))[None] / 127.5 - 1 for p in pairs])
+    seen = judge.judge(images)
+    said = [parse_caption(p.caption) for p in pairs]
+    shares = {
+        "shapes_right": [a["shapes"] == b["shapes"] for a, b in zip(said, seen)],
+        "hatching_right": [a["hatching"] == b["hatching"] for a, b in zip(said, seen)],
+        "pmi_rank_first_of_16": pmi_ranks(model, pairs, rivals=rivals, seed=seed),
+    }
+    out: dict[str, float] = {}
+    for name, hits in shares.items():
+        share = float(np.mean(hits))
+        out[name] = share
+        out[name + "_standard_error"] = math.sqrt(share * (1 - share) / len(hits))
+    out["mean_pmi"] = float(np.mean([p.pmi for p in pairs]))
+    return out
+
+
+def pmi_ranks(model: tokun.Tokun, pairs: list, *, rivals: int, seed: int) -> list[bool]:
+    """For each pair: does its own caption have the highest PMI with its picture, among `rivals` captions of others?
+
+    Rivals are drawn among captions that state other facts: one that is just as true of the picture is no rival.
+    """
+    rng = np.random.default_rng(seed)
+    hits = []
+    for pair in pairs:
+        own = parse_caption(pair.caption)
+        others = [p.caption_ids for p in pairs if parse_caption(p.caption) != own]
+        chosen = [others[i] for i in rng.choice(len(others), rivals, replace=False)]
+        captions = [pair.caption_ids, *chosen]
+        tags = [Tags(pair.tags.style, pair.tags.subject, pair.tags.register, pair.tags.grid)] * len(captions)
+        pmi = model.pmi(tags, captions, [pair.codes] * len(captions))
+        hits.append(int(np.argmax(pmi)) == 0)
+    return hits
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,81 @@
+"""What several rooms' tests share: a tiny random Tokun, made on the spot, and a folder of toy shards."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from data_tools import toy
+from tokun.config import GeneratorConfig, ImageTokenizerConfig
+from tokun.data import to_float
+from tokun.generator import make_generator
+from tokun.image_tokenizer import ImageTokenizer
+from tokun.model import Tokun
+from tokun.text_tokenizer import TextTokenizer
+from tokun.vocabulary import Vocabulary
+
+TINY = dict(image_size=32, downsample=8, channels=[16, 16], blocks=1, latent_dim=8, codebook_size=64, codebook_dim=4)
+
+
+@pytest.fixture(scope="session")
+def toy_images() -> torch.Tensor:
+    """(24, 1, 32, 32) in [-1, 1]."""
+    return torch.stack([to_float(toy.draw(5, i, 32)[0])[None] for i in range(24)])
+
+
+@pytest.fixture(scope="session")
+def toy_captions() -> list[str]:
+    return [caption for i in range(150) for caption in toy.draw(5, i, 32)[1]["captions"].values()]
+
+
+@pytest.fixture(scope="session")
+def text_tokenizer(toy_captions) -> TextTokenizer:
+    return TextTokenizer.train(toy_captions, vocab_size=400)
+
+
+@pytest.fixture(scope="session")
+def tiny_image_tokenizer(toy_images) -> ImageTokenizer:
+    torch.manual_seed(0)
+    tokenizer = ImageTokenizer(ImageTokenizerConfig(**TINY))
+    tokenizer.train()(toy_images)  # the first batch places the codebook
+    tokenizer.eval().reindex()
+    return tokenizer
+
+
+@pytest.fixture(scope="session")
+def tiny_vocabulary(text_tokenizer) -> Vocabulary:
+    return Vocabulary(
+        text_size=text_tokenizer.size, codebook_size=64, styles=("engraving", "etching"), subjects=("scenery", "shapes"),
+        grids=((4, 4), (2, 6)), max_text=24, illegal_text=text_tokenizer.illegal_ids,
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tiny_image_tokenizer, text_tokenizer, tiny_vocabulary) -> Tokun:
+    """Random weights; nobody may change them."""
+    v = tiny_vocabulary
+    torch.manual_seed(1)
+    generator = make_generator(
+        GeneratorConfig(hidden_size=64, num_layers=2, num_heads=4, num_kv_heads=2, head_dim=16), vocab_size=v.size,
+        max_length=128, pad=v.id("<pad>"), bos=v.id("<bos>"), eos=v.id("<eos>"),
+    )  # fmt: skip
+    with torch.no_grad():  # wider than the initial 0.02: distributions with likely and unlikely ids
+        generator.get_input_embeddings().weight.normal_(std=0.3)
+    tags = [("engraving", "scenery", 3), ("etching", "shapes", 2), ("etching", "", 1)]
+    return Tokun(tiny_image_tokenizer, text_tokenizer, v, generator, tag_counts=tags)
+
+
+@pytest.fixture(scope="session")
+def checkpoint_folder(tiny_model, tmp_path_factory) -> Path:
+    """The tiny model, saved; copy it before changing it."""
+    folder = tmp_path_factory.mktemp("saved") / "checkpoint"
+    tiny_model.save(folder, card="# tiny\n")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def toy_shards(tmp_path_factory) -> Path:
+    """A folder with train-00000.tar … train-00002.tar: 24 pictures of 32 px, ten a shard."""
+    folder = tmp_path_factory.mktemp("shards")
+    toy.write_shards(folder, 24, 5, 32, shard_size=10)
+    return folder

@@ -1,0 +1,108 @@
+"""Promises of tokun/checkpoint.py."""
+
+import os
+
+import pytest
+
+from tokun import checkpoint
+from tokun.checkpoint import TrainerStates, read_record, recover_directory, require_same, whole_directory, write_record
+
+
+def put(folder, text):
+    with whole_directory(folder) as aside:
+        (aside / "sub").mkdir()
+        (aside / "sub" / "file").write_text(text)
+
+
+def contents(folder):
+    return {str(p.relative_to(folder)): p.read_text() for p in folder.rglob("*") if p.is_file()}
+
+
+def test_a_directory_is_replaced_whole(tmp_path):
+    put(tmp_path / "deep" / "a", "old")
+    put(tmp_path / "deep" / "a", "new")
+    assert contents(tmp_path) == {"deep/a/sub/file": "new"}
+
+
+def test_a_block_that_raises_leaves_the_old_directory(tmp_path):
+    put(tmp_path / "a", "old")
+    with pytest.raises(KeyError), whole_directory(tmp_path / "a") as aside:
+        (aside / "half").write_text("half")
+        raise KeyError
+    assert contents(tmp_path / "a") == {"sub/file": "old"}
+    put(tmp_path / "a", "new")  # and what it left aside does not get into the next
+    assert contents(tmp_path) == {"a/sub/file": "new"}
+
+
+def test_a_kill_between_the_two_renames_is_recovered(tmp_path, monkeypatch):
+    put(tmp_path / "a", "old")
+    rename, calls = os.rename, []
+
+    def killed_at_the_second(source, target):
+        calls.append(source)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        rename(source, target)
+
+    monkeypatch.setattr(checkpoint.os, "rename", killed_at_the_second)
+    with pytest.raises(KeyboardInterrupt):
+        put(tmp_path / "a", "new")
+    monkeypatch.undo()
+    assert not (tmp_path / "a").exists()
+    recover_directory(tmp_path / "a")
+    assert contents(tmp_path / "a") == {"sub/file": "old"}
+
+
+def test_recovering_changes_nothing_where_nothing_was_lost(tmp_path):
+    recover_directory(tmp_path / "a")
+    put(tmp_path / "a", "new")
+    put(tmp_path / "a.old", "old")
+    recover_directory(tmp_path / "a")
+    assert contents(tmp_path / "a") == {"sub/file": "new"}
+
+
+def test_require_same_names_every_difference(tmp_path):
+    made = {"train": {"lr": 1, "steps": 5}, "seed": 0}
+    require_same(tmp_path, made, {"seed": 0, "train": {"steps": 5, "lr": 1}})
+    with pytest.raises(ValueError) as error:
+        require_same(tmp_path / "x", made, {"train": {"lr": 2, "steps": 5}, "grid": [4, 4]})
+    for words in ("train.lr: 1 there, 2 here", "seed: 0 there, None here", "grid: None there, [4, 4] here", str(tmp_path / "x"), "delete"):
+        assert words in str(error.value)
+    assert "steps" not in str(error.value)
+    with pytest.raises(ValueError, match="and 4 more"):
+        require_same(tmp_path, {str(i): i for i in range(10)}, {})
+
+
+def test_the_last_states_are_kept(tmp_path):
+    states = TrainerStates(tmp_path / "state", keep=2)
+    assert states.steps() == [] and states.latest() is None
+    for step in (500, 20, 1000):
+        put(states.path(step), str(step))
+    (tmp_path / "state" / "step-00002000.partial").mkdir()  # a run was killed while it wrote this
+    assert states.steps() == [20, 500, 1000] and states.latest() == 1000
+    states.prune()
+    assert states.steps() == [500, 1000]
+    TrainerStates(tmp_path / "state", keep=0).prune()  # one is always left
+    assert states.steps() == [1000]
+    states.clear()
+    assert states.steps() == []
+
+
+def test_a_record_comes_back_and_a_broken_one_counts_as_none(tmp_path):
+    path = tmp_path / "new" / "stage.json"
+    assert read_record(path) is None
+    write_record(path, {"b": [1, 2.5], "a": {"é": None}})
+    assert read_record(path) == {"b": [1, 2.5], "a": {"é": None}}
+    assert [p.name for p in path.parent.iterdir()] == ["stage.json"]
+    path.write_text('{"a": ')
+    assert read_record(path) is None
+
+
+def test_shards_are_told_apart_by_name_and_size(tmp_path):
+    for name, size in (("a", 3), ("b", 4)):
+        (tmp_path / name).write_bytes(b"x" * size)
+    paths = [tmp_path / "a", tmp_path / "b"]
+    before = checkpoint.files_fingerprint(paths)
+    assert before == checkpoint.files_fingerprint(paths) != checkpoint.files_fingerprint(paths[:1])
+    (tmp_path / "b").write_bytes(b"x" * 5)
+    assert before != checkpoint.files_fingerprint(paths)

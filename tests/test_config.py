@@ -1,0 +1,103 @@
+"""Promises of tokun/config.py."""
+
+from pathlib import Path
+
+import pytest
+
+from tokun.config import Config, from_dict, load_config, to_dict
+
+CONFIGS = sorted((Path(__file__).parent.parent / "configs").glob("*.yaml"))
+
+
+def write(folder: Path, text: str) -> Path:
+    path = folder / "run.yaml"
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+def test_an_empty_file_is_all_defaults(tmp_path):
+    assert load_config(write(tmp_path, "# nothing\n")) == Config()
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda p: p.name)
+def test_every_config_of_ours_loads_and_comes_back(path):
+    config = load_config(path)
+    assert from_dict(to_dict(config)) == config
+
+
+def test_round_trip_of_values_that_are_not_defaults():
+    config = load_config(CONFIGS[0], ["train.lr=7e-4", "image_tokenizer.channels=[8, 16]", "train.task_mix={joint: 1}"])
+    assert config.train.lr == 7e-4 and config.image_tokenizer.channels == [8, 16] and config.train.task_mix == {"joint": 1.0}
+    assert from_dict(to_dict(config)) == config
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("train:\n  batchsize: 3\n", ["unknown key 'train.batchsize'", "'train.batch_size'"]),
+        ("sede: 3\n", ["unknown key 'sede'", "'seed'"]),
+        ("3: 3\n", ["unknown key '3'"]),
+        ("train:\n  steps: many\n", ["train.steps is 'many' (str)", "must be a int"]),
+        ("train:\n  steps: 1.5\n", ["train.steps is 1.5 (float)", "must be a int"]),
+        ("train:\n  steps: true\n", ["train.steps is True (bool)"]),
+        ("train:\n  lr: fast\n", ["train.lr is 'fast'", "float"]),
+        ("train:\n  lr: true\n", ["train.lr is True", "float"]),
+        ("train:\n  gradient_checkpointing: 1\n", ["train.gradient_checkpointing is 1", "bool"]),
+        ("out: 3\n", ["out is 3 (int)", "str"]),
+        ("train:\n  precision: fp8\n", ["train.precision is 'fp8'", "'bf16', 'no'"]),
+        ("image_tokenizer:\n  channels: 64\n", ["image_tokenizer.channels is 64", "list"]),
+        ("image_tokenizer:\n  channels: [64, wide]\n", ["image_tokenizer.channels[1] is 'wide'", "int"]),
+        ("train:\n  task_mix: [joint]\n", ["train.task_mix is ['joint']", "mapping"]),
+        ("train:\n  task_mix: {joint: much}\n", ["train.task_mix.joint is 'much'"]),
+        ("train: 3\n", ["train is 3", "section"]),
+        ("- 3\n", ["holds a list", "not a mapping"]),
+        ("a: [\n", ["run.yaml is not readable YAML"]),
+    ],
+)
+def test_a_mistake_in_the_file_is_named_with_the_way_out(tmp_path, text, words):
+    with pytest.raises(ValueError) as error:
+        load_config(write(tmp_path, text))
+    assert all(word in str(error.value) for word in [*words, "run.yaml"]), error.value
+
+
+def test_a_file_that_is_not_text_is_named(tmp_path):
+    path = tmp_path / "run.yaml"
+    path.write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(ValueError, match=r"run\.yaml is not readable YAML"):
+        load_config(path)
+
+
+def test_a_missing_file_names_its_nearest_neighbour(tmp_path):
+    write(tmp_path, "")
+    with pytest.raises(FileNotFoundError, match=r"ran\.yaml does not exist.*Did you mean .*run\.yaml"):
+        load_config(tmp_path / "ran.yaml")
+    with pytest.raises(FileNotFoundError, match="does not exist"):
+        load_config(tmp_path / "nowhere" / "run.yaml")
+
+
+def test_overrides_stand_above_the_file_and_the_file_above_defaults(tmp_path):
+    path = write(tmp_path, "seed: 1\ntrain:\n  lr: 0.5\n  steps: 7\n")
+    config = load_config(path, ["train.lr=1e-3", "train.precision=no", "data.train=a/x-*.tar", "tracking.name=", "sampling.n=2"])
+    assert (config.seed, config.train.steps, config.train.lr) == (1, 7, 1e-3)
+    assert config.train.precision == "no"
+    assert config.data.train == "a/x-*.tar"
+    assert config.tracking.name == "" and config.sampling.n == 2
+    assert config.train.warmup_steps == Config().train.warmup_steps
+
+
+def test_an_integer_will_do_for_a_float(tmp_path):
+    lr = load_config(write(tmp_path, "train:\n  lr: 1\n")).train.lr
+    assert lr == 1.0 and isinstance(lr, float)
+
+
+@pytest.mark.parametrize("override", ["train.lr", "=3", "train.lr=[", "train.lr.x=3", "train.leanring_rate=3", "train.lr="])
+def test_a_mistake_in_an_override_is_named(tmp_path, override):
+    with pytest.raises(ValueError, match="train|=3"):
+        load_config(write(tmp_path, "train:\n  lr: 0.1\n"), [override])
+
+
+def test_two_configs_share_no_lists():
+    a, b = Config(), Config()
+    a.image_tokenizer.channels.append(1)
+    a.train.task_mix["joint"] = 9.0
+    assert b == Config()

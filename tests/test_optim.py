@@ -1,0 +1,97 @@
+"""Promises of tokun/optim.py."""
+
+import pytest
+import torch
+from torch import nn
+
+from tokun.optim import Ema, make_adamw, parameter_groups, set_lr, warmup_cosine
+
+
+class Small(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.embed, self.out = nn.Embedding(5, 4), nn.Linear(4, 5, bias=False)
+        self.out.weight = self.embed.weight  # tied
+        self.conv, self.norm, self.frozen = nn.Conv2d(1, 4, 3), nn.LayerNorm(4), nn.Linear(4, 4)
+        self.frozen.requires_grad_(False)
+
+
+def test_warmup_then_cosine_meets_its_ends():
+    at = lambda step: warmup_cosine(step, steps=110, warmup=10, min_ratio=0.1)  # noqa: E731
+    assert [at(0), at(4), at(9)] == [0.1, 0.5, 1.0]
+    assert at(10) == 1.0 and at(60) == pytest.approx(0.55) and at(110) == pytest.approx(0.1) and at(500) == pytest.approx(0.1)
+    assert all(at(s) >= at(s + 1) for s in range(10, 110))
+    assert warmup_cosine(0, steps=10, warmup=0) == 1.0
+    assert 0 < warmup_cosine(3, steps=5, warmup=10) <= 1.0  # a run shorter than its warm-up
+
+
+def test_groups_hold_every_trained_parameter_once():
+    module = Small()
+    decay, rest = parameter_groups(module, 0.1)
+    ids = [id(p) for group in (decay, rest) for p in group["params"]]
+    assert sorted(ids) == sorted({id(p) for p in module.parameters() if p.requires_grad})
+    assert (decay["weight_decay"], rest["weight_decay"]) == (0.1, 0.0)
+    assert {id(p) for p in rest["params"]} == {id(module.conv.bias), id(module.norm.weight), id(module.norm.bias)}
+
+
+def test_weight_decay_touches_matrices_alone():
+    module = Small()
+    optimizer = make_adamw(module, lr=0.1, betas=[0.9, 0.95], weight_decay=0.5)
+    before = {n: p.detach().clone() for n, p in module.named_parameters()}
+    for p in module.parameters():
+        p.grad = torch.zeros_like(p) if p.requires_grad else None
+    optimizer.step()
+    for name, p in module.named_parameters():
+        factor = 0.95 if p.ndim >= 2 and p.requires_grad else 1.0
+        torch.testing.assert_close(p.detach(), before[name] * factor)
+    set_lr(optimizer, 0.25)
+    assert [group["lr"] for group in optimizer.param_groups] == [0.25, 0.25]
+
+
+def test_ema_is_the_hand_written_loop():
+    torch.manual_seed(0)
+    module = Small()
+    ema = Ema(module, 0.5)
+    slow = module.conv.weight.detach().clone()
+    for t in range(1, 15):
+        with torch.no_grad():
+            for p in module.parameters():
+                p.add_(torch.randn_like(p))
+        ema.update(module)
+        decay = min(0.5, (1 + t) / (10 + t))
+        slow = decay * slow + (1 - decay) * module.conv.weight.detach()
+    torch.testing.assert_close(ema.shadow["conv.weight"], slow)
+    assert not torch.equal(module.conv.weight, ema.shadow["conv.weight"])
+    ema.copy_to(module)
+    assert torch.equal(module.conv.weight, ema.shadow["conv.weight"]) and module.out.weight is module.embed.weight
+
+
+def test_ema_saved_then_loaded_goes_on_as_if_uninterrupted(tmp_path):
+    torch.manual_seed(0)
+    module, other = Small(), Small()
+    whole, first = Ema(module, 0.9), Ema(module, 0.9)
+    for step in range(4):
+        with torch.no_grad():
+            module.conv.weight.add_(1.0)
+        whole.update(module)
+        if step < 2:
+            first.update(module)
+        if step == 1:
+            torch.save(first.state_dict(), tmp_path / "ema.pt")
+            second = Ema(other, 0.9)
+            second.load_state_dict(torch.load(tmp_path / "ema.pt", weights_only=True))
+        if step >= 2:
+            second.update(module)
+    assert all(torch.equal(whole.shadow[name], second.shadow[name]) for name in whole.shadow)
+
+
+def test_ema_averages_half_precision_weights_in_float32():
+    module = nn.Linear(1, 1, bias=False).to(torch.bfloat16)
+    ema = Ema(module, 0.999)
+    ema.step = 10**6
+    nn.init.constant_(module.weight, 1.0)
+    ema.shadow["weight"].zero_()
+    for _ in range(100):
+        ema.update(module)
+    assert ema.shadow["weight"].dtype == torch.float32
+    assert ema.shadow["weight"].item() == pytest.approx(1 - 0.999**100, rel=1e-4)
