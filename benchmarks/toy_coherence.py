@@ -20,7 +20,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from benchmarks.toy_judge import train_judge
+from benchmarks.toy_judge import judge_accuracy, train_judge
 
 import tokun
 from data_tools.toy import parse_caption
@@ -37,7 +37,8 @@ def main() -> None:
     args = parser.parse_args()
     model = tokun.load(args.checkpoint)
     judge = train_judge(side=model.image_tokenizer.config.image_size, cache=args.judge)
-    figures = {"judge_" + k: v for k, v in judge.accuracy.items()} | measure(model, judge, n=args.n, seed=args.seed)
+    known = judge_accuracy(judge)
+    figures = {"judge_" + k: v for k, v in known.items()} | measure(model, judge, n=args.n, seed=args.seed)
     for name, value in figures.items():
         print(f"{name:32s} {value:.4f}")
     if args.out:

@@ -92,7 +92,7 @@ def test_an_integer_will_do_for_a_float(tmp_path):
 
 @pytest.mark.parametrize("override", ["train.lr", "=3", "train.lr=[", "train.lr.x=3", "train.leanring_rate=3", "train.lr="])
 def test_a_mistake_in_an_override_is_named(tmp_path, override):
-    with pytest.raises(ValueError, match="train|=3"):
+    with pytest.raises(ValueError, match=r"train|=3"):
         load_config(write(tmp_path, "train:\n  lr: 0.1\n"), [override])
 
 

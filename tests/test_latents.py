@@ -39,7 +39,7 @@ def test_seeds_and_samples_are_independent_standard_normals():
 
 @pytest.mark.parametrize("seed", [-1, 2**63, True, 1.0, "1", None, float("nan")])
 def test_a_bad_seed_is_refused(seed):
-    with pytest.raises(ValueError, match="seed is .*; it must be an integer from 0"):
+    with pytest.raises(ValueError, match=r"seed is .*; it must be an integer from 0"):
         draw(seed, [0], 3)
 
 

@@ -197,7 +197,7 @@ def test_an_unknown_tag_lists_its_kin():
 
 @pytest.mark.parametrize("change", [{"styles": ("wood engraving",)}, {"styles": ("a>b",)}, {"styles": ("a", "a")}, {"grids": ()}])
 def test_names_that_cannot_be_control_tokens_are_refused(change):
-    with pytest.raises(ValueError, match="control token|needs at least one grid"):
+    with pytest.raises(ValueError, match=r"control token|needs at least one grid"):
         Vocabulary(**{"text_size": 300, "codebook_size": 16, **change})
 
 

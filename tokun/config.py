@@ -46,7 +46,7 @@ class ImageTokenizerConfig:
     stem: int = 4  # pixel-unshuffle of the first layer (2, 4 or 8); the rest of `downsample` is strided convolutions
     channels: list[int] = field(default_factory=lambda: [96, 192])  # width per resolution, finest first
     blocks: int = 2  # residual blocks per resolution
-    attention: bool = True  # one self-attention block at the code resolution
+    attention: bool = False  # one self-attention block at the code resolution: slow on CPUs
     latent_dim: int = 32  # channels between encoder and quantizer
     quantizer: Literal["VectorQuantize", "FSQ", "LFQ", "SimVQ"] = "VectorQuantize"
     codebook_size: int = 1024
@@ -70,6 +70,7 @@ class ImageTokenizerTrainConfig:
     ema_decay: float = 0.999
     crop_scale: list[float] = field(default_factory=lambda: [1.0, 1.4])  # short side / image_size before cropping
     l1_weight: float = 1.0
+    mse_weight: float = 1.0  # beside L1, whose gradient alone settles on the median of a hatched patch: plain grey
     perceptual: Literal["lpips", "squeezenet", "none"] = "lpips"
     perceptual_weights: str = ""  # squeezenet: safetensors or .pth in torchvision's layout; empty: download them
     perceptual_weight: float = 0.3

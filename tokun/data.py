@@ -53,7 +53,7 @@ class ShardIndex:
         self.paths = [Path(p) for p in paths]
         self.members: list[Member] = []
         self.skipped: Counter[str] = Counter()
-        self._files: dict[tuple[int, int], Any] = {}
+        self._files: dict[tuple[int, int], int] = {}
         for number, path in enumerate(self.paths):
             for key, files in _scan(path, self.skipped):
                 if any(suffix not in files for suffix in need) or (one_of and not any(s in files for s in one_of)):
@@ -64,6 +64,10 @@ class ShardIndex:
             found = ", ".join(map(str, self.paths[:3]))
             raise ValueError(f"no usable sample in {found}: each needs KEY.{'/'.join([*need, '|'.join(one_of)])}. Skipped: {dict(self.skipped)}")
 
+    def __del__(self) -> None:
+        for descriptor in getattr(self, "_files", {}).values():
+            os.close(descriptor)
+
     def __len__(self) -> int:
         return len(self.members)
 
@@ -73,8 +77,10 @@ class ShardIndex:
         offset, size = member.files[suffix]
         slot = (os.getpid(), member.shard)  # a descriptor is not shared with a forked worker
         if slot not in self._files:
-            self._files[slot] = open(self.paths[member.shard], "rb")  # noqa: SIM115 - kept open for the run
-        data = os.pread(self._files[slot].fileno(), size, offset)
+            opened = os.open(self.paths[member.shard], os.O_RDONLY)  # kept open for the run
+            if self._files.setdefault(slot, opened) != opened:  # another thread was first
+                os.close(opened)
+        data = os.pread(self._files[slot], size, offset)
         if len(data) != size:
             raise OSError(f"{self.paths[member.shard]} ends before {member.key}.{suffix}")
         return data
@@ -101,7 +107,7 @@ def expand_shards(pattern: str) -> list[Path]:
         else:
             found = []
             for one in _expand_braces(part):
-                hits = sorted(map(Path, glob(one)))
+                hits = [Path(one)] if Path(one).is_file() else sorted(map(Path, glob(one)))  # a name may hold brackets
                 if not hits:
                     raise FileNotFoundError(
                         f"shard {one} does not exist (from {pattern!r}, looked in {Path(one).parent.resolve()}). "
@@ -131,6 +137,9 @@ def _scan(path: Path, skipped: Counter[str]) -> Iterator[tuple[str, dict[str, tu
                     skipped["truncated shard"] += 1
                     break
                 groups.setdefault(key, {})[suffix.lower()] = (info.offset_data, info.size)
+            else:
+                if tar.offset + tarfile.BLOCKSIZE > size:  # no end mark: tarfile stops silently inside a header
+                    skipped["truncated shard"] += 1
     except tarfile.TarError as error:
         if not groups:
             raise ValueError(f"shard {path} is not a readable tar ({error}); make it again or remove it") from error
@@ -241,6 +250,8 @@ def centre_box(width: int, height: int) -> Box:
 def random_box(width: int, height: int, scale: Sequence[float], rng: np.random.Generator) -> Box:
     """A square of side short / s at a random place, s uniform in `scale` (as if the short side were s times the crop)."""
     low, high = scale
+    if not 1 <= low <= high:
+        raise ValueError(f"crop_scale is [{low}, {high}]; it takes 1 <= low <= high, and 1 is as large as fits")
     side = min(width, height) / (low + (high - low) * rng.random())
     return (float((width - side) * rng.random()), float((height - side) * rng.random()), float(side))
 

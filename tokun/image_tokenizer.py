@@ -201,7 +201,7 @@ class ImageTokenizer(nn.Module):
                 raise FileNotFoundError(f"{directory / name} is missing: the image tokenizer is not whole. Copy or train it again.")
         try:
             config = ImageTokenizerConfig(**json.loads((directory / "config.json").read_text()))
-        except (TypeError, json.JSONDecodeError) as error:
+        except (TypeError, ValueError) as error:  # not JSON, not text, or other keys
             raise ValueError(f"{directory / 'config.json'} is not an image tokenizer's config: {error}") from error
         tokenizer = cls(config)
         try:
@@ -275,6 +275,8 @@ def _check(config: ImageTokenizerConfig) -> None:
         raise ValueError(f"image_size {config.image_size} is not a multiple of downsample {config.downsample}")
     if config.image_channels not in (1, 3):
         raise ValueError(f"image_channels is {config.image_channels}; 1 is grayscale, 3 is RGB")
+    if config.attention and config.channels[-1] % 4:
+        raise ValueError(f"channels end with {config.channels[-1]}; with attention (4 heads) it must be a multiple of 4")
     K = config.codebook_size
     if K < 8 or K > 65536:
         raise ValueError(f"codebook_size is {K}; it must lie in 8..65536 (code shards are uint16)")
@@ -283,4 +285,5 @@ def _check(config: ImageTokenizerConfig) -> None:
 
 
 def _groups(channels: int) -> int:
-    return math.gcd(32, channels)
+    """Groups of 16 channels: much smaller ones come near to instance norm, which forgets how light a picture is."""
+    return max(1, channels // 16) if channels % 16 == 0 else 1

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import copy
 import json
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -133,8 +134,8 @@ class Tokun:
         )
         text = sampling.Choice(d.text_temperature * scale if text_temperature is None else text_temperature, 0, image.top_p)
         guidance = d.guidance_scale if guidance_scale is None else guidance_scale
-        if guidance < 0:
-            raise ValueError(f"guidance_scale is {guidance}; it must be 0 or more (1 is off)")
+        if not 0 <= guidance < math.inf:
+            raise ValueError(f"guidance_scale is {guidance}; it must be 0 or more (1 is off), and finite")
         wanted = Tags(tag_word(style), tag_word(subject), tag_word(register))
         for name in wanted.names():
             self.vocabulary.id(name)

@@ -175,12 +175,13 @@ def train_image_tokenizer(run: Run) -> Path:
         wrapped.train()
         with accelerator.autocast():
             out = wrapped(images)
-            reconstruction = train.l1_weight * (out.images.float() - images).abs().mean()
+            difference = out.images.float() - images
+            l1, mse = difference.abs().mean(), difference.square().mean()
             distance = perceptual(out.images, images) if train.perceptual_weight > 0 else images.new_zeros(())
         lines = losses.line_loss(out.images, images) if train.line_weight > 0 else images.new_zeros(())
-        base = reconstruction + train.perceptual_weight * distance.float() + train.line_weight * lines
+        base = train.l1_weight * l1 + train.mse_weight * mse + train.perceptual_weight * distance.float() + train.line_weight * lines
         loss = base + out.quantizer_loss.float()
-        terms = {"l1": reconstruction, "perceptual": distance, "line": lines, "quantizer": out.quantizer_loss}
+        terms = {"l1": l1, "mse": mse, "perceptual": distance, "line": lines, "quantizer": out.quantizer_loss}
         if adversary.active(step):
             extra, more = adversary.decoder_loss(base, out.images, model.decoder.last.weight)
             loss, terms = loss + extra, terms | more
@@ -203,7 +204,7 @@ def train_image_tokenizer(run: Run) -> Path:
                 "image_tokenizer/images_per_second": rate, "image_tokenizer/skipped": sum(samples.index.skipped.values()),
             }  # fmt: skip
             run.tracker.log(figures, step=step)
-            bar.set_postfix_str(f"loss {loss.item():.3f} l1 {reconstruction.item():.3f} {rate:.0f} img/s")
+            bar.set_postfix_str(f"loss {loss.item():.3f} l1 {l1.item():.3f} {rate:.0f} img/s")
         if step % train.save_every == 0:
             save()
         if step % train.eval_every == 0 and run.rank == 0:
@@ -555,7 +556,7 @@ def train_generator(run: Run) -> Path:
     slots = Slots(vocabulary.default_grid[0] * vocabulary.default_grid[1], vocabulary.max_text)
     share = train.batch_size // run.world
     micro = train.micro_batch_size or share
-    if train.batch_size % run.world or share % micro:
+    if train.batch_size < 1 or micro < 1 or train.batch_size % run.world or share % micro:
         raise ValueError(
             f"train.batch_size {train.batch_size} is not processes ({run.world}) x micro_batch_size ({micro}) x a whole number of accumulation steps"
         )

@@ -1,0 +1,452 @@
+"""Promises of tokun/data.py, on real tars."""
+
+import contextlib
+import gc
+import io
+import itertools
+import json
+import tarfile
+import threading
+import time
+import warnings
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from tokun import data
+from tokun.data import (
+    CodeSamples,
+    ImageBatches,
+    ImageSamples,
+    Order,
+    Record,
+    ShardIndex,
+    TokenBatches,
+    collate,
+    expand_shards,
+    positions_of,
+    prefetch,
+    rng_for,
+    write_shard,
+)  # fmt: skip
+from tokun.vocabulary import Packed, Vocabulary
+
+V = Vocabulary(text_size=300, codebook_size=16, styles=("engraving",), subjects=("ships",), grids=((2, 2), (1, 4)), max_text=8)
+
+
+def encode(text: str) -> list[int]:
+    return [1 + byte for byte in text.encode()]
+
+
+def as_npy(array) -> bytes:
+    buffer = io.BytesIO()
+    np.save(buffer, array, allow_pickle=array.dtype == object)
+    return buffer.getvalue()
+
+
+def code_sample(i: int, **changes) -> dict[str, bytes]:
+    tree = {
+        "caption": f"p{i}", "captions": {"poetic": f"q{i}", "era": ""}, "style": "engraving", "subject": "ships", "grid": [2, 2],
+        "questions": [{"question": f"w{i}", "answer": f"a{i}"}], **changes,
+    }  # fmt: skip
+    codes = np.array([[i % 16, 1, 2, 3], [i % 16, 4, 5, 6]], np.uint16)
+    return {"__key__": f"k{i:04d}", "codes.npy": as_npy(codes), "json": json.dumps(tree).encode()}
+
+
+@pytest.fixture
+def code_shards(tmp_path):
+    for shard, rows in enumerate((range(7), range(7, 12))):
+        write_shard(tmp_path / f"train-{shard:05d}.tar", (code_sample(i) for i in rows))
+    return sorted(tmp_path.glob("*.tar"))
+
+
+def token_batches(paths, **options):
+    options = {"batch_size": 8, "seed": 3, "task_mix": {"joint": 1.0}, "tag_dropout": 0.1, "plain_share": 0.7, **options}
+    return TokenBatches(CodeSamples(paths), V, encode, **options)
+
+
+# --- order ----------------------------------------------------------------------------------------------------------
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.integers(1, 40), st.integers(-5, 2**63), st.integers(0, 3))
+def test_every_epoch_holds_each_sample_once(n, seed, epoch):
+    order = Order(n, seed)
+    assert sorted(order[p] for p in range(epoch * n, (epoch + 1) * n)) == list(range(n))
+
+
+def test_epochs_and_seeds_are_shuffled_differently_and_positions_read_in_any_order():
+    order = Order(50, 1)
+    epochs = [[order[e * 50 + i] for i in range(50)] for e in range(3)] + [[Order(50, 2)[i] for i in range(50)]]
+    assert len({tuple(e) for e in epochs}) == 4
+    assert [order[p] for p in (120, 3, 77)] == [epochs[2][20], epochs[0][3], epochs[1][27]]
+
+
+@given(st.integers(-(2**62), 2**62), st.integers(0, 2**40))
+def test_the_generator_of_a_position_is_its_own(seed, position):
+    draw = lambda *args, **kw: rng_for(*args, **kw).integers(2**62)  # noqa: E731
+    here = draw(seed, position)
+    assert here == draw(seed, position)
+    assert here not in (draw(seed, position + 1), draw(seed + 1, position), draw(seed, position, stream=1))
+
+
+@pytest.mark.parametrize("world", [1, 2, 4, 8])
+def test_any_number_of_processes_reads_the_same_global_batches(world):
+    for step in range(3):
+        shares = [list(positions_of(step, 8, rank, world)) for rank in range(world)]
+        assert list(itertools.chain(*shares)) == list(range(step * 8, step * 8 + 8))
+
+
+def test_pictures_are_the_same_for_one_process_two_processes_and_threads(toy_shards):
+    samples = ImageSamples.open(str(toy_shards), image_size=32, channels=1)
+    make = lambda **kw: ImageBatches(samples, batch_size=8, scale=(1.0, 1.4), seed=1, **kw)  # noqa: E731
+    whole, threaded, halves = make(), make(threads=2), [make(rank=r, world=2) for r in range(2)]
+    for step in (0, 2, 5):
+        assert torch.equal(whole(step), torch.cat([half(step) for half in halves]))
+        assert torch.equal(whole(step), threaded(step))
+    assert whole(0).shape == (8, 1, 32, 32) and whole(0).abs().max() <= 1
+    threaded.pool.shutdown()
+
+
+def test_sequences_are_the_same_for_one_process_two_processes_and_threads(code_shards):
+    mix = {"joint": 0.4, "text_to_image": 0.2, "question": 0.2, "rewrite": 0.2}
+    whole, threaded = token_batches(code_shards, task_mix=mix), token_batches(code_shards, task_mix=mix, threads=2)
+    halves = [token_batches(code_shards, task_mix=mix, rank=r, world=2) for r in range(2)]
+    for step in (0, 4):
+        batch, parts = whole(step), [half(step) for half in halves]
+        for name, pad in (("input_ids", V.id("<pad>")), ("labels", -100)):
+            rows = [row for part in parts for row in getattr(part, name)]
+            for row, expected in zip(rows, getattr(batch, name), strict=True):
+                assert torch.equal(row, expected[: len(row)]) and (expected[len(row) :] == pad).all()
+        assert torch.equal(threaded(step).input_ids, batch.input_ids)
+    threaded.pool.shutdown()
+
+
+def test_a_batch_that_cannot_be_shared_is_refused(code_shards):
+    for batch_size, world in ((8, 3), (0, 1)):
+        with pytest.raises(ValueError, match=f"batch_size {batch_size} cannot be shared by {world}"):
+            token_batches(code_shards, batch_size=batch_size, world=world)
+
+
+# --- broken shards --------------------------------------------------------------------------------------------------
+
+
+def png(i: int = 0, size=(40, 32)) -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(np.random.default_rng(i).integers(0, 256, size, np.uint8)).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def pictures(n: int) -> list[dict[str, bytes]]:
+    return [{"__key__": f"k{i}", "png": png(i), "json": json.dumps({"caption": str(i)}).encode()} for i in range(n)]
+
+
+def test_a_truncated_tar_gives_what_is_whole(tmp_path):
+    write_shard(tmp_path / "whole.tar", iter(pictures(6)))
+    content = (tmp_path / "whole.tar").read_bytes()
+    whole = ShardIndex([tmp_path / "whole.tar"], one_of=("png",))
+    end = len(content.rstrip(b"\0")) // 512 * 512 + 512  # of the last member; then come zeros
+    for cut in {*range(600, end, 377), *range(1024, end + 1, 512)}:  # anywhere: in headers, in data, between
+        (tmp_path / "cut.tar").write_bytes(content[:cut])
+        try:
+            index = ShardIndex([tmp_path / "cut.tar", tmp_path / "whole.tar"], one_of=("png",))
+        except ValueError as error:
+            assert "cut.tar is not a readable tar" in str(error)
+            continue
+        assert index.skipped["truncated shard"] == 1
+        kept = len(index) - 6
+        assert [index.read(i, "png") for i in range(kept)] == [whole.read(i, "png") for i in range(kept)]
+        assert kept < 6 or cut > end - 512
+
+
+def test_incomplete_samples_are_skipped_and_counted(tmp_path):
+    samples = pictures(4)
+    del samples[1]["json"], samples[2]["png"]
+    write_shard(tmp_path / "a.tar", iter(samples))
+    index = ShardIndex([tmp_path / "a.tar"], one_of=("png", "jpg"))
+    assert [m.key for m in index.members] == ["k0", "k3"] and index.skipped == {"incomplete sample": 2}
+    assert index.read_json(1) == {"caption": "3"} and index.image_suffix(1) == "png"
+
+
+def test_a_broken_picture_is_counted_and_its_successor_stands_in(tmp_path):
+    samples = pictures(4)
+    samples[1]["png"] = b"not a picture"
+    samples[2]["png"] = samples[2]["png"][:200]
+    write_shard(tmp_path / "a.tar", iter(samples))
+    images = ImageSamples.open(str(tmp_path), image_size=32, channels=1)
+    assert np.array_equal(images.whole_picture(1), images.whole_picture(3))
+    assert images.index.skipped == {"broken picture": 2}
+    for _ in range(100):  # a long run meets the same broken picture in every epoch
+        images.whole_picture(1)
+
+
+def test_when_no_picture_is_whole_that_is_said(tmp_path):
+    write_shard(tmp_path / "a.tar", iter([{"__key__": "k", "png": b"x"}]))
+    with pytest.raises(ValueError, match=r"no picture of .*can be decoded"):
+        ImageSamples.open(str(tmp_path), image_size=32, channels=1).whole_picture(0)
+
+
+@pytest.mark.filterwarnings("ignore:::PIL")  # Pillow warns of corrupt metadata
+@settings(max_examples=60, deadline=None)
+@given(st.sampled_from(["PNG", "JPEG", "WEBP", "GIF", "TIFF"]), st.data())
+def test_damaged_pictures_raise_only_what_is_caught(kind, drawn):
+    buffer = io.BytesIO()
+    Image.linear_gradient("L").resize((24, 16)).save(buffer, kind)
+    content = bytearray(buffer.getvalue())
+    for _ in range(drawn.draw(st.integers(0, 6))):
+        content[drawn.draw(st.integers(0, len(content) - 1))] = drawn.draw(st.integers(0, 255))
+    content = content[: drawn.draw(st.integers(0, len(content)))]
+    with contextlib.suppress(OSError, ValueError):
+        assert data.decode_image(bytes(content), 1).mode == "L"
+
+
+@pytest.mark.parametrize(
+    "payload",
+    [
+        as_npy(np.zeros((2, 4), np.int64)), as_npy(np.zeros(4, np.uint16)), as_npy(np.zeros((2, 5), np.uint16)),
+        as_npy(np.zeros((0, 4), np.uint16)), as_npy(np.array([{}, []], object)), as_npy(np.zeros((2, 4), np.uint16))[:-3],
+        b"", b"garbage", b"PK\x03\x04garbage",
+    ],
+)  # fmt: skip
+def test_codes_of_another_kind_are_skipped_and_counted(tmp_path, payload):
+    write_shard(tmp_path / "a.tar", iter([code_sample(0) | {"codes.npy": payload}, code_sample(1)]))
+    samples = CodeSamples([tmp_path / "a.tar"])
+    with pytest.raises(ValueError):
+        samples.record(0)
+    assert samples.whole_record(0).key == "k0001" and samples.index.skipped == {"broken sample": 1}
+
+
+@pytest.mark.parametrize(
+    "payload",
+    [b"", b"{", b"[]", b"3", b"{}", b"\xff", b'{"grid": 3, "caption": ""}', b'{"grid": [2, 2], "caption": "a", "captions": []}'],
+)
+def test_garbage_in_a_json_is_skipped_and_counted(tmp_path, payload):
+    write_shard(tmp_path / "a.tar", iter([code_sample(0) | {"json": payload}, code_sample(1)]))
+    samples = CodeSamples([tmp_path / "a.tar"])
+    assert samples.whole_record(0).key == "k0001" and samples.index.skipped == {"broken sample": 1}
+
+
+def test_when_no_record_is_whole_that_is_said(tmp_path):
+    write_shard(tmp_path / "a.tar", iter([code_sample(0) | {"json": b"{"}]))
+    with pytest.raises(ValueError, match=r"no sample of .*can be read"):
+        CodeSamples([tmp_path / "a.tar"]).whole_record(0)
+
+
+def test_a_shard_without_samples_says_what_a_sample_needs(tmp_path):
+    write_shard(tmp_path / "a.tar", iter([]))
+    with pytest.raises(ValueError, match=r"no usable sample in .*a\.tar: each needs KEY\.json"):
+        ShardIndex([tmp_path / "a.tar"])
+    (tmp_path / "b.tar").write_bytes(b"not a tar at all" * 99)
+    with pytest.raises(ValueError, match=r"b\.tar is not a readable tar"):
+        ShardIndex([tmp_path / "b.tar"])
+
+
+# --- patterns -------------------------------------------------------------------------------------------------------
+
+
+def test_patterns_braces_commas_globs_and_folders(tmp_path):
+    for name in ("a-00000", "a-00001", "a-00002", "b-1", "sub[1]"):
+        write_shard(tmp_path / f"{name}.tar", iter(pictures(1)))
+    names = lambda pattern: [p.stem for p in expand_shards(pattern)]  # noqa: E731
+    assert names(f"{tmp_path}/a-{{00000..00002}}.tar") == ["a-00000", "a-00001", "a-00002"]
+    assert names(f"{tmp_path}/a-*.tar, {tmp_path}/b-1.tar") == ["a-00000", "a-00001", "a-00002", "b-1"]
+    assert names(f"{tmp_path}/{{b-1,a-00001}}.tar") == ["b-1", "a-00001"]
+    assert names(str(tmp_path)) == ["a-00000", "a-00001", "a-00002", "b-1", "sub[1]"]
+    assert names(f"{tmp_path}/sub[1].tar") == ["sub[1]"]
+    assert names(f"{tmp_path}/a-0000{{0,1}}.tar,{tmp_path}/b-{{1..1}}.tar") == ["a-00000", "a-00001", "b-1"]
+
+
+def test_a_missing_shard_is_named(tmp_path):
+    write_shard(tmp_path / "a-00000.tar", iter(pictures(1)))
+    with pytest.raises(FileNotFoundError, match=r"a-00001\.tar does not exist"):
+        expand_shards(f"{tmp_path}/a-{{00000..00001}}.tar")
+    with pytest.raises(FileNotFoundError, match=r"b-\*\.tar does not exist.*Set data\.train"):
+        expand_shards(f"{tmp_path}/a-*.tar,{tmp_path}/b-*.tar")
+    with pytest.raises(FileNotFoundError, match="no shards are named"):
+        expand_shards("")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(FileNotFoundError, match=r"holds no \.tar shards"):
+        expand_shards(str(tmp_path / "empty"))
+    with pytest.raises(FileNotFoundError, match=r"gone\.tar does not exist"):
+        ShardIndex([tmp_path / "gone.tar"])
+
+
+# --- prefetching ----------------------------------------------------------------------------------------------------
+
+
+def test_prefetching_keeps_the_order_and_stops_its_thread():
+    stream = prefetch(lambda step: (time.sleep(0.001 * (step % 3)), step)[1], 5)
+    assert list(itertools.islice(stream, 12)) == list(range(5, 17))
+    stream.close()
+    assert not [t for t in threading.enumerate() if t.name == "tokun-prefetch"]
+
+
+def test_an_error_in_prefetching_reaches_the_reader_in_its_place():
+    def make(step):
+        if step == 2:
+            raise OSError("the disk is gone")
+        return step
+
+    stream = prefetch(make, 0)
+    assert [next(stream), next(stream)] == [0, 1]
+    with pytest.raises(OSError, match="the disk is gone"):
+        next(stream)
+
+
+# --- pictures -------------------------------------------------------------------------------------------------------
+
+
+@given(st.integers(1, 3000), st.integers(1, 3000), st.floats(1, 2), st.floats(1, 2), st.integers(0, 99))
+def test_crops_lie_inside_the_picture(width, height, low, high, seed):
+    scale = sorted([low, high])
+    for left, top, side in data.view_boxes(width, height, 4, scale, np.random.default_rng(seed)):
+        assert left >= 0 and top >= 0 and 0 < side <= min(width, height)
+        assert left + side <= width + 1e-6 and top + side <= height + 1e-6
+
+
+@pytest.mark.parametrize("scale", [(0.9, 1.2), (1.4, 1.0)])
+def test_a_crop_scale_that_does_not_fit_is_refused(scale):
+    with pytest.raises(ValueError, match=r"crop_scale is \[.*\]; it takes 1 <= low <= high"):
+        data.random_box(40, 30, scale, np.random.default_rng(0))
+
+
+def test_view_zero_is_the_centre_and_a_crop_of_it_is_exact():
+    image = Image.fromarray(np.arange(12, dtype=np.uint8).reshape(2, 6))
+    (box,) = data.view_boxes(6, 2, 1, (1, 1), np.random.default_rng(0))
+    assert box == (2, 0, 2)
+    assert data.crop(image, box, 2).tolist() == [[[2, 3], [8, 9]]]
+    assert data.to_float(np.array([0, 255], np.uint8)).tolist() == [-1, 1]
+    rgb = data.crop(image.convert("RGB"), box, 2)
+    assert rgb.shape == (3, 2, 2)
+
+
+def test_the_cache_changes_no_picture_and_keeps_its_bound(toy_shards):
+    plain = ImageSamples.open(str(toy_shards), image_size=32, channels=1)
+    cached = ImageSamples.open(str(toy_shards), image_size=32, channels=1, cache_gb=5 * 32 * 32 / 2**30)
+    for i in (*range(24), *range(24)):
+        assert np.array_equal(plain.picture(i), cached.picture(i))
+    assert len(cached._cache) == 5 and not plain._cache
+    assert torch.equal(data.centre_crops(plain, 3), data.centre_crops(cached, 3))
+
+
+def test_large_pictures_are_kept_small_and_their_shape_stays(tmp_path):
+    write_shard(tmp_path / "a.tar", iter([{"__key__": "k", "png": png(0, (400, 300))}]))
+    for channels, mode in ((1, "L"), (3, "RGB")):
+        image = ImageSamples.open(str(tmp_path), image_size=32, channels=channels, max_scale=1.5).picture(0)
+        assert image.size == (48, 64) and image.mode == mode
+
+
+# --- sequences ------------------------------------------------------------------------------------------------------
+
+
+def test_labels_are_shifted_once_and_prompts_and_padding_carry_no_loss():
+    batch = collate([Packed([10, 11, 12, 13], 1), Packed([20, 21, 22, 23, 24, 25], 4)], pad=9)
+    assert batch.input_ids.tolist() == [[10, 11, 12, 9, 9], [20, 21, 22, 23, 24]]
+    assert batch.labels.tolist() == [[11, 12, 13, -100, -100], [-100, -100, -100, 24, 25]]
+    assert batch.input_ids.dtype == batch.labels.dtype == torch.int64
+
+
+def packed_many(batches, n, record=None):
+    record = record or batches.samples.record(0)
+    return [V.unpack(batches.pack(record, rng_for(0, p)).input_ids) for p in range(n)]
+
+
+def test_tasks_come_as_often_as_asked(code_shards):
+    mix = {"joint": 0.5, "text_to_image": 0.25, "question": 0.15, "rewrite": 0.1}
+    tasks = [p.task for p in packed_many(token_batches(code_shards, task_mix=mix), 3000)]
+    for task, share in mix.items():
+        assert abs(tasks.count(task) / 3000 - share) < 0.03, task
+    assert {p.task for p in packed_many(token_batches(code_shards, task_mix={"question": 2}), 50)} == {"question"}
+
+
+def test_a_task_whose_fields_are_missing_is_joint(code_shards):
+    bare = Record("k", np.zeros((1, 4), np.uint16), (2, 2), "a", {"plain": "a"}, "", "", [])
+    batches = token_batches(code_shards, task_mix={"question": 1, "rewrite": 1})
+    assert {p.task for p in packed_many(batches, 50, bare)} == {"joint"}
+
+
+def test_tag_dropout_drops_a_tenth_of_each_and_a_tenth_of_all(code_shards):
+    tags = [p.tags for p in packed_many(token_batches(code_shards), 4000)]
+    share = lambda had: sum(map(had, tags)) / 4000  # noqa: E731
+    for had in (lambda t: t.style, lambda t: t.subject, lambda t: t.register, lambda t: t.grid is not None):
+        assert abs(share(lambda t, had=had: bool(had(t))) - 0.81) < 0.03  # 0.9 x 0.9, not 0.1
+    assert abs(share(lambda t: not t.names()) - 0.1) < 0.03
+    assert {len(p.tags.names()) for p in packed_many(token_batches(code_shards, tag_dropout=0.0), 20)} == {4}
+    assert not any(p.tags.names() for p in packed_many(token_batches(code_shards, tag_dropout=1.0), 20))
+
+
+def test_a_grid_that_is_not_the_default_is_always_named(code_shards):
+    wide = Record("k", np.zeros((1, 4), np.uint16), (1, 4), "a", {"plain": "a"}, "", "", [])
+    assert {p.tags.grid for p in packed_many(token_batches(code_shards, tag_dropout=1.0), 5, wide)} == {(1, 4)}
+
+
+def test_views_registers_and_unknown_tags(code_shards):
+    batches = token_batches(code_shards)
+    parts = packed_many(batches, 1500)
+    assert {tuple(p.codes) for p in parts} == {(0, 1, 2, 3), (0, 4, 5, 6)}
+    poetic = sum(p.caption == encode("q0") for p in parts) / 1500
+    assert abs(poetic - 0.15) < 0.03 and all(p.tags.register in ("", "poetic" if p.caption == encode("q0") else "plain") for p in parts)
+    assert {tuple(p.codes) for p in packed_many(token_batches(code_shards, views=False), 50)} == {(0, 1, 2, 3)}
+    odd = Record("k", np.zeros((1, 4), np.uint16), (2, 2), "a", {"plain": "a", "slang": "b"}, "cubism", "cats", [])
+    for p in packed_many(batches, 100, odd):
+        assert (p.tags.style, p.tags.subject, p.caption) == ("", "", encode("a"))
+
+
+def test_long_captions_are_cut_and_counted_and_empty_ones_are_a_full_stop(code_shards):
+    batches = token_batches(code_shards)
+    assert batches.text("x" * 20) == encode("x" * 8) and batches.text("x" * 8) == encode("x" * 8)
+    assert batches.cut_captions == 1
+    assert batches.text("") == encode(".")
+
+
+@pytest.mark.parametrize("mix", [{}, {"joint": 0}, {"joint": -1}, {"caption": 1}])
+def test_a_task_mix_that_cannot_be_is_refused(code_shards, mix):
+    with pytest.raises(ValueError, match=r"task_mix is .*joint, text_to_image, question, rewrite"):
+        token_batches(code_shards, task_mix=mix)
+
+
+# --- writing --------------------------------------------------------------------------------------------------------
+
+
+def test_a_written_shard_is_whole_or_not_there_and_the_same_bytes_each_time(tmp_path):
+    assert write_shard(tmp_path / "a.tar", iter(pictures(3))) == 3
+    write_shard(tmp_path / "b.tar", iter(pictures(3)))
+    assert (tmp_path / "a.tar").read_bytes() == (tmp_path / "b.tar").read_bytes()
+
+    def killed():
+        yield from pictures(2)
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        write_shard(tmp_path / "c.tar", killed())
+    assert not (tmp_path / "c.tar").exists() and list(tmp_path.glob("*.tar")) == sorted(tmp_path.glob("[ab].tar"))
+
+
+def test_the_webdataset_library_reads_our_shards(code_shards):
+    wds = pytest.importorskip("webdataset")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ResourceWarning)  # it leaves its files to the garbage collector
+        theirs = list(wds.WebDataset([str(p) for p in code_shards], shardshuffle=False, empty_check=False))
+        gc.collect()
+    ours = CodeSamples(code_shards)
+    assert [s["__key__"] for s in theirs] == [ours.record(i).key for i in range(len(ours))]
+    for i, sample in enumerate(theirs):
+        assert sample["json"] == ours.index.read(i, "json") and sample["codes.npy"] == ours.index.read(i, "codes.npy")
+
+
+def test_shards_that_other_programs_wrote_are_read(tmp_path):
+    """./ before names, folders among the members, upper-case suffixes, pax headers."""
+    with tarfile.open(tmp_path / "a.tar", "w", format=tarfile.PAX_FORMAT) as tar:
+        folder = tarfile.TarInfo("./d")
+        folder.type = tarfile.DIRTYPE
+        tar.addfile(folder)
+        for name, payload in (("./k.PNG", png()), ("./k.json", b"{}")):
+            info = tarfile.TarInfo(name)
+            info.size, info.pax_headers = len(payload), {"comment": "é" * 300}
+            tar.addfile(info, io.BytesIO(payload))
+    index = ShardIndex([tmp_path / "a.tar"], one_of=("png",))
+    assert [m.key for m in index.members] == ["k"] and index.read(0, "png") == png()

@@ -1,0 +1,121 @@
+"""Promises of tokun/generator.py."""
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, LlamaConfig, Qwen3ForCausalLM
+
+from tokun.config import GeneratorConfig
+from tokun.generator import add_dropout, count_parameters, flops_per_token, make_generator
+
+SMALL = dict(hidden_size=32, num_layers=2, num_heads=4, num_kv_heads=2, head_dim=8)
+
+
+def make(**changes):
+    torch.manual_seed(0)
+    options = dict(vocab_size=50, max_length=40, pad=1, bos=2, eos=3)
+    return make_generator(GeneratorConfig(**{**SMALL, **changes}), **options)
+
+
+def test_it_is_a_stock_qwen3_of_the_asked_size():
+    model = make()
+    assert type(model) is Qwen3ForCausalLM and model.dtype == torch.float32
+    c = model.config
+    assert (c.vocab_size, c.num_hidden_layers, c.num_attention_heads, c.num_key_value_heads, c.max_position_embeddings) == (50, 2, 4, 2, 40)
+    assert (c.pad_token_id, c.bos_token_id, c.eos_token_id, c.intermediate_size) == (1, 2, 3, 128)
+    assert model(input_ids=torch.zeros(2, 7, dtype=torch.long)).logits.shape == (2, 7, 50)
+
+
+def test_the_same_seed_makes_the_same_weights():
+    assert all(torch.equal(a, b) for a, b in zip(make().parameters(), make().parameters()))
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_saved_then_loaded_by_transformers_gives_equal_logits(tmp_path, tied):
+    model = make(tie_embeddings=tied).eval()
+    add_dropout(model, 0.5)
+    model.save_pretrained(tmp_path)
+    loaded = AutoModelForCausalLM.from_pretrained(tmp_path)
+    ids = torch.arange(20).view(2, 10)
+    assert type(loaded) is Qwen3ForCausalLM
+    assert torch.equal(loaded(input_ids=ids).logits, model(input_ids=ids).logits)
+
+
+def test_dropout_is_inactive_in_eval_and_active_in_training():
+    model, plain, ids = make(), make(), torch.arange(20).view(2, 10)
+    add_dropout(model, 0.3)
+    assert torch.equal(model.eval()(input_ids=ids).logits, plain.eval()(input_ids=ids).logits)
+    a, b = (model.train()(input_ids=ids).logits for _ in range(2))
+    assert not torch.equal(a, b)
+    assert torch.equal(model.eval()(input_ids=ids).logits, plain(input_ids=ids).logits)
+    still = make().train()
+    add_dropout(still, 0.0)
+    assert torch.equal(still(input_ids=ids).logits, plain(input_ids=ids).logits)
+
+
+def test_dropout_drops_a_tenth_and_keeps_the_expectation_where_it_hangs():
+    model = make(hidden_size=256, intermediate_size=64).train()
+    add_dropout(model, 0.1)
+    layer = model.model.layers[0]
+    for module, x in (
+        (model.get_input_embeddings(), torch.arange(2, 50).repeat(20)),  # row 1, <pad>, is zero
+        (layer.self_attn.o_proj, torch.randn(1000, 32)), (layer.mlp.down_proj, torch.randn(1000, 64)),
+    ):  # fmt: skip
+        dropped, whole = module(x), module.eval()(x)
+        assert abs((dropped == 0).float().mean() - 0.1) < 0.01
+        kept = dropped != 0
+        torch.testing.assert_close(dropped[kept], whole[kept] / 0.9)
+
+
+@pytest.mark.parametrize("p", [-0.1, 1.0, 2])
+def test_a_dropout_outside_its_range_is_refused(p):
+    with pytest.raises(ValueError, match=r"dropout is .*\[0, 1\)"):
+        add_dropout(make(), p)
+
+
+def test_heads_that_do_not_group_are_refused():
+    with pytest.raises(ValueError, match="num_heads 4 is not a multiple of num_kv_heads 3"):
+        make(num_kv_heads=3)
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_parameters_and_flops_are_the_hand_count(tied):
+    model = make(tie_embeddings=tied)
+    attention = 32 * 32 + 2 * 32 * 16 + 32 * 32  # q, k and v, o
+    matrices = 2 * (attention + 3 * 32 * 128)
+    norms = 2 * (2 * 32 + 2 * 8) + 32
+    assert count_parameters(model) == 50 * 32 * (1 if tied else 2) + matrices + norms
+    # a looked-up embedding costs nothing, the head does; causal attention meets half the positions
+    assert flops_per_token(model, 100) == 6 * (matrices + 50 * 32) + 6 * 2 * 4 * 8 * 100
+
+
+@pytest.fixture
+def pretrained(tmp_path):
+    torch.manual_seed(1)
+    config = LlamaConfig(
+        vocab_size=30, hidden_size=16, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2, max_position_embeddings=64,
+        tie_word_embeddings=True,
+    )  # fmt: skip
+    model = AutoModelForCausalLM.from_config(config)
+    model.save_pretrained(tmp_path / "lm")
+    return model.eval(), str(tmp_path / "lm")
+
+
+def test_a_pretrained_model_starts_with_its_weights_and_new_rows(pretrained):
+    old, path = pretrained
+    model = make(pretrained=path).eval()
+    assert type(model) is type(old) and model.config.vocab_size == model.get_input_embeddings().num_embeddings == 50
+    assert (model.config.pad_token_id, model.config.bos_token_id, model.config.eos_token_id) == (1, 2, 3)
+    ids = torch.arange(20).view(2, 10)
+    torch.testing.assert_close(model(input_ids=ids).logits[..., :30], old(input_ids=ids).logits)
+    new = model.get_input_embeddings().weight[30:]
+    assert new.isfinite().all() and model.get_output_embeddings().weight is model.get_input_embeddings().weight
+    assert model(input_ids=torch.full((1, 3), 49)).logits.shape == (1, 3, 50)
+
+
+def test_a_pretrained_model_with_room_is_not_shrunk_and_one_too_short_is_refused(pretrained):
+    _, path = pretrained
+    options = dict(pad=1, bos=2, eos=3)
+    model = make_generator(GeneratorConfig(pretrained=path), vocab_size=25, max_length=64, **options)
+    assert model.get_input_embeddings().num_embeddings == 30
+    with pytest.raises(ValueError, match=r"takes 64 positions, the sequences here need 65: use fewer codes"):
+        make_generator(GeneratorConfig(pretrained=path), vocab_size=25, max_length=65, **options)

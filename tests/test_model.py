@@ -1,0 +1,256 @@
+"""Promises of tokun/model.py: one seed, one pair. The model is the tiny random one of conftest.py."""
+
+import json
+import shutil
+
+import pytest
+import safetensors.torch
+import torch
+from PIL import Image
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+import tokun
+from tokun.model import Tokun, count_tags, load
+from tokun.text_tokenizer import normalize
+from tokun.vocabulary import Tags, Vocabulary
+
+PROMPT = "  Two\tships   on a dark ground — “café” "
+
+
+def tokens(pairs):
+    """What must agree token for token."""
+    return [(p.seed, p.index, p.tags, p.codes, p.caption_ids, p.caption) for p in pairs]
+
+
+# --- one seed, one pair ---------------------------------------------------------------------------------------------
+
+
+def test_same_seed_same_pair_for_any_batch_size(tiny_model):
+    whole = tiny_model.sample(3, n=16)
+    assert len({tuple(p.codes) for p in whole}) == 16 and [p.index for p in whole] == list(range(16))
+    for batch_size in (1, 3, 16, 100):
+        pairs = tiny_model.sample(3, n=16, batch_size=batch_size)
+        assert tokens(pairs) == tokens(whole)
+        assert all(a.image.tobytes() == b.image.tobytes() for a, b in zip(pairs, whole))
+    assert tokens(tiny_model.sample(3, n=4)) == tokens(whole[:4])
+    assert tokens(tiny_model.sample(3, indices=[11, 2])) == tokens([whole[11], whole[2]])
+
+
+def test_same_seed_same_pair_under_every_setting(tiny_model):
+    guided = {"style": "etching", "guidance_scale": 2.0, "batch_size": 2}
+    for options in (guided, {"prompt": PROMPT, "top_k": 9}, {"temperature": 1.3, "top_p": 0.9}):
+        a, b = tiny_model.sample(9, n=5, **options), tiny_model.sample(9, n=3, **{**options, "batch_size": 1})
+        assert tokens(a[:3]) == tokens(b)
+
+
+def test_a_call_is_sample_zero(tiny_model):
+    image, caption = tiny_model(7)
+    pair = tiny_model.sample(7, n=1)[0]
+    assert isinstance(image, Image.Image) and image.size == (32, 32) and image.mode == "L"
+    assert (image.tobytes(), caption) == (pair.image.tobytes(), pair.caption)
+
+
+def test_other_seeds_are_other_pairs_and_torchs_generator_is_untouched(tiny_model):
+    state = torch.get_rng_state()
+    assert tokens(tiny_model.sample(1, n=2)) != tokens(tiny_model.sample(2, n=2))
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_every_pair_has_all_its_codes_and_a_caption_of_text(tiny_model):
+    v = tiny_model.vocabulary
+    for temperature in (0.0, 1.0, 3.0):
+        for pair in tiny_model.sample(0, n=16, temperature=temperature):
+            assert len(pair.codes) == 16 and all(0 <= c < 64 for c in pair.codes)
+            assert 1 <= len(pair.caption_ids) <= v.max_text
+            assert all(v.class_of(i) == "text" and i not in v.illegal_text for i in pair.caption_ids)
+
+
+def test_a_prompt_is_what_is_drawn(tiny_model):
+    pairs = tiny_model.sample(5, n=3, prompt=PROMPT)
+    assert {p.caption for p in pairs} == {normalize(PROMPT)}
+    assert {tuple(p.caption_ids) for p in pairs} == {tuple(tiny_model.encode_text(PROMPT))}
+    assert len({tuple(p.codes) for p in pairs}) == 3
+    assert [p.codes for p in pairs] != [p.codes for p in tiny_model.sample(5, n=3, prompt="a tree")]
+
+
+def test_tags_are_drawn_as_often_as_in_training_or_as_asked(tiny_model):
+    tags = [tiny_model.choose_tags((i + 0.5) / 600, Tags()) for i in range(600)]
+    count = lambda style, subject: sum((t.style, t.subject) == (style, subject) for t in tags)  # noqa: E731
+    assert [count("engraving", "scenery"), count("etching", "shapes"), count("etching", "")] == [300, 200, 100]
+    assert all(t.register == "plain" and t.grid == (4, 4) for t in tags)
+    for wanted in (Tags("etching"), Tags(subject="scenery"), Tags("engraving", "shapes", "poetic")):
+        chosen = tiny_model.choose_tags(0.4, wanted)
+        assert all(not getattr(wanted, k) or getattr(wanted, k) == getattr(chosen, k) for k in ("style", "subject", "register"))
+    assert tiny_model.sample(1, n=1, style="Etching ", register="era")[0].tags.names()[:1] == ["<style:etching>"]
+
+
+def test_tags_too_rare_for_the_vocabulary_stay_untagged(tiny_model):
+    m = tiny_model
+    rare = Tokun(m.image_tokenizer, m.text_tokenizer, m.vocabulary, m.generator, tag_counts=[("engraving", "comets", 1)])
+    assert rare.sample(1, n=1)[0].tags == Tags("engraving", "", "plain", (4, 4))
+
+
+def test_the_record_is_plain_json(tiny_model):
+    pair = tiny_model.sample(8, n=1)[0]
+    record = json.loads(json.dumps(pair.record()))
+    assert record["codes"] == pair.codes and record["caption"] == pair.caption and record["seed"] == 8
+    assert record["pmi"] == pytest.approx(pair.pmi, abs=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"n": 0}, "n is 0"), ({"batch_size": 0}, "batch_size is 0"), ({"seed": -1}, "seed is -1"), ({"seed": 1.5}, "seed is 1.5"),
+        ({"temperature": -1}, "temperature is -1"), ({"top_p": 0}, "top_p is 0"), ({"top_k": -1}, "top_k is -1"),
+        ({"guidance_scale": -1}, "guidance_scale is -1"), ({"guidance_scale": float("nan")}, "guidance_scale is nan"),
+        ({"style": "cubism"}, "style can be: engraving, etching"), ({"subject": "cats"}, "subject can be: scenery, shapes"),
+        ({"register": "slang"}, "register can be: plain, poetic"), ({"prompt": " \n"}, "holds no text"),
+        ({"prompt": "word " * 99}, "this model takes 24"), ({"indices": [-1]}, "numbered from 0"),
+    ],
+)  # fmt: skip
+def test_a_mistake_is_named_with_the_way_out(tiny_model, options, words):
+    with pytest.raises(ValueError, match=words):
+        tiny_model.sample(**options)
+
+
+# --- scoring --------------------------------------------------------------------------------------------------------
+
+
+def test_pmi_is_the_difference_of_the_captions_likelihoods(tiny_model):
+    pairs = tiny_model.sample(4, n=5)
+    tags, captions, codes = ([getattr(p, name) for p in pairs] for name in ("tags", "caption_ids", "codes"))
+    alone, given = tiny_model.caption_nll(tags, captions), tiny_model.caption_nll(tags, captions, codes)
+    assert tiny_model.pmi(tags, captions, codes) == [a - g for a, g in zip(alone, given)]
+    for pair, a, g in zip(pairs, alone, given):
+        assert pair.caption_nll == pytest.approx(g, abs=1e-3)
+        assert pair.pmi == pytest.approx(a - g, abs=2e-3)
+        assert min(a, g, pair.image_nll) > 0
+    one_by_one = [tiny_model.caption_nll([t], [c], [k])[0] for t, c, k in zip(tags, captions, codes)]
+    assert given == pytest.approx(one_by_one, abs=1e-3)
+    assert given == pytest.approx(tiny_model.caption_nll(tags, captions, codes, batch_size=2), abs=1e-3)
+
+
+def test_a_given_prompt_is_scored_like_a_sampled_caption(tiny_model):
+    pair = tiny_model.sample(4, n=1, prompt="a tree")[0]
+    assert pair.caption_nll == pytest.approx(tiny_model.caption_nll([pair.tags], [pair.caption_ids], [pair.codes])[0], abs=1e-3)
+
+
+# --- files ----------------------------------------------------------------------------------------------------------
+
+
+def test_saved_then_loaded_samples_the_same(tiny_model, checkpoint_folder):
+    loaded = load(checkpoint_folder, device="cpu")
+    assert tokens(loaded.sample(11, n=5)) == tokens(tiny_model.sample(11, n=5))
+    assert loaded.tag_counts == tiny_model.tag_counts and loaded.defaults == tiny_model.defaults
+    assert not loaded.generator.training and not loaded.image_tokenizer.training
+    assert tokun.load is load
+
+
+def test_a_run_folder_is_as_good_as_its_checkpoint(checkpoint_folder):
+    assert load(checkpoint_folder.parent, device="cpu").vocabulary == load(str(checkpoint_folder), device="cpu").vocabulary
+
+
+def test_the_folder_holds_no_pickle_and_transformers_loads_the_generator(tiny_model, checkpoint_folder):
+    names = {str(p.relative_to(checkpoint_folder)) for p in checkpoint_folder.rglob("*") if p.is_file()}
+    assert {"README.md", "vocabulary.json", "sampling.json", "text_tokenizer.model", "image_tokenizer/config.json",
+            "image_tokenizer/model.safetensors", "generator/config.json", "generator/model.safetensors",
+            "generator/tokenizer.json"} <= names  # fmt: skip
+    assert not [n for n in names if n.endswith((".bin", ".pt", ".pth", ".pkl"))]
+    model = AutoModelForCausalLM.from_pretrained(checkpoint_folder / "generator")
+    ids = torch.arange(30)[None]
+    assert torch.equal(model(input_ids=ids).logits, tiny_model.generator(input_ids=ids).logits)
+
+
+def test_auto_tokenizer_gives_the_same_ids(tiny_model, checkpoint_folder, toy_captions):
+    tokenizer, v = AutoTokenizer.from_pretrained(checkpoint_folder / "generator"), tiny_model.vocabulary
+    for caption in [*toy_captions[:50], PROMPT, "木口木版 🦊"]:
+        assert tokenizer(caption)["input_ids"] == tiny_model.text_tokenizer.encode(caption)
+    assert tokenizer.convert_tokens_to_ids(v.added_tokens) == list(range(v.text_size, v.size)) and len(tokenizer) == v.size
+    assert (tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id) == tuple(map(v.id, ("<bos>", "<eos>", "<pad>")))
+    packed = v.pack_joint(Tags("engraving"), list(range(16)), tiny_model.encode_text("a tree")).input_ids
+    spelt = "".join(tokenizer.convert_ids_to_tokens(packed[:21])) + "a tree<eoc><eos>"
+    assert tokenizer(spelt)["input_ids"] == packed
+
+
+def test_saving_in_half_precision_changes_nothing_here_and_halves_the_file(tiny_model, checkpoint_folder, tmp_path):
+    before = {k: t.clone() for k, t in [*tiny_model.generator.named_parameters(), *tiny_model.generator.named_buffers()]}
+    tiny_model.save(tmp_path, dtype=torch.bfloat16)
+    for name, tensor in [*tiny_model.generator.named_parameters(), *tiny_model.generator.named_buffers()]:
+        assert tensor.dtype == before[name].dtype and torch.equal(tensor, before[name]), name
+    state = safetensors.torch.load_file(tmp_path / "generator" / "model.safetensors")
+    assert {t.dtype for t in state.values()} == {torch.bfloat16}
+    half = load(tmp_path, device="cpu", dtype=torch.bfloat16)
+    assert half.generator.dtype == torch.bfloat16 and len(half.sample(1, n=2)) == 2
+    moved = load(checkpoint_folder, device="cpu").to(dtype=torch.bfloat16)  # the same model, cast after loading
+    assert tokens(moved.sample(1, n=2)) == tokens(half.sample(1, n=2))
+
+
+@pytest.fixture
+def copied(checkpoint_folder, tmp_path):
+    shutil.copytree(checkpoint_folder, tmp_path / "c")
+    return tmp_path / "c"
+
+
+FILES = ["vocabulary.json", "sampling.json", "text_tokenizer.model", "image_tokenizer/config.json", "image_tokenizer/model.safetensors",
+         "generator/config.json", "generator/model.safetensors"]  # fmt: skip
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_a_missing_file_is_named(copied, name):
+    (copied / name).unlink()
+    with pytest.raises(FileNotFoundError) as error:
+        load(copied, device="cpu")
+    assert name.rsplit("/")[-1] in str(error.value) and str(copied) in str(error.value)
+
+
+@pytest.mark.parametrize("name", FILES)
+@pytest.mark.parametrize("damage", ["cut", "empty", "garbage"])
+def test_a_broken_file_is_an_error_that_names_it(copied, name, damage):
+    content = (copied / name).read_bytes()
+    (copied / name).write_bytes({"cut": content[: len(content) * 2 // 3], "empty": b"", "garbage": bytes(range(128, 256))}[damage])
+    with pytest.raises(ValueError) as error:
+        load(copied, device="cpu")
+    assert str(copied / name.split("/")[0]) in str(error.value)
+
+
+def test_weights_that_are_not_all_there_are_refused(copied):
+    path = copied / "generator" / "model.safetensors"
+    state = safetensors.torch.load_file(path)
+    del state["model.layers.1.mlp.down_proj.weight"]
+    safetensors.torch.save_file(state, path, metadata={"format": "pt"})
+    with pytest.raises(ValueError, match=r"generator lacks the weights .*layers\.1\.mlp\.down_proj"):
+        load(copied, device="cpu")
+
+
+def test_a_swapped_image_tokenizer_is_refused_with_both_fingerprints(copied, tiny_model):
+    path = copied / "image_tokenizer" / "model.safetensors"
+    state = safetensors.torch.load_file(path)
+    state["decoder.last.bias"] += 0.25
+    safetensors.torch.save_file(state, path)
+    with pytest.raises(ValueError, match="not the tokenizer this generator was trained with") as error:
+        load(copied, device="cpu")
+    other = tokun.model.ImageTokenizer.load(copied / "image_tokenizer").fingerprint()
+    assert tiny_model.image_tokenizer.fingerprint()[:16] in str(error.value) and other[:16] in str(error.value)
+
+
+def test_parts_of_two_checkpoints_are_refused(tiny_model):
+    m = tiny_model
+    for change, words in (
+        ({"codebook_size": 32}, "64 codes, the vocabulary 32"), ({"text_size": 300}, "pieces, the vocabulary 300"),
+        ({"styles": list("abcd")}, "embeddings"),
+    ):  # fmt: skip
+        vocabulary = Vocabulary.from_dict({**m.vocabulary.to_dict(), **change})
+        with pytest.raises(ValueError, match=words):
+            Tokun(m.image_tokenizer, m.text_tokenizer, vocabulary, m.generator)
+
+
+def test_a_checkpoint_that_is_not_there_is_named(tmp_path):
+    for name in (tmp_path / "nowhere", "no such name", "./a/b"):
+        with pytest.raises(FileNotFoundError, match="neither a folder here nor a Hugging Face Hub id"):
+            load(name)
+    with pytest.raises(FileNotFoundError, match=r"holds no checkpoint.*Has its training finished"):
+        load(tmp_path)
+
+
+def test_tags_are_counted_most_frequent_first():
+    assert count_tags([("a", "x"), ("b", ""), ("a", "x"), ("a", "")]) == [("a", "x", 2), ("a", "", 1), ("b", "", 1)]

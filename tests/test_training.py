@@ -1,0 +1,269 @@
+"""The whole story at the smallest size: train, resume, skip, refuse. Real stages, real shards, real processes."""
+
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from safetensors.torch import load_file
+
+import tokun
+from data_tools import toy
+from tokun import stages
+from tokun.config import from_dict, load_config
+from tokun.image_tokenizer import ImageTokenizer
+
+pytest.importorskip("accelerate", reason="training needs the extra 'train'")
+
+ROOT = Path(__file__).resolve().parent.parent
+SMALL = {
+    "data": {"max_caption_tokens": 32},
+    "text_tokenizer": {"vocab_size": 360},
+    "image_tokenizer": {"image_size": 32, "channels": [16, 32], "blocks": 1, "codebook_size": 32, "latent_dim": 16},
+    "image_tokenizer_train": {
+        "steps": 8, "batch_size": 8, "perceptual": "none", "perceptual_weight": 0.0, "precision": "no", "gan_weight": 0.1, "gan_start": 4,
+        "log_every": 1, "save_every": 2, "eval_every": 4, "min_psnr": 0.0, "min_usage": 0.0, "min_perplexity": 0.0,
+    },
+    "codes": {"views": 2, "batch_size": 16},
+    "generator": {"hidden_size": 32, "num_layers": 2, "num_heads": 2, "num_kv_heads": 1, "head_dim": 16, "dropout": 0.1},
+    "train": {"steps": 8, "batch_size": 8, "precision": "no", "log_every": 1, "save_every": 2, "eval_every": 4, "sample_every": 8, "warmup_steps": 2},
+    "sampling": {"n": 2},
+    "tracking": {"kind": "none"},
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def shards(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("toy")
+    toy.write_shards(folder, 48, 0, 32, "train", shard_size=32)
+    toy.write_shards(folder, 16, 1, 32, "val")
+    return folder
+
+
+def write_config(folder: Path, shards: Path, **changes) -> Path:
+    tree = json.loads(json.dumps(SMALL)) | {"out": str(folder / "run"), "threads": 1}
+    tree["data"] |= {"train": str(shards / "train-*.tar"), "val": str(shards / "val-*.tar")}
+    for key, value in changes.items():
+        section, _, name = key.partition("__")
+        tree[section][name] = value
+    path = folder / "small.yaml"
+    path.write_text(yaml.safe_dump(tree))
+    return path
+
+
+def train(config: Path, *overrides: str, launcher: tuple[str, ...] = (sys.executable,), timeout: int = 200) -> subprocess.CompletedProcess:
+    env = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "TOKENIZERS_PARALLELISM": "false"}
+    return subprocess.run(
+        [*launcher, "train.py", "--config", str(config), *overrides], cwd=ROOT, env=env, capture_output=True, text=True, timeout=timeout
+    )
+
+
+def run_stages(config_path: Path, *overrides: str) -> Path:
+    run = stages.open_run(load_config(config_path, overrides))
+    for stage in (stages.train_text_tokenizer, stages.train_image_tokenizer, stages.encode_shards, stages.train_generator):
+        stage(run)
+    return run.out
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory, shards):
+    folder = tmp_path_factory.mktemp("finished")
+    config = write_config(folder, shards)
+    return config, run_stages(config)
+
+
+def weights(out: Path) -> dict[str, torch.Tensor]:
+    image = load_file(out / "image_tokenizer" / "model.safetensors")
+    generator = load_file(out / "checkpoint" / "generator" / "model.safetensors")
+    return {f"image.{k}": v for k, v in image.items()} | {f"generator.{k}": v for k, v in generator.items()}
+
+
+def assert_same_weights(a: Path, b: Path) -> None:
+    one, two = weights(a), weights(b)
+    assert one.keys() == two.keys()
+    differing = [name for name in one if not torch.equal(one[name], two[name])]
+    assert not differing, differing[:5]
+
+
+def test_pictures_in_checkpoint_out_and_pairs_from_it(finished):
+    model = tokun.load(finished[1])
+    image, caption = model(42)
+    assert image.size == (32, 32) and caption
+    card = (finished[1] / "checkpoint" / "README.md").read_text()
+    assert "Figures" in card and "dB" in card
+    assert list((finished[1] / "samples").glob("step-*.png"))
+
+
+def test_finished_stages_are_skipped_and_leave_every_file_as_it_was(finished):
+    config, out = finished
+    before = {p: p.stat().st_mtime_ns for p in out.rglob("*") if p.is_file() and p.name != "config.yaml"}
+    run_stages(config)
+    assert before == {p: p.stat().st_mtime_ns for p in out.rglob("*") if p.is_file() and p.name != "config.yaml"}
+
+
+@pytest.mark.parametrize(
+    ("override", "named"),
+    [("image_tokenizer.codebook_size=64", "codebook_size"), ("text_tokenizer.vocab_size=380", "vocab_size"), ("train.lr=0.5", "lr")],
+)
+def test_a_result_of_other_settings_is_refused_by_the_setting_that_differs(finished, override, named):
+    with pytest.raises(ValueError, match=named):
+        run_stages(finished[0], override)
+
+
+def test_two_runs_of_one_seed_end_in_the_same_weights(finished, tmp_path, shards):
+    assert_same_weights(finished[1], run_stages(write_config(tmp_path, shards)))
+
+
+class Killed(Exception):
+    pass
+
+
+@pytest.mark.parametrize(("stage", "at"), [("image tokenizer", 5), ("generator", 5)])
+def test_resumed_equals_uninterrupted(finished, tmp_path, shards, monkeypatch, stage, at):
+    config = write_config(tmp_path, shards)
+    check = stages._require_finite
+
+    def stop(run, loss, step, where, keys):
+        if where == stage and step == at:
+            raise Killed
+        check(run, loss, step, where, keys)
+
+    monkeypatch.setattr(stages, "_require_finite", stop)
+    with pytest.raises(Killed):
+        run_stages(config)
+    monkeypatch.setattr(stages, "_require_finite", check)
+    assert_same_weights(finished[1], run_stages(config))
+
+
+def test_accumulated_micro_batches_give_the_whole_batchs_weights(finished, tmp_path, shards):
+    out = tmp_path / "run"
+    for part in ("text_tokenizer", "image_tokenizer", "codes"):
+        shutil.copytree(finished[1] / part, out / part)
+    config = write_config(tmp_path, shards, generator__dropout=0.0)
+    whole = load_file(run_stages(config) / "checkpoint" / "generator" / "model.safetensors")
+    shutil.rmtree(out / "checkpoint")
+    split = load_file(run_stages(config, "train.micro_batch_size=2") / "checkpoint" / "generator" / "model.safetensors")
+    for name in whole:
+        torch.testing.assert_close(split[name], whole[name], atol=2e-4, rtol=1e-3)
+
+
+def test_codes_of_another_tokenizer_are_refused_with_both_fingerprints(finished, tmp_path):
+    codes = tmp_path / "codes"
+    shutil.copytree(finished[1] / "codes", codes)
+    config = from_dict({"image_tokenizer": SMALL["image_tokenizer"]})
+    other = ImageTokenizer(config.image_tokenizer)
+    own = ImageTokenizer.load(finished[1] / "image_tokenizer")
+    assert stages.require_codes_of(codes, own)["counts"]["train"] == 48
+    with pytest.raises(ValueError, match=other.fingerprint()) as caught:
+        stages.require_codes_of(codes, other)
+    assert own.fingerprint() in str(caught.value)
+    (codes / "codes.json").unlink()
+    with pytest.raises(FileNotFoundError, match=r"codes\.json"):
+        stages.require_codes_of(codes, own)
+
+
+def test_a_collapsed_tokenizer_stops_the_run_with_an_explanation(tmp_path, shards):
+    config = write_config(tmp_path, shards, image_tokenizer_train__min_psnr=60.0, image_tokenizer_train__steps=2)
+    for _ in range(2):  # when it has just been trained, and when it is found finished
+        with pytest.raises(ValueError, match=r"PSNR is .* dB"):
+            run_stages(config)
+    assert not (tmp_path / "run" / "codes").exists()
+
+
+def test_a_non_finite_loss_stops_the_run_and_names_its_batch(finished, tmp_path, shards):
+    config = write_config(tmp_path, shards, image_tokenizer_train__lr=1e30, image_tokenizer_train__max_grad_norm=1e30)
+    with pytest.raises(FloatingPointError, match="non_finite_image_tokenizer"):
+        run_stages(config)
+    (listed,) = (tmp_path / "run").glob("non_finite_*.json")
+    assert len(json.loads(listed.read_text())) == 8
+
+
+def test_a_corrupt_member_is_skipped_and_counted(finished, tmp_path, shards):
+    mine = tmp_path / "shards"
+    shutil.copytree(shards, mine)
+    shard = mine / "train-00000.tar"
+    data = bytearray(shard.read_bytes())
+    png = data.index(b"\x89PNG")
+    data[png : png + 64] = bytes(64)
+    shard.write_bytes(bytes(data))
+    out = run_stages(write_config(tmp_path, mine))
+    record = json.loads((out / "codes" / "codes.json").read_text())
+    assert record["counts"]["train"] == 47
+    assert json.loads((out / "image_tokenizer" / "stage.json").read_text())["skipped"]["broken picture"] > 0
+
+
+MISTAKES = [
+    ("train.batchsize=1", "train.batch_size"),
+    ("data.train=nowhere/train-*.tar", "nowhere/train-*.tar"),
+    ("train.batch_size=0", "batch_size"),
+    ("train.task_mix={painting: 1}", "painting"),
+    ("image_tokenizer.downsample=16", "downsample"),
+]
+
+
+@pytest.mark.parametrize(("override", "named"), MISTAKES)
+def test_a_users_mistake_is_named(tmp_path, shards, finished, override, named):
+    out = tmp_path / "run"
+    for part in ("text_tokenizer", "image_tokenizer", "codes"):
+        shutil.copytree(finished[1] / part, out / part)
+    with pytest.raises((ValueError, FileNotFoundError), match=re.escape(named)):
+        run_stages(write_config(tmp_path, shards), override)
+
+
+def test_a_users_mistake_is_one_line_at_the_console(finished):
+    done = train(finished[0], "train.batchsize=1")
+    assert done.returncode == 1
+    assert "Traceback" not in done.stderr and "train.batch_size" in done.stderr.strip().splitlines()[-1]
+
+
+@pytest.mark.parametrize("stage", ["image_tokenizer", "generator"])
+def test_killed_in_a_stage_and_started_again_it_finishes_with_the_same_weights(finished, tmp_path, shards, stage):
+    config = write_config(tmp_path, shards)
+    env = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    process = subprocess.Popen(
+        [sys.executable, "train.py", "--config", str(config)], cwd=ROOT, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
+    deadline = time.monotonic() + 120
+    while not list((tmp_path / "run" / "state" / stage).glob("step-????????")) and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.005)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    done = train(config)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert_same_weights(finished[1], tmp_path / "run")
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_the_deepspeed_launcher_trains_on_a_machine_without_gpus(finished, tmp_path, shards, processes):
+    """The real launcher with one and two gloo processes; its generator agrees with plain python's."""
+    pytest.importorskip("deepspeed")
+    launcher = Path(sys.executable).with_name("deepspeed")
+    if not launcher.is_file():
+        pytest.skip("the deepspeed launcher is not beside this python")
+    if torch.cuda.is_available():
+        pytest.skip("this test is about machines without GPUs")
+    out = tmp_path / "run"
+    for part in ("text_tokenizer", "image_tokenizer", "codes"):
+        shutil.copytree(finished[1] / part, out / part)
+    config = write_config(tmp_path, shards, generator__dropout=0.0)
+    run_stages(config)
+    plain = load_file(out / "checkpoint" / "generator" / "model.safetensors")
+    shutil.rmtree(out / "checkpoint")
+    port = str(29600 + processes)
+    done = train(
+        config, f"train.deepspeed={ROOT / 'configs/deepspeed/zero1.json'}",
+        launcher=(sys.executable, str(launcher), "--num_gpus", str(processes), "--master_port", port),
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    assert f"{processes} process(es), DeepSpeed ZeRO-1" in done.stdout + done.stderr
+    zero = load_file(out / "checkpoint" / "generator" / "model.safetensors")
+    for name in plain:
+        torch.testing.assert_close(zero[name], plain[name], atol=1e-3, rtol=1e-2)
