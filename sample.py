@@ -47,7 +47,9 @@ def main(argv: list[str] | None = None) -> None:
         print(f"{pair.seed}-{pair.index:02d}  {pair.caption}")
     print(f"{len(pairs)} pairs in {args.out}: grid.png, PNGs, samples.jsonl")
     if args.wandb:
-        tracker = tracking.make_tracker("wandb", project="tokun", name=f"sample-{args.seed}", directory=args.out / "tracking", config=vars_of(args))
+        tracker = tracking.make_tracker(
+            "wandb", project="tokun", name=f"sample-{args.seed}", directory=args.out / "tracking", config=vars_of(args)
+        )
         tracker.log_grid("samples", grid, [pair.image for pair in pairs], captions, step=0)
         tracker.log({"samples/pmi": sum(pair.pmi for pair in pairs) / len(pairs)}, step=0)
         tracker.finish()
@@ -62,7 +64,12 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     add("--out", type=Path, default=Path("outputs"))
     add("--batch-size", type=_positive, default=16)
     add("--device", default=None, help="cpu, cuda, cuda:1 …; default: a GPU if there is one")
-    add("--dtype", choices=("float32", "bfloat16", "float16"), default="float32", help="of the generator; float32 is exactly reproducible on CPU")
+    add(
+        "--dtype",
+        choices=("float32", "bfloat16", "float16"),
+        default="float32",
+        help="of the generator; float32 is exactly reproducible on CPU",
+    )
     add("--style", default="", help="a style tag, for example engraving")
     add("--subject", default="", help="a subject tag, for example architecture")
     add("--register", default="", help="the caption's register: plain, poetic, era, social, alt")

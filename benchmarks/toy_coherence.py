@@ -20,9 +20,8 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from benchmarks.toy_judge import judge_accuracy, train_judge
-
 import tokun
+from benchmarks.toy_judge import judge_accuracy, train_judge
 from data_tools.toy import parse_caption
 from tokun.vocabulary import Tags
 

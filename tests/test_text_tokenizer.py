@@ -84,9 +84,7 @@ def byte_level_backend(texts):
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     backend.decoder = decoders.ByteLevel()
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    trainer = trainers.BpeTrainer(
-        vocab_size=380, special_tokens=["<|endoftext|>"], initial_alphabet=alphabet, show_progress=False
-    )
+    trainer = trainers.BpeTrainer(vocab_size=380, special_tokens=["<|endoftext|>"], initial_alphabet=alphabet, show_progress=False)
     backend.train_from_iterator(texts, trainer)
     return backend
 
@@ -298,9 +296,7 @@ def exported(tokenizer, tmp_path_factory):
 
 @pytest.mark.parametrize("coverage", [0.98, 1.0])
 def test_transformers_gives_the_ids_and_the_text_of_sentencepiece(coverage, tmp_path):
-    tokenizer = TextTokenizer.train(
-        captions(500) + strange_captions(200, seed=1), vocab_size=600, character_coverage=coverage
-    )
+    tokenizer = TextTokenizer.train(captions(500) + strange_captions(200, seed=1), vocab_size=600, character_coverage=coverage)
     exported = auto_tokenizer(tokenizer, tmp_path)
     texts = strange_captions(1000, seed=2)
     assert exported(texts)["input_ids"] == [tokenizer.encode(text) for text in texts]

@@ -34,9 +34,7 @@ def records_of(wandb_file: Path):
         if left_in_block < 7:
             position += left_in_block
             continue
-        _, length, kind = struct.unpack_from(
-            "<IHB", data, position
-        )  # checksum, length, 1 whole 2 first 3 middle 4 last
+        _, length, kind = struct.unpack_from("<IHB", data, position)  # checksum, length, 1 whole 2 first 3 middle 4 last
         if kind == 0:
             break
         parts += data[position + 7 : position + 7 + length]
@@ -277,9 +275,7 @@ def test_tensorboard_keeps_numbers_pictures_and_exact_captions_and_a_resumed_run
 def test_null_tracker_takes_everything_and_writes_nothing(tmp_path):
     for kind, main_process in (("none", True), ("wandb", False), ("tensorboard", False)):
         directory = tmp_path / "runs"
-        tracker = make_tracker(
-            kind, project="p", name=None, directory=directory, config=CONFIG, main_process=main_process
-        )
+        tracker = make_tracker(kind, project="p", name=None, directory=directory, config=CONFIG, main_process=main_process)
         assert isinstance(tracker, NullTracker)
         log_a_training(tracker, range(3))
         assert not directory.exists() and tracker.failures == 0

@@ -1,8 +1,8 @@
 """tokun: one seed, one sequence: a picture and the words for it.
 
-    import tokun
-    model = tokun.load()              # the bundled engraving model, a folder, or a Hugging Face Hub id
-    image, caption = model(seed=42)
+import tokun
+model = tokun.load()              # the bundled engraving model, a folder, or a Hugging Face Hub id
+image, caption = model(seed=42)
 """
 
 from __future__ import annotations

@@ -6,6 +6,7 @@ nearest one, a value of the wrong type is an error that names the type. There ar
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import difflib
 import types
@@ -229,8 +230,7 @@ def _build(cls: type, tree: Any, *, key: str, where: str) -> Any:
         if name not in hints:
             near = difflib.get_close_matches(str(name), hints, n=1, cutoff=0.0)
             raise ValueError(
-                f"{where}: unknown key {_join(key, name)!r}. The nearest is {_join(key, near[0])!r}; "
-                f"this section knows: {', '.join(hints)}"
+                f"{where}: unknown key {_join(key, name)!r}. The nearest is {_join(key, near[0])!r}; this section knows: {', '.join(hints)}"
             )
     return cls(**{n: _value(hints[n], v, key=_join(key, n), where=where) for n, v in tree.items()})
 
@@ -238,6 +238,7 @@ def _build(cls: type, tree: Any, *, key: str, where: str) -> Any:
 def _value(hint: Any, value: Any, *, key: str, where: str) -> Any:
     origin, args = typing.get_origin(hint), typing.get_args(hint)
     if dataclasses.is_dataclass(hint):
+        value = {} if value is None else value  # a section with every line commented out
         return _build(hint, value, key=key, where=where)
     if origin is Literal:
         if value is False and "no" in args:  # YAML reads a bare `no` as false
@@ -255,10 +256,8 @@ def _value(hint: Any, value: Any, *, key: str, where: str) -> Any:
         return {str(k): _value(args[1], v, key=f"{key}.{k}", where=where) for k, v in value.items()}
     assert not isinstance(origin, types.UnionType)
     if hint is float and isinstance(value, str):  # YAML 1.1 reads 1e-3 as a string
-        try:
+        with contextlib.suppress(ValueError):
             value = float(value)
-        except ValueError:
-            pass
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
         value = float(value)
     if hint is str and value is None:

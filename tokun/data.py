@@ -62,7 +62,9 @@ class ShardIndex:
                 self.members.append(Member(number, key, files))
         if not self.members:
             found = ", ".join(map(str, self.paths[:3]))
-            raise ValueError(f"no usable sample in {found}: each needs KEY.{'/'.join([*need, '|'.join(one_of)])}. Skipped: {dict(self.skipped)}")
+            raise ValueError(
+                f"no usable sample in {found}: each needs KEY.{'/'.join([*need, '|'.join(one_of)])}. Skipped: {dict(self.skipped)}"
+            )
 
     def __del__(self) -> None:
         for descriptor in getattr(self, "_files", {}).values():
@@ -273,7 +275,12 @@ def decode_image(data: bytes, channels: int) -> Image.Image:
     """Bytes of a picture -> 'L' or 'RGB'. Raises OSError or ValueError for what is not a whole picture."""
     try:
         with Image.open(io.BytesIO(data)) as image:
-            return image.convert("L" if channels == 1 else "RGB")
+            mode = "L" if channels == 1 else "RGB"
+            if image.mode.startswith("I"):  # 16 bits a pixel: Pillow would clip, not scale
+                image = Image.fromarray((np.asarray(image, np.uint32) >> 8).clip(0, 255).astype(np.uint8))
+            elif image.has_transparency_data:  # on white paper
+                image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image.convert("RGBA"))
+            return image.convert(mode)
     except (SyntaxError, EOFError, Image.DecompressionBombError) as error:  # Pillow raises these for some broken files
         raise ValueError(f"not a readable picture: {error}") from error
 
@@ -330,7 +337,9 @@ class ImageSamples:
 class ImageBatches:
     """Random crops for the image tokenizer: step -> float (batch_size / world, C, S, S)."""
 
-    def __init__(self, samples: ImageSamples, *, batch_size: int, scale: Sequence[float], seed: int, rank: int = 0, world: int = 1, threads: int = 0):
+    def __init__(
+        self, samples: ImageSamples, *, batch_size: int, scale: Sequence[float], seed: int, rank: int = 0, world: int = 1, threads: int = 0
+    ):
         _check_batch(batch_size, world)
         self.samples, self.batch_size, self.scale, self.seed = samples, batch_size, scale, seed
         self.rank, self.world = rank, world
@@ -397,7 +406,9 @@ class CodeSamples:
         tree = self.index.read_json(i)
         grid = tree["grid"]
         if codes.ndim != 2 or not len(codes) or codes.shape[1] != grid[0] * grid[1] or codes.dtype != np.uint16:
-            raise ValueError(f"{self.index.members[i].key}.{CODES_SUFFIX} is {codes.dtype} {codes.shape}, not uint16 (views, {grid[0] * grid[1]})")
+            raise ValueError(
+                f"{self.index.members[i].key}.{CODES_SUFFIX} is {codes.dtype} {codes.shape}, not uint16 (views, {grid[0] * grid[1]})"
+            )
         caption = tree["caption"]
         captions = {"plain": caption, **{r: c for r, c in tree.get("captions", {}).items() if c}}
         questions = [(q["question"], q["answer"]) for q in tree.get("questions", [])]

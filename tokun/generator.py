@@ -30,7 +30,8 @@ def make_generator(config: GeneratorConfig, *, vocab_size: int, max_length: int,
             )
         if vocab_size > model.get_input_embeddings().num_embeddings:
             model.resize_token_embeddings(vocab_size, mean_resizing=True)
-        model.config.pad_token_id, model.config.bos_token_id, model.config.eos_token_id = pad, bos, eos
+        for settings in (model.config, model.generation_config):
+            settings.pad_token_id, settings.bos_token_id, settings.eos_token_id = pad, bos, eos
         return model
     if config.num_heads % config.num_kv_heads:
         raise ValueError(f"num_heads {config.num_heads} is not a multiple of num_kv_heads {config.num_kv_heads}")

@@ -92,9 +92,7 @@ def captioned_grid(
     return page
 
 
-def pair_sheet(
-    rows: Sequence[tuple[Image.Image, ...]], labels: Sequence[str] | None = None, *, cell: int | None = None
-) -> Image.Image:
+def pair_sheet(rows: Sequence[tuple[Image.Image, ...]], labels: Sequence[str] | None = None, *, cell: int | None = None) -> Image.Image:
     """A white page of pictures that belong together side by side, such as (original, reconstruction) -> 'RGB'.
 
     Every row has as many pictures as the first. `labels`, one for each place in a row, stand above the first line of

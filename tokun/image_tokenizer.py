@@ -133,9 +133,7 @@ class ImageTokenizer(nn.Module):
         """images float (B, C, S, S) in [-1, 1] -> codes int64 (B, N). Any S that `downsample` divides."""
         C, f = self.config.image_channels, self.config.downsample
         if images.ndim != 4 or images.shape[1] != C or images.shape[2] % f or images.shape[3] % f:
-            raise ValueError(
-                f"images have shape {tuple(images.shape)}; this tokenizer takes (B, {C}, H, W) with H and W multiples of {f}"
-            )
+            raise ValueError(f"images have shape {tuple(images.shape)}; this tokenizer takes (B, {C}, H, W) with H and W multiples of {f}")
         was_training = self.training
         self.eval()
         latents = self.encoder(images).float()
@@ -169,9 +167,7 @@ class ImageTokenizer(nn.Module):
         h, w = self.grid
         flat = self._vectors(every[:, None].expand(K, h * w)) if K * h * w <= 1 << 20 else None
         if flat is not None:  # pictures of one code each tell which end of the axis is dark
-            light = torch.cat(
-                [self.decoder(v.transpose(1, 2).reshape(len(v), -1, h, w)).mean((1, 2, 3)) for v in flat.split(64)]
-            )
+            light = torch.cat([self.decoder(v.transpose(1, 2).reshape(len(v), -1, h, w)).mean((1, 2, 3)) for v in flat.split(64)])
             if ((position - position.mean()) * (light.double() - light.double().mean())).sum() < 0:
                 position = -position
         self.order.copy_(position.argsort(stable=True))

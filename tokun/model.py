@@ -1,8 +1,8 @@
 """Tokun: the tokenizers, the vocabulary and the generator as one. What users hold.
 
-    model = tokun.load()                      # the bundled checkpoint; or a folder, or a Hugging Face Hub id
-    image, caption = model(42)                # from a seed, the picture and the words for it
-    pairs = model.sample(seed=42, n=16)       # sample k of seed s is the same pair whatever n and the batch size
+model = tokun.load()                      # the bundled checkpoint; or a folder, or a Hugging Face Hub id
+image, caption = model(42)                # from a seed, the picture and the words for it
+pairs = model.sample(seed=42, n=16)       # sample k of seed s is the same pair whatever n and the batch size
 """
 
 from __future__ import annotations
@@ -11,7 +11,8 @@ import copy
 import json
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -70,9 +71,13 @@ class Tokun:
     def __post_init__(self) -> None:
         v, rows = self.vocabulary, self.generator.get_input_embeddings().num_embeddings
         if self.image_tokenizer.codebook_size != v.codebook_size:
-            raise ValueError(f"the image tokenizer has {self.image_tokenizer.codebook_size} codes, the vocabulary {v.codebook_size}: parts of two checkpoints")
+            raise ValueError(
+                f"the image tokenizer has {self.image_tokenizer.codebook_size} codes, the vocabulary {v.codebook_size}: parts of two checkpoints"
+            )
         if self.text_tokenizer.size != v.text_size:
-            raise ValueError(f"the text tokenizer has {self.text_tokenizer.size} pieces, the vocabulary {v.text_size}: parts of two checkpoints")
+            raise ValueError(
+                f"the text tokenizer has {self.text_tokenizer.size} pieces, the vocabulary {v.text_size}: parts of two checkpoints"
+            )
         if rows < v.size:
             raise ValueError(f"the generator has {rows} embeddings, the vocabulary needs {v.size}: parts of two checkpoints")
         self.eval()
@@ -162,6 +167,8 @@ class Tokun:
         """Pairs from uniforms u float32 (B, slots.size): tags, codes and caption are all read off the same latent."""
         v = self.vocabulary
         tags = [self.choose_tags(float(row[0]), wanted) for row in u]
+        if caption is not None and not wanted.subject:  # the prompt says what is shown; a drawn subject might disagree
+            tags = [replace(t, subject="") for t in tags]
         boi = v.id("<boi>")
         written = [] if caption is None else [v.id("<boc>"), *caption, v.id("<eoc>")]
         prompts = [[*v.prefix(t), *written, boi] for t in tags]
@@ -172,7 +179,7 @@ class Tokun:
             out = sampling.generate(
                 self.generator, v, torch.tensor([prompts[i] for i in rows], device=self.device), u[rows].to(self.device), self.slots,
                 image=image, text=text, guidance_scale=guidance,
-                unguided=torch.tensor([[v.id("<bos>"), boi]] * len(rows), device=self.device), forbid=(v.id("<boq>"),),
+                unguided=torch.tensor([[v.id("<bos>"), boi]] * len(rows), device=self.device), forbid=(v.id("<boq>"), *self._unseen[0]), forbid_first=self._unseen[1],
             )  # fmt: skip
             for j, i in enumerate(rows):
                 made[i] = (out.ids[j].tolist(), float(out.image_nll[j]), float(out.text_nll[j]))
@@ -205,7 +212,9 @@ class Tokun:
     # --- scoring ----------------------------------------------------------------------------------------------------
 
     @torch.inference_mode()
-    def caption_nll(self, tags: Sequence[Tags], captions: Sequence[list[int]], codes: Sequence[list[int]] | None = None, batch_size: int = 32) -> list[float]:
+    def caption_nll(
+        self, tags: Sequence[Tags], captions: Sequence[list[int]], codes: Sequence[list[int]] | None = None, batch_size: int = 32
+    ) -> list[float]:
         """Nats of each caption and its end, given its picture's codes, or without a picture when `codes` is None."""
         v = self.vocabulary
         rows, first = [], []
@@ -238,11 +247,21 @@ class Tokun:
         rows, columns = self.vocabulary.default_grid
         return latents.Slots(rows * columns, self.vocabulary.max_text)
 
+    @cached_property
+    def _unseen(self) -> tuple[list[int], list[int]]:
+        """Text ids that are never sampled (control characters), and those that may not begin a caption (blanks)."""
+        shown = {i: self.text_tokenizer.decode([i]) for i in range(self.vocabulary.text_size) if i not in self.vocabulary.illegal_text}
+        control = [i for i, text in shown.items() if text and not text.isspace() and not text.isprintable() and "\ufffd" not in text]
+        control += [i for i, text in shown.items() if text in ("\t", "\n", "\r", "\v", "\f")]
+        return control, [i for i, text in shown.items() if not text.strip()]
+
     def encode_text(self, text: str) -> list[int]:
         """Ids of a caption. Raises ValueError when it is longer than the model's text spans."""
         ids = self.text_tokenizer.encode(text)
         if len(ids) > self.vocabulary.max_text:
-            raise ValueError(f"the text has {len(ids)} pieces, this model takes {self.vocabulary.max_text}: shorten {normalize(text)[:60]!r}…")
+            raise ValueError(
+                f"the text has {len(ids)} pieces, this model takes {self.vocabulary.max_text}: shorten {normalize(text)[:60]!r}…"
+            )
         return ids
 
     def decode_images(self, codes: Tensor) -> list[Image.Image]:

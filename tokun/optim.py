@@ -34,7 +34,7 @@ def set_lr(optimizer: torch.optim.Optimizer, lr: float) -> None:
 
 
 class Ema:
-    """Exponential moving average of the weights in float32 (buffers are copied). The decay warms up as (1 + t) / (10 + t)."""
+    """Exponential moving average of the parameters in float32 (buffers are left alone). The decay warms up as (1 + t) / (10 + t)."""
 
     def __init__(self, module: nn.Module, decay: float):
         self.decay = decay

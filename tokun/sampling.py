@@ -10,6 +10,7 @@ else is in the batch beyond the rounding of the matrix products (see `BLOCK`).
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,7 +18,7 @@ import torch
 from torch import Tensor
 
 from tokun.latents import Slots
-from tokun.vocabulary import STATES, Vocabulary
+from tokun.vocabulary import IMAGE_STATES, STATES, TEXT_STATES, Vocabulary
 
 # On a CPU rows are computed in blocks of this many, padded when fewer are asked for. Matrix libraries sum in another
 # order for fewer rows; with their number fixed, a sample's logits are the same bits whatever is sampled with it.
@@ -88,12 +89,14 @@ def generate(
     text: Choice = Choice(),
     guidance_scale: float = 1.0,
     unguided: Tensor | None = None,
-    forbid: tuple[int, ...] = (),
+    forbid: Sequence[int] = (),
+    forbid_first: Sequence[int] = (),
 ) -> Generated:
     """Complete every row of `prompts` (B, P) int64 to its <eos> with the uniforms `u` (B, slots.size).
 
     With guidance_scale != 1, codes are drawn from unguided + scale * (guided - unguided), the second prompt being
-    `unguided` (B, Q). `forbid`: ids that the task rules out (a question where a caption is wanted).
+    `unguided` (B, Q). `forbid`: ids that the task rules out (a question where a caption is wanted); `forbid_first`: ids
+    that may not begin a text (blanks). Neither enters the log-likelihoods, which are over what the grammar allows.
     """
     if guidance_scale != 1 and unguided is None:
         raise ValueError("guidance_scale is set, but there is no prompt without tags or caption to guide away from")
@@ -103,21 +106,29 @@ def generate(
         rows = slice(i, i + size)
         q = None if unguided is None or guidance_scale == 1 else _pad_rows(unguided[rows], size)
         made = _generate_block(
-            model, vocabulary, _pad_rows(prompts[rows], size), _pad_rows(u[rows], size), slots, image, text, guidance_scale, q, forbid
+            model,
+            vocabulary,
+            _pad_rows(prompts[rows], size),
+            _pad_rows(u[rows], size),
+            slots,
+            image,
+            text,
+            guidance_scale,
+            q,
+            forbid,
+            forbid_first,
         )
         n = len(prompts[rows])
         blocks.append(Generated(made.ids[:n], made.image_nll[:n], made.text_nll[:n]))
     width = max(block.ids.shape[1] for block in blocks)
     pad = vocabulary.id("<pad>")
     ids = [torch.nn.functional.pad(block.ids, (0, width - block.ids.shape[1]), value=pad) for block in blocks]
-    return Generated(
-        torch.cat(ids), torch.cat([block.image_nll for block in blocks]), torch.cat([block.text_nll for block in blocks])
-    )
+    return Generated(torch.cat(ids), torch.cat([block.image_nll for block in blocks]), torch.cat([block.text_nll for block in blocks]))
 
 
 def _generate_block(
     model: Any, vocabulary: Vocabulary, prompts: Tensor, u: Tensor, slots: Slots, image: Choice, text: Choice,
-    guidance_scale: float, unguided: Tensor | None, forbid: tuple[int, ...],
+    guidance_scale: float, unguided: Tensor | None, forbid: Sequence[int], forbid_first: Sequence[int],
 ) -> Generated:  # fmt: skip
     device = prompts.device
     B = len(prompts)
@@ -126,9 +137,10 @@ def _generate_block(
     for token in prompts.T:
         states, lengths = vocabulary.advance(states, lengths, token)
     n_codes = torch.full((B,), slots.n_codes, device=device)
-    allowed = torch.ones(vocabulary.size, dtype=torch.bool, device=device)
-    allowed[list(forbid)] = False
-    end, image_states = STATES.index("end"), torch.tensor([STATES.index("image"), STATES.index("drawn")], device=device)
+    ruled_out, no_start = (torch.zeros(vocabulary.size, dtype=torch.bool, device=device) for _ in range(2))
+    ruled_out[list(forbid)], no_start[list(forbid_first)] = True, True
+    image_states, text_states = (torch.tensor([STATES.index(s) for s in kind], device=device) for kind in (IMAGE_STATES, TEXT_STATES))
+    end = STATES.index("end")
 
     guided = Stream(model, prompts)
     free = None if unguided is None else Stream(model, unguided)
@@ -136,8 +148,9 @@ def _generate_block(
     image_nll = torch.zeros(B, dtype=torch.float64, device=device)
     text_nll = torch.zeros(B, dtype=torch.float64, device=device)
     while True:
-        legal = vocabulary.legal_mask(states, lengths, n_codes) & allowed
-        in_image = torch.isin(states, image_states)
+        grammatical = vocabulary.legal_mask(states, lengths, n_codes)
+        in_image, in_text = torch.isin(states, image_states), torch.isin(states, text_states)
+        legal = grammatical & ~ruled_out & ~((in_text & (lengths == 0))[:, None] & no_start)
         slot = (torch.where(in_image, slots.image, slots.text) + lengths).clamp_max(slots.size - 1)
         logits = guided.logits[:, : vocabulary.size].float()
         drawn = logits
@@ -152,9 +165,9 @@ def _generate_block(
             chosen = choose(drawn, legal, at, text)
         else:
             chosen = torch.where(in_image, choose(drawn, legal, at, image), choose(drawn, legal, at, text))
-        nll = -logits.masked_fill(~legal, -torch.inf).log_softmax(-1).gather(1, chosen[:, None])[:, 0].double()
+        nll = -logits.masked_fill(~grammatical, -torch.inf).log_softmax(-1).gather(1, chosen[:, None])[:, 0].double()
         image_nll += torch.where(in_image, nll, 0.0)
-        text_nll += torch.where(in_image | (states == end), 0.0, nll)
+        text_nll += torch.where(in_text, nll, 0.0)
         ids.append(chosen[:, None])
         states, lengths = vocabulary.advance(states, lengths, chosen)
         if bool((states == end).all()):

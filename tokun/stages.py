@@ -89,6 +89,7 @@ def open_run(config: Config, *, deepspeed: bool = False) -> Run:
 
 # --- image tokenizer ------------------------------------------------------------------------------------------------
 
+BROKEN_RECORD = (OSError, ValueError, TypeError, KeyError, AttributeError)  # what a JSON of another shape leads to
 LOGGING_KEYS = {"log_every", "eval_every", "save_every", "sample_every", "keep_last", "max_minutes"}
 GATE_KEYS = {"min_usage", "min_perplexity", "min_psnr"}
 
@@ -271,7 +272,9 @@ def _gate(figures: dict[str, float], train: configs.ImageTokenizerTrainConfig, c
     if figures["usage"] < train.min_usage * reach:
         problems.append(f"only {figures['usage']:.1%} of the codebook is used (the gate asks for {train.min_usage * reach:.1%})")
     if figures["perplexity"] < train.min_perplexity * reach * codebook_size:
-        problems.append(f"code perplexity is {figures['perplexity']:.1f} of {codebook_size} (the gate asks for {train.min_perplexity * reach:.1%})")
+        problems.append(
+            f"code perplexity is {figures['perplexity']:.1f} of {codebook_size} (the gate asks for {train.min_perplexity * reach:.1%})"
+        )
     if figures["psnr"] < train.min_psnr:
         problems.append(f"PSNR is {figures['psnr']:.1f} dB (the gate asks for {train.min_psnr:.1f})")
     if problems:
@@ -364,7 +367,9 @@ def train_text_tokenizer(run: Run) -> Path:
             tokenizer = TextTokenizer.train(_texts(paths, config), vocab_size=config.text_tokenizer.vocab_size)
         with checkpoint.whole_directory(target) as folder:
             tokenizer.save(folder / TEXT_TOKENIZER)
-            checkpoint.write_record(folder / "stage.json", {"settings": asked, "size": tokenizer.size, "fingerprint": tokenizer.fingerprint()})
+            checkpoint.write_record(
+                folder / "stage.json", {"settings": asked, "size": tokenizer.size, "fingerprint": tokenizer.fingerprint()}
+            )
         run.say(f"text tokenizer: {tokenizer.size} pieces")
     return target
 
@@ -380,11 +385,10 @@ def _texts(paths: list[Path], config: Config) -> Iterator[str]:
     for i in range(len(index)):
         try:
             tree = index.read_json(i)
-        except (OSError, ValueError):
+            texts = [*_captions(tree, config).values(), *(str(q[k]) for q in tree.get("questions", []) for k in ("question", "answer"))]
+        except BROKEN_RECORD:
             continue  # counted where the sample is encoded
-        yield from _captions(tree, config).values()
-        for pair in tree.get("questions", []):
-            yield from (str(pair["question"]), str(pair["answer"]))
+        yield from texts
 
 
 def _captions(tree: dict[str, Any], config: Config) -> dict[str, str]:
@@ -451,23 +455,25 @@ def encode_shards(run: Run) -> Path:
 def encode_shard(source: Path, shard: Path, tokenizer: ImageTokenizer, config: Config, device: torch.device, prefix: str = "") -> int:
     """One image shard -> one code shard. Samples that cannot be used are left out and counted on the console."""
     c, m = config.codes, tokenizer.config
-    samples = data.ImageSamples(data.ShardIndex([source], one_of=data.IMAGE_SUFFIXES), m.image_size, m.image_channels, 0, max(2.0, c.crop_scale[1]))
+    samples = data.ImageSamples(
+        data.ShardIndex([source], one_of=data.IMAGE_SUFFIXES), m.image_size, m.image_channels, 0, max(2.0, c.crop_scale[1])
+    )
     skipped = samples.index.skipped
 
     def usable() -> Iterator[tuple[int, dict[str, Any], list[list[float]], list[np.ndarray]]]:
         for i in range(len(samples)):
             try:
                 tree, image = samples.index.read_json(i), samples.picture(i)
-            except (OSError, ValueError):
+                captions = _captions(tree, config)
+            except BROKEN_RECORD:
                 skipped["broken sample"] += 1
                 continue
-            captions = _captions(tree, config)
             if "plain" not in captions:
                 skipped["no caption"] += 1
                 continue
             tree |= {
-                "caption": captions["plain"], "captions": captions, "style": tag_word(str(tree.get(config.data.style_key) or config.data.style)),
-                "subject": tag_word(str(tree.get(config.data.subject_key) or "")), "grid": list(tokenizer.grid),
+                "caption": captions["plain"], "captions": captions, "style": tag_word(str(tree.get(config.data.style_key) or tree.get("style") or config.data.style)),
+                "subject": tag_word(str(tree.get(config.data.subject_key) or tree.get("subject") or "")), "grid": list(tokenizer.grid),
             }  # fmt: skip
             boxes = data.view_boxes(*image.size, c.views, c.crop_scale, data.rng_for(config.seed, i, stream=3))
             yield i, tree, [list(b) for b in boxes], [data.crop(image, b, m.image_size) for b in boxes]
@@ -580,7 +586,9 @@ def train_generator(run: Run) -> Path:
     if code_paths["val"]:
         val = data.CodeSamples(code_paths["val"])
         size = min(32, len(val))
-        whole = data.TokenBatches(val, vocabulary, text_tokenizer.encode, batch_size=size, seed=0, task_mix={"joint": 1.0}, tag_dropout=0.0, views=False)
+        whole = data.TokenBatches(
+            val, vocabulary, text_tokenizer.encode, batch_size=size, seed=0, task_mix={"joint": 1.0}, tag_dropout=0.0, views=False
+        )
         held_out = [whole(step) for step in range(min(12, max(1, len(val) // size)))]
 
     states = run.states("generator")
@@ -794,7 +802,9 @@ class Engine:
     def load(self, folder: Path) -> None:
         path = folder / "engine.pt"
         if not path.is_file():
-            raise FileNotFoundError(f"{path} is missing: this trainer state was saved under DeepSpeed. Go on with the deepspeed launcher, or delete {folder}")
+            raise FileNotFoundError(
+                f"{path} is missing: this trainer state was saved under DeepSpeed. Go on with the deepspeed launcher, or delete {folder}"
+            )
         state = torch.load(path, map_location=self.device, weights_only=True)
         self.plain.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
@@ -837,7 +847,9 @@ class DeepSpeedEngine(Engine):
     def load(self, folder: Path) -> None:
         path, _ = self.model.load_checkpoint(str(folder), tag="engine")
         if path is None:
-            raise FileNotFoundError(f"{folder / 'engine'} is missing: this trainer state was not saved under DeepSpeed. Go on with plain python, or delete {folder}")
+            raise FileNotFoundError(
+                f"{folder / 'engine'} is missing: this trainer state was not saved under DeepSpeed. Go on with plain python, or delete {folder}"
+            )
 
 
 def deepspeed_settings(train: configs.TrainConfig, *, micro: int, accumulation: int) -> dict[str, Any]:
@@ -859,7 +871,9 @@ def deepspeed_settings(train: configs.TrainConfig, *, micro: int, accumulation: 
         settings[key] = value
     settings.setdefault("zero_optimization", {"stage": 1})
     if settings["zero_optimization"].get("stage", 0) > 2:
-        raise ValueError(f"{path} asks for ZeRO stage {settings['zero_optimization']['stage']}; stages 0, 1 and 2 are supported, since the averaged weights need whole parameters")
+        raise ValueError(
+            f"{path} asks for ZeRO stage {settings['zero_optimization']['stage']}; stages 0, 1 and 2 are supported, since the averaged weights need whole parameters"
+        )
     settings["zero_allow_untested_optimizer"] = True  # torch's own AdamW, as without DeepSpeed
     settings.setdefault("steps_per_print", 10**9)
     if train.precision == "bf16" and "bf16" not in settings:

@@ -90,14 +90,8 @@ class TextTokenizer:
         ValueError if there is no text, or `vocab_size` has no room for the bytes and the characters.
         """
         if isinstance(captions, str):
-            raise ValueError(
-                f"captions is the str {captions[:40]!r}: pass an iterable of them, [caption] for a single one"
-            )
-        lines = [
-            text[start : start + TRAINING_CHUNK]
-            for text in map(normalize, captions)
-            for start in range(0, len(text), TRAINING_CHUNK)
-        ]
+            raise ValueError(f"captions is the str {captions[:40]!r}: pass an iterable of them, [caption] for a single one")
+        lines = [text[start : start + TRAINING_CHUNK] for text in map(normalize, captions) for start in range(0, len(text), TRAINING_CHUNK)]
         if not lines:
             raise ValueError("no caption has any text: a text tokenizer needs at least one caption to train on")
         model = io.BytesIO()
@@ -128,15 +122,11 @@ class TextTokenizer:
                     f"{too_small[1]}. Raise vocab_size, or lower character_coverage ({character_coverage})"
                 ) from None
             if "!sentences_.empty()" in str(error):
-                raise ValueError(
-                    f"sentencepiece can use none of the captions; the first is {lines[0][:80]!r}"
-                ) from None
+                raise ValueError(f"sentencepiece can use none of the captions; the first is {lines[0][:80]!r}") from None
             raise
         tokenizer = cls(model.getvalue())
         if tokenizer.size < vocab_size:
-            logger.warning(
-                "text vocabulary lowered from %d to %d: these captions hold no more pieces", vocab_size, tokenizer.size
-            )
+            logger.warning("text vocabulary lowered from %d to %d: these captions hold no more pieces", vocab_size, tokenizer.size)
         return tokenizer
 
     def encode(self, text: str) -> list[int]:
@@ -176,9 +166,7 @@ class TextTokenizer:
         if not path.exists():
             raise FileNotFoundError(f"no text tokenizer at {path}: {way_out}")
         if path.is_dir():
-            raise ValueError(
-                f"{path} is a directory, not a sentencepiece model; PretrainedTextTokenizer.load reads those"
-            )
+            raise ValueError(f"{path} is a directory, not a sentencepiece model; PretrainedTextTokenizer.load reads those")
         try:
             return cls(path.read_bytes())
         except ValueError as error:
@@ -213,9 +201,7 @@ class TextTokenizer:
                 fuse_unk=True,
             )
         )
-        backend.normalizer = normalizers.Sequence(
-            [normalizers.Prepend(SPACE_MARK), normalizers.Replace(" ", SPACE_MARK)]
-        )
+        backend.normalizer = normalizers.Sequence([normalizers.Prepend(SPACE_MARK), normalizers.Replace(" ", SPACE_MARK)])
         backend.decoder = decoders.Sequence(
             [decoders.ByteFallback(), decoders.Fuse(), decoders.Replace(SPACE_MARK, " "), decoders.Strip(" ", 1, 0)]
         )
@@ -370,9 +356,7 @@ def _write(path: Path, data: bytes) -> None:
         raise
 
 
-def _write_hf(
-    backend: tokenizers.Tokenizer, directory: Path, added_tokens: Sequence[str], *, bos: str, eos: str, pad: str
-) -> None:
+def _write_hf(backend: tokenizers.Tokenizer, directory: Path, added_tokens: Sequence[str], *, bos: str, eos: str, pad: str) -> None:
     """Add `added_tokens` to `backend` (which is changed) and write the three files `AutoTokenizer` reads."""
     from tokenizers import AddedToken, Regex, normalizers
 

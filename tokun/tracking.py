@@ -47,9 +47,7 @@ class Tracker:
         with self._surviving(f"the picture {name!r} of step {step}"):
             self._write_pictures({name: (image, _safe(caption))}, {}, step)
 
-    def log_grid(
-        self, name: str, grid: Image.Image, images: Sequence[Image.Image], captions: Sequence[str], *, step: int
-    ) -> None:
+    def log_grid(self, name: str, grid: Image.Image, images: Sequence[Image.Image], captions: Sequence[str], *, step: int) -> None:
         """The whole page as one picture `name`, and beside it as `name/pairs` each picture with its own caption.
 
         Raises ValueError where pictures and captions differ in number.

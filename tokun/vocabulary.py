@@ -57,6 +57,8 @@ GRAMMAR: dict[str, tuple[tuple[str, str], ...]] = {
     "end": (("<pad>", "end"),),
 }  # fmt: skip
 STATES = tuple(GRAMMAR)
+IMAGE_STATES = ("image", "drawn")  # those whose span is a picture …
+TEXT_STATES = ("caption", "prompt", "asked", "answer")  # … and those whose span is text
 
 
 @dataclass(frozen=True)
@@ -246,9 +248,9 @@ class Vocabulary:
         rows, columns = tags.get("grid") or self.default_grid
         full = length == rows * columns
         wrong = target is None
-        if state in ("image", "drawn"):
+        if state in IMAGE_STATES:
             wrong |= (kind == "code") == full
-        elif target != state and state in ("caption", "prompt", "asked", "answer"):
+        elif target != state and state in TEXT_STATES:
             wrong |= length == 0
         elif kind == "text":
             wrong |= length >= self.max_text or token in self.illegal_text
@@ -298,8 +300,8 @@ class Vocabulary:
         codes = self.is_image.to(states.device)
         text_end = torch.zeros(self.size, dtype=torch.bool, device=states.device)
         text_end[[self.id("<eoc>"), self.id("<eoq>"), self.id("<eoa>")]] = True
-        image = torch.isin(states, torch.tensor([STATES.index("image"), STATES.index("drawn")], device=states.device))
-        text = torch.isin(states, torch.tensor([STATES.index(s) for s in ("caption", "prompt", "asked", "answer")], device=states.device))
+        image = torch.isin(states, torch.tensor([STATES.index(s) for s in IMAGE_STATES], device=states.device))
+        text = torch.isin(states, torch.tensor([STATES.index(s) for s in TEXT_STATES], device=states.device))
         full = (image & (lengths >= n_codes))[:, None]
         mask &= ~(full & codes)  # a full picture takes no more codes …
         mask &= ~((image[:, None] & ~full) & ~codes)  # … and an unfinished one nothing else
