@@ -34,7 +34,8 @@ HATCHINGS = ("parallel", "cross", "stipple")
 GROUNDS = ("light", "dark")
 NUMBERS = {1: "one", 2: "two", 3: "three"}
 PAPER, INK = 244, 22  # gray levels on a light ground; a dark ground swaps them
-STEP = 1 / 32  # positions move in steps of a quarter of a VQ cell (8 cells a side)
+STEP = 1 / 32  # a quarter of a cell
+CELL = 1 / 8  # positions move by whole cells of an 8x8 grid
 
 
 # ---- what is drawn: a scene, planned from (seed, index) ---------------------------------------------------------
@@ -89,25 +90,25 @@ def _plan(rng: np.random.Generator) -> Scene:
     lean = _pick(rng, ("left", "right")) if hatching == "parallel" else None
     ground = _pick(rng, GROUNDS)
 
-    def jitter(steps: int) -> float:
-        return (int(rng.random() * (2 * steps + 1)) - steps) * STEP
+    def shift() -> float:  # whole eighths: the patches of an 8x8 grid recur, so that few codes draw many pictures
+        return (int(rng.random() * 3) - 1) * CELL
 
     size = position = None
     if count == 1:
         layout, size = "single", _pick(rng, ("small", "large"))
         extent = 0.56 if size == "small" else 0.76
         position = _pick(rng, ("centre", "left", "right", "top", "bottom")) if size == "small" else "centre"
-        dx, dy = {"left": (-5, 0), "right": (5, 0), "top": (0, -5), "bottom": (0, 5)}.get(position, (0, 0))
-        centres = ((0.5 + dx * STEP + jitter(1), 0.5 + dy * STEP + jitter(1)),)
+        dx, dy = {"left": (-1, 0), "right": (1, 0), "top": (0, -1), "bottom": (0, 1)}.get(position, (0, 0))
+        centres = ((0.5 + dx * CELL, 0.5 + dy * CELL),)
     elif count == 2:
         layout, extent = "pair", 0.44
-        centres = ((0.25, 0.5 + jitter(2)), (0.75, 0.5 + jitter(2)))
+        centres = ((0.25, 0.5 + shift()), (0.75, 0.5 + shift()))
     elif rng.random() < 0.3:
-        layout, extent, y = "row", 0.29, 0.5 + jitter(2)
+        layout, extent, y = "row", 0.29, 0.5 + shift()
         centres = ((6 * STEP, y), (16 * STEP, y), (26 * STEP, y))
     else:
         layout, extent = "pyramid", 0.42
-        centres = ((0.5 + jitter(2), 0.25), (0.25, 0.75), (0.75, 0.75))
+        centres = ((0.5 + shift(), 0.25), (0.25, 0.75), (0.75, 0.75))
     return Scene(shapes, centres, extent, hatching, lean, ground, layout, size, position)
 
 

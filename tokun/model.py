@@ -16,6 +16,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import safetensors
 import torch
 from PIL import Image
@@ -200,11 +201,8 @@ class Tokun:
         fits = [c for c in self.tag_counts if (not wanted.style or c[0] == wanted.style) and (not wanted.subject or c[1] == wanted.subject)]
         style, subject = wanted.style, wanted.subject
         if fits:
-            total, passed = sum(c[2] for c in fits), 0
-            for style, subject, count in fits:
-                passed += count
-                if passed > u * total:
-                    break
+            passed = np.cumsum([c[2] for c in fits])
+            style, subject, _ = fits[min(int(np.searchsorted(passed, u * passed[-1], side="right")), len(fits) - 1)]
         v = self.vocabulary  # rare words have no tag of their own: they are counted, and stay untagged as in training
         style, subject = style if style in v.styles else "", subject if subject in v.subjects else ""
         return Tags(style, subject, wanted.register or "plain", v.default_grid)

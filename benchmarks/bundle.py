@@ -1,0 +1,79 @@
+"""A finished run -> the checkpoint that ships with the package (bfloat16 generator, model card).
+
+    python benchmarks/bundle.py runs/engraving-cpu --sources ../data/sources.tsv ../data/sources-128.tsv
+
+Refuses more than 48 MB of weights. `--sources`: tables with gutenberg_id, title and author, for the card.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import shutil
+import sys
+from pathlib import Path
+
+import torch
+import yaml
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+import tokun
+from tokun import checkpoint
+from tokun.config import from_dict
+from tokun.model import BUNDLED
+from tokun.model_card import model_card
+
+LIMIT = 48 * 2**20
+ABOUT = (
+    "The model that ships with tokun: engravings at 64 px with captions. From one seed it samples the picture's 8x8 codes and then the "
+    "words for it, in one sequence. It was trained on two shared CPU cores to show the whole path on real data, not to win prizes."
+)
+LIMITS = """- 64 pixels and 64 codes a picture: masses, grounds and tones, hardly a line. Figures and buildings are hints.
+- A few passes over 17,568 pairs with a small model: captions are in the manner of the books (Latin names, views, scenes, captions of novels)
+  and often only loosely about their picture; some are not quite English. Prompts steer little.
+- The books are of their time (sixteenth to early twentieth century): depictions and words that are demeaning by present standards,
+  war and execution occur in the data and may show in samples.
+- English captions only. Subject tags come from the subject of the book and are a rough guide."""
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("run", type=Path)
+    parser.add_argument("--sources", type=Path, nargs="*", default=[])
+    args = parser.parse_args()
+    model = tokun.load(args.run, device="cpu")
+    config = from_dict(yaml.safe_load((args.run / "config.yaml").read_text()))
+    config.data.train = "engravings and engravings-128, train split"
+    record = checkpoint.read_record(args.run / "checkpoint" / "training.json")
+    assert record is not None
+    with checkpoint.whole_directory(BUNDLED) as folder:
+        model.save(folder, dtype=torch.bfloat16, card=model_card(config, record, about=ABOUT, data=data_text(args.sources), limits=LIMITS))
+        size = sum(p.stat().st_size for p in folder.rglob("*.safetensors"))
+        if size > LIMIT:
+            raise SystemExit(f"bundle.py: {size / 2**20:.1f} MB of weights; at most {LIMIT / 2**20:.0f} MB are bundled")
+    shutil.rmtree(BUNDLED / "__pycache__", ignore_errors=True)
+    print(f"{BUNDLED}: {size / 2**20:.1f} MB of weights")
+
+
+def data_text(tables: list[Path]) -> str:
+    books: dict[int, str] = {}
+    for table in tables:
+        with table.open(encoding="utf-8", newline="") as file:
+            for row in csv.DictReader(file, delimiter="\t"):
+                if row.get("split", "train") == "train":
+                    books[int(row["gutenberg_id"])] = row["title"]
+    text = (
+        "17,568 engravings with their printed captions, out of illustrated books and magazines of the sixteenth to the early twentieth century "
+        "as published by Project Gutenberg (public domain in the United States); nearly all are wood engravings of the nineteenth century. "
+        "385 pairs from 16 other books were held out: the figures below are measured on them. "
+        '"Project Gutenberg" is a registered trademark and is used only to name the source.'
+    )
+    if books:
+        numbers = ", ".join(map(str, sorted(books)))
+        text += f"\n\nThe {len(books)} training books by their Gutenberg numbers: {numbers}."
+    return text
+
+
+if __name__ == "__main__":
+    main()
