@@ -5,6 +5,7 @@ import os
 import re
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -241,15 +242,24 @@ def test_killed_in_a_stage_and_started_again_it_finishes_with_the_same_weights(f
     assert_same_weights(finished[1], tmp_path / "run")
 
 
-@pytest.mark.parametrize("processes", [1, 2])
-def test_the_deepspeed_launcher_trains_on_a_machine_without_gpus(finished, tmp_path, shards, processes):
-    """The real launcher with one and two gloo processes; its generator agrees with plain python's."""
-    pytest.importorskip("deepspeed")
+def deepspeed(config: Path, *overrides: str, processes: int) -> subprocess.CompletedProcess:
+    """The real launcher; skips where it cannot run."""
+    pytest.importorskip("deepspeed", reason="the deepspeed launcher needs the extra 'train'")
     launcher = Path(sys.executable).with_name("deepspeed")
-    if not launcher.is_file():
-        pytest.skip("the deepspeed launcher is not beside this python")
     if torch.cuda.is_available():
         pytest.skip("this test is about machines without GPUs")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    zero1 = f"train.deepspeed={ROOT / 'configs/deepspeed/zero1.json'}"
+    command = (sys.executable, str(launcher), "--num_gpus", str(processes), "--master_port", port)
+    done = train(config, zero1, *overrides, launcher=command)
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    assert f"{processes} process(es), DeepSpeed ZeRO-1" in done.stdout + done.stderr
+    return done
+
+
+def test_under_deepspeed_the_generator_learns_what_it_learns_without(finished, tmp_path, shards):
     out = tmp_path / "run"
     for part in ("text_tokenizer", "image_tokenizer", "codes"):
         shutil.copytree(finished[1] / part, out / part)
@@ -257,13 +267,20 @@ def test_the_deepspeed_launcher_trains_on_a_machine_without_gpus(finished, tmp_p
     run_stages(config)
     plain = load_file(out / "checkpoint" / "generator" / "model.safetensors")
     shutil.rmtree(out / "checkpoint")
-    port = str(29600 + processes)
-    done = train(
-        config, f"train.deepspeed={ROOT / 'configs/deepspeed/zero1.json'}",
-        launcher=(sys.executable, str(launcher), "--num_gpus", str(processes), "--master_port", port),
-    )  # fmt: skip
-    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
-    assert f"{processes} process(es), DeepSpeed ZeRO-1" in done.stdout + done.stderr
+    deepspeed(config, processes=1)
     zero = load_file(out / "checkpoint" / "generator" / "model.safetensors")
     for name in plain:
         torch.testing.assert_close(zero[name], plain[name], atol=1e-3, rtol=1e-2)
+
+
+def test_two_processes_tell_the_whole_story_from_pictures_to_pairs(finished, tmp_path, shards):
+    """Same global batches as one process, so every weight that is not re-drawn by the quantizer stays near."""
+    config = write_config(tmp_path, shards)
+    deepspeed(config, processes=2)
+    out = tmp_path / "run"
+    one, two = (json.loads((o / "image_tokenizer" / "stage.json").read_text())["figures"] for o in (finished[1], out))
+    assert two["psnr"] == pytest.approx(one["psnr"], abs=0.5)
+    first, second = (json.loads((o / "checkpoint" / "training.json").read_text())["val"] for o in (finished[1], out))
+    assert second["text_loss"] == pytest.approx(first["text_loss"], rel=0.05)
+    image, caption = tokun.load(out)(42)
+    assert image.size == (32, 32) and caption
