@@ -83,7 +83,7 @@ def _sample(rng: np.random.Generator, options, count: int) -> list:
 def _plan(rng: np.random.Generator) -> Scene:
     """Draw a scene: how many, which, where, how hatched, on which ground."""
     chance = rng.random()
-    count = 1 if chance < 0.5 else 2 if chance < 0.8 else 3
+    count = 1 if chance < 0.6 else 2 if chance < 0.88 else 3
     alike = rng.random() < 0.5
     shapes = (_pick(rng, SHAPES),) * count if alike else tuple(_sample(rng, SHAPES, count))
     hatching = _pick(rng, HATCHINGS)

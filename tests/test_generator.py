@@ -5,7 +5,7 @@ import torch
 from transformers import AutoModelForCausalLM, LlamaConfig, Qwen3ForCausalLM
 
 from tokun.config import GeneratorConfig
-from tokun.generator import add_dropout, count_parameters, flops_per_token, make_generator
+from tokun.generator import add_dropout, count_parameters, flops_per_token, make_generator, tune_for
 
 SMALL = dict(hidden_size=32, num_layers=2, num_heads=4, num_kv_heads=2, head_dim=8)
 
@@ -119,3 +119,26 @@ def test_a_pretrained_model_with_room_is_not_shrunk_and_one_too_short_is_refused
     assert model.get_input_embeddings().num_embeddings == 30
     with pytest.raises(ValueError, match=r"takes 64 positions, the sequences here need 65: use fewer codes"):
         make_generator(GeneratorConfig(pretrained=path), vocab_size=25, max_length=65, **options)
+
+
+def test_tuned_equals_stock():
+    """Fused norm and plain attention are the same function: equal logits and gradients up to rounding."""
+    ids = torch.randint(0, 90, (3, 20), generator=torch.Generator().manual_seed(0))
+    results = []
+    for tuned in (False, True):
+        torch.manual_seed(0)
+        model = make_generator(
+            GeneratorConfig(hidden_size=32, num_layers=2, num_heads=2, num_kv_heads=1, head_dim=16),
+            vocab_size=90,
+            max_length=64,
+            pad=0,
+            bos=1,
+            eos=2,
+        )
+        if tuned:
+            tune_for(model, torch.device("cpu"))
+        logits = model(input_ids=ids, use_cache=False).logits
+        logits.square().sum().backward()
+        results.append([logits.detach(), *(p.grad for p in model.parameters())])
+    for stock, tuned in zip(*results):
+        torch.testing.assert_close(tuned, stock, atol=1e-4, rtol=1e-3)

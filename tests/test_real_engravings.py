@@ -13,7 +13,9 @@ from tokun.data import CodeSamples, ShardIndex
 SHARED = Path(__file__).resolve().parent.parent.parent / "shared"
 SHARD = SHARED / "data" / "engravings" / "val-00000.tar"
 SQUEEZENET = SHARED / "models" / "squeezenet1_1_imagenet.safetensors"
-pytestmark = pytest.mark.skipif(not (SHARD.is_file() and SQUEEZENET.is_file()), reason="the engravings are not beside the project (../shared)")
+pytestmark = pytest.mark.skipif(
+    not (SHARD.is_file() and SQUEEZENET.is_file()), reason="the engravings are not beside the project (../shared)"
+)
 
 
 def test_real_engravings_become_a_model_with_their_techniques_as_tags(tmp_path):

@@ -32,7 +32,7 @@ from tokun import checkpoint, data, losses, optim
 from tokun import config as configs
 from tokun.config import Config
 from tokun.extras import need
-from tokun.generator import add_dropout, count_parameters, make_generator
+from tokun.generator import add_dropout, count_parameters, make_generator, tune_for
 from tokun.grids import captioned_grid, pair_sheet, to_pil
 from tokun.image_tokenizer import ImageTokenizer
 from tokun.latents import Slots
@@ -574,6 +574,7 @@ def train_generator(run: Run) -> Path:
     add_dropout(model, config.generator.dropout)
     if train.gradient_checkpointing:
         model.gradient_checkpointing_enable()
+    tune_for(model, torch.device("cuda" if torch.cuda.is_available() else "cpu"))
     engine = Engine.make(run, model, micro=micro, accumulation=share // micro)
     ema = optim.Ema(model, train.ema_decay)
     mix = dict(task_mix=train.task_mix, tag_dropout=train.tag_dropout, plain_share=train.plain_share, seed=config.seed)
