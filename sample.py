@@ -27,6 +27,7 @@ def main(argv: list[str] | None = None) -> None:
 
     import tokun
 
+    args.out.mkdir(parents=True, exist_ok=True)
     model = tokun.load(args.checkpoint, device=args.device, dtype=getattr(torch, args.dtype))
     pairs = []
     for first in tqdm(range(0, args.n, args.batch_size), desc="sampling", unit="batch", disable=args.n <= args.batch_size):
@@ -35,7 +36,6 @@ def main(argv: list[str] | None = None) -> None:
             register=args.register, prompt=args.prompt, temperature=args.temperature, text_temperature=args.text_temperature,
             top_k=args.top_k, top_p=args.top_p, guidance_scale=args.guidance_scale, batch_size=args.batch_size,
         )  # fmt: skip
-    args.out.mkdir(parents=True, exist_ok=True)
     for pair in pairs:
         pair.image.save(args.out / f"{pair.seed:06d}-{pair.index:02d}.png")
     lines = [json.dumps(pair.record(), ensure_ascii=False) for pair in pairs]
@@ -48,7 +48,11 @@ def main(argv: list[str] | None = None) -> None:
     print(f"{len(pairs)} pairs in {args.out}: grid.png, PNGs, samples.jsonl")
     if args.wandb:
         tracker = tracking.make_tracker(
-            "wandb", project="tokun", name=f"sample-{args.seed}", directory=args.out / "tracking", config=vars_of(args)
+            "wandb",
+            project="tokun",
+            name=f"sample-{args.seed}",
+            directory=args.out / "tracking" / f"seed-{args.seed}",
+            config=vars_of(args),
         )
         tracker.log_grid("samples", grid, [pair.image for pair in pairs], captions, step=0)
         tracker.log({"samples/pmi": sum(pair.pmi for pair in pairs) / len(pairs)}, step=0)
@@ -96,7 +100,7 @@ def _positive(text: str) -> int:
 if __name__ == "__main__":
     try:
         main()
-    except (ValueError, FileNotFoundError, ImportError) as error:
+    except (ValueError, OSError, ImportError) as error:
         if os.environ.get("TOKUN_TRACEBACK"):
             raise
         sys.exit(f"sample.py: {error}")

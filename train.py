@@ -47,6 +47,7 @@ def draw_toy_pictures(config: Config) -> None:
         toy.write_shards(folder, max(64, config.data.toy // 16), config.data.toy_seed + 1, side, "val")
     stages.wait_for_processes()
     config.data.train, config.data.val = str(folder / "train-*.tar"), str(folder / "val-*.tar")
+    config.data.toy = 0  # they lie in shards now: the run's own config.yaml can be used again as it is
 
 
 def parse(argv: list[str] | None) -> tuple[Config, bool]:
@@ -61,7 +62,7 @@ def parse(argv: list[str] | None) -> tuple[Config, bool]:
 if __name__ == "__main__":
     try:
         main()
-    except (ValueError, FileNotFoundError, FloatingPointError, ImportError) as error:
+    except (ValueError, OSError, FloatingPointError, ImportError) as error:
         if os.environ.get("TOKUN_TRACEBACK"):
             raise
         sys.exit(f"train.py: {error}")

@@ -132,10 +132,10 @@ def test_resumed_equals_uninterrupted(finished, tmp_path, shards, monkeypatch, s
     config = write_config(tmp_path, shards)
     check = stages._require_finite
 
-    def stop(run, loss, step, where, keys):
+    def stop(run, value, step, where, keys, **more):
         if where == stage and step == at:
             raise Killed
-        check(run, loss, step, where, keys)
+        check(run, value, step, where, keys, **more)
 
     monkeypatch.setattr(stages, "_require_finite", stop)
     with pytest.raises(Killed):

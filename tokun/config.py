@@ -198,7 +198,30 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
 
 def from_dict(tree: dict[str, Any], *, where: str = "config") -> Config:
     """Nested dict -> checked Config. Raises ValueError naming key, value and way out."""
-    return _build(Config, tree, key="", where=where)
+    config = _build(Config, tree, key="", where=where)
+    _check_counts(config, where=where)
+    return config
+
+
+# what must be at least 1, by the name of its setting in any section
+POSITIVE = {
+    "steps", "batch_size", "log_every", "eval_every", "save_every", "sample_every", "keep_last", "views", "vocab_size", "max_caption_tokens",
+    "image_size", "downsample", "stem", "blocks", "latent_dim", "codebook_size", "codebook_dim", "hidden_size", "num_layers", "num_heads",
+    "num_kv_heads", "head_dim",
+}  # fmt: skip
+PAIRS = {"crop_scale", "betas"}  # lists of exactly two numbers
+
+
+def _check_counts(config: Config, *, where: str) -> None:
+    for section in dataclasses.fields(config):
+        values = getattr(config, section.name)
+        if not dataclasses.is_dataclass(values):
+            continue
+        for name, value in dataclasses.asdict(values).items():
+            if name in POSITIVE and value < 1:
+                raise ValueError(f"{where}: {section.name}.{name} is {value}; it must be at least 1")
+            if name in PAIRS and len(value) != 2:
+                raise ValueError(f"{where}: {section.name}.{name} is {value}; it takes two numbers")
 
 
 def to_dict(config: Any) -> dict[str, Any]:

@@ -293,6 +293,10 @@ def load(checkpoint: str | Path | None = None, *, device: str | None = None, dty
     """
     from transformers import AutoModelForCausalLM
 
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise ValueError(f"device {device!r} cannot be used here: {error}") from error
     folder = resolve(checkpoint)
     for name in (f"{GENERATOR}/config.json", f"{GENERATOR}/model.safetensors", "vocabulary.json", "sampling.json"):
         sharded = folder / GENERATOR / "model.safetensors.index.json"

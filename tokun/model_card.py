@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 from tokun.config import Config
@@ -12,8 +13,9 @@ def model_card(config: Config, record: dict[str, Any], *, about: str = "", data:
     m, g, t = config.image_tokenizer, config.generator, config.train
     side = m.image_size // m.downsample
     figures = record["image_tokenizer"]
+    held_out = "held-out " if config.data.val else "training "
     rows = [
-        ("image tokenizer, held-out PSNR", f"{figures['psnr']:.2f} dB"),
+        (f"image tokenizer, {held_out}PSNR", f"{figures['psnr']:.2f} dB"),
         ("image tokenizer, codebook used", f"{figures['usage']:.1%} of {m.codebook_size}"),
         ("image tokenizer, code perplexity", f"{figures['perplexity']:.0f}"),
     ]
@@ -31,7 +33,7 @@ pipeline_tag: text-to-image
 tags: [tokun, vq-vae, autoregressive, image-captioning, engraving]
 ---
 
-# {config.tracking.name or config.out.split("/")[-1]}
+# {config.tracking.name or Path(config.out).name}
 
 {about or "A tokun model: from one seed it makes a picture and the caption that describes it, in one sequence."}
 

@@ -59,6 +59,12 @@ class Run:
         if self.world > 1:
             dist.barrier()
 
+    def recover(self, target: Path) -> None:
+        """Put back what a kill between two renames left aside; every process calls it before it reads a stage's record."""
+        if self.rank == 0:
+            checkpoint.recover_directory(target)
+        self.wait()
+
     def say(self, message: str) -> None:
         if self.rank == 0:
             tqdm.write(message)
@@ -91,6 +97,7 @@ def open_run(config: Config, *, deepspeed: bool = False) -> Run:
 
 BROKEN_RECORD = (OSError, ValueError, TypeError, KeyError, AttributeError)  # what a JSON of another shape leads to
 LOGGING_KEYS = {"log_every", "eval_every", "save_every", "sample_every", "keep_last", "max_minutes"}
+RETRY_KEYS = {"lr", "max_grad_norm", "precision"}  # may change when a run goes on from a trainer state
 GATE_KEYS = {"min_usage", "min_perplexity", "min_psnr"}
 
 
@@ -105,11 +112,11 @@ def train_image_tokenizer(run: Run) -> Path:
         "seed": config.seed,
         "shards": checkpoint.files_fingerprint(paths),
     }
-    checkpoint.recover_directory(target)
+    run.recover(target)
     record = checkpoint.read_record(target / "stage.json")
     if record is not None:
         checkpoint.require_same(target, record["settings"], asked)
-        run.say(f"image tokenizer: {target} is there and matches")
+        run.say(f"image tokenizer: {target} is there and matches. " + _line(record["figures"]))
         _gate(record["figures"], train, model_config.codebook_size)
         return target
 
@@ -138,7 +145,7 @@ def train_image_tokenizer(run: Run) -> Path:
     step, spent = 0, 0.0
     if (latest := states.latest()) is not None:
         state = torch.load(states.path(latest) / "state.pt", map_location=device, weights_only=True)
-        checkpoint.require_same(states.path(latest), json.loads(state["settings"]), asked)
+        _require_same_but_retry(states.path(latest), json.loads(state["settings"]), asked)
         model.load_state_dict(state["model"])
         optimizer.load_state_dict(state["optimizer"])
         ema.load_state_dict(state["ema"])
@@ -161,7 +168,7 @@ def train_image_tokenizer(run: Run) -> Path:
             torch.save(state, folder / "state.pt")
         states.prune()
 
-    clock = _Clock()
+    clock, logged_at = _Clock(), step
     stream = data.prefetch(batches, step)
     bar = tqdm(total=train.steps, initial=step, desc="image tokenizer", unit="step", disable=run.rank != 0, dynamic_ncols=True)
     done = False
@@ -189,7 +196,8 @@ def train_image_tokenizer(run: Run) -> Path:
         _require_finite(run, loss, step, "image tokenizer", lambda s=step: batches_keys(batches, s))
         optimizer.zero_grad(set_to_none=True)
         accelerator.backward(loss)
-        norm = accelerator.clip_grad_norm_(model.parameters(), train.max_grad_norm)
+        norm = float(accelerator.clip_grad_norm_(model.parameters(), train.max_grad_norm))
+        _require_finite(run, norm, step, "image tokenizer", lambda s=step: batches_keys(batches, s), what="gradient norm")
         optimizer.step()
         ema.update(model)
         terms |= adversary.train_step(step, images, out.images.detach(), lr / train.lr)
@@ -198,9 +206,10 @@ def train_image_tokenizer(run: Run) -> Path:
 
         if step % train.log_every == 0 or step == 1:
             figures = {f"image_tokenizer/{k}": v.item() for k, v in terms.items()}
-            rate = train.batch_size * train.log_every / clock.lap()
+            rate = train.batch_size * (step - logged_at) / clock.lap()
+            logged_at = step
             figures |= {
-                "image_tokenizer/loss": loss.item(), "image_tokenizer/lr": lr, "image_tokenizer/grad_norm": float(norm),
+                "image_tokenizer/loss": loss.item(), "image_tokenizer/lr": lr, "image_tokenizer/grad_norm": norm,
                 "image_tokenizer/batch_usage": out.codes.unique().numel() / model.codebook_size,
                 "image_tokenizer/images_per_second": rate, "image_tokenizer/skipped": sum(samples.index.skipped.values()),
             }  # fmt: skip
@@ -355,7 +364,7 @@ def train_text_tokenizer(run: Run) -> Path:
         "text_tokenizer": dataclasses.asdict(config.text_tokenizer), "pretrained": config.generator.pretrained,
         "caption_key": config.data.caption_key, "shards": checkpoint.files_fingerprint(paths),
     }  # fmt: skip
-    checkpoint.recover_directory(target)
+    run.recover(target)
     record = checkpoint.read_record(target / "stage.json")
     if record is not None:
         checkpoint.require_same(target, record["settings"], asked)
@@ -371,6 +380,7 @@ def train_text_tokenizer(run: Run) -> Path:
                 folder / "stage.json", {"settings": asked, "size": tokenizer.size, "fingerprint": tokenizer.fingerprint()}
             )
         run.say(f"text tokenizer: {tokenizer.size} pieces")
+    run.wait()
     return target
 
 
@@ -422,6 +432,7 @@ def encode_shards(run: Run) -> Path:
         checkpoint.require_same(target, begun, asked)
     elif run.rank == 0:
         checkpoint.write_record(target / "begun.json", asked)
+    run.wait()
 
     device = torch.device(f"cuda:{os.environ.get('LOCAL_RANK', 0)}" if torch.cuda.is_available() else "cpu")
     tokenizer = tokenizer.to(device)
@@ -551,7 +562,7 @@ def train_generator(run: Run) -> Path:
         "text_tokenizer": text_tokenizer.fingerprint(), "max_caption_tokens": config.data.max_caption_tokens,
         "train": _without(dataclasses.asdict(train), LOGGING_KEYS | {"deepspeed", "micro_batch_size", "gradient_checkpointing"}),
     }  # fmt: skip
-    checkpoint.recover_directory(target)
+    run.recover(target)
     record = checkpoint.read_record(target / "training.json")
     if record is not None:
         checkpoint.require_same(target, record["settings"], asked)
@@ -596,7 +607,7 @@ def train_generator(run: Run) -> Path:
     step, spent = 0, 0.0
     if (latest := states.latest()) is not None:
         saved = json.loads((states.path(latest) / "state.json").read_text())
-        checkpoint.require_same(states.path(latest), saved["settings"], asked)
+        _require_same_but_retry(states.path(latest), saved["settings"], asked)
         engine.load(states.path(latest))
         ema.load_state_dict(torch.load(states.path(latest) / "ema.pt", map_location="cpu", weights_only=True))
         step, spent = latest, saved["spent"]
@@ -618,7 +629,7 @@ def train_generator(run: Run) -> Path:
         engine.save(aside)
         if run.rank == 0:
             torch.save(ema.state_dict(), aside / "ema.pt")
-            checkpoint.write_record(aside / "state.json", {"settings": asked, "spent": spent + clock.seconds()})
+            checkpoint.write_record(aside / "state.json", {"settings": asked, "spent": spent + clock.seconds(), "world": run.world})
         run.wait()
         if run.rank == 0:
             os.rename(aside, folder)
@@ -626,7 +637,9 @@ def train_generator(run: Run) -> Path:
         run.wait()
 
     def as_checkpoint() -> Tokun:
-        return Tokun(image_tokenizer, text_tokenizer, vocabulary, model, config.sampling, [tuple(c) for c in codes["tag_counts"]])
+        return Tokun(
+            image_tokenizer.to(engine.device), text_tokenizer, vocabulary, model, config.sampling, [tuple(c) for c in codes["tag_counts"]]
+        )
 
     stream = data.prefetch(batches, step)
     bar = tqdm(total=train.steps, initial=step, desc="generator", unit="step", disable=run.rank != 0, dynamic_ncols=True)
@@ -644,18 +657,21 @@ def train_generator(run: Run) -> Path:
         torch.manual_seed(_step_seed(config.seed, step, run.rank))  # dropout is a function of (seed, step, rank)
         model.train()
         logged = torch.zeros(3, device=engine.device)
-        for ids, labels in zip(batch.input_ids.split(micro), batch.labels.split(micro)):
-            ids, labels = ids.to(engine.device, non_blocking=True), labels.to(engine.device, non_blocking=True)
-            with engine.autocast():
-                logits = engine.model(input_ids=ids, use_cache=False).logits[..., : vocabulary.size]
-            parts = losses.next_token_losses(logits, labels, is_image)
-            image, text = parts["image_sum"] / sums["image"], parts["text_sum"] / sums["text"]
-            z = parts["z_sum"] / (sums["image"] + sums["text"])
-            loss = train.image_weight * image + train.text_weight * text + train.z_loss * z
-            _require_finite(run, loss, step, "generator", lambda s=step: batches_keys(batches, s))
-            engine.backward(loss * run.world)  # the engine averages over processes; the sums are global already
+        for number in range(share // micro):
+            rows = slice(number * micro, (number + 1) * micro)
+            ids, labels = (t[rows].to(engine.device, non_blocking=True) for t in (batch.input_ids, batch.labels))
+            with engine.micro_batch(last=number == share // micro - 1):
+                with engine.autocast():
+                    logits = engine.model(input_ids=ids, use_cache=False).logits[..., : vocabulary.size]
+                parts = losses.next_token_losses(logits, labels, is_image)
+                image, text = parts["image_sum"] / sums["image"], parts["text_sum"] / sums["text"]
+                z = parts["z_sum"] / (sums["image"] + sums["text"])
+                loss = train.image_weight * image + train.text_weight * text + train.z_loss * z
+                _require_finite(run, loss, step, "generator", lambda s=step: batches_keys(batches, s))
+                engine.backward(loss * run.world)  # the engine averages over processes; the sums are global already
             logged += torch.stack([image, text, z]).detach()
         norm = engine.step()
+        _require_finite(run, norm, step, "generator", lambda s=step: batches_keys(batches, s), what="gradient norm")
         ema.update(model)
         step += 1
         tokens += float(sums["tokens"])
@@ -688,13 +704,14 @@ def train_generator(run: Run) -> Path:
             with _averaged(model, ema):
                 log_samples(run, as_checkpoint(), step)
             clock.lap()
+            tokens = waited = 0.0
     bar.close()
     stream.close()
     ema.copy_to(model)
     model.eval()
     held = evaluate_generator(engine, model, held_out, vocabulary) if held_out else {}
     if run.rank == 0:
-        model.float().cpu()
+        model.float()
         whole = as_checkpoint()
         minutes = (spent + clock.seconds()) / 60
         record = {
@@ -766,7 +783,7 @@ class Engine:
 
     def __init__(self, run: Run, model: nn.Module, micro: int, accumulation: int):
         train = run.config.train
-        self.train, self.plain, self.accumulation, self.calls = train, model, accumulation, 0
+        self.train, self.plain, self.accumulation = train, model, accumulation
         self.accelerator = make_accelerator(train.precision)
         self.device = self.accelerator.device
         model.to(self.device)
@@ -782,12 +799,12 @@ class Engine:
     def set_lr(self, lr: float) -> None:
         optim.set_lr(self.optimizer, lr)
 
+    def micro_batch(self, *, last: bool) -> Any:
+        """Around forward and backward: gradients are exchanged once, with the last micro batch."""
+        return contextlib.nullcontext() if last else self.accelerator.no_sync(self.model)
+
     def backward(self, loss: Tensor) -> None:
-        self.calls += 1
-        with contextlib.ExitStack() as stack:
-            if self.calls % self.accumulation:  # gradients are exchanged once, with the last micro batch
-                stack.enter_context(self.accelerator.no_sync(self.model))
-            self.accelerator.backward(loss)
+        self.accelerator.backward(loss)
 
     def step(self) -> float:
         """Clip, update, forget the gradients. Returns the gradient norm before clipping."""
@@ -830,6 +847,9 @@ class DeepSpeedEngine(Engine):
     def __str__(self) -> str:
         return f"DeepSpeed ZeRO-{self.settings['zero_optimization']['stage']}, precision {self.train.precision}, on {self.device}"
 
+    def micro_batch(self, *, last: bool) -> Any:
+        return contextlib.nullcontext()  # the engine counts its micro batches itself
+
     def autocast(self) -> Any:
         return contextlib.nullcontext()  # the engine casts as its settings say
 
@@ -846,11 +866,17 @@ class DeepSpeedEngine(Engine):
         self.model.save_checkpoint(str(folder), tag="engine")
 
     def load(self, folder: Path) -> None:
-        path, _ = self.model.load_checkpoint(str(folder), tag="engine")
-        if path is None:
+        if not (folder / "engine").is_dir():
             raise FileNotFoundError(
                 f"{folder / 'engine'} is missing: this trainer state was not saved under DeepSpeed. Go on with plain python, or delete {folder}"
             )
+        world = json.loads((folder / "state.json").read_text())["world"]
+        if world != self.accelerator.num_processes:
+            raise ValueError(
+                f"{folder} was saved by {world} DeepSpeed processes, this run has {self.accelerator.num_processes}: "
+                f"start as many (--num_gpus {world}), or delete {folder}"
+            )
+        self.model.load_checkpoint(str(folder), tag="engine")
 
 
 def deepspeed_settings(train: configs.TrainConfig, *, micro: int, accumulation: int) -> dict[str, Any]:
@@ -886,7 +912,7 @@ def deepspeed_settings(train: configs.TrainConfig, *, micro: int, accumulation: 
 
 
 def start_processes(launched_by_deepspeed: bool) -> None:
-    """Join the processes that a launcher (deepspeed, torchrun, accelerate, Slurm) started; alone, do nothing."""
+    """Join the processes that a launcher (deepspeed, torchrun, accelerate) started; alone, do nothing."""
     if int(os.environ.get("WORLD_SIZE", 1)) > 1 and not dist.is_initialized():
         if torch.cuda.is_available():
             torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", 0)))
@@ -965,13 +991,14 @@ def _step_seed(seed: int, step: int, rank: int) -> int:
     return int(np.random.SeedSequence([seed, step, rank]).generate_state(1, np.uint64)[0] >> 1)
 
 
-def _require_finite(run: Run, loss: Tensor, step: int, stage: str, keys: Callable[[], Sequence[str]]) -> None:
-    if not torch.isfinite(loss):
-        listed = run.out / f"non_finite_{stage.replace(' ', '_')}_step{step}.json"
+def _require_finite(run: Run, value: Tensor | float, step: int, stage: str, keys: Callable[[], Sequence[str]], what: str = "loss") -> None:
+    value = float(value.detach()) if isinstance(value, Tensor) else value
+    if not math.isfinite(value):
+        listed = run.out / f"non_finite_{stage.replace(' ', '_')}_step{step}_rank{run.rank}.json"
         checkpoint.write_text(listed, json.dumps(list(keys()), indent=1))
         raise FloatingPointError(
-            f"{stage}: the loss is {loss.item()} at step {step}. The batch's keys are in {listed}. The last trainer state is whole: "
-            "start again with a lower learning rate or a smaller max_grad_norm, or in full precision (precision=no)"
+            f"{stage}: the {what} is {value} at step {step}. The batch's keys are in {listed}. The last trainer state is whole: "
+            "start again with a lower learning rate (lr), a smaller max_grad_norm, or in full precision (precision=no)"
         )
 
 
@@ -984,6 +1011,15 @@ def _held_out_pictures(config: Config, n: int = 256) -> Tensor:
     m = config.image_tokenizer
     pattern = config.data.val or config.data.train
     return data.centre_crops(data.ImageSamples.open(pattern, image_size=m.image_size, channels=m.image_channels), n)
+
+
+def _require_same_but_retry(path: Path, made_with: dict[str, Any], asked: dict[str, Any]) -> None:
+    """`require_same` for trainer states: what the advice after a non-finite loss names may have changed."""
+
+    def strip(tree: dict[str, Any]) -> dict[str, Any]:
+        return {k: _without(v, RETRY_KEYS) if k in ("train", "image_tokenizer_train") else v for k, v in tree.items()}
+
+    checkpoint.require_same(path, strip(made_with), strip(asked))
 
 
 def _without(tree: dict[str, Any], keys: set[str]) -> dict[str, Any]:
