@@ -242,6 +242,24 @@ def test_killed_in_a_stage_and_started_again_it_finishes_with_the_same_weights(f
     assert_same_weights(finished[1], tmp_path / "run")
 
 
+def test_killed_between_code_shards_it_goes_on_and_writes_the_same_bytes(finished, tmp_path, shards):
+    """What a kill leaves in the two short stages: half a tokenizer folder, some whole shards, one begun."""
+    out = tmp_path / "run"
+    shutil.copytree(finished[1], out, ignore=shutil.ignore_patterns("checkpoint", "text_tokenizer", "samples"))
+    (out / "text_tokenizer.partial").mkdir()
+    (out / "text_tokenizer.partial" / "text_tokenizer.model").write_bytes(b"half")
+    (out / "codes" / "codes.json").unlink()
+    begun = out / "codes" / "train-00001.tar"
+    begun.rename(begun.with_name(begun.name + ".partial")).write_bytes(b"half a shard")
+    kept = (out / "codes" / "train-00000.tar").stat().st_mtime_ns
+    run_stages(write_config(tmp_path, shards))
+    assert_same_weights(finished[1], out)
+    assert (out / "codes" / "train-00000.tar").stat().st_mtime_ns == kept
+    for shard in sorted((finished[1] / "codes").glob("*.tar")):
+        assert (out / "codes" / shard.name).read_bytes() == shard.read_bytes()
+    assert not list(out.rglob("*.partial"))
+
+
 def deepspeed(config: Path, *overrides: str, processes: int) -> subprocess.CompletedProcess:
     """The real launcher; skips where it cannot run."""
     pytest.importorskip("deepspeed", reason="the deepspeed launcher needs the extra 'train'")

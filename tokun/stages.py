@@ -559,7 +559,7 @@ def train_generator(run: Run) -> Path:
     text_tokenizer = load_text_tokenizer(run)
     asked = {
         "generator": dataclasses.asdict(config.generator), "seed": config.seed, "codes": codes["fingerprint"], "counts": codes["counts"],
-        "text_tokenizer": text_tokenizer.fingerprint(), "max_caption_tokens": config.data.max_caption_tokens,
+        "codes_settings": codes["settings"], "text_tokenizer": text_tokenizer.fingerprint(), "max_caption_tokens": config.data.max_caption_tokens,
         "train": _without(dataclasses.asdict(train), LOGGING_KEYS | {"deepspeed", "micro_batch_size", "gradient_checkpointing"}),
     }  # fmt: skip
     run.recover(target)
