@@ -29,9 +29,9 @@ ABOUT = (
     "The model that ships with tokun: engravings at 64 px with captions. From one seed it samples the picture's 8x8 codes and then the "
     "words for it, in one sequence. It was trained on two shared CPU cores to show the whole path on real data, not to win prizes."
 )
-LIMITS = """- 64 pixels and 64 codes a picture: masses, grounds and tones, hardly a line. Figures and buildings are hints.
-- A few passes over 17,568 pairs with a small model: captions are in the manner of the books (Latin names, views, scenes, captions of novels)
-  and often only loosely about their picture; some are not quite English. Prompts steer little.
+LIMITS = """- A first model: minutes of training, on one core. Its pictures have grounds, masses and the texture of hatching, hardly ever a thing one can name.
+- Its captions have the manner of the books' captions; many of their words are invented, and they do not describe their pictures yet. Prompts steer little.
+- 64 pixels and 64 codes a picture: fine lines are lost in the codes already.
 - The books are of their time (sixteenth to early twentieth century): depictions and words that are demeaning by present standards,
   war and execution occur in the data and may show in samples.
 - English captions only. Subject tags come from the subject of the book and are a rough guide."""
