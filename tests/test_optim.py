@@ -1,5 +1,7 @@
 """Promises of tokun/optim.py."""
 
+import math
+
 import pytest
 import torch
 from torch import nn
@@ -17,12 +19,13 @@ class Small(nn.Module):
 
 
 def test_warmup_then_cosine_meets_its_ends():
-    at = lambda step: warmup_cosine(step, steps=110, warmup=10, min_ratio=0.1)  # noqa: E731
-    assert [at(0), at(4), at(9)] == [0.1, 0.5, 1.0]
-    assert at(10) == 1.0 and at(60) == pytest.approx(0.55) and at(110) == pytest.approx(0.1) and at(500) == pytest.approx(0.1)
-    assert all(at(s) >= at(s + 1) for s in range(10, 110))
-    assert warmup_cosine(0, steps=10, warmup=0) == 1.0
-    assert 0 < warmup_cosine(3, steps=5, warmup=10) <= 1.0  # a run shorter than its warm-up
+    at = lambda step: warmup_cosine(step, progress=step / 110, warmup=10, min_ratio=0.1)  # noqa: E731
+    cosine = lambda share: 0.1 + 0.9 * 0.5 * (1 + math.cos(math.pi * share))  # noqa: E731
+    assert at(0) == pytest.approx(0.1) and at(4) == pytest.approx(0.5 * cosine(4 / 110)) and at(9) == pytest.approx(cosine(9 / 110))
+    assert at(55) == pytest.approx(0.55) and at(110) == pytest.approx(0.1) and at(500) == pytest.approx(0.1)
+    assert all(at(s) >= at(s + 1) for s in range(9, 200))
+    assert warmup_cosine(0, progress=0.0, warmup=0) == 1.0
+    assert 0 < warmup_cosine(3, progress=0.6, warmup=10) <= 1.0  # a run shorter than its warm-up
 
 
 def test_groups_hold_every_trained_parameter_once():

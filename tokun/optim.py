@@ -20,12 +20,11 @@ def make_adamw(module: nn.Module, *, lr: float, betas: Iterable[float], weight_d
     return torch.optim.AdamW(parameter_groups(module, weight_decay), lr=lr, betas=tuple(betas), fused=True)
 
 
-def warmup_cosine(step: int, *, steps: int, warmup: int, min_ratio: float = 0.0) -> float:
-    """The factor on the learning rate at `step`: linear from 0 to 1 over `warmup`, then a cosine to `min_ratio` at `steps`."""
-    if step < warmup:
-        return (step + 1) / warmup
-    done = min(1.0, (step - warmup) / max(1, steps - warmup))
-    return min_ratio + (1 - min_ratio) * 0.5 * (1 + math.cos(math.pi * done))
+def warmup_cosine(step: int, *, progress: float, warmup: int, min_ratio: float = 0.05) -> float:
+    """The factor on the learning rate: a linear warm-up over `warmup` steps, times a cosine from 1 to `min_ratio` as
+    `progress` goes from 0 to 1 (share of the steps, or of the time where that runs out first)."""
+    warm = min(1.0, (step + 1) / max(1, warmup))
+    return warm * (min_ratio + (1 - min_ratio) * 0.5 * (1 + math.cos(math.pi * min(1.0, progress))))
 
 
 def set_lr(optimizer: torch.optim.Optimizer, lr: float) -> None:

@@ -2,7 +2,7 @@
 
 Every stage leaves a record of the settings it was made with. Its result is reused when the record matches, refused when
 it does not, and a stage that was killed goes on from its last trainer state. What a step computes is a pure function of
-(config, step), so nothing but weights, optimizer and the step number has to be saved.
+(config, step), unless max_minutes shapes the schedule, so nothing but weights, optimizer and the step number has to be saved.
 """
 
 from __future__ import annotations
@@ -176,7 +176,7 @@ def train_image_tokenizer(run: Run) -> Path:
         progress = _progress(run, step, train.steps, spent + clock.seconds(), train.max_minutes)
         if progress >= 1:
             break
-        lr = train.lr * _schedule(progress, step, train.warmup_steps)
+        lr = train.lr * optim.warmup_cosine(step, progress=progress, warmup=train.warmup_steps)
         optim.set_lr(optimizer, lr)
         torch.manual_seed(_step_seed(config.seed, step, 0))  # dead codes are replaced by the same vectors on every run
         images = next(stream).to(device, non_blocking=True)
@@ -648,7 +648,7 @@ def train_generator(run: Run) -> Path:
         progress = _progress(run, step, train.steps, spent + clock.seconds(), train.max_minutes)
         if progress >= 1:
             break
-        lr = train.lr * _schedule(progress, step, train.warmup_steps, train.min_lr_ratio)
+        lr = train.lr * optim.warmup_cosine(step, progress=progress, warmup=train.warmup_steps, min_ratio=train.min_lr_ratio)
         engine.set_lr(lr)
         before = time.monotonic()
         batch = next(stream)
@@ -980,11 +980,6 @@ def _progress(run: Run, step: int, steps: int, seconds: float, max_minutes: floa
             dist.broadcast(elapsed, 0)
         progress = max(progress, elapsed.item())
     return progress
-
-
-def _schedule(progress: float, step: int, warmup: int, min_ratio: float = 0.05) -> float:
-    warm = min(1.0, (step + 1) / max(1, warmup))
-    return warm * (min_ratio + (1 - min_ratio) * 0.5 * (1 + math.cos(math.pi * min(1.0, progress))))
 
 
 def _step_seed(seed: int, step: int, rank: int) -> int:
