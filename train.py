@@ -29,6 +29,8 @@ def main(argv: list[str] | None = None) -> None:
     stages.train_image_tokenizer(run)
     stages.encode_shards(run)
     stages.train_generator(run)
+    if run.rank == 0:
+        stages.write_config(run.out, config)
     run.tracker.finish()
     stages.end_processes()
 

@@ -24,8 +24,7 @@ def whole_directory(target: Path) -> Iterator[Path]:
     shutil.rmtree(aside, ignore_errors=True)
     aside.mkdir()
     yield aside
-    for path in [*aside.rglob("*"), aside]:
-        _fsync(path)
+    sync(aside)
     old = target.with_name(target.name + ".old")
     shutil.rmtree(old, ignore_errors=True)
     if target.exists():
@@ -33,6 +32,12 @@ def whole_directory(target: Path) -> Iterator[Path]:
     os.rename(aside, target)
     _fsync(target.parent)
     shutil.rmtree(old, ignore_errors=True)
+
+
+def sync(folder: Path) -> None:
+    """Until every file below `folder` is on the disk."""
+    for path in [*folder.rglob("*"), folder]:
+        _fsync(path)
 
 
 def recover_directory(target: Path) -> None:

@@ -114,6 +114,7 @@ class TrainConfig:
     max_minutes: float = 0.0  # stop earlier when this much time has been spent; 0: never
     batch_size: int = 32  # global: processes x micro batch x accumulation
     micro_batch_size: int = 0  # per process and forward pass; 0: batch_size / processes
+    optimizer: Literal["adamw", "muon"] = "adamw"  # muon: for the hidden matrices, AdamW for the rest; DDP or ZeRO stage 0
     lr: float = 1e-3
     min_lr_ratio: float = 0.05  # the cosine ends at lr times this
     warmup_steps: int = 200
@@ -132,6 +133,7 @@ class TrainConfig:
     )  # a task whose fields a sample lacks falls back to joint
     deepspeed: str = ""  # DeepSpeed JSON, used under the `deepspeed` launcher; empty: DDP
     gradient_checkpointing: bool = False
+    compile: bool = False  # torch.compile of the decoder layers and the loss: half a minute to start, then up to twice the speed
     log_every: int = 20
     eval_every: int = 500
     save_every: int = 500

@@ -32,6 +32,7 @@ from torch import Tensor
 T = TypeVar("T")
 IMAGE_SUFFIXES = ("webp", "png", "jpg", "jpeg")
 CODES_SUFFIX = "codes.npy"
+MOST_OPEN = 256  # shards kept open at once
 
 
 # --- shards ---------------------------------------------------------------------------------------------------------
@@ -49,7 +50,7 @@ class Member:
 class ShardIndex:
     """Random access to the samples of WebDataset tars. `skipped` counts what could not be used, by reason."""
 
-    def __init__(self, paths: Sequence[Path], *, need: Sequence[str] = ("json",), one_of: Sequence[str] = ()):
+    def __init__(self, paths: Sequence[Path], *, need: Sequence[str] = ("json",), one_of: Sequence[str] = (), may_be_empty: bool = False):
         self.paths = [Path(p) for p in paths]
         self.members: list[Member] = []
         self.skipped: Counter[str] = Counter()
@@ -60,7 +61,7 @@ class ShardIndex:
                     self.skipped["incomplete sample"] += 1
                     continue
                 self.members.append(Member(number, key, files))
-        if not self.members:
+        if not self.members and not may_be_empty:
             found = ", ".join(map(str, self.paths[:3]))
             raise ValueError(
                 f"no usable sample in {found}: each needs KEY.{'/'.join([*need, '|'.join(one_of)])}. Skipped: {dict(self.skipped)}"
@@ -77,15 +78,22 @@ class ShardIndex:
         """The bytes of one file of sample `index`. Raises OSError when the shard is shorter than it was."""
         member = self.members[index]
         offset, size = member.files[suffix]
-        slot = (os.getpid(), member.shard)  # a descriptor is not shared with a forked worker
-        if slot not in self._files:
-            opened = os.open(self.paths[member.shard], os.O_RDONLY)  # kept open for the run
-            if self._files.setdefault(slot, opened) != opened:  # another thread was first
-                os.close(opened)
-        data = os.pread(self._files[slot], size, offset)
+        if len(self.paths) > MOST_OPEN:  # more than a process may hold open
+            with open(self.paths[member.shard], "rb") as file:
+                data = os.pread(file.fileno(), size, offset)
+        else:
+            data = os.pread(self._descriptor(member.shard), size, offset)
         if len(data) != size:
             raise OSError(f"{self.paths[member.shard]} ends before {member.key}.{suffix}")
         return data
+
+    def _descriptor(self, shard: int) -> int:
+        slot = (os.getpid(), shard)  # a descriptor is not shared with a forked worker
+        if slot not in self._files:
+            opened = os.open(self.paths[shard], os.O_RDONLY)  # kept open for the run
+            if self._files.setdefault(slot, opened) != opened:  # another thread was first
+                os.close(opened)
+        return self._files[slot]
 
     def read_json(self, index: int) -> dict[str, Any]:
         record = json.loads(self.read(index, "json"))
@@ -301,6 +309,7 @@ class ImageSamples:
     max_scale: float = 1.4
     _cache: dict[int, Image.Image] = field(default_factory=dict)
     _cached_bytes: int = 0
+    _broken: set[int] = field(default_factory=set)
 
     @classmethod
     def open(cls, pattern: str, *, image_size: int, channels: int, cache_gb: float = 0.0, max_scale: float = 1.4) -> ImageSamples:
@@ -327,10 +336,13 @@ class ImageSamples:
     def whole_picture(self, i: int) -> Image.Image:
         """Like `picture`, passing over broken samples: they are counted, and the next whole one stands in."""
         for j in range(i, i + len(self)):
+            if j % len(self) in self._broken:
+                continue
             try:
                 return self.picture(j % len(self))
             except (OSError, ValueError):
-                self.index.skipped["broken picture"] += 1
+                self._broken.add(j % len(self))
+                self.index.skipped["broken picture"] = len(self._broken)
         raise ValueError(f"no picture of {self.index.paths[0]} and its kin can be decoded")
 
 
@@ -340,7 +352,7 @@ class ImageBatches:
     def __init__(
         self, samples: ImageSamples, *, batch_size: int, scale: Sequence[float], seed: int, rank: int = 0, world: int = 1, threads: int = 0
     ):
-        _check_batch(batch_size, world)
+        check_batch(batch_size, world)
         self.samples, self.batch_size, self.scale, self.seed = samples, batch_size, scale, seed
         self.rank, self.world = rank, world
         self.order = Order(len(samples), seed)
@@ -367,9 +379,9 @@ def centre_crops(samples: ImageSamples, n: int) -> Tensor:
     return to_float(np.stack(out))
 
 
-def _check_batch(batch_size: int, world: int) -> None:
+def check_batch(batch_size: int, world: int, name: str = "batch_size") -> None:
     if batch_size <= 0 or batch_size % world:
-        raise ValueError(f"batch_size {batch_size} cannot be shared by {world} processes; make it a positive multiple of {world}")
+        raise ValueError(f"{name} {batch_size} cannot be shared by {world} processes; make it a positive multiple of {world}")
 
 
 # --- code shards ----------------------------------------------------------------------------------------------------
@@ -394,6 +406,7 @@ class CodeSamples:
 
     def __init__(self, paths: Sequence[Path]):
         self.index = ShardIndex(paths, need=("json", CODES_SUFFIX))
+        self._broken: set[int] = set()
 
     def __len__(self) -> int:
         return len(self.index)
@@ -419,15 +432,21 @@ class CodeSamples:
 
     def whole_record(self, i: int) -> Record:
         for j in range(i, i + len(self)):
+            if j % len(self) in self._broken:
+                continue
             try:
                 return self.record(j % len(self))
             except (OSError, ValueError, KeyError, TypeError, AttributeError):
-                self.index.skipped["broken sample"] += 1
+                self._broken.add(j % len(self))
+                self.index.skipped["broken sample"] = len(self._broken)
         raise ValueError(f"no sample of {self.index.paths[0]} and its kin can be read")
 
 
-def write_shard(path: Path, samples: Iterator[dict[str, bytes]]) -> int:
-    """Write {"__key__": key, suffix: bytes, …} to a tar aside and rename it: whole or not there, the same bytes each time."""
+def write_shard(path: Path, samples: Iterator[dict[str, bytes]], beside: Callable[[], dict[str, bytes]] = dict) -> int:
+    """Write {"__key__": key, suffix: bytes, …} to a tar aside and rename it: whole or not there, the same bytes each time.
+
+    `beside`, called when the samples are written, gives further files by the suffix that replaces .tar; they are there before the tar is.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     aside = path.with_name(path.name + ".partial")
     count = 0
@@ -441,6 +460,10 @@ def write_shard(path: Path, samples: Iterator[dict[str, bytes]]) -> int:
                 info.size = len(payload)
                 tar.addfile(info, io.BytesIO(payload))
             count += 1
+    for suffix, payload in beside().items():
+        path.with_suffix(suffix).write_bytes(payload)
+    with open(aside, "rb") as file:
+        os.fsync(file.fileno())
     os.replace(aside, path)
     return count
 
@@ -463,14 +486,12 @@ class TokenBatches:
         self, samples: CodeSamples, vocabulary: Any, encode: Callable[[str], list[int]], *, batch_size: int, seed: int,
         task_mix: dict[str, float], tag_dropout: float, plain_share: float = 1.0, rank: int = 0, world: int = 1, views: bool = True, threads: int = 0,
     ):  # fmt: skip
-        _check_batch(batch_size, world)
+        check_batch(batch_size, world)
         self.samples, self.vocabulary, self.encode = samples, vocabulary, encode
         self.batch_size, self.seed, self.tag_dropout, self.rank, self.world, self.views = batch_size, seed, tag_dropout, rank, world, views
         self.plain_share = plain_share
         self.order = Order(len(samples), seed)
-        unknown = set(task_mix) - set(_tasks())
-        if unknown or not task_mix or min(task_mix.values()) < 0 or sum(task_mix.values()) <= 0:
-            raise ValueError(f"task_mix is {task_mix}; it takes non-negative shares of {', '.join(_tasks())}, not all zero")
+        check_task_mix(task_mix)
         self.tasks = list(task_mix)
         self.shares = np.cumsum([task_mix[t] for t in self.tasks]) / sum(task_mix.values())
         self.cut_captions = 0
@@ -533,6 +554,12 @@ def collate(packed: Sequence[Any], pad: int) -> TokenBatch:
         input_ids[row, :n] = ids[:-1]
         labels[row, p.prompt - 1 : n] = ids[p.prompt :]
     return TokenBatch(input_ids, labels)
+
+
+def check_task_mix(task_mix: dict[str, float]) -> None:
+    unknown = set(task_mix) - set(_tasks())
+    if unknown or not task_mix or min(task_mix.values()) < 0 or sum(task_mix.values()) <= 0:
+        raise ValueError(f"train.task_mix is {task_mix}; it takes non-negative shares of {', '.join(_tasks())}, not all zero")
 
 
 def _tasks() -> tuple[str, ...]:

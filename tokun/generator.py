@@ -6,7 +6,12 @@ extended. `AutoModelForCausalLM.from_pretrained` loads what is saved; nothing of
 
 from __future__ import annotations
 
+import contextlib
+import importlib.util
+import os
+import shutil
 import types
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -81,6 +86,34 @@ def tune_for(model: Any, device: torch.device) -> None:
 def _fused_norm(self: Any, hidden_states: torch.Tensor) -> torch.Tensor:
     weight = self.weight.to(hidden_states.dtype)
     return F.rms_norm(hidden_states, (hidden_states.shape[-1],), weight, self.variance_epsilon)
+
+
+def compile_layers(model: nn.Module) -> None:
+    """torch.compile each decoder layer in place (one compilation serves them all); names and weights stay as they are."""
+    lists = [m for m in model.modules() if isinstance(m, nn.ModuleList)]
+    layers = max(lists, key=lambda layers: sum(p.numel() for p in layers.parameters()))
+    for layer in layers:
+        layer.compile(dynamic=True)
+
+
+@contextlib.contextmanager
+def uncompiled(model: nn.Module) -> Iterator[None]:
+    """Within the block the layers run as they are written: evaluation and sampling are too short to compile for."""
+    compiled = {m: m._compiled_call_impl for m in model.modules() if m._compiled_call_impl is not None}
+    for module in compiled:
+        module._compiled_call_impl = None
+    try:
+        yield
+    finally:
+        for module, call in compiled.items():
+            module._compiled_call_impl = call
+
+
+def can_compile(device: torch.device) -> bool:
+    """Whether torch.compile finds what it needs: Triton on a GPU, a C++ compiler on a CPU."""
+    if device.type == "cuda":
+        return importlib.util.find_spec("triton") is not None
+    return any(shutil.which(name) for name in (os.environ.get("CXX", ""), "g++", "clang++", "cl") if name)
 
 
 def count_parameters(model: nn.Module) -> int:

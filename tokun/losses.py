@@ -199,15 +199,17 @@ def next_token_losses(logits: Tensor, labels: Tensor, is_image: Tensor) -> dict[
     Returns scalars: image_sum, image_count, text_sum, text_count, z_sum (squared log-partition), all float32.
     """
     keep = labels != IGNORE
-    kept, labels = logits[keep].float(), labels[keep]  # (M, V), (M,)
-    partition = kept.logsumexp(-1)  # (M,)
-    nll = partition - kept.gather(-1, labels[:, None])[:, 0]
-    image = is_image[labels]
+    labels = labels.clamp_min(0)  # masked, not taken out: shapes that do not depend on values can be compiled
+    logits = logits.float()
+    partition = logits.logsumexp(-1)  # (B, T)
+    nll = partition - logits.gather(-1, labels[..., None])[..., 0]
+    image = is_image[labels] & keep
+    text = keep & ~image
     zero = nll.new_zeros(())
     return {
         "image_sum": torch.where(image, nll, zero).sum(),
         "image_count": image.sum().float(),
-        "text_sum": torch.where(image, zero, nll).sum(),
-        "text_count": (~image).sum().float(),
-        "z_sum": partition.square().sum(),
+        "text_sum": torch.where(text, nll, zero).sum(),
+        "text_count": text.sum().float(),
+        "z_sum": torch.where(keep, partition.square(), zero).sum(),
     }

@@ -1,9 +1,10 @@
-"""Optimizers and schedules: parameter groups, AdamW, warm-up and cosine, the moving average of the weights."""
+"""Optimizers and schedules: parameter groups, AdamW, Muon, warm-up and cosine, the moving average of the weights."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +19,56 @@ def parameter_groups(module: nn.Module, weight_decay: float) -> list[dict]:
 
 def make_adamw(module: nn.Module, *, lr: float, betas: Iterable[float], weight_decay: float) -> torch.optim.AdamW:
     return torch.optim.AdamW(parameter_groups(module, weight_decay), lr=lr, betas=tuple(betas), fused=True)
+
+
+class Muon(torch.optim.Optimizer):
+    """Muon for the hidden matrices, AdamW for embeddings, norms and biases, as one optimizer.
+
+    Both parts are torch's own; the step of a matrix is scaled to the size that AdamW's has (Liu et al. 2025, "Muon is scalable for
+    LLM training"), so one learning rate and one weight decay serve both. It needs whole matrices: DDP, or DeepSpeed without ZeRO.
+    """
+
+    def __init__(self, module: nn.Module, *, lr: float, betas: Iterable[float], weight_decay: float):
+        if not hasattr(torch.optim, "Muon"):
+            raise RuntimeError(f"train.optimizer muon needs torch 2.9 or newer, this is {torch.__version__}; take adamw, or update torch")
+        embeddings = {id(p) for m in module.modules() if isinstance(m, nn.Embedding) for p in m.parameters()}
+        head = getattr(module, "lm_head", None)
+        if head is not None:
+            embeddings |= {id(p) for p in head.parameters()}
+        matrices = [p for p in module.parameters() if p.requires_grad and p.ndim == 2 and id(p) not in embeddings]
+        mine = {id(p) for p in matrices}
+        if not matrices:
+            raise ValueError("Muon moves matrices, and this model has none besides its embeddings; take adamw")
+        groups = [
+            {**group, "params": [p for p in group["params"] if id(p) not in mine]} for group in parameter_groups(module, weight_decay)
+        ]
+        super().__init__([{"params": matrices}, *groups], {"lr": lr})
+        self.parts = [
+            torch.optim.Muon(matrices, lr=lr, weight_decay=weight_decay, adjust_lr_fn="match_rms_adamw"),
+            torch.optim.AdamW(groups, lr=lr, betas=tuple(betas), fused=True),
+        ]
+        self.param_groups = [group for part in self.parts for group in part.param_groups]
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> Any:
+        loss = None if closure is None else torch.enable_grad()(closure)()
+        for part in self.parts:
+            part.step()
+        return loss
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"parts": [part.state_dict() for part in self.parts]}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        for part, state in zip(self.parts, state_dict["parts"], strict=True):
+            part.load_state_dict(state)
+        self.param_groups = [group for part in self.parts for group in part.param_groups]
+
+
+def make_optimizer(kind: str, module: nn.Module, *, lr: float, betas: Iterable[float], weight_decay: float) -> torch.optim.Optimizer:
+    """`adamw` or `muon` by name."""
+    make = {"adamw": make_adamw, "muon": Muon}[kind]
+    return make(module, lr=lr, betas=betas, weight_decay=weight_decay)
 
 
 def warmup_cosine(step: int, *, progress: float, warmup: int, min_ratio: float = 0.05) -> float:

@@ -15,6 +15,7 @@ import math
 import os
 import shutil
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
@@ -32,7 +33,7 @@ from tokun import checkpoint, data, losses, optim
 from tokun import config as configs
 from tokun.config import Config
 from tokun.extras import need
-from tokun.generator import add_dropout, count_parameters, make_generator, tune_for
+from tokun.generator import add_dropout, can_compile, compile_layers, count_parameters, make_generator, tune_for, uncompiled
 from tokun.grids import captioned_grid, pair_sheet, to_pil
 from tokun.image_tokenizer import ImageTokenizer
 from tokun.latents import Slots
@@ -74,14 +75,20 @@ class Run:
 
 
 def open_run(config: Config, *, deepspeed: bool = False) -> Run:
-    """Make the run's folder, write its config there, start its tracker. Every process calls it."""
+    """Check what the last stage will ask for, make the run's folder, start its tracker. Every process calls it.
+
+    Raises ValueError for settings that a later stage would refuse, before the first one has spent an hour.
+    """
     out = Path(config.out)
     rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+    deepspeed = deepspeed and bool(config.train.deepspeed)
+    _check_ahead(config, world, deepspeed)
     if config.threads:
         torch.set_num_threads(config.threads)
     if rank == 0:
         out.mkdir(parents=True, exist_ok=True)
-        checkpoint.write_text(out / "config.yaml", yaml.safe_dump(configs.to_dict(config), sort_keys=False))
+        if not (out / "config.yaml").exists():  # that of an earlier run stays until every stage has agreed to this one
+            write_config(out, config)
     tracker = make_tracker(
         config.tracking.kind,
         project=config.tracking.project,
@@ -90,7 +97,39 @@ def open_run(config: Config, *, deepspeed: bool = False) -> Run:
         config=configs.to_dict(config),
         main_process=rank == 0,
     )
-    return Run(config, out, tracker, rank, world, deepspeed and bool(config.train.deepspeed))
+    return Run(config, out, tracker, rank, world, deepspeed)
+
+
+def write_config(out: Path, config: Config) -> None:
+    checkpoint.write_text(out / "config.yaml", yaml.safe_dump(configs.to_dict(config), sort_keys=False))
+
+
+def _check_ahead(config: Config, world: int, deepspeed: bool) -> None:
+    train = config.train
+    data.check_batch(config.image_tokenizer_train.batch_size, world, "image_tokenizer_train.batch_size")
+    data.check_batch(train.batch_size, world, "train.batch_size")
+    micro = _micro_batch(train, world)
+    data.check_task_mix(train.task_mix)
+    shares = {"train.tag_dropout": train.tag_dropout, "train.plain_share": train.plain_share, "generator.dropout": config.generator.dropout}
+    for name, value in shares.items():
+        if not 0 <= value <= 1 or (name == "generator.dropout" and value == 1):
+            raise ValueError(f"{name} is {value}; it is a share between 0 and 1")
+    if deepspeed:
+        deepspeed_settings(train, micro=micro, accumulation=train.batch_size // world // micro)
+    weights = config.image_tokenizer_train.perceptual_weights
+    if weights and config.image_tokenizer_train.perceptual_weight > 0 and not Path(weights).is_file():
+        raise FileNotFoundError(f"image_tokenizer_train.perceptual_weights {weights} does not exist; name a SqueezeNet file, or set perceptual: none")
+
+
+def _micro_batch(train: configs.TrainConfig, world: int) -> int:
+    """Samples of one process and one forward pass."""
+    share = train.batch_size // world
+    micro = train.micro_batch_size or share
+    if micro < 1 or train.batch_size % world or share % micro:
+        raise ValueError(
+            f"train.batch_size {train.batch_size} is not processes ({world}) x micro_batch_size ({micro}) x a whole number of accumulation steps"
+        )
+    return micro
 
 
 # --- image tokenizer ------------------------------------------------------------------------------------------------
@@ -116,7 +155,7 @@ def train_image_tokenizer(run: Run) -> Path:
     record = checkpoint.read_record(target / "stage.json")
     if record is not None:
         checkpoint.require_same(target, record["settings"], asked)
-        run.say(f"image tokenizer: {target} is there and matches. " + _line(record["figures"]))
+        run.say(f"image tokenizer: {target} is there and matches. " + _line(record["figures"]) + _stopped_early(record, train, target))
         _gate(record["figures"], train, model_config.codebook_size)
         return target
 
@@ -236,8 +275,8 @@ def train_image_tokenizer(run: Run) -> Path:
             sheet.save(folder / "reconstructions.png")
             checkpoint.write_record(
                 folder / "stage.json",
-                {"settings": asked, "figures": figures, "steps": step, "seconds": round(spent + clock.seconds()),
-                 "fingerprint": model.fingerprint(), "skipped": dict(samples.index.skipped)},
+                {"settings": asked, "figures": figures, "steps": step, "stopped_by": _stopped_by(step, train),
+                 "seconds": round(spent + clock.seconds()), "fingerprint": model.fingerprint(), "skipped": dict(samples.index.skipped)},
             )  # fmt: skip
         states.clear()
     run.tracker.log({f"image_tokenizer/val_{k}": v for k, v in figures.items()}, step=step)
@@ -440,10 +479,13 @@ def encode_shards(run: Run) -> Path:
     for split, number, path in tqdm(tasks[run.rank :: run.world], desc="codes", unit="shard", disable=run.rank != 0, dynamic_ncols=True):
         shard = target / f"{split}-{number:05d}.tar"
         if not shard.is_file():
-            encode_shard(path, shard, tokenizer, config, device, prefix=f"{split}{number:05d}-")
+            skipped = encode_shard(path, shard, tokenizer, config, device, prefix=f"{split}{number:05d}-")
+            if skipped:
+                tqdm.write(f"codes: {path.name}: skipped {skipped}")
     run.wait()
     if run.rank == 0:
         counts: dict[str, int] = {}
+        skips = {p.stem: json.loads(p.read_text()) for p in sorted(target.glob("*.skipped"))}
         tags: list[tuple[str, str]] = []
         for split in sources:
             if not sources[split]:
@@ -456,18 +498,20 @@ def encode_shards(run: Run) -> Path:
         checkpoint.write_record(
             target / "codes.json",
             {"fingerprint": asked["fingerprint"], "grid": [rows, columns], "codebook_size": tokenizer.codebook_size, "views": config.codes.views,
-             "counts": counts, "tag_counts": count_tags(tags), "settings": asked},
+             "counts": counts, "skipped": skips, "tag_counts": count_tags(tags), "settings": asked},
         )  # fmt: skip
-        run.say(f"codes: {counts} samples of {config.codes.views} views")
+        total = sum((Counter(s) for s in skips.values()), Counter())
+        run.say(f"codes: {counts} samples of {config.codes.views} views" + (f", skipped {dict(total)}" if total else ""))
     run.wait()
     return target
 
 
-def encode_shard(source: Path, shard: Path, tokenizer: ImageTokenizer, config: Config, device: torch.device, prefix: str = "") -> int:
-    """One image shard -> one code shard. Samples that cannot be used are left out and counted on the console."""
+def encode_shard(source: Path, shard: Path, tokenizer: ImageTokenizer, config: Config, device: torch.device, prefix: str = "") -> dict[str, int]:
+    """One image shard -> one code shard. Samples that cannot be used are left out; returns how many, by reason, and writes
+    the same beside the shard (`NAME.skipped`, JSON). A shard without one usable sample becomes an empty one."""
     c, m = config.codes, tokenizer.config
     samples = data.ImageSamples(
-        data.ShardIndex([source], one_of=data.IMAGE_SUFFIXES), m.image_size, m.image_channels, 0, max(2.0, c.crop_scale[1])
+        data.ShardIndex([source], one_of=data.IMAGE_SUFFIXES, may_be_empty=True), m.image_size, m.image_channels, 0, max(2.0, c.crop_scale[1])
     )
     skipped = samples.index.skipped
 
@@ -502,10 +546,8 @@ def encode_shard(source: Path, shard: Path, tokenizer: ImageTokenizer, config: C
                     "json": json.dumps(tree, ensure_ascii=False, sort_keys=True).encode(),
                 }  # fmt: skip
 
-    count = data.write_shard(shard, encoded())
-    if skipped:
-        tqdm.write(f"codes: {source.name}: skipped {dict(skipped)}")
-    return count
+    data.write_shard(shard, encoded(), beside=lambda: {".skipped": json.dumps(skipped, sort_keys=True).encode()} if skipped else {})
+    return dict(skipped)
 
 
 def require_codes_of(folder: Path, tokenizer: ImageTokenizer) -> dict[str, Any]:
@@ -560,23 +602,18 @@ def train_generator(run: Run) -> Path:
     asked = {
         "generator": dataclasses.asdict(config.generator), "seed": config.seed, "codes": codes["fingerprint"], "counts": codes["counts"],
         "codes_settings": codes["settings"], "text_tokenizer": text_tokenizer.fingerprint(), "max_caption_tokens": config.data.max_caption_tokens,
-        "train": _without(dataclasses.asdict(train), LOGGING_KEYS | {"deepspeed", "micro_batch_size", "gradient_checkpointing"}),
+        "train": _without(dataclasses.asdict(train), LOGGING_KEYS | {"deepspeed", "micro_batch_size", "gradient_checkpointing", "compile"}),
     }  # fmt: skip
     run.recover(target)
     record = checkpoint.read_record(target / "training.json")
     if record is not None:
         checkpoint.require_same(target, record["settings"], asked)
-        run.say(f"generator: {target} is there and matches")
+        run.say(f"generator: {target} is there and matches" + _stopped_early(record, train, target))
         return target
 
     vocabulary = build_vocabulary(config, text_tokenizer, codes)
     slots = Slots(vocabulary.default_grid[0] * vocabulary.default_grid[1], vocabulary.max_text)
-    share = train.batch_size // run.world
-    micro = train.micro_batch_size or share
-    if train.batch_size < 1 or micro < 1 or train.batch_size % run.world or share % micro:
-        raise ValueError(
-            f"train.batch_size {train.batch_size} is not processes ({run.world}) x micro_batch_size ({micro}) x a whole number of accumulation steps"
-        )
+    share, micro = train.batch_size // run.world, _micro_batch(train, run.world)
     torch.manual_seed(config.seed)
     model = make_generator(
         config.generator, vocab_size=vocabulary.size, max_length=slots.size + vocabulary.max_text + 16,
@@ -587,6 +624,12 @@ def train_generator(run: Run) -> Path:
         model.gradient_checkpointing_enable()
     tune_for(model, torch.device("cuda" if torch.cuda.is_available() else "cpu"))
     engine = Engine.make(run, model, micro=micro, accumulation=share // micro)
+    token_losses = losses.next_token_losses
+    if train.compile and can_compile(engine.device):
+        compile_layers(model)
+        token_losses = torch.compile(token_losses, dynamic=True)
+    elif train.compile:
+        run.say("generator: train.compile is on, but there is no C++ compiler (g++, clang++) on this machine: going on without, more slowly")
     ema = optim.Ema(model, train.ema_decay)
     mix = dict(task_mix=train.task_mix, tag_dropout=train.tag_dropout, plain_share=train.plain_share, seed=config.seed)
     code_paths = {split: sorted((run.out / "codes").glob(f"{split}-*.tar")) for split in ("train", "val")}
@@ -632,6 +675,7 @@ def train_generator(run: Run) -> Path:
             checkpoint.write_record(aside / "state.json", {"settings": asked, "spent": spent + clock.seconds(), "world": run.world})
         run.wait()
         if run.rank == 0:
+            checkpoint.sync(aside)
             os.rename(aside, folder)
             states.prune()
         run.wait()
@@ -663,7 +707,7 @@ def train_generator(run: Run) -> Path:
             with engine.micro_batch(last=number == share // micro - 1):
                 with engine.autocast():
                     logits = engine.model(input_ids=ids, use_cache=False).logits[..., : vocabulary.size]
-                parts = losses.next_token_losses(logits, labels, is_image)
+                parts = token_losses(logits, labels, is_image)
                 image, text = parts["image_sum"] / sums["image"], parts["text_sum"] / sums["text"]
                 z = parts["z_sum"] / (sums["image"] + sums["text"])
                 loss = train.image_weight * image + train.text_weight * text + train.z_loss * z
@@ -693,7 +737,7 @@ def train_generator(run: Run) -> Path:
         if step % train.save_every == 0:
             save()
         if held_out and step % train.eval_every == 0:
-            with _averaged(model, ema):
+            with _averaged(model, ema), uncompiled(model):
                 held = evaluate_generator(engine, model, held_out, vocabulary)
             run.tracker.log({f"val/{k}": v for k, v in held.items()}, step=step)
             if run.rank == 0:
@@ -701,7 +745,7 @@ def train_generator(run: Run) -> Path:
             clock.lap()
             tokens = waited = 0.0
         if step % train.sample_every == 0 and run.rank == 0 and config.sampling.n > 0:
-            with _averaged(model, ema):
+            with _averaged(model, ema), uncompiled(model):
                 log_samples(run, as_checkpoint(), step)
             clock.lap()
             tokens = waited = 0.0
@@ -709,20 +753,22 @@ def train_generator(run: Run) -> Path:
     stream.close()
     ema.copy_to(model)
     model.eval()
-    held = evaluate_generator(engine, model, held_out, vocabulary) if held_out else {}
+    with uncompiled(model):
+        held = evaluate_generator(engine, model, held_out, vocabulary) if held_out else {}
     if run.rank == 0:
         model.float()
         whole = as_checkpoint()
         minutes = (spent + clock.seconds()) / 60
         record = {
-            "settings": asked, "steps": step, "seconds": round(60 * minutes), "train": figures, "val": held, "parameters": count_parameters(model),
+            "settings": asked, "steps": step, "stopped_by": _stopped_by(step, train), "seconds": round(60 * minutes), "train": figures, "val": held, "parameters": count_parameters(model),
             "image_tokenizer": checkpoint.read_record(run.out / "image_tokenizer" / "stage.json")["figures"],
         }  # fmt: skip
         with checkpoint.whole_directory(target) as folder:
             whole.save(folder, card=model_card(config, record))
             checkpoint.write_record(folder / "training.json", record)
         if config.sampling.n > 0:
-            log_samples(run, whole, step)
+            with uncompiled(model):
+                log_samples(run, whole, step)
         states.clear()
         run.say(f"generator: finished after {step} steps, {minutes:.1f} minutes. {_line(held)}")
         run.say(f"checkpoint: {target}\n  python sample.py --checkpoint {target} --seed 42 --n 16")
@@ -787,7 +833,7 @@ class Engine:
         self.accelerator = make_accelerator(train.precision)
         self.device = self.accelerator.device
         model.to(self.device)
-        optimizer = optim.make_adamw(model, lr=train.lr, betas=train.betas, weight_decay=train.weight_decay)
+        optimizer = optim.make_optimizer(train.optimizer, model, lr=train.lr, betas=train.betas, weight_decay=train.weight_decay)
         self.model, self.optimizer = self.accelerator.prepare(model, optimizer)
 
     def __str__(self) -> str:
@@ -841,7 +887,7 @@ class DeepSpeedEngine(Engine):
         plugin = DeepSpeedPlugin(hf_ds_config=self.settings)
         self.accelerator = make_accelerator("no", deepspeed_plugin=plugin)
         self.device = self.accelerator.device
-        optimizer = optim.make_adamw(model, lr=train.lr, betas=train.betas, weight_decay=train.weight_decay)
+        optimizer = optim.make_optimizer(train.optimizer, model, lr=train.lr, betas=train.betas, weight_decay=train.weight_decay)
         self.model, self.optimizer = self.accelerator.prepare(model, optimizer)
 
     def __str__(self) -> str:
@@ -900,6 +946,11 @@ def deepspeed_settings(train: configs.TrainConfig, *, micro: int, accumulation: 
     if settings["zero_optimization"].get("stage", 0) > 2:
         raise ValueError(
             f"{path} asks for ZeRO stage {settings['zero_optimization']['stage']}; stages 0, 1 and 2 are supported, since the averaged weights need whole parameters"
+        )
+    if train.optimizer == "muon" and settings["zero_optimization"].get("stage", 0) > 0:
+        raise ValueError(
+            f"{path} asks for ZeRO stage {settings['zero_optimization']['stage']}, which cuts the matrices that train.optimizer muon needs whole; "
+            "take configs/deepspeed/zero0.json, or train.optimizer adamw"
         )
     settings["zero_allow_untested_optimizer"] = True  # torch's own AdamW, as without DeepSpeed
     settings.setdefault("steps_per_print", 10**9)
@@ -980,6 +1031,18 @@ def _progress(run: Run, step: int, steps: int, seconds: float, max_minutes: floa
             dist.broadcast(elapsed, 0)
         progress = max(progress, elapsed.item())
     return progress
+
+
+def _stopped_by(step: int, train: Any) -> str:
+    return "steps" if step >= train.steps else f"max_minutes {train.max_minutes:g}"
+
+
+def _stopped_early(record: dict[str, Any], train: Any, target: Path) -> str:
+    """What to say of a finished stage whose time ran out, when more time is given now."""
+    before = record.get("stopped_by", "steps")
+    if before in ("steps", f"max_minutes {train.max_minutes:g}"):
+        return ""
+    return f". It was stopped by {before} after {record['steps']} of {train.steps} steps; to train it longer choose another out=, or delete {target}"
 
 
 def _step_seed(seed: int, step: int, rank: int) -> int:
