@@ -5,7 +5,7 @@ import torch
 from transformers import AutoModelForCausalLM, LlamaConfig, Qwen3ForCausalLM
 
 from tokun.config import GeneratorConfig
-from tokun.generator import add_dropout, count_parameters, flops_per_token, make_generator, tune_for
+from tokun.generator import add_dropout, can_compile, compile_layers, count_parameters, flops_per_token, make_generator, tune_for, uncompiled
 
 SMALL = dict(hidden_size=32, num_layers=2, num_heads=4, num_kv_heads=2, head_dim=8)
 
@@ -142,3 +142,30 @@ def test_tuned_equals_stock():
         results.append([logits.detach(), *(p.grad for p in model.parameters())])
     for stock, tuned in zip(*results):
         torch.testing.assert_close(tuned, stock, atol=1e-4, rtol=1e-3)
+
+
+@pytest.mark.skipif(not can_compile(torch.device("cpu")), reason="torch.compile needs a C++ compiler on a CPU")
+@pytest.mark.filterwarnings("ignore")  # torch._dynamo silences warnings of its own in a way that an error filter overrides
+def test_compiled_layers_give_the_same_loss_and_gradients_and_the_same_names():
+    model = make()
+    tune_for(model, torch.device("cpu"))
+    ids = torch.randint(0, 50, (2, 9))
+
+    def loss_and_gradients():
+        model.zero_grad()
+        loss = model(input_ids=ids, labels=ids).loss
+        loss.backward()
+        return loss.detach(), {n: p.grad.clone() for n, p in model.named_parameters()}
+
+    plain, gradients = loss_and_gradients()
+    compile_layers(model)
+    assert sum(m._compiled_call_impl is not None for m in model.modules()) == model.config.num_hidden_layers
+    fast, compiled_gradients = loss_and_gradients()
+    torch.testing.assert_close(fast, plain)
+    assert compiled_gradients.keys() == gradients.keys()
+    for name in gradients:
+        torch.testing.assert_close(compiled_gradients[name], gradients[name], atol=1e-5, rtol=1e-4)
+    with uncompiled(model):
+        assert all(m._compiled_call_impl is None for m in model.modules())
+        torch.testing.assert_close(loss_and_gradients()[0], plain, atol=0, rtol=0)
+    assert any(m._compiled_call_impl is not None for m in model.modules())

@@ -1,12 +1,13 @@
 """Promises of tokun/optim.py."""
 
+import copy
 import math
 
 import pytest
 import torch
 from torch import nn
 
-from tokun.optim import Ema, make_adamw, parameter_groups, set_lr, warmup_cosine
+from tokun.optim import Ema, Muon, make_adamw, make_optimizer, parameter_groups, set_lr, warmup_cosine
 
 
 class Small(nn.Module):
@@ -49,6 +50,68 @@ def test_weight_decay_touches_matrices_alone():
         torch.testing.assert_close(p.detach(), before[name] * factor)
     set_lr(optimizer, 0.25)
     assert [group["lr"] for group in optimizer.param_groups] == [0.25, 0.25]
+
+
+class TwoMatrices(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.embed, self.up, self.down, self.norm = nn.Embedding(9, 8), nn.Linear(8, 24), nn.Linear(24, 8), nn.LayerNorm(8)
+        self.lm_head = nn.Linear(8, 9, bias=False)
+
+    def forward(self, ids):
+        return self.lm_head(self.norm(self.down(self.up(self.embed(ids)).relu())))
+
+
+needs_muon = pytest.mark.skipif(not hasattr(torch.optim, "Muon"), reason="torch.optim.Muon came with torch 2.9")
+
+
+@needs_muon
+def test_muon_turns_matrices_by_an_orthogonal_step_of_adamws_size_and_leaves_the_rest_to_adamw():
+    torch.manual_seed(0)
+    module = TwoMatrices()
+    optimizer = make_optimizer("muon", module, lr=0.01, betas=[0.9, 0.95], weight_decay=0.0)
+    assert isinstance(optimizer, Muon) and len(optimizer.parts[0].param_groups[0]["params"]) == 2
+    before = {n: p.detach().clone() for n, p in module.named_parameters()}
+    for p in module.parameters():
+        p.grad = nn.init.orthogonal_(torch.empty_like(p)) * 3 if p.ndim == 2 else torch.randn_like(p)
+    optimizer.step()
+    for name, p in module.named_parameters():
+        step = (p.detach() - before[name]) / 0.01
+        if name in ("up.weight", "down.weight"):
+            singular = torch.linalg.svdvals(step) / (0.2 * 24**0.5)  # 0.2 sqrt(larger side) times a nearly orthogonal matrix
+            assert 0.5 < singular.min() and singular.max() < 1.5  # Newton-Schulz is not exact, nor needs to be
+        else:
+            moved = step[step != 0].abs()
+            torch.testing.assert_close(moved, torch.ones_like(moved), atol=1e-2, rtol=0)  # AdamW's first step has the sign's size
+
+
+@needs_muon
+def test_muon_goes_on_from_its_state_as_if_it_had_never_stopped():
+    def train(module, optimizer, steps):
+        for step in steps:
+            optimizer.zero_grad()
+            (module(torch.arange(9)) - step).square().sum().backward()
+            set_lr(optimizer, 0.01 / (1 + step))
+            optimizer.step()
+
+    torch.manual_seed(0)
+    one = TwoMatrices()
+    first = make_optimizer("muon", one, lr=0.01, betas=[0.9, 0.95], weight_decay=0.1)
+    train(one, first, range(3))
+    two = TwoMatrices()
+    two.load_state_dict(one.state_dict())
+    second = make_optimizer("muon", two, lr=0.5, betas=[0.9, 0.95], weight_decay=0.1)
+    second.load_state_dict(copy.deepcopy(first.state_dict()))
+    train(one, first, range(3, 6))
+    train(two, second, range(3, 6))
+    for a, b in zip(one.parameters(), two.parameters()):
+        assert torch.equal(a, b)
+
+
+@needs_muon
+def test_muon_without_a_matrix_is_refused():
+    with pytest.raises(ValueError, match="adamw"):
+        make_optimizer("muon", nn.LayerNorm(4), lr=0.01, betas=[0.9, 0.95], weight_decay=0.1)
 
 
 def test_ema_is_the_hand_written_loop():

@@ -1,5 +1,6 @@
 """The whole story at the smallest size: train, resume, skip, refuse. Real stages, real shards, real processes."""
 
+import io
 import json
 import os
 import re
@@ -8,6 +9,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tarfile
 import time
 from pathlib import Path
 
@@ -199,6 +201,76 @@ def test_a_corrupt_member_is_skipped_and_counted(finished, tmp_path, shards):
     record = json.loads((out / "codes" / "codes.json").read_text())
     assert record["counts"]["train"] == 47
     assert json.loads((out / "image_tokenizer" / "stage.json").read_text())["skipped"]["broken picture"] > 0
+
+
+def test_a_shard_without_one_usable_sample_is_counted_and_not_fatal(finished, tmp_path, shards):
+    mine = tmp_path / "shards"
+    shutil.copytree(shards, mine)
+    with tarfile.open(mine / "train-00002.tar", "w") as tar:
+        info = tarfile.TarInfo("lonely.json")
+        info.size = 2
+        tar.addfile(info, io.BytesIO(b"{}"))
+    out = run_stages(write_config(tmp_path, mine))
+    record = json.loads((out / "codes" / "codes.json").read_text())
+    assert record["counts"]["train"] == 48
+    assert record["skipped"] == {"train-00002": {"incomplete sample": 1}}
+
+
+def test_a_run_stopped_by_its_minutes_says_so_when_more_are_given(tmp_path, shards, capsys):
+    config = write_config(tmp_path, shards)
+    out = run_stages(config, "train.max_minutes=0.0001")
+    assert json.loads((out / "checkpoint" / "training.json").read_text())["stopped_by"] == "max_minutes 0.0001"
+    run_stages(config, "train.max_minutes=0.0001")
+    assert "was stopped by" not in capsys.readouterr().out
+    run_stages(config)
+    assert "was stopped by max_minutes 0.0001" in capsys.readouterr().out
+
+
+@pytest.mark.skipif(not hasattr(torch.optim, "Muon"), reason="torch.optim.Muon came with torch 2.9")
+def test_under_muon_resumed_equals_uninterrupted(finished, tmp_path, shards, monkeypatch):
+    outs = []
+    for name in ("whole", "killed"):
+        (tmp_path / name).mkdir()
+        for part in ("text_tokenizer", "image_tokenizer", "codes"):
+            shutil.copytree(finished[1] / part, tmp_path / name / "run" / part)
+        config = write_config(tmp_path / name, shards, train__optimizer="muon")
+        if name == "killed":
+            with monkeypatch.context() as patch:
+                check = stages._require_finite
+
+                def stop(run, value, step, where, keys, **more):
+                    if step == 5:
+                        raise Killed
+                    check(run, value, step, where, keys, **more)
+
+                patch.setattr(stages, "_require_finite", stop)
+                with pytest.raises(Killed):
+                    run_stages(config)
+        outs.append(run_stages(config))
+    assert_same_weights(*outs)
+
+
+EARLY = [
+    ("train.batch_size=8", 3, False, "train.batch_size"),
+    ("train.micro_batch_size=3", 1, False, "micro_batch_size"),
+    ("train.task_mix={painting: 1}", 1, False, "painting"),
+    ("train.tag_dropout=2.0", 1, False, "tag_dropout"),
+    ("generator.dropout=1.0", 1, False, "generator.dropout"),
+    ("train.deepspeed=nowhere.json", 1, True, "nowhere.json"),
+    ("train.deepspeed=configs/deepspeed/zero1.json", 1, True, "zero0"),
+    ("image_tokenizer_train.perceptual_weights=nowhere.pt", 1, False, "nowhere.pt"),
+]
+
+
+@pytest.mark.parametrize(("override", "world", "deepspeed", "named"), EARLY)
+def test_what_a_late_stage_would_refuse_is_refused_before_the_first(tmp_path, shards, monkeypatch, override, world, deepspeed, named):
+    monkeypatch.setenv("WORLD_SIZE", str(world))
+    monkeypatch.chdir(ROOT)
+    more = {"image_tokenizer_train__perceptual": "squeezenet", "image_tokenizer_train__perceptual_weight": 0.1} if "weights" in override else {}
+    config = load_config(write_config(tmp_path, shards, train__optimizer="muon", image_tokenizer_train__batch_size=24, **more), [override])
+    with pytest.raises((ValueError, FileNotFoundError), match=re.escape(named)):
+        stages.open_run(config, deepspeed=deepspeed)
+    assert not (tmp_path / "run").exists()
 
 
 MISTAKES = [
