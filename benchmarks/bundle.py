@@ -29,8 +29,8 @@ ABOUT = (
     "The model that ships with tokun: engravings at 64 px with captions. From one seed it samples the picture's 8x8 codes and then the "
     "words for it, in one sequence. It was trained on two shared CPU cores to show the whole path on real data, not to win prizes."
 )
-LIMITS = """- A first model: minutes of training, on one core. Its pictures have grounds, masses and the texture of hatching, hardly ever a thing one can name.
-- Its captions have the manner of the books' captions; many of their words are invented, and they do not describe their pictures yet. Prompts steer little.
+LIMITS = """- A small, young model: little over an hour of training on shared CPU cores. Its pictures have grounds, masses and the texture of hatching, hardly ever a thing one can name.
+- Its captions have the manner of the books' captions; some of their words are invented, and they do not describe their pictures yet. Prompts steer little.
 - 64 pixels and 64 codes a picture: fine lines are lost in the codes already.
 - The books are of their time (sixteenth to early twentieth century): depictions and words that are demeaning by present standards,
   war and execution occur in the data and may show in samples.
