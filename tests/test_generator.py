@@ -5,7 +5,16 @@ import torch
 from transformers import AutoModelForCausalLM, LlamaConfig, Qwen3ForCausalLM
 
 from tokun.config import GeneratorConfig
-from tokun.generator import add_dropout, can_compile, compile_layers, count_parameters, flops_per_token, make_generator, tune_for, uncompiled
+from tokun.generator import (
+    add_dropout,
+    can_compile,
+    compile_layers,
+    count_parameters,
+    flops_per_token,
+    make_generator,
+    tune_for,
+    uncompiled,
+)
 
 SMALL = dict(hidden_size=32, num_layers=2, num_heads=4, num_kv_heads=2, head_dim=8)
 

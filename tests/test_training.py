@@ -238,7 +238,7 @@ def test_under_muon_resumed_equals_uninterrupted(finished, tmp_path, shards, mon
             with monkeypatch.context() as patch:
                 check = stages._require_finite
 
-                def stop(run, value, step, where, keys, **more):
+                def stop(run, value, step, where, keys, *, check=check, **more):
                     if step == 5:
                         raise Killed
                     check(run, value, step, where, keys, **more)
