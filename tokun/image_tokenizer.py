@@ -164,12 +164,13 @@ class ImageTokenizer(nn.Module):
         centred = vectors - vectors.mean(0)
         _, axes = torch.linalg.eigh(centred.T @ centred)
         position = centred @ axes[:, -1]  # (K,)
-        h, w = self.grid
-        flat = self._vectors(every[:, None].expand(K, h * w)) if K * h * w <= 1 << 20 else None
-        if flat is not None:  # pictures of one code each tell which end of the axis is dark
-            light = torch.cat([self.decoder(v.transpose(1, 2).reshape(len(v), -1, h, w)).mean((1, 2, 3)) for v in flat.split(64)])
-            if ((position - position.mean()) * (light.double() - light.double().mean())).sum() < 0:
-                position = -position
+        # pictures of one code each tell which end of the axis is dark; some of them, and small, are enough for that
+        some = position.argsort(stable=True)[:: max(1, K // 256)]
+        h, w = (min(side, 4) for side in self.grid)
+        flat = self._vectors(some[:, None].expand(len(some), h * w))
+        light = torch.cat([self.decoder(v.transpose(1, 2).reshape(len(v), -1, h, w)).mean((1, 2, 3)) for v in flat.split(64)])
+        if ((position[some] - position[some].mean()) * (light.double() - light.double().mean())).sum() < 0:
+            position = -position
         self.order.copy_(position.argsort(stable=True))
         self.rank[self.order] = every
 
