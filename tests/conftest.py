@@ -1,10 +1,13 @@
 """What several rooms' tests share: a tiny random Tokun, made on the spot, and a folder of toy shards."""
 
+import io
+import tarfile
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from data_tools import toy
 from tokun.config import GeneratorConfig, ImageTokenizerConfig
@@ -81,3 +84,20 @@ def toy_shards(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("shards")
     toy.write_shards(folder, 24, 5, 32, shard_size=10)
     return folder
+
+
+ENGRAVINGS = Path(__file__).resolve().parents[2] / "shared" / "data" / "engravings" / "val-00000.tar"
+
+
+@pytest.fixture
+def engravings():
+    """A function: the first so many real engravings, as PIL pictures, where they lie beside the project."""
+    if not ENGRAVINGS.is_file():
+        pytest.skip("the engravings are not beside the project (../shared)")
+
+    def first(count: int) -> list[Image.Image]:
+        with tarfile.open(ENGRAVINGS) as tar:
+            names = [name for name in tar.getnames() if name.endswith(".webp")][:count]
+            return [Image.open(io.BytesIO(tar.extractfile(name).read())) for name in names]
+
+    return first

@@ -1,0 +1,319 @@
+"""Chunks: the two tasks of prepare, each on its own and in any process or machine.
+
+`measure_chunk` reads some hundred files, judges each, and stores one row a file with the encoded picture of those worth
+keeping. `write_shard` copies what was settled to be kept into one tar. Both write whole files only, and the bytes depend on
+their input alone. Nothing here knows the rest of the collection.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import re
+import tarfile
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from data_tools.cleaning import REJECT, Caption, Verdict, clean_caption, decide, look, of_size, plain_text, reasons, trim
+from data_tools.pictures import WEBP_LIMIT, PictureError, decode, dhash, encode, resize
+from data_tools.readers import CaptionError, Found, Words, find_words, read_picture, shown
+from data_tools.stores import Store
+
+KEPT, AMBIGUOUS, REJECTED = "kept", "ambiguous", "rejected"
+PRINTS = frozenset({
+    "aquatint", "drawing", "drypoint", "engraving", "etching", "lithograph", "linocut", "mezzotint", "pen", "print", "woodblock", "woodcut",
+})  # fmt: skip
+ALWAYS = frozenset({"too small", "too long", "blank"})  # reasons that hold without cleaning
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """What decides the bytes that are written. Kept in `prepare.json` beside the shards."""
+
+    style: str
+    """The tag of every picture, in lower-case kebab words: engraving, wood-engraving, etching. "": each brings its own."""
+    side: int = 256
+    """Pixels of the short side. A smaller picture is enlarged by `MAX_ENLARGEMENT` at most and may stay below it."""
+    val: float = 0.05
+    """Share of the pictures for validation, by whole groups where SOURCE has several folders or books."""
+    seed: int = 0
+    """Decides the split and the order of the shards."""
+    shard_size: int = 1000
+    """Pairs in a shard."""
+    min_side: int = 64
+    """Pictures with a shorter side than this many pixels are rejected."""
+    max_aspect: float = 2.5
+    """Pictures longer than this many times their width (or the reverse) are rejected."""
+    clean: bool = True
+    """Whether pictures and captions are judged and mended; without, only size, shape, blank pages and duplicates are looked at."""
+    keep_ambiguous: bool = False
+    """Whether pictures that may not belong are kept; they are labelled in any case."""
+    clip_model: str = ""
+    """An open_clip model (a name with pretrained weights, hf-hub:…, or a path) that looks at the medium; "": none."""
+    register: str = "plain"
+    """The register the captions are written in."""
+    license: str = ""
+    """The licence of every picture that does not name its own."""
+    source: str = ""
+    """The name of the collection; empty: the folder's name."""
+    lossless: bool = False
+    """Write PNG instead of WebP at quality 80."""
+    allow_missing_captions: bool = False
+    """Keep pictures without a caption, with an empty one."""
+
+    def __post_init__(self) -> None:
+        for name in ("style", "register"):
+            value = getattr(self, name)
+            if not re.fullmatch(r"[a-z0-9]+(-[a-z0-9]+)*", value) and (name, value) != ("style", ""):
+                raise ValueError(f"--{name} {value!r} is no tag: write words like wood-engraving")
+        if not 0 <= self.val < 1:
+            raise ValueError(f"--val {self.val} is no share of the pictures: give 0 or more, below 1")
+        if not 8 <= self.side <= 4096:
+            raise ValueError(f"--side {self.side} is outside 8..4096 pixels")
+        if self.shard_size < 1:
+            raise ValueError(f"--shard-size {self.shard_size} must be 1 or more")
+        if self.min_side < 1:
+            raise ValueError(f"--min-side {self.min_side} must be 1 or more")
+        if not self.max_aspect >= 1:
+            raise ValueError(f"--max-aspect {self.max_aspect} must be 1 or more: long side over short side")
+        if not self.lossless and self.side * self.max_aspect > WEBP_LIMIT:
+            raise ValueError(
+                f"--side {self.side} with --max-aspect {self.max_aspect} may pass WebP's {WEBP_LIMIT} pixels: add --lossless (PNG)"
+            )
+
+    @property
+    def suffix(self) -> str:
+        return "png" if self.lossless else "webp"
+
+
+@dataclass(frozen=True)
+class Row:
+    """What was learned of one input file. The size is that of the upright original, in pixels."""
+
+    path: str
+    status: str
+    reason: str = ""
+    sha256: str | None = None
+    dhash: int | None = None
+    fine: tuple[int, ...] = ()
+    """The 256 bits that confirm a likeness, as four numbers."""
+    width: int | None = None
+    height: int | None = None
+    caption: str = ""
+    language: str = ""
+    license: str = ""
+    source_url: str = ""
+    start: int = 0
+    """Where its picture and then its JSON lie in the chunk's data, and how long they are; both 0 where neither is kept."""
+    image_bytes: int = 0
+    json_bytes: int = 0
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# first task: measure and judge
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """Some files that are measured together."""
+
+    number: int
+    base: str
+    """The folder where the paths of the pictures start."""
+    entries: list[tuple[Found, Words]]
+    settings: Settings
+    store: Store
+    """Where the rows and the data go."""
+
+    @property
+    def rows_name(self) -> str:
+        return f"chunk-{self.number:06d}.jsonl"
+
+    @property
+    def data_name(self) -> str:
+        return f"chunk-{self.number:06d}.data"
+
+
+@dataclass
+class Judged:
+    """One file between being measured and being stored."""
+
+    row: Row
+    image: Image.Image | None = None
+    words: Words = field(default_factory=Words)
+    caption: Caption = field(default_factory=lambda: Caption(""))
+    style: str = ""
+    crop: tuple[int, int, int, int] | None = None
+
+
+def measure_chunk(chunk: Chunk) -> Counter[str]:
+    """Measure the files of a chunk and store them. Returns the number of files by status and reason."""
+    judged = [measure(Path(chunk.base), chunk.settings, found, words) for found, words in chunk.entries]
+    if chunk.settings.clip_model:
+        look_at_medium(judged, chunk.settings)
+    data, lines, counts = io.BytesIO(), [], Counter()
+    for one in judged:
+        row = one.row
+        if one.image is not None and row.status != REJECTED:
+            image, text = encoded(one, chunk.settings)
+            row = replace(row, start=data.tell(), image_bytes=len(image), json_bytes=len(text))
+            data.write(image + text)
+        lines.append(json.dumps(asdict(row), ensure_ascii=False) + "\n")
+        counts[row.reason or KEPT] += 1
+    chunk.store.write(chunk.data_name, data.getvalue())
+    chunk.store.write(chunk.rows_name, "".join(lines).encode())  # last: its presence says that both are there
+    return counts
+
+
+def measure(base: Path, settings: Settings, found: Found, words: Words) -> Judged:
+    """Read, decode and judge one file on its own."""
+    path = shown(found.path)
+    row = Row(path, REJECTED, found.problem)
+    if found.problem:
+        return Judged(row)
+    try:
+        data = read_picture(base, found)
+        row = replace(row, sha256=hashlib.sha256(data).hexdigest())
+        image = decode(data)
+        row = replace(row, width=image.width, height=image.height)
+        words = find_words(base, found, words)
+    except (PictureError, CaptionError) as error:
+        return Judged(replace(row, reason=str(error)))
+    trimmed, box = trim(image) if settings.clean else (image, (0, 0, image.width, image.height))
+    caption = clean_caption(words.caption) if settings.clean else as_it_is(words.caption)
+    status, reason = decide(objections(image, trimmed, words.caption, caption, settings, found.style))
+    row = replace(
+        row,
+        status=status,
+        reason=reason,
+        dhash=dhash(trimmed),
+        fine=fine_hash(trimmed),
+        caption=caption.text,
+        language=caption.language,
+        license=words.license or settings.license,
+        source_url=words.source_url,
+    )
+    crop = None if trimmed.size == image.size else box
+    return Judged(row, resize(trimmed, settings.side), words, caption, settings.style or found.style, crop)
+
+
+def as_it_is(text: str) -> Caption:
+    text = plain_text(text)
+    return Caption(text, "" if text else "no caption")
+
+
+def objections(image: Image.Image, trimmed: Image.Image, raw: str, caption: Caption, settings: Settings, style: str) -> Iterator[Verdict]:
+    """All that speaks against one picture and its caption, the picture first."""
+    seen = look(image)
+    limits = {"min_side": settings.min_side, "max_aspect": settings.max_aspect}
+    prints = bool(PRINTS.intersection((settings.style or style).split("-")))
+    for verdict in reasons(seen, raw, prints=prints, **limits):
+        if settings.clean or verdict.reason in ALWAYS:
+            yield verdict
+    yield from of_size(replace(seen, width=trimmed.width, height=trimmed.height), settings.min_side, settings.max_aspect)
+    for verdict in caption.verdicts:
+        if verdict.kind != REJECT or not settings.allow_missing_captions:
+            yield verdict
+
+
+def fine_hash(image: Image.Image) -> tuple[int, ...]:
+    """256 bits as four numbers: is each of 16 x 16 cells lighter than its left neighbour?"""
+    gray_HW = np.asarray(image.convert("L").resize((17, 16), Image.Resampling.LANCZOS))  # (16, 17)
+    bits = np.packbits(gray_HW[:, 1:] > gray_HW[:, :-1])
+    return tuple(int.from_bytes(bits[start : start + 8].tobytes(), "big") for start in range(0, 32, 8))
+
+
+def look_at_medium(judged: list[Judged], settings: Settings) -> None:
+    """Mark pictures that CLIP takes for something else than their style as ambiguous."""
+    from data_tools.medium import doubts  # torch only where it is asked for
+
+    good = [one for one in judged if one.image is not None and one.row.status == KEPT]
+    for one, doubt in zip(good, doubts([one.image for one in good], [one.style for one in good], settings.clip_model), strict=True):
+        if doubt:
+            one.row = replace(one.row, status=AMBIGUOUS, reason=doubt)
+
+
+def encoded(one: Judged, settings: Settings) -> tuple[bytes, bytes]:
+    """The picture's bytes and those of its JSON."""
+    assert one.image is not None and one.row.dhash is not None
+    row, words, caption = one.row, one.words, one.caption.text
+    record: dict[str, Any] = {
+        "caption": caption,
+        "captions": {settings.register: caption, **words.captions} if caption else words.captions,
+        "style": one.style,
+        "subject": words.subject,
+        "source": settings.source,
+        "license": row.license,
+        "source_url": row.source_url,
+        "sha256": row.sha256,
+        "path": row.path,
+        "width": one.image.width,
+        "height": one.image.height,
+        "dhash": f"{row.dhash:016x}",
+        "language": row.language,
+    }
+    if words.caption != caption:
+        record["raw_caption"] = words.caption
+    if one.crop:
+        record["crop"] = list(one.crop)
+    if row.status != KEPT:
+        record |= {"status": row.status, "reason": row.reason}
+    record |= {name: value for name, value in words.more.items() if name not in record}
+    text = json.dumps(record, ensure_ascii=False).encode("utf-8", "replace")
+    return encode(one.image, lossless=settings.lossless), text
+
+
+def read_rows(store: Store, name: str) -> list[Row]:
+    """The rows that `measure_chunk` stored."""
+    return [Row(**{**json.loads(line), "fine": tuple(json.loads(line)["fine"])}) for line in store.read(name).splitlines()]
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# second task: write a shard
+
+
+@dataclass(frozen=True)
+class Piece:
+    """Where one pair lies: in the data of which chunk, from which byte, and how long its two parts are."""
+
+    key: str
+    data_name: str
+    start: int
+    image_bytes: int
+    json_bytes: int
+
+
+@dataclass(frozen=True)
+class Shard:
+    """One tar to be written."""
+
+    name: str
+    suffix: str
+    pieces: list[Piece]
+    store: Store
+
+
+def write_shard(shard: Shard) -> int:
+    """Copy the pairs into the tar, in order. Returns how many they are."""
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w", format=tarfile.USTAR_FORMAT) as tar:
+        for piece in shard.pieces:
+            both = shard.store.read(piece.data_name, piece.start, piece.image_bytes + piece.json_bytes)
+            add_member(tar, f"{piece.key}.{shard.suffix}", both[: piece.image_bytes])
+            add_member(tar, f"{piece.key}.json", both[piece.image_bytes :])
+    shard.store.write(shard.name, buffer.getvalue())
+    return len(shard.pieces)
+
+
+def add_member(tar: tarfile.TarFile, name: str, data: bytes) -> None:
+    """Add a file whose header holds nothing of this machine or this hour: the same data gives the same bytes."""
+    info = tarfile.TarInfo(name)
+    info.size, info.mode, info.mtime = len(data), 0o644, 0
+    tar.addfile(info, io.BytesIO(data))

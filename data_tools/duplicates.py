@@ -1,0 +1,62 @@
+"""Duplicates: which pictures of a collection look the same, in nearly linear time.
+
+Two hashes a picture: 64 bits that find candidates (dhash, 8 x 8) and 256 bits that confirm them (the same, 16 x 16). A hash
+is cut into six bands; two that differ in four bits at most agree in at least two bands, so that sorting by each of the
+15 pairs of bands brings such hashes side by side. Knows hashes, no pictures.
+"""
+
+from __future__ import annotations
+
+from itertools import combinations
+
+import numpy as np
+
+DISTANCE = 4  # of 64 bits: more cannot be promised by six bands
+FINE_DISTANCE = 48  # of 256 bits. Other sizes and scans of one picture stay below 40, unlike pictures lie near 100
+BANDS = ((0, 11), (11, 11), (22, 11), (33, 11), (44, 10), (54, 10))  # (first bit, bits)
+NEIGHBOURS = 8  # compared on each side within a run of equal bands: bounds the time whatever the hashes are
+COUNT = np.array([number.bit_count() for number in range(1 << 16)], dtype=np.uint8)
+
+
+def bit_counts(words_NM: np.ndarray) -> np.ndarray:
+    """uint64 (N, M) -> int (N,): how many bits are set in each row."""
+    halves = np.ascontiguousarray(words_NM).view(np.uint16)
+    return COUNT[halves].reshape(len(words_NM), 4 * words_NM.shape[1]).sum(1, dtype=np.int64)
+
+
+def alike_pairs(coarse_N: np.ndarray, fine_N4: np.ndarray, *, fine_distance: int = FINE_DISTANCE) -> np.ndarray:
+    """Pairs (P, 2) of indices, first < second, of pictures that look the same.
+
+    `coarse_N` uint64 (N,) and `fine_N4` uint64 (N, 4) are their hashes. All pairs within DISTANCE are found, save in runs
+    of more than NEIGHBOURS hashes that agree in two bands, where near ones in the order of the numbers are compared.
+    """
+    count = len(coarse_N)
+    found = [np.empty(0, dtype=np.int64)]  # first * count + second
+    masks = [np.uint64(((1 << bits) - 1) << first) for first, bits in BANDS]
+    for a, b in combinations(masks, 2):
+        bands_N = coarse_N & (a | b)
+        order_N = np.lexsort((coarse_N, bands_N))
+        for shift in range(1, min(NEIGHBOURS, len(order_N) - 1) + 1):
+            left, right = order_N[:-shift], order_N[shift:]
+            same = bands_N[left] == bands_N[right]
+            left, right = left[same], right[same]
+            near = bit_counts((coarse_N[left] ^ coarse_N[right])[:, None]) <= DISTANCE
+            near &= bit_counts(fine_N4[left] ^ fine_N4[right]) <= fine_distance
+            found.append(np.unique(np.minimum(left, right)[near] * count + np.maximum(left, right)[near]))
+    return np.stack(np.divmod(np.unique(np.concatenate(found)), max(1, count)), 1)
+
+
+def clusters(count: int, pairs: np.ndarray) -> np.ndarray:
+    """int (count,): the smallest index of each one's cluster, when the pairs (P, 2) are joined."""
+    parent = list(range(count))
+
+    def root(index: int) -> int:
+        while parent[index] != index:
+            parent[index] = parent[parent[index]]
+            index = parent[index]
+        return index
+
+    for a, b in pairs.tolist():
+        a, b = root(a), root(b)
+        parent[max(a, b)] = min(a, b)
+    return np.array([root(index) for index in range(count)], dtype=np.int64)

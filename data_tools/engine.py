@@ -1,0 +1,138 @@
+"""Engine: run a list of independent tasks, on this machine's processes or on a Ray cluster.
+
+    with open_engine("local", workers=8) as engine:
+        for number, result in engine.run(function, tasks):
+            ...
+
+A task is an argument, its result is small, and what it makes it writes itself. Tasks end in any order, so nothing that is
+written may depend on it. This file knows nothing of pictures.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import AbstractContextManager
+from multiprocessing import get_context, parent_process
+from typing import Any
+
+from tokun.extras import need
+
+ENGINES = ("local", "ray")
+
+
+class WorkerDied(RuntimeError):
+    """A worker process was killed from outside, most often for want of memory."""
+
+
+def open_engine(name: str, *, workers: int = 1, address: str = "") -> Engine:
+    """The engine of that name. `address` is that of a Ray cluster; without one Ray starts on this machine.
+
+    Raises ValueError for an unknown name or fewer than one worker, ImportError where Ray is not installed.
+    """
+    if name not in ENGINES:
+        raise ValueError(f"--engine {name!r} is unknown: choose {' or '.join(ENGINES)}")
+    if workers < 1:
+        raise ValueError(f"--workers {workers} must be 1 or more")
+    if address and name != "ray":
+        raise ValueError(f"--ray-address {address} needs --engine ray")
+    if name == "ray":
+        return RayEngine(workers, address)
+    return Engine() if workers == 1 else ProcessEngine(workers)
+
+
+class Engine(AbstractContextManager):
+    """Runs tasks one after another in this process."""
+
+    def run(self, function: Callable[[Any], Any], tasks: Iterable[Any]) -> Iterator[tuple[int, Any]]:
+        """(number of the task, its result), as they end. A task's own error ends the run."""
+        for number, task in enumerate(tasks):
+            yield number, function(task)
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+
+class ProcessEngine(Engine):
+    """Runs tasks in processes of this machine, few of them under way."""
+
+    def __init__(self, workers: int) -> None:
+        self.workers = workers
+        # spawn: a fork of a process with threads may hang, and spawn is what every platform has
+        self.pool = ProcessPoolExecutor(workers, get_context("spawn"), initializer=end_with_parent)
+
+    def run(self, function: Callable[[Any], Any], tasks: Iterable[Any]) -> Iterator[tuple[int, Any]]:
+        waiting: dict[Future[Any], int] = {}
+        try:
+            for number, task in enumerate(tasks):
+                waiting[self.pool.submit(function, task)] = number
+                if len(waiting) >= 2 * self.workers:
+                    yield from self.ended(waiting)
+            while waiting:
+                yield from self.ended(waiting)
+        except BrokenProcessPool as error:
+            numbers = ", ".join(str(number) for number in sorted(waiting.values())[:4])
+            raise WorkerDied(
+                f"a worker process died in one of the tasks {numbers}, perhaps for want of memory: run again with --workers 1, "
+                "which goes on where this stopped"
+            ) from error
+
+    @staticmethod
+    def ended(waiting: dict[Future[Any], int]) -> Iterator[tuple[int, Any]]:
+        for future in wait(waiting, return_when=FIRST_COMPLETED).done:
+            yield waiting[future], future.result()
+            del waiting[future]
+
+    def __exit__(self, *_: object) -> None:
+        self.pool.shutdown(cancel_futures=True)
+
+
+def end_with_parent() -> None:
+    """In a worker: exit when the main process is gone. Without this, workers of a killed run wait for ever."""
+    parent = parent_process()
+    assert parent is not None
+    threading.Thread(target=lambda: (parent.join(), os._exit(1)), daemon=True).start()
+
+
+class RayEngine(Engine):
+    """Runs tasks on a Ray cluster, one core each. What they read and write must be reachable from every node."""
+
+    def __init__(self, workers: int, address: str) -> None:
+        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+        self.ray = need("ray", extra="ray")
+        self.started = not self.ray.is_initialized()
+        if self.started:
+            try:
+                where = {"address": address} if address else {"num_cpus": workers, "include_dashboard": False}
+                self.ray.init(**where, log_to_driver=False, logging_level="warning")
+            except (ConnectionError, ValueError, RuntimeError) as error:
+                raise ValueError(f"--ray-address {address!r} cannot be reached ({error}): start it with `ray start --head`") from error
+
+    def run(self, function: Callable[[Any], Any], tasks: Iterable[Any]) -> Iterator[tuple[int, Any]]:
+        remote = self.ray.remote(num_cpus=1, max_retries=3)(function)
+        waiting: dict[Any, int] = {}
+        try:
+            for number, task in enumerate(tasks):
+                waiting[remote.remote(task)] = number
+                if len(waiting) >= 2 * max(1, int(self.ray.cluster_resources().get("CPU", 1))):
+                    yield from self.ended(waiting)
+            while waiting:
+                yield from self.ended(waiting)
+        except self.ray.exceptions.RayTaskError as error:
+            raise error.cause from error  # the task's own error, as with the other engines
+        except self.ray.exceptions.RayError as error:
+            raise WorkerDied(
+                f"the Ray cluster lost a task ({type(error).__name__}): run again, which goes on where this stopped"
+            ) from error
+
+    def ended(self, waiting: dict[Any, int]) -> Iterator[tuple[int, Any]]:
+        for future in self.ray.wait(list(waiting), num_returns=1)[0]:
+            yield waiting[future], self.ray.get(future)
+            del waiting[future]
+
+    def __exit__(self, *_: object) -> None:
+        if self.started:
+            self.ray.shutdown()

@@ -1,0 +1,116 @@
+"""Stores: a folder for results, on this disk or in object storage, whose files are whole or not there.
+
+    store = open_store("shards/")                 # or s3://bucket/shards, through fsspec
+    store.write("train-00000.tar", data)
+
+Every write goes to a file aside, which then takes the name. This file knows names and bytes, and nothing of what they hold.
+"""
+
+from __future__ import annotations
+
+import os
+import posixpath
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tokun.extras import need
+
+
+def is_url(text: str | Path) -> bool:
+    return "://" in str(text)
+
+
+def open_store(place: str | Path) -> Store:
+    """The store at a folder's path or a URL that fsspec knows. Nothing is made or opened yet."""
+    return RemoteStore(str(place).rstrip("/")) if is_url(place) else Store(str(place))
+
+
+@dataclass(frozen=True)
+class Store:
+    """A folder on this machine. Names may hold folders: `aside/x.json`. Small enough to be sent to another process."""
+
+    place: str
+
+    def __str__(self) -> str:
+        return self.place
+
+    def path(self, name: str) -> Path:
+        return Path(self.place) / name
+
+    def exists(self, name: str) -> bool:
+        return self.path(name).exists()
+
+    def list(self, folder: str = "") -> list[str]:
+        """Names of the files and folders in `folder`, sorted; [] where it is not there."""
+        path = self.path(folder)
+        return sorted(one.name for one in path.iterdir()) if path.is_dir() else []
+
+    def read(self, name: str, start: int = 0, size: int = -1) -> bytes:
+        with open(self.path(name), "rb") as file:
+            file.seek(start)
+            return file.read(size)
+
+    def write(self, name: str, data: bytes) -> None:
+        path = self.path(name)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        aside = path.with_name(f".{path.name}.{os.getpid()}.part")
+        try:
+            with open(aside, "wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(aside, path)
+        finally:
+            aside.unlink(missing_ok=True)
+
+    def move(self, name: str, new: str) -> None:
+        os.replace(self.path(name), self.path(new))
+
+    def remove(self, name: str) -> None:
+        """Remove a file, or a folder with all in it. What is not there is no error."""
+        path = self.path(name)
+        if path.is_dir():
+            shutil.rmtree(path)
+        else:
+            path.unlink(missing_ok=True)
+
+
+@dataclass(frozen=True)
+class RemoteStore(Store):
+    """A prefix in object storage, where an upload appears when it is whole. Needs fsspec and the storage's own package."""
+
+    def files(self) -> Any:
+        return need("fsspec", extra="data").core.url_to_fs(self.place)[0]
+
+    def url(self, name: str) -> str:
+        return posixpath.join(self.place, name)
+
+    def exists(self, name: str) -> bool:
+        return bool(self.files().exists(self.url(name)))
+
+    def list(self, folder: str = "") -> list[str]:
+        files = self.files()
+        files.invalidate_cache()
+        try:
+            found = files.ls(self.url(folder).rstrip("/"), detail=False)
+        except FileNotFoundError:
+            return []
+        return sorted(posixpath.basename(name.rstrip("/")) for name in found)
+
+    def read(self, name: str, start: int = 0, size: int = -1) -> bytes:
+        return self.files().cat_file(self.url(name), start=start or None, end=start + size if size >= 0 else None)
+
+    def write(self, name: str, data: bytes) -> None:
+        files = self.files()
+        files.makedirs(posixpath.dirname(self.url(name)), exist_ok=True)
+        files.pipe_file(self.url(name), data)
+
+    def move(self, name: str, new: str) -> None:
+        self.files().mv(self.url(name), self.url(new))
+
+    def remove(self, name: str) -> None:
+        files = self.files()
+        if files.exists(self.url(name)):
+            files.rm(self.url(name), recursive=True)

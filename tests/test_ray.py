@@ -1,0 +1,58 @@
+"""Promise of `--engine ray`: the same bytes as on one machine, on a real cluster of two nodes."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+pytest.importorskip("ray", reason="Ray is not installed: pip install 'tokun[ray]'")
+
+ROOT = Path(__file__).resolve().parents[1]
+
+SCRIPT = """
+import sys
+import ray
+from ray.cluster_utils import Cluster
+from data_tools import prepare
+
+source, out, options = sys.argv[1], sys.argv[2], sys.argv[3:]
+cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
+cluster.add_node(num_cpus=1)
+ray.init(address=cluster.address, log_to_driver=False)
+assert len([node for node in ray.nodes() if node["Alive"]]) == 2
+ray.shutdown()
+code = prepare.main([source, "--out", out, "--engine", "ray", "--ray-address", cluster.address, *options])
+cluster.shutdown()
+sys.exit(code)
+"""
+
+
+def files(out: Path) -> dict[str, str]:
+    return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted(out.iterdir())}
+
+
+@pytest.mark.timeout(120)
+def test_a_ray_cluster_of_two_nodes_writes_the_same_bytes_as_this_machine(tmp_path):
+    source = tmp_path / "in"
+    source.mkdir()
+    rng = np.random.default_rng(0)
+    for index in range(80):
+        tiles = Image.fromarray(rng.integers(0, 256, (5, 6), dtype=np.uint8)).resize((96, 80), Image.Resampling.NEAREST)
+        tiles.save(source / f"a picture {'abcdefgh'[index % 8]} of {'xyz'[index % 3]} and {index}.png")
+    options = ["--style", "engraving", "--no-clean", "--shard-size", "16"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "RAY_USAGE_STATS_ENABLED": "0"}
+    command = [sys.executable, "-c", SCRIPT, str(source), f"file://{tmp_path}/ray", *options]
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=110)
+    assert done.returncode == 0, done.stderr[-2000:]
+    local = [sys.executable, "-m", "data_tools.prepare", str(source), "--out", f"{tmp_path}/local", "--workers", "1", *options]
+    assert subprocess.run(local, cwd=ROOT, capture_output=True, timeout=60).returncode == 0
+    here = files(tmp_path / "local")
+    here.pop("report.html")  # written beside shards on a disk only
+    assert files(tmp_path / "ray") == here and len(here) > 5
