@@ -90,7 +90,9 @@ class ImageTokenizerTrainConfig:
 @dataclass
 class CodesConfig:
     views: int = 5  # crops per picture; view 0 is the whole picture's centre
-    crop_scale: list[float] = field(default_factory=lambda: [1.0, 1.1])
+    crop_scale: list[float] = field(default_factory=lambda: [1.0, 1.1])  # the short side over the crop's: from, to
+    positions: str = "random"  # of the crops; five: corners and centre at the two ends of crop_scale, as in LlamaGen (at most 11 views)
+    mirror: bool = False  # mirror about half of the views but the first: not for prints, whose lettering would turn round
     batch_size: int = 64
 
 
@@ -224,6 +226,16 @@ def _check_counts(config: Config, *, where: str) -> None:
                 raise ValueError(f"{where}: {section.name}.{name} is {value}; it must be at least 1")
             if name in PAIRS and len(value) != 2:
                 raise ValueError(f"{where}: {section.name}.{name} is {value}; it takes two numbers")
+
+
+    positions, most = config.codes.positions, 1 + 5 * len({end for end in config.codes.crop_scale if end > 1})
+    if positions not in ("random", "five"):
+        raise ValueError(f"{where}: codes.positions is {positions!r}; it is random or five")
+    if positions == "five" and config.codes.views > most:
+        raise ValueError(
+            f"{where}: codes.views is {config.codes.views}; with positions five and crop_scale {config.codes.crop_scale} there are {most}: "
+            "set codes.views to that or less"
+        )
 
 
 def to_dict(config: Any) -> dict[str, Any]:

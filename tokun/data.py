@@ -266,17 +266,34 @@ def random_box(width: int, height: int, scale: Sequence[float], rng: np.random.G
     return (float((width - side) * rng.random()), float((height - side) * rng.random()), float(side))
 
 
-def view_boxes(width: int, height: int, views: int, scale: Sequence[float], rng: np.random.Generator) -> list[Box]:
-    """View 0: the centre, as large as fits. The others: random crops."""
-    return [centre_box(width, height)] + [random_box(width, height, scale, rng) for _ in range(views - 1)]
+def five_boxes(width: int, height: int, scale: float) -> list[Box]:
+    """Squares of side short / scale in the corners and the middle of the largest centred square (LlamaGen's ten-crop, unmirrored)."""
+    left, top, whole = centre_box(width, height)
+    side = whole / scale
+    rest = whole - side
+    return [(left + x * rest, top + y * rest, side) for x, y in ((0, 0), (1, 0), (0, 1), (1, 1), (0.5, 0.5))]
+
+
+def view_boxes(
+    width: int, height: int, views: int, scale: Sequence[float], rng: np.random.Generator, *, positions: str = "random", mirror: bool = False
+) -> list[Box]:
+    """View 0: the centre, as large as fits. The others: random crops, or at five positions. A negative side says mirrored."""
+    boxes = [centre_box(width, height)]
+    if positions == "five":
+        boxes += [box for end in sorted(set(scale), reverse=True) if end > 1 for box in five_boxes(width, height, end)]
+        boxes = boxes[:views]
+    else:
+        boxes += [random_box(width, height, scale, rng) for _ in range(views - 1)]
+    return boxes[:1] + [(left, top, -side if mirror and rng.random() < 0.5 else side) for left, top, side in boxes[1:]]
 
 
 def crop(image: Image.Image, box: Box, size: int) -> np.ndarray:
-    """Cut a square box and resize it: uint8 (C, size, size)."""
-    left, top, side = box
+    """Cut a square box and resize it: uint8 (C, size, size); mirrored where its side is negative."""
+    left, top, side = box[0], box[1], abs(box[2])
     out = image.resize((size, size), Image.Resampling.LANCZOS, box=(left, top, left + side, top + side))
     array = np.asarray(out, np.uint8)
-    return array[None] if array.ndim == 2 else array.transpose(2, 0, 1)
+    array = array[None] if array.ndim == 2 else array.transpose(2, 0, 1)
+    return array if box[2] > 0 else array[:, :, ::-1]
 
 
 def decode_image(data: bytes, channels: int) -> Image.Image:

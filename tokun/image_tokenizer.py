@@ -129,17 +129,28 @@ class ImageTokenizer(nn.Module):
         return Reconstruction(self.decoder(quantized), self.rank[indices.long()], loss)
 
     @torch.no_grad()
-    def encode(self, images: Tensor) -> Tensor:
-        """images float (B, C, S, S) in [-1, 1] -> codes int64 (B, N). Any S that `downsample` divides."""
+    def encode(self, images: Tensor, *, rows: int = 0) -> Tensor:
+        """images float (B, C, S, S) in [-1, 1] -> codes int64 (B, N). Any S that `downsample` divides.
+
+        With `rows`, always so many are computed together, the last ones filled up: kernels round otherwise for other batch
+        sizes, so that only this makes the codes of a picture the same bits whatever it is encoded with.
+        """
         C, f = self.config.image_channels, self.config.downsample
         if images.ndim != 4 or images.shape[1] != C or images.shape[2] % f or images.shape[3] % f:
             raise ValueError(f"images have shape {tuple(images.shape)}; this tokenizer takes (B, {C}, H, W) with H and W multiples of {f}")
         was_training = self.training
         self.eval()
+        codes = torch.cat([self._codes(part, rows) for part in (images.split(rows) if rows else [images])])
+        self.train(was_training)
+        return codes
+
+    def _codes(self, images: Tensor, rows: int) -> Tensor:
+        B = len(images)
+        if rows > B:
+            images = torch.cat([images, images.new_zeros(rows - B, *images.shape[1:])])
         latents = self.encoder(images).float()
         _, indices, _ = self._quantize(latents.flatten(2).transpose(1, 2))
-        self.train(was_training)
-        return self.rank[indices.long()]
+        return self.rank[indices.long()][:B]
 
     @torch.no_grad()
     def decode(self, codes: Tensor, grid: tuple[int, int] | None = None) -> Tensor:

@@ -15,8 +15,9 @@ import math
 import os
 import shutil
 import time
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -456,7 +457,7 @@ def encode_shards(run: Run) -> Path:
     sources = {"train": data.expand_shards(config.data.train), "val": data.expand_shards(config.data.val) if config.data.val else []}
     d = config.data
     asked = {
-        "fingerprint": tokenizer.fingerprint(), "codes": _without(dataclasses.asdict(config.codes), {"batch_size"}), "seed": config.seed,
+        "fingerprint": tokenizer.fingerprint(), "codes": _without(dataclasses.asdict(config.codes), {"batch_size"} | ({"positions", "mirror"} if _plain_crops(config) else set())), "seed": config.seed,
         "keys": [d.style, d.style_key, d.subject_key, d.caption_key],
         "shards": checkpoint.files_fingerprint([p for paths in sources.values() for p in paths]),
     }  # fmt: skip
@@ -506,6 +507,14 @@ def encode_shards(run: Run) -> Path:
     return target
 
 
+CPU_ROWS = 16
+
+
+def _plain_crops(config: Config) -> bool:
+    """Whether the crops are those of before there was a choice: the records of such codes do not name it."""
+    return config.codes.positions == "random" and not config.codes.mirror
+
+
 def encode_shard(source: Path, shard: Path, tokenizer: ImageTokenizer, config: Config, device: torch.device, prefix: str = "") -> dict[str, int]:
     """One image shard -> one code shard. Samples that cannot be used are left out; returns how many, by reason, and writes
     the same beside the shard (`NAME.skipped`, JSON). A shard without one usable sample becomes an empty one."""
@@ -514,29 +523,37 @@ def encode_shard(source: Path, shard: Path, tokenizer: ImageTokenizer, config: C
         data.ShardIndex([source], one_of=data.IMAGE_SUFFIXES, may_be_empty=True), m.image_size, m.image_channels, 0, max(2.0, c.crop_scale[1])
     )
     skipped = samples.index.skipped
+    # as many together whatever is left of the shard, so that the codes are the same bits in any company
+    rows = c.batch_size if device.type == "cuda" else CPU_ROWS
 
-    def usable() -> Iterator[tuple[int, dict[str, Any], list[list[float]], list[np.ndarray]]]:
-        for i in range(len(samples)):
-            try:
-                tree, image = samples.index.read_json(i), samples.picture(i)
-                captions = _captions(tree, config)
-            except BROKEN_RECORD:
-                skipped["broken sample"] += 1
-                continue
-            if "plain" not in captions:
-                skipped["no caption"] += 1
-                continue
-            tree |= {
-                "caption": captions["plain"], "captions": captions, "style": tag_word(str(tree.get(config.data.style_key) or tree.get("style") or config.data.style)),
-                "subject": tag_word(str(tree.get(config.data.subject_key) or tree.get("subject") or "")), "grid": list(tokenizer.grid),
-            }  # fmt: skip
-            boxes = data.view_boxes(*image.size, c.views, c.crop_scale, data.rng_for(config.seed, i, stream=3))
-            yield i, tree, [list(b) for b in boxes], [data.crop(image, b, m.image_size) for b in boxes]
+    def load(i: int) -> str | tuple[int, dict[str, Any], list[data.Box], list[np.ndarray]]:
+        """One sample with its views, or why it is left out. Runs in a thread: decoding and resizing wait for nobody."""
+        try:
+            tree, image = samples.index.read_json(i), samples.picture(i)
+            captions = _captions(tree, config)
+        except BROKEN_RECORD:
+            return "broken sample"
+        if "plain" not in captions:
+            return "no caption"
+        tree |= {
+            "caption": captions["plain"], "captions": captions, "style": tag_word(str(tree.get(config.data.style_key) or tree.get("style") or config.data.style)),
+            "subject": tag_word(str(tree.get(config.data.subject_key) or tree.get("subject") or "")), "grid": list(tokenizer.grid),
+        }  # fmt: skip
+        rng = data.rng_for(config.seed, i, stream=3)
+        boxes = data.view_boxes(*image.size, c.views, c.crop_scale, rng, positions=c.positions, mirror=c.mirror)
+        return i, tree, boxes, [data.crop(image, b, m.image_size) for b in boxes]
+
+    def usable() -> Iterator[tuple[int, dict[str, Any], list[data.Box], list[np.ndarray]]]:
+        for loaded in _ahead(load, range(len(samples)), threads=2):
+            if isinstance(loaded, str):
+                skipped[loaded] += 1
+            else:
+                yield loaded
 
     def encoded() -> Iterator[dict[str, bytes]]:
         for group in _grouped(usable(), max(1, c.batch_size // c.views)):
             pixels = data.to_float(np.stack([v for _, _, _, views in group for v in views])).to(device)
-            codes = tokenizer.encode(pixels).cpu().numpy().astype(np.uint16).reshape(len(group), c.views, -1)
+            codes = tokenizer.encode(pixels, rows=rows).cpu().numpy().astype(np.uint16).reshape(len(group), c.views, -1)
             for (i, tree, boxes, _), own in zip(group, codes):
                 buffer = io.BytesIO()
                 np.save(buffer, own, allow_pickle=False)
@@ -561,6 +578,18 @@ def require_codes_of(folder: Path, tokenizer: ImageTokenizer) -> dict[str, Any]:
             f"its ids mean other patches. Delete {folder} to encode again, or put the other tokenizer back"
         )
     return record
+
+
+def _ahead(function: Callable[[int], Any], items: Iterable[int], *, threads: int, most: int = 64) -> Iterator[Any]:
+    """Results of the function, in order, computed in threads a little ahead of their use."""
+    with ThreadPoolExecutor(threads) as pool:
+        waiting: deque[Future[Any]] = deque()
+        for item in items:
+            waiting.append(pool.submit(function, item))
+            if len(waiting) >= most:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
 
 
 def _grouped(items: Iterable[Any], size: int) -> Iterator[list[Any]]:

@@ -1,0 +1,119 @@
+"""Promises of image shards -> code shards: the crops, the same bits in any company, and the command."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import subprocess
+import sys
+import tarfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from PIL import Image
+
+from data_tools import toy
+from tokun import data, stages
+from tokun.config import from_dict
+from tokun.image_tokenizer import ImageTokenizer
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def boxes(views: int = 11, scale: tuple[float, float] = (1.05, 1.1), **how) -> list[data.Box]:
+    return data.view_boxes(300, 220, views, scale, np.random.default_rng(0), **how)
+
+
+def test_five_positions_are_the_corners_and_the_middle_at_two_ranges():
+    first, *others = boxes(positions="five")
+    assert first == (40, 0, 220) and len(set(others)) == 10
+    for group, scale in ((others[:5], 1.1), (others[5:], 1.05)):
+        side = 220 / scale
+        assert [box[2] for box in group] == pytest.approx([side] * 5)
+        lefts, tops = [box[0] for box in group], [box[1] for box in group]
+        assert lefts == pytest.approx([40, 260 - side, 40, 260 - side, 150 - side / 2])
+        assert tops == pytest.approx([0, 0, 220 - side, 220 - side, 110 - side / 2])
+    assert boxes(4, positions="five") == boxes(positions="five")[:4]
+
+
+def test_nothing_is_mirrored_unless_asked_and_then_about_half():
+    assert all(box[2] > 0 for how in ("random", "five") for box in boxes(positions=how))
+    mirrored = boxes(200, (1.0, 1.2), mirror=True)
+    assert mirrored[0][2] > 0 and 60 < sum(box[2] < 0 for box in mirrored) < 140
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 64), dtype=np.uint8))
+    assert (data.crop(image, (8, 4, -32.0), 16) == data.crop(image, (8, 4, 32.0), 16)[:, :, ::-1]).all()
+
+
+@pytest.mark.parametrize(
+    ("codes", "named"),
+    [({"positions": "ten"}, "random or five"), ({"positions": "five", "views": 12, "crop_scale": [1.05, 1.1]}, "there are 11")],
+)
+def test_crops_that_cannot_be_are_refused(codes, named):
+    with pytest.raises(ValueError, match=named):
+        from_dict({"codes": codes})
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_codes_in_a_batch_are_those_of_one_by_one_to_the_bit(tiny_image_tokenizer, toy_images, threads):
+    tokenizer, before = tiny_image_tokenizer, torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        together = tokenizer.encode(toy_images, rows=16)
+        alone = torch.cat([tokenizer.encode(image[None], rows=16) for image in toy_images])
+    finally:
+        torch.set_num_threads(before)
+    assert torch.equal(together, alone) and len(together.unique()) > 8
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory, tiny_image_tokenizer) -> Path:
+    """Two toy shards, a finished tokenizer, and the config that names them."""
+    folder = tmp_path_factory.mktemp("encode")
+    toy.write_shards(folder, 40, 0, 32, "train", shard_size=20)
+    (folder / "run" / "image_tokenizer").mkdir(parents=True)
+    tiny_image_tokenizer.save(folder / "run" / "image_tokenizer")
+    tree = {"data": {"train": str(folder / "train-*.tar"), "val": ""}, "codes": {"views": 3}, "out": str(folder / "run"), "threads": 1}
+    (folder / "config.yaml").write_text(yaml.safe_dump(tree))
+    return folder
+
+
+def read(shard: Path) -> dict[str, tuple[dict, np.ndarray]]:
+    with tarfile.open(shard) as tar:
+        files = {name: tar.extractfile(name).read() for name in tar.getnames()}
+    keys = [name.removesuffix(".json") for name in files if name.endswith(".json")]
+    return {key: (json.loads(files[f"{key}.json"]), np.load(io.BytesIO(files[f"{key}.codes.npy"]))) for key in keys}
+
+
+@pytest.mark.parametrize("batch_size", [1, 7, 64])
+def test_a_code_shard_holds_the_codes_of_each_view_encoded_alone(folder, tmp_path, batch_size):
+    tokenizer = ImageTokenizer.load(folder / "run" / "image_tokenizer")
+    config = from_dict({"codes": {"views": 6, "positions": "five", "crop_scale": [1.0, 1.1], "batch_size": batch_size}, "threads": 1})
+    stages.encode_shard(folder / "train-00000.tar", tmp_path / "codes.tar", tokenizer, config, torch.device("cpu"))
+    pictures = data.ImageSamples(data.ShardIndex([folder / "train-00000.tar"], one_of=data.IMAGE_SUFFIXES), 32, 1, 0, 2.0)
+    made = read(tmp_path / "codes.tar")
+    assert len(made) == 20
+    for number, (record, codes) in enumerate(made.values()):
+        assert codes.dtype == np.uint16 and codes.shape == (6, 16) and len(record["boxes"]) == 6
+        views = [data.crop(pictures.picture(number), tuple(box), 32) for box in data.view_boxes(32, 32, 6, [1.0, 1.1], None, positions="five")]
+        for view, own in zip(views, codes):
+            assert (tokenizer.encode(data.to_float(np.stack([view])), rows=16)[0].numpy() == own).all()
+
+
+def test_the_command_writes_codes_and_goes_on_with_the_same_bytes(folder):
+    command = [sys.executable, "-m", "data_tools.encode", "--config", str(folder / "config.yaml")]
+
+    def files() -> dict[str, str]:
+        return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in (folder / "run" / "codes").iterdir()}
+
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    whole = files()
+    assert {"train-00000.tar", "train-00001.tar", "codes.json"} <= set(whole)
+    (folder / "run" / "codes" / "train-00001.tar").unlink()
+    (folder / "run" / "codes" / "codes.json").unlink()
+    assert subprocess.run(command, cwd=ROOT, capture_output=True, timeout=120).returncode == 0
+    assert files() == whole
