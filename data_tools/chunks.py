@@ -13,7 +13,6 @@ import json
 import re
 import tarfile
 from collections import Counter
-from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -21,8 +20,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from data_tools.cleaning import REJECT, Caption, Verdict, clean_caption, decide, look, of_size, plain_text, reasons, trim
-from data_tools.pictures import WEBP_LIMIT, PictureError, decode, dhash, encode, resize
+from data_tools.cleaning import REJECT, Caption, Verdict, clean_caption, decide, look, plain_text, reasons, trim
+from data_tools.pictures import KINDS, WEBP_LIMIT, PictureError, decode_reduced, dhash, encode, resize
 from data_tools.readers import CaptionError, Found, Words, find_words, read_picture, shown
 from data_tools.stores import Store
 
@@ -30,7 +29,6 @@ KEPT, AMBIGUOUS, REJECTED = "kept", "ambiguous", "rejected"
 PRINTS = frozenset({
     "aquatint", "drawing", "drypoint", "engraving", "etching", "lithograph", "linocut", "mezzotint", "pen", "print", "woodblock", "woodcut",
 })  # fmt: skip
-ALWAYS = frozenset({"too small", "too long", "blank"})  # reasons that hold without cleaning
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,8 +61,8 @@ class Settings:
     """The licence of every picture that does not name its own."""
     source: str = ""
     """The name of the collection; empty: the folder's name."""
-    lossless: bool = False
-    """Write PNG instead of WebP at quality 80."""
+    format: str = "webp"
+    """How pictures are written: webp, jpg (quicker, larger) or png (lossless, largest)."""
     allow_missing_captions: bool = False
     """Keep pictures without a caption, with an empty one."""
 
@@ -83,14 +81,12 @@ class Settings:
             raise ValueError(f"--min-side {self.min_side} must be 1 or more")
         if not self.max_aspect >= 1:
             raise ValueError(f"--max-aspect {self.max_aspect} must be 1 or more: long side over short side")
-        if not self.lossless and self.side * self.max_aspect > WEBP_LIMIT:
+        if self.format not in KINDS:
+            raise ValueError(f"--format {self.format!r} is unknown: choose {', '.join(KINDS)}")
+        if self.format == "webp" and self.side * self.max_aspect > WEBP_LIMIT:
             raise ValueError(
-                f"--side {self.side} with --max-aspect {self.max_aspect} may pass WebP's {WEBP_LIMIT} pixels: add --lossless (PNG)"
+                f"--side {self.side} with --max-aspect {self.max_aspect} may pass WebP's {WEBP_LIMIT} pixels: add --format png"
             )
-
-    @property
-    def suffix(self) -> str:
-        return "png" if self.lossless else "webp"
 
 
 @dataclass(frozen=True)
@@ -181,27 +177,32 @@ def measure(base: Path, settings: Settings, found: Found, words: Words) -> Judge
     try:
         data = read_picture(base, found)
         row = replace(row, sha256=hashlib.sha256(data).hexdigest())
-        image = decode(data)
-        row = replace(row, width=image.width, height=image.height)
+        # the grain that cleaning looks at is gone in a reduced picture
+        image, (width, height) = decode_reduced(data, 0 if settings.clean else settings.side)
+        row = replace(row, width=width, height=height)
         words = find_words(base, found, words)
     except (PictureError, CaptionError) as error:
         return Judged(replace(row, reason=str(error)))
     trimmed, box = trim(image) if settings.clean else (image, (0, 0, image.width, image.height))
+    small = resize(trimmed, settings.side)
     caption = clean_caption(words.caption) if settings.clean else as_it_is(words.caption)
-    status, reason = decide(objections(image, trimmed, words.caption, caption, settings, found.style))
+    seen = of_picture(image, words.caption, settings, found.style) if settings.clean else of_blank(small)
+    status, reason = decide(
+        [*of_size(trimmed.size if settings.clean else (width, height), settings), *seen, *of_caption(caption, settings)]
+    )
     row = replace(
         row,
         status=status,
         reason=reason,
-        dhash=dhash(trimmed),
-        fine=fine_hash(trimmed),
+        dhash=dhash(small),
+        fine=fine_hash(small),
         caption=caption.text,
         language=caption.language,
         license=words.license or settings.license,
         source_url=words.source_url,
     )
     crop = None if trimmed.size == image.size else box
-    return Judged(row, resize(trimmed, settings.side), words, caption, settings.style or found.style, crop)
+    return Judged(row, small, words, caption, settings.style or found.style, crop)
 
 
 def as_it_is(text: str) -> Caption:
@@ -209,18 +210,23 @@ def as_it_is(text: str) -> Caption:
     return Caption(text, "" if text else "no caption")
 
 
-def objections(image: Image.Image, trimmed: Image.Image, raw: str, caption: Caption, settings: Settings, style: str) -> Iterator[Verdict]:
-    """All that speaks against one picture and its caption, the picture first."""
-    seen = look(image)
-    limits = {"min_side": settings.min_side, "max_aspect": settings.max_aspect}
+def of_size(size: tuple[int, int], settings: Settings) -> list[Verdict]:
+    short, long = sorted(size)
+    small = [Verdict(REJECT, "too small")] if short < settings.min_side else []
+    return small + ([Verdict(REJECT, "too long")] if long > settings.max_aspect * short else [])
+
+
+def of_picture(image: Image.Image, caption: str, settings: Settings, style: str) -> list[Verdict]:
     prints = bool(PRINTS.intersection((settings.style or style).split("-")))
-    for verdict in reasons(seen, raw, prints=prints, **limits):
-        if settings.clean or verdict.reason in ALWAYS:
-            yield verdict
-    yield from of_size(replace(seen, width=trimmed.width, height=trimmed.height), settings.min_side, settings.max_aspect)
-    for verdict in caption.verdicts:
-        if verdict.kind != REJECT or not settings.allow_missing_captions:
-            yield verdict
+    return reasons(look(image), caption, min_side=settings.min_side, max_aspect=settings.max_aspect, prints=prints)
+
+
+def of_blank(small: Image.Image) -> list[Verdict]:
+    return [verdict for verdict in reasons(look(small)) if verdict.reason == "blank"]
+
+
+def of_caption(caption: Caption, settings: Settings) -> list[Verdict]:
+    return [verdict for verdict in caption.verdicts if verdict.kind != REJECT or not settings.allow_missing_captions]
 
 
 def fine_hash(image: Image.Image) -> tuple[int, ...]:
@@ -267,7 +273,7 @@ def encoded(one: Judged, settings: Settings) -> tuple[bytes, bytes]:
         record |= {"status": row.status, "reason": row.reason}
     record |= {name: value for name, value in words.more.items() if name not in record}
     text = json.dumps(record, ensure_ascii=False).encode("utf-8", "replace")
-    return encode(one.image, lossless=settings.lossless), text
+    return encode(one.image, settings.format), text
 
 
 def read_rows(store: Store, name: str) -> list[Row]:

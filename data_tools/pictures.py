@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import io
 import math
+import re
 import struct
 import warnings
 import zlib
@@ -22,7 +23,11 @@ MAX_PIXELS_PER_BYTE = 2000  # of the file, for more than MAX_PIXELS / 10: an emp
 MAX_SLOW_BYTES = 4_000_000  # of a file whose pixels Pillow reads in plain Python, half a second for a million
 MAX_ENLARGEMENT = 1.5
 WEBP_LIMIT = 16383  # pixels on a side, a limit of the format
-WEBP_QUALITY = 80
+KINDS = {
+    "webp": {"format": "WEBP", "quality": 80, "method": 1},  # a fifth larger than method 4, in less than half the time
+    "jpg": {"format": "JPEG", "quality": 92},
+    "png": {"format": "PNG", "optimize": True},
+}
 
 
 class PictureError(ValueError):
@@ -46,13 +51,22 @@ def decode(data: bytes) -> Image.Image:
     The first frame of an animation; transparency laid on white; 16-bit scaled, not cut; the colour profile applied
     where it can be; no metadata. Raises PictureError with the reason.
     """
+    return decode_reduced(data)[0]
+
+
+def decode_reduced(data: bytes, short_side: int = 0) -> tuple[Image.Image, tuple[int, int]]:
+    """As `decode`, and the (width, height) of the whole. With a `short_side`, a large JPEG is decoded at a half, a quarter or
+    an eighth of its size, which is quicker, as long as its short side stays at least that long."""
     if not data:
         raise PictureError("empty file")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # broken metadata, large pictures: both are dealt with here
         image = read_header(data)
-        refuse_bombs(image, data)
-        read_pixels(image, data)
+        whole = image.size
+        scaled = tuple(math.ceil(length * short_side / min(whole)) for length in whole)
+        if short_side and image.format == "JPEG":
+            image.draft(None, scaled)
+        read_pixels(image, data, scaled if short_side else None)
         try:
             if image.format == "PNG":
                 mend_transparent_colour(image, depth=data[24])
@@ -62,35 +76,41 @@ def decode(data: bytes) -> Image.Image:
         except DECODE_ERRORS as error:
             raise PictureError(f"colours cannot be read (mode {image.mode})") from error
     image.info.clear()
-    return image
+    turned = (image.width > image.height) != (whole[0] > whole[1])  # by its EXIF
+    return image, whole[::-1] if turned else whole
 
 
 def read_header(data: bytes) -> Image.Image:
+    """Format, size and metadata; no pixel yet."""
     Image.init()
     try:
-        return Image.open(io.BytesIO(data), formats=[name for name in FORMATS if name in Image.OPEN])
+        image = Image.open(io.BytesIO(data), formats=[name for name in FORMATS if name in Image.OPEN])
+        bomb, slow = is_bomb(image, data), any(tile[0] in SLOW_DECODERS for tile in image.tile)
     except Image.DecompressionBombError as error:
         raise PictureError("too many pixels") from error
     except DECODE_ERRORS as error:
         raise PictureError("not a picture that can be read") from error
+    if bomb:
+        raise PictureError("too many pixels")
+    if slow and (len(data) > MAX_SLOW_BYTES or data.count(b"#") > 1000):  # comments cost the square of their number
+        raise PictureError("file too large")
+    return image
 
 
-def refuse_bombs(image: Image.Image, data: bytes) -> None:
-    """Before any pixel is read: what would take far more memory or time than the file is worth."""
+def is_bomb(image: Image.Image, data: bytes) -> bool:
+    """Would the pixels take far more memory or time than the file is worth?"""
     pixels = image.width * image.height
     tags = getattr(image, "tag_v2", {})  # of a TIFF, whose tiles may be larger than the picture
-    if (
+    scans = data.count(b"\xff\xda") if image.format in ("JPEG", "MPO") else 1  # each visits every pixel
+    return (
         pixels > MAX_PIXELS
         or pixels > max(MAX_PIXELS // 10, MAX_PIXELS_PER_BYTE * len(data))
-        or int(tags.get(TILE_WIDTH, 0)) * int(tags.get(TILE_LENGTH, 0)) > MAX_PIXELS
-        or (image.format in ("JPEG", "MPO") and pixels * data.count(b"\xff\xda") > 20 * MAX_PIXELS)  # each scan visits every pixel
-    ):
-        raise PictureError("too many pixels")
-    if any(tile[0] in SLOW_DECODERS for tile in image.tile) and (len(data) > MAX_SLOW_BYTES or data.count(b"#") > 1000):
-        raise PictureError("file too large")
+        or tags.get(TILE_WIDTH, 0) * tags.get(TILE_LENGTH, 0) > MAX_PIXELS
+        or scans * pixels > 20 * MAX_PIXELS
+    )
 
 
-def read_pixels(image: Image.Image, data: bytes) -> None:
+def read_pixels(image: Image.Image, data: bytes, scaled: tuple[int, ...] | None) -> None:
     """Decode in place. Whatever is missing stays black or gray with most decoders, so completeness is checked apart."""
     assert not ImageFile.LOAD_TRUNCATED_IMAGES, "broken files would pass as half black pictures"
     try:
@@ -98,9 +118,11 @@ def read_pixels(image: Image.Image, data: bytes) -> None:
         if whole:
             image.load()
         if image.format in ("JPEG", "MPO"):
-            whole = whole and jpeg_is_whole(image, data)
+            whole = whole and jpeg_is_whole(image, data, scaled)
         elif image.format == "PNG":
             whole = whole and png_is_whole(image, data)
+        elif image.format in ("WEBP", "AVIF"):
+            whole = whole and any(data[-64:])  # zeros: a download that never filled its file; without checksums
     except DECODE_ERRORS as error:
         raise PictureError("truncated or damaged") from error
     if not whole:
@@ -124,21 +146,35 @@ def has_all_tiles(data: bytes) -> bool:
     return data.count(b"\xff\x90\0\n", start) >= math.ceil((right - left) / width) * math.ceil((bottom - top) / height)
 
 
-def jpeg_is_whole(image: Image.Image, data: bytes) -> bool:
+def jpeg_is_whole(image: Image.Image, data: bytes, scaled: tuple[int, ...] | None) -> bool:
     """False for a scan that was cut and then closed: the decoder paints its rest gray, or leaves it coarse, silently.
 
     Bytes put between the scan and its end marker change nothing in a whole picture; in a cut one they are read as the next
     blocks. To read twice is dear, so only what looks suspicious is: the last pixel is middle gray, or the file is
     progressive.
     """
-    end = data.find(b"\xff\xd9", scan_start(data))
-    if end < 0:
+    start = scan_start(data)
+    end = data.find(b"\xff\xd9", start)
+    if end < 0 or ("progressive" in image.info and not is_refined(data[start:end], channels=len(image.getbands()))):
         return False
     corner = image.getpixel((image.width - 1, image.height - 1))
     if image.mode != "CMYK" and corner not in (128, (128, 128, 128)) and "progressive" not in image.info:
         return True
-    padded = Image.open(io.BytesIO(data[:end] + bytes(range(1, 255)) * 4 + b"\xff\xd9"), formats=["JPEG"])
+    padded = Image.open(io.BytesIO(data[:end] + bytes(range(255)) * 4 + b"\xff\xd9"), formats=["JPEG"])
+    if scaled is not None:
+        padded.draft(None, scaled)
     return all(image.crop(box).tobytes() == padded.crop(box).tobytes() for box in strips(image))
+
+
+def is_refined(scans: bytes, channels: int) -> bool:
+    """Does a progressive JPEG hold, for each channel, the scan that ends its last frequency at the last bit?"""
+    finished = set()
+    for match in re.finditer(b"\xff\xda", scans):
+        head = scans[match.end() :][:16]  # length, count, (channel, tables) each, first and last frequency, bits
+        count = head[2]
+        last, bit = head[4 + 2 * count], head[5 + 2 * count] & 15
+        finished |= set(head[3 : 3 + 2 * count : 2]) if last == 63 and bit == 0 else set()
+    return len(finished) == channels
 
 
 def scan_start(data: bytes) -> int:
@@ -156,12 +192,15 @@ def scan_start(data: bytes) -> int:
 
 
 def png_is_whole(image: Image.Image, data: bytes) -> bool:
-    """False where the compressed data end properly and too early: the rows below are black. Black ones are counted."""
+    """False for pixels of another checksum, which Pillow does not look at, or too few: their rows are black without a word."""
+    parts = list(png_chunks(data, b"IDAT"))
+    if any(zlib.crc32(part[4:-4]) != int.from_bytes(part[-4:], "big") for part in parts):
+        return False
     if any(image.crop((0, image.height - 1, *image.size)).tobytes()) or "interlace" in image.info:
         return True
     depth, channels = data[24], {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}[data[25]]
     missing = image.height * (1 + math.ceil(image.width * depth * channels / 8))
-    rest, inflate = b"".join(png_chunks(data, b"IDAT")), zlib.decompressobj()
+    rest, inflate = b"".join(part[8:-4] for part in parts), zlib.decompressobj()
     while rest and missing > 0:
         missing -= len(inflate.decompress(rest, 1 << 20))
         rest = inflate.unconsumed_tail
@@ -169,11 +208,12 @@ def png_is_whole(image: Image.Image, data: bytes) -> bool:
 
 
 def png_chunks(data: bytes, kind: bytes) -> Iterator[bytes]:
+    """Each with its length, kind and checksum."""
     position = 8
     while position < len(data):
         length = int.from_bytes(data[position : position + 4], "big")
         if data[position + 4 : position + 8] == kind:
-            yield data[position + 8 : position + 8 + length]
+            yield data[position : position + 12 + length]
         position += 12 + length
 
 
@@ -282,13 +322,10 @@ def resize(image: Image.Image, side: int) -> Image.Image:
     return image if (width, height) == image.size else image.resize((width, height), Image.Resampling.LANCZOS)
 
 
-def encode(image: Image.Image, *, lossless: bool) -> bytes:
-    """A picture as PNG or WebP bytes, without metadata. WebP has no gray mode: gray decodes with R ≈ G ≈ B."""
+def encode(image: Image.Image, kind: str) -> bytes:
+    """A picture as bytes of a kind in KINDS, without metadata. WebP has no gray mode: gray decodes with R ≈ G ≈ B."""
     image = image.copy()
     image.info.clear()
     buffer = io.BytesIO()
-    if lossless:
-        image.save(buffer, "PNG", optimize=True)
-    else:
-        image.save(buffer, "WEBP", quality=WEBP_QUALITY, method=4)
+    image.save(buffer, **KINDS[kind])
     return buffer.getvalue()

@@ -211,7 +211,7 @@ def shards_to_write(columns: Columns, settled: Settled, chunks: list[Chunk], set
     shards: dict[str, Shard] = {}
     for index, (name, key) in settled.places.items():
         chunk, start, image_bytes, json_bytes = columns.place[index].tolist()
-        shard = shards.setdefault(name, Shard(name, settings.suffix, [], store))
+        shard = shards.setdefault(name, Shard(name, settings.format, [], store))
         shard.pieces.append(Piece(key, chunks[chunk].data_name, start, image_bytes, json_bytes))
     return list(shards.values())
 
@@ -556,7 +556,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     add("--register", default=default.register, help="the register the captions are written in (%(default)s)")
     add("--license", default="", metavar="TEXT", help="the licence of pictures that name none of their own")
     add("--source", default="", metavar="NAME", dest="name", help="the collection's name (the folder's)")
-    add("--lossless", action="store_true", help="write PNG instead of WebP at quality 80")
+    add("--format", default=default.format, help="of the pictures: webp, jpg (quicker, larger) or png (lossless) (%(default)s)")
     add("--allow-missing-captions", action="store_true", help="keep pictures without a caption")
     add("--workers", type=int, default=os.cpu_count() or 1, help="processes (%(default)s); the output is the same for any number")
     add("--engine", default="local", metavar="NAME", help=f"{' or '.join(ENGINES)} (%(default)s): where the tasks run")

@@ -1,0 +1,310 @@
+"""What the data tools do, in figures: speed at scale, beside img2dataset, of encoding, and after being killed.
+
+    python benchmarks/data_tools.py pictures --shared ../shared --out /tmp/pictures --n 100000   # distinct ones, from real and toy engravings
+    python benchmarks/data_tools.py scale --pictures /tmp/pictures --out /tmp/scale              # 10,000 against all of them
+    python benchmarks/data_tools.py img2dataset --pictures /tmp/pictures --out /tmp/beside --python /tmp/other-venv/bin/python
+    python benchmarks/data_tools.py encode --tokenizer RUN/image_tokenizer --shards 'shards/train-*.tar' --out /tmp/codes
+    python benchmarks/data_tools.py kills --out /tmp/kills --times 20
+
+Each prints one table. Speeds are given by processor time, which other work on the machine hardly disturbs, and by the clock.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import io
+import json
+import os
+import random
+import resource
+import shutil
+import subprocess
+import sys
+import tarfile
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+from tqdm import tqdm
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+from data_tools import toy  # noqa: E402
+
+PER_FOLDER = 1000
+
+
+# ---- pictures -------------------------------------------------------------------------------------------------------
+
+
+def originals(shared: Path) -> Iterator[tuple[Image.Image, str]]:
+    """(picture, caption) of every real engraving, again and again; every eighth is a toy one."""
+    shards = sorted((shared / "data" / "engravings").glob("*.tar")) + sorted((shared / "data" / "engravings-128").glob("*.tar"))
+    if not shards:
+        raise FileNotFoundError(f"no engravings in {shared}/data: name the folder with --shared")
+    count = 0
+    while True:
+        for shard in shards:
+            with tarfile.open(shard) as tar:
+                files = {name: tar.extractfile(name).read() for name in tar.getnames()}  # type: ignore[union-attr]
+            for name in (name for name in files if name.endswith(".webp")):
+                if count % 8 == 7:
+                    image, record = toy.draw(1, count, 256)
+                    yield image.convert("L"), record["caption"]
+                    count += 1
+                yield Image.open(io.BytesIO(files[name])).convert("L"), json.loads(files[name[:-5] + ".json"])["caption"]
+                count += 1
+
+
+def transformed(image: Image.Image, rng: np.random.Generator) -> Image.Image:
+    """A part of the picture, turned, stretched and toned anew, with a short side of 300 to 600 pixels."""
+    width, height = image.size
+    share = rng.uniform(0.55, 0.9, 2)
+    left, top = (rng.uniform(0, 1 - share) * (width, height)).astype(int)
+    box = (left, top, left + max(32, int(share[0] * width)), top + max(32, int(share[1] * height)))
+    part = image.crop(box).rotate(rng.uniform(-8, 8), Image.Resampling.BILINEAR, fillcolor=255)
+    short = int(rng.integers(300, 601))
+    scale = short / min(part.size)
+    part = part.resize((max(1, round(part.width * scale)), max(1, round(part.height * scale))), Image.Resampling.BICUBIC)
+    gamma = rng.uniform(0.7, 1.4)
+    return part.point([round(255 * (tone / 255) ** gamma) for tone in range(256)])
+
+
+def make_pictures(shared: Path, out: Path, n: int, first: int = 0) -> None:
+    for index, (image, caption) in zip(tqdm(range(n), unit="picture"), originals(shared), strict=False):
+        if index < first:
+            continue
+        folder = out / f"{index // PER_FOLDER:04d}"
+        folder.mkdir(parents=True, exist_ok=True)
+        transformed(image, np.random.default_rng((7, index))).save(folder / f"{index:07d}.jpg", quality=85)
+        (folder / f"{index:07d}.txt").write_text(f"{caption} ({index})", encoding="utf-8")
+
+
+# ---- running and measuring ------------------------------------------------------------------------------------------
+
+
+class Memory:
+    """Peak resident memory in bytes of a process and its children, sampled."""
+
+    def __init__(self, pid: int) -> None:
+        self.pid, self.main, self.child, self.running = pid, 0, 0, True
+        self.thread = threading.Thread(target=self.watch, daemon=True)
+        self.thread.start()
+
+    def watch(self) -> None:
+        while self.running:
+            self.main = max(self.main, resident(self.pid))
+            for child in children(self.pid):
+                self.child = max(self.child, resident(child))
+            time.sleep(0.2)
+
+    def stop(self) -> None:
+        self.running = False
+        self.thread.join()
+
+
+def resident(pid: int) -> int:
+    try:
+        return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * resource.getpagesize()
+    except (OSError, IndexError):
+        return 0
+
+
+def children(pid: int) -> list[int]:
+    try:
+        return [int(child) for task in Path(f"/proc/{pid}/task").iterdir() for child in (task / "children").read_text().split()]
+    except OSError:
+        return []
+
+
+def timed(command: list[str], **environment: str) -> dict[str, float]:
+    """Run it to its end: seconds by the clock, of processor time, and peak memory of it and of its largest child."""
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    start = time.monotonic()
+    process = subprocess.Popen(command, cwd=ROOT, env={**os.environ, **environment}, stdout=subprocess.DEVNULL)
+    memory = Memory(process.pid)
+    code = process.wait()
+    memory.stop()
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    if code:
+        raise SystemExit(f"{' '.join(command)} ended with {code}")
+    cpu = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+    return {"seconds": time.monotonic() - start, "cpu": cpu, "main_mb": memory.main / 2**20, "child_mb": memory.child / 2**20}
+
+
+def prepare_command(source: Path, out: Path, *options: str) -> list[str]:
+    return [sys.executable, "-m", "data_tools.prepare", str(source), "--style", "engraving", "--out", str(out), *options]
+
+
+# ---- the tables -----------------------------------------------------------------------------------------------------
+
+
+def scale(pictures: Path, out: Path, small: int, workers: int) -> None:
+    """The same command on the first folders and on all of them."""
+    shutil.rmtree(out, ignore_errors=True)
+    linked = out / "small-files"
+    for folder in sorted(pictures.iterdir())[: small // PER_FOLDER]:
+        shutil.copytree(folder, linked / folder.name, copy_function=os.link)
+    print(f"{'pictures':>10} {'kept':>8} {'CPU s':>8} {'per CPU s':>10} {'clock s':>8} {'main MB':>8} {'worker MB':>10}")
+    for source in (linked, pictures):
+        target = out / f"shards-{source.name}"
+        measured = timed(prepare_command(source, target, "--workers", str(workers)), OMP_NUM_THREADS="1")
+        record = json.loads((target / "prepare.json").read_text())
+        rate = record["files"] / measured["cpu"]
+        print(
+            f"{record['files']:>10,} {record['kept']:>8,} {measured['cpu']:>8.0f} {rate:>10.1f} {measured['seconds']:>8.0f} "
+            f"{measured['main_mb']:>8.0f} {measured['child_mb']:>10.0f}"
+        )
+
+
+IMG2DATASET = """
+import sys
+from img2dataset import download
+if __name__ == "__main__":
+    download(url_list=sys.argv[1], output_folder=sys.argv[2], output_format="webdataset", input_format="parquet", url_col="url",
+             caption_col="caption", image_size=256, resize_mode="keep_ratio", resize_only_if_bigger=True, processes_count=1, thread_count=4,
+             encode_format="jpg", encode_quality=95, number_sample_per_shard=1000, enable_wandb=False)
+"""
+
+
+def beside_img2dataset(pictures: Path, out: Path, python: str, n: int) -> None:
+    """The same local files to the same size, both as JPEG: ours without cleaning, theirs through a loopback server."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    shutil.rmtree(out, ignore_errors=True)
+    source = out / "files"
+    for folder in sorted(pictures.iterdir())[: max(1, n // PER_FOLDER)]:
+        shutil.copytree(folder, source / folder.name, copy_function=os.link)
+    files = sorted(source.rglob("*.jpg"))
+    server = subprocess.Popen([sys.executable, "-c", SERVER, str(source)], stdout=subprocess.PIPE, text=True)
+    assert server.stdout is not None
+    port = int(server.stdout.readline())
+    try:
+        rows = {"url": [f"http://127.0.0.1:{port}/{file.relative_to(source)}" for file in files]}
+        rows["caption"] = [file.with_suffix(".txt").read_text() for file in files]
+        pq.write_table(pa.table(rows), out / "urls.parquet")
+        theirs = timed([python, "-c", IMG2DATASET, str(out / "urls.parquet"), str(out / "theirs")])
+    finally:
+        server.kill()
+    ours = timed(prepare_command(source, out / "ours", "--workers", "1", "--no-clean", "--format", "jpg"), OMP_NUM_THREADS="1")
+    full = timed(prepare_command(source, out / "cleaned", "--workers", "1"), OMP_NUM_THREADS="1")
+    print(f"{len(files)} pictures{'':<22} {'CPU s':>8} {'per CPU s':>10} {'clock s':>8}")
+    for name, one in (("img2dataset", theirs), ("prepare --no-clean --format jpg", ours), ("prepare (cleaning, WebP)", full)):
+        print(f"{name:<34} {one['cpu']:>8.1f} {len(files) / one['cpu']:>10.1f} {one['seconds']:>8.1f}")
+    print(f"ratio by processor time, without cleaning: {theirs['cpu'] / ours['cpu']:.2f}")
+
+
+SERVER = """
+import functools, http.server, sys
+class Quiet(http.server.SimpleHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    def log_message(self, *a): pass
+server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Quiet, directory=sys.argv[1]))
+print(server.server_address[1], flush=True)
+server.serve_forever()
+"""
+
+
+def encode(tokenizer: Path, shards: str, out: Path, views: int) -> None:
+    """The codes stage against the bare model on the same batch: pictures and views already in memory."""
+    import torch
+
+    from tokun import data, stages
+    from tokun.config import from_dict
+    from tokun.image_tokenizer import ImageTokenizer
+
+    model = ImageTokenizer.load(tokenizer).eval()
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    model = model.to(device)
+    config = from_dict({"codes": {"views": views}})
+    size, channels = model.config.image_size, model.config.image_channels
+    out.mkdir(parents=True, exist_ok=True)
+    rows = config.codes.batch_size if device.type == "cuda" else stages.CPU_ROWS
+    pixels = torch.rand(config.codes.batch_size // views * views, channels, size, size, device=device) * 2 - 1
+    print(f"{'shard':<24} {'views':>8} {'stage /s':>10} {'bare /s':>10} {'ratio':>7}")
+    for shard in data.expand_shards(shards):
+        model.encode(pixels, rows=rows)
+        bare = []
+        for part in range(2):  # before and after, since machines change their minds
+            start = time.perf_counter()
+            for _ in range(8):
+                model.encode(pixels, rows=rows).cpu()
+            bare.append(8 * len(pixels) / (time.perf_counter() - start))
+            if part == 0:
+                start = time.perf_counter()
+                stages.encode_shard(shard, out / shard.name, model, config, device)
+                with tarfile.open(out / shard.name) as tar:
+                    count = views * sum(name.endswith(".npy") for name in tar.getnames())
+                rate = count / (time.perf_counter() - start)
+        print(f"{shard.name:<24} {count:>8,} {rate:>10.1f} {sum(bare) / 2:>10.1f} {rate / (sum(bare) / 2):>7.2f}")
+
+
+def kills(out: Path, times: int) -> None:
+    """prepare killed at random moments until it has been `times` times, then finished: are the bytes those of a whole run?"""
+    shutil.rmtree(out, ignore_errors=True)
+    source = out / "in"
+    for index in range(1500):
+        image, record = toy.draw(3, index, 128)
+        path = source / f"{index // 100:02d}" / f"{index:05d}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        image.save(path)
+        path.with_suffix(".txt").write_text(f"{record['caption']} {index}", encoding="utf-8")
+    command = prepare_command(source, out / "killed", "--workers", "2", "--shard-size", "100")
+    whole = timed(prepare_command(source, out / "whole", "--workers", "2", "--shard-size", "100"))["seconds"]
+    moments, killed = random.Random(0), 0
+    while killed < times:
+        if (out / "killed" / "prepare.json").exists():  # finished: once more from the start
+            shutil.rmtree(out / "killed")
+        process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        try:
+            process.wait(timeout=moments.uniform(0.2, 1.0) * min(whole, 4))
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+            killed += 1
+    subprocess.run(command, cwd=ROOT, stdout=subprocess.DEVNULL, check=True)
+    same = digest(out / "killed") == digest(out / "whole")
+    print(f"prepare: killed {killed} times, then finished: {'the same bytes as' if same else 'OTHER BYTES THAN'} a whole run")
+    if not same:
+        raise SystemExit(1)
+
+
+def digest(folder: Path) -> dict[str, str]:
+    return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted(folder.iterdir())}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", choices=("pictures", "scale", "img2dataset", "encode", "kills"))
+    parser.add_argument("--shared", type=Path, default=ROOT.parent / "shared")
+    parser.add_argument("--pictures", type=Path)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--n", type=int, default=100_000)
+    parser.add_argument("--first", type=int, default=0, help="leave the first so many pictures out (to draw in several processes)")
+    parser.add_argument("--workers", type=int, default=1)
+    parser.add_argument("--python", default=sys.executable, help="of an environment with img2dataset")
+    parser.add_argument("--tokenizer", type=Path)
+    parser.add_argument("--shards", default="")
+    parser.add_argument("--views", type=int, default=5)
+    parser.add_argument("--times", type=int, default=20)
+    args = parser.parse_args()
+    if args.what == "pictures":
+        make_pictures(args.shared, args.out, args.n, args.first)
+    elif args.what == "scale":
+        scale(args.pictures, args.out, args.n if args.n < 100_000 else 10_000, args.workers)
+    elif args.what == "img2dataset":
+        beside_img2dataset(args.pictures, args.out, args.python, args.n if args.n < 100_000 else 3000)
+    elif args.what == "encode":
+        encode(args.tokenizer, args.shards, args.out, args.views)
+    else:
+        kills(args.out, args.times)
+
+
+if __name__ == "__main__":
+    main()
