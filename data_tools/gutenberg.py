@@ -1,6 +1,6 @@
 """Gutenberg: the page of an illustrated book -> its pictures in reading order, and what is said of each.
 
-Pure functions on the HTML of one page, however broken: `Page(decode_page(data))`, then `illustrations` and `book_facts`.
+Pure functions on the HTML of one page, however broken: `Page(decode_text(data))`, then `illustrations` and `book_facts`.
 A caption comes from the place that is surest to name the picture: figcaption, an element of a caption class, the alt or
 title text, the list of illustrations, the text in the figure, a heading or a centred line right beside. Knows no files.
 """
@@ -37,6 +37,7 @@ NO_CAPTION = re.compile(
     r".*(rights reserved|copyright|publish|& co\b|& company|limited|\bltd).*)[.:\])]*",
     re.I,
 )
+LARGER = re.compile(r"\b(click|larger|enlarged?|hi(gh)?[- ]?res\w*|full[- ]?(size|res)\w*)\b", re.I)
 MAX_TAG = 5_000  # characters of one tag
 MAX_DEPTH = 400  # of open elements: a page beyond it is broken, and its inner tags are passed over
 MAX_HEAD = 20_000  # characters before the book begins that are searched for its title and author
@@ -220,7 +221,7 @@ class Page(HTMLParser):
         if one.href:
             text = squeeze("".join(self._link_text))
             self.links.setdefault(one.href, text)
-            if text and not names_something(text):
+            if text and not names_picture(text):
                 self._link_to_larger(one.href)
             if self._in_plates and one.href.startswith("#"):
                 self._plate_links.append((one.href[1:], text, len(self.line)))
@@ -272,7 +273,7 @@ class Page(HTMLParser):
 def parsable(text: str) -> str:
     """Without what the parser does not bear: comments and tags that never end (quadratic time), unknown `<![` sections."""
     first, *rest = text.split("<!--")
-    text = first + "".join(part.partition("-->")[2] for part in rest)
+    text = first + "".join(part.partition("-->")[2] if "-->" in part else part for part in rest)
     return re.sub(rf"<(?![^>]{{0,{MAX_TAG}}}>)", "&lt;", text).replace("<![", "<! [")
 
 
@@ -285,8 +286,13 @@ def names_something(text: str) -> bool:
     return bool(clean_caption(text).text)
 
 
-def decode_page(data: bytes) -> str:
-    """A page in UTF-8, UTF-16 with its mark, or the character set it declares; unreadable bytes become U+FFFD."""
+def names_picture(link_text: str) -> bool:
+    """Whether the text of a link names what it leads to, and not that it is larger."""
+    return names_something(link_text) and not LARGER.search(link_text)
+
+
+def decode_text(data: bytes) -> str:
+    """Text in UTF-8, UTF-16 with its mark, the character set it declares, or the Windows code page; never an error."""
     if data.startswith((b"\xff\xfe", b"\xfe\xff")):
         return data.decode("utf-16", "replace")
     try:
@@ -315,6 +321,8 @@ class Illustration:
     caption: str
     caption_source: str
     context: str
+    is_link: bool = False
+    """Whether the page only links to it: then it may be any file."""
 
 
 def illustrations(page: Page, title: str = "") -> Iterator[Illustration]:
@@ -326,8 +334,8 @@ def illustrations(page: Page, title: str = "") -> Iterator[Illustration]:
                 caption, origin = "", ""
             yield Illustration(picture.src, picture.link, caption, origin, context_of(page, at))
     for href, text in page.links.items():
-        caption = plain_text(text[:MAX_FIGURE_TEXT]) if names_something(text) else ""
-        yield Illustration(href, "", caption, "link" if caption else "", "")
+        caption = plain_text(text[:MAX_FIGURE_TEXT]) if names_picture(text) else ""
+        yield Illustration(href, "", caption, "link" if caption else "", "", is_link=True)
 
 
 def caption_of(page: Page, at: int) -> tuple[str, str]:
@@ -341,7 +349,7 @@ def caption_of(page: Page, at: int) -> tuple[str, str]:
     below, above, after = figure_runs(page, at)
     beside = page.line[after : after + 1]
     marked = [run for run in (*below, *beside) if isinstance(run, Run) and run.caption] or [run for run in above if run.caption]
-    in_figcaption = [run for run in marked if any(box.tag == "figcaption" for box in run.box.chain())]
+    in_figcaption = [run for run in marked if is_in(run, "figcaption")]
     text = joined(below) or joined(above)
     text = text if len(text) <= LONGEST_CAPTION else ""
     candidates = [("figcaption", joined(in_figcaption)), ("caption class", joined(marked))]
@@ -395,18 +403,24 @@ def line_beside(page: Page, at: int, after: int) -> str:
     """A heading or a centred line right below the picture, else a heading right above: no chapter's number, no front matter."""
     below = page.line[after] if after < len(page.line) else None
     above = page.line[at - 1] if at else None
-    for run, may_be in ((below, is_small_heading), (below, is_centred), (above, is_small_heading)):
-        if isinstance(run, Run) and may_be(run) and len(run.text) <= LONGEST_LINE and not NO_CAPTION.fullmatch(run.text):
-            return run.text
-    return ""
+    if isinstance(below, Run) and is_in(below, "h1"):
+        return ""  # the title of the book: the picture belongs to the title page
+    if isinstance(below, Run) and (below.heading or is_centred(below)) and is_line(below):
+        return below.text
+    others = at > 1 and isinstance(page.line[at - 2], Picture)  # then the heading above is that one's
+    return above.text if isinstance(above, Run) and above.heading and is_line(above) and not others else ""
 
 
-def is_small_heading(run: Run) -> bool:
-    return run.heading and not any(box.tag == "h1" for box in run.box.chain())  # h1 is the title of the book
+def is_line(run: Run) -> bool:
+    return len(run.text) <= LONGEST_LINE and not is_in(run, "h1") and not NO_CAPTION.fullmatch(run.text)
+
+
+def is_in(run: Run, tag: str) -> bool:
+    return any(box.tag == tag for box in run.box.chain())
 
 
 def is_centred(run: Run) -> bool:
-    return not run.heading and (run.box.tag == "center" or bool(CENTRED.search(run.box.classes)))
+    return run.box.tag == "center" or bool(CENTRED.search(run.box.classes))
 
 
 def context_of(page: Page, at: int) -> str:
@@ -442,9 +456,7 @@ META_NAMES = {
     "author": ("dc.creator", "dcterms.creator", "author", "marcrel.aut"),
     "illustrator": ("marcrel.ill", "dc.contributor.illustrator", "illustrator"),
 }
-TITLE_TAG = re.compile(
-    r"(?:the )?project gutenberg(?:'s|’s)? e-?(?:book|text)(?: of)?,? (?P<title>.+?)(?:,? by (?P<author>.+?))?\.?", re.I
-)
+TITLE_TAG = re.compile(r"(?:the )?project gutenberg(?:'s|’s)? e-?(?:book|text)(?: of)?,? (?P<title>.+?)(?:,? by (?P<author>.+?))?\.?", re.I)
 ILLUSTRATED_BY = re.compile(r"(?:^|\W)(?:illustrated|illustrations|engravings|pictures) by ((?:[^\W\d_][\w.'’-]* ?){2,4})$", re.I)
 
 

@@ -126,6 +126,27 @@ def test_sequences_are_the_same_for_one_process_two_processes_and_threads(code_s
     threaded.pool.shutdown()
 
 
+def test_sorted_windows_hold_the_same_sequences_with_less_padding(code_shards):
+    plain = token_batches(code_shards, batch_size=4)
+    ordered = token_batches(code_shards, batch_size=4, sort_window=64)
+    halves = [token_batches(code_shards, batch_size=4, sort_window=64, rank=rank, world=2) for rank in range(2)]
+
+    def rows(batches, steps):
+        return [tuple(row[row != V.id("<pad>")].tolist()) for step in steps for row in batches(step).input_ids]
+
+    for window in (range(16), range(16, 32)):
+        assert sorted(rows(plain, window)) == sorted(rows(ordered, window)) and rows(plain, window) != rows(ordered, window)
+    padding = [sum((batches(step).input_ids == V.id("<pad>")).sum().item() for step in range(16)) for batches in (plain, ordered)]
+    assert padding[1] < 0.4 * padding[0]
+    for step in (20, 3, 31):  # in any order, as after a resume
+        assert rows(ordered, [step]) == [row for half in halves for row in rows(half, [step])]
+        assert rows(token_batches(code_shards, batch_size=4, sort_window=64), [step]) == rows(ordered, [step])
+        keys = [sorted(batches.order[p] for p in batches.positions(step)) for batches in (ordered, *halves)]
+        assert keys[0] == sorted(keys[1] + keys[2])
+    widths = [ordered(step).input_ids.shape[1] for step in range(16)]
+    assert widths != sorted(widths), "the batches of a window are shuffled"
+
+
 def test_a_batch_that_cannot_be_shared_is_refused(code_shards):
     for batch_size, world in ((8, 3), (0, 1)):
         with pytest.raises(ValueError, match=f"batch_size {batch_size} cannot be shared by {world}"):

@@ -31,6 +31,7 @@ class DataConfig:
     caption_key: str = "caption"  # … and the caption; captions in other registers come from "captions"
     max_caption_tokens: int = 64  # longer captions are cut, and counted
     num_workers: int = 0  # threads that decode pictures and pack sequences beside the prefetching one
+    sort_window: int = 4096  # sequences among which those of like length share a batch; 0: none, and more padding
     cache_gb: float = 2.0  # decoded, resized pictures are kept in memory up to this size
 
 

@@ -17,8 +17,8 @@ import queue
 import tarfile
 import threading
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from glob import glob
 from pathlib import Path
@@ -188,15 +188,15 @@ class Order:
     def __init__(self, n: int, seed: int):
         assert n > 0
         self.n, self.seed = n, seed
-        self._epoch = -1
-        self._permutation = np.empty(0, np.int64)
+        self._latest = (-1, np.empty(0, np.int64))  # epoch and permutation, replaced as one: threads may ask
 
     def __getitem__(self, position: int) -> int:
         epoch = position // self.n
-        if epoch != self._epoch:
-            self._permutation = rng_for(self.seed, epoch, stream=1).permutation(self.n)
-            self._epoch = epoch
-        return int(self._permutation[position % self.n])
+        known, permutation = self._latest
+        if epoch != known:
+            permutation = rng_for(self.seed, epoch, stream=1).permutation(self.n)
+            self._latest = (epoch, permutation)
+        return int(permutation[position % self.n])
 
 
 def rng_for(seed: int, position: int, *, stream: int = 0) -> np.random.Generator:
@@ -376,10 +376,13 @@ class ImageBatches:
         self.pool = ThreadPoolExecutor(threads) if threads > 0 else None
 
     def __call__(self, step: int) -> Tensor:
-        positions = positions_of(step, self.batch_size, self.rank, self.world)
-        items = [(position, self.order[position]) for position in positions]
+        items = [(position, self.order[position]) for position in self.positions(step)]
         crops = list(self.pool.map(self._item, items) if self.pool else map(self._item, items))
         return to_float(np.stack(crops))
+
+    def positions(self, step: int) -> Sequence[int]:
+        """The positions in the stream of this process's rows at `step`."""
+        return positions_of(step, self.batch_size, self.rank, self.world)
 
     def _item(self, item: tuple[int, int]) -> np.ndarray:
         position, i = item
@@ -496,12 +499,16 @@ class TokenBatch:
 class TokenBatches:
     """Packed sequences for the generator: step -> TokenBatch with batch_size / world rows.
 
-    The task, the view, the register and the dropped tags of a position are drawn from its own generator.
+    The task, the view, the register and the dropped tags of a position are drawn from its own generator. Within windows of
+    `sort_window` positions (0: none), sequences of like length come together, so that little is padded; the batches of a
+    window then come in a shuffled order. All of it is a function of (seed, position, batch_size, sort_window), and so the
+    same for any number of processes, each of which packs the whole window.
     """
 
     def __init__(
         self, samples: CodeSamples, vocabulary: Any, encode: Callable[[str], list[int]], *, batch_size: int, seed: int,
         task_mix: dict[str, float], tag_dropout: float, plain_share: float = 1.0, rank: int = 0, world: int = 1, views: bool = True, threads: int = 0,
+        sort_window: int = 0,
     ):  # fmt: skip
         check_batch(batch_size, world)
         self.samples, self.vocabulary, self.encode = samples, vocabulary, encode
@@ -512,12 +519,52 @@ class TokenBatches:
         self.tasks = list(task_mix)
         self.shares = np.cumsum([task_mix[t] for t in self.tasks]) / sum(task_mix.values())
         self.cut_captions = 0
+        self.window = max(1, sort_window // batch_size)  # in batches
         self.pool = ThreadPoolExecutor(threads) if threads > 0 else None
+        self.ahead = ThreadPoolExecutor(1) if self.window > 1 else None
+        self._windows: dict[int, Future[list[list[tuple[int, Any]]]]] = {}
+        self._lock = threading.Lock()
 
     def __call__(self, step: int) -> TokenBatch:
-        positions = positions_of(step, self.batch_size, self.rank, self.world)
+        if self.window == 1:
+            packed = self._pack(positions_of(step, self.batch_size, self.rank, self.world))
+        else:
+            mine = self._batch(step)[self.rank * self.batch_size // self.world : (self.rank + 1) * self.batch_size // self.world]
+            packed = [sequence for _, sequence in mine]
+        return collate(packed, self.vocabulary.id("<pad>"))
+
+    def positions(self, step: int) -> list[int]:
+        """The positions in the stream of this process's rows at `step`."""
+        mine = positions_of(step, self.batch_size, self.rank, self.world)
+        if self.window == 1:
+            return list(mine)
+        first = step * self.batch_size
+        batch = self._batch(step)
+        return [batch[position - first][0] for position in mine]
+
+    def _pack(self, positions: Iterable[int]) -> list[Any]:
         items = [(p, self.order[p]) for p in positions]
-        return collate(list(self.pool.map(self._item, items) if self.pool else map(self._item, items)), self.vocabulary.id("<pad>"))
+        return list(self.pool.map(self._item, items) if self.pool else map(self._item, items))
+
+    def _batch(self, step: int) -> list[tuple[int, Any]]:
+        """(position, sequence) of the whole global batch. Its window is packed in a thread, and the next one ahead of its use."""
+        window, number = divmod(step, self.window)
+        assert self.ahead is not None
+        with self._lock:
+            for wanted in (window, window + 1):
+                if wanted not in self._windows:
+                    self._windows[wanted] = self.ahead.submit(self._pack_window, wanted)
+            for old in [known for known in self._windows if not window - 1 <= known <= window + 1]:
+                del self._windows[old]
+            future = self._windows[window]
+        return future.result()[number]
+
+    def _pack_window(self, window: int) -> list[list[tuple[int, Any]]]:
+        size = self.window * self.batch_size
+        positions = range(window * size, (window + 1) * size)
+        by_length = sorted(zip(positions, self._pack(positions), strict=True), key=lambda item: (len(item[1].input_ids), item[0]))
+        batches = [sorted(by_length[start : start + self.batch_size], key=lambda item: item[0]) for start in range(0, size, self.batch_size)]
+        return [batches[number] for number in rng_for(self.seed, window, stream=4).permutation(self.window)]
 
     def _item(self, item: tuple[int, int]) -> Any:
         position, i = item

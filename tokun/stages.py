@@ -631,7 +631,7 @@ def train_generator(run: Run) -> Path:
     asked = {
         "generator": dataclasses.asdict(config.generator), "seed": config.seed, "codes": codes["fingerprint"], "counts": codes["counts"],
         "codes_settings": codes["settings"], "text_tokenizer": text_tokenizer.fingerprint(), "max_caption_tokens": config.data.max_caption_tokens,
-        "train": _without(dataclasses.asdict(train), LOGGING_KEYS | {"deepspeed", "micro_batch_size", "gradient_checkpointing", "compile"}),
+        "sort_window": config.data.sort_window, "train": _without(dataclasses.asdict(train), LOGGING_KEYS | {"deepspeed", "micro_batch_size", "gradient_checkpointing", "compile"}),
     }  # fmt: skip
     run.recover(target)
     record = checkpoint.read_record(target / "training.json")
@@ -664,7 +664,7 @@ def train_generator(run: Run) -> Path:
     code_paths = {split: sorted((run.out / "codes").glob(f"{split}-*.tar")) for split in ("train", "val")}
     batches = data.TokenBatches(
         data.CodeSamples(code_paths["train"]), vocabulary, text_tokenizer.encode, batch_size=train.batch_size, rank=run.rank, world=run.world,
-        threads=config.data.num_workers, **mix,
+        threads=config.data.num_workers, sort_window=config.data.sort_window, **mix,
     )  # fmt: skip
     held_out = None
     if code_paths["val"]:
@@ -716,7 +716,7 @@ def train_generator(run: Run) -> Path:
 
     stream = data.prefetch(batches, step)
     bar = tqdm(total=train.steps, initial=step, desc="generator", unit="step", disable=run.rank != 0, dynamic_ncols=True)
-    tokens, waited, figures = 0.0, 0.0, {}
+    tokens, width, waited, figures = 0.0, 0, 0.0, {}
     while True:
         progress = _progress(run, step, train.steps, spent + clock.seconds(), train.max_minutes)
         if progress >= 1:
@@ -748,6 +748,7 @@ def train_generator(run: Run) -> Path:
         ema.update(model)
         step += 1
         tokens += float(sums["tokens"])
+        width += batch.input_ids.numel() * run.world  # about: the other processes' rows may be a token longer
         bar.update(1)
         if step % train.log_every == 0 or step == 1:
             if run.world > 1:
@@ -756,13 +757,13 @@ def train_generator(run: Run) -> Path:
             image, text, z = logged.tolist()
             figures = {
                 "train/loss": train.image_weight * image + train.text_weight * text, "train/image_loss": image, "train/text_loss": text, "train/z": z,
-                "train/lr": lr, "train/grad_norm": norm, "train/tokens_per_second": tokens / seconds, "train/data_wait": waited / seconds,
+                "train/lr": lr, "train/grad_norm": norm, "train/tokens_per_second": tokens / seconds, "train/data_wait": waited / seconds, "train/padding": 1 - tokens / width,
                 "train/epoch": step * train.batch_size / len(batches.samples), "train/skipped": sum(batches.samples.index.skipped.values()),
                 "train/cut_captions": batches.cut_captions,
             }  # fmt: skip
             run.tracker.log(figures, step=step)
             bar.set_postfix_str(f"image {image:.3f} text {text:.3f} {tokens / seconds:.0f} tok/s")
-            tokens = waited = 0.0
+            tokens = width = waited = 0
         if step % train.save_every == 0:
             save()
         if held_out and step % train.eval_every == 0:
@@ -772,12 +773,12 @@ def train_generator(run: Run) -> Path:
             if run.rank == 0:
                 bar.write(f"  step {step}: held out " + _line(held))
             clock.lap()
-            tokens = waited = 0.0
+            tokens = width = waited = 0
         if step % train.sample_every == 0 and run.rank == 0 and config.sampling.n > 0:
             with _averaged(model, ema), uncompiled(model):
                 log_samples(run, as_checkpoint(), step)
             clock.lap()
-            tokens = waited = 0.0
+            tokens = width = waited = 0
     bar.close()
     stream.close()
     ema.copy_to(model)
@@ -1090,8 +1091,7 @@ def _require_finite(run: Run, value: Tensor | float, step: int, stage: str, keys
 
 
 def batches_keys(batches: Any, step: int) -> list[str]:
-    positions = data.positions_of(step, batches.batch_size, batches.rank, batches.world)
-    return [batches.samples.index.members[batches.order[p]].key for p in positions]
+    return [batches.samples.index.members[batches.order[position]].key for position in batches.positions(step)]
 
 
 def _held_out_pictures(config: Config, n: int = 256) -> Tensor:
