@@ -252,7 +252,7 @@ def of_process(look: Look) -> list[Verdict]:
     of_inked = look.colour / max(0.05, 1 - look.white)
     colour = graded(look.colour, "colour plate", ambiguous=0.025, reject=0.25 if of_inked < 0.3 else 0.1)
     continuous = look.smooth if look.levels >= 64 else 0.0
-    return colour + graded(continuous, "photograph", ambiguous=0.24, reject=0.6)
+    return colour + graded(continuous, "photograph", ambiguous=0.2, reject=0.6)
 
 
 def of_kind(look: Look) -> list[Verdict]:
@@ -268,12 +268,12 @@ def of_kind(look: Look) -> list[Verdict]:
 
 def of_size_and_caption(look: Look, caption: str) -> list[Verdict]:
     """Small line blocks on white: an initial, unless words say what it shows."""
-    words = len(clean_caption(caption).text.split())
+    words = bool(clean_caption(caption).text)
     if look.white < 0.33 or look.short > 200 or look.long > 400:
         return []
     if look.long <= 128:
-        return [Verdict(AMBIGUOUS if words >= 2 else REJECT, "ornament or initial")]
-    return [Verdict(AMBIGUOUS, "ornament or initial")] if words < 2 and look.white >= 0.5 else []
+        return [Verdict(AMBIGUOUS if words else REJECT, "ornament or initial")]
+    return [Verdict(AMBIGUOUS, "ornament or initial")] if not words and look.white >= 0.5 else []
 
 
 # What captions say of pictures that are no prints of a scene: a pattern for the start that rejects, one that doubts.
@@ -284,12 +284,21 @@ CAPTION_HINTS = (
         r"|(?:(?:decorated|decorative|ornamental|drop)[- ])?(?:capital|letter|cap)\s+(?:letter\s+)?\W?[a-z]\W*$"
         r"|(?:tail|head)[- ]?pieces?\W*$|colophon\W*$|decorative (?:border|image|line|break|divider)\b|printer's (?:device|mark)\b",
         r"^(?:tail|head)[- ]?piece\b|\bornamental (?:letter|initial|border)\b|\bprinter's (?:device|mark)\b"
-        r"|^(?:decorations?|ornaments?|fleurons?)\W*$|^(?:banner|masthead|logo)(?:$|:)",
+        r"|^(?:decorations?|ornaments?|fleurons?)\W*$|^(?:banner|masthead|logo)(?:$|:)"
+        # columns of periodicals, whose headpieces carry their names
+        r"|^questions and answers\W*$|^(?:our |the )?(?:letter|post-?office|puzzle|question|riddle)[- ]box\W*$"
+        r"|^(?:our |the )?editor's (?:drawer|easy chair|note-?book|pocket-?book|scrap-?book|table)\b",
     ),
     (
         "map",
         r"(?:sketch |outline |general |small |large )?(?:map|chart)s?(?:\W*$| (?:of|to|showing|illustrating)\b)",
         r"\b(?:maps?|charts?|ground[- ]?plan|plan of)\b|^position of\b|^plan\W*$",
+    ),
+    (
+        "diagram",
+        r"(?:diagrams?|schem(?:a|e)s?|(?:cross|longitudinal|transverse|vertical)[- ]sections?)(?:\W*$| (?:of|to|showing|illustrating)\b)",
+        r"\bdiagrams?\b|\b(?:cross|longitudinal|transverse|vertical|microscopic(?:al)?)[- ](?:sections?|details?|structure)\b|\b(?:acrostic|rebus)\b"
+        r"|(?-i:(?:(?:^|[\s;.(])(?:[a-z]|[A-Z][a-z]{0,4}\.)[,.]\s[^,;.]{3,40}[,;.]){3})",  # a key of letters: "a. lung; b. heart; c. liver."
     ),
     ("music", r"sheet music\b", r"^(?:printed )?music\b(?:\W*$|\s*[-:—]|\s+(?:to|for)\b)|\bmusical (?:notation|score)\b"),
     (
@@ -313,7 +322,7 @@ def of_caption(caption: str) -> list[Verdict]:
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# trimming, and pictures of the same plate
+# trimming
 
 Box = tuple[int, int, int, int]
 
@@ -366,25 +375,11 @@ def without_specks(counts: np.ndarray, speck: int) -> tuple[int, int]:
     return int(starts[first]), int(ends[last - 1])
 
 
-def dhash(image: Image.Image) -> int:
-    """64 bits: is each of 8 x 8 cells lighter than its left neighbour? The same bits as imagehash.dhash."""
-    gray_HW = np.asarray(image.convert("L").resize((9, 8), Image.Resampling.LANCZOS))  # (8, 9)
-    return int.from_bytes(np.packbits(gray_HW[:, 1:] > gray_HW[:, :-1]).tobytes(), "big")
-
-
-def plate_hashes(image: Image.Image) -> tuple[int, int]:
-    """dHash of the picture and of the picture without its margin: two scans of a plate mostly share one of them."""
-    return dhash(image), dhash(trim(image)[0])
-
-
-def same_plate(a: Iterable[int], b: Iterable[int], *, distance: int = 4) -> bool:
-    """Whether any two of the hashes differ in `distance` bits at most."""
-    b = list(b)
-    return any((one ^ other).bit_count() <= distance for one in a for other in b)
-
-
 # ---------------------------------------------------------------------------------------------------------------------
 # captions
+
+
+DOUBTS = ("caption is a list", "caption is a heading", "caption is a fragment", "caption too long")
 
 
 @dataclass(frozen=True)
@@ -397,8 +392,8 @@ class Caption:
 
     @property
     def verdicts(self) -> list[Verdict]:
-        """The objection as verdicts, for `decide`: lists and overlong texts are ambiguous, missing captions rejected."""
-        kind = AMBIGUOUS if self.reason in ("caption is a list", "caption too long") else REJECT
+        """The objection as verdicts, for `decide`: words that may be no caption are ambiguous, missing captions rejected."""
+        kind = AMBIGUOUS if self.reason in DOUBTS else REJECT
         return [Verdict(kind, self.reason)] if self.reason else []
 
 
@@ -411,20 +406,19 @@ def clean_caption(text: str, *, min_characters: int = 3, max_characters: int = 3
     text = plain_text(text[:MAX_RAW])
     if not text:
         return Caption("", "no caption")
-    is_list = looks_like_a_list(text)
+    reason = doubt_of(text)
     text = settled(lambda line: title_cased(without_labels(unmarked(line))), text)
     if is_label(text):
         return Caption("", "caption is only a label")
     if len(text) < min_characters:
         return Caption("", "caption too short")
-    reason = "caption is a list" if is_list else ""
     if len(text) > max_characters:
         text, whole = shortened(text, max_characters)
         reason = reason or ("" if whole else "caption too long")
     return Caption(text, reason, language(text))
 
 
-MAX_RAW = 20_000  # characters of a text that are looked at
+MAX_RAW = 4_000  # characters of a text that are looked at
 
 
 def settled(change: Callable[[str], str], text: str, rounds: int = 20) -> str:
@@ -444,7 +438,7 @@ BLOCK_NAMES = (
     "picture|pre|script|section|select|source|style|svg|table|tbody|td|textarea|tfoot|th|thead|title|tr|ul|video"
 )
 INLINE_TAG = re.compile(rf"</?(?:{INLINE_NAMES})\b[^<>]*>", re.I)
-BLOCK_TAG = re.compile(rf"<!--.*?-->|<(script|style)\b.*?</\1\s*>|</?(?:{BLOCK_NAMES})\b[^<>]*>", re.I | re.S)
+BLOCK_TAG = re.compile(rf"<!--(?:(?!<!--).)*?-->|<(script|style)\b(?:(?!<\1).)*?</\1\s*>|</?(?:{BLOCK_NAMES})\b[^<>]*>", re.I | re.S)
 BROKEN_TAG = re.compile(rf"<!--.*$|<(?:/\s*)?(?:{INLINE_NAMES}|{BLOCK_NAMES})(?:\s+[\w-]+\s*=[^<>]*|\s*/?)$", re.I | re.S)
 
 
@@ -495,9 +489,9 @@ MARKS = tuple(
         rf"[\[(]?\s*\b(?:see|view|open|show|link to)\s+(?:(?:an?|the|this|in)\s+)?{LARGER}\s+{VERSION}\b\s*\.?[\])]?",
         rf"^(?:{LARGER}\s+{VERSION}|enlarge|thumbnail)\W*$",
         rf"[\[(]?\s*\b(?:to\s+)?fac(?:e|es|ing)\s+{PAGE}\.?\s*[\])]?",
-        rf"[\s,;:.—–-]*[\[(]?\bsee\s+(?:also\s+)?{PAGE}\.?\s*[\])]?$",
+        rf"(?<![\s,;:.—–-])[\s,;:.—–-]*[\[(]?\bsee\s+(?:also\s+)?{PAGE}\.?\s*[\])]?$",
         r"\)\s*:\s*\($",
-        rf"[\s,;:—–-]+{PAGE}\.?$",
+        rf"(?<![\s,;:—–-])[\s,;:—–-]+{PAGE}\.?$",
         rf"^{PAGE}\s*[.:—–-]*(?=\s|$)",
         r"(?:\s*\.){4,}\s*(?:\d{1,4}|[ivxlc]{1,7})?\s*$",
     )
@@ -530,6 +524,7 @@ def unmarked(text: str) -> str:
     for pattern in CREDITS:
         text = pattern.sub(" ", text)
     text = ends_stripped(re.sub(r"\s+(?=[,;.!?](?:\s|$))", "", plain_text(text)))
+    text = re.sub(r"([.!?][\"']?)\s?\.$", r"\1", text) if not text.endswith("...") else text  # '"Rest." (See page 3).'
     return text + ")" if text.rfind("(") > text.rfind(")") else text  # a credit was cut off inside
 
 
@@ -580,6 +575,21 @@ def is_label(text: str) -> bool:
     return all((len(word) == 1 and word.isascii()) or word in LABEL_WORDS or re.fullmatch("[ivxlc]{1,7}", word) for word in words)
 
 
+# Chapters by number: "Chapter IV. A Caucus-Race", "IV—The Rabbit". One letter before a dash is more often a stammer: "I—I".
+HEADING = re.compile(r"(?:chap(?:ter|\.)|canto|book|part|act|scene)\s+(?:[ivxlc]+|\d+)\b|(?-i:[IVXLC]{2,})\s?[—–]", re.I)
+FRAGMENT = re.compile(r"of\s|.*[^\s,]\s(?:the|of|and|an?|or)$|(?:.*\s)?explanation of (?:the )?(?:cuts?|figures?|plates?)\W*$", re.I)
+
+
+def doubt_of(text: str) -> str:
+    """Why the text may be no caption, or ""."""
+    if looks_like_a_list(text):
+        return "caption is a list"
+    text = unmarked(text)
+    if HEADING.match(text):
+        return "caption is a heading"
+    return "caption is a fragment" if FRAGMENT.match(text) else ""
+
+
 def looks_like_a_list(text: str) -> bool:
     """A table of contents, a list of plates or an index instead of one caption."""
     if re.match(r"(?:list of (?:illustrations|plates|figures|maps)|table of contents|contents|index)\b", text, re.I) and len(text) > 30:
@@ -605,11 +615,15 @@ def title_cased(text: str) -> str:
     letters = [c for c in text if c.isalpha()]
     if len(letters) < 4 or any(c.islower() for c in letters) or not any(c.isupper() for c in letters):
         return text
-    words, first = [], True
-    for word in text.split(" "):
-        words.append(word_cased(word, first=first))
-        first = bool(re.search(r"[.!?:—][\"')\]]*$", word)) and not re.fullmatch(r"\W*(?:[A-Z]|[IVX]+)\.?", word)
-    return " ".join(words)
+    parts, first = [], True
+    for part in re.split("([ —–])", text):
+        if part.strip(" —–"):
+            parts.append(word_cased(part, first=first))
+            first = bool(re.search(r"[.!?:][\"')\]]*$", part)) and not re.fullmatch(r"\W*(?:[A-Z]|[IVX]+)\.?", part)
+        else:
+            parts.append(part)
+            first = first or part in ("—", "–")
+    return "".join(parts)
 
 
 def word_cased(word: str, *, first: bool) -> str:

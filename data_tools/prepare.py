@@ -491,11 +491,13 @@ class Progress:
 def opener(listing: Listing) -> Callable[[str], bytes | None]:
     """Opens the original of a path in the manifest, for the report; None where it cannot be read."""
     places = {shown(one.path): one for one in listing.found if not one.problem}
+    # what a reader put aside is a file within the source, or not to be opened
+    aside = report.folder_opener(Path(listing.base)) if not is_url(listing.base) else lambda path: None
 
     def open_picture(path: str) -> bytes | None:
         try:
-            return read_picture(listing.base, places[path])
-        except (KeyError, PictureError):
+            return read_picture(listing.base, places[path]) if path in places else aside(path)
+        except PictureError:
             return None
 
     return open_picture

@@ -54,6 +54,7 @@ Opener = Callable[[str], "bytes | None"]
 UNREADABLE = "Open the file in a picture viewer. If it is broken there too, fetch or scan it again; otherwise save it as PNG or JPEG."
 NOT_OPENED = "Put the picture itself into the folder, and run again."
 KEEP_AMBIGUOUS = "Look through the pictures below. If they belong to the collection, run prepare again with --keep-ambiguous."
+KEEP_REJECTED = "Right for most. Pictures that are worth keeping can be prepared from a folder of their own with --no-clean."
 EXPLANATIONS: dict[str, tuple[str, str]] = {
     "no caption": (
         "Nothing was found that says what the picture shows.",
@@ -71,6 +72,18 @@ EXPLANATIONS: dict[str, tuple[str, str]] = {
     "caption is a list": (
         "The words beside the picture look like a table of contents or an index.",
         "Give the picture a caption of its own, or leave it out.",
+    ),
+    "caption is a heading": (
+        "The words beside the picture look like the number and title of a chapter; such titles seldom say what is shown.",
+        "Write a caption for the pictures that are worth it, or run prepare again with --keep-ambiguous.",
+    ),
+    "caption is a fragment": (
+        "The words beside the picture begin or end in the middle of a sentence.",
+        "Mend the caption, in a text file beside the picture or in captions.csv.",
+    ),
+    "caption file cannot be read": (
+        "A file with the caption lies beside the picture, and it is damaged or not of a kind that is read.",
+        "Open it in a text editor and save it again as plain text (UTF-8), or remove it.",
     ),
     "too small": (
         "The picture has too few pixels: most often an initial, an ornament or a thumbnail.",
@@ -97,13 +110,28 @@ EXPLANATIONS: dict[str, tuple[str, str]] = {
     ),
     "map": ("A map, a chart or a plan, mostly told by its caption.", KEEP_AMBIGUOUS),
     "music": ("Printed music: staves of five lines.", "Right for most. A ruled sky or a building can be mistaken; keep those by hand."),
+    "diagram": ("A section, a scheme, a figure keyed by letters or a puzzle, as its caption says.", KEEP_AMBIGUOUS),
+    "another medium": ("A model that compares pictures with words takes it for something else than the style asked for.", KEEP_AMBIGUOUS),
+    "ornament of the style sheet": (
+        "The page of the book uses it for its design, not as an illustration: most often an initial.",
+        "Right for most. A picture worth keeping can be put into a folder of its own with a caption.",
+    ),
+    "not shown in the book": (
+        "The file lies in the book's folder, and no page shows it.",
+        "Nothing to do, or put it into a folder of its own with a caption.",
+    ),
+    "other style": ("The picture belongs to another class than the one asked for.", "Nothing to do, or ask for its class with --style."),
+    "in no class folder": ("The picture lies outside the folders that name the classes.", "Move it into the folder of its class."),
     "exact duplicate": ("The very same file is there more than once; one copy was kept.", "Nothing to do."),
     "near duplicate": (
         "It looks the same as another picture that was kept: a second scan, another size.",
         "Nothing to do, unless two plates are truly different and alike; then remove the one you do not want.",
     ),
     "thumbnail": ("A small version of another picture in the collection; the large one is used.", "Nothing to do."),
-    "crop": ("A part of another picture in the collection.", "Nothing to do."),
+    "too like a picture for training": (
+        "It was drawn for validation, and looks so much like a training picture that it would be no fair test.",
+        "Nothing to do.",
+    ),
     "empty file": ("The file has no content.", "Fetch it again."),
     "not a picture that can be read": ("The file is no picture, or of a kind that is not read.", UNREADABLE),
     "truncated or damaged": ("The file breaks off, or its data are damaged.", UNREADABLE),
@@ -113,6 +141,9 @@ EXPLANATIONS: dict[str, tuple[str, str]] = {
     "cannot be read": ("The disk did not hand the file out.", "Check the permissions of the file and the health of the disk."),
     "folder cannot be read": ("The folder could not be entered, so nothing inside was seen.", "Check the permissions of the folder."),
     "symlink leaves the source": ("A link that points out of the folder; it is not followed, for safety.", NOT_OPENED),
+    "path leaves the source": ("The list names a file outside the folder of the collection; it is not opened, for safety.", NOT_OPENED),
+    "missing file": ("The list or the page names a file that is not there.", NOT_OPENED),
+    "a web address, not a file": ("The list gives an address on the web; nothing is fetched from there.", NOT_OPENED),
     "symlink to a folder": ("A link to another folder; it is not followed, or pictures would come twice.", NOT_OPENED),
     "broken symlink": ("A link to something that is not there.", NOT_OPENED),
     "not a regular file": ("A device or a pipe with the name of a picture.", "Remove it from the folder."),
@@ -121,11 +152,24 @@ EXPLANATIONS: dict[str, tuple[str, str]] = {
 UNKNOWN = ("This page has no further words for this reason.", "Look at the pictures and file names below.")
 
 
+FAMILIES = tuple(
+    (re.compile(pattern, re.S), name)
+    for pattern, name in (
+        (r"(thumbnail|near duplicate) of ", r"\1"),
+        (r"too like ", "too like a picture for training"),
+        (r"CLIP sees", "another medium"),
+        (r"caption file", "caption file cannot be read"),
+        (r"(colours cannot be read)", r"\1"),
+    )
+)
+
+
 def family(reason: str) -> str:
     """The reason without the names in it: `thumbnail of a/b.jpg` and `near duplicate of c.jpg` are one each."""
-    reason = re.sub(r"^(thumbnail|crop|(?:exact |near )?duplicate) of .*", r"\1", reason, flags=re.S)
-    reason = re.sub(r"\s*\([^()]*\)$", "", reason).removeprefix("ambiguous: ")
-    return {"too long for its width": "too long"}.get(reason, reason)
+    for pattern, name in FAMILIES:
+        if found := pattern.match(reason):
+            return found.expand(name)
+    return reason
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -139,8 +183,10 @@ class Sample:
     size: int
     seed: str
     heap: list[tuple[int, str, Any]] = field(default_factory=list)
+    seen: int = 0
 
     def add(self, name: str, item: Any = None) -> None:
+        self.seen += 1
         digest = hashlib.sha256(f"{self.seed}/{name}".encode("utf-8", "replace")).digest()
         entry = (-int.from_bytes(digest[:8], "big"), name, item)
         if len(self.heap) < self.size:
@@ -204,7 +250,7 @@ class Summary:
         return sum(self.statuses.values())
 
 
-COLUMNS = ("path", "status", "reason", "width", "height", "shard", "key")
+COLUMNS = ("path", "status", "reason", "width", "height", "shard", "key", "caption")
 MAX_FAMILIES = 200  # a manifest with a reason of its own for each file is no reason to fill the memory
 
 
@@ -246,7 +292,8 @@ def count_manifest(summary: Summary, path: Path) -> None:
         if group not in summary.reasons and len(summary.reasons) >= MAX_FAMILIES:
             group = (status, "other reasons")
         summary.reasons[group] += 1
-        summary.samples.setdefault(group, Sample(REASON_TILES, "/".join(group))).add(name, row["reason"])
+        details = (str(row["reason"]) if row["reason"] != reason else "", str(row["caption"] or ""))
+        summary.samples.setdefault(group, Sample(REASON_TILES, "/".join(group))).add(name, tuple(one[:MAX_NAME] for one in details))
 
 
 IMAGE_SUFFIXES = ("webp", "png", "jpg", "jpeg")
@@ -351,6 +398,11 @@ def text(value: object, limit: int = MAX_NAME) -> str:
     return html.escape(words, quote=True)
 
 
+def with_code(words: str) -> str:
+    """Our own words for the page, their --options set as code."""
+    return re.sub(r"--[a-z-]+", r"<code>\g<0></code>", html.escape(words))
+
+
 def share(count: int, total: int) -> str:
     return f"{count / total:.1%}" if total else "–"
 
@@ -366,7 +418,7 @@ body { margin: 0 auto; max-width: 1160px; padding: 2rem 1.25rem 4rem; background
   font: 16px/1.5 Georgia, "Times New Roman", serif; }
 h1 { font-size: 1.9rem; margin: 0 0 .3rem; } h2 { font-size: 1.35rem; margin: 2.6rem 0 .4rem; padding-top: .6rem; border-top: 1px solid var(--line); }
 h3 { font-size: 1.08rem; margin: 2rem 0 .2rem; } p { margin: .3rem 0 .7rem; max-width: 46rem; } a { color: inherit; }
-.soft { color: var(--soft); } .number { text-align: right; font-variant-numeric: tabular-nums; white-space: nowrap; }
+code { white-space: nowrap; } .soft { color: var(--soft); } .number { text-align: right; font-variant-numeric: tabular-nums; white-space: nowrap; }
 .share { display: flex; height: 1.5rem; margin: 1rem 0 .4rem; border-radius: 4px; overflow: hidden; background: var(--line); }
 .kept { background: var(--kept); } .ambiguous { background: var(--ambiguous); } .rejected { background: var(--rejected); }
 .dot { display: inline-block; width: .75rem; height: .75rem; border-radius: 50%; margin-right: .35rem; }
@@ -407,13 +459,13 @@ def short(count: int) -> str:
     return f"{count:,}" if count < 10_000 else f"{count / 1000:,.0f}k"
 
 
-def tile(picture: bytes, words: str, *, missing: str) -> str:
-    """One picture with the words beneath it; a note in its place where it cannot be shown."""
+def tile(picture: bytes, words: str, details: str = "", *, missing: str) -> str:
+    """One picture with the words beneath it; a note in its place where it cannot be shown. Takes HTML."""
     if picture:
         inside = f'<img src="data:image/jpeg;base64,{base64.b64encode(picture).decode()}" alt="{words}">'
     else:
         inside = missing
-    return f'<div class="tile"><div class="frame">{inside}</div><bdi>{words}</bdi></div>'
+    return f'<div class="tile"><div class="frame">{inside}</div><bdi>{words}</bdi>{details}</div>'
 
 
 def overview(summary: Summary) -> list[str]:
@@ -424,7 +476,7 @@ def overview(summary: Summary) -> list[str]:
         parts.append(f'<div class="{name}" style="width:{100 * summary.statuses[status] / max(1, total):.2f}%"></div>')
         words = f"{text(status)} {summary.statuses[status]:,} ({share(summary.statuses[status], total)})"
         legend.append(f'<span class="dot {name}"></span>{words}&emsp;')
-    kept = summary.statuses["kept"]
+    kept = summary.kept.seen
     splits = ", ".join(f"{count:,} for {'training' if name == 'train' else text(name)}" for name, count in sorted(summary.pairs.items()))
     lines = [
         "<h1>What became of the pictures</h1>",
@@ -485,10 +537,11 @@ def kept_sheet(summary: Summary) -> list[str]:
     items = summary.kept.items()
     if not items:
         return ["<h2>Kept</h2><p>No picture was kept.</p>"]
+    few = len(items) < summary.kept.seen
+    some = f"{plural(len(items), 'picture')} drawn by lot from all that were kept," if few else "All that were kept,"
     lines = [
-        "<h2>Kept: a look at some of them</h2>",
-        f"<p>{plural(len(items), 'picture')} drawn by lot from all that were kept, each with its caption. "
-        "Does each caption fit its picture? Are there pictures that do not belong to the collection?</p>",
+        f"<h2>Kept{': a look at some of them' if few else ''}</h2>",
+        f"<p>{some} each with its caption. Does each caption fit its picture? Are there pictures that do not belong to the collection?</p>",
         '<div class="sheet">',
     ]
     for _, place in items:
@@ -500,18 +553,20 @@ def kept_sheet(summary: Summary) -> list[str]:
 def reason_sheets(summary: Summary, opener: Opener | None) -> Iterator[str]:
     for index, ((status, reason), count) in enumerate(ordered_reasons(summary)):
         meaning, advice = EXPLANATIONS.get(reason, UNKNOWN)
+        if status == "rejected":  # --keep-ambiguous would not bring these back
+            advice = advice.replace(KEEP_AMBIGUOUS, KEEP_REJECTED)
         yield f'<h3 id="{anchor(status, reason)}">{text(reason)} <span class="soft">– {plural(count, "file")}, {text(STATUS_WORDS.get(status, status))}</span></h3>'
-        yield f"<p>{html.escape(meaning)} <b>What to do:</b> {html.escape(advice)}</p>"
+        yield f"<p>{html.escape(meaning)} <b>What to do:</b> {with_code(advice)}</p>"
         if index >= REASON_SHEETS:
             continue
         items = summary.samples[(status, reason)].items()
         if count > len(items):
             yield f'<p class="soft">{len(items)} of them, drawn by lot:</p>'
         yield '<div class="sheet">'
-        for name, _ in items:
+        for name, details in items:
             picture = thumbnail(opener(name)) if opener else b""
             missing = "cannot be shown" if opener else "original not at hand"
-            yield tile(picture, text(name), missing=missing)
+            yield tile(picture, text(name), "".join(f'<br><bdi class="soft">{text(one)}</bdi>' for one in details if one), missing=missing)
         yield "</div>"
 
 
@@ -519,7 +574,7 @@ def settings_table(summary: Summary) -> list[str]:
     if not summary.settings:
         return []
     rows = "".join(f"<tr><td>{text(name)}</td><td>{text(value)}</td></tr>" for name, value in sorted(summary.settings.items()))
-    return ["<h2>How it was made</h2>", "<p>The settings of python -m data_tools.prepare:</p>", f"<table>{rows}</table>"]
+    return ["<h2>How it was made</h2>", "<p>The settings of <code>python -m data_tools.prepare</code>:</p>", f"<table>{rows}</table>"]
 
 
 def page(summary: Summary, opener: Opener | None) -> Iterator[str]:

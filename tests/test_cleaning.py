@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import tarfile
+import time
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageDraw
 
+from benchmarks import cleaning as benchmark
 from data_tools.cleaning import (
     AMBIGUOUS,
     BLOCK_TAG,
@@ -21,17 +23,15 @@ from data_tools.cleaning import (
     Verdict,
     clean_caption,
     decide,
-    dhash,
     language,
     look,
-    plate_hashes,
     reasons,
-    same_plate,
     trim,
 )
 
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
 BOOKS = SHARED / "raw-books"
+LABELS = Path(__file__).resolve().parents[1] / "benchmarks" / "labels.tsv"
 
 
 def needs(path: Path) -> pytest.MarkDecorator:
@@ -99,6 +99,9 @@ def initial() -> Image.Image:
     return image
 
 
+BLANK = look(Image.new("L", (64, 64), 250))
+
+
 def found(image: Image.Image, caption: str = "The wolf and the lamb", **options) -> set[tuple[str, str]]:
     return {(one.kind, one.reason) for one in reasons(look(image), caption, **options)}
 
@@ -121,6 +124,7 @@ def test_a_line_engraving_has_nothing_against_it():
         (initial(), "", "ornament or initial"),
         (hatched(), "[Illustration: Tailpiece]", "ornament or initial"),
         (hatched(), "Fig. 3.—MAP OF AFRICA", "map"),
+        (hatched(), "Diagram of the valves", "diagram"),
         (hatched((40, 60)), "A garden", "too small"),
         (hatched((600, 120)), "A garden", "too long"),
     ],
@@ -142,6 +146,10 @@ def test_a_few_strokes_on_a_page_are_nearly_blank():
         ("Music—a hymn", "music"),
         ("Facsimile of a letter", "text page"),
         ("Ornaments", "ornament or initial"),
+        ("THE EDITOR'S POCKET-BOOK.", "ornament or initial"),
+        ("Our Post-office Box", "ornament or initial"),
+        ("Pods, and microscopic details", "diagram"),
+        ("Anatomy of the carp. a, the gills; b, the heart; c, the liver.", "diagram"),
     ],
 )
 def test_a_caption_that_only_hints_makes_a_picture_ambiguous(caption, reason):
@@ -151,7 +159,7 @@ def test_a_caption_that_only_hints_makes_a_picture_ambiguous(caption, reason):
 def test_words_save_a_small_picture_from_being_taken_for_an_initial():
     small = hatched((150, 160))
     assert found(small, "") == {(AMBIGUOUS, "ornament or initial")}
-    assert found(small, "A fox in the snow") == set()
+    assert found(small, "A fox in the snow") == found(small, "Pampeluna") == set()
 
 
 def test_paintings_and_photographs_pass_where_no_print_is_asked_for():
@@ -220,21 +228,6 @@ def test_an_empty_page_comes_back_whole():
     assert trim(page) == (page, (0, 0, 80, 60))
 
 
-def test_one_plate_is_known_at_another_size_and_with_a_margin_and_another_plate_is_not():
-    plate = hatched((480, 360))
-    framed = plate.copy()
-    ImageDraw.Draw(framed).rectangle((0, 0, 479, 359), outline=0, width=3)
-    thumb = framed.resize((160, 120), Image.Resampling.LANCZOS)
-    assert same_plate(plate_hashes(framed), plate_hashes(thumb))
-    assert same_plate(plate_hashes(framed), plate_hashes(on_paper(framed, 60)))
-    assert not same_plate(plate_hashes(framed), plate_hashes(hatched((480, 360), seed=4)))
-
-
-def test_dhash_has_the_same_bits_as_imagehash():
-    imagehash = pytest.importorskip("imagehash", reason="imagehash comes with the extra 'data'")
-    assert f"{dhash(soft_picture()):016x}" == str(imagehash.dhash(soft_picture()))
-
-
 # ---- captions -------------------------------------------------------------------------------------------------------
 
 
@@ -257,6 +250,8 @@ def test_dhash_has_the_same_bits_as_imagehash():
         ("\u201cWHAT IS THIS?\u201d\r\n\r\n(page 30)", '"What Is This?"'),
         ("HENRY VIII. AND H.M.S. BEAGLE", "Henry VIII. and H.M.S. Beagle"),
         ("The wolf . . . . . . . 12", "The wolf"),
+        ('"DAISY AND DOLLY." (See p. 176).', '"Daisy and Dolly."'),
+        ("HENRY VIII—THE KING", "Henry VIII—The King"),
         ("_Coxswain_ of the boat--at rest", "Coxswain of the boat—at rest"),
         ("12. The fox", "The fox"),
     ],
@@ -271,7 +266,7 @@ def test_what_is_no_part_of_a_caption_goes(raw, text):
     [
         "Figure skating in Holland", "Plate of fruit", "No. 12 Downing Street", "1812. The retreat", "2 < 3 wolves and 5 > 4", "A page of Caxton",
         "King Charles I", "Edward the Confessor's chapel, and the Abbot's house", "Carriage drawn by oxen", "By the river", "The Mosquito.",
-        "1. The boat-house; 2. The ships", "A map-seller", "Capital of a Column (destroyed), Paris. (Eleventh Century.)", "...and left",
+        "1. The boat-house; 2. The ships", "I—I beg your pardon!", "Hornet, the", "Part of the ruins", "A scene in Spain", "Old bits: 1. A door. 2. A gate. 3. A wall.", "A map-seller", "Capital of a Column (destroyed), Paris. (Eleventh Century.)", "...and left",
     ],
 )  # fmt: skip
 def test_a_good_caption_stays_as_it_is(text):
@@ -301,6 +296,18 @@ def test_lists_of_plates_and_index_lines_are_ambiguous(raw):
     assert decide(clean_caption(raw).verdicts) == ("ambiguous", "caption is a list")
 
 
+@pytest.mark.parametrize("raw", ["CHAPTER IV. The Caucus-Race", "IV—THE RABBIT SENDS IN A LITTLE BILL", "Canto 3", "Scene II. A wood"])
+def test_titles_of_chapters_are_ambiguous(raw):
+    assert decide(clean_caption(raw).verdicts) == ("ambiguous", "caption is a heading")
+
+
+@pytest.mark.parametrize(
+    "raw", ["Of St. Columba", "Façade of Herod's Tombs, from a", "Lords of the", "Discovered in the Palace. Explanation of Cut."]
+)
+def test_pieces_of_a_sentence_are_ambiguous(raw):
+    assert decide(clean_caption(raw).verdicts) == ("ambiguous", "caption is a fragment")
+
+
 def test_measures_are_no_page_numbers():
     assert clean_caption("Runic stone. Length, 7 feet 2 inches; width, 2 feet 4 inches; depth, 9 inches.").reason == ""
 
@@ -326,7 +333,8 @@ def test_the_language_is_told_by_its_stop_words(text, tag):
 
 PIECES = st.sampled_from(
     ["<b>", "</p>", "<img src=", "&lt;i&gt;", "&amp;", "[Illustration: ", "]", "[Pg 3]", "{1}", "(", ")", "Fig. 1.", "PLATE IV.", "— ", "--", "''", "_", '"',
-     "THE WOLF", "The lamb. ", "From a photograph by A. B. ", "1.", " ", "\n", "\x00", "\ud800", "\u202e", "é", "e\u0301", "…", "page 12", "See larger image", "IX"]
+     "THE WOLF", "The lamb. ", "From a photograph by A. B. ", "1.", " ", "\n", "\x00", "\ud800", "\u202e", "é", "e\u0301", "…", "page 12", "See larger image", "IX",
+     "Chapter IV", "of ", ". ", "?", "<!--", "-->", "<p ", "a. lung; ", "Frontispiece", "(see page 3).", "Drawn by A. B", "To face p. 3"]
 )  # fmt: skip
 
 
@@ -338,6 +346,15 @@ def test_any_text_becomes_one_clean_line_and_cleaning_again_changes_nothing(raw)
     assert all(c.isprintable() or ord(c) > 0x2FF for c in text) and "\n" not in text
     assert clean_caption(text).text == text
     text.encode("utf-8")
+
+
+@pytest.mark.parametrize("piece", ["<", "<!--", "<p ", "[", "[Illustration: ", "(see ", "a, ", "a, b c; ", "X., ", "I", "IV", "1, ", " .", "''", "--", "_", "12; ",
+                                   "the ", "page 1 ", "From a ", "&amp;", "drawn by A", "figs 1, 2 and ", "to face page "])  # fmt: skip
+def test_no_text_is_slow(piece):
+    start = time.process_time()
+    clean_caption(piece * (40_000 // len(piece)))
+    reasons(BLANK, piece * (40_000 // len(piece)))
+    assert time.process_time() - start < 2
 
 
 # ---- real books -----------------------------------------------------------------------------------------------------
@@ -383,3 +400,30 @@ def test_clean_engravings_are_rarely_doubted_and_their_captions_rarely_changed()
     assert verdicts.count("rejected") < 0.03 * len(names)
     assert verdicts.count("ambiguous") < 0.08 * len(names)
     assert changed <= 0.01 * len(names)
+
+
+# ---- the measurement ------------------------------------------------------------------------------------------------
+
+
+def test_precision_and_recall_are_counted_from_labels_and_verdicts(capsys):
+    labels = [benchmark.Label(name, name in "abc", "engraving", "", "all") for name in "abcde"]
+    statuses = {"a": "kept", "b": "kept", "c": "ambiguous", "d": "kept", "e": "rejected"}
+    verdicts = {name: benchmark.Verdict(status, "", "") for name, status in statuses.items()}
+    assert benchmark.figures(labels, verdicts) == {"pictures": 5, "usable": 3, "kept": 3, "both": 2}
+    benchmark.print_wrong(labels, verdicts)
+    assert "kept and not usable: 1" in capsys.readouterr().out
+    assert benchmark.wilson(10, 10) == pytest.approx((0.7225, 1), abs=1e-4)
+    assert benchmark.wilson(95, 100) == pytest.approx((0.8882, 0.9785), abs=1e-4)
+
+
+def test_more_than_three_hundred_pictures_are_labelled_each_once():
+    labels = benchmark.read_labels(LABELS)
+    assert len(labels) > 300 and sum(label.usable for label in labels) > 200
+    assert sum(label.path.startswith("raw-books/") for label in labels) == 275
+
+
+@pytest.mark.parametrize("line", ["a\t1\tengraving", "a\t2\tengraving\t", "a\t1\tengraving\t\na\t0\tmap\t"])
+def test_a_broken_line_of_labels_is_refused_with_its_number(tmp_path, line):
+    (tmp_path / "labels.tsv").write_text(line + "\n")
+    with pytest.raises(ValueError, match=f"line {line.count(chr(10)) + 1}"):
+        benchmark.read_labels(tmp_path / "labels.tsv")

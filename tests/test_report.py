@@ -17,6 +17,7 @@ import pytest
 from PIL import Image
 
 from data_tools import report as tool
+from data_tools.cleaning import CAPTION_HINTS, DOUBTS
 from data_tools.report import EXPLANATIONS, Sample, family, main, write_report
 
 pa = pytest.importorskip("pyarrow", reason="the report reads Parquet: pip install 'tokun[data]'")
@@ -25,7 +26,7 @@ pq = pytest.importorskip("pyarrow.parquet", reason="the report reads Parquet: pi
 SCHEMA = pa.schema(
     [
         (name, pa.int32() if name in ("width", "height") else pa.string())
-        for name in ("path", "sha256", "dhash", "width", "height", "status", "reason", "shard", "key")
+        for name in ("path", "sha256", "dhash", "width", "height", "status", "reason", "shard", "key", "caption")
     ]
 )
 EVIL = '<script>alert("1")</script>&\u202e\n.jpg'
@@ -124,8 +125,42 @@ def test_counts_and_shares_by_reason_and_a_picture_of_each(tmp_path):
         Image.open(io.BytesIO(base64.b64decode(image.removeprefix("data:image/jpeg;base64,")))).load()
 
 
+def test_what_was_left_out_has_its_caption_and_the_picture_it_resembles(tmp_path):
+    row = left_out("small.jpg", "thumbnail of large.jpg") | {"caption": "A fox <in> the snow"}
+    write_report(write(tmp_path, [kept(0)], [row]))
+    assert "small.jpgthumbnail of large.jpgA fox <in> the snow" in read(tmp_path).words
+
+
+def test_doubtful_pictures_that_were_kept_count_as_pairs(tmp_path):
+    row, caption = kept(1)
+    write_report(write(tmp_path, [kept(0), (row | {"status": "ambiguous", "reason": "map"}, caption)], [left_out("a", "blank")]))
+    page = read(tmp_path)
+    assert "2 pictures (66.7%)" in page.words and len(page.images()) == 2 and "All that were kept" in page.words
+
+
+def test_what_to_do_about_a_reason_fits_the_verdict(tmp_path):
+    write_report(write(tmp_path, [], [left_out("a", "text page"), left_out("b", "diagram", "ambiguous")]))
+    words = re.split("examples of each reason", read(tmp_path).words)[1]
+    diagram, page = words.index("diagram –"), words.index("text page –")
+    assert diagram < words.index("--keep-ambiguous") < page < words.index("--no-clean")
+    assert words.count("--keep-ambiguous") == words.count("--no-clean") == 1
+
+
+def test_every_reason_of_cleaning_has_words_of_its_own():
+    judged = (
+        {reason for reason, *_ in CAPTION_HINTS}
+        | set(DOUBTS)
+        | {"too small", "too long", "blank", "nearly blank", "colour plate", "photograph"}
+    )
+    assert judged | {"no caption", "caption is only a label", "caption too short"} <= EXPLANATIONS.keys()
+
+
 def test_nothing_on_the_page_runs_or_comes_from_elsewhere(tmp_path):
-    out = write(tmp_path, [kept(0, EVIL)], [left_out(EVIL, "truncated or damaged"), left_out("x", EVIL), left_out("y", "map", EVIL)])
+    out = write(
+        tmp_path,
+        [kept(0, EVIL)],
+        [left_out(EVIL, "truncated or damaged") | {"caption": EVIL}, left_out("x", EVIL), left_out("y", "map", EVIL)],
+    )
     write_report(out)
     page = read(out)
     assert not {"script", "iframe", "object", "link", "form"} & {tag for tag, _ in page.tags}
@@ -248,8 +283,9 @@ def test_histograms_count_every_value_in_its_stretch():
 
 @pytest.mark.parametrize(
     "reason, name",
-    [("thumbnail of a/b (1).jpg", "thumbnail"), ("near duplicate of x.jpg", "near duplicate"), ("colours cannot be read (mode CMYK)", "colours cannot be read"),
-     ("too long for its width", "too long"), ("no caption", "no caption")],
+    [("thumbnail of a/b (1).jpg", "thumbnail"), ("near duplicate of x\n.jpg", "near duplicate"), ("colours cannot be read (mode CMYK)", "colours cannot be read"),
+     ("too like a.jpg in the training split", "too like a picture for training"), ("CLIP sees: a photograph", "another medium"),
+     ("caption file: broken symlink", "caption file cannot be read"), ("no caption", "no caption")],
 )  # fmt: skip
 def test_reasons_with_names_in_them_count_as_one(reason, name):
     assert family(reason) == name and name in EXPLANATIONS

@@ -1,0 +1,572 @@
+"""Captioners: whatever can turn a picture and a prompt into words, or words into other words.
+
+Local models come through transformers, in three shapes that differ in what goes in and what is cut from what comes out:
+
+    caption   BLIP, BLIP-2, GIT: a picture in, words out, no prompt
+    task      Florence-2, PaliGemma: a picture and a fixed task prompt
+    chat      Qwen-VL, SmolVLM, LLaVA, Gemma …: a picture and any question, through the chat template
+
+`TextModel` rewrites, `Endpoint` speaks to any OpenAI-compatible server (vLLM, llama.cpp, a hosted one), `Clip` scores.
+Knows pictures and prompts; knows no shards and no registers. Torch, transformers and open_clip are imported when a model
+is loaded: an endpoint needs none of them.
+"""
+
+from __future__ import annotations
+
+import base64
+import copy
+import hashlib
+import http.client
+import inspect
+import io
+import json
+import os
+import random
+import threading
+import urllib.error
+import urllib.parse
+import urllib.request
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar
+
+from PIL import Image
+from safetensors import SafetensorError
+
+from tokun.extras import need
+
+T, R = TypeVar("T"), TypeVar("R")
+SHAPES = ("caption", "task", "chat")
+TASKS = {"florence2": "<MORE_DETAILED_CAPTION>", "paligemma": "caption en"}  # by model type: the task asked by default
+EXAMPLES = "Salesforce/blip2-opt-2.7b, florence-community/Florence-2-large, Qwen/Qwen2.5-VL-7B-Instruct"
+
+# ---------------------------------------------------------------------------------------------------------------------
+# batches that fit
+
+
+class InHalves:
+    """Calls a batched function on a list, and with half as many items at a time whenever memory runs out.
+
+    The size that fitted is kept for the calls that follow. Raises MemoryError when one item alone is too much.
+    """
+
+    def __init__(self, function: Callable[[list[T]], list[R]], size: int):
+        self.function, self.size = function, size
+
+    def __call__(self, items: Sequence[T]) -> list[R]:
+        done: list[R] = []
+        while len(done) < len(items):
+            batch = list(items[len(done) : len(done) + self.size])
+            try:
+                done += self.function(batch)
+                continue
+            except (RuntimeError, MemoryError) as error:
+                if not is_out_of_memory(error):
+                    raise
+                if len(batch) == 1:
+                    raise MemoryError("one picture alone does not fit into memory: take a smaller model, or --dtype bfloat16") from error
+            free_memory()  # outside the handler: the error holds the tensors of the failed batch
+            self.size = max(1, len(batch) // 2)
+        return done
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    import torch
+
+    told = str(error).lower()  # older CUDA calls and the CPU's allocator raise a plain RuntimeError
+    return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or "out of memory" in told or "can't allocate memory" in told
+
+
+def free_memory() -> None:
+    import torch
+
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# local models
+
+
+@dataclass(frozen=True, kw_only=True)
+class Generation:
+    """How a local model is run. Seed and temperature are given at each call."""
+
+    device: str = "auto"
+    """cpu, cuda, cuda:1; auto: the process's own GPU where there is one."""
+    dtype: str = "auto"
+    """float32, bfloat16, float16; auto: bfloat16 on a GPU, float32 elsewhere."""
+    max_new_tokens: int = 96
+    """Tokens of an answer at most."""
+
+    def __post_init__(self) -> None:
+        if self.max_new_tokens < 1:
+            raise ValueError(f"--max-new-tokens {self.max_new_tokens} must be 1 or more")
+
+
+class LocalModel:
+    """A model of transformers with what turns words and pictures into its inputs. Base of the shapes."""
+
+    shape = ""
+    fixed_prompt: str | None = None  # of models that take no prompt but their own
+
+    def __init__(self, *, model: Any, processor: Any, name: str, revision: str, generation: Generation, device: str, dtype: Any):
+        self.model, self.processor, self.name, self.revision = model, processor, name, revision
+        self.generation, self.device, self.dtype = generation, device, dtype
+        self.tokenizer = getattr(processor, "tokenizer", processor)
+        self.encoder_decoder = bool(getattr(model.config, "is_encoder_decoder", False))
+        # decoder-only models go on from the last position: it must hold the prompt's last token
+        self.tokenizer.padding_side = "right" if self.encoder_decoder else "left"
+        if self.tokenizer.pad_token is None:
+            self.tokenizer.pad_token = self.tokenizer.eos_token
+        self.takes_types = "token_type_ids" in inspect.signature(model.forward).parameters
+
+    def inputs(self, images: list[Image.Image], prompts: list[str]) -> Any:
+        """What the processor makes of pictures and prompts: named tensors, one row each."""
+        raise NotImplementedError
+
+    def texts(self, ids: Any, width: int) -> list[str]:
+        """Generated ids (B, T) -> texts. The first `width` columns are the padded prompt, where the model gives it back."""
+        if not self.encoder_decoder:
+            ids = ids[:, width:]
+        return self.tokenizer.batch_decode(ids, skip_special_tokens=True)
+
+    def write(self, images: list[Image.Image], prompts: list[str], *, seed: int = 0, temperature: float = 0.0) -> list[str]:
+        """One text for each picture and its prompt. Temperature 0: the likeliest token each time; above, `seed` decides what is drawn."""
+        import torch
+
+        inputs = dict(self.inputs(images, prompts))
+        if not self.takes_types:
+            inputs.pop("token_type_ids", None)
+        inputs = {k: v.to(self.device, self.dtype if v.is_floating_point() else v.dtype) for k, v in inputs.items() if hasattr(v, "to")}
+        with torch.inference_mode(), torch.random.fork_rng([self.device] if self.device.startswith("cuda") else []):
+            torch.manual_seed(seed)
+            ids = self.model.generate(**inputs, generation_config=self.how(temperature))
+        return self.texts(ids, inputs["input_ids"].shape[1] if "input_ids" in inputs else 0)
+
+    def how(self, temperature: float) -> Any:
+        """The checkpoint's generation settings (its end and padding ids) with ours; its habits of drawing are taken away."""
+        how = copy.deepcopy(self.model.generation_config)
+        how.update(max_length=None, max_new_tokens=self.generation.max_new_tokens, num_beams=1)
+        how.update(do_sample=temperature > 0, temperature=temperature or None, top_p=None, top_k=None, min_p=None, typical_p=None)
+        if how.pad_token_id is None:
+            how.pad_token_id = self.tokenizer.pad_token_id
+        return how
+
+
+class CaptionModel(LocalModel):
+    """A picture in, words out; prompts are not for them."""
+
+    shape = "caption"
+    fixed_prompt = ""
+
+    def inputs(self, images: list[Image.Image], prompts: list[str]) -> Any:
+        return self.processor(images=images, return_tensors="pt")
+
+    def texts(self, ids: Any, width: int) -> list[str]:
+        return self.tokenizer.batch_decode(ids, skip_special_tokens=True)  # these models give no prompt back
+
+
+class TaskModel(LocalModel):
+    """A picture and a task of the model's own, the same for all; prompts are not for them."""
+
+    shape = "task"
+
+    def inputs(self, images: list[Image.Image], prompts: list[str]) -> Any:
+        mark = "" if self.encoder_decoder else "<image>"  # Florence-2 places the picture itself
+        return self.processor(images=images, text=[mark + prompt for prompt in prompts], padding=True, return_tensors="pt")
+
+
+class ChatModel(LocalModel):
+    """A picture and a question. Prompts of a batch differ in length: padded on the left, answers cut at the padded length."""
+
+    shape = "chat"
+
+    def inputs(self, images: list[Image.Image], prompts: list[str]) -> Any:
+        turns = [
+            [{"role": "user", "content": [{"type": "image", "image": image}, {"type": "text", "text": prompt}]}]
+            for image, prompt in zip(images, prompts)
+        ]
+        return self.processor.apply_chat_template(
+            turns, add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt", **self.padded()
+        )
+
+    def padded(self) -> dict[str, Any]:
+        """The keyword that asks for padding: processors of transformers 5 want theirs apart from the template's."""
+        own = inspect.signature(self.processor.apply_chat_template).parameters
+        return {"processor_kwargs": {"padding": True}} if "processor_kwargs" in own else {"padding": True}
+
+
+class TextModel(LocalModel):
+    """A language model with a chat template: words in, words out."""
+
+    shape = "text"
+
+    def inputs(self, images: list[Image.Image], prompts: list[str]) -> Any:
+        turns = [[{"role": "user", "content": prompt}] for prompt in prompts]
+        return self.tokenizer.apply_chat_template(
+            turns, add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt", padding=True, enable_thinking=False
+        )
+
+
+KINDS: dict[str, type[LocalModel]] = {kind.shape: kind for kind in (CaptionModel, TaskModel, ChatModel)}
+
+
+def load_captioner(model: str, *, revision: str | None, shape: str, task: str, generation: Generation) -> LocalModel:
+    """The captioner of a Hub id or folder, in the given shape or the one that its type tells ("auto").
+
+    Raises ValueError when it cannot be found or is no image-to-text model, each with the way out.
+    """
+    import transformers
+
+    config = from_pretrained(transformers.AutoConfig, model, revision, flag="--model")
+    if config.model_type not in image_to_text_types():
+        raise ValueError(f"--model {model} is a {config.model_type}, which is no image-to-text model: take one like {EXAMPLES}")
+    processor = from_pretrained(transformers.AutoProcessor, model, revision, flag="--model")
+    if shape == "auto":
+        has_template = bool(getattr(processor, "chat_template", None))
+        shape = "task" if config.model_type in TASKS else "chat" if has_template else "caption"
+    if shape == "chat" and not getattr(processor, "chat_template", None):
+        raise ValueError(f"--shape chat needs a chat template, and {model} has none: take an instruction-tuned model, or --shape caption")
+    device, dtype = device_and_dtype(generation)
+    network = load_network(transformers.AutoModelForImageTextToText, model, revision, flag="--model", dtype=dtype)
+    captioner = KINDS[shape](
+        model=network.to(device).eval(), processor=processor, name=short_name(model), revision=revision_of(model, config),
+        generation=generation, device=device, dtype=dtype,
+    )  # fmt: skip
+    if isinstance(captioner, TaskModel):
+        captioner.fixed_prompt = task or TASKS.get(config.model_type, "")
+        if not captioner.fixed_prompt:
+            raise ValueError(f"--shape task with a {config.model_type} needs --task, the prompt that the model was trained on")
+    return captioner
+
+
+def load_rewriter(model: str, *, generation: Generation) -> TextModel:
+    """The language model of a Hub id or folder. Raises ValueError when it is none, or has no chat template."""
+    import transformers
+
+    config = from_pretrained(transformers.AutoConfig, model, None, flag="--rewriter")
+    tokenizer = from_pretrained(transformers.AutoTokenizer, model, None, flag="--rewriter")
+    if not getattr(tokenizer, "chat_template", None):
+        raise ValueError(f"--rewriter {model} has no chat template: take an instruction-tuned model like Qwen/Qwen3-4B-Instruct-2507")
+    device, dtype = device_and_dtype(generation)
+    network = load_network(transformers.AutoModelForCausalLM, model, None, flag="--rewriter", dtype=dtype)
+    return TextModel(
+        model=network.to(device).eval(), processor=tokenizer, name=short_name(model), revision=revision_of(model, config),
+        generation=generation, device=device, dtype=dtype,
+    )  # fmt: skip
+
+
+def from_pretrained(kind: Any, model: str, revision: str | None, *, flag: str, **options: Any) -> Any:
+    """`kind.from_pretrained`, its many errors as one that names the flag."""
+    try:
+        return kind.from_pretrained(model, revision=revision, **options)
+    except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
+        what = "folder" if Path(model).is_dir() else "name"
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(". ")
+        told = f"{flag} {model} cannot be loaded as {kind.__name__}: {reason}"
+        raise ValueError(f"{told}. Check the {what}, or the way to the Hub") from error
+
+
+def load_network(kind: Any, model: str, revision: str | None, *, flag: str, dtype: Any) -> Any:
+    """The weights, all of them: transformers draws at random what a checkpoint lacks, which would caption in gibberish."""
+    network, info = from_pretrained(kind, model, revision, flag=flag, dtype=dtype, output_loading_info=True)
+    if missing := sorted(info["missing_keys"]):
+        raise ValueError(f"{flag} {model} is incomplete: {len(missing)} of its weights are missing ({missing[0]}, …). Fetch it again")
+    return network
+
+
+def image_to_text_types() -> set[str]:
+    from transformers.models.auto import modeling_auto
+
+    return set(modeling_auto.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES)
+
+
+def device_and_dtype(generation: Generation) -> tuple[str, Any]:
+    """Where the model lies: the GPU of this process's LOCAL_RANK where there is one, and its kind of numbers."""
+    import torch
+
+    device = generation.device
+    if device == "auto":
+        gpus = torch.cuda.device_count()
+        device = f"cuda:{int(os.environ.get('LOCAL_RANK', 0)) % gpus}" if gpus else "cpu"
+    if device.startswith("cuda") and not torch.cuda.is_available():
+        raise ValueError(f"--device {device}: torch finds no GPU here: leave it out, or give cpu")
+    name = generation.dtype if generation.dtype != "auto" else "float32" if device == "cpu" else "bfloat16"
+    return device, getattr(torch, name)
+
+
+def short_name(model: str) -> str:
+    """A Hub id as it is; a folder's own name, without the path that leads to it on this machine."""
+    return Path(model).resolve().name if Path(model).is_dir() else model
+
+
+def revision_of(model: str, config: Any) -> str:
+    """The commit of a Hub id; for a folder, 'sha256:' and a digest of its weights and settings."""
+    if not Path(model).is_dir():
+        return str(getattr(config, "_commit_hash", None) or "")
+    digest = hashlib.sha256()
+    for path in sorted(Path(model).iterdir()):
+        if path.suffix in (".json", ".safetensors", ".bin", ".jinja", ".txt", ".model"):
+            digest.update(f"{path.name}\0{path.stat().st_size}\0".encode())
+            with open(path, "rb") as file:
+                while chunk := file.read(2**22):
+                    digest.update(chunk)
+    return f"sha256:{digest.hexdigest()[:40]}"
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# endpoints
+
+PASSING = frozenset({408, 409, 425, 429, 500, 502, 503, 504, 520, 522, 524, 529})  # statuses worth another try
+FATAL = {401: "the key is not accepted", 402: "payment is due", 403: "the key may not do this", 404: "there is no such model or address"}
+OPTIONAL = ("response_format", "max_completion_tokens", "max_tokens", "temperature", "seed")
+MAX_ANSWER_BYTES = 8 * 2**20
+LONGEST_WAIT = 60.0  # seconds between two tries
+MAX_TOLD = 300  # characters of a server's words in a message of ours
+
+
+class EndpointError(Exception):
+    """Why one row got no answer, in few words that are counted; `told` are the server's own."""
+
+    def __init__(self, reason: str, told: str = ""):
+        super().__init__(reason)
+        self.told = told
+
+
+class EndpointRefusal(ValueError):
+    """What no row can mend: a wrong key, model or address."""
+
+
+@dataclass(frozen=True)
+class Reply:
+    """An answer, the tokens that the server counted (0 where it did not say), and why the words cannot be used, or ""."""
+
+    text: str
+    model: str = ""
+    """What the server says it ran: a hosted name may stand for many versions."""
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    fault: str = ""
+
+
+class NoRedirects(urllib.request.HTTPRedirectHandler):
+    """A redirected POST would lose its body and carry the key to another host."""
+
+    def redirect_request(self, *_: Any, **__: Any) -> None:
+        return None
+
+
+@dataclass
+class Endpoint:
+    """One OpenAI-compatible chat server. Safe to call from many threads.
+
+    What a server does not know (`response_format`, `seed`, …) and says so is left out from then on, and listed in `without`.
+    """
+
+    url: str
+    """The server's base address (http://localhost:8000/v1) or that of its chat/completions."""
+    model: str
+    key: str = field(default="", repr=False)
+    """Sent as a bearer token; kept out of every message and file."""
+    timeout: float = 120.0
+    """Seconds for one answer."""
+    tries: int = 6
+    """Requests for one answer at most."""
+    pause: float = 1.0
+    """Seconds before the second try, doubled at each further one."""
+    without: set[str] = field(default_factory=set)
+    counts: Counter[str] = field(default_factory=Counter)  # requests, retries
+
+    def __post_init__(self) -> None:
+        parts = urllib.parse.urlsplit(self.url)
+        if parts.scheme not in ("http", "https") or not parts.hostname:
+            raise ValueError(f"--endpoint {public_url(self.url)!r} is no web address: give one like http://localhost:8000/v1")
+        if parts.username or parts.password:
+            raise ValueError("--endpoint holds a name and password: put the key into the variable of --api-key-env instead")
+        path = parts.path.rstrip("/").removesuffix("/chat/completions") + "/chat/completions"
+        self._address = urllib.parse.urlunsplit((parts.scheme, parts.netloc, path, parts.query, ""))
+        self._opener = urllib.request.build_opener(NoRedirects)
+        self._lock, self._stopped = threading.Lock(), threading.Event()
+
+    def stop(self) -> None:
+        """End the waiting of all threads: nobody wants their answers any more."""
+        self._stopped.set()
+
+    def ask(
+        self, prompt: str, *, image: Image.Image | None = None, schema: dict[str, Any] | None = None,
+        seed: int = 0, temperature: float = 0.0, max_tokens: int = 512,
+    ) -> Reply:  # fmt: skip
+        """One question, tried until it is answered. Raises EndpointError for this row, EndpointRefusal for all."""
+        content: Any = prompt
+        if image is not None:
+            content = [{"type": "image_url", "image_url": {"url": data_url(image)}}, {"type": "text", "text": prompt}]
+        body: dict[str, Any] = {
+            "model": self.model, "messages": [{"role": "user", "content": content}],
+            "max_tokens": max_tokens, "temperature": temperature, "seed": seed,
+        }  # fmt: skip
+        if schema is not None:
+            named = {"name": "captions", "strict": True, "schema": schema}
+            body["response_format"] = {"type": "json_schema", "json_schema": named}
+        return self._until_answered(body, random.Random(seed))
+
+    def _until_answered(self, body: dict[str, Any], rng: random.Random) -> Reply:
+        tried = 0
+        while True:
+            sent, wait = self._fitting(body), None
+            try:
+                return read_completion(self._post(sent))
+            except urllib.error.HTTPError as error:
+                told, wait = self._told(error), error.headers.get("Retry-After")
+                if self._leave_out(sent, error.code, told):
+                    continue  # no try: the next request is another
+                problem = self._judged(error.code, told)
+            except (OSError, http.client.HTTPException) as error:  # URLError and TimeoutError are OSErrors
+                late = isinstance(error, TimeoutError) or isinstance(getattr(error, "reason", None), TimeoutError)
+                problem = EndpointError("endpoint timed out" if late else "endpoint out of reach", str(error))
+            except ValueError as error:
+                problem = EndpointError("endpoint sends no chat completion", str(error))
+            tried += 1
+            if tried >= self.tries or self._stopped.wait(self._pause(tried, wait, rng)):
+                raise problem
+            self._count("retries")
+
+    def _judged(self, status: int, told: str) -> EndpointError:
+        """The error to keep while it is worth another try. Raises it where it is not: EndpointError, EndpointRefusal."""
+        if status in FATAL:
+            way_out = "" if self.key or status != 401 else ". No key was given: put it into the environment variable of --api-key-env"
+            told = f"{FATAL[status]} (model {self.model}){way_out}: {told}"
+            raise EndpointRefusal(f"--endpoint {public_url(self.url)} answers {status}, {told}")
+        error = EndpointError(f"endpoint answers {status}", told)
+        if status not in PASSING:
+            raise error
+        return error
+
+    def _pause(self, tried: int, wait: str | None, rng: random.Random) -> float:
+        """Seconds until the next try: what the server asks for, or twice as long each time, spread by up to a half."""
+        asked = float(wait) if wait is not None and wait.isdecimal() else 0.0  # it may be a date, which is passed over
+        return min(LONGEST_WAIT, max(asked, self.pause * 2 ** (tried - 1) * (1 + rng.random() / 2)))
+
+    def _post(self, body: dict[str, Any]) -> bytes:
+        self._count("requests")
+        headers = {"Content-Type": "application/json", "User-Agent": "tokun"}
+        if self.key:
+            headers["Authorization"] = f"Bearer {self.key}"
+        request = urllib.request.Request(self._address, json.dumps(body).encode(), headers)
+        with self._opener.open(request, timeout=self.timeout) as response:
+            return response.read(MAX_ANSWER_BYTES)
+
+    def _count(self, name: str) -> None:
+        with self._lock:
+            self.counts[name] += 1
+
+    def _fitting(self, body: dict[str, Any]) -> dict[str, Any]:
+        """The request without the options that this server has refused."""
+        fitting = {name: value for name, value in body.items() if name not in self.without}
+        if "max_tokens" in self.without and "max_completion_tokens" not in self.without:
+            fitting["max_completion_tokens"] = 4096  # models that think count their thoughts, too
+        return fitting
+
+    def _leave_out(self, sent: dict[str, Any], status: int, told: str) -> bool:
+        """Whether the server refused an option of this request that can be left out. It is, from now on."""
+        named = told.replace("json_schema", "response_format")
+        refused = [name for name in OPTIONAL if name in sent and name in named] if status in (400, 422) else []
+        with self._lock:
+            self.without.update(refused[:1])
+        return bool(refused)
+
+    def _told(self, error: urllib.error.HTTPError) -> str:
+        """The server's words on an error, short and without the key, which some of them repeat."""
+        try:
+            with error:
+                text = " ".join(error.read(MAX_ANSWER_BYTES).decode("utf-8", "replace").split())
+        except (OSError, http.client.HTTPException):
+            text = ""
+        return (text.replace(self.key, "***") if self.key else text)[:MAX_TOLD]
+
+
+def read_completion(data: bytes) -> Reply:
+    """The answer in a chat completion. Raises ValueError when it is none."""
+    try:
+        tree = json.loads(data)
+        choice = tree["choices"][0]
+        content, refused = choice["message"].get("content"), choice["message"].get("refusal")
+        cut = choice.get("finish_reason") == "length"
+    except (RecursionError, LookupError, TypeError, AttributeError) as error:
+        raise ValueError("it is no chat completion") from error
+    if isinstance(content, list):
+        content = "".join(str(part.get("text", "")) for part in content if isinstance(part, dict))
+    fault = "refusal" if refused else "answer cut off" if cut else ""
+    tokens = [whole_number(tree.get("usage"), name) for name in ("prompt_tokens", "completion_tokens")]
+    return Reply(content if isinstance(content, str) else "", str(tree.get("model") or ""), *tokens, fault)
+
+
+def whole_number(tree: Any, name: str) -> int:
+    value = tree.get(name) if isinstance(tree, dict) else None
+    return value if isinstance(value, int) and not isinstance(value, bool) and value >= 0 else 0
+
+
+def public_url(url: str) -> str:
+    """An address without what may be secret in it: name, password and query."""
+    parts = urllib.parse.urlsplit(url)
+    return urllib.parse.urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, "", ""))
+
+
+def data_url(image: Image.Image) -> str:
+    buffer = io.BytesIO()
+    image.save(buffer, "JPEG", quality=92)
+    return f"data:image/jpeg;base64,{base64.b64encode(buffer.getvalue()).decode()}"
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# scores
+
+
+class Clip:
+    """Cosine similarity of pictures and texts by an open_clip model.
+
+    `name` is 'hf-hub:ORG/NAME', a folder, or ARCHITECTURE:WEIGHTS with a tag of open_clip or a file (ViT-B-32:laion2b_s34b_b79k).
+    """
+
+    def __init__(self, name: str, *, device: str = "auto"):
+        open_clip = need("open_clip", extra="clip")
+        self.device, _ = device_and_dtype(Generation(device=device))
+        model, weights = split_clip_name(name)
+        try:
+            self.model, self.transform = open_clip.create_model_from_pretrained(model, pretrained=weights, device=self.device)
+            self.tokenizer = open_clip.get_tokenizer(model)
+        except (RuntimeError, ValueError, OSError, KeyError, AssertionError) as error:
+            raise ValueError(
+                f"--clip {name} cannot be loaded by open_clip: {str(error).splitlines()[0] if str(error) else type(error).__name__}. "
+                "Give ViT-B-32:laion2b_s34b_b79k, hf-hub:ORG/NAME, a folder, or ARCHITECTURE:WEIGHTS-FILE"
+            ) from error
+        self.model.eval()
+
+    def score(self, pairs: list[tuple[Image.Image, list[str]]]) -> list[list[float]]:
+        """For each picture, the similarity of each of its texts, in [-1, 1]."""
+        import torch
+
+        with torch.inference_mode():
+            images_BCHW = torch.stack([self.transform(image) for image, _ in pairs]).to(self.device)
+            texts_NT = self.tokenizer([text for _, texts in pairs for text in texts]).to(self.device)
+            images_BD = torch.nn.functional.normalize(self.model.encode_image(images_BCHW).float(), dim=-1)
+            texts_ND = torch.nn.functional.normalize(self.model.encode_text(texts_NT).float(), dim=-1)
+        scores, start = [], 0
+        for image_D, (_, texts) in zip(images_BD, pairs):
+            scores.append((texts_ND[start : start + len(texts)] @ image_D).tolist())
+            start += len(texts)
+        return scores
+
+
+def split_clip_name(name: str) -> tuple[str, str | None]:
+    """'ViT-B-32:tag' -> (architecture, weights); what names its own weights -> (name, None)."""
+    if Path(name).is_dir():
+        return f"local-dir:{name}", None
+    if name.startswith(("hf-hub:", "local-dir:")):
+        return name, None
+    model, colon, weights = name.partition(":")
+    if not colon or not weights:
+        raise ValueError(f"--clip {name} names no weights: give ViT-B-32:laion2b_s34b_b79k, hf-hub:ORG/NAME or a folder")
+    return model, weights
