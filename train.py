@@ -5,6 +5,8 @@
     deepspeed --num_gpus 2 train.py --config configs/tiny.yaml            two processes (gloo on a machine without GPUs)
     python train.py --config configs/engraving-cpu.yaml data.train='shards/train-*.tar' data.val='shards/val-*.tar' out=runs/mine
 
+    python train.py --config configs/ladder/350m.yaml --plan --gpu H100 --gpus 8
+
 Four stages: text tokenizer, image tokenizer, code shards, generator. Each is skipped when its result exists and
 matches; a killed run goes on where it was when the same command is typed again.
 """
@@ -16,22 +18,29 @@ import os
 import sys
 from pathlib import Path
 
-from tokun import stages
+from tokun import planner, stages
 from tokun.config import Config, load_config
+from tokun.health import Preempted
 
 
 def main(argv: list[str] | None = None) -> None:
-    config, launched_by_deepspeed = parse(argv)
+    config, args = parse(argv)
+    if args.plan:
+        planner.main_plan(config, args)
+        return
+    launched_by_deepspeed = args.local_rank is not None
     stages.start_processes(launched_by_deepspeed)
     draw_toy_pictures(config)
     run = stages.open_run(config, deepspeed=launched_by_deepspeed)
-    stages.train_text_tokenizer(run)
-    stages.train_image_tokenizer(run)
-    stages.encode_shards(run)
-    stages.train_generator(run)
-    if run.rank == 0:
-        stages.write_config(run.out, config)
-    run.tracker.finish()
+    try:
+        for stage in (stages.train_text_tokenizer, stages.train_image_tokenizer, stages.encode_shards, stages.train_generator):
+            stage(run)
+            run.stop_if_asked()
+        if run.rank == 0:
+            stages.write_config(run.out, config)
+    except Preempted:
+        run.say("train.py: asked to stop (SIGTERM). Everything is saved: the same command goes on from here")
+    run.close()
     stages.end_processes()
 
 
@@ -52,13 +61,15 @@ def draw_toy_pictures(config: Config) -> None:
     config.data.toy = 0  # they lie in shards now: the run's own config.yaml can be used again as it is
 
 
-def parse(argv: list[str] | None) -> tuple[Config, bool]:
+def parse(argv: list[str] | None) -> tuple[Config, argparse.Namespace]:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--config", required=True, help="a YAML file, for example configs/tiny.yaml")
+    parser.add_argument("--plan", action="store_true", help="print memory, operations and hours of this config, and train nothing")
+    planner.add_arguments(parser)
     parser.add_argument("overrides", nargs="*", metavar="a.b=c", help="settings that replace the file's, for example train.lr=3e-4")
     parser.add_argument("--local_rank", "--local-rank", type=int, default=None, help=argparse.SUPPRESS)  # given by the deepspeed launcher
     args = parser.parse_args(argv)
-    return load_config(args.config, args.overrides), args.local_rank is not None
+    return load_config(args.config, args.overrides), args
 
 
 if __name__ == "__main__":

@@ -1,8 +1,11 @@
 """Image shards -> code shards, with a finished image tokenizer. The same as the third stage of train.py, on its own.
 
     python -m data_tools.encode --config configs/engraving.yaml data.train='shards/train-*.tar' out=runs/mine
+    accelerate launch -m data_tools.encode --config …                                    one process for each GPU
+    python -m data_tools.encode --config … --engine ray --ray-address HEAD:6379 --gpus-per-task 1
 
-Reads out/image_tokenizer, writes out/codes. Goes on behind the last whole shard when it is started again.
+Reads out/image_tokenizer, writes out/codes: one task for each shard. Goes on behind the last whole shard when it is started
+again, and the bytes are the same whatever ran the tasks.
 """
 
 from __future__ import annotations
@@ -10,23 +13,48 @@ from __future__ import annotations
 import argparse
 import sys
 
+from tqdm import tqdm
+
+from data_tools.engine import ENGINES, WorkerDied, open_engine
 from tokun import stages
 from tokun.config import load_config
+from tokun.health import Preempted
 
 
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--config", required=True, help="the run's YAML file")
+    parser.add_argument("--workers", type=int, default=1, help="processes that encode shards side by side (%(default)s)")
+    parser.add_argument("--engine", default="local", metavar="NAME", help=f"{' or '.join(ENGINES)} (%(default)s)")
+    parser.add_argument("--ray-address", default="", metavar="HOST:PORT", help="of a Ray cluster whose nodes reach the shards and out")
+    parser.add_argument("--gpus-per-task", type=float, default=0, metavar="N", help="of a Ray cluster's, for each shard (%(default)s)")
     parser.add_argument("overrides", nargs="*", metavar="a.b=c", help="settings that replace the file's")
-    args = parser.parse_args(argv)
+    args = parser.parse_intermixed_args(argv)
     stages.start_processes(launched_by_deepspeed=False)
-    config = load_config(args.config, [*args.overrides, "tracking.kind=none"])
-    stages.encode_shards(stages.open_run(config))
+    run = stages.open_run(load_config(args.config, [*args.overrides, "tracking.kind=none"]))
+    try:
+        if args.engine != "local" or args.workers != 1:
+            encode_elsewhere(run, args)
+        stages.encode_shards(run)
+    except Preempted:
+        run.say("data_tools.encode: asked to stop (SIGTERM). The same command goes on from here")
+    run.close()
     stages.end_processes()
+
+
+def encode_elsewhere(run: stages.Run, args: argparse.Namespace) -> None:
+    """Run the tasks on several processes or machines; `stages.encode_shards` then finds them done."""
+    if run.world > 1:
+        raise ValueError(f"--engine {args.engine} --workers {args.workers}: leave these out under a launcher of processes")
+    tasks = stages.codes_tasks(run)
+    with open_engine(args.engine, workers=args.workers, address=args.ray_address, gpus=args.gpus_per_task) as engine:
+        for number, skipped in tqdm(engine.run(stages.run_codes_task, tasks), total=len(tasks), desc="codes", unit="shard"):
+            if skipped:
+                tqdm.write(f"codes: {tasks[number].source.name}: skipped {skipped}")
 
 
 if __name__ == "__main__":
     try:
         main()
-    except (ValueError, OSError, ImportError) as error:
+    except (ValueError, OSError, ImportError, WorkerDied) as error:
         sys.exit(f"data_tools.encode: {error}")

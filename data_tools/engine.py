@@ -28,8 +28,8 @@ class WorkerDied(RuntimeError):
     """A worker process was killed from outside, most often for want of memory."""
 
 
-def open_engine(name: str, *, workers: int = 1, address: str = "") -> Engine:
-    """The engine of that name. `address` is that of a Ray cluster; without one Ray starts on this machine.
+def open_engine(name: str, *, workers: int = 1, address: str = "", gpus: float = 0) -> Engine:
+    """The engine of that name. `address` is that of a Ray cluster; without one Ray starts on this machine. `gpus`: of Ray, for each task.
 
     Raises ValueError for an unknown name or fewer than one worker, ImportError where Ray is not installed.
     """
@@ -37,10 +37,10 @@ def open_engine(name: str, *, workers: int = 1, address: str = "") -> Engine:
         raise ValueError(f"--engine {name!r} is unknown: choose {' or '.join(ENGINES)}")
     if workers < 1:
         raise ValueError(f"--workers {workers} must be 1 or more")
-    if address and name != "ray":
-        raise ValueError(f"--ray-address {address} needs --engine ray")
+    if (address or gpus) and name != "ray":
+        raise ValueError(f"--ray-address {address!r} and --gpus-per-task {gpus} need --engine ray")
     if name == "ray":
-        return RayEngine(workers, address)
+        return RayEngine(workers, address, gpus)
     return Engine() if workers == 1 else ProcessEngine(workers)
 
 
@@ -100,7 +100,8 @@ def end_with_parent() -> None:
 class RayEngine(Engine):
     """Runs tasks on a Ray cluster, one core each. What they read and write must be reachable from every node."""
 
-    def __init__(self, workers: int, address: str) -> None:
+    def __init__(self, workers: int, address: str, gpus: float) -> None:
+        self.gpus = gpus
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
         self.ray = need("ray", extra="ray")
         self.started = not self.ray.is_initialized()
@@ -112,7 +113,7 @@ class RayEngine(Engine):
                 raise ValueError(f"--ray-address {address!r} cannot be reached ({error}): start it with `ray start --head`") from error
 
     def run(self, function: Callable[[Any], Any], tasks: Iterable[Any]) -> Iterator[tuple[int, Any]]:
-        remote = self.ray.remote(num_cpus=1, max_retries=3)(function)
+        remote = self.ray.remote(num_cpus=1, num_gpus=self.gpus, max_retries=3)(function)
         waiting: dict[Any, int] = {}
         try:
             for number, task in enumerate(tasks):

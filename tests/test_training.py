@@ -12,6 +12,7 @@ import sys
 import tarfile
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -312,6 +313,80 @@ def test_killed_in_a_stage_and_started_again_it_finishes_with_the_same_weights(f
     done = train(config)
     assert done.returncode == 0, done.stderr[-2000:]
     assert_same_weights(finished[1], tmp_path / "run")
+
+
+@pytest.mark.parametrize("stage", ["image_tokenizer", "generator"])
+def test_asked_to_stop_it_saves_ends_well_and_goes_on_to_the_same_weights(finished, tmp_path, shards, stage):
+    """SIGTERM, as a cluster's scheduler sends it."""
+    config = write_config(tmp_path, shards, train__save_every=1000, image_tokenizer_train__save_every=1000)
+    states, command = tmp_path / "run" / "state" / stage, [sys.executable, "-c", SLOW_STEPS, "--config", str(config)]
+    env = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "TOKENIZERS_PARALLELISM": "false"}
+    with subprocess.Popen(command, cwd=ROOT, env=env | {"STAGE": stage}, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
+        for line in process.stdout:
+            if "at the third step" in line:
+                process.send_signal(signal.SIGTERM)
+                break
+        said = process.stdout.read()
+    assert process.returncode == 0 and "asked to stop" in said, said
+    assert [path.name for path in states.iterdir()] == ["step-00000003"]
+    assert train(config).returncode == 0
+    assert_same_weights(finished[1], tmp_path / "run")
+
+
+SLOW_STEPS = """
+import os, sys, time
+import train
+from tokun import data, stages
+prefetch = data.prefetch
+kind = {"image_tokenizer": data.ImageBatches, "generator": data.TokenBatches}[os.environ["STAGE"]]
+def slow(make, start, **options):
+    for number, batch in enumerate(prefetch(make, start, **options)):
+        if isinstance(make, kind) and number == 2:
+            print("at the third step", flush=True)
+            time.sleep(3)
+        yield batch
+data.prefetch = slow
+train.main(sys.argv[1:])
+"""
+
+
+def test_a_disk_that_fills_up_later_does_not_end_the_run(finished, tmp_path, shards, monkeypatch, capsys):
+    save, failures = torch.save, []
+
+    def fails_twice(*args, **options):
+        if len(failures) < 2:
+            failures.append(1)
+            raise OSError(28, "No space left on device")
+        save(*args, **options)
+
+    monkeypatch.setattr(torch, "save", fails_twice)
+    out = run_stages(write_config(tmp_path, shards, train__save_every=2))
+    assert len(failures) == 2 and "No space left" in capsys.readouterr().out
+    assert_same_weights(finished[1], out)
+
+
+@pytest.mark.skipif(os.name == "nt" or (os.geteuid() == 0 and not Path("/proc").is_dir()), reason="needs a place that cannot be written")
+def test_a_place_that_cannot_be_written_or_is_too_small_is_told_before_training(tmp_path, shards, monkeypatch):
+    with pytest.raises(ValueError, match="cannot be written"):
+        stages.open_run(load_config(write_config(tmp_path, shards), ["out=/proc/nothing"]))
+    monkeypatch.setattr("shutil.disk_usage", lambda _: SimpleNamespace(free=10**5))
+    with pytest.raises(ValueError, match="GiB left, the trainer states alone need"):
+        run_stages(write_config(tmp_path, shards))
+
+
+def test_a_spike_is_skipped_and_counted(finished, tmp_path, shards, monkeypatch):
+    monkeypatch.setattr("tokun.health.Spikes.is_spike", lambda self, norm: setattr(self, "count", self.count + 1) or True)
+    out = run_stages(write_config(tmp_path, shards))
+    record = json.loads((out / "checkpoint" / "training.json").read_text())
+    assert record["train"]["train/skipped_spikes"] == 8
+    assert any(not torch.equal(one, other) for one, other in zip(weights(out).values(), weights(finished[1]).values(), strict=True))
+
+
+def test_health_is_tracked(finished):
+    record = json.loads((finished[1] / "checkpoint" / "training.json").read_text())
+    figures = record["train"]
+    assert 0 < figures["train/mfu"] < 1.5 and 0 <= figures["train/padding"] < 0.5 and figures["train/peak_memory_gb"] > 0.05
+    assert figures["train/skipped_spikes"] == 0 and 0 <= figures["train/data_wait"] <= 1
 
 
 def test_killed_between_code_shards_it_goes_on_and_writes_the_same_bytes(finished, tmp_path, shards):

@@ -10,7 +10,7 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -32,6 +32,40 @@ def whole_directory(target: Path) -> Iterator[Path]:
     os.rename(aside, target)
     _fsync(target.parent)
     shutil.rmtree(old, ignore_errors=True)
+
+
+SAVE_ERRORS = (OSError, RuntimeError)  # torch.save raises RuntimeError where its writer cannot write
+
+
+@contextmanager
+def survived(say: Callable[[str], None], target: Path) -> Iterator[None]:
+    """Within the block a write that fails is told and forgotten: a run does not end because its disk is full for a while."""
+    try:
+        yield
+    except SAVE_ERRORS as error:
+        shutil.rmtree(target.with_name(target.name + ".partial"), ignore_errors=True)
+        say(f"could not write {target} ({error}): going on, and trying again later")
+
+
+def require_writable(folder: Path) -> None:
+    """Make the folder, and a file in it. Raises ValueError with the reason where that cannot be."""
+    probe = folder / ".writable"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        probe.write_bytes(b"x")
+        probe.unlink()
+    except OSError as error:
+        raise ValueError(f"out={folder} cannot be written ({error.strerror or error}): choose another folder with out=…") from error
+
+
+def require_space(folder: Path, needed: int) -> None:
+    """Raise ValueError when the disk of `folder` has less than `needed` bytes left, before hours are spent."""
+    free = shutil.disk_usage(folder).free
+    if free < needed:
+        raise ValueError(
+            f"{folder} has {free / 2**30:.2f} GiB left, the trainer states alone need {needed / 2**30:.2f} GiB: "
+            "free some, choose another disk with out=…, or keep fewer states (train.keep_last)"
+        )
 
 
 def sync(folder: Path) -> None:

@@ -124,6 +124,7 @@ class TrainConfig:
     weight_decay: float = 0.1
     betas: list[float] = field(default_factory=lambda: [0.9, 0.95])
     max_grad_norm: float = 1.0
+    spike_factor: float = 0.0  # skip and count a step whose gradient norm is this many times its running 90 % quantile; 0: off
     precision: Literal["bf16", "no"] = "bf16"
     ema_decay: float = 0.999
     z_loss: float = 1e-4

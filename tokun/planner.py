@@ -2,6 +2,7 @@
 
     python train.py --config configs/ladder/1.3b.yaml --plan --gpu H100 --gpus 64 --samples 100000000
     python -m tokun.planner --config configs/ladder/1.3b.yaml --gpu H100 --gpus 64      the same
+    python -m tokun.planner --config configs/ladder/8m.yaml --measure 4                 and the memory of a real step of 4 samples here
 
 Needs no GPU and no data, and allocates no model: parameters are counted on torch's meta device, the image tokenizer is traced on fake
 tensors, and the memory of the generator's training step follows formulas of what each layer keeps for its backward pass
@@ -15,6 +16,7 @@ import argparse
 import contextlib
 import dataclasses
 import difflib
+import itertools
 import json
 import math
 from collections.abc import Callable, Iterator
@@ -26,9 +28,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from tokun import checkpoint, data, losses, stages
+from tokun import checkpoint, data, losses, optim, stages
 from tokun.config import Config, load_config
-from tokun.generator import count_parameters, flops_per_token, make_generator
+from tokun.generator import add_dropout, count_parameters, flops_per_token, make_generator, tune_for
 from tokun.image_tokenizer import Decoder, Encoder, ImageTokenizer
 from tokun.latents import Slots
 from tokun.text_tokenizer import TextTokenizer
@@ -48,9 +50,9 @@ class Gpu:
     network: float
 
 
-# Peaks without sparsity and link speeds (half of the two-way figure) from NVIDIA's data sheets: H100 (SXM), H200, HGX B200, A100 (SXM), L40S, L4, and the
-# Ada architecture white paper (RTX 4090, float32 accumulation). The network is an assumption: one 400 Gb/s port a GPU on Hopper and
-# Blackwell nodes, 200 Gb/s on A100 nodes, 25 Gb/s on machines with PCIe cards.
+# Peaks without sparsity and link speeds (half of the two-way figure) from NVIDIA's data sheets: H100 (SXM), H200, HGX B200, A100 (SXM),
+# L40S, L4, and the Ada architecture white paper (RTX 4090, float32 accumulation). The network is an assumption: one 400 Gb/s port a GPU on
+# Hopper and Blackwell nodes, 200 Gb/s on A100 nodes, 25 Gb/s on machines with PCIe cards.
 GPUS = {
     gpu.name: gpu
     for gpu in (
@@ -95,7 +97,7 @@ class Shape:
     K: int
     heads: int
     kv_heads: int
-    I: int  # noqa: E741  width of the MLP
+    I: int
     V: int  # vocabulary
     layer_matrices: int  # parameters of the matrices of one layer
 
@@ -118,13 +120,15 @@ def generator_sizes(config: Config, *, caption_tokens: float = 0.0) -> Sizes:
     """Exact counts on the meta device. Raises ValueError with `generator.pretrained`, whose shape is not in the config."""
     if config.generator.pretrained:
         raise ValueError(
-            f"generator.pretrained is {config.generator.pretrained}: the plan sizes generators trained from scratch; give their width and depth, "
-            "and generator.pretrained= (empty)"
+            f"generator.pretrained is {config.generator.pretrained}: the plan sizes generators trained from scratch; "
+            "give their width and depth, and generator.pretrained= (empty)"
         )
     vocabulary = plan_vocabulary(config)
     slots = Slots(math.prod(vocabulary.default_grid), vocabulary.max_text)
     with torch.device("meta"):
-        model = make_generator(config.generator, vocab_size=vocabulary.size, max_length=slots.size + vocabulary.max_text + 16, pad=0, bos=1, eos=2)
+        model = make_generator(
+            config.generator, vocab_size=vocabulary.size, max_length=slots.size + vocabulary.max_text + 16, pad=0, bos=1, eos=2
+        )
     c, layer = model.config, model.model.layers[0]
     shape = Shape(
         c.num_hidden_layers, c.hidden_size, c.num_attention_heads * c.head_dim, c.num_key_value_heads * c.head_dim, c.num_attention_heads,
@@ -149,8 +153,8 @@ def plan_vocabulary(config: Config) -> Vocabulary:
 def sequence_length(vocabulary: Vocabulary, caption_tokens: int) -> int:
     """Ids that the generator reads of a joint sequence (the last one is only a label), every tag given."""
     tags = Tags("style", "subject", vocabulary.registers[0], vocabulary.default_grid)
-    tokens = 1 + len(tags.names()) + math.prod(vocabulary.default_grid) + caption_tokens + len(("<boi>", "<eoi>", "<boc>", "<eoc>", "<eos>"))
-    return tokens - 1
+    structure = ("<bos>", "<boi>", "<eoi>", "<boc>", "<eoc>", "<eos>")
+    return len(structure) + len(tags.names()) + math.prod(vocabulary.default_grid) + caption_tokens - 1
 
 
 def count_samples(config: Config) -> int:
@@ -168,7 +172,8 @@ def count_samples(config: Config) -> int:
 
 def mean_caption_tokens(config: Config, most: int = 512) -> float:
     """Mean length of the first plain captions of the run's code shards in its text tokenizer's pieces; 0 where they are not there."""
-    tokenizer, shards = Path(config.out) / "text_tokenizer" / stages.TEXT_TOKENIZER, sorted((Path(config.out) / "codes").glob("train-*.tar"))
+    out = Path(config.out)
+    tokenizer, shards = out / "text_tokenizer" / stages.TEXT_TOKENIZER, sorted((out / "codes").glob("train-*.tar"))
     if not tokenizer.is_file() or not shards:
         return 0.0
     encode, index = TextTokenizer.load(tokenizer).encode, data.ShardIndex(shards[:1], need=("json", data.CODES_SUFFIX))
@@ -193,7 +198,8 @@ def layer_bytes_per_token(s: Shape, *, bf16: bool, dropout: bool, gpu: bool = Tr
         dropout        two masks of a byte                              2 H
 
     In float32 the linear layers share one input (8 H instead of 10 H) and attention and SwiGLU take twice as much. On a CPU the norm's
-    kernel is made of parts that also keep the normed values, and masks have the type of what they mask.
+    kernel is made of parts that also keep the normed values, and masks have the type of what they mask. Not counted: in float32 a GPU has no
+    flash attention, and keeps tables of T x T for each head.
     """
     a = 2 if bf16 else 4
     norms = 8 * s.H + 8 + 4 * (s.Q + s.K + s.heads + s.kv_heads) + (0 if gpu else 8 * s.H + 4 * (s.Q + s.K))
@@ -215,10 +221,15 @@ def activation_bytes(
 ) -> dict[str, float]:
     """What the forward pass of `micro` sequences of `width` ids leaves for the backward pass.
 
-    activations: with gradient checkpointing only each layer's float32 input; one_layer: what a layer keeps, or gets back while it is
-    computed again; bf16_weights: autocast's copies of the matrices that the backward pass uses, one layer's and all (`layer_copies`, `all_copies`:
-    autocast holds on to all of them until the forward pass ends); logits: float32; loss: the most that its backward pass holds besides (the
-    gradient of gather, and difference, exponential and product of logsumexp's: four times the logits). Not compiled: train.compile needs less.
+    activations              with gradient checkpointing only each layer's float32 input
+    one_layer                what a layer keeps, or gets back while it is computed again
+    bf16_weights             autocast's copies of the matrices that the backward pass uses
+    layer_copies, all_copies those of one layer, and all: autocast holds on to them until the forward pass ends
+    logits                   float32, made of `bf16_logits`
+    loss                     the most that its backward pass holds besides: the gradient of gather, and difference, exponential and
+                             product of logsumexp's, four times the logits
+
+    Not compiled: train.compile needs less.
     """
     tokens = micro * width
     layer = layer_bytes_per_token(s, bf16=bf16, dropout=dropout, gpu=gpu)
@@ -229,6 +240,7 @@ def activation_bytes(
     return {
         "activations": float(tokens * (kept + ends)), "one_layer": float(tokens * layer), "logits": 4.0 * tokens * s.V, "loss": 16.0 * tokens * s.V,
         "bf16_weights": copy * s.V * s.H if checkpointing else every, "layer_copies": copy * s.layer_matrices, "all_copies": every,
+        "bf16_logits": copy * tokens * s.V,
     }  # fmt: skip
 
 
@@ -242,7 +254,12 @@ def state_bytes(sizes: Sizes, *, stage: str, gpus: int, optimizer: str, bucket: 
     P, N = float(sizes.parameters), gpus
     muon = 4 * sizes.hidden_matrices if optimizer == "muon" else 0  # one moment instead of two
     cut = int(stage[-1]) if stage.startswith("zero") else 0
-    buffers = {"ddp": 4 * P if N > 1 else 0.0, "zero0": 4 * min(bucket, P), "zero1": 4 * bucket * (1 + overlap), "zero2": 4 * bucket * (1 + overlap)}
+    buffers = {
+        "ddp": 4 * P if N > 1 else 0.0,
+        "zero0": 4 * min(bucket, P),
+        "zero1": 4 * bucket * (1 + overlap),
+        "zero2": 4 * bucket * (1 + overlap),
+    }
     return {
         "weights": 4 * P / (N if cut == 3 else 1),
         "master": 4 * P / N if cut else 0.0,
@@ -257,17 +274,102 @@ def peak_bytes(state: dict[str, float], step: dict[str, float], *, accumulation:
     """The moments at which a step can need most, all of what stays included; the largest of them is the peak.
 
     Gradients come as activations go, so they do not add up: at the loss there are none yet (with one micro batch), at the end of the
-    backward pass hardly an activation. Evaluation keeps the step's own weights aside while the averaged ones stand in the model.
+    backward pass hardly an activation. ZeRO's step flattens its share of the gradients. Evaluation keeps the step's own weights aside while the averaged ones stand in the model.
     """
     stays = sum(v for k, v in state.items() if k != "gradients")
     before = stays + (state["gradients"] if accumulation > 1 else 0.0) + step["activations"] + step["logits"]
     return {
-        "forward": before + step["all_copies"],
+        "forward": before + step["all_copies"] + step["bf16_logits"],
         "loss": before + step["bf16_weights"] + step["loss"],
         "layers": before + step["bf16_weights"] + (step["one_layer"] + step["layer_copies"] if checkpointing else 0.0),
         "backward": stays + state["gradients"] + step["logits"] + step["one_layer"] + step["layer_copies"],
+        "step": stays + state["gradients"] + state["master"] + step["logits"],
         "evaluation": stays + state["weights"] + step["logits"],
     }
+
+
+# --- the same, measured ---------------------------------------------------------------------------------------------
+
+
+def planned_memory(config: Config, *, micro: int, gpu: bool) -> dict[str, float]:
+    """What `measure_memory` should find for one process, one micro batch and no DeepSpeed."""
+    t, sizes = config.train, generator_sizes(config)
+    state = state_bytes(sizes, stage="ddp", gpus=1, optimizer=t.optimizer)
+    kind = dict(bf16=t.precision == "bf16", dropout=config.generator.dropout > 0, checkpointing=t.gradient_checkpointing)
+    step = activation_bytes(sizes.shape, micro=micro, width=sizes.width, gpu=gpu, **kind)
+    moments = peak_bytes(state, step, accumulation=1, checkpointing=t.gradient_checkpointing)
+    peak = max(size for moment, size in moments.items() if moment != "evaluation")  # no part of a step
+    terms = {term: state[term] for term in ("weights", "gradients", "optimizer", "ema")}
+    return {**terms, "saved": step["activations"] + step["bf16_weights"] + step["logits"], "peak": peak}
+
+
+def measure_memory(config: Config, *, micro: int) -> dict[str, float]:
+    """Bytes of a real training step of `micro` random sequences of full length on this machine, made of the training stage's own pieces.
+
+    weights, gradients, optimizer, ema: of the tensors themselves; saved: distinct storages kept for the backward pass; peak: the most
+    that was allocated at once, by CUDA's allocator or, on a CPU, by torch's profiler. A CPU runs the attention of a GPU too, not the one
+    that short sequences get there in training.
+    """
+    t, sizes = config.train, generator_sizes(config)
+    accelerator = stages.make_accelerator(t.precision)
+    device, V = accelerator.device, sizes.shape.V
+    plain = make_generator(config.generator, vocab_size=V, max_length=2 * sizes.width, pad=0, bos=1, eos=2)
+    add_dropout(plain, config.generator.dropout)
+    if t.gradient_checkpointing:
+        plain.gradient_checkpointing_enable()
+    tune_for(plain, torch.device("cuda"))
+    plain.to(device).train()
+    own = optim.make_optimizer(t.optimizer, plain, lr=t.lr, betas=t.betas, weight_decay=t.weight_decay)
+    model, optimizer = accelerator.prepare(plain, own)
+    ema = optim.Ema(plain, t.ema_decay)
+    ids, is_image = (
+        torch.randint(3, V, (micro, sizes.width), device=device),
+        torch.arange(V, device=device) >= V - config.image_tokenizer.codebook_size,
+    )
+    found: dict[str, float] = {}
+
+    def forward() -> tuple[torch.Tensor, torch.Tensor]:
+        with accelerator.autocast():
+            logits = model(input_ids=ids, use_cache=False).logits[..., :V]
+        parts = losses.next_token_losses(logits, ids, is_image)
+        return parts["image_sum"] + parts["text_sum"] + t.z_loss * parts["z_sum"], logits
+
+    def step() -> None:
+        loss, _logits = forward()  # the training loop holds the logits until the next ones, too
+        accelerator.backward(loss)
+        found["gradients"] = float(sum(p.grad.nbytes for p in plain.parameters()))
+        accelerator.clip_grad_norm_(plain.parameters(), t.max_grad_norm)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        ema.update(plain)
+
+    step()  # makes the optimizer's moments
+    moments = [
+        m for part in getattr(own, "parts", [own]) for entry in part.state.values() for m in entry.values() if torch.is_tensor(m) and m.ndim
+    ]
+    found["weights"] = float(sum(p.nbytes for p in plain.parameters()))
+    found["optimizer"] = float(sum(m.nbytes for m in moments))
+    found["ema"] = float(sum(m.nbytes for m in ema.shadow.values()))
+    found["saved"] = saved_bytes(forward, exclude=plain.parameters())
+    found["peak"] = found["weights"] + found["optimizer"] + found["ema"] + most_allocated(step, device)
+    return found
+
+
+def most_allocated(work: Callable[[], Any], device: torch.device) -> float:
+    """The most bytes that `work` holds on the device at once, besides what was there before it."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+        torch.cuda.reset_peak_memory_stats(device)
+        before = torch.cuda.memory_allocated(device)
+        work()
+        torch.cuda.synchronize(device)
+        return float(torch.cuda.max_memory_allocated(device) - before)
+    from torch.profiler import ProfilerActivity, profile
+
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as record:
+        work()
+    events = sorted((e.start_ns(), e.nbytes()) for e in record.profiler.kineto_results.events() if e.name() == "[memory]")
+    return float(max(itertools.accumulate(size for _, size in events), default=0))
 
 
 # --- the image tokenizer, traced ------------------------------------------------------------------------------------
@@ -281,12 +383,23 @@ class ImageSizes:
     encode_flops: float
     step_flops: float
     saved: float
-    quantizer: float  # distances to the codebook and one-hot codes, float32
+    quantizer: float  # distances to the codebook, one-hot codes and the like
+
+    def memory(self, pictures: int, gpus: int) -> float:
+        """Of a training step on one of `gpus` GPUs, with so many pictures on each: weights, gradients, AdamW's moments, average, DDP's buckets, and VGG-16."""
+        return (24.0 if gpus > 1 else 20.0) * self.parameters + 59e6 + pictures * (self.saved + self.quantizer)
+
+
+# the most that a quantizer's forward and backward pass hold, in float32 tables of codes x codebook: measured with codebooks of 4,096
+QUANTIZER_COPIES = {"VectorQuantize": 4.0, "FSQ": 0.0, "LFQ": 7.0, "SimVQ": 1.3}
 
 
 def image_tokenizer_sizes(config: Config) -> ImageSizes:
-    """Trace encoder, decoder, perceptual net and discriminator over one picture of fake tensors. Backward counts twice the forward pass,
-    once for the perceptual net, whose weights stay. The quantizer is counted by hand: 2 x codes x codebook x width of a code."""
+    """Trace encoder, decoder, perceptual net and discriminator over one picture of fake tensors.
+
+    Backward counts twice the forward pass, once for the perceptual net, whose weights stay. The quantizer is counted by hand:
+    2 x codes x codebook x width of a code.
+    """
     m, t = config.image_tokenizer, config.image_tokenizer_train
     bf16, side, codes = t.precision == "bf16", m.image_size, (m.image_size // m.downsample) ** 2
     with torch.device("meta"):
@@ -304,7 +417,9 @@ def image_tokenizer_sizes(config: Config) -> ImageSizes:
     if t.gan_weight > 0:
         flops, kept = traced(lambda: losses.PatchDiscriminator(m.image_channels), picture, bf16=bf16)
         step, saved = step + 9 * flops, saved + 2 * kept  # its own step over both pictures, and the decoder's gradient through it
-    return ImageSizes(count_parameters(model), encode + quantize, step, saved, 3 * 4.0 * codes * m.codebook_size)
+    return ImageSizes(
+        count_parameters(model), encode + quantize, step, saved, QUANTIZER_COPIES[m.quantizer] * 4.0 * codes * m.codebook_size
+    )
 
 
 def vgg16() -> nn.Module:
@@ -362,7 +477,7 @@ def saved_bytes(forward: Callable[[], Any], *, exclude: Any = ()) -> float:
 # --- time, communication, failures ----------------------------------------------------------------------------------
 
 
-def communication_bytes(parameters: int, *, stage: str, gpus: int, accumulation: int, checkpointing: bool) -> float:
+def communication_bytes(parameters: int, *, stage: str, gpus: int, accumulation: int) -> float:
     """Bytes that each GPU sends in one step (ring algorithms, float32).
 
     Gradients summed everywhere 2 x 4P (ddp, zero0); scattered 4P and the new weights gathered 4P (zero1); scattered with every micro
@@ -399,6 +514,7 @@ class Plan:
     samples: int
     sizes: Sizes
     image: ImageSizes
+    image_memory: float
     step: dict[str, float]  # bytes of one micro batch
     memory: dict[str, dict[str, Any]]  # stage -> terms, moments, peak, largest_micro_batch, communication, communication_seconds
     times: dict[str, float]
@@ -413,18 +529,27 @@ class Plan:
 
 
 def make_plan(
-    config: Config, *, gpu: str = "H100", gpus: int = 1, samples: int = 0, caption_tokens: float = 0.0, mfu: float = 0.4, disk: float = 2e9, restart: float = 600.0
+    config: Config,
+    *,
+    gpu: str = "H100",
+    gpus: int = 1,
+    samples: int = 0,
+    caption_tokens: float = 0.0,
+    mfu: float = 0.4,
+    disk: float = 2e9,
+    restart: float = 600.0,
 ) -> Plan:
     """The plan of a config on `gpus` GPUs named `gpu`.
 
-    samples: training pairs (0: counted where the shards are there); caption_tokens: their mean length (0: measured on the run's shards, else half of
-    data.max_caption_tokens); mfu: share of the peak that model FLOPs reach; disk: bytes a second at
-    which a trainer state is written; restart: seconds from a failure to the next step.
+    samples: training pairs (0: counted where the shards are there); caption_tokens: their mean length (0: measured on the run's
+    shards, else half of data.max_caption_tokens); mfu: share of the peak that model FLOPs reach; disk: bytes a second at which a
+    trainer state is written; restart: seconds from a failure to the next step.
     Raises ValueError for an unknown GPU, a batch that does not divide, or a pretrained generator.
     """
     if gpus < 1 or not 0 < mfu <= 1:
         raise ValueError(f"--gpus is {gpus} and --mfu {mfu}; at least one GPU, and a share between 0 and 1")
     card, t = find_gpu(gpu), config.train
+    data.check_batch(config.image_tokenizer_train.batch_size, gpus, "image_tokenizer_train.batch_size")
     micro = stages._micro_batch(t, gpus)
     accumulation = t.batch_size // gpus // micro
     samples = samples or count_samples(config)
@@ -439,7 +564,7 @@ def make_plan(
         options = zero if name == stage else {}
         state = state_bytes(sizes, stage=name, gpus=gpus, optimizer=t.optimizer, **options)
         moments = peak_bytes(state, step, accumulation=accumulation, checkpointing=t.gradient_checkpointing)
-        sent = communication_bytes(sizes.parameters, stage=name, gpus=gpus, accumulation=accumulation, checkpointing=t.gradient_checkpointing)
+        sent = communication_bytes(sizes.parameters, stage=name, gpus=gpus, accumulation=accumulation)
         memory[name] = {
             "state": state, "moments": moments, "peak": max(moments.values()), "fits": max(moments.values()) <= USABLE * card.memory,
             "largest_micro_batch": largest_micro_batch(state, one, card, accumulation=accumulation, checkpointing=t.gradient_checkpointing),
@@ -448,7 +573,8 @@ def make_plan(
     times = _times(config, sizes, image, card, gpus, mfu, samples, memory[stage]["communication_seconds"])
     storage = _storage(config, sizes, image, samples)
     return Plan(
-        card, gpus, mfu, stage, micro, accumulation, t.gradient_checkpointing, samples, sizes, image, step, memory, times,
+        card, gpus, mfu, stage, micro, accumulation, t.gradient_checkpointing, samples, sizes, image,
+        image.memory(config.image_tokenizer_train.batch_size // gpus, gpus), step, memory, times,
         storage, _failures(gpus, times["step_seconds"], t.save_every, storage["trainer_state"] / disk, restart),
     )  # fmt: skip
 
@@ -461,7 +587,10 @@ def deepspeed_stage(config: Config) -> tuple[str, dict[str, Any]]:
     if not path.is_file():
         raise FileNotFoundError(f"train.deepspeed {path} does not exist; configs/deepspeed/ holds zero1.json and others")
     zero = json.loads(path.read_text()).get("zero_optimization", {"stage": 1})
-    return f"zero{zero.get('stage', 0)}", {"bucket": float(zero.get("reduce_bucket_size", 5e8)), "overlap": bool(zero.get("overlap_comm", False))}
+    return f"zero{zero.get('stage', 0)}", {
+        "bucket": float(zero.get("reduce_bucket_size", 5e8)),
+        "overlap": bool(zero.get("overlap_comm", False)),
+    }
 
 
 def largest_micro_batch(state: dict[str, float], one: dict[str, float], gpu: Gpu, *, accumulation: int, checkpointing: bool) -> int:
@@ -533,14 +662,20 @@ def _lines(plan: Plan) -> list[str]:
         f"{plan.gpus} x {plan.gpu.name}: {_si(plan.gpu.flops)}FLOP/s dense bf16, {plan.gpu.memory / GIB:.1f} GiB; MFU {plan.mfu:.0%} assumed",
         "",
         f"image tokenizer    {_si(i.parameters)} parameters; {_si(i.step_flops)}FLOP a picture in training, {_si(i.encode_flops)}FLOP to encode one view",
-        f"                   training {_hours(t['image_tokenizer_hours'])}, {_gib(i.saved + i.quantizer)} of activations a picture; encoding {_hours(t['encode_hours'])} (GPU alone, float32)",
+        f"                   training {_hours(t['image_tokenizer_hours'])} with {_gib(plan.image_memory)} a GPU"
+        + (f"; encoding all views {_hours(t['encode_hours'])} (GPU alone, float32)" if plan.samples else ""),
         f"generator          {_si(s.parameters)} parameters: {_si(s.embedding)} embedding, {_si(s.parameters - s.embedding)} other",
         f"sequence           {s.width} ids at most (padded), {s.tokens_per_sample:.0f} with a mean caption, {s.codes} of them codes",
         f"FLOPs              {_si(s.flops_per_token)}FLOP a training token (6 x matrices + 6 L Q T, causal), {_si(s.flops_per_token * s.width)}FLOP a sample, "
         f"{_si(t['flops'])}FLOP in all",
         f"tokens             {_si(t['tokens_per_step'])} a step, {_si(t['tokens'])} in all, {t['tokens_per_parameter']:.1f} a parameter"
-        + (f"; {_si(t['tokens_per_epoch'])} an epoch of {plan.samples:,} samples, {t['epochs']:.2f} epochs" if plan.samples else "; give --samples for epochs"),
-        f"micro batch        {plan.micro} a GPU x {plan.accumulation} accumulated" + (", gradient checkpointing" if plan.checkpointing else ""),
+        + (
+            f"; {_si(t['tokens_per_epoch'])} an epoch of {plan.samples:,} samples, {t['epochs']:.2f} epochs"
+            if plan.samples
+            else "; give --samples for epochs"
+        ),
+        f"micro batch        {plan.micro} a GPU x {plan.accumulation} accumulated"
+        + (", gradient checkpointing" if plan.checkpointing else ""),
         "",
         "memory of a GPU    " + "".join(f"{name + ('*' if name == plan.stage else ''):>12}" for name in STAGES),
     ]
@@ -555,10 +690,10 @@ def _lines(plan: Plan) -> list[str]:
     }  # fmt: skip
     lines += [f"  {words:<17}" + "".join(f"{value(plan.memory[name]):>12}" for name in STAGES) for words, value in rows.items()]
     lines += [
-        "  (* this config; zero3 is refused by tokun today, its column is what it would be. Terms do not all meet: the peak is the largest moment)",
+        "  (* this config; zero3 is refused by tokun today, its column is what it would be; muon is refused above zero0. Terms do not all meet: the peak is the largest moment)",
         "",
         f"step               {t['compute_seconds']:.3f} s of computing + {t['communication_seconds']:.3f} s of communication, not overlapped = {t['step_seconds']:.3f} s",
-        f"generator          {_hours(t['hours'])} on {plan.gpus} GPU(s), {t['hours'] * plan.gpus:,.0f} GPU-hours",
+        f"generator          {_hours(t['hours'])} on {plan.gpus} GPU(s), {t['hours'] * plan.gpus:,.1f} GPU-hours",
         f"storage            trainer state {d['trainer_state'] / 1e9:.2f} GB, checkpoint {d['checkpoint'] / 1e9:.2f} GB; {d['codes_per_sample']:.0f} bytes of codes a picture"
         + (f", code shards {d['code_shards'] / 1e9:,.1f} GB in {d['shards']:,.0f} files" if plan.samples else ""),
         f"failures           {f['per_day']:.3f} a day ({GPU_DAYS_PER_FAILURE:,.0f} GPU-days each assumed); a trainer state, {f['write_seconds']:.1f} s to write, every {f['interval_seconds']:,.0f} s and "
@@ -588,25 +723,53 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--gpu", default="H100", help=f"one of {', '.join(GPUS)} (%(default)s)")
     add("--gpus", type=int, default=1, help="how many (%(default)s)")
     add("--samples", type=int, default=0, help="training pairs; 0: counted where the shards are there")
-    add("--caption-tokens", type=float, default=0.0, help="mean length of a caption; 0: measured on the run's shards, else half of the longest")
+    add(
+        "--caption-tokens",
+        type=float,
+        default=0.0,
+        help="mean length of a caption; 0: measured on the run's shards, else half of the longest",
+    )
     add("--mfu", type=float, default=0.4, help="share of the peak that is reached (%(default)s)")
     add("--disk", type=float, default=2e9, help="bytes a second at which trainer states are written (%(default)s)")
+    add(
+        "--measure",
+        type=int,
+        default=0,
+        metavar="N",
+        help="also take a real training step of N samples on this machine, and compare its memory",
+    )
     add("--restart", type=float, default=600.0, help="seconds from a failure to the next step (%(default)s)")
 
 
 def main_plan(config: Config, args: argparse.Namespace) -> None:
-    """Print the plan of a config with the options of `add_arguments`."""
+    """Print the plan of a config with the options of `add_arguments`, and what a real step took where --measure asks for one."""
     print(
         make_plan(
-            config, gpu=args.gpu, gpus=args.gpus, samples=args.samples, caption_tokens=args.caption_tokens, mfu=args.mfu, disk=args.disk, restart=args.restart
+            config,
+            gpu=args.gpu,
+            gpus=args.gpus,
+            samples=args.samples,
+            caption_tokens=args.caption_tokens,
+            mfu=args.mfu,
+            disk=args.disk,
+            restart=args.restart,
         )
     )
+    if args.measure:
+        real = measure_memory(config, micro=args.measure)
+        on = "cuda" if torch.cuda.is_available() else "cpu"
+        planned = planned_memory(config, micro=args.measure, gpu=on == "cuda")
+        print(f"\nmeasured here ({on}), one step of {args.measure} samples:")
+        for term, size in real.items():
+            print(f"  {term:<17}{size / 2**20:12,.1f} MiB, planned {planned[term] / 2**20:12,.1f} MiB ({planned[term] / size - 1:+.1%})")
 
 
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--config", required=True, help="a YAML file, for example configs/ladder/1.3b.yaml")
-    parser.add_argument("overrides", nargs="*", metavar="a.b=c", help="settings that replace the file's, for example train.micro_batch_size=4")
+    parser.add_argument(
+        "overrides", nargs="*", metavar="a.b=c", help="settings that replace the file's, for example train.micro_batch_size=4"
+    )
     add_arguments(parser)
     args = parser.parse_args(argv)
     main_plan(load_config(args.config, args.overrides), args)

@@ -20,6 +20,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import timedelta
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -30,11 +31,20 @@ import yaml
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from tokun import checkpoint, data, losses, optim
+from tokun import checkpoint, data, health, losses, optim
 from tokun import config as configs
 from tokun.config import Config
 from tokun.extras import need
-from tokun.generator import add_dropout, can_compile, compile_layers, count_parameters, make_generator, tune_for, uncompiled
+from tokun.generator import (
+    add_dropout,
+    can_compile,
+    compile_layers,
+    count_parameters,
+    flops_per_token,
+    make_generator,
+    tune_for,
+    uncompiled,
+)
 from tokun.grids import captioned_grid, pair_sheet, to_pil
 from tokun.image_tokenizer import ImageTokenizer
 from tokun.latents import Slots
@@ -55,6 +65,26 @@ class Run:
     rank: int
     world: int
     deepspeed: bool  # the generator runs under a DeepSpeed engine
+    stop: health.StopRequest
+
+    def any(self, flag: bool) -> bool:
+        """Whether the flag is true in any process. All of them ask together."""
+        if self.world == 1:
+            return flag
+        device = torch.device("cuda") if dist.get_backend() == "nccl" else torch.device("cpu")
+        value = torch.tensor(float(flag), device=device)
+        dist.all_reduce(value, op=dist.ReduceOp.MAX)
+        return bool(value.item())
+
+    def stop_if_asked(self, save: Callable[[], object] = lambda: None) -> None:
+        """Save and raise Preempted when any process was asked to stop (SIGTERM)."""
+        if self.any(self.stop.asked):
+            save()
+            raise health.Preempted
+
+    def close(self) -> None:
+        self.stop.close()
+        self.tracker.finish()
 
     def wait(self) -> None:
         """Until every process is here."""
@@ -87,7 +117,7 @@ def open_run(config: Config, *, deepspeed: bool = False) -> Run:
     if config.threads:
         torch.set_num_threads(config.threads)
     if rank == 0:
-        out.mkdir(parents=True, exist_ok=True)
+        checkpoint.require_writable(out)
         if not (out / "config.yaml").exists():  # that of an earlier run stays until every stage has agreed to this one
             write_config(out, config)
     tracker = make_tracker(
@@ -98,7 +128,7 @@ def open_run(config: Config, *, deepspeed: bool = False) -> Run:
         config=configs.to_dict(config),
         main_process=rank == 0,
     )
-    return Run(config, out, tracker, rank, world, deepspeed)
+    return Run(config, out, tracker, rank, world, deepspeed, health.StopRequest())
 
 
 def write_config(out: Path, config: Config) -> None:
@@ -204,10 +234,13 @@ def train_image_tokenizer(run: Run) -> Path:
             "model": model.state_dict(), "optimizer": optimizer.state_dict(), "ema": ema.state_dict(),
             "adversary": adversary.state_dict(), "spent": spent + clock.seconds(), "settings": json.dumps(asked),
         }  # fmt: skip
-        with checkpoint.whole_directory(states.path(step)) as folder:
+        with checkpoint.survived(run.say, states.path(step)), checkpoint.whole_directory(states.path(step)) as folder:
             torch.save(state, folder / "state.pt")
         states.prune()
 
+    if run.rank == 0:  # weights, two moments and the average, for the model, and all but the average for the discriminator
+        sizes = [count_parameters(model), count_parameters(discriminator) if discriminator is not None else 0]
+        checkpoint.require_space(run.out, 4 * (4 * sizes[0] + 3 * sizes[1]) * train_states(config))
     clock, logged_at = _Clock(), step
     stream = data.prefetch(batches, step)
     bar = tqdm(total=train.steps, initial=step, desc="image tokenizer", unit="step", disable=run.rank != 0, dynamic_ncols=True)
@@ -243,6 +276,7 @@ def train_image_tokenizer(run: Run) -> Path:
         terms |= adversary.train_step(step, images, out.images.detach(), lr / train.lr)
         step += 1
         bar.update(1)
+        run.stop_if_asked(save)
 
         if step % train.log_every == 0 or step == 1:
             figures = {f"image_tokenizer/{k}": v.item() for k, v in terms.items()}
@@ -450,39 +484,81 @@ def _captions(tree: dict[str, Any], config: Config) -> dict[str, str]:
 # --- codes ----------------------------------------------------------------------------------------------------------
 
 
-def encode_shards(run: Run) -> Path:
-    """Image shards -> code shards `out/codes/{train,val}-*.tar` and `codes.json`. Goes on behind the last whole shard."""
+@dataclass(frozen=True)
+class CodesTask:
+    """One image shard that becomes one code shard, on its own and in any process that reaches both."""
+
+    source: Path
+    shard: Path
+    tokenizer: Path
+    config: Config
+    prefix: str
+
+
+def run_codes_task(task: CodesTask) -> dict[str, int]:
+    """Encode the shard unless it is there. Returns how many samples were left out, by reason."""
+    if task.shard.is_file():
+        return {}
+    device = torch.device(f"cuda:{os.environ.get('LOCAL_RANK', 0)}" if torch.cuda.is_available() else "cpu")
+    return encode_shard(task.source, task.shard, _tokenizer_on(task.tokenizer, device), task.config, device, prefix=task.prefix)
+
+
+@lru_cache(maxsize=1)
+def _tokenizer_on(folder: Path, device: torch.device) -> ImageTokenizer:
+    return ImageTokenizer.load(folder).to(device)
+
+
+def codes_tasks(run: Run) -> list[CodesTask]:
+    """What `encode_shards` has to do, in order. Raises ValueError when the folder holds codes of other settings or another tokenizer."""
     config, target = run.config, run.out / "codes"
+    sources = _codes_sources(config)
     tokenizer = ImageTokenizer.load(run.out / "image_tokenizer")
-    sources = {"train": data.expand_shards(config.data.train), "val": data.expand_shards(config.data.val) if config.data.val else []}
-    d = config.data
-    asked = {
-        "fingerprint": tokenizer.fingerprint(), "codes": _without(dataclasses.asdict(config.codes), {"batch_size"} | ({"positions", "mirror"} if _plain_crops(config) else set())), "seed": config.seed,
-        "keys": [d.style, d.style_key, d.subject_key, d.caption_key],
-        "shards": checkpoint.files_fingerprint([p for paths in sources.values() for p in paths]),
-    }  # fmt: skip
+    asked = _codes_asked(config, tokenizer, sources)
     record = checkpoint.read_record(target / "codes.json")
     if record is not None:
         require_codes_of(target, tokenizer)
         checkpoint.require_same(target, record["settings"], asked)
-        run.say(f"codes: {target} is there and matches ({record['counts']})")
-        return target
+        return []
     begun = checkpoint.read_record(target / "begun.json")
     if begun is not None:
         checkpoint.require_same(target, begun, asked)
     elif run.rank == 0:
         checkpoint.write_record(target / "begun.json", asked)
     run.wait()
+    return [
+        CodesTask(path, target / f"{split}-{number:05d}.tar", run.out / "image_tokenizer", config, f"{split}{number:05d}-")
+        for split, paths in sources.items()
+        for number, path in enumerate(paths)
+    ]
 
-    device = torch.device(f"cuda:{os.environ.get('LOCAL_RANK', 0)}" if torch.cuda.is_available() else "cpu")
-    tokenizer = tokenizer.to(device)
-    tasks = [(split, number, path) for split, paths in sources.items() for number, path in enumerate(paths)]
-    for split, number, path in tqdm(tasks[run.rank :: run.world], desc="codes", unit="shard", disable=run.rank != 0, dynamic_ncols=True):
-        shard = target / f"{split}-{number:05d}.tar"
-        if not shard.is_file():
-            skipped = encode_shard(path, shard, tokenizer, config, device, prefix=f"{split}{number:05d}-")
-            if skipped:
-                tqdm.write(f"codes: {path.name}: skipped {skipped}")
+
+def _codes_sources(config: Config) -> dict[str, list[Path]]:
+    return {"train": data.expand_shards(config.data.train), "val": data.expand_shards(config.data.val) if config.data.val else []}
+
+
+def _codes_asked(config: Config, tokenizer: ImageTokenizer, sources: dict[str, list[Path]]) -> dict[str, Any]:
+    d, left_out = config.data, {"batch_size"} | ({"positions", "mirror"} if _plain_crops(config) else set())
+    return {
+        "fingerprint": tokenizer.fingerprint(), "codes": _without(dataclasses.asdict(config.codes), left_out), "seed": config.seed,
+        "keys": [d.style, d.style_key, d.subject_key, d.caption_key],
+        "shards": checkpoint.files_fingerprint([p for paths in sources.values() for p in paths]),
+    }  # fmt: skip
+
+
+def encode_shards(run: Run) -> Path:
+    """Image shards -> code shards `out/codes/{train,val}-*.tar` and `codes.json`. Goes on behind the last whole shard."""
+    config, target = run.config, run.out / "codes"
+    tasks = codes_tasks(run)
+    if not tasks:
+        run.say(f"codes: {target} is there and matches ({checkpoint.read_record(target / 'codes.json')['counts']})")
+        return target
+    for task in tqdm(tasks[run.rank :: run.world], desc="codes", unit="shard", disable=run.rank != 0, dynamic_ncols=True):
+        if run.world == 1:  # alone; several processes have different numbers of shards, and meet behind the last
+            run.stop_if_asked()
+        if skipped := run_codes_task(task):
+            tqdm.write(f"codes: {task.source.name}: skipped {skipped}")
+    tokenizer, sources = ImageTokenizer.load(run.out / "image_tokenizer"), _codes_sources(config)
+    asked = _codes_asked(config, tokenizer, sources)
     run.wait()
     if run.rank == 0:
         counts: dict[str, int] = {}
@@ -675,6 +751,7 @@ def train_generator(run: Run) -> Path:
         )
         held_out = [whole(step) for step in range(min(12, max(1, len(val) // size)))]
 
+    spikes = health.Spikes(train.spike_factor)
     states = run.states("generator")
     step, spent = 0, 0.0
     if (latest := states.latest()) is not None:
@@ -682,6 +759,7 @@ def train_generator(run: Run) -> Path:
         _require_same_but_retry(states.path(latest), saved["settings"], asked)
         engine.load(states.path(latest))
         ema.load_state_dict(torch.load(states.path(latest) / "ema.pt", map_location="cpu", weights_only=True))
+        spikes.load_state_dict(saved["spikes"]) if "spikes" in saved else None
         step, spent = latest, saved["spent"]
         run.say(f"generator: resuming at step {step}")
     run.say(
@@ -689,24 +767,39 @@ def train_generator(run: Run) -> Path:
         f"{vocabulary.codebook_size} image), {len(batches.samples)} samples, {run.world} process(es), {engine}"
     )
     is_image = vocabulary.is_image.to(engine.device)
+    if run.rank == 0:  # weights, two moments, the average
+        checkpoint.require_space(run.out, 16 * count_parameters(model) * train_states(config))
+    flops = flops_per_token(model, slots.size)
+    rate = health.matmul_rate(engine.device, torch.bfloat16 if train.precision == "bf16" else torch.float32)
     clock = _Clock()
 
     def save() -> None:
         folder = states.path(step)
+        if folder.exists():
+            return
         aside = folder.with_name(folder.name + ".partial")
+        failed = False
+        try:
+            if run.rank == 0:
+                shutil.rmtree(aside, ignore_errors=True)
+                aside.mkdir(parents=True)
+            run.wait()
+            engine.save(aside)
+            if run.rank == 0:
+                torch.save(ema.state_dict(), aside / "ema.pt")
+                state = {"settings": asked, "spent": spent + clock.seconds(), "world": run.world, "spikes": spikes.state_dict()}
+                checkpoint.write_record(aside / "state.json", state)
+                checkpoint.sync(aside)
+        except checkpoint.SAVE_ERRORS as error:  # a full disk: the run goes on, and tries again
+            failed = True
+            tqdm.write(f"generator: could not save at step {step} ({error}): going on; the last trainer state is {states.latest()}")
+        failed = run.any(failed)
         if run.rank == 0:
-            shutil.rmtree(aside, ignore_errors=True)
-            aside.mkdir(parents=True)
-        run.wait()
-        engine.save(aside)
-        if run.rank == 0:
-            torch.save(ema.state_dict(), aside / "ema.pt")
-            checkpoint.write_record(aside / "state.json", {"settings": asked, "spent": spent + clock.seconds(), "world": run.world})
-        run.wait()
-        if run.rank == 0:
-            checkpoint.sync(aside)
-            os.rename(aside, folder)
-            states.prune()
+            if failed:
+                shutil.rmtree(aside, ignore_errors=True)
+            else:
+                os.rename(aside, folder)
+                states.prune()
         run.wait()
 
     def as_checkpoint() -> Tokun:
@@ -743,13 +836,18 @@ def train_generator(run: Run) -> Path:
                 _require_finite(run, loss, step, "generator", lambda s=step: batches_keys(batches, s))
                 engine.backward(loss * run.world)  # the engine averages over processes; the sums are global already
             logged += torch.stack([image, text, z]).detach()
-        norm = engine.step()
+        norm = engine.norm()
         _require_finite(run, norm, step, "generator", lambda s=step: batches_keys(batches, s), what="gradient norm")
-        ema.update(model)
+        if spikes.is_spike(norm):
+            engine.skip()
+        else:
+            engine.step()
+            ema.update(model)
         step += 1
         tokens += float(sums["tokens"])
         width += batch.input_ids.numel() * run.world  # about: the other processes' rows may be a token longer
         bar.update(1)
+        run.stop_if_asked(save)
         if step % train.log_every == 0 or step == 1:
             if run.world > 1:
                 dist.all_reduce(logged)
@@ -758,6 +856,8 @@ def train_generator(run: Run) -> Path:
             figures = {
                 "train/loss": train.image_weight * image + train.text_weight * text, "train/image_loss": image, "train/text_loss": text, "train/z": z,
                 "train/lr": lr, "train/grad_norm": norm, "train/tokens_per_second": tokens / seconds, "train/data_wait": waited / seconds, "train/padding": 1 - tokens / width,
+                "train/mfu": flops * tokens / seconds / (rate * run.world), "train/skipped_spikes": spikes.count,
+                "train/peak_memory_gb": health.peak_memory(engine.device) / 2**30,
                 "train/epoch": step * train.batch_size / len(batches.samples), "train/skipped": sum(batches.samples.index.skipped.values()),
                 "train/cut_captions": batches.cut_captions,
             }  # fmt: skip
@@ -769,6 +869,8 @@ def train_generator(run: Run) -> Path:
         if held_out and step % train.eval_every == 0:
             with _averaged(model, ema), uncompiled(model):
                 held = evaluate_generator(engine, model, held_out, vocabulary)
+                with engine.autocast():
+                    held["attention_logit_max"] = health.attention_logit_max(model, held_out[0].input_ids[:4].to(engine.device))
             run.tracker.log({f"val/{k}": v for k, v in held.items()}, step=step)
             if run.rank == 0:
                 bar.write(f"  step {step}: held out " + _line(held))
@@ -882,12 +984,18 @@ class Engine:
     def backward(self, loss: Tensor) -> None:
         self.accelerator.backward(loss)
 
-    def step(self) -> float:
-        """Clip, update, forget the gradients. Returns the gradient norm before clipping."""
-        norm = self.accelerator.clip_grad_norm_(self.plain.parameters(), self.train.max_grad_norm)
+    def norm(self) -> float:
+        """Clip the gradients. Returns their norm before."""
+        return float(self.accelerator.clip_grad_norm_(self.plain.parameters(), self.train.max_grad_norm))
+
+    def step(self) -> None:
+        """Update the weights, forget the gradients."""
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
-        return float(norm)
+
+    def skip(self) -> None:
+        """Forget the gradients."""
+        self.optimizer.zero_grad(set_to_none=True)
 
     def save(self, folder: Path) -> None:
         if self.accelerator.is_main_process:
@@ -934,9 +1042,15 @@ class DeepSpeedEngine(Engine):
         self.model.backward(loss * self.accumulation)
         self.model.step()
 
-    def step(self) -> float:
+    def norm(self) -> float:
         norm = self.model.get_global_grad_norm()
         return float(norm) if norm is not None else 0.0
+
+    def step(self) -> None:
+        """The engine has stepped already, in `backward`."""
+
+    def skip(self) -> None:
+        """Too late: the engine has stepped, with clipped gradients. The spike is counted, and not averaged."""
 
     def save(self, folder: Path) -> None:
         self.model.save_checkpoint(str(folder), tag="engine")
@@ -1019,6 +1133,11 @@ def make_accelerator(precision: str, **kwargs: Any) -> Any:
 
     AcceleratorState._reset_state(reset_partial_state=False)
     return accelerate.Accelerator(mixed_precision=precision, **kwargs)
+
+
+def train_states(config: Config) -> int:
+    """How many trainer states lie on the disk at once, with the one that is being written."""
+    return config.train.keep_last + 1
 
 
 class _Clock:

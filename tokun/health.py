@@ -1,0 +1,140 @@
+"""Health: is the training run well? Spikes of the gradient, the largest attention logit, utilisation, memory, a request to stop.
+
+Knows models and numbers, no stage and no tracker.
+"""
+
+from __future__ import annotations
+
+import resource
+import signal
+import sys
+import threading
+import time
+from collections import deque
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+class Preempted(Exception):
+    """The run was asked to end (SIGTERM) and has saved what it needs to go on."""
+
+
+class StopRequest:
+    """Becomes true when SIGTERM arrives. The signal's old handler comes back with `close`."""
+
+    def __init__(self) -> None:
+        self.asked = False
+        # only the main thread may set handlers; elsewhere (notebooks' threads) SIGTERM keeps its meaning
+        self._old = signal.signal(signal.SIGTERM, self._ask) if threading.current_thread() is threading.main_thread() else None
+
+    def _ask(self, *_: object) -> None:
+        self.asked = True
+
+    def close(self) -> None:
+        if self._old is not None:
+            signal.signal(signal.SIGTERM, self._old)
+
+
+class Spikes:
+    """Tells a gradient norm that is far above what it has been: `factor` times the 90 % quantile of the last `window` norms.
+
+    Such a step is skipped (as in PaLM, section 5.1, where the batch is left out). The first `warmup` steps are never spikes, and after
+    `patience` spikes in a row the new height is believed.
+    """
+
+    def __init__(self, factor: float, *, window: int = 200, warmup: int = 50, patience: int = 10) -> None:
+        if factor and factor <= 1:
+            raise ValueError(f"train.spike_factor is {factor}; it is 0 (off) or greater than 1, for example 5")
+        self.factor, self.warmup, self.patience = factor, warmup, patience
+        self.norms: deque[float] = deque(maxlen=window)
+        self.count = self.row = 0
+
+    def is_spike(self, norm: float) -> bool:
+        """Whether to skip the step of this norm; remembers it either way."""
+        limit = self.limit()
+        spike = limit is not None and norm > limit and self.row < self.patience
+        self.row = self.row + 1 if spike else 0
+        self.count += spike
+        if not spike:
+            self.norms.append(norm)
+        return spike
+
+    def limit(self) -> float | None:
+        if not self.factor or len(self.norms) < self.warmup:
+            return None
+        return self.factor * sorted(self.norms)[int(0.9 * (len(self.norms) - 1))]
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"norms": list(self.norms), "count": self.count, "row": self.row}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.norms.clear()
+        self.norms.extend(state["norms"])
+        self.count, self.row = state["count"], state["row"]
+
+
+def matmul_rate(device: torch.device, dtype: torch.dtype) -> float:
+    """Floating-point operations a second of a large matrix product here: what utilisation is measured against."""
+    side = 8192 if device.type == "cuda" else 1024
+    a, b = (torch.randn(side, side, device=device, dtype=dtype) for _ in range(2))
+    best = float("inf")
+    for _ in range(5):
+        _synchronise(device)
+        start = time.perf_counter()
+        a @ b
+        _synchronise(device)
+        best = min(best, time.perf_counter() - start)
+    return 2 * side**3 / best
+
+
+def _synchronise(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def peak_memory(device: torch.device) -> int:
+    """Bytes: the most that was allocated on the GPU, or resident in this process on a CPU."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+
+PROBE = "tokun_probe"
+
+
+@contextmanager
+def attention_probe(model: Any) -> Iterator[list[float]]:
+    """Within the block the model's attention notes the largest logit (scaled, before the softmax) of each call in the list."""
+    from transformers import AttentionInterface
+    from transformers.integrations.sdpa_attention import sdpa_attention_forward
+
+    found: list[float] = []
+
+    def probe(module: Any, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **options: Any) -> Any:
+        B, _, T, D = query.shape
+        groups = query.reshape(B, key.shape[1], -1, T, D).float()  # (B, KV, H / KV, T, D)
+        logits = groups @ key.float().unsqueeze(2).transpose(-1, -2) * (options.get("scaling") or D**-0.5)
+        causal = torch.ones(T, key.shape[2], dtype=torch.bool, device=query.device).tril(key.shape[2] - T)
+        found.append(logits.masked_fill(~causal, -torch.inf).max().item())
+        return sdpa_attention_forward(module, query, key, value, attention_mask, **options)
+
+    AttentionInterface.register(PROBE, probe)
+    before = model.config._attn_implementation
+    model.config._attn_implementation = PROBE
+    try:
+        yield found
+    finally:
+        model.config._attn_implementation = before
+
+
+@torch.no_grad()
+def attention_logit_max(model: Any, input_ids: Tensor) -> float:
+    """The largest attention logit over all layers, heads and positions, for input_ids (B, T). Growing ones announce divergence
+    (Dehghani et al., 2023, section 2.1)."""
+    with attention_probe(model) as found:
+        model(input_ids=input_ids, use_cache=False)
+    return max(found)
