@@ -29,8 +29,9 @@ ABOUT = (
     "The model that ships with tokun: engravings at 64 px with captions. From one seed it samples the picture's 8x8 codes and then the "
     "words for it, in one sequence. It was trained on two shared CPU cores to show the whole path on real data, not to win prizes."
 )
-LIMITS = """- A small, young model: little over an hour of training on shared CPU cores. Its pictures have grounds, masses and the texture of hatching, hardly ever a thing one can name.
-- Its captions have the manner of the books' captions; some of their words are invented, and they do not describe their pictures yet. Prompts steer little.
+LIMITS = """- A small, young model: some two hours of training on shared CPU cores. Its pictures have grounds, masses, skylines and the texture of hatching, seldom a thing one can name.
+- Its captions have the manner of the books' captions, and seldom describe their pictures yet. Prompts steer little.
+- In its first 2,600 steps batches were drawn in plain order; after that, sequences of like length shared them (data.sort_window).
 - 64 pixels and 64 codes a picture: fine lines are lost in the codes already.
 - The books are of their time (sixteenth to early twentieth century): depictions and words that are demeaning by present standards,
   war and execution occur in the data and may show in samples.
@@ -44,7 +45,7 @@ def main() -> None:
     args = parser.parse_args()
     model = tokun.load(args.run, device="cpu")
     config = from_dict(yaml.safe_load((args.run / "config.yaml").read_text()))
-    config.data.train = "engravings and engravings-128, train split"
+    config.data.train, config.tracking.name = "engravings and engravings-128, train split", "tokun: engravings, 64 px"
     record = checkpoint.read_record(args.run / "checkpoint" / "training.json")
     assert record is not None
     with checkpoint.whole_directory(BUNDLED) as folder:

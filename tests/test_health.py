@@ -25,7 +25,7 @@ def test_the_first_steps_are_never_spikes_and_a_lasting_rise_is_believed():
     told = [spikes.is_spike(1.0)] + [spikes.is_spike(50.0) for _ in range(30)]
     assert told[:1] == [False] and told[1:12] == [True] * 10 + [False] and spikes.count < 30
     assert not Spikes(0).is_spike(1e9) and Spikes(0).limit() is None
-    with pytest.raises(ValueError, match="spike_factor is 0.5"):
+    with pytest.raises(ValueError, match=r"spike_factor is 0\.5"):
         Spikes(0.5)
 
 

@@ -50,7 +50,7 @@ image, caption = tokun.load("PATH-OR-ID")(seed=42)
 
 - Image tokenizer: convolutional VQ-VAE, {m.image_size} px, {"grayscale" if m.image_channels == 1 else "RGB"}, {side}x{side} codes of {m.codebook_size} ({m.quantizer}).
 - Generator: {f"started from {g.pretrained}" if g.pretrained else f"Qwen3, {g.num_layers} layers of width {g.hidden_size}"}, {record["parameters"] / 1e6:.1f}M parameters, dropout {g.dropout}.
-- {record["steps"]} steps of {t.batch_size} sequences, AdamW, peak learning rate {t.lr:g}, weight decay {t.weight_decay}, EMA {t.ema_decay}, {minutes:.0f} minutes.
+- {record["steps"]} steps of {t.batch_size} sequences, {"Muon and AdamW" if t.optimizer == "muon" else "AdamW"}, peak learning rate {t.lr:g}, weight decay {t.weight_decay}, EMA {t.ema_decay}, {minutes:.0f} minutes.
 - Tasks: {", ".join(f"{k} {v:g}" for k, v in t.task_mix.items())}; tag dropout {t.tag_dropout}.
 
 ## Figures
