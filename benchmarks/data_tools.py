@@ -4,7 +4,7 @@
     python benchmarks/data_tools.py scale --pictures /tmp/pictures --out /tmp/scale              # 10,000 against all of them
     python benchmarks/data_tools.py img2dataset --pictures /tmp/pictures --out /tmp/beside --python /tmp/other-venv/bin/python
     python benchmarks/data_tools.py encode --tokenizer RUN/image_tokenizer --shards 'shards/train-*.tar' --out /tmp/codes
-    python benchmarks/data_tools.py kills --out /tmp/kills --times 20
+    python benchmarks/data_tools.py kills --out /tmp/kills --times 20 --tokenizer RUN/image_tokenizer
 
 Each prints one table. Speeds are given by processor time, which other work on the machine hardly disturbs, and by the clock.
 """
@@ -24,7 +24,7 @@ import sys
 import tarfile
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -245,8 +245,8 @@ def encode(tokenizer: Path, shards: str, out: Path, views: int) -> None:
         print(f"{shard.name:<24} {count:>8,} {rate:>10.1f} {sum(bare) / 2:>10.1f} {rate / (sum(bare) / 2):>7.2f}")
 
 
-def kills(out: Path, times: int) -> None:
-    """prepare killed at random moments until it has been `times` times, then finished: are the bytes those of a whole run?"""
+def kills(out: Path, times: int, tokenizer: Path | None) -> None:
+    """prepare, caption (templates) and, with a tokenizer, encode: killed at random moments, then finished. Are the bytes those of a whole run?"""
     shutil.rmtree(out, ignore_errors=True)
     source = out / "in"
     for index in range(1500):
@@ -255,28 +255,43 @@ def kills(out: Path, times: int) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         image.save(path)
         path.with_suffix(".txt").write_text(f"{record['caption']} {index}", encoding="utf-8")
-    command = prepare_command(source, out / "killed", "--workers", "2", "--shard-size", "100")
-    whole = timed(prepare_command(source, out / "whole", "--workers", "2", "--shard-size", "100"))["seconds"]
-    moments, killed = random.Random(0), 0
-    while killed < times:
-        if (out / "killed" / "prepare.json").exists():  # finished: once more from the start
-            shutil.rmtree(out / "killed")
-        process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    shards = out / "prepare-whole"
+    kill("prepare", out, times, lambda target: prepare_command(source, target, "--workers", "2", "--shard-size", "100"), "prepare.json")
+    caption = [sys.executable, "-m", "data_tools.caption", str(shards), "--registers", "plain,poetic,alt"]
+    kill("caption", out, times, lambda target: [*caption, "--out", str(target)], "caption.json")
+    if tokenizer is not None:
+        for name in ("killed", "whole"):
+            shutil.copytree(tokenizer, out / f"encode-{name}" / "image_tokenizer")
+        encode = [sys.executable, "-m", "data_tools.encode", "--config", str(ROOT / "configs" / "engraving-cpu.yaml")]
+        encode += [f"data.train={shards}/train-*.tar", f"data.val={shards}/val-*.tar"]
+        kill("encode", out, times, lambda target: [*encode, f"out={target}"], "codes/codes.json", folder="codes")
+
+
+def kill(tool: str, out: Path, times: int, command_for: Callable[[Path], list[str]], last: str, folder: str = "") -> None:
+    """Kill the tool so many times, at moments spread over its run, then let it finish, and compare."""
+    killed, whole = out / f"{tool}-killed", out / f"{tool}-whole"
+    length = timed(command_for(whole))["seconds"]
+    moments, count = random.Random(0), 0
+    while count < times:
+        if (killed / last).exists():  # finished: once more from the start
+            shutil.rmtree(killed / folder)
+        process = subprocess.Popen(command_for(killed), cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         try:
-            process.wait(timeout=moments.uniform(0.2, 1.0) * min(whole, 4))
+            process.wait(timeout=moments.uniform(0.3, 1.0) * length)
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()
-            killed += 1
-    subprocess.run(command, cwd=ROOT, stdout=subprocess.DEVNULL, check=True)
-    same = digest(out / "killed") == digest(out / "whole")
-    print(f"prepare: killed {killed} times, then finished: {'the same bytes as' if same else 'OTHER BYTES THAN'} a whole run")
+            count += 1
+    subprocess.run(command_for(killed), cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, check=True)
+    same = digest(killed / folder) == digest(whole / folder)
+    print(f"{tool}: killed {count} times, then finished: {'the same bytes as' if same else 'OTHER BYTES THAN'} a whole run", flush=True)
     if not same:
         raise SystemExit(1)
 
 
 def digest(folder: Path) -> dict[str, str]:
-    return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted(folder.iterdir())}
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
 
 
 def main() -> None:
@@ -303,7 +318,7 @@ def main() -> None:
     elif args.what == "encode":
         encode(args.tokenizer, args.shards, args.out, args.views)
     else:
-        kills(args.out, args.times)
+        kills(args.out, args.times, args.tokenizer)
 
 
 if __name__ == "__main__":

@@ -452,6 +452,8 @@ INVISIBLE = frozenset("\ufeff\u00ad\u200b\u200c\u200d\u2060")
 
 def plain_text(text: str) -> str:
     """One line of plain text: no tags, entities, control characters or surplus spaces; NFC; straight quotes."""
+    if text.isascii() and text.isprintable() and not any(mark in text for mark in ("<", "&", "`", "''", "--")):
+        return " ".join(text.split())  # most texts: nothing that the rounds below would change
     return settled(plain_once, text)
 
 

@@ -25,7 +25,10 @@ from data_tools.cleaning import (
     decide,
     language,
     look,
+    plain_once,
+    plain_text,
     reasons,
+    settled,
     trim,
 )
 
@@ -427,3 +430,8 @@ def test_a_broken_line_of_labels_is_refused_with_its_number(tmp_path, line):
     (tmp_path / "labels.tsv").write_text(line + "\n")
     with pytest.raises(ValueError, match=f"line {line.count(chr(10)) + 1}"):
         benchmark.read_labels(tmp_path / "labels.tsv")
+
+
+@given(st.text(st.sampled_from("aB .,-'\"`<&;>_\t[1é")))
+def test_the_short_way_of_plain_text_is_the_long_way(text):
+    assert plain_text(text) == settled(plain_once, text)
