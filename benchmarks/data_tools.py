@@ -61,27 +61,27 @@ def originals(shared: Path) -> Iterator[tuple[Image.Image, str]]:
                 count += 1
 
 
-def transformed(image: Image.Image, rng: np.random.Generator) -> Image.Image:
-    """A part of the picture, turned, stretched and toned anew, with a short side of 300 to 600 pixels."""
+def transformed(image: Image.Image, rng: np.random.Generator, sides: tuple[int, int]) -> Image.Image:
+    """A part of the picture, turned, stretched and toned anew, with a short side between two numbers of pixels."""
     width, height = image.size
     share = rng.uniform(0.55, 0.9, 2)
     left, top = (rng.uniform(0, 1 - share) * (width, height)).astype(int)
     box = (left, top, left + max(32, int(share[0] * width)), top + max(32, int(share[1] * height)))
     part = image.crop(box).rotate(rng.uniform(-8, 8), Image.Resampling.BILINEAR, fillcolor=255)
-    short = int(rng.integers(300, 601))
+    short = int(rng.integers(sides[0], sides[1] + 1))
     scale = short / min(part.size)
     part = part.resize((max(1, round(part.width * scale)), max(1, round(part.height * scale))), Image.Resampling.BICUBIC)
     gamma = rng.uniform(0.7, 1.4)
     return part.point([round(255 * (tone / 255) ** gamma) for tone in range(256)])
 
 
-def make_pictures(shared: Path, out: Path, n: int, first: int = 0) -> None:
+def make_pictures(shared: Path, out: Path, n: int, sides: tuple[int, int], first: int = 0) -> None:
     for index, (image, caption) in zip(tqdm(range(n), unit="picture"), originals(shared), strict=False):
         if index < first:
             continue
         folder = out / f"{index // PER_FOLDER:04d}"
         folder.mkdir(parents=True, exist_ok=True)
-        transformed(image, np.random.default_rng((7, index))).save(folder / f"{index:07d}.jpg", quality=85)
+        transformed(image, np.random.default_rng((7, index)), sides).save(folder / f"{index:07d}.jpg", quality=85)
         (folder / f"{index:07d}.txt").write_text(f"{caption} ({index})", encoding="utf-8")
 
 
@@ -301,6 +301,7 @@ def main() -> None:
     parser.add_argument("--pictures", type=Path)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--n", type=int, default=100_000)
+    parser.add_argument("--sides", type=int, nargs=2, default=(300, 600), help="least and greatest short side of the pictures, in pixels")
     parser.add_argument("--first", type=int, default=0, help="leave the first so many pictures out (to draw in several processes)")
     parser.add_argument("--workers", type=int, default=1)
     parser.add_argument("--python", default=sys.executable, help="of an environment with img2dataset")
@@ -310,7 +311,7 @@ def main() -> None:
     parser.add_argument("--times", type=int, default=20)
     args = parser.parse_args()
     if args.what == "pictures":
-        make_pictures(args.shared, args.out, args.n, args.first)
+        make_pictures(args.shared, args.out, args.n, tuple(args.sides), args.first)
     elif args.what == "scale":
         scale(args.pictures, args.out, args.n if args.n < 100_000 else 10_000, args.workers)
     elif args.what == "img2dataset":
