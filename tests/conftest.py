@@ -1,6 +1,7 @@
 """What several rooms' tests share: a tiny random Tokun, made on the spot, and a folder of toy shards."""
 
 import io
+import signal
 import tarfile
 from pathlib import Path
 
@@ -101,3 +102,11 @@ def engravings():
             return [Image.open(io.BytesIO(tar.extractfile(name).read())) for name in names]
 
     return first
+
+
+@pytest.fixture(autouse=True)
+def sigterm_keeps_its_meaning():
+    """Runs that a test opens in this process catch SIGTERM; after the test it ends the process again."""
+    before = signal.getsignal(signal.SIGTERM)
+    yield
+    signal.signal(signal.SIGTERM, before)
