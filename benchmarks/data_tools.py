@@ -1,10 +1,10 @@
 """What the data tools do, in figures: speed at scale, beside img2dataset, of encoding, and after being killed.
 
-    python benchmarks/data_tools.py pictures --shared ../shared --out /tmp/pictures --n 100000   # distinct ones, from real and toy engravings
-    python benchmarks/data_tools.py scale --pictures /tmp/pictures --out /tmp/scale              # 10,000 against all of them
-    python benchmarks/data_tools.py img2dataset --pictures /tmp/pictures --out /tmp/beside --python /tmp/other-venv/bin/python
-    python benchmarks/data_tools.py encode --tokenizer RUN/image_tokenizer --shards 'shards/train-*.tar' --out /tmp/codes
-    python benchmarks/data_tools.py kills --out /tmp/kills --times 20 --tokenizer RUN/image_tokenizer
+    python benchmarks/data_tools.py pictures --shared ../shared --out PICTURES --n 100000   # distinct ones, from real and toy engravings
+    python benchmarks/data_tools.py scale --pictures PICTURES --out OUT              # 10,000 against all of them
+    python benchmarks/data_tools.py img2dataset --pictures PICTURES --out OUT --python OTHER-VENV/bin/python
+    python benchmarks/data_tools.py encode --tokenizer RUN/image_tokenizer --shards 'shards/train-*.tar' --out OUT
+    python benchmarks/data_tools.py kills --out OUT --times 20 --tokenizer RUN/image_tokenizer
 
 Each prints one table. Speeds are given by processor time, which other work on the machine hardly disturbs, and by the clock.
 """

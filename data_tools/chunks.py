@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from data_tools.cleaning import REJECT, Caption, Verdict, clean_caption, decide, look, plain_text, reasons, trim
+from data_tools.cleaning import BLANK, REJECT, Caption, Verdict, clean_caption, decide, look, plain_share, plain_text, reasons, trim
 from data_tools.pictures import KINDS, WEBP_LIMIT, PictureError, decode_reduced, dhash, encode, resize
 from data_tools.readers import CaptionError, Found, Words, find_words, read_picture, shown
 from data_tools.stores import Store
@@ -53,7 +53,7 @@ class Settings:
     """Whether pictures and captions are judged and mended; without, only size, shape, blank pages and duplicates are looked at."""
     keep_ambiguous: bool = False
     """Whether pictures that may not belong are kept; they are labelled in any case."""
-    clip_model: str = ""
+    clip: str = ""
     """An open_clip model (a name with pretrained weights, hf-hub:…, or a path) that looks at the medium; "": none."""
     register: str = "plain"
     """The register the captions are written in."""
@@ -152,7 +152,7 @@ class Judged:
 def measure_chunk(chunk: Chunk) -> Counter[str]:
     """Measure the files of a chunk and store them. Returns the number of files by status and reason."""
     judged = [measure(Path(chunk.base), chunk.settings, found, words) for found, words in chunk.entries]
-    if chunk.settings.clip_model:
+    if chunk.settings.clip:
         look_at_medium(judged, chunk.settings)
     data, lines, counts = io.BytesIO(), [], Counter()
     for one in judged:
@@ -222,11 +222,7 @@ def of_picture(image: Image.Image, caption: str, settings: Settings, style: str)
 
 
 def of_blank(small: Image.Image) -> list[Verdict]:
-    """Fewer than 1 in 200 points differ clearly from the usual tone: the measure of `cleaning.look`, alone."""
-    counts = np.array(small.convert("L").histogram())
-    usual = int(np.searchsorted(np.cumsum(counts), counts.sum() / 2))
-    plain = counts[np.abs(np.arange(256) - usual) > 12].sum() / counts.sum()
-    return [Verdict(REJECT, "blank")] if plain < 0.005 else []
+    return [Verdict(REJECT, "blank")] if plain_share(np.array(small.convert("L").histogram())) < BLANK else []
 
 
 def of_caption(caption: Caption, settings: Settings) -> list[Verdict]:
@@ -245,7 +241,7 @@ def look_at_medium(judged: list[Judged], settings: Settings) -> None:
     from data_tools.medium import doubts  # torch only where it is asked for
 
     good = [one for one in judged if one.image is not None and one.row.status == KEPT]
-    for one, doubt in zip(good, doubts([one.image for one in good], [one.style for one in good], settings.clip_model), strict=True):
+    for one, doubt in zip(good, doubts([one.image for one in good], [one.style for one in good], settings.clip), strict=True):
         if doubt:
             one.row = replace(one.row, status=AMBIGUOUS, reason=doubt)
 
@@ -282,7 +278,8 @@ def encoded(one: Judged, settings: Settings) -> tuple[bytes, bytes]:
 
 def read_rows(store: Store, name: str) -> list[Row]:
     """The rows that `measure_chunk` stored."""
-    return [Row(**{**json.loads(line), "fine": tuple(json.loads(line)["fine"])}) for line in store.read(name).splitlines()]
+    rows = [Row(**json.loads(line)) for line in store.read(name).splitlines()]
+    return [replace(row, fine=tuple(row.fine)) for row in rows]
 
 
 # ---------------------------------------------------------------------------------------------------------------------

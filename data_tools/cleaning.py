@@ -42,6 +42,7 @@ def decide(verdicts: Iterable[Verdict]) -> tuple[str, str]:
 # ---------------------------------------------------------------------------------------------------------------------
 # measuring a picture
 
+BLANK = 0.005  # of the points differ from the usual tone: fewer are an empty page
 WORK = 512  # pixels of the long side of the copy that is measured, at most
 TEXTURE = 448  # pixels of the side of the part, at full size, whose grain is measured
 STRIPS = 4  # in which lines of text are looked for: columns and pictures beside the text
@@ -100,7 +101,6 @@ def look(image: Image.Image) -> Look:
     contrast = max(64, paper - ink)  # so that the grain of an empty page counts as paper
     tone_HW = 1 - (paper - gray_HW.astype(np.float32)) / contrast  # 1: paper, 0: ink
     counts = np.bincount(gray_HW.ravel(), minlength=256)
-    usual = int(np.searchsorted(np.cumsum(counts), gray_HW.size / 2))
     text, text_lines = text_rows(gray_HW < paper - 0.4 * contrast)
     return Look(
         width=image.width,
@@ -111,13 +111,19 @@ def look(image: Image.Image) -> Look:
         middle=float(((tone_HW > 0.25) & (tone_HW < 0.75)).mean()),
         dark=float((tone_HW < 0.25).mean()),
         levels=int((counts > gray_HW.size / 2000).sum()),
-        plain=float(counts[np.abs(np.arange(256) - usual) > 12].sum() / gray_HW.size),
+        plain=plain_share(counts),
         colour=coloured_share(image),
         smooth=smooth_share(gray, paper, contrast),
         text=text,
         text_lines=text_lines,
         staves=count_staves((tone_HW < 0.8).mean(1)),
     )
+
+
+def plain_share(counts: np.ndarray) -> float:
+    """`Look.plain` of a histogram of 256 tones: the share of points that differ clearly from the usual, middle one."""
+    usual = int(np.searchsorted(np.cumsum(counts), counts.sum() / 2))
+    return float(counts[np.abs(np.arange(256) - usual) > 12].sum() / counts.sum())
 
 
 def reduced(image: Image.Image, long_side: int) -> Image.Image:
@@ -242,7 +248,7 @@ def of_size(look: Look, min_side: int, max_aspect: float) -> list[Verdict]:
 
 
 def of_emptiness(look: Look) -> list[Verdict]:
-    if look.plain < 0.005:
+    if look.plain < BLANK:
         return [Verdict(REJECT, "blank")]
     return graded(max(look.white, look.dark), "nearly blank", ambiguous=0.945, reject=0.985)
 

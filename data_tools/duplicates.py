@@ -12,7 +12,7 @@ from itertools import combinations
 import numpy as np
 
 DISTANCE = 4  # of 64 bits: more cannot be promised by six bands
-FINE_DISTANCE = 48  # of 256 bits. Other sizes and scans of one picture stay below 40, unlike pictures lie near 100
+FINE_DISTANCE = 48  # of 256 bits. Of 400 engravings, JPEG copies of a third of the size lie within 22, and no two pictures nearer than 74
 BANDS = ((0, 11), (11, 11), (22, 11), (33, 11), (44, 10), (54, 10))  # (first bit, bits)
 NEIGHBOURS = 8  # compared on each side within a run of equal bands: bounds the time whatever the hashes are
 COUNT = np.array([number.bit_count() for number in range(1 << 16)], dtype=np.uint8)

@@ -115,10 +115,11 @@ class RayEngine(Engine):
     def run(self, function: Callable[[Any], Any], tasks: Iterable[Any]) -> Iterator[tuple[int, Any]]:
         remote = self.ray.remote(num_cpus=1, num_gpus=self.gpus, max_retries=3)(function)
         waiting: dict[Any, int] = {}
+        most = 2 * max(1, int(self.ray.cluster_resources().get("CPU", 1)))
         try:
             for number, task in enumerate(tasks):
                 waiting[remote.remote(task)] = number
-                if len(waiting) >= 2 * max(1, int(self.ray.cluster_resources().get("CPU", 1))):
+                if len(waiting) >= most:
                     yield from self.ended(waiting)
             while waiting:
                 yield from self.ended(waiting)

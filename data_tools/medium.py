@@ -1,21 +1,20 @@
 """Medium: does CLIP take a picture for a print, or for something else? A signal beside the measurements of cleaning.py.
 
-    python -m data_tools.prepare pictures/ --style engraving --out shards/ --clip-model ViT-B-32:laion2b_s34b_b79k
+    python -m data_tools.prepare pictures/ --style engraving --out shards/ --clip ViT-B-32:laion2b_s34b_b79k
 
 Zero-shot (Radford et al., 2021, section 3.1): the picture is compared with sentences for its own style and for what
-collections of prints are mixed with. This file knows open_clip; it judges nothing but the medium.
+collections of prints are mixed with. It judges nothing but the medium; the model is `captioners.Clip`.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from functools import lru_cache
-from pathlib import Path
-from typing import Any
 
 from PIL import Image
 
-from tokun.extras import need
+from data_tools.captioners import Clip
 
 OTHERS = {
     "photograph": "a photograph",
@@ -28,6 +27,8 @@ OTHERS = {
 SURE = 0.7  # probability of another medium from which a picture is doubted
 BATCH = 64
 
+load = lru_cache(maxsize=1)(Clip)
+
 
 def own_words(style: str) -> str:
     """A sentence for a style's tag: wood-engraving -> "a wood engraving"."""
@@ -35,37 +36,21 @@ def own_words(style: str) -> str:
     return f"{'an' if words[:1] in 'aeiou' else 'a'} {words}"
 
 
-@lru_cache(maxsize=1)
-def load(name: str) -> tuple[Any, Any, Any]:
-    """(model, preprocess, tokenizer) of an open_clip name: MODEL:PRETRAINED, MODEL:FILE, hf-hub:ID or local-dir:PATH.
+def doubts(images: Sequence[Image.Image], styles: Sequence[str], name: str) -> list[str]:
+    """For each picture the medium that CLIP sees instead of its style, as a reason, or "".
 
     Raises ImportError naming the extra, or ValueError naming the model.
     """
-    open_clip = need("open_clip", extra="clip")
-    model_name, _, pretrained = (name, "", "") if name.startswith(("hf-hub:", "local-dir:")) else name.partition(":")
-    if Path(name).is_dir():
-        model_name = f"local-dir:{name}"
-    elif pretrained == "" and not model_name.startswith(("hf-hub:", "local-dir:")):
-        raise ValueError(f"--clip-model {name!r} names no weights: write MODEL:PRETRAINED, MODEL:FILE, hf-hub:ID or a folder")
-    try:
-        model, _, preprocess = open_clip.create_model_and_transforms(model_name, pretrained=pretrained or None)
-        return model.eval(), preprocess, open_clip.get_tokenizer(model_name)
-    except (RuntimeError, OSError, ValueError) as error:
-        raise ValueError(f"--clip-model {name!r} cannot be loaded: {error}") from error
+    clip = load(name)
+    scale = clip.model.logit_scale.exp().item()
+    pairs = [(image.convert("RGB"), [own_words(style), *OTHERS.values()]) for image, style in zip(images, styles)]
+    scores = [row for start in range(0, len(pairs), BATCH) for row in clip.score(pairs[start : start + BATCH])]
+    return [doubt([scale * score for score in row]) for row in scores]
 
 
-def doubts(images: Sequence[Image.Image], styles: Sequence[str], name: str) -> list[str]:
-    """For each picture the medium that CLIP sees instead of its style, as a reason, or ""."""
-    torch = need("torch", extra="clip")
-    model, preprocess, tokenizer = load(name)
-    others, result = list(OTHERS), []
-    for start in range(0, len(images), BATCH):
-        some, theirs = images[start : start + BATCH], styles[start : start + BATCH]
-        with torch.inference_mode():
-            seen_BD = model.encode_image(torch.stack([preprocess(image.convert("RGB")) for image in some]), normalize=True)
-            other_KD = model.encode_text(tokenizer(list(OTHERS.values())), normalize=True)
-            own_BD = model.encode_text(tokenizer([own_words(style) for style in theirs]), normalize=True)
-            logits_BK = torch.cat([(seen_BD * own_BD).sum(1, keepdim=True), seen_BD @ other_KD.T], 1) * model.logit_scale.exp()
-        for share, kind in zip(*logits_BK.softmax(1).max(1), strict=True):
-            result.append(f"CLIP sees: {others[int(kind) - 1]}" if int(kind) and float(share) >= SURE else "")
-    return result
+def doubt(logits: Sequence[float]) -> str:
+    """The verdict on one picture from the logits of its own style and then of OTHERS."""
+    best = max(logits)
+    shares = [math.exp(logit - best) for logit in logits]
+    kind = shares.index(1.0)
+    return f"CLIP sees: {list(OTHERS)[kind - 1]}" if kind and 1 / sum(shares) >= SURE else ""

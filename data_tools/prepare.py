@@ -263,10 +263,8 @@ def refuse_other_shards(out: Store, record: dict[str, Any], *, overwrite: bool) 
     names = out.list()
     if "codes.json" in names:
         raise ValueError(f"--out {out} holds code shards (codes.json), which prepare does not replace: name another folder")
-    if overwrite or not any(is_ours(name) for name in names) or f"{PARTIAL}/{PUBLISH}" in names:
-        return
-    if out.exists(f"{PARTIAL}/{PUBLISH}"):  # killed while the files took their places
-        return
+    if overwrite or not any(is_ours(name) for name in names) or out.exists(f"{PARTIAL}/{PUBLISH}"):
+        return  # the last: killed while the files took their places
     way_out = "Name another --out, or add --overwrite to replace the shards there"
     try:
         there = json.loads(out.read(RECORD))["settings"]
@@ -554,7 +552,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     add("--max-aspect", type=float, default=default.max_aspect, help="reject a longer shape (%(default)s)")
     add("--no-clean", action="store_false", dest="clean", help="take pictures and captions as they are, save size, blanks, duplicates")
     add("--keep-ambiguous", action="store_true", help="keep what may not belong, labelled in its JSON")
-    add("--clip-model", default="", metavar="NAME", help="doubt the medium by open_clip: MODEL:PRETRAINED, hf-hub:ID or a folder")
+    add("--clip", default="", metavar="NAME", help="doubt the medium by open_clip: ViT-B-32:laion2b_s34b_b79k, hf-hub:ID, a folder")
     add("--register", default=default.register, help="the register the captions are written in (%(default)s)")
     add("--license", default="", metavar="TEXT", help="the licence of pictures that name none of their own")
     add("--source", default="", metavar="NAME", dest="name", help="the collection's name (the folder's)")

@@ -677,7 +677,7 @@ def pictures_on(
         large = picture_path(name, one.link, inside, lower)
         large = large if large != path and large in inside and not inside[large].problem else ""
         shown_here.update((path, large))
-        more = {**book.more, "context": one.context, "caption_source": one.caption_source}
+        more = {**book.more, "context": one.context, "caption_origin": one.caption_source}
         yield path, large, replace(book, caption=one.caption, more=more)
 
 

@@ -1,9 +1,13 @@
 """What several rooms' tests share: a tiny random Tokun, made on the spot, and a folder of toy shards."""
 
 import io
+import os
 import signal
 import tarfile
 from pathlib import Path
+
+# one thread for each process of the tests: several tests run at once (pytest-xdist), and these sizes gain nothing from more
+os.environ |= {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
 
 import numpy as np
 import pytest
@@ -11,6 +15,7 @@ import torch
 from PIL import Image
 
 from data_tools import toy
+from tests import small_runs
 from tokun.config import GeneratorConfig, ImageTokenizerConfig
 from tokun.data import to_float
 from tokun.generator import make_generator
@@ -85,6 +90,22 @@ def toy_shards(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("shards")
     toy.write_shards(folder, 24, 5, 32, shard_size=10)
     return folder
+
+
+@pytest.fixture(scope="session")
+def small_shards(tmp_path_factory) -> Path:
+    """48 training and 16 held-out toy pictures of 32 px: what tests/small_runs.py trains on."""
+    folder = tmp_path_factory.mktemp("small")
+    toy.write_shards(folder, 48, 0, 32, "train", shard_size=32)
+    toy.write_shards(folder, 16, 1, 32, "val")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def finished(tmp_path_factory, small_shards) -> tuple[Path, Path]:
+    """(config file, output folder) of a small run that ended; nobody may change it."""
+    config = small_runs.write_config(tmp_path_factory.mktemp("finished"), small_shards)
+    return config, small_runs.run_stages(config)
 
 
 ENGRAVINGS = Path(__file__).resolve().parents[2] / "shared" / "data" / "engravings" / "val-00000.tar"

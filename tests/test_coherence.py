@@ -8,6 +8,7 @@ import json
 
 import numpy as np
 import pytest
+import torch
 
 import tokun
 from benchmarks.toy_coherence import pmi_ranks
@@ -16,19 +17,20 @@ from tokun import stages
 from tokun.config import from_dict
 
 pytest.importorskip("accelerate", reason="training needs the extra 'train'")
+pytestmark = pytest.mark.skipif(not hasattr(torch.optim, "Muon"), reason="torch.optim.Muon came with torch 2.9")
 
 SETTINGS = {
     "data": {"max_caption_tokens": 32},
     "text_tokenizer": {"vocab_size": 512},
     "image_tokenizer": {"image_size": 32, "channels": [32, 64], "blocks": 1, "codebook_size": 64},
     "image_tokenizer_train": {
-        "steps": 250, "batch_size": 32, "lr": 3e-3, "crop_scale": [1.0, 1.0], "perceptual": "none", "perceptual_weight": 0.0,
+        "steps": 200, "batch_size": 32, "lr": 3e-3, "crop_scale": [1.0, 1.0], "perceptual": "none", "perceptual_weight": 0.0,
         "line_weight": 0.0, "ema_decay": 0.98, "eval_every": 1000, "save_every": 1000, "log_every": 100,
     },
     "codes": {"views": 1},
     "generator": {"hidden_size": 128, "num_layers": 3, "num_heads": 2, "num_kv_heads": 2, "dropout": 0.0},
     "train": {
-        "steps": 350, "batch_size": 16, "lr": 2e-3, "warmup_steps": 20, "ema_decay": 0.98, "task_mix": {"joint": 0.9, "text_to_image": 0.1},
+        "steps": 200, "batch_size": 16, "optimizer": "muon", "lr": 2e-3, "warmup_steps": 20, "ema_decay": 0.98, "task_mix": {"joint": 0.9, "text_to_image": 0.1},
         "plain_share": 1.0, "eval_every": 1000, "save_every": 1000, "sample_every": 1000, "log_every": 100,
     },
     "sampling": {"n": 0, "temperature": 0.8, "text_temperature": 0.3},

@@ -5,6 +5,8 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import pickle
+import shutil
 import subprocess
 import sys
 import tarfile
@@ -17,8 +19,9 @@ import yaml
 from PIL import Image
 
 from data_tools import toy
+from data_tools.engine import open_engine
 from tokun import data, stages
-from tokun.config import from_dict
+from tokun.config import from_dict, load_config
 from tokun.image_tokenizer import ImageTokenizer
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -117,3 +120,23 @@ def test_the_command_writes_codes_and_goes_on_with_the_same_bytes(folder):
     (folder / "run" / "codes" / "codes.json").unlink()
     assert subprocess.run(command, cwd=ROOT, capture_output=True, timeout=120).returncode == 0
     assert files() == whole
+
+
+def test_tasks_that_ran_elsewhere_make_the_same_bytes(folder, tmp_path):
+    """As --engine does: each task is sent away whole, and the stage then finds its shards done."""
+    overrides = [f"out={tmp_path / 'run'}", "tracking.kind=none"]
+    shutil.copytree(folder / "run" / "image_tokenizer", tmp_path / "run" / "image_tokenizer")
+    run = stages.open_run(load_config(folder / "config.yaml", overrides))
+    tasks = [pickle.loads(pickle.dumps(task)) for task in stages.codes_tasks(run)]
+    with open_engine("local") as engine:
+        assert [number for number, _ in engine.run(stages.run_codes_task, tasks)] == [0, 1]
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "run" / "codes").glob("*.tar")}
+    stages.encode_shards(run)
+    assert before == {path: path.stat().st_mtime_ns for path in before}, "none was encoded again"
+    assert stages.codes_tasks(run) == []
+    for path in before:
+        config = from_dict({"codes": {"views": 3}, "threads": 1})
+        slow = tmp_path / path.name
+        tokenizer = ImageTokenizer.load(folder / "run" / "image_tokenizer")
+        stages.encode_shard(folder / path.name, slow, tokenizer, config, torch.device("cpu"), prefix=f"{path.stem.replace('-', '')}-")
+        assert slow.read_bytes() == path.read_bytes()

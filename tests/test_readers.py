@@ -628,7 +628,7 @@ def test_a_book_gives_the_large_pictures_their_words_and_says_why_others_are_lef
         "loose wolf.jpg": "loose wolf", "secret.jpg": "secret",
     }  # fmt: skip
     words = listing.words["4321/images/wolf_large.jpg"]
-    assert words.source_url == "https://www.gutenberg.org/ebooks/4321" and words.more["caption_source"] == "alt"
+    assert words.source_url == "https://www.gutenberg.org/ebooks/4321" and words.more["caption_origin"] == "alt"
     assert {name: words.more[name] for name in ("title", "author", "illustrator", "gutenberg_id")} == {
         "title": "Fables", "author": "Aesop", "illustrator": "Harrison Weir", "gutenberg_id": "4321",
     }  # fmt: skip

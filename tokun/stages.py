@@ -759,7 +759,8 @@ def train_generator(run: Run) -> Path:
         _require_same_but_retry(states.path(latest), saved["settings"], asked)
         engine.load(states.path(latest))
         ema.load_state_dict(torch.load(states.path(latest) / "ema.pt", map_location="cpu", weights_only=True))
-        spikes.load_state_dict(saved["spikes"]) if "spikes" in saved else None
+        if "spikes" in saved:  # states of before there was such a measure have none
+            spikes.load_state_dict(saved["spikes"])
         step, spent = latest, saved["spent"]
         run.say(f"generator: resuming at step {step}")
     run.say(

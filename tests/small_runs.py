@@ -1,0 +1,68 @@
+"""The smallest whole run, for the tests that train: its settings, and how it is started and compared."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import torch
+import yaml
+from safetensors.torch import load_file
+
+from tokun import stages
+from tokun.config import load_config
+
+ROOT = Path(__file__).resolve().parent.parent
+SMALL = {
+    "data": {"max_caption_tokens": 32},
+    "text_tokenizer": {"vocab_size": 360},
+    "image_tokenizer": {"image_size": 32, "channels": [16, 32], "blocks": 1, "codebook_size": 32, "latent_dim": 16},
+    "image_tokenizer_train": {
+        "steps": 8, "batch_size": 8, "perceptual": "none", "perceptual_weight": 0.0, "precision": "no", "gan_weight": 0.1, "gan_start": 4,
+        "log_every": 1, "save_every": 2, "eval_every": 4, "min_psnr": 0.0, "min_usage": 0.0, "min_perplexity": 0.0,
+    },
+    "codes": {"views": 2, "batch_size": 16},
+    "generator": {"hidden_size": 32, "num_layers": 2, "num_heads": 2, "num_kv_heads": 1, "head_dim": 16, "dropout": 0.1},
+    "train": {"steps": 8, "batch_size": 8, "precision": "no", "log_every": 1, "save_every": 2, "eval_every": 4, "sample_every": 8, "warmup_steps": 2},
+    "sampling": {"n": 2},
+    "tracking": {"kind": "none"},
+}  # fmt: skip
+
+
+def write_config(folder: Path, shards: Path, **changes) -> Path:
+    tree = json.loads(json.dumps(SMALL)) | {"out": str(folder / "run"), "threads": 1}
+    tree["data"] |= {"train": str(shards / "train-*.tar"), "val": str(shards / "val-*.tar")}
+    for key, value in changes.items():
+        section, _, name = key.partition("__")
+        tree[section][name] = value
+    path = folder / "small.yaml"
+    path.write_text(yaml.safe_dump(tree))
+    return path
+
+
+def train(config: Path, *overrides: str, launcher: tuple[str, ...] = (sys.executable,), timeout: int = 200) -> subprocess.CompletedProcess:
+    env = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "TOKENIZERS_PARALLELISM": "false"}
+    return subprocess.run(
+        [*launcher, "train.py", "--config", str(config), *overrides], cwd=ROOT, env=env, capture_output=True, text=True, timeout=timeout
+    )
+
+
+def run_stages(config_path: Path, *overrides: str) -> Path:
+    run = stages.open_run(load_config(config_path, overrides))
+    for stage in (stages.train_text_tokenizer, stages.train_image_tokenizer, stages.encode_shards, stages.train_generator):
+        stage(run)
+    return run.out
+
+
+def weights(out: Path) -> dict[str, torch.Tensor]:
+    image = load_file(out / "image_tokenizer" / "model.safetensors")
+    generator = load_file(out / "checkpoint" / "generator" / "model.safetensors")
+    return {f"image.{k}": v for k, v in image.items()} | {f"generator.{k}": v for k, v in generator.items()}
+
+
+def assert_same_weights(a: Path, b: Path) -> None:
+    one, two = weights(a), weights(b)
+    assert one.keys() == two.keys()
+    differing = [name for name in one if not torch.equal(one[name], two[name])]
+    assert not differing, differing[:5]

@@ -1,0 +1,161 @@
+"""Nothing is lost: killed, asked to stop, out of disk, and started again, a run ends with the weights of one left alone."""
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from tests.small_runs import ROOT, assert_same_weights, run_stages, write_config
+from tokun import stages
+from tokun.config import load_config
+
+pytest.importorskip("accelerate", reason="training needs the extra 'train'")
+
+
+def test_two_runs_of_one_seed_end_in_the_same_weights(finished, tmp_path, small_shards):
+    assert_same_weights(finished[1], run_stages(write_config(tmp_path, small_shards)))
+
+
+class Killed(Exception):
+    pass
+
+
+@pytest.mark.parametrize(("stage", "at"), [("image tokenizer", 5), ("generator", 5)])
+def test_resumed_equals_uninterrupted(finished, tmp_path, small_shards, monkeypatch, stage, at):
+    config = write_config(tmp_path, small_shards)
+    check = stages._require_finite
+
+    def stop(run, value, step, where, keys, **more):
+        if where == stage and step == at:
+            raise Killed
+        check(run, value, step, where, keys, **more)
+
+    monkeypatch.setattr(stages, "_require_finite", stop)
+    with pytest.raises(Killed):
+        run_stages(config)
+    monkeypatch.setattr(stages, "_require_finite", check)
+    assert_same_weights(finished[1], run_stages(config))
+
+
+@pytest.mark.skipif(not hasattr(torch.optim, "Muon"), reason="torch.optim.Muon came with torch 2.9")
+def test_under_muon_resumed_equals_uninterrupted(finished, tmp_path, small_shards, monkeypatch):
+    outs = []
+    for name in ("whole", "killed"):
+        (tmp_path / name).mkdir()
+        for part in ("text_tokenizer", "image_tokenizer", "codes"):
+            shutil.copytree(finished[1] / part, tmp_path / name / "run" / part)
+        config = write_config(tmp_path / name, small_shards, train__optimizer="muon")
+        if name == "killed":
+            with monkeypatch.context() as patch:
+                check = stages._require_finite
+
+                def stop(run, value, step, where, keys, *, check=check, **more):
+                    if step == 5:
+                        raise Killed
+                    check(run, value, step, where, keys, **more)
+
+                patch.setattr(stages, "_require_finite", stop)
+                with pytest.raises(Killed):
+                    run_stages(config)
+        outs.append(run_stages(config))
+    assert_same_weights(*outs)
+
+
+@pytest.mark.parametrize("stage", ["image_tokenizer", "generator"])
+def test_killed_in_a_stage_and_started_again_it_finishes_with_the_same_weights(finished, tmp_path, small_shards, stage):
+    config = write_config(tmp_path, small_shards)
+    env = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    process = subprocess.Popen(
+        [sys.executable, "train.py", "--config", str(config)], cwd=ROOT, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
+    deadline = time.monotonic() + 120
+    while not list((tmp_path / "run" / "state" / stage).glob("step-????????")) and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.005)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert_same_weights(finished[1], run_stages(config))
+
+
+@pytest.mark.parametrize("stage", ["image_tokenizer", "generator"])
+def test_asked_to_stop_it_saves_ends_well_and_goes_on_to_the_same_weights(finished, tmp_path, small_shards, stage):
+    """SIGTERM, as a cluster's scheduler sends it."""
+    config = write_config(tmp_path, small_shards, train__save_every=1000, image_tokenizer_train__save_every=1000)
+    states, command = tmp_path / "run" / "state" / stage, [sys.executable, "-c", SLOW_STEPS, "--config", str(config)]
+    env = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "TOKENIZERS_PARALLELISM": "false"}
+    with subprocess.Popen(command, cwd=ROOT, env=env | {"STAGE": stage}, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
+        for line in process.stdout:
+            if "at the third step" in line:
+                process.send_signal(signal.SIGTERM)
+                break
+        said = process.stdout.read()
+    assert process.returncode == 0 and "asked to stop" in said, said
+    assert [path.name for path in states.iterdir()] == ["step-00000003"]
+    assert_same_weights(finished[1], run_stages(config))
+
+
+SLOW_STEPS = """
+import os, sys, time
+import train
+from tokun import data, stages
+prefetch = data.prefetch
+kind = {"image_tokenizer": data.ImageBatches, "generator": data.TokenBatches}[os.environ["STAGE"]]
+def slow(make, start, **options):
+    for number, batch in enumerate(prefetch(make, start, **options)):
+        if isinstance(make, kind) and number == 2:
+            print("at the third step", flush=True)
+            time.sleep(3)
+        yield batch
+data.prefetch = slow
+train.main(sys.argv[1:])
+"""
+
+
+def test_a_disk_that_fills_up_later_does_not_end_the_run(finished, tmp_path, small_shards, monkeypatch, capsys):
+    save, failures = torch.save, []
+
+    def fails_twice(*args, **options):
+        if len(failures) < 2:
+            failures.append(1)
+            raise OSError(28, "No space left on device")
+        save(*args, **options)
+
+    monkeypatch.setattr(torch, "save", fails_twice)
+    out = run_stages(write_config(tmp_path, small_shards, train__save_every=2))
+    assert len(failures) == 2 and "No space left" in capsys.readouterr().out
+    assert_same_weights(finished[1], out)
+
+
+@pytest.mark.skipif(os.name == "nt" or (os.geteuid() == 0 and not Path("/proc").is_dir()), reason="needs a place that cannot be written")
+def test_a_place_that_cannot_be_written_or_is_too_small_is_told_before_training(tmp_path, small_shards, monkeypatch):
+    with pytest.raises(ValueError, match="cannot be written"):
+        stages.open_run(load_config(write_config(tmp_path, small_shards), ["out=/proc/nothing"]))
+    monkeypatch.setattr("shutil.disk_usage", lambda _: SimpleNamespace(free=10**5))
+    with pytest.raises(ValueError, match="GiB left, the trainer states alone need"):
+        run_stages(write_config(tmp_path, small_shards))
+
+
+def test_killed_between_code_shards_it_goes_on_and_writes_the_same_bytes(finished, tmp_path, small_shards):
+    """What a kill leaves in the two short stages: half a tokenizer folder, some whole small_shards, one begun."""
+    out = tmp_path / "run"
+    shutil.copytree(finished[1], out, ignore=shutil.ignore_patterns("checkpoint", "text_tokenizer", "samples"))
+    (out / "text_tokenizer.partial").mkdir()
+    (out / "text_tokenizer.partial" / "text_tokenizer.model").write_bytes(b"half")
+    (out / "codes" / "codes.json").unlink()
+    begun = out / "codes" / "train-00001.tar"
+    begun.rename(begun.with_name(begun.name + ".partial")).write_bytes(b"half a shard")
+    kept = (out / "codes" / "train-00000.tar").stat().st_mtime_ns
+    run_stages(write_config(tmp_path, small_shards))
+    assert_same_weights(finished[1], out)
+    assert (out / "codes" / "train-00000.tar").stat().st_mtime_ns == kept
+    for shard in sorted((finished[1] / "codes").glob("*.tar")):
+        assert (out / "codes" / shard.name).read_bytes() == shard.read_bytes()
+    assert not list(out.rglob("*.partial"))
+
+
