@@ -18,7 +18,7 @@ import os
 import sys
 from pathlib import Path
 
-from tokun import planner, stages
+from tokun import engine, planner, stages
 from tokun.config import Config, load_config
 from tokun.health import Preempted
 
@@ -29,7 +29,7 @@ def main(argv: list[str] | None = None) -> None:
         planner.main_plan(config, args)
         return
     launched_by_deepspeed = args.local_rank is not None
-    stages.start_processes(launched_by_deepspeed)
+    engine.start_processes(launched_by_deepspeed)
     draw_toy_pictures(config)
     run = stages.open_run(config, deepspeed=launched_by_deepspeed)
     try:
@@ -41,7 +41,7 @@ def main(argv: list[str] | None = None) -> None:
     except Preempted:
         run.say("train.py: asked to stop (SIGTERM). Everything is saved: the same command goes on from here")
     run.close()
-    stages.end_processes()
+    engine.end_processes()
 
 
 def draw_toy_pictures(config: Config) -> None:
@@ -56,7 +56,7 @@ def draw_toy_pictures(config: Config) -> None:
     if int(os.environ.get("RANK", 0)) == 0:
         toy.write_shards(folder, config.data.toy, config.data.toy_seed, side, "train")
         toy.write_shards(folder, max(64, config.data.toy // 16), config.data.toy_seed + 1, side, "val")
-    stages.wait_for_processes()
+    engine.wait_for_processes()
     config.data.train, config.data.val = str(folder / "train-*.tar"), str(folder / "val-*.tar")
     config.data.toy = 0  # they lie in shards now: the run's own config.yaml can be used again as it is
 

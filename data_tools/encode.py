@@ -18,6 +18,7 @@ from tqdm import tqdm
 from data_tools.engine import ENGINES, WorkerDied, open_engine
 from tokun import stages
 from tokun.config import load_config
+from tokun.engine import end_processes, start_processes
 from tokun.health import Preempted
 
 
@@ -30,7 +31,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--gpus-per-task", type=float, default=0, metavar="N", help="of a Ray cluster's, for each shard (%(default)s)")
     parser.add_argument("overrides", nargs="*", metavar="a.b=c", help="settings that replace the file's")
     args = parser.parse_intermixed_args(argv)
-    stages.start_processes(launched_by_deepspeed=False)
+    start_processes(launched_by_deepspeed=False)
     run = stages.open_run(load_config(args.config, [*args.overrides, "tracking.kind=none"]))
     try:
         if args.engine != "local" or args.workers != 1:
@@ -39,7 +40,7 @@ def main(argv: list[str] | None = None) -> None:
     except Preempted:
         run.say("data_tools.encode: asked to stop (SIGTERM). The same command goes on from here")
     run.close()
-    stages.end_processes()
+    end_processes()
 
 
 def encode_elsewhere(run: stages.Run, args: argparse.Namespace) -> None:

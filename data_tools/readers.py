@@ -446,9 +446,11 @@ def read_beside(source: Path, found: Found, suffix: str) -> str:
             data = fetch(url, 0, MAX_TEXT_BYTES + 1) if suffix in found.where.sidecars else b""
         else:
             path = (source / found.path).with_suffix(suffix)
-            if not os.path.lexists(path):
+            try:
+                plain = stat.S_ISREG(os.lstat(path).st_mode)
+            except (OSError, ValueError):
                 return ""
-            if problem := why_not_open(path, source.resolve()):
+            if not plain and (problem := why_not_open(path, source.resolve())):
                 raise CaptionError(f"caption file: {problem}")
             with open(path, "rb") as file:
                 data = file.read(MAX_TEXT_BYTES + 1)

@@ -30,6 +30,7 @@ from torch import nn
 
 from tokun import checkpoint, data, losses, optim, stages
 from tokun.config import Config, load_config
+from tokun.engine import make_accelerator
 from tokun.generator import add_dropout, count_parameters, flops_per_token, make_generator, tune_for
 from tokun.image_tokenizer import Decoder, Encoder, ImageTokenizer
 from tokun.latents import Slots
@@ -311,7 +312,7 @@ def measure_memory(config: Config, *, micro: int) -> dict[str, float]:
     that short sequences get there in training.
     """
     t, sizes = config.train, generator_sizes(config)
-    accelerator = stages.make_accelerator(t.precision)
+    accelerator = make_accelerator(t.precision)
     device, V = accelerator.device, sizes.shape.V
     plain = make_generator(config.generator, vocab_size=V, max_length=2 * sizes.width, pad=0, bos=1, eos=2)
     add_dropout(plain, config.generator.dropout)
