@@ -21,6 +21,7 @@ import numpy as np
 from PIL import Image
 
 from data_tools.cleaning import BLANK, REJECT, Caption, Verdict, clean_caption, decide, look, plain_share, plain_text, reasons, trim
+from data_tools.gutenberg import HEADING_ABOVE
 from data_tools.pictures import KINDS, WEBP_LIMIT, PictureError, decode_reduced, dhash, encode, resize
 from data_tools.readers import CaptionError, Found, Words, find_words, read_picture, shown
 from data_tools.stores import Store
@@ -185,7 +186,7 @@ def measure(base: Path, settings: Settings, found: Found, words: Words) -> Judge
         return Judged(replace(row, reason=str(error)))
     trimmed, box = trim(image) if settings.clean else (image, (0, 0, image.width, image.height))
     small = resize(trimmed, settings.side)
-    caption = clean_caption(words.caption) if settings.clean else as_it_is(words.caption)
+    caption = cleaned(words) if settings.clean else as_it_is(words.caption)
     seen = of_picture(image, words.caption, settings, found.style) if settings.clean else of_blank(small)
     status, reason = decide(
         [*of_size(trimmed.size if settings.clean else (width, height), settings), *seen, *of_caption(caption, settings)]
@@ -203,6 +204,12 @@ def measure(base: Path, settings: Settings, found: Found, words: Words) -> Judge
     )
     crop = None if trimmed.size == image.size else box
     return Judged(row, small, words, caption, settings.style or found.style, crop)
+
+
+def cleaned(words: Words) -> Caption:
+    caption = clean_caption(words.caption)
+    doubted = words.more.get("caption_origin") == HEADING_ABOVE and not caption.reason
+    return replace(caption, reason="caption is a heading") if doubted else caption
 
 
 def as_it_is(text: str) -> Caption:

@@ -2,7 +2,7 @@
 
 Pure functions on the HTML of one page, however broken: `Page(decode_text(data))`, then `illustrations` and `book_facts`.
 A caption comes from the place that is surest to name the picture: figcaption, an element of a caption class, the alt or
-title text, the list of illustrations, the text in the figure, a heading or a centred line right beside. Knows no files.
+title text, the list of illustrations, the text in the figure, a heading or a centred line right below, a heading right above. Knows no files.
 """
 
 from __future__ import annotations
@@ -45,6 +45,7 @@ MAX_FIGURE_TEXT = 2_000  # characters of a figure's text that are looked at
 LONGEST_CAPTION = 300  # characters of unmarked text in a figure that still pass for its caption
 LONGEST_LINE = 120  # characters of a line outside the figure that still pass for its caption
 LONGEST_CONTEXT = 300
+HEADING_ABOVE = "heading above"  # where a caption was found: cleaning doubts those
 
 # ---------------------------------------------------------------------------------------------------------------------
 # the page, read once from top to bottom
@@ -330,7 +331,7 @@ def illustrations(page: Page, title: str = "") -> Iterator[Illustration]:
     for at, picture in enumerate(page.line):
         if isinstance(picture, Picture):
             caption, origin = caption_of(page, at)
-            if origin == "neighbouring text" and letters(caption) in letters(title):  # a title page
+            if origin in ("neighbouring text", HEADING_ABOVE) and letters(caption) in letters(title):  # a title page
                 caption, origin = "", ""
             yield Illustration(picture.src, picture.link, caption, origin, context_of(page, at))
     for href, text in page.links.items():
@@ -359,7 +360,8 @@ def caption_of(page: Page, at: int) -> tuple[str, str]:
             ("title", picture.title),
             *(("list of illustrations", page.plates.get(anchor, "")) for anchor in picture.anchors),
             ("figure text", text),
-            ("neighbouring text", line_beside(page, at, after)),
+            ("neighbouring text", line_below(page, after)),
+            (HEADING_ABOVE, heading_above(page, at, after)),
         ]
     return next(((plain_text(text), name) for name, text in candidates if names_something(text)), ("", ""))
 
@@ -399,16 +401,19 @@ def letters(text: str) -> str:
     return "".join(c for c in text.lower() if c.isalnum())
 
 
-def line_beside(page: Page, at: int, after: int) -> str:
-    """A heading or a centred line right below the picture, else a heading right above: no chapter's number, no front matter."""
+def line_below(page: Page, after: int) -> str:
+    """A heading or a centred line right below the picture: no chapter's number, no front matter."""
     below = page.line[after] if after < len(page.line) else None
-    above = page.line[at - 1] if at else None
-    if isinstance(below, Run) and is_in(below, "h1"):
-        return ""  # the title of the book: the picture belongs to the title page
-    if isinstance(below, Run) and (below.heading or is_centred(below)) and is_line(below):
-        return below.text
-    others = at > 1 and isinstance(page.line[at - 2], Picture)  # then the heading above is that one's
-    return above.text if isinstance(above, Run) and above.heading and is_line(above) and not others else ""
+    return below.text if isinstance(below, Run) and (below.heading or is_centred(below)) and is_line(below) else ""
+
+
+def heading_above(page: Page, at: int, after: int) -> str:
+    """The heading right above the picture: it names what is told from here on, which the picture may or may not show."""
+    below, above = (page.line[place] if 0 <= place < len(page.line) else None for place in (after, at - 1))
+    others = at > 1 and isinstance(page.line[at - 2], Picture)  # then the heading is that one's
+    if others or (isinstance(below, Run) and is_in(below, "h1")):  # the title of the book: the picture belongs to the title page
+        return ""
+    return above.text if isinstance(above, Run) and above.heading and is_line(above) else ""
 
 
 def is_line(run: Run) -> bool:

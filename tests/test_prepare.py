@@ -20,9 +20,9 @@ import pytest
 from PIL import Image
 
 from data_tools import prepare as tool
-from data_tools.chunks import Settings
+from data_tools.chunks import Settings, cleaned
 from data_tools.prepare import main, prepare
-from data_tools.readers import Found
+from data_tools.readers import Found, Words
 from data_tools.stores import Store
 
 pq = pytest.importorskip("pyarrow.parquet", reason="prepare writes Parquet: pip install 'tokun[data]'")
@@ -521,3 +521,10 @@ def test_prepare_and_inspect_run_without_torch(tmp_path):
         done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=60)
         assert done.returncode == 0, done.stderr
     assert (tmp_path / "sheet.png").exists()
+
+
+@pytest.mark.parametrize(("origin", "reason"), [("heading above", "caption is a heading"), ("neighbouring text", ""), ("alt", ""), ("", "")])
+def test_the_heading_above_a_picture_is_a_caption_to_be_doubted(origin, reason):
+    caption = cleaned(Words(caption="Blue Beard", more={"caption_origin": origin}))
+    assert (caption.text, caption.reason) == ("Blue Beard", reason)
+    assert [verdict.kind for verdict in caption.verdicts] == (["ambiguous"] if reason else [])

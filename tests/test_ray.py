@@ -1,16 +1,21 @@
-"""Promise of `--engine ray`: the same bytes as on one machine, on a real cluster of two nodes."""
+"""Promise of `--engine ray`: prepare and encode write the same bytes as on one machine, on a real cluster of two nodes."""
 
 from __future__ import annotations
 
 import hashlib
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+import yaml
 from PIL import Image
+
+from data_tools import encode
+from tokun.image_tokenizer import ImageTokenizer
 
 pytest.importorskip("ray", reason="Ray is not installed: pip install 'tokun[ray]'")
 
@@ -20,18 +25,28 @@ SCRIPT = """
 import sys
 import ray
 from ray.cluster_utils import Cluster
-from data_tools import prepare
+from data_tools import encode, prepare
 
-source, out, options = sys.argv[1], sys.argv[2], sys.argv[3:]
+config, source, out, options = sys.argv[1], sys.argv[2], sys.argv[3], sys.argv[4:]
 cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
 cluster.add_node(num_cpus=1)
 ray.init(address=cluster.address, log_to_driver=False)
 assert len([node for node in ray.nodes() if node["Alive"]]) == 2
 ray.shutdown()
 code = prepare.main([source, "--out", out, "--engine", "ray", "--ray-address", cluster.address, *options])
+encode.main(["--config", config, "--engine", "ray", "--ray-address", cluster.address])
 cluster.shutdown()
 sys.exit(code)
 """
+
+
+def config_for(folder: Path, tokenizer: ImageTokenizer) -> Path:
+    """Of a run whose image tokenizer is trained and whose pictures are those that the cluster prepares."""
+    tokenizer.save(folder / "image_tokenizer")
+    shards = folder.parent / "ray"
+    tree = {"data": {"train": f"{shards}/train-*.tar", "val": f"{shards}/val-*.tar"}, "codes": {"views": 2}, "out": str(folder)}
+    (folder / "run.yaml").write_text(yaml.safe_dump(tree))
+    return folder / "run.yaml"
 
 
 def files(out: Path) -> dict[str, str]:
@@ -39,7 +54,7 @@ def files(out: Path) -> dict[str, str]:
 
 
 @pytest.mark.timeout(120)
-def test_a_ray_cluster_of_two_nodes_writes_the_same_bytes_as_this_machine(tmp_path):
+def test_a_ray_cluster_of_two_nodes_writes_the_same_bytes_as_this_machine(tmp_path, tiny_image_tokenizer):
     source = tmp_path / "in"
     source.mkdir()
     rng = np.random.default_rng(0)
@@ -48,7 +63,8 @@ def test_a_ray_cluster_of_two_nodes_writes_the_same_bytes_as_this_machine(tmp_pa
         tiles.save(source / f"a picture {'abcdefgh'[index % 8]} of {'xyz'[index % 3]} and {index}.png")
     options = ["--style", "engraving", "--no-clean", "--shard-size", "16"]
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "RAY_USAGE_STATS_ENABLED": "0"}
-    command = [sys.executable, "-c", SCRIPT, str(source), f"file://{tmp_path}/ray", *options]
+    config = config_for(tmp_path / "run", tiny_image_tokenizer)
+    command = [sys.executable, "-c", SCRIPT, str(config), str(source), f"file://{tmp_path}/ray", *options]
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=110)
     assert done.returncode == 0, done.stderr[-2000:]
     local = [sys.executable, "-m", "data_tools.prepare", str(source), "--out", f"{tmp_path}/local", "--workers", "1", *options]
@@ -56,3 +72,7 @@ def test_a_ray_cluster_of_two_nodes_writes_the_same_bytes_as_this_machine(tmp_pa
     here = files(tmp_path / "local")
     here.pop("report.html")  # written beside shards on a disk only
     assert files(tmp_path / "ray") == here and len(here) > 5
+    encoded = files(tmp_path / "run" / "codes")
+    shutil.rmtree(tmp_path / "run" / "codes")
+    encode.main(["--config", str(config)])
+    assert files(tmp_path / "run" / "codes") == encoded and len(encoded) > 5

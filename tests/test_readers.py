@@ -573,7 +573,7 @@ def plates(html: str, title: str = "") -> dict[str, tuple[str, str]]:
         ("<center><img src=a.jpg alt=''><br>The wolf</center>", "The wolf", "figure text"),
         ("<div class=fig><img src=a.jpg alt=i042.jpg></div><h3>THE WOLF</h3>", "THE WOLF", "neighbouring text"),
         ("<p class=center><img src=a.jpg></p><p align=center><small>The wolf</small></p><p>He ran.</p>", "The wolf", "neighbouring text"),
-        ("<h2>The Wolf</h2><div class=fig><img src=a.jpg></div><p>He ran.</p>", "The Wolf", "neighbouring text"),
+        ("<h2>The Wolf</h2><div class=fig><img src=a.jpg></div><p>He ran.</p>", "The Wolf", "heading above"),
         ("<h2>CHAPTER IV.</h2><div class=fig><img src=a.jpg></div><p>He ran.</p>", "", ""),
         ("<h1>FABLES OF AESOP</h1><div class=fig><img src=a.jpg></div><p>He ran.</p>", "", ""),
         ("<h3>The Fox</h3><img src=z.jpg><h3>The Wolf</h3><div class=fig><img src=a.jpg></div>", "", ""),
