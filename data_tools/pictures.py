@@ -316,10 +316,10 @@ def dhash(image: Image.Image) -> int:
 
 
 def resize(image: Image.Image, side: int) -> Image.Image:
-    """Scaled so that the short side is `side`, but enlarged by `MAX_ENLARGEMENT` at most."""
+    """Scaled so that the short side is `side`, but enlarged by `MAX_ENLARGEMENT` at most. What is four times too large is halved first, by the mean."""
     scale = min(side / min(image.size), MAX_ENLARGEMENT)
     width, height = (max(1, round(length * scale)) for length in image.size)
-    return image if (width, height) == image.size else image.resize((width, height), Image.Resampling.LANCZOS)
+    return image if (width, height) == image.size else image.resize((width, height), Image.Resampling.LANCZOS, reducing_gap=2.0)
 
 
 def encode(image: Image.Image, kind: str) -> bytes:
