@@ -99,6 +99,13 @@ def test_the_generator_of_a_position_is_its_own(seed, position):
     assert here not in (draw(seed, position + 1), draw(seed + 1, position), draw(seed, position, stream=1))
 
 
+@given(st.integers(-(2**62), 2**62), st.integers(0, 2**40), st.integers(0, 9))
+def test_the_generator_of_a_position_is_philox_with_its_key(seed, position, stream):
+    key = np.array([(seed * 256 + stream) % 2**64, position], np.uint64)
+    theirs = np.random.Generator(np.random.Philox(key=key))
+    assert rng_for(seed, position, stream=stream).random(3).tolist() == theirs.random(3).tolist()
+
+
 @pytest.mark.parametrize("world", [1, 2, 4, 8])
 def test_any_number_of_processes_reads_the_same_global_batches(world):
     for step in range(3):

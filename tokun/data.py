@@ -170,6 +170,7 @@ def _save_table(kept: Path, of: bytes, table: _Table) -> None:
     handle, aside = tempfile.mkstemp(dir=kept.parent, prefix=f".{kept.name}.")  # a name of its own: processes may write at once
     try:
         with os.fdopen(handle, "wb") as file:
+            os.fchmod(handle, 0o644)  # mkstemp's 0600 would keep it from others who go on with the run
             file.write(hashlib.sha256(of + buffer.getbuffer()).digest())
             file.write(buffer.getbuffer())
         os.replace(aside, kept)
