@@ -272,9 +272,10 @@ class Vocabulary:
     def _text(self, ids: Sequence[int]) -> list[int]:
         if not 0 < len(ids) <= self.max_text:
             raise ValueError(f"a text span has {len(ids)} pieces; it needs 1 to {self.max_text} (data.max_caption_tokens)")
-        if not (min(ids) >= 0 and max(ids) < self.text_size) or any(i in self.illegal_text for i in ids):
+        ids = list(map(int, ids))
+        if not (min(ids) >= 0 and max(ids) < self.text_size) or not set(self.illegal_text).isdisjoint(ids):
             raise ValueError(f"a text span holds ids outside the text pieces 0..{self.text_size - 1} (or {self.illegal_text})")
-        return list(map(int, ids))
+        return ids
 
     # --- the grammar as tensors, for sampling -----------------------------------------------------------------------
 
