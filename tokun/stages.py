@@ -48,6 +48,7 @@ from tokun.image_tokenizer import ImageTokenizer
 from tokun.latents import Slots
 from tokun.model import TEXT_TOKENIZER, Tokun, count_tags
 from tokun.model_card import model_card
+from tokun.shares import own_share
 from tokun.text_tokenizer import PretrainedTextTokenizer, TextTokenizer, normalize
 from tokun.tracking import Tracker, make_tracker
 from tokun.vocabulary import Vocabulary, tag_word
@@ -726,6 +727,7 @@ def train_generator(run: Run) -> Path:
     if train.gradient_checkpointing:
         model.gradient_checkpointing_enable()
     tune_for(model, torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+    parameters, flops = count_parameters(model), flops_per_token(model, slots.size)  # before ZeRO-3 cuts it
     engine = Engine.make(train, model, deepspeed=run.deepspeed, micro=micro, accumulation=share // micro)
     token_losses = losses.next_token_losses
     if train.compile and can_compile(engine.device):
@@ -762,13 +764,12 @@ def train_generator(run: Run) -> Path:
         step, spent = latest, saved["spent"]
         run.say(f"generator: resuming at step {step}")
     run.say(
-        f"generator: {_millions(model)} parameters, vocabulary {vocabulary.size} ({vocabulary.text_size} text + {len(vocabulary.controls)} control + "
+        f"generator: {parameters / 1e6:.2f}M parameters, vocabulary {vocabulary.size} ({vocabulary.text_size} text + {len(vocabulary.controls)} control + "
         f"{vocabulary.codebook_size} image), {len(batches.samples)} samples, {run.world} process(es), {engine}"
     )
     is_image = vocabulary.is_image.to(engine.device)
     if run.rank == 0:  # weights, two moments, the average
-        checkpoint.require_space(run.out, 16 * count_parameters(model) * train_states(config))
-    flops = flops_per_token(model, slots.size)
+        checkpoint.require_space(run.out, 16 * parameters * train_states(config))
     rate = health.matmul_rate(engine.device, torch.bfloat16 if train.precision == "bf16" else torch.float32)
     clock = _Clock()
 
@@ -784,8 +785,9 @@ def train_generator(run: Run) -> Path:
                 aside.mkdir(parents=True)
             run.wait()
             engine.save(aside)
+            average = ema.state_dict()
             if run.rank == 0:
-                torch.save(ema.state_dict(), aside / "ema.pt")
+                torch.save(average, aside / "ema.pt")
                 state = {"settings": asked, "spent": spent + clock.seconds(), "world": run.world, "spikes": spikes.state_dict()}
                 checkpoint.write_record(aside / "state.json", state)
                 checkpoint.sync(aside)
@@ -801,9 +803,9 @@ def train_generator(run: Run) -> Path:
                 states.prune()
         run.wait()
 
-    def as_checkpoint() -> Tokun:
+    def as_checkpoint(generator: nn.Module) -> Tokun:
         return Tokun(
-            image_tokenizer.to(engine.device), text_tokenizer, vocabulary, model, config.sampling, [tuple(c) for c in codes["tag_counts"]]
+            image_tokenizer.to(engine.device), text_tokenizer, vocabulary, generator, config.sampling, [tuple(c) for c in codes["tag_counts"]]
         )
 
     stream = data.prefetch(batches, step)
@@ -866,7 +868,7 @@ def train_generator(run: Run) -> Path:
         if step % train.save_every == 0:
             save()
         if held_out and step % train.eval_every == 0:
-            with _averaged(model, ema), uncompiled(model):
+            with _averaged(model, ema, engine.refresh), uncompiled(model):
                 held = evaluate_generator(engine, model, held_out, vocabulary)
                 with engine.autocast():
                     held["attention_logit_max"] = health.attention_logit_max(model, held_out[0].input_ids[:4].to(engine.device))
@@ -875,30 +877,33 @@ def train_generator(run: Run) -> Path:
                 bar.write(f"  step {step}: held out " + _line(held))
             clock.lap()
             tokens = width = waited = 0
-        if step % train.sample_every == 0 and run.rank == 0 and config.sampling.n > 0:
-            with _averaged(model, ema), uncompiled(model):
-                log_samples(run, as_checkpoint(), step)
+        if step % train.sample_every == 0 and config.sampling.n > 0:
+            with _averaged(model, ema, engine.refresh), uncompiled(model):
+                whole = engine.whole_model()
+                if run.rank == 0:
+                    log_samples(run, as_checkpoint(whole), step)
             clock.lap()
             tokens = width = waited = 0
     bar.close()
     stream.close()
     ema.copy_to(model)
+    engine.refresh()
     model.eval()
     with uncompiled(model):
         held = evaluate_generator(engine, model, held_out, vocabulary) if held_out else {}
+    generator = engine.whole_model()
     if run.rank == 0:
-        model.float()
-        whole = as_checkpoint()
+        whole = as_checkpoint(generator.float().eval())
         minutes = (spent + clock.seconds()) / 60
         record = {
-            "settings": asked, "steps": step, "stopped_by": _stopped_by(step, train), "seconds": round(60 * minutes), "train": figures, "val": held, "parameters": count_parameters(model),
+            "settings": asked, "steps": step, "stopped_by": _stopped_by(step, train), "seconds": round(60 * minutes), "train": figures, "val": held, "parameters": parameters,
             "image_tokenizer": checkpoint.read_record(run.out / "image_tokenizer" / "stage.json")["figures"],
         }  # fmt: skip
         with checkpoint.whole_directory(target) as folder:
             whole.save(folder, card=model_card(config, record))
             checkpoint.write_record(folder / "training.json", record)
         if config.sampling.n > 0:
-            with uncompiled(model):
+            with uncompiled(generator):
                 log_samples(run, whole, step)
         states.clear()
         run.say(f"generator: finished after {step} steps, {minutes:.1f} minutes. {_line(held)}")
@@ -972,19 +977,21 @@ class _Clock:
 
 
 class _averaged:
-    """Within the block the module holds its averaged weights; behind it, its own again."""
+    """Within the block the module holds its averaged weights; behind it, its own again. `refresh` is told of both changes."""
 
-    def __init__(self, module: nn.Module, ema: optim.Ema):
-        self.module, self.ema = module, ema
+    def __init__(self, module: nn.Module, ema: optim.Ema, refresh: Callable[[], None] = lambda: None):
+        self.module, self.ema, self.refresh = module, ema, refresh
 
     def __enter__(self) -> None:
-        self.own = {name: p.detach().clone() for name, p in self.module.named_parameters()}
+        self.own = {name: own_share(p).detach().clone() for name, p in self.module.named_parameters()}
         self.ema.copy_to(self.module)
+        self.refresh()
 
     @torch.no_grad()
     def __exit__(self, *_: object) -> None:
         for name, p in self.module.named_parameters():
-            p.copy_(self.own[name])
+            own_share(p).copy_(self.own[name])
+        self.refresh()
 
 
 def _progress(run: Run, step: int, steps: int, seconds: float, max_minutes: float) -> float:
