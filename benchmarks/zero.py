@@ -73,8 +73,8 @@ def free_port() -> int:
 
 
 def train_case(case: Case) -> dict[str, Any]:
-    """Train the generator of a case in this process and its peers. Returns `losses` (by step), `bytes` (of this process, by kind),
-    `stopped`, and `said`: the engine in words."""
+    """Train the generator of a case in this process and its peers. Returns `losses` and `held_out` (by step), `bytes` (of this process,
+    by kind), `skipped` (spikes), `stopped`, and `said`: the engine in words."""
     from tokun import stages
     from tokun.config import load_config
     from tokun.health import Preempted
@@ -90,7 +90,8 @@ def train_case(case: Case) -> dict[str, Any]:
         stopped = True
     run.close()
     gc.collect()
-    return {"losses": watch.losses, "bytes": watch.bytes, "stopped": stopped, "said": watch.said}
+    noted = {name: getattr(watch, name) for name in ("losses", "held_out", "bytes", "skipped", "said")}
+    return noted | {"stopped": stopped}
 
 
 class Watch:
@@ -99,22 +100,26 @@ class Watch:
     def __init__(self, run: Any, case: Case):
         self.run, self.case = run, case
         self.losses: dict[str, float] = {}
+        self.held_out: dict[str, float] = {}
         self.bytes: dict[str, int] = {}
-        self.said = ""
+        self.said, self.skipped = "", 0
         self._log = run.tracker.log
         run.tracker.log = self.note
 
     def note(self, metrics: dict[str, float], *, step: int) -> None:
         if "train/loss" in metrics:
             self.losses[str(step)] = float(metrics["train/loss"])
+            self.skipped = int(metrics["train/skipped_spikes"])
             if step == self.case.stop_at:
                 self.run.stop.asked = True
+        if "val/image_loss" in metrics:
+            self.held_out[str(step)] = float(metrics["val/image_loss"] + metrics["val/text_loss"])
         self._log(metrics, step=step)
 
     def __enter__(self) -> None:
         from tokun import health, stages
 
-        self._make, self._is_spike, seen = stages.Engine.make, health.Spikes.is_spike, []
+        self._make, self._is_spike = stages.Engine.make, health.Spikes.is_spike
 
         def make(*args: Any, **options: Any) -> Any:
             engine = self._make(*args, **options)
@@ -129,9 +134,9 @@ class Watch:
             return engine
 
         def is_spike(spikes: Any, norm: float) -> bool:
-            seen.append(norm)
-            spikes.count += len(seen) in self.case.spikes
-            return len(seen) in self.case.spikes
+            spikes.norms.append(norm)  # saved with the run: how many steps there were
+            spikes.count += len(spikes.norms) in self.case.spikes
+            return len(spikes.norms) in self.case.spikes
 
         stages.Engine.make, health.Spikes.is_spike = staticmethod(make), is_spike
 

@@ -106,6 +106,8 @@ def make_accelerator(precision: str, **kwargs: Any) -> Any:
     AcceleratorState._reset_state(reset_partial_state=False)
     on_cpu = dist.is_initialized() and dist.get_backend() == "gloo"  # unless told, accelerate takes several processes on CPUs for strangers
     accelerator = accelerate.Accelerator(mixed_precision=precision, cpu=on_cpu, **kwargs)
+    if on_cpu:
+        accelerator.state.device = torch.device("cpu")  # it says cpu:0, which torch.load does not know
     assert accelerator.num_processes == int(os.environ.get("WORLD_SIZE", 1)), accelerator.state
     return accelerator
 
@@ -162,44 +164,28 @@ class Engine:
         """The model with whole weights, as they stand. Where ZeRO-3 has cut them: a copy on rank 0, None elsewhere; every process calls it."""
         return self.plain
 
-    def state_dict(self) -> dict[str, Any]:
-        """What this process writes of weights and optimizer: whole tensors, whatever the engine. Every process calls it.
-
-        `model`: by name; `optimizer`: as torch's own, parameters by number; `shares`: how many processes write. With the shares
-        of all of them any engine goes on, on any number of processes.
-        """
+    def state(self) -> dict[str, Any]:
+        """What rank 0 writes to `engine.pt`: whole tensors by name (`model`) and torch's own optimizer state (`optimizer`), whatever the engine
+        and however many processes, so that any other goes on from it. Every process calls it; the others get nothing."""
         if _rank() > 0:
             return {}
-        return {"model": self.plain.state_dict(), "optimizer": self.optimizer.state_dict(), "shares": 1}
-
-    def save(self, folder: Path) -> None:
-        if state := self.state_dict():
-            torch.save(state, folder / f"engine-{_rank():05d}.pt")
+        return {"model": self.plain.state_dict(), "optimizer": self.optimizer.state_dict()}
 
     def load(self, folder: Path) -> None:
-        state = load_shares(folder, map_location=self.device)
+        state = read_state(folder, map_location=self.device)
         self.plain.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
 
 
-def load_shares(folder: Path, **options: Any) -> dict[str, Any]:
-    """The state that all processes of a run wrote together, put together. Options are torch.load's.
-
-    Raises FileNotFoundError when a share is missing.
-    """
-    paths = sorted(folder.glob("engine*.pt"))
-    states = [torch.load(path, weights_only=True, **options) for path in paths]
-    expected = states[0].get("shares", 1) if states else 1
-    if len(states) != expected:
+def read_state(folder: Path, **options: Any) -> dict[str, Any]:
+    """The `engine.pt` of a trainer state. Options are torch.load's. Raises FileNotFoundError with the way out where there is none."""
+    path = folder / "engine.pt"
+    if not path.is_file():
         raise FileNotFoundError(
-            f"{folder} holds {len(states)} of {expected} shares (engine-*.pt) of its trainer state: was out= a folder that only some nodes see? "
-            f"Put the others beside them, or delete {folder} to go on from the state before"
+            f"{path} is missing: this node does not see the folder that the run was saved in, or DeepSpeed saved it with an earlier tokun. "
+            f"Choose the folder with out=, or delete {folder} to go on from the state before"
         )
-    whole = states[0]
-    for state in states[1:]:
-        whole["model"] |= state["model"]
-        whole["optimizer"]["state"] |= state["optimizer"]["state"]
-    return whole
+    return torch.load(path, weights_only=True, **options)
 
 
 MOMENTS = ("exp_avg", "exp_avg_sq")  # what AdamW keeps of each parameter
@@ -208,7 +194,7 @@ MOMENTS = ("exp_avg", "exp_avg_sq")  # what AdamW keeps of each parameter
 class DeepSpeedEngine(Engine):
     """The same calls over a DeepSpeed ZeRO engine, configured by `train.deepspeed`.
 
-    Trainer states are not DeepSpeed's: its own belong to one stage and one number of processes. `state_dict` says what they are.
+    Trainer states are not DeepSpeed's, which belong to one stage and one number of processes, but those of `Engine.state`.
     """
 
     def __init__(self, train: TrainConfig, model: nn.Module, micro: int, accumulation: int):
@@ -295,29 +281,29 @@ class DeepSpeedEngine(Engine):
         return model.to(self.device)
 
     @torch.no_grad()
-    def state_dict(self) -> dict[str, Any]:
+    def state(self) -> dict[str, Any]:
         if self.stage == 0:
-            return super().state_dict()
+            return super().state()
         from deepspeed.utils import safe_get_full_fp32_param, safe_get_full_optimizer_state
 
+        self._link_moments()
         step = self.zero.optimizer.state[self._flat_groups()[0]]["step"].cpu()
         model: dict[str, Tensor] = {}
         moments: dict[int, dict[str, Tensor]] = {}
-        for number, parameter in enumerate(self.parameters):  # whole for a moment everywhere, kept by one
+        for number, parameter in enumerate(self.parameters):  # whole for a moment everywhere, one after the other
             whole = [safe_get_full_fp32_param(parameter), *(safe_get_full_optimizer_state(parameter, name) for name in MOMENTS)]
-            if number % dist.get_world_size() == dist.get_rank():
+            if _rank() == 0:
                 weight, *rest = (tensor.to("cpu", copy=True) for tensor in whole)
                 model |= dict.fromkeys(self.names[id(parameter)], weight)
-                moments[number] = {"step": step, **dict(zip(MOMENTS, rest))}
-        optimizer = {"state": moments, "param_groups": self.groups}
-        return {"model": model, "optimizer": optimizer, "shares": dist.get_world_size()}
+                moments[number] = {"step": step.clone(), **dict(zip(MOMENTS, rest))}
+        return {"model": model, "optimizer": {"state": moments, "param_groups": self.groups}} if _rank() == 0 else {}
 
     @torch.no_grad()
     def load(self, folder: Path) -> None:
         if self.stage == 0:
             super().load(folder)
             return
-        state = load_shares(folder, map_location="cpu", mmap=True)  # each process reads what it keeps
+        state = read_state(folder, map_location="cpu", mmap=True)  # each process reads what it keeps
         self._make_moments(state["optimizer"]["state"][0]["step"])
         for number, parameter in enumerate(self.parameters):
             self._write(parameter, state["model"][self.names[id(parameter)][0]])
@@ -335,8 +321,13 @@ class DeepSpeedEngine(Engine):
             own = self.zero.optimizer.state[flat]
             own["step"] = step.clone().to(flat.device)
             own.update({name: torch.zeros_like(flat) for name in MOMENTS})
+        self._link_moments()
+
+    def _link_moments(self) -> None:
+        """Say which part of the moments is which parameter's. DeepSpeed does it behind the first group's first step, when the next has none yet."""
         if self.stage < 3:
-            self.zero._lazy_init_hp_params_optimizer_state()  # says which part of them is which parameter's
+            self.zero._hp_optimizer_states_linked = False
+            self.zero._lazy_init_hp_params_optimizer_state()
 
     def _write(self, parameter: Tensor, whole: Tensor, moment: str | None = None) -> None:
         """This process's share of `whole` into the float32 weight of the parameter, or into one of its moments."""

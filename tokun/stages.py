@@ -12,7 +12,6 @@ import io
 import json
 import math
 import os
-import shutil
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -777,30 +776,14 @@ def train_generator(run: Run) -> Path:
         folder = states.path(step)
         if folder.exists():
             return
-        aside = folder.with_name(folder.name + ".partial")
-        failed = False
-        try:
-            if run.rank == 0:
-                shutil.rmtree(aside, ignore_errors=True)
-                aside.mkdir(parents=True)
-            run.wait()
-            engine.save(aside)
-            average = ema.state_dict()
-            if run.rank == 0:
-                torch.save(average, aside / "ema.pt")
+        parts = {"engine.pt": engine.state(), "ema.pt": ema.state_dict()}  # all processes gather, the first one writes
+        if run.rank == 0:
+            with checkpoint.survived(run.say, folder), checkpoint.whole_directory(folder) as aside:
+                for name, part in parts.items():
+                    torch.save(part, aside / name)
                 state = {"settings": asked, "spent": spent + clock.seconds(), "world": run.world, "spikes": spikes.state_dict()}
                 checkpoint.write_record(aside / "state.json", state)
-                checkpoint.sync(aside)
-        except checkpoint.SAVE_ERRORS as error:  # a full disk: the run goes on, and tries again
-            failed = True
-            tqdm.write(f"generator: could not save at step {step} ({error}): going on; the last trainer state is {states.latest()}")
-        failed = run.any(failed)
-        if run.rank == 0:
-            if failed:
-                shutil.rmtree(aside, ignore_errors=True)
-            else:
-                os.rename(aside, folder)
-                states.prune()
+            states.prune()
         run.wait()
 
     def as_checkpoint(generator: nn.Module) -> Tokun:
