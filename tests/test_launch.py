@@ -36,57 +36,52 @@ def deepspeed(config: Path, *overrides: str, processes: int) -> subprocess.Compl
     return done
 
 
-STEPS, STOP = 8, 4
-JSONS = ("", "zero1", "zero2", "zero3", "zero3-offload")  # "": DDP
-
-
-def json_of(name: str) -> str:
-    return str(ROOT / f"configs/deepspeed/{name}.json") if name else ""
+STEPS, STOP = 6, 3
 
 
 @pytest.fixture(scope="module")
 def launched(finished, tmp_path_factory, small_shards) -> dict[str, Any]:
-    """Trainings of one generator from the same codes, each with a spike: in this process, in two that the deepspeed launcher started, then in
-    one; whole ones, and ones that were stopped and go on elsewhere. {name: what benchmarks.zero.train_case returns, and `weights`}."""
+    """Trainings of one generator from the same codes, each with a spike at its second step: in this process, in two that the deepspeed
+    launcher started, then in one; whole ones, and ones that are stopped and go on elsewhere. By name what benchmarks.zero.train_case
+    returns, and `weights`. A few launches for all tests, since starting processes is what takes time."""
     pytest.importorskip("deepspeed", reason="the deepspeed launcher needs the extra 'train'")
     if torch.cuda.is_available():
         pytest.skip("this test is about machines without GPUs")
     folder, found = tmp_path_factory.mktemp("launched"), {}
-    config = write_config(
-        folder, small_shards, generator__dropout=0.0, train__save_every=100, train__eval_every=STOP, train__sample_every=6, sampling__n=0
-    )
+    often = {"train__save_every": 100, "train__eval_every": STOP, "train__sample_every": STOP, "train__log_every": 1}
+    config = write_config(folder, small_shards, generator__dropout=0.0, train__steps=STEPS, sampling__n=0, **often)
 
-    def case(name: str, *, json: str = "", goes_on: str = "", **more) -> Case:
-        out = folder / name
+    def case(name: str, json: str = "", *, goes_on: str = "", stopped: bool = False, overrides: tuple[str, ...] = ()) -> Case:
+        out, settings = folder / name, str(ROOT / f"configs/deepspeed/{json}.json") if json else ""
         if goes_on:
             shutil.copytree(folder / goes_on, out, symlinks=True)
         else:
             make_out(out, finished[1])
-        return Case(name, str(config), str(out), json_of(json), spikes=(3,), **more)
+        return Case(name, str(config), str(out), settings, stop_at=stopped * (STOP - 1), spikes=(2,), overrides=overrides)
 
     def keep(results: dict[str, Any]) -> None:
         for name, result in results.items():
             weights = folder / name / "checkpoint" / "generator" / "model.safetensors"
             found[name] = result | {"weights": load_file(weights) if weights.is_file() else {}}
 
-    for alone in (case("plain"), case("plain stopped", stop_at=STOP - 1)):
-        keep({alone.name: train_case(alone)})
-    two = [case(f"2 {json or 'ddp'}", json=json, overrides=("sampling.n=1",) if json == "zero3" else ()) for json in JSONS]
-    two += [case("2 zero3 stopped", json="zero3", stop_at=STOP - 1), case("2 ddp stopped", stop_at=STOP - 1)]
-    two += [case("1 -> 2 ddp", goes_on="plain stopped"), case("1 -> 2 zero2", json="zero2", goes_on="plain stopped")]
+    def here(*cases: Case) -> None:
+        keep({c.name: train_case(c) for c in cases})
+
+    here(case("plain"), case("1 stopped", stopped=True))
+    two = [
+        case("2 ddp"), case("2 zero1 stopped", "zero1", stopped=True), case("2 zero2", "zero2"), case("2 zero3 stopped", "zero3", stopped=True),
+        case("2 zero3-offload", "zero3-offload", overrides=("sampling.n=1",)), case("1 -> 2 ddp", goes_on="1 stopped"),
+        case("1 -> 2 zero2", "zero2", goes_on="1 stopped", overrides=("train.micro_batch_size=2",)),
+    ]  # fmt: skip
     keep(launch(two, folder / "two", processes=2))
-    one = [case("1 zero1", json="zero1"), case("2 -> 1 zero3", json="zero3", goes_on="2 zero3 stopped")]
-    keep(launch(one, folder / "one", processes=1))
-    for stopped in ("2 zero3 stopped", "2 ddp stopped"):
-        alone = case(f"{stopped} -> plain", goes_on=stopped)
-        keep({alone.name: train_case(alone)})
+    keep(launch([case("1 zero1", "zero1"), case("2 -> 1 zero3", "zero3", goes_on="2 zero3 stopped")], folder / "one", processes=1))
+    here(case("2 zero1 -> plain", goes_on="2 zero1 stopped"))
     return found
 
 
 def test_under_deepspeed_the_generator_learns_what_it_learns_without(launched):
     assert launched["1 zero1"]["said"].startswith("DeepSpeed ZeRO-1")
-    for name, plain in launched["plain"]["weights"].items():
-        torch.testing.assert_close(launched["1 zero1"]["weights"][name], plain, atol=1e-3, rtol=1e-2)
+    assert_near(launched["1 zero1"]["weights"], launched["plain"]["weights"])
 
 
 def test_one_process_of_eight_samples_and_two_of_four_have_the_same_losses(launched):
@@ -94,42 +89,48 @@ def test_one_process_of_eight_samples_and_two_of_four_have_the_same_losses(launc
     assert largest_difference(launched["2 ddp"]["losses"], launched["plain"]["losses"]) < 1e-5
 
 
-@pytest.mark.parametrize("stage", ["zero1", "zero2", "zero3", "zero3-offload"])
-def test_every_zero_stage_learns_what_one_process_learns(launched, stage):
+@pytest.mark.parametrize("name", ["2 zero1 stopped", "2 zero2", "2 zero3 stopped", "2 zero3-offload"])
+def test_every_zero_stage_learns_what_one_process_learns(launched, name):
     """Losses, held-out losses of the averaged weights, and the weights that are saved: whole, by the same names."""
-    plain, zero = launched["plain"], launched[f"2 {stage}"]
-    assert zero["said"].startswith(f"DeepSpeed ZeRO-{stage[4]}") and len(zero["losses"]) == STEPS
+    plain, zero = launched["plain"], launched[name]
+    assert zero["said"].startswith(f"DeepSpeed ZeRO-{name[6]}") and len(zero["losses"]) >= STOP - 1
     assert largest_difference(zero["losses"], plain["losses"]) < 1e-3
-    assert zero["held_out"].keys() == plain["held_out"].keys() == {"4", "8"}
-    assert largest_difference(zero["held_out"], plain["held_out"]) < 1e-3
-    assert zero["weights"].keys() == plain["weights"].keys()
-    for name, weight in plain["weights"].items():
-        torch.testing.assert_close(zero["weights"][name], weight, atol=1e-3, rtol=1e-2)
+    if not zero["stopped"]:
+        assert zero["held_out"].keys() == plain["held_out"].keys() == {str(STOP), str(STEPS)}
+        assert largest_difference(zero["held_out"], plain["held_out"]) < 1e-3
+        assert_near(zero["weights"], plain["weights"])
 
 
 def test_zero_cuts_among_two_processes_what_it_promises_to_cut(launched):
     whole = launched["plain"]["bytes"]
-    for stage, cut in {"zero1": ("moments",), "zero2": ("moments", "gradients"), "zero3": ("moments", "gradients", "parameters")}.items():
-        held = launched[f"2 {stage}"]["bytes"]
-        assert all(held[kind] < 0.6 * whole[kind] for kind in cut), (stage, held, whole)
+    for name, cut in {
+        "2 zero1 stopped": ("moments",), "2 zero2": ("moments", "gradients"), "2 zero3 stopped": ("moments", "gradients", "parameters"),
+    }.items():  # fmt: skip
+        held = launched[name]["bytes"]
+        assert all(held[kind] < 0.6 * whole[kind] for kind in cut), (name, held, whole)
     assert launched["2 zero2"]["bytes"]["parameters"] == whole["parameters"]
 
 
-@pytest.mark.parametrize("name", ["plain", "2 ddp", "1 zero1", "2 zero1", "2 zero2", "2 zero3", "2 zero3-offload"])
+@pytest.mark.parametrize("name", ["plain", "2 ddp", "1 zero1", "2 zero1 stopped", "2 zero2", "2 zero3 stopped", "2 zero3-offload"])
 def test_a_spike_is_skipped_under_every_engine(launched, name):
-    """Counted, and not stepped: weights before and behind it give the same loss on the same batch, which the curves above compare."""
+    """Counted, and not stepped: the curves above are compared with one that skips the same step."""
     assert launched[name]["skipped"] == 1
 
 
-@pytest.mark.parametrize("name", ["1 -> 2 ddp", "1 -> 2 zero2", "2 -> 1 zero3", "2 zero3 stopped -> plain", "2 ddp stopped -> plain"])
+@pytest.mark.parametrize("name", ["1 -> 2 ddp", "1 -> 2 zero2", "2 -> 1 zero3", "2 zero1 -> plain"])
 def test_stopped_it_goes_on_with_another_number_of_processes_and_another_engine(launched, name):
-    """The same global batches in the same order: the losses after the stop are those of the run that was never stopped."""
+    """The same global batches in the same order: the losses behind the stop are those of the run that was never stopped."""
     plain, resumed = launched["plain"], launched[name]
-    assert launched["plain stopped"]["stopped"] and launched["2 zero3 stopped"]["stopped"]
+    assert all(launched[stopped]["stopped"] for stopped in ("1 stopped", "2 zero1 stopped", "2 zero3 stopped"))
     assert sorted(map(int, resumed["losses"])) == list(range(STOP + 1, STEPS + 1))
     assert largest_difference(resumed["losses"], plain["losses"]) < (1e-5 if "ddp" in name else 1e-3)
-    for parameter, weight in plain["weights"].items():
-        torch.testing.assert_close(resumed["weights"][parameter], weight, atol=1e-3, rtol=1e-2)
+    assert_near(resumed["weights"], plain["weights"])
+
+
+def assert_near(some: dict[str, torch.Tensor], others: dict[str, torch.Tensor]) -> None:
+    assert some.keys() == others.keys() and others
+    for name, weight in others.items():
+        torch.testing.assert_close(some[name], weight, atol=1e-3, rtol=1e-2)
 
 
 def test_two_processes_tell_the_whole_story_from_pictures_to_pairs(finished, tmp_path, small_shards):
