@@ -38,6 +38,9 @@ from tokun.generator import (
     compile_layers,
     count_parameters,
     flops_per_token,
+    head_is_last,
+    lose_in_chunks,
+    loss_chunk,
     make_generator,
     tune_for,
     uncompiled,
@@ -705,7 +708,7 @@ def train_generator(run: Run) -> Path:
     asked = {
         "generator": dataclasses.asdict(config.generator), "seed": config.seed, "codes": codes["fingerprint"], "counts": codes["counts"],
         "codes_settings": codes["settings"], "text_tokenizer": text_tokenizer.fingerprint(), "max_caption_tokens": config.data.max_caption_tokens,
-        "sort_window": config.data.sort_window, "train": _without(dataclasses.asdict(train), LOGGING_KEYS | {"deepspeed", "micro_batch_size", "gradient_checkpointing", "compile"}),
+        "sort_window": config.data.sort_window, "train": _without(dataclasses.asdict(train), LOGGING_KEYS | {"deepspeed", "micro_batch_size", "gradient_checkpointing", "compile", "loss_chunk"}),
     }  # fmt: skip
     run.recover(target)
     record = checkpoint.read_record(target / "training.json")
@@ -727,11 +730,11 @@ def train_generator(run: Run) -> Path:
         model.gradient_checkpointing_enable()
     tune_for(model, torch.device("cuda" if torch.cuda.is_available() else "cpu"))
     parameters, flops = count_parameters(model), flops_per_token(model, slots.size)  # before ZeRO-3 cuts it
+    compiled = train.compile and can_compile(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+    token_loss = TokenLoss(model, vocabulary, rows=micro, length=slots.size, chunk=train.loss_chunk, compile=compiled, say=run.say)
     engine = Engine.make(train, model, deepspeed=run.deepspeed, micro=micro, accumulation=share // micro)
-    token_losses = losses.next_token_losses
-    if train.compile and can_compile(engine.device):
+    if compiled:
         compile_layers(model)
-        token_losses = torch.compile(token_losses, dynamic=True)
     elif train.compile:
         run.say("generator: train.compile is on, but there is no C++ compiler (g++, clang++) on this machine: going on without, more slowly")
     ema = optim.Ema(model, train.ema_decay)
@@ -766,7 +769,6 @@ def train_generator(run: Run) -> Path:
         f"generator: {parameters / 1e6:.2f}M parameters, vocabulary {vocabulary.size} ({vocabulary.text_size} text + {len(vocabulary.controls)} control + "
         f"{vocabulary.codebook_size} image), {len(batches.samples)} samples, {run.world} process(es), {engine}"
     )
-    is_image = vocabulary.is_image.to(engine.device)
     if run.rank == 0:  # weights, two moments, the average
         checkpoint.require_space(run.out, 16 * parameters * train_states(config))
     rate = health.matmul_rate(engine.device, torch.bfloat16 if train.precision == "bf16" else torch.float32)
@@ -804,22 +806,18 @@ def train_generator(run: Run) -> Path:
         batch = next(stream)
         waited += time.monotonic() - before
         sums = _global_sums(run, batch, vocabulary, engine.device)
+        means = torch.stack([1 / sums["image"], 1 / sums["text"], 1 / (sums["image"] + sums["text"])])
+        weights = means * means.new_tensor([train.image_weight, train.text_weight, train.z_loss])
         torch.manual_seed(_step_seed(config.seed, step, run.rank))  # dropout is a function of (seed, step, rank)
         model.train()
         logged = torch.zeros(3, device=engine.device)
         for number in range(share // micro):
             rows = slice(number * micro, (number + 1) * micro)
-            ids, labels = (t[rows].to(engine.device, non_blocking=True) for t in (batch.input_ids, batch.labels))
             with engine.micro_batch(last=number == share // micro - 1):
-                with engine.autocast():
-                    logits = engine.model(input_ids=ids, use_cache=False).logits[..., : vocabulary.size]
-                parts = token_losses(logits, labels, is_image)
-                image, text = parts["image_sum"] / sums["image"], parts["text_sum"] / sums["text"]
-                z = parts["z_sum"] / (sums["image"] + sums["text"])
-                loss = train.image_weight * image + train.text_weight * text + train.z_loss * z
+                loss, parts = token_loss(engine, engine.model, batch.input_ids[rows], batch.labels[rows], weights)
                 _require_finite(run, loss, step, "generator", lambda s=step: batches_keys(batches, s))
                 engine.backward(loss * run.world)  # the engine averages over processes; the sums are global already
-            logged += torch.stack([image, text, z]).detach()
+            logged += means * torch.stack([parts[name].detach() for name in losses.LOSS_SUMS])
         norm = engine.norm()
         _require_finite(run, norm, step, "generator", lambda s=step: batches_keys(batches, s), what="gradient norm")
         if spikes.is_spike(norm):
@@ -852,7 +850,7 @@ def train_generator(run: Run) -> Path:
             save()
         if held_out and step % train.eval_every == 0:
             with _averaged(model, ema, engine.refresh), uncompiled(model):
-                held = evaluate_generator(engine, model, held_out, vocabulary)
+                held = evaluate_generator(engine, model, held_out, token_loss)
                 with engine.autocast():
                     held["attention_logit_max"] = health.attention_logit_max(model, held_out[0].input_ids[:4].to(engine.device))
             run.tracker.log({f"val/{k}": v for k, v in held.items()}, step=step)
@@ -873,7 +871,7 @@ def train_generator(run: Run) -> Path:
     engine.refresh()
     model.eval()
     with uncompiled(model):
-        held = evaluate_generator(engine, model, held_out, vocabulary) if held_out else {}
+        held = evaluate_generator(engine, model, held_out, token_loss) if held_out else {}
     generator = engine.whole_model()
     if run.rank == 0:
         whole = as_checkpoint(generator.float().eval())
@@ -896,19 +894,54 @@ def train_generator(run: Run) -> Path:
 
 
 @torch.no_grad()
-def evaluate_generator(engine: Engine, model: Any, batches: Sequence[data.TokenBatch], vocabulary: Vocabulary) -> dict[str, float]:
+def evaluate_generator(engine: Engine, model: Any, batches: Sequence[data.TokenBatch], token_loss: TokenLoss) -> dict[str, float]:
     """Held-out nats per image token and per text token, over full-vocabulary softmax."""
     was_training = model.training
     model.eval()
     totals: dict[str, float] = {}
-    is_image = vocabulary.is_image.to(engine.device)
     for batch in batches:
-        with engine.autocast():
-            logits = model(input_ids=batch.input_ids.to(engine.device), use_cache=False).logits[..., : vocabulary.size]
-        for name, value in losses.next_token_losses(logits, batch.labels.to(engine.device), is_image).items():
+        for name, value in token_loss(engine, model, batch.input_ids, batch.labels)[1].items():
             totals[name] = totals.get(name, 0.0) + value.item()
     model.train(was_training)
     return {"image_loss": totals["image_sum"] / totals["image_count"], "text_loss": totals["text_sum"] / totals["text_count"]}
+
+
+class TokenLoss:
+    """The generator's loss of a micro batch: over all of its logits at once, or chunk by chunk where they would be the memory's peak."""
+
+    def __init__(self, model: Any, vocabulary: Vocabulary, *, rows: int, length: int, chunk: int, compile: bool, say: Callable[[str], None]):
+        self.size, self.is_image = vocabulary.size, vocabulary.is_image
+        self.losses = _compiled_for_training(losses.next_token_losses) if compile else losses.next_token_losses
+        self.chunk = loss_chunk(chunk, positions=rows * length, size=self.size)
+        if self.chunk and not head_is_last(model):
+            say(f"generator: {type(model).__name__} does more to its logits than its output embedding: the loss takes all of them at once")
+            self.chunk = 0
+        if self.chunk:
+            lose_in_chunks(model, size=self.size, chunk=self.chunk, token_losses=self.losses)
+
+    def __call__(
+        self, engine: Engine, model: Any, input_ids: Tensor, labels: Tensor, weights: Tensor | None = None
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """input_ids and labels (B, T) on the CPU, weights (3,) of `losses.LOSS_SUMS` on the engine's device (none: all one) -> the loss,
+        and the parts of `losses.next_token_losses`. `model` is the engine's own where gradients are wanted, else the bare one."""
+        ids = input_ids.to(engine.device, non_blocking=True)
+        self.is_image = is_image = self.is_image.to(engine.device)
+        weights = torch.ones(len(losses.LOSS_SUMS), device=engine.device) if weights is None else weights
+        if self.chunk:
+            positions = (labels.flatten() != losses.IGNORE).nonzero()[:, 0]  # found on the CPU: the device need not wait
+            targets = (t.to(engine.device, non_blocking=True) for t in (positions, labels.flatten()[positions]))
+            with engine.autocast():
+                return model(input_ids=ids, use_cache=False, targets=(*targets, is_image, weights))
+        with engine.autocast():
+            logits = model(input_ids=ids, use_cache=False).logits[..., : self.size]
+        parts = self.losses(logits, labels.to(engine.device, non_blocking=True), is_image)
+        return losses.weighted_loss(parts, weights), parts
+
+
+def _compiled_for_training(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Compiled where gradients are wanted; evaluation is too short to compile for."""
+    fast = torch.compile(function, dynamic=True)
+    return lambda *arguments: (fast if torch.is_grad_enabled() else function)(*arguments)
 
 
 def log_samples(run: Run, model: Tokun, step: int) -> None:
