@@ -136,6 +136,7 @@ def lose_in_chunks(model: Any, *, size: int, chunk: int, token_losses: Callable[
             return stock(*args, **kwargs)
         positions, labels, is_image, weights = targets
         rows = self.base_model(*args, **kwargs)[0].flatten(0, 1).index_select(0, positions)
+        torch.clear_autocast_cache()  # the layers' copies of their weights are not for the loss to carry
         head = self.get_output_embeddings()
         return losses.chunked_loss(rows, head, labels, is_image, weights, size=size, chunk=chunk, token_losses=token_losses)
 

@@ -265,10 +265,10 @@ class _GradientsAlong(torch.autograd.Function):
             with torch.enable_grad():
                 part, parts = parts_of(rows, targets)
             with torch.autocast(hidden.device.type, enabled=False):
-                own, *others = torch.autograd.grad(part, [rows, *parameters])
-            place.copy_(own)
-            for total, other in zip(sums, others, strict=True):
-                total.add_(other)
+                made = torch.autograd.grad(part, [rows, *parameters])
+            place.copy_(made[0])
+            torch._foreach_add_(sums, list(made[1:]))
+            del made  # as large as the head's weights: not to lie beside the next chunk's logits
             loss += part.detach()
             totals += torch.stack([parts[name].detach() for name in PARTS])
         ctx.gradients = [gradient, *(total.to(p.dtype) for total, p in zip(sums, parameters, strict=True))]
