@@ -20,7 +20,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from tokun import optim
+from tokun import checkpoint, optim
 from tokun.config import TrainConfig
 from tokun.extras import need
 from tokun.shares import collected, own_share, share_of
@@ -166,10 +166,11 @@ class Engine:
 
     def state(self) -> dict[str, Any]:
         """What rank 0 writes to `engine.pt`: whole tensors by name (`model`) and torch's own optimizer state (`optimizer`), whatever the engine
-        and however many processes, so that any other goes on from it. Every process calls it; the others get nothing."""
+        and however many processes, so that any other goes on from it: copies in the CPU's memory, which later steps do not change.
+        Every process calls it; the others get nothing."""
         if _rank() > 0:
             return {}
-        return {"model": self.plain.state_dict(), "optimizer": self.optimizer.state_dict()}
+        return checkpoint.snapshot({"model": self.plain.state_dict(), "optimizer": self.optimizer.state_dict()})
 
     def load(self, folder: Path) -> None:
         state = read_state(folder, map_location=self.device)

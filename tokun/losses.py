@@ -267,7 +267,8 @@ class _GradientsAlong(torch.autograd.Function):
             with torch.autocast(hidden.device.type, enabled=False):
                 made = torch.autograd.grad(part, [rows, *parameters])
             place.copy_(made[0])
-            torch._foreach_add_(sums, list(made[1:]))
+            for total, i in zip(sums, range(1, len(made)), strict=True):
+                total.add_(made[i])
             del made  # as large as the head's weights: not to lie beside the next chunk's logits
             loss += part.detach()
             totals += torch.stack([parts[name].detach() for name in PARTS])

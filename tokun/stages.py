@@ -8,6 +8,7 @@ it does not, and a stage that was killed goes on from its last trainer state. Wh
 from __future__ import annotations
 
 import dataclasses
+import functools
 import io
 import json
 import math
@@ -17,7 +18,6 @@ from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -67,6 +67,7 @@ class Run:
     world: int
     deepspeed: bool  # the generator runs under a DeepSpeed engine
     stop: health.StopRequest
+    writer: checkpoint.Writer
 
     def any(self, flag: bool) -> bool:
         """Whether the flag is true in any process. All of them ask together."""
@@ -81,9 +82,11 @@ class Run:
         """Save and raise Preempted when any process was asked to stop (SIGTERM)."""
         if self.any(self.stop.asked):
             save()
+            self.writer.wait()
             raise health.Preempted
 
     def close(self) -> None:
+        self.writer.close()
         self.stop.close()
         self.tracker.finish()
 
@@ -129,7 +132,7 @@ def open_run(config: Config, *, deepspeed: bool = False) -> Run:
         config=configs.to_dict(config),
         main_process=rank == 0,
     )
-    return Run(config, out, tracker, rank, world, deepspeed, health.StopRequest())
+    return Run(config, out, tracker, rank, world, deepspeed, health.StopRequest(), checkpoint.Writer(tqdm.write))
 
 
 def write_config(out: Path, config: Config) -> None:
@@ -148,6 +151,8 @@ def _check_ahead(config: Config, world: int, deepspeed: bool) -> None:
             raise ValueError(f"{name} is {value}; it is a share between 0 and 1")
     if deepspeed:
         deepspeed_settings(train, micro=micro, accumulation=train.batch_size // world // micro)
+    if train.keep_best and not config.data.val:
+        raise ValueError(f"train.keep_best is {train.keep_best}, but which checkpoint is best only held-out pictures can tell: name them with data.val, or set keep_best to 0")
     weights = config.image_tokenizer_train.perceptual_weights
     if weights and config.image_tokenizer_train.perceptual_weight > 0 and not Path(weights).is_file():
         raise FileNotFoundError(f"image_tokenizer_train.perceptual_weights {weights} does not exist; name a SqueezeNet file, or set perceptual: none")
@@ -167,11 +172,25 @@ def _micro_batch(train: configs.TrainConfig, world: int) -> int:
 # --- image tokenizer ------------------------------------------------------------------------------------------------
 
 BROKEN_RECORD = (OSError, ValueError, TypeError, KeyError, AttributeError)  # what a JSON of another shape leads to
-LOGGING_KEYS = {"log_every", "eval_every", "save_every", "sample_every", "keep_last", "max_minutes"}
+LOGGING_KEYS = {"log_every", "eval_every", "save_every", "sample_every", "keep_last", "keep_best", "max_minutes"}
 RETRY_KEYS = {"lr", "max_grad_norm", "precision"}  # may change when a run goes on from a trainer state
 GATE_KEYS = {"min_usage", "min_perplexity", "min_psnr"}
 
 
+def _written_to_the_end(stage: Callable[[Run], Path]) -> Callable[[Run], Path]:
+    """The stage, behind which nothing is still being written, however it ends."""
+
+    @functools.wraps(stage)
+    def whole(run: Run) -> Path:
+        try:
+            return stage(run)
+        finally:
+            run.writer.wait()
+
+    return whole
+
+
+@_written_to_the_end
 def train_image_tokenizer(run: Run) -> Path:
     """Train the VQ-VAE on the run's image shards -> `out/image_tokenizer`. Stops the run when it has collapsed."""
     config, target = run.config, run.out / "image_tokenizer"
@@ -235,9 +254,9 @@ def train_image_tokenizer(run: Run) -> Path:
             "model": model.state_dict(), "optimizer": optimizer.state_dict(), "ema": ema.state_dict(),
             "adversary": adversary.state_dict(), "spent": spent + clock.seconds(), "settings": json.dumps(asked),
         }  # fmt: skip
-        with checkpoint.survived(run.say, states.path(step)), checkpoint.whole_directory(states.path(step)) as folder:
-            torch.save(state, folder / "state.pt")
-        states.prune()
+        run.writer.wait()  # before the copies are made: one set of them is enough
+        copies = checkpoint.snapshot(state)
+        run.writer.put(states.path(step), lambda folder: torch.save(copies, folder / "state.pt"), then=states.prune)
 
     if run.rank == 0:  # weights, two moments and the average, for the model, and all but the average for the discriminator
         sizes = [count_parameters(model), count_parameters(discriminator) if discriminator is not None else 0]
@@ -314,6 +333,7 @@ def train_image_tokenizer(run: Run) -> Path:
                 {"settings": asked, "figures": figures, "steps": step, "stopped_by": _stopped_by(step, train),
                  "seconds": round(spent + clock.seconds()), "fingerprint": model.fingerprint(), "skipped": dict(samples.index.skipped)},
             )  # fmt: skip
+        run.writer.wait()
         states.clear()
     run.tracker.log({f"image_tokenizer/val_{k}": v for k, v in figures.items()}, step=step)
     run.tracker.log_image("image_tokenizer/reconstructions", sheet, step=step)
@@ -504,7 +524,7 @@ def run_codes_task(task: CodesTask) -> dict[str, int]:
     return encode_shard(task.source, task.shard, _tokenizer_on(task.tokenizer, device), task.config, device, prefix=task.prefix)
 
 
-@lru_cache(maxsize=1)
+@functools.lru_cache(maxsize=1)
 def _tokenizer_on(folder: Path, device: torch.device) -> ImageTokenizer:
     return ImageTokenizer.load(folder).to(device)
 
@@ -699,6 +719,7 @@ def build_vocabulary(config: Config, text_tokenizer: Any, codes: dict[str, Any])
     )  # fmt: skip
 
 
+@_written_to_the_end
 def train_generator(run: Run) -> Path:
     """Train the causal LM on the run's code shards -> `out/checkpoint`, the folder that users load."""
     config, target, train = run.config, run.out / "checkpoint", run.config.train
@@ -754,6 +775,9 @@ def train_generator(run: Run) -> Path:
         held_out = [whole(step) for step in range(min(12, max(1, len(val) // size)))]
 
     spikes = health.Spikes(train.spike_factor)
+    best = checkpoint.BestCheckpoints(run.out / "best", keep=train.keep_best)
+    for kept in best.records():
+        _require_same_but_retry(best.path(kept["step"]), kept["settings"], asked)
     states = run.states("generator")
     step, spent = 0, 0.0
     if (latest := states.latest()) is not None:
@@ -770,28 +794,45 @@ def train_generator(run: Run) -> Path:
         f"{vocabulary.codebook_size} image), {len(batches.samples)} samples, {run.world} process(es), {engine}"
     )
     if run.rank == 0:  # weights, two moments, the average
-        checkpoint.require_space(run.out, 16 * parameters * train_states(config))
+        weights = 4 * parameters
+        checkpoint.require_space(run.out, 4 * weights * train_states(config) + weights * (train.keep_best + 1 if train.keep_best else 0))
     rate = health.matmul_rate(engine.device, torch.bfloat16 if train.precision == "bf16" else torch.float32)
     clock = _Clock()
 
     def save() -> None:
-        folder = states.path(step)
-        if folder.exists():
-            return
+        run.writer.wait()  # before the copies are made: one set of them is enough
         parts = {"engine.pt": engine.state(), "ema.pt": ema.state_dict()}  # all processes gather, the first one writes
-        if run.rank == 0:
-            with checkpoint.survived(run.say, folder), checkpoint.whole_directory(folder) as aside:
-                for name, part in parts.items():
-                    torch.save(part, aside / name)
-                state = {"settings": asked, "spent": spent + clock.seconds(), "world": run.world, "spikes": spikes.state_dict()}
-                checkpoint.write_record(aside / "state.json", state)
-            states.prune()
-        run.wait()
+        if run.rank != 0:
+            return
+        parts["ema.pt"] = checkpoint.snapshot(parts["ema.pt"])
+        record = {"settings": asked, "spent": spent + clock.seconds(), "world": run.world, "spikes": spikes.state_dict()}
+
+        def write(folder: Path) -> None:
+            for name, part in parts.items():
+                torch.save(part, folder / name)
+            checkpoint.write_record(folder / "state.json", record)
+
+        run.writer.put(states.path(step), write, then=states.prune)
 
     def as_checkpoint(generator: nn.Module) -> Tokun:
         return Tokun(
             image_tokenizer.to(engine.device), text_tokenizer, vocabulary, generator, config.sampling, [tuple(c) for c in codes["tag_counts"]]
         )
+
+    def record_of(held: dict[str, float]) -> dict[str, Any]:
+        return {
+            "settings": asked, "steps": step, "stopped_by": _stopped_by(step, train), "seconds": round(spent + clock.seconds()), "train": figures, "val": held,
+            "parameters": parameters, "image_tokenizer": checkpoint.read_record(run.out / "image_tokenizer" / "stage.json")["figures"],
+        }  # fmt: skip
+
+    def keep_if_best(held: dict[str, float]) -> None:
+        loss = train.image_weight * held["image_loss"] + train.text_weight * held["text_loss"]
+        if not run.any(run.rank == 0 and best.wants(step, loss)):
+            return
+        generator = engine.whole_model()
+        if run.rank == 0:
+            with checkpoint.survived(run.say, best.path(step)), best.put(step, loss, asked) as folder:
+                as_checkpoint(generator).save(folder, card=model_card(config, record_of(held)))
 
     stream = data.prefetch(batches, step)
     bar = tqdm(total=train.steps, initial=step, desc="generator", unit="step", disable=run.rank != 0, dynamic_ncols=True)
@@ -853,6 +894,7 @@ def train_generator(run: Run) -> Path:
                 held = evaluate_generator(engine, model, held_out, token_loss)
                 with engine.autocast():
                     held["attention_logit_max"] = health.attention_logit_max(model, held_out[0].input_ids[:4].to(engine.device))
+                keep_if_best(held)
             run.tracker.log({f"val/{k}": v for k, v in held.items()}, step=step)
             if run.rank == 0:
                 bar.write(f"  step {step}: held out " + _line(held))
@@ -875,19 +917,18 @@ def train_generator(run: Run) -> Path:
     generator = engine.whole_model()
     if run.rank == 0:
         whole = as_checkpoint(generator.float().eval())
-        minutes = (spent + clock.seconds()) / 60
-        record = {
-            "settings": asked, "steps": step, "stopped_by": _stopped_by(step, train), "seconds": round(60 * minutes), "train": figures, "val": held, "parameters": parameters,
-            "image_tokenizer": checkpoint.read_record(run.out / "image_tokenizer" / "stage.json")["figures"],
-        }  # fmt: skip
+        record = record_of(held) | {"best": [{k: r[k] for k in ("step", "loss")} for r in best.records()]}
         with checkpoint.whole_directory(target) as folder:
             whole.save(folder, card=model_card(config, record))
             checkpoint.write_record(folder / "training.json", record)
         if config.sampling.n > 0:
             with uncompiled(generator):
                 log_samples(run, whole, step)
+        run.writer.wait()
         states.clear()
-        run.say(f"generator: finished after {step} steps, {minutes:.1f} minutes. {_line(held)}")
+        run.say(f"generator: finished after {step} steps, {record['seconds'] / 60:.1f} minutes. {_line(held)}")
+        for top in record["best"][:1]:
+            run.say(f"generator: lowest held-out loss {top['loss']:.4f} at step {top['step']}; its averaged weights: {best.path(top['step'])}")
         run.say(f"checkpoint: {target}\n  python sample.py --checkpoint {target} --seed 42 --n 16")
     run.wait()
     return target
