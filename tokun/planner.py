@@ -16,6 +16,7 @@ import argparse
 import contextlib
 import dataclasses
 import difflib
+import functools
 import itertools
 import json
 import math
@@ -580,27 +581,27 @@ def make_plan(
     sizes = generator_sizes(config, caption_tokens=caption_tokens or mean_caption_tokens(config))
     image = image_tokenizer_sizes(config)
 
-    def step_of(micro: int) -> dict[str, float]:
-        return activation_bytes(sizes.shape, micro=micro, width=sizes.width, **step_kind(config, sizes, micro))
+    def step_of(micro: int, stage: str) -> dict[str, float]:
+        kind = step_kind(config, sizes, micro) | ({"chunk": 0} if stage == "zero3" else {})  # there all logits are made at once
+        return activation_bytes(sizes.shape, micro=micro, width=sizes.width, **kind)
 
-    step = step_of(micro)
     stage, zero = deepspeed_stage(config)
     memory = {}
     for name in STAGES:
         options = zero if name == stage else {}
         state = state_bytes(sizes, stage=name, gpus=gpus, optimizer=t.optimizer, **options)
-        moments = peak_bytes(state, step, accumulation=accumulation, checkpointing=t.gradient_checkpointing)
+        moments = peak_bytes(state, step_of(micro, name), accumulation=accumulation, checkpointing=t.gradient_checkpointing)
         sent = communication_bytes(sizes.parameters, stage=name, gpus=gpus, accumulation=accumulation)
         memory[name] = {
             "state": state, "moments": moments, "peak": max(moments.values()), "fits": max(moments.values()) <= USABLE * card.memory,
-            "largest_micro_batch": largest_micro_batch(state, step_of, card, accumulation=accumulation, checkpointing=t.gradient_checkpointing),
+            "largest_micro_batch": largest_micro_batch(state, functools.partial(step_of, stage=name), card, accumulation=accumulation, checkpointing=t.gradient_checkpointing),
             "communication": sent, "communication_seconds": sent / (card.link if gpus <= GPUS_PER_NODE else card.network),
         }  # fmt: skip
     times = _times(config, sizes, image, card, gpus, mfu, samples, memory[stage]["communication_seconds"])
     storage = _storage(config, sizes, image, samples)
     return Plan(
         card, gpus, mfu, stage, micro, accumulation, t.gradient_checkpointing, samples, sizes, image,
-        image.memory(config.image_tokenizer_train.batch_size // gpus, gpus), step, memory, times,
+        image.memory(config.image_tokenizer_train.batch_size // gpus, gpus), step_of(micro, stage), memory, times,
         storage, _failures(gpus, times["step_seconds"], t.save_every, storage["trainer_state"] / disk, restart),
     )  # fmt: skip
 

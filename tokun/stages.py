@@ -50,7 +50,7 @@ from tokun.image_tokenizer import ImageTokenizer
 from tokun.latents import Slots
 from tokun.model import TEXT_TOKENIZER, Tokun, count_tags
 from tokun.model_card import model_card
-from tokun.shares import own_share
+from tokun.shares import is_cut, own_share
 from tokun.text_tokenizer import PretrainedTextTokenizer, TextTokenizer, normalize
 from tokun.tracking import Tracker, make_tracker
 from tokun.vocabulary import Vocabulary, tag_word
@@ -959,6 +959,7 @@ class TokenLoss:
             self.chunk = 0
         if self.chunk:
             lose_in_chunks(model, size=self.size, chunk=self.chunk, token_losses=self.losses)
+            self.head = model.get_output_embeddings()
 
     def __call__(
         self, engine: Engine, model: Any, input_ids: Tensor, labels: Tensor, weights: Tensor | None = None
@@ -968,7 +969,7 @@ class TokenLoss:
         ids = input_ids.to(engine.device, non_blocking=True)
         self.is_image = is_image = self.is_image.to(engine.device)
         weights = torch.ones(len(losses.LOSS_SUMS), device=engine.device) if weights is None else weights
-        if self.chunk:
+        if self.chunk and not any(map(is_cut, self.head.parameters())):  # ZeRO-3 gathers weights for one forward and one backward pass, no more
             positions = (labels.flatten() != losses.IGNORE).nonzero()[:, 0]  # found on the CPU: the device need not wait
             targets = (t.to(engine.device, non_blocking=True) for t in (positions, labels.flatten()[positions]))
             with engine.autocast():
