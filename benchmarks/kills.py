@@ -36,12 +36,12 @@ SETTINGS = {
     "text_tokenizer": {"vocab_size": 360},
     "image_tokenizer": {"image_size": 32, "channels": [16, 32], "blocks": 1, "codebook_size": 32, "latent_dim": 16},
     "image_tokenizer_train": {
-        "steps": 200, "batch_size": 8, "perceptual": "none", "perceptual_weight": 0.0, "precision": "no", "gan_weight": 0.1, "gan_start": 100,
-        "save_every": 10, "eval_every": 100, "min_psnr": 0.0, "min_usage": 0.0, "min_perplexity": 0.0,
+        "steps": 80, "batch_size": 8, "perceptual": "none", "perceptual_weight": 0.0, "precision": "no", "gan_weight": 0.1, "gan_start": 40,
+        "save_every": 5, "eval_every": 40, "min_psnr": 0.0, "min_usage": 0.0, "min_perplexity": 0.0,
     },
     "codes": {"views": 2, "batch_size": 16},
     "generator": {"hidden_size": 64, "num_layers": 2, "num_heads": 2, "num_kv_heads": 1, "head_dim": 32, "dropout": 0.1},
-    "train": {"steps": 200, "batch_size": 8, "precision": "no", "save_every": 10, "eval_every": 50, "sample_every": 1000, "keep_best": 1},
+    "train": {"steps": 80, "batch_size": 8, "precision": "no", "save_every": 5, "eval_every": 20, "sample_every": 1000, "keep_best": 1},
     "sampling": {"n": 0},
     "tracking": {"kind": "none"},
 }  # fmt: skip

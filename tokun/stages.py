@@ -415,7 +415,7 @@ class _Adversary:
 class _Gan(_Adversary):
     def __init__(self, discriminator: nn.Module, train: configs.ImageTokenizerTrainConfig, accelerator: Any):
         self.train, self.accelerator, self.module = train, accelerator, discriminator
-        self.optimizer = torch.optim.AdamW(discriminator.parameters(), lr=train.gan_lr, betas=(0.5, 0.9), weight_decay=0.0)
+        self.optimizer = torch.optim.AdamW(discriminator.parameters(), lr=train.gan_lr, betas=(0.5, 0.9), weight_decay=0.0, fused=True)
         self.wrapped, self.optimizer = accelerator.prepare(discriminator, self.optimizer)
 
     def active(self, step: int) -> bool:
