@@ -349,10 +349,12 @@ def trainer(setting: Setting) -> Callable[[Loop], None]:
             optim="adamw_torch_fused", logging_steps=t.log_every, report_to=[], save_strategy="no", disable_tqdm=True, use_cpu=setting.device.type == "cpu",
             remove_unused_columns=False,
         )  # fmt: skip
-        InOrder(
+        theirs = InOrder(
             model, arguments, train_dataset=rows, data_collator=collate, callbacks=[Gate()],
             compute_loss_func=lambda outputs, labels, **_: loss_of(outputs.logits, labels, *setting.targets(labels)),
-        ).train()  # fmt: skip
+        )  # fmt: skip
+        theirs.remove_callback(transformers.PrinterCallback)
+        theirs.train()
 
     return work
 

@@ -13,7 +13,7 @@ from tokun.generator import (
     count_parameters,
     flops_per_token,
     head_is_last,
-    lose_in_chunks,
+    lose_in_forward,
     loss_chunk,
     make_generator,
     tune_for,
@@ -184,12 +184,12 @@ def test_compiled_layers_give_the_same_loss_and_gradients_and_the_same_names():
     assert any(m._compiled_call_impl is not None for m in model.modules())
 
 
-def loss_and_gradients(model, ids, labels, *, chunk=0, compiled=False):
+def loss_and_gradients(model, ids, labels, *, chunk=None, compiled=False):
     is_image, weights, size = torch.arange(50) >= 30, torch.tensor([1.0, 2.0, 0.01]), 48
     model.zero_grad()
-    if chunk:
+    if chunk is not None:
         token_losses = torch.compile(losses.next_token_losses, dynamic=True) if compiled else losses.next_token_losses
-        lose_in_chunks(model, size=size, chunk=chunk, token_losses=token_losses)
+        lose_in_forward(model, size=size, chunk=chunk, token_losses=token_losses)
         positions = (labels.flatten() != losses.IGNORE).nonzero()[:, 0]
         targets = (positions, labels.flatten()[positions], is_image, weights)
         loss, parts = model(input_ids=ids, use_cache=False, targets=targets)
@@ -208,12 +208,13 @@ def labelled():
     return ids, labels
 
 
+@pytest.mark.parametrize("chunk", [0, 4])
 @pytest.mark.parametrize("tied", [True, False])
-def test_the_loss_in_chunks_is_the_models_own_with_all_gradients(labelled, tied):
+def test_the_loss_in_the_forward_pass_is_that_of_the_models_logits_with_all_gradients(labelled, tied, chunk):
     whole = loss_and_gradients(make(tie_embeddings=tied), *labelled)
     model = make(tie_embeddings=tied)
     names = model.state_dict().keys()
-    for name, value in loss_and_gradients(model, *labelled, chunk=4).items():
+    for name, value in loss_and_gradients(model, *labelled, chunk=chunk).items():
         torch.testing.assert_close(value, whole[name], atol=1e-5, rtol=1e-4, msg=name)
     assert model.state_dict().keys() == names and model(input_ids=labelled[0]).logits.shape == (3, 11, 50)  # every other call is as before
 

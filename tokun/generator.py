@@ -21,6 +21,7 @@ from torch import nn
 
 from tokun import losses
 from tokun.config import GeneratorConfig
+from tokun.shares import is_cut
 
 
 def make_generator(config: GeneratorConfig, *, vocab_size: int, max_length: int, pad: int, bos: int, eos: int) -> Any:
@@ -122,11 +123,13 @@ def head_is_last(model: Any) -> bool:
     return same
 
 
-def lose_in_chunks(model: Any, *, size: int, chunk: int, token_losses: Callable[..., dict[str, torch.Tensor]]) -> None:
-    """From now on `model(input_ids=…, targets=(positions, labels, is_image, weights))` is `losses.chunked_loss` over the logits of `size` ids.
+def lose_in_forward(model: Any, *, size: int, chunk: int, token_losses: Callable[..., dict[str, torch.Tensor]]) -> None:
+    """From now on `model(input_ids=…, targets=(positions, labels, is_image, weights))` is (loss, parts) of `losses.chunked_loss` over the
+    logits of `size` ids, or with chunk 0, and where ZeRO-3 has cut the head, the same of all logits at once.
 
-    positions (N,) into the flattened input_ids (B, T), labels (N,): what has no label costs nothing. Every other call is as before. It is
-    a call of the model like any other, so that DDP and DeepSpeed see it. Before `prepare`; nothing of it is saved.
+    positions (N,) into the flattened input_ids (B, T), labels (N,): what has no label costs no logits, and no logits are cast on their
+    way out. Every other call is as before. It is a call of the model like any other, so that DDP and DeepSpeed see it. Before `prepare`;
+    nothing of it is saved. Needs `head_is_last`.
     """
     stock = model.forward
 
@@ -136,9 +139,14 @@ def lose_in_chunks(model: Any, *, size: int, chunk: int, token_losses: Callable[
             return stock(*args, **kwargs)
         positions, labels, is_image, weights = targets
         rows = self.base_model(*args, **kwargs)[0].flatten(0, 1).index_select(0, positions)
-        torch.clear_autocast_cache()  # the layers' copies of their weights are not for the loss to carry
         head = self.get_output_embeddings()
-        return losses.chunked_loss(rows, head, labels, is_image, weights, size=size, chunk=chunk, token_losses=token_losses)
+        if chunk and not any(map(is_cut, head.parameters())):  # cut weights are gathered for one forward and one backward pass, no more
+            torch.clear_autocast_cache()  # the layers' copies of their weights are not for the loss to carry
+            return losses.chunked_loss(rows, head, labels, is_image, weights, size=size, chunk=chunk, token_losses=token_losses)
+        logits = head(rows)[..., :size]
+        with torch.autocast(logits.device.type, enabled=False):
+            parts = token_losses(logits, labels, is_image)
+            return losses.weighted_loss(parts, weights), parts
 
     model.forward = types.MethodType(forward, model)
 

@@ -212,11 +212,11 @@ def layer_bytes_per_token(s: Shape, *, bf16: bool, dropout: bool, gpu: bool = Tr
 
 
 def ends_bytes_per_token(s: Shape, *, bf16: bool, dropout: bool, chunked: bool = False, gpu: bool = True) -> int:
-    """What stands before the first and behind the last layer: ids and labels, the embedding's mask, the last norm, the head's input
-    (with a loss in chunks, where that input was taken from)."""
+    """What stands before the first and behind the last layer: ids, labels and their positions, the embedding's mask, the last norm, the
+    head's input (none with a loss in chunks)."""
     mask = s.H * (1 if gpu else 4) if dropout else 0
-    head = 8 if chunked else 2 * s.H if bf16 else 4 * s.H
-    return 8 + 8 + mask + 4 * s.H + 4 + head + (0 if gpu else 4 * s.H)
+    head = 0 if chunked else 2 * s.H if bf16 else 4 * s.H
+    return 8 + 8 + 8 + mask + 4 * s.H + 4 + head + (0 if gpu else 4 * s.H)
 
 
 def activation_bytes(

@@ -39,7 +39,7 @@ from tokun.generator import (
     count_parameters,
     flops_per_token,
     head_is_last,
-    lose_in_chunks,
+    lose_in_forward,
     loss_chunk,
     make_generator,
     tune_for,
@@ -50,7 +50,7 @@ from tokun.image_tokenizer import ImageTokenizer
 from tokun.latents import Slots
 from tokun.model import TEXT_TOKENIZER, Tokun, count_tags
 from tokun.model_card import model_card
-from tokun.shares import is_cut, own_share
+from tokun.shares import own_share
 from tokun.text_tokenizer import PretrainedTextTokenizer, TextTokenizer, normalize
 from tokun.tracking import Tracker, make_tracker
 from tokun.vocabulary import Vocabulary, tag_word
@@ -953,13 +953,12 @@ class TokenLoss:
     def __init__(self, model: Any, vocabulary: Vocabulary, *, rows: int, length: int, chunk: int, compile: bool, say: Callable[[str], None]):
         self.size, self.is_image = vocabulary.size, vocabulary.is_image
         self.losses = _compiled_for_training(losses.next_token_losses) if compile else losses.next_token_losses
-        self.chunk = loss_chunk(chunk, positions=rows * length, size=self.size)
-        if self.chunk and not head_is_last(model):
+        chunk = loss_chunk(chunk, positions=rows * length, size=self.size)
+        self.inside = head_is_last(model)  # the model's forward pass
+        if self.inside:
+            lose_in_forward(model, size=self.size, chunk=chunk, token_losses=self.losses)
+        elif chunk:
             say(f"generator: {type(model).__name__} does more to its logits than its output embedding: the loss takes all of them at once")
-            self.chunk = 0
-        if self.chunk:
-            lose_in_chunks(model, size=self.size, chunk=self.chunk, token_losses=self.losses)
-            self.head = model.get_output_embeddings()
 
     def __call__(
         self, engine: Engine, model: Any, input_ids: Tensor, labels: Tensor, weights: Tensor | None = None
@@ -969,7 +968,7 @@ class TokenLoss:
         ids = input_ids.to(engine.device, non_blocking=True)
         self.is_image = is_image = self.is_image.to(engine.device)
         weights = torch.ones(len(losses.LOSS_SUMS), device=engine.device) if weights is None else weights
-        if self.chunk and not any(map(is_cut, self.head.parameters())):  # ZeRO-3 gathers weights for one forward and one backward pass, no more
+        if self.inside:
             positions = (labels.flatten() != losses.IGNORE).nonzero()[:, 0]  # found on the CPU: the device need not wait
             targets = (t.to(engine.device, non_blocking=True) for t in (positions, labels.flatten()[positions]))
             with engine.autocast():
