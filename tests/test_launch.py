@@ -1,6 +1,7 @@
 """Under the launchers: the real deepspeed command, one process and two."""
 
 import json
+import re
 import shutil
 import socket
 import subprocess
@@ -15,8 +16,11 @@ from safetensors.torch import load_file
 import tokun
 from benchmarks.zero import Case, largest_difference, launch, make_out, train_case
 from tests.small_runs import ROOT, train, write_config
+from tokun.config import TrainConfig
+from tokun.engine import deepspeed_settings, first_host, idle_gpus, slurm_processes
 
 pytest.importorskip("accelerate", reason="training needs the extra 'train'")
+pytestmark = pytest.mark.timeout(600)  # a launch is a minute where others use the processors too
 
 
 def deepspeed(config: Path, *overrides: str, processes: int) -> subprocess.CompletedProcess:
@@ -131,6 +135,76 @@ def assert_near(some: dict[str, torch.Tensor], others: dict[str, torch.Tensor]) 
     assert some.keys() == others.keys() and others
     for name, weight in others.items():
         torch.testing.assert_close(some[name], weight, atol=1e-3, rtol=1e-2)
+
+
+SRUN = {
+    "SLURM_STEP_NUM_TASKS": "16", "SLURM_NTASKS": "16", "SLURM_PROCID": "9", "SLURM_LOCALID": "1", "SLURM_JOB_ID": "12345",
+    "SLURM_STEP_NODELIST": "gpu[07-08]",
+}  # fmt: skip
+
+
+def test_under_srun_a_process_finds_the_others_as_under_torchrun():
+    found = {"RANK": "9", "WORLD_SIZE": "16", "LOCAL_RANK": "1", "MASTER_ADDR": "gpu07", "MASTER_PORT": "32345"}
+    assert slurm_processes(SRUN) == found
+    own = {"MASTER_ADDR": "10.0.0.1", "MASTER_PORT": "29500"}
+    assert SRUN | own | slurm_processes(SRUN | own) == SRUN | found | own
+    assert slurm_processes(SRUN | {"WORLD_SIZE": "16"}) == {}  # srun torchrun …: the inner launcher has spoken
+    assert slurm_processes({"SLURM_NTASKS": "16", "SLURM_PROCID": "0"}) == {} == slurm_processes({})  # a batch script, no srun
+
+
+@pytest.mark.parametrize(
+    ("nodes", "first"),
+    [("gpu07", "gpu07"), ("gpu07,gpu09", "gpu07"), ("gpu[07-09,12],x1", "gpu07"), ("rack2-n[3,5]", "rack2-n3"), ("n[1-2].cluster", "n1.cluster")],
+)
+def test_the_first_host_of_slurms_list(nodes, first):
+    assert first_host(nodes) == first
+    with pytest.raises(ValueError, match="MASTER_ADDR"):
+        first_host("")
+
+
+@pytest.mark.parametrize(
+    ("env", "gpus", "visible", "said"),
+    [
+        ({"WORLD_SIZE": "1", "CUDA_VISIBLE_DEVICES": "0"}, 8, 1, r"machine of 8 GPUs \(CUDA_VISIBLE_DEVICES=0\): the others stand idle.*--num_gpus 8"),
+        ({"WORLD_SIZE": "1"}, 0, 2, "nproc_per_node=2"),  # no /dev/nvidia* to count, but torch sees them
+        ({"WORLD_SIZE": "8"}, 8, 0, "torch .* sees none.*on the CPU"),
+        ({"CUDA_VISIBLE_DEVICES": ""}, 1, 0, r"sees none \(CUDA_VISIBLE_DEVICES=\)"),
+        ({"SLURM_NTASKS": "16"}, 8, 8, "16 tasks, but 1 process.*srun"),
+        ({"WORLD_SIZE": "1"}, 0, 0, "--num_gpus 2"),
+        ({"WORLD_SIZE": "8"}, 8, 8, ""),
+        ({"WORLD_SIZE": "2", "CUDA_VISIBLE_DEVICES": "0,1"}, 8, 2, ""),  # two were asked for
+        ({}, 8, 8, ""),  # plain python: one process is what was typed
+        ({}, 0, 0, ""),
+        ({"WORLD_SIZE": "2"}, 0, 0, ""),
+    ],
+)
+def test_idle_gpus_are_told_of(env, gpus, visible, said):
+    warning = idle_gpus(env, gpus=gpus, visible=visible)
+    assert re.search(said, warning) if said else warning == ""
+
+
+@pytest.mark.parametrize(
+    ("settings", "match"),
+    [
+        ({"zero_optimization": {"stage": 3}, "fp16": {"enabled": True}}, "bf16 or no"),
+        ({"zero_optimization": {"stage": 0}, "bf16": {"enabled": True}}, "without ZeRO"),
+        ({"zero_optimization": {"stage": 3, "offload_param": {"device": "nvme"}}}, "offload_param to nvme"),
+        ({"zero_optimization": {"stage": 2}, "gradient_clipping": 9.0}, "leave it out of the JSON"),
+    ],
+)
+def test_what_a_deepspeed_json_cannot_have_is_refused_with_the_way_out(tmp_path, settings, match):
+    (tmp_path / "own.json").write_text(json.dumps(settings))
+    with pytest.raises(ValueError, match=match):
+        deepspeed_settings(TrainConfig(deepspeed=str(tmp_path / "own.json")), micro=2, accumulation=1)
+
+
+@pytest.mark.parametrize("name", ["zero1", "zero2", "zero2-offload", "zero3", "zero3-offload"])
+def test_every_zero_json_is_taken_and_muon_refused_with_it(name):
+    path = str(ROOT / f"configs/deepspeed/{name}.json")
+    settings = deepspeed_settings(TrainConfig(deepspeed=path, max_grad_norm=0.5), micro=2, accumulation=3)
+    assert settings["gradient_accumulation_steps"] == 3 and settings["gradient_clipping"] == 0.5
+    with pytest.raises(ValueError, match=r"zero0\.json"):
+        deepspeed_settings(TrainConfig(deepspeed=path, optimizer="muon"), micro=2, accumulation=3)
 
 
 def test_two_processes_tell_the_whole_story_from_pictures_to_pairs(finished, tmp_path, small_shards):

@@ -51,8 +51,11 @@ def slurm_processes(env: Mapping[str, str]) -> dict[str, str]:
     if "WORLD_SIZE" in env or tasks == "1":
         return {}
     found = {"RANK": env["SLURM_PROCID"], "WORLD_SIZE": tasks, "LOCAL_RANK": env["SLURM_LOCALID"]}
-    master = {"MASTER_ADDR": first_host(env["SLURM_STEP_NODELIST"]), "MASTER_PORT": str(20000 + int(env["SLURM_JOB_ID"]) % 20000)}
-    return found | {key: env.get(key, value) for key, value in master.items()}
+    if "MASTER_ADDR" not in env:
+        found["MASTER_ADDR"] = first_host(env["SLURM_STEP_NODELIST"])
+    if "MASTER_PORT" not in env:
+        found["MASTER_PORT"] = str(20000 + int(env["SLURM_JOB_ID"]) % 20000)
+    return found
 
 
 def first_host(nodes: str) -> str:
