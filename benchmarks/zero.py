@@ -5,7 +5,7 @@
 
 Trains the generator from the codes of a toy run, float32, no dropout, once in a plain process (the curve that all others are held
 against), then under the real `deepspeed` launcher with one process and with two. Prints the largest difference of the losses, and
-what parameters, float32 master copies, gradients, moments and the moving average take in one process, by their storages.
+what parameters, float32 master copies, gradients and moments take in one process, by their storages.
 
 The same worker trains several `Case`s in one launch for tests/test_launch.py: `launch`.
 """

@@ -16,6 +16,7 @@ from safetensors.torch import load_file
 import tokun
 from benchmarks.zero import Case, largest_difference, launch, make_out, train_case
 from tests.small_runs import ROOT, train, write_config
+from tokun import stages
 from tokun.config import TrainConfig
 from tokun.engine import deepspeed_settings, first_host, idle_gpus, slurm_processes
 
@@ -181,6 +182,13 @@ def test_the_first_host_of_slurms_list(nodes, first):
 def test_idle_gpus_are_told_of(env, gpus, visible, said):
     warning = idle_gpus(env, gpus=gpus, visible=visible)
     assert re.search(said, warning) if said else warning == ""
+
+
+def test_a_node_that_does_not_see_the_run_s_folder_is_told_so(tmp_path):
+    with pytest.raises(ValueError, match="all nodes must see one folder"):
+        stages._require_shared(tmp_path, seconds=0)
+    (tmp_path / "config.yaml").touch()
+    stages._require_shared(tmp_path, seconds=0)
 
 
 @pytest.mark.parametrize(

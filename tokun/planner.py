@@ -260,8 +260,8 @@ def state_bytes(sizes: Sizes, *, stage: str, gpus: int, optimizer: str, bucket: 
     """What stays on a GPU, or comes anew with each step, whatever the batch. Float32 throughout, the moving average included.
 
     ddp: DDP's buckets are a second copy of the gradients (gpus > 1). zero1, zero2: DeepSpeed keeps a master copy of its share of
-    the weights, and reduces in buckets of `bucket` numbers, two with overlap_comm. zero3, which tokun refuses today, is what it would be
-    if the moving average were cut too; up to 1e9 weights are gathered at a time.
+    the weights, and reduces in buckets of `bucket` numbers, two with overlap_comm. zero3 cuts the moving
+    average too; up to 1e9 weights are gathered at a time. Offloading to the CPU's memory is not planned.
     """
     P, N = float(sizes.parameters), gpus
     muon = 4 * sizes.hidden_matrices if optimizer == "muon" else 0  # one moment instead of two
@@ -718,7 +718,7 @@ def _lines(plan: Plan) -> list[str]:
     }  # fmt: skip
     lines += [f"  {words:<17}" + "".join(f"{value(plan.memory[name]):>12}" for name in STAGES) for words, value in rows.items()]
     lines += [
-        "  (* this config; zero3 is refused by tokun today, its column is what it would be; muon is refused above zero0. Terms do not all meet: the peak is the largest moment)",
+        "  (* this config; muon is refused above zero0; zero3 without the whole copy on the first GPU that samples and the final checkpoint are made from. Terms do not all meet: the peak is the largest moment)",
         "",
         f"step               {t['compute_seconds']:.3f} s of computing + {t['communication_seconds']:.3f} s of communication, not overlapped = {t['step_seconds']:.3f} s",
         f"generator          {_hours(t['hours'])} on {plan.gpus} GPU(s), {t['hours'] * plan.gpus:,.1f} GPU-hours",

@@ -13,6 +13,7 @@ import io
 import json
 import math
 import os
+import socket
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -132,7 +133,24 @@ def open_run(config: Config, *, deepspeed: bool = False) -> Run:
         config=configs.to_dict(config),
         main_process=rank == 0,
     )
-    return Run(config, out, tracker, rank, world, deepspeed, health.StopRequest(), checkpoint.Writer(tqdm.write))
+    run = Run(config, out, tracker, rank, world, deepspeed, health.StopRequest(), checkpoint.Writer(tqdm.write))
+    run.wait()
+    _require_shared(out)
+    return run
+
+
+def _require_shared(out: Path, *, seconds: float = 30.0) -> None:
+    """Raise ValueError where this process does not see what the first one has written; network folders may take a while."""
+    end = time.monotonic() + seconds
+    while not (out / "config.yaml").is_file():
+        if time.monotonic() > end:
+            raise ValueError(
+                f"out={out} on {socket.gethostname()} does not hold the config.yaml that the first process has written: all nodes must see one "
+                "folder there (docs/clusters.md); only data may be copied to each"
+            )
+        if out.is_dir():
+            os.listdir(out)  # has a network folder look again
+        time.sleep(0.5)
 
 
 def write_config(out: Path, config: Config) -> None:
