@@ -79,6 +79,12 @@ def sync(folder: Path) -> None:
         _fsync(path)
 
 
+def remove_partial(folder: Path) -> None:
+    """Remove what a kill left half written in `folder`."""
+    for path in folder.glob("*.partial"):
+        shutil.rmtree(path, ignore_errors=True)
+
+
 def recover_directory(target: Path) -> None:
     """Put back the old folder when a run was killed between the two renames of `whole_directory`."""
     old = target.with_name(target.name + ".old")

@@ -107,6 +107,8 @@ class Run:
             tqdm.write(message)
 
     def states(self, stage: str) -> checkpoint.TrainerStates:
+        if self.rank == 0:
+            checkpoint.remove_partial(self.out / "state" / stage)
         return checkpoint.TrainerStates(self.out / "state" / stage, keep=self.config.train.keep_last)
 
 
@@ -794,6 +796,8 @@ def train_generator(run: Run) -> Path:
 
     spikes = health.Spikes(train.spike_factor)
     best = checkpoint.BestCheckpoints(run.out / "best", keep=train.keep_best)
+    if run.rank == 0:
+        checkpoint.remove_partial(best.folder)
     for kept in best.records():
         _require_same_but_retry(best.path(kept["step"]), kept["settings"], asked)
     states = run.states("generator")
@@ -888,7 +892,6 @@ def train_generator(run: Run) -> Path:
         tokens += float(sums["tokens"])
         width += batch.input_ids.numel() * run.world  # about: the other processes' rows may be a token longer
         bar.update(1)
-        run.stop_if_asked(save)
         if step % train.log_every == 0 or step == 1:
             if run.world > 1:
                 dist.all_reduce(logged)
@@ -905,8 +908,6 @@ def train_generator(run: Run) -> Path:
             run.tracker.log(figures, step=step)
             bar.set_postfix_str(f"image {image:.3f} text {text:.3f} {tokens / seconds:.0f} tok/s")
             tokens = width = waited = 0
-        if step % train.save_every == 0:
-            save()
         if held_out and step % train.eval_every == 0:
             with _averaged(model, ema, engine.refresh), uncompiled(model):
                 held = evaluate_generator(engine, model, held_out, token_loss)
@@ -918,6 +919,9 @@ def train_generator(run: Run) -> Path:
                 bar.write(f"  step {step}: held out " + _line(held))
             clock.lap()
             tokens = width = waited = 0
+        run.stop_if_asked(save)
+        if step % train.save_every == 0:  # behind the evaluation: a run that goes on from here has it behind it, too
+            save()
         if step % train.sample_every == 0 and config.sampling.n > 0:
             with _averaged(model, ema, engine.refresh), uncompiled(model):
                 whole = engine.whole_model()
