@@ -62,7 +62,7 @@ def launched(finished, tmp_path_factory, small_shards) -> dict[str, Any]:
             shutil.copytree(folder / goes_on, out, symlinks=True)
         else:
             make_out(out, finished[1])
-        return Case(name, str(config), str(out), settings, stop_at=stopped * (STOP - 1), spikes=(2,), overrides=overrides)
+        return Case(name, str(config), str(out), settings, stop_at=stopped * STOP, spikes=(2,), overrides=overrides)
 
     def keep(results: dict[str, Any]) -> None:
         for name, result in results.items():
