@@ -8,6 +8,7 @@
     python sample.py --complete torn.png --keep top --n 4          go on from a part of a picture
     python sample.py --interpolate 42 43 --steps 12                from one seed to another: a strip and a GIF
     python sample.py --invert plate.png --caption "A ship." --vary 0.3   variations of a picture
+    python sample.py --seed 42 --n 100000 --out shards/            WebDataset shards and a table; torchrun shares the work
     python sample.py --best-of 8 --n 4                             of eight candidates the one whose words fit best (PMI)
 
 Writes grid.png, one PNG a sample and samples.jsonl into --out (words.jsonl where words are asked for). Sample k of seed s is
@@ -26,7 +27,7 @@ from typing import TYPE_CHECKING, Any
 
 from PIL import Image
 
-from tokun import checkpoint, tracking
+from tokun import checkpoint, many, tracking
 from tokun.grids import captioned_grid
 
 if TYPE_CHECKING:
@@ -42,9 +43,16 @@ def main(argv: list[str] | None = None) -> None:
     import tokun
 
     args.out.mkdir(parents=True, exist_ok=True)
-    model = tokun.load(args.checkpoint, device=args.device, dtype=getattr(torch, args.dtype))
+    rank = int(os.environ.get("RANK", 0))
+    device = args.device or (f"cuda:{os.environ['LOCAL_RANK']}" if "LOCAL_RANK" in os.environ and torch.cuda.is_available() else None)
+    model = tokun.load(args.checkpoint, device=device, dtype=getattr(torch, args.dtype))
     if args.image is not None or args.rewrite is not None:
         tell(say(model, args), args.out)
+        return
+    if (args.n > many.FROM or args.shard_size) and not is_special(args):
+        size, world = args.shard_size or 1000, int(os.environ.get("WORLD_SIZE", 1))
+        many.generate(model, args.seed, args.n, args.out, options_of(args), shard_size=size, rank=rank, world=world)
+        print(f"{args.n} pairs in {args.out}: {many.RECORD}, shards, {many.TABLE}")
         return
     pairs = draw(model, args, tqdm)
     for pair in pairs:
@@ -84,10 +92,7 @@ def draw(model: Tokun, args: argparse.Namespace, tqdm: Any) -> list[Pair]:
         if inverted.missed:
             print(f"{inverted.missed} codes or pieces are too unlikely for any latent: without --vary, these may come out otherwise")
         return model.vary(inverted, args.vary, seed=args.seed, n=args.n, temperature=heat)
-    options = tags | {
-        "register": args.register, "prompt": args.prompt, "temperature": args.temperature, "text_temperature": args.text_temperature,
-        "top_k": args.top_k, "top_p": args.top_p, "guidance_scale": args.guidance_scale, "batch_size": args.batch_size,
-    }  # fmt: skip
+    options = options_of(args)
     if args.interpolate:
         return model.interpolate(*args.interpolate, args.steps, **options)
     if args.best_of > 1:
@@ -96,6 +101,16 @@ def draw(model: Tokun, args: argparse.Namespace, tqdm: Any) -> list[Pair]:
     for first in tqdm(range(0, args.n, args.batch_size), desc="sampling", unit="batch", disable=args.n <= args.batch_size):
         pairs += model.sample(args.seed, indices=range(first, min(args.n, first + args.batch_size)), **options)
     return pairs
+
+
+def is_special(args: argparse.Namespace) -> bool:
+    return bool(args.complete or args.invert or args.interpolate or args.best_of > 1)
+
+
+def options_of(args: argparse.Namespace) -> dict[str, Any]:
+    """Those of `Tokun.sample`."""
+    names = ("style", "subject", "register", "prompt", "temperature", "text_temperature", "top_k", "top_p", "guidance_scale", "batch_size")
+    return {name: getattr(args, name) for name in names}
 
 
 def say(model: Tokun, args: argparse.Namespace) -> list[Words]:
@@ -152,6 +167,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     add("--top-k", type=int, default=None, help="for codes; 0 is off")
     add("--top-p", type=float, default=None)
     add("--guidance-scale", type=float, default=None, help="1 is off; needs a prompt or tags to be guided by")
+    add("--shard-size", type=_positive, default=None, metavar="N", help="write shards of N samples; of 1000 where more are asked for")
     add("--best-of", type=_positive, default=1, metavar="K", help="of K candidates for each sample the one with the highest PMI")
     add("--wandb", action="store_true", help="log the grid to Weights & Biases (offline without a key)")
     one = parser.add_mutually_exclusive_group()
