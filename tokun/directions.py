@@ -40,7 +40,7 @@ class Words:
     nll: float
     """Nats of all pieces and the end."""
     pmi: float
-    """How many nats the picture (or the first text) explains."""
+    """How many nats the picture (or the first text) explains; 0 for answers, where it is not measured."""
 
     @property
     def confidence(self) -> float:
