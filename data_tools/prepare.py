@@ -121,7 +121,7 @@ def settle(columns: Columns, found: list[Found], settings: Settings) -> Settled:
     limit = 1 if settings.keep_ambiguous else 0
     kept = [index for index in np.flatnonzero(columns.state <= limit).tolist() if index not in settled.changed]
     split = split_by_group(columns, found, kept, settings)
-    for index, near in kin_across(columns, kept, split):
+    for index, near in [*kin_across(columns, kept, split)]:  # all, before the split changes
         settled.changed[index] = REJECTED, f"too like {shown(found[near].path)} in the training split"
         del split[index]
     settled.places = place(columns, found, split, settings)

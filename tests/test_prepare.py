@@ -330,6 +330,22 @@ def test_no_lookalike_of_a_training_picture_is_in_validation():
     assert 100 < len(gone) < 200 and all(reason.startswith("too like ") for _, reason in gone.values())
 
 
+def test_a_validation_picture_may_have_several_lookalikes_in_training():
+    data = columns([*range(1000)])
+    for index in range(0, 1000, 4):  # four of a kind, each two 60 bits apart: alike, but no duplicates
+        first = data.fine[index].copy()
+        for other in range(4):
+            flipped = np.array([0, 0, 0, 0], dtype=np.uint64)
+            flipped[other // 2] = ((1 << 30) - 1) << (30 * (other % 2))
+            data.coarse[index + other], data.fine[index + other] = data.coarse[index], first ^ flipped
+    found = [Found(f"{index}.png") for index in range(1000)]
+    settled = tool.settle(data, found, Settings(style="engraving", val=0.2))
+    splits = {index: shard.split("-")[0] for index, (shard, _) in settled.places.items()}
+    four = [{splits.get(index + other) for other in range(4)} - {None} for index in range(0, 1000, 4)]
+    assert {"train"} in four and all(len(kinds) == 1 for kinds in four)
+    assert sum(reason.startswith("too like ") for _, reason in settled.changed.values()) > 50
+
+
 def test_of_lookalikes_the_largest_with_a_caption_is_kept_and_its_verdict_stands(tmp_path):
     source, out = tmp_path / "in", tmp_path / "out"
     save(source / "a wolf.png", picture(1, (200, 160)))
