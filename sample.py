@@ -9,6 +9,7 @@
     python sample.py --interpolate 42 43 --steps 12                from one seed to another: a strip and a GIF
     python sample.py --invert plate.png --caption "A ship." --vary 0.3   variations of a picture
     python sample.py --seed 42 --n 100000 --out shards/            WebDataset shards and a table; torchrun shares the work
+    python sample.py --svg --max-bytes 10000                       vector drawings too
     python sample.py --best-of 8 --n 4                             of eight candidates the one whose words fit best (PMI)
 
 Writes grid.png, one PNG a sample and samples.jsonl into --out (words.jsonl where words are asked for). Sample k of seed s is
@@ -29,6 +30,7 @@ from PIL import Image
 
 from tokun import checkpoint, many, tracking
 from tokun.grids import captioned_grid
+from tokun.svg import to_svg
 
 if TYPE_CHECKING:
     from tokun.directions import Words
@@ -57,6 +59,8 @@ def main(argv: list[str] | None = None) -> None:
     pairs = draw(model, args, tqdm)
     for pair in pairs:
         pair.image.save(args.out / f"{pair.seed:06d}-{pair.index:02d}.png")
+        if args.svg:
+            checkpoint.write_text(args.out / f"{pair.seed:06d}-{pair.index:02d}.svg", to_svg(pair.image, args.max_bytes))
     lines = [json.dumps(pair.record(), ensure_ascii=False) for pair in pairs]
     checkpoint.write_text(args.out / "samples.jsonl", "\n".join(lines) + "\n")
     captions = [pair.caption for pair in pairs]
@@ -169,6 +173,8 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     add("--guidance-scale", type=float, default=None, help="1 is off; needs a prompt or tags to be guided by")
     add("--shard-size", type=_positive, default=None, metavar="N", help="write shards of N samples; of 1000 where more are asked for")
     add("--best-of", type=_positive, default=1, metavar="K", help="of K candidates for each sample the one with the highest PMI")
+    add("--svg", action="store_true", help="write each picture as SVG too")
+    add("--max-bytes", type=_positive, default=10_000, help="of an SVG (%(default)s)")
     add("--wandb", action="store_true", help="log the grid to Weights & Biases (offline without a key)")
     one = parser.add_mutually_exclusive_group()
     one.add_argument("--image", type=Path, metavar="FILE", help="say what a picture shows")

@@ -110,7 +110,8 @@ def test_completion_interpolation_variation_and_choice_write_pairs(checkpoint_fo
     run(checkpoint_folder, tmp_path / "a", "--complete", plate, "--keep", "0,0,1,0.5", "--n", "2")
     run(checkpoint_folder, tmp_path / "b", "--invert", plate, "--caption", "a ship", "--vary", "0.2", "--n", "2")
     run(checkpoint_folder, tmp_path / "c", "--best-of", "2", "--n", "2")
-    run(checkpoint_folder, tmp_path / "d", "--interpolate", "1", "2", "--steps", "4")
+    run(checkpoint_folder, tmp_path / "d", "--interpolate", "1", "2", "--steps", "4", "--svg", "--max-bytes", "3000")
+    assert [path.stat().st_size <= 3000 for path in (tmp_path / "d").glob("*.svg")] == [True] * 4
     assert [len(records(tmp_path / name)) for name in "abcd"] == [2, 2, 2, 4]
     assert records(tmp_path / "a")[0]["codes"][:8] == records(tmp_path / "a")[1]["codes"][:8]
     with Image.open(tmp_path / "d" / "strip.png") as strip, Image.open(tmp_path / "d" / "interpolation.gif") as moving:
