@@ -54,7 +54,8 @@ def main(argv: list[str] | None = None) -> None:
     if (args.n > many.FROM or args.shard_size) and not is_special(args):
         size, world = args.shard_size or 1000, int(os.environ.get("WORLD_SIZE", 1))
         many.generate(model, args.seed, args.n, args.out, options_of(args), shard_size=size, rank=rank, world=world)
-        print(f"{args.n} pairs in {args.out}: {many.RECORD}, shards, {many.TABLE}")
+        if rank == 0:
+            print(f"{args.n} pairs in {args.out}: {many.RECORD}, shards, {many.TABLE}")
         return
     pairs = draw(model, args, tqdm)
     for pair in pairs:
