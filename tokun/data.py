@@ -10,19 +10,24 @@ Shards are read at random through an index of their members (offset and size), w
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
 import io
 import json
 import os
 import queue
+import re
 import tarfile
+import tempfile
 import threading
+from bisect import bisect_right
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from glob import glob
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -32,77 +37,162 @@ from torch import Tensor
 T = TypeVar("T")
 IMAGE_SUFFIXES = ("webp", "png", "jpg", "jpeg")
 CODES_SUFFIX = "codes.npy"
-MOST_OPEN = 256  # shards kept open at once
+# the header that numpy writes before uint16 (views, N)
+CODES_HEADER = re.compile(rb"\x93NUMPY\x01\x00..\{'descr': '<u2', 'fortran_order': False, 'shape': \(([1-9]\d{0,6}), ([1-9]\d{0,6})\), \} *\n", re.DOTALL)
+MOST_OPEN = 256  # shards that an index keeps open at once
+
+# of tars
+BLOCK = tarfile.BLOCKSIZE
+END = bytes(BLOCK)
+NAMES = ("utf-8", "surrogateescape")  # how names are decoded
+FILES, DIRECTORY, PAX = (ord("0"), 0), ord("5"), ord("x")  # kinds of members
+NUMBERS = np.r_[100:156, 329:345]  # bytes of a header that hold octal numbers: mode, uid, gid, size, mtime, checksum, two of devices
+FIRST_DIGIT = np.isin(NUMBERS, (100, 108, 116, 124, 136, 148, 329, 337))
+ALL_DIGITS = np.isin(NUMBERS, np.r_[124:135, 148:154])  # of sizes and checksums
+PAX_TIME = re.compile(rb"[1-9]\d* [mac]time=-?\d+(\.\d+)?\n")
 
 
 # --- shards ---------------------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class Member:
-    """One sample of a shard: where its files lie in the tar."""
-
-    shard: int
-    key: str
-    files: dict[str, tuple[int, int]]  # suffix -> (offset, size)
-
-
 class ShardIndex:
-    """Random access to the samples of WebDataset tars. `skipped` counts what could not be used, by reason."""
+    """Random access to the samples of WebDataset tars. `skipped` counts what could not be used, by reason.
 
-    def __init__(self, paths: Sequence[Path], *, need: Sequence[str] = ("json",), one_of: Sequence[str] = (), may_be_empty: bool = False):
+    A sample is what shares a key: it has every suffix of `need` and one of `one_of`; only these are indexed. Samples stand in the
+    order of the shards and, in a shard, of their first file. The index is a few arrays, some tens of bytes a sample.
+    `kept` names a file that keeps it for the next opening: used while it is whole and all shards have the size and time they had
+    then, written anew otherwise.
+    """
+
+    def __init__(
+        self, paths: Sequence[Path], *, need: Sequence[str] = ("json",), one_of: Sequence[str] = (), may_be_empty: bool = False,
+        kept: Path | None = None,
+    ):  # fmt: skip
         self.paths = [Path(p) for p in paths]
-        self.members: list[Member] = []
-        self.skipped: Counter[str] = Counter()
-        self._files: dict[tuple[int, int], int] = {}
-        for number, path in enumerate(self.paths):
-            for key, files in _scan(path, self.skipped):
-                if any(suffix not in files for suffix in need) or (one_of and not any(s in files for s in one_of)):
-                    self.skipped["incomplete sample"] += 1
-                    continue
-                self.members.append(Member(number, key, files))
-        if not self.members and not may_be_empty:
+        self._columns = {suffix: column for column, suffix in enumerate(dict.fromkeys((*need, *one_of)))}
+        self._slots: list[_OpenShard | None] = [None] * MOST_OPEN
+        table = _open_table(self.paths, need, one_of, kept)
+        self._shard, self._offset, self._size, self._key_end, self._keys = table.shard, table.offset, table.size, table.key_end, table.keys
+        self.skipped: Counter[str] = Counter(table.skipped)
+        if not len(self) and not may_be_empty:
             found = ", ".join(map(str, self.paths[:3]))
             raise ValueError(
                 f"no usable sample in {found}: each needs KEY.{'/'.join([*need, '|'.join(one_of)])}. Skipped: {dict(self.skipped)}"
             )
 
-    def __del__(self) -> None:
-        for descriptor in getattr(self, "_files", {}).values():
-            os.close(descriptor)
-
     def __len__(self) -> int:
-        return len(self.members)
+        return len(self._shard)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_slots": [None] * MOST_OPEN}  # another process opens its own
+
+    def key(self, index: int) -> str:
+        index = range(len(self))[index]
+        start = self._key_end.item(index - 1) if index else 0
+        return self._keys[start : self._key_end.item(index)].tobytes().decode(*NAMES)
 
     def read(self, index: int, suffix: str) -> bytes:
         """The bytes of one file of sample `index`. Raises OSError when the shard is shorter than it was."""
-        member = self.members[index]
-        offset, size = member.files[suffix]
-        if len(self.paths) > MOST_OPEN:  # more than a process may hold open
-            with open(self.paths[member.shard], "rb") as file:
-                data = os.pread(file.fileno(), size, offset)
-        else:
-            data = os.pread(self._descriptor(member.shard), size, offset)
+        column, number = self._columns[suffix], self._shard.item(index)
+        offset, size = self._offset.item(index, column), self._size.item(index, column)
+        if offset < 0:
+            raise KeyError(f"{self.key(index)} has no {suffix}")
+        shard = self._open(number)
+        data = os.pread(shard.descriptor, size, offset)
         if len(data) != size:
-            raise OSError(f"{self.paths[member.shard]} ends before {member.key}.{suffix}")
+            raise OSError(f"{self.paths[number]} ends before {self.key(index)}.{suffix}")
         return data
 
-    def _descriptor(self, shard: int) -> int:
-        slot = (os.getpid(), shard)  # a descriptor is not shared with a forked worker
-        if slot not in self._files:
-            opened = os.open(self.paths[shard], os.O_RDONLY)  # kept open for the run
-            if self._files.setdefault(slot, opened) != opened:  # another thread was first
-                os.close(opened)
-        return self._files[slot]
+    def _open(self, number: int) -> _OpenShard:
+        """The shard, opened, in the slot that it shares with every MOST_OPENth: no lock, and one that gives way to another is
+        closed when its last reader lets go of it."""
+        shard = self._slots[number % MOST_OPEN]
+        if shard is None or shard.number != number:
+            shard = self._slots[number % MOST_OPEN] = _OpenShard(number, self.paths[number])
+        return shard
 
     def read_json(self, index: int) -> dict[str, Any]:
         record = json.loads(self.read(index, "json"))
         if not isinstance(record, dict):
-            raise ValueError(f"{self.members[index].key}.json is not a JSON object")
+            raise ValueError(f"{self.key(index)}.json is not a JSON object")
         return record
 
     def image_suffix(self, index: int) -> str:
-        return next(s for s in IMAGE_SUFFIXES if s in self.members[index].files)
+        return next(s for s in IMAGE_SUFFIXES if s in self._columns and self._offset.item(index, self._columns[s]) >= 0)
+
+
+class _OpenShard:
+    def __init__(self, number: int, path: Path):
+        self.number, self.descriptor = number, os.open(path, os.O_RDONLY)
+
+    def __del__(self, close: Callable[[int], None] = os.close) -> None:
+        if "descriptor" in self.__dict__:
+            close(self.descriptor)
+
+
+@dataclass(frozen=True)
+class _Table:
+    """n samples, S suffixes: where each lies."""
+
+    shard: np.ndarray  # (n,) int32
+    offset: np.ndarray  # (n, S) int64, -1 where there is no such file
+    size: np.ndarray  # (n, S) int64
+    key_end: np.ndarray  # (n,) int64: where in `keys` a key ends, and the next begins
+    keys: np.ndarray  # uint8
+    skipped: dict[str, int]
+
+
+def _open_table(paths: Sequence[Path], need: Sequence[str], one_of: Sequence[str], kept: Path | None) -> _Table:
+    for path in paths:
+        if not path.is_file():
+            raise FileNotFoundError(f"shard {path} does not exist")
+    if kept is None:
+        return _scan_all(paths, need, one_of)
+    states = [path.stat() for path in paths]
+    shards = [(os.path.abspath(path), state.st_size, state.st_mtime_ns) for path, state in zip(paths, states, strict=True)]
+    of = json.dumps([1, list(need), list(one_of), shards]).encode()  # 1: this layout
+    table = _load_table(kept, of)
+    if table is None:
+        table = _scan_all(paths, need, one_of)
+        with contextlib.suppress(OSError):  # a place that cannot be written, a full disk: the next opening scans again
+            _save_table(kept, of, table)
+    return table
+
+
+def _save_table(kept: Path, of: bytes, table: _Table) -> None:
+    """Write a digest of what is indexed and the arrays, and the arrays; whole or not at all."""
+    buffer = io.BytesIO()
+    for array in vars(table).values():
+        if isinstance(array, dict):
+            array = np.frombuffer(json.dumps(array).encode(), np.uint8)
+        np.lib.format.write_array(buffer, array, allow_pickle=False)
+    kept.parent.mkdir(parents=True, exist_ok=True)
+    handle, aside = tempfile.mkstemp(dir=kept.parent, prefix=f".{kept.name}.")  # a name of its own: processes may write at once
+    try:
+        with os.fdopen(handle, "wb") as file:
+            os.fchmod(handle, 0o644)  # mkstemp's 0600 would keep it from others who go on with the run
+            file.write(hashlib.sha256(of + buffer.getbuffer()).digest())
+            file.write(buffer.getbuffer())
+        os.replace(aside, kept)
+    except BaseException:
+        os.unlink(aside)
+        raise
+
+
+def _load_table(kept: Path, of: bytes) -> _Table | None:
+    """What `_save_table` wrote of the same shards; None where it is of others, damaged, or not there."""
+    try:
+        content = kept.read_bytes()
+    except OSError:
+        return None
+    digest = hashlib.sha256(of)
+    digest.update(memoryview(content)[32:])
+    if content[:32] != digest.digest():
+        return None
+    buffer = io.BytesIO(content)
+    buffer.seek(32)
+    *arrays, skipped = (np.lib.format.read_array(buffer, allow_pickle=False) for _ in fields(_Table))
+    return _Table(*arrays, json.loads(skipped.tobytes()))
 
 
 def expand_shards(pattern: str) -> list[Path]:
@@ -132,29 +222,148 @@ def expand_shards(pattern: str) -> list[Path]:
     return paths
 
 
-def _scan(path: Path, skipped: Counter[str]) -> Iterator[tuple[str, dict[str, tuple[int, int]]]]:
-    if not path.is_file():
-        raise FileNotFoundError(f"shard {path} does not exist")
-    groups: dict[str, dict[str, tuple[int, int]]] = {}
+def _scan_all(paths: Sequence[Path], need: Sequence[str], one_of: Sequence[str]) -> _Table:
+    suffixes = list(dict.fromkeys((*need, *one_of)))
+    skipped: Counter[str] = Counter()
+    shards, places, lengths, keys = [], [np.empty((0, len(suffixes), 2), np.int64)], [], []
+    for number, path in enumerate(paths):
+        own, where = _scan(path, suffixes, skipped)
+        there = where[:, :, 0] >= 0
+        whole = there[:, [suffixes.index(s) for s in need]].all(1)
+        if one_of:
+            whole &= there[:, [suffixes.index(s) for s in one_of]].any(1)
+        if not whole.all():
+            skipped["incomplete sample"] += int((~whole).sum())
+        encoded = [key.encode(*NAMES) for key, usable in zip(own, whole.tolist(), strict=True) if usable]
+        shards.append(np.full(len(encoded), number, np.int32))
+        places.append(where[whole])
+        lengths.append(np.fromiter(map(len, encoded), np.int64, len(encoded)))
+        keys.append(b"".join(encoded))
+    offset, size = np.moveaxis(np.concatenate(places), 2, 0).copy()
+    return _Table(
+        np.concatenate([np.empty(0, np.int32), *shards]), offset, size, np.cumsum(np.concatenate([np.empty(0, np.int64), *lengths])),
+        np.frombuffer(b"".join(keys), np.uint8), dict(skipped),
+    )  # fmt: skip
+
+
+def _scan(path: Path, suffixes: Sequence[str], skipped: Counter[str]) -> tuple[list[str], np.ndarray]:
+    """The keys of one shard, and (n, S, 2) where each has its files: offset and size, -1 where it has none of this suffix."""
+    plain = _plain_files(path)
+    names, places = plain if plain is not None else _any_files(path, skipped)
+    rows: dict[str, int] = {}
+    numbers: dict[str, dict[int, int]] = {suffix: {} for suffix in suffixes}  # suffix -> row -> number of the file
+    for number, name in enumerate(names):
+        key, _, suffix = name.removeprefix("./").partition(".")
+        row = rows.setdefault(key, len(rows))
+        if (of_suffix := numbers.get(suffix.lower())) is not None:
+            of_suffix[row] = number
+    where = np.full((len(rows), len(suffixes), 2), -1)
+    for column, of_suffix in enumerate(numbers.values()):
+        where[list(of_suffix), column] = places[list(of_suffix.values())]
+    return list(rows), where
+
+
+def _any_files(path: Path, skipped: Counter[str]) -> tuple[list[str], np.ndarray]:
+    """The files of a tar, as `tarfile` reads it: their names, and (n, 2) offset and size."""
+    names: list[str] = []
+    places: list[tuple[int, int]] = []
     try:
-        with tarfile.open(path, "r:") as tar:
+        with tarfile.open(path, "r:", encoding=NAMES[0], errors=NAMES[1]) as tar:
             size = path.stat().st_size
             for info in tar:
+                tar.members.clear()  # else it remembers every one
                 if not info.isfile():
                     continue
-                key, _, suffix = info.name.removeprefix("./").partition(".")
-                if info.offset_data + info.size > size:
+                if not 0 <= info.size <= size - info.offset_data:
                     skipped["truncated shard"] += 1
                     break
-                groups.setdefault(key, {})[suffix.lower()] = (info.offset_data, info.size)
+                names.append(info.name)
+                places.append((info.offset_data, info.size))
             else:
-                if tar.offset + tarfile.BLOCKSIZE > size:  # no end mark: tarfile stops silently inside a header
+                if tar.offset + BLOCK > size:  # no end mark: tarfile stops silently inside a header
                     skipped["truncated shard"] += 1
-    except tarfile.TarError as error:
-        if not groups:
+    except (tarfile.TarError, ValueError, OverflowError) as error:  # the last two: of sizes below zero or beyond any disk
+        if not names:
             raise ValueError(f"shard {path} is not a readable tar ({error}); make it again or remove it") from error
         skipped["truncated shard"] += 1
-    yield from groups.items()
+    return names, np.array(places, np.int64).reshape(-1, 2)
+
+
+def _plain_files(path: Path) -> tuple[list[str], np.ndarray] | None:
+    """As `_any_files`, ten times as fast, for a whole tar of plain headers; None for any other, which is `tarfile`'s to judge."""
+    headers: list[bytes] = []
+    ends: list[int] = []  # of the headers
+    with open(path, "rb", buffering=0) as file:
+        window, start, at, limit, before = b"", 0, 0, 0, 0
+        while True:
+            if at + BLOCK > limit:
+                few = at >> 14 >= len(headers)  # large files: only what lies around the headers is read
+                window, start = os.pread(file.fileno(), 1 << 12 if few else 1 << 16, at), at
+                limit = at + len(window)
+            header = window[at - start : at - start + BLOCK]
+            if header == END and before != PAX:
+                break
+            try:
+                size, kind = int(header[124:135], 8), header[156]
+            except (ValueError, IndexError):  # no header
+                return None
+            at += BLOCK
+            headers.append(header)
+            ends.append(at)
+            if size < 0 or (kind == DIRECTORY and size):
+                return None
+            if kind == PAX and (before == PAX or not _only_times(os.pread(file.fileno(), size, at))):
+                return None
+            at += size + BLOCK - 1 & -BLOCK
+            before = kind
+    return _names_and_places(headers, ends)
+
+
+def _only_times(records: bytes) -> bool:
+    """Whether a pax header only tells times, as those that webdataset and GNU tar write before each file."""
+    at = 0
+    while at < len(records):
+        length = records[at : at + 3].partition(b" ")[0]
+        record = records[at : at + int(length)] if length.isdigit() else b""
+        if not PAX_TIME.fullmatch(record):
+            return False
+        at += len(record)
+    return True
+
+
+def _names_and_places(headers: Sequence[bytes], ends: Sequence[int]) -> tuple[list[str], np.ndarray] | None:
+    """The files among plain headers; None if one of these could mean another thing than it seems to."""
+    blocks = np.frombuffer(b"".join(headers), np.uint8).reshape(-1, BLOCK)
+    sums = blocks.sum(1, dtype=np.uint32) - blocks[:, 148:156].sum(1, dtype=np.uint32) + 8 * ord(" ")
+    kind, ended = blocks[:, 156], blocks[:, :100] == 0
+    plain = (
+        np.isin(kind, (*FILES, DIRECTORY, PAX)).all()
+        and _are_numbers(blocks)
+        and np.isin(blocks[:, 135], (0, ord(" "))).all() and not blocks[:, 345].any()  # 11 digits of size, no prefix to the name
+        and not (ended[:, :-1] & ~ended[:, 1:]).any()  # something behind a name's end
+        and np.array_equal(sums, _octal(blocks[:, 148:154]))
+    )
+    if not plain:
+        return None
+    files = np.isin(kind, FILES)
+    names = np.ascontiguousarray(blocks[files, :100]).view("S100")[:, 0].tolist()
+    if any(name.endswith(b"/") for name in names):  # a folder of old
+        return None
+    return [name.decode(*NAMES) for name in names], np.stack([np.array(ends, np.int64), _octal(blocks[:, 124:135])], 1)[files]
+
+
+def _are_numbers(blocks: np.ndarray) -> bool:
+    """Whether all numbers of headers (n, BLOCK) are octal digits, the usual count of them, and then spaces or zero bytes."""
+    columns = blocks.T[NUMBERS]
+    digit = columns - np.uint8(ord("0")) < 8  # what is below "0" wraps round
+    starts = digit[1:] & ~digit[:-1]
+    ended = (columns == 0) | (columns == ord(" "))
+    return bool((digit | ended).all() and digit[ALL_DIGITS].all() and not starts[~FIRST_DIGIT[1:]].any())
+
+
+def _octal(digits: np.ndarray) -> np.ndarray:
+    """(n, width) of ASCII digits -> (n,) int64."""
+    return (digits.astype(np.int64) - ord("0")) @ 8 ** np.arange(digits.shape[1])[::-1]
 
 
 def _split_commas(pattern: str) -> list[str]:
@@ -199,10 +408,20 @@ class Order:
         return int(permutation[position % self.n])
 
 
+class _Key(np.random.bit_generator.ISeedSequence):
+    """A key for Philox. Given as `key=`, numpy would first ask the system for a seed that it then drops."""
+
+    def __init__(self, key: np.ndarray):
+        self.key = key
+
+    def generate_state(self, n_words: int, dtype: Any = np.uint32) -> np.ndarray:
+        return self.key
+
+
 def rng_for(seed: int, position: int, *, stream: int = 0) -> np.random.Generator:
     """A generator that is a pure function of (seed, position, stream)."""
     # as uint64: numpy would make a list with a number above 2^63 an array of floats, and its streams one
-    return np.random.Generator(np.random.Philox(key=np.array([(seed << 8 | stream) & (2**64 - 1), position], np.uint64)))
+    return np.random.Generator(np.random.Philox(_Key(np.array([(seed << 8 | stream) & (2**64 - 1), position], np.uint64))))
 
 
 def positions_of(step: int, batch_size: int, rank: int, world: int) -> range:
@@ -329,8 +548,10 @@ class ImageSamples:
     _broken: set[int] = field(default_factory=set)
 
     @classmethod
-    def open(cls, pattern: str, *, image_size: int, channels: int, cache_gb: float = 0.0, max_scale: float = 1.4) -> ImageSamples:
-        index = ShardIndex(expand_shards(pattern), need=(), one_of=IMAGE_SUFFIXES)
+    def open(
+        cls, pattern: str, *, image_size: int, channels: int, cache_gb: float = 0.0, max_scale: float = 1.4, kept: Path | None = None
+    ) -> ImageSamples:
+        index = ShardIndex(expand_shards(pattern), need=(), one_of=IMAGE_SUFFIXES, kept=kept)
         return cls(index, image_size, channels, int(cache_gb * 2**30), max_scale)
 
     def __len__(self) -> int:
@@ -424,29 +645,29 @@ class Record:
 class CodeSamples:
     """Samples of code shards; a broken one is counted and its successor stands in for it."""
 
-    def __init__(self, paths: Sequence[Path]):
-        self.index = ShardIndex(paths, need=("json", CODES_SUFFIX))
+    def __init__(self, paths: Sequence[Path], *, kept: Path | None = None):
+        self.index = ShardIndex(paths, need=("json", CODES_SUFFIX), kept=kept)
         self._broken: set[int] = set()
 
     def __len__(self) -> int:
         return len(self.index)
 
     def record(self, i: int) -> Record:
-        try:  # not np.load, which also opens archives and pickles
-            codes = np.lib.format.read_array(io.BytesIO(self.index.read(i, CODES_SUFFIX)), allow_pickle=False)
+        try:
+            codes = read_codes(self.index.read(i, CODES_SUFFIX))
         except (EOFError, SyntaxError) as error:
-            raise ValueError(f"{self.index.members[i].key}.{CODES_SUFFIX} is not a numpy array: {error}") from error
+            raise ValueError(f"{self.index.key(i)}.{CODES_SUFFIX} is not a numpy array: {error}") from error
         tree = self.index.read_json(i)
         grid = tree["grid"]
         if codes.ndim != 2 or not len(codes) or codes.shape[1] != grid[0] * grid[1] or codes.dtype != np.uint16:
             raise ValueError(
-                f"{self.index.members[i].key}.{CODES_SUFFIX} is {codes.dtype} {codes.shape}, not uint16 (views, {grid[0] * grid[1]})"
+                f"{self.index.key(i)}.{CODES_SUFFIX} is {codes.dtype} {codes.shape}, not uint16 (views, {grid[0] * grid[1]})"
             )
         caption = tree["caption"]
         captions = {"plain": caption, **{r: c for r, c in tree.get("captions", {}).items() if c}}
         questions = [(q["question"], q["answer"]) for q in tree.get("questions", [])]
         return Record(
-            self.index.members[i].key, codes, (int(grid[0]), int(grid[1])), caption, captions,
+            self.index.key(i), codes, (int(grid[0]), int(grid[1])), caption, captions,
             tree.get("style", ""), tree.get("subject", ""), questions,
         )  # fmt: skip
 
@@ -460,6 +681,15 @@ class CodeSamples:
                 self._broken.add(j % len(self))
                 self.index.skipped["broken sample"] = len(self._broken)
         raise ValueError(f"no sample of {self.index.paths[0]} and its kin can be read")
+
+
+def read_codes(data: bytes) -> np.ndarray:
+    """The array of a .npy file. Raises EOFError, SyntaxError or ValueError for what is none."""
+    header = CODES_HEADER.match(data)
+    if header is None or header.end() != 10 + int.from_bytes(data[8:10], "little"):
+        return np.lib.format.read_array(io.BytesIO(data), allow_pickle=False)  # not np.load, which also opens archives and pickles
+    views, n = map(int, header.groups())
+    return np.frombuffer(data, "<u2", views * n, header.end()).reshape(views, n)  # numpy's own reader takes ten times as long
 
 
 def write_shard(path: Path, samples: Iterator[dict[str, bytes]], beside: Callable[[], dict[str, bytes]] = dict) -> int:
@@ -496,6 +726,13 @@ class TokenBatch:
     labels: Tensor
 
 
+class Row(NamedTuple):
+    """A packed sequence as it waits for its batch."""
+
+    input_ids: np.ndarray  # int32: a tenth of a list's memory
+    prompt: int
+
+
 class TokenBatches:
     """Packed sequences for the generator: step -> TokenBatch with batch_size / world rows.
 
@@ -517,12 +754,12 @@ class TokenBatches:
         self.order = Order(len(samples), seed)
         check_task_mix(task_mix)
         self.tasks = list(task_mix)
-        self.shares = np.cumsum([task_mix[t] for t in self.tasks]) / sum(task_mix.values())
+        self.shares = (np.cumsum([task_mix[t] for t in self.tasks]) / sum(task_mix.values())).tolist()
         self.cut_captions = 0
         self.window = max(1, sort_window // batch_size)  # in batches
         self.pool = ThreadPoolExecutor(threads) if threads > 0 else None
         self.ahead = ThreadPoolExecutor(1) if self.window > 1 else None
-        self._windows: dict[int, Future[list[list[tuple[int, Any]]]]] = {}
+        self._windows: dict[int, Future[list[list[tuple[int, Row]]]]] = {}
         self._lock = threading.Lock()
 
     def __call__(self, step: int) -> TokenBatch:
@@ -542,11 +779,15 @@ class TokenBatches:
         batch = self._batch(step)
         return [batch[position - first][0] for position in mine]
 
-    def _pack(self, positions: Iterable[int]) -> list[Any]:
+    def _pack(self, positions: Iterable[int]) -> list[Row]:
         items = [(p, self.order[p]) for p in positions]
-        return list(self.pool.map(self._item, items) if self.pool else map(self._item, items))
+        groups = [items[start : start + 32] for start in range(0, len(items), 32)]  # one by one, the handing over costs as much as the packing
+        return [row for group in (self.pool.map if self.pool else map)(self._items, groups) for row in group]
 
-    def _batch(self, step: int) -> list[tuple[int, Any]]:
+    def _items(self, items: Iterable[tuple[int, int]]) -> list[Row]:
+        return [self._item(item) for item in items]
+
+    def _batch(self, step: int) -> list[tuple[int, Row]]:
         """(position, sequence) of the whole global batch. Its window is packed in a thread, and the next one ahead of its use."""
         window, number = divmod(step, self.window)
         assert self.ahead is not None
@@ -559,16 +800,17 @@ class TokenBatches:
             future = self._windows[window]
         return future.result()[number]
 
-    def _pack_window(self, window: int) -> list[list[tuple[int, Any]]]:
+    def _pack_window(self, window: int) -> list[list[tuple[int, Row]]]:
         size = self.window * self.batch_size
         positions = range(window * size, (window + 1) * size)
         by_length = sorted(zip(positions, self._pack(positions), strict=True), key=lambda item: (len(item[1].input_ids), item[0]))
         batches = [sorted(by_length[start : start + self.batch_size], key=lambda item: item[0]) for start in range(0, size, self.batch_size)]
         return [batches[number] for number in rng_for(self.seed, window, stream=4).permutation(self.window)]
 
-    def _item(self, item: tuple[int, int]) -> Any:
+    def _item(self, item: tuple[int, int]) -> Row:
         position, i = item
-        return self.pack(self.samples.whole_record(i), rng_for(self.seed, position, stream=2))
+        packed = self.pack(self.samples.whole_record(i), rng_for(self.seed, position, stream=2))
+        return Row(np.array(packed.input_ids, np.int32), packed.prompt)
 
     def text(self, text: str) -> list[int]:
         """Ids of a text, cut at the longest span and counted."""
@@ -582,11 +824,12 @@ class TokenBatches:
         from tokun.vocabulary import Tags
 
         v = self.vocabulary
-        task = self.tasks[int(np.searchsorted(self.shares, rng.random(), side="right").clip(0, len(self.tasks) - 1))]
-        codes = record.codes[rng.integers(len(record.codes)) if self.views else 0].tolist()
+        task = self.tasks[min(bisect_right(self.shares, rng.random()), len(self.tasks) - 1)]
+        codes = record.codes[rng.integers(len(record.codes)) if self.views else 0]
         registers = [r for r in record.captions if r in v.registers]
         register = "plain" if rng.random() < self.plain_share or len(registers) == 1 else registers[rng.integers(len(registers))]
-        keep = (rng.random(4) >= self.tag_dropout) & (rng.random() >= self.tag_dropout)
+        dropped, bare = rng.random(4).tolist(), rng.random() < self.tag_dropout
+        keep = [not bare and number >= self.tag_dropout for number in dropped]
         only_grid = record.grid != v.default_grid  # a grid other than the default cannot be guessed
         tags = Tags(
             style=record.style if keep[0] and record.style in v.styles else "",
@@ -608,16 +851,15 @@ class TokenBatches:
 
 
 def collate(packed: Sequence[Any], pad: int) -> TokenBatch:
-    """Packed sequences -> a batch, padded behind and shifted by one. The only place where labels are shifted."""
+    """Packed sequences (or rows) -> a batch, padded behind and shifted by one. The only place where labels are shifted."""
     width = max(len(p.input_ids) for p in packed) - 1
-    input_ids = torch.full((len(packed), width), pad)
-    labels = torch.full((len(packed), width), -100)
+    input_ids = np.full((len(packed), width), pad)
+    labels = np.full((len(packed), width), -100)
     for row, p in enumerate(packed):
-        ids = torch.tensor(p.input_ids)
-        n = len(ids) - 1
-        input_ids[row, :n] = ids[:-1]
-        labels[row, p.prompt - 1 : n] = ids[p.prompt :]
-    return TokenBatch(input_ids, labels)
+        n = len(p.input_ids) - 1
+        input_ids[row, :n] = p.input_ids[:-1]
+        labels[row, p.prompt - 1 : n] = p.input_ids[p.prompt :]
+    return TokenBatch(torch.from_numpy(input_ids), torch.from_numpy(labels))
 
 
 def check_task_mix(task_mix: dict[str, float]) -> None:

@@ -99,6 +99,10 @@ class Run:
         if self.rank == 0:
             tqdm.write(message)
 
+    def index(self, shards: str) -> Path:
+        """Where the index of these shards is kept between openings. Safe to delete."""
+        return self.out / "cache" / f"{shards}.index"
+
     def states(self, stage: str) -> checkpoint.TrainerStates:
         return checkpoint.TrainerStates(self.out / "state" / stage, keep=self.config.train.keep_last)
 
@@ -192,7 +196,7 @@ def train_image_tokenizer(run: Run) -> Path:
     device = accelerator.device
     samples = data.ImageSamples.open(
         config.data.train, image_size=model_config.image_size, channels=model_config.image_channels,
-        cache_gb=config.data.cache_gb / run.world, max_scale=train.crop_scale[1],
+        cache_gb=config.data.cache_gb / run.world, max_scale=train.crop_scale[1], kept=run.index("images"),
     )  # fmt: skip
     batches = data.ImageBatches(
         samples, batch_size=train.batch_size, scale=train.crop_scale, seed=config.seed,
@@ -565,7 +569,7 @@ def encode_shards(run: Run) -> Path:
         for split in sources:
             if not sources[split]:
                 continue
-            index = data.ShardIndex(sorted(target.glob(f"{split}-*.tar")), need=("json", data.CODES_SUFFIX))
+            index = data.CodeSamples(sorted(target.glob(f"{split}-*.tar")), kept=run.index(f"codes-{split}")).index
             counts[split] = len(index)
             if split == "train":
                 tags = [(t["style"], t["subject"]) for t in map(index.read_json, range(len(index)))]
@@ -633,7 +637,7 @@ def encode_shard(source: Path, shard: Path, tokenizer: ImageTokenizer, config: C
                 np.save(buffer, own, allow_pickle=False)
                 tree["boxes"] = [[round(x, 2) for x in box] for box in boxes]
                 yield {
-                    "__key__": prefix + samples.index.members[i].key, data.CODES_SUFFIX: buffer.getvalue(),
+                    "__key__": prefix + samples.index.key(i), data.CODES_SUFFIX: buffer.getvalue(),
                     "json": json.dumps(tree, ensure_ascii=False, sort_keys=True).encode(),
                 }  # fmt: skip
 
@@ -737,12 +741,12 @@ def train_generator(run: Run) -> Path:
     mix = dict(task_mix=train.task_mix, tag_dropout=train.tag_dropout, plain_share=train.plain_share, seed=config.seed)
     code_paths = {split: sorted((run.out / "codes").glob(f"{split}-*.tar")) for split in ("train", "val")}
     batches = data.TokenBatches(
-        data.CodeSamples(code_paths["train"]), vocabulary, text_tokenizer.encode, batch_size=train.batch_size, rank=run.rank, world=run.world,
+        data.CodeSamples(code_paths["train"], kept=run.index("codes-train")), vocabulary, text_tokenizer.encode, batch_size=train.batch_size, rank=run.rank, world=run.world,
         threads=config.data.num_workers, sort_window=config.data.sort_window, **mix,
     )  # fmt: skip
     held_out = None
     if code_paths["val"]:
-        val = data.CodeSamples(code_paths["val"])
+        val = data.CodeSamples(code_paths["val"], kept=run.index("codes-val"))
         size = min(32, len(val))
         whole = data.TokenBatches(
             val, vocabulary, text_tokenizer.encode, batch_size=size, seed=0, task_mix={"joint": 1.0}, tag_dropout=0.0, views=False
@@ -1037,7 +1041,7 @@ def _require_finite(run: Run, value: Tensor | float, step: int, stage: str, keys
 
 
 def batches_keys(batches: Any, step: int) -> list[str]:
-    return [batches.samples.index.members[batches.order[position]].key for position in batches.positions(step)]
+    return [batches.samples.index.key(batches.order[position]) for position in batches.positions(step)]
 
 
 def _held_out_pictures(config: Config, n: int = 256) -> Tensor:

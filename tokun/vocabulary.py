@@ -22,6 +22,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -187,20 +188,20 @@ class Vocabulary:
 
     # --- pack and unpack --------------------------------------------------------------------------------------------
 
-    def pack_joint(self, tags: Tags, codes: Sequence[int], caption: Sequence[int]) -> Packed:
+    def pack_joint(self, tags: Tags, codes: Sequence[int] | np.ndarray, caption: Sequence[int]) -> Packed:
         ids = [*self.prefix(tags), self.id("<boi>"), *self._codes(codes, tags), self.id("<eoi>")]
         return Packed([*ids, self.id("<boc>"), *self._text(caption), self.id("<eoc>"), self.id("<eos>")], 1)
 
-    def pack_text_to_image(self, tags: Tags, codes: Sequence[int], caption: Sequence[int]) -> Packed:
+    def pack_text_to_image(self, tags: Tags, codes: Sequence[int] | np.ndarray, caption: Sequence[int]) -> Packed:
         ids = [*self.prefix(tags), self.id("<boc>"), *self._text(caption), self.id("<eoc>")]
         return Packed([*ids, self.id("<boi>"), *self._codes(codes, tags), self.id("<eoi>"), self.id("<eos>")], 1)
 
-    def pack_image_to_text(self, tags: Tags, codes: Sequence[int], caption: Sequence[int]) -> Packed:
+    def pack_image_to_text(self, tags: Tags, codes: Sequence[int] | np.ndarray, caption: Sequence[int]) -> Packed:
         """The joint sequence with the picture given."""
         joint = self.pack_joint(tags, codes, caption)
         return Packed(joint.input_ids, joint.input_ids.index(self.id("<boc>")) + 1)
 
-    def pack_question(self, tags: Tags, codes: Sequence[int], question: Sequence[int], answer: Sequence[int]) -> Packed:
+    def pack_question(self, tags: Tags, codes: Sequence[int] | np.ndarray, question: Sequence[int], answer: Sequence[int]) -> Packed:
         ids = [*self.prefix(tags), self.id("<boi>"), *self._codes(codes, tags), self.id("<eoi>")]
         ids += [self.id("<boq>"), *self._text(question), self.id("<eoq>"), self.id("<boa>")]
         return Packed([*ids, *self._text(answer), self.id("<eoa>"), self.id("<eos>")], len(ids))
@@ -259,20 +260,22 @@ class Vocabulary:
         assert target is not None
         return target
 
-    def _codes(self, codes: Sequence[int], tags: Tags) -> list[int]:
+    def _codes(self, codes: Sequence[int] | np.ndarray, tags: Tags) -> list[int]:
         rows, columns = tags.grid or self.default_grid
         if len(codes) != rows * columns:
             raise ValueError(f"{len(codes)} codes do not fill a grid of {rows}x{columns} ({rows * columns})")
-        if len(codes) and not (min(codes) >= 0 and max(codes) < self.codebook_size):
-            raise ValueError(f"codes lie in {min(codes)}..{max(codes)}, outside 0..{self.codebook_size - 1}")
-        return [self.code_offset + int(c) for c in codes]
+        array = np.asarray(codes, np.int64)
+        if len(array) and not (array.min() >= 0 and array.max() < self.codebook_size):
+            raise ValueError(f"codes lie in {array.min()}..{array.max()}, outside 0..{self.codebook_size - 1}")
+        return (array + self.code_offset).tolist()
 
     def _text(self, ids: Sequence[int]) -> list[int]:
         if not 0 < len(ids) <= self.max_text:
             raise ValueError(f"a text span has {len(ids)} pieces; it needs 1 to {self.max_text} (data.max_caption_tokens)")
-        if not (min(ids) >= 0 and max(ids) < self.text_size) or any(i in self.illegal_text for i in ids):
+        ids = list(map(int, ids))
+        if not (min(ids) >= 0 and max(ids) < self.text_size) or not set(self.illegal_text).isdisjoint(ids):
             raise ValueError(f"a text span holds ids outside the text pieces 0..{self.text_size - 1} (or {self.illegal_text})")
-        return list(map(int, ids))
+        return ids
 
     # --- the grammar as tensors, for sampling -----------------------------------------------------------------------
 
