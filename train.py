@@ -3,6 +3,7 @@
     python train.py --config configs/tiny.yaml                            one process
     deepspeed train.py --config configs/engraving.yaml                    every GPU of this machine
     deepspeed --num_gpus 2 train.py --config configs/tiny.yaml            two processes (gloo on a machine without GPUs)
+    torchrun --nproc_per_node 8 train.py --config configs/engraving.yaml  or srun; several machines: docs/clusters.md
     python train.py --config configs/engraving-cpu.yaml data.train='shards/train-*.tar' data.val='shards/val-*.tar' out=runs/mine
 
     python train.py --config configs/ladder/350m.yaml --plan --gpu H100 --gpus 8
@@ -28,10 +29,9 @@ def main(argv: list[str] | None = None) -> None:
     if args.plan:
         planner.main_plan(config, args)
         return
-    launched_by_deepspeed = args.local_rank is not None
-    engine.start_processes(launched_by_deepspeed)
+    launched = engine.start_processes()
     draw_toy_pictures(config)
-    run = stages.open_run(config, deepspeed=launched_by_deepspeed)
+    run = stages.open_run(config, deepspeed=launched)
     try:
         for stage in (stages.train_text_tokenizer, stages.train_image_tokenizer, stages.encode_shards, stages.train_generator):
             stage(run)

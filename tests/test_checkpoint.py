@@ -1,11 +1,23 @@
 """Promises of tokun/checkpoint.py."""
 
 import os
+import threading
 
 import pytest
+import torch
 
 from tokun import checkpoint
-from tokun.checkpoint import TrainerStates, read_record, recover_directory, require_same, whole_directory, write_record
+from tokun.checkpoint import (
+    BestCheckpoints,
+    TrainerStates,
+    Writer,
+    read_record,
+    recover_directory,
+    require_same,
+    snapshot,
+    whole_directory,
+    write_record,
+)
 
 
 def put(folder, text):
@@ -106,3 +118,66 @@ def test_shards_are_told_apart_by_name_and_size(tmp_path):
     assert before == checkpoint.files_fingerprint(paths) != checkpoint.files_fingerprint(paths[:1])
     (tmp_path / "b").write_bytes(b"x" * 5)
     assert before != checkpoint.files_fingerprint(paths)
+
+
+def test_a_snapshot_stays_what_it_was_and_keeps_ties(tmp_path):
+    weight = torch.arange(4.0)
+    tree = {"model": {"head": weight, "embedding": weight, "rows": weight[:2]}, "steps": [torch.tensor(3), ("a", 1.5)]}
+    copy = snapshot(tree)
+    torch.save(copy, tmp_path / "state.pt")
+    weight.zero_()
+    for state in (copy, torch.load(tmp_path / "state.pt", weights_only=True)):
+        assert state["model"]["head"].tolist() == [0, 1, 2, 3] and state["model"]["rows"].tolist() == [0, 1]
+        assert state["steps"] == [torch.tensor(3), ("a", 1.5)]
+    assert copy["model"]["head"] is copy["model"]["embedding"]
+
+
+def test_what_is_written_beside_the_training_shows_when_it_is_whole_and_in_order(tmp_path):
+    go, said, done = threading.Event(), [], []
+    writer = Writer(said.append)
+
+    def slow(folder):
+        (folder / "file").write_text("half")
+        assert go.wait(10)
+        (folder / "file").write_text("whole")
+
+    writer.put(tmp_path / "a", slow, lambda: done.append("a"))
+    assert not (tmp_path / "a").exists() and not done  # the training goes on meanwhile
+    go.set()
+    writer.put(tmp_path / "b", lambda folder: (folder / "file").write_text("next"), lambda: done.append(contents(tmp_path)))
+    assert contents(tmp_path / "a") == {"file": "whole"}  # the second waited for the first
+    writer.wait()
+    assert done == ["a", {"a/file": "whole", "b/file": "next"}] and not said
+    writer.close()
+
+
+def test_a_write_that_fails_beside_the_training_is_told_and_the_next_one_is_made(tmp_path):
+    said: list[str] = []
+    writer = Writer(said.append)
+
+    def full(folder):
+        (folder / "file").write_text("half")
+        raise OSError(28, "No space left on device")
+
+    writer.put(tmp_path / "a", full, lambda: None)
+    writer.put(tmp_path / "b", lambda folder: (folder / "file").write_text("b"), lambda: None)
+    writer.wait()
+    assert len(said) == 1 and "No space left" in said[0] and "trying again" in said[0]
+    assert contents(tmp_path) == {"b/file": "b"}
+    writer.put(tmp_path / "c", lambda folder: folder / 1, lambda: None)
+    with pytest.raises(TypeError):  # our own mistakes do not pass as a full disk
+        writer.wait()
+
+
+def test_the_best_are_kept_whatever_the_order_and_none_that_is_not_a_number(tmp_path):
+    best = BestCheckpoints(tmp_path / "best", keep=2)
+    for step, loss in [(10, 3.0), (20, 2.0), (30, float("nan")), (40, 2.5), (50, 2.0), (60, 9.0)]:
+        wanted = best.wants(step, loss)
+        assert wanted == (step in (10, 20, 40, 50))
+        if wanted:
+            with best.put(step, loss, {"seed": 0}) as folder:
+                (folder / "weights").write_text(str(step))
+    assert [(r["step"], r["loss"], r["settings"]) for r in best.records()] == [(20, 2.0, {"seed": 0}), (50, 2.0, {"seed": 0})]
+    assert sorted(p.name for p in (tmp_path / "best").iterdir()) == ["step-00000020", "step-00000050"]
+    assert best.wants(20, 2.0)  # a resumed run comes by again, and writes the same
+    assert not BestCheckpoints(tmp_path / "none", keep=0).wants(1, 0.0)

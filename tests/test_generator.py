@@ -2,8 +2,9 @@
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, LlamaConfig, Qwen3ForCausalLM
+from transformers import AutoModelForCausalLM, Gemma2Config, GPT2Config, LlamaConfig, Qwen3ForCausalLM
 
+from tokun import losses
 from tokun.config import GeneratorConfig
 from tokun.generator import (
     add_dropout,
@@ -11,6 +12,9 @@ from tokun.generator import (
     compile_layers,
     count_parameters,
     flops_per_token,
+    head_is_last,
+    lose_in_forward,
+    loss_chunk,
     make_generator,
     tune_for,
     uncompiled,
@@ -178,3 +182,60 @@ def test_compiled_layers_give_the_same_loss_and_gradients_and_the_same_names():
         assert all(m._compiled_call_impl is None for m in model.modules())
         torch.testing.assert_close(loss_and_gradients()[0], plain, atol=0, rtol=0)
     assert any(m._compiled_call_impl is not None for m in model.modules())
+
+
+def loss_and_gradients(model, ids, labels, *, chunk=None, compiled=False):
+    is_image, weights, size = torch.arange(50) >= 30, torch.tensor([1.0, 2.0, 0.01]), 48
+    model.zero_grad()
+    if chunk is not None:
+        token_losses = torch.compile(losses.next_token_losses, dynamic=True) if compiled else losses.next_token_losses
+        lose_in_forward(model, size=size, chunk=chunk, token_losses=token_losses)
+        positions = (labels.flatten() != losses.IGNORE).nonzero()[:, 0]
+        targets = (positions, labels.flatten()[positions], is_image, weights)
+        loss, parts = model(input_ids=ids, use_cache=False, targets=targets)
+    else:
+        parts = losses.next_token_losses(model(input_ids=ids, use_cache=False).logits[..., :size], labels, is_image)
+        loss = losses.weighted_loss(parts, weights)
+    loss.backward()
+    return {"loss": loss.detach(), **{k: v.detach() for k, v in parts.items()}, **{n: p.grad for n, p in model.named_parameters()}}
+
+
+@pytest.fixture
+def labelled():
+    g = torch.Generator().manual_seed(0)
+    ids, labels = (torch.randint(0, 48, (3, 11), generator=g) for _ in range(2))
+    labels[1, 4:] = losses.IGNORE
+    return ids, labels
+
+
+@pytest.mark.parametrize("chunk", [0, 4])
+@pytest.mark.parametrize("tied", [True, False])
+def test_the_loss_in_the_forward_pass_is_that_of_the_models_logits_with_all_gradients(labelled, tied, chunk):
+    whole = loss_and_gradients(make(tie_embeddings=tied), *labelled)
+    model = make(tie_embeddings=tied)
+    names = model.state_dict().keys()
+    for name, value in loss_and_gradients(model, *labelled, chunk=chunk).items():
+        torch.testing.assert_close(value, whole[name], atol=1e-5, rtol=1e-4, msg=name)
+    assert model.state_dict().keys() == names and model(input_ids=labelled[0]).logits.shape == (3, 11, 50)  # every other call is as before
+
+
+@pytest.mark.skipif(not can_compile(torch.device("cpu")), reason="torch.compile needs a C++ compiler on a CPU")
+@pytest.mark.filterwarnings("ignore")  # torch._dynamo silences warnings of its own in a way that an error filter overrides
+def test_the_loss_in_compiled_chunks_is_the_whole_one(labelled):
+    whole = loss_and_gradients(make(), *labelled)
+    for name, value in loss_and_gradients(make(), *labelled, chunk=10, compiled=True).items():
+        torch.testing.assert_close(value, whole[name], atol=1e-5, rtol=1e-4, msg=name)
+
+
+def test_a_model_that_does_more_to_its_logits_is_told_from_one_that_does_not():
+    small = dict(vocab_size=50, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, num_key_value_heads=1, head_dim=8, intermediate_size=16)
+    capped = Gemma2Config(**small, final_logit_softcapping=5.0)
+    plain = GPT2Config(vocab_size=50, n_positions=40, n_embd=16, n_layer=1, n_head=2)
+    assert head_is_last(make()) and head_is_last(make(tie_embeddings=False))
+    assert head_is_last(AutoModelForCausalLM.from_config(plain)) and not head_is_last(AutoModelForCausalLM.from_config(capped))
+
+
+def test_chunks_are_made_where_the_logits_would_pass_a_gibibyte():
+    assert loss_chunk(0, positions=64 * 336, size=1000) == 0
+    assert loss_chunk(0, positions=64 * 336, size=32768) == 2**30 // (4 * 32768)
+    assert loss_chunk(100, positions=64 * 336, size=1000) == 100 and loss_chunk(10**9, positions=64 * 336, size=32768) == 0

@@ -16,10 +16,12 @@ from tokun.losses import (
     SqueezeNetDistance,
     adaptive_weight,
     adversarial_loss,
+    chunked_loss,
     discriminator_loss,
     line_loss,
     make_perceptual,
     next_token_losses,
+    weighted_loss,
 )  # fmt: skip
 
 WEIGHTS = Path(__file__).parent.parent.parent / "shared" / "models" / "squeezenet1_1_imagenet.safetensors"
@@ -211,3 +213,53 @@ def test_half_precision_logits_are_summed_in_float32(batch):
     out = next_token_losses(logits.bfloat16(), labels, is_image)
     assert all(v.dtype == torch.float32 for v in out.values())
     torch.testing.assert_close(out["text_sum"], next_token_losses(logits.bfloat16().float(), labels, is_image)["text_sum"])
+
+
+def loss_parts_and_gradients(*, chunk: int, bf16: bool) -> list[torch.Tensor]:
+    g = torch.Generator().manual_seed(0)
+    labels, is_image, weights = torch.randint(0, 12, (36,), generator=g), torch.arange(12) >= 7, torch.tensor([0.3, 2.0, 0.01])
+    labels[::5] = IGNORE
+    hidden = torch.randn(36, 8, generator=g).requires_grad_()
+    torch.manual_seed(1)
+    head = nn.Linear(8, 14, bias=True)  # two rows more than the vocabulary has
+    with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+        if chunk:
+            loss, parts = chunked_loss(hidden, head, labels, is_image, weights, size=12, chunk=chunk)
+        else:
+            parts = next_token_losses(head(hidden)[..., :12], labels, is_image)
+            loss = weighted_loss(parts, weights)
+    (4 * loss).backward()  # as many processes
+    if chunk:
+        with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+            for name, value in chunked_loss(hidden, head, labels, is_image, weights, size=12, chunk=chunk)[1].items():
+                torch.testing.assert_close(value, parts[name])  # evaluation sees the same
+    return [loss.detach(), *(parts[name].detach() for name in losses.PARTS), hidden.grad, head.weight.grad, head.bias.grad]
+
+
+@pytest.mark.parametrize("chunk", [1, 7, 36, 100])
+def test_the_loss_in_chunks_is_the_whole_one_with_its_parts_and_gradients(chunk):
+    exact = loss_parts_and_gradients(chunk=0, bf16=False)
+    for piecewise, whole in zip(loss_parts_and_gradients(chunk=chunk, bf16=False), exact, strict=True):
+        torch.testing.assert_close(piecewise, whole, atol=1e-5, rtol=1e-5)
+    # in bfloat16 it is no farther from the truth
+    for piecewise, whole, truth in zip(
+        loss_parts_and_gradients(chunk=chunk, bf16=True), loss_parts_and_gradients(chunk=0, bf16=True), exact, strict=True
+    ):
+        assert piecewise.dtype == whole.dtype
+        assert (piecewise - truth).norm() <= 1.1 * (whole - truth).norm() + 1e-5
+
+
+def test_gradients_in_chunks_add_up_over_micro_batches_and_leave_frozen_heads_alone():
+    torch.manual_seed(0)
+    hidden, head, labels = torch.randn(6, 4, requires_grad=True), nn.Linear(4, 9, bias=False), torch.arange(6)
+    options = dict(size=9, chunk=2)
+    run = lambda h, y: chunked_loss(h, head, y, torch.arange(9) > 3, torch.ones(3), **options)[0]  # noqa: E731
+    run(hidden, labels).backward()
+    once, head.weight.grad = head.weight.grad, None
+    for rows in (slice(0, 3), slice(3, 6)):
+        run(hidden[rows], labels[rows]).backward()
+    torch.testing.assert_close(head.weight.grad, once)
+    head.requires_grad_(False).weight.grad = None
+    run(hidden, labels).backward()
+    assert head.weight.grad is None
+    assert run(hidden[:0], labels[:0]) == 0  # a micro batch of padding alone

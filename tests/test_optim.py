@@ -161,3 +161,31 @@ def test_ema_averages_half_precision_weights_in_float32():
         ema.update(module)
     assert ema.shadow["weight"].dtype == torch.float32
     assert ema.shadow["weight"].item() == pytest.approx(1 - 0.999**100, rel=1e-4)
+
+
+def test_the_fused_adamw_is_the_plain_one_and_goes_on_from_its_state_and_from_its_own():
+    def stepped(optimizer, layer, steps):
+        for step in steps:
+            layer.weight.grad = torch.full_like(layer.weight, 0.1 * (step + 1)) * layer.weight.detach().sign()
+            optimizer.step()
+        return layer.weight.detach().clone()
+
+    def made(fused, weight=None):
+        torch.manual_seed(0)
+        layer = nn.Linear(3, 4, bias=False)
+        if weight is not None:
+            layer.weight.data.copy_(weight)
+        if fused:
+            return make_adamw(layer, lr=0.1, betas=(0.9, 0.95), weight_decay=0.1), layer
+        return torch.optim.AdamW(parameter_groups(layer, 0.1), lr=0.1, betas=(0.9, 0.95)), layer
+
+    plain = stepped(*made(False), range(6))
+    assert made(True)[0].defaults["fused"]
+    for first in (True, False):  # whichever wrote the state
+        optimizer, layer = made(first)
+        half = stepped(optimizer, layer, range(3))
+        other, rest = made(True, half)
+        other.load_state_dict(copy.deepcopy(optimizer.state_dict()))
+        torch.testing.assert_close(stepped(other, rest, range(3, 6)), plain)
+        if first:
+            assert torch.equal(stepped(*made(True), range(6)), rest.weight)  # resumed == uninterrupted, to the bit

@@ -1,5 +1,6 @@
 """Nothing is lost: killed, asked to stop, out of disk, and started again, a run ends with the weights of one left alone."""
 
+import json
 import os
 import shutil
 import signal
@@ -12,8 +13,10 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+import tokun
 from tests.small_runs import ROOT, assert_same_weights, run_stages, write_config
 from tokun import stages
+from tokun.checkpoint import BestCheckpoints
 from tokun.config import load_config
 
 pytest.importorskip("accelerate", reason="training needs the extra 'train'")
@@ -139,6 +142,34 @@ def test_a_place_that_cannot_be_written_or_is_too_small_is_told_before_training(
     monkeypatch.setattr("shutil.disk_usage", lambda _: SimpleNamespace(free=10**5))
     with pytest.raises(ValueError, match="GiB left, the trainer states alone need"):
         run_stages(write_config(tmp_path, small_shards))
+
+
+def test_the_best_checkpoints_are_whole_those_of_lowest_loss_and_the_same_after_a_kill(finished, tmp_path, small_shards, monkeypatch):
+    for part in ("text_tokenizer", "image_tokenizer", "codes"):
+        shutil.copytree(finished[1] / part, tmp_path / "run" / part)
+    config = write_config(tmp_path, small_shards, train__keep_best=2, train__eval_every=2)
+    check, out = stages._require_finite, tmp_path / "run"
+
+    def stop(run, value, step, where, keys, **more):
+        if step == 5:
+            raise Killed
+        check(run, value, step, where, keys, **more)
+
+    monkeypatch.setattr(stages, "_require_finite", stop)
+    with pytest.raises(Killed):
+        run_stages(config)
+    monkeypatch.setattr(stages, "_require_finite", check)
+    before = {record["step"]: record["loss"] for record in BestCheckpoints(out / "best", keep=2).records()}
+    assert before.keys() == {2, 4}
+    assert_same_weights(finished[1], run_stages(config))
+    records = BestCheckpoints(out / "best", keep=2).records()
+    training = json.loads((out / "checkpoint" / "training.json").read_text())
+    assert [{k: r[k] for k in ("step", "loss")} for r in records] == training["best"] and len(records) == 2
+    assert records[0]["loss"] <= min(before.values()) and all(before.get(r["step"], r["loss"]) == r["loss"] for r in records)
+    tokun.load(out / "best" / f"step-{records[0]['step']:08d}")
+    with pytest.raises(ValueError, match="warmup_steps"):
+        shutil.rmtree(out / "checkpoint")
+        run_stages(config, "train.warmup_steps=3")
 
 
 def test_killed_between_code_shards_it_goes_on_and_writes_the_same_bytes(finished, tmp_path, small_shards):

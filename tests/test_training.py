@@ -45,16 +45,17 @@ def test_a_result_of_other_settings_is_refused_by_the_setting_that_differs(finis
         run_stages(finished[0], override)
 
 
-def test_accumulated_micro_batches_give_the_whole_batchs_weights(finished, tmp_path, small_shards):
+def test_accumulated_micro_batches_and_a_chunked_loss_give_the_whole_batchs_weights(finished, tmp_path, small_shards):
     out = tmp_path / "run"
     for part in ("text_tokenizer", "image_tokenizer", "codes"):
         shutil.copytree(finished[1] / part, out / part)
     config = write_config(tmp_path, small_shards, generator__dropout=0.0)
     whole = load_file(run_stages(config) / "checkpoint" / "generator" / "model.safetensors")
-    shutil.rmtree(out / "checkpoint")
-    split = load_file(run_stages(config, "train.micro_batch_size=2") / "checkpoint" / "generator" / "model.safetensors")
-    for name in whole:
-        torch.testing.assert_close(split[name], whole[name], atol=2e-4, rtol=1e-3)
+    for other in ("train.micro_batch_size=2", "train.loss_chunk=50"):
+        shutil.rmtree(out / "checkpoint")
+        split = load_file(run_stages(config, other) / "checkpoint" / "generator" / "model.safetensors")
+        for name in whole:
+            torch.testing.assert_close(split[name], whole[name], atol=2e-4, rtol=1e-3)
 
 
 def test_codes_of_another_tokenizer_are_refused_with_both_fingerprints(finished, tmp_path):

@@ -1,19 +1,24 @@
-"""Files that are whole or not there: directories written aside and renamed, trainer states by step, stage records.
+"""Files that are whole or not there: directories written aside and renamed, also beside the training; trainer states by step,
+the best checkpoints, stage records.
 
-Knows folders and names, never what is inside them.
+Knows folders and names, and of what is inside them that tensors go on changing: `snapshot` copies them.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 import re
 import shutil
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+import torch
 
 
 @contextmanager
@@ -74,6 +79,12 @@ def sync(folder: Path) -> None:
         _fsync(path)
 
 
+def remove_partial(folder: Path) -> None:
+    """Remove what a kill left half written in `folder`."""
+    for path in folder.glob("*.partial"):
+        shutil.rmtree(path, ignore_errors=True)
+
+
 def recover_directory(target: Path) -> None:
     """Put back the old folder when a run was killed between the two renames of `whole_directory`."""
     old = target.with_name(target.name + ".old")
@@ -88,6 +99,53 @@ def write_text(path: Path, text: str) -> None:
     aside.write_text(text, encoding="utf-8")
     _fsync(aside)
     os.replace(aside, path)
+
+
+def snapshot(tree: Any) -> Any:
+    """The same tree of dicts, lists and tuples with a copy of every tensor on the CPU; what was one tensor in two places still is."""
+    copies: dict[Any, torch.Tensor] = {}
+
+    def copied(value: Any) -> Any:
+        if isinstance(value, torch.Tensor):
+            key = (value.data_ptr(), value.dtype, value.shape, value.stride())
+            if key not in copies:
+                copies[key] = value.detach().to("cpu", copy=True)
+            return copies[key]
+        if isinstance(value, dict):
+            return {k: copied(v) for k, v in value.items()}
+        if isinstance(value, (list, tuple)):
+            return type(value)(map(copied, value))
+        return value
+
+    return copied(tree)
+
+
+class Writer:
+    """Writes whole directories in a thread beside the training, one at a time and in order. A write that fails is told and forgotten.
+
+    What is written must not change meanwhile: hand over a `snapshot`. At the end of the process the thread is waited for.
+    """
+
+    def __init__(self, say: Callable[[str], None]):
+        self.say, self.pool, self.pending = say, ThreadPoolExecutor(1, thread_name_prefix="tokun-writer"), Future[None]()
+        self.pending.set_result(None)
+
+    def put(self, target: Path, write: Callable[[Path], object], then: Callable[[], object]) -> None:
+        """Have `write(folder)` fill what becomes `target`, and call `then`. Waits for the one before, so that there is never more than one."""
+        self.wait()
+        self.pending = self.pool.submit(self._write, target, write, then)
+
+    def _write(self, target: Path, write: Callable[[Path], object], then: Callable[[], object]) -> None:
+        with survived(self.say, target), whole_directory(target) as folder:
+            write(folder)
+        then()
+
+    def wait(self) -> None:
+        """Until everything that was handed over is on the disk. Raises what the thread raised, a failed write aside."""
+        self.pending.result()
+
+    def close(self) -> None:
+        self.pool.shutdown()
 
 
 class TrainerStates:
@@ -113,6 +171,37 @@ class TrainerStates:
 
     def clear(self) -> None:
         shutil.rmtree(self.folder, ignore_errors=True)
+
+
+class BestCheckpoints:
+    """`folder/step-00000400/`: the `keep` checkpoints of lowest loss, each with a record of its step, its loss and its run's settings."""
+
+    RECORD = "best.json"
+
+    def __init__(self, folder: Path, *, keep: int):
+        self.folder, self.keep = folder, keep
+
+    def path(self, step: int) -> Path:
+        return self.folder / f"step-{step:08d}"
+
+    def records(self) -> list[dict[str, Any]]:
+        """Of those that are there, the best first."""
+        found = [read_record(path / self.RECORD) for path in self.folder.glob("step-????????")]
+        return sorted((r for r in found if r is not None), key=lambda r: (r["loss"], r["step"]))
+
+    def wants(self, step: int, loss: float) -> bool:
+        """Whether it belongs to the best: fewer than `keep` others are better (the earlier one, where they are equal)."""
+        better = [r for r in self.records() if r["step"] != step and (r["loss"], r["step"]) < (loss, step)]
+        return math.isfinite(loss) and len(better) < self.keep
+
+    @contextmanager
+    def put(self, step: int, loss: float, settings: dict[str, Any]) -> Iterator[Path]:
+        """Yield the folder to fill; behind the block it is among the best, and what is no longer is gone."""
+        with whole_directory(self.path(step)) as folder:
+            yield folder
+            write_record(folder / self.RECORD, {"step": step, "loss": loss, "settings": settings})
+        for record in self.records()[self.keep :]:
+            shutil.rmtree(self.path(record["step"]), ignore_errors=True)
 
 
 # --- stage records --------------------------------------------------------------------------------------------------

@@ -137,12 +137,16 @@ class TrainConfig:
     )  # a task whose fields a sample lacks falls back to joint
     deepspeed: str = ""  # DeepSpeed JSON, used under the `deepspeed` launcher; empty: DDP
     gradient_checkpointing: bool = False
+    loss_chunk: int = 0  # positions whose logits are made at once; 0: as many as 1 GiB of them in float32 has, most often all
     compile: bool = False  # torch.compile of the decoder layers and the loss: half a minute to start, then up to twice the speed
     log_every: int = 20
     eval_every: int = 500
     save_every: int = 500
     sample_every: int = 1000
     keep_last: int = 2  # trainer states kept
+    # checkpoints of the averaged weights with the lowest held-out loss (image_weight x image loss + text_weight x text loss, at eval_every)
+    # that are kept in out/best/step-…, each whole, for sample.py and tokun.load; out/checkpoint always holds the last weights. 0: none
+    keep_best: int = 0
 
 
 @dataclass
@@ -215,6 +219,7 @@ POSITIVE = {
     "image_size", "downsample", "stem", "blocks", "latent_dim", "codebook_size", "codebook_dim", "hidden_size", "num_layers", "num_heads",
     "num_kv_heads", "head_dim",
 }  # fmt: skip
+NOT_NEGATIVE = {"loss_chunk", "keep_best"}
 PAIRS = {"crop_scale", "betas"}  # lists of exactly two numbers
 
 
@@ -226,6 +231,8 @@ def _check_counts(config: Config, *, where: str) -> None:
         for name, value in dataclasses.asdict(values).items():
             if name in POSITIVE and value < 1:
                 raise ValueError(f"{where}: {section.name}.{name} is {value}; it must be at least 1")
+            if name in NOT_NEGATIVE and value < 0:
+                raise ValueError(f"{where}: {section.name}.{name} is {value}; it must be 0 or more")
             if name in PAIRS and len(value) != 2:
                 raise ValueError(f"{where}: {section.name}.{name} is {value}; it takes two numbers")
 

@@ -7,7 +7,11 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import os
+import re
+import sys
+from collections.abc import Mapping
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -16,24 +20,80 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from tokun import optim
+from tokun import checkpoint, optim
 from tokun.config import TrainConfig
 from tokun.extras import need
+from tokun.shares import collected, own_share, share_of
 
 
-def start_processes(launched_by_deepspeed: bool) -> None:
-    """Join the processes that a launcher (deepspeed, torchrun, accelerate) started; alone, do nothing."""
-    if int(os.environ.get("WORLD_SIZE", 1)) > 1 and not dist.is_initialized():
+def start_processes() -> bool:
+    """Join the processes that a launcher (deepspeed, torchrun, accelerate, srun) started; alone, do nothing.
+
+    Returns whether a launcher started this process. Says it loudly when GPUs of this machine will stand idle.
+    """
+    os.environ.update(slurm_processes(os.environ))
+    launched, world = "WORLD_SIZE" in os.environ, int(os.environ.get("WORLD_SIZE", 1))
+    if warning := idle_gpus(os.environ, gpus=len(list(Path("/dev").glob("nvidia[0-9]*"))), visible=torch.cuda.device_count()):
+        print(f"{'!' * 100}\ntokun: {warning}\n{'!' * 100}", file=sys.stderr, flush=True)
+    if world > 1 and not dist.is_initialized():
         if torch.cuda.is_available():
             torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", 0)))
         dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo", timeout=timedelta(hours=2))
-    if launched_by_deepspeed and int(os.environ.get("WORLD_SIZE", 1)) == 1 and torch.cuda.device_count() > 1:
-        print(f"tokun: deepspeed started 1 process, but this machine has {torch.cuda.device_count()} GPUs; see --num_gpus and --include")
+    return launched
+
+
+def slurm_processes(env: Mapping[str, str]) -> dict[str, str]:
+    """What torchrun would have set, of what `srun` sets: {} where another launcher came before, or no `srun` of several tasks.
+
+    `srun --ntasks=16 python train.py …` alone would be sixteen runs of one process in one folder.
+    """
+    tasks = env.get("SLURM_STEP_NUM_TASKS", "1")
+    if "WORLD_SIZE" in env or tasks == "1":
+        return {}
+    found = {"RANK": env["SLURM_PROCID"], "WORLD_SIZE": tasks, "LOCAL_RANK": env["SLURM_LOCALID"]}
+    if "MASTER_ADDR" not in env:
+        found["MASTER_ADDR"] = first_host(env["SLURM_STEP_NODELIST"])
+    if "MASTER_PORT" not in env:
+        found["MASTER_PORT"] = str(20000 + int(env["SLURM_JOB_ID"]) % 20000)
+    return found
+
+
+def first_host(nodes: str) -> str:
+    """`node[07-09,12],other` -> `node07`: the first of Slurm's list of nodes."""
+    match = re.match(r"([^\[,]+)(?:\[(\d+)[^\]]*\]([^,]*))?", nodes)
+    if match is None:
+        raise ValueError(f"SLURM_STEP_NODELIST is {nodes!r}, which names no host; set MASTER_ADDR and MASTER_PORT yourself")
+    return "".join(part or "" for part in match.groups())
+
+
+def idle_gpus(env: Mapping[str, str], *, gpus: int, visible: int) -> str:
+    """What to say when fewer processes were started than this machine's GPUs call for; "" when all is well.
+
+    gpus: of the machine (or container), visible: of them to torch.
+    """
+    world, launched = int(env.get("WORLD_SIZE", 1)), "WORLD_SIZE" in env
+    hidden = f" (CUDA_VISIBLE_DEVICES={env['CUDA_VISIBLE_DEVICES']})" if "CUDA_VISIBLE_DEVICES" in env else ""
+    if gpus and not visible:
+        return f"this machine has {gpus} GPU(s), but torch {torch.__version__} sees none{hidden}: a CPU build, a driver that does not fit, or all hidden. This run is on the CPU"
+    if launched and world == 1 and max(gpus, visible) > 1:
+        return (
+            f"1 process was started, on a machine of {max(gpus, visible)} GPUs{hidden}: the others stand idle. For all of them: unset CUDA_VISIBLE_DEVICES and "
+            f"`deepspeed train.py …` (or --num_gpus {max(gpus, visible)}), `torchrun --nproc_per_node={max(gpus, visible)} train.py …`"
+        )
+    if world == 1 and int(env.get("SLURM_NTASKS", 1)) > 1:
+        return f"Slurm has given this job {env['SLURM_NTASKS']} tasks, but 1 process was started: begin the command with srun"
+    if launched and world == 1 and not gpus:
+        return "the launcher started 1 process on a machine without GPUs; to have several on the CPU say how many: `deepspeed --num_gpus 2 train.py …`"
+    return ""
 
 
 def wait_for_processes() -> None:
     if dist.is_initialized():
         dist.barrier()
+
+
+def _rank() -> int:
+    return dist.get_rank() if dist.is_initialized() else 0
 
 
 def end_processes() -> None:
@@ -47,7 +107,12 @@ def make_accelerator(precision: str, **kwargs: Any) -> Any:
     from accelerate.state import AcceleratorState
 
     AcceleratorState._reset_state(reset_partial_state=False)
-    return accelerate.Accelerator(mixed_precision=precision, **kwargs)
+    on_cpu = dist.is_initialized() and dist.get_backend() == "gloo"  # unless told, accelerate takes several processes on CPUs for strangers
+    accelerator = accelerate.Accelerator(mixed_precision=precision, cpu=on_cpu, **kwargs)
+    if on_cpu:
+        accelerator.state.device = torch.device("cpu")  # it says cpu:0, which torch.load does not know
+    assert accelerator.num_processes == int(os.environ.get("WORLD_SIZE", 1)), accelerator.state
+    return accelerator
 
 
 class Engine:
@@ -95,38 +160,71 @@ class Engine:
         """Forget the gradients."""
         self.optimizer.zero_grad(set_to_none=True)
 
-    def save(self, folder: Path) -> None:
-        if self.accelerator.is_main_process:
-            torch.save({"model": self.plain.state_dict(), "optimizer": self.optimizer.state_dict()}, folder / "engine.pt")
+    def refresh(self) -> None:
+        """To be called when parameters were written to by other hands (optim.Ema.copy_to)."""
+
+    def whole_model(self) -> nn.Module | None:
+        """The model with whole weights, as they stand. Where ZeRO-3 has cut them: a copy on rank 0, None elsewhere; every process calls it."""
+        return self.plain
+
+    def state(self) -> dict[str, Any]:
+        """What rank 0 writes to `engine.pt`: whole tensors by name (`model`) and torch's own optimizer state (`optimizer`), whatever the engine
+        and however many processes, so that any other goes on from it: copies in the CPU's memory, which later steps do not change.
+        Every process calls it; the others get nothing."""
+        if _rank() > 0:
+            return {}
+        return checkpoint.snapshot({"model": self.plain.state_dict(), "optimizer": self.optimizer.state_dict()})
 
     def load(self, folder: Path) -> None:
-        path = folder / "engine.pt"
-        if not path.is_file():
-            raise FileNotFoundError(
-                f"{path} is missing: this trainer state was saved under DeepSpeed. Go on with the deepspeed launcher, or delete {folder}"
-            )
-        state = torch.load(path, map_location=self.device, weights_only=True)
+        state = read_state(folder, map_location=self.device)
         self.plain.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
 
 
+def read_state(folder: Path, **options: Any) -> dict[str, Any]:
+    """The `engine.pt` of a trainer state. Options are torch.load's. Raises FileNotFoundError with the way out where there is none."""
+    path = folder / "engine.pt"
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"{path} is missing: this node does not see the folder that the run was saved in, or DeepSpeed saved it with an earlier tokun. "
+            f"Choose the folder with out=, or delete {folder} to go on from the state before"
+        )
+    return torch.load(path, weights_only=True, **options)
+
+
+MOMENTS = ("exp_avg", "exp_avg_sq")  # what AdamW keeps of each parameter
+
+
 class DeepSpeedEngine(Engine):
-    """The same calls over a DeepSpeed ZeRO engine, configured by `train.deepspeed`."""
+    """The same calls over a DeepSpeed ZeRO engine, configured by `train.deepspeed`.
+
+    Trainer states are not DeepSpeed's, which belong to one stage and one number of processes, but those of `Engine.state`.
+    """
 
     def __init__(self, train: TrainConfig, model: nn.Module, micro: int, accumulation: int):
-        need("deepspeed", extra="train")
-        from accelerate.utils import DeepSpeedPlugin
-
+        deepspeed = need("deepspeed", extra="train")
         self.train, self.plain, self.accumulation = train, model, accumulation
         self.settings = deepspeed_settings(train, micro=micro, accumulation=accumulation)
-        plugin = DeepSpeedPlugin(hf_ds_config=self.settings)
-        self.accelerator = make_accelerator("no", deepspeed_plugin=plugin)
-        self.device = self.accelerator.device
+        self.stage = self.settings["zero_optimization"].get("stage", 0)
         optimizer = optim.make_optimizer(train.optimizer, model, lr=train.lr, betas=train.betas, weight_decay=train.weight_decay)
-        self.model, self.optimizer = self.accelerator.prepare(model, optimizer)
+        self._remember(model, optimizer)
+        self.model, self.optimizer, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=self.settings)
+        self.zero = self.optimizer  # ZeRO's own from stage 1 on
+        self.device = torch.device(self.model.device)
+
+    def _remember(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+        """Parameters in the order of torch's own optimizer state, before ZeRO flattens them, and all names of each (tied ones have two)."""
+        self.groups = optimizer.state_dict().get("param_groups", [])
+        self.parameters = [p for group in optimizer.param_groups for p in group["params"]]
+        self.names: dict[int, list[str]] = {}
+        for name, parameter in model.named_parameters(remove_duplicate=False):
+            self.names.setdefault(id(parameter), []).append(name)
 
     def __str__(self) -> str:
-        return f"DeepSpeed ZeRO-{self.settings['zero_optimization']['stage']}, precision {self.train.precision}, on {self.device}"
+        zero = self.settings["zero_optimization"]
+        moved = [part for part in ("optimizer", "param") if zero.get(f"offload_{part}", {}).get("device", "none") != "none"]
+        offload = f" ({' and '.join(moved)} in the CPU's memory)" if moved else ""
+        return f"DeepSpeed ZeRO-{self.stage}{offload}, precision {self.train.precision}, on {self.device}"
 
     def micro_batch(self, *, last: bool) -> Any:
         return contextlib.nullcontext()  # the engine counts its micro batches itself
@@ -137,33 +235,122 @@ class DeepSpeedEngine(Engine):
     def backward(self, loss: Tensor) -> None:
         # the engine divides by the accumulation steps; the sums are over all of them already
         self.model.backward(loss * self.accumulation)
-        self.model.step()
+        if not self.model.is_gradient_accumulation_boundary():
+            self.model.step()  # counts the micro batch; the last one waits for `step` or `skip`
 
     def norm(self) -> float:
-        norm = self.model.get_global_grad_norm()
-        return float(norm) if norm is not None else 0.0
+        """The norm of the gradients; they are clipped by it in `step`."""
+        if self.stage == 0:
+            return float(nn.utils.get_total_norm([p.grad for p in self.plain.parameters() if p.grad is not None]))
+        found = getattr(self.zero, self._norm_method)()
+        norms = [float(norm) for norm in (found if isinstance(found, list) else [found])]
+        return math.inf if any(norm < 0 for norm in norms) else math.hypot(*norms)  # ZeRO writes -1 for what is not finite
+
+    @property
+    def _norm_method(self) -> str:
+        return "_get_norm_groups" if self.stage == 3 else "scaled_global_norm"
 
     def step(self) -> None:
-        """The engine has stepped already, in `backward`."""
+        self.model.step()
 
     def skip(self) -> None:
-        """Too late: the engine has stepped, with clipped gradients. The spike is counted, and not averaged."""
+        """Forget the gradients. ZeRO does so by itself where their norm is not finite, and that is what it is told."""
+        if self.stage == 0:
+            self.model.zero_grad()
+            self.model.micro_steps += 1
+            return
+        invalid = torch.tensor(-1.0, device=self.device)
+        setattr(self.zero, self._norm_method, lambda: [invalid] if self.stage == 3 else invalid)
+        try:
+            self.model.step()
+        finally:
+            delattr(self.zero, self._norm_method)
 
-    def save(self, folder: Path) -> None:
-        self.model.save_checkpoint(str(folder), tag="engine")
+    def refresh(self) -> None:
+        if self.stage == 3:  # small parameters stay gathered, and others too until the step: out of date now
+            self.zero.checkpoint_event_prologue()
+            self.zero.checkpoint_event_epilogue()
 
+    @torch.no_grad()
+    def whole_model(self) -> nn.Module | None:
+        if self.stage < 3:
+            return self.plain
+        parameters = dict(self.plain.named_parameters())
+        weights = collected({name: own_share(p) for name, p in parameters.items()}, parameters)
+        if dist.get_rank() > 0:
+            return None
+        model = type(self.plain)(self.plain.config)
+        tied = {name: weights[names[0]] for names in self.names.values() for name in names}
+        model.load_state_dict(self.plain.state_dict() | tied)
+        return model.to(self.device)
+
+    @torch.no_grad()
+    def state(self) -> dict[str, Any]:
+        if self.stage == 0:
+            return super().state()
+        from deepspeed.utils import safe_get_full_fp32_param, safe_get_full_optimizer_state
+
+        self._link_moments()
+        step = self.zero.optimizer.state[self._flat_groups()[0]]["step"].cpu()
+        model: dict[str, Tensor] = {}
+        moments: dict[int, dict[str, Tensor]] = {}
+        for number, parameter in enumerate(self.parameters):  # whole for a moment everywhere, one after the other
+            whole = [safe_get_full_fp32_param(parameter), *(safe_get_full_optimizer_state(parameter, name) for name in MOMENTS)]
+            if _rank() == 0:
+                weight, *rest = (tensor.to("cpu", copy=True) for tensor in whole)
+                model |= dict.fromkeys(self.names[id(parameter)], weight)
+                moments[number] = {"step": step.clone(), **dict(zip(MOMENTS, rest))}
+        return {"model": model, "optimizer": {"state": moments, "param_groups": self.groups}} if _rank() == 0 else {}
+
+    @torch.no_grad()
     def load(self, folder: Path) -> None:
-        if not (folder / "engine").is_dir():
-            raise FileNotFoundError(
-                f"{folder / 'engine'} is missing: this trainer state was not saved under DeepSpeed. Go on with plain python, or delete {folder}"
-            )
-        world = json.loads((folder / "state.json").read_text())["world"]
-        if world != self.accelerator.num_processes:
-            raise ValueError(
-                f"{folder} was saved by {world} DeepSpeed processes, this run has {self.accelerator.num_processes}: "
-                f"start as many (--num_gpus {world}), or delete {folder}"
-            )
-        self.model.load_checkpoint(str(folder), tag="engine")
+        if self.stage == 0:
+            super().load(folder)
+            return
+        state = read_state(folder, map_location="cpu", mmap=True)  # each process reads what it keeps
+        self._make_moments(state["optimizer"]["state"][0]["step"])
+        for number, parameter in enumerate(self.parameters):
+            self._write(parameter, state["model"][self.names[id(parameter)][0]])
+            for name in MOMENTS:
+                self._write(parameter, state["optimizer"]["state"][number][name], name)
+        self._publish_weights()
+
+    def _flat_groups(self) -> list[Tensor]:
+        """This process's shares of the float32 weights, as the optimizer has them."""
+        return self.zero.fp32_partitioned_groups_flat if self.stage == 3 else self.zero.single_partition_of_fp32_groups
+
+    def _make_moments(self, step: Tensor) -> None:
+        """The optimizer makes them in its first step only."""
+        for flat in self._flat_groups():
+            own = self.zero.optimizer.state[flat]
+            own["step"] = step.clone().to(flat.device)
+            own.update({name: torch.zeros_like(flat) for name in MOMENTS})
+        self._link_moments()
+
+    def _link_moments(self) -> None:
+        """Say which part of the moments is which parameter's. DeepSpeed does it behind the first group's first step, when the next has none yet."""
+        if self.stage < 3:
+            self.zero._hp_optimizer_states_linked = False
+            self.zero._lazy_init_hp_params_optimizer_state()
+
+    def _write(self, parameter: Tensor, whole: Tensor, moment: str | None = None) -> None:
+        """This process's share of `whole` into the float32 weight of the parameter, or into one of its moments."""
+        from deepspeed import utils
+
+        value, kind = (share_of(whole, parameter), "local") if self.stage == 3 else (whole, "full")
+        if moment is None:
+            getattr(utils, f"safe_set_{kind}_fp32_param")(parameter, value)
+        else:
+            getattr(utils, f"safe_set_{kind}_optimizer_state")(parameter, value, moment)
+
+    def _publish_weights(self) -> None:
+        """From the float32 shares to the parameters that the model computes with."""
+        if self.stage < 3:
+            self.zero.update_lp_params()
+            return
+        for number in range(len(self.zero.fp16_groups)):
+            self.zero._reassign_or_swap_out_partitioned_parameters(number)
+        self.refresh()
 
 
 def deepspeed_settings(train: TrainConfig, *, micro: int, accumulation: int) -> dict[str, Any]:
@@ -184,17 +371,27 @@ def deepspeed_settings(train: TrainConfig, *, micro: int, accumulation: int) -> 
             raise ValueError(f"{path} sets {key} to {settings[key]}, the config to {value}; leave it out of the JSON, the config decides")
         settings[key] = value
     settings.setdefault("zero_optimization", {"stage": 1})
-    if settings["zero_optimization"].get("stage", 0) > 2:
-        raise ValueError(
-            f"{path} asks for ZeRO stage {settings['zero_optimization']['stage']}; stages 0, 1 and 2 are supported, since the averaged weights need whole parameters"
-        )
+    refuse_untested(path, settings)
     if train.optimizer == "muon" and settings["zero_optimization"].get("stage", 0) > 0:
         raise ValueError(
             f"{path} asks for ZeRO stage {settings['zero_optimization']['stage']}, which cuts the matrices that train.optimizer muon needs whole; "
             "take configs/deepspeed/zero0.json, or train.optimizer adamw"
         )
     settings["zero_allow_untested_optimizer"] = True  # torch's own AdamW, as without DeepSpeed
+    settings["zero_force_ds_cpu_optimizer"] = False  # the same on the CPU, where states are offloaded: nothing to compile
     settings.setdefault("steps_per_print", 10**9)
     if train.precision == "bf16" and "bf16" not in settings:
         settings["torch_autocast"] = {"enabled": True, "dtype": "bfloat16"}  # float32 weights, as without DeepSpeed
     return settings
+
+
+def refuse_untested(path: Path, settings: dict[str, Any]) -> None:
+    """Raise ValueError for what a DeepSpeed JSON may ask for and tokun's states and skipped steps do not know."""
+    zero = settings["zero_optimization"]
+    if settings.get("fp16", {}).get("enabled"):
+        raise ValueError(f"{path} asks for fp16, whose loss scaling skips steps of its own; take train.precision bf16 or no")
+    if settings.get("bf16", {}).get("enabled") and zero.get("stage", 0) == 0:
+        raise ValueError(f"{path} asks for bf16 weights without ZeRO; leave bf16 out (train.precision casts), or take stage 1, 2 or 3")
+    for part in ("offload_optimizer", "offload_param"):
+        if (device := zero.get(part, {}).get("device", "none")) not in ("none", "cpu"):
+            raise ValueError(f"{path} sets {part} to {device}; to the CPU's memory is what is supported: \"device\": \"cpu\"")

@@ -7,18 +7,21 @@ extended. `AutoModelForCausalLM.from_pretrained` loads what is saved; nothing of
 from __future__ import annotations
 
 import contextlib
+import functools
 import importlib.util
 import os
 import shutil
 import types
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
+from tokun import losses
 from tokun.config import GeneratorConfig
+from tokun.shares import is_cut
 
 
 def make_generator(config: GeneratorConfig, *, vocab_size: int, max_length: int, pad: int, bos: int, eos: int) -> Any:
@@ -94,6 +97,58 @@ def compile_layers(model: nn.Module) -> None:
     layers = max(lists, key=lambda layers: sum(p.numel() for p in layers.parameters()))
     for layer in layers:
         layer.compile(dynamic=True)
+
+
+CHUNK_BYTES = 2**30  # of float32 logits, where the loss is left to choose its chunks
+
+
+def loss_chunk(asked: int, *, positions: int, size: int) -> int:
+    """Positions whose logits over `size` ids are made at once: `asked`, or with 0 what a GiB holds. 0: those of all, at once."""
+    chunk = asked or max(1, CHUNK_BYTES // (4 * size))
+    return chunk if chunk < positions else 0
+
+
+@torch.no_grad()
+def head_is_last(model: Any) -> bool:
+    """Whether the logits are the output embedding of the base model's last hidden states and nothing more, as a short input shows.
+    Some models scale or cap their logits behind the head, or put a layer before it."""
+    if model.get_output_embeddings() is None or model.base_model is model:
+        return False
+    was_training = model.training
+    model.eval()
+    ids = torch.arange(4, device=model.device)[None]
+    hidden = model.base_model(input_ids=ids, use_cache=False)[0]
+    same = torch.equal(model.get_output_embeddings()(hidden), model(input_ids=ids, use_cache=False).logits)
+    model.train(was_training)
+    return same
+
+
+def lose_in_forward(model: Any, *, size: int, chunk: int, token_losses: Callable[..., dict[str, torch.Tensor]]) -> None:
+    """From now on `model(input_ids=…, targets=(positions, labels, is_image, weights))` is (loss, parts) of `losses.chunked_loss` over the
+    logits of `size` ids, or with chunk 0, and where ZeRO-3 has cut the head, the same of all logits at once.
+
+    positions (N,) into the flattened input_ids (B, T), labels (N,): what has no label costs no logits, and no logits are cast on their
+    way out. Every other call is as before. It is a call of the model like any other, so that DDP and DeepSpeed see it. Before `prepare`;
+    nothing of it is saved. Needs `head_is_last`.
+    """
+    stock = model.forward
+
+    @functools.wraps(stock)
+    def forward(self: Any, *args: Any, targets: tuple[torch.Tensor, ...] | None = None, **kwargs: Any) -> Any:
+        if targets is None:
+            return stock(*args, **kwargs)
+        positions, labels, is_image, weights = targets
+        rows = self.base_model(*args, **kwargs)[0].flatten(0, 1).index_select(0, positions)
+        head = self.get_output_embeddings()
+        if chunk and not any(map(is_cut, head.parameters())):  # cut weights are gathered for one forward and one backward pass, no more
+            torch.clear_autocast_cache()  # the layers' copies of their weights are not for the loss to carry
+            return losses.chunked_loss(rows, head, labels, is_image, weights, size=size, chunk=chunk, token_losses=token_losses)
+        logits = head(rows)[..., :size]
+        with torch.autocast(logits.device.type, enabled=False):
+            parts = token_losses(logits, labels, is_image)
+            return losses.weighted_loss(parts, weights), parts
+
+    model.forward = types.MethodType(forward, model)
 
 
 @contextlib.contextmanager

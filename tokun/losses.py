@@ -6,7 +6,9 @@ Shapes: images (B, C, H, W) in [-1, 1], logits (B, T, V), labels (B, T) with -10
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -213,3 +215,69 @@ def next_token_losses(logits: Tensor, labels: Tensor, is_image: Tensor) -> dict[
         "text_count": text.sum().float(),
         "z_sum": torch.where(keep, partition.square(), zero).sum(),
     }
+
+
+PARTS = ("image_sum", "image_count", "text_sum", "text_count", "z_sum")
+LOSS_SUMS = ("image_sum", "text_sum", "z_sum")  # what a training loss weighs, in the order of its weights
+
+
+def weighted_loss(parts: dict[str, Tensor], weights: Tensor) -> Tensor:
+    """weights (3,) over the sums of `next_token_losses` -> scalar."""
+    return (torch.stack([parts[name] for name in LOSS_SUMS]) * weights).sum()
+
+
+def chunked_loss(
+    hidden: Tensor, head: nn.Module, labels: Tensor, is_image: Tensor, weights: Tensor, *, size: int, chunk: int,
+    token_losses: Callable[[Tensor, Tensor, Tensor], dict[str, Tensor]] = next_token_losses,
+) -> tuple[Tensor, dict[str, Tensor]]:  # fmt: skip
+    """`weighted_loss(next_token_losses(head(hidden)[..., :size], ...), weights)` and its parts, with the logits of `chunk` positions at a time.
+
+    hidden (N, H), labels (N,), weights (3,). Where gradients are wanted they are made along the way, chunk by chunk, while the logits are
+    there: nothing is computed twice, and behind it lie a gradient like `hidden` and one like the head's weights. So the loss may be
+    scaled before `backward`, but not be put through anything else; the parts have no gradient.
+    """
+
+    def parts_of(rows: Tensor, targets: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        logits = head(rows)[..., :size]
+        with torch.autocast(hidden.device.type, enabled=False):
+            parts = token_losses(logits, targets, is_image)
+            return weighted_loss(parts, weights), parts
+
+    if torch.is_grad_enabled():
+        parameters = [p for p in head.parameters() if p.requires_grad]
+        loss, totals = _GradientsAlong.apply(parts_of, chunk, hidden, labels, *parameters)
+        return loss, dict(zip(PARTS, totals, strict=True))
+    several = [parts_of(*pair)[1] for pair in zip(hidden.split(chunk), labels.split(chunk), strict=True)]
+    parts = {name: torch.stack([part[name] for part in several]).sum() for name in PARTS}
+    return weighted_loss(parts, weights), parts
+
+
+class _GradientsAlong(torch.autograd.Function):
+    """The loss of `chunked_loss`, whose forward pass is its backward pass too: what is left for later is to scale."""
+
+    @staticmethod
+    def forward(ctx: Any, parts_of: Callable[..., Any], chunk: int, hidden: Tensor, labels: Tensor, *parameters: Tensor) -> tuple[Tensor, Tensor]:
+        loss, totals = hidden.new_zeros((), dtype=torch.float32), hidden.new_zeros(len(PARTS), dtype=torch.float32)
+        gradient = torch.empty_like(hidden)
+        sums = [torch.zeros_like(p, dtype=torch.float32) for p in parameters]  # of many chunks: float32 whatever the weights are
+        for rows, targets, place in zip(hidden.split(chunk), labels.split(chunk), gradient.split(chunk), strict=True):
+            rows = rows.detach().requires_grad_()
+            with torch.enable_grad():
+                part, parts = parts_of(rows, targets)
+            with torch.autocast(hidden.device.type, enabled=False):
+                made = torch.autograd.grad(part, [rows, *parameters])
+            place.copy_(made[0])
+            for total, i in zip(sums, range(1, len(made)), strict=True):
+                total.add_(made[i])
+            del made  # as large as the head's weights: not to lie beside the next chunk's logits
+            loss += part.detach()
+            totals += torch.stack([parts[name].detach() for name in PARTS])
+        ctx.gradients = [gradient, *(total.to(p.dtype) for total, p in zip(sums, parameters, strict=True))]
+        ctx.mark_non_differentiable(totals)
+        return loss, totals
+
+    @staticmethod
+    def backward(ctx: Any, scale: Tensor, *_: Any) -> tuple[Any, ...]:
+        hidden, *parameters = (gradient.mul_(scale) for gradient in ctx.gradients)  # in place: they are ours, and as large as the weights
+        del ctx.gradients
+        return None, None, hidden, None, *parameters

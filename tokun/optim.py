@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from tokun.shares import collected, own_share, share_of
+
 
 def parameter_groups(module: nn.Module, weight_decay: float) -> list[dict]:
     """Weight decay for matrices and convolutions; none for norms and biases, nor for embeddings' one-dimensional kin."""
@@ -84,12 +86,16 @@ def set_lr(optimizer: torch.optim.Optimizer, lr: float) -> None:
 
 
 class Ema:
-    """Exponential moving average of the parameters in float32 (buffers are left alone). The decay warms up as (1 + t) / (10 + t)."""
+    """Exponential moving average of the parameters in float32 (buffers are left alone). The decay warms up as (1 + t) / (10 + t).
+
+    Under ZeRO-3 each process averages its own share of each parameter, where that share lies; what is saved is whole.
+    """
 
     def __init__(self, module: nn.Module, decay: float):
         self.decay = decay
         self.step = 0
-        self.shadow = {name: tensor.detach().clone().float() for name, tensor in _floats(module)}
+        self.parameters = dict(_floats(module))
+        self.shadow = {name: own_share(p).detach().clone().float() for name, p in self.parameters.items()}
 
     @torch.no_grad()
     def update(self, module: nn.Module) -> None:
@@ -97,21 +103,22 @@ class Ema:
         decay = min(self.decay, (1 + self.step) / (10 + self.step))
         live = dict(_floats(module))
         shadow = list(self.shadow.values())
-        torch._foreach_lerp_(shadow, [live[name].detach().float() for name in self.shadow], 1 - decay)
+        torch._foreach_lerp_(shadow, [own_share(live[name]).detach().float() for name in self.shadow], 1 - decay)
 
     @torch.no_grad()
     def copy_to(self, module: nn.Module) -> None:
         """Overwrite the module's parameters with the average."""
-        for name, tensor in _floats(module):
-            tensor.copy_(self.shadow[name])
+        for name, p in _floats(module):
+            own_share(p).copy_(self.shadow[name])
 
     def state_dict(self) -> dict[str, Tensor]:
-        return {"step": torch.tensor(self.step), **self.shadow}
+        """Whole tensors by name. Under ZeRO-3 every process calls it, and only rank 0 gets them."""
+        return {"step": torch.tensor(self.step), **collected(self.shadow, self.parameters)}
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
         self.step = int(state["step"])
         for name, tensor in self.shadow.items():
-            tensor.copy_(state[name])
+            tensor.copy_(share_of(state[name], self.parameters[name]))
 
 
 def _floats(module: nn.Module) -> list[tuple[str, Tensor]]:

@@ -16,9 +16,11 @@ import argparse
 import contextlib
 import dataclasses
 import difflib
+import functools
 import itertools
 import json
 import math
+import weakref
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,7 +33,7 @@ from torch import nn
 from tokun import checkpoint, data, losses, optim, stages
 from tokun.config import Config, load_config
 from tokun.engine import make_accelerator
-from tokun.generator import add_dropout, count_parameters, flops_per_token, make_generator, tune_for
+from tokun.generator import add_dropout, count_parameters, flops_per_token, loss_chunk, make_generator, tune_for
 from tokun.image_tokenizer import Decoder, Encoder, ImageTokenizer
 from tokun.latents import Slots
 from tokun.text_tokenizer import TextTokenizer
@@ -69,7 +71,6 @@ GPUS = {
 }
 GPUS_PER_NODE = 8
 USABLE = 0.92  # share of a GPU's memory for tensors; the rest is CUDA's context, NCCL's buffers and fragments
-COPIES = ("bf16_weights", "layer_copies", "all_copies")  # what of a step does not grow with the micro batch
 STAGES = ("ddp", "zero0", "zero1", "zero2", "zero3")
 SHARD = 1000  # pictures in a shard, as data_tools.prepare writes them
 # 419 unexpected interruptions in 54 days on 16,384 GPUs: Llama Team 2024, "The Llama 3 Herd of Models", section 3.3.4
@@ -210,15 +211,16 @@ def layer_bytes_per_token(s: Shape, *, bf16: bool, dropout: bool, gpu: bool = Tr
     return norms + inputs + attention + 4 * a * s.I + masks
 
 
-def ends_bytes_per_token(s: Shape, *, bf16: bool, dropout: bool, gpu: bool = True) -> int:
-    """What stands before the first and behind the last layer: ids and labels, the embedding's mask, the last norm, the head's input."""
+def ends_bytes_per_token(s: Shape, *, bf16: bool, dropout: bool, chunked: bool = False, gpu: bool = True) -> int:
+    """What stands before the first and behind the last layer: ids, labels and their positions, the embedding's mask, the last norm, the
+    head's input (none with a loss in chunks)."""
     mask = s.H * (1 if gpu else 4) if dropout else 0
-    head = 2 * s.H if bf16 else 4 * s.H
-    return 8 + 8 + mask + 4 * s.H + 4 + head + (0 if gpu else 4 * s.H)
+    head = 0 if chunked else 2 * s.H if bf16 else 4 * s.H
+    return 8 + 8 + 8 + mask + 4 * s.H + 4 + head + (0 if gpu else 4 * s.H)
 
 
 def activation_bytes(
-    s: Shape, *, micro: int, width: int, bf16: bool, dropout: bool, checkpointing: bool, gpu: bool = True
+    s: Shape, *, micro: int, width: int, bf16: bool, dropout: bool, checkpointing: bool, chunk: int = 0, gpu: bool = True
 ) -> dict[str, float]:
     """What the forward pass of `micro` sequences of `width` ids leaves for the backward pass.
 
@@ -230,27 +232,36 @@ def activation_bytes(
     loss                     the most that its backward pass holds besides: the gradient of gather, and difference, exponential and
                              product of logsumexp's, four times the logits
 
+    With a loss in chunks of `chunk` positions (`losses.chunked_loss`) the last three are a chunk's, there is nothing of the head to keep, and
+
+    chunk_inputs             the hidden states that have a label, which are there while the chunks are
+    chunk_gradients          theirs, made with the chunks, stay for the backward pass
+    head_gradient            so does that of the head's weights, in float32; `head_products` are what a chunk adds to it,
+                             `head_copy` is autocast's
+
     Not compiled: train.compile needs less.
     """
-    tokens = micro * width
+    tokens, copy = micro * width, 2.0 if bf16 else 0.0
     layer = layer_bytes_per_token(s, bf16=bf16, dropout=dropout, gpu=gpu)
-    ends = ends_bytes_per_token(s, bf16=bf16, dropout=dropout, gpu=gpu)
+    ends = ends_bytes_per_token(s, bf16=bf16, dropout=dropout, chunked=chunk > 0, gpu=gpu)
     kept = s.L * 4 * s.H if checkpointing else s.L * layer
-    copy = 2.0 if bf16 else 0.0
-    every = copy * (s.L * s.layer_matrices + s.V * s.H)
-    return {
-        "activations": float(tokens * (kept + ends)), "one_layer": float(tokens * layer), "logits": 4.0 * tokens * s.V, "loss": 16.0 * tokens * s.V,
-        "bf16_weights": copy * s.V * s.H if checkpointing else every, "layer_copies": copy * s.layer_matrices, "all_copies": every,
-        "bf16_logits": copy * tokens * s.V,
+    at_once, head = chunk or tokens, s.V * s.H
+    step = {
+        "activations": float(tokens * (kept + ends)), "one_layer": float(tokens * layer), "logits": 4.0 * at_once * s.V, "loss": 16.0 * at_once * s.V,
+        "bf16_weights": copy * ((0 if checkpointing else s.L * s.layer_matrices) + (0 if chunk else head)),
+        "layer_copies": copy * s.layer_matrices, "all_copies": copy * (s.L * s.layer_matrices + head), "bf16_logits": copy * at_once * s.V,
     }  # fmt: skip
+    made = 4.0 * tokens * s.H if chunk else 0.0
+    of_head = {"head_gradient": 4.0, "head_products": 4.0 + copy, "head_copy": copy}
+    return step | {"chunk_inputs": made, "chunk_gradients": made} | {k: v * head if chunk else 0.0 for k, v in of_head.items()}
 
 
 def state_bytes(sizes: Sizes, *, stage: str, gpus: int, optimizer: str, bucket: float = 5e8, overlap: bool = False) -> dict[str, float]:
     """What stays on a GPU, or comes anew with each step, whatever the batch. Float32 throughout, the moving average included.
 
     ddp: DDP's buckets are a second copy of the gradients (gpus > 1). zero1, zero2: DeepSpeed keeps a master copy of its share of
-    the weights, and reduces in buckets of `bucket` numbers, two with overlap_comm. zero3, which tokun refuses today, is what it would be
-    if the moving average were cut too; up to 1e9 weights are gathered at a time.
+    the weights, and reduces in buckets of `bucket` numbers, two with overlap_comm. zero3 cuts the moving
+    average too; up to 1e9 weights are gathered at a time. Offloading to the CPU's memory is not planned.
     """
     P, N = float(sizes.parameters), gpus
     muon = 4 * sizes.hidden_matrices if optimizer == "muon" else 0  # one moment instead of two
@@ -275,16 +286,19 @@ def peak_bytes(state: dict[str, float], step: dict[str, float], *, accumulation:
     """The moments at which a step can need most, all of what stays included; the largest of them is the peak.
 
     Gradients come as activations go, so they do not add up: at the loss there are none yet (with one micro batch), at the end of the
-    backward pass hardly an activation. ZeRO's step flattens its share of the gradients. Evaluation keeps the step's own weights aside while the averaged ones stand in the model.
+    backward pass hardly an activation. A loss in chunks makes its gradients in the forward pass, with autocast's copy of the head. ZeRO's
+    step flattens its share of the gradients. Evaluation keeps the step's own weights aside while the averaged ones stand in the model.
     """
     stays = sum(v for k, v in state.items() if k != "gradients")
-    before = stays + (state["gradients"] if accumulation > 1 else 0.0) + step["activations"] + step["logits"]
+    before = stays + (state["gradients"] if accumulation > 1 else 0.0) + step["activations"]
+    made = step["chunk_gradients"] + step["head_gradient"]
+    chunk = step["chunk_inputs"] + step["head_copy"] + made
     return {
-        "forward": before + step["all_copies"] + step["bf16_logits"],
-        "loss": before + step["bf16_weights"] + step["loss"],
-        "layers": before + step["bf16_weights"] + (step["one_layer"] + step["layer_copies"] if checkpointing else 0.0),
-        "backward": stays + state["gradients"] + step["logits"] + step["one_layer"] + step["layer_copies"],
-        "step": stays + state["gradients"] + state["master"] + step["logits"],
+        "forward": before + step["all_copies"] + (0.0 if made else step["logits"] + step["bf16_logits"]),
+        "loss": before + step["bf16_weights"] + chunk + max(step["logits"] + step["loss"], step["bf16_logits"] + step["head_products"]),
+        "layers": before + step["bf16_weights"] + made + (step["one_layer"] + step["layer_copies"] if checkpointing else 0.0),
+        "backward": stays + state["gradients"] + step["one_layer"] + step["layer_copies"],
+        "step": stays + state["gradients"] + state["master"],
         "evaluation": stays + state["weights"] + step["logits"],
     }
 
@@ -292,16 +306,23 @@ def peak_bytes(state: dict[str, float], step: dict[str, float], *, accumulation:
 # --- the same, measured ---------------------------------------------------------------------------------------------
 
 
+def step_kind(config: Config, sizes: Sizes, micro: int) -> dict[str, Any]:
+    """What of a config `activation_bytes` depends on, besides the lengths."""
+    t = config.train
+    chunk = loss_chunk(t.loss_chunk, positions=micro * sizes.width, size=sizes.shape.V)
+    return dict(bf16=t.precision == "bf16", dropout=config.generator.dropout > 0, checkpointing=t.gradient_checkpointing, chunk=chunk)
+
+
 def planned_memory(config: Config, *, micro: int, gpu: bool) -> dict[str, float]:
     """What `measure_memory` should find for one process, one micro batch and no DeepSpeed."""
     t, sizes = config.train, generator_sizes(config)
     state = state_bytes(sizes, stage="ddp", gpus=1, optimizer=t.optimizer)
-    kind = dict(bf16=t.precision == "bf16", dropout=config.generator.dropout > 0, checkpointing=t.gradient_checkpointing)
-    step = activation_bytes(sizes.shape, micro=micro, width=sizes.width, gpu=gpu, **kind)
+    step = activation_bytes(sizes.shape, micro=micro, width=sizes.width, gpu=gpu, **step_kind(config, sizes, micro))
     moments = peak_bytes(state, step, accumulation=1, checkpointing=t.gradient_checkpointing)
     peak = max(size for moment, size in moments.items() if moment != "evaluation")  # no part of a step
     terms = {term: state[term] for term in ("weights", "gradients", "optimizer", "ema")}
-    return {**terms, "saved": step["activations"] + step["bf16_weights"] + step["logits"], "peak": peak}
+    kept = 0.0 if step["head_gradient"] else step["logits"]
+    return {**terms, "saved": step["activations"] + step["bf16_weights"] + kept, "peak": peak}
 
 
 def measure_memory(config: Config, *, micro: int) -> dict[str, float]:
@@ -314,30 +335,25 @@ def measure_memory(config: Config, *, micro: int) -> dict[str, float]:
     t, sizes = config.train, generator_sizes(config)
     accelerator = make_accelerator(t.precision)
     device, V = accelerator.device, sizes.shape.V
+    ids, is_image = torch.randint(3, V, (micro, sizes.width)), torch.arange(V) >= V - config.image_tokenizer.codebook_size
     plain = make_generator(config.generator, vocab_size=V, max_length=2 * sizes.width, pad=0, bos=1, eos=2)
     add_dropout(plain, config.generator.dropout)
     if t.gradient_checkpointing:
         plain.gradient_checkpointing_enable()
     tune_for(plain, torch.device("cuda"))
     plain.to(device).train()
+    vocabulary = SimpleNamespace(size=V, is_image=is_image)
+    token_loss = stages.TokenLoss(plain, vocabulary, rows=micro, length=sizes.width, chunk=t.loss_chunk, compile=False, say=print)
     own = optim.make_optimizer(t.optimizer, plain, lr=t.lr, betas=t.betas, weight_decay=t.weight_decay)
     model, optimizer = accelerator.prepare(plain, own)
     ema = optim.Ema(plain, t.ema_decay)
-    ids, is_image = (
-        torch.randint(3, V, (micro, sizes.width), device=device),
-        torch.arange(V, device=device) >= V - config.image_tokenizer.codebook_size,
-    )
     found: dict[str, float] = {}
 
-    def forward() -> tuple[torch.Tensor, torch.Tensor]:
-        with accelerator.autocast():
-            logits = model(input_ids=ids, use_cache=False).logits[..., :V]
-        parts = losses.next_token_losses(logits, ids, is_image)
-        return parts["image_sum"] + parts["text_sum"] + t.z_loss * parts["z_sum"], logits
+    def forward() -> torch.Tensor:
+        return token_loss(accelerator, model, ids, ids, torch.tensor([1.0, 1.0, t.z_loss], device=device))[0]
 
     def step() -> None:
-        loss, _logits = forward()  # the training loop holds the logits until the next ones, too
-        accelerator.backward(loss)
+        accelerator.backward(forward())
         found["gradients"] = float(sum(p.grad.nbytes for p in plain.parameters()))
         accelerator.clip_grad_norm_(plain.parameters(), t.max_grad_norm)
         optimizer.step()
@@ -458,19 +474,27 @@ def on_fake_gpu(bf16: bool) -> Iterator[None]:
         torch.clear_autocast_cache()
 
 
+class _Saved:
+    """A tensor that autograd holds for a backward pass, for as long as it does."""
+
+    def __init__(self, tensor: torch.Tensor) -> None:
+        self.tensor = tensor
+
+
 def saved_bytes(forward: Callable[[], Any], *, exclude: Any = ()) -> float:
     """Bytes of the distinct storages that `forward` leaves for its backward pass, the storages of `exclude` aside."""
     own = {p.untyped_storage()._cdata for p in exclude}
-    kept: dict[int, torch.Tensor] = {}  # the tensors themselves: a storage that is freed could give its address away
+    kept: weakref.WeakSet[_Saved] = weakref.WeakSet()  # what a part of `forward` has used up by itself is gone from it
 
-    def pack(tensor: torch.Tensor) -> torch.Tensor:
-        if tensor.untyped_storage()._cdata not in own:
-            kept.setdefault(tensor.untyped_storage()._cdata, tensor)
-        return tensor
+    def pack(tensor: torch.Tensor) -> _Saved:
+        saved = _Saved(tensor)
+        kept.add(saved)
+        return saved
 
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda saved: saved.tensor):
         result = forward()
-    total = float(sum(tensor.untyped_storage().nbytes() for tensor in kept.values()))
+    storages = {saved.tensor.untyped_storage()._cdata: saved.tensor.untyped_storage().nbytes() for saved in kept}
+    total = float(sum(size for storage, size in storages.items() if storage not in own))
     del result
     return total
 
@@ -556,26 +580,28 @@ def make_plan(
     samples = samples or count_samples(config)
     sizes = generator_sizes(config, caption_tokens=caption_tokens or mean_caption_tokens(config))
     image = image_tokenizer_sizes(config)
-    kind = dict(bf16=t.precision == "bf16", dropout=config.generator.dropout > 0, checkpointing=t.gradient_checkpointing)
-    step = activation_bytes(sizes.shape, micro=micro, width=sizes.width, **kind)
-    one = activation_bytes(sizes.shape, micro=1, width=sizes.width, **kind)
+
+    def step_of(micro: int, stage: str) -> dict[str, float]:
+        kind = step_kind(config, sizes, micro) | ({"chunk": 0} if stage == "zero3" else {})  # there all logits are made at once
+        return activation_bytes(sizes.shape, micro=micro, width=sizes.width, **kind)
+
     stage, zero = deepspeed_stage(config)
     memory = {}
     for name in STAGES:
         options = zero if name == stage else {}
         state = state_bytes(sizes, stage=name, gpus=gpus, optimizer=t.optimizer, **options)
-        moments = peak_bytes(state, step, accumulation=accumulation, checkpointing=t.gradient_checkpointing)
+        moments = peak_bytes(state, step_of(micro, name), accumulation=accumulation, checkpointing=t.gradient_checkpointing)
         sent = communication_bytes(sizes.parameters, stage=name, gpus=gpus, accumulation=accumulation)
         memory[name] = {
             "state": state, "moments": moments, "peak": max(moments.values()), "fits": max(moments.values()) <= USABLE * card.memory,
-            "largest_micro_batch": largest_micro_batch(state, one, card, accumulation=accumulation, checkpointing=t.gradient_checkpointing),
+            "largest_micro_batch": largest_micro_batch(state, functools.partial(step_of, stage=name), card, accumulation=accumulation, checkpointing=t.gradient_checkpointing),
             "communication": sent, "communication_seconds": sent / (card.link if gpus <= GPUS_PER_NODE else card.network),
         }  # fmt: skip
     times = _times(config, sizes, image, card, gpus, mfu, samples, memory[stage]["communication_seconds"])
     storage = _storage(config, sizes, image, samples)
     return Plan(
         card, gpus, mfu, stage, micro, accumulation, t.gradient_checkpointing, samples, sizes, image,
-        image.memory(config.image_tokenizer_train.batch_size // gpus, gpus), step, memory, times,
+        image.memory(config.image_tokenizer_train.batch_size // gpus, gpus), step_of(micro, stage), memory, times,
         storage, _failures(gpus, times["step_seconds"], t.save_every, storage["trainer_state"] / disk, restart),
     )  # fmt: skip
 
@@ -594,12 +620,13 @@ def deepspeed_stage(config: Config) -> tuple[str, dict[str, Any]]:
     }
 
 
-def largest_micro_batch(state: dict[str, float], one: dict[str, float], gpu: Gpu, *, accumulation: int, checkpointing: bool) -> int:
+def largest_micro_batch(
+    state: dict[str, float], step_of: Callable[[int], dict[str, float]], gpu: Gpu, *, accumulation: int, checkpointing: bool
+) -> int:
     """The most sequences of full width that one forward pass can hold; 0 where not even one fits."""
 
     def fits(micro: int) -> bool:
-        step = {k: v if k in COPIES else micro * v for k, v in one.items()}
-        return max(peak_bytes(state, step, accumulation=accumulation, checkpointing=checkpointing).values()) <= USABLE * gpu.memory
+        return max(peak_bytes(state, step_of(micro), accumulation=accumulation, checkpointing=checkpointing).values()) <= USABLE * gpu.memory
 
     low, high = 0, 2**20
     while high - low > 1:
@@ -691,7 +718,7 @@ def _lines(plan: Plan) -> list[str]:
     }  # fmt: skip
     lines += [f"  {words:<17}" + "".join(f"{value(plan.memory[name]):>12}" for name in STAGES) for words, value in rows.items()]
     lines += [
-        "  (* this config; zero3 is refused by tokun today, its column is what it would be; muon is refused above zero0. Terms do not all meet: the peak is the largest moment)",
+        "  (* this config; muon is refused above zero0; zero3 without the whole copy on the first GPU that samples and the final checkpoint are made from. Terms do not all meet: the peak is the largest moment)",
         "",
         f"step               {t['compute_seconds']:.3f} s of computing + {t['communication_seconds']:.3f} s of communication, not overlapped = {t['step_seconds']:.3f} s",
         f"generator          {_hours(t['hours'])} on {plan.gpus} GPU(s), {t['hours'] * plan.gpus:,.1f} GPU-hours",

@@ -8,17 +8,17 @@ it does not, and a stage that was killed goes on from its last trainer state. Wh
 from __future__ import annotations
 
 import dataclasses
+import functools
 import io
 import json
 import math
 import os
-import shutil
+import socket
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +39,9 @@ from tokun.generator import (
     compile_layers,
     count_parameters,
     flops_per_token,
+    head_is_last,
+    lose_in_forward,
+    loss_chunk,
     make_generator,
     tune_for,
     uncompiled,
@@ -48,6 +51,7 @@ from tokun.image_tokenizer import ImageTokenizer
 from tokun.latents import Slots
 from tokun.model import TEXT_TOKENIZER, Tokun, count_tags
 from tokun.model_card import model_card
+from tokun.shares import own_share
 from tokun.text_tokenizer import PretrainedTextTokenizer, TextTokenizer, normalize
 from tokun.tracking import Tracker, make_tracker
 from tokun.vocabulary import Vocabulary, tag_word
@@ -64,6 +68,7 @@ class Run:
     world: int
     deepspeed: bool  # the generator runs under a DeepSpeed engine
     stop: health.StopRequest
+    writer: checkpoint.Writer
 
     def any(self, flag: bool) -> bool:
         """Whether the flag is true in any process. All of them ask together."""
@@ -78,9 +83,11 @@ class Run:
         """Save and raise Preempted when any process was asked to stop (SIGTERM)."""
         if self.any(self.stop.asked):
             save()
+            self.writer.wait()
             raise health.Preempted
 
     def close(self) -> None:
+        self.writer.close()
         self.stop.close()
         self.tracker.finish()
 
@@ -104,6 +111,8 @@ class Run:
         return self.out / "cache" / f"{shards}.index"
 
     def states(self, stage: str) -> checkpoint.TrainerStates:
+        if self.rank == 0:
+            checkpoint.remove_partial(self.out / "state" / stage)
         return checkpoint.TrainerStates(self.out / "state" / stage, keep=self.config.train.keep_last)
 
 
@@ -130,7 +139,24 @@ def open_run(config: Config, *, deepspeed: bool = False) -> Run:
         config=configs.to_dict(config),
         main_process=rank == 0,
     )
-    return Run(config, out, tracker, rank, world, deepspeed, health.StopRequest())
+    run = Run(config, out, tracker, rank, world, deepspeed, health.StopRequest(), checkpoint.Writer(tqdm.write))
+    run.wait()
+    _require_shared(out)
+    return run
+
+
+def _require_shared(out: Path, *, seconds: float = 30.0) -> None:
+    """Raise ValueError where this process does not see what the first one has written; network folders may take a while."""
+    end = time.monotonic() + seconds
+    while not (out / "config.yaml").is_file():
+        if time.monotonic() > end:
+            raise ValueError(
+                f"out={out} on {socket.gethostname()} does not hold the config.yaml that the first process has written: all nodes must see one "
+                "folder there (docs/clusters.md); only data may be copied to each"
+            )
+        if out.is_dir():
+            os.listdir(out)  # has a network folder look again
+        time.sleep(0.5)
 
 
 def write_config(out: Path, config: Config) -> None:
@@ -149,6 +175,8 @@ def _check_ahead(config: Config, world: int, deepspeed: bool) -> None:
             raise ValueError(f"{name} is {value}; it is a share between 0 and 1")
     if deepspeed:
         deepspeed_settings(train, micro=micro, accumulation=train.batch_size // world // micro)
+    if train.keep_best and not config.data.val:
+        raise ValueError(f"train.keep_best is {train.keep_best}, but which checkpoint is best only held-out pictures can tell: name them with data.val, or set keep_best to 0")
     weights = config.image_tokenizer_train.perceptual_weights
     if weights and config.image_tokenizer_train.perceptual_weight > 0 and not Path(weights).is_file():
         raise FileNotFoundError(f"image_tokenizer_train.perceptual_weights {weights} does not exist; name a SqueezeNet file, or set perceptual: none")
@@ -168,11 +196,25 @@ def _micro_batch(train: configs.TrainConfig, world: int) -> int:
 # --- image tokenizer ------------------------------------------------------------------------------------------------
 
 BROKEN_RECORD = (OSError, ValueError, TypeError, KeyError, AttributeError)  # what a JSON of another shape leads to
-LOGGING_KEYS = {"log_every", "eval_every", "save_every", "sample_every", "keep_last", "max_minutes"}
+LOGGING_KEYS = {"log_every", "eval_every", "save_every", "sample_every", "keep_last", "keep_best", "max_minutes"}
 RETRY_KEYS = {"lr", "max_grad_norm", "precision"}  # may change when a run goes on from a trainer state
 GATE_KEYS = {"min_usage", "min_perplexity", "min_psnr"}
 
 
+def _written_to_the_end(stage: Callable[[Run], Path]) -> Callable[[Run], Path]:
+    """The stage, behind which nothing is still being written, however it ends."""
+
+    @functools.wraps(stage)
+    def whole(run: Run) -> Path:
+        try:
+            return stage(run)
+        finally:
+            run.writer.wait()
+
+    return whole
+
+
+@_written_to_the_end
 def train_image_tokenizer(run: Run) -> Path:
     """Train the VQ-VAE on the run's image shards -> `out/image_tokenizer`. Stops the run when it has collapsed."""
     config, target = run.config, run.out / "image_tokenizer"
@@ -236,9 +278,9 @@ def train_image_tokenizer(run: Run) -> Path:
             "model": model.state_dict(), "optimizer": optimizer.state_dict(), "ema": ema.state_dict(),
             "adversary": adversary.state_dict(), "spent": spent + clock.seconds(), "settings": json.dumps(asked),
         }  # fmt: skip
-        with checkpoint.survived(run.say, states.path(step)), checkpoint.whole_directory(states.path(step)) as folder:
-            torch.save(state, folder / "state.pt")
-        states.prune()
+        run.writer.wait()  # before the copies are made: one set of them is enough
+        copies = checkpoint.snapshot(state)
+        run.writer.put(states.path(step), lambda folder: torch.save(copies, folder / "state.pt"), then=states.prune)
 
     if run.rank == 0:  # weights, two moments and the average, for the model, and all but the average for the discriminator
         sizes = [count_parameters(model), count_parameters(discriminator) if discriminator is not None else 0]
@@ -315,6 +357,7 @@ def train_image_tokenizer(run: Run) -> Path:
                 {"settings": asked, "figures": figures, "steps": step, "stopped_by": _stopped_by(step, train),
                  "seconds": round(spent + clock.seconds()), "fingerprint": model.fingerprint(), "skipped": dict(samples.index.skipped)},
             )  # fmt: skip
+        run.writer.wait()
         states.clear()
     run.tracker.log({f"image_tokenizer/val_{k}": v for k, v in figures.items()}, step=step)
     run.tracker.log_image("image_tokenizer/reconstructions", sheet, step=step)
@@ -396,7 +439,7 @@ class _Adversary:
 class _Gan(_Adversary):
     def __init__(self, discriminator: nn.Module, train: configs.ImageTokenizerTrainConfig, accelerator: Any):
         self.train, self.accelerator, self.module = train, accelerator, discriminator
-        self.optimizer = torch.optim.AdamW(discriminator.parameters(), lr=train.gan_lr, betas=(0.5, 0.9), weight_decay=0.0)
+        self.optimizer = torch.optim.AdamW(discriminator.parameters(), lr=train.gan_lr, betas=(0.5, 0.9), weight_decay=0.0, fused=True)
         self.wrapped, self.optimizer = accelerator.prepare(discriminator, self.optimizer)
 
     def active(self, step: int) -> bool:
@@ -505,7 +548,7 @@ def run_codes_task(task: CodesTask) -> dict[str, int]:
     return encode_shard(task.source, task.shard, _tokenizer_on(task.tokenizer, device), task.config, device, prefix=task.prefix)
 
 
-@lru_cache(maxsize=1)
+@functools.lru_cache(maxsize=1)
 def _tokenizer_on(folder: Path, device: torch.device) -> ImageTokenizer:
     return ImageTokenizer.load(folder).to(device)
 
@@ -700,6 +743,7 @@ def build_vocabulary(config: Config, text_tokenizer: Any, codes: dict[str, Any])
     )  # fmt: skip
 
 
+@_written_to_the_end
 def train_generator(run: Run) -> Path:
     """Train the causal LM on the run's code shards -> `out/checkpoint`, the folder that users load."""
     config, target, train = run.config, run.out / "checkpoint", run.config.train
@@ -709,7 +753,7 @@ def train_generator(run: Run) -> Path:
     asked = {
         "generator": dataclasses.asdict(config.generator), "seed": config.seed, "codes": codes["fingerprint"], "counts": codes["counts"],
         "codes_settings": codes["settings"], "text_tokenizer": text_tokenizer.fingerprint(), "max_caption_tokens": config.data.max_caption_tokens,
-        "sort_window": config.data.sort_window, "train": _without(dataclasses.asdict(train), LOGGING_KEYS | {"deepspeed", "micro_batch_size", "gradient_checkpointing", "compile"}),
+        "sort_window": config.data.sort_window, "train": _without(dataclasses.asdict(train), LOGGING_KEYS | {"deepspeed", "micro_batch_size", "gradient_checkpointing", "compile", "loss_chunk"}),
     }  # fmt: skip
     run.recover(target)
     record = checkpoint.read_record(target / "training.json")
@@ -730,11 +774,12 @@ def train_generator(run: Run) -> Path:
     if train.gradient_checkpointing:
         model.gradient_checkpointing_enable()
     tune_for(model, torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+    parameters, flops = count_parameters(model), flops_per_token(model, slots.size)  # before ZeRO-3 cuts it
+    compiled = train.compile and can_compile(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+    token_loss = TokenLoss(model, vocabulary, rows=micro, length=slots.size, chunk=train.loss_chunk, compile=compiled, say=run.say)
     engine = Engine.make(train, model, deepspeed=run.deepspeed, micro=micro, accumulation=share // micro)
-    token_losses = losses.next_token_losses
-    if train.compile and can_compile(engine.device):
+    if compiled:
         compile_layers(model)
-        token_losses = torch.compile(token_losses, dynamic=True)
     elif train.compile:
         run.say("generator: train.compile is on, but there is no C++ compiler (g++, clang++) on this machine: going on without, more slowly")
     ema = optim.Ema(model, train.ema_decay)
@@ -754,6 +799,11 @@ def train_generator(run: Run) -> Path:
         held_out = [whole(step) for step in range(min(12, max(1, len(val) // size)))]
 
     spikes = health.Spikes(train.spike_factor)
+    best = checkpoint.BestCheckpoints(run.out / "best", keep=train.keep_best)
+    if run.rank == 0:
+        checkpoint.remove_partial(best.folder)
+    for kept in best.records():
+        _require_same_but_retry(best.path(kept["step"]), kept["settings"], asked)
     states = run.states("generator")
     step, spent = 0, 0.0
     if (latest := states.latest()) is not None:
@@ -766,51 +816,51 @@ def train_generator(run: Run) -> Path:
         step, spent = latest, saved["spent"]
         run.say(f"generator: resuming at step {step}")
     run.say(
-        f"generator: {_millions(model)} parameters, vocabulary {vocabulary.size} ({vocabulary.text_size} text + {len(vocabulary.controls)} control + "
+        f"generator: {parameters / 1e6:.2f}M parameters, vocabulary {vocabulary.size} ({vocabulary.text_size} text + {len(vocabulary.controls)} control + "
         f"{vocabulary.codebook_size} image), {len(batches.samples)} samples, {run.world} process(es), {engine}"
     )
-    is_image = vocabulary.is_image.to(engine.device)
     if run.rank == 0:  # weights, two moments, the average
-        checkpoint.require_space(run.out, 16 * count_parameters(model) * train_states(config))
-    flops = flops_per_token(model, slots.size)
+        weights = 4 * parameters
+        checkpoint.require_space(run.out, 4 * weights * train_states(config) + weights * (train.keep_best + 1 if train.keep_best else 0))
     rate = health.matmul_rate(engine.device, torch.bfloat16 if train.precision == "bf16" else torch.float32)
     clock = _Clock()
 
     def save() -> None:
-        folder = states.path(step)
-        if folder.exists():
+        run.writer.wait()  # before the copies are made: one set of them is enough
+        parts = {"engine.pt": engine.state(), "ema.pt": ema.state_dict()}  # all processes gather, the first one writes
+        if run.rank != 0:
             return
-        aside = folder.with_name(folder.name + ".partial")
-        failed = False
-        try:
-            if run.rank == 0:
-                shutil.rmtree(aside, ignore_errors=True)
-                aside.mkdir(parents=True)
-            run.wait()
-            engine.save(aside)
-            if run.rank == 0:
-                torch.save(ema.state_dict(), aside / "ema.pt")
-                state = {"settings": asked, "spent": spent + clock.seconds(), "world": run.world, "spikes": spikes.state_dict()}
-                checkpoint.write_record(aside / "state.json", state)
-                checkpoint.sync(aside)
-        except checkpoint.SAVE_ERRORS as error:  # a full disk: the run goes on, and tries again
-            failed = True
-            tqdm.write(f"generator: could not save at step {step} ({error}): going on; the last trainer state is {states.latest()}")
-        failed = run.any(failed)
-        if run.rank == 0:
-            if failed:
-                shutil.rmtree(aside, ignore_errors=True)
-            else:
-                os.rename(aside, folder)
-                states.prune()
-        run.wait()
+        parts["ema.pt"] = checkpoint.snapshot(parts["ema.pt"])
+        record = {"settings": asked, "spent": spent + clock.seconds(), "world": run.world, "spikes": spikes.state_dict()}
+
+        def write(folder: Path) -> None:
+            for name, part in parts.items():
+                torch.save(part, folder / name)
+            checkpoint.write_record(folder / "state.json", record)
+
+        run.writer.put(states.path(step), write, then=states.prune)
 
     tasks = tasks_of(batches.samples, train.task_mix)
 
-    def as_checkpoint() -> Tokun:
+    def as_checkpoint(generator: nn.Module) -> Tokun:
         return Tokun(
-            image_tokenizer.to(engine.device), text_tokenizer, vocabulary, model, config.sampling, [tuple(c) for c in codes["tag_counts"]], tasks
+            image_tokenizer.to(engine.device), text_tokenizer, vocabulary, generator, config.sampling, [tuple(c) for c in codes["tag_counts"]], tasks
         )
+
+    def record_of(held: dict[str, float]) -> dict[str, Any]:
+        return {
+            "settings": asked, "steps": step, "stopped_by": _stopped_by(step, train), "seconds": round(spent + clock.seconds()), "train": figures, "val": held,
+            "parameters": parameters, "image_tokenizer": checkpoint.read_record(run.out / "image_tokenizer" / "stage.json")["figures"],
+        }  # fmt: skip
+
+    def keep_if_best(held: dict[str, float]) -> None:
+        loss = train.image_weight * held["image_loss"] + train.text_weight * held["text_loss"]
+        if not run.any(run.rank == 0 and best.wants(step, loss)):
+            return
+        generator = engine.whole_model()
+        if run.rank == 0:
+            with checkpoint.survived(run.say, best.path(step)), best.put(step, loss, asked) as folder:
+                as_checkpoint(generator).save(folder, card=model_card(config, record_of(held)))
 
     stream = data.prefetch(batches, step)
     bar = tqdm(total=train.steps, initial=step, desc="generator", unit="step", disable=run.rank != 0, dynamic_ncols=True)
@@ -825,22 +875,18 @@ def train_generator(run: Run) -> Path:
         batch = next(stream)
         waited += time.monotonic() - before
         sums = _global_sums(run, batch, vocabulary, engine.device)
+        means = torch.stack([1 / sums["image"], 1 / sums["text"], 1 / (sums["image"] + sums["text"])])
+        weights = means * means.new_tensor([train.image_weight, train.text_weight, train.z_loss])
         torch.manual_seed(_step_seed(config.seed, step, run.rank))  # dropout is a function of (seed, step, rank)
         model.train()
         logged = torch.zeros(3, device=engine.device)
         for number in range(share // micro):
             rows = slice(number * micro, (number + 1) * micro)
-            ids, labels = (t[rows].to(engine.device, non_blocking=True) for t in (batch.input_ids, batch.labels))
             with engine.micro_batch(last=number == share // micro - 1):
-                with engine.autocast():
-                    logits = engine.model(input_ids=ids, use_cache=False).logits[..., : vocabulary.size]
-                parts = token_losses(logits, labels, is_image)
-                image, text = parts["image_sum"] / sums["image"], parts["text_sum"] / sums["text"]
-                z = parts["z_sum"] / (sums["image"] + sums["text"])
-                loss = train.image_weight * image + train.text_weight * text + train.z_loss * z
+                loss, parts = token_loss(engine, engine.model, batch.input_ids[rows], batch.labels[rows], weights)
                 _require_finite(run, loss, step, "generator", lambda s=step: batches_keys(batches, s))
                 engine.backward(loss * run.world)  # the engine averages over processes; the sums are global already
-            logged += torch.stack([image, text, z]).detach()
+            logged += means * torch.stack([parts[name].detach() for name in losses.LOSS_SUMS])
         norm = engine.norm()
         _require_finite(run, norm, step, "generator", lambda s=step: batches_keys(batches, s), what="gradient norm")
         if spikes.is_spike(norm):
@@ -852,7 +898,6 @@ def train_generator(run: Run) -> Path:
         tokens += float(sums["tokens"])
         width += batch.input_ids.numel() * run.world  # about: the other processes' rows may be a token longer
         bar.update(1)
-        run.stop_if_asked(save)
         if step % train.log_every == 0 or step == 1:
             if run.world > 1:
                 dist.all_reduce(logged)
@@ -869,45 +914,49 @@ def train_generator(run: Run) -> Path:
             run.tracker.log(figures, step=step)
             bar.set_postfix_str(f"image {image:.3f} text {text:.3f} {tokens / seconds:.0f} tok/s")
             tokens = width = waited = 0
-        if step % train.save_every == 0:
-            save()
         if held_out and step % train.eval_every == 0:
-            with _averaged(model, ema), uncompiled(model):
-                held = evaluate_generator(engine, model, held_out, vocabulary)
+            with _averaged(model, ema, engine.refresh), uncompiled(model):
+                held = evaluate_generator(engine, model, held_out, token_loss)
                 with engine.autocast():
                     held["attention_logit_max"] = health.attention_logit_max(model, held_out[0].input_ids[:4].to(engine.device))
+                keep_if_best(held)
             run.tracker.log({f"val/{k}": v for k, v in held.items()}, step=step)
             if run.rank == 0:
                 bar.write(f"  step {step}: held out " + _line(held))
             clock.lap()
             tokens = width = waited = 0
-        if step % train.sample_every == 0 and run.rank == 0 and config.sampling.n > 0:
-            with _averaged(model, ema), uncompiled(model):
-                log_samples(run, as_checkpoint(), step)
+        run.stop_if_asked(save)
+        if step % train.save_every == 0:  # behind the evaluation: a run that goes on from here has it behind it, too
+            save()
+        if step % train.sample_every == 0 and config.sampling.n > 0:
+            with _averaged(model, ema, engine.refresh), uncompiled(model):
+                whole = engine.whole_model()
+                if run.rank == 0:
+                    log_samples(run, as_checkpoint(whole), step)
             clock.lap()
             tokens = width = waited = 0
     bar.close()
     stream.close()
     ema.copy_to(model)
+    engine.refresh()
     model.eval()
     with uncompiled(model):
-        held = evaluate_generator(engine, model, held_out, vocabulary) if held_out else {}
+        held = evaluate_generator(engine, model, held_out, token_loss) if held_out else {}
+    generator = engine.whole_model()
     if run.rank == 0:
-        model.float()
-        whole = as_checkpoint()
-        minutes = (spent + clock.seconds()) / 60
-        record = {
-            "settings": asked, "steps": step, "stopped_by": _stopped_by(step, train), "seconds": round(60 * minutes), "train": figures, "val": held, "parameters": count_parameters(model),
-            "image_tokenizer": checkpoint.read_record(run.out / "image_tokenizer" / "stage.json")["figures"],
-        }  # fmt: skip
+        whole = as_checkpoint(generator.float().eval())
+        record = record_of(held) | {"best": [{k: r[k] for k in ("step", "loss")} for r in best.records()]}
         with checkpoint.whole_directory(target) as folder:
             whole.save(folder, card=model_card(config, record))
             checkpoint.write_record(folder / "training.json", record)
         if config.sampling.n > 0:
-            with uncompiled(model):
+            with uncompiled(generator):
                 log_samples(run, whole, step)
+        run.writer.wait()
         states.clear()
-        run.say(f"generator: finished after {step} steps, {minutes:.1f} minutes. {_line(held)}")
+        run.say(f"generator: finished after {step} steps, {record['seconds'] / 60:.1f} minutes. {_line(held)}")
+        for top in record["best"][:1]:
+            run.say(f"generator: lowest held-out loss {top['loss']:.4f} at step {top['step']}; its averaged weights: {best.path(top['step'])}")
         run.say(f"checkpoint: {target}\n  python sample.py --checkpoint {target} --seed 42 --n 16")
     run.wait()
     return target
@@ -921,19 +970,54 @@ def tasks_of(samples: data.CodeSamples, task_mix: dict[str, float]) -> tuple[str
 
 
 @torch.no_grad()
-def evaluate_generator(engine: Engine, model: Any, batches: Sequence[data.TokenBatch], vocabulary: Vocabulary) -> dict[str, float]:
+def evaluate_generator(engine: Engine, model: Any, batches: Sequence[data.TokenBatch], token_loss: TokenLoss) -> dict[str, float]:
     """Held-out nats per image token and per text token, over full-vocabulary softmax."""
     was_training = model.training
     model.eval()
     totals: dict[str, float] = {}
-    is_image = vocabulary.is_image.to(engine.device)
     for batch in batches:
-        with engine.autocast():
-            logits = model(input_ids=batch.input_ids.to(engine.device), use_cache=False).logits[..., : vocabulary.size]
-        for name, value in losses.next_token_losses(logits, batch.labels.to(engine.device), is_image).items():
+        for name, value in token_loss(engine, model, batch.input_ids, batch.labels)[1].items():
             totals[name] = totals.get(name, 0.0) + value.item()
     model.train(was_training)
     return {"image_loss": totals["image_sum"] / totals["image_count"], "text_loss": totals["text_sum"] / totals["text_count"]}
+
+
+class TokenLoss:
+    """The generator's loss of a micro batch: over all of its logits at once, or chunk by chunk where they would be the memory's peak."""
+
+    def __init__(self, model: Any, vocabulary: Vocabulary, *, rows: int, length: int, chunk: int, compile: bool, say: Callable[[str], None]):
+        self.size, self.is_image = vocabulary.size, vocabulary.is_image
+        self.losses = _compiled_for_training(losses.next_token_losses) if compile else losses.next_token_losses
+        chunk = loss_chunk(chunk, positions=rows * length, size=self.size)
+        self.inside = head_is_last(model)  # the model's forward pass
+        if self.inside:
+            lose_in_forward(model, size=self.size, chunk=chunk, token_losses=self.losses)
+        elif chunk:
+            say(f"generator: {type(model).__name__} does more to its logits than its output embedding: the loss takes all of them at once")
+
+    def __call__(
+        self, engine: Engine, model: Any, input_ids: Tensor, labels: Tensor, weights: Tensor | None = None
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """input_ids and labels (B, T) on the CPU, weights (3,) of `losses.LOSS_SUMS` on the engine's device (none: all one) -> the loss,
+        and the parts of `losses.next_token_losses`. `model` is the engine's own where gradients are wanted, else the bare one."""
+        ids = input_ids.to(engine.device, non_blocking=True)
+        self.is_image = is_image = self.is_image.to(engine.device)
+        weights = torch.ones(len(losses.LOSS_SUMS), device=engine.device) if weights is None else weights
+        if self.inside:
+            positions = (labels.flatten() != losses.IGNORE).nonzero()[:, 0]  # found on the CPU: the device need not wait
+            targets = (t.to(engine.device, non_blocking=True) for t in (positions, labels.flatten()[positions]))
+            with engine.autocast():
+                return model(input_ids=ids, use_cache=False, targets=(*targets, is_image, weights))
+        with engine.autocast():
+            logits = model(input_ids=ids, use_cache=False).logits[..., : self.size]
+        parts = self.losses(logits, labels.to(engine.device, non_blocking=True), is_image)
+        return losses.weighted_loss(parts, weights), parts
+
+
+def _compiled_for_training(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Compiled where gradients are wanted; evaluation is too short to compile for."""
+    fast = torch.compile(function, dynamic=True)
+    return lambda *arguments: (fast if torch.is_grad_enabled() else function)(*arguments)
 
 
 def log_samples(run: Run, model: Tokun, step: int) -> None:
@@ -985,19 +1069,21 @@ class _Clock:
 
 
 class _averaged:
-    """Within the block the module holds its averaged weights; behind it, its own again."""
+    """Within the block the module holds its averaged weights; behind it, its own again. `refresh` is told of both changes."""
 
-    def __init__(self, module: nn.Module, ema: optim.Ema):
-        self.module, self.ema = module, ema
+    def __init__(self, module: nn.Module, ema: optim.Ema, refresh: Callable[[], None] = lambda: None):
+        self.module, self.ema, self.refresh = module, ema, refresh
 
     def __enter__(self) -> None:
-        self.own = {name: p.detach().clone() for name, p in self.module.named_parameters()}
+        self.own = {name: own_share(p).detach().clone() for name, p in self.module.named_parameters()}
         self.ema.copy_to(self.module)
+        self.refresh()
 
     @torch.no_grad()
     def __exit__(self, *_: object) -> None:
         for name, p in self.module.named_parameters():
-            p.copy_(self.own[name])
+            own_share(p).copy_(self.own[name])
+        self.refresh()
 
 
 def _progress(run: Run, step: int, steps: int, seconds: float, max_minutes: float) -> float:

@@ -1,0 +1,515 @@
+"""The training loop in figures: beside a bare PyTorch loop and the Hugging Face Trainer, and what each of its settings gains.
+
+    python benchmarks/train.py loops                                                              # configs/tiny.yaml, on a CPU
+    python benchmarks/train.py gains
+    python benchmarks/train.py loops gains --device cuda --config configs/ladder/350m.yaml train.batch_size=64 train.compile=true
+
+The loop is the real one, `stages.train_generator`, on code shards generated here; it is held at its own prefetcher before each step.
+Each of the loops lives in a thread of this process and gets the machine in turns of some steps, so that whatever else the machine does
+meets all of them; between turns the others stand still, and what a loop still does beside (packing ahead) is waited for and counted as
+its own. Given are medians over the turns, of tokens that are no padding a second by the clock and a second of processor time, and of the ratio
+within a round. All loops have the same model, weights, batches, AdamW, precision, compilation, loss and clipping. The bare one has nothing else, and
+its batches lie in memory; ours packs them, averages the weights, checks for what is not finite and logs; the Trainer collates and logs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import dataclasses
+import json
+import os
+import statistics
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+os.environ.setdefault("TQDM_DISABLE", "1")
+
+import numpy as np
+import torch
+from torch import Tensor
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+from tokun import checkpoint, config, data, generator, health, losses, optim, planner, stages  # noqa: E402
+from tokun.config import Config  # noqa: E402
+from tokun.image_tokenizer import ImageTokenizer  # noqa: E402
+from tokun.latents import Slots  # noqa: E402
+from tokun.model import TEXT_TOKENIZER  # noqa: E402
+from tokun.text_tokenizer import TextTokenizer  # noqa: E402
+
+SAMPLES = 4096
+PARTS = ("text_tokenizer", "image_tokenizer", "codes")
+
+
+# ---- what the loops train on ----------------------------------------------------------------------------------------
+
+
+def words(count: int) -> list[str]:
+    """So many different words of two to four syllables."""
+    rng, made = np.random.default_rng(0), dict[str, None]()
+    syllables = [c + v for c in "bdfghklmnprstvz" for v in "aeiou"]
+    while len(made) < count:
+        made["".join(rng.choice(syllables, rng.integers(2, 5)))] = None
+    return list(made)
+
+
+def captions(settings: Config) -> list[str]:
+    """Sentences of 5 to 25 words, frequent and rare ones as in a language (Zipf)."""
+    rng, lexicon = np.random.default_rng(1), words(2 * settings.text_tokenizer.vocab_size)
+    weights = 1 / np.arange(1, len(lexicon) + 1)
+    lengths = rng.integers(5, 26, SAMPLES)
+    drawn = iter(rng.choice(len(lexicon), lengths.sum(), p=weights / weights.sum()).tolist())
+    return [" ".join(lexicon[next(drawn)] for _ in range(length)) + "." for length in lengths]
+
+
+def prepare(settings: Config, folder: Path) -> None:
+    """A run's first three stages as they would lie there, of random codes: loops are compared, not what they learn."""
+    m, rng = settings.image_tokenizer, np.random.default_rng(2)
+    tokenizer = ImageTokenizer(m)
+    tokenizer.save(folder / "image_tokenizer")
+    sentences = captions(settings)
+    text = TextTokenizer.train(sentences + words(2 * settings.text_tokenizer.vocab_size), vocab_size=settings.text_tokenizer.vocab_size)
+    (folder / "text_tokenizer").mkdir()
+    text.save(folder / "text_tokenizer" / TEXT_TOKENIZER)
+    rows, columns = tokenizer.grid
+
+    def samples() -> Iterator[dict[str, bytes]]:
+        for i, sentence in enumerate(sentences):
+            tree = {"caption": sentence, "captions": {"plain": sentence}, "style": "engraving", "subject": "", "grid": [rows, columns]}
+            with tempfile.TemporaryFile() as file:
+                np.save(file, rng.integers(0, m.codebook_size, (1, rows * columns), dtype=np.uint16))
+                file.seek(0)
+                yield {"__key__": f"{i:06d}", data.CODES_SUFFIX: file.read(), "json": json.dumps(tree).encode()}
+
+    data.write_shard(folder / "codes" / "train-00000.tar", samples())
+    record = {
+        "fingerprint": ImageTokenizer.load(folder / "image_tokenizer").fingerprint(), "grid": [rows, columns], "codebook_size": m.codebook_size, "views": 1,
+        "counts": {"train": SAMPLES}, "skipped": {}, "tag_counts": [["engraving", "", SAMPLES]], "settings": {},
+    }  # fmt: skip
+    checkpoint.write_record(folder / "codes" / "codes.json", record)
+
+
+# ---- taking turns ---------------------------------------------------------------------------------------------------
+
+
+class Over(Exception):
+    """Ends a loop that stands at its gate."""
+
+
+@dataclasses.dataclass
+class Turn:
+    seconds: float
+    processor: float
+    tokens: int
+    waited: float
+    memory: float
+
+
+class Loop(threading.Thread):
+    """A training loop that calls `gate` before each step, and goes on from there only while it is its turn."""
+
+    def __init__(self, name: str, work: Callable[[Loop], None], device: torch.device):
+        super().__init__(name=name, daemon=True)
+        self.work, self.device = work, device
+        self.left, self.step, self.waited, self.over, self.error = 0, 0, 0.0, False, None
+        self.go, self.stands = threading.Semaphore(0), threading.Event()
+
+    def run(self) -> None:
+        try:
+            self.work(self)
+        except Over:
+            pass
+        except BaseException as error:  # told to whoever waits for the loop
+            self.error = error
+        finally:
+            self.stands.set()
+
+    def begin(self) -> None:
+        """Set up, until before the first step."""
+        self.start()
+        self._wait()
+
+    def gate(self) -> None:
+        if self.left == 0:
+            synchronise(self.device)
+            self.until = time.perf_counter()
+            self.stands.set()
+            self.go.acquire()
+            if self.over:
+                raise Over
+            self.since = time.perf_counter()
+        self.left, self.step = self.left - 1, self.step + 1
+
+    def turn(self, steps: int, tokens: list[int]) -> Turn:
+        """So many steps; tokens: of each step of the run."""
+        first, waited, processor = self.step, self.waited, time.process_time()
+        kept = reset_peak(self.device)
+        self.left = steps
+        self.stands.clear()
+        self.go.release()
+        self._wait()
+        memory = health.peak_memory(self.device) - kept
+        settle()
+        done = sum(tokens[first : first + steps])
+        return Turn(self.until - self.since, time.process_time() - processor, done, self.waited - waited, memory)
+
+    def end(self) -> None:
+        self.over = True
+        self.stands.clear()
+        self.go.release()
+        self._wait()
+        self.join()
+
+    def _wait(self) -> None:
+        self.stands.wait()
+        if self.error is not None:
+            raise self.error
+
+
+def synchronise(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def reset_peak(device: torch.device) -> int:
+    if device.type != "cuda":
+        return 0
+    torch.cuda.reset_peak_memory_stats(device)
+    return torch.cuda.memory_allocated(device)
+
+
+def settle() -> None:
+    """Until the threads beside the loop stand still too."""
+    before = time.process_time()
+    while True:
+        time.sleep(0.05)
+        now = time.process_time()
+        if now - before < 0.005:
+            return
+        before = now
+
+
+# ---- the loops ------------------------------------------------------------------------------------------------------
+
+
+@dataclasses.dataclass
+class Setting:
+    """What all loops of a comparison share."""
+
+    settings: Config
+    folder: Path
+    device: torch.device
+    steps: int  # of each loop, in all
+
+    def __post_init__(self) -> None:
+        c = self.settings
+        codes = checkpoint.read_record(self.folder / "codes" / "codes.json")
+        text = TextTokenizer.load(self.folder / "text_tokenizer" / TEXT_TOKENIZER)
+        self.vocabulary = stages.build_vocabulary(c, text, codes)
+        self.slots = Slots(codes["grid"][0] * codes["grid"][1], self.vocabulary.max_text)
+        mix = dict(task_mix=c.train.task_mix, tag_dropout=c.train.tag_dropout, plain_share=c.train.plain_share, seed=c.seed)
+        samples = data.CodeSamples(sorted((self.folder / "codes").glob("train-*.tar")))
+        batches = data.TokenBatches(
+            samples, self.vocabulary, text.encode, batch_size=c.train.batch_size, sort_window=c.data.sort_window, **mix
+        )
+        self.batches = [batches(step) for step in range(self.steps)]
+        pad = self.vocabulary.id("<pad>")
+        self.tokens = [int((batch.input_ids != pad).sum()) for batch in self.batches]
+        self.padding = 1 - sum(self.tokens) / sum(batch.input_ids.numel() for batch in self.batches)
+        self.flops = generator.flops_per_token(self.model(), self.slots.size)
+
+    def model(self) -> Any:
+        """The generator as the training stage makes it."""
+        c, v = self.settings, self.vocabulary
+        torch.manual_seed(c.seed)
+        model = generator.make_generator(
+            c.generator, vocab_size=v.size, max_length=self.slots.size + v.max_text + 16, pad=v.id("<pad>"), bos=v.id("<bos>"), eos=v.id("<eos>")
+        )
+        generator.add_dropout(model, c.generator.dropout)
+        if c.train.gradient_checkpointing:
+            model.gradient_checkpointing_enable()
+        generator.tune_for(model, self.device)
+        return model.to(self.device).train()
+
+    def micro(self) -> int:
+        return self.settings.train.micro_batch_size or self.settings.train.batch_size
+
+    def loss(self) -> Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]:
+        """(logits, labels, image targets, text targets of the whole batch) -> the loss that the training stage takes."""
+        t, is_image, size = self.settings.train, self.vocabulary.is_image.to(self.device), self.vocabulary.size
+        token_losses = torch.compile(losses.next_token_losses, dynamic=True) if t.compile else losses.next_token_losses
+
+        def loss(logits: Tensor, labels: Tensor, image: Tensor, text: Tensor) -> Tensor:
+            parts = token_losses(logits[..., :size], labels, is_image)
+            return (
+                t.image_weight * parts["image_sum"] / image
+                + t.text_weight * parts["text_sum"] / text
+                + t.z_loss * parts["z_sum"] / (image + text)
+            )
+
+        return loss
+
+    def targets(self, labels: Tensor) -> tuple[Tensor, Tensor]:
+        image = (labels >= self.vocabulary.code_offset).sum()
+        return image.clamp_min(1), ((labels != losses.IGNORE).sum() - image).clamp_min(1)
+
+
+def ours(setting: Setting) -> Callable[[Loop], None]:
+    """`stages.train_generator` itself, in a run's folder of its own."""
+
+    def work(loop: Loop) -> None:
+        out = Path(tempfile.mkdtemp(dir=setting.folder, prefix="run-"))
+        for part in PARTS:
+            (out / part).symlink_to(setting.folder / part)
+        settings = dataclasses.replace(setting.settings, out=str(out))
+        stages.train_generator(stages.open_run(settings))
+
+    return work
+
+
+prefetch = data.prefetch
+
+
+def held_at_the_gate(make: Callable[[int], Any], start: int) -> Iterator[Any]:
+    """`data.prefetch` of a loop that takes turns. Waiting for data is timed behind the gate."""
+    loop = threading.current_thread()
+    assert isinstance(loop, Loop)
+    with contextlib.closing(prefetch(make, start)) as batches:
+        while True:
+            loop.gate()
+            before = time.perf_counter()
+            batch = next(batches)
+            loop.waited += time.perf_counter() - before
+            yield batch
+
+
+def bare(setting: Setting) -> Callable[[Loop], None]:
+    """What a training step needs and nothing else."""
+
+    def work(loop: Loop) -> None:
+        t, model, loss_of = setting.settings.train, setting.model(), setting.loss()
+        if t.compile:
+            generator.compile_layers(model)
+        optimizer = optim.make_adamw(model, lr=t.lr, betas=t.betas, weight_decay=t.weight_decay)
+        batches = [(b.input_ids.to(setting.device), b.labels.to(setting.device)) for b in setting.batches]
+        for all_ids, all_labels in batches:
+            loop.gate()
+            targets = setting.targets(all_labels)
+            for ids, labels in zip(all_ids.split(setting.micro()), all_labels.split(setting.micro()), strict=True):
+                with torch.autocast(setting.device.type, torch.bfloat16, enabled=t.precision == "bf16"):
+                    logits = model(input_ids=ids, use_cache=False).logits
+                loss_of(logits, labels, *targets).backward()
+            torch.nn.utils.clip_grad_norm_(model.parameters(), t.max_grad_norm)
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+
+    return work
+
+
+def trainer(setting: Setting) -> Callable[[Loop], None]:
+    """The Hugging Face Trainer over the same sequences in the same order, padded to the longest of a batch as ours are."""
+    import transformers
+
+    pad, t = setting.vocabulary.id("<pad>"), setting.settings.train
+    rows = [
+        {"input_ids": ids[ids != pad], "labels": labels[ids != pad]} for b in setting.batches for ids, labels in zip(b.input_ids, b.labels)
+    ]
+
+    def collate(several: list[dict[str, Tensor]]) -> dict[str, Tensor]:
+        fill = {"input_ids": pad, "labels": losses.IGNORE}
+        return {k: torch.nn.utils.rnn.pad_sequence([r[k] for r in several], batch_first=True, padding_value=fill[k]) for k in fill}
+
+    def work(loop: Loop) -> None:
+        model, loss_of = setting.model(), setting.loss()
+        model.config.use_cache = False
+        if t.compile:
+            generator.compile_layers(model)
+
+        class Gate(transformers.TrainerCallback):
+            def on_step_begin(self, *_: Any, **__: Any) -> None:
+                loop.gate()
+
+        class InOrder(transformers.Trainer):
+            def _get_train_sampler(self, train_dataset: Any = None) -> Any:
+                return torch.utils.data.SequentialSampler(rows)
+
+        arguments = transformers.TrainingArguments(
+            output_dir=tempfile.mkdtemp(dir=setting.folder, prefix="trainer-"), max_steps=setting.steps, per_device_train_batch_size=setting.micro(),
+            gradient_accumulation_steps=t.batch_size // setting.micro(), learning_rate=t.lr, weight_decay=t.weight_decay, adam_beta1=t.betas[0],
+            adam_beta2=t.betas[1], max_grad_norm=t.max_grad_norm, lr_scheduler_type="cosine", warmup_steps=t.warmup_steps, bf16=t.precision == "bf16",
+            optim="adamw_torch_fused", logging_steps=t.log_every, report_to=[], save_strategy="no", disable_tqdm=True, use_cpu=setting.device.type == "cpu",
+            remove_unused_columns=False,
+        )  # fmt: skip
+        theirs = InOrder(
+            model, arguments, train_dataset=rows, data_collator=collate, callbacks=[Gate()],
+            compute_loss_func=lambda outputs, labels, **_: loss_of(outputs.logits, labels, *setting.targets(labels)),
+        )  # fmt: skip
+        theirs.remove_callback(transformers.PrinterCallback)
+        theirs.train()
+
+    return work
+
+
+# ---- comparing ------------------------------------------------------------------------------------------------------
+
+
+def compare(loops: list[tuple[Loop, Setting]], *, steps: int, rounds: int) -> dict[str, list[Turn]]:
+    """Turns of all loops, round by round, each round begun by another one; two rounds before that are not counted."""
+    turns: dict[str, list[Turn]] = {loop.name: [] for loop, _ in loops}
+    for number in range(-2, rounds):
+        for i in range(len(loops)):
+            loop, setting = loops[(number + i) % len(loops)]
+            turn = loop.turn(steps, setting.tokens)
+            if number >= 0:
+                turns[loop.name].append(turn)
+    for loop, _ in loops:
+        loop.end()
+    return turns
+
+
+def row(name: str, turns: list[Turn], reference: list[Turn], setting: Setting, rate: float) -> str:
+    """One line of the table; `reference` are the turns of the loop that the others are compared with."""
+    clock, own = median(turns, lambda t: t.tokens / t.seconds), median(turns, lambda t: t.tokens / t.processor)
+    by_clock = statistics.median((t.tokens / t.seconds) / (r.tokens / r.seconds) for t, r in zip(turns, reference, strict=True))
+    by_own = statistics.median((t.tokens / t.processor) / (r.tokens / r.processor) for t, r in zip(turns, reference, strict=True))
+    waited = sum(t.waited for t in turns) / sum(t.seconds for t in turns)
+    memory = f"{max(t.memory for t in turns) / 2**30:9.2f}" if setting.device.type == "cuda" else "        -"
+    return (
+        f"{name:<34}{clock:10,.0f}{by_clock:8.3f}{own:12,.0f}{by_own:8.3f}{setting.flops * clock / rate:8.1%}"
+        f"{waited:8.2%}{setting.padding:9.2%}{memory}"
+    )
+
+
+HEAD = f"{'':<34}{'tokens/s':>10}{'ratio':>8}{'/CPU s':>12}{'ratio':>8}{'MFU':>8}{'wait':>8}{'padding':>9}{'GiB':>9}"
+
+
+def median(turns: list[Turn], value: Callable[[Turn], float]) -> float:
+    return statistics.median(map(value, turns))
+
+
+def begun(name: str, work: Callable[[Loop], None], setting: Setting) -> tuple[Loop, Setting]:
+    loop = Loop(name, work, setting.device)
+    loop.begin()
+    return loop, setting
+
+
+def compare_loops(setting: Setting, rate: float, *, steps: int, rounds: int) -> None:
+    loops = [begun(name, make(setting), setting) for name, make in (("ours", ours), ("bare", bare), ("Trainer", trainer))]
+    turns = compare(loops, steps=steps, rounds=rounds)
+    print(f"\nloops, {rounds} rounds of {steps} steps; ratios to the bare loop\n{HEAD}")
+    for name, own in turns.items():
+        print(row(name, own, turns["bare"], setting, rate))
+
+
+@contextlib.contextmanager
+def as_it_is() -> Iterator[None]:
+    yield
+
+
+def unfused() -> Any:
+    """AdamW without its fused kernel, in the loop that is set up within."""
+    adamw = torch.optim.AdamW
+    return mock.patch.object(torch.optim, "AdamW", lambda *a, **k: adamw(*a, **{**k, "fused": False}))
+
+
+def other_attention(device: torch.device) -> Any:
+    """The attention that `tune_for` does not choose for the device."""
+    tune = generator.tune_for
+
+    def tune_otherwise(model: Any, device: torch.device) -> None:
+        tune(model, device)
+        model.set_attn_implementation("sdpa" if model.config._attn_implementation == "eager" else "eager")
+
+    return mock.patch.object(stages, "tune_for", tune_otherwise)
+
+
+def gains(settings: Config, device: torch.device) -> list[tuple[str, list[str], Callable[[], Any]]]:
+    """(what is other than in the run as it is, settings, a context for its setting up)."""
+    t = settings.train
+    other = "plain products" if device.type == "cuda" else "PyTorch's kernel (SDPA)"
+    precision = "no" if t.precision == "bf16" else "bf16"
+    window = 0 if settings.data.sort_window else 4096
+    return [
+        (f"compile={not t.compile}", [f"train.compile={str(not t.compile).lower()}"], as_it_is),
+        (f"precision={precision}", [f"train.precision={precision}"], as_it_is),
+        (f"sort_window={window}", [f"data.sort_window={window}"], as_it_is),
+        ("AdamW not fused", [], unfused),
+        (f"attention: {other}", [], lambda: other_attention(device)),
+        ("loss in chunks of 512 positions", ["train.loss_chunk=512"], as_it_is),
+        ("activations checkpointed", ["train.gradient_checkpointing=true"], as_it_is),
+    ]
+
+
+def compare_gains(settings: Config, folder: Path, device: torch.device, rate: float, *, steps: int, rounds: int) -> None:
+    base = Setting(settings, folder, device, (rounds + 2) * steps + 1)
+    print(f"\nour loop with one thing changed, {rounds} rounds of {steps} steps in turns with the loop as it is; ratios to that\n{HEAD}")
+    for name, overrides, context in gains(settings, device):
+        tree = config.to_dict(settings)
+        for override in overrides:
+            config._override(tree, override)
+        changed = Setting(config.from_dict(tree), folder, device, base.steps) if overrides else base
+        loops = [begun("as it is", ours(base), base)]
+        with context():
+            loops.append(begun(name, ours(changed), changed))
+        turns = compare(loops, steps=steps, rounds=rounds)
+        print(row(name, turns[name], turns["as it is"], changed, rate), flush=True)
+
+
+def compare_memory(settings: Config, micro: int) -> None:
+    """The peak of a step, measured by the allocator's own records: with all logits at once, and in chunks."""
+    print(f"\npeak of one step of {micro} sequences of full length, MiB (weights, moments, average, gradients and all)")
+    for chunk in (10**9, 512):
+        settings = dataclasses.replace(settings, train=dataclasses.replace(settings.train, loss_chunk=chunk))
+        peak = planner.measure_memory(settings, micro=micro)["peak"]
+        planned = planner.planned_memory(settings, micro=micro, gpu=torch.cuda.is_available())["peak"]
+        print(f"{'all logits at once' if chunk > 512 else f'in chunks of {chunk}':<34}{peak / 2**20:10,.0f}  planned {planned / 2**20:,.0f}")
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", nargs="+", help="loops, gains, memory; then settings a.b=c that replace the config's")
+    parser.add_argument("--config", default=str(ROOT / "configs" / "tiny.yaml"))
+    parser.add_argument("--device", choices=["cpu", "cuda"], default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--steps", type=int, default=20, help="of a turn (%(default)s)")
+    parser.add_argument("--rounds", type=int, default=12, help="%(default)s")
+    args = parser.parse_intermixed_args(argv)
+    what, overrides = [w for w in args.what if "=" not in w], [w for w in args.what if "=" in w]
+    if unknown := set(what) - {"loops", "gains", "memory"}:
+        parser.error(f"{', '.join(unknown)}: it is loops, gains or memory")
+    device = torch.device(args.device)
+    if (device.type == "cuda") != torch.cuda.is_available():
+        parser.error(f"--device {device.type}, but torch sees {'a GPU: hide it with CUDA_VISIBLE_DEVICES=' if torch.cuda.is_available() else 'no GPU'}")
+    quiet = ["train.steps=1000000000", "train.save_every=1000000000", "train.eval_every=1000000000", "train.sample_every=1000000000"]
+    alone = ["data.toy=0", "train.deepspeed=", "train.optimizer=adamw", "tracking.kind=none", "train.max_minutes=0"]
+    settings = config.load_config(args.config, [*alone, *quiet, *overrides])
+    settings.data.val = ""
+    with tempfile.TemporaryDirectory() as temporary, mock.patch.object(data, "prefetch", held_at_the_gate):
+        folder = Path(temporary)
+        prepare(settings, folder)
+        rate = health.matmul_rate(device, torch.bfloat16 if settings.train.precision == "bf16" else torch.float32)
+        setting = Setting(settings, folder, device, (args.rounds + 2) * args.steps + 1)
+        c = setting.model()
+        print(
+            f"{args.config}: {generator.count_parameters(c) / 1e6:.2f}M parameters, batch {settings.train.batch_size}, vocabulary {setting.vocabulary.size}, "
+            f"precision {settings.train.precision}, compile {settings.train.compile}; {device.type}, {torch.get_num_threads()} thread(s), "
+            f"torch {torch.__version__}, matrix products at {rate / 1e12:.3f} TFLOP/s"
+        )
+        if "loops" in what:
+            compare_loops(setting, rate, steps=args.steps, rounds=args.rounds)
+        if "gains" in what:
+            compare_gains(settings, folder, device, rate, steps=args.steps, rounds=args.rounds)
+        if "memory" in what:
+            compare_memory(settings, setting.micro())
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,61 @@
+"""Shares: what a process holds of a parameter that DeepSpeed ZeRO-3 has cut among the processes, and the way back to the whole.
+
+A share is flat, equally long everywhere, and padded at the end of the last one. A parameter that nobody has cut is its own share.
+Knows no optimizer and no engine.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+
+def is_cut(parameter: Tensor) -> bool:
+    return hasattr(parameter, "ds_tensor")
+
+
+def own_share(parameter: Tensor) -> Tensor:
+    """What this process holds of the parameter, to read and to write in place: all of it where nothing is cut."""
+    return parameter.ds_tensor if is_cut(parameter) else parameter
+
+
+def whole_size(parameter: Tensor) -> torch.Size:
+    return parameter.ds_shape if is_cut(parameter) else parameter.shape
+
+
+def share_of(whole: Tensor, parameter: Tensor) -> Tensor:
+    """This process's share of `whole`, a tensor of the parameter's whole shape."""
+    if not is_cut(parameter):
+        return whole
+    length, start = parameter.ds_tensor.numel(), dist.get_rank() * parameter.ds_tensor.numel()
+    flat = whole.reshape(-1)[start : start + length]
+    return nn.functional.pad(flat, (0, length - flat.numel()))
+
+
+def gathered(share: Tensor, parameter: Tensor) -> Tensor:
+    """The whole of which each process passes its share; every process calls it, for the same parameter. Lies where processes meet
+    (a GPU under NCCL), even where shares are kept in the CPU's memory."""
+    if not is_cut(parameter):
+        return share
+    share = share.detach().to(meeting_place())
+    parts = [torch.empty_like(share) for _ in range(dist.get_world_size())]
+    dist.all_gather(parts, share)
+    return torch.cat(parts)[: whole_size(parameter).numel()].view(whole_size(parameter))
+
+
+def collected(shares: dict[str, Tensor], parameters: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Whole tensors by name. Where parameters are cut every process calls it, and only rank 0 gets them, in the CPU's memory."""
+    whole: dict[str, Tensor] = {}
+    for name, share in shares.items():
+        tensor = gathered(share, parameters[name])
+        if not is_cut(parameters[name]):
+            whole[name] = tensor
+        elif dist.get_rank() == 0:
+            whole[name] = tensor.cpu()
+    return whole
+
+
+def meeting_place() -> torch.device:
+    """The device on which tensors are exchanged."""
+    return torch.device("cuda", torch.cuda.current_device()) if dist.get_backend() == "nccl" else torch.device("cpu")
