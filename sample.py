@@ -3,9 +3,17 @@
     python sample.py --seed 42 --n 16                              the bundled engraving model
     python sample.py --checkpoint runs/tiny --seed 7 --n 4         a model of your own (folder or Hub id)
     python sample.py --prompt "A ship in a storm" --n 4 --guidance-scale 3
+    python sample.py --image plate.png --registers plain,poetic    captions of a picture; with --question "…", an answer
+    python sample.py --rewrite "A ship." --register poetic         the same in other words
+    python sample.py --complete torn.png --keep top --n 4          go on from a part of a picture
+    python sample.py --interpolate 42 43 --steps 12                from one seed to another: a strip and a GIF
+    python sample.py --invert plate.png --caption "A ship." --vary 0.3   variations of a picture
+    python sample.py --seed 42 --n 100000 --out shards/            WebDataset shards and a table; torchrun shares the work
+    python sample.py --svg --max-bytes 10000                       vector drawings too
+    python sample.py --best-of 8 --n 4                             of eight candidates the one whose words fit best (PMI)
 
-Writes grid.png, one PNG a sample and samples.jsonl into --out. Sample k of seed s is the same for every --n and
---batch-size.
+Writes grid.png, one PNG a sample and samples.jsonl into --out (words.jsonl where words are asked for). Sample k of seed s is
+the same for every --n and --batch-size.
 """
 
 from __future__ import annotations
@@ -14,10 +22,19 @@ import argparse
 import json
 import os
 import sys
+from dataclasses import asdict
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-from tokun import checkpoint, tracking
+from PIL import Image
+
+from tokun import checkpoint, many, tracking
 from tokun.grids import captioned_grid
+from tokun.svg import to_svg
+
+if TYPE_CHECKING:
+    from tokun.directions import Words
+    from tokun.model import Pair, Tokun
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -28,21 +45,30 @@ def main(argv: list[str] | None = None) -> None:
     import tokun
 
     args.out.mkdir(parents=True, exist_ok=True)
-    model = tokun.load(args.checkpoint, device=args.device, dtype=getattr(torch, args.dtype))
-    pairs = []
-    for first in tqdm(range(0, args.n, args.batch_size), desc="sampling", unit="batch", disable=args.n <= args.batch_size):
-        pairs += model.sample(
-            args.seed, indices=range(first, min(args.n, first + args.batch_size)), style=args.style, subject=args.subject,
-            register=args.register, prompt=args.prompt, temperature=args.temperature, text_temperature=args.text_temperature,
-            top_k=args.top_k, top_p=args.top_p, guidance_scale=args.guidance_scale, batch_size=args.batch_size,
-        )  # fmt: skip
+    rank = int(os.environ.get("RANK", 0))
+    device = args.device or (f"cuda:{os.environ['LOCAL_RANK']}" if "LOCAL_RANK" in os.environ and torch.cuda.is_available() else None)
+    model = tokun.load(args.checkpoint, device=device, dtype=getattr(torch, args.dtype))
+    if args.image is not None or args.rewrite is not None:
+        tell(say(model, args), args.out)
+        return
+    if (args.n > many.FROM or args.shard_size) and not is_special(args):
+        size, world = args.shard_size or 1000, int(os.environ.get("WORLD_SIZE", 1))
+        many.generate(model, args.seed, args.n, args.out, options_of(args), shard_size=size, rank=rank, world=world)
+        if rank == 0:
+            print(f"{args.n} pairs in {args.out}: {many.RECORD}, shards, {many.TABLE}")
+        return
+    pairs = draw(model, args, tqdm)
     for pair in pairs:
         pair.image.save(args.out / f"{pair.seed:06d}-{pair.index:02d}.png")
+        if args.svg:
+            checkpoint.write_text(args.out / f"{pair.seed:06d}-{pair.index:02d}.svg", to_svg(pair.image, args.max_bytes))
     lines = [json.dumps(pair.record(), ensure_ascii=False) for pair in pairs]
     checkpoint.write_text(args.out / "samples.jsonl", "\n".join(lines) + "\n")
     captions = [pair.caption for pair in pairs]
     grid = captioned_grid([pair.image for pair in pairs[:64]], captions[:64])
     grid.save(args.out / "grid.png")
+    if args.interpolate:
+        save_way([pair.image for pair in pairs], args.out)
     for pair in pairs:
         print(f"{pair.seed}-{pair.index:02d}  {pair.caption}")
     print(f"{len(pairs)} pairs in {args.out}: grid.png, PNGs, samples.jsonl")
@@ -59,12 +85,75 @@ def main(argv: list[str] | None = None) -> None:
         tracker.finish()
 
 
+def draw(model: Tokun, args: argparse.Namespace, tqdm: Any) -> list[Pair]:
+    """The pairs that were asked for."""
+    tags = {"style": args.style, "subject": args.subject}
+    if args.complete is not None:
+        found = {"temperature": args.temperature, "top_p": args.top_p, **tags}
+        return model.complete(args.complete, args.keep, seed=args.seed, n=args.n, **found)
+    if args.invert is not None:
+        heat = 1.0 if args.temperature is None else args.temperature
+        inverted = model.invert(args.invert, args.caption, seed=args.seed, temperature=heat, **tags)
+        if inverted.missed:
+            print(f"{inverted.missed} codes or pieces are too unlikely for any latent: without --vary, these may come out otherwise")
+        return model.vary(inverted, args.vary, seed=args.seed, n=args.n, temperature=heat)
+    options = options_of(args)
+    if args.interpolate:
+        return model.interpolate(*args.interpolate, args.steps, **options)
+    if args.best_of > 1:
+        return model.best_of(args.seed, args.n, args.best_of, **options)
+    pairs = []
+    for first in tqdm(range(0, args.n, args.batch_size), desc="sampling", unit="batch", disable=args.n <= args.batch_size):
+        pairs += model.sample(args.seed, indices=range(first, min(args.n, first + args.batch_size)), **options)
+    return pairs
+
+
+def is_special(args: argparse.Namespace) -> bool:
+    return bool(args.complete or args.invert or args.interpolate or args.best_of > 1)
+
+
+def options_of(args: argparse.Namespace) -> dict[str, Any]:
+    """Those of `Tokun.sample`."""
+    names = ("style", "subject", "register", "prompt", "temperature", "text_temperature", "top_k", "top_p", "guidance_scale", "batch_size")
+    return {name: getattr(args, name) for name in names}
+
+
+def say(model: Tokun, args: argparse.Namespace) -> list[Words]:
+    """The words that were asked for. --n of each; one where it is not given."""
+    common = {"seed": args.seed, "n": args.n, "temperature": args.text_temperature, "top_p": args.top_p}
+    if args.rewrite is not None:
+        return model.rewrite(args.rewrite, args.register or "plain", **common)
+    if args.question is not None:
+        return model.ask(args.image, args.question, **common)
+    registers = [name.strip() for name in args.registers.split(",")]
+    return model.caption(args.image, registers, style=args.style, subject=args.subject, **common)
+
+
+def tell(found: list[Words], out: Path) -> None:
+    lines = [json.dumps({**asdict(words), "confidence": round(words.confidence, 4)}, ensure_ascii=False) for words in found]
+    checkpoint.write_text(out / "words.jsonl", "\n".join(lines) + "\n")
+    for words in found:
+        print(f"{words.register or 'answer':<8} {words.confidence:.2f}  {words.text}")
+    print(f"confidence, words; all of it in {out / 'words.jsonl'}")
+
+
+def save_way(images: list[Image.Image], out: Path) -> None:
+    """A strip of all steps, and a GIF that goes there and back."""
+    width, height = images[0].size
+    strip = Image.new(images[0].mode, (width * len(images), height))
+    for place, image in enumerate(images):
+        strip.paste(image, (place * width, 0))
+    strip.save(out / "strip.png")
+    large = [image.resize((4 * width, 4 * height), Image.Resampling.NEAREST) if width < 128 else image for image in images]
+    large[0].save(out / "interpolation.gif", save_all=True, append_images=[*large[1:], *large[-2:0:-1]], duration=150, loop=0)
+
+
 def parse(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
     add("--checkpoint", default=None, help="a folder or a Hugging Face Hub id; default: the bundled engraving model")
     add("--seed", type=int, default=42)
-    add("--n", type=_positive, default=16, help="how many samples of the seed")
+    add("--n", type=_positive, default=None, help="how many samples of the seed (16), or how many texts (1)")
     add("--out", type=Path, default=Path("outputs"))
     add("--batch-size", type=_positive, default=16)
     add("--device", default=None, help="cpu, cuda, cuda:1 …; default: a GPU if there is one")
@@ -83,12 +172,45 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     add("--top-k", type=int, default=None, help="for codes; 0 is off")
     add("--top-p", type=float, default=None)
     add("--guidance-scale", type=float, default=None, help="1 is off; needs a prompt or tags to be guided by")
+    add("--shard-size", type=_positive, default=None, metavar="N", help="write shards of N samples; of 1000 where more are asked for")
+    add("--best-of", type=_positive, default=1, metavar="K", help="of K candidates for each sample the one with the highest PMI")
+    add("--svg", action="store_true", help="write each picture as SVG too")
+    add("--max-bytes", type=_positive, default=10_000, help="of an SVG (%(default)s)")
     add("--wandb", action="store_true", help="log the grid to Weights & Biases (offline without a key)")
-    return parser.parse_args(argv)
+    one = parser.add_mutually_exclusive_group()
+    one.add_argument("--image", type=Path, metavar="FILE", help="say what a picture shows")
+    one.add_argument("--rewrite", metavar="TEXT", help="say a caption in the --register")
+    one.add_argument("--complete", type=Path, metavar="FILE", help="go on from the part of a picture that --keep names")
+    one.add_argument("--interpolate", type=int, nargs=2, metavar=("A", "B"), help="from seed A to seed B in --steps")
+    one.add_argument("--invert", type=Path, metavar="FILE", help="find the latent of a picture and its --caption, and --vary it")
+    add("--registers", default="plain", metavar="A,B", help="of the captions of --image (plain)")
+    add("--question", metavar="TEXT", help="about --image, for a model that was trained on questions")
+    add("--keep", type=_part, default="top", metavar="PART", help="top, bottom, left, right (halves), or left,top,right,bottom from 0 to 1")
+    add("--steps", type=_positive, default=12)
+    add("--caption", default="", metavar="TEXT", help="what the picture of --invert shows")
+    add("--vary", type=float, default=0.3, metavar="X", help="0: the picture itself; 1: nothing left of it (0.3)")
+    args = parser.parse_args(argv)
+    if args.question is not None and args.image is None:
+        parser.error("--question is about a picture: name it with --image")
+    if args.invert is not None and not args.caption.strip():
+        parser.error("--invert needs --caption: the latent decides picture and words")
+    if args.n is None:
+        args.n = 1 if args.image is not None or args.rewrite is not None else 16
+    return args
 
 
 def vars_of(args: argparse.Namespace) -> dict[str, object]:
     return {k: str(v) if isinstance(v, Path) else v for k, v in vars(args).items()}
+
+
+def _part(text: str) -> str | tuple[float, ...]:
+    if "," not in text:
+        return text
+    try:
+        left, top, right, bottom = (float(number) for number in text.split(","))
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is not left,top,right,bottom: four numbers from 0 to 1") from None
+    return left, top, right, bottom
 
 
 def _positive(text: str) -> int:

@@ -83,3 +83,49 @@ def test_the_bundle_is_small_and_holds_no_pickle():
     assert sum(p.stat().st_size for p in files if p.suffix == ".safetensors") <= 48 * 2**20
     assert not [p for p in files if p.suffix in (".bin", ".pt", ".pth", ".pkl", ".ckpt")]
     assert (BUNDLED / "README.md").is_file()
+
+
+# --- the other directions -----------------------------------------------------------------------------------------------
+
+
+def run(checkpoint_folder, out, *arguments):
+    sample.main(["--checkpoint", str(checkpoint_folder), "--out", str(out), *arguments])
+
+
+def test_words_are_printed_with_their_confidence_and_kept(checkpoint_folder, tmp_path, capsys):
+    Image.effect_noise((40, 50), 60).save(tmp_path / "plate.png")
+    run(checkpoint_folder, tmp_path, "--image", str(tmp_path / "plate.png"), "--registers", "plain, alt", "--n", "2")
+    found = [json.loads(line) for line in (tmp_path / "words.jsonl").read_text(encoding="utf-8").splitlines()]
+    assert [words["register"] for words in found] == ["plain", "plain", "alt", "alt"] and all(0 < words["confidence"] < 1 for words in found)
+    printed = capsys.readouterr().out
+    assert all(words["text"] in printed for words in found)
+    run(checkpoint_folder, tmp_path, "--image", str(tmp_path / "plate.png"), "--question", "what is shown?")
+    run(checkpoint_folder, tmp_path, "--rewrite", "a ship", "--register", "poetic")
+    assert len((tmp_path / "words.jsonl").read_text(encoding="utf-8").splitlines()) == 1
+
+
+def test_completion_interpolation_variation_and_choice_write_pairs(checkpoint_folder, tmp_path):
+    Image.effect_noise((40, 50), 60).save(tmp_path / "plate.png")
+    plate = str(tmp_path / "plate.png")
+    run(checkpoint_folder, tmp_path / "a", "--complete", plate, "--keep", "0,0,1,0.5", "--n", "2")
+    run(checkpoint_folder, tmp_path / "b", "--invert", plate, "--caption", "a ship", "--vary", "0.2", "--n", "2")
+    run(checkpoint_folder, tmp_path / "c", "--best-of", "2", "--n", "2")
+    run(checkpoint_folder, tmp_path / "d", "--interpolate", "1", "2", "--steps", "4", "--svg", "--max-bytes", "3000")
+    assert [path.stat().st_size <= 3000 for path in (tmp_path / "d").glob("*.svg")] == [True] * 4
+    assert [len(records(tmp_path / name)) for name in "abcd"] == [2, 2, 2, 4]
+    assert records(tmp_path / "a")[0]["codes"][:8] == records(tmp_path / "a")[1]["codes"][:8]
+    with Image.open(tmp_path / "d" / "strip.png") as strip, Image.open(tmp_path / "d" / "interpolation.gif") as moving:
+        assert strip.size == (4 * 32, 32) and moving.n_frames == 6
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        (["--question", "what?"], "--image"), (["--invert", "a.png"], "--caption"), (["--keep", "0,1"], "four numbers"),
+        (["--image", "a.png", "--rewrite", "b"], "not allowed with"),
+    ],
+)  # fmt: skip
+def test_options_that_do_not_go_together_are_told(capsys, arguments, named):
+    with pytest.raises(SystemExit):
+        sample.parse(arguments)
+    assert named in capsys.readouterr().err

@@ -23,6 +23,7 @@ def test_pictures_in_checkpoint_out_and_pairs_from_it(finished):
     model = tokun.load(finished[1])
     image, caption = model(42)
     assert image.size == (32, 32) and caption
+    assert set(model.tasks) == {"joint", "text_to_image", "question", "rewrite"}  # the toy pictures hold what each needs
     card = (finished[1] / "checkpoint" / "README.md").read_text()
     assert "Figures" in card and "dB" in card
     assert list((finished[1] / "samples").glob("step-*.png"))

@@ -22,7 +22,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from tokun import latents, sampling
+from tokun import directions, latents, sampling
 from tokun.config import SamplingConfig
 from tokun.grids import to_pil
 from tokun.image_tokenizer import ImageTokenizer
@@ -68,6 +68,8 @@ class Tokun:
     generator: Any
     defaults: SamplingConfig = field(default_factory=SamplingConfig)
     tag_counts: TagCounts = field(default_factory=list)
+    tasks: tuple[str, ...] = ()
+    """What it was trained on (see `vocabulary.TASKS`); empty: not known."""
 
     def __post_init__(self) -> None:
         v, rows = self.vocabulary, self.generator.get_input_embeddings().num_embeddings
@@ -131,14 +133,29 @@ class Tokun:
         to draw. temperature holds for codes and, where text_temperature is not given, scales the checkpoint's own text
         temperature. None means the checkpoint's default. Raises ValueError for values outside their range.
         """
-        if n < 1 or batch_size < 1:
-            raise ValueError(f"n is {n} and batch_size is {batch_size}; both must be at least 1")
+        if n < 1:
+            raise ValueError(f"n is {n}; it must be at least 1")
+        numbers = list(range(n)) if indices is None else list(indices)
+        u = latents.uniform(latents.draw(seed, numbers, self.slots.size))
+        return self.sample_from(
+            u, seed, numbers, style=style, subject=subject, register=register, prompt=prompt, temperature=temperature,
+            text_temperature=text_temperature, top_k=top_k, top_p=top_p, guidance_scale=guidance_scale, batch_size=batch_size,
+        )  # fmt: skip
+
+    def sample_from(
+        self, u: Tensor, seed: int, indices: Sequence[int], *, style: str = "", subject: str = "", register: str = "", prompt: str = "",
+        temperature: float | None = None, text_temperature: float | None = None, top_k: int | None = None, top_p: float | None = None,
+        guidance_scale: float | None = None, batch_size: int = 16,
+    ) -> list[Pair]:  # fmt: skip
+        """As `sample`, from uniforms u float32 (B, slots.size); the pairs are named by `seed` and `indices`."""
+        if batch_size < 1:
+            raise ValueError(f"batch_size is {batch_size}; it must be at least 1")
         d = self.defaults
-        scale = 1.0 if temperature is None else temperature
         image = sampling.Choice(
             d.temperature if temperature is None else temperature, d.top_k if top_k is None else top_k, d.top_p if top_p is None else top_p
         )
-        text = sampling.Choice(d.text_temperature * scale if text_temperature is None else text_temperature, 0, image.top_p)
+        scale = 1.0 if temperature is None else temperature
+        text = self.text_choice(d.text_temperature * scale if text_temperature is None else text_temperature, image.top_p)
         guidance = d.guidance_scale if guidance_scale is None else guidance_scale
         if not 0 <= guidance < math.inf:
             raise ValueError(f"guidance_scale is {guidance}; it must be 0 or more (1 is off), and finite")
@@ -148,53 +165,54 @@ class Tokun:
         caption = self.encode_text(prompt) if prompt else None
         if prompt and not caption:
             raise ValueError(f"prompt {prompt!r} holds no text; leave it out or describe a picture")
-        numbers = list(range(n)) if indices is None else list(indices)
         out: list[Pair] = []
-        for i in range(0, len(numbers), batch_size):
-            out += self._sample_batch(seed, numbers[i : i + batch_size], wanted, caption, image, text, guidance)
+        for i in range(0, len(u), batch_size):
+            rows = slice(i, i + batch_size)
+            tags = [self.choose_tags(float(row[0]), wanted) for row in u[rows]]
+            if caption is not None and not wanted.subject:  # the prompt says what is shown; a drawn subject might disagree
+                tags = [replace(t, subject="") for t in tags]
+            out += self.pairs_from(u[rows], seed, indices[rows], tags, caption=caption, image=image, text=text, guidance_scale=guidance)[0]
         return out
 
-    def _sample_batch(
-        self, seed: int, indices: list[int], wanted: Tags, caption: list[int] | None, image: sampling.Choice, text: sampling.Choice, guidance: float
-    ) -> list[Pair]:  # fmt: skip
-        u = latents.uniform(latents.draw(seed, indices, self.slots.size))
-        return self.sample_latents(u, seed, indices, wanted, caption, image, text, guidance)
+    def text_choice(self, temperature: float | None = None, top_p: float | None = None) -> sampling.Choice:
+        """How words are chosen; None means the checkpoint's default."""
+        d = self.defaults
+        return sampling.Choice(d.text_temperature if temperature is None else temperature, 0, d.top_p if top_p is None else top_p)
 
     @torch.inference_mode()
-    def sample_latents(
-        self, u: Tensor, seed: int, indices: Sequence[int], wanted: Tags, caption: list[int] | None,
-        image: sampling.Choice, text: sampling.Choice, guidance: float,
-    ) -> list[Pair]:  # fmt: skip
-        """Pairs from uniforms u float32 (B, slots.size): tags, codes and caption are all read off the same latent."""
+    def pairs_from(
+        self, u: Tensor, seed: int, indices: Sequence[int], tags: Sequence[Tags], *, image: sampling.Choice, text: sampling.Choice,
+        caption: list[int] | None = None, guidance_scale: float = 1.0, forced: Tensor | None = None,
+    ) -> tuple[list[Pair], list[float]]:  # fmt: skip
+        """One pair a row: codes and caption are read off the uniforms u float32 (B, slots.size). With `forced` int64 (B, slots.size),
+        ids that are given (see `sampling.generate`); the second result is what they cost in nats."""
         v = self.vocabulary
-        tags = [self.choose_tags(float(row[0]), wanted) for row in u]
-        if caption is not None and not wanted.subject:  # the prompt says what is shown; a drawn subject might disagree
-            tags = [replace(t, subject="") for t in tags]
         boi = v.id("<boi>")
         written = [] if caption is None else [v.id("<boc>"), *caption, v.id("<eoc>")]
         prompts = [[*v.prefix(t), *written, boi] for t in tags]
-        made: dict[int, Any] = {}
+        made: dict[int, tuple[list[int], float, float, float]] = {}
         # rows share a length; a seed's block of rows keeps its place, so equal lengths are grouped in order
         for width in sorted({len(p) for p in prompts}):
             rows = [i for i, p in enumerate(prompts) if len(p) == width]
             out = sampling.generate(
                 self.generator, v, torch.tensor([prompts[i] for i in rows], device=self.device), u[rows].to(self.device), self.slots,
-                image=image, text=text, guidance_scale=guidance,
-                unguided=torch.tensor([[v.id("<bos>"), boi]] * len(rows), device=self.device), forbid=(v.id("<boq>"), *self._unseen[0]), forbid_first=self._unseen[1],
+                image=image, text=text, guidance_scale=guidance_scale, unguided=torch.tensor([[v.id("<bos>"), boi]] * len(rows), device=self.device),
+                forbid=(v.id("<boq>"), *self._unseen[0]), forbid_first=self._unseen[1], forced=None if forced is None else forced[rows].to(self.device),
             )  # fmt: skip
             for j, i in enumerate(rows):
-                made[i] = (out.ids[j].tolist(), float(out.image_nll[j]), float(out.text_nll[j]))
+                made[i] = (out.ids[j].tolist(), float(out.image_nll[j]), float(out.text_nll[j]), float(out.forced_nll[j]))
         parts = [v.unpack(made[i][0]) for i in range(len(tags))]
         codes = torch.tensor([p.codes for p in parts], device=self.device)
         pictures = self.decode_images(codes)
         captions = [p.caption for p in parts]
         alone = self.caption_nll(tags, captions)
         given = [made[i][2] for i in range(len(tags))] if caption is None else self.caption_nll(tags, captions, codes.tolist())
-        return [
+        pairs = [
             Pair(pictures[i], self.text_tokenizer.decode(captions[i]), seed, indices[i], tags[i], parts[i].codes, captions[i],
                  made[i][1], given[i], alone[i] - given[i])
             for i in range(len(tags))
         ]  # fmt: skip
+        return pairs, [made[i][3] for i in range(len(tags))]
 
     def choose_tags(self, u: float, wanted: Tags) -> Tags:
         """Fill the tags that are not asked for from the training frequencies, by the inverse CDF at u."""
@@ -206,6 +224,40 @@ class Tokun:
         v = self.vocabulary  # rare words have no tag of their own: they are counted, and stay untagged as in training
         style, subject = style if style in v.styles else "", subject if subject in v.subjects else ""
         return Tags(style, subject, wanted.register or "plain", v.default_grid)
+
+    # --- the other directions (tokun/directions.py) -------------------------------------------------------------------
+
+    def caption(self, picture: directions.Picture, registers: Sequence[str] = ("plain",), **options: Any) -> list[directions.Words]:
+        """Captions of a picture, with their confidence: see `directions.caption`."""
+        return directions.caption(self, picture, registers, **options)
+
+    def ask(self, picture: directions.Picture, question: str, **options: Any) -> list[directions.Words]:
+        """Answers to a question about a picture: see `directions.ask`."""
+        return directions.ask(self, picture, question, **options)
+
+    def rewrite(self, caption: str, register: str, **options: Any) -> list[directions.Words]:
+        """A caption in another register: see `directions.rewrite`."""
+        return directions.rewrite(self, caption, register, **options)
+
+    def interpolate(self, first: int, last: int, steps: int = 12, **options: Any) -> list[Pair]:
+        """Pairs on the way from one seed to another: see `directions.interpolate`."""
+        return directions.interpolate(self, first, last, steps, **options)
+
+    def best_of(self, seed: int, n: int, candidates: int, **options: Any) -> list[Pair]:
+        """The best of several samples for each place, by PMI: see `directions.best_of`."""
+        return directions.best_of(self, seed, n, candidates, **options)
+
+    def complete(self, picture: directions.Picture, keep: str | tuple[float, float, float, float], **options: Any) -> list[Pair]:
+        """Pairs that go on from a part of a picture: see `directions.complete`."""
+        return directions.complete(self, picture, keep, **options)
+
+    def invert(self, picture: directions.Picture, caption: str, **options: Any) -> directions.Inverted:
+        """A latent that draws this very pair: see `directions.invert`."""
+        return directions.invert(self, picture, caption, **options)
+
+    def vary(self, inverted: directions.Inverted, amount: float, **options: Any) -> list[Pair]:
+        """Pairs near an inverted one: see `directions.vary`."""
+        return directions.vary(self, inverted, amount, **options)
 
     # --- scoring ----------------------------------------------------------------------------------------------------
 
@@ -280,7 +332,7 @@ class Tokun:
         self.image_tokenizer.save(directory / IMAGE_TOKENIZER)
         self.text_tokenizer.save(directory / TEXT_TOKENIZER)
         v.save(directory / "vocabulary.json")
-        settings = {"defaults": asdict(self.defaults), "tag_counts": self.tag_counts, "image_tokenizer": self.image_tokenizer.fingerprint()}
+        settings = {"defaults": asdict(self.defaults), "tag_counts": self.tag_counts, "tasks": list(self.tasks), "image_tokenizer": self.image_tokenizer.fingerprint()}
         (directory / "sampling.json").write_text(json.dumps(settings, indent=1) + "\n", encoding="utf-8")
         if card:
             (directory / "README.md").write_text(card, encoding="utf-8")
@@ -310,6 +362,7 @@ def load(checkpoint: str | Path | None = None, *, device: str | None = None, dty
         settings = json.loads((folder / "sampling.json").read_text(encoding="utf-8"))
         counts = [(str(a), str(b), int(c)) for a, b, c in settings["tag_counts"]]
         defaults, made_with = SamplingConfig(**settings["defaults"]), settings["image_tokenizer"]
+        tasks = tuple(str(task) for task in settings.get("tasks", ()))
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{folder / 'sampling.json'} cannot be read: {error!r}. Copy the whole checkpoint again") from error
     try:
@@ -325,7 +378,7 @@ def load(checkpoint: str | Path | None = None, *, device: str | None = None, dty
             f"{folder / IMAGE_TOKENIZER} is not the tokenizer this generator was trained with: its fingerprint is "
             f"{image_tokenizer.fingerprint()[:16]}…, the generator asks for {made_with[:16]}…. Copy the whole checkpoint again"
         )
-    model = Tokun(image_tokenizer, text_tokenizer, vocabulary, generator, defaults, counts)
+    model = Tokun(image_tokenizer, text_tokenizer, vocabulary, generator, defaults, counts, tasks)
     return model.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
 
 

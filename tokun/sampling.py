@@ -1,7 +1,8 @@
 """From a prompt and a latent to ids: prefill, one choice at a time, KV cache, guidance. Knows ids, never pixels.
 
-    choose:   logits (B, V), legal (B, V), u (B,)  ->  ids (B,)      the inverse CDF over legal ids, in id order
-    generate: prompts (B, P), u (B, slots)         ->  Generated     until every row has ended
+    choose:   logits (B, V), legal (B, V), u (B,)    ->  ids (B,)         the inverse CDF over legal ids, in id order
+    interval: logits (B, V), legal (B, V), ids (B,)  ->  low, high (B,)   the u for which `choose` takes these ids
+    generate: prompts (B, P), u (B, slots)           ->  Generated        until every row has ended
 
 Every id is drawn inside the grammar's legal range, so nothing is repaired afterwards. Row results do not depend on what
 else is in the batch beyond the rounding of the matrix products (see `BLOCK`).
@@ -11,7 +12,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 import torch
@@ -49,19 +50,40 @@ class Generated:
     ids: Tensor
     image_nll: Tensor  # (B,) nats, float64, of the sampled codes
     text_nll: Tensor  # (B,) of the sampled text and its end
+    forced_nll: Tensor  # (B,) of those codes and pieces that were given; they are in the other two as well
+    low: Tensor  # (B, slots) float64: between these two lie the u that choose what was chosen; 0 and 1 where a slot was not used
+    high: Tensor
+
+    def rows(self, n: int) -> Generated:
+        """The first n rows."""
+        return Generated(*(getattr(self, f.name)[:n] for f in fields(self)))
 
 
 def choose(logits: Tensor, legal: Tensor, u: Tensor, choice: Choice) -> Tensor:
     """The id at which the cumulative distribution over legal ids, in id order, passes u. float32."""
-    logits = logits.float().masked_fill(~legal, -torch.inf)
     if choice.temperature == 0:
-        return logits.argmax(-1)
-    logits = (logits - logits.amax(-1, keepdim=True)) / choice.temperature  # at most 0: no temperature overflows
-    probabilities = narrow(logits, choice).softmax(-1)
-    cdf = probabilities.cumsum(-1)
+        return logits.float().masked_fill(~legal, -torch.inf).argmax(-1)
+    probabilities, cdf = distribution(logits, legal, choice)
     ids = torch.searchsorted(cdf, (u.float()[:, None] * cdf[:, -1:]).contiguous(), right=True)[:, 0]
     last = (probabilities > 0).long().cumsum(-1).argmax(-1)  # u so near 1 that rounding passes the end
     return torch.minimum(ids, last)
+
+
+def interval(logits: Tensor, legal: Tensor, ids: Tensor, choice: Choice) -> tuple[Tensor, Tensor]:
+    """float64 (B,) each: `choose` takes `ids` for the u between. Equal where no u does: the id is narrowed out, or too unlikely."""
+    _, cdf = distribution(logits, legal, choice)
+    cdf = cdf.double() / cdf[:, -1:].double()
+    high = cdf.gather(1, ids[:, None])[:, 0]
+    low = torch.where(ids > 0, cdf.gather(1, (ids - 1).clamp_min(0)[:, None])[:, 0], 0.0)
+    return low, high
+
+
+def distribution(logits: Tensor, legal: Tensor, choice: Choice) -> tuple[Tensor, Tensor]:
+    """(probabilities, their sums in id order), float32 (B, V), of a temperature above 0."""
+    logits = logits.float().masked_fill(~legal, -torch.inf)
+    logits = (logits - logits.amax(-1, keepdim=True)) / choice.temperature  # at most 0: no temperature overflows
+    probabilities = narrow(logits, choice).softmax(-1)
+    return probabilities, probabilities.cumsum(-1)
 
 
 def narrow(logits: Tensor, choice: Choice) -> Tensor:
@@ -91,12 +113,14 @@ def generate(
     unguided: Tensor | None = None,
     forbid: Sequence[int] = (),
     forbid_first: Sequence[int] = (),
+    forced: Tensor | None = None,
 ) -> Generated:
     """Complete every row of `prompts` (B, P) int64 to its <eos> with the uniforms `u` (B, slots.size).
 
     With guidance_scale != 1, codes are drawn from unguided + scale * (guided - unguided), the second prompt being
     `unguided` (B, Q). `forbid`: ids that the task rules out (a question where a caption is wanted); `forbid_first`: ids
     that may not begin a text (blanks). Neither enters the log-likelihoods, which are over what the grammar allows.
+    `forced` (B, slots.size) int64: ids that are taken whatever u says, by the slot that would choose them; -1 where u chooses.
     """
     if guidance_scale != 1 and unguided is None:
         raise ValueError("guidance_scale is set, but there is no prompt without tags or caption to guide away from")
@@ -117,18 +141,19 @@ def generate(
             q,
             forbid,
             forbid_first,
+            None if forced is None else _pad_rows(forced[rows], size),
         )
-        n = len(prompts[rows])
-        blocks.append(Generated(made.ids[:n], made.image_nll[:n], made.text_nll[:n]))
+        blocks.append(made.rows(len(prompts[rows])))
     width = max(block.ids.shape[1] for block in blocks)
     pad = vocabulary.id("<pad>")
     ids = [torch.nn.functional.pad(block.ids, (0, width - block.ids.shape[1]), value=pad) for block in blocks]
-    return Generated(torch.cat(ids), torch.cat([block.image_nll for block in blocks]), torch.cat([block.text_nll for block in blocks]))
+    others = (torch.cat([getattr(block, f.name) for block in blocks]) for f in fields(Generated)[1:])
+    return Generated(torch.cat(ids), *others)
 
 
 def _generate_block(
     model: Any, vocabulary: Vocabulary, prompts: Tensor, u: Tensor, slots: Slots, image: Choice, text: Choice,
-    guidance_scale: float, unguided: Tensor | None, forbid: Sequence[int], forbid_first: Sequence[int],
+    guidance_scale: float, unguided: Tensor | None, forbid: Sequence[int], forbid_first: Sequence[int], forced: Tensor | None,
 ) -> Generated:  # fmt: skip
     device = prompts.device
     B = len(prompts)
@@ -145,8 +170,8 @@ def _generate_block(
     guided = Stream(model, prompts)
     free = None if unguided is None else Stream(model, unguided)
     ids = [prompts]
-    image_nll = torch.zeros(B, dtype=torch.float64, device=device)
-    text_nll = torch.zeros(B, dtype=torch.float64, device=device)
+    image_nll, text_nll, forced_nll = (torch.zeros(B, dtype=torch.float64, device=device) for _ in range(3))
+    low, high = torch.zeros(B, slots.size, dtype=torch.float64, device=device), torch.ones(B, slots.size, dtype=torch.float64, device=device)
     while True:
         grammatical = vocabulary.legal_mask(states, lengths, n_codes)
         in_image, in_text = torch.isin(states, image_states), torch.isin(states, text_states)
@@ -165,16 +190,35 @@ def _generate_block(
             chosen = choose(drawn, legal, at, text)
         else:
             chosen = torch.where(in_image, choose(drawn, legal, at, image), choose(drawn, legal, at, text))
+        if forced is not None:
+            given, drawing = forced.gather(1, slot[:, None])[:, 0], in_image & (lengths < n_codes)  # a full picture has only its end to choose
+            is_given = (given >= 0) & (drawing | in_text)
+            chosen = torch.where(is_given, given, chosen)
+            _note_intervals(low, high, slot, drawing, in_text, drawn, legal, chosen, image, text)
         nll = -logits.masked_fill(~grammatical, -torch.inf).log_softmax(-1).gather(1, chosen[:, None])[:, 0].double()
         image_nll += torch.where(in_image, nll, 0.0)
         text_nll += torch.where(in_text, nll, 0.0)
+        if forced is not None:
+            forced_nll += torch.where(is_given, nll, 0.0)
         ids.append(chosen[:, None])
         states, lengths = vocabulary.advance(states, lengths, chosen)
         if bool((states == end).all()):
-            return Generated(torch.cat(ids, 1), image_nll, text_nll)
+            return Generated(torch.cat(ids, 1), image_nll, text_nll, forced_nll, low, high)
         guided.step(chosen)
         if free is not None:
             free.step(chosen)
+
+
+def _note_intervals(
+    low: Tensor, high: Tensor, slot: Tensor, drawing: Tensor, in_text: Tensor, logits: Tensor, legal: Tensor, chosen: Tensor, image: Choice, text: Choice
+) -> None:  # fmt: skip
+    """Write into `low` and `high`, at the slots, which u choose what was chosen."""
+    for kind, choice in ((drawing, image), (in_text, text)):
+        if choice.temperature > 0 and bool(kind.any()):
+            ends = interval(logits, legal, chosen, choice)
+            for where, end in zip((low, high), ends):
+                kept = where.gather(1, slot[:, None])[:, 0]
+                where.scatter_(1, slot[:, None], torch.where(kind, end, kept)[:, None])
 
 
 class Stream:

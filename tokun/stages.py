@@ -840,9 +840,11 @@ def train_generator(run: Run) -> Path:
 
         run.writer.put(states.path(step), write, then=states.prune)
 
+    tasks = tasks_of(batches.samples, train.task_mix)
+
     def as_checkpoint(generator: nn.Module) -> Tokun:
         return Tokun(
-            image_tokenizer.to(engine.device), text_tokenizer, vocabulary, generator, config.sampling, [tuple(c) for c in codes["tag_counts"]]
+            image_tokenizer.to(engine.device), text_tokenizer, vocabulary, generator, config.sampling, [tuple(c) for c in codes["tag_counts"]], tasks
         )
 
     def record_of(held: dict[str, float]) -> dict[str, Any]:
@@ -958,6 +960,13 @@ def train_generator(run: Run) -> Path:
         run.say(f"checkpoint: {target}\n  python sample.py --checkpoint {target} --seed 42 --n 16")
     run.wait()
     return target
+
+
+def tasks_of(samples: data.CodeSamples, task_mix: dict[str, float]) -> tuple[str, ...]:
+    """The tasks that are trained: those with a share whose fields the first two hundred samples hold."""
+    records = [samples.whole_record(i) for i in range(min(200, len(samples)))]
+    held = {"question": any(r.questions for r in records), "rewrite": any(len(r.captions) > 1 for r in records)}
+    return tuple(task for task, share in task_mix.items() if share > 0 and held.get(task, True))
 
 
 @torch.no_grad()

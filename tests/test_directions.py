@@ -1,0 +1,179 @@
+"""Promises of tokun/directions.py, on the tiny random model of conftest.py."""
+
+from __future__ import annotations
+
+import io
+import struct
+import zlib
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from data_tools import toy
+from tokun import directions, latents, sampling
+from tokun.vocabulary import Tags
+
+
+@pytest.fixture(scope="module")
+def picture() -> Image.Image:
+    return Image.fromarray(np.array(toy.draw(5, 3, 32)[0]))
+
+
+def tokens(pairs):
+    return [(p.tags, p.codes, p.caption_ids) for p in pairs]
+
+
+# --- words ------------------------------------------------------------------------------------------------------------
+
+
+def test_a_picture_is_captioned_in_each_register_with_the_models_own_likelihood(tiny_model, picture):
+    said = tiny_model.caption(picture, ["plain", "poetic"], seed=4, n=3)
+    assert [w.register for w in said] == ["plain"] * 3 + ["poetic"] * 3 and all(w.text.strip() for w in said)
+    codes = directions.encode_pictures(tiny_model, [picture])[0].tolist()
+    tags = [Tags(register=w.register, grid=(4, 4)) for w in said]
+    given, alone = tiny_model.caption_nll(tags, [w.ids for w in said], [codes] * 6), tiny_model.caption_nll(tags, [w.ids for w in said])
+    for w, with_picture, without in zip(said, given, alone):
+        assert w.nll == pytest.approx(with_picture, abs=1e-3) and w.pmi == pytest.approx(without - with_picture, abs=1e-3)
+        assert 0 < w.confidence < 1 and w.confidence == pytest.approx(np.exp(-w.nll / (len(w.ids) + 1)))
+    assert [w.ids for w in tiny_model.caption(picture, ["poetic"], seed=4, n=2)] == [w.ids for w in said[3:5]]
+    assert tiny_model.caption(picture, temperature=0.0)[0].ids == tiny_model.caption(picture, seed=9, temperature=0.0)[0].ids
+
+
+def test_questions_and_rewriting_go_through_the_same_loop(tiny_model, picture):
+    answers = tiny_model.ask(picture, "what is shown?", n=2, seed=1)
+    assert len({tuple(a.ids) for a in answers}) == 2 and all(a.text and a.nll > 0 for a in answers)
+    (other,) = tiny_model.rewrite("a ship on a dark ground", "poetic", seed=3)
+    assert other.register == "poetic" and other.text and other.ids != tiny_model.encode_text("a ship on a dark ground")
+
+
+def test_what_a_model_never_learned_is_refused(tiny_model, picture):
+    taught = replace(tiny_model, tasks=("joint", "text_to_image"))
+    with pytest.raises(ValueError, match=r"'question'.*joint, text_to_image"):
+        taught.ask(picture, "what is shown?")
+    with pytest.raises(ValueError, match="'rewrite'"):
+        taught.rewrite("a ship", "poetic")
+    for call in (lambda: tiny_model.ask(picture, "   "), lambda: tiny_model.rewrite("", "poetic")):
+        with pytest.raises(ValueError, match="holds no text"):
+            call()
+    for call in (lambda: tiny_model.caption(picture, ["epic"]), lambda: tiny_model.rewrite("a ship", "epic")):
+        with pytest.raises(ValueError, match="register can be: plain"):
+            call()
+
+
+# --- between seeds ----------------------------------------------------------------------------------------------------
+
+
+def test_an_interpolation_starts_and_ends_at_its_seeds_and_does_not_depend_on_the_batch(tiny_model):
+    way = tiny_model.interpolate(7, 8, 5)
+    assert tokens(way[:1]) == tokens(tiny_model.sample(7, n=1)) and tokens(way[-1:]) == tokens(tiny_model.sample(8, n=1))
+    assert len({tuple(p.codes) for p in way}) == 5 and [(p.seed, p.index) for p in way] == [(7, i) for i in range(5)]
+    assert tokens(tiny_model.interpolate(7, 8, 5, batch_size=2)) == tokens(way)
+    with pytest.raises(ValueError, match="steps is 1"):
+        tiny_model.interpolate(7, 8, 1)
+
+
+def test_the_best_of_several_is_the_one_with_the_highest_score_whatever_n(tiny_model):
+    pairs = tiny_model.sample(2, n=6)
+    best = tiny_model.best_of(2, 2, 3)
+    assert [p.index for p in best] == [max(range(i, i + 3), key=lambda j: pairs[j].pmi) for i in (0, 3)]
+    assert tokens(tiny_model.best_of(2, 1, 3)) == tokens(best[:1])
+    lengths = tiny_model.best_of(2, 2, 3, score=lambda found: [-len(p.caption_ids) for p in found])
+    assert [len(p.caption_ids) for p in lengths] == [min(len(p.caption_ids) for p in pairs[i : i + 3]) for i in (0, 3)]
+
+
+# --- back from a picture ----------------------------------------------------------------------------------------------
+
+
+def test_an_interval_holds_exactly_the_u_that_choose_its_id():
+    torch.manual_seed(0)
+    logits, legal = torch.randn(64, 40) * 2, torch.rand(64, 40) < 0.7
+    for choice in (sampling.Choice(), sampling.Choice(0.7, top_k=9), sampling.Choice(1.5, top_p=0.8)):
+        ids = sampling.choose(logits, legal, torch.rand(64), choice)
+        low, high = sampling.interval(logits, legal, ids, choice)
+        assert (high > low).all()
+        for share in (0.02, 0.5, 0.98):
+            assert torch.equal(sampling.choose(logits, legal, (low + share * (high - low)).float(), choice), ids)
+        for outside in (low - 1e-3, high + 1e-3):
+            inside = (outside >= 0) & (outside < 1)
+            assert not (sampling.choose(logits, legal, outside.float().clamp(0, 0.999), choice) == ids)[inside].any()
+    out = (~legal).float().argmax(-1)
+    low, high = sampling.interval(logits, legal, out, sampling.Choice())
+    assert torch.equal(low, high), "an id that cannot be chosen has no u"
+
+
+@pytest.mark.parametrize("temperature", [1.0, 1.7])
+def test_an_inverted_pair_is_drawn_again_to_the_token(tiny_model, picture, temperature):
+    found = tiny_model.invert(picture, "a ship on a dark ground", style="etching", temperature=temperature)
+    assert found.missed == 0 and found.tags.style == "etching"
+    (again,) = tiny_model.vary(found, 0.0, n=1, temperature=temperature)
+    assert again.codes == found.codes == directions.encode_pictures(tiny_model, [picture])[0].tolist()
+    assert again.caption_ids == tiny_model.encode_text("a ship on a dark ground") and again.tags == found.tags
+
+
+def test_variations_leave_a_picture_the_further_the_larger_their_amount(tiny_model, picture):
+    found = tiny_model.invert(picture, "a ship on a dark ground")
+    same = [np.mean([np.mean(np.equal(p.codes, found.codes)) for p in tiny_model.vary(found, amount, n=8)]) for amount in (0.001, 0.1, 1.0)]
+    assert same[0] > same[1] > same[2] and same[0] > 0.5
+    alike = latents.slerp(found.z, found.z, 0.5)
+    assert torch.allclose(alike, found.z, atol=1e-5)
+    with pytest.raises(ValueError, match=r"vary is 1\.5"):
+        tiny_model.vary(found, 1.5)
+    with pytest.raises(ValueError, match="temperature is 0"):
+        tiny_model.invert(picture, "a ship", temperature=0.0)
+
+
+@pytest.mark.parametrize(("keep", "kept"), [("top", range(8)), ("right", [2, 3, 6, 7, 10, 11, 14, 15]), ((0.25, 0.0, 0.75, 0.5), [1, 2, 5, 6])])
+def test_a_completion_keeps_the_codes_that_were_kept(tiny_model, picture, keep, kept):
+    own = directions.encode_pictures(tiny_model, [picture])[0].tolist()
+    pairs = tiny_model.complete(picture, keep, seed=2, n=3, candidates=2)
+    assert len(pairs) == 3 and [p.index for p in pairs] == [0, 1, 2]
+    for pair in pairs:
+        assert [pair.codes[i] for i in kept] == [own[i] for i in kept] and pair.caption
+    assert len({tuple(p.codes) for p in pairs}) == 3
+    assert tokens(tiny_model.complete(picture, keep, seed=2, n=1, candidates=2)) == tokens(pairs[:1])
+
+
+def test_of_several_completions_the_one_that_makes_what_is_kept_behind_it_likeliest_is_taken(tiny_model, picture):
+    singles = tiny_model.complete(picture, "bottom", seed=2, n=4, candidates=1)
+    (best,) = tiny_model.complete(picture, "bottom", seed=2, n=1, candidates=4)
+    v = tiny_model.vocabulary
+
+    def nats_of_kept(pair) -> float:
+        ids = torch.tensor([v.pack_joint(pair.tags, pair.codes, pair.caption_ids).input_ids])
+        logits = tiny_model.generator(input_ids=ids).logits.detach()[0, :, v.code_offset : v.size].log_softmax(-1)
+        start = ids[0].tolist().index(v.id("<boi>"))
+        return -sum(float(logits[start + i, pair.codes[i]]) for i in range(8, 16))
+
+    assert tokens([best]) == tokens([min(singles, key=nats_of_kept)])
+
+
+@pytest.mark.parametrize("keep", ["middle", (0.5, 0, 0.2, 1), (0, 0, 1, 1), (0.1, 0.1, 0.2, 0.2), (0, 0, 2, 1)])
+def test_a_part_that_cannot_be_kept_is_refused(tiny_model, picture, keep):
+    with pytest.raises(ValueError, match="keep"):
+        tiny_model.complete(picture, keep)
+
+
+# --- pictures in ------------------------------------------------------------------------------------------------------
+
+
+def png_header(width: int, height: int) -> bytes:
+    chunk = b"IHDR" + struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + struct.pack(">I", 13) + chunk + struct.pack(">I", zlib.crc32(chunk))
+
+
+def test_pictures_of_every_mode_and_form_are_taken_and_others_refused(tiny_model, picture, tmp_path):
+    picture.save(tmp_path / "a.png")
+    same = directions.encode_pictures(tiny_model, [picture, tmp_path / "a.png", (tmp_path / "a.png").read_bytes(), picture.convert("RGB")])
+    assert all(torch.equal(row, same[0]) for row in same)
+    for mode in ("1", "P", "RGBA", "CMYK", "I;16", "LA"):
+        buffer = io.BytesIO()
+        picture.convert("I").convert(mode).save(buffer, "TIFF") if mode == "I;16" else picture.convert("RGB").convert(mode).save(buffer, "TIFF")
+        assert directions.encode_pictures(tiny_model, [buffer.getvalue()]).shape == (1, 16)
+    with pytest.raises(FileNotFoundError, match=r"no\.png"):
+        tiny_model.caption(tmp_path / "no.png")
+    for hostile in (b"", b"no picture", png_header(30_000, 30_000), (tmp_path / "a.png").read_bytes()[:60]):
+        with pytest.raises(ValueError, match=r"picture"):
+            tiny_model.caption(hostile)

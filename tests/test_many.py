@@ -1,0 +1,87 @@
+"""Promises of tokun/many.py: many samples in shards, the same bytes for any number of processes and interruptions."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import tarfile
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from tokun import many
+
+pq = pytest.importorskip("pyarrow.parquet", reason="the table needs the extra 'data'")
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def files(out: Path) -> dict[str, str]:
+    return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted(out.iterdir())}
+
+
+@pytest.fixture(scope="module")
+def whole(tiny_model, tmp_path_factory) -> Path:
+    return many.generate(tiny_model, 5, 70, tmp_path_factory.mktemp("many") / "out", {"batch_size": 16}, shard_size=20)
+
+
+def test_shards_and_table_hold_the_samples_of_the_seed(tiny_model, whole):
+    assert list(files(whole)) == ["samples-00000.tar", "samples-00001.tar", "samples-00002.tar", "samples-00003.tar", "samples.json", "samples.parquet"]
+    pairs = tiny_model.sample(5, indices=[0, 25, 69])
+    table = pq.read_table(whole / "samples.parquet").to_pylist()
+    assert [row["index"] for row in table] == list(range(70)) and pq.ParquetFile(whole / "samples.parquet").num_row_groups == 4
+    for pair in pairs:
+        row = table[pair.index]
+        assert (row["caption"], row["style"], row["shard"]) == (pair.caption, pair.tags.style, f"samples-{pair.index // 20:05d}.tar")
+        with tarfile.open(whole / row["shard"]) as tar:
+            record = json.load(tar.extractfile(f"000005-{pair.index:07d}.json"))
+            image = Image.open(tar.extractfile(f"000005-{pair.index:07d}.png"))
+            assert record == json.loads(json.dumps(pair.record())) and np.array_equal(np.asarray(image), np.asarray(pair.image))
+
+
+def test_the_files_do_not_depend_on_processes_batches_or_interruptions(tiny_model, whole, tmp_path):
+    for rank in (1, 0):
+        many.generate(tiny_model, 5, 70, tmp_path / "shared", {"batch_size": 7}, shard_size=20, rank=rank, world=2)
+    assert files(tmp_path / "shared") == files(whole)
+    (tmp_path / "shared" / "samples-00002.tar").unlink()
+    (tmp_path / "shared" / "samples-00003.tar.partial").write_bytes(b"half")
+    (tmp_path / "shared" / "samples.parquet").unlink()
+    many.generate(tiny_model, 5, 70, tmp_path / "shared", {"batch_size": 16}, shard_size=20)
+    (tmp_path / "shared" / "samples-00003.tar.partial").unlink()
+    assert files(tmp_path / "shared") == files(whole)
+
+
+def test_other_samples_are_not_mixed_in(tiny_model, whole):
+    before = files(whole)
+    for seed, n, options, named in ((6, 70, {}, "seed"), (5, 71, {}, "n: 70"), (5, 70, {"temperature": 0.5}, "temperature")):
+        with pytest.raises(ValueError, match=named):
+            many.generate(tiny_model, seed, n, whole, options, shard_size=20)
+    assert files(whole) == before
+    (whole / "samples.json").rename(whole / "aside.json")
+    with pytest.raises(ValueError, match=r"without samples\.json"):
+        many.generate(tiny_model, 5, 70, whole, {}, shard_size=20)
+    (whole / "aside.json").rename(whole / "samples.json")
+
+
+def test_killed_and_typed_again_the_command_ends_with_the_same_files(checkpoint_folder, tmp_path):
+    def command(out: str) -> list[str]:
+        return [sys.executable, "sample.py", "--checkpoint", str(checkpoint_folder), "--seed", "3", "--n", "50", "--shard-size", "20", "--out", str(tmp_path / out), "--batch-size", "20"]
+
+    first = subprocess.Popen(command("killed"), cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=os.environ | {"WORLD_SIZE": "1"})
+    while first.poll() is None and not (tmp_path / "killed" / "samples-00000.tar").exists():
+        time.sleep(0.01)
+    first.send_signal(signal.SIGKILL)
+    first.wait()
+    import sample
+
+    for name in ("killed", "whole"):
+        sample.main(command(name)[2:])
+    for path in (tmp_path / "killed").glob("*.partial*"):
+        path.unlink()
+    assert files(tmp_path / "killed") == files(tmp_path / "whole") and len(files(tmp_path / "whole")) == 5

@@ -1,0 +1,281 @@
+"""Directions: every other way through the one model. Picture to words, questions, rewriting, completion, interpolation, inversion.
+
+Each function takes a Tokun and goes through the same loop, `sampling.generate`, with another prompt, other uniforms, or with
+codes that are given. Users call them as methods of Tokun.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from tokun import data, latents, sampling
+from tokun.vocabulary import Tags, tag_word
+
+if TYPE_CHECKING:
+    from tokun.model import Pair, Tokun
+
+Picture = Image.Image | str | Path | bytes
+MAX_BYTES = 50_000_000  # of a picture's file
+MAX_PIXELS = 100_000_000
+CPU_ROWS = 16  # computed together whatever is asked for, so that a picture's codes are the same bits in any company
+
+
+@dataclass(frozen=True)
+class Words:
+    """What the model says of a picture, or instead of a text."""
+
+    text: str
+    register: str
+    ids: list[int]
+    nll: float
+    """Nats of all pieces and the end."""
+    pmi: float
+    """How many nats the picture (or the first text) explains; 0 for answers, where it is not measured."""
+
+    @property
+    def confidence(self) -> float:
+        """The geometric mean of the pieces' probabilities, 0 to 1."""
+        return math.exp(-self.nll / (len(self.ids) + 1))
+
+
+# --- pictures in ----------------------------------------------------------------------------------------------------
+
+
+def open_picture(source: Picture, channels: int) -> Image.Image:
+    """A file, its bytes or a PIL picture -> 'L' or 'RGB'. Raises FileNotFoundError, or ValueError with the reason."""
+    if isinstance(source, Image.Image):
+        image = source.convert("RGBA") if source.has_transparency_data else source
+        buffer = io.BytesIO()
+        image.save(buffer, "PNG")  # one way in for all modes
+        source = buffer.getvalue()
+    if not isinstance(source, bytes):
+        path = Path(source)
+        if not path.is_file():
+            raise FileNotFoundError(f"{path} is not a file: name a picture")
+        if path.stat().st_size > MAX_BYTES:
+            raise ValueError(f"{path} has {path.stat().st_size:,} bytes, more than the {MAX_BYTES:,} that are read: scale it down")
+        source = path.read_bytes()
+    try:
+        with Image.open(io.BytesIO(source)) as image:
+            width, height = image.size
+        if width * height > MAX_PIXELS:
+            raise ValueError(f"the picture has {width} x {height} pixels, more than {MAX_PIXELS:,}: scale it down")
+        return data.decode_image(source, channels)
+    except (OSError, SyntaxError, Image.DecompressionBombError) as error:
+        raise ValueError(f"not a picture that can be read: {error}") from error
+
+
+def encode_pictures(model: Tokun, pictures: Sequence[Picture]) -> Tensor:
+    """The largest centred square of each -> codes int64 (B, N), on the CPU."""
+    config = model.image_tokenizer.config
+    opened = [open_picture(picture, config.image_channels) for picture in pictures]
+    crops = np.stack([data.crop(image, data.centre_box(*image.size), config.image_size) for image in opened])
+    pixels = data.to_float(crops).to(model.device)
+    return model.image_tokenizer.encode(pixels, rows=CPU_ROWS if pixels.device.type == "cpu" else 0).cpu()
+
+
+# --- words out ------------------------------------------------------------------------------------------------------
+
+
+def caption(
+    model: Tokun, picture: Picture, registers: Sequence[str] = ("plain",), *, seed: int = 0, n: int = 1,
+    style: str = "", subject: str = "", temperature: float | None = None, top_p: float | None = None,
+) -> list[Words]:  # fmt: skip
+    """n captions of a picture in each register, register by register. Caption k is latent k of the seed.
+
+    Raises ValueError for a register or tag that the model does not know, or a picture that cannot be read.
+    """
+    v, codes = model.vocabulary, encode_pictures(model, [picture])[0].tolist()
+    tags = [Tags(tag_word(style), tag_word(subject), tag_word(register), v.default_grid) for register in registers for _ in range(n)]
+    prompts = [[*v.prefix(t), v.id("<boi>"), *v._codes(codes, t), v.id("<eoi>"), v.id("<boc>")] for t in tags]
+    made, nll = write(model, prompts, seed, n, temperature, top_p)
+    texts = [v.unpack(ids).caption or [] for ids in made]
+    alone = model.caption_nll(tags, texts)
+    return [words(model, *parts) for parts in zip(texts, [t.register for t in tags], nll, alone)]
+
+
+def ask(
+    model: Tokun, picture: Picture, question: str, *, seed: int = 0, n: int = 1, temperature: float | None = None, top_p: float | None = None
+) -> list[Words]:  # fmt: skip
+    """n answers to a question about a picture. Raises ValueError for a model that was not trained on questions."""
+    require_task(model, "question")
+    v, codes = model.vocabulary, encode_pictures(model, [picture])[0].tolist()
+    asked = text_of(model, question, "question")
+    prefix = v.prefix(Tags(grid=v.default_grid))
+    seen = [v.id("<boi>"), *v._codes(codes, Tags()), v.id("<eoi>")]
+    prompt = [*prefix, *seen, v.id("<boq>"), *asked, v.id("<eoq>"), v.id("<boa>")]
+    made, nll = write(model, [prompt] * n, seed, n, temperature, top_p)
+    texts = [v.unpack(ids).answer or [] for ids in made]
+    return [words(model, text, "", own, own) for text, own in zip(texts, nll)]
+
+
+def rewrite(
+    model: Tokun, text: str, register: str, *, seed: int = 0, n: int = 1, temperature: float | None = None, top_p: float | None = None
+) -> list[Words]:  # fmt: skip
+    """n versions of a caption in another register. Raises ValueError for a model that was not trained to rewrite."""
+    require_task(model, "rewrite")
+    v, written = model.vocabulary, text_of(model, text, "caption")
+    prompt = [*v.prefix(Tags()), v.id("<boc>"), *written, v.id("<eoc>"), v.id(f"<register:{tag_word(register)}>"), v.id("<boc>")]
+    made, nll = write(model, [prompt] * n, seed, n, temperature, top_p)
+    texts = [v.unpack(ids).rewritten or [] for ids in made]
+    alone = model.caption_nll([Tags(register=tag_word(register))] * n, texts)
+    return [words(model, *parts) for parts in zip(texts, [tag_word(register)] * n, nll, alone)]
+
+
+def write(
+    model: Tokun, prompts: list[list[int]], seed: int, n: int, temperature: float | None, top_p: float | None
+) -> tuple[list[list[int]], list[float]]:
+    """(whole sequences, nats of their text) behind prompts of one length. Row i is latent i mod n of the seed."""
+    u = latents.uniform(latents.draw(seed, range(n), model.slots.size)).repeat(len(prompts) // n, 1)
+    choice = model.text_choice(temperature, top_p)
+    made = sampling.generate(
+        model.generator, model.vocabulary, torch.tensor(prompts, device=model.device), u.to(model.device), model.slots,
+        text=choice, forbid=model._unseen[0], forbid_first=model._unseen[1],
+    )  # fmt: skip
+    return made.ids.tolist(), made.text_nll.tolist()
+
+
+def words(model: Tokun, ids: list[int], register: str, nll: float, alone: float) -> Words:
+    return Words(model.text_tokenizer.decode(ids), register, ids, nll, alone - nll)
+
+
+def text_of(model: Tokun, text: str, what: str) -> list[int]:
+    ids = model.encode_text(text)
+    if not ids:
+        raise ValueError(f"the {what} {text!r} holds no text")
+    return ids
+
+
+def require_task(model: Tokun, task: str) -> None:
+    if model.tasks and task not in model.tasks:
+        raise ValueError(f"this model was not trained on the task {task!r}, only on {', '.join(model.tasks)}: see train.task_mix, and take another checkpoint")
+
+
+# --- between seeds --------------------------------------------------------------------------------------------------
+
+
+def interpolate(model: Tokun, first: int, last: int, steps: int = 12, **options: object) -> list[Pair]:
+    """Pairs along the great circle from sample 0 of one seed to sample 0 of another; the ends are those samples themselves.
+
+    `options` are those of `Tokun.sample`. A pair's `seed` is the first seed, its `index` the step.
+    """
+    if steps < 2:
+        raise ValueError(f"steps is {steps}; an interpolation has at least its two ends")
+    a, b = (latents.draw(seed, [0], model.slots.size)[0] for seed in (first, last))
+    z = torch.stack([a if step == 0 else b if step == steps - 1 else latents.slerp(a, b, step / (steps - 1)) for step in range(steps)])
+    return model.sample_from(latents.uniform(z), first, range(steps), **options)
+
+
+def best_of(model: Tokun, seed: int, n: int, candidates: int, score: Callable[[list[Pair]], list[float]] | None = None, **options: object) -> list[Pair]:
+    """Of so many candidates for each of n places the one with the highest score (PMI where none is given).
+
+    Place i chooses among the samples i * candidates … of the seed, so its choice does not depend on n.
+    """
+    if candidates < 1:
+        raise ValueError(f"best-of is {candidates}; it must be 1 or more")
+    pairs = model.sample(seed, indices=range(n * candidates), **options)
+    scores = [pair.pmi for pair in pairs] if score is None else score(pairs)
+    best = [max(range(i * candidates, (i + 1) * candidates), key=lambda j: scores[j]) for i in range(n)]
+    return [pairs[j] for j in best]
+
+
+# --- from a picture back --------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Inverted:
+    """A latent whose sample is a given pair."""
+
+    z: Tensor  # (slots,) float32
+    tags: Tags
+    codes: list[int]
+    missed: int
+    """Codes and pieces that no latent chooses here, since they are rarer than float32 can tell or narrowed out."""
+
+
+def invert(model: Tokun, picture: Picture, text: str, *, style: str = "", subject: str = "", seed: int = 0, temperature: float = 1.0) -> Inverted:
+    """A latent from which `vary` with amount 0 draws the picture's codes and then the text, at this temperature, nothing narrowed.
+
+    Where several tags are possible, those of the latent `seed`. Raises ValueError for a text that is too long or a temperature of 0.
+    """
+    if not temperature > 0:
+        raise ValueError(f"temperature is {temperature}; only above 0 does a latent choose anything")
+    v, slots = model.vocabulary, model.slots
+    codes, written = encode_pictures(model, [picture])[0], text_of(model, text, "caption")
+    z = latents.draw(seed, [0], slots.size)[0]
+    tags = model.choose_tags(float(latents.uniform(z)[0]), Tags(tag_word(style), tag_word(subject)))
+    forced = torch.full((1, slots.size), -1)
+    forced[0, slots.image : slots.text] = codes + v.code_offset
+    forced[0, slots.text : slots.text + len(written) + 1] = torch.tensor([*written, v.id("<eoc>")])
+    choice = sampling.Choice(temperature)
+    made = sampling.generate(
+        model.generator, v, torch.tensor([[*v.prefix(tags), v.id("<boi>")]], device=model.device), torch.full(forced.shape, 0.5, device=model.device),
+        slots, image=choice, text=choice, forbid=(v.id("<boq>"), *model._unseen[0]), forbid_first=model._unseen[1], forced=forced.to(model.device),
+    )  # fmt: skip
+    low, high, given = made.low[0].cpu(), made.high[0].cpu(), forced[0] >= 0
+    reached = given & (high > low)
+    z = torch.where(reached, latents.invert(low, torch.where(high > low, high, 1.0), torch.Generator().manual_seed(seed)), z)
+    return Inverted(z, tags, codes.tolist(), int((given & ~reached).sum()))
+
+
+def vary(model: Tokun, inverted: Inverted, amount: float, *, seed: int = 0, n: int = 16, temperature: float = 1.0) -> list[Pair]:
+    """n pairs around an inverted one. amount 0: itself; 1: nothing left of it. `temperature` is the one of `invert`."""
+    if not 0 <= amount <= 1:
+        raise ValueError(f"vary is {amount}; it lies between 0 (the picture itself) and 1 (nothing left of it)")
+    noise = latents.draw(seed, range(n), model.slots.size)
+    z = math.sqrt(1 - amount**2) * inverted.z + amount * noise
+    choice = sampling.Choice(temperature)
+    return model.pairs_from(latents.uniform(z), seed, range(n), [inverted.tags] * n, image=choice, text=choice)[0]
+
+
+def complete(
+    model: Tokun, picture: Picture, keep: str | tuple[float, float, float, float], *, seed: int = 0, n: int = 4, candidates: int = 4,
+    style: str = "", subject: str = "", temperature: float | None = None, top_p: float | None = None,
+) -> list[Pair]:  # fmt: skip
+    """n ways to go on from the kept part of a damaged plate, each with its caption. `keep`: 'top', 'left' (halves), 'bottom', 'right',
+    or a box (left, top, right, bottom) in shares of the centred square.
+
+    Codes are drawn row by row, so a new code has seen what is kept above it and to its left. What is kept below and to its
+    right it has not: of `candidates` for each place, the one that makes those kept codes likeliest is taken. Where much is
+    kept behind the gap, ask for more candidates; seams there cannot be ruled out.
+    """
+    v, slots = model.vocabulary, model.slots
+    codes = encode_pictures(model, [picture])[0]
+    kept = kept_codes(keep, v.default_grid)
+    count = n * candidates
+    u = latents.uniform(latents.draw(seed, range(count), slots.size))
+    tags = [model.choose_tags(float(row[0]), Tags(tag_word(style), tag_word(subject))) for row in u]
+    forced = torch.full((count, slots.size), -1)
+    forced[:, slots.image : slots.text] = torch.where(kept, codes + v.code_offset, -1)
+    image = sampling.Choice(model.defaults.temperature if temperature is None else temperature, model.defaults.top_k, model.defaults.top_p if top_p is None else top_p)
+    pairs, nats = model.pairs_from(u, seed, range(count), tags, image=image, text=model.text_choice(None, top_p), forced=forced)
+    best = [min(range(i * candidates, (i + 1) * candidates), key=lambda j: nats[j]) for i in range(n)]
+    return [replace(pairs[j], index=i) for i, j in enumerate(best)]
+
+
+KEEP = {"top": (0, 0, 1, 0.5), "bottom": (0, 0.5, 1, 1), "left": (0, 0, 0.5, 1), "right": (0.5, 0, 1, 1)}
+
+
+def kept_codes(keep: str | tuple[float, float, float, float], grid: tuple[int, int]) -> Tensor:
+    """(N,) bool: the codes whose patch lies whole inside the box. Raises ValueError for none, for all, or for no box."""
+    if isinstance(keep, str) and keep not in KEEP:
+        raise ValueError(f"keep is {keep!r}; it is one of {', '.join(KEEP)}, or left,top,right,bottom in shares of the picture")
+    left, top, right, bottom = KEEP[keep] if isinstance(keep, str) else keep
+    if not (0 <= left < right <= 1 and 0 <= top < bottom <= 1):
+        raise ValueError(f"keep is {(left, top, right, bottom)}; it takes left < right and top < bottom, between 0 and 1")
+    rows, columns = grid
+    y, x = torch.arange(rows)[:, None], torch.arange(columns)[None]
+    inside = (x >= left * columns) & (x + 1 <= right * columns) & (y >= top * rows) & (y + 1 <= bottom * rows)
+    if not inside.any() or inside.all():
+        raise ValueError(f"keep {keep} leaves {'all' if inside.all() else 'none'} of the {rows} x {columns} codes: there is nothing to {'draw' if inside.all() else 'go on from'}")
+    return inside.flatten()

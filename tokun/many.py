@@ -1,0 +1,123 @@
+"""Many samples: shards of pairs and a table of them, in several processes, killed and gone on with as one likes.
+
+    out/samples-00000.tar …    WebDataset: KEY.png and KEY.json (seed, index, tags, caption, codes, likelihoods), 1,000 each
+    out/samples.parquet        one row a sample, without the picture
+    out/samples.json           what they were made with; another model or other options are refused
+
+Shard i holds samples i * shard_size … of the seed, whoever makes it. It is written aside and renamed, so the files are the
+same bytes however often the work is interrupted and however many processes share it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import os
+import tarfile
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tokun import checkpoint, data
+from tokun.extras import need
+
+if TYPE_CHECKING:
+    from tokun.model import Pair, Tokun
+
+FROM = 1000  # samples: more are written as shards
+RECORD, TABLE = "samples.json", "samples.parquet"
+COLUMNS = ("seed", "index", "caption", "style", "subject", "register", "image_nll", "caption_nll", "pmi", "shard")
+
+
+def generate(
+    model: Tokun, seed: int, n: int, out: Path, options: Mapping[str, Any], *, shard_size: int = 1000, rank: int = 0, world: int = 1
+) -> Path:  # fmt: skip
+    """Write samples 0 … n-1 of the seed; `options` are those of `Tokun.sample`. Returns `out`.
+
+    Of several processes each makes its own shards; the one that finds all of them there writes the table. Raises ImportError
+    for want of pyarrow, and ValueError when `out` holds samples of another model, seed or options.
+    """
+    from tqdm import tqdm
+
+    need("pyarrow.parquet", extra="data")  # before the hours of work, not behind them
+    checkpoint.require_writable(out)
+    asked = {k: v for k, v in options.items() if k != "batch_size"} | {"seed": seed, "n": n, "shard_size": shard_size, **identity(model)}
+    require_same(out, asked, rank=rank)
+    paths = [out / f"samples-{number:05d}.tar" for number in range(-(-n // shard_size))]
+    mine = list(enumerate(paths))[rank::world]
+    done = sum(min(shard_size, n - number * shard_size) for number, path in mine if path.is_file())
+    total = sum(min(shard_size, n - number * shard_size) for number, _ in mine)
+    with tqdm(total=total, initial=done, desc="sampling", unit="pair", disable=rank != 0, dynamic_ncols=True) as bar:
+        for number, path in mine:
+            if not path.is_file():
+                indices = range(number * shard_size, min(n, (number + 1) * shard_size))
+                data.write_shard(path, members(model, seed, indices, options, bar))
+    if all(path.is_file() for path in paths):
+        write_table(paths, out / TABLE, aside=out / f"{TABLE}.partial{rank}")  # two that finish together write the same bytes
+    return out
+
+
+def identity(model: Tokun) -> dict[str, str]:
+    """What decides the samples beside the options: weights, and the precision and kind of device they are computed with."""
+    digest = hashlib.sha256()
+    for name, weight in sorted(model.generator.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(weight.detach().float().cpu().numpy().tobytes())
+    return {
+        "generator": digest.hexdigest(), "image_tokenizer": model.image_tokenizer.fingerprint(),
+        "dtype": str(model.generator.dtype).removeprefix("torch."), "device": model.device.type,
+    }  # fmt: skip
+
+
+def require_same(out: Path, asked: dict[str, Any], *, rank: int) -> None:
+    there, asked = checkpoint.read_record(out / RECORD), json.loads(json.dumps(asked))
+    if there is not None:
+        checkpoint.require_same(out, there, asked)
+    elif next(out.glob("samples-*.tar"), None) is not None:
+        raise ValueError(f"{out} holds shards of samples without {RECORD}, which says what they are: name another folder with --out")
+    else:
+        aside = out / f"{RECORD}.partial{rank}"  # all processes write the same
+        checkpoint.write_record(aside, asked)
+        os.replace(aside, out / RECORD)
+
+
+def members(model: Tokun, seed: int, indices: range, options: Mapping[str, Any], bar: Any) -> Iterator[dict[str, Any]]:
+    batch = int(options.get("batch_size", 16))
+    for first in range(indices.start, indices.stop, batch):
+        pairs = model.sample(seed, indices=range(first, min(indices.stop, first + batch)), **options)
+        for pair in pairs:
+            yield member(pair)
+        bar.update(len(pairs))
+
+
+def member(pair: Pair) -> dict[str, Any]:
+    buffer = io.BytesIO()
+    pair.image.save(buffer, "PNG")
+    text = json.dumps(pair.record(), ensure_ascii=False, sort_keys=True)
+    return {"__key__": f"{pair.seed:06d}-{pair.index:07d}", "png": buffer.getvalue(), "json": text.encode()}
+
+
+def write_table(paths: list[Path], target: Path, aside: Path) -> None:
+    """One row group a shard, so that memory does not grow with their number."""
+    pa, pq = need("pyarrow", extra="data"), need("pyarrow.parquet", extra="data")
+    kinds = {"seed": pa.int64(), "index": pa.int64(), "image_nll": pa.float64(), "caption_nll": pa.float64(), "pmi": pa.float64()}
+    schema = pa.schema([(name, kinds.get(name, pa.string())) for name in COLUMNS])
+    with pq.ParquetWriter(aside, schema, compression="zstd") as writer:
+        for path in paths:
+            writer.write_table(pa.Table.from_pylist([row(record, path) for record in records(path)], schema))
+    os.replace(aside, target)
+
+
+def records(path: Path) -> Iterator[dict[str, Any]]:
+    with tarfile.open(path) as tar:
+        for info in tar:
+            if info.name.endswith(".json"):
+                file = tar.extractfile(info)
+                assert file is not None
+                yield json.load(file)
+
+
+def row(record: dict[str, Any], path: Path) -> dict[str, Any]:
+    flat = {**{k: record["tags"].get(k, "") for k in ("style", "subject", "register")}, **record, "shard": path.name}
+    return {name: flat[name] for name in COLUMNS}
