@@ -437,7 +437,7 @@ class Asking(Writer):
             self.in_a_row += 1
             if self.in_a_row >= FAILURES_IN_A_ROW:
                 raise captioners.EndpointRefusal(
-                    f"--endpoint {captioners.public_url(self.endpoint.url)}: {self.in_a_row} rows running without an answer "
+                    f"--endpoint {captioners.public_url(self.endpoint.url)}: {FAILURES_IN_A_ROW} rows running without an answer "
                     f"({error}; {error.told}). Is it up? The same command goes on where this one stopped, with --retry-failed also "
                     "for these rows"
                 )

@@ -31,7 +31,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--gpus-per-task", type=float, default=0, metavar="N", help="of a Ray cluster's, for each shard (%(default)s)")
     parser.add_argument("overrides", nargs="*", metavar="a.b=c", help="settings that replace the file's")
     args = parser.parse_intermixed_args(argv)
-    start_processes(launched_by_deepspeed=False)
+    start_processes()
     run = stages.open_run(load_config(args.config, [*args.overrides, "tracking.kind=none"]))
     try:
         if args.engine != "local" or args.workers != 1:

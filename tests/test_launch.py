@@ -74,12 +74,11 @@ def launched(finished, tmp_path_factory, small_shards) -> dict[str, Any]:
 
     here(case("plain"), case("1 stopped", stopped=True))
     two = [
-        case("2 ddp"), case("2 zero1 stopped", "zero1", stopped=True), case("2 zero2", "zero2"), case("2 zero3 stopped", "zero3", stopped=True),
-        case("2 zero3-offload", "zero3-offload", overrides=("sampling.n=1",)), case("1 -> 2 ddp", goes_on="1 stopped"),
-        case("1 -> 2 zero2", "zero2", goes_on="1 stopped", overrides=("train.micro_batch_size=2",)),
+        case("2 ddp"), case("2 zero1 stopped", "zero1", stopped=True), case("2 zero2", "zero2"), case("2 zero3 stopped", "zero3", stopped=True, overrides=("sampling.n=1",)),
+        case("1 -> 2 ddp", goes_on="1 stopped"),
     ]  # fmt: skip
     keep(launch(two, folder / "two", processes=2))
-    keep(launch([case("1 zero1", "zero1"), case("2 -> 1 zero3", "zero3", goes_on="2 zero3 stopped")], folder / "one", processes=1))
+    keep(launch([case("1 zero1", "zero1"), case("2 -> 1 zero3-offload", "zero3-offload", goes_on="2 zero3 stopped")], folder / "one", processes=1))
     here(case("2 zero1 -> plain", goes_on="2 zero1 stopped"))
     return found
 
@@ -94,7 +93,7 @@ def test_one_process_of_eight_samples_and_two_of_four_have_the_same_losses(launc
     assert largest_difference(launched["2 ddp"]["losses"], launched["plain"]["losses"]) < 1e-5
 
 
-@pytest.mark.parametrize("name", ["2 zero1 stopped", "2 zero2", "2 zero3 stopped", "2 zero3-offload"])
+@pytest.mark.parametrize("name", ["2 zero1 stopped", "2 zero2", "2 zero3 stopped"])
 def test_every_zero_stage_learns_what_one_process_learns(launched, name):
     """Losses, held-out losses of the averaged weights, and the weights that are saved: whole, by the same names."""
     plain, zero = launched["plain"], launched[name]
@@ -116,13 +115,13 @@ def test_zero_cuts_among_two_processes_what_it_promises_to_cut(launched):
     assert launched["2 zero2"]["bytes"]["parameters"] == whole["parameters"]
 
 
-@pytest.mark.parametrize("name", ["plain", "2 ddp", "1 zero1", "2 zero1 stopped", "2 zero2", "2 zero3 stopped", "2 zero3-offload"])
+@pytest.mark.parametrize("name", ["plain", "2 ddp", "1 zero1", "2 zero1 stopped", "2 zero2", "2 zero3 stopped"])
 def test_a_spike_is_skipped_under_every_engine(launched, name):
     """Counted, and not stepped: the curves above are compared with one that skips the same step."""
     assert launched[name]["skipped"] == 1
 
 
-@pytest.mark.parametrize("name", ["1 -> 2 ddp", "1 -> 2 zero2", "2 -> 1 zero3", "2 zero1 -> plain"])
+@pytest.mark.parametrize("name", ["1 -> 2 ddp", "2 -> 1 zero3-offload", "2 zero1 -> plain"])
 def test_stopped_it_goes_on_with_another_number_of_processes_and_another_engine(launched, name):
     """The same global batches in the same order: the losses behind the stop are those of the run that was never stopped."""
     plain, resumed = launched["plain"], launched[name]

@@ -15,7 +15,7 @@ import torch
 
 import tokun
 from tests.small_runs import ROOT, assert_same_weights, run_stages, write_config
-from tokun import stages
+from tokun import data, health, stages
 from tokun.checkpoint import BestCheckpoints
 from tokun.config import load_config
 
@@ -86,13 +86,12 @@ def test_killed_in_a_stage_and_started_again_it_finishes_with_the_same_weights(f
     assert_same_weights(finished[1], run_stages(config))
 
 
-@pytest.mark.parametrize("stage", ["image_tokenizer", "generator"])
-def test_asked_to_stop_it_saves_ends_well_and_goes_on_to_the_same_weights(finished, tmp_path, small_shards, stage):
-    """SIGTERM, as a cluster's scheduler sends it."""
-    config = write_config(tmp_path, small_shards, train__save_every=1000, image_tokenizer_train__save_every=1000)
-    states, command = tmp_path / "run" / "state" / stage, [sys.executable, "-c", SLOW_STEPS, "--config", str(config)]
+def test_asked_to_stop_it_saves_ends_well_and_goes_on_to_the_same_weights(finished, tmp_path, small_shards):
+    """SIGTERM, as a cluster's scheduler sends it, to the command while it trains the generator."""
+    config = write_config(tmp_path, small_shards, train__save_every=1000)
+    states, command = tmp_path / "run" / "state" / "generator", [sys.executable, "-c", SLOW_STEPS, "--config", str(config)]
     env = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "TOKENIZERS_PARALLELISM": "false"}
-    with subprocess.Popen(command, cwd=ROOT, env=env | {"STAGE": stage}, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
+    with subprocess.Popen(command, cwd=ROOT, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
         for line in process.stdout:
             if "at the third step" in line:
                 process.send_signal(signal.SIGTERM)
@@ -104,20 +103,36 @@ def test_asked_to_stop_it_saves_ends_well_and_goes_on_to_the_same_weights(finish
 
 
 SLOW_STEPS = """
-import os, sys, time
+import sys, time
 import train
-from tokun import data, stages
+from tokun import data
 prefetch = data.prefetch
-kind = {"image_tokenizer": data.ImageBatches, "generator": data.TokenBatches}[os.environ["STAGE"]]
 def slow(make, start, **options):
     for number, batch in enumerate(prefetch(make, start, **options)):
-        if isinstance(make, kind) and number == 2:
+        if isinstance(make, data.TokenBatches) and number == 2:
             print("at the third step", flush=True)
             time.sleep(3)
         yield batch
 data.prefetch = slow
 train.main(sys.argv[1:])
 """
+
+
+def test_asked_to_stop_in_an_earlier_stage_it_saves_that_and_goes_on(finished, tmp_path, small_shards, monkeypatch):
+    config, prefetch = write_config(tmp_path, small_shards, image_tokenizer_train__save_every=1000), data.prefetch
+
+    def signalled(make, start, **options):
+        for number, batch in enumerate(prefetch(make, start, **options)):
+            if isinstance(make, data.ImageBatches) and number == 2:
+                os.kill(os.getpid(), signal.SIGTERM)
+            yield batch
+
+    monkeypatch.setattr(data, "prefetch", signalled)
+    with pytest.raises(health.Preempted):
+        run_stages(config)
+    monkeypatch.undo()
+    assert [path.name for path in (tmp_path / "run" / "state" / "image_tokenizer").iterdir()] == ["step-00000003"]
+    assert_same_weights(finished[1], run_stages(config))
 
 
 def test_a_disk_that_fills_up_later_does_not_end_the_run(finished, tmp_path, small_shards, monkeypatch, capsys):

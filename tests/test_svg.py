@@ -34,7 +34,7 @@ def assert_safe(text: str) -> None:
 def picture_of_a_kind(index: int) -> Image.Image:
     """Toy engravings, noise, ramps, blots, flat ones, stripes; gray, colour, bilevel, palette, alpha, 16 bits; all shapes."""
     rng = np.random.default_rng(index)
-    width, height = (int(n) for n in rng.integers(3, 33, 2))
+    width, height = (int(n) for n in rng.integers(3, 22, 2))
     y, x = np.mgrid[:height, :width]
     kinds = (
         lambda: np.asarray(toy.draw(1, index, 32)[0].convert("L").resize((width, height))),
