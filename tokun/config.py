@@ -135,7 +135,7 @@ class TrainConfig:
     task_mix: dict[str, float] = field(
         default_factory=lambda: {"joint": 0.7, "text_to_image": 0.2, "question": 0.05, "rewrite": 0.05}
     )  # a task whose fields a sample lacks falls back to joint
-    deepspeed: str = ""  # DeepSpeed JSON, used under the `deepspeed` launcher; empty: DDP
+    deepspeed: str = ""  # DeepSpeed JSON, used under any launcher (deepspeed, torchrun, srun); empty: DDP
     gradient_checkpointing: bool = False
     loss_chunk: int = 0  # positions whose logits are made at once; 0: as many as 1 GiB of them in float32 has, most often all
     compile: bool = False  # torch.compile of the decoder layers and the loss: half a minute to start, then up to twice the speed
