@@ -1,7 +1,7 @@
 """A small run, killed (SIGKILL) at random moments and started again, beside the same run left alone: are the final weights the same?
 
     python benchmarks/kills.py --times 20
-    python benchmarks/kills.py --times 20 --seed 1 --out /tmp/kills train.loss_chunk=64      # other moments, other settings
+    python benchmarks/kills.py --times 20 --seed 1 --out KILLS train.loss_chunk=64      # other moments, other settings
 
 The run is the real `train.py` in a process of its own: text tokenizer, image tokenizer with its discriminator, code shards, generator,
 on pictures drawn by code; float32, one thread. It is killed at moments that are even over the time that the run left alone takes (or a
