@@ -30,20 +30,25 @@ class Killed(Exception):
     pass
 
 
+def run_until(config: Path, monkeypatch, step: int, stage: str = "") -> None:
+    """Run the stages, and be killed where the loss of that step (of that stage) is looked at."""
+    check = stages._require_finite
+
+    def stop(run, value, at, where, keys, **more):
+        if at == step and where == (stage or where):
+            raise Killed
+        check(run, value, at, where, keys, **more)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(stages, "_require_finite", stop)
+        with pytest.raises(Killed):
+            run_stages(config)
+
+
 @pytest.mark.parametrize(("stage", "at"), [("image tokenizer", 5), ("generator", 5)])
 def test_resumed_equals_uninterrupted(finished, tmp_path, small_shards, monkeypatch, stage, at):
     config = write_config(tmp_path, small_shards)
-    check = stages._require_finite
-
-    def stop(run, value, step, where, keys, **more):
-        if where == stage and step == at:
-            raise Killed
-        check(run, value, step, where, keys, **more)
-
-    monkeypatch.setattr(stages, "_require_finite", stop)
-    with pytest.raises(Killed):
-        run_stages(config)
-    monkeypatch.setattr(stages, "_require_finite", check)
+    run_until(config, monkeypatch, at, stage)
     assert_same_weights(finished[1], run_stages(config))
 
 
@@ -56,17 +61,7 @@ def test_under_muon_resumed_equals_uninterrupted(finished, tmp_path, small_shard
             shutil.copytree(finished[1] / part, tmp_path / name / "run" / part)
         config = write_config(tmp_path / name, small_shards, train__optimizer="muon")
         if name == "killed":
-            with monkeypatch.context() as patch:
-                check = stages._require_finite
-
-                def stop(run, value, step, where, keys, *, check=check, **more):
-                    if step == 5:
-                        raise Killed
-                    check(run, value, step, where, keys, **more)
-
-                patch.setattr(stages, "_require_finite", stop)
-                with pytest.raises(Killed):
-                    run_stages(config)
+            run_until(config, monkeypatch, 5)
         outs.append(run_stages(config))
     assert_same_weights(*outs)
 
@@ -163,17 +158,8 @@ def test_the_best_checkpoints_are_whole_those_of_lowest_loss_and_the_same_after_
     for part in ("text_tokenizer", "image_tokenizer", "codes"):
         shutil.copytree(finished[1] / part, tmp_path / "run" / part)
     config = write_config(tmp_path, small_shards, train__keep_best=2, train__eval_every=2)
-    check, out = stages._require_finite, tmp_path / "run"
-
-    def stop(run, value, step, where, keys, **more):
-        if step == 5:
-            raise Killed
-        check(run, value, step, where, keys, **more)
-
-    monkeypatch.setattr(stages, "_require_finite", stop)
-    with pytest.raises(Killed):
-        run_stages(config)
-    monkeypatch.setattr(stages, "_require_finite", check)
+    out = tmp_path / "run"
+    run_until(config, monkeypatch, 5)
     before = {record["step"]: record["loss"] for record in BestCheckpoints(out / "best", keep=2).records()}
     assert before.keys() == {2, 4}
     assert_same_weights(finished[1], run_stages(config))
