@@ -26,7 +26,7 @@ from tqdm import tqdm
 
 from data_tools.caption import checked_shards
 from data_tools.inspect import Pair, open_image, read_pairs
-from data_tools.journal import read_record, write_shard
+from data_tools.journal import read_record, write_shard, write_whole
 
 WORDINGS = {
     "what": ("What is shown?", "What does the picture show?", "What can be seen here?"),
@@ -101,7 +101,7 @@ def ask(paths: list[Path], out: Path, seed: int = 0) -> Counter[str]:
     record, settings = out / "questions.json", {"seed": seed, "shards": {shard.name: shard.stat().st_size for shard in shards}}
     if record.exists() and json.loads(record.read_text()) != settings:
         raise ValueError(f"--out {out} holds questions of other shards or another seed ({record.name}): name another folder")
-    record.write_text(json.dumps(settings, indent=1) + "\n")
+    write_whole(record, json.dumps(settings, indent=1) + "\n")
     counts: Counter[str] = Counter()
     for shard in tqdm(shards, desc="questions", unit="shard"):
         if (out / shard.name).exists():

@@ -168,6 +168,9 @@ def test_pictures_of_every_mode_and_form_are_taken_and_others_refused(tiny_model
     picture.save(tmp_path / "a.png")
     same = directions.encode_pictures(tiny_model, [picture, tmp_path / "a.png", (tmp_path / "a.png").read_bytes(), picture.convert("RGB")])
     assert all(torch.equal(row, same[0]) for row in same)
+    for mode in ("CMYK", "P", "LA", "1", "I;16"):  # as PIL pictures, not as files
+        other = Image.fromarray(np.asarray(picture).astype(np.uint16) * 257) if mode == "I;16" else picture.convert("RGB").convert(mode)
+        assert directions.encode_pictures(tiny_model, [other]).shape == (1, 16)
     for mode in ("1", "P", "RGBA", "CMYK", "I;16", "LA"):
         buffer = io.BytesIO()
         picture.convert("I").convert(mode).save(buffer, "TIFF") if mode == "I;16" else picture.convert("RGB").convert(mode).save(buffer, "TIFF")

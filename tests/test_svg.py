@@ -83,6 +83,12 @@ def test_without_vtracer_and_where_nothing_else_fits_it_is_a_mosaic(monkeypatch)
         assert_safe(text)
 
 
+def test_sixteen_bits_keep_their_tones():
+    for tone in (0, 90, 255):
+        deep = Image.fromarray(np.full((40, 30), tone * 257, np.uint16))
+        assert set(rendered(svg.to_svg(deep), (30, 40)).ravel()) == {tone}
+
+
 def test_sizes_and_limits():
     text = svg.to_svg(Image.new("L", (6000, 90), 200))
     assert 'width="6000" height="90"' in text and len(text) < svg.LEAST_BYTES

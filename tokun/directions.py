@@ -56,7 +56,7 @@ def open_picture(source: Picture, channels: int) -> Image.Image:
     if isinstance(source, Image.Image):
         image = source.convert("RGBA") if source.has_transparency_data else source
         buffer = io.BytesIO()
-        image.save(buffer, "PNG")  # one way in for all modes
+        image.save(buffer, "TIFF")  # one way in for all modes, CMYK and 16 bits too
         source = buffer.getvalue()
     if not isinstance(source, bytes):
         path = Path(source)

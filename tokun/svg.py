@@ -39,14 +39,13 @@ def to_svg(image: Image.Image, max_bytes: int = 10_000) -> str:
 
 def flat(image: Image.Image) -> Image.Image:
     """Any mode -> 'RGB' on white, no side above LONGEST."""
+    if image.mode.startswith("I"):  # 16 bits, which Pillow would cut at 255
+        image = Image.fromarray((np.asarray(image).astype(np.int64) >> 8).clip(0, 255).astype(np.uint8))
     image = image.copy()
     image.thumbnail((LONGEST, LONGEST))
     if image.has_transparency_data:
         rgba = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba)
-    if image.mode.startswith("I") or image.mode == "F":
-        values = np.asarray(image, np.float64)
-        image = Image.fromarray(np.interp(values, (values.min(), max(values.max(), values.min() + 1)), (0, 255)).astype(np.uint8))
     return image.convert("RGB")
 
 
