@@ -120,7 +120,7 @@ def is_special(args: argparse.Namespace) -> bool:
 
 def options_of(args: argparse.Namespace) -> dict[str, Any]:
     """Those of `Tokun.sample`."""
-    names = ("style", "subject", "register", "prompt", "temperature", "text_temperature", "top_k", "top_p", "guidance_scale", "batch_size")
+    names = ("style", "subject", "register", "prompt", "temperature", "text_temperature", "top_k", "top_p", "guidance_scale", "text_guidance_scale", "batch_size")
     return {name: getattr(args, name) for name in names}
 
 
@@ -132,7 +132,7 @@ def say(model: Tokun, args: argparse.Namespace) -> list[Words]:
     if args.question is not None:
         return model.ask(args.image, args.question, **common)
     registers = [name.strip() for name in args.registers.split(",")]
-    return model.caption(args.image, registers, style=args.style, subject=args.subject, **common)
+    return model.caption(args.image, registers, style=args.style, subject=args.subject, text_guidance_scale=args.text_guidance_scale, **common)
 
 
 def tell(found: list[Words], out: Path) -> None:
@@ -173,6 +173,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     add("--top-k", type=int, default=None, help="for codes; 0 is off")
     add("--top-p", type=float, default=None)
     add("--guidance-scale", type=float, default=None, help="1 is off; needs a prompt or tags to be guided by")
+    add("--text-guidance-scale", type=float, default=None, help="how closely the words keep to their picture; 1 is off")
     add("--shard-size", type=_positive, default=None, metavar="N", help="write shards of N samples; of 1000 where more are asked for")
     add("--best-of", type=_positive, default=1, metavar="K", help="of K candidates for each sample the one with the highest PMI")
     add("--clip", metavar="MODEL", help="--best-of by CLIP score: hf-hub:ORG/NAME, a folder, or ARCHITECTURE:WEIGHTS of open_clip")

@@ -107,6 +107,7 @@ def test_the_record_is_plain_json(tiny_model):
         ({"n": 0}, "n is 0"), ({"batch_size": 0}, "batch_size is 0"), ({"seed": -1}, "seed is -1"), ({"seed": 1.5}, "seed is 1.5"),
         ({"temperature": -1}, "temperature is -1"), ({"top_p": 0}, "top_p is 0"), ({"top_k": -1}, "top_k is -1"),
         ({"guidance_scale": -1}, "guidance_scale is -1"), ({"guidance_scale": float("nan")}, "guidance_scale is nan"),
+        ({"text_guidance_scale": -1}, "text_guidance_scale is -1"),
         ({"style": "cubism"}, "style can be: engraving, etching"), ({"subject": "cats"}, "subject can be: scenery, shapes"),
         ({"register": "slang"}, "register can be: plain, poetic"), ({"prompt": " \n"}, "holds no text"), ({"prompt": ""}, "holds no text"),
         ({"prompt": "word " * 99}, "this model takes 24"), ({"indices": [-1]}, "numbered from 0"),

@@ -139,7 +139,7 @@ def run(model, prompts, u, **options):
 
 
 @torch.no_grad()
-def slow_generate(model, prompt, u, image, text, scale=1.0, unguided=None):
+def slow_generate(model, prompt, u, image, text, scale=1.0, unguided=None, text_scale=1.0):
     """One row, the whole sequence anew for every id, no cache, the grammar asked by trial."""
     v, slots, ids = model.vocabulary, model.slots, list(prompt)
     states, lengths = torch.tensor([STATES.index("start")]), torch.tensor([0])
@@ -153,6 +153,10 @@ def slow_generate(model, prompt, u, image, text, scale=1.0, unguided=None):
         if scale != 1 and in_image:
             base = model.generator(input_ids=torch.tensor([unguided + ids[len(prompt) :]])).logits[:, -1]
             logits = base + scale * (logits - base)
+        if text_scale != 1 and STATES[int(states)] == "caption":
+            words = ids[ids.index(v.id("<eoi>")) + 1 :]
+            base = model.generator(input_ids=torch.tensor([prompt[:-1] + words])).logits[:, -1]
+            logits = base + text_scale * (logits - base)
         slot = min((slots.image if in_image else slots.text) + int(lengths), slots.size - 1)
         chosen = choose(logits, legal, u[None, slot], image if in_image else text)
         states, lengths = v.advance(states, lengths, chosen)
@@ -160,14 +164,15 @@ def slow_generate(model, prompt, u, image, text, scale=1.0, unguided=None):
     return ids
 
 
-@pytest.mark.parametrize("scale", [1.0, 2.5])
-def test_generating_with_the_cache_is_generating_without(tiny_model, scale):
+@pytest.mark.parametrize(("scale", "text_scale"), [(1.0, 1.0), (2.5, 1.0), (1.0, 2.0), (2.5, 0.5)])
+def test_generating_with_the_cache_is_generating_without(tiny_model, scale, text_scale):
     v = tiny_model.vocabulary
     image, text, u = Choice(0.9, 20), Choice(0.7), uniforms(tiny_model, range(3))
     unguided = [v.id("<bos>"), v.id("<boi>")]
-    fast = run(tiny_model, [prompt_ids(v)] * 3, u, image=image, text=text, guidance_scale=scale, unguided=torch.tensor([unguided] * 3))
+    guided = {"guidance_scale": scale, "unguided": torch.tensor([unguided] * 3), "text_guidance_scale": text_scale, "unseen": torch.tensor([prompt_ids(v)[:-1]] * 3)}
+    fast = run(tiny_model, [prompt_ids(v)] * 3, u, image=image, text=text, **guided)
     for row in range(3):
-        slow = slow_generate(tiny_model, prompt_ids(v), u[row], image, text, scale, unguided)
+        slow = slow_generate(tiny_model, prompt_ids(v), u[row], image, text, scale, unguided, text_scale)
         assert fast.ids[row, : len(slow)].tolist() == slow
         assert (fast.ids[row, len(slow) :] == v.id("<pad>")).all()
 
@@ -246,6 +251,21 @@ def test_guidance_of_one_is_no_guidance_and_more_changes_the_picture(tiny_model)
     assert not torch.equal(plain.ids, run(tiny_model, [prompt_ids(v)] * 4, u, guidance_scale=3.0, unguided=unguided).ids)
     with pytest.raises(ValueError, match="no prompt"):
         run(tiny_model, [prompt_ids(v)] * 4, u, guidance_scale=2.0)
+
+
+def test_words_are_guided_by_their_picture_whoever_leaves_the_batch_before(tiny_model):
+    v = tiny_model.vocabulary
+    u, unseen = uniforms(tiny_model, range(20)), torch.tensor([prompt_ids(v)[:-1]] * 20)
+    plain = run(tiny_model, [prompt_ids(v)] * 20, u)
+    guided = run(tiny_model, [prompt_ids(v)] * 20, u, text_guidance_scale=3.0, unseen=unseen)
+    assert torch.equal(plain.image_nll, guided.image_nll), "the picture is drawn before"
+    captions = [v.unpack(ids).caption for ids in guided.ids.tolist()]
+    assert captions != [v.unpack(ids).caption for ids in plain.ids.tolist()]
+    for i in (0, 7, 19):
+        alone = run(tiny_model, [prompt_ids(v)], u[i : i + 1], text_guidance_scale=3.0, unseen=unseen[:1])
+        assert v.unpack(alone.ids[0].tolist()).caption == captions[i]
+    with pytest.raises(ValueError, match="without a picture"):
+        run(tiny_model, [prompt_ids(v)] * 2, u[:2], text_guidance_scale=2.0)
 
 
 def test_a_slot_decides_its_own_choice_and_what_follows(tiny_model):

@@ -97,7 +97,7 @@ def encode_pictures(model: Tokun, pictures: Sequence[Picture]) -> Tensor:
 
 def caption(
     model: Tokun, picture: Picture, registers: Sequence[str] = ("plain",), *, seed: int = 0, n: int = 1,
-    style: str = "", subject: str = "", temperature: float | None = None, top_p: float | None = None,
+    style: str = "", subject: str = "", temperature: float | None = None, top_p: float | None = None, text_guidance_scale: float | None = None,
 ) -> list[Words]:  # fmt: skip
     """n captions of a picture in each register, register by register. Caption k is latent k of the seed.
 
@@ -106,7 +106,8 @@ def caption(
     v, codes = model.vocabulary, encode_pictures(model, [picture])[0].tolist()
     tags = [Tags(tag_word(style), tag_word(subject), tag_word(register), v.default_grid) for register in registers for _ in range(n)]
     prompts = [[*v.prefix(t), v.id("<boi>"), *v._codes(codes, t), v.id("<eoi>"), v.id("<boc>")] for t in tags]
-    made, nll = write(model, prompts, seed, n, temperature, top_p)
+    unseen = [[*v.prefix(t), v.id("<boc>")] for t in tags]
+    made, nll = write(model, prompts, seed, n, temperature, top_p, unseen, model.text_guidance(text_guidance_scale))
     texts = [v.unpack(ids).caption or [] for ids in made]
     alone = model.caption_nll(tags, texts)
     return [words(model, *parts) for parts in zip(texts, [t.register for t in tags], nll, alone)]
@@ -141,14 +142,16 @@ def rewrite(
 
 
 def write(
-    model: Tokun, prompts: list[list[int]], seed: int, n: int, temperature: float | None, top_p: float | None
-) -> tuple[list[list[int]], list[float]]:
-    """(whole sequences, nats of their text) behind prompts of one length. Row i is latent i mod n of the seed."""
+    model: Tokun, prompts: list[list[int]], seed: int, n: int, temperature: float | None, top_p: float | None,
+    unseen: list[list[int]] | None = None, text_guidance_scale: float = 1.0,
+) -> tuple[list[list[int]], list[float]]:  # fmt: skip
+    """(whole sequences, nats of their text) behind prompts of one length. Row i is latent i mod n of the seed. `unseen`: the prompts without their pictures."""
     u = latents.uniform(latents.draw(seed, range(n), model.slots.size)).repeat(len(prompts) // n, 1)
     choice = model.text_choice(temperature, top_p)
     made = sampling.generate(
         model.generator, model.vocabulary, torch.tensor(prompts, device=model.device), u.to(model.device), model.slots,
-        text=choice, forbid=model._unseen[0], forbid_first=model._unseen[1],
+        text=choice, forbid=model._unseen[0], forbid_first=model._unseen[1], text_guidance_scale=text_guidance_scale,
+        unseen=None if unseen is None else torch.tensor(unseen, device=model.device),
     )  # fmt: skip
     return made.ids.tolist(), made.text_nll.tolist()
 
@@ -290,7 +293,7 @@ def complete(
     forced = torch.full((count, slots.size), -1)
     forced[:, slots.image : slots.text] = torch.where(kept, codes + v.code_offset, -1)
     image = sampling.Choice(model.defaults.temperature if temperature is None else temperature, model.defaults.top_k, model.defaults.top_p if top_p is None else top_p)
-    pairs, nats = model.pairs_from(u, seed, range(count), tags, image=image, text=model.text_choice(None, top_p), forced=forced)
+    pairs, nats = model.pairs_from(u, seed, range(count), tags, image=image, text=model.text_choice(None, top_p), forced=forced, text_guidance_scale=model.text_guidance(None))
     best = [min(range(i * candidates, (i + 1) * candidates), key=lambda j: nats[j]) for i in range(n)]
     return [replace(pairs[j], index=i) for i, j in enumerate(best)]
 

@@ -129,6 +129,7 @@ class Tokun:
         top_k: int | None = None,
         top_p: float | None = None,
         guidance_scale: float | None = None,
+        text_guidance_scale: float | None = None,
         batch_size: int = 16,
         watch: Watch | None = None,
     ) -> list[Pair]:
@@ -145,13 +146,14 @@ class Tokun:
         u = latents.uniform(latents.draw(seed, numbers, self.slots.size))
         return self.sample_from(
             u, seed, numbers, style=style, subject=subject, register=register, prompt=prompt, temperature=temperature,
-            text_temperature=text_temperature, top_k=top_k, top_p=top_p, guidance_scale=guidance_scale, batch_size=batch_size, watch=watch,
+            text_temperature=text_temperature, top_k=top_k, top_p=top_p, guidance_scale=guidance_scale,
+            text_guidance_scale=text_guidance_scale, batch_size=batch_size, watch=watch,
         )  # fmt: skip
 
     def sample_from(
         self, u: Tensor, seed: int, indices: Sequence[int], *, style: str = "", subject: str = "", register: str = "", prompt: str | None = None,
         temperature: float | None = None, text_temperature: float | None = None, top_k: int | None = None, top_p: float | None = None,
-        guidance_scale: float | None = None, batch_size: int = 16, watch: Watch | None = None,
+        guidance_scale: float | None = None, text_guidance_scale: float | None = None, batch_size: int = 16, watch: Watch | None = None,
     ) -> list[Pair]:  # fmt: skip
         """As `sample`, from uniforms u float32 (B, slots.size); the pairs are named by `seed` and `indices`."""
         if batch_size < 1:
@@ -165,6 +167,7 @@ class Tokun:
         guidance = d.guidance_scale if guidance_scale is None else guidance_scale
         if not 0 <= guidance < math.inf:
             raise ValueError(f"guidance_scale is {guidance}; it must be 0 or more (1 is off), and finite")
+        worded = self.text_guidance(text_guidance_scale)
         wanted = Tags(tag_word(style), tag_word(subject), tag_word(register))
         for name in wanted.names():
             self.vocabulary.id(name)
@@ -177,7 +180,9 @@ class Tokun:
             tags = [self.choose_tags(float(row[0]), wanted) for row in u[rows]]
             if caption is not None and not wanted.subject:  # the prompt says what is shown; a drawn subject might disagree
                 tags = [replace(t, subject="") for t in tags]
-            out += self.pairs_from(u[rows], seed, indices[rows], tags, caption=caption, image=image, text=text, guidance_scale=guidance, watch=watch)[0]
+            out += self.pairs_from(
+                u[rows], seed, indices[rows], tags, caption=caption, image=image, text=text, guidance_scale=guidance, text_guidance_scale=worded, watch=watch
+            )[0]
         return out
 
     def text_choice(self, temperature: float | None = None, top_p: float | None = None) -> sampling.Choice:
@@ -185,10 +190,17 @@ class Tokun:
         d = self.defaults
         return sampling.Choice(d.text_temperature if temperature is None else temperature, 0, d.top_p if top_p is None else top_p)
 
+    def text_guidance(self, scale: float | None) -> float:
+        """None means the checkpoint's default. Raises ValueError outside the range."""
+        scale = self.defaults.text_guidance_scale if scale is None else scale
+        if not 0 <= scale < math.inf:
+            raise ValueError(f"text_guidance_scale is {scale}; it must be 0 or more (1 is off), and finite")
+        return scale
+
     @torch.inference_mode()
     def pairs_from(
         self, u: Tensor, seed: int, indices: Sequence[int], tags: Sequence[Tags], *, image: sampling.Choice, text: sampling.Choice,
-        caption: list[int] | None = None, guidance_scale: float = 1.0, forced: Tensor | None = None, watch: Watch | None = None,
+        caption: list[int] | None = None, guidance_scale: float = 1.0, text_guidance_scale: float = 1.0, forced: Tensor | None = None, watch: Watch | None = None,
     ) -> tuple[list[Pair], list[float]]:  # fmt: skip
         """One pair a row: codes and caption are read off the uniforms u float32 (B, slots.size). With `forced` int64 (B, slots.size),
         ids that are given (see `sampling.generate`); the second result is what they cost in nats."""
@@ -203,6 +215,7 @@ class Tokun:
             out = sampling.generate(
                 self.generator, v, torch.tensor([prompts[i] for i in rows], device=self.device), u[rows].to(self.device), self.slots,
                 image=image, text=text, guidance_scale=guidance_scale, unguided=torch.tensor([[v.id("<bos>"), boi]] * len(rows), device=self.device),
+                text_guidance_scale=1.0 if written else text_guidance_scale, unseen=torch.tensor([v.prefix(tags[i]) for i in rows], device=self.device),
                 forbid=(v.id("<boq>"), *self._unseen[0]), forbid_first=self._unseen[1], forced=None if forced is None else forced[rows].to(self.device),
                 watch=self._telling(watch, width) if watch is not None and rows[0] == 0 else None,
             )  # fmt: skip

@@ -126,6 +126,8 @@ def generate(
     text: Choice = Choice(),
     guidance_scale: float = 1.0,
     unguided: Tensor | None = None,
+    text_guidance_scale: float = 1.0,
+    unseen: Tensor | None = None,
     forbid: Sequence[int] = (),
     forbid_first: Sequence[int] = (),
     forced: Tensor | None = None,
@@ -134,24 +136,28 @@ def generate(
     """Complete every row of `prompts` (B, P) int64 to its <eos> with the uniforms `u` (B, slots.size).
 
     With guidance_scale != 1, codes are drawn from unguided + scale * (guided - unguided), the second prompt being
-    `unguided` (B, Q). `forbid`: ids that the task rules out (a question where a caption is wanted); `forbid_first`: ids
+    `unguided` (B, Q). With text_guidance_scale != 1, words behind the picture are drawn from blind + scale * (seeing - blind), blind being
+    what follows `unseen` (B, R), the prompt without its picture, and the same words. `forbid`: ids that the task rules out (a question where a caption is wanted); `forbid_first`: ids
     that may not begin a text (blanks). Neither enters the log-likelihoods, which are over what the grammar allows.
     `forced` (B, slots.size) int64: ids that are taken whatever u says, by the slot that would choose them; -1 where u chooses.
     `watch` is given the ids (rows, T) of the first rows (on a CPU of up to `BLOCK`) after every choice.
     """
     if guidance_scale != 1 and unguided is None:
         raise ValueError("guidance_scale is set, but there is no prompt without tags or caption to guide away from")
-    groups = 1 if unguided is None or guidance_scale == 1 else 2
-    widths = [prompts.shape[1]] if groups == 1 else [prompts.shape[1], unguided.shape[1]]
-    allowed = row_counts(model, widths)
+    if text_guidance_scale != 1 and unseen is None:
+        raise ValueError("text_guidance_scale is set, but there is no prompt without a picture to guide away from")
+    unguided = None if guidance_scale == 1 else unguided
+    unseen = None if text_guidance_scale == 1 else unseen
+    groups = 1 if unguided is None else 2
+    allowed = row_counts(model, [part.shape[1] for part in (prompts, unguided, unseen) if part is not None])
     counts = [n // groups for n in allowed] or [len(prompts)]
-    rules = Rules(vocabulary, slots, image, text, guidance_scale if groups == 2 else 1.0, tuple(forbid), tuple(forbid_first))
+    rules = Rules(vocabulary, slots, image, text, guidance_scale, text_guidance_scale, tuple(forbid), tuple(forbid_first))
     blocks = []
     for i in range(0, len(prompts), counts[-1]):
         rows = slice(i, i + counts[-1])
         asked = len(prompts[rows])
         size = min(n for n in counts if n >= asked)
-        given = (prompts, u, forced, unguided if groups == 2 else None)
+        given = (prompts, u, forced, unguided, unseen)
         block = Block(model, rules, allowed, *(None if part is None else _pad_rows(part[rows], size) for part in given))
         block.told = None if watch is None or i else lambda ids, n=asked: watch(ids[:n])
         blocks.append(block.run().rows(asked))
@@ -171,6 +177,7 @@ class Rules:
     image: Choice
     text: Choice
     guidance_scale: float
+    text_guidance_scale: float
     forbid: tuple[int, ...]
     forbid_first: tuple[int, ...]
 
@@ -178,7 +185,9 @@ class Rules:
 class Block:
     """Rows that go through the model together, from their prompts to their ends."""
 
-    def __init__(self, model: Any, rules: Rules, counts: tuple[int, ...], prompts: Tensor, u: Tensor, forced: Tensor | None, unguided: Tensor | None):
+    def __init__(
+        self, model: Any, rules: Rules, counts: tuple[int, ...], prompts: Tensor, u: Tensor, forced: Tensor | None, unguided: Tensor | None, unseen: Tensor | None
+    ):  # fmt: skip
         v, slots, device = rules.vocabulary, rules.slots, prompts.device
         (B, P), self.rules, self.u, self.forced = prompts.shape, rules, u, forced
         width = P + slots.n_codes + 2 * v.max_text + 8  # no sequence is longer
@@ -195,6 +204,8 @@ class Block:
         self.counts = counts
         self.stream: Stream | HubStreams = open_stream(model, [prompts] if unguided is None else [prompts, unguided], width)
         self.guided = unguided is not None
+        self.open_blind = None if unseen is None else lambda: open_stream(model, [unseen], width)
+        self.blind: Stream | HubStreams | None = None  # the same words without the picture
 
     def run(self) -> Generated:
         draws = bool(_draws(self.rules.vocabulary).to(self.states.device)[self.states].any())
@@ -275,6 +286,11 @@ class Block:
         slot = (torch.where(in_image, slots.image, slots.text) + self.lengths).clamp_max(slots.size - 1)
         logits = self.stream.logits(part).float()
         drawn = logits = logits[:B]
+        if self.open_blind is not None and self.blind is None and not draws:
+            self.blind = self.open_blind()
+        if self.blind is not None:
+            base = self.blind.logits(part).float()
+            drawn = torch.where(in_text[:, None], base + r.text_guidance_scale * (logits - base), logits)
         if draws and self.guided:
             base = self.stream.logits(part)[B:].float()
             drawn = torch.where(in_image[:, None], base + r.guidance_scale * (logits - base), logits)
@@ -306,16 +322,19 @@ class Block:
 
     def leave(self, chosen: Tensor) -> None:
         """Read the ids; on a CPU, without the rows that have ended as far as the numbers of rows allow."""
+        streams = [stream for stream in (self.stream, self.blind) if stream is not None]
         if not isinstance(self.stream, HubStreams) and self.counts and not self.guided:
             alive = self.states != STATES.index("end")
             many = int(alive.sum())
             size = min(n for n in self.counts if n >= many)
             if many and size < len(self.rows):
                 kept = alive.long().argsort(descending=True, stable=True)[:size]
-                self.stream.keep(kept)
+                for stream in streams:
+                    stream.keep(kept)
                 self.rows, self.states, self.lengths, self.u, chosen = (part[kept] for part in (self.rows, self.states, self.lengths, self.u, chosen))
                 self.forced = None if self.forced is None else self.forced[kept]
-        self.stream.step(chosen.repeat(2) if self.guided else chosen)
+        for stream in streams:
+            stream.step(chosen.repeat(2) if self.guided else chosen)
 
     def has_ended(self) -> bool:
         """On a GPU looked at only now and then: what rows that have ended are given meanwhile is padding."""
