@@ -4,7 +4,8 @@
 
 Each KEY.json gets `questions`, a list of {"question", "answer"}, which training reads (`train.task_mix.question`); what stands
 there already stays. Only what is known is asked: what is shown (the caption), the technique (the style), the subject, how many
-(a number that the caption names), light or dark (clear cases). How a question is worded is drawn from the seed and the key. A
+(a number that the caption names), light or dark (clear cases), and whether it shows this (its own caption: yes; the one before it in
+the shard: no), in the words in which the evaluation asks a model about its own pairs. How a question is worded is drawn from the seed and the key. A
 shard is written aside and renamed, and one that is there is not made again, so a killed run goes on where it was.
 """
 
@@ -35,6 +36,7 @@ WORDINGS = {
     "number": ("How many {} are there?", "How many {} can be seen?"),
     "tone": ("Is it light or dark?", "Is the picture light or dark?"),
 }
+SHOWS = "Does the picture show this: {}"
 NUMBERS = ["two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve"]
 # a number and the plural behind it: "two ships", "three large ships"; neither "two of" nor "two hundred men"
 COUNTED = re.compile(rf"\b({'|'.join(NUMBERS)})\s+((?:(?:small|large|great|little|old|young|black|white)\s+)?[a-z]{{2,}}s)\b", re.I)
@@ -42,15 +44,22 @@ NO_THINGS = frozenset({"as", "is", "was", "has", "his", "its", "this", "thus", "
 LIGHT, DARK = 0.68, 0.42  # mean tone, 0 black to 1 white
 
 
-def questions_of(record: dict[str, Any], image: Image.Image | None, key: str, seed: int) -> list[dict[str, str]]:
-    """What can be asked of a pair and is known; each question once, in a fixed order."""
-    captions = record.get("captions") if isinstance(record.get("captions"), dict) else {}
-    caption = captions.get("plain") or record.get("caption") or ""
-    caption = caption.strip() if isinstance(caption, str) else ""
+def questions_of(record: dict[str, Any], image: Image.Image | None, key: str, seed: int, other: str = "") -> list[dict[str, str]]:
+    """What can be asked of a pair and is known; each question once, in a fixed order. `other`: another picture's caption."""
+    caption = caption_of(record)
     known = [("what", caption, ""), ("technique", with_article(words(record.get("style"))), ""), ("subject", words(record.get("subject")), "")]
     known += [("number", number.lower(), things.lower()) for number, things in counted(caption)]
     known += [("tone", tone(image), "")] if image is not None else []
-    return [{"question": wording(kind, key, seed).format(things), "answer": answer} for kind, answer, things in known if answer]
+    found = [{"question": wording(kind, key, seed).format(things), "answer": answer} for kind, answer, things in known if answer]
+    if caption and other and other != caption:  # both or neither: yes alone would teach to say yes
+        found += [{"question": SHOWS.format(shown), "answer": answer} for shown, answer in ((caption, "yes"), (other, "no"))]
+    return found
+
+
+def caption_of(record: dict[str, Any]) -> str:
+    captions = record.get("captions") if isinstance(record.get("captions"), dict) else {}
+    caption = captions.get("plain") or record.get("caption") or ""
+    return caption.strip() if isinstance(caption, str) else ""
 
 
 def words(tag: Any) -> str:
@@ -79,13 +88,15 @@ def wording(kind: str, key: str, seed: int) -> str:
 
 def asked(shard: Path, seed: int, counts: Counter[str]) -> Iterator[Pair]:
     """The pairs of a shard with their questions. A pair whose JSON is damaged stays as it is."""
+    before = ""
     for pair in read_pairs(shard, []):
         record = read_record(pair)
         if record is None:
             counts["damaged records"] += 1
         else:
             there = record["questions"] if isinstance(record.get("questions"), list) else []
-            made = questions_of(record, open_image(pair, [], load=True), pair.key, seed)
+            made = questions_of(record, open_image(pair, [], load=True), pair.key, seed, before)
+            before = caption_of(record) or before
             known = {q["question"] for q in there if isinstance(q, dict) and "question" in q}
             record["questions"] = there + [q for q in made if q["question"] not in known]
             counts["pictures"] += 1

@@ -96,9 +96,13 @@ def test_one_caption_for_all_leaves_nothing_to_choose(tiny_model, pairs):
     assert coherence.measure(tiny_model, [], same, seed=0) == []
 
 
-def test_every_figure_has_a_name_of_its_own_and_a_value(tiny_model, pairs, held_out, tiny_clip):
+def test_every_figure_has_a_name_of_its_own_and_a_value(tiny_model, pairs, held_out, tiny_clip, tmp_path):
     found = words.measure(tiny_model, held_out, pairs, seed=0, training=[held_out[0].caption])
-    found += coherence.measure(tiny_model, held_out, pairs, seed=0, clip=tiny_clip, judge=tiny_clip)
+    found += coherence.measure(tiny_model, held_out, pairs, seed=0, clip=tiny_clip, judge=tiny_clip, out=tmp_path)
+    with Image.open(tmp_path / "ranks.png") as plot:
+        assert plot.size == (900, 600)
+    ranks = coherence.by_pmi(tiny_model, held_out, "held-out", 0)[2]
+    assert np.mean(ranks == 1) == next(figure.value for figure in found if figure.name.startswith("PMI ranks the own caption first")) and ranks.min() >= 1
     assert len({figure.name for figure in found}) == len(found)
     assert np.isfinite([figure.value for figure in found]).all()
     by_name = {figure.name: figure for figure in found}

@@ -12,8 +12,8 @@ from data_tools import questions, toy
 from data_tools.inspect import read_pairs
 
 
-def answers(record, image=None, key="a", seed=0):
-    return {q["question"]: q["answer"] for q in questions.questions_of(record, image, key, seed)}
+def answers(record, image=None, key="a", seed=0, other=""):
+    return {q["question"]: q["answer"] for q in questions.questions_of(record, image, key, seed, other)}
 
 
 def test_only_what_is_known_is_asked():
@@ -25,6 +25,13 @@ def test_only_what_is_known_is_asked():
     assert set(answers({"caption": "A ship", "captions": {"plain": "One ship", "alt": "x"}, "style": "etching"}).values()) == {"One ship", "an etching"}
     assert answers({"caption": ""}, Image.new("L", (9, 9), 140)) == {}, "neither light nor dark"
     assert set(answers({"caption": ""}, Image.new("RGB", (9, 9), "white")).values()) == {"light"}
+
+
+def test_yes_and_no_come_together():
+    found = answers({"caption": "A ship"}, other="A tower")
+    assert found["Does the picture show this: A ship"] == "yes" and found["Does the picture show this: A tower"] == "no"
+    for alone in ({}, {"other": "A ship"}):
+        assert not {"yes", "no"} & set(answers({"caption": "A ship"}, **alone).values())
 
 
 @pytest.mark.parametrize(
@@ -53,6 +60,8 @@ def test_shards_get_questions_once_and_the_rest_stays(tmp_path, capsys):
             assert new["questions"][: len(old["questions"])] == old["questions"] and len(new["questions"]) > len(old["questions"])
             asked = [q["question"] for q in new["questions"]]
             assert len(set(asked)) == len(asked)
+        checked = [[q["answer"] for q in json.loads(pair.members["json"])["questions"] if q["answer"] in ("yes", "no")] for pair in read_pairs(tmp_path / "out" / shard.name, [])]
+        assert checked[0] == [] and all(both == ["yes", "no"] for both in checked[1:])
     stamps = {path: path.stat().st_mtime_ns for path in (tmp_path / "out").glob("*.tar")}
     bytes_of = {path.name: path.read_bytes() for path in stamps}
     gone = min(stamps)

@@ -165,7 +165,7 @@ def words(case: Case) -> list[Figure]:
 def coherence(case: Case) -> list[Figure]:
     from tokun.evaluate import coherence
 
-    return coherence.measure(case.model, case.held_out, case.samples, seed=case.args.seed, clip=case.args.clip, judge=case.args.judge)
+    return coherence.measure(case.model, case.held_out, case.samples, seed=case.args.seed, clip=case.args.clip, judge=case.args.judge, out=case.args.out)
 
 
 def judges(case: Case) -> list[Figure]:

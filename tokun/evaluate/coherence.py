@@ -10,13 +10,14 @@ from __future__ import annotations
 import copy
 from collections import defaultdict
 from collections.abc import Hashable, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 
 from tokun.clip import Clip
-from tokun.evaluate import figures
+from tokun.evaluate import figures, plots
 from tokun.evaluate.figures import Figure
 from tokun.evaluate.material import RealPair
 from tokun.vocabulary import STATES, Tags
@@ -29,17 +30,21 @@ RETRIEVED = 64  # pictures and captions that are to find each other
 
 
 def measure(
-    model: Tokun, held_out: Sequence[RealPair], samples: Sequence[Pair], *, seed: int, clip: str | None = None, judge: str | None = None
-) -> list[Figure]:
-    """`clip`: an open_clip model (see `tokun.clip.Clip`); `judge`: the folder that benchmarks/clip_judge.py leaves.
+    model: Tokun, held_out: Sequence[RealPair], samples: Sequence[Pair], *, seed: int, clip: str | None = None, judge: str | None = None,
+    out: Path | None = None,
+) -> list[Figure]:  # fmt: skip
+    """`clip`: an open_clip model (see `tokun.clip.Clip`); `judge`: the folder that benchmarks/clip_judge.py leaves. Into `out` goes ranks.png.
 
     Without two pairs that read differently there is nothing to choose, and no figure.
     """
     found: list[Figure] = []
     chosen: dict[str, np.ndarray] = {}
+    ranks: dict[str, np.ndarray] = {}
     for what, pairs in (("held-out", held_out), ("generated", samples)):
-        made, chosen[what] = by_pmi(model, pairs, what, seed)
+        made, chosen[what], ranks[what] = by_pmi(model, pairs, what, seed)
         found += made
+    if out is not None and any(r.size for r in ranks.values()):
+        plots.ranks({what: r for what, r in ranks.items() if r.size}, CANDIDATES, out / "ranks.png")
     for name, weights in (("CLIP", clip), ("judge", judge)):
         if weights:
             scorer = Clip(weights, device=str(model.device))
@@ -51,12 +56,12 @@ def measure(
 # --- by the model's own likelihoods ---------------------------------------------------------------------------------
 
 
-def by_pmi(model: Tokun, pairs: Sequence[RealPair | Pair], what: str, seed: int) -> tuple[list[Figure], np.ndarray]:
-    """The figures, and which of its candidates each picture chooses (n,), 0 being its own caption."""
+def by_pmi(model: Tokun, pairs: Sequence[RealPair | Pair], what: str, seed: int) -> tuple[list[Figure], np.ndarray, np.ndarray]:
+    """The figures; which of its candidates each picture chooses (n,), 0 being its own caption; and the own caption's rank (n,), 1 the first."""
     captions = [tuple(pair.caption_ids) for pair in pairs]
     order, others = rivals(captions, seed)
     if not others.size:
-        return [], np.zeros(0, int)
+        return [], np.zeros(0, int), np.zeros(0, int)
     candidates = np.concatenate([np.arange(len(pairs))[:, None], others], 1)
     pmi = pmi_of(model, pairs, candidates)
     own, rest = pmi[:, 0], pmi[:, 1:]
@@ -67,7 +72,7 @@ def by_pmi(model: Tokun, pairs: Sequence[RealPair | Pair], what: str, seed: int)
     ]
     few = order[:RETRIEVED]
     table = pmi_of(model, [pairs[i] for i in few], np.tile(np.arange(len(few)), (len(few), 1)))
-    return found + retrieval("PMI", what, [(table, [captions[i] for i in few])]), pmi.argmax(1)
+    return found + retrieval("PMI", what, [(table, [captions[i] for i in few])]), pmi.argmax(1), 1 + (rest >= own[:, None]).sum(1)
 
 
 def pmi_of(model: Tokun, pairs: Sequence[RealPair | Pair], candidates: np.ndarray) -> np.ndarray:

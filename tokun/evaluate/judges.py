@@ -20,6 +20,7 @@ from PIL import Image
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from data_tools.questions import SHOWS
 from tokun import sampling
 from tokun.clip import Clip
 from tokun.directions import encode_pictures, require_task
@@ -31,7 +32,6 @@ if TYPE_CHECKING:
     from tokun.model import Pair, Tokun
 
 AESTHETIC_CLIP = "ViT-L-14-quickgelu:openai"  # whose features LAION's heads were trained on
-QUESTION = "Does the picture show this: {}"
 BETA = 0.5
 
 
@@ -64,7 +64,7 @@ def by_answers(judge: Own | Vqa, name: str, samples: Sequence[Pair], beauty: lis
     """
     images, captions = [pair.image for pair in samples], [pair.caption for pair in samples]
     others = np.roll(captions, 1 + int(np.random.default_rng(seed).integers(max(1, len(samples) - 1)))).tolist()
-    yes, wrong = (judge.yes(images, [QUESTION.format(caption) for caption in asked]) for asked in (captions, others))
+    yes, wrong = (judge.yes(images, [SHOWS.format(caption) for caption in asked]) for asked in (captions, others))
     found = [
         figures.mean(f"P(yes, it shows the caption), {name}", yes, better="more", note="yes against no", seed=seed),
         figures.mean(f"P(yes, it shows another's caption), {name}", wrong, better="less", note="yes against no", seed=seed),

@@ -40,6 +40,19 @@ def position_map(values: np.ndarray, title: str, path: Path) -> None:
     figure.savefig(path)
 
 
+def ranks(found: Mapping[str, np.ndarray], candidates: int, path: Path) -> None:
+    """Where the own caption stands among so many, by PMI: name -> ranks (n,), 1 being the first."""
+    figure, axes = _page()
+    width = 0.8 / len(found)
+    for number, (name, own) in enumerate(found.items()):
+        share = np.bincount(own, minlength=candidates + 1)[1:] / len(own)
+        axes.bar(np.arange(1, candidates + 1) + (number - (len(found) - 1) / 2) * width, share, width, label=name)
+    axes.axhline(1 / candidates, color="black", linestyle="dotted", label="chance")
+    axes.set(xlabel=f"rank of the own caption among {candidates}", ylabel="share of pictures")
+    axes.legend()
+    figure.savefig(path)
+
+
 def _page() -> tuple[Any, Any]:
     figure = need("matplotlib.figure", extra="eval").Figure(figsize=(6, 4), dpi=150, layout="constrained")
     return figure, figure.subplots()
