@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
 import os
@@ -10,6 +11,7 @@ import subprocess
 import sys
 import tarfile
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -62,6 +64,10 @@ def test_other_samples_are_not_mixed_in(tiny_model, whole):
     for seed, n, options, named in ((6, 70, {}, "seed"), (5, 71, {}, "n: 70"), (5, 70, {"temperature": 0.5}, "temperature")):
         with pytest.raises(ValueError, match=named):
             many.generate(tiny_model, seed, n, whole, options, shard_size=20)
+    colder = copy.copy(tiny_model)
+    colder.defaults = replace(tiny_model.defaults, text_temperature=0.1)  # the checkpoint's own settings draw them too
+    with pytest.raises(ValueError, match="text_temperature"):
+        many.generate(colder, 5, 70, whole, {}, shard_size=20)
     assert files(whole) == before
     (whole / "samples.json").rename(whole / "aside.json")
     with pytest.raises(ValueError, match=r"without samples\.json"):

@@ -16,6 +16,7 @@ import json
 import os
 import tarfile
 from collections.abc import Iterator, Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -58,14 +59,15 @@ def generate(
     return out
 
 
-def identity(model: Tokun) -> dict[str, str]:
-    """What decides the samples beside the options: weights, and the precision and kind of device they are computed with."""
+def identity(model: Tokun) -> dict[str, Any]:
+    """What decides the samples beside the options: weights, the checkpoint's own settings, and the precision and kind of device of the computation."""
     digest = hashlib.sha256()
     for name, weight in sorted(model.generator.state_dict().items()):
         digest.update(name.encode())
         digest.update(weight.detach().float().cpu().numpy().tobytes())
     return {
         "generator": digest.hexdigest(), "image_tokenizer": model.image_tokenizer.fingerprint(),
+        "defaults": {k: v for k, v in asdict(model.defaults).items() if k not in ("n", "seed")},
         "dtype": str(model.generator.dtype).removeprefix("torch."), "device": model.device.type,
     }  # fmt: skip
 

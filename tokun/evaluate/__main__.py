@@ -93,7 +93,7 @@ class Case:
         return {"style_key": self.args.style_key, "subject_key": self.args.subject_key}
 
     @cached_property
-    def identity(self) -> dict[str, str]:
+    def identity(self) -> dict[str, Any]:
         from tokun import many
 
         return many.identity(self.model)
