@@ -1,5 +1,6 @@
 """The smallest whole run, for the tests that train: its settings, and how it is started and compared."""
 
+import importlib.util
 import json
 import multiprocessing
 import os
@@ -12,6 +13,7 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 import yaml
 from safetensors.torch import load_file
@@ -34,6 +36,11 @@ SMALL = {
     "sampling": {"n": 2},
     "tracking": {"kind": "none"},
 }  # fmt: skip
+
+
+def needs(module: str, reason: str) -> pytest.MarkDecorator:
+    """For tests of an optional package that takes seconds to import: it is looked for, and imported when they run."""
+    return pytest.mark.skipif(importlib.util.find_spec(module) is None, reason=reason)
 
 
 def write_config(folder: Path, shards: Path, **changes) -> Path:
@@ -63,15 +70,14 @@ def start_fork(said: Path, target: Callable[..., Any], *arguments: Any, **env: s
 
 
 def _in_fork(said: Path, target: Callable[..., Any], arguments: tuple[Any, ...], env: dict[str, str]) -> None:
-    from accelerate.state import AcceleratorState
-
     with said.open("wb") as file:
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
     sys.stdout, sys.stderr = (open(number, "w", buffering=1, closefd=False) for number in (1, 2))  # noqa: SIM115 (as long as it lives)
     warnings.resetwarnings()  # pytest's are for the code under test
     os.environ |= env
-    AcceleratorState._reset_state(reset_partial_state=True)  # what earlier tests left: one process
+    if accelerate := sys.modules.get("accelerate.state"):
+        accelerate.AcceleratorState._reset_state(reset_partial_state=True)  # what earlier tests left: one process
     target(*arguments)
 
 

@@ -14,13 +14,15 @@ from safetensors.torch import load_file
 
 import tokun
 from benchmarks.zero import Case, free_port, largest_difference, launch, make_out, train_case, worker
-from tests.small_runs import ROOT, start_fork, train, write_config
+from tests.small_runs import ROOT, needs, start_fork, train, write_config
 from tokun import stages
 from tokun.config import TrainConfig
 from tokun.engine import deepspeed_settings, first_host, idle_gpus, slurm_processes
 
-pytest.importorskip("accelerate", reason="training needs the extra 'train'")
-pytestmark = pytest.mark.timeout(600)  # a launch is a minute where others use the processors too
+pytestmark = [
+    needs("accelerate", reason="training needs the extra 'train'"),
+    pytest.mark.timeout(600),  # a launch is a minute where others use the processors too
+]
 
 
 def deepspeed(config: Path, *overrides: str, processes: int) -> subprocess.CompletedProcess:

@@ -13,12 +13,12 @@ import torch
 
 import tokun
 import train as command
-from tests.small_runs import assert_same_weights, run_stages, start_fork, take_over, write_config
+from tests.small_runs import assert_same_weights, needs, run_stages, start_fork, take_over, write_config
 from tokun import data, health, stages
 from tokun.checkpoint import BestCheckpoints
 from tokun.config import load_config
 
-pytest.importorskip("accelerate", reason="training needs the extra 'train'")
+pytestmark = needs("accelerate", reason="training needs the extra 'train'")
 
 
 def test_two_runs_of_one_seed_end_in_the_same_weights(finished, tmp_path, small_shards):

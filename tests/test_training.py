@@ -12,12 +12,12 @@ import torch
 from safetensors.torch import load_file
 
 import tokun
-from tests.small_runs import ROOT, SMALL, run_stages, take_over, weights, write_config
+from tests.small_runs import ROOT, SMALL, needs, run_stages, take_over, weights, write_config
 from tokun import losses, stages
 from tokun.config import from_dict, load_config
 from tokun.image_tokenizer import ImageTokenizer
 
-pytest.importorskip("accelerate", reason="training needs the extra 'train'")
+pytestmark = needs("accelerate", reason="training needs the extra 'train'")
 
 
 def test_pictures_in_checkpoint_out_and_pairs_from_it(finished):
