@@ -12,7 +12,7 @@ LONG = ("launch", "coherence", "resume", "training", "ray", "notebook", "sample"
 
 def pytest_configure(config: pytest.Config) -> None:
     """The fixtures import torch: the process that only hands the tests to others (pytest-xdist) does without."""
-    if "PYTEST_XDIST_WORKER" in os.environ or not config.getoption("numprocesses", None):
+    if "PYTEST_XDIST_WORKER" in os.environ or config.option.collectonly or not config.getoption("numprocesses", None):
         config.pluginmanager.import_plugin("tests.fixtures")
 
 
