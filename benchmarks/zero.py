@@ -7,7 +7,7 @@ Trains the generator from the codes of a toy run, float32, no dropout, once in a
 against), then under the real `deepspeed` launcher with one process and with two. Prints the largest difference of the losses, and
 what parameters, float32 master copies, gradients and moments take in one process, by their storages.
 
-The same worker trains several `Case`s in one launch for tests/test_launch.py: `launch`.
+The same worker trains several `Case`s in one launch for tests/test_launch.py: `launch`, there in processes forked from the test's own.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ import socket
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -53,17 +53,25 @@ def make_out(out: Path, source: Path) -> str:
     return str(out)
 
 
-def launch(cases: Sequence[Case], folder: Path, *, processes: int, timeout: float = 600) -> dict[str, dict[str, Any]]:
-    """Train the cases, one after the other, in `processes` started by the deepspeed launcher. Returns what `train_case` does, by name."""
+def launch(
+    cases: Sequence[Case], folder: Path, *, processes: int, start: Callable[[Path, int], None] | None = None
+) -> dict[str, dict[str, Any]]:
+    """Train the cases, one after the other, in `processes` started by the deepspeed launcher, or by `start(folder, processes)`, which has
+    `worker(folder)` run in each. Returns what `train_case` does, by name."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "cases.json").write_text(json.dumps([dataclasses.asdict(case) for case in cases]))
+    (start or by_deepspeed)(folder, processes)
+    return json.loads((folder / "results.json").read_text())
+
+
+def by_deepspeed(folder: Path, processes: int, *, timeout: float = 600) -> None:
+    """Run the worker under the real launcher. Raises RuntimeError with what it said where it fails."""
     launcher = Path(sys.executable).with_name("deepspeed")
     command = [sys.executable, str(launcher), "--num_gpus", str(processes), "--master_port", str(free_port()), "--module", "benchmarks.zero"]
     env = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "TOKENIZERS_PARALLELISM": "false"}
     done = subprocess.run([*command, "--worker", str(folder)], cwd=ROOT, env=env, capture_output=True, text=True, timeout=timeout)
     if done.returncode != 0:
         raise RuntimeError(f"the launcher ended with {done.returncode}:\n{done.stdout[-3000:]}\n{done.stderr[-5000:]}")
-    return json.loads((folder / "results.json").read_text())
 
 
 def free_port() -> int:

@@ -1,133 +1,22 @@
-"""What several rooms' tests share: a tiny random Tokun, made on the spot, and a folder of toy shards."""
+"""How the tests run: one thread for each process, the fixtures of tests/fixtures.py, the files that take long before the others."""
 
-import io
 import os
-import signal
-import tarfile
-from pathlib import Path
+
+import pytest
 
 # one thread for each process of the tests: several tests run at once (pytest-xdist), and these sizes gain nothing from more
 os.environ |= {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
 
-import numpy as np
-import pytest
-import torch
-from PIL import Image
-
-from data_tools import toy
-from tests import small_runs
-from tokun.config import GeneratorConfig, ImageTokenizerConfig
-from tokun.data import to_float
-from tokun.generator import make_generator
-from tokun.image_tokenizer import ImageTokenizer
-from tokun.model import Tokun
-from tokun.text_tokenizer import TextTokenizer
-from tokun.vocabulary import Vocabulary
-
-TINY = dict(image_size=32, downsample=8, channels=[16, 16], blocks=1, attention=True, latent_dim=8, codebook_size=64, codebook_dim=4)
+LONG = ("launch", "coherence", "resume", "training", "ray", "notebook", "sample", "generator", "encode", "caption", "prepare", "app", "evaluate")
 
 
-@pytest.fixture(scope="session")
-def toy_images() -> torch.Tensor:
-    """(24, 1, 32, 32) in [-1, 1]."""
-    return torch.stack([to_float(np.array(toy.draw(5, i, 32)[0]))[None] for i in range(24)])
+def pytest_configure(config: pytest.Config) -> None:
+    """The fixtures import torch: the process that only hands the tests to others (pytest-xdist) does without."""
+    if "PYTEST_XDIST_WORKER" in os.environ or config.option.collectonly or not config.getoption("numprocesses", None):
+        config.pluginmanager.import_plugin("tests.fixtures")
 
 
-@pytest.fixture(scope="session")
-def toy_captions() -> list[str]:
-    return [caption for i in range(150) for caption in toy.draw(5, i, 32)[1]["captions"].values()]
-
-
-@pytest.fixture(scope="session")
-def text_tokenizer(toy_captions) -> TextTokenizer:
-    return TextTokenizer.train(toy_captions, vocab_size=400)
-
-
-@pytest.fixture(scope="session")
-def tiny_image_tokenizer(toy_images) -> ImageTokenizer:
-    torch.manual_seed(0)
-    tokenizer = ImageTokenizer(ImageTokenizerConfig(**TINY))
-    tokenizer.train()(toy_images)  # the first batch places the codebook
-    tokenizer.eval().reindex()
-    return tokenizer
-
-
-@pytest.fixture(scope="session")
-def tiny_vocabulary(text_tokenizer) -> Vocabulary:
-    return Vocabulary(
-        text_size=text_tokenizer.size, codebook_size=64, styles=("engraving", "etching"), subjects=("scenery", "shapes"),
-        grids=((4, 4), (2, 6)), max_text=24, illegal_text=text_tokenizer.illegal_ids,
-    )  # fmt: skip
-
-
-@pytest.fixture(scope="session")
-def tiny_model(tiny_image_tokenizer, text_tokenizer, tiny_vocabulary) -> Tokun:
-    """Random weights; nobody may change them."""
-    v = tiny_vocabulary
-    torch.manual_seed(1)
-    generator = make_generator(
-        GeneratorConfig(hidden_size=64, num_layers=2, num_heads=4, num_kv_heads=2, head_dim=16, tie_embeddings=False),
-        vocab_size=v.size, max_length=128, pad=v.id("<pad>"), bos=v.id("<bos>"), eos=v.id("<eos>"),
-    )  # fmt: skip
-    with torch.no_grad():  # wider than the initial 0.02: likely and unlikely ids, and what came before matters
-        for matrix in (p for p in generator.parameters() if p.ndim == 2):
-            matrix.normal_(std=0.15)
-    tags = [("engraving", "scenery", 3), ("etching", "shapes", 2), ("etching", "", 1)]
-    return Tokun(tiny_image_tokenizer, text_tokenizer, v, generator, tag_counts=tags)
-
-
-@pytest.fixture(scope="session")
-def checkpoint_folder(tiny_model, tmp_path_factory) -> Path:
-    """The tiny model, saved; copy it before changing it."""
-    folder = tmp_path_factory.mktemp("saved") / "checkpoint"
-    tiny_model.save(folder, card="# tiny\n")
-    return folder
-
-
-@pytest.fixture(scope="session")
-def toy_shards(tmp_path_factory) -> Path:
-    """A folder with train-00000.tar … train-00002.tar: 24 pictures of 32 px, ten a shard."""
-    folder = tmp_path_factory.mktemp("shards")
-    toy.write_shards(folder, 24, 5, 32, shard_size=10)
-    return folder
-
-
-@pytest.fixture(scope="session")
-def small_shards(tmp_path_factory) -> Path:
-    """48 training and 16 held-out toy pictures of 32 px: what tests/small_runs.py trains on."""
-    folder = tmp_path_factory.mktemp("small")
-    toy.write_shards(folder, 48, 0, 32, "train", shard_size=32)
-    toy.write_shards(folder, 16, 1, 32, "val")
-    return folder
-
-
-@pytest.fixture(scope="session")
-def finished(tmp_path_factory, small_shards) -> tuple[Path, Path]:
-    """(config file, output folder) of a small run that ended; nobody may change it."""
-    config = small_runs.write_config(tmp_path_factory.mktemp("finished"), small_shards)
-    return config, small_runs.run_stages(config)
-
-
-ENGRAVINGS = Path(__file__).resolve().parents[2] / "shared" / "data" / "engravings" / "val-00000.tar"
-
-
-@pytest.fixture
-def engravings():
-    """A function: the first so many real engravings, as PIL pictures, where they lie beside the project."""
-    if not ENGRAVINGS.is_file():
-        pytest.skip("the engravings are not beside the project (../shared)")
-
-    def first(count: int) -> list[Image.Image]:
-        with tarfile.open(ENGRAVINGS) as tar:
-            names = [name for name in tar.getnames() if name.endswith(".webp")][:count]
-            return [Image.open(io.BytesIO(tar.extractfile(name).read())) for name in names]
-
-    return first
-
-
-@pytest.fixture(autouse=True)
-def sigterm_keeps_its_meaning():
-    """Runs that a test opens in this process catch SIGTERM; after the test it ends the process again."""
-    before = signal.getsignal(signal.SIGTERM)
-    yield
-    signal.signal(signal.SIGTERM, before)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files of many seconds come first, so that at the end no process waits for one of them."""
+    place = {f"test_{name}": number for number, name in enumerate(LONG)}
+    items.sort(key=lambda item: place.get(item.path.stem, len(LONG)))

@@ -1,11 +1,19 @@
 """The smallest whole run, for the tests that train: its settings, and how it is started and compared."""
 
+import importlib.util
 import json
+import multiprocessing
 import os
+import shutil
 import subprocess
 import sys
+import warnings
+from collections.abc import Callable
+from multiprocessing.process import BaseProcess
 from pathlib import Path
+from typing import Any
 
+import pytest
 import torch
 import yaml
 from safetensors.torch import load_file
@@ -30,6 +38,11 @@ SMALL = {
 }  # fmt: skip
 
 
+def needs(module: str, reason: str) -> pytest.MarkDecorator:
+    """For tests of an optional package that takes seconds to import: it is looked for, and imported when they run."""
+    return pytest.mark.skipif(importlib.util.find_spec(module) is None, reason=reason)
+
+
 def write_config(folder: Path, shards: Path, **changes) -> Path:
     tree = json.loads(json.dumps(SMALL)) | {"out": str(folder / "run"), "threads": 1}
     tree["data"] |= {"train": str(shards / "train-*.tar"), "val": str(shards / "val-*.tar")}
@@ -46,6 +59,32 @@ def train(config: Path, *overrides: str, launcher: tuple[str, ...] = (sys.execut
     return subprocess.run(
         [*launcher, "train.py", "--config", str(config), *overrides], cwd=ROOT, env=env, capture_output=True, text=True, timeout=timeout
     )
+
+
+def start_fork(said: Path, target: Callable[..., Any], *arguments: Any, **env: str) -> BaseProcess:
+    """`target(*arguments)` in a process of its own: it is signalled, killed and ends as any other, but is forked from this one, since to
+    import torch takes longer than what most tests do. What it says goes to the file `said`."""
+    process = multiprocessing.get_context("fork").Process(target=_in_fork, args=(said, target, arguments, env))
+    process.start()
+    return process
+
+
+def _in_fork(said: Path, target: Callable[..., Any], arguments: tuple[Any, ...], env: dict[str, str]) -> None:
+    with said.open("wb") as file:
+        os.dup2(file.fileno(), 1)
+        os.dup2(file.fileno(), 2)
+    sys.stdout, sys.stderr = (open(number, "w", buffering=1, closefd=False) for number in (1, 2))  # noqa: SIM115 (as long as it lives)
+    warnings.resetwarnings()  # pytest's are for the code under test
+    os.environ |= env
+    if accelerate := sys.modules.get("accelerate.state"):
+        accelerate.AcceleratorState._reset_state(reset_partial_state=True)  # what earlier tests left: one process
+    target(*arguments)
+
+
+def take_over(source: Path, out: Path, parts: tuple[str, ...] = ("text_tokenizer", "image_tokenizer", "codes")) -> None:
+    """The stages before the generator, as another run has finished them."""
+    for part in parts:
+        shutil.copytree(source / part, out / part)
 
 
 def run_stages(config_path: Path, *overrides: str) -> Path:

@@ -1,5 +1,7 @@
 """Captioners: tiny models of every shape, made here and loaded as any other; a real server on this machine; a tiny CLIP."""
 
+from __future__ import annotations
+
 import json
 import threading
 import time

@@ -13,11 +13,14 @@ import torch
 import tokun
 from benchmarks.toy_coherence import pmi_ranks
 from data_tools import toy
+from tests.small_runs import needs
 from tokun import stages
 from tokun.config import from_dict
 
-pytest.importorskip("accelerate", reason="training needs the extra 'train'")
-pytestmark = pytest.mark.skipif(not hasattr(torch.optim, "Muon"), reason="torch.optim.Muon came with torch 2.9")
+pytestmark = [
+    needs("accelerate", reason="training needs the extra 'train'"),
+    pytest.mark.skipif(not hasattr(torch.optim, "Muon"), reason="torch.optim.Muon came with torch 2.9"),
+]
 
 SETTINGS = {
     "data": {"max_caption_tokens": 32},

@@ -1,4 +1,4 @@
-"""Promises of tokun/directions.py, on the tiny random model of conftest.py."""
+"""Promises of tokun/directions.py, on the tiny random model of fixtures.py."""
 
 from __future__ import annotations
 

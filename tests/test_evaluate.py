@@ -12,6 +12,7 @@ import torch
 from PIL import Image, ImageFilter
 
 import tokun
+from tests.small_runs import needs
 from tests.test_losses import WEIGHTS, random_squeezenet
 from tokun import data, stages
 from tokun.config import ImageTokenizerTrainConfig
@@ -21,7 +22,7 @@ from tokun.evaluate.figures import Figure, as_dict, share, skipped, table
 from tokun.evaluate.material import read_pairs
 from tokun.grids import to_pil
 
-pytest.importorskip("torchmetrics", reason="the extra eval is not installed")
+pytestmark = needs("torchmetrics", reason="the extra eval is not installed")
 CPU = torch.device("cpu")
 
 

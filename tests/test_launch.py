@@ -3,7 +3,6 @@
 import json
 import re
 import shutil
-import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -14,14 +13,16 @@ import torch
 from safetensors.torch import load_file
 
 import tokun
-from benchmarks.zero import Case, largest_difference, launch, make_out, train_case
-from tests.small_runs import ROOT, train, write_config
+from benchmarks.zero import Case, free_port, largest_difference, launch, make_out, train_case, worker
+from tests.small_runs import ROOT, needs, start_fork, train, write_config
 from tokun import stages
 from tokun.config import TrainConfig
 from tokun.engine import deepspeed_settings, first_host, idle_gpus, slurm_processes
 
-pytest.importorskip("accelerate", reason="training needs the extra 'train'")
-pytestmark = pytest.mark.timeout(600)  # a launch is a minute where others use the processors too
+pytestmark = [
+    needs("accelerate", reason="training needs the extra 'train'"),
+    pytest.mark.timeout(600),  # a launch is a minute where others use the processors too
+]
 
 
 def deepspeed(config: Path, *overrides: str, processes: int) -> subprocess.CompletedProcess:
@@ -30,15 +31,23 @@ def deepspeed(config: Path, *overrides: str, processes: int) -> subprocess.Compl
     launcher = Path(sys.executable).with_name("deepspeed")
     if torch.cuda.is_available():
         pytest.skip("this test is about machines without GPUs")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
     zero1 = f"train.deepspeed={ROOT / 'configs/deepspeed/zero1.json'}"
-    command = (sys.executable, str(launcher), "--num_gpus", str(processes), "--master_port", port)
+    command = (sys.executable, str(launcher), "--num_gpus", str(processes), "--master_port", str(free_port()))
     done = train(config, zero1, *overrides, launcher=command)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     assert f"{processes} process(es), DeepSpeed ZeRO-1" in done.stdout + done.stderr
     return done
+
+
+def forked(folder: Path, processes: int) -> None:
+    """The workers of benchmarks.zero, with the environment that the launchers give."""
+    world, port = {"WORLD_SIZE": str(processes), "LOCAL_WORLD_SIZE": str(processes), "MASTER_ADDR": "127.0.0.1"}, str(free_port())
+    said = [folder / f"said-{rank}.txt" for rank in range(processes)]
+    ranks = [start_fork(path, worker, folder, **world, MASTER_PORT=port, RANK=str(r), LOCAL_RANK=str(r)) for r, path in enumerate(said)]
+    for process in ranks:
+        process.join(400)
+        process.kill()
+    assert all(process.exitcode == 0 for process in ranks), "".join(path.read_text()[-3000:] for path in said)
 
 
 STEPS, STOP = 6, 3
@@ -46,9 +55,9 @@ STEPS, STOP = 6, 3
 
 @pytest.fixture(scope="module")
 def launched(finished, tmp_path_factory, small_shards) -> dict[str, Any]:
-    """Trainings of one generator from the same codes, each with a spike at its second step: in this process, in two that the deepspeed
-    launcher started, then in one; whole ones, and ones that are stopped and go on elsewhere. By name what benchmarks.zero.train_case
-    returns, and `weights`. A few launches for all tests, since starting processes is what takes time."""
+    """Trainings of one generator from the same codes, each with a spike at its second step: in this process, in two with
+    the environment that the deepspeed launcher gives them, then in one; whole ones, and ones that are stopped and go on elsewhere. By
+    name what benchmarks.zero.train_case returns, and `weights`. The launcher itself: test_two_processes_tell_the_whole_story."""
     pytest.importorskip("deepspeed", reason="the deepspeed launcher needs the extra 'train'")
     if torch.cuda.is_available():
         pytest.skip("this test is about machines without GPUs")
@@ -77,8 +86,8 @@ def launched(finished, tmp_path_factory, small_shards) -> dict[str, Any]:
         case("2 ddp"), case("2 zero1 stopped", "zero1", stopped=True), case("2 zero2", "zero2"), case("2 zero3 stopped", "zero3", stopped=True, overrides=("sampling.n=1",)),
         case("1 -> 2 ddp", goes_on="1 stopped"),
     ]  # fmt: skip
-    keep(launch(two, folder / "two", processes=2))
-    keep(launch([case("1 zero1", "zero1"), case("2 -> 1 zero3-offload", "zero3-offload", goes_on="2 zero3 stopped")], folder / "one", processes=1))
+    keep(launch(two, folder / "two", processes=2, start=forked))
+    keep(launch([case("1 zero1", "zero1"), case("2 -> 1 zero3-offload", "zero3-offload", goes_on="2 zero3 stopped")], folder / "one", processes=1, start=forked))
     here(case("2 zero1 -> plain", goes_on="2 zero1 stopped"))
     return found
 

@@ -5,10 +5,6 @@ from __future__ import annotations
 import copy
 import hashlib
 import json
-import os
-import signal
-import subprocess
-import sys
 import tarfile
 import time
 from dataclasses import replace
@@ -18,10 +14,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
+import sample
+from tests.small_runs import start_fork
 from tokun import many
 
 pq = pytest.importorskip("pyarrow.parquet", reason="the table needs the extra 'data'")
-ROOT = Path(__file__).resolve().parent.parent
 
 
 def files(out: Path) -> dict[str, str]:
@@ -77,17 +74,15 @@ def test_other_samples_are_not_mixed_in(tiny_model, whole):
 
 def test_killed_and_typed_again_the_command_ends_with_the_same_files(checkpoint_folder, tmp_path):
     def command(out: str) -> list[str]:
-        return [sys.executable, "sample.py", "--checkpoint", str(checkpoint_folder), "--seed", "3", "--n", "50", "--shard-size", "20", "--out", str(tmp_path / out), "--batch-size", "20"]
+        return ["--checkpoint", str(checkpoint_folder), "--seed", "3", "--n", "50", "--shard-size", "20", "--out", str(tmp_path / out), "--batch-size", "20"]
 
-    first = subprocess.Popen(command("killed"), cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=os.environ | {"WORLD_SIZE": "1"})
-    while first.poll() is None and not (tmp_path / "killed" / "samples-00000.tar").exists():
+    first = start_fork(tmp_path / "said.txt", sample.main, command("killed"), WORLD_SIZE="1")
+    while first.is_alive() and not (tmp_path / "killed" / "samples-00000.tar").exists():
         time.sleep(0.01)
-    first.send_signal(signal.SIGKILL)
-    first.wait()
-    import sample
-
+    first.kill()
+    first.join()
     for name in ("killed", "whole"):
-        sample.main(command(name)[2:])
+        sample.main(command(name))
     for path in (tmp_path / "killed").glob("*.partial*"):
         path.unlink()
     assert files(tmp_path / "killed") == files(tmp_path / "whole") and len(files(tmp_path / "whole")) == 5

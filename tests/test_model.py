@@ -1,4 +1,4 @@
-"""Promises of tokun/model.py: one seed, one pair. The model is the tiny random one of conftest.py."""
+"""Promises of tokun/model.py: one seed, one pair. The model is the tiny random one of fixtures.py."""
 
 import json
 import pickle

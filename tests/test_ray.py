@@ -14,10 +14,11 @@ import pytest
 import yaml
 from PIL import Image
 
-from data_tools import encode
+from data_tools import encode, prepare
+from tests.small_runs import needs
 from tokun.image_tokenizer import ImageTokenizer
 
-pytest.importorskip("ray", reason="Ray is not installed: pip install -e '.[ray]'")
+pytestmark = needs("ray", reason="Ray is not installed: pip install -e '.[ray]'")
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -67,8 +68,7 @@ def test_a_ray_cluster_of_two_nodes_writes_the_same_bytes_as_this_machine(tmp_pa
     command = [sys.executable, "-c", SCRIPT, str(config), str(source), f"file://{tmp_path}/ray", *options]
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=110)
     assert done.returncode == 0, done.stderr[-2000:]
-    local = [sys.executable, "-m", "data_tools.prepare", str(source), "--out", f"{tmp_path}/local", "--workers", "1", *options]
-    assert subprocess.run(local, cwd=ROOT, capture_output=True, timeout=60).returncode == 0
+    assert prepare.main([str(source), "--out", f"{tmp_path}/local", "--workers", "1", *options]) == 0
     here = files(tmp_path / "local")
     here.pop("report.html")  # written beside shards on a disk only
     assert files(tmp_path / "ray") == here and len(here) > 5

@@ -4,8 +4,6 @@ import json
 import os
 import shutil
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 from types import SimpleNamespace
@@ -14,12 +12,13 @@ import pytest
 import torch
 
 import tokun
-from tests.small_runs import ROOT, assert_same_weights, run_stages, write_config
+import train as command
+from tests.small_runs import assert_same_weights, needs, run_stages, start_fork, take_over, write_config
 from tokun import data, health, stages
 from tokun.checkpoint import BestCheckpoints
 from tokun.config import load_config
 
-pytest.importorskip("accelerate", reason="training needs the extra 'train'")
+pytestmark = needs("accelerate", reason="training needs the extra 'train'")
 
 
 def test_two_runs_of_one_seed_end_in_the_same_weights(finished, tmp_path, small_shards):
@@ -48,6 +47,8 @@ def run_until(config: Path, monkeypatch, step: int, stage: str = "") -> None:
 @pytest.mark.parametrize(("stage", "at"), [("image tokenizer", 5), ("generator", 5)])
 def test_resumed_equals_uninterrupted(finished, tmp_path, small_shards, monkeypatch, stage, at):
     config = write_config(tmp_path, small_shards)
+    if stage == "generator":
+        take_over(finished[1], tmp_path / "run")
     run_until(config, monkeypatch, at, stage)
     assert_same_weights(finished[1], run_stages(config))
 
@@ -57,8 +58,7 @@ def test_under_muon_resumed_equals_uninterrupted(finished, tmp_path, small_shard
     outs = []
     for name in ("whole", "killed"):
         (tmp_path / name).mkdir()
-        for part in ("text_tokenizer", "image_tokenizer", "codes"):
-            shutil.copytree(finished[1] / part, tmp_path / name / "run" / part)
+        take_over(finished[1], tmp_path / name / "run")
         config = write_config(tmp_path / name, small_shards, train__optimizer="muon")
         if name == "killed":
             run_until(config, monkeypatch, 5)
@@ -69,48 +69,45 @@ def test_under_muon_resumed_equals_uninterrupted(finished, tmp_path, small_shard
 @pytest.mark.parametrize("stage", ["image_tokenizer", "generator"])
 def test_killed_in_a_stage_and_started_again_it_finishes_with_the_same_weights(finished, tmp_path, small_shards, stage):
     config = write_config(tmp_path, small_shards)
-    env = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    process = subprocess.Popen(
-        [sys.executable, "train.py", "--config", str(config)], cwd=ROOT, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-    )
+    if stage == "generator":
+        take_over(finished[1], tmp_path / "run")
+    process = start_fork(tmp_path / "said.txt", command.main, ["--config", str(config)])
     deadline = time.monotonic() + 120
-    while not list((tmp_path / "run" / "state" / stage).glob("step-????????")) and process.poll() is None and time.monotonic() < deadline:
+    while not list((tmp_path / "run" / "state" / stage).glob("step-????????")) and process.is_alive() and time.monotonic() < deadline:
         time.sleep(0.005)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
+    process.kill()
+    process.join()
+    assert process.exitcode == -signal.SIGKILL, (tmp_path / "said.txt").read_text()
     assert_same_weights(finished[1], run_stages(config))
 
 
 def test_asked_to_stop_it_saves_ends_well_and_goes_on_to_the_same_weights(finished, tmp_path, small_shards):
     """SIGTERM, as a cluster's scheduler sends it, to the command while it trains the generator."""
-    config = write_config(tmp_path, small_shards, train__save_every=1000)
-    states, command = tmp_path / "run" / "state" / "generator", [sys.executable, "-c", SLOW_STEPS, "--config", str(config)]
-    env = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "TOKENIZERS_PARALLELISM": "false"}
-    with subprocess.Popen(command, cwd=ROOT, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
-        for line in process.stdout:
-            if "at the third step" in line:
-                process.send_signal(signal.SIGTERM)
-                break
-        said = process.stdout.read()
-    assert process.returncode == 0 and "asked to stop" in said, said
-    assert [path.name for path in states.iterdir()] == ["step-00000003"]
+    config, said = write_config(tmp_path, small_shards, train__save_every=1000), tmp_path / "said.txt"
+    take_over(finished[1], tmp_path / "run")
+    process = start_fork(said, train_slowly, ["--config", str(config)])
+    while process.is_alive() and not (said.exists() and "at the third step" in said.read_text()):
+        time.sleep(0.01)
+    process.terminate()
+    process.join(120)
+    assert process.exitcode == 0 and "asked to stop" in said.read_text(), said.read_text()
+    assert [path.name for path in (tmp_path / "run" / "state" / "generator").iterdir()] == ["step-00000003"]
     assert_same_weights(finished[1], run_stages(config))
 
 
-SLOW_STEPS = """
-import sys, time
-import train
-from tokun import data
-prefetch = data.prefetch
-def slow(make, start, **options):
-    for number, batch in enumerate(prefetch(make, start, **options)):
-        if isinstance(make, data.TokenBatches) and number == 2:
-            print("at the third step", flush=True)
-            time.sleep(3)
-        yield batch
-data.prefetch = slow
-train.main(sys.argv[1:])
-"""
+def train_slowly(argv: list[str]) -> None:
+    """The command, in a process of its own, with a rest in the generator's third step."""
+    prefetch = data.prefetch
+
+    def slow(make, start, **options):
+        for number, batch in enumerate(prefetch(make, start, **options)):
+            if isinstance(make, data.TokenBatches) and number == 2:
+                print("at the third step", flush=True)
+                time.sleep(3)
+            yield batch
+
+    data.prefetch = slow
+    command.main(argv)
 
 
 def test_asked_to_stop_in_an_earlier_stage_it_saves_that_and_goes_on(finished, tmp_path, small_shards, monkeypatch):
@@ -155,8 +152,7 @@ def test_a_place_that_cannot_be_written_or_is_too_small_is_told_before_training(
 
 
 def test_the_best_checkpoints_are_whole_those_of_lowest_loss_and_the_same_after_a_kill(finished, tmp_path, small_shards, monkeypatch):
-    for part in ("text_tokenizer", "image_tokenizer", "codes"):
-        shutil.copytree(finished[1] / part, tmp_path / "run" / part)
+    take_over(finished[1], tmp_path / "run")
     config = write_config(tmp_path, small_shards, train__keep_best=2, train__eval_every=2)
     out = tmp_path / "run"
     run_until(config, monkeypatch, 5)

@@ -1,4 +1,4 @@
-"""Promises of tokun/sampling.py, each shortcut beside its slow twin. The model is the tiny random one of conftest.py."""
+"""Promises of tokun/sampling.py, each shortcut beside its slow twin. The model is the tiny random one of fixtures.py."""
 
 import math
 
