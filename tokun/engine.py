@@ -92,6 +92,13 @@ def wait_for_processes() -> None:
         dist.barrier()
 
 
+def let_go_of_shared_memory() -> None:
+    """On CPUs DeepSpeed makes 66 MiB in /dev/shm for each process, and leaves them there for good. Once all have opened them, their names can go."""
+    wait_for_processes()
+    for path in Path("/dev/shm").glob(f"deepspeed_allreduce_buffer_{os.getuid()}_*_{os.environ.get('MASTER_PORT')}_{_rank()}"):
+        path.unlink(missing_ok=True)
+
+
 def _rank() -> int:
     return dist.get_rank() if dist.is_initialized() else 0
 
@@ -210,6 +217,7 @@ class DeepSpeedEngine(Engine):
         self._remember(model, optimizer)
         self.model, self.optimizer, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=self.settings)
         self.zero = self.optimizer  # ZeRO's own from stage 1 on
+        let_go_of_shared_memory()
         self.device = torch.device(self.model.device)
 
     def _remember(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
