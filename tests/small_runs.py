@@ -23,7 +23,7 @@ from tokun.config import load_config
 
 ROOT = Path(__file__).resolve().parent.parent
 SMALL = {
-    "data": {"max_caption_tokens": 32},
+    "data": {"max_caption_tokens": 32, "sort_window": 32},  # of four steps: the default packs thousands of samples ahead
     "text_tokenizer": {"vocab_size": 360},
     "image_tokenizer": {"image_size": 32, "channels": [16, 32], "blocks": 1, "codebook_size": 32, "latent_dim": 16},
     "image_tokenizer_train": {

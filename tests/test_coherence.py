@@ -23,7 +23,7 @@ pytestmark = [
 ]
 
 SETTINGS = {
-    "data": {"max_caption_tokens": 32},
+    "data": {"max_caption_tokens": 32, "sort_window": 256},
     "text_tokenizer": {"vocab_size": 512},
     "image_tokenizer": {"image_size": 32, "channels": [32, 64], "blocks": 1, "codebook_size": 64},
     "image_tokenizer_train": {

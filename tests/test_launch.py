@@ -1,5 +1,6 @@
 """Under the launchers: the real deepspeed command, one process and two."""
 
+import importlib
 import json
 import re
 import shutil
@@ -41,6 +42,7 @@ def deepspeed(config: Path, *overrides: str, processes: int) -> subprocess.Compl
 
 def forked(folder: Path, processes: int) -> None:
     """The workers of benchmarks.zero, with the environment that the launchers give."""
+    importlib.import_module("torch._dynamo")  # which DeepSpeed's engine takes seconds to import: once, not in every fork
     world, port = {"WORLD_SIZE": str(processes), "LOCAL_WORLD_SIZE": str(processes), "MASTER_ADDR": "127.0.0.1"}, str(free_port())
     said = [folder / f"said-{rank}.txt" for rank in range(processes)]
     ranks = [start_fork(path, worker, folder, **world, MASTER_PORT=port, RANK=str(r), LOCAL_RANK=str(r)) for r, path in enumerate(said)]
