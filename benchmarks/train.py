@@ -336,7 +336,7 @@ def trainer(setting: Setting, gate: Gate) -> None:
     if t.compile:
         generator.compile_layers(model)
 
-    class Gate(transformers.TrainerCallback):
+    class AtTheGate(transformers.TrainerCallback):
         def on_step_begin(self, *_: Any, **__: Any) -> None:
             gate()
 
@@ -352,7 +352,7 @@ def trainer(setting: Setting, gate: Gate) -> None:
         remove_unused_columns=False,
     )  # fmt: skip
     theirs = InOrder(
-        model, arguments, train_dataset=rows, data_collator=collate, callbacks=[Gate()],
+        model, arguments, train_dataset=rows, data_collator=collate, callbacks=[AtTheGate()],
         compute_loss_func=lambda outputs, labels, **_: loss_of(outputs.logits, labels, *setting.targets(labels)),
     )  # fmt: skip
     theirs.remove_callback(transformers.PrinterCallback)
