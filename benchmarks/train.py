@@ -5,11 +5,12 @@
     python benchmarks/train.py loops gains --device cuda --config configs/ladder/350m.yaml train.batch_size=64 train.compile=true
 
 The loop is the real one, `stages.train_generator`, on code shards generated here; it is held at its own prefetcher before each step.
-Each of the loops lives in a thread of this process and gets the machine in turns of some steps, so that whatever else the machine does
+Each of the loops lives in a process of its own and gets the machine in turns of some steps, so that whatever else the machine does
 meets all of them; between turns the others stand still, and what a loop still does beside (packing ahead) is waited for and counted as
 its own. Given are medians over the turns, of tokens that are no padding a second by the clock and a second of processor time, and of the ratio
-within a round. All loops have the same model, weights, batches, AdamW, precision, compilation, loss and clipping. The bare one has nothing else, and
-its batches lie in memory; ours packs them, averages the weights, checks for what is not finite and logs; the Trainer collates and logs.
+within a round; and the most memory, of the GPU or resident. All loops have the same model, weights, batches, AdamW, precision, compilation, loss and
+clipping. The bare one has nothing else, and its batches lie in memory; ours packs them, averages the weights, checks for what is not finite and logs;
+the Trainer collates and logs. Ours has the C library keep memory (`engine.keep_memory`), as train.py does; so has the second of the bare loops.
 """
 
 from __future__ import annotations
@@ -22,9 +23,10 @@ import os
 import statistics
 import sys
 import tempfile
-import threading
 import time
 from collections.abc import Callable, Iterator
+from multiprocessing import get_context
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -39,7 +41,7 @@ from torch import Tensor
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from tokun import checkpoint, config, data, generator, health, losses, optim, planner, stages  # noqa: E402
+from tokun import checkpoint, config, data, engine, generator, health, losses, optim, planner, stages  # noqa: E402
 from tokun.config import Config  # noqa: E402
 from tokun.image_tokenizer import ImageTokenizer  # noqa: E402
 from tokun.latents import Slots  # noqa: E402
@@ -109,82 +111,84 @@ class Over(Exception):
 class Turn:
     seconds: float
     processor: float
-    tokens: int
     waited: float
     memory: float
+    tokens: int = 0
 
 
-class Loop(threading.Thread):
-    """A training loop that calls `gate` before each step, and goes on from there only while it is its turn."""
+class Gate:
+    """In a loop's process: called before each step, it goes on from there only while it is the loop's turn."""
 
-    def __init__(self, name: str, work: Callable[[Loop], None], device: torch.device):
-        super().__init__(name=name, daemon=True)
-        self.work, self.device = work, device
-        self.left, self.step, self.waited, self.over, self.error = 0, 0, 0.0, False, None
-        self.go, self.stands = threading.Semaphore(0), threading.Event()
+    def __init__(self, pipe: Connection, device: torch.device):
+        self.pipe, self.device = pipe, device
+        self.left, self.waited, self.since = 0, 0.0, 0.0
 
-    def run(self) -> None:
-        try:
-            self.work(self)
-        except Over:
-            pass
-        except BaseException as error:  # told to whoever waits for the loop
-            self.error = error
-        finally:
-            self.stands.set()
-
-    def begin(self) -> None:
-        """Set up, until before the first step."""
-        self.start()
-        self._wait()
-
-    def gate(self) -> None:
+    def __call__(self) -> None:
         if self.left == 0:
-            synchronise(self.device)
-            self.until = time.perf_counter()
-            self.stands.set()
-            self.go.acquire()
-            if self.over:
-                raise Over
-            self.since = time.perf_counter()
-        self.left, self.step = self.left - 1, self.step + 1
+            self.next_turn()
+        self.left -= 1
 
-    def turn(self, steps: int, tokens: list[int]) -> Turn:
-        """So many steps; tokens: of each step of the run."""
-        first, waited, processor = self.step, self.waited, time.process_time()
-        kept = reset_peak(self.device)
-        self.left = steps
-        self.stands.clear()
-        self.go.release()
-        self._wait()
-        memory = health.peak_memory(self.device) - kept
+    def next_turn(self) -> None:
+        """Tell what the last turn was, and wait for another one; the first has none before it."""
+        synchronise(self.device)
+        until = time.perf_counter()
         settle()
-        done = sum(tokens[first : first + steps])
-        return Turn(self.until - self.since, time.process_time() - processor, done, self.waited - waited, memory)
+        self.pipe.send(self.turn(until) if self.since else None)
+        self.left = self.pipe.recv()
+        if not self.left:
+            raise Over
+        self.waited, self.processor, self.since = 0.0, time.process_time(), time.perf_counter()
+
+    def turn(self, until: float) -> Turn:
+        return Turn(until - self.since, time.process_time() - self.processor, self.waited, health.peak_memory(self.device))
+
+
+def live(pipe: Connection, work: Callable[..., None], setting: tuple[Any, ...], change: Callable[[], Any]) -> None:
+    """A loop's process: `work` behind its gate until it is told to end."""
+    made = Setting(*setting)
+    try:
+        with change():
+            work(made, Gate(pipe, made.device))
+    except (Over, EOFError):  # the latter: the other side is gone
+        pass
+    except BaseException as error:
+        pipe.send(RuntimeError(f"{work.__name__}: {error!r}"))
+        raise
+
+
+class Loop:
+    """A training loop in a process of its own, seen from here."""
+
+    def __init__(self, name: str, work: Callable[..., None], setting: Setting, change: Callable[[], Any] = contextlib.nullcontext):
+        self.name, self.setting, self.step = name, setting, 0
+        context = get_context("spawn")
+        self.pipe, theirs = context.Pipe()
+        self.process = context.Process(target=live, args=(theirs, work, setting.key(), change), daemon=True)
+        self.process.start()
+        theirs.close()
+        self._told()  # it stands before its first step
+
+    def turn(self, steps: int) -> Turn:
+        self.pipe.send(steps)
+        turn = self._told()
+        turn.tokens = sum(self.setting.tokens[self.step : self.step + steps])
+        self.step += steps
+        return turn
 
     def end(self) -> None:
-        self.over = True
-        self.stands.clear()
-        self.go.release()
-        self._wait()
-        self.join()
+        self.pipe.send(0)
+        self.process.join()
 
-    def _wait(self) -> None:
-        self.stands.wait()
-        if self.error is not None:
-            raise self.error
+    def _told(self) -> Any:
+        told = self.pipe.recv()
+        if isinstance(told, Exception):
+            raise told
+        return told
 
 
 def synchronise(device: torch.device) -> None:
     if device.type == "cuda":
         torch.cuda.synchronize(device)
-
-
-def reset_peak(device: torch.device) -> int:
-    if device.type != "cuda":
-        return 0
-    torch.cuda.reset_peak_memory_stats(device)
-    return torch.cuda.memory_allocated(device)
 
 
 def settle() -> None:
@@ -209,6 +213,10 @@ class Setting:
     folder: Path
     device: torch.device
     steps: int  # of each loop, in all
+
+    def key(self) -> tuple[Any, ...]:
+        """What another process makes the same of."""
+        return self.settings, self.folder, self.device, self.steps
 
     def __post_init__(self) -> None:
         c = self.settings
@@ -263,59 +271,54 @@ class Setting:
         return image.clamp_min(1), ((labels != losses.IGNORE).sum() - image).clamp_min(1)
 
 
-def ours(setting: Setting) -> Callable[[Loop], None]:
+def ours(setting: Setting, gate: Gate) -> None:
     """`stages.train_generator` itself, in a run's folder of its own."""
+    engine.keep_memory()
+    out = Path(tempfile.mkdtemp(dir=setting.folder, prefix="run-"))
+    for part in PARTS:
+        (out / part).symlink_to(setting.folder / part)
+    settings = dataclasses.replace(setting.settings, out=str(out))
+    prefetch = data.prefetch
 
-    def work(loop: Loop) -> None:
-        out = Path(tempfile.mkdtemp(dir=setting.folder, prefix="run-"))
-        for part in PARTS:
-            (out / part).symlink_to(setting.folder / part)
-        settings = dataclasses.replace(setting.settings, out=str(out))
+    def held_at_the_gate(make: Callable[[int], Any], start: int) -> Iterator[Any]:
+        """Waiting for data is timed behind the gate."""
+        with contextlib.closing(prefetch(make, start)) as batches:
+            while True:
+                gate()
+                before = time.perf_counter()
+                batch = next(batches)
+                gate.waited += time.perf_counter() - before
+                yield batch
+
+    with mock.patch.object(data, "prefetch", held_at_the_gate):
         stages.train_generator(stages.open_run(settings))
 
-    return work
 
-
-prefetch = data.prefetch
-
-
-def held_at_the_gate(make: Callable[[int], Any], start: int) -> Iterator[Any]:
-    """`data.prefetch` of a loop that takes turns. Waiting for data is timed behind the gate."""
-    loop = threading.current_thread()
-    assert isinstance(loop, Loop)
-    with contextlib.closing(prefetch(make, start)) as batches:
-        while True:
-            loop.gate()
-            before = time.perf_counter()
-            batch = next(batches)
-            loop.waited += time.perf_counter() - before
-            yield batch
-
-
-def bare(setting: Setting) -> Callable[[Loop], None]:
+def bare(setting: Setting, gate: Gate) -> None:
     """What a training step needs and nothing else."""
-
-    def work(loop: Loop) -> None:
-        t, model, loss_of = setting.settings.train, setting.model(), setting.loss()
-        if t.compile:
-            generator.compile_layers(model)
-        optimizer = optim.make_adamw(model, lr=t.lr, betas=t.betas, weight_decay=t.weight_decay)
-        batches = [(b.input_ids.to(setting.device), b.labels.to(setting.device)) for b in setting.batches]
-        for all_ids, all_labels in batches:
-            loop.gate()
-            targets = setting.targets(all_labels)
-            for ids, labels in zip(all_ids.split(setting.micro()), all_labels.split(setting.micro()), strict=True):
-                with torch.autocast(setting.device.type, torch.bfloat16, enabled=t.precision == "bf16"):
-                    logits = model(input_ids=ids, use_cache=False).logits
-                loss_of(logits, labels, *targets).backward()
-            torch.nn.utils.clip_grad_norm_(model.parameters(), t.max_grad_norm)
-            optimizer.step()
-            optimizer.zero_grad(set_to_none=True)
-
-    return work
+    t, model, loss_of = setting.settings.train, setting.model(), setting.loss()
+    if t.compile:
+        generator.compile_layers(model)
+    optimizer = optim.make_adamw(model, lr=t.lr, betas=t.betas, weight_decay=t.weight_decay)
+    batches = [(b.input_ids.to(setting.device), b.labels.to(setting.device)) for b in setting.batches]
+    for all_ids, all_labels in batches:
+        gate()
+        targets = setting.targets(all_labels)
+        for ids, labels in zip(all_ids.split(setting.micro()), all_labels.split(setting.micro()), strict=True):
+            with torch.autocast(setting.device.type, torch.bfloat16, enabled=t.precision == "bf16"):
+                logits = model(input_ids=ids, use_cache=False).logits
+            loss_of(logits, labels, *targets).backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), t.max_grad_norm)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
 
 
-def trainer(setting: Setting) -> Callable[[Loop], None]:
+def bare_that_keeps_memory(setting: Setting, gate: Gate) -> None:
+    engine.keep_memory()
+    bare(setting, gate)
+
+
+def trainer(setting: Setting, gate: Gate) -> None:
     """The Hugging Face Trainer over the same sequences in the same order, padded to the longest of a batch as ours are."""
     import transformers
 
@@ -328,50 +331,47 @@ def trainer(setting: Setting) -> Callable[[Loop], None]:
         fill = {"input_ids": pad, "labels": losses.IGNORE}
         return {k: torch.nn.utils.rnn.pad_sequence([r[k] for r in several], batch_first=True, padding_value=fill[k]) for k in fill}
 
-    def work(loop: Loop) -> None:
-        model, loss_of = setting.model(), setting.loss()
-        model.config.use_cache = False
-        if t.compile:
-            generator.compile_layers(model)
+    model, loss_of = setting.model(), setting.loss()
+    model.config.use_cache = False
+    if t.compile:
+        generator.compile_layers(model)
 
-        class Gate(transformers.TrainerCallback):
-            def on_step_begin(self, *_: Any, **__: Any) -> None:
-                loop.gate()
+    class AtTheGate(transformers.TrainerCallback):
+        def on_step_begin(self, *_: Any, **__: Any) -> None:
+            gate()
 
-        class InOrder(transformers.Trainer):
-            def _get_train_sampler(self, train_dataset: Any = None) -> Any:
-                return torch.utils.data.SequentialSampler(rows)
+    class InOrder(transformers.Trainer):
+        def _get_train_sampler(self, train_dataset: Any = None) -> Any:
+            return torch.utils.data.SequentialSampler(rows)
 
-        arguments = transformers.TrainingArguments(
-            output_dir=tempfile.mkdtemp(dir=setting.folder, prefix="trainer-"), max_steps=setting.steps, per_device_train_batch_size=setting.micro(),
-            gradient_accumulation_steps=t.batch_size // setting.micro(), learning_rate=t.lr, weight_decay=t.weight_decay, adam_beta1=t.betas[0],
-            adam_beta2=t.betas[1], max_grad_norm=t.max_grad_norm, lr_scheduler_type="cosine", warmup_steps=t.warmup_steps, bf16=t.precision == "bf16",
-            optim="adamw_torch_fused", logging_steps=t.log_every, report_to=[], save_strategy="no", disable_tqdm=True, use_cpu=setting.device.type == "cpu",
-            remove_unused_columns=False,
-        )  # fmt: skip
-        theirs = InOrder(
-            model, arguments, train_dataset=rows, data_collator=collate, callbacks=[Gate()],
-            compute_loss_func=lambda outputs, labels, **_: loss_of(outputs.logits, labels, *setting.targets(labels)),
-        )  # fmt: skip
-        theirs.remove_callback(transformers.PrinterCallback)
-        theirs.train()
-
-    return work
+    arguments = transformers.TrainingArguments(
+        output_dir=tempfile.mkdtemp(dir=setting.folder, prefix="trainer-"), max_steps=setting.steps, per_device_train_batch_size=setting.micro(),
+        gradient_accumulation_steps=t.batch_size // setting.micro(), learning_rate=t.lr, weight_decay=t.weight_decay, adam_beta1=t.betas[0],
+        adam_beta2=t.betas[1], max_grad_norm=t.max_grad_norm, lr_scheduler_type="cosine", warmup_steps=t.warmup_steps, bf16=t.precision == "bf16",
+        optim="adamw_torch_fused", logging_steps=t.log_every, report_to=[], save_strategy="no", disable_tqdm=True, use_cpu=setting.device.type == "cpu",
+        remove_unused_columns=False,
+    )  # fmt: skip
+    theirs = InOrder(
+        model, arguments, train_dataset=rows, data_collator=collate, callbacks=[AtTheGate()],
+        compute_loss_func=lambda outputs, labels, **_: loss_of(outputs.logits, labels, *setting.targets(labels)),
+    )  # fmt: skip
+    theirs.remove_callback(transformers.PrinterCallback)
+    theirs.train()
 
 
 # ---- comparing ------------------------------------------------------------------------------------------------------
 
 
-def compare(loops: list[tuple[Loop, Setting]], *, steps: int, rounds: int) -> dict[str, list[Turn]]:
+def compare(loops: list[Loop], *, steps: int, rounds: int) -> dict[str, list[Turn]]:
     """Turns of all loops, round by round, each round begun by another one; two rounds before that are not counted."""
-    turns: dict[str, list[Turn]] = {loop.name: [] for loop, _ in loops}
+    turns: dict[str, list[Turn]] = {loop.name: [] for loop in loops}
     for number in range(-2, rounds):
         for i in range(len(loops)):
-            loop, setting = loops[(number + i) % len(loops)]
-            turn = loop.turn(steps, setting.tokens)
+            loop = loops[(number + i) % len(loops)]
+            turn = loop.turn(steps)
             if number >= 0:
                 turns[loop.name].append(turn)
-    for loop, _ in loops:
+    for loop in loops:
         loop.end()
     return turns
 
@@ -382,37 +382,26 @@ def row(name: str, turns: list[Turn], reference: list[Turn], setting: Setting, r
     by_clock = statistics.median((t.tokens / t.seconds) / (r.tokens / r.seconds) for t, r in zip(turns, reference, strict=True))
     by_own = statistics.median((t.tokens / t.processor) / (r.tokens / r.processor) for t, r in zip(turns, reference, strict=True))
     waited = sum(t.waited for t in turns) / sum(t.seconds for t in turns)
-    memory = f"{max(t.memory for t in turns) / 2**30:9.2f}" if setting.device.type == "cuda" else "        -"
     return (
-        f"{name:<34}{clock:10,.0f}{by_clock:8.3f}{own:12,.0f}{by_own:8.3f}{setting.flops * clock / rate:8.1%}"
-        f"{waited:8.2%}{setting.padding:9.2%}{memory}"
+        f"{name:<40}{clock:10,.0f}{by_clock:8.3f}{own:12,.0f}{by_own:8.3f}{setting.flops * clock / rate:8.1%}"
+        f"{waited:8.2%}{setting.padding:9.2%}{max(t.memory for t in turns) / 2**30:9.2f}"
     )
 
 
-HEAD = f"{'':<34}{'tokens/s':>10}{'ratio':>8}{'/CPU s':>12}{'ratio':>8}{'MFU':>8}{'wait':>8}{'padding':>9}{'GiB':>9}"
+HEAD = f"{'':<40}{'tokens/s':>10}{'ratio':>8}{'/CPU s':>12}{'ratio':>8}{'MFU':>8}{'wait':>8}{'padding':>9}{'GiB':>9}"
 
 
 def median(turns: list[Turn], value: Callable[[Turn], float]) -> float:
     return statistics.median(map(value, turns))
 
 
-def begun(name: str, work: Callable[[Loop], None], setting: Setting) -> tuple[Loop, Setting]:
-    loop = Loop(name, work, setting.device)
-    loop.begin()
-    return loop, setting
-
-
 def compare_loops(setting: Setting, rate: float, *, steps: int, rounds: int) -> None:
-    loops = [begun(name, make(setting), setting) for name, make in (("ours", ours), ("bare", bare), ("Trainer", trainer))]
-    turns = compare(loops, steps=steps, rounds=rounds)
+    works = {"ours": ours, "bare": bare, "bare, keeps memory as ours": bare_that_keeps_memory, "Trainer": trainer}
+    turns = compare([Loop(name, work, setting) for name, work in works.items()], steps=steps, rounds=rounds)
     print(f"\nloops, {rounds} rounds of {steps} steps; ratios to the bare loop\n{HEAD}")
     for name, own in turns.items():
         print(row(name, own, turns["bare"], setting, rate))
-
-
-@contextlib.contextmanager
-def as_it_is() -> Iterator[None]:
-    yield
+    print(row("ours, to the bare one that keeps memory", turns["ours"], turns["bare, keeps memory as ours"], setting, rate))
 
 
 def unfused() -> Any:
@@ -421,7 +410,7 @@ def unfused() -> Any:
     return mock.patch.object(torch.optim, "AdamW", lambda *a, **k: adamw(*a, **{**k, "fused": False}))
 
 
-def other_attention(device: torch.device) -> Any:
+def other_attention() -> Any:
     """The attention that `tune_for` does not choose for the device."""
     tune = generator.tune_for
 
@@ -439,13 +428,13 @@ def gains(settings: Config, device: torch.device) -> list[tuple[str, list[str], 
     precision = "no" if t.precision == "bf16" else "bf16"
     window = 0 if settings.data.sort_window else 4096
     return [
-        (f"compile={not t.compile}", [f"train.compile={str(not t.compile).lower()}"], as_it_is),
-        (f"precision={precision}", [f"train.precision={precision}"], as_it_is),
-        (f"sort_window={window}", [f"data.sort_window={window}"], as_it_is),
+        (f"compile={not t.compile}", [f"train.compile={str(not t.compile).lower()}"], contextlib.nullcontext),
+        (f"precision={precision}", [f"train.precision={precision}"], contextlib.nullcontext),
+        (f"sort_window={window}", [f"data.sort_window={window}"], contextlib.nullcontext),
         ("AdamW not fused", [], unfused),
-        (f"attention: {other}", [], lambda: other_attention(device)),
-        ("loss in chunks of 512 positions", ["train.loss_chunk=512"], as_it_is),
-        ("activations checkpointed", ["train.gradient_checkpointing=true"], as_it_is),
+        (f"attention: {other}", [], other_attention),
+        ("loss in chunks of 512 positions", ["train.loss_chunk=512"], contextlib.nullcontext),
+        ("activations checkpointed", ["train.gradient_checkpointing=true"], contextlib.nullcontext),
     ]
 
 
@@ -457,9 +446,7 @@ def compare_gains(settings: Config, folder: Path, device: torch.device, rate: fl
         for override in overrides:
             config._override(tree, override)
         changed = Setting(config.from_dict(tree), folder, device, base.steps) if overrides else base
-        loops = [begun("as it is", ours(base), base)]
-        with context():
-            loops.append(begun(name, ours(changed), changed))
+        loops = [Loop("as it is", ours, base), Loop(name, ours, changed, context)]
         turns = compare(loops, steps=steps, rounds=rounds)
         print(row(name, turns[name], turns["as it is"], changed, rate), flush=True)
 
@@ -492,7 +479,7 @@ def main(argv: list[str] | None = None) -> None:
     alone = ["data.toy=0", "train.deepspeed=", "train.optimizer=adamw", "tracking.kind=none", "train.max_minutes=0"]
     settings = config.load_config(args.config, [*alone, *quiet, *overrides])
     settings.data.val = ""
-    with tempfile.TemporaryDirectory() as temporary, mock.patch.object(data, "prefetch", held_at_the_gate):
+    with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         prepare(settings, folder)
         rate = health.matmul_rate(device, torch.bfloat16 if settings.train.precision == "bf16" else torch.float32)

@@ -367,6 +367,28 @@ def test_any_tar_is_indexed_as_tarfile_reads_it(tmp_path, name):
     assert (data._plain_files(tmp_path / "a.tar") is not None) == (name in PLAIN_TARS)
 
 
+@pytest.mark.parametrize("window", [1024, 4096, 65536])
+def test_a_tar_of_small_files_is_indexed_alike_whatever_is_read_at_once(tmp_path, monkeypatch, window):
+    monkeypatch.setattr(data, "WINDOW", window)
+    for options in PLAIN_TARS.values():
+        tar_of(tmp_path / "a.tar", **{"names": NAMES * 3, **options})
+        assert_indexed_as_tarfile_does(tmp_path / "a.tar")
+
+
+def test_a_tar_in_a_tar_is_one_file(tmp_path):
+    """Its headers lie where headers of the outer one could."""
+    tar_of(tmp_path / "inner.tar", NAMES)
+    inner = (tmp_path / "inner.tar").read_bytes()
+    for content in (inner, inner[:1024], inner[:512] + bytes(1024)):
+        with tarfile.open(tmp_path / "a.tar", "w", format=tarfile.USTAR_FORMAT) as tar:
+            for key in "abc":
+                for suffix, payload in (("json", b"{}"), ("png", content)):
+                    info = tarfile.TarInfo(f"{key}.{suffix}")
+                    info.size = len(payload)
+                    tar.addfile(info, io.BytesIO(payload))
+        assert_indexed_as_tarfile_does(tmp_path / "a.tar")
+
+
 def test_numbers_as_other_programs_write_them(tmp_path):
     """bsdtar ends a size by a space; some programs add up the header's bytes as signed ones."""
     tar_of(tmp_path / "a.tar", ["k.json", "k.png", "ü.json", "ü.png"], tarfile.GNU_FORMAT)

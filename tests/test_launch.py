@@ -2,6 +2,7 @@
 
 import importlib
 import json
+import platform
 import re
 import shutil
 import subprocess
@@ -16,7 +17,7 @@ from safetensors.torch import load_file
 import tokun
 from benchmarks.zero import Case, free_port, largest_difference, launch, make_out, train_case, worker
 from tests.small_runs import ROOT, needs, start_fork, train, write_config
-from tokun import stages
+from tokun import engine, stages
 from tokun.config import TrainConfig
 from tokun.engine import deepspeed_settings, first_host, idle_gpus, slurm_processes
 
@@ -236,3 +237,35 @@ def test_two_processes_tell_the_whole_story_from_pictures_to_pairs(finished, tmp
     assert second["text_loss"] == pytest.approx(first["text_loss"], rel=0.05)
     image, caption = tokun.load(out)(42)
     assert image.size == (32, 32) and caption
+
+
+STEPS_OF_128_MIB = """
+import resource
+import numpy as np
+from tokun import engine
+
+def faults():
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    for _ in range(8):
+        held = [np.ones(2**17) for _ in range(128)]
+        del held
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+
+given_back = faults()
+engine.keep_memory()
+faults()
+print(given_back, faults())
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another C library has no such settings")
+def test_memory_of_a_step_is_kept_for_the_next_one():
+    told = subprocess.run([sys.executable, "-c", STEPS_OF_128_MIB], capture_output=True, text=True, check=True, cwd=ROOT).stdout
+    given_back, kept = map(int, told.split())
+    assert kept < given_back / 20
+
+
+def test_where_the_c_library_is_another_one_nothing_is_done(monkeypatch):
+    monkeypatch.setattr(engine.platform, "libc_ver", lambda: ("", ""))
+    monkeypatch.setattr(engine.ctypes, "CDLL", None)
+    engine.keep_memory()

@@ -45,6 +45,8 @@ MOST_OPEN = 256  # shards that an index keeps open at once
 # of tars
 BLOCK = tarfile.BLOCKSIZE
 END = bytes(BLOCK)
+MAGIC = b"ustar"
+WINDOW = 1 << 17  # bytes of a shard of small files that are looked through at once; a longer one costs more than its reading: fresh memory each time
 NAMES = ("utf-8", "surrogateescape")  # how names are decoded
 FILES, DIRECTORY, PAX = (ord("0"), 0), ord("5"), ord("x")  # kinds of members
 NUMBERS = np.r_[100:156, 329:345]  # bytes of a header that hold octal numbers: mode, uid, gid, size, mtime, checksum, two of devices
@@ -294,36 +296,63 @@ def _any_files(path: Path, skipped: Counter[str]) -> tuple[list[str], np.ndarray
 
 
 def _plain_files(path: Path) -> tuple[list[str], np.ndarray] | None:
-    """As `_any_files`, ten times as fast, for a whole tar of plain headers; None for any other, which is `tarfile`'s to judge."""
+    """As `_any_files`, twenty times as fast, for a whole tar of plain headers; None for any other, which is `tarfile`'s to judge."""
+    with open(path, "rb", buffering=0) as file:
+        headers = _close_headers(file.fileno()) or _far_headers(file.fileno())
+        return None if headers is None else _names_and_places(*headers, file.fileno())
+
+
+def _close_headers(file: int) -> tuple[np.ndarray, np.ndarray] | None:
+    """The headers (n, BLOCK) of a tar of small files and where each ends, found by their magic in all that there is, and each of them
+    where the one before says. None where they are far apart or do not follow one another."""
+    headers, ends, at = [], [], 0
+    while (window := os.pread(file, WINDOW, at))[:BLOCK] != END:
+        blocks = np.frombuffer(window, np.uint8, len(window) & -BLOCK).reshape(-1, BLOCK)
+        starts = np.flatnonzero(np.ndarray(len(blocks), "S5", window, 257, BLOCK) == MAGIC) if len(blocks) else blocks[0:0, 0]
+        if len(starts) << 14 <= len(window):
+            return None
+        found = blocks[starts]
+        behind = starts + 1 + _blocks_of(_octal(found[:, 124:135]))
+        if starts[0] or (behind[:-1] != starts[1:]).any() or behind[-1] <= starts[-1]:
+            return None
+        headers.append(found)
+        ends.append(at + (starts + 1) * BLOCK)
+        at += int(behind[-1]) * BLOCK
+    return (np.concatenate(headers), np.concatenate(ends)) if headers else None
+
+
+def _far_headers(file: int) -> tuple[np.ndarray, np.ndarray] | None:
+    """As `_close_headers`, going from each header to the next, and reading little between those that are far apart. None where one is none."""
     headers: list[np.ndarray] = []  # (n, BLOCK) of each window
     ends: list[int] = []  # of the headers
-    with open(path, "rb", buffering=0) as file:
-        window, start, at, limit, before, first = b"", 0, 0, 0, 0, 0
-        while True:
-            if at + BLOCK > limit:
-                headers.append(_blocks_before(window, start, ends[first:]))
-                few, first = at >> 14 >= len(ends), len(ends)  # large files: only what lies around the headers is read
-                window, start = os.pread(file.fileno(), 1 << 12 if few else 1 << 16, at), at
-                limit = at + len(window)
-                if at + BLOCK > limit:  # it ends inside a header
-                    return None
-            here = at - start
-            try:
-                size, kind = int(window[here + 124 : here + 135], 8), window[here + 156]
-            except ValueError:  # no header
-                if window[here : here + BLOCK] == END and before != PAX:
-                    break
+    window, start, at, limit, first = b"", 0, 0, 0, 0
+    while True:
+        if at + BLOCK > limit:
+            headers.append(_blocks_before(window, start, ends[first:]))
+            few, first = at >> 14 >= len(ends), len(ends)  # large files: only what lies around the headers is read
+            window, start = os.pread(file, 1 << 12 if few else 1 << 16, at), at
+            limit = at + len(window)
+            if at + BLOCK > limit:  # it ends inside a header
                 return None
-            at += BLOCK
-            ends.append(at)
-            if size < 0 or (kind == DIRECTORY and size):
-                return None
-            if kind == PAX and (before == PAX or not _only_times(os.pread(file.fileno(), size, at))):
-                return None
-            at += size + BLOCK - 1 & -BLOCK
-            before = kind
+        here = at - start
+        try:
+            size = int(window[here + 124 : here + 135], 8)
+        except ValueError:  # no header
+            if window[here : here + BLOCK] == END:
+                break
+            return None
+        if size < 0:
+            return None
+        at += BLOCK
+        ends.append(at)
+        at += _blocks_of(size) * BLOCK
     headers.append(_blocks_before(window, start, ends[first:]))
-    return _names_and_places(np.concatenate(headers), np.array(ends, np.int64))
+    return np.concatenate(headers), np.array(ends, np.int64)
+
+
+def _blocks_of(size: Any) -> Any:
+    """How many blocks hold so many bytes."""
+    return (size + BLOCK - 1) // BLOCK
 
 
 def _blocks_before(window: bytes, start: int, ends: Sequence[int]) -> np.ndarray:
@@ -343,25 +372,39 @@ def _only_times(records: bytes) -> bool:
     return True
 
 
-def _names_and_places(blocks: np.ndarray, ends: np.ndarray) -> tuple[list[str], np.ndarray] | None:
+def _names_and_places(blocks: np.ndarray, ends: np.ndarray, file: int) -> tuple[list[str], np.ndarray] | None:
     """The files among plain headers (n, BLOCK); None if one of these could mean another thing than it seems to."""
-    sums = blocks.sum(1, dtype=np.uint32) - blocks[:, 148:156].sum(1, dtype=np.uint32) + 8 * ord(" ")
     kind, ended = blocks[:, 156], blocks[:, :100] == 0
     plain = (
         np.isin(kind, (*FILES, DIRECTORY, PAX)).all()
         and _are_numbers(blocks)
         and np.isin(blocks[:, 135], (0, ord(" "))).all() and not blocks[:, 345].any()  # 11 digits of size, no prefix to the name
         and not (ended[:, :-1] & ~ended[:, 1:]).any()  # something behind a name's end
-        and np.array_equal(sums, _octal(blocks[:, 148:154]))
+        and np.array_equal(_checksums(blocks), _octal(blocks[:, 148:154]))
     )
     if not plain:
         return None
-    files = np.isin(kind, FILES)
-    names = np.ascontiguousarray(blocks[files, :100]).view("S100")[:, 0].tolist()
-    if any(name.endswith(b"/") for name in names):  # a folder of old
+    sizes = _octal(blocks[:, 124:135])
+    if sizes[kind == DIRECTORY].any() or not _pax_is_harmless(kind == PAX, sizes, ends, file):
         return None
-    decoded = b"\0".join(names).decode(*NAMES).split("\0") if names else []
-    return decoded, np.stack([ends, _octal(blocks[:, 124:135])], 1)[files]
+    files = np.isin(kind, FILES)
+    names = np.ascontiguousarray(blocks[files, :100]).view("S100")[:, 0]
+    if np.char.endswith(names, b"/").any():  # a folder of old
+        return None
+    decoded = b"\0".join(names.tolist()).decode(*NAMES).split("\0") if len(names) else []
+    return decoded, np.stack([ends, sizes], 1)[files]
+
+
+def _pax_is_harmless(pax: np.ndarray, sizes: np.ndarray, ends: np.ndarray, file: int) -> bool:
+    """Whether the headers that are pax (n,) stand each before another kind, and tell times only."""
+    if pax[-1:].any() or (pax[1:] & pax[:-1]).any():
+        return False
+    return all(_only_times(os.pread(file, size, at)) for size, at in zip(sizes[pax].tolist(), ends[pax].tolist(), strict=True))
+
+
+def _checksums(blocks: np.ndarray) -> np.ndarray:
+    """Of headers (n, BLOCK): the sum of their bytes, as if the sum's own place held spaces."""
+    return blocks.sum(1, dtype=np.uint32) - blocks[:, 148:156].sum(1, dtype=np.uint32) + 8 * ord(" ")
 
 
 def _are_numbers(blocks: np.ndarray) -> bool:

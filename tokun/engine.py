@@ -6,9 +6,11 @@ Also how processes meet and part. This file knows no data and no losses.
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import json
 import math
 import os
+import platform
 import re
 import sys
 from collections.abc import Mapping
@@ -25,12 +27,16 @@ from tokun.config import TrainConfig
 from tokun.extras import need
 from tokun.shares import collected, own_share, share_of
 
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
+MOST_MMAP_THRESHOLD = 32 * 2**20  # bytes; it takes no more
+
 
 def start_processes() -> bool:
     """Join the processes that a launcher (deepspeed, torchrun, accelerate, srun) started; alone, do nothing.
 
     Returns whether a launcher started this process. Says it loudly when GPUs of this machine will stand idle.
     """
+    keep_memory()
     os.environ.update(slurm_processes(os.environ))
     launched, world = "WORLD_SIZE" in os.environ, int(os.environ.get("WORLD_SIZE", 1))
     if warning := idle_gpus(os.environ, gpus=len(list(Path("/dev").glob("nvidia[0-9]*"))), visible=torch.cuda.device_count()):
@@ -40,6 +46,19 @@ def start_processes() -> bool:
             torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", 0)))
         dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo", timeout=timedelta(hours=2))
     return launched
+
+
+def keep_memory() -> None:
+    """Have the C library keep what is freed for what is asked for next; to be called before much is allocated.
+
+    glibc gives the freed memory of each training step back to the system and asks for it again in the next one, and the system clears every
+    page of it. Where the C library is another one, nothing is done.
+    """
+    if platform.libc_ver()[0] != "glibc":
+        return
+    mallopt = ctypes.CDLL(None).mallopt
+    for parameter, value in ((M_TRIM_THRESHOLD, 2**31 - 1), (M_MMAP_THRESHOLD, MOST_MMAP_THRESHOLD)):
+        mallopt(parameter, value)
 
 
 def slurm_processes(env: Mapping[str, str]) -> dict[str, str]:
