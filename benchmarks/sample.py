@@ -1,7 +1,7 @@
 """How fast are pairs sampled? Ours, Hugging Face's `generate`, and what the machine allows, in turns in one run.
 
     python benchmarks/sample.py                                     the bundled model, and shapes of 120M and 350M parameters
-    python benchmarks/sample.py --shapes bundled --batch 16 --rounds 5
+    python benchmarks/sample.py --shapes bundled --batch 16 --rounds 5 --compile
     python benchmarks/sample.py --device cuda --batch 1 16 64 --dtypes bfloat16
 
 Both make whole pairs: the picture's codes, then words until each row ends. Both choose among the same legal ids (ours in its loop, `generate`
@@ -17,6 +17,7 @@ from __future__ import annotations
 import argparse
 import gc
 import json
+import os
 import statistics
 import sys
 import time
@@ -49,6 +50,7 @@ def main() -> None:
     parser.add_argument("--codes", type=int, default=0, help="codes of a picture of the random models, where 256 take too long")
     parser.add_argument("--words", type=int, default=0, help="the most pieces of a caption of the random models")
     parser.add_argument("--device", default="cpu")
+    parser.add_argument("--compile", action="store_true", help="ours in compiled steps, on a CPU; the compiling itself is told apart, and not in the rates")
     parser.add_argument("--out", type=Path)
     args = parser.parse_args()
     device, lines = torch.device(args.device), []
@@ -59,13 +61,22 @@ def main() -> None:
         for shape in args.shapes:
             model, vocabulary = models(shape, args.codes, args.words)
             model = model.to(device, getattr(torch, dtype)).eval()
+            if args.compile:
+                start, used = time.perf_counter(), processor_seconds()
+                decoder.compile_steps(model)
+                print(f"{shape:>8} {dtype:>9} compiled in {time.perf_counter() - start:.0f} s, {processor_seconds() - used:.0f} s of processor time", flush=True)
             for batch in args.batch:
-                lines.append({"shape": shape, "dtype": dtype, "batch": batch, **compare(model, vocabulary, batch, args.rounds, limits)})
+                lines.append({"shape": shape, "dtype": dtype, "batch": batch, "compiled": decoder.is_compiled(model), **compare(model, vocabulary, batch, args.rounds, limits)})
                 print(row(lines[-1]), flush=True)
             del model
             gc.collect()
     if args.out:
         args.out.write_text(json.dumps(lines, indent=1) + "\n")
+
+
+def processor_seconds() -> float:
+    """Of this process and of those that it has started and seen end (the compiler)."""
+    return sum(getattr(os.times(), name) for name in ("user", "system", "children_user", "children_system"))
 
 
 def models(shape: str, codes: int, words: int) -> tuple[Any, Vocabulary]:

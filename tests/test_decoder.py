@@ -7,7 +7,8 @@ import torch
 from transformers import AutoModelForCausalLM, LlamaConfig
 
 from tokun import decoder, latents, sampling
-from tokun.decoder import GraphStream, HubStreams, Stream, decoder_of, open_stream, row_counts
+from tokun.decoder import CompiledStream, Decoder, GraphStream, HubStreams, Stream, decoder_of, open_stream, row_counts
+from tokun.generator import can_compile
 from tokun.vocabulary import Tags
 
 
@@ -35,8 +36,8 @@ def test_steps_are_the_models_own_forward(tiny_model, ids, prompt):
 @torch.inference_mode()
 def test_fixed_shapes_give_what_growing_ones_give(tiny_model, ids):
     """What a GPU replays as a graph, here run as it is."""
-    own = decoder_of(tiny_model.generator)
-    growing, fixed = Stream(own, [ids[:, :3], ids[:, :1]], 40), GraphStream(own, [ids[:, :3], ids[:, :1]], 40)
+    prompts, plain = [ids[:, :3], ids[:, :1]], Decoder(tiny_model.generator, pack=False)  # as on a GPU
+    growing, fixed = Stream(decoder_of(tiny_model.generator), prompts, 40), GraphStream(plain, prompts, 40)
     for t in range(3, 20):
         for stream in (growing, fixed):
             stream.step(ids[:, t].repeat(2))
@@ -45,6 +46,42 @@ def test_fixed_shapes_give_what_growing_ones_give(tiny_model, ids):
         stream.only_first(4)
         stream.step(ids[:, 20])
     torch.testing.assert_close(fixed.logits(whole(tiny_model)), growing.logits(whole(tiny_model)), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.skipif(not can_compile(torch.device("cpu")), reason="there is no C++ compiler")
+def test_compiled_steps_give_what_plain_ones_give_and_the_same_for_every_batch(tiny_model, ids):
+    """With guidance too, where two prompts of different lengths step together."""
+    v, generator = tiny_model.vocabulary, copy.deepcopy(tiny_model.generator)
+    ids = torch.cat([ids] * 4)
+    prompt = [*v.prefix(Tags("engraving", "", "plain", (4, 4))), v.id("<boi>")]
+    u = latents.uniform(latents.draw(3, range(5), tiny_model.slots.size))
+
+    def made(rows, scale):
+        given, bare = torch.tensor([prompt] * len(rows)), torch.tensor([[v.id("<bos>"), v.id("<boi>")]] * len(rows))
+        found = sampling.generate(generator, v, given, u[rows], tiny_model.slots, forbid=(v.id("<boq>"),), guidance_scale=scale, unguided=bare)
+        return [v.unpack(row) for row in found.ids.tolist()]
+
+    with torch.inference_mode():
+        plain = open_stream(generator, [ids[:8, :3], ids[8:, :1]], 40)
+        assert decoder.compile_steps(generator) and decoder.is_compiled(generator)
+        assert row_counts(generator, [3]) == (decoder.SAFE,)
+        fast = open_stream(generator, [ids[:8, :3], ids[8:, :1]], 40)
+        assert type(fast) is CompiledStream
+        for t in range(3, 20):
+            for stream in (plain, fast):
+                stream.step(ids[:, t])
+            torch.testing.assert_close(fast.logits(whole(tiny_model)), plain.logits(whole(tiny_model)), rtol=1e-4, atol=1e-4)
+    for scale in (1.0, 2.0):
+        assert made(range(5), scale)[4] == made([4], scale)[0]
+    decoder.forget(generator)
+    assert not decoder.is_compiled(generator)
+
+
+def test_without_a_compiler_steps_stay_as_they_are_with_a_word(tiny_model, monkeypatch):
+    monkeypatch.setattr(decoder, "can_compile", lambda device: False)
+    with pytest.warns(UserWarning, match="not compiled.*no C\\+\\+ compiler"):
+        assert not decoder.compile_steps(tiny_model.generator)
+    assert not decoder.is_compiled(tiny_model.generator)
 
 
 @torch.inference_mode()

@@ -8,7 +8,8 @@
 The function is the model's own. What is saved is what its Hugging Face forward costs beside it: query, key and value are one
 matrix product, gate and up another; the weights of the norms are multiplied into the matrices behind them; the matrices lie
 as the processor's kernels want them; the cache is allocated once; the head computes only the part that is asked for. On a
-GPU a step is captured as a CUDA graph. Any other architecture goes through its own forward (`HubStream`), with the same calls.
+GPU a step is captured as a CUDA graph; on a CPU it is compiled where `compile_steps` asks for it. Any other architecture goes
+through its own forward (`HubStream`), with the same calls.
 
 Several groups of prompts, of different lengths, step together (guidance: with tags and without), one behind the other.
 """
@@ -24,18 +25,21 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
+
+from tokun.generator import can_compile
 
 ROWS = (2, 4, 8, 16, 32, 64)  # how many rows a CPU computes together, where they come out as the same bits
 SAFE = 16  # … and where they do not: always so many
 SHORT = 16  # prompts shorter than this are read together
+LENGTHS = 256  # compiled steps have caches of a multiple of this: one graph serves prompts of many lengths
 
 
 class Matrix:
     """x (…, in) -> x W^T (…, out). W is packed for the processor's kernels where it has any."""
 
-    def __init__(self, weight: Tensor):
-        self.is_packed = weight.device.type == "cpu" and can_pack(weight.dtype)
+    def __init__(self, weight: Tensor, pack: bool = True):
+        self.is_packed = pack and weight.device.type == "cpu" and can_pack(weight.dtype)
         self.weight = weight
         if self.is_packed:
             with torch.inference_mode(False), torch.no_grad():
@@ -60,14 +64,14 @@ def can_pack(dtype: torch.dtype) -> bool:
 class Layer:
     """One decoder layer's matrices."""
 
-    def __init__(self, layer: Any):
+    def __init__(self, layer: Any, pack: bool = True):
         attention, mlp = layer.self_attn, layer.mlp
         before = layer.input_layernorm.weight
-        self.qkv = Matrix(torch.cat([part.weight for part in (attention.q_proj, attention.k_proj, attention.v_proj)]) * before)
-        self.out = Matrix(attention.o_proj.weight)
+        self.qkv = Matrix(torch.cat([part.weight for part in (attention.q_proj, attention.k_proj, attention.v_proj)]) * before, pack)
+        self.out = Matrix(attention.o_proj.weight, pack)
         before = layer.post_attention_layernorm.weight
-        self.gate_up = Matrix(torch.cat([mlp.gate_proj.weight, mlp.up_proj.weight]) * before)
-        self.down = Matrix(mlp.down_proj.weight)
+        self.gate_up = Matrix(torch.cat([mlp.gate_proj.weight, mlp.up_proj.weight]) * before, pack)
+        self.down = Matrix(mlp.down_proj.weight, pack)
         q, k = attention.q_norm.weight, attention.k_norm.weight
         heads = attention.q_proj.out_features // len(q), attention.k_proj.out_features // len(k)
         self.qk_norm = torch.cat([q.expand(heads[0], -1) * len(q) ** -0.5, k.expand(heads[1], -1)])  # with the scale of the scores
@@ -91,15 +95,17 @@ class Decoder:
             and has_room(model)
         )
 
+    @torch.inference_mode(False)
     @torch.no_grad()
-    def __init__(self, model: Any):
+    def __init__(self, model: Any, pack: bool = True):
         config = model.config
         self.heads, self.kv_heads, self.width = config.num_attention_heads, config.num_key_value_heads, config.head_dim
         self.eps = torch.tensor(config.rms_norm_eps, device=model.device)
         self.embedding, self.rotary = model.model.embed_tokens.weight.detach(), model.model.rotary_emb
-        self.layers = [Layer(layer) for layer in model.model.layers]
+        self.layers = [Layer(layer, pack) for layer in model.model.layers]
         self.head = model.lm_head.weight.detach() * model.model.norm.weight
         self.heads_of: dict[tuple[int, int], Matrix] = {}
+        self.compiled: Callable[..., Tensor] | None = None  # a `Step`
 
     def logits(self, hidden: Tensor, part: slice) -> Tensor:
         """hidden (B, 1, width of the model) -> (B, ids of the part)."""
@@ -115,6 +121,7 @@ class Decoder:
 
 
 _decoders: weakref.WeakKeyDictionary[Any, tuple[Any, Decoder]] = weakref.WeakKeyDictionary()
+_compiled: weakref.WeakSet[Any] = weakref.WeakSet()
 
 
 def decoder_of(model: Any) -> Decoder | None:
@@ -125,12 +132,49 @@ def decoder_of(model: Any) -> Decoder | None:
         if not Decoder.fits(model):
             return None
         kept = _decoders[model] = (stamp, Decoder(model))
+        if model in _compiled:
+            kept[1].compiled = torch.compile(Step(Decoder(model, pack=False)), fullgraph=True)
     return kept[1]
 
 
 def forget(model: Any) -> None:
     """Let go of the copies of a model's weights: training wants the memory back."""
     _decoders.pop(model, None)
+    _compiled.discard(model)
+
+
+@torch.inference_mode()
+def compile_steps(model: Any) -> bool:
+    """From now on this model's steps on a CPU are one compiled program: whether that is so. Where it cannot be, a warning says why.
+
+    It takes a quarter of a minute for a small model, and more memory than the model. Sums come out in another order than before, so that a few
+    samples in thousands differ; among themselves compiled runs agree for every number of rows. A GPU has its graphs: there nothing changes.
+    """
+    if next(model.parameters()).device.type != "cpu":
+        return False
+    if not can_compile(torch.device("cpu")):
+        return _not_compiled("there is no C++ compiler (g++, clang++) on this machine")
+    _decoders.pop(model, None)
+    _compiled.add(model)
+    try:
+        decoder = decoder_of(model)
+        if decoder is None:
+            _compiled.discard(model)
+            return _not_compiled(f"{type(model).__name__} goes through its own forward")
+        CompiledStream(decoder, [torch.zeros(SAFE, 1, dtype=torch.long)], LENGTHS).step(torch.zeros(SAFE, dtype=torch.long))
+    except RuntimeError as error:  # what the compiler lacks, for example Python's headers
+        forget(model)
+        return _not_compiled(str(error).strip().splitlines()[0])
+    return True
+
+
+def _not_compiled(why: str) -> bool:
+    warnings.warn(f"sampling is not compiled, and slower: {why}", stacklevel=3)
+    return False
+
+
+def is_compiled(model: Any) -> bool:
+    return model in _compiled
 
 
 def has_room(model: Any) -> bool:
@@ -145,11 +189,13 @@ def open_stream(model: Any, prompts: Sequence[Tensor], capacity: int) -> Stream 
     decoder = decoder_of(model)
     if decoder is None:
         return HubStreams([HubStream(model, rows) for rows in prompts])
-    return (GraphStream if prompts[0].device.type == "cuda" else Stream)(decoder, prompts, capacity)
+    if prompts[0].device.type == "cuda":
+        return GraphStream(decoder, prompts, capacity)
+    return (Stream if decoder.compiled is None else CompiledStream)(decoder, prompts, capacity)
 
 
 class Stream:
-    """Rows of ids in the model, and what it remembers of them: keys and values (layers, rows, kv heads, capacity, width)."""
+    """Rows of ids in the model, and what each layer remembers of them: keys, then values (rows, 2 * kv heads, capacity, width)."""
 
     def __init__(self, decoder: Decoder, prompts: Sequence[Tensor], capacity: int):
         d, like = decoder, decoder.embedding
@@ -159,8 +205,8 @@ class Stream:
         self.used = longest
         cos, sin = (part[0] for part in d.rotary(like[:1, None], torch.arange(capacity, device=like.device)[None]))  # (capacity, width)
         self.cos, self.sin = cos[:, None], torch.cat([-sin[:, : d.width // 2], sin[:, d.width // 2 :]], -1)[:, None]  # a rotation is two products
-        shape = (len(d.layers), sum(len(rows) for rows in prompts), d.kv_heads, capacity, d.width)
-        self.keys, self.values = torch.zeros(shape, dtype=like.dtype, device=like.device), torch.zeros(shape, dtype=like.dtype, device=like.device)
+        shape = (sum(len(rows) for rows in prompts), 2 * d.kv_heads, capacity, d.width)
+        self.caches = [torch.zeros(shape, dtype=like.dtype, device=like.device) for _ in d.layers]
         self.hidden = self.prefill(prompts)
 
     def prefill(self, prompts: Sequence[Tensor]) -> Tensor:
@@ -188,103 +234,143 @@ class Stream:
         return self.decoder.logits(self.hidden, part)
 
     def keep(self, rows: Tensor) -> None:
-        """Go on with these rows (int64) of the only group."""
-        self.keys, self.values = (self.some(part, rows) for part in (self.keys, self.values))
-        self.hidden = self.hidden[rows]
+        """Go on with these rows (int64) of the only group: their part of the cache, as far as it is used."""
+        self.caches, self.hidden = [self.some(cache, rows) for cache in self.caches], self.hidden[rows]
 
-    def some(self, part: Tensor, rows: Tensor) -> Tensor:
-        """These rows' part of the cache, as far as it is used."""
-        out = part.new_empty((len(part), len(rows), *part.shape[2:]))
-        out[:, :, :, : self.used] = part[:, rows, :, : self.used]
+    def some(self, cache: Tensor, rows: Tensor) -> Tensor:
+        out = cache.new_empty((len(rows), *cache.shape[1:]))
+        out[:, :, : self.used] = cache[rows, :, : self.used]
         return out
 
     def only_first(self, rows: int) -> None:
         """Go on with the first group, of so many rows, alone."""
         self.starts = self.starts[:1]
-        self.keys, self.values, self.hidden = self.keys[:, :rows], self.values[:, :rows], self.hidden[:rows]
+        self.caches, self.hidden = [cache[:rows] for cache in self.caches], self.hidden[:rows]
 
     def forward(self, ids: Tensor, place: int, groups: list[tuple[slice, int]]) -> Tensor:
         """ids (B, T) of these groups' rows at places `place` … -> the last hidden states (B, 1, …), normed."""
-        d = self.decoder
+        d, end = self.decoder, place + ids.shape[1]
+        turn = self.cos[place:end], self.sin[place:end]
+        rows = slice(groups[0][0].start, groups[-1][0].stop)
         x = F.embedding(ids, d.embedding)
-        for number, layer in enumerate(d.layers):
-            x = x + layer.out(self.attend(number, layer, layer.qkv(d.norm(x)), place, groups))
+        for layer, whole in zip(d.layers, self.caches):
+            cache = whole[rows]
+            qkv = layer.qkv(d.norm(x)).view(*ids.shape, -1, d.width)
+            own = qkv[:, :, : d.heads + d.kv_heads]
+            qk = d.norm(own) * layer.qk_norm
+            torch.addcmul(qk * turn[0], qk.roll(d.width // 2, -1), turn[1], out=own)
+            cache[:, :, place:end] = qkv[:, :, d.heads :].transpose(1, 2)
+            x = x + layer.out(self.attend(qkv[:, :, : d.heads], cache, end, groups))
             gate, up = layer.gate_up(d.norm(x)).chunk(2, -1)
             x = x + layer.down(F.silu(gate) * up)
         return d.norm(x[:, -1:])
 
-    def attend(self, number: int, layer: Layer, qkv: Tensor, place: int, groups: list[tuple[slice, int]]) -> Tensor:
-        """qkv (B, T, …) -> (B, T, heads * width). Writes the T keys and values; a group sees its own places from its start on."""
-        d, (B, T, _) = self.decoder, qkv.shape
-        H, K, end = d.heads, d.kv_heads, place + T
-        qkv = qkv.view(B, T, H + 2 * K, d.width)
-        qk = d.norm(qkv[:, :, : H + K]) * layer.qk_norm
-        qk = torch.addcmul(qk * self.cos[place:end], qk.roll(d.width // 2, -1), self.sin[place:end])
-        q = qk[:, :, :H].transpose(1, 2)  # (B, H, T, width)
-        rows = slice(groups[0][0].start, groups[-1][0].stop)
-        self.keys[number, rows, :, place:end] = qk[:, :, H:].transpose(1, 2)
-        self.values[number, rows, :, place:end] = qkv[:, :, H + K :].transpose(1, 2)
-        seen = []
-        for these, start in groups:
-            keys, values = self.keys[number, these, :, start:end], self.values[number, these, :, start:end]
-            own = q[these.start - rows.start : these.stop - rows.start]
-            seen.append(F.scaled_dot_product_attention(own, keys, values, is_causal=T > 1, enable_gqa=True, scale=1.0))
+    def attend(self, q: Tensor, cache: Tensor, end: int, groups: list[tuple[slice, int]]) -> Tensor:
+        """q (B, T, heads, width), the rows' cache of a layer -> (B, T, heads * width). A group sees its own places from its start to `end`."""
+        (B, T, H, width), K, first, seen = q.shape, self.decoder.kv_heads, groups[0][0].start, []
+        q = q.view(B, K, H // K, width) if T == 1 else q.transpose(1, 2)  # the heads that share a key stand in a row: it is read once
+        for rows, start in groups:
+            own = slice(rows.start - first, rows.stop - first)
+            keys, values = cache[own, :, start:end].split(K, 1)
+            seen.append(F.scaled_dot_product_attention(q[own], keys, values, is_causal=T > 1, enable_gqa=T > 1, scale=1.0))
         out = seen[0] if len(seen) == 1 else torch.cat(seen)
-        return out.transpose(1, 2).reshape(-1, T, H * d.width)
+        return out.reshape(B, 1, -1) if T == 1 else out.transpose(1, 2).reshape(B, T, -1)
 
 
-class GraphStream(Stream):
-    """A stream whose step has fixed shapes and reads its place from a tensor, so that a GPU can replay it as one graph."""
+class Step(nn.Module):
+    """A step whose shapes are fixed: what a GPU replays as one graph, and a CPU's compiler makes one program of."""
+
+    @torch.inference_mode(False)  # parameters count their versions
+    def __init__(self, decoder: Decoder):
+        super().__init__()
+        self.decoder = decoder
+        self.embedding = nn.Parameter(decoder.embedding, requires_grad=False)
+        names = ("qkv", "out", "gate_up", "down")
+        self.weights = nn.ParameterList(nn.Parameter(getattr(layer, name).weight, requires_grad=False) for layer in decoder.layers for name in names)
+        self.qk_norms = nn.ParameterList(nn.Parameter(layer.qk_norm, requires_grad=False) for layer in decoder.layers)
+
+    def forward(self, ids: Tensor, place: Tensor, places: Tensor, first: Tensor, cos: Tensor, sin: Tensor, caches: Sequence[Tensor]) -> Tensor:
+        """ids (B,) at `place` (1,) -> hidden (B, …). places (n,): 0 … of the caches (B, 2 * kv heads, at least n, width) that are looked at;
+        first (B, 1, 1, 1): the place of each row's first id."""
+        norm, B, H, K, width = self.decoder.norm, len(ids), self.decoder.heads, self.decoder.kv_heads, self.decoder.width
+        cos, sin = cos.index_select(0, place), sin.index_select(0, place)
+        visible = torch.where((places <= place) & (places >= first), 0.0, -torch.inf).to(cos.dtype)  # (B, 1, 1, n)
+        x = F.embedding(ids, self.embedding)
+        for number, cache in enumerate(caches):
+            qkv, out, gate_up, down = (self.weights[4 * number + i] for i in range(4))
+            own = F.linear(norm(x), qkv).view(B, H + 2 * K, width)
+            qk = norm(own[:, : H + K]) * self.qk_norms[number]
+            qk = torch.addcmul(qk * cos, qk.roll(width // 2, -1), sin)
+            cache.index_copy_(2, place, torch.cat([qk[:, H:], own[:, H + K :]], 1)[:, :, None])
+            keys, values = cache[:, :, : len(places)].split(K, 1)
+            seen = F.scaled_dot_product_attention(qk[:, :H].reshape(B, K, H // K, width), keys, values, attn_mask=visible, scale=1.0)
+            x = x + F.linear(seen.reshape(B, H * width), out)
+            gate, up = F.linear(norm(x), gate_up).chunk(2, -1)
+            x = x + F.linear(F.silu(gate) * up, down)
+        return norm(x)
+
+
+class FixedStream(Stream):
+    """A stream whose steps have fixed shapes and read their place from a tensor."""
 
     def __init__(self, decoder: Decoder, prompts: Sequence[Tensor], capacity: int):
         super().__init__(decoder, prompts, capacity)
-        self.replay: Callable[[], None] | None = None
         self.fix()
 
     def fix(self) -> None:
-        """The buffers that a step reads and writes, for the present rows."""
-        device, each = self.keys.device, self.keys.shape[1] // len(self.starts)
+        """What a step reads, for the present rows."""
+        device, each = self.caches[0].device, len(self.caches[0]) // len(self.starts)
         self.first = torch.tensor(self.starts, device=device).repeat_interleave(each)[:, None, None, None]
-        self.places = torch.arange(self.keys.shape[3], device=device)
-        self.place = torch.tensor([self.used], device=device)
-        self.ids = torch.zeros(self.keys.shape[1], 1, dtype=torch.long, device=device)
-        self.hidden, self.replay = self.hidden.clone(), None
+        self.places = torch.arange(self.caches[0].shape[2], device=device)
 
     def only_first(self, rows: int) -> None:
         super().only_first(rows)
-        self.keys, self.values = self.keys.contiguous(), self.values.contiguous()
         self.fix()
 
+
+class CompiledStream(FixedStream):
+    """A CPU's: always `SAFE` rows, and so none that leave. Looks at the places so far."""
+
+    def __init__(self, decoder: Decoder, prompts: Sequence[Tensor], capacity: int):
+        super().__init__(decoder, prompts, -(-capacity // LENGTHS) * LENGTHS)
+        self.compiled = self.compiling
+
+    def compiling(self, *args: Any) -> Tensor:
+        """The first step. Every program is made here, with the weights as its constants: packed, as only those are."""
+        assert self.decoder.compiled is not None
+        self.compiled = self.decoder.compiled
+        with torch._inductor.config.patch(freezing=True):
+            return self.compiled(*args)
+
     def step(self, ids: Tensor) -> None:
-        self.ids.copy_(ids[:, None])
+        assert len(ids) == SAFE
+        places = self.places[: self.used + 1]
+        torch._dynamo.mark_dynamic(places, 0)
+        self.hidden = self.compiled(ids.contiguous(), places[-1:], places, self.first, self.cos, self.sin, self.caches)[:, None]
+        self.used += 1
+
+
+class GraphStream(FixedStream):
+    """A GPU's, replayed as one graph. Looks at the whole cache."""
+
+    def fix(self) -> None:
+        super().fix()
+        self.place = torch.tensor([self.used], device=self.places.device)
+        self.ids = torch.zeros(len(self.first), dtype=torch.long, device=self.places.device)
+        self.hidden, self.fixed = self.hidden.clone(), Step(self.decoder)
+        self.replay: Callable[[], None] | None = None
+
+    def step(self, ids: Tensor) -> None:
+        self.ids.copy_(ids)
         self.place.fill_(self.used)
         if self.replay is None:
-            self.replay = capture(self.one) if self.keys.device.type == "cuda" else self.one
+            self.replay = capture(self.one) if self.ids.device.type == "cuda" else self.one
         self.replay()
         self.used += 1
 
     def one(self) -> None:
         """self.ids at self.place -> self.hidden."""
-        d = self.decoder
-        x = F.embedding(self.ids, d.embedding)
-        cos, sin = self.cos.index_select(0, self.place), self.sin.index_select(0, self.place)
-        visible = (self.places <= self.place) & (self.places >= self.first)  # (rows, 1, 1, capacity)
-        for number, layer in enumerate(d.layers):
-            x = x + layer.out(self.attend_fixed(number, layer, layer.qkv(d.norm(x)), cos, sin, visible))
-            gate, up = layer.gate_up(d.norm(x)).chunk(2, -1)
-            x = x + layer.down(F.silu(gate) * up)
-        self.hidden.copy_(d.norm(x))
-
-    def attend_fixed(self, number: int, layer: Layer, qkv: Tensor, cos: Tensor, sin: Tensor, visible: Tensor) -> Tensor:
-        d, B = self.decoder, len(qkv)
-        H, K = d.heads, d.kv_heads
-        qkv = qkv.view(B, 1, H + 2 * K, d.width)
-        qk = d.norm(qkv[:, :, : H + K]) * layer.qk_norm
-        qk = torch.addcmul(qk * cos, qk.roll(d.width // 2, -1), sin)
-        keys, values = self.keys[number], self.values[number]
-        keys.index_copy_(2, self.place, qk[:, :, H:].transpose(1, 2))
-        values.index_copy_(2, self.place, qkv[:, :, H + K :].transpose(1, 2))
-        return F.scaled_dot_product_attention(qk[:, 0, :H].reshape(B, K, H // K, d.width), keys, values, attn_mask=visible, scale=1.0).reshape(B, 1, -1)
+        self.hidden.copy_(self.fixed(self.ids, self.place, self.places, self.first, self.cos, self.sin, self.caches)[:, None])
 
 
 def capture(one: Callable[[], None]) -> Callable[[], None]:
@@ -341,7 +427,7 @@ def row_counts(model: Any, widths: Sequence[int]) -> tuple[int, ...]:
     decoder = decoder_of(model)
     if next(model.parameters()).device.type != "cpu":
         return ()
-    if decoder is None or not decoder.layers[0].qkv.is_packed:
+    if decoder is None or decoder.compiled is not None or not decoder.layers[0].qkv.is_packed:
         return (SAFE,)
     like, good = decoder.embedding, set(ROWS)
     for width in {min(width, SHORT) for width in widths}:

@@ -20,7 +20,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tokun import checkpoint, data
+from tokun import checkpoint, data, decoder
 from tokun.extras import need
 
 if TYPE_CHECKING:
@@ -60,7 +60,7 @@ def generate(
 
 
 def identity(model: Tokun) -> dict[str, Any]:
-    """What decides the samples beside the options: weights, the checkpoint's own settings, and the precision and kind of device of the computation."""
+    """What decides the samples beside the options: weights, the checkpoint's own settings, and the precision, kind of device and way of the computation."""
     digest = hashlib.sha256()
     for name, weight in sorted(model.generator.state_dict().items()):
         digest.update(name.encode())
@@ -69,6 +69,7 @@ def identity(model: Tokun) -> dict[str, Any]:
         "generator": digest.hexdigest(), "image_tokenizer": model.image_tokenizer.fingerprint(),
         "defaults": {k: v for k, v in asdict(model.defaults).items() if k not in ("n", "seed")},
         "dtype": str(model.generator.dtype).removeprefix("torch."), "device": model.device.type,
+        **({"compiled": True} if decoder.is_compiled(model.generator) else {}),
     }  # fmt: skip
 
 

@@ -22,7 +22,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from tokun import directions, hub, latents, sampling
+from tokun import decoder, directions, hub, latents, sampling
 from tokun.checkpoint import require_safetensors
 from tokun.config import SamplingConfig
 from tokun.grids import to_pil
@@ -100,6 +100,11 @@ class Tokun:
         if dtype is not None:
             for parameter in self.generator.parameters():  # not the buffers: rounded rotary frequencies would turn positions
                 parameter.data = parameter.data.to(dtype)
+        return self
+
+    def compile(self) -> Tokun:
+        """Sample in compiled steps on a CPU (`decoder.compile_steps`): for many samples. They agree among themselves, not to the last with others."""
+        decoder.compile_steps(self.generator)
         return self
 
     def eval(self) -> Tokun:
@@ -392,8 +397,8 @@ class Tokun:
         return load(checkpoint, **options)
 
 
-def load(checkpoint: str | Path | None = None, *, device: str | None = None, dtype: torch.dtype = torch.float32) -> Tokun:
-    """A checkpoint folder, a Hugging Face Hub id ('name/model'), or None for the bundled engraving model.
+def load(checkpoint: str | Path | None = None, *, device: str | None = None, dtype: torch.dtype = torch.float32, compile: bool = False) -> Tokun:
+    """A checkpoint folder, a Hugging Face Hub id ('name/model'), or None for the bundled engraving model. `compile`: see `Tokun.compile`.
 
     Raises FileNotFoundError or ValueError naming the file that is missing or broken.
     """
@@ -437,7 +442,8 @@ def load(checkpoint: str | Path | None = None, *, device: str | None = None, dty
         )
     card = (folder / CARD).read_text(encoding="utf-8", errors="replace") if (folder / CARD).is_file() else ""
     model = Tokun(image_tokenizer, text_tokenizer, vocabulary, generator, defaults, counts, tasks, card)
-    return model.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    model.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    return model.compile() if compile else model
 
 
 def require_same_ids(path: Path, vocabulary: Vocabulary) -> None:
