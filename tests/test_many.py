@@ -72,6 +72,12 @@ def test_other_samples_are_not_mixed_in(tiny_model, whole):
     (whole / "aside.json").rename(whole / "samples.json")
 
 
+def test_compiled_samples_are_not_mixed_with_plain_ones(tiny_model, whole, monkeypatch):
+    monkeypatch.setattr(many.decoder, "is_compiled", lambda generator: True)
+    with pytest.raises(ValueError, match="compiled: None there, True here"):
+        many.generate(tiny_model, 5, 70, whole, {"batch_size": 16}, shard_size=20)
+
+
 def test_killed_and_typed_again_the_command_ends_with_the_same_files(checkpoint_folder, tmp_path):
     def command(out: str) -> list[str]:
         return ["--checkpoint", str(checkpoint_folder), "--seed", "3", "--n", "50", "--shard-size", "20", "--out", str(tmp_path / out), "--batch-size", "20"]
