@@ -10,6 +10,7 @@ the padding. The models of 120M and 350M parameters have random weights and 16x1
 
 The bound is the time that no loop over single ids can beat here: for every step the larger of (bytes of the weights and of the cache so far) over the
 measured bandwidth, and operations over the measured rate of a large matrix product, in ours' dtype and number of rows.
+The bandwidth is that of reading 512 MiB; weights that stay in a processor's last cache, as a small model's may, come faster than the bound says.
 """
 
 from __future__ import annotations
