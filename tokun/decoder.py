@@ -338,9 +338,11 @@ class CompiledStream(FixedStream):
 
     def compiling(self, *args: Any) -> Tensor:
         """The first step. Every program is made here, with the weights as its constants: packed, as only those are."""
+        from torch._inductor import config
+
         assert self.decoder.compiled is not None
         self.compiled = self.decoder.compiled
-        with torch._inductor.config.patch(freezing=True):
+        with config.patch(freezing=True):
             return self.compiled(*args)
 
     def step(self, ids: Tensor) -> None:
