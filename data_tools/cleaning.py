@@ -12,8 +12,10 @@ import html
 import math
 import re
 import unicodedata
-from collections.abc import Callable, Iterable
+from bisect import bisect_left
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 
 import numpy as np
 from PIL import Image
@@ -111,7 +113,7 @@ def look(image: Image.Image) -> Look:
         middle=float(((tone_HW > 0.25) & (tone_HW < 0.75)).mean()),
         dark=float((tone_HW < 0.25).mean()),
         levels=int((counts > gray_HW.size / 2000).sum()),
-        plain=plain_share(counts),
+        plain=plain_share(counts.tolist()),
         colour=coloured_share(image),
         smooth=smooth_share(gray, paper, contrast),
         text=text,
@@ -120,13 +122,12 @@ def look(image: Image.Image) -> Look:
     )
 
 
-def plain_share(counts: np.ndarray) -> float:
+def plain_share(counts: Sequence[int]) -> float:
     """`Look.plain` of a histogram of 256 tones: the share of points that differ clearly from the usual, middle one."""
-    sums = np.cumsum(counts)
-    total = int(sums[255])
-    usual = int(np.searchsorted(sums, total / 2))
-    near = int(sums[min(255, usual + 12)]) - (int(sums[usual - 13]) if usual > 12 else 0)
-    return (total - near) / total
+    sums = list(accumulate(counts))
+    usual = bisect_left(sums, sums[255] / 2)
+    near = sums[min(255, usual + 12)] - (sums[usual - 13] if usual > 12 else 0)
+    return (sums[255] - near) / sums[255]
 
 
 def reduced(image: Image.Image, long_side: int) -> Image.Image:

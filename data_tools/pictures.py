@@ -1,6 +1,6 @@
 """Pictures: the bytes of one file -> an upright picture in 8-bit sRGB, or the reason why not; its hash; its new size.
 
-Every file that a stranger's folder can hold ends here in a picture or in a PictureError. This file knows Pillow. It knows
+Every file that a stranger's folder can hold ends here in a picture or in a PictureError. This file knows Pillow, and OpenCV for one filter. It knows
 no folders, no captions and no shards, and runs without torch.
 """
 
@@ -14,10 +14,14 @@ import struct
 import warnings
 import zlib
 from collections.abc import Iterator
+from functools import lru_cache
+from types import ModuleType
 
 import numpy as np
 import PIL
 from PIL import Image, ImageCms, ImageFile, ImageOps
+
+from tokun.extras import need
 
 MAX_PIXELS = 100_000_000  # of one picture: 300 MB as RGB
 MAX_PIXELS_PER_BYTE = 2000  # of the file, for more than MAX_PIXELS / 10: an empty page, or a bomb
@@ -30,7 +34,8 @@ KINDS = {
     "png": {"format": "PNG", "optimize": True},
 }
 
-FILTERS = {"lanczos": Image.Resampling.LANCZOS, "hamming": Image.Resampling.HAMMING}
+FILTERS = ("lanczos", "hamming", "area")
+PILLOW_FILTERS = {"lanczos": Image.Resampling.LANCZOS, "hamming": Image.Resampling.HAMMING}
 
 
 class PictureError(ValueError):
@@ -171,12 +176,14 @@ def jpeg_is_whole(image: Image.Image, data: bytes, scaled: tuple[int, ...] | Non
     progressive.
     """
     start = scan_start(data)
-    end = data.find(b"\xff\xd9", start)
-    if end < 0 or ("progressive" in image.info and not is_refined(data[start:end], channels=len(image.getbands()))):
+    if data.rfind(b"\xff\xd9", start) < 0:  # from the end, where it mostly is
         return False
     corner = image.getpixel((image.width - 1, image.height - 1))
     if image.mode != "CMYK" and corner not in (128, (128, 128, 128)) and "progressive" not in image.info:
         return True
+    end = data.find(b"\xff\xd9", start)
+    if "progressive" in image.info and not is_refined(data[start:end], channels=len(image.getbands())):
+        return False
     padded = Image.open(io.BytesIO(data[:end] + bytes(range(255)) * 4 + b"\xff\xd9"), formats=["JPEG"])
     if scaled is not None:
         padded.draft(None, scaled)
@@ -340,11 +347,25 @@ def dhash(image: Image.Image) -> int:
 def resize(image: Image.Image, side: int, filter: str = "lanczos") -> Image.Image:
     """Scaled so that the short side is `side`, but enlarged by `MAX_ENLARGEMENT` at most. What is four times too large is halved first, by the mean.
 
-    `filter` is a name in FILTERS, for what is made smaller; Lanczos enlarges in any case.
+    `filter` is a name in FILTERS, for what is made smaller; Lanczos enlarges in any case. "area" is OpenCV's, the mean of
+    what each new pixel covers, without the halving. Raises ImportError where it is not installed.
     """
     scale = min(side / min(image.size), MAX_ENLARGEMENT)
     size = tuple(max(1, round(length * scale)) for length in image.size)
-    return image if size == image.size else image.resize(size, FILTERS[filter if scale < 1 else "lanczos"], reducing_gap=2.0)
+    if size == image.size:
+        return image
+    if filter == "area" and scale < 1:
+        cv2 = opencv()
+        return Image.fromarray(cv2.resize(np.asarray(image), size, interpolation=cv2.INTER_AREA))
+    return image.resize(size, PILLOW_FILTERS[filter if scale < 1 else "lanczos"], reducing_gap=2.0)
+
+
+@lru_cache
+def opencv() -> ModuleType:
+    """OpenCV, in one thread: prepare has processes of its own. Raises ImportError with the way out."""
+    cv2 = need("cv2", extra="data")
+    cv2.setNumThreads(1)
+    return cv2
 
 
 def encode(image: Image.Image, kind: str) -> bytes:

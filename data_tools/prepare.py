@@ -29,7 +29,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import islice
 from pathlib import Path
-from posixpath import dirname
+from posixpath import dirname, join, splitext
 from typing import Any
 
 import numpy as np
@@ -54,6 +54,7 @@ from data_tools.chunks import (
 from data_tools.disk import DiskDict
 from data_tools.duplicates import alike_pairs, clusters
 from data_tools.engine import ENGINES, Engine, WorkerDied, open_engine
+from data_tools.pictures import opencv
 from data_tools.readers import READERS, Found, Listing, Options, PictureError, Words, choose_reader, read_picture, shown
 from data_tools.stores import Store, is_url, open_store
 from tokun.extras import need
@@ -424,6 +425,8 @@ def prepare(
     reader = choose_reader(source, reader, leave_out=leave_out)
     check_folders(source, out)
     need("pyarrow", extra="data")  # before the hours of work, not after
+    if settings.filter == "area":
+        opencv()
     settings = replace(settings, source=settings.source or name_of(source))
     store = open_store(out)
     aside = open_store(f"{str(out).rstrip('/')}/{PARTIAL}")
@@ -475,13 +478,14 @@ def identity(listing: Listing) -> str:
     for one in listing.found:
         digest.update(repr((one, listing.words.get(one.path))).encode("utf-8", "backslashreplace"))
         if one.where is None and not one.problem and not is_url(listing.base):
-            path = Path(listing.base) / one.path
-            beside = (path, path.with_suffix(".txt"), path.with_suffix(".json")) if one.beside else (path,)
+            path = join(listing.base, one.path)
+            stem = splitext(path)[0]
+            beside = (path, f"{stem}.txt", f"{stem}.json") if one.beside else (path,)
             digest.update(repr([stamp(path) for path in beside]).encode())
     return digest.hexdigest()
 
 
-def stamp(path: Path) -> tuple[int, int] | None:
+def stamp(path: str) -> tuple[int, int] | None:
     try:
         there = os.stat(path)
     except OSError:
@@ -649,7 +653,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     add("--license", default="", metavar="TEXT", help="the licence of pictures that name none of their own")
     add("--source", default="", metavar="NAME", dest="name", help="the collection's name (the folder's)")
     add("--format", default=default.format, help="of the pictures: webp, jpg (quicker, larger) or png (lossless) (%(default)s)")
-    add("--filter", default=default.filter, help="that makes pictures smaller: lanczos (sharpest) or hamming (softer, in half the time) (%(default)s)")
+    add("--filter", default=default.filter, help="that makes pictures smaller: lanczos (sharpest), hamming (softer, in half the time) or area (OpenCV's, quickest) (%(default)s)")
     add("--allow-missing-captions", action="store_true", help="keep pictures without a caption")
     add("--workers", type=int, default=os.cpu_count() or 1, help="processes (%(default)s); the output is the same for any number")
     add("--engine", default="local", metavar="NAME", help=f"{' or '.join(ENGINES)} (%(default)s): where the tasks run")

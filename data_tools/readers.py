@@ -155,7 +155,8 @@ def read_picture(base: Path, found: Found) -> bytes:
             size = where.size if where else os.fstat(file.fileno()).st_size
             if size > MAX_BYTES:
                 raise PictureError("file too large")
-            file.seek(where.start if where else 0)
+            if where:
+                file.seek(where.start)
             return checked(file.read(size), size)
     except OSError as error:
         raise PictureError("cannot be read") from error
@@ -435,7 +436,8 @@ def find_words(source: Path, found: Found, row: Words) -> Words:
             words = words.or_else(words_from(normal(json_object(text, where="caption file"))))
         except ValueError as error:
             raise CaptionError(str(error)) from error
-    return words.or_else(row).or_else(Words(caption=caption_from_name(found.path)))
+    words = words.or_else(row)
+    return words if words.caption else words.or_else(Words(caption=caption_from_name(found.path)))
 
 
 def read_beside(source: Path, found: Found, suffix: str) -> str:
@@ -447,13 +449,14 @@ def read_beside(source: Path, found: Found, suffix: str) -> str:
         else:
             path = posixpath.splitext(posixpath.join(source, found.path))[0] + suffix
             try:
-                plain = stat.S_ISREG(os.lstat(path).st_mode)
+                there = os.lstat(path)
             except (OSError, ValueError):
                 return ""
+            plain = stat.S_ISREG(there.st_mode)
             if not plain and (problem := why_not_open(Path(path), source.resolve())):
                 raise CaptionError(f"caption file: {problem}")
             with open(path, "rb") as file:
-                data = file.read(MAX_TEXT_BYTES + 1)
+                data = file.read(min(there.st_size, MAX_TEXT_BYTES) + 1 if plain else MAX_TEXT_BYTES + 1)  # room for no more than is there
     except OSError as error:
         raise CaptionError("caption file cannot be read") from error
     if len(data) > MAX_TEXT_BYTES:

@@ -621,3 +621,16 @@ def test_a_large_jpeg_decoded_at_a_fraction_is_the_same_picture_and_says_its_who
             decode_reduced(buffer.getvalue()[:end], 200)
         with pytest.raises(PictureError, match="truncated or damaged"):
             decode_reduced(buffer.getvalue()[:end] + b"\xff\xd9", 200)
+
+
+def test_area_is_the_mean_of_what_each_new_pixel_covers():
+    pytest.importorskip("cv2")
+    old = np.random.default_rng(0).integers(0, 256, (30, 45), dtype=np.uint8)
+    new = np.asarray(resize(Image.fromarray(old), 12, "area"))
+    fine = old.repeat(2, 0).repeat(2, 1).astype(float)  # 60 x 90: whole numbers of its points make one new pixel
+    assert new.shape == (12, 18) and np.abs(new - fine.reshape(12, 5, 18, 5).mean((1, 3))).max() <= 0.51
+
+
+def test_area_enlarges_as_the_others_do():
+    small = Image.fromarray(np.random.default_rng(0).integers(0, 256, (40, 50), dtype=np.uint8))
+    assert resize(small, 56, "area").tobytes() == resize(small, 56).tobytes()

@@ -412,12 +412,32 @@ def test_any_text_stands_in_the_manifest_as_it_is():
     assert tool.as_table(rows[-1:], schema).to_pylist() == rows[-1:], "unknown in every row"
 
 
-def test_the_filter_softens_the_picture_and_changes_nothing_else(tmp_path, capsys):
+@pytest.mark.parametrize("name", ["hamming", "area"])
+def test_the_filter_softens_the_picture_and_changes_nothing_else(tmp_path, capsys, name):
+    if name == "area":
+        pytest.importorskip("cv2")
     source = save(tmp_path / "in" / "a wolf.png", picture(1, (600, 480))).parent
-    assert run(source, tmp_path / "sharp") == 0 and run(source, tmp_path / "soft", "--filter", "hamming") == 0
-    (sharp, one), (soft, other) = (pairs(tmp_path / name)["a wolf.png"] for name in ("sharp", "soft"))
-    assert sharp == soft and one.size == other.size and one.tobytes() != other.tobytes()
-    assert run(source, tmp_path / "none", "--filter", "nearest") == 2 and "lanczos or hamming" in capsys.readouterr().err
+    assert run(source, tmp_path / "sharp") == 0 and run(source, tmp_path / "soft", "--filter", name) == 0
+    (sharp, one), (soft, other) = (pairs(tmp_path / folder)["a wolf.png"] for folder in ("sharp", "soft"))
+    assert without_hash(sharp) == without_hash(soft) and one.size == other.size and one.tobytes() != other.tobytes()
+    assert (int(sharp["dhash"], 16) ^ int(soft["dhash"], 16)).bit_count() <= 4, "of 64: the same picture"
+    assert run(source, tmp_path / "none", "--filter", "nearest") == 2 and "lanczos, hamming, area" in capsys.readouterr().err
+
+
+def without_hash(record):
+    return {name: value for name, value in record.items() if name != "dhash"}
+
+
+def test_pictures_are_judged_in_groups_as_one_by_one(tmp_path, monkeypatch):
+    source = tmp_path / "in"
+    for number in range(9):
+        save(source / f"a wolf and {'abcdefghi'[number]} sheep.png", picture(number, (300, 260)))
+    (source / "broken.jpg").write_bytes(b"\xff\xd8\xff")
+    assert run(source, tmp_path / "groups") == 0
+    monkeypatch.setattr("data_tools.chunks.GROUP_SIDES", 1)
+    assert run(source, tmp_path / "single") == 0
+    one, other = ({path.name: path.read_bytes() for path in (tmp_path / name).iterdir() if path.is_file()} for name in ("groups", "single"))
+    assert one == other
 
 
 # ---- the output folder ----------------------------------------------------------------------------------------------
