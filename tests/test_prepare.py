@@ -419,13 +419,8 @@ def test_the_filter_softens_the_picture_and_changes_nothing_else(tmp_path, capsy
     source = save(tmp_path / "in" / "a wolf.png", picture(1, (600, 480))).parent
     assert run(source, tmp_path / "sharp") == 0 and run(source, tmp_path / "soft", "--filter", name) == 0
     (sharp, one), (soft, other) = (pairs(tmp_path / folder)["a wolf.png"] for folder in ("sharp", "soft"))
-    assert without_hash(sharp) == without_hash(soft) and one.size == other.size and one.tobytes() != other.tobytes()
-    assert (int(sharp["dhash"], 16) ^ int(soft["dhash"], 16)).bit_count() <= 4, "of 64: the same picture"
+    assert sharp == soft and one.size == other.size and one.tobytes() != other.tobytes()
     assert run(source, tmp_path / "none", "--filter", "nearest") == 2 and "lanczos, hamming, area" in capsys.readouterr().err
-
-
-def without_hash(record):
-    return {name: value for name, value in record.items() if name != "dhash"}
 
 
 def test_pictures_are_judged_in_groups_as_one_by_one(tmp_path, monkeypatch):
