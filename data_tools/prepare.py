@@ -653,7 +653,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     add("--license", default="", metavar="TEXT", help="the licence of pictures that name none of their own")
     add("--source", default="", metavar="NAME", dest="name", help="the collection's name (the folder's)")
     add("--format", default=default.format, help="of the pictures: webp, jpg (quicker, larger) or png (lossless) (%(default)s)")
-    add("--filter", default=default.filter, help="that makes pictures smaller: lanczos (sharpest), hamming (softer, in half the time) or area (OpenCV's, quickest) (%(default)s)")
+    add("--filter", default=default.filter, help="that makes pictures smaller: lanczos (sharpest), hamming (softer, in half the time) or area (OpenCV's, as img2dataset's) (%(default)s)")
     add("--allow-missing-captions", action="store_true", help="keep pictures without a caption")
     add("--workers", type=int, default=os.cpu_count() or 1, help="processes (%(default)s); the output is the same for any number")
     add("--engine", default="local", metavar="NAME", help=f"{' or '.join(ENGINES)} (%(default)s): where the tasks run")
