@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import sys
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
@@ -28,6 +29,8 @@ BATCH = 256  # samples handed to vLLM at once, which batches them as its memory 
 def main(argv: list[str] | None = None) -> None:
     args = parse(argv)
     model = load(args.checkpoint, device="cpu")  # for tokenizers and tags; vLLM loads the generator by itself
+    if model.defaults.text_guidance_scale != 1:
+        print("serving: words are drawn without the checkpoint's text_guidance_scale, which needs two streams a request: sample.py's keep closer to their pictures", file=sys.stderr)
     engine = open_engine(resolve(args.checkpoint) / GENERATOR, args.dtype)
     wanted = Tags(tag_word(args.style), tag_word(args.subject), tag_word(args.register))
     args.out.mkdir(parents=True, exist_ok=True)
