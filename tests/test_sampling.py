@@ -156,7 +156,8 @@ def slow_generate(model, prompt, u, image, text, scale=1.0, unguided=None, text_
         if text_scale != 1 and STATES[int(states)] == "caption":
             words = ids[ids.index(v.id("<eoi>")) + 1 :]
             base = model.generator(input_ids=torch.tensor([prompt[:-1] + words])).logits[:, -1]
-            logits = base + text_scale * (logits - base)
+            out = logits.softmax(-1) < 0.1 * logits[legal].softmax(-1).max() * logits.softmax(-1)[legal].sum()
+            logits = (base + text_scale * (logits - base)).masked_fill(out, -torch.inf)
         slot = min((slots.image if in_image else slots.text) + int(lengths), slots.size - 1)
         chosen = choose(logits, legal, u[None, slot], image if in_image else text)
         states, lengths = v.advance(states, lengths, chosen)

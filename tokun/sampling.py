@@ -27,6 +27,7 @@ from tokun.latents import Slots
 from tokun.vocabulary import GRAMMAR, IMAGE_STATES, STATES, TEXT_STATES, Vocabulary
 
 LOOK = 16
+PLAUSIBLE = 0.1  # guided words: pieces less likely than this share of the likeliest are out, as in contrastive decoding (Li et al. 2023)
 
 
 @dataclass(frozen=True)
@@ -137,7 +138,7 @@ def generate(
 
     With guidance_scale != 1, codes are drawn from unguided + scale * (guided - unguided), the second prompt being
     `unguided` (B, Q). With text_guidance_scale != 1, words behind the picture are drawn from blind + scale * (seeing - blind), blind being
-    what follows `unseen` (B, R), the prompt without its picture, and the same words. `forbid`: ids that the task rules out (a question where a caption is wanted); `forbid_first`: ids
+    what follows `unseen` (B, R), the prompt without its picture, and the same words; among pieces that are `PLAUSIBLE` beside the likeliest. `forbid`: ids that the task rules out (a question where a caption is wanted); `forbid_first`: ids
     that may not begin a text (blanks). Neither enters the log-likelihoods, which are over what the grammar allows.
     `forced` (B, slots.size) int64: ids that are taken whatever u says, by the slot that would choose them; -1 where u chooses.
     `watch` is given the ids (rows, T) of the first rows (on a CPU of up to `BLOCK`) after every choice.
@@ -290,7 +291,10 @@ class Block:
             self.blind = self.open_blind()
         if self.blind is not None:
             base = self.blind.logits(part).float()
-            drawn = torch.where(in_text[:, None], base + r.text_guidance_scale * (logits - base), logits)
+            likely = logits.masked_fill(~legal, -torch.inf)
+            likely = likely >= likely.amax(-1, keepdim=True) + math.log(PLAUSIBLE)
+            guided = (base + r.text_guidance_scale * (logits - base)).masked_fill(~likely, -torch.inf)
+            drawn = torch.where(in_text[:, None], guided, logits)
         if draws and self.guided:
             base = self.stream.logits(part)[B:].float()
             drawn = torch.where(in_image[:, None], base + r.guidance_scale * (logits - base), logits)
