@@ -43,7 +43,11 @@ GENERATOR: dict[str, list[str]] = {
     "joint only": ["train.task_mix={joint: 1.0}"],
     "codebook start": ["generator.codebook_start=true"],
     "joint half": ["train.task_mix={joint: 0.5, text_to_image: 0.5}"],
+    # a subject and its picture in raster order, AdamW with the weight decay of its code (Sun et al. 2024); never a word
+    "LlamaGen": ["train.text_weight=0.0", "train.task_mix={joint: 1.0}", "train.optimizer=adamw", "train.weight_decay=0.05"],
 }
+VARIANT = {"LlamaGen": "pictures"}  # of benchmarks/variants.py
+STEPS = {"LlamaGen": 1.45}  # as many more as its shorter sequences leave processor time for
 TOKENIZER: dict[str, list[str]] = {
     "tokenizer baseline": [],
     "codebook 512": ["image_tokenizer.codebook_size=512"],
@@ -52,11 +56,18 @@ TOKENIZER: dict[str, list[str]] = {
     "FSQ": ["image_tokenizer.quantizer=FSQ"],
     "LFQ": ["image_tokenizer.quantizer=LFQ"],
     "SimVQ": ["image_tokenizer.quantizer=SimVQ"],
-    "f16": ["image_tokenizer.downsample=16"],
+    "f16": ["image_tokenizer.downsample=16", "image_tokenizer.stem=8"],
     "no perceptual": ["image_tokenizer_train.perceptual=none", "image_tokenizer_train.perceptual_weight=0.0"],
     "no line term": ["image_tokenizer_train.line_weight=0.0"],
     "GAN": ["image_tokenizer_train.gan_weight=0.3"],
-}
+    # Sun et al. 2024, section 2.1 and its code: no line term, no L1, nothing that replaces dead codes, K 16384 of 8 dimensions on the sphere,
+    # commitment 0.25, hinge PatchGAN at 0.5. Re-stated: SqueezeNet for LPIPS, our codebook averages where theirs has a gradient.
+    "LlamaGen VQ": [
+        "image_tokenizer.codebook_size=16384", "image_tokenizer.codebook_dim=8", "image_tokenizer.commitment_weight=0.25",
+        "image_tokenizer.dead_code_threshold=0", "image_tokenizer_train.l1_weight=0.0", "image_tokenizer_train.mse_weight=1.0",
+        "image_tokenizer_train.perceptual_weight=1.0", "image_tokenizer_train.line_weight=0.0", "image_tokenizer_train.gan_weight=0.5",
+    ],
+}  # fmt: skip
 
 
 def main() -> None:
@@ -105,20 +116,31 @@ def one(args: argparse.Namespace, overrides: list[str], name: str, seed: int) ->
             if not (folder / part).exists():
                 shutil.copytree(args.base / part, folder / part, copy_function=os.link)
     changed = GENERATOR[name] if is_generator else TOKENIZER[name]
-    budget = [f"train.steps={args.steps}", f"train.eval_every={args.steps}", f"train.sample_every={10 * args.steps}", "tracking.kind=none", f"out={folder}"]
+    steps = round(args.steps * STEPS.get(name, 1))
+    budget = [f"train.steps={steps}", f"train.eval_every={steps}", f"train.sample_every={10 * steps}", "tracking.kind=none", f"out={folder}"]
     budget += [f"train.seed={seed}"] if is_generator else [f"seed={seed}"]
     if not is_generator:
-        budget += [f"image_tokenizer_train.steps={args.tokenizer_steps}", "image_tokenizer_train.max_minutes=0"]
-    command = [sys.executable, "train.py", "--config", str(args.config), *overrides, *budget, *changed]
+        budget += [f"image_tokenizer_train.{name}={value}" for name, value in _tokenizer_budget(args.tokenizer_steps).items()]
+    script = ["benchmarks/variants.py", VARIANT[name]] if name in VARIANT else ["train.py"]
+    command = [sys.executable, *script, "--config", str(args.config), *overrides, *budget, *changed]
     if not is_generator and not args.through:
         command = [sys.executable, "-c", TOKENIZER_ONLY, *command[2:]]
+    before = os.times()
     with (folder / "log.txt").open("a") as log:
         done = subprocess.run(command, cwd=HOME, stdout=log, stderr=subprocess.STDOUT)
+    spent = os.times()
     if done.returncode:
         print(f"ablations.py: {name!r} ended with {done.returncode}: see {folder / 'log.txt'}", file=sys.stderr)
         return
-    found = {"name": name, "seed": seed, "command": " ".join(command), **measure(folder, args, overrides, is_generator or args.through)}
+    seconds = spent.children_user + spent.children_system - before.children_user - before.children_system
+    found = {"name": name, "seed": seed, "command": " ".join(command), "processor_minutes": seconds / 60}
+    found |= measure(folder, args, overrides, is_generator or args.through, VARIANT.get(name, ""))
     line.write_text(json.dumps(found, indent=1) + "\n")
+
+
+def _tokenizer_budget(steps: int) -> dict[str, float]:
+    """Of a short training: the discriminator counts from its middle on, and a collapse is a result."""
+    return {"steps": steps, "max_minutes": 0, "gan_start": steps // 2, "min_usage": 0, "min_perplexity": 0, "min_psnr": 0}
 
 
 TOKENIZER_ONLY = (
@@ -127,33 +149,63 @@ TOKENIZER_ONLY = (
 )
 
 
-def measure(folder: Path, args: argparse.Namespace, overrides: list[str], through: bool) -> dict[str, float]:
+def measure(folder: Path, args: argparse.Namespace, overrides: list[str], through: bool, variant: str = "") -> dict[str, float]:
     """Held-out figures of a run that has ended."""
     found = dict(json.loads((folder / "image_tokenizer" / "stage.json").read_text())["figures"])
-    found["minutes"] = json.loads((folder / "image_tokenizer" / "stage.json").read_text())["seconds"] / 60
-    if through:
-        record = json.loads((folder / "checkpoint" / "training.json").read_text())
-        found |= {**record["val"], "minutes": record["seconds"] / 60, **ranks(folder, args, overrides)}
+    if not through:
+        return found | reconstructions(folder, args, overrides)
+    record = json.loads((folder / "checkpoint" / "training.json").read_text())
+    if variant == "pictures":  # words were never seen
+        return found | {"image_loss": record["val"]["image_loss"]}
+    return found | record["val"] | ranks(folder, args, overrides)
+
+
+def reconstructions(folder: Path, args: argparse.Namespace, overrides: list[str]) -> dict[str, float]:
+    """What is left of held-out pictures: how far lines and features are from the originals'."""
+    import torch
+
+    from tokun import data
+    from tokun.config import load_config
+    from tokun.evaluate import doctor
+    from tokun.image_tokenizer import ImageTokenizer
+    from tokun.losses import SqueezeNetDistance
+
+    config, model = load_config(args.config, overrides), ImageTokenizer.load(folder / "image_tokenizer")
+    m = model.config
+    images = data.centre_crops(data.ImageSamples.open(config.data.val, image_size=m.image_size, channels=m.image_channels), args.pairs)
+    with torch.inference_mode():
+        made = torch.cat([model.decode(model.encode(part)) for part in images.split(64)])
+        found = {"spectrum_error": float(doctor.spectrum_error(images, made).mean())}
+        if weights := config.image_tokenizer_train.perceptual_weights:
+            distance = SqueezeNetDistance(weights)
+            found["perceptual"] = sum(float(distance(x, y)) * len(x) for x, y in zip(images.split(64), made.split(64))) / len(images)
     return found
 
 
 def ranks(folder: Path, args: argparse.Namespace, overrides: list[str]) -> dict[str, float]:
-    """Of held-out pairs: how often the own caption is first of 16 by PMI."""
+    """Of held-out pairs: how many nats the picture explains of its caption, and how often the own one is first of 16 by PMI."""
+    import numpy as np
+
     import tokun
     from tokun.config import load_config
-    from tokun.evaluate import coherence
+    from tokun.evaluate import coherence, figures
     from tokun.evaluate.material import read_pairs
 
     config = load_config(args.config, overrides)
     model = tokun.load(folder)
     pairs = read_pairs(model, config.data.val, args.pairs, style_key=config.data.style_key, subject_key=config.data.subject_key)
-    found = coherence.by_pmi(model, pairs, "held-out", 0)[0]
-    return {"pmi_first": found[0].value, "pmi_own": found[1].value}
+    others = coherence.rivals([tuple(pair.caption_ids) for pair in pairs], 0)[1]
+    pmi = coherence.pmi_of(model, pairs, np.concatenate([np.arange(len(pairs))[:, None], others], 1))
+    own = figures.mean("", pmi[:, 0])
+    ahead = figures.mean("", pmi[:, 0] - pmi[:, 1:].mean(1))
+    first = float((pmi[:, 0] > pmi[:, 1:].max(1)).mean())
+    return {"pmi_first": first, "pmi_own": own.value, "pmi_low": own.low, "pmi_high": own.high, "pmi_ahead": ahead.value, "ahead_low": ahead.low, "ahead_high": ahead.high}
 
 
 SHOWN = {
-    "psnr": "PSNR, dB", "usage": "codes used", "perplexity": "perplexity", "image_loss": "nats an image token", "text_loss": "nats a text token",
-    "pmi_first": "PMI first of 16", "pmi_own": "PMI, nats", "minutes": "minutes",
+    "psnr": "PSNR, dB", "perceptual": "perceptual", "spectrum_error": "fine lines, dB off", "usage": "codes used", "perplexity": "perplexity",
+    "image_loss": "nats an image token", "text_loss": "nats a text token", "pmi_own": "PMI, nats", "pmi_ahead": "PMI above others' captions", "pmi_first": "PMI first of 16",
+    "processor_minutes": "processor minutes",
 }  # fmt: skip
 
 

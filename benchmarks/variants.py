@@ -1,0 +1,66 @@
+"""Sequences that the package does not write, so that they can be measured against those it does: `train.py` with a few functions replaced.
+
+    python benchmarks/variants.py pictures --config configs/engraving-cpu.yaml train.text_weight=0 … out=runs/pictures
+
+    pictures    a subject and its picture, no words: what LlamaGen (Sun et al. 2024) trains class by class, in raster order
+
+Only trains and measures likelihoods; nothing here samples. benchmarks/ablations.py calls it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+import numpy as np
+
+from tokun import console, data
+from tokun.vocabulary import Packed
+
+Replaced = list[tuple[Any, str, Callable[..., Any]]]  # owner, attribute, what stands there instead
+
+
+def pictures() -> Replaced:
+    """`<bos> [subject] <boi> codes <eoi>`: sequences end with their picture, so that no time goes into words."""
+    pack = data.TokenBatches.pack
+
+    def cut(self: data.TokenBatches, record: data.Record, rng: np.random.Generator) -> Packed:
+        whole = pack(self, record, rng)
+        ids, v = whole.input_ids, self.vocabulary
+        begin, end = ids.index(v.id("<boi>")), ids.index(v.id("<eoi>")) + 1
+        subject = [i for i in ids[:begin] if v.class_of(i) == "subject"]
+        return dataclasses.replace(whole, input_ids=[v.id("<bos>"), *subject, *ids[begin:end]])
+
+    return [(data.TokenBatches, "pack", cut)]
+
+
+VARIANTS: dict[str, Callable[[], Replaced]] = {"pictures": pictures}
+
+
+@contextlib.contextmanager
+def applied(name: str) -> Iterator[None]:
+    """The package with this variant's functions; '' is the package as it is."""
+    with contextlib.ExitStack() as stack:
+        for owner, attribute, value in VARIANTS[name]() if name else []:
+            stack.enter_context(mock.patch.object(owner, attribute, value))
+        yield
+
+
+def main() -> None:
+    import train
+
+    if len(sys.argv) < 2 or sys.argv[1] not in VARIANTS:
+        sys.exit(f"variants.py: the first word is one of {', '.join(VARIANTS)}, then what train.py takes")
+    with applied(sys.argv[1]):
+        train.main(sys.argv[2:])
+
+
+if __name__ == "__main__":
+    console.run("variants.py", main)
