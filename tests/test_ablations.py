@@ -4,8 +4,11 @@ import json
 
 import pytest
 
-from benchmarks.ablations import GENERATOR, HOME, TOKENIZER, table
+from benchmarks import variants
+from benchmarks.ablations import GENERATOR, HOME, STEPS, TOKENIZER, VARIANT, table
+from tokun import data
 from tokun.config import load_config
+from tokun.vocabulary import Tags, Vocabulary
 
 
 @pytest.mark.parametrize("name", [*GENERATOR, *TOKENIZER])
@@ -26,3 +29,20 @@ def test_the_table_gives_means_and_ranges_over_seeds(tmp_path):
     assert head == "| change | seeds | nats an image token | PMI first of 16 |"
     assert baseline == "| baseline | 2 | 6.25 (6 to 6.5) | 0.375 (0.25 to 0.5) |"
     assert adamw == "| AdamW | 1 | 7 |  |"
+
+
+def test_rows_with_a_variant_or_more_steps_are_rows_of_the_table():
+    assert set(VARIANT) | set(STEPS) <= set(GENERATOR)
+    assert set(VARIANT.values()) <= set(variants.VARIANTS)
+
+
+@pytest.mark.parametrize("task", ["pack_joint", "pack_text_to_image"])
+def test_pictures_alone_end_with_their_picture_under_their_subject(monkeypatch, task):
+    v = Vocabulary(text_size=9, codebook_size=4, styles=("etching",), subjects=("dog",), grids=((2, 2),), max_text=8)
+    batches = type("Batches", (), {"vocabulary": v})()
+    monkeypatch.setattr(data.TokenBatches, "pack", lambda self, record, rng: getattr(v, task)(Tags("etching", "dog"), [3, 0, 1, 2], [5, 6]))
+    stock = data.TokenBatches.pack
+    with variants.applied("pictures"):
+        ids = data.TokenBatches.pack(batches, None, None).input_ids
+    assert ids == [v.id("<bos>"), v.id("<subject:dog>"), v.id("<boi>"), *(v.code_offset + code for code in (3, 0, 1, 2)), v.id("<eoi>")]
+    assert data.TokenBatches.pack is stock
