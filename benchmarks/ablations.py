@@ -151,13 +151,12 @@ TOKENIZER_ONLY = (
 
 def measure(folder: Path, args: argparse.Namespace, overrides: list[str], through: bool, variant: str = "") -> dict[str, float]:
     """Held-out figures of a run that has ended."""
-    found = dict(json.loads((folder / "image_tokenizer" / "stage.json").read_text())["figures"])
     if not through:
-        return found | reconstructions(folder, args, overrides)
+        return json.loads((folder / "image_tokenizer" / "stage.json").read_text())["figures"] | reconstructions(folder, args, overrides)
     record = json.loads((folder / "checkpoint" / "training.json").read_text())
     if variant == "pictures":  # words were never seen
-        return found | {"image_loss": record["val"]["image_loss"]}
-    return found | record["val"] | ranks(folder, args, overrides)
+        return {"image_loss": record["val"]["image_loss"]}
+    return record["val"] | ranks(folder, args, overrides)
 
 
 def reconstructions(folder: Path, args: argparse.Namespace, overrides: list[str]) -> dict[str, float]:
