@@ -174,7 +174,8 @@ def reconstructions(folder: Path, args: argparse.Namespace, overrides: list[str]
     images = data.centre_crops(data.ImageSamples.open(config.data.val, image_size=m.image_size, channels=m.image_channels), args.pairs)
     with torch.inference_mode():
         made = torch.cat([model.decode(model.encode(part)) for part in images.split(64)])
-        found = {"spectrum_error": float(doctor.spectrum_error(images, made).mean())}
+        places = doctor.ssim(doctor.gradients(images), doctor.gradients(made))
+        found = {"spectrum_error": float(doctor.spectrum_error(images, made).mean()), "gradients": float(places.mean())}
         if weights := config.image_tokenizer_train.perceptual_weights:
             distance = SqueezeNetDistance(weights)
             found["perceptual"] = sum(float(distance(x, y)) * len(x) for x, y in zip(images.split(64), made.split(64))) / len(images)
@@ -202,7 +203,7 @@ def ranks(folder: Path, args: argparse.Namespace, overrides: list[str]) -> dict[
 
 
 SHOWN = {
-    "psnr": "PSNR, dB", "perceptual": "perceptual", "spectrum_error": "fine lines, dB off", "usage": "codes used", "perplexity": "perplexity",
+    "psnr": "PSNR, dB", "perceptual": "perceptual", "spectrum_error": "fine lines, dB off", "gradients": "SSIM of gradients", "usage": "codes used", "perplexity": "perplexity",
     "image_loss": "nats an image token", "text_loss": "nats a text token", "pmi_own": "PMI, nats", "pmi_ahead": "PMI above others' captions", "pmi_first": "PMI first of 16",
     "processor_minutes": "processor minutes",
 }  # fmt: skip
