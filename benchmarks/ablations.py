@@ -41,7 +41,7 @@ GENERATOR: dict[str, list[str]] = {
     "text weight 1/4": ["train.text_weight=0.25"],
     "text weight 4": ["train.text_weight=4.0"],
     "joint only": ["train.task_mix={joint: 1.0}"],
-    "codebook start": ["generator.codebook_start=true"],
+    "no codebook start": ["generator.codebook_start=false"],
     "joint half": ["train.task_mix={joint: 0.5, text_to_image: 0.5}"],
     # a subject and its picture in raster order, AdamW with the weight decay of its code (Sun et al. 2024); never a word
     "LlamaGen": ["train.text_weight=0.0", "train.task_mix={joint: 1.0}", "train.optimizer=adamw", "train.weight_decay=0.05"],
