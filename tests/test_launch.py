@@ -34,8 +34,10 @@ def deepspeed(config: Path, *overrides: str, processes: int) -> subprocess.Compl
     if torch.cuda.is_available():
         pytest.skip("this test is about machines without GPUs")
     zero1 = f"train.deepspeed={ROOT / 'configs/deepspeed/zero1.json'}"
-    command = (sys.executable, str(launcher), "--num_gpus", str(processes), "--master_port", str(free_port()))
+    port = free_port()
+    command = (sys.executable, str(launcher), "--num_gpus", str(processes), "--master_port", str(port))
     done = train(config, zero1, *overrides, launcher=command)
+    assert not list(Path("/dev/shm").glob(f"deepspeed_allreduce_buffer_*_{port}_*")), "66 MiB of memory a process, for good"
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     assert f"{processes} process(es), DeepSpeed ZeRO-1" in done.stdout + done.stderr
     return done

@@ -114,6 +114,8 @@ def wait_for_processes() -> None:
 def let_go_of_shared_memory() -> None:
     """On CPUs DeepSpeed makes 66 MiB in /dev/shm for each process, and leaves them there for good. Once all have opened them, their names can go."""
     wait_for_processes()
+    if not Path("/dev/shm").is_dir():
+        return
     for path in Path("/dev/shm").glob(f"deepspeed_allreduce_buffer_{os.getuid()}_*_{os.environ.get('MASTER_PORT')}_{_rank()}"):
         path.unlink(missing_ok=True)
 
