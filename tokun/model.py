@@ -169,9 +169,7 @@ class Tokun:
         )
         scale = 1.0 if temperature is None else temperature
         text = self.text_choice(d.text_temperature * scale if text_temperature is None else text_temperature, image.top_p)
-        guidance = d.guidance_scale if guidance_scale is None else guidance_scale
-        if not 0 <= guidance < math.inf:
-            raise ValueError(f"guidance_scale is {guidance}; it must be 0 or more (1 is off), and finite")
+        guidance = require_scale("guidance_scale", d.guidance_scale if guidance_scale is None else guidance_scale)
         worded = self.text_guidance(text_guidance_scale)
         wanted = Tags(tag_word(style), tag_word(subject), tag_word(register))
         for name in wanted.names():
@@ -197,10 +195,7 @@ class Tokun:
 
     def text_guidance(self, scale: float | None) -> float:
         """None means the checkpoint's default. Raises ValueError outside the range."""
-        scale = self.defaults.text_guidance_scale if scale is None else scale
-        if not 0 <= scale < math.inf:
-            raise ValueError(f"text_guidance_scale is {scale}; it must be 0 or more (1 is off), and finite")
-        return scale
+        return require_scale("text_guidance_scale", self.defaults.text_guidance_scale if scale is None else scale)
 
     @torch.inference_mode()
     def pairs_from(
@@ -395,6 +390,12 @@ class Tokun:
     def from_pretrained(checkpoint: str | Path | None = None, **options: Any) -> Tokun:
         """`load`, by the name that users of Hugging Face libraries expect."""
         return load(checkpoint, **options)
+
+
+def require_scale(name: str, scale: float) -> float:
+    if not 0 <= scale < math.inf:
+        raise ValueError(f"{name} is {scale}; it must be 0 or more (1 is off), and finite")
+    return scale
 
 
 def load(checkpoint: str | Path | None = None, *, device: str | None = None, dtype: torch.dtype = torch.float32, compile: bool = False) -> Tokun:

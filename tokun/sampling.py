@@ -137,9 +137,10 @@ def generate(
     """Complete every row of `prompts` (B, P) int64 to its <eos> with the uniforms `u` (B, slots.size).
 
     With guidance_scale != 1, codes are drawn from unguided + scale * (guided - unguided), the second prompt being
-    `unguided` (B, Q). With text_guidance_scale != 1, words behind the picture are drawn from blind + scale * (seeing - blind), blind being
-    what follows `unseen` (B, R), the prompt without its picture, and the same words; among pieces that are `PLAUSIBLE` beside the likeliest. `forbid`: ids that the task rules out (a question where a caption is wanted); `forbid_first`: ids
-    that may not begin a text (blanks). Neither enters the log-likelihoods, which are over what the grammar allows.
+    `unguided` (B, Q). With text_guidance_scale != 1, words behind the picture are drawn from blind + scale * (seeing - blind),
+    blind being what follows `unseen` (B, R), the prompt without its picture, and the same words; among the pieces that are
+    `PLAUSIBLE` beside the likeliest. `forbid`: ids that the task rules out (a question where a caption is wanted);
+    `forbid_first`: ids that may not begin a text (blanks). Neither enters the log-likelihoods, which are over what the grammar allows.
     `forced` (B, slots.size) int64: ids that are taken whatever u says, by the slot that would choose them; -1 where u chooses.
     `watch` is given the ids (rows, T) of the first rows (on a CPU of up to `BLOCK`) after every choice.
     """
