@@ -376,10 +376,15 @@ def compare(loops: list[Loop], *, steps: int, rounds: int) -> dict[str, list[Tur
     return turns
 
 
+def ratio(turns: list[Turn], reference: list[Turn]) -> float:
+    """Of tokens a second, within a round; the middle one."""
+    return statistics.median((t.tokens / t.seconds) / (r.tokens / r.seconds) for t, r in zip(turns, reference, strict=True))
+
+
 def row(name: str, turns: list[Turn], reference: list[Turn], setting: Setting, rate: float) -> str:
     """One line of the table; `reference` are the turns of the loop that the others are compared with."""
     clock, own = median(turns, lambda t: t.tokens / t.seconds), median(turns, lambda t: t.tokens / t.processor)
-    by_clock = statistics.median((t.tokens / t.seconds) / (r.tokens / r.seconds) for t, r in zip(turns, reference, strict=True))
+    by_clock = ratio(turns, reference)
     by_own = statistics.median((t.tokens / t.processor) / (r.tokens / r.processor) for t, r in zip(turns, reference, strict=True))
     waited = sum(t.waited for t in turns) / sum(t.seconds for t in turns)
     return (
@@ -395,10 +400,17 @@ def median(turns: list[Turn], value: Callable[[Turn], float]) -> float:
     return statistics.median(map(value, turns))
 
 
-def compare_loops(setting: Setting, rate: float, *, steps: int, rounds: int) -> None:
+def compare_loops(setting: Setting, rate: float, *, steps: int, rounds: int, lives: int) -> None:
     works = {"ours": ours, "bare": bare, "bare, keeps memory as ours": bare_that_keeps_memory, "Trainer": trainer}
-    turns = compare([Loop(name, work, setting) for name, work in works.items()], steps=steps, rounds=rounds)
-    print(f"\nloops, {rounds} rounds of {steps} steps; ratios to the bare loop\n{HEAD}")
+    turns: dict[str, list[Turn]] = {name: [] for name in works}
+    for life in range(lives):
+        found = compare([Loop(name, work, setting) for name, work in works.items()], steps=steps, rounds=rounds)
+        for name, own in found.items():
+            turns[name] += own
+        if lives > 1:
+            told = ", ".join(f"{name} {ratio(own, found['bare']):.3f}" for name, own in found.items())
+            print(f"processes {life + 1} of {lives}, tokens/s beside the bare loop's: {told}", flush=True)
+    print(f"\nloops, {lives} x {rounds} rounds of {steps} steps; ratios to the bare loop\n{HEAD}")
     for name, own in turns.items():
         print(row(name, own, turns["bare"], setting, rate))
     print(row("ours, to the bare one that keeps memory", turns["ours"], turns["bare, keeps memory as ours"], setting, rate))
@@ -468,6 +480,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--steps", type=int, default=20, help="of a turn (%(default)s)")
     parser.add_argument("--rounds", type=int, default=12, help="%(default)s")
+    parser.add_argument("--lives", type=int, default=1, help="fresh processes of each loop: one and the same loop differs by some percent from process to process (%(default)s)")
     args = parser.parse_intermixed_args(argv)
     what, overrides = [w for w in args.what if "=" not in w], [w for w in args.what if "=" in w]
     if unknown := set(what) - {"loops", "gains", "memory"}:
@@ -491,7 +504,7 @@ def main(argv: list[str] | None = None) -> None:
             f"torch {torch.__version__}, matrix products at {rate / 1e12:.3f} TFLOP/s"
         )
         if "loops" in what:
-            compare_loops(setting, rate, steps=args.steps, rounds=args.rounds)
+            compare_loops(setting, rate, steps=args.steps, rounds=args.rounds, lives=args.lives)
         if "gains" in what:
             compare_gains(settings, folder, device, rate, steps=args.steps, rounds=args.rounds)
         if "memory" in what:
