@@ -74,6 +74,28 @@ def token_batches(paths, **options):
     return TokenBatches(CodeSamples(paths), V, encode, **options)
 
 
+def test_words_are_dropped_where_they_are_read_and_not_where_they_are_written(code_shards):
+    options = dict(task_mix={"joint": 0.5, "text_to_image": 0.5}, sort_window=0)
+    whole, dropped = token_batches(code_shards, **options), token_batches(code_shards, word_dropout=0.5, **options)
+    other = seen = 0
+    for step in range(20):
+        a, b = whole(step), dropped(step)
+        assert torch.equal(a.labels, b.labels) and a.counts == b.counts
+        words = (a.input_ids < V.text_size) & (a.labels != -100) & (a.input_ids != V.id("<pad>"))
+        assert torch.equal(a.input_ids[~words], b.input_ids[~words])
+        assert not np.isin(b.input_ids[words], V.illegal_text).any() and (b.input_ids[words] < V.text_size).all()
+        other, seen = other + int((a.input_ids != b.input_ids).sum()), seen + int(words.sum())
+    assert 0.4 < other / seen < 0.6, (other, seen)
+
+
+def test_dropped_words_are_the_same_for_any_number_of_processes_and_any_order(code_shards):
+    options = dict(word_dropout=0.3, batch_size=4)
+    alone, halves = token_batches(code_shards, **options), [token_batches(code_shards, rank=r, world=2, **options) for r in range(2)]
+    for step in (3, 0):
+        rows = [row[row != V.id("<pad>")].tolist() for row in alone(step).input_ids]
+        assert rows == [row[row != V.id("<pad>")].tolist() for half in halves for row in half(step).input_ids]
+
+
 # --- order ----------------------------------------------------------------------------------------------------------
 
 

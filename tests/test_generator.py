@@ -16,6 +16,7 @@ from tokun.generator import (
     lose_in_forward,
     loss_chunk,
     make_generator,
+    start_from,
     tune_for,
     uncompiled,
 )
@@ -132,6 +133,17 @@ def test_a_pretrained_model_with_room_is_not_shrunk_and_one_too_short_is_refused
     assert model.get_input_embeddings().num_embeddings == 30
     with pytest.raises(ValueError, match=r"takes 64 positions, the sequences here need 65: use fewer codes"):
         make_generator(GeneratorConfig(pretrained=path), vocab_size=25, max_length=65, **options)
+
+
+def test_a_generator_starts_from_another_whose_ids_have_other_places():
+    old, model = make(), make_generator(GeneratorConfig(**SMALL), vocab_size=52, max_length=64, pad=1, bos=2, eos=3)
+    kept = model.get_input_embeddings().weight[42].clone()
+    others, added = [f"n{i}" for i in range(10)], ["n0", "n1", "new", *(f"n{i}" for i in range(9, 1, -1)), "newer"]
+    assert start_from(model, old, others, added, text_size=40) == ["new", "newer"]
+    mine, theirs = model.get_input_embeddings().weight, old.get_input_embeddings().weight
+    assert torch.equal(mine[:42], theirs[:42]) and torch.equal(mine[43], theirs[49]) and torch.equal(mine[42], kept)
+    ids = torch.arange(40).view(2, 20)
+    torch.testing.assert_close(model.eval()(input_ids=ids).logits[..., :42], old.eval()(input_ids=ids).logits[..., :42])
 
 
 def test_tuned_equals_stock():

@@ -46,6 +46,38 @@ def test_a_result_of_other_settings_is_refused_by_the_setting_that_differs(finis
         run_stages(finished[0], override)
 
 
+def test_a_run_goes_on_from_a_checkpoint_with_its_tokenizers_and_weights(finished, tmp_path, small_shards):
+    before = finished[1] / "checkpoint"
+    config = write_config(tmp_path, small_shards, train__lr=0.0, train__steps=2, image_tokenizer_train__steps=99, sampling__n=0)
+    out = run_stages(config, f"start={before}")
+    after = out / "checkpoint"
+    assert (after / "text_tokenizer.model").read_bytes() == (before / "text_tokenizer.model").read_bytes()
+    for name in ("image_tokenizer", "generator"):
+        one, two = (load_file(folder / name / "model.safetensors") for folder in (before, after))
+        assert one.keys() == two.keys() and all(torch.equal(one[key], two[key]) for key in one), name
+    record = json.loads((out / "image_tokenizer" / "stage.json").read_text())
+    assert record["steps"] == 0 and record["figures"]["psnr"] > 0
+    run_stages(config, f"start={before}")  # finished: every record matches
+    with pytest.raises(ValueError, match="start"):
+        run_stages(config)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "error", "named"),
+    [
+        (["generator.num_layers=3"], ValueError, "generator.num_layers is 3, the checkpoint's 2"),
+        (["image_tokenizer.codebook_size=64"], ValueError, "image_tokenizer.codebook_size is 64, the checkpoint's 32"),
+        (["generator.pretrained=some/model"], ValueError, "exclude each other"),
+        (["start=nowhere/checkpoint"], (FileNotFoundError, ValueError), "nowhere/checkpoint"),
+    ],
+)
+def test_a_checkpoint_that_does_not_fit_is_refused_before_the_first_stage(finished, tmp_path, small_shards, overrides, error, named):
+    config = write_config(tmp_path, small_shards)
+    with pytest.raises(error, match=re.escape(named)):
+        run_stages(config, f"start={finished[1] / 'checkpoint'}", *overrides)
+    assert not (tmp_path / "run" / "text_tokenizer").exists()
+
+
 def test_accumulated_micro_batches_and_a_chunked_loss_give_the_whole_batchs_weights(finished, tmp_path, small_shards):
     out = tmp_path / "run"
     take_over(finished[1], out)

@@ -133,6 +133,7 @@ class TrainConfig:
     z_loss: float = 1e-4
     image_weight: float = 1.0  # of the mean loss over image tokens
     text_weight: float = 1.0  # of the mean loss over text tokens
+    word_dropout: float = 0.0  # share of the words read (never of those to be written) that give way to any other: the picture must tell
     tag_dropout: float = 0.1  # each tag, and all of them together
     plain_share: float = 0.7  # of samples whose caption is the plain one; the rest draw from all registers they have
     task_mix: dict[str, float] = field(
@@ -175,6 +176,7 @@ class TrackingConfig:
 class Config:
     out: str = "runs/default"  # everything the run makes lies here
     seed: int = 0
+    start: str = ""  # "bundled", a checkpoint's folder or Hub id, whose tokenizers are taken and whose generator is trained on; empty: all from nothing
     threads: int = 0  # CPU threads per process; 0: torch's choice
     data: DataConfig = field(default_factory=DataConfig)
     text_tokenizer: TextTokenizerConfig = field(default_factory=TextTokenizerConfig)

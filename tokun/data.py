@@ -787,6 +787,7 @@ class Row(NamedTuple):
 
     input_ids: np.ndarray  # int32: a tenth of a list's memory
     prompt: int
+    read: np.ndarray | None = None  # what stands in the place of input_ids where the model reads, not where it predicts
 
 
 class TokenBatches:
@@ -801,12 +802,13 @@ class TokenBatches:
     def __init__(
         self, samples: CodeSamples, vocabulary: Any, encode: Callable[[str], list[int]], *, batch_size: int, seed: int,
         task_mix: dict[str, float], tag_dropout: float, plain_share: float = 1.0, rank: int = 0, world: int = 1, views: bool = True, threads: int = 0,
-        sort_window: int = 0,
+        sort_window: int = 0, word_dropout: float = 0.0,
     ):  # fmt: skip
         check_batch(batch_size, world)
         self.samples, self.vocabulary, self.encode = samples, vocabulary, encode
         self.batch_size, self.seed, self.tag_dropout, self.rank, self.world, self.views = batch_size, seed, tag_dropout, rank, world, views
-        self.plain_share = plain_share
+        self.plain_share, self.word_dropout = plain_share, word_dropout
+        self.words = np.setdiff1d(np.arange(vocabulary.text_size, dtype=np.int32), vocabulary.illegal_text)
         self.order = Order(len(samples), seed)
         check_task_mix(task_mix)
         self.tasks = list(task_mix)
@@ -865,8 +867,15 @@ class TokenBatches:
 
     def _item(self, item: tuple[int, int]) -> Row:
         position, i = item
-        packed = self.pack(self.samples.whole_record(i), rng_for(self.seed, position, stream=2))
-        return Row(np.array(packed.input_ids, np.int32), packed.prompt)
+        rng = rng_for(self.seed, position, stream=2)
+        packed = self.pack(self.samples.whole_record(i), rng)
+        ids = np.array(packed.input_ids, np.int32)
+        return Row(ids, packed.prompt, self._other_words(ids, packed.prompt, rng) if self.word_dropout else None)
+
+    def _other_words(self, ids: np.ndarray, prompt: int, rng: np.random.Generator) -> np.ndarray:
+        """The ids with a share of the words behind the prompt exchanged for any others (Bowman et al. 2016): what comes next must be told from the picture."""
+        chosen = (rng.random(len(ids)) < self.word_dropout) & (ids < self.vocabulary.text_size) & (np.arange(len(ids)) >= prompt)
+        return np.where(chosen, rng.choice(self.words, len(ids)), ids)
 
     def text(self, text: str) -> list[int]:
         """Ids of a text, cut at the longest span and counted."""
@@ -916,7 +925,8 @@ def collate(packed: Sequence[Any], pad: int, *, first_code: int = sys.maxsize) -
     labels = np.full((len(packed), width), -100)
     for row, p in enumerate(packed):
         n = len(p.input_ids) - 1
-        input_ids[row, :n] = p.input_ids[:-1]
+        read = getattr(p, "read", None)
+        input_ids[row, :n] = (p.input_ids if read is None else read)[:-1]
         labels[row, p.prompt - 1 : n] = p.input_ids[p.prompt :]
     image, targets = int((labels >= first_code).sum()), int((labels >= 0).sum())
     tokens = sum(len(p.input_ids) - 1 for p in packed)

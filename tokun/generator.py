@@ -12,7 +12,7 @@ import importlib.util
 import os
 import shutil
 import types
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -47,11 +47,33 @@ def make_generator(config: GeneratorConfig, *, vocab_size: int, max_length: int,
     qwen = Qwen3Config(
         vocab_size=vocab_size, hidden_size=config.hidden_size, num_hidden_layers=config.num_layers,
         num_attention_heads=config.num_heads, num_key_value_heads=config.num_kv_heads, head_dim=config.head_dim,
-        intermediate_size=config.intermediate_size or _round_up(config.hidden_size * 8 // 3, 64),
+        intermediate_size=intermediate_size(config),
         max_position_embeddings=max_length, rope_theta=config.rope_theta, tie_word_embeddings=config.tie_embeddings,
         pad_token_id=pad, bos_token_id=bos, eos_token_id=eos, use_cache=True,
     )  # fmt: skip
     return AutoModelForCausalLM.from_config(qwen, attn_implementation="sdpa")
+
+
+def intermediate_size(config: GeneratorConfig) -> int:
+    """The width between the two products of an MLP."""
+    return config.intermediate_size or _round_up(config.hidden_size * 8 // 3, 64)
+
+
+@torch.no_grad()
+def start_from(model: nn.Module, other: nn.Module, others: Sequence[str], added: Sequence[str], *, text_size: int) -> list[str]:
+    """Overwrite the weights with those of another generator of this shape and text tokenizer. `others` and `added` name what comes behind the
+    text pieces in each one's ids; what the other does not know keeps the weights it has. Returns their names."""
+    known = {name: text_size + i for i, name in enumerate(others)}
+    rows = [(i, i) for i in range(text_size)] + [(text_size + i, known[name]) for i, name in enumerate(added) if name in known]
+    here, there = (torch.tensor(side) for side in zip(*rows))
+    parameters = dict(other.named_parameters())
+    for name, parameter in model.named_parameters():
+        value = parameters[name].to(parameter)
+        if name.endswith(("embed_tokens.weight", "lm_head.weight")):
+            parameter[here.to(parameter.device)] = value[there.to(parameter.device)]
+        else:
+            parameter.copy_(value)
+    return [name for name in added if name not in known]
 
 
 @torch.no_grad()

@@ -41,9 +41,11 @@ from tokun.generator import (
     count_parameters,
     flops_per_token,
     head_is_last,
+    intermediate_size,
     lose_in_forward,
     loss_chunk,
     make_generator,
+    start_from,
     start_from_codebook,
     tune_for,
     uncompiled,
@@ -51,7 +53,7 @@ from tokun.generator import (
 from tokun.grids import captioned_grid, pair_sheet, to_pil
 from tokun.image_tokenizer import ImageTokenizer
 from tokun.latents import Slots
-from tokun.model import TEXT_TOKENIZER, Tokun, count_tags
+from tokun.model import TEXT_TOKENIZER, Tokun, count_tags, load
 from tokun.model_card import model_card
 from tokun.shares import own_share
 from tokun.text_tokenizer import PretrainedTextTokenizer, TextTokenizer, normalize
@@ -171,12 +173,14 @@ def _check_ahead(config: Config, world: int, deepspeed: bool) -> None:
     data.check_batch(train.batch_size, world, "train.batch_size")
     micro = _micro_batch(train, world)
     data.check_task_mix(train.task_mix)
-    shares = {"train.tag_dropout": train.tag_dropout, "train.plain_share": train.plain_share, "generator.dropout": config.generator.dropout}
+    shares = {"train.word_dropout": train.word_dropout, "train.tag_dropout": train.tag_dropout, "train.plain_share": train.plain_share, "generator.dropout": config.generator.dropout}
     for name, value in shares.items():
         if not 0 <= value <= 1 or (name == "generator.dropout" and value == 1):
             raise ValueError(f"{name} is {value}; it is a share between 0 and 1")
     if deepspeed:
         deepspeed_settings(train, micro=micro, accumulation=train.batch_size // world // micro)
+    if config.start:
+        _check_start(config)
     if train.ema_every < 1:
         raise ValueError(f"train.ema_every is {train.ema_every}; it is a number of steps, 1 or more")
     if train.keep_best and not config.data.val:
@@ -184,6 +188,29 @@ def _check_ahead(config: Config, world: int, deepspeed: bool) -> None:
     weights = config.image_tokenizer_train.perceptual_weights
     if weights and config.image_tokenizer_train.perceptual_weight > 0 and not Path(weights).is_file():
         raise FileNotFoundError(f"image_tokenizer_train.perceptual_weights {weights} does not exist; name a SqueezeNet file, or set perceptual: none")
+
+
+def _check_start(config: Config) -> None:
+    """Raises ValueError where the checkpoint to start from cannot be read, or is of another shape than the config's."""
+    if config.generator.pretrained:
+        raise ValueError(f"start {config.start} and generator.pretrained {config.generator.pretrained} exclude each other: set one of them")
+    model = starting_model(config)
+    asked, g = config.generator, model.generator.config
+    shape = {
+        **{f"image_tokenizer.{k}": (v, getattr(model.image_tokenizer.config, k)) for k, v in dataclasses.asdict(config.image_tokenizer).items()},
+        "generator.hidden_size": (asked.hidden_size, g.hidden_size), "generator.num_layers": (asked.num_layers, g.num_hidden_layers),
+        "generator.num_heads": (asked.num_heads, g.num_attention_heads), "generator.num_kv_heads": (asked.num_kv_heads, g.num_key_value_heads),
+        "generator.head_dim": (asked.head_dim, g.head_dim), "generator.tie_embeddings": (asked.tie_embeddings, g.tie_word_embeddings),
+        "generator.intermediate_size": (intermediate_size(asked), g.intermediate_size),
+    }  # fmt: skip
+    other = [f"{name} is {mine}, the checkpoint's {its}" for name, (mine, its) in shape.items() if mine != its]
+    if other:
+        raise ValueError(f"start {config.start} is of another shape than this config: {'; '.join(other)}. Set them alike, or choose the config it was trained with")
+
+
+def starting_model(config: Config) -> Tokun:
+    """The checkpoint that `config.start` names, on the CPU. Raises as `tokun.load` does."""
+    return load(None if config.start == "bundled" else config.start, device="cpu")
 
 
 def _micro_batch(train: configs.TrainConfig, world: int) -> int:
@@ -229,6 +256,7 @@ def train_image_tokenizer(run: Run) -> Path:
         "image_tokenizer_train": _without(dataclasses.asdict(train), LOGGING_KEYS | GATE_KEYS),
         "seed": config.seed,
         "shards": checkpoint.files_fingerprint(paths),
+        **_started(config),
     }
     run.recover(target)
     record = checkpoint.read_record(target / "stage.json")
@@ -237,6 +265,8 @@ def train_image_tokenizer(run: Run) -> Path:
         run.say(f"image tokenizer: {target} is there and matches. " + _line(record["figures"]) + _stopped_early(record, train, target))
         _gate(record["figures"], train, model_config.codebook_size)
         return target
+    if config.start:
+        return _take_image_tokenizer(run, asked)
 
     accelerator = make_accelerator(train.precision)
     device = accelerator.device
@@ -373,6 +403,25 @@ def train_image_tokenizer(run: Run) -> Path:
     return target
 
 
+def _take_image_tokenizer(run: Run, asked: dict[str, Any]) -> Path:
+    """The image tokenizer of `start` -> `out/image_tokenizer`, measured on this run's pictures. Stops the run where it cannot draw them."""
+    config, target = run.config, run.out / "image_tokenizer"
+    model = starting_model(config).image_tokenizer
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    figures, sheet = inspect_image_tokenizer(model.to(device), _held_out_pictures(config), device)
+    if run.rank == 0:
+        with checkpoint.whole_directory(target) as folder:
+            model.cpu().save(folder)
+            sheet.save(folder / "reconstructions.png")
+            record = {"settings": asked, "figures": figures, "steps": 0, "stopped_by": "steps", "seconds": 0, "fingerprint": model.fingerprint(), "skipped": {}}
+            checkpoint.write_record(folder / "stage.json", record)
+    run.tracker.log_image("image_tokenizer/reconstructions", sheet, step=0)
+    run.say(f"image tokenizer: that of {config.start}. " + _line(figures))
+    run.wait()
+    _gate(figures, config.image_tokenizer_train, config.image_tokenizer.codebook_size)
+    return target
+
+
 @torch.no_grad()
 def inspect_image_tokenizer(model: ImageTokenizer, images: Tensor, device: torch.device) -> tuple[dict[str, float], Any]:
     """Figures over pictures (n, C, S, S): psnr (dB) and those of `code_figures`; and a sheet."""
@@ -499,7 +548,7 @@ def train_text_tokenizer(run: Run) -> Path:
     paths = data.expand_shards(config.data.train)
     asked = {
         "text_tokenizer": dataclasses.asdict(config.text_tokenizer), "pretrained": config.generator.pretrained,
-        "caption_key": config.data.caption_key, "shards": checkpoint.files_fingerprint(paths),
+        "caption_key": config.data.caption_key, "shards": checkpoint.files_fingerprint(paths), **_started(config),
     }  # fmt: skip
     run.recover(target)
     record = checkpoint.read_record(target / "stage.json")
@@ -507,8 +556,11 @@ def train_text_tokenizer(run: Run) -> Path:
         checkpoint.require_same(target, record["settings"], asked)
         run.say(f"text tokenizer: {target} is there and matches")
     elif run.rank == 0:
-        if config.generator.pretrained:
-            tokenizer: TextTokenizer | PretrainedTextTokenizer = PretrainedTextTokenizer.from_pretrained(config.generator.pretrained)
+        tokenizer: TextTokenizer | PretrainedTextTokenizer
+        if config.start:
+            tokenizer = starting_model(config).text_tokenizer
+        elif config.generator.pretrained:
+            tokenizer = PretrainedTextTokenizer.from_pretrained(config.generator.pretrained)
         else:
             tokenizer = TextTokenizer.train(_texts(paths, config), vocab_size=config.text_tokenizer.vocab_size)
         with checkpoint.whole_directory(target) as folder:
@@ -771,8 +823,8 @@ def train_generator(run: Run) -> Path:
     seed = config.seed if train.seed < 0 else train.seed
     asked = {
         "generator": _without(dataclasses.asdict(config.generator), set() if config.generator.codebook_start else {"codebook_start"}), "seed": seed, "codes": codes["fingerprint"], "counts": codes["counts"],
-        "codes_settings": codes["settings"], "text_tokenizer": text_tokenizer.fingerprint(), "max_caption_tokens": config.data.max_caption_tokens,
-        "sort_window": config.data.sort_window, "train": _without(dataclasses.asdict(train), LOGGING_KEYS | {"seed", "deepspeed", "micro_batch_size", "gradient_checkpointing", "compile", "loss_chunk"} | _at_one(train)),
+        "codes_settings": codes["settings"], "text_tokenizer": text_tokenizer.fingerprint(), "max_caption_tokens": config.data.max_caption_tokens, **_started(config),
+        "sort_window": config.data.sort_window, "train": _without(dataclasses.asdict(train), LOGGING_KEYS | {"seed", "deepspeed", "micro_batch_size", "gradient_checkpointing", "compile", "loss_chunk"} | _as_before(train)),
     }  # fmt: skip
     run.recover(target)
     record = checkpoint.read_record(target / "training.json")
@@ -791,6 +843,10 @@ def train_generator(run: Run) -> Path:
     )  # fmt: skip
     if config.generator.codebook_start:
         start_from_codebook(model, image_tokenizer.vectors(), vocabulary.code_offset)
+    if config.start and run.states("generator").latest() is None:
+        before = starting_model(config)
+        new = start_from(model, before.generator, before.vocabulary.added_tokens, vocabulary.added_tokens, text_size=vocabulary.text_size)
+        run.say(f"generator: goes on from {config.start}" + (f", which did not know {', '.join(new)}" if new else ""))
     add_dropout(model, config.generator.dropout)
     if train.gradient_checkpointing:
         model.gradient_checkpointing_enable()
@@ -804,7 +860,7 @@ def train_generator(run: Run) -> Path:
     elif train.compile:
         run.say("generator: train.compile is on, but there is no C++ compiler (g++, clang++) on this machine: going on without, more slowly")
     ema = optim.Ema(model, train.ema_decay, every=train.ema_every)
-    mix = dict(task_mix=train.task_mix, tag_dropout=train.tag_dropout, plain_share=train.plain_share, seed=seed)
+    mix = dict(task_mix=train.task_mix, tag_dropout=train.tag_dropout, plain_share=train.plain_share, word_dropout=train.word_dropout, seed=seed)
     code_paths = {split: sorted((run.out / "codes").glob(f"{split}-*.tar")) for split in ("train", "val")}
     batches = data.TokenBatches(
         data.CodeSamples(code_paths["train"], kept=run.index("codes-train")), vocabulary, text_tokenizer.encode, batch_size=train.batch_size, rank=run.rank, world=run.world,
@@ -1183,9 +1239,14 @@ def _require_same_but_retry(path: Path, made_with: dict[str, Any], asked: dict[s
     checkpoint.require_same(path, strip(made_with), strip(asked))
 
 
-def _at_one(train: configs.TrainConfig) -> set[str]:
-    """Settings that runs of before they were there have none of, and which say nothing at 1."""
-    return {"ema_every"} if train.ema_every == 1 else set()
+def _as_before(train: configs.TrainConfig) -> set[str]:
+    """Settings that runs of before they were there have none of, and which change nothing as they stand."""
+    return {name for name, idle in {"ema_every": 1, "word_dropout": 0.0}.items() if getattr(train, name) == idle}
+
+
+def _started(config: Config) -> dict[str, str]:
+    """What a stage's record says of the checkpoint that the run goes on from."""
+    return {"start": config.start} if config.start else {}
 
 
 def _without(tree: dict[str, Any], keys: set[str]) -> dict[str, Any]:
