@@ -280,9 +280,9 @@ def ours(setting: Setting, gate: Gate) -> None:
     settings = dataclasses.replace(setting.settings, out=str(out))
     prefetch = data.prefetch
 
-    def held_at_the_gate(make: Callable[[int], Any], start: int) -> Iterator[Any]:
+    def held_at_the_gate(make: Callable[[int], Any], start: int, **options: Any) -> Iterator[Any]:
         """Waiting for data is timed behind the gate."""
-        with contextlib.closing(prefetch(make, start)) as batches:
+        with contextlib.closing(prefetch(make, start, **options)) as batches:
             while True:
                 gate()
                 before = time.perf_counter()

@@ -558,23 +558,34 @@ def test_a_missing_shard_is_named(tmp_path):
 # --- prefetching ----------------------------------------------------------------------------------------------------
 
 
-def test_prefetching_keeps_the_order_and_stops_its_thread():
-    stream = prefetch(lambda step: (time.sleep(0.001 * (step % 3)), step)[1], 5)
+@pytest.mark.parametrize("burst", [1, 5])
+def test_prefetching_keeps_the_order_and_stops_its_thread(burst):
+    stream = prefetch(lambda step: (time.sleep(0.001 * (step % 3)), step)[1], 5, burst=burst)
     assert list(itertools.islice(stream, 12)) == list(range(5, 17))
     stream.close()
     assert not [t for t in threading.enumerate() if t.name == "tokun-prefetch"]
 
 
-def test_an_error_in_prefetching_reaches_the_reader_in_its_place():
+@pytest.mark.parametrize("burst", [1, 2, 5])
+def test_an_error_in_prefetching_reaches_the_reader_in_its_place(burst):
     def make(step):
         if step == 2:
             raise OSError("the disk is gone")
         return step
 
-    stream = prefetch(make, 0)
+    stream = prefetch(make, 0, burst=burst)
     assert [next(stream), next(stream)] == [0, 1]
     with pytest.raises(OSError, match="the disk is gone"):
         next(stream)
+
+
+def test_prefetching_is_some_steps_ahead_and_no_more():
+    made = []
+    stream = prefetch(lambda step: made.append(step) or step, 0, depth=2, burst=3)
+    assert next(stream) == 0
+    time.sleep(0.05)
+    assert made == list(range(12))  # what is being read, two bursts that wait, and one that has no room
+    stream.close()
 
 
 # --- pictures -------------------------------------------------------------------------------------------------------

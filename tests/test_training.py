@@ -49,7 +49,8 @@ def test_a_result_of_other_settings_is_refused_by_the_setting_that_differs(finis
 def test_a_run_goes_on_from_a_checkpoint_with_its_tokenizers_and_weights(finished, tmp_path, small_shards):
     before = finished[1] / "checkpoint"
     config = write_config(tmp_path, small_shards, train__lr=0.0, train__steps=2, image_tokenizer_train__steps=99, sampling__n=0)
-    out = run_stages(config, f"start={before}")
+    taken = shutil.copytree(before, tmp_path / "taken")
+    out = run_stages(config, f"start={taken}")
     after = out / "checkpoint"
     assert (after / "text_tokenizer.model").read_bytes() == (before / "text_tokenizer.model").read_bytes()
     for name in ("image_tokenizer", "generator"):
@@ -57,7 +58,8 @@ def test_a_run_goes_on_from_a_checkpoint_with_its_tokenizers_and_weights(finishe
         assert one.keys() == two.keys() and all(torch.equal(one[key], two[key]) for key in one), name
     record = json.loads((out / "image_tokenizer" / "stage.json").read_text())
     assert record["steps"] == 0 and record["figures"]["psnr"] > 0
-    run_stages(config, f"start={before}")  # finished: every record matches
+    shutil.rmtree(taken)
+    run_stages(config, f"start={taken}")  # finished: every record matches, and nothing is asked of the checkpoint again
     with pytest.raises(ValueError, match="start"):
         run_stages(config)
 

@@ -51,9 +51,9 @@ image, caption = tokun.load("{OWN_ID}")(seed=42)
 ## Recipe
 
 - Image tokenizer: convolutional VQ-VAE, {m.image_size} px, {"grayscale" if m.image_channels == 1 else "RGB"}, {side}x{side} codes of {m.codebook_size} ({m.quantizer}).
-- Generator: {f"started from {g.pretrained}" if g.pretrained else f"Qwen3, {g.num_layers} layers of width {g.hidden_size}"}, {record["parameters"] / 1e6:.1f}M parameters, dropout {g.dropout}.
+- Generator: {f"went on from {config.start}, " if config.start else ""}{f"started from {g.pretrained}" if g.pretrained else f"Qwen3, {g.num_layers} layers of width {g.hidden_size}"}, {record["parameters"] / 1e6:.1f}M parameters, dropout {g.dropout}.
 - {record["steps"]} steps of {t.batch_size} sequences, {"Muon and AdamW" if t.optimizer == "muon" else "AdamW"}, peak learning rate {t.lr:g}, weight decay {t.weight_decay}, EMA {t.ema_decay}, {minutes:.0f} minutes.
-- Tasks: {", ".join(f"{k} {v:g}" for k, v in t.task_mix.items())}; tag dropout {t.tag_dropout}.
+- Tasks: {", ".join(f"{k} {v:g}" for k, v in t.task_mix.items())}; tag dropout {t.tag_dropout}{f", word dropout {t.word_dropout}" if t.word_dropout else ""}.
 {f"- {recipe}" if recipe else ""}
 
 ## Figures

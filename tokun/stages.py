@@ -179,7 +179,7 @@ def _check_ahead(config: Config, world: int, deepspeed: bool) -> None:
             raise ValueError(f"{name} is {value}; it is a share between 0 and 1")
     if deepspeed:
         deepspeed_settings(train, micro=micro, accumulation=train.batch_size // world // micro)
-    if config.start:
+    if config.start and not any((Path(config.out) / part).is_dir() for part in ("checkpoint", "state/generator")):  # later it is not asked for again
         _check_start(config)
     if train.ema_every < 1:
         raise ValueError(f"train.ema_every is {train.ema_every}; it is a number of steps, 1 or more")
@@ -939,7 +939,7 @@ def train_generator(run: Run) -> Path:
             with checkpoint.survived(run.say, best.path(step)), best.put(step, loss, asked) as folder:
                 as_checkpoint(generator).save(folder, card=model_card(config, record_of(held)))
 
-    stream = data.prefetch(batches, step)
+    stream = data.prefetch(batches, step, burst=max(1, min(16, 2**18 // (share * slots.size))))  # a quarter of a million positions are some megabytes
     bar = tqdm(total=train.steps, initial=step, desc="generator", unit="step", disable=run.rank != 0, dynamic_ncols=True, mininterval=0.5)
     tokens, width, waited, figures = 0.0, 0, 0.0, {}
     while True:
