@@ -120,7 +120,7 @@ def is_special(args: argparse.Namespace) -> bool:
 
 def options_of(args: argparse.Namespace) -> dict[str, Any]:
     """Those of `Tokun.sample`."""
-    names = ("style", "subject", "register", "prompt", "temperature", "text_temperature", "top_k", "top_p", "guidance_scale", "text_guidance_scale", "batch_size")
+    names = ("style", "subject", "register", "prompt", "temperature", "text_temperature", "top_k", "top_p", "guidance_scale", "text_guidance_scale", "no_repeats", "batch_size")
     return {name: getattr(args, name) for name in names}
 
 
@@ -175,6 +175,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     add("--top-p", type=float, default=None)
     add("--guidance-scale", type=float, default=None, help="1 is off; needs a prompt or tags to be guided by")
     add("--text-guidance-scale", type=float, default=None, help="how closely the words keep to their picture; 1 is off")
+    add("--no-repeats", action="store_const", const=True, default=None, help="no word and no short phrase twice in a row")
     add("--shard-size", type=_positive, default=None, metavar="N", help="write shards of N samples; of 1000 where more are asked for")
     add("--best-of", type=_positive, default=1, metavar="K", help="of K candidates for each sample the one with the highest PMI")
     add("--clip", metavar="MODEL", help="--best-of by CLIP score: hf-hub:ORG/NAME, a folder, or ARCHITECTURE:WEIGHTS of open_clip")

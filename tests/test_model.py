@@ -1,5 +1,6 @@
 """Promises of tokun/model.py: one seed, one pair. The model is the tiny random one of fixtures.py."""
 
+import dataclasses
 import json
 import pickle
 import re
@@ -99,6 +100,14 @@ def test_the_record_is_plain_json(tiny_model):
     record = json.loads(json.dumps(pair.record()))
     assert record["codes"] == pair.codes and record["caption"] == pair.caption and record["seed"] == 8
     assert record["pmi"] == pytest.approx(pair.pmi, abs=1e-3)
+
+
+def test_captions_repeat_no_word_where_that_is_asked_for_or_the_checkpoints_own_setting(tiny_model, text_tokenizer):
+    texts = {i: text_tokenizer.decode([*text_tokenizer.encode("a"), i]) for i in range(text_tokenizer.size) if i not in text_tokenizer.illegal_ids}
+    assert set(tiny_model._word_starts) == {i for i, text in texts.items() if text.startswith("a ")} and len(tiny_model._word_starts) > 20
+    asked = [pair.caption for pair in tiny_model.sample(0, 8, text_temperature=0.1, no_repeats=True)]
+    own = dataclasses.replace(tiny_model, defaults=dataclasses.replace(tiny_model.defaults, no_repeats=True))
+    assert asked == [pair.caption for pair in own.sample(0, 8, text_temperature=0.1)]
 
 
 @pytest.mark.parametrize(

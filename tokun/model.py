@@ -135,6 +135,7 @@ class Tokun:
         top_p: float | None = None,
         guidance_scale: float | None = None,
         text_guidance_scale: float | None = None,
+        no_repeats: bool | None = None,
         batch_size: int = 16,
         watch: Watch | None = None,
     ) -> list[Pair]:
@@ -142,7 +143,7 @@ class Tokun:
 
         style, subject, register: tags, drawn from the training data's own frequencies where not given. prompt: a caption
         to draw. temperature holds for codes and, where text_temperature is not given, scales the checkpoint's own text
-        temperature. None means the checkpoint's default. `watch` is told after every choice what the first sample of
+        temperature. no_repeats: no word or short phrase twice in a row. None means the checkpoint's default. `watch` is told after every choice what the first sample of
         the batch has so far. Raises ValueError for values outside their range.
         """
         if n < 1:
@@ -152,13 +153,14 @@ class Tokun:
         return self.sample_from(
             u, seed, numbers, style=style, subject=subject, register=register, prompt=prompt, temperature=temperature,
             text_temperature=text_temperature, top_k=top_k, top_p=top_p, guidance_scale=guidance_scale,
-            text_guidance_scale=text_guidance_scale, batch_size=batch_size, watch=watch,
+            text_guidance_scale=text_guidance_scale, no_repeats=no_repeats, batch_size=batch_size, watch=watch,
         )  # fmt: skip
 
     def sample_from(
         self, u: Tensor, seed: int, indices: Sequence[int], *, style: str = "", subject: str = "", register: str = "", prompt: str | None = None,
         temperature: float | None = None, text_temperature: float | None = None, top_k: int | None = None, top_p: float | None = None,
-        guidance_scale: float | None = None, text_guidance_scale: float | None = None, batch_size: int = 16, watch: Watch | None = None,
+        guidance_scale: float | None = None, text_guidance_scale: float | None = None, no_repeats: bool | None = None, batch_size: int = 16,
+        watch: Watch | None = None,
     ) -> list[Pair]:  # fmt: skip
         """As `sample`, from uniforms u float32 (B, slots.size); the pairs are named by `seed` and `indices`."""
         if batch_size < 1:
@@ -168,7 +170,7 @@ class Tokun:
             d.temperature if temperature is None else temperature, d.top_k if top_k is None else top_k, d.top_p if top_p is None else top_p
         )
         scale = 1.0 if temperature is None else temperature
-        text = self.text_choice(d.text_temperature * scale if text_temperature is None else text_temperature, image.top_p)
+        text = self.text_choice(d.text_temperature * scale if text_temperature is None else text_temperature, image.top_p, no_repeats)
         guidance = require_scale("guidance_scale", d.guidance_scale if guidance_scale is None else guidance_scale)
         worded = self.text_guidance(text_guidance_scale)
         wanted = Tags(tag_word(style), tag_word(subject), tag_word(register))
@@ -188,10 +190,10 @@ class Tokun:
             )[0]
         return out
 
-    def text_choice(self, temperature: float | None = None, top_p: float | None = None) -> sampling.Choice:
+    def text_choice(self, temperature: float | None = None, top_p: float | None = None, no_repeats: bool | None = None) -> sampling.Choice:
         """How words are chosen; None means the checkpoint's default."""
         d = self.defaults
-        return sampling.Choice(d.text_temperature if temperature is None else temperature, 0, d.top_p if top_p is None else top_p)
+        return sampling.Choice(d.text_temperature if temperature is None else temperature, 0, d.top_p if top_p is None else top_p, d.no_repeats if no_repeats is None else no_repeats)
 
     def text_guidance(self, scale: float | None) -> float:
         """None means the checkpoint's default. Raises ValueError outside the range."""
@@ -216,7 +218,7 @@ class Tokun:
                 self.generator, v, torch.tensor([prompts[i] for i in rows], device=self.device), u[rows].to(self.device), self.slots,
                 image=image, text=text, guidance_scale=guidance_scale, unguided=torch.tensor([[v.id("<bos>"), boi]] * len(rows), device=self.device),
                 text_guidance_scale=1.0 if written else text_guidance_scale, unseen=torch.tensor([v.prefix(tags[i]) for i in rows], device=self.device),
-                forbid=(v.id("<boq>"), *self._unseen[0]), forbid_first=self._unseen[1], forced=None if forced is None else forced[rows].to(self.device),
+                forbid=(v.id("<boq>"), *self._unseen[0]), forbid_first=self._unseen[1], word_starts=self._word_starts, forced=None if forced is None else forced[rows].to(self.device),
                 watch=self._telling(watch, width) if watch is not None and rows[0] == 0 else None,
             )  # fmt: skip
             for j, i in enumerate(rows):
@@ -345,6 +347,12 @@ class Tokun:
     @cached_property
     def _unseen(self) -> tuple[list[int], list[int]]:
         return unseen_text(self.text_tokenizer, self.vocabulary)
+
+    @cached_property
+    def _word_starts(self) -> list[int]:
+        """Text ids that begin a word, and so may follow a blank."""
+        shown, before = self.text_tokenizer.decode, self.text_tokenizer.encode("a")
+        return [i for i in range(self.vocabulary.text_size) if i not in self.vocabulary.illegal_text and shown([*before, i]).startswith("a ")]
 
     def encode_text(self, text: str) -> list[int]:
         """Ids of a caption. Raises ValueError when it is longer than the model's text spans."""

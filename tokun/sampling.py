@@ -27,6 +27,7 @@ from tokun.latents import Slots
 from tokun.vocabulary import GRAMMAR, IMAGE_STATES, STATES, TEXT_STATES, Vocabulary
 
 LOOK = 16
+REPEATED = 6  # pieces of the longest phrase that `Choice.no_repeats` looks for
 PLAUSIBLE = 0.1  # guided words: pieces less likely than this share of the likeliest are out, as in contrastive decoding (Li et al. 2023)
 
 
@@ -37,6 +38,7 @@ class Choice:
     temperature: float = 1.0
     top_k: int = 0  # 0: off
     top_p: float = 1.0  # 1: off
+    no_repeats: bool = False  # of words: none, and no phrase of up to `REPEATED` pieces, twice in a row
 
     def __post_init__(self) -> None:
         if not 0 <= self.temperature < math.inf:
@@ -131,6 +133,7 @@ def generate(
     unseen: Tensor | None = None,
     forbid: Sequence[int] = (),
     forbid_first: Sequence[int] = (),
+    word_starts: Sequence[int] = (),
     forced: Tensor | None = None,
     watch: Callable[[Tensor], None] | None = None,
 ) -> Generated:
@@ -140,7 +143,8 @@ def generate(
     `unguided` (B, Q). With text_guidance_scale != 1, words behind the picture are drawn from blind + scale * (seeing - blind),
     blind being what follows `unseen` (B, R), the prompt without its picture, and the same words; among the pieces that are
     `PLAUSIBLE` beside the likeliest. `forbid`: ids that the task rules out (a question where a caption is wanted);
-    `forbid_first`: ids that may not begin a text (blanks). Neither enters the log-likelihoods, which are over what the grammar allows.
+    `forbid_first`: ids that may not begin a text (blanks); `word_starts`: ids that begin a word, for `text.no_repeats`. None of these enters the
+    log-likelihoods, which are over what the grammar allows.
     `forced` (B, slots.size) int64: ids that are taken whatever u says, by the slot that would choose them; -1 where u chooses.
     `watch` is given the ids (rows, T) of the first rows (on a CPU of up to `BLOCK`) after every choice.
     """
@@ -153,7 +157,7 @@ def generate(
     groups = 1 if unguided is None else 2
     allowed = row_counts(model, [part.shape[1] for part in (prompts, unguided, unseen) if part is not None])
     counts = [n // groups for n in allowed] or [len(prompts)]
-    rules = Rules(vocabulary, slots, image, text, guidance_scale, text_guidance_scale, tuple(forbid), tuple(forbid_first))
+    rules = Rules(vocabulary, slots, image, text, guidance_scale, text_guidance_scale, tuple(forbid), tuple(forbid_first), tuple(word_starts) if text.no_repeats else ())
     blocks = []
     for i in range(0, len(prompts), counts[-1]):
         rows = slice(i, i + counts[-1])
@@ -182,6 +186,7 @@ class Rules:
     text_guidance_scale: float
     forbid: tuple[int, ...]
     forbid_first: tuple[int, ...]
+    word_starts: tuple[int, ...]
 
 
 class Block:
@@ -208,6 +213,8 @@ class Block:
         self.guided = unguided is not None
         self.open_blind = None if unseen is None else lambda: open_stream(model, [unseen], width)
         self.blind: Stream | HubStreams | None = None  # the same words without the picture
+        self.begins = torch.zeros(v.size, dtype=torch.bool, device=device)  # ids that begin a word
+        self.begins[list(rules.word_starts)] = True
 
     def run(self) -> Generated:
         draws = bool(_draws(self.rules.vocabulary).to(self.states.device)[self.states].any())
@@ -286,6 +293,8 @@ class Block:
         case = 3 * self.states + torch.where(self.lengths >= limit, 2, (self.lengths > 0).long())
         grammatical, legal = allowed[case][:, part], ruled[case][:, part]
         slot = (torch.where(in_image, slots.image, slots.text) + self.lengths).clamp_max(slots.size - 1)
+        if r.word_starts:
+            legal = legal & ~self.said_again(in_text, legal.shape[1])
         logits = self.stream.logits(part).float()
         drawn = logits = logits[:B]
         if self.open_blind is not None and self.blind is None and not draws:
@@ -318,6 +327,17 @@ class Block:
         self.states, self.lengths = v.advance(self.states, self.lengths, chosen)
         self.put(chosen, step=False)
         self.leave(chosen)
+
+    def said_again(self, in_text: Tensor, width: int) -> Tensor:
+        """(rows, width) bool: the ids that would say what the row has just said once more: a1 … an a1 … an, a1 being the beginning of a word."""
+        found = torch.zeros(len(self.rows), width, dtype=torch.bool, device=in_text.device)
+        before = self.ids[self.rows, max(0, self.length - 2 * REPEATED + 1) : self.length]
+        for n in range(1, min(REPEATED, (before.shape[1] + 1) // 2) + 1):
+            said = before[:, before.shape[1] - 2 * n + 1 :]  # a1 … an a1 … a(n-1)
+            again = in_text & (self.lengths >= 2 * n - 1) & self.begins[said[:, 0]] & (said[:, : n - 1] == said[:, n:]).all(1)
+            last = said[:, n - 1 : n].clamp_max(width - 1)
+            found.scatter_(1, last, found.gather(1, last) | again[:, None])
+        return found
 
     def note_some(self, kind: Tensor, logits: Tensor, legal: Tensor, chosen: Tensor, slot: Tensor, choice: Choice) -> None:
         """As `note`, for the rows of a kind, each at its own slot."""

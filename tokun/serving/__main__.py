@@ -31,6 +31,8 @@ def main(argv: list[str] | None = None) -> None:
     model = load(args.checkpoint, device="cpu")  # for tokenizers and tags; vLLM loads the generator by itself
     if model.defaults.text_guidance_scale != 1:
         print("serving: words are drawn without the checkpoint's text_guidance_scale, which needs two streams a request: sample.py's keep closer to their pictures", file=sys.stderr)
+    if model.defaults.no_repeats:
+        print("serving: words are drawn without the checkpoint's no_repeats: some may stand twice in a row", file=sys.stderr)
     engine = open_engine(resolve(args.checkpoint) / GENERATOR, args.dtype)
     wanted = Tags(tag_word(args.style), tag_word(args.subject), tag_word(args.register))
     args.out.mkdir(parents=True, exist_ok=True)
