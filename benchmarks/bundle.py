@@ -33,14 +33,19 @@ ABOUT = (
     "words for it, in one sequence. It was trained on two shared CPU cores to show the whole path on real data, not to win prizes."
 )
 SHARPENED = "Then the decoder alone, encoder and codebook standing still, {steps} steps of {recipe[batch_size]} pictures against a discriminator (tokun.sharpen)."
-LIMITS = """- A small, young model: some two and a half hours of training on shared CPU cores. Its pictures have grounds, masses, skylines and the texture of hatching, seldom a thing one can name.
-- Its captions have the manner of the books' captions, and seldom describe their pictures yet: of held-out pictures it finds the own caption among sixteen hardly more often than chance
+BEFORE = (
+    "Its first weights were those of the bundled model before it: 3,773 steps of 32 sequences without word dropout, peak learning rate 0.0015, on 5 views of each picture; the decoder alone then 1,695 steps of "
+    "32 pictures against a discriminator (tokun.sharpen). Both tokenizers are that model's."
+)
+LIMITS = """- A small, young model: some {hours} hours of training on shared CPU cores. Its pictures have grounds, masses, skylines and the texture of hatching, seldom a thing one can name.
+- Words are drawn with text_guidance_scale 3, which keeps them closer to what the model sees in its picture, and with no_repeats.
+- Its captions have the manner of the books' captions, and seldom describe what a person sees: of held-out pictures it finds the own caption among sixteen hardly more often than chance
   would (the table's PMI lines). Captions of the training set it knows far better than others: the texts are half learnt by heart. Prompts steer little.
-- In its first 2,600 steps batches were drawn in plain order; after that, sequences of like length shared them (data.sort_window).
 - 64 pixels and 64 codes a picture: fine lines are lost in the codes already.
 - The books are of their time (sixteenth to early twentieth century): depictions and words that are demeaning by present standards,
   war and execution occur in the data and may show in samples.
 - English captions only. Subject tags come from the subject of the book and are a rough guide."""
+EARLIER_SECONDS = 60 * (24 + 103 + 27)  # image tokenizer, generator, sharpening of the model before
 
 
 def main() -> None:
@@ -52,11 +57,12 @@ def main() -> None:
     args = parser.parse_args()
     model = tokun.load(args.sharpened or args.run, device="cpu")
     config = from_dict(yaml.safe_load((args.run / "config.yaml").read_text()))
+    config.start = ""  # the recipe says it
     config.data.train, config.tracking.name = "engravings and engravings-128, train split", "tokun: engravings, 64 px"
     record = checkpoint.read_record(args.run / "checkpoint" / "training.json")
     assert record is not None
     record["image_tokenizer"] |= stages.inspect_image_tokenizer(model.image_tokenizer, stages._held_out_pictures(from_dict(yaml.safe_load((args.run / "config.yaml").read_text()))), torch.device("cpu"))[0]
-    texts = {"about": ABOUT, "data": data_text(args.sources), "limits": LIMITS, "table": args.table.read_text() if args.table else ""}
+    texts = {"about": ABOUT, "data": data_text(args.sources), "limits": LIMITS.format(hours=round((record["seconds"] + EARLIER_SECONDS) / 3600)), "recipe": BEFORE, "table": args.table.read_text() if args.table else ""}
     if args.sharpened:
         texts["recipe"] = SHARPENED.format(**json.loads((args.sharpened / "sharpened.json").read_text()))
     with checkpoint.whole_directory(BUNDLED) as folder:
