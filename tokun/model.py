@@ -218,7 +218,8 @@ class Tokun:
                 self.generator, v, torch.tensor([prompts[i] for i in rows], device=self.device), u[rows].to(self.device), self.slots,
                 image=image, text=text, guidance_scale=guidance_scale, unguided=torch.tensor([[v.id("<bos>"), boi]] * len(rows), device=self.device),
                 text_guidance_scale=1.0 if written else text_guidance_scale, unseen=torch.tensor([v.prefix(tags[i]) for i in rows], device=self.device),
-                forbid=(v.id("<boq>"), *self._unseen[0]), forbid_first=self._unseen[1], word_starts=self._word_starts, forced=None if forced is None else forced[rows].to(self.device),
+                forbid=(v.id("<boq>"), *self._unseen[0]), forbid_first=self._unseen[1], word_starts=self._word_starts if text.no_repeats else (),
+                forced=None if forced is None else forced[rows].to(self.device),
                 watch=self._telling(watch, width) if watch is not None and rows[0] == 0 else None,
             )  # fmt: skip
             for j, i in enumerate(rows):
