@@ -13,8 +13,8 @@ from safetensors.torch import load_file
 
 import tokun
 from tests.small_runs import ROOT, SMALL, needs, run_stages, take_over, weights, write_config
-from tokun import losses, stages
-from tokun.config import from_dict, load_config
+from tokun import engine, losses, stages
+from tokun.config import TrainConfig, from_dict, load_config
 from tokun.image_tokenizer import ImageTokenizer
 
 pytestmark = needs("accelerate", reason="training needs the extra 'train'")
@@ -235,6 +235,21 @@ def test_rows_that_fill_up_a_batch_are_not_in_its_loss():
     assert len(positions) == len(kept) == 128 > (labels != losses.IGNORE).sum() > 64
     parts = losses.next_token_losses(logits.flatten(0, 1)[positions], kept, is_image)
     torch.testing.assert_close(parts, losses.next_token_losses(logits, labels, is_image))
+
+
+@pytest.mark.parametrize("limit", [1e-3, 1.0, 1.0 + 5e-7, 50.0])
+def test_gradients_are_clipped_to_the_bit_as_torch_clips_them(limit):
+    model = torch.nn.Linear(8, 4)
+    own = engine.Engine.make(TrainConfig(max_grad_norm=limit, precision="no"), model, deepspeed=False, micro=1, accumulation=1)
+    gradients = [torch.randn(p.shape, generator=torch.Generator().manual_seed(1)) for p in model.parameters()]
+    size = torch.nn.utils.get_total_norm(gradients)
+    norms, clipped = [], []
+    for clip in (lambda: torch.nn.utils.clip_grad_norm_(model.parameters(), limit), own.norm):
+        for p, gradient in zip(model.parameters(), gradients):
+            p.grad = gradient / size  # a norm of one, about
+        norms.append(float(clip()))
+        clipped.append([p.grad.clone() for p in model.parameters()])
+    assert norms[0] == norms[1] and all(torch.equal(a, b) for a, b in zip(*clipped))
 
 
 def test_a_device_is_seeded_as_torch_seeds_it():

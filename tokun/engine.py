@@ -176,8 +176,13 @@ class Engine:
         self.accelerator.backward(loss)
 
     def norm(self) -> float:
-        """Clip the gradients. Returns their norm before."""
-        return float(self.accelerator.clip_grad_norm_(self.plain.parameters(), self.train.max_grad_norm))
+        """Clip the gradients, as `torch.nn.utils.clip_grad_norm_` does; what it would multiply by one is left alone. Returns their norm before."""
+        gradients = [p.grad for p in self.plain.parameters() if p.grad is not None]
+        total = nn.utils.get_total_norm(gradients)
+        norm = float(total)
+        if norm + 1e-6 > self.train.max_grad_norm:
+            nn.utils.clip_grads_with_norm_(self.plain.parameters(), self.train.max_grad_norm, total)
+        return norm
 
     def step(self) -> None:
         """Update the weights, forget the gradients."""
