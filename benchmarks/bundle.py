@@ -39,7 +39,7 @@ BEFORE = (
 )
 LIMITS = """- A small, young model: some {hours} hours of training on shared CPU cores. Its pictures have grounds, masses, skylines and the texture of hatching, seldom a thing one can name.
 - Words are drawn with text_guidance_scale 3, which keeps them closer to what the model sees in its picture, and with no_repeats.
-- Its captions have the manner of the books' captions, and seldom describe what a person sees: of held-out pictures it finds the own caption among sixteen hardly more often than chance
+- Its captions have the manner of the books' captions, and seldom describe what a person sees: of held-out pictures it finds the own caption among sixteen only about twice as often as chance
   would (the table's PMI lines). Captions of the training set it knows far better than others: the texts are half learnt by heart. Prompts steer little.
 - 64 pixels and 64 codes a picture: fine lines are lost in the codes already.
 - The books are of their time (sixteenth to early twentieth century): depictions and words that are demeaning by present standards,
