@@ -195,14 +195,12 @@ def _check_start(config: Config) -> None:
     if config.generator.pretrained:
         raise ValueError(f"start {config.start} and generator.pretrained {config.generator.pretrained} exclude each other: set one of them")
     model = starting_model(config)
-    asked, g = config.generator, model.generator.config
-    shape = {
-        **{f"image_tokenizer.{k}": (v, getattr(model.image_tokenizer.config, k)) for k, v in dataclasses.asdict(config.image_tokenizer).items()},
-        "generator.hidden_size": (asked.hidden_size, g.hidden_size), "generator.num_layers": (asked.num_layers, g.num_hidden_layers),
-        "generator.num_heads": (asked.num_heads, g.num_attention_heads), "generator.num_kv_heads": (asked.num_kv_heads, g.num_key_value_heads),
-        "generator.head_dim": (asked.head_dim, g.head_dim), "generator.tie_embeddings": (asked.tie_embeddings, g.tie_word_embeddings),
-        "generator.intermediate_size": (intermediate_size(asked), g.intermediate_size),
-    }  # fmt: skip
+    asked, found = config.generator, model.generator.config.to_dict()  # of another architecture some are None
+    names = {"num_layers": "num_hidden_layers", "num_heads": "num_attention_heads", "num_kv_heads": "num_key_value_heads", "tie_embeddings": "tie_word_embeddings"}
+    shape = {f"image_tokenizer.{k}": (v, getattr(model.image_tokenizer.config, k)) for k, v in dataclasses.asdict(config.image_tokenizer).items()}
+    for name in ("hidden_size", "head_dim", *names):
+        shape[f"generator.{name}"] = getattr(asked, name), found.get(names.get(name, name))
+    shape["generator.intermediate_size"] = intermediate_size(asked), found.get("intermediate_size")
     other = [f"{name} is {mine}, the checkpoint's {its}" for name, (mine, its) in shape.items() if mine != its]
     if other:
         raise ValueError(f"start {config.start} is of another shape than this config: {'; '.join(other)}. Set them alike, or choose the config it was trained with")
