@@ -5,7 +5,7 @@
     python benchmarks/ablations.py … --only baseline dropout-0 adamw          some of them
     python benchmarks/ablations.py --out runs/ablations --table               what there is so far
 
-Generator ablations share the base run's tokenizers and codes (a run that has these three stages); tokenizer ablations train an image
+Generator ablations share the base run's tokenizers and codes (a run that has these three stages; cells that change the codes make their own); tokenizer ablations train an image
 tokenizer of their own for --tokenizer-steps and are measured by reconstruction; with --through they go on to the generator. Each run is `train.py` with some
 settings changed, so it goes on where it was killed; a line that is written is not made again.
 """
@@ -42,6 +42,10 @@ GENERATOR: dict[str, list[str]] = {
     "text weight 4": ["train.text_weight=4.0"],
     "joint only": ["train.task_mix={joint: 1.0}"],
     "no codebook start": ["generator.codebook_start=false"],
+    "word dropout 0.2": ["train.word_dropout=0.2"],
+    "crops 1": ["codes.views=1"],
+    "crops 5": ["codes.views=5"],
+    "crops 10": ["codes.views=10"],
     "joint half": ["train.task_mix={joint: 0.5, text_to_image: 0.5}"],
     # a subject and its picture in raster order, AdamW with the weight decay of its code (Sun et al. 2024); never a word
     "LlamaGen": ["train.text_weight=0.0", "train.task_mix={joint: 1.0}", "train.optimizer=adamw", "train.weight_decay=0.05"],
@@ -109,13 +113,14 @@ def one(args: argparse.Namespace, overrides: list[str], name: str, seed: int) ->
         return
     folder.mkdir(parents=True, exist_ok=True)
     is_generator = name in GENERATOR
+    changed = GENERATOR[name] if is_generator else TOKENIZER[name]
     if is_generator:
         if args.base is None:
             sys.exit("ablations.py: --base names the run whose tokenizers and codes are shared")
-        for part in SHARED:
+        own_codes = any(change.startswith("codes.") for change in changed)
+        for part in SHARED[:2] if own_codes else SHARED:
             if not (folder / part).exists():
                 shutil.copytree(args.base / part, folder / part, copy_function=os.link)
-    changed = GENERATOR[name] if is_generator else TOKENIZER[name]
     steps = round(args.steps * STEPS.get(name, 1))
     budget = [f"train.steps={steps}", f"train.eval_every={steps}", f"train.sample_every={10 * steps}", "tracking.kind=none", f"out={folder}"]
     budget += [f"train.seed={seed}"] if is_generator else [f"seed={seed}"]

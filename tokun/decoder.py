@@ -162,7 +162,9 @@ def compile_steps(model: Any) -> bool:
         if decoder is None:
             _compiled.discard(model)
             return _not_compiled(f"{type(model).__name__} goes through its own forward")
-        CompiledStream(decoder, [torch.zeros(SAFE, 1, dtype=torch.long)], LENGTHS).step(torch.zeros(SAFE, dtype=torch.long))
+        first = CompiledStream(decoder, [torch.zeros(SAFE, 1, dtype=torch.long)], LENGTHS)
+        first.used = LENGTHS // 2  # the loops are laid out for the length that is seen first
+        first.step(torch.zeros(SAFE, dtype=torch.long))
     except RuntimeError as error:  # what the compiler lacks, for example Python's headers
         forget(model)
         return _not_compiled(str(error).strip().splitlines()[0])
@@ -290,25 +292,36 @@ class Step(nn.Module):
         self.weights = nn.ParameterList(nn.Parameter(getattr(layer, name).weight, requires_grad=False) for layer in decoder.layers for name in names)
         self.qk_norms = nn.ParameterList(nn.Parameter(layer.qk_norm, requires_grad=False) for layer in decoder.layers)
 
-    def forward(self, ids: Tensor, place: Tensor, places: Tensor, first: Tensor, cos: Tensor, sin: Tensor, caches: Sequence[Tensor]) -> Tensor:
-        """ids (B,) at `place` (1,) -> hidden (B, …). places (n,): 0 … of the caches (B, 2 * kv heads, at least n, width) that are looked at;
-        first (B, 1, 1, 1): the place of each row's first id."""
+    def forward(self, ids: Tensor, place: Tensor, visible: Tensor, cos: Tensor, sin: Tensor, caches: Sequence[Tensor]) -> Tensor:
+        """ids (B,) at `place` (1,) -> hidden (B, …). visible (B, 1, 1, n): 0 where a row looks at places 0 … of the caches
+        (B, 2 * kv heads, at least n, width), minus infinity where it does not."""
         norm, B, H, K, width = self.decoder.norm, len(ids), self.decoder.heads, self.decoder.kv_heads, self.decoder.width
-        cos, sin = cos.index_select(0, place), sin.index_select(0, place)
-        visible = torch.where((places <= place) & (places >= first), 0.0, -torch.inf).to(cos.dtype)  # (B, 1, 1, n)
+        halves = 2, width // 2
+        cos, sin = (part.index_select(0, place).view(1, *halves) for part in (cos, sin))
         x = F.embedding(ids, self.embedding)
         for number, cache in enumerate(caches):
             qkv, out, gate_up, down = (self.weights[4 * number + i] for i in range(4))
             own = F.linear(norm(x), qkv).view(B, H + 2 * K, width)
-            qk = norm(own[:, : H + K]) * self.qk_norms[number]
-            qk = torch.addcmul(qk * cos, qk.roll(width // 2, -1), sin)
+            qk = (norm(own[:, : H + K]) * self.qk_norms[number]).view(B, H + K, *halves)
+            qk = torch.addcmul(qk * cos, qk.flip(2), sin).view(B, H + K, width)
             cache.index_copy_(2, place, torch.cat([qk[:, H:], own[:, H + K :]], 1)[:, :, None])
-            keys, values = cache[:, :, : len(places)].split(K, 1)
-            seen = F.scaled_dot_product_attention(qk[:, :H].reshape(B, K, H // K, width), keys, values, attn_mask=visible, scale=1.0)
+            keys, values = cache[:, :, : visible.shape[-1]].split(K, 1)
+            seen = self.attend(qk[:, :H].reshape(B, K, H // K, width), keys, values, visible)
             x = x + F.linear(seen.reshape(B, H * width), out)
             gate, up = F.linear(norm(x), gate_up).chunk(2, -1)
             x = x + F.linear(F.silu(gate) * up, down)
         return norm(x)
+
+    @staticmethod
+    def attend(q: Tensor, keys: Tensor, values: Tensor, visible: Tensor) -> Tensor:
+        """q (B, kv heads, queries of each, width), keys and values (B, kv heads, n, width), visible (B, 1, 1, n) -> like q.
+
+        In half precision on a CPU written out: its compiler makes loops of it that take four fifths of the ready-made kernel's time (float32: as long)."""
+        if q.device.type == "cuda" or q.dtype == torch.float32:
+            return F.scaled_dot_product_attention(q, keys, values, attn_mask=visible, scale=1.0)
+        q, keys, values = (part.float() for part in (q[:, :, :, None], keys[:, :, None], values[:, :, None]))
+        shares = ((q * keys).sum(-1) + visible.float()).softmax(-1)  # (B, kv heads, queries, n)
+        return (shares[..., None] * values).sum(-2).to(visible.dtype)
 
 
 class FixedStream(Stream):
@@ -321,8 +334,9 @@ class FixedStream(Stream):
     def fix(self) -> None:
         """What a step reads, for the present rows."""
         device, each = self.caches[0].device, len(self.caches[0]) // len(self.starts)
-        self.first = torch.tensor(self.starts, device=device).repeat_interleave(each)[:, None, None, None]
+        first = torch.tensor(self.starts, device=device).repeat_interleave(each)[:, None, None, None]
         self.places = torch.arange(self.caches[0].shape[2], device=device)
+        self.visible = torch.zeros(len(first), 1, 1, len(self.places), dtype=self.cos.dtype, device=device).masked_fill_(self.places < first, -torch.inf)
 
     def only_first(self, rows: int) -> None:
         super().only_first(rows)
@@ -337,19 +351,23 @@ class CompiledStream(FixedStream):
         self.compiled = self.compiling
 
     def compiling(self, *args: Any) -> Tensor:
-        """The first step. Every program is made here, with the weights as its constants: packed, as only those are."""
+        """The first step. Every program is made here, with the weights as its constants: packed, as only those are.
+
+        In half precision the compiler's own matrix products, no others: they are half as long again as fast as the library's, and
+        nothing depends on which was faster today. In float32 the library's are."""
         from torch._inductor import config
 
         assert self.decoder.compiled is not None
         self.compiled = self.decoder.compiled
-        with config.patch(freezing=True):
+        products = {} if self.hidden.dtype == torch.float32 else {"max_autotune_gemm": True, "max_autotune_gemm_backends": "CPP"}
+        with config.patch(freezing=True, size_asserts=False, alignment_asserts=False, scalar_asserts=False, **products):
             return self.compiled(*args)
 
     def step(self, ids: Tensor) -> None:
         assert len(ids) == SAFE
-        places = self.places[: self.used + 1]
-        torch._dynamo.mark_dynamic(places, 0)
-        self.hidden = self.compiled(ids.contiguous(), places[-1:], places, self.first, self.cos, self.sin, self.caches)[:, None]
+        place, visible = self.places[self.used : self.used + 1], self.visible[..., : self.used + 1]
+        torch._dynamo.mark_dynamic(visible, 3)
+        self.hidden = self.compiled(ids.contiguous(), place, visible, self.cos, self.sin, self.caches)[:, None]
         self.used += 1
 
 
@@ -359,7 +377,7 @@ class GraphStream(FixedStream):
     def fix(self) -> None:
         super().fix()
         self.place = torch.tensor([self.used], device=self.places.device)
-        self.ids = torch.zeros(len(self.first), dtype=torch.long, device=self.places.device)
+        self.ids = torch.zeros(len(self.visible), dtype=torch.long, device=self.places.device)
         self.hidden, self.fixed = self.hidden.clone(), Step(self.decoder)
         self.replay: Callable[[], None] | None = None
 
@@ -373,7 +391,8 @@ class GraphStream(FixedStream):
 
     def one(self) -> None:
         """self.ids at self.place -> self.hidden."""
-        self.hidden.copy_(self.fixed(self.ids, self.place, self.places, self.first, self.cos, self.sin, self.caches)[:, None])
+        visible = self.visible.masked_fill(self.places > self.place, -torch.inf)
+        self.hidden.copy_(self.fixed(self.ids, self.place, visible, self.cos, self.sin, self.caches)[:, None])
 
 
 def capture(one: Callable[[], None]) -> Callable[[], None]:
