@@ -44,7 +44,6 @@ GENERATOR: dict[str, list[str]] = {
     "no codebook start": ["generator.codebook_start=false"],
     "word dropout 0.2": ["train.word_dropout=0.2"],
     "crops 1": ["codes.views=1"],
-    "crops 5": ["codes.views=5"],
     "crops 10": ["codes.views=10"],
     "joint half": ["train.task_mix={joint: 0.5, text_to_image: 0.5}"],
     # a subject and its picture in raster order, AdamW with the weight decay of its code (Sun et al. 2024); never a word

@@ -1,11 +1,13 @@
 """The training loop in figures: beside a bare PyTorch loop and the Hugging Face Trainer, and what each of its settings gains.
 
     python benchmarks/train.py loops                                                              # configs/tiny.yaml, on a CPU
+    OMP_NUM_THREADS=1 python benchmarks/train.py loops --one-process
     python benchmarks/train.py gains
     python benchmarks/train.py loops gains --device cuda --config configs/ladder/350m.yaml train.batch_size=64 train.compile=true
 
 The loop is the real one, `stages.train_generator`, on code shards generated here; it is held at its own prefetcher before each step.
-Each of the loops lives in a process of its own and gets the machine in turns of some steps, so that whatever else the machine does
+Each of the loops lives in a process of its own (with --one-process in a thread of this one: ours and the bare one, which then share the allocator and
+its settings, and the compiled programs) and gets the machine in turns of some steps, so that whatever else the machine does
 meets all of them; between turns the others stand still, and what a loop still does beside (packing ahead) is waited for and counted as
 its own. Given are medians over the turns, of tokens that are no padding a second by the clock and a second of processor time, and of the ratio
 within a round; and the most memory, of the GPU or resident. All loops have the same model, weights, batches, AdamW, precision, compilation, loss and
@@ -23,6 +25,7 @@ import os
 import statistics
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterator
 from multiprocessing import get_context
@@ -117,7 +120,7 @@ class Turn:
 
 
 class Gate:
-    """In a loop's process: called before each step, it goes on from there only while it is the loop's turn."""
+    """In a loop's process or thread: called before each step, it goes on from there only while it is the loop's turn."""
 
     def __init__(self, pipe: Connection, device: torch.device):
         self.pipe, self.device = pipe, device
@@ -157,15 +160,17 @@ def live(pipe: Connection, work: Callable[..., None], setting: tuple[Any, ...], 
 
 
 class Loop:
-    """A training loop in a process of its own, seen from here."""
+    """A training loop in a process (or thread) of its own, seen from here."""
 
-    def __init__(self, name: str, work: Callable[..., None], setting: Setting, change: Callable[[], Any] = contextlib.nullcontext):
+    def __init__(self, name: str, work: Callable[..., None], setting: Setting, change: Callable[[], Any] = contextlib.nullcontext, *, thread: bool = False):
         self.name, self.setting, self.step = name, setting, 0
         context = get_context("spawn")
         self.pipe, theirs = context.Pipe()
-        self.process = context.Process(target=live, args=(theirs, work, setting.key(), change), daemon=True)
+        asked = {"target": live, "args": (theirs, work, setting.key(), change), "daemon": True}
+        self.process = threading.Thread(**asked) if thread else context.Process(**asked)
         self.process.start()
-        theirs.close()
+        if not thread:
+            theirs.close()
         self._told()  # it stands before its first step
 
     def turn(self, steps: int) -> Turn:
@@ -416,6 +421,17 @@ def compare_loops(setting: Setting, rate: float, *, steps: int, rounds: int, liv
     print(row("ours, to the bare one that keeps memory", turns["ours"], turns["bare, keeps memory as ours"], setting, rate))
 
 
+def compare_in_one_process(setting: Setting, rate: float, *, steps: int, rounds: int) -> None:
+    """What the loops themselves differ by, without what differs from process to process."""
+    turns = compare([Loop(name, work, setting, thread=True) for name, work in (("ours", ours), ("bare", bare))], steps=steps, rounds=rounds)
+    ratios = [(t.tokens / t.seconds) / (r.tokens / r.seconds) for t, r in zip(turns["ours"], turns["bare"], strict=True)]
+    low, high = np.quantile(np.median(np.random.default_rng(0).choice(ratios, (10_000, rounds)), 1), (0.025, 0.975))
+    print(f"\nin one process, {rounds} rounds of {steps} steps; ratios to the bare loop\n{HEAD}")
+    for name, own in turns.items():
+        print(row(name, own, turns["bare"], setting, rate))
+    print(f"the bare loop's tokens/s times {statistics.median(ratios):.3f} (95 % of the rounds drawn again: {low:.3f} to {high:.3f})")
+
+
 def unfused() -> Any:
     """AdamW without its fused kernel, in the loop that is set up within."""
     adamw = torch.optim.AdamW
@@ -481,6 +497,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--steps", type=int, default=20, help="of a turn (%(default)s)")
     parser.add_argument("--rounds", type=int, default=12, help="%(default)s")
     parser.add_argument("--lives", type=int, default=1, help="fresh processes of each loop: one and the same loop differs by some percent from process to process (%(default)s)")
+    parser.add_argument("--one-process", action="store_true", help="loops: ours and the bare one in threads of this process")
     args = parser.parse_intermixed_args(argv)
     what, overrides = [w for w in args.what if "=" not in w], [w for w in args.what if "=" in w]
     if unknown := set(what) - {"loops", "gains", "memory"}:
@@ -503,7 +520,9 @@ def main(argv: list[str] | None = None) -> None:
             f"precision {settings.train.precision}, compile {settings.train.compile}; {device.type}, {torch.get_num_threads()} thread(s), "
             f"torch {torch.__version__}, matrix products at {rate / 1e12:.3f} TFLOP/s"
         )
-        if "loops" in what:
+        if "loops" in what and args.one_process:
+            compare_in_one_process(setting, rate, steps=args.steps, rounds=args.rounds)
+        elif "loops" in what:
             compare_loops(setting, rate, steps=args.steps, rounds=args.rounds, lives=args.lives)
         if "gains" in what:
             compare_gains(settings, folder, device, rate, steps=args.steps, rounds=args.rounds)

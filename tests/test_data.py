@@ -751,6 +751,28 @@ def test_views_registers_and_unknown_tags(code_shards):
         assert (p.tags.style, p.tags.subject, p.caption) == ("", "", encode("a"))
 
 
+def test_of_one_view_nothing_is_drawn_as_numpy_draws_nothing(code_shards):
+    """The shorter way leaves the stream of numbers where it was."""
+    asked, spared = (np.random.Generator(np.random.Philox(key=5)) for _ in range(2))
+    asked.integers(1)
+    assert asked.random() == spared.random()
+    one, batches = Record("k", np.zeros((1, 4), np.uint16), (2, 2), "a", {"plain": "a"}, "", "", []), token_batches(code_shards, tag_dropout=0.5)
+    for seed in range(20):
+        with_views, without = (b.pack(one, np.random.default_rng(seed)) for b in (batches, token_batches(code_shards, tag_dropout=0.5, views=False)))
+        assert with_views == without
+
+
+def test_a_text_is_encoded_once(code_shards):
+    told = []
+    batches = token_batches(code_shards)
+    counted = TokenBatches(
+        batches.samples, V, lambda text: told.append(text) or encode(text), batch_size=8, seed=3, task_mix={"joint": 1.0}, tag_dropout=0.1, plain_share=0.7
+    )
+    for step in range(6):
+        assert torch.equal(counted(step).input_ids, batches(step).input_ids)
+    assert len(told) == len(set(told)) > 0
+
+
 def test_long_captions_are_cut_and_counted_and_empty_ones_are_a_full_stop(code_shards):
     batches = token_batches(code_shards)
     assert batches.text("x" * 20) == encode("x" * 8) and batches.text("x" * 8) == encode("x" * 8)

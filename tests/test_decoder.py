@@ -77,6 +77,38 @@ def test_compiled_steps_give_what_plain_ones_give_and_the_same_for_every_batch(t
     assert not decoder.is_compiled(generator)
 
 
+@pytest.mark.skipif(not can_compile(torch.device("cpu")), reason="there is no C++ compiler")
+def test_compiled_steps_in_half_precision_are_as_near_to_float32_as_plain_ones(tiny_model, ids):
+    exact, half = copy.deepcopy(tiny_model.generator), copy.deepcopy(tiny_model.generator).bfloat16()
+    ids = torch.cat([ids] * 4)
+    prompts, errors = [ids[:8, :3], ids[8:, :1]], torch.zeros(2)
+    with torch.inference_mode():
+        plain = open_stream(half, prompts, 40)
+        assert decoder.compile_steps(half)
+        streams = [open_stream(exact, prompts, 40), plain, open_stream(half, prompts, 40)]
+        assert type(streams[2]) is CompiledStream
+        for t in range(3, 20):
+            for stream in streams:
+                stream.step(ids[:, t])
+            expected, *found = (stream.logits(whole(tiny_model)).float() for stream in streams)
+            errors += torch.stack([(logits - expected).abs().mean() for logits in found])
+    decoder.forget(half)
+    assert errors[1] < 1.2 * errors[0]
+
+
+def test_attention_written_out_is_the_ready_made_one():
+    """Groups of queries that share a key, rows that begin later."""
+    draw = torch.Generator().manual_seed(0)
+    q, cache = torch.randn(3, 2, 2, 8, generator=draw), torch.randn(3, 4, 7, 8, generator=draw)
+    keys, values = cache.split(2, 1)
+    visible = torch.zeros(3, 1, 1, 7).masked_fill(torch.arange(7) < torch.tensor([0, 2, 4])[:, None, None, None], -torch.inf)
+    expected = decoder.Step.attend(q, keys, values, visible)
+    found = decoder.Step.attend(*(part.bfloat16() for part in (q, keys, values, visible)))
+    torch.testing.assert_close(found.float(), expected, rtol=0.05, atol=0.05)
+    apart = torch.nn.functional.scaled_dot_product_attention(q[2:], keys[2:, :, 4:], values[2:, :, 4:], scale=1.0)
+    torch.testing.assert_close(expected[2:], apart)
+
+
 def test_without_a_compiler_steps_stay_as_they_are_with_a_word(tiny_model, monkeypatch):
     monkeypatch.setattr(decoder, "can_compile", lambda device: False)
     with pytest.warns(UserWarning, match="not compiled.*no C\\+\\+ compiler"):

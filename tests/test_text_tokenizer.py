@@ -12,6 +12,7 @@ import sentencepiece
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from tokun import text_tokenizer
 from tokun.text_tokenizer import PretrainedTextTokenizer, TextTokenizer, normalize
 
 ADDED = [
@@ -135,6 +136,14 @@ def test_normalize_says_what_it_replaces():
     assert normalize("e\u0301 \ud800 \u2581") == "é \ufffd _"
     family = "\U0001f469\u200d\U0001f469\u200d\U0001f467\ufe0f"
     assert normalize(family) == family
+
+
+@given(st.text(st.characters(max_codepoint=127)) | ANY_TEXT)
+def test_normalize_has_a_short_way_for_plain_text_that_changes_nothing(text):
+    slow = text
+    for pattern, replacement in text_tokenizer._REPLACED:
+        slow = pattern.sub(replacement, slow)
+    assert normalize(text) == " ".join(unicodedata.normalize("NFC", slow).split())
 
 
 # --- TextTokenizer ----------------------------------------------------------------------------------------------------

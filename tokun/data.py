@@ -26,6 +26,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, fields
+from functools import lru_cache
 from glob import glob
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
@@ -40,6 +41,7 @@ IMAGE_SUFFIXES = ("webp", "png", "jpg", "jpeg")
 CODES_SUFFIX = "codes.npy"
 # the header that numpy writes before uint16 (views, N)
 CODES_HEADER = re.compile(rb"\x93NUMPY\x01\x00..\{'descr': '<u2', 'fortran_order': False, 'shape': \(([1-9]\d{0,6}), ([1-9]\d{0,6})\), \} *\n", re.DOTALL)
+ENCODED = 2**16  # texts whose ids are remembered: some tens of MB
 MOST_OPEN = 256  # shards that an index keeps open at once
 
 # of tars
@@ -808,7 +810,8 @@ class TokenBatches:
         sort_window: int = 0, word_dropout: float = 0.0,
     ):  # fmt: skip
         check_batch(batch_size, world)
-        self.samples, self.vocabulary, self.encode = samples, vocabulary, encode
+        self.samples, self.vocabulary = samples, vocabulary
+        self.encode = lru_cache(ENCODED)(encode)  # a quarter of the packing, from the second epoch on; the lists are shared: nobody changes them
         self.batch_size, self.seed, self.tag_dropout, self.rank, self.world, self.views = batch_size, seed, tag_dropout, rank, world, views
         self.plain_share, self.word_dropout = plain_share, word_dropout
         self.words = np.setdiff1d(np.arange(vocabulary.text_size, dtype=np.int32), vocabulary.illegal_text)
@@ -893,7 +896,7 @@ class TokenBatches:
 
         v = self.vocabulary
         task = self.tasks[min(bisect_right(self.shares, rng.random()), len(self.tasks) - 1)]
-        codes = record.codes[rng.integers(len(record.codes)) if self.views else 0]
+        codes = record.codes[rng.integers(len(record.codes)) if self.views and len(record.codes) > 1 else 0]  # of one, numpy draws nothing either
         registers = [r for r in record.captions if r in v.registers]
         register = "plain" if rng.random() < self.plain_share or len(registers) == 1 else registers[rng.integers(len(registers))]
         dropped, bare = rng.random(4).tolist(), rng.random() < self.tag_dropout

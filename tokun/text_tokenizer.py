@@ -52,6 +52,8 @@ def normalize(text: str) -> str:
     "_". Then NFC; runs of whitespace of any kind become one space; the ends are stripped. Joiners and variation
     selectors stay: emoji need them.
     """
+    if text.isascii() and text.isprintable():  # nothing of what follows is in it
+        return " ".join(text.split())
     for pattern, replacement in _REPLACED:
         text = pattern.sub(replacement, text)
     return " ".join(unicodedata.normalize("NFC", text).split())

@@ -146,7 +146,7 @@ class Vocabulary:
         """Everything after the text pieces, in id order: controls, then image codes."""
         return [*self.controls, *(f"<image:{i}>" for i in range(self.codebook_size))]
 
-    @property
+    @cached_property
     def code_offset(self) -> int:
         return self.text_size + len(self.controls)
 
@@ -264,18 +264,24 @@ class Vocabulary:
         rows, columns = tags.grid or self.default_grid
         if len(codes) != rows * columns:
             raise ValueError(f"{len(codes)} codes do not fill a grid of {rows}x{columns} ({rows * columns})")
-        array = np.asarray(codes, np.int64)
-        if len(array) and not (array.min() >= 0 and array.max() < self.codebook_size):
+        array = np.asarray(codes)
+        if array.dtype != np.uint16:  # as shards hold them: never below 0
+            array = array.astype(np.int64)
+        if len(array) and not (np.maximum.reduce(array) < self.codebook_size and (array.dtype == np.uint16 or array.min() >= 0)):
             raise ValueError(f"codes lie in {array.min()}..{array.max()}, outside 0..{self.codebook_size - 1}")
-        return (array + self.code_offset).tolist()
+        return np.add(array, self.code_offset, dtype=np.int64).tolist()
 
     def _text(self, ids: Sequence[int]) -> list[int]:
         if not 0 < len(ids) <= self.max_text:
             raise ValueError(f"a text span has {len(ids)} pieces; it needs 1 to {self.max_text} (data.max_caption_tokens)")
         ids = list(map(int, ids))
-        if not (min(ids) >= 0 and max(ids) < self.text_size) or not set(self.illegal_text).isdisjoint(ids):
+        if not (min(ids) >= 0 and max(ids) < self.text_size) or not self._illegal.isdisjoint(ids):
             raise ValueError(f"a text span holds ids outside the text pieces 0..{self.text_size - 1} (or {self.illegal_text})")
         return ids
+
+    @cached_property
+    def _illegal(self) -> frozenset[int]:
+        return frozenset(self.illegal_text)
 
     # --- the grammar as tensors, for sampling -----------------------------------------------------------------------
 
