@@ -4,7 +4,10 @@
     python benchmarks/bundle.py runs/engraving-cpu --sharpened runs/sharp --table report/table.md …
 
 Refuses more than 48 MB of weights. `--sources`: tables with gutenberg_id, title and author, for the card. `--sharpened`: what tokun.sharpen made
-of the run. `--table`: what tokun.evaluate measured of it.
+of the run. `--table`: what tokun.evaluate measured of it. `--sheets`: the folders of tokun.evaluate whose sheets lie beside the card; without a run
+they are laid beside the card that is there:
+
+    python benchmarks/bundle.py --sheets report/doctor report
 """
 
 from __future__ import annotations
@@ -12,12 +15,12 @@ from __future__ import annotations
 import argparse
 import csv
 import json
-import shutil
 import sys
 from pathlib import Path
 
 import torch
 import yaml
+from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
@@ -28,6 +31,7 @@ from tokun.model import BUNDLED
 from tokun.model_card import model_card
 
 LIMIT = 48 * 2**20
+HEADING = "\n## Sheets"
 ABOUT = (
     "The model that ships with tokun: engravings at 64 px with captions. From one seed it samples the picture's 8x8 codes and then the "
     "words for it, in one sequence. It was trained on two shared CPU cores to show the whole path on real data, not to win prizes."
@@ -45,16 +49,26 @@ LIMITS = """- A small, young model: some {hours} hours of training on shared CPU
 - The books are of their time (sixteenth to early twentieth century): depictions and words that are demeaning by present standards,
   war and execution occur in the data and may show in samples.
 - English captions only. Subject tags come from the subject of the book and are a rough guide."""
+SHEETS = {  # of tokun.evaluate, and what they show
+    "samples": "The first 64 of 256 samples of seed 1000, as they come, each with the caption of its own sequence",
+    "nearest": "The samples that are nearest to a training picture (by SqueezeNet features), and what they are nearest to",
+    "doctor": "Held-out pictures and their reconstructions: the best and the worst by PSNR",
+}
 EARLIER_SECONDS = 60 * (24 + 103 + 27)  # image tokenizer, generator, sharpening of the model before
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("run", type=Path)
+    parser.add_argument("run", type=Path, nargs="?")
     parser.add_argument("--sources", type=Path, nargs="*", default=[])
     parser.add_argument("--sharpened", type=Path, help="a checkpoint of the run whose decoder has gone on")
     parser.add_argument("--table", type=Path, help="Markdown for the card")
+    parser.add_argument("--sheets", type=Path, nargs="*", default=[], help="folders of tokun.evaluate")
     args = parser.parse_args()
+    if args.run is None:
+        if not args.sheets:
+            parser.error("neither a run nor --sheets: there is nothing to bundle")
+        return lay_sheets(args.sheets)
     model = tokun.load(args.sharpened or args.run, device="cpu")
     config = from_dict(yaml.safe_load((args.run / "config.yaml").read_text()))
     config.start = ""  # the recipe says it
@@ -70,8 +84,20 @@ def main() -> None:
         size = sum(p.stat().st_size for p in folder.rglob("*.safetensors"))
         if size > LIMIT:
             raise SystemExit(f"bundle.py: {size / 2**20:.1f} MB of weights; at most {LIMIT / 2**20:.0f} MB are bundled")
-    shutil.rmtree(BUNDLED / "__pycache__", ignore_errors=True)
+    lay_sheets(args.sheets)
     print(f"{BUNDLED}: {size / 2**20:.1f} MB of weights")
+
+
+def lay_sheets(folders: list[Path]) -> None:
+    """The sheets that these folders hold, in 16 greys, beside the card; the card's last section shows them."""
+    shown = []
+    for name, what in SHEETS.items():
+        for source in (folder / f"{name}.png" for folder in folders if (folder / f"{name}.png").is_file()):
+            (BUNDLED / "sheets").mkdir(exist_ok=True)
+            Image.open(source).convert("L").quantize(16).save(BUNDLED / "sheets" / f"{name}.png", optimize=True)
+            shown.append(f"{what}:\n\n![{name}](sheets/{name}.png)\n")
+    card = (BUNDLED / "README.md").read_text(encoding="utf-8").partition(HEADING)[0].rstrip("\n") + "\n"
+    (BUNDLED / "README.md").write_text(card + (HEADING + "\n\n" + "\n".join(shown) if shown else ""), encoding="utf-8")
 
 
 def data_text(tables: list[Path]) -> str:
