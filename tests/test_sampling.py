@@ -139,7 +139,7 @@ def run(model, prompts, u, **options):
 
 
 @torch.no_grad()
-def slow_generate(model, prompt, u, image, text, scale=1.0, unguided=None, text_scale=1.0, starts=()):
+def slow_generate(model, prompt, u, image, text, scale=1.0, unguided=None, text_scale=1.0, starts=(), marks=()):
     """One row, the whole sequence anew for every id, no cache, the grammar asked by trial."""
     v, slots, ids = model.vocabulary, model.slots, list(prompt)
     states, lengths = torch.tensor([STATES.index("start")]), torch.tensor([0])
@@ -151,7 +151,7 @@ def slow_generate(model, prompt, u, image, text, scale=1.0, unguided=None, text_
         if text.no_repeats and STATES[int(states)] == "caption":
             words = ids[ids.index(v.id("<boc>")) + 1 :]
             for piece in range(v.text_size):
-                legal[0, piece] &= not stutters([*words, piece], starts, at_the_end=True)
+                legal[0, piece] &= not (piece not in marks and stutters([*words, piece], starts, marks, at_the_end=True))
         logits = model.generator(input_ids=torch.tensor([ids])).logits[:, -1]
         in_image = STATES[int(states)] in ("image", "drawn")
         if scale != 1 and in_image:
@@ -273,30 +273,34 @@ def test_words_are_guided_by_their_picture_whoever_leaves_the_batch_before(tiny_
         run(tiny_model, [prompt_ids(v)] * 2, u[:2], text_guidance_scale=2.0)
 
 
-def stutters(words, starts, at_the_end=False):
-    """Whether a phrase of one to six pieces, the first of which begins a word, stands in it twice in a row."""
+def stutters(words, starts, marks=(), at_the_end=False):
+    """Whether a phrase of one to six pieces, the first of which begins a word, stands in it twice in a row, marks left out."""
+    words = [word for word in words if word not in marks]
     doubled = [
         (i, n) for n in range(1, 7) for i in range(len(words) - 2 * n + 1) if words[i] in starts and words[i : i + n] == words[i + n : i + 2 * n]
     ]  # fmt: skip
     return any(i + 2 * n == len(words) for i, n in doubled) if at_the_end else bool(doubled)
 
 
-@pytest.mark.parametrize("text_scale", [1.0, 2.0])
-def test_no_word_and_no_phrase_stands_twice_in_a_row(tiny_model, text_scale):
+@pytest.mark.parametrize(("text_scale", "every"), [(1.0, 0), (2.0, 0), (1.0, 3), (2.0, 5)])
+def test_no_word_and_no_phrase_stands_twice_in_a_row(tiny_model, text_scale, every):
     v, n = tiny_model.vocabulary, 24
-    some = range(1, v.text_size, 2)
-    options = {"text_guidance_scale": text_scale, "unseen": torch.tensor([prompt_ids(v)[:-1]] * n), "word_starts": some}
+    some, marks = range(1, v.text_size, 2), range(0, v.text_size, every) if every else ()
+    options = {"text_guidance_scale": text_scale, "unseen": torch.tensor([prompt_ids(v)[:-1]] * n), "word_starts": some, "marks": marks}
     u = uniforms(tiny_model, range(n), seed=3)
     captions = {}
     for choice in (Choice(0.15), Choice(0.15, no_repeats=True)):
         made = run(tiny_model, [prompt_ids(v)] * n, u, text=choice, **options)
         captions[choice.no_repeats] = [v.unpack(ids).caption for ids in made.ids.tolist()]
-    assert not any(stutters(words, some) for words in captions[True])
-    plain = [stutters(words, some) for words in captions[False]]
+    assert not any(stutters(words, some, marks) for words in captions[True])
+    plain = [stutters(words, some, marks) for words in captions[False]]
     assert any(plain) and not all(plain)
-    assert [words == other for words, other in zip(*captions.values())] == [not was for was in plain], "others are as they were"
+    as_they_were = [words == other for words, other in zip(*captions.values())]
+    assert not any(same for same, was in zip(as_they_were, plain) if was)
+    changed = sum(not same for same, was in zip(as_they_were, plain) if not was)
+    assert changed <= plain.count(False) // 4, "what is not drawn leaves its share to the others: a choice on an edge may fall otherwise"
     row = plain.index(True)
-    slow = slow_generate(tiny_model, prompt_ids(v), u[row], Choice(), Choice(0.15, no_repeats=True), text_scale=text_scale, starts=some)
+    slow = slow_generate(tiny_model, prompt_ids(v), u[row], Choice(), Choice(0.15, no_repeats=True), text_scale=text_scale, starts=some, marks=marks)
     assert v.unpack(slow).caption == captions[True][row]
 
 

@@ -162,7 +162,7 @@ class SamplingConfig:
     top_k: int = 0  # 0: off
     top_p: float = 1.0
     guidance_scale: float = 1.0  # 1: off
-    no_repeats: bool = False  # no word and no phrase of up to six pieces twice in a row
+    no_repeats: bool = False  # no word and no phrase of up to six pieces twice in a row, marks between them or not
     text_guidance_scale: float = 1.0  # of words by their picture, 1: off; above it, what the picture explains counts for more than what reads well
 
 

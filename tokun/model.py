@@ -218,7 +218,7 @@ class Tokun:
                 self.generator, v, torch.tensor([prompts[i] for i in rows], device=self.device), u[rows].to(self.device), self.slots,
                 image=image, text=text, guidance_scale=guidance_scale, unguided=torch.tensor([[v.id("<bos>"), boi]] * len(rows), device=self.device),
                 text_guidance_scale=1.0 if written else text_guidance_scale, unseen=torch.tensor([v.prefix(tags[i]) for i in rows], device=self.device),
-                forbid=(v.id("<boq>"), *self._unseen[0]), forbid_first=self._unseen[1], word_starts=self._word_starts if text.no_repeats else (),
+                forbid=(v.id("<boq>"), *self._unseen[0]), forbid_first=self._unseen[1], word_starts=self._word_starts, marks=self._marks,
                 forced=None if forced is None else forced[rows].to(self.device),
                 watch=self._telling(watch, width) if watch is not None and rows[0] == 0 else None,
             )  # fmt: skip
@@ -354,6 +354,13 @@ class Tokun:
         """Text ids that begin a word, and so may follow a blank."""
         shown, before = self.text_tokenizer.decode, self.text_tokenizer.encode("a")
         return [i for i in range(self.vocabulary.text_size) if i not in self.vocabulary.illegal_text and shown([*before, i]).startswith("a ")]
+
+    @cached_property
+    def _marks(self) -> list[int]:
+        """Text ids that are neither letters nor digits: commas, quotes, dashes. The parts of a character (bytes) are none."""
+        shown, before = self.text_tokenizer.decode, self.text_tokenizer.encode("a")
+        texts = {i: shown([*before, i])[1:].strip() for i in range(self.vocabulary.text_size) if i not in self.vocabulary.illegal_text}
+        return [i for i, text in texts.items() if text and "\ufffd" not in text and not any(map(str.isalnum, text))]
 
     def encode_text(self, text: str) -> list[int]:
         """Ids of a caption. Raises ValueError when it is longer than the model's text spans."""

@@ -38,7 +38,7 @@ class Choice:
     temperature: float = 1.0
     top_k: int = 0  # 0: off
     top_p: float = 1.0  # 1: off
-    no_repeats: bool = False  # of words: none, and no phrase of up to `REPEATED` pieces, twice in a row
+    no_repeats: bool = False  # of words: none, and no phrase of up to `REPEATED` pieces, twice in a row, marks between them or not
 
     def __post_init__(self) -> None:
         if not 0 <= self.temperature < math.inf:
@@ -134,6 +134,7 @@ def generate(
     forbid: Sequence[int] = (),
     forbid_first: Sequence[int] = (),
     word_starts: Sequence[int] = (),
+    marks: Sequence[int] = (),
     forced: Tensor | None = None,
     watch: Callable[[Tensor], None] | None = None,
 ) -> Generated:
@@ -143,7 +144,8 @@ def generate(
     `unguided` (B, Q). With text_guidance_scale != 1, words behind the picture are drawn from blind + scale * (seeing - blind),
     blind being what follows `unseen` (B, R), the prompt without its picture, and the same words; among the pieces that are
     `PLAUSIBLE` beside the likeliest. `forbid`: ids that the task rules out (a question where a caption is wanted);
-    `forbid_first`: ids that may not begin a text (blanks); `word_starts`: ids that begin a word, for `text.no_repeats`. None of these enters the
+    `forbid_first`: ids that may not begin a text (blanks); `word_starts`: ids that begin a word, for `text.no_repeats`,
+    and `marks`: those that are no words, which it looks over. None of these enters the
     log-likelihoods, which are over what the grammar allows.
     `forced` (B, slots.size) int64: ids that are taken whatever u says, by the slot that would choose them; -1 where u chooses.
     `watch` is given the ids (rows, T) of the first rows (on a CPU of up to `BLOCK`) after every choice.
@@ -157,7 +159,7 @@ def generate(
     groups = 1 if unguided is None else 2
     allowed = row_counts(model, [part.shape[1] for part in (prompts, unguided, unseen) if part is not None])
     counts = [n // groups for n in allowed] or [len(prompts)]
-    rules = Rules(vocabulary, slots, image, text, guidance_scale, text_guidance_scale, tuple(forbid), tuple(forbid_first), tuple(word_starts) if text.no_repeats else ())
+    rules = Rules(vocabulary, slots, image, text, guidance_scale, text_guidance_scale, tuple(forbid), tuple(forbid_first), tuple(word_starts) if text.no_repeats else (), tuple(marks))
     blocks = []
     for i in range(0, len(prompts), counts[-1]):
         rows = slice(i, i + counts[-1])
@@ -187,6 +189,7 @@ class Rules:
     forbid: tuple[int, ...]
     forbid_first: tuple[int, ...]
     word_starts: tuple[int, ...]
+    marks: tuple[int, ...]
 
 
 class Block:
@@ -213,8 +216,9 @@ class Block:
         self.guided = unguided is not None
         self.open_blind = None if unseen is None else lambda: open_stream(model, [unseen], width)
         self.blind: Stream | HubStreams | None = None  # the same words without the picture
-        self.begins = torch.zeros(v.size, dtype=torch.bool, device=device)  # ids that begin a word
+        self.begins, self.marks = (torch.zeros(v.size, dtype=torch.bool, device=device) for _ in range(2))  # ids that begin a word; that are no words
         self.begins[list(rules.word_starts)] = True
+        self.marks[list(rules.marks)] = True
 
     def run(self) -> Generated:
         draws = bool(_draws(self.rules.vocabulary).to(self.states.device)[self.states].any())
@@ -329,12 +333,16 @@ class Block:
         self.leave(chosen)
 
     def said_again(self, in_text: Tensor, width: int) -> Tensor:
-        """(rows, width) bool: the ids that would say what the row has just said once more: a1 … an a1 … an, a1 being the beginning of a word."""
+        """(rows, width) bool: the ids that would say what the row has just said once more: a1 … an a1 … an, a1 being the beginning of a word,
+        whatever marks stand among them."""
         found = torch.zeros(len(self.rows), width, dtype=torch.bool, device=in_text.device)
-        before = self.ids[self.rows, max(0, self.length - 2 * REPEATED + 1) : self.length]
-        for n in range(1, min(REPEATED, (before.shape[1] + 1) // 2) + 1):
-            said = before[:, before.shape[1] - 2 * n + 1 :]  # a1 … an a1 … a(n-1)
-            again = in_text & (self.lengths >= 2 * n - 1) & self.begins[said[:, 0]] & (said[:, : n - 1] == said[:, n:]).all(1)
+        text = self.ids[self.rows, max(0, self.length - self.rules.vocabulary.max_text) : self.length]
+        size = text.shape[1]
+        counted = ~self.marks[text] & (torch.arange(size, device=text.device) >= size - self.lengths[:, None])
+        counts, before = counted.sum(1), text.gather(1, counted.long().argsort(stable=True, dim=1))  # what counts stands at the right, in its order
+        for n in range(1, min(REPEATED, (size + 1) // 2) + 1):
+            said = before[:, size - 2 * n + 1 :]  # a1 … an a1 … a(n-1)
+            again = in_text & (counts >= 2 * n - 1) & self.begins[said[:, 0]] & (said[:, : n - 1] == said[:, n:]).all(1)
             last = said[:, n - 1 : n].clamp_max(width - 1)
             found.scatter_(1, last, found.gather(1, last) | again[:, None])
         return found
