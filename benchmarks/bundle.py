@@ -42,7 +42,7 @@ BEFORE = (
     "32 pictures against a discriminator (tokun.sharpen). Both tokenizers are that model's."
 )
 LIMITS = """- A small, young model: some {hours} hours of training on shared CPU cores. Its pictures have grounds, masses, skylines and the texture of hatching, seldom a thing one can name.
-- Words are drawn with text_guidance_scale 3, which keeps them closer to what the model sees in its picture, and with no_repeats.
+- Words are drawn with text_guidance_scale 3, which keeps them closer to what the model sees in its picture, and with no_repeats: no word and no short phrase twice in a row.
 - Its captions have the manner of the books' captions, and seldom describe what a person sees: of held-out pictures it finds the own caption among sixteen only about twice as often as chance
   would (the table's PMI lines). Captions of the training set it knows far better than others: the texts are half learnt by heart. Prompts steer little.
 - 64 pixels and 64 codes a picture: fine lines are lost in the codes already.

@@ -357,10 +357,10 @@ class Tokun:
 
     @cached_property
     def _marks(self) -> list[int]:
-        """Text ids that are neither letters nor digits: commas, quotes, dashes. The parts of a character (bytes) are none."""
+        """Text ids that are neither letters nor digits: commas, quotes, dashes. The parts of a character (bytes) are none, nor are full stops: "W. W. Skeat"."""
         shown, before = self.text_tokenizer.decode, self.text_tokenizer.encode("a")
         texts = {i: shown([*before, i])[1:].strip() for i in range(self.vocabulary.text_size) if i not in self.vocabulary.illegal_text}
-        return [i for i, text in texts.items() if text and "\ufffd" not in text and not any(map(str.isalnum, text))]
+        return [i for i, text in texts.items() if text and not any(letter.isalnum() or letter in ".\ufffd" for letter in text)]
 
     def encode_text(self, text: str) -> list[int]:
         """Ids of a caption. Raises ValueError when it is longer than the model's text spans."""
