@@ -1,13 +1,12 @@
 """The training loop in figures: beside a bare PyTorch loop and the Hugging Face Trainer, and what each of its settings gains.
 
     python benchmarks/train.py loops                                                              # configs/tiny.yaml, on a CPU
-    OMP_NUM_THREADS=1 python benchmarks/train.py loops --one-process
+    OMP_NUM_THREADS=1 python benchmarks/train.py loops --one-process --lives 10 --rounds 6
     python benchmarks/train.py gains
     python benchmarks/train.py loops gains --device cuda --config configs/ladder/350m.yaml train.batch_size=64 train.compile=true
 
 The loop is the real one, `stages.train_generator`, on code shards generated here; it is held at its own prefetcher before each step.
-Each of the loops lives in a process of its own (with --one-process in a thread of this one: ours and the bare one, which then share the allocator and
-its settings, and the compiled programs) and gets the machine in turns of some steps, so that whatever else the machine does
+Each of the loops lives in a process of its own (with --one-process ours and the bare one in threads of one process, where they share the allocator and its settings, and the compiled programs) and gets the machine in turns of some steps, so that whatever else the machine does
 meets all of them; between turns the others stand still, and what a loop still does beside (packing ahead) is waited for and counted as
 its own. Given are medians over the turns, of tokens that are no padding a second by the clock and a second of processor time, and of the ratio
 within a round; and the most memory, of the GPU or resident. All loops have the same model, weights, batches, AdamW, precision, compilation, loss and
@@ -421,15 +420,30 @@ def compare_loops(setting: Setting, rate: float, *, steps: int, rounds: int, liv
     print(row("ours, to the bare one that keeps memory", turns["ours"], turns["bare, keeps memory as ours"], setting, rate))
 
 
-def compare_in_one_process(setting: Setting, rate: float, *, steps: int, rounds: int) -> None:
-    """What the loops themselves differ by, without what differs from process to process."""
-    turns = compare([Loop(name, work, setting, thread=True) for name, work in (("ours", ours), ("bare", bare))], steps=steps, rounds=rounds)
-    ratios = [(t.tokens / t.seconds) / (r.tokens / r.seconds) for t, r in zip(turns["ours"], turns["bare"], strict=True)]
-    low, high = np.quantile(np.median(np.random.default_rng(0).choice(ratios, (10_000, rounds)), 1), (0.025, 0.975))
-    print(f"\nin one process, {rounds} rounds of {steps} steps; ratios to the bare loop\n{HEAD}")
+def turns_in_one_process(pipe: Connection, key: tuple[Any, ...], steps: int, rounds: int) -> None:
+    setting = Setting(*key)
+    pipe.send(compare([Loop(name, work, setting, thread=True) for name, work in (("ours", ours), ("bare", bare))], steps=steps, rounds=rounds))
+
+
+def compare_in_one_process(setting: Setting, rate: float, *, steps: int, rounds: int, lives: int) -> None:
+    """Ours and the bare one share a process, and what differs from process to process; each of the lives is a fresh one."""
+    context, turns, ratios = get_context("spawn"), {"ours": [], "bare": []}, []
+    for life in range(lives):
+        pipe, theirs = context.Pipe()
+        process = context.Process(target=turns_in_one_process, args=(theirs, setting.key(), steps, rounds))
+        process.start()
+        theirs.close()
+        found = pipe.recv()
+        process.join()
+        for name, own in found.items():
+            turns[name] += own
+        ratios.append(ratio(found["ours"], found["bare"]))
+        print(f"process {life + 1} of {lives}, tokens/s beside the bare loop's: {ratios[-1]:.3f}", flush=True)
+    print(f"\nin one process, {lives} x {rounds} rounds of {steps} steps; ratios to the bare loop\n{HEAD}")
     for name, own in turns.items():
         print(row(name, own, turns["bare"], setting, rate))
-    print(f"the bare loop's tokens/s times {statistics.median(ratios):.3f} (95 % of the rounds drawn again: {low:.3f} to {high:.3f})")
+    if lives > 1:
+        print(f"ratios of the processes: median {statistics.median(ratios):.3f}, mean {statistics.mean(ratios):.3f} +- {statistics.stdev(ratios) / lives**0.5:.3f}")
 
 
 def unfused() -> Any:
@@ -497,7 +511,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--steps", type=int, default=20, help="of a turn (%(default)s)")
     parser.add_argument("--rounds", type=int, default=12, help="%(default)s")
     parser.add_argument("--lives", type=int, default=1, help="fresh processes of each loop: one and the same loop differs by some percent from process to process (%(default)s)")
-    parser.add_argument("--one-process", action="store_true", help="loops: ours and the bare one in threads of this process")
+    parser.add_argument("--one-process", action="store_true", help="loops: ours and the bare one in threads of one process")
     args = parser.parse_intermixed_args(argv)
     what, overrides = [w for w in args.what if "=" not in w], [w for w in args.what if "=" in w]
     if unknown := set(what) - {"loops", "gains", "memory"}:
@@ -521,7 +535,7 @@ def main(argv: list[str] | None = None) -> None:
             f"torch {torch.__version__}, matrix products at {rate / 1e12:.3f} TFLOP/s"
         )
         if "loops" in what and args.one_process:
-            compare_in_one_process(setting, rate, steps=args.steps, rounds=args.rounds)
+            compare_in_one_process(setting, rate, steps=args.steps, rounds=args.rounds, lives=args.lives)
         elif "loops" in what:
             compare_loops(setting, rate, steps=args.steps, rounds=args.rounds, lives=args.lives)
         if "gains" in what:
