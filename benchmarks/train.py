@@ -427,6 +427,7 @@ def turns_in_one_process(pipe: Connection, key: tuple[Any, ...], steps: int, rou
 
 def compare_in_one_process(setting: Setting, rate: float, *, steps: int, rounds: int, lives: int) -> None:
     """Ours and the bare one share a process, and what differs from process to process; each of the lives is a fresh one."""
+    os.environ["MALLOC_ARENA_MAX"] = "1"  # glibc gives each thread memory of its own, which it returns to the system after every step: a loop in the main thread has none of that
     context, turns, ratios = get_context("spawn"), {"ours": [], "bare": []}, []
     for life in range(lives):
         pipe, theirs = context.Pipe()
