@@ -360,7 +360,8 @@ class CompiledStream(FixedStream):
         assert self.decoder.compiled is not None
         self.compiled = self.decoder.compiled
         products = {"max_autotune_gemm": True, "max_autotune_gemm_backends": "CPP"} if self.hidden.dtype == torch.bfloat16 else {}
-        with config.patch(freezing=True, size_asserts=False, alignment_asserts=False, scalar_asserts=False, **products):
+        checks = {name: False for name in ("size_asserts", "alignment_asserts", "scalar_asserts") if hasattr(config, name)}  # of shapes that are fixed
+        with config.patch(freezing=True, **checks, **products):
             return self.compiled(*args)
 
     def step(self, ids: Tensor) -> None:

@@ -150,7 +150,7 @@ def write(
     choice = model.text_choice(temperature, top_p)
     made = sampling.generate(
         model.generator, model.vocabulary, torch.tensor(prompts, device=model.device), u.to(model.device), model.slots,
-        text=choice, forbid=model._unseen[0], forbid_first=model._unseen[1], word_starts=model._word_starts, marks=model._marks, text_guidance_scale=text_guidance_scale,
+        text=choice, forbid=model._unseen[0], forbid_first=model._unseen[1], **model._pieces_for(choice), text_guidance_scale=text_guidance_scale,
         unseen=None if unseen is None else torch.tensor(unseen, device=model.device),
     )  # fmt: skip
     return made.ids.tolist(), made.text_nll.tolist()

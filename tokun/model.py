@@ -218,7 +218,7 @@ class Tokun:
                 self.generator, v, torch.tensor([prompts[i] for i in rows], device=self.device), u[rows].to(self.device), self.slots,
                 image=image, text=text, guidance_scale=guidance_scale, unguided=torch.tensor([[v.id("<bos>"), boi]] * len(rows), device=self.device),
                 text_guidance_scale=1.0 if written else text_guidance_scale, unseen=torch.tensor([v.prefix(tags[i]) for i in rows], device=self.device),
-                forbid=(v.id("<boq>"), *self._unseen[0]), forbid_first=self._unseen[1], word_starts=self._word_starts, marks=self._marks,
+                forbid=(v.id("<boq>"), *self._unseen[0]), forbid_first=self._unseen[1], **self._pieces_for(text),
                 forced=None if forced is None else forced[rows].to(self.device),
                 watch=self._telling(watch, width) if watch is not None and rows[0] == 0 else None,
             )  # fmt: skip
@@ -352,15 +352,23 @@ class Tokun:
     @cached_property
     def _word_starts(self) -> list[int]:
         """Text ids that begin a word, and so may follow a blank."""
-        shown, before = self.text_tokenizer.decode, self.text_tokenizer.encode("a")
-        return [i for i in range(self.vocabulary.text_size) if i not in self.vocabulary.illegal_text and shown([*before, i]).startswith("a ")]
+        return [i for i, text in self._after_a_letter.items() if text.startswith("a ")]
 
     @cached_property
     def _marks(self) -> list[int]:
         """Text ids that are neither letters nor digits: commas, quotes, dashes. The parts of a character (bytes) are none, nor are full stops: "W. W. Skeat"."""
-        shown, before = self.text_tokenizer.decode, self.text_tokenizer.encode("a")
-        texts = {i: shown([*before, i])[1:].strip() for i in range(self.vocabulary.text_size) if i not in self.vocabulary.illegal_text}
+        texts = {i: text[1:].strip() for i, text in self._after_a_letter.items()}
         return [i for i, text in texts.items() if text and not any(letter.isalnum() or letter in ".\ufffd" for letter in text)]
+
+    @cached_property
+    def _after_a_letter(self) -> dict[int, str]:
+        """What each text id makes of "a" when it follows."""
+        shown, before = self.text_tokenizer.decode, self.text_tokenizer.encode("a")
+        return {i: shown([*before, i]) for i in range(self.vocabulary.text_size) if i not in self.vocabulary.illegal_text}
+
+    def _pieces_for(self, choice: sampling.Choice) -> dict[str, list[int]]:
+        """What `sampling.generate` has to know of the text ids for this choice: nothing, unless words are not to be repeated."""
+        return {"word_starts": self._word_starts, "marks": self._marks} if choice.no_repeats else {}
 
     def encode_text(self, text: str) -> list[int]:
         """Ids of a caption. Raises ValueError when it is longer than the model's text spans."""
