@@ -207,6 +207,7 @@ def beside_img2dataset(pictures: Path, out: Path, python: str, n: int, turns: in
     runs = {
         "img2dataset, files": lambda size: theirs("files", size),
         "prepare --filter area": lambda size: ours("area", size),
+        "prepare --filter linear": lambda size: ours("linear", size),
         "img2dataset, server": lambda size: theirs("server", size),
         "prepare --filter hamming": lambda size: ours("hamming", size),
         "prepare (lanczos)": lambda size: ours("lanczos", size),

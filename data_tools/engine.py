@@ -20,6 +20,7 @@ from multiprocessing import get_context, parent_process
 from typing import Any
 
 from tokun.extras import need
+from tokun.memory import keep_memory
 
 ENGINES = ("local", "ray")
 
@@ -62,7 +63,7 @@ class ProcessEngine(Engine):
     def __init__(self, workers: int) -> None:
         self.workers = workers
         # spawn: a fork of a process with threads may hang, and spawn is what every platform has
-        self.pool = ProcessPoolExecutor(workers, get_context("spawn"), initializer=end_with_parent)
+        self.pool = ProcessPoolExecutor(workers, get_context("spawn"), initializer=begin_worker)
 
     def run(self, function: Callable[[Any], Any], tasks: Iterable[Any]) -> Iterator[tuple[int, Any]]:
         waiting: dict[Future[Any], int] = {}
@@ -88,6 +89,11 @@ class ProcessEngine(Engine):
 
     def __exit__(self, *_: object) -> None:
         self.pool.shutdown(cancel_futures=True)
+
+
+def begin_worker() -> None:
+    keep_memory()
+    end_with_parent()
 
 
 def end_with_parent() -> None:

@@ -54,10 +54,11 @@ from data_tools.chunks import (
 from data_tools.disk import DiskDict
 from data_tools.duplicates import alike_pairs, clusters
 from data_tools.engine import ENGINES, Engine, WorkerDied, open_engine
-from data_tools.pictures import opencv
+from data_tools.pictures import OF_OPENCV, opencv
 from data_tools.readers import READERS, Found, Listing, Options, PictureError, Words, choose_reader, read_picture, shown
 from data_tools.stores import Store, is_url, open_store
 from tokun.extras import need
+from tokun.memory import keep_memory
 
 MANIFEST = "manifest.parquet"
 RECORD = "prepare.json"
@@ -425,7 +426,7 @@ def prepare(
     reader = choose_reader(source, reader, leave_out=leave_out)
     check_folders(source, out)
     need("pyarrow", extra="data")  # before the hours of work, not after
-    if settings.filter == "area":
+    if settings.filter in OF_OPENCV:
         opencv()
     settings = replace(settings, source=settings.source or name_of(source))
     store = open_store(out)
@@ -653,7 +654,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     add("--license", default="", metavar="TEXT", help="the licence of pictures that name none of their own")
     add("--source", default="", metavar="NAME", dest="name", help="the collection's name (the folder's)")
     add("--format", default=default.format, help="of the pictures: webp, jpg (quicker, larger) or png (lossless) (%(default)s)")
-    add("--filter", default=default.filter, help="that makes pictures smaller: lanczos (sharpest), hamming (softer, in half the time) or area (OpenCV's, as img2dataset's) (%(default)s)")
+    add("--filter", default=default.filter, help="that makes pictures smaller: lanczos (sharpest), hamming (softer, in half the time), area (OpenCV's, as img2dataset's) or linear (OpenCV's, the quickest) (%(default)s)")
     add("--allow-missing-captions", action="store_true", help="keep pictures without a caption")
     add("--workers", type=int, default=os.cpu_count() or 1, help="processes (%(default)s); the output is the same for any number")
     add("--engine", default="local", metavar="NAME", help=f"{' or '.join(ENGINES)} (%(default)s): where the tasks run")
@@ -664,6 +665,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
 
 def main(argv: list[str] | None = None) -> int:
     args = parse(argv)
+    keep_memory()
     options = {name: value for name, value in vars(args).items() if name in Settings.__dataclass_fields__ and name != "source"}
     work = Work(workers=args.workers, engine=args.engine, ray_address=args.ray_address, progress=True)
     try:

@@ -108,7 +108,10 @@ class Words:
 
     def or_else(self, other: Words) -> Words:
         """These words, each empty one filled from `other`."""
-        return Words(**{one.name: getattr(self, one.name) or getattr(other, one.name) for one in fields(self)})
+        return self if other == NOTHING else Words(**{one.name: getattr(self, one.name) or getattr(other, one.name) for one in fields(self)})
+
+
+NOTHING = Words()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -151,7 +154,7 @@ def read_picture(base: Path, found: Found) -> bytes:
         if isinstance(where, Remote):
             data = fetch(where.url, where.start, MAX_BYTES + 1 if where.size is None else where.size)
             return checked(data, where.size)
-        with open(posixpath.join(base, where.file if where else found.path), "rb") as file:
+        with open(posixpath.join(base, where.file if where else found.path), "rb", buffering=0) as file:
             size = where.size if where else os.fstat(file.fileno()).st_size
             if size > MAX_BYTES:
                 raise PictureError("file too large")
@@ -214,10 +217,10 @@ def scan(source: Path, *, leave_out: Path | None = None) -> tuple[Sequence[Found
                 continue
             subfolders.remove(name)
         for name in names:
-            path, inside = here / name, posixpath.normpath(posixpath.join(within, name))
-            suffix = path.suffix.lower()
+            suffix = posixpath.splitext(name)[1].lower()
             if suffix in SIDECARS:
                 continue
+            path, inside = f"{folder}/{name}", name if within == "." else f"{within}/{name}"
             problem = why_not_open(path, root)
             if name in TABLE_NAMES:
                 if problem:
@@ -235,20 +238,23 @@ def find_files(base: Path, leave_out: Path | None, endings: tuple[str, ...] = ("
         here = Path(folder)
         within = here.relative_to(base).as_posix()
         subfolders[:] = [name for name in subfolders if out is None or (here / name).resolve() != out]
-        yield from (posixpath.normpath(posixpath.join(within, name)) for name in names if name.lower().endswith(endings))
+        yield from (name if within == "." else f"{within}/{name}" for name in names if name.lower().endswith(endings))
 
 
-def why_not_open(path: Path, root: Path) -> str:
+def why_not_open(path: str | Path, root: Path) -> str:
     """Why this file is not to be opened (a link out of the source, a pipe that would block for ever), or ""."""
     try:
-        if path.is_symlink() and not path.resolve(strict=True).is_relative_to(root):
-            return "symlink leaves the source"
-        return "" if stat.S_ISREG(path.stat().st_mode) else "not a regular file"
+        there = os.lstat(path)
+        if stat.S_ISLNK(there.st_mode):
+            if not Path(path).resolve(strict=True).is_relative_to(root):
+                return "symlink leaves the source"
+            there = os.stat(path)
+        return "" if stat.S_ISREG(there.st_mode) else "not a regular file"
     except (OSError, RuntimeError):  # RuntimeError: a loop of links, before Python 3.13
-        return "broken symlink" if path.is_symlink() else "cannot be read"
+        return "broken symlink" if os.path.islink(path) else "cannot be read"
 
 
-def starts_like_a_picture(path: Path) -> bool:
+def starts_like_a_picture(path: str) -> bool:
     try:
         with open(path, "rb") as file:
             start = file.read(16)
@@ -455,7 +461,7 @@ def read_beside(source: Path, found: Found, suffix: str) -> str:
             plain = stat.S_ISREG(there.st_mode)
             if not plain and (problem := why_not_open(Path(path), source.resolve())):
                 raise CaptionError(f"caption file: {problem}")
-            with open(path, "rb") as file:
+            with open(path, "rb", buffering=0) as file:
                 data = file.read(min(there.st_size, MAX_TEXT_BYTES) + 1 if plain else MAX_TEXT_BYTES + 1)  # room for no more than is there
     except OSError as error:
         raise CaptionError("caption file cannot be read") from error
@@ -1142,13 +1148,13 @@ def recognise_file(source: Path) -> str:
 def recognise_folder(source: Path, leave_out: Path | None) -> str:
     """What a folder is, by the names in it."""
     kinds: Counter[str] = Counter()
-    classes = set()
+    folders = set()
     for path in find_files(source, leave_out):
         folder, name = posixpath.split(path)
         suffix = posixpath.splitext(name)[1].lower()
         if suffix in PICTURE_SUFFIXES:
             kinds["picture"] += 1
-            classes.add(class_of(f"{folder}/x")[0])
+            folders.add(folder)
         elif name.lower().endswith(TARS):
             kinds["tar"] += 1
         elif BOOK_PAGE.search(name):
@@ -1160,5 +1166,6 @@ def recognise_folder(source: Path, leave_out: Path | None) -> str:
     if kinds["tar"] > kinds["picture"]:
         return "webdataset"
     if kinds["picture"]:
+        classes = {class_of(f"{folder}/x")[0] for folder in folders}
         return "classes" if len(classes) > 1 and classes <= set(CLASS_STYLES.values()) else "folder"
     return "huggingface" if kinds["data set"] else "folder"

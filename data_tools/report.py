@@ -20,7 +20,6 @@ import json
 import os
 import re
 import sys
-import tarfile
 import unicodedata
 import warnings
 from collections import Counter
@@ -29,9 +28,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from PIL import Image, ImageFile
 
 from data_tools.pictures import PictureError, decode
+from tokun import tars
 from tokun.extras import need
 
 NAME = "report.html"
@@ -304,31 +305,31 @@ def read_shards(summary: Summary, folder: Path) -> None:
     wanted = {place for _, place in summary.kept.items()}
     for shard in sorted(folder.glob("*.tar")):
         summary.bytes += shard.stat().st_size
+        broken: Counter[str] = Counter()
         try:
-            with tarfile.open(shard, "r:") as tar:
-                read_shard(summary, shard, tar, wanted)
-        except (tarfile.TarError, OSError, EOFError):
+            read_shard(summary, shard, *tars.files(shard, broken), wanted)
+        except (ValueError, OSError):
+            broken["not readable"] += 1
+        if broken:
             summary.damaged.append(shard.name)
 
 
-def read_shard(summary: Summary, shard: Path, tar: tarfile.TarFile, wanted: set[tuple[str, str]]) -> None:
+def read_shard(summary: Summary, shard: Path, names: list[str], places: np.ndarray, wanted: set[tuple[str, str]]) -> None:
     split = shard.name.split("-")[0].removesuffix(".tar")
-    for info in tar:
-        tar.members = []  # or a shard's members would pile up
-        key, _, suffix = info.name.partition(".")
-        place = (shard.name, key)
-        if not info.isfile() or info.size > MAX_BYTES:
-            continue
-        if suffix == "json":
-            file = tar.extractfile(info)
-            caption = caption_of(file.read() if file else b"")
-            summary.pairs[split] += 1
-            summary.length.add(len(caption), kept=True)
-            if place in wanted:
-                summary.tiles[place] = (summary.tiles.get(place, (b"", ""))[0], caption)
-        elif suffix in IMAGE_SUFFIXES and place in wanted:
-            file = tar.extractfile(info)
-            summary.tiles[place] = (thumbnail(file.read() if file else None), summary.tiles.get(place, (b"", ""))[1])
+    with open(shard, "rb", buffering=0) as file:
+        for name, (offset, size) in zip(names, places.tolist(), strict=True):
+            key, _, suffix = name.partition(".")
+            place = (shard.name, key)
+            if size > MAX_BYTES:
+                continue
+            if suffix == "json":
+                caption = caption_of(os.pread(file.fileno(), size, offset))
+                summary.pairs[split] += 1
+                summary.length.add(len(caption), kept=True)
+                if place in wanted:
+                    summary.tiles[place] = (summary.tiles.get(place, (b"", ""))[0], caption)
+            elif suffix in IMAGE_SUFFIXES and place in wanted:
+                summary.tiles[place] = (thumbnail(os.pread(file.fileno(), size, offset)), summary.tiles.get(place, (b"", ""))[1])
 
 
 def caption_of(data: bytes) -> str:

@@ -12,6 +12,7 @@ import io
 import os
 import posixpath
 import shutil
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -48,10 +49,13 @@ class Store:
         path = self.path(folder)
         return sorted(one.name for one in path.iterdir()) if path.is_dir() else []
 
-    def read(self, name: str, start: int = 0, size: int = -1) -> bytes:
-        with open(self.path(name), "rb") as file:
-            file.seek(start)
-            return file.read(size)
+    def read(self, name: str) -> bytes:
+        return self.path(name).read_bytes()
+
+    def read_parts(self, name: str, parts: Sequence[tuple[int, int]]) -> list[bytes]:
+        """(first byte, length) each."""
+        with open(self.path(name), "rb", buffering=0) as file:
+            return [os.pread(file.fileno(), size, start) for start, size in parts]
 
     def write(self, name: str, data: bytes) -> None:
         self.write_from(name, io.BytesIO(data))
@@ -104,8 +108,12 @@ class RemoteStore(Store):
             return []
         return sorted(posixpath.basename(name.rstrip("/")) for name in found)
 
-    def read(self, name: str, start: int = 0, size: int = -1) -> bytes:
-        return self.files().cat_file(self.url(name), start=start or None, end=start + size if size >= 0 else None)
+    def read(self, name: str) -> bytes:
+        return self.files().cat_file(self.url(name))
+
+    def read_parts(self, name: str, parts: Sequence[tuple[int, int]]) -> list[bytes]:
+        url, files = self.url(name), self.files()
+        return files.cat_ranges([url] * len(parts), [start for start, _ in parts], [start + size for start, size in parts], on_error="raise")
 
     def write(self, name: str, data: bytes) -> None:
         files = self.files()

@@ -22,7 +22,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from tokun import data
+from tokun import data, tars
 from tokun.data import (
     CodeSamples,
     ImageBatches,
@@ -386,12 +386,12 @@ ODD_TARS = {
 def test_any_tar_is_indexed_as_tarfile_reads_it(tmp_path, name):
     tar_of(tmp_path / "a.tar", **{"names": NAMES, **(PLAIN_TARS | ODD_TARS)[name]})
     assert_indexed_as_tarfile_does(tmp_path / "a.tar")
-    assert (data._plain_files(tmp_path / "a.tar") is not None) == (name in PLAIN_TARS)
+    assert (tars.plain_files(tmp_path / "a.tar") is not None) == (name in PLAIN_TARS)
 
 
 @pytest.mark.parametrize("window", [1024, 4096, 65536])
 def test_a_tar_of_small_files_is_indexed_alike_whatever_is_read_at_once(tmp_path, monkeypatch, window):
-    monkeypatch.setattr(data, "WINDOW", window)
+    monkeypatch.setattr(tars, "WINDOW", window)
     for options in PLAIN_TARS.values():
         tar_of(tmp_path / "a.tar", **{"names": NAMES * 3, **options})
         assert_indexed_as_tarfile_does(tmp_path / "a.tar")

@@ -268,6 +268,6 @@ def test_memory_of_a_step_is_kept_for_the_next_one():
 
 
 def test_where_the_c_library_is_another_one_nothing_is_done(monkeypatch):
-    monkeypatch.setattr(engine.platform, "libc_ver", lambda: ("", ""))
-    monkeypatch.setattr(engine.ctypes, "CDLL", None)
+    monkeypatch.setattr("tokun.memory.platform.libc_ver", lambda: ("", ""))
+    monkeypatch.setattr("tokun.memory.ctypes.CDLL", None)
     engine.keep_memory()

@@ -631,6 +631,26 @@ def test_area_is_the_mean_of_what_each_new_pixel_covers():
     assert new.shape == (12, 18) and np.abs(new - fine.reshape(12, 5, 18, 5).mean((1, 3))).max() <= 0.51
 
 
-def test_area_enlarges_as_the_others_do():
+@pytest.mark.parametrize("size", [(300, 400), (257, 700), (1900, 1100), (64 * 31, 64 * 40)])
+def test_linear_is_near_the_mean_by_area_and_leaves_less_moire(size):
+    pytest.importorskip("cv2")
+    x, y = np.meshgrid(np.arange(size[0]), np.arange(size[1]))
+    smooth = Image.fromarray(np.round(127.5 + 100 * np.sin(2 * np.pi * (x + y) * 64 / min(size) / 10)).astype(np.uint8))
+    linear, area = (np.asarray(resize(smooth, 64, name)).astype(float) for name in ("linear", "area"))
+    assert linear.shape == area.shape and np.abs(linear - area).mean() < 2.5
+    hatching = Image.fromarray(np.round(127.5 + 100 * np.sin(2 * np.pi * (x + y) * 64 / min(size) * 0.85)).astype(np.uint8))  # 0.85 lines a new pixel
+    linear, area = (np.asarray(resize(hatching, 64, name)).astype(float).std() for name in ("linear", "area"))
+    assert linear < max(1.05 * area, 3)
+
+
+def test_linear_takes_colour_and_long_pictures():
+    pytest.importorskip("cv2")
+    colour = Image.fromarray(np.random.default_rng(0).integers(0, 256, (90, 150, 3), dtype=np.uint8))
+    assert resize(colour, 60, "linear").size == (100, 60) and resize(colour, 60, "linear").mode == "RGB"
+    assert resize(Image.new("L", (70_000, 70), 200), 64, "linear").getextrema() == (200, 200)
+
+
+@pytest.mark.parametrize("name", ["area", "linear"])
+def test_opencvs_filters_enlarge_as_the_others_do(name):
     small = Image.fromarray(np.random.default_rng(0).integers(0, 256, (40, 50), dtype=np.uint8))
-    assert resize(small, 56, "area").tobytes() == resize(small, 56).tobytes()
+    assert resize(small, 56, name).tobytes() == resize(small, 56).tobytes()

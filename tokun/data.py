@@ -36,6 +36,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from tokun import tars
+
 T = TypeVar("T")
 IMAGE_SUFFIXES = ("webp", "png", "jpg", "jpeg")
 CODES_SUFFIX = "codes.npy"
@@ -43,18 +45,6 @@ CODES_SUFFIX = "codes.npy"
 CODES_HEADER = re.compile(rb"\x93NUMPY\x01\x00..\{'descr': '<u2', 'fortran_order': False, 'shape': \(([1-9]\d{0,6}), ([1-9]\d{0,6})\), \} *\n", re.DOTALL)
 ENCODED = 2**16  # texts whose ids are remembered: some tens of MB
 MOST_OPEN = 256  # shards that an index keeps open at once
-
-# of tars
-BLOCK = tarfile.BLOCKSIZE
-END = bytes(BLOCK)
-MAGIC = b"ustar"
-WINDOW = 1 << 17  # bytes of a shard of small files that are looked through at once; a longer one costs more than its reading: fresh memory each time
-NAMES = ("utf-8", "surrogateescape")  # how names are decoded
-FILES, DIRECTORY, PAX = (ord("0"), 0), ord("5"), ord("x")  # kinds of members
-NUMBERS = np.r_[100:156, 329:345]  # bytes of a header that hold octal numbers: mode, uid, gid, size, mtime, checksum, two of devices
-FIRST_DIGIT = np.isin(NUMBERS, (100, 108, 116, 124, 136, 148, 329, 337))
-ALL_DIGITS = np.isin(NUMBERS, np.r_[124:135, 148:154])  # of sizes and checksums
-PAX_TIME = re.compile(rb"[1-9]\d* [mac]time=-?\d+(\.\d+)?\n")
 
 
 # --- shards ---------------------------------------------------------------------------------------------------------
@@ -94,7 +84,7 @@ class ShardIndex:
     def key(self, index: int) -> str:
         index = range(len(self))[index]
         start = self._key_end.item(index - 1) if index else 0
-        return self._keys[start : self._key_end.item(index)].tobytes().decode(*NAMES)
+        return self._keys[start : self._key_end.item(index)].tobytes().decode(*tars.NAMES)
 
     def read(self, index: int, suffix: str) -> bytes:
         """The bytes of one file of sample `index`. Raises OSError when the shard is shorter than it was."""
@@ -241,7 +231,7 @@ def _scan_all(paths: Sequence[Path], need: Sequence[str], one_of: Sequence[str])
             whole &= there[:, [suffixes.index(s) for s in one_of]].any(1)
         if not whole.all():
             skipped["incomplete sample"] += int((~whole).sum())
-        encoded = [key.encode(*NAMES) for key, usable in zip(own, whole.tolist(), strict=True) if usable]
+        encoded = [key.encode(*tars.NAMES) for key, usable in zip(own, whole.tolist(), strict=True) if usable]
         shards.append(np.full(len(encoded), number, np.int32))
         places.append(where[whole])
         lengths.append(np.fromiter(map(len, encoded), np.int64, len(encoded)))
@@ -256,8 +246,7 @@ def _scan_all(paths: Sequence[Path], need: Sequence[str], one_of: Sequence[str])
 def _scan(path: Path, suffixes: Sequence[str]) -> tuple[list[str], np.ndarray, Counter[str]]:
     """The keys of one shard, (n, S, 2) where each has its files (offset and size, -1 where it has none of this suffix), and what was skipped."""
     skipped: Counter[str] = Counter()
-    plain = _plain_files(path)
-    names, places = plain if plain is not None else _any_files(path, skipped)
+    names, places = tars.files(path, skipped)
     rows: dict[str, int] = {}
     numbers: dict[str, dict[int, int]] = {suffix: {} for suffix in suffixes}  # suffix -> row -> number of the file
     for number, name in enumerate(names):
@@ -269,158 +258,6 @@ def _scan(path: Path, suffixes: Sequence[str]) -> tuple[list[str], np.ndarray, C
     for column, of_suffix in enumerate(numbers.values()):
         where[list(of_suffix), column] = places[list(of_suffix.values())]
     return list(rows), where, skipped
-
-
-def _any_files(path: Path, skipped: Counter[str]) -> tuple[list[str], np.ndarray]:
-    """The files of a tar, as `tarfile` reads it: their names, and (n, 2) offset and size."""
-    names: list[str] = []
-    places: list[tuple[int, int]] = []
-    try:
-        with tarfile.open(path, "r:", encoding=NAMES[0], errors=NAMES[1]) as tar:
-            size = path.stat().st_size
-            for info in tar:
-                tar.members.clear()  # else it remembers every one
-                if not info.isfile():
-                    continue
-                if not 0 <= info.size <= size - info.offset_data:
-                    skipped["truncated shard"] += 1
-                    break
-                names.append(info.name)
-                places.append((info.offset_data, info.size))
-            else:
-                if tar.offset + BLOCK > size:  # no end mark: tarfile stops silently inside a header
-                    skipped["truncated shard"] += 1
-    except (tarfile.TarError, ValueError, OverflowError) as error:  # the last two: of sizes below zero or beyond any disk
-        if not names:
-            raise ValueError(f"shard {path} is not a readable tar ({error}); make it again or remove it") from error
-        skipped["truncated shard"] += 1
-    return names, np.array(places, np.int64).reshape(-1, 2)
-
-
-def _plain_files(path: Path) -> tuple[list[str], np.ndarray] | None:
-    """As `_any_files`, twenty times as fast, for a whole tar of plain headers; None for any other, which is `tarfile`'s to judge."""
-    with open(path, "rb", buffering=0) as file:
-        headers = _close_headers(file.fileno()) or _far_headers(file.fileno())
-        return None if headers is None else _names_and_places(*headers, file.fileno())
-
-
-def _close_headers(file: int) -> tuple[np.ndarray, np.ndarray] | None:
-    """The headers (n, BLOCK) of a tar of small files and where each ends, found by their magic in all that there is, and each of them
-    where the one before says. None where they are far apart or do not follow one another."""
-    headers, ends, at = [], [], 0
-    while (window := os.pread(file, WINDOW, at))[:BLOCK] != END:
-        blocks = np.frombuffer(window, np.uint8, len(window) & -BLOCK).reshape(-1, BLOCK)
-        starts = np.flatnonzero(np.ndarray(len(blocks), "S5", window, 257, BLOCK) == MAGIC) if len(blocks) else blocks[0:0, 0]
-        if len(starts) << 14 <= len(window):
-            return None
-        found = blocks[starts]
-        behind = starts + 1 + _blocks_of(_octal(found[:, 124:135]))
-        if starts[0] or (behind[:-1] != starts[1:]).any() or behind[-1] <= starts[-1]:
-            return None
-        headers.append(found)
-        ends.append(at + (starts + 1) * BLOCK)
-        at += int(behind[-1]) * BLOCK
-    return (np.concatenate(headers), np.concatenate(ends)) if headers else None
-
-
-def _far_headers(file: int) -> tuple[np.ndarray, np.ndarray] | None:
-    """As `_close_headers`, going from each header to the next, and reading little between those that are far apart. None where one is none."""
-    headers: list[np.ndarray] = []  # (n, BLOCK) of each window
-    ends: list[int] = []  # of the headers
-    window, start, at, limit, first = b"", 0, 0, 0, 0
-    while True:
-        if at + BLOCK > limit:
-            headers.append(_blocks_before(window, start, ends[first:]))
-            few, first = at >> 14 >= len(ends), len(ends)  # large files: only what lies around the headers is read
-            window, start = os.pread(file, 1 << 12 if few else 1 << 16, at), at
-            limit = at + len(window)
-            if at + BLOCK > limit:  # it ends inside a header
-                return None
-        here = at - start
-        try:
-            size = int(window[here + 124 : here + 135], 8)
-        except ValueError:  # no header
-            if window[here : here + BLOCK] == END:
-                break
-            return None
-        if size < 0:
-            return None
-        at += BLOCK
-        ends.append(at)
-        at += _blocks_of(size) * BLOCK
-    headers.append(_blocks_before(window, start, ends[first:]))
-    return np.concatenate(headers), np.array(ends, np.int64)
-
-
-def _blocks_of(size: Any) -> Any:
-    """How many blocks hold so many bytes."""
-    return (size + BLOCK - 1) // BLOCK
-
-
-def _blocks_before(window: bytes, start: int, ends: Sequence[int]) -> np.ndarray:
-    """The blocks that end there, of those that were read from `start` on."""
-    return np.frombuffer(window, np.uint8, len(window) & -BLOCK).reshape(-1, BLOCK)[(np.array(ends, np.int64) - start) // BLOCK - 1]
-
-
-def _only_times(records: bytes) -> bool:
-    """Whether a pax header only tells times, as those that webdataset and GNU tar write before each file."""
-    at = 0
-    while at < len(records):
-        length = records[at : at + 3].partition(b" ")[0]
-        record = records[at : at + int(length)] if length.isdigit() else b""
-        if not PAX_TIME.fullmatch(record):
-            return False
-        at += len(record)
-    return True
-
-
-def _names_and_places(blocks: np.ndarray, ends: np.ndarray, file: int) -> tuple[list[str], np.ndarray] | None:
-    """The files among plain headers (n, BLOCK); None if one of these could mean another thing than it seems to."""
-    kind, ended = blocks[:, 156], blocks[:, :100] == 0
-    plain = (
-        np.isin(kind, (*FILES, DIRECTORY, PAX)).all()
-        and _are_numbers(blocks)
-        and np.isin(blocks[:, 135], (0, ord(" "))).all() and not blocks[:, 345].any()  # 11 digits of size, no prefix to the name
-        and not (ended[:, :-1] & ~ended[:, 1:]).any()  # something behind a name's end
-        and np.array_equal(_checksums(blocks), _octal(blocks[:, 148:154]))
-    )
-    if not plain:
-        return None
-    sizes = _octal(blocks[:, 124:135])
-    if sizes[kind == DIRECTORY].any() or not _pax_is_harmless(kind == PAX, sizes, ends, file):
-        return None
-    files = np.isin(kind, FILES)
-    names = np.ascontiguousarray(blocks[files, :100]).view("S100")[:, 0]
-    if np.char.endswith(names, b"/").any():  # a folder of old
-        return None
-    decoded = b"\0".join(names.tolist()).decode(*NAMES).split("\0") if len(names) else []
-    return decoded, np.stack([ends, sizes], 1)[files]
-
-
-def _pax_is_harmless(pax: np.ndarray, sizes: np.ndarray, ends: np.ndarray, file: int) -> bool:
-    """Whether the headers that are pax (n,) stand each before another kind, and tell times only."""
-    if pax[-1:].any() or (pax[1:] & pax[:-1]).any():
-        return False
-    return all(_only_times(os.pread(file, size, at)) for size, at in zip(sizes[pax].tolist(), ends[pax].tolist(), strict=True))
-
-
-def _checksums(blocks: np.ndarray) -> np.ndarray:
-    """Of headers (n, BLOCK): the sum of their bytes, as if the sum's own place held spaces."""
-    return blocks.sum(1, dtype=np.uint32) - blocks[:, 148:156].sum(1, dtype=np.uint32) + 8 * ord(" ")
-
-
-def _are_numbers(blocks: np.ndarray) -> bool:
-    """Whether all numbers of headers (n, BLOCK) are octal digits, the usual count of them, and then spaces or zero bytes."""
-    columns = blocks.T[NUMBERS]
-    digit = columns - np.uint8(ord("0")) < 8  # what is below "0" wraps round
-    starts = digit[1:] & ~digit[:-1]
-    ended = (columns == 0) | (columns == ord(" "))
-    return bool((digit | ended).all() and digit[ALL_DIGITS].all() and not starts[~FIRST_DIGIT[1:]].any())
-
-
-def _octal(digits: np.ndarray) -> np.ndarray:
-    """(n, width) of ASCII digits -> (n,) int64."""
-    return (digits.astype(np.int64) - ord("0")) @ 8 ** np.arange(digits.shape[1])[::-1]
 
 
 def _split_commas(pattern: str) -> list[str]:

@@ -6,11 +6,9 @@ Also how processes meet and part. This file knows no data and no losses.
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import json
 import math
 import os
-import platform
 import re
 import sys
 from collections.abc import Mapping
@@ -25,10 +23,8 @@ from torch import Tensor, nn
 from tokun import checkpoint, optim
 from tokun.config import TrainConfig
 from tokun.extras import need
+from tokun.memory import keep_memory
 from tokun.shares import collected, own_share, share_of
-
-M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
-MOST_MMAP_THRESHOLD = 32 * 2**20  # bytes; it takes no more
 
 
 def start_processes() -> bool:
@@ -46,19 +42,6 @@ def start_processes() -> bool:
             torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", 0)))
         dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo", timeout=timedelta(hours=2))
     return launched
-
-
-def keep_memory() -> None:
-    """Have the C library keep what is freed for what is asked for next; to be called before much is allocated.
-
-    glibc gives the freed memory of each training step back to the system and asks for it again in the next one, and the system clears every
-    page of it. Where the C library is another one, nothing is done.
-    """
-    if platform.libc_ver()[0] != "glibc":
-        return
-    mallopt = ctypes.CDLL(None).mallopt
-    for parameter, value in ((M_TRIM_THRESHOLD, 2**31 - 1), (M_MMAP_THRESHOLD, MOST_MMAP_THRESHOLD)):
-        mallopt(parameter, value)
 
 
 def slurm_processes(env: Mapping[str, str]) -> dict[str, str]:
