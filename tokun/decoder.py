@@ -353,15 +353,17 @@ class CompiledStream(FixedStream):
     def compiling(self, *args: Any) -> Tensor:
         """The first step. Every program is made here, with the weights as its constants: packed, as only those are.
 
-        In bfloat16 the compiler's own matrix products, no others: they are faster than the library's (in float32 slower), and nothing
-        depends on which was faster today."""
+        In bfloat16 on a processor with matrix tiles (AMX) the compiler's own matrix products, no others: there they are faster than the
+        library's, elsewhere and in float32 slower; and nothing depends on which was faster today."""
         from torch._inductor import config
 
         assert self.decoder.compiled is not None
         self.compiled = self.decoder.compiled
-        products = {"max_autotune_gemm": True, "max_autotune_gemm_backends": "CPP"} if self.hidden.dtype == torch.bfloat16 else {}
+        products = {}
+        if self.hidden.dtype == torch.bfloat16 and has_tiles():
+            products = {"max_autotune_gemm": True, "max_autotune_gemm_backends": "CPP"}
         checks = {name: False for name in ("size_asserts", "alignment_asserts", "scalar_asserts") if hasattr(config, name)}  # of shapes that are fixed
-        with config.patch(freezing=True, **checks, **products):
+        with config.patch(freezing=True, **checks, **products), LibrarysProducts():
             return self.compiled(*args)
 
     def step(self, ids: Tensor) -> None:
@@ -370,6 +372,36 @@ class CompiledStream(FixedStream):
         torch._dynamo.mark_dynamic(visible, 3)
         self.hidden = self.compiled(ids.contiguous(), place, visible, self.cos, self.sin, self.caches)[:, None]
         self.used += 1
+
+
+class LibrarysProducts:
+    """torch.ops.mkldnn as the compiler sees it meanwhile (`with LibrarysProducts():`).
+
+    In float32 it takes MKL's products wherever torch has MKL, which at few rows are slower than those of `Matrix`, and on processors
+    of other makers by far. It takes these where it believes to be on a processor that has no MKL.
+    """
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(torch.ops.mkldnn, name)
+
+    def _is_mkldnn_acl_supported(self) -> bool:
+        return True
+
+    def __enter__(self) -> None:
+        from torch._inductor.fx_passes import mkldnn_fusion
+
+        if hasattr(mkldnn_fusion, "mkldnn"):  # else this torch keeps it elsewhere, and MKL it is
+            mkldnn_fusion.mkldnn = self
+
+    def __exit__(self, *_: object) -> None:
+        from torch._inductor.fx_passes import mkldnn_fusion
+
+        mkldnn_fusion.mkldnn = torch.ops.mkldnn
+
+
+def has_tiles() -> bool:
+    """Whether this processor multiplies matrices by AMX."""
+    return getattr(torch.cpu, "_is_amx_tile_supported", bool)()
 
 
 class GraphStream(FixedStream):
