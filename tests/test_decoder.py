@@ -109,6 +109,16 @@ def test_attention_written_out_is_the_ready_made_one():
     torch.testing.assert_close(expected[2:], apart)
 
 
+def test_the_compiler_is_shown_the_librarys_products_only_meanwhile():
+    fusion = pytest.importorskip("torch._inductor.fx_passes.mkldnn_fusion")
+    if not hasattr(fusion, "mkldnn"):
+        pytest.skip("this torch has no such products, or keeps them elsewhere")
+    with pytest.raises(KeyError), decoder.LibrarysProducts():
+        assert fusion.mkldnn._is_mkldnn_acl_supported() and fusion.mkldnn._linear_pointwise is torch.ops.mkldnn._linear_pointwise
+        raise KeyError
+    assert fusion.mkldnn is torch.ops.mkldnn
+
+
 def test_without_a_compiler_steps_stay_as_they_are_with_a_word(tiny_model, monkeypatch):
     monkeypatch.setattr(decoder, "can_compile", lambda device: False)
     with pytest.warns(UserWarning, match="not compiled.*no C\\+\\+ compiler"):

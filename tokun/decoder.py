@@ -388,15 +388,17 @@ class LibrarysProducts:
         return True
 
     def __enter__(self) -> None:
-        from torch._inductor.fx_passes import mkldnn_fusion
-
-        if hasattr(mkldnn_fusion, "mkldnn"):  # else this torch keeps it elsewhere, and MKL it is
-            mkldnn_fusion.mkldnn = self
+        self.show(self)
 
     def __exit__(self, *_: object) -> None:
+        self.show(torch.ops.mkldnn)
+
+    @staticmethod
+    def show(products: Any) -> None:
         from torch._inductor.fx_passes import mkldnn_fusion
 
-        mkldnn_fusion.mkldnn = torch.ops.mkldnn
+        if hasattr(mkldnn_fusion, "mkldnn"):  # else this torch has none, or keeps them elsewhere
+            mkldnn_fusion.mkldnn = products
 
 
 def has_tiles() -> bool:
