@@ -154,7 +154,7 @@ def read_picture(base: Path, found: Found) -> bytes:
         if isinstance(where, Remote):
             data = fetch(where.url, where.start, MAX_BYTES + 1 if where.size is None else where.size)
             return checked(data, where.size)
-        with open(posixpath.join(base, where.file if where else found.path), "rb", buffering=0) as file:
+        with open(posixpath.join(base, where.file if where else found.path), "rb") as file:
             size = where.size if where else os.fstat(file.fileno()).st_size
             if size > MAX_BYTES:
                 raise PictureError("file too large")
@@ -461,7 +461,7 @@ def read_beside(source: Path, found: Found, suffix: str) -> str:
             plain = stat.S_ISREG(there.st_mode)
             if not plain and (problem := why_not_open(Path(path), source.resolve())):
                 raise CaptionError(f"caption file: {problem}")
-            with open(path, "rb", buffering=0) as file:
+            with open(path, "rb") as file:
                 data = file.read(min(there.st_size, MAX_TEXT_BYTES) + 1 if plain else MAX_TEXT_BYTES + 1)  # room for no more than is there
     except OSError as error:
         raise CaptionError("caption file cannot be read") from error
@@ -1148,13 +1148,15 @@ def recognise_file(source: Path) -> str:
 def recognise_folder(source: Path, leave_out: Path | None) -> str:
     """What a folder is, by the names in it."""
     kinds: Counter[str] = Counter()
-    folders = set()
+    classes, last = set(), None
     for path in find_files(source, leave_out):
         folder, name = posixpath.split(path)
         suffix = posixpath.splitext(name)[1].lower()
         if suffix in PICTURE_SUFFIXES:
             kinds["picture"] += 1
-            folders.add(folder)
+            if folder != last:  # the files of a folder come together
+                classes.add(class_of(f"{folder}/x")[0])
+                last = folder
         elif name.lower().endswith(TARS):
             kinds["tar"] += 1
         elif BOOK_PAGE.search(name):
@@ -1166,6 +1168,5 @@ def recognise_folder(source: Path, leave_out: Path | None) -> str:
     if kinds["tar"] > kinds["picture"]:
         return "webdataset"
     if kinds["picture"]:
-        classes = {class_of(f"{folder}/x")[0] for folder in folders}
         return "classes" if len(classes) > 1 and classes <= set(CLASS_STYLES.values()) else "folder"
     return "huggingface" if kinds["data set"] else "folder"

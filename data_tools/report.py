@@ -304,9 +304,9 @@ def read_shards(summary: Summary, folder: Path) -> None:
     """Count the pairs of all shards and fetch those of the kept sample. A damaged shard is named and passed over."""
     wanted = {place for _, place in summary.kept.items()}
     for shard in sorted(folder.glob("*.tar")):
-        summary.bytes += shard.stat().st_size
         broken: Counter[str] = Counter()
         try:
+            summary.bytes += shard.stat().st_size
             read_shard(summary, shard, *tars.files(shard, broken), wanted)
         except (ValueError, OSError):
             broken["not readable"] += 1

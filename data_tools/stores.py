@@ -113,7 +113,11 @@ class RemoteStore(Store):
 
     def read_parts(self, name: str, parts: Sequence[tuple[int, int]]) -> list[bytes]:
         url, files = self.url(name), self.files()
-        return files.cat_ranges([url] * len(parts), [start for start, _ in parts], [start + size for start, size in parts], on_error="raise")
+        found = files.cat_ranges([url] * len(parts), [start for start, _ in parts], [start + size for start, size in parts], on_error="raise")
+        for one in found:
+            if isinstance(one, BaseException):  # fsspec before June 2026 may hand it over instead
+                raise one
+        return found
 
     def write(self, name: str, data: bytes) -> None:
         files = self.files()

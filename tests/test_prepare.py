@@ -20,7 +20,7 @@ import pytest
 from PIL import Image
 
 from data_tools import prepare as tool
-from data_tools.chunks import Settings, add_member, cleaned
+from data_tools.chunks import Piece, Settings, Shard, add_member, cleaned, write_shard
 from data_tools.prepare import main, prepare
 from data_tools.readers import Found, Words
 from data_tools.stores import Store
@@ -404,6 +404,17 @@ def test_members_are_those_of_tarfile():
     assert ours == theirs or (set(theirs[329:345]) == set(b"0\0") and ours[:148] + ours[156:329] == theirs[:148] + theirs[156:329])
     with tarfile.open(fileobj=io.BytesIO(ours + bytes(1024))) as tar:
         assert {info.name: tar.extractfile(info).read() for info in tar} == members
+
+
+def test_a_chunk_that_is_cut_off_makes_no_shard(tmp_path):
+    store = Store(str(tmp_path))
+    store.write("chunk.data", b"picture{}")
+    piece = Piece("000000001", "chunk.data", 0, 7, 2)
+    assert write_shard(Shard("a.tar", "jpg", [piece], store)) == 1
+    store.write("chunk.data", b"picture{")
+    with pytest.raises(OSError, match=r"chunk.data in .* is cut off.*remove"):
+        write_shard(Shard("b.tar", "jpg", [piece], store))
+    assert not store.exists("b.tar")
 
 
 def test_json_and_manifest_have_the_fields_of_the_format(tmp_path):

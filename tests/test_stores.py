@@ -50,3 +50,13 @@ def test_a_write_that_fails_leaves_the_old_file_and_nothing_else(tmp_path, monke
 
 def test_addresses_are_told_from_paths():
     assert is_url("s3://bucket/x") and is_url("file:///x") and not is_url("C:/x") and not is_url("a/b")
+
+
+def test_what_cannot_be_read_raises_whether_the_storage_raises_it_or_hands_it_over(store, monkeypatch):
+    store.write("a.tar", b"0123456789")
+    with pytest.raises(FileNotFoundError):
+        store.read_parts("b.tar", [(0, 1)])
+    if hasattr(store, "files"):
+        monkeypatch.setattr(type(store.files()), "cat_ranges", lambda *_, **__: [b"0", ConnectionError("gone")])
+        with pytest.raises(ConnectionError):
+            store.read_parts("a.tar", [(0, 1), (1, 1)])

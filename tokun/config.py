@@ -129,7 +129,7 @@ class TrainConfig:
     spike_factor: float = 0.0  # skip and count a step whose gradient norm is this many times its running 90 % quantile; 0: off
     precision: Literal["bf16", "no"] = "bf16"
     ema_decay: float = 0.999
-    ema_every: int = 1  # steps between two looks of the average at the weights; it forgets as fast. 4 spares a small model on a CPU 1 to 2 % of its time
+    ema_every: int = 1  # steps between two looks of the average at the weights; it forgets as fast. 4 spares a small model on a CPU 2 to 3 % of its time
     z_loss: float = 1e-4
     image_weight: float = 1.0  # of the mean loss over image tokens
     text_weight: float = 1.0  # of the mean loss over text tokens

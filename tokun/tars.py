@@ -51,7 +51,7 @@ def any_files(path: Path, skipped: Counter[str]) -> tuple[list[str], np.ndarray]
             else:
                 if tar.offset + BLOCK > size:  # no end mark: tarfile stops silently inside a header
                     skipped["truncated shard"] += 1
-    except (tarfile.TarError, ValueError, OverflowError) as error:  # the last two: of sizes below zero or beyond any disk
+    except (tarfile.TarError, ValueError, OverflowError, MemoryError, RecursionError) as error:  # but the first: of sizes below zero or beyond any disk, headers in chains
         if not names:
             raise ValueError(f"shard {path} is not a readable tar ({error}); make it again or remove it") from error
         skipped["truncated shard"] += 1
