@@ -6,6 +6,7 @@ import pytest
 
 # one thread for each process of the tests: several tests run at once (pytest-xdist), and these sizes gain nothing from more
 os.environ |= {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
+os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", "1")  # more are processes that import torch once again, seconds each
 
 LONG = ("launch", "coherence", "resume", "training", "ray", "notebook", "sample", "generator", "encode", "caption", "prepare", "app", "evaluate")
 
