@@ -410,7 +410,7 @@ NOBODYS = b"%07o\0" % 0  # user and group
 
 
 def add_member(tar: io.BytesIO, name: str, data: bytes) -> None:
-    """Add a file whose header holds nothing of this machine or this hour: the same data gives the same bytes. They are tarfile's of Python 3.11, in a fifth of its time."""
+    """Add a file whose header holds nothing of this machine or this hour: the same data gives the same bytes. They are tarfile's of Python 3.11, in a quarter of its time."""
     path = name.encode("ascii")
     assert len(path) < 100, name
 
