@@ -365,8 +365,7 @@ def resize(image: Image.Image, side: int, filter: str = "lanczos") -> Image.Imag
 
 def mean_of_area(image_HW: np.ndarray, size: tuple[int, ...]) -> np.ndarray:
     """(H, W) or (H, W, 3) uint8 -> (height, width, …) of a smaller `size` (width, height)."""
-    cv2 = opencv()
-    return cv2.resize(image_HW, size, interpolation=cv2.INTER_AREA)
+    return opencv().resize(image_HW, size, interpolation=opencv().INTER_AREA)
 
 
 def mean_of_points(image_HW: np.ndarray, size: tuple[int, ...]) -> np.ndarray:
@@ -376,8 +375,8 @@ def mean_of_points(image_HW: np.ndarray, size: tuple[int, ...]) -> np.ndarray:
     fine for the new size is left behind as moiré.
     """
     (width, height), n = size, max(2, math.ceil(min(image_HW.shape[1] / size[0], image_HW.shape[0] / size[1])))
-    cv2 = opencv()
-    return mean_of_area(cv2.resize(image_HW, (n * width, n * height), interpolation=cv2.INTER_LINEAR), size)
+    points = opencv().resize(image_HW, (n * width, n * height), interpolation=opencv().INTER_LINEAR)
+    return mean_of_area(points, size)
 
 
 @lru_cache

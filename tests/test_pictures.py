@@ -632,7 +632,7 @@ def test_area_is_the_mean_of_what_each_new_pixel_covers():
 
 
 @pytest.mark.parametrize("size", [(300, 400), (257, 700), (1900, 1100), (64 * 31, 64 * 40)])
-def test_linear_is_near_the_mean_by_area_and_leaves_less_moire(size):
+def test_linear_is_near_the_mean_by_area_and_leaves_no_more_moire(size):
     pytest.importorskip("cv2")
     x, y = np.meshgrid(np.arange(size[0]), np.arange(size[1]))
     smooth = Image.fromarray(np.round(127.5 + 100 * np.sin(2 * np.pi * (x + y) * 64 / min(size) / 10)).astype(np.uint8))
