@@ -164,7 +164,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         default="float32",
         help="of the generator; float32 is exactly reproducible on CPU",
     )
-    add("--compile", action="store_true", help="for thousands of samples on a CPU: compile the steps first; now and then one comes out otherwise than without")
+    add("--compile", action=argparse.BooleanOptionalAction, help="on a CPU: steps by a C++ program that is built once on a machine; by itself where there is a compiler. Now and then a sample comes out otherwise without")
     add("--style", default="", help="a style tag, for example engraving")
     add("--subject", default="", help="a subject tag, for example architecture")
     add("--register", default="", help="the caption's register: plain, poetic, era, social, alt")

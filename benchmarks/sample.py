@@ -9,7 +9,8 @@ through a logits processor that looks them up in the same table), at the same te
 the padding. The models of 120M and 350M parameters have random weights and 16x16 codes (configs/ladder). `static`: its static cache.
 
 The bound is the time that no loop over single ids can beat here: for every step the larger of (bytes of the weights and of the cache so far) over the
-measured bandwidth, and operations over the measured rate of a large matrix product, in ours' dtype and number of rows.
+measured bandwidth, and operations over the measured rate of a large matrix product, in ours' dtype and number of rows. Both are measured anew in every
+round, the best of ten tries each: a machine that others use too is not as fast in every minute.
 The bandwidth is that of reading 512 MiB; weights that stay in a processor's last cache, as a small model's may, come faster than the bound says.
 """
 
@@ -51,23 +52,20 @@ def main() -> None:
     parser.add_argument("--codes", type=int, default=0, help="codes of a picture of the random models, where 256 take too long")
     parser.add_argument("--words", type=int, default=0, help="the most pieces of a caption of the random models")
     parser.add_argument("--device", default="cpu")
-    parser.add_argument("--compile", action="store_true", help="ours in compiled steps, on a CPU; the compiling itself is told apart, and not in the rates")
+    parser.add_argument("--compile", action=argparse.BooleanOptionalAction, default=True, help="ours by the C++ program, on a CPU; building it is told apart, and not in the rates")
     parser.add_argument("--out", type=Path)
     args = parser.parse_args()
     device, lines = torch.device(args.device), []
     print(f"{torch.get_num_threads()} threads, torch {torch.__version__}, {device}")
     for dtype in args.dtypes:
-        limits = machine(device, getattr(torch, dtype))
-        print(f"{dtype}: {limits['bandwidth'] / 1e9:.1f} GB/s read, {limits['rate'] / 1e9:.0f} GFLOP/s in large products", flush=True)
         for shape in args.shapes:
             model, vocabulary = models(shape, args.codes, args.words)
             model = model.to(device, getattr(torch, dtype)).eval()
-            if args.compile:
-                start, used = time.perf_counter(), processor_seconds()
-                decoder.compile_steps(model)
+            start, used = time.perf_counter(), processor_seconds()
+            if decoder.compile_steps(model, args.compile):
                 print(f"{shape:>8} {dtype:>9} compiled in {time.perf_counter() - start:.0f} s, {processor_seconds() - used:.0f} s of processor time", flush=True)
             for batch in args.batch:
-                lines.append({"shape": shape, "dtype": dtype, "batch": batch, "compiled": decoder.is_compiled(model), **compare(model, vocabulary, batch, args.rounds, limits)})
+                lines.append({"shape": shape, "dtype": dtype, "batch": batch, "compiled": decoder.is_compiled(model), **compare(model, vocabulary, batch, args.rounds)})
                 print(row(lines[-1]), flush=True)
             del model
             gc.collect()
@@ -96,7 +94,7 @@ def models(shape: str, codes: int, words: int) -> tuple[Any, Vocabulary]:
     return model, vocabulary
 
 
-def compare(model: Any, vocabulary: Vocabulary, batch: int, rounds: int, limits: dict[str, float]) -> dict[str, float]:
+def compare(model: Any, vocabulary: Vocabulary, batch: int, rounds: int) -> dict[str, float]:
     """Ids a second of each way, medians over rounds in turns."""
     ways: dict[str, Callable[[int], Tensor]] = {
         "ours": lambda seed: ours(model, vocabulary, batch, seed),
@@ -106,8 +104,9 @@ def compare(model: Any, vocabulary: Vocabulary, batch: int, rounds: int, limits:
     for way in ways.values():
         way(10_000)  # warm
     rates: dict[str, list[float]] = {name: [] for name in ways}
-    shares = []
+    shares, limits = [], []
     for seed in range(rounds):
+        limits.append(machine(model.device, model.dtype))
         for name, way in ways.items():
             start = time.perf_counter()
             ids = way(seed)
@@ -117,12 +116,13 @@ def compare(model: Any, vocabulary: Vocabulary, batch: int, rounds: int, limits:
             made = int((ids != vocabulary.id("<pad>")).sum()) - batch * prompt(vocabulary, batch).shape[1]
             rates[name].append(made / seconds)
             if name == "ours":
-                shares.append(least_seconds(model, vocabulary, ids, limits) / seconds)
+                shares.append(least_seconds(model, vocabulary, ids, limits[-1]) / seconds)
     best = [max(a, b) for a, b in zip(rates["dynamic"], rates["static"])]
     return {
         **{name: statistics.median(found) for name, found in rates.items()},
         "times": statistics.median(a / b for a, b in zip(rates["ours"], best)),
         "bound": statistics.median(shares),
+        **{name: statistics.median(found[name] for found in limits) for name in limits[0]},
     }
 
 
@@ -161,7 +161,7 @@ class Legal:
     def __init__(self, vocabulary: Vocabulary, given: Tensor):
         rows, columns = vocabulary.default_grid
         self.vocabulary, self.read = vocabulary, 0
-        self.table = sampling._tables(vocabulary, rows * columns, (vocabulary.id("<boq>"),), (), given.device)[1]
+        self.table = sampling._tables(vocabulary, rows * columns, (vocabulary.id("<boq>"),), (), given.device, vocabulary.size)[1]
         self.limits = torch.tensor([rows * columns if s in ("image", "drawn") else vocabulary.max_text for s in STATES], device=given.device)
         self.states = torch.zeros(len(given), dtype=torch.long, device=given.device)
         self.lengths = torch.zeros_like(self.states)
@@ -217,7 +217,8 @@ def least_seconds(model: Any, vocabulary: Vocabulary, ids: Tensor, limits: dict[
 def row(line: dict[str, Any]) -> str:
     return (
         f"{line['shape']:>8} {line['dtype']:>9} batch {line['batch']:>3}: ours {line['ours']:8.0f} ids/s, generate {line['dynamic']:7.0f} (dynamic) "
-        f"{line['static']:7.0f} (static), {line['times']:.1f} times the better; {100 * line['bound']:.0f} % of the bound"
+        f"{line['static']:7.0f} (static), {line['times']:.1f} times the better; {100 * line['bound']:.0f} % of the bound "
+        f"({line['bandwidth'] / 1e9:.0f} GB/s read, {line['rate'] / 1e9:.0f} GFLOP/s in large products)"
     )
 
 

@@ -69,7 +69,7 @@ def identity(model: Tokun) -> dict[str, Any]:
         "generator": digest.hexdigest(), "image_tokenizer": model.image_tokenizer.fingerprint(),
         "defaults": {k: v for k, v in asdict(model.defaults).items() if k not in ("n", "seed")},
         "dtype": str(model.generator.dtype).removeprefix("torch."), "device": model.device.type,
-        **({"compiled": True} if decoder.is_compiled(model.generator) else {}),
+        **({"compiled": "native"} if decoder.is_compiled(model.generator) else {}),
     }  # fmt: skip
 
 

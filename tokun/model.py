@@ -102,9 +102,10 @@ class Tokun:
                 parameter.data = parameter.data.to(dtype)
         return self
 
-    def compile(self) -> Tokun:
-        """Sample in compiled steps on a CPU (`decoder.compile_steps`): for many samples. They agree among themselves, not to the last with others."""
-        decoder.compile_steps(self.generator)
+    def compile(self, wanted: bool = True) -> Tokun:
+        """Whether to sample in compiled steps on a CPU (`decoder.compile_steps`), which is so from the beginning where there is a C++ compiler.
+        They agree among themselves, not to the last with others."""
+        decoder.compile_steps(self.generator, wanted)
         return self
 
     def eval(self) -> Tokun:
@@ -422,8 +423,8 @@ def require_scale(name: str, scale: float) -> float:
     return scale
 
 
-def load(checkpoint: str | Path | None = None, *, device: str | None = None, dtype: torch.dtype = torch.float32, compile: bool = False) -> Tokun:
-    """A checkpoint folder, a Hugging Face Hub id ('name/model'), or None for the bundled engraving model. `compile`: see `Tokun.compile`.
+def load(checkpoint: str | Path | None = None, *, device: str | None = None, dtype: torch.dtype = torch.float32, compile: bool | None = None) -> Tokun:
+    """A checkpoint folder, a Hugging Face Hub id ('name/model'), or None for the bundled engraving model. `compile`: see `Tokun.compile`; None: where it can be.
 
     Raises FileNotFoundError or ValueError naming the file that is missing or broken.
     """
@@ -468,7 +469,7 @@ def load(checkpoint: str | Path | None = None, *, device: str | None = None, dty
     card = (folder / CARD).read_text(encoding="utf-8", errors="replace") if (folder / CARD).is_file() else ""
     model = Tokun(image_tokenizer, text_tokenizer, vocabulary, generator, defaults, counts, tasks, card)
     model.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    return model.compile() if compile else model
+    return model if compile is None else model.compile(compile)
 
 
 def require_same_ids(path: Path, vocabulary: Vocabulary) -> None:

@@ -22,7 +22,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from tokun.decoder import HubStreams, Stream, open_stream, row_counts
+from tokun import native
+from tokun.decoder import HubStreams, NativeStream, Stream, open_stream, row_counts
 from tokun.latents import Slots
 from tokun.vocabulary import GRAMMAR, IMAGE_STATES, STATES, TEXT_STATES, Vocabulary
 
@@ -82,6 +83,11 @@ def interval(logits: Tensor, legal: Tensor | None, ids: Tensor, choice: Choice) 
     high = cdf.gather(1, ids[:, None])[:, 0]
     low = torch.where(ids > 0, cdf.gather(1, (ids - 1).clamp_min(0)[:, None])[:, 0], 0.0)
     return low, high
+
+
+def nats(logits: Tensor, legal: Tensor | None, ids: Tensor) -> Tensor:
+    """The negative log-likelihood of ids (B,) under logits (B, V) over the legal ids: float64 (B,)."""
+    return -_masked(logits, legal).log_softmax(-1).gather(1, ids[:, None])[:, 0].double()
 
 
 def distribution(logits: Tensor, legal: Tensor | None, choice: Choice) -> tuple[Tensor, Tensor]:
@@ -213,6 +219,7 @@ class Block:
         self.told: Callable[[Tensor], None] | None = None
         self.counts = counts
         self.stream: Stream | HubStreams = open_stream(model, [prompts] if unguided is None else [prompts, unguided], width)
+        self.choose, self.nats = (native.choose, native.nats) if isinstance(self.stream, NativeStream) else (choose, nats)
         self.guided = unguided is not None
         self.open_blind = None if unseen is None else lambda: open_stream(model, [unseen], width)
         self.blind: Stream | HubStreams | None = None  # the same words without the picture
@@ -243,19 +250,23 @@ class Block:
     def draw(self) -> None:
         """The rest of the rows' picture, and its end."""
         v, slots = self.rules.vocabulary, self.rules.slots
-        part = slice(v.code_offset, v.size)
-        for place in range(int(self.lengths[0]), slots.n_codes):
+        part, first = slice(v.code_offset, v.size), int(self.lengths[0])
+        if isinstance(self.stream, NativeStream) and not self.guided and self.forced is None and self.told is None:
+            codes, nll = self.stream.draw(part, self.u[:, slots.image + first : slots.image + slots.n_codes], self.rules.image)
+            self.ids[:, self.length : self.length + codes.shape[1]] = codes
+            self.length, self.image_nll, first = self.length + codes.shape[1], self.image_nll + nll, slots.n_codes
+        for place in range(first, slots.n_codes):
             logits = self.stream.logits(part).float()
             drawn = logits
             if self.guided:
                 logits, base = logits.chunk(2)
                 drawn = base + self.rules.guidance_scale * (logits - base)
-            codes = choose(drawn, None, self.u[:, slots.image + place], self.rules.image)
+            codes = self.choose(drawn, None, self.u[:, slots.image + place], self.rules.image)
             if self.forced is not None:
                 given = self.forced[:, slots.image + place]
                 codes = torch.where(given >= 0, given - v.code_offset, codes)
                 self.note(drawn, None, codes, slots.image + place, self.rules.image)
-            nll = -logits.log_softmax(-1).gather(1, codes[:, None])[:, 0].double()
+            nll = self.nats(logits, None, codes)
             self.image_nll += nll
             if self.forced is not None:
                 self.forced_nll += torch.where(given >= 0, nll, 0.0)
@@ -291,12 +302,11 @@ class Block:
         r, v, slots = self.rules, self.rules.vocabulary, self.rules.slots
         B, device = len(self.rows), self.states.device
         part = slice(0, v.size if draws else v.code_offset)
-        allowed, ruled = _tables(v, slots.n_codes, r.forbid, r.forbid_first, device)
-        in_image, in_text = (torch.isin(self.states, _states(kind, device)) for kind in (IMAGE_STATES, TEXT_STATES))
-        limit = torch.where(in_image, slots.n_codes, v.max_text)
-        case = 3 * self.states + torch.where(self.lengths >= limit, 2, (self.lengths > 0).long())
-        grammatical, legal = allowed[case][:, part], ruled[case][:, part]
-        slot = (torch.where(in_image, slots.image, slots.text) + self.lengths).clamp_max(slots.size - 1)
+        allowed, ruled = _tables(v, slots.n_codes, r.forbid, r.forbid_first, device, part.stop)
+        in_image, in_text, limit, first = (of[self.states] for of in _spans(v, slots, device))
+        case = 3 * self.states + (self.lengths > 0) + (self.lengths >= limit)
+        grammatical, legal = allowed[case], ruled[case]
+        slot = (first + self.lengths).clamp_max(slots.size - 1)
         if r.word_starts:
             legal = legal & ~self.said_again(in_text, legal.shape[1])
         logits = self.stream.logits(part).float()
@@ -313,9 +323,9 @@ class Block:
             base = self.stream.logits(part)[B:].float()
             drawn = torch.where(in_image[:, None], base + r.guidance_scale * (logits - base), logits)
         at = self.u.gather(1, slot[:, None])[:, 0]
-        chosen = choose(drawn, legal, at, r.text)
+        chosen = self.choose(drawn, legal, at, r.text)
         if draws:
-            chosen = torch.where(in_image, choose(drawn, legal, at, r.image), chosen)
+            chosen = torch.where(in_image, self.choose(drawn, legal, at, r.image), chosen)
         if self.forced is not None:
             given = self.forced.gather(1, slot[:, None])[:, 0]
             drawing = in_image & (self.lengths < slots.n_codes)  # a full picture has only its end to choose
@@ -323,8 +333,9 @@ class Block:
             chosen = torch.where(is_given, given, chosen)
             for kind, choice in ((drawing, r.image), (in_text, r.text)):
                 self.note_some(kind, drawn, legal, chosen, slot, choice)
-        nll = -logits.masked_fill(~grammatical, -torch.inf).log_softmax(-1).gather(1, chosen[:, None])[:, 0].double()
-        self.image_nll.index_add_(0, self.rows, torch.where(in_image, nll, 0.0))
+        nll = self.nats(logits, grammatical, chosen)
+        if draws:
+            self.image_nll.index_add_(0, self.rows, torch.where(in_image, nll, 0.0))
         self.text_nll.index_add_(0, self.rows, torch.where(in_text, nll, 0.0))
         if self.forced is not None:
             self.forced_nll.index_add_(0, self.rows, torch.where(is_given, nll, 0.0))
@@ -382,6 +393,14 @@ def _states(kind: tuple[str, ...], device: torch.device) -> Tensor:
 
 
 @lru_cache
+def _spans(vocabulary: Vocabulary, slots: Slots, device: torch.device) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Of each state (S,): whether it is in a picture, whether in a text, the most ids of its span, its span's first slot."""
+    in_image, in_text = (torch.tensor([state in kind for state in STATES]) for kind in (IMAGE_STATES, TEXT_STATES))
+    limit, first = torch.where(in_image, slots.n_codes, vocabulary.max_text), torch.where(in_image, slots.image, slots.text)
+    return in_image.to(device), in_text.to(device), limit.to(device), first.to(device)
+
+
+@lru_cache
 def _draws(vocabulary: Vocabulary) -> Tensor:
     """(S,) bool: the states from which a picture can come yet, or which are one."""
     found = set(IMAGE_STATES)
@@ -391,8 +410,8 @@ def _draws(vocabulary: Vocabulary) -> Tensor:
 
 
 @lru_cache(maxsize=64)
-def _tables(vocabulary: Vocabulary, n_codes: int, forbid: tuple[int, ...], forbid_first: tuple[int, ...], device: torch.device) -> tuple[Tensor, Tensor]:
-    """(3 S, V) bool each: what the grammar allows in a span's beginning, middle and where it is full, and what is left of it to choose."""
+def _tables(vocabulary: Vocabulary, n_codes: int, forbid: tuple[int, ...], forbid_first: tuple[int, ...], device: torch.device, size: int) -> tuple[Tensor, Tensor]:
+    """(3 S, size) bool each: which of the first ids the grammar allows in a span's beginning, middle and where it is full, and what is left of it to choose."""
     states = torch.arange(len(STATES)).repeat_interleave(3)
     full = torch.where(torch.isin(states, _states(IMAGE_STATES, states.device)), n_codes, vocabulary.max_text)
     kind = torch.arange(3).repeat(len(STATES))
@@ -402,7 +421,7 @@ def _tables(vocabulary: Vocabulary, n_codes: int, forbid: tuple[int, ...], forbi
     ruled[:, list(forbid)] = False
     begins = torch.isin(states, _states(TEXT_STATES, states.device)) & (kind == 0)
     ruled[begins.nonzero(), torch.tensor(forbid_first, dtype=torch.long)] = False
-    return allowed.to(device), ruled.to(device)
+    return allowed[:, :size].to(device).contiguous(), ruled[:, :size].to(device).contiguous()
 
 
 @torch.inference_mode()
@@ -425,7 +444,7 @@ def span_nll(model: Any, vocabulary: Vocabulary, ids: Tensor, first: Tensor, n_c
         lengths = torch.where(following == states, lengths + 1, 0)
         states = torch.where(live[:, t], following, states)
     assert (states >= 0).all(), "an illegal id is scored"
-    allowed = _tables(vocabulary, n_codes, (), (), ids.device)[0][torch.stack(cases, 1)[:, begin:]]  # (B, T - begin, V)
+    allowed = _tables(vocabulary, n_codes, (), (), ids.device, vocabulary.size)[0][torch.stack(cases, 1)[:, begin:]]  # (B, T - begin, V)
     nll = -logits.masked_fill(~allowed, -torch.inf).log_softmax(-1).gather(2, ids[:, begin:, None])[:, :, 0].double()
     scored = live[:, begin:] & (torch.arange(begin, T, device=ids.device) >= first[:, None])
     return torch.where(scored, nll, 0.0).sum(-1)

@@ -1,0 +1,309 @@
+"""A decoder's step and the choice of the next id as one C++ program (native.cpp), for CPUs. Knows ids and weights, nothing of spans.
+
+    program()                              the program; RuntimeError where it cannot be built
+    Weights(model)                         a Qwen3's matrices, packed for it
+    step(weights, ...), head(...)          ids -> hidden (rows, size) float32 -> logits (rows, ids of a part) float32
+    choose(logits, legal, u, choice), nats(logits, legal, ids)     what `sampling` does with them
+
+It is built once for a machine, by the C++ compiler (g++, clang++ or CXX) against torch's own headers, in a few seconds, and kept in the user's cache.
+Matrix products are oneDNN's, as torch gives them (`brgemm`), on processors with AVX-512 or AMX; elsewhere plain loops. bfloat16 weights stay so where the
+processor multiplies them, else they are held in float32. Everything between the products is float32.
+"""
+
+from __future__ import annotations
+
+import copy
+import ctypes
+import hashlib
+import os
+import platform
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterable, Sequence
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+SOURCE = Path(__file__).with_name("native.cpp")
+PLACES = 64  # keys lie in blocks of so many places
+BLOCKS = (64, 32, 16)  # columns of a matrix that are computed together
+
+
+# --- the program ------------------------------------------------------------------------------------------------------
+
+
+@lru_cache
+def program() -> ctypes.CDLL:
+    """The program, built where it is not yet. RuntimeError says why it cannot be."""
+    if has_products():
+        found = _load(build(_flags(True)))
+        if found.tokun_has_products():
+            return found
+    return _load(build(_flags(False)))
+
+
+@lru_cache
+def is_there() -> bool:
+    """Whether there is a program; it is built where it is not yet. The environment's TOKUN_NATIVE=0 forbids it."""
+    if os.environ.get("TOKUN_NATIVE") == "0":
+        return False
+    try:
+        program()
+    except RuntimeError:
+        return False
+    return True
+
+
+def has_products() -> bool:
+    """Whether torch has oneDNN's small products on this processor."""
+    return torch.backends.mkldnn.is_available() and torch.backends.cpu.get_cpu_capability().startswith("AVX512")
+
+
+def _flags(products: bool) -> list[str]:
+    parallel = [] if platform.system() == "Darwin" else ["-fopenmp"]  # Apple's compiler has none
+    return ["-std=c++20", "-O3", "-march=native", "-fno-math-errno", "-fno-trapping-math", *parallel, *(["-DTOKUN_BRGEMM", "-mprefer-vector-width=512"] if products else [])]
+
+
+def compiler() -> str | None:
+    return next((found for name in (os.environ.get("CXX", ""), "g++", "clang++") if name and (found := shutil.which(name))), None)
+
+
+def build(flags: Sequence[str]) -> Path:
+    """The shared library's path. Processes may build at once: each renames what it has made, whole, to the same name."""
+    name = compiler()
+    if name is None:
+        raise RuntimeError("there is no C++ compiler (g++, clang++) on this machine")
+    told = (SOURCE.read_text(), torch.__version__, *flags, name, _processor())
+    path = _cache() / f"native-{hashlib.sha256(chr(0).join(told).encode()).hexdigest()[:16]}.so"
+    if path.exists():
+        return path
+    path.parent.mkdir(parents=True, exist_ok=True)
+    print(f"building {SOURCE.name}, once on this machine: some seconds", file=sys.stderr, flush=True)
+    home = Path(torch.__file__).parent
+    with tempfile.TemporaryDirectory(dir=path.parent) as folder:
+        made = Path(folder) / path.name
+        command = [
+            name, *flags, "-shared", "-fPIC", f"-D_GLIBCXX_USE_CXX11_ABI={int(torch.compiled_with_cxx11_abi())}", f"-I{home / 'include'}",
+            str(SOURCE), "-o", str(made), f"-L{home / 'lib'}", "-ltorch_cpu", "-lc10", f"-Wl,-rpath,{home / 'lib'}",
+        ]  # fmt: skip
+        ended = subprocess.run(command, capture_output=True, text=True)
+        if ended.returncode:
+            lines = [line for line in ended.stderr.splitlines() if "error" in line] or ended.stderr.splitlines() or [f"it exits with {ended.returncode}"]
+            raise RuntimeError(f"{name} could not build {SOURCE.name}: {lines[0]}")
+        made.replace(path)
+    return path
+
+
+def _processor() -> str:
+    """What its instructions are: a home folder may be shared by machines of several kinds."""
+    told = Path("/proc/cpuinfo")
+    lines = told.read_text().splitlines() if told.exists() else []
+    return next((line for line in lines if line.startswith(("flags", "Features"))), platform.processor()) + platform.machine()
+
+
+def _cache() -> Path:
+    """A folder of the user's own that can be written to: nobody else may lay a program there."""
+    folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "tokun"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        if os.access(folder, os.W_OK):
+            return folder
+    except OSError:
+        pass
+    return _own_folder()
+
+
+@lru_cache
+def _own_folder() -> Path:
+    return Path(tempfile.mkdtemp(prefix="tokun-"))
+
+
+class _Matrix(ctypes.Structure):
+    _fields_ = [("weight", ctypes.c_void_p), ("n", ctypes.c_int64), ("k", ctypes.c_int64), ("block", ctypes.c_int64)]
+
+
+class _Layer(ctypes.Structure):
+    _fields_ = [*((name, _Matrix) for name in ("qkv", "out", "gate_up", "down")), ("qk_norm", ctypes.c_void_p)]
+
+
+class _Model(ctypes.Structure):
+    _fields_ = [
+        *((name, ctypes.c_int64) for name in ("layers", "size", "heads", "kv_heads", "width", "inner", "is_half")),
+        ("eps", ctypes.c_float), ("layer", ctypes.POINTER(_Layer)), ("embedding", ctypes.c_void_p),
+    ]  # fmt: skip
+
+
+class _Rows(ctypes.Structure):
+    _fields_ = [
+        *((name, ctypes.c_int64) for name in ("count", "length", "place", "capacity", "all")),
+        *((name, ctypes.c_void_p) for name in ("ids", "starts", "index", "cos", "sin", "cache")),
+    ]  # fmt: skip
+
+
+def _load(path: Path) -> ctypes.CDLL:
+    try:
+        loaded = ctypes.CDLL(str(path))
+    except OSError as error:
+        raise RuntimeError(f"{path} cannot be loaded: {error}") from error
+    pointer, whole, count = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int
+    loaded.tokun_step.argtypes = [ctypes.POINTER(_Model), ctypes.POINTER(_Rows), pointer, count]
+    loaded.tokun_head.argtypes = [ctypes.POINTER(_Matrix), count, pointer, whole, pointer, count]
+    loaded.tokun_choose.argtypes = [pointer, pointer, whole, whole, pointer, ctypes.c_float, whole, ctypes.c_double, pointer, count]
+    loaded.tokun_draw.argtypes = [
+        ctypes.POINTER(_Model), ctypes.POINTER(_Rows), ctypes.POINTER(_Matrix), pointer, whole, pointer, ctypes.c_float, whole, ctypes.c_double, whole, pointer, pointer, count,
+    ]  # fmt: skip
+    loaded.tokun_nats.argtypes = [pointer, pointer, whole, whole, pointer, pointer, count]
+    for name in ("tokun_step", "tokun_head", "tokun_draw", "tokun_choose", "tokun_nats"):
+        getattr(loaded, name).restype = None
+    loaded.tokun_has_half.restype = loaded.tokun_has_products.restype = count
+    return loaded
+
+
+# --- weights and steps --------------------------------------------------------------------------------------------------
+
+
+def block_of(n: int) -> int:
+    """The columns that are computed together: many, so long as all threads have nearly as much to do."""
+    threads = torch.get_num_threads()
+    return next((size for size in BLOCKS if -(-n // (size * threads)) * size * threads <= 1.05 * n), BLOCKS[-1])
+
+
+def by_kv_head(qkv: Tensor, heads: int, kv_heads: int) -> Tensor:
+    """The rows of all queries, all keys, all values (n, k) as one kv head's queries, key and value behind another's."""
+    width = len(qkv) // (heads + 2 * kv_heads)
+    parts = (part.view(kv_heads, -1, qkv.shape[1]) for part in qkv.split([heads * width, kv_heads * width, kv_heads * width]))
+    return torch.cat(list(parts), 1).flatten(0, 1)
+
+
+def by_turns(gate_up: Tensor, half: int) -> Tensor:
+    """The rows of the gate, then of the other (2 n, k), `half` of each in turns; zeros where the last are fewer."""
+    parts = (F.pad(part, (0, 0, 0, -len(part) % half)).view(-1, half, part.shape[1]) for part in gate_up.chunk(2))
+    return torch.cat(list(parts), 1).flatten(0, 1)
+
+
+class Packed:
+    """x (rows, k) -> x W^T (rows, n), W (n, k) in blocks of columns."""
+
+    def __init__(self, weight: Tensor, dtype: torch.dtype, block: int = 0):
+        (n, k), self.block = weight.shape, block or block_of(len(weight))
+        blocks = F.pad(weight.to(dtype), (0, 0, 0, -n % self.block)).view(-1, self.block, k)
+        if dtype == torch.bfloat16:
+            self.weight = blocks.view(len(blocks), self.block, k // 2, 2).transpose(1, 2).contiguous()
+        else:
+            self.weight = blocks.transpose(1, 2).contiguous()
+        self.told = _Matrix(self.weight.data_ptr(), n, k, self.block)
+
+
+class Weights:
+    """A Qwen3's, as the program reads them. `layers`: (query, key and value; out; gate and the other; down; weights of the heads' norms) of each."""
+
+    def __init__(self, config: Any, layers: Iterable[tuple[Tensor, ...]], embedding: Tensor, head: Tensor):
+        sizes = config.hidden_size, config.num_attention_heads * config.head_dim, config.intermediate_size
+        self.program = program()
+        self.is_half = embedding.dtype == torch.bfloat16 and bool(self.program.tokun_has_half()) and all(size % 2 == 0 for size in sizes)
+        self.dtype = torch.bfloat16 if self.is_half else torch.float32
+        self.embedding, self.head = embedding.to(self.dtype).contiguous(), head
+        self.heads: dict[tuple[int, int], Packed] = {}
+        self.layers = []
+        for qkv, out, gate_up, down, norms in layers:
+            qkv, block = by_kv_head(qkv, config.num_attention_heads, config.num_key_value_heads), block_of(len(gate_up))
+            parts = (qkv, 0), (out, 0), (by_turns(gate_up, block // 2), block), (down, 0)
+            self.layers.append(([Packed(part, self.dtype, block) for part, block in parts], norms.float().contiguous()))
+        self.told = (_Layer * len(self.layers))(*(_Layer(*(part.told for part in parts), norms.data_ptr()) for parts, norms in self.layers))
+        self.width, self.kv_heads = config.head_dim, config.num_key_value_heads
+        self.model = _Model(
+            len(self.layers), config.hidden_size, config.num_attention_heads, self.kv_heads, self.width, config.intermediate_size, self.is_half,
+            config.rms_norm_eps, self.told, self.embedding.data_ptr(),
+        )  # fmt: skip
+
+    def first_layer(self) -> Weights:
+        """The same with only its first layer."""
+        first = copy.copy(self)
+        first.model, first.layers = _Model.from_buffer_copy(self.model), self.layers[:1]
+        first.model.layers = 1
+        return first
+
+    def new_cache(self, rows: int, capacity: int) -> Tensor:
+        """Of keys and values, for `rows` rows of up to `capacity` ids: (layers, rows, 2 * kv heads, …). What is not written is not read."""
+        return torch.empty(len(self.layers), rows, 2 * self.kv_heads, -(-capacity // PLACES) * PLACES * self.width, dtype=self.dtype)
+
+    def step(self, ids: Tensor, place: int, rows: Rows) -> Tensor:
+        """ids (B, T) int64 of these rows at `place` … -> the last hidden states (B, size) float32, normed."""
+        ids, hidden = ids.contiguous(), torch.empty(len(ids), self.model.size)
+        self.program.tokun_step(self.model, rows.told(ids, ids.shape[1], place, ids.shape[1]), hidden.data_ptr(), torch.get_num_threads())
+        return hidden
+
+    def draw(self, hidden: Tensor, place: int, rows: Rows, part: slice, u: Tensor, choice: Any) -> tuple[Tensor, Tensor, Tensor]:
+        """As many ids of the part for each row, one behind the other at `place` …, as `u` (B, n) has columns, each chosen as by `choose` and read.
+        hidden (B, size) before -> (hidden behind, ids (B, n) int64, the sum of their nats (B,) float64)."""
+        hidden, u, head = hidden.clone(), u.float().contiguous(), self.head_of(part)
+        ids, nats = torch.empty(u.shape, dtype=torch.long), torch.zeros(len(u), dtype=torch.float64)
+        self.program.tokun_draw(
+            self.model, rows.told(ids, 1, place, u.shape[1]), head.told, hidden.data_ptr(), u.shape[1], u.data_ptr(), choice.temperature, choice.top_k, choice.top_p,
+            part.start, ids.data_ptr(), nats.data_ptr(), torch.get_num_threads(),
+        )  # fmt: skip
+        return hidden, ids, nats
+
+    def logits(self, hidden: Tensor, part: slice) -> Tensor:
+        """hidden (B, size) float32 -> (B, ids of the part) float32."""
+        head, hidden = self.head_of(part), hidden.contiguous()
+        found = hidden.new_empty(len(hidden), head.told.n)
+        self.program.tokun_head(head.told, self.is_half, hidden.data_ptr(), len(hidden), found.data_ptr(), torch.get_num_threads())
+        return found
+
+    def head_of(self, part: slice) -> Packed:
+        key = (part.start, part.stop)
+        if key not in self.heads:
+            self.heads[key] = Packed(self.head[part], self.dtype)
+        return self.heads[key]
+
+
+class Rows:
+    """The sequences of a cache. starts (B,) int64: where each begins; cos, sin (places, width / 2) float32."""
+
+    def __init__(self, starts: Tensor, cos: Tensor, sin: Tensor, cache: Tensor):
+        self.starts, self.index, self.cos, self.sin, self.cache = starts, torch.arange(cache.shape[1]), cos.contiguous(), sin.contiguous(), cache
+        self.room = cache.shape[3] // (2 * cos.shape[1])
+        self.capacity = min(len(cos), self.room)
+
+    def __getitem__(self, rows: slice | Tensor) -> Rows:
+        some = copy.copy(self)
+        some.starts, some.index = self.starts[rows], self.index[rows]
+        return some
+
+    def __len__(self) -> int:
+        return len(self.index)
+
+    def told(self, ids: Tensor, length: int, place: int, more: int) -> _Rows:
+        """`length` ids a row at once, `more` in all. IndexError where there is no place for them."""
+        if len(ids) != len(self) or place + more > self.capacity:
+            raise IndexError(f"{len(ids)} rows of ids at places {place} to {place + more}; there are {len(self)} rows of {self.capacity} places")
+        return _Rows(len(ids), length, place, self.room, self.cache.shape[1], *(part.data_ptr() for part in (ids, self.starts, self.index, self.cos, self.sin, self.cache)))
+
+
+# --- the next id --------------------------------------------------------------------------------------------------------
+
+
+def choose(logits: Tensor, legal: Tensor | None, u: Tensor, choice: Any) -> Tensor:
+    """As `sampling.choose`, float32 logits (B, V)."""
+    (B, V), legal, logits, u = logits.shape, None if legal is None else legal.contiguous(), logits.contiguous(), u.float().contiguous()
+    chosen = torch.empty(B, dtype=torch.long)
+    program().tokun_choose(
+        logits.data_ptr(), None if legal is None else legal.data_ptr(), B, V, u.data_ptr(), choice.temperature, choice.top_k, choice.top_p,
+        chosen.data_ptr(), torch.get_num_threads(),
+    )  # fmt: skip
+    return chosen
+
+
+def nats(logits: Tensor, legal: Tensor | None, ids: Tensor) -> Tensor:
+    """The negative log-likelihood of ids (B,) int64 under float32 logits (B, V) over the legal ids: float64 (B,)."""
+    (B, V), legal, logits = logits.shape, None if legal is None else legal.contiguous(), logits.contiguous()
+    found = torch.empty(B, dtype=torch.float64)
+    program().tokun_nats(logits.data_ptr(), None if legal is None else legal.data_ptr(), B, V, ids.data_ptr(), found.data_ptr(), torch.get_num_threads())
+    return found
