@@ -361,6 +361,10 @@ class NativeStream(Stream):
         self.hidden, self.used = hidden[:, None], self.used + ids.shape[1]
         return ids, nats
 
+    def write(self, part: slice, u: Tensor, choice: Any, tables: Sequence[Tensor], states: Tensor, lengths: Tensor, end: int) -> tuple[Tensor, Tensor]:
+        """See `native.Weights.write`. Behind it the rows have ended."""
+        return self.decoder.weights.write(self.hidden[:, 0], self.used, self.rows, part, u, choice, tables, states, lengths, end)
+
     def keep(self, rows: Tensor) -> None:
         self.rows, self.hidden = self.rows[rows], self.hidden[rows]
 

@@ -59,6 +59,18 @@ struct Rows {  // the sequences of a stream
   void* cache;                                  // (layers, all, 2 * kv heads, capacity * width): keys, then values [capacity][width]
 };
 
+struct Words {  // what a stream of texts goes by: see sampling.Block.write
+  int64_t most, size, slots, ids, end;  // ids a row at most; ids of the head; columns of u; of `following`; the state in which a row has ended
+  float temperature;
+  int64_t top_k;
+  double top_p;
+  const bool *allowed, *ruled, *in_text;  // (3 states, size) twice, (states,)
+  const int64_t *following, *limit, *first;  // (states, ids), (states,) twice
+  const float* u;  // (rows, slots)
+  int64_t *states, *lengths, *chosen;  // (rows,) twice, (rows, most)
+  double* found;  // (rows,): nats of texts
+};
+
 inline float number(float x) { return x; }
 inline float number(bf16 x) { return __builtin_bit_cast(float, uint32_t(x.x) << 16); }
 
@@ -542,6 +554,42 @@ void tokun_draw(const Model* model, const Rows* rows, const Matrix* matrix, floa
     }
     advance(*model, at, hidden, threads);
   }
+}
+
+// Rows of text, each until it has ended: an id for each that has not, and the step behind it. -> how many ids the longest has.
+int64_t tokun_write(const Model* model, const Rows* rows, const Matrix* matrix, const float* hidden, const Words* words, int threads) {
+  const Words& w = *words;
+  const int64_t D = model->size;
+  std::vector<int64_t> alive, ids(rows->count), starts(rows->count), index(rows->count);
+  std::vector<float> logits(rows->count * w.size), states;
+  for (int64_t r = 0; r < rows->count; ++r)
+    if (w.states[r] != w.end) {
+      alive.push_back(r);
+      states.insert(states.end(), hidden + r * D, hidden + (r + 1) * D);
+    }
+  Rows at = *rows;
+  at.ids = ids.data(), at.starts = starts.data(), at.index = index.data();
+  int64_t i = 0;
+  for (; i < w.most && !alive.empty(); ++i, ++at.place) {
+    const int64_t many = alive.size();
+    look_up(*matrix, model->is_half, states.data(), many, logits.data(), threads);
+#pragma omp parallel for num_threads(threads) schedule(static)
+    for (int64_t a = 0; a < many; ++a) {
+      const int64_t r = alive[a], state = w.states[r], length = w.lengths[r], slot = std::min(w.first[state] + length, w.slots - 1);
+      const int64_t row = (3 * state + (length > 0) + (length >= w.limit[state])) * w.size;
+      const float* own = logits.data() + a * w.size;
+      const int64_t id = choose(own, w.ruled + row, w.size, w.u[r * w.slots + slot], w.temperature, w.top_k, w.top_p, room(w.size));
+      if (w.in_text[state]) w.found[r] += nats(own, w.allowed + row, w.size, id, room(w.size));
+      w.chosen[r * w.most + i] = id;
+      w.states[r] = w.following[state * w.ids + id];
+      w.lengths[r] = w.states[r] == state ? length + 1 : 0;
+    }
+    std::erase_if(alive, [&](int64_t r) { return w.states[r] == w.end; });
+    at.count = alive.size();
+    for (int64_t a = 0; a < at.count; ++a) ids[a] = w.chosen[alive[a] * w.most + i], starts[a] = rows->starts[alive[a]], index[a] = rows->index[alive[a]];
+    if (at.count) advance(*model, at, states.data(), threads);
+  }
+  return i;
 }
 
 // logits (n, count); row r may choose where legal[r * count …] (null: everywhere).

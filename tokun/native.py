@@ -146,6 +146,14 @@ class _Rows(ctypes.Structure):
     ]  # fmt: skip
 
 
+class _Words(ctypes.Structure):
+    _fields_ = [
+        *((name, ctypes.c_int64) for name in ("most", "size", "slots", "ids", "end")),
+        ("temperature", ctypes.c_float), ("top_k", ctypes.c_int64), ("top_p", ctypes.c_double),
+        *((name, ctypes.c_void_p) for name in ("allowed", "ruled", "in_text", "following", "limit", "first", "u", "states", "lengths", "chosen", "found")),
+    ]  # fmt: skip
+
+
 def _load(path: Path) -> ctypes.CDLL:
     try:
         loaded = ctypes.CDLL(str(path))
@@ -158,6 +166,8 @@ def _load(path: Path) -> ctypes.CDLL:
     loaded.tokun_draw.argtypes = [
         ctypes.POINTER(_Model), ctypes.POINTER(_Rows), ctypes.POINTER(_Matrix), pointer, whole, pointer, ctypes.c_float, whole, ctypes.c_double, whole, pointer, pointer, count,
     ]  # fmt: skip
+    loaded.tokun_write.argtypes = [ctypes.POINTER(_Model), ctypes.POINTER(_Rows), ctypes.POINTER(_Matrix), pointer, ctypes.POINTER(_Words), count]
+    loaded.tokun_write.restype = whole
     loaded.tokun_nats.argtypes = [pointer, pointer, whole, whole, pointer, pointer, count]
     for name in ("tokun_step", "tokun_head", "tokun_draw", "tokun_choose", "tokun_nats"):
         getattr(loaded, name).restype = None
@@ -249,6 +259,21 @@ class Weights:
             part.start, ids.data_ptr(), nats.data_ptr(), torch.get_num_threads(),
         )  # fmt: skip
         return hidden, ids, nats
+
+    def write(self, hidden: Tensor, place: int, rows: Rows, part: slice, u: Tensor, choice: Any, tables: Sequence[Tensor], states: Tensor, lengths: Tensor, end: int) -> tuple[Tensor, Tensor]:
+        """Each row to its end, at `place` …: (ids (B, n) int64, -1 behind the end, the nats of its texts (B,) float64).
+
+        tables: allowed, ruled (3 S, ids of the part) bool, in_text (S,) bool, following (S, V), limit, first (S,) int64, as in `sampling`. u (B, slots) float32;
+        states, lengths (B,) int64 go on with the rows."""
+        hidden, u, head, tables = hidden.contiguous(), u.float().contiguous(), self.head_of(part), [table.contiguous() for table in tables]
+        most = rows.capacity - place
+        ids, nats = torch.full((len(u), most), -1), torch.zeros(len(u), dtype=torch.float64)
+        words = _Words(
+            most, head.told.n, u.shape[1], tables[3].shape[1], end, choice.temperature, choice.top_k, choice.top_p,
+            *(part.data_ptr() for part in (*tables, u, states, lengths, ids, nats)),
+        )  # fmt: skip
+        made = self.program.tokun_write(self.model, rows.told(ids, 1, place, most), head.told, hidden.data_ptr(), words, torch.get_num_threads())
+        return ids[:, :made], nats
 
     def logits(self, hidden: Tensor, part: slice) -> Tensor:
         """hidden (B, size) float32 -> (B, ids of the part) float32."""

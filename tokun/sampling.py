@@ -236,6 +236,8 @@ class Block:
             else:
                 self.write(draws)
             draws = draws and bool(_draws(self.rules.vocabulary).to(self.states.device)[self.states].any())
+        if isinstance(self.stream, NativeStream) and not (self.guided or self.open_blind or self.rules.word_starts) and self.forced is None and self.told is None:
+            self.write_all(self.stream)
         while not self.has_ended():
             self.write(False)
         return Generated(self.ids[:, : self.length], self.image_nll, self.text_nll, self.forced_nll, self.low, self.high)
@@ -342,6 +344,17 @@ class Block:
         self.states, self.lengths = v.advance(self.states, self.lengths, chosen)
         self.put(chosen, step=False)
         self.leave(chosen)
+
+    def write_all(self, stream: NativeStream) -> None:
+        """What `write` does, until all rows have ended, in one call."""
+        r, v, slots, device = self.rules, self.rules.vocabulary, self.rules.slots, self.states.device
+        part = slice(0, v.code_offset)
+        _, in_text, limit, first = _spans(v, slots, device)
+        tables = *_tables(v, slots.n_codes, r.forbid, r.forbid_first, device, part.stop), in_text, v.following, limit, first
+        ids, nll = stream.write(part, self.u, r.text, tables, self.states, self.lengths, STATES.index("end"))
+        self.ids[self.rows, self.length : self.length + ids.shape[1]] = ids.where(ids >= 0, v.id("<pad>"))
+        self.text_nll.index_add_(0, self.rows, nll)
+        self.length += ids.shape[1]
 
     def said_again(self, in_text: Tensor, width: int) -> Tensor:
         """(rows, width) bool: the ids that would say what the row has just said once more: a1 … an a1 … an, a1 being the beginning of a word,
