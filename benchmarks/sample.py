@@ -1,7 +1,7 @@
 """How fast are pairs sampled? Ours, Hugging Face's `generate`, and what the machine allows, in turns in one run.
 
     python benchmarks/sample.py                                     the bundled model, and shapes of 120M and 350M parameters
-    python benchmarks/sample.py --shapes bundled --batch 16 --rounds 5 --compile
+    python benchmarks/sample.py --shapes bundled --batch 16 --rounds 5 --no-compile
     python benchmarks/sample.py --device cuda --batch 1 16 64 --dtypes bfloat16
 
 Both make whole pairs: the picture's codes, then words until each row ends. Both choose among the same legal ids (ours in its loop, `generate`

@@ -129,6 +129,7 @@ void multiply(const float* a, int64_t rows, const Matrix& m, int64_t j, float* c
   const auto* b = static_cast<const float*>(m.weight) + j * m.block * m.k;
   for (int64_t from = 0; from < m.block; from += 16) {
     int64_t r = 0;
+    for (; r + 6 <= rows; r += 6) few<6>(a + r * m.k, b, m, from, c + r * m.block);  // as many sums as AVX2 has registers for
     for (; r + 4 <= rows; r += 4) few<4>(a + r * m.k, b, m, from, c + r * m.block);
     for (; r < rows; ++r) few<1>(a + r * m.k, b, m, from, c + r * m.block);
   }

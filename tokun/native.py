@@ -79,13 +79,13 @@ def build(flags: Sequence[str]) -> Path:
     name = compiler()
     if name is None:
         raise RuntimeError("there is no C++ compiler (g++, clang++) on this machine")
-    told = (SOURCE.read_text(), torch.__version__, *flags, name, _processor())
+    home = Path(torch.__file__).parent
+    told = (SOURCE.read_text(), torch.__version__, str(home), *flags, name, _processor())
     path = _cache() / f"native-{hashlib.sha256(chr(0).join(told).encode()).hexdigest()[:16]}.so"
     if path.exists():
         return path
     path.parent.mkdir(parents=True, exist_ok=True)
     print(f"building {SOURCE.name}, once on this machine: some seconds", file=sys.stderr, flush=True)
-    home = Path(torch.__file__).parent
     with tempfile.TemporaryDirectory(dir=path.parent) as folder:
         made = Path(folder) / path.name
         command = [
