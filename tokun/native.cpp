@@ -16,6 +16,7 @@
 #include <exception>
 #include <limits>
 #include <type_traits>
+#include <utility>
 #include <vector>
 
 #ifdef _OPENMP
@@ -32,6 +33,14 @@ constexpr int64_t PLACES = 64;  // keys lie in blocks of so many places: [places
 constexpr int64_t CHUNK = 64;   // rows of one product
 
 typedef float v16 __attribute__((vector_size(64)));  // on any processor: the compiler makes of it what there is
+
+std::pair<int, int> team() {  // which of the threads this is, and how many there are
+#ifdef _OPENMP
+  return {omp_get_thread_num(), omp_get_num_threads()};
+#else
+  return {0, 1};
+#endif
+}
 
 struct Matrix {  // x (rows, k) -> x W^T (rows, n). Blocks of `block` of the n: [n / block][k][block], in bfloat16 [n / block][k / 2][block][2]; zeros behind n
   const void* weight;
@@ -114,6 +123,7 @@ void multiply(const float* a, int64_t rows, const Matrix& m, int64_t j, float* c
   const auto* b = static_cast<const float*>(m.weight) + j * m.block * m.k;
   at::native::cpublas::brgemm(rows, m.block, m.k, m.k, m.block, m.block, false, a, b, c, false);
 }
+
 void release(bool is_half) { at::native::cpublas::brgemm_release(is_half); }
 #else
 template <int R> void few(const float* a, const float* b, const Matrix& m, int64_t from, float* c) {  // R rows, 16 columns
@@ -280,11 +290,8 @@ template <class T> void step(const Model& m, const Rows& rows, float* hidden, in
   // pointers: within the parallel region `thread_local` names another thread's
 #pragma omp parallel num_threads(threads)
   {
-#ifdef _OPENMP
-    const int me = omp_get_thread_num(), count = omp_get_num_threads();
-#else
-    const int me = 0, count = 1;
-#endif
+    const std::pair<int, int> of = team();
+    const int me = of.first, count = of.second;
     static thread_local std::vector<float> own;
     int64_t widest = 0;
     for (int64_t l = 0; l < m.layers; ++l)
@@ -370,11 +377,8 @@ template <class T> void head(const Matrix& m, const float* hidden, int64_t n, fl
   for (int64_t i = 0; i < n * m.k; ++i) h[i] = rounded<T>(hidden[i]);
 #pragma omp parallel num_threads(threads)
   {
-#ifdef _OPENMP
-    const int me = omp_get_thread_num(), count = omp_get_num_threads();
-#else
-    const int me = 0, count = 1;
-#endif
+    const std::pair<int, int> of = team();
+    const int me = of.first, count = of.second;
     static thread_local std::vector<float> own;
     own.resize(CHUNK * m.block);
     product(h, n, m, me, count, own.data(), [&](int64_t r, int64_t from, int64_t some, const float* values) { std::memcpy(logits + r * m.n + from, values, some * sizeof(float)); });
@@ -562,18 +566,18 @@ int64_t tokun_write(const Model* model, const Rows* rows, const Matrix* matrix, 
   const Words& w = *words;
   const int64_t D = model->size;
   std::vector<int64_t> alive, ids(rows->count), starts(rows->count), index(rows->count);
-  std::vector<float> logits(rows->count * w.size), states;
+  std::vector<float> logits(rows->count * w.size), last;
   for (int64_t r = 0; r < rows->count; ++r)
     if (w.states[r] != w.end) {
       alive.push_back(r);
-      states.insert(states.end(), hidden + r * D, hidden + (r + 1) * D);
+      last.insert(last.end(), hidden + r * D, hidden + (r + 1) * D);
     }
   Rows at = *rows;
   at.ids = ids.data(), at.starts = starts.data(), at.index = index.data();
   int64_t i = 0;
   for (; i < w.most && !alive.empty(); ++i, ++at.place) {
     const int64_t many = alive.size();
-    look_up(*matrix, model->is_half, states.data(), many, logits.data(), threads);
+    look_up(*matrix, model->is_half, last.data(), many, logits.data(), threads);
 #pragma omp parallel for num_threads(threads) schedule(static)
     for (int64_t a = 0; a < many; ++a) {
       const int64_t r = alive[a], state = w.states[r], length = w.lengths[r], slot = std::min(w.first[state] + length, w.slots - 1);
@@ -588,7 +592,7 @@ int64_t tokun_write(const Model* model, const Rows* rows, const Matrix* matrix, 
     std::erase_if(alive, [&](int64_t r) { return w.states[r] == w.end; });
     at.count = alive.size();
     for (int64_t a = 0; a < at.count; ++a) ids[a] = w.chosen[alive[a] * w.most + i], starts[a] = rows->starts[alive[a]], index[a] = rows->index[alive[a]];
-    if (at.count) advance(*model, at, states.data(), threads);
+    if (at.count) advance(*model, at, last.data(), threads);
   }
   return i;
 }
