@@ -271,5 +271,7 @@ def test_the_environment_can_forbid_it(monkeypatch):
     monkeypatch.setenv("TOKUN_NATIVE", "0")
     try:
         assert not native.is_there()
+        with pytest.warns(UserWarning, match="not compiled.*TOKUN_NATIVE=0"):
+            assert not decoder.compile_steps(model_of())
     finally:
         native.is_there.cache_clear()

@@ -38,9 +38,15 @@ BLOCKS = (64, 32, 16)  # columns of a matrix that are computed together
 # --- the program ------------------------------------------------------------------------------------------------------
 
 
-@lru_cache
 def program() -> ctypes.CDLL:
-    """The program, built where it is not yet. RuntimeError says why it cannot be."""
+    """The program, built where it is not yet. RuntimeError says why it cannot be. The environment's TOKUN_NATIVE=0 forbids it."""
+    if os.environ.get("TOKUN_NATIVE") == "0":
+        raise RuntimeError("TOKUN_NATIVE=0 forbids it")
+    return _built()
+
+
+@lru_cache
+def _built() -> ctypes.CDLL:
     if has_products():
         found = _load(build(_flags(True)))
         if found.tokun_has_products():
@@ -50,9 +56,7 @@ def program() -> ctypes.CDLL:
 
 @lru_cache
 def is_there() -> bool:
-    """Whether there is a program; it is built where it is not yet. The environment's TOKUN_NATIVE=0 forbids it."""
-    if os.environ.get("TOKUN_NATIVE") == "0":
-        return False
+    """Whether there is a program; it is built where it is not yet."""
     try:
         program()
     except RuntimeError:
