@@ -330,11 +330,13 @@ def refuse_other_shards(out: Store, record: dict[str, Any], *, overwrite: bool) 
     names = out.list()
     if "codes.json" in names:
         raise ValueError(f"--out {out} holds code shards (codes.json), which prepare does not replace: name another folder")
-    if overwrite or not any(is_ours(name) for name in names) or out.exists(f"{PARTIAL}/{PUBLISH}"):
-        return  # the last: killed while the files took their places
+    if overwrite or not any(is_ours(name) for name in names):
+        return
     way_out = "Name another --out, or add --overwrite to replace the shards there"
+    # no record is there when a run was killed while its files took their places: then they are of the plan aside
+    told = RECORD if RECORD in names and not out.exists(f"{PARTIAL}/{PUBLISH}") else f"{PARTIAL}/{PLAN}"
     try:
-        there = json.loads(out.read(RECORD))["settings"]
+        there = json.loads(out.read(told))["settings"]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ValueError(f"--out {out} holds shards without a whole {RECORD}: of another tool, or of a broken run. {way_out}") from error
     changes = [f"{name}: {there.get(name)!r} there, {value!r} now" for name, value in record.items() if there.get(name) != value]
@@ -349,15 +351,17 @@ def is_ours(name: str) -> bool:
 def publish(out: Store, names: list[str]) -> None:
     """Replace the old files of `out` by the new ones. The record goes first and comes last: its absence tells.
 
-    May be killed and called again: what has taken its place already is left there.
+    May be killed and called again: what has taken its place already is left there, the record too.
     """
-    out.remove(RECORD)
+    if out.exists(f"{PARTIAL}/{RECORD}"):
+        out.remove(RECORD)
     for name in out.list():
         if is_ours(name) and name not in names:
             out.remove(name)
     for name in names:
         if out.exists(f"{PARTIAL}/{name}"):
             out.move(f"{PARTIAL}/{name}", name)
+    out.remove(f"{PARTIAL}/{PUBLISH}")  # first: without it the rest is work to go on with, with it all must be there
     out.remove(PARTIAL)
 
 
@@ -436,8 +440,8 @@ def prepare(
 
     listing = READERS[reader](source, Options(style=settings.style, root=root, leave_out=leave_out))
     check_listing(listing, source, settings)
+    begin(aside, record, listing)
     if not aside.exists(PUBLISH):
-        begin(aside, record, listing)
         with open_engine(work.engine, workers=work.workers, address=work.ray_address) as engine:
             make(aside, listing, settings, engine, record, progress=work.progress)
     names = json.loads(aside.read(PUBLISH))
@@ -469,8 +473,10 @@ def begin(aside: Store, record: dict[str, Any], listing: Listing) -> None:
     """Go on with the work that lies in `aside` when it is of these settings and files, else start afresh."""
     plan = json.dumps({"settings": record, "files": identity(listing)}).encode()
     if not aside.exists(PLAN) or aside.read(PLAN) != plan:
-        aside.remove("")
-        aside.write(PLAN, plan)
+        for name in sorted(aside.list(), key=lambda name: name != PUBLISH):  # that first: a part of the rest is never published
+            if name != PLAN:
+                aside.remove(name)
+        aside.write(PLAN, plan)  # until then the old one tells whose work this was
 
 
 def identity(listing: Listing) -> str:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import io
+import itertools
 import json
 import os
 import random
+import shutil
 import subprocess
 import sys
 import tarfile
@@ -24,6 +26,7 @@ from data_tools.chunks import Piece, Settings, Shard, add_member, cleaned, write
 from data_tools.prepare import main, prepare
 from data_tools.readers import Found, Words
 from data_tools.stores import Store
+from tests.kills import dies, kills
 
 pq = pytest.importorskip("pyarrow.parquet", reason="prepare writes Parquet: pip install -e '.[data]'")
 
@@ -487,35 +490,44 @@ def test_killed_at_random_moments_the_result_is_that_of_a_run_that_was_not(tmp_p
     assert files(out) == files(whole)
 
 
-@pytest.mark.parametrize("moment", ["Columns.read", "manifest", "publish", "report.write_report"])
-def test_a_run_that_stops_between_its_steps_goes_on(tmp_path, monkeypatch, moment):
-    source, out = many(tmp_path / "in", 1, 4), tmp_path / "out"
-    with monkeypatch.context() as patch:
-        patch.setattr(f"data_tools.prepare.{moment}", lambda *a, **k: (_ for _ in ()).throw(KeyboardInterrupt))
-        with pytest.raises(KeyboardInterrupt):
-            run(source, out)
-    assert run(source, out) == 0 and run(source, tmp_path / "fresh") == 0
-    assert files(out) == files(tmp_path / "fresh")
+@pytest.mark.parametrize("there", ["nothing", "the same", "others"])
+def test_killed_before_any_change_of_the_disk_it_goes_on(tmp_path, there):
+    source, before = many(tmp_path / "in", 1, 5), tmp_path / "before"
+    assert run(source, tmp_path / "fresh", "--shard-size", "2") == 0
+    if there != "nothing":
+        assert run(source, before, "--shard-size", "2" if there == "the same" else "3") == 0
+        shutil.copytree(before, tmp_path / "out")
+
+    def first_run() -> None:
+        run(source, tmp_path / "out", "--shard-size", "2", *(["--overwrite"] if there == "others" else []))
+
+    for _ in kills(first_run, tmp_path / "out"):
+        record, kept = tmp_path / "out" / "prepare.json", tmp_path / "before" / "prepare.json"
+        if there == "others" and record.exists() and record.read_bytes() == kept.read_bytes():
+            shutil.copytree(tmp_path / "out", tmp_path / "had", ignore=shutil.ignore_patterns(".prepare-partial"))
+            first_run()
+            assert files(tmp_path / "had") == files(before), "the old ones stood, whole, until the new ones were made"
+            shutil.rmtree(tmp_path / "had")
+        else:
+            assert run(source, tmp_path / "out", "--shard-size", "2") == 0
+        assert files(tmp_path / "out") == files(tmp_path / "fresh")
+        shutil.rmtree(tmp_path / "out")
+        if there != "nothing":
+            shutil.copytree(before, tmp_path / "out")
 
 
-def test_a_run_killed_while_the_files_take_their_places_goes_on(tmp_path, monkeypatch):
-    source, out, move = many(tmp_path / "in", 1, 9), tmp_path / "out", Store.move
-    assert run(source, out, "--shard-size", "5") == 0
-    moved = []
-
-    def third_time_fails(self, name, new):
-        moved.append(name)
-        if len(moved) == 3:
-            raise KeyboardInterrupt
-        move(self, name, new)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(Store, "move", third_time_fails)
-        with pytest.raises(KeyboardInterrupt):
-            run(source, out, "--shard-size", "3", "--overwrite")
-    assert not (out / "prepare.json").exists()
-    assert run(source, out, "--shard-size", "3") == 0 and run(source, tmp_path / "fresh", "--shard-size", "3") == 0
-    assert files(out) == files(tmp_path / "fresh")
+def test_killed_while_the_files_take_their_places_it_publishes_nothing_of_other_settings_or_files(tmp_path, capsys):
+    source, out = many(tmp_path / "in", 1, 5), tmp_path / "out"
+    assert run(source, tmp_path / "fresh", "--shard-size", "2") == 0
+    for change in itertools.count():
+        assert dies(lambda: run(source, out, "--shard-size", "2"), out, change)
+        if len(list(out.glob("*.tar"))) == 2:
+            break
+        shutil.rmtree(out, ignore_errors=True)
+    assert run(source, out, "--shard-size", "3") == 2 and "shard_size: 2 there, 3 now" in capsys.readouterr().err
+    save(source / "book 0" / "a picture of number 2.png", picture(77))
+    assert run(source, out, "--shard-size", "2") == 0 and run(source, tmp_path / "changed", "--shard-size", "2") == 0
+    assert files(out) == files(tmp_path / "changed") != files(tmp_path / "fresh")
 
 
 def test_what_was_measured_before_a_kill_is_measured_again_when_a_file_or_a_caption_has_changed(tmp_path, monkeypatch):
