@@ -292,6 +292,7 @@ def publish_shard(folder: Folder, shard: Path, rows: Rows, order: tuple[str, ...
     stamp, path = sha256(json.dumps(made_of)), folder.stamp(shard)
     if (folder.out / shard.name).exists() and path.exists() and path.read_text() == stamp:
         return
+    path.unlink(missing_ok=True)  # or, behind a kill, a stamp would stand beside a shard that is not what it says
     write_shard(folder.out / shard.name, with_captions(shard, rows, order, scores, left_out))
     write_whole(path, stamp)
 

@@ -3,15 +3,16 @@
 import fcntl
 import io
 import json
-import os
 import signal
 import socket
 import subprocess
 import sys
 import tarfile
+import threading
 import time
 import urllib.request
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from PIL import Image
@@ -344,22 +345,33 @@ def test_two_processes_of_accelerate_make_the_bytes_of_one(toy_shards, tmp_path)
 
 
 def test_a_run_killed_at_any_moment_ends_with_the_bytes_of_one_that_was_not(toy_shards, tmp_path):
-    server = Server(words_for, delay=0.02)
+    """Killed behind 1, 3, 5, 2 and 4 more answers: the server holds the next one back."""
+    turn, moved = SimpleNamespace(number=0, left=1000), threading.Condition()
+
+    def answer(body: dict) -> str:
+        with moved:
+            mine = turn.number
+            moved.wait_for(lambda: turn.left or turn.number != mine)
+            turn.left -= turn.number == mine
+            moved.notify_all()
+        return words_for(body)
+
+    server = Server(answer)
     options = ["--registers", "plain,alt", "--endpoint", server.url, "--endpoint-model", "tiny", "--concurrency", "2"]
     caption([toy_shards], tmp_path / "whole", asking(server), Work(**QUICK))
     command = [*COMMAND, str(toy_shards), "--out", str(tmp_path / "out"), *options]
-    kills = 0
-    for wait in (0.0, 0.03, 0.06, 0.1, 0.02):  # seconds behind the first new answer
-        asked = len(server.requests)
+    for answers, wait in ((1, 0.0), (3, 0.03), (5, 0.06), (2, 0.1), (4, 0.02)):  # seconds behind the last of them
+        with moved:
+            turn.number, turn.left = turn.number + 1, answers
         process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, cwd=Path(__file__).parents[1])
-        while process.poll() is None and len(server.requests) == asked:
-            time.sleep(0.002)
+        with moved:
+            assert moved.wait_for(lambda: not turn.left, timeout=60)
         time.sleep(wait)
-        if process.poll() is None:
-            os.kill(process.pid, signal.SIGKILL)
-            kills += 1
-        process.wait()
-    assert kills >= 3
+        process.kill()
+        assert process.wait() == -signal.SIGKILL
+    with moved:
+        turn.number, turn.left = turn.number + 1, 1000
+        moved.notify_all()
     assert subprocess.run(command, capture_output=True, cwd=Path(__file__).parents[1]).returncode == 0
     server.close()
     assert everything(tmp_path / "out") == everything(tmp_path / "whole")

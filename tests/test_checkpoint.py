@@ -1,11 +1,14 @@
 """Promises of tokun/checkpoint.py."""
 
-import os
+import itertools
+import shutil
 import threading
+from functools import partial
 
 import pytest
 import torch
 
+from tests.kills import dies
 from tokun import checkpoint
 from tokun.checkpoint import (
     BestCheckpoints,
@@ -46,29 +49,28 @@ def test_a_block_that_raises_leaves_the_old_directory(tmp_path):
     assert contents(tmp_path) == {"a/sub/file": "new"}
 
 
-def test_a_kill_between_the_two_renames_is_recovered(tmp_path, monkeypatch):
-    put(tmp_path / "a", "old")
-    rename, calls = os.rename, []
-
-    def killed_at_the_second(source, target):
-        calls.append(source)
-        if len(calls) == 2:
-            raise KeyboardInterrupt
-        rename(source, target)
-
-    monkeypatch.setattr(checkpoint.os, "rename", killed_at_the_second)
-    with pytest.raises(KeyboardInterrupt):
-        put(tmp_path / "a", "new")
-    monkeypatch.undo()
-    assert not (tmp_path / "a").exists()
-    recover_directory(tmp_path / "a")
-    assert contents(tmp_path / "a") == {"sub/file": "old"}
+def test_killed_before_any_change_of_the_disk_and_again_the_folder_is_the_old_or_the_new(tmp_path):
+    for first in itertools.count():
+        for second in itertools.count():
+            put(tmp_path / "a", "old")
+            (tmp_path / "a.old").mkdir()  # a user's own
+            fell = [dies(partial(put, tmp_path / "a", text), tmp_path, change) for text, change in (("new", first), ("newer", second))]
+            recover_directory(tmp_path / "a")
+            assert contents(tmp_path / "a") in ({"sub/file": text} for text in ("old", "new", "newer")) and (tmp_path / "a.old").is_dir()
+            if not fell[1]:
+                assert contents(tmp_path / "a") == {"sub/file": "newer"}
+                break
+            shutil.rmtree(tmp_path)
+        if not fell[0]:
+            break
+        shutil.rmtree(tmp_path)
+    assert first > 5
 
 
 def test_recovering_changes_nothing_where_nothing_was_lost(tmp_path):
     recover_directory(tmp_path / "a")
     put(tmp_path / "a", "new")
-    put(tmp_path / "a.old", "old")
+    put(tmp_path / ".a.old", "old")
     recover_directory(tmp_path / "a")
     assert contents(tmp_path / "a") == {"sub/file": "new"}
 

@@ -583,6 +583,10 @@ def test_prefetching_is_some_steps_ahead_and_no_more():
     made = []
     stream = prefetch(lambda step: made.append(step) or step, 0, depth=2, burst=3)
     assert next(stream) == 0
+    for _ in range(1000):
+        if len(made) >= 12:
+            break
+        time.sleep(0.01)
     time.sleep(0.05)
     assert made == list(range(12))  # what is being read, two bursts that wait, and one that has no room
     stream.close()

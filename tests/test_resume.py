@@ -5,6 +5,7 @@ import os
 import shutil
 import signal
 import time
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -71,42 +72,47 @@ def test_killed_in_a_stage_and_started_again_it_finishes_with_the_same_weights(f
     config = write_config(tmp_path, small_shards)
     if stage == "generator":
         take_over(finished[1], tmp_path / "run")
-    process = start_fork(tmp_path / "said.txt", command.main, ["--config", str(config)])
-    deadline = time.monotonic() + 120
-    while not list((tmp_path / "run" / "state" / stage).glob("step-????????")) and process.is_alive() and time.monotonic() < deadline:
-        time.sleep(0.005)
+    process = start_and_wait(tmp_path, config, stage, 5)
     process.kill()
     process.join()
-    assert process.exitcode == -signal.SIGKILL, (tmp_path / "said.txt").read_text()
+    assert process.exitcode == -signal.SIGKILL and list((tmp_path / "run" / "state" / stage).iterdir())
     assert_same_weights(finished[1], run_stages(config))
 
 
 def test_asked_to_stop_it_saves_ends_well_and_goes_on_to_the_same_weights(finished, tmp_path, small_shards):
     """SIGTERM, as a cluster's scheduler sends it, to the command while it trains the generator."""
-    config, said = write_config(tmp_path, small_shards, train__save_every=1000), tmp_path / "said.txt"
+    config = write_config(tmp_path, small_shards, train__save_every=1000)
     take_over(finished[1], tmp_path / "run")
-    process = start_fork(said, train_slowly, ["--config", str(config)])
-    while process.is_alive() and not (said.exists() and "at the third step" in said.read_text()):
-        time.sleep(0.01)
+    process = start_and_wait(tmp_path, config, "generator", 3)
     process.terminate()
+    (tmp_path / "go").touch()
     process.join(120)
-    assert process.exitcode == 0 and "asked to stop" in said.read_text(), said.read_text()
+    said = (tmp_path / "said.txt").read_text()
+    assert process.exitcode == 0 and "asked to stop" in said, said
     assert [path.name for path in (tmp_path / "run" / "state" / "generator").iterdir()] == ["step-00000003"]
     assert_same_weights(finished[1], run_stages(config))
 
 
-def train_slowly(argv: list[str]) -> None:
-    """The command, in a process of its own, with a rest in the generator's third step."""
-    prefetch = data.prefetch
+def start_and_wait(folder: Path, config: Path, stage: str, step: int) -> BaseProcess:
+    """The command, in a process of its own that stands still where the loss of that step is looked at, until the file `go` is there."""
+    process = start_fork(folder / "said.txt", train_and_wait, ["--config", str(config)], stage.replace("_", " "), step, folder)
+    while process.is_alive() and not (folder / "there").exists():
+        time.sleep(0.01)
+    assert process.is_alive(), (folder / "said.txt").read_text()
+    return process
 
-    def slow(make, start, **options):
-        for number, batch in enumerate(prefetch(make, start, **options)):
-            if isinstance(make, data.TokenBatches) and number == 2:
-                print("at the third step", flush=True)
-                time.sleep(3)
-            yield batch
 
-    data.prefetch = slow
+def train_and_wait(argv: list[str], stage: str, step: int, folder: Path) -> None:
+    check = stages._require_finite
+
+    def stand_still(run, value, at, where, keys, **more):
+        if (where, at) == (stage, step):
+            (folder / "there").touch()
+            while not (folder / "go").exists():
+                time.sleep(0.01)
+        check(run, value, at, where, keys, **more)
+
+    stages._require_finite = stand_still
     command.main(argv)
 
 
@@ -179,11 +185,15 @@ def test_killed_between_code_shards_it_goes_on_and_writes_the_same_bytes(finishe
     begun = out / "codes" / "train-00001.tar"
     begun.rename(begun.with_name(begun.name + ".partial")).write_bytes(b"half a shard")
     kept = (out / "codes" / "train-00000.tar").stat().st_mtime_ns
+    (out / "state" / "image_tokenizer" / "step-00000008").mkdir(parents=True)  # and of a finished stage, killed while it tidied up
     run_stages(write_config(tmp_path, small_shards))
     assert_same_weights(finished[1], out)
     assert (out / "codes" / "train-00000.tar").stat().st_mtime_ns == kept
     for shard in sorted((finished[1] / "codes").glob("*.tar")):
         assert (out / "codes" / shard.name).read_bytes() == shard.read_bytes()
     assert not list(out.rglob("*.partial"))
+    (out / "state" / "generator" / "step-00000008").mkdir(parents=True)
+    run_stages(write_config(tmp_path, small_shards))
+    assert not list(out.glob("state/*"))
 
 

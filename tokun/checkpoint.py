@@ -25,12 +25,12 @@ import torch
 def whole_directory(target: Path) -> Iterator[Path]:
     """Yield an empty folder beside `target`; when the block ends well it takes target's place, else nothing changed."""
     target.parent.mkdir(parents=True, exist_ok=True)
-    aside = target.with_name(target.name + ".partial")
+    recover_directory(target)
+    aside, old = target.with_name(target.name + ".partial"), _old(target)
     shutil.rmtree(aside, ignore_errors=True)
     aside.mkdir()
     yield aside
     sync(aside)
-    old = target.with_name(target.name + ".old")
     shutil.rmtree(old, ignore_errors=True)
     if target.exists():
         os.rename(target, old)
@@ -110,9 +110,13 @@ def remove_partial(folder: Path) -> None:
 
 def recover_directory(target: Path) -> None:
     """Put back the old folder when a run was killed between the two renames of `whole_directory`."""
-    old = target.with_name(target.name + ".old")
+    old = _old(target)
     if old.exists() and not target.exists():
         os.rename(old, target)
+
+
+def _old(target: Path) -> Path:
+    return target.with_name(f".{target.name}.old")  # hidden: a user's own copy beside it may be called target.old
 
 
 def write_text(path: Path, text: str) -> None:

@@ -119,6 +119,11 @@ class Run:
             checkpoint.remove_partial(self.out / "state" / stage)
         return checkpoint.TrainerStates(self.out / "state" / stage, keep=self.config.train.keep_last)
 
+    def forget(self, stage: str) -> None:
+        """Remove the trainer states of a stage that is finished: gigabytes, and a kill may have left some of them."""
+        if self.rank == 0:
+            self.states(stage).clear()
+
 
 def open_run(config: Config, *, deepspeed: bool = False) -> Run:
     """Check what the last stage will ask for, make the run's folder, start its tracker. Every process calls it.
@@ -261,6 +266,7 @@ def train_image_tokenizer(run: Run) -> Path:
     if record is not None:
         checkpoint.require_same(target, record["settings"], asked)
         run.say(f"image tokenizer: {target} is there and matches. " + _line(record["figures"]) + _stopped_early(record, train, target))
+        run.forget("image_tokenizer")
         _gate(record["figures"], train, model_config.codebook_size)
         return target
     if config.start:
@@ -390,7 +396,7 @@ def train_image_tokenizer(run: Run) -> Path:
                  "seconds": round(spent + clock.seconds()), "fingerprint": model.fingerprint(), "skipped": dict(samples.index.skipped)},
             )  # fmt: skip
         run.writer.wait()
-        states.clear()
+        run.forget("image_tokenizer")
     run.tracker.log({f"image_tokenizer/val_{k}": v for k, v in figures.items()}, step=step)
     run.tracker.log_image("image_tokenizer/reconstructions", sheet, step=step)
     if samples.index.skipped:
@@ -829,6 +835,7 @@ def train_generator(run: Run) -> Path:
     if record is not None:
         checkpoint.require_same(target, record["settings"], asked)
         run.say(f"generator: {target} is there and matches" + _stopped_early(record, train, target))
+        run.forget("generator")
         return target
 
     vocabulary = build_vocabulary(config, text_tokenizer, codes)
@@ -1029,7 +1036,7 @@ def train_generator(run: Run) -> Path:
             with uncompiled(generator):
                 log_samples(run, whole, step)
         run.writer.wait()
-        states.clear()
+        run.forget("generator")
         run.say(f"generator: finished after {step} steps, {record['seconds'] / 60:.1f} minutes. {_line(held)}")
         for top in record["best"][:1]:
             run.say(f"generator: lowest held-out loss {top['loss']:.4f} at step {top['step']}; its averaged weights: {best.path(top['step'])}")
