@@ -25,8 +25,8 @@ class _Disk:
     def before(self, event: str, arguments: tuple) -> None:
         if self.left < 0 or not (event in self.CHANGES or (event == "open" and _writes(arguments))):
             return
-        relative = event in ("os.remove", "os.rmdir") and arguments[-1] != -1  # shutil.rmtree's, by the name in an open folder
-        if not relative and not os.path.realpath(os.fsdecode(arguments[0])).startswith(self.folder):
+        within = isinstance(arguments[0], int) or (event in ("os.remove", "os.rmdir") and arguments[-1] != -1)  # of a file or folder that is open
+        if not within and not os.path.realpath(os.fsdecode(arguments[0])).startswith(self.folder):
             return
         if self.left == 0:
             self.fell = True

@@ -21,6 +21,7 @@ from data_tools import caption as tool
 from data_tools import captioners, journal, registers
 from data_tools.caption import Settings, Work, caption, main, preview
 from data_tools.inspect import read_pairs
+from tests.kills import kills
 from tests.test_captioners import Server, completion, git, llava, save
 from tests.test_clip import tiny_clip
 
@@ -342,6 +343,19 @@ def test_two_processes_of_accelerate_make_the_bytes_of_one(toy_shards, tmp_path)
     done = subprocess.run(command, capture_output=True, text=True, timeout=120, cwd=Path(__file__).parents[1])
     assert done.returncode == 0, done.stderr[-2000:]
     assert everything(tmp_path / "two") == everything(tmp_path / "one")
+
+
+def test_a_shard_whose_rows_change_and_change_back_is_what_its_rows_say_whatever_was_killed_between(toy_shards, tmp_path):
+    shard, folder = toy_shards / "train-00000.tar", journal.Folder(tmp_path / "out")
+    caption([shard], tmp_path / "out", Settings(), Work())
+    rows, before = journal.read_journal(folder.journal(shard))[1], everything(tmp_path / "out")
+
+    def publish(left_out: set[int]) -> None:
+        journal.publish_shard(folder, shard, rows, ("plain",), {}, left_out)
+
+    for _ in kills(lambda: publish({0}), tmp_path):
+        publish(set())
+        assert {name: data for name, data in everything(tmp_path / "out").items() if not name.endswith(".partial")} == before
 
 
 def test_a_run_killed_at_any_moment_ends_with_the_bytes_of_one_that_was_not(toy_shards, tmp_path):
