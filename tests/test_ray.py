@@ -54,7 +54,7 @@ def files(out: Path) -> dict[str, str]:
     return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted(out.iterdir())}
 
 
-@pytest.mark.timeout(320)  # Ray runs its workers at niceness 15: beside other work they wait
+@pytest.mark.timeout(320)
 def test_a_ray_cluster_of_two_nodes_writes_the_same_bytes_as_this_machine(tmp_path, tiny_image_tokenizer):
     source = tmp_path / "in"
     source.mkdir()
@@ -63,7 +63,7 @@ def test_a_ray_cluster_of_two_nodes_writes_the_same_bytes_as_this_machine(tmp_pa
         tiles = Image.fromarray(rng.integers(0, 256, (5, 6), dtype=np.uint8)).resize((96, 80), Image.Resampling.NEAREST)
         tiles.save(source / f"a picture {'abcdefgh'[index % 8]} of {'xyz'[index % 3]} and {index}.png")
     options = ["--style", "engraving", "--no-clean", "--shard-size", "16"]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "RAY_USAGE_STATS_ENABLED": "0"}
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "RAY_USAGE_STATS_ENABLED": "0", "RAY_worker_niceness": "0"}  # else 15: beside other work they wait
     config = config_for(tmp_path / "run", tiny_image_tokenizer)
     command = [sys.executable, "-c", SCRIPT, str(config), str(source), f"file://{tmp_path}/ray", *options]
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300)
