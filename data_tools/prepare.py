@@ -333,10 +333,10 @@ def refuse_other_shards(out: Store, record: dict[str, Any], *, overwrite: bool) 
     if overwrite or not any(is_ours(name) for name in names):
         return
     way_out = "Name another --out, or add --overwrite to replace the shards there"
-    # no record is there when a run was killed while its files took their places: then they are of the plan aside
-    told = RECORD if RECORD in names and not out.exists(f"{PARTIAL}/{PUBLISH}") else f"{PARTIAL}/{PLAN}"
+    # a run that was killed while its files took their places: they are of the plan aside, and the record may not be there
+    begun = out.exists(f"{PARTIAL}/{PLAN}") and (RECORD not in names or out.exists(f"{PARTIAL}/{PUBLISH}"))
     try:
-        there = json.loads(out.read(told))["settings"]
+        there = json.loads(out.read(f"{PARTIAL}/{PLAN}" if begun else RECORD))["settings"]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ValueError(f"--out {out} holds shards without a whole {RECORD}: of another tool, or of a broken run. {way_out}") from error
     changes = [f"{name}: {there.get(name)!r} there, {value!r} now" for name, value in record.items() if there.get(name) != value]
