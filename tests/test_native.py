@@ -239,6 +239,10 @@ def test_what_cannot_be_built_says_why_and_leaves_nothing(cache, tmp_path, monke
     with pytest.raises(RuntimeError, match=r"could not build native\.cpp: .*error"):
         native.build([])
     assert list(cache.iterdir()) == []
+    with monkeypatch.context() as patch:
+        patch.setattr(native.tempfile, "TemporaryDirectory", lambda dir: (_ for _ in ()).throw(OSError(28, "No space left on device")))
+        with pytest.raises(RuntimeError, match=r"native-\w+\.so cannot be written: .*No space left"):
+            native.build([])
     monkeypatch.setattr(native, "compiler", lambda: None)
     with pytest.raises(RuntimeError, match=r"no C\+\+ compiler"):
         native.build([])
@@ -254,7 +258,10 @@ def test_it_is_built_once_for_a_source_and_by_many_at_once(cache, tmp_path, monk
     assert len(paths) == 1 and [path.suffix for path in cache.iterdir()] == [".so"]
     made = paths.pop().stat().st_mtime_ns
     capfd.readouterr()
-    assert native.build(["-O1"]).stat().st_mtime_ns == made and capfd.readouterr().err == ""
+    path = native.build(["-O1"])
+    assert path.stat().st_mtime_ns == made and capfd.readouterr().err == ""
+    path.write_bytes(b"")  # what a machine that goes down may leave
+    assert native.build(["-O1"]).stat().st_size and "once on this machine" in capfd.readouterr().err
     source.write_text('extern "C" int tokun() { return 2; }')
     assert native.build(["-O1"]).stat().st_mtime_ns != made and "once on this machine" in capfd.readouterr().err
 

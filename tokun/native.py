@@ -86,21 +86,24 @@ def build(flags: Sequence[str]) -> Path:
     home = Path(torch.__file__).parent
     told = (SOURCE.read_text(), torch.__version__, str(home), *flags, name, _processor())
     path = _cache() / f"native-{hashlib.sha256(chr(0).join(told).encode()).hexdigest()[:16]}.so"
-    if path.exists():
+    if path.exists() and path.stat().st_size:  # empty: the machine went down behind the renaming
         return path
-    path.parent.mkdir(parents=True, exist_ok=True)
     print(f"building {SOURCE.name}, once on this machine: some seconds", file=sys.stderr, flush=True)
-    with tempfile.TemporaryDirectory(dir=path.parent) as folder:
-        made = Path(folder) / path.name
-        command = [
-            name, *flags, "-shared", "-fPIC", f"-D_GLIBCXX_USE_CXX11_ABI={int(torch.compiled_with_cxx11_abi())}", f"-I{home / 'include'}",
-            str(SOURCE), "-o", str(made), f"-L{home / 'lib'}", "-ltorch_cpu", "-lc10", f"-Wl,-rpath,{home / 'lib'}",
-        ]  # fmt: skip
-        ended = subprocess.run(command, capture_output=True, text=True)
-        if ended.returncode:
-            lines = [line for line in ended.stderr.splitlines() if "error" in line] or ended.stderr.splitlines() or [f"it exits with {ended.returncode}"]
-            raise RuntimeError(f"{name} could not build {SOURCE.name}: {lines[0]}")
-        made.replace(path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=path.parent) as folder:
+            made = Path(folder) / path.name
+            command = [
+                name, *flags, "-shared", "-fPIC", f"-D_GLIBCXX_USE_CXX11_ABI={int(torch.compiled_with_cxx11_abi())}", f"-I{home / 'include'}",
+                str(SOURCE), "-o", str(made), f"-L{home / 'lib'}", "-ltorch_cpu", "-lc10", f"-Wl,-rpath,{home / 'lib'}",
+            ]  # fmt: skip
+            ended = subprocess.run(command, capture_output=True, text=True)
+            if ended.returncode:
+                lines = [line for line in ended.stderr.splitlines() if "error" in line] or ended.stderr.splitlines() or [f"it exits with {ended.returncode}"]
+                raise RuntimeError(f"{name} could not build {SOURCE.name}: {lines[0]}")
+            made.replace(path)
+    except OSError as error:  # a full disk, say
+        raise RuntimeError(f"{path} cannot be written: {error}") from error
     return path
 
 
