@@ -29,7 +29,7 @@ from typing import TYPE_CHECKING, Any
 from tokun import checkpoint, console, many, tracking, video
 from tokun.clip import Clip
 from tokun.grids import captioned_grid, gif, strip
-from tokun.svg import to_svg
+from tokun.svg import LEAST_BYTES, to_svg
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -47,14 +47,16 @@ def main(argv: list[str] | None = None) -> None:
 
     if args.video:
         video.require_ffmpeg()
-    args.out.mkdir(parents=True, exist_ok=True)
+    checkpoint.require_writable(args.out, option="--out")
     rank = int(os.environ.get("RANK", 0))
+    if rank > 0 and not shards_wanted(args):
+        return  # one process is enough: only shards are shared out
     device = args.device or (f"cuda:{os.environ['LOCAL_RANK']}" if "LOCAL_RANK" in os.environ and torch.cuda.is_available() else None)
     model = tokun.load(args.checkpoint, device=device, dtype=getattr(torch, args.dtype), compile=args.compile)
     if args.image is not None or args.rewrite is not None:
         tell(say(model, args), args.out)
         return
-    if (args.n > many.FROM or args.shard_size) and not is_special(args):
+    if shards_wanted(args):
         size, world = args.shard_size or 1000, int(os.environ.get("WORLD_SIZE", 1))
         many.generate(model, args.seed, args.n, args.out, options_of(args), shard_size=size, rank=rank, world=world)
         if rank == 0:
@@ -94,11 +96,11 @@ def draw(model: Tokun, args: argparse.Namespace, tqdm: Any) -> list[Pair]:
     """The pairs that were asked for."""
     tags = {"style": args.style, "subject": args.subject}
     if args.complete is not None:
-        found = {"temperature": args.temperature, "top_p": args.top_p, **tags}
+        found = {"register": args.register, "temperature": args.temperature, "top_p": args.top_p, **tags}
         return model.complete(args.complete, args.keep, seed=args.seed, n=args.n, **found)
     if args.invert is not None:
         heat = 1.0 if args.temperature is None else args.temperature
-        inverted = model.invert(args.invert, args.caption, seed=args.seed, temperature=heat, **tags)
+        inverted = model.invert(args.invert, args.caption, seed=args.seed, temperature=heat, register=args.register, **tags)
         if inverted.missed:
             print(f"{inverted.missed} codes or pieces are too unlikely for any latent: without --vary, these may come out otherwise")
         return model.vary(inverted, args.vary, seed=args.seed, n=args.n, temperature=heat)
@@ -114,8 +116,8 @@ def draw(model: Tokun, args: argparse.Namespace, tqdm: Any) -> list[Pair]:
     return pairs
 
 
-def is_special(args: argparse.Namespace) -> bool:
-    return bool(args.complete or args.invert or args.interpolate or args.best_of > 1)
+def shards_wanted(args: argparse.Namespace) -> bool:
+    return mode_of(args) == "plain" and (args.n > many.FROM or args.shard_size is not None)
 
 
 def options_of(args: argparse.Namespace) -> dict[str, Any]:
@@ -131,7 +133,8 @@ def say(model: Tokun, args: argparse.Namespace) -> list[Words]:
         return model.rewrite(args.rewrite, args.register or "plain", **common)
     if args.question is not None:
         return model.ask(args.image, args.question, **common)
-    registers = [name.strip() for name in args.registers.split(",")]
+    named = args.registers or args.register or "plain"
+    registers = [name.strip() for name in named.split(",") if name.strip()]
     return model.caption(args.image, registers, style=args.style, subject=args.subject, text_guidance_scale=args.text_guidance_scale, **common)
 
 
@@ -153,10 +156,10 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
     add("--checkpoint", default=None, help="a folder or a Hugging Face Hub id; default: the bundled engraving model")
-    add("--seed", type=int, default=42)
+    add("--seed", type=int, default=42, help="the latent: which samples (%(default)s)")
     add("--n", type=_positive, default=None, help="how many samples of the seed (16), or how many texts (1)")
-    add("--out", type=Path, default=Path("outputs"))
-    add("--batch-size", type=_positive, default=16)
+    add("--out", type=Path, default=Path("outputs"), help="the folder for what is made (%(default)s)")
+    add("--batch-size", type=_positive, default=16, help="samples that are drawn together (%(default)s)")
     add("--device", default=None, help="cpu, cuda, cuda:1 …; default: a GPU if there is one")
     add(
         "--dtype",
@@ -169,10 +172,10 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     add("--subject", default="", help="a subject tag, for example architecture")
     add("--register", default="", help="the caption's register: plain, poetic, era, social, alt")
     add("--prompt", default=None, help="a caption to draw")
-    add("--temperature", type=float, default=None)
-    add("--text-temperature", type=float, default=None)
+    add("--temperature", type=float, default=None, help="of codes, and a factor of the words' own; 0 is the likeliest")
+    add("--text-temperature", type=float, default=None, help="of words")
     add("--top-k", type=int, default=None, help="for codes; 0 is off")
-    add("--top-p", type=float, default=None)
+    add("--top-p", type=float, default=None, help="the likeliest that make up this share; 1 is off")
     add("--guidance-scale", type=float, default=None, help="1 is off; needs a prompt or tags to be guided by")
     add("--text-guidance-scale", type=float, default=None, help="how closely the words keep to their picture; 1 is off")
     add("--no-repeats", action="store_const", const=True, default=None, help="no word and no short phrase twice in a row")
@@ -188,13 +191,13 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     one.add_argument("--complete", type=Path, metavar="FILE", help="go on from the part of a picture that --keep names")
     one.add_argument("--interpolate", type=int, nargs=2, metavar=("A", "B"), help="from seed A to seed B in --steps")
     one.add_argument("--invert", type=Path, metavar="FILE", help="find the latent of a picture and its --caption, and --vary it")
-    add("--registers", default="plain", metavar="A,B", help="of the captions of --image (plain)")
+    add("--registers", default="", metavar="A,B", help="of the captions of --image (the --register, or plain)")
     add("--question", metavar="TEXT", help="about --image, for a model that was trained on questions")
     add("--keep", type=_part, default="top", metavar="PART", help="top, bottom, left, right (halves), or left,top,right,bottom from 0 to 1")
-    add("--steps", type=_positive, default=12)
+    add("--steps", type=_positive, default=12, help="of --interpolate (%(default)s)")
     add("--video", action="store_true", help="write the interpolation as MP4 too")
     add("--caption", default="", metavar="TEXT", help="what the picture of --invert shows")
-    add("--vary", type=float, default=0.3, metavar="X", help="0: the picture itself; 1: nothing left of it (0.3)")
+    add("--vary", type=float, default=0.3, metavar="X", help="the share that is drawn anew. 0: the picture itself; 1: nothing left of it (0.3)")
     args = parser.parse_args(argv)
     if args.question is not None and args.image is None:
         parser.error("--question is about a picture: name it with --image")
@@ -204,9 +207,47 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         parser.error("--clip chooses among several: say how many with --best-of")
     if args.video and not args.interpolate:
         parser.error("--video shows the way from one seed to another: name them with --interpolate")
+    mode = mode_of(args)
+    for name in sorted(vars(args)):
+        if name not in READ[mode] | EVERYWHERE and getattr(args, name) != parser.get_default(name):
+            where = "here" if mode == "plain" else f"with --{mode.replace('_', '-')}"
+            parser.error(f"--{name.replace('_', '-')} does nothing {where}: leave it out")
+    if args.max_bytes != parser.get_default("max_bytes") and not args.svg:
+        parser.error("--max-bytes is the limit of an SVG: add --svg")
+    if args.svg and args.max_bytes < LEAST_BYTES:
+        parser.error(f"--max-bytes {args.max_bytes} is too few: a picture takes at least {LEAST_BYTES} bytes")
+    if mode == "interpolate" and (args.seed != parser.get_default("seed") or args.n is not None):
+        parser.error("--interpolate A B names its seeds, --steps their number: leave --seed and --n out")
+    if mode != "plain" and (args.n or 0) > many.FROM:
+        parser.error(f"--n {args.n}: at most {many.FROM:,} at a time, but for plain samples, which are written as shards")
     if args.n is None:
         args.n = 1 if args.image is not None or args.rewrite is not None else 16
+    if shards_wanted(args) and (args.svg or args.wandb):
+        parser.error(f"--{'svg' if args.svg else 'wandb'} does nothing for shards: leave it out, or ask for at most {many.FROM:,} samples without --shard-size")
     return args
+
+
+EVERYWHERE = {"checkpoint", "seed", "n", "out", "device", "dtype", "compile"}
+DRAWN = {"style", "subject", "register", "temperature", "svg", "max_bytes", "wandb"}
+PLAIN = DRAWN | {"prompt", "text_temperature", "top_k", "top_p", "guidance_scale", "text_guidance_scale", "no_repeats", "batch_size"}
+READ = {  # the options that each direction reads
+    "plain": PLAIN | {"shard_size", "best_of", "clip"},
+    "best_of": PLAIN | {"best_of", "clip"},
+    "interpolate": PLAIN | {"interpolate", "steps", "video"},
+    "complete": DRAWN | {"complete", "keep", "top_p"},
+    "invert": DRAWN | {"invert", "caption", "vary"},
+    "image": {"image", "registers", "register", "style", "subject", "text_temperature", "top_p", "text_guidance_scale"},
+    "question": {"image", "question", "text_temperature", "top_p"},
+    "rewrite": {"rewrite", "register", "text_temperature", "top_p"},
+}
+
+
+def mode_of(args: argparse.Namespace) -> str:
+    """Which way through the model: a name in READ."""
+    if args.question is not None:
+        return "question"
+    named = next((name for name in ("image", "rewrite", "complete", "interpolate", "invert") if getattr(args, name) is not None), "")
+    return named or ("best_of" if args.best_of > 1 else "plain")
 
 
 def vars_of(args: argparse.Namespace) -> dict[str, object]:
@@ -224,7 +265,7 @@ def _part(text: str) -> str | tuple[float, ...]:
 
 
 def _positive(text: str) -> int:
-    if not text.isdigit() or int(text) < 1:
+    if not (text.isascii() and text.isdigit()) or int(text) < 1:
         raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least 1")
     return int(text)
 

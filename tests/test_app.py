@@ -6,11 +6,13 @@ import base64
 import gc
 import io
 import json
+import os
 import re
 import runpy
 import shutil
 import socket
 import struct
+import tempfile
 import threading
 import urllib.error
 import urllib.request
@@ -273,6 +275,37 @@ def test_no_file_of_the_server_and_nothing_of_other_servers_is_handed_out(site):
         assert status(site + path) in (403, 404), path
 
 
+def test_an_upload_is_one_whole_file_and_not_endless(site, tmp_path, monkeypatch):
+    def sent(body: bytes, length: int | None = None, boundary: str = "xyz") -> int:
+        host, _, port = site.removeprefix("http://").partition(":")
+        with socket.create_connection((host, int(port)), timeout=20) as wire:
+            head = f"POST /gradio_api/upload HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\nContent-Type: multipart/form-data; boundary={boundary}\r\nContent-Length: {length or len(body)}\r\n\r\n"
+            wire.sendall(head.encode())
+            try:
+                wire.sendall(body)
+                if length:
+                    return 0  # and hangs up
+                return int(wire.recv(4096).split()[1])
+            except ConnectionError:  # it does not listen to the end
+                return 413
+
+    def part(name: str, content: bytes, filename: str = '; filename="a.png"') -> bytes:
+        return f'--xyz\r\nContent-Disposition: form-data; name="{name}"{filename}\r\n\r\n'.encode() + content + b"\r\n"
+
+    kept = Path(os.environ.get("GRADIO_TEMP_DIR") or Path(tempfile.gettempdir()) / "gradio")
+
+    def there() -> set[Path]:
+        return {*kept.rglob("*")} | {*Path(tempfile.gettempdir()).glob("tmp*")}
+
+    before, end, big = there(), b"--xyz--\r\n", bytes(demo.MAX_FILE_BYTES)
+    assert sent(part("files", b"x", filename="") + end) == sent(part("other", b"x") + end) == sent(part("files", b"x") + part("files", b"y") + end) == 400
+    assert sent(part("files", b"x") + end, boundary="") == 400
+    assert sent(part("files", big + bytes(20_000)) + end) == 413 and sent(part("files", big, filename="") + bytes(20_000)) == 413
+    assert sent(part("files", b"x" * 5000), length=9000) == 0
+    assert not {path for path in there() - before if path.is_file()}, "nothing of it is kept"
+    assert sent(part("files", b"a fine file") + end) == 200
+
+
 def test_a_request_cannot_name_a_file_it_did_not_upload_nor_be_endless(site):
     def joined(value: object) -> int:
         return status(f"{site}/gradio_api/queue/join", json.dumps({"data": [value], "fn_index": 0, "session_hash": "x"}).encode())
@@ -315,14 +348,24 @@ def test_in_a_browser_a_click_draws_a_pair_seeds_are_walked_and_an_upload_is_cap
     page.wait_for_selector("#way a[download$='.gif']")
     page.locator("#step input[type=range]").fill("3")
     page.get_by_text("seed 42, no. 2").wait_for()
+    (shown,) = tiny_model.interpolate(42, 43, 8, register="plain")[2:3]
+    page.wait_for_selector("a[download='tokun-42-02.png']")
 
+    page.get_by_role("tab", name="From a picture").click()
+    page.get_by_role("button", name="Take the print").click()
+    page.wait_for_selector("#inhand img")
+    assert page.get_attribute("#inhand img", "src") == re.search(r'src="([^"]+)"', app.preview(shown.image))[1], "the one that is shown"
+    page.get_by_role("tab", name="From a seed").click()
+    page.fill("#seed input", "1.5")
+    page.click("#generate")
+    page.get_by_text("The seed is a whole number, not 1.5.").first.wait_for()
     page.get_by_role("tab", name="From a picture").click()
     for name, content, refusal in (("notes.png", b"<b>not a picture</b>", "not a whole picture"), ("huge.png", png_that_claims(30_000, 30_000), "too many pixels")):
         page.set_input_files("input[type=file]", {"name": name, "mimeType": "image/png", "buffer": content})
         page.get_by_text(refusal).first.wait_for()
-    assert page.locator("#inhand img").count() == 0
+    assert page.get_attribute("#inhand img", "src") == re.search(r'src="([^"]+)"', app.preview(shown.image))[1], "still the one before"
     page.set_input_files("input[type=file]", {"name": "plate.png", "mimeType": "image/png", "buffer": file_of(picture)})
-    page.wait_for_selector("#inhand img")
+    page.wait_for_function("old => document.querySelector('#inhand img').src != old", arg=page.get_attribute("#inhand img", "src"))
     page.click("#caption")
     page.wait_for_selector("#said dd")
     (said,) = tiny_model.caption(picture, ["plain"])

@@ -115,8 +115,11 @@ def test_an_inverted_pair_is_drawn_again_to_the_token(tiny_model, picture, tempe
 
 def test_variations_leave_a_picture_the_further_the_larger_their_amount(tiny_model, picture):
     found = tiny_model.invert(picture, "a ship on a dark ground")
-    same = [np.mean([np.mean(np.equal(p.codes, found.codes)) for p in tiny_model.vary(found, amount, n=8)]) for amount in (0.001, 0.1, 1.0)]
-    assert same[0] > same[1] > same[2] and same[0] > 0.5
+    same = {amount: [np.mean(np.equal(p.codes, found.codes)) for p in tiny_model.vary(found, amount, n=8)] for amount in (0, 0.25, 0.5, 1)}
+    assert same[0] == [1.0] * 8 and 0.75 <= min(same[0.25]) < 1 and 0.5 <= min(same[0.5]) < 0.75 and max(same[1]) < 0.5
+    assert [p.codes for p in tiny_model.vary(found, 0.25, n=3)] == [p.codes for p in tiny_model.vary(found, 0.25, n=8)[:3]]
+    assert [p.codes for p in tiny_model.vary(found, 1, n=8)] == [p.codes for p in tiny_model.pairs_from(
+        latents.uniform(latents.draw(0, range(8), tiny_model.slots.size)), 0, range(8), [found.tags] * 8, image=sampling.Choice(), text=sampling.Choice())[0]]
     alike = latents.slerp(found.z, found.z, 0.5)
     assert torch.allclose(alike, found.z, atol=1e-5)
     with pytest.raises(ValueError, match=r"vary is 1\.5"):
@@ -195,15 +198,54 @@ def test_pictures_of_every_mode_and_form_are_taken_and_others_refused(tiny_model
     picture.save(tmp_path / "a.png")
     same = directions.encode_pictures(tiny_model, [picture, tmp_path / "a.png", (tmp_path / "a.png").read_bytes(), picture.convert("RGB")])
     assert all(torch.equal(row, same[0]) for row in same)
-    for mode in ("CMYK", "P", "LA", "1", "I;16"):  # as PIL pictures, not as files
+    for mode in ("CMYK", "P", "LA", "1", "I;16", "YCbCr", "HSV"):  # as PIL pictures, not as files
         other = Image.fromarray(np.asarray(picture).astype(np.uint16) * 257) if mode == "I;16" else picture.convert("RGB").convert(mode)
         assert directions.encode_pictures(tiny_model, [other]).shape == (1, 16)
     for mode in ("1", "P", "RGBA", "CMYK", "I;16", "LA"):
         buffer = io.BytesIO()
         picture.convert("I").convert(mode).save(buffer, "TIFF") if mode == "I;16" else picture.convert("RGB").convert(mode).save(buffer, "TIFF")
         assert directions.encode_pictures(tiny_model, [buffer.getvalue()]).shape == (1, 16)
+    for unread, named in ((Image.new("L", (0, 8)), "0 x 8 pixels"), (None, "NoneType is no picture"), (b"<svg/>", "of no known kind")):
+        with pytest.raises(ValueError, match=named):
+            tiny_model.caption(unread)
+    (tmp_path / "half.png").write_bytes((tmp_path / "a.png").read_bytes()[:60])
+    with pytest.raises(ValueError, match=r"half\.png is not a picture that can be read"):
+        tiny_model.caption(tmp_path / "half.png")
     with pytest.raises(FileNotFoundError, match=r"no\.png"):
         tiny_model.caption(tmp_path / "no.png")
     for hostile in (b"", b"no picture", png_header(30_000, 30_000), (tmp_path / "a.png").read_bytes()[:60]):
         with pytest.raises(ValueError, match=r"picture"):
             tiny_model.caption(hostile)
+
+
+def test_what_a_direction_cannot_take_is_refused_in_words(tiny_model, picture):
+    found = tiny_model.invert(picture, "a ship")
+    for call, named in (
+        (lambda: tiny_model.complete(picture, "top", style="cubism"), "<style:cubism> is not in this vocabulary"),
+        (lambda: tiny_model.complete(picture, "top", register="rude"), "<register:rude>"),
+        (lambda: tiny_model.invert(picture, "a ship", subject="zzz"), "<subject:zzz>"),
+        (lambda: tiny_model.complete(picture, "top", n=0), "no sample is asked for"),
+        (lambda: tiny_model.complete(picture, "top", candidates=0), "no sample is asked for"),
+        (lambda: tiny_model.vary(found, 0.5, n=0), "no sample is asked for"),
+        (lambda: tiny_model.caption(picture, n=0), "no sample is asked for"),
+        (lambda: tiny_model.caption(picture, []), "at least one of plain"),
+        (lambda: tiny_model.caption(picture, ["plain", ""]), "at least one of plain"),
+        (lambda: tiny_model.interpolate(1, 2, 10**10), "at most 10,000 steps"),
+        (lambda: tiny_model.best_of(1, 2, 10**11), "best-of is"),
+        (lambda: tiny_model.sample(1, indices=[0.5]), "must be integers"),
+        (lambda: tiny_model.sample(1, indices=[True]), "must be integers"),
+        (lambda: tiny_model.sample(1, indices=[]), "no sample is asked for"),
+        (lambda: tiny_model.sample(1, 1.5), "n is 1.5"),
+        (lambda: tiny_model.sample(1, 1, top_k=1.5), "top_k is 1.5"),
+        (lambda: tiny_model.sample(1, 1, temperature="hot"), "temperature is 'hot'"),
+        (lambda: tiny_model.sample(1, 1, temperature=1e39), "temperature is 1e"),
+        (lambda: tiny_model.sample(1, 1, guidance_scale=1e39), "guidance_scale is 1e"),
+        (lambda: tiny_model.sample(1, 1, prompt=5), "5 is no text"),
+        (lambda: tiny_model.sample(1, 1, style=None), "None is no tag"),
+        (lambda: tiny_model.score(picture, None), "None is no text"),
+    ):  # fmt: skip
+        with pytest.raises(ValueError, match=named):
+            call()
+    assert tiny_model.caption(picture, "poetic") == tiny_model.caption(picture, ["poetic"])
+    assert {pair.tags.register for pair in tiny_model.complete(picture, "top", register="poetic", n=2)} == {"poetic"}
+    assert tiny_model.invert(picture, "a ship", register="alt").tags.register == "alt"

@@ -47,6 +47,32 @@ def test_a_checkpoint_is_replaced_and_nothing_else_is(tiny_model, checkpoint_fol
     with pytest.raises(ValueError, match=r"thesis\.txt is a file"):
         tiny_model.save_pretrained(path / "thesis.txt")
     assert contents(path) == before
+    for name, text in (("b/generator/thesis.txt", "years of work"), ("c/README.md", "# My own"), ("d/generator/config.json", "{}"), ("e/.env", "secret")):
+        (tmp_path / name).parent.mkdir(parents=True)
+        (tmp_path / name).write_text(text)
+        with pytest.raises(ValueError, match="is no part of a checkpoint"):
+            tiny_model.save_pretrained(tmp_path / name[0])
+        assert (tmp_path / name).read_text() == text
+    (tmp_path / "empty").mkdir()
+    for dtype in ("bfloat16", torch.float16):
+        assert load(tiny_model.save_pretrained(tmp_path / "empty", dtype=dtype), device="cpu")
+    for dtype in (torch.int8, "int8", "nonsense"):
+        with pytest.raises(ValueError, match="floating-point"):
+            tiny_model.save_pretrained(tmp_path / "empty", dtype=dtype)
+
+
+def test_without_a_network_the_hub_is_named(tiny_model, monkeypatch):
+    class ConnectError(Exception):
+        pass
+
+    class TransportError(ConnectError):
+        pass
+
+    monkeypatch.setattr(huggingface_hub.HfApi, "create_repo", lambda *a, **k: (_ for _ in ()).throw(TransportError("Name or service not known")))
+    with pytest.raises(OSError, match=r"the Hub cannot be reached to upload 'me/mine'.*Name or service"):
+        tiny_model.push_to_hub("me/mine")
+    with pytest.raises(ValueError, match="None is no name"):
+        tiny_model.push_to_hub(None)
 
 
 def test_a_save_that_fails_leaves_what_was_there(checkpoint_folder, tmp_path, monkeypatch):

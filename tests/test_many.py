@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import hashlib
 import json
+import shutil
 import tarfile
 import time
 from dataclasses import replace
@@ -44,9 +45,9 @@ def test_shards_and_table_hold_the_samples_of_the_seed(tiny_model, whole):
             assert record == json.loads(json.dumps(pair.record())) and np.array_equal(np.asarray(image), np.asarray(pair.image))
 
 
-def test_the_files_do_not_depend_on_processes_batches_or_interruptions(tiny_model, whole, tmp_path):
+def test_the_files_do_not_depend_on_processes_or_interruptions(tiny_model, whole, tmp_path):
     for rank in (1, 0):
-        many.generate(tiny_model, 5, 70, tmp_path / "shared", {"batch_size": 7}, shard_size=20, rank=rank, world=2)
+        many.generate(tiny_model, 5, 70, tmp_path / "shared", {"batch_size": 16}, shard_size=20, rank=rank, world=2)
     assert files(tmp_path / "shared") == files(whole)
     (tmp_path / "shared" / "samples-00002.tar").unlink()
     (tmp_path / "shared" / "samples-00003.tar.partial").write_bytes(b"half")
@@ -56,9 +57,40 @@ def test_the_files_do_not_depend_on_processes_batches_or_interruptions(tiny_mode
     assert files(tmp_path / "shared") == files(whole)
 
 
+def test_a_record_of_an_earlier_version_without_a_batch_size_is_gone_on_with(tiny_model, whole, tmp_path):
+    many.generate(tiny_model, 5, 20, tmp_path / "out", {}, shard_size=20)
+    record = json.loads((tmp_path / "out" / "samples.json").read_text())
+    assert record.pop("batch_size") == 16
+    (tmp_path / "out" / "samples.json").write_text(json.dumps(record))
+    many.generate(tiny_model, 5, 20, tmp_path / "out", {}, shard_size=20)
+
+
+@pytest.mark.parametrize(
+    ("seed", "n", "options", "named"),
+    [(5, 70, {"style": "nonsense"}, "<style:nonsense>"), (-1, 70, {}, "seed is -1"), (5, 70, {"temperature": 1e39}, "temperature"), (5, 70, {"prompt": " "}, "no text"),
+     (5, 10**20, {}, "n is 1000")],
+)  # fmt: skip
+def test_what_is_refused_leaves_nothing_that_stands_in_the_way(tiny_model, tmp_path, seed, n, options, named):
+    with pytest.raises(ValueError, match=named):
+        many.generate(tiny_model, seed, n, tmp_path / "out", options, shard_size=20)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_damaged_shard_is_named_with_the_way_out(tiny_model, whole, tmp_path):
+    shutil.copytree(whole, tmp_path / "out")
+    (tmp_path / "out" / "samples.parquet").unlink()
+    shard = tmp_path / "out" / "samples-00001.tar"
+    shard.write_bytes(shard.read_bytes()[:1000])
+    with pytest.raises(ValueError, match=r"samples-00001\.tar is damaged .* delete it"):
+        many.generate(tiny_model, 5, 70, tmp_path / "out", {}, shard_size=20)
+    shard.unlink()
+    many.generate(tiny_model, 5, 70, tmp_path / "out", {}, shard_size=20)
+    assert files(tmp_path / "out") == files(whole)
+
+
 def test_other_samples_are_not_mixed_in(tiny_model, whole):
     before = files(whole)
-    for seed, n, options, named in ((6, 70, {}, "seed"), (5, 71, {}, "n: 70"), (5, 70, {"temperature": 0.5}, "temperature")):
+    for seed, n, options, named in ((6, 70, {}, "seed"), (5, 71, {}, "n: 70"), (5, 70, {"temperature": 0.5}, "temperature"), (5, 70, {"batch_size": 7}, "batch_size")):
         with pytest.raises(ValueError, match=named):
             many.generate(tiny_model, seed, n, whole, options, shard_size=20)
     colder = copy.copy(tiny_model)
@@ -67,7 +99,7 @@ def test_other_samples_are_not_mixed_in(tiny_model, whole):
         many.generate(colder, 5, 70, whole, {}, shard_size=20)
     assert files(whole) == before
     (whole / "samples.json").rename(whole / "aside.json")
-    with pytest.raises(ValueError, match=r"without samples\.json"):
+    with pytest.raises(ValueError, match=r"without a whole samples\.json"):
         many.generate(tiny_model, 5, 70, whole, {}, shard_size=20)
     (whole / "aside.json").rename(whole / "samples.json")
 

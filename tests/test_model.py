@@ -295,7 +295,8 @@ def test_code_that_comes_with_a_checkpoint_is_not_run(copied, tmp_path):
     [
         ({"styles": ["etching", "engraving"]}, "<style:etching> has id"), ({"styles": ["engraving"]}, "<subject:scenery> has id"),
         ({"grids": [[2, 6], [4, 4]]}, "<grid:2x6> has id"), ({"codebook_size": 63}, "it ends at id"), ({"codebook_size": 65}, "<image:64> has id"),
-        ({"text_size": 300}, "<pad> has id 300 there"), ({"max_texts": 9}, "is not a vocabulary"),
+        ({"text_size": 300}, "<pad> has id 300 there"), ({"max_texts": 9}, "is not a vocabulary"), ({"max_text": 0}, "max_text is 0"), ({"max_text": "64"}, "max_text is '64'"),
+        ({"max_text": 10**9}, "speaks of 1000000016 codes and pieces"), ({"codebook_size": None}, "codebook_size is None"), ({"illegal_text": [5000]}, "illegal_text"),
     ],
 )  # fmt: skip
 def test_a_vocabulary_that_does_not_match_is_refused(copied, tiny_model, change, words):
@@ -313,6 +314,31 @@ def test_a_swapped_image_tokenizer_is_refused_with_both_fingerprints(copied, tin
         load(copied, device="cpu")
     other = tokun.model.ImageTokenizer.load(copied / "image_tokenizer").fingerprint()
     assert tiny_model.image_tokenizer.fingerprint()[:16] in str(error.value) and other[:16] in str(error.value)
+
+
+def test_a_swapped_text_tokenizer_is_refused(copied, tiny_model):
+    lines = [f"{a} {b} of the {c}" for a in ("Ships", "Trees", "Towers") for b in ("and men", "in rain", "at night") for c in ("north", "old town", "river")] * 9
+    other = tokun.model.TextTokenizer.train(lines, vocab_size=tiny_model.text_tokenizer.size)
+    other.save(copied / "text_tokenizer.model")
+    with pytest.raises(ValueError, match=r"text_tokenizer\.model is not the tokenizer this generator was trained with"):
+        load(copied, device="cpu")
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "words"),
+    [
+        ("generator/config.json", {"vocab_size": 100}, "generator cannot be read"), ("generator/config.json", {"num_attention_heads": 0}, "generator cannot be read"),
+        ("generator/config.json", {"num_hidden_layers": 99}, "generator"), ("sampling.json", {"image_tokenizer": 5}, "not the tokenizer"),
+        ("sampling.json", {"defaults": {"temperature": "hot"}}, r"sampling\.json cannot be read.*temperature"),
+        ("sampling.json", {"defaults": {"guidance_scale": float("nan")}}, r"sampling\.json cannot be read.*guidance_scale"),
+    ],
+)  # fmt: skip
+def test_settings_that_do_not_fit_are_an_error_that_names_the_file(copied, name, change, words):
+    tree = json.loads((copied / name).read_text())
+    (copied / name).write_text(json.dumps({**tree, **change}))
+    with pytest.raises(ValueError, match=words) as error:
+        load(copied, device="cpu")
+    assert "\n" not in str(error.value)
 
 
 def test_parts_of_two_checkpoints_are_refused(tiny_model):

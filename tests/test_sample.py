@@ -126,6 +126,13 @@ def test_completion_interpolation_variation_and_choice_write_pairs(checkpoint_fo
         (["--question", "what?"], "--image"), (["--invert", "a.png"], "--caption"), (["--keep", "0,1"], "four numbers"),
         (["--image", "a.png", "--rewrite", "b"], "not allowed with"), (["--clip", "a:b"], "--best-of"), (["--video"], "--interpolate"),
         (["--seed", "x"], "--seed: invalid int value: 'x'"),
+        (["--image", "a.png", "--prompt", "a ship"], "--prompt does nothing with --image"), (["--image", "a.png", "--temperature", "0.5"], "--temperature does nothing"),
+        (["--image", "a.png", "--question", "what?", "--registers", "alt"], "--registers does nothing with --question"),
+        (["--complete", "a.png", "--guidance-scale", "3"], "--guidance-scale does nothing with --complete"), (["--complete", "a.png", "--n", "1001"], "at most 1,000"),
+        (["--invert", "a.png", "--caption", "a", "--top-p", "0.5"], "--top-p does nothing with --invert"), (["--interpolate", "1", "2", "--n", "4"], "--steps their number"),
+        (["--best-of", "2", "--shard-size", "2"], "--shard-size does nothing with --best-of"), (["--vary", "7"], "--vary does nothing here"), (["--steps", "3"], "--steps does nothing"),
+        (["--max-bytes", "3000"], "add --svg"), (["--svg", "--max-bytes", "10"], "too few"), (["--svg", "--n", "2000"], "--svg does nothing for shards"),
+        (["--wandb", "--shard-size", "5"], "--wandb does nothing for shards"), (["--n", "²"], "whole number"),
         (["--seed", "1.5"], "--seed"), (["--seed", ""], "--seed"), (["--interpolate", "1", "x"], "--interpolate"),
     ],
 )  # fmt: skip

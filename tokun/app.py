@@ -13,6 +13,7 @@ import functools
 import html
 import os
 import random
+import socket
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,7 @@ from tokun.grids import gif, strip
 STYLE = Path(__file__).with_suffix(".css")
 QUEUE, SESSIONS, HOUR = 20, 200, 3600
 TITLE = "One seed, one sequence: a picture, and the words for it."
+SHOW_PLATE = "() => { const plate = document.getElementById('plate'); if (plate.getBoundingClientRect().bottom < 80) plate.scrollIntoView({behavior: 'smooth'}); }"
 QUIET = {"show_progress": "hidden", "api_visibility": "private"}
 LANE = {"concurrency_limit": 1, "concurrency_id": "model", "show_progress": "minimal", "api_visibility": "private"}
 
@@ -55,10 +57,16 @@ def serve(page: Any, *, host: str = "127.0.0.1", port: int = 7860, share: bool =
 
     gr = gradio()
     page.queue(max_size=QUEUE, default_concurrency_limit=4, api_open=False)
+    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except (OSError, OverflowError) as error:
+            raise ValueError(f"{host}, port {port}: cannot be listened on ({error}). Choose another --host or --port") from error
     return page.launch(
         server_name=host, server_port=port, share=share, prevent_thread_lock=not wait, quiet=not wait, ssr_mode=False, show_error=False,
-        max_file_size=demo.MAX_FILE_BYTES, allowed_paths=[], state_session_capacity=SESSIONS, max_threads=16, footer_links=[],
-        app_kwargs={"middleware": [Middleware(Gate)], "docs_url": None, "redoc_url": None, "openapi_url": None},
+        max_file_size=demo.MAX_FILE_BYTES, allowed_paths=[], state_session_capacity=SESSIONS, max_threads=16, footer_links=[], enable_monitoring=False,
+        app_kwargs={"middleware": [Middleware(Gate, max_file_bytes=demo.MAX_FILE_BYTES)], "docs_url": None, "redoc_url": None, "openapi_url": None},
         theme=gr.themes.Base(font=["Georgia", "serif"], font_mono=["monospace"]), css_paths=STYLE,
         js="() => document.body.classList.remove('dark')",
     )  # fmt: skip
@@ -160,16 +168,17 @@ def build(model: Any) -> Any:
     def on_walk(first, last, steps, temperature):
         for news in studio.between(first, last, steps, temperature=temperature):
             if isinstance(news, demo.Sketch):
-                yield sketched(news), gr.skip(), gr.skip(), gr.skip()
+                yield sketched(news), gr.skip(), gr.skip(), gr.skip(), gr.skip()
             else:
-                images = [pair.image for pair in news]
-                files = {f"tokun-{first}-{last}.gif": demo.inline(gif(images), "image/gif"), f"tokun-{first}-{last}-strip.png": demo.data_uri(strip(images), "PNG")}
-                yield plate(news[:1]), news, gr.update(maximum=len(news), value=1, interactive=True), way(images) + links(files)
+                images, name = [pair.image for pair in news], f"tokun-{int(first)}-{int(last)}"
+                files = {f"{name}.gif": demo.inline(gif(images), "image/gif"), f"{name}-strip.png": demo.data_uri(strip(images), "PNG")}
+                yield plate(news[:1], demo.keepsakes(news[0])), news[0], news, gr.update(maximum=len(news), value=1, interactive=True), way(images) + links(files)
 
     @polite
     def on_step(step, pairs):
         if pairs:
-            yield plate([pairs[demo.whole(step, 1, len(pairs), "step") - 1]])
+            pair = pairs[demo.whole(step, 1, len(pairs), "step") - 1]
+            yield plate([pair], demo.keepsakes(pair)), pair
 
     @polite
     def on_upload(content):
@@ -198,9 +207,12 @@ def build(model: Any) -> Any:
     def on_complete(picture, keep, seed, history):
         yield printed(studio.complete(picture, keep, seed), history)
 
+    @polite
     def on_recall(history, event: gr.SelectData):
+        if not history:
+            raise ValueError("This print is no longer kept here, but its seed still draws it.")
         pair = history[demo.whole(event.index, 0, len(history) - 1, "number")]
-        return plate([pair], demo.keepsakes(pair)), pair
+        yield plate([pair], demo.keepsakes(pair)), pair
 
     with gr.Blocks(title="tokun", analytics_enabled=False, delete_cache=(HOUR // 4, HOUR), fill_width=True) as page:
         history, current, picture, steps_made = (gr.State(value, time_to_live=HOUR) for value in ([], None, None, []))
@@ -211,7 +223,7 @@ def build(model: Any) -> Any:
             with gr.Column(scale=5, min_width=340), gr.Tabs():
                 with gr.Tab("From a seed"):
                     with gr.Row(elem_classes="seed"):
-                        seed = gr.Number(42, label="Seed", precision=0, minimum=0, maximum=demo.MAX_SEED, elem_id="seed")
+                        seed = gr.Number(42, label="Seed", elem_id="seed")  # checked where it is used: gradio would round it
                         dice = gr.Button("Roll the dice", min_width=120)
                     prompt = gr.Textbox(label="What it shows, in words (may stay empty)", max_length=demo.MAX_TEXT, elem_id="prompt")
                     with gr.Row():
@@ -226,8 +238,8 @@ def build(model: Any) -> Any:
                     draw = gr.Button("Generate", variant="primary", elem_id="generate")
                 with gr.Tab("Between two seeds"):
                     with gr.Row():
-                        first = gr.Number(42, label="From seed", precision=0, minimum=0, maximum=demo.MAX_SEED)
-                        last = gr.Number(43, label="to seed", precision=0, minimum=0, maximum=demo.MAX_SEED)
+                        first = gr.Number(42, label="From seed")
+                        last = gr.Number(43, label="to seed")
                     steps = gr.Slider(2, demo.MAX_PAIRS, 8, step=1, label="Steps")
                     walk = gr.Button("Walk from one to the other", variant="primary", elem_id="walk")
                     step = gr.Slider(1, demo.MAX_PAIRS, 1, step=1, label="Step", interactive=False, elem_id="step")
@@ -248,7 +260,7 @@ def build(model: Any) -> Any:
                         gr.HTML('<p class="aside">This model was not trained on questions, so it cannot be asked about a picture.</p>')
                     with gr.Row():
                         meaning = gr.Textbox(label="What it shows", placeholder="the model's own words", max_length=demo.MAX_TEXT)
-                        amount = gr.Slider(0, 1, 0.1, step=0.05, label="Distance", info="1: nothing left of it")
+                        amount = gr.Slider(0, 1, 0.1, step=0.05, label="Distance", info="how much is drawn anew; 1: all of it")
                     vary = gr.Button("Variations", elem_id="vary")
                     with gr.Row(elem_classes="level"):
                         keep = gr.Radio(list(directions.KEEP), value="top", label="Keep one half")
@@ -260,13 +272,14 @@ def build(model: Any) -> Any:
         dice.click(lambda: random.randrange(demo.MAX_SEED + 1), None, seed, queue=False, **QUIET)
         wishes = [seed, count, prompt, style, subject, register, temperature, guidance]
         gr.on([draw.click, prompt.submit], on_draw, [*wishes, history], result, show_progress_on=shown, **LANE)
-        walk.click(on_walk, [first, last, steps, temperature], [shown, steps_made, step, taken], show_progress_on=shown, **LANE)
-        step.input(on_step, [step, steps_made], shown, trigger_mode="always_last", **QUIET)
+        walk.click(on_walk, [first, last, steps, temperature], [shown, current, steps_made, step, taken], show_progress_on=shown, **LANE)
+        step.input(on_step, [step, steps_made], [shown, current], trigger_mode="always_last", **QUIET)
         upload.upload(on_upload, upload, [picture, inhand, said], **QUIET)
         take.click(on_take, current, [picture, inhand, said], **QUIET)
         caption.click(on_caption, [picture, voices], said, **LANE)
         vary.click(on_vary, [picture, meaning, amount, seed, history], result, show_progress_on=shown, **LANE)
         complete.click(on_complete, [picture, keep, seed, history], result, show_progress_on=shown, **LANE)
+        gr.on([draw.click, walk.click, vary.click, complete.click], None, js=SHOW_PLATE, queue=False, **QUIET)
         gallery.select(on_recall, history, [shown, current], **QUIET)
     return page
 

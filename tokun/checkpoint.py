@@ -52,7 +52,7 @@ def survived(say: Callable[[str], None], target: Path) -> Iterator[None]:
         say(f"could not write {target} ({error}): going on, and trying again later")
 
 
-def require_writable(folder: Path) -> None:
+def require_writable(folder: Path, *, option: str = "out") -> None:
     """Make the folder, and a file in it. Raises ValueError with the reason where that cannot be."""
     probe = folder / ".writable"
     try:
@@ -60,7 +60,7 @@ def require_writable(folder: Path) -> None:
         probe.write_bytes(b"x")
         probe.unlink()
     except OSError as error:
-        raise ValueError(f"out={folder} cannot be written ({error.strerror or error}): choose another folder with out=…") from error
+        raise ValueError(f"{option}={folder} cannot be written ({error.strerror or error}): choose another folder with {option}=…") from error
 
 
 def require_space(folder: Path, needed: int) -> None:
@@ -248,14 +248,14 @@ def read_record(path: Path) -> dict[str, Any] | None:
         return None
 
 
-def require_same(path: Path, made_with: dict[str, Any], asked: dict[str, Any]) -> None:
-    """Raise ValueError naming every setting in which a result on disk differs from what is asked for now."""
+def require_same(path: Path, made_with: dict[str, Any], asked: dict[str, Any], *, option: str = "out=…") -> None:
+    """Raise ValueError naming every setting in which a result on disk differs from what is asked for now. `option`: how another folder is named."""
     old, new = _flatten(made_with), _flatten(asked)
     differing = [f"{k}: {old.get(k)!r} there, {new.get(k)!r} here" for k in sorted({*old, *new}) if old.get(k) != new.get(k)]
     if differing:
         shown = "; ".join(differing[:6]) + (f"; and {len(differing) - 6} more" if len(differing) > 6 else "")
         raise ValueError(
-            f"{path} was made with other settings ({shown}). Choose another folder with out=…, set them back, or delete {path}"
+            f"{path} was made with other settings ({shown}). Choose another folder with {option}, set them back, or delete {path}"
         )
 
 

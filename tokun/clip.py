@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import TYPE_CHECKING
 
 from PIL import Image
@@ -37,9 +38,10 @@ class Clip:
         try:
             self.model, self.transform = open_clip.create_model_from_pretrained(model, pretrained=weights, device=self.device)
             self.tokenizer = open_clip.get_tokenizer(model)
-        except (RuntimeError, ValueError, OSError, KeyError, AssertionError) as error:
+        except (RuntimeError, ValueError, OSError, KeyError, AssertionError, UnpicklingError, EOFError) as error:
+            told = "its file holds no weights" if isinstance(error, (UnpicklingError, EOFError)) else str(error).splitlines()[0][:300] if str(error) else type(error).__name__
             raise ValueError(
-                f"--clip {name} cannot be loaded by open_clip: {str(error).splitlines()[0] if str(error) else type(error).__name__}. "
+                f"--clip {name} cannot be loaded by open_clip: {told}. "
                 "Give ViT-B-32:laion2b_s34b_b79k, hf-hub:ORG/NAME, a folder, or ARCHITECTURE:WEIGHTS-FILE"
             ) from error
         self.model.eval()

@@ -10,9 +10,15 @@ MISTAKES = (ValueError, OSError, FloatingPointError, ImportError)
 
 
 def run(name: str, main: Callable[[], object]) -> None:
-    """Call `main`. What it raises of MISTAKES becomes the line `name: …` and status 1; with TOKUN_TRACEBACK set, it is raised."""
+    """Call `main`. What it raises of MISTAKES becomes the line `name: …` and status 1, Ctrl-C one with status 130; with TOKUN_TRACEBACK
+    set, it is raised."""
     try:
         main()
+    except KeyboardInterrupt:
+        if os.environ.get("TOKUN_TRACEBACK"):
+            raise
+        print(f"\n{name}: stopped by Ctrl-C. What is finished is kept: long work goes on from there with the same command", file=sys.stderr)
+        sys.exit(130)
     except MISTAKES as error:
         if os.environ.get("TOKUN_TRACEBACK"):
             raise

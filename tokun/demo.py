@@ -89,7 +89,9 @@ def open_upload(content: object, channels: int) -> Image.Image:
             opened = directions.open_picture(ImageOps.exif_transpose(image), channels)
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
         raise ValueError(too_large) from None
-    except (OSError, SyntaxError, EOFError):
+    except (OSError, SyntaxError, EOFError, ValueError) as error:
+        if str(error) == too_large:
+            raise
         raise ValueError(f"This file is not a whole picture that can be read; {', '.join(FORMATS)} are.") from None
     opened.thumbnail((SIDE, SIDE))
     return opened

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
 from tokun import data, latents, sampling
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 Picture = Image.Image | str | Path | bytes
 MAX_BYTES = 50_000_000  # of a picture's file
 MAX_PIXELS = 100_000_000
+MAX_STEPS, MAX_CANDIDATES = 10_000, 10_000  # of an interpolation; for each place of `best_of`
 CPU_ROWS = 16  # computed together whatever is asked for, so that a picture's codes are the same bits in any company
 
 
@@ -51,29 +52,43 @@ class Words:
 # --- pictures in ----------------------------------------------------------------------------------------------------
 
 
+TIFF_MODES = ("1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "I", "I;16", "F")
+
+
 def open_picture(source: Picture, channels: int) -> Image.Image:
     """A file, its bytes or a PIL picture -> 'L' or 'RGB'. Raises FileNotFoundError, or ValueError with the reason."""
+    name = "the picture"
     if isinstance(source, Image.Image):
         require_size(source)
-        image = source.convert("RGBA") if source.has_transparency_data else source
         buffer = io.BytesIO()
-        image.save(buffer, "TIFF")  # one way in for all modes, CMYK and 16 bits too
+        try:
+            image = source.convert("RGBA") if source.has_transparency_data else source if source.mode in TIFF_MODES else source.convert("RGB")
+            image.save(buffer, "TIFF")  # one way in for all modes, CMYK and 16 bits too
+        except (OSError, ValueError, SystemError) as error:  # LAB, or no pixels at all
+            raise ValueError(f"a picture of mode {source.mode!r} and {source.width} x {source.height} pixels is not read ({error}): convert it to 'RGB' first") from error
         source = buffer.getvalue()
     if not isinstance(source, bytes):
-        path = Path(source)
+        if not isinstance(source, (str, Path)):
+            raise ValueError(f"{type(source).__name__} is no picture: give a file's path, its bytes or a PIL picture")
+        path, name = Path(source), str(source)
         if not path.is_file():
-            raise FileNotFoundError(f"{path} is not a file: name a picture")
+            raise FileNotFoundError(f"{name!r} is not a file: name a picture")
         if path.stat().st_size > MAX_BYTES:
             raise ValueError(f"{path} has {path.stat().st_size:,} bytes, more than the {MAX_BYTES:,} that are read: scale it down")
         source = path.read_bytes()
     try:
         with Image.open(io.BytesIO(source)) as image:
-            require_size(image)
-        return data.decode_image(source, channels)
+            large = image.width * image.height > MAX_PIXELS
+            size = f"{image.width} x {image.height}"
+        if not large:
+            return data.decode_image(source, channels)
     except Image.DecompressionBombError as error:  # raised before its size can be asked
-        raise ValueError(f"the picture has more than {MAX_PIXELS:,} pixels: scale it down ({error})") from error
-    except (OSError, SyntaxError) as error:
-        raise ValueError(f"not a picture that can be read: {error}") from error
+        raise ValueError(f"{name} has more than {MAX_PIXELS:,} pixels: scale it down ({error})") from error
+    except UnidentifiedImageError as error:
+        raise ValueError(f"{name} is not a picture that can be read: of no known kind, or empty") from error
+    except (OSError, SyntaxError, ValueError) as error:
+        raise ValueError(f"{name} is not a picture that can be read: {error}") from error
+    raise ValueError(f"{name} has {size} pixels, more than {MAX_PIXELS:,}: scale it down")
 
 
 def require_size(image: Image.Image) -> None:
@@ -103,8 +118,11 @@ def caption(
 
     Raises ValueError for a register or tag that the model does not know, or a picture that cannot be read.
     """
+    asked = [registers] if isinstance(registers, str) else list(registers)
+    if not all(asked) or not asked:
+        raise ValueError(f"registers are {registers!r}; name at least one of {', '.join(model.vocabulary.registers)}")
     v, codes = model.vocabulary, encode_pictures(model, [picture])[0].tolist()
-    tags = [Tags(tag_word(style), tag_word(subject), tag_word(register), v.default_grid) for register in registers for _ in range(n)]
+    tags = [Tags(tag_word(style), tag_word(subject), tag_word(register), v.default_grid) for register in asked for _ in range(n)]
     prompts = [[*v.prefix(t), v.id("<boi>"), *v._codes(codes, t), v.id("<eoi>"), v.id("<boc>")] for t in tags]
     unseen = [[*v.prefix(t), v.id("<boc>")] for t in tags]
     made, nll = write(model, prompts, seed, n, temperature, top_p, unseen, model.text_guidance(text_guidance_scale))
@@ -204,8 +222,8 @@ def interpolate(model: Tokun, first: int, last: int, steps: int = 12, **options:
 
     `options` are those of `Tokun.sample`. A pair's `seed` is the first seed, its `index` the step.
     """
-    if steps < 2:
-        raise ValueError(f"steps is {steps}; an interpolation has at least its two ends")
+    if not 2 <= steps <= MAX_STEPS:
+        raise ValueError(f"steps is {steps}; an interpolation has at least its two ends, and at most {MAX_STEPS:,} steps")
     a, b = (latents.draw(seed, [0], model.slots.size)[0] for seed in (first, last))
     z = torch.stack([a if step == 0 else b if step == steps - 1 else latents.slerp(a, b, step / (steps - 1)) for step in range(steps)])
     return model.sample_from(latents.uniform(z), first, range(steps), **options)
@@ -216,8 +234,8 @@ def best_of(model: Tokun, seed: int, n: int, candidates: int, score: Callable[[l
 
     Place i chooses among the samples i * candidates … of the seed, so its choice does not depend on n.
     """
-    if candidates < 1:
-        raise ValueError(f"best-of is {candidates}; it must be 1 or more")
+    if not 1 <= candidates <= MAX_CANDIDATES:
+        raise ValueError(f"best-of is {candidates}; it must be from 1 to {MAX_CANDIDATES:,}")
     pairs = model.sample(seed, indices=range(n * candidates), **options)
     scores = [pair.pmi for pair in pairs] if score is None else score(pairs)
     best = [max(range(i * candidates, (i + 1) * candidates), key=lambda j: scores[j]) for i in range(n)]
@@ -238,17 +256,20 @@ class Inverted:
     """Codes and pieces that no latent chooses here, since they are rarer than float32 can tell or narrowed out."""
 
 
-def invert(model: Tokun, picture: Picture, text: str, *, style: str = "", subject: str = "", seed: int = 0, temperature: float = 1.0) -> Inverted:
+def invert(
+    model: Tokun, picture: Picture, text: str, *, style: str = "", subject: str = "", register: str = "", seed: int = 0, temperature: float = 1.0
+) -> Inverted:
     """A latent from which `vary` with amount 0 draws the picture's codes and then the text, at this temperature, nothing narrowed.
 
-    Where several tags are possible, those of the latent `seed`. Raises ValueError for a text that is too long or a temperature of 0.
+    Where several tags are possible, those of the latent `seed`. Raises ValueError for a text that is too long, a temperature of 0, or
+    a tag that the model does not know.
     """
     if not temperature > 0:
         raise ValueError(f"temperature is {temperature}; only above 0 does a latent choose anything")
-    v, slots = model.vocabulary, model.slots
+    v, slots, wanted = model.vocabulary, model.slots, model.wanted_tags(style, subject, register)
     codes, written = encode_pictures(model, [picture])[0], text_of(model, text, "caption")
     z = latents.draw(seed, [0], slots.size)[0]
-    tags = model.choose_tags(float(latents.uniform(z)[0]), Tags(tag_word(style), tag_word(subject)))
+    tags = model.choose_tags(float(latents.uniform(z)[0]), wanted)
     forced = torch.full((1, slots.size), -1)
     forced[0, slots.image : slots.text] = codes + v.code_offset
     forced[0, slots.text : slots.text + len(written) + 1] = torch.tensor([*written, v.id("<eoc>")])
@@ -264,18 +285,44 @@ def invert(model: Tokun, picture: Picture, text: str, *, style: str = "", subjec
 
 
 def vary(model: Tokun, inverted: Inverted, amount: float, *, seed: int = 0, n: int = 16, temperature: float = 1.0) -> list[Pair]:
-    """n pairs around an inverted one. amount 0: itself; 1: nothing left of it. `temperature` is the one of `invert`."""
+    """n pairs around an inverted one. amount 0: itself; 1: nothing left of it. `temperature` is the one of `invert`.
+
+    That share of the picture's codes is drawn anew, in a few places that lie together and that the variation's own noise chooses; the
+    others are kept, or the first one that changed would change all behind it. What is drawn, words too, is read off the latent with so
+    much noise in it: sqrt(1 - amount^2) z + amount noise.
+    """
     if not 0 <= amount <= 1:
         raise ValueError(f"vary is {amount}; it lies between 0 (the picture itself) and 1 (nothing left of it)")
-    noise = latents.draw(seed, range(n), model.slots.size)
+    slots = model.slots
+    noise, places = latents.draw(seed, range(n), slots.size + slots.n_codes).split([slots.size, slots.n_codes], 1)
     z = math.sqrt(1 - amount**2) * inverted.z + amount * noise
     choice = sampling.Choice(temperature)
-    return model.pairs_from(latents.uniform(z), seed, range(n), [inverted.tags] * n, image=choice, text=choice)[0]
+    forced = torch.full((n, slots.size), -1)
+    anew = lowest(hills(places, model.vocabulary.default_grid), round(amount * slots.n_codes))
+    if inverted.codes:
+        forced[:, slots.image : slots.text] = torch.where(anew, -1, torch.tensor(inverted.codes) + model.vocabulary.code_offset)
+    return model.pairs_from(latents.uniform(z), seed, range(n), [inverted.tags] * n, image=choice, text=choice, forced=forced)[0]
+
+
+def hills(noise: Tensor, grid: tuple[int, int]) -> Tensor:
+    """Noise (B, N) -> the same smoothed over the grid, by a Gaussian of a sixth of its side: hills and valleys float64 (B, N)."""
+    rows, columns = grid
+    out = noise.double().view(-1, rows, columns)
+    for axis, side in ((1, rows), (2, columns)):
+        distance = torch.arange(side)[:, None] - torch.arange(side)
+        weights = torch.exp(-(distance.double() ** 2) / (2 * (side / 6) ** 2))
+        out = torch.movedim(torch.movedim(out, axis, -1) @ (weights / weights.sum(0)), -1, axis)
+    return out.flatten(1)
+
+
+def lowest(values: Tensor, count: int) -> Tensor:
+    """(B, N) -> bool (B, N): the `count` lowest of each row."""
+    return values.argsort(dim=1, stable=True).argsort(1) < count
 
 
 def complete(
     model: Tokun, picture: Picture, keep: str | tuple[float, float, float, float], *, seed: int = 0, n: int = 4, candidates: int = 4,
-    style: str = "", subject: str = "", temperature: float | None = None, top_p: float | None = None,
+    style: str = "", subject: str = "", register: str = "", temperature: float | None = None, top_p: float | None = None,
 ) -> list[Pair]:  # fmt: skip
     """n ways to go on from the kept part of a damaged plate, each with its caption. `keep`: 'top', 'left' (halves), 'bottom', 'right',
     or a box (left, top, right, bottom) in shares of the centred square.
@@ -284,12 +331,12 @@ def complete(
     right it has not: of `candidates` for each place, the one that makes those kept codes likeliest is taken. Where much is
     kept behind the gap, ask for more candidates; seams there cannot be ruled out.
     """
-    v, slots = model.vocabulary, model.slots
+    v, slots, wanted = model.vocabulary, model.slots, model.wanted_tags(style, subject, register)
     codes = encode_pictures(model, [picture])[0]
     kept = kept_codes(keep, v.default_grid)
     count = n * candidates
     u = latents.uniform(latents.draw(seed, range(count), slots.size))
-    tags = [model.choose_tags(float(row[0]), Tags(tag_word(style), tag_word(subject))) for row in u]
+    tags = [model.choose_tags(float(row[0]), wanted) for row in u]
     forced = torch.full((count, slots.size), -1)
     forced[:, slots.image : slots.text] = torch.where(kept, codes + v.code_offset, -1)
     image = sampling.Choice(model.defaults.temperature if temperature is None else temperature, model.defaults.top_k, model.defaults.top_p if top_p is None else top_p)

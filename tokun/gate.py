@@ -1,15 +1,19 @@
 """A gate before the demo's web server: what Gradio would take from anybody and this demo never needs. Knows HTTP, no models.
 
-Gradio fetches remote files that a request names, of any size, and hands them on; it reads JSON of any length. Uploads have
-their own limit (`max_file_size`).
+Gradio fetches remote files that a request names, of any size, and hands them on; it reads JSON of any length, keeps form fields of any
+length in memory, and files whose upload breaks off or whose field it does not know on disk for good. An upload passes when it is whole
+and is one file.
 """
 
 from __future__ import annotations
 
+import asyncio
 import json
+import re
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
 
+UPLOADS, PATIENCE = 16, 120  # that are being received at a time; seconds that one may take
 MAX_BODY = 200_000  # bytes of a request that is no upload: the texts of all fields are a hundredth of that
 Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
@@ -17,39 +21,68 @@ Send = Callable[[Message], Awaitable[None]]
 
 
 class Gate:
-    """ASGI middleware. 403 for addresses and bodies that name a remote file, 413 for bodies that are too long."""
+    """ASGI middleware. 403 for addresses and bodies that name a remote file, 413 for bodies that are too long, 400 for uploads that are
+    not one whole file, 429 for more of them at a time than UPLOADS."""
 
-    def __init__(self, app: Callable[..., Awaitable[None]]):
-        self.app = app
+    def __init__(self, app: Callable[..., Awaitable[None]], max_file_bytes: int):
+        self.app, self.max_upload, self.uploads = app, max_file_bytes + 10_000, 0
 
     async def __call__(self, scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:
         path = scope.get("path", "")
         if scope["type"] == "http" and asks_elsewhere(path):
             return await refuse(send, 403)
-        if scope["type"] != "http" or scope["method"] != "POST" or path.rstrip("/").endswith("/upload"):
+        if scope["type"] != "http" or scope["method"] != "POST":
             return await self.app(scope, receive, send)
-        body = await read(receive)
-        if body is None:
-            return await refuse(send, 413)
-        if names_remote_file(body):
+        uploading = path.rstrip("/").endswith("/upload")
+        body = await self.uploaded(receive) if uploading else await read(receive)
+        if isinstance(body, int):
+            return await refuse(send, body)
+        if uploading and not is_one_file(body, dict(scope["headers"]).get(b"content-type", b"")):
+            return await refuse(send, 400)
+        if not uploading and names_remote_file(body):
             return await refuse(send, 403)
         whole = [{"type": "http.request", "body": body, "more_body": False}]
         await self.app(scope, lambda: pop_or(whole, receive), send)
+
+
+    async def uploaded(self, receive: Receive) -> bytes | int:
+        if self.uploads >= UPLOADS:
+            return 429
+        self.uploads += 1
+        try:
+            return await asyncio.wait_for(read(receive, self.max_upload), PATIENCE)
+        except asyncio.TimeoutError:  # its name before Python 3.11
+            return 408
+        finally:
+            self.uploads -= 1
 
 
 def asks_elsewhere(path: str) -> bool:
     return any(word in path.lower() for word in ("file=http", "proxy="))
 
 
-async def read(receive: Receive) -> bytes | None:
-    """The whole body; None when it is too long or breaks off."""
-    body, more = b"", True
+async def read(receive: Receive, most: int = MAX_BODY) -> bytes | int:
+    """The whole body; or the status that it earns: 413 when it is too long, 400 when it breaks off."""
+    body, more = bytearray(), True
     while more:
         message = await receive()
-        body, more = body + message.get("body", b""), message.get("more_body", False)
-        if message["type"] != "http.request" or len(body) > MAX_BODY:
-            return None
-    return body
+        body += message.get("body", b"")
+        more = message.get("more_body", False)
+        if message["type"] != "http.request":
+            return 400
+        if len(body) > most:
+            return 413
+    return bytes(body)
+
+
+def is_one_file(body: bytes, content_type: bytes) -> bool:
+    """Whether a multipart body is one file in the field that Gradio looks at, and nothing else."""
+    found = re.search(rb'boundary="?([^";,\s]+)', content_type)
+    if not found:
+        return False
+    line = b"--" + found[1]
+    head = body.partition(b"\r\n\r\n")[0].lower()
+    return body.startswith(line + b"\r\n") and body.count(line) == 2 and b'name="files"' in head and b"filename=" in head
 
 
 async def pop_or(messages: list[Message], receive: Receive) -> Message:

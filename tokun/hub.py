@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import re
 import tempfile
 from dataclasses import replace
 from pathlib import Path
@@ -19,23 +20,32 @@ from tokun.model_card import OWN_ID
 if TYPE_CHECKING:
     from tokun.model import Tokun
 
-FILES = ("generator", "image_tokenizer", "text_tokenizer.model", "vocabulary.json", "sampling.json", "README.md")
+FILES = ("vocabulary.json", "sampling.json", "README.md", "text_tokenizer.model")  # of a checkpoint, and those in its folders:
+PARTS = re.compile(
+    r"generator/((config|generation_config|tokenizer|tokenizer_config|special_tokens_map|added_tokens|model\.safetensors\.index)\.json"
+    r"|model(-\d+-of-\d+)?\.safetensors)|image_tokenizer/(config\.json|model\.safetensors)|text_tokenizer\.model/[\w.]+\.(json|txt|model)"
+)
+MARK = "vocabulary.json"  # without it a folder is no checkpoint
 
 
-def save_pretrained(model: Tokun, directory: str | Path, *, dtype: torch.dtype | None = None) -> Path:
+def save_pretrained(model: Tokun, directory: str | Path, *, dtype: torch.dtype | str | None = None) -> Path:
     """Write the checkpoint (safetensors) and its model card, if it has one: aside, then renamed. Returns the folder.
 
-    `dtype` is the generator's in the file, its own where left out. A checkpoint that stands there is replaced. Raises
+    `dtype` is the generator's in the file, a floating one, its own where left out. A checkpoint that stands there is replaced. Raises
     ValueError for a folder that holds anything else: nothing but checkpoints is ever replaced.
     """
     target = Path(directory).resolve()
     if target.exists() and not target.is_dir():
         raise ValueError(f"{target} is a file; name a folder for the checkpoint")
-    strangers = sorted(path.name for path in target.iterdir() if path.name not in FILES) if target.is_dir() else []
+    kind = getattr(torch, dtype, None) if isinstance(dtype, str) else dtype or next(model.generator.parameters()).dtype
+    if not isinstance(kind, torch.dtype) or not kind.is_floating_point:
+        raise ValueError(f"dtype is {dtype!r}; weights are floating-point numbers: torch.float32, torch.bfloat16 or torch.float16")
+    there = [path.relative_to(target).as_posix() for path in target.rglob("*") if not path.is_dir()] if target.is_dir() else []
+    strangers = sorted(name for name in there if (name not in FILES and not PARTS.fullmatch(name)) or MARK not in there)
     if strangers:
         raise ValueError(f"{target} holds {', '.join(strangers[:3])}, which is no part of a checkpoint: name a new folder, such as {target / 'checkpoint'}")
     with checkpoint.whole_directory(target) as folder:
-        model.save(folder, dtype=dtype or next(model.generator.parameters()).dtype, card=model.card)
+        model.save(folder, dtype=kind, card=model.card)
     return target
 
 
@@ -50,6 +60,8 @@ def push_to_hub(
     """
     import huggingface_hub
 
+    if not isinstance(name, str):
+        raise ValueError(f"{name!r} is no name on the Hub: give a str such as 'name/model'")
     api = huggingface_hub.HfApi(token=token)
     try:
         made = api.create_repo(name, private=private, exist_ok=True)
@@ -59,4 +71,8 @@ def push_to_hub(
             api.upload_folder(repo_id=made.repo_id, folder_path=path, commit_message=message, revision=revision, create_pr=create_pr)
     except huggingface_hub.errors.HfHubHTTPError as error:
         raise OSError(f"the Hub refuses {name!r}: {error}. Log in with `hf auth login`, or give a token that may write there") from error
+    except Exception as error:  # of whichever HTTP library the Hub's client uses: both name theirs alike
+        if not any(kind.__name__ in ("TransportError", "ConnectionError", "RequestException") for kind in type(error).__mro__):
+            raise
+        raise OSError(f"the Hub cannot be reached to upload {name!r}: {error}. Is there a network? save_pretrained writes the same folder here") from error
     return str(made)

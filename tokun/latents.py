@@ -47,8 +47,10 @@ def draw(seed: int, indices: Sequence[int], size: int) -> Tensor:
     """
     if isinstance(seed, bool) or not isinstance(seed, (int, np.integer)) or not 0 <= seed < 2**63:
         raise ValueError(f"seed is {seed!r}; it must be an integer from 0 to 2^63 - 1")
-    if any(not 0 <= k < 2**63 for k in indices):
-        raise ValueError(f"indices are {list(indices)}; samples are numbered from 0")
+    if not len(indices):
+        raise ValueError("no sample is asked for: n, candidates or the number of indices is 0, and must be at least 1")
+    if any(isinstance(k, bool) or not isinstance(k, (int, np.integer)) or not 0 <= k < 2**63 for k in indices):
+        raise ValueError(f"indices are {list(indices)}; they must be integers, samples are numbered from 0")
     rows = [np.random.Generator(np.random.Philox(key=np.array([seed, k], np.uint64))).standard_normal(size) for k in indices]
     return torch.from_numpy(np.stack(rows).astype(np.float32))
 

@@ -20,12 +20,13 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tokun import checkpoint, data, decoder
+from tokun import checkpoint, data, decoder, latents
 from tokun.extras import need
 
 if TYPE_CHECKING:
     from tokun.model import Pair, Tokun
 
+BATCH, MOST = 16, 1_000_000_000
 FROM = 1000  # samples: more are written as shards
 RECORD, TABLE = "samples.json", "samples.parquet"
 COLUMNS = ("seed", "index", "caption", "style", "subject", "register", "image_nll", "caption_nll", "pmi", "shard")
@@ -37,13 +38,18 @@ def generate(
     """Write samples 0 … n-1 of the seed; `options` are those of `Tokun.sample`. Returns `out`.
 
     Of several processes each makes its own shards; the one that finds all of them there writes the table. Raises ImportError
-    for want of pyarrow, and ValueError when `out` holds samples of another model, seed or options.
+    for want of pyarrow, and ValueError when `out` holds samples of another model, seed or options, or for options that `Tokun.sample` refuses.
     """
     from tqdm import tqdm
 
+    if not 1 <= n <= MOST:
+        raise ValueError(f"n is {n}; it must be from 1 to {MOST:,}")
     need("pyarrow.parquet", extra="data")  # before the hours of work, not behind them
+    latents.draw(seed, [0], 1)
+    model.plan(**options)
     checkpoint.require_writable(out)
-    asked = {k: v for k, v in options.items() if k != "batch_size"} | {"seed": seed, "n": n, "shard_size": shard_size, **identity(model)}
+    # the batch size too: samples are the same in any company, the last digits of their likelihoods are not
+    asked = {"batch_size": BATCH, **options, "seed": seed, "n": n, "shard_size": shard_size, **identity(model)}
     require_same(out, asked, rank=rank)
     paths = [out / f"samples-{number:05d}.tar" for number in range(-(-n // shard_size))]
     mine = list(enumerate(paths))[rank::world]
@@ -76,9 +82,9 @@ def identity(model: Tokun) -> dict[str, Any]:
 def require_same(out: Path, asked: dict[str, Any], *, rank: int) -> None:
     there, asked = checkpoint.read_record(out / RECORD), json.loads(json.dumps(asked))
     if there is not None:
-        checkpoint.require_same(out, there, asked)
+        checkpoint.require_same(out, {"batch_size": asked["batch_size"], **there}, asked, option="--out")  # earlier versions did not write it
     elif next(out.glob("samples-*.tar"), None) is not None:
-        raise ValueError(f"{out} holds shards of samples without {RECORD}, which says what they are: name another folder with --out")
+        raise ValueError(f"{out} holds shards of samples without a whole {RECORD}, which says what they are: name another folder with --out")
     else:
         aside = out / f"{RECORD}.partial{rank}"  # all processes write the same
         checkpoint.write_record(aside, asked)
@@ -86,7 +92,7 @@ def require_same(out: Path, asked: dict[str, Any], *, rank: int) -> None:
 
 
 def members(model: Tokun, seed: int, indices: range, options: Mapping[str, Any], bar: Any) -> Iterator[dict[str, Any]]:
-    batch = int(options.get("batch_size", 16))
+    batch = int(options.get("batch_size", BATCH))
     for first in range(indices.start, indices.stop, batch):
         pairs = model.sample(seed, indices=range(first, min(indices.stop, first + batch)), **options)
         for pair in pairs:
@@ -113,12 +119,15 @@ def write_table(paths: list[Path], target: Path, aside: Path) -> None:
 
 
 def records(path: Path) -> Iterator[dict[str, Any]]:
-    with tarfile.open(path) as tar:
-        for info in tar:
-            if info.name.endswith(".json"):
-                file = tar.extractfile(info)
-                assert file is not None
-                yield json.load(file)
+    try:
+        with tarfile.open(path) as tar:
+            for info in tar:
+                if info.name.endswith(".json"):
+                    file = tar.extractfile(info)
+                    assert file is not None
+                    yield json.load(file)
+    except (tarfile.TarError, EOFError, ValueError) as error:
+        raise ValueError(f"{path} is damaged ({error}): delete it, and the same command makes it again") from error
 
 
 def row(record: dict[str, Any], path: Path) -> dict[str, Any]:

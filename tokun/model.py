@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import safetensors
 import torch
 from PIL import Image
 from torch import Tensor
@@ -147,8 +146,8 @@ class Tokun:
         temperature. no_repeats: no word or short phrase twice in a row. None means the checkpoint's default. `watch` is told after every choice what the first sample of
         the batch has so far. Raises ValueError for values outside their range.
         """
-        if n < 1:
-            raise ValueError(f"n is {n}; it must be at least 1")
+        if indices is None and (not isinstance(n, (int, np.integer)) or n < 1):
+            raise ValueError(f"n is {n!r}; it must be an integer, at least 1")
         numbers = list(range(n)) if indices is None else list(indices)
         u = latents.uniform(latents.draw(seed, numbers, self.slots.size))
         return self.sample_from(
@@ -164,8 +163,27 @@ class Tokun:
         watch: Watch | None = None,
     ) -> list[Pair]:  # fmt: skip
         """As `sample`, from uniforms u float32 (B, slots.size); the pairs are named by `seed` and `indices`."""
-        if batch_size < 1:
-            raise ValueError(f"batch_size is {batch_size}; it must be at least 1")
+        wanted, caption, how = self.plan(
+            style=style, subject=subject, register=register, prompt=prompt, temperature=temperature, text_temperature=text_temperature, top_k=top_k,
+            top_p=top_p, guidance_scale=guidance_scale, text_guidance_scale=text_guidance_scale, no_repeats=no_repeats, batch_size=batch_size,
+        )  # fmt: skip
+        out: list[Pair] = []
+        for i in range(0, len(u), batch_size):
+            rows = slice(i, i + batch_size)
+            tags = [self.choose_tags(float(row[0]), wanted) for row in u[rows]]
+            if caption is not None and not wanted.subject:  # the prompt says what is shown; a drawn subject might disagree
+                tags = [replace(t, subject="") for t in tags]
+            out += self.pairs_from(u[rows], seed, indices[rows], tags, caption=caption, watch=watch, **how)[0]
+        return out
+
+    def plan(
+        self, *, style: str = "", subject: str = "", register: str = "", prompt: str | None = None,
+        temperature: float | None = None, text_temperature: float | None = None, top_k: int | None = None, top_p: float | None = None,
+        guidance_scale: float | None = None, text_guidance_scale: float | None = None, no_repeats: bool | None = None, batch_size: int = 16,
+    ) -> tuple[Tags, list[int] | None, dict[str, Any]]:  # fmt: skip
+        """What the options of `sample` come to: the tags that are wanted, the ids of the prompt, options of `pairs_from`. Raises ValueError as `sample` does."""
+        if not isinstance(batch_size, int) or batch_size < 1:
+            raise ValueError(f"batch_size is {batch_size!r}; it must be an integer, at least 1")
         d = self.defaults
         image = sampling.Choice(
             d.temperature if temperature is None else temperature, d.top_k if top_k is None else top_k, d.top_p if top_p is None else top_p
@@ -174,22 +192,11 @@ class Tokun:
         text = self.text_choice(d.text_temperature * scale if text_temperature is None else text_temperature, image.top_p, no_repeats)
         guidance = require_scale("guidance_scale", d.guidance_scale if guidance_scale is None else guidance_scale)
         worded = self.text_guidance(text_guidance_scale)
-        wanted = Tags(tag_word(style), tag_word(subject), tag_word(register))
-        for name in wanted.names():
-            self.vocabulary.id(name)
+        wanted = self.wanted_tags(style, subject, register)
         caption = None if prompt is None else self.encode_text(prompt)
         if caption == []:
             raise ValueError(f"prompt {prompt!r} holds no text; leave it out or describe a picture")
-        out: list[Pair] = []
-        for i in range(0, len(u), batch_size):
-            rows = slice(i, i + batch_size)
-            tags = [self.choose_tags(float(row[0]), wanted) for row in u[rows]]
-            if caption is not None and not wanted.subject:  # the prompt says what is shown; a drawn subject might disagree
-                tags = [replace(t, subject="") for t in tags]
-            out += self.pairs_from(
-                u[rows], seed, indices[rows], tags, caption=caption, image=image, text=text, guidance_scale=guidance, text_guidance_scale=worded, watch=watch
-            )[0]
-        return out
+        return wanted, caption, {"image": image, "text": text, "guidance_scale": guidance, "text_guidance_scale": worded}
 
     def text_choice(self, temperature: float | None = None, top_p: float | None = None, no_repeats: bool | None = None) -> sampling.Choice:
         """How words are chosen; None means the checkpoint's default."""
@@ -247,6 +254,13 @@ class Tokun:
             watch([i - v.code_offset for i in row if i >= v.code_offset], [i for i in row if i < v.text_size])
 
         return tell
+
+    def wanted_tags(self, style: str, subject: str, register: str) -> Tags:
+        """Raises ValueError, with what there is, for a tag that the model does not know."""
+        wanted = Tags(tag_word(style), tag_word(subject), tag_word(register))
+        for name in wanted.names():
+            self.vocabulary.id(name)
+        return wanted
 
     def choose_tags(self, u: float, wanted: Tags) -> Tags:
         """Fill the tags that are not asked for from the training frequencies, by the inverse CDF at u."""
@@ -372,7 +386,9 @@ class Tokun:
         return {"word_starts": self._word_starts, "marks": self._marks} if choice.no_repeats else {}
 
     def encode_text(self, text: str) -> list[int]:
-        """Ids of a caption. Raises ValueError when it is longer than the model's text spans."""
+        """Ids of a caption. Raises ValueError when it is longer than the model's text spans, or no text."""
+        if not isinstance(text, str):
+            raise ValueError(f"{text!r} is no text: give a str")
         ids = self.text_tokenizer.encode(text)
         if len(ids) > self.vocabulary.max_text:
             raise ValueError(
@@ -398,7 +414,7 @@ class Tokun:
         self.image_tokenizer.save(directory / IMAGE_TOKENIZER)
         self.text_tokenizer.save(directory / TEXT_TOKENIZER)
         v.save(directory / "vocabulary.json")
-        settings = {"defaults": asdict(self.defaults), "tag_counts": self.tag_counts, "tasks": list(self.tasks), "image_tokenizer": self.image_tokenizer.fingerprint()}
+        settings = {"defaults": asdict(self.defaults), "tag_counts": self.tag_counts, "tasks": list(self.tasks), "image_tokenizer": self.image_tokenizer.fingerprint(), "text_tokenizer": self.text_tokenizer.fingerprint()}
         (directory / "sampling.json").write_text(json.dumps(settings, indent=1) + "\n", encoding="utf-8")
         if card:
             (directory / CARD).write_text(card, encoding="utf-8")
@@ -418,8 +434,8 @@ class Tokun:
 
 
 def require_scale(name: str, scale: float) -> float:
-    if not 0 <= scale < math.inf:
-        raise ValueError(f"{name} is {scale}; it must be 0 or more (1 is off), and finite")
+    if not sampling.is_number(scale) or not 0 <= scale <= sampling.MOST:
+        raise ValueError(f"{name} is {scale!r}; it must be a number from 0 to {sampling.MOST:,} (1 is off)")
     return scale
 
 
@@ -431,9 +447,10 @@ def load(checkpoint: str | Path | None = None, *, device: str | None = None, dty
     from transformers import AutoModelForCausalLM
 
     try:
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
-        raise ValueError(f"device {device!r} cannot be used here: {error}") from error
+        if torch.empty(0, device=device).is_meta:
+            raise ValueError("device 'meta' holds no numbers: choose cpu, or cuda")
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise ValueError(f"device {device!r} cannot be used here: {first_line(error)}") from error
     folder = resolve(checkpoint)
     for part in (GENERATOR, IMAGE_TOKENIZER):
         require_safetensors(folder / part)
@@ -449,16 +466,20 @@ def load(checkpoint: str | Path | None = None, *, device: str | None = None, dty
     try:
         settings = json.loads((folder / "sampling.json").read_text(encoding="utf-8"))
         counts = [(str(a), str(b), int(c)) for a, b, c in settings["tag_counts"]]
-        defaults, made_with = SamplingConfig(**settings["defaults"]), settings["image_tokenizer"]
+        defaults, made_with, worded_with = SamplingConfig(**settings["defaults"]), str(settings["image_tokenizer"]), settings.get("text_tokenizer")
         tasks = tuple(str(task) for task in settings.get("tasks", ()))
-    except (ValueError, KeyError, TypeError) as error:
+        for temperature in (defaults.temperature, defaults.text_temperature):
+            sampling.Choice(temperature, defaults.top_k, defaults.top_p)
+        for name in ("guidance_scale", "text_guidance_scale"):
+            require_scale(name, getattr(defaults, name))
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"{folder / 'sampling.json'} cannot be read: {error!r}. Copy the whole checkpoint again") from error
     try:
         generator, found = AutoModelForCausalLM.from_pretrained(
             folder / GENERATOR, dtype=dtype, use_safetensors=True, trust_remote_code=False, output_loading_info=True
         )
-    except (OSError, RuntimeError, ValueError, safetensors.SafetensorError) as error:
-        raise ValueError(f"{folder / GENERATOR} cannot be read: {error}. Copy the whole checkpoint again") from error
+    except Exception as error:  # a config.json that is not the weights' own ends in errors of any kind
+        raise ValueError(f"{folder / GENERATOR} cannot be read: {type(error).__name__}: {first_line(error)}. Copy the whole checkpoint again") from error
     if found["missing_keys"]:  # transformers would fill them with random numbers
         raise ValueError(f"{folder / GENERATOR} lacks the weights {sorted(found['missing_keys'])[:3]}. Copy the whole checkpoint again")
     if made_with != image_tokenizer.fingerprint():
@@ -466,10 +487,22 @@ def load(checkpoint: str | Path | None = None, *, device: str | None = None, dty
             f"{folder / IMAGE_TOKENIZER} is not the tokenizer this generator was trained with: its fingerprint is "
             f"{image_tokenizer.fingerprint()[:16]}…, the generator asks for {made_with[:16]}…. Copy the whole checkpoint again"
         )
+    if worded_with not in (None, text_tokenizer.fingerprint()):
+        raise ValueError(
+            f"{text_path} is not the tokenizer this generator was trained with: its fingerprint is "
+            f"{text_tokenizer.fingerprint()[:16]}…, the generator asks for {str(worded_with)[:16]}…. Copy the whole checkpoint again"
+        )
+    places, needed = generator.config.max_position_embeddings, math.prod(vocabulary.default_grid) + vocabulary.max_text
+    if needed > places:
+        raise ValueError(f"{folder / 'vocabulary.json'} speaks of {needed} codes and pieces, the generator has {places} places. Copy the whole checkpoint again")
     card = (folder / CARD).read_text(encoding="utf-8", errors="replace") if (folder / CARD).is_file() else ""
     model = Tokun(image_tokenizer, text_tokenizer, vocabulary, generator, defaults, counts, tasks, card)
     model.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     return model if compile is None else model.compile(compile)
+
+
+def first_line(error: BaseException) -> str:
+    return (str(error).splitlines() or [""])[0]
 
 
 def require_same_ids(path: Path, vocabulary: Vocabulary) -> None:

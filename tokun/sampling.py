@@ -13,6 +13,7 @@ rows that have ended leave the batch. Nothing waits for a GPU but a look, every 
 from __future__ import annotations
 
 import math
+import numbers
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from functools import lru_cache
@@ -32,6 +33,13 @@ REPEATED = 6  # pieces of the longest phrase that `Choice.no_repeats` looks for
 PLAUSIBLE = 0.1  # guided words: pieces less likely than this share of the likeliest are out, as in contrastive decoding (Li et al. 2023)
 
 
+MOST = 1_000_000  # of temperatures and scales: float32 has room for what they multiply
+
+
+def is_number(value: object) -> bool:
+    return isinstance(value, numbers.Real) and not isinstance(value, bool)
+
+
 @dataclass(frozen=True)
 class Choice:
     """How a distribution is narrowed before the latent picks from it."""
@@ -42,12 +50,12 @@ class Choice:
     no_repeats: bool = False  # of words: none, and no phrase of up to `REPEATED` pieces, twice in a row, marks between them or not
 
     def __post_init__(self) -> None:
-        if not 0 <= self.temperature < math.inf:
-            raise ValueError(f"temperature is {self.temperature}; it must be 0 (the likeliest id) or more, and finite")
-        if self.top_k < 0:
-            raise ValueError(f"top_k is {self.top_k}; it must be 0 (off) or more")
-        if not 0 < self.top_p <= 1:
-            raise ValueError(f"top_p is {self.top_p}; it must lie in (0, 1]")
+        if not is_number(self.temperature) or not 0 <= self.temperature <= MOST:
+            raise ValueError(f"temperature is {self.temperature!r}; it must be a number from 0 (the likeliest id) to {MOST:,}")
+        if not isinstance(self.top_k, int) or not 0 <= self.top_k < 2**31:
+            raise ValueError(f"top_k is {self.top_k!r}; it must be a whole number of 0 (off) or more")
+        if not is_number(self.top_p) or not 0 < self.top_p <= 1:
+            raise ValueError(f"top_p is {self.top_p!r}; it must lie in (0, 1]")
 
 
 @dataclass(frozen=True)

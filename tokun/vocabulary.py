@@ -120,6 +120,12 @@ class Vocabulary:
     def __post_init__(self) -> None:
         if not self.grids:
             raise ValueError("a vocabulary needs at least one grid, for example ((8, 8),)")
+        for name in ("text_size", "codebook_size", "max_text"):
+            size = getattr(self, name)
+            if not isinstance(size, int) or isinstance(size, bool) or size < 1:
+                raise ValueError(f"{name} is {size!r}; it must be an integer, at least 1")
+        if any(not isinstance(i, int) or not 0 <= i < self.text_size for i in self.illegal_text):
+            raise ValueError(f"illegal_text is {self.illegal_text!r}; it must hold text ids, 0 to {self.text_size - 1}")
         names = self.controls
         for name in names:
             if re.search(r"[\s<>]", name[1:-1]):
@@ -374,5 +380,7 @@ def parse_grid(text: str) -> tuple[int, int]:
 
 
 def tag_word(text: str) -> str:
-    """Any metadata as a tag: 'Wood engraving (after a drawing)' -> 'wood-engraving-after-a-drawing'."""
+    """Any metadata as a tag: 'Wood engraving (after a drawing)' -> 'wood-engraving-after-a-drawing'. Raises ValueError for what is no text."""
+    if not isinstance(text, str):
+        raise ValueError(f"{text!r} is no tag: give a str, empty for none")
     return re.sub(r"[^\w]+", "-", text.strip().lower()).strip("-")
