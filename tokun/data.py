@@ -609,9 +609,12 @@ def write_shard(path: Path, samples: Iterator[dict[str, bytes]], beside: Callabl
             count += 1
     for suffix, payload in beside().items():
         path.with_suffix(suffix).write_bytes(payload)
-    with open(aside, "rb") as file:
-        os.fsync(file.fileno())
-    os.replace(aside, path)
+    try:
+        with open(aside, "rb") as file:
+            os.fsync(file.fileno())
+        os.replace(aside, path)
+    except FileNotFoundError as error:
+        raise ValueError(f"{aside} was taken away: another process seems to write to {path.parent} too. Let one of them end, then run this again") from error
     return count
 
 

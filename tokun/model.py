@@ -10,7 +10,8 @@ from __future__ import annotations
 import copy
 import json
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -475,9 +476,10 @@ def load(checkpoint: str | Path | None = None, *, device: str | None = None, dty
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"{folder / 'sampling.json'} cannot be read: {error!r}. Copy the whole checkpoint again") from error
     try:
-        generator, found = AutoModelForCausalLM.from_pretrained(
-            folder / GENERATOR, dtype=dtype, use_safetensors=True, trust_remote_code=False, output_loading_info=True
-        )
+        with without_bars():
+            generator, found = AutoModelForCausalLM.from_pretrained(
+                folder / GENERATOR, dtype=dtype, use_safetensors=True, trust_remote_code=False, output_loading_info=True
+            )
     except Exception as error:  # a config.json that is not the weights' own ends in errors of any kind
         raise ValueError(f"{folder / GENERATOR} cannot be read: {type(error).__name__}: {first_line(error)}. Copy the whole checkpoint again") from error
     if found["missing_keys"]:  # transformers would fill them with random numbers
@@ -499,6 +501,21 @@ def load(checkpoint: str | Path | None = None, *, device: str | None = None, dty
     model = Tokun(image_tokenizer, text_tokenizer, vocabulary, generator, defaults, counts, tasks, card)
     model.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     return model if compile is None else model.compile(compile)
+
+
+@contextmanager
+def without_bars() -> Iterator[None]:
+    """Without the progress bars of transformers, where they were on."""
+    from transformers.utils import logging
+
+    shown = logging.is_progress_bar_enabled()
+    if shown:
+        logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()
 
 
 def first_line(error: BaseException) -> str:
