@@ -287,9 +287,9 @@ def invert(
 def vary(model: Tokun, inverted: Inverted, amount: float, *, seed: int = 0, n: int = 16, temperature: float = 1.0) -> list[Pair]:
     """n pairs around an inverted one. amount 0: itself; 1: nothing left of it. `temperature` is the one of `invert`.
 
-    That share of the picture's codes is drawn anew, in a few places that lie together and that the variation's own noise chooses; the
-    others are kept, or the first one that changed would change all behind it. What is drawn, words too, is read off the latent with so
-    much noise in it: sqrt(1 - amount^2) z + amount noise.
+    That share of the picture's codes is drawn anew, in a few places that lie together and that the variation's own noise chooses, and so
+    are the words: read off the latent with so much noise in it, sqrt(1 - amount^2) z + amount noise. In the other places the latent moves
+    to wherever, in its new company, the same code lies; or the first code that changed would change all behind it.
     """
     if not 0 <= amount <= 1:
         raise ValueError(f"vary is {amount}; it lies between 0 (the picture itself) and 1 (nothing left of it)")
