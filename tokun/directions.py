@@ -285,23 +285,25 @@ def invert(
 
 
 def vary(model: Tokun, inverted: Inverted, amount: float, *, seed: int = 0, n: int = 16, temperature: float = 1.0) -> list[Pair]:
-    """n pairs around an inverted one. amount 0: itself; 1: nothing left of it. `temperature` is the one of `invert`.
+    """n pairs around an inverted one. amount 0: itself; 1: nothing left of it. `temperature` is the one of `invert`, of codes.
 
     That share of the picture's codes is drawn anew, in a few places that lie together and that the variation's own noise chooses, and so
-    are the words: read off the latent with so much noise in it, sqrt(1 - amount^2) z + amount noise. In the other places the latent moves
-    to wherever, in its new company, the same code lies; or the first code that changed would change all behind it.
+    are the words, as `Tokun.sample` chooses them: read off the latent with so much noise in it, sqrt(1 - amount^2) z + amount noise. In the
+    other places the latent moves to wherever, in its new company, the same code lies; or the first code that changed would change all
+    behind it.
     """
     if not 0 <= amount <= 1:
         raise ValueError(f"vary is {amount}; it lies between 0 (the picture itself) and 1 (nothing left of it)")
     slots = model.slots
     noise, places = latents.draw(seed, range(n), slots.size + slots.n_codes).split([slots.size, slots.n_codes], 1)
     z = math.sqrt(1 - amount**2) * inverted.z + amount * noise
-    choice = sampling.Choice(temperature)
+    image = sampling.Choice(temperature)
+    text, guided = (model.text_choice(), model.text_guidance(None)) if amount else (image, 1.0)  # its own words lie where `invert` found them
     forced = torch.full((n, slots.size), -1)
     anew = lowest(hills(places, model.vocabulary.default_grid), round(amount * slots.n_codes))
     if inverted.codes:
         forced[:, slots.image : slots.text] = torch.where(anew, -1, torch.tensor(inverted.codes) + model.vocabulary.code_offset)
-    return model.pairs_from(latents.uniform(z), seed, range(n), [inverted.tags] * n, image=choice, text=choice, forced=forced)[0]
+    return model.pairs_from(latents.uniform(z), seed, range(n), [inverted.tags] * n, image=image, text=text, text_guidance_scale=guided, forced=forced)[0]
 
 
 def hills(noise: Tensor, grid: tuple[int, int]) -> Tensor:
