@@ -519,7 +519,7 @@ def without_bars() -> Iterator[None]:
 
 
 def first_line(error: BaseException) -> str:
-    return (str(error).splitlines() or [""])[0]
+    return (str(error).splitlines() or [""])[0][:300]
 
 
 def require_same_ids(path: Path, vocabulary: Vocabulary) -> None:
