@@ -210,16 +210,15 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     mode = mode_of(args)
     for name in sorted(vars(args)):
         if name not in READ[mode] | EVERYWHERE and getattr(args, name) != parser.get_default(name):
-            where = "here" if mode == "plain" else f"with --{mode.replace('_', '-')}"
-            parser.error(f"--{name.replace('_', '-')} does nothing {where}: leave it out")
+            parser.error(f"--{name.replace('_', '-')} does nothing {where_of(mode)}: leave it out")
     if args.max_bytes != parser.get_default("max_bytes") and not args.svg:
         parser.error("--max-bytes is the limit of an SVG: add --svg")
     if args.svg and args.max_bytes < LEAST_BYTES:
         parser.error(f"--max-bytes {args.max_bytes} is too few: a picture takes at least {LEAST_BYTES} bytes")
     if mode == "interpolate" and (args.seed != parser.get_default("seed") or args.n is not None):
         parser.error("--interpolate A B names its seeds, --steps their number: leave --seed and --n out")
-    if mode != "plain" and (args.n or 0) > many.FROM:
-        parser.error(f"--n {args.n}: at most {many.FROM:,} at a time, but for plain samples, which are written as shards")
+    if mode not in ("plain", "best_of") and (args.n or 0) > many.FROM:
+        parser.error(f"--n {args.n}: {where_of(mode)} at most {many.FROM:,} at a time are made")
     if args.n is None:
         args.n = 1 if args.image is not None or args.rewrite is not None else 16
     if shards_wanted(args) and (args.svg or args.wandb):
@@ -248,6 +247,10 @@ def mode_of(args: argparse.Namespace) -> str:
         return "question"
     named = next((name for name in ("image", "rewrite", "complete", "interpolate", "invert") if getattr(args, name) is not None), "")
     return named or ("best_of" if args.best_of > 1 else "plain")
+
+
+def where_of(mode: str) -> str:
+    return "here" if mode == "plain" else f"with --{mode.replace('_', '-')}"
 
 
 def vars_of(args: argparse.Namespace) -> dict[str, object]:

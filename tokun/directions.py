@@ -64,7 +64,7 @@ def open_picture(source: Picture, channels: int) -> Image.Image:
         try:
             image = source.convert("RGBA") if source.has_transparency_data else source if source.mode in TIFF_MODES else source.convert("RGB")
             image.save(buffer, "TIFF")  # one way in for all modes, CMYK and 16 bits too
-        except (OSError, ValueError, SystemError) as error:  # LAB, or no pixels at all
+        except (OSError, ValueError, SystemError) as error:  # no pixels at all, say
             raise ValueError(f"a picture of mode {source.mode!r} and {source.width} x {source.height} pixels is not read ({error}): convert it to 'RGB' first") from error
         source = buffer.getvalue()
     if not isinstance(source, bytes):
@@ -87,7 +87,7 @@ def open_picture(source: Picture, channels: int) -> Image.Image:
     except UnidentifiedImageError as error:
         raise ValueError(f"{name} is not a picture that can be read: of no known kind, or empty") from error
     except (OSError, SyntaxError, ValueError) as error:
-        raise ValueError(f"{name} is not a picture that can be read: {error}") from error
+        raise ValueError(f"{name} is not a picture that can be read: {str(error).removeprefix('not a readable picture: ')}") from error
     raise ValueError(f"{name} has {size} pixels, more than {MAX_PIXELS:,}: scale it down")
 
 
