@@ -198,7 +198,10 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     add("--video", action="store_true", help="write the interpolation as MP4 too")
     add("--caption", default="", metavar="TEXT", help="what the picture of --invert shows")
     add("--vary", type=float, default=0.3, metavar="X", help="the share that is drawn anew. 0: the picture itself; 1: nothing left of it (0.3)")
-    args = parser.parse_args(argv)
+    unset = object()
+    args = parser.parse_args(argv, argparse.Namespace(**{action.dest: unset for action in parser._actions if action.dest != "help"}))
+    given = [name for name in sorted(vars(args)) if getattr(args, name) is not unset]
+    vars(args).update((name, parser.get_default(name)) for name in {*vars(args)} - {*given})
     if args.question is not None and args.image is None:
         parser.error("--question is about a picture: name it with --image")
     if args.invert is not None and not args.caption.strip():
@@ -208,14 +211,16 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     if args.video and not args.interpolate:
         parser.error("--video shows the way from one seed to another: name them with --interpolate")
     mode = mode_of(args)
-    for name in sorted(vars(args)):
-        if name not in READ[mode] | EVERYWHERE and getattr(args, name) != parser.get_default(name):
+    for name in given:
+        if name not in READ[mode] | EVERYWHERE:
             parser.error(f"--{name.replace('_', '-')} does nothing {where_of(mode)}: leave it out")
-    if args.max_bytes != parser.get_default("max_bytes") and not args.svg:
+    if "max_bytes" in given and not args.svg:
         parser.error("--max-bytes is the limit of an SVG: add --svg")
     if args.svg and args.max_bytes < LEAST_BYTES:
         parser.error(f"--max-bytes {args.max_bytes} is too few: a picture takes at least {LEAST_BYTES} bytes")
-    if mode == "interpolate" and (args.seed != parser.get_default("seed") or args.n is not None):
+    if "registers" in given and "register" in given:
+        parser.error("--registers names them all: leave --register out")
+    if mode == "interpolate" and ("seed" in given or "n" in given):
         parser.error("--interpolate A B names its seeds, --steps their number: leave --seed and --n out")
     if mode not in ("plain", "best_of") and (args.n or 0) > many.FROM:
         parser.error(f"--n {args.n}: {where_of(mode)} at most {many.FROM:,} at a time are made")

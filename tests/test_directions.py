@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 import struct
 import zlib
 from dataclasses import replace
@@ -198,6 +199,11 @@ def test_pictures_of_every_mode_and_form_are_taken_and_others_refused(tiny_model
     picture.save(tmp_path / "a.png")
     same = directions.encode_pictures(tiny_model, [picture, tmp_path / "a.png", (tmp_path / "a.png").read_bytes(), picture.convert("RGB")])
     assert all(torch.equal(row, same[0]) for row in same)
+    deep = np.asarray(picture).astype(np.uint16) * 257
+    Image.frombytes("I;16B", picture.size, deep.astype(">u2").tobytes()).save(tmp_path / "big endian.tif")
+    with Image.open(tmp_path / "big endian.tif") as other:
+        for source in (other, Image.fromarray(deep), tmp_path / "big endian.tif", *[entry for entry in os.scandir(tmp_path) if entry.name == "big endian.tif"]):
+            assert np.abs(np.asarray(directions.open_picture(source, 1), int) - np.asarray(picture, int)).max() <= 1
     for mode in ("CMYK", "P", "LA", "1", "I;16", "YCbCr", "HSV"):  # as PIL pictures, not as files
         other = Image.fromarray(np.asarray(picture).astype(np.uint16) * 257) if mode == "I;16" else picture.convert("RGB").convert(mode)
         assert directions.encode_pictures(tiny_model, [other]).shape == (1, 16)
@@ -246,6 +252,9 @@ def test_what_a_direction_cannot_take_is_refused_in_words(tiny_model, picture):
     ):  # fmt: skip
         with pytest.raises(ValueError, match=named):
             call()
+    same = tiny_model.sample(1, 2, top_k=5, temperature=0.5, guidance_scale=2.0)
+    again = tiny_model.sample(np.int64(1), np.int64(2), top_k=np.int64(5), temperature=torch.tensor(0.5), guidance_scale=np.float32(2), batch_size=np.int64(2))
+    assert [pair.codes for pair in again] == [pair.codes for pair in same]
     assert tiny_model.caption(picture, "poetic") == tiny_model.caption(picture, ["poetic"])
     assert {pair.tags.register for pair in tiny_model.complete(picture, "top", register="poetic", n=2)} == {"poetic"}
     assert tiny_model.invert(picture, "a ship", register="alt").tags.register == "alt"

@@ -50,9 +50,12 @@ def test_a_checkpoint_is_replaced_and_nothing_else_is(tiny_model, checkpoint_fol
     for name, text in (("b/generator/thesis.txt", "years of work"), ("c/README.md", "# My own"), ("d/generator/config.json", "{}"), ("e/.env", "secret")):
         (tmp_path / name).parent.mkdir(parents=True)
         (tmp_path / name).write_text(text)
-        with pytest.raises(ValueError, match="is no part of a checkpoint"):
+        with pytest.raises(ValueError, match=r"no checkpoint \(vocabulary\.json is not there\)"):
             tiny_model.save_pretrained(tmp_path / name[0])
         assert (tmp_path / name).read_text() == text
+    (path / "thesis.txt").rename(path / "generator" / "thesis.txt")
+    with pytest.raises(ValueError, match=r"holds generator/thesis\.txt, which is no part"):
+        tiny_model.save_pretrained(path)
     (tmp_path / "empty").mkdir()
     for dtype in ("bfloat16", torch.float16):
         assert load(tiny_model.save_pretrained(tmp_path / "empty", dtype=dtype), device="cpu")

@@ -57,14 +57,15 @@ def serve(page: Any, *, host: str = "127.0.0.1", port: int = 7860, share: bool =
 
     gr = gradio()
     page.queue(max_size=QUEUE, default_concurrency_limit=4, api_open=False)
-    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
+    host = host.strip("[]")
+    try:
+        with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             probe.bind((host, port))
-        except (OSError, OverflowError) as error:
-            raise ValueError(f"{host}, port {port}: cannot be listened on ({error}). Choose another --host or --port") from error
+    except (OSError, OverflowError) as error:
+        raise ValueError(f"{host}, port {port}: cannot be listened on ({error}). Choose another --host or --port") from error
     return page.launch(
-        server_name=host, server_port=port, share=share, prevent_thread_lock=not wait, quiet=not wait, ssr_mode=False, show_error=False,
+        server_name=f"[{host}]" if ":" in host else host, server_port=port, share=share, prevent_thread_lock=not wait, quiet=not wait, ssr_mode=False, show_error=False,
         max_file_size=demo.MAX_FILE_BYTES, allowed_paths=[], state_session_capacity=SESSIONS, max_threads=16, footer_links=[], enable_monitoring=False,
         app_kwargs={"middleware": [Middleware(Gate, max_file_bytes=demo.MAX_FILE_BYTES)], "docs_url": None, "redoc_url": None, "openapi_url": None},
         theme=gr.themes.Base(font=["Georgia", "serif"], font_mono=["monospace"]), css_paths=STYLE,

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 import math
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -52,7 +53,7 @@ class Words:
 # --- pictures in ----------------------------------------------------------------------------------------------------
 
 
-TIFF_MODES = ("1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "I", "I;16", "F")
+TIFF_MODES = ("1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "I", "F")
 
 
 def open_picture(source: Picture, channels: int) -> Image.Image:
@@ -62,15 +63,21 @@ def open_picture(source: Picture, channels: int) -> Image.Image:
         require_size(source)
         buffer = io.BytesIO()
         try:
-            image = source.convert("RGBA") if source.has_transparency_data else source if source.mode in TIFF_MODES else source.convert("RGB")
+            if source.mode.startswith("I;16"):  # in either order of bytes
+                image = Image.fromarray(np.asarray(source).astype(np.uint16))
+            elif source.has_transparency_data:
+                image = source.convert("RGBA")
+            else:
+                image = source if source.mode in TIFF_MODES else source.convert("RGB")
             image.save(buffer, "TIFF")  # one way in for all modes, CMYK and 16 bits too
         except (OSError, ValueError, SystemError) as error:  # no pixels at all, say
             raise ValueError(f"a picture of mode {source.mode!r} and {source.width} x {source.height} pixels is not read ({error}): convert it to 'RGB' first") from error
         source = buffer.getvalue()
     if not isinstance(source, bytes):
-        if not isinstance(source, (str, Path)):
+        if not isinstance(source, (str, os.PathLike)):
             raise ValueError(f"{type(source).__name__} is no picture: give a file's path, its bytes or a PIL picture")
-        path, name = Path(source), str(source)
+        path = Path(source)
+        name = str(path)
         if not path.is_file():
             raise FileNotFoundError(f"{name!r} is not a file: name a picture")
         if path.stat().st_size > MAX_BYTES:

@@ -13,7 +13,7 @@ import re
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
 
-UPLOADS, PATIENCE = 16, 120  # that are being received at a time; seconds that one may take
+UPLOADS, IDLE, PATIENCE = 64, 15, 600  # that are being received at a time; seconds without a byte, and in all, that one may take
 MAX_BODY = 200_000  # bytes of a request that is no upload: the texts of all fields are a hundredth of that
 Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
@@ -22,7 +22,7 @@ Send = Callable[[Message], Awaitable[None]]
 
 class Gate:
     """ASGI middleware. 403 for addresses and bodies that name a remote file, 413 for bodies that are too long, 400 for uploads that are
-    not one whole file, 429 for more of them at a time than UPLOADS."""
+    not one whole file, 408 for those that stand still, 429 for more of them at a time than UPLOADS."""
 
     def __init__(self, app: Callable[..., Awaitable[None]], max_file_bytes: int):
         self.app, self.max_upload, self.uploads = app, max_file_bytes + 10_000, 0
@@ -46,15 +46,20 @@ class Gate:
 
 
     async def uploaded(self, receive: Receive) -> bytes | int:
-        if self.uploads >= UPLOADS:
-            return 429
-        self.uploads += 1
+        async def patiently() -> Message:
+            return await asyncio.wait_for(receive(), IDLE)
+
         try:
-            return await asyncio.wait_for(read(receive, self.max_upload), PATIENCE)
+            begun = [await patiently()]  # a connection that sends nothing takes nobody's place
+            if self.uploads >= UPLOADS:
+                return 429
+            self.uploads += 1
+            try:
+                return await asyncio.wait_for(read(lambda: pop_or(begun, patiently), self.max_upload), PATIENCE)
+            finally:
+                self.uploads -= 1
         except asyncio.TimeoutError:  # its name before Python 3.11
             return 408
-        finally:
-            self.uploads -= 1
 
 
 def asks_elsewhere(path: str) -> bool:
@@ -82,7 +87,7 @@ def is_one_file(body: bytes, content_type: bytes) -> bool:
         return False
     line = b"--" + found[1]
     head = body.partition(b"\r\n\r\n")[0].lower()
-    return body.startswith(line + b"\r\n") and body.count(line) == 2 and b'name="files"' in head and b"filename=" in head
+    return body.startswith(line + b"\r\n") and body.count(b"\r\n" + line) == 1 and b'name="files"' in head and b"filename=" in head
 
 
 async def pop_or(messages: list[Message], receive: Receive) -> Message:

@@ -31,8 +31,8 @@ MARK = "vocabulary.json"  # without it a folder is no checkpoint
 def save_pretrained(model: Tokun, directory: str | Path, *, dtype: torch.dtype | str | None = None) -> Path:
     """Write the checkpoint (safetensors) and its model card, if it has one: aside, then renamed. Returns the folder.
 
-    `dtype` is the generator's in the file, a floating one, its own where left out. A checkpoint that stands there is replaced. Raises
-    ValueError for a folder that holds anything else: nothing but checkpoints is ever replaced.
+    `dtype` is the generator's in the file, a floating one, its own where left out. A checkpoint that this wrote is replaced. Raises
+    ValueError for a folder that holds anything else, a training's own record or a user's file: nothing but checkpoints is ever replaced.
     """
     target = Path(directory).resolve()
     if target.exists() and not target.is_dir():
@@ -40,13 +40,23 @@ def save_pretrained(model: Tokun, directory: str | Path, *, dtype: torch.dtype |
     kind = getattr(torch, dtype, None) if isinstance(dtype, str) else dtype or next(model.generator.parameters()).dtype
     if not isinstance(kind, torch.dtype) or not kind.is_floating_point:
         raise ValueError(f"dtype is {dtype!r}; weights are floating-point numbers: torch.float32, torch.bfloat16 or torch.float16")
-    there = [path.relative_to(target).as_posix() for path in target.rglob("*") if not path.is_dir()] if target.is_dir() else []
-    strangers = sorted(name for name in there if (name not in FILES and not PARTS.fullmatch(name)) or MARK not in there)
+    strangers = strangers_in(target) if target.is_dir() else []
     if strangers:
-        raise ValueError(f"{target} holds {', '.join(strangers[:3])}, which is no part of a checkpoint: name a new folder, such as {target / 'checkpoint'}")
+        told = "which is no part of a checkpoint" if (target / MARK).is_file() else f"and no checkpoint ({MARK} is not there)"
+        raise ValueError(f"{target} holds {', '.join(strangers[:3])}, {told}: name a new folder, such as {target / 'checkpoint'}")
     with checkpoint.whole_directory(target) as folder:
         model.save(folder, dtype=kind, card=model.card)
     return target
+
+
+def strangers_in(folder: Path) -> list[str]:
+    """What a folder holds that `save_pretrained` did not write; all of it, where it is no checkpoint. Of a large one the top alone is looked at."""
+    top = sorted(path.name for path in folder.iterdir())
+    unknown = [name for name in top if name not in (*FILES, "generator", "image_tokenizer")]
+    if unknown or MARK not in top:
+        return unknown or top
+    there = (path.relative_to(folder).as_posix() for path in folder.rglob("*") if not path.is_dir())
+    return sorted(name for name in there if name not in FILES and not PARTS.fullmatch(name))
 
 
 def push_to_hub(

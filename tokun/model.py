@@ -147,7 +147,7 @@ class Tokun:
         temperature. no_repeats: no word or short phrase twice in a row. None means the checkpoint's default. `watch` is told after every choice what the first sample of
         the batch has so far. Raises ValueError for values outside their range.
         """
-        if indices is None and (not isinstance(n, (int, np.integer)) or n < 1):
+        if indices is None and (not sampling.is_whole(n) or n < 1):
             raise ValueError(f"n is {n!r}; it must be an integer, at least 1")
         numbers = list(range(n)) if indices is None else list(indices)
         u = latents.uniform(latents.draw(seed, numbers, self.slots.size))
@@ -183,7 +183,7 @@ class Tokun:
         guidance_scale: float | None = None, text_guidance_scale: float | None = None, no_repeats: bool | None = None, batch_size: int = 16,
     ) -> tuple[Tags, list[int] | None, dict[str, Any]]:  # fmt: skip
         """What the options of `sample` come to: the tags that are wanted, the ids of the prompt, options of `pairs_from`. Raises ValueError as `sample` does."""
-        if not isinstance(batch_size, int) or batch_size < 1:
+        if not sampling.is_whole(batch_size) or batch_size < 1:
             raise ValueError(f"batch_size is {batch_size!r}; it must be an integer, at least 1")
         d = self.defaults
         image = sampling.Choice(
@@ -410,7 +410,8 @@ class Tokun:
         v = self.vocabulary
         own = next(self.generator.parameters()).dtype
         written = self.generator if dtype == own else copy.deepcopy(self.generator).to(dtype)  # the live weights stay as they are
-        written.save_pretrained(directory / GENERATOR)
+        with without_bars():
+            written.save_pretrained(directory / GENERATOR)
         self.text_tokenizer.save_hf(directory / GENERATOR, v.added_tokens, bos="<bos>", eos="<eos>", pad="<pad>")
         self.image_tokenizer.save(directory / IMAGE_TOKENIZER)
         self.text_tokenizer.save(directory / TEXT_TOKENIZER)
@@ -437,7 +438,7 @@ class Tokun:
 def require_scale(name: str, scale: float) -> float:
     if not sampling.is_number(scale) or not 0 <= scale <= sampling.MOST:
         raise ValueError(f"{name} is {scale!r}; it must be a number from 0 to {sampling.MOST:,} (1 is off)")
-    return scale
+    return float(scale)
 
 
 def load(checkpoint: str | Path | None = None, *, device: str | None = None, dtype: torch.dtype = torch.float32, compile: bool | None = None) -> Tokun:
@@ -480,6 +481,8 @@ def load(checkpoint: str | Path | None = None, *, device: str | None = None, dty
             generator, found = AutoModelForCausalLM.from_pretrained(
                 folder / GENERATOR, dtype=dtype, use_safetensors=True, trust_remote_code=False, output_loading_info=True
             )
+    except (MemoryError, ImportError):
+        raise
     except Exception as error:  # a config.json that is not the weights' own ends in errors of any kind
         raise ValueError(f"{folder / GENERATOR} cannot be read: {type(error).__name__}: {first_line(error)}. Copy the whole checkpoint again") from error
     if found["missing_keys"]:  # transformers would fill them with random numbers
@@ -494,7 +497,7 @@ def load(checkpoint: str | Path | None = None, *, device: str | None = None, dty
             f"{text_path} is not the tokenizer this generator was trained with: its fingerprint is "
             f"{text_tokenizer.fingerprint()[:16]}…, the generator asks for {str(worded_with)[:16]}…. Copy the whole checkpoint again"
         )
-    places, needed = generator.config.max_position_embeddings, math.prod(vocabulary.default_grid) + vocabulary.max_text
+    places, needed = getattr(generator.config.get_text_config(), "max_position_embeddings", math.inf), math.prod(vocabulary.default_grid) + vocabulary.max_text
     if needed > places:
         raise ValueError(f"{folder / 'vocabulary.json'} speaks of {needed} codes and pieces, the generator has {places} places. Copy the whole checkpoint again")
     card = (folder / CARD).read_text(encoding="utf-8", errors="replace") if (folder / CARD).is_file() else ""

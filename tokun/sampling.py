@@ -37,7 +37,14 @@ MOST = 1_000_000  # of temperatures and scales: float32 has room for what they m
 
 
 def is_number(value: object) -> bool:
+    """Whether it is a real number of Python's, NumPy's or torch's; True and False are none."""
+    if isinstance(value, Tensor):
+        return value.ndim == 0 and value.dtype != torch.bool
     return isinstance(value, numbers.Real) and not isinstance(value, bool)
+
+
+def is_whole(value: object) -> bool:
+    return isinstance(value, numbers.Integral) and not isinstance(value, bool)
 
 
 @dataclass(frozen=True)
@@ -52,10 +59,12 @@ class Choice:
     def __post_init__(self) -> None:
         if not is_number(self.temperature) or not 0 <= self.temperature <= MOST:
             raise ValueError(f"temperature is {self.temperature!r}; it must be a number from 0 (the likeliest id) to {MOST:,}")
-        if not isinstance(self.top_k, int) or not 0 <= self.top_k < 2**31:
+        if not is_whole(self.top_k) or not 0 <= self.top_k < 2**31:
             raise ValueError(f"top_k is {self.top_k!r}; it must be a whole number of 0 (off) or more")
         if not is_number(self.top_p) or not 0 < self.top_p <= 1:
             raise ValueError(f"top_p is {self.top_p!r}; it must lie in (0, 1]")
+        for name, kind in (("temperature", float), ("top_k", int), ("top_p", float)):
+            object.__setattr__(self, name, kind(getattr(self, name)))  # of NumPy and torch, too
 
 
 @dataclass(frozen=True)
