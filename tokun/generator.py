@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import importlib.util
+import math
 import os
 import shutil
 import types
@@ -116,7 +117,7 @@ def tune_for(model: Any, device: torch.device) -> None:
     for module in model.modules():
         if type(module).__name__ == "Qwen3RMSNorm":
             module.forward = types.MethodType(_fused_norm, module)
-    if device.type == "cpu" and model.config.max_position_embeddings <= 512:
+    if device.type == "cpu" and getattr(model.config.get_text_config(), "max_position_embeddings", math.inf) <= 512:
         model.set_attn_implementation("eager")
 
 
