@@ -198,10 +198,10 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     add("--video", action="store_true", help="write the interpolation as MP4 too")
     add("--caption", default="", metavar="TEXT", help="what the picture of --invert shows")
     add("--vary", type=float, default=0.3, metavar="X", help="the share that is drawn anew. 0: the picture itself; 1: nothing left of it (0.3)")
-    unset = object()
-    args = parser.parse_args(argv, argparse.Namespace(**{action.dest: unset for action in parser._actions if action.dest != "help"}))
-    given = [name for name in sorted(vars(args)) if getattr(args, name) is not unset]
-    vars(args).update((name, parser.get_default(name)) for name in {*vars(args)} - {*given})
+    unset, defaults = object(), vars(parser.parse_args([]))
+    args = parser.parse_args(argv, argparse.Namespace(**dict.fromkeys(defaults, unset)))
+    given = [name for name in sorted(defaults) if getattr(args, name) is not unset]
+    args = argparse.Namespace(**{**defaults, **{name: getattr(args, name) for name in given}})
     if args.question is not None and args.image is None:
         parser.error("--question is about a picture: name it with --image")
     if args.invert is not None and not args.caption.strip():

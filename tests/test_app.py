@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import gc
 import io
@@ -27,6 +28,7 @@ from PIL import Image
 
 from data_tools import toy
 from tokun import app, demo
+from tokun.gate import Gate
 
 ROOT = Path(__file__).resolve().parent.parent
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
@@ -275,7 +277,38 @@ def test_no_file_of_the_server_and_nothing_of_other_servers_is_handed_out(site):
         assert status(site + path) in (403, 404), path
 
 
-def test_an_upload_is_one_whole_file_and_not_endless(site, tmp_path, monkeypatch):
+def test_uploads_that_stand_still_are_ended_and_only_so_many_are_received_at_a_time(monkeypatch):
+    async def answered(gate: Gate, messages: list[dict], *, then: float = 0) -> int:
+        said = []
+
+        async def receive() -> dict:
+            if not messages:
+                await asyncio.sleep(then)
+            return messages.pop(0)
+
+        async def send(message: dict) -> None:
+            said.append(message)
+
+        await gate({"type": "http", "method": "POST", "path": "/gradio_api/upload", "headers": []}, receive, send)
+        return said[0]["status"]
+
+    def begun() -> list[dict]:
+        return [{"type": "http.request", "body": b"a", "more_body": True}]
+
+    async def all_of_it() -> list[int]:
+        gate = Gate(None, 100)
+        silent = await answered(gate, [], then=9)
+        slow = asyncio.create_task(answered(gate, begun(), then=9))
+        await asyncio.sleep(0.01)
+        crowded = await answered(gate, begun(), then=9)
+        return [silent, crowded, await slow, gate.uploads]
+
+    monkeypatch.setattr("tokun.gate.IDLE", 0.2)
+    monkeypatch.setattr("tokun.gate.UPLOADS", 1)
+    assert asyncio.run(all_of_it()) == [408, 429, 408, 0]
+
+
+def test_an_upload_is_one_whole_file_and_not_endless(site):
     def sent(body: bytes, length: int | None = None, boundary: str = "xyz") -> int:
         host, _, port = site.removeprefix("http://").partition(":")
         with socket.create_connection((host, int(port)), timeout=20) as wire:
@@ -294,15 +327,12 @@ def test_an_upload_is_one_whole_file_and_not_endless(site, tmp_path, monkeypatch
 
     kept = Path(os.environ.get("GRADIO_TEMP_DIR") or Path(tempfile.gettempdir()) / "gradio")
 
-    def there() -> set[Path]:
-        return {*kept.rglob("*")} | {*Path(tempfile.gettempdir()).glob("tmp*")}
-
-    before, end, big = there(), b"--xyz--\r\n", bytes(demo.MAX_FILE_BYTES)
+    before, end, big = {*kept.rglob("*")}, b"--xyz--\r\n", bytes(demo.MAX_FILE_BYTES)
     assert sent(part("files", b"x", filename="") + end) == sent(part("other", b"x") + end) == sent(part("files", b"x") + part("files", b"y") + end) == 400
     assert sent(part("files", b"x") + end, boundary="") == 400
     assert sent(part("files", big + bytes(20_000)) + end) == 413 and sent(part("files", big, filename="") + bytes(20_000)) == 413
     assert sent(part("files", b"x" * 5000), length=9000) == 0
-    assert not {path for path in there() - before if path.is_file()}, "nothing of it is kept"
+    assert not {path for path in {*kept.rglob("*")} - before if path.is_file()}, "nothing of it is kept"
     assert sent(part("files", b"a fine file") + end) == 200
 
 
@@ -349,6 +379,11 @@ def test_in_a_browser_a_click_draws_a_pair_seeds_are_walked_and_an_upload_is_cap
     page.locator("#step input[type=range]").fill("3")
     page.get_by_text("seed 42, no. 2").wait_for()
     (shown,) = tiny_model.interpolate(42, 43, 8, register="plain")[2:3]
+    page.wait_for_selector("a[download='tokun-42-02.png']")
+    page.locator("#history .thumbnail-item").first.click()
+    page.wait_for_selector("a[download='tokun-7-00.png']")
+    page.locator("#step input[type=range]").fill("4")
+    page.locator("#step input[type=range]").fill("3")
     page.wait_for_selector("a[download='tokun-42-02.png']")
 
     page.get_by_role("tab", name="From a picture").click()

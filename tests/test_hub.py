@@ -65,13 +65,8 @@ def test_a_checkpoint_is_replaced_and_nothing_else_is(tiny_model, checkpoint_fol
 
 
 def test_without_a_network_the_hub_is_named(tiny_model, monkeypatch):
-    class ConnectError(Exception):
-        pass
-
-    class TransportError(ConnectError):
-        pass
-
-    monkeypatch.setattr(huggingface_hub.HfApi, "create_repo", lambda *a, **k: (_ for _ in ()).throw(TransportError("Name or service not known")))
+    httpx = pytest.importorskip("httpx", reason="the Hub's client before version 1 has no httpx")
+    monkeypatch.setattr(huggingface_hub.HfApi, "create_repo", lambda *a, **k: (_ for _ in ()).throw(httpx.ConnectError("Name or service not known")))
     with pytest.raises(OSError, match=r"the Hub cannot be reached to upload 'me/mine'.*Name or service"):
         tiny_model.push_to_hub("me/mine")
     with pytest.raises(ValueError, match="None is no name"):

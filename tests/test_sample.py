@@ -10,6 +10,7 @@ import pytest
 from PIL import Image
 
 import sample
+from tokun import console
 from tokun.model import BUNDLED, load
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -141,3 +142,18 @@ def test_options_that_do_not_go_together_are_told(capsys, arguments, named):
     with pytest.raises(SystemExit):
         sample.parse(arguments)
     assert named in capsys.readouterr().err
+
+
+def test_ctrl_c_is_one_line_and_status_130(capsys, monkeypatch):
+    monkeypatch.delenv("TOKUN_TRACEBACK", raising=False)
+
+    def work() -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(SystemExit) as ended:
+        console.run("sample.py", work)
+    said = capsys.readouterr().err
+    assert ended.value.code == 130 and said.strip().count("\n") == 0 and "stopped by Ctrl-C" in said
+    monkeypatch.setenv("TOKUN_TRACEBACK", "1")
+    with pytest.raises(KeyboardInterrupt):
+        console.run("sample.py", work)

@@ -248,14 +248,14 @@ def read_record(path: Path) -> dict[str, Any] | None:
         return None
 
 
-def require_same(path: Path, made_with: dict[str, Any], asked: dict[str, Any], *, option: str = "out=…") -> None:
+def require_same(path: Path, made_with: dict[str, Any], asked: dict[str, Any], *, option: str = "out") -> None:
     """Raise ValueError naming every setting in which a result on disk differs from what is asked for now. `option`: how another folder is named."""
     old, new = _flatten(made_with), _flatten(asked)
     differing = [f"{k}: {old.get(k)!r} there, {new.get(k)!r} here" for k in sorted({*old, *new}) if old.get(k) != new.get(k)]
     if differing:
         shown = "; ".join(differing[:6]) + (f"; and {len(differing) - 6} more" if len(differing) > 6 else "")
         raise ValueError(
-            f"{path} was made with other settings ({shown}). Choose another folder with {option}, set them back, or delete {path}"
+            f"{path} was made with other settings ({shown}). Choose another folder with {option}=…, set them back, or delete {path}"
         )
 
 

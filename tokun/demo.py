@@ -85,13 +85,11 @@ def open_upload(content: object, channels: int) -> Image.Image:
     try:
         with Image.open(io.BytesIO(content), formats=FORMATS) as image:
             if image.width * image.height > MAX_PIXELS:
-                raise ValueError(too_large)
+                raise directions.TooLarge(too_large)
             opened = directions.open_picture(ImageOps.exif_transpose(image), channels)
-    except (Image.DecompressionBombError, Image.DecompressionBombWarning):
+    except (directions.TooLarge, Image.DecompressionBombError, Image.DecompressionBombWarning):
         raise ValueError(too_large) from None
-    except (OSError, SyntaxError, EOFError, ValueError) as error:
-        if str(error) == too_large:
-            raise
+    except (OSError, SyntaxError, EOFError, ValueError):
         raise ValueError(f"This file is not a whole picture that can be read; {', '.join(FORMATS)} are.") from None
     opened.thumbnail((SIDE, SIDE))
     return opened

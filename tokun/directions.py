@@ -53,6 +53,10 @@ class Words:
 # --- pictures in ----------------------------------------------------------------------------------------------------
 
 
+class TooLarge(ValueError):
+    """A picture of more pixels than are read."""
+
+
 TIFF_MODES = ("1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "I", "F")
 
 
@@ -60,7 +64,7 @@ def open_picture(source: Picture, channels: int) -> Image.Image:
     """A file, its bytes or a PIL picture -> 'L' or 'RGB'. Raises FileNotFoundError, or ValueError with the reason."""
     name = "the picture"
     if isinstance(source, Image.Image):
-        require_size(source)
+        require_size(source, name)
         buffer = io.BytesIO()
         try:
             if source.mode.startswith("I;16"):  # in either order of bytes
@@ -85,24 +89,23 @@ def open_picture(source: Picture, channels: int) -> Image.Image:
         source = path.read_bytes()
     try:
         with Image.open(io.BytesIO(source)) as image:
-            large = image.width * image.height > MAX_PIXELS
-            size = f"{image.width} x {image.height}"
-        if not large:
-            return data.decode_image(source, channels)
+            require_size(image, name)
+        return data.decode_image(source, channels)
+    except TooLarge:
+        raise
     except Image.DecompressionBombError as error:  # raised before its size can be asked
-        raise ValueError(f"{name} has more than {MAX_PIXELS:,} pixels: scale it down ({error})") from error
+        raise TooLarge(f"{name} has more than {MAX_PIXELS:,} pixels: scale it down ({error})") from error
     except UnidentifiedImageError as error:
         raise ValueError(f"{name} is not a picture that can be read: of no known kind, or empty") from error
     except (OSError, SyntaxError, ValueError) as error:
         raise ValueError(f"{name} is not a picture that can be read: {str(error).removeprefix('not a readable picture: ')}") from error
-    raise ValueError(f"{name} has {size} pixels, more than {MAX_PIXELS:,}: scale it down")
 
 
-def require_size(image: Image.Image) -> None:
-    """Raise ValueError for a picture above MAX_PIXELS, before its pixels are decoded."""
+def require_size(image: Image.Image, name: str) -> None:
+    """Raise TooLarge for a picture above MAX_PIXELS, before its pixels are decoded."""
     width, height = image.size
     if width * height > MAX_PIXELS:
-        raise ValueError(f"the picture has {width} x {height} pixels, more than {MAX_PIXELS:,}: scale it down")
+        raise TooLarge(f"{name} has {width} x {height} pixels, more than {MAX_PIXELS:,}: scale it down")
 
 
 def encode_pictures(model: Tokun, pictures: Sequence[Picture]) -> Tensor:

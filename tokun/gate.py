@@ -44,7 +44,6 @@ class Gate:
         whole = [{"type": "http.request", "body": body, "more_body": False}]
         await self.app(scope, lambda: pop_or(whole, receive), send)
 
-
     async def uploaded(self, receive: Receive) -> bytes | int:
         async def patiently() -> Message:
             return await asyncio.wait_for(receive(), IDLE)

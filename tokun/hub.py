@@ -49,6 +49,15 @@ def save_pretrained(model: Tokun, directory: str | Path, *, dtype: torch.dtype |
     return target
 
 
+def unreachable() -> tuple[type[Exception], ...]:
+    """What the Hub's client raises without a network: its HTTP library is httpx, before version 1 requests, whose errors are OSErrors anyway."""
+    try:
+        import httpx
+    except ImportError:
+        return ()
+    return (httpx.TransportError,)
+
+
 def strangers_in(folder: Path) -> list[str]:
     """What a folder holds that `save_pretrained` did not write; all of it, where it is no checkpoint. Of a large one the top alone is looked at."""
     top = sorted(path.name for path in folder.iterdir())
@@ -81,8 +90,6 @@ def push_to_hub(
             api.upload_folder(repo_id=made.repo_id, folder_path=path, commit_message=message, revision=revision, create_pr=create_pr)
     except huggingface_hub.errors.HfHubHTTPError as error:
         raise OSError(f"the Hub refuses {name!r}: {error}. Log in with `hf auth login`, or give a token that may write there") from error
-    except Exception as error:  # of whichever HTTP library the Hub's client uses: both name theirs alike
-        if not any(kind.__name__ in ("TransportError", "ConnectionError", "RequestException") for kind in type(error).__mro__):
-            raise
+    except unreachable() as error:
         raise OSError(f"the Hub cannot be reached to upload {name!r}: {error}. Is there a network? save_pretrained writes the same folder here") from error
     return str(made)

@@ -157,17 +157,9 @@ class Tokun:
             text_guidance_scale=text_guidance_scale, no_repeats=no_repeats, batch_size=batch_size, watch=watch,
         )  # fmt: skip
 
-    def sample_from(
-        self, u: Tensor, seed: int, indices: Sequence[int], *, style: str = "", subject: str = "", register: str = "", prompt: str | None = None,
-        temperature: float | None = None, text_temperature: float | None = None, top_k: int | None = None, top_p: float | None = None,
-        guidance_scale: float | None = None, text_guidance_scale: float | None = None, no_repeats: bool | None = None, batch_size: int = 16,
-        watch: Watch | None = None,
-    ) -> list[Pair]:  # fmt: skip
+    def sample_from(self, u: Tensor, seed: int, indices: Sequence[int], *, batch_size: int = 16, watch: Watch | None = None, **options: Any) -> list[Pair]:
         """As `sample`, from uniforms u float32 (B, slots.size); the pairs are named by `seed` and `indices`."""
-        wanted, caption, how = self.plan(
-            style=style, subject=subject, register=register, prompt=prompt, temperature=temperature, text_temperature=text_temperature, top_k=top_k,
-            top_p=top_p, guidance_scale=guidance_scale, text_guidance_scale=text_guidance_scale, no_repeats=no_repeats, batch_size=batch_size,
-        )  # fmt: skip
+        wanted, caption, how = self.plan(batch_size=batch_size, **options)
         out: list[Pair] = []
         for i in range(0, len(u), batch_size):
             rows = slice(i, i + batch_size)
