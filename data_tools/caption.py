@@ -33,9 +33,9 @@ from typing import Any
 from PIL import Image
 from tqdm import tqdm
 
-from data_tools import captioners, registers
-from data_tools.inspect import Pair, find_shards, open_image, read_pairs
-from data_tools.journal import (
+from data_tools import registers
+from data_tools.captioning import captioners
+from data_tools.captioning.journal import (
     ALL,
     RECORD,
     Folder,
@@ -54,6 +54,7 @@ from data_tools.journal import (
     sha256,
     texts_id,
 )
+from data_tools.inspect import Pair, find_shards, open_image, read_pairs
 from data_tools.registers import FACTS, Facts
 from tokun.clip import Clip
 from tokun.grids import captioned_grid

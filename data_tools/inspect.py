@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from data_tools.pictures import DECODE_ERRORS
+from data_tools.images.pictures import DECODE_ERRORS
 from data_tools.prepare import RECORD
 from tokun.grids import captioned_grid
 

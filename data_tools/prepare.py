@@ -36,7 +36,9 @@ import numpy as np
 from tqdm import tqdm
 
 from data_tools import report
-from data_tools.chunks import (
+from data_tools.images.duplicates import alike_pairs, clusters
+from data_tools.images.pictures import OF_OPENCV, opencv
+from data_tools.pipeline.chunks import (
     AMBIGUOUS,
     KEPT,
     REJECTED,
@@ -51,12 +53,10 @@ from data_tools.chunks import (
     rows_name,
     write_shard,
 )  # fmt: skip
-from data_tools.disk import DiskDict
-from data_tools.duplicates import alike_pairs, clusters
-from data_tools.engine import ENGINES, Engine, WorkerDied, open_engine
-from data_tools.pictures import OF_OPENCV, opencv
+from data_tools.pipeline.disk import DiskDict
+from data_tools.pipeline.engine import ENGINES, Engine, WorkerDied, open_engine
+from data_tools.pipeline.stores import Store, is_url, open_store
 from data_tools.readers import READERS, Found, Listing, Options, PictureError, Words, choose_reader, read_picture, shown
-from data_tools.stores import Store, is_url, open_store
 from tokun.extras import need
 from tokun.memory import keep_memory
 

@@ -26,8 +26,8 @@ from PIL import Image
 from tqdm import tqdm
 
 from data_tools.caption import checked_shards
+from data_tools.captioning.journal import read_record, write_shard, write_whole
 from data_tools.inspect import Pair, open_image, read_pairs
-from data_tools.journal import read_record, write_shard, write_whole
 
 WORDINGS = {
     "what": ("What is shown?", "What does the picture show?", "What can be seen here?"),

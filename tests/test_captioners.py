@@ -18,8 +18,8 @@ from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import Whitespace
 
-from data_tools import captioners
-from data_tools.captioners import Endpoint, EndpointError, EndpointRefusal, Generation, InHalves, load_captioner, load_rewriter
+from data_tools.captioning import captioners
+from data_tools.captioning.captioners import Endpoint, EndpointError, EndpointRefusal, Generation, InHalves, load_captioner, load_rewriter
 
 WORDS = ["write", "one", "plain", "sentence", "that", "says", "what", "the", "picture", "shows", "and", "nothing", "else", "a", "ship"]
 CHAT = (

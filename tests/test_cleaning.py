@@ -1,4 +1,4 @@
-"""Promises of data_tools/cleaning.py, on pictures drawn on the spot and on real engravings where they are at hand."""
+"""Promises of data_tools/text/cleaning.py, on pictures drawn on the spot and on real engravings where they are at hand."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from PIL import Image, ImageDraw
 
 from benchmarks import cleaning as benchmark
-from data_tools.cleaning import (
+from data_tools.text.cleaning import (
     AMBIGUOUS,
     BLOCK_TAG,
     INLINE_TAG,

@@ -22,10 +22,10 @@ import pytest
 from PIL import Image
 
 from data_tools import prepare as tool
-from data_tools.chunks import Piece, Settings, Shard, add_member, cleaned, write_shard
+from data_tools.pipeline.chunks import Piece, Settings, Shard, add_member, cleaned, write_shard
+from data_tools.pipeline.stores import Store
 from data_tools.prepare import main, prepare
 from data_tools.readers import Found, Words
-from data_tools.stores import Store
 from tests.kills import dies, kills
 
 pq = pytest.importorskip("pyarrow.parquet", reason="prepare writes Parquet: pip install -e '.[data]'")
@@ -459,7 +459,7 @@ def test_pictures_are_judged_in_groups_as_one_by_one(tmp_path, monkeypatch):
         save(source / f"a wolf and {'abcdefghi'[number]} sheep.png", picture(number, (300, 260)))
     (source / "broken.jpg").write_bytes(b"\xff\xd8\xff")
     assert run(source, tmp_path / "groups") == 0
-    monkeypatch.setattr("data_tools.chunks.GROUP_SIDES", 1)
+    monkeypatch.setattr("data_tools.pipeline.chunks.GROUP_SIDES", 1)
     assert run(source, tmp_path / "single") == 0
     one, other = ({path.name: path.read_bytes() for path in (tmp_path / name).iterdir() if path.is_file()} for name in ("groups", "single"))
     assert one == other

@@ -1,4 +1,4 @@
-"""Promises of data_tools/readers.py and data_tools/gutenberg.py, on small sources made on the spot."""
+"""Promises of data_tools/readers.py and data_tools/readers/book_page.py, on small sources made on the spot."""
 
 from __future__ import annotations
 
@@ -17,8 +17,7 @@ from pathlib import Path
 
 import pytest
 
-from data_tools.gutenberg import Page, book_facts, illustrations
-from data_tools.pictures import PictureError
+from data_tools.images.pictures import PictureError
 from data_tools.readers import (
     MAX_TEXT_BYTES,
     READERS,
@@ -34,6 +33,7 @@ from data_tools.readers import (
     read_picture,
     shown,
 )
+from data_tools.readers.book_page import Page, book_facts, illustrations
 
 ROOT = Path(__file__).resolve().parents[1]
 SHARED = ROOT.parent / "shared" / "data"

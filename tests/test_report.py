@@ -17,8 +17,8 @@ import pytest
 from PIL import Image
 
 from data_tools import report as tool
-from data_tools.cleaning import CAPTION_HINTS, DOUBTS
 from data_tools.report import EXPLANATIONS, Sample, family, main, write_report
+from data_tools.text.cleaning import CAPTION_HINTS, DOUBTS
 
 pa = pytest.importorskip("pyarrow", reason="the report reads Parquet: pip install -e '.[data]'")
 pq = pytest.importorskip("pyarrow.parquet", reason="the report reads Parquet: pip install -e '.[data]'")

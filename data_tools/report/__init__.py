@@ -31,7 +31,7 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageFile
 
-from data_tools.pictures import PictureError, decode
+from data_tools.images.pictures import PictureError, decode
 from tokun import tars
 from tokun.extras import need
 
@@ -637,7 +637,3 @@ def main(argv: list[str] | None = None) -> int:
         return 2
     print(f"{path} ({path.stat().st_size / 1e6:.1f} MB)")
     return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -22,11 +22,24 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from data_tools.cleaning import BLANK, REJECT, Caption, Look, Verdict, clean_caption, decide, look, plain_share, plain_text, reasons, trim
-from data_tools.gutenberg import HEADING_ABOVE
-from data_tools.pictures import FILTERS, KINDS, WEBP_LIMIT, PictureError, as_gray, decode_reduced, dhash, encode, resize
+from data_tools.images.pictures import FILTERS, KINDS, WEBP_LIMIT, PictureError, as_gray, decode_reduced, dhash, encode, resize
+from data_tools.pipeline.stores import Store
 from data_tools.readers import CaptionError, Found, Words, find_words, read_picture, shown
-from data_tools.stores import Store
+from data_tools.readers.book_page import HEADING_ABOVE
+from data_tools.text.cleaning import (
+    BLANK,
+    REJECT,
+    Caption,
+    Look,
+    Verdict,
+    clean_caption,
+    decide,
+    look,
+    plain_share,
+    plain_text,
+    reasons,
+    trim,
+)
 
 KEPT, AMBIGUOUS, REJECTED = "kept", "ambiguous", "rejected"
 PRINTS = frozenset({
@@ -312,7 +325,7 @@ def fine_hash(image: Image.Image) -> tuple[int, ...]:
 
 def look_at_medium(judged: list[Judged], settings: Settings) -> list[Judged]:
     """The same, with those that CLIP takes for something else than their style marked as ambiguous."""
-    from data_tools.medium import doubts  # torch only where it is asked for
+    from data_tools.images.medium import doubts  # torch only where it is asked for
 
     good = [one for one in judged if one.image is not None and one.row.status == KEPT]
     for one, doubt in zip(good, doubts([one.image for one in good], [one.style for one in good], settings.clip), strict=True):

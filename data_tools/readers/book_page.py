@@ -14,7 +14,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from html.parser import HTMLParser
 
-from data_tools.cleaning import clean_caption, plain_text
+from data_tools.text.cleaning import clean_caption, plain_text
 
 VOID_TAGS = frozenset({
     "area", "base", "basefont", "col", "embed", "frame", "input", "isindex", "link", "param", "source", "track", "wbr",

@@ -32,10 +32,10 @@ from pathlib import Path
 from typing import Any, BinaryIO, TextIO
 from urllib.parse import unquote
 
-from data_tools.cleaning import plain_text
-from data_tools.disk import DiskDict, DiskList
-from data_tools.gutenberg import BOOK_PAGE, Page, book_facts, decode_text, illustrations
-from data_tools.pictures import PictureError
+from data_tools.images.pictures import PictureError
+from data_tools.pipeline.disk import DiskDict, DiskList
+from data_tools.readers.book_page import BOOK_PAGE, Page, book_facts, decode_text, illustrations
+from data_tools.text.cleaning import plain_text
 from tokun.extras import need
 
 MAX_BYTES = 256 * 2**20  # of one picture file
