@@ -515,7 +515,7 @@ def test_what_is_wrong_in_object_storage_is_said(bucket, monkeypatch):
         put_there("set/a.json", "{"),
         put_there("set/big.jpg", bytes(99)),
     )
-    monkeypatch.setattr("data_tools.readers.MAX_BYTES", 50)
+    monkeypatch.setattr("data_tools.readers.remote.MAX_BYTES", 50)
     listing = read(url)
     assert problems(listing) == {"a.jpg": "", "big.jpg": "file too large", "cut.tar": "damaged tar file"}
     with pytest.raises(CaptionError, match="not valid JSON"):
@@ -810,7 +810,7 @@ def test_a_parquet_table_with_odd_columns_is_read_or_refused_by_name(tmp_path):
 
 def test_a_picture_that_cannot_be_fetched_has_a_reason(tmp_path, monkeypatch):
     put(tmp_path / "a.jpg", bytes(99))
-    monkeypatch.setattr("data_tools.readers.MAX_BYTES", 50)
+    monkeypatch.setattr("data_tools.readers.files.MAX_BYTES", 50)
     for found, reason in [
         (Found("a.jpg"), "file too large"), (Found("gone.jpg"), "cannot be read"), (Found("a.jpg", where=Span("a.jpg", 0, 51)), "file too large"),
         (Found("x", where=Span("a.jpg", 60, 50)), "truncated or damaged"), (Found("x", where=Span("gone.tar", 0, 1)), "cannot be read"),

@@ -22,24 +22,15 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from data_tools.images.judge import reasons
+from data_tools.images.measure import BLANK, Look, look, plain_share
 from data_tools.images.pictures import FILTERS, KINDS, WEBP_LIMIT, PictureError, as_gray, decode_reduced, dhash, encode, resize
+from data_tools.images.trim import trim
 from data_tools.pipeline.stores import Store
 from data_tools.readers import CaptionError, Found, Words, find_words, read_picture, shown
 from data_tools.readers.book_page import HEADING_ABOVE
-from data_tools.text.cleaning import (
-    BLANK,
-    REJECT,
-    Caption,
-    Look,
-    Verdict,
-    clean_caption,
-    decide,
-    look,
-    plain_share,
-    plain_text,
-    reasons,
-    trim,
-)
+from data_tools.text.captions import Caption, clean_caption, plain_text
+from data_tools.verdicts import REJECT, Verdict, decide
 
 KEPT, AMBIGUOUS, REJECTED = "kept", "ambiguous", "rejected"
 PRINTS = frozenset({
