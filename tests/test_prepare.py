@@ -424,7 +424,7 @@ def test_json_and_manifest_have_the_fields_of_the_format(tmp_path):
     source, out = many(tmp_path / "in", 1, 3), tmp_path / "out"
     assert run(source, out, "--register", "social", "--source", "My Books", "--license", "public domain") == 0
     rows = manifest(out)
-    columns = "path sha256 dhash width height status reason shard key caption language license source_url"
+    columns = "path sha256 dhash width height status reason shard key caption words_from language license source_url"
     assert " ".join(pq.read_table(out / "manifest.parquet").column_names) == columns
     for path, (record, _) in pairs(out).items():
         assert record["captions"] == {"social": record["caption"]} and record["style"] == "engraving"

@@ -74,6 +74,10 @@ class Settings:
     """How pictures are made smaller: lanczos (sharpest), hamming (softer, in half the time), area (OpenCV's mean of what each new pixel covers, as img2dataset's), or linear (OpenCV's too, of points, the quickest)."""
     allow_missing_captions: bool = False
     """Keep pictures without a caption, with an empty one."""
+    caption_column: str = ""
+    """The column of tables, and the field of JSON, that holds captions; empty: the first of those with a known name."""
+    captions_from_names: bool = False
+    """Whether a file's name that reads like words is the caption of a picture without another."""
 
     def __post_init__(self) -> None:
         for name in ("style", "register"):
@@ -114,6 +118,8 @@ class Row:
     width: int | None = None
     height: int | None = None
     caption: str = ""
+    words_from: str = ""
+    """The file that the caption is from."""
     language: str = ""
     license: str = ""
     source_url: str = ""
@@ -211,7 +217,7 @@ def in_groups(chunk: Chunk) -> Iterator[Judged]:
         part = chunk.entries[start : start + size]
         opened = [open_picture(base, settings, found) for found, _ in part]
         for one, (found, words) in zip(opened, part, strict=True):
-            add_words(one, base, found, words)
+            add_words(one, base, settings, found, words)
         yield from [judge(one, settings, found) for one, (found, _) in zip(opened, part, strict=True)]
 
 
@@ -235,12 +241,12 @@ def open_picture(base: Path, settings: Settings, found: Found) -> Opened:
     return Opened("", known, resize(trimmed, settings.side, settings.filter), trimmed.size, crop, look(image))
 
 
-def add_words(one: Opened, base: Path, found: Found, words: Words) -> None:
+def add_words(one: Opened, base: Path, settings: Settings, found: Found, words: Words) -> None:
     """Find what is said of a picture that can be used."""
     if one.problem:
         return
     try:
-        one.words = find_words(base, found, words)
+        one.words = find_words(base, found, words, from_names=settings.captions_from_names, caption_column=settings.caption_column)
     except CaptionError as error:
         one.problem = str(error)
 
@@ -262,6 +268,7 @@ def judge(one: Opened, settings: Settings, found: Found) -> Judged:
         dhash=dhash(reduced_to(gray, HASH_SIDE)),
         fine=fine_hash(gray),
         caption=caption.text,
+        words_from=shown(words.words_from),
         language=caption.language,
         license=words.license or settings.license,
         source_url=words.source_url,

@@ -21,13 +21,14 @@ from data_tools.readers.books import read_gutenberg
 from data_tools.readers.coco import read_coco
 from data_tools.readers.files import MAX_TEXT_BYTES, PICTURE_SUFFIXES, find_files, read_file
 from data_tools.readers.folder import CLASS_STYLES, class_of, read_classes, read_folder
-from data_tools.readers.huggingface import read_huggingface, read_row
+from data_tools.readers.huggingface import data_files, is_saved, read_huggingface, read_row
 from data_tools.readers.listing import CaptionError, Found, Listing, Options, Remote, Row, Span, Words, shown
 from data_tools.readers.remote import read_remote, read_remote_picture
 from data_tools.readers.sidecars import find_words
 from data_tools.readers.storage import URL, local_path
+from data_tools.readers.survey import TARS
 from data_tools.readers.tables import read_manifest
-from data_tools.readers.webdataset import TARS, read_webdataset
+from data_tools.readers.webdataset import read_webdataset
 
 __all__ = [
     "MAX_TEXT_BYTES", "READERS", "CaptionError", "Found", "Listing", "Options", "PictureError", "Remote", "Row", "Span", "Words",
@@ -43,14 +44,26 @@ def read_address(source: Path | str, options: Options) -> Listing:
     return READERS[choose_reader(path, leave_out=options.leave_out)](path, options)
 
 
+def read_tars(source: Path, options: Options) -> Listing:
+    """One tar file, or all in a folder with what else lies there."""
+    return read_folder(source, options) if source.is_dir() else read_webdataset(source, options)
+
+
+def read_data_set(source: Path, options: Options) -> Listing:
+    """A data set by its id or on this machine; in a folder of Parquet files, with what else lies there."""
+    source = Path(source)
+    parquet = source.is_dir() and not is_saved(source) and data_files(source)
+    return read_folder(source, options) if parquet else read_huggingface(source, options)
+
+
 READERS: dict[str, Callable[[Path, Options], Listing]] = {
     "folder": read_folder,
     "classes": read_classes,
     "gutenberg": read_gutenberg,
     "manifest": read_manifest,
     "coco": read_coco,
-    "webdataset": read_webdataset,
-    "huggingface": read_huggingface,
+    "webdataset": read_tars,
+    "huggingface": read_data_set,
     "remote": read_address,
 }
 FILE_READERS = {

@@ -11,13 +11,14 @@ from urllib.parse import unquote
 
 from data_tools.pipeline.disk import DiskDict, DiskList
 from data_tools.readers.book_page import BOOK_PAGE, Page, book_facts, illustrations
-from data_tools.readers.files import PICTURE_SUFFIXES, as_path, find_files, why_not_open
+from data_tools.readers.files import MAX_PAGE_BYTES, PICTURE_SUFFIXES, as_path, why_not_open
 from data_tools.readers.folder import read_folder
 from data_tools.readers.listing import CaptionError, Found, Listing, Options, Words
+from data_tools.readers.survey import LONE_PAGE, NO_PAGE
 from data_tools.text.captions import plain_text
 from data_tools.text.encoding import decode_text
 
-MAX_PAGE_BYTES = 32 * 2**20  # of one page of a book
+BESIDE_PAGE = "not read: the book's page says what its pictures show"
 
 
 def read_gutenberg(source: Path, options: Options) -> Listing:
@@ -29,23 +30,27 @@ def read_gutenberg(source: Path, options: Options) -> Listing:
     base = source if source.is_dir() else source.parent
     listing = read_folder(base, options)
     books: dict[str, list[str]] = {}
-    for page in book_pages(base, options.leave_out) if source.is_dir() else [source.name]:
+    for page in book_pages(base, listing) if source.is_dir() else [source.name]:
         books.setdefault(posixpath.dirname(page), []).append(page)
     if not books:
         raise FileNotFoundError(f"no books in {source}: their pages are called NUMBER-h.htm or NUMBER-h.html")
     scanned, found = (DiskDict((one.path, one) for one in listing.found) for _ in range(2))
-    words = DiskDict(listing.words)
+    words, unread = DiskDict(listing.words), DiskDict(listing.unread)
     for book, pages in sorted(books.items()):
         inside = {path: one for path, one in scanned.pairs(f"{book}/" if book else "") if book_around(path, books) == book}
         for one, said in read_book(base, sorted(pages), inside):
             if one.path in inside or one.path not in found:
                 found[one.path], words[one.path] = one, said
-    return Listing(base, DiskList(found.ordered()), words, listing.unmatched)
+        for page in pages:
+            unread.pop(page, None)
+        for one in inside.values():
+            unread.update({posixpath.join(posixpath.dirname(one.path), name): BESIDE_PAGE for name in one.sidecars or ()})
+    return replace(listing, found=DiskList(found.ordered()), words=words, unread=unread)
 
 
-def book_pages(base: Path, leave_out: Path | None) -> list[str]:
-    """The pages of books under `base`; where none is named like one, all pages that stand beside an images folder."""
-    pages = list(find_files(base, leave_out, (".htm", ".html", ".html.utf8")))
+def book_pages(base: Path, listing: Listing) -> list[str]:
+    """The pages of books in a listing; where none is named like one, all pages that stand beside an images folder."""
+    pages = [path for path, reason in listing.unread.items() if reason in (LONE_PAGE, NO_PAGE)]
     books = [page for page in pages if BOOK_PAGE.search(posixpath.basename(page))]
     return books or [page for page in pages if (base / page).parent.joinpath("images").is_dir()]
 
@@ -122,7 +127,7 @@ def pictures_on(
         large = large if large != path and large in inside and not inside[large].problem else ""
         shown_here.update((path, large))
         more = {**book.more, "context": one.context, "caption_origin": one.caption_source}
-        yield path, large, replace(book, caption=one.caption, more=more)
+        yield path, large, replace(book, caption=one.caption, more=more, words_from=name)
 
 
 def picture_path(page: str, address: str, inside: dict[str, Found], lower: dict[str, str]) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,23 +18,32 @@ from data_tools.readers.words import join_words, words_from
 def read_coco(source: Path, options: Options) -> Listing:
     """A COCO captions file. An image's first caption is its caption; where it has several, all are in `captions_all`."""
     data = coco_object(source)
-    captions: dict[str, list[str]] = {}
-    for one in records(data["annotations"]):
-        if isinstance(one.get("caption"), str):
-            captions.setdefault(str(one.get("image_id")), []).append(one["caption"])
-    licenses = {str(one.get("id")): str(one.get("name", "")) for one in records(data.get("licenses"))}
-    images = [one for one in records(data["images"]) if isinstance(one.get("file_name"), str)]
+    images = list(coco_records(data))
     base = options.root or coco_folder(source, [image["file_name"] for image in images[:100]])
     root = base.resolve()
     found, words = DiskDict(), DiskDict()
     for image in images:
         one = replace(listed(base, root, image["file_name"]), group="")
-        said = captions.pop(str(image.get("id")), [])
-        url = next((image[name] for name in ("flickr_url", "coco_url") if isinstance(image.get(name), str)), "")
-        here = words_from({"caption": said, "source_url": url, "license": licenses.get(str(image.get("license")), "")})
-        words[one.path] = join_words(words.get(one.path), here)
+        words[one.path] = join_words(words.get(one.path), replace(words_from(image), words_from=source.name))
         found.setdefault(one.path, one)
-    return Listing(base, DiskList(found.ordered()), words, sum(map(len, captions.values())))
+    used = {str(image.get("id")) for image in records(data["images"]) if isinstance(image.get("file_name"), str)}
+    missing = sum(isinstance(one.get("caption"), str) and str(one.get("image_id")) not in used for one in records(data["annotations"]))
+    return Listing(base, DiskList(found.ordered()), words, missing)
+
+
+def coco_records(data: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """One record for each image of a COCO object that has a file name, with all its captions. An id that comes twice has them once."""
+    captions: dict[str, list[str]] = {}
+    for one in records(data["annotations"]):
+        if isinstance(one.get("caption"), str):
+            captions.setdefault(str(one.get("image_id")), []).append(one["caption"])
+    licenses = {str(one.get("id")): str(one.get("name", "")) for one in records(data.get("licenses"))}
+    for image in records(data["images"]):
+        if isinstance(image.get("file_name"), str):
+            said = captions.pop(str(image.get("id")), [])
+            url = next((image[name] for name in ("flickr_url", "coco_url") if isinstance(image.get(name), str)), "")
+            license = licenses.get(str(image.get("license")), "")
+            yield {"file_name": image["file_name"], "caption": said, "source_url": url, "license": license}
 
 
 def records(value: Any) -> Iterable[dict[Any, Any]]:

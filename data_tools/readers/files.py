@@ -9,74 +9,29 @@ import os
 import posixpath
 import re
 import stat
-from collections.abc import Iterator, Sequence
+import unicodedata
+from collections.abc import Iterator
 from pathlib import Path
 
 from data_tools.images.pictures import PictureError
-from data_tools.pipeline.disk import DiskDict, DiskList
 from data_tools.readers.listing import Found, Span
 
 MAX_BYTES = 256 * 2**20  # of one picture file
 MAX_TEXT_BYTES = 2**20  # of one sidecar caption file
+MAX_PAGE_BYTES = 32 * 2**20  # of one page of a book
 PICTURE_SUFFIXES = frozenset({
     ".avif", ".bmp", ".gif", ".heic", ".heif", ".j2k", ".jfif", ".jp2", ".jpe", ".jpeg", ".jpg", ".pbm", ".pgm", ".png",
     ".pnm", ".ppm", ".tif", ".tiff", ".webp",
 })  # fmt: skip
 PICTURE_STARTS = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"GIF87a", b"GIF89a", b"II*\0", b"MM\0*")
-SIDECARS = (".txt", ".json")
-TABLE_NAMES = ("metadata.csv", "metadata.jsonl", "captions.csv")  # where one folder has several, the first wins
-
-
-def scan(source: Path, *, leave_out: Path | None = None) -> tuple[Sequence[Found], list[str]]:
-    """All pictures under `source` and all caption tables, as paths within it, sorted.
-
-    A picture is what has a picture's suffix, or a picture's first bytes under any other name. `leave_out` is a folder
-    that is not entered (the output, when it lies inside the source). Raises ValueError for a table that may not be opened.
-    """
-    root, out = source.resolve(), leave_out.resolve() if leave_out else None
-    pictures = DiskDict()
-    tables: list[str] = []
-
-    def note(path: str, problem: str) -> None:
-        pictures[path] = Found(path, problem)
-
-    def cannot_enter(error: OSError) -> None:
-        note(Path(error.filename).relative_to(source).as_posix(), "folder cannot be read")
-
-    for folder, subfolders, names in os.walk(source, onerror=cannot_enter):
-        here = Path(folder)
-        within = here.relative_to(source).as_posix()
-        for name in list(subfolders):
-            path = here / name
-            if path.is_symlink():
-                problem = "symlink to a folder" if path.resolve().is_relative_to(root) else "symlink leaves the source"
-                note(posixpath.normpath(posixpath.join(within, name)), problem)
-            elif out is None or path.resolve() != out:
-                continue
-            subfolders.remove(name)
-        for name in names:
-            suffix = posixpath.splitext(name)[1].lower()
-            if suffix in SIDECARS:
-                continue
-            path, inside = f"{folder}/{name}", name if within == "." else f"{within}/{name}"
-            problem = why_not_open(path, root)
-            if name in TABLE_NAMES:
-                if problem:
-                    raise ValueError(f"{path} cannot be read for captions ({problem}): put the file itself there")
-                tables.append(inside)
-            elif suffix in PICTURE_SUFFIXES or (not problem and starts_like_a_picture(path)):
-                note(inside, problem)
-    return DiskList(pictures.ordered()), sorted(tables)
-
-
-def find_files(base: Path, leave_out: Path | None, endings: tuple[str, ...] = ("",)) -> Iterator[str]:
-    """The files under `base` with one of these endings, as the disk lists them; no link to a folder is followed."""
+def find_files(base: Path, leave_out: Path | None) -> Iterator[str]:
+    """The files under `base`, as the disk lists them; no link to a folder is followed."""
     out = leave_out.resolve() if leave_out else None
     for folder, subfolders, names in os.walk(base):
         here = Path(folder)
         within = here.relative_to(base).as_posix()
         subfolders[:] = [name for name in subfolders if out is None or (here / name).resolve() != out]
-        yield from (name if within == "." else f"{within}/{name}" for name in names if name.lower().endswith(endings))
+        yield from (name if within == "." else f"{within}/{name}" for name in names)
 
 
 def why_not_open(path: str | Path, root: Path) -> str:
@@ -119,15 +74,21 @@ def listed(base: Path, root: Path, name: str) -> Found:
     for start in (base.absolute(), root):
         if posixpath.isabs(name) and Path(name).is_relative_to(start):
             name = Path(name).relative_to(start).as_posix()
-    name = posixpath.normpath(name)
+    name = given = posixpath.normpath(name)
     path = base / name
     if posixpath.isabs(name) or name.split("/")[0] == "..":
         problem = "path leaves the source"
-    elif not os.path.lexists(path):
-        problem = "missing file"
-    elif not (problem := why_not_open(path, root)) and not Path(os.path.realpath(path)).is_relative_to(root):
+    elif not os.path.lexists(path) and not (name := as_written(base, name)):
+        problem, name = "missing file", given
+    elif not (problem := why_not_open(path := base / name, root)) and not Path(os.path.realpath(path)).is_relative_to(root):
         problem = "symlink leaves the source"  # of a folder on the way
     return Found(name, problem, beside=False)
+
+
+def as_written(base: Path, name: str) -> str:
+    """The path as the disk has it, where its accents are composed on one side and decomposed on the other; "" where it is not there."""
+    forms = (unicodedata.normalize(form, name) for form in ("NFC", "NFD"))
+    return next((form for form in forms if os.path.lexists(base / form)), "")
 
 
 def read_file(base: Path, found: Found) -> bytes:

@@ -2,23 +2,57 @@
 
 from __future__ import annotations
 
+import posixpath
 from dataclasses import replace
 from pathlib import Path
 
-from data_tools.pipeline.disk import DiskDict, DiskList
-from data_tools.readers.files import scan
+from data_tools.pipeline.disk import DiskList
+from data_tools.readers.book_page import BOOK_PAGE
+from data_tools.readers.huggingface import kind_of_parquet, read_huggingface
 from data_tools.readers.listing import Found, Listing, Options
-from data_tools.readers.tables import read_table, table_rank
-from data_tools.readers.words import kebab, unmatched
+from data_tools.readers.survey import (
+    BROKEN_PARQUET,
+    LONE_PAGE,
+    NO_PAGE,
+    NO_PICTURES_IN_TABLE,
+    OTHER_TABLE,
+    Survey,
+    survey,
+    table_rank,
+)
+from data_tools.readers.tables import Rows
+from data_tools.readers.webdataset import Tars
+from data_tools.readers.words import kebab
 
 
 def read_folder(source: Path, options: Options) -> Listing:
-    """Pictures in folders, with words in files beside them, in tables, or in their names."""
-    found, tables = scan(source, leave_out=options.leave_out)
-    words = DiskDict()
-    for table in sorted(tables, key=table_rank):
-        read_table(source, table, words)
-    return Listing(source, found, words, unmatched(words, found))
+    """Everything below a folder: pictures with words in files beside them and in tables, tar files, and Parquet files of pictures."""
+    there = survey(source, leave_out=options.leave_out)
+    pictures = DiskList(there.pictures.ordered())
+    rows = Rows(options)
+    for table in sorted(there.tables, key=table_rank):
+        rows.add(table, str(source / table))
+    words, missing, notes = rows.match(pictures)
+    tars = Tars(options, pictures, words, there.unread)
+    for path in there.tars:
+        tars.read(source, path)
+    if has_data_set(there, source):
+        data = read_huggingface(source, options)
+        for one in data.found:
+            pictures.append(one)
+        words.update(data.words)
+        notes = (*notes, *data.notes)
+    for page in there.pages:
+        there.unread[page] = NO_PAGE if BOOK_PAGE.search(posixpath.basename(page)) else LONE_PAGE
+    return Listing(source, pictures, words, missing, there.unread, notes)
+
+
+def has_data_set(there: Survey, source: Path) -> bool:
+    """Whether there are Parquet files of pictures; why the others are not read is noted."""
+    reasons = {"broken": BROKEN_PARQUET, "paths": OTHER_TABLE, "nothing": NO_PICTURES_IN_TABLE}
+    kinds = {path: kind_of_parquet(source / path) for path in there.parquet}
+    there.unread.update({path: reasons[kind] for path, kind in kinds.items() if kind in reasons})
+    return "pictures" in kinds.values()
 
 
 CLASS_STYLES = {
@@ -61,6 +95,8 @@ def is_copy(one: Found) -> bool:
 
 def classed(one: Found, wanted: str) -> Found:
     """With the style that its folder names, and the problem of being of another than the one that is wanted."""
+    if one.where is not None:  # in a tar or a table, which name their own
+        return one
     style, below = class_of(one.path)
     problem = one.problem
     if not problem and not style:

@@ -40,8 +40,6 @@ class Remote:
     """None: to its end."""
     version: str = ""
     """Changes when the file does, where the storage tells."""
-    sidecars: tuple[str, ...] = ()
-    """The suffixes of the files of words beside it: .txt, .json."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +56,8 @@ class Found:
     """Pictures of one group never part in the split. "": a group of its own; None: its folder decides."""
     beside: bool = True
     """Whether words may be looked for in files beside it, and in its name."""
+    sidecars: tuple[str, ...] | None = None
+    """The names of the files of words in its folder that are its own: text first, then JSON. None: not looked for yet."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,6 +71,8 @@ class Words:
     source_url: str = ""
     more: dict[str, Any] = field(default_factory=dict)
     """Further fields of the picture's JSON: title, author, context and the like."""
+    words_from: str = field(default="", compare=False)
+    """The file that the caption is from, as a path within SOURCE where it lies there."""
 
     def or_else(self, other: Words) -> Words:
         """These words, each empty one filled from `other`."""
@@ -92,17 +94,31 @@ class Options:
     """Where the paths in a table start; None: at the table's folder."""
     leave_out: Path | None = None
     """A folder that is not entered: the output, when it lies inside the source."""
+    caption_column: str = ""
+    """The column that holds captions; "": the first of those with a known name."""
+    captions_needed: bool = False
+    """Whether a table or a data set without a column of captions is refused."""
+    encoding: str = "utf-8"
+    """Of tables of text."""
+    quoting: str = "auto"
+    """Of tables of text: auto, none, csv."""
+    captions: Path | None = None
+    """A table of captions by the paths of this source, which come before all others."""
 
 
 @dataclass(frozen=True)
 class Listing:
-    """What a reader found: pictures in order, words by path, rows of tables that belong to no picture."""
+    """What a reader found: pictures in order, words by path, rows of tables that belong to no picture, files that are not read."""
 
     base: Path | str
     """The folder, or the URL, where the paths of the pictures start."""
     found: Sequence[Found]
     words: Mapping[str, Words]
     unmatched: int = 0
+    unread: Mapping[str, str] = field(default_factory=dict)
+    """Files below the source that are not read, each with the reason: "not read: …"."""
+    notes: tuple[str, ...] = ()
+    """What the user should know, in whole sentences."""
 
 
 class CaptionError(ValueError):

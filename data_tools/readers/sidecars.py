@@ -1,4 +1,4 @@
-"""Sidecars: the words of one picture, from files beside it, its row of a table, and its name."""
+"""Sidecars: the words of one picture, from files beside it, its row of a table and, where that is asked for, its name."""
 
 from __future__ import annotations
 
@@ -7,46 +7,55 @@ import posixpath
 import re
 import stat
 import unicodedata
+from dataclasses import replace
 from pathlib import Path
 from urllib.parse import unquote
 
 from data_tools.readers.files import MAX_TEXT_BYTES, why_not_open
 from data_tools.readers.listing import CaptionError, Found, Remote, Words
 from data_tools.readers.storage import fetch
+from data_tools.readers.survey import with_sidecars
 from data_tools.readers.words import json_object, normal, words_from
+from data_tools.tables import value_of
 from data_tools.text.captions import plain_text
 from data_tools.text.encoding import decode_text
 
 
-def find_words(source: Path, found: Found, row: Words) -> Words:
-    """The words of one picture: NAME.txt, then NAME.json, then its `row` of a table, then the file's name.
+def find_words(source: Path, found: Found, row: Words, *, from_names: bool = False, caption_column: str = "") -> Words:
+    """The words of one picture: its file of text, then its JSON, then its `row` of a table, then, with `from_names`, the file's name.
 
-    Raises CaptionError when a sidecar file is there and cannot be read.
+    `caption_column` is the field of JSON that holds captions; "": the first of those with a known name.
+    Raises CaptionError when a file of words is there and cannot be read.
     """
     if not found.beside:
         return row
-    words = Words(caption=plain_text(read_beside(source, found, ".txt")))
-    if text := read_beside(source, found, ".json"):
-        try:
-            words = words.or_else(words_from(normal(json_object(text, where="caption file"))))
-        except ValueError as error:
-            raise CaptionError(str(error)) from error
+    words = Words()
+    for name in with_sidecars(Path(source), found).sidecars or ():
+        text, path = read_beside(source, found, name), posixpath.join(posixpath.dirname(found.path), name)
+        if not name.lower().endswith(".json"):
+            words = Words(caption=plain_text(value_of(text) or ""))
+        elif text:
+            try:
+                said = words_from(normal(json_object(text, where="caption file")), caption_column)
+            except ValueError as error:
+                raise CaptionError(str(error)) from error
+            words = words.or_else(said)
+        if words.caption and not words.words_from:
+            words = replace(words, words_from=path)
     words = words.or_else(row)
-    return words if words.caption else words.or_else(Words(caption=caption_from_name(found.path)))
+    if words.caption or not from_names:
+        return words
+    return words.or_else(Words(caption=caption_from_name(found.path), words_from="the file's name"))
 
 
-def read_beside(source: Path, found: Found, suffix: str) -> str:
-    """The text of a sidecar file; "" where there is none. Raises CaptionError."""
+def read_beside(source: Path, found: Found, name: str) -> str:
+    """The text of a file in the picture's folder. Raises CaptionError."""
     try:
         if isinstance(found.where, Remote):
-            url = posixpath.splitext(found.where.url)[0] + suffix
-            data = fetch(url, 0, MAX_TEXT_BYTES + 1) if suffix in found.where.sidecars else b""
+            data = fetch(posixpath.join(posixpath.dirname(found.where.url), name), 0, MAX_TEXT_BYTES + 1)
         else:
-            path = posixpath.splitext(posixpath.join(source, found.path))[0] + suffix
-            try:
-                there = os.lstat(path)
-            except (OSError, ValueError):
-                return ""
+            path = posixpath.join(source, posixpath.dirname(found.path), name)
+            there = os.lstat(path)
             plain = stat.S_ISREG(there.st_mode)
             if not plain and (problem := why_not_open(Path(path), source.resolve())):
                 raise CaptionError(f"caption file: {problem}")

@@ -1,137 +1,205 @@
-"""Tables: a table of paths and captions, as a source (.csv, .tsv, .jsonl, .parquet) or beside pictures."""
+"""Tables of paths and captions, as a source (.csv, .tsv, .jsonl, .parquet) or beside pictures: read strictly, and alike (data_tools/tables.py)."""
 
 from __future__ import annotations
 
-import csv
-import io
+import json
 import posixpath
-from collections.abc import Iterator, MutableMapping
+import unicodedata
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, BinaryIO, TextIO
+from typing import Any, BinaryIO
 
 from data_tools.pipeline.disk import DiskDict, DiskList
-from data_tools.readers.files import TABLE_NAMES, as_path, listed
-from data_tools.readers.listing import Listing, Options, Words
-from data_tools.readers.words import (
-    CAPTIONS,
-    COLUMNS,
-    PATHS,
-    column_name,
-    group_of,
-    join_words,
-    json_object,
-    normal,
-    path_in,
-    style_of,
-    words_from,
-)
+from data_tools.readers.coco import coco_records
+from data_tools.readers.files import MAX_PAGE_BYTES, as_path, listed
+from data_tools.readers.listing import NOTHING, Found, Listing, Options
+from data_tools.readers.words import group_of, join_words, normal, path_in, style_of, words_from
+from data_tools.tables import CAPTION_COLUMNS, PATH_COLUMNS, Table, TableError, caption_column, column_name, read_table
 from tokun.extras import need
 
-
-def read_table(source: Path, table: str, words: MutableMapping[str, Words]) -> None:
-    """Add {path of the picture within SOURCE: its words} of a caption table, whose paths start at its folder, to `words`: what is there stays."""
-    with open(source / table, "rb") as file:
-        table_words(file, table, str(source / table), words)
+Opener = Callable[[], BinaryIO]
 
 
-def table_words(file: BinaryIO, table: str, name: str, words: MutableMapping[str, Words]) -> None:
-    for record in table_rows(file, name, needs=(PATHS, CAPTIONS)):
-        if path := as_path(path_in(record)):
-            words.setdefault(posixpath.normpath(posixpath.join(posixpath.dirname(table), path)), words_from(record))
+class Rows:
+    """The rows of tables of captions that lie beside pictures, by the path that each names.
 
-
-def table_rank(table: str) -> int:
-    return TABLE_NAMES.index(posixpath.basename(table))
-
-
-def table_rows(binary: BinaryIO, name: str, *, needs: tuple[tuple[str, ...], ...] = ()) -> Iterator[dict[str, Any]]:
-    """The normal records of a .jsonl table, or of a .csv (comma, semicolon or tab) with one column of each kind in `needs`.
-
-    `name` tells which, and stands in what is raised: ValueError, with the way out.
+    The first table that says something of a picture wins; several rows of one table are joined.
     """
+
+    def __init__(self, options: Options) -> None:
+        self.options, self.words = options, DiskDict()
+        self.notes: dict[str, None] = {}
+
+    def add(self, table: str, name: str, open_file: Opener | None = None) -> None:
+        """Take the rows of a table. `table` is its path within the source, `name` where it lies. Raises ValueError."""
+        folder, own = posixpath.dirname(table), DiskDict()
+        for record in self.records(name, open_file):
+            if path := as_path(path_in(record)):
+                words = replace(words_from(record, self.options.caption_column), words_from=table)
+                key = composed(posixpath.normpath(posixpath.join(folder, path)))
+                own[key] = join_words(own.get(key), words)
+        for path, words in own.pairs():
+            self.words.setdefault(path, words)
+
+    def records(self, name: str, open_file: Opener | None) -> Iterator[dict[str, Any]]:
+        if name.lower().endswith(".json"):
+            yield from json_records(name, open_file)
+            return
+        table = open_table(name, self.options, open_file)
+        check_columns(table, self.options)
+        if note := note_on(table, self.options):
+            self.notes[note] = None
+        yield from (row.values for row in table)
+
+    def match(self, found: DiskList) -> tuple[DiskDict, int, tuple[str, ...]]:
+        """({path of a picture: its words}, number of rows without a picture, what to tell of them).
+
+        A row names its picture as the disk does, whichever way accents are composed; else in another case or without the
+        suffix, where one picture alone can be meant.
+        """
+        words, used = DiskDict(), DiskDict()
+        loose = DiskDict()  # path that a row may name -> the picture, "" where several could be meant
+        if len(self.words):
+            for one in found:
+                key = composed(one.path)
+                if (row := self.words.get(key)) is not None:
+                    words[one.path], used[key] = row, True
+                else:
+                    for form in {key.casefold(), posixpath.splitext(key.casefold())[0]}:
+                        loose[form] = "" if form in loose else one.path
+        missing: list[str] = []
+        count = 0
+        for path, row in self.words.pairs():
+            if path in used:
+                continue
+            if picture := loose.pop(path.casefold(), ""):
+                words[picture] = row
+            else:
+                count += 1
+                missing += [path] if len(missing) < 3 else []
+        notes = list(self.notes)
+        if missing:
+            notes.append(f"Rows of captions without a picture: {count:,}, the first of {', '.join(missing)}.")
+        return words, count, tuple(notes)
+
+
+def composed(path: str) -> str:
+    return unicodedata.normalize("NFC", path)
+
+
+def open_table(name: str | Path, options: Options, open_file: Opener | None = None) -> Table:
+    """A table, checked. Raises ValueError with the file, the line and the way out."""
+    return read_table(name, open_file=open_file, encoding=options.encoding, quoting=options.quoting)
+
+
+def check_columns(table: Table, options: Options) -> None:
+    """Raise TableError unless a column holds paths and, where they are needed, one holds captions."""
+    if not set(table.columns).intersection(PATH_COLUMNS):
+        raise TableError(no_path_column(table.name, table.columns))
+    if options.caption_column or options.captions_needed:
+        check_caption_column(table, options)
+
+
+def check_caption_column(table: Table, options: Options) -> None:
     try:
-        with io.TextIOWrapper(binary, encoding="utf-8-sig", newline="") as file:
-            yield from json_rows(file) if name.lower().endswith((".jsonl", ".ndjson")) else csv_rows(file, needs)
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{name} is not UTF-8 text ({error.reason}): save it as UTF-8") from error
-    except (ValueError, csv.Error) as error:
-        raise ValueError(f"{name} is no table of captions: {error}. Mend it, or rename it to go without") from error
+        caption_column(table, options.caption_column)
+    except TableError as error:
+        raise TableError(f"{error}, or go without with --allow-missing-captions") from error
 
 
-def json_rows(file: TextIO) -> Iterator[dict[str, Any]]:
-    for number, line in enumerate(file, start=1):
-        if line.strip():
-            yield normal(json_object(line, where=f"line {number}"))
+def note_on(table: Table, options: Options) -> str:
+    """Which column the captions are from, where it is not called caption."""
+    names = [column_name(options.caption_column)] if options.caption_column else [name for name in CAPTION_COLUMNS if name in table.columns]
+    if not names or names[0] == "caption":
+        return ""
+    others = f" (there are {', '.join(names[1:])}, too: choose with --caption-column)" if len(names) > 1 else ""
+    return f"The captions of {Path(table.name).name} are those of its column {names[0]}{others}."
 
 
-def csv_rows(file: TextIO, needs: tuple[tuple[str, ...], ...]) -> Iterator[dict[str, Any]]:
-    header = file.readline()
-    file.seek(0)
-    reader = csv.DictReader(file, delimiter=max(",;\t", key=header.count))
-    columns = set(map(column_name, reader.fieldnames or ()))
-    for wanted in needs:
-        if not columns.intersection(wanted):
-            raise ValueError(f"its columns are {sorted(columns)}, and none is called {' or '.join(wanted)}")
-    yield from map(normal, reader)
+def json_records(name: str, open_file: Opener | None) -> Iterator[dict[str, Any]]:
+    """The normal records of captions.json or metadata.json: a list of objects, {file name: caption or object}, or COCO. Raises ValueError."""
+    with open_file() if open_file else open(name, "rb") as file:
+        data = file.read(MAX_PAGE_BYTES * 8 + 1)
+    way_out = 'Write {"wolf.jpg": "A wolf."}, a list of objects with file_name and caption, or a table as captions.csv'
+    try:
+        if len(data) > MAX_PAGE_BYTES * 8:
+            raise ValueError("it is too large for JSON; write it as captions.jsonl")
+        tree = json.loads(data.decode("utf-8-sig"))
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{name} cannot be read for captions: {error}. {way_out}") from error
+    if isinstance(tree, dict) and isinstance(tree.get("images"), list) and isinstance(tree.get("annotations"), list):
+        yield from coco_records(tree)
+    elif isinstance(tree, dict):
+        for path, value in tree.items():
+            yield {"file_name": path, **(normal(value) if isinstance(value, dict) else {"caption": value})}
+    elif isinstance(tree, list) and all(isinstance(one, dict) for one in tree):
+        yield from map(normal, tree)
+    else:
+        raise ValueError(f"{name} cannot be read for captions: it holds neither an object nor a list of objects. {way_out}")
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# a table as the source
 
 
 def read_manifest(source: Path, options: Options) -> Listing:
     """A table (.csv, .tsv, .jsonl or .parquet) with a column of paths and columns of words.
 
     Several rows of one picture: the first row's words, and all captions in `captions_all`. Raises ValueError when no
-    column holds paths.
+    column holds paths, or none holds captions and they are needed.
     """
     base = options.root or source.parent
     root = base.resolve()
+    table = open_table(source, options)
+    if source.suffix.lower() == ".parquet" and not set(table.columns).intersection(PATH_COLUMNS):
+        raise TableError(no_path_column(str(source), need("pyarrow.parquet", extra="data").read_schema(source).names))
+    check_columns(table, options)
     found, words = DiskDict(), DiskDict()
-    without = 0
-    columns: dict[str, None] = {}
-    for record in parquet_rows(source) if source.suffix.lower() == ".parquet" else file_rows(source):
-        if not (name := path_in(record)):
-            without += 1
-            columns.update(dict.fromkeys(record))
+    without: list[int] = []
+    for row in table:
+        if not (name := path_in(row.values)):
+            without.append(row.line)
             continue
-        one = replace(listed(base, root, name), group=group_of(record), style=style_of(record))
+        one = replace(listed(base, root, name), group=group_of(row.values), style=style_of(row.values))
         found.setdefault(one.path, one)
-        words[one.path] = join_words(words.get(one.path), words_from(record))
+        said = replace(words_from(row.values, options.caption_column), words_from=source.name)
+        words[one.path] = join_words(words.get(one.path), said)
     if without and not found:
-        raise ValueError(no_path_column(source, list(columns)))
-    return Listing(base, DiskList(found.ordered()), words, without)
+        raise ValueError(no_path_column(str(source), table.columns))
+    notes = [note for note in (note_on(table, options),) if note]
+    if without:
+        notes.append(f"Rows of {source.name} that name no picture: {len(without):,}, the first in line {without[0]}.")
+    return Listing(base, DiskList(found.ordered()), words, len(without), notes=tuple(notes))
 
 
-def no_path_column(source: Path, columns: list[str]) -> str:
+def no_path_column(source: str, columns: Iterable[str]) -> str:
     return (
-        f"{source} names no pictures: its columns are {columns}, and none of {', '.join(PATHS)} holds paths. "
+        f"{source} names no pictures: its columns are {list(columns)}, and none of {', '.join(PATH_COLUMNS)} holds paths. "
         "Rename the column of paths to file_name, or, where pictures lie in the table itself, use --reader huggingface"
     )
 
 
-def file_rows(source: Path) -> Iterator[dict[str, Any]]:
-    with open(source, "rb") as file:
-        yield from table_rows(file, str(source))
+def with_captions(listing: Listing, options: Options) -> Listing:
+    """The listing with the captions of `options.captions`, which come before all others. Raises ValueError."""
+    if options.captions is None:
+        return listing
+    table = open_table(options.captions, options)
+    check_columns(table, replace(options, captions_needed=True))
+    rows = Rows(options)
+    for row in table:
+        said = words_from(row.values, options.caption_column)
+        if said.caption and (path := as_path(path_in(row.values))):
+            key = composed(posixpath.normpath(path))
+            rows.words[key] = join_words(rows.words.get(key), replace(said, words_from=str(options.captions)))
+    given, missing, notes = rows.match(listing.found)
+    words = DiskDict(listing.words)
+    for path, said in given.pairs():
+        words[path] = said.or_else(words.get(path, NOTHING))
+    found: DiskList = DiskList(only_from_table(one) if one.path in given else one for one in listing.found)
+    return replace(listing, found=found, words=words, unmatched=listing.unmatched + missing, notes=(*listing.notes, *notes))
 
 
-def parquet_rows(source: Path) -> Iterator[dict[str, Any]]:
-    """The normal records of a Parquet table: only the columns that say something, and none of bytes."""
-    pa, pq = need("pyarrow", extra="data"), need("pyarrow.parquet", extra="data")
-    try:
-        with pq.ParquetFile(source) as file:
-            columns = [column for column in file.schema_arrow if column_name(column.name) in COLUMNS]
-            names = [column.name for column in columns if not holds_bytes(pa, column.type)]
-            if not {column_name(name) for name in names}.intersection(PATHS):
-                raise LookupError(no_path_column(source, file.schema_arrow.names))
-            for batch in file.iter_batches(batch_size=4096, columns=names):
-                yield from map(normal, batch.to_pylist())
-    except LookupError as error:
-        raise ValueError(*error.args) from error
-    except (pa.ArrowException, OSError, ValueError) as error:
-        raise ValueError(f"{source} is no Parquet file that can be read: {error}. Write it anew, or as .csv or .jsonl") from error
-
-
-def holds_bytes(pa: Any, kind: Any) -> bool:
-    return (
-        pa.types.is_binary(kind)
-        or pa.types.is_large_binary(kind)
-        or (pa.types.is_struct(kind) and any(column.name == "bytes" for column in kind))
-    )
+def only_from_table(one: Found) -> Found:
+    """A picture whose caption is given: files beside it do not say another."""
+    return replace(one, beside=False)

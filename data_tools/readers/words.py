@@ -4,21 +4,17 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import Any
 
 from data_tools.readers.files import utf8
-from data_tools.readers.listing import Found, Words
+from data_tools.readers.listing import Words
+from data_tools.tables import CAPTION_COLUMNS, PATH_COLUMNS, column_name, value_of
 from data_tools.text.captions import plain_text
 
-PATHS = (
-    "image_path", "file_name", "filename", "file_path", "filepath", "image_file", "path", "file", "image", "img_path", "img",
-)  # fmt: skip
-CAPTIONS = ("caption", "text", "captions", "title", "description")
 GROUPS = ("group", "book", "gutenberg_id", "object", "object_id", "artist")
 MORE = ("title", "author", "artist", "illustrator", "context", "technique", "category", "date")
-COLUMNS = frozenset({*PATHS, *CAPTIONS, *GROUPS, *MORE, "style", "subject", "license", "source_url", "url"})
+COLUMNS = frozenset({*PATH_COLUMNS, *CAPTION_COLUMNS, *GROUPS, *MORE, "style", "subject", "license", "source_url", "url"})
 
 
 def normal(record: dict[Any, Any]) -> dict[str, Any]:
@@ -26,17 +22,17 @@ def normal(record: dict[Any, Any]) -> dict[str, Any]:
     return {column_name(name): value for name, value in record.items()}
 
 
-def column_name(name: Any) -> str:
-    return re.sub(r"[\s\-]+", "_", str(name).strip().lower())
-
-
 def kebab(text: str) -> str:
     return re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")
 
 
-def words_from(record: dict[str, Any]) -> Words:
-    """Words from a normal record; other columns are left alone. Of several captions the first is the caption."""
-    captions = {name: texts for name in CAPTIONS if (texts := texts_in(record.get(name)))}
+def words_from(record: dict[str, Any], caption_column: str = "") -> Words:
+    """Words from a normal record; other columns are left alone. Of several captions the first is the caption.
+
+    `caption_column` is the one that holds captions; "": the first of CAPTION_COLUMNS that says something.
+    """
+    names = (column_name(caption_column),) if caption_column else CAPTION_COLUMNS
+    captions = {name: texts for name in names if (texts := texts_in(record.get(name)))}
     caption = next(iter(captions.values()), [""])[0]
     several = next((texts for texts in captions.values() if len(texts) > 1), [])
     more: dict[str, Any] = {name: texts[0] for name in MORE if (texts := texts_in(record.get(name))) and texts[0] != caption}
@@ -54,12 +50,12 @@ def words_from(record: dict[str, Any]) -> Words:
 def texts_in(value: Any) -> list[str]:
     """The lines of plain text in a text, a number or a list of texts, without empty ones."""
     values = [str(value)] if isinstance(value, (str, int)) else value if isinstance(value, (list, tuple)) else []
-    return [text for one in values if isinstance(one, str) and (text := plain_text(one))]
+    return [text for one in values if isinstance(one, str) and (text := plain_text(value_of(one) or ""))]
 
 
 def path_in(record: dict[str, Any]) -> str:
     """The path that a normal record holds, as it is written; "" where it holds none."""
-    return next((record[name] for name in PATHS if isinstance(record.get(name), str) and record[name].strip()), "")
+    return next((record[name] for name in PATH_COLUMNS if isinstance(record.get(name), str) and record[name].strip()), "")
 
 
 def style_of(record: dict[str, Any]) -> str:
@@ -80,11 +76,6 @@ def join_words(words: Words | None, other: Words) -> Words:
         captions.update(dict.fromkeys(one.more.get("captions_all") or ([one.caption] if one.caption else [])))
     more = {**other.more, **words.more}
     return replace(words.or_else(other), more={**more, "captions_all": list(captions)} if len(captions) > 1 else more)
-
-
-def unmatched(words: Mapping[str, Words], found: Iterable[Found]) -> int:
-    """How many rows of tables belong to no picture."""
-    return len(words) - (sum(one.path in words for one in found) if words else 0)
 
 
 def json_object(text: str, *, where: str) -> dict[Any, Any]:

@@ -14,11 +14,11 @@ import os
 import sys
 from pathlib import Path
 
-from data_tools.report.counting import MANIFEST, Opener, Summary, count_manifest, folder_opener, read_shards, settings_of
+from data_tools.report.counting import MANIFEST, Opener, Summary, count_manifest, folder_opener, manifest_rows, read_shards, settings_of
 from data_tools.report.page import page
 from data_tools.report.reasons import family
 
-__all__ = ["NAME", "family", "folder_opener", "main", "write_report"]
+__all__ = ["NAME", "family", "folder_opener", "main", "manifest_rows", "write_report"]
 
 NAME = "report.html"
 
