@@ -130,8 +130,9 @@ def captions_first(out: str, command: Sequence[str], missing: int, captioned: in
     if not empty:
         by_model.append(f"    {shell('data_tools.prepare', *command, '--allow-missing-captions')}")
     by_model.append(f"    {captioner}")
-    where = "are kept without one" if empty else "are not in the shards"
-    head = f"{missing:,} picture{' has' if missing == 1 else 's have'} no caption and {where}. Captions come"
+    one = missing == 1
+    where = f"{'is' if one else 'are'} {'kept without one' if empty else 'not in the shards'}"
+    head = f"{missing:,} picture{' has' if one else 's have'} no caption and {where}. Captions come"
     return "\n".join([head, *(by_hand if not is_url(out) else []), *by_model])
 
 

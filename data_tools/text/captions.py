@@ -84,7 +84,9 @@ def strip_tags(text: str) -> str:
 
 
 QUOTES = str.maketrans({"‘": "'", "’": "'", "‚": "'", "‛": "'", "′": "'", "“": '"', "”": '"', "„": '"', "‟": '"', "″": '"'})
-INVISIBLE = frozenset("\ufeff\u00ad\u200b\u200c\u200d\u2060")
+INVISIBLE = frozenset("\ufeff\u00ad\u200b\u2060")
+JOINERS = re.compile("[\u200c\u200d]+")
+PLAIN_SCRIPTS = re.compile("[\0-\u058f]")  # Latin, Greek, Cyrillic, Armenian: a joiner between their letters is an accident
 
 
 def plain_text(text: str) -> str:
@@ -97,11 +99,20 @@ def plain_text(text: str) -> str:
 def plain_once(text: str) -> str:
     text = BROKEN_TAG.sub("", strip_tags(html.unescape(strip_tags(text))))
     text = text.encode("utf-8", "replace").decode("utf-8")  # half of a surrogate pair, as JSON can hold it
+    text = JOINERS.sub(lambda found: found[0][0] if is_spelling(text, *found.span()) else "", text)
     text = "".join(" " if unicodedata.category(c) in ("Cc", "Zl", "Zp") else c for c in text if not is_invisible(c))
     text = unicodedata.normalize("NFC", text).translate(QUOTES)
     text = re.sub(r"``|''", '"', text).replace("`", "'")
     text = re.sub(r"(?<=[^\s-])\s?--\s?(?=[^\s-])", "—", text)
     return " ".join(text.split())
+
+
+def is_spelling(text: str, start: int, end: int) -> bool:
+    """Whether a joiner of no width is a part of how a word is spelt (Persian, Sinhala and others), or of one emoji made of several."""
+    before, after = text[start - 1 : start], text[end : end + 1]
+    if not before or not after or PLAIN_SCRIPTS.match(before) or PLAIN_SCRIPTS.match(after):
+        return False
+    return all(unicodedata.category(c)[0] in "LMS" for c in (before, after))
 
 
 def is_invisible(character: str) -> bool:
