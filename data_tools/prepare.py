@@ -16,6 +16,7 @@ This file knows the collection as a whole; it decodes no picture, and runs witho
 from __future__ import annotations
 
 import argparse
+import base64
 import hashlib
 import io
 import json
@@ -37,6 +38,7 @@ from tqdm import tqdm
 from data_tools import report
 from data_tools.images.duplicates import alike_pairs, clusters
 from data_tools.images.pictures import OF_OPENCV, opencv
+from data_tools.images.sketches import Sketch, look_the_same
 from data_tools.pipeline.advice import Captions, first_word, steps, write_captions_to_fill
 from data_tools.pipeline.chunks import (
     AMBIGUOUS,
@@ -96,6 +98,8 @@ class Columns:
     """bool (N,)."""
     place: np.ndarray
     """int64 (N, 4): chunk, start, bytes of the picture, bytes of the JSON."""
+    sketches: DiskDict = field(default_factory=DiskDict)
+    """The sketches of drawings on plain paper, by the file's number as text; on disk."""
 
     @classmethod
     def read(cls, store: Store, tasks: Tasks) -> Columns:
@@ -118,6 +122,25 @@ class Columns:
             self.sha256[index] = np.void(bytes.fromhex(row.sha256))
             self.coarse[index], self.fine[index] = row.dhash, row.fine
             self.area[index] = (row.width or 0) * (row.height or 0)
+            if row.sketch:
+                self.sketches[str(index)] = Sketch(base64.b64decode(row.sketch), row.aspect)
+
+    def alike(self, among: np.ndarray, settings: Settings, **distance: int) -> np.ndarray:
+        """Pairs (P, 2) among the files, first < second, that look the same, or are the same where `settings` ask for that alone."""
+        if settings.duplicates == "exact":
+            hashes = np.ascontiguousarray(self.sha256[among]).view(np.uint64).reshape(-1, 4)
+            _, first, which = np.unique(hashes, axis=0, return_index=True, return_inverse=True)
+            pairs = np.stack([among[first[which.reshape(-1)]], among], 1)
+            return pairs[pairs[:, 0] < pairs[:, 1]]
+        pairs = alike_pairs(self.coarse, self.fine, among=among, **distance)
+        return pairs[[self.look_the_same(one, other) for one, other in pairs.tolist()]] if len(pairs) else pairs
+
+    def look_the_same(self, one: int, other: int) -> bool:
+        """Of two files with nearly the same hashes."""
+        if self.sha256[one] == self.sha256[other]:
+            return True
+        sketches = [self.sketches.get(str(index)) for index in (one, other)]
+        return None in sketches or look_the_same(*sketches)
 
 
 STATES = (KEPT, AMBIGUOUS, REJECTED)
@@ -172,11 +195,11 @@ def shard_name(split: str, number: int) -> str:
 def settle(columns: Columns, found: Sequence[Found], settings: Settings) -> Settled:
     """Reject duplicates, draw the split, and give every kept picture its place."""
     settled = Settled.begin(len(columns.state), settings)
-    find_duplicates(columns, settled)
+    find_duplicates(columns, settled, settings)
     limit = 1 if settings.keep_ambiguous else 0
     kept = np.flatnonzero((columns.state <= limit) & (settled.cause == 0))
     settled.val[kept] = split_by_group(columns, found, kept, settings)
-    for index, near in kin_across(columns, kept, settled.val):
+    for index, near in kin_across(columns, kept, settled.val, settings):
         settled.reject(index, "too like {like} in the training split", near)
     kept = kept[settled.cause[kept] == 0]
     for split, part in (("train", kept[~settled.val[kept]]), ("val", kept[settled.val[kept]])):
@@ -185,13 +208,13 @@ def settle(columns: Columns, found: Sequence[Found], settings: Settings) -> Sett
     return settled
 
 
-def find_duplicates(columns: Columns, settled: Settled) -> None:
+def find_duplicates(columns: Columns, settled: Settled, settings: Settings) -> None:
     """Reject all but the best of each cluster of pictures that look the same.
 
     The best has a caption, and the most pixels, and comes first. Its own verdict stands: the thumbnail of a colour plate
     that was rejected is no more wanted than the plate. Files that were rejected for themselves keep their reason.
     """
-    pairs = alike_pairs(columns.coarse, columns.fine, among=np.flatnonzero(columns.hashed))
+    pairs = columns.alike(np.flatnonzero(columns.hashed), settings)
     there, pairs = np.unique(pairs, return_inverse=True)
     cluster = clusters(len(there), pairs.reshape(-1, 2))
     best: dict[int, int] = {}
@@ -255,10 +278,10 @@ def split_by_group(columns: Columns, found: Sequence[Found], kept: np.ndarray, s
     return chosen[which]
 
 
-def kin_across(columns: Columns, kept: np.ndarray, val: np.ndarray) -> Iterator[tuple[int, int]]:
+def kin_across(columns: Columns, kept: np.ndarray, val: np.ndarray, settings: Settings) -> Iterator[tuple[int, int]]:
     """(validation picture, training picture) that look so alike that the first would be no test; each first once."""
     seen = set()
-    for one, other in alike_pairs(columns.coarse, columns.fine, among=kept, fine_distance=KIN_DISTANCE).tolist():
+    for one, other in columns.alike(kept, settings, fine_distance=KIN_DISTANCE).tolist():
         if not val[one]:
             one, other = other, one
         if val[one] and not val[other] and one not in seen:
@@ -690,6 +713,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     add("--min-side", type=int, default=default.min_side, help="reject a shorter side, in pixels (%(default)s)")
     add("--max-aspect", type=float, default=default.max_aspect, help="reject a longer shape (%(default)s)")
     add("--no-clean", action="store_false", dest="clean", help="take pictures and captions as they are, save size, blanks, duplicates")
+    add("--duplicates", default=default.duplicates, help="what is left out beside a better copy: alike (what looks the same) or exact (the very same files alone) (%(default)s)")
     add("--keep-ambiguous", action="store_true", help="keep what may not belong, labelled in its JSON")
     add("--clip", default="", metavar="NAME", help="doubt the medium by open_clip: ViT-B-32:laion2b_s34b_b79k, hf-hub:ID, a folder")
     add("--register", default=default.register, help="the register the captions are written in (%(default)s)")

@@ -7,6 +7,7 @@ their input alone. Nothing here knows the rest of the collection.
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import io
 import json
@@ -25,6 +26,7 @@ from PIL import Image
 from data_tools.images.judge import reasons
 from data_tools.images.measure import BLANK, Look, look, plain_share
 from data_tools.images.pictures import FILTERS, KINDS, WEBP_LIMIT, PictureError, as_gray, decode_reduced, dhash, encode, resize
+from data_tools.images.sketches import sketch
 from data_tools.images.trim import trim
 from data_tools.pipeline.stores import Store
 from data_tools.readers import CaptionError, Found, Words, find_words, read_picture, shown
@@ -76,6 +78,8 @@ class Settings:
     """Keep pictures without a caption, with an empty one."""
     caption_column: str = ""
     """The column of tables, and the field of JSON, that holds captions; empty: the first of those with a known name."""
+    duplicates: str = "alike"
+    """Which pictures are rejected beside a better one: alike (those that look the same) or exact (the very same files alone)."""
     captions_from_names: bool = False
     """Whether a file's name that reads like words is the caption of a picture without another."""
 
@@ -94,6 +98,8 @@ class Settings:
             raise ValueError(f"--min-side {self.min_side} must be 1 or more")
         if not self.max_aspect >= 1:
             raise ValueError(f"--max-aspect {self.max_aspect} must be 1 or more: long side over short side")
+        if self.duplicates not in ("alike", "exact"):
+            raise ValueError(f"--duplicates {self.duplicates!r} is unknown: choose alike or exact")
         if self.format not in KINDS:
             raise ValueError(f"--format {self.format!r} is unknown: choose {', '.join(KINDS)}")
         if self.filter not in FILTERS:
@@ -115,6 +121,10 @@ class Row:
     dhash: int | None = None
     fine: tuple[int, ...] = ()
     """The 256 bits that confirm a likeness, as four numbers."""
+    sketch: str = ""
+    """Of a drawing on plain paper, in base64: it tells those apart whose hashes are alike."""
+    aspect: float = 0.0
+    """Of the sketch."""
     width: int | None = None
     height: int | None = None
     caption: str = ""
@@ -260,6 +270,7 @@ def judge(one: Opened, settings: Settings, found: Found) -> Judged:
     caption = cleaned(words) if settings.clean else as_it_is(words.caption)
     seen = of_picture(one.look, words.caption, settings, found.style) if one.look else of_blank(gray)
     status, reason = decide([*of_size(one.size, settings), *seen, *of_caption(caption, settings)])
+    drawn = sketch(gray)
     row = Row(
         path,
         status,
@@ -267,6 +278,8 @@ def judge(one: Opened, settings: Settings, found: Found) -> Judged:
         **one.known,
         dhash=dhash(reduced_to(gray, HASH_SIDE)),
         fine=fine_hash(gray),
+        sketch=base64.b64encode(drawn.tones).decode() if drawn else "",
+        aspect=drawn.aspect if drawn else 0.0,
         caption=caption.text,
         words_from=shown(words.words_from),
         language=caption.language,

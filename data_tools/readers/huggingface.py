@@ -110,7 +110,7 @@ def read_huggingface(source: Path, options: Options) -> Listing:
     wanted = {*COLUMNS, column_name(options.caption_column)}
     for split, data in sorted(open_splits(source.as_posix()).items()):
         notes.update(dict.fromkeys(check_captions(source, tuple(map(column_name, data.features)), options)))
-        columns = [name for name in data.features if column_name(name) in wanted]
+        columns = [name for name, kind in data.features.items() if column_name(name) in wanted and type(kind).__name__ != "Image"]
         classes = {column_name(name): data.features[name].names for name in columns if hasattr(data.features[name], "names")}
         rows = iter(data.select_columns(columns)) if columns else ({} for _ in range(len(data)))
         for index, row in enumerate(rows):
@@ -134,7 +134,8 @@ def check_captions(source: Path, columns: tuple[str, ...], options: Options) -> 
 
 def read_row(base: Path, row: Row) -> bytes:
     """The bytes of a picture in a row, or of the file that the row names within the data set. Raises PictureError."""
-    value = open_splits(base.as_posix())[row.split][row.index][PICTURES] or {}
+    data = open_splits(base.as_posix())[row.split].select_columns([PICTURES])  # others might be decoded
+    value = data[row.index][PICTURES] or {}
     if value.get("bytes") is not None:
         return checked(value["bytes"], None)
     if not value.get("path"):

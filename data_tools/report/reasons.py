@@ -78,7 +78,7 @@ EXPLANATIONS: dict[str, tuple[str, str]] = {
     "exact duplicate": ("The very same file is there more than once; one copy was kept.", "Nothing to do."),
     "near duplicate": (
         "It looks the same as another picture that was kept: a second scan, another size.",
-        "Nothing to do, unless two plates are truly different and alike; then remove the one you do not want.",
+        "Nothing to do, unless two plates are truly different: then run prepare again with --duplicates exact.",
     ),
     "thumbnail": ("A small version of another picture in the collection; the large one is used.", "Nothing to do."),
     "too like a picture for training": (
