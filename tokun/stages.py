@@ -256,7 +256,7 @@ def train_image_tokenizer(run: Run) -> Path:
     paths = data.expand_shards(config.data.train)
     asked = {
         "image_tokenizer": dataclasses.asdict(model_config),
-        "image_tokenizer_train": _without(dataclasses.asdict(train), LOGGING_KEYS | GATE_KEYS),
+        "image_tokenizer_train": _without(dataclasses.asdict(train), LOGGING_KEYS | GATE_KEYS | {"compile"}),
         "seed": config.seed,
         "shards": checkpoint.files_fingerprint(paths),
         **_started(config),
@@ -285,9 +285,9 @@ def train_image_tokenizer(run: Run) -> Path:
     held_out = _held_out_pictures(config)
 
     torch.manual_seed(config.seed)
-    model = ImageTokenizer(model_config).to(device)
+    model = ImageTokenizer(model_config).to(device, memory_format=torch.channels_last)  # a tenth faster, on CPUs and in half precision on GPUs
     ema = optim.Ema(model, train.ema_decay)
-    perceptual = losses.make_perceptual(train.perceptual, train.perceptual_weights).to(device)
+    perceptual = losses.make_perceptual(train.perceptual, train.perceptual_weights, compiled=train.compile and can_compile(device)).to(device)
     discriminator = losses.PatchDiscriminator(model_config.image_channels).to(device) if train.gan_weight > 0 else None
     optimizer = optim.make_adamw(model, lr=train.lr, betas=train.betas, weight_decay=train.weight_decay)
     wrapped, optimizer = accelerator.prepare(model, optimizer)
@@ -334,7 +334,7 @@ def train_image_tokenizer(run: Run) -> Path:
         lr = train.lr * optim.warmup_cosine(step, progress=progress, warmup=train.warmup_steps)
         optim.set_lr(optimizer, lr)
         torch.manual_seed(_step_seed(config.seed, step, 0))  # dead codes are replaced by the same vectors on every run
-        images = next(stream).to(device, non_blocking=True)
+        images = next(stream).to(device, non_blocking=True, memory_format=torch.channels_last)
         wrapped.train()
         with accelerator.autocast():
             out = wrapped(images)
