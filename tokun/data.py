@@ -628,6 +628,7 @@ class Record:
     style: str
     subject: str
     questions: list[tuple[str, str]]
+    thing: str = ""
 
 
 class CodeSamples:
@@ -656,7 +657,7 @@ class CodeSamples:
         questions = [(q["question"], q["answer"]) for q in tree.get("questions", [])]
         return Record(
             self.index.key(i), codes, (int(grid[0]), int(grid[1])), caption, captions,
-            tree.get("style", ""), tree.get("subject", ""), questions,
+            tree.get("style", ""), tree.get("subject", ""), questions, tree.get("thing", ""),
         )  # fmt: skip
 
     def whole_record(self, i: int) -> Record:
@@ -830,14 +831,16 @@ class TokenBatches:
         codes = record.codes[rng.integers(len(record.codes)) if self.views and len(record.codes) > 1 else 0]  # of one, numpy draws nothing either
         registers = [r for r in record.captions if r in v.registers]
         register = "plain" if rng.random() < self.plain_share or len(registers) == 1 else registers[rng.integers(len(registers))]
-        dropped, bare = rng.random(4).tolist(), rng.random() < self.tag_dropout
+        things = getattr(v, "things", ())
+        dropped, bare = rng.random(5 if things else 4).tolist(), rng.random() < self.tag_dropout
         keep = [not bare and number >= self.tag_dropout for number in dropped]
-        only_grid = record.grid != v.default_grid  # a grid other than the default cannot be guessed
+        only_grid = len(v.grids) > 1 or record.grid != v.default_grid  # which of several it is cannot be guessed
         tags = Tags(
             style=record.style if keep[0] and record.style in v.styles else "",
             subject=record.subject if keep[1] and record.subject in v.subjects else "",
             register=register if keep[2] else "",
             grid=record.grid if keep[3] or only_grid else None,
+            **({"thing": record.thing} if things and keep[4] and record.thing in things else {}),
         )
         caption = self.text(record.captions[register])
         if task == "text_to_image":
