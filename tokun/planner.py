@@ -30,7 +30,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from tokun import checkpoint, data, losses, optim, stages
+from tokun import checkpoint, data, framing, losses, optim, stages
 from tokun.config import Config, load_config
 from tokun.engine import make_accelerator
 from tokun.generator import add_dropout, count_parameters, flops_per_token, loss_chunk, make_generator, tune_for
@@ -148,15 +148,17 @@ def plan_vocabulary(config: Config) -> Vocabulary:
     """The id space of a run: with the tags that its code shards name where they are there, else without styles and subjects."""
     codes = checkpoint.read_record(Path(config.out) / "codes" / "codes.json")
     side = config.image_tokenizer.image_size // config.image_tokenizer.downsample
-    codes = codes or {"tag_counts": [], "codebook_size": config.image_tokenizer.codebook_size, "grid": [side, side]}
+    grids = framing.parse_grids(config.data.grids) or ((side, side),)
+    codes = codes or {"tag_counts": [], "codebook_size": config.image_tokenizer.codebook_size, "grid": grids[0], "grids": grids}
     return stages.build_vocabulary(config, SimpleNamespace(size=config.text_tokenizer.vocab_size, illegal_ids=[0]), codes)
 
 
 def sequence_length(vocabulary: Vocabulary, caption_tokens: int) -> int:
     """Ids that the generator reads of a joint sequence (the last one is only a label), every tag given."""
-    tags = Tags("style", "subject", vocabulary.registers[0], vocabulary.default_grid)
+    grid = max(vocabulary.grids, key=math.prod)  # the longest
+    tags = Tags("style", "subject", vocabulary.registers[0], grid)
     structure = ("<bos>", "<boi>", "<eoi>", "<boc>", "<eoc>", "<eos>")
-    return len(structure) + len(tags.names()) + math.prod(vocabulary.default_grid) + caption_tokens - 1
+    return len(structure) + len(tags.names()) + math.prod(grid) + caption_tokens - 1
 
 
 def count_samples(config: Config) -> int:
