@@ -81,9 +81,8 @@ class SqueezeNetDistance(nn.Module):
 
 def squared_angle(x: Tensor, y: Tensor) -> Tensor:
     """The mean squared distance of two feature maps (B, C, H, W), each scaled to unit length along C. float32 scalar."""
-    x, y = x.float(), y.float()
-    scale = torch.rsqrt(x.square().sum(1).clamp_min(1e-24)) * torch.rsqrt(y.square().sum(1).clamp_min(1e-24))
-    return (2 - 2 * (x * y).sum(1) * scale).mean()  # |a - b|^2 = 2 - 2 ab
+    x, y = (t.float() * torch.rsqrt(t.float().square().sum(1, keepdim=True).clamp_min(1e-24)) for t in (x, y))
+    return (x - y).square().sum(1).mean()
 
 
 class LpipsDistance(nn.Module):
