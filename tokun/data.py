@@ -471,14 +471,16 @@ class ImageSamples:
 
     def whole(self, i: int) -> framing.Framed:
         """Like `framed`, passing over broken samples: they are counted, and the next whole one stands in, of the same grid where there is one."""
-        for j in range(i, i + len(self)):
-            if j % len(self) in self._broken or (len(self.grids) > 1 and self.shapes[j % len(self)] != self.shapes[i]):
+        several = len(self.grids) > 1
+        for j in (j % len(self) for j in range(i, i + len(self))):
+            if j in self._broken or (several and j != i and self.shapes[j] != self.shapes[i]):  # of i alone no other's size need be known
                 continue
             try:
-                return self.framed(j % len(self))
+                return self.framed(j)
             except (OSError, ValueError):
-                self._count_broken(j % len(self))
-        for j in range(len(self) if len(self.grids) > 1 else 0):  # none of its grid is whole
+                self._broken.add(j)
+                self.index.skipped["broken picture"] = len(self._broken)
+        for j in range(len(self) if several else 0):  # none of its grid is whole
             with contextlib.suppress(OSError, ValueError):
                 return self.framed(j, max(0, int(self.shapes[i])))
         raise ValueError(f"no picture of {self.index.paths[0]} and its kin can be decoded")
@@ -512,10 +514,6 @@ class ImageSamples:
             with contextlib.suppress(OSError):  # as with the index
                 _save_arrays(self.kept, of, [sizes])
         return sizes
-
-    def _count_broken(self, i: int) -> None:
-        self._broken.add(i)
-        self.index.skipped["broken picture"] = len(self._broken)
 
 
 class BucketOrder:
