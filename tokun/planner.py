@@ -126,7 +126,7 @@ def generator_sizes(config: Config, *, caption_tokens: float = 0.0) -> Sizes:
             "give their width and depth, and generator.pretrained= (empty)"
         )
     vocabulary = plan_vocabulary(config)
-    slots = Slots(max(map(math.prod, vocabulary.grids)), vocabulary.max_text)
+    slots = Slots(vocabulary.max_codes, vocabulary.max_text)
     with torch.device("meta"):
         model = make_generator(
             config.generator, vocab_size=vocabulary.size, max_length=slots.size + vocabulary.max_text + 16, pad=0, bos=1, eos=2
@@ -154,11 +154,10 @@ def plan_vocabulary(config: Config) -> Vocabulary:
 
 
 def sequence_length(vocabulary: Vocabulary, caption_tokens: int) -> int:
-    """Ids that the generator reads of a joint sequence (the last one is only a label), every tag given."""
-    grid = max(vocabulary.grids, key=math.prod)  # the longest
-    tags = Tags("style", "subject", vocabulary.registers[0], grid)
+    """Ids that the generator reads of a joint sequence (the last one is only a label) of the largest grid, every tag given."""
+    tags = Tags("style", "subject", "register", vocabulary.default_grid, "thing" if vocabulary.things else "")
     structure = ("<bos>", "<boi>", "<eoi>", "<boc>", "<eoc>", "<eos>")
-    return len(structure) + len(tags.names()) + math.prod(grid) + caption_tokens - 1
+    return len(structure) + len(tags.names()) + vocabulary.max_codes + caption_tokens - 1
 
 
 def count_samples(config: Config) -> int:
