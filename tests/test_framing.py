@@ -1,5 +1,6 @@
 """Promises of pictures of several shapes: how they are framed, batched, encoded and counted."""
 
+import dataclasses
 import io
 import json
 import tarfile
@@ -12,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
+import tokun
 from data_tools import toy
 from tests import small_runs
 from tests.fixtures import TINY
@@ -355,3 +357,36 @@ def test_an_inspection_of_several_shapes_is_that_of_each(tiny_image_tokenizer, s
     each = [stages.inspect_image_tokenizer(tiny_image_tokenizer, g, torch.device("cpu"))[0] for g in groups]
     assert figures["psnr"] == pytest.approx(sum(f["psnr"] * len(g) for f, g in zip(each, groups)) / 24, rel=1e-5)
     assert figures["codes_seen"] == sum(f["codes_seen"] for f in each) and sheet.size[0] > 300
+
+
+def test_a_run_over_several_shapes_and_things_ends_in_a_checkpoint_that_draws_them(tmp_path, monkeypatch):
+    monkeypatch.setattr(stages, "LEAST_OF_THING", 3)
+    write(tmp_path / "shards", things=("moth", "fish", "shield"))
+    write(tmp_path / "shards", "val", SIZES[::3], things=("moth", "fish", "shield"))
+    config = small_runs.write_config(tmp_path, tmp_path / "shards", data__grids=NAMES, train__save_every=2)
+    out = small_runs.run_stages(config)
+    model = tokun.load(out / "checkpoint", device="cpu")
+    assert model.vocabulary.grids == GRIDS and model.vocabulary.things == ("fish", "moth", "shield")
+    drawn = {pair.tags.grid: pair.image.size for pair in model.sample(1, 12)}
+    assert len(drawn) > 1 and all(size == (grid[1] * 8, grid[0] * 8) for grid, size in drawn.items())
+    samples = data.CodeSamples(sorted((out / "codes").glob("train-*.tar")))
+    asked = dict(batch_size=8, seed=3, task_mix={"joint": 0.5, "text_to_image": 0.5}, tag_dropout=0.1, sort_window=16)
+    whole, *halves = (data.TokenBatches(samples, model.vocabulary, model.text_tokenizer.encode, rank=r, world=w, **asked) for r, w in ((0, 1), (0, 2), (1, 2)))
+    for step in (0, 3, 9):
+        rows = [row for half in halves for row in half(step).input_ids.tolist()]
+        pad = model.vocabulary.id("<pad>")
+        assert [[i for i in row if i != pad] for row in whole(step).input_ids.tolist()] == [[i for i in row if i != pad] for row in rows]
+
+
+def test_things_are_dropped_like_other_tags_and_grids_never(tiny_vocabulary, text_tokenizer, tmp_path):
+    v = dataclasses.replace(tiny_vocabulary, things=("fish", "moth"))
+    record = data.Record("k", np.zeros((1, 12), np.uint16), (2, 6), "a fish", {"plain": "a fish"}, "engraving", "shapes", [], "moth")
+    data.write_shard(tmp_path / "a.tar", iter([{"__key__": "k", "json": b"{}", "codes.npy": b""}]))
+    batches = data.TokenBatches(data.CodeSamples([tmp_path / "a.tar"]), v, text_tokenizer.encode, batch_size=1, seed=0, task_mix={"joint": 1.0}, tag_dropout=0.1)
+    tags = [v.unpack(batches.pack(record, data.rng_for(0, p)).input_ids).tags for p in range(3000)]
+    assert {tag.grid for tag in tags} == {(2, 6)}
+    assert sum(tag.thing == "moth" for tag in tags) / 3000 == pytest.approx(0.81, abs=0.03)
+    both = sum(bool(tag.thing) and bool(tag.style) for tag in tags) / 3000
+    assert both == pytest.approx(0.9**3, abs=0.03), "each on its own, beside all together"
+    rare = [v.unpack(batches.pack(dataclasses.replace(record, thing="comet"), data.rng_for(0, p)).input_ids).tags.thing for p in range(20)]
+    assert set(rare) == {""}

@@ -222,9 +222,9 @@ def test_the_likelihoods_of_a_sample_are_those_of_scoring_it(tiny_model):
     v = tiny_model.vocabulary
     out = run(tiny_model, [prompt_ids(v)] * 8, uniforms(tiny_model, range(8)), image=Choice(0.5, 5), text=Choice(0.3))
     first = torch.full((8,), len(prompt_ids(v)))
-    whole = span_nll(tiny_model.generator, v, out.ids, first, 16)
-    caption = span_nll(tiny_model.generator, v, out.ids, first + 16 + 2, 16)  # behind <eoi> <boc>
-    opening = span_nll(tiny_model.generator, v, out.ids, first + 16 + 1, 16) - caption  # <boc> rather than <boq>
+    whole = span_nll(tiny_model.generator, v, out.ids, first)
+    caption = span_nll(tiny_model.generator, v, out.ids, first + 16 + 2)  # behind <eoi> <boc>
+    opening = span_nll(tiny_model.generator, v, out.ids, first + 16 + 1) - caption  # <boc> rather than <boq>
     torch.testing.assert_close(out.text_nll, caption, rtol=1e-5, atol=1e-4)
     torch.testing.assert_close(out.image_nll + out.text_nll, whole - opening, rtol=1e-5, atol=1e-4)
     assert (opening > 0).all() and (out.image_nll > 0).all()
@@ -243,7 +243,7 @@ def test_span_nll_is_the_sum_over_legal_ids_one_by_one(tiny_model):
             total -= logits[legal].log_softmax(-1)[legal[0].nonzero().flatten().tolist().index(token)].item()
         states, lengths = v.advance(states, lengths, torch.tensor([token]))
     padded = torch.tensor([packed + [v.id("<pad>")] * 9, packed + [v.id("<pad>")] * 9])
-    got = span_nll(tiny_model.generator, v, padded, torch.tensor([start, start]), 16)
+    got = span_nll(tiny_model.generator, v, padded, torch.tensor([start, start]))
     torch.testing.assert_close(got, torch.full((2,), total, dtype=torch.float64), rtol=1e-5, atol=1e-4)
 
 

@@ -176,6 +176,26 @@ class SamplingConfig:
     text_guidance_scale: float = 1.0  # of words by their picture, 1: off; above it, what the picture explains counts for more than what reads well
 
 
+@dataclass(frozen=True)
+class SamplingOptions:
+    """What may be asked of samples: the keyword arguments of `Tokun.sample` and of whatever passes them on."""
+
+    style: str = ""  # a tag; empty: drawn by the latent, as often as in training
+    subject: str = ""  # another
+    thing: str = ""  # another: the main noun of what is shown
+    register: str = ""  # of the words; empty: plain
+    aspect: str = ""  # width:height (4:3), wide, tall, square or a grid (rows x columns, 12x16); the nearest grid is taken; empty: drawn as tags are
+    prompt: str | None = None  # a caption to draw
+    temperature: float | None = None  # of codes, and a factor of the words' own; None, here and below: the checkpoint's default
+    text_temperature: float | None = None  # of words
+    top_k: int | None = None  # of codes; 0 is off
+    top_p: float | None = None  # the likeliest that make up this share; 1 is off
+    guidance_scale: float | None = None  # of codes by tags and prompt; 1 is off
+    text_guidance_scale: float | None = None  # of words by their picture; 1 is off
+    no_repeats: bool | None = None  # no word and no short phrase twice in a row
+    batch_size: int = 16  # samples that are drawn together; they are the same for any
+
+
 @dataclass
 class TrackingConfig:
     kind: Literal["wandb", "tensorboard", "none"] = "wandb"

@@ -829,8 +829,7 @@ class TokenBatches:
         codes = record.codes[rng.integers(len(record.codes)) if self.views and len(record.codes) > 1 else 0]  # of one, numpy draws nothing either
         registers = [r for r in record.captions if r in v.registers]
         register = "plain" if rng.random() < self.plain_share or len(registers) == 1 else registers[rng.integers(len(registers))]
-        things = getattr(v, "things", ())
-        dropped, bare = rng.random(5 if things else 4).tolist(), rng.random() < self.tag_dropout
+        dropped, bare = rng.random(5 if v.things else 4).tolist(), rng.random() < self.tag_dropout
         keep = [not bare and number >= self.tag_dropout for number in dropped]
         only_grid = len(v.grids) > 1 or record.grid != v.default_grid  # which of several it is cannot be guessed
         tags = Tags(
@@ -838,7 +837,7 @@ class TokenBatches:
             subject=record.subject if keep[1] and record.subject in v.subjects else "",
             register=register if keep[2] else "",
             grid=record.grid if keep[3] or only_grid else None,
-            **({"thing": record.thing} if things and keep[4] and record.thing in things else {}),
+            thing=record.thing if v.things and keep[4] and record.thing in v.things else "",
         )
         caption = self.text(record.captions[register])
         if task == "text_to_image":

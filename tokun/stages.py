@@ -53,9 +53,10 @@ from tokun.generator import (
 from tokun.grids import captioned_grid, pair_sheet, to_pil
 from tokun.image_tokenizer import ImageTokenizer
 from tokun.latents import Slots
-from tokun.model import TEXT_TOKENIZER, Tokun, count_tags, load
+from tokun.model import TEXT_TOKENIZER, Tokun, load
 from tokun.model_card import model_card
 from tokun.shares import own_share
+from tokun.tags import count_tags
 from tokun.text_tokenizer import PretrainedTextTokenizer, TextTokenizer, normalize
 from tokun.tracking import Tracker, make_tracker
 from tokun.vocabulary import REGISTERS, Vocabulary, tag_word
@@ -728,13 +729,9 @@ def _count_held(records: Iterable[dict[str, Any]], grids: Sequence[framing.Grid]
     rows = [(style, subject, thing if thing in things else "", grid) for style, subject, thing, grid in rows]
     wide = bool(things) or len(grids) > 1
     return {
-        "tag_counts": _most_frequent_first(rows) if wide else count_tags((style, subject) for style, subject, _, _ in rows),
+        "tag_counts": count_tags(row if wide else row[:2] for row in rows),
         "register_counts": dict(sorted(registers.items())), "grid_counts": {framing.grid_text(grid): shapes[framing.grid_text(grid)] for grid in grids},
     }  # fmt: skip
-
-
-def _most_frequent_first(rows: Iterable[tuple[str, ...]]) -> list[tuple[Any, ...]]:
-    return [(*row, n) for row, n in sorted(Counter(rows).items(), key=lambda item: (-item[1], item[0]))]
 
 
 def common_things(counts: dict[str, int]) -> set[str]:
@@ -884,7 +881,7 @@ def build_vocabulary(config: Config, text_tokenizer: Any, codes: dict[str, Any])
     return Vocabulary(
         text_size=text_tokenizer.size, codebook_size=codes["codebook_size"], styles=named[0], subjects=named[1],
         grids=tuple(tuple(grid) for grid in codes.get("grids", [codes["grid"]])), max_text=config.data.max_caption_tokens, illegal_text=tuple(text_tokenizer.illegal_ids),
-        registers=tuple(register for register in REGISTERS if held is None or register in held), **({"things": tuple(common)} if common else {}),
+        registers=tuple(register for register in REGISTERS if held is None or register in held), things=tuple(common),
     )  # fmt: skip
 
 
@@ -910,7 +907,7 @@ def train_generator(run: Run) -> Path:
         return target
 
     vocabulary = build_vocabulary(config, text_tokenizer, codes)
-    slots = Slots(max(rows * columns for rows, columns in vocabulary.grids), vocabulary.max_text)
+    slots = Slots(vocabulary.max_codes, vocabulary.max_text)
     share, micro = train.batch_size // run.world, _micro_batch(train, run.world)
     torch.manual_seed(seed)
     model = make_generator(

@@ -171,7 +171,7 @@ class Own:
     def nats(self, codes: list[int], question: list[int], answer: list[int]) -> float:
         packed = self.model.vocabulary.pack_question(Tags(grid=self.model.vocabulary.default_grid), codes, question, answer)
         ids, first = torch.tensor([packed.input_ids], device=self.model.device), torch.tensor([packed.prompt], device=self.model.device)
-        return float(sampling.span_nll(self.model.generator, self.model.vocabulary, ids, first, len(codes)))
+        return float(sampling.span_nll(self.model.generator, self.model.vocabulary, ids, first))
 
 
 class Vqa:
