@@ -183,6 +183,8 @@ def generate(
     groups = 1 if unguided is None else 2
     allowed = row_counts(model, [part.shape[1] for part in (prompts, unguided, unseen) if part is not None])
     counts = [n // groups for n in allowed]
+    if unguided is not None and unseen is not None:  # the words' second stream has one group: it too has a number of rows that gives the same bits
+        counts = [n for n in counts if n in allowed] or counts
     rules = Rules(vocabulary, slots, image, text, guidance_scale, text_guidance_scale, tuple(forbid), tuple(forbid_first), tuple(word_starts) if text.no_repeats else (), tuple(marks))
     given, blocks, order = (prompts, u, forced, unguided, unseen), [], []
     for n_codes, rows in _by_codes(vocabulary, prompts, counts[-1] if counts else len(prompts)):
@@ -417,8 +419,9 @@ class Block:
                     stream.keep(kept)
                 self.rows, self.states, self.lengths, self.u, chosen = (part[kept] for part in (self.rows, self.states, self.lengths, self.u, chosen))
                 self.forced = None if self.forced is None else self.forced[kept]
-        for stream in streams:
-            stream.step(chosen.repeat(2) if self.guided else chosen)
+        self.stream.step(chosen.repeat(2) if self.guided else chosen)
+        if self.blind is not None:
+            self.blind.step(chosen)
 
     def has_ended(self) -> bool:
         """On a GPU looked at only now and then: what rows that have ended are given meanwhile is padding."""
