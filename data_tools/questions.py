@@ -72,6 +72,8 @@ class Plan:
     """Kinds of questions whose answer would be too frequent."""
     more: tuple[tuple[str, str], ...] = ()
     """Further questions with their answers."""
+    seen: tuple[tuple[str, tuple[str, str]], ...] = ()
+    """What the picture itself told, so that it need not be decoded again."""
 
 
 def questions_of(
@@ -79,7 +81,7 @@ def questions_of(
 ) -> list[dict[str, str]]:  # fmt: skip
     """What can be asked of a pair and is known; each question once, in a fixed order. `other`: another picture's caption."""
     caption = caption_of(record)
-    known = [(kind, *found) for kind, found in known_of(record, image).items() if found[0] and kind not in plan.skip]
+    known = [(kind, *found) for kind, found in (known_of(record, image) | dict(plan.seen)).items() if found[0] and kind not in plan.skip]
     found = [{"question": wording(kind, key, seed).format(things), "answer": answer} for kind, answer, things in known]
     if caption and other and other != caption:  # both or neither: yes alone would teach to say yes
         found += [{"question": SHOWS.format(shown), "answer": answer} for shown, answer in ((caption, "yes"), (other, "no"))]
@@ -178,7 +180,8 @@ class Survey:
             for i in self.too_many(kind, seed, {i: known[kind][0] for i, known in enumerate(self.known) if kind in known}):
                 skip[i].add(kind)
         self.balance_numbers(seed, skip, more)
-        return {place: Plan(frozenset(one), tuple(extra)) for place, one, extra in zip(self.places, skip, more)}
+        seen = [tuple((kind, known[kind]) for kind in ("tone", "ground") if kind in known) for known in self.known]
+        return {place: Plan(frozenset(one), tuple(extra), told) for place, one, extra, told in zip(self.places, skip, more, seen)}
 
     def balance_numbers(self, seed: int, skip: list[set[str]], more: list[list[tuple[str, str]]]) -> None:
         """For each thing that is counted somewhere ask also where there is one, as often as for the most frequent number."""
@@ -230,8 +233,7 @@ def asked(shard: Path, seed: int, counts: Counter[str], plans: dict[tuple[str, s
             counts["damaged records"] += 1
         else:
             there = record["questions"] if isinstance(record.get("questions"), list) else []
-            plan = plans.get((shard.name, pair.key), Plan())
-            made = questions_of(record, open_image(pair, [], load=True), pair.key, seed, before, plan)
+            made = questions_of(record, None, pair.key, seed, before, plans[shard.name, pair.key])
             before = caption_of(record) or before
             known = {q["question"] for q in there if isinstance(q, dict) and "question" in q}
             record["questions"] = there + [q for q in made if q["question"] not in known]
