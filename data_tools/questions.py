@@ -28,6 +28,7 @@ from tqdm import tqdm
 from data_tools.caption import checked_shards
 from data_tools.inspect import Pair, open_image, read_pairs
 from data_tools.journal import read_record, write_shard, write_whole
+from tokun.wordings import SHOWS
 
 WORDINGS = {
     "what": ("What is shown?", "What does the picture show?", "What can be seen here?"),
@@ -36,7 +37,6 @@ WORDINGS = {
     "number": ("How many {} are there?", "How many {} can be seen?"),
     "tone": ("Is it light or dark?", "Is the picture light or dark?"),
 }
-SHOWS = "Does the picture show this: {}"
 NUMBERS = ["two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve"]
 # a number and the plural behind it: "two ships", "three large ships"; neither "two of" nor "two hundred men"
 COUNTED = re.compile(rf"\b({'|'.join(NUMBERS)})\s+((?:(?:small|large|great|little|old|young|black|white)\s+)?[a-z]{{2,}}s)\b", re.I)
