@@ -19,8 +19,7 @@ import json
 import math
 import sys
 import time
-from collections.abc import Callable, Iterable
-from itertools import islice
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -38,7 +37,6 @@ from tokun.evaluate.recognition import Judge
 from tokun.image_tokenizer import ImageTokenizer
 
 Table = dict[tuple[str, str], str]
-CHUNK = 512  # pictures that are held at once
 ROWS = 16  # sheet: original and reconstruction
 
 
@@ -96,27 +94,14 @@ def opened(args: argparse.Namespace, network: Features, table: Table | None) -> 
         return Judge.from_arrays(kept), {name: (kept[f"vectors {name}"], json.loads(str(kept[f"texts {name}"]))) for name in args.held_out}
     start = time.monotonic()
     cut = VIEWS[args.view](args.size)
-    seen = {name: look(described(pattern, cut, table=table), network, name) for name, pattern in args.held_out.items()}
-    vectors, texts = look(described(args.train, cut, table=table), network, "training originals")
+    seen = {name: recognition.look(described(pattern, cut, table=table), network, name) for name, pattern in args.held_out.items()}
+    vectors, texts = recognition.look(described(args.train, cut, table=table), network, "training originals")
     looked = time.monotonic() - start
     judge = recognition.fit(vectors, texts, seed=args.seed)
     further = {f"vectors {name}": v for name, (v, _) in seen.items()} | {f"texts {name}": np.array(json.dumps(t)) for name, (_, t) in seen.items()}
-    recognition.save(args.cache, judge, settings=np.array(settings), **further)
+    recognition.save(args.cache, judge, settings, **further)
     print(f"fitted in {time.monotonic() - start:.0f} s, {looked:.0f} of them features; kept in {args.cache}", file=sys.stderr)
     return judge, seen
-
-
-def look(pictures: Iterable[tuple[str, Image.Image, str]], network: Features, what: str) -> tuple[np.ndarray, list[str]]:
-    """float32 (n, d) and the n descriptions."""
-    rows, texts, rest = [], [], iter(pictures)
-    with tqdm(desc=what, unit="picture") as bar:
-        while chunk := list(islice(rest, CHUNK)):
-            rows.append(network([picture for _, picture, _ in chunk]).float().numpy())
-            texts += [text for _, _, text in chunk]
-            bar.update(len(chunk))
-    if not rows:
-        raise ValueError(f"{what}: no picture with a description; do folder and key of --descriptions fit the shards?")
-    return np.concatenate(rows), texts
 
 
 def read_table(path: Path) -> Table:

@@ -12,6 +12,7 @@ What cannot be measured is a line of the table that says why. A killed run takes
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import platform
 import shlex
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
 
     from tokun.evaluate.features import Features
     from tokun.evaluate.material import RealPair
+    from tokun.evaluate.recognition import Judge
     from tokun.model import Pair, Tokun
 
 PACKAGES = ("tokun", "torch", "transformers", "torchmetrics", "torch-fidelity", "open_clip_torch", "lpips", "numpy", "Pillow")
@@ -114,6 +116,30 @@ class Case:
         return read_pairs(self.model, self.args.train_shards, max(len(self.held_out), self.args.n_samples), self.args.seed, **self.keys)
 
 
+    def recogniser(self) -> tuple[Judge, Features]:
+        """The judge of what is recognised, learned from the training pairs and kept in --out, and the network that it sees with.
+
+        Raises ImportError or ValueError where it lacks something.
+        """
+        from tokun import data
+        from tokun.evaluate import recognition
+        from tokun.evaluate.features import last_layer
+        from tokun.evaluate.material import described, squares
+
+        which = self.args.recognition or ("" if self.args.features in ("", "inception") else self.args.features)
+        if not self.args.train_shards or not which:
+            raise ValueError("needs --train-shards with captions that describe, and --recognition or SqueezeNet 1.1 as --features")
+        config = self.model.image_tokenizer.config
+        network = last_layer(which, self.model.device, max(128, config.image_size))
+        settings = [network.name, config.image_size, self.args.seed, checkpoint.files_fingerprint(data.expand_shards(self.args.train_shards))]
+
+        def learn() -> Judge:
+            pictures = described(self.args.train_shards, squares(config.image_size), channels=config.image_channels)
+            return recognition.fit(*recognition.look(pictures, network, "doctor: training originals"), seed=self.args.seed)
+
+        return recognition.fitted(self.args.out / "recognition.npz", json.dumps(settings), learn), network
+
+
 def require_shards(option: str, pattern: str) -> None:
     from tokun.data import expand_shards
 
@@ -142,7 +168,11 @@ def measured(name: str, case: Case) -> list[Figure]:
 def doctor(case: Case) -> list[Figure]:
     from tokun.evaluate import doctor
 
-    return doctor.measure(case.model, case.held_out, seed=case.args.seed, features=case.features, out=case.args.out)
+    found = doctor.measure(case.model, case.held_out, seed=case.args.seed, features=case.features, out=case.args.out)
+    try:
+        return found + doctor.recognised(case.model, case.held_out, *case.recogniser(), seed=case.args.seed)
+    except (ImportError, ValueError) as error:
+        return [*found, skipped("recognition kept", str(error))]
 
 
 def images(case: Case) -> list[Figure]:
@@ -261,6 +291,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--n-train", type=int, default=0, help="so many training pictures are searched for copies; 0: all")
     add("--seed", type=int, default=1000)
     add("--features", default="", help="inception, or a file of SqueezeNet 1.1 or Inception weights; default: inception where it can be had")
+    add("--recognition", default="", help="a file of SqueezeNet 1.1, or efficientnet-lite0: what the judge of reconstructions sees with; default: --features")
     add("--others", default="", help="a folder of pictures that are no engravings, for the classifier of style")
     add("--clip", default=None, help="open_clip weights for CLIPScore")
     add("--judge", default=None, help="a small CLIP trained apart from the model, as the judge of coherence")

@@ -5,7 +5,7 @@ more, weighed by rarity): `fit`. It shares nothing with a tokun model. A picture
 above 15 others; over all draws of the 15 out of the rest that read otherwise this is a hypergeometric share, computed and not drawn: `firsts`.
 What is kept is the share of reconstructions over the share of originals: `kept`.
 
-Knows vectors and words, and neither shards nor tokenizers: `features.last_layer` makes the vectors.
+Knows vectors and words, and neither shards nor tokenizers; `features.last_layer` makes the vectors. A fitted judge is kept in an .npz file.
 """
 
 from __future__ import annotations
@@ -13,21 +13,27 @@ from __future__ import annotations
 import json
 import math
 import re
+import zipfile
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from PIL import Image
+from tqdm import tqdm
 
 from tokun.evaluate import figures
+from tokun.evaluate.features import Features
 from tokun.evaluate.figures import Figure
 
 WORDS = 3000
 SEEN = 5  # a word counts that so many descriptions hold
 CANDIDATES = 16
 PENALTIES = (1e2, 1e3, 1e4, 1e5, 1e6)
+CHUNK = 512  # pictures that are held at once
 
 
 @dataclass(frozen=True)
@@ -66,6 +72,19 @@ class Judge:
 
 
 # --- learning -------------------------------------------------------------------------------------------------------
+
+
+def look(pictures: Iterable[tuple[str, Image.Image, str]], network: Features, what: str) -> tuple[np.ndarray, list[str]]:
+    """Keys, pictures and texts (see `material.described`) -> float32 (n, d) and the n texts. Raises ValueError where there is none."""
+    rows, texts, rest = [], [], iter(pictures)
+    with tqdm(desc=what, unit="picture", leave=False) as bar:
+        while chunk := list(islice(rest, CHUNK)):
+            rows.append(network([picture for _, picture, _ in chunk]).float().numpy())
+            texts += [text for _, _, text in chunk]
+            bar.update(len(chunk))
+    if not rows:
+        raise ValueError(f"{what}: no picture with a description")
+    return np.concatenate(rows), texts
 
 
 def fit(vectors: np.ndarray, texts: Sequence[str], *, seed: int = 0, penalties: Sequence[float] = PENALTIES) -> Judge:
@@ -168,10 +187,27 @@ def measure(
     ]
 
 
-def save(path: Path, judge: Judge, **further: np.ndarray) -> None:
-    """An .npz file of the judge and whatever arrays are kept beside it, whole or not at all."""
+# --- files ----------------------------------------------------------------------------------------------------------
+
+
+def save(path: Path, judge: Judge, settings: str, **further: np.ndarray) -> None:
+    """An .npz file of the judge, what it was made with, and whatever arrays are kept beside it; whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
     aside = path.with_name(path.name + ".partial")
     with aside.open("wb") as file:
-        np.savez(file, **judge.arrays(), **further)
+        np.savez(file, **judge.arrays(), settings=np.array(settings), **further)
     aside.replace(path)
+
+
+def fitted(path: Path, settings: str, learn: Callable[[], Judge]) -> Judge:
+    """The judge in `path` where it was made with the same settings; else the one that `learn` makes, kept there."""
+    if path.is_file():
+        try:
+            with np.load(path) as kept:
+                if str(kept["settings"]) == settings:
+                    return Judge.from_arrays(kept)
+        except (OSError, ValueError, KeyError, zipfile.BadZipFile):  # damaged, or another file
+            pass
+    judge = learn()
+    save(path, judge, settings)
+    return judge
