@@ -6,5 +6,6 @@
     doctor     the image tokenizer      images      samples against held-out pictures; style: are they engravings?
     recognition  what a judge fitted on described originals still finds in a reconstruction
     words      the captions             coherence   do picture and words fit each other?
+    viewer     sheets for people's eyes, viewer_score  what their answers come to, eyes  which pairs they are shown
     judges     other models' opinions   memorisation  are samples copies of training pictures?
 """

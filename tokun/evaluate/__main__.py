@@ -3,6 +3,7 @@
     python -m tokun.evaluate --shards 'shards/val-*.tar' --train-shards 'shards/train-*.tar' --features squeezenet1_1.safetensors --out report
     python -m tokun.evaluate --checkpoint runs/mine --shards 'shards/val-*.tar' --only doctor --out report      the image tokenizer alone
     python -m tokun.evaluate … --style-key technique --subject-key category     shards whose tags have other names
+    python -m tokun.evaluate … --only viewer --viewer-of generated,prompted     sheets for people's eyes (tokun.evaluate.viewer)
     python -m tokun.evaluate … --clip ViT-B-32 --judge judge/ --aesthetic head.safetensors --vqa google/paligemma-3b-mix-224
 
 Writes table.md, figures.json (with the command, the checkpoint, the split, seeds and versions), plots, sheets and the samples into --out.
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
     from tokun.evaluate.recognition import Judge
     from tokun.model import Pair, Tokun
 
+SOURCES = ("generated", "reconstructions", "originals", "prompted")  # see `eyes`
 PACKAGES = ("tokun", "torch", "transformers", "torchmetrics", "torch-fidelity", "open_clip_torch", "lpips", "numpy", "Pillow")
 
 
@@ -216,9 +218,16 @@ def memorisation(case: Case) -> list[Figure]:
     )  # fmt: skip
 
 
+def viewer(case: Case) -> list[Figure]:
+    from tokun.evaluate import eyes
+
+    return eyes.measure(case)
+
+
 ROOMS: dict[str, Callable[[Case], list[Figure]]] = {
-    "doctor": doctor, "images": images, "words": words, "coherence": coherence, "judges": judges, "memorisation": memorisation,
+    "doctor": doctor, "images": images, "words": words, "coherence": coherence, "judges": judges, "memorisation": memorisation, "viewer": viewer,
 }  # fmt: skip
+UNASKED = tuple(name for name in ROOMS if name != "viewer")  # the others: a viewer's sheet asks for a viewer
 
 
 # --- what is written ------------------------------------------------------------------------------------------------
@@ -297,7 +306,9 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--judge", default=None, help="a small CLIP trained apart from the model, as the judge of coherence")
     add("--aesthetic", default=None, help="a head on CLIP features that scores looks")
     add("--vqa", default=None, help="a model that answers questions about pictures")
-    add("--only", default=",".join(ROOMS), help=f"rooms to measure, with commas between: {','.join(ROOMS)}")
+    add("--only", default=",".join(UNASKED), help=f"rooms to measure, with commas between: {','.join(ROOMS)}; default: all but viewer")
+    add("--viewer-of", default="generated", help=f"whose pictures the sheets show, with commas between: {','.join(SOURCES)} (%(default)s)")
+    add("--viewer-n", type=int, default=96, help="pictures on them (%(default)s)")
     add("--style-key", default="style", help="the field of the shards' JSON that holds the style (data.style_key)")
     add("--subject-key", default="subject", help="… and the subject (data.subject_key)")
     add("--batch-size", type=int, default=16, help="samples drawn together")
@@ -308,7 +319,10 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     unknown = [name for name in args.only if name not in ROOMS]
     if unknown or not args.only:
         parser.error(f"--only {','.join(unknown)}: the rooms are {', '.join(ROOMS)}")
-    for name, least in (("n_held_out", 0), ("n_samples", 1), ("n_train", 0), ("batch_size", 1)):
+    args.viewer_of = [name.strip() for name in args.viewer_of.split(",") if name.strip()]
+    if not args.viewer_of or (unknown := [name for name in args.viewer_of if name not in SOURCES]):
+        parser.error(f"--viewer-of {','.join(unknown) if args.viewer_of else ''}: the sources are {', '.join(SOURCES)}")
+    for name, least in (("n_held_out", 0), ("n_samples", 1), ("n_train", 0), ("batch_size", 1), ("viewer_n", 1)):
         if getattr(args, name) < least:
             parser.error(f"--{name.replace('_', '-')} is {getattr(args, name)}; it must be {least} or more")
     return args
