@@ -14,7 +14,6 @@ is, so that tokenizers of several sizes are measured by one judge. Without --tok
 from __future__ import annotations
 
 import argparse
-import csv
 import json
 import math
 import sys
@@ -32,11 +31,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from tokun import data, grids
 from tokun.evaluate import figures, recognition
 from tokun.evaluate.features import LITE0, Features, alike, last_layer, stack
-from tokun.evaluate.material import MULTIPLE, VIEWS, described
+from tokun.evaluate.material import MULTIPLE, VIEWS, Table, described, read_table
 from tokun.evaluate.recognition import Judge
 from tokun.image_tokenizer import ImageTokenizer
 
-Table = dict[tuple[str, str], str]
 ROWS = 16  # sheet: original and reconstruction
 
 
@@ -102,15 +100,6 @@ def opened(args: argparse.Namespace, network: Features, table: Table | None) -> 
     recognition.save(args.cache, judge, settings, **further)
     print(f"fitted in {time.monotonic() - start:.0f} s, {looked:.0f} of them features; kept in {args.cache}", file=sys.stderr)
     return judge, seen
-
-
-def read_table(path: Path) -> Table:
-    """(folder, key) -> description, of the rows whose `use` is not 0."""
-    with path.open(encoding="utf-8", newline="") as file:
-        rows = csv.DictReader(file, delimiter="\t", quoting=csv.QUOTE_NONE)
-        if missing := {"folder", "key", "description"} - set(rows.fieldnames or ()):
-            raise ValueError(f"{path} has no column {', '.join(sorted(missing))}; it takes a tab-separated table with a header")
-        return {(row["folder"], row["key"]): row["description"] for row in rows if row.get("use", "1") != "0" and row["description"]}
 
 
 # --- reconstructions ------------------------------------------------------------------------------------------------

@@ -39,6 +39,7 @@ from data_tools.journal import read_record, write_shard, write_whole
 from data_tools.registers import facts_of
 from data_tools.things import BEFORE, NUMBERS, Lexicon, tokens_of
 from data_tools.yes_or_no import PEOPLE, Shown, is_this, named, with_article
+from tokun.wordings import SHOWS
 
 WORDINGS = {
     "what": ("What is shown?", "What does the picture show?", "What can be seen here?"),
@@ -49,7 +50,6 @@ WORDINGS = {
     "ground": ("Is the ground light or dark?", "Is the background light or dark?"),
     "thing": ("What is the main thing?", "Which thing is it?"),
 }
-SHOWS = "Does the picture show this: {}"
 PLURALS = r"[a-z]{2,}s|(?:[a-z]+)?(?:men|women)|children|people|oxen|geese|mice|sheep|deer"
 # a number and the plural behind it: "two ships", "three large ships"; neither "two of" nor "two hundred men"
 COUNTED = re.compile(rf"\b({'|'.join(NUMBERS[1:12])})\s+((?:(?:small|large|great|little|old|young|black|white)\s+)?(?:{PLURALS}))\b", re.I)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import csv
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -92,11 +94,12 @@ def cut(image: Image.Image, box: data.Box, size: int) -> Image.Image:
 # --- described pictures, without a model ----------------------------------------------------------------------------
 
 Described = tuple[str, Image.Image, str]  # key, picture, what is seen in it
+Table = Mapping[tuple[str, str], str]  # (folder, key) -> description
 MULTIPLE = 16  # px: the sides of whole pictures are multiples, so that every usual image tokenizer takes them
 
 
 def described(
-    shards: str, cut: Callable[[Image.Image], Image.Image], *, channels: int = 1, table: Mapping[tuple[str, str], str] | None = None
+    shards: str, cut: Callable[[Image.Image], Image.Image], *, channels: int = 1, table: Table | None = None
 ) -> Iterator[Described]:
     """The pictures of image shards, cut by `cut`, with their descriptions: the plain captions, or those of `table` by the shard's folder and
     the key. Broken pictures and pictures without a description are left out.
@@ -113,6 +116,18 @@ def described(
                     yield index.key(i), cut(data.decode_image(index.read(i, index.image_suffix(i)), channels)), text
             except (OSError, ValueError):
                 continue
+
+
+def read_table(path: Path) -> Table:
+    """A tab-separated table with a header and the columns folder, key, description, without quoting; rows whose `use` is 0 are left out.
+
+    Raises ValueError where a column is missing.
+    """
+    with path.open(encoding="utf-8", newline="") as file:
+        rows = csv.DictReader(file, delimiter="\t", quoting=csv.QUOTE_NONE)
+        if missing := {"folder", "key", "description"} - set(rows.fieldnames or ()):
+            raise ValueError(f"{path} has no column {', '.join(sorted(missing))}; it takes a tab-separated table with a header")
+        return {(row["folder"], row["key"]): row["description"] for row in rows if row.get("use", "1") != "0" and row["description"]}
 
 
 def squares(size: int) -> Callable[[Image.Image], Image.Image]:

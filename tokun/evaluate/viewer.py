@@ -106,7 +106,7 @@ def write(questions: Sequence[Question], folder: Path, key: Path, about: dict[st
     for number, at in enumerate(range(0, len(questions), ON_A_SHEET), 1):
         part = questions[at : at + ON_A_SHEET]
         _sheet(part, [[f"{q.number}"] for q in part]).save(folder / f"naming-{number}.png")
-        _sheet(part, [[f"{q.number}", *map(" ".join, zip(LETTERS, q.options))] for q in part]).save(folder / f"matching-{number}.png")
+        _sheet(part, [[f"{q.number}", *map(": ".join, zip(LETTERS, q.options))] for q in part]).save(folder / f"matching-{number}.png")
     checkpoint.write_text(folder / "names.txt", "".join(f"{q.number}:\n" for q in questions))
     checkpoint.write_text(folder / "answers.txt", "".join(f"{q.number}:\n" for q in questions))
     checkpoint.write_text(folder / "page.html", page(questions, f"{about.get('of', 'pictures')}, seed {about.get('seed', 0)}"))
