@@ -50,7 +50,7 @@ def test_grids_that_cannot_be_are_refused_before_anything_runs(grids, said):
 
 
 def test_a_fit_that_is_unknown_is_refused():
-    with pytest.raises(ValueError, match="data.fit is 'stretch'"):
+    with pytest.raises(ValueError, match=r"data\.fit is 'stretch'"):
         from_dict({"data": {"fit": "stretch"}})
     with pytest.raises(ValueError, match="stretch"):
         framing.frame(noise(8, 8), (1, 1), 8, "stretch")
@@ -115,7 +115,7 @@ def test_very_small_pictures_are_enlarged_no_more_than_twice_on_their_paper():
 @given(st.integers(20, 90), st.integers(20, 90), st.sampled_from(GRIDS), st.booleans(), st.booleans(), st.integers(0, 99))
 def test_zooms_keep_the_aspect_and_stay_where_they_may(width, height, grid, padded, anywhere, seed):
     frame = framing.pad_box(width, height, grid, 8) if padded else framing.crop_box(width, height, grid)
-    left, top, w, h = framing.zoomed(frame, (1.0, 1.4), np.random.default_rng(seed), (width, height) if anywhere else None)
+    left, _, w, h = framing.zoomed(frame, (1.0, 1.4), np.random.default_rng(seed), (width, height) if anywhere else None)
     assert w / h == pytest.approx(grid[1] / grid[0]) and 1 - 1e-6 <= frame[2] / w <= 1.4 + 1e-6
     low = min(0, frame[0]) if anywhere else frame[0]
     high = max(width, frame[0] + frame[2]) if anywhere else frame[0] + frame[2]
@@ -312,7 +312,7 @@ def encoded(tmp_path, tokenizer, folder, **codes):
 
 
 def test_each_sample_has_the_codes_of_its_own_grid(tmp_path, shaped, tiny_image_tokenizer):
-    config, codes, record = encoded(tmp_path, tiny_image_tokenizer, shaped, views=3, crop_scale=[1.0, 1.2], mirror=True, batch_size=7)
+    _, codes, record = encoded(tmp_path, tiny_image_tokenizer, shaped, views=3, crop_scale=[1.0, 1.2], mirror=True, batch_size=7)
     assert record["grids"] == [[4, 4], [3, 5], [5, 3]] and record["grid"] == [4, 4] and record["grid_counts"] == {"4x4": 8, "3x5": 12, "5x3": 4}
     samples = opened(shaped)
     for i in range(len(codes)):
