@@ -3,6 +3,7 @@
     python sample.py --seed 42 --n 16                              the bundled engraving model
     python sample.py --checkpoint runs/tiny --seed 7 --n 4         a model of your own (folder or Hub id)
     python sample.py --prompt "A ship in a storm" --n 4 --guidance-scale 3
+    python sample.py --thing moth --aspect 4:3 --n 4               by tags and shape, for a model that knows them
     python sample.py --image plate.png --registers plain,poetic    captions of a picture; with --question "…", an answer
     python sample.py --rewrite "A ship." --register poetic         the same in other words
     python sample.py --complete torn.png --keep top --n 4          go on from a part of a picture
@@ -22,12 +23,13 @@ from __future__ import annotations
 import argparse
 import json
 import os
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tokun import checkpoint, console, many, tracking, video
 from tokun.clip import Clip
+from tokun.config import SamplingOptions
 from tokun.grids import captioned_grid, gif, strip
 from tokun.svg import LEAST_BYTES, to_svg
 
@@ -62,6 +64,9 @@ def main(argv: list[str] | None = None) -> None:
         if rank == 0:
             print(f"{args.n} pairs in {args.out}: {many.RECORD}, shards, {many.TABLE}")
         return
+    if args.aspect:
+        rows, columns = model.plan(**options_of(args)).wanted.grid
+        print(f"--aspect {args.aspect}: grid {rows}x{columns} (rows x columns of codes), of {', '.join(f'{height}x{width}' for height, width in model.grids)}")
     pairs = draw(model, args, tqdm)
     for pair in pairs:
         pair.image.save(args.out / f"{pair.seed:06d}-{pair.index:02d}.png")
@@ -94,7 +99,7 @@ def main(argv: list[str] | None = None) -> None:
 
 def draw(model: Tokun, args: argparse.Namespace, tqdm: Any) -> list[Pair]:
     """The pairs that were asked for."""
-    tags = {"style": args.style, "subject": args.subject}
+    tags = {"style": args.style, "subject": args.subject, "thing": args.thing}
     if args.complete is not None:
         found = {"register": args.register, "temperature": args.temperature, "top_p": args.top_p, **tags}
         return model.complete(args.complete, args.keep, seed=args.seed, n=args.n, **found)
@@ -122,20 +127,19 @@ def shards_wanted(args: argparse.Namespace) -> bool:
 
 def options_of(args: argparse.Namespace) -> dict[str, Any]:
     """Those of `Tokun.sample`."""
-    names = ("style", "subject", "register", "prompt", "temperature", "text_temperature", "top_k", "top_p", "guidance_scale", "text_guidance_scale", "no_repeats", "batch_size")
-    return {name: getattr(args, name) for name in names}
+    return {name: getattr(args, name) for name in OPTIONS}
 
 
 def say(model: Tokun, args: argparse.Namespace) -> list[Words]:
     """The words that were asked for. --n of each; one where it is not given."""
     common = {"seed": args.seed, "n": args.n, "temperature": args.text_temperature, "top_p": args.top_p}
     if args.rewrite is not None:
-        return model.rewrite(args.rewrite, args.register or "plain", **common)
+        return model.rewrite(args.rewrite, args.register or model.vocabulary.default_register, **common)
     if args.question is not None:
         return model.ask(args.image, args.question, **common)
-    named = args.registers or args.register or "plain"
+    named = args.registers or args.register or model.vocabulary.default_register
     registers = [name.strip() for name in named.split(",") if name.strip()]
-    return model.caption(args.image, registers, style=args.style, subject=args.subject, text_guidance_scale=args.text_guidance_scale, **common)
+    return model.caption(args.image, registers, style=args.style, subject=args.subject, thing=args.thing, text_guidance_scale=args.text_guidance_scale, **common)
 
 
 def tell(found: list[Words], out: Path) -> None:
@@ -170,6 +174,8 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     add("--compile", action=argparse.BooleanOptionalAction, help="on a CPU: steps by a C++ program that is built once on a machine; by itself where there is a compiler. Now and then a sample comes out otherwise without")
     add("--style", default="", help="a style tag, for example engraving")
     add("--subject", default="", help="a subject tag, for example architecture")
+    add("--thing", default="", help="a thing tag, the main noun of what is shown, for example moth")
+    add("--aspect", default="", metavar="SHAPE", help="4:3 (width:height), wide, tall, square, or one of the model's grids (rows x columns, 12x16): the nearest grid is taken")
     add("--register", default="", help="the caption's register: plain, poetic, era, social, alt")
     add("--prompt", default=None, help="a caption to draw")
     add("--temperature", type=float, default=None, help="of codes, and a factor of the words' own; 0 is the likeliest")
@@ -231,16 +237,17 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     return args
 
 
+OPTIONS = {option.name for option in fields(SamplingOptions)}  # those of `Tokun.sample`
 EVERYWHERE = {"checkpoint", "seed", "n", "out", "device", "dtype", "compile"}
-DRAWN = {"style", "subject", "register", "temperature", "svg", "max_bytes", "wandb"}
-PLAIN = DRAWN | {"prompt", "text_temperature", "top_k", "top_p", "guidance_scale", "text_guidance_scale", "no_repeats", "batch_size"}
+DRAWN = {"style", "subject", "thing", "register", "temperature", "svg", "max_bytes", "wandb"}
+PLAIN = DRAWN | OPTIONS
 READ = {  # the options that each direction reads
     "plain": PLAIN | {"shard_size", "best_of", "clip"},
     "best_of": PLAIN | {"best_of", "clip"},
     "interpolate": PLAIN | {"interpolate", "steps", "video"},
     "complete": DRAWN | {"complete", "keep", "top_p"},
     "invert": DRAWN | {"invert", "caption", "vary"},
-    "image": {"image", "registers", "register", "style", "subject", "text_temperature", "top_p", "text_guidance_scale"},
+    "image": {"image", "registers", "register", "style", "subject", "thing", "text_temperature", "top_p", "text_guidance_scale"},
     "question": {"image", "question", "text_temperature", "top_p"},
     "rewrite": {"rewrite", "register", "text_temperature", "top_p"},
 }

@@ -166,7 +166,7 @@ class Legal:
     def __init__(self, vocabulary: Vocabulary, given: Tensor):
         rows, columns = vocabulary.default_grid
         self.vocabulary, self.read = vocabulary, 0
-        self.table = sampling._tables(vocabulary, rows * columns, (vocabulary.id("<boq>"),), (), given.device, vocabulary.size)[1]
+        self.table = sampling._tables(vocabulary, (vocabulary.id("<boq>"),), (), given.device, vocabulary.size)[1]
         self.limits = torch.tensor([rows * columns if s in ("image", "drawn") else vocabulary.max_text for s in STATES], device=given.device)
         self.states = torch.zeros(len(given), dtype=torch.long, device=given.device)
         self.lengths = torch.zeros_like(self.states)

@@ -159,6 +159,13 @@ def test_the_longest_sequence_is_as_long_as_the_vocabulary_packs_it():
     assert planner.generator_sizes(config).width == len(packed.input_ids) - 1
 
 
+def test_with_several_shapes_and_things_the_longest_sequence_is_the_largest_grids():
+    config = from_dict({"data": {"max_caption_tokens": 20}})
+    vocabulary = dataclasses.replace(planner.plan_vocabulary(config), styles=("etching",), subjects=("ships",), things=("brig",), grids=((8, 8), (6, 11), (5, 12)))
+    packed = vocabulary.pack_joint(Tags("etching", "ships", "plain", (6, 11), "brig"), [0] * 66, [5] * 20)
+    assert planner.sequence_length(vocabulary, 20) == len(packed.input_ids) - 1
+
+
 def test_the_image_tokenizer_is_traced_as_a_real_one_computes():
     from torch.utils.flop_counter import FlopCounterMode
 
@@ -294,3 +301,10 @@ def test_what_cannot_be_planned_is_named(overrides, options, words):
 def test_a_missing_deepspeed_file_is_named():
     with pytest.raises(FileNotFoundError, match="zero9"):
         planner.make_plan(rung("8m", "train.deepspeed=configs/deepspeed/zero9.json"))
+
+
+def test_an_image_tokenizer_of_several_shapes_is_planned_for_the_largest():
+    square, shapes = from_dict({"image_tokenizer": {"image_size": 64}}), from_dict({"image_tokenizer": {"image_size": 64}, "data": {"grids": ["8x8", "8x12"]}})
+    one, two = planner.image_tokenizer_sizes(square), planner.image_tokenizer_sizes(shapes)
+    assert two.encode_flops == pytest.approx(1.5 * one.encode_flops, rel=0.02) and two.parameters == one.parameters
+    assert planner.plan_vocabulary(shapes).grids == ((8, 8), (8, 12))

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from tokun import latents
 from tokun.sampling import Choice, choose, generate, narrow, span_nll
-from tokun.vocabulary import STATES, Tags
+from tokun.vocabulary import STATES, Tags, parse_grid
 
 COMMON = settings(max_examples=60, deadline=None)
 JUST_BELOW_ONE = 1 - 2**-24  # the greatest float32 below 1
@@ -142,11 +142,12 @@ def run(model, prompts, u, **options):
 def slow_generate(model, prompt, u, image, text, scale=1.0, unguided=None, text_scale=1.0, starts=(), marks=()):
     """One row, the whole sequence anew for every id, no cache, the grammar asked by trial."""
     v, slots, ids = model.vocabulary, model.slots, list(prompt)
+    rows, columns = next((parse_grid(v.name(token)[6:-1]) for token in prompt if v.class_of(token) == "grid"), v.default_grid)
     states, lengths = torch.tensor([STATES.index("start")]), torch.tensor([0])
     for token in ids:
         states, lengths = v.advance(states, lengths, torch.tensor([token]))
     while STATES[int(states)] != "end":
-        legal = v.legal_mask(states, lengths, torch.tensor([slots.n_codes]))
+        legal = v.legal_mask(states, lengths, torch.tensor([rows * columns]))
         legal[:, v.id("<boq>")] = False
         if text.no_repeats and STATES[int(states)] == "caption":
             words = ids[ids.index(v.id("<boc>")) + 1 :]
@@ -222,9 +223,9 @@ def test_the_likelihoods_of_a_sample_are_those_of_scoring_it(tiny_model):
     v = tiny_model.vocabulary
     out = run(tiny_model, [prompt_ids(v)] * 8, uniforms(tiny_model, range(8)), image=Choice(0.5, 5), text=Choice(0.3))
     first = torch.full((8,), len(prompt_ids(v)))
-    whole = span_nll(tiny_model.generator, v, out.ids, first, 16)
-    caption = span_nll(tiny_model.generator, v, out.ids, first + 16 + 2, 16)  # behind <eoi> <boc>
-    opening = span_nll(tiny_model.generator, v, out.ids, first + 16 + 1, 16) - caption  # <boc> rather than <boq>
+    whole = span_nll(tiny_model.generator, v, out.ids, first)
+    caption = span_nll(tiny_model.generator, v, out.ids, first + 16 + 2)  # behind <eoi> <boc>
+    opening = span_nll(tiny_model.generator, v, out.ids, first + 16 + 1) - caption  # <boc> rather than <boq>
     torch.testing.assert_close(out.text_nll, caption, rtol=1e-5, atol=1e-4)
     torch.testing.assert_close(out.image_nll + out.text_nll, whole - opening, rtol=1e-5, atol=1e-4)
     assert (opening > 0).all() and (out.image_nll > 0).all()
@@ -243,7 +244,7 @@ def test_span_nll_is_the_sum_over_legal_ids_one_by_one(tiny_model):
             total -= logits[legal].log_softmax(-1)[legal[0].nonzero().flatten().tolist().index(token)].item()
         states, lengths = v.advance(states, lengths, torch.tensor([token]))
     padded = torch.tensor([packed + [v.id("<pad>")] * 9, packed + [v.id("<pad>")] * 9])
-    got = span_nll(tiny_model.generator, v, padded, torch.tensor([start, start]), 16)
+    got = span_nll(tiny_model.generator, v, padded, torch.tensor([start, start]))
     torch.testing.assert_close(got, torch.full((2,), total, dtype=torch.float64), rtol=1e-5, atol=1e-4)
 
 

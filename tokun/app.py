@@ -100,7 +100,7 @@ def plate(pairs: Sequence[Any], files: dict[str, str] | None = None) -> str:
 
 
 def signature(pair: Any) -> str:
-    tags = " · ".join(word.replace("-", " ") for word in (pair.tags.style, pair.tags.subject) if word)
+    tags = " · ".join(word.replace("-", " ") for word in (pair.tags.style, pair.tags.subject, pair.tags.thing) if word)
     return f"seed {pair.seed}, no. {pair.index}" + (f" · {tags}" if tags else "")
 
 

@@ -18,6 +18,8 @@ from typing import Any, Literal
 
 import yaml
 
+from tokun.framing import parse_grids
+
 
 @dataclass
 class DataConfig:
@@ -28,11 +30,16 @@ class DataConfig:
     style: str = ""  # the style of samples that name none
     style_key: str = "style"  # the JSON key that holds the style tag …
     subject_key: str = "subject"  # … the subject tag …
+    thing_key: str = "thing"  # … the tag of the one thing that is shown …
     caption_key: str = "caption"  # … and the caption; captions in other registers come from "captions"
     max_caption_tokens: int = 64  # longer captions are cut, and counted
     num_workers: int = 0  # threads that decode pictures and pack sequences beside the prefetching one
     sort_window: int = 4096  # sequences among which those of like length share a batch; 0: none, and more padding
     cache_gb: float = 2.0  # decoded, resized pictures are kept in memory up to this size
+    # shapes of pictures, rows x columns of codes, such as ["16x16", "12x21", "21x12"]: each picture goes to the nearest, the first is the default.
+    # Empty: one square of image_tokenizer.image_size, and the centre of each picture is taken
+    grids: list[str] = field(default_factory=list)
+    fit: Literal["auto", "pad", "crop"] = "auto"  # to its grid: a thing on blank ground whole on paper, others cut a little; or always the one or the other
 
 
 @dataclass
@@ -64,6 +71,7 @@ class ImageTokenizerTrainConfig:
     max_minutes: float = 0.0  # stop earlier when this much time has been spent; 0: never
     batch_size: int = 32  # global, over all processes
     lr: float = 1e-3
+    lr_hold: float = 0.0  # share of the training at full lr before the cosine begins; until then max_minutes may still be raised and nothing is lost
     warmup_steps: int = 100
     weight_decay: float = 0.01
     betas: list[float] = field(default_factory=lambda: [0.9, 0.95])
@@ -80,6 +88,7 @@ class ImageTokenizerTrainConfig:
     gan_weight: float = 0.0  # 0: no discriminator
     gan_start: int = 5000  # the step at which the discriminator's gradient reaches the decoder
     gan_lr: float = 4e-4
+    compile: bool = False  # one compiled kernel compares perceptual features (squeezenet): half a minute to start, then a tenth of each step saved on CPUs
     log_every: int = 20
     eval_every: int = 500
     save_every: int = 500
@@ -122,6 +131,7 @@ class TrainConfig:
     optimizer: Literal["adamw", "muon"] = "adamw"  # muon: for the hidden matrices, AdamW for the rest; DDP or ZeRO stage 0
     lr: float = 1e-3
     min_lr_ratio: float = 0.05  # the cosine ends at lr times this
+    lr_hold: float = 0.0  # share of the training at full lr before the cosine begins, as above
     warmup_steps: int = 200
     weight_decay: float = 0.1
     betas: list[float] = field(default_factory=lambda: [0.9, 0.95])
@@ -164,6 +174,26 @@ class SamplingConfig:
     guidance_scale: float = 1.0  # 1: off
     no_repeats: bool = False  # no word and no phrase of up to six pieces twice in a row, marks between them or not
     text_guidance_scale: float = 1.0  # of words by their picture, 1: off; above it, what the picture explains counts for more than what reads well
+
+
+@dataclass(frozen=True)
+class SamplingOptions:
+    """What may be asked of samples: the keyword arguments of `Tokun.sample` and of whatever passes them on."""
+
+    style: str = ""  # a tag; empty: drawn by the latent, as often as in training
+    subject: str = ""  # another
+    thing: str = ""  # another: the main noun of what is shown
+    register: str = ""  # of the words; empty: plain
+    aspect: str = ""  # width:height (4:3), wide, tall, square or a grid (rows x columns, 12x16); the nearest grid is taken; empty: drawn as tags are
+    prompt: str | None = None  # a caption to draw
+    temperature: float | None = None  # of codes, and a factor of the words' own; None, here and below: the checkpoint's default
+    text_temperature: float | None = None  # of words
+    top_k: int | None = None  # of codes; 0 is off
+    top_p: float | None = None  # the likeliest that make up this share; 1 is off
+    guidance_scale: float | None = None  # of codes by tags and prompt; 1 is off
+    text_guidance_scale: float | None = None  # of words by their picture; 1 is off
+    no_repeats: bool | None = None  # no word and no short phrase twice in a row
+    batch_size: int = 16  # samples that are drawn together; they are the same for any
 
 
 @dataclass
@@ -242,8 +272,10 @@ def _check_counts(config: Config, *, where: str) -> None:
                 raise ValueError(f"{where}: {section.name}.{name} is {value}; it must be 0 or more")
             if name in PAIRS and len(value) != 2:
                 raise ValueError(f"{where}: {section.name}.{name} is {value}; it takes two numbers")
-
-
+    try:
+        parse_grids(config.data.grids)
+    except ValueError as error:
+        raise ValueError(f"{where}: {error}") from error
     positions, most = config.codes.positions, 1 + 5 * len({end for end in config.codes.crop_scale if end > 1})
     if positions not in ("random", "five"):
         raise ValueError(f"{where}: codes.positions is {positions!r}; it is random or five")

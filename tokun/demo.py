@@ -20,10 +20,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 from PIL import Image, ImageOps
 
-from tokun import directions
+from tokun import directions, latents
 from tokun.svg import to_svg
 
 if TYPE_CHECKING:
@@ -126,6 +125,10 @@ class Studio:
         return ["", *self.model.vocabulary.subjects]
 
     @property
+    def things(self) -> list[str]:
+        return ["", *self.model.vocabulary.things]
+
+    @property
     def registers(self) -> list[str]:
         return list(self.model.vocabulary.registers)
 
@@ -134,30 +137,37 @@ class Studio:
         return "question" in self.model.tasks
 
     def wishes(
-        self, prompt: object = "", style: object = "", subject: object = "", register: object = "plain", temperature: object = None, guidance: object = 1.0
+        self, prompt: object = "", style: object = "", subject: object = "", register: object = None, temperature: object = None, guidance: object = 1.0,
+        thing: object = "", aspect: object = "",
     ) -> dict[str, Any]:  # fmt: skip
         """Options for `Tokun.sample`. At its default a temperature is left out: then the seed's pair is the one `sample.py` draws."""
         default = self.model.defaults.temperature
         heat = default if temperature is None else number(temperature, *TEMPERATURES, "temperature")
         return {
             "prompt": text(prompt, "prompt") or None, "style": one_of(style, self.styles, "style"), "subject": one_of(subject, self.subjects, "subject"),
-            "register": one_of(register, self.registers, "register"), "temperature": None if math.isclose(heat, default) else heat,
-            "guidance_scale": number(guidance, *GUIDANCES, "guidance"),
+            "register": "" if register is None else one_of(register, self.registers, "register"), "temperature": None if math.isclose(heat, default) else heat,
+            "guidance_scale": number(guidance, *GUIDANCES, "guidance"), "thing": text(thing, "thing"), "aspect": text(aspect, "shape"),
         }  # fmt: skip
 
     def draw(self, seed: object, n: object, **wishes: object) -> Iterator[Sketch | list[Pair]]:
         """Samples 0 … n-1 of the seed: sketches of the first, then all."""
         start, count, options = whole(seed, 0, MAX_SEED, "seed"), whole(n, 1, MAX_PAIRS, "number of prints"), self.wishes(**wishes)
-        return self.watched(lambda watch: self.model.sample(start, count, watch=watch, **options), options["prompt"] or "")
+        return self.watched(lambda watch: self.model.sample(start, count, watch=watch, **options), options["prompt"] or "", self.grid_of(start, options))
 
     def between(self, first: object, last: object, steps: object, **wishes: object) -> Iterator[Sketch | list[Pair]]:
         """Pairs on the way from one seed to another: sketches of the first, then all."""
         a, b = whole(first, 0, MAX_SEED, "first seed"), whole(last, 0, MAX_SEED, "last seed")
         count, options = whole(steps, 2, MAX_PAIRS, "number of steps"), self.wishes(**wishes)
-        return self.watched(lambda watch: self.model.interpolate(a, b, count, watch=watch, **options), options["prompt"] or "")
+        return self.watched(lambda watch: self.model.interpolate(a, b, count, watch=watch, **options), options["prompt"] or "", self.grid_of(a, options))
 
-    def watched(self, make: Callable[[Watch], list[Pair]], prompt: str = "") -> Iterator[Sketch | list[Pair]]:
-        """What `make` has so far, as often as can be looked at, and its result. Ends its work when nobody listens any more."""
+    def grid_of(self, seed: int, options: dict[str, Any]) -> tuple[int, int]:
+        """The shape of the seed's first sample."""
+        plan = self.model.plan(**options)
+        (tags,) = self.model.tags_of(latents.uniform(latents.draw(seed, [0], latents.TAG_SLOTS)), plan)
+        return tags.grid
+
+    def watched(self, make: Callable[[Watch], list[Pair]], prompt: str = "", grid: tuple[int, int] | None = None) -> Iterator[Sketch | list[Pair]]:
+        """What `make` has so far, as often as can be looked at, and its result. Ends its work when nobody listens any more. `grid`: of its first pair."""
         news: deque[tuple[list[int], list[int]]] = deque(maxlen=1)
         left = threading.Event()
 
@@ -171,7 +181,7 @@ class Studio:
             while not wait([future], PAUSE).done:
                 if news:
                     codes, ids = news.pop()
-                    yield Sketch(sketch(self.model, codes), self.model.text_tokenizer.decode(ids).rstrip("\ufffd") or prompt)
+                    yield Sketch(sketch(self.model, codes, grid), self.model.text_tokenizer.decode(ids).rstrip("\ufffd") or prompt)
             yield future.result()
         finally:
             left.set()
@@ -226,11 +236,11 @@ def own_words(model: Tokun, picture: Image.Image) -> str:
     return said
 
 
-def sketch(model: Tokun, codes: list[int]) -> Image.Image:
-    """The picture of the first codes on white paper."""
-    rows, columns = model.vocabulary.default_grid
+def sketch(model: Tokun, codes: list[int], grid: tuple[int, int] | None = None) -> Image.Image:
+    """The picture of the first codes of a grid (None: the default one) on white paper."""
+    rows, columns = grid or model.vocabulary.default_grid
     filled = [*codes, *[codes[-1] if codes else 0] * (rows * columns - len(codes))]
-    image = model.decode_images(torch.tensor([filled], device=model.device))[0]
+    image = model.decode_images([filled], [(rows, columns)])[0]
     drawn = (np.arange(rows * columns) < len(codes)).reshape(rows, columns).astype(np.uint8) * 255
     return Image.composite(image, Image.new(image.mode, image.size, "white"), Image.fromarray(drawn).resize(image.size, Image.Resampling.NEAREST))
 

@@ -20,6 +20,7 @@ from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
 from tokun import data, latents, sampling
+from tokun.tags import nearest_grid
 from tokun.vocabulary import Tags, tag_word
 
 if TYPE_CHECKING:
@@ -108,31 +109,53 @@ def require_size(image: Image.Image, name: str) -> None:
         raise TooLarge(f"{name} has {width} x {height} pixels, more than {MAX_PIXELS:,}: scale it down")
 
 
-def encode_pictures(model: Tokun, pictures: Sequence[Picture]) -> Tensor:
-    """The largest centred square of each -> codes int64 (B, N), on the CPU."""
-    config = model.image_tokenizer.config
-    opened = [open_picture(picture, config.image_channels) for picture in pictures]
-    crops = np.stack([data.crop(image, data.centre_box(*image.size), config.image_size) for image in opened])
-    pixels = data.to_float(crops).to(model.device)
+def encode_pictures(model: Tokun, pictures: Sequence[Picture], grid: tuple[int, int] | None = None) -> Tensor:
+    """The largest centred part of each in the shape of the grid (rows, columns; None: the default one) -> codes int64 (B, N), on the CPU."""
+    channels = model.image_tokenizer.config.image_channels
+    return _encode(model, [open_picture(picture, channels) for picture in pictures], grid or model.vocabulary.default_grid)
+
+
+def encode_whole(model: Tokun, picture: Picture) -> tuple[list[int], tuple[int, int]]:
+    """Codes of a picture and the grid, of those that the model knows, whose shape is nearest to its own."""
+    opened = open_picture(picture, model.image_tokenizer.config.image_channels)
+    grid = nearest_grid(opened.width / opened.height, model.grids)
+    return _encode(model, [opened], grid)[0].tolist(), grid
+
+
+def _encode(model: Tokun, opened: Sequence[Image.Image], grid: tuple[int, int]) -> Tensor:
+    pixels = data.to_float(np.stack([fill(image, grid, model.image_tokenizer.config.downsample) for image in opened])).to(model.device)
     return model.image_tokenizer.encode(pixels, rows=CPU_ROWS if pixels.device.type == "cpu" else 0).cpu()
+
+
+def fill(image: Image.Image, grid: tuple[int, int], downsample: int) -> np.ndarray:
+    """The largest centred part of the grid's shape, a code to each `downsample` pixels: uint8 (C, rows * downsample, columns * downsample)."""
+    rows, columns = grid
+    width, height = min(image.width, image.height * columns / rows), min(image.height, image.width * rows / columns)
+    left, top = (image.width - width) / 2, (image.height - height) / 2
+    size = columns * downsample, rows * downsample
+    array = np.asarray(image.resize(size, Image.Resampling.LANCZOS, box=(left, top, left + width, top + height)), np.uint8)
+    return array[None] if array.ndim == 2 else array.transpose(2, 0, 1)
 
 
 # --- words out ------------------------------------------------------------------------------------------------------
 
 
 def caption(
-    model: Tokun, picture: Picture, registers: Sequence[str] = ("plain",), *, seed: int = 0, n: int = 1,
-    style: str = "", subject: str = "", temperature: float | None = None, top_p: float | None = None, text_guidance_scale: float | None = None,
+    model: Tokun, picture: Picture, registers: Sequence[str] | None = None, *, seed: int = 0, n: int = 1,
+    style: str = "", subject: str = "", thing: str = "", temperature: float | None = None, top_p: float | None = None, text_guidance_scale: float | None = None,
 ) -> list[Words]:  # fmt: skip
-    """n captions of a picture in each register, register by register. Caption k is latent k of the seed.
+    """n captions of a picture in each register (None: plain), register by register. Caption k is latent k of the seed.
 
     Raises ValueError for a register or tag that the model does not know, or a picture that cannot be read.
     """
-    asked = [registers] if isinstance(registers, str) else list(registers)
-    if not all(asked) or not asked:
+    require_task(model, "joint")
+    v = model.vocabulary
+    asked = [v.default_register] if registers is None else [registers] if isinstance(registers, str) else list(registers)
+    if not asked or not all(map(tag_word, asked)):
         raise ValueError(f"registers are {registers!r}; name at least one of {', '.join(model.vocabulary.registers)}")
-    v, codes = model.vocabulary, encode_pictures(model, [picture])[0].tolist()
-    tags = [Tags(tag_word(style), tag_word(subject), tag_word(register), v.default_grid) for register in asked for _ in range(n)]
+    wanted = [model.wanted_tags(style, subject, register, thing=thing) for register in asked for _ in range(n)]
+    codes, grid = encode_whole(model, picture)
+    tags = [replace(each, grid=grid) for each in wanted]
     prompts = [[*v.prefix(t), v.id("<boi>"), *v._codes(codes, t), v.id("<eoi>"), v.id("<boc>")] for t in tags]
     unseen = [[*v.prefix(t), v.id("<boc>")] for t in tags]
     made, nll = write(model, prompts, seed, n, temperature, top_p, unseen, model.text_guidance(text_guidance_scale))
@@ -146,11 +169,10 @@ def ask(
 ) -> list[Words]:  # fmt: skip
     """n answers to a question about a picture. Raises ValueError for a model that was not trained on questions."""
     require_task(model, "question")
-    v, codes = model.vocabulary, encode_pictures(model, [picture])[0].tolist()
-    asked = text_of(model, question, "question")
-    prefix = v.prefix(Tags(grid=v.default_grid))
-    seen = [v.id("<boi>"), *v._codes(codes, Tags()), v.id("<eoi>")]
-    prompt = [*prefix, *seen, v.id("<boq>"), *asked, v.id("<eoq>"), v.id("<boa>")]
+    v, (codes, grid) = model.vocabulary, encode_whole(model, picture)
+    asked, tags = text_of(model, question, "question"), Tags(grid=grid)
+    seen = [v.id("<boi>"), *v._codes(codes, tags), v.id("<eoi>")]
+    prompt = [*v.prefix(tags), *seen, v.id("<boq>"), *asked, v.id("<eoq>"), v.id("<boa>")]
     made, nll = write(model, [prompt] * n, seed, n, temperature, top_p)
     texts = [v.unpack(ids).answer or [] for ids in made]
     return [words(model, text, "", own, own) for text, own in zip(texts, nll)]
@@ -162,11 +184,12 @@ def rewrite(
     """n versions of a caption in another register. Raises ValueError for a model that was not trained to rewrite."""
     require_task(model, "rewrite")
     v, written = model.vocabulary, text_of(model, text, "caption")
-    prompt = [*v.prefix(Tags()), v.id("<boc>"), *written, v.id("<eoc>"), v.id(f"<register:{tag_word(register)}>"), v.id("<boc>")]
+    tags = replace(v.bare(), register=tag_word(register))
+    prompt = [*v.prefix(v.bare()), v.id("<boc>"), *written, v.id("<eoc>"), v.id(f"<register:{tags.register}>"), v.id("<boc>")]
     made, nll = write(model, [prompt] * n, seed, n, temperature, top_p)
     texts = [v.unpack(ids).rewritten or [] for ids in made]
-    alone = model.caption_nll([Tags(register=tag_word(register))] * n, texts)
-    return [words(model, *parts) for parts in zip(texts, [tag_word(register)] * n, nll, alone)]
+    alone = model.caption_nll([tags] * n, texts)
+    return [words(model, *parts) for parts in zip(texts, [tags.register] * n, nll, alone)]
 
 
 def write(
@@ -215,11 +238,13 @@ class Score:
     """log p(caption | picture) - log p(caption): above 0 where the picture makes the words likelier."""
 
 
-def score(model: Tokun, picture: Picture, text: str, *, style: str = "", subject: str = "", register: str = "plain") -> Score:
+def score(model: Tokun, picture: Picture, text: str, *, style: str = "", subject: str = "", thing: str = "", register: str = "") -> Score:
     """How likely a picture and its caption are, alone and together. Raises ValueError as `caption` does, and for an empty text."""
-    v, written = model.vocabulary, text_of(model, text, "caption")
-    tags = [Tags(tag_word(style), tag_word(subject), tag_word(register), v.default_grid)]
-    codes = encode_pictures(model, [picture]).tolist()
+    require_task(model, "joint")
+    written = text_of(model, text, "caption")
+    wanted = model.wanted_tags(style, subject, register or model.vocabulary.default_register, thing=thing)
+    seen, grid = encode_whole(model, picture)
+    tags, codes = [replace(wanted, grid=grid)], [seen]
     (drawn,), (given,), (alone,) = model.image_nll(tags, codes), model.caption_nll(tags, [written], codes), model.caption_nll(tags, [written])
     return Score(drawn, given, alone - given)
 
@@ -267,7 +292,7 @@ class Inverted:
 
 
 def invert(
-    model: Tokun, picture: Picture, text: str, *, style: str = "", subject: str = "", register: str = "", seed: int = 0, temperature: float = 1.0
+    model: Tokun, picture: Picture, text: str, *, style: str = "", subject: str = "", thing: str = "", register: str = "", seed: int = 0, temperature: float = 1.0
 ) -> Inverted:
     """A latent from which `vary` with amount 0 draws the picture's codes and then the text, at this temperature, nothing narrowed.
 
@@ -276,12 +301,13 @@ def invert(
     """
     if not temperature > 0:
         raise ValueError(f"temperature is {temperature}; only above 0 does a latent choose anything")
-    v, slots, wanted = model.vocabulary, model.slots, model.wanted_tags(style, subject, register)
-    codes, written = encode_pictures(model, [picture])[0], text_of(model, text, "caption")
+    require_task(model, "joint")
+    v, slots, wanted = model.vocabulary, model.slots, model.wanted_tags(style, subject, register, thing=thing)
+    (codes, grid), written = encode_whole(model, picture), text_of(model, text, "caption")
     z = latents.draw(seed, [0], slots.size)[0]
-    tags = model.choose_tags(float(latents.uniform(z)[0]), wanted)
+    (tags,) = model.choose_tags(latents.uniform(z)[None], replace(wanted, grid=grid))
     forced = torch.full((1, slots.size), -1)
-    forced[0, slots.image : slots.text] = codes + v.code_offset
+    forced[0, slots.image : slots.image + len(codes)] = torch.tensor(codes) + v.code_offset
     forced[0, slots.text : slots.text + len(written) + 1] = torch.tensor([*written, v.id("<eoc>")])
     choice = sampling.Choice(temperature)
     made = sampling.generate(
@@ -291,7 +317,7 @@ def invert(
     low, high, given = made.low[0].cpu(), made.high[0].cpu(), forced[0] >= 0
     reached = given & (high > low)
     z = torch.where(reached, latents.invert(low, torch.where(high > low, high, 1.0), torch.Generator().manual_seed(seed)), z)
-    return Inverted(z, tags, codes.tolist(), int((given & ~reached).sum()))
+    return Inverted(z, tags, codes, int((given & ~reached).sum()))
 
 
 def vary(model: Tokun, inverted: Inverted, amount: float, *, seed: int = 0, n: int = 16, temperature: float = 1.0) -> list[Pair]:
@@ -310,9 +336,11 @@ def vary(model: Tokun, inverted: Inverted, amount: float, *, seed: int = 0, n: i
     image = sampling.Choice(temperature)
     text, guided = (model.text_choice(), model.text_guidance(None)) if amount else (image, 1.0)  # its own words lie where `invert` found them
     forced = torch.full((n, slots.size), -1)
-    anew = lowest(hills(places, model.vocabulary.default_grid), round(amount * slots.n_codes))
+    grid = inverted.tags.grid or model.vocabulary.default_grid
+    size = grid[0] * grid[1]
+    anew = lowest(hills(places[:, :size], grid), round(amount * size))
     if inverted.codes:
-        forced[:, slots.image : slots.text] = torch.where(anew, -1, torch.tensor(inverted.codes) + model.vocabulary.code_offset)
+        forced[:, slots.image : slots.image + size] = torch.where(anew, -1, torch.tensor(inverted.codes) + model.vocabulary.code_offset)
     return model.pairs_from(latents.uniform(z), seed, range(n), [inverted.tags] * n, image=image, text=text, text_guidance_scale=guided, forced=forced)[0]
 
 
@@ -334,23 +362,24 @@ def lowest(values: Tensor, count: int) -> Tensor:
 
 def complete(
     model: Tokun, picture: Picture, keep: str | tuple[float, float, float, float], *, seed: int = 0, n: int = 4, candidates: int = 4,
-    style: str = "", subject: str = "", register: str = "", temperature: float | None = None, top_p: float | None = None,
+    style: str = "", subject: str = "", thing: str = "", register: str = "", temperature: float | None = None, top_p: float | None = None,
 ) -> list[Pair]:  # fmt: skip
     """n ways to go on from the kept part of a damaged plate, each with its caption. `keep`: 'top', 'left' (halves), 'bottom', 'right',
-    or a box (left, top, right, bottom) in shares of the centred square.
+    or a box (left, top, right, bottom) in shares of the picture, as far as its grid's shape holds it.
 
     Codes are drawn row by row, so a new code has seen what is kept above it and to its left. What is kept below and to its
     right it has not: of `candidates` for each place, the one that makes those kept codes likeliest is taken. Where much is
     kept behind the gap, ask for more candidates; seams there cannot be ruled out.
     """
-    v, slots, wanted = model.vocabulary, model.slots, model.wanted_tags(style, subject, register)
-    codes = encode_pictures(model, [picture])[0]
-    kept = kept_codes(keep, v.default_grid)
+    require_task(model, "joint")
+    v, slots, wanted = model.vocabulary, model.slots, model.wanted_tags(style, subject, register, thing=thing)
+    codes, grid = encode_whole(model, picture)
+    kept = kept_codes(keep, grid)
     count = n * candidates
     u = latents.uniform(latents.draw(seed, range(count), slots.size))
-    tags = [model.choose_tags(float(row[0]), wanted) for row in u]
+    tags = model.choose_tags(u, replace(wanted, grid=grid))
     forced = torch.full((count, slots.size), -1)
-    forced[:, slots.image : slots.text] = torch.where(kept, codes + v.code_offset, -1)
+    forced[:, slots.image : slots.image + len(codes)] = torch.where(kept, torch.tensor(codes) + v.code_offset, -1)
     image = sampling.Choice(model.defaults.temperature if temperature is None else temperature, model.defaults.top_k, model.defaults.top_p if top_p is None else top_p)
     pairs, nats = model.pairs_from(u, seed, range(count), tags, image=image, text=model.text_choice(None, top_p), forced=forced, text_guidance_scale=model.text_guidance(None))
     best = [min(range(i * candidates, (i + 1) * candidates), key=lambda j: nats[j]) for i in range(n)]

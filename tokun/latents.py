@@ -2,8 +2,9 @@
 
     seed, k  ->  z (slots,)  ->  u = Φ(z)  ->  each choice is the inverse CDF of the model's distribution at its u
 
-A slot belongs to a choice by its place in its span, not by its absolute position: four slots for tags, then one for
-each code, then one for each piece of text. A tag more or less, or a caption given as a prompt, moves no other slot.
+A slot belongs to a choice by its place in its span, not by its absolute position: four slots for tags (style and subject,
+thing, grid; the last is free), then one for each code in raster order, then one for each piece of text. A tag more or less, a
+caption given as a prompt, or a picture of fewer codes moves no other slot.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ TAG_SLOTS = 4
 
 @dataclass(frozen=True)
 class Slots:
-    """Which slot decides what, for pictures of `n_codes` and texts of at most `max_text` pieces and their end."""
+    """Which slot decides what, for pictures of at most `n_codes` and texts of at most `max_text` pieces and their end."""
 
     n_codes: int
     max_text: int

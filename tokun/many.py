@@ -21,15 +21,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tokun import checkpoint, data, decoder, latents
+from tokun.config import SamplingOptions
 from tokun.extras import need
 
 if TYPE_CHECKING:
     from tokun.model import Pair, Tokun
 
-BATCH, MOST = 16, 1_000_000_000
+MOST = 1_000_000_000
 FROM = 1000  # samples: more are written as shards
 RECORD, TABLE = "samples.json", "samples.parquet"
-COLUMNS = ("seed", "index", "caption", "style", "subject", "register", "image_nll", "caption_nll", "pmi", "shard")
+TAGS = ("style", "subject", "thing", "register", "grid")
+COLUMNS = ("seed", "index", "caption", *TAGS, "image_nll", "caption_nll", "pmi", "shard")
 
 
 def generate(
@@ -49,7 +51,7 @@ def generate(
     model.plan(**options)
     checkpoint.require_writable(out)
     # the batch size too: samples are the same in any company, the last digits of their likelihoods are not
-    asked = {"batch_size": BATCH, **options, "seed": seed, "n": n, "shard_size": shard_size, **identity(model)}
+    asked = {**asdict(SamplingOptions(**options)), "seed": seed, "n": n, "shard_size": shard_size, **identity(model)}
     require_same(out, asked, rank=rank)
     paths = [out / f"samples-{number:05d}.tar" for number in range(-(-n // shard_size))]
     mine = list(enumerate(paths))[rank::world]
@@ -82,7 +84,7 @@ def identity(model: Tokun) -> dict[str, Any]:
 def require_same(out: Path, asked: dict[str, Any], *, rank: int) -> None:
     there, asked = checkpoint.read_record(out / RECORD), json.loads(json.dumps(asked))
     if there is not None:
-        checkpoint.require_same(out, {"batch_size": asked["batch_size"], **there}, asked, option="--out")  # earlier versions did not write it
+        checkpoint.require_same(out, {**asdict(SamplingOptions()), "batch_size": asked["batch_size"], **there}, asked, option="--out")  # earlier versions did not write all options
     elif next(out.glob("samples-*.tar"), None) is not None:
         raise ValueError(f"{out} holds shards of samples without a whole {RECORD}, which says what they are: name another folder with --out")
     else:
@@ -92,7 +94,7 @@ def require_same(out: Path, asked: dict[str, Any], *, rank: int) -> None:
 
 
 def members(model: Tokun, seed: int, indices: range, options: Mapping[str, Any], bar: Any) -> Iterator[dict[str, Any]]:
-    batch = int(options.get("batch_size", BATCH))
+    batch = SamplingOptions(**options).batch_size
     for first in range(indices.start, indices.stop, batch):
         pairs = model.sample(seed, indices=range(first, min(indices.stop, first + batch)), **options)
         for pair in pairs:
@@ -131,5 +133,6 @@ def records(path: Path) -> Iterator[dict[str, Any]]:
 
 
 def row(record: dict[str, Any], path: Path) -> dict[str, Any]:
-    flat = {**{k: record["tags"].get(k, "") for k in ("style", "subject", "register")}, **record, "shard": path.name}
+    tags = {kind: record["tags"].get(kind, "") for kind in TAGS}
+    flat = {**tags, "grid": "x".join(map(str, tags["grid"])), **record, "shard": path.name}
     return {name: flat[name] for name in COLUMNS}

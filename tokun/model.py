@@ -10,30 +10,31 @@ from __future__ import annotations
 import copy
 import json
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
 
 from tokun import decoder, directions, hub, latents, sampling
 from tokun.checkpoint import require_safetensors
-from tokun.config import SamplingConfig
+from tokun.config import SamplingConfig, SamplingOptions
 from tokun.grids import to_pil
 from tokun.image_tokenizer import ImageTokenizer
+from tokun.tags import Frequencies, TagCounts, count_tags, grid_of, read_counts
 from tokun.text_tokenizer import PretrainedTextTokenizer, TextTokenizer, normalize
 from tokun.vocabulary import Tags, Vocabulary, tag_word
+
+__all__ = ["Pair", "Plan", "Tokun", "count_tags", "load"]
 
 BUNDLED = Path(__file__).parent / "bundled" / "engraving"
 GENERATOR, IMAGE_TOKENIZER, TEXT_TOKENIZER, CARD = "generator", "image_tokenizer", "text_tokenizer.model", "README.md"
 Watch = Callable[[list[int], list[int]], None]  # the codes 0..K-1 and the caption's ids that a sample has so far
-TagCounts = list[tuple[str, str, int]]  # style, subject, how often in training
 
 
 @dataclass(frozen=True)
@@ -58,6 +59,18 @@ class Pair:
             "seed": int(self.seed), "index": int(self.index), "tags": tags, "caption": self.caption, "image_nll": round(self.image_nll, 4),
             "caption_nll": round(self.caption_nll, 4), "pmi": round(self.pmi, 4), "codes": self.codes, "caption_ids": self.caption_ids,
         }  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What options of `Tokun.sample` come to."""
+
+    options: SamplingOptions
+    wanted: Tags
+    caption: list[int] | None
+    """The ids of the prompt."""
+    how: dict[str, Any]
+    """Options of `Tokun.pairs_from`."""
 
 
 @dataclass
@@ -121,75 +134,52 @@ class Tokun:
         return pair.image, pair.caption
 
     def sample(
-        self,
-        seed: int = 42,
-        n: int = 16,
-        *,
-        indices: Sequence[int] | None = None,
-        style: str = "",
-        subject: str = "",
-        register: str = "",
-        prompt: str | None = None,
-        temperature: float | None = None,
-        text_temperature: float | None = None,
-        top_k: int | None = None,
-        top_p: float | None = None,
-        guidance_scale: float | None = None,
-        text_guidance_scale: float | None = None,
-        no_repeats: bool | None = None,
-        batch_size: int = 16,
-        watch: Watch | None = None,
-    ) -> list[Pair]:
+        self, seed: int = 42, n: int = 16, *, indices: Sequence[int] | None = None, watch: Watch | None = None, **options: Any
+    ) -> list[Pair]:  # fmt: skip
         """Samples `indices` (default 0 … n-1) of `seed`.
 
-        style, subject, register: tags, drawn from the training data's own frequencies where not given. prompt: a caption
-        to draw. temperature holds for codes and, where text_temperature is not given, scales the checkpoint's own text
-        temperature. no_repeats: no word or short phrase twice in a row. None means the checkpoint's default. `watch` is told after every choice what the first sample of
-        the batch has so far. Raises ValueError for values outside their range.
+        options: style, subject, thing, register, aspect, prompt, temperature, text_temperature, top_k, top_p, guidance_scale,
+        text_guidance_scale, no_repeats, batch_size; what each means and its default stand in `config.SamplingOptions`. `watch` is told after
+        every choice what the first sample of the batch has so far. Raises ValueError for values outside their range, or what the
+        checkpoint was not trained on.
         """
         if indices is None and (not sampling.is_whole(n) or n < 1):
             raise ValueError(f"n is {n!r}; it must be an integer, at least 1")
         numbers = list(range(n)) if indices is None else list(indices)
         u = latents.uniform(latents.draw(seed, numbers, self.slots.size))
-        return self.sample_from(
-            u, seed, numbers, style=style, subject=subject, register=register, prompt=prompt, temperature=temperature,
-            text_temperature=text_temperature, top_k=top_k, top_p=top_p, guidance_scale=guidance_scale,
-            text_guidance_scale=text_guidance_scale, no_repeats=no_repeats, batch_size=batch_size, watch=watch,
-        )  # fmt: skip
+        return self.sample_from(u, seed, numbers, watch=watch, **options)
 
-    def sample_from(self, u: Tensor, seed: int, indices: Sequence[int], *, batch_size: int = 16, watch: Watch | None = None, **options: Any) -> list[Pair]:
+    def sample_from(self, u: Tensor, seed: int, indices: Sequence[int], *, watch: Watch | None = None, **options: Any) -> list[Pair]:
         """As `sample`, from uniforms u float32 (B, slots.size); the pairs are named by `seed` and `indices`."""
-        wanted, caption, how = self.plan(batch_size=batch_size, **options)
+        plan = self.plan(**options)
         out: list[Pair] = []
-        for i in range(0, len(u), batch_size):
-            rows = slice(i, i + batch_size)
-            tags = [self.choose_tags(float(row[0]), wanted) for row in u[rows]]
-            if caption is not None and not wanted.subject:  # the prompt says what is shown; a drawn subject might disagree
-                tags = [replace(t, subject="") for t in tags]
-            out += self.pairs_from(u[rows], seed, indices[rows], tags, caption=caption, watch=watch, **how)[0]
+        for i in range(0, len(u), plan.options.batch_size):
+            rows = slice(i, i + plan.options.batch_size)
+            out += self.pairs_from(u[rows], seed, indices[rows], self.tags_of(u[rows], plan), caption=plan.caption, watch=watch, **plan.how)[0]
         return out
 
-    def plan(
-        self, *, style: str = "", subject: str = "", register: str = "", prompt: str | None = None,
-        temperature: float | None = None, text_temperature: float | None = None, top_k: int | None = None, top_p: float | None = None,
-        guidance_scale: float | None = None, text_guidance_scale: float | None = None, no_repeats: bool | None = None, batch_size: int = 16,
-    ) -> tuple[Tags, list[int] | None, dict[str, Any]]:  # fmt: skip
-        """What the options of `sample` come to: the tags that are wanted, the ids of the prompt, options of `pairs_from`. Raises ValueError as `sample` does."""
-        if not sampling.is_whole(batch_size) or batch_size < 1:
-            raise ValueError(f"batch_size is {batch_size!r}; it must be an integer, at least 1")
-        d = self.defaults
-        image = sampling.Choice(
-            d.temperature if temperature is None else temperature, d.top_k if top_k is None else top_k, d.top_p if top_p is None else top_p
-        )
-        scale = 1.0 if temperature is None else temperature
-        text = self.text_choice(d.text_temperature * scale if text_temperature is None else text_temperature, image.top_p, no_repeats)
-        guidance = require_scale("guidance_scale", d.guidance_scale if guidance_scale is None else guidance_scale)
-        worded = self.text_guidance(text_guidance_scale)
-        wanted = self.wanted_tags(style, subject, register)
-        caption = None if prompt is None else self.encode_text(prompt)
+    def plan(self, **options: Any) -> Plan:
+        """Raises ValueError as `sample` does, TypeError for an option that there is not."""
+        asked, d = SamplingOptions(**options), self.defaults
+        if not sampling.is_whole(asked.batch_size) or asked.batch_size < 1:
+            raise ValueError(f"batch_size is {asked.batch_size!r}; it must be an integer, at least 1")
+        given = {name: getattr(d, name) if getattr(asked, name) is None else getattr(asked, name) for name in ("temperature", "top_k", "top_p", "guidance_scale")}
+        image = sampling.Choice(given["temperature"], given["top_k"], given["top_p"])
+        scale = 1.0 if asked.temperature is None else asked.temperature
+        text = self.text_choice(d.text_temperature * scale if asked.text_temperature is None else asked.text_temperature, image.top_p, asked.no_repeats)
+        guidance = require_scale("guidance_scale", given["guidance_scale"])
+        worded = self.text_guidance(asked.text_guidance_scale)
+        wanted = self.wanted_tags(asked.style, asked.subject, asked.register, thing=asked.thing, aspect=asked.aspect)
+        caption = None if asked.prompt is None else self.encode_text(asked.prompt)
         if caption == []:
-            raise ValueError(f"prompt {prompt!r} holds no text; leave it out or describe a picture")
-        return wanted, caption, {"image": image, "text": text, "guidance_scale": guidance, "text_guidance_scale": worded}
+            raise ValueError(f"prompt {asked.prompt!r} holds no text; leave it out or describe a picture")
+        if caption is not None:
+            directions.require_task(self, "text_to_image")
+        return Plan(asked, wanted, caption, {"image": image, "text": text, "guidance_scale": guidance, "text_guidance_scale": worded})
+
+    def tags_of(self, u: Tensor, plan: Plan) -> list[Tags]:
+        """The tags of the samples whose uniforms are u (B, slots.size)."""
+        return self.choose_tags(u, plan.wanted, prompted=plan.caption is not None)
 
     def text_choice(self, temperature: float | None = None, top_p: float | None = None, no_repeats: bool | None = None) -> sampling.Choice:
         """How words are chosen; None means the checkpoint's default."""
@@ -211,13 +201,14 @@ class Tokun:
         boi = v.id("<boi>")
         written = [] if caption is None else [v.id("<boc>"), *caption, v.id("<eoc>")]
         prompts = [[*v.prefix(t), *written, boi] for t in tags]
+        bare = [[*v.prefix(v.bare(t.grid)), boi] for t in tags]
         made: dict[int, tuple[list[int], float, float, float]] = {}
         # rows share a length; a seed's block of rows keeps its place, so equal lengths are grouped in order
         for width in sorted({len(p) for p in prompts}):
             rows = [i for i, p in enumerate(prompts) if len(p) == width]
             out = sampling.generate(
                 self.generator, v, torch.tensor([prompts[i] for i in rows], device=self.device), u[rows].to(self.device), self.slots,
-                image=image, text=text, guidance_scale=guidance_scale, unguided=torch.tensor([[v.id("<bos>"), boi]] * len(rows), device=self.device),
+                image=image, text=text, guidance_scale=guidance_scale, unguided=torch.tensor([bare[i] for i in rows], device=self.device),
                 text_guidance_scale=1.0 if written else text_guidance_scale, unseen=torch.tensor([v.prefix(tags[i]) for i in rows], device=self.device),
                 forbid=(v.id("<boq>"), *self._unseen[0]), forbid_first=self._unseen[1], **self._pieces_for(text),
                 forced=None if forced is None else forced[rows].to(self.device),
@@ -226,11 +217,11 @@ class Tokun:
             for j, i in enumerate(rows):
                 made[i] = (out.ids[j].tolist(), float(out.image_nll[j]), float(out.text_nll[j]), float(out.forced_nll[j]))
         parts = [v.unpack(made[i][0]) for i in range(len(tags))]
-        codes = torch.tensor([p.codes for p in parts], device=self.device)
-        pictures = self.decode_images(codes)
+        codes = [p.codes for p in parts]
+        pictures = self.decode_images(codes, [t.grid or v.default_grid for t in tags])
         captions = [p.caption for p in parts]
         alone = self.caption_nll(tags, captions)
-        given = [made[i][2] for i in range(len(tags))] if caption is None else self.caption_nll(tags, captions, codes.tolist())
+        given = [made[i][2] for i in range(len(tags))] if caption is None else self.caption_nll(tags, captions, codes)
         pairs = [
             Pair(pictures[i], self.text_tokenizer.decode(captions[i]), seed, indices[i], tags[i], parts[i].codes, captions[i],
                  made[i][1], given[i], alone[i] - given[i])
@@ -248,27 +239,21 @@ class Tokun:
 
         return tell
 
-    def wanted_tags(self, style: str, subject: str, register: str) -> Tags:
+    def wanted_tags(self, style: str = "", subject: str = "", register: str = "", *, thing: str = "", aspect: str = "") -> Tags:
         """Raises ValueError, with what there is, for a tag that the model does not know."""
-        wanted = Tags(tag_word(style), tag_word(subject), tag_word(register))
+        wanted = Tags(tag_word(style), tag_word(subject), tag_word(register), grid_of(aspect, self.vocabulary), tag_word(thing))
         for name in wanted.names():
             self.vocabulary.id(name)
         return wanted
 
-    def choose_tags(self, u: float, wanted: Tags) -> Tags:
-        """Fill the tags that are not asked for from the training frequencies, by the inverse CDF at u."""
-        fits = [c for c in self.tag_counts if (not wanted.style or c[0] == wanted.style) and (not wanted.subject or c[1] == wanted.subject)]
-        style, subject = wanted.style, wanted.subject
-        if fits:
-            passed = np.cumsum([c[2] for c in fits])
-            style, subject, _ = fits[min(int(np.searchsorted(passed, u * passed[-1], side="right")), len(fits) - 1)]
-        v = self.vocabulary  # rare words have no tag of their own: they are counted, and stay untagged as in training
-        style, subject = style if style in v.styles else "", subject if subject in v.subjects else ""
-        return Tags(style, subject, wanted.register or "plain", v.default_grid)
+    def choose_tags(self, u: Tensor, wanted: Tags, *, prompted: bool = False) -> list[Tags]:
+        """Fill the tags that are not asked for from the training frequencies, by the tag slots of u (B, at least TAG_SLOTS): see `tags.Frequencies`."""
+        found = Frequencies(self.tag_counts, self.vocabulary)
+        return [found.draw(row, wanted, prompted=prompted) for row in u[:, : latents.TAG_SLOTS].tolist()]
 
     # --- the other directions (tokun/directions.py) -------------------------------------------------------------------
 
-    def caption(self, picture: directions.Picture, registers: Sequence[str] = ("plain",), **options: Any) -> list[directions.Words]:
+    def caption(self, picture: directions.Picture, registers: Sequence[str] | None = None, **options: Any) -> list[directions.Words]:
         """Captions of a picture, with their confidence: see `directions.caption`."""
         return directions.caption(self, picture, registers, **options)
 
@@ -338,7 +323,7 @@ class Tokun:
             width = max(map(len, part))
             ids = torch.tensor([r + [self.vocabulary.id("<pad>")] * (width - len(r)) for r in part], device=self.device)
             starts = torch.tensor(first[i : i + batch_size], device=self.device)
-            out += sampling.span_nll(self.generator, self.vocabulary, ids, starts, self.slots.n_codes).tolist()
+            out += sampling.span_nll(self.generator, self.vocabulary, ids, starts).tolist()
         return out
 
     def pmi(self, tags: Sequence[Tags], captions: Sequence[list[int]], codes: Sequence[list[int]]) -> list[float]:
@@ -350,8 +335,12 @@ class Tokun:
 
     @property
     def slots(self) -> latents.Slots:
-        rows, columns = self.vocabulary.default_grid
-        return latents.Slots(rows * columns, self.vocabulary.max_text)
+        return latents.Slots(self.vocabulary.max_codes, self.vocabulary.max_text)
+
+    @property
+    def grids(self) -> tuple[tuple[int, int], ...]:
+        """The shapes of its pictures, (rows, columns) of codes; the first is the default."""
+        return self.vocabulary.grids
 
     @cached_property
     def _unseen(self) -> tuple[list[int], list[int]]:
@@ -389,9 +378,16 @@ class Tokun:
             )
         return ids
 
-    def decode_images(self, codes: Tensor) -> list[Image.Image]:
-        """codes int64 (B, N) -> pictures."""
-        return [to_pil(image.cpu()) for image in self.image_tokenizer.decode(codes, self.vocabulary.default_grid)]
+    def decode_images(self, codes: Tensor | Sequence[Sequence[int]], grids: Sequence[tuple[int, int]] | None = None) -> list[Image.Image]:
+        """Codes int64 (B, N), or a list for each picture, of these grids (None: all of the default one) -> pictures, each of its grid's shape."""
+        shapes = [self.vocabulary.default_grid] * len(codes) if grids is None else list(grids)
+        assert len(shapes) == len(codes), f"{len(codes)} pictures, {len(shapes)} grids"
+        out: dict[int, Image.Image] = {}
+        for grid in dict.fromkeys(shapes):
+            rows = [i for i, own in enumerate(shapes) if own == grid]
+            part = torch.stack([torch.as_tensor(codes[i], device=self.device) for i in rows])
+            out |= {i: to_pil(image.cpu()) for i, image in zip(rows, self.image_tokenizer.decode(part, grid))}
+        return [out[i] for i in range(len(shapes))]
 
     # --- files ------------------------------------------------------------------------------------------------------
 
@@ -408,8 +404,10 @@ class Tokun:
         self.image_tokenizer.save(directory / IMAGE_TOKENIZER)
         self.text_tokenizer.save(directory / TEXT_TOKENIZER)
         v.save(directory / "vocabulary.json")
-        settings = {"defaults": asdict(self.defaults), "tag_counts": self.tag_counts, "tasks": list(self.tasks), "image_tokenizer": self.image_tokenizer.fingerprint(), "text_tokenizer": self.text_tokenizer.fingerprint()}
-        (directory / "sampling.json").write_text(json.dumps(settings, indent=1) + "\n", encoding="utf-8")
+        settings = {"defaults": asdict(self.defaults), "tag_counts": [], "tasks": list(self.tasks), "image_tokenizer": self.image_tokenizer.fingerprint(), "text_tokenizer": self.text_tokenizer.fingerprint()}
+        counts = ",\n  ".join(json.dumps(row) for row in self.tag_counts)  # a line each: there are thousands
+        text = json.dumps(settings, indent=1).replace('"tag_counts": []', f'"tag_counts": [\n  {counts}\n ]', 1)
+        (directory / "sampling.json").write_text(text + "\n", encoding="utf-8")
         if card:
             (directory / CARD).write_text(card, encoding="utf-8")
 
@@ -459,7 +457,7 @@ def load(checkpoint: str | Path | None = None, *, device: str | None = None, dty
     image_tokenizer = ImageTokenizer.load(folder / IMAGE_TOKENIZER)
     try:
         settings = json.loads((folder / "sampling.json").read_text(encoding="utf-8"))
-        counts = [(str(a), str(b), int(c)) for a, b, c in settings["tag_counts"]]
+        counts = read_counts(settings["tag_counts"])
         defaults, made_with, worded_with = SamplingConfig(**settings["defaults"]), str(settings["image_tokenizer"]), settings.get("text_tokenizer")
         tasks = tuple(str(task) for task in settings.get("tasks", ()))
         for temperature in (defaults.temperature, defaults.text_temperature):
@@ -489,7 +487,7 @@ def load(checkpoint: str | Path | None = None, *, device: str | None = None, dty
             f"{text_path} is not the tokenizer this generator was trained with: its fingerprint is "
             f"{text_tokenizer.fingerprint()[:16]}…, the generator asks for {str(worded_with)[:16]}…. Copy the whole checkpoint again"
         )
-    places, needed = getattr(generator.config.get_text_config(), "max_position_embeddings", math.inf), math.prod(vocabulary.default_grid) + vocabulary.max_text
+    places, needed = getattr(generator.config.get_text_config(), "max_position_embeddings", math.inf), vocabulary.max_codes + vocabulary.max_text
     if needed > places:
         raise ValueError(f"{folder / 'vocabulary.json'} speaks of {needed} codes and pieces, the generator has {places} places. Copy the whole checkpoint again")
     card = (folder / CARD).read_text(encoding="utf-8", errors="replace") if (folder / CARD).is_file() else ""
@@ -560,11 +558,3 @@ def unseen_text(tokenizer: TextTokenizer | PretrainedTextTokenizer, vocabulary: 
     control = [i for i, text in shown.items() if text and not text.isspace() and not text.isprintable() and "\ufffd" not in text]
     control += [i for i, text in shown.items() if text in ("\t", "\n", "\r", "\v", "\f")]
     return control, [i for i, text in shown.items() if not text.strip()]
-
-
-def count_tags(pairs: Iterable[tuple[str, str]]) -> TagCounts:
-    """(style, subject) of every training sample -> counts, most frequent first."""
-    counts: dict[tuple[str, str], int] = {}
-    for pair in pairs:
-        counts[pair] = counts.get(pair, 0) + 1
-    return [(style, subject, n) for (style, subject), n in sorted(counts.items(), key=lambda item: (-item[1], item[0]))]

@@ -26,7 +26,7 @@ from torch import Tensor
 from tokun import native
 from tokun.decoder import HubStreams, NativeStream, Stream, open_stream, row_counts
 from tokun.latents import Slots
-from tokun.vocabulary import GRAMMAR, IMAGE_STATES, STATES, TEXT_STATES, Vocabulary
+from tokun.vocabulary import GRAMMAR, IMAGE_STATES, STATES, TAG_KINDS, TEXT_STATES, Vocabulary
 
 LOOK = 16
 REPEATED = 6  # pieces of the longest phrase that `Choice.no_repeats` looks for
@@ -161,7 +161,8 @@ def generate(
     forced: Tensor | None = None,
     watch: Callable[[Tensor], None] | None = None,
 ) -> Generated:
-    """Complete every row of `prompts` (B, P) int64 to its <eos> with the uniforms `u` (B, slots.size).
+    """Complete every row of `prompts` (B, P) int64 to its <eos> with the uniforms `u` (B, slots.size). A row's grid tag says how many codes its
+    picture has; without one it has those of the default grid.
 
     With guidance_scale != 1, codes are drawn from unguided + scale * (guided - unguided), the second prompt being
     `unguided` (B, Q). With text_guidance_scale != 1, words behind the picture are drawn from blind + scale * (seeing - blind),
@@ -181,22 +182,33 @@ def generate(
     unseen = None if text_guidance_scale == 1 else unseen
     groups = 1 if unguided is None else 2
     allowed = row_counts(model, [part.shape[1] for part in (prompts, unguided, unseen) if part is not None])
-    counts = [n // groups for n in allowed] or [len(prompts)]
+    counts = [n // groups for n in allowed]
+    if unguided is not None and unseen is not None:  # the words' second stream has one group: it too has a number of rows that gives the same bits
+        counts = [n for n in counts if n in allowed] or counts
     rules = Rules(vocabulary, slots, image, text, guidance_scale, text_guidance_scale, tuple(forbid), tuple(forbid_first), tuple(word_starts) if text.no_repeats else (), tuple(marks))
-    blocks = []
-    for i in range(0, len(prompts), counts[-1]):
-        rows = slice(i, i + counts[-1])
-        asked = len(prompts[rows])
-        size = min(n for n in counts if n >= asked)
-        given = (prompts, u, forced, unguided, unseen)
-        block = Block(model, rules, allowed, *(None if part is None else _pad_rows(part[rows], size) for part in given))
-        block.told = None if watch is None or i else lambda ids, n=asked: watch(ids[:n])
-        blocks.append(block.run().rows(asked))
+    given, blocks, order = (prompts, u, forced, unguided, unseen), [], []
+    for n_codes, rows in _by_codes(vocabulary, prompts, counts[-1] if counts else len(prompts)):
+        size = min([n for n in counts if n >= len(rows)] or [len(rows)])
+        block = Block(model, rules, allowed, n_codes, *(None if part is None else _pad_rows(part[rows], size) for part in given))
+        block.told = None if watch is None or rows[0] else lambda ids, n=len(rows): watch(ids[:n])
+        blocks.append(block.run().rows(len(rows)))
+        order += rows
     width = max(block.ids.shape[1] for block in blocks)
     pad = vocabulary.id("<pad>")
     ids = [torch.nn.functional.pad(block.ids, (0, width - block.ids.shape[1]), value=pad) for block in blocks]
     others = (torch.cat([getattr(block, f.name) for block in blocks]) for f in fields(Generated)[1:])
-    return Generated(torch.cat(ids), *others)
+    back = torch.tensor(order, device=prompts.device).argsort()
+    return Generated(*(part[back] for part in (torch.cat(ids), *others)))
+
+
+def _by_codes(vocabulary: Vocabulary, prompts: Tensor, most: int) -> list[tuple[int, list[int]]]:
+    """(number of codes, rows) of what goes through the model together: rows whose pictures have as many codes, `most` of them at a time."""
+    if len(vocabulary.grids) == 1:
+        codes = [vocabulary.max_codes] * len(prompts)
+    else:
+        codes = [vocabulary.n_codes(row) for row in prompts[:, : len(TAG_KINDS) + 1].tolist()]
+    rows = {n: [i for i, own in enumerate(codes) if own == n] for n in dict.fromkeys(codes)}
+    return [(n, own[i : i + most]) for n, own in rows.items() for i in range(0, len(own), most)]
 
 
 @dataclass(frozen=True)
@@ -219,11 +231,11 @@ class Block:
     """Rows that go through the model together, from their prompts to their ends."""
 
     def __init__(
-        self, model: Any, rules: Rules, counts: tuple[int, ...], prompts: Tensor, u: Tensor, forced: Tensor | None, unguided: Tensor | None, unseen: Tensor | None
+        self, model: Any, rules: Rules, counts: tuple[int, ...], n_codes: int, prompts: Tensor, u: Tensor, forced: Tensor | None, unguided: Tensor | None, unseen: Tensor | None
     ):  # fmt: skip
         v, slots, device = rules.vocabulary, rules.slots, prompts.device
-        (B, P), self.rules, self.u, self.forced = prompts.shape, rules, u, forced
-        width = P + slots.n_codes + 2 * v.max_text + 8  # no sequence is longer
+        (B, P), self.rules, self.n_codes, self.u, self.forced = prompts.shape, rules, n_codes, u, forced
+        width = P + n_codes + 2 * v.max_text + 8  # no sequence is longer
         self.ids = torch.full((B, width), v.id("<pad>"), device=device)
         self.ids[:, :P] = prompts
         self.length = P
@@ -271,10 +283,10 @@ class Block:
         v, slots = self.rules.vocabulary, self.rules.slots
         part, first = slice(v.code_offset, v.size), int(self.lengths[0])
         if isinstance(self.stream, NativeStream) and not self.guided and self.forced is None and self.told is None:
-            codes, nll = self.stream.draw(part, self.u[:, slots.image + first : slots.image + slots.n_codes], self.rules.image)
+            codes, nll = self.stream.draw(part, self.u[:, slots.image + first : slots.image + self.n_codes], self.rules.image)
             self.ids[:, self.length : self.length + codes.shape[1]] = codes
-            self.length, self.image_nll, first = self.length + codes.shape[1], self.image_nll + nll, slots.n_codes
-        for place in range(first, slots.n_codes):
+            self.length, self.image_nll, first = self.length + codes.shape[1], self.image_nll + nll, self.n_codes
+        for place in range(first, self.n_codes):
             logits = self.stream.logits(part).float()
             drawn = logits
             if self.guided:
@@ -291,7 +303,7 @@ class Block:
                 self.forced_nll += torch.where(given >= 0, nll, 0.0)
             self.put(codes + v.code_offset)
         end = torch.full_like(self.states, v.id("<eoi>"))
-        self.states, self.lengths = v.advance(self.states, torch.full_like(self.lengths, slots.n_codes), end)
+        self.states, self.lengths = v.advance(self.states, torch.full_like(self.lengths, self.n_codes), end)
         if self.guided and (not self.counts or len(self.rows) in self.counts):
             self.put(end, step=False)
             self.stream.only_first(len(self.rows))
@@ -321,8 +333,8 @@ class Block:
         r, v, slots = self.rules, self.rules.vocabulary, self.rules.slots
         B, device = len(self.rows), self.states.device
         part = slice(0, v.size if draws else v.code_offset)
-        allowed, ruled = _tables(v, slots.n_codes, r.forbid, r.forbid_first, device, part.stop)
-        in_image, in_text, limit, first = (of[self.states] for of in _spans(v, slots, device))
+        allowed, ruled = _tables(v, r.forbid, r.forbid_first, device, part.stop)
+        in_image, in_text, limit, first = (of[self.states] for of in _spans(v, slots, self.n_codes, device))
         case = 3 * self.states + (self.lengths > 0) + (self.lengths >= limit)
         grammatical, legal = allowed[case], ruled[case]
         slot = (first + self.lengths).clamp_max(slots.size - 1)
@@ -347,7 +359,7 @@ class Block:
             chosen = torch.where(in_image, self.choose(drawn, legal, at, r.image), chosen)
         if self.forced is not None:
             given = self.forced.gather(1, slot[:, None])[:, 0]
-            drawing = in_image & (self.lengths < slots.n_codes)  # a full picture has only its end to choose
+            drawing = in_image & (self.lengths < self.n_codes)  # a full picture has only its end to choose
             is_given = (given >= 0) & (drawing | in_text)
             chosen = torch.where(is_given, given, chosen)
             for kind, choice in ((drawing, r.image), (in_text, r.text)):
@@ -366,8 +378,8 @@ class Block:
         """What `write` does, until all rows have ended, in one call."""
         r, v, slots, device = self.rules, self.rules.vocabulary, self.rules.slots, self.states.device
         part = slice(0, v.code_offset)
-        _, in_text, limit, first = _spans(v, slots, device)
-        tables = *_tables(v, slots.n_codes, r.forbid, r.forbid_first, device, part.stop), in_text, v.following, limit, first
+        _, in_text, limit, first = _spans(v, slots, self.n_codes, device)
+        tables = *_tables(v, r.forbid, r.forbid_first, device, part.stop), in_text, v.following, limit, first
         ids, nll = stream.write(part, self.u, r.text, tables, self.states, self.lengths, STATES.index("end"))
         self.ids[self.rows, self.length : self.length + ids.shape[1]] = ids.where(ids >= 0, v.id("<pad>"))
         self.text_nll.index_add_(0, self.rows, nll)
@@ -407,8 +419,9 @@ class Block:
                     stream.keep(kept)
                 self.rows, self.states, self.lengths, self.u, chosen = (part[kept] for part in (self.rows, self.states, self.lengths, self.u, chosen))
                 self.forced = None if self.forced is None else self.forced[kept]
-        for stream in streams:
-            stream.step(chosen.repeat(2) if self.guided else chosen)
+        self.stream.step(chosen.repeat(2) if self.guided else chosen)
+        if self.blind is not None:
+            self.blind.step(chosen)
 
     def has_ended(self) -> bool:
         """On a GPU looked at only now and then: what rows that have ended are given meanwhile is padding."""
@@ -423,10 +436,10 @@ def _states(kind: tuple[str, ...], device: torch.device) -> Tensor:
 
 
 @lru_cache
-def _spans(vocabulary: Vocabulary, slots: Slots, device: torch.device) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def _spans(vocabulary: Vocabulary, slots: Slots, n_codes: int, device: torch.device) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Of each state (S,): whether it is in a picture, whether in a text, the most ids of its span, its span's first slot."""
     in_image, in_text = (torch.tensor([state in kind for state in STATES]) for kind in (IMAGE_STATES, TEXT_STATES))
-    limit, first = torch.where(in_image, slots.n_codes, vocabulary.max_text), torch.where(in_image, slots.image, slots.text)
+    limit, first = torch.where(in_image, n_codes, vocabulary.max_text), torch.where(in_image, slots.image, slots.text)
     return in_image.to(device), in_text.to(device), limit.to(device), first.to(device)
 
 
@@ -440,9 +453,10 @@ def _draws(vocabulary: Vocabulary) -> Tensor:
 
 
 @lru_cache(maxsize=64)
-def _tables(vocabulary: Vocabulary, n_codes: int, forbid: tuple[int, ...], forbid_first: tuple[int, ...], device: torch.device, size: int) -> tuple[Tensor, Tensor]:
-    """(3 S, size) bool each: which of the first ids the grammar allows in a span's beginning, middle and where it is full, and what is left of it to choose."""
-    states = torch.arange(len(STATES)).repeat_interleave(3)
+def _tables(vocabulary: Vocabulary, forbid: tuple[int, ...], forbid_first: tuple[int, ...], device: torch.device, size: int) -> tuple[Tensor, Tensor]:
+    """(3 S, size) bool each: which of the first ids the grammar allows in a span's beginning, middle and where it is full, and what is left of it
+    to choose. They are the same for every grid: how many codes make a picture full is `_spans`'s."""
+    n_codes, states = 2, torch.arange(len(STATES)).repeat_interleave(3)
     full = torch.where(torch.isin(states, _states(IMAGE_STATES, states.device)), n_codes, vocabulary.max_text)
     kind = torch.arange(3).repeat(len(STATES))
     lengths = torch.where(kind == 2, full, kind)
@@ -455,26 +469,28 @@ def _tables(vocabulary: Vocabulary, n_codes: int, forbid: tuple[int, ...], forbi
 
 
 @torch.inference_mode()
-def span_nll(model: Any, vocabulary: Vocabulary, ids: Tensor, first: Tensor, n_codes: int) -> Tensor:
+def span_nll(model: Any, vocabulary: Vocabulary, ids: Tensor, first: Tensor) -> Tensor:
     """Nats of ids[first:] up to and with the end of each row's span, over legal ids, no cache: float64 (B,).
 
-    ids (B, T) padded with <pad>; first (B,): where the scored span begins. Padding costs nothing.
+    ids (B, T) padded with <pad>; first (B,): where the scored span begins. Padding costs nothing. Each row's grid tag says how many codes its
+    picture has.
     """
     B, T = ids.shape
     begin = max(1, int(first.min()))
     logits = model(input_ids=ids, logits_to_keep=T - begin + 1).logits[:, :-1, : vocabulary.size].float()  # of ids[:, begin:]
     live = ids != vocabulary.id("<pad>")
-    limits = torch.tensor([n_codes if s in IMAGE_STATES else vocabulary.max_text for s in STATES], device=ids.device)
+    codes = torch.tensor([vocabulary.n_codes(row) for row in ids[:, : len(TAG_KINDS) + 1].tolist()], device=ids.device)
+    in_image = torch.tensor([state in IMAGE_STATES for state in STATES], device=ids.device)
     states = torch.full((B,), STATES.index("start"), device=ids.device)
     lengths = torch.zeros(B, dtype=torch.long, device=ids.device)
     ways, cases = vocabulary.following.to(ids.device), []
     for t in range(T):
-        cases.append(3 * states + torch.where(lengths >= limits[states], 2, (lengths > 0).long()))
+        cases.append(3 * states + torch.where(lengths >= torch.where(in_image[states], codes, vocabulary.max_text), 2, (lengths > 0).long()))
         following = ways[states, ids[:, t]]
         lengths = torch.where(following == states, lengths + 1, 0)
         states = torch.where(live[:, t], following, states)
     assert (states >= 0).all(), "an illegal id is scored"
-    allowed = _tables(vocabulary, n_codes, (), (), ids.device, vocabulary.size)[0][torch.stack(cases, 1)[:, begin:]]  # (B, T - begin, V)
+    allowed = _tables(vocabulary, (), (), ids.device, vocabulary.size)[0][torch.stack(cases, 1)[:, begin:]]  # (B, T - begin, V)
     nll = -logits.masked_fill(~allowed, -torch.inf).log_softmax(-1).gather(2, ids[:, begin:, None])[:, :, 0].double()
     scored = live[:, begin:] & (torch.arange(begin, T, device=ids.device) >= first[:, None])
     return torch.where(scored, nll, 0.0).sum(-1)

@@ -14,7 +14,9 @@ Sequences (design: one story each):
 
 from __future__ import annotations
 
+import difflib
 import json
+import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -28,7 +30,7 @@ from torch import Tensor
 
 STRUCTURE = ("<pad>", "<bos>", "<eos>", "<boi>", "<eoi>", "<boc>", "<eoc>", "<boq>", "<eoq>", "<boa>", "<eoa>")
 REGISTERS = ("plain", "poetic", "era", "social", "alt")
-TAG_KINDS = ("style", "subject", "register", "grid")  # the order in which tags are written
+TAG_KINDS = ("style", "subject", "thing", "register", "grid")  # the order in which tags are written
 TASKS = ("joint", "text_to_image", "question", "rewrite")
 
 _OPENING = (("<boi>", "image"), ("<boc>", "prompt"))
@@ -37,11 +39,8 @@ _OPENING = (("<boi>", "image"), ("<boc>", "prompt"))
 GRAMMAR: dict[str, tuple[tuple[str, str], ...]] = {
     "start": (("<bos>", "tags"),),
     # each kind of tag at most once, in the order of TAG_KINDS
-    "tags": (("style", "style"), ("subject", "subject"), ("register", "register"), ("grid", "grid"), *_OPENING),
-    "style": (("subject", "subject"), ("register", "register"), ("grid", "grid"), *_OPENING),
-    "subject": (("register", "register"), ("grid", "grid"), *_OPENING),
-    "register": (("grid", "grid"), *_OPENING),
-    "grid": _OPENING,
+    "tags": (*((kind, kind) for kind in TAG_KINDS), *_OPENING),
+    **{kind: (*((later, later) for later in TAG_KINDS[place + 1 :]), *_OPENING) for place, kind in enumerate(TAG_KINDS)},
     "image": (("code", "image"), ("<eoi>", "image_done")),
     "image_done": (("<boc>", "caption"), ("<boq>", "asked")),
     "caption": (("text", "caption"), ("<eoc>", "caption_done")),
@@ -58,6 +57,7 @@ GRAMMAR: dict[str, tuple[tuple[str, str], ...]] = {
     "end": (("<pad>", "end"),),
 }  # fmt: skip
 STATES = tuple(GRAMMAR)
+MANY, NEAR = 100, 5  # names that an error lists: all of so many; so many of more
 IMAGE_STATES = ("image", "drawn")  # those whose span is a picture …
 TEXT_STATES = ("caption", "prompt", "asked", "answer")  # … and those whose span is text
 
@@ -70,10 +70,11 @@ class Tags:
     subject: str = ""
     register: str = ""
     grid: tuple[int, int] | None = None  # rows, columns of codes
+    thing: str = ""  # the main noun of what is shown
 
     def names(self) -> list[str]:
         """The control tokens, in writing order."""
-        out = [f"<{kind}:{getattr(self, kind)}>" for kind in ("style", "subject", "register") if getattr(self, kind)]
+        out = [f"<{kind}:{getattr(self, kind)}>" for kind in TAG_KINDS if kind != "grid" and getattr(self, kind)]
         return out + ([grid_name(self.grid)] if self.grid else [])
 
 
@@ -104,7 +105,8 @@ class Vocabulary:
     """Sizes and names; everything else is derived.
 
     text_size: number of text ids; illegal_text: those a sampler must not emit (unknown, specials);
-    grids: allowed (rows, columns), the first is the default; max_text: most pieces in one text span.
+    grids: allowed (rows, columns), the first is the default; max_text: most pieces in one text span. Where there are several
+    grids, a sequence always names its own: see `bare`.
     """
 
     text_size: int
@@ -115,6 +117,7 @@ class Vocabulary:
     grids: tuple[tuple[int, int], ...] = ((8, 8),)
     max_text: int = 64
     illegal_text: tuple[int, ...] = (0,)
+    things: tuple[str, ...] = ()
     _ids: dict[str, int] = field(init=False, repr=False, compare=False, default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -143,6 +146,7 @@ class Vocabulary:
             *STRUCTURE,
             *(f"<style:{s}>" for s in self.styles),
             *(f"<subject:{s}>" for s in self.subjects),
+            *(f"<thing:{t}>" for t in self.things),
             *(f"<register:{r}>" for r in self.registers),
             *(grid_name(g) for g in self.grids),
         )
@@ -164,12 +168,36 @@ class Vocabulary:
     def default_grid(self) -> tuple[int, int]:
         return self.grids[0]
 
+    @cached_property
+    def max_codes(self) -> int:
+        """The most codes of a picture of any grid."""
+        return max(map(math.prod, self.grids))
+
+    @property
+    def default_register(self) -> str:
+        """The one that is spoken where none is asked for: plain, where it is known."""
+        return "plain" if "plain" in self.registers else self.registers[0] if self.registers else ""
+
+    def bare(self, grid: tuple[int, int] | None = None) -> Tags:
+        """The fewest tags of a sequence: none, but the grid (the default one where None) where there are several."""
+        return Tags(grid=grid or self.default_grid) if len(self.grids) > 1 else Tags()
+
+    def n_codes(self, prompt: Sequence[int]) -> int:
+        """How many codes the picture of a sequence has, by the grid tag at its front; without one, those of the default grid."""
+        kinds = 1 + len(TAG_KINDS)  # behind <bos>
+        return next((self.codes_of[token] for token in prompt[:kinds] if token in self.codes_of), self.codes_of[None])
+
+    @cached_property
+    def codes_of(self) -> dict[int | None, int]:
+        """Grid tag (None: the default) -> number of codes."""
+        return {None: math.prod(self.default_grid), **{self.id(grid_name(grid)): math.prod(grid) for grid in self.grids}}
+
     def id(self, name: str) -> int:
-        """The id of a control token such as '<boi>' or '<style:engraving>'. Raises ValueError listing its kin."""
+        """The id of a control token such as '<boi>' or '<style:engraving>'. Raises ValueError listing its kin, or the nearest of many."""
         if name not in self._ids:
-            kind = name[1:].partition(":")[0]
+            kind, _, word = name[1:-1].partition(":")
             known = [c[len(kind) + 2 : -1] for c in self.controls if c.startswith(f"<{kind}:")]
-            raise ValueError(f"{name} is not in this vocabulary; {kind} can be: {', '.join(known) or 'nothing here'}")
+            raise ValueError(f"{name} is not in this vocabulary; {kind} can be: {listed(word, known)}")
         return self._ids[name]
 
     def name(self, token: int) -> str:
@@ -347,7 +375,7 @@ class Vocabulary:
         return {
             "text_size": self.text_size, "codebook_size": self.codebook_size, "styles": list(self.styles),
             "subjects": list(self.subjects), "registers": list(self.registers), "grids": [list(g) for g in self.grids],
-            "max_text": self.max_text, "illegal_text": list(self.illegal_text),
+            "max_text": self.max_text, "illegal_text": list(self.illegal_text), **({"things": list(self.things)} if self.things else {}),
         }  # fmt: skip
 
     @classmethod
@@ -368,6 +396,14 @@ class Vocabulary:
             return cls.from_dict(json.loads(path.read_text(encoding="utf-8")))
         except (AttributeError, TypeError, KeyError, ValueError) as error:
             raise ValueError(f"{path} is not a vocabulary: {error}") from error
+
+
+def listed(word: str, known: Sequence[str]) -> str:
+    """What there is instead of a word: all of it; of more than `MANY`, what is spelt nearly so, and how much there is."""
+    if len(known) <= MANY:
+        return ", ".join(known) or "nothing here"
+    near = difflib.get_close_matches(word, known, n=NEAR, cutoff=0.5)
+    return f"{', '.join(near)} … ({len(known):,} in all)" if near else f"{', '.join(known[:NEAR])} … ({len(known):,} in all, none spelt nearly so)"
 
 
 def grid_name(grid: tuple[int, int]) -> str:

@@ -13,7 +13,7 @@ from data_tools.text.captions import clean_caption, unmarked, without_labels
 from data_tools.verdicts import AMBIGUOUS, REJECT, Verdict
 
 
-def reasons(look: Look, caption: str = "", *, min_side: int = 64, max_aspect: float = 2.5, prints: bool = True) -> list[Verdict]:
+def reasons(look: Look, caption: str = "", *, min_side: int = 64, max_aspect: float = 3.2, prints: bool = True) -> list[Verdict]:
     """All that speaks against a picture, the gravest kind of each reason only, in a fixed order; [] is a good print.
 
     `caption` may be as found or cleaned: it helps to tell maps, music and initials. `prints=False` leaves colour and

@@ -27,6 +27,7 @@ MANIFEST = "manifest.parquet"
 RECORD = "prepare.json"
 KEPT_TILES = 48
 REASON_TILES = 24
+CAPTION_TILES = 200  # of pictures that want nothing but a caption, to be filled in with captions.csv
 THUMBNAIL = 144  # pixels of the long side
 MAX_BYTES = 64 * 2**20  # of a picture file that is opened for its thumbnail
 MAX_NAME = 160  # characters of a file name or caption on the page
@@ -76,8 +77,8 @@ def size_histogram() -> Histogram:
 
 
 def aspect_histogram() -> Histogram:
-    edges = (0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.1, 1.25, 1.45, 1.7, 2.0, 2.5)
-    return Histogram("Shape: width ÷ height (left: tall, right: wide)", edges, ("<0.4", *(f"{edge:g}" for edge in edges)))
+    edges = (0.32, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.1, 1.25, 1.45, 1.7, 2.0, 2.5, 3.2)
+    return Histogram("Shape: width ÷ height (left: tall, right: wide)", edges, ("<0.32", *(f"{edge:g}" for edge in edges)))
 
 
 def length_histogram() -> Histogram:
@@ -150,7 +151,8 @@ def count_manifest(summary: Summary, path: Path) -> None:
             group = (status, "other reasons")
         summary.reasons[group] += 1
         details = (str(row["reason"]) if row["reason"] != reason else "", str(row["caption"] or ""))
-        summary.samples.setdefault(group, Sample(REASON_TILES, "/".join(group))).add(name, tuple(one[:MAX_NAME] for one in details))
+        tiles = CAPTION_TILES if group == ("rejected", "no caption") else REASON_TILES
+        summary.samples.setdefault(group, Sample(tiles, "/".join(group))).add(name, tuple(one[:MAX_NAME] for one in details))
 
 
 IMAGE_SUFFIXES = ("webp", "png", "jpg", "jpeg")

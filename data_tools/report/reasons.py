@@ -102,6 +102,16 @@ EXPLANATIONS: dict[str, tuple[str, str]] = {
     "not a regular file": ("A device or a pipe with the name of a picture.", "Remove it from the folder."),
     "changed while being read": ("The file changed during the run.", "Run again when nothing writes into the folder."),
 }
+NOT_READ = "Nothing to do, unless it holds pictures or captions: see python -m data_tools.prepare --help for what is read, and under which names."
+EXPLANATIONS |= {
+    "not read: neither a picture nor words for one": ("A file of another kind.", NOT_READ),
+    "not read: a text without a picture of its name": ("A text that lies beside pictures and bears the name of none.", "Give it the name of its picture (wolf.jpg, wolf.txt) if it is a caption."),
+    "not read: JSON without a picture of its name": ("A JSON file that bears the name of no picture.", "Give it the name of its picture, or call a table of captions captions.json."),
+    "not read: its picture has another file of words, which is read": ("A picture has one file of text and one of JSON; this is one more.", "Remove one of them if the wrong one was read."),
+    "not read: a table under another name than captions or metadata": ("A table that is not taken for captions.", "Call it captions.csv (.tsv, .jsonl, .parquet) if it holds captions, or give it as SOURCE."),
+    "ambiguous: several pictures under one key": ("A sample of a tar file holds several pictures, and it cannot be told which of them its words are about.", "Give each picture a key of its own."),
+    "ambiguous: its key is there twice": ("Two samples of a tar file have one key, and their words cannot be told apart.", "Give each picture a key of its own."),
+}
 UNKNOWN = ("This page has no further words for this reason.", "Look at the pictures and file names below.")
 FAMILIES = tuple(
     (re.compile(pattern, re.S), name)

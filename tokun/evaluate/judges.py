@@ -20,13 +20,13 @@ from PIL import Image
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from data_tools.questions import SHOWS
 from tokun import sampling
 from tokun.clip import Clip
 from tokun.directions import encode_pictures, require_task
 from tokun.evaluate import figures
 from tokun.evaluate.figures import Figure
 from tokun.vocabulary import Tags
+from tokun.wordings import SHOWS
 
 if TYPE_CHECKING:
     from tokun.model import Pair, Tokun
@@ -171,7 +171,7 @@ class Own:
     def nats(self, codes: list[int], question: list[int], answer: list[int]) -> float:
         packed = self.model.vocabulary.pack_question(Tags(grid=self.model.vocabulary.default_grid), codes, question, answer)
         ids, first = torch.tensor([packed.input_ids], device=self.model.device), torch.tensor([packed.prompt], device=self.model.device)
-        return float(sampling.span_nll(self.model.generator, self.model.vocabulary, ids, first, len(codes)))
+        return float(sampling.span_nll(self.model.generator, self.model.vocabulary, ids, first))
 
 
 class Vqa:

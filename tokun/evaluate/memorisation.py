@@ -176,5 +176,5 @@ def image_nats(model: Tokun, pairs: Sequence[RealPair], batch_size: int = 32) ->
         width = max(map(len, part))
         ids = torch.tensor([row + [v.id("<pad>")] * (width - len(row)) for row in part], device=model.device)
         first = torch.tensor([len(prompt) for prompt in prompts[i : i + batch_size]], device=model.device)
-        found += sampling.span_nll(model.generator, v, ids, first, model.slots.n_codes).tolist()
+        found += sampling.span_nll(model.generator, v, ids, first).tolist()
     return np.array([(nll, len(pair.codes)) for nll, pair in zip(found, pairs)])

@@ -19,8 +19,8 @@ from typing import Any
 
 from tokun import checkpoint, console, latents
 from tokun.extras import need
-from tokun.model import GENERATOR, Tokun, load, resolve
-from tokun.vocabulary import Tags, tag_word
+from tokun.model import GENERATOR, Plan, Tokun, load, resolve
+from tokun.vocabulary import Tags
 
 PROCESSOR = "tokun.serving.processor:SpanProcessor"
 BATCH = 256  # samples handed to vLLM at once, which batches them as its memory allows
@@ -34,10 +34,10 @@ def main(argv: list[str] | None = None) -> None:
     if model.defaults.no_repeats:
         print("serving: words are drawn without the checkpoint's no_repeats: some may stand twice in a row", file=sys.stderr)
     engine = open_engine(resolve(args.checkpoint) / GENERATOR, args.dtype)
-    wanted = Tags(tag_word(args.style), tag_word(args.subject), tag_word(args.register))
+    plan = model.plan(style=args.style, subject=args.subject, thing=args.thing, register=args.register, aspect=args.aspect)
     args.out.mkdir(parents=True, exist_ok=True)
     lines = []
-    for record, image in pairs(model, engine, args.seed, args.n, wanted):
+    for record, image in pairs(model, engine, args.seed, args.n, plan):
         image.save(args.out / f"{record['seed']:06d}-{record['index']:02d}.png")
         lines.append(json.dumps(record, ensure_ascii=False))
     checkpoint.write_text(args.out / "samples.jsonl", "\n".join(lines) + "\n")
@@ -51,13 +51,13 @@ def open_engine(generator: Path, dtype: str) -> Any:
     return vllm.LLM(model=str(generator), dtype=dtype, logits_processors=[PROCESSOR], async_scheduling=False)
 
 
-def pairs(model: Tokun, engine: Any, seed: int, n: int, wanted: Tags) -> Iterator[tuple[dict[str, Any], Any]]:
+def pairs(model: Tokun, engine: Any, seed: int, n: int, plan: Plan) -> Iterator[tuple[dict[str, Any], Any]]:
     """(record, picture) of samples 0 … n-1 of the seed."""
     vllm, v = need("vllm", extra="serve"), model.vocabulary
     for first in range(0, n, BATCH):
         numbers = range(first, min(n, first + BATCH))
         u = latents.uniform(latents.draw(seed, numbers, model.slots.size))
-        tags = [model.choose_tags(float(row[0]), wanted) for row in u]
+        tags = model.tags_of(u, plan)
         prompts = [{"prompt_token_ids": [*v.prefix(t), v.id("<boi>")]} for t in tags]
         asked = [
             vllm.SamplingParams(temperature=1.0, max_tokens=model.slots.size + 4, detokenize=False, extra_args={"tokun_seed": seed, "tokun_index": k})
@@ -65,19 +65,13 @@ def pairs(model: Tokun, engine: Any, seed: int, n: int, wanted: Tags) -> Iterato
         ]
         for k, t, prompt, done in zip(numbers, tags, prompts, engine.generate(prompts, asked)):
             parts = v.unpack([*prompt["prompt_token_ids"], *done.outputs[0].token_ids])
-            yield record_of(model, seed, k, t, parts.codes, parts.caption), picture(model, parts.codes)
+            yield record_of(model, seed, k, t, parts.codes, parts.caption), model.decode_images([parts.codes], [t.grid])[0]
 
 
 def record_of(model: Tokun, seed: int, index: int, tags: Tags, codes: list[int], caption: list[int]) -> dict[str, Any]:
     """What samples.jsonl holds."""
     said = {name: value for name, value in asdict(tags).items() if value}
     return {"seed": seed, "index": index, "tags": said, "caption": model.text_tokenizer.decode(caption), "codes": codes, "caption_ids": caption}
-
-
-def picture(model: Tokun, codes: list[int]) -> Any:
-    import torch
-
-    return model.decode_images(torch.tensor([codes]))[0]
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
@@ -90,7 +84,9 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     add("--dtype", default="auto", help="as vLLM takes it: auto, bfloat16, float16, float32")
     add("--style", default="")
     add("--subject", default="")
+    add("--thing", default="")
     add("--register", default="")
+    add("--aspect", default="", help="as sample.py takes it: 4:3, wide, tall, square, or a grid")
     return parser.parse_args(argv)
 
 

@@ -19,7 +19,7 @@ from tokun import latents, sampling
 from tokun.config import SamplingConfig
 from tokun.model import TEXT_TOKENIZER, unseen_text
 from tokun.text_tokenizer import PretrainedTextTokenizer, TextTokenizer
-from tokun.vocabulary import IMAGE_STATES, STATES, TEXT_STATES, Vocabulary, parse_grid
+from tokun.vocabulary import IMAGE_STATES, STATES, TEXT_STATES, Vocabulary
 
 START, IMAGE, TEXT = STATES.index("start"), [STATES.index(s) for s in IMAGE_STATES], [STATES.index(s) for s in TEXT_STATES]
 
@@ -30,7 +30,7 @@ class Row:
 
     prompt: Sequence[int]
     written: Sequence[int]  # the engine's own list, which grows
-    n_codes: int  # of its picture
+    n_codes: int  # of its picture, by the grid in its prompt
     u: Tensor | None = None  # (slots,) float32; None: the engine draws from what is left
     state: int = START
     length: int = 0
@@ -47,7 +47,7 @@ class Grammar:
         v = self.vocabulary = vocabulary
         self.image, self.text = image, text
         self.following = v.following.numpy()
-        self.grids = {v.id(name): height * width for name in v.controls if name.startswith("<grid:") for height, width in [parse_grid(name[6:-1])]}
+        self.slots = latents.Slots(v.max_codes, v.max_text)
         self.ruled_out, self.no_start = (torch.zeros(v.size, dtype=torch.bool) for _ in range(2))
         self.ruled_out[list(forbid)], self.no_start[list(forbid_first)] = True, True
 
@@ -63,12 +63,10 @@ class Grammar:
 
     def row(self, prompt: Sequence[int], written: Sequence[int], seed: int | None = None, index: int = 0) -> Row:
         """A request. With a seed, the latent `index` of it decides. Raises ValueError for a seed that is none."""
-        rows, columns = self.vocabulary.default_grid
-        row = Row(prompt, written, rows * columns)
-        self.catch_up(row)  # a grid in the prompt decides how many codes there are
+        row = Row(prompt, written, self.vocabulary.n_codes([]))
+        self.catch_up(row)
         if seed is not None:
-            slots = latents.Slots(row.n_codes, self.vocabulary.max_text)
-            row.u = latents.uniform(latents.draw(seed, [index], slots.size))[0]
+            row.u = latents.uniform(latents.draw(seed, [index], self.slots.size))[0]
         return row
 
     def catch_up(self, row: Row) -> None:
@@ -80,7 +78,7 @@ class Grammar:
             row.broken = state < 0 and row.read < len(row.prompt)
             if state < 0 and not row.broken:
                 raise RuntimeError(f"id {token} was written in a {STATES[row.state]} span: turn the engine's asynchronous scheduling and speculation off")
-            row.n_codes = self.grids.get(token, row.n_codes)
+            row.n_codes = self.vocabulary.codes_of.get(token, row.n_codes)
             row.state, row.length, row.read = state, row.length + 1 if state == row.state else 0, row.read + 1
 
     def legal(self, rows: Sequence[Row], device: torch.device | str = "cpu") -> Tensor:
@@ -109,9 +107,14 @@ class Grammar:
 
     def choose(self, logits: Tensor, legal: Tensor, rows: Sequence[Row]) -> Tensor:
         """(B,) int64: what each row's latent takes; where it has none, anything."""
-        u = torch.tensor([0.0 if row.u is None else float(row.u[slot_of(row)]) for row in rows], device=logits.device)
+        u = torch.tensor([0.0 if row.u is None else float(row.u[self.slot_of(row)]) for row in rows], device=logits.device)
         in_image = torch.tensor([row.state in IMAGE for row in rows], device=logits.device)
         return torch.where(in_image, sampling.choose(logits, legal, u, self.image), sampling.choose(logits, legal, u, self.text))
+
+    def slot_of(self, row: Row) -> int:
+        """The slot of a latent that decides the row's next id."""
+        first = self.slots.image if row.state in IMAGE else self.slots.text
+        return min(first + row.length, self.slots.size - 1)
 
 
 def unread(row: Row) -> Iterator[int]:
@@ -119,9 +122,3 @@ def unread(row: Row) -> Iterator[int]:
     if row.read >= behind:
         return islice(row.written, row.read - behind, None)
     return chain(islice(row.prompt, row.read, None), row.written)
-
-
-def slot_of(row: Row) -> int:
-    """The slot of a latent that decides the row's next id."""
-    slots = latents.TAG_SLOTS if row.state in IMAGE else latents.TAG_SLOTS + row.n_codes
-    return min(slots + row.length, len(row.u) - 1)

@@ -1,0 +1,138 @@
+"""The tags of samples: asked for, or drawn by the latent as often as they stand together in training. Knows no model.
+
+    rows of counts:   (style, subject, count), or (style, subject, thing, "HxW", count)
+    latent:           slot 0 draws style and subject, slot 1 the thing given these, slot 2 the grid given all three
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import numpy as np
+
+from tokun.vocabulary import Tags, Vocabulary, parse_grid
+
+TagCounts = list[tuple[str, str, int] | tuple[str, str, str, str, int]]  # how often these stand together in training
+RARE = 24  # of fewer pictures the shapes say little: then those of the whole style and subject, or subject, are drawn from
+SHAPES = {"wide": (4, 3), "tall": (3, 4), "square": (1, 1)}  # width and height
+Counts = list[tuple[Any, int]]
+Known = tuple[str, str, str, tuple[int, int] | None, int]  # style, subject, thing, grid, count; "" and None: untagged
+
+
+def read_counts(rows: Iterable[Sequence[object]]) -> TagCounts:
+    """Rows as JSON holds them. Raises ValueError for others."""
+    out: TagCounts = []
+    for row in rows:
+        *words, count = row
+        if len(words) not in (2, 4) or not all(isinstance(word, str) for word in words) or (len(words) == 4 and words[3] and not re.fullmatch(r"\d+x\d+", words[3])):
+            raise ValueError(f"{row!r} is no row of tag counts: style, subject, count, or style, subject, thing, HxW, count")
+        out.append((*words, int(count)))
+    return out
+
+
+def count_tags(samples: Iterable[tuple[str, ...]]) -> TagCounts:
+    """(style, subject), or (style, subject, thing, "HxW"), of every training sample -> counts, most frequent first."""
+    counts: dict[tuple[str, ...], int] = {}
+    for sample in samples:
+        counts[sample] = counts.get(sample, 0) + 1
+    return [(*words, n) for words, n in sorted(counts.items(), key=lambda item: (-item[1], item[0]))]
+
+
+class Frequencies:
+    """Counts as the vocabulary knows them. Rare words have no tag of their own: they are counted, and stay untagged as in training."""
+
+    def __init__(self, counts: TagCounts, vocabulary: Vocabulary):
+        v = self.vocabulary = vocabulary
+        split = ((c[0], c[1], *(("", "") if len(c) == 3 else c[2:4]), c[-1]) for c in counts)
+        things = {thing: thing for thing in v.things}
+        rows = ((style, subject, things.get(thing, ""), parse_grid(text) if text else None, n) for style, subject, thing, text, n in split)
+        self.rows: list[Known] = [row for row in rows if row[3] is None or row[3] in v.grids]
+        self.by_pair: dict[tuple[str, str], list[Known]] = {}
+        for row in self.rows:
+            self.by_pair.setdefault(row[:2], []).append(row)
+        self.pairs: dict[Tags, Counts] = {}  # of each wish, as they are asked for
+
+    def draw(self, u: Sequence[float], wanted: Tags, *, prompted: bool = False) -> Tags:
+        """What is not wanted is drawn by the tag slots of a latent, u (TAG_SLOTS,) in [0, 1). prompted: words say what is shown, and a drawn
+        subject or thing might disagree, so there is none."""
+        v, (first, second, third, _) = self.vocabulary, u
+        if wanted not in self.pairs:
+            self.pairs[wanted] = self._pairs(wanted)
+        style, subject = _taken(self.pairs[wanted], first) or ("", "")
+        style, subject = wanted.style or style, wanted.subject or subject
+        thing = wanted.thing or _taken(self._things(style, subject, wanted.grid), second) or ""
+        grid = wanted.grid or _taken(self._grids(style, subject, thing), third) or v.default_grid
+        if prompted:
+            subject, thing = wanted.subject, wanted.thing
+        return Tags(style if style in v.styles else "", subject if subject in v.subjects else "", wanted.register or v.default_register, grid, thing)
+
+    def _pairs(self, wanted: Tags) -> Counts:
+        """Styles and subjects that stand with what is wanted. Where nothing stands with all of it the shape is left out; beside a thing, then the
+        style, then the thing."""
+        asked = {0: wanted.style, 1: wanted.subject, 2: wanted.thing, 3: wanted.grid}
+        for left_out in ((), (3,), (0, 3), (2, 3))[: 4 if wanted.thing else 2]:
+            kept = [(place, value) for place, value in asked.items() if value and place not in left_out]
+            if found := [row for row in self.rows if all(row[place] == value for place, value in kept)]:
+                return _summed(found, lambda row: row[:2])
+        return []
+
+    def _things(self, style: str, subject: str, grid: tuple[int, int] | None) -> Counts:
+        own = self.by_pair.get((style, subject), [])
+        return _summed([row for row in own if grid is not None and row[3] == grid] or own, lambda row: row[2])
+
+    def _grids(self, style: str, subject: str, thing: str) -> Counts:
+        """Shapes of the thing, or, where it is rare, of its style and subject, of its subject, of all; from the tallest to the widest."""
+        own, found = self.by_pair.get((style, subject), []), []
+        for rows in ([row for row in own if row[2] == thing], own, [row for row in self.rows if row[1] == subject], self.rows):
+            found = [row for row in rows if row[3] is not None] or found
+            if sum(row[4] for row in found) >= RARE:
+                break
+        return sorted(_summed(found, lambda row: row[3]), key=lambda item: item[0][1] / item[0][0])
+
+
+def _summed(rows: list[Known], key: Callable[[Known], Any]) -> Counts:
+    """What is counted, most frequent first."""
+    sums: dict[Any, int] = {}
+    for row in rows:
+        sums[key(row)] = sums.get(key(row), 0) + row[4]
+    return sorted(sums.items(), key=lambda item: (-item[1], item[0]))
+
+
+def _taken(counts: Counts, u: float) -> Any:
+    """The inverse CDF of the counts at u; None where nothing is counted."""
+    if not counts:
+        return None
+    passed = np.cumsum([n for _, n in counts])
+    return counts[min(int(np.searchsorted(passed, u * passed[-1], side="right")), len(counts) - 1)][0]
+
+
+def grid_of(aspect: str, vocabulary: Vocabulary) -> tuple[int, int] | None:
+    """The grid that is asked for: "16x12" (rows x columns, one of the vocabulary's), or the nearest one to "4:3" (width : height), "wide", "tall" or
+    "square". None for "". Raises ValueError for another text, or a grid that is not there."""
+    if not isinstance(aspect, str):
+        raise ValueError(f"aspect is {aspect!r}; give a str, empty for none")
+    text, grids = aspect.strip().lower(), vocabulary.grids
+    there = f"this model's grids (rows x columns) are {', '.join(f'{rows}x{columns}' for rows, columns in grids)}"
+    if not text:
+        return None
+    if match := re.fullmatch(r"([1-9]\d{0,3})x([1-9]\d{0,3})", text, re.ASCII):
+        grid = int(match[1]), int(match[2])
+        if grid not in grids:
+            raise ValueError(f"aspect is {aspect!r}, a grid that this model does not know; {there}. For the nearest shape give width:height, such as 4:3")
+        return grid
+    if match := re.fullmatch(r"(\d{1,6}(?:\.\d{1,6})?):(\d{1,6}(?:\.\d{1,6})?)", text, re.ASCII):
+        width, height = float(match[1]), float(match[2])
+    else:
+        width, height = SHAPES.get(text, (0, 0))
+    if not width or not height:
+        raise ValueError(f"aspect is {aspect!r}; it is width:height (4:3), wide, tall, square, or a grid; {there}")
+    lying = [grid for grid in grids if text in SHAPES and (grid[1] > grid[0]) - (grid[1] < grid[0]) == (width > height) - (width < height)]
+    return nearest_grid(width / height, lying or grids)  # "wide" is never square where anything is wide
+
+
+def nearest_grid(aspect: float, grids: Sequence[tuple[int, int]]) -> tuple[int, int]:
+    """The grid whose shape is nearest to `aspect`, width by height; the first of equals."""
+    return min(grids, key=lambda grid: abs(math.log(grid[1] / grid[0] / aspect)))
