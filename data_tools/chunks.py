@@ -50,7 +50,7 @@ class Settings:
     """Pairs in a shard."""
     min_side: int = 64
     """Pictures with a shorter side than this many pixels are rejected."""
-    max_aspect: float = 2.5
+    max_aspect: float = 3.2
     """Pictures longer than this many times their width (or the reverse) are rejected."""
     clean: bool = True
     """Whether pictures and captions are judged and mended; without, only size, shape, blank pages and duplicates are looked at."""

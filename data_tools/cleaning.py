@@ -223,7 +223,7 @@ def count_staves(rows_H: np.ndarray) -> int:
 # judging a picture
 
 
-def reasons(look: Look, caption: str = "", *, min_side: int = 64, max_aspect: float = 2.5, prints: bool = True) -> list[Verdict]:
+def reasons(look: Look, caption: str = "", *, min_side: int = 64, max_aspect: float = 3.2, prints: bool = True) -> list[Verdict]:
     """All that speaks against a picture, the gravest kind of each reason only, in a fixed order; [] is a good print.
 
     `caption` may be as found or cleaned: it helps to tell maps, music and initials. `prints=False` leaves colour and

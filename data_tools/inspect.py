@@ -16,7 +16,7 @@ import sys
 import tarfile
 import warnings
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -46,6 +46,10 @@ class Pair:
     shard: Path
     key: str
     members: dict[str, bytes] = field(default_factory=dict)
+    start: int = 0
+    """Where in the shard its first member's header begins, in bytes."""
+    end: int = 0
+    """Where its last member ends."""
 
     @property
     def image(self) -> bytes | None:
@@ -98,10 +102,11 @@ def read_pairs(shard: Path, damaged: list[Damage]) -> Iterator[Pair]:
                 if pair is not None and pair.key != key:
                     yield pair
                     pair = None
-                pair = pair or Pair(shard, key)
+                pair = pair or Pair(shard, key, start=info.offset)
                 if extension in pair.members:
                     damaged.append(Damage(shard.name, info.name, "the same member twice"))
                 pair.members[extension] = data
+                pair.end = tar.offset
             end = tar.offset
     except (tarfile.TarError, OSError, EOFError) as error:
         damaged.append(Damage(shard.name, "", f"breaks off: {error}"))
@@ -190,7 +195,7 @@ class Inventory:
 
     shards: dict[str, int] = field(default_factory=dict)  # path -> pairs
     bytes: int = 0
-    sizes: list[tuple[int, int]] = field(default_factory=list)  # (short, long) side of each picture
+    sizes: list[tuple[int, int]] = field(default_factory=list)  # (width, height) of each picture
     formats: Counter[str] = field(default_factory=Counter)
     characters: list[int] = field(default_factory=list)  # of each caption
     words: list[int] = field(default_factory=list)
@@ -201,6 +206,7 @@ class Inventory:
     code_counts: np.ndarray = field(default_factory=lambda: np.zeros(2**16, np.int64))
     codebook_size: int | None = None  # as codes.json says
     views: Counter[tuple[int, int]] = field(default_factory=Counter)  # shapes of code arrays
+    grids: Counter[str] = field(default_factory=Counter)  # rows x columns of codes, of each sample
     damaged: list[Damage] = field(default_factory=list)
     sheet: list[tuple[Image.Image, str]] = field(default_factory=list)
 
@@ -235,7 +241,7 @@ def count_pair(inventory: Inventory, pair: Pair, *, verify: bool, keep: bool) ->
         damaged.append(Damage(pair.shard.name, pair.key, "missing partner: neither picture nor codes"))
     image = open_image(pair, damaged, load=verify or keep)
     if image is not None:
-        inventory.sizes.append((min(image.size), max(image.size)))
+        inventory.sizes.append(image.size)
         inventory.formats[str(image.format)] += 1
         if keep:
             inventory.sheet.append((image, str(record.get("caption", ""))))
@@ -243,6 +249,7 @@ def count_pair(inventory: Inventory, pair: Pair, *, verify: bool, keep: bool) ->
     if codes is not None:
         inventory.code_counts += np.bincount(codes.ravel(), minlength=2**16)
         inventory.views[codes.shape] += 1
+        count_grid(inventory, pair, record.get("grid"), codes.shape[1])
     if record:
         caption = record["caption"]
         inventory.characters.append(len(caption))
@@ -252,6 +259,14 @@ def count_pair(inventory: Inventory, pair: Pair, *, verify: bool, keep: bool) ->
             inventory.tags[name][str(record.get(name) or "")] += 1
         captions = record.get("captions")
         inventory.tags["register"].update(map(str, captions) if isinstance(captions, dict) else ())
+
+
+def count_grid(inventory: Inventory, pair: Pair, grid: Any, n: int) -> None:
+    """Count the grid that a record of codes names, or say that the codes do not fill it."""
+    if isinstance(grid, list) and len(grid) == 2 and all(isinstance(side, int) for side in grid) and grid[0] * grid[1] == n:
+        inventory.grids[f"{grid[0]}x{grid[1]}"] += 1
+    elif grid is not None:
+        inventory.damaged.append(Damage(pair.shard.name, pair.key, f"{n} codes do not fill its grid {grid!r}"))
 
 
 def check_beside(inventory: Inventory, folder: Path) -> None:
@@ -280,10 +295,11 @@ def perplexity(counts: np.ndarray) -> float:
 # telling
 
 
-def spread(values: list[int]) -> str:
+def spread(values: Sequence[float], digits: int = 0) -> str:
     """Least, quartiles, 95th percentile and greatest of a list of numbers."""
     low, q1, median, q3, p95, high = np.percentile(values, (0, 25, 50, 75, 95, 100))
-    return f"min {low:.0f} · 25% {q1:.0f} · median {median:.0f} · 75% {q3:.0f} · 95% {p95:.0f} · max {high:.0f}"
+    named = zip(("min", "25%", "median", "75%", "95%", "max"), (low, q1, median, q3, p95, high))
+    return " · ".join(f"{name} {value:.{digits}f}" for name, value in named)
 
 
 def most_common(counter: Counter[str], limit: int = 12) -> str:
@@ -300,8 +316,9 @@ def describe(inventory: Inventory) -> str:
     lines.append(f"splits      {most_common(splits)}")
     if inventory.sizes:
         lines.append(f"pictures    {most_common(inventory.formats)}")
-        lines.append(f"short side  {spread([short for short, _ in inventory.sizes])}")
-        lines.append(f"long side   {spread([long for _, long in inventory.sizes])}")
+        lines.append(f"short side  {spread([min(size) for size in inventory.sizes])}")
+        lines.append(f"long side   {spread([max(size) for size in inventory.sizes])}")
+        lines.append(f"shape       width / height: {spread([width / height for width, height in inventory.sizes], digits=2)}")
     if inventory.characters:
         empty = inventory.characters.count(0)
         lines.append(f"captions    {len(inventory.distinct):,} distinct, {empty:,} empty")
@@ -313,6 +330,8 @@ def describe(inventory: Inventory) -> str:
         size = "" if inventory.codebook_size is None else f" of {inventory.codebook_size:,}"
         shapes = Counter({f"{views} x {n}": count for (views, n), count in inventory.views.items()})
         lines.append(f"codes       {int(counts.sum()):,} in (views x N) {most_common(shapes)}")
+        if inventory.grids:
+            lines.append(f"grids       {most_common(inventory.grids)}")
         lines.append(
             f"codebook    {int((counts > 0).sum()):,} codes used{size}, greatest {int(counts.nonzero()[0][-1])}, "
             f"perplexity {perplexity(counts):,.1f}, most frequent {counts.max() / counts.sum():.2%}"

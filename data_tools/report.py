@@ -220,8 +220,8 @@ def size_histogram() -> Histogram:
 
 
 def aspect_histogram() -> Histogram:
-    edges = (0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.1, 1.25, 1.45, 1.7, 2.0, 2.5)
-    return Histogram("Shape: width ÷ height (left: tall, right: wide)", edges, ("<0.4", *(f"{edge:g}" for edge in edges)))
+    edges = (0.32, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.1, 1.25, 1.45, 1.7, 2.0, 2.5, 3.2)
+    return Histogram("Shape: width ÷ height (left: tall, right: wide)", edges, ("<0.32", *(f"{edge:g}" for edge in edges)))
 
 
 def length_histogram() -> Histogram:

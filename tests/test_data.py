@@ -1,6 +1,7 @@
 """Promises of tokun/data.py, on real tars."""
 
 import contextlib
+import dataclasses
 import gc
 import io
 import itertools
@@ -40,7 +41,8 @@ from tokun.data import (
 )  # fmt: skip
 from tokun.vocabulary import Packed, Tags, Vocabulary
 
-V = Vocabulary(text_size=300, codebook_size=16, styles=("engraving",), subjects=("ships",), grids=((2, 2), (1, 4)), max_text=8)
+V = Vocabulary(text_size=300, codebook_size=16, styles=("engraving",), subjects=("ships",), grids=((2, 2),), max_text=8)
+SHAPES = dataclasses.replace(V, grids=((2, 2), (1, 4)))
 
 
 def encode(text: str) -> list[int]:
@@ -71,7 +73,7 @@ def code_shards(tmp_path):
 
 def token_batches(paths, **options):
     options = {"batch_size": 8, "seed": 3, "task_mix": {"joint": 1.0}, "tag_dropout": 0.1, "plain_share": 0.7, **options}
-    return TokenBatches(CodeSamples(paths), V, encode, **options)
+    return TokenBatches(CodeSamples(paths), options.pop("vocabulary", V), encode, **options)
 
 
 def test_words_are_dropped_where_they_are_read_and_not_where_they_are_written(code_shards):
@@ -711,7 +713,7 @@ def test_codes_are_read_as_numpy_reads_them(views, n, kind, fortran, cut):
 
 def packed_many(batches, n, record=None):
     record = record or batches.samples.record(0)
-    return [V.unpack(batches.pack(record, rng_for(0, p)).input_ids) for p in range(n)]
+    return [batches.vocabulary.unpack(batches.pack(record, rng_for(0, p)).input_ids) for p in range(n)]
 
 
 def test_tasks_come_as_often_as_asked(code_shards):
@@ -738,9 +740,11 @@ def test_tag_dropout_drops_a_tenth_of_each_and_a_tenth_of_all(code_shards):
     assert not any(p.tags.names() for p in packed_many(token_batches(code_shards, tag_dropout=1.0), 20))
 
 
-def test_a_grid_that_is_not_the_default_is_always_named(code_shards):
+def test_where_there_are_several_grids_it_is_always_named(code_shards):
     wide = Record("k", np.zeros((1, 4), np.uint16), (1, 4), "a", {"plain": "a"}, "", "", [])
-    assert {p.tags.grid for p in packed_many(token_batches(code_shards, tag_dropout=1.0), 5, wide)} == {(1, 4)}
+    assert {p.tags.grid for p in packed_many(token_batches(code_shards, tag_dropout=1.0, vocabulary=SHAPES), 5, wide)} == {(1, 4)}
+    square = dataclasses.replace(wide, grid=(2, 2))
+    assert {p.tags.grid for p in packed_many(token_batches(code_shards, tag_dropout=1.0, vocabulary=SHAPES), 5, square)} == {(2, 2)}
 
 
 def test_views_registers_and_unknown_tags(code_shards):

@@ -77,6 +77,19 @@ def test_code_shards_have_a_histogram(tmp_path, capsys):
     assert tool.main([str(tmp_path), "--sheet", str(tmp_path / "sheet.png")]) == 2
 
 
+def test_shapes_and_grids_are_counted_and_codes_that_do_not_fill_theirs_are_damage(tmp_path, capsys):
+    write(tmp_path / "pictures" / "train-00000.tar", {"a.webp": webp(1, (160, 50)), "a.json": record(), "b.webp": webp(2, (50, 100)), "b.json": record()})
+    assert tool.main([str(tmp_path / "pictures")]) == 0
+    assert "width / height: min 0.50" in (text := capsys.readouterr().out) and "max 3.20" in text
+    members = {}
+    for key, grid in (("a", [2, 3]), ("b", [2, 3]), ("c", [3, 2]), ("d", [3, 3])):
+        members |= {f"{key}.codes.npy": npy(np.ones((2, 6), np.uint16)), f"{key}.json": record(grid=grid)}
+    write(tmp_path / "codes" / "train-00000.tar", members)
+    assert tool.main([str(tmp_path / "codes"), "--verify"]) == 1
+    text = capsys.readouterr().out
+    assert "grids       2x3 2 · 3x2 1" in text and "d: 6 codes do not fill its grid [3, 3]" in text
+
+
 def test_perplexity_of_equal_and_of_single_codes():
     assert tool.perplexity(np.array([3, 3, 3, 0])) == pytest.approx(3)
     assert tool.perplexity(np.array([0, 9, 0])) == pytest.approx(1)

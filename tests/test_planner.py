@@ -301,3 +301,10 @@ def test_what_cannot_be_planned_is_named(overrides, options, words):
 def test_a_missing_deepspeed_file_is_named():
     with pytest.raises(FileNotFoundError, match="zero9"):
         planner.make_plan(rung("8m", "train.deepspeed=configs/deepspeed/zero9.json"))
+
+
+def test_an_image_tokenizer_of_several_shapes_is_planned_for_the_largest():
+    square, shapes = from_dict({"image_tokenizer": {"image_size": 64}}), from_dict({"image_tokenizer": {"image_size": 64}, "data": {"grids": ["8x8", "8x12"]}})
+    one, two = planner.image_tokenizer_sizes(square), planner.image_tokenizer_sizes(shapes)
+    assert two.encode_flops == pytest.approx(1.5 * one.encode_flops, rel=0.02) and two.parameters == one.parameters
+    assert planner.plan_vocabulary(shapes).grids == ((8, 8), (8, 12))

@@ -155,6 +155,19 @@ def test_every_hostile_file_is_rejected_with_its_reason(tmp_path):
     assert set(pairs(out)) == {"c near copy.jpg"}, "the copy with the most pixels"
 
 
+def test_pictures_of_any_shape_up_to_the_limit_stay_whole(tmp_path):
+    source, shapes = tmp_path / "source", {"wide": (310, 100), "tall": (100, 310), "square": (120, 120), "strip": (330, 100)}
+    for seed, (name, size) in enumerate(shapes.items()):
+        save(source / f"A {name} thing.png", picture(seed, size))
+    assert run(source, tmp_path / "out", "--side", "64") == 0
+    assert manifest(tmp_path / "out")["A strip thing.png"]["reason"] == "too long"
+    made = {path.split()[1]: image for path, (record, image) in pairs(tmp_path / "out").items()}
+    assert {name: image.size for name, image in made.items()} == {"wide": (198, 64), "tall": (64, 198), "square": (64, 64)}
+    for seed, name in enumerate(("wide", "tall")):
+        whole = np.asarray(picture(seed, shapes[name]).resize(made[name].size, Image.Resampling.LANCZOS), int)
+        assert abs(np.asarray(made[name].convert("L"), int) - whole).mean() < 12, "nothing is cut off"
+
+
 # ---- odd but good files ---------------------------------------------------------------------------------------------
 
 

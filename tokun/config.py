@@ -18,6 +18,8 @@ from typing import Any, Literal
 
 import yaml
 
+from tokun.framing import parse_grids
+
 
 @dataclass
 class DataConfig:
@@ -28,11 +30,16 @@ class DataConfig:
     style: str = ""  # the style of samples that name none
     style_key: str = "style"  # the JSON key that holds the style tag …
     subject_key: str = "subject"  # … the subject tag …
+    thing_key: str = "thing"  # … the tag of the one thing that is shown …
     caption_key: str = "caption"  # … and the caption; captions in other registers come from "captions"
     max_caption_tokens: int = 64  # longer captions are cut, and counted
     num_workers: int = 0  # threads that decode pictures and pack sequences beside the prefetching one
     sort_window: int = 4096  # sequences among which those of like length share a batch; 0: none, and more padding
     cache_gb: float = 2.0  # decoded, resized pictures are kept in memory up to this size
+    # shapes of pictures, rows x columns of codes, such as ["16x16", "12x21", "21x12"]: each picture goes to the nearest, the first is the default.
+    # Empty: one square of image_tokenizer.image_size, and the centre of each picture is taken
+    grids: list[str] = field(default_factory=list)
+    fit: Literal["auto", "pad", "crop"] = "auto"  # to its grid: a thing on blank ground whole on paper, others cut a little; or always the one or the other
 
 
 @dataclass
@@ -64,6 +71,7 @@ class ImageTokenizerTrainConfig:
     max_minutes: float = 0.0  # stop earlier when this much time has been spent; 0: never
     batch_size: int = 32  # global, over all processes
     lr: float = 1e-3
+    lr_hold: float = 0.0  # share of the training at full lr before the cosine begins; until then max_minutes may still be raised and nothing is lost
     warmup_steps: int = 100
     weight_decay: float = 0.01
     betas: list[float] = field(default_factory=lambda: [0.9, 0.95])
@@ -80,6 +88,7 @@ class ImageTokenizerTrainConfig:
     gan_weight: float = 0.0  # 0: no discriminator
     gan_start: int = 5000  # the step at which the discriminator's gradient reaches the decoder
     gan_lr: float = 4e-4
+    compile: bool = False  # one compiled kernel compares perceptual features (squeezenet): half a minute to start, then a tenth of each step saved on CPUs
     log_every: int = 20
     eval_every: int = 500
     save_every: int = 500
@@ -122,6 +131,7 @@ class TrainConfig:
     optimizer: Literal["adamw", "muon"] = "adamw"  # muon: for the hidden matrices, AdamW for the rest; DDP or ZeRO stage 0
     lr: float = 1e-3
     min_lr_ratio: float = 0.05  # the cosine ends at lr times this
+    lr_hold: float = 0.0  # share of the training at full lr before the cosine begins, as above
     warmup_steps: int = 200
     weight_decay: float = 0.1
     betas: list[float] = field(default_factory=lambda: [0.9, 0.95])
@@ -262,8 +272,10 @@ def _check_counts(config: Config, *, where: str) -> None:
                 raise ValueError(f"{where}: {section.name}.{name} is {value}; it must be 0 or more")
             if name in PAIRS and len(value) != 2:
                 raise ValueError(f"{where}: {section.name}.{name} is {value}; it takes two numbers")
-
-
+    try:
+        parse_grids(config.data.grids)
+    except ValueError as error:
+        raise ValueError(f"{where}: {error}") from error
     positions, most = config.codes.positions, 1 + 5 * len({end for end in config.codes.crop_scale if end > 1})
     if positions not in ("random", "five"):
         raise ValueError(f"{where}: codes.positions is {positions!r}; it is random or five")

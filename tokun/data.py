@@ -26,7 +26,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, fields
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from glob import glob
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
@@ -35,8 +35,9 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
+from tqdm import tqdm
 
-from tokun import tars
+from tokun import framing, tars
 
 T = TypeVar("T")
 IMAGE_SUFFIXES = ("webp", "png", "jpg", "jpeg")
@@ -64,6 +65,7 @@ class ShardIndex:
         kept: Path | None = None,
     ):  # fmt: skip
         self.paths = [Path(p) for p in paths]
+        self._asked = (list(need), list(one_of))
         self._columns = {suffix: column for column, suffix in enumerate(dict.fromkeys((*need, *one_of)))}
         self._slots: list[_OpenShard | None] = [None] * MOST_OPEN
         table = _open_table(self.paths, need, one_of, kept)
@@ -80,6 +82,10 @@ class ShardIndex:
 
     def __getstate__(self) -> dict[str, Any]:
         return self.__dict__ | {"_slots": [None] * MOST_OPEN}  # another process opens its own
+
+    def stamp(self) -> bytes:
+        """Of what it is an index: another for other shards, for shards that have changed, and for other suffixes."""
+        return _stamp(self.paths, *self._asked)
 
     def key(self, index: int) -> str:
         index = range(len(self))[index]
@@ -143,23 +149,28 @@ def _open_table(paths: Sequence[Path], need: Sequence[str], one_of: Sequence[str
             raise FileNotFoundError(f"shard {path} does not exist")
     if kept is None:
         return _scan_all(paths, need, one_of)
-    states = [path.stat() for path in paths]
-    shards = [(os.path.abspath(path), state.st_size, state.st_mtime_ns) for path, state in zip(paths, states, strict=True)]
-    of = json.dumps([1, list(need), list(one_of), shards]).encode()  # 1: this layout
-    table = _load_table(kept, of)
-    if table is None:
-        table = _scan_all(paths, need, one_of)
-        with contextlib.suppress(OSError):  # a place that cannot be written, a full disk: the next opening scans again
-            _save_table(kept, of, table)
+    of = _stamp(paths, need, one_of)
+    arrays = _load_arrays(kept, of, len(fields(_Table)))
+    if arrays is not None:
+        return _Table(*arrays[:-1], json.loads(arrays[-1].tobytes()))
+    table = _scan_all(paths, need, one_of)
+    with contextlib.suppress(OSError):  # a place that cannot be written, a full disk: the next opening scans again
+        *columns, skipped = vars(table).values()
+        _save_arrays(kept, of, [*columns, np.frombuffer(json.dumps(skipped).encode(), np.uint8)])
     return table
 
 
-def _save_table(kept: Path, of: bytes, table: _Table) -> None:
-    """Write a digest of what is indexed and the arrays, and the arrays; whole or not at all."""
+def _stamp(paths: Sequence[Path], need: Sequence[str], one_of: Sequence[str]) -> bytes:
+    """What an index is made of: the shards, their sizes and times, and what is asked of a sample."""
+    states = [path.stat() for path in paths]
+    shards = [(os.path.abspath(path), state.st_size, state.st_mtime_ns) for path, state in zip(paths, states, strict=True)]
+    return json.dumps([1, list(need), list(one_of), shards]).encode()  # 1: this layout
+
+
+def _save_arrays(kept: Path, of: bytes, arrays: Sequence[np.ndarray]) -> None:
+    """Write a digest of what they are of and the arrays, and the arrays; whole or not at all."""
     buffer = io.BytesIO()
-    for array in vars(table).values():
-        if isinstance(array, dict):
-            array = np.frombuffer(json.dumps(array).encode(), np.uint8)
+    for array in arrays:
         np.lib.format.write_array(buffer, array, allow_pickle=False)
     kept.parent.mkdir(parents=True, exist_ok=True)
     handle, aside = tempfile.mkstemp(dir=kept.parent, prefix=f".{kept.name}.")  # a name of its own: processes may write at once
@@ -174,8 +185,8 @@ def _save_table(kept: Path, of: bytes, table: _Table) -> None:
         raise
 
 
-def _load_table(kept: Path, of: bytes) -> _Table | None:
-    """What `_save_table` wrote of the same shards; None where it is of others, damaged, or not there."""
+def _load_arrays(kept: Path, of: bytes, count: int) -> list[np.ndarray] | None:
+    """What `_save_arrays` wrote of the same; None where it is of others, damaged, or not there."""
     try:
         content = kept.read_bytes()
     except OSError:
@@ -186,8 +197,7 @@ def _load_table(kept: Path, of: bytes) -> _Table | None:
         return None
     buffer = io.BytesIO(content)
     buffer.seek(32)
-    *arrays, skipped = (np.lib.format.read_array(buffer, allow_pickle=False) for _ in fields(_Table))
-    return _Table(*arrays, json.loads(skipped.tobytes()))
+    return [np.lib.format.read_array(buffer, allow_pickle=False) for _ in range(count)]
 
 
 def expand_shards(pattern: str) -> list[Path]:
@@ -365,65 +375,33 @@ def prefetch(make: Callable[[int], T], start: int, *, depth: int = 2, burst: int
 
 # --- pictures -------------------------------------------------------------------------------------------------------
 
-Box = tuple[float, float, float]  # left, top, side of a square crop, in pixels of the picture
+Box = tuple[float, float, float]  # left, top, side of a square crop, in pixels of the picture; a negative side says mirrored
+ONE_SQUARE: tuple[framing.Grid, ...] = ((1, 1),)  # without grids: pictures of image_size by image_size, seen as one code of so many pixels
 
 
 def centre_box(width: int, height: int) -> Box:
-    side = min(width, height)
-    return ((width - side) / 2, (height - side) / 2, float(side))
+    return framing.crop_box(width, height, ONE_SQUARE[0])[:3]
 
 
 def random_box(width: int, height: int, scale: Sequence[float], rng: np.random.Generator) -> Box:
     """A square of side short / s at a random place, s uniform in `scale` (as if the short side were s times the crop)."""
-    low, high = scale
-    if not 1 <= low <= high:
-        raise ValueError(f"crop_scale is [{low}, {high}]; it takes 1 <= low <= high, and 1 is as large as fits")
-    side = min(width, height) / (low + (high - low) * rng.random())
-    return (float((width - side) * rng.random()), float((height - side) * rng.random()), float(side))
-
-
-def five_boxes(width: int, height: int, scale: float) -> list[Box]:
-    """Squares of side short / scale in the corners and the middle of the largest centred square (LlamaGen's ten-crop, unmirrored)."""
-    left, top, whole = centre_box(width, height)
-    side = whole / scale
-    rest = whole - side
-    return [(left + x * rest, top + y * rest, side) for x, y in ((0, 0), (1, 0), (0, 1), (1, 1), (0.5, 0.5))]
+    return framing.zoomed(framing.crop_box(width, height, ONE_SQUARE[0]), scale, rng, (width, height))[:3]
 
 
 def view_boxes(
     width: int, height: int, views: int, scale: Sequence[float], rng: np.random.Generator, *, positions: str = "random", mirror: bool = False
 ) -> list[Box]:
-    """View 0: the centre, as large as fits. The others: random crops, or at five positions. A negative side says mirrored."""
-    boxes = [centre_box(width, height)]
-    if positions == "five":
-        boxes += [box for end in sorted(set(scale), reverse=True) if end > 1 for box in five_boxes(width, height, end)]
-        boxes = boxes[:views]
-    else:
-        boxes += [random_box(width, height, scale, rng) for _ in range(views - 1)]
-    return boxes[:1] + [(left, top, -side if mirror and rng.random() < 0.5 else side) for left, top, side in boxes[1:]]
+    """View 0: the centre, as large as fits. The others: random crops of the whole picture, or at five positions. A negative side says mirrored."""
+    frame = framing.crop_box(width, height, ONE_SQUARE[0])
+    return [box[:3] for box in framing.views(frame, views, scale, rng, (width, height), positions=positions, mirror=mirror)]
 
 
 def crop(image: Image.Image, box: Box, size: int) -> np.ndarray:
     """Cut a square box and resize it: uint8 (C, size, size); mirrored where its side is negative."""
-    left, top, side = box[0], box[1], abs(box[2])
-    out = image.resize((size, size), Image.Resampling.LANCZOS, box=(left, top, left + side, top + side))
-    array = np.asarray(out, np.uint8)
-    array = array[None] if array.ndim == 2 else array.transpose(2, 0, 1)
-    return array if box[2] > 0 else array[:, :, ::-1]
+    return framing.cut(image, (*box, abs(box[2])), (size, size))
 
 
-def decode_image(data: bytes, channels: int) -> Image.Image:
-    """Bytes of a picture -> 'L' or 'RGB'. Raises OSError or ValueError for what is not a whole picture."""
-    try:
-        with Image.open(io.BytesIO(data)) as image:
-            mode = "L" if channels == 1 else "RGB"
-            if image.mode.startswith("I"):  # 16 bits a pixel: Pillow would clip, not scale
-                image = Image.fromarray((np.asarray(image, np.uint32) >> 8).clip(0, 255).astype(np.uint8))
-            elif image.has_transparency_data:  # on white paper
-                image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image.convert("RGBA"))
-            return image.convert(mode)
-    except (SyntaxError, EOFError, Image.DecompressionBombError) as error:  # Pillow raises these for some broken files
-        raise ValueError(f"not a readable picture: {error}") from error
+decode_image = framing.decode
 
 
 def to_float(images: np.ndarray | Tensor) -> Tensor:
@@ -433,56 +411,161 @@ def to_float(images: np.ndarray | Tensor) -> Tensor:
 
 @dataclass
 class ImageSamples:
-    """Pictures of image shards, decoded on demand; a broken one is counted and its successor stands in for it."""
+    """Pictures of image shards, decoded on demand; a broken one is counted and its successor stands in for it.
+
+    Without `grids`, each is a square of image_size; with them, it is fitted (`fit`) to the grid nearest to its shape, of `downsample` pixels a code.
+    """
 
     index: ShardIndex
     image_size: int
     channels: int
     cache_bytes: int = 0
     max_scale: float = 1.4
-    _cache: dict[int, Image.Image] = field(default_factory=dict)
+    grids: tuple[framing.Grid, ...] = ()
+    downsample: int = 0
+    fit: str = "auto"
+    kept: Path | None = None  # a file that keeps the pictures' sizes
+    _cache: dict[int, framing.Framed] = field(default_factory=dict)
     _cached_bytes: int = 0
     _broken: set[int] = field(default_factory=set)
 
+    def __post_init__(self) -> None:
+        assert not self.grids or self.downsample > 0
+        if not self.grids:
+            self.grids, self.downsample, self.fit = ONE_SQUARE, self.image_size, "crop"
+
     @classmethod
     def open(
-        cls, pattern: str, *, image_size: int, channels: int, cache_gb: float = 0.0, max_scale: float = 1.4, kept: Path | None = None
-    ) -> ImageSamples:
+        cls, pattern: str, *, image_size: int, channels: int, cache_gb: float = 0.0, max_scale: float = 1.4, kept: Path | None = None,
+        grids: tuple[framing.Grid, ...] = (), downsample: int = 0, fit: str = "auto",
+    ) -> ImageSamples:  # fmt: skip
         index = ShardIndex(expand_shards(pattern), need=(), one_of=IMAGE_SUFFIXES, kept=kept)
-        return cls(index, image_size, channels, int(cache_gb * 2**30), max_scale)
+        sizes = kept.with_name(kept.name + ".sizes") if kept else None
+        return cls(index, image_size, channels, int(cache_gb * 2**30), max_scale, grids, downsample, fit, sizes)
 
     def __len__(self) -> int:
         return len(self.index)
 
+    def read(self, i: int) -> bytes:
+        return self.index.read(i, self.index.image_suffix(i))
+
+    def framed(self, i: int, shape: int | None = None) -> framing.Framed:
+        """Sample i and what its grid shows of it, reduced to at most max_scale times the grid's pixels; for grid number `shape` where one is named.
+
+        Raises OSError / ValueError when it is broken.
+        """
+        if i in self._cache and shape is None:
+            return self._cache[i]
+        image = framing.decode(self.read(i), self.channels)
+        grid = self.grids[framing.nearest_grid(*image.size, self.grids) if shape is None else shape]
+        framed = framing.reduced(framing.fit_to(image, grid, self.downsample, self.fit), self.downsample, self.max_scale)
+        size = framed.image.width * framed.image.height * self.channels
+        if shape is None and self._cached_bytes + size <= self.cache_bytes:
+            self._cache[i] = framed
+            self._cached_bytes += size
+        return framed
+
     def picture(self, i: int) -> Image.Image:
         """Sample i, its short side at most image_size * max_scale. Raises OSError / ValueError when it is broken."""
-        if i in self._cache:
-            return self._cache[i]
-        image = decode_image(self.index.read(i, self.index.image_suffix(i)), self.channels)
-        short, target = min(image.size), round(self.image_size * self.max_scale)
-        if short > target:
-            image = image.resize(tuple(max(target, round(s * target / short)) for s in image.size), Image.Resampling.LANCZOS)
-        size = image.width * image.height * self.channels
-        if self._cached_bytes + size <= self.cache_bytes:
-            self._cache[i] = image
-            self._cached_bytes += size
-        return image
+        return self.framed(i).image
 
-    def whole_picture(self, i: int) -> Image.Image:
-        """Like `picture`, passing over broken samples: they are counted, and the next whole one stands in."""
-        for j in range(i, i + len(self)):
-            if j % len(self) in self._broken:
+    def whole(self, i: int) -> framing.Framed:
+        """Like `framed`, passing over broken samples: they are counted, and the next whole one stands in, of the same grid where there is one."""
+        several = len(self.grids) > 1
+        for j in (j % len(self) for j in range(i, i + len(self))):
+            if j in self._broken or (several and j != i and self.shapes[j] != self.shapes[i]):  # of i alone no other's size need be known
                 continue
             try:
-                return self.picture(j % len(self))
+                return self.framed(j)
             except (OSError, ValueError):
-                self._broken.add(j % len(self))
+                self._broken.add(j)
                 self.index.skipped["broken picture"] = len(self._broken)
+        for j in range(len(self) if several else 0):  # none of its grid is whole
+            with contextlib.suppress(OSError, ValueError):
+                return self.framed(j, max(0, int(self.shapes[i])))
         raise ValueError(f"no picture of {self.index.paths[0]} and its kin can be decoded")
+
+    def whole_picture(self, i: int) -> Image.Image:
+        return self.whole(i).image
+
+    def cut(self, framed: framing.Framed, box: framing.Box) -> np.ndarray:
+        """What a box shows, at the grid's size: uint8 (C, H, W)."""
+        rows, columns = framed.grid
+        return framing.cut(framed.image, box, (columns * self.downsample, rows * self.downsample), framed.paper)
+
+    @cached_property
+    def shapes(self) -> np.ndarray:
+        """(n,) int16: the number of each picture's grid; -1 for those whose header cannot be read."""
+        sizes = self.sizes
+        known = {(w, h): framing.nearest_grid(w, h, self.grids) if w else -1 for w, h in np.unique(sizes, axis=0).tolist()}
+        return np.fromiter((known[w, h] for w, h in sizes.tolist()), np.int16, len(sizes))
+
+    @cached_property
+    def sizes(self) -> np.ndarray:
+        """(n, 2) int32: width and height of each picture, from its header; 0, 0 where it cannot be read. Kept beside the index: headers are read once."""
+        of = self.index.stamp()
+        if self.kept is not None and (known := _load_arrays(self.kept, of, 1)) is not None:
+            return known[0]
+        sizes = np.zeros((len(self), 2), np.int32)
+        for i in tqdm(range(len(self)), desc="sizes of pictures", unit="picture", dynamic_ncols=True, leave=False, delay=2):
+            with contextlib.suppress(OSError, ValueError):
+                sizes[i] = framing.size_of(self.read(i))
+        if self.kept is not None:
+            with contextlib.suppress(OSError):  # as with the index
+                _save_arrays(self.kept, of, [sizes])
+        return sizes
+
+
+class BucketOrder:
+    """Which sample stands at which position of the endless, seeded stream when each batch has one shape only.
+
+    The samples of a shape have an order of their own (`Order`), of which its batches read one after another, endlessly. An epoch has as many
+    batches of each shape as its samples have filled up by then, in a shuffled order: over the epochs every picture comes equally often.
+    All of it is a function of (seed, batch size, shapes, position).
+    """
+
+    def __init__(self, shapes: np.ndarray, seed: int, batch_size: int):
+        self.seed, self.batch_size = seed, batch_size
+        self.members = [np.flatnonzero(shapes == shape) for shape in range(int(shapes.max(initial=-1)) + 1)]
+        self.members = [own for own in self.members if len(own)]
+        if not self.members:
+            raise ValueError("no picture's header can be read")
+        self.counts = [len(own) for own in self.members]
+        self.orders = [Order(n, seed + (number << 32)) for number, n in enumerate(self.counts)]
+        self._latest: tuple[int, list[tuple[int, int]]] = (0, [])  # first step, (bucket, batch of it) of each of its steps
+
+    def __getitem__(self, position: int) -> int:
+        step, row = divmod(position, self.batch_size)
+        bucket, batch = self._batch(step)
+        return int(self.members[bucket][self.orders[bucket][batch * self.batch_size + row]])
+
+    def _batch(self, step: int) -> tuple[int, int]:
+        first, batches = self._latest  # replaced as one: threads may ask
+        if not first <= step < first + len(batches):
+            first, batches = self._epoch_of(step)
+        return batches[step - first]
+
+    def _epoch_of(self, step: int) -> tuple[int, list[tuple[int, int]]]:
+        epoch = max(0, step * self.batch_size // sum(self.counts))  # not behind the one that is sought: batches are filled up no earlier
+        while self._steps_before(epoch + 1) <= step:
+            epoch += 1
+        first = self._steps_before(epoch)
+        batches = [(bucket, batch) for bucket in range(len(self.counts)) for batch in range(self._filled(bucket, epoch), self._filled(bucket, epoch + 1))]
+        order = rng_for(self.seed, epoch, stream=5).permutation(len(batches))
+        found = [batches[k] for k in order]
+        self._latest = (first, found)
+        return first, found
+
+    def _filled(self, bucket: int, epoch: int) -> int:
+        """Batches of a bucket before an epoch."""
+        return epoch * self.counts[bucket] // self.batch_size
+
+    def _steps_before(self, epoch: int) -> int:
+        return sum(self._filled(bucket, epoch) for bucket in range(len(self.counts)))
 
 
 class ImageBatches:
-    """Random crops for the image tokenizer: step -> float (batch_size / world, C, S, S)."""
+    """Random crops for the image tokenizer: step -> float (batch_size / world, C, H, W), all of one grid's size."""
 
     def __init__(
         self, samples: ImageSamples, *, batch_size: int, scale: Sequence[float], seed: int, rank: int = 0, world: int = 1, threads: int = 0
@@ -490,7 +573,7 @@ class ImageBatches:
         check_batch(batch_size, world)
         self.samples, self.batch_size, self.scale, self.seed = samples, batch_size, scale, seed
         self.rank, self.world = rank, world
-        self.order = Order(len(samples), seed)
+        self.order = Order(len(samples), seed) if len(samples.grids) == 1 else BucketOrder(samples.shapes, seed, batch_size)
         self.pool = ThreadPoolExecutor(threads) if threads > 0 else None
 
     def __call__(self, step: int) -> Tensor:
@@ -504,17 +587,23 @@ class ImageBatches:
 
     def _item(self, item: tuple[int, int]) -> np.ndarray:
         position, i = item
-        image = self.samples.whole_picture(i)
-        return crop(image, random_box(*image.size, self.scale, rng_for(self.seed, position)), self.samples.image_size)
+        framed = self.samples.whole(i)
+        return self.samples.cut(framed, framing.zoomed(framed.box, self.scale, rng_for(self.seed, position), framed.image.size))
+
+
+def first_frames(samples: ImageSamples, n: int) -> list[Tensor]:
+    """The first n pictures as framed for their grids: float (k, C, H, W) for each grid that one of them has."""
+    found: dict[framing.Grid, list[np.ndarray]] = {}
+    for i in range(min(n, len(samples))):
+        framed = samples.whole(i)
+        found.setdefault(framed.grid, []).append(samples.cut(framed, framed.box))
+    return [to_float(np.stack(found[grid])) for grid in samples.grids if grid in found]
 
 
 def centre_crops(samples: ImageSamples, n: int) -> Tensor:
-    """The first n pictures' centres, float (n, C, S, S)."""
-    out = []
-    for i in range(min(n, len(samples))):
-        image = samples.whole_picture(i)
-        out.append(crop(image, centre_box(*image.size), samples.image_size))
-    return to_float(np.stack(out))
+    """The first n pictures' centres, float (n, C, S, S); of samples without grids."""
+    (one,) = first_frames(samples, n)
+    return one
 
 
 def check_batch(batch_size: int, world: int, name: str = "batch_size") -> None:
@@ -537,6 +626,7 @@ class Record:
     style: str
     subject: str
     questions: list[tuple[str, str]]
+    thing: str = ""
 
 
 class CodeSamples:
@@ -565,7 +655,7 @@ class CodeSamples:
         questions = [(q["question"], q["answer"]) for q in tree.get("questions", [])]
         return Record(
             self.index.key(i), codes, (int(grid[0]), int(grid[1])), caption, captions,
-            tree.get("style", ""), tree.get("subject", ""), questions,
+            tree.get("style", ""), tree.get("subject", ""), questions, tree.get("thing", ""),
         )  # fmt: skip
 
     def whole_record(self, i: int) -> Record:
@@ -739,14 +829,15 @@ class TokenBatches:
         codes = record.codes[rng.integers(len(record.codes)) if self.views and len(record.codes) > 1 else 0]  # of one, numpy draws nothing either
         registers = [r for r in record.captions if r in v.registers]
         register = "plain" if rng.random() < self.plain_share or len(registers) == 1 else registers[rng.integers(len(registers))]
-        dropped, bare = rng.random(4).tolist(), rng.random() < self.tag_dropout
+        dropped, bare = rng.random(5 if v.things else 4).tolist(), rng.random() < self.tag_dropout
         keep = [not bare and number >= self.tag_dropout for number in dropped]
-        only_grid = record.grid != v.default_grid  # a grid other than the default cannot be guessed
+        only_grid = len(v.grids) > 1 or record.grid != v.default_grid  # which of several it is cannot be guessed
         tags = Tags(
             style=record.style if keep[0] and record.style in v.styles else "",
             subject=record.subject if keep[1] and record.subject in v.subjects else "",
             register=register if keep[2] else "",
             grid=record.grid if keep[3] or only_grid else None,
+            thing=record.thing if v.things and keep[4] and record.thing in v.things else "",
         )
         caption = self.text(record.captions[register])
         if task == "text_to_image":

@@ -20,6 +20,7 @@ SMALL = 192  # px; pictures whose longer side is below this are enlarged
 LARGE = 512  # px; pictures whose longer side is above this are reduced, unless `cell` asks for more
 ALIKE = 1.5  # times the smallest area: pictures of one model, whose grids differ in shape and hardly in size
 MAX_LINES = 4
+WHOLE = 1000  # lines: no caption is longer
 ELLIPSIS = "…"
 
 
@@ -46,7 +47,7 @@ def to_pil(image) -> Image.Image:
 
 def captioned_grid(
     images: Sequence[Image.Image],
-    captions: Sequence[str],
+    captions: Sequence[str | Sequence[str]],
     *,
     columns: int | None = None,
     cell: int | None = None,
@@ -57,7 +58,8 @@ def captioned_grid(
     `cell` is the side in px of the square that the largest picture is fitted into; left out, pictures keep their size, those
     under 192 px are enlarged by a whole factor and those over 512 px reduced. Pictures of different shapes stand whole in the middle
     of cells of one size, at one scale where their areas are alike; others each as large as fits. `columns` left out: nearly square,
-    with few empty places. A caption is wrapped to its picture's cell and ends in an ellipsis after four lines.
+    with few empty places. A caption is wrapped to its picture's cell and ends in an ellipsis after four lines; several, a list, stand
+    beneath one another from the left, each of them whole.
     Raises ValueError for no pictures, or where pictures and captions differ in number.
     """
     if not images:
@@ -67,7 +69,8 @@ def captioned_grid(
     columns, cell = _checked("columns", columns, _columns_for(len(images))), _checked("cell", cell, _cell_for(images))
     font = _font(_checked("font_size", font_size, max(12, round(cell / 16))))
     pictures = _fitted_alike(images, cell)
-    texts = [_wrap(caption, font, cell) for caption in captions]
+    several = [not isinstance(caption, str) for caption in captions]
+    texts = [_wrap(c, font, cell) if isinstance(c, str) else [line for one in c for line in _wrap(one, font, cell, WHOLE)] for c in captions]
 
     margin, gap, padding, line = cell // 8, cell // 10, max(4, cell // 24), _line_height(font)
     rows = [range(start, min(start + columns, len(images))) for start in range(0, len(images), columns)]
@@ -89,7 +92,7 @@ def captioned_grid(
             left = margin + column * (cell + gap)
             _paste(page, pictures[k], left + (cell - pictures[k].width) // 2, top + (tallest - pictures[k].height) // 2)
             for number, text in enumerate(texts[k]):
-                x = left + max(0, (cell - font.getlength(text)) / 2)
+                x = left + (0 if several[k] else max(0, (cell - font.getlength(text)) / 2))
                 draw.text((x, top + tallest + padding + number * line), text, fill=INK, font=font)
         top += tallest + padding + text_height + gap
     return page

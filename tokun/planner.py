@@ -30,7 +30,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from tokun import checkpoint, data, losses, optim, stages
+from tokun import checkpoint, data, framing, losses, optim, stages
 from tokun.config import Config, load_config
 from tokun.engine import make_accelerator
 from tokun.generator import add_dropout, count_parameters, flops_per_token, loss_chunk, make_generator, tune_for
@@ -148,7 +148,8 @@ def plan_vocabulary(config: Config) -> Vocabulary:
     """The id space of a run: with the tags that its code shards name where they are there, else without styles and subjects."""
     codes = checkpoint.read_record(Path(config.out) / "codes" / "codes.json")
     side = config.image_tokenizer.image_size // config.image_tokenizer.downsample
-    codes = codes or {"tag_counts": [], "codebook_size": config.image_tokenizer.codebook_size, "grid": [side, side]}
+    grids = framing.parse_grids(config.data.grids) or ((side, side),)
+    codes = codes or {"tag_counts": [], "codebook_size": config.image_tokenizer.codebook_size, "grid": grids[0], "grids": grids}
     return stages.build_vocabulary(config, SimpleNamespace(size=config.text_tokenizer.vocab_size, illegal_ids=[0]), codes)
 
 
@@ -414,23 +415,23 @@ QUANTIZER_COPIES = {"VectorQuantize": 4.0, "FSQ": 0.0, "LFQ": 7.0, "SimVQ": 1.3}
 
 
 def image_tokenizer_sizes(config: Config) -> ImageSizes:
-    """Trace encoder, decoder, perceptual net and discriminator over one picture of fake tensors.
+    """Trace encoder, decoder, perceptual net and discriminator over one picture of fake tensors, of the grid with the most codes.
 
     Backward counts twice the forward pass, once for the perceptual net, whose weights stay. The quantizer is counted by hand:
     2 x codes x codebook x width of a code.
     """
     m, t = config.image_tokenizer, config.image_tokenizer_train
-    bf16, side, codes = t.precision == "bf16", m.image_size, (m.image_size // m.downsample) ** 2
+    h, w = max(framing.parse_grids(config.data.grids) or [(m.image_size // m.downsample,) * 2], key=math.prod)
+    bf16, size, codes = t.precision == "bf16", (h * m.downsample, w * m.downsample), h * w
     with torch.device("meta"):
         model = ImageTokenizer(m)
-    latent = (1, m.latent_dim, side // m.downsample, side // m.downsample)
-    picture = (1, m.image_channels, side, side)
+    latent, picture = (1, m.latent_dim, h, w), (1, m.image_channels, *size)
     encode, encoder_saved = traced(lambda: Encoder(m), picture, bf16=bf16)
     decode, decoder_saved = traced(lambda: Decoder(m), latent, bf16=bf16)
     quantize = 2.0 * codes * m.codebook_size * (m.codebook_dim if m.quantizer == "VectorQuantize" else m.latent_dim)
     step, saved = 3 * (encode + decode) + quantize, encoder_saved + decoder_saved
     if t.perceptual_weight > 0 and t.perceptual != "none":
-        flops, kept = traced(vgg16, (1, 3, side, side), bf16=bf16)
+        flops, kept = traced(vgg16, (1, 3, *size), bf16=bf16)
         scale = 1.0 if t.perceptual == "lpips" else 0.35 / 15.5  # multiplications at 224 px: SqueezeNet 1.1 and VGG-16, torchvision's table
         step, saved = step + 3 * flops * scale, saved + kept * scale  # both pictures forward, one of them backward
     if t.gan_weight > 0:

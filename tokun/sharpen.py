@@ -23,8 +23,9 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from tokun import checkpoint, console, data, losses, model, optim
+from tokun import checkpoint, console, data, framing, losses, model, optim
 from tokun.image_tokenizer import ImageTokenizer
+from tokun.vocabulary import Vocabulary
 
 DISCRIMINATOR_AHEAD = 100  # steps that the discriminator learns alone
 
@@ -73,7 +74,8 @@ def sharpen(source: str | Path | None, shards: str, out: Path, recipe: Recipe, *
     folder = model.resolve(source)
     tokenizer = ImageTokenizer.load(folder / model.IMAGE_TOKENIZER).to(device)
     made_with = {"recipe": {k: v for k, v in dataclasses.asdict(recipe).items() if k not in ("minutes", "save_every")}, "from": tokenizer.fingerprint()}
-    trainer = Trainer(tokenizer, shards, recipe)
+    grids = Vocabulary.load(folder / "vocabulary.json").grids
+    trainer = Trainer(tokenizer, shards, recipe, grids if grids != (tokenizer.grid,) else None)  # one square: as models of squares are trained
     states = checkpoint.TrainerStates(out.with_name(out.name + "-state"))
     trainer.resume(states, made_with)
     trainer.run(states, made_with)
@@ -92,10 +94,11 @@ def sharpen(source: str | Path | None, shards: str, out: Path, recipe: Recipe, *
 class Trainer:
     """The decoder, its discriminator, and where they are."""
 
-    def __init__(self, tokenizer: ImageTokenizer, shards: str, recipe: Recipe):
+    def __init__(self, tokenizer: ImageTokenizer, shards: str, recipe: Recipe, grids: tuple[framing.Grid, ...] | None = None):
         c, self.recipe, self.tokenizer = tokenizer.config, recipe, tokenizer.eval()
         self.device = next(tokenizer.parameters()).device
-        samples = data.ImageSamples.open(shards, image_size=c.image_size, channels=c.image_channels, cache_gb=4.0, max_scale=recipe.crop_scale[1])
+        shapes = {} if grids is None else {"grids": grids, "downsample": c.downsample}
+        samples = data.ImageSamples.open(shards, image_size=c.image_size, channels=c.image_channels, cache_gb=4.0, max_scale=recipe.crop_scale[1], **shapes)
         self.batches = data.ImageBatches(samples, batch_size=recipe.batch_size, scale=recipe.crop_scale, seed=recipe.seed)
         torch.manual_seed(recipe.seed)
         self.discriminator = losses.PatchDiscriminator(c.image_channels).to(self.device)
@@ -130,11 +133,12 @@ class Trainer:
         self.ema.copy_to(self.decoder)
 
     def learn(self, real: Tensor) -> dict[str, Tensor]:
-        """One step of both on pictures (B, C, S, S) -> the terms of the losses."""
+        """One step of both on pictures (B, C, H, W) -> the terms of the losses."""
         r, t = self.recipe, self.tokenizer
         with torch.no_grad():
             codes = t.encode(real)
-            latents = t._vectors(t.order[codes]).transpose(1, 2).reshape(len(real), -1, *t.grid)
+            grid = (real.shape[2] // t.config.downsample, real.shape[3] // t.config.downsample)
+            latents = t._vectors(t.order[codes]).transpose(1, 2).reshape(len(real), -1, *grid)
         with torch.autocast(self.device.type, torch.bfloat16):
             made = self.decoder(latents)
             distance = self.perceptual(made, real) if r.perceptual_weight else real.new_zeros(())

@@ -1,0 +1,268 @@
+"""How a picture is fitted to a grid of codes: the one owner of opening, framing, cutting and padding. Knows PIL and numpy; no torch, no model.
+
+A grid is (rows, columns) of codes; with `downsample` pixels a code it asks for a picture of rows * downsample by columns * downsample pixels.
+A box is (left, top, width, height) in pixels of the picture. It has the grid's aspect; where it reaches beyond the picture, paper is laid.
+A negative width says that what is cut is mirrored.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+from PIL import Image
+
+Grid = tuple[int, int]  # rows, columns of codes
+Box = tuple[float, float, float, float]  # left, top, width, height
+FITS = ("auto", "pad", "crop")
+MOST_RATIO = 3  # of the largest grid's codes to the smallest's: a batch of one costs about what a batch of another does
+MOST_CUT = 0.25  # share of a picture that "auto" cuts off; what would lose more is padded
+LEAST_CUT = 0.02  # what loses less is cropped: nobody misses it, and nothing need be filled
+MOST_ENLARGED = 2.0  # a padded picture is enlarged no further: a thing of few pixels stays small on its paper
+EDGE = 0.03  # of the short side: how broad the strips are that tell what the ground is
+PAPER_SHARE, PAPER_RANGE = 0.75, 32  # ground is paper where so many of its pixels lie so near (grey levels) to their median
+WHITE = 235  # paper as light as this is filled with white
+
+
+# --- grids ----------------------------------------------------------------------------------------------------------
+
+
+def parse_grids(names: Sequence[str]) -> tuple[Grid, ...]:
+    """["16x16", "12x21"] (rows x columns of codes) -> ((16, 16), (12, 21)). Raises ValueError for what is no grid, for one that is named
+    twice, and for grids whose numbers of codes are further apart than MOST_RATIO."""
+    grids: list[Grid] = []
+    for name in names:
+        match = re.fullmatch(r"([1-9]\d{0,3})x([1-9]\d{0,3})", str(name))
+        if match is None:
+            raise ValueError(f"data.grids names {name!r}; a grid is rows x columns of codes, both at least 1, for example 12x21")
+        grid = (int(match[1]), int(match[2]))
+        if grid in grids:
+            raise ValueError(f"data.grids names {name} twice: name each grid once")
+        grids.append(grid)
+    codes = [rows * columns for rows, columns in grids]
+    if codes and max(codes) > MOST_RATIO * min(codes):
+        few, many = (f"{grids[codes.index(n)][0]}x{grids[codes.index(n)][1]} ({n} codes)" for n in (min(codes), max(codes)))
+        raise ValueError(f"data.grids holds {few} and {many}: at most {MOST_RATIO} times as many codes; choose grids of about the same number")
+    return tuple(grids)
+
+
+def grid_text(grid: Grid) -> str:
+    """(12, 21) -> '12x21'."""
+    return f"{grid[0]}x{grid[1]}"
+
+
+def nearest_grid(width: int, height: int, grids: Sequence[Grid]) -> int:
+    """The number of the grid whose aspect is nearest to that of a picture, by the logarithm of their ratio; of two the first."""
+    aspect = math.log(width / height)
+    return min(range(len(grids)), key=lambda k: abs(aspect - math.log(grids[k][1] / grids[k][0])))
+
+
+# --- opening --------------------------------------------------------------------------------------------------------
+
+
+def decode(data: bytes, channels: int) -> Image.Image:
+    """Bytes of a picture -> 'L' or 'RGB', as it lies in the file. The only place where a shard's or a user's bytes become pixels.
+
+    Raises OSError or ValueError for what is not a whole picture.
+    """
+    try:
+        with Image.open(io.BytesIO(data)) as image:
+            mode = "L" if channels == 1 else "RGB"
+            if image.mode.startswith("I"):  # 16 bits a pixel: Pillow would clip, not scale
+                image = Image.fromarray((np.asarray(image, np.uint32) >> 8).clip(0, 255).astype(np.uint8))
+            elif image.has_transparency_data:  # on white paper
+                image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image.convert("RGBA"))
+            return image.convert(mode)
+    except (SyntaxError, EOFError, Image.DecompressionBombError) as error:  # Pillow raises these for some broken files
+        raise ValueError(f"not a readable picture: {error}") from error
+
+
+def size_of(data: bytes) -> tuple[int, int]:
+    """(width, height) that `decode` would give, from the header alone. Raises as `decode` does."""
+    try:
+        with Image.open(io.BytesIO(data)) as image:
+            return image.size
+    except (SyntaxError, EOFError, Image.DecompressionBombError) as error:
+        raise ValueError(f"not a readable picture: {error}") from error
+
+
+# --- boxes ----------------------------------------------------------------------------------------------------------
+
+
+class Framed(NamedTuple):
+    """A picture and what is taken of it."""
+
+    image: Image.Image
+    grid: Grid
+    box: Box  # what the whole grid shows
+    padded: bool  # the whole picture on paper; else the grid is covered
+    paper: tuple[int, ...]  # a channel's value each, laid where the box reaches beyond the picture
+
+
+def crop_box(width: float, height: float, grid: Grid) -> Box:
+    """The largest box of the grid's aspect inside a picture, in its middle."""
+    aspect = grid[1] / grid[0]
+    w, h = (height * aspect, float(height)) if width > height * aspect else (float(width), width / aspect)
+    return ((width - w) / 2, (height - h) / 2, w, h)
+
+
+def pad_box(width: float, height: float, grid: Grid, downsample: int) -> Box:
+    """The smallest box of the grid's aspect around a picture, or a larger one where the picture would be enlarged more than MOST_ENLARGED."""
+    aspect = grid[1] / grid[0]
+    h = max(height, width / aspect, grid[0] * downsample / MOST_ENLARGED)
+    return ((width - h * aspect) / 2, (height - h) / 2, h * aspect, h)
+
+
+def lost(width: float, height: float, box: Box) -> float:
+    """Share of a picture that a box leaves out."""
+    left, top, w, h = box
+    inside = max(0.0, min(width, left + w) - max(0.0, left)) * max(0.0, min(height, top + h) - max(0.0, top))
+    return 1 - inside / (width * height)
+
+
+def ground(image: Image.Image, sides: str) -> tuple[tuple[int, ...], float]:
+    """The median of what lies along some sides ('lr', 'tb' or 'lrtb') of a picture, a value a channel, and the share of it that is near to it."""
+    pixels = np.asarray(image)
+    pixels = pixels[:, :, None] if pixels.ndim == 2 else pixels
+    n = max(1, round(EDGE * min(pixels.shape[:2])))
+    strips = {"l": pixels[:, :n], "r": pixels[:, -n:], "t": pixels[:n], "b": pixels[-n:]}
+    edge = np.concatenate([strips[side].reshape(-1, pixels.shape[2]) for side in sides])
+    median = np.median(edge, axis=0)
+    share = float((np.abs(edge - median).max(axis=1) <= PAPER_RANGE).mean())
+    paper = (255,) * len(median) if median.min() >= WHITE else tuple(int(value) for value in median)
+    return paper, share
+
+
+def fit_to(image: Image.Image, grid: Grid, downsample: int, fit: str) -> Framed:
+    """Which box of a picture a grid shows.
+
+    crop: the grid is covered and the overhang is cut off, half on each side. pad: the whole picture is kept on paper, which has the colour of
+    the picture's edges (white where they are nearly so). auto: padded where the edges that paper would touch are blank ground, as around a
+    single thing, or where more than MOST_CUT would be cut off; cropped otherwise.
+    """
+    width, height = image.size
+    cropped, padded = crop_box(width, height, grid), pad_box(width, height, grid, downsample)
+    sides = "tb" if cropped[2] < width else "lr"  # paper is added across the direction in which it would be cut
+    cut = lost(width, height, cropped)
+    if fit == "crop" or (fit == "auto" and cut <= LEAST_CUT):
+        return Framed(image, grid, cropped, False, (255,) * len(image.getbands()))
+    paper, share = ground(image, sides)
+    pad = fit == "pad" or cut > MOST_CUT or share >= PAPER_SHARE
+    return Framed(image, grid, padded if pad else cropped, pad, paper)
+
+
+def reduced(framed: Framed, downsample: int, scale: float) -> Framed:
+    """The same on a smaller copy of its picture, in which the box is `scale` times as large as the grid's pixels; as it is where it is smaller."""
+    image, grid, height = framed.image, framed.grid, framed.box[3]
+    target = round(grid[0] * downsample * scale)
+    if height <= target:
+        return framed
+    size = max(1, round(image.width * target / height)), max(1, round(image.height * target / height))
+    box = pad_box(*size, grid, downsample) if framed.padded else crop_box(*size, grid)
+    return framed._replace(image=image.resize(size, Image.Resampling.LANCZOS), box=box)
+
+
+def zoomed(frame: Box, scale: Sequence[float], rng: np.random.Generator, anywhere: tuple[int, int] | None = None) -> Box:
+    """A box smaller than the frame by s, uniform in `scale`, at a random place in the frame, or also beyond it `anywhere` in a picture of that size.
+
+    Raises ValueError for a scale that is not 1 <= low <= high.
+    """
+    low, high = scale
+    if not 1 <= low <= high:
+        raise ValueError(f"crop_scale is [{low}, {high}]; it takes 1 <= low <= high, and 1 is as large as fits")
+    left, top, width, height = frame
+    right, bottom = left + width, top + height
+    if anywhere is not None:
+        left, top, right, bottom = min(0.0, left), min(0.0, top), max(anywhere[0], right), max(anywhere[1], bottom)
+    s = low + (high - low) * rng.random()
+    width, height = width / s, height / s
+    return (float(left + (right - left - width) * rng.random()), float(top + (bottom - top - height) * rng.random()), float(width), float(height))
+
+
+def five_boxes(frame: Box, scale: float) -> list[Box]:
+    """Boxes smaller than the frame by `scale` in its corners and its middle (LlamaGen's ten-crop, unmirrored)."""
+    left, top, width, height = frame
+    w, h = width / scale, height / scale
+    return [(left + x * (width - w), top + y * (height - h), w, h) for x, y in ((0, 0), (1, 0), (0, 1), (1, 1), (0.5, 0.5))]
+
+
+def views(
+    frame: Box, count: int, scale: Sequence[float], rng: np.random.Generator, anywhere: tuple[int, int] | None = None,
+    *, positions: str = "random", mirror: bool = False,
+) -> list[Box]:  # fmt: skip
+    """View 0: the frame. The others, smaller by `scale`: at random places (see `zoomed`), or at five. Where asked for, about half of them are mirrored."""
+    boxes = [frame]
+    if positions == "five":
+        boxes += [box for end in sorted(set(scale), reverse=True) if end > 1 for box in five_boxes(frame, end)]
+        boxes = boxes[:count]
+    else:
+        boxes += [zoomed(frame, scale, rng, anywhere) for _ in range(count - 1)]
+    return boxes[:1] + [(left, top, -w if mirror and rng.random() < 0.5 else w, h) for left, top, w, h in boxes[1:]]
+
+
+# --- pixels ---------------------------------------------------------------------------------------------------------
+
+
+def cut(image: Image.Image, box: Box, size: tuple[int, int], paper: tuple[int, ...] = ()) -> np.ndarray:
+    """What a box shows, at a size (width, height): uint8 (C, height, width). Outside of the picture lies paper, white where none is named."""
+    left, top, width, height = box[0], box[1], abs(box[2]), box[3]
+    inner = (max(0.0, left), max(0.0, top), min(float(image.width), left + width), min(float(image.height), top + height))
+    x, y = size[0] / width, size[1] / height  # pixels of the result for one of the picture
+    x0, x1 = max(0, min(round(-left * x), size[0] - 1)), min(size[0], round((image.width - left) * x))
+    y0, y1 = max(0, min(round(-top * y), size[1] - 1)), min(size[1], round((image.height - top) * y))
+    if (x0, y0, x1, y1) == (0, 0, *size):
+        out = image.resize(size, Image.Resampling.LANCZOS, box=inner)
+    else:
+        fill = paper or (255,) * len(image.getbands())
+        out = Image.new(image.mode, size, fill if len(fill) > 1 else fill[0])
+        if inner[0] < inner[2] and inner[1] < inner[3]:
+            covered = max(1, x1 - x0), max(1, y1 - y0)
+            out.paste(image.resize(covered, Image.Resampling.LANCZOS, box=inner), (x0, y0))
+    array = np.asarray(out, np.uint8)
+    array = array[None] if array.ndim == 2 else array.transpose(2, 0, 1)
+    return array if box[2] > 0 else array[:, :, ::-1]
+
+
+def frame(image: Image.Image, grid: Grid, downsample: int, fit: str = "auto") -> tuple[np.ndarray, Box]:
+    """A picture ('L' or 'RGB') fitted to a grid: uint8 (C, rows * downsample, columns * downsample), and the box that was taken (`fit_to`)."""
+    if fit not in FITS:
+        raise ValueError(f"fit is {fit!r}; it is one of {', '.join(FITS)}")
+    framed = fit_to(image, grid, downsample, fit)
+    return cut(image, framed.box, (grid[1] * downsample, grid[0] * downsample), framed.paper), framed.box
+
+
+@dataclass(frozen=True)
+class Ready:
+    """Pictures of one grid, ready to be encoded together."""
+
+    grid: Grid
+    places: list[int]  # of each in the list that was given
+    pixels: np.ndarray  # uint8 (n, C, rows * downsample, columns * downsample)
+    boxes: list[Box]
+
+
+def encode_ready(
+    images: Sequence[Image.Image], grids: Sequence[Grid], *, downsample: int, fit: str = "", grid: Grid | None = None
+) -> Iterator[Ready]:
+    """Pictures of any shapes ('L' or 'RGB', all alike) -> a group for each grid that one of them has, in the order of `grids`.
+
+    Each goes to the grid that is nearest to its shape, or all to `grid`. `fit` is the one of training; left empty, "crop" for one square
+    grid, which is what models of square pictures were trained with, and "auto" otherwise. To encode:
+
+        codes: list = [None] * len(images)
+        for group in framing.encode_ready(images, vocabulary.grids, downsample=config.downsample):
+            found = tokenizer.encode(data.to_float(group.pixels).to(device), rows=rows).cpu()
+            for place, own in zip(group.places, found):
+                codes[place] = (group.grid, own)
+    """
+    fit = fit or ("crop" if len(grids) == 1 and grids[0][0] == grids[0][1] else "auto")
+    chosen = [grids.index(grid) if grid is not None else nearest_grid(*image.size, grids) for image in images]
+    for number in sorted(set(chosen)):
+        places = [place for place, own in enumerate(chosen) if own == number]
+        made = [frame(images[place], grids[number], downsample, fit) for place in places]
+        yield Ready(grids[number], places, np.stack([pixels for pixels, _ in made]), [box for _, box in made])
