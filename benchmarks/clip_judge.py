@@ -1,6 +1,7 @@
 """A judge of coherence that shares no weights with tokun's models: a small CLIP, trained here on the train split.
 
     python benchmarks/clip_judge.py --train 'engravings/train-*.tar' --val engravings/val-00000.tar --out runs/clip_judge --minutes 60
+    … --descriptions descriptions.tsv --size 128     raw shards, whose descriptions stand in a table beside them
 
 Made of stock open_clip: a ResNet of 1.4M parameters on 64 px, two text layers of width 128 over CLIP's own byte pairs (8.2M in
 all, 6.3M of them the table of pieces). Pictures are decoded once and kept as uint8; each batch crops, tones and blurs them,
@@ -34,68 +35,69 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from tokun import data
 from tokun.clip import Clip
-from tokun.evaluate import coherence
+from tokun.evaluate import coherence, figures, recognition
 from tokun.evaluate.figures import Figure
+from tokun.evaluate.material import Table, described, read_table, squares
 from tokun.extras import need
 
-SIZE, KEPT = 64, 72  # pixels that the network sees; that are kept, to crop from
+SIZE = 64  # pixels that the network sees
+CROP = 8 / 9  # … as a share of those that are kept, to crop from
 CONFIG: dict[str, Any] = {
     "embed_dim": 128,
     "vision_cfg": {"image_size": SIZE, "layers": [1, 1, 1, 1], "width": 16, "head_width": 64},
     "text_cfg": {"context_length": 24, "vocab_size": 49408, "width": 128, "heads": 2, "layers": 2},
 }
 MEAN, STD = 0.7, 0.3  # of ink on paper, roughly
-PREPROCESS = {"size": [SIZE, SIZE], "mean": [MEAN] * 3, "std": [STD] * 3, "interpolation": "bicubic", "resize_mode": "squash"}
+PREPROCESS: dict[str, Any] = {"mean": [MEAN] * 3, "std": [STD] * 3, "interpolation": "bicubic", "resize_mode": "squash"}
 SAVE_EVERY = 120  # seconds
+
+
+def config_of(size: int) -> dict[str, Any]:
+    """CONFIG for pictures of `size` px."""
+    return CONFIG | {"vision_cfg": CONFIG["vision_cfg"] | {"image_size": size}}
 
 
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--train", required=True, help="image shards: a path, a glob, or several joined by commas")
     parser.add_argument("--val", required=True, help="held-out image shards")
+    parser.add_argument("--descriptions", type=Path, default=None, help="a table with folder, key, description; default: the shards' plain captions")
+    parser.add_argument("--size", type=int, default=SIZE, help="pixels that the network sees, a multiple of 32 (%(default)s)")
     parser.add_argument("--out", type=Path, default=Path("runs/clip_judge"))
     parser.add_argument("--minutes", type=float, default=60.0, help="of training, over all runs of this folder (%(default)s)")
     parser.add_argument("--batch-size", type=int, default=128)
     parser.add_argument("--lr", type=float, default=2e-3)
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args(argv)
-    train(args)
-    pictures, captions = read(args.val, SIZE)
+    if args.size < 32 or args.size % 32:
+        parser.error(f"--size is {args.size}; it must be a multiple of 32")
+    table = read_table(args.descriptions) if args.descriptions else None
+    train(args, table)
+    pictures, captions = read(args.val, args.size, table)
     for figure in retrieval(Clip(str(args.out)), pictures, captions, args.seed):
         print(f"{figure.name:44s} {figure.value:7.1%}  [{figure.low:.1%}, {figure.high:.1%}]  n {figure.n}  {figure.note}")
 
 
-def read(pattern: str, size: int) -> tuple[Tensor, list[str]]:
-    """Centred squares uint8 (n, 1, size, size) and their plain captions. Pairs that are broken or without words are left out."""
-    index = data.ShardIndex(data.expand_shards(pattern), need=("json",), one_of=data.IMAGE_SUFFIXES)
-    samples = data.ImageSamples(index, size, 1, max_scale=1.0)
-    pictures, captions = [], []
-    for i in range(len(samples)):
-        try:
-            picture, tree = samples.picture(i), index.read_json(i)
-        except (OSError, ValueError):
-            continue
-        caption = str(tree.get("captions", {}).get("plain") or tree.get("caption") or "")
-        if caption:
-            pictures.append(data.crop(picture, data.centre_box(*picture.size), size))
-            captions.append(caption)
-    if not pictures:
+def read(pattern: str, size: int, table: Table | None = None) -> tuple[Tensor, list[str]]:
+    """Centred squares uint8 (n, 1, size, size) and their plain captions, or those of `table`. Pairs that are broken or without words are left out."""
+    pairs = [(np.asarray(picture)[None], text) for _, picture, text in described(pattern, squares(size), table=table)]
+    if not pairs:
         raise ValueError(f"no pair of {pattern} can be used: it takes pictures that open, with captions")
-    return torch.from_numpy(np.stack(pictures)), captions
+    return torch.from_numpy(np.stack([picture for picture, _ in pairs])), [text for _, text in pairs]
 
 
 # --- training -------------------------------------------------------------------------------------------------------
 
 
-def train(args: argparse.Namespace) -> None:
+def train(args: argparse.Namespace, table: Table | None = None) -> None:
     """Train until --minutes are spent, and leave the folder. What is there already is gone on with."""
     open_clip = need("open_clip", extra="clip")
     torch.manual_seed(args.seed)
-    model = open_clip.CLIP(**CONFIG).to(memory_format=torch.channels_last).train()
+    model = open_clip.CLIP(**config_of(args.size)).to(memory_format=torch.channels_last).train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=args.lr, betas=(0.9, 0.98), weight_decay=0.1)
     step, spent = resume(args.out, model, optimizer)
     if spent < args.minutes * 60:
-        pictures, captions = read(args.train, KEPT)
+        pictures, captions = read(args.train, round(args.size / CROP), table)
         texts = open_clip.SimpleTokenizer(context_length=CONFIG["text_cfg"]["context_length"])(captions)
         print(f"{len(texts):,} pairs, {sum(p.numel() for p in model.parameters()) / 1e6:.1f}M parameters, from step {step}", flush=True)
         step, spent = fit(args, model, optimizer, pictures, texts, step, spent)
@@ -113,7 +115,7 @@ def fit(args: argparse.Namespace, model: Any, optimizer: torch.optim.Optimizer, 
             group["lr"] = rate
         rows, generator = batch_rows(len(texts), args.batch_size, step, args.seed)
         with torch.autocast("cpu", torch.bfloat16):
-            seen = model.encode_image(augment(pictures[rows], generator), normalize=True)
+            seen = model.encode_image(augment(pictures[rows], generator, args.size), normalize=True)
             read = model.encode_text(texts[rows], normalize=True)
         loss = loss_of(seen.float(), read.float(), model.logit_scale.exp())
         optimizer.zero_grad(set_to_none=True)
@@ -138,16 +140,16 @@ def batch_rows(n: int, batch_size: int, step: int, seed: int) -> tuple[Tensor, t
     return rows, torch.Generator().manual_seed(seed * 1_000_003 + step)
 
 
-def augment(pictures: Tensor, generator: torch.Generator) -> Tensor:
-    """uint8 (B, 1, KEPT, KEPT) -> float (B, 3, SIZE, SIZE), as the preprocessing leaves them: cropped, toned and blurred, each its own way."""
+def augment(pictures: Tensor, generator: torch.Generator, size: int) -> Tensor:
+    """uint8 (B, 1, S, S) -> float (B, 3, size, size), as the preprocessing leaves them: cropped, toned and blurred, each its own way."""
 
     def uniform(low: float, high: float) -> Tensor:
         return low + (high - low) * torch.rand(len(pictures), 1, 1, 1, generator=generator)
 
-    side = uniform(SIZE / KEPT, 1.0)  # of the crop, as a share of what is kept
+    side = uniform(CROP, 1.0)  # of the crop, as a share of what is kept
     shift = torch.cat([(1 - side) * uniform(-1, 1), (1 - side) * uniform(-1, 1)], 2)[..., 0]  # (B, 1, 2)
     turn = torch.eye(2) * side[:, 0]  # (B, 2, 2)
-    grid = F.affine_grid(torch.cat([turn, shift.transpose(1, 2)], 2), [len(pictures), 1, SIZE, SIZE], align_corners=False)
+    grid = F.affine_grid(torch.cat([turn, shift.transpose(1, 2)], 2), [len(pictures), 1, size, size], align_corners=False)
     cut = F.grid_sample(pictures.float() / 255, grid, padding_mode="border", align_corners=False)
     blurred = F.avg_pool2d(F.pad(cut, (1, 1, 1, 1), mode="replicate"), 3, 1)
     toned = (torch.lerp(cut, blurred, uniform(0, 1)) - 0.5) * uniform(0.8, 1.1) + 0.5 + uniform(-0.1, 0.1)
@@ -160,7 +162,8 @@ def augment(pictures: Tensor, generator: torch.Generator) -> Tensor:
 def save(folder: Path, model: Any, optimizer: torch.optim.Optimizer, step: int, spent: float) -> None:
     """The folder as open_clip loads it, and `state.pt` to go on from; each file whole or not at all."""
     folder.mkdir(parents=True, exist_ok=True)
-    config = {"model_cfg": CONFIG, "preprocess_cfg": PREPROCESS}
+    size = model.visual.image_size
+    config = {"model_cfg": config_of(size), "preprocess_cfg": {"size": [size, size], **PREPROCESS}}
     (folder / "open_clip_config.json").write_text(json.dumps(config, indent=1) + "\n")
     weights = {name: value.contiguous() for name, value in model.state_dict().items()}
     save_file(weights, folder / "weights.part")
@@ -174,7 +177,10 @@ def resume(folder: Path, model: Any, optimizer: torch.optim.Optimizer) -> tuple[
     if not (folder / "state.pt").is_file():
         return 0, 0.0
     state = torch.load(folder / "state.pt", weights_only=True)
-    model.load_state_dict(state["model"])
+    try:
+        model.load_state_dict(state["model"])
+    except RuntimeError as error:
+        raise ValueError(f"{folder} holds a judge of another --size: name another --out") from error
     optimizer.load_state_dict(state["optimizer"])
     return state["step"], state["spent"]
 
@@ -186,7 +192,10 @@ def retrieval(clip: Clip, pictures: Tensor, captions: list[str], seed: int) -> l
     """How often held-out pictures and captions find each other by it."""
     images = [Image.fromarray(picture[0].numpy()) for picture in pictures]
     scores = clip.similarities(images, captions)
-    return coherence.ranking_figures("judge", "held-out", scores, captions, seed)
+    share = recognition.firsts(scores, captions).tolist() if len(set(captions)) >= recognition.CANDIDATES + 1 else []
+    note = "over all draws of rivals; chance 6.2%"
+    own = [figures.mean("judge finds the own caption first of 16", share, better="more", note=note, seed=seed)] if share else []
+    return own + coherence.ranking_figures("judge", "held-out", scores, captions, seed)
 
 
 if __name__ == "__main__":

@@ -2,10 +2,12 @@
 
     python -m data_tools.caption shards/ --model Salesforce/blip2-opt-2.7b --registers plain,poetic,era
     python -m data_tools.caption shards/ --endpoint http://localhost:8000/v1 --endpoint-model Qwen/Qwen2.5-VL-7B-Instruct
+    python -m data_tools.caption shards/ --from captions.tsv --out described/
     accelerate launch -m data_tools.caption shards/ --model Qwen/Qwen2.5-VL-7B-Instruct --registers plain,social
 
 Who writes: a captioner that sees the picture (--model), a language model (--rewriter), a server (--endpoint); where there
-is none, a template puts the metadata into words and says so in the record. Look first: --preview 16 draws a sheet.
+is none, a template puts the metadata into words and says so in the record. Look first: --preview 16 draws a sheet. Captions that
+people wrote are merged from a table (--from, from_table.py).
 
 Each new caption stands in KEY.json under `captions`, and under `caption_sources` who wrote it: model, revision, hash of
 the prompt, seed, scores. The source text, `caption`, stays as it is. A run that is killed goes on where it was
@@ -33,7 +35,7 @@ from typing import Any
 from PIL import Image
 from tqdm import tqdm
 
-from data_tools import captioners, registers
+from data_tools import captioners, from_table, registers
 from data_tools.inspect import Pair, find_shards, open_image, read_pairs
 from data_tools.journal import (
     ALL,
@@ -55,6 +57,7 @@ from data_tools.journal import (
     texts_id,
 )
 from data_tools.registers import FACTS, Facts
+from data_tools.tables import QUOTING
 from tokun.clip import Clip
 from tokun.grids import captioned_grid
 
@@ -667,7 +670,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         epilog="Killed or stopped, the same command goes on. Several GPUs: accelerate launch -m data_tools.caption … divides the shards.",
     )
     add = parser.add_argument
-    add("shards", type=Path, nargs="+", metavar="SHARDS", help="a folder of image shards, or .tar files")
+    add("shards", type=Path, nargs="+", metavar="SHARDS", help="folders of image shards, or .tar files")
     add("--out", type=Path, help="the folder for the new shards (SHARDS-captioned)")
     add("--registers", default=",".join(words.registers), help=f"of {','.join(registers.REGISTERS)} (%(default)s)")
     add("--hashtags", action=argparse.BooleanOptionalAction, default=words.hashtags, help="in social captions (yes)")
@@ -683,6 +686,15 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     pictures = argparse.BooleanOptionalAction
     who("--send-pictures", action=pictures, default=words.send_pictures, help="to the server; a language model wants none (yes)")
     who("--api-key-env", default="OPENAI_API_KEY", metavar="NAME", help="the environment variable with the key (%(default)s)")
+    merged = from_table.Options()
+    table = parser.add_argument_group("captions from a table, instead of all that").add_argument
+    table("--from", dest="table", type=Path, metavar="TABLE", help="merge this .csv, .tsv, .jsonl or .parquet: rows by key or path, a column a register")
+    table("--caption-column", default="", metavar="NAME", help="the column of the plain caption (the first of caption, text, description, prompt, title …)")
+    table("--encoding", default=merged.encoding, help="of the table, where it is text (%(default)s)")
+    table("--quoting", default=merged.quoting, choices=QUOTING, help="of its fields (%(default)s: of CSV yes, of TSV where something shows it)")
+    table("--keep-undescribed", action="store_true", help="pictures without a row stay as they are, instead of being left out")
+    table("--min-things", type=int, default=merged.min_things, metavar="N", help="pictures that a main noun needs to become a thing (%(default)s)")
+    table("--shard-size", type=int, default=merged.shard_size, metavar="N", help="pictures in a shard, where several folders are mixed by --seed (%(default)s)")
     how = parser.add_argument_group("how").add_argument
     how("--seed", type=int, default=words.seed)
     how("--temperature", type=float, default=words.temperature, help="0: the likeliest words (%(default)s)")
@@ -741,10 +753,20 @@ def default_out(shards: Path) -> Path:
     return folder.with_name(f"{folder.name}-captioned")
 
 
+def main_from_table(args: argparse.Namespace, out: Path) -> int:
+    options = from_table.Options(**{name: value for name, value in vars(args).items() if name in from_table.Options.__dataclass_fields__})
+    report = from_table.merge(args.shards, args.table.expanduser(), out, options, progress=True)
+    print(report.text(out))
+    print(f"Next:\n  python -m data_tools.questions {shlex.quote(str(out))} --out {shlex.quote(str(out.with_name(f'{out.name}-asked')))}")
+    return 0
+
+
 def main(argv: list[str] | None = None) -> int:
     args = parse(argv)
-    out = args.out or default_out(args.shards[0])
+    out = (args.out or default_out(args.shards[0])).expanduser()
     try:
+        if args.table:
+            return main_from_table(args, out)
         settings, work = settings_from(args), work_from(args)
         if args.preview:
             path, counts = preview(args.shards, out, settings, work, args.preview)

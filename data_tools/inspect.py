@@ -46,6 +46,10 @@ class Pair:
     shard: Path
     key: str
     members: dict[str, bytes] = field(default_factory=dict)
+    start: int = 0
+    """Where in the shard its first member's header begins, in bytes."""
+    end: int = 0
+    """Where its last member ends."""
 
     @property
     def image(self) -> bytes | None:
@@ -98,10 +102,11 @@ def read_pairs(shard: Path, damaged: list[Damage]) -> Iterator[Pair]:
                 if pair is not None and pair.key != key:
                     yield pair
                     pair = None
-                pair = pair or Pair(shard, key)
+                pair = pair or Pair(shard, key, start=info.offset)
                 if extension in pair.members:
                     damaged.append(Damage(shard.name, info.name, "the same member twice"))
                 pair.members[extension] = data
+                pair.end = tar.offset
             end = tar.offset
     except (tarfile.TarError, OSError, EOFError) as error:
         damaged.append(Damage(shard.name, "", f"breaks off: {error}"))

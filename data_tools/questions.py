@@ -3,10 +3,15 @@
     python -m data_tools.questions shards/ --out asked/
 
 Each KEY.json gets `questions`, a list of {"question", "answer"}, which training reads (`train.task_mix.question`); what stands
-there already stays. Only what is known is asked: what is shown (the caption), the technique (the style), the subject, how many
-(a number that the caption names), light or dark (clear cases), and whether it shows this (its own caption: yes; the one before it in
-the shard: no), in the words in which the evaluation asks a model about its own pairs. How a question is worded is drawn from the seed and the key. A
-shard is written aside and renamed, and one that is there is not made again, so a killed run goes on where it was.
+there already stays. Only what is known is asked: what is shown (the caption), the main thing (`thing`), the technique, the subject, how
+many (a number that the caption names), light or dark, and its ground (clear cases), whether it shows this (its own caption: yes; the one
+before it in the shard: no), in the words in which the evaluation asks a model about its own pairs, and whether it is a moth, or a bird
+(yes_or_no.py), of pictures that were described (`data_tools.caption --from`).
+
+No answer can be guessed from the question alone: of each question whether something is this or that, yes and no are equally many, and of
+each other one the most frequent answer is kept to half, as far as there are others; what is too much is drawn by the seed and not asked.
+How a question is worded is drawn from the seed and the key. A shard is written aside and renamed, and one that is there is not made again,
+so a killed run goes on where it was.
 """
 
 from __future__ import annotations
@@ -14,10 +19,13 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
+import math
 import re
 import sys
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +36,10 @@ from tqdm import tqdm
 from data_tools.caption import checked_shards
 from data_tools.inspect import Pair, open_image, read_pairs
 from data_tools.journal import read_record, write_shard, write_whole
+from data_tools.registers import facts_of
+from data_tools.things import BEFORE, NUMBERS, Lexicon, tokens_of
+from data_tools.yes_or_no import PEOPLE, Shown, is_this, named, with_article
+from tokun.wordings import SHOWS
 
 WORDINGS = {
     "what": ("What is shown?", "What does the picture show?", "What can be seen here?"),
@@ -35,25 +47,60 @@ WORDINGS = {
     "subject": ("What is its subject?", "What is it about?"),
     "number": ("How many {} are there?", "How many {} can be seen?"),
     "tone": ("Is it light or dark?", "Is the picture light or dark?"),
+    "ground": ("Is the ground light or dark?", "Is the background light or dark?"),
+    "thing": ("What is the main thing?", "Which thing is it?"),
 }
-SHOWS = "Does the picture show this: {}"
-NUMBERS = ["two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve"]
+PLURALS = r"[a-z]{2,}s|(?:[a-z]+)?(?:men|women)|children|people|oxen|geese|mice|sheep|deer"
 # a number and the plural behind it: "two ships", "three large ships"; neither "two of" nor "two hundred men"
-COUNTED = re.compile(rf"\b({'|'.join(NUMBERS)})\s+((?:(?:small|large|great|little|old|young|black|white)\s+)?[a-z]{{2,}}s)\b", re.I)
+COUNTED = re.compile(rf"\b({'|'.join(NUMBERS[1:12])})\s+((?:(?:small|large|great|little|old|young|black|white)\s+)?(?:{PLURALS}))\b", re.I)
 NO_THINGS = frozenset({"as", "is", "was", "has", "his", "its", "this", "thus", "plus", "miles", "years", "days", "hours", "times", "pounds", "shillings"})
 LIGHT, DARK = 0.68, 0.42  # mean tone, 0 black to 1 white
+LIGHT_GROUND, DARK_GROUND = 0.8, 0.35  # tone of what lies along the edges
+SURE_GROUND = 0.75  # share of the edges that must be so
+MORE = frozenset(["two", "three", "four", "several", "many", "group", "pair", "row", "another", "other", "others", "crowd", "both", "each"])
+SINGULAR = lru_cache(1 << 16)(Lexicon(Counter(), Counter(), Counter()).singular)
+VERSION = 2  # of what is asked
+BALANCED = ("technique", "subject", "tone", "ground")
+LEAST = 0.1  # of pictures that are asked a question whose answer is nearly always the same
 
 
-def questions_of(record: dict[str, Any], image: Image.Image | None, key: str, seed: int, other: str = "") -> list[dict[str, str]]:
+@dataclass(frozen=True)
+class Plan:
+    """What is to be asked of one picture, in view of all the others."""
+
+    skip: frozenset[str] = frozenset()
+    """Kinds of questions whose answer would be too frequent."""
+    more: tuple[tuple[str, str], ...] = ()
+    """Further questions with their answers."""
+    seen: tuple[tuple[str, tuple[str, str]], ...] = ()
+    """What the picture itself told, so that it need not be decoded again."""
+
+
+def questions_of(
+    record: dict[str, Any], image: Image.Image | None, key: str, seed: int, other: str = "", plan: Plan = Plan()
+) -> list[dict[str, str]]:  # fmt: skip
     """What can be asked of a pair and is known; each question once, in a fixed order. `other`: another picture's caption."""
     caption = caption_of(record)
-    known = [("what", caption, ""), ("technique", with_article(words(record.get("style"))), ""), ("subject", words(record.get("subject")), "")]
-    known += [("number", number.lower(), things.lower()) for number, things in counted(caption)]
-    known += [("tone", tone(image), "")] if image is not None else []
-    found = [{"question": wording(kind, key, seed).format(things), "answer": answer} for kind, answer, things in known if answer]
+    known = [(kind, *found) for kind, found in (known_of(record, image) | dict(plan.seen)).items() if found[0] and kind not in plan.skip]
+    found = [{"question": wording(kind, key, seed).format(things), "answer": answer} for kind, answer, things in known]
     if caption and other and other != caption:  # both or neither: yes alone would teach to say yes
         found += [{"question": SHOWS.format(shown), "answer": answer} for shown, answer in ((caption, "yes"), (other, "no"))]
-    return found
+    return found + [{"question": question, "answer": answer} for question, answer in plan.more]
+
+
+def known_of(record: dict[str, Any], image: Image.Image | None) -> dict[str, tuple[str, str]]:
+    """kind of question -> (answer, "" where nothing is known; what is counted)."""
+    caption, thing = caption_of(record), words(record.get("thing"))
+    number, things = number_of(caption, thing)
+    return {
+        "what": (caption, ""), "thing": (named(thing), ""), "technique": (with_article(technique_of(record)), ""),
+        "subject": (words(record.get("subject")), ""), "number": (number, things),
+        "tone": (tone(image) if image is not None else "", ""), "ground": (ground(image) if image is not None else "", ""),
+    }  # fmt: skip
+
+
+def technique_of(record: dict[str, Any]) -> str:
+    return words(record.get("style")) or facts_of(record).technique
 
 
 def caption_of(record: dict[str, Any]) -> str:
@@ -66,8 +113,17 @@ def words(tag: Any) -> str:
     return " ".join(tag.replace("-", " ").split()) if isinstance(tag, str) else ""
 
 
-def with_article(text: str) -> str:
-    return f"{'an' if text[:1] in 'aeiou' else 'a'} {text}" if text else ""
+def number_of(caption: str, thing: str) -> tuple[str, str]:
+    """(number, things): of the main thing, if the caption begins with its number, else of the only things that it counts."""
+    tokens = tokens_of(caption)
+    if thing and tokens and tokens[0] in NUMBERS[1:]:
+        for token in tokens[1:6]:
+            if token in BEFORE or token in ("hundred", "thousand", "dozen"):
+                break
+            if words(SINGULAR(token)) == thing and token != thing:
+                return tokens[0], token
+    found = counted(caption)
+    return (found[0][0].lower(), found[0][1].lower()) if found else ("", "")
 
 
 def counted(caption: str) -> list[tuple[str, str]]:
@@ -81,12 +137,94 @@ def tone(image: Image.Image) -> str:
     return "light" if mean >= LIGHT else "dark" if mean <= DARK else ""
 
 
+def ground(image: Image.Image) -> str:
+    """Light or dark, where nearly all that lies along the edges is; "" elsewhere."""
+    small = np.asarray(image.convert("L").resize((32, 32), Image.Resampling.BOX)) / 255
+    edge = np.concatenate([small[:2].ravel(), small[-2:].ravel(), small[2:-2, :2].ravel(), small[2:-2, -2:].ravel()])
+    return "light" if (edge >= LIGHT_GROUND).mean() >= SURE_GROUND else "dark" if (edge <= DARK_GROUND).mean() >= SURE_GROUND else ""
+
+
 def wording(kind: str, key: str, seed: int) -> str:
     number = int.from_bytes(hashlib.sha256(f"{seed}/{kind}/{key}".encode("utf-8", "backslashreplace")).digest()[:4], "big")
     return WORDINGS[kind][number % len(WORDINGS[kind])]
 
 
-def asked(shard: Path, seed: int, counts: Counter[str]) -> Iterator[Pair]:
+# ---------------------------------------------------------------------------------------------------------------------
+# in view of all pictures
+
+
+@dataclass
+class Survey:
+    """What can be asked of every picture, in the order of the shards."""
+
+    places: list[tuple[str, str]] = field(default_factory=list)  # shard, key
+    shown: list[Shown] = field(default_factory=list)
+    known: list[dict[str, tuple[str, str]]] = field(default_factory=list)  # of what is balanced
+    singles: list[bool] = field(default_factory=list)
+
+    def add(self, shard: str, pair: Pair, record: dict[str, Any]) -> None:
+        known = known_of(record, open_image(pair, [], load=True))
+        thing, tokens = words(record.get("thing")), tokens_of(caption_of(record))
+        one = tokens[:1] in (["a"], ["an"], ["the"])  # "a moth on a leaf", or "a moth among others"
+        self.places.append((shard, pair.key))
+        kind = record["subject"] if isinstance(record.get("subject"), str) else ""
+        self.shown.append(Shown(thing if one else "", kind, frozenset(map(SINGULAR, tokens))))
+        self.known.append({kind: known[kind] for kind in (*BALANCED, "number") if known[kind][0]})
+        self.singles.append(one and not MORE.intersection(tokens) and bool(thing) and (kind not in PEOPLE or kind in ("portrait", "figure")))
+
+    def plans(self, seed: int) -> dict[tuple[str, str], Plan]:
+        """By shard and key."""
+        skip: list[set[str]] = [set() for _ in self.places]
+        more = is_this(self.shown, seed)
+        for kind in BALANCED:
+            for i in self.too_many(kind, seed, {i: known[kind][0] for i, known in enumerate(self.known) if kind in known}):
+                skip[i].add(kind)
+        self.balance_numbers(seed, skip, more)
+        seen = [tuple((kind, known[kind]) for kind in ("tone", "ground") if kind in known) for known in self.known]
+        return {place: Plan(frozenset(one), tuple(extra), told) for place, one, extra, told in zip(self.places, skip, more, seen)}
+
+    def balance_numbers(self, seed: int, skip: list[set[str]], more: list[list[tuple[str, str]]]) -> None:
+        """For each thing that is counted somewhere ask also where there is one, as often as for the most frequent number."""
+        counted: dict[str, dict[int, str]] = {}
+        for i, known in enumerate(self.known):
+            if "number" in known:
+                number, things = known["number"]
+                counted.setdefault(things, {})[i] = number
+        singles: dict[str, list[int]] = {}
+        for i, (single, shown) in enumerate(zip(self.singles, self.shown)):
+            if single and "number" not in self.known[i]:
+                singles.setdefault(shown.thing, []).append(i)
+        for things, answers in counted.items():
+            most = max(Counter(answers.values()).values())
+            ones = self.drawn(f"one {things}", seed, singles.get(words(SINGULAR(things)), ()))[:most]
+            out = self.too_many(f"number {things}", seed, answers | dict.fromkeys(ones, "one"))
+            for i in out & set(answers):
+                skip[i].add("number")
+            for i in set(ones) - out:
+                more[i].append((wording("number", self.places[i][1], seed).format(things), "one"))
+
+    def too_many(self, what: str, seed: int, answers: dict[int, str]) -> set[int]:
+        """The pictures not to ask, since the most frequent answer would be more than half of all."""
+        counts = Counter(answers.values())
+        answer, count = max(sorted(counts.items()), key=lambda item: item[1], default=("", 0))
+        keep = max(len(answers) - count, math.ceil(LEAST * count))
+        return set(self.drawn(what, seed, [i for i, own in answers.items() if own == answer])[keep:])
+
+    def drawn(self, what: str, seed: int, pictures: Sequence[int]) -> list[int]:
+        """In an order that the seed and the keys decide."""
+        return sorted(pictures, key=lambda i: hashlib.sha256(f"{seed}/{what}/{'/'.join(self.places[i])}".encode("utf-8", "backslashreplace")).digest())
+
+
+def survey(shards: Iterable[Path]) -> Survey:
+    found = Survey()
+    for shard in tqdm(shards, desc="looking", unit="shard"):
+        for pair in read_pairs(shard, []):
+            if (record := read_record(pair)) is not None:
+                found.add(shard.name, pair, record)
+    return found
+
+
+def asked(shard: Path, seed: int, counts: Counter[str], plans: dict[tuple[str, str], Plan]) -> Iterator[Pair]:
     """The pairs of a shard with their questions. A pair whose JSON is damaged stays as it is."""
     before = ""
     for pair in read_pairs(shard, []):
@@ -95,7 +233,7 @@ def asked(shard: Path, seed: int, counts: Counter[str]) -> Iterator[Pair]:
             counts["damaged records"] += 1
         else:
             there = record["questions"] if isinstance(record.get("questions"), list) else []
-            made = questions_of(record, open_image(pair, [], load=True), pair.key, seed, before)
+            made = questions_of(record, None, pair.key, seed, before, plans[shard.name, pair.key])
             before = caption_of(record) or before
             known = {q["question"] for q in there if isinstance(q, dict) and "question" in q}
             record["questions"] = there + [q for q in made if q["question"] not in known]
@@ -109,16 +247,17 @@ def ask(paths: list[Path], out: Path, seed: int = 0) -> Counter[str]:
     """Write the shards of `paths` with questions into `out`. Raises ValueError when `out` is their own folder, or holds those of another seed."""
     shards = checked_shards(paths, out)
     out.mkdir(parents=True, exist_ok=True)
-    record, settings = out / "questions.json", {"seed": seed, "shards": {shard.name: shard.stat().st_size for shard in shards}}
+    record = out / "questions.json"
+    settings = {"version": VERSION, "seed": seed, "shards": {shard.name: shard.stat().st_size for shard in shards}}
     if record.exists() and json.loads(record.read_text()) != settings:
-        raise ValueError(f"--out {out} holds questions of other shards or another seed ({record.name}): name another folder")
+        raise ValueError(f"--out {out} holds questions of other shards, another seed or an older version ({record.name}): name another folder")
     write_whole(record, json.dumps(settings, indent=1) + "\n")
     counts: Counter[str] = Counter()
-    for shard in tqdm(shards, desc="questions", unit="shard"):
-        if (out / shard.name).exists():
-            counts["shards that were there"] += 1
-        else:
-            write_shard(out / shard.name, asked(shard, seed, counts))
+    todo = [shard for shard in shards if not (out / shard.name).exists()]
+    counts.update({"shards that were there": len(shards) - len(todo)} if len(todo) < len(shards) else {})
+    plans = survey(shards).plans(seed) if todo else {}
+    for shard in tqdm(todo, desc="questions", unit="shard"):
+        write_shard(out / shard.name, asked(shard, seed, counts, plans))
     return counts
 
 

@@ -3,6 +3,7 @@
 import io
 import signal
 import tarfile
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -59,7 +60,30 @@ def tiny_vocabulary(text_tokenizer) -> Vocabulary:
 @pytest.fixture(scope="session")
 def tiny_model(tiny_image_tokenizer, text_tokenizer, tiny_vocabulary) -> Tokun:
     """Random weights; nobody may change them."""
-    v = tiny_vocabulary
+    tags = [("engraving", "scenery", 3), ("etching", "shapes", 2), ("etching", "", 1)]
+    return Tokun(tiny_image_tokenizer, text_tokenizer, tiny_vocabulary, random_generator(tiny_vocabulary), tag_counts=tags)
+
+
+@pytest.fixture(scope="session")
+def shaped_model(tiny_image_tokenizer, text_tokenizer, tiny_vocabulary) -> Tokun:
+    """A model of things, registers and pictures of five shapes, two of 16 codes, two of 15 and one of 12. Random weights; nobody may change them."""
+    v = replace(tiny_vocabulary, grids=((4, 4), (2, 8), (3, 5), (5, 3), (2, 6)), things=("house", "moth", "tree"), registers=("plain", "era"))
+    tags = [
+        ("engraving", "scenery", "tree", "4x4", 30), ("engraving", "scenery", "tree", "3x5", 30), ("engraving", "scenery", "house", "5x3", 30),
+        ("etching", "shapes", "moth", "2x8", 30), ("etching", "shapes", "", "2x6", 30),
+    ]  # fmt: skip
+    return Tokun(tiny_image_tokenizer, text_tokenizer, v, random_generator(v), tag_counts=tags, tasks=("joint", "text_to_image"))
+
+
+@pytest.fixture(scope="session")
+def shaped_folder(shaped_model, tmp_path_factory) -> Path:
+    """It, saved; copy it before changing it."""
+    folder = tmp_path_factory.mktemp("shaped") / "checkpoint"
+    shaped_model.save(folder)
+    return folder
+
+
+def random_generator(v: Vocabulary):
     torch.manual_seed(1)
     generator = make_generator(
         GeneratorConfig(hidden_size=64, num_layers=2, num_heads=4, num_kv_heads=2, head_dim=16, tie_embeddings=False),
@@ -68,8 +92,7 @@ def tiny_model(tiny_image_tokenizer, text_tokenizer, tiny_vocabulary) -> Tokun:
     with torch.no_grad():  # wider than the initial 0.02: likely and unlikely ids, and what came before matters
         for matrix in (p for p in generator.parameters() if p.ndim == 2):
             matrix.normal_(std=0.15)
-    tags = [("engraving", "scenery", 3), ("etching", "shapes", 2), ("etching", "", 1)]
-    return Tokun(tiny_image_tokenizer, text_tokenizer, v, generator, tag_counts=tags)
+    return generator
 
 
 @pytest.fixture(scope="session")

@@ -273,3 +273,25 @@ def test_the_clip_judge_trains_goes_on_and_is_loaded(tmp_path, toy_shards, capsy
     assert clip.similarities([Image.new("L", (40, 40))], ["a disc", "a star"]).shape == (1, 2)
     assert json.loads((Path(tmp_path) / "judge" / "open_clip_config.json").read_text())["model_cfg"] == clip_judge.CONFIG
     assert sorted(os.listdir(tmp_path / "judge")) == ["open_clip_config.json", "open_clip_model.safetensors", "state.pt"]
+    assert "judge finds the own caption first of 16" in capsys.readouterr().out
+    with pytest.raises(ValueError, match="holds a judge of another --size"):
+        clip_judge.main([*base, "--minutes", "9", "--size", "32"])
+
+
+def test_the_clip_judge_learns_descriptions_out_of_a_table(tmp_path, toy_shards):
+    from benchmarks import clip_judge
+    from tokun.evaluate.material import described, read_table, squares
+
+    keys = [key for key, _, _ in described(str(toy_shards), squares(32))][:4]
+    rows = "".join(f'{toy_shards.name}\t{key}\t{i % 2}\tA "thing" number {i}.\n' for i, key in enumerate(keys))
+    (tmp_path / "table.tsv").write_text("folder\tkey\tuse\tdescription\n" + rows)
+    pictures, captions = clip_judge.read(str(toy_shards), 32, read_table(tmp_path / "table.tsv"))
+    assert pictures.shape == (2, 1, 32, 32) and captions == ['A "thing" number 1.', 'A "thing" number 3.']
+    (tmp_path / "other.tsv").write_text("key\tdescription\n")
+    with pytest.raises(ValueError, match="has no column folder"):
+        read_table(tmp_path / "other.tsv")
+
+
+def test_the_package_imports_no_data_tools_and_no_script():
+    for path in Path(coherence.__file__).parents[1].rglob("*.py"):
+        assert not re.search(r"^\s*(from|import) (data_tools|benchmarks|sample|train)\b", path.read_text(encoding="utf-8"), re.MULTILINE), path

@@ -1,11 +1,13 @@
 """Grids: every picture on the page, every caption beneath its picture, whatever the words are."""
 
+import io
+
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
-from tokun.grids import ELLIPSIS, MAX_LINES, _font, _wrap, captioned_grid, pair_sheet, to_pil
+from tokun.grids import ELLIPSIS, MAX_LINES, _font, _wrap, captioned_grid, gif, on_one_size, pair_sheet, strip, to_pil
 
 RED, BLUE = (250, 0, 0), (0, 0, 250)
 HARD_CAPTIONS = [
@@ -88,6 +90,25 @@ def test_small_pictures_are_enlarged_by_a_whole_factor_and_large_ones_reduced():
     assert side(colour(RED, (256, 256))) == (256, 256)
     assert side(colour(RED, (1024, 512))) == (512, 256)
     assert side(colour(RED, (64, 64)), cell=100) == (100, 100)
+
+
+def test_pictures_of_one_area_and_several_shapes_stand_whole_at_one_scale_in_the_middle_of_equal_cells():
+    sizes, shades = [(128, 128), (168, 96), (96, 168), (128, 128)], [(250, 0, 0), (0, 250, 0), (0, 0, 250), (250, 0, 250)]
+    page = captioned_grid([colour(shade, size) for shade, size in zip(shades, sizes)], ["", "", "", ""], columns=2)
+    boxes = [box_of(page, shade) for shade in shades]
+    assert [(right - left, bottom - top) for left, top, right, bottom in boxes] == [(2 * width, 2 * height) for width, height in sizes]
+    middles = [((left + right) / 2, (top + bottom) / 2) for left, top, right, bottom in boxes]
+    assert middles[0][1] == middles[1][1] and middles[2][1] == middles[3][1] and middles[0][0] == middles[2][0] and middles[1][0] == middles[3][0]
+
+
+def test_strips_and_animations_of_several_shapes_show_all_of_them_on_white():
+    images = [colour(RED, (16, 8)), colour(BLUE, (8, 24))]
+    page = strip(images)
+    assert page.size == (32, 24) and box_of(page, RED) == (0, 8, 16, 16) and box_of(page, BLUE) == (20, 0, 28, 24) and page.getpixel((0, 0)) == (255, 255, 255)
+    with Image.open(io.BytesIO(gif([*images, images[0]]))) as moving:
+        assert moving.size == (64, 96) and moving.n_frames == 4
+    same = [colour(RED), colour(BLUE)]
+    assert all(a is b for a, b in zip(on_one_size(same), same))
 
 
 def test_a_row_is_as_tall_as_its_longest_caption():

@@ -6,6 +6,7 @@ import shutil
 import numpy as np
 import pytest
 import torch
+from vector_quantize_pytorch.vector_quantize_pytorch import Codebook
 
 from data_tools import toy
 from tokun.config import ImageTokenizerConfig
@@ -52,6 +53,25 @@ def test_a_quantizer_is_one_word_and_each_encodes_decodes_and_learns(quantizer):
         errors.append(error.item())
     assert out.quantizer_loss.ndim == 0 and tokenizer.encoder.layers[1].weight.grad.abs().sum() > 0  # straight through
     assert np.mean(errors[-3:]) < 0.8 * errors[0]
+
+
+def test_codes_by_index_learn_as_the_librarys_one_hot_matrices_do():
+    images, ours, its = pictures(), make(pictures()), make(pictures())
+    its.quantizer._codebook.__class__ = Codebook
+    its.load_state_dict(ours.state_dict())
+    for tokenizer in (ours, its):
+        tokenizer.train()
+        optimizer = torch.optim.SGD(tokenizer.parameters(), 0.1)
+        for step in range(12):
+            torch.manual_seed(step)  # dead codes are drawn anew
+            out = tokenizer(images)
+            optimizer.zero_grad()
+            ((out.images - images).square().mean() + out.quantizer_loss).backward()
+            optimizer.step()
+    assert torch.equal(ours.eval().encode(images), its.eval().encode(images))
+    for (name, a), b in zip(ours.state_dict().items(), its.state_dict().values(), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-4, msg=name)
+    assert type(ours.quantizer._codebook).__name__ == "IndexedCodebook"
 
 
 @pytest.mark.parametrize(

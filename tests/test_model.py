@@ -79,12 +79,12 @@ def test_a_prompt_is_what_is_drawn(tiny_model):
 
 
 def test_tags_are_drawn_as_often_as_in_training_or_as_asked(tiny_model):
-    tags = [tiny_model.choose_tags((i + 0.5) / 600, Tags()) for i in range(600)]
+    tags = tiny_model.choose_tags(torch.tensor([[(i + 0.5) / 600, 0.5, 0.5, 0.5] for i in range(600)]), Tags())
     count = lambda style, subject: sum((t.style, t.subject) == (style, subject) for t in tags)  # noqa: E731
     assert [count("engraving", "scenery"), count("etching", "shapes"), count("etching", "")] == [300, 200, 100]
     assert all(t.register == "plain" and t.grid == (4, 4) for t in tags)
     for wanted in (Tags("etching"), Tags(subject="scenery"), Tags("engraving", "shapes", "poetic")):
-        chosen = tiny_model.choose_tags(0.4, wanted)
+        (chosen,) = tiny_model.choose_tags(torch.full((1, 4), 0.4), wanted)
         assert all(not getattr(wanted, k) or getattr(wanted, k) == getattr(chosen, k) for k in ("style", "subject", "register"))
     assert tiny_model.sample(1, n=1, style="Etching ", register="era")[0].tags.names()[:1] == ["<style:etching>"]
 

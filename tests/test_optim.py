@@ -26,6 +26,8 @@ def test_warmup_then_cosine_meets_its_ends():
     assert at(55) == pytest.approx(0.55) and at(110) == pytest.approx(0.1) and at(500) == pytest.approx(0.1)
     assert all(at(s) >= at(s + 1) for s in range(9, 200))
     assert warmup_cosine(0, progress=0.0, warmup=0) == 1.0
+    held = lambda progress: warmup_cosine(99, progress=progress, warmup=10, min_ratio=0.1, hold=0.8)  # noqa: E731
+    assert held(0.3) == held(0.8) == 1.0 and abs(held(0.9) - 0.55) < 1e-9 and abs(held(1.0) - 0.1) < 1e-9
     assert 0 < warmup_cosine(3, progress=0.6, warmup=10) <= 1.0  # a run shorter than its warm-up
 
 

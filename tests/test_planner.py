@@ -159,6 +159,13 @@ def test_the_longest_sequence_is_as_long_as_the_vocabulary_packs_it():
     assert planner.generator_sizes(config).width == len(packed.input_ids) - 1
 
 
+def test_with_several_shapes_and_things_the_longest_sequence_is_the_largest_grids():
+    config = from_dict({"data": {"max_caption_tokens": 20}})
+    vocabulary = dataclasses.replace(planner.plan_vocabulary(config), styles=("etching",), subjects=("ships",), things=("brig",), grids=((8, 8), (6, 11), (5, 12)))
+    packed = vocabulary.pack_joint(Tags("etching", "ships", "plain", (6, 11), "brig"), [0] * 66, [5] * 20)
+    assert planner.sequence_length(vocabulary, 20) == len(packed.input_ids) - 1
+
+
 def test_the_image_tokenizer_is_traced_as_a_real_one_computes():
     from torch.utils.flop_counter import FlopCounterMode
 

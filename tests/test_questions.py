@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import json
 import tarfile
+from collections import Counter
+from pathlib import Path
 
+import numpy as np
 import pytest
 from PIL import Image
 
 from data_tools import questions, toy
+from data_tools.from_table import Options, merge
 from data_tools.inspect import read_pairs
+from data_tools.yes_or_no import FAMILIES, KINDS, Shown, is_no, named
 
 
 def answers(record, image=None, key="a", seed=0, other=""):
@@ -81,3 +86,106 @@ def test_what_cannot_be_done_is_told(tmp_path, capsys):
     with tarfile.open(tmp_path / "odd.tar", "w") as tar:
         tar.add(next((tmp_path / "toy").glob("*.tar")), arcname="a.json")  # a JSON that is none
     assert questions.ask([tmp_path / "odd.tar"], tmp_path / "odd")["damaged records"] == 1
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# of described pictures
+
+DATA = Path(__file__).parents[2] / "shared/data"
+
+
+@pytest.fixture(scope="module")
+def described(tmp_path_factory):
+    """The records of real validation prints and plates, described and asked."""
+    folder = tmp_path_factory.mktemp("asked")
+    merge([DATA / "engravings/val-00000.tar", DATA / "plates/val-00000.tar"], DATA / "descriptions.tsv", folder / "described", Options())
+    questions.ask([folder / "described"], folder / "out")
+    pairs = read_pairs(folder / "out/val-00000.tar", [])
+    return [json.loads(pair.members["json"]) for pair in pairs]
+
+
+def asked_of(records, start):
+    return [(i, q["question"], q["answer"]) for i, record in enumerate(records) for q in record["questions"] if q["question"].startswith(start)]
+
+
+def test_who_sees_the_question_alone_guesses_yes_or_no_at_chance(described):
+    for start in ("Is this ", "Is the subject "):
+        answers = asked_of(described, start)
+        balance = Counter((question, answer) for _, question, answer in answers)
+        assert len(answers) > 200 and len({question for _, question, _ in answers}) > 10
+        assert all(balance[question, "yes"] == balance[question, "no"] for question, _ in balance)
+    answers = [(q["question"], q["answer"]) for record in described for q in record["questions"] if q["answer"] in ("yes", "no")]
+    heard: dict[str, Counter] = {}
+    for question, answer in answers:  # who has heard every answer, and judges by the question's words (naive Bayes) …
+        for word in question.split():
+            heard.setdefault(word, Counter())[answer] += 1
+    odds = [sum(np.log((heard[word]["yes"] + 1) / (heard[word]["no"] + 1)) for word in question.split()) for question, _ in answers]
+    right = np.mean([(value > 0) == (answer == "yes") for value, (_, answer) in zip(odds, answers)])
+    assert len(answers) > 3000 and abs(right - 0.5) < 0.03  # … is right as often as a coin
+
+
+def test_no_other_question_has_an_answer_that_is_right_more_than_half_of_the_time(described):
+    for kind in ("technique", "subject", "tone", "ground"):
+        answers = Counter(answer for wording in questions.WORDINGS[kind] for _, _, answer in asked_of(described, wording))
+        assert answers.total() > 20, kind
+        assert max(answers.values()) <= max(answers.total() / 2, questions.LEAST * len(described)), (kind, answers)
+    numbers = Counter(answer for _, _, answer in asked_of(described, "How many"))
+    assert numbers["one"] > 5 and max(numbers.values()) <= numbers.total() * 0.55
+
+
+def test_answers_are_true_of_the_description(described):
+    for i, question, answer in asked_of(described, "Is this "):
+        thing = question.removeprefix("Is this ").rstrip("?").removeprefix("a ").removeprefix("an ")
+        if answer == "yes":
+            assert described[i]["thing"] == thing
+        else:
+            assert described[i]["thing"] != thing and thing not in described[i]["caption"].lower().replace(",", "").rstrip(".").split()
+    for i, question, answer in asked_of(described, "Is the subject "):
+        assert (question == f"Is the subject {KINDS[described[i]['subject']]}?") == (answer == "yes")
+    for start in questions.WORDINGS["thing"]:
+        assert all(answer == named(described[i]["thing"]) for i, _, answer in asked_of(described, start))
+
+
+def test_no_questions_come_from_what_is_easily_mistaken(described):
+    family = {kind: number for number, kinds in enumerate(FAMILIES) for kind in kinds}
+    name = {words: kind for kind, words in KINDS.items()}
+    near = [
+        family[name[question.removeprefix("Is the subject ").rstrip("?")]] == family[described[i]["subject"]]
+        for i, question, answer in asked_of(described, "Is the subject ") if answer == "no"
+    ]  # fmt: skip
+    assert np.mean(near) > 0.6  # by chance about 0.25
+
+
+def test_answers_are_short(described):
+    answers = [q["answer"] for record in described for q in record["questions"]]
+    assert max(len(answer.split()) for answer in answers) <= 20 and np.median([len(answer.split()) for answer in answers]) <= 3
+
+
+@pytest.mark.parametrize(
+    ("caption", "thing", "expected"),
+    [
+        ("Two armed knights fighting.", "knight", ("two", "knights")),
+        ("Three old men in a boat.", "man", ("three", "men")),
+        ("Four sheep on a hill and two dogs.", "", ("", "")),
+        ("Two hundred men on a field.", "man", ("", "")),
+        ("A woman with two children.", "woman", ("two", "children")),
+    ],
+)
+def test_the_main_thing_is_counted_first(caption, thing, expected):
+    assert questions.number_of(caption, thing) == expected
+
+
+def test_of_birds_nobody_asks_whether_they_are_owls_and_of_knights_not_whether_they_are_men():
+    pictures = [Shown("bird", "bird"), Shown("owl", "bird"), Shown("knight", "figure"), Shown("man", "figure"), Shown("woman", "figure")]
+    where = {one.thing: frozenset({one.kind}) for one in pictures}
+    no = {(one.thing, thing) for one in pictures for thing in where if is_no(one, thing, where)}
+    assert not {("bird", "owl"), ("owl", "bird"), ("knight", "man"), ("man", "knight")} & no
+    assert {("man", "woman"), ("woman", "man"), ("owl", "man"), ("man", "owl"), ("knight", "bird")} <= no
+
+
+def test_the_ground_is_what_lies_along_the_edges():
+    paper = Image.new("L", (64, 64), 250)
+    paper.paste(0, (12, 12, 52, 52))
+    assert questions.ground(paper) == "light" and questions.ground(Image.eval(paper, lambda x: 255 - x)) == "dark"
+    paper.paste(0, (0, 0, 64, 30))
+    assert questions.ground(paper) == ""

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from tokun import latents
 from tokun.sampling import Choice, choose, generate, narrow, span_nll
-from tokun.vocabulary import STATES, Tags
+from tokun.vocabulary import STATES, Tags, parse_grid
 
 COMMON = settings(max_examples=60, deadline=None)
 JUST_BELOW_ONE = 1 - 2**-24  # the greatest float32 below 1
@@ -142,11 +142,12 @@ def run(model, prompts, u, **options):
 def slow_generate(model, prompt, u, image, text, scale=1.0, unguided=None, text_scale=1.0, starts=(), marks=()):
     """One row, the whole sequence anew for every id, no cache, the grammar asked by trial."""
     v, slots, ids = model.vocabulary, model.slots, list(prompt)
+    rows, columns = next((parse_grid(v.name(token)[6:-1]) for token in prompt if v.class_of(token) == "grid"), v.default_grid)
     states, lengths = torch.tensor([STATES.index("start")]), torch.tensor([0])
     for token in ids:
         states, lengths = v.advance(states, lengths, torch.tensor([token]))
     while STATES[int(states)] != "end":
-        legal = v.legal_mask(states, lengths, torch.tensor([slots.n_codes]))
+        legal = v.legal_mask(states, lengths, torch.tensor([rows * columns]))
         legal[:, v.id("<boq>")] = False
         if text.no_repeats and STATES[int(states)] == "caption":
             words = ids[ids.index(v.id("<boc>")) + 1 :]

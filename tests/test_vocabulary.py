@@ -16,14 +16,14 @@ WORDS = ["A fox in the snow.", "Two ships beside a lighthouse", "“Café” at 
 TEXT = TextTokenizer.train(WORDS * 20, vocab_size=300)
 V = Vocabulary(
     text_size=TEXT.size, codebook_size=16, styles=("engraving", "wood-engraving"), subjects=("animals", "ships"),
-    grids=GRIDS, max_text=40, illegal_text=TEXT.illegal_ids,
+    grids=GRIDS, max_text=40, illegal_text=TEXT.illegal_ids, things=("fox", "moth"),
 )  # fmt: skip
 COMMON = settings(max_examples=40, deadline=None)
 
 any_text = st.text(st.characters(), max_size=12).filter(lambda t: 0 < len(TEXT.encode(t)) <= V.max_text)
 tags_of = st.builds(
     Tags, st.sampled_from(["", *V.styles]), st.sampled_from(["", *V.subjects]), st.sampled_from(["", *REGISTERS]),
-    st.sampled_from([None, *GRIDS]),
+    st.sampled_from([None, *GRIDS]), st.sampled_from(["", *V.things]),
 )  # fmt: skip
 
 
@@ -69,7 +69,7 @@ def accepted_by_unpack(ids: list[int]) -> bool:
 
 
 def grid_in(ids: list[int]) -> tuple[int, int]:
-    named = [i for i in ids[:5] if V.class_of(i) == "grid"]
+    named = [i for i in ids[:6] if V.class_of(i) == "grid"]
     return GRIDS[V.controls.index(V.name(named[0])) - V.controls.index("<grid:2x3>")] if named else V.default_grid
 
 
@@ -122,7 +122,7 @@ def test_an_id_of_another_class_is_refused_at_every_position(made, data):
 
 
 def test_tags_stand_once_and_in_one_order():
-    codes, names = [0] * 6, ["<style:engraving>", "<subject:ships>", "<register:plain>", "<grid:2x3>"]
+    codes, names = [0] * 6, ["<style:engraving>", "<subject:ships>", "<thing:moth>", "<register:plain>", "<grid:2x3>"]
     body = V.pack_joint(Tags(), codes, [5]).input_ids[1:]
     for i, a in enumerate(names):
         for j, b in enumerate(names):
@@ -140,7 +140,7 @@ def test_ids_are_text_controls_and_codes_without_gap_or_overlap():
     assert len(V.added_tokens) == V.size - V.text_size and len(set(V.added_tokens)) == len(V.added_tokens)
     assert torch.equal(V.is_image, torch.tensor([k == "code" for k in kinds]))
     counts = Counter(kinds)
-    assert [counts[k] for k in TAG_KINDS] == [2, 2, 5, 3]
+    assert [counts[k] for k in TAG_KINDS] == [2, 2, 2, 5, 3]
     for outside in (-1, V.size):
         with pytest.raises(ValueError, match="outside this vocabulary"):
             V.class_of(outside)
@@ -193,6 +193,38 @@ def test_an_unknown_tag_lists_its_kin():
         V.prefix(Tags(style="cubism"))
     with pytest.raises(ValueError, match="grid can be: 2x3, 1x4, 3x3"):
         V.prefix(Tags(grid=(9, 9)))
+
+
+def test_of_hundreds_of_kin_the_nearest_are_listed_and_their_number():
+    things = tuple(f"thing-{i:03d}" for i in range(397)) + ("moth", "mouth", "month")
+    many = Vocabulary(text_size=300, codebook_size=16, things=things)
+    with pytest.raises(ValueError, match=r"^<thing:moths> is not in this vocabulary; thing can be: moth, \w+, \w+ … \(400 in all\)$"):
+        many.id("<thing:moths>")
+    with pytest.raises(ValueError, match=r"thing-000, .* … \(400 in all, none spelt nearly so\)$") as error:
+        many.id("<thing:zyzzyva>")
+    assert len(str(error.value)) < 200
+    with pytest.raises(ValueError, match="thing can be: nothing here"):
+        Vocabulary(text_size=300, codebook_size=16).id("<thing:moth>")
+
+
+OLD = {"text_size": 300, "codebook_size": 16, "styles": ["etching"], "subjects": ["ships"], "registers": ["plain", "era"], "grids": [[2, 3]], "max_text": 40, "illegal_text": [0]}
+
+
+def test_a_file_from_before_there_were_things_gives_the_ids_and_sequences_it_gave(tmp_path):
+    (tmp_path / "vocabulary.json").write_text(json.dumps(OLD))
+    v = Vocabulary.load(tmp_path / "vocabulary.json")
+    names = ["<style:etching>", "<subject:ships>", "<register:plain>", "<register:era>", "<grid:2x3>"]
+    assert [v.id(name) for name in names] == list(range(311, 316)) and v.code_offset == 316 and v.to_dict() == OLD
+    packed = v.pack_joint(Tags("etching", "ships", "era", (2, 3)), [0, 1, 2, 3, 4, 5], [7, 8])
+    assert packed.input_ids == [301, 311, 312, 314, 315, 303, *range(316, 322), 304, 305, 7, 8, 306, 302]
+    assert v.bare() == Tags() and v.max_codes == 6
+
+
+def test_where_there_are_several_grids_the_front_of_a_sequence_says_how_many_codes_follow():
+    assert V.max_codes == 9 and V.bare() == Tags(grid=(2, 3)) and V.bare((1, 4)) == Tags(grid=(1, 4))
+    for grid, n in {None: 6, (2, 3): 6, (1, 4): 4, (3, 3): 9}.items():
+        for tags in (Tags(grid=grid), Tags("engraving", "ships", "era", grid, "moth")):
+            assert V.n_codes(V.prefix(tags)) == V.n_codes([*V.prefix(tags), V.id("<boi>"), *range(V.code_offset, V.size)]) == n
 
 
 @pytest.mark.parametrize("change", [{"styles": ("wood engraving",)}, {"styles": ("a>b",)}, {"styles": ("a", "a")}, {"grids": ()}])

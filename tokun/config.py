@@ -71,6 +71,7 @@ class ImageTokenizerTrainConfig:
     max_minutes: float = 0.0  # stop earlier when this much time has been spent; 0: never
     batch_size: int = 32  # global, over all processes
     lr: float = 1e-3
+    lr_hold: float = 0.0  # share of the training at full lr before the cosine begins; until then max_minutes may still be raised and nothing is lost
     warmup_steps: int = 100
     weight_decay: float = 0.01
     betas: list[float] = field(default_factory=lambda: [0.9, 0.95])
@@ -87,6 +88,7 @@ class ImageTokenizerTrainConfig:
     gan_weight: float = 0.0  # 0: no discriminator
     gan_start: int = 5000  # the step at which the discriminator's gradient reaches the decoder
     gan_lr: float = 4e-4
+    compile: bool = False  # one compiled kernel compares perceptual features (squeezenet): half a minute to start, then a tenth of each step saved on CPUs
     log_every: int = 20
     eval_every: int = 500
     save_every: int = 500
@@ -129,6 +131,7 @@ class TrainConfig:
     optimizer: Literal["adamw", "muon"] = "adamw"  # muon: for the hidden matrices, AdamW for the rest; DDP or ZeRO stage 0
     lr: float = 1e-3
     min_lr_ratio: float = 0.05  # the cosine ends at lr times this
+    lr_hold: float = 0.0  # share of the training at full lr before the cosine begins, as above
     warmup_steps: int = 200
     weight_decay: float = 0.1
     betas: list[float] = field(default_factory=lambda: [0.9, 0.95])

@@ -18,7 +18,9 @@ PAPER, INK, FRAME = (255, 255, 255), (38, 34, 30), (214, 210, 204)
 FONTS = ("DejaVuSerif.ttf", "DejaVuSans.ttf")  # wide glyph coverage; without them, the face embedded in Pillow
 SMALL = 192  # px; pictures whose longer side is below this are enlarged
 LARGE = 512  # px; pictures whose longer side is above this are reduced, unless `cell` asks for more
+ALIKE = 1.5  # times the smallest area: pictures of one model, whose grids differ in shape and hardly in size
 MAX_LINES = 4
+WHOLE = 1000  # lines: no caption is longer
 ELLIPSIS = "…"
 
 
@@ -45,7 +47,7 @@ def to_pil(image) -> Image.Image:
 
 def captioned_grid(
     images: Sequence[Image.Image],
-    captions: Sequence[str],
+    captions: Sequence[str | Sequence[str]],
     *,
     columns: int | None = None,
     cell: int | None = None,
@@ -53,9 +55,11 @@ def captioned_grid(
 ) -> Image.Image:
     """A white page of pictures in reading order, each with its caption beneath it -> 'RGB'.
 
-    `cell` is the side in px of the square that each picture is fitted into; left out, pictures keep their size, those
-    under 192 px are enlarged by a whole factor and those over 512 px reduced. `columns` left out: nearly square, with
-    few empty places. A caption is wrapped to its picture's cell and ends in an ellipsis after four lines.
+    `cell` is the side in px of the square that the largest picture is fitted into; left out, pictures keep their size, those
+    under 192 px are enlarged by a whole factor and those over 512 px reduced. Pictures of different shapes stand whole in the middle
+    of cells of one size, at one scale where their areas are alike; others each as large as fits. `columns` left out: nearly square,
+    with few empty places. A caption is wrapped to its picture's cell and ends in an ellipsis after four lines; several, a list, stand
+    beneath one another from the left, each of them whole.
     Raises ValueError for no pictures, or where pictures and captions differ in number.
     """
     if not images:
@@ -64,32 +68,33 @@ def captioned_grid(
         raise ValueError(f"{len(images)} pictures but {len(captions)} captions: give each picture one, '' for none")
     columns, cell = _checked("columns", columns, _columns_for(len(images))), _checked("cell", cell, _cell_for(images))
     font = _font(_checked("font_size", font_size, max(12, round(cell / 16))))
-    pictures = [_fitted(image, cell) for image in images]
-    texts = [_wrap(caption, font, cell) for caption in captions]
+    pictures = _fitted_alike(images, cell)
+    several = [not isinstance(caption, str) for caption in captions]
+    texts = [_wrap(c, font, cell) if isinstance(c, str) else [line for one in c for line in _wrap(one, font, cell, WHOLE)] for c in captions]
 
     margin, gap, padding, line = cell // 8, cell // 10, max(4, cell // 24), _line_height(font)
     rows = [range(start, min(start + columns, len(images))) for start in range(0, len(images), columns)]
-    picture_heights = [max(pictures[k].height for k in row) for row in rows]
+    tallest = max(picture.height for picture in pictures)
     text_heights = [max(len(texts[k]) for k in row) * line for row in rows]
     columns = min(columns, len(images))
     page = Image.new(
         "RGB",
         (
             2 * margin + columns * cell + (columns - 1) * gap,
-            2 * margin + sum(picture_heights) + sum(text_heights) + len(rows) * padding + (len(rows) - 1) * gap,
+            2 * margin + len(rows) * tallest + sum(text_heights) + len(rows) * padding + (len(rows) - 1) * gap,
         ),
         PAPER,
     )
     draw = ImageDraw.Draw(page)
     top = margin
-    for row, picture_height, text_height in zip(rows, picture_heights, text_heights):
+    for row, text_height in zip(rows, text_heights):
         for column, k in enumerate(row):
             left = margin + column * (cell + gap)
-            _paste(page, pictures[k], left + (cell - pictures[k].width) // 2, top + picture_height - pictures[k].height)
+            _paste(page, pictures[k], left + (cell - pictures[k].width) // 2, top + (tallest - pictures[k].height) // 2)
             for number, text in enumerate(texts[k]):
-                x = left + max(0, (cell - font.getlength(text)) / 2)
-                draw.text((x, top + picture_height + padding + number * line), text, fill=INK, font=font)
-        top += picture_height + padding + text_height + gap
+                x = left + (0 if several[k] else max(0, (cell - font.getlength(text)) / 2))
+                draw.text((x, top + tallest + padding + number * line), text, fill=INK, font=font)
+        top += tallest + padding + text_height + gap
     return page
 
 
@@ -109,7 +114,8 @@ def pair_sheet(rows: Sequence[tuple[Image.Image, ...]], labels: Sequence[str] | 
         raise ValueError(f"{len(labels)} labels for rows of {places} pictures: give one for each place in a row")
     cell = _checked("cell", cell, _cell_for([image for row in rows for image in row]))
     font = _font(max(12, round(cell / 16)))
-    pictures = [[_fitted(image, cell) for image in row] for row in rows]
+    fitted = iter(_fitted_alike([image for row in rows for image in row], cell))
+    pictures = [[next(fitted) for _ in row] for row in rows]
 
     margin, gap, seam = cell // 8, cell // 10, max(2, cell // 64)
     blocks = max(1, min(len(rows), round(math.sqrt(len(rows) / places))))  # rows beside one another on the page
@@ -142,7 +148,8 @@ def pair_sheet(rows: Sequence[tuple[Image.Image, ...]], labels: Sequence[str] | 
 
 
 def strip(images: Sequence[Image.Image]) -> Image.Image:
-    """Pictures of one size and mode side by side, without a seam."""
+    """Pictures of one mode side by side, without a seam; of several shapes, each in the middle of a white place."""
+    images = on_one_size(images)
     width, height = images[0].size
     page = Image.new(images[0].mode, (width * len(images), height))
     for place, image in enumerate(images):
@@ -150,8 +157,22 @@ def strip(images: Sequence[Image.Image]) -> Image.Image:
     return page
 
 
+def on_one_size(images: Sequence[Image.Image]) -> list[Image.Image]:
+    """Pictures of several shapes, each whole in the middle of white paper on which all have room; of one shape, as they are."""
+    size = tuple(max(image.size[axis] for image in images) for axis in (0, 1))
+    out = []
+    for image in images:
+        page = image
+        if image.size != size:
+            page = Image.new(image.mode, size, "white")
+            page.paste(image, ((size[0] - image.width) // 2, (size[1] - image.height) // 2))
+        out.append(page)
+    return out
+
+
 def gif(images: Sequence[Image.Image]) -> bytes:
-    """An endless animation that goes there and back; pictures under 128 px are enlarged."""
+    """An endless animation that goes there and back; pictures under 128 px are enlarged, those of several shapes stand on white paper."""
+    images = on_one_size(images)
     width, height = images[0].size
     large = [image.resize((4 * width, 4 * height), Image.Resampling.NEAREST) if width < 128 else image for image in images]
     buffer = io.BytesIO()
@@ -180,6 +201,14 @@ def _columns_for(count: int) -> int:
 def _cell_for(images: Sequence[Image.Image]) -> int:
     side = max(max(image.size) for image in images)
     return min(LARGE, side * math.ceil(SMALL / side))
+
+
+def _fitted_alike(images: Sequence[Image.Image], cell: int) -> list[Image.Image]:
+    """Pictures in RGB on white, no side above `cell` px: of about the same area, all at one scale; else each as large as fits."""
+    areas = [image.width * image.height for image in images]
+    longest = max(max(image.size) for image in images)
+    alike = max(areas) <= ALIKE * min(areas)
+    return [_fitted(image, max(1, round(cell * max(image.size) / longest)) if alike else cell) for image in images]
 
 
 def _fitted(image: Image.Image, cell: int) -> Image.Image:

@@ -19,6 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from vector_quantize_pytorch import FSQ, LFQ, SimVQ, VectorQuantize
+from vector_quantize_pytorch.vector_quantize_pytorch import Codebook
 
 from tokun.config import ImageTokenizerConfig
 
@@ -237,12 +238,42 @@ class ImageTokenizer(nn.Module):
                 return self.quantizer.indices_to_codes(indices)
 
 
+class IndexedCodebook(Codebook):
+    """The library's cosine codebook, with codes looked up and averaged by index.
+
+    The library multiplies by one-hot matrices (vectors x codes), whose filling takes longer than the search on a CPU. What it
+    computes, keeps and saves is the same but for the order of sums.
+    """
+
+    def forward(self, x: Tensor, **options: object) -> tuple[Tensor, Tensor, Tensor]:
+        """x (B, N, D) of unit length -> the nearest codes' vectors (B, N, D), their indices (B, N), and no distances."""
+        assert x.ndim == 3 and self.use_cosine_sim and not any(options.values()), options
+        vectors = x.float().flatten(0, 1)[None]  # (1, BN, D)
+        self.init_embed_(vectors)
+        book = self.embed.detach()  # (1, K, D)
+        # some vectors at a time, whose cosines stay in the processor's cache
+        indices = torch.cat([(part @ book[0].T).argmax(-1) for part in vectors[0].detach().split(512)])  # (BN,)
+        quantized = book[0][indices]
+        if self.training:
+            self.update_codebook(vectors, indices[None])
+        return quantized.reshape(x.shape), indices.reshape(x.shape[:2]), x.new_empty(1, *x.shape[:2], 0)
+
+    def track_cluster_size_and_embed_avg(self, flatten: Tensor, embed_onehot: Tensor, *_: object, **__: object) -> None:
+        """flatten (1, n, D), and in the place of one-hot rows the indices (1, n): move both moving averages."""
+        indices = embed_onehot[0]
+        sizes = torch.bincount(indices, minlength=self.codebook_size)[None].float()
+        sums = torch.zeros_like(self.embed_avg[0]).index_add_(0, indices, flatten[0].detach())[None]
+        for average, now in ((self.cluster_size, sizes), (self.embed_avg, sums)):
+            self.all_reduce_fn(now)
+            average.lerp_(now, 1 - self.decay)
+
+
 def make_quantizer(config: ImageTokenizerConfig) -> nn.Module:
     """The quantizer that the config names, with exactly `codebook_size` codes and `latent_dim` channels outside."""
     D, K = config.latent_dim, config.codebook_size
     match config.quantizer:
         case "VectorQuantize":
-            return VectorQuantize(
+            quantizer = VectorQuantize(
                 dim=D,
                 codebook_size=K,
                 codebook_dim=config.codebook_dim,
@@ -253,6 +284,8 @@ def make_quantizer(config: ImageTokenizerConfig) -> nn.Module:
                 threshold_ema_dead_code=config.dead_code_threshold,
                 commitment_weight=config.commitment_weight,
             )
+            quantizer._codebook.__class__ = IndexedCodebook  # the library names no other way to choose it; tests compare both
+            return quantizer
         case "FSQ":
             return FSQ(levels=fsq_levels(K), dim=D)
         case "LFQ":

@@ -73,11 +73,12 @@ def make_optimizer(kind: str, module: nn.Module, *, lr: float, betas: Iterable[f
     return make(module, lr=lr, betas=betas, weight_decay=weight_decay)
 
 
-def warmup_cosine(step: int, *, progress: float, warmup: int, min_ratio: float = 0.05) -> float:
+def warmup_cosine(step: int, *, progress: float, warmup: int, min_ratio: float = 0.05, hold: float = 0.0) -> float:
     """The factor on the learning rate: a linear warm-up over `warmup` steps, times a cosine from 1 to `min_ratio` as
-    `progress` goes from 0 to 1 (share of the steps, or of the time where that runs out first)."""
+    `progress` goes from `hold` to 1 (share of the steps, or of the time where that runs out first). Before, it stays at 1."""
     warm = min(1.0, (step + 1) / max(1, warmup))
-    return warm * (min_ratio + (1 - min_ratio) * 0.5 * (1 + math.cos(math.pi * min(1.0, progress))))
+    fallen = max(0.0, min(1.0, progress) - hold) / (1 - hold)
+    return warm * (min_ratio + (1 - min_ratio) * 0.5 * (1 + math.cos(math.pi * fallen)))
 
 
 def set_lr(optimizer: torch.optim.Optimizer, lr: float) -> None:

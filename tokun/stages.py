@@ -179,9 +179,10 @@ def _check_ahead(config: Config, world: int, deepspeed: bool) -> None:
     data.check_batch(train.batch_size, world, "train.batch_size")
     micro = _micro_batch(train, world)
     data.check_task_mix(train.task_mix)
-    shares = {"train.word_dropout": train.word_dropout, "train.tag_dropout": train.tag_dropout, "train.plain_share": train.plain_share, "generator.dropout": config.generator.dropout}
+    shares = {"train.word_dropout": train.word_dropout, "train.tag_dropout": train.tag_dropout, "train.plain_share": train.plain_share, "generator.dropout": config.generator.dropout,
+              "train.lr_hold": train.lr_hold, "image_tokenizer_train.lr_hold": config.image_tokenizer_train.lr_hold}
     for name, value in shares.items():
-        if not 0 <= value <= 1 or (name == "generator.dropout" and value == 1):
+        if not 0 <= value <= 1 or (value == 1 and name.endswith(("dropout", "lr_hold")) and name.startswith(("generator", "train.lr", "image"))):
             raise ValueError(f"{name} is {value}; it is a share between 0 and 1")
     if deepspeed:
         deepspeed_settings(train, micro=micro, accumulation=train.batch_size // world // micro)
@@ -257,7 +258,7 @@ def train_image_tokenizer(run: Run) -> Path:
     paths = data.expand_shards(config.data.train)
     asked = {
         "image_tokenizer": dataclasses.asdict(model_config),
-        "image_tokenizer_train": _without(dataclasses.asdict(train), LOGGING_KEYS | GATE_KEYS),
+        "image_tokenizer_train": _without(dataclasses.asdict(train), LOGGING_KEYS | GATE_KEYS | {"compile"} | _as_before(train)),
         "seed": config.seed,
         "shards": checkpoint.files_fingerprint(paths),
         **_shapes_asked(config),
@@ -291,9 +292,9 @@ def train_image_tokenizer(run: Run) -> Path:
     held_out = _held_out_pictures(config)
 
     torch.manual_seed(config.seed)
-    model = ImageTokenizer(model_config).to(device)
+    model = ImageTokenizer(model_config).to(device, memory_format=torch.channels_last)  # a tenth faster, on CPUs and in half precision on GPUs
     ema = optim.Ema(model, train.ema_decay)
-    perceptual = losses.make_perceptual(train.perceptual, train.perceptual_weights).to(device)
+    perceptual = losses.make_perceptual(train.perceptual, train.perceptual_weights, compiled=train.compile and can_compile(device)).to(device)
     discriminator = losses.PatchDiscriminator(model_config.image_channels).to(device) if train.gan_weight > 0 else None
     optimizer = optim.make_adamw(model, lr=train.lr, betas=train.betas, weight_decay=train.weight_decay)
     wrapped, optimizer = accelerator.prepare(model, optimizer)
@@ -337,10 +338,10 @@ def train_image_tokenizer(run: Run) -> Path:
         progress = _progress(run, step, train.steps, spent + clock.seconds(), train.max_minutes)
         if progress >= 1:
             break
-        lr = train.lr * optim.warmup_cosine(step, progress=progress, warmup=train.warmup_steps)
+        lr = train.lr * optim.warmup_cosine(step, progress=progress, warmup=train.warmup_steps, hold=train.lr_hold)
         optim.set_lr(optimizer, lr)
         torch.manual_seed(_step_seed(config.seed, step, 0))  # dead codes are replaced by the same vectors on every run
-        images = next(stream).to(device, non_blocking=True)
+        images = next(stream).to(device, non_blocking=True, memory_format=torch.channels_last)
         wrapped.train()
         with accelerator.autocast():
             out = wrapped(images)
@@ -1018,7 +1019,7 @@ def train_generator(run: Run) -> Path:
         progress = _progress(run, step, train.steps, spent + clock.seconds(), train.max_minutes)
         if progress >= 1:
             break
-        lr = train.lr * optim.warmup_cosine(step, progress=progress, warmup=train.warmup_steps, min_ratio=train.min_lr_ratio)
+        lr = train.lr * optim.warmup_cosine(step, progress=progress, warmup=train.warmup_steps, min_ratio=train.min_lr_ratio, hold=train.lr_hold)
         engine.set_lr(lr)
         before = time.monotonic()
         batch = next(stream)
@@ -1333,9 +1334,9 @@ def _require_same_but_retry(path: Path, made_with: dict[str, Any], asked: dict[s
     checkpoint.require_same(path, strip(made_with), strip(asked))
 
 
-def _as_before(train: configs.TrainConfig) -> set[str]:
+def _as_before(train: configs.TrainConfig | configs.ImageTokenizerTrainConfig) -> set[str]:
     """Settings that runs of before they were there have none of, and which change nothing as they stand."""
-    return {name for name, idle in {"ema_every": 1, "word_dropout": 0.0}.items() if getattr(train, name) == idle}
+    return {name for name, idle in {"ema_every": 1, "word_dropout": 0.0, "lr_hold": 0.0}.items() if getattr(train, name, None) == idle}
 
 
 def _started(config: Config) -> dict[str, str]:

@@ -8,6 +8,7 @@ from pathlib import Path
 from PIL import Image
 
 from tokun.extras import need
+from tokun.grids import on_one_size
 
 SECONDS = 0.15  # that a picture is shown
 LEAST = 256  # pixels: smaller pictures are enlarged by a whole factor, as players would blur them
@@ -22,9 +23,10 @@ def require_ffmpeg() -> None:
 
 
 def write_mp4(images: Sequence[Image.Image], path: Path) -> None:
-    """Pictures of one size, there and back, so that the film can be looped. Odd sides grow by a pixel, which H.264 needs."""
+    """Pictures there and back, so that the film can be looped; of several shapes, on white paper. Odd sides grow by a pixel, which H.264 needs."""
     require_ffmpeg()
     film = need("imageio_ffmpeg", extra="video")
+    images = on_one_size(images)
     width, height = images[0].size
     times = max(1, -(-LEAST // max(width, height)))
     size = width * times + width * times % 2, height * times + height * times % 2

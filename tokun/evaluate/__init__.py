@@ -4,6 +4,8 @@
     figures    a value with its spread, and how a table of them is printed and written
     features   pictures to vectors      distances   two sets of vectors      plots
     doctor     the image tokenizer      images      samples against held-out pictures; style: are they engravings?
+    recognition  what a judge fitted on described originals still finds in a reconstruction
     words      the captions             coherence   do picture and words fit each other?
+    viewer     sheets for people's eyes, viewer_score  what their answers come to, eyes  which pairs they are shown
     judges     other models' opinions   memorisation  are samples copies of training pictures?
 """

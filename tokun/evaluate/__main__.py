@@ -3,6 +3,7 @@
     python -m tokun.evaluate --shards 'shards/val-*.tar' --train-shards 'shards/train-*.tar' --features squeezenet1_1.safetensors --out report
     python -m tokun.evaluate --checkpoint runs/mine --shards 'shards/val-*.tar' --only doctor --out report      the image tokenizer alone
     python -m tokun.evaluate … --style-key technique --subject-key category     shards whose tags have other names
+    python -m tokun.evaluate … --only viewer --viewer-of generated,prompted     sheets for people's eyes (tokun.evaluate.viewer)
     python -m tokun.evaluate … --clip ViT-B-32 --judge judge/ --aesthetic head.safetensors --vqa google/paligemma-3b-mix-224
 
 Writes table.md, figures.json (with the command, the checkpoint, the split, seeds and versions), plots, sheets and the samples into --out.
@@ -12,6 +13,7 @@ What cannot be measured is a line of the table that says why. A killed run takes
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import platform
 import shlex
@@ -33,8 +35,10 @@ if TYPE_CHECKING:
 
     from tokun.evaluate.features import Features
     from tokun.evaluate.material import RealPair
+    from tokun.evaluate.recognition import Judge
     from tokun.model import Pair, Tokun
 
+SOURCES = ("generated", "reconstructions", "originals", "prompted")  # see `eyes`
 PACKAGES = ("tokun", "torch", "transformers", "torchmetrics", "torch-fidelity", "open_clip_torch", "lpips", "numpy", "Pillow")
 
 
@@ -114,6 +118,30 @@ class Case:
         return read_pairs(self.model, self.args.train_shards, max(len(self.held_out), self.args.n_samples), self.args.seed, **self.keys)
 
 
+    def recogniser(self) -> tuple[Judge, Features]:
+        """The judge of what is recognised, learned from the training pairs and kept in --out, and the network that it sees with.
+
+        Raises ImportError or ValueError where it lacks something.
+        """
+        from tokun import data
+        from tokun.evaluate import recognition
+        from tokun.evaluate.features import last_layer
+        from tokun.evaluate.material import described, squares
+
+        which = self.args.recognition or ("" if self.args.features in ("", "inception") else self.args.features)
+        if not self.args.train_shards or not which:
+            raise ValueError("needs --train-shards with captions that describe, and --recognition or SqueezeNet 1.1 as --features")
+        config = self.model.image_tokenizer.config
+        network = last_layer(which, self.model.device, max(128, config.image_size))
+        settings = [network.name, config.image_size, self.args.seed, checkpoint.files_fingerprint(data.expand_shards(self.args.train_shards))]
+
+        def learn() -> Judge:
+            pictures = described(self.args.train_shards, squares(config.image_size), channels=config.image_channels)
+            return recognition.fit(*recognition.look(pictures, network, "doctor: training originals"), seed=self.args.seed)
+
+        return recognition.fitted(self.args.out / "recognition.npz", json.dumps(settings), learn), network
+
+
 def require_shards(option: str, pattern: str) -> None:
     from tokun.data import expand_shards
 
@@ -142,7 +170,11 @@ def measured(name: str, case: Case) -> list[Figure]:
 def doctor(case: Case) -> list[Figure]:
     from tokun.evaluate import doctor
 
-    return doctor.measure(case.model, case.held_out, seed=case.args.seed, features=case.features, out=case.args.out)
+    found = doctor.measure(case.model, case.held_out, seed=case.args.seed, features=case.features, out=case.args.out)
+    try:
+        return found + doctor.recognised(case.model, case.held_out, *case.recogniser(), seed=case.args.seed)
+    except (ImportError, ValueError) as error:
+        return [*found, skipped("recognition kept", str(error))]
 
 
 def images(case: Case) -> list[Figure]:
@@ -186,9 +218,16 @@ def memorisation(case: Case) -> list[Figure]:
     )  # fmt: skip
 
 
+def viewer(case: Case) -> list[Figure]:
+    from tokun.evaluate import eyes
+
+    return eyes.measure(case)
+
+
 ROOMS: dict[str, Callable[[Case], list[Figure]]] = {
-    "doctor": doctor, "images": images, "words": words, "coherence": coherence, "judges": judges, "memorisation": memorisation,
+    "doctor": doctor, "images": images, "words": words, "coherence": coherence, "judges": judges, "memorisation": memorisation, "viewer": viewer,
 }  # fmt: skip
+UNASKED = tuple(name for name in ROOMS if name != "viewer")  # the others: a viewer's sheet asks for a viewer
 
 
 # --- what is written ------------------------------------------------------------------------------------------------
@@ -261,12 +300,15 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--n-train", type=int, default=0, help="so many training pictures are searched for copies; 0: all")
     add("--seed", type=int, default=1000)
     add("--features", default="", help="inception, or a file of SqueezeNet 1.1 or Inception weights; default: inception where it can be had")
+    add("--recognition", default="", help="a file of SqueezeNet 1.1, or efficientnet-lite0: what the judge of reconstructions sees with; default: --features")
     add("--others", default="", help="a folder of pictures that are no engravings, for the classifier of style")
     add("--clip", default=None, help="open_clip weights for CLIPScore")
     add("--judge", default=None, help="a small CLIP trained apart from the model, as the judge of coherence")
     add("--aesthetic", default=None, help="a head on CLIP features that scores looks")
     add("--vqa", default=None, help="a model that answers questions about pictures")
-    add("--only", default=",".join(ROOMS), help=f"rooms to measure, with commas between: {','.join(ROOMS)}")
+    add("--only", default=",".join(UNASKED), help=f"rooms to measure, with commas between: {','.join(ROOMS)}; default: all but viewer")
+    add("--viewer-of", default="generated", help=f"whose pictures the sheets show, with commas between: {','.join(SOURCES)} (%(default)s)")
+    add("--viewer-n", type=int, default=96, help="pictures on them (%(default)s)")
     add("--style-key", default="style", help="the field of the shards' JSON that holds the style (data.style_key)")
     add("--subject-key", default="subject", help="… and the subject (data.subject_key)")
     add("--batch-size", type=int, default=16, help="samples drawn together")
@@ -277,7 +319,10 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     unknown = [name for name in args.only if name not in ROOMS]
     if unknown or not args.only:
         parser.error(f"--only {','.join(unknown)}: the rooms are {', '.join(ROOMS)}")
-    for name, least in (("n_held_out", 0), ("n_samples", 1), ("n_train", 0), ("batch_size", 1)):
+    args.viewer_of = [name.strip() for name in args.viewer_of.split(",") if name.strip()]
+    if not args.viewer_of or (unknown := [name for name in args.viewer_of if name not in SOURCES]):
+        parser.error(f"--viewer-of {','.join(unknown) if args.viewer_of else ''}: the sources are {', '.join(SOURCES)}")
+    for name, least in (("n_held_out", 0), ("n_samples", 1), ("n_train", 0), ("batch_size", 1), ("viewer_n", 1)):
         if getattr(args, name) < least:
             parser.error(f"--{name.replace('_', '-')} is {getattr(args, name)}; it must be {least} or more")
     return args

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from tokun import stages
 from tokun.config import ImageTokenizerTrainConfig
-from tokun.evaluate import plots
+from tokun.evaluate import plots, recognition
 from tokun.evaluate.distances import frechet, jackknife
 from tokun.evaluate.features import Features, stack
 from tokun.evaluate.figures import Figure, mean, skipped
@@ -130,6 +130,14 @@ def sheet(real: Sequence[Image.Image], made: Sequence[Image.Image], psnr: Tensor
     order = psnr.argsort(descending=True).tolist()
     best, worst = order[:rows], order[::-1][:rows]
     return pair_sheet([(real[i], made[i], real[j], made[j]) for i, j in zip(best, worst)], ["best", "from codes", "worst", "from codes"])
+
+
+def recognised(model: Tokun, held_out: Sequence[RealPair], judge: recognition.Judge, network: Features, *, seed: int = 0) -> list[Figure]:
+    """How often the judge finds a picture's own caption first of 16: for originals, for reconstructions, and the share that is kept."""
+    real = [pair.image for pair in held_out]
+    made = reconstruct(model, torch.tensor([pair.codes for pair in held_out]))
+    originals, copies = (network(pictures, what=f"doctor: {network.name}").float().numpy() for pictures in (real, made))
+    return recognition.measure(judge, [pair.caption for pair in held_out], originals, copies, note=network.name, seed=seed)
 
 
 # --- codes ----------------------------------------------------------------------------------------------------------

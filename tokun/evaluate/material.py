@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import csv
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -86,3 +89,61 @@ def cut(image: Image.Image, box: data.Box, size: int) -> Image.Image:
     """`data.crop` as a picture."""
     array = data.crop(image, box, size)
     return Image.fromarray(array[0] if len(array) == 1 else array.transpose(1, 2, 0))
+
+
+# --- described pictures, without a model ----------------------------------------------------------------------------
+
+Described = tuple[str, Image.Image, str]  # key, picture, what is seen in it
+Table = Mapping[tuple[str, str], str]  # (folder, key) -> description
+MULTIPLE = 16  # px: the sides of whole pictures are multiples, so that every usual image tokenizer takes them
+
+
+def described(
+    shards: str, cut: Callable[[Image.Image], Image.Image], *, channels: int = 1, table: Table | None = None
+) -> Iterator[Described]:
+    """The pictures of image shards, cut by `cut`, with their descriptions: the plain captions, or those of `table` by the shard's folder and
+    the key. Broken pictures and pictures without a description are left out.
+
+    Raises FileNotFoundError for a pattern that no shard fits.
+    """
+    for path in data.expand_shards(shards):
+        index = data.ShardIndex([path], need=("json",), one_of=data.IMAGE_SUFFIXES, may_be_empty=True)
+        folder = path.resolve().parent.name
+        for i in range(len(index)):
+            try:
+                text = plain_caption(index.read_json(i)) if table is None else table.get((folder, index.key(i)), "")
+                if text:
+                    yield index.key(i), cut(data.decode_image(index.read(i, index.image_suffix(i)), channels)), text
+            except (OSError, ValueError):
+                continue
+
+
+def read_table(path: Path) -> Table:
+    """A tab-separated table with a header and the columns folder, key, description, without quoting; rows whose `use` is 0 are left out.
+
+    Raises ValueError where a column is missing.
+    """
+    with path.open(encoding="utf-8", newline="") as file:
+        rows = csv.DictReader(file, delimiter="\t", quoting=csv.QUOTE_NONE)
+        if missing := {"folder", "key", "description"} - set(rows.fieldnames or ()):
+            raise ValueError(f"{path} has no column {', '.join(sorted(missing))}; it takes a tab-separated table with a header")
+        return {(row["folder"], row["key"]): row["description"] for row in rows if row.get("use", "1") != "0" and row["description"]}
+
+
+def squares(size: int) -> Callable[[Image.Image], Image.Image]:
+    """Pictures -> their centred squares at size x size px."""
+    return lambda image: cut(image, data.centre_box(*image.size), size)
+
+
+def wholes(size: int, multiple: int = MULTIPLE) -> Callable[[Image.Image], Image.Image]:
+    """Pictures -> the whole of them at about size x size px, each side the nearest multiple."""
+
+    def whole(image: Image.Image) -> Image.Image:
+        scale = size / math.sqrt(image.width * image.height)
+        sides = tuple(multiple * max(1, round(side * scale / multiple)) for side in image.size)
+        return image.resize(sides, Image.Resampling.LANCZOS)
+
+    return whole
+
+
+VIEWS = {"square": squares, "whole": wholes}

@@ -1,0 +1,419 @@
+"""Tables: one strict reader of CSV, TSV, JSONL and Parquet for everything that reads rows with names.
+
+    table = read_table("captions.tsv")
+    table.columns, table.count, table.how      # ('key', 'description'), 412, 'tab separated, without quoting'
+    for row in table: row.line, row.values     # 2, {'key': 'a', 'description': 'A ship.'}
+
+The whole table is checked when it is opened, so what is wrong is told before any work is done: an opening quote without an
+end, a row with more or fewer fields than the head, bytes that are not UTF-8, a name that two columns have. Each is one
+`TableError` with file, line, what stands there and the way out. Rows are then read one by one, from the file again.
+
+How a table is read
+- `.csv`: separated by comma, semicolon or tab, whichever the head has most of; quoted as RFC 4180 says. In a quoted cell that
+  runs over several lines, a line that looks like a row of its own is taken for a forgotten quote and refused.
+- `.tsv`, `.tab`, and CSV separated by tabs: read as it stands, quotes and all, as IANA's text/tab-separated-values has it, unless
+  something shows that fields are quoted: all names of the head stand in quotes; or a field that begins and ends with a quote
+  holds doubled ones; or lines do not have the head's number of fields and quoting explains all of them. `quoting` decides it by hand.
+- `.jsonl`, `.ndjson`: one object a line; a name that is missing in a line is no value there. `.parquet`: columns of bytes are passed over.
+- Names of columns are compared in small letters with underscores. A cell that says nothing (empty, nan, null, none, <NA>) is None.
+
+Knows no pictures and no registers.
+"""
+
+from __future__ import annotations
+
+import codecs
+import csv
+import io
+import itertools
+import json
+import math
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from tokun.extras import need
+
+TABLE_SUFFIXES = (".csv", ".tsv", ".tab", ".jsonl", ".ndjson", ".parquet")
+CAPTION_COLUMNS = ("caption", "captions", "text", "txt", "description", "prompt", "sentence", "title", "alt_text")
+"""Names that hold a caption, the first that is there wins."""
+PATH_COLUMNS = (
+    "image_path", "file_name", "filename", "file_path", "filepath", "image_file", "path", "file", "image", "img_path", "img",
+)  # fmt: skip
+NO_VALUES = frozenset({"", "nan", "<na>", "none", "null"})
+QUOTING = ("auto", "none", "csv")
+ENCLOSED = re.compile(r'"(?:[^"]|"")*"')
+SHOWN = 80  # characters of a faulty line in an error
+MOST_CHARACTERS = 1 << 20  # of one cell
+
+
+class TableError(ValueError):
+    """What is wrong with a table, where, and the way out, in one line."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """One row: the line on which it begins (in Parquet its number, from 1), and its values by column."""
+
+    line: int
+    values: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table that has been checked. Iterating reads the rows from the file, each time anew."""
+
+    name: str
+    columns: tuple[str, ...]
+    """Names in small letters with underscores, in the file's order."""
+    count: int
+    """Rows."""
+    how: str
+    """How it was read, in words."""
+    rows: Callable[[], Iterator[Row]] = field(repr=False)
+
+    def __iter__(self) -> Iterator[Row]:
+        return self.rows()
+
+    def __len__(self) -> int:
+        return self.count
+
+
+def read_table(
+    path: str | Path, *, open_file: Callable[[], BinaryIO] | None = None, encoding: str = "utf-8", quoting: str = "auto", separator: str = ""
+) -> Table:  # fmt: skip
+    """Check a table and return it. Its suffix tells what it is.
+
+    open_file: opens it for reading bytes, from the start, where it is no plain file of this name. encoding: of CSV, TSV and JSONL.
+    quoting: auto, none (fields stand as they are) or csv, for text. separator: of fields; "": by suffix and head.
+    Raises TableError (a ValueError) for what cannot be read, OSError for a file that is not there.
+    """
+    path = Path(path)
+    if quoting not in QUOTING:
+        raise ValueError(f"quoting {quoting!r} is unknown: give {', '.join(QUOTING)}")
+    try:
+        codecs.lookup(encoding)
+    except LookupError as error:
+        raise ValueError(f"encoding {encoding!r} is unknown: give utf-8, utf-16, cp1252, latin-1 …") from error
+    opener = open_file or (lambda: path.open("rb"))
+    suffix = path.suffix.lower()
+    if suffix == ".parquet":
+        return _parquet(str(path), opener)
+    text = _Text(str(path), opener, encoding)
+    if suffix in (".jsonl", ".ndjson"):
+        return _jsonl(text)
+    if suffix not in TABLE_SUFFIXES and not separator:
+        raise TableError(f"{path} is no table whose kind is known: name it {', '.join(TABLE_SUFFIXES)}")
+    return _separated(text, separator or ("\t" if suffix in (".tsv", ".tab") else ""), quoting)
+
+
+def column_name(name: Any) -> str:
+    """ "File Name" -> "file_name"."""
+    return re.sub(r"[\s\-]+", "_", str(name).strip().lower())
+
+
+def value_of(value: Any) -> Any:
+    """None for what says nothing: an empty text, nan, null, none, <NA>; else the value as it is."""
+    if isinstance(value, str):
+        return None if value.strip().lower() in NO_VALUES else value
+    return None if isinstance(value, float) and math.isnan(value) else value
+
+
+def caption_column(table: Table, wanted: str = "", *, known: Iterable[str] = CAPTION_COLUMNS) -> str:
+    """The column that holds captions: `wanted`, or the first known name that is there. Raises TableError naming the columns."""
+    if wanted:
+        if column_name(wanted) in table.columns:
+            return column_name(wanted)
+        raise TableError(f"{table.name} has no column {wanted!r} (--caption-column): its columns are {', '.join(table.columns)}")
+    for name in known:
+        if name in table.columns:
+            return name
+    raise TableError(
+        f"{table.name} has no column of captions under a known name ({', '.join(known)}): its columns are {', '.join(table.columns)}. "
+        "Name the right one with --caption-column"
+    )
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# text
+
+
+@dataclass(frozen=True)
+class _Text:
+    """A file of text, read line by line as often as one likes."""
+
+    name: str
+    open: Callable[[], BinaryIO]
+    encoding: str
+
+    def lines(self) -> Iterator[str]:
+        """The lines with their ends. Only a line feed ends one, or, in a file without any, a carriage return."""
+        with self.open() as binary:
+            start = binary.read(1 << 16)
+        self.refuse_marks(start)
+        end = "\r" if b"\r" in start and b"\n" not in start else "\n"
+        encoding = "utf-8-sig" if codecs.lookup(self.encoding).name == "utf-8" else self.encoding
+        try:
+            with io.TextIOWrapper(self.open(), encoding=encoding, newline=end) as file:
+                for number, line in enumerate(file, start=1):
+                    if "\0" in line:
+                        raise self.error(number, "holds a zero byte, which text does not", "save the table as UTF-8 text")
+                    yield line
+        except UnicodeError as error:
+            raise self.undecodable(error) from error
+
+    def refuse_marks(self, start: bytes) -> None:
+        """UTF-16 says so in its first bytes, and most of it would decode to nonsense."""
+        utf16 = start.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
+        if utf16 and "16" not in self.encoding and "32" not in self.encoding:
+            raise TableError(f"{self.name} is not {self.encoding}: it begins as UTF-16 does. Save it as UTF-8, or give --encoding utf-16")
+
+    def undecodable(self, error: UnicodeError) -> TableError:
+        """Which line it is, found by reading the bytes again."""
+        with self.open() as binary:
+            for number, line in enumerate(binary, start=1):
+                try:
+                    line.decode(self.encoding)
+                except UnicodeError as here:
+                    at = getattr(here, "start", 0)
+                    what = f"is not {self.encoding}: byte 0x{line[at]:02x} stands behind {_shown(line[:at].decode(self.encoding, 'replace'))}"
+                    guess = f" (as cp1252 it reads {_shown(line[max(0, at - 20) : at + 20].decode('cp1252', 'replace'))})"
+                    return self.error(number, what + guess, "save the table as UTF-8, or name its encoding: --encoding cp1252")
+        return TableError(f"{self.name} is not {self.encoding} ({error}): save it as UTF-8, or name its encoding with --encoding")
+
+    def error(self, line: int, what: str, way_out: str) -> TableError:
+        return TableError(f"{self.name}, line {line}: {what}. {way_out[0].upper()}{way_out[1:]}")
+
+
+def _shown(text: str) -> str:
+    text = " ".join(text.split())
+    return repr(text if len(text) <= SHOWN else text[:SHOWN] + "…")
+
+
+def _names(text_error: Callable[[str, str], TableError], head: Iterable[Any]) -> tuple[str, ...]:
+    """The names of a head, each its own."""
+    written = list(head)
+    names = tuple(map(column_name, written))
+    for index, name in enumerate(names):
+        if not name:
+            raise text_error(f"column {index + 1} of {len(names)} has no name", "name it, or take it out")
+        if name in names[:index]:
+            first = written[names.index(name)]
+            raise text_error(f"two columns have one name, {first!r} and {written[index]!r}", "rename or take out one of them")
+    return names
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# CSV and TSV
+
+
+def _separated(text: _Text, separator: str, quoting: str) -> Table:
+    first = next(text.lines(), "")
+    separator = separator or max(",;\t", key=first.count)
+    quoted = quoting == "csv" or (quoting == "auto" and (separator != "\t" or _is_quoted_tsv(text)))
+    fields = _quoted_fields if quoted else _plain_fields
+
+    def rows() -> Iterator[Row]:
+        found = fields(text, separator)
+        _, head = next(found)
+        names = _names(lambda what, way: text.error(1, what, way), head)
+        for line, cells in found:
+            yield Row(line, {name: _cell(cell, quoted) for name, cell in zip(names, cells)})
+
+    head = next(fields(text, separator), None)
+    if head is None:
+        raise TableError(f"{text.name} is empty: the first line of a table names its columns")
+    names = _names(lambda what, way: text.error(head[0], what, way), head[1])
+    how = {",": "comma", ";": "semicolon", "\t": "tab"}.get(separator, repr(separator))
+    return Table(text.name, names, sum(1 for _ in rows()), f"{how} separated, {'quoted' if quoted else 'without quoting'}", rows)
+
+
+def _cell(cell: str, quoted: bool) -> str | None:
+    return None if not quoted and cell == '""' else value_of(cell)
+
+
+def _plain_fields(text: _Text, separator: str) -> Iterator[tuple[int, list[str]]]:
+    """(line, fields) of a table without quoting, blank lines passed over. Raises TableError for a row that does not fit the head."""
+    wanted = 0
+    for number, line in enumerate(text.lines(), start=1):
+        if line.strip():
+            cells = line.rstrip("\r\n").split(separator)
+            wanted = wanted or len(cells)
+            _check_count(text, number, cells, wanted, separator, quoted=False)
+            yield number, cells
+
+
+def _quoted_fields(text: _Text, separator: str) -> Iterator[tuple[int, list[str]]]:
+    """(line, fields) of a quoted table, likewise."""
+    taken: list[str] = []  # the lines of the row that is being read
+
+    def lines() -> Iterator[str]:
+        for line in text.lines():
+            taken.append(line)
+            yield line
+
+    reader = csv.reader(lines(), delimiter=separator, strict=True)
+    limit = csv.field_size_limit()
+    wanted, start = 0, 1
+    while True:
+        try:
+            csv.field_size_limit(MOST_CHARACTERS)
+            cells = next(reader)
+        except StopIteration:
+            return
+        except csv.Error as error:
+            raise _quote_error(text, start, start + len(taken) - 1, taken, error) from error
+        finally:
+            csv.field_size_limit(limit)
+        if cells and any(line.strip() for line in taken):
+            wanted = wanted or len(cells)
+            _check_count(text, start, cells, wanted, separator, quoted=True)
+            _check_swallowed(text, start, taken, wanted, separator)
+            yield start, cells
+        start += len(taken)
+        taken.clear()
+
+
+def _quote_error(text: _Text, start: int, end: int, taken: list[str], error: csv.Error) -> TableError:
+    if "end of data" in str(error) or "field limit" in str(error):
+        what = f"a quote opens and does not end: {_shown(taken[0])}"
+    elif end > start:
+        what = f"a quote opens and does not end before line {end}: {_shown(taken[0])}"
+    else:
+        what = f"text stands behind a closing quote: {_shown(taken[0])}"
+    return text.error(start, what, "close the field with a quote and write quotes inside it twice, or, in a table without quoting, give --quoting none")
+
+
+def _check_count(text: _Text, line: int, cells: list[str], wanted: int, separator: str, *, quoted: bool) -> None:
+    if len(cells) == wanted:
+        return
+    sign = {"\t": "tab", ",": "comma", ";": "semicolon"}.get(separator, separator)
+    what = f"{len(cells)} fields where the head has {wanted}: {_shown(separator.join(cells))}"
+    more = f"put a field that holds a {sign} in double quotes" if quoted else f"a field cannot hold a {sign}: take it out, or quote all fields that do"
+    raise text.error(line, what, more if len(cells) > wanted else f"give every row all fields, empty ones too, and no line break outside of quotes ({sign}s separate)")
+
+
+def _check_swallowed(text: _Text, start: int, taken: list[str], wanted: int, separator: str) -> None:
+    """Refuse a cell over several lines when a further line has the head's number of fields and begins as the row itself does."""
+    own = _shape(taken[0].split(separator)[0])
+    for number, line in enumerate(taken[1:], start=start + 1):
+        cells = line.rstrip("\r\n").split(separator)
+        if wanted > 1 and len(cells) == wanted and _shape(cells[0]) == own:
+            what = f"the quote that opens here takes in line {number}, which looks like a row of its own: {_shown(line)}"
+            raise text.error(start, what, "close the field with a quote on its own line, or write quotes inside a field twice")
+
+
+def _shape(cell: str) -> str:
+    """What the first cells of neighbouring rows have in common: a path's suffix, or all but its digits."""
+    cell = cell.strip().strip('"')
+    suffix = re.search(r"\.[A-Za-z]{2,5}$", cell)
+    return suffix[0].lower() if suffix else re.sub(r"\d+", "0", cell)
+
+
+def _is_quoted_tsv(text: _Text) -> bool:
+    """Whether the fields of a table with tabs are quoted (see above). A table of which nothing shows it is not."""
+    wanted, fits, any_enclosed = 0, True, False
+    for line in text.lines():
+        if not line.strip():
+            continue
+        cells = line.rstrip("\r\n").split("\t")
+        enclosed = [bool(ENCLOSED.fullmatch(cell)) for cell in cells]
+        if not wanted:
+            wanted = len(cells)
+            if all(enclosed):
+                return True
+        any_enclosed |= '"' in line
+        fits &= len(cells) == wanted
+        if any(here and '""' in cell[1:-1] for here, cell in zip(enclosed, cells)):
+            return True
+    if fits or not any_enclosed:
+        return False
+    try:
+        for _ in _quoted_fields(text, "\t"):
+            pass
+    except TableError:
+        return False  # then the row that does not fit is told as it stands
+    return True
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# JSONL and Parquet
+
+
+def _jsonl(text: _Text) -> Table:
+    def objects() -> Iterator[tuple[int, dict[str, Any]]]:
+        for number, line in enumerate(text.lines(), start=1):
+            if line.strip():
+                yield number, _json_object(text, number, line)
+
+    columns: dict[str, None] = {}
+    count = 0
+    for _, tree in objects():
+        columns.update(dict.fromkeys(tree))
+        count += 1
+    if not count:
+        raise TableError(f"{text.name} is empty: each line of it is a JSON object, {{\"file_name\": …, \"caption\": …}}")
+
+    def rows() -> Iterator[Row]:
+        for number, tree in objects():
+            yield Row(number, {name: value_of(tree.get(name)) for name in columns})
+
+    return Table(text.name, tuple(columns), count, "one JSON object a line", rows)
+
+
+def _json_object(text: _Text, number: int, line: str) -> dict[str, Any]:
+    """The object of a line by names of columns. Raises TableError for what is none, and for a name that is there twice."""
+    twice: list[str] = []
+
+    def pairs(items: list[tuple[str, Any]]) -> dict[str, Any]:
+        names = [name for name, _ in items]
+        twice.extend(name for index, name in enumerate(names) if name in names[:index])
+        return dict(items)
+
+    try:
+        tree = json.loads(line, object_pairs_hook=pairs)
+    except (ValueError, RecursionError) as error:
+        what = error.msg if isinstance(error, json.JSONDecodeError) else type(error).__name__
+        raise text.error(number, f"is no valid JSON ({what}): {_shown(line)}", "write one JSON object a line") from error
+    if not isinstance(tree, Mapping):
+        raise text.error(number, f"holds no JSON object: {_shown(line)}", 'write one object a line, {"file_name": …, "caption": …}')
+    if twice:
+        raise text.error(number, f"the name {twice[0]!r} is there twice: {_shown(line)}", "rename or take out one of them")
+    return dict(zip(_names(lambda what, way: text.error(number, what, way), tree), tree.values()))
+
+
+def _parquet(name: str, opener: Callable[[], BinaryIO]) -> Table:
+    pa, pq = need("pyarrow", extra="data"), need("pyarrow.parquet", extra="data")
+    way_out = "Write it anew, or as .csv, .tsv or .jsonl"
+
+    def fault(what: str, way: str) -> TableError:
+        return TableError(f"{name}: {what}. {way[0].upper()}{way[1:]}")
+
+    def rows() -> Iterator[Row]:
+        numbers = itertools.count(1)
+        try:
+            with opener() as binary, pq.ParquetFile(binary) as file:
+                for batch in file.iter_batches(batch_size=4096, columns=written):
+                    for tree in batch.to_pylist():
+                        yield Row(next(numbers), {short: value_of(tree[long]) for short, long in zip(names, written)})
+        except (pa.ArrowException, OSError, ValueError) as error:
+            raise TableError(f"{name} breaks off or is damaged: {error}. {way_out}") from error
+
+    try:
+        with opener() as binary, pq.ParquetFile(binary) as file:
+            schema, count = file.schema_arrow, file.metadata.num_rows
+    except FileNotFoundError:
+        raise
+    except (pa.ArrowException, OSError, ValueError) as error:
+        raise TableError(f"{name} is no Parquet file that can be read: {error}. {way_out}") from error
+    _names(fault, schema.names)
+    written = [column.name for column in schema if not _holds_bytes(pa, column.type)]
+    names = tuple(map(column_name, written))
+    return Table(name, names, count, "Parquet", rows)
+
+
+def _holds_bytes(pa: Any, kind: Any) -> bool:
+    struct = pa.types.is_struct(kind) and any(pa.types.is_binary(column.type) or pa.types.is_large_binary(column.type) for column in kind)
+    return pa.types.is_binary(kind) or pa.types.is_large_binary(kind) or struct

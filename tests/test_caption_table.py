@@ -1,0 +1,274 @@
+"""caption --from: a table's captions in image shards; nothing lost in silence, and the same bytes after any kill."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from data_tools import from_table
+from data_tools.caption import main
+from data_tools.from_table import Options, merge
+from data_tools.inspect import read_pairs
+from data_tools.tables import TableError
+from data_tools.things import Lexicon
+from tests.kills import kills
+from tests.test_caption import everything, picture, records, write_tar
+
+DATA = Path(__file__).parents[2] / "shared/data"
+HEAD = "key\tuse\tkind\tdescription\tpoetic\n"
+
+
+def shard(folder: Path, name: str, **captions: str) -> Path:
+    """A shard whose keys have these printed captions."""
+    folder.mkdir(parents=True, exist_ok=True)
+    members: dict[str, bytes] = {}
+    for key, caption in captions.items():
+        record = {"caption": caption, "technique": "wood engraving", "path": f"box/{key}.jpg", "title": "A Book"}
+        members |= {f"{key}.png": picture() + key.encode(), f"{key}.json": json.dumps(record).encode(), f"{key}.note.txt": b"kept"}
+    return write_tar(folder / name, members)
+
+
+def table(path: Path, text: str) -> Path:
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+@pytest.fixture
+def museum(tmp_path):
+    shard(tmp_path / "shards", "train-00000.tar", a="Fig. 3", b="The Duke", c="", d="A mill")
+    shard(tmp_path / "shards", "val-00000.tar", e="Plate 2")
+    return tmp_path / "shards"
+
+
+ROWS = HEAD + "a\t1\tship\tA ship in a storm.\tThe sea is up.\nb\t0\tother\tA page.\t\nc\t1\tbird\tTwo owls on a branch.\t\ne\t1\tbird\tAn owl.\t\nz\t1\tbird\tA crow.\t\n"
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# what is written
+
+
+def test_a_row_becomes_registers_subject_and_thing_and_the_printed_caption_era(museum, tmp_path):
+    report = merge([museum], table(tmp_path / "c.tsv", ROWS), tmp_path / "out", Options(min_things=2))
+    after = records(tmp_path / "out")
+    assert list(after) == ["a", "c", "e"] and (tmp_path / "out/val-00000.tar").exists()  # splits stay apart
+    ship = after["a"]
+    assert ship["caption"] == "A ship in a storm." and ship["subject"] == "ship" and ship["technique"] == "wood engraving"
+    assert ship["captions"] == {
+        "plain": "A ship in a storm.", "poetic": "The sea is up.", "era": "Fig. 3", "alt": "Wood engraving: a ship in a storm."
+    }  # fmt: skip
+    assert {name: source["source"] for name, source in ship["caption_sources"].items()} == {
+        "plain": "table", "poetic": "table", "era": "printed", "alt": "rule"
+    }  # fmt: skip
+    assert "poetic" not in after["c"]["captions"] and "era" not in after["c"]["captions"]  # nothing was printed
+    assert [after[key].get("thing") for key in "ace"] == [None, "owl", "owl"]  # one ship is too few
+    assert report.registers == {"alt": 3, "plain": 3, "era": 2, "poetic": 1} and report.written == 3 and report.pictures == 5
+
+
+def test_pictures_and_further_members_keep_their_bytes(museum, tmp_path):
+    merge([museum], table(tmp_path / "c.tsv", ROWS), tmp_path / "out", Options())
+    before = {pair.key: pair for pair in read_pairs(museum / "train-00000.tar", [])}
+    for pair in read_pairs(tmp_path / "out/train-00000.tar", []):
+        assert pair.image == before[pair.key].image and pair.members["note.txt"] == b"kept"
+        assert list(pair.members) == list(before[pair.key].members)
+
+
+def test_what_is_left_out_is_counted_and_named_on_both_sides(museum, tmp_path, capsys):
+    assert main([str(museum), "--from", str(table(tmp_path / "c.tsv", ROWS)), "--out", str(tmp_path / "out")]) == 0
+    said = capsys.readouterr().out
+    assert "1 × use 0: b" in said and "1 × picture without a row: d" in said and "1 × row without a picture: line 6 (z)" in said
+    named = [json.loads(line) for line in (tmp_path / "out/left-out.jsonl").read_text().splitlines()]
+    assert {(one.get("key") or one["row"], one["reason"]) for one in named} == {("b", "use 0"), ("d", "picture without a row"), ("z", "row without a picture")}
+    assert json.loads((tmp_path / "out/caption.json").read_text())["left_out"] == {"use 0": 1, "picture without a row": 1, "row without a picture": 1}
+
+
+def test_pictures_without_a_row_stay_when_asked(museum, tmp_path):
+    merge([museum], table(tmp_path / "c.tsv", ROWS), tmp_path / "out", Options(keep_undescribed=True))
+    assert records(tmp_path / "out")["d"] == records(museum)["d"] and "b" not in records(tmp_path / "out")
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".tsv", ".jsonl", ".parquet"])
+def test_every_kind_of_table_gives_the_same_records(museum, tmp_path, suffix):
+    rows = [{"file_name": "box/a.jpg", "text": "A ship, at sea."}, {"file_name": "./box/c.jpg", "text": "Two owls."}]
+    path = tmp_path / f"t{suffix}"
+    if suffix == ".jsonl":
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    elif suffix == ".parquet":
+        pa, pq = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+        pq.write_table(pa.Table.from_pylist(rows), path)
+    elif suffix == ".csv":
+        path.write_text('file_name,text\nbox/a.jpg,"A ship, at sea."\n./box/c.jpg,Two owls.\n')
+    else:
+        path.write_text("file_name\ttext\nbox/a.jpg\tA ship, at sea.\n./box/c.jpg\tTwo owls.\n")
+    merge([museum], path, tmp_path / "out", Options())
+    assert {key: one["caption"] for key, one in records(tmp_path / "out").items()} == {"a": "A ship, at sea.", "c": "Two owls."}
+
+
+@pytest.mark.parametrize("path", ["box/a.jpg", "a.jpg", "scans/box/a.jpg", "a.png", "box\\a.jpg"])
+def test_paths_are_those_of_the_record_of_the_member_or_end_alike(museum, tmp_path, path):
+    merge([museum], table(tmp_path / "t.tsv", f"path\tcaption\n{path}\tA ship.\n"), tmp_path / "out", Options())
+    assert list(records(tmp_path / "out")) == ["a"]
+
+
+def test_own_era_alt_and_thing_of_a_table_come_first_and_the_printed_caption_is_kept(museum, tmp_path):
+    text = "key\tplain\tera\talt\tthing\na\tA ship.\tShips of old\tA drawing of a ship.\tfrigate\n"
+    merge([museum], table(tmp_path / "t.tsv", text), tmp_path / "out", Options())
+    one = records(tmp_path / "out")["a"]
+    assert one["captions"] == {"plain": "A ship.", "era": "Ships of old", "alt": "A drawing of a ship."} and one["thing"] == "frigate"
+    assert [(old["register"], old["text"]) for old in one["earlier_captions"]] == [("caption", "Fig. 3")]
+
+
+def test_registers_alone_are_added_and_the_caption_stays(museum, tmp_path):
+    merge([museum], table(tmp_path / "t.tsv", "key\tpoetic\na\tThe sea is up.\n"), tmp_path / "out", Options())
+    one = records(tmp_path / "out")["a"]
+    assert one["caption"] == "Fig. 3" and one["captions"] == {"poetic": "The sea is up."}
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# several folders
+
+
+def test_folders_are_mixed_by_a_fixed_seed_split_by_split(tmp_path):
+    for name in ("one", "two"):
+        shard(tmp_path / name, "train-00000.tar", **{f"{name}-{i}": "Fig." for i in range(20)})
+    shard(tmp_path / "two", "val-00000.tar", v="Fig.")
+    rows = "folder\tkey\tcaption\n" + "".join(f"{name}\t{name}-{i}\tA thing {i}.\n" for name in ("one", "two") for i in range(20)) + "two\tv\tA ship.\n"
+    path = table(tmp_path / "t.tsv", rows)
+    for out, seed in (("a", 0), ("b", 0), ("c", 1)):
+        merge([str(tmp_path / "one"), str(tmp_path / "tw*/*.tar")], path, tmp_path / out, Options(seed=seed, shard_size=15))
+    keys = list(records(tmp_path / "a"))
+    assert everything(tmp_path / "a") == everything(tmp_path / "b") and keys != list(records(tmp_path / "c"))
+    assert sorted(path.name for path in (tmp_path / "a").glob("*.tar")) == ["train-00000.tar", "train-00001.tar", "train-00002.tar", "val-00000.tar"]
+    assert len(keys) == len(set(keys)) == 41 and len({key.split("-")[0] for key in keys[:10]}) == 2
+    assert records(tmp_path / "a")["v"]["folder"] == "two"
+
+
+def test_keys_that_folders_share_become_unique(tmp_path):
+    for name in ("one", "two"):
+        shard(tmp_path / name, "train-00000.tar", a="Fig.", b="Fig.")
+    rows = "folder\tkey\tcaption\n" + "".join(f"{name}\t{key}\t{name} {key}.\n" for name in ("one", "two") for key in "ab")
+    merge([tmp_path / "one", tmp_path / "two"], table(tmp_path / "t.tsv", rows), tmp_path / "out", Options())
+    after = records(tmp_path / "out")
+    assert {key: one["caption"] for key, one in after.items()} == {f"{n}-{k}": f"{n} {k}." for n in ("one", "two") for k in "ab"}
+    with pytest.raises(TableError, match=r"line 2: a is in .*column folder"):
+        merge([tmp_path / "one", tmp_path / "two"], table(tmp_path / "u.tsv", "key\tcaption\na\tA ship.\n"), tmp_path / "out2", Options())
+
+
+def test_a_key_twice_in_one_folder_is_refused_counted_and_named(tmp_path):
+    shard(tmp_path / "s", "train-00000.tar", a="x", b="y")
+    shard(tmp_path / "s", "train-00001.tar", a="z")
+    report = merge([tmp_path / "s"], table(tmp_path / "t.tsv", "key\tcaption\na\tA ship.\nb\tA mill.\n"), tmp_path / "out", Options())
+    assert list(records(tmp_path / "out")) == ["b"] and report.left_out == {"key twice in one folder": 2}
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# killed, and typed again
+
+
+def test_killed_at_every_change_of_the_disk_it_ends_with_the_same_bytes(museum, tmp_path):
+    path = table(tmp_path / "c.tsv", ROWS)
+    merge([museum], path, tmp_path / "whole", Options())
+    out = tmp_path / "out"
+    times = 0
+    for _ in kills(lambda: merge([museum], path, out, Options()), out):
+        merge([museum], path, out, Options())
+        assert everything(out) == everything(tmp_path / "whole")
+        shutil.rmtree(out)
+        times += 1
+    assert times > 8
+
+
+def test_whole_shards_are_not_written_again_and_other_input_is_refused(museum, tmp_path):
+    path, out = table(tmp_path / "c.tsv", ROWS), tmp_path / "out"
+    merge([museum], path, out, Options())
+    times = {one: one.stat().st_mtime_ns for one in out.glob("*.tar")}
+    before = everything(out)
+    merge([museum], path, out, Options())
+    assert everything(out) == before and all(one.stat().st_mtime_ns == time for one, time in times.items())
+    with pytest.raises(ValueError, match="sha256 differ"):
+        merge([museum], table(path, ROWS.replace("storm", "calm")), out, Options())
+    with pytest.raises(ValueError, match="folder of train-00000.tar itself"):
+        merge([museum], path, museum, Options())
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("key\tcaption\nx\tA ship.\n", r"no row belongs to a picture.*'x' \(line 2\).*key 'a'"),
+        ("name\tcaption\na\tA ship.\n", "names no pictures: its columns are name, caption"),
+        ("key\tBild\na\tA ship.\n", "columns are key, bild.*--caption-column"),
+        ("key\tcaption\na\tA ship.\na\tA boat.\n", "lines 2 and 3 are both of a"),
+        ("key\tcaption\n\tA ship.\n", "line 2: key is empty"),
+        ("key\tcaption\na\tA\tship.\n", "line 2: 3 fields"),
+        ("key\tuse\tcaption\na\t0\tA ship.\n", "no picture is left"),
+        ("key\tcaption\n", "a head and no rows"),
+    ],
+)
+def test_tables_that_do_not_fit_are_told_in_one_line(museum, tmp_path, capsys, text, said):
+    with pytest.raises(TableError, match=said):
+        merge([museum], table(tmp_path / "t.tsv", text), tmp_path / "out", Options())
+    assert main([str(museum), "--from", str(tmp_path / "t.tsv"), "--out", str(tmp_path / "out")]) == 2
+    assert capsys.readouterr().err.count("\n") < 4  # the bar and the line
+
+
+def test_another_caption_column_and_captions_that_are_alike(tmp_path, capsys):
+    shard(tmp_path / "s", "train-00000.tar", **{f"k{i}": "" for i in range(30)})
+    path = table(tmp_path / "t.csv", "key,Bildtext\n" + "".join(f"k{i},An engraving.\n" for i in range(30)))
+    assert main([str(tmp_path / "s"), "--from", str(path), "--caption-column", "bildtext", "--out", str(tmp_path / "out")]) == 0
+    said = capsys.readouterr().out
+    assert "plain from bildtext" in said and "WARNING" in said and "only 1 different" in said
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# things, and the real table
+
+
+@pytest.fixture(scope="module")
+def lexicon():
+    return Lexicon.learn(row.values["description"] for row in from_table.read_table(DATA / "descriptions.tsv"))
+
+
+@pytest.mark.parametrize(
+    ("description", "thing"),
+    [
+        ("A moth with spread wings, seen from above.", "moth"),
+        ("Two armed knights fighting.", "knight"),
+        ("Portrait of a bearded man in a hat.", "man"),
+        ("The head of a horse with a bridle.", "horse"),
+        ("A burning raft floating beside a large sailing ship.", "raft"),
+        ("Many schoolboys crowded around a table.", "schoolboy"),
+        ("A tall, thin man walking.", "man"),
+        ("Three men and a boy in a boat.", "man"),
+        ("Leaves and acorns of an oak.", "leaf"),
+        ("A stag beetle with long curved jaws.", "beetle"),
+        ("Two views of a spiral shell, one showing its lid.", "shell"),
+        ("A worn round seal with a tilted shield.", "seal"),
+        ("A temple front with a row of columns.", "temple"),
+        ("A wooden box and a lid.", "box"),
+        ("Wolves chasing a sledge.", "wolf"),
+        ("A lady's glove on a table.", "glove"),
+        ("A girl lying asleep on a couch.", "girl"),
+        ("Two street traders side by side.", "trader"),
+    ],
+)
+def test_the_thing_is_the_main_noun(lexicon, description, thing):
+    assert lexicon.thing(description) == thing
+
+
+def test_alt_text_keeps_names_large(lexicon):
+    assert from_table.alt_text("wood engraving", "A moth with spread wings.", lexicon) == "Wood engraving: a moth with spread wings."
+    assert from_table.alt_text("", "A moth.", lexicon) == "A moth."
+    assert from_table.alt_text("etching", "Two owls.", lexicon) == "Etching: two owls."
+
+
+def test_the_real_validation_prints_are_described(tmp_path):
+    shards = [DATA / "engravings/val-00000.tar", DATA / "plates/val-00000.tar"]
+    report = merge(shards, DATA / "descriptions.tsv", tmp_path / "out", Options())
+    assert report.written == 882 and report.left_out["use 0"] == 3 and report.left_out["row without a picture"] == 29794 - 885
+    after = records(tmp_path / "out")
+    assert all({"plain", "era", "alt"} <= set(one["captions"]) and one["subject"] for one in after.values())
+    assert sum("thing" in one for one in after.values()) > 500
+    moth = after["val-000002"]
+    assert moth["caption"] == "A stag beetle with long curved jaws, seen from above." and moth["thing"] == "beetle"
+    images = {pair.key: pair.image for path in shards for pair in read_pairs(path, [])}
+    assert all(images[pair.key] == pair.image for pair in read_pairs(tmp_path / "out/val-00000.tar", []))

@@ -1,0 +1,115 @@
+"""Promises of tokun/tags.py: tags are drawn as often as they stand together in training, or are what is asked for."""
+
+from collections import Counter
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tokun.tags import Frequencies, count_tags, grid_of, read_counts
+from tokun.vocabulary import Tags, Vocabulary
+
+V = Vocabulary(
+    text_size=300, codebook_size=16, styles=("engraving", "etching"), subjects=("animals", "ships"), things=("brig", "fox", "moth"),
+    grids=((4, 4), (3, 5), (5, 3), (2, 8)),
+)  # fmt: skip
+ROWS = [
+    ("engraving", "animals", "moth", "3x5", 30), ("engraving", "animals", "moth", "4x4", 10), ("engraving", "animals", "fox", "4x4", 2),
+    ("engraving", "animals", "okapi", "5x3", 18), ("etching", "ships", "brig", "3x5", 30), ("etching", "ships", "", "5x3", 10),
+]  # fmt: skip
+BOTH = Frequencies(ROWS, V)
+EVEN = [(i + 0.5) / 50 for i in range(50)]
+
+
+def drawn(wanted=Tags(), frequencies=BOTH, **options):
+    """Everything that latents spread evenly over the three slots draw."""
+    return [frequencies.draw((a, b, c, 0.5), wanted, **options) for a in EVEN[::5] for b in EVEN for c in EVEN]
+
+
+def share(tags, **kept):
+    return sum(all(getattr(t, k) == v for k, v in kept.items()) for t in tags) / len(tags)
+
+
+def test_tags_stand_together_as_often_as_in_training():
+    tags = drawn()
+    assert share(tags, style="engraving", subject="animals") == pytest.approx(0.6) and share(tags, style="etching", subject="ships") == pytest.approx(0.4)
+    moths = [t for t in tags if t.thing == "moth"]
+    assert len(moths) / len(tags) == pytest.approx(0.4, abs=0.02) and share(moths, grid=(3, 5)) == pytest.approx(0.75, abs=0.02)
+    assert share(tags, thing="") == pytest.approx(0.18 + 0.1, abs=0.02), "what has no tag of its own is drawn without one"
+    assert all(t.register == "plain" for t in tags) and Counter(t.grid for t in tags).keys() == {(4, 4), (3, 5), (5, 3)}
+
+
+def test_each_slot_decides_its_own_tags():
+    whole = BOTH.draw((0.1, 0.1, 0.1, 0.1), Tags())
+    assert BOTH.draw((0.1, 0.1, 0.1, 0.9), Tags()) == whole
+    other = BOTH.draw((0.1, 0.1, 0.95, 0.1), Tags())
+    assert (other.style, other.subject, other.thing) == (whole.style, whole.subject, whole.thing) and other.grid != whole.grid
+    other = BOTH.draw((0.1, 0.95, 0.1, 0.1), Tags())
+    assert (other.style, other.subject) == (whole.style, whole.subject) and other.thing != whole.thing
+
+
+def test_a_rare_things_shapes_are_those_of_its_subject():
+    foxes = drawn(Tags(thing="fox"))
+    assert share(foxes, subject="animals") == 1 and share(foxes, grid=(3, 5)) == pytest.approx(0.5, abs=0.02)
+
+
+def test_what_is_asked_for_is_kept_and_the_rest_fits_it():
+    assert {(t.style, t.subject) for t in drawn(Tags(thing="brig"))} == {("etching", "ships")}
+    assert {t.grid for t in drawn(Tags(grid=(2, 8)))} == {(2, 8)}, "even where nothing in training has that shape"
+    tall = drawn(Tags(grid=(5, 3)))
+    assert {t.grid for t in tall} == {(5, 3)} and {(t.style, t.thing) for t in tall} == {("engraving", ""), ("etching", "")}
+    odd = drawn(Tags("etching", "", "era", None, "moth"))
+    assert {(t.style, t.subject, t.thing, t.register) for t in odd} == {("etching", "animals", "moth", "era")}, "what never stood together may be asked for"
+
+
+def test_beside_a_prompt_no_subject_and_no_thing_is_drawn_but_a_shape_is():
+    tags = drawn(prompted=True)
+    assert {(t.subject, t.thing) for t in tags} == {("", "")} and len({t.grid for t in tags}) == 3
+    assert {(t.subject, t.thing) for t in drawn(Tags(thing="moth"), prompted=True)} == {("", "moth")}
+
+
+def test_rows_of_before_there_were_things_draw_what_they_drew():
+    old = Frequencies([("engraving", "animals", 3), ("etching", "ships", 2), ("etching", "comets", 1)], V)
+    tags = [old.draw(((i + 0.5) / 600, 0.9, 0.9, 0.9), Tags()) for i in range(600)]
+    assert Counter((t.style, t.subject, t.thing, t.grid) for t in tags) == {
+        ("engraving", "animals", "", (4, 4)): 300, ("etching", "ships", "", (4, 4)): 200, ("etching", "", "", (4, 4)): 100,
+    }  # fmt: skip
+    assert Frequencies([], V).draw((0.5,) * 4, Tags()) == Tags("", "", "plain", (4, 4))
+
+
+@given(st.tuples(*[st.floats(0, 1, exclude_max=True)] * 4), st.sampled_from(["", "moth", "fox"]), st.sampled_from([None, *V.grids]))
+def test_any_latent_draws_tags_that_the_vocabulary_knows(u, thing, grid):
+    assert V.prefix(BOTH.draw(u, Tags(thing=thing, grid=grid)))
+
+
+def test_where_plain_was_not_trained_another_register_is_spoken():
+    quiet = Vocabulary(text_size=300, codebook_size=16, registers=("era", "poetic"))
+    assert Frequencies([], quiet).draw((0.5,) * 4, Tags()).register == "era" and Vocabulary(text_size=300, codebook_size=16, registers=()).default_register == ""
+
+
+def test_samples_are_counted_and_rows_of_both_kinds_are_read():
+    assert count_tags([("a", "x"), ("b", ""), ("a", "x"), ("a", "")]) == [("a", "x", 2), ("a", "", 1), ("b", "", 1)]
+    assert count_tags([("a", "x", "fox", "3x5")] * 2) == [("a", "x", "fox", "3x5", 2)]
+    assert read_counts([["a", "x", 2], ["a", "x", "fox", "3x5", 2], ["a", "", "", "", 1]]) == [("a", "x", 2), ("a", "x", "fox", "3x5", 2), ("a", "", "", "", 1)]
+    for bad in (["a", 2], ["a", "x", "fox", 2], ["a", "x", "fox", "wide", 2], ["a", 1, 2], ["a", "x", "many"], 3):
+        with pytest.raises((ValueError, TypeError)):
+            read_counts([bad])
+
+
+@pytest.mark.parametrize(
+    ("aspect", "grid"),
+    [("", None), ("2x8", (2, 8)), (" 4X4", (4, 4)), ("6:5", (4, 4)), ("4:3", (3, 5)), ("3:4", (5, 3)), ("0.6:1", (5, 3)), ("20:1", (2, 8)), ("wide", (3, 5)), ("tall", (5, 3)), ("Square", (4, 4))],
+)  # fmt: skip
+def test_a_shape_is_the_nearest_grid(aspect, grid):
+    assert grid_of(aspect, V) == grid
+
+
+@pytest.mark.parametrize("aspect", ["9x9", "0x4", "big", "4:0", "0:4", "4:", ":", "-4:3", "nan:1", "4/3", "٤:٣", "1e3:1", None, 1.5, True])
+def test_what_is_no_shape_is_refused_with_what_there_is(aspect):
+    with pytest.raises(ValueError, match=r"aspect is .*(4x4, 3x5, 5x3, 2x8|give a str)"):
+        grid_of(aspect, V)
+
+
+def test_wide_is_never_square_where_anything_is_wide():
+    few = Vocabulary(text_size=300, codebook_size=16, grids=((4, 4), (2, 8)))
+    assert grid_of("wide", few) == (2, 8) and grid_of("4:3", few) == grid_of("tall", few) == (4, 4)

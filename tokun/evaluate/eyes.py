@@ -1,0 +1,84 @@
+"""Which pairs a viewer is shown. Knows the model and its pairs; `viewer` makes the sheets.
+
+    generated         samples with their own captions
+    reconstructions   held-out pictures through the image tokenizer, with theirs
+    originals         held-out pictures as they are: what a viewer can reach
+    prompted          pictures that the model draws to the captions of held-out pairs
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from PIL import Image
+from tqdm import tqdm
+
+from tokun import checkpoint
+from tokun.evaluate import viewer
+from tokun.evaluate.doctor import reconstruct
+from tokun.evaluate.figures import Figure, skipped
+from tokun.evaluate.viewer import Question, Shown
+
+if TYPE_CHECKING:
+    from tokun.evaluate.__main__ import Case
+
+
+def measure(case: Case) -> list[Figure]:
+    """Write the sheets of each source that was asked for. The figures are counts: the viewer measures."""
+    found = []
+    for name in case.args.viewer_of:
+        folder, key = case.args.out / "viewer" / name, case.args.out / "viewer-keys" / f"{name}.json"
+        about = {"of": name, "seed": case.args.seed, "checkpoint": {"name": case.args.checkpoint or "bundled", **case.identity}, "shards": case.args.shards}
+        try:
+            questions = viewer.ask(shown(case, name), case.args.viewer_n, case.args.seed)
+            questions = drawn(case, questions) if name == "prompted" else questions
+        except ValueError as error:
+            found.append(skipped(f"sheets of {name}", str(error)))
+            continue
+        viewer.write(questions, folder, key, about)
+        note = f"{folder}/page.html; then python -m tokun.evaluate.viewer score {key} ANSWERS"
+        found.append(Figure(f"pictures on sheets of {name}", len(questions), len(questions), note=note))
+    return found
+
+
+def shown(case: Case, name: str) -> list[Shown]:
+    """The pairs of a source. Those that are to be drawn have the held-out pictures still."""
+    if name == "generated":
+        return [Shown(f"{pair.seed}-{pair.index}", pair.caption, pair.tags.subject, pair.image) for pair in case.samples]
+    images = [pair.image for pair in case.held_out]
+    if name == "reconstructions":
+        images = reconstruct(case.model, torch.tensor([pair.codes for pair in case.held_out]))
+    return [Shown(pair.key, pair.caption, pair.tags.subject, image) for pair, image in zip(case.held_out, images)]
+
+
+def drawn(case: Case, questions: Sequence[Question]) -> list[Question]:
+    """The same questions with what the model draws to each caption, kept in --out as it goes.
+
+    Raises ValueError where the model does not draw to captions, or the folder holds another model's or seed's pictures.
+    """
+    folder = case.args.out / "viewer-prompted"
+    checkpoint.require_writable(folder)
+    asked = {"seed": case.args.seed, **case.identity}
+    if (there := checkpoint.read_record(folder / "drawn.json")) is not None:
+        checkpoint.require_same(folder, there, asked)
+    checkpoint.write_record(folder / "drawn.json", asked)
+    bar = tqdm(questions, desc="drawing to captions", unit="picture", leave=False)
+    return [replace(q, pair=replace(q.pair, image=_drawn(case, folder, q.pair))) for q in bar]
+
+
+def _drawn(case: Case, folder: Path, pair: Shown) -> Image.Image:
+    """The first sample of the seed to the pair's caption, out of `folder` where it was drawn before."""
+    path = folder / f"{hashlib.sha256(f'{pair.key} {pair.caption}'.encode()).hexdigest()[:16]}.png"
+    if not path.is_file():
+        (made,) = case.model.sample(case.args.seed, indices=[0], prompt=pair.caption, batch_size=1)
+        made.image.save(path.with_suffix(".partial"), "PNG")
+        os.replace(path.with_suffix(".partial"), path)
+    with Image.open(path) as image:
+        image.load()
+    return image

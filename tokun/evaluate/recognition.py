@@ -1,0 +1,213 @@
+"""What is still recognised in a reconstruction? A judge that learned from described originals looks for each picture's own description.
+
+A ridge regression from the last layer of a network of ImageNet to the words of the description (the most frequent ones of three letters or
+more, weighed by rarity): `fit`. It shares nothing with a tokun model. A picture finds its own description first of 16 where it scores
+above 15 others; over all draws of the 15 out of the rest that read otherwise this is a hypergeometric share, computed and not drawn: `firsts`.
+What is kept is the share of reconstructions over the share of originals: `kept`.
+
+Knows vectors and words, and neither shards nor tokenizers; `features.last_layer` makes the vectors. A fitted judge is kept in an .npz file.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+import zipfile
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+from tqdm import tqdm
+
+from tokun.evaluate import figures
+from tokun.evaluate.features import Features
+from tokun.evaluate.figures import Figure
+
+WORDS = 3000
+SEEN = 5  # a word counts that so many descriptions hold
+CANDIDATES = 16
+PENALTIES = (1e2, 1e3, 1e4, 1e5, 1e6)
+CHUNK = 512  # pictures that are held at once
+
+
+@dataclass(frozen=True)
+class Judge:
+    """What `fit` learned: vectors (n, d) -> words above or below their means."""
+
+    rarity: dict[str, float]
+    mean: np.ndarray  # (d,)
+    spread: np.ndarray  # (d,)
+    matrix: np.ndarray  # (d, words)
+    n: int
+    """Described originals that it learned from."""
+    penalty: float
+    left_out: float
+    """Own description first of 16, in a tenth of them, learned from the rest."""
+
+    def scores(self, vectors: np.ndarray, texts: Sequence[str]) -> np.ndarray:
+        """(n, d) of pictures, m texts -> float32 (n, m): how well each text suits each picture."""
+        return (self._scaled(vectors) @ self.matrix) @ bags(texts, self.rarity).T
+
+    def firsts(self, vectors: np.ndarray, texts: Sequence[str]) -> np.ndarray:
+        """(n, d) of pictures and their own texts -> (n,) shares, see `firsts`."""
+        return firsts(self.scores(vectors, texts), texts)
+
+    def _scaled(self, vectors: np.ndarray) -> np.ndarray:
+        return ((vectors - self.mean) / self.spread).astype(np.float32)
+
+    def arrays(self) -> dict[str, np.ndarray]:
+        """What `from_arrays` takes, as np.savez writes it."""
+        about = {"rarity": self.rarity, "n": self.n, "penalty": self.penalty, "left_out": self.left_out}
+        return {"mean": self.mean, "spread": self.spread, "matrix": self.matrix, "about": np.array(json.dumps(about))}
+
+    @classmethod
+    def from_arrays(cls, kept: Any) -> Judge:
+        return cls(mean=kept["mean"], spread=kept["spread"], matrix=kept["matrix"], **json.loads(str(kept["about"])))
+
+
+# --- learning -------------------------------------------------------------------------------------------------------
+
+
+def look(pictures: Iterable[tuple[str, Image.Image, str]], network: Features, what: str) -> tuple[np.ndarray, list[str]]:
+    """Keys, pictures and texts (see `material.described`) -> float32 (n, d) and the n texts. Raises ValueError where there is none."""
+    rows, texts, rest = [], [], iter(pictures)
+    with tqdm(desc=what, unit="picture", leave=False) as bar:
+        while chunk := list(islice(rest, CHUNK)):
+            rows.append(network([picture for _, picture, _ in chunk]).float().numpy())
+            texts += [text for _, _, text in chunk]
+            bar.update(len(chunk))
+    if not rows:
+        raise ValueError(f"{what}: no picture with a description")
+    return np.concatenate(rows), texts
+
+
+def fit(vectors: np.ndarray, texts: Sequence[str], *, seed: int = 0, penalties: Sequence[float] = PENALTIES) -> Judge:
+    """vectors (n, d) of originals, and their descriptions. The penalty is the one that does best on a tenth, drawn by the seed.
+
+    Raises ValueError where the descriptions are too few or too unlike to learn a word from.
+    """
+    rarity = rarities(texts)
+    if len(texts) < 10 * CANDIDATES or not rarity:
+        raise ValueError(
+            f"{len(texts)} described pictures share {len(rarity)} words; the judge of what is recognised takes at least {10 * CANDIDATES} pictures "
+            f"and words that {SEEN} descriptions hold"
+        )
+    mean, spread = vectors.mean(0), vectors.std(0) + 1e-6
+    x, y = ((vectors - mean) / spread).astype(np.float32), bags(texts, rarity)
+    order = np.random.default_rng(seed).permutation(len(x))
+    tenth, rest = order[: len(x) // 10], order[len(x) // 10 :]
+    own = [texts[i] for i in tenth]
+    share = {
+        penalty: float(firsts((x[tenth] @ matrix) @ y[tenth].T, own).mean()) for penalty, matrix in zip(penalties, ridge(x[rest], y[rest], penalties))
+    }
+    best = max(share, key=lambda penalty: share[penalty])
+    (matrix,) = ridge(x, y, [best])
+    return Judge(rarity, mean.astype(np.float32), spread.astype(np.float32), matrix, len(x), best, share[best])
+
+
+def ridge(x: np.ndarray, y: np.ndarray, penalties: Sequence[float]) -> list[np.ndarray]:
+    """x (n, d), y (n, k) -> for each penalty (d, k), what x is to be multiplied with."""
+    square, product = x.T @ x, x.T @ (y - y.mean(0))
+    return [np.linalg.solve(square + penalty * np.eye(len(square), dtype=x.dtype), product) for penalty in penalties]
+
+
+# --- words ----------------------------------------------------------------------------------------------------------
+
+
+def words(text: str) -> set[str]:
+    return set(re.findall(r"[^\W\d_]{3,}", text.lower()))
+
+
+def rarities(texts: Sequence[str]) -> dict[str, float]:
+    """The most frequent words, by how rare they are."""
+    counts = Counter(word for text in texts for word in sorted(words(text)))
+    return {word: math.log(len(texts) / count) for word, count in counts.most_common(WORDS) if count >= SEEN}
+
+
+def bags(texts: Sequence[str], rarity: dict[str, float]) -> np.ndarray:
+    """float32 (n, words), rows of length 1, or 0 where no word is known."""
+    columns = {word: i for i, word in enumerate(rarity)}
+    bag = np.zeros((len(texts), len(columns)), np.float32)
+    for row, text in enumerate(texts):
+        for word in words(text) & columns.keys():
+            bag[row, columns[word]] = rarity[word]
+    return bag / np.maximum(np.linalg.norm(bag, axis=1, keepdims=True), 1e-6)
+
+
+# --- figures --------------------------------------------------------------------------------------------------------
+
+
+def firsts(scores: np.ndarray, texts: Sequence[str], candidates: int = CANDIDATES) -> np.ndarray:
+    """scores (n, n), pictures x texts -> (n,): in what share of all draws of rivals the own text scores above all of them.
+
+    Rivals are drawn without replacement among the texts that read otherwise; one that draws level wins.
+    Raises ValueError where a picture has too few rivals.
+    """
+    numbers = {text: i for i, text in enumerate(dict.fromkeys(texts))}
+    same = np.array([numbers[text] for text in texts])
+    other = same[:, None] != same[None]
+    m, k = other.sum(1), candidates - 1
+    if m.min(initial=k) < k or not len(texts):
+        raise ValueError(f"{len(texts)} pictures, and it takes {candidates} at least whose descriptions differ")
+    worse = (other & (scores < np.diag(scores)[:, None])).sum(1)
+    share = np.ones(len(texts))
+    for i in range(k):  # C(worse, k) / C(m, k)
+        share *= np.maximum(worse - i, 0) / (m - i)
+    return share
+
+
+def kept(originals: np.ndarray, copies: np.ndarray, *, seed: int = 0) -> tuple[float, float, float]:
+    """(n,) shares of originals, (n,) of their reconstructions -> what is kept, and its 95 % interval (paired bootstrap over pictures)."""
+
+    def ratio(pairs: np.ndarray) -> float:
+        return float(pairs[:, 1].mean() / max(pairs[:, 0].mean(), 1e-9))
+
+    both = np.stack([originals, copies], 1)
+    return (ratio(both), *figures.bootstrap(both, ratio, seed=seed))
+
+
+def measure(
+    judge: Judge, texts: Sequence[str], originals: np.ndarray, copies: np.ndarray, *, what: str = "", note: str = "", seed: int = 0
+) -> list[Figure]:
+    """Vectors (n, d) of held-out originals and of their reconstructions -> three figures. `what` is put behind their names."""
+    shares = [judge.firsts(vectors, texts) for vectors in (originals, copies)]
+    about = f"own description first of {CANDIDATES}, over all draws of rivals; chance {1 / CANDIDATES:.1%}; judge of {judge.n} described originals{note and ', '}{note}"
+    value, low, high = kept(*shares, seed=seed)
+    what = what and f", {what}"
+    return [
+        figures.mean(f"recognition of originals{what}", shares[0].tolist(), better="more", note=about, seed=seed),
+        figures.mean(f"recognition of reconstructions{what}", shares[1].tolist(), better="more", note=about, seed=seed),
+        Figure(f"recognition kept{what}", value, len(texts), low, high, "more", "reconstructions over originals; paired bootstrap over pictures"),
+    ]
+
+
+# --- files ----------------------------------------------------------------------------------------------------------
+
+
+def save(path: Path, judge: Judge, settings: str, **further: np.ndarray) -> None:
+    """An .npz file of the judge, what it was made with, and whatever arrays are kept beside it; whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    aside = path.with_name(path.name + ".partial")
+    with aside.open("wb") as file:
+        np.savez(file, **judge.arrays(), settings=np.array(settings), **further)
+    aside.replace(path)
+
+
+def fitted(path: Path, settings: str, learn: Callable[[], Judge]) -> Judge:
+    """The judge in `path` where it was made with the same settings; else the one that `learn` makes, kept there."""
+    if path.is_file():
+        try:
+            with np.load(path) as kept:
+                if str(kept["settings"]) == settings:
+                    return Judge.from_arrays(kept)
+        except (OSError, ValueError, KeyError, zipfile.BadZipFile):  # damaged, or another file
+            pass
+    judge = learn()
+    save(path, judge, settings)
+    return judge
