@@ -58,8 +58,8 @@ def captioned_grid(
     `cell` is the side in px of the square that the largest picture is fitted into; left out, pictures keep their size, those
     under 192 px are enlarged by a whole factor and those over 512 px reduced. Pictures of different shapes stand whole in the middle
     of cells of one size, at one scale where their areas are alike; others each as large as fits. `columns` left out: nearly square,
-    with few empty places. A caption is wrapped to its picture's cell and ends in an ellipsis after four lines; several, a list, stand
-    beneath one another from the left, each of them whole.
+    with few empty places. A caption is wrapped to its picture's cell and ends in an ellipsis after four lines; several,
+    a list, stand beneath one another from the left, each of them whole.
     Raises ValueError for no pictures, or where pictures and captions differ in number.
     """
     if not images:
