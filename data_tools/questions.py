@@ -9,7 +9,7 @@ before it in the shard: no), in the words in which the evaluation asks a model a
 (yes_or_no.py), of pictures that were described (`data_tools.caption --from`).
 
 No answer can be guessed from the question alone: of each question whether something is this or that, yes and no are equally many, and of
-each other one the most frequent answer is kept to half, as far as there are others; what is too much is drawn by the seed and not asked.
+each other one the most frequent answer is kept to half, split by split (train-*, val-*); what is too much is drawn by the seed and not asked.
 How a question is worded is drawn from the seed and the key. A shard is written aside and renamed, and one that is there is not made again,
 so a killed run goes on where it was.
 """
@@ -34,7 +34,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from data_tools.caption import checked_shards
-from data_tools.captioning.journal import read_record, write_shard, write_whole
+from data_tools.from_table import split_of
 from data_tools.inspect import Pair, open_image, read_pairs
 from data_tools.registers import facts_of
 from data_tools.things import BEFORE, NUMBERS, Lexicon, tokens_of
@@ -55,13 +55,13 @@ PLURALS = r"[a-z]{2,}s|(?:[a-z]+)?(?:men|women)|children|people|oxen|geese|mice|
 COUNTED = re.compile(rf"\b({'|'.join(NUMBERS[1:12])})\s+((?:(?:small|large|great|little|old|young|black|white)\s+)?(?:{PLURALS}))\b", re.I)
 NO_THINGS = frozenset({"as", "is", "was", "has", "his", "its", "this", "thus", "plus", "miles", "years", "days", "hours", "times", "pounds", "shillings"})
 LIGHT, DARK = 0.68, 0.42  # mean tone, 0 black to 1 white
-LIGHT_GROUND, DARK_GROUND = 0.8, 0.35  # tone of what lies along the edges
-SURE_GROUND = 0.75  # share of the edges that must be so
+LIGHT_GROUND, DARK_GROUND = 0.8, 0.42  # tone of what lies along the edges
+SURE_GROUND = 0.7  # share of the edges that must be so
 MORE = frozenset(["two", "three", "four", "several", "many", "group", "pair", "row", "another", "other", "others", "crowd", "both", "each"])
 SINGULAR = lru_cache(1 << 16)(Lexicon(Counter(), Counter(), Counter()).singular)
 VERSION = 2  # of what is asked
 BALANCED = ("technique", "subject", "tone", "ground")
-LEAST = 0.1  # of pictures that are asked a question whose answer is nearly always the same
+LEAST = 0.1  # of pictures that are asked a question whose answer is always the same
 
 
 @dataclass(frozen=True)
@@ -207,7 +207,7 @@ class Survey:
         """The pictures not to ask, since the most frequent answer would be more than half of all."""
         counts = Counter(answers.values())
         answer, count = max(sorted(counts.items()), key=lambda item: item[1], default=("", 0))
-        keep = max(len(answers) - count, math.ceil(LEAST * count))
+        keep = (len(answers) - count) or math.ceil(LEAST * count)
         return set(self.drawn(what, seed, [i for i, own in answers.items() if own == answer])[keep:])
 
     def drawn(self, what: str, seed: int, pictures: Sequence[int]) -> list[int]:
@@ -255,7 +255,9 @@ def ask(paths: list[Path], out: Path, seed: int = 0) -> Counter[str]:
     counts: Counter[str] = Counter()
     todo = [shard for shard in shards if not (out / shard.name).exists()]
     counts.update({"shards that were there": len(shards) - len(todo)} if len(todo) < len(shards) else {})
-    plans = survey(shards).plans(seed) if todo else {}
+    plans: dict[tuple[str, str], Plan] = {}
+    for split in dict.fromkeys(map(split_of, shards if todo else ())):  # each is balanced in itself
+        plans |= survey([shard for shard in shards if split_of(shard) == split]).plans(seed)
     for shard in tqdm(todo, desc="questions", unit="shard"):
         write_shard(out / shard.name, asked(shard, seed, counts, plans))
     return counts

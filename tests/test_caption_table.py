@@ -187,7 +187,7 @@ def test_whole_shards_are_not_written_again_and_other_input_is_refused(museum, t
     assert everything(out) == before and all(one.stat().st_mtime_ns == time for one, time in times.items())
     with pytest.raises(ValueError, match="sha256 differ"):
         merge([museum], table(path, ROWS.replace("storm", "calm")), out, Options())
-    with pytest.raises(ValueError, match="folder of train-00000.tar itself"):
+    with pytest.raises(ValueError, match=r"folder of train-00000\.tar itself"):
         merge([museum], path, museum, Options())
 
 

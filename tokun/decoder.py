@@ -355,15 +355,22 @@ class NativeStream(Stream):
         self.hidden = self.decoder.weights.step(ids[:, None], self.used, self.rows)[:, None]
         self.used += 1
 
-    def draw(self, part: slice, u: Tensor, choice: Any) -> tuple[Tensor, Tensor]:
-        """For each row as many ids of the part as u (rows, n) has columns, each chosen from what follows the last, and read: (ids (rows, n), their nats (rows,))."""
-        hidden, ids, nats = self.decoder.weights.draw(self.hidden[:, 0], self.used, self.rows, part, u, choice)
+    def draw(self, part: slice, u: Tensor, choice: Any, before: Tensor) -> tuple[Tensor, Tensor]:
+        """For each row as many ids of the part as u (rows, n) has columns, each chosen from what follows the last, and read: (ids (rows, n), their
+        nats added to those `before` (rows,), one by one, so that a picture drawn in two calls has the same sum)."""
+        hidden, ids, nats = self.decoder.weights.draw(self.hidden[:, 0], self.used, self.rows, part, u, choice, before)
         self.hidden, self.used = hidden[:, None], self.used + ids.shape[1]
         return ids, nats
 
     def write(self, part: slice, u: Tensor, choice: Any, tables: Sequence[Tensor], states: Tensor, lengths: Tensor, end: int) -> tuple[Tensor, Tensor]:
         """See `native.Weights.write`. Behind it the rows have ended."""
         return self.decoder.weights.write(self.hidden[:, 0], self.used, self.rows, part, u, choice, tables, states, lengths, end)
+
+    def fork(self, rows: Tensor) -> NativeStream:
+        """These rows (of all groups alike, int64) from where they are, in the same cache; this stream may go on, too."""
+        other = copy.copy(self)
+        other.keep(rows)
+        return other
 
     def keep(self, rows: Tensor) -> None:
         self.rows, self.hidden = self.rows[rows], self.hidden[rows]

@@ -256,11 +256,11 @@ class Weights:
         self.program.tokun_step(self.model, rows.told(ids, ids.shape[1], place, ids.shape[1]), hidden.data_ptr(), torch.get_num_threads())
         return hidden
 
-    def draw(self, hidden: Tensor, place: int, rows: Rows, part: slice, u: Tensor, choice: Any) -> tuple[Tensor, Tensor, Tensor]:
+    def draw(self, hidden: Tensor, place: int, rows: Rows, part: slice, u: Tensor, choice: Any, before: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
         """As many ids of the part for each row, one behind the other at `place` …, as `u` (B, n) has columns, each chosen as by `choose` and read.
-        hidden (B, size) before -> (hidden behind, ids (B, n) int64, the sum of their nats (B,) float64)."""
+        hidden (B, size) before -> (hidden behind, ids (B, n) int64, the sum of their nats (B,) float64, those `before` included)."""
         hidden, u, head = hidden.clone(), u.float().contiguous(), self.head_of(part)
-        ids, nats = torch.empty(u.shape, dtype=torch.long), torch.zeros(len(u), dtype=torch.float64)
+        ids, nats = torch.empty(u.shape, dtype=torch.long), torch.zeros(len(u), dtype=torch.float64) if before is None else before.clone()
         self.program.tokun_draw(
             self.model, rows.told(ids, 1, place, u.shape[1]), head.told, hidden.data_ptr(), u.shape[1], u.data_ptr(), choice.temperature, choice.top_k, choice.top_p,
             part.start, ids.data_ptr(), nats.data_ptr(), torch.get_num_threads(),

@@ -12,19 +12,20 @@ rows that have ended leave the batch. Nothing waits for a GPU but a look, every 
 
 from __future__ import annotations
 
+import copy
 import math
 import numbers
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from tokun import native
-from tokun.decoder import HubStreams, NativeStream, Stream, open_stream, row_counts
+from tokun import decoder, native
+from tokun.decoder import SAFE, HubStreams, NativeStream, Stream, open_stream, row_counts
 from tokun.latents import Slots
 from tokun.vocabulary import GRAMMAR, IMAGE_STATES, STATES, TAG_KINDS, TEXT_STATES, Vocabulary
 
@@ -186,29 +187,34 @@ def generate(
     if unguided is not None and unseen is not None:  # the words' second stream has one group: it too has a number of rows that gives the same bits
         counts = [n for n in counts if n in allowed] or counts
     rules = Rules(vocabulary, slots, image, text, guidance_scale, text_guidance_scale, tuple(forbid), tuple(forbid_first), tuple(word_starts) if text.no_repeats else (), tuple(marks))
-    given, blocks, order = (prompts, u, forced, unguided, unseen), [], []
-    for n_codes, rows in _by_codes(vocabulary, prompts, counts[-1] if counts else len(prompts)):
-        size = min([n for n in counts if n >= len(rows)] or [len(rows)])
-        block = Block(model, rules, allowed, n_codes, *(None if part is None else _pad_rows(part[rows], size) for part in given))
-        block.told = None if watch is None or rows[0] else lambda ids, n=len(rows): watch(ids[:n])
-        blocks.append(block.run().rows(len(rows)))
-        order += rows
-    width = max(block.ids.shape[1] for block in blocks)
-    pad = vocabulary.id("<pad>")
-    ids = [torch.nn.functional.pad(block.ids, (0, width - block.ids.shape[1]), value=pad) for block in blocks]
-    others = (torch.cat([getattr(block, f.name) for block in blocks]) for f in fields(Generated)[1:])
-    back = torch.tensor(order, device=prompts.device).argsort()
+    given, parts, most = (prompts, u, forced, unguided, unseen), [], counts[-1] if counts else len(prompts)
+    codes = _codes_of(vocabulary, prompts)
+    together = watch is None and set(range(1, SAFE + 1)) <= set(allowed) and bool((prompts[:, -1] == vocabulary.id("<boi>")).all()) and decoder.is_compiled(model)
+    for group in [range(len(prompts))] if together else [[i for i, own in enumerate(codes) if own == n] for n in dict.fromkeys(codes)]:
+        for rows in ([*group[i : i + most]] for i in range(0, len(group), most)):
+            size, own = min([n for n in counts if n >= len(rows)] or [len(rows)]), [codes[i] for i in rows]
+            block = Block(model, rules, allowed, max(own), *(None if part is None else _pad_rows(part[rows], size) for part in given))
+            block.told = None if watch is None or rows[0] else partial(_first_rows, watch, len(rows))
+            if len(set(own)) == 1:
+                parts.append((rows, block.run().rows(len(rows))))
+            else:
+                parts += [([rows[place] for place in places], made) for places, made in block.run_apart(own)]
+    width, pad = max(made.ids.shape[1] for _, made in parts), vocabulary.id("<pad>")
+    ids = [torch.nn.functional.pad(made.ids, (0, width - made.ids.shape[1]), value=pad) for _, made in parts]
+    others = (torch.cat([getattr(made, f.name) for _, made in parts]) for f in fields(Generated)[1:])
+    back = torch.tensor([i for rows, _ in parts for i in rows], device=prompts.device).argsort()
     return Generated(*(part[back] for part in (torch.cat(ids), *others)))
 
 
-def _by_codes(vocabulary: Vocabulary, prompts: Tensor, most: int) -> list[tuple[int, list[int]]]:
-    """(number of codes, rows) of what goes through the model together: rows whose pictures have as many codes, `most` of them at a time."""
+def _first_rows(watch: Callable[[Tensor], None], count: int, ids: Tensor) -> None:
+    watch(ids[:count])
+
+
+def _codes_of(vocabulary: Vocabulary, ids: Tensor) -> list[int]:
+    """How many codes the picture of each row (B, T) has."""
     if len(vocabulary.grids) == 1:
-        codes = [vocabulary.max_codes] * len(prompts)
-    else:
-        codes = [vocabulary.n_codes(row) for row in prompts[:, : len(TAG_KINDS) + 1].tolist()]
-    rows = {n: [i for i, own in enumerate(codes) if own == n] for n in dict.fromkeys(codes)}
-    return [(n, own[i : i + most]) for n, own in rows.items() for i in range(0, len(own), most)]
+        return [vocabulary.max_codes] * len(ids)
+    return [vocabulary.n_codes(row) for row in ids[:, : len(TAG_KINDS) + 1].tolist()]
 
 
 @dataclass(frozen=True)
@@ -235,8 +241,8 @@ class Block:
     ):  # fmt: skip
         v, slots, device = rules.vocabulary, rules.slots, prompts.device
         (B, P), self.rules, self.n_codes, self.u, self.forced = prompts.shape, rules, n_codes, u, forced
-        width = P + n_codes + 2 * v.max_text + 8  # no sequence is longer
-        self.ids = torch.full((B, width), v.id("<pad>"), device=device)
+        self.width = P + n_codes + 2 * v.max_text + 8  # no sequence is longer
+        self.ids = torch.full((B, self.width), v.id("<pad>"), device=device)
         self.ids[:, :P] = prompts
         self.length = P
         self.states, self.lengths = torch.zeros(B, dtype=torch.long, device=device), torch.zeros(B, dtype=torch.long, device=device)
@@ -247,10 +253,10 @@ class Block:
         self.rows = torch.arange(B, device=device)  # which rows of the block are still in the model
         self.told: Callable[[Tensor], None] | None = None
         self.counts = counts
-        self.stream: Stream | HubStreams = open_stream(model, [prompts] if unguided is None else [prompts, unguided], width)
+        self.stream: Stream | HubStreams = open_stream(model, [prompts] if unguided is None else [prompts, unguided], self.width)
         self.choose, self.nats = (native.choose, native.nats) if isinstance(self.stream, NativeStream) else (choose, nats)
         self.guided = unguided is not None
-        self.open_blind = None if unseen is None else lambda: open_stream(model, [unseen], width)
+        self.model, self.unseen = model, unseen
         self.blind: Stream | HubStreams | None = None  # the same words without the picture
         self.begins, self.marks = (torch.zeros(v.size, dtype=torch.bool, device=device) for _ in range(2))  # ids that begin a word; that are no words
         self.begins[list(rules.word_starts)] = True
@@ -265,7 +271,36 @@ class Block:
             else:
                 self.write(draws)
             draws = draws and bool(_draws(self.rules.vocabulary).to(self.states.device)[self.states].any())
-        if isinstance(self.stream, NativeStream) and not (self.guided or self.open_blind or self.rules.word_starts) and self.forced is None and self.told is None:
+        return self.finish()
+
+    def run_apart(self, codes: Sequence[int]) -> list[tuple[list[int], Generated]]:
+        """`run` for rows whose pictures have so many codes each, all of them at their first code: (places of rows, what became of them).
+
+        The rows go together until the smallest pictures are full. Those stop there, and the steps go on for the others' sake: what they
+        write into the cache behind a full picture is written over. Behind their pictures the rows of each size go on by themselves."""
+        parts = []
+        for n in sorted(set(codes)):
+            self.draw_codes(n)
+            rows = [place for place, own in enumerate(codes) if own == n]
+            parts += [(some, self.fork(torch.tensor(some), n)) for i in range(0, len(rows), SAFE) for some in [rows[i : i + SAFE]]]
+        for _, part in parts:
+            part.end_picture()
+        return [(rows, part.finish()) for rows, part in parts]
+
+    def fork(self, rows: Tensor, n_codes: int) -> Block:
+        """These rows, as they are now, as a block of their own in the same cache. For the C++ program's streams alone."""
+        assert isinstance(self.stream, NativeStream)
+        other, many = copy.copy(self), len(self.rows)
+        for name in ("ids", "states", "lengths", "image_nll", "text_nll", "forced_nll", "low", "high", "u", "forced", "unseen"):
+            part = getattr(self, name)
+            setattr(other, name, None if part is None else part[rows])
+        other.rows, other.n_codes = torch.arange(len(rows)), n_codes
+        other.stream = self.stream.fork(torch.cat([rows, rows + many]) if self.guided else rows)
+        return other
+
+    def finish(self) -> Generated:
+        """What follows the picture."""
+        if isinstance(self.stream, NativeStream) and not (self.guided or self.unseen is not None or self.rules.word_starts) and self.forced is None and self.told is None:
             self.write_all(self.stream)
         while not self.has_ended():
             self.write(False)
@@ -280,13 +315,18 @@ class Block:
 
     def draw(self) -> None:
         """The rest of the rows' picture, and its end."""
+        self.draw_codes(self.n_codes)
+        self.end_picture()
+
+    def draw_codes(self, n_codes: int) -> None:
+        """The picture up to so many codes."""
         v, slots = self.rules.vocabulary, self.rules.slots
         part, first = slice(v.code_offset, v.size), int(self.lengths[0])
         if isinstance(self.stream, NativeStream) and not self.guided and self.forced is None and self.told is None:
-            codes, nll = self.stream.draw(part, self.u[:, slots.image + first : slots.image + self.n_codes], self.rules.image)
+            codes, self.image_nll = self.stream.draw(part, self.u[:, slots.image + first : slots.image + n_codes], self.rules.image, self.image_nll)
             self.ids[:, self.length : self.length + codes.shape[1]] = codes
-            self.length, self.image_nll, first = self.length + codes.shape[1], self.image_nll + nll, self.n_codes
-        for place in range(first, self.n_codes):
+            self.length, first = self.length + codes.shape[1], n_codes
+        for place in range(first, n_codes):
             logits = self.stream.logits(part).float()
             drawn = logits
             if self.guided:
@@ -302,8 +342,11 @@ class Block:
             if self.forced is not None:
                 self.forced_nll += torch.where(given >= 0, nll, 0.0)
             self.put(codes + v.code_offset)
-        end = torch.full_like(self.states, v.id("<eoi>"))
-        self.states, self.lengths = v.advance(self.states, torch.full_like(self.lengths, self.n_codes), end)
+        self.lengths = torch.full_like(self.lengths, n_codes)
+
+    def end_picture(self) -> None:
+        end = torch.full_like(self.states, self.rules.vocabulary.id("<eoi>"))
+        self.states, self.lengths = self.rules.vocabulary.advance(self.states, self.lengths, end)
         if self.guided and (not self.counts or len(self.rows) in self.counts):
             self.put(end, step=False)
             self.stream.only_first(len(self.rows))
@@ -342,8 +385,8 @@ class Block:
             legal = legal & ~self.said_again(in_text, legal.shape[1])
         logits = self.stream.logits(part).float()
         drawn = logits = logits[:B]
-        if self.open_blind is not None and self.blind is None and not draws:
-            self.blind = self.open_blind()
+        if self.unseen is not None and self.blind is None and not draws:
+            self.blind = open_stream(self.model, [self.unseen], self.width)
         if self.blind is not None:
             base = self.blind.logits(part).float()
             likely = logits.masked_fill(~legal, -torch.inf)
@@ -479,7 +522,7 @@ def span_nll(model: Any, vocabulary: Vocabulary, ids: Tensor, first: Tensor) -> 
     begin = max(1, int(first.min()))
     logits = model(input_ids=ids, logits_to_keep=T - begin + 1).logits[:, :-1, : vocabulary.size].float()  # of ids[:, begin:]
     live = ids != vocabulary.id("<pad>")
-    codes = torch.tensor([vocabulary.n_codes(row) for row in ids[:, : len(TAG_KINDS) + 1].tolist()], device=ids.device)
+    codes = torch.tensor(_codes_of(vocabulary, ids), device=ids.device)
     in_image = torch.tensor([state in IMAGE_STATES for state in STATES], device=ids.device)
     states = torch.full((B,), STATES.index("start"), device=ids.device)
     lengths = torch.zeros(B, dtype=torch.long, device=ids.device)
