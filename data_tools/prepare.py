@@ -57,8 +57,8 @@ from data_tools.engine import ENGINES, Engine, WorkerDied, open_engine
 from data_tools.pictures import OF_OPENCV, opencv
 from data_tools.readers import READERS, Found, Listing, Options, PictureError, Words, choose_reader, read_picture, shown
 from data_tools.stores import Store, is_url, open_store
-from tokun.extras import need
-from tokun.memory import keep_memory
+from tokun.utils.extras import need
+from tokun.utils.memory import keep_memory
 
 MANIFEST = "manifest.parquet"
 RECORD = "prepare.json"

@@ -36,7 +36,7 @@ from data_tools.cleaning import plain_text
 from data_tools.disk import DiskDict, DiskList
 from data_tools.gutenberg import BOOK_PAGE, Page, book_facts, decode_text, illustrations
 from data_tools.pictures import PictureError
-from tokun.extras import need
+from tokun.utils.extras import need
 
 MAX_BYTES = 256 * 2**20  # of one picture file
 MAX_TEXT_BYTES = 2**20  # of one sidecar caption file

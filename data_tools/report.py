@@ -32,8 +32,8 @@ import numpy as np
 from PIL import Image, ImageFile
 
 from data_tools.pictures import PictureError, decode
-from tokun import tars
-from tokun.extras import need
+from tokun.data import tars
+from tokun.utils.extras import need
 
 NAME = "report.html"
 MANIFEST = "manifest.parquet"
