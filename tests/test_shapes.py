@@ -12,10 +12,9 @@ from PIL import Image
 import sample
 from tests.test_sampling import slow_generate
 from tests.test_serving import vllm  # noqa: F401
-from tokun.app import demo
-from tokun.inference import decoder, directions, latents, many, native, sampling
-from tokun.inference.model import load
-from tokun.inference.sampling import Choice
+from tokun import data, decoder, demo, directions, latents, many, native, sampling
+from tokun.model import load
+from tokun.sampling import Choice
 from tokun.serving import __main__ as serving
 from tokun.tokenizers.vocabulary import Tags
 
@@ -28,8 +27,8 @@ def pixels(grid):
     return grid[1] * 8, grid[0] * 8
 
 
-def prompt(v, grid, tags=Tags("etching", thing="moth")):
-    return [*v.prefix(replace(tags, grid=grid)), v.id("<boi>")]
+def prompt(v, grid):
+    return [*v.prefix(Tags("etching", thing="moth", grid=grid)), v.id("<boi>")]
 
 
 def made(model, grids, u, **options):
@@ -226,13 +225,12 @@ def test_a_pictures_own_grid_goes_into_the_prompt(shaped_model, monkeypatch):
 
 
 def test_a_square_picture_is_coded_as_it_always_was(tiny_model):
-    from tokun import data
-
+    one = replace(tiny_model, vocabulary=replace(tiny_model.vocabulary, grids=((4, 4),)))
     picture = Image.effect_noise((53, 47), 90)
     crop = data.crop(picture, data.centre_box(*picture.size), 32)
-    assert np.array_equal(directions.fill(picture, (4, 4), 8), crop)
-    wide = directions.fill(picture, (2, 8), 8)
-    assert wide.shape == (1, 16, 64) and directions.fill(picture.convert("RGB"), (5, 3), 8).shape == (3, 40, 24)
+    codes = one.image_tokenizer.encode(data.to_float(np.stack([crop])), rows=16)
+    assert torch.equal(directions.encode_pictures(one, [picture]), codes) and directions.encode_whole(one, picture) == (codes[0].tolist(), (4, 4))
+    assert directions.encode_pictures(tiny_model, [picture] * 2, (2, 6)).shape == (2, 12)
 
 
 def test_mixed_codes_are_decoded_each_to_its_shape(shaped_model):

@@ -19,10 +19,8 @@ import torch
 from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
-from tokun import data
-from tokun.inference import latents, sampling
-from tokun.tokenizers.tags import nearest_grid
-from tokun.tokenizers.vocabulary import Tags, tag_word
+from tokun import data, framing, latents, sampling
+from tokun.vocabulary import Tags, tag_word
 
 if TYPE_CHECKING:
     from tokun.inference.model import Pair, Tokun
@@ -112,30 +110,22 @@ def require_size(image: Image.Image, name: str) -> None:
 
 def encode_pictures(model: Tokun, pictures: Sequence[Picture], grid: tuple[int, int] | None = None) -> Tensor:
     """The largest centred part of each in the shape of the grid (rows, columns; None: the default one) -> codes int64 (B, N), on the CPU."""
-    channels = model.image_tokenizer.config.image_channels
-    return _encode(model, [open_picture(picture, channels) for picture in pictures], grid or model.vocabulary.default_grid)
+    opened = [open_picture(picture, model.image_tokenizer.config.image_channels) for picture in pictures]
+    return _encode(model, opened, grid or model.vocabulary.default_grid, "crop")[0]
 
 
 def encode_whole(model: Tokun, picture: Picture) -> tuple[list[int], tuple[int, int]]:
-    """Codes of a picture and the grid, of those that the model knows, whose shape is nearest to its own."""
-    opened = open_picture(picture, model.image_tokenizer.config.image_channels)
-    grid = nearest_grid(opened.width / opened.height, model.grids)
-    return _encode(model, [opened], grid)[0].tolist(), grid
+    """Codes of a picture and the grid, of those that the model knows, whose shape is nearest to its own; fitted to it as in training."""
+    found, grid = _encode(model, [open_picture(picture, model.image_tokenizer.config.image_channels)], None, "")
+    return found[0].tolist(), grid
 
 
-def _encode(model: Tokun, opened: Sequence[Image.Image], grid: tuple[int, int]) -> Tensor:
-    pixels = data.to_float(np.stack([fill(image, grid, model.image_tokenizer.config.downsample) for image in opened])).to(model.device)
-    return model.image_tokenizer.encode(pixels, rows=CPU_ROWS if pixels.device.type == "cpu" else 0).cpu()
-
-
-def fill(image: Image.Image, grid: tuple[int, int], downsample: int) -> np.ndarray:
-    """The largest centred part of the grid's shape, a code to each `downsample` pixels: uint8 (C, rows * downsample, columns * downsample)."""
-    rows, columns = grid
-    width, height = min(image.width, image.height * columns / rows), min(image.height, image.width * rows / columns)
-    left, top = (image.width - width) / 2, (image.height - height) / 2
-    size = columns * downsample, rows * downsample
-    array = np.asarray(image.resize(size, Image.Resampling.LANCZOS, box=(left, top, left + width, top + height)), np.uint8)
-    return array[None] if array.ndim == 2 else array.transpose(2, 0, 1)
+def _encode(model: Tokun, opened: Sequence[Image.Image], grid: tuple[int, int] | None, fit: str) -> tuple[Tensor, tuple[int, int]]:
+    """Pictures that go to one grid (None: the nearest) -> codes, and the grid."""
+    tokenizer = model.image_tokenizer
+    (group,) = framing.encode_ready(opened, model.grids, downsample=tokenizer.config.downsample, fit=fit, grid=grid)
+    pixels = data.to_float(group.pixels).to(model.device)
+    return tokenizer.encode(pixels, rows=CPU_ROWS if pixels.device.type == "cpu" else 0).cpu(), group.grid
 
 
 # --- words out ------------------------------------------------------------------------------------------------------
@@ -366,7 +356,7 @@ def complete(
     style: str = "", subject: str = "", thing: str = "", register: str = "", temperature: float | None = None, top_p: float | None = None,
 ) -> list[Pair]:  # fmt: skip
     """n ways to go on from the kept part of a damaged plate, each with its caption. `keep`: 'top', 'left' (halves), 'bottom', 'right',
-    or a box (left, top, right, bottom) in shares of the picture, as far as its grid's shape holds it.
+    or a box (left, top, right, bottom) in shares of the picture as it is fitted to its grid.
 
     Codes are drawn row by row, so a new code has seen what is kept above it and to its left. What is kept below and to its
     right it has not: of `candidates` for each place, the one that makes those kept codes likeliest is taken. Where much is
