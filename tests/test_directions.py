@@ -1,4 +1,4 @@
-"""Promises of tokun/directions.py, on the tiny random model of fixtures.py."""
+"""Promises of tokun/inference/directions.py, on the tiny random model of fixtures.py."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ import torch
 from PIL import Image
 
 from data_tools import toy
-from tokun import directions, latents, sampling
-from tokun.vocabulary import Tags
+from tokun.inference import directions, latents, sampling
+from tokun.tokenizers.vocabulary import Tags
 
 
 @pytest.fixture(scope="module")

@@ -19,11 +19,11 @@ import torch
 from PIL import Image
 from tqdm import tqdm
 
-from tokun import checkpoint
 from tokun.evaluate import viewer
 from tokun.evaluate.doctor import reconstruct
 from tokun.evaluate.figures import Figure, skipped
 from tokun.evaluate.viewer import Question, Shown
+from tokun.utils import checkpoint
 
 if TYPE_CHECKING:
     from tokun.evaluate.__main__ import Case

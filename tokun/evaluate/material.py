@@ -13,9 +13,9 @@ import numpy as np
 from PIL import Image
 
 from tokun import data
-from tokun.directions import encode_pictures
-from tokun.model import Tokun
-from tokun.vocabulary import Tags, tag_word
+from tokun.inference.directions import encode_pictures
+from tokun.inference.model import Tokun
+from tokun.tokenizers.vocabulary import Tags, tag_word
 
 
 @dataclass(frozen=True)

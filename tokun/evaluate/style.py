@@ -18,8 +18,8 @@ from PIL import Image, ImageDraw, ImageFilter, ImageFont
 from torch import Tensor
 
 from tokun import data
-from tokun.directions import open_picture
 from tokun.evaluate.material import cut
+from tokun.inference.directions import open_picture
 
 Maker = Callable[[Image.Image, np.random.Generator], Image.Image]  # an engraving 'L' -> another kind of picture, same size
 SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".gif", ".bmp"}
