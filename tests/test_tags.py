@@ -1,4 +1,4 @@
-"""Promises of tokun/tokenizers/tags.py: tags are drawn as often as they stand together in training, or are what is asked for."""
+"""Promises of tokun/inference/tags.py: tags are drawn as often as they stand together in training, or are what is asked for."""
 
 from collections import Counter
 
@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tokun.tokenizers.tags import Frequencies, count_tags, grid_of, read_counts
+from tokun.inference.tags import Frequencies, count_tags, grid_of, read_counts
 from tokun.tokenizers.vocabulary import Tags, Vocabulary
 
 V = Vocabulary(

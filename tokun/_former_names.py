@@ -11,11 +11,11 @@ from types import ModuleType
 
 _ROOMS = {
     "utils": ("checkpoint", "console", "extras", "memory"),
-    "tokenizers": ("tags", "vocabulary", "wordings"),
+    "tokenizers": ("vocabulary", "wordings"),
     "data": ("framing", "tars"),
     "models": ("generator", "losses", "shares"),
     "render": ("grids", "svg", "video"),
-    "inference": ("clip", "decoder", "directions", "hub", "latents", "many", "model", "model_card", "native", "sampling"),
+    "inference": ("clip", "decoder", "directions", "hub", "latents", "many", "model", "model_card", "native", "sampling", "tags"),
     "training": ("engine", "health", "optim", "stages", "tracking"),
     "app": ("demo", "gate"),
 }

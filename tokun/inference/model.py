@@ -23,9 +23,9 @@ from torch import Tensor
 
 from tokun.config import SamplingConfig, SamplingOptions
 from tokun.inference import decoder, directions, hub, latents, sampling
+from tokun.inference.tags import Frequencies, TagCounts, count_tags, grid_of, read_counts
 from tokun.render.grids import to_pil
 from tokun.tokenizers.image import ImageTokenizer
-from tokun.tokenizers.tags import Frequencies, TagCounts, count_tags, grid_of, read_counts
 from tokun.tokenizers.text import PretrainedTextTokenizer, TextTokenizer, normalize
 from tokun.tokenizers.vocabulary import Tags, Vocabulary, tag_word
 from tokun.utils.checkpoint import require_safetensors

@@ -38,6 +38,7 @@ from tokun.inference import decoder
 from tokun.inference.latents import Slots
 from tokun.inference.model import TEXT_TOKENIZER, Tokun, load
 from tokun.inference.model_card import model_card
+from tokun.inference.tags import count_tags
 from tokun.models import losses
 from tokun.models.generator import (
     add_dropout,
@@ -58,7 +59,6 @@ from tokun.models.generator import (
 from tokun.models.shares import own_share
 from tokun.render.grids import captioned_grid, pair_sheet, to_pil
 from tokun.tokenizers.image import ImageTokenizer
-from tokun.tokenizers.tags import count_tags
 from tokun.tokenizers.text import PretrainedTextTokenizer, TextTokenizer, normalize
 from tokun.tokenizers.vocabulary import REGISTERS, Vocabulary, tag_word
 from tokun.training import health, optim
