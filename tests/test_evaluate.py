@@ -216,7 +216,7 @@ def test_the_nearest_picture_is_that_of_a_plain_search(tiny_model, pairs, sample
     own, known = seen(doctor.reconstruct(tiny_model, queries)), seen(doctor.reconstruct(tiny_model, every))
     plain = 1 - torch.cosine_similarity(own[:, None], known[None], dim=-1)
     monkeypatch.setattr(memorisation, "BATCH", 5)
-    found = memorisation.nearest(tiny_model, queries, opened(toy_shards), len(every), seen)
+    found = memorisation.nearest(tiny_model, [memorisation.Coded(row, (4, 4)) for row in queries.tolist()], opened(toy_shards), len(every), seen)
     torch.testing.assert_close(found["features"][0], plain.min(1).values, atol=1e-6, rtol=0)
     torch.testing.assert_close(found["codes"][0], (queries[:, None] != every).double().mean(-1).min(1).values)
     assert [float(found[way][0][1]) for way in memorisation.WAYS] == pytest.approx([0, 0, 0], abs=1e-6)  # a training picture itself

@@ -6,13 +6,13 @@
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import numpy as np
 
+from tokun.framing import nearest_grid
 from tokun.vocabulary import Tags, Vocabulary, parse_grid
 
 TagCounts = list[tuple[str, str, int] | tuple[str, str, str, str, int]]  # how often these stand together in training
@@ -130,9 +130,5 @@ def grid_of(aspect: str, vocabulary: Vocabulary) -> tuple[int, int] | None:
     if not width or not height:
         raise ValueError(f"aspect is {aspect!r}; it is width:height (4:3), wide, tall, square, or a grid; {there}")
     lying = [grid for grid in grids if text in SHAPES and (grid[1] > grid[0]) - (grid[1] < grid[0]) == (width > height) - (width < height)]
-    return nearest_grid(width / height, lying or grids)  # "wide" is never square where anything is wide
-
-
-def nearest_grid(aspect: float, grids: Sequence[tuple[int, int]]) -> tuple[int, int]:
-    """The grid whose shape is nearest to `aspect`, width by height; the first of equals."""
-    return min(grids, key=lambda grid: abs(math.log(grid[1] / grid[0] / aspect)))
+    choice = lying or grids  # "wide" is never square where anything is wide
+    return choice[nearest_grid(width, height, choice)]
