@@ -371,16 +371,3 @@ def test_the_demo_sketches_and_draws_every_shape(shaped_model, monkeypatch):
     assert studio.aspects[:3] == [("as it comes", ""), ("square 1:1", "4x4"), ("wide 4:1", "2x8")]
     (*_, way) = studio.between(1, 2, 3)
     assert len(way) == 3
-
-
-def test_the_page_shows_every_picture_in_its_shape_and_offers_shapes_and_things(shaped_model, tiny_model):
-    pytest.importorskip("gradio", reason="the page needs gradio, the extra 'app'")
-    from tokun import app
-
-    tall = Image.new("L", (24, 40))
-    assert 'style="aspect-ratio: 24 / 40; width: 60%; margin: 0 auto"' in app.figure(tall, "a") and "style" not in app.figure(Image.new("L", (32, 32)), "a")
-    seen = demo.Studio(shaped_model).framed(Image.effect_noise((300, 75), 90))
-    assert seen.size == (256, 64) and demo.Studio(shaped_model).framed(tall).tobytes() == tall.tobytes()
-    for model, offered in ((shaped_model, {"Thing": True, "Shape": True}), (replace(tiny_model, vocabulary=replace(tiny_model.vocabulary, grids=((4, 4),))), {"Thing": False, "Shape": False})):
-        page = app.build(model)
-        assert {block.label: block.visible for block in page.blocks.values() if getattr(block, "label", "") in offered} == offered
