@@ -13,7 +13,7 @@ Each new caption stands in KEY.json under `captions`, and under `caption_sources
 the prompt, seed, scores. The source text, `caption`, stays as it is. A run that is killed goes on where it was
 (journal.py), and every row ends with captions or with a counted reason. The same batches are made whatever was done
 before and however many processes share the shards, so the words are the same, too, where --batch-size is, memory
-suffices, and the server, if there is one, answers alike. Knows rows and registers; the models are those of captioners.py.
+suffices, and the server, if there is one, answers alike. Knows rows and registers; the models are those of captioning/.
 """
 
 from __future__ import annotations
@@ -35,9 +35,9 @@ from typing import Any
 from PIL import Image
 from tqdm import tqdm
 
-from data_tools import captioners, from_table, registers
-from data_tools.inspect import Pair, find_shards, open_image, read_pairs
-from data_tools.journal import (
+from data_tools import captioning as captioners
+from data_tools import from_table, registers
+from data_tools.captioning.journal import (
     ALL,
     RECORD,
     Folder,
@@ -56,6 +56,7 @@ from data_tools.journal import (
     sha256,
     texts_id,
 )
+from data_tools.inspect import Pair, find_shards, open_image, read_pairs
 from data_tools.registers import FACTS, Facts
 from data_tools.tables import QUOTING
 from tokun.clip import Clip

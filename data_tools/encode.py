@@ -15,7 +15,7 @@ import sys
 
 from tqdm import tqdm
 
-from data_tools.engine import ENGINES, WorkerDied, open_engine
+from data_tools.pipeline.engine import ENGINES, WorkerDied, open_engine
 from tokun import stages
 from tokun.config import load_config
 from tokun.engine import end_processes, start_processes

@@ -24,7 +24,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from data_tools.pictures import DECODE_ERRORS
+from data_tools.images.pictures import DECODE_ERRORS
+from data_tools.pipeline.advice import alike
 from data_tools.prepare import RECORD
 from tokun.grids import captioned_grid
 
@@ -322,6 +323,10 @@ def describe(inventory: Inventory) -> str:
     if inventory.characters:
         empty = inventory.characters.count(0)
         lines.append(f"captions    {len(inventory.distinct):,} distinct, {empty:,} empty")
+        if told := alike({"kept": len(inventory.characters), "empty": empty, "distinct": len(inventory.distinct) - bool(empty)}):
+            lines.append(f"            {told}")
+        if 2 * empty > len(inventory.characters):
+            lines.append("            More than half have no caption: caption them (python -m data_tools.caption) before training.")
         lines.append(f"characters  {spread(inventory.characters)}")
         lines.append(f"words       {spread(inventory.words)}")
     lines += [f"{name:<11} {most_common(counts)}" for name, counts in inventory.tags.items() if counts]

@@ -16,27 +16,31 @@ This file knows the collection as a whole; it decodes no picture, and runs witho
 from __future__ import annotations
 
 import argparse
+import base64
 import hashlib
 import io
 import json
 import os
 import re
-import shlex
 import sys
 import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
-from itertools import islice
+from dataclasses import asdict, dataclass, field, replace
+from itertools import chain, islice
 from pathlib import Path
-from posixpath import dirname, join, splitext
+from posixpath import dirname, join
 from typing import Any
 
 import numpy as np
 from tqdm import tqdm
 
 from data_tools import report
-from data_tools.chunks import (
+from data_tools.images.duplicates import alike_pairs, clusters
+from data_tools.images.pictures import OF_OPENCV, opencv
+from data_tools.images.sketches import Sketch, look_the_same
+from data_tools.pipeline.advice import Captions, first_word, steps, write_captions_to_fill
+from data_tools.pipeline.chunks import (
     AMBIGUOUS,
     KEPT,
     REJECTED,
@@ -51,12 +55,12 @@ from data_tools.chunks import (
     rows_name,
     write_shard,
 )  # fmt: skip
-from data_tools.disk import DiskDict
-from data_tools.duplicates import alike_pairs, clusters
-from data_tools.engine import ENGINES, Engine, WorkerDied, open_engine
-from data_tools.pictures import OF_OPENCV, opencv
+from data_tools.pipeline.disk import DiskDict
+from data_tools.pipeline.engine import ENGINES, Engine, WorkerDied, open_engine
+from data_tools.pipeline.stores import Store, is_url, open_store
 from data_tools.readers import READERS, Found, Listing, Options, PictureError, Words, choose_reader, read_picture, shown
-from data_tools.stores import Store, is_url, open_store
+from data_tools.readers.survey import RECOGNISED
+from data_tools.readers.tables import with_captions
 from tokun.extras import need
 from tokun.memory import keep_memory
 
@@ -94,6 +98,8 @@ class Columns:
     """bool (N,)."""
     place: np.ndarray
     """int64 (N, 4): chunk, start, bytes of the picture, bytes of the JSON."""
+    sketches: DiskDict = field(default_factory=DiskDict)
+    """The sketches of drawings on plain paper, by the file's number as text; on disk."""
 
     @classmethod
     def read(cls, store: Store, tasks: Tasks) -> Columns:
@@ -116,6 +122,25 @@ class Columns:
             self.sha256[index] = np.void(bytes.fromhex(row.sha256))
             self.coarse[index], self.fine[index] = row.dhash, row.fine
             self.area[index] = (row.width or 0) * (row.height or 0)
+            if row.sketch:
+                self.sketches[str(index)] = Sketch(base64.b64decode(row.sketch), row.aspect)
+
+    def alike(self, among: np.ndarray, settings: Settings, **distance: int) -> np.ndarray:
+        """Pairs (P, 2) among the files, first < second, that look the same, or are the same where `settings` ask for that alone."""
+        if settings.duplicates == "exact":
+            hashes = np.ascontiguousarray(self.sha256[among]).view(np.uint64).reshape(-1, 4)
+            _, first, which = np.unique(hashes, axis=0, return_index=True, return_inverse=True)
+            pairs = np.stack([among[first[which.reshape(-1)]], among], 1)
+            return pairs[pairs[:, 0] < pairs[:, 1]]
+        pairs = alike_pairs(self.coarse, self.fine, among=among, **distance)
+        return pairs[[self.look_the_same(one, other) for one, other in pairs.tolist()]] if len(pairs) else pairs
+
+    def look_the_same(self, one: int, other: int) -> bool:
+        """Of two files with nearly the same hashes."""
+        if self.sha256[one] == self.sha256[other]:
+            return True
+        sketches = [self.sketches.get(str(index)) for index in (one, other)]
+        return None in sketches or look_the_same(*sketches)
 
 
 STATES = (KEPT, AMBIGUOUS, REJECTED)
@@ -170,11 +195,11 @@ def shard_name(split: str, number: int) -> str:
 def settle(columns: Columns, found: Sequence[Found], settings: Settings) -> Settled:
     """Reject duplicates, draw the split, and give every kept picture its place."""
     settled = Settled.begin(len(columns.state), settings)
-    find_duplicates(columns, settled)
+    find_duplicates(columns, settled, settings)
     limit = 1 if settings.keep_ambiguous else 0
     kept = np.flatnonzero((columns.state <= limit) & (settled.cause == 0))
     settled.val[kept] = split_by_group(columns, found, kept, settings)
-    for index, near in kin_across(columns, kept, settled.val):
+    for index, near in kin_across(columns, kept, settled.val, settings):
         settled.reject(index, "too like {like} in the training split", near)
     kept = kept[settled.cause[kept] == 0]
     for split, part in (("train", kept[~settled.val[kept]]), ("val", kept[settled.val[kept]])):
@@ -183,13 +208,13 @@ def settle(columns: Columns, found: Sequence[Found], settings: Settings) -> Sett
     return settled
 
 
-def find_duplicates(columns: Columns, settled: Settled) -> None:
+def find_duplicates(columns: Columns, settled: Settled, settings: Settings) -> None:
     """Reject all but the best of each cluster of pictures that look the same.
 
     The best has a caption, and the most pixels, and comes first. Its own verdict stands: the thumbnail of a colour plate
     that was rejected is no more wanted than the plate. Files that were rejected for themselves keep their reason.
     """
-    pairs = alike_pairs(columns.coarse, columns.fine, among=np.flatnonzero(columns.hashed))
+    pairs = columns.alike(np.flatnonzero(columns.hashed), settings)
     there, pairs = np.unique(pairs, return_inverse=True)
     cluster = clusters(len(there), pairs.reshape(-1, 2))
     best: dict[int, int] = {}
@@ -253,10 +278,10 @@ def split_by_group(columns: Columns, found: Sequence[Found], kept: np.ndarray, s
     return chosen[which]
 
 
-def kin_across(columns: Columns, kept: np.ndarray, val: np.ndarray) -> Iterator[tuple[int, int]]:
+def kin_across(columns: Columns, kept: np.ndarray, val: np.ndarray, settings: Settings) -> Iterator[tuple[int, int]]:
     """(validation picture, training picture) that look so alike that the first would be no test; each first once."""
     seen = set()
-    for one, other in alike_pairs(columns.coarse, columns.fine, among=kept, fine_distance=KIN_DISTANCE).tolist():
+    for one, other in columns.alike(kept, settings, fine_distance=KIN_DISTANCE).tolist():
         if not val[one]:
             one, other = other, one
         if val[one] and not val[other] and one not in seen:
@@ -284,24 +309,34 @@ def shards_to_write(columns: Columns, settled: Settled, settings: Settings, stor
 # the manifest
 
 
-FIELDS = ("path", "sha256", "dhash", "width", "height", "status", "reason", "shard", "key", "caption", "language", "license", "source_url")
+FIELDS = ("path", "sha256", "dhash", "width", "height", "status", "reason", "shard", "key", "caption", "words_from", "language", "license", "source_url")
 ROW_GROUP = 1024  # rows in memory at a time
 
 
-def manifest(store: Store, tasks: Tasks, settled: Settled, found: Sequence[Found]) -> Counter[tuple[str, str]]:
-    """Write one row for each input file, kept or not, as Parquet, null where unknown. Returns the files by status and reason."""
+def manifest(store: Store, tasks: Tasks, settled: Settled, listing: Listing) -> tuple[Counter[tuple[str, str]], Captions]:
+    """Write one row for each input file, kept or not, as Parquet, null where unknown. Returns the files by status and reason, and
+    what the captions are like."""
     pa, pq = need("pyarrow", extra="data"), need("pyarrow.parquet", extra="data")
     schema = pa.schema([(name, pa.int32() if name in ("width", "height") else pa.string()) for name in FIELDS])
     counts: Counter[tuple[str, str]] = Counter()
+    captions = Captions()
     with tempfile.TemporaryFile() as file:
         with pq.ParquetWriter(file, schema, compression="zstd") as writer:
-            rows = manifest_rows(store, tasks, settled, found)
+            rows = chain(manifest_rows(store, tasks, settled, listing.found), unread_rows(listing))
             while part := list(islice(rows, ROW_GROUP)):
                 counts.update((row["status"], report.family(row["reason"])) for row in part)
+                for row in part:
+                    captions.add(row)
                 writer.write_table(as_table(part, schema))
         file.seek(0)
         store.write_from(MANIFEST, file)
-    return counts
+    return counts, captions
+
+
+def unread_rows(listing: Listing) -> Iterator[dict[str, Any]]:
+    """The files that no reader takes, each with the reason."""
+    for path, reason in listing.unread.items():
+        yield {**dict.fromkeys(FIELDS), "path": shown(path), "status": REJECTED, "reason": reason, "caption": ""}
 
 
 def manifest_rows(store: Store, tasks: Tasks, settled: Settled, found: Sequence[Found]) -> Iterator[dict[str, Any]]:
@@ -376,6 +411,10 @@ class Report:
     counts: Counter[tuple[str, str]]
     shards: Counter[str]
     unmatched_rows: int
+    notes: tuple[str, ...] = ()
+    """What the reader has to tell."""
+    captions: Mapping[str, int] = field(default_factory=dict)
+    """How many pictures want a caption (missing), were kept, were kept without one (empty), and how many texts there are (distinct)."""
 
     @property
     def kept(self) -> int:
@@ -390,13 +429,27 @@ class Report:
         lines = [f"{'files':<46} {total:>9,}", f"{'pairs written':<46} {self.kept:>9,} {self.kept / total:>7.1%}"]
         for (status, reason), count in sorted(self.counts.items(), key=lambda item: (-item[1], item[0])):
             if status != KEPT:
-                lines.append(f"  {f'{status}: {reason}':<44} {count:>9,} {count / total:>7.1%}")
+                what = reason if reason.startswith("not read: ") else f"{status}: {reason}"
+                lines.append(f"  {what:<44} {count:>9,} {count / total:>7.1%}")
         for split in ("train", "val"):
             shards = sum(name.startswith(f"{split}-") for name in self.shards)
             lines.append(f"{split + ' pairs':<46} {self.pairs(split):>9,} in {shards} shard{'' if shards == 1 else 's'}")
         if self.unmatched_rows:
             lines.append(f"{'rows of captions without a picture':<46} {self.unmatched_rows:>9,}")
+        lines += self.notes
         return "\n".join(lines)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tables:
+    """How tables of captions are read."""
+
+    encoding: str = "utf-8"
+    """Of tables of text."""
+    quoting: str = "auto"
+    """Of tables of text: auto, none, csv."""
+    captions: Path | None = None
+    """A table of captions by the paths of SOURCE, which come before all others."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -416,12 +469,13 @@ def prepare(
     *,
     reader: str = "auto",
     root: Path | None = None,
+    tables: Tables | None = None,
     work: Work | None = None,
     overwrite: bool = False,
 ) -> Report:
     """Turn the pictures of `source` into shards, a manifest and a report in `out`. The story of this file, top to bottom.
 
-    `reader` is a name in READERS, or "auto"; `root` is where the paths in a table start. Raises FileNotFoundError or
+    `reader` is a name in READERS, or "auto"; `root` is where the paths in a table start, `tables` how tables are read. Raises FileNotFoundError or
     ValueError, with the way out, when the source is missing or holds no picture, when a table of captions cannot be
     read, or when `out` holds something else; WorkerDied when a worker was killed. Running again goes on where it stopped.
     """
@@ -438,8 +492,11 @@ def prepare(
     record = {**asdict(settings), "folder": source_id(source, root), "reader": reader}
     refuse_other_shards(store, record, overwrite=overwrite)
 
-    listing = READERS[reader](source, Options(style=settings.style, root=root, leave_out=leave_out))
+    options = reader_options(settings, root, leave_out, tables or Tables())
+    listing = with_captions(READERS[reader](source, options), options)
     check_listing(listing, source, settings)
+    if work.progress and (told := first_word(listing, from_names=settings.captions_from_names)):
+        tqdm.write(f"prepare: {told}", file=sys.stderr)
     begin(aside, record, listing)
     if not aside.exists(PUBLISH):
         with open_engine(work.engine, workers=work.workers, address=work.ray_address) as engine:
@@ -448,9 +505,19 @@ def prepare(
     publish(store, names["files"])
     made = json.loads(store.read(RECORD))
     counts = Counter({(status, reason): count for status, reason, count in names["counts"]})
+    notes = listing.notes
     if leave_out is not None:
+        told = write_captions_to_fill(store, report.manifest_rows(leave_out / MANIFEST))
+        notes = (*notes, told) if told else notes
         report.write_report(leave_out, opener=opener(listing))
-    return Report(counts, Counter(made["shards"]), listing.unmatched)
+    return Report(counts, Counter(made["shards"]), listing.unmatched, notes, names.get("captions", {}))
+
+
+def reader_options(settings: Settings, root: Path | None, leave_out: Path | None, tables: Tables) -> Options:
+    return Options(
+        style=settings.style, root=root, leave_out=leave_out, caption_column=settings.caption_column,
+        captions_needed=not settings.allow_missing_captions, **vars(tables),
+    )  # fmt: skip
 
 
 def check_folders(source: Path | str, out: Path | str) -> None:
@@ -464,7 +531,8 @@ def check_folders(source: Path | str, out: Path | str) -> None:
 
 def check_listing(listing: Listing, source: Path | str, settings: Settings) -> None:
     if not listing.found:
-        raise FileNotFoundError(f"no pictures found in {source}: see --reader for what can be read")
+        there = "".join(f"; {count:,} {reason}" for reason, count in Counter(listing.unread.values()).most_common(3))
+        raise FileNotFoundError(f"no pictures found in {source}: see --reader for what can be read{there}")
     if not settings.style and not all(one.style or one.problem for one in listing.found):
         raise ValueError(f"--style is needed: {source} does not say the style of every picture. Add --style engraving, or another tag")
 
@@ -486,9 +554,10 @@ def identity(listing: Listing) -> str:
         digest.update(repr((one, listing.words.get(one.path))).encode("utf-8", "backslashreplace"))
         if one.where is None and not one.problem and not is_url(listing.base):
             path = join(listing.base, one.path)
-            stem = splitext(path)[0]
-            beside = (path, f"{stem}.txt", f"{stem}.json") if one.beside else (path,)
-            digest.update(repr([stamp(path) for path in beside]).encode())
+            beside = [join(dirname(path), name) for name in one.sidecars or ()] if one.beside else []
+            digest.update(repr([stamp(path) for path in (path, *beside)]).encode())
+    for path, reason in listing.unread.items():
+        digest.update(repr((path, reason)).encode("utf-8", "backslashreplace"))
     return digest.hexdigest()
 
 
@@ -536,10 +605,10 @@ def make(aside: Store, listing: Listing, settings: Settings, engine: Engine, rec
             bar.update(len(tasks.range(todo[turn])), counts)
 
     settled, pairs = write_shards(aside, tasks, listing, settings, engine, there, progress=progress)
-    counts = manifest(aside, tasks, settled, listing.found)
+    counts, captions = manifest(aside, tasks, settled, listing)
     record = {"settings": record, "files": tasks.files, "kept": sum(pairs.values()), "shards": pairs}
     aside.write(RECORD, (json.dumps(record, indent=1, ensure_ascii=False) + "\n").encode("utf-8", "replace"))
-    names = {"files": [*pairs, MANIFEST, RECORD], "counts": [[*name, count] for name, count in sorted(counts.items())]}
+    names = {"files": [*pairs, MANIFEST, RECORD], "counts": [[*name, count] for name, count in sorted(counts.items())], "captions": captions.as_json()}
     aside.write(PUBLISH, json.dumps(names).encode())
 
 
@@ -618,27 +687,12 @@ def source_id(source: Path | str, root: Path | None) -> str:
     return hashlib.sha256(b"\0".join(paths)).hexdigest()[:16]
 
 
-def next_steps(out: str, made: Report) -> str:
-    """What to look at, and the commands to paste after this one."""
-    data = "data.train=" + shlex.quote(f"{out}/train-*.tar")
-    if made.pairs("val"):
-        data += " data.val=" + shlex.quote(f"{out}/val-*.tar")
-    look = "" if is_url(out) else f"Look at {out}/{report.NAME} in a browser: it shows what was kept, what was not, and why.\n"
-    return (
-        f"{look}Next:\n"
-        f"  python -m data_tools.inspect {shlex.quote(out)} --verify --sheet sheet.png\n"
-        f"  python train.py --config configs/engraving-cpu.yaml {data} out=runs/mine\n"
-        f"  python sample.py --checkpoint runs/mine --seed 0"
-    )
-
-
 def parse(argv: list[str] | None) -> argparse.Namespace:
     default = Settings(style="any")
     parser = argparse.ArgumentParser(
         prog="python -m data_tools.prepare",
         description="Pictures as they come -> clean, captioned image shards.",
-        epilog="In a plain folder, captions come from NAME.txt or NAME.json beside NAME.jpg, from metadata.csv, metadata.jsonl or "
-        "captions.csv in the folder (file_name, caption), or from file names that read like words, in this order. "
+        epilog=f"{RECOGNISED}. A file beside a picture comes before a table. What lies there and is not read stands in the manifest. "
         "A run that was killed goes on when the same command is given again.",
     )
     add = parser.add_argument
@@ -647,6 +701,11 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     add("--out", required=True, help="the folder (or address) for the shards, the manifest and the report")
     add("--reader", default="auto", metavar="NAME", help=f"how to read SOURCE: auto, {', '.join(READERS)} (%(default)s)")
     add("--root", type=Path, metavar="DIR", help="where the paths in a table start (its own folder)")
+    add("--captions", type=Path, metavar="TABLE", help="captions by the paths of SOURCE (file_name, caption), before all others: the captions.csv of an earlier run")
+    add("--caption-column", default="", metavar="NAME", help="the column of tables, or field of JSON, with the captions (caption, text, prompt …)")
+    add("--captions-from-names", action="store_true", help="a file name that reads like words is the caption of a picture without another")
+    add("--encoding", default="utf-8", help="of tables of text: cp1252, utf-16 … (%(default)s)")
+    add("--quoting", default="auto", help="of tables of text: auto, none (fields stand as they are) or csv (%(default)s)")
     add("--side", type=int, default=default.side, help="pixels of the short side (%(default)s)")
     add("--val", type=float, default=default.val, help="share for validation, by whole folders or books (%(default)s)")
     add("--seed", type=int, default=default.seed, help="of the split and the order (%(default)s)")
@@ -654,6 +713,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     add("--min-side", type=int, default=default.min_side, help="reject a shorter side, in pixels (%(default)s)")
     add("--max-aspect", type=float, default=default.max_aspect, help="reject a longer shape (%(default)s)")
     add("--no-clean", action="store_false", dest="clean", help="take pictures and captions as they are, save size, blanks, duplicates")
+    add("--duplicates", default=default.duplicates, help="what is left out beside a better copy: alike (what looks the same) or exact (the very same files alone) (%(default)s)")
     add("--keep-ambiguous", action="store_true", help="keep what may not belong, labelled in its JSON")
     add("--clip", default="", metavar="NAME", help="doubt the medium by open_clip: ViT-B-32:laion2b_s34b_b79k, hf-hub:ID, a folder")
     add("--register", default=default.register, help="the register the captions are written in (%(default)s)")
@@ -670,22 +730,33 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
 
 
 def main(argv: list[str] | None = None) -> int:
-    args = parse(argv)
+    command = sys.argv[1:] if argv is None else list(argv)
+    args = at_home(parse(argv))
     keep_memory()
     options = {name: value for name, value in vars(args).items() if name in Settings.__dataclass_fields__ and name != "source"}
     work = Work(workers=args.workers, engine=args.engine, ray_address=args.ray_address, progress=True)
     try:
         settings = Settings(source=args.name, **options)
-        made = prepare(args.source, args.out, settings, reader=args.reader, root=args.root, work=work, overwrite=args.overwrite)
+        tables = Tables(encoding=args.encoding, quoting=args.quoting, captions=args.captions)
+        made = prepare(args.source, args.out, settings, reader=args.reader, root=args.root, tables=tables, work=work, overwrite=args.overwrite)
     except (ValueError, OSError, ImportError, WorkerDied) as error:
         print(f"prepare: {error}", file=sys.stderr)
         return 2
     print(made.table())
     if not made.kept:
         print(f"prepare: no picture was kept; {args.out}/{MANIFEST} has the reason of each", file=sys.stderr)
-        return 1
-    print(next_steps(args.out.rstrip("/"), made))
-    return 0
+    if made.kept or made.captions.get("missing"):
+        print(steps(args.out.rstrip("/"), command, made.captions, report=report.NAME, val=bool(made.pairs("val"))))
+    return 0 if made.kept else 1
+
+
+def at_home(args: argparse.Namespace) -> argparse.Namespace:
+    """The arguments with ~ at the start of a path as the home folder: after an = the shell leaves it as it is."""
+    for name in ("source", "out", "root", "captions"):
+        value = getattr(args, name)
+        if value is not None and str(value).startswith("~"):
+            setattr(args, name, type(value)(os.path.expanduser(value)))
+    return args
 
 
 if __name__ == "__main__":

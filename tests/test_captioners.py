@@ -18,8 +18,8 @@ from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import Whitespace
 
-from data_tools import captioners
-from data_tools.captioners import Endpoint, EndpointError, EndpointRefusal, Generation, InHalves, load_captioner, load_rewriter
+from data_tools import captioning as captioners
+from data_tools.captioning import Endpoint, EndpointError, EndpointRefusal, Generation, InHalves, endpoints, load_captioner, load_rewriter
 
 WORDS = ["write", "one", "plain", "sentence", "that", "says", "what", "the", "picture", "shows", "and", "nothing", "else", "a", "ship"]
 CHAT = (
@@ -385,7 +385,7 @@ def test_what_passes_is_tried_again_and_the_wait_doubles(server):
             return 0.0
 
     assert [asking._pause(tried, None, Half()) for tried in (1, 2, 3)] == [0.001, 0.002, 0.004]
-    assert asking._pause(1, "7", Half()) == 7.0 and asking._pause(1, "9999", Half()) == captioners.LONGEST_WAIT
+    assert asking._pause(1, "7", Half()) == 7.0 and asking._pause(1, "9999", Half()) == endpoints.LONGEST_WAIT
     assert asking._pause(1, "Wed, 21 Oct 2026 07:28:00 GMT", Half()) == 0.001
 
 

@@ -1,4 +1,4 @@
-"""Promises of data_tools/cleaning.py, on pictures drawn on the spot and on real engravings where they are at hand."""
+"""Promises of data_tools/text and of images/measure.py, judge.py and trim.py, on pictures drawn on the spot and on real engravings where they are at hand."""
 
 from __future__ import annotations
 
@@ -15,22 +15,12 @@ from hypothesis import strategies as st
 from PIL import Image, ImageDraw
 
 from benchmarks import cleaning as benchmark
-from data_tools.cleaning import (
-    AMBIGUOUS,
-    BLOCK_TAG,
-    INLINE_TAG,
-    REJECT,
-    Verdict,
-    clean_caption,
-    decide,
-    language,
-    look,
-    plain_once,
-    plain_text,
-    reasons,
-    settled,
-    trim,
-)
+from data_tools.images.judge import reasons
+from data_tools.images.measure import look
+from data_tools.images.trim import trim
+from data_tools.text.captions import BLOCK_TAG, INLINE_TAG, clean_caption, plain_once, plain_text, settled
+from data_tools.text.language import language
+from data_tools.verdicts import AMBIGUOUS, REJECT, Verdict, decide
 
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
 BOOKS = SHARED / "raw-books"

@@ -1,4 +1,4 @@
-"""Promises of data_tools/disk.py, each beside the list or dict that it stands for."""
+"""Promises of data_tools/pipeline/disk.py, each beside the list or dict that it stands for."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import tracemalloc
 
 import pytest
 
-from data_tools.disk import MANY, DiskDict, DiskList
+from data_tools.pipeline.disk import MANY, DiskDict, DiskList
 
 
 def test_a_list_on_disk_is_that_list():

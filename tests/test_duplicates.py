@@ -1,4 +1,4 @@
-"""Promises of data_tools/duplicates.py: every likeness is found, and in nearly linear time."""
+"""Promises of data_tools/images/duplicates.py: every likeness is found, and in nearly linear time."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ import time
 import numpy as np
 from PIL import Image, ImageOps
 
-from data_tools.chunks import fine_hash
-from data_tools.duplicates import DISTANCE, alike_pairs, bit_counts, clusters
-from data_tools.pictures import dhash
+from data_tools.images.duplicates import DISTANCE, alike_pairs, bit_counts, clusters
+from data_tools.images.pictures import dhash
+from data_tools.pipeline.chunks import fine_hash
 
 
 def hashes(rng: np.random.Generator, count: int) -> tuple[np.ndarray, np.ndarray]:

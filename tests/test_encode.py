@@ -19,7 +19,7 @@ import yaml
 from PIL import Image
 
 from data_tools import encode, toy
-from data_tools.engine import open_engine
+from data_tools.pipeline.engine import open_engine
 from tokun import data, stages
 from tokun.config import from_dict, load_config
 from tokun.image_tokenizer import ImageTokenizer

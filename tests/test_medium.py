@@ -1,4 +1,4 @@
-"""Promises of data_tools/medium.py, with a real open_clip model of random weights."""
+"""Promises of data_tools/images/medium.py, with a real open_clip model of random weights."""
 
 from __future__ import annotations
 
@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from data_tools import chunks, medium
+from data_tools.images import medium
+from data_tools.pipeline import chunks
+from data_tools.pipeline.stores import Store
 from data_tools.readers import Found, Words
-from data_tools.stores import Store
 from tests.test_clip import tiny_clip
 
 

@@ -1,4 +1,4 @@
-"""Promises of data_tools/pictures.py: each file ends as the right pixels or as a reason, on files built byte by byte."""
+"""Promises of data_tools/images/pictures.py: each file ends as the right pixels or as a reason, on files built byte by byte."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageCms
 
-from data_tools import pictures
-from data_tools.pictures import PILLOW_13, PictureError, decode, decode_reduced, dhash, encode, resize
+from data_tools.images import pictures
+from data_tools.images.pictures import PILLOW_13, PictureError, decode, decode_reduced, dhash, encode, resize
 
 ROOT = Path(__file__).resolve().parents[1]
 Image.init()
@@ -598,7 +598,7 @@ def test_a_png_comes_back_to_the_bit_and_a_webp_nearly_and_neither_has_metadata(
 def test_it_runs_without_torch(tmp_path):
     (tmp_path / "torch.py").write_text("raise ImportError('torch is blocked')")
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), str(ROOT)])}
-    command = [sys.executable, "-W", "error", "-c", "from data_tools.pictures import decode; decode(b'P5 1 1 255 x')"]
+    command = [sys.executable, "-W", "error", "-c", "from data_tools.images.pictures import decode; decode(b'P5 1 1 255 x')"]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stderr
 

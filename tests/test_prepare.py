@@ -14,7 +14,6 @@ import sys
 import tarfile
 import time
 import zlib
-from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -22,10 +21,11 @@ import pytest
 from PIL import Image
 
 from data_tools import prepare as tool
-from data_tools.chunks import Piece, Settings, Shard, add_member, cleaned, write_shard
+from data_tools.pipeline.advice import steps
+from data_tools.pipeline.chunks import Piece, Settings, Shard, add_member, cleaned, write_shard
+from data_tools.pipeline.stores import Store
 from data_tools.prepare import main, prepare
 from data_tools.readers import Found, Words
-from data_tools.stores import Store
 from tests.kills import dies, kills
 
 pq = pytest.importorskip("pyarrow.parquet", reason="prepare writes Parquet: pip install -e '.[data]'")
@@ -70,8 +70,8 @@ def files(out: Path) -> dict[str, str]:
 
 
 def run(source: Path, out: Path, *options: str) -> int:
-    """The command. The tiles of these tests are no engravings, so they are not judged as such."""
-    return main([str(source), "--style", "engraving", "--out", str(out), "--workers", "1", "--no-clean", *options])
+    """The command. The tiles of these tests are no engravings, so they are not judged as such; their names are their captions."""
+    return main([str(source), "--style", "engraving", "--out", str(out), "--workers", "1", "--no-clean", "--captions-from-names", *options])
 
 
 def png_header(width: int, height: int) -> bytes:
@@ -192,8 +192,10 @@ def test_odd_names_and_wrong_extensions_are_kept(tmp_path):
         names.append("a bad \\xff name.png")
     assert run(source, out, "--allow-missing-captions") == 0
     rows = manifest(out)
-    assert {path: row["reason"] for path, row in rows.items()} == dict.fromkeys(names, "")
-    assert all(not set("./") & set(row["key"]) for row in rows.values())
+    assert {path: row["reason"] for path, row in rows.items()} == {
+        **dict.fromkeys(names, ""), "notes.dat": "not read: neither a picture nor words for one",
+    }  # fmt: skip
+    assert all(not set("./") & set(row["key"]) for row in rows.values() if row["key"])
     assert pairs(out)["Größe — кот 猫.png"][0]["caption"] == "Größe — кот 猫"
 
 
@@ -239,7 +241,7 @@ def test_captions_come_from_each_source_in_the_order_of_preference(tmp_path):
     (source / "by semicolons" / "captions.csv").write_text('Image;Title\ninner.png;"A ship; at sea"\n', encoding="utf-8")
     (source / "by lines" / "metadata.jsonl").write_text('{"path": "./inner.png", "text": "A tower"}\n\n')
     (source / "empty text.txt").write_text(" \n")
-    report = prepare(source, out, Settings(clean=False, style="engraving", license="public domain", val=0))
+    report = prepare(source, out, Settings(clean=False, style="engraving", license="public domain", val=0, captions_from_names=True))
     found = {path.removesuffix(".png"): record for path, (record, _) in pairs(out).items()}
     assert {name: record["caption"] for name, record in found.items()} == {
         "by text": "A wolf, & a lamb",
@@ -267,11 +269,11 @@ def test_missing_captions_are_kept_when_allowed(tmp_path):
 @pytest.mark.parametrize(
     ("name", "text", "message"),
     [
-        ("metadata.csv", "file_name,label\na.png,1\n", "none is called caption"),
-        ("metadata.csv", "name,caption\na.png,x\n", "none is called .*file_name"),
-        ("metadata.jsonl", '{"file_name": "a.png"}\n[1]\n', "line 2 holds no JSON object"),
-        ("metadata.jsonl", '\n{"file_name"\n', "line 2 is not valid JSON"),
-        ("captions.csv", "file_name,caption\na.png,caf\udce9\n", "not UTF-8"),
+        ("metadata.csv", "file_name,label\na.png,1\n", r"no column of captions.*its columns are file_name, label.*--caption-column"),
+        ("metadata.csv", "name,caption\na.png,x\n", r"names no pictures: its columns are \['name', 'caption'\].*file_name"),
+        ("metadata.jsonl", '{"file_name": "a.png"}\n[1]\n', "line 2: holds no JSON object"),
+        ("metadata.jsonl", '\n{"file_name"\n', "line 2: is no valid JSON"),
+        ("captions.csv", "file_name,caption\na.png,caf\udce9\n", "line 2: is not utf-8.*--encoding cp1252"),
     ],
 )
 def test_a_table_that_cannot_be_read_is_an_error_that_names_it(tmp_path, name, text, message):
@@ -297,7 +299,7 @@ def test_folders_stay_whole_and_validation_is_never_empty(tmp_path):
     source = many(tmp_path / "in", 6, 4)
     splits = set()
     for seed in range(3):
-        report = prepare(source, tmp_path / f"out{seed}", Settings(clean=False, style="engraving", val=0.2, seed=seed))
+        report = prepare(source, tmp_path / f"out{seed}", Settings(clean=False, style="engraving", val=0.2, seed=seed, captions_from_names=True))
         rows = manifest(tmp_path / f"out{seed}")
         by_folder = {}
         for path, row in rows.items():
@@ -437,7 +439,7 @@ def test_json_and_manifest_have_the_fields_of_the_format(tmp_path):
     source, out = many(tmp_path / "in", 1, 3), tmp_path / "out"
     assert run(source, out, "--register", "social", "--source", "My Books", "--license", "public domain") == 0
     rows = manifest(out)
-    columns = "path sha256 dhash width height status reason shard key caption language license source_url"
+    columns = "path sha256 dhash width height status reason shard key caption words_from language license source_url"
     assert " ".join(pq.read_table(out / "manifest.parquet").column_names) == columns
     for path, (record, _) in pairs(out).items():
         assert record["captions"] == {"social": record["caption"]} and record["style"] == "engraving"
@@ -472,7 +474,7 @@ def test_pictures_are_judged_in_groups_as_one_by_one(tmp_path, monkeypatch):
         save(source / f"a wolf and {'abcdefghi'[number]} sheep.png", picture(number, (300, 260)))
     (source / "broken.jpg").write_bytes(b"\xff\xd8\xff")
     assert run(source, tmp_path / "groups") == 0
-    monkeypatch.setattr("data_tools.chunks.GROUP_SIDES", 1)
+    monkeypatch.setattr("data_tools.pipeline.chunks.GROUP_SIDES", 1)
     assert run(source, tmp_path / "single") == 0
     one, other = ({path.name: path.read_bytes() for path in (tmp_path / name).iterdir() if path.is_file()} for name in ("groups", "single"))
     assert one == other
@@ -484,7 +486,7 @@ def test_pictures_are_judged_in_groups_as_one_by_one(tmp_path, monkeypatch):
 @pytest.mark.skipif(os.name == "nt", reason="kills by signal")
 def test_killed_at_random_moments_the_result_is_that_of_a_run_that_was_not(tmp_path):
     source, out, whole = many(tmp_path / "in", 4, 40), tmp_path / "out", tmp_path / "whole"
-    options = ["--style", "engraving", "--no-clean", "--shard-size", "20", "--workers", "2"]
+    options = ["--style", "engraving", "--no-clean", "--captions-from-names", "--shard-size", "20", "--workers", "2"]
     start = time.monotonic()
     assert main([str(source), "--out", str(whole), *options]) == 0
     length = time.monotonic() - start
@@ -616,8 +618,8 @@ def test_the_table_counts_every_file_and_names_the_next_steps(tmp_path, capsys):
     assert ["rejected:", "empty", "file", "1", "25.0%"] in lines
     assert ["python", "sample.py", "--checkpoint", "runs/mine", "--seed", "0"] in lines
     assert "data.val=" in str(lines)
-    assert "data.val=" not in tool.next_steps("my shards", tool.Report(Counter(), Counter(), 0))
-    assert "data.train='my shards/train-*.tar'" in tool.next_steps("my shards", tool.Report(Counter(), Counter(), 0))
+    told = steps("my shards", [], {"kept": 3, "distinct": 3}, report="report.html", val=False)
+    assert "data.val=" not in told and "'data.train=my shards/train-*.tar'" in told
 
 
 def test_prepare_and_inspect_run_without_torch(tmp_path):
@@ -625,7 +627,7 @@ def test_prepare_and_inspect_run_without_torch(tmp_path):
     (tmp_path / "torch.py").write_text("raise ImportError('torch is blocked')")
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), str(ROOT)])}
     for module, arguments in (
-        ("prepare", [str(source), "--style", "engraving", "--out", str(out), "--workers", "2", "--no-clean"]),
+        ("prepare", [str(source), "--style", "engraving", "--out", str(out), "--workers", "2", "--no-clean", "--captions-from-names"]),
         ("inspect", [str(out), "--verify", "--sheet", str(tmp_path / "sheet.png")]),
     ):
         command = [sys.executable, "-W", "error", "-m", f"data_tools.{module}", *arguments]

@@ -1,4 +1,4 @@
-"""Promises of data_tools/readers.py and data_tools/gutenberg.py, on small sources made on the spot."""
+"""Promises of data_tools/readers.py and data_tools/readers/book_page.py, on small sources made on the spot."""
 
 from __future__ import annotations
 
@@ -17,8 +17,7 @@ from pathlib import Path
 
 import pytest
 
-from data_tools.gutenberg import Page, book_facts, illustrations
-from data_tools.pictures import PictureError
+from data_tools.images.pictures import PictureError
 from data_tools.readers import (
     MAX_TEXT_BYTES,
     READERS,
@@ -34,6 +33,7 @@ from data_tools.readers import (
     read_picture,
     shown,
 )
+from data_tools.readers.book_page import Page, book_facts, illustrations
 
 ROOT = Path(__file__).resolve().parents[1]
 SHARED = ROOT.parent / "shared" / "data"
@@ -54,9 +54,10 @@ def problems(listing: Listing) -> dict[str, str]:
     return {one.path: one.problem for one in listing.found}
 
 
-def captions(listing: Listing) -> dict[str, str]:
+def captions(listing: Listing, *, from_names: bool = False) -> dict[str, str]:
     """{path: caption} of the pictures that may be opened, as prepare will see them."""
-    words = {one.path: find_words(listing.base, one, listing.words.get(one.path, Words())) for one in listing.found if not one.problem}
+    opened = [one for one in listing.found if not one.problem]
+    words = {one.path: find_words(listing.base, one, listing.words.get(one.path, Words()), from_names=from_names) for one in opened}
     return {path: said.caption for path, said in words.items()}
 
 
@@ -81,14 +82,18 @@ def test_folder_takes_words_from_text_then_json_then_table_then_name(tmp_path):
         put(tmp_path / "a.json", '{"caption": "no", "artist": "Doré"}'),
     )
     put(tmp_path / "b.PNG"), put(tmp_path / "b.json", '{"text": "A fox", "captions": {"Poetic": "O fox!"}, "Subject": "Wild Animals"}')
-    put(tmp_path / "deep/c.tif"), put(tmp_path / "deep/metadata.csv", "\ufefffile_name;caption\nc.tif;A stork; never\n")
+    put(tmp_path / "deep/c.tif"), put(tmp_path / "deep/metadata.csv", "\ufefffile_name;caption\nc.tif;\"A stork; never\"\n")
     put(tmp_path / "the_old_mill-02.webp")
     put(tmp_path / "no suffix at all"), put(tmp_path / "IMG_1234.jpg"), put(tmp_path / "notes.doc", "no picture")
     listing = read(tmp_path)
-    assert captions(listing) == {
-        "IMG_1234.jpg": "", "a.jpg": "A wolf, & a lamb", "b.PNG": "A fox", "deep/c.tif": "A stork",
+    assert captions(listing, from_names=True) == {
+        "IMG_1234.jpg": "", "a.jpg": "A wolf, & a lamb", "b.PNG": "A fox", "deep/c.tif": "A stork; never",
         "no suffix at all": "no suffix at all", "the_old_mill-02.webp": "the old mill",
     }  # fmt: skip
+    assert {path: said for path, said in captions(listing).items() if not said} == {
+        "IMG_1234.jpg": "", "no suffix at all": "", "the_old_mill-02.webp": "",
+    }, "a name is a caption only when asked for"  # fmt: skip
+    assert dict(listing.unread) == {"notes.doc": "not read: neither a picture nor words for one"}
     words = find_words(tmp_path, Found("b.PNG"), Words())
     assert (words.captions, words.subject) == ({"poetic": "O fox!"}, "wild-animals")
     assert find_words(tmp_path, Found("a.jpg"), Words()).more == {"artist": "Doré"}
@@ -170,7 +175,8 @@ def test_sidecars_in_other_encodings_are_read(tmp_path):
     ],
 )  # fmt: skip
 def test_a_name_is_a_caption_only_when_it_reads_like_words(tmp_path, name, caption):
-    assert find_words(tmp_path, Found(f"folder/{name}"), Words()).caption == caption
+    assert find_words(tmp_path, Found(f"folder/{name}"), Words(), from_names=True).caption == caption
+    assert find_words(tmp_path, Found(f"folder/{name}"), Words()).caption == ""
 
 
 # ---- classes --------------------------------------------------------------------------------------------------------
@@ -344,7 +350,8 @@ def test_tars_are_read_in_place_with_the_words_of_each_key(tmp_path):
     listing = read(tmp_path)
     assert [one.path for one in listing.found] == ["a.tar/1.jpg", "a.tar/1.seg.png", "b.tar/x/2.webp", "b.tar/x/3.jpg"]
     assert [read_picture(tmp_path, one) for one in listing.found] == [b"one", b"mask", b"two", b"three"]
-    assert captions(listing) == {"a.tar/1.jpg": "A wolf", "a.tar/1.seg.png": "A wolf", "b.tar/x/2.webp": "A fox", "b.tar/x/3.jpg": ""}
+    assert captions(listing) == {"a.tar/1.jpg": "A wolf", "b.tar/x/2.webp": "A fox", "b.tar/x/3.jpg": ""}
+    assert problems(listing)["a.tar/1.seg.png"] == "not read: beside the picture of its sample (a mask, a depth map, a thumbnail)"
     assert [(one.style, one.group) for one in listing.found] == [("", ""), ("", ""), ("etching", "gutenberg_id/7"), ("", "")]
     assert read(tmp_path / "a.tar").found == listing.found[:2]
 
@@ -515,7 +522,7 @@ def test_what_is_wrong_in_object_storage_is_said(bucket, monkeypatch):
         put_there("set/a.json", "{"),
         put_there("set/big.jpg", bytes(99)),
     )
-    monkeypatch.setattr("data_tools.readers.MAX_BYTES", 50)
+    monkeypatch.setattr("data_tools.readers.remote.MAX_BYTES", 50)
     listing = read(url)
     assert problems(listing) == {"a.jpg": "", "big.jpg": "file too large", "cut.tar": "damaged tar file"}
     with pytest.raises(CaptionError, match="not valid JSON"):
@@ -527,7 +534,7 @@ def test_what_is_wrong_in_object_storage_is_said(bucket, monkeypatch):
         read_picture(listing.base, Found("gone.jpg", where=Remote("memory://bucket/gone.jpg")))
     assert read("memory://bucket/nowhere").found == []
     put_there("set/metadata.csv", "a,b\n1,2\n")
-    with pytest.raises(ValueError, match=r"metadata.csv is no table of captions"):
+    with pytest.raises(ValueError, match=r"metadata.csv names no pictures: its columns are \['a', 'b'\].*Rename the column"):
         read(url)
 
 
@@ -535,7 +542,7 @@ def test_file_urls_are_read_as_the_folders_they_are_links_and_all(tmp_path):
     put(tmp_path / "in/a wolf.jpg"), put(tmp_path / "secret.jpg")
     (tmp_path / "in/link.jpg").symlink_to(tmp_path / "secret.jpg")
     listing = read(f"file://{tmp_path}/in")
-    assert listing == read(tmp_path / "in") and captions(listing) == {"a wolf.jpg": "a wolf"}
+    assert listing == read(tmp_path / "in") and captions(listing, from_names=True) == {"a wolf.jpg": "a wolf"}
     table = put(tmp_path / "in/t.csv", "file_name,caption\na wolf.jpg,A wolf\n")
     assert captions(read(table.as_uri())) == {"a wolf.jpg": "A wolf"}
 
@@ -625,7 +632,7 @@ def test_a_book_gives_the_large_pictures_their_words_and_says_why_others_are_lef
     }  # fmt: skip
     assert captions(listing) == {
         "4321/images/fox_large.jpg": "The fox", "4321/images/wolf_large.jpg": "The wolf", "4321/images/map.jpg": "of the forest",
-        "loose wolf.jpg": "loose wolf", "secret.jpg": "secret",
+        "loose wolf.jpg": "", "secret.jpg": "",
     }  # fmt: skip
     words = listing.words["4321/images/wolf_large.jpg"]
     assert words.source_url == "https://www.gutenberg.org/ebooks/4321" and words.more["caption_origin"] == "alt"
@@ -746,11 +753,11 @@ def test_what_a_source_is_is_recognised(tmp_path):
         ("", "remote", ValueError, "--reader remote takes an address like s3://"),
         ("", "gutenberg", FileNotFoundError, "no books in .*: their pages are called NUMBER-h.htm"),
         ("columns.csv", "auto", ValueError, r"names no pictures: its columns are \['a', 'b'\].*Rename the column of paths"),
-        ("latin.csv", "auto", ValueError, "latin.csv is not UTF-8 text.*save it as UTF-8"),
-        ("line.jsonl", "auto", ValueError, "line.jsonl is no table of captions: line 2 is not valid JSON. Mend it"),
-        ("list.jsonl", "auto", ValueError, "line 1 holds no JSON object"),
-        ("deep.jsonl", "auto", ValueError, "line 1 is not valid JSON"),
-        ("field.csv", "auto", ValueError, "field.csv is no table of captions: field larger than field limit"),
+        ("latin.csv", "auto", ValueError, "latin.csv, line 2: is not utf-8: byte 0xe9.*Save the table as UTF-8, or name its encoding: --encoding cp1252"),
+        ("line.jsonl", "auto", ValueError, "line.jsonl, line 2: is no valid JSON.*Write one JSON object a line"),
+        ("list.jsonl", "auto", ValueError, "list.jsonl, line 1: holds no JSON object.*Write one object a line"),
+        ("deep.jsonl", "auto", ValueError, "deep.jsonl, line 1: is no valid JSON"),
+        ("field.csv", "auto", ValueError, "field.csv, line 2: a quote opens and does not end"),
         ("broken.parquet", "auto", ValueError, "broken.parquet is no Parquet file that can be read"),
         ("cut.json", "auto", ValueError, "cut.json is no COCO file: it is not valid JSON. Give a captions_"),
         ("deep.json", "auto", ValueError, "deep.json is no COCO file: it is not valid JSON"),
@@ -773,7 +780,7 @@ def test_refusals_name_the_file_and_the_way_out(tmp_path, source, reader, error,
         put(tmp_path / "list.jsonl", "[1]"),
         put(tmp_path / "deep.jsonl", "[" * 50_000),
     )
-    put(tmp_path / "field.csv", f"file_name,caption\na.jpg,{'x' * 200_000}\n"), put(tmp_path / "broken.parquet", "PAR1 and nothing")
+    put(tmp_path / "field.csv", f"file_name,caption\na.jpg,\"{'x' * 2**21}\n"), put(tmp_path / "broken.parquet", "PAR1 and nothing")
     (
         put(tmp_path / "cut.json", '{"images": [{"id"'),
         put(tmp_path / "deep.json", "[" * 50_000),
@@ -810,7 +817,7 @@ def test_a_parquet_table_with_odd_columns_is_read_or_refused_by_name(tmp_path):
 
 def test_a_picture_that_cannot_be_fetched_has_a_reason(tmp_path, monkeypatch):
     put(tmp_path / "a.jpg", bytes(99))
-    monkeypatch.setattr("data_tools.readers.MAX_BYTES", 50)
+    monkeypatch.setattr("data_tools.readers.files.MAX_BYTES", 50)
     for found, reason in [
         (Found("a.jpg"), "file too large"), (Found("gone.jpg"), "cannot be read"), (Found("a.jpg", where=Span("a.jpg", 0, 51)), "file too large"),
         (Found("x", where=Span("a.jpg", 60, 50)), "truncated or damaged"), (Found("x", where=Span("gone.tar", 0, 1)), "cannot be read"),

@@ -204,5 +204,5 @@ def test_titles_are_short_and_abbreviations_whole():
 
 
 def test_registers_need_no_torch():
-    code = "import sys, data_tools.registers, data_tools.captioners, data_tools.caption; print('torch' in sys.modules)"
+    code = "import sys, data_tools.registers, data_tools.captioning, data_tools.caption; print('torch' in sys.modules)"
     assert json.loads(subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.lower()) is False

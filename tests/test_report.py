@@ -16,9 +16,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from data_tools import report as tool
-from data_tools.cleaning import CAPTION_HINTS, DOUBTS
-from data_tools.report import EXPLANATIONS, Sample, family, main, write_report
+from data_tools.images.judge import CAPTION_HINTS
+from data_tools.report import counting as tool
+from data_tools.report import family, main, write_report
+from data_tools.report.counting import Sample
+from data_tools.report.reasons import EXPLANATIONS
+from data_tools.text.captions import DOUBTS
 
 pa = pytest.importorskip("pyarrow", reason="the report reads Parquet: pip install -e '.[data]'")
 pq = pytest.importorskip("pyarrow.parquet", reason="the report reads Parquet: pip install -e '.[data]'")

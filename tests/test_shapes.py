@@ -28,8 +28,8 @@ def pixels(grid):
     return grid[1] * 8, grid[0] * 8
 
 
-def prompt(v, grid, tags=Tags("etching", thing="moth")):
-    return [*v.prefix(replace(tags, grid=grid)), v.id("<boi>")]
+def prompt(v, grid):
+    return [*v.prefix(Tags("etching", thing="moth", grid=grid)), v.id("<boi>")]
 
 
 def made(model, grids, u, **options):

@@ -18,12 +18,13 @@ ROWS = [
     ("engraving", "animals", "okapi", "5x3", 18), ("etching", "ships", "brig", "3x5", 30), ("etching", "ships", "", "5x3", 10),
 ]  # fmt: skip
 BOTH = Frequencies(ROWS, V)
+ANY = Tags()
 EVEN = [(i + 0.5) / 50 for i in range(50)]
 
 
-def drawn(wanted=Tags(), frequencies=BOTH, **options):
+def drawn(wanted=ANY, **options):
     """Everything that latents spread evenly over the three slots draw."""
-    return [frequencies.draw((a, b, c, 0.5), wanted, **options) for a in EVEN[::5] for b in EVEN for c in EVEN]
+    return [BOTH.draw((a, b, c, 0.5), wanted, **options) for a in EVEN[::5] for b in EVEN for c in EVEN]
 
 
 def share(tags, **kept):

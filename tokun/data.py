@@ -203,8 +203,15 @@ def _load_arrays(kept: Path, of: bytes, count: int) -> list[np.ndarray] | None:
 def expand_shards(pattern: str) -> list[Path]:
     """'a/train-*.tar,b/x.tar' or 'a/train-{00000..00007}.tar' or a folder of tars -> sorted existing paths.
 
+    A folder that exists is a name, whatever it holds: brackets, commas and braces in it are no pattern. ~ is the home folder.
     Raises FileNotFoundError naming the part that matches nothing.
     """
+    pattern = os.path.expanduser(pattern)
+    whole = Path(pattern)
+    if pattern.strip() and (whole.is_dir() or whole.parent.is_dir()):
+        named = sorted(whole.glob("*.tar")) if whole.is_dir() else [whole] if whole.is_file() else sorted(whole.parent.glob(whole.name))
+        if named:
+            return named
     paths: list[Path] = []
     for part in filter(None, (p.strip() for p in _split_commas(pattern))):
         if Path(part).is_dir():

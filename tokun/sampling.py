@@ -17,7 +17,7 @@ import math
 import numbers
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any
 
 import numpy as np
@@ -194,7 +194,7 @@ def generate(
         for rows in ([*group[i : i + most]] for i in range(0, len(group), most)):
             size, own = min([n for n in counts if n >= len(rows)] or [len(rows)]), [codes[i] for i in rows]
             block = Block(model, rules, allowed, max(own), *(None if part is None else _pad_rows(part[rows], size) for part in given))
-            block.told = None if watch is None or rows[0] else lambda ids, n=len(rows): watch(ids[:n])
+            block.told = None if watch is None or rows[0] else partial(_first_rows, watch, len(rows))
             if len(set(own)) == 1:
                 parts.append((rows, block.run().rows(len(rows))))
             else:
@@ -204,6 +204,10 @@ def generate(
     others = (torch.cat([getattr(made, f.name) for _, made in parts]) for f in fields(Generated)[1:])
     back = torch.tensor([i for rows, _ in parts for i in rows], device=prompts.device).argsort()
     return Generated(*(part[back] for part in (torch.cat(ids), *others)))
+
+
+def _first_rows(watch: Callable[[Tensor], None], count: int, ids: Tensor) -> None:
+    watch(ids[:count])
 
 
 def _codes_of(vocabulary: Vocabulary, ids: Tensor) -> list[int]:

@@ -130,5 +130,5 @@ def grid_of(aspect: str, vocabulary: Vocabulary) -> tuple[int, int] | None:
     if not width or not height:
         raise ValueError(f"aspect is {aspect!r}; it is width:height (4:3), wide, tall, square, or a grid; {there}")
     lying = [grid for grid in grids if text in SHAPES and (grid[1] > grid[0]) - (grid[1] < grid[0]) == (width > height) - (width < height)]
-    choice = lying or grids  # "wide" is never square where anything is wide
-    return choice[nearest_grid(width, height, choice)]
+    grids = lying or grids
+    return grids[nearest_grid(width, height, grids)]  # "wide" is never square where anything is wide

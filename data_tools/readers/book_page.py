@@ -14,7 +14,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from html.parser import HTMLParser
 
-from data_tools.cleaning import clean_caption, plain_text
+from data_tools.text.captions import clean_caption, plain_text
 
 VOID_TAGS = frozenset({
     "area", "base", "basefont", "col", "embed", "frame", "input", "isindex", "link", "param", "source", "track", "wbr",
@@ -290,23 +290,6 @@ def names_something(text: str) -> bool:
 def names_picture(link_text: str) -> bool:
     """Whether the text of a link names what it leads to, and not that it is larger."""
     return names_something(link_text) and not LARGER.search(link_text)
-
-
-def decode_text(data: bytes) -> str:
-    """Text in UTF-8, UTF-16 with its mark, the character set it declares, or the Windows code page; never an error."""
-    if data.startswith((b"\xff\xfe", b"\xfe\xff")):
-        return data.decode("utf-16", "replace")
-    try:
-        return data.decode("utf-8-sig")
-    except UnicodeDecodeError:
-        declared = re.search(rb"(?:charset|encoding)\s*=\s*[\"']?\s*([\w.:-]+)", data[:4096], re.I)
-    name = declared[1].decode("ascii", "replace").lower() if declared else ""
-    if name in ("", "us-ascii", "ascii", "iso-8859-1", "latin1", "latin-1"):
-        name = "cp1252"  # what browsers take these for
-    try:
-        return data.decode(name, "replace")
-    except (LookupError, UnicodeError):  # an unknown name; a codec that knows no "replace"
-        return data.decode("cp1252", "replace")
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -7,6 +7,7 @@ their input alone. Nothing here knows the rest of the collection.
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import io
 import json
@@ -22,11 +23,16 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from data_tools.cleaning import BLANK, REJECT, Caption, Look, Verdict, clean_caption, decide, look, plain_share, plain_text, reasons, trim
-from data_tools.gutenberg import HEADING_ABOVE
-from data_tools.pictures import FILTERS, KINDS, WEBP_LIMIT, PictureError, as_gray, decode_reduced, dhash, encode, resize
+from data_tools.images.judge import reasons
+from data_tools.images.measure import BLANK, Look, look, plain_share
+from data_tools.images.pictures import FILTERS, KINDS, WEBP_LIMIT, PictureError, as_gray, decode_reduced, dhash, encode, resize
+from data_tools.images.sketches import sketch
+from data_tools.images.trim import trim
+from data_tools.pipeline.stores import Store
 from data_tools.readers import CaptionError, Found, Words, find_words, read_picture, shown
-from data_tools.stores import Store
+from data_tools.readers.book_page import HEADING_ABOVE
+from data_tools.text.captions import Caption, clean_caption, plain_text
+from data_tools.verdicts import REJECT, Verdict, decide
 
 KEPT, AMBIGUOUS, REJECTED = "kept", "ambiguous", "rejected"
 PRINTS = frozenset({
@@ -70,6 +76,12 @@ class Settings:
     """How pictures are made smaller: lanczos (sharpest), hamming (softer, in half the time), area (OpenCV's mean of what each new pixel covers, as img2dataset's), or linear (OpenCV's too, of points, the quickest)."""
     allow_missing_captions: bool = False
     """Keep pictures without a caption, with an empty one."""
+    caption_column: str = ""
+    """The column of tables, and the field of JSON, that holds captions; empty: the first of those with a known name."""
+    duplicates: str = "alike"
+    """Which pictures are rejected beside a better one: alike (those that look the same) or exact (the very same files alone)."""
+    captions_from_names: bool = False
+    """Whether a file's name that reads like words is the caption of a picture without another."""
 
     def __post_init__(self) -> None:
         for name in ("style", "register"):
@@ -86,6 +98,8 @@ class Settings:
             raise ValueError(f"--min-side {self.min_side} must be 1 or more")
         if not self.max_aspect >= 1:
             raise ValueError(f"--max-aspect {self.max_aspect} must be 1 or more: long side over short side")
+        if self.duplicates not in ("alike", "exact"):
+            raise ValueError(f"--duplicates {self.duplicates!r} is unknown: choose alike or exact")
         if self.format not in KINDS:
             raise ValueError(f"--format {self.format!r} is unknown: choose {', '.join(KINDS)}")
         if self.filter not in FILTERS:
@@ -107,9 +121,15 @@ class Row:
     dhash: int | None = None
     fine: tuple[int, ...] = ()
     """The 256 bits that confirm a likeness, as four numbers."""
+    sketch: str = ""
+    """Of a drawing on plain paper, in base64: it tells those apart whose hashes are alike."""
+    aspect: float = 0.0
+    """Of the sketch."""
     width: int | None = None
     height: int | None = None
     caption: str = ""
+    words_from: str = ""
+    """The file that the caption is from."""
     language: str = ""
     license: str = ""
     source_url: str = ""
@@ -207,7 +227,7 @@ def in_groups(chunk: Chunk) -> Iterator[Judged]:
         part = chunk.entries[start : start + size]
         opened = [open_picture(base, settings, found) for found, _ in part]
         for one, (found, words) in zip(opened, part, strict=True):
-            add_words(one, base, found, words)
+            add_words(one, base, settings, found, words)
         yield from [judge(one, settings, found) for one, (found, _) in zip(opened, part, strict=True)]
 
 
@@ -231,12 +251,12 @@ def open_picture(base: Path, settings: Settings, found: Found) -> Opened:
     return Opened("", known, resize(trimmed, settings.side, settings.filter), trimmed.size, crop, look(image))
 
 
-def add_words(one: Opened, base: Path, found: Found, words: Words) -> None:
+def add_words(one: Opened, base: Path, settings: Settings, found: Found, words: Words) -> None:
     """Find what is said of a picture that can be used."""
     if one.problem:
         return
     try:
-        one.words = find_words(base, found, words)
+        one.words = find_words(base, found, words, from_names=settings.captions_from_names, caption_column=settings.caption_column)
     except CaptionError as error:
         one.problem = str(error)
 
@@ -250,6 +270,7 @@ def judge(one: Opened, settings: Settings, found: Found) -> Judged:
     caption = cleaned(words) if settings.clean else as_it_is(words.caption)
     seen = of_picture(one.look, words.caption, settings, found.style) if one.look else of_blank(gray)
     status, reason = decide([*of_size(one.size, settings), *seen, *of_caption(caption, settings)])
+    drawn = sketch(gray)
     row = Row(
         path,
         status,
@@ -257,7 +278,10 @@ def judge(one: Opened, settings: Settings, found: Found) -> Judged:
         **one.known,
         dhash=dhash(reduced_to(gray, HASH_SIDE)),
         fine=fine_hash(gray),
+        sketch=base64.b64encode(drawn.tones).decode() if drawn else "",
+        aspect=drawn.aspect if drawn else 0.0,
         caption=caption.text,
+        words_from=shown(words.words_from),
         language=caption.language,
         license=words.license or settings.license,
         source_url=words.source_url,
@@ -312,7 +336,7 @@ def fine_hash(image: Image.Image) -> tuple[int, ...]:
 
 def look_at_medium(judged: list[Judged], settings: Settings) -> list[Judged]:
     """The same, with those that CLIP takes for something else than their style marked as ambiguous."""
-    from data_tools.medium import doubts  # torch only where it is asked for
+    from data_tools.images.medium import doubts  # torch only where it is asked for
 
     good = [one for one in judged if one.image is not None and one.row.status == KEPT]
     for one, doubt in zip(good, doubts([one.image for one in good], [one.style for one in good], settings.clip), strict=True):

@@ -125,7 +125,9 @@ def is_bomb(image: Image.Image, data: bytes) -> bool:
     pixels = image.width * image.height
     tags = getattr(image, "tag_v2", {})  # of a TIFF, whose tiles may be larger than the picture
     scans = 1
-    if image.format in ("JPEG", "MPO") and len(data) // 10 * pixels > 20 * MAX_PIXELS:  # each visits every pixel; its head alone takes ten bytes
+    if (
+        image.format in ("JPEG", "MPO") and len(data) // 10 * pixels > 20 * MAX_PIXELS
+    ):  # each visits every pixel; its head alone takes ten bytes
         scans = data.count(b"\xff\xda")
     return (
         pixels > MAX_PIXELS

@@ -1,0 +1,189 @@
+"""Measuring a picture: paper, ink, tones, colour, grain, rows of letters and staves, in numbers.
+
+Pure functions on one decoded picture (PIL, "L" or "RGB", upright).
+"""
+
+from __future__ import annotations
+
+import math
+from bisect import bisect_left
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import accumulate
+
+import numpy as np
+from PIL import Image
+
+BLANK = 0.005  # of the points differ from the usual tone: fewer are an empty page
+WORK = 512  # pixels of the long side of the copy that is measured, at most
+TEXTURE = 448  # pixels of the side of the part, at full size, whose grain is measured
+STRIPS = 4  # in which lines of text are looked for: columns and pictures beside the text
+
+
+@dataclass(frozen=True)
+class Look:
+    """What one picture looks like, in numbers. Shares are of the picture's area, 0 to 1."""
+
+    width: int
+    height: int
+    paper: int
+    """Tone of the paper, 0 to 255."""
+    ink: int
+    """Tone of the darkest parts."""
+    white: float
+    """Share as light as the paper."""
+    middle: float
+    """Share of tones in between."""
+    dark: float
+    """Share near the darkest tone: the ink's coverage."""
+    levels: int
+    """Gray tones that occur often: a drawing in flat tones has few, a photograph nearly all."""
+    plain: float
+    """Share that differs from the usual tone, at once 1 for a busy picture and 0 for an empty page."""
+    colour: float
+    """Share whose colour is neither the paper's nor the ink's: a yellowed or sepia page has none."""
+    smooth: float
+    """Share of middle tones without lines or grain at full size, as continuous tone has them."""
+    text: float
+    """Share of the dark points that stand in low, separate rows, as letters do."""
+    text_lines: float
+    """How many such rows there are in a strip of the picture."""
+    staves: int
+    """Groups of five long lines at equal distances."""
+
+    @property
+    def short(self) -> int:
+        return min(self.width, self.height)
+
+    @property
+    def long(self) -> int:
+        return max(self.width, self.height)
+
+    @property
+    def aspect(self) -> float:
+        """Long side over short side, 1 or more."""
+        return self.long / self.short
+
+
+def look(image: Image.Image) -> Look:
+    """Measure a picture of at least one pixel. Deterministic; a few milliseconds whatever the size."""
+    gray = image if image.mode == "L" else image.convert("L")
+    gray_HW = np.asarray(reduced(gray, WORK))
+    paper, ink = paper_and_ink(gray_HW)
+    contrast = max(64, paper - ink)  # so that the grain of an empty page counts as paper
+    tone_HW = 1 - (paper - gray_HW.astype(np.float32)) / contrast  # 1: paper, 0: ink
+    counts = np.bincount(gray_HW.ravel(), minlength=256)
+    text, text_lines = text_rows(gray_HW < paper - 0.4 * contrast)
+    return Look(
+        width=image.width,
+        height=image.height,
+        paper=paper,
+        ink=ink,
+        white=float((tone_HW > 0.85).mean()),
+        middle=float(((tone_HW > 0.25) & (tone_HW < 0.75)).mean()),
+        dark=float((tone_HW < 0.25).mean()),
+        levels=int((counts > gray_HW.size / 2000).sum()),
+        plain=plain_share(counts.tolist()),
+        colour=coloured_share(image),
+        smooth=smooth_share(gray, paper, contrast),
+        text=text,
+        text_lines=text_lines,
+        staves=count_staves((tone_HW < 0.8).mean(1)),
+    )
+
+
+def plain_share(counts: Sequence[int]) -> float:
+    """`Look.plain` of a histogram of 256 tones: the share of points that differ clearly from the usual, middle one."""
+    sums = list(accumulate(counts))
+    usual = bisect_left(sums, sums[255] / 2)
+    near = sums[min(255, usual + 12)] - (sums[usual - 13] if usual > 12 else 0)
+    return (sums[255] - near) / sums[255]
+
+
+def reduced(image: Image.Image, long_side: int) -> Image.Image:
+    """The picture scaled down by a whole number so that no side is above `long_side`."""
+    factor = math.ceil(max(image.size) / long_side)
+    return image.reduce(factor) if factor > 1 else image
+
+
+def paper_and_ink(gray_HW: np.ndarray) -> tuple[int, int]:
+    """The tones of the paper and of the ink: nearly the lightest and the darkest that occur."""
+    shares = np.cumsum(np.bincount(gray_HW.ravel(), minlength=256)) / gray_HW.size
+    return int(np.searchsorted(shares, 0.97)), int(np.searchsorted(shares, 0.01))
+
+
+def coloured_share(image: Image.Image) -> float:
+    """Share of points whose colour does not follow from their lightness.
+
+    Two colour differences are fitted as parabolas of the lightness: ink on tinted paper lies on the curve, a red coat
+    beside a green tree does not.
+    """
+    if image.mode != "RGB":
+        return 0.0
+    rgb_N3 = np.asarray(reduced(image, 128)).reshape(-1, 3).astype(np.float32)
+    light_N = rgb_N3.mean(1) / 255
+    basis_N3 = np.stack([np.ones_like(light_N), light_N, light_N**2], 1)
+    chroma_N2 = np.stack([rgb_N3[:, 0] - rgb_N3[:, 1], rgb_N3[:, :2].mean(1) - rgb_N3[:, 2]], 1)
+    fit_32 = np.linalg.lstsq(basis_N3, chroma_N2, rcond=None)[0]
+    rest_N2 = chroma_N2 - basis_N3 @ fit_32
+    return float((np.hypot(rest_N2[:, 0], rest_N2[:, 1]) > 20).mean())
+
+
+def smooth_share(gray: Image.Image, paper: int, contrast: int) -> float:
+    """Share of the middle, at full size, that has a middle tone and hardly varies within 3 x 3 points."""
+    left, top = max(0, (gray.width - TEXTURE) // 2), max(0, (gray.height - TEXTURE) // 2)
+    part_HW = np.asarray(gray.crop((left, top, min(gray.width, left + TEXTURE), min(gray.height, top + TEXTURE))))
+    if min(part_HW.shape) < 8:
+        return 0.0
+    depth_HW = (paper - part_HW[1:-1, 1:-1].astype(np.float32)) / contrast
+    middle_HW = (depth_HW > 0.15) & (depth_HW < 0.85)
+    range_HW = over_3x3(np.maximum, part_HW) - over_3x3(np.minimum, part_HW)
+    return float((middle_HW & (range_HW < 0.08 * contrast)).mean())
+
+
+def over_3x3(function: Callable[[np.ndarray, np.ndarray], np.ndarray], values_HW: np.ndarray) -> np.ndarray:
+    """(H, W) -> (H-2, W-2): the function over each point and its eight neighbours."""
+    rows = function(function(values_HW[:-2], values_HW[1:-1]), values_HW[2:])
+    return function(function(rows[:, :-2], rows[:, 1:-1]), rows[:, 2:])
+
+
+def text_rows(dark_HW: np.ndarray) -> tuple[float, float]:
+    """(share of the dark points in rows of letters, number of rows in the middling strip)."""
+    total = int(dark_HW.sum())
+    tallest = max(12, round(0.08 * max(dark_HW.shape)))
+    inside, numbers = 0, []
+    for strip_HW in np.array_split(dark_HW, min(STRIPS, dark_HW.shape[1]), axis=1):
+        rows_H = strip_HW.sum(1)
+        starts, ends = runs(rows_H >= 0.006 * strip_HW.shape[1])
+        low = [(a, b) for a, b in zip(starts, ends) if 3 <= b - a <= tallest]
+        inside += sum(int(rows_H[a:b].sum()) for a, b in low)
+        numbers.append(len(low))
+    return inside / max(1, total), float(np.median(numbers))
+
+
+def runs(flags: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Starts and ends (exclusive) of the stretches of true values."""
+    changes = np.flatnonzero(np.diff(np.concatenate([[0], flags.astype(np.int8), [0]])))
+    return changes[0::2], changes[1::2]
+
+
+def count_staves(rows_H: np.ndarray) -> int:
+    """Groups of exactly five sharp peaks at equal distances, in the share of each row that is not paper."""
+    peaks = [
+        y
+        for y in range(1, len(rows_H) - 1)
+        if rows_H[y] > 0.55
+        and rows_H[y] >= rows_H[y - 1]
+        and rows_H[y] > rows_H[y + 1]
+        and rows_H[y] - rows_H[max(0, y - 2) : y + 3].min() > 0.25
+    ]
+    staves = start = 0
+    while start + 5 <= len(peaks):
+        gaps = np.diff(peaks[start : start + 5])
+        step = float(gaps.mean())
+        even = step >= 2.5 and float(np.abs(gaps - step).max()) <= max(1.01, 0.25 * step)
+        alone = start == 0 or peaks[start] - peaks[start - 1] > 1.5 * step
+        alone = alone and (start + 5 == len(peaks) or peaks[start + 5] - peaks[start + 4] > 1.5 * step)
+        staves += even and alone
+        start += 5 if even and alone else 1
+    return staves

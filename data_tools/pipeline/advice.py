@@ -1,0 +1,163 @@
+"""Advice: what a run of prepare tells when captions are missing or say nothing, and the commands to paste next."""
+
+from __future__ import annotations
+
+import csv
+import io
+import shlex
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from data_tools.pipeline.stores import Store, is_url
+from data_tools.readers.listing import NOTHING, Listing
+from data_tools.tables import TableError, read_table
+
+CAPTIONS = "captions.csv"
+"""The table in the output folder that is filled in by hand."""
+NO_CAPTION = "no caption"
+FEW = 0.5  # of the pictures have a caption: below, the captions come first, and then training
+ALIKE = 20  # captions, from which on it is said when they are nearly all the same
+
+
+def uncaptioned_at_first(listing: Listing, *, from_names: bool) -> tuple[int, int]:
+    """(pictures that may be opened, those of them without any words) before the first is opened."""
+    total = without = 0
+    for one in listing.found:
+        if not one.problem:
+            total += 1
+            said = listing.words.get(one.path, NOTHING).caption or (one.beside and one.sidecars)
+            without += not said and not (from_names and one.beside)
+    return total, without
+
+
+def first_word(listing: Listing, *, from_names: bool) -> str:
+    """What to say before the work when most pictures have no caption; "" when they have."""
+    total, without = uncaptioned_at_first(listing, from_names=from_names)
+    if not total or total - without >= FEW * total:
+        return ""
+    return f"{without:,} of {total:,} pictures have no caption: no file of words beside them, and no row in a table."
+
+
+class Captions:
+    """Counts the captions that are kept, and notes which pictures have none."""
+
+    MOST = 1000  # different captions that are told apart
+
+    def __init__(self) -> None:
+        self.missing = self.kept = self.empty = 0
+        self.texts: set[str] = set()
+
+    def add(self, row: Mapping[str, Any]) -> None:
+        self.missing += lacks_caption(row)
+        if row["shard"]:
+            self.kept += 1
+            self.empty += not row["caption"]
+            if row["caption"] and len(self.texts) < self.MOST:
+                self.texts.add(row["caption"])
+
+    def as_json(self) -> dict[str, int]:
+        return {"missing": self.missing, "kept": self.kept, "empty": self.empty, "distinct": len(self.texts)}
+
+
+def lacks_caption(row: Mapping[str, Any]) -> bool:
+    """Whether a picture of the manifest wants nothing but a caption."""
+    return row["reason"] == NO_CAPTION or bool(row["status"] == "kept" and row["shard"] and not row["caption"])
+
+
+def alike(captions: Mapping[str, int]) -> str:
+    """What to say when the captions that were kept are nearly all the same; "" when they differ."""
+    kept, distinct = captions.get("kept", 0) - captions.get("empty", 0), captions.get("distinct", 0)
+    if kept < ALIKE or 10 * distinct > kept:
+        return ""
+    return (
+        f"The {kept:,} captions are only {distinct:,} different text{'' if distinct == 1 else 's'}: a model learns nothing from them "
+        "about what a picture shows. Caption the pictures anew (python -m data_tools.caption, with a captioner), or by hand."
+    )
+
+
+def write_captions_to_fill(out: Store, rows: Iterable[Mapping[str, Any]]) -> str:
+    """Write OUT/captions.csv with a line for each picture that lacks a caption; returns what to say where that cannot be done.
+
+    What was filled in before stays, in the order of the table.
+    """
+    names = [row["path"] for row in rows if lacks_caption(row)]
+    filled: dict[str, str] = {}
+    if out.exists(CAPTIONS):
+        try:
+            table = read_table(CAPTIONS, open_file=lambda: io.BytesIO(out.read(CAPTIONS)))
+            filled = {row.values["file_name"]: row.values["caption"] or "" for row in table if row.values.get("file_name")}
+        except (TableError, KeyError) as error:
+            return f"{out}/{CAPTIONS} is there and cannot be read, so it is left as it is: {error}"
+    lines = {name: text for name, text in filled.items() if text} | {name: filled.get(name, "") for name in names}
+    if not lines or lines == filled:
+        return ""
+    buffer = io.StringIO()
+    writer = csv.writer(buffer, lineterminator="\n")
+    writer.writerow(("file_name", "caption"))
+    writer.writerows(lines.items())
+    out.write(CAPTIONS, buffer.getvalue().encode("utf-8", "replace"))
+    return ""
+
+
+def steps(out: str, command: Sequence[str], captions: Mapping[str, int], *, report: str, val: bool) -> str:
+    """What to look at, and the commands to paste after prepare: captions first where they are few, then training.
+
+    `command` are the arguments that prepare was given.
+    """
+    missing, kept, empty = (captions.get(name, 0) for name in ("missing", "kept", "empty"))
+    captioned = kept - empty
+    parts = [] if is_url(out) else [f"Look at {out}/{report} in a browser: it shows what was kept, what was not, and why."]
+    if told := alike(captions):
+        parts.append(told)
+    if missing:
+        parts.append(captions_first(out, command, missing, captioned, empty, report))
+    if captioned and captioned >= FEW * (captioned + missing):
+        parts.append("Next:\n" + training(out, val=val))
+    elif captioned:
+        parts.append(f"Train when more of the pictures have captions: {captioned:,} of {captioned + missing:,} do. To look at the shards as they are:\n" + inspecting(out))
+    return "\n".join(parts)
+
+
+def captions_first(out: str, command: Sequence[str], missing: int, captioned: int, empty: int, report: str) -> str:
+    again = [one for one in command if one != "--allow-missing-captions"]
+    with_captions = [*without_option(again, "--captions"), "--captions", f"{out}/{CAPTIONS}"]
+    captioner = shell("data_tools.caption", out, "--model", "Qwen/Qwen2.5-VL-3B-Instruct", "--registers", "plain", "--out", f"{out}-captioned")
+    by_hand = [
+        f"  by hand: fill in {out}/{CAPTIONS} ({report} shows its pictures), then",
+        f"    {shell('data_tools.prepare', *with_captions)}",
+    ]
+    by_model = ["  by a model (a GPU helps; any captioner or --endpoint will do):"]
+    if not empty:
+        by_model.append(f"    {shell('data_tools.prepare', *command, '--allow-missing-captions')}")
+    by_model.append(f"    {captioner}")
+    one = missing == 1
+    where = f"{'is' if one else 'are'} {'kept without one' if empty else 'not in the shards'}"
+    head = f"{missing:,} picture{' has' if one else 's have'} no caption and {where}. Captions come"
+    return "\n".join([head, *(by_hand if not is_url(out) else []), *by_model])
+
+
+def without_option(command: Sequence[str], option: str) -> list[str]:
+    kept, skip = [], False
+    for one in command:
+        if not skip and one != option and not one.startswith(f"{option}="):
+            kept.append(one)
+        skip = one == option
+    return kept
+
+
+def shell(module: str, *arguments: str) -> str:
+    """A command that runs as it stands, whatever its arguments hold."""
+    return shlex.join(["python", "-m", module, *arguments])
+
+
+def inspecting(out: str) -> str:
+    return "  " + shell("data_tools.inspect", out, "--verify", "--sheet", "sheet.png")
+
+
+def training(out: str, *, val: bool) -> str:
+    data = shlex.quote(f"data.train={out}/train-*.tar") + (" " + shlex.quote(f"data.val={out}/val-*.tar") if val else "")
+    return (
+        f"{inspecting(out)}\n"
+        f"  python train.py --config configs/engraving-cpu.yaml {data} out=runs/mine\n"
+        f"  python sample.py --checkpoint runs/mine --seed 0"
+    )

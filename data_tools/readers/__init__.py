@@ -1,0 +1,155 @@
+"""Readers: what prepare can be given -> the pictures in it, and what is said of each.
+
+    python -m data_tools.prepare book-folder/ --reader gutenberg --style engraving --out shards/
+
+One function for each kind of source, in the table READERS: (source, Options) -> Listing. What a reader lists depends on
+the source alone, and its order is fixed. `read_picture` fetches the bytes of one picture later, in any process.
+Readers know nothing of pixels, and hand captions over as they were found, in one plain line: text/ mends them.
+"""
+
+from __future__ import annotations
+
+import difflib
+import posixpath
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+
+from data_tools.images.pictures import PictureError
+from data_tools.readers.book_page import BOOK_PAGE
+from data_tools.readers.books import read_gutenberg
+from data_tools.readers.coco import read_coco
+from data_tools.readers.files import MAX_TEXT_BYTES, PICTURE_SUFFIXES, find_files, read_file
+from data_tools.readers.folder import CLASS_STYLES, class_of, read_classes, read_folder
+from data_tools.readers.huggingface import data_files, is_saved, read_huggingface, read_row
+from data_tools.readers.listing import CaptionError, Found, Listing, Options, Remote, Row, Span, Words, shown
+from data_tools.readers.remote import read_remote, read_remote_picture
+from data_tools.readers.sidecars import find_words
+from data_tools.readers.storage import URL, local_path
+from data_tools.readers.survey import TARS
+from data_tools.readers.tables import read_manifest
+from data_tools.readers.webdataset import read_webdataset
+
+__all__ = [
+    "MAX_TEXT_BYTES", "READERS", "CaptionError", "Found", "Listing", "Options", "PictureError", "Remote", "Row", "Span", "Words",
+    "choose_reader", "find_words", "read_picture", "shown",
+]  # fmt: skip
+
+
+def read_address(source: Path | str, options: Options) -> Listing:
+    """What lies at an address; file:// is read as the folder or file that it is."""
+    path = local_path(str(source).rstrip("/"))
+    if path is None:
+        return read_remote(source, options)
+    return READERS[choose_reader(path, leave_out=options.leave_out)](path, options)
+
+
+def read_tars(source: Path, options: Options) -> Listing:
+    """One tar file, or all in a folder with what else lies there."""
+    return read_folder(source, options) if source.is_dir() else read_webdataset(source, options)
+
+
+def read_data_set(source: Path, options: Options) -> Listing:
+    """A data set by its id or on this machine; in a folder of Parquet files, with what else lies there."""
+    source = Path(source)
+    parquet = source.is_dir() and not is_saved(source) and data_files(source)
+    return read_folder(source, options) if parquet else read_huggingface(source, options)
+
+
+READERS: dict[str, Callable[[Path, Options], Listing]] = {
+    "folder": read_folder,
+    "classes": read_classes,
+    "gutenberg": read_gutenberg,
+    "manifest": read_manifest,
+    "coco": read_coco,
+    "webdataset": read_tars,
+    "huggingface": read_data_set,
+    "remote": read_address,
+}
+FILE_READERS = {
+    ".csv": "manifest", ".tsv": "manifest", ".jsonl": "manifest", ".ndjson": "manifest", ".parquet": "manifest",
+    ".json": "coco", ".tar": "webdataset", ".htm": "gutenberg", ".html": "gutenberg",
+}  # fmt: skip
+
+
+def read_picture(base: Path, found: Found) -> bytes:
+    """The encoded bytes of one picture that a reader listed. Raises PictureError with the reason."""
+    where = found.where
+    if isinstance(where, Row):
+        return read_row(base, where)
+    if isinstance(where, Remote):
+        return read_remote_picture(where)
+    return read_file(base, found)
+
+
+def choose_reader(source: Path | str, name: str = "auto", *, leave_out: Path | None = None) -> str:
+    """The name of the reader for `source`: the one asked for, or the one recognised.
+
+    Raises ValueError for a name that no reader has or that does not fit, FileNotFoundError for a source that is not there.
+    """
+    if name != "auto" and name not in READERS:
+        near = difflib.get_close_matches(name, ["auto", *READERS], n=1, cutoff=0.4)
+        hint = f": did you mean {near[0]}?" if near else ""
+        raise ValueError(f"--reader {name!r} is unknown{hint}. Readers are auto, {', '.join(READERS)}")
+    if URL.match(str(source)) or name == "remote":
+        return check_remote(str(source), name)
+    if name == "huggingface":
+        return name
+    source = Path(source)
+    if not source.exists():
+        an_id = len(source.parts) == 2 and not source.is_absolute()
+        hint = f". For the data set {source} of Hugging Face add --reader huggingface" if an_id else ""
+        raise FileNotFoundError(f"SOURCE {source} does not exist: give a folder of pictures{hint}")
+    if name in ("folder", "classes") and not source.is_dir():
+        raise FileNotFoundError(f"SOURCE {source} is a file: give a folder of pictures")
+    if name in ("manifest", "coco") and not source.is_file():
+        raise FileNotFoundError(f"SOURCE {source} is a folder: --reader {name} takes a file")
+    if name != "auto":
+        return name
+    return recognise_file(source) if source.is_file() else recognise_folder(source, leave_out)
+
+
+def check_remote(source: str, name: str) -> str:
+    if not URL.match(source):
+        raise ValueError(f"--reader remote takes an address like s3://bucket/folder, and {source} is none: leave --reader out")
+    if name not in ("auto", "remote"):
+        raise ValueError(
+            f"--reader {name} reads what is on this machine, and {source} is an address: leave --reader out, or download it first"
+        )
+    return "remote"
+
+
+def recognise_file(source: Path) -> str:
+    suffix = source.suffix.lower()
+    if suffix not in FILE_READERS:
+        raise FileNotFoundError(
+            f"SOURCE {source} is a file: give a folder of pictures, or a file of pictures' names ({' '.join(sorted(FILE_READERS))})"
+        )
+    return FILE_READERS[suffix]
+
+
+def recognise_folder(source: Path, leave_out: Path | None) -> str:
+    """What a folder is, by the names in it."""
+    kinds: Counter[str] = Counter()
+    classes, last = set(), None
+    for path in find_files(source, leave_out):
+        folder, name = posixpath.split(path)
+        suffix = posixpath.splitext(name)[1].lower()
+        if suffix in PICTURE_SUFFIXES:
+            kinds["picture"] += 1
+            if folder != last:  # the files of a folder come together
+                classes.add(class_of(f"{folder}/x")[0])
+                last = folder
+        elif name.lower().endswith(TARS):
+            kinds["tar"] += 1
+        elif BOOK_PAGE.search(name):
+            kinds["book"] += 1
+        elif suffix == ".parquet" or path in ("dataset_dict.json", "state.json"):
+            kinds["data set"] += 1
+    if kinds["book"]:
+        return "gutenberg"
+    if kinds["tar"] > kinds["picture"]:
+        return "webdataset"
+    if kinds["picture"]:
+        return "classes" if len(classes) > 1 and classes <= set(CLASS_STYLES.values()) else "folder"
+    return "huggingface" if kinds["data set"] else "folder"

@@ -1,0 +1,115 @@
+"""Files: which pictures lie below a folder, and what may not be opened.
+
+A link or a path that leaves the source, a pipe, a folder that cannot be entered: each is listed with its problem.
+"""
+
+from __future__ import annotations
+
+import os
+import posixpath
+import re
+import stat
+import unicodedata
+from collections.abc import Iterator
+from pathlib import Path
+
+from data_tools.images.pictures import PictureError
+from data_tools.readers.listing import Found, Span
+
+MAX_BYTES = 256 * 2**20  # of one picture file
+MAX_TEXT_BYTES = 2**20  # of one sidecar caption file
+MAX_PAGE_BYTES = 32 * 2**20  # of one page of a book
+PICTURE_SUFFIXES = frozenset({
+    ".avif", ".bmp", ".gif", ".heic", ".heif", ".j2k", ".jfif", ".jp2", ".jpe", ".jpeg", ".jpg", ".pbm", ".pgm", ".png",
+    ".pnm", ".ppm", ".tif", ".tiff", ".webp",
+})  # fmt: skip
+PICTURE_STARTS = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"GIF87a", b"GIF89a", b"II*\0", b"MM\0*")
+def find_files(base: Path, leave_out: Path | None) -> Iterator[str]:
+    """The files under `base`, as the disk lists them; no link to a folder is followed."""
+    out = leave_out.resolve() if leave_out else None
+    for folder, subfolders, names in os.walk(base):
+        here = Path(folder)
+        within = here.relative_to(base).as_posix()
+        subfolders[:] = [name for name in subfolders if out is None or (here / name).resolve() != out]
+        yield from (name if within == "." else f"{within}/{name}" for name in names)
+
+
+def why_not_open(path: str | Path, root: Path) -> str:
+    """Why this file is not to be opened (a link out of the source, a pipe that would block for ever), or ""."""
+    try:
+        there = os.lstat(path)
+        if stat.S_ISLNK(there.st_mode):
+            if not Path(path).resolve(strict=True).is_relative_to(root):
+                return "symlink leaves the source"
+            there = os.stat(path)
+        return "" if stat.S_ISREG(there.st_mode) else "not a regular file"
+    except (OSError, RuntimeError):  # RuntimeError: a loop of links, before Python 3.13
+        return "broken symlink" if os.path.islink(path) else "cannot be read"
+
+
+def starts_like_a_picture(path: str) -> bool:
+    try:
+        with open(path, "rb") as file:
+            start = file.read(16)
+    except OSError:  # not known to be a picture, so not ours to report
+        return False
+    return start.startswith(PICTURE_STARTS) or (start[:4] == b"RIFF" and start[8:12] == b"WEBP")
+
+
+def as_path(text: str) -> str:
+    """A path as written in a file -> one that the file system can be asked for."""
+    return utf8(text).strip().replace("\\", "/")
+
+
+def utf8(text: str) -> str:
+    """Without halves of surrogate pairs, as JSON can hold them."""
+    return text.encode("utf-8", "replace").decode("utf-8")
+
+
+def listed(base: Path, root: Path, name: str) -> Found:
+    """A file that a table names, as a path within `base` (whose real place is `root`), with what forbids to open it."""
+    name = as_path(name)
+    if re.match(r"[a-z][a-z0-9+.-]+://", name, re.I):
+        return Found(name, "a web address, not a file", beside=False)
+    for start in (base.absolute(), root):
+        if posixpath.isabs(name) and Path(name).is_relative_to(start):
+            name = Path(name).relative_to(start).as_posix()
+    name = given = posixpath.normpath(name)
+    path = base / name
+    if posixpath.isabs(name) or name.split("/")[0] == "..":
+        problem = "path leaves the source"
+    elif not os.path.lexists(path) and not (name := as_written(base, name)):
+        problem, name = "missing file", given
+    elif not (problem := why_not_open(path := base / name, root)) and not Path(os.path.realpath(path)).is_relative_to(root):
+        problem = "symlink leaves the source"  # of a folder on the way
+    return Found(name, problem, beside=False)
+
+
+def as_written(base: Path, name: str) -> str:
+    """The path as the disk has it, where its accents are composed on one side and decomposed on the other; "" where it is not there."""
+    forms = (unicodedata.normalize(form, name) for form in ("NFC", "NFD"))
+    return next((form for form in forms if os.path.lexists(base / form)), "")
+
+
+def read_file(base: Path, found: Found) -> bytes:
+    """The encoded bytes of a picture in a file of its own or within a larger one. Raises PictureError with the reason."""
+    where = found.where
+    assert where is None or isinstance(where, Span)
+    try:
+        with open(posixpath.join(base, where.file if where else found.path), "rb") as file:
+            size = where.size if where else os.fstat(file.fileno()).st_size
+            if size > MAX_BYTES:
+                raise PictureError("file too large")
+            if where:
+                file.seek(where.start)
+            return checked(file.read(size), size)
+    except OSError as error:
+        raise PictureError("cannot be read") from error
+
+
+def checked(data: bytes, size: int | None) -> bytes:
+    if len(data) > MAX_BYTES:
+        raise PictureError("file too large")
+    if size is not None and len(data) < size:
+        raise PictureError("truncated or damaged")
+    return data

@@ -1,0 +1,106 @@
+"""Folders of pictures, with words in files beside them, in tables, or in their names; and folders that name a style each."""
+
+from __future__ import annotations
+
+import posixpath
+from dataclasses import replace
+from pathlib import Path
+
+from data_tools.pipeline.disk import DiskList
+from data_tools.readers.book_page import BOOK_PAGE
+from data_tools.readers.huggingface import kind_of_parquet, read_huggingface
+from data_tools.readers.listing import Found, Listing, Options
+from data_tools.readers.survey import (
+    BROKEN_PARQUET,
+    LONE_PAGE,
+    NO_PAGE,
+    NO_PICTURES_IN_TABLE,
+    OTHER_TABLE,
+    Survey,
+    survey,
+    table_rank,
+)
+from data_tools.readers.tables import Rows
+from data_tools.readers.webdataset import Tars
+from data_tools.readers.words import kebab
+
+
+def read_folder(source: Path, options: Options) -> Listing:
+    """Everything below a folder: pictures with words in files beside them and in tables, tar files, and Parquet files of pictures."""
+    there = survey(source, leave_out=options.leave_out)
+    pictures = DiskList(there.pictures.ordered())
+    rows = Rows(options)
+    for table in sorted(there.tables, key=table_rank):
+        rows.add(table, str(source / table))
+    words, missing, notes = rows.match(pictures)
+    tars = Tars(options, pictures, words, there.unread)
+    for path in there.tars:
+        tars.read(source, path)
+    if has_data_set(there, source):
+        data = read_huggingface(source, options)
+        for one in data.found:
+            pictures.append(one)
+        words.update(data.words)
+        notes = (*notes, *data.notes)
+    for page in there.pages:
+        there.unread[page] = NO_PAGE if BOOK_PAGE.search(posixpath.basename(page)) else LONE_PAGE
+    return Listing(source, pictures, words, missing, there.unread, notes)
+
+
+def has_data_set(there: Survey, source: Path) -> bool:
+    """Whether there are Parquet files of pictures; why the others are not read is noted."""
+    reasons = {"broken": BROKEN_PARQUET, "paths": OTHER_TABLE, "nothing": NO_PICTURES_IN_TABLE}
+    kinds = {path: kind_of_parquet(source / path) for path in there.parquet}
+    there.unread.update({path: reasons[kind] for path, kind in kinds.items() if kind in reasons})
+    return "pictures" in kinds.values()
+
+
+CLASS_STYLES = {
+    "drawing": "drawing", "engraving": "engraving", "etching": "etching", "iconography": "iconography",
+    "lithograph": "lithograph", "painting": "painting", "photograph": "photograph", "sculpture": "sculpture",
+    "watercolour": "watercolour", "woodcut": "woodcut", "wood-engraving": "wood-engraving",
+}  # fmt: skip
+COPIES = ("musemart",)  # folders that hold the same pictures once more
+
+
+def class_of(path: str) -> tuple[str, str]:
+    """(style, what lies between the class folder and the file) of a picture's path; ("", "") outside any folder.
+
+    The class is the innermost folder with the name of a style, else the innermost folder.
+    """
+    folders = path.split("/")[:-1]
+    for depth in range(len(folders), 0, -1):
+        name = kebab(folders[depth - 1])
+        style = CLASS_STYLES.get(name) or CLASS_STYLES.get(name.removesuffix("s"))
+        if style:
+            return style, "/".join(folders[depth:])
+    return (kebab(folders[-1]), "") if folders else ("", "")
+
+
+def read_classes(source: Path, options: Options) -> Listing:
+    """A folder for each style: drawings, engraving, iconography, painting, sculpture, or any other name.
+
+    Folders called training or validation say nothing here: the split is drawn anew, so pictures on the wrong side of
+    one do no harm. Where `options.style` is given the other classes are listed but not opened. Second copies of the set
+    come last, so that the first copy is the one kept.
+    """
+    listing = read_folder(source, options)
+    turns = ((one for one in listing.found if is_copy(one) == copies) for copies in (False, True))
+    return replace(listing, found=DiskList(classed(one, options.style) for turn in turns for one in turn))
+
+
+def is_copy(one: Found) -> bool:
+    return any(name in COPIES for name in one.path.split("/"))
+
+
+def classed(one: Found, wanted: str) -> Found:
+    """With the style that its folder names, and the problem of being of another than the one that is wanted."""
+    if one.where is not None:  # in a tar or a table, which name their own
+        return one
+    style, below = class_of(one.path)
+    problem = one.problem
+    if not problem and not style:
+        problem = "in no class folder"
+    elif not problem and wanted not in ("", style):
+        problem = "other style"
+    return replace(one, problem=problem, style=style, group=below)

@@ -1,0 +1,118 @@
+"""Sidecars: the words of one picture, from files beside it, its row of a table and, where that is asked for, its name."""
+
+from __future__ import annotations
+
+import os
+import posixpath
+import re
+import stat
+import unicodedata
+from dataclasses import replace
+from pathlib import Path
+from urllib.parse import unquote
+
+from data_tools.readers.files import MAX_TEXT_BYTES, why_not_open
+from data_tools.readers.listing import CaptionError, Found, Remote, Words
+from data_tools.readers.storage import fetch
+from data_tools.readers.survey import with_sidecars
+from data_tools.readers.words import json_object, normal, words_from
+from data_tools.tables import value_of
+from data_tools.text.captions import plain_text
+from data_tools.text.encoding import decode_text
+
+
+def find_words(source: Path, found: Found, row: Words, *, from_names: bool = False, caption_column: str = "") -> Words:
+    """The words of one picture: its file of text, then its JSON, then its `row` of a table, then, with `from_names`, the file's name.
+
+    `caption_column` is the field of JSON that holds captions; "": the first of those with a known name.
+    Raises CaptionError when a file of words is there and cannot be read.
+    """
+    if not found.beside:
+        return row
+    words = Words()
+    for name in with_sidecars(Path(source), found).sidecars or ():
+        text, path = read_beside(source, found, name), posixpath.join(posixpath.dirname(found.path), name)
+        if not name.lower().endswith(".json"):
+            words = Words(caption=plain_text(value_of(text) or ""))
+        elif text:
+            try:
+                said = words_from(normal(json_object(text, where="caption file")), caption_column)
+            except ValueError as error:
+                raise CaptionError(str(error)) from error
+            words = words.or_else(said)
+        if words.caption and not words.words_from:
+            words = replace(words, words_from=path)
+    words = words.or_else(row)
+    if words.caption or not from_names:
+        return words
+    return words.or_else(Words(caption=caption_from_name(found.path), words_from="the file's name"))
+
+
+def read_beside(source: Path, found: Found, name: str) -> str:
+    """The text of a file in the picture's folder. Raises CaptionError."""
+    try:
+        if isinstance(found.where, Remote):
+            data = fetch(posixpath.join(posixpath.dirname(found.where.url), name), 0, MAX_TEXT_BYTES + 1)
+        else:
+            path = posixpath.join(source, posixpath.dirname(found.path), name)
+            there = os.lstat(path)
+            plain = stat.S_ISREG(there.st_mode)
+            if not plain and (problem := why_not_open(Path(path), source.resolve())):
+                raise CaptionError(f"caption file: {problem}")
+            with open(path, "rb") as file:
+                data = file.read(min(there.st_size, MAX_TEXT_BYTES) + 1 if plain else MAX_TEXT_BYTES + 1)  # room for no more than is there
+    except OSError as error:
+        raise CaptionError("caption file cannot be read") from error
+    if len(data) > MAX_TEXT_BYTES:
+        raise CaptionError("caption file is too large")
+    return decode_text(data)
+
+
+# What cameras, scanners, books and web sites call a picture: no words about what it shows.
+NO_WORDS = frozenset({
+    "back", "chap", "copy", "cover", "dcim", "download", "dsc", "dscf", "dscn", "edited", "fig", "figure", "file",
+    "final", "footer", "frame", "front", "frontis", "frontispiece", "full", "gif", "gopr", "header", "icon", "ill",
+    "illo", "ills", "illus", "illustration", "image", "images", "img", "initial", "jpeg", "jpg", "large", "logo", "mvi",
+    "new", "original", "page", "photo", "photos", "pic", "pict", "picture", "plate", "plt", "png", "pxl", "scan",
+    "scanned", "screen", "screenshot", "shot", "signal", "small", "spine", "thumb", "thumbnail", "tif", "tiff", "title",
+    "titlepage", "unnamed", "untitled", "vol", "webp", "whatsapp",
+})  # fmt: skip
+
+
+def caption_from_name(path: str) -> str:
+    """The file's name as words, or "" when it does not read like words: `the_wolf-02.jpg` yes, `IMG_1234.jpg` no."""
+    stem = unquote(posixpath.splitext(posixpath.basename(path))[0])
+    if not stem.isprintable():  # bytes that are not UTF-8, control characters
+        return ""
+    stem = re.sub("(?<=[a-z])(?=[A-Z])", " ", stem)  # WolfAndLamb
+    tokens = re.split(r"[\s_\-.+]+", plain_text(stem).strip("_-.+ "))
+    while tokens and is_counter(tokens[-1]):
+        tokens.pop()
+    while tokens and is_counter(tokens[0]):
+        tokens.pop(0)
+    real = [token for token in tokens if is_word(token)]
+    letters = sum(map(len, real))
+    if not any(is_telling(token) for token in real) or 2 * letters < sum(map(len, tokens)):
+        return ""
+    return " ".join(tokens)
+
+
+def is_counter(token: str) -> bool:
+    """A number that is no year: 01, 0007, 3, (2)."""
+    token = token.strip("()[]")
+    return token.isdigit() and not (len(token) == 4 and "1000" <= token <= "2099")
+
+
+def is_word(token: str) -> bool:
+    letters = token.strip("()[],'’!?&;:\"")
+    if not letters or any(unicodedata.category(c)[0] not in "LM" and c not in "'’" for c in letters):
+        return False
+    return not letters.isascii() or bool(re.search("[aeiouy]", letters, re.IGNORECASE))
+
+
+def is_telling(token: str) -> bool:
+    """A word that can say what a picture shows: no camera's prefix, no two letters, no hash in letters only."""
+    word = token.strip("()[],'’!?&;:\"").lower()
+    if word in NO_WORDS or re.fullmatch("[a-f]{8,}", word):
+        return False
+    return len(word) >= 3 or not word.isascii()

@@ -1,0 +1,43 @@
+"""Storage: files at an address (s3://, gs://, https:// and others), through fsspec."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import sys
+from pathlib import Path
+
+from tokun.extras import need
+
+URL = re.compile(r"[a-z][a-z0-9+.-]+://", re.I)
+
+
+def fetch(url: str, start: int, size: int) -> bytes:
+    """Up to `size` bytes of a remote file. Raises OSError."""
+    try:
+        fs, path = need("fsspec", extra="data").core.url_to_fs(url)
+        return fs.cat_file(path, start=start, end=start + size)[:size] if size else b""
+    except storage_errors() as error:
+        raise OSError(f"{url} cannot be read: {error}") from error
+
+
+def local_path(url: str) -> Path | None:
+    """The path that a file:// address names; None for an address elsewhere. Raises FileNotFoundError where fsspec knows no such address."""
+    fsspec, local = need("fsspec", extra="data"), need("fsspec.implementations.local", extra="data")
+    try:
+        fs, root = fsspec.core.url_to_fs(url)
+    except storage_errors() as error:
+        raise cannot_be_opened(url, error) from error
+    return Path(root) if isinstance(fs, local.LocalFileSystem) else None
+
+
+def cannot_be_opened(url: str, error: BaseException) -> FileNotFoundError:
+    way_out = "Is the address right (s3://, gs://, https:// or another that fsspec knows), and are the keys to it set?"
+    return FileNotFoundError(f"SOURCE {url} cannot be opened: {error}. {way_out}")
+
+
+def storage_errors() -> tuple[type[BaseException], ...]:
+    """What the storages behind fsspec raise: they share no base class, and only those in use are loaded."""
+    others = (("aiohttp", "ClientError"), ("botocore.exceptions", "BotoCoreError"), ("google.auth.exceptions", "GoogleAuthError"))
+    loaded = [getattr(sys.modules[module], name) for module, name in (*others, ("gcsfs.retry", "HttpError")) if module in sys.modules]
+    return (OSError, ValueError, asyncio.TimeoutError, *loaded)

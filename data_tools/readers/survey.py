@@ -1,0 +1,229 @@
+"""Survey: every file below a folder, by what it is: pictures, files of words, tables, tars, pages of books, data sets, and the rest.
+
+Nothing is passed over in silence: a file that no reader takes is kept with the reason, "not read: …".
+"""
+
+from __future__ import annotations
+
+import os
+import posixpath
+import unicodedata
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from data_tools.pipeline.disk import DiskDict
+from data_tools.readers.files import PICTURE_SUFFIXES, starts_like_a_picture, why_not_open
+from data_tools.readers.listing import Found
+from data_tools.tables import TABLE_SUFFIXES
+
+TEXTS = (".txt", ".caption", ".text")  # suffixes of files with the caption of one picture; the first that is there is read
+SIDECARS = (*TEXTS, ".json")
+TABLE_STEMS = ("metadata", "captions")  # names of tables of captions beside pictures, in the order in which they are read
+TABLE_KINDS = (".csv", ".jsonl", ".tsv", ".tab", ".ndjson", ".parquet", ".json")
+TAR_PACKED = (".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst")
+TARS = (".tar", *TAR_PACKED)
+PAGES = (".htm", ".html", ".html.utf8")
+RECOGNISED = (
+    "Captions are found in NAME.txt, NAME.caption, NAME.text or NAME.json beside NAME.jpg (NAME.jpg.txt and so on too, in upper or "
+    "lower case), and in tables called metadata or captions (.csv, .tsv, .jsonl, .parquet, .json) with a column file_name and one of captions"
+)
+"""What --help says of the files of words."""
+
+NOTHING_KNOWN = "not read: neither a picture nor words for one"
+LONE_TEXT = "not read: a text without a picture of its name"
+LONE_JSON = "not read: JSON without a picture of its name"
+SECOND_WORDS = "not read: its picture has another file of words, which is read"
+OTHER_TABLE = "not read: a table under another name than captions or metadata"
+NO_PICTURES_IN_TABLE = "not read: a Parquet file without pictures and without a column of paths"
+BROKEN_PARQUET = "not read: no Parquet file that can be opened"
+LONE_PAGE = "not read: a page of no book"
+NO_PAGE = "not read: a page of a book is read with --reader gutenberg"
+
+
+@dataclass
+class Survey:
+    """What lies below a folder, as paths within it. Pictures, and what is not read, lie on disk: there may be many."""
+
+    pictures: DiskDict = field(default_factory=DiskDict)
+    """path -> Found, with the names of its files of words."""
+    unread: DiskDict = field(default_factory=DiskDict)
+    """path -> reason."""
+    tables: list[str] = field(default_factory=list)
+    tars: list[str] = field(default_factory=list)
+    pages: list[str] = field(default_factory=list)
+    parquet: list[str] = field(default_factory=list)
+
+
+def survey(source: Path, *, leave_out: Path | None = None) -> Survey:
+    """Everything under `source`. A picture is what has a picture's suffix, or a picture's first bytes under any other name.
+
+    `leave_out` is a folder that is not entered (the output, when it lies inside the source). Raises ValueError for a table of
+    captions that may not be opened.
+    """
+    root, out = source.resolve(), leave_out.resolve() if leave_out else None
+    result = Survey()
+
+    def note(path: str, problem: str) -> None:
+        result.pictures[path] = Found(path, problem)
+
+    def cannot_enter(error: OSError) -> None:
+        note(Path(error.filename).relative_to(source).as_posix(), "folder cannot be read")
+
+    for folder, subfolders, names in os.walk(source, onerror=cannot_enter):
+        here = Path(folder)
+        within = here.relative_to(source).as_posix()
+        for name in list(subfolders):
+            path = here / name
+            if path.is_symlink():
+                problem = "symlink to a folder" if path.resolve().is_relative_to(root) else "symlink leaves the source"
+                note(posixpath.normpath(posixpath.join(within, name)), problem)
+            elif out is None or path.resolve() != out:
+                continue
+            subfolders.remove(name)
+        sort_folder(result, "" if within == "." else f"{within}/", folder, names, root)
+    for listed in (result.tables, result.tars, result.pages, result.parquet):
+        listed.sort()
+    return result
+
+
+def sort_folder(result: Survey, within: str, folder: str, names: list[str], root: Path) -> None:
+    """Put the files of one folder where they belong. `within` is its path within the source, with a slash behind."""
+    problems: dict[str, str] = {}  # of pictures
+    words: list[str] = []
+    for name in names:
+        kind = kind_of(name)
+        if kind == "words":
+            words.append(name)
+            continue
+        problem = why_not_open(f"{folder}/{name}", root)
+        if kind == "table":
+            if problem:
+                raise ValueError(f"{folder}/{name} cannot be read for captions ({problem}): put the file itself there")
+            result.tables.append(within + name)
+        elif kind == "picture" or (not kind and not problem and starts_like_a_picture(f"{folder}/{name}")):
+            problems[name] = problem
+        elif kind in ("tar", "page", "parquet"):
+            {"tar": result.tars, "page": result.pages, "parquet": result.parquet}[kind].append(within + name)
+        else:
+            result.unread[within + name] = OTHER_TABLE if kind == "other table" else NOTHING_KNOWN
+    pairs, unread = pair_words(problems, words)
+    for name, problem in problems.items():
+        result.pictures[within + name] = Found(within + name, problem, sidecars=pairs.get(name, ()))
+    for name, reason in unread.items():
+        if is_table(name) and reason == LONE_JSON:
+            result.tables.append(within + name)
+        else:
+            result.unread[within + name] = reason
+
+
+def kind_of(name: str) -> str:
+    """What a file is by its name alone; "" where that does not tell."""
+    lower = name.lower()
+    suffix = posixpath.splitext(lower)[1]
+    if suffix in SIDECARS:
+        return "words"
+    if lower.endswith(TARS):
+        return "tar"
+    if lower.endswith(PAGES):
+        return "page"
+    if is_table(name):
+        return "table"
+    if suffix == ".parquet":
+        return "parquet"
+    if suffix in TABLE_SUFFIXES:
+        return "other table"
+    return "picture" if suffix in PICTURE_SUFFIXES else ""
+
+
+def is_table(path: str) -> bool:
+    """Whether a file has the name of a table of captions."""
+    stem, suffix = posixpath.splitext(posixpath.basename(path).lower())
+    return stem in TABLE_STEMS and suffix in TABLE_KINDS
+
+
+def table_rank(table: str) -> tuple[int, int, str]:
+    """Tables in the order in which they are read: metadata before captions."""
+    stem, suffix = posixpath.splitext(posixpath.basename(table).lower())
+    return TABLE_STEMS.index(stem), TABLE_KINDS.index(suffix), table
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# pictures and their files of words
+
+
+def pair_words(pictures: Iterable[str], words: list[str]) -> tuple[dict[str, tuple[str, ...]], dict[str, str]]:
+    """({picture: its files of words}, {file of words that is not read: reason}) of the names in one folder.
+
+    A picture NAME.jpg has NAME.jpg.txt or NAME.txt, and NAME.jpg.json or NAME.json, in this order. Accents may be composed or
+    decomposed, suffixes in upper case. A name in other case is taken where one picture alone can be meant.
+    """
+    if not words:
+        return {}, {}
+    pictures = list(pictures)
+    there = index_of(words, same_name)
+    pairs = {name: taken for name in pictures if (taken := own_words(name, there, same_name))}
+    used = {one for taken in pairs.values() for one in taken}
+    rest = [name for name in words if name not in used]
+    if rest and len(pairs) < len(pictures):
+        alone = [names[0] for names in index_of((name for name in pictures if name not in pairs), folded_stem).values() if len(names) == 1]
+        loose = {key: names for key, names in index_of(rest, folded).items() if len(names) == 1}
+        pairs.update((name, taken) for name in alone if (taken := own_words(name, loose, folded)))
+        used |= {one for name in alone for one in pairs.get(name, ())}
+    taken_for = {form for name in pairs for form in (same_name(name), same_name(posixpath.splitext(name)[0]))}
+    unread = {name: why_unread(name, taken_for) for name in words if name not in used}
+    return pairs, unread
+
+
+def why_unread(name: str, taken_for: set[str]) -> str:
+    stem, suffix = posixpath.splitext(name)
+    if same_name(stem) in taken_for:
+        return SECOND_WORDS
+    return LONE_JSON if suffix.lower() == ".json" else LONE_TEXT
+
+
+def index_of(names: Iterable[str], form: object) -> dict[str, list[str]]:
+    index: dict[str, list[str]] = {}
+    for name in sorted(names):
+        index.setdefault(form(name), []).append(name)  # type: ignore[operator]
+    return index
+
+
+def same_name(name: str) -> str:
+    """A name that is the same however its accents are written, and its last suffix in whatever case."""
+    stem, suffix = posixpath.splitext(name)
+    return unicodedata.normalize("NFC", stem) + (suffix.lower() if suffix.lower() in SIDECARS else unicodedata.normalize("NFC", suffix))
+
+
+def folded(name: str) -> str:
+    return unicodedata.normalize("NFC", name).casefold()
+
+
+def folded_stem(name: str) -> str:
+    return folded(posixpath.splitext(name)[0])
+
+
+def own_words(picture: str, there: Mapping[str, list[str]], form: object) -> tuple[str, ...]:
+    """The file of text and the file of JSON of a picture: those with its whole name before those with its stem."""
+
+    def first(suffixes: tuple[str, ...]) -> Iterator[str]:
+        for start in (picture, posixpath.splitext(picture)[0]):
+            for suffix in suffixes:
+                names = there.get(form(start + suffix), ())  # type: ignore[operator]
+                yield from sorted(names, key=lambda name: (name != start + suffix, name))
+
+    chosen = (next(first(TEXTS), ""), next(first((".json",)), ""))
+    return tuple(name for name in chosen if name)
+
+
+def with_sidecars(folder: Path, found: Found) -> Found:
+    """A picture with the files of words that lie beside it on the disk, where nobody has looked for them yet."""
+    if found.sidecars is not None:
+        return found
+    try:
+        names = os.listdir(folder / posixpath.dirname(found.path))
+    except (OSError, ValueError):
+        names = []
+    pictures = {posixpath.basename(found.path), *(name for name in names if kind_of(name) in ("picture", ""))}
+    pairs, _ = pair_words(pictures, [name for name in names if kind_of(name) == "words"])
+    return replace(found, sidecars=pairs.get(posixpath.basename(found.path), ()))

@@ -1,0 +1,205 @@
+"""Tables of paths and captions, as a source (.csv, .tsv, .jsonl, .parquet) or beside pictures: read strictly, and alike (data_tools/tables.py)."""
+
+from __future__ import annotations
+
+import json
+import posixpath
+import unicodedata
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from data_tools.pipeline.disk import DiskDict, DiskList
+from data_tools.readers.coco import coco_records
+from data_tools.readers.files import MAX_PAGE_BYTES, as_path, listed
+from data_tools.readers.listing import NOTHING, Found, Listing, Options
+from data_tools.readers.words import group_of, join_words, normal, path_in, style_of, words_from
+from data_tools.tables import CAPTION_COLUMNS, PATH_COLUMNS, Table, TableError, caption_column, column_name, read_table
+from tokun.extras import need
+
+Opener = Callable[[], BinaryIO]
+
+
+class Rows:
+    """The rows of tables of captions that lie beside pictures, by the path that each names.
+
+    The first table that says something of a picture wins; several rows of one table are joined.
+    """
+
+    def __init__(self, options: Options) -> None:
+        self.options, self.words = options, DiskDict()
+        self.notes: dict[str, None] = {}
+
+    def add(self, table: str, name: str, open_file: Opener | None = None) -> None:
+        """Take the rows of a table. `table` is its path within the source, `name` where it lies. Raises ValueError."""
+        folder, own = posixpath.dirname(table), DiskDict()
+        for record in self.records(name, open_file):
+            if path := as_path(path_in(record)):
+                words = replace(words_from(record, self.options.caption_column), words_from=table)
+                key = composed(posixpath.normpath(posixpath.join(folder, path)))
+                own[key] = join_words(own.get(key), words)
+        for path, words in own.pairs():
+            self.words.setdefault(path, words)
+
+    def records(self, name: str, open_file: Opener | None) -> Iterator[dict[str, Any]]:
+        if name.lower().endswith(".json"):
+            yield from json_records(name, open_file)
+            return
+        table = open_table(name, self.options, open_file)
+        check_columns(table, self.options)
+        if note := note_on(table, self.options):
+            self.notes[note] = None
+        yield from (row.values for row in table)
+
+    def match(self, found: DiskList) -> tuple[DiskDict, int, tuple[str, ...]]:
+        """({path of a picture: its words}, number of rows without a picture, what to tell of them).
+
+        A row names its picture as the disk does, whichever way accents are composed; else in another case or without the
+        suffix, where one picture alone can be meant.
+        """
+        words, used = DiskDict(), DiskDict()
+        loose = DiskDict()  # path that a row may name -> the picture, "" where several could be meant
+        if len(self.words):
+            for one in found:
+                key = composed(one.path)
+                if (row := self.words.get(key)) is not None:
+                    words[one.path], used[key] = row, True
+                else:
+                    for form in {key.casefold(), posixpath.splitext(key.casefold())[0]}:
+                        loose[form] = "" if form in loose else one.path
+        missing: list[str] = []
+        count = 0
+        for path, row in self.words.pairs():
+            if path in used:
+                continue
+            if picture := loose.pop(path.casefold(), ""):
+                words[picture] = row
+            else:
+                count += 1
+                missing += [path] if len(missing) < 3 else []
+        notes = list(self.notes)
+        if missing:
+            notes.append(f"Rows of captions without a picture: {count:,}, the first of {', '.join(missing)}.")
+        return words, count, tuple(notes)
+
+
+def composed(path: str) -> str:
+    return unicodedata.normalize("NFC", path)
+
+
+def open_table(name: str | Path, options: Options, open_file: Opener | None = None) -> Table:
+    """A table, checked. Raises ValueError with the file, the line and the way out."""
+    return read_table(name, open_file=open_file, encoding=options.encoding, quoting=options.quoting)
+
+
+def check_columns(table: Table, options: Options) -> None:
+    """Raise TableError unless a column holds paths and, where they are needed, one holds captions."""
+    if not set(table.columns).intersection(PATH_COLUMNS):
+        raise TableError(no_path_column(table.name, table.columns))
+    if options.caption_column or options.captions_needed:
+        check_caption_column(table, options)
+
+
+def check_caption_column(table: Table, options: Options) -> None:
+    try:
+        caption_column(table, options.caption_column)
+    except TableError as error:
+        raise TableError(f"{error}, or go without with --allow-missing-captions") from error
+
+
+def note_on(table: Table, options: Options) -> str:
+    """Which column the captions are from, where it is not called caption."""
+    names = [column_name(options.caption_column)] if options.caption_column else [name for name in CAPTION_COLUMNS if name in table.columns]
+    if not names or names[0] == "caption":
+        return ""
+    others = f" (there are {', '.join(names[1:])}, too: choose with --caption-column)" if len(names) > 1 else ""
+    return f"The captions of {Path(table.name).name} are those of its column {names[0]}{others}."
+
+
+def json_records(name: str, open_file: Opener | None) -> Iterator[dict[str, Any]]:
+    """The normal records of captions.json or metadata.json: a list of objects, {file name: caption or object}, or COCO. Raises ValueError."""
+    with open_file() if open_file else open(name, "rb") as file:
+        data = file.read(MAX_PAGE_BYTES * 8 + 1)
+    way_out = 'Write {"wolf.jpg": "A wolf."}, a list of objects with file_name and caption, or a table as captions.csv'
+    try:
+        if len(data) > MAX_PAGE_BYTES * 8:
+            raise ValueError("it is too large for JSON; write it as captions.jsonl")
+        tree = json.loads(data.decode("utf-8-sig"))
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{name} cannot be read for captions: {error}. {way_out}") from error
+    if isinstance(tree, dict) and isinstance(tree.get("images"), list) and isinstance(tree.get("annotations"), list):
+        yield from coco_records(tree)
+    elif isinstance(tree, dict):
+        for path, value in tree.items():
+            yield {"file_name": path, **(normal(value) if isinstance(value, dict) else {"caption": value})}
+    elif isinstance(tree, list) and all(isinstance(one, dict) for one in tree):
+        yield from map(normal, tree)
+    else:
+        raise ValueError(f"{name} cannot be read for captions: it holds neither an object nor a list of objects. {way_out}")
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# a table as the source
+
+
+def read_manifest(source: Path, options: Options) -> Listing:
+    """A table (.csv, .tsv, .jsonl or .parquet) with a column of paths and columns of words.
+
+    Several rows of one picture: the first row's words, and all captions in `captions_all`. Raises ValueError when no
+    column holds paths, or none holds captions and they are needed.
+    """
+    base = options.root or source.parent
+    root = base.resolve()
+    table = open_table(source, options)
+    if source.suffix.lower() == ".parquet" and not set(table.columns).intersection(PATH_COLUMNS):
+        raise TableError(no_path_column(str(source), need("pyarrow.parquet", extra="data").read_schema(source).names))
+    check_columns(table, options)
+    found, words = DiskDict(), DiskDict()
+    without: list[int] = []
+    for row in table:
+        if not (name := path_in(row.values)):
+            without.append(row.line)
+            continue
+        one = replace(listed(base, root, name), group=group_of(row.values), style=style_of(row.values))
+        found.setdefault(one.path, one)
+        said = replace(words_from(row.values, options.caption_column), words_from=source.name)
+        words[one.path] = join_words(words.get(one.path), said)
+    if without and not found:
+        raise ValueError(no_path_column(str(source), table.columns))
+    notes = [note for note in (note_on(table, options),) if note]
+    if without:
+        notes.append(f"Rows of {source.name} that name no picture: {len(without):,}, the first in line {without[0]}.")
+    return Listing(base, DiskList(found.ordered()), words, len(without), notes=tuple(notes))
+
+
+def no_path_column(source: str, columns: Iterable[str]) -> str:
+    return (
+        f"{source} names no pictures: its columns are {list(columns)}, and none of {', '.join(PATH_COLUMNS)} holds paths. "
+        "Rename the column of paths to file_name, or, where pictures lie in the table itself, use --reader huggingface"
+    )
+
+
+def with_captions(listing: Listing, options: Options) -> Listing:
+    """The listing with the captions of `options.captions`, which come before all others. Raises ValueError."""
+    if options.captions is None:
+        return listing
+    table = open_table(options.captions, options)
+    check_columns(table, replace(options, captions_needed=True))
+    rows = Rows(options)
+    for row in table:
+        said = words_from(row.values, options.caption_column)
+        if said.caption and (path := as_path(path_in(row.values))):
+            key = composed(posixpath.normpath(path))
+            rows.words[key] = join_words(rows.words.get(key), replace(said, words_from=str(options.captions)))
+    given, missing, notes = rows.match(listing.found)
+    words = DiskDict(listing.words)
+    for path, said in given.pairs():
+        words[path] = said.or_else(words.get(path, NOTHING))
+    found: DiskList = DiskList(only_from_table(one) if one.path in given else one for one in listing.found)
+    return replace(listing, found=found, words=words, unmatched=listing.unmatched + missing, notes=(*listing.notes, *notes))
+
+
+def only_from_table(one: Found) -> Found:
+    """A picture whose caption is given: files beside it do not say another."""
+    return replace(one, beside=False)

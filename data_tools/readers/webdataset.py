@@ -1,0 +1,167 @@
+"""WebDataset: tar files of KEY.jpg with KEY.txt or KEY.json beside it, read in place.
+
+A sample holds one picture. Masks, depth maps and thumbnails beside it are listed and not read; where it cannot be told which
+words belong to which picture, none of them is used.
+"""
+
+from __future__ import annotations
+
+import posixpath
+import tarfile
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from data_tools.pipeline.disk import DiskDict, DiskList
+from data_tools.readers.files import MAX_TEXT_BYTES, PICTURE_SUFFIXES, as_path, why_not_open
+from data_tools.readers.listing import Found, Listing, Options, Remote, Span, Words
+from data_tools.readers.survey import TAR_PACKED
+from data_tools.readers.words import COLUMNS, group_of, json_object, normal, style_of, words_from
+from data_tools.tables import column_name, value_of
+from data_tools.text.captions import plain_text
+from data_tools.text.encoding import decode_text
+
+Place = Callable[[int, int], Span | Remote]
+OF_ANOTHER = "not read: beside the picture of its sample (a mask, a depth map, a thumbnail)"
+SEVERAL = "ambiguous: several pictures under one key"
+TWICE = "ambiguous: its key is there twice"
+NO_PICTURE = "not read: words without a picture of their key"
+PICTURE_NAMES = frozenset({"", "color", "colour", "full", "image", "img", "input", "main", "orig", "original", "photo", "pic", "picture", "rgb"})
+"""What stands between the key and the suffix of a sample's own picture: KEY.jpg, KEY.image.jpg."""
+
+
+def read_webdataset(source: Path, options: Options) -> Listing:
+    """One tar file."""
+    tars = Tars(options)
+    tars.read(source.parent, source.name)
+    return Listing(source.parent, tars.found, tars.words, unread=tars.unread)
+
+
+@dataclass
+class Said:
+    """The words in the members of one name."""
+
+    member: str
+    caption: str = ""
+    record: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass
+class Sample:
+    """Members of one key. "KEY.mask.png" has the name "mask", "KEY.png" none."""
+
+    pictures: list[tuple[str, str, Found]] = field(default_factory=list)
+    """(name, extension, picture)."""
+    said: dict[str, Said] = field(default_factory=dict)
+    """Words by name."""
+    extensions: dict[str, None] = field(default_factory=dict)
+
+    def told(self) -> Iterator[tuple[Found, Said | None, str]]:
+        """(picture, its words, why it is not read or "") of each picture.
+
+        Where no picture has the key alone, but each has words of its own name, the key holds a dot: map.1.jpg, map.1.txt,
+        map.2.jpg, map.2.txt.
+        """
+        plain = [one for name, _, one in self.pictures if not name]
+        if not plain and self.pictures and all(name in self.said for name, _, _ in self.pictures):
+            yield from ((one, self.said[name], "") for name, _, one in self.pictures)
+            return
+        own = plain or [one for name, _, one in self.pictures if name in PICTURE_NAMES or len(self.pictures) == 1]
+        own = own or [one for _, _, one in self.pictures]
+        for name, extension, one in self.pictures:
+            words = self.said.get("") or self.said.get(extension) or self.said.get(name)
+            yield one, words, OF_ANOTHER if one not in own else SEVERAL if len(own) > 1 else ""
+
+
+class Tars:
+    """The pictures in tar files, in their order, with their words."""
+
+    def __init__(self, options: Options, found: DiskList | None = None, words: DiskDict | None = None, unread: DiskDict | None = None) -> None:
+        self.caption_column = options.caption_column
+        self.found = DiskList() if found is None else found
+        self.words = DiskDict() if words is None else words
+        self.unread = DiskDict() if unread is None else unread
+
+    def read(self, base: Path, path: str) -> None:
+        """Add a tar file of the disk."""
+        if problem := why_not_open(base / path, base.resolve()):
+            self.found.append(Found(path, problem))
+            return
+        try:
+            with open(base / path, "rb") as file:
+                self.read_open(file, path, lambda start, size: Span(path, start, size))
+        except OSError:
+            self.found.append(Found(path, "cannot be read"))
+
+    def read_open(self, file: BinaryIO, tar_path: str, place: Place) -> None:
+        """Add an open tar file. Damage is listed under the tar's own path."""
+        keys: dict[str, list[Sample]] = {}
+        damage = "compressed tar: unpack it to .tar first" if tar_path.lower().endswith(TAR_PACKED) else ""
+        try:
+            for tar, member in () if damage else tar_members(file):
+                folder, name = posixpath.split(member.name)
+                stem, _, extension = name.partition(".")
+                key, extension = posixpath.join(folder, stem), extension.lower()
+                samples = keys.setdefault(key, [])
+                if not samples or extension in samples[-1].extensions:  # a key that comes again is another sample
+                    samples.append(Sample())
+                self.add_member(tar, member, extension, samples[-1], f"{tar_path}/{as_path(member.name).removeprefix('./')}", place)
+        except OSError:
+            damage = "cannot be read"
+        except (tarfile.TarError, ValueError, EOFError):
+            damage = "damaged tar file"
+        for samples in keys.values():
+            self.add_samples(samples, tar_path)
+        if damage:
+            self.found.append(Found(tar_path, damage))
+
+    def add_member(self, tar: tarfile.TarFile, member: tarfile.TarInfo, extension: str, sample: Sample, path: str, place: Place) -> None:
+        """Note one member of a tar: a picture's place, or words."""
+        sample.extensions[extension] = None
+        name, kind = extension.rpartition(".")[0], posixpath.splitext(member.name)[1].lower()
+        if kind in PICTURE_SUFFIXES:
+            problem = "" if member.isreg() and not member.issparse() else "not a regular file"
+            if member.name.startswith("/") or ".." in member.name.split("/"):
+                problem = "path leaves the source"
+            sample.pictures.append((name, extension, Found(path, problem, where=place(member.offset_data, member.size), beside=False)))
+        elif member.isreg() and member.size <= MAX_TEXT_BYTES and kind in (".json", ".txt", ".caption", ".text"):
+            data = tar.extractfile(member)
+            text = decode_text(data.read()) if data else ""
+            said = sample.said.setdefault(name, Said(as_path(member.name).removeprefix("./")))
+            if kind != ".json":
+                said.caption = said.caption or plain_text(value_of(text) or "")
+                return
+            try:
+                record = normal(json_object(text, where=member.name))
+            except ValueError:  # a sample's broken JSON: its picture is then one without a caption
+                return
+            wanted = {*COLUMNS, column_name(self.caption_column)}
+            said.record = {name: value for name, value in record.items() if name in wanted}
+
+    def add_samples(self, samples: list[Sample], tar_path: str) -> None:
+        """Add the samples of one key. Two of one key are told apart where each is whole and like the other."""
+        twice = len(samples) > 1 and any(sample.extensions.keys() != samples[0].extensions.keys() for sample in samples)
+        for sample in samples:
+            for one, said, why_not in sample.told():
+                words = Words(caption=said.caption).or_else(words_from(said.record, self.caption_column)) if said else Words()
+                words = replace(words, words_from=f"{tar_path}/{said.member}") if said and words.caption else words
+                problem = one.problem or (TWICE if twice else "") or why_not
+                path = one.path if one.path not in self.words else f"{one.path}+{len(self.words)}"  # the same name once more
+                self.words[path] = words if not problem else Words()
+                group, style = (group_of(said.record) or "", style_of(said.record)) if said else ("", "")
+                self.found.append(replace(one, path=path, problem=problem, group=group, style=style))
+            if not sample.pictures:
+                self.unread.update({f"{tar_path}/{said.member}": f"not read: {TWICE}" if twice else NO_PICTURE for said in sample.said.values()})
+
+
+def tar_members(file: BinaryIO) -> Iterator[tuple[tarfile.TarFile, tarfile.TarInfo]]:
+    """The members of a tar, one at a time."""
+    with tarfile.open(fileobj=file, mode="r:") as tar:
+        last = -1
+        while (member := tar.next()) is not None:
+            if member.size < 0 or member.offset <= last:
+                raise tarfile.ReadError("a member before the one before")  # it would go round for ever
+            last = member.offset
+            tar.members.clear()  # else it remembers every one
+            yield tar, member

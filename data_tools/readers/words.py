@@ -1,0 +1,89 @@
+"""Words: a record (a row of a table, the JSON of a picture) -> what is said of one picture."""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import replace
+from typing import Any
+
+from data_tools.readers.files import utf8
+from data_tools.readers.listing import Words
+from data_tools.tables import CAPTION_COLUMNS, PATH_COLUMNS, column_name, value_of
+from data_tools.text.captions import plain_text
+
+GROUPS = ("group", "book", "gutenberg_id", "object", "object_id", "artist")
+MORE = ("title", "author", "artist", "illustrator", "context", "technique", "category", "date")
+COLUMNS = frozenset({*PATH_COLUMNS, *CAPTION_COLUMNS, *GROUPS, *MORE, "style", "subject", "license", "source_url", "url"})
+
+
+def normal(record: dict[Any, Any]) -> dict[str, Any]:
+    """A record with the names of its columns in small letters and underscores."""
+    return {column_name(name): value for name, value in record.items()}
+
+
+def kebab(text: str) -> str:
+    return re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")
+
+
+def words_from(record: dict[str, Any], caption_column: str = "") -> Words:
+    """Words from a normal record; other columns are left alone. Of several captions the first is the caption.
+
+    `caption_column` is the one that holds captions; "": the first of CAPTION_COLUMNS that says something.
+    """
+    names = (column_name(caption_column),) if caption_column else CAPTION_COLUMNS
+    captions = {name: texts for name in names if (texts := texts_in(record.get(name)))}
+    caption = next(iter(captions.values()), [""])[0]
+    several = next((texts for texts in captions.values() if len(texts) > 1), [])
+    more: dict[str, Any] = {name: texts[0] for name in MORE if (texts := texts_in(record.get(name))) and texts[0] != caption}
+    registers = record["captions"] if isinstance(record.get("captions"), dict) else {}
+    return Words(
+        caption=caption,
+        captions={kebab(str(key)): plain_text(text) for key, text in registers.items() if isinstance(text, str)},
+        subject=kebab("".join(texts_in(record.get("subject"))[:1])),
+        license="".join(texts_in(record.get("license"))[:1]),
+        source_url=next((utf8(url).strip() for name in ("source_url", "url") if isinstance(url := record.get(name), str) and url), ""),
+        more={**more, "captions_all": list(dict.fromkeys([caption, *several]))} if several else more,
+    )
+
+
+def texts_in(value: Any) -> list[str]:
+    """The lines of plain text in a text, a number or a list of texts, without empty ones."""
+    values = [str(value)] if isinstance(value, (str, int)) else value if isinstance(value, (list, tuple)) else []
+    return [text for one in values if isinstance(one, str) and (text := plain_text(value_of(one) or ""))]
+
+
+def path_in(record: dict[str, Any]) -> str:
+    """The path that a normal record holds, as it is written; "" where it holds none."""
+    return next((record[name] for name in PATH_COLUMNS if isinstance(record.get(name), str) and record[name].strip()), "")
+
+
+def style_of(record: dict[str, Any]) -> str:
+    return kebab(record["style"]) if isinstance(record.get("style"), str) else ""
+
+
+def group_of(record: dict[str, Any]) -> str | None:
+    """The first column that says what belongs together; None where there is none."""
+    return next((f"{name}/{record[name]}" for name in GROUPS if isinstance(record.get(name), (str, int)) and record[name] != ""), None)
+
+
+def join_words(words: Words | None, other: Words) -> Words:
+    """The words of two rows of one picture, each caption once."""
+    if words is None:
+        return other
+    captions: dict[str, None] = {}
+    for one in (words, other):
+        captions.update(dict.fromkeys(one.more.get("captions_all") or ([one.caption] if one.caption else [])))
+    more = {**other.more, **words.more}
+    return replace(words.or_else(other), more={**more, "captions_all": list(captions)} if len(captions) > 1 else more)
+
+
+def json_object(text: str, *, where: str) -> dict[Any, Any]:
+    """The JSON object in `text`. Raises ValueError saying where and what is wrong."""
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{where} is not valid JSON") from error
+    if not isinstance(value, dict):
+        raise ValueError(f"{where} holds no JSON object")
+    return value

@@ -1,0 +1,62 @@
+"""Report: one page that shows what was kept, what was left out, and why, for a reader who does not program.
+
+    python -m data_tools.report shards/ --source my-pictures/
+
+Writes `report.html` beside the shards, from their manifest. The page holds everything in itself (pictures too), needs no
+network and no scripts, and stays below a few megabytes for a collection of any size. Equal input gives equal bytes.
+Memory does not grow with the collection: tables are read in pieces, samples are drawn by a hash of the path.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from pathlib import Path
+
+from data_tools.report.counting import MANIFEST, Opener, Summary, count_manifest, folder_opener, manifest_rows, read_shards, settings_of
+from data_tools.report.page import page
+from data_tools.report.reasons import family
+
+__all__ = ["NAME", "family", "folder_opener", "main", "manifest_rows", "write_report"]
+
+NAME = "report.html"
+
+
+def write_report(out: Path, *, source: Path | None = None, opener: Opener | None = None) -> Path:
+    """Write `report.html` into the folder of shards and manifest `out`; returns its path.
+
+    Pictures that were left out come from the folder `source`, or from `opener`, which maps a path of the manifest to the
+    bytes of a picture file or None; without either, or where they are gone, their names stand alone. Raises
+    FileNotFoundError or ValueError with the way out when there is no manifest that can be read.
+    """
+    summary = Summary(settings=settings_of(out))
+    count_manifest(summary, out / MANIFEST)
+    read_shards(summary, out)
+    if opener is None and source is not None and source.is_dir():
+        opener = folder_opener(source)
+    partial = out / f".{NAME}.partial"
+    try:
+        with open(partial, "w", encoding="utf-8", errors="replace", newline="\n") as file:
+            for line in page(summary, opener):
+                file.write(line + "\n")
+        os.replace(partial, out / NAME)
+    finally:
+        partial.unlink(missing_ok=True)
+    return out / NAME
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m data_tools.report", description="Write report.html beside prepared shards.")
+    parser.add_argument("shards", type=Path, metavar="SHARDS", help="the folder that prepare wrote")
+    parser.add_argument("--source", type=Path, metavar="FOLDER", help="the folder of the original pictures, to show what was left out")
+    args = parser.parse_args(argv)
+    try:
+        if args.source is not None and not args.source.is_dir():
+            raise FileNotFoundError(f"--source {args.source} is no folder: name the one given to prepare, or leave it out")
+        path = write_report(args.shards, source=args.source)
+    except (ValueError, OSError, ImportError) as error:
+        print(f"report: {error}", file=sys.stderr)
+        return 2
+    print(f"{path} ({path.stat().st_size / 1e6:.1f} MB)")
+    return 0

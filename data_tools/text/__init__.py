@@ -1,0 +1,1 @@
+"""Text: cleaning what is said of a picture into a caption."""

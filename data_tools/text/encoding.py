@@ -1,0 +1,22 @@
+"""Encoding: the bytes of a text, whatever wrote them -> text."""
+
+from __future__ import annotations
+
+import re
+
+
+def decode_text(data: bytes) -> str:
+    """Text in UTF-8, UTF-16 with its mark, the character set it declares, or the Windows code page; never an error."""
+    if data.startswith((b"\xff\xfe", b"\xfe\xff")):
+        return data.decode("utf-16", "replace")
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError:
+        declared = re.search(rb"(?:charset|encoding)\s*=\s*[\"']?\s*([\w.:-]+)", data[:4096], re.I)
+    name = declared[1].decode("ascii", "replace").lower() if declared else ""
+    if name in ("", "us-ascii", "ascii", "iso-8859-1", "latin1", "latin-1"):
+        name = "cp1252"  # what browsers take these for
+    try:
+        return data.decode(name, "replace")
+    except (LookupError, UnicodeError):  # an unknown name; a codec that knows no "replace"
+        return data.decode("cp1252", "replace")
