@@ -103,8 +103,11 @@ def main(argv: list[str] | None = None) -> None:
 def draw(model: Tokun, args: argparse.Namespace, tqdm: Any) -> list[Pair]:
     """The pairs that were asked for."""
     tags = {"style": args.style, "subject": args.subject, "thing": args.thing}
+    from tokun.inference import directions
+
     if args.complete is not None:
         found = {"register": args.register, "temperature": args.temperature, "top_p": args.top_p, **tags}
+        print(f"--keep {args.keep if isinstance(args.keep, str) else ','.join(f'{share:g}' for share in args.keep)}: {directions.kept(model, args.complete, args.keep)}")
         return model.complete(args.complete, args.keep, seed=args.seed, n=args.n, **found)
     if args.invert is not None:
         heat = 1.0 if args.temperature is None else args.temperature

@@ -412,6 +412,17 @@ def test_in_a_browser_a_click_draws_a_pair_seeds_are_walked_and_an_upload_is_cap
     page.close()
 
 
+def test_the_page_shows_every_picture_in_its_shape_and_offers_shapes_and_things(shaped_model, tiny_model):
+    pytest.importorskip("gradio", reason="the page needs gradio, the extra 'app'")
+    tall = Image.new("L", (24, 40))
+    assert 'style="aspect-ratio: 24 / 40; width: 60%; margin: 0 auto"' in app.figure(tall, "a") and "style" not in app.figure(Image.new("L", (32, 32)), "a")
+    seen = demo.Studio(shaped_model).framed(Image.effect_noise((300, 75), 90))
+    assert seen.size == (256, 64) and demo.Studio(shaped_model).framed(tall).tobytes() == tall.tobytes()
+    for model, offered in ((shaped_model, {"Thing": True, "Shape": True}), (replace(tiny_model, vocabulary=replace(tiny_model.vocabulary, grids=((4, 4),))), {"Thing": False, "Shape": False})):
+        page = app.build(model)
+        assert {block.label: block.visible for block in page.blocks.values() if getattr(block, "label", "") in offered} == offered
+
+
 # --- the Space --------------------------------------------------------------------------------------------------------
 
 

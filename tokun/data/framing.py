@@ -35,7 +35,7 @@ def grid_text(grid: Grid) -> str:
     return f"{grid[0]}x{grid[1]}"
 
 
-def nearest_grid(width: int, height: int, grids: Sequence[Grid]) -> int:
+def nearest_grid(width: float, height: float, grids: Sequence[Grid]) -> int:
     """The number of the grid whose aspect is nearest to that of a picture, by the logarithm of their ratio; of two the first."""
     aspect = math.log(width / height)
     return min(range(len(grids)), key=lambda k: abs(aspect - math.log(grids[k][1] / grids[k][0])))
@@ -207,6 +207,11 @@ def cut(image: Image.Image, box: Box, size: tuple[int, int], paper: tuple[int, .
     return array if box[2] > 0 else array[:, :, ::-1]
 
 
+def usual_fit(grids: Sequence[Grid]) -> str:
+    """How pictures are fitted where no record says it: "crop" to one square grid, as all models of square pictures were trained; "auto" otherwise."""
+    return "crop" if len(grids) == 1 and grids[0][0] == grids[0][1] else "auto"
+
+
 def frame(image: Image.Image, grid: Grid, downsample: int, fit: str = "auto") -> tuple[np.ndarray, Box]:
     """A picture ('L' or 'RGB') fitted to a grid: uint8 (C, rows * downsample, columns * downsample), and the box that was taken (`fit_to`)."""
     if fit not in FITS:
@@ -230,8 +235,7 @@ def encode_ready(
 ) -> Iterator[Ready]:
     """Pictures of any shapes ('L' or 'RGB', all alike) -> a group for each grid that one of them has, in the order of `grids`.
 
-    Each goes to the grid that is nearest to its shape, or all to `grid`. `fit` is the one of training; left empty, "crop" for one square
-    grid, which is what models of square pictures were trained with, and "auto" otherwise. To encode:
+    Each goes to the grid that is nearest to its shape, or all to `grid`. `fit` is the one of training; left empty, `usual_fit`. To encode:
 
         codes: list = [None] * len(images)
         for group in framing.encode_ready(images, vocabulary.grids, downsample=config.downsample):
@@ -239,7 +243,7 @@ def encode_ready(
             for place, own in zip(group.places, found):
                 codes[place] = (group.grid, own)
     """
-    fit = fit or ("crop" if len(grids) == 1 and grids[0][0] == grids[0][1] else "auto")
+    fit = fit or usual_fit(grids)
     chosen = [grids.index(grid) if grid is not None else nearest_grid(*image.size, grids) for image in images]
     for number in sorted(set(chosen)):
         places = [place for place, own in enumerate(chosen) if own == number]

@@ -17,8 +17,9 @@ import numpy as np
 import torch
 
 from tokun.evaluate import figures, plots
+from tokun.evaluate.doctor import reconstruct
 from tokun.evaluate.figures import Figure
-from tokun.evaluate.material import RealPair
+from tokun.evaluate.material import RealPair, grids_of
 from tokun.inference.clip import Clip
 from tokun.tokenizers.vocabulary import STATES, Tags
 
@@ -145,8 +146,7 @@ def by_clip(
     found: list[Figure] = []
     kinds = [(what, [pair.image for pair in pairs])]
     if isinstance(pairs[0], RealPair):
-        codes = torch.tensor([pair.codes for pair in pairs], device=model.device)
-        kinds.append((f"{what} through the image tokenizer", [image for part in codes.split(64) for image in model.decode_images(part)]))
+        kinds.append((f"{what} through the image tokenizer", reconstruct(model, [pair.codes for pair in pairs], grids_of(model, pairs))))
     for kind, images in kinds:
         scores = clip.similarities(images, [pair.caption for pair in pairs])
         found += clip_scores(name, kind, scores, others, seed) + ranking_figures(name, kind, scores, keys, seed)

@@ -999,7 +999,8 @@ def train_generator(run: Run) -> Path:
 
     def as_checkpoint(generator: nn.Module) -> Tokun:
         return Tokun(
-            image_tokenizer.to(engine.device), text_tokenizer, vocabulary, generator, config.sampling, [tuple(c) for c in codes["tag_counts"]], tasks
+            image_tokenizer.to(engine.device), text_tokenizer, vocabulary, generator, config.sampling, [tuple(c) for c in codes["tag_counts"]], tasks,
+            fit=codes.get("fit", ""),
         )
 
     def record_of(held: dict[str, float]) -> dict[str, Any]:
