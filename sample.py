@@ -28,6 +28,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tokun.config import SamplingOptions
+from tokun.data import pictures
 from tokun.inference import many
 from tokun.inference.clip import Clip
 from tokun.render import video
@@ -45,6 +46,9 @@ if TYPE_CHECKING:
 
 def main(argv: list[str] | None = None) -> None:
     args = parse(argv)
+    if args.max_megapixels is not None:
+        pictures.max_pixels(args.max_megapixels)
+        os.environ[pictures.LIMIT] = f"{args.max_megapixels:.17g}"
     import torch  # after the arguments: --help and a typing error answer at once
     from tqdm import tqdm
 
@@ -205,6 +209,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     one.add_argument("--invert", type=Path, metavar="FILE", help="find the latent of a picture and its --caption, and --vary it")
     add("--registers", default="", metavar="A,B", help="of the captions of --image (the --register, or plain)")
     add("--question", metavar="TEXT", help="about --image, for a model that was trained on questions")
+    add("--max-megapixels", type=float, default=None, metavar="N", help="read pictures of up to N million pixels (100, or the environment's TOKUN_MAX_MEGAPIXELS)")
     add("--keep", type=_part, default="top", metavar="PART", help="top, bottom, left, right (halves), or left,top,right,bottom from 0 to 1")
     add("--steps", type=_positive, default=12, help="of --interpolate (%(default)s)")
     add("--video", action="store_true", help="write the interpolation as MP4 too")
@@ -251,10 +256,10 @@ READ = {  # the options that each direction reads
     "plain": PLAIN | {"shard_size", "best_of", "clip"},
     "best_of": PLAIN | {"best_of", "clip"},
     "interpolate": PLAIN | {"interpolate", "steps", "video"},
-    "complete": DRAWN | {"complete", "keep", "top_p"},
-    "invert": DRAWN | {"invert", "caption", "vary"},
-    "image": {"image", "registers", "register", "style", "subject", "thing", "text_temperature", "top_p", "text_guidance_scale"},
-    "question": {"image", "question", "text_temperature", "top_p"},
+    "complete": DRAWN | {"complete", "max_megapixels", "keep", "top_p"},
+    "invert": DRAWN | {"invert", "max_megapixels", "caption", "vary"},
+    "image": {"image", "max_megapixels", "registers", "register", "style", "subject", "thing", "text_temperature", "top_p", "text_guidance_scale"},
+    "question": {"image", "max_megapixels", "question", "text_temperature", "top_p"},
     "rewrite": {"rewrite", "register", "text_temperature", "top_p"},
 }
 

@@ -56,9 +56,10 @@ from data_tools.captioning.journal import (
     sha256,
     texts_id,
 )
-from data_tools.inspect import Pair, find_shards, open_image, read_pairs
+from data_tools.inspect import Pair, find_shards, read_pairs
 from data_tools.registers import FACTS, Facts
 from data_tools.tables import QUOTING
+from tokun.data.pictures import PictureError, decode_as
 from tokun.inference.clip import Clip
 from tokun.render.grids import captioned_grid
 
@@ -212,13 +213,11 @@ Stage = Callable[[Iterable[Block]], Iterator[Block]]
 
 
 def open_small(pair: Pair, side: int) -> Image.Image | None:
-    """The pair's picture in RGB on white, reduced to `side` pixels; None where it is missing or broken."""
-    image = open_image(pair, [], load=True)
-    if image is None:
+    """The pair's picture in RGB, upright and on white, reduced to `side` pixels; None where it is missing or broken."""
+    try:
+        image = decode_as(pair.image or b"", 3)
+    except PictureError:
         return None
-    if image.has_transparency_data:
-        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image.convert("RGBA"))
-    image = image.convert("RGB")
     image.thumbnail((side, side), Image.Resampling.LANCZOS)
     return image
 

@@ -374,6 +374,7 @@ def refuse_other_shards(out: Store, record: dict[str, Any], *, overwrite: bool) 
         there = json.loads(out.read(f"{PARTIAL}/{PLAN}" if begun else RECORD))["settings"]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ValueError(f"--out {out} holds shards without a whole {RECORD}: of another tool, or of a broken run. {way_out}") from error
+    there = {**asdict(Settings(style="any")), **there}  # earlier versions did not write all settings
     changes = [f"{name}: {there.get(name)!r} there, {value!r} now" for name, value in record.items() if there.get(name) != value]
     if changes:
         raise ValueError(f"--out {out} holds shards of other settings ({'; '.join(changes)}). {way_out}")
@@ -712,6 +713,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     add("--shard-size", type=int, default=default.shard_size, help="pairs in a shard (%(default)s)")
     add("--min-side", type=int, default=default.min_side, help="reject a shorter side, in pixels (%(default)s)")
     add("--max-aspect", type=float, default=default.max_aspect, help="reject a longer shape (%(default)s)")
+    add("--max-megapixels", type=float, default=default.max_megapixels, metavar="N", help="reject a picture of more million pixels (%(default)g, or the environment's TOKUN_MAX_MEGAPIXELS)")
     add("--no-clean", action="store_false", dest="clean", help="take pictures and captions as they are, save size, blanks, duplicates")
     add("--duplicates", default=default.duplicates, help="what is left out beside a better copy: alike (what looks the same) or exact (the very same files alone) (%(default)s)")
     add("--keep-ambiguous", action="store_true", help="keep what may not belong, labelled in its JSON")

@@ -19,7 +19,7 @@ from tests import small_runs
 from tests.fixtures import TINY
 from tokun import data
 from tokun.config import ImageTokenizerConfig, from_dict, load_config
-from tokun.data import framing
+from tokun.data import framing, pictures
 from tokun.tokenizers.image import ImageTokenizer
 from tokun.training import stages
 
@@ -235,8 +235,8 @@ def test_a_broken_picture_is_stood_in_for_by_one_of_its_shape(tmp_path):
 def test_sizes_are_read_once_and_kept_until_a_shard_changes(tmp_path, monkeypatch):
     write(tmp_path)
     kept, reads = tmp_path / "cache" / "images.index", []
-    real = framing.size_of
-    monkeypatch.setattr(framing, "size_of", lambda content: reads.append(1) or real(content))
+    real = pictures.size_of
+    monkeypatch.setattr(pictures, "size_of", lambda content: reads.append(1) or real(content))
     first = opened(tmp_path, kept=kept).shapes
     assert len(reads) == 24 and (tmp_path / "cache" / "images.index.sizes").is_file()
     assert (opened(tmp_path, kept=kept).shapes == first).all() and len(reads) == 24
@@ -321,7 +321,7 @@ def test_each_sample_has_the_codes_of_its_own_grid(tmp_path, shaped, tiny_image_
         one, tree = codes.record(i), codes.index.read_json(i)
         grid = GRIDS[samples.shapes[i]]
         assert one.grid == grid and one.codes.shape == (3, grid[0] * grid[1]) and len(tree["boxes"]) == 3
-        image = framing.decode(samples.read(i), 1)
+        image = data.decode_image(samples.read(i), 1)
         whole, box = framing.frame(image, grid, 8, "auto")
         assert (tiny_image_tokenizer.encode(data.to_float(np.stack([whole])), rows=16)[0].numpy() == one.codes[0]).all(), "view 0 is the picture as framed"
         assert tree["boxes"][0] == pytest.approx(box, abs=0.01) and tree["boxes_of"] == list(image.size)

@@ -1,4 +1,4 @@
-"""Promises of data_tools/images/pictures.py: each file ends as the right pixels or as a reason, on files built byte by byte."""
+"""Promises of tokun/data/pictures.py and data_tools/images/pictures.py: each file ends as the right pixels or as a reason, on files built byte by byte."""
 
 from __future__ import annotations
 
@@ -17,8 +17,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageCms
 
-from data_tools.images import pictures
-from data_tools.images.pictures import PILLOW_13, PictureError, decode, decode_reduced, dhash, encode, resize
+from data_tools.images.pictures import decode_reduced, dhash, encode, resize
+from tokun.data import pictures
+from tokun.data.pictures import PILLOW_13, PictureError, decode
 
 ROOT = Path(__file__).resolve().parents[1]
 Image.init()

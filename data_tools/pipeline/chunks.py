@@ -33,6 +33,7 @@ from data_tools.readers import CaptionError, Found, Words, find_words, read_pict
 from data_tools.readers.book_page import HEADING_ABOVE
 from data_tools.text.captions import Caption, clean_caption, plain_text
 from data_tools.verdicts import REJECT, Verdict, decide
+from tokun.data.pictures import max_pixels
 
 KEPT, AMBIGUOUS, REJECTED = "kept", "ambiguous", "rejected"
 PRINTS = frozenset({
@@ -82,12 +83,15 @@ class Settings:
     """Which pictures are rejected beside a better one: alike (those that look the same) or exact (the very same files alone)."""
     captions_from_names: bool = False
     """Whether a file's name that reads like words is the caption of a picture without another."""
+    max_megapixels: float = field(default_factory=lambda: max_pixels() / 1_000_000)
+    """Pictures of more million pixels are rejected."""
 
     def __post_init__(self) -> None:
         for name in ("style", "register"):
             value = getattr(self, name)
             if not re.fullmatch(r"[a-z0-9]+(-[a-z0-9]+)*", value) and (name, value) != ("style", ""):
                 raise ValueError(f"--{name} {value!r} is no tag: write words like wood-engraving")
+        max_pixels(self.max_megapixels)
         if not 0 <= self.val < 1:
             raise ValueError(f"--val {self.val} is no share of the pictures: give 0 or more, below 1")
         if not 8 <= self.side <= 4096:
@@ -240,7 +244,7 @@ def open_picture(base: Path, settings: Settings, found: Found) -> Opened:
         data = read_picture(base, found)
         known["sha256"] = hashlib.sha256(data).hexdigest()
         # the grain that cleaning looks at is gone in a reduced picture
-        image, (width, height) = decode_reduced(data, 0 if settings.clean else settings.side)
+        image, (width, height) = decode_reduced(data, 0 if settings.clean else settings.side, most=max_pixels(settings.max_megapixels))
     except PictureError as error:
         return Opened(str(error), known)
     known |= {"width": width, "height": height}

@@ -89,7 +89,7 @@ EXPLANATIONS: dict[str, tuple[str, str]] = {
     "not a picture that can be read": ("The file is no picture, or of a kind that is not read.", UNREADABLE),
     "truncated or damaged": ("The file breaks off, or its data are damaged.", UNREADABLE),
     "colours cannot be read": ("The picture's colours are stored in a way that could not be understood.", UNREADABLE),
-    "too many pixels": ("The picture is so large that opening it could exhaust the machine.", "Save a smaller version of it."),
+    "too many pixels": ("The picture is so large that opening it could exhaust the machine.", "Save a smaller version of it, or raise the limit with `--max-megapixels`."),
     "file too large": ("The file is larger than what is opened.", "Save a smaller version of it."),
     "cannot be read": ("The disk did not hand the file out.", "Check the permissions of the file and the health of the disk."),
     "folder cannot be read": ("The folder could not be entered, so nothing inside was seen.", "Check the permissions of the folder."),

@@ -20,9 +20,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image
 
-from tokun.data import framing
+from tokun.data import framing, pictures
 from tokun.inference import directions, latents
 from tokun.render.svg import to_svg
 
@@ -81,15 +81,11 @@ def open_upload(content: object, channels: int) -> Image.Image:
         raise ValueError("Please choose a picture first.")
     if len(content) > MAX_FILE_BYTES:
         raise ValueError(f"The file has {len(content):,} bytes; up to {MAX_FILE_BYTES:,} are read. Please scale it down.")
-    too_large = f"The picture has too many pixels; up to {MAX_PIXELS:,} are read. Please scale it down."
     try:
-        with Image.open(io.BytesIO(content), formats=FORMATS) as image:
-            if image.width * image.height > MAX_PIXELS:
-                raise directions.TooLarge(too_large)
-            opened = directions.open_picture(ImageOps.exif_transpose(image), channels)
-    except (directions.TooLarge, Image.DecompressionBombError, Image.DecompressionBombWarning):
-        raise ValueError(too_large) from None
-    except (OSError, SyntaxError, EOFError, ValueError):
+        opened = pictures.decode_as(content, channels, most=MAX_PIXELS, formats=FORMATS)
+    except pictures.PictureError as error:
+        if str(error) == pictures.TOO_MANY:
+            raise ValueError(f"The picture has too many pixels; up to {MAX_PIXELS:,} are read. Please scale it down.") from None
         raise ValueError(f"This file is not a whole picture that can be read; {', '.join(FORMATS)} are.") from None
     opened.thumbnail((SIDE, SIDE))
     return opened

@@ -1,4 +1,4 @@
-"""How a picture is fitted to a grid of codes: the one owner of opening, framing, cutting and padding. Knows PIL and numpy; no torch, no model.
+"""How a picture is fitted to a grid of codes: the one owner of framing, cutting and padding. Knows PIL and numpy; no torch, no model. pictures.py opens them.
 
 A grid is (rows, columns) of codes; with `downsample` pixels a code it asks for a picture of rows * downsample by columns * downsample pixels.
 A box is (left, top, width, height) in pixels of the picture. It has the grid's aspect; where it reaches beyond the picture, paper is laid.
@@ -7,7 +7,6 @@ A negative width says that what is cut is mirrored.
 
 from __future__ import annotations
 
-import io
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -39,35 +38,6 @@ def nearest_grid(width: float, height: float, grids: Sequence[Grid]) -> int:
     """The number of the grid whose aspect is nearest to that of a picture, by the logarithm of their ratio; of two the first."""
     aspect = math.log(width / height)
     return min(range(len(grids)), key=lambda k: abs(aspect - math.log(grids[k][1] / grids[k][0])))
-
-
-# --- opening --------------------------------------------------------------------------------------------------------
-
-
-def decode(data: bytes, channels: int) -> Image.Image:
-    """Bytes of a picture -> 'L' or 'RGB', as it lies in the file. The only place where a shard's or a user's bytes become pixels.
-
-    Raises OSError or ValueError for what is not a whole picture.
-    """
-    try:
-        with Image.open(io.BytesIO(data)) as image:
-            mode = "L" if channels == 1 else "RGB"
-            if image.mode.startswith("I"):  # 16 bits a pixel: Pillow would clip, not scale
-                image = Image.fromarray((np.asarray(image, np.uint32) >> 8).clip(0, 255).astype(np.uint8))
-            elif image.has_transparency_data:  # on white paper
-                image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image.convert("RGBA"))
-            return image.convert(mode)
-    except (SyntaxError, EOFError, Image.DecompressionBombError) as error:  # Pillow raises these for some broken files
-        raise ValueError(f"not a readable picture: {error}") from error
-
-
-def size_of(data: bytes) -> tuple[int, int]:
-    """(width, height) that `decode` would give, from the header alone. Raises as `decode` does."""
-    try:
-        with Image.open(io.BytesIO(data)) as image:
-            return image.size
-    except (SyntaxError, EOFError, Image.DecompressionBombError) as error:
-        raise ValueError(f"not a readable picture: {error}") from error
 
 
 # --- boxes ----------------------------------------------------------------------------------------------------------

@@ -15,7 +15,7 @@ from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
-from tokun.data import framing
+from tokun.data import framing, pictures
 from tokun.data.order import BucketOrder, Order, check_batch, positions_of, rng_for
 from tokun.data.shards import IMAGE_SUFFIXES, ShardIndex, expand_shards, load_arrays, save_arrays
 
@@ -45,7 +45,7 @@ def crop(image: Image.Image, box: Box, size: int) -> np.ndarray:
     return framing.cut(image, (*box, abs(box[2])), (size, size))
 
 
-decode_image = framing.decode
+decode_image = pictures.decode_as
 
 
 def to_float(images: np.ndarray | Tensor) -> Tensor:
@@ -100,7 +100,7 @@ class ImageSamples:
         """
         if i in self._cache and shape is None:
             return self._cache[i]
-        image = framing.decode(self.read(i), self.channels)
+        image = pictures.decode_as(self.read(i), self.channels)
         grid = self.grids[framing.nearest_grid(*image.size, self.grids) if shape is None else shape]
         framed = framing.reduced(framing.fit_to(image, grid, self.downsample, self.fit), self.downsample, self.max_scale)
         size = framed.image.width * framed.image.height * self.channels
@@ -147,13 +147,13 @@ class ImageSamples:
     @cached_property
     def sizes(self) -> np.ndarray:
         """(n, 2) int32: width and height of each picture, from its header; 0, 0 where it cannot be read. Kept beside the index: headers are read once."""
-        of = self.index.stamp()
+        of = self.index.stamp() + b" upright"  # of before they were turned by their EXIF, others are kept
         if self.kept is not None and (known := load_arrays(self.kept, of, 1)) is not None:
             return known[0]
         sizes = np.zeros((len(self), 2), np.int32)
         for i in tqdm(range(len(self)), desc="sizes of pictures", unit="picture", dynamic_ncols=True, leave=False, delay=2):
             with contextlib.suppress(OSError, ValueError):
-                sizes[i] = framing.size_of(self.read(i))
+                sizes[i] = pictures.size_of(self.read(i))
         if self.kept is not None:
             with contextlib.suppress(OSError):  # as with the index
                 save_arrays(self.kept, of, [sizes])

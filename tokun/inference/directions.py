@@ -16,11 +16,11 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, ImageOps
 from torch import Tensor
 
 from tokun import data
-from tokun.data import framing
+from tokun.data import framing, pictures
 from tokun.inference import latents, sampling
 from tokun.tokenizers.vocabulary import Tags, tag_word
 
@@ -28,8 +28,7 @@ if TYPE_CHECKING:
     from tokun.inference.model import Pair, Tokun, Watch
 
 Picture = Image.Image | str | Path | bytes
-MAX_BYTES = 50_000_000  # of a picture's file
-MAX_PIXELS = 100_000_000
+MAX_BYTES = 50_000_000  # of a picture's file; more where the limit of pixels is raised
 MAX_STEPS, MAX_CANDIDATES = 10_000, 10_000  # of an interpolation; for each place of `best_of`
 WIDE = 1 / 3  # of a picture's side: how wide the regions are that give way to one another between two seeds; the wider, the fewer seams
 CPU_ROWS = 16  # computed together whatever is asked for, so that a picture's codes are the same bits in any company
@@ -64,51 +63,56 @@ TIFF_MODES = ("1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "I", "F")
 
 
 def open_picture(source: Picture, channels: int) -> Image.Image:
-    """A file, its bytes or a PIL picture -> 'L' or 'RGB'. Raises FileNotFoundError, or ValueError with the reason."""
+    """A file, its bytes or a PIL picture -> 'L' or 'RGB', upright (`pictures.decode`). Raises FileNotFoundError, or ValueError with the reason."""
     name = "the picture"
     if isinstance(source, Image.Image):
         require_size(source, name)
-        buffer = io.BytesIO()
-        try:
-            if source.mode.startswith("I;16"):  # in either order of bytes
-                image = Image.fromarray(np.asarray(source).astype(np.uint16))
-            elif source.has_transparency_data:
-                image = source.convert("RGBA")
-            else:
-                image = source if source.mode in TIFF_MODES else source.convert("RGB")
-            image.save(buffer, "TIFF")  # one way in for all modes, CMYK and 16 bits too
-        except (OSError, ValueError, SystemError) as error:  # no pixels at all, say
-            raise ValueError(f"a picture of mode {source.mode!r} and {source.width} x {source.height} pixels is not read ({error}): convert it to 'RGB' first") from error
-        source = buffer.getvalue()
+        source = as_tiff(source)
     if not isinstance(source, bytes):
         if not isinstance(source, (str, os.PathLike)):
             raise ValueError(f"{type(source).__name__} is no picture: give a file's path, its bytes or a PIL picture")
-        path = Path(source)
+        path = Path(source).expanduser()
         name = str(path)
         if not path.is_file():
             raise FileNotFoundError(f"{name!r} is not a file: name a picture")
-        if path.stat().st_size > MAX_BYTES:
-            raise ValueError(f"{path} has {path.stat().st_size:,} bytes, more than the {MAX_BYTES:,} that are read: scale it down")
+        if path.stat().st_size > (most := max(MAX_BYTES, pictures.max_pixels() // 2)):
+            raise ValueError(f"{path} has {path.stat().st_size:,} bytes, more than the {most:,} that are read: scale it down, or raise the limit with {HIGHER}")
         source = path.read_bytes()
     try:
-        with Image.open(io.BytesIO(source)) as image:
-            require_size(image, name)
-        return data.decode_image(source, channels)
-    except TooLarge:
-        raise
-    except Image.DecompressionBombError as error:  # raised before its size can be asked
-        raise TooLarge(f"{name} has more than {MAX_PIXELS:,} pixels: scale it down ({error})") from error
-    except UnidentifiedImageError as error:
-        raise ValueError(f"{name} is not a picture that can be read: of no known kind, or empty") from error
-    except (OSError, SyntaxError, ValueError) as error:
-        raise ValueError(f"{name} is not a picture that can be read: {str(error).removeprefix('not a readable picture: ')}") from error
+        return pictures.decode_as(source, channels)
+    except pictures.PictureError as error:
+        if str(error) == pictures.TOO_MANY:
+            raise TooLarge(f"{name} has more than {pictures.max_pixels():,} pixels: scale it down, or raise the limit with {HIGHER}. A file that is tiny for its pixels is read up to a tenth of that") from error
+        reason = "of no known kind, or empty" if str(error) in ("empty file", "not a picture that can be read") else error
+        raise ValueError(f"{name} is not a picture that can be read: {reason}") from error
+
+
+def as_tiff(picture: Image.Image) -> bytes:
+    """A PIL picture as a file, upright and with its colour profile: one way in for all modes, CMYK and 16 bits too."""
+    buffer = io.BytesIO()
+    try:
+        profile = picture.info.get("icc_profile")
+        upright = ImageOps.exif_transpose(picture)
+        if upright.mode.startswith("I;16"):  # in either order of bytes
+            upright = Image.fromarray(np.asarray(upright).astype(np.uint16))
+        elif upright.has_transparency_data:
+            upright = upright.convert("RGBA")
+        elif upright.mode not in TIFF_MODES:
+            upright = upright.convert("RGB")
+        upright.save(buffer, "TIFF", icc_profile=profile)
+    except (OSError, ValueError, SystemError) as error:  # no pixels at all, say
+        raise ValueError(f"a picture of mode {picture.mode!r} and {picture.width} x {picture.height} pixels is not read ({error}): convert it to 'RGB' first") from error
+    return buffer.getvalue()
 
 
 def require_size(image: Image.Image, name: str) -> None:
-    """Raise TooLarge for a picture above MAX_PIXELS, before its pixels are decoded."""
-    width, height = image.size
-    if width * height > MAX_PIXELS:
-        raise TooLarge(f"{name} has {width} x {height} pixels, more than {MAX_PIXELS:,}: scale it down")
+    """Raise TooLarge for a picture of more pixels than are read, before its pixels are decoded."""
+    (width, height), most = image.size, pictures.max_pixels()
+    if width * height > most:
+        raise TooLarge(f"{name} has {width} x {height} pixels, more than {most:,}: scale it down, or raise the limit with {HIGHER}")
+
+
+HIGHER = f"--max-megapixels N, or {pictures.LIMIT}=N in the environment"
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,144 @@
+"""One way to open a picture: prepare, the demo, sample.py --image, training, encode and captioning see the same pixels."""
+
+import io
+import json
+import tarfile
+import threading
+import warnings
+
+import numpy as np
+import pytest
+from PIL import Image, ImageCms
+
+from data_tools.images.pictures import encode
+from tokun import data
+from tokun.app import demo
+from tokun.data import pictures
+from tokun.inference import directions
+
+
+def upright():
+    """Black on the left, grey on the top right: no turn of it is itself."""
+    image = Image.new("L", (200, 100), 255)
+    image.paste(0, (0, 0, 100, 100))
+    image.paste(128, (150, 0, 200, 50))
+    return image
+
+
+TURNS = {1: None, 3: Image.Transpose.ROTATE_180, 6: Image.Transpose.ROTATE_90, 8: Image.Transpose.ROTATE_270}
+
+
+def saved(image, kind, **options):
+    buffer = io.BytesIO()
+    image.save(buffer, kind, **options)
+    return buffer.getvalue()
+
+
+def as_a_phone_saves_it(orientation, kind="PNG"):
+    exif = Image.Exif()
+    exif[0x112] = orientation
+    turned = upright() if TURNS[orientation] is None else upright().transpose(TURNS[orientation])
+    return saved(turned, kind, exif=exif)
+
+
+def shard(path, content, suffix):
+    with tarfile.open(path, "w") as tar:
+        for name, payload in ((f"0.{suffix}", content), ("0.json", json.dumps({"caption": "A wall."}).encode())):
+            info = tarfile.TarInfo(name)
+            info.size = len(payload)
+            tar.addfile(info, io.BytesIO(payload))
+    return data.ImageSamples.open(str(path), image_size=100, channels=1)
+
+
+@pytest.mark.parametrize("orientation", TURNS)
+def test_a_turned_picture_is_upright_wherever_it_is_opened(orientation, tmp_path):
+    content = as_a_phone_saves_it(orientation)
+    (tmp_path / "phone.png").write_bytes(content)
+    samples = shard(tmp_path / "train-00000.tar", content, "png")
+    seen = {
+        "prepare": pictures.decode(content), "the demo": demo.open_upload(content, 1), "--image": directions.open_picture(tmp_path / "phone.png", 1),
+        "bytes": directions.open_picture(content, 1), "a PIL picture": directions.open_picture(Image.open(io.BytesIO(content)), 1), "training": samples.picture(0),
+    }  # fmt: skip
+    for where, image in seen.items():
+        assert np.array_equal(np.asarray(image), np.asarray(upright())), where
+    assert samples.sizes.tolist() == [[200, 100]] and pictures.size_of(content) == (200, 100), "by the header alone too"
+
+
+@pytest.mark.parametrize("kind", ["webp", "jpg", "png"])
+@pytest.mark.parametrize("mode", ["L", "RGB"])
+def test_what_prepare_wrote_is_decoded_to_the_bits_of_before(kind, mode):
+    noise = np.random.default_rng(3).integers(0, 255, (37, 53) if mode == "L" else (37, 53, 3), np.uint8)
+    for image in (Image.fromarray(noise), upright().convert(mode)):
+        content = encode(image, kind)
+        for channels, wanted in ((1, "L"), (3, "RGB")):
+            before = Image.open(io.BytesIO(content)).convert(wanted)
+            assert np.array_equal(np.asarray(data.decode_image(content, channels)), np.asarray(before))
+
+
+@pytest.mark.parametrize("kind", ["PNG", "TIFF"])
+def test_twelve_bits_in_sixteen_are_scaled_by_their_own_white(kind):
+    tones = np.linspace(0, 4095, 256).round().astype(np.uint16)[None].repeat(4, 0)
+    assert abs(np.asarray(data.decode_image(saved(Image.fromarray(tones), kind), 1)).astype(int) - np.arange(256)).max() <= 1
+    whole = (np.arange(256, dtype=np.uint16) * 257)[None].repeat(4, 0)
+    assert np.array_equal(np.asarray(data.decode_image(saved(Image.fromarray(whole), kind), 1))[0], np.arange(256))
+    black = np.full((4, 4), 200, np.uint16)
+    assert np.asarray(data.decode_image(saved(Image.fromarray(black), kind), 1)).max() <= 1, "a black page stays black"
+
+
+def test_transparency_lies_on_white_and_a_profile_is_applied_in_training_too():
+    clear = Image.new("RGBA", (8, 8), (0, 0, 0, 0))
+    assert np.asarray(data.decode_image(saved(clear, "PNG"), 1)).min() == 255
+    palette = Image.new("P", (8, 8), 0)
+    palette.putpalette([10, 10, 10, 200, 0, 0])
+    assert np.asarray(data.decode_image(saved(palette, "PNG", transparency=0), 1)).min() == 255
+    lab = ImageCms.ImageCmsProfile(ImageCms.createProfile("XYZ")).tobytes()
+    other = saved(Image.new("RGB", (8, 8), (90, 30, 30)), "PNG", icc_profile=lab)  # of no use to RGB: left alone
+    assert np.asarray(data.decode_image(other, 3))[0, 0].tolist() == [90, 30, 30]
+    cmyk = saved(Image.new("CMYK", (8, 8), (0, 0, 0, 0)), "JPEG")
+    assert np.asarray(data.decode_image(cmyk, 3)).min() >= 254
+
+
+def test_the_limit_of_pixels_can_be_raised_and_lowered(monkeypatch):
+    content = saved(Image.effect_noise((300, 200), 50), "PNG")
+    monkeypatch.setenv(pictures.LIMIT, "0.05")
+    for opened in (lambda: pictures.decode(content), lambda: data.decode_image(content, 1)):
+        with pytest.raises(pictures.PictureError, match="too many pixels"):
+            opened()
+    with pytest.raises(directions.TooLarge, match=r"more than 50,000 pixels.*--max-megapixels"):
+        directions.open_picture(content, 1)
+    assert pictures.decode(content, most=pictures.max_pixels(0.06)).size == (300, 200)
+    monkeypatch.setenv(pictures.LIMIT, "0.06")
+    assert directions.open_picture(content, 1).size == (300, 200)
+    for wrong in ("many", "-3", "nan", "0"):
+        monkeypatch.setenv(pictures.LIMIT, wrong)
+        with pytest.raises(ValueError, match=pictures.LIMIT):
+            pictures.max_pixels()
+
+
+def test_heic_is_read_with_its_library_and_refused_in_one_line_without(monkeypatch):
+    heif = pytest.importorskip("pillow_heif")
+    heif.register_heif_opener()
+    content = saved(upright().convert("RGB"), "HEIF", quality=95)
+    found = np.asarray(data.decode_image(content, 1)).astype(int)
+    assert found.shape == (100, 200) and abs(found - np.asarray(upright()))[:, 5:90].mean() < 4
+    assert pictures.size_of(content) == (200, 100)
+    monkeypatch.setattr(Image, "OPEN", {name: opener for name, opener in Image.OPEN.items() if name not in ("HEIF", "AVIF")})
+    monkeypatch.setattr(pictures, "know_formats", lambda: None)
+    with pytest.raises(pictures.PictureError, match="pillow-heif"):
+        data.decode_image(content, 1)
+    with pytest.raises(ValueError, match=r"the picture is not .* pillow-heif"):
+        directions.open_picture(content, 1)
+    with pytest.raises(pictures.PictureError, match=r"AVIF .*Pillow"):
+        pictures.decode(b"\0\0\0\x1cftypavif\0\0\0\0mif1avifmiaf" + bytes(50))
+
+
+def test_threads_that_open_pictures_leave_the_filters_of_warnings_as_they_are():
+    content, before = as_a_phone_saves_it(6, "JPEG"), warnings.filters[:]
+    pictures.decode(content)
+    assert warnings.filters == before
+    threads = [threading.Thread(target=lambda: [pictures.decode(content) for _ in range(20)]) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert [one for one in warnings.filters if one not in before] in ([], [("ignore", None, Warning, warnings.filters[0][3], 0)])

@@ -1,0 +1,407 @@
+"""Opening pictures: the bytes of one file -> an upright picture in 8-bit sRGB, or the reason why not. The one place where bytes become pixels.
+
+Every file that a stranger's folder can hold ends here in a picture or in a PictureError. Knows Pillow; knows no folders, no shards, no model,
+and runs without torch. Pillow reads AVIF since 11.3; HEIC is read where pillow-heif is installed (the extra `heif`).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import math
+import os
+import re
+import struct
+import threading
+import warnings
+import zlib
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+import PIL
+from PIL import Image, ImageCms, ImageFile, ImageOps
+
+MAX_PIXELS = 100_000_000  # of one picture where nothing else is asked for: 300 MB as RGB
+LIMIT = "TOKUN_MAX_MEGAPIXELS"  # the environment variable that sets another, in millions
+MAX_PIXELS_PER_BYTE = 2000  # of the file, for more than MAX_PIXELS / 10: an empty page, or a bomb
+MAX_SLOW_BYTES = 4_000_000  # of a file whose pixels Pillow reads in plain Python, half a second for a million
+
+
+class PictureError(ValueError):
+    """Why a picture cannot be used, in the words that stand in the manifest."""
+
+
+# Those that a picture collection holds and that Pillow reads by itself: EPS, for one, would start another program.
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "TIFF", "BMP", "MPO", "JPEG2000", "AVIF", "HEIF", "PPM")
+HEIC_BRANDS = (b"heic", b"heix", b"hevc", b"hevx", b"heim", b"heis", b"mif1", b"msf1")
+NO_HEIC = "HEIC is not read here: pip install pillow-heif (the extra 'heif'), or save it as JPEG"
+NO_AVIF = "AVIF is not read here: pip install 'Pillow>=11.3', or save it as JPEG"
+SLOW_DECODERS = ("ppm", "ppm_plain", "bmp_rle")  # Pillow's names
+TOO_MANY = "too many pixels"
+ORIENTATION, TURNED = 0x112, (5, 6, 7, 8)  # the tag of EXIF, and those of its values that exchange width and height
+BITS_PER_SAMPLE, PHOTOMETRIC, TILE_WIDTH, TILE_LENGTH, SAMPLE_FORMAT = 258, 262, 322, 323, 339  # tags of TIFF
+COMPRESSION = 259
+MOST_OF_12_BITS = 4095
+PILLOW_13 = int(PIL.__version__.split(".")[0]) >= 13
+# What Pillow's decoders raise on hostile bytes. There is no common base: each plugin parses its format in plain Python.
+DECODE_ERRORS = (
+    OSError, SyntaxError, ValueError, LookupError, TypeError, AttributeError, EOFError, ArithmeticError, MemoryError,
+    AssertionError, RuntimeError, struct.error, zlib.error, Image.DecompressionBombError,
+)  # fmt: skip
+
+
+def max_pixels(megapixels: float | None = None) -> int:
+    """How many pixels a picture may have: of so many millions, else by TOKUN_MAX_MEGAPIXELS, else MAX_PIXELS. Raises ValueError for what is no such number."""
+    given = os.environ.get(LIMIT, "") if megapixels is None else megapixels
+    if given == "":
+        return MAX_PIXELS
+    try:
+        pixels = round(float(given) * 1_000_000)
+    except (ValueError, OverflowError):
+        pixels = 0
+    if pixels < 1:
+        raise ValueError(f"{LIMIT if megapixels is None else '--max-megapixels'} is {given!r}; it is a number of million pixels above 0, such as 400")
+    return pixels
+
+
+def decode(data: bytes, *, most: int | None = None, formats: Sequence[str] = FORMATS) -> Image.Image:
+    """Encoded bytes -> an upright picture in 8-bit sRGB, mode "RGB", or "L" where the file is grayscale.
+
+    The first frame of an animation; transparency laid on white; 16-bit scaled, not cut; the colour profile applied
+    where it can be; no metadata. `most` is how many pixels it may have (None: `max_pixels()`),
+    `formats` those of FORMATS that are read. Raises PictureError with the reason.
+    """
+    return decode_reduced(data, most=most, formats=formats)[0]
+
+
+def decode_as(data: bytes, channels: int, *, most: int | None = None, formats: Sequence[str] = FORMATS) -> Image.Image:
+    """As `decode`, in mode "L" for one channel and "RGB" for three."""
+    image, mode = decode(data, most=most, formats=formats), "L" if channels == 1 else "RGB"
+    return image if image.mode == mode else image.convert(mode)
+
+
+def size_of(data: bytes) -> tuple[int, int]:
+    """(width, height) that `decode` would give, from the header alone. Raises PictureError where the header cannot be read."""
+    with quiet():
+        image = read_header(data)
+        size = image.size
+        with contextlib.suppress(*DECODE_ERRORS):
+            if image.getexif().get(ORIENTATION) in TURNED:
+                size = size[::-1]
+    return size
+
+
+def decode_reduced(
+    data: bytes, short_side: int = 0, *, most: int | None = None, formats: Sequence[str] = FORMATS
+) -> tuple[Image.Image, tuple[int, int]]:
+    """As `decode`, and the (width, height) of the whole. With a `short_side`, a large JPEG is decoded at a half, a quarter or
+    an eighth of its size, which is quicker, as long as its short side stays at least that long."""
+    with quiet():
+        image = read_header(data, most=most, formats=formats)
+        whole = image.size
+        scaled = tuple(math.ceil(length * short_side / min(whole)) for length in whole)
+        if short_side and image.format == "JPEG":
+            image.draft(None, scaled)
+        read_pixels(image, data, scaled if short_side else None)
+        try:
+            if image.format == "PNG":
+                mend_transparent_colour(image, depth=data[24])
+            with contextlib.suppress(*DECODE_ERRORS):  # broken EXIF: as it lies
+                ImageOps.exif_transpose(image, in_place=True)
+            image = to_srgb(image)
+        except DECODE_ERRORS as error:
+            raise PictureError(f"colours cannot be read (mode {image.mode})") from error
+    image.info.clear()
+    turned = (image.width > image.height) != (whole[0] > whole[1])  # by its EXIF
+    return image, whole[::-1] if turned else whole
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Without Pillow's warnings of broken metadata and large pictures: both are dealt with here.
+
+    All threads share one list of filters, so that putting back is for the main thread; another leaves its filter, of Pillow's warnings alone, there.
+    """
+    if threading.current_thread() is threading.main_thread():
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    else:
+        warnings.filterwarnings("ignore", module=r"PIL\.")
+        yield
+
+
+def know_formats() -> None:
+    """Register what Pillow can read here, HEIC too where pillow-heif is installed."""
+    Image.init()
+    if "HEIF" not in Image.OPEN:
+        with contextlib.suppress(ImportError):
+            import pillow_heif
+
+            pillow_heif.register_heif_opener()
+
+
+def unread_kind(data: bytes) -> str:
+    """Why a HEIC or AVIF file is not read here; "" for others, and where it is."""
+    if data[4:8] != b"ftyp":
+        return ""
+    kinds = {data[at : at + 4] for at in range(8, min(len(data), int.from_bytes(data[:4], "big"), 256), 4)}
+    if kinds & {b"avif", b"avis"}:
+        return "" if "AVIF" in Image.OPEN else NO_AVIF
+    return NO_HEIC if kinds & {*HEIC_BRANDS} and "HEIF" not in Image.OPEN else ""
+
+
+def read_header(data: bytes, *, most: int | None = None, formats: Sequence[str] = FORMATS) -> Image.Image:
+    """Format, size and metadata; no pixel yet."""
+    if not data:
+        raise PictureError("empty file")
+    most = max_pixels() if most is None else most
+    know_formats()
+    if Image.MAX_IMAGE_PIXELS is not None and most > 2 * Image.MAX_IMAGE_PIXELS:  # Pillow's own limit, above which it raises
+        Image.MAX_IMAGE_PIXELS = most
+    if why_not := unread_kind(data):
+        raise PictureError(why_not)
+    if data[:4] == b"RIFF" and data[12:16] == b"VP8X":  # Pillow before 13 calls a canvas that is too large no picture
+        width, height = (1 + int.from_bytes(data[at : at + 3], "little") for at in (24, 27))
+        if width * height > most:
+            raise PictureError(TOO_MANY)
+    try:
+        image = Image.open(io.BytesIO(data), formats=[name for name in formats if name in Image.OPEN])
+        bomb, slow = is_bomb(image, data, most), any(tile[0] in SLOW_DECODERS for tile in image.tile)
+    except Image.DecompressionBombError as error:
+        raise PictureError(TOO_MANY) from error
+    except DECODE_ERRORS as error:
+        raise PictureError("not a picture that can be read") from error
+    if bomb:
+        raise PictureError(TOO_MANY)
+    if image.format == "TIFF" and is_misread(image):
+        raise PictureError(f"colours cannot be read by Pillow {PIL.__version__} (13 can)")
+    if slow and (len(data) > MAX_SLOW_BYTES or data.count(b"#") > 1000):  # comments cost the square of their number
+        raise PictureError("file too large")
+    return image
+
+
+def is_misread(image: Image.Image) -> bool:
+    """Pillow before 13 takes a TIFF's luma and chroma for red, green and blue; in JPEG compression its decoder converts them."""
+    tags = getattr(image, "tag_v2", {})
+    return not PILLOW_13 and tags.get(PHOTOMETRIC) == 6 and tags.get(COMPRESSION, 1) != 7
+
+
+def is_bomb(image: Image.Image, data: bytes, most: int) -> bool:
+    """Would the pixels take far more memory or time than the file is worth?"""
+    pixels = image.width * image.height
+    tags = getattr(image, "tag_v2", {})  # of a TIFF, whose tiles may be larger than the picture
+    scans = 1
+    if (
+        image.format in ("JPEG", "MPO") and len(data) // 10 * pixels > 20 * most
+    ):  # each visits every pixel; its head alone takes ten bytes
+        scans = data.count(b"\xff\xda")
+    return (
+        pixels > most
+        or pixels > max(most // 10, MAX_PIXELS_PER_BYTE * len(data))
+        or tags.get(TILE_WIDTH, 0) * tags.get(TILE_LENGTH, 0) > most
+        or scans * pixels > 20 * most
+    )
+
+
+def read_pixels(image: Image.Image, data: bytes, scaled: tuple[int, ...] | None) -> None:
+    """Decode in place. Whatever is missing stays black or gray with most decoders, so completeness is checked apart."""
+    assert not ImageFile.LOAD_TRUNCATED_IMAGES, "broken files would pass as half black pictures"
+    try:
+        whole = is_covered(image) and (image.format != "JPEG2000" or has_all_tiles(data))
+        if whole:
+            image.load()
+        if image.format in ("JPEG", "MPO"):
+            whole = whole and jpeg_is_whole(image, data, scaled)
+        elif image.format == "PNG":
+            whole = whole and png_is_whole(image, data)
+        elif image.format in ("WEBP", "AVIF"):
+            whole = whole and any(data[-64:])  # zeros: a download that never filled its file; without checksums
+    except DECODE_ERRORS as error:
+        raise PictureError("truncated or damaged") from error
+    if not whole:
+        raise PictureError("truncated or damaged")
+
+
+def is_covered(image: Image.Image) -> bool:
+    """Do the pieces that Pillow is about to decode fill the picture, once (or once for each channel)?"""
+    pieces = [tile[1] for tile in image.tile]
+    if image.format == "GIF" or not pieces:  # a frame may be smaller than its GIF; WebP makes its piece later
+        return True
+    area = sum((right - left) * (bottom - top) for left, top, right, bottom in pieces)
+    layers, rest = divmod(area, image.width * image.height)
+    return rest == 0 and 1 <= layers <= 6
+
+
+def has_all_tiles(data: bytes) -> bool:
+    """Has a JPEG 2000 as many tiles as its header says? The decoder leaves those that are missing black."""
+    start = data.find(b"\xff\x4f\xff\x51")
+    right, bottom, _, _, width, height, left, top = struct.unpack_from(">8I", data, start + 8)
+    return data.count(b"\xff\x90\0\n", start) >= math.ceil((right - left) / width) * math.ceil((bottom - top) / height)
+
+
+def jpeg_is_whole(image: Image.Image, data: bytes, scaled: tuple[int, ...] | None) -> bool:
+    """False for a scan that was cut and then closed: the decoder paints its rest gray, or leaves it coarse, silently.
+
+    Bytes put between the scan and its end marker change nothing in a whole picture; in a cut one they are read as the next
+    blocks. To read twice is dear, so only what looks suspicious is: the last pixel is middle gray, or the file is
+    progressive.
+    """
+    start = scan_start(data)
+    if data.rfind(b"\xff\xd9", start) < 0:  # from the end, where it mostly is
+        return False
+    corner = image.getpixel((image.width - 1, image.height - 1))
+    if image.mode != "CMYK" and corner not in (128, (128, 128, 128)) and "progressive" not in image.info:
+        return True
+    end = data.find(b"\xff\xd9", start)
+    if "progressive" in image.info and not is_refined(data[start:end], channels=len(image.getbands())):
+        return False
+    padded = Image.open(io.BytesIO(data[:end] + bytes(range(255)) * 4 + b"\xff\xd9"), formats=["JPEG"])
+    if scaled is not None:
+        padded.draft(None, scaled)
+    return all(image.crop(box).tobytes() == padded.crop(box).tobytes() for box in strips(image))
+
+
+def is_refined(scans: bytes, channels: int) -> bool:
+    """Does a progressive JPEG hold, for each channel, the scan that ends its last frequency at the last bit?"""
+    finished = set()
+    for match in re.finditer(b"\xff\xda", scans):
+        head = scans[match.end() :][:16]  # length, count, (channel, tables) each, first and last frequency, bits
+        count = head[2]
+        last, bit = head[4 + 2 * count], head[5 + 2 * count] & 15
+        finished |= set(head[3 : 3 + 2 * count : 2]) if last == 63 and bit == 0 else set()
+    return len(finished) == channels
+
+
+def scan_start(data: bytes) -> int:
+    """Where a JPEG's pixels begin: behind the segments before, of which one may hold a whole JPEG (a thumbnail)."""
+    position = 2
+    while position < len(data) - 4:
+        marker = data[position + 1]
+        if data[position] != 0xFF or marker in (0x00, 0xFF):  # filling bytes
+            position += 1
+        elif marker == 0xDA:
+            break
+        else:
+            position += 2 + int.from_bytes(data[position + 2 : position + 4], "big")
+    return position
+
+
+def png_is_whole(image: Image.Image, data: bytes) -> bool:
+    """False for pixels of another checksum, which Pillow does not look at, or too few: their rows are black without a word."""
+    parts = list(png_chunks(data, b"IDAT"))
+    if any(zlib.crc32(part[4:-4]) != int.from_bytes(part[-4:], "big") for part in parts):
+        return False
+    if any(image.crop((0, image.height - 1, *image.size)).tobytes()) or "interlace" in image.info:
+        return True
+    depth, channels = data[24], {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}[data[25]]
+    missing = image.height * (1 + math.ceil(image.width * depth * channels / 8))
+    rest, inflate = b"".join(part[8:-4] for part in parts), zlib.decompressobj()
+    while rest and missing > 0:
+        missing -= len(inflate.decompress(rest, 1 << 20))
+        rest = inflate.unconsumed_tail
+    return missing <= 0
+
+
+def png_chunks(data: bytes, kind: bytes) -> Iterator[bytes]:
+    """Each with its length, kind and checksum."""
+    position = 8
+    while position < len(data):
+        length = int.from_bytes(data[position : position + 4], "big")
+        if data[position + 4 : position + 8] == kind:
+            yield data[position : position + 12 + length]
+        position += 12 + length
+
+
+def strips(image: Image.Image) -> Iterator[tuple[int, int, int, int]]:
+    """Boxes that fill a picture from top to bottom, of some four million pixels each: copies of it stay small."""
+    rows = max(1, 4_000_000 // image.width)
+    for top in range(0, image.height, rows):
+        yield 0, top, image.width, min(top + rows, image.height)
+
+
+def to_srgb(image: Image.Image) -> Image.Image:
+    """Any mode -> "L" or "RGB", 8 bits, sRGB, on white."""
+    profile = image.info.get("icc_profile")
+    if image.mode == "F" or image.mode.startswith("I"):  # 16 or 32 bits; convert("L") would cut at 255
+        image = to_8_bits(image)
+    gray = image.mode in ("1", "L", "LA", "La") or (image.mode == "P" and has_gray_palette(image))
+    mode = "L" if gray else "RGB"
+    if image.has_transparency_data:
+        image = on_white(image, mode)
+    elif image.mode not in ("L", "RGB", "CMYK", "LAB"):
+        image = image.convert(mode)
+    if image.mode == "LAB":
+        lab, srgb = ImageCms.createProfile("LAB"), ImageCms.createProfile("sRGB")
+        image = ImageCms.profileToProfile(image, lab, srgb, outputMode="RGB")
+    elif profile:
+        image = apply_profile(image, profile)
+    return image if image.mode == mode else image.convert(mode)
+
+
+def on_white(image: Image.Image, mode: str) -> Image.Image:
+    """Any mode with transparency -> `mode`."""
+    result = Image.new(mode, image.size)
+    for box in strips(image):
+        strip = image.crop(box)
+        strip = (strip.convert("LA") if strip.mode == "La" else strip).convert("RGBA")
+        white = Image.new("RGBA", strip.size, "white")
+        white.alpha_composite(strip)
+        result.paste(white.convert(mode), box)
+    return result
+
+
+def has_gray_palette(image: Image.Image) -> bool:
+    if image.palette is None:
+        raise ValueError("a picture of palette colours without a palette, which would come out black")
+    palette = np.asarray(image.getpalette("RGB")).reshape(-1, 3)
+    return bool((palette == palette[:, :1]).all())
+
+
+def to_8_bits(image: Image.Image) -> Image.Image:
+    """16 or 32-bit numbers -> "L". White is what the bits can hold, 1.0 for floats, or the largest value if that is more; 4095 for what a camera
+    of 12 bits has left in 16, which is told by no value being above it: as 16 bits it would be nearly black."""
+    tags = getattr(image, "tag_v2", {})
+    bits = tags.get(BITS_PER_SAMPLE, (16,))[0]
+    unsigned = image.mode == "I" and bits == 32 and tags.get(SAMPLE_FORMAT, (1,))[0] == 1
+
+    def values(box: tuple[int, int, int, int]) -> np.ndarray:
+        numbers = np.asarray(image.crop(box))
+        return numbers.view(np.uint32) if unsigned else numbers
+
+    white, largest = 1.0 if image.mode == "F" else 2.0 ** min(bits, 16) - 1, 0.0
+    for box in strips(image):
+        numbers = values(box)
+        largest = max(largest, float(numbers.max(initial=0, where=np.isfinite(numbers))))
+    white = MOST_OF_12_BITS if white == 2**16 - 1 and 255 < largest <= MOST_OF_12_BITS else max(white, largest)
+    result = Image.new("L", image.size)
+    for box in strips(image):
+        numbers = np.nan_to_num(values(box).astype(np.float64), nan=0.0, posinf=white).clip(0, white)
+        grays = np.round(numbers * (255.0 / white)).astype(np.uint8)
+        if tags.get(PHOTOMETRIC) == 0:  # white is zero
+            grays = 255 - grays
+        grays[numbers == image.info.get("transparency", -1)] = 255
+        result.paste(Image.fromarray(grays), box)
+    return result
+
+
+def mend_transparent_colour(image: Image.Image, depth: int) -> None:
+    """Pillow brings the pixels of a PNG to 8 bits, but not the colour that is to be transparent. 16-bit gray is left alone."""
+    key = image.info.get("transparency")
+    if image.mode == "RGB" and depth == 16 and key is not None:
+        image.info["transparency"] = tuple(value >> 8 for value in key)
+    elif image.mode == "L" and depth < 8 and key is not None:
+        image.info["transparency"] = key * 255 // (2**depth - 1)
+
+
+def apply_profile(image: Image.Image, profile: bytes) -> Image.Image:
+    """Colours through the embedded ICC profile into sRGB; unchanged where the profile does not fit or is broken."""
+    kinds = {"L": "GRAY", "RGB": "RGB", "CMYK": "CMYK"}
+    try:
+        given = ImageCms.ImageCmsProfile(io.BytesIO(profile))
+        name = ImageCms.getProfileDescription(given)
+        if given.profile.xcolor_space.strip() != kinds[image.mode] or "sRGB" in name:
+            return image
+        return ImageCms.profileToProfile(image, given, ImageCms.createProfile("sRGB"), outputMode="RGB")
+    except (ImageCms.PyCMSError, *DECODE_ERRORS):
+        return image
