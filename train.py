@@ -22,7 +22,7 @@ from tokun import planner
 from tokun.config import Config, load_config
 from tokun.training import engine, stages
 from tokun.training.health import Preempted
-from tokun.utils import console
+from tokun.utils import console, lock
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -31,6 +31,17 @@ def main(argv: list[str] | None = None) -> None:
         planner.main_plan(config, args)
         return
     launched = engine.start_processes()
+    held = stages.hold_out(config)
+    try:
+        train(config, launched)
+    finally:
+        if held is not None:
+            lock.let_go(held)
+    engine.end_processes()
+
+
+def train(config: Config, launched: bool) -> None:
+    """All stages. `launched`: whether a launcher of processes started this one."""
     draw_toy_pictures(config)
     run = stages.open_run(config, deepspeed=launched)
     try:
@@ -42,7 +53,6 @@ def main(argv: list[str] | None = None) -> None:
     except Preempted:
         run.say("train.py: asked to stop (SIGTERM). Everything is saved: the same command goes on from here")
     run.close()
-    engine.end_processes()
 
 
 def draw_toy_pictures(config: Config) -> None:

@@ -27,6 +27,7 @@ import threading
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field
 from itertools import groupby, islice
 from pathlib import Path
@@ -62,6 +63,7 @@ from data_tools.tables import QUOTING
 from tokun.data.pictures import PictureError, decode_as
 from tokun.inference.clip import Clip
 from tokun.render.grids import captioned_grid
+from tokun.utils.lock import alone_in
 
 PREVIEW = "preview.png"
 RETRY_TEMPERATURE = 0.7  # of a second attempt: the likeliest words have failed once
@@ -556,6 +558,12 @@ def caption(paths: list[Path], out: Path, settings: Settings, work: Work, *, pro
     shards = checked_shards(paths, out)
     folder = Folder(out)
     folder.check(shards, settings.recorded())
+    with nullcontext() if share.rank else alone_in(out, option="--out"):
+        return caption_all(folder, shards, settings, work, share, progress=progress)
+
+
+def caption_all(folder: Folder, shards: list[Path], settings: Settings, work: Work, share: Share, *, progress: bool) -> Report | None:
+    """This process's share of the shards, in a folder that is held."""
     limits = limits_of(shards, work.limit)
     attempt = folder.retry_attempt(limits) if work.retry_failed else 0
     mine = share.of(list(limits))

@@ -27,6 +27,7 @@ from PIL import Image
 from data_tools.images.pictures import DECODE_ERRORS
 from data_tools.pipeline.advice import alike
 from data_tools.prepare import RECORD
+from tokun.data.shards import SEVERAL, key_and_suffix
 from tokun.render.grids import captioned_grid
 
 IMAGE_EXTENSIONS = ("webp", "png", "jpg", "jpeg")
@@ -94,9 +95,7 @@ def read_pairs(shard: Path, damaged: list[Damage]) -> Iterator[Pair]:
                 if not info.isfile():
                     damaged.append(Damage(shard.name, info.name, "is no plain file"))
                     continue
-                folder, _, name = info.name.rpartition("/")
-                key, _, extension = name.partition(".")
-                key = f"{folder}/{key}" if folder else key
+                key, extension = key_and_suffix(info.name)
                 file = tar.extractfile(info)
                 assert file is not None
                 data = file.read()
@@ -240,6 +239,8 @@ def count_pair(inventory: Inventory, pair: Pair, *, verify: bool, keep: bool) ->
     record = read_record(pair, damaged)
     if pair.image is None and CODES not in pair.members:
         damaged.append(Damage(pair.shard.name, pair.key, "missing partner: neither picture nor codes"))
+    if sum(name in pair.members for name in IMAGE_EXTENSIONS) > 1:
+        damaged.append(Damage(pair.shard.name, pair.key, SEVERAL))
     image = open_image(pair, damaged, load=verify or keep)
     if image is not None:
         inventory.sizes.append(image.size)

@@ -26,6 +26,7 @@ import sys
 import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field, replace
 from itertools import chain, islice
 from pathlib import Path
@@ -62,6 +63,7 @@ from data_tools.readers import READERS, Found, Listing, Options, PictureError, W
 from data_tools.readers.survey import RECOGNISED
 from data_tools.readers.tables import with_captions
 from tokun.utils.extras import need
+from tokun.utils.lock import alone_in
 from tokun.utils.memory import keep_memory
 
 MANIFEST = "manifest.parquet"
@@ -498,19 +500,21 @@ def prepare(
     check_listing(listing, source, settings)
     if work.progress and (told := first_word(listing, from_names=settings.captions_from_names)):
         tqdm.write(f"prepare: {told}", file=sys.stderr)
-    begin(aside, record, listing)
-    if not aside.exists(PUBLISH):
-        with open_engine(work.engine, workers=work.workers, address=work.ray_address) as engine:
-            make(aside, listing, settings, engine, record, progress=work.progress)
-    names = json.loads(aside.read(PUBLISH))
-    publish(store, names["files"])
-    made = json.loads(store.read(RECORD))
-    counts = Counter({(status, reason): count for status, reason, count in names["counts"]})
-    notes = listing.notes
-    if leave_out is not None:
-        told = write_captions_to_fill(store, report.manifest_rows(leave_out / MANIFEST))
-        notes = (*notes, told) if told else notes
-        report.write_report(leave_out, opener=opener(listing))
+    with nullcontext() if leave_out is None else alone_in(leave_out, option="--out"):
+        refuse_other_shards(store, record, overwrite=overwrite)  # again: another may have written meanwhile
+        begin(aside, record, listing)
+        if not aside.exists(PUBLISH):
+            with open_engine(work.engine, workers=work.workers, address=work.ray_address) as engine:
+                make(aside, listing, settings, engine, record, progress=work.progress)
+        names = json.loads(aside.read(PUBLISH))
+        publish(store, names["files"])
+        made = json.loads(store.read(RECORD))
+        counts = Counter({(status, reason): count for status, reason, count in names["counts"]})
+        notes = listing.notes
+        if leave_out is not None:
+            told = write_captions_to_fill(store, report.manifest_rows(leave_out / MANIFEST))
+            notes = (*notes, told) if told else notes
+            report.write_report(leave_out, opener=opener(listing))
     return Report(counts, Counter(made["shards"]), listing.unmatched, notes, names.get("captions", {}))
 
 

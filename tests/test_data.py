@@ -44,6 +44,7 @@ from tokun.data import (
 from tokun.tokenizers.vocabulary import Packed, Tags, Vocabulary
 
 V = Vocabulary(text_size=300, codebook_size=16, styles=("engraving",), subjects=("ships",), grids=((2, 2),), max_text=8)
+from tokun.data.shards import SEVERAL, TWICE
 SHAPES = dataclasses.replace(V, grids=((2, 2), (1, 4)))
 
 
@@ -309,7 +310,7 @@ def test_a_shard_without_samples_says_what_a_sample_needs(tmp_path):
 
 def by_tarfile(path, need, one_of):
     """The slow twin of an index of one shard: (key, {suffix: (offset, size)}) of each usable sample, and what was skipped."""
-    groups, skipped = {}, Counter()
+    groups, skipped, twice = {}, Counter(), set()
     try:
         with tarfile.open(path, "r:") as tar:
             for info in tar:
@@ -318,8 +319,11 @@ def by_tarfile(path, need, one_of):
                 if not 0 <= info.size <= path.stat().st_size - info.offset_data:
                     skipped["truncated shard"] += 1
                     break
-                key, _, suffix = info.name.removeprefix("./").partition(".")
-                groups.setdefault(key, {})[suffix.lower()] = (info.offset_data, info.size)
+                folder, slash, name = info.name.removeprefix("./").rpartition("/")
+                key, suffix = folder + slash + name.partition(".")[0], name.partition(".")[2].lower()
+                if suffix in groups.setdefault(key, {}) and suffix in (*need, *one_of):
+                    twice.add(key)
+                groups[key][suffix] = (info.offset_data, info.size)
             else:
                 if tar.offset + tarfile.BLOCKSIZE > path.stat().st_size:
                     skipped["truncated shard"] += 1
@@ -327,6 +331,9 @@ def by_tarfile(path, need, one_of):
         if not groups:
             return f"shard {path} is not a readable tar ({error}); make it again or remove it"
         skipped["truncated shard"] += 1
+    several = {k for k, f in groups.items() if sum(s in f for s in one_of) > 1} - twice
+    skipped.update({reason: len(keys) for reason, keys in ((TWICE, twice), (SEVERAL, several)) if keys})
+    groups = {k: f for k, f in groups.items() if k not in twice | several}
     usable = {k: f for k, f in groups.items() if all(s in f for s in need) and (not one_of or any(s in f for s in one_of))}
     if len(usable) < len(groups):
         skipped["incomplete sample"] = len(groups) - len(usable)
@@ -397,7 +404,7 @@ def test_any_tar_is_indexed_as_tarfile_reads_it(tmp_path, name):
 def test_a_tar_of_small_files_is_indexed_alike_whatever_is_read_at_once(tmp_path, monkeypatch, window):
     monkeypatch.setattr(tars, "WINDOW", window)
     for options in PLAIN_TARS.values():
-        tar_of(tmp_path / "a.tar", **{"names": NAMES * 3, **options})
+        tar_of(tmp_path / "a.tar", **{"names": [f"{n}{name}" for n in range(3) for name in NAMES], **options})
         assert_indexed_as_tarfile_does(tmp_path / "a.tar")
 
 

@@ -21,11 +21,10 @@ from data_tools.readers.words import COLUMNS, group_of, json_object, normal, sty
 from data_tools.tables import column_name, value_of
 from data_tools.text.captions import plain_text
 from data_tools.text.encoding import decode_text
+from tokun.data.shards import SEVERAL, TWICE, key_and_suffix
 
 Place = Callable[[int, int], Span | Remote]
 OF_ANOTHER = "not read: beside the picture of its sample (a mask, a depth map, a thumbnail)"
-SEVERAL = "ambiguous: several pictures under one key"
-TWICE = "ambiguous: its key is there twice"
 NO_PICTURE = "not read: words without a picture of their key"
 PICTURE_NAMES = frozenset({"", "color", "colour", "full", "image", "img", "input", "main", "orig", "original", "photo", "pic", "picture", "rgb"})
 """What stands between the key and the suffix of a sample's own picture: KEY.jpg, KEY.image.jpg."""
@@ -100,9 +99,7 @@ class Tars:
         damage = "compressed tar: unpack it to .tar first" if tar_path.lower().endswith(TAR_PACKED) else ""
         try:
             for tar, member in () if damage else tar_members(file):
-                folder, name = posixpath.split(member.name)
-                stem, _, extension = name.partition(".")
-                key, extension = posixpath.join(folder, stem), extension.lower()
+                key, extension = key_and_suffix(member.name)
                 samples = keys.setdefault(key, [])
                 if not samples or extension in samples[-1].extensions:  # a key that comes again is another sample
                     samples.append(Sample())

@@ -25,13 +25,17 @@ from tokun.data import tars
 
 IMAGE_SUFFIXES = ("webp", "png", "jpg", "jpeg")
 CODES_SUFFIX = "codes.npy"
+TWICE = "ambiguous: its key is there twice"
+SEVERAL = "ambiguous: several pictures under one key"
+MOST_NAMED = 5  # keys that are named with a reason
 MOST_OPEN = 256  # shards that an index keeps open at once
 
 
 class ShardIndex:
-    """Random access to the samples of WebDataset tars. `skipped` counts what could not be used, by reason.
+    """Random access to the samples of WebDataset tars. `skipped` counts what could not be used, by reason; `named` has the first keys of those that are ambiguous.
 
-    A sample is what shares a key: it has every suffix of `need` and one of `one_of`; only these are indexed. Samples stand in the
+    A sample is what shares a key (`key_and_suffix`): it has every suffix of `need` and one of `one_of`; only these are indexed. Where a key has
+    a suffix twice, or several of `one_of`, nobody can tell which belong together: it is left out. Samples stand in the
     order of the shards and, in a shard, of their first file. The index is a few arrays, some tens of bytes a sample.
     `kept` names a file that keeps it for the next opening: used while it is whole and all shards have the size and time they had
     then, written anew otherwise.
@@ -48,10 +52,11 @@ class ShardIndex:
         table = _open_table(self.paths, need, one_of, kept)
         self._shard, self._offset, self._size, self._key_end, self._keys = table.shard, table.offset, table.size, table.key_end, table.keys
         self.skipped: Counter[str] = Counter(table.skipped)
+        self.named = {reason: list(keys) for reason, keys in table.named.items()}
         if not len(self) and not may_be_empty:
             found = ", ".join(map(str, self.paths[:3]))
             raise ValueError(
-                f"no usable sample in {found}: each needs KEY.{'/'.join([*need, '|'.join(one_of)])}. Skipped: {dict(self.skipped)}"
+                f"no usable sample in {found}: each needs KEY.{'/'.join([*need, '|'.join(one_of)])}. Skipped: {self.told() or 'nothing'}"
             )
 
     def __len__(self) -> int:
@@ -59,6 +64,11 @@ class ShardIndex:
 
     def __getstate__(self) -> dict[str, Any]:
         return self.__dict__ | {"_slots": [None] * MOST_OPEN}  # another process opens its own
+
+    def told(self) -> str:
+        """What was skipped, by reason, and which the ambiguous ones are; "" for nothing."""
+        named = {reason: f" ({', '.join(keys)}{', …' if self.skipped[reason] > len(keys) else ''})" for reason, keys in self.named.items()}
+        return "; ".join(f"{count} {reason}{named.get(reason, '')}" for reason, count in self.skipped.items())
 
     def stamp(self) -> bytes:
         """Of what it is an index: another for other shards, for shards that have changed, and for other suffixes."""
@@ -118,6 +128,7 @@ class _Table:
     key_end: np.ndarray  # (n,) int64: where in `keys` a key ends, and the next begins
     keys: np.ndarray  # uint8
     skipped: dict[str, int]
+    named: dict[str, list[str]]  # the first keys, with their shards, of what is ambiguous, by reason
 
 
 def _open_table(paths: Sequence[Path], need: Sequence[str], one_of: Sequence[str], kept: Path | None) -> _Table:
@@ -127,13 +138,13 @@ def _open_table(paths: Sequence[Path], need: Sequence[str], one_of: Sequence[str
     if kept is None:
         return _scan_all(paths, need, one_of)
     of = _stamp(paths, need, one_of)
-    arrays = load_arrays(kept, of, len(fields(_Table)))
+    arrays = load_arrays(kept, of, len(fields(_Table)) - 1)
     if arrays is not None:
-        return _Table(*arrays[:-1], json.loads(arrays[-1].tobytes()))
+        return _Table(*arrays[:-1], *json.loads(arrays[-1].tobytes()))
     table = _scan_all(paths, need, one_of)
     with contextlib.suppress(OSError):  # a place that cannot be written, a full disk: the next opening scans again
-        *columns, skipped = vars(table).values()
-        save_arrays(kept, of, [*columns, np.frombuffer(json.dumps(skipped).encode(), np.uint8)])
+        *columns, skipped, named = vars(table).values()
+        save_arrays(kept, of, [*columns, np.frombuffer(json.dumps([skipped, named]).encode(), np.uint8)])
     return table
 
 
@@ -141,7 +152,7 @@ def _stamp(paths: Sequence[Path], need: Sequence[str], one_of: Sequence[str]) ->
     """What an index is made of: the shards, their sizes and times, and what is asked of a sample."""
     states = [path.stat() for path in paths]
     shards = [(os.path.abspath(path), state.st_size, state.st_mtime_ns) for path, state in zip(paths, states, strict=True)]
-    return json.dumps([1, list(need), list(one_of), shards]).encode()  # 1: this layout
+    return json.dumps([2, list(need), list(one_of), shards]).encode()  # 2: this layout
 
 
 def save_arrays(kept: Path, of: bytes, arrays: Sequence[np.ndarray]) -> None:
@@ -214,15 +225,28 @@ def expand_shards(pattern: str) -> list[Path]:
 def _scan_all(paths: Sequence[Path], need: Sequence[str], one_of: Sequence[str]) -> _Table:
     suffixes = list(dict.fromkeys((*need, *one_of)))
     skipped: Counter[str] = Counter()
+    named: dict[str, list[str]] = {}
     shards, places, lengths, keys = [], [np.empty((0, len(suffixes), 2), np.int64)], [], []
     with ThreadPoolExecutor(2) as pool:  # one reads while the other counts
         scans = pool.map(lambda path: _scan(path, suffixes), paths)
-    for number, (own, where, broken) in enumerate(scans):
+    for number, (own, where, twice, broken) in enumerate(scans):
         skipped.update(broken)
         there = where[:, :, 0] >= 0
         whole = there[:, [suffixes.index(s) for s in need]].all(1)
+        ambiguous = {TWICE: twice} if len(twice) else {}
         if one_of:
-            whole &= there[:, [suffixes.index(s) for s in one_of]].any(1)
+            pictures = there[:, [suffixes.index(s) for s in one_of]].sum(1)
+            whole &= pictures > 0
+            if len(several := np.setdiff1d(np.flatnonzero(pictures > 1), twice)):
+                ambiguous[SEVERAL] = several
+        if ambiguous:
+            for reason, rows in ambiguous.items():
+                skipped[reason] += len(rows)
+                first = named.setdefault(reason, [])
+                first += [f"{paths[number].name}/{_shown(own[row])}" for row in rows[: MOST_NAMED - len(first)].tolist()]
+            where = np.delete(where, left := np.concatenate([*ambiguous.values()]), 0)
+            whole, gone = np.delete(whole, left), set(left.tolist())
+            own = [key for row, key in enumerate(own) if row not in gone]
         if not whole.all():
             skipped["incomplete sample"] += int((~whole).sum())
         encoded = [key.encode(*tars.NAMES) for key, usable in zip(own, whole.tolist(), strict=True) if usable]
@@ -233,25 +257,42 @@ def _scan_all(paths: Sequence[Path], need: Sequence[str], one_of: Sequence[str])
     offset, size = np.moveaxis(np.concatenate(places), 2, 0).copy()
     return _Table(
         np.concatenate([np.empty(0, np.int32), *shards]), offset, size, np.cumsum(np.concatenate([np.empty(0, np.int64), *lengths])),
-        np.frombuffer(b"".join(keys), np.uint8), dict(skipped),
+        np.frombuffer(b"".join(keys), np.uint8), dict(skipped), named,
     )  # fmt: skip
 
 
-def _scan(path: Path, suffixes: Sequence[str]) -> tuple[list[str], np.ndarray, Counter[str]]:
-    """The keys of one shard, (n, S, 2) where each has its files (offset and size, -1 where it has none of this suffix), and what was skipped."""
+def _shown(key: str) -> str:
+    return key.encode(*tars.NAMES).decode("utf-8", "backslashreplace")
+
+
+def key_and_suffix(name: str) -> tuple[str, str]:
+    """A member's name -> the key that its sample shares, and its suffix in lower case: what follows the first dot behind the last slash.
+
+    'set.v1/0000.mask.PNG' -> ('set.v1/0000', 'mask.png'): a folder's dots belong to the key, as WebDataset has it.
+    """
+    name = name.removeprefix("./")
+    key, _, suffix = name[(slash := name.rfind("/") + 1) :].partition(".")
+    return name[:slash] + key, suffix.lower()
+
+
+def _scan(path: Path, suffixes: Sequence[str]) -> tuple[list[str], np.ndarray, np.ndarray, Counter[str]]:
+    """The keys of one shard, (n, S, 2) where each has its files (offset and size, -1 where it has none of this suffix), which of them (rows) have one twice,
+    and what was skipped."""
     skipped: Counter[str] = Counter()
     names, places = tars.files(path, skipped)
     rows: dict[str, int] = {}
     numbers: dict[str, dict[int, int]] = {suffix: {} for suffix in suffixes}  # suffix -> row -> number of the file
+    twice: set[int] = set()
     for number, name in enumerate(names):
-        key, _, suffix = name.removeprefix("./").partition(".")
+        key, suffix = key_and_suffix(name)
         row = rows.setdefault(key, len(rows))
-        if (of_suffix := numbers.get(suffix.lower())) is not None:
-            of_suffix[row] = number
+        if (of_suffix := numbers.get(suffix)) is not None:
+            if of_suffix.setdefault(row, number) != number:
+                twice.add(row)
     where = np.full((len(rows), len(suffixes), 2), -1)
     for column, of_suffix in enumerate(numbers.values()):
         where[list(of_suffix), column] = places[list(of_suffix.values())]
-    return list(rows), where, skipped
+    return list(rows), where, np.array(sorted(twice), np.int64), skipped
 
 
 def _split_commas(pattern: str) -> list[str]:

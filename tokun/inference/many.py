@@ -16,6 +16,7 @@ import json
 import os
 import tarfile
 from collections.abc import Iterator, Mapping
+from contextlib import nullcontext
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,6 +26,7 @@ from tokun.config import SamplingOptions
 from tokun.inference import decoder, latents
 from tokun.utils import checkpoint
 from tokun.utils.extras import need
+from tokun.utils.lock import alone_in
 
 if TYPE_CHECKING:
     from tokun.inference.model import Pair, Tokun
@@ -44,14 +46,19 @@ def generate(
     Of several processes each makes its own shards; the one that finds all of them there writes the table. Raises ImportError
     for want of pyarrow, and ValueError when `out` holds samples of another model, seed or options, or for options that `Tokun.sample` refuses.
     """
-    from tqdm import tqdm
-
     if not 1 <= n <= MOST:
         raise ValueError(f"n is {n}; it must be from 1 to {MOST:,}")
     need("pyarrow.parquet", extra="data")  # before the hours of work, not behind them
     latents.draw(seed, [0], 1)
     model.plan(**options)
     checkpoint.require_writable(out)
+    with nullcontext() if rank else alone_in(out, option="--out"):
+        return _generate(model, seed, n, out, options, shard_size, rank, world)
+
+
+def _generate(model: Tokun, seed: int, n: int, out: Path, options: Mapping[str, Any], shard_size: int, rank: int, world: int) -> Path:
+    from tqdm import tqdm
+
     # the batch size too: samples are the same in any company, the last digits of their likelihoods are not
     asked = {**asdict(SamplingOptions(**options)), "seed": seed, "n": n, "shard_size": shard_size, **identity(model)}
     require_same(out, asked, rank=rank)

@@ -15,6 +15,7 @@ import math
 import os
 import socket
 import time
+import weakref
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -64,7 +65,7 @@ from tokun.tokenizers.vocabulary import REGISTERS, Vocabulary, tag_word
 from tokun.training import health, optim
 from tokun.training.engine import Engine, deepspeed_settings, make_accelerator
 from tokun.training.tracking import Tracker, make_tracker
-from tokun.utils import checkpoint
+from tokun.utils import checkpoint, lock
 
 
 @dataclass
@@ -79,6 +80,7 @@ class Run:
     deepspeed: bool  # the generator runs under a DeepSpeed engine
     stop: health.StopRequest
     writer: checkpoint.Writer
+    let_go: Callable[[], object] = lambda: None  # of the run's folder
 
     def any(self, flag: bool) -> bool:
         """Whether the flag is true in any process. All of them ask together."""
@@ -100,6 +102,7 @@ class Run:
         self.writer.close()
         self.stop.close()
         self.tracker.finish()
+        self.let_go()
 
     def wait(self) -> None:
         """Until every process is here."""
@@ -134,7 +137,7 @@ class Run:
 def open_run(config: Config, *, deepspeed: bool = False) -> Run:
     """Check what the last stage will ask for, make the run's folder, start its tracker. Every process calls it.
 
-    Raises ValueError for settings that a later stage would refuse, before the first one has spent an hour.
+    Raises ValueError for settings that a later stage would refuse, before the first one has spent an hour, and for a folder that another run holds.
     """
     out = Path(config.out)
     rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
@@ -142,8 +145,8 @@ def open_run(config: Config, *, deepspeed: bool = False) -> Run:
     _check_ahead(config, world, deepspeed)
     if config.threads:
         torch.set_num_threads(config.threads)
+    held = hold_out(config)
     if rank == 0:
-        checkpoint.require_writable(out)
         if not (out / "config.yaml").exists():  # that of an earlier run stays until every stage has agreed to this one
             write_config(out, config)
     tracker = make_tracker(
@@ -155,9 +158,19 @@ def open_run(config: Config, *, deepspeed: bool = False) -> Run:
         main_process=rank == 0,
     )
     run = Run(config, out, tracker, rank, world, deepspeed, health.StopRequest(), checkpoint.Writer(tqdm.write))
+    if held is not None:
+        run.let_go = weakref.finalize(run, lock.let_go, held)  # also where it is never closed
     run.wait()
     _require_shared(out)
     return run
+
+
+def hold_out(config: Config) -> Path | None:
+    """The first process of a run makes its folder and holds it until the run ends, for all of them. Raises ValueError where another run holds it."""
+    if int(os.environ.get("RANK", 0)):
+        return None
+    checkpoint.require_writable(Path(config.out))
+    return lock.hold(Path(config.out), option="out=…")
 
 
 def _require_shared(out: Path, *, seconds: float = 30.0) -> None:
@@ -412,7 +425,7 @@ def train_image_tokenizer(run: Run) -> Path:
     run.tracker.log({f"image_tokenizer/val_{k}": v for k, v in figures.items()}, step=step)
     run.tracker.log_image("image_tokenizer/reconstructions", sheet, step=step)
     if samples.index.skipped:
-        run.say(f"image tokenizer: skipped {dict(samples.index.skipped)}")
+        run.say(f"image tokenizer: skipped {samples.index.told()}")
     run.say(f"image tokenizer: finished after {step} steps. " + _line(figures))
     run.wait()
     _gate(figures, train, model_config.codebook_size)
@@ -763,6 +776,8 @@ def encode_shard(source: Path, shard: Path, tokenizer: ImageTokenizer, config: C
         **_shapes(config),
     )
     skipped = samples.index.skipped
+    if samples.index.named:
+        tqdm.write(f"codes: {source.name}: left out {samples.index.told()}")
     # as many together whatever is left of the shard, so that the codes are the same bits in any company
     rows = c.batch_size if device.type == "cuda" else CPU_ROWS
 

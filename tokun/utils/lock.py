@@ -1,0 +1,160 @@
+"""One process (or one run of several) at work in a folder: a lock that names its holder, and that a kill lets go of.
+
+The lock is `flock` on `FOLDER/.lock`, which the kernel releases when the process ends, however it ends. The file says who holds it.
+Where there is no flock (Windows, some network folders), the file itself is the lock, and a holder that is gone is told by its pid.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shlex
+import socket
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
+
+NAME = ".lock"
+_held: dict[str, list[int]] = {}  # of this process: the lock's path -> [descriptor, how often it is held]
+
+
+class InUse(ValueError):
+    """Another process is at work in the folder."""
+
+
+@contextmanager
+def alone_in(folder: Path, *, option: str = "out") -> Iterator[None]:
+    """Hold the folder within the block. See `hold`."""
+    path = hold(folder, option=option)
+    try:
+        yield
+    finally:
+        let_go(path)
+
+
+def hold(folder: Path, *, option: str = "out") -> Path:
+    """Lock the folder for this process and return the lock's path, for `let_go`. A process may hold a folder several times.
+
+    Raises InUse (a ValueError) naming the process, host, command and time of who holds it. `option` is how another folder is chosen.
+    """
+    path = folder.resolve() / NAME
+    if (own := _held.get(str(path))) is not None:
+        own[1] += 1
+        return path
+    path.parent.mkdir(parents=True, exist_ok=True)
+    descriptor = _locked(path, folder, option)
+    try:
+        _sign(descriptor, folder)
+    except BaseException:
+        os.close(descriptor)
+        raise
+    _held[str(path)] = [descriptor, 1]
+    return path
+
+
+def _sign(descriptor: int, folder: Path) -> None:
+    """Write who holds the folder now."""
+    before = _read(descriptor)
+    if before and before.get("host") != socket.gethostname():
+        print(
+            f"{folder} was left by process {before.get('pid')} on {before.get('host')}, which did not end by itself. If it still runs there (a disk whose locks do not "
+            "reach other machines), stop one of the two",
+            file=sys.stderr,
+        )
+    os.ftruncate(descriptor, 0)
+    os.lseek(descriptor, 0, os.SEEK_SET)
+    os.write(descriptor, json.dumps(_myself()).encode())
+
+
+def let_go(path: Path) -> None:
+    """Release what `hold` returned, and remove the file when nothing in this process holds it any more."""
+    own = _held.get(str(path))
+    if own is None:
+        return
+    own[1] -= 1
+    if own[1]:
+        return
+    del _held[str(path)]
+    try:
+        with contextlib.suppress(OSError):
+            os.unlink(path)  # while it is held: who waits for it looks again (`_locked`)
+    finally:
+        os.close(own[0])
+
+
+def _locked(path: Path, folder: Path, option: str) -> int:
+    while True:
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+        try:
+            if fcntl is None:
+                raise OSError("no flock here")
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            holder = _read(descriptor)
+            os.close(descriptor)
+            raise InUse(_in_use(folder, holder, option)) from None
+        except OSError:  # no flock on this disk
+            holder = _read(descriptor)
+            if holder and not _is_gone(holder):
+                os.close(descriptor)
+                raise InUse(f"{_in_use(folder, holder, option)}. If that process is not running any more, delete {path}") from None
+            return descriptor
+        with contextlib.suppress(OSError):
+            if os.path.samestat(os.fstat(descriptor), os.stat(path)):
+                return descriptor
+        os.close(descriptor)  # its holder ended and removed it meanwhile
+
+
+def _in_use(folder: Path, holder: dict[str, Any], option: str) -> str:
+    who = f"process {holder.get('pid')} on {holder.get('host')} since {holder.get('since')} ({holder.get('command')})" if holder else "another process"
+    return f"{folder} is in use by {who}: wait until it ends, stop it, or choose another folder with {option}"
+
+
+def _is_gone(holder: dict[str, Any]) -> bool:
+    """Whether the holder was a process of this machine, and is none now."""
+    if holder.get("host") != socket.gethostname() or not isinstance(holder.get("pid"), int):
+        return False
+    if holder["pid"] == os.getpid():
+        return True
+    try:
+        os.kill(holder["pid"], 0)
+    except ProcessLookupError:
+        return True
+    except OSError:
+        return False
+    return False
+
+
+def _myself() -> dict[str, Any]:
+    command = shlex.join([os.path.basename(sys.executable or "python"), *sys.argv])
+    return {"pid": os.getpid(), "host": socket.gethostname(), "command": command[:300], "since": time.strftime("%Y-%m-%d %H:%M:%S")}
+
+
+def _read(descriptor: int) -> dict[str, Any]:
+    try:
+        os.lseek(descriptor, 0, os.SEEK_SET)
+        found = json.loads(os.read(descriptor, 1 << 16))
+        return found if isinstance(found, dict) else {}
+    except (OSError, ValueError):
+        return {}
+
+
+def _forget() -> None:
+    """In a child that was forked: the lock is its parent's alone, or it would outlive it."""
+    for descriptor, _ in _held.values():
+        with contextlib.suppress(OSError):
+            os.close(descriptor)
+    _held.clear()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forget)
