@@ -23,6 +23,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import re
 from dataclasses import asdict, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -67,20 +68,25 @@ def main(argv: list[str] | None = None) -> None:
         return
     if shards_wanted(args):
         size, world = args.shard_size or 1000, int(os.environ.get("WORLD_SIZE", 1))
+        if rank == 0 and args.shard_size is None:
+            print(f"--n {args.n} is more than {many.FROM:,}: written as shards of {size:,} pairs, not as single PNGs. A stop loses no whole shard; the one that is being drawn begins anew")
         many.generate(model, args.seed, args.n, args.out, options_of(args), shard_size=size, rank=rank, world=world)
         if rank == 0:
-            print(f"{args.n} pairs in {args.out}: {many.RECORD}, shards, {many.TABLE}")
+            table = f", {many.TABLE}" if (args.out / many.TABLE).is_file() else "; the table comes when the other processes are done"
+            print(f"{args.n} pairs in {args.out}: {many.RECORD}, shards{table}")
         return
     if args.aspect:
         rows, columns = model.plan(**options_of(args)).wanted.grid
         print(f"--aspect {args.aspect}: grid {rows}x{columns} (rows x columns of codes), of {', '.join(f'{height}x{width}' for height, width in model.grids)}")
     pairs = draw(model, args, tqdm)
-    for pair in pairs:
-        pair.image.save(args.out / f"{pair.seed:06d}-{pair.index:02d}.png")
+    remove_earlier(args.out)
+    names = [name_of(pair, args) for pair in pairs]
+    for pair, name in zip(pairs, names):
+        pair.image.save(args.out / f"{name}.png")
         if args.svg:
-            checkpoint.write_text(args.out / f"{pair.seed:06d}-{pair.index:02d}.svg", to_svg(pair.image, args.max_bytes))
-    lines = [json.dumps(pair.record(), ensure_ascii=False) for pair in pairs]
-    checkpoint.write_text(args.out / "samples.jsonl", "\n".join(lines) + "\n")
+            checkpoint.write_text(args.out / f"{name}.svg", to_svg(pair.image, args.max_bytes))
+    lines = [json.dumps({**pair.record(), "file_name": f"{name}.png"}, ensure_ascii=False) for pair, name in zip(pairs, names)]
+    checkpoint.write_text(args.out / LISTED, "\n".join(lines) + "\n")
     captions = [pair.caption for pair in pairs]
     grid = captioned_grid([pair.image for pair in pairs[:64]], captions[:64])
     grid.save(args.out / "grid.png")
@@ -90,7 +96,9 @@ def main(argv: list[str] | None = None) -> None:
         video.write_mp4([pair.image for pair in pairs], args.out / "interpolation.mp4")
     for pair in pairs:
         print(f"{pair.seed}-{pair.index:02d}  {pair.caption}")
-    print(f"{len(pairs)} pairs in {args.out}: grid.png, PNGs, samples.jsonl")
+    written = ["grid.png", f"{names[0]}.png …" if len(names) > 1 else f"{names[0]}.png", *(["an SVG of each"] if args.svg else []), LISTED]
+    written += ["strip.png", "interpolation.gif"] if args.interpolate else []
+    print(f"{len(pairs)} pairs in {args.out}: {', '.join([*written, *(['interpolation.mp4'] if args.video else [])])}")
     if args.wandb:
         tracker = tracking.make_tracker(
             "wandb",
@@ -102,6 +110,34 @@ def main(argv: list[str] | None = None) -> None:
         tracker.log_grid("samples", grid, [pair.image for pair in pairs], captions, step=0)
         tracker.log({"samples/pmi": sum(pair.pmi for pair in pairs) / len(pairs)}, step=0)
         tracker.finish()
+
+
+LISTED = "samples.jsonl"
+OURS = re.compile(r"(steps-\d+-|completed-|varied-)?\d{6,}-\d{2,}\.png")
+
+
+def name_of(pair: Pair, args: argparse.Namespace) -> str:
+    """Of a pair's files, without suffix: SEED-INDEX for sample INDEX of a seed alone, which a step between two seeds and a variation are not."""
+    if args.interpolate:
+        first, last = args.interpolate
+        return f"steps-{first}-{last:06d}-{pair.index:02d}"
+    what = "completed-" if args.complete is not None else "varied-" if args.invert is not None else ""
+    return f"{what}{pair.seed:06d}-{pair.index:02d}"
+
+
+def remove_earlier(out: Path) -> None:
+    """Remove the files of the run before that its samples.jsonl lists, and no other: beside a new list they would be taken for its own."""
+    try:
+        records = [json.loads(line) for line in (out / LISTED).read_text(encoding="utf-8").splitlines() if line.strip()]
+        names = [str(one.get("file_name") or f"{one['seed']:06d}-{one['index']:02d}.png") for one in records]
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return
+    for name in filter(OURS.fullmatch, names):
+        for path in (out / name, (out / name).with_suffix(".svg")):
+            path.unlink(missing_ok=True)
+    if any(name.startswith("steps-") for name in names):
+        for name in ("strip.png", "interpolation.gif", "interpolation.mp4"):
+            (out / name).unlink(missing_ok=True)
 
 
 def draw(model: Tokun, args: argparse.Namespace, tqdm: Any) -> list[Pair]:

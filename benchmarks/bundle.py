@@ -74,6 +74,7 @@ def main() -> None:
     config = from_dict(yaml.safe_load((args.run / "config.yaml").read_text()))
     config.start = ""  # the recipe says it
     config.data.train, config.tracking.name = "engravings and engravings-128, train split", "tokun: engravings, 64 px"
+    config.data.style, config.card.license = "engraving", "apache-2.0"
     record = checkpoint.read_record(args.run / "checkpoint" / "training.json")
     assert record is not None
     record["image_tokenizer"] |= stages.inspect_image_tokenizer(model.image_tokenizer, stages._held_out_pictures(from_dict(yaml.safe_load((args.run / "config.yaml").read_text()))), torch.device("cpu"))[0]

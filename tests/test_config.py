@@ -2,6 +2,8 @@
 
 from pathlib import Path
 
+import dataclasses
+
 import pytest
 
 from tokun.config import Config, from_dict, load_config, to_dict
@@ -101,3 +103,22 @@ def test_two_configs_share_no_lists():
     a.image_tokenizer.channels.append(1)
     a.train.task_mix["joint"] = 9.0
     assert b == Config()
+
+
+def test_every_setting_that_a_message_of_tokun_names_exists():
+    import re
+    from pathlib import Path
+
+    from tokun import config as configs
+
+    sections = {f.name: getattr(configs.Config(), f.name) for f in dataclasses.fields(configs.Config) if dataclasses.is_dataclass(getattr(configs.Config(), f.name))}
+    named = re.compile(rf"(?<![\w./])({'|'.join(sections)})\.([a-z_]+)(?:=|: )(?=[A-Z\w'\"])")
+    found = []
+    for path in sorted(Path(configs.__file__).parent.rglob("*.py")):
+        for text in re.findall(r'f?"([^"\n]*)"', path.read_text(encoding="utf-8")):
+            for section, key in named.findall(text):
+                found.append((section, key))
+                assert hasattr(sections[section], key), f"{path.name} names {section}.{key}, which does not exist"
+    assert ("image_tokenizer_train", "perceptual") in found
+    bare = [path.name for path in Path(configs.__file__).parent.rglob("*.py") if re.search(r"set perceptual\b", path.read_text(encoding="utf-8"))]
+    assert not bare, "a key without its section is refused by train.py"

@@ -137,7 +137,7 @@ def test_weights_that_cannot_be_downloaded_say_the_way_out(monkeypatch):
         raise OSError("no network")
 
     monkeypatch.setattr(torch.hub, "load_state_dict_from_url", no_network)
-    with pytest.raises(OSError, match="perceptual_weights, or set perceptual=none"):
+    with pytest.raises(OSError, match=r"perceptual_weights, or set image_tokenizer_train\.perceptual=none"):
         losses.load_squeezenet("")
 
 

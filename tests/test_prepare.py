@@ -519,7 +519,7 @@ def test_killed_before_any_change_of_the_disk_it_goes_on(tmp_path, there):
     for _ in kills(first_run, tmp_path / "out"):
         record, kept = tmp_path / "out" / "prepare.json", tmp_path / "before" / "prepare.json"
         if there == "others" and record.exists() and record.read_bytes() == kept.read_bytes():
-            shutil.copytree(tmp_path / "out", tmp_path / "had", ignore=shutil.ignore_patterns(".prepare-partial"))
+            shutil.copytree(tmp_path / "out", tmp_path / "had", ignore=shutil.ignore_patterns(".prepare-partial", ".lock"))
             first_run()
             assert files(tmp_path / "had") == files(before), "the old ones stood, whole, until the new ones were made"
             shutil.rmtree(tmp_path / "had")

@@ -157,3 +157,30 @@ def test_ctrl_c_is_one_line_and_status_130(capsys, monkeypatch):
     monkeypatch.setenv("TOKUN_TRACEBACK", "1")
     with pytest.raises(KeyboardInterrupt):
         console.run("sample.py", work)
+
+
+def test_a_shorter_run_leaves_no_picture_of_the_longer_one_before_and_nothing_else_is_touched(checkpoint_folder, tmp_path):
+    run(checkpoint_folder, tmp_path, "--seed", "7", "--n", "3")
+    (tmp_path / "000007-99.png").write_bytes(b"of the user")
+    (tmp_path / "notes.txt").write_text("mine")
+    run(checkpoint_folder, tmp_path, "--seed", "8", "--n", "1")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["000007-99.png", "000008-00.png", "grid.png", "notes.txt", "samples.jsonl"]
+    run(checkpoint_folder, tmp_path, "--interpolate", "8", "9", "--steps", "3")
+    names = {path.name for path in tmp_path.iterdir()}
+    assert {"steps-8-000009-00.png", "steps-8-000009-02.png", "strip.png", "interpolation.gif"} <= names and "000008-00.png" not in names, "a step is no sample of a seed"
+    run(checkpoint_folder, tmp_path, "--seed", "8", "--n", "1")
+    assert not {"strip.png", "interpolation.gif"} & {path.name for path in tmp_path.iterdir()}
+
+
+def test_a_list_of_before_that_names_files_elsewhere_removes_none(checkpoint_folder, tmp_path):
+    (tmp_path / "keep.png").write_bytes(b"x")
+    out = tmp_path / "out"
+    out.mkdir()
+    for line in ('{"file_name": "../keep.png"}', '{"seed": "../", "index": 1}', "[1]", '{"seed": 7, "index": 1, "file_name": "grid.jpg"}'):
+        (out / "samples.jsonl").write_text(line + "\n")
+        sample.remove_earlier(out)
+    assert (tmp_path / "keep.png").exists()
+    (out / "000007-01.png").write_bytes(b"x")
+    (out / "samples.jsonl").write_text('{"seed": 7, "index": 1}\n')  # as earlier versions wrote it
+    sample.remove_earlier(out)
+    assert not (out / "000007-01.png").exists()

@@ -203,6 +203,11 @@ class TrackingConfig:
 
 
 @dataclass
+class CardConfig:
+    license: str = ""  # of the model, as its card names it for the Hub, such as cc-by-4.0; empty: none is named
+
+
+@dataclass
 class Config:
     out: str = "runs/default"  # everything the run makes lies here
     seed: int = 0
@@ -217,6 +222,7 @@ class Config:
     train: TrainConfig = field(default_factory=TrainConfig)
     sampling: SamplingConfig = field(default_factory=SamplingConfig)
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
+    card: CardConfig = field(default_factory=CardConfig)
 
 
 def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:

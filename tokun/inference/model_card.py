@@ -28,11 +28,14 @@ def model_card(config: Config, record: dict[str, Any], *, about: str = "", data:
         ]
     lines = "\n".join(f"| {name} | {value} |" for name, value in rows)
     minutes = record["seconds"] / 60
+    licence = f"\nlicense: {config.card.license}" if config.card.license else ""
+    counts = record["settings"]["counts"]
+    trained_on = f"{counts.get('train', 0):,} pictures with captions to train" + (f", {counts['val']:,} held out" if counts.get("val") else ", none held out")
+    style = ", " + config.data.style if config.data.style else ""
     return f"""---
-library_name: tokun
-license: apache-2.0
+library_name: tokun{licence}
 pipeline_tag: text-to-image
-tags: [tokun, vq-vae, autoregressive, image-captioning, engraving]
+tags: [tokun, vq-vae, autoregressive, image-captioning{style}]
 ---
 
 # {config.tracking.name or Path(config.out).name}
@@ -46,12 +49,12 @@ image, caption = tokun.load("{OWN_ID}")(seed=42)
 
 ## Data
 
-{data or f"{record['settings']['counts']} samples (shards: `{config.data.train or 'toy pictures drawn by code'}`)."}
+{data or f"{trained_on} (shards: `{config.data.train or 'toy pictures drawn by code'}`)."}
 
 ## Recipe
 
 - Image tokenizer: convolutional VQ-VAE, {m.image_size} px, {"grayscale" if m.image_channels == 1 else "RGB"}, {side}x{side} codes of {m.codebook_size} ({m.quantizer}).
-- Generator: {f"went on from {config.start}, " if config.start else ""}{f"started from {g.pretrained}" if g.pretrained else f"Qwen3, {g.num_layers} layers of width {g.hidden_size}"}, {record["parameters"] / 1e6:.1f}M parameters, dropout {g.dropout}.
+- Generator: {f"went on from {'the bundled engraving model' if config.start == 'bundled' else config.start}, " if config.start else ""}{f"started from {g.pretrained}" if g.pretrained else f"Qwen3, {g.num_layers} layers of width {g.hidden_size}"}, {record["parameters"] / 1e6:.1f}M parameters, dropout {g.dropout}.
 - {record["steps"]} steps of {t.batch_size} sequences, {"Muon and AdamW" if t.optimizer == "muon" else "AdamW"}, peak learning rate {t.lr:g}, weight decay {t.weight_decay}, EMA {t.ema_decay}, {minutes:.0f} minutes.
 - Tasks: {", ".join(f"{k} {v:g}" for k, v in t.task_mix.items())}; tag dropout {t.tag_dropout}{f", word dropout {t.word_dropout}" if t.word_dropout else ""}.
 {f"- {recipe}" if recipe else ""}

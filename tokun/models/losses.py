@@ -96,7 +96,7 @@ class LpipsDistance(nn.Module):
         except OSError as error:  # URLError too: the VGG weights could not be downloaded
             raise OSError(
                 f"perceptual: lpips could not load its VGG weights ({error}). On a machine without downloads set "
-                "image_tokenizer_train.perceptual=squeezenet and perceptual_weights=FILE, or perceptual=none"
+                "image_tokenizer_train.perceptual=squeezenet and image_tokenizer_train.perceptual_weights=FILE, or image_tokenizer_train.perceptual=none"
             ) from error
         self.requires_grad_(False).eval()
 
@@ -129,7 +129,7 @@ def load_squeezenet(weights: str) -> dict[str, Tensor]:
         except OSError as error:
             raise OSError(
                 f"the SqueezeNet weights could not be downloaded from {SQUEEZENET_URL} ({error}). Fetch the file "
-                "elsewhere and name it in image_tokenizer_train.perceptual_weights, or set perceptual=none"
+                "elsewhere and name it in image_tokenizer_train.perceptual_weights, or set image_tokenizer_train.perceptual=none"
             ) from error
     path = Path(weights)
     if not path.is_file():

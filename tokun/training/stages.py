@@ -212,7 +212,7 @@ def _check_ahead(config: Config, world: int, deepspeed: bool) -> None:
         raise ValueError(f"train.keep_best is {train.keep_best}, but which checkpoint is best only held-out pictures can tell: name them with data.val, or set keep_best to 0")
     weights = config.image_tokenizer_train.perceptual_weights
     if weights and config.image_tokenizer_train.perceptual_weight > 0 and not Path(weights).is_file():
-        raise FileNotFoundError(f"image_tokenizer_train.perceptual_weights {weights} does not exist; name a SqueezeNet file, or set perceptual: none")
+        raise FileNotFoundError(f"image_tokenizer_train.perceptual_weights {weights} does not exist; name a SqueezeNet file, or set image_tokenizer_train.perceptual=none")
 
 
 def _check_start(config: Config) -> None:
