@@ -483,7 +483,8 @@ def prepare(
     leave_out = None if is_url(out) else Path(out)
     reader = choose_reader(source, reader, leave_out=leave_out)
     check_folders(source, out)
-    need("pyarrow", extra="data")  # before the hours of work, not after
+    for package in ("pyarrow", "jinja2"):
+        need(package, extra="data")  # before the hours of work, not after
     if settings.filter in OF_OPENCV:
         opencv()
     settings = replace(settings, source=settings.source or name_of(source))
