@@ -788,6 +788,10 @@ def main(argv: list[str] | None = None) -> int:
     if not report.captions:
         print(f"caption: no caption was written; {out / RECORD} counts the reasons", file=sys.stderr)
         return 1
+    for told in report.doubts():
+        print(f"caption: WARNING: {told}", file=sys.stderr)
+    if report.says_nothing():
+        return 1
     print(f"Next:\n  python -m data_tools.inspect {shlex.quote(str(out))} --verify --sheet sheet.png")
     return 0
 
