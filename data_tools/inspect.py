@@ -26,7 +26,7 @@ from PIL import Image
 
 from data_tools.images.pictures import DECODE_ERRORS
 from data_tools.pipeline.advice import alike
-from data_tools.prepare import RECORD
+from data_tools.pipeline.output import RECORD
 from tokun.grids import captioned_grid
 
 IMAGE_EXTENSIONS = ("webp", "png", "jpg", "jpeg")
