@@ -36,7 +36,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from data_tools import captioning as captioners
-from data_tools import from_table, registers
+from data_tools.captioning import from_table, registers
 from data_tools.captioning.journal import (
     ALL,
     RECORD,
@@ -56,8 +56,8 @@ from data_tools.captioning.journal import (
     sha256,
     texts_id,
 )
+from data_tools.captioning.registers import FACTS, Facts
 from data_tools.inspect import Pair, find_shards, open_image, read_pairs
-from data_tools.registers import FACTS, Facts
 from data_tools.tables import QUOTING
 from tokun.clip import Clip
 from tokun.grids import captioned_grid

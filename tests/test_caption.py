@@ -19,9 +19,8 @@ from PIL import Image
 
 from data_tools import caption as tool
 from data_tools import captioning as captioners
-from data_tools import registers
 from data_tools.caption import Settings, Work, caption, main, preview
-from data_tools.captioning import journal
+from data_tools.captioning import journal, registers
 from data_tools.inspect import read_pairs
 from tests.kills import kills
 from tests.test_captioners import Server, completion, git, llava, save

@@ -20,7 +20,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from data_tools.pipeline import manifest, settle
+from data_tools.pipeline import manifest as rows_of_all
+from data_tools.pipeline import settle
 from data_tools.pipeline.advice import steps
 from data_tools.pipeline.chunks import Piece, Settings, Shard, add_member, cleaned, write_shard
 from data_tools.pipeline.stores import Store
@@ -450,11 +451,11 @@ def test_json_and_manifest_have_the_fields_of_the_format(tmp_path):
 
 def test_any_text_stands_in_the_manifest_as_it_is():
     pa = pytest.importorskip("pyarrow")
-    schema = pa.schema([(name, pa.int32() if name in ("width", "height") else pa.string()) for name in manifest.FIELDS])
+    schema = pa.schema([(name, pa.int32() if name in ("width", "height") else pa.string()) for name in rows_of_all.FIELDS])
     texts = ["a\0b", "\N{WOLF FACE} é", "\\xff", "2020-01-01T00:00:00", "", 'line\nbreak "', "null", "1", "\u2028"]
-    rows = [{name: 7 if name in ("width", "height") else text for name in manifest.FIELDS} for text in texts] + [dict.fromkeys(manifest.FIELDS)]
-    assert manifest.as_table(rows, schema).schema == schema and manifest.as_table(rows, schema).to_pylist() == rows
-    assert manifest.as_table(rows[-1:], schema).to_pylist() == rows[-1:], "unknown in every row"
+    rows = [{name: 7 if name in ("width", "height") else text for name in rows_of_all.FIELDS} for text in texts] + [dict.fromkeys(rows_of_all.FIELDS)]
+    assert rows_of_all.as_table(rows, schema).schema == schema and rows_of_all.as_table(rows, schema).to_pylist() == rows
+    assert rows_of_all.as_table(rows[-1:], schema).to_pylist() == rows[-1:], "unknown in every row"
 
 
 @pytest.mark.parametrize("name", ["hamming", "area", "linear"])

@@ -31,12 +31,12 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from data_tools import registers
+from data_tools.captioning import registers
 from data_tools.captioning.journal import LEFT_OUT, RECORD, STATE, Folder, new_record, read_record, sha256, write_shard, write_whole
 from data_tools.inspect import IMAGE_EXTENSIONS, Pair, find_shards, read_pairs
 from data_tools.pipeline.disk import DiskDict
 from data_tools.tables import CAPTION_COLUMNS, PATH_COLUMNS, Table, TableError, caption_column, read_table
-from data_tools.things import Lexicon
+from data_tools.text.things import Lexicon
 
 LAYOUT = 1  # of what is written: another number, another stamp
 KEY_COLUMNS = ("key", "__key__")
