@@ -3,7 +3,7 @@
     python benchmarks/interpolation.py --features squeezenet1_1.safetensors                             the bundled model, 16 pairs of seeds
     python benchmarks/interpolation.py --features squeezenet1_1.safetensors --checkpoint runs/mine --pairs 4 --steps 24
 
-A step is the SqueezeNet distance (tokun.losses) of two neighbours, enlarged to 128 px at least; of another size, the second is resized to the first's.
+A step is the SqueezeNet distance (tokun.models.losses) of two neighbours, enlarged to 128 px at least; of another size, the second is resized to the first's.
 In each row: the mean step, the largest over the mean of its own way (the mean and the largest over the ways), the share of codes that neighbours of
 one grid have in common, and nats a code of the pictures between the ends, whose own are the last row. On the great circle one early code that changes
 changes all behind it: the pictures are as likely as samples, and have nothing in common.
@@ -26,10 +26,10 @@ from tqdm import tqdm
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import tokun
-from tokun import latents
 from tokun.evaluate.features import SMALLEST, stack
-from tokun.losses import SqueezeNetDistance
-from tokun.model import Pair, Tokun
+from tokun.inference import latents
+from tokun.inference.model import Pair, Tokun
+from tokun.models.losses import SqueezeNetDistance
 
 
 def main() -> None:

@@ -59,8 +59,8 @@ from data_tools.captioning.journal import (
 from data_tools.inspect import Pair, find_shards, open_image, read_pairs
 from data_tools.registers import FACTS, Facts
 from data_tools.tables import QUOTING
-from tokun.clip import Clip
-from tokun.grids import captioned_grid
+from tokun.inference.clip import Clip
+from tokun.render.grids import captioned_grid
 
 PREVIEW = "preview.png"
 RETRY_TEMPERATURE = 0.7  # of a second attempt: the likeliest words have failed once

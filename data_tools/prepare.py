@@ -61,8 +61,8 @@ from data_tools.pipeline.stores import Store, is_url, open_store
 from data_tools.readers import READERS, Found, Listing, Options, PictureError, Words, choose_reader, read_picture, shown
 from data_tools.readers.survey import RECOGNISED
 from data_tools.readers.tables import with_captions
-from tokun.extras import need
-from tokun.memory import keep_memory
+from tokun.utils.extras import need
+from tokun.utils.memory import keep_memory
 
 MANIFEST = "manifest.parquet"
 RECORD = "prepare.json"

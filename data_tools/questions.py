@@ -40,7 +40,7 @@ from data_tools.inspect import Pair, open_image, read_pairs
 from data_tools.registers import facts_of
 from data_tools.things import BEFORE, NUMBERS, Lexicon, tokens_of
 from data_tools.yes_or_no import PEOPLE, Shown, is_this, named, with_article
-from tokun.wordings import SHOWS
+from tokun.tokenizers.wordings import SHOWS
 
 WORDINGS = {
     "what": ("What is shown?", "What does the picture show?", "What can be seen here?"),

@@ -27,8 +27,9 @@ import yaml
 from PIL import Image
 
 from data_tools import toy
-from tokun import app, demo
-from tokun.gate import Gate
+from tokun.app import demo
+from tokun.app import page as app
+from tokun.app.gate import Gate
 
 ROOT = Path(__file__).resolve().parent.parent
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
@@ -303,8 +304,8 @@ def test_uploads_that_stand_still_are_ended_and_only_so_many_are_received_at_a_t
         crowded = await answered(gate, begun(), then=9)
         return [silent, crowded, await slow, gate.uploads]
 
-    monkeypatch.setattr("tokun.gate.IDLE", 0.2)
-    monkeypatch.setattr("tokun.gate.UPLOADS", 1)
+    monkeypatch.setattr("tokun.app.gate.IDLE", 0.2)
+    monkeypatch.setattr("tokun.app.gate.UPLOADS", 1)
     assert asyncio.run(all_of_it()) == [408, 429, 408, 0]
 
 

@@ -1,4 +1,4 @@
-"""Promises of tokun/directions.py, on the tiny random model of fixtures.py."""
+"""Promises of tokun/inference/directions.py, on the tiny random model of fixtures.py."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from PIL import Image
 
 from data_tools import toy
 from tests.test_losses import random_squeezenet
-from tokun import directions, latents, sampling
 from tokun.data import to_float
-from tokun.losses import SqueezeNetDistance
-from tokun.vocabulary import Tags
+from tokun.inference import directions, latents, sampling
+from tokun.models.losses import SqueezeNetDistance
+from tokun.tokenizers.vocabulary import Tags
 
 
 @pytest.fixture(scope="module")

@@ -16,13 +16,14 @@ from tests.small_runs import needs
 from tests.test_framing import SIZES
 from tests.test_framing import write as write_shapes
 from tests.test_losses import WEIGHTS, random_squeezenet
-from tokun import data, stages
+from tokun import data
 from tokun.config import ImageTokenizerTrainConfig
 from tokun.evaluate import __main__ as command
 from tokun.evaluate import distances, doctor, drawn, features, images, memorisation, style
 from tokun.evaluate.figures import Figure, as_dict, share, skipped, table
 from tokun.evaluate.material import read_pairs
-from tokun.grids import to_pil
+from tokun.render.grids import to_pil
+from tokun.training import stages
 
 pytestmark = needs("torchmetrics", reason="the extra eval is not installed")
 CPU = torch.device("cpu")

@@ -8,7 +8,7 @@ import pytest
 
 from data_tools import registers
 from data_tools.registers import Facts, ask, ask_json, echoes, facts_of, fault, frame, loops, parse_registers, read_answer, template, tidy
-from tokun import vocabulary
+from tokun.tokenizers import vocabulary
 
 SHIP = Facts(
     caption="A Dutch Ship", title="The Sea. Its history", author="Wood, J. G. (John George), 1827-1889", illustrator="Doré, Gustave",

@@ -13,11 +13,14 @@ from PIL import Image
 import sample
 from tests.test_sampling import slow_generate
 from tests.test_serving import vllm  # noqa: F401
-from tokun import data, decoder, demo, directions, framing, latents, many, native, sampling
-from tokun.model import load
-from tokun.sampling import Choice
+from tokun import data
+from tokun.app import demo
+from tokun.data import framing
+from tokun.inference import decoder, directions, latents, many, native, sampling
+from tokun.inference.model import load
+from tokun.inference.sampling import Choice
 from tokun.serving import __main__ as serving
-from tokun.vocabulary import Tags
+from tokun.tokenizers.vocabulary import Tags
 
 
 def tokens(pairs):

@@ -23,9 +23,14 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from tokun import checkpoint, console, data, framing, losses, model, optim
-from tokun.image_tokenizer import ImageTokenizer
-from tokun.vocabulary import Vocabulary
+from tokun import data
+from tokun.data import framing
+from tokun.inference import model
+from tokun.models import losses
+from tokun.tokenizers.image import ImageTokenizer
+from tokun.tokenizers.vocabulary import Vocabulary
+from tokun.training import optim
+from tokun.utils import checkpoint, console
 
 DISCRIMINATOR_AHEAD = 100  # steps that the discriminator learns alone
 

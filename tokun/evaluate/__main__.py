@@ -26,9 +26,9 @@ from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tokun import checkpoint, console
 from tokun.evaluate.figures import Figure, as_dict, skipped, table
-from tokun.extras import need
+from tokun.utils import checkpoint, console
+from tokun.utils.extras import need
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from tokun.evaluate.features import Features
     from tokun.evaluate.material import RealPair
     from tokun.evaluate.recognition import Judge
-    from tokun.model import Pair, Tokun
+    from tokun.inference.model import Pair, Tokun
 
 SOURCES = ("generated", "reconstructions", "originals", "prompted")  # see `eyes`
 PACKAGES = ("tokun", "torch", "transformers", "torchmetrics", "torch-fidelity", "open_clip_torch", "lpips", "numpy", "Pillow")
@@ -98,7 +98,7 @@ class Case:
 
     @cached_property
     def identity(self) -> dict[str, Any]:
-        from tokun import many
+        from tokun.inference import many
 
         return many.identity(self.model)
 
@@ -241,7 +241,7 @@ def draw_plots(case: Case) -> None:
     from tokun.evaluate import plots
     from tokun.evaluate.doctor import BAND, mean_spectrum, reconstruct
     from tokun.evaluate.material import grids_of
-    from tokun.grids import captioned_grid
+    from tokun.render.grids import captioned_grid
 
     size, out, codes = case.model.image_tokenizer.codebook_size, case.args.out, [pair.codes for pair in case.held_out]
     counts = {"held-out": np.concatenate(codes)}

@@ -13,17 +13,17 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from tokun import stages
 from tokun.config import ImageTokenizerTrainConfig
 from tokun.evaluate import plots, recognition
 from tokun.evaluate.distances import frechet, jackknife
 from tokun.evaluate.features import Features, alike, stack
 from tokun.evaluate.figures import Figure, mean, skipped
 from tokun.evaluate.material import RealPair, grids_of
-from tokun.extras import need
-from tokun.grids import pair_sheet
-from tokun.losses import LpipsDistance
-from tokun.model import Tokun
+from tokun.inference.model import Tokun
+from tokun.models.losses import LpipsDistance
+from tokun.render.grids import pair_sheet
+from tokun.training import stages
+from tokun.utils.extras import need
 
 BAND = 1 / 6  # cycles a pixel: hatching is lines six pixels apart, or closer
 VGG = "vgg16-397923af.pth"  # torchvision's file, on which LPIPS stands
@@ -122,7 +122,7 @@ def perceptual(a: Sequence[Image.Image], b: Sequence[Image.Image], features: Fea
     found = []
     if features is not None and features.distance is not None:
         distances = _one_by_one(features.distance, a, b, features.device)
-        found.append(mean("perceptual distance", distances, better="less", note="SqueezeNet 1.1 features, as in training (tokun.losses)", seed=seed))
+        found.append(mean("perceptual distance", distances, better="less", note="SqueezeNet 1.1 features, as in training (tokun.models.losses)", seed=seed))
     try:
         need("lpips", extra="train")
     except ImportError as error:

@@ -18,12 +18,12 @@ from typing import TYPE_CHECKING
 from PIL import Image
 from tqdm import tqdm
 
-from tokun import checkpoint
 from tokun.evaluate import viewer
 from tokun.evaluate.doctor import reconstruct
 from tokun.evaluate.figures import Figure, skipped
 from tokun.evaluate.material import grids_of
 from tokun.evaluate.viewer import Question, Shown
+from tokun.utils import checkpoint
 
 if TYPE_CHECKING:
     from tokun.evaluate.__main__ import Case

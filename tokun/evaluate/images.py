@@ -19,7 +19,7 @@ from tokun.evaluate.doctor import reconstruct
 from tokun.evaluate.features import Features
 from tokun.evaluate.figures import Figure, share, skipped
 from tokun.evaluate.material import RealPair, grids_of
-from tokun.model import Pair, Tokun
+from tokun.inference.model import Pair, Tokun
 
 
 def measure(

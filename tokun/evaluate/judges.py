@@ -20,16 +20,16 @@ from PIL import Image
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from tokun import sampling
-from tokun.clip import Clip
-from tokun.directions import Seen, require_task, see
 from tokun.evaluate import figures
 from tokun.evaluate.figures import Figure
-from tokun.vocabulary import Tags
-from tokun.wordings import SHOWS
+from tokun.inference import sampling
+from tokun.inference.clip import Clip
+from tokun.inference.directions import Seen, require_task, see
+from tokun.tokenizers.vocabulary import Tags
+from tokun.tokenizers.wordings import SHOWS
 
 if TYPE_CHECKING:
-    from tokun.model import Pair, Tokun
+    from tokun.inference.model import Pair, Tokun
 
 AESTHETIC_CLIP = "ViT-L-14-quickgelu:openai"  # whose features LAION's heads were trained on
 BETA = 0.5

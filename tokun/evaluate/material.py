@@ -12,10 +12,11 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from tokun import data, framing
-from tokun.directions import see
-from tokun.model import Pair, Tokun
-from tokun.vocabulary import Tags, tag_word
+from tokun import data
+from tokun.data import framing
+from tokun.inference.directions import see
+from tokun.inference.model import Pair, Tokun
+from tokun.tokenizers.vocabulary import Tags, tag_word
 
 
 @dataclass(frozen=True)

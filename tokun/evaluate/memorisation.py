@@ -20,15 +20,16 @@ from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
-from tokun import data, sampling
-from tokun.directions import see
+from tokun import data
 from tokun.evaluate.doctor import reconstruct
 from tokun.evaluate.features import BATCH, Features
 from tokun.evaluate.figures import Figure, bootstrap, mean, share, skipped
 from tokun.evaluate.material import RealPair, as_picture, grids_of, samples_of
-from tokun.extras import need
-from tokun.grids import pair_sheet
-from tokun.model import Pair, Tokun
+from tokun.inference import sampling
+from tokun.inference.directions import see
+from tokun.inference.model import Pair, Tokun
+from tokun.render.grids import pair_sheet
+from tokun.utils.extras import need
 
 HASH_BITS = 10  # of 64
 CODES_SHARE = 0.25

@@ -17,9 +17,10 @@ import torch.nn.functional as F
 from PIL import Image, ImageDraw, ImageFilter, ImageFont
 from torch import Tensor
 
-from tokun import data, framing
-from tokun.directions import open_picture
+from tokun import data
+from tokun.data import framing
 from tokun.evaluate.material import as_picture
+from tokun.inference.directions import open_picture
 
 Maker = Callable[[Image.Image, np.random.Generator], Image.Image]  # an engraving 'L' -> another kind of picture, same size
 SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".gif", ".bmp"}

@@ -14,14 +14,14 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from tokun import directions
 from tokun.evaluate import figures
 from tokun.evaluate.figures import Figure, bootstrap
 from tokun.evaluate.material import RealPair, grids_of
-from tokun.vocabulary import Tags
+from tokun.inference import directions
+from tokun.tokenizers.vocabulary import Tags
 
 if TYPE_CHECKING:
-    from tokun.model import Pair, Tokun
+    from tokun.inference.model import Pair, Tokun
 
 ORDERS = 4  # n-grams up to so many words
 WORD = re.compile(r"[^\W_]+(?:[’'-][^\W_]+)*")

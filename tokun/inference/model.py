@@ -21,18 +21,19 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from tokun import decoder, directions, framing, hub, latents, sampling
-from tokun.checkpoint import require_safetensors
 from tokun.config import SamplingConfig, SamplingOptions
-from tokun.grids import to_pil
-from tokun.image_tokenizer import ImageTokenizer
-from tokun.tags import Frequencies, TagCounts, count_tags, grid_of, read_counts
-from tokun.text_tokenizer import PretrainedTextTokenizer, TextTokenizer, normalize
-from tokun.vocabulary import Tags, Vocabulary, tag_word
+from tokun.data import framing
+from tokun.inference import decoder, directions, hub, latents, sampling
+from tokun.inference.tags import Frequencies, TagCounts, count_tags, grid_of, read_counts
+from tokun.render.grids import to_pil
+from tokun.tokenizers.image import ImageTokenizer
+from tokun.tokenizers.text import PretrainedTextTokenizer, TextTokenizer, normalize
+from tokun.tokenizers.vocabulary import Tags, Vocabulary, tag_word
+from tokun.utils.checkpoint import require_safetensors
 
 __all__ = ["Pair", "Plan", "Tokun", "count_tags", "load"]
 
-BUNDLED = Path(__file__).parent / "bundled" / "engraving"
+BUNDLED = Path(__file__).parents[1] / "bundled" / "engraving"
 GENERATOR, IMAGE_TOKENIZER, TEXT_TOKENIZER, CARD = "generator", "image_tokenizer", "text_tokenizer.model", "README.md"
 Watch = Callable[[list[int], list[int]], None]  # the codes 0..K-1 and the caption's ids that a sample has so far
 
@@ -254,7 +255,7 @@ class Tokun:
         found = Frequencies(self.tag_counts, self.vocabulary)
         return [found.draw(row, wanted, prompted=prompted) for row in u[:, : latents.TAG_SLOTS].tolist()]
 
-    # --- the other directions (tokun/directions.py) -------------------------------------------------------------------
+    # --- the other directions (directions.py) -----------------------------------------------------------------------------
 
     def caption(self, picture: directions.Picture, registers: Sequence[str] | None = None, **options: Any) -> list[directions.Words]:
         """Captions of a picture, with their confidence: see `directions.caption`."""

@@ -1,4 +1,4 @@
-"""The demo: a page on which a seed becomes a print and its words. Knows the page and its look; what it does is tokun/demo.py.
+"""The demo: a page on which a seed becomes a print and its words. Knows the page and its look; what it does is demo.py.
 
     python -m tokun.app                                   the bundled model, http://127.0.0.1:7860
     python -m tokun.app --checkpoint runs/tiny --port 8000
@@ -20,10 +20,11 @@ from typing import Any
 
 from PIL import Image
 
-from tokun import console, demo, directions
-from tokun.extras import need
-from tokun.gate import Gate
-from tokun.grids import gif, strip
+from tokun.app import demo
+from tokun.app.gate import Gate
+from tokun.inference import directions
+from tokun.render.grids import gif, strip
+from tokun.utils.extras import need
 
 STYLE = Path(__file__).with_suffix(".css")
 QUEUE, SESSIONS, HOUR = 20, 200, 3600
@@ -306,7 +307,3 @@ def colophon(model: Any) -> str:
         f"One model of {size / 1e6:.1f} million parameters draws {many if few == many else f'{few} to {many}'} codes of a picture, then its words. "
         "The same seed and wishes give the same pair. What it draws and says is made up."
     )
-
-
-if __name__ == "__main__":
-    console.run("tokun.app", main)

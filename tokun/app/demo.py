@@ -22,11 +22,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from PIL import Image, ImageOps
 
-from tokun import directions, framing, latents
-from tokun.svg import to_svg
+from tokun.data import framing
+from tokun.inference import directions, latents
+from tokun.render.svg import to_svg
 
 if TYPE_CHECKING:
-    from tokun.model import Pair, Tokun, Watch
+    from tokun.inference.model import Pair, Tokun, Watch
 
 MAX_FILE_BYTES = 10_000_000
 MAX_PIXELS = 25_000_000

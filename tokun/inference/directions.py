@@ -19,11 +19,13 @@ import torch
 from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
-from tokun import data, framing, latents, sampling
-from tokun.vocabulary import Tags, tag_word
+from tokun import data
+from tokun.data import framing
+from tokun.inference import latents, sampling
+from tokun.tokenizers.vocabulary import Tags, tag_word
 
 if TYPE_CHECKING:
-    from tokun.model import Pair, Tokun, Watch
+    from tokun.inference.model import Pair, Tokun, Watch
 
 Picture = Image.Image | str | Path | bytes
 MAX_BYTES = 50_000_000  # of a picture's file

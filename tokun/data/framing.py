@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import io
 import math
-import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -20,7 +19,6 @@ from PIL import Image
 Grid = tuple[int, int]  # rows, columns of codes
 Box = tuple[float, float, float, float]  # left, top, width, height
 FITS = ("auto", "pad", "crop")
-MOST_RATIO = 3  # of the largest grid's codes to the smallest's: a batch of one costs about what a batch of another does
 MOST_CUT = 0.25  # share of a picture that "auto" cuts off; what would lose more is padded
 LEAST_CUT = 0.02  # what loses less is cropped: nobody misses it, and nothing need be filled
 MOST_ENLARGED = 2.0  # a padded picture is enlarged no further: a thing of few pixels stays small on its paper
@@ -30,25 +28,6 @@ WHITE = 235  # paper as light as this is filled with white
 
 
 # --- grids ----------------------------------------------------------------------------------------------------------
-
-
-def parse_grids(names: Sequence[str]) -> tuple[Grid, ...]:
-    """["16x16", "12x21"] (rows x columns of codes) -> ((16, 16), (12, 21)). Raises ValueError for what is no grid, for one that is named
-    twice, and for grids whose numbers of codes are further apart than MOST_RATIO."""
-    grids: list[Grid] = []
-    for name in names:
-        match = re.fullmatch(r"([1-9]\d{0,3})x([1-9]\d{0,3})", str(name))
-        if match is None:
-            raise ValueError(f"data.grids names {name!r}; a grid is rows x columns of codes, both at least 1, for example 12x21")
-        grid = (int(match[1]), int(match[2]))
-        if grid in grids:
-            raise ValueError(f"data.grids names {name} twice: name each grid once")
-        grids.append(grid)
-    codes = [rows * columns for rows, columns in grids]
-    if codes and max(codes) > MOST_RATIO * min(codes):
-        few, many = (f"{grids[codes.index(n)][0]}x{grids[codes.index(n)][1]} ({n} codes)" for n in (min(codes), max(codes)))
-        raise ValueError(f"data.grids holds {few} and {many}: at most {MOST_RATIO} times as many codes; choose grids of about the same number")
-    return tuple(grids)
 
 
 def grid_text(grid: Grid) -> str:
