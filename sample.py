@@ -27,17 +27,20 @@ from dataclasses import asdict, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tokun import checkpoint, console, many, tracking, video
-from tokun.clip import Clip
 from tokun.config import SamplingOptions
-from tokun.grids import captioned_grid, gif, strip
-from tokun.svg import LEAST_BYTES, to_svg
+from tokun.inference import many
+from tokun.inference.clip import Clip
+from tokun.render import video
+from tokun.render.grids import captioned_grid, gif, strip
+from tokun.render.svg import LEAST_BYTES, to_svg
+from tokun.training import tracking
+from tokun.utils import checkpoint, console
 
 if TYPE_CHECKING:
     from PIL import Image
 
-    from tokun.directions import Words
-    from tokun.model import Pair, Tokun
+    from tokun.inference.directions import Words
+    from tokun.inference.model import Pair, Tokun
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -100,8 +103,11 @@ def main(argv: list[str] | None = None) -> None:
 def draw(model: Tokun, args: argparse.Namespace, tqdm: Any) -> list[Pair]:
     """The pairs that were asked for."""
     tags = {"style": args.style, "subject": args.subject, "thing": args.thing}
+    from tokun.inference import directions
+
     if args.complete is not None:
         found = {"register": args.register, "temperature": args.temperature, "top_p": args.top_p, **tags}
+        print(f"--keep {args.keep if isinstance(args.keep, str) else ','.join(f'{share:g}' for share in args.keep)}: {directions.kept(model, args.complete, args.keep)}")
         return model.complete(args.complete, args.keep, seed=args.seed, n=args.n, **found)
     if args.invert is not None:
         heat = 1.0 if args.temperature is None else args.temperature

@@ -18,9 +18,11 @@ import argparse
 import os
 from pathlib import Path
 
-from tokun import console, engine, planner, stages
+from tokun import planner
 from tokun.config import Config, load_config
-from tokun.health import Preempted
+from tokun.training import engine, stages
+from tokun.training.health import Preempted
+from tokun.utils import console
 
 
 def main(argv: list[str] | None = None) -> None:

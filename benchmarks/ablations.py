@@ -148,7 +148,7 @@ def _tokenizer_budget(steps: int) -> dict[str, float]:
 
 
 TOKENIZER_ONLY = (
-    "import sys, train; from tokun import stages; config, _ = train.parse(sys.argv[1:]); train.draw_toy_pictures(config); "
+    "import sys, train; from tokun.training import stages; config, _ = train.parse(sys.argv[1:]); train.draw_toy_pictures(config); "
     "run = stages.open_run(config); stages.train_image_tokenizer(run); run.close()"
 )
 
@@ -170,8 +170,8 @@ def reconstructions(folder: Path, args: argparse.Namespace, overrides: list[str]
     from tokun import data
     from tokun.config import load_config
     from tokun.evaluate import doctor
-    from tokun.image_tokenizer import ImageTokenizer
-    from tokun.losses import SqueezeNetDistance
+    from tokun.models.losses import SqueezeNetDistance
+    from tokun.tokenizers.image import ImageTokenizer
 
     config, model = load_config(args.config, overrides), ImageTokenizer.load(folder / "image_tokenizer")
     m = model.config

@@ -25,10 +25,11 @@ from PIL import Image
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import tokun
-from tokun import checkpoint, stages
 from tokun.config import from_dict
-from tokun.model import BUNDLED
-from tokun.model_card import model_card
+from tokun.inference.model import BUNDLED
+from tokun.inference.model_card import model_card
+from tokun.training import stages
+from tokun.utils import checkpoint
 
 LIMIT = 48 * 2**20
 HEADING = "\n## Sheets"

@@ -34,11 +34,11 @@ from torch import Tensor
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from tokun import data
-from tokun.clip import Clip
 from tokun.evaluate import coherence, figures, recognition
 from tokun.evaluate.figures import Figure
 from tokun.evaluate.material import Table, described, read_table, squares
-from tokun.extras import need
+from tokun.inference.clip import Clip
+from tokun.utils.extras import need
 
 SIZE = 64  # pixels that the network sees
 CROP = 8 / 9  # … as a share of those that are kept, to crop from

@@ -257,9 +257,10 @@ def encode(tokenizer: Path, shards: str, out: Path, views: int) -> None:
     """The codes stage against the bare model on the same batch: pictures and views already in memory."""
     import torch
 
-    from tokun import data, stages
+    from tokun import data
     from tokun.config import from_dict
-    from tokun.image_tokenizer import ImageTokenizer
+    from tokun.tokenizers.image import ImageTokenizer
+    from tokun.training import stages
 
     model = ImageTokenizer.load(tokenizer).eval()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")

@@ -26,7 +26,9 @@ HELD = """
 import json, sys, time
 import torch
 sys.path.insert(0, sys.argv[1])
-from tokun import config, data, losses, stages
+from tokun import config, data
+from tokun.models import losses
+from tokun.training import stages
 losses_seen = []
 require = stages._require_finite
 def watch(run, value, *args, **kwargs):

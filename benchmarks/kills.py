@@ -29,7 +29,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from data_tools import toy  # noqa: E402
-from tokun.checkpoint import TrainerStates  # noqa: E402
+from tokun.utils.checkpoint import TrainerStates  # noqa: E402
 
 SETTINGS = {
     "threads": 1,

@@ -39,11 +39,12 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from data_tools import toy  # noqa: E402
-from tokun import data, optim  # noqa: E402
+from tokun import data  # noqa: E402
 from tokun.config import Config, load_config  # noqa: E402
-from tokun.generator import can_compile, compile_layers, make_generator, tune_for  # noqa: E402
-from tokun.text_tokenizer import TextTokenizer  # noqa: E402
-from tokun.vocabulary import Vocabulary  # noqa: E402
+from tokun.models.generator import can_compile, compile_layers, make_generator, tune_for  # noqa: E402
+from tokun.tokenizers.text import TextTokenizer  # noqa: E402
+from tokun.tokenizers.vocabulary import Vocabulary  # noqa: E402
+from tokun.training import optim  # noqa: E402
 
 PER_SHARD, DISTINCT = 1000, 20
 

@@ -28,12 +28,13 @@ from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from tokun import data, grids
+from tokun import data
 from tokun.evaluate import figures, recognition
 from tokun.evaluate.features import LITE0, Features, alike, last_layer, stack
 from tokun.evaluate.material import MULTIPLE, VIEWS, Table, described, read_table
 from tokun.evaluate.recognition import Judge
-from tokun.image_tokenizer import ImageTokenizer
+from tokun.render import grids
+from tokun.tokenizers.image import ImageTokenizer
 
 ROWS = 16  # sheet: original and reconstruction
 

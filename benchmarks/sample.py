@@ -33,12 +33,12 @@ from torch import Tensor
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import tokun
-from tokun import decoder, latents, sampling
 from tokun.config import load_config
-from tokun.generator import make_generator
-from tokun.memory import keep_memory
-from tokun.sampling import Choice
-from tokun.vocabulary import STATES, Tags, Vocabulary
+from tokun.inference import decoder, latents, sampling
+from tokun.inference.sampling import Choice
+from tokun.models.generator import make_generator
+from tokun.tokenizers.vocabulary import STATES, Tags, Vocabulary
+from tokun.utils.memory import keep_memory
 
 LADDER = Path(__file__).resolve().parent.parent / "configs" / "ladder"
 CHOICE = Choice(1.0, 0, 0.95)

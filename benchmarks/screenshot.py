@@ -10,8 +10,8 @@ import shutil
 from pathlib import Path
 
 import tokun
-from tokun import app
-from tokun.extras import need
+from tokun.app import page as app
+from tokun.utils.extras import need
 
 
 def main() -> None:

@@ -43,12 +43,15 @@ from torch import Tensor
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from tokun import checkpoint, config, data, engine, generator, health, losses, optim, planner, stages  # noqa: E402
+from tokun import config, data, planner  # noqa: E402
 from tokun.config import Config  # noqa: E402
-from tokun.image_tokenizer import ImageTokenizer  # noqa: E402
-from tokun.latents import Slots  # noqa: E402
-from tokun.model import TEXT_TOKENIZER  # noqa: E402
-from tokun.text_tokenizer import TextTokenizer  # noqa: E402
+from tokun.inference.latents import Slots  # noqa: E402
+from tokun.inference.model import TEXT_TOKENIZER  # noqa: E402
+from tokun.models import generator, losses  # noqa: E402
+from tokun.tokenizers.image import ImageTokenizer  # noqa: E402
+from tokun.tokenizers.text import TextTokenizer  # noqa: E402
+from tokun.training import engine, health, optim, stages  # noqa: E402
+from tokun.utils import checkpoint  # noqa: E402
 
 SAMPLES = 4096
 PARTS = ("text_tokenizer", "image_tokenizer", "codes")

@@ -83,9 +83,9 @@ def free_port() -> int:
 def train_case(case: Case) -> dict[str, Any]:
     """Train the generator of a case in this process and its peers. Returns `losses` and `held_out` (by step), `bytes` (of this process,
     by kind), `skipped` (spikes), `stopped`, and `said`: the engine in words."""
-    from tokun import stages
     from tokun.config import load_config
-    from tokun.health import Preempted
+    from tokun.training import stages
+    from tokun.training.health import Preempted
 
     overrides = [f"out={case.out}", f"train.deepspeed={case.deepspeed}", *case.overrides]
     run = stages.open_run(load_config(case.config, overrides), deepspeed=bool(case.deepspeed))
@@ -125,7 +125,7 @@ class Watch:
         self._log(metrics, step=step)
 
     def __enter__(self) -> None:
-        from tokun import health, stages
+        from tokun.training import health, stages
 
         self._make, self._is_spike, self._rate = stages.Engine.make, health.Spikes.is_spike, health.matmul_rate
         health.matmul_rate = lambda *_: 1.0  # nobody asks for the utilisation here
@@ -150,7 +150,7 @@ class Watch:
         stages.Engine.make, health.Spikes.is_spike = staticmethod(make), is_spike
 
     def __exit__(self, *_: object) -> None:
-        from tokun import health, stages
+        from tokun.training import health, stages
 
         stages.Engine.make, health.Spikes.is_spike, health.matmul_rate = staticmethod(self._make), self._is_spike, self._rate
 
@@ -190,7 +190,7 @@ def new_bytes(tensor: Tensor, seen: set[int]) -> int:
 
 
 def worker(folder: Path) -> None:
-    from tokun import engine
+    from tokun.training import engine
 
     engine.start_processes()
     results = {case["name"]: train_case(Case(**case)) for case in json.loads((folder / "cases.json").read_text())}

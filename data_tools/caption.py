@@ -7,7 +7,7 @@
 
 Who writes: a captioner that sees the picture (--model), a language model (--rewriter), a server (--endpoint); where there
 is none, a template puts the metadata into words and says so in the record. Look first: --preview 16 draws a sheet. Captions that
-people wrote are merged from a table (--from, from_table.py).
+people wrote are merged from a table (--from, captioning/from_table.py).
 
 Each new caption stands in KEY.json under `captions`, and under `caption_sources` who wrote it: model, revision, hash of
 the prompt, seed, scores. The source text, `caption`, stays as it is. A run that is killed goes on where it was
@@ -59,8 +59,8 @@ from data_tools.captioning.journal import (
 from data_tools.captioning.registers import FACTS, Facts
 from data_tools.inspect import Pair, find_shards, open_image, read_pairs
 from data_tools.tables import QUOTING
-from tokun.clip import Clip
-from tokun.grids import captioned_grid
+from tokun.inference.clip import Clip
+from tokun.render.grids import captioned_grid
 
 PREVIEW = "preview.png"
 RETRY_TEMPERATURE = 0.7  # of a second attempt: the likeliest words have failed once

@@ -16,10 +16,10 @@ import sys
 from tqdm import tqdm
 
 from data_tools.pipeline.engine import ENGINES, WorkerDied, open_engine
-from tokun import stages
 from tokun.config import load_config
-from tokun.engine import end_processes, start_processes
-from tokun.health import Preempted
+from tokun.training import stages
+from tokun.training.engine import end_processes, start_processes
+from tokun.training.health import Preempted
 
 
 def main(argv: list[str] | None = None) -> None:

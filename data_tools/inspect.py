@@ -27,7 +27,7 @@ from PIL import Image
 from data_tools.images.pictures import DECODE_ERRORS
 from data_tools.pipeline.advice import alike
 from data_tools.pipeline.output import RECORD
-from tokun.grids import captioned_grid
+from tokun.render.grids import captioned_grid
 
 IMAGE_EXTENSIONS = ("webp", "png", "jpg", "jpeg")
 CODES = "codes.npy"

@@ -42,8 +42,8 @@ from data_tools.pipeline.tasks import Progress, Tasks
 from data_tools.readers import READERS, Listing, Options, PictureError, choose_reader, read_picture, shown
 from data_tools.readers.survey import RECOGNISED
 from data_tools.readers.tables import with_captions
-from tokun.extras import need
-from tokun.memory import keep_memory
+from tokun.utils.extras import need
+from tokun.utils.memory import keep_memory
 
 
 @dataclass(frozen=True)

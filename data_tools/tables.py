@@ -34,7 +34,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from tokun.extras import need
+from tokun.utils.extras import need
 
 TABLE_SUFFIXES = (".csv", ".tsv", ".tab", ".jsonl", ".ndjson", ".parquet")
 CAPTION_COLUMNS = ("caption", "captions", "text", "txt", "description", "prompt", "sentence", "title", "alt_text")

@@ -15,11 +15,11 @@ from data_tools import toy
 from tests import small_runs
 from tokun.config import GeneratorConfig, ImageTokenizerConfig
 from tokun.data import to_float
-from tokun.generator import make_generator
-from tokun.image_tokenizer import ImageTokenizer
-from tokun.model import Tokun
-from tokun.text_tokenizer import TextTokenizer
-from tokun.vocabulary import Vocabulary
+from tokun.inference.model import Tokun
+from tokun.models.generator import make_generator
+from tokun.tokenizers.image import ImageTokenizer
+from tokun.tokenizers.text import TextTokenizer
+from tokun.tokenizers.vocabulary import Vocabulary
 
 TINY = dict(image_size=32, downsample=8, channels=[16, 16], blocks=1, attention=True, latent_dim=8, codebook_size=64, codebook_dim=4)
 

@@ -20,8 +20,8 @@ import tqdm
 import yaml
 from safetensors.torch import load_file
 
-from tokun import stages
 from tokun.config import load_config
+from tokun.training import stages
 
 ROOT = Path(__file__).resolve().parent.parent
 SMALL = {

@@ -8,7 +8,7 @@ from benchmarks import variants
 from benchmarks.ablations import GENERATOR, HOME, STEPS, TOKENIZER, VARIANT, table
 from tokun import data
 from tokun.config import load_config
-from tokun.vocabulary import Tags, Vocabulary
+from tokun.tokenizers.vocabulary import Tags, Vocabulary
 
 
 @pytest.mark.parametrize("name", [*GENERATOR, *TOKENIZER])

@@ -27,8 +27,9 @@ import yaml
 from PIL import Image
 
 from data_tools import toy
-from tokun import app, demo
-from tokun.gate import Gate
+from tokun.app import demo
+from tokun.app import page as app
+from tokun.app.gate import Gate
 
 ROOT = Path(__file__).resolve().parent.parent
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
@@ -303,8 +304,8 @@ def test_uploads_that_stand_still_are_ended_and_only_so_many_are_received_at_a_t
         crowded = await answered(gate, begun(), then=9)
         return [silent, crowded, await slow, gate.uploads]
 
-    monkeypatch.setattr("tokun.gate.IDLE", 0.2)
-    monkeypatch.setattr("tokun.gate.UPLOADS", 1)
+    monkeypatch.setattr("tokun.app.gate.IDLE", 0.2)
+    monkeypatch.setattr("tokun.app.gate.UPLOADS", 1)
     assert asyncio.run(all_of_it()) == [408, 429, 408, 0]
 
 
@@ -409,6 +410,17 @@ def test_in_a_browser_a_click_draws_a_pair_seeds_are_walked_and_an_upload_is_cap
     assert asked <= {site.removeprefix("http://"), "data", "blob"}, "the page asks nobody else"
     assert not broken
     page.close()
+
+
+def test_the_page_shows_every_picture_in_its_shape_and_offers_shapes_and_things(shaped_model, tiny_model):
+    pytest.importorskip("gradio", reason="the page needs gradio, the extra 'app'")
+    tall = Image.new("L", (24, 40))
+    assert 'style="aspect-ratio: 24 / 40; width: 60%; margin: 0 auto"' in app.figure(tall, "a") and "style" not in app.figure(Image.new("L", (32, 32)), "a")
+    seen = demo.Studio(shaped_model).framed(Image.effect_noise((300, 75), 90))
+    assert seen.size == (256, 64) and demo.Studio(shaped_model).framed(tall).tobytes() == tall.tobytes()
+    for model, offered in ((shaped_model, {"Thing": True, "Shape": True}), (replace(tiny_model, vocabulary=replace(tiny_model.vocabulary, grids=((4, 4),))), {"Thing": False, "Shape": False})):
+        page = app.build(model)
+        assert {block.label: block.visible for block in page.blocks.values() if getattr(block, "label", "") in offered} == offered
 
 
 # --- the Space --------------------------------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""Promises of tokun/checkpoint.py."""
+"""Promises of tokun/utils/checkpoint.py."""
 
 import itertools
 import shutil
@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from tests.kills import dies
-from tokun import checkpoint
-from tokun.checkpoint import (
+from tokun.utils import checkpoint
+from tokun.utils.checkpoint import (
     BestCheckpoints,
     TrainerStates,
     Writer,

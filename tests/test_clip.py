@@ -1,4 +1,4 @@
-"""Promises of tokun/clip.py, with a real open_clip model of random weights."""
+"""Promises of tokun/inference/clip.py, with a real open_clip model of random weights."""
 
 import json
 from pathlib import Path
@@ -9,8 +9,8 @@ import torch
 from PIL import Image
 
 import sample
-from tokun import clip as module
-from tokun.clip import Clip
+from tokun.inference import clip as module
+from tokun.inference.clip import Clip
 
 
 def tiny_clip(folder: Path) -> str:

@@ -14,8 +14,8 @@ import tokun
 from benchmarks.toy_coherence import pmi_ranks
 from data_tools import toy
 from tests.small_runs import needs
-from tokun import stages
 from tokun.config import from_dict
+from tokun.training import stages
 
 pytestmark = [
     needs("accelerate", reason="training needs the extra 'train'"),

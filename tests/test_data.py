@@ -1,4 +1,4 @@
-"""Promises of tokun/data.py, on real tars."""
+"""Promises of tokun/data/, on real tars."""
 
 import contextlib
 import dataclasses
@@ -23,7 +23,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from tokun import data, tars
+from tokun import data
 from tokun.data import (
     CodeSamples,
     ImageBatches,
@@ -37,9 +37,11 @@ from tokun.data import (
     positions_of,
     prefetch,
     rng_for,
+    shards,
+    tars,
     write_shard,
 )  # fmt: skip
-from tokun.vocabulary import Packed, Tags, Vocabulary
+from tokun.tokenizers.vocabulary import Packed, Tags, Vocabulary
 
 V = Vocabulary(text_size=300, codebook_size=16, styles=("engraving",), subjects=("ships",), grids=((2, 2),), max_text=8)
 SHAPES = dataclasses.replace(V, grids=((2, 2), (1, 4)))
@@ -449,8 +451,8 @@ def kept_index(paths, kept, **options):
 def test_a_kept_index_is_used_while_the_shards_are_the_same_and_it_is_whole(tmp_path, code_shards, monkeypatch):
     with tarfile.open(code_shards[0], "a") as tar:
         tar.addfile(tarfile.TarInfo("lonely.json"))
-    kept, scans, scan = tmp_path / "cache" / "a.index", [], data._scan
-    monkeypatch.setattr(data, "_scan", lambda path, *rest: (scans.append(path), scan(path, *rest))[1])
+    kept, scans, scan = tmp_path / "cache" / "a.index", [], shards._scan
+    monkeypatch.setattr(shards, "_scan", lambda path, *rest: (scans.append(path), scan(path, *rest))[1])
 
     def is_scanned(**options):
         del scans[:]
@@ -493,7 +495,7 @@ def open_files():
 
 @pytest.mark.skipif(not os.path.isdir("/proc/self/fd"), reason="open files are counted in /proc")
 def test_many_shards_are_read_by_threads_through_few_open_files(tmp_path, monkeypatch):
-    monkeypatch.setattr(data, "MOST_OPEN", 4)
+    monkeypatch.setattr(shards, "MOST_OPEN", 4)
     paths = [tmp_path / f"{shard:02d}.tar" for shard in range(12)]
     for shard, path in enumerate(paths):
         write_shard(path, (code_sample(10 * shard + i) for i in range(10)))

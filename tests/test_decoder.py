@@ -1,4 +1,4 @@
-"""Promises of tokun/decoder.py: the model's own function, by another way."""
+"""Promises of tokun/inference/decoder.py: the model's own function, by another way."""
 
 import copy
 
@@ -6,9 +6,9 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, LlamaConfig
 
-from tokun import decoder, latents, native, sampling
-from tokun.decoder import Decoder, GraphStream, HubStreams, Stream, decoder_of, open_stream, row_counts
-from tokun.vocabulary import Tags
+from tokun.inference import decoder, latents, native, sampling
+from tokun.inference.decoder import Decoder, GraphStream, HubStreams, Stream, decoder_of, open_stream, row_counts
+from tokun.tokenizers.vocabulary import Tags
 
 
 @pytest.fixture

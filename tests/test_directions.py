@@ -1,4 +1,4 @@
-"""Promises of tokun/directions.py, on the tiny random model of fixtures.py."""
+"""Promises of tokun/inference/directions.py, on the tiny random model of fixtures.py."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import os
 import struct
 import zlib
 from dataclasses import replace
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -14,8 +15,11 @@ import torch
 from PIL import Image
 
 from data_tools import toy
-from tokun import directions, latents, sampling
-from tokun.vocabulary import Tags
+from tests.test_losses import random_squeezenet
+from tokun.data import to_float
+from tokun.inference import directions, latents, sampling
+from tokun.models.losses import SqueezeNetDistance
+from tokun.tokenizers.vocabulary import Tags
 
 
 @pytest.fixture(scope="module")
@@ -74,6 +78,38 @@ def test_an_interpolation_starts_and_ends_at_its_seeds_and_does_not_depend_on_th
     assert tokens(tiny_model.interpolate(7, 8, 5, batch_size=2)) == tokens(way)
     with pytest.raises(ValueError, match="steps is 1"):
         tiny_model.interpolate(7, 8, 1)
+
+
+def test_between_two_seeds_every_code_changes_once_and_neighbours_share_all_but_a_steps_share(tiny_model):
+    for first, last in ((7, 8), (1, 2), (3, 40)):
+        way = tiny_model.interpolate(first, last, 9, aspect="4x4")
+        codes = np.array([pair.codes for pair in way])
+        a, b = codes[0], codes[-1]
+        changed = (codes[1:] != codes[:-1]).sum(1)
+        assert changed.sum() == (a != b).sum(), "what has changed stays"
+        assert changed.max() <= np.ceil((a != b).sum() / 8) and ((codes == a) | (codes == b)).all()
+        back = tiny_model.interpolate(last, first, 9, aspect="4x4")
+        assert [p.codes for p in back[:4]] == [p.codes for p in way[:4:-1]], "the way back is the same way"
+
+
+def test_words_on_the_way_follow_the_picture(tiny_model):
+    way = tiny_model.interpolate(7, 8, 6, aspect="4x4")
+    for pair in way:
+        nll = tiny_model.caption_nll([pair.tags], [pair.caption_ids], [pair.codes])[0]
+        assert pair.caption and pair.caption_nll == pytest.approx(nll, abs=1e-2)
+        assert pair.image_nll == pytest.approx(tiny_model.image_nll([pair.tags], [pair.codes])[0], abs=1e-2)
+    assert {p.tags for p in way[:3]} == {way[0].tags} and {p.tags for p in way[3:]} == {way[-1].tags}
+    prompted = tiny_model.interpolate(7, 8, 4, prompt="two ships", batch_size=2)
+    assert {pair.caption for pair in prompted} == {"two ships"}
+
+
+def test_no_step_of_a_way_is_more_than_three_times_the_mean_one(tiny_model, tmp_path):
+    distance = SqueezeNetDistance(str(random_squeezenet(tmp_path / "squeezenet.safetensors")))
+    for first, last in ((7, 8), (1, 2), (5, 6), (3, 40)):
+        pictures = torch.stack([to_float(np.array(pair.image))[None] for pair in tiny_model.interpolate(first, last, 8, aspect="4x4")])
+        pictures = torch.nn.functional.interpolate(pictures, scale_factor=4)
+        steps = [float(distance(a[None], b[None])) for a, b in pairwise(pictures)]
+        assert max(steps) <= 3 * np.mean(steps)
 
 
 def test_the_best_of_several_is_the_one_with_the_highest_score_whatever_n(tiny_model):
@@ -152,6 +188,19 @@ def test_of_several_completions_the_one_that_makes_what_is_kept_behind_it_likeli
         return -sum(float(logits[start + i, pair.codes[i]]) for i in range(8, 16))
 
     assert tokens([best]) == tokens([min(singles, key=nats_of_kept)])
+
+
+def test_what_is_kept_is_a_part_of_the_users_picture_in_whole_codes(tiny_model):
+    one = replace(tiny_model, vocabulary=replace(tiny_model.vocabulary, grids=((4, 4),)), fit="crop")
+    wide = Image.effect_noise((64, 32), 90)  # the middle half of its width is seen
+    assert directions.kept(one, wide, (0, 0, 0.5, 1)).columns == range(2) and directions.kept(one, wide, (0, 0, 0.4, 1)).columns == range(1)
+    padded = replace(one, fit="pad")  # paper above and below: rows 1 and 2 hold the picture
+    found = directions.kept(padded, wide, (0, 0, 1, 0.6))
+    assert found.rows == range(2) and found.mask.sum() == 8, "the paper above it is kept as well"
+    assert str(found) == "rows 1 to 2 of 4, columns 1 to 4 of 4 (whole codes)"
+    assert directions.kept(tiny_model, Image.effect_noise((60, 20), 90), "left").columns == range(3)
+    (pair,) = padded.complete(wide, (0, 0, 1, 0.6), n=1, candidates=1)
+    assert pair.codes[:8] == directions.encode_pictures(padded, [wide])[0].tolist()[:8]
 
 
 @pytest.mark.parametrize("keep", ["middle", (0.5, 0, 0.2, 1), (0, 0, 1, 1), (0.1, 0.1, 0.2, 0.2), (0, 0, 2, 1)])

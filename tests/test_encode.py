@@ -20,9 +20,10 @@ from PIL import Image
 
 from data_tools import encode, toy
 from data_tools.pipeline.engine import open_engine
-from tokun import data, stages
+from tokun import data
 from tokun.config import from_dict, load_config
-from tokun.image_tokenizer import ImageTokenizer
+from tokun.tokenizers.image import ImageTokenizer
+from tokun.training import stages
 
 ROOT = Path(__file__).resolve().parents[1]
 

@@ -13,14 +13,17 @@ from PIL import Image, ImageFilter
 
 import tokun
 from tests.small_runs import needs
+from tests.test_framing import SIZES
+from tests.test_framing import write as write_shapes
 from tests.test_losses import WEIGHTS, random_squeezenet
-from tokun import data, stages
+from tokun import data
 from tokun.config import ImageTokenizerTrainConfig
 from tokun.evaluate import __main__ as command
 from tokun.evaluate import distances, doctor, drawn, features, images, memorisation, style
 from tokun.evaluate.figures import Figure, as_dict, share, skipped, table
 from tokun.evaluate.material import read_pairs
-from tokun.grids import to_pil
+from tokun.render.grids import to_pil
+from tokun.training import stages
 
 pytestmark = needs("torchmetrics", reason="the extra eval is not installed")
 CPU = torch.device("cpu")
@@ -216,7 +219,7 @@ def test_the_nearest_picture_is_that_of_a_plain_search(tiny_model, pairs, sample
     own, known = seen(doctor.reconstruct(tiny_model, queries)), seen(doctor.reconstruct(tiny_model, every))
     plain = 1 - torch.cosine_similarity(own[:, None], known[None], dim=-1)
     monkeypatch.setattr(memorisation, "BATCH", 5)
-    found = memorisation.nearest(tiny_model, queries, opened(toy_shards), len(every), seen)
+    found = memorisation.nearest(tiny_model, [memorisation.Coded(row, (4, 4)) for row in queries.tolist()], opened(toy_shards), len(every), seen)
     torch.testing.assert_close(found["features"][0], plain.min(1).values, atol=1e-6, rtol=0)
     torch.testing.assert_close(found["codes"][0], (queries[:, None] != every).double().mean(-1).min(1).values)
     assert [float(found[way][0][1]) for way in memorisation.WAYS] == pytest.approx([0, 0, 0], abs=1e-6)  # a training picture itself
@@ -340,3 +343,54 @@ def test_a_share_and_a_dash_in_the_table():
     lines = table({"room": [share("share", [True, False], better="more"), skipped("none", "why | not")]}).splitlines()
     assert lines[2].split("|")[1:6] == [" room: share ", " 0.5   ", " 0.09453 to 0.9055 ", " 2 ", " more   "]
     assert [cell.strip() for cell in lines[3].split("|")][1:] == ["room: none", "–", "", "0", "", "skipped: why / not", ""]
+
+
+# --- pictures of several shapes ---------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def shaped_shards(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("shaped-shards")
+    write_shapes(folder, "val", SIZES, shard_size=30)
+    return folder
+
+
+def test_pictures_are_measured_as_the_models_own_are_framed(shaped_model, shaped_shards):
+    samples = data.ImageSamples.open(str(shaped_shards), image_size=32, channels=1, max_scale=1.0, grids=shaped_model.grids, downsample=8, fit=shaped_model.fit)
+    pairs = {pair.key: pair for pair in read_pairs(shaped_model, str(shaped_shards))}
+    assert len({pair.tags.grid for pair in pairs.values()}) >= 3
+    for i in range(len(samples)):
+        if pair := pairs.get(samples.index.key(i)):
+            framed = samples.framed(i)
+            shown = data.to_float(np.array(samples.cut(framed, framed.box)))
+            assert pair.tags.grid == framed.grid and torch.equal(features.stack([pair.image])[0], shown)
+            assert pair.codes == shaped_model.image_tokenizer.encode(shown[None], rows=16)[0].tolist()
+
+
+def test_a_model_of_squares_is_measured_as_before(tiny_model, shaped_shards):
+    old = replace(tiny_model, vocabulary=replace(tiny_model.vocabulary, grids=((4, 4),)), fit="")
+    samples = data.ImageSamples.open(str(shaped_shards), image_size=32, channels=1, max_scale=1.0)
+    places = {samples.index.key(i): i for i in range(len(samples))}
+    for pair in read_pairs(old, str(shaped_shards)):
+        picture = samples.picture(places[pair.key])
+        square = data.crop(picture, data.centre_box(*picture.size), 32)
+        assert np.array_equal(np.asarray(pair.image), square[0]) and pair.tags.grid == (4, 4)
+        assert torch.equal(features.stack([memorisation.shown_of(samples, places[pair.key])]), features.stack([pair.image]))
+
+
+def test_codes_of_other_grids_have_none_in_common():
+    one, same, other = (memorisation.Coded([1, 2, 3, 4], (2, 2)), memorisation.Coded([1, 2, 3, 5], (2, 2)), memorisation.Coded([1, 2, 3, 4], (1, 4)))
+    assert memorisation.codes_apart([one, other], [same, other]).tolist() == [[0.25, 1], [1, 0]]
+
+
+def test_every_room_measures_a_model_of_several_shapes(shaped_folder, shaped_shards, network, tmp_path):
+    (tmp_path / "others").mkdir()
+    for name, size in (("a", (90, 40)), ("b", (40, 90))):
+        Image.effect_noise(size, 90).save(tmp_path / "others" / f"{name}.png")
+    arguments = ["--checkpoint", str(shaped_folder), "--shards", str(shaped_shards), "--train-shards", str(shaped_shards), "--features", str(network), "--viewer-n", "4",
+                 "--n-samples", "6", "--viewer-of", "reconstructions", "--others", str(tmp_path / "others"), "--only", "doctor,images,words,coherence,memorisation,viewer", "--out", str(tmp_path)]  # fmt: skip
+    command.main(arguments)
+    record = json.loads((tmp_path / "figures.json").read_text(encoding="utf-8"))["figures"]
+    missing = {figure["name"]: figure["note"] for figures in record.values() for figure in figures if figure["value"] is None}
+    assert not {name: note for name, note in missing.items() if "takes" not in note and "LPIPS" not in name}, "nothing but what is too few, or not here"
+    assert {"codes.png", "spectrum.png", "samples.png", "doctor.png", "entropy.png", "nearest.png"} <= {path.name for path in tmp_path.iterdir()}

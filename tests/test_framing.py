@@ -17,9 +17,11 @@ import tokun
 from data_tools import toy
 from tests import small_runs
 from tests.fixtures import TINY
-from tokun import data, framing, stages
+from tokun import data
 from tokun.config import ImageTokenizerConfig, from_dict, load_config
-from tokun.image_tokenizer import ImageTokenizer
+from tokun.data import framing
+from tokun.tokenizers.image import ImageTokenizer
+from tokun.training import stages
 
 GRIDS = ((4, 4), (3, 5), (5, 3))
 NAMES = ["4x4", "3x5", "5x3"]

@@ -1,12 +1,12 @@
-"""Promises of tokun/generator.py."""
+"""Promises of tokun/models/generator.py."""
 
 import pytest
 import torch
 from transformers import AutoModelForCausalLM, Gemma2Config, GPT2Config, LlamaConfig, Qwen3ForCausalLM
 
-from tokun import losses
 from tokun.config import GeneratorConfig
-from tokun.generator import (
+from tokun.models import losses
+from tokun.models.generator import (
     add_dropout,
     can_compile,
     compile_layers,
@@ -255,7 +255,7 @@ def test_chunks_are_made_where_the_logits_would_pass_a_gibibyte():
 
 def test_codes_that_look_alike_begin_alike(tiny_model):
     """The embeddings of codes keep the distances of the codebook's vectors up to one factor, as near as a random turn does; others stay."""
-    from tokun.generator import start_from_codebook
+    from tokun.models.generator import start_from_codebook
 
     v = tiny_model.vocabulary
     torch.manual_seed(0)

@@ -7,7 +7,7 @@ import pytest
 import torch
 from PIL import Image
 
-from tokun.grids import ELLIPSIS, MAX_LINES, _font, _wrap, captioned_grid, gif, on_one_size, pair_sheet, strip, to_pil
+from tokun.render.grids import ELLIPSIS, MAX_LINES, _font, _wrap, captioned_grid, gif, on_one_size, pair_sheet, strip, to_pil
 
 RED, BLUE = (250, 0, 0), (0, 0, 250)
 HARD_CAPTIONS = [

@@ -1,4 +1,4 @@
-"""Promises of tokun/health.py."""
+"""Promises of tokun/training/health.py."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import signal
 import pytest
 import torch
 
-from tokun.health import Spikes, StopRequest, attention_logit_max, matmul_rate, peak_memory
+from tokun.training.health import Spikes, StopRequest, attention_logit_max, matmul_rate, peak_memory
 
 
 def test_a_spike_is_skipped_counted_and_leaves_the_measure_alone():

@@ -1,4 +1,4 @@
-"""Promises of tokun/hub.py: what is saved or pushed is the model, whole, and nothing else is lost for it."""
+"""Promises of tokun/inference/hub.py: what is saved or pushed is the model, whole, and nothing else is lost for it."""
 
 import shutil
 from pathlib import Path
@@ -9,10 +9,10 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import tokun
-from tokun import directions
-from tokun.model import Tokun, load
-from tokun.model_card import OWN_ID
-from tokun.vocabulary import Tags
+from tokun.inference import directions
+from tokun.inference.model import Tokun, load
+from tokun.inference.model_card import OWN_ID
+from tokun.tokenizers.vocabulary import Tags
 
 
 def tokens(pairs):

@@ -1,4 +1,4 @@
-"""Promises of tokun/image_tokenizer.py. Tiny networks, drawn pictures."""
+"""Promises of tokun/tokenizers/image.py. Tiny networks, drawn pictures."""
 
 import json
 import shutil
@@ -11,7 +11,7 @@ from vector_quantize_pytorch.vector_quantize_pytorch import Codebook
 from data_tools import toy
 from tokun.config import ImageTokenizerConfig
 from tokun.data import to_float
-from tokun.image_tokenizer import ImageTokenizer, fsq_levels
+from tokun.tokenizers.image import ImageTokenizer, fsq_levels
 
 QUANTIZERS = ("VectorQuantize", "FSQ", "LFQ", "SimVQ")
 BASE = dict(

@@ -1,4 +1,4 @@
-"""Promises of tokun/latents.py."""
+"""Promises of tokun/inference/latents.py."""
 
 import math
 
@@ -8,7 +8,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tokun.latents import Slots, draw, invert, slerp, uniform
+from tokun.inference.latents import Slots, draw, invert, slerp, uniform
 
 seeds = st.integers(0, 2**63 - 1)
 

@@ -17,9 +17,9 @@ from safetensors.torch import load_file
 import tokun
 from benchmarks.zero import Case, free_port, largest_difference, launch, make_out, train_case, worker
 from tests.small_runs import ROOT, needs, start_fork, train, write_config
-from tokun import engine, stages
 from tokun.config import TrainConfig
-from tokun.engine import deepspeed_settings, first_host, idle_gpus, slurm_processes
+from tokun.training import engine, stages
+from tokun.training.engine import deepspeed_settings, first_host, idle_gpus, slurm_processes
 
 pytestmark = [
     needs("accelerate", reason="training needs the extra 'train'"),
@@ -244,7 +244,7 @@ def test_two_processes_tell_the_whole_story_from_pictures_to_pairs(finished, tmp
 STEPS_OF_128_MIB = """
 import resource
 import numpy as np
-from tokun import engine
+from tokun.training import engine
 
 def faults():
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
@@ -268,6 +268,6 @@ def test_memory_of_a_step_is_kept_for_the_next_one():
 
 
 def test_where_the_c_library_is_another_one_nothing_is_done(monkeypatch):
-    monkeypatch.setattr("tokun.memory.platform.libc_ver", lambda: ("", ""))
-    monkeypatch.setattr("tokun.memory.ctypes.CDLL", None)
+    monkeypatch.setattr("tokun.utils.memory.platform.libc_ver", lambda: ("", ""))
+    monkeypatch.setattr("tokun.utils.memory.ctypes.CDLL", None)
     engine.keep_memory()

@@ -1,4 +1,4 @@
-"""Promises of tokun/losses.py."""
+"""Promises of tokun/models/losses.py."""
 
 from pathlib import Path
 
@@ -8,8 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from tokun import losses
-from tokun.losses import (
+from tokun.models import losses
+from tokun.models.losses import (
     IGNORE,
     NoDistance,
     PatchDiscriminator,

@@ -1,4 +1,4 @@
-"""Promises of tokun/many.py: many samples in shards, the same bytes for any number of processes and interruptions."""
+"""Promises of tokun/inference/many.py: many samples in shards, the same bytes for any number of processes and interruptions."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from PIL import Image
 
 import sample
 from tests.small_runs import start_fork
-from tokun import many
+from tokun.inference import many
 
 pq = pytest.importorskip("pyarrow.parquet", reason="the table needs the extra 'data'")
 

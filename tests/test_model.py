@@ -1,4 +1,4 @@
-"""Promises of tokun/model.py: one seed, one pair. The model is the tiny random one of fixtures.py."""
+"""Promises of tokun/inference/model.py: one seed, one pair. The model is the tiny random one of fixtures.py."""
 
 import dataclasses
 import json
@@ -14,10 +14,10 @@ from PIL import Image
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import tokun
-from tokun import directions
-from tokun.model import Tokun, count_tags, load
-from tokun.text_tokenizer import normalize
-from tokun.vocabulary import Tags, Vocabulary
+from tokun.inference import directions
+from tokun.inference.model import Tokun, count_tags, load
+from tokun.tokenizers.text import normalize
+from tokun.tokenizers.vocabulary import Tags, Vocabulary
 
 PROMPT = "  Two\tships   on a dark ground — “café” "
 
@@ -312,13 +312,13 @@ def test_a_swapped_image_tokenizer_is_refused_with_both_fingerprints(copied, tin
     safetensors.torch.save_file(state, path)
     with pytest.raises(ValueError, match="not the tokenizer this generator was trained with") as error:
         load(copied, device="cpu")
-    other = tokun.model.ImageTokenizer.load(copied / "image_tokenizer").fingerprint()
+    other = tokun.inference.model.ImageTokenizer.load(copied / "image_tokenizer").fingerprint()
     assert tiny_model.image_tokenizer.fingerprint()[:16] in str(error.value) and other[:16] in str(error.value)
 
 
 def test_a_swapped_text_tokenizer_is_refused(copied, tiny_model):
     lines = [f"{a} {b} of the {c}" for a in ("Ships", "Trees", "Towers") for b in ("and men", "in rain", "at night") for c in ("north", "old town", "river")] * 9
-    other = tokun.model.TextTokenizer.train(lines, vocab_size=tiny_model.text_tokenizer.size)
+    other = tokun.inference.model.TextTokenizer.train(lines, vocab_size=tiny_model.text_tokenizer.size)
     other.save(copied / "text_tokenizer.model")
     with pytest.raises(ValueError, match=r"text_tokenizer\.model is not the tokenizer this generator was trained with"):
         load(copied, device="cpu")

@@ -1,4 +1,4 @@
-"""Promises of tokun/native.py: the same function as the steps and choices in torch, by a program of its own."""
+"""Promises of tokun/inference/native.py: the same function as the steps and choices in torch, by a program of its own."""
 
 import copy
 from concurrent.futures import ThreadPoolExecutor
@@ -7,10 +7,10 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, Qwen3Config
 
-from tokun import decoder, latents, native, sampling
-from tokun.decoder import Decoder, NativeDecoder, NativeStream, Stream
-from tokun.sampling import Choice
-from tokun.vocabulary import Tags
+from tokun.inference import decoder, latents, native, sampling
+from tokun.inference.decoder import Decoder, NativeDecoder, NativeStream, Stream
+from tokun.inference.sampling import Choice
+from tokun.tokenizers.vocabulary import Tags
 
 needs_compiler = pytest.mark.skipif(native.compiler() is None, reason="there is no C++ compiler")
 VOCABULARY = 200

@@ -1,4 +1,4 @@
-"""Promises of tokun/optim.py."""
+"""Promises of tokun/training/optim.py."""
 
 import copy
 import math
@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from tokun.optim import Ema, Muon, make_adamw, make_optimizer, parameter_groups, set_lr, warmup_cosine
+from tokun.training.optim import Ema, Muon, make_adamw, make_optimizer, parameter_groups, set_lr, warmup_cosine
 
 
 class Small(nn.Module):

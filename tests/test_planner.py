@@ -10,11 +10,12 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from tokun import checkpoint, planner
+from tokun import planner
 from tokun.config import Config, GeneratorConfig, from_dict, load_config, to_dict
-from tokun.generator import add_dropout, count_parameters, flops_per_token, make_generator, tune_for
-from tokun.image_tokenizer import Encoder, ImageTokenizer
-from tokun.vocabulary import Tags
+from tokun.models.generator import add_dropout, count_parameters, flops_per_token, make_generator, tune_for
+from tokun.tokenizers.image import Encoder, ImageTokenizer
+from tokun.tokenizers.vocabulary import Tags
+from tokun.utils import checkpoint
 
 ROOT = Path(__file__).parent.parent
 LADDER = {"8m": 8e6, "45m": 45e6, "120m": 120e6, "350m": 350e6, "1.3b": 1.3e9, "7b": 7e9}

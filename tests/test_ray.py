@@ -16,7 +16,7 @@ from PIL import Image
 
 from data_tools import encode, prepare
 from tests.small_runs import needs
-from tokun.image_tokenizer import ImageTokenizer
+from tokun.tokenizers.image import ImageTokenizer
 
 pytestmark = needs("ray", reason="Ray is not installed: pip install -e '.[ray]'")
 

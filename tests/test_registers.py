@@ -21,7 +21,7 @@ from data_tools.captioning.registers import (
     template,
     tidy,
 )
-from tokun import vocabulary
+from tokun.tokenizers import vocabulary
 
 SHIP = Facts(
     caption="A Dutch Ship", title="The Sea. Its history", author="Wood, J. G. (John George), 1827-1889", illustrator="Doré, Gustave",

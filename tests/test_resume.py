@@ -15,9 +15,10 @@ import torch
 import tokun
 import train as command
 from tests.small_runs import assert_same_weights, needs, run_stages, start_fork, take_over, write_config
-from tokun import data, health, stages
-from tokun.checkpoint import BestCheckpoints
+from tokun import data
 from tokun.config import load_config
+from tokun.training import health, stages
+from tokun.utils.checkpoint import BestCheckpoints
 
 pytestmark = needs("accelerate", reason="training needs the extra 'train'")
 

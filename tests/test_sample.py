@@ -10,8 +10,8 @@ import pytest
 from PIL import Image
 
 import sample
-from tokun import console
-from tokun.model import BUNDLED, load
+from tokun.inference.model import BUNDLED, load
+from tokun.utils import console
 
 ROOT = Path(__file__).resolve().parent.parent
 needs_bundle = pytest.mark.skipif(not BUNDLED.is_dir(), reason="no checkpoint is bundled in this checkout")

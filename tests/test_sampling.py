@@ -1,4 +1,4 @@
-"""Promises of tokun/sampling.py, each shortcut beside its slow twin. The model is the tiny random one of fixtures.py."""
+"""Promises of tokun/inference/sampling.py, each shortcut beside its slow twin. The model is the tiny random one of fixtures.py."""
 
 import math
 
@@ -7,9 +7,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tokun import latents
-from tokun.sampling import Choice, choose, generate, narrow, span_nll
-from tokun.vocabulary import STATES, Tags, parse_grid
+from tokun.inference import latents
+from tokun.inference.sampling import Choice, choose, generate, narrow, span_nll
+from tokun.tokenizers.vocabulary import STATES, Tags, parse_grid
 
 COMMON = settings(max_examples=60, deadline=None)
 JUST_BELOW_ONE = 1 - 2**-24  # the greatest float32 below 1

@@ -17,10 +17,10 @@ from hypothesis import strategies as st
 from PIL import Image
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from tokun import sampling
+from tokun.inference import sampling
 from tokun.serving import __main__ as example
 from tokun.serving.grammar import Grammar
-from tokun.vocabulary import STATES, Tags, Vocabulary
+from tokun.tokenizers.vocabulary import STATES, Tags, Vocabulary
 
 SMALL = Vocabulary(
     text_size=12, codebook_size=6, styles=("etching",), subjects=("sea", "sky"), grids=((2, 2), (1, 3)), max_text=3, illegal_text=(0, 5)

@@ -2,6 +2,7 @@
 
 import copy
 import json
+import shutil
 from dataclasses import replace
 
 import numpy as np
@@ -12,11 +13,14 @@ from PIL import Image
 import sample
 from tests.test_sampling import slow_generate
 from tests.test_serving import vllm  # noqa: F401
-from tokun import data, decoder, demo, directions, latents, many, native, sampling
-from tokun.model import load
-from tokun.sampling import Choice
+from tokun import data
+from tokun.app import demo
+from tokun.data import framing
+from tokun.inference import decoder, directions, latents, many, native, sampling
+from tokun.inference.model import load
+from tokun.inference.sampling import Choice
 from tokun.serving import __main__ as serving
-from tokun.vocabulary import Tags
+from tokun.tokenizers.vocabulary import Tags
 
 
 def tokens(pairs):
@@ -224,13 +228,52 @@ def test_a_pictures_own_grid_goes_into_the_prompt(shaped_model, monkeypatch):
     assert other.text and v.prefix(v.bare()) == asked[-1][0, :2].tolist(), "a sequence names its grid where there are several"
 
 
-def test_a_square_picture_is_coded_as_it_always_was(tiny_model):
-    one = replace(tiny_model, vocabulary=replace(tiny_model.vocabulary, grids=((4, 4),)))
-    picture = Image.effect_noise((53, 47), 90)
-    crop = data.crop(picture, data.centre_box(*picture.size), 32)
-    codes = one.image_tokenizer.encode(data.to_float(np.stack([crop])), rows=16)
-    assert torch.equal(directions.encode_pictures(one, [picture]), codes) and directions.encode_whole(one, picture) == (codes[0].tolist(), (4, 4))
-    assert directions.encode_pictures(tiny_model, [picture] * 2, (2, 6)).shape == (2, 12)
+def test_a_model_of_squares_codes_a_picture_as_it_always_did(tiny_model):
+    """Also one whose checkpoint does not say how its pictures were fitted: the centred square."""
+    old = replace(tiny_model, vocabulary=replace(tiny_model.vocabulary, grids=((4, 4),)), fit="")
+    assert old.fit == "crop" and tiny_model.fit == "auto"
+    for size in ((53, 47), (200, 40), (30, 90)):
+        picture = blank_with_a_thing(size)
+        crop = data.crop(picture, data.centre_box(*picture.size), 32)
+        expected = old.image_tokenizer.encode(data.to_float(np.array(crop)[None]), rows=16)
+        assert torch.equal(directions.encode_pictures(old, [picture]), expected)
+        assert directions.encode_whole(old, picture) == (expected[0].tolist(), (4, 4))
+
+
+def blank_with_a_thing(size) -> Image.Image:
+    """A thing on white paper, which "auto" keeps whole."""
+    page = Image.new("L", size, 255)
+    page.paste(Image.effect_noise((size[0] * 3 // 4, size[1] * 3 // 4), 90), (size[0] // 8, size[1] // 8))
+    return page
+
+
+@pytest.mark.parametrize("fit", framing.FITS)
+def test_a_picture_is_framed_as_training_framed_it_in_every_direction(shaped_model, fit, monkeypatch, tmp_path):
+    """What reaches the image tokenizer is what `framing.frame` makes, with the fit that the checkpoint keeps."""
+    model = replace(shaped_model, tasks=(), fit=fit)
+    model.save(tmp_path)
+    model = load(tmp_path, device="cpu", compile=False)
+    picture, seen = blank_with_a_thing((100, 58)), []
+    grid = model.grids[framing.nearest_grid(*picture.size, model.grids)]
+    expected = data.to_float(np.array(framing.frame(picture, grid, 8, fit)[0]))
+    inner = type(model.image_tokenizer).encode
+    monkeypatch.setattr(type(model.image_tokenizer), "encode", lambda self, pixels, **o: seen.append(pixels) or inner(self, pixels, **o))
+    model.caption(picture), model.ask(picture, "what?"), model.score(picture, "a ship"), model.complete(picture, "top", n=1, candidates=1)
+    model.vary(model.invert(picture, "a ship"), 0.5, n=1)
+    demo.Studio(model).say(picture, ["plain"]), demo.Studio(model).vary(picture, "", 0.5, 1), demo.Studio(model).complete(picture, "left", 1)
+    assert len(seen) == 9 and all(torch.equal(pixels, expected[None]) for pixels in seen)
+
+
+def test_the_fit_of_training_reaches_the_checkpoint(shaped_model, shaped_folder, tmp_path):
+    settings = json.loads((shaped_folder / "sampling.json").read_text())
+    assert settings["fit"] == "auto" == load(shaped_folder, device="cpu", compile=False).fit
+    old = shutil.copytree(shaped_folder, tmp_path / "old")
+    for fit, found in ((None, "auto"), ("pad", "pad")):
+        (old / "sampling.json").write_text(json.dumps({**{k: v for k, v in settings.items() if k != "fit"}, **({"fit": fit} if fit else {})}))
+        assert load(old, device="cpu", compile=False).fit == found
+    (old / "sampling.json").write_text(json.dumps({**settings, "fit": "stretch"}))
+    with pytest.raises(ValueError, match="fit is 'stretch', not one of auto, pad, crop"):
+        load(old, device="cpu")
 
 
 def test_mixed_codes_are_decoded_each_to_its_shape(shaped_model):
@@ -274,6 +317,19 @@ def test_a_way_between_shapes_is_shown_whole(shaped_folder, shaped_model, tmp_pa
         assert strip.height == 40 and strip.width >= 64 + 24 and moving.n_frames == 6
 
 
+def test_between_two_shapes_the_grid_changes_in_the_middle_and_the_picture_stays(shaped_model):
+    first, last = (next(s for s in range(50) if shaped_model.sample(s, 1)[0].tags.grid == grid) for grid in ((2, 8), (5, 3)))
+    way = shaped_model.interpolate(first, last, 8)
+    assert [p.tags.grid for p in way] == [(2, 8)] * 4 + [(5, 3)] * 4 and all(p.image.size == pixels(p.tags.grid) for p in way)
+    assert tokens(way[:1]) == tokens(shaped_model.sample(first, 1)) and (way[-1].codes, way[-1].caption) == (lambda p: (p.codes, p.caption))(shaped_model.sample(last, 1)[0])
+    for half, end in ((way[:4], way[0]), (way[4:], way[-1])):
+        other = directions.through(shaped_model, way[-1] if end is way[0] else way[0], end.tags.grid)
+        own, codes = np.array(end.codes), np.array([p.codes for p in half])
+        assert ((codes == own) | (codes == other)).all() and ((codes[1:] != codes[:-1]).sum(1) <= np.ceil((own != other).sum() / 7)).all()
+    back = shaped_model.interpolate(last, first, 8)
+    assert [p.codes for p in back] == [p.codes for p in way[::-1]]
+
+
 def test_many_samples_keep_their_shapes_and_go_on_from_records_of_earlier_versions(shaped_model, tmp_path):
     pq = pytest.importorskip("pyarrow.parquet", reason="the table needs the extra 'data'")
     out = many.generate(shaped_model, 5, 12, tmp_path / "out", {"thing": "tree"}, shard_size=6)
@@ -313,3 +369,8 @@ def test_the_demo_sketches_and_draws_every_shape(shaped_model, monkeypatch):
     assert pairs[0].tags.thing == "moth" and pairs[0].image.size == (48, 16)
     with pytest.raises(ValueError, match="thing can be"):
         list(studio.draw(1, 1, thing="cat"))
+    with pytest.raises(ValueError, match="does not know that shape; it knows 4x4, 2x8"):
+        list(studio.draw(1, 1, aspect="9x9"))
+    assert studio.aspects[:3] == [("as it comes", ""), ("square 1:1", "4x4"), ("wide 4:1", "2x8")]
+    (*_, way) = studio.between(1, 2, 3)
+    assert len(way) == 3

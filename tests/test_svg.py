@@ -1,4 +1,4 @@
-"""Promises of tokun/svg.py: valid, safe, within the limit, and still the picture. Rendered back by resvg."""
+"""Promises of tokun/render/svg.py: valid, safe, within the limit, and still the picture. Rendered back by resvg."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from data_tools import toy
-from tokun import svg
+from tokun.render import svg
 
 resvg = pytest.importorskip("resvg_py", reason="rendering back needs resvg_py (extra 'dev')")
 

@@ -1,4 +1,4 @@
-"""Promises of tokun/tags.py: tags are drawn as often as they stand together in training, or are what is asked for."""
+"""Promises of tokun/inference/tags.py: tags are drawn as often as they stand together in training, or are what is asked for."""
 
 from collections import Counter
 
@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tokun.tags import Frequencies, count_tags, grid_of, read_counts
-from tokun.vocabulary import Tags, Vocabulary
+from tokun.inference.tags import Frequencies, count_tags, grid_of, read_counts
+from tokun.tokenizers.vocabulary import Tags, Vocabulary
 
 V = Vocabulary(
     text_size=300, codebook_size=16, styles=("engraving", "etching"), subjects=("animals", "ships"), things=("brig", "fox", "moth"),

@@ -1,4 +1,4 @@
-"""Promises of tokun/text_tokenizer.py. Captions are made up here; nothing is read from disk or network."""
+"""Promises of tokun/tokenizers/text.py. Captions are made up here; nothing is read from disk or network."""
 
 import io
 import pickle
@@ -12,8 +12,8 @@ import sentencepiece
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from tokun import text_tokenizer
-from tokun.text_tokenizer import PretrainedTextTokenizer, TextTokenizer, normalize
+from tokun.tokenizers import text as text_tokenizer
+from tokun.tokenizers.text import PretrainedTextTokenizer, TextTokenizer, normalize
 
 ADDED = [
     "<bos>",

@@ -11,9 +11,9 @@ import pytest
 import torch
 from PIL import Image
 
-from tokun import tracking
-from tokun.grids import captioned_grid
-from tokun.tracking import NullTracker, Tracker, make_tracker
+from tokun.render.grids import captioned_grid
+from tokun.training import tracking
+from tokun.training.tracking import NullTracker, Tracker, make_tracker
 
 CAPTIONS = ["A fox in the snow.", "", "Ünïcødé “quotes”, 日本語, 😀\nand a second line", "x" * 1000]
 IMAGES = [Image.new("L", (32, 32), shade) for shade in (10, 90, 170, 250)]

@@ -13,9 +13,10 @@ from safetensors.torch import load_file
 
 import tokun
 from tests.small_runs import ROOT, SMALL, needs, run_stages, take_over, weights, write_config
-from tokun import engine, losses, stages
 from tokun.config import TrainConfig, from_dict, load_config
-from tokun.image_tokenizer import ImageTokenizer
+from tokun.models import losses
+from tokun.tokenizers.image import ImageTokenizer
+from tokun.training import engine, stages
 
 pytestmark = needs("accelerate", reason="training needs the extra 'train'")
 
@@ -210,7 +211,7 @@ def test_a_users_mistake_is_one_line_at_the_console(finished, monkeypatch):
 
 
 def test_a_spike_is_skipped_and_counted(finished, tmp_path, small_shards, monkeypatch):
-    monkeypatch.setattr("tokun.health.Spikes.is_spike", lambda self, norm: setattr(self, "count", self.count + 1) or True)
+    monkeypatch.setattr("tokun.training.health.Spikes.is_spike", lambda self, norm: setattr(self, "count", self.count + 1) or True)
     out = run_stages(write_config(tmp_path, small_shards))
     record = json.loads((out / "checkpoint" / "training.json").read_text())
     assert record["train"]["train/skipped_spikes"] == 8

@@ -1,4 +1,4 @@
-"""Promises of tokun/video.py: the film shows the pictures, in order, there and back."""
+"""Promises of tokun/render/video.py: the film shows the pictures, in order, there and back."""
 
 import re
 import subprocess
@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 import sample
-from tokun import video
+from tokun.render import video
 
 film = pytest.importorskip("imageio_ffmpeg", reason="imageio-ffmpeg is not installed (extra 'video')")
 

@@ -73,7 +73,7 @@ def test_sheets_forms_and_page_are_there_and_the_key_is_apart(written):
 
 
 def test_captions_on_a_sheet_are_whole():
-    from tokun.grids import captioned_grid
+    from tokun.render.grids import captioned_grid
 
     picture, long = Image.new("L", (64, 64)), "word " * 60
     one, two = (captioned_grid([picture], [[long] * n], cell=240) for n in (1, 2))
@@ -180,7 +180,7 @@ def test_the_room_makes_sheets_of_every_source_and_goes_on_where_it_was(checkpoi
     sheets = {name: np.asarray(Image.open(tmp_path / "viewer" / name / "naming-1.png")) for name in keys}
     assert not np.array_equal(sheets["originals"], sheets["reconstructions"]) and not np.array_equal(sheets["originals"], sheets["prompted"])
     before = {path: path.read_bytes() for path in (tmp_path / "viewer").rglob("*.*")}
-    monkeypatch.setattr("tokun.model.Tokun.sample", lambda *a, **o: pytest.fail("all is drawn"))
+    monkeypatch.setattr("tokun.inference.model.Tokun.sample", lambda *a, **o: pytest.fail("all is drawn"))
     evaluate.main(arguments)
     assert before == {path: path.read_bytes() for path in (tmp_path / "viewer").rglob("*.*")}
 

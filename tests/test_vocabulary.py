@@ -1,4 +1,4 @@
-"""Promises of tokun/vocabulary.py."""
+"""Promises of tokun/tokenizers/vocabulary.py."""
 
 import json
 from collections import Counter
@@ -8,8 +8,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tokun.text_tokenizer import TextTokenizer, normalize
-from tokun.vocabulary import REGISTERS, STATES, TAG_KINDS, Tags, Unpacked, Vocabulary, tag_word
+from tokun.tokenizers.text import TextTokenizer, normalize
+from tokun.tokenizers.vocabulary import REGISTERS, STATES, TAG_KINDS, Tags, Unpacked, Vocabulary, tag_word
 
 GRIDS = ((2, 3), (1, 4), (3, 3))
 WORDS = ["A fox in the snow.", "Two ships beside a lighthouse", "“Café” at Provins, 1863 — plate XXIX"]

@@ -3,22 +3,32 @@
 import tokun
 model = tokun.load()              # the bundled engraving model, a folder, or a Hugging Face Hub id
 image, caption = model(seed=42)
+
+tokun.svg, tokun.grids and tokun.many are the modules that a user of the library may want besides.
 """
 
 from __future__ import annotations
 
+import sys
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-if TYPE_CHECKING:
-    from tokun.model import Pair, Tokun, load
+from tokun._former_names import FormerNames
 
-__all__ = ["Pair", "Tokun", "load"]
+if TYPE_CHECKING:
+    from tokun.inference import many
+    from tokun.inference.model import Pair, Tokun, load
+    from tokun.render import grids, svg
+
+__all__ = ["Pair", "Tokun", "grids", "load", "many", "svg"]
 __version__ = "0.1.0"
 
+sys.meta_path.insert(0, FormerNames())
 
-def __getattr__(name: str) -> Any:  # torch is imported when a model is, not when data tools import tokun.extras
+
+def __getattr__(name: str) -> Any:  # torch is imported when a model is, not when data tools import tokun.utils.extras
+    if name in ("grids", "many", "svg"):
+        return import_module(f"tokun.{name}")
     if name in __all__:
-        import tokun.model
-
-        return getattr(tokun.model, name)
+        return getattr(import_module("tokun.inference.model"), name)
     raise AttributeError(f"module 'tokun' has no attribute {name!r}")

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import difflib
+import re
 import types
 import typing
 from collections.abc import Sequence
@@ -17,8 +18,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 import yaml
-
-from tokun.framing import parse_grids
 
 
 @dataclass
@@ -258,6 +257,7 @@ POSITIVE = {
 }  # fmt: skip
 NOT_NEGATIVE = {"loss_chunk", "keep_best"}
 PAIRS = {"crop_scale", "betas"}  # lists of exactly two numbers
+MOST_RATIO = 3  # of the largest grid's codes to the smallest's: a batch of one costs about what a batch of another does
 
 
 def _check_counts(config: Config, *, where: str) -> None:
@@ -284,6 +284,25 @@ def _check_counts(config: Config, *, where: str) -> None:
             f"{where}: codes.views is {config.codes.views}; with positions five and crop_scale {config.codes.crop_scale} there are {most}: "
             "set codes.views to that or less"
         )
+
+
+def parse_grids(names: Sequence[str]) -> tuple[tuple[int, int], ...]:
+    """["16x16", "12x21"] (rows x columns of codes) -> ((16, 16), (12, 21)). Raises ValueError for what is no grid, for one that is named
+    twice, and for grids whose numbers of codes are further apart than MOST_RATIO."""
+    grids: list[tuple[int, int]] = []
+    for name in names:
+        match = re.fullmatch(r"([1-9]\d{0,3})x([1-9]\d{0,3})", str(name))
+        if match is None:
+            raise ValueError(f"data.grids names {name!r}; a grid is rows x columns of codes, both at least 1, for example 12x21")
+        grid = (int(match[1]), int(match[2]))
+        if grid in grids:
+            raise ValueError(f"data.grids names {name} twice: name each grid once")
+        grids.append(grid)
+    codes = [rows * columns for rows, columns in grids]
+    if codes and max(codes) > MOST_RATIO * min(codes):
+        few, many = (f"{grids[codes.index(n)][0]}x{grids[codes.index(n)][1]} ({n} codes)" for n in (min(codes), max(codes)))
+        raise ValueError(f"data.grids holds {few} and {many}: at most {MOST_RATIO} times as many codes; choose grids of about the same number")
+    return tuple(grids)
 
 
 def to_dict(config: Any) -> dict[str, Any]:

@@ -30,14 +30,17 @@ from typing import Any
 import torch
 from torch import nn
 
-from tokun import checkpoint, data, framing, losses, optim, stages
-from tokun.config import Config, load_config
-from tokun.engine import make_accelerator
-from tokun.generator import add_dropout, count_parameters, flops_per_token, loss_chunk, make_generator, tune_for
-from tokun.image_tokenizer import Decoder, Encoder, ImageTokenizer
-from tokun.latents import Slots
-from tokun.text_tokenizer import TextTokenizer
-from tokun.vocabulary import Tags, Vocabulary
+from tokun import data
+from tokun.config import Config, load_config, parse_grids
+from tokun.inference.latents import Slots
+from tokun.models import losses
+from tokun.models.generator import add_dropout, count_parameters, flops_per_token, loss_chunk, make_generator, tune_for
+from tokun.tokenizers.image import Decoder, Encoder, ImageTokenizer
+from tokun.tokenizers.text import TextTokenizer
+from tokun.tokenizers.vocabulary import Tags, Vocabulary
+from tokun.training import optim, stages
+from tokun.training.engine import make_accelerator
+from tokun.utils import checkpoint
 
 GIB = 2**30
 
@@ -148,7 +151,7 @@ def plan_vocabulary(config: Config) -> Vocabulary:
     """The id space of a run: with the tags that its code shards name where they are there, else without styles and subjects."""
     codes = checkpoint.read_record(Path(config.out) / "codes" / "codes.json")
     side = config.image_tokenizer.image_size // config.image_tokenizer.downsample
-    grids = framing.parse_grids(config.data.grids) or ((side, side),)
+    grids = parse_grids(config.data.grids) or ((side, side),)
     codes = codes or {"tag_counts": [], "codebook_size": config.image_tokenizer.codebook_size, "grid": grids[0], "grids": grids}
     return stages.build_vocabulary(config, SimpleNamespace(size=config.text_tokenizer.vocab_size, illegal_ids=[0]), codes)
 
@@ -421,7 +424,7 @@ def image_tokenizer_sizes(config: Config) -> ImageSizes:
     2 x codes x codebook x width of a code.
     """
     m, t = config.image_tokenizer, config.image_tokenizer_train
-    h, w = max(framing.parse_grids(config.data.grids) or [(m.image_size // m.downsample,) * 2], key=math.prod)
+    h, w = max(parse_grids(config.data.grids) or [(m.image_size // m.downsample,) * 2], key=math.prod)
     bf16, size, codes = t.precision == "bf16", (h * m.downsample, w * m.downsample), h * w
     with torch.device("meta"):
         model = ImageTokenizer(m)

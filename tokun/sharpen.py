@@ -23,9 +23,14 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from tokun import checkpoint, console, data, framing, losses, model, optim
-from tokun.image_tokenizer import ImageTokenizer
-from tokun.vocabulary import Vocabulary
+from tokun import data
+from tokun.data import framing
+from tokun.inference import model
+from tokun.models import losses
+from tokun.tokenizers.image import ImageTokenizer
+from tokun.tokenizers.vocabulary import Vocabulary
+from tokun.training import optim
+from tokun.utils import checkpoint, console
 
 DISCRIMINATOR_AHEAD = 100  # steps that the discriminator learns alone
 
@@ -75,7 +80,8 @@ def sharpen(source: str | Path | None, shards: str, out: Path, recipe: Recipe, *
     tokenizer = ImageTokenizer.load(folder / model.IMAGE_TOKENIZER).to(device)
     made_with = {"recipe": {k: v for k, v in dataclasses.asdict(recipe).items() if k not in ("minutes", "save_every")}, "from": tokenizer.fingerprint()}
     grids = Vocabulary.load(folder / "vocabulary.json").grids
-    trainer = Trainer(tokenizer, shards, recipe, grids if grids != (tokenizer.grid,) else None)  # one square: as models of squares are trained
+    fit = json.loads((folder / "sampling.json").read_text(encoding="utf-8")).get("fit") or framing.usual_fit(grids)
+    trainer = Trainer(tokenizer, shards, recipe, grids if grids != (tokenizer.grid,) else None, fit)  # one square: as models of squares are trained
     states = checkpoint.TrainerStates(out.with_name(out.name + "-state"))
     trainer.resume(states, made_with)
     trainer.run(states, made_with)
@@ -94,10 +100,10 @@ def sharpen(source: str | Path | None, shards: str, out: Path, recipe: Recipe, *
 class Trainer:
     """The decoder, its discriminator, and where they are."""
 
-    def __init__(self, tokenizer: ImageTokenizer, shards: str, recipe: Recipe, grids: tuple[framing.Grid, ...] | None = None):
+    def __init__(self, tokenizer: ImageTokenizer, shards: str, recipe: Recipe, grids: tuple[framing.Grid, ...] | None = None, fit: str = "auto"):
         c, self.recipe, self.tokenizer = tokenizer.config, recipe, tokenizer.eval()
         self.device = next(tokenizer.parameters()).device
-        shapes = {} if grids is None else {"grids": grids, "downsample": c.downsample}
+        shapes = {} if grids is None else {"grids": grids, "downsample": c.downsample, "fit": fit}
         samples = data.ImageSamples.open(shards, image_size=c.image_size, channels=c.image_channels, cache_gb=4.0, max_scale=recipe.crop_scale[1], **shapes)
         self.batches = data.ImageBatches(samples, batch_size=recipe.batch_size, scale=recipe.crop_scale, seed=recipe.seed)
         torch.manual_seed(recipe.seed)

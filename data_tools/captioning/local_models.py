@@ -23,7 +23,7 @@ from typing import Any, TypeVar
 from PIL import Image
 from safetensors import SafetensorError
 
-from tokun.clip import choose_device
+from tokun.inference.clip import choose_device
 
 T, R = TypeVar("T"), TypeVar("R")
 SHAPES = ("caption", "task", "chat")

@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-REGISTERS = ("plain", "poetic", "era", "social", "alt")  # those of tokun/vocabulary.py, which needs torch
+REGISTERS = ("plain", "poetic", "era", "social", "alt")  # those of tokun/tokenizers/vocabulary.py, which needs torch
 MAX_CHARACTERS = 1200  # of a caption: more is a model that did not stop
 MAX_FACT = 300  # characters of one fact in a prompt
 

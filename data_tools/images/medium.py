@@ -3,7 +3,7 @@
     python -m data_tools.prepare pictures/ --style engraving --out shards/ --clip ViT-B-32:laion2b_s34b_b79k
 
 Zero-shot (Radford et al., 2021, section 3.1): the picture is compared with sentences for its own style and for what
-collections of prints are mixed with. It judges nothing but the medium; the model is `tokun.clip.Clip`.
+collections of prints are mixed with. It judges nothing but the medium; the model is `tokun.inference.clip.Clip`.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from functools import lru_cache
 
 from PIL import Image
 
-from tokun.clip import BATCH, Clip
+from tokun.inference.clip import BATCH, Clip
 
 OTHERS = {
     "photograph": "a photograph",

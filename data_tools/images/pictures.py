@@ -21,7 +21,7 @@ import numpy as np
 import PIL
 from PIL import Image, ImageCms, ImageFile, ImageOps
 
-from tokun.extras import need
+from tokun.utils.extras import need
 
 MAX_PIXELS = 100_000_000  # of one picture: 300 MB as RGB
 MAX_PIXELS_PER_BYTE = 2000  # of the file, for more than MAX_PIXELS / 10: an empty page, or a bomb

@@ -19,8 +19,8 @@ from contextlib import AbstractContextManager
 from multiprocessing import get_context, parent_process
 from typing import Any
 
-from tokun.extras import need
-from tokun.memory import keep_memory
+from tokun.utils.extras import need
+from tokun.utils.memory import keep_memory
 
 ENGINES = ("local", "ray")
 

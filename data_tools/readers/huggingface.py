@@ -15,7 +15,7 @@ from data_tools.readers.listing import Found, Listing, Options, Row
 from data_tools.readers.tables import check_caption_column, note_on
 from data_tools.readers.words import COLUMNS, group_of, normal, style_of, words_from
 from data_tools.tables import PATH_COLUMNS, Table, column_name
-from tokun.extras import need
+from tokun.utils.extras import need
 
 PICTURES = "__picture__"  # the column of pictures, whatever it was called
 PICTURE_COLUMNS = ("image", "img", "picture", "photo", "jpg", "jpeg", "png", "webp")  # names of the column of pictures, the first that is there wins

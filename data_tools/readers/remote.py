@@ -17,7 +17,7 @@ from data_tools.readers.storage import cannot_be_opened, fetch, storage_errors
 from data_tools.readers.survey import LONE_JSON, NOTHING_KNOWN, OTHER_TABLE, is_table, kind_of, pair_words, table_rank
 from data_tools.readers.tables import Rows
 from data_tools.readers.webdataset import Tars
-from tokun.extras import need
+from tokun.utils.extras import need
 
 MAX_TABLE_BYTES = 2**30  # of one table in object storage
 REMOTE_REASONS = {

@@ -7,7 +7,7 @@ import re
 import sys
 from pathlib import Path
 
-from tokun.extras import need
+from tokun.utils.extras import need
 
 URL = re.compile(r"[a-z][a-z0-9+.-]+://", re.I)
 

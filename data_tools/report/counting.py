@@ -20,8 +20,8 @@ from PIL import Image, ImageFile
 
 from data_tools.images.pictures import PictureError, decode
 from data_tools.report.reasons import family
-from tokun import tars
-from tokun.extras import need
+from tokun.data import tars
+from tokun.utils.extras import need
 
 MANIFEST = "manifest.parquet"
 RECORD = "prepare.json"

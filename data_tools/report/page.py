@@ -12,7 +12,7 @@ from typing import Any
 
 from data_tools.report.counting import MAX_NAME, Opener, Summary, thumbnail
 from data_tools.report.reasons import EXPLANATIONS, KEEP_AMBIGUOUS, KEEP_REJECTED, UNKNOWN
-from tokun.extras import need
+from tokun.utils.extras import need
 
 REASON_SHEETS = 20  # further reasons are counted, without pictures
 COLOURS = ("kept", "ambiguous", "rejected")

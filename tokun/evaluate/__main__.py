@@ -26,9 +26,9 @@ from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tokun import checkpoint, console
 from tokun.evaluate.figures import Figure, as_dict, skipped, table
-from tokun.extras import need
+from tokun.utils import checkpoint, console
+from tokun.utils.extras import need
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from tokun.evaluate.features import Features
     from tokun.evaluate.material import RealPair
     from tokun.evaluate.recognition import Judge
-    from tokun.model import Pair, Tokun
+    from tokun.inference.model import Pair, Tokun
 
 SOURCES = ("generated", "reconstructions", "originals", "prompted")  # see `eyes`
 PACKAGES = ("tokun", "torch", "transformers", "torchmetrics", "torch-fidelity", "open_clip_torch", "lpips", "numpy", "Pillow")
@@ -98,7 +98,7 @@ class Case:
 
     @cached_property
     def identity(self) -> dict[str, Any]:
-        from tokun import many
+        from tokun.inference import many
 
         return many.identity(self.model)
 
@@ -126,17 +126,18 @@ class Case:
         from tokun import data
         from tokun.evaluate import recognition
         from tokun.evaluate.features import last_layer
-        from tokun.evaluate.material import described, squares
+        from tokun.evaluate.material import described, framed_for
 
         which = self.args.recognition or ("" if self.args.features in ("", "inception") else self.args.features)
         if not self.args.train_shards or not which:
             raise ValueError("needs --train-shards with captions that describe, and --recognition or SqueezeNet 1.1 as --features")
         config = self.model.image_tokenizer.config
         network = last_layer(which, self.model.device, max(128, config.image_size))
-        settings = [network.name, config.image_size, self.args.seed, checkpoint.files_fingerprint(data.expand_shards(self.args.train_shards))]
+        shapes = [] if self.model.grids == (self.model.image_tokenizer.grid,) and self.model.fit == "crop" else [self.model.grids, self.model.fit]
+        settings = [network.name, config.image_size, self.args.seed, checkpoint.files_fingerprint(data.expand_shards(self.args.train_shards)), *shapes]
 
         def learn() -> Judge:
-            pictures = described(self.args.train_shards, squares(config.image_size), channels=config.image_channels)
+            pictures = described(self.args.train_shards, framed_for(self.model), channels=config.image_channels)
             return recognition.fit(*recognition.look(pictures, network, "doctor: training originals"), seed=self.args.seed)
 
         return recognition.fitted(self.args.out / "recognition.npz", json.dumps(settings), learn), network
@@ -236,24 +237,23 @@ UNASKED = tuple(name for name in ROOMS if name != "viewer")  # the others: a vie
 def draw_plots(case: Case) -> None:
     """codes.png and spectrum.png: held-out pictures, their reconstructions and, where they were drawn, samples; samples.png."""
     import numpy as np
-    import torch
 
     from tokun.evaluate import plots
-    from tokun.evaluate.doctor import BAND, reconstruct, spectra
-    from tokun.evaluate.features import stack
-    from tokun.grids import captioned_grid
+    from tokun.evaluate.doctor import BAND, mean_spectrum, reconstruct
+    from tokun.evaluate.material import grids_of
+    from tokun.render.grids import captioned_grid
 
-    size, out, codes = case.model.image_tokenizer.codebook_size, case.args.out, torch.tensor([pair.codes for pair in case.held_out])
-    counts = {"held-out": codes.flatten().numpy()}
-    pictures = {"held-out": [pair.image for pair in case.held_out], "reconstructed": reconstruct(case.model, codes)}
+    size, out, codes = case.model.image_tokenizer.codebook_size, case.args.out, [pair.codes for pair in case.held_out]
+    counts = {"held-out": np.concatenate(codes)}
+    pictures = {"held-out": [pair.image for pair in case.held_out], "reconstructed": reconstruct(case.model, codes, grids_of(case.model, case.held_out))}
     if "samples" in vars(case):
         counts["samples"] = np.concatenate([pair.codes for pair in case.samples])
         pictures["samples"] = [pair.image for pair in case.samples]
         shown = case.samples[:64]
         captioned_grid([pair.image for pair in shown], [pair.caption for pair in shown]).save(out / "samples.png")
     plots.code_histogram({name: np.bincount(found, minlength=size) for name, found in counts.items()}, out / "codes.png")
-    curves = {name: spectra(stack(found)).mean(0).numpy() for name, found in pictures.items()}
-    side = case.model.image_tokenizer.config.image_size
+    side = min(map(min, case.model.grids)) * case.model.image_tokenizer.config.downsample
+    curves = {name: mean_spectrum(found, side) for name, found in pictures.items()}
     plots.spectra({name: curve[1:] for name, curve in curves.items()}, np.arange(1, side // 2) / side, BAND, out / "spectrum.png")
 
 

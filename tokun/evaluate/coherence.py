@@ -16,14 +16,15 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from tokun.clip import Clip
 from tokun.evaluate import figures, plots
+from tokun.evaluate.doctor import reconstruct
 from tokun.evaluate.figures import Figure
-from tokun.evaluate.material import RealPair
-from tokun.vocabulary import STATES, Tags
+from tokun.evaluate.material import RealPair, grids_of
+from tokun.inference.clip import Clip
+from tokun.tokenizers.vocabulary import STATES, Tags
 
 if TYPE_CHECKING:
-    from tokun.model import Pair, Tokun
+    from tokun.inference.model import Pair, Tokun
 
 CANDIDATES = 16  # captions that a picture chooses among
 RETRIEVED = 64  # pictures and captions that are to find each other
@@ -33,7 +34,7 @@ def measure(
     model: Tokun, held_out: Sequence[RealPair], samples: Sequence[Pair], *, seed: int, clip: str | None = None, judge: str | None = None,
     out: Path | None = None,
 ) -> list[Figure]:  # fmt: skip
-    """`clip`: an open_clip model (see `tokun.clip.Clip`); `judge`: the folder that benchmarks/clip_judge.py leaves. Into `out` goes ranks.png.
+    """`clip`: an open_clip model (see `tokun.inference.clip.Clip`); `judge`: the folder that benchmarks/clip_judge.py leaves. Into `out` goes ranks.png.
 
     Without two pairs that read differently there is nothing to choose, and no figure.
     """
@@ -145,8 +146,7 @@ def by_clip(
     found: list[Figure] = []
     kinds = [(what, [pair.image for pair in pairs])]
     if isinstance(pairs[0], RealPair):
-        codes = torch.tensor([pair.codes for pair in pairs], device=model.device)
-        kinds.append((f"{what} through the image tokenizer", [image for part in codes.split(64) for image in model.decode_images(part)]))
+        kinds.append((f"{what} through the image tokenizer", reconstruct(model, [pair.codes for pair in pairs], grids_of(model, pairs))))
     for kind, images in kinds:
         scores = clip.similarities(images, [pair.caption for pair in pairs])
         found += clip_scores(name, kind, scores, others, seed) + ranking_figures(name, kind, scores, keys, seed)

@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -13,17 +13,17 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from tokun import stages
 from tokun.config import ImageTokenizerTrainConfig
 from tokun.evaluate import plots, recognition
 from tokun.evaluate.distances import frechet, jackknife
-from tokun.evaluate.features import Features, stack
+from tokun.evaluate.features import Features, alike, stack
 from tokun.evaluate.figures import Figure, mean, skipped
-from tokun.evaluate.material import RealPair
-from tokun.extras import need
-from tokun.grids import pair_sheet
-from tokun.losses import LpipsDistance
-from tokun.model import Tokun
+from tokun.evaluate.material import RealPair, grids_of
+from tokun.inference.model import Tokun
+from tokun.models.losses import LpipsDistance
+from tokun.render.grids import pair_sheet
+from tokun.training import stages
+from tokun.utils.extras import need
 
 BAND = 1 / 6  # cycles a pixel: hatching is lines six pixels apart, or closer
 VGG = "vgg16-397923af.pth"  # torchvision's file, on which LPIPS stands
@@ -34,31 +34,47 @@ def measure(
 ) -> list[Figure]:
     """Figures of reconstructions; sheets and plots into `out`."""
     real = [pair.image for pair in held_out]
-    codes = torch.tensor([pair.codes for pair in held_out])
-    made = reconstruct(model, codes)
-    originals, copies = stack(real), stack(made)
-    psnr = stages.psnr(originals, copies)
+    by_grid = codes_by_grid(model, held_out)
+    codes = torch.cat([part.flatten() for part in by_grid.values()])
+    made = reconstruct(model, [pair.codes for pair in held_out], grids_of(model, held_out))
+    psnr = each(stages.psnr, real, made)
     found = [
         mean("PSNR", psnr.tolist(), better="more", note="dB", seed=seed),
-        mean("SSIM", ssim(originals, copies).tolist(), better="more", note="Gaussian window of 11 px", seed=seed),
-        *perceptual(originals, copies, features, seed),
+        mean("SSIM", each(ssim, real, made).tolist(), better="more", note="Gaussian window of 11 px", seed=seed),
+        *perceptual(real, made, features, seed),
         *reconstruction_distance(real, made, features, seed),
-        mean("spectrum error, fine lines", spectrum_error(originals, copies).tolist(), better="less", seed=seed,
+        mean("spectrum error, fine lines", each(spectrum_error, real, made).tolist(), better="less", seed=seed,
              note=f"dB, mean over lines at most {1 / BAND:g} px apart; radial power spectrum of each picture"),
-        mean("SSIM of gradients", ssim(gradients(originals), gradients(copies)).tolist(), better="more", seed=seed),
-        *codebook(codes, model.image_tokenizer.codebook_size),
+        mean("SSIM of gradients", each(lambda a, b: ssim(gradients(a), gradients(b)), real, made).tolist(), better="more", seed=seed),
+        *codebook(list(by_grid.values()), model.image_tokenizer.codebook_size),
         verdict(psnr, codes, model.image_tokenizer.codebook_size),
     ]  # fmt: skip
     if out is not None:
         sheet(real, made, psnr).save(out / "doctor.png")
-        plots.position_map(entropies(codes).reshape(model.vocabulary.default_grid).numpy(), "nats of the code at each place", out / "entropy.png")
+        grid = max(by_grid, key=lambda grid: len(by_grid[grid]))  # the most frequent one
+        title = "nats of the code at each place" + (f", {len(by_grid[grid])} pictures of {grid[0]}x{grid[1]} codes" if len(by_grid) > 1 else "")
+        plots.position_map(entropies(by_grid[grid]).reshape(grid).numpy(), title, out / "entropy.png")
     return found
 
 
 @torch.inference_mode()
-def reconstruct(model: Tokun, codes: Tensor) -> list[Image.Image]:
-    """codes int64 (n, N) -> pictures."""
-    return [picture for part in codes.split(64) for picture in model.decode_images(part.to(model.device))]
+def reconstruct(model: Tokun, codes: Sequence[Sequence[int]] | Tensor, grids: Sequence[tuple[int, int]] | None = None) -> list[Image.Image]:
+    """codes int64 (n, N), or a list for each picture, of these grids (None: all of the default one) -> pictures."""
+    parts = [slice(i, i + 64) for i in range(0, len(codes), 64)]
+    return [picture for part in parts for picture in model.decode_images(codes[part], None if grids is None else grids[part])]
+
+
+def codes_by_grid(model: Tokun, pairs: Sequence[RealPair]) -> dict[tuple[int, int], Tensor]:
+    """Grid -> codes int64 (n, N) of its pictures."""
+    grids = grids_of(model, pairs)
+    return {grid: torch.tensor([pair.codes for pair, own in zip(pairs, grids) if own == grid]) for grid in dict.fromkeys(grids)}
+
+
+def each(measure: Callable[[Tensor, Tensor], Tensor], a: Sequence[Image.Image], b: Sequence[Image.Image]) -> Tensor:
+    """What `measure` makes of pictures and their copies, two batches (k, C, H, W) of one size -> (k,), for all of them: (n,)."""
+    parts = list(alike(a, len(a)))
+    found = torch.cat([measure(stack([a[i] for i in part]), stack([b[i] for i in part])) for part in parts])
+    return found[torch.tensor([i for part in parts for i in part]).argsort()]
 
 
 # --- pictures -------------------------------------------------------------------------------------------------------
@@ -75,32 +91,38 @@ def gradients(images: Tensor) -> Tensor:
     return (down.square() + across.square()).sqrt()
 
 
-def spectra(images: Tensor) -> Tensor:
-    """(n, C, S, S) -> radial power spectra (n, S / 2), bin k at k / S cycles a pixel, of the windowed brightness."""
-    size = images.shape[-1]
-    window = torch.hann_window(size, periodic=False)
-    brightness = images.mean(1)
+def spectra(images: Tensor, size: int = 0) -> Tensor:
+    """(n, C, H, W) -> radial power spectra (n, S / 2), bin k at k / S cycles a pixel, of the windowed brightness; S is `size`, or the shorter side."""
+    (height, width), brightness = images.shape[2:], images.mean(1)
+    size = size or min(height, width)
+    down, across = (torch.hann_window(side, periodic=False) for side in (height, width))
     brightness = brightness - brightness.mean((1, 2), keepdim=True)
-    power = torch.fft.fft2(brightness * window[:, None] * window).abs().square().flatten(1) / size**2
-    y = torch.fft.fftfreq(size)
-    radius = ((y[:, None].square() + y.square()).sqrt() * size).round().long().flatten()
+    power = torch.fft.fft2(brightness * down[:, None] * across).abs().square().flatten(1) / (height * width)
+    y, x = torch.fft.fftfreq(height), torch.fft.fftfreq(width)
+    radius = ((y[:, None].square() + x.square()).sqrt() * size).round().long().flatten()
     inside = radius < size // 2
     sums = torch.zeros(len(images), size // 2).index_add_(1, radius[inside], power[:, inside])
     return sums / torch.bincount(radius[inside])
 
 
+def mean_spectrum(pictures: Sequence[Image.Image], size: int) -> np.ndarray:
+    """The mean of `spectra` over pictures of any shapes, no side below `size`: (size / 2,)."""
+    parts = [spectra(stack([pictures[i] for i in part]), size).sum(0) for part in alike(pictures, len(pictures))]
+    return (sum(parts) / len(pictures)).numpy()
+
+
 def spectrum_error(a: Tensor, b: Tensor) -> Tensor:
     """(n,) dB by which the power of fine lines differs, over frequencies from BAND to half a cycle a pixel."""
-    first = round(BAND * a.shape[-1])
+    first = round(BAND * min(a.shape[2:]))
     x, y = (10 * (spectra(images)[:, first:] + 1e-6).log10() for images in (a, b))  # 1e-6: the noise of 8 bits
     return (x - y).abs().mean(1)
 
 
-def perceptual(a: Tensor, b: Tensor, features: Features | None, seed: int) -> list[Figure]:
+def perceptual(a: Sequence[Image.Image], b: Sequence[Image.Image], features: Features | None, seed: int) -> list[Figure]:
     found = []
     if features is not None and features.distance is not None:
         distances = _one_by_one(features.distance, a, b, features.device)
-        found.append(mean("perceptual distance", distances, better="less", note="SqueezeNet 1.1 features, as in training (tokun.losses)", seed=seed))
+        found.append(mean("perceptual distance", distances, better="less", note="SqueezeNet 1.1 features, as in training (tokun.models.losses)", seed=seed))
     try:
         need("lpips", extra="train")
     except ImportError as error:
@@ -113,8 +135,8 @@ def perceptual(a: Tensor, b: Tensor, features: Features | None, seed: int) -> li
 
 
 @torch.inference_mode()
-def _one_by_one(distance: torch.nn.Module, a: Tensor, b: Tensor, device: torch.device) -> list[float]:
-    return [float(distance(x[None].to(device), y[None].to(device))) for x, y in zip(a, b)]
+def _one_by_one(distance: torch.nn.Module, a: Sequence[Image.Image], b: Sequence[Image.Image], device: torch.device) -> list[float]:
+    return [float(distance(stack([x]).to(device), stack([y]).to(device))) for x, y in zip(a, b)]
 
 
 def reconstruction_distance(real: Sequence[Image.Image], made: Sequence[Image.Image], features: Features | None, seed: int) -> list[Figure]:
@@ -135,7 +157,7 @@ def sheet(real: Sequence[Image.Image], made: Sequence[Image.Image], psnr: Tensor
 def recognised(model: Tokun, held_out: Sequence[RealPair], judge: recognition.Judge, network: Features, *, seed: int = 0) -> list[Figure]:
     """How often the judge finds a picture's own caption first of 16: for originals, for reconstructions, and the share that is kept."""
     real = [pair.image for pair in held_out]
-    made = reconstruct(model, torch.tensor([pair.codes for pair in held_out]))
+    made = reconstruct(model, [pair.codes for pair in held_out], grids_of(model, held_out))
     originals, copies = (network(pictures, what=f"doctor: {network.name}").float().numpy() for pictures in (real, made))
     return recognition.measure(judge, [pair.caption for pair in held_out], originals, copies, note=network.name, seed=seed)
 
@@ -143,9 +165,11 @@ def recognised(model: Tokun, held_out: Sequence[RealPair], judge: recognition.Ju
 # --- codes ----------------------------------------------------------------------------------------------------------
 
 
-def codebook(codes: Tensor, size: int) -> list[Figure]:
-    figures, n = stages.code_figures(codes, size), len(codes)
-    entropy = float(entropies(codes).mean())
+def codebook(grids: Sequence[Tensor], size: int) -> list[Figure]:
+    """Codes int64 (n, N) of the pictures of each grid."""
+    codes, n = torch.cat([part.flatten() for part in grids]), sum(map(len, grids))
+    figures = stages.code_figures(codes, size)
+    entropy = sum(len(part) * float(entropies(part).mean()) for part in grids) / n
     seen = f"{codes.numel()} codes of {n} pictures, a codebook of {size}"
     return [
         Figure("codebook usage", figures["usage"], n, better="more", note=seen),
@@ -165,4 +189,4 @@ def verdict(psnr: Tensor, codes: Tensor, size: int) -> Figure:
     """1: a generator may be trained on these codes, by the gate of training itself with its default limits."""
     figures = {"psnr": float(psnr.mean()), **stages.code_figures(codes, size)}
     problems = stages.gate_problems(figures, ImageTokenizerTrainConfig(), size)
-    return Figure("verdict", float(not problems), len(codes), better="more", note="no go: " + "; ".join(problems) if problems else "go: passes the gate of training")
+    return Figure("verdict", float(not problems), len(psnr), better="more", note="no go: " + "; ".join(problems) if problems else "go: passes the gate of training")

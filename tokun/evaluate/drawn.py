@@ -16,9 +16,10 @@ from typing import Any
 from PIL import Image
 from tqdm import tqdm
 
-from tokun import checkpoint, many
-from tokun.model import Pair, Tokun
-from tokun.vocabulary import Tags
+from tokun.inference import many
+from tokun.inference.model import Pair, Tokun
+from tokun.tokenizers.vocabulary import Tags
+from tokun.utils import checkpoint
 
 RECORD, LINES = "samples.json", "samples.jsonl"
 

@@ -15,15 +15,15 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import torch
 from PIL import Image
 from tqdm import tqdm
 
-from tokun import checkpoint
 from tokun.evaluate import viewer
 from tokun.evaluate.doctor import reconstruct
 from tokun.evaluate.figures import Figure, skipped
+from tokun.evaluate.material import grids_of
 from tokun.evaluate.viewer import Question, Shown
+from tokun.utils import checkpoint
 
 if TYPE_CHECKING:
     from tokun.evaluate.__main__ import Case
@@ -53,7 +53,7 @@ def shown(case: Case, name: str) -> list[Shown]:
         return [Shown(f"{pair.seed}-{pair.index}", pair.caption, pair.tags.subject, pair.image) for pair in case.samples]
     images = [pair.image for pair in case.held_out]
     if name == "reconstructions":
-        images = reconstruct(case.model, torch.tensor([pair.codes for pair in case.held_out]))
+        images = reconstruct(case.model, [pair.codes for pair in case.held_out], grids_of(case.model, case.held_out))
     return [Shown(pair.key, pair.caption, pair.tags.subject, image) for pair, image in zip(case.held_out, images)]
 
 

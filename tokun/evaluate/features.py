@@ -27,8 +27,8 @@ from torch import Tensor
 from tqdm import tqdm
 
 from tokun import data
-from tokun.extras import need
-from tokun.losses import SqueezeNetDistance, load_squeezenet
+from tokun.models.losses import SqueezeNetDistance, load_squeezenet
+from tokun.utils.extras import need
 
 SMALLEST = 128  # px: smaller pictures are enlarged by a whole factor, so that deep layers have places to average over
 BATCH = 32

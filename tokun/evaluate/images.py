@@ -18,8 +18,8 @@ from tokun.evaluate.distances import FEWEST, frechet, jackknife, kid, manifold, 
 from tokun.evaluate.doctor import reconstruct
 from tokun.evaluate.features import Features
 from tokun.evaluate.figures import Figure, share, skipped
-from tokun.evaluate.material import RealPair
-from tokun.model import Pair, Tokun
+from tokun.evaluate.material import RealPair, grids_of
+from tokun.inference.model import Pair, Tokun
 
 
 def measure(
@@ -66,14 +66,15 @@ def consistency(
 ) -> list[Figure]:  # fmt: skip
     """The share of samples that a classifier takes for engravings, how good the classifier is, and what codes alone lose."""
     known, test = [pair.image for pair in held_out], vectors
-    copies = features(reconstruct(model, torch.tensor([pair.codes for pair in held_out])))
+    copies = features(reconstruct(model, [pair.codes for pair in held_out], grids_of(model, held_out)))
     if not real:  # the first half teaches, the second examines
         half = len(known) // 2
         real, further, known, test, copies = known[:half], vectors[:half], known[half:], vectors[half:], copies[half:]
     if min(len(real), len(known)) < len(style.KINDS):
         return [skipped("style", f"{min(len(real), len(known))} engravings to learn from and to be examined on, and it takes {len(style.KINDS)} of each")]
     config = model.image_tokenizer.config
-    shown = style.from_folder(others, config.image_size, config.image_channels, seed) if others else ([], [])
+    shape = {"grids": model.grids, "downsample": config.downsample}
+    shown = style.from_folder(others, config.image_size, config.image_channels, seed, **shape) if others else ([], [])
     taught, examined = (style.made_on_the_spot(pictures, seed + i) for i, pictures in enumerate((real, known)))
     judge = style.fit(further, features([*taught[0], *shown[0]]))
     said = [not verdict for verdict in judge(features(examined[0]))]

@@ -20,16 +20,16 @@ from PIL import Image
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from tokun import sampling
-from tokun.clip import Clip
-from tokun.directions import encode_pictures, require_task
 from tokun.evaluate import figures
 from tokun.evaluate.figures import Figure
-from tokun.vocabulary import Tags
-from tokun.wordings import SHOWS
+from tokun.inference import sampling
+from tokun.inference.clip import Clip
+from tokun.inference.directions import Seen, require_task, see
+from tokun.tokenizers.vocabulary import Tags
+from tokun.tokenizers.wordings import SHOWS
 
 if TYPE_CHECKING:
-    from tokun.model import Pair, Tokun
+    from tokun.inference.model import Pair, Tokun
 
 AESTHETIC_CLIP = "ViT-L-14-quickgelu:openai"  # whose features LAION's heads were trained on
 BETA = 0.5
@@ -162,14 +162,14 @@ class Own:
     def yes(self, images: Sequence[Image.Image], questions: Sequence[str]) -> list[float]:
         """P(yes) against P(no), as whole answers. Questions that are too long lose their end."""
         m, v = self.model, self.model.vocabulary
-        codes = encode_pictures(m, images).tolist()
+        shown = see(m, images)
         asked = [m.text_tokenizer.encode(question)[: v.max_text] for question in questions]
         answers = [m.encode_text(answer) for answer in ("yes", "no")]
-        nats = [[self.nats(seen, question, answer) for answer in answers] for seen, question in zip(codes, asked)]
+        nats = [[self.nats(seen, question, answer) for answer in answers] for seen, question in zip(shown, asked)]
         return [1 / (1 + math.exp(yes - no)) for yes, no in nats]
 
-    def nats(self, codes: list[int], question: list[int], answer: list[int]) -> float:
-        packed = self.model.vocabulary.pack_question(Tags(grid=self.model.vocabulary.default_grid), codes, question, answer)
+    def nats(self, seen: Seen, question: list[int], answer: list[int]) -> float:
+        packed = self.model.vocabulary.pack_question(Tags(grid=seen.grid), seen.codes, question, answer)
         ids, first = torch.tensor([packed.input_ids], device=self.model.device), torch.tensor([packed.prompt], device=self.model.device)
         return float(sampling.span_nll(self.model.generator, self.model.vocabulary, ids, first))
 

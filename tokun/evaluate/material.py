@@ -13,17 +13,18 @@ import numpy as np
 from PIL import Image
 
 from tokun import data
-from tokun.directions import encode_pictures
-from tokun.model import Tokun
-from tokun.vocabulary import Tags, tag_word
+from tokun.data import framing
+from tokun.inference.directions import see
+from tokun.inference.model import Pair, Tokun
+from tokun.tokenizers.vocabulary import Tags, tag_word
 
 
 @dataclass(frozen=True)
 class RealPair:
-    """A picture of a shard, cut and coded as in training, and its plain caption."""
+    """A picture of a shard, framed and coded as in training, and its plain caption."""
 
     key: str
-    image: Image.Image  # the centred square at the model's size, 'L' or 'RGB'
+    image: Image.Image  # at the size of its grid, 'L' or 'RGB'
     caption: str
     tags: Tags
     codes: list[int]
@@ -38,35 +39,56 @@ def read_pairs(
 
     Raises FileNotFoundError for a pattern that no shard fits, ValueError where nothing is left.
     """
-    config = model.image_tokenizer.config
-    index = data.ShardIndex(data.expand_shards(shards), need=("json",), one_of=data.IMAGE_SUFFIXES)
-    samples = data.ImageSamples(index, config.image_size, config.image_channels, max_scale=1.0)
+    samples = samples_of(model, data.ShardIndex(data.expand_shards(shards), need=("json",), one_of=data.IMAGE_SUFFIXES))
     chosen: Sequence[int] = range(len(samples))
     if limit and limit < len(samples):
         chosen = sorted(np.random.default_rng(seed).choice(len(samples), limit, replace=False).tolist())
     found = [one for i in chosen if (one := _read(model, samples, i, style_key, subject_key)) is not None]
     if not found:
         raise ValueError(f"no pair of {shards} can be used: pictures that open and captions of at most {model.vocabulary.max_text} pieces")
-    codes = [row for i in range(0, len(found), 64) for row in encode_pictures(model, [p["image"] for p in found[i : i + 64]]).tolist()]
-    return [RealPair(**pair, codes=row) for pair, row in zip(found, codes)]
+    seen = [one for i in range(0, len(found), 64) for one in see(model, [p["image"] for p in found[i : i + 64]])]
+    return [RealPair(**pair, codes=one.codes) for pair, one in zip(found, seen)]
+
+
+def samples_of(model: Tokun, index: data.ShardIndex) -> data.ImageSamples:
+    """The pictures of image shards, framed as the model's own and no larger than it takes them."""
+    c = model.image_tokenizer.config
+    return data.ImageSamples(index, c.image_size, c.image_channels, max_scale=1.0, grids=model.grids, downsample=c.downsample, fit=model.fit)
+
+
+def framed_for(model: Tokun) -> Callable[[Image.Image], Image.Image]:
+    """Pictures of any size -> what the grid nearest to their shape shows of them, at its size."""
+
+    def framed(image: Image.Image) -> Image.Image:
+        grid = model.grids[framing.nearest_grid(*image.size, model.grids)]
+        return as_picture(framing.frame(image, grid, model.image_tokenizer.config.downsample, model.fit)[0])
+
+    return framed
+
+
+def as_picture(array: np.ndarray) -> Image.Image:
+    """uint8 (C, H, W) -> 'L' or 'RGB'."""
+    return Image.fromarray(array[0] if len(array) == 1 else array.transpose(1, 2, 0))
+
+
+def grids_of(model: Tokun, pairs: Sequence[RealPair | Pair]) -> list[framing.Grid]:
+    return [pair.tags.grid or model.vocabulary.default_grid for pair in pairs]
 
 
 def _read(model: Tokun, samples: data.ImageSamples, i: int, style_key: str, subject_key: str) -> dict[str, Any] | None:
     try:
-        image = samples.picture(i)
+        framed = samples.framed(i)
         tree = samples.index.read_json(i)
     except (OSError, ValueError):
         return None
-    size = model.image_tokenizer.config.image_size
-    square = cut(image, data.centre_box(*image.size), size)
     caption = plain_caption(tree)
     ids = model.text_tokenizer.encode(caption)
     if not ids or len(ids) > model.vocabulary.max_text:
         return None
     v = model.vocabulary
     style, subject = tag_word(str(tree.get(style_key, ""))), tag_word(str(tree.get(subject_key, "")))
-    tags = Tags(style if style in v.styles else "", subject if subject in v.subjects else "", "plain", v.default_grid)
-    return {"key": samples.index.key(i), "image": square, "caption": caption, "tags": tags, "caption_ids": ids}
+    tags = Tags(style if style in v.styles else "", subject if subject in v.subjects else "", "plain", framed.grid)
+    return {"key": samples.index.key(i), "image": as_picture(samples.cut(framed, framed.box)), "caption": caption, "tags": tags, "caption_ids": ids}
 
 
 def read_captions(shards: str) -> list[str]:
@@ -87,8 +109,7 @@ def plain_caption(tree: dict[str, Any]) -> str:
 
 def cut(image: Image.Image, box: data.Box, size: int) -> Image.Image:
     """`data.crop` as a picture."""
-    array = data.crop(image, box, size)
-    return Image.fromarray(array[0] if len(array) == 1 else array.transpose(1, 2, 0))
+    return as_picture(data.crop(image, box, size))
 
 
 # --- described pictures, without a model ----------------------------------------------------------------------------

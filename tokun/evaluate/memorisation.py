@@ -9,8 +9,9 @@ apart at most; by codes, CODES_SHARE of them the same at least. Copies with a qu
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -19,20 +20,29 @@ from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
-from tokun import data, sampling
-from tokun.directions import encode_pictures
+from tokun import data
 from tokun.evaluate.doctor import reconstruct
 from tokun.evaluate.features import BATCH, Features
 from tokun.evaluate.figures import Figure, bootstrap, mean, share, skipped
-from tokun.evaluate.material import RealPair, cut
-from tokun.extras import need
-from tokun.grids import pair_sheet
-from tokun.model import Pair, Tokun
+from tokun.evaluate.material import RealPair, as_picture, grids_of, samples_of
+from tokun.inference import sampling
+from tokun.inference.directions import see
+from tokun.inference.model import Pair, Tokun
+from tokun.render.grids import pair_sheet
+from tokun.utils.extras import need
 
 HASH_BITS = 10  # of 64
 CODES_SHARE = 0.25
 HELD_OUT_SHARE = 0.05  # of held-out pictures lie under the distance that counts as near by features
 CHANGED = 0.25  # of a copy's codes
+
+
+class Coded(NamedTuple):
+    """A picture's codes, and their grid."""
+
+    codes: Sequence[int]
+    grid: tuple[int, int]
+
 
 Nearest = dict[str, tuple[Tensor, Tensor]]  # way -> of each picture the distance to the nearest training picture, and its number
 WAYS = ("features", "dHash", "codes")
@@ -46,12 +56,11 @@ def measure(
     gap = likelihood_gap(model, held_out, train, seed)
     if features is None:
         return [skipped("near copies", "needs --features"), *gap]
-    config = model.image_tokenizer.config
-    pictures = data.ImageSamples.open(train_shards, image_size=config.image_size, channels=config.image_channels, max_scale=1.0)
+    pictures = samples_of(model, data.ShardIndex(data.expand_shards(train_shards), need=(), one_of=data.IMAGE_SUFFIXES))
     count = min(limit or len(pictures), len(pictures))
-    groups = [torch.tensor([pair.codes for pair in pairs]) for pairs in (samples, held_out)]
+    groups = [[Coded(pair.codes, grid) for pair, grid in zip(pairs, grids_of(model, pairs))] for pairs in (samples, held_out)]
     groups.append(changed_copies(model, pictures, count, len(held_out), seed))
-    found = nearest(model, torch.cat(groups), pictures, count, features)
+    found = nearest(model, [one for group in groups for one in group], pictures, count, features)
     if out is not None:
         sheet([pair.image for pair in samples], found, pictures).save(out / "nearest.png")
     parts = [_rows(found, rows) for rows in torch.arange(sum(map(len, groups))).split([len(group) for group in groups])]
@@ -61,21 +70,35 @@ def measure(
 # --- near copies ----------------------------------------------------------------------------------------------------
 
 
-def nearest(model: Tokun, codes: Tensor, pictures: data.ImageSamples, count: int, features: Features) -> Nearest:
-    """Of each row of codes (n, N) the nearest of the first `count` training pictures, a batch at a time."""
-    queries = reconstruct(model, codes)
+def nearest(model: Tokun, wanted_codes: Sequence[Coded], pictures: data.ImageSamples, count: int, features: Features) -> Nearest:
+    """Of each coded picture the nearest of the first `count` training pictures, a batch at a time. Codes of different grids have none in common."""
+    queries = reconstruct(model, *zip(*wanted_codes))
     wanted, hashes = F.normalize(features(queries), dim=1), dhash(queries)
-    best: Nearest = {way: (torch.full((len(codes),), torch.inf, dtype=torch.float64), torch.zeros(len(codes)).long()) for way in WAYS}
+    best: Nearest = {way: (torch.full((len(queries),), torch.inf, dtype=torch.float64), torch.zeros(len(queries)).long()) for way in WAYS}
     for start in tqdm(range(0, count, BATCH), desc="memorisation: training pictures", unit="batch", leave=False):
-        known = encode_pictures(model, [square(pictures, i) for i in range(start, min(count, start + BATCH))])
-        shown = reconstruct(model, known)
+        known = coded(model, pictures, range(start, min(count, start + BATCH)))
+        shown = reconstruct(model, *zip(*known))
         apart = {
             "features": 1 - wanted @ F.normalize(features(shown), dim=1).T,
             "dHash": (hashes[:, None] != dhash(shown)).sum(-1).double(),
-            "codes": (codes[:, None] != known).double().mean(-1),
+            "codes": codes_apart(wanted_codes, known),
         }
         best = {way: _nearer(*best[way], apart[way], start) for way in WAYS}
     return best
+
+
+def coded(model: Tokun, pictures: data.ImageSamples, numbers: Iterable[int]) -> list[Coded]:
+    return [Coded(seen.codes, seen.grid) for seen in see(model, [shown_of(pictures, int(i)) for i in numbers])]
+
+
+def codes_apart(a: Sequence[Coded], b: Sequence[Coded]) -> Tensor:
+    """(n, m): the share of codes in which two pictures differ; 1 where their grids do."""
+    apart = torch.ones(len(a), len(b), dtype=torch.float64)
+    for grid in {one.grid for one in a} & {one.grid for one in b}:
+        rows, columns = ([i for i, one in enumerate(side) if one.grid == grid] for side in (a, b))
+        x, y = (torch.tensor([list(side[i].codes) for i in places]) for side, places in ((a, rows), (b, columns)))
+        apart[torch.tensor(rows)[:, None], torch.tensor(columns)] = (x[:, None] != y).double().mean(-1)
+    return apart
 
 
 def _rows(found: Nearest, rows: Tensor) -> Nearest:
@@ -87,18 +110,21 @@ def _nearer(value: Tensor, place: Tensor, apart: Tensor, start: int) -> tuple[Te
     return torch.minimum(value, least), torch.where(least < value, where + start, place)
 
 
-def changed_copies(model: Tokun, pictures: data.ImageSamples, count: int, n: int, seed: int) -> Tensor:
-    """(n, N): codes of training pictures, a share CHANGED of them, at random places, those of another training picture."""
-    rng = np.random.default_rng(seed)
-    chosen = rng.choice(count, min(n, count), replace=False)
-    codes = encode_pictures(model, [square(pictures, int(i)) for i in chosen])
-    return torch.where(torch.from_numpy(rng.random(codes.shape) < CHANGED), codes.roll(1, 0), codes)
+def changed_copies(model: Tokun, pictures: data.ImageSamples, count: int, n: int, seed: int) -> list[Coded]:
+    """n training pictures: a share CHANGED of their codes, at random places, are those of another training picture of their grid."""
+    rng, out = np.random.default_rng(seed), []
+    chosen = coded(model, pictures, rng.choice(count, min(n, count), replace=False))
+    for grid in dict.fromkeys(one.grid for one in chosen):
+        codes = torch.tensor([one.codes for one in chosen if one.grid == grid])
+        changed = torch.where(torch.from_numpy(rng.random(codes.shape) < CHANGED), codes.roll(1, 0), codes)
+        out += [Coded(row, grid) for row in changed.tolist()]
+    return out
 
 
-def square(pictures: data.ImageSamples, i: int) -> Image.Image:
-    """The centred square of a training picture, at the model's size."""
-    picture = pictures.whole_picture(i)
-    return cut(picture, data.centre_box(*picture.size), pictures.image_size)
+def shown_of(pictures: data.ImageSamples, i: int) -> Image.Image:
+    """What the model sees of a training picture."""
+    framed = pictures.whole(i)
+    return as_picture(pictures.cut(framed, framed.box))
 
 
 def dhash(pictures: Sequence[Image.Image]) -> Tensor:
@@ -131,7 +157,7 @@ def near_copies(mine: Nearest, held: Nearest, copies: Nearest, count: int, netwo
 def sheet(samples: Sequence[Image.Image], found: Nearest, pictures: data.ImageSamples, rows: int = 16) -> Image.Image:
     """The samples that are nearest to a training picture by features, with the nearest in each way."""
     chosen = found["features"][0][: len(samples)].argsort()[:rows].tolist()
-    lines = [(samples[i], *(square(pictures, int(found[way][1][i])) for way in WAYS)) for i in chosen]
+    lines = [(samples[i], *(shown_of(pictures, int(found[way][1][i])) for way in WAYS)) for i in chosen]
     return pair_sheet(lines, ["sample", *(f"by {way}" for way in WAYS)])
 
 

@@ -18,8 +18,9 @@ from PIL import Image, ImageDraw, ImageFilter, ImageFont
 from torch import Tensor
 
 from tokun import data
-from tokun.directions import open_picture
-from tokun.evaluate.material import cut
+from tokun.data import framing
+from tokun.evaluate.material import as_picture
+from tokun.inference.directions import open_picture
 
 Maker = Callable[[Image.Image, np.random.Generator], Image.Image]  # an engraving 'L' -> another kind of picture, same size
 SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".gif", ".bmp"}
@@ -48,11 +49,11 @@ def photograph(engraving: Image.Image, rng: np.random.Generator) -> Image.Image:
 
 def drawing(engraving: Image.Image, rng: np.random.Generator) -> Image.Image:
     """Outlines of a few shapes on white."""
-    size = engraving.width
+    size = np.array(engraving.size)
     page = Image.new("L", engraving.size, 255)
     draw = ImageDraw.Draw(page)
     for _ in range(int(rng.integers(1, 6))):
-        (x, y), side, width = rng.uniform(0, 0.8 * size, 2), rng.uniform(0.1, 0.5) * size, max(1, size // 48)
+        (x, y), side, width = rng.uniform(0, 0.8 * size, 2), rng.uniform(0.1, 0.5) * size.min(), max(1, int(size.min()) // 48)
         match int(rng.integers(3)):
             case 0:
                 draw.rectangle((x, y, x + side, y + side), outline=0, width=width)
@@ -103,13 +104,16 @@ def made_on_the_spot(engravings: Sequence[Image.Image], seed: int) -> tuple[list
     return [KINDS[name](one.convert("L"), rng).convert(one.mode) for name, one in zip(names, engravings)], names
 
 
-def from_folder(folder: str, size: int, channels: int, seed: int) -> tuple[list[Image.Image], list[Image.Image]]:
-    """Crops of the pictures of a folder and those below it: of every other file to teach, of the rest to examine.
+def from_folder(
+    folder: str, size: int, channels: int, seed: int, *, grids: Sequence[framing.Grid] = data.ONE_SQUARE, downsample: int = 0
+) -> tuple[list[Image.Image], list[Image.Image]]:
+    """Crops of the pictures of a folder and those below it: of every other file to teach, of the rest to examine. Each has the size of the grid
+    nearest to its picture's shape; without `grids`, `size` by `size` px.
 
     Raises FileNotFoundError where none can be read.
     """
     paths = sorted(path for path in Path(folder).rglob("*") if path.suffix.lower() in SUFFIXES)
-    rng = np.random.default_rng(seed)
+    rng, downsample = np.random.default_rng(seed), downsample or size
     taught: list[Image.Image] = []
     examined: list[Image.Image] = []
     for i, path in enumerate(paths):
@@ -117,8 +121,9 @@ def from_folder(folder: str, size: int, channels: int, seed: int) -> tuple[list[
             picture = open_picture(path, channels)
         except ValueError:  # broken, or too large
             continue
-        boxes = data.view_boxes(*picture.size, CROPS, (1.0, 1.5), rng)
-        (examined if i % 2 else taught).extend(cut(picture, box, size) for box in boxes)
+        grid = grids[framing.nearest_grid(*picture.size, grids)]
+        boxes = framing.views(framing.crop_box(*picture.size, grid), CROPS, (1.0, 1.5), rng, picture.size)
+        (examined if i % 2 else taught).extend(as_picture(framing.cut(picture, box, (grid[1] * downsample, grid[0] * downsample))) for box in boxes)
     if not taught and not examined:
         raise FileNotFoundError(f"--others {folder} holds no picture that can be read ({', '.join(sorted(SUFFIXES))})")
     return taught, examined

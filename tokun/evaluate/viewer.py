@@ -26,7 +26,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from tokun import checkpoint, grids
+from tokun.render import grids
+from tokun.utils import checkpoint
 
 LETTERS = "abcd"
 ON_A_SHEET, COLUMNS, CELL = 24, 6, 240
@@ -134,7 +135,7 @@ def _data_url(image: Image.Image | None) -> str:
 
 
 if __name__ == "__main__":
-    from tokun import console
     from tokun.evaluate import viewer_score
+    from tokun.utils import console
 
     console.run("tokun.evaluate.viewer", viewer_score.main)

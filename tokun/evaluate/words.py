@@ -14,14 +14,14 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from tokun import directions
 from tokun.evaluate import figures
 from tokun.evaluate.figures import Figure, bootstrap
-from tokun.evaluate.material import RealPair
-from tokun.vocabulary import Tags
+from tokun.evaluate.material import RealPair, grids_of
+from tokun.inference import directions
+from tokun.tokenizers.vocabulary import Tags
 
 if TYPE_CHECKING:
-    from tokun.model import Pair, Tokun
+    from tokun.inference.model import Pair, Tokun
 
 ORDERS = 4  # n-grams up to so many words
 WORD = re.compile(r"[^\W_]+(?:[’'-][^\W_]+)*")
@@ -151,14 +151,16 @@ def unfinished(text: str, known: Counter[str], no_room: bool) -> bool:
 
 def captions_for(model: Tokun, pairs: Sequence[RealPair], seed: int, rows: int = 64) -> list[str]:
     """A caption for each picture, as `model.caption` writes it at the checkpoint's temperature; each has a latent of its own."""
-    v = model.vocabulary
-    prefix = v.prefix(Tags(register="plain", grid=v.default_grid))
-    out: list[str] = []
-    for at in range(0, len(pairs), rows):
-        prompts = [[*prefix, v.id("<boi>"), *v._codes(pair.codes, Tags()), v.id("<eoi>"), v.id("<boc>")] for pair in pairs[at : at + rows]]
-        made, _ = directions.write(model, prompts, seed + at, len(prompts), None, None)
-        out += [model.text_tokenizer.decode(v.unpack(ids).caption or []) for ids in made]
-    return out
+    v, grids = model.vocabulary, grids_of(model, pairs)
+    out: dict[int, str] = {}
+    for grid in dict.fromkeys(grids):  # prompts of one length
+        tags, own = Tags(register="plain", grid=grid), [i for i, other in enumerate(grids) if other == grid]
+        for at in range(0, len(own), rows):
+            part = own[at : at + rows]
+            prompts = [[*v.prefix(tags), v.id("<boi>"), *v._codes(pairs[i].codes, tags), v.id("<eoi>"), v.id("<boc>")] for i in part]
+            made, _ = directions.write(model, prompts, seed + part[0], len(prompts), None, None)
+            out |= {i: model.text_tokenizer.decode(v.unpack(ids).caption or []) for i, ids in zip(part, made)}
+    return [out[i] for i in range(len(pairs))]
 
 
 def agreement(made: Sequence[str], real: Sequence[str], seed: int) -> list[Figure]:

@@ -17,10 +17,11 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from tokun import checkpoint, console, latents
-from tokun.extras import need
-from tokun.model import GENERATOR, Plan, Tokun, load, resolve
-from tokun.vocabulary import Tags
+from tokun.inference import latents
+from tokun.inference.model import GENERATOR, Plan, Tokun, load, resolve
+from tokun.tokenizers.vocabulary import Tags
+from tokun.utils import checkpoint, console
+from tokun.utils.extras import need
 
 PROCESSOR = "tokun.serving.processor:SpanProcessor"
 BATCH = 256  # samples handed to vLLM at once, which batches them as its memory allows

@@ -15,11 +15,11 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from tokun import latents, sampling
 from tokun.config import SamplingConfig
-from tokun.model import TEXT_TOKENIZER, unseen_text
-from tokun.text_tokenizer import PretrainedTextTokenizer, TextTokenizer
-from tokun.vocabulary import IMAGE_STATES, STATES, TEXT_STATES, Vocabulary
+from tokun.inference import latents, sampling
+from tokun.inference.model import TEXT_TOKENIZER, unseen_text
+from tokun.tokenizers.text import PretrainedTextTokenizer, TextTokenizer
+from tokun.tokenizers.vocabulary import IMAGE_STATES, STATES, TEXT_STATES, Vocabulary
 
 START, IMAGE, TEXT = STATES.index("start"), [STATES.index(s) for s in IMAGE_STATES], [STATES.index(s) for s in TEXT_STATES]
 

@@ -15,7 +15,7 @@ from typing import Any
 from torch import Tensor
 from vllm.v1.sample.logits_processor import BatchUpdate, LogitsProcessor, MoveDirectionality
 
-from tokun import latents
+from tokun.inference import latents
 from tokun.serving.grammar import Grammar, Row
 
 

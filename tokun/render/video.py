@@ -7,8 +7,8 @@ from pathlib import Path
 
 from PIL import Image
 
-from tokun.extras import need
-from tokun.grids import on_one_size
+from tokun.render.grids import on_one_size
+from tokun.utils.extras import need
 
 SECONDS = 0.15  # that a picture is shown
 LEAST = 256  # pixels: smaller pictures are enlarged by a whole factor, as players would blur them

@@ -30,11 +30,17 @@ import yaml
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from tokun import checkpoint, data, decoder, framing, health, losses, optim
 from tokun import config as configs
+from tokun import data
 from tokun.config import Config
-from tokun.engine import Engine, deepspeed_settings, make_accelerator
-from tokun.generator import (
+from tokun.data import framing
+from tokun.inference import decoder
+from tokun.inference.latents import Slots
+from tokun.inference.model import TEXT_TOKENIZER, Tokun, load
+from tokun.inference.model_card import model_card
+from tokun.inference.tags import count_tags
+from tokun.models import losses
+from tokun.models.generator import (
     add_dropout,
     can_compile,
     compile_layers,
@@ -50,16 +56,15 @@ from tokun.generator import (
     tune_for,
     uncompiled,
 )
-from tokun.grids import captioned_grid, pair_sheet, to_pil
-from tokun.image_tokenizer import ImageTokenizer
-from tokun.latents import Slots
-from tokun.model import TEXT_TOKENIZER, Tokun, load
-from tokun.model_card import model_card
-from tokun.shares import own_share
-from tokun.tags import count_tags
-from tokun.text_tokenizer import PretrainedTextTokenizer, TextTokenizer, normalize
-from tokun.tracking import Tracker, make_tracker
-from tokun.vocabulary import REGISTERS, Vocabulary, tag_word
+from tokun.models.shares import own_share
+from tokun.render.grids import captioned_grid, pair_sheet, to_pil
+from tokun.tokenizers.image import ImageTokenizer
+from tokun.tokenizers.text import PretrainedTextTokenizer, TextTokenizer, normalize
+from tokun.tokenizers.vocabulary import REGISTERS, Vocabulary, tag_word
+from tokun.training import health, optim
+from tokun.training.engine import Engine, deepspeed_settings, make_accelerator
+from tokun.training.tracking import Tracker, make_tracker
+from tokun.utils import checkpoint
 
 
 @dataclass
@@ -694,7 +699,7 @@ def encode_shards(run: Run) -> Path:
     if run.rank == 0:
         counts: dict[str, int] = {}
         skips = {p.stem: json.loads(p.read_text()) for p in sorted(target.glob("*.skipped"))}
-        grids, held = framing.parse_grids(config.data.grids) or (tokenizer.grid,), {}
+        grids, held = configs.parse_grids(config.data.grids) or (tokenizer.grid,), {}
         for split in sources:
             if not sources[split]:
                 continue
@@ -994,7 +999,8 @@ def train_generator(run: Run) -> Path:
 
     def as_checkpoint(generator: nn.Module) -> Tokun:
         return Tokun(
-            image_tokenizer.to(engine.device), text_tokenizer, vocabulary, generator, config.sampling, [tuple(c) for c in codes["tag_counts"]], tasks
+            image_tokenizer.to(engine.device), text_tokenizer, vocabulary, generator, config.sampling, [tuple(c) for c in codes["tag_counts"]], tasks,
+            fit=codes.get("fit", ""),
         )
 
     def record_of(held: dict[str, float]) -> dict[str, Any]:
@@ -1306,7 +1312,7 @@ def _held_out_pictures(config: Config, n: int = 256) -> list[Tensor]:
 
 def _shapes(config: Config) -> dict[str, Any]:
     """What `data.ImageSamples` is told of the shapes of pictures."""
-    return {"grids": framing.parse_grids(config.data.grids), "downsample": config.image_tokenizer.downsample, "fit": config.data.fit}
+    return {"grids": configs.parse_grids(config.data.grids), "downsample": config.image_tokenizer.downsample, "fit": config.data.fit}
 
 
 def _shapes_asked(config: Config) -> dict[str, Any]:
@@ -1322,7 +1328,7 @@ def _shapes_line(samples: data.ImageSamples) -> str:
 def _pixels(config: Config) -> str:
     """The sizes of the pictures, height x width where they are no squares."""
     f = config.image_tokenizer.downsample
-    return ", ".join(f"{rows * f}x{columns * f}" for rows, columns in framing.parse_grids(config.data.grids)) + " px" if config.data.grids else f"{config.image_tokenizer.image_size} px"
+    return ", ".join(f"{rows * f}x{columns * f}" for rows, columns in configs.parse_grids(config.data.grids)) + " px" if config.data.grids else f"{config.image_tokenizer.image_size} px"
 
 
 def _require_same_but_retry(path: Path, made_with: dict[str, Any], asked: dict[str, Any]) -> None:

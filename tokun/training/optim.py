@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tokun.shares import collected, own_share, share_of
+from tokun.models.shares import collected, own_share, share_of
 
 
 def parameter_groups(module: nn.Module, weight_decay: float) -> list[dict]:

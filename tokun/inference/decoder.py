@@ -27,7 +27,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tokun import native
+from tokun.inference import native
 
 ROWS = (2, 4, 8, 16, 32, 64)  # how many rows a CPU computes together, where they come out as the same bits
 SAFE = 16  # … and where they do not: always so many

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tokun.extras import need
+from tokun.utils.extras import need
 
 IGNORE = -100  # label of a position without loss, as in torch and transformers
 SQUEEZENET_URL = "https://download.pytorch.org/models/squeezenet1_1-b8a52dc0.pth"  # torchvision's, BSD

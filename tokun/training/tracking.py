@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from tokun.extras import need
+from tokun.utils.extras import need
 
 KINDS = ("wandb", "tensorboard", "none")
 WANDB_ID_FILE = "wandb_id.txt"

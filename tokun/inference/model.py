@@ -21,18 +21,19 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from tokun import decoder, directions, hub, latents, sampling
-from tokun.checkpoint import require_safetensors
 from tokun.config import SamplingConfig, SamplingOptions
-from tokun.grids import to_pil
-from tokun.image_tokenizer import ImageTokenizer
-from tokun.tags import Frequencies, TagCounts, count_tags, grid_of, read_counts
-from tokun.text_tokenizer import PretrainedTextTokenizer, TextTokenizer, normalize
-from tokun.vocabulary import Tags, Vocabulary, tag_word
+from tokun.data import framing
+from tokun.inference import decoder, directions, hub, latents, sampling
+from tokun.inference.tags import Frequencies, TagCounts, count_tags, grid_of, read_counts
+from tokun.render.grids import to_pil
+from tokun.tokenizers.image import ImageTokenizer
+from tokun.tokenizers.text import PretrainedTextTokenizer, TextTokenizer, normalize
+from tokun.tokenizers.vocabulary import Tags, Vocabulary, tag_word
+from tokun.utils.checkpoint import require_safetensors
 
 __all__ = ["Pair", "Plan", "Tokun", "count_tags", "load"]
 
-BUNDLED = Path(__file__).parent / "bundled" / "engraving"
+BUNDLED = Path(__file__).parents[1] / "bundled" / "engraving"
 GENERATOR, IMAGE_TOKENIZER, TEXT_TOKENIZER, CARD = "generator", "image_tokenizer", "text_tokenizer.model", "README.md"
 Watch = Callable[[list[int], list[int]], None]  # the codes 0..K-1 and the caption's ids that a sample has so far
 
@@ -87,8 +88,11 @@ class Tokun:
     """What it was trained on (see `vocabulary.TASKS`); empty: not known."""
     card: str = field(default="", repr=False)
     """Its model card (README.md), in Markdown."""
+    fit: str = ""
+    """How pictures were fitted to their grids in training (`framing.FITS`); left empty, `framing.usual_fit`."""
 
     def __post_init__(self) -> None:
+        self.fit = self.fit or framing.usual_fit(self.vocabulary.grids)
         v, rows = self.vocabulary, self.generator.get_input_embeddings().num_embeddings
         if self.image_tokenizer.codebook_size != v.codebook_size:
             raise ValueError(
@@ -251,7 +255,7 @@ class Tokun:
         found = Frequencies(self.tag_counts, self.vocabulary)
         return [found.draw(row, wanted, prompted=prompted) for row in u[:, : latents.TAG_SLOTS].tolist()]
 
-    # --- the other directions (tokun/directions.py) -------------------------------------------------------------------
+    # --- the other directions (directions.py) -----------------------------------------------------------------------------
 
     def caption(self, picture: directions.Picture, registers: Sequence[str] | None = None, **options: Any) -> list[directions.Words]:
         """Captions of a picture, with their confidence: see `directions.caption`."""
@@ -404,7 +408,7 @@ class Tokun:
         self.image_tokenizer.save(directory / IMAGE_TOKENIZER)
         self.text_tokenizer.save(directory / TEXT_TOKENIZER)
         v.save(directory / "vocabulary.json")
-        settings = {"defaults": asdict(self.defaults), "tag_counts": [], "tasks": list(self.tasks), "image_tokenizer": self.image_tokenizer.fingerprint(), "text_tokenizer": self.text_tokenizer.fingerprint()}
+        settings = {"defaults": asdict(self.defaults), "tag_counts": [], "tasks": list(self.tasks), "fit": self.fit, "image_tokenizer": self.image_tokenizer.fingerprint(), "text_tokenizer": self.text_tokenizer.fingerprint()}
         counts = ",\n  ".join(json.dumps(row) for row in self.tag_counts)  # a line each: there are thousands
         text = json.dumps(settings, indent=1).replace('"tag_counts": []', f'"tag_counts": [\n  {counts}\n ]', 1)
         (directory / "sampling.json").write_text(text + "\n", encoding="utf-8")
@@ -459,7 +463,9 @@ def load(checkpoint: str | Path | None = None, *, device: str | None = None, dty
         settings = json.loads((folder / "sampling.json").read_text(encoding="utf-8"))
         counts = read_counts(settings["tag_counts"])
         defaults, made_with, worded_with = SamplingConfig(**settings["defaults"]), str(settings["image_tokenizer"]), settings.get("text_tokenizer")
-        tasks = tuple(str(task) for task in settings.get("tasks", ()))
+        tasks, fit = tuple(str(task) for task in settings.get("tasks", ())), settings.get("fit", "")
+        if fit not in ("", *framing.FITS):
+            raise ValueError(f"fit is {fit!r}, not one of {', '.join(framing.FITS)}")
         for temperature in (defaults.temperature, defaults.text_temperature):
             sampling.Choice(temperature, defaults.top_k, defaults.top_p)
         for name in ("guidance_scale", "text_guidance_scale"):
@@ -491,7 +497,7 @@ def load(checkpoint: str | Path | None = None, *, device: str | None = None, dty
     if needed > places:
         raise ValueError(f"{folder / 'vocabulary.json'} speaks of {needed} codes and pieces, the generator has {places} places. Copy the whole checkpoint again")
     card = (folder / CARD).read_text(encoding="utf-8", errors="replace") if (folder / CARD).is_file() else ""
-    model = Tokun(image_tokenizer, text_tokenizer, vocabulary, generator, defaults, counts, tasks, card)
+    model = Tokun(image_tokenizer, text_tokenizer, vocabulary, generator, defaults, counts, tasks, card, fit)
     model.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     return model if compile is None else model.compile(compile)
 

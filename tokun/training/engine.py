@@ -20,11 +20,12 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from tokun import checkpoint, optim
 from tokun.config import TrainConfig
-from tokun.extras import need
-from tokun.memory import keep_memory
-from tokun.shares import collected, own_share, share_of
+from tokun.models.shares import collected, own_share, share_of
+from tokun.training import optim
+from tokun.utils import checkpoint
+from tokun.utils.extras import need
+from tokun.utils.memory import keep_memory
 
 
 def start_processes() -> bool:

@@ -1,4 +1,4 @@
-"""The demo: a page on which a seed becomes a print and its words. Knows the page and its look; what it does is tokun/demo.py.
+"""The demo: a page on which a seed becomes a print and its words. Knows the page and its look; what it does is demo.py.
 
     python -m tokun.app                                   the bundled model, http://127.0.0.1:7860
     python -m tokun.app --checkpoint runs/tiny --port 8000
@@ -20,10 +20,11 @@ from typing import Any
 
 from PIL import Image
 
-from tokun import console, demo, directions
-from tokun.extras import need
-from tokun.gate import Gate
-from tokun.grids import gif, strip
+from tokun.app import demo
+from tokun.app.gate import Gate
+from tokun.inference import directions
+from tokun.render.grids import gif, strip
+from tokun.utils.extras import need
 
 STYLE = Path(__file__).with_suffix(".css")
 QUEUE, SESSIONS, HOUR = 20, 200, 3600
@@ -88,8 +89,14 @@ def quoted(text: str) -> str:
 
 
 def figure(image: Image.Image, caption: str, note: str = "", *, side: int = 512) -> str:
-    shown = f'<img decoding="sync" alt="{quoted(caption)}" src="{demo.data_uri(demo.enlarged(image, side))}">'
+    shown = f'<img decoding="sync"{shape(image)} alt="{quoted(caption)}" src="{demo.data_uri(demo.enlarged(image, side))}">'
     return f'<figure>{shown}<figcaption>{quoted(caption) or "&nbsp;"}<small>{quoted(note) or "&nbsp;"}</small></figcaption></figure>'
+
+
+def shape(image: Image.Image) -> str:
+    """The attribute that gives a picture its own shape in a square place; a square has none."""
+    width, height = image.size
+    return "" if width == height else f' style="aspect-ratio: {width} / {height}; width: {min(100, 100 * width / height):.4g}%; margin: 0 auto"'
 
 
 def plate(pairs: Sequence[Any], files: dict[str, str] | None = None) -> str:
@@ -121,10 +128,7 @@ def spoken(words: Sequence[directions.Words]) -> str:
 
 
 def preview(image: Image.Image) -> str:
-    side = min(image.size)
-    left, top = (image.width - side) // 2, (image.height - side) // 2
-    square = image.crop((left, top, left + side, top + side)).resize((256, 256), Image.Resampling.LANCZOS)
-    return f'<div class="plate preview"><figure><img alt="the picture in hand" src="{demo.data_uri(square)}"></figure></div>'
+    return f'<div class="plate preview"><figure><img{shape(image)} alt="the picture in hand" src="{demo.data_uri(demo.enlarged(image, 256))}"></figure></div>'
 
 
 EMPTY = '<div class="plate one empty"><figure><div class="sheet-of-paper"></div><figcaption>Nothing is printed yet.<small>&nbsp;</small></figcaption></figure></div>'
@@ -155,8 +159,8 @@ def build(model: Any) -> Any:
         return shown or plate(pairs), pairs[0], kept, [(demo.enlarged(p.image, 192), p.caption) for p in kept]
 
     @polite
-    def on_draw(seed, n, prompt, style, subject, register, temperature, guidance, history):
-        wishes = {"prompt": prompt, "style": style, "subject": subject, "register": register, "temperature": temperature, "guidance": guidance}
+    def on_draw(seed, n, prompt, style, subject, thing, register, aspect, temperature, guidance, history):
+        wishes = {"prompt": prompt, "style": style, "subject": subject, "thing": thing, "register": register, "aspect": aspect, "temperature": temperature, "guidance": guidance}
         for news in studio.draw(seed, n, **wishes):
             if isinstance(news, demo.Sketch):
                 yield sketched(news), gr.skip(), gr.skip(), gr.skip()
@@ -184,7 +188,7 @@ def build(model: Any) -> Any:
     @polite
     def on_upload(content):
         picture = demo.open_upload(content, model.image_tokenizer.config.image_channels)
-        yield picture, preview(picture), ""
+        yield picture, preview(studio.framed(picture)), ""
 
     @polite
     def on_take(current):
@@ -230,7 +234,9 @@ def build(model: Any) -> Any:
                     with gr.Row():
                         style = gr.Dropdown(named(studio.styles), value="", label="Style", min_width=120)
                         subject = gr.Dropdown(named(studio.subjects), value="", label="Subject", min_width=120)
+                        thing = gr.Dropdown(named(studio.things), value="", label="Thing", min_width=120, visible=len(studio.things) > 1)
                         register = gr.Dropdown(named(studio.registers), value=studio.registers[0], label="Register", min_width=120)
+                        aspect = gr.Dropdown(list(studio.aspects), value="", label="Shape", min_width=120, visible=len(model.grids) > 1)
                     with gr.Row():
                         default = model.defaults.temperature
                         temperature = gr.Slider(*demo.TEMPERATURES, default, step=0.05, label="Temperature", info="how daring")
@@ -271,7 +277,7 @@ def build(model: Any) -> Any:
 
         result = [shown, current, history, gallery]
         dice.click(lambda: random.randrange(demo.MAX_SEED + 1), None, seed, queue=False, **QUIET)
-        wishes = [seed, count, prompt, style, subject, register, temperature, guidance]
+        wishes = [seed, count, prompt, style, subject, thing, register, aspect, temperature, guidance]
         gr.on([draw.click, prompt.submit], on_draw, [*wishes, history], result, show_progress_on=shown, **LANE)
         walk.click(on_walk, [first, last, steps, temperature], [shown, current, steps_made, step, taken], show_progress_on=shown, **LANE)
         step.input(on_step, [step, steps_made], [shown, current], trigger_mode="always_last", **QUIET)
@@ -296,12 +302,8 @@ def way(images: Sequence[Image.Image]) -> str:
 
 def colophon(model: Any) -> str:
     size = sum(parameter.numel() for parameter in model.generator.parameters())
-    rows, columns = model.vocabulary.default_grid
+    few, many = (pick(rows * columns for rows, columns in model.grids) for pick in (min, max))
     return (
-        f"One model of {size / 1e6:.1f} million parameters draws {rows * columns} codes of a picture, then its words. "
+        f"One model of {size / 1e6:.1f} million parameters draws {many if few == many else f'{few} to {many}'} codes of a picture, then its words. "
         "The same seed and wishes give the same pair. What it draws and says is made up."
     )
-
-
-if __name__ == "__main__":
-    console.run("tokun.app", main)

@@ -22,11 +22,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from PIL import Image, ImageOps
 
-from tokun import directions, latents
-from tokun.svg import to_svg
+from tokun.data import framing
+from tokun.inference import directions, latents
+from tokun.render.svg import to_svg
 
 if TYPE_CHECKING:
-    from tokun.model import Pair, Tokun, Watch
+    from tokun.inference.model import Pair, Tokun, Watch
 
 MAX_FILE_BYTES = 10_000_000
 MAX_PIXELS = 25_000_000
@@ -129,6 +130,16 @@ class Studio:
         return ["", *self.model.vocabulary.things]
 
     @property
+    def aspects(self) -> list[tuple[str, str]]:
+        """(what it is called, the grid) of each shape; "" for any."""
+
+        def called(rows: int, columns: int) -> str:
+            part = math.gcd(rows, columns)
+            return f"{'square' if rows == columns else 'wide' if columns > rows else 'tall'} {columns // part}:{rows // part}"
+
+        return [("as it comes", ""), *((called(*grid), framing.grid_text(grid)) for grid in self.model.grids)]
+
+    @property
     def registers(self) -> list[str]:
         return list(self.model.vocabulary.registers)
 
@@ -146,7 +157,7 @@ class Studio:
         return {
             "prompt": text(prompt, "prompt") or None, "style": one_of(style, self.styles, "style"), "subject": one_of(subject, self.subjects, "subject"),
             "register": "" if register is None else one_of(register, self.registers, "register"), "temperature": None if math.isclose(heat, default) else heat,
-            "guidance_scale": number(guidance, *GUIDANCES, "guidance"), "thing": text(thing, "thing"), "aspect": text(aspect, "shape"),
+            "guidance_scale": number(guidance, *GUIDANCES, "guidance"), "thing": text(thing, "thing"), "aspect": one_of(aspect, [grid for _, grid in self.aspects], "shape"),
         }  # fmt: skip
 
     def draw(self, seed: object, n: object, **wishes: object) -> Iterator[Sketch | list[Pair]]:
@@ -188,6 +199,15 @@ class Studio:
             future.cancel()
 
     # --- from a picture -------------------------------------------------------------------------------------------------
+
+    def framed(self, picture: Image.Image) -> Image.Image:
+        """What the model sees of a picture, as large as is good to look at."""
+        model, downsample = self.model, self.model.image_tokenizer.config.downsample
+        grid = model.grids[framing.nearest_grid(*picture.size, model.grids)]
+        found = framing.fit_to(picture, grid, downsample, model.fit)
+        scale = min(4, max(1, round(found.box[3] / (grid[0] * downsample))))
+        array = framing.cut(picture, found.box, (grid[1] * downsample * scale, grid[0] * downsample * scale), found.paper)
+        return Image.fromarray(array[0] if len(array) == 1 else array.transpose(1, 2, 0))
 
     def say(self, picture: Image.Image | None, registers: object) -> list[directions.Words]:
         """A caption of the picture in each register."""

@@ -20,9 +20,9 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from tokun import losses
 from tokun.config import GeneratorConfig
-from tokun.shares import is_cut
+from tokun.models import losses
+from tokun.models.shares import is_cut
 
 
 def make_generator(config: GeneratorConfig, *, vocab_size: int, max_length: int, pad: int, bos: int, eos: int) -> Any:

@@ -24,10 +24,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from tokun import decoder, native
-from tokun.decoder import SAFE, HubStreams, NativeStream, Stream, open_stream, row_counts
-from tokun.latents import Slots
-from tokun.vocabulary import GRAMMAR, IMAGE_STATES, STATES, TAG_KINDS, TEXT_STATES, Vocabulary
+from tokun.inference import decoder, native
+from tokun.inference.decoder import SAFE, HubStreams, NativeStream, Stream, open_stream, row_counts
+from tokun.inference.latents import Slots
+from tokun.tokenizers.vocabulary import GRAMMAR, IMAGE_STATES, STATES, TAG_KINDS, TEXT_STATES, Vocabulary
 
 LOOK = 16
 REPEATED = 6  # pieces of the longest phrase that `Choice.no_repeats` looks for

@@ -12,8 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from tokun.framing import nearest_grid
-from tokun.vocabulary import Tags, Vocabulary, parse_grid
+from tokun.data.framing import nearest_grid
+from tokun.tokenizers.vocabulary import Tags, Vocabulary, parse_grid
 
 TagCounts = list[tuple[str, str, int] | tuple[str, str, str, str, int]]  # how often these stand together in training
 RARE = 24  # of fewer pictures the shapes say little: then those of the whole style and subject, or subject, are drawn from

@@ -20,12 +20,14 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tokun import checkpoint, data, decoder, latents
+from tokun import data
 from tokun.config import SamplingOptions
-from tokun.extras import need
+from tokun.inference import decoder, latents
+from tokun.utils import checkpoint
+from tokun.utils.extras import need
 
 if TYPE_CHECKING:
-    from tokun.model import Pair, Tokun
+    from tokun.inference.model import Pair, Tokun
 
 MOST = 1_000_000_000
 FROM = 1000  # samples: more are written as shards

@@ -14,13 +14,13 @@ from typing import TYPE_CHECKING
 
 from PIL import Image
 
-from tokun.extras import need
+from tokun.utils.extras import need
 
 if TYPE_CHECKING:
     import numpy as np
     from torch import Tensor
 
-    from tokun.model import Pair
+    from tokun.inference.model import Pair
 
 BATCH = 64
 

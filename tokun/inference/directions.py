@@ -19,16 +19,19 @@ import torch
 from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
-from tokun import data, framing, latents, sampling
-from tokun.vocabulary import Tags, tag_word
+from tokun import data
+from tokun.data import framing
+from tokun.inference import latents, sampling
+from tokun.tokenizers.vocabulary import Tags, tag_word
 
 if TYPE_CHECKING:
-    from tokun.model import Pair, Tokun
+    from tokun.inference.model import Pair, Tokun, Watch
 
 Picture = Image.Image | str | Path | bytes
 MAX_BYTES = 50_000_000  # of a picture's file
 MAX_PIXELS = 100_000_000
 MAX_STEPS, MAX_CANDIDATES = 10_000, 10_000  # of an interpolation; for each place of `best_of`
+WIDE = 1 / 3  # of a picture's side: how wide the regions are that give way to one another between two seeds; the wider, the fewer seams
 CPU_ROWS = 16  # computed together whatever is asked for, so that a picture's codes are the same bits in any company
 
 
@@ -108,24 +111,36 @@ def require_size(image: Image.Image, name: str) -> None:
         raise TooLarge(f"{name} has {width} x {height} pixels, more than {MAX_PIXELS:,}: scale it down")
 
 
-def encode_pictures(model: Tokun, pictures: Sequence[Picture], grid: tuple[int, int] | None = None) -> Tensor:
-    """The largest centred part of each in the shape of the grid (rows, columns; None: the default one) -> codes int64 (B, N), on the CPU."""
-    opened = [open_picture(picture, model.image_tokenizer.config.image_channels) for picture in pictures]
-    return _encode(model, opened, grid or model.vocabulary.default_grid, "crop")[0]
+@dataclass(frozen=True)
+class Seen:
+    """A picture as the model sees it."""
+
+    codes: list[int]  # 0..K-1, raster order
+    grid: framing.Grid
+    box: framing.Box  # what the grid shows, in pixels of the picture
+    size: tuple[int, int]  # width and height of the picture
 
 
-def encode_whole(model: Tokun, picture: Picture) -> tuple[list[int], tuple[int, int]]:
-    """Codes of a picture and the grid, of those that the model knows, whose shape is nearest to its own; fitted to it as in training."""
-    found, grid = _encode(model, [open_picture(picture, model.image_tokenizer.config.image_channels)], None, "")
-    return found[0].tolist(), grid
+def see(model: Tokun, pictures: Sequence[Picture], grid: framing.Grid | None = None) -> list[Seen]:
+    """Pictures of any shapes, each fitted as in training to the grid nearest to its own shape, or all to `grid`, and encoded."""
+    config = model.image_tokenizer.config
+    opened = [open_picture(picture, config.image_channels) for picture in pictures]
+    rows, found = CPU_ROWS if model.device.type == "cpu" else 0, {}
+    for group in framing.encode_ready(opened, model.grids, downsample=config.downsample, fit=model.fit, grid=grid):
+        codes = model.image_tokenizer.encode(data.to_float(group.pixels).to(model.device), rows=rows).tolist()
+        found |= {place: Seen(own, group.grid, box, opened[place].size) for place, own, box in zip(group.places, codes, group.boxes)}
+    return [found[place] for place in range(len(opened))]
 
 
-def _encode(model: Tokun, opened: Sequence[Image.Image], grid: tuple[int, int] | None, fit: str) -> tuple[Tensor, tuple[int, int]]:
-    """Pictures that go to one grid (None: the nearest) -> codes, and the grid."""
-    tokenizer = model.image_tokenizer
-    (group,) = framing.encode_ready(opened, model.grids, downsample=tokenizer.config.downsample, fit=fit, grid=grid)
-    pixels = data.to_float(group.pixels).to(model.device)
-    return tokenizer.encode(pixels, rows=CPU_ROWS if pixels.device.type == "cpu" else 0).cpu(), group.grid
+def encode_pictures(model: Tokun, pictures: Sequence[Picture], grid: framing.Grid | None = None) -> Tensor:
+    """Pictures fitted to one grid (rows, columns; None: the default one) -> codes int64 (B, N), on the CPU."""
+    return torch.tensor([seen.codes for seen in see(model, pictures, grid or model.vocabulary.default_grid)])
+
+
+def encode_whole(model: Tokun, picture: Picture) -> tuple[list[int], framing.Grid]:
+    """Codes of a picture and the grid, of those that the model knows, whose shape is nearest to its own."""
+    (seen,) = see(model, [picture])
+    return seen.codes, seen.grid
 
 
 # --- words out ------------------------------------------------------------------------------------------------------
@@ -243,16 +258,65 @@ def score(model: Tokun, picture: Picture, text: str, *, style: str = "", subject
 # --- between seeds --------------------------------------------------------------------------------------------------
 
 
-def interpolate(model: Tokun, first: int, last: int, steps: int = 12, **options: object) -> list[Pair]:
-    """Pairs along the great circle from sample 0 of one seed to sample 0 of another; the ends are those samples themselves.
+def interpolate(model: Tokun, first: int, last: int, steps: int = 12, *, watch: Watch | None = None, **options: object) -> list[Pair]:
+    """Pairs on the way from sample 0 of one seed to sample 0 of another; the ends are those samples themselves.
 
-    `options` are those of `Tokun.sample`. A pair's `seed` is the first seed, its `index` the step.
+    `options` are those of `Tokun.sample`. A pair's `seed` is the first seed, its `index` the step. Between the ends the picture of the first gives
+    way to that of the last code by code: those that have changed stay, so that neighbours share all but a step's share (`passage`). Words are drawn
+    to each of these pictures, by latents on the great circle between the ends'. Tags change in the middle, the grid among them.
     """
     if not 2 <= steps <= MAX_STEPS:
         raise ValueError(f"steps is {steps}; an interpolation has at least its two ends, and at most {MAX_STEPS:,} steps")
-    a, b = (latents.draw(seed, [0], model.slots.size)[0] for seed in (first, last))
-    z = torch.stack([a if step == 0 else b if step == steps - 1 else latents.slerp(a, b, step / (steps - 1)) for step in range(steps)])
-    return model.sample_from(latents.uniform(z), first, range(steps), **options)
+    slots, plan = model.slots, model.plan(**options)
+    a, b = (latents.draw(seed, [0], slots.size)[0] for seed in (first, last))
+    start, end = model.sample_from(latents.uniform(torch.stack([a, b])), first, [0, steps - 1], watch=watch, **options)
+    listen = None if watch is None else lambda *_: watch(start.codes, start.caption_ids)  # the first picture is whole: what follows is not shown
+    noise = (b - a)[slots.image : slots.image + slots.n_codes]
+    between = passage(model, start, end, noise, steps)
+    out = [start]
+    for some in (range(i, min(steps - 1, i + plan.options.batch_size)) for i in range(1, steps - 1, plan.options.batch_size)):
+        z = torch.stack([latents.slerp(a, b, step / (steps - 1)) for step in some])
+        forced = torch.full((len(some), slots.size), -1)
+        for row, step in enumerate(some):
+            codes = between[step - 1][0]
+            forced[row, slots.image : slots.image + len(codes)] = codes + model.vocabulary.code_offset
+        tags = [between[step - 1][1] for step in some]
+        out += model.pairs_from(latents.uniform(z), first, some, tags, caption=plan.caption, forced=forced, watch=listen, **plan.how)[0]
+    return [*out, end]
+
+
+def passage(model: Tokun, start: Pair, end: Pair, noise: Tensor, steps: int) -> list[tuple[Tensor, Tags]]:
+    """Codes int64 (N,) and tags of the steps 1 … steps - 2 between two pairs.
+
+    Each code is the start's or the end's. They change in the order of smooth noise over the picture, read off `noise` (n_codes,), so that
+    each step moves the borders of a few regions and all steps change about as many codes. The way back, with its noise negated, is the same way.
+    Between pictures of two grids, each is seen through the other's grid too; the grid changes in the middle.
+    """
+    ends = [start, end]
+    larger = max((pair.tags.grid or model.vocabulary.default_grid for pair in ends), key=lambda grid: (math.prod(grid), grid))
+    order = hills(noise[None, : math.prod(larger)], larger, WIDE).view(1, 1, *larger)
+    sides = []
+    for side in ends:
+        grid = side.tags.grid or model.vocabulary.default_grid
+        a, b = (torch.tensor(through(model, pair, grid)) for pair in ends)
+        own = torch.nn.functional.interpolate(order, grid, mode="bilinear").flatten()
+        ranks, changing = own.argsort(stable=True), (a != b).double()
+        when = torch.empty_like(changing)
+        when[ranks] = (changing[ranks].cumsum(0) - changing[ranks] / 2) / changing.sum().clamp_min(1)  # the share of the way at which a code changes
+        sides.append((side.tags, a, b, when))
+    out = []
+    for t in (step / (steps - 1) for step in range(1, steps - 1)):
+        tags, a, b, when = sides[t >= 0.5]
+        out.append((torch.where(when < t, b, a), tags))
+    return out
+
+
+def through(model: Tokun, pair: Pair, grid: framing.Grid) -> list[int]:
+    """The codes of a pair's picture in a grid: its own, or those of the picture drawn into the grid's shape."""
+    if grid == (pair.tags.grid or model.vocabulary.default_grid):
+        return pair.codes
+    downsample = model.image_tokenizer.config.downsample
+    return see(model, [pair.image.resize((grid[1] * downsample, grid[0] * downsample), Image.Resampling.LANCZOS)], grid)[0].codes
 
 
 def best_of(model: Tokun, seed: int, n: int, candidates: int, score: Callable[[list[Pair]], list[float]] | None = None, **options: object) -> list[Pair]:
@@ -335,13 +399,13 @@ def vary(model: Tokun, inverted: Inverted, amount: float, *, seed: int = 0, n: i
     return model.pairs_from(latents.uniform(z), seed, range(n), [inverted.tags] * n, image=image, text=text, text_guidance_scale=guided, forced=forced)[0]
 
 
-def hills(noise: Tensor, grid: tuple[int, int]) -> Tensor:
-    """Noise (B, N) -> the same smoothed over the grid, by a Gaussian of a sixth of its side: hills and valleys float64 (B, N)."""
+def hills(noise: Tensor, grid: tuple[int, int], width: float = 1 / 6) -> Tensor:
+    """Noise (B, N) -> the same smoothed over the grid, by a Gaussian of this share of its side: hills and valleys float64 (B, N)."""
     rows, columns = grid
     out = noise.double().view(-1, rows, columns)
     for axis, side in ((1, rows), (2, columns)):
         distance = torch.arange(side)[:, None] - torch.arange(side)
-        weights = torch.exp(-(distance.double() ** 2) / (2 * (side / 6) ** 2))
+        weights = torch.exp(-(distance.double() ** 2) / (2 * (side * width) ** 2))
         out = torch.movedim(torch.movedim(out, axis, -1) @ (weights / weights.sum(0)), -1, axis)
     return out.flatten(1)
 
@@ -356,7 +420,7 @@ def complete(
     style: str = "", subject: str = "", thing: str = "", register: str = "", temperature: float | None = None, top_p: float | None = None,
 ) -> list[Pair]:  # fmt: skip
     """n ways to go on from the kept part of a damaged plate, each with its caption. `keep`: 'top', 'left' (halves), 'bottom', 'right',
-    or a box (left, top, right, bottom) in shares of the picture as it is fitted to its grid.
+    or a box (left, top, right, bottom) in shares of the picture. Whole codes alone can be kept: `kept` says which these are.
 
     Codes are drawn row by row, so a new code has seen what is kept above it and to its left. What is kept below and to its
     right it has not: of `candidates` for each place, the one that makes those kept codes likeliest is taken. Where much is
@@ -364,11 +428,11 @@ def complete(
     """
     require_task(model, "joint")
     v, slots, wanted = model.vocabulary, model.slots, model.wanted_tags(style, subject, register, thing=thing)
-    codes, grid = encode_whole(model, picture)
-    kept = kept_codes(keep, grid)
+    (seen,) = see(model, [picture])
+    codes, kept = seen.codes, kept_part(keep, seen.grid, seen.box, seen.size).mask
     count = n * candidates
     u = latents.uniform(latents.draw(seed, range(count), slots.size))
-    tags = model.choose_tags(u, replace(wanted, grid=grid))
+    tags = model.choose_tags(u, replace(wanted, grid=seen.grid))
     forced = torch.full((count, slots.size), -1)
     forced[:, slots.image : slots.image + len(codes)] = torch.where(kept, torch.tensor(codes) + v.code_offset, -1)
     image = sampling.Choice(model.defaults.temperature if temperature is None else temperature, model.defaults.top_k, model.defaults.top_p if top_p is None else top_p)
@@ -380,16 +444,54 @@ def complete(
 KEEP = {"top": (0, 0, 1, 0.5), "bottom": (0, 0.5, 1, 1), "left": (0, 0, 0.5, 1), "right": (0.5, 0, 1, 1)}
 
 
-def kept_codes(keep: str | tuple[float, float, float, float], grid: tuple[int, int]) -> Tensor:
-    """(N,) bool: the codes whose patch lies whole inside the box. Raises ValueError for none, for all, or for no box."""
+@dataclass(frozen=True)
+class Kept:
+    """What of a picture is kept, in whole codes."""
+
+    grid: framing.Grid
+    rows: range
+    columns: range
+
+    @property
+    def mask(self) -> Tensor:
+        """(N,) bool: the codes that are kept."""
+        mask = torch.zeros(self.grid, dtype=torch.bool)
+        mask[self.rows.start : self.rows.stop, self.columns.start : self.columns.stop] = True
+        return mask.flatten()
+
+    def __str__(self) -> str:
+        (rows, columns), y, x = self.grid, self.rows, self.columns
+        return f"rows {y.start + 1} to {y.stop} of {rows}, columns {x.start + 1} to {x.stop} of {columns} (whole codes)"
+
+
+def kept(model: Tokun, picture: Picture, keep: str | tuple[float, float, float, float]) -> Kept:
+    """What `complete` keeps of a picture. Raises ValueError as it does."""
+    config, image = model.image_tokenizer.config, open_picture(picture, model.image_tokenizer.config.image_channels)
+    framed = framing.fit_to(image, model.grids[framing.nearest_grid(*image.size, model.grids)], config.downsample, model.fit)
+    return kept_part(keep, framed.grid, framed.box, image.size)
+
+
+def kept_part(keep: str | tuple[float, float, float, float], grid: framing.Grid, box: framing.Box, size: tuple[int, int]) -> Kept:
+    """The codes whose patch lies whole inside what is to be kept of a picture of `size` (width, height), of which the grid shows `box`. Where that
+    reaches an edge of the picture, what lies beyond the edge is kept too.
+
+    Raises ValueError for none, for all, or for no box.
+    """
     if isinstance(keep, str) and keep not in KEEP:
         raise ValueError(f"keep is {keep!r}; it is one of {', '.join(KEEP)}, or left,top,right,bottom in shares of the picture")
     left, top, right, bottom = KEEP[keep] if isinstance(keep, str) else keep
     if not (0 <= left < right <= 1 and 0 <= top < bottom <= 1):
         raise ValueError(f"keep is {(left, top, right, bottom)}; it takes left < right and top < bottom, between 0 and 1")
-    rows, columns = grid
-    y, x = torch.arange(rows)[:, None], torch.arange(columns)[None]
-    inside = (x >= left * columns) & (x + 1 <= right * columns) & (y >= top * rows) & (y + 1 <= bottom * rows)
-    if not inside.any() or inside.all():
-        raise ValueError(f"keep {keep} leaves {'all' if inside.all() else 'none'} of the {rows} x {columns} codes: there is nothing to {'draw' if inside.all() else 'go on from'}")
-    return inside.flatten()
+
+    def whole(start: float, stop: float, axis: int) -> range:
+        """The rows (axis 1) or columns (axis 0) that lie between two shares of the picture."""
+        count = grid[1 - axis]
+        places = [share * count if share in (0, 1) else (share * size[axis] - box[axis]) / box[2 + axis] * count for share in (start, stop)]
+        return range(max(0, math.ceil(places[0] - 1e-6)), min(count, math.floor(places[1] + 1e-6)))
+
+    found = Kept(grid, whole(top, bottom, 1), whole(left, right, 0))
+    count = len(found.rows) * len(found.columns)
+    if count in (0, math.prod(grid)):
+        what, way = ("all", "draw") if count else ("none", "go on from")
+        raise ValueError(f"keep {keep} leaves {what} of the {grid[0]} x {grid[1]} codes: there is nothing to {way}")
+    return found

@@ -14,11 +14,11 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from tokun import checkpoint
-from tokun.model_card import OWN_ID
+from tokun.inference.model_card import OWN_ID
+from tokun.utils import checkpoint
 
 if TYPE_CHECKING:
-    from tokun.model import Tokun
+    from tokun.inference.model import Tokun
 
 FILES = ("vocabulary.json", "sampling.json", "README.md", "text_tokenizer.model")  # of a checkpoint, and those in its folders:
 PARTS = re.compile(

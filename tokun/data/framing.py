@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import io
 import math
-import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -20,7 +19,6 @@ from PIL import Image
 Grid = tuple[int, int]  # rows, columns of codes
 Box = tuple[float, float, float, float]  # left, top, width, height
 FITS = ("auto", "pad", "crop")
-MOST_RATIO = 3  # of the largest grid's codes to the smallest's: a batch of one costs about what a batch of another does
 MOST_CUT = 0.25  # share of a picture that "auto" cuts off; what would lose more is padded
 LEAST_CUT = 0.02  # what loses less is cropped: nobody misses it, and nothing need be filled
 MOST_ENLARGED = 2.0  # a padded picture is enlarged no further: a thing of few pixels stays small on its paper
@@ -32,31 +30,12 @@ WHITE = 235  # paper as light as this is filled with white
 # --- grids ----------------------------------------------------------------------------------------------------------
 
 
-def parse_grids(names: Sequence[str]) -> tuple[Grid, ...]:
-    """["16x16", "12x21"] (rows x columns of codes) -> ((16, 16), (12, 21)). Raises ValueError for what is no grid, for one that is named
-    twice, and for grids whose numbers of codes are further apart than MOST_RATIO."""
-    grids: list[Grid] = []
-    for name in names:
-        match = re.fullmatch(r"([1-9]\d{0,3})x([1-9]\d{0,3})", str(name))
-        if match is None:
-            raise ValueError(f"data.grids names {name!r}; a grid is rows x columns of codes, both at least 1, for example 12x21")
-        grid = (int(match[1]), int(match[2]))
-        if grid in grids:
-            raise ValueError(f"data.grids names {name} twice: name each grid once")
-        grids.append(grid)
-    codes = [rows * columns for rows, columns in grids]
-    if codes and max(codes) > MOST_RATIO * min(codes):
-        few, many = (f"{grids[codes.index(n)][0]}x{grids[codes.index(n)][1]} ({n} codes)" for n in (min(codes), max(codes)))
-        raise ValueError(f"data.grids holds {few} and {many}: at most {MOST_RATIO} times as many codes; choose grids of about the same number")
-    return tuple(grids)
-
-
 def grid_text(grid: Grid) -> str:
     """(12, 21) -> '12x21'."""
     return f"{grid[0]}x{grid[1]}"
 
 
-def nearest_grid(width: int, height: int, grids: Sequence[Grid]) -> int:
+def nearest_grid(width: float, height: float, grids: Sequence[Grid]) -> int:
     """The number of the grid whose aspect is nearest to that of a picture, by the logarithm of their ratio; of two the first."""
     aspect = math.log(width / height)
     return min(range(len(grids)), key=lambda k: abs(aspect - math.log(grids[k][1] / grids[k][0])))
@@ -228,6 +207,11 @@ def cut(image: Image.Image, box: Box, size: tuple[int, int], paper: tuple[int, .
     return array if box[2] > 0 else array[:, :, ::-1]
 
 
+def usual_fit(grids: Sequence[Grid]) -> str:
+    """How pictures are fitted where no record says it: "crop" to one square grid, as all models of square pictures were trained; "auto" otherwise."""
+    return "crop" if len(grids) == 1 and grids[0][0] == grids[0][1] else "auto"
+
+
 def frame(image: Image.Image, grid: Grid, downsample: int, fit: str = "auto") -> tuple[np.ndarray, Box]:
     """A picture ('L' or 'RGB') fitted to a grid: uint8 (C, rows * downsample, columns * downsample), and the box that was taken (`fit_to`)."""
     if fit not in FITS:
@@ -251,8 +235,7 @@ def encode_ready(
 ) -> Iterator[Ready]:
     """Pictures of any shapes ('L' or 'RGB', all alike) -> a group for each grid that one of them has, in the order of `grids`.
 
-    Each goes to the grid that is nearest to its shape, or all to `grid`. `fit` is the one of training; left empty, "crop" for one square
-    grid, which is what models of square pictures were trained with, and "auto" otherwise. To encode:
+    Each goes to the grid that is nearest to its shape, or all to `grid`. `fit` is the one of training; left empty, `usual_fit`. To encode:
 
         codes: list = [None] * len(images)
         for group in framing.encode_ready(images, vocabulary.grids, downsample=config.downsample):
@@ -260,7 +243,7 @@ def encode_ready(
             for place, own in zip(group.places, found):
                 codes[place] = (group.grid, own)
     """
-    fit = fit or ("crop" if len(grids) == 1 and grids[0][0] == grids[0][1] else "auto")
+    fit = fit or usual_fit(grids)
     chosen = [grids.index(grid) if grid is not None else nearest_grid(*image.size, grids) for image in images]
     for number in sorted(set(chosen)):
         places = [place for place, own in enumerate(chosen) if own == number]

@@ -1,0 +1,4 @@
+from tokun.app.page import main
+from tokun.utils import console
+
+console.run("tokun.app", main)

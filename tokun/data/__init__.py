@@ -1,0 +1,33 @@
+"""Shards in, batches out. Knows tar files, pictures, captions and the order of samples; knows no model.
+
+    tars      where the files of a tar lie, quickly      shards    the index of a shard's samples; writing shards
+    order     which sample comes when                    prefetching  batches made ahead of their use
+    framing   a picture -> the grid nearest to it        images    image shards -> batches of crops
+    codes     samples of code shards                     tokens    code shards -> batches of packed sequences
+
+`data.X` finds what these modules define; each is imported when it is first asked for, so that who reads tars needs no torch.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import Any
+
+_NAMES = {
+    "shards": ("CODES_SUFFIX", "IMAGE_SUFFIXES", "ShardIndex", "expand_shards", "write_shard"),
+    "order": ("BucketOrder", "Order", "check_batch", "positions_of", "rng_for"),
+    "prefetching": ("prefetch",),
+    "images": (
+        "ONE_SQUARE", "Box", "ImageBatches", "ImageSamples", "centre_box", "centre_crops", "crop", "decode_image", "first_frames", "random_box", "to_float",
+        "view_boxes",
+    ),
+    "codes": ("CodeSamples", "Record", "read_codes"),
+    "tokens": ("Row", "TokenBatch", "TokenBatches", "check_task_mix", "collate"),
+}  # fmt: skip
+_MODULE_OF = {name: module for module, names in _NAMES.items() for name in names}
+
+
+def __getattr__(name: str) -> Any:
+    if name in _MODULE_OF:
+        return getattr(import_module(f"tokun.data.{_MODULE_OF[name]}"), name)
+    raise AttributeError(f"module 'tokun.data' has no attribute {name!r}")

@@ -1,0 +1,202 @@
+"""Pictures of image shards and the image tokenizer's batches of crops. Which part of a picture is seen, framing.py says."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from tqdm import tqdm
+
+from tokun.data import framing
+from tokun.data.order import BucketOrder, Order, check_batch, positions_of, rng_for
+from tokun.data.shards import IMAGE_SUFFIXES, ShardIndex, expand_shards, load_arrays, save_arrays
+
+Box = tuple[float, float, float]  # left, top, side of a square crop, in pixels of the picture; a negative side says mirrored
+ONE_SQUARE: tuple[framing.Grid, ...] = ((1, 1),)  # without grids: pictures of image_size by image_size, seen as one code of so many pixels
+
+
+def centre_box(width: int, height: int) -> Box:
+    return framing.crop_box(width, height, ONE_SQUARE[0])[:3]
+
+
+def random_box(width: int, height: int, scale: Sequence[float], rng: np.random.Generator) -> Box:
+    """A square of side short / s at a random place, s uniform in `scale` (as if the short side were s times the crop)."""
+    return framing.zoomed(framing.crop_box(width, height, ONE_SQUARE[0]), scale, rng, (width, height))[:3]
+
+
+def view_boxes(
+    width: int, height: int, views: int, scale: Sequence[float], rng: np.random.Generator, *, positions: str = "random", mirror: bool = False
+) -> list[Box]:
+    """View 0: the centre, as large as fits. The others: random crops of the whole picture, or at five positions. A negative side says mirrored."""
+    frame = framing.crop_box(width, height, ONE_SQUARE[0])
+    return [box[:3] for box in framing.views(frame, views, scale, rng, (width, height), positions=positions, mirror=mirror)]
+
+
+def crop(image: Image.Image, box: Box, size: int) -> np.ndarray:
+    """Cut a square box and resize it: uint8 (C, size, size); mirrored where its side is negative."""
+    return framing.cut(image, (*box, abs(box[2])), (size, size))
+
+
+decode_image = framing.decode
+
+
+def to_float(images: np.ndarray | Tensor) -> Tensor:
+    """uint8 0..255 -> float32 in [-1, 1], same shape."""
+    return torch.as_tensor(np.asarray(images)).float() / 127.5 - 1
+
+
+@dataclass
+class ImageSamples:
+    """Pictures of image shards, decoded on demand; a broken one is counted and its successor stands in for it.
+
+    Without `grids`, each is a square of image_size; with them, it is fitted (`fit`) to the grid nearest to its shape, of `downsample` pixels a code.
+    """
+
+    index: ShardIndex
+    image_size: int
+    channels: int
+    cache_bytes: int = 0
+    max_scale: float = 1.4
+    grids: tuple[framing.Grid, ...] = ()
+    downsample: int = 0
+    fit: str = "auto"
+    kept: Path | None = None  # a file that keeps the pictures' sizes
+    _cache: dict[int, framing.Framed] = field(default_factory=dict)
+    _cached_bytes: int = 0
+    _broken: set[int] = field(default_factory=set)
+
+    def __post_init__(self) -> None:
+        assert not self.grids or self.downsample > 0
+        if not self.grids:
+            self.grids, self.downsample, self.fit = ONE_SQUARE, self.image_size, "crop"
+
+    @classmethod
+    def open(
+        cls, pattern: str, *, image_size: int, channels: int, cache_gb: float = 0.0, max_scale: float = 1.4, kept: Path | None = None,
+        grids: tuple[framing.Grid, ...] = (), downsample: int = 0, fit: str = "auto",
+    ) -> ImageSamples:  # fmt: skip
+        index = ShardIndex(expand_shards(pattern), need=(), one_of=IMAGE_SUFFIXES, kept=kept)
+        sizes = kept.with_name(kept.name + ".sizes") if kept else None
+        return cls(index, image_size, channels, int(cache_gb * 2**30), max_scale, grids, downsample, fit, sizes)
+
+    def __len__(self) -> int:
+        return len(self.index)
+
+    def read(self, i: int) -> bytes:
+        return self.index.read(i, self.index.image_suffix(i))
+
+    def framed(self, i: int, shape: int | None = None) -> framing.Framed:
+        """Sample i and what its grid shows of it, reduced to at most max_scale times the grid's pixels; for grid number `shape` where one is named.
+
+        Raises OSError / ValueError when it is broken.
+        """
+        if i in self._cache and shape is None:
+            return self._cache[i]
+        image = framing.decode(self.read(i), self.channels)
+        grid = self.grids[framing.nearest_grid(*image.size, self.grids) if shape is None else shape]
+        framed = framing.reduced(framing.fit_to(image, grid, self.downsample, self.fit), self.downsample, self.max_scale)
+        size = framed.image.width * framed.image.height * self.channels
+        if shape is None and self._cached_bytes + size <= self.cache_bytes:
+            self._cache[i] = framed
+            self._cached_bytes += size
+        return framed
+
+    def picture(self, i: int) -> Image.Image:
+        """Sample i, its short side at most image_size * max_scale. Raises OSError / ValueError when it is broken."""
+        return self.framed(i).image
+
+    def whole(self, i: int) -> framing.Framed:
+        """Like `framed`, passing over broken samples: they are counted, and the next whole one stands in, of the same grid where there is one."""
+        several = len(self.grids) > 1
+        for j in (j % len(self) for j in range(i, i + len(self))):
+            if j in self._broken or (several and j != i and self.shapes[j] != self.shapes[i]):  # of i alone no other's size need be known
+                continue
+            try:
+                return self.framed(j)
+            except (OSError, ValueError):
+                self._broken.add(j)
+                self.index.skipped["broken picture"] = len(self._broken)
+        for j in range(len(self) if several else 0):  # none of its grid is whole
+            with contextlib.suppress(OSError, ValueError):
+                return self.framed(j, max(0, int(self.shapes[i])))
+        raise ValueError(f"no picture of {self.index.paths[0]} and its kin can be decoded")
+
+    def whole_picture(self, i: int) -> Image.Image:
+        return self.whole(i).image
+
+    def cut(self, framed: framing.Framed, box: framing.Box) -> np.ndarray:
+        """What a box shows, at the grid's size: uint8 (C, H, W)."""
+        rows, columns = framed.grid
+        return framing.cut(framed.image, box, (columns * self.downsample, rows * self.downsample), framed.paper)
+
+    @cached_property
+    def shapes(self) -> np.ndarray:
+        """(n,) int16: the number of each picture's grid; -1 for those whose header cannot be read."""
+        sizes = self.sizes
+        known = {(w, h): framing.nearest_grid(w, h, self.grids) if w else -1 for w, h in np.unique(sizes, axis=0).tolist()}
+        return np.fromiter((known[w, h] for w, h in sizes.tolist()), np.int16, len(sizes))
+
+    @cached_property
+    def sizes(self) -> np.ndarray:
+        """(n, 2) int32: width and height of each picture, from its header; 0, 0 where it cannot be read. Kept beside the index: headers are read once."""
+        of = self.index.stamp()
+        if self.kept is not None and (known := load_arrays(self.kept, of, 1)) is not None:
+            return known[0]
+        sizes = np.zeros((len(self), 2), np.int32)
+        for i in tqdm(range(len(self)), desc="sizes of pictures", unit="picture", dynamic_ncols=True, leave=False, delay=2):
+            with contextlib.suppress(OSError, ValueError):
+                sizes[i] = framing.size_of(self.read(i))
+        if self.kept is not None:
+            with contextlib.suppress(OSError):  # as with the index
+                save_arrays(self.kept, of, [sizes])
+        return sizes
+
+
+class ImageBatches:
+    """Random crops for the image tokenizer: step -> float (batch_size / world, C, H, W), all of one grid's size."""
+
+    def __init__(
+        self, samples: ImageSamples, *, batch_size: int, scale: Sequence[float], seed: int, rank: int = 0, world: int = 1, threads: int = 0
+    ):
+        check_batch(batch_size, world)
+        self.samples, self.batch_size, self.scale, self.seed = samples, batch_size, scale, seed
+        self.rank, self.world = rank, world
+        self.order = Order(len(samples), seed) if len(samples.grids) == 1 else BucketOrder(samples.shapes, seed, batch_size)
+        self.pool = ThreadPoolExecutor(threads) if threads > 0 else None
+
+    def __call__(self, step: int) -> Tensor:
+        items = [(position, self.order[position]) for position in self.positions(step)]
+        crops = list(self.pool.map(self._item, items) if self.pool else map(self._item, items))
+        return to_float(np.stack(crops))
+
+    def positions(self, step: int) -> Sequence[int]:
+        """The positions in the stream of this process's rows at `step`."""
+        return positions_of(step, self.batch_size, self.rank, self.world)
+
+    def _item(self, item: tuple[int, int]) -> np.ndarray:
+        position, i = item
+        framed = self.samples.whole(i)
+        return self.samples.cut(framed, framing.zoomed(framed.box, self.scale, rng_for(self.seed, position), framed.image.size))
+
+
+def first_frames(samples: ImageSamples, n: int) -> list[Tensor]:
+    """The first n pictures as framed for their grids: float (k, C, H, W) for each grid that one of them has."""
+    found: dict[framing.Grid, list[np.ndarray]] = {}
+    for i in range(min(n, len(samples))):
+        framed = samples.whole(i)
+        found.setdefault(framed.grid, []).append(samples.cut(framed, framed.box))
+    return [to_float(np.stack(found[grid])) for grid in samples.grids if grid in found]
+
+
+def centre_crops(samples: ImageSamples, n: int) -> Tensor:
+    """The first n pictures' centres, float (n, C, S, S); of samples without grids."""
+    (one,) = first_frames(samples, n)
+    return one

@@ -1,0 +1,105 @@
+"""The order of samples: a pure function of (seed, epoch, position). Knows numbers only.
+
+Position p of the endless stream is sample `permutation(seed, epoch)[p mod n]` with epoch = p // n, and step s of a run reads positions
+s*B … s*B + B - 1, of which rank r takes its contiguous share. So a run resumes by its step number alone, and any number of processes sees the
+same global batches. What is random about a sample (crop, task, dropped tags) is drawn from a generator keyed by its position.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+
+class Order:
+    """Which sample stands at which position of the endless, seeded stream."""
+
+    def __init__(self, n: int, seed: int):
+        assert n > 0
+        self.n, self.seed = n, seed
+        self._latest = (-1, np.empty(0, np.int64))  # epoch and permutation, replaced as one: threads may ask
+
+    def __getitem__(self, position: int) -> int:
+        epoch = position // self.n
+        known, permutation = self._latest
+        if epoch != known:
+            permutation = rng_for(self.seed, epoch, stream=1).permutation(self.n)
+            self._latest = (epoch, permutation)
+        return int(permutation[position % self.n])
+
+
+class _Key(np.random.bit_generator.ISeedSequence):
+    """A key for Philox. Given as `key=`, numpy would first ask the system for a seed that it then drops."""
+
+    def __init__(self, key: np.ndarray):
+        self.key = key
+
+    def generate_state(self, n_words: int, dtype: Any = np.uint32) -> np.ndarray:
+        return self.key
+
+
+def rng_for(seed: int, position: int, *, stream: int = 0) -> np.random.Generator:
+    """A generator that is a pure function of (seed, position, stream)."""
+    # as uint64: numpy would make a list with a number above 2^63 an array of floats, and its streams one
+    return np.random.Generator(np.random.Philox(_Key(np.array([(seed << 8 | stream) & (2**64 - 1), position], np.uint64))))
+
+
+def positions_of(step: int, batch_size: int, rank: int, world: int) -> range:
+    """The positions that rank `rank` reads at `step`: its contiguous share of the global batch."""
+    share = batch_size // world
+    first = step * batch_size + rank * share
+    return range(first, first + share)
+
+
+def check_batch(batch_size: int, world: int, name: str = "batch_size") -> None:
+    if batch_size <= 0 or batch_size % world:
+        raise ValueError(f"{name} {batch_size} cannot be shared by {world} processes; make it a positive multiple of {world}")
+
+
+class BucketOrder:
+    """Which sample stands at which position of the endless, seeded stream when each batch has one shape only.
+
+    The samples of a shape have an order of their own (`Order`), of which its batches read one after another, endlessly. An epoch has as many
+    batches of each shape as its samples have filled up by then, in a shuffled order: over the epochs every picture comes equally often.
+    All of it is a function of (seed, batch size, shapes, position).
+    """
+
+    def __init__(self, shapes: np.ndarray, seed: int, batch_size: int):
+        self.seed, self.batch_size = seed, batch_size
+        self.members = [np.flatnonzero(shapes == shape) for shape in range(int(shapes.max(initial=-1)) + 1)]
+        self.members = [own for own in self.members if len(own)]
+        if not self.members:
+            raise ValueError("no picture's header can be read")
+        self.counts = [len(own) for own in self.members]
+        self.orders = [Order(n, seed + (number << 32)) for number, n in enumerate(self.counts)]
+        self._latest: tuple[int, list[tuple[int, int]]] = (0, [])  # first step, (bucket, batch of it) of each of its steps
+
+    def __getitem__(self, position: int) -> int:
+        step, row = divmod(position, self.batch_size)
+        bucket, batch = self._batch(step)
+        return int(self.members[bucket][self.orders[bucket][batch * self.batch_size + row]])
+
+    def _batch(self, step: int) -> tuple[int, int]:
+        first, batches = self._latest  # replaced as one: threads may ask
+        if not first <= step < first + len(batches):
+            first, batches = self._epoch_of(step)
+        return batches[step - first]
+
+    def _epoch_of(self, step: int) -> tuple[int, list[tuple[int, int]]]:
+        epoch = max(0, step * self.batch_size // sum(self.counts))  # not behind the one that is sought: batches are filled up no earlier
+        while self._steps_before(epoch + 1) <= step:
+            epoch += 1
+        first = self._steps_before(epoch)
+        batches = [(bucket, batch) for bucket in range(len(self.counts)) for batch in range(self._filled(bucket, epoch), self._filled(bucket, epoch + 1))]
+        order = rng_for(self.seed, epoch, stream=5).permutation(len(batches))
+        found = [batches[k] for k in order]
+        self._latest = (first, found)
+        return first, found
+
+    def _filled(self, bucket: int, epoch: int) -> int:
+        """Batches of a bucket before an epoch."""
+        return epoch * self.counts[bucket] // self.batch_size
+
+    def _steps_before(self, epoch: int) -> int:
+        return sum(self._filled(bucket, epoch) for bucket in range(len(self.counts)))

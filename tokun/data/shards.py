@@ -1,0 +1,305 @@
+"""Shards: WebDataset tars that are written whole or not at all, and read at random through an index of their members (offset and size), without
+unpacking them. Knows tar files, keys and suffixes; knows no picture and no torch.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import io
+import json
+import os
+import tarfile
+import tempfile
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, fields
+from glob import glob
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from tokun.data import tars
+
+IMAGE_SUFFIXES = ("webp", "png", "jpg", "jpeg")
+CODES_SUFFIX = "codes.npy"
+MOST_OPEN = 256  # shards that an index keeps open at once
+
+
+class ShardIndex:
+    """Random access to the samples of WebDataset tars. `skipped` counts what could not be used, by reason.
+
+    A sample is what shares a key: it has every suffix of `need` and one of `one_of`; only these are indexed. Samples stand in the
+    order of the shards and, in a shard, of their first file. The index is a few arrays, some tens of bytes a sample.
+    `kept` names a file that keeps it for the next opening: used while it is whole and all shards have the size and time they had
+    then, written anew otherwise.
+    """
+
+    def __init__(
+        self, paths: Sequence[Path], *, need: Sequence[str] = ("json",), one_of: Sequence[str] = (), may_be_empty: bool = False,
+        kept: Path | None = None,
+    ):  # fmt: skip
+        self.paths = [Path(p) for p in paths]
+        self._asked = (list(need), list(one_of))
+        self._columns = {suffix: column for column, suffix in enumerate(dict.fromkeys((*need, *one_of)))}
+        self._slots: list[_OpenShard | None] = [None] * MOST_OPEN
+        table = _open_table(self.paths, need, one_of, kept)
+        self._shard, self._offset, self._size, self._key_end, self._keys = table.shard, table.offset, table.size, table.key_end, table.keys
+        self.skipped: Counter[str] = Counter(table.skipped)
+        if not len(self) and not may_be_empty:
+            found = ", ".join(map(str, self.paths[:3]))
+            raise ValueError(
+                f"no usable sample in {found}: each needs KEY.{'/'.join([*need, '|'.join(one_of)])}. Skipped: {dict(self.skipped)}"
+            )
+
+    def __len__(self) -> int:
+        return len(self._shard)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_slots": [None] * MOST_OPEN}  # another process opens its own
+
+    def stamp(self) -> bytes:
+        """Of what it is an index: another for other shards, for shards that have changed, and for other suffixes."""
+        return _stamp(self.paths, *self._asked)
+
+    def key(self, index: int) -> str:
+        index = range(len(self))[index]
+        start = self._key_end.item(index - 1) if index else 0
+        return self._keys[start : self._key_end.item(index)].tobytes().decode(*tars.NAMES)
+
+    def read(self, index: int, suffix: str) -> bytes:
+        """The bytes of one file of sample `index`. Raises OSError when the shard is shorter than it was."""
+        column, number = self._columns[suffix], self._shard.item(index)
+        offset, size = self._offset.item(index, column), self._size.item(index, column)
+        if offset < 0:
+            raise KeyError(f"{self.key(index)} has no {suffix}")
+        shard = self._open(number)
+        data = os.pread(shard.descriptor, size, offset)
+        if len(data) != size:
+            raise OSError(f"{self.paths[number]} ends before {self.key(index)}.{suffix}")
+        return data
+
+    def _open(self, number: int) -> _OpenShard:
+        """The shard, opened, in the slot that it shares with every MOST_OPENth: no lock, and one that gives way to another is
+        closed when its last reader lets go of it."""
+        shard = self._slots[number % MOST_OPEN]
+        if shard is None or shard.number != number:
+            shard = self._slots[number % MOST_OPEN] = _OpenShard(number, self.paths[number])
+        return shard
+
+    def read_json(self, index: int) -> dict[str, Any]:
+        record = json.loads(self.read(index, "json"))
+        if not isinstance(record, dict):
+            raise ValueError(f"{self.key(index)}.json is not a JSON object")
+        return record
+
+    def image_suffix(self, index: int) -> str:
+        return next(s for s in IMAGE_SUFFIXES if s in self._columns and self._offset.item(index, self._columns[s]) >= 0)
+
+
+class _OpenShard:
+    def __init__(self, number: int, path: Path):
+        self.number, self.descriptor = number, os.open(path, os.O_RDONLY)
+
+    def __del__(self, close: Callable[[int], None] = os.close) -> None:
+        if "descriptor" in self.__dict__:
+            close(self.descriptor)
+
+
+@dataclass(frozen=True)
+class _Table:
+    """n samples, S suffixes: where each lies."""
+
+    shard: np.ndarray  # (n,) int32
+    offset: np.ndarray  # (n, S) int64, -1 where there is no such file
+    size: np.ndarray  # (n, S) int64
+    key_end: np.ndarray  # (n,) int64: where in `keys` a key ends, and the next begins
+    keys: np.ndarray  # uint8
+    skipped: dict[str, int]
+
+
+def _open_table(paths: Sequence[Path], need: Sequence[str], one_of: Sequence[str], kept: Path | None) -> _Table:
+    for path in paths:
+        if not path.is_file():
+            raise FileNotFoundError(f"shard {path} does not exist")
+    if kept is None:
+        return _scan_all(paths, need, one_of)
+    of = _stamp(paths, need, one_of)
+    arrays = load_arrays(kept, of, len(fields(_Table)))
+    if arrays is not None:
+        return _Table(*arrays[:-1], json.loads(arrays[-1].tobytes()))
+    table = _scan_all(paths, need, one_of)
+    with contextlib.suppress(OSError):  # a place that cannot be written, a full disk: the next opening scans again
+        *columns, skipped = vars(table).values()
+        save_arrays(kept, of, [*columns, np.frombuffer(json.dumps(skipped).encode(), np.uint8)])
+    return table
+
+
+def _stamp(paths: Sequence[Path], need: Sequence[str], one_of: Sequence[str]) -> bytes:
+    """What an index is made of: the shards, their sizes and times, and what is asked of a sample."""
+    states = [path.stat() for path in paths]
+    shards = [(os.path.abspath(path), state.st_size, state.st_mtime_ns) for path, state in zip(paths, states, strict=True)]
+    return json.dumps([1, list(need), list(one_of), shards]).encode()  # 1: this layout
+
+
+def save_arrays(kept: Path, of: bytes, arrays: Sequence[np.ndarray]) -> None:
+    """Write a digest of what they are of and the arrays, and the arrays; whole or not at all."""
+    buffer = io.BytesIO()
+    for array in arrays:
+        np.lib.format.write_array(buffer, array, allow_pickle=False)
+    kept.parent.mkdir(parents=True, exist_ok=True)
+    handle, aside = tempfile.mkstemp(dir=kept.parent, prefix=f".{kept.name}.")  # a name of its own: processes may write at once
+    try:
+        with os.fdopen(handle, "wb") as file:
+            os.fchmod(handle, 0o644)  # mkstemp's 0600 would keep it from others who go on with the run
+            file.write(hashlib.sha256(of + buffer.getbuffer()).digest())
+            file.write(buffer.getbuffer())
+        os.replace(aside, kept)
+    except BaseException:
+        os.unlink(aside)
+        raise
+
+
+def load_arrays(kept: Path, of: bytes, count: int) -> list[np.ndarray] | None:
+    """What `save_arrays` wrote of the same; None where it is of others, damaged, or not there."""
+    try:
+        content = kept.read_bytes()
+    except OSError:
+        return None
+    digest = hashlib.sha256(of)
+    digest.update(memoryview(content)[32:])
+    if content[:32] != digest.digest():
+        return None
+    buffer = io.BytesIO(content)
+    buffer.seek(32)
+    return [np.lib.format.read_array(buffer, allow_pickle=False) for _ in range(count)]
+
+
+def expand_shards(pattern: str) -> list[Path]:
+    """'a/train-*.tar,b/x.tar' or 'a/train-{00000..00007}.tar' or a folder of tars -> sorted existing paths.
+
+    A folder that exists is a name, whatever it holds: brackets, commas and braces in it are no pattern. ~ is the home folder.
+    Raises FileNotFoundError naming the part that matches nothing.
+    """
+    pattern = os.path.expanduser(pattern)
+    whole = Path(pattern)
+    if pattern.strip() and (whole.is_dir() or whole.parent.is_dir()):
+        named = sorted(whole.glob("*.tar")) if whole.is_dir() else [whole] if whole.is_file() else sorted(whole.parent.glob(whole.name))
+        if named:
+            return named
+    paths: list[Path] = []
+    for part in filter(None, (p.strip() for p in _split_commas(pattern))):
+        if Path(part).is_dir():
+            found = sorted(Path(part).glob("*.tar"))
+        else:
+            found = []
+            for one in _expand_braces(part):
+                hits = [Path(one)] if Path(one).is_file() else sorted(map(Path, glob(one)))  # a name may hold brackets
+                if not hits:
+                    raise FileNotFoundError(
+                        f"shard {one} does not exist (from {pattern!r}, looked in {Path(one).parent.resolve()}). "
+                        "Set data.train and data.val to your shards, for example data.train='shards/train-*.tar'"
+                    )
+                found += hits
+        if not found:
+            raise FileNotFoundError(f"the folder {part} holds no .tar shards; make them with python -m data_tools.prepare")
+        paths += found
+    if not paths:
+        raise FileNotFoundError("no shards are named. Set data.train, for example data.train='shards/train-*.tar'")
+    return paths
+
+
+def _scan_all(paths: Sequence[Path], need: Sequence[str], one_of: Sequence[str]) -> _Table:
+    suffixes = list(dict.fromkeys((*need, *one_of)))
+    skipped: Counter[str] = Counter()
+    shards, places, lengths, keys = [], [np.empty((0, len(suffixes), 2), np.int64)], [], []
+    with ThreadPoolExecutor(2) as pool:  # one reads while the other counts
+        scans = pool.map(lambda path: _scan(path, suffixes), paths)
+    for number, (own, where, broken) in enumerate(scans):
+        skipped.update(broken)
+        there = where[:, :, 0] >= 0
+        whole = there[:, [suffixes.index(s) for s in need]].all(1)
+        if one_of:
+            whole &= there[:, [suffixes.index(s) for s in one_of]].any(1)
+        if not whole.all():
+            skipped["incomplete sample"] += int((~whole).sum())
+        encoded = [key.encode(*tars.NAMES) for key, usable in zip(own, whole.tolist(), strict=True) if usable]
+        shards.append(np.full(len(encoded), number, np.int32))
+        places.append(where[whole])
+        lengths.append(np.fromiter(map(len, encoded), np.int64, len(encoded)))
+        keys.append(b"".join(encoded))
+    offset, size = np.moveaxis(np.concatenate(places), 2, 0).copy()
+    return _Table(
+        np.concatenate([np.empty(0, np.int32), *shards]), offset, size, np.cumsum(np.concatenate([np.empty(0, np.int64), *lengths])),
+        np.frombuffer(b"".join(keys), np.uint8), dict(skipped),
+    )  # fmt: skip
+
+
+def _scan(path: Path, suffixes: Sequence[str]) -> tuple[list[str], np.ndarray, Counter[str]]:
+    """The keys of one shard, (n, S, 2) where each has its files (offset and size, -1 where it has none of this suffix), and what was skipped."""
+    skipped: Counter[str] = Counter()
+    names, places = tars.files(path, skipped)
+    rows: dict[str, int] = {}
+    numbers: dict[str, dict[int, int]] = {suffix: {} for suffix in suffixes}  # suffix -> row -> number of the file
+    for number, name in enumerate(names):
+        key, _, suffix = name.removeprefix("./").partition(".")
+        row = rows.setdefault(key, len(rows))
+        if (of_suffix := numbers.get(suffix.lower())) is not None:
+            of_suffix[row] = number
+    where = np.full((len(rows), len(suffixes), 2), -1)
+    for column, of_suffix in enumerate(numbers.values()):
+        where[list(of_suffix), column] = places[list(of_suffix.values())]
+    return list(rows), where, skipped
+
+
+def _split_commas(pattern: str) -> list[str]:
+    parts, depth, current = [], 0, ""
+    for char in pattern:
+        depth += (char == "{") - (char == "}")
+        if char == "," and depth == 0:
+            parts.append(current)
+            current = ""
+        else:
+            current += char
+    return [*parts, current]
+
+
+def _expand_braces(pattern: str) -> list[str]:
+    head, brace, rest = pattern.partition("{")
+    if not brace:
+        return [pattern]
+    inner, _, tail = rest.partition("}")
+    first, dots, last = inner.partition("..")
+    choices = [f"{i:0{len(first)}d}" for i in range(int(first), int(last) + 1)] if dots else inner.split(",")
+    return [head + choice + end for choice in choices for end in _expand_braces(tail)]
+
+
+def write_shard(path: Path, samples: Iterator[dict[str, bytes]], beside: Callable[[], dict[str, bytes]] = dict) -> int:
+    """Write {"__key__": key, suffix: bytes, …} to a tar aside and rename it: whole or not there, the same bytes each time.
+
+    `beside`, called when the samples are written, gives further files by the suffix that replaces .tar; they are there before the tar is.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    aside = path.with_name(path.name + ".partial")
+    count = 0
+    with tarfile.open(aside, "w", format=tarfile.USTAR_FORMAT) as tar:
+        for sample in samples:
+            key = sample["__key__"]
+            for suffix, payload in sample.items():
+                if suffix == "__key__":
+                    continue
+                info = tarfile.TarInfo(f"{key}.{suffix}")
+                info.size = len(payload)
+                tar.addfile(info, io.BytesIO(payload))
+            count += 1
+    for suffix, payload in beside().items():
+        path.with_suffix(suffix).write_bytes(payload)
+    try:
+        with open(aside, "rb") as file:
+            os.fsync(file.fileno())
+        os.replace(aside, path)
+    except FileNotFoundError as error:
+        raise ValueError(f"{aside} was taken away: another process seems to write to {path.parent} too. Let one of them end, then run this again") from error
+    return count

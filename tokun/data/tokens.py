@@ -1,0 +1,195 @@
+"""Packed sequences for the generator, in batches: code samples in, ids and labels out."""
+
+from __future__ import annotations
+
+import sys
+import threading
+from bisect import bisect_right
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from tokun.data.codes import CodeSamples, Record
+from tokun.data.order import Order, check_batch, positions_of, rng_for
+
+ENCODED = 2**16  # texts whose ids are remembered: some tens of MB
+
+
+@dataclass(frozen=True)
+class TokenBatch:
+    """input_ids, labels int64 (B, T); labels are shifted and -100 where there is no loss. Counted where it is made, beside the training."""
+
+    input_ids: Tensor
+    labels: Tensor
+    counts: tuple[int, int, int]  # image targets, other targets, tokens that are no padding
+
+
+class Row(NamedTuple):
+    """A packed sequence as it waits for its batch."""
+
+    input_ids: np.ndarray  # int32: a tenth of a list's memory
+    prompt: int
+    read: np.ndarray | None = None  # what stands in the place of input_ids where the model reads, not where it predicts
+
+
+class TokenBatches:
+    """Packed sequences for the generator: step -> TokenBatch with batch_size / world rows.
+
+    The task, the view, the register and the dropped tags of a position are drawn from its own generator. Within windows of
+    `sort_window` positions (0: none), sequences of like length come together, so that little is padded; the batches of a
+    window then come in a shuffled order. All of it is a function of (seed, position, batch_size, sort_window), and so the
+    same for any number of processes, each of which packs the whole window.
+    """
+
+    def __init__(
+        self, samples: CodeSamples, vocabulary: Any, encode: Callable[[str], list[int]], *, batch_size: int, seed: int,
+        task_mix: dict[str, float], tag_dropout: float, plain_share: float = 1.0, rank: int = 0, world: int = 1, views: bool = True, threads: int = 0,
+        sort_window: int = 0, word_dropout: float = 0.0,
+    ):  # fmt: skip
+        check_batch(batch_size, world)
+        self.samples, self.vocabulary = samples, vocabulary
+        self.encode = lru_cache(ENCODED)(encode)  # a quarter of the packing, from the second epoch on; the lists are shared: nobody changes them
+        self.batch_size, self.seed, self.tag_dropout, self.rank, self.world, self.views = batch_size, seed, tag_dropout, rank, world, views
+        self.plain_share, self.word_dropout = plain_share, word_dropout
+        self.words = np.setdiff1d(np.arange(vocabulary.text_size, dtype=np.int32), vocabulary.illegal_text)
+        self.order = Order(len(samples), seed)
+        check_task_mix(task_mix)
+        self.tasks = list(task_mix)
+        self.shares = (np.cumsum([task_mix[t] for t in self.tasks]) / sum(task_mix.values())).tolist()
+        self.cut_captions = 0
+        self.window = max(1, sort_window // batch_size)  # in batches
+        self.pool = ThreadPoolExecutor(threads) if threads > 0 else None
+        self.ahead = ThreadPoolExecutor(1) if self.window > 1 else None
+        self._windows: dict[int, Future[list[list[tuple[int, Row]]]]] = {}
+        self._lock = threading.Lock()
+
+    def __call__(self, step: int) -> TokenBatch:
+        if self.window == 1:
+            packed = self._pack(positions_of(step, self.batch_size, self.rank, self.world))
+        else:
+            mine = self._batch(step)[self.rank * self.batch_size // self.world : (self.rank + 1) * self.batch_size // self.world]
+            packed = [sequence for _, sequence in mine]
+        return collate(packed, self.vocabulary.id("<pad>"), first_code=self.vocabulary.code_offset)
+
+    def positions(self, step: int) -> list[int]:
+        """The positions in the stream of this process's rows at `step`."""
+        mine = positions_of(step, self.batch_size, self.rank, self.world)
+        if self.window == 1:
+            return list(mine)
+        first = step * self.batch_size
+        batch = self._batch(step)
+        return [batch[position - first][0] for position in mine]
+
+    def _pack(self, positions: Iterable[int]) -> list[Row]:
+        items = [(p, self.order[p]) for p in positions]
+        groups = [items[start : start + 32] for start in range(0, len(items), 32)]  # one by one, the handing over costs as much as the packing
+        return [row for group in (self.pool.map if self.pool else map)(self._items, groups) for row in group]
+
+    def _items(self, items: Iterable[tuple[int, int]]) -> list[Row]:
+        return [self._item(item) for item in items]
+
+    def _batch(self, step: int) -> list[tuple[int, Row]]:
+        """(position, sequence) of the whole global batch. Its window is packed in a thread, and the next one ahead of its use."""
+        window, number = divmod(step, self.window)
+        assert self.ahead is not None
+        with self._lock:
+            for wanted in (window, window + 1):
+                if wanted not in self._windows:
+                    self._windows[wanted] = self.ahead.submit(self._pack_window, wanted)
+            for old in [known for known in self._windows if not window - 1 <= known <= window + 1]:
+                del self._windows[old]
+            future = self._windows[window]
+        return future.result()[number]
+
+    def _pack_window(self, window: int) -> list[list[tuple[int, Row]]]:
+        size = self.window * self.batch_size
+        positions = range(window * size, (window + 1) * size)
+        by_length = sorted(zip(positions, self._pack(positions), strict=True), key=lambda item: (len(item[1].input_ids), item[0]))
+        batches = [sorted(by_length[start : start + self.batch_size], key=lambda item: item[0]) for start in range(0, size, self.batch_size)]
+        return [batches[number] for number in rng_for(self.seed, window, stream=4).permutation(self.window)]
+
+    def _item(self, item: tuple[int, int]) -> Row:
+        position, i = item
+        rng = rng_for(self.seed, position, stream=2)
+        packed = self.pack(self.samples.whole_record(i), rng)
+        ids = np.array(packed.input_ids, np.int32)
+        return Row(ids, packed.prompt, self._other_words(ids, packed.prompt, rng) if self.word_dropout else None)
+
+    def _other_words(self, ids: np.ndarray, prompt: int, rng: np.random.Generator) -> np.ndarray:
+        """The ids with a share of the words behind the prompt exchanged for any others (Bowman et al. 2016): what comes next must be told from the picture."""
+        chosen = (rng.random(len(ids)) < self.word_dropout) & (ids < self.vocabulary.text_size) & (np.arange(len(ids)) >= prompt)
+        return np.where(chosen, rng.choice(self.words, len(ids)), ids)
+
+    def text(self, text: str) -> list[int]:
+        """Ids of a text, cut at the longest span and counted."""
+        ids = self.encode(text)
+        if len(ids) > self.vocabulary.max_text:
+            self.cut_captions += 1
+        return ids[: self.vocabulary.max_text] or self.encode(".")
+
+    def pack(self, record: Record, rng: np.random.Generator) -> Any:
+        """One record -> Packed, by the task that `rng` draws; a task whose fields are missing falls back to joint."""
+        from tokun.tokenizers.vocabulary import Tags
+
+        v = self.vocabulary
+        task = self.tasks[min(bisect_right(self.shares, rng.random()), len(self.tasks) - 1)]
+        codes = record.codes[rng.integers(len(record.codes)) if self.views and len(record.codes) > 1 else 0]  # of one, numpy draws nothing either
+        registers = [r for r in record.captions if r in v.registers]
+        register = "plain" if rng.random() < self.plain_share or len(registers) == 1 else registers[rng.integers(len(registers))]
+        dropped, bare = rng.random(5 if v.things else 4).tolist(), rng.random() < self.tag_dropout
+        keep = [not bare and number >= self.tag_dropout for number in dropped]
+        only_grid = len(v.grids) > 1 or record.grid != v.default_grid  # which of several it is cannot be guessed
+        tags = Tags(
+            style=record.style if keep[0] and record.style in v.styles else "",
+            subject=record.subject if keep[1] and record.subject in v.subjects else "",
+            register=register if keep[2] else "",
+            grid=record.grid if keep[3] or only_grid else None,
+            thing=record.thing if v.things and keep[4] and record.thing in v.things else "",
+        )
+        caption = self.text(record.captions[register])
+        if task == "text_to_image":
+            return v.pack_text_to_image(tags, codes, caption)
+        if task == "question" and record.questions:
+            question, answer = record.questions[rng.integers(len(record.questions))]
+            return v.pack_question(tags, codes, self.text(question), self.text(answer))
+        others = [r for r in registers if r != register]
+        if task == "rewrite" and others:
+            other = others[rng.integers(len(others))]
+            return v.pack_rewrite(tags, caption, other, self.text(record.captions[other]))
+        return v.pack_joint(tags, codes, caption)
+
+
+def collate(packed: Sequence[Any], pad: int, *, first_code: int = sys.maxsize) -> TokenBatch:
+    """Packed sequences (or rows) -> a batch, padded behind and shifted by one. The only place where labels are shifted.
+
+    Ids from `first_code` on are image codes, which its counts tell from others.
+    """
+    width = max(len(p.input_ids) for p in packed) - 1
+    input_ids = np.full((len(packed), width), pad)
+    labels = np.full((len(packed), width), -100)
+    for row, p in enumerate(packed):
+        n = len(p.input_ids) - 1
+        read = getattr(p, "read", None)
+        input_ids[row, :n] = (p.input_ids if read is None else read)[:-1]
+        labels[row, p.prompt - 1 : n] = p.input_ids[p.prompt :]
+    image, targets = int((labels >= first_code).sum()), int((labels >= 0).sum())
+    tokens = sum(len(p.input_ids) - 1 for p in packed)
+    return TokenBatch(torch.from_numpy(input_ids), torch.from_numpy(labels), (image, targets - image, tokens))
+
+
+def check_task_mix(task_mix: dict[str, float]) -> None:
+    unknown = set(task_mix) - set(_tasks())
+    if unknown or not task_mix or min(task_mix.values()) < 0 or sum(task_mix.values()) <= 0:
+        raise ValueError(f"train.task_mix is {task_mix}; it takes non-negative shares of {', '.join(_tasks())}, not all zero")
+
+
+def _tasks() -> tuple[str, ...]:
+    from tokun.tokenizers.vocabulary import TASKS
+
+    return TASKS

@@ -1,0 +1,1 @@
+"""A checkpoint in use: load, sample, score, every direction, many samples at once."""

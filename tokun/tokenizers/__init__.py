@@ -1,0 +1,1 @@
+"""Pictures, texts and tags to ids of one vocabulary, and back."""
