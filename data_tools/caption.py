@@ -7,7 +7,7 @@
 
 Who writes: a captioner that sees the picture (--model), a language model (--rewriter), a server (--endpoint); where there
 is none, a template puts the metadata into words and says so in the record. Look first: --preview 16 draws a sheet. Captions that
-people wrote are merged from a table (--from, from_table.py).
+people wrote are merged from a table (--from, captioning/from_table.py).
 
 Each new caption stands in KEY.json under `captions`, and under `caption_sources` who wrote it: model, revision, hash of
 the prompt, seed, scores. The source text, `caption`, stays as it is. A run that is killed goes on where it was
@@ -37,7 +37,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from data_tools import captioning as captioners
-from data_tools import from_table, registers
+from data_tools.captioning import from_table, registers
 from data_tools.captioning.journal import (
     ALL,
     RECORD,
@@ -57,8 +57,8 @@ from data_tools.captioning.journal import (
     sha256,
     texts_id,
 )
+from data_tools.captioning.registers import FACTS, Facts
 from data_tools.inspect import Pair, find_shards, read_pairs
-from data_tools.registers import FACTS, Facts
 from data_tools.tables import QUOTING
 from tokun.data.pictures import PictureError, decode_as
 from tokun.inference.clip import Clip
@@ -794,6 +794,10 @@ def main(argv: list[str] | None = None) -> int:
     print(report.table())
     if not report.captions:
         print(f"caption: no caption was written; {out / RECORD} counts the reasons", file=sys.stderr)
+        return 1
+    for told in report.doubts():
+        print(f"caption: WARNING: {told}", file=sys.stderr)
+    if report.says_nothing():
         return 1
     print(f"Next:\n  python -m data_tools.inspect {shlex.quote(str(out))} --verify --sheet sheet.png")
     return 0

@@ -26,8 +26,8 @@ from PIL import Image
 
 from data_tools.images.pictures import DECODE_ERRORS
 from data_tools.pipeline.advice import alike
-from data_tools.prepare import RECORD
-from tokun.data.shards import SEVERAL, key_and_suffix
+from data_tools.pipeline.output import RECORD
+from tokun.data.shards import key_and_suffix
 from tokun.render.grids import captioned_grid
 
 IMAGE_EXTENSIONS = ("webp", "png", "jpg", "jpeg")
@@ -104,7 +104,7 @@ def read_pairs(shard: Path, damaged: list[Damage]) -> Iterator[Pair]:
                     pair = None
                 pair = pair or Pair(shard, key, start=info.offset)
                 if extension in pair.members:
-                    damaged.append(Damage(shard.name, info.name, "the same member twice"))
+                    damaged.append(Damage(shard.name, info.name, "the same member twice: ambiguous"))
                 pair.members[extension] = data
                 pair.end = tar.offset
             end = tar.offset
@@ -224,7 +224,7 @@ def take_inventory(shards: list[Path], *, verify: bool = False, sheet: int = 0) 
         inventory.bytes += shard.stat().st_size
         for pair in read_pairs(shard, inventory.damaged):
             if pair.key in keys:
-                inventory.damaged.append(Damage(shard.name, pair.key, "its members are apart, or the key is used twice"))
+                inventory.damaged.append(Damage(shard.name, pair.key, "its members are apart, or the key is used twice: ambiguous"))
             keys.add(pair.key)
             count += 1
             count_pair(inventory, pair, verify=verify, keep=len(inventory.sheet) < sheet)
@@ -237,10 +237,10 @@ def take_inventory(shards: list[Path], *, verify: bool = False, sheet: int = 0) 
 def count_pair(inventory: Inventory, pair: Pair, *, verify: bool, keep: bool) -> None:
     damaged = inventory.damaged
     record = read_record(pair, damaged)
+    if (pictures := [name for name in IMAGE_EXTENSIONS if name in pair.members])[1:]:
+        damaged.append(Damage(pair.shard.name, pair.key, f"several pictures under one key ({', '.join(pictures)}): ambiguous"))
     if pair.image is None and CODES not in pair.members:
         damaged.append(Damage(pair.shard.name, pair.key, "missing partner: neither picture nor codes"))
-    if sum(name in pair.members for name in IMAGE_EXTENSIONS) > 1:
-        damaged.append(Damage(pair.shard.name, pair.key, SEVERAL))
     image = open_image(pair, damaged, load=verify or keep)
     if image is not None:
         inventory.sizes.append(image.size)

@@ -3,408 +3,49 @@
     python -m data_tools.prepare my-pictures/ --style engraving --out shards/
 
 SOURCE is a folder of pictures, of classes, of books or of tar files, a table of paths, a data set, or the address of one of
-these in object storage: see readers.py. The work is two lists of independent tasks (chunks.py): some hundred files are
+these in object storage: see readers/. The work is two lists of independent tasks (pipeline/chunks.py): some hundred files are
 measured, cleaned and encoded by each task of the first; the whole collection is then settled (what is a duplicate, what is
 kept, in which split and shard); each task of the second writes one shard. Every task writes its file aside and renames it, so
 a run that was killed goes on where it was, and the bytes depend on the files and the settings alone: not on the number of
 workers, nor on interruptions.
 
 Nothing is dropped in silence: each input file has a row in `manifest.parquet` with the reason, and `report.html` shows them.
-This file knows the collection as a whole; it decodes no picture, and runs without torch.
+The parts lie in pipeline/: tasks, chunks, settle, manifest, output. Runs without torch.
 """
 
 from __future__ import annotations
 
 import argparse
-import base64
 import hashlib
-import io
 import json
 import os
-import re
 import sys
-import tempfile
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field, replace
-from itertools import chain, islice
 from pathlib import Path
-from posixpath import dirname, join
 from typing import Any
 
-import numpy as np
 from tqdm import tqdm
 
 from data_tools import report
-from data_tools.images.duplicates import alike_pairs, clusters
 from data_tools.images.pictures import OF_OPENCV, opencv
-from data_tools.images.sketches import Sketch, look_the_same
-from data_tools.pipeline.advice import Captions, first_word, steps, write_captions_to_fill
-from data_tools.pipeline.chunks import (
-    AMBIGUOUS,
-    KEPT,
-    REJECTED,
-    Chunk,
-    Piece,
-    Row,
-    Settings,
-    Shard,
-    data_name,
-    measure_chunk,
-    read_rows,
-    rows_name,
-    write_shard,
-)  # fmt: skip
+from data_tools.pipeline.advice import first_word, steps, write_captions_to_fill
+from data_tools.pipeline.chunks import KEPT, Settings, Shard, measure_chunk, rows_name, write_shard
 from data_tools.pipeline.disk import DiskDict
 from data_tools.pipeline.engine import ENGINES, Engine, WorkerDied, open_engine
+from data_tools.pipeline.manifest import MANIFEST, manifest
+from data_tools.pipeline.output import PARTIAL, PUBLISH, RECORD, begin, publish, refuse_other_shards
+from data_tools.pipeline.settle import Columns, Settled, settle, shards_to_write
 from data_tools.pipeline.stores import Store, is_url, open_store
-from data_tools.readers import READERS, Found, Listing, Options, PictureError, Words, choose_reader, read_picture, shown
+from data_tools.pipeline.tasks import Progress, Tasks
+from data_tools.readers import READERS, Listing, Options, PictureError, choose_reader, read_picture, shown
 from data_tools.readers.survey import RECOGNISED
 from data_tools.readers.tables import with_captions
 from tokun.utils.extras import need
 from tokun.utils.lock import alone_in
 from tokun.utils.memory import keep_memory
-
-MANIFEST = "manifest.parquet"
-RECORD = "prepare.json"
-PARTIAL = ".prepare-partial"
-PLAN = "plan.json"
-PUBLISH = "publish.json"
-SHARD_NAME = re.compile(r"(train|val)-\d{5,}\.tar")
-CHUNK_FILES = 128  # at most, in one task
-KIN_DISTANCE = 72  # of 256 bits: not duplicates yet, but too alike to stand on both sides of the split
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# between the passes: what is kept, and where it goes
-
-
-@dataclass
-class Columns:
-    """What is kept in memory of every file, in the order of the listing: about a hundred bytes each."""
-
-    state: np.ndarray
-    """uint8 (N,): 0 kept, 1 ambiguous, 2 rejected."""
-    hashed: np.ndarray
-    """bool (N,): whether it has hashes, which means that it was decoded."""
-    sha256: np.ndarray
-    """bytes of 32 (N,)."""
-    coarse: np.ndarray
-    """uint64 (N,)."""
-    fine: np.ndarray
-    """uint64 (N, 4)."""
-    area: np.ndarray
-    """int64 (N,): pixels of the original."""
-    captioned: np.ndarray
-    """bool (N,)."""
-    place: np.ndarray
-    """int64 (N, 4): chunk, start, bytes of the picture, bytes of the JSON."""
-    sketches: DiskDict = field(default_factory=DiskDict)
-    """The sketches of drawings on plain paper, by the file's number as text; on disk."""
-
-    @classmethod
-    def read(cls, store: Store, tasks: Tasks) -> Columns:
-        total = tasks.files
-        columns = cls(
-            np.zeros(total, np.uint8), np.zeros(total, bool), np.zeros(total, "V32"), np.zeros(total, np.uint64),
-            np.zeros((total, 4), np.uint64), np.zeros(total, np.int64), np.zeros(total, bool), np.zeros((total, 4), np.int64),
-        )  # fmt: skip
-        for number in range(tasks.count):
-            for index, row in enumerate(read_rows(store, rows_name(number)), start=tasks.size * number):
-                columns.set(index, row, number)
-        return columns
-
-    def set(self, index: int, row: Row, chunk: int) -> None:
-        self.state[index] = STATES.index(row.status)
-        self.captioned[index] = bool(row.caption)
-        self.place[index] = chunk, row.start, row.image_bytes, row.json_bytes
-        if row.dhash is not None and row.sha256 is not None:
-            self.hashed[index] = True
-            self.sha256[index] = np.void(bytes.fromhex(row.sha256))
-            self.coarse[index], self.fine[index] = row.dhash, row.fine
-            self.area[index] = (row.width or 0) * (row.height or 0)
-            if row.sketch:
-                self.sketches[str(index)] = Sketch(base64.b64decode(row.sketch), row.aspect)
-
-    def alike(self, among: np.ndarray, settings: Settings, **distance: int) -> np.ndarray:
-        """Pairs (P, 2) among the files, first < second, that look the same, or are the same where `settings` ask for that alone."""
-        if settings.duplicates == "exact":
-            hashes = np.ascontiguousarray(self.sha256[among]).view(np.uint64).reshape(-1, 4)
-            _, first, which = np.unique(hashes, axis=0, return_index=True, return_inverse=True)
-            pairs = np.stack([among[first[which.reshape(-1)]], among], 1)
-            return pairs[pairs[:, 0] < pairs[:, 1]]
-        pairs = alike_pairs(self.coarse, self.fine, among=among, **distance)
-        return pairs[[self.look_the_same(one, other) for one, other in pairs.tolist()]] if len(pairs) else pairs
-
-    def look_the_same(self, one: int, other: int) -> bool:
-        """Of two files with nearly the same hashes."""
-        if self.sha256[one] == self.sha256[other]:
-            return True
-        sketches = [self.sketches.get(str(index)) for index in (one, other)]
-        return None in sketches or look_the_same(*sketches)
-
-
-STATES = (KEPT, AMBIGUOUS, REJECTED)
-
-
-@dataclass
-class Settled:
-    """What becomes of each file, where that hangs on the others."""
-
-    cause: np.ndarray
-    """uint8 (N,): an index of CAUSES; 0 where the file's own verdict stands."""
-    like: np.ndarray
-    """int64 (N,): the file that the cause names."""
-    turn: np.ndarray
-    """int64 (N,): which pair of its split it is, -1 where it is not written."""
-    val: np.ndarray
-    """bool (N,): whether it is in the validation split."""
-    order: dict[str, np.ndarray]
-    """{split: int64 (n,)}: the files in the order of writing."""
-    shard_size: int
-
-    @classmethod
-    def begin(cls, total: int, settings: Settings) -> Settled:
-        empty = np.empty(0, np.int64)
-        return cls(
-            np.zeros(total, np.uint8), np.zeros(total, np.int64), np.full(total, -1), np.zeros(total, bool),
-            {"train": empty, "val": empty}, settings.shard_size,
-        )  # fmt: skip
-
-    def reject(self, index: int, cause: str, like: int) -> None:
-        self.cause[index], self.like[index] = CAUSES.index(cause), like
-
-    def verdict(self, index: int, own: tuple[str, str], found: Sequence[Found]) -> tuple[str, str]:
-        """(status, reason) of a file: its `own`, or what its likeness to another makes of it."""
-        if not self.cause[index]:
-            return own
-        return REJECTED, CAUSES[self.cause[index]].format(like=shown(found[self.like[index]].path))
-
-    def place(self, index: int) -> tuple[str | None, str | None]:
-        """(shard, key), or None twice where the file is not written."""
-        turn, split = int(self.turn[index]), "val" if self.val[index] else "train"
-        return (None, None) if turn < 0 else (shard_name(split, turn // self.shard_size), f"{split}-{turn:06d}")
-
-
-CAUSES = ("", "exact duplicate", "thumbnail of {like}", "near duplicate of {like}", "too like {like} in the training split")
-
-
-def shard_name(split: str, number: int) -> str:
-    return f"{split}-{number:05d}.tar"
-
-
-def settle(columns: Columns, found: Sequence[Found], settings: Settings) -> Settled:
-    """Reject duplicates, draw the split, and give every kept picture its place."""
-    settled = Settled.begin(len(columns.state), settings)
-    find_duplicates(columns, settled, settings)
-    limit = 1 if settings.keep_ambiguous else 0
-    kept = np.flatnonzero((columns.state <= limit) & (settled.cause == 0))
-    settled.val[kept] = split_by_group(columns, found, kept, settings)
-    for index, near in kin_across(columns, kept, settled.val, settings):
-        settled.reject(index, "too like {like} in the training split", near)
-    kept = kept[settled.cause[kept] == 0]
-    for split, part in (("train", kept[~settled.val[kept]]), ("val", kept[settled.val[kept]])):
-        settled.order[split] = shuffled(columns, part, settings)
-        settled.turn[settled.order[split]] = np.arange(len(part))
-    return settled
-
-
-def find_duplicates(columns: Columns, settled: Settled, settings: Settings) -> None:
-    """Reject all but the best of each cluster of pictures that look the same.
-
-    The best has a caption, and the most pixels, and comes first. Its own verdict stands: the thumbnail of a colour plate
-    that was rejected is no more wanted than the plate. Files that were rejected for themselves keep their reason.
-    """
-    pairs = columns.alike(np.flatnonzero(columns.hashed), settings)
-    there, pairs = np.unique(pairs, return_inverse=True)
-    cluster = clusters(len(there), pairs.reshape(-1, 2))
-    best: dict[int, int] = {}
-    for name, index in zip(cluster.tolist(), there.tolist(), strict=True):
-        best[name] = min(best.get(name, index), index, key=lambda one: (not columns.captioned[one], -columns.area[one], one))
-    for name, index in zip(cluster.tolist(), there.tolist(), strict=True):
-        if best[name] != index and columns.state[index] != STATES.index(REJECTED):
-            settled.reject(index, likeness(columns, index, best[name]), best[name])
-
-
-def likeness(columns: Columns, index: int, best: int) -> str:
-    if columns.sha256[index] == columns.sha256[best]:
-        return "exact duplicate"
-    return "thumbnail of {like}" if 2 * columns.area[index] <= columns.area[best] else "near duplicate of {like}"
-
-
-def draw(seed: int, purpose: str, name: bytes) -> int:
-    """A number in [0, 2**64) fixed by the seed, what it is for, and a name."""
-    return int.from_bytes(hashlib.sha256(f"{seed}/{purpose}/".encode() + name).digest()[:8], "big")
-
-
-def drawn(settings: Settings, purpose: str, names: Iterable[bytes], count: int) -> np.ndarray:
-    """uint64 (count,): the numbers of as many names."""
-    return np.fromiter((draw(settings.seed, purpose, name) for name in names), np.uint64, count)
-
-
-def sha_name(columns: Columns, index: int) -> bytes:
-    return bytes(columns.sha256[index]).hex().encode()
-
-
-def folder_of(one: Found) -> str:
-    """What the reader names as its group, else its folder; "" where it is outside any."""
-    return dirname(one.path) if one.group is None else one.group
-
-
-def are_several(names: Iterable[str]) -> bool:
-    first = next(names := iter(names), "")
-    return any(name != first for name in names)
-
-
-def split_by_group(columns: Columns, found: Sequence[Found], kept: np.ndarray, settings: Settings) -> np.ndarray:
-    """bool (len(kept),): which of the kept files are for validation, whole groups together.
-
-    A group is what the reader names (a book, an artist, an object), else a folder, when there are several; a picture outside
-    any is its own group. Each group draws a number from the seed, so adding files later moves no others across. Validation
-    gets at least one group, and never more than half of the pictures.
-    """
-    several = are_several(name for index in kept if (name := folder_of(found[index])))
-
-    def group(index: int) -> bytes:
-        name = folder_of(found[index]) if several else ""
-        return b"folder/" + shown(name).encode() if name else b"sha256/" + sha_name(columns, index)
-
-    numbers, which, sizes = np.unique(drawn(settings, "split", map(group, kept), len(kept)), return_inverse=True, return_counts=True)
-    chosen, taken = np.zeros(len(numbers), bool), 0
-    for place, (number, size) in enumerate(zip(numbers, sizes, strict=True)):
-        if int(number) >= settings.val * 2**64 and (taken or not settings.val):
-            break
-        if 2 * (taken + size) <= len(kept):
-            chosen[place], taken = True, taken + size
-    return chosen[which]
-
-
-def kin_across(columns: Columns, kept: np.ndarray, val: np.ndarray, settings: Settings) -> Iterator[tuple[int, int]]:
-    """(validation picture, training picture) that look so alike that the first would be no test; each first once."""
-    seen = set()
-    for one, other in columns.alike(kept, settings, fine_distance=KIN_DISTANCE).tolist():
-        if not val[one]:
-            one, other = other, one
-        if val[one] and not val[other] and one not in seen:
-            seen.add(one)
-            yield one, other
-
-
-def shuffled(columns: Columns, part: np.ndarray, settings: Settings) -> np.ndarray:
-    """The files of a split in the order of writing, which hangs on the seed and on each picture alone."""
-    return part[np.argsort(drawn(settings, "order", (sha_name(columns, index) for index in part), len(part)), kind="stable")]
-
-
-def shards_to_write(columns: Columns, settled: Settled, settings: Settings, store: Store) -> Iterator[Shard]:
-    for split, order in settled.order.items():
-        for number, start in enumerate(range(0, len(order), settings.shard_size)):
-            part = order[start : start + settings.shard_size]
-            pieces = [
-                Piece(f"{split}-{turn:06d}", data_name(chunk), *where)
-                for turn, (chunk, *where) in enumerate(columns.place[part].tolist(), start=start)
-            ]
-            yield Shard(shard_name(split, number), settings.format, pieces, store)
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# the manifest
-
-
-FIELDS = ("path", "sha256", "dhash", "width", "height", "status", "reason", "shard", "key", "caption", "words_from", "language", "license", "source_url")
-ROW_GROUP = 1024  # rows in memory at a time
-
-
-def manifest(store: Store, tasks: Tasks, settled: Settled, listing: Listing) -> tuple[Counter[tuple[str, str]], Captions]:
-    """Write one row for each input file, kept or not, as Parquet, null where unknown. Returns the files by status and reason, and
-    what the captions are like."""
-    pa, pq = need("pyarrow", extra="data"), need("pyarrow.parquet", extra="data")
-    schema = pa.schema([(name, pa.int32() if name in ("width", "height") else pa.string()) for name in FIELDS])
-    counts: Counter[tuple[str, str]] = Counter()
-    captions = Captions()
-    with tempfile.TemporaryFile() as file:
-        with pq.ParquetWriter(file, schema, compression="zstd") as writer:
-            rows = chain(manifest_rows(store, tasks, settled, listing.found), unread_rows(listing))
-            while part := list(islice(rows, ROW_GROUP)):
-                counts.update((row["status"], report.family(row["reason"])) for row in part)
-                for row in part:
-                    captions.add(row)
-                writer.write_table(as_table(part, schema))
-        file.seek(0)
-        store.write_from(MANIFEST, file)
-    return counts, captions
-
-
-def unread_rows(listing: Listing) -> Iterator[dict[str, Any]]:
-    """The files that no reader takes, each with the reason."""
-    for path, reason in listing.unread.items():
-        yield {**dict.fromkeys(FIELDS), "path": shown(path), "status": REJECTED, "reason": reason, "caption": ""}
-
-
-def manifest_rows(store: Store, tasks: Tasks, settled: Settled, found: Sequence[Found]) -> Iterator[dict[str, Any]]:
-    for number in range(tasks.count):
-        for index, row in enumerate(read_rows(store, rows_name(number)), start=tasks.size * number):
-            (status, reason), (shard, key) = settled.verdict(index, (row.status, row.reason), found), settled.place(index)
-            fields = vars(row) | {"status": status, "reason": reason, "shard": shard, "key": key}
-            fields["dhash"] = None if row.dhash is None else f"{row.dhash:016x}"
-            yield {name: fields[name] for name in FIELDS}
-
-
-def as_table(rows: list[dict[str, Any]], schema: Any) -> Any:
-    """Rows -> a table, by way of JSON: pyarrow's own way from Python's lists would import pandas, which takes as long as some 200 pictures."""
-    reader = need("pyarrow.json", extra="data")
-    text = "\n".join(map(json.dumps, rows)).encode()
-    whole = reader.ReadOptions(use_threads=False, block_size=len(text) + 1)
-    return reader.read_json(io.BytesIO(text), read_options=whole, parse_options=reader.ParseOptions(explicit_schema=schema))
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# the output folder
-
-
-def refuse_other_shards(out: Store, record: dict[str, Any], *, overwrite: bool) -> None:
-    """Raise ValueError unless `out` may be written: absent, without shards, of these same settings, or `overwrite`."""
-    names = out.list()
-    if "codes.json" in names:
-        raise ValueError(f"--out {out} holds code shards (codes.json), which prepare does not replace: name another folder")
-    if overwrite or not any(is_ours(name) for name in names):
-        return
-    way_out = "Name another --out, or add --overwrite to replace the shards there"
-    # a run that was killed while its files took their places: they are of the plan aside, and the record may not be there
-    begun = out.exists(f"{PARTIAL}/{PLAN}") and (RECORD not in names or out.exists(f"{PARTIAL}/{PUBLISH}"))
-    try:
-        there = json.loads(out.read(f"{PARTIAL}/{PLAN}" if begun else RECORD))["settings"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"--out {out} holds shards without a whole {RECORD}: of another tool, or of a broken run. {way_out}") from error
-    there = {**asdict(Settings(style="any")), **there}  # earlier versions did not write all settings
-    changes = [f"{name}: {there.get(name)!r} there, {value!r} now" for name, value in record.items() if there.get(name) != value]
-    if changes:
-        raise ValueError(f"--out {out} holds shards of other settings ({'; '.join(changes)}). {way_out}")
-
-
-def is_ours(name: str) -> bool:
-    return bool(SHARD_NAME.fullmatch(name)) or name in (MANIFEST, RECORD, report.NAME)
-
-
-def publish(out: Store, names: list[str]) -> None:
-    """Replace the old files of `out` by the new ones. The record goes first and comes last: its absence tells.
-
-    May be killed and called again: what has taken its place already is left there, the record too.
-    """
-    if out.exists(f"{PARTIAL}/{RECORD}"):
-        out.remove(RECORD)
-    for name in out.list():
-        if is_ours(name) and name not in names:
-            out.remove(name)
-    for name in names:
-        if out.exists(f"{PARTIAL}/{name}"):
-            out.move(f"{PARTIAL}/{name}", name)
-    out.remove(f"{PARTIAL}/{PUBLISH}")  # first: without it the rest is work to go on with, with it all must be there
-    out.remove(PARTIAL)
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# the whole
 
 
 @dataclass(frozen=True)
@@ -486,7 +127,8 @@ def prepare(
     leave_out = None if is_url(out) else Path(out)
     reader = choose_reader(source, reader, leave_out=leave_out)
     check_folders(source, out)
-    need("pyarrow", extra="data")  # before the hours of work, not after
+    for package in ("pyarrow", "jinja2"):
+        need(package, extra="data")  # before the hours of work, not after
     if settings.filter in OF_OPENCV:
         opencv()
     settings = replace(settings, source=settings.source or name_of(source))
@@ -542,64 +184,6 @@ def check_listing(listing: Listing, source: Path | str, settings: Settings) -> N
         raise ValueError(f"--style is needed: {source} does not say the style of every picture. Add --style engraving, or another tag")
 
 
-def begin(aside: Store, record: dict[str, Any], listing: Listing) -> None:
-    """Go on with the work that lies in `aside` when it is of these settings and files, else start afresh."""
-    plan = json.dumps({"settings": record, "files": identity(listing)}).encode()
-    if not aside.exists(PLAN) or aside.read(PLAN) != plan:
-        for name in sorted(aside.list(), key=lambda name: name != PUBLISH):  # that first: a part of the rest is never published
-            if name != PLAN:
-                aside.remove(name)
-        aside.write(PLAN, plan)  # until then the old one tells whose work this was
-
-
-def identity(listing: Listing) -> str:
-    """A hash of what the listing names: paths, words, and the sizes and times of the files on this disk."""
-    digest = hashlib.sha256()
-    for one in listing.found:
-        digest.update(repr((one, listing.words.get(one.path))).encode("utf-8", "backslashreplace"))
-        if one.where is None and not one.problem and not is_url(listing.base):
-            path = join(listing.base, one.path)
-            beside = [join(dirname(path), name) for name in one.sidecars or ()] if one.beside else []
-            digest.update(repr([stamp(path) for path in (path, *beside)]).encode())
-    for path, reason in listing.unread.items():
-        digest.update(repr((path, reason)).encode("utf-8", "backslashreplace"))
-    return digest.hexdigest()
-
-
-def stamp(path: str) -> tuple[int, int] | None:
-    try:
-        there = os.stat(path)
-    except OSError:
-        return None
-    return there.st_size, there.st_mtime_ns
-
-
-@dataclass(frozen=True)
-class Tasks:
-    """The files in tasks: small enough that a small collection shows progress and keeps several workers busy."""
-
-    files: int
-
-    @property
-    def size(self) -> int:
-        return min(CHUNK_FILES, max(16, self.files // 64))
-
-    @property
-    def count(self) -> int:
-        return -(-self.files // self.size)
-
-    def range(self, number: int) -> range:
-        return range(self.size * number, min(self.files, self.size * (number + 1)))
-
-    def chunk(self, number: int, listing: Listing, settings: Settings, aside: Store) -> Chunk:
-        part = self.range(number)
-        entries = [(one, listing.words.get(one.path, NO_WORDS)) for one in listing.found.part(part.start, part.stop)]
-        return Chunk(number, str(listing.base), entries, settings, aside)
-
-
-NO_WORDS = Words()
-
-
 def make(aside: Store, listing: Listing, settings: Settings, engine: Engine, record: dict[str, Any], *, progress: bool) -> None:
     """Write everything that is to be published into `aside`, and last of all the list of it."""
     tasks, there = Tasks(len(listing.found)), set(aside.list())
@@ -637,30 +221,6 @@ def write_shards(
         for _, count in engine.run(write_shard, to_write()):
             bar.update(count)
     return settled, pairs
-
-
-NO_COUNTS: Mapping[str, int] = {}
-
-
-class Progress:
-    """A bar with a rate, the time left, and the most frequent reasons so far."""
-
-    def __init__(self, name: str, unit: str, total: int, shown: bool) -> None:
-        self.bar = tqdm(total=total, desc=name, unit=unit, disable=None if shown else True)
-        self.counts: Counter[str] = Counter()
-
-    def update(self, count: int, counts: Mapping[str, int] = NO_COUNTS) -> None:
-        for reason, number in counts.items():
-            self.counts[report.family(reason)] += number  # or there might be as many reasons as files
-        if self.counts:
-            self.bar.set_postfix_str(", ".join(f"{reason} {number:,}" for reason, number in self.counts.most_common(3)), refresh=False)
-        self.bar.update(count)
-
-    def __enter__(self) -> Progress:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.bar.close()
 
 
 def opener(listing: Listing) -> Callable[[str], bytes | None]:

@@ -6,7 +6,7 @@ Each KEY.json gets `questions`, a list of {"question", "answer"}, which training
 there already stays. Only what is known is asked: what is shown (the caption), the main thing (`thing`), the technique, the subject, how
 many (a number that the caption names), light or dark, and its ground (clear cases), whether it shows this (its own caption: yes; the one
 before it in the shard: no), in the words in which the evaluation asks a model about its own pairs, and whether it is a moth, or a bird
-(yes_or_no.py), of pictures that were described (`data_tools.caption --from`).
+(text/yes_or_no.py), of pictures that were described (`data_tools.caption --from`).
 
 No answer can be guessed from the question alone: of each question whether something is this or that, yes and no are equally many, and of
 each other one the most frequent answer is kept to half, split by split (train-*, val-*); what is too much is drawn by the seed and not asked.
@@ -34,12 +34,12 @@ from PIL import Image
 from tqdm import tqdm
 
 from data_tools.caption import checked_shards
+from data_tools.captioning.from_table import split_of
 from data_tools.captioning.journal import read_record, write_shard, write_whole
-from data_tools.from_table import split_of
+from data_tools.captioning.registers import facts_of
 from data_tools.inspect import Pair, open_image, read_pairs
-from data_tools.registers import facts_of
-from data_tools.things import BEFORE, NUMBERS, Lexicon, tokens_of
-from data_tools.yes_or_no import PEOPLE, Shown, is_this, named, with_article
+from data_tools.text.things import BEFORE, NUMBERS, Lexicon, tokens_of
+from data_tools.text.yes_or_no import PEOPLE, Shown, is_this, named, with_article
 from tokun.tokenizers.wordings import SHOWS
 
 WORDINGS = {

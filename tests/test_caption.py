@@ -19,9 +19,8 @@ from PIL import Image
 
 from data_tools import caption as tool
 from data_tools import captioning as captioners
-from data_tools import registers
 from data_tools.caption import Settings, Work, caption, main, preview
-from data_tools.captioning import journal
+from data_tools.captioning import journal, registers
 from data_tools.inspect import read_pairs
 from tests.kills import kills
 from tests.test_captioners import Server, completion, git, llava, save
@@ -480,6 +479,37 @@ def test_a_broken_picture_has_no_score_and_is_left_out(tmp_path):
 
 # ---------------------------------------------------------------------------------------------------------------------
 # the command
+
+
+def test_templates_that_say_nothing_are_no_success_and_it_is_said_what_to_do(tmp_path, capsys):
+    members = {}
+    for k in range(24):
+        members |= {f"{k:03d}.png": picture(), f"{k:03d}.json": json.dumps({"caption": "", "style": "engraving"}).encode()}
+    shards = write_tar(tmp_path / "shards.tar", members)
+    assert main([str(shards), "--out", str(tmp_path / "out")]) == 1
+    told = capsys.readouterr()
+    assert "All 24 plain captions are templates" in told.err and "24 captions are only 1 different text" in told.err
+    assert "--model or --endpoint" in told.err and "Next:" not in told.out
+    assert json.loads((tmp_path / "out" / journal.RECORD).read_text())["distinct"] == {"plain": 1}
+
+
+@pytest.mark.parametrize(
+    ("rows", "told"),
+    [
+        ([("A ship.", "model")] * 30, ["plain: The 30 captions are only 1 different text"]),
+        ([(f"Ship {k}.", "model") for k in range(30)], []),
+        ([(f"Ship {k}.", "template") for k in range(30)], ["All 30 plain captions are templates"]),
+        ([*[(f"Ship {k}.", "endpoint") for k in range(10)], *[None] * 20], ["Only 10 of 30 pictures have a plain caption"]),
+        ([None] * 3, []),
+    ],
+)
+def test_a_report_doubts_captions_that_are_few_alike_or_templates(rows, told):
+    report = journal.Report()
+    for row in rows:
+        captions = {"plain": {"text": row[0], "source": row[1]}} if row else {}
+        report.add({"captions": captions, "failures": {} if row else {"plain": "loop"}})
+    assert len(report.doubts()) == len(told) and all(words.startswith(start) for words, start in zip(report.doubts(), told))
+    assert not report.says_nothing()
 
 
 def test_the_preview_is_a_sheet_and_nothing_else(toy_shards, tmp_path):

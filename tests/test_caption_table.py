@@ -6,12 +6,12 @@ from pathlib import Path
 
 import pytest
 
-from data_tools import from_table
 from data_tools.caption import main
-from data_tools.from_table import Options, merge
+from data_tools.captioning import from_table
+from data_tools.captioning.from_table import Options, merge
 from data_tools.inspect import read_pairs
 from data_tools.tables import TableError
-from data_tools.things import Lexicon
+from data_tools.text.things import Lexicon
 from tests.kills import kills
 from tests.test_caption import everything, picture, records, write_tar
 

@@ -1,8 +1,7 @@
 """Promises of tokun/config.py."""
 
-from pathlib import Path
-
 import dataclasses
+from pathlib import Path
 
 import pytest
 

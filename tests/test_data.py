@@ -41,10 +41,10 @@ from tokun.data import (
     tars,
     write_shard,
 )  # fmt: skip
+from tokun.data.shards import SEVERAL, TWICE
 from tokun.tokenizers.vocabulary import Packed, Tags, Vocabulary
 
 V = Vocabulary(text_size=300, codebook_size=16, styles=("engraving",), subjects=("ships",), grids=((2, 2),), max_text=8)
-from tokun.data.shards import SEVERAL, TWICE
 SHAPES = dataclasses.replace(V, grids=((2, 2), (1, 4)))
 
 

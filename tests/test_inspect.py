@@ -12,6 +12,7 @@ import pytest
 from PIL import Image
 
 from data_tools import inspect as tool
+from data_tools.pipeline.advice import MOST_TEXTS, alike
 
 
 def webp(seed: int, size: tuple[int, int] = (80, 64)) -> bytes:
@@ -133,6 +134,40 @@ def test_verify_lists_everything_damaged(tmp_path):
     ]
     assert len(found) == len(expected)
     assert all(one.startswith(beginning) for one, beginning in zip(found, expected)), found
+
+
+def test_what_cannot_be_told_apart_is_called_ambiguous(tmp_path):
+    members = [("a.webp", webp(0)), ("a.json", record()), ("a.webp", webp(1)), ("a.json", record()), ("b.webp", webp(2)), ("b.jpg", webp(3)), ("b.json", record())]
+    found = damage(write(tmp_path / "x.tar", [*members, ("a.webp", webp(4)), ("a.json", record())]))
+    assert found == [
+        "x.tar/a.webp: the same member twice: ambiguous",
+        "x.tar/a.json: the same member twice: ambiguous",
+        "x.tar/b: several pictures under one key (webp, jpg): ambiguous",
+        "x.tar/a: its members are apart, or the key is used twice: ambiguous",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("captions", "said", "unsaid"),
+    [
+        (["An engraving."] * 24, ["The 24 captions are only 1 different text:"], ["More than half"]),
+        ([*["An engraving."] * 5, *[""] * 20], ["More than half have no caption"], ["different text"]),
+        ([*["A wolf"] * 30, *[""] * 31], ["The 30 captions are only 1 different text:", "More than half have no caption"], []),
+        ([f"A wolf, number {k}" for k in range(24)], [], ["different text", "More than half"]),
+        (["An engraving."] * 19, [], ["different text"]),
+    ],
+)
+def test_captions_that_say_nothing_are_told_with_what_to_do(tmp_path, capsys, captions, said, unsaid):
+    picture = webp(0)
+    write(tmp_path / "x.tar", {f"{k:03d}.{suffix}": data for k, text in enumerate(captions) for suffix, data in (("webp", picture), ("json", record(text)))})
+    assert tool.main([str(tmp_path)]) == 0
+    told = capsys.readouterr().out
+    assert all(words in told for words in said) and not any(words in told for words in unsaid)
+    assert ("python -m data_tools.caption" in told) == bool(said)
+
+
+def test_many_captions_that_differ_are_never_called_alike():
+    assert not alike({"kept": 50_000, "distinct": MOST_TEXTS}) and alike({"kept": 50_000, "distinct": MOST_TEXTS - 1})
 
 
 def test_a_tar_cut_anywhere_is_damaged(tmp_path):

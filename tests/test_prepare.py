@@ -20,7 +20,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from data_tools import prepare as tool
+from data_tools.pipeline import manifest as rows_of_all
+from data_tools.pipeline import settle
 from data_tools.pipeline.advice import steps
 from data_tools.pipeline.chunks import Piece, Settings, Shard, add_member, cleaned, write_shard
 from data_tools.pipeline.stores import Store
@@ -311,24 +312,24 @@ def test_folders_stay_whole_and_validation_is_never_empty(tmp_path):
     assert len(splits) > 1, "the seed decides"
 
 
-def columns(shas: list[int]) -> tool.Columns:
+def columns(shas: list[int]) -> settle.Columns:
     """Columns of kept pictures without any likeness."""
     rng, count = np.random.default_rng(0), len(shas)
     numbers = rng.integers(0, 2**63, (count, 5)).astype(np.uint64)
     sha256 = np.array([sha.to_bytes(32, "big") for sha in shas], dtype="V32")
     whole = np.ones(count, dtype=bool)
-    return tool.Columns(
+    return settle.Columns(
         np.zeros(count, np.uint8), whole, sha256, numbers[:, 0], numbers[:, 1:], whole * 1, whole, np.zeros((count, 4), int)
     )
 
 
-def splits_of(settled: tool.Settled) -> dict[int, str]:
+def splits_of(settled: settle.Settled) -> dict[int, str]:
     """{index: split} of what is written."""
     places = {index: settled.place(index) for index in range(len(settled.cause))}
     return {index: shard.split("-")[0] for index, (shard, _) in places.items() if shard}
 
 
-def reasons_of(settled: tool.Settled, found: list[Found]) -> list[str]:
+def reasons_of(settled: settle.Settled, found: list[Found]) -> list[str]:
     """The reasons of what was kept by its own verdict and is not written."""
     return [settled.verdict(index, ("kept", ""), found)[1] for index in range(len(found)) if index not in splits_of(settled)]
 
@@ -336,12 +337,12 @@ def reasons_of(settled: tool.Settled, found: list[Found]) -> list[str]:
 def test_without_folders_single_pictures_are_drawn():
     found = [Found(f"{index}.png") for index in range(2001)]
     settings = Settings(style="engraving", val=0.1)
-    val = tool.split_by_group(columns([*range(2000)]), found, np.arange(2000), settings)
+    val = settle.split_by_group(columns([*range(2000)]), found, np.arange(2000), settings)
     assert 150 < sum(val) < 250
-    more = tool.split_by_group(columns([*range(2000), 2**255]), found, np.arange(2001), settings)
+    more = settle.split_by_group(columns([*range(2000), 2**255]), found, np.arange(2001), settings)
     assert (more[:2000] == val).all(), "a new file moves no other"
-    assert not any(tool.split_by_group(columns([*range(2000)]), found, np.arange(2000), Settings(style="engraving", val=0)))
-    assert tool.split_by_group(columns([0]), found, np.arange(1), settings).tolist() == [False]
+    assert not any(settle.split_by_group(columns([*range(2000)]), found, np.arange(2000), Settings(style="engraving", val=0)))
+    assert settle.split_by_group(columns([0]), found, np.arange(1), settings).tolist() == [False]
 
 
 def test_no_lookalike_of_a_training_picture_is_in_validation():
@@ -350,7 +351,7 @@ def test_no_lookalike_of_a_training_picture_is_in_validation():
         data.coarse[index + 1] = data.coarse[index] ^ np.uint64(0b10101)
         data.fine[index + 1] = data.fine[index] ^ np.array([(1 << 60) - 1, 0, 0, 0], dtype=np.uint64)
     found = [Found(f"{index}.png") for index in range(1000)]
-    settled = tool.settle(data, found, Settings(style="engraving", val=0.2))
+    settled = settle.settle(data, found, Settings(style="engraving", val=0.2))
     splits = splits_of(settled)
     assert 25 < list(splits.values()).count("val") < 75
     across = [index for index in range(0, 1000, 2) if len({splits.get(index), splits.get(index + 1)} - {None}) > 1]
@@ -368,7 +369,7 @@ def test_a_validation_picture_may_have_several_lookalikes_in_training():
             flipped[other // 2] = ((1 << 30) - 1) << (30 * (other % 2))
             data.coarse[index + other], data.fine[index + other] = data.coarse[index], first ^ flipped
     found = [Found(f"{index}.png") for index in range(1000)]
-    settled = tool.settle(data, found, Settings(style="engraving", val=0.2))
+    settled = settle.settle(data, found, Settings(style="engraving", val=0.2))
     splits = splits_of(settled)
     four = [{splits.get(index + other) for other in range(4)} - {None} for index in range(0, 1000, 4)]
     assert {"train"} in four and all(len(kinds) == 1 for kinds in four)
@@ -450,11 +451,11 @@ def test_json_and_manifest_have_the_fields_of_the_format(tmp_path):
 
 def test_any_text_stands_in_the_manifest_as_it_is():
     pa = pytest.importorskip("pyarrow")
-    schema = pa.schema([(name, pa.int32() if name in ("width", "height") else pa.string()) for name in tool.FIELDS])
+    schema = pa.schema([(name, pa.int32() if name in ("width", "height") else pa.string()) for name in rows_of_all.FIELDS])
     texts = ["a\0b", "\N{WOLF FACE} é", "\\xff", "2020-01-01T00:00:00", "", 'line\nbreak "', "null", "1", "\u2028"]
-    rows = [{name: 7 if name in ("width", "height") else text for name in tool.FIELDS} for text in texts] + [dict.fromkeys(tool.FIELDS)]
-    assert tool.as_table(rows, schema).schema == schema and tool.as_table(rows, schema).to_pylist() == rows
-    assert tool.as_table(rows[-1:], schema).to_pylist() == rows[-1:], "unknown in every row"
+    rows = [{name: 7 if name in ("width", "height") else text for name in rows_of_all.FIELDS} for text in texts] + [dict.fromkeys(rows_of_all.FIELDS)]
+    assert rows_of_all.as_table(rows, schema).schema == schema and rows_of_all.as_table(rows, schema).to_pylist() == rows
+    assert rows_of_all.as_table(rows[-1:], schema).to_pylist() == rows[-1:], "unknown in every row"
 
 
 @pytest.mark.parametrize("name", ["hamming", "area", "linear"])
@@ -641,3 +642,14 @@ def test_the_heading_above_a_picture_is_a_caption_to_be_doubted(origin, reason):
     caption = cleaned(Words(caption="Blue Beard", more={"caption_origin": origin}))
     assert (caption.text, caption.reason) == ("Blue Beard", reason)
     assert [verdict.kind for verdict in caption.verdicts] == (["ambiguous"] if reason else [])
+
+
+def test_shards_of_before_there_was_a_limit_of_pixels_to_choose_are_gone_on_with_and_a_raised_one_is_another_setting(tmp_path, capsys):
+    source, out = many(tmp_path / "in", 1, 3), tmp_path / "out"
+    assert run(source, out) == 0
+    record = json.loads((out / "prepare.json").read_text())
+    del record["settings"]["max_megapixels"]
+    (out / "prepare.json").write_text(json.dumps(record))
+    assert run(source, out) == 0
+    assert run(source, out, "--max-megapixels", "400") == 2 and "max_megapixels: 100.0 there, 400.0 now" in capsys.readouterr().err
+    assert run(source, tmp_path / "few", "--max-megapixels", "0.001") != 0, "each picture has more pixels than that"

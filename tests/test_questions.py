@@ -12,9 +12,9 @@ import pytest
 from PIL import Image
 
 from data_tools import questions, toy
-from data_tools.from_table import Options, merge
+from data_tools.captioning.from_table import Options, merge
 from data_tools.inspect import read_pairs
-from data_tools.yes_or_no import FAMILIES, KINDS, Shown, is_no, named
+from data_tools.text.yes_or_no import FAMILIES, KINDS, Shown, is_no, named
 
 
 def answers(record, image=None, key="a", seed=0, other=""):

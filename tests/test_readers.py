@@ -34,6 +34,7 @@ from data_tools.readers import (
     shown,
 )
 from data_tools.readers.book_page import Page, book_facts, illustrations
+from data_tools.report.reasons import EXPLANATIONS
 
 ROOT = Path(__file__).resolve().parents[1]
 SHARED = ROOT.parent / "shared" / "data"
@@ -556,6 +557,37 @@ def test_a_folder_on_the_web_is_read(tmp_path):
         listing = read(f"http://127.0.0.1:{server.server_address[1]}/set/")
         assert captions(listing) == {"a.jpg": "A wolf"} and read_picture(Path("."), listing.found[0]) == JPEG
         server.shutdown()
+
+
+# ---- one file of words for several pictures, and words as they were found -------------------------------------------
+
+
+def test_two_pictures_that_share_one_text_get_none_of_it_and_the_text_is_named(tmp_path):
+    put(tmp_path / "a.jpg"), put(tmp_path / "a.png"), put(tmp_path / "a.txt", "A wolf")
+    put(tmp_path / "b.jpg"), put(tmp_path / "b.png"), put(tmp_path / "b.txt", "A fox"), put(tmp_path / "b.jpg.txt", "A stork")
+    put(tmp_path / "c.jpg"), put(tmp_path / "c.webp"), put(tmp_path / "c.json", '{"caption": "An owl"}'), put(tmp_path / "c.webp.txt", "A crane")
+    put(tmp_path / "d.jpg"), put(tmp_path / "d.png"), put(tmp_path / "d.txt", "A hen")
+    put(tmp_path / "captions.csv", "file_name,caption\nd.jpg,A cock\n")
+    listing = read(tmp_path)
+    assert captions(listing) == {
+        "a.jpg": "", "a.png": "", "b.jpg": "A stork", "b.png": "A fox", "c.jpg": "", "c.webp": "A crane", "d.jpg": "A cock", "d.png": "",
+    }  # fmt: skip
+    assert dict(listing.unread) == dict.fromkeys(("a.txt", "c.json", "d.txt"), "not read: ambiguous: several pictures have its name")
+    assert set(listing.unread.values()) <= EXPLANATIONS.keys()
+
+
+def test_what_cleaning_changed_is_kept_as_it_was_found(tmp_path):
+    put(tmp_path / "a.jpg"), put(tmp_path / "a.txt", " A\u200b <b>wolf</b>\n")
+    put(tmp_path / "b.jpg"), put(tmp_path / "b.json", '{"caption": "A fox &amp; a hen", "title": "Fables"}')
+    put(tmp_path / "c.jpg"), put(tmp_path / "c.txt", " \u06a9\u062a\u0627\u0628\u200c\u0647\u0627\n")  # its joiner is a part of the word
+    put(tmp_path / "d.jpg"), put(tmp_path / "captions.csv", "file_name,caption\na.jpg,no\nd.jpg,An <i>owl</i>\n")
+    make_tar(tmp_path / "e.tar", [("k.jpg", JPEG), ("k.txt", "A \u201cstork\u201d")])
+    listing = read(tmp_path)
+    words = {one.path: find_words(listing.base, one, listing.words.get(one.path, Words())) for one in listing.found}
+    assert {path: (said.caption, said.raw) for path, said in words.items()} == {
+        "a.jpg": ("A wolf", "A\u200b <b>wolf</b>"), "b.jpg": ("A fox & a hen", "A fox &amp; a hen"),
+        "c.jpg": ("\u06a9\u062a\u0627\u0628\u200c\u0647\u0627", ""), "d.jpg": ("An owl", "An <i>owl</i>"), "e.tar/k.jpg": ('A "stork"', "A \u201cstork\u201d"),
+    }  # fmt: skip
 
 
 # ---- gutenberg ------------------------------------------------------------------------------------------------------

@@ -6,8 +6,21 @@ import sys
 
 import pytest
 
-from data_tools import registers
-from data_tools.registers import Facts, ask, ask_json, echoes, facts_of, fault, frame, loops, parse_registers, read_answer, template, tidy
+from data_tools.captioning import registers
+from data_tools.captioning.registers import (
+    Facts,
+    ask,
+    ask_json,
+    echoes,
+    facts_of,
+    fault,
+    frame,
+    loops,
+    parse_registers,
+    read_answer,
+    template,
+    tidy,
+)
 from tokun.tokenizers import vocabulary
 
 SHIP = Facts(
@@ -204,5 +217,5 @@ def test_titles_are_short_and_abbreviations_whole():
 
 
 def test_registers_need_no_torch():
-    code = "import sys, data_tools.registers, data_tools.captioning, data_tools.caption; print('torch' in sys.modules)"
+    code = "import sys, data_tools.captioning.registers, data_tools.captioning, data_tools.caption; print('torch' in sys.modules)"
     assert json.loads(subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.lower()) is False

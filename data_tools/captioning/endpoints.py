@@ -1,4 +1,9 @@
-"""Endpoints: captions from any OpenAI-compatible server (vLLM, llama.cpp, a hosted one). Needs neither torch nor transformers."""
+"""Endpoints: captions from any OpenAI-compatible server (vLLM, llama.cpp, a hosted one). Needs neither torch nor transformers.
+
+Why this is not the `openai` client: its waits between retries cannot be interrupted, so Ctrl-C or a refused key would wait for all
+threads; it reads an answer of any size into memory; and it hides retries, which are counted here. With its retries switched off it would
+send one POST request, and these are the few lines of `_post`.
+"""
 
 from __future__ import annotations
 

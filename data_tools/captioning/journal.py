@@ -29,6 +29,7 @@ from pathlib import Path
 from typing import Any
 
 from data_tools.inspect import Pair, read_pairs
+from data_tools.pipeline.advice import MOST_TEXTS, alike
 
 RECORD = "caption.json"
 LEFT_OUT = "left-out.jsonl"
@@ -369,6 +370,9 @@ def outcome(row: dict[str, Any]) -> str:
     return "captioned" if not row["failures"] else next(iter(row["failures"].values()))
 
 
+SOURCES = ("model", "endpoint", "rewriter", "template")  # who wrote a caption
+
+
 @dataclass
 class Report:
     """What came of it all, from the journals alone."""
@@ -381,6 +385,8 @@ class Report:
     cost: float = 0.0
     left_out: int = 0
     damaged: list[str] = field(default_factory=list)
+    texts: dict[str, set[str]] = field(default_factory=dict)
+    """Register -> hashes of its different captions, `MOST_TEXTS` at most."""
 
     def add(self, row: dict[str, Any]) -> None:
         self.rows += 1
@@ -390,10 +396,38 @@ class Report:
         results = {**row["failures"], **{name: entry["source"] for name, entry in row["captions"].items()}}
         for register, result in results.items():
             self.registers.setdefault(register, Counter())[result] += 1
+        for register, entry in row["captions"].items():
+            if len(texts := self.texts.setdefault(register, set())) < MOST_TEXTS:
+                texts.add(sha256(entry["text"])[:16])
+
+    def doubts(self) -> list[str]:
+        """What makes captions useless for training, in whole sentences: too few, from templates alone, nearly all alike."""
+        told = []
+        for name, results in sorted(self.registers.items()):
+            written = sum(results[source] for source in SOURCES)
+            if not written:
+                continue
+            if 2 * written < self.rows:
+                told.append(f"Only {written:,} of {self.rows:,} pictures have a {name} caption. Try the rest again with --retry-failed, or with another captioner.")
+            if results["template"] == written:
+                told.append(f"All {written:,} {name} captions are templates filled with metadata: nobody looked at the pictures. Give a captioner: --model or --endpoint.")
+            if same := alike({"kept": written, "distinct": len(self.texts[name])}):
+                told.append(f"{name}: {same}")
+        return told
+
+    def says_nothing(self) -> bool:
+        """Whether the captions of every register are templates and nearly all alike."""
+        counts = {name: sum(results[source] for source in SOURCES) for name, results in self.registers.items()}
+        written = {name: count for name, count in counts.items() if count}
+        return bool(written) and all(
+            self.registers[name]["template"] == count and alike({"kept": count, "distinct": len(self.texts[name])}) for name, count in written.items()
+        )
 
     def as_json(self) -> dict[str, Any]:
         registers = {name: ordered(self.registers[name]) for name in sorted(self.registers)}
-        return {**asdict(self), "outcomes": ordered(self.outcomes), "registers": registers}
+        tree = asdict(self) | {"distinct": {name: len(texts) for name, texts in sorted(self.texts.items())}}
+        del tree["texts"]
+        return {**tree, "outcomes": ordered(self.outcomes), "registers": registers}
 
     def table(self) -> str:
         lines = [f"{'rows':<40} {self.rows:>9,}"]

@@ -16,6 +16,7 @@ CAPTIONS = "captions.csv"
 """The table in the output folder that is filled in by hand."""
 NO_CAPTION = "no caption"
 FEW = 0.5  # of the pictures have a caption: below, the captions come first, and then training
+MOST_TEXTS = 1000  # different captions that are told apart
 ALIKE = 20  # captions, from which on it is said when they are nearly all the same
 
 
@@ -41,8 +42,6 @@ def first_word(listing: Listing, *, from_names: bool) -> str:
 class Captions:
     """Counts the captions that are kept, and notes which pictures have none."""
 
-    MOST = 1000  # different captions that are told apart
-
     def __init__(self) -> None:
         self.missing = self.kept = self.empty = 0
         self.texts: set[str] = set()
@@ -52,7 +51,7 @@ class Captions:
         if row["shard"]:
             self.kept += 1
             self.empty += not row["caption"]
-            if row["caption"] and len(self.texts) < self.MOST:
+            if row["caption"] and len(self.texts) < MOST_TEXTS:
                 self.texts.add(row["caption"])
 
     def as_json(self) -> dict[str, int]:
@@ -67,7 +66,7 @@ def lacks_caption(row: Mapping[str, Any]) -> bool:
 def alike(captions: Mapping[str, int]) -> str:
     """What to say when the captions that were kept are nearly all the same; "" when they differ."""
     kept, distinct = captions.get("kept", 0) - captions.get("empty", 0), captions.get("distinct", 0)
-    if kept < ALIKE or 10 * distinct > kept:
+    if kept < ALIKE or 10 * distinct > kept or distinct >= MOST_TEXTS:
         return ""
     return (
         f"The {kept:,} captions are only {distinct:,} different text{'' if distinct == 1 else 's'}: a model learns nothing from them "

@@ -368,8 +368,8 @@ def encoded(one: Judged, settings: Settings) -> tuple[bytes, bytes]:
         "dhash": f"{row.dhash:016x}",
         "language": row.language,
     }
-    if words.caption != caption:
-        record["raw_caption"] = words.caption
+    if (raw := words.raw or words.caption) != caption:
+        record["raw_caption"] = raw
     if one.crop:
         record["crop"] = list(one.crop)
     if row.status != KEPT:

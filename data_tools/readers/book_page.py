@@ -12,19 +12,17 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
-from html.parser import HTMLParser
+from typing import Any
 
 from data_tools.text.captions import clean_caption, plain_text
+from tokun.utils.extras import need
 
-VOID_TAGS = frozenset({
-    "area", "base", "basefont", "col", "embed", "frame", "input", "isindex", "link", "param", "source", "track", "wbr",
-})  # fmt: skip
 BLOCK_TAGS = frozenset({
     "address", "article", "aside", "blockquote", "body", "caption", "center", "dd", "div", "dl", "dt", "fieldset",
     "figcaption", "figure", "footer", "form", "h1", "h2", "h3", "h4", "h5", "h6", "header", "li", "main", "nav", "ol",
     "p", "pre", "section", "table", "tbody", "td", "tfoot", "th", "thead", "tr", "ul",
 })  # fmt: skip
-ENDS_BY_ITSELF = frozenset({"p", "li", "dt", "dd", "td", "th", "tr"})  # where the next one begins
+NO_TEXT = frozenset({"script", "style", "template"})
 HEADINGS = frozenset({"h1", "h2", "h3", "h4", "h5", "h6"})
 CAPTION_CLASSES = frozenset({"cap", "capt", "capcenter", "figcap", "illcap", "imgcap", "legend"})
 FIGURE_CLASS = re.compile(r"fig|illus|image|img|pict|plate|photo", re.I)
@@ -38,8 +36,7 @@ NO_CAPTION = re.compile(
     re.I,
 )
 LARGER = re.compile(r"\b(click|larger|enlarged?|hi(gh)?[- ]?res\w*|full[- ]?(size|res)\w*)\b", re.I)
-MAX_TAG = 5_000  # characters of one tag
-MAX_DEPTH = 400  # of open elements: a page beyond it is broken, and its inner tags are passed over
+MAX_DEPTH = 400  # of open elements: a page beyond it is broken, and its inner elements part no text
 MAX_HEAD = 20_000  # characters before the book begins that are searched for its title and author
 MAX_FIGURE_TEXT = 2_000  # characters of a figure's text that are looked at
 LONGEST_CAPTION = 300  # characters of unmarked text in a figure that still pass for its caption
@@ -116,11 +113,13 @@ class Element:
     href: str
 
 
-class Page(HTMLParser):
-    """The page of a book as a line of runs, pictures and rules (None), in reading order. Bears any broken HTML."""
+class Page:
+    """The page of a book as a line of runs, pictures and rules (None), in reading order.
+
+    Selectolax parses it as a browser would, however broken it is. Raises ImportError without selectolax.
+    """
 
     def __init__(self, text: str) -> None:
-        super().__init__(convert_charrefs=True)
         self.line: list[Run | Picture | None] = []
         self.links: dict[str, str] = {}  # files that the page links to -> the text of the link
         self.plates: dict[str, str] = {}  # anchor -> caption, from a list of illustrations
@@ -129,7 +128,6 @@ class Page(HTMLParser):
         self.title = ""
         self.head: list[str] = []  # text up to the mark where the book begins
         self._stack: list[Element] = []
-        self._open: Counter[str] = Counter()
         self._box = Box("body", "", None)
         self._text: list[str] = []
         self._anchors: list[str] = []
@@ -138,13 +136,31 @@ class Page(HTMLParser):
         self._plate_links: list[tuple[str, str, int]] = []
         self._in_plates = False
         self._started = self._ended = False
-        self.feed(parsable(text))
-        self.close()
+        self._read(text)
         self._flush()
         self._settle_plates()
 
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        values = {name: value or "" for name, value in reversed(attrs)}  # of a doubled attribute the first counts
+    def _read(self, text: str) -> None:
+        """Walk through the tree of the page."""
+        node = need("selectolax.lexbor", extra="data").LexborHTMLParser(text.encode("utf-8", "replace")).root
+        depth = 0
+        while node is not None:
+            if self._enter(node) and node.first_child is not None:
+                node, depth = node.first_child, depth + 1
+                continue
+            self._leave(node)
+            while depth and node.next is None:
+                node, depth = node.parent, depth - 1
+                self._leave(node)
+            node = node.next if depth else None
+
+    def _enter(self, node: Any) -> bool:
+        """Take in a node of the tree. Returns whether to take in what is inside it, too."""
+        if node.is_text_node:
+            self._add(node.text_content)
+        if not node.is_element_node:
+            return False
+        tag, values = node.tag, {name: value or "" for name, value in node.attributes.items()}
         self._anchors += [values[name] for name in ("id", "name") if values.get(name) and tag != "meta"]
         if tag == "img":
             self._picture(values)
@@ -155,31 +171,10 @@ class Page(HTMLParser):
             self._add("\n")
         elif tag == "meta":
             self.meta.setdefault((values.get("name") or values.get("property") or "").lower(), values.get("content", ""))
-        elif tag not in VOID_TAGS and len(self._stack) < MAX_DEPTH:
-            self._push(tag, values)
-
-    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        depth = len(self._stack)
-        self.handle_starttag(tag, attrs)
-        if len(self._stack) > depth:
-            self._pop()
-
-    def handle_endtag(self, tag: str) -> None:
-        if not self._open[tag]:
-            return
-        for depth in range(len(self._stack) - 1, -1, -1):
-            if self._stack[depth].tag == tag:
-                while len(self._stack) > depth:
-                    self._pop()
-                return
-            if tag not in BLOCK_TAGS and self._stack[depth].tag in BLOCK_TAGS:
-                return  # an inline tag does not close the block it stands in
-
-    def handle_data(self, data: str) -> None:
-        if self._open["title"]:
-            self.title += data[:LONGEST_CONTEXT]
-        elif not self._open["script"] and not self._open["style"]:
-            self._add(data)
+        elif tag == "title":
+            self.title = self.title or node.text()[: 10 * LONGEST_CONTEXT]
+        self._open(tag, values)
+        return tag != "title" and tag not in NO_TEXT
 
     def _add(self, data: str) -> None:
         if not self._started:
@@ -191,14 +186,12 @@ class Page(HTMLParser):
         if data.strip():
             self._anchors.clear()
 
-    def _push(self, tag: str, values: dict[str, str]) -> None:
+    def _open(self, tag: str, values: dict[str, str]) -> None:
         style = values.get("style", "").replace(" ", "").lower()
         classes = f"{values.get('class', '')} {values.get('align', '')} {style}"
         box = None
-        if tag in BLOCK_TAGS or is_caption_class(values.get("class", "")):
+        if (tag in BLOCK_TAGS or is_caption_class(values.get("class", ""))) and len(self._stack) < MAX_DEPTH:
             self._flush()
-            if (tag in ENDS_BY_ITSELF and self._box.tag == tag) or (tag in BLOCK_TAGS and self._box.tag == "p"):
-                self.handle_endtag(self._box.tag)
             box = self._box = Box(tag, classes if tag != "body" else "", self._box)
             if not self._started:
                 self.head.append("\n")
@@ -208,16 +201,16 @@ class Page(HTMLParser):
         if href:
             self._link_text = []
         self._stack.append(Element(tag, box, hidden, href))
-        self._open[tag] += 1
 
-    def _pop(self) -> None:
-        one = self._stack[-1]
+    def _leave(self, node: Any) -> None:
+        """What to do where an element ends."""
+        if not node.is_element_node:
+            return
+        one = self._stack.pop()
         if one.box is not None:
             self._flush()
             assert one.box.up is not None
             self._box = one.box.up
-        self._stack.pop()
-        self._open[one.tag] -= 1
         self._hidden -= one.hidden
         if one.href:
             text = squeeze("".join(self._link_text))
@@ -269,13 +262,6 @@ class Page(HTMLParser):
             text = re.sub(r"^\d+\W+", "", re.split(r"(?:\s?\.){3,}", text)[0])
             if names_something(text):
                 self.plates.setdefault(anchor, text)
-
-
-def parsable(text: str) -> str:
-    """Without what the parser does not bear: comments and tags that never end (quadratic time), unknown `<![` sections."""
-    first, *rest = text.split("<!--")
-    text = first + "".join(part.partition("-->")[2] if "-->" in part else part for part in rest)
-    return re.sub(rf"<(?![^>]{{0,{MAX_TAG}}}>)", "&lt;", text).replace("<![", "<! [")
 
 
 def squeeze(text: str) -> str:

@@ -73,12 +73,15 @@ class Words:
     """Further fields of the picture's JSON: title, author, context and the like."""
     words_from: str = field(default="", compare=False)
     """The file that the caption is from, as a path within SOURCE where it lies there."""
+    raw: str = field(default="", compare=False)
+    """The caption as it was found, where taking out markup and invisible characters changed more than its spaces."""
 
     def or_else(self, other: Words) -> Words:
         """These words, each empty one filled from `other`."""
-        return (
-            self if other == NOTHING else Words(**{one.name: getattr(self, one.name) or getattr(other, one.name) for one in fields(self)})
-        )
+        if other == NOTHING:
+            return self
+        filled = {one.name: getattr(self, one.name) or getattr(other, one.name) for one in fields(self)}
+        return Words(**{**filled, "raw": self.raw if self.caption else other.raw})
 
 
 NOTHING = Words()

@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import posixpath
 import unicodedata
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -26,7 +27,8 @@ TARS = (".tar", *TAR_PACKED)
 PAGES = (".htm", ".html", ".html.utf8")
 RECOGNISED = (
     "Captions are found in NAME.txt, NAME.caption, NAME.text or NAME.json beside NAME.jpg (NAME.jpg.txt and so on too, in upper or "
-    "lower case), and in tables called metadata or captions (.csv, .tsv, .jsonl, .parquet, .json) with a column file_name and one of captions"
+    "lower case), and in tables called metadata or captions (.csv, .tsv, .jsonl, .parquet, .json) with a column file_name and one of captions. Two pictures NAME.jpg and NAME.png never share a NAME.txt: "
+    "call it NAME.jpg.txt"
 )
 """What --help says of the files of words."""
 
@@ -34,6 +36,7 @@ NOTHING_KNOWN = "not read: neither a picture nor words for one"
 LONE_TEXT = "not read: a text without a picture of its name"
 LONE_JSON = "not read: JSON without a picture of its name"
 SECOND_WORDS = "not read: its picture has another file of words, which is read"
+SHARED_WORDS = "not read: ambiguous: several pictures have its name"
 OTHER_TABLE = "not read: a table under another name than captions or metadata"
 NO_PICTURES_IN_TABLE = "not read: a Parquet file without pictures and without a column of paths"
 BROKEN_PARQUET = "not read: no Parquet file that can be opened"
@@ -156,7 +159,8 @@ def pair_words(pictures: Iterable[str], words: list[str]) -> tuple[dict[str, tup
     """({picture: its files of words}, {file of words that is not read: reason}) of the names in one folder.
 
     A picture NAME.jpg has NAME.jpg.txt or NAME.txt, and NAME.jpg.json or NAME.json, in this order. Accents may be composed or
-    decomposed, suffixes in upper case. A name in other case is taken where one picture alone can be meant.
+    decomposed, suffixes in upper case. A name in other case is taken where one picture alone can be meant. A file that is
+    left to two pictures, NAME.txt to NAME.jpg and NAME.png, is read for neither: it cannot be told which of them it describes.
     """
     if not words:
         return {}, {}
@@ -172,6 +176,10 @@ def pair_words(pictures: Iterable[str], words: list[str]) -> tuple[dict[str, tup
         used |= {one for name in alone for one in pairs.get(name, ())}
     taken_for = {form for name in pairs for form in (same_name(name), same_name(posixpath.splitext(name)[0]))}
     unread = {name: why_unread(name, taken_for) for name in words if name not in used}
+    users = Counter(one for taken in pairs.values() for one in taken)
+    if shared := {one for one, count in users.items() if count > 1}:
+        unread |= dict.fromkeys(sorted(shared), SHARED_WORDS)
+        pairs = {name: left for name, taken in pairs.items() if (left := tuple(one for one in taken if one not in shared))}
     return pairs, unread
 
 

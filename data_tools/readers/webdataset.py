@@ -19,7 +19,7 @@ from data_tools.readers.listing import Found, Listing, Options, Remote, Span, Wo
 from data_tools.readers.survey import TAR_PACKED
 from data_tools.readers.words import COLUMNS, group_of, json_object, normal, style_of, words_from
 from data_tools.tables import column_name, value_of
-from data_tools.text.captions import plain_text
+from data_tools.text.captions import plain_text, raw_of
 from data_tools.text.encoding import decode_text
 from tokun.data.shards import SEVERAL, TWICE, key_and_suffix
 
@@ -43,6 +43,7 @@ class Said:
 
     member: str
     caption: str = ""
+    raw: str = ""
     record: dict[str, Any] = field(default_factory=dict)
 
 
@@ -127,7 +128,8 @@ class Tars:
             text = decode_text(data.read()) if data else ""
             said = sample.said.setdefault(name, Said(as_path(member.name).removeprefix("./")))
             if kind != ".json":
-                said.caption = said.caption or plain_text(value_of(text) or "")
+                if not said.caption:
+                    said.caption, said.raw = plain_text(value_of(text) or ""), raw_of(text)
                 return
             try:
                 record = normal(json_object(text, where=member.name))
@@ -141,7 +143,7 @@ class Tars:
         twice = len(samples) > 1 and any(sample.extensions.keys() != samples[0].extensions.keys() for sample in samples)
         for sample in samples:
             for one, said, why_not in sample.told():
-                words = Words(caption=said.caption).or_else(words_from(said.record, self.caption_column)) if said else Words()
+                words = Words(caption=said.caption, raw=said.raw).or_else(words_from(said.record, self.caption_column)) if said else Words()
                 words = replace(words, words_from=f"{tar_path}/{said.member}") if said and words.caption else words
                 problem = one.problem or (TWICE if twice else "") or why_not
                 path = one.path if one.path not in self.words else f"{one.path}+{len(self.words)}"  # the same name once more

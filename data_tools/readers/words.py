@@ -10,7 +10,7 @@ from typing import Any
 from data_tools.readers.files import utf8
 from data_tools.readers.listing import Words
 from data_tools.tables import CAPTION_COLUMNS, PATH_COLUMNS, column_name, value_of
-from data_tools.text.captions import plain_text
+from data_tools.text.captions import plain_text, raw_of
 
 GROUPS = ("group", "book", "gutenberg_id", "object", "object_id", "artist")
 MORE = ("title", "author", "artist", "illustrator", "context", "technique", "category", "date")
@@ -34,11 +34,13 @@ def words_from(record: dict[str, Any], caption_column: str = "") -> Words:
     names = (column_name(caption_column),) if caption_column else CAPTION_COLUMNS
     captions = {name: texts for name in names if (texts := texts_in(record.get(name)))}
     caption = next(iter(captions.values()), [""])[0]
+    raw = next((one for name in captions for one in raw_texts_in(record.get(name)) if plain_text(one)), "")
     several = next((texts for texts in captions.values() if len(texts) > 1), [])
     more: dict[str, Any] = {name: texts[0] for name in MORE if (texts := texts_in(record.get(name))) and texts[0] != caption}
     registers = record["captions"] if isinstance(record.get("captions"), dict) else {}
     return Words(
         caption=caption,
+        raw=raw_of(raw),
         captions={kebab(str(key)): plain_text(text) for key, text in registers.items() if isinstance(text, str)},
         subject=kebab("".join(texts_in(record.get("subject"))[:1])),
         license="".join(texts_in(record.get("license"))[:1]),
@@ -49,8 +51,13 @@ def words_from(record: dict[str, Any], caption_column: str = "") -> Words:
 
 def texts_in(value: Any) -> list[str]:
     """The lines of plain text in a text, a number or a list of texts, without empty ones."""
+    return [text for one in raw_texts_in(value) if (text := plain_text(one))]
+
+
+def raw_texts_in(value: Any) -> list[str]:
+    """The texts in a text, a number or a list of texts, as they are."""
     values = [str(value)] if isinstance(value, (str, int)) else value if isinstance(value, (list, tuple)) else []
-    return [text for one in values if isinstance(one, str) and (text := plain_text(value_of(one) or ""))]
+    return [one for one in values if isinstance(one, str) and value_of(one)]
 
 
 def path_in(record: dict[str, Any]) -> str:

@@ -38,8 +38,7 @@ def write_report(out: Path, *, source: Path | None = None, opener: Opener | None
     partial = out / f".{NAME}.partial"
     try:
         with open(partial, "w", encoding="utf-8", errors="replace", newline="\n") as file:
-            for line in page(summary, opener):
-                file.write(line + "\n")
+            file.writelines(page(summary, opener))
         os.replace(partial, out / NAME)
     finally:
         partial.unlink(missing_ok=True)

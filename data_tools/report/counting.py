@@ -70,6 +70,11 @@ class Histogram:
     def add(self, value: float, *, kept: bool) -> None:
         (self.kept if kept else self.others)[bisect.bisect_right(self.edges, value)] += 1
 
+    @property
+    def most(self) -> int:
+        """The greatest count, 1 at least."""
+        return max([1, *(self.kept + self.others).values()])
+
 
 def size_histogram() -> Histogram:
     edges = (32, 64, 128, 192, 256, 384, 512, 768, 1024, 1536, 2048, 4096)

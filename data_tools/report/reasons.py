@@ -106,6 +106,10 @@ NOT_READ = "Nothing to do, unless it holds pictures or captions: see python -m d
 EXPLANATIONS |= {
     "not read: neither a picture nor words for one": ("A file of another kind.", NOT_READ),
     "not read: a text without a picture of its name": ("A text that lies beside pictures and bears the name of none.", "Give it the name of its picture (wolf.jpg, wolf.txt) if it is a caption."),
+    "not read: ambiguous: several pictures have its name": (
+        "A file of words whose name fits several pictures (wolf.txt beside wolf.jpg and wolf.png), so that it cannot be told which of them it describes.",
+        "Call it by the whole name of its picture (wolf.jpg.txt), or write the captions into captions.csv.",
+    ),
     "not read: JSON without a picture of its name": ("A JSON file that bears the name of no picture.", "Give it the name of its picture, or call a table of captions captions.json."),
     "not read: its picture has another file of words, which is read": ("A picture has one file of text and one of JSON; this is one more.", "Remove one of them if the wrong one was read."),
     "not read: a table under another name than captions or metadata": ("A table that is not taken for captions.", "Call it captions.csv (.tsv, .jsonl, .parquet) if it holds captions, or give it as SOURCE."),

@@ -96,6 +96,11 @@ def plain_text(text: str) -> str:
     return settled(plain_once, text)
 
 
+def raw_of(text: str) -> str:
+    """The text itself, where `plain_text` changes more than its spaces; else ""."""
+    return text.strip()[:MAX_RAW] if plain_text(text) != " ".join(text.split()) else ""
+
+
 def plain_once(text: str) -> str:
     text = BROKEN_TAG.sub("", strip_tags(html.unescape(strip_tags(text))))
     text = text.encode("utf-8", "replace").decode("utf-8")  # half of a surrogate pair, as JSON can hold it

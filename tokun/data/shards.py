@@ -286,9 +286,8 @@ def _scan(path: Path, suffixes: Sequence[str]) -> tuple[list[str], np.ndarray, n
     for number, name in enumerate(names):
         key, suffix = key_and_suffix(name)
         row = rows.setdefault(key, len(rows))
-        if (of_suffix := numbers.get(suffix)) is not None:
-            if of_suffix.setdefault(row, number) != number:
-                twice.add(row)
+        if (of_suffix := numbers.get(suffix)) is not None and of_suffix.setdefault(row, number) != number:
+            twice.add(row)
     where = np.full((len(rows), len(suffixes), 2), -1)
     for column, of_suffix in enumerate(numbers.values()):
         where[list(of_suffix), column] = places[list(of_suffix.values())]

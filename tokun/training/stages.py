@@ -146,9 +146,8 @@ def open_run(config: Config, *, deepspeed: bool = False) -> Run:
     if config.threads:
         torch.set_num_threads(config.threads)
     held = hold_out(config)
-    if rank == 0:
-        if not (out / "config.yaml").exists():  # that of an earlier run stays until every stage has agreed to this one
-            write_config(out, config)
+    if rank == 0 and not (out / "config.yaml").exists():  # that of an earlier run stays until every stage has agreed to this one
+        write_config(out, config)
     tracker = make_tracker(
         config.tracking.kind,
         project=config.tracking.project,

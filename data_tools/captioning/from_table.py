@@ -7,7 +7,7 @@ A row names its picture by `key` (with `folder`, the name of the shards' folder,
 (`file_name`, `path` …, as `prepare` recorded it or as it stands in the shard). Its columns are registers: the caption column is
 `plain`; `poetic`, `social`, `era`, `alt` are themselves. `kind` (or `subject`) becomes the subject, `thing` the thing, and rows whose
 `use` is 0 are left out. What the table lacks comes by rule: `alt` from technique and description, `thing` from the description
-(things.py, English), `era` from the caption that was there, if it is another. Bytes of pictures stay as they are.
+(text/things.py, English), `era` from the caption that was there, if it is another. Bytes of pictures stay as they are.
 
 Shards of one folder keep their names and order; those of several are shuffled together, split by split (train-*, val-*), and written as
 new ones. A shard is written aside and renamed, with a stamp of all that went into it: a killed run, typed again, goes on
@@ -31,12 +31,12 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from data_tools import registers
+from data_tools.captioning import registers
 from data_tools.captioning.journal import LEFT_OUT, RECORD, STATE, Folder, new_record, read_record, sha256, write_shard, write_whole
 from data_tools.inspect import IMAGE_EXTENSIONS, Pair, find_shards, read_pairs
 from data_tools.pipeline.disk import DiskDict
 from data_tools.tables import CAPTION_COLUMNS, PATH_COLUMNS, Table, TableError, caption_column, read_table
-from data_tools.things import Lexicon
+from data_tools.text.things import Lexicon
 
 LAYOUT = 1  # of what is written: another number, another stamp
 KEY_COLUMNS = ("key", "__key__")

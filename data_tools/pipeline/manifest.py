@@ -1,0 +1,69 @@
+"""Manifest: one row for each input file, kept or not, with the reason."""
+
+from __future__ import annotations
+
+import io
+import json
+import tempfile
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from itertools import chain, islice
+from typing import Any
+
+from data_tools import report
+from data_tools.pipeline.advice import Captions
+from data_tools.pipeline.chunks import REJECTED, read_rows, rows_name
+from data_tools.pipeline.settle import Settled
+from data_tools.pipeline.stores import Store
+from data_tools.pipeline.tasks import Tasks
+from data_tools.readers import Found, Listing, shown
+from tokun.utils.extras import need
+
+MANIFEST = "manifest.parquet"
+FIELDS = ("path", "sha256", "dhash", "width", "height", "status", "reason", "shard", "key", "caption", "words_from", "language", "license", "source_url")
+ROW_GROUP = 1024  # rows in memory at a time
+
+
+def manifest(store: Store, tasks: Tasks, settled: Settled, listing: Listing) -> tuple[Counter[tuple[str, str]], Captions]:
+    """Write one row for each input file, kept or not, as Parquet, null where unknown.
+
+    Returns the files by status and reason, and what the captions are like.
+    """
+    pa, pq = need("pyarrow", extra="data"), need("pyarrow.parquet", extra="data")
+    schema = pa.schema([(name, pa.int32() if name in ("width", "height") else pa.string()) for name in FIELDS])
+    counts: Counter[tuple[str, str]] = Counter()
+    captions = Captions()
+    with tempfile.TemporaryFile() as file:
+        with pq.ParquetWriter(file, schema, compression="zstd") as writer:
+            rows = chain(manifest_rows(store, tasks, settled, listing.found), unread_rows(listing))
+            while part := list(islice(rows, ROW_GROUP)):
+                counts.update((row["status"], report.family(row["reason"])) for row in part)
+                for row in part:
+                    captions.add(row)
+                writer.write_table(as_table(part, schema))
+        file.seek(0)
+        store.write_from(MANIFEST, file)
+    return counts, captions
+
+
+def unread_rows(listing: Listing) -> Iterator[dict[str, Any]]:
+    """The files that no reader takes, each with the reason."""
+    for path, reason in listing.unread.items():
+        yield {**dict.fromkeys(FIELDS), "path": shown(path), "status": REJECTED, "reason": reason, "caption": ""}
+
+
+def manifest_rows(store: Store, tasks: Tasks, settled: Settled, found: Sequence[Found]) -> Iterator[dict[str, Any]]:
+    for number in range(tasks.count):
+        for index, row in enumerate(read_rows(store, rows_name(number)), start=tasks.size * number):
+            (status, reason), (shard, key) = settled.verdict(index, (row.status, row.reason), found), settled.place(index)
+            fields = vars(row) | {"status": status, "reason": reason, "shard": shard, "key": key}
+            fields["dhash"] = None if row.dhash is None else f"{row.dhash:016x}"
+            yield {name: fields[name] for name in FIELDS}
+
+
+def as_table(rows: list[dict[str, Any]], schema: Any) -> Any:
+    """Rows -> a table, by way of JSON: pyarrow's own way from Python's lists would import pandas, which takes as long as some 200 pictures."""
+    reader = need("pyarrow.json", extra="data")
+    text = "\n".join(map(json.dumps, rows)).encode()
+    whole = reader.ReadOptions(use_threads=False, block_size=len(text) + 1)
+    return reader.read_json(io.BytesIO(text), read_options=whole, parse_options=reader.ParseOptions(explicit_schema=schema))

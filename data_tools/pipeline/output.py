@@ -1,0 +1,96 @@
+"""Output: the folder that prepare writes. Work lies aside, goes on where it was killed, and takes its place at the end."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+from dataclasses import asdict
+from posixpath import dirname, join
+from typing import Any
+
+from data_tools import report
+from data_tools.pipeline.chunks import Settings
+from data_tools.pipeline.manifest import MANIFEST
+from data_tools.pipeline.stores import Store, is_url
+from data_tools.readers import Listing
+
+RECORD = "prepare.json"
+PARTIAL = ".prepare-partial"
+PLAN = "plan.json"
+PUBLISH = "publish.json"
+SHARD_NAME = re.compile(r"(train|val)-\d{5,}\.tar")
+
+
+def refuse_other_shards(out: Store, record: dict[str, Any], *, overwrite: bool) -> None:
+    """Raise ValueError unless `out` may be written: absent, without shards, of these same settings, or `overwrite`."""
+    names = out.list()
+    if "codes.json" in names:
+        raise ValueError(f"--out {out} holds code shards (codes.json), which prepare does not replace: name another folder")
+    if overwrite or not any(is_ours(name) for name in names):
+        return
+    way_out = "Name another --out, or add --overwrite to replace the shards there"
+    # a run that was killed while its files took their places: they are of the plan aside, and the record may not be there
+    begun = out.exists(f"{PARTIAL}/{PLAN}") and (RECORD not in names or out.exists(f"{PARTIAL}/{PUBLISH}"))
+    try:
+        there = json.loads(out.read(f"{PARTIAL}/{PLAN}" if begun else RECORD))["settings"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"--out {out} holds shards without a whole {RECORD}: of another tool, or of a broken run. {way_out}") from error
+    there = {**asdict(Settings(style="any")), **there}  # earlier versions did not write all settings
+    changes = [f"{name}: {there.get(name)!r} there, {value!r} now" for name, value in record.items() if there.get(name) != value]
+    if changes:
+        raise ValueError(f"--out {out} holds shards of other settings ({'; '.join(changes)}). {way_out}")
+
+
+def is_ours(name: str) -> bool:
+    return bool(SHARD_NAME.fullmatch(name)) or name in (MANIFEST, RECORD, report.NAME)
+
+
+def publish(out: Store, names: list[str]) -> None:
+    """Replace the old files of `out` by the new ones. The record goes first and comes last: its absence tells.
+
+    May be killed and called again: what has taken its place already is left there, the record too.
+    """
+    if out.exists(f"{PARTIAL}/{RECORD}"):
+        out.remove(RECORD)
+    for name in out.list():
+        if is_ours(name) and name not in names:
+            out.remove(name)
+    for name in names:
+        if out.exists(f"{PARTIAL}/{name}"):
+            out.move(f"{PARTIAL}/{name}", name)
+    out.remove(f"{PARTIAL}/{PUBLISH}")  # first: without it the rest is work to go on with, with it all must be there
+    out.remove(PARTIAL)
+
+
+def begin(aside: Store, record: dict[str, Any], listing: Listing) -> None:
+    """Go on with the work that lies in `aside` when it is of these settings and files, else start afresh."""
+    plan = json.dumps({"settings": record, "files": identity(listing)}).encode()
+    if not aside.exists(PLAN) or aside.read(PLAN) != plan:
+        for name in sorted(aside.list(), key=lambda name: name != PUBLISH):  # that first: a part of the rest is never published
+            if name != PLAN:
+                aside.remove(name)
+        aside.write(PLAN, plan)  # until then the old one tells whose work this was
+
+
+def identity(listing: Listing) -> str:
+    """A hash of what the listing names: paths, words, and the sizes and times of the files on this disk."""
+    digest = hashlib.sha256()
+    for one in listing.found:
+        digest.update(repr((one, listing.words.get(one.path))).encode("utf-8", "backslashreplace"))
+        if one.where is None and not one.problem and not is_url(listing.base):
+            path = join(listing.base, one.path)
+            beside = [join(dirname(path), name) for name in one.sidecars or ()] if one.beside else []
+            digest.update(repr([stamp(path) for path in (path, *beside)]).encode())
+    for path, reason in listing.unread.items():
+        digest.update(repr((path, reason)).encode("utf-8", "backslashreplace"))
+    return digest.hexdigest()
+
+
+def stamp(path: str) -> tuple[int, int] | None:
+    try:
+        there = os.stat(path)
+    except OSError:
+        return None
+    return there.st_size, there.st_mtime_ns

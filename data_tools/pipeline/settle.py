@@ -1,0 +1,252 @@
+"""Settle: the collection as a whole -> which files are kept, in which split, and in which shard.
+
+Duplicates, the split by groups and the order hang on all files at once. They are found from the rows that were measured; no
+picture is decoded here.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from posixpath import dirname
+
+import numpy as np
+
+from data_tools.images.duplicates import alike_pairs, clusters
+from data_tools.images.sketches import Sketch, look_the_same
+from data_tools.pipeline.chunks import AMBIGUOUS, KEPT, REJECTED, Piece, Row, Settings, Shard, data_name, read_rows, rows_name
+from data_tools.pipeline.disk import DiskDict
+from data_tools.pipeline.stores import Store
+from data_tools.pipeline.tasks import Tasks
+from data_tools.readers import Found, shown
+
+KIN_DISTANCE = 72  # of 256 bits: not duplicates yet, but too alike to stand on both sides of the split
+
+
+@dataclass
+class Columns:
+    """What is kept in memory of every file, in the order of the listing: about a hundred bytes each."""
+
+    state: np.ndarray
+    """uint8 (N,): 0 kept, 1 ambiguous, 2 rejected."""
+    hashed: np.ndarray
+    """bool (N,): whether it has hashes, which means that it was decoded."""
+    sha256: np.ndarray
+    """bytes of 32 (N,)."""
+    coarse: np.ndarray
+    """uint64 (N,)."""
+    fine: np.ndarray
+    """uint64 (N, 4)."""
+    area: np.ndarray
+    """int64 (N,): pixels of the original."""
+    captioned: np.ndarray
+    """bool (N,)."""
+    place: np.ndarray
+    """int64 (N, 4): chunk, start, bytes of the picture, bytes of the JSON."""
+    sketches: DiskDict = field(default_factory=DiskDict)
+    """The sketches of drawings on plain paper, by the file's number as text; on disk."""
+
+    @classmethod
+    def read(cls, store: Store, tasks: Tasks) -> Columns:
+        total = tasks.files
+        columns = cls(
+            np.zeros(total, np.uint8), np.zeros(total, bool), np.zeros(total, "V32"), np.zeros(total, np.uint64),
+            np.zeros((total, 4), np.uint64), np.zeros(total, np.int64), np.zeros(total, bool), np.zeros((total, 4), np.int64),
+        )  # fmt: skip
+        for number in range(tasks.count):
+            for index, row in enumerate(read_rows(store, rows_name(number)), start=tasks.size * number):
+                columns.set(index, row, number)
+        return columns
+
+    def set(self, index: int, row: Row, chunk: int) -> None:
+        self.state[index] = STATES.index(row.status)
+        self.captioned[index] = bool(row.caption)
+        self.place[index] = chunk, row.start, row.image_bytes, row.json_bytes
+        if row.dhash is not None and row.sha256 is not None:
+            self.hashed[index] = True
+            self.sha256[index] = np.void(bytes.fromhex(row.sha256))
+            self.coarse[index], self.fine[index] = row.dhash, row.fine
+            self.area[index] = (row.width or 0) * (row.height or 0)
+            if row.sketch:
+                self.sketches[str(index)] = Sketch(base64.b64decode(row.sketch), row.aspect)
+
+    def alike(self, among: np.ndarray, settings: Settings, **distance: int) -> np.ndarray:
+        """Pairs (P, 2) among the files, first < second, that look the same, or are the same where `settings` ask for that alone."""
+        if settings.duplicates == "exact":
+            hashes = np.ascontiguousarray(self.sha256[among]).view(np.uint64).reshape(-1, 4)
+            _, first, which = np.unique(hashes, axis=0, return_index=True, return_inverse=True)
+            pairs = np.stack([among[first[which.reshape(-1)]], among], 1)
+            return pairs[pairs[:, 0] < pairs[:, 1]]
+        pairs = alike_pairs(self.coarse, self.fine, among=among, **distance)
+        return pairs[[self.look_the_same(one, other) for one, other in pairs.tolist()]] if len(pairs) else pairs
+
+    def look_the_same(self, one: int, other: int) -> bool:
+        """Of two files with nearly the same hashes."""
+        if self.sha256[one] == self.sha256[other]:
+            return True
+        sketches = [self.sketches.get(str(index)) for index in (one, other)]
+        return None in sketches or look_the_same(*sketches)
+
+
+STATES = (KEPT, AMBIGUOUS, REJECTED)
+
+
+@dataclass
+class Settled:
+    """What becomes of each file, where that hangs on the others."""
+
+    cause: np.ndarray
+    """uint8 (N,): an index of CAUSES; 0 where the file's own verdict stands."""
+    like: np.ndarray
+    """int64 (N,): the file that the cause names."""
+    turn: np.ndarray
+    """int64 (N,): which pair of its split it is, -1 where it is not written."""
+    val: np.ndarray
+    """bool (N,): whether it is in the validation split."""
+    order: dict[str, np.ndarray]
+    """{split: int64 (n,)}: the files in the order of writing."""
+    shard_size: int
+
+    @classmethod
+    def begin(cls, total: int, settings: Settings) -> Settled:
+        empty = np.empty(0, np.int64)
+        return cls(
+            np.zeros(total, np.uint8), np.zeros(total, np.int64), np.full(total, -1), np.zeros(total, bool),
+            {"train": empty, "val": empty}, settings.shard_size,
+        )  # fmt: skip
+
+    def reject(self, index: int, cause: str, like: int) -> None:
+        self.cause[index], self.like[index] = CAUSES.index(cause), like
+
+    def verdict(self, index: int, own: tuple[str, str], found: Sequence[Found]) -> tuple[str, str]:
+        """(status, reason) of a file: its `own`, or what its likeness to another makes of it."""
+        if not self.cause[index]:
+            return own
+        return REJECTED, CAUSES[self.cause[index]].format(like=shown(found[self.like[index]].path))
+
+    def place(self, index: int) -> tuple[str | None, str | None]:
+        """(shard, key), or None twice where the file is not written."""
+        turn, split = int(self.turn[index]), "val" if self.val[index] else "train"
+        return (None, None) if turn < 0 else (shard_name(split, turn // self.shard_size), f"{split}-{turn:06d}")
+
+
+CAUSES = ("", "exact duplicate", "thumbnail of {like}", "near duplicate of {like}", "too like {like} in the training split")
+
+
+def shard_name(split: str, number: int) -> str:
+    return f"{split}-{number:05d}.tar"
+
+
+def settle(columns: Columns, found: Sequence[Found], settings: Settings) -> Settled:
+    """Reject duplicates, draw the split, and give every kept picture its place."""
+    settled = Settled.begin(len(columns.state), settings)
+    find_duplicates(columns, settled, settings)
+    limit = 1 if settings.keep_ambiguous else 0
+    kept = np.flatnonzero((columns.state <= limit) & (settled.cause == 0))
+    settled.val[kept] = split_by_group(columns, found, kept, settings)
+    for index, near in kin_across(columns, kept, settled.val, settings):
+        settled.reject(index, "too like {like} in the training split", near)
+    kept = kept[settled.cause[kept] == 0]
+    for split, part in (("train", kept[~settled.val[kept]]), ("val", kept[settled.val[kept]])):
+        settled.order[split] = shuffled(columns, part, settings)
+        settled.turn[settled.order[split]] = np.arange(len(part))
+    return settled
+
+
+def find_duplicates(columns: Columns, settled: Settled, settings: Settings) -> None:
+    """Reject all but the best of each cluster of pictures that look the same.
+
+    The best has a caption, and the most pixels, and comes first. Its own verdict stands: the thumbnail of a colour plate
+    that was rejected is no more wanted than the plate. Files that were rejected for themselves keep their reason.
+    """
+    pairs = columns.alike(np.flatnonzero(columns.hashed), settings)
+    there, pairs = np.unique(pairs, return_inverse=True)
+    cluster = clusters(len(there), pairs.reshape(-1, 2))
+    best: dict[int, int] = {}
+    for name, index in zip(cluster.tolist(), there.tolist(), strict=True):
+        best[name] = min(best.get(name, index), index, key=lambda one: (not columns.captioned[one], -columns.area[one], one))
+    for name, index in zip(cluster.tolist(), there.tolist(), strict=True):
+        if best[name] != index and columns.state[index] != STATES.index(REJECTED):
+            settled.reject(index, likeness(columns, index, best[name]), best[name])
+
+
+def likeness(columns: Columns, index: int, best: int) -> str:
+    if columns.sha256[index] == columns.sha256[best]:
+        return "exact duplicate"
+    return "thumbnail of {like}" if 2 * columns.area[index] <= columns.area[best] else "near duplicate of {like}"
+
+
+def draw(seed: int, purpose: str, name: bytes) -> int:
+    """A number in [0, 2**64) fixed by the seed, what it is for, and a name."""
+    return int.from_bytes(hashlib.sha256(f"{seed}/{purpose}/".encode() + name).digest()[:8], "big")
+
+
+def drawn(settings: Settings, purpose: str, names: Iterable[bytes], count: int) -> np.ndarray:
+    """uint64 (count,): the numbers of as many names."""
+    return np.fromiter((draw(settings.seed, purpose, name) for name in names), np.uint64, count)
+
+
+def sha_name(columns: Columns, index: int) -> bytes:
+    return bytes(columns.sha256[index]).hex().encode()
+
+
+def folder_of(one: Found) -> str:
+    """What the reader names as its group, else its folder; "" where it is outside any."""
+    return dirname(one.path) if one.group is None else one.group
+
+
+def are_several(names: Iterable[str]) -> bool:
+    first = next(names := iter(names), "")
+    return any(name != first for name in names)
+
+
+def split_by_group(columns: Columns, found: Sequence[Found], kept: np.ndarray, settings: Settings) -> np.ndarray:
+    """bool (len(kept),): which of the kept files are for validation, whole groups together.
+
+    A group is what the reader names (a book, an artist, an object), else a folder, when there are several; a picture outside
+    any is its own group. Each group draws a number from the seed, so adding files later moves no others across. Validation
+    gets at least one group, and never more than half of the pictures.
+    """
+    several = are_several(name for index in kept if (name := folder_of(found[index])))
+
+    def group(index: int) -> bytes:
+        name = folder_of(found[index]) if several else ""
+        return b"folder/" + shown(name).encode() if name else b"sha256/" + sha_name(columns, index)
+
+    numbers, which, sizes = np.unique(drawn(settings, "split", map(group, kept), len(kept)), return_inverse=True, return_counts=True)
+    chosen, taken = np.zeros(len(numbers), bool), 0
+    for place, (number, size) in enumerate(zip(numbers, sizes, strict=True)):
+        if int(number) >= settings.val * 2**64 and (taken or not settings.val):
+            break
+        if 2 * (taken + size) <= len(kept):
+            chosen[place], taken = True, taken + size
+    return chosen[which]
+
+
+def kin_across(columns: Columns, kept: np.ndarray, val: np.ndarray, settings: Settings) -> Iterator[tuple[int, int]]:
+    """(validation picture, training picture) that look so alike that the first would be no test; each first once."""
+    seen = set()
+    for one, other in columns.alike(kept, settings, fine_distance=KIN_DISTANCE).tolist():
+        if not val[one]:
+            one, other = other, one
+        if val[one] and not val[other] and one not in seen:
+            seen.add(one)
+            yield one, other
+
+
+def shuffled(columns: Columns, part: np.ndarray, settings: Settings) -> np.ndarray:
+    """The files of a split in the order of writing, which hangs on the seed and on each picture alone."""
+    return part[np.argsort(drawn(settings, "order", (sha_name(columns, index) for index in part), len(part)), kind="stable")]
+
+
+def shards_to_write(columns: Columns, settled: Settled, settings: Settings, store: Store) -> Iterator[Shard]:
+    for split, order in settled.order.items():
+        for number, start in enumerate(range(0, len(order), settings.shard_size)):
+            part = order[start : start + settings.shard_size]
+            pieces = [
+                Piece(f"{split}-{turn:06d}", data_name(chunk), *where)
+                for turn, (chunk, *where) in enumerate(columns.place[part].tolist(), start=start)
+            ]
+            yield Shard(shard_name(split, number), settings.format, pieces, store)

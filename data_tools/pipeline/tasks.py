@@ -1,0 +1,66 @@
+"""Tasks: the files of a collection in parts of a hundred or so, and the bar that shows how far they are."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from tqdm import tqdm
+
+from data_tools import report
+from data_tools.pipeline.chunks import Chunk, Settings
+from data_tools.pipeline.stores import Store
+from data_tools.readers import Listing, Words
+
+CHUNK_FILES = 128  # at most, in one task
+
+
+@dataclass(frozen=True)
+class Tasks:
+    """The files in tasks: small enough that a small collection shows progress and keeps several workers busy."""
+
+    files: int
+
+    @property
+    def size(self) -> int:
+        return min(CHUNK_FILES, max(16, self.files // 64))
+
+    @property
+    def count(self) -> int:
+        return -(-self.files // self.size)
+
+    def range(self, number: int) -> range:
+        return range(self.size * number, min(self.files, self.size * (number + 1)))
+
+    def chunk(self, number: int, listing: Listing, settings: Settings, aside: Store) -> Chunk:
+        part = self.range(number)
+        entries = [(one, listing.words.get(one.path, NO_WORDS)) for one in listing.found.part(part.start, part.stop)]
+        return Chunk(number, str(listing.base), entries, settings, aside)
+
+
+NO_WORDS = Words()
+
+
+NO_COUNTS: Mapping[str, int] = {}
+
+
+class Progress:
+    """A bar with a rate, the time left, and the most frequent reasons so far."""
+
+    def __init__(self, name: str, unit: str, total: int, shown: bool) -> None:
+        self.bar = tqdm(total=total, desc=name, unit=unit, disable=None if shown else True)
+        self.counts: Counter[str] = Counter()
+
+    def update(self, count: int, counts: Mapping[str, int] = NO_COUNTS) -> None:
+        for reason, number in counts.items():
+            self.counts[report.family(reason)] += number  # or there might be as many reasons as files
+        if self.counts:
+            self.bar.set_postfix_str(", ".join(f"{reason} {number:,}" for reason, number in self.counts.most_common(3)), refresh=False)
+        self.bar.update(count)
+
+    def __enter__(self) -> Progress:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.bar.close()
