@@ -60,6 +60,18 @@ def test_a_process_may_hold_a_folder_several_times(tmp_path):
     assert not (tmp_path / lock.NAME).exists()
 
 
+def test_a_folder_made_for_the_lock_alone_goes_with_it(tmp_path):
+    with lock.alone_in(tmp_path / "made"):
+        assert (tmp_path / "made" / lock.NAME).is_file()
+    assert not (tmp_path / "made").exists()
+    with lock.alone_in(tmp_path / "used"):
+        (tmp_path / "used" / "file").write_text("")
+    (tmp_path / "there").mkdir()
+    with lock.alone_in(tmp_path / "there"):
+        pass
+    assert (tmp_path / "used" / "file").is_file() and (tmp_path / "there").is_dir()
+
+
 def test_what_another_host_left_is_told(tmp_path, capsys):
     (tmp_path / lock.NAME).write_text(json.dumps({"pid": 7, "host": "elsewhere", "since": "then", "command": "train.py"}))
     with lock.alone_in(tmp_path):

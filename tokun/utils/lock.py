@@ -15,6 +15,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,17 @@ except ImportError:  # Windows
     fcntl = None  # type: ignore[assignment]
 
 NAME = ".lock"
-_held: dict[str, list[int]] = {}  # of this process: the lock's path -> [descriptor, how often it is held]
+WAIT = 5.0  # seconds for what a holder that is gone has left: a child that it forked lets go as soon as it runs
+
+
+@dataclass
+class _Held:
+    descriptor: int
+    times: int
+    made: bool  # the folder was not there before
+
+
+_held: dict[str, _Held] = {}  # of this process, by the lock's path
 
 
 class InUse(ValueError):
@@ -48,8 +59,9 @@ def hold(folder: Path, *, option: str = "out") -> Path:
     """
     path = folder.resolve() / NAME
     if (own := _held.get(str(path))) is not None:
-        own[1] += 1
+        own.times += 1
         return path
+    made = not path.parent.exists()
     path.parent.mkdir(parents=True, exist_ok=True)
     descriptor = _locked(path, folder, option)
     try:
@@ -57,7 +69,7 @@ def hold(folder: Path, *, option: str = "out") -> Path:
     except BaseException:
         os.close(descriptor)
         raise
-    _held[str(path)] = [descriptor, 1]
+    _held[str(path)] = _Held(descriptor, 1, made)
     return path
 
 
@@ -76,24 +88,34 @@ def _sign(descriptor: int, folder: Path) -> None:
 
 
 def let_go(path: Path) -> None:
-    """Release what `hold` returned, and remove the file when nothing in this process holds it any more."""
+    """Release what `hold` returned, and remove the file when nothing in this process holds it any more. A folder that `hold` made and
+    that is empty goes, too: a mistake that was told has left nothing."""
     own = _held.get(str(path))
     if own is None:
         return
-    own[1] -= 1
-    if own[1]:
+    own.times -= 1
+    if own.times:
         return
     del _held[str(path)]
     try:
         with contextlib.suppress(OSError):
             os.unlink(path)  # while it is held: who waits for it looks again (`_locked`)
+            if own.made:
+                path.parent.rmdir()  # refused where something lies in it
     finally:
-        os.close(own[0])
+        os.close(own.descriptor)
 
 
 def _locked(path: Path, folder: Path, option: str) -> int:
+    end = time.monotonic() + WAIT
     while True:
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+        path.parent.mkdir(parents=True, exist_ok=True)  # its holder may have ended and taken an empty folder away
+        try:
+            descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+        except FileNotFoundError:  # in this very moment
+            if time.monotonic() > end:
+                raise
+            continue
         try:
             if fcntl is None:
                 raise OSError("no flock here")
@@ -101,6 +123,9 @@ def _locked(path: Path, folder: Path, option: str) -> int:
         except BlockingIOError:
             holder = _read(descriptor)
             os.close(descriptor)
+            if _is_gone(holder) and time.monotonic() < end:
+                time.sleep(0.02)
+                continue
             raise InUse(_in_use(folder, holder, option)) from None
         except OSError:  # no flock on this disk
             holder = _read(descriptor)
@@ -150,9 +175,9 @@ def _read(descriptor: int) -> dict[str, Any]:
 
 def _forget() -> None:
     """In a child that was forked: the lock is its parent's alone, or it would outlive it."""
-    for descriptor, _ in _held.values():
+    for own in _held.values():
         with contextlib.suppress(OSError):
-            os.close(descriptor)
+            os.close(own.descriptor)
     _held.clear()
 
 
