@@ -3,6 +3,7 @@
     python benchmarks/train.py loops                                                              # configs/tiny.yaml, on a CPU
     OMP_NUM_THREADS=1 python benchmarks/train.py loops --one-process --lives 10 --rounds 6
     python benchmarks/train.py gains
+    python benchmarks/train.py kernels --config configs/engraving-cpu.yaml image_tokenizer.image_size=128 image_tokenizer.codebook_size=2048 train.optimizer=muon
     python benchmarks/train.py loops gains --device cuda --config configs/ladder/350m.yaml train.batch_size=64 train.compile=true
 
 The loop is the real one, `stages.train_generator`, on code shards generated here; it is held at its own prefetcher before each step.
@@ -467,6 +468,31 @@ def other_attention() -> Any:
     return mock.patch.object(stages, "tune_for", tune_otherwise)
 
 
+def torchs_dropout() -> Any:
+    """Dropout by torch's own generator."""
+    return mock.patch.multiple(generator, _draw_dropout_seeds=lambda _model: None, _recomputing="inductor")
+
+
+def all_products() -> Any:
+    """Attention whose products are all made, those of later keys too."""
+    return mock.patch.object(generator, "_register_attention", lambda: "eager")
+
+
+def all_logits() -> Any:
+    """The loss over what a GiB holds, whatever the device."""
+    return mock.patch.dict(generator.CHUNK_BYTES, cpu=2**30)
+
+
+@contextlib.contextmanager
+def plain_kernels() -> Iterator[None]:
+    """Nothing of what is there for the sake of a CPU's speed in the layers and the loss."""
+    with torchs_dropout(), all_products(), all_logits():
+        yield
+
+
+ON_CPU = [("dropout by torch's generator", [], torchs_dropout), ("attention: all products", [], all_products), ("logits of all positions at once", [], all_logits)]
+
+
 def gains(settings: Config, device: torch.device) -> list[tuple[str, list[str], Callable[[], Any]]]:
     """(what is other than in the run as it is, settings, a context for its setting up)."""
     t = settings.train
@@ -481,7 +507,24 @@ def gains(settings: Config, device: torch.device) -> list[tuple[str, list[str], 
         (f"attention: {other}", [], other_attention),
         ("loss in chunks of 512 positions", ["train.loss_chunk=512"], contextlib.nullcontext),
         ("activations checkpointed", ["train.gradient_checkpointing=true"], contextlib.nullcontext),
+        *(ON_CPU if device.type == "cpu" and t.compile else []),
     ]
+
+
+def compare_kernels(setting: Setting, rate: float, *, steps: int, rounds: int, lives: int) -> None:
+    """Our loop beside itself without what `plain_kernels` takes away, in processes of their own and in turns."""
+    turns: dict[str, list[Turn]] = {"plain kernels": [], "as it is": []}
+    for life in range(lives):
+        found = compare([Loop("plain kernels", ours, setting, plain_kernels), Loop("as it is", ours, setting)], steps=steps, rounds=rounds)
+        for name, own in found.items():
+            turns[name] += own
+        print(f"processes {life + 1} of {lives}: {ratio(found['as it is'], found['plain kernels']):.3f}", flush=True)
+    print(f"\nour loop without the kernels for CPUs and with them, {lives} x {rounds} rounds of {steps} steps; ratios to the first\n{HEAD}")
+    for name, own in turns.items():
+        print(row(name, own, turns["plain kernels"], setting, rate))
+    ratios = [(t.tokens / t.seconds) / (r.tokens / r.seconds) for t, r in zip(turns["as it is"], turns["plain kernels"], strict=True)]
+    low, middle, high = statistics.quantiles(ratios, n=4)
+    print(f"ratios within a round: median {middle:.3f}, quartiles {low:.3f} to {high:.3f}")
 
 
 def compare_gains(settings: Config, folder: Path, device: torch.device, rate: float, *, steps: int, rounds: int) -> None:
@@ -509,7 +552,7 @@ def compare_memory(settings: Config, micro: int) -> None:
 
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", nargs="+", help="loops, gains, memory; then settings a.b=c that replace the config's")
+    parser.add_argument("what", nargs="+", help="loops, gains, kernels, memory; then settings a.b=c that replace the config's")
     parser.add_argument("--config", default=str(ROOT / "configs" / "tiny.yaml"))
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--steps", type=int, default=20, help="of a turn (%(default)s)")
@@ -518,8 +561,8 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--one-process", action="store_true", help="loops: ours and the bare one in threads of one process")
     args = parser.parse_intermixed_args(argv)
     what, overrides = [w for w in args.what if "=" not in w], [w for w in args.what if "=" in w]
-    if unknown := set(what) - {"loops", "gains", "memory"}:
-        parser.error(f"{', '.join(unknown)}: it is loops, gains or memory")
+    if unknown := set(what) - {"loops", "gains", "kernels", "memory"}:
+        parser.error(f"{', '.join(unknown)}: it is loops, gains, kernels or memory")
     device = torch.device(args.device)
     if (device.type == "cuda") != torch.cuda.is_available():
         parser.error(f"--device {device.type}, but torch sees {'a GPU: hide it with CUDA_VISIBLE_DEVICES=' if torch.cuda.is_available() else 'no GPU'}")
@@ -544,6 +587,8 @@ def main(argv: list[str] | None = None) -> None:
             compare_loops(setting, rate, steps=args.steps, rounds=args.rounds, lives=args.lives)
         if "gains" in what:
             compare_gains(settings, folder, device, rate, steps=args.steps, rounds=args.rounds)
+        if "kernels" in what:
+            compare_kernels(setting, rate, steps=args.steps, rounds=args.rounds, lives=args.lives)
         if "memory" in what:
             compare_memory(settings, setting.micro())
 

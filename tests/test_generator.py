@@ -196,6 +196,59 @@ def test_compiled_layers_give_the_same_loss_and_gradients_and_the_same_names():
     assert any(m._compiled_call_impl is not None for m in model.modules())
 
 
+@pytest.mark.skipif(not can_compile(torch.device("cpu")), reason="torch.compile needs a C++ compiler on a CPU")
+@pytest.mark.filterwarnings("ignore")  # torch._dynamo silences warnings of its own in a way that an error filter overrides
+def test_compiled_layers_drop_what_their_seeds_say_and_no_two_branches_the_same():
+    torch._dynamo.reset()  # it does not look at hooks when it takes a graph compiled before, of the model without dropout
+    model, ids = make(), torch.randint(0, 50, (2, 9))
+    add_dropout(model, 0.3)
+    tune_for(model, torch.device("cpu"))
+    model.train()
+
+    def loss_and_gradients(seed):
+        torch.manual_seed(seed)
+        model.zero_grad()
+        loss = model(input_ids=ids, labels=ids).loss
+        loss.backward()
+        return [loss.detach(), *(p.grad.clone() for p in model.parameters())]
+
+    names = model.state_dict().keys()
+    compile_layers(model)
+    first, again, other = (loss_and_gradients(seed) for seed in (1, 1, 2))
+    assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True)) and not torch.equal(first[0], other[0])
+    with uncompiled(model):  # the same function of the same seeds, as it is written
+        for fast, slow in zip(first, loss_and_gradients(1), strict=True):
+            torch.testing.assert_close(fast, slow, atol=1e-5, rtol=1e-4)
+    seeds = [layer.mlp.down_proj.dropout_seed.item() for layer in model.model.layers] + [layer.self_attn.o_proj.dropout_seed.item() for layer in model.model.layers]
+    assert len(set(seeds)) == 2 * model.config.num_hidden_layers
+    assert model.state_dict().keys() == names
+    plain = make().eval()
+    with uncompiled(model):
+        torch.testing.assert_close(model.eval()(input_ids=ids).logits, plain(input_ids=ids).logits, atol=1e-4, rtol=1e-3)
+
+
+def test_a_tuned_model_takes_masks_and_caches_as_the_stock_one():
+    tuned, stock, ids = make(), make(), torch.randint(0, 50, (2, 9))
+    tune_for(tuned, torch.device("cpu"))
+    assert tuned.config._attn_implementation == "tokun_causal"
+    mask = torch.ones_like(ids)
+    mask[0, :4] = 0
+    for model in (tuned, stock):
+        model.train()
+    seen = mask.bool()
+    torch.testing.assert_close(tuned(input_ids=ids, attention_mask=mask).logits[seen], stock(input_ids=ids, attention_mask=mask).logits[seen], atol=1e-4, rtol=1e-3)
+    start = tuned(input_ids=ids[:, :5], use_cache=True)
+    rest = tuned(input_ids=ids[:, 5:], past_key_values=start.past_key_values, use_cache=True)
+    torch.testing.assert_close(torch.cat((start.logits, rest.logits), 1), stock(input_ids=ids).logits, atol=1e-4, rtol=1e-3)
+
+
+def test_models_whose_attention_does_more_are_left_to_their_own():
+    config = dict(vocab_size=50, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, num_key_value_heads=1, head_dim=8, intermediate_size=16, max_position_embeddings=64)
+    model = AutoModelForCausalLM.from_config(Gemma2Config(**config))
+    tune_for(model, torch.device("cpu"))
+    assert model.config._attn_implementation == "eager"
+
+
 def loss_and_gradients(model, ids, labels, *, chunk=None, compiled=False):
     is_image, weights, size = torch.arange(50) >= 30, torch.tensor([1.0, 2.0, 0.01]), 48
     model.zero_grad()
@@ -247,7 +300,9 @@ def test_a_model_that_does_more_to_its_logits_is_told_from_one_that_does_not():
     assert head_is_last(AutoModelForCausalLM.from_config(plain)) and not head_is_last(AutoModelForCausalLM.from_config(capped))
 
 
-def test_chunks_are_made_where_the_logits_would_pass_a_gibibyte():
+def test_chunks_are_made_where_the_logits_would_pass_a_gibibyte_or_a_cpus_cache():
+    assert loss_chunk(0, positions=8448, size=4136, device="cpu") == 2**25 // (4 * 4136)
+    assert loss_chunk(0, positions=1024, size=4136, device="cpu") == 0
     assert loss_chunk(0, positions=64 * 336, size=1000) == 0
     assert loss_chunk(0, positions=64 * 336, size=32768) == 2**30 // (4 * 32768)
     assert loss_chunk(100, positions=64 * 336, size=1000) == 100 and loss_chunk(10**9, positions=64 * 336, size=32768) == 0

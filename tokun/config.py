@@ -150,7 +150,7 @@ class TrainConfig:
     )  # a task whose fields a sample lacks falls back to joint
     deepspeed: str = ""  # DeepSpeed JSON, used under any launcher (deepspeed, torchrun, srun); empty: DDP
     gradient_checkpointing: bool = False
-    loss_chunk: int = 0  # positions whose logits are made at once; 0: as many as 1 GiB of them in float32 has, most often all
+    loss_chunk: int = 0  # positions whose logits are made at once; 0: as many as 1 GiB of them in float32 has, most often all; on a CPU 32 MiB, which its cache holds
     compile: bool = False  # torch.compile of the decoder layers and the loss: half a minute to start, then up to twice the speed
     log_every: int = 20
     eval_every: int = 500

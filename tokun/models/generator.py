@@ -21,7 +21,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from tokun.config import GeneratorConfig
-from tokun.models import losses
+from tokun.models import kernels, losses
 from tokun.models.shares import is_cut
 
 
@@ -100,25 +100,54 @@ def add_dropout(model: nn.Module, p: float) -> None:
         return
 
     def hook(module: nn.Module, _inputs: Any, output: torch.Tensor) -> torch.Tensor:
-        return F.dropout(output, p, training=module.training)
+        seed = getattr(module, "dropout_seed", None)  # of compiled layers on a CPU
+        if seed is None or not module.training:
+            return F.dropout(output, p, training=module.training)
+        return kernels.hashed_dropout(output, p, seed)
 
     model.get_input_embeddings().register_forward_hook(hook)
-    for name, module in model.named_modules():
-        if name.endswith((".o_proj", ".down_proj")):
-            module.register_forward_hook(hook)
+    for module in _residual_branches(model):
+        module.register_forward_hook(hook)
+
+
+def _residual_branches(model: nn.Module) -> list[nn.Module]:
+    """What attention and MLP of each layer end with."""
+    return [module for name, module in model.named_modules() if name.endswith((".o_proj", ".down_proj"))]
 
 
 def tune_for(model: Any, device: torch.device) -> None:
     """Faster kernels for the same function; nothing of it is saved.
 
     Everywhere: RMSNorm in one kernel. On a CPU: attention by plain matrix products, whose backward pass takes a fraction
-    of the fused kernel's time for sequences of a hundred ids (together 1.4 times the training speed of a 3M-parameter model on one core).
+    of the fused kernel's time for sequences of some hundred ids; in Qwen3 without those above the diagonal.
     """
     for module in model.modules():
         if type(module).__name__ == "Qwen3RMSNorm":
             module.forward = types.MethodType(_fused_norm, module)
-    if device.type == "cpu" and getattr(model.config.get_text_config(), "max_position_embeddings", math.inf) <= 512:
-        model.set_attn_implementation("eager")
+    config = model.config.get_text_config()
+    if device.type == "cpu" and getattr(config, "max_position_embeddings", math.inf) <= 512:
+        plain = type(model).__name__ == "Qwen3ForCausalLM" and set(config.layer_types) == {"full_attention"}
+        model.set_attn_implementation(_register_attention() if plain else "eager")
+
+
+ATTENTION = "tokun_causal"
+
+
+@functools.cache
+def _register_attention() -> str:
+    """Make `kernels.causal_attention` known to transformers; where a mask or a cache is in play, it is SDPA as before."""
+    from transformers import AttentionInterface, AttentionMaskInterface
+    from transformers.integrations.sdpa_attention import sdpa_attention_forward
+    from transformers.masking_utils import sdpa_mask
+
+    def attention(module: Any, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: torch.Tensor | None, **options: Any) -> Any:
+        if mask is None and query.shape[2] == key.shape[2] and query.requires_grad:
+            return kernels.causal_attention(query, key, value, module.scaling), None
+        return sdpa_attention_forward(module, query, key, value, mask, **options)
+
+    AttentionInterface.register(ATTENTION, attention)
+    AttentionMaskInterface.register(ATTENTION, sdpa_mask)
+    return ATTENTION
 
 
 def _fused_norm(self: Any, hidden_states: torch.Tensor) -> torch.Tensor:
@@ -130,16 +159,43 @@ def compile_layers(model: nn.Module) -> None:
     """torch.compile each decoder layer in place (one compilation serves them all); names and weights stay as they are."""
     lists = [m for m in model.modules() if isinstance(m, nn.ModuleList)]
     layers = max(lists, key=lambda layers: sum(p.numel() for p in layers.parameters()))
+    on_cpu = next(model.parameters()).device.type == "cpu"
     for layer in layers:
-        layer.compile(dynamic=True)
+        layer.compile(dynamic=True, backend=_recomputing if on_cpu else "inductor")
+    if on_cpu:
+        _draw_dropout_seeds(model)
 
 
-CHUNK_BYTES = 2**30  # of float32 logits, where the loss is left to choose its chunks
+def _recomputing(graph: Any, inputs: Any) -> Any:
+    """Inductor, with dropout's masks hashed again in the backward pass: to write one down as bytes takes several times as long."""
+    from torch._functorch import config
+    from torch._inductor.compile_fx import compile_fx
+
+    with config.patch(ban_recompute_used_far_apart=False):
+        return compile_fx(graph, inputs)
 
 
-def loss_chunk(asked: int, *, positions: int, size: int) -> int:
-    """Positions whose logits over `size` ids are made at once: `asked`, or with 0 what a GiB holds. 0: those of all, at once."""
-    chunk = asked or max(1, CHUNK_BYTES // (4 * size))
+def _draw_dropout_seeds(model: Any) -> None:
+    """Have `kernels.hashed_dropout` drop what `add_dropout` would: its seeds come from torch's generator, all of them before each forward pass."""
+    branches = _residual_branches(model)
+    for module in branches:
+        module.dropout_seed = torch.zeros((), dtype=torch.int32)  # neither parameter nor buffer: nothing saves it, no engine exchanges it
+
+    def draw(module: nn.Module, _inputs: Any) -> None:
+        if module.training and branches:
+            seeds = torch.randint(-(2**31), 2**31, (len(branches),), dtype=torch.int32)
+            torch._foreach_copy_([branch.dropout_seed for branch in branches], list(seeds.unbind()))
+
+    model.base_model.register_forward_pre_hook(draw)
+
+
+# of float32 logits, where the loss is left to choose its chunks: on a GPU a part of its memory, on a CPU what the last cache may hold
+CHUNK_BYTES = {"cuda": 2**30, "cpu": 2**25}
+
+
+def loss_chunk(asked: int, *, positions: int, size: int, device: str = "cuda") -> int:
+    """Positions whose logits over `size` ids are made at once: `asked`, or with 0 what the device's `CHUNK_BYTES` hold. 0: those of all, at once."""
+    chunk = asked or max(1, CHUNK_BYTES[device] // (4 * size))
     return chunk if chunk < positions else 0
 
 

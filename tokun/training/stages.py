@@ -1159,7 +1159,7 @@ class TokenLoss:
     def __init__(self, model: Any, vocabulary: Vocabulary, *, rows: int, length: int, chunk: int, compile: bool, say: Callable[[str], None]):
         self.size, self.is_image = vocabulary.size, vocabulary.is_image
         self.losses = _compiled_for_training(losses.next_token_losses) if compile else losses.next_token_losses
-        chunk = loss_chunk(chunk, positions=rows * length, size=self.size)
+        chunk = loss_chunk(chunk, positions=rows * length, size=self.size, device="cuda" if torch.cuda.is_available() else "cpu")
         self.inside = head_is_last(model)  # the model's forward pass
         if self.inside:
             lose_in_forward(model, size=self.size, chunk=chunk, token_losses=self.losses)
