@@ -69,7 +69,9 @@ def main(argv: list[str] | None = None) -> None:
     if shards_wanted(args):
         size, world = args.shard_size or 1000, int(os.environ.get("WORLD_SIZE", 1))
         if rank == 0 and args.shard_size is None:
-            print(f"--n {args.n} is more than {many.FROM:,}: written as shards of {size:,} pairs, not as single PNGs. A stop loses no whole shard; the one that is being drawn begins anew")
+            print(
+                f"--n {args.n} is more than {many.FROM:,}: written as shards of {size:,} pairs, not as single PNGs. A stop loses no whole shard; the one that is being drawn begins anew"
+            )
         many.generate(model, args.seed, args.n, args.out, options_of(args), shard_size=size, rank=rank, world=world)
         if rank == 0:
             table = f", {many.TABLE}" if (args.out / many.TABLE).is_file() else "; the table comes when the other processes are done"
@@ -77,7 +79,9 @@ def main(argv: list[str] | None = None) -> None:
         return
     if args.aspect:
         rows, columns = model.plan(**options_of(args)).wanted.grid
-        print(f"--aspect {args.aspect}: grid {rows}x{columns} (rows x columns of codes), of {', '.join(f'{height}x{width}' for height, width in model.grids)}")
+        print(
+            f"--aspect {args.aspect}: grid {rows}x{columns} (rows x columns of codes), of {', '.join(f'{height}x{width}' for height, width in model.grids)}"
+        )
     pairs = draw(model, args, tqdm)
     remove_earlier(args.out)
     names = [name_of(pair, args) for pair in pairs]
@@ -147,7 +151,9 @@ def draw(model: Tokun, args: argparse.Namespace, tqdm: Any) -> list[Pair]:
 
     if args.complete is not None:
         found = {"register": args.register, "temperature": args.temperature, "top_p": args.top_p, **tags}
-        print(f"--keep {args.keep if isinstance(args.keep, str) else ','.join(f'{share:g}' for share in args.keep)}: {directions.kept(model, args.complete, args.keep)}")
+        print(
+            f"--keep {args.keep if isinstance(args.keep, str) else ','.join(f'{share:g}' for share in args.keep)}: {directions.kept(model, args.complete, args.keep)}"
+        )
         return model.complete(args.complete, args.keep, seed=args.seed, n=args.n, **found)
     if args.invert is not None:
         heat = 1.0 if args.temperature is None else args.temperature
@@ -185,7 +191,15 @@ def say(model: Tokun, args: argparse.Namespace) -> list[Words]:
         return model.ask(args.image, args.question, **common)
     named = args.registers or args.register or model.vocabulary.default_register
     registers = [name.strip() for name in named.split(",") if name.strip()]
-    return model.caption(args.image, registers, style=args.style, subject=args.subject, thing=args.thing, text_guidance_scale=args.text_guidance_scale, **common)
+    return model.caption(
+        args.image,
+        registers,
+        style=args.style,
+        subject=args.subject,
+        thing=args.thing,
+        text_guidance_scale=args.text_guidance_scale,
+        **common,
+    )
 
 
 def tell(found: list[Words], out: Path) -> None:
@@ -217,11 +231,20 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         default="float32",
         help="of the generator; float32 is exactly reproducible on CPU",
     )
-    add("--compile", action=argparse.BooleanOptionalAction, help="on a CPU: steps by a C++ program that is built once on a machine; by itself where there is a compiler. Now and then a sample comes out otherwise without")
+    add(
+        "--compile",
+        action=argparse.BooleanOptionalAction,
+        help="on a CPU: steps by a C++ program that is built once on a machine; by itself where there is a compiler. Now and then a sample comes out otherwise without",
+    )
     add("--style", default="", help="a style tag, for example engraving")
     add("--subject", default="", help="a subject tag, for example architecture")
     add("--thing", default="", help="a thing tag, the main noun of what is shown, for example moth")
-    add("--aspect", default="", metavar="SHAPE", help="4:3 (width:height), wide, tall, square, or one of the model's grids (rows x columns, 12x16): the nearest grid is taken")
+    add(
+        "--aspect",
+        default="",
+        metavar="SHAPE",
+        help="4:3 (width:height), wide, tall, square, or one of the model's grids (rows x columns, 12x16): the nearest grid is taken",
+    )
     add("--register", default="", help="the caption's register: plain, poetic, era, social, alt")
     add("--prompt", default=None, help="a caption to draw")
     add("--temperature", type=float, default=None, help="of codes, and a factor of the words' own; 0 is the likeliest")
@@ -245,12 +268,24 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     one.add_argument("--invert", type=Path, metavar="FILE", help="find the latent of a picture and its --caption, and --vary it")
     add("--registers", default="", metavar="A,B", help="of the captions of --image (the --register, or plain)")
     add("--question", metavar="TEXT", help="about --image, for a model that was trained on questions")
-    add("--max-megapixels", type=float, default=None, metavar="N", help="read pictures of up to N million pixels (100, or the environment's TOKUN_MAX_MEGAPIXELS)")
+    add(
+        "--max-megapixels",
+        type=float,
+        default=None,
+        metavar="N",
+        help="read pictures of up to N million pixels (100, or the environment's TOKUN_MAX_MEGAPIXELS)",
+    )
     add("--keep", type=_part, default="top", metavar="PART", help="top, bottom, left, right (halves), or left,top,right,bottom from 0 to 1")
     add("--steps", type=_positive, default=12, help="of --interpolate (%(default)s)")
     add("--video", action="store_true", help="write the interpolation as MP4 too")
     add("--caption", default="", metavar="TEXT", help="what the picture of --invert shows")
-    add("--vary", type=float, default=0.3, metavar="X", help="the share that is drawn anew. 0: the picture itself; 1: nothing left of it (0.3)")
+    add(
+        "--vary",
+        type=float,
+        default=0.3,
+        metavar="X",
+        help="the share that is drawn anew. 0: the picture itself; 1: nothing left of it (0.3)",
+    )
     unset, defaults = object(), vars(parser.parse_args([]))
     args = parser.parse_args(argv, argparse.Namespace(**dict.fromkeys(defaults, unset)))
     given = [name for name in sorted(defaults) if getattr(args, name) is not unset]
@@ -280,7 +315,9 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     if args.n is None:
         args.n = 1 if args.image is not None or args.rewrite is not None else 16
     if shards_wanted(args) and (args.svg or args.wandb):
-        parser.error(f"--{'svg' if args.svg else 'wandb'} does nothing for shards: leave it out, or ask for at most {many.FROM:,} samples without --shard-size")
+        parser.error(
+            f"--{'svg' if args.svg else 'wandb'} does nothing for shards: leave it out, or ask for at most {many.FROM:,} samples without --shard-size"
+        )
     return args
 
 
@@ -294,7 +331,18 @@ READ = {  # the options that each direction reads
     "interpolate": PLAIN | {"interpolate", "steps", "video"},
     "complete": DRAWN | {"complete", "max_megapixels", "keep", "top_p"},
     "invert": DRAWN | {"invert", "max_megapixels", "caption", "vary"},
-    "image": {"image", "max_megapixels", "registers", "register", "style", "subject", "thing", "text_temperature", "top_p", "text_guidance_scale"},
+    "image": {
+        "image",
+        "max_megapixels",
+        "registers",
+        "register",
+        "style",
+        "subject",
+        "thing",
+        "text_temperature",
+        "top_p",
+        "text_guidance_scale",
+    },
     "question": {"image", "max_megapixels", "question", "text_temperature", "top_p"},
     "rewrite": {"rewrite", "register", "text_temperature", "top_p"},
 }

@@ -89,7 +89,10 @@ def main() -> None:
     args, overrides = _apart(parser.parse_args())
     if not args.table:
         known = {name.replace(" ", "-"): name for name in (*GENERATOR, *TOKENIZER)}
-        wanted = [known[name] if name in known else sys.exit(f"ablations.py: {name!r} is none of {', '.join(known)}") for name in args.only or map(lambda n: n.replace(" ", "-"), GENERATOR)]
+        wanted = [
+            known[name] if name in known else sys.exit(f"ablations.py: {name!r} is none of {', '.join(known)}")
+            for name in args.only or map(lambda n: n.replace(" ", "-"), GENERATOR)
+        ]
         for seed in args.seeds:
             for name in tqdm(wanted, desc=f"seed {seed}"):
                 one(args, overrides, name, seed)
@@ -121,7 +124,13 @@ def one(args: argparse.Namespace, overrides: list[str], name: str, seed: int) ->
             if not (folder / part).exists():
                 shutil.copytree(args.base / part, folder / part, copy_function=os.link)
     steps = round(args.steps * STEPS.get(name, 1))
-    budget = [f"train.steps={steps}", f"train.eval_every={steps}", f"train.sample_every={10 * steps}", "tracking.kind=none", f"out={folder}"]
+    budget = [
+        f"train.steps={steps}",
+        f"train.eval_every={steps}",
+        f"train.sample_every={10 * steps}",
+        "tracking.kind=none",
+        f"out={folder}",
+    ]
     budget += [f"train.seed={seed}"] if is_generator else [f"seed={seed}"]
     if not is_generator:
         budget += [f"image_tokenizer_train.{name}={value}" for name, value in _tokenizer_budget(args.tokenizer_steps).items()]
@@ -203,7 +212,15 @@ def ranks(folder: Path, args: argparse.Namespace, overrides: list[str]) -> dict[
     own = figures.mean("", pmi[:, 0])
     ahead = figures.mean("", pmi[:, 0] - pmi[:, 1:].mean(1))
     first = float((pmi[:, 0] > pmi[:, 1:].max(1)).mean())
-    return {"pmi_first": first, "pmi_own": own.value, "pmi_low": own.low, "pmi_high": own.high, "pmi_ahead": ahead.value, "ahead_low": ahead.low, "ahead_high": ahead.high}
+    return {
+        "pmi_first": first,
+        "pmi_own": own.value,
+        "pmi_low": own.low,
+        "pmi_high": own.high,
+        "pmi_ahead": ahead.value,
+        "ahead_low": ahead.low,
+        "ahead_high": ahead.high,
+    }
 
 
 SHOWN = {

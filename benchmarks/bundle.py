@@ -77,8 +77,18 @@ def main() -> None:
     config.data.style, config.card.license = "engraving", "apache-2.0"
     record = checkpoint.read_record(args.run / "checkpoint" / "training.json")
     assert record is not None
-    record["image_tokenizer"] |= stages.inspect_image_tokenizer(model.image_tokenizer, stages._held_out_pictures(from_dict(yaml.safe_load((args.run / "config.yaml").read_text()))), torch.device("cpu"))[0]
-    texts = {"about": ABOUT, "data": data_text(args.sources), "limits": LIMITS.format(hours=round((record["seconds"] + EARLIER_SECONDS) / 3600)), "recipe": BEFORE, "table": args.table.read_text() if args.table else ""}
+    record["image_tokenizer"] |= stages.inspect_image_tokenizer(
+        model.image_tokenizer,
+        stages._held_out_pictures(from_dict(yaml.safe_load((args.run / "config.yaml").read_text()))),
+        torch.device("cpu"),
+    )[0]
+    texts = {
+        "about": ABOUT,
+        "data": data_text(args.sources),
+        "limits": LIMITS.format(hours=round((record["seconds"] + EARLIER_SECONDS) / 3600)),
+        "recipe": BEFORE,
+        "table": args.table.read_text() if args.table else "",
+    }
     if args.sharpened:
         texts["recipe"] = SHARPENED.format(**json.loads((args.sharpened / "sharpened.json").read_text()))
     with checkpoint.whole_directory(BUNDLED) as folder:

@@ -30,7 +30,9 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
     network = last_layer(args.weights, torch.device("cpu"), max(args.side, 128))
-    (x, captions), (x_val, captions_val) = (recognition.look(described(one, squares(args.side)), network, "features") for one in (args.train, args.val))
+    (x, captions), (x_val, captions_val) = (
+        recognition.look(described(one, squares(args.side)), network, "features") for one in (args.train, args.val)
+    )
     judge = recognition.fit(x, captions, seed=args.seed)
     found = figures.mean("", judge.firsts(x_val, captions_val).tolist(), seed=args.seed)
     print(

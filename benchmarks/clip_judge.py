@@ -61,7 +61,9 @@ def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--train", required=True, help="image shards: a path, a glob, or several joined by commas")
     parser.add_argument("--val", required=True, help="held-out image shards")
-    parser.add_argument("--descriptions", type=Path, default=None, help="a table with folder, key, description; default: the shards' plain captions")
+    parser.add_argument(
+        "--descriptions", type=Path, default=None, help="a table with folder, key, description; default: the shards' plain captions"
+    )
     parser.add_argument("--size", type=int, default=SIZE, help="pixels that the network sees, a multiple of 32 (%(default)s)")
     parser.add_argument("--out", type=Path, default=Path("runs/clip_judge"))
     parser.add_argument("--minutes", type=float, default=60.0, help="of training, over all runs of this folder (%(default)s)")
@@ -104,7 +106,9 @@ def train(args: argparse.Namespace, table: Table | None = None) -> None:
         save(args.out, model, optimizer, step, spent)
 
 
-def fit(args: argparse.Namespace, model: Any, optimizer: torch.optim.Optimizer, pictures: Tensor, texts: Tensor, step: int, spent: float) -> tuple[int, float]:
+def fit(
+    args: argparse.Namespace, model: Any, optimizer: torch.optim.Optimizer, pictures: Tensor, texts: Tensor, step: int, spent: float
+) -> tuple[int, float]:
     """(steps, seconds) when the time is over. The learning rate falls as a cosine of the time spent."""
     loss_of, limit = need("open_clip", extra="clip").ClipLoss(), args.minutes * 60
     started, saved = time.monotonic() - spent, spent
@@ -126,7 +130,10 @@ def fit(args: argparse.Namespace, model: Any, optimizer: torch.optim.Optimizer, 
             model.logit_scale.clamp_(0, math.log(100))
         spent = time.monotonic() - started
         if step % 20 == 0:
-            print(f"step {step} loss {loss.item():.3f} (chance {math.log(args.batch_size):.3f}), {spent:.0f} s, {time.process_time():.0f} s of CPU", flush=True)
+            print(
+                f"step {step} loss {loss.item():.3f} (chance {math.log(args.batch_size):.3f}), {spent:.0f} s, {time.process_time():.0f} s of CPU",
+                flush=True,
+            )
         if spent - saved >= SAVE_EVERY:
             save(args.out, model, optimizer, step, spent)
             saved = spent

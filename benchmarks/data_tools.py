@@ -138,7 +138,18 @@ def timed(command: list[str], **environment: str) -> dict[str, float]:
 
 
 def prepare_command(source: Path, out: Path, *options: str) -> list[str]:
-    return [sys.executable, "-m", "data_tools.prepare", str(source), "--style", "engraving", "--out", str(out), "--captions-from-names", *options]
+    return [
+        sys.executable,
+        "-m",
+        "data_tools.prepare",
+        str(source),
+        "--style",
+        "engraving",
+        "--out",
+        str(out),
+        "--captions-from-names",
+        *options,
+    ]
 
 
 # ---- the tables -----------------------------------------------------------------------------------------------------

@@ -91,7 +91,9 @@ def main() -> None:
         other.close()
     for name, side in (("this checkout", 0), (str(args.beside), 1)):
         clock, processor = (statistics.median(turn[side][k] for turn in turns) for k in (0, 1))
-        print(f"{name}: {clock:.3f} s a step, {processor:.3f} s of processor time; loss {turns[0][side][2]:.4f} -> {turns[-1][side][2]:.4f}")
+        print(
+            f"{name}: {clock:.3f} s a step, {processor:.3f} s of processor time; loss {turns[0][side][2]:.4f} -> {turns[-1][side][2]:.4f}"
+        )
     for name, k in (("clock", 0), ("processor time", 1)):
         low, middle, high = statistics.quantiles([turn[1][k] / turn[0][k] for turn in turns], n=4)
         print(f"{name}: this checkout is {middle:.2f} times as fast (quartiles {low:.2f} to {high:.2f}, {len(turns)} turns)")

@@ -44,13 +44,20 @@ def main() -> None:
     rows: dict[str, list[tuple[float, ...]]] = {"interpolate": [], "great circle": []}
     ends: list[float] = []
     for first in tqdm(range(args.first, args.first + 2 * args.pairs, 2), desc="ways", unit="pair of seeds"):
-        for name, way in (("interpolate", model.interpolate(first, first + 1, args.steps)), ("great circle", circle(model, first, first + 1, args.steps))):
+        for name, way in (
+            ("interpolate", model.interpolate(first, first + 1, args.steps)),
+            ("great circle", circle(model, first, first + 1, args.steps)),
+        ):
             steps = np.array([step(distance, a.image, b.image) for a, b in pairwise(way)])
             same = [np.mean(np.equal(a.codes, b.codes)) for a, b in pairwise(way) if len(a.codes) == len(b.codes)]
-            rows[name].append((steps.mean(), steps.max() / steps.mean(), float(np.mean(same)), float(np.mean([nats(pair) for pair in way[1:-1]]))))
+            rows[name].append(
+                (steps.mean(), steps.max() / steps.mean(), float(np.mean(same)), float(np.mean([nats(pair) for pair in way[1:-1]])))
+            )
         ends += [nats(way[0]), nats(way[-1])]
     print(f"{args.pairs} pairs of seeds from {args.first}, {args.steps} steps, {args.checkpoint or 'the bundled model'}")
-    print("| way | mean step | largest over mean: mean, largest | codes in common | nats a code between the ends |\n| --- | --- | --- | --- | --- |")
+    print(
+        "| way | mean step | largest over mean: mean, largest | codes in common | nats a code between the ends |\n| --- | --- | --- | --- | --- |"
+    )
     for name, found in rows.items():
         mean, ratio, same, nll = np.mean(found, axis=0)
         print(f"| {name} | {mean:.3f} | {ratio:.2f}, {max(row[1] for row in found):.2f} | {same:.1%} | {nll:.3f} |")

@@ -148,14 +148,21 @@ def main(argv: list[str] | None = None) -> None:
                 break
             kills += 1
             where[stage_of(out)] += 1
-            print(f"kill {kills:3}, {after:5.2f} s into {stage}: {standing(out)}; half written: {', '.join(half_written(out)) or 'nothing'}", flush=True)
+            print(
+                f"kill {kills:3}, {after:5.2f} s into {stage}: {standing(out)}; half written: {', '.join(half_written(out)) or 'nothing'}",
+                flush=True,
+            )
         finish(start(config, out, args.overrides), out)
         others = differing(folder / "alone", out)
         left = half_written(out)
         bad += others
         runs += 1
-        print(f"run {runs} is finished: {'DIFFERENT ' + str(others) if others else 'the same weights'}; left over: {', '.join(left) or 'nothing'}")
-    print(f"{kills} kills ({', '.join(f'{n} in {name}' for name, n in where.items())}) in {runs} run(s): {'DIFFERENT' if bad else 'the same'} weights")
+        print(
+            f"run {runs} is finished: {'DIFFERENT ' + str(others) if others else 'the same weights'}; left over: {', '.join(left) or 'nothing'}"
+        )
+    print(
+        f"{kills} kills ({', '.join(f'{n} in {name}' for name, n in where.items())}) in {runs} run(s): {'DIFFERENT' if bad else 'the same'} weights"
+    )
     if not args.out:
         shutil.rmtree(folder)
     sys.exit(1 if bad else 0)

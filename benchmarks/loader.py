@@ -208,7 +208,9 @@ def main() -> None:
     parser.add_argument("overrides", nargs="*", help="section.key=value of the config")
     args = parser.parse_args()
     config = load_config(args.config, args.overrides)
-    print("| samples | MB | cold | cached (cpu) | kept (cpu) | MiB before, open, 1/4, end | loader: clock, cpu, tokens | step: clock, cpu | ratio | wait | slower |")
+    print(
+        "| samples | MB | cold | cached (cpu) | kept (cpu) | MiB before, open, 1/4, end | loader: clock, cpu, tokens | step: clock, cpu | ratio | wait | slower |"
+    )
     print("| ---: " * 11 + "|")
     for size in args.sizes:
         paths = write_shards(config, args.out, size)

@@ -44,7 +44,9 @@ def main(argv: list[str] | None = None) -> None:
     table = read_table(args.descriptions) if args.descriptions else None
     network = last_layer(args.network, torch.device("cpu"), max(args.size, 128))
     judge, seen = opened(args, network, table)
-    print(f"judge: {network.name}, {args.size} px, {args.view}, {judge.n} originals, penalty {judge.penalty:g}, a tenth left out: {judge.left_out:.1%} first of 16")
+    print(
+        f"judge: {network.name}, {args.size} px, {args.view}, {judge.n} originals, penalty {judge.penalty:g}, a tenth left out: {judge.left_out:.1%} first of 16"
+    )
     for name, pattern in args.held_out.items():
         vectors, texts = seen[name]
         if not args.tokenizer:
@@ -62,7 +64,9 @@ def report(
     psnr = [decibels(a, b) for a, b in zip(originals, copies, strict=True)]
     copied = network(copies, what=f"{folder.name}: features").numpy()
     first, copy_first, kept = recognition.measure(judge, texts, vectors, copied, seed=args.seed)
-    print(f"{folder} ({args.at or tokenizer.config.image_size} px, {tokenizer.config.codebook_size} codes, downsample {tokenizer.config.downsample})")
+    print(
+        f"{folder} ({args.at or tokenizer.config.image_size} px, {tokenizer.config.codebook_size} codes, downsample {tokenizer.config.downsample})"
+    )
     print(f"{name:8s} PSNR              {np.mean(psnr):6.2f} dB")
     for what, figure in (("originals", first), ("reconstructions", copy_first), ("kept", kept)):
         print(line(name, what, figure))
@@ -97,7 +101,9 @@ def opened(args: argparse.Namespace, network: Features, table: Table | None) -> 
     vectors, texts = recognition.look(described(args.train, cut, table=table), network, "training originals")
     looked = time.monotonic() - start
     judge = recognition.fit(vectors, texts, seed=args.seed)
-    further = {f"vectors {name}": v for name, (v, _) in seen.items()} | {f"texts {name}": np.array(json.dumps(t)) for name, (_, t) in seen.items()}
+    further = {f"vectors {name}": v for name, (v, _) in seen.items()} | {
+        f"texts {name}": np.array(json.dumps(t)) for name, (_, t) in seen.items()
+    }
     recognition.save(args.cache, judge, settings, **further)
     print(f"fitted in {time.monotonic() - start:.0f} s, {looked:.0f} of them features; kept in {args.cache}", file=sys.stderr)
     return judge, seen
@@ -131,7 +137,9 @@ def decibels(a: Image.Image, b: Image.Image) -> float:
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser("python -m benchmarks.recognition", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        "python -m benchmarks.recognition", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     add = parser.add_argument
     add("--train", required=True, help="image shards that the judge learns from")
     add("--held-out", action="append", required=True, metavar="NAME=SHARDS", help="held-out image shards, a group each")

@@ -54,7 +54,12 @@ def main() -> None:
     parser.add_argument("--codes", type=int, default=0, help="codes of a picture of the random models, where 256 take too long")
     parser.add_argument("--words", type=int, default=0, help="the most pieces of a caption of the random models")
     parser.add_argument("--device", default="cpu")
-    parser.add_argument("--compile", action=argparse.BooleanOptionalAction, default=True, help="ours by the C++ program, on a CPU; building it is told apart, and not in the rates")
+    parser.add_argument(
+        "--compile",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="ours by the C++ program, on a CPU; building it is told apart, and not in the rates",
+    )
     parser.add_argument("--out", type=Path)
     args = parser.parse_args()
     keep_memory()
@@ -66,9 +71,20 @@ def main() -> None:
             model = model.to(device, getattr(torch, dtype)).eval()
             start, used = time.perf_counter(), processor_seconds()
             if decoder.compile_steps(model, args.compile):
-                print(f"{shape:>8} {dtype:>9} compiled in {time.perf_counter() - start:.0f} s, {processor_seconds() - used:.0f} s of processor time", flush=True)
+                print(
+                    f"{shape:>8} {dtype:>9} compiled in {time.perf_counter() - start:.0f} s, {processor_seconds() - used:.0f} s of processor time",
+                    flush=True,
+                )
             for batch in args.batch:
-                lines.append({"shape": shape, "dtype": dtype, "batch": batch, "compiled": decoder.is_compiled(model), **compare(model, vocabulary, batch, args.rounds)})
+                lines.append(
+                    {
+                        "shape": shape,
+                        "dtype": dtype,
+                        "batch": batch,
+                        "compiled": decoder.is_compiled(model),
+                        **compare(model, vocabulary, batch, args.rounds),
+                    }
+                )
                 print(row(lines[-1]), flush=True)
             del model
             gc.collect()
@@ -93,7 +109,14 @@ def models(shape: str, codes: int, words: int) -> tuple[Any, Vocabulary]:
         styles=("engraving",), subjects=("scenery",), grids=((side, side),), max_text=words or 64,
     )  # fmt: skip
     torch.manual_seed(0)
-    model = make_generator(config.generator, vocab_size=vocabulary.size, max_length=1024, pad=vocabulary.id("<pad>"), bos=vocabulary.id("<bos>"), eos=vocabulary.id("<eos>"))
+    model = make_generator(
+        config.generator,
+        vocab_size=vocabulary.size,
+        max_length=1024,
+        pad=vocabulary.id("<pad>"),
+        bos=vocabulary.id("<bos>"),
+        eos=vocabulary.id("<eos>"),
+    )
     return model, vocabulary
 
 
@@ -167,7 +190,9 @@ class Legal:
         rows, columns = vocabulary.default_grid
         self.vocabulary, self.read = vocabulary, 0
         self.table = sampling._tables(vocabulary, (vocabulary.id("<boq>"),), (), given.device, vocabulary.size)[1]
-        self.limits = torch.tensor([rows * columns if s in ("image", "drawn") else vocabulary.max_text for s in STATES], device=given.device)
+        self.limits = torch.tensor(
+            [rows * columns if s in ("image", "drawn") else vocabulary.max_text for s in STATES], device=given.device
+        )
         self.states = torch.zeros(len(given), dtype=torch.long, device=given.device)
         self.lengths = torch.zeros_like(self.states)
 

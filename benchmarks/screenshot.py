@@ -1,6 +1,6 @@
 """docs/demo.png: the demo as a visitor sees it, eight prints of seed 42 and one of them taken up.
 
-    python -m benchmarks.screenshot --out docs/demo.png      needs the extras app, svg and dev, and Chromium
+python -m benchmarks.screenshot --out docs/demo.png      needs the extras app, svg and dev, and Chromium
 """
 
 from __future__ import annotations

@@ -165,7 +165,15 @@ def live(pipe: Connection, work: Callable[..., None], setting: tuple[Any, ...], 
 class Loop:
     """A training loop in a process (or thread) of its own, seen from here."""
 
-    def __init__(self, name: str, work: Callable[..., None], setting: Setting, change: Callable[[], Any] = contextlib.nullcontext, *, thread: bool = False):
+    def __init__(
+        self,
+        name: str,
+        work: Callable[..., None],
+        setting: Setting,
+        change: Callable[[], Any] = contextlib.nullcontext,
+        *,
+        thread: bool = False,
+    ):
         self.name, self.setting, self.step = name, setting, 0
         context = get_context("spawn")
         self.pipe, theirs = context.Pipe()
@@ -248,7 +256,12 @@ class Setting:
         c, v = self.settings, self.vocabulary
         torch.manual_seed(c.seed)
         model = generator.make_generator(
-            c.generator, vocab_size=v.size, max_length=self.slots.size + v.max_text + 16, pad=v.id("<pad>"), bos=v.id("<bos>"), eos=v.id("<eos>")
+            c.generator,
+            vocab_size=v.size,
+            max_length=self.slots.size + v.max_text + 16,
+            pad=v.id("<pad>"),
+            bos=v.id("<bos>"),
+            eos=v.id("<eos>"),
         )
         generator.add_dropout(model, c.generator.dropout)
         if c.train.gradient_checkpointing:
@@ -426,12 +439,16 @@ def compare_loops(setting: Setting, rate: float, *, steps: int, rounds: int, liv
 
 def turns_in_one_process(pipe: Connection, key: tuple[Any, ...], steps: int, rounds: int) -> None:
     setting = Setting(*key)
-    pipe.send(compare([Loop(name, work, setting, thread=True) for name, work in (("ours", ours), ("bare", bare))], steps=steps, rounds=rounds))
+    pipe.send(
+        compare([Loop(name, work, setting, thread=True) for name, work in (("ours", ours), ("bare", bare))], steps=steps, rounds=rounds)
+    )
 
 
 def compare_in_one_process(setting: Setting, rate: float, *, steps: int, rounds: int, lives: int) -> None:
     """Ours and the bare one share a process, and what differs from process to process; each of the lives is a fresh one."""
-    os.environ["MALLOC_ARENA_MAX"] = "1"  # glibc gives each thread memory of its own, which it returns to the system after every step: a loop in the main thread has none of that
+    os.environ["MALLOC_ARENA_MAX"] = (
+        "1"  # glibc gives each thread memory of its own, which it returns to the system after every step: a loop in the main thread has none of that
+    )
     context, turns, ratios = get_context("spawn"), {"ours": [], "bare": []}, []
     for life in range(lives):
         pipe, theirs = context.Pipe()
@@ -448,7 +465,9 @@ def compare_in_one_process(setting: Setting, rate: float, *, steps: int, rounds:
     for name, own in turns.items():
         print(row(name, own, turns["bare"], setting, rate))
     if lives > 1:
-        print(f"ratios of the processes: median {statistics.median(ratios):.3f}, mean {statistics.mean(ratios):.3f} +- {statistics.stdev(ratios) / lives**0.5:.3f}")
+        print(
+            f"ratios of the processes: median {statistics.median(ratios):.3f}, mean {statistics.mean(ratios):.3f} +- {statistics.stdev(ratios) / lives**0.5:.3f}"
+        )
 
 
 def unfused() -> Any:
@@ -490,7 +509,11 @@ def plain_kernels() -> Iterator[None]:
         yield
 
 
-ON_CPU = [("dropout by torch's generator", [], torchs_dropout), ("attention: all products", [], all_products), ("logits of all positions at once", [], all_logits)]
+ON_CPU = [
+    ("dropout by torch's generator", [], torchs_dropout),
+    ("attention: all products", [], all_products),
+    ("logits of all positions at once", [], all_logits),
+]
 
 
 def gains(settings: Config, device: torch.device) -> list[tuple[str, list[str], Callable[[], Any]]]:
@@ -547,7 +570,9 @@ def compare_memory(settings: Config, micro: int) -> None:
         settings = dataclasses.replace(settings, train=dataclasses.replace(settings.train, loss_chunk=chunk))
         peak = planner.measure_memory(settings, micro=micro)["peak"]
         planned = planner.planned_memory(settings, micro=micro, gpu=torch.cuda.is_available())["peak"]
-        print(f"{'all logits at once' if chunk > 512 else f'in chunks of {chunk}':<34}{peak / 2**20:10,.0f}  planned {planned / 2**20:,.0f}")
+        print(
+            f"{'all logits at once' if chunk > 512 else f'in chunks of {chunk}':<34}{peak / 2**20:10,.0f}  planned {planned / 2**20:,.0f}"
+        )
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -557,7 +582,12 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--steps", type=int, default=20, help="of a turn (%(default)s)")
     parser.add_argument("--rounds", type=int, default=12, help="%(default)s")
-    parser.add_argument("--lives", type=int, default=1, help="fresh processes of each loop: one and the same loop differs by some percent from process to process (%(default)s)")
+    parser.add_argument(
+        "--lives",
+        type=int,
+        default=1,
+        help="fresh processes of each loop: one and the same loop differs by some percent from process to process (%(default)s)",
+    )
     parser.add_argument("--one-process", action="store_true", help="loops: ours and the bare one in threads of one process")
     args = parser.parse_intermixed_args(argv)
     what, overrides = [w for w in args.what if "=" not in w], [w for w in args.what if "=" in w]
@@ -565,7 +595,9 @@ def main(argv: list[str] | None = None) -> None:
         parser.error(f"{', '.join(unknown)}: it is loops, gains, kernels or memory")
     device = torch.device(args.device)
     if (device.type == "cuda") != torch.cuda.is_available():
-        parser.error(f"--device {device.type}, but torch sees {'a GPU: hide it with CUDA_VISIBLE_DEVICES=' if torch.cuda.is_available() else 'no GPU'}")
+        parser.error(
+            f"--device {device.type}, but torch sees {'a GPU: hide it with CUDA_VISIBLE_DEVICES=' if torch.cuda.is_available() else 'no GPU'}"
+        )
     quiet = ["train.steps=1000000000", "train.save_every=1000000000", "train.eval_every=1000000000", "train.sample_every=1000000000"]
     alone = ["data.toy=0", "train.deepspeed=", "train.optimizer=adamw", "tracking.kind=none", "train.max_minutes=0"]
     settings = config.load_config(args.config, [*alone, *quiet, *overrides])

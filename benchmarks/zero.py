@@ -67,7 +67,16 @@ def launch(
 def by_deepspeed(folder: Path, processes: int, *, timeout: float = 600) -> None:
     """Run the worker under the real launcher. Raises RuntimeError with what it said where it fails."""
     launcher = Path(sys.executable).with_name("deepspeed")
-    command = [sys.executable, str(launcher), "--num_gpus", str(processes), "--master_port", str(free_port()), "--module", "benchmarks.zero"]
+    command = [
+        sys.executable,
+        str(launcher),
+        "--num_gpus",
+        str(processes),
+        "--master_port",
+        str(free_port()),
+        "--module",
+        "benchmarks.zero",
+    ]
     env = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "TOKENIZERS_PARALLELISM": "false"}
     done = subprocess.run([*command, "--worker", str(folder)], cwd=ROOT, env=env, capture_output=True, text=True, timeout=timeout)
     if done.returncode != 0:
@@ -236,7 +245,12 @@ def measure(folder: Path, *, steps: int, hidden: int) -> None:
     names = ("", "zero0", "zero1", "zero2", "zero3", "zero2-offload", "zero3-offload")
     for processes in (1, 2):
         cases = [
-            Case(name, str(config), make_out(folder / f"{processes}-{name}", source), str(ROOT / f"configs/deepspeed/{name}.json") if name else "")
+            Case(
+                name,
+                str(config),
+                make_out(folder / f"{processes}-{name}", source),
+                str(ROOT / f"configs/deepspeed/{name}.json") if name else "",
+            )
             for name in names[processes == 1 :]
         ]
         for name, result in launch(cases, folder / f"{processes}", processes=processes).items():

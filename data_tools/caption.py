@@ -696,13 +696,41 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     who("--api-key-env", default="OPENAI_API_KEY", metavar="NAME", help="the environment variable with the key (%(default)s)")
     merged = from_table.Options()
     table = parser.add_argument_group("captions from a table, instead of all that").add_argument
-    table("--from", dest="table", type=Path, metavar="TABLE", help="merge this .csv, .tsv, .jsonl or .parquet: rows by key or path, a column a register")
-    table("--caption-column", default="", metavar="NAME", help="the column of the plain caption (the first of caption, text, description, prompt, title …)")
+    table(
+        "--from",
+        dest="table",
+        type=Path,
+        metavar="TABLE",
+        help="merge this .csv, .tsv, .jsonl or .parquet: rows by key or path, a column a register",
+    )
+    table(
+        "--caption-column",
+        default="",
+        metavar="NAME",
+        help="the column of the plain caption (the first of caption, text, description, prompt, title …)",
+    )
     table("--encoding", default=merged.encoding, help="of the table, where it is text (%(default)s)")
-    table("--quoting", default=merged.quoting, choices=QUOTING, help="of its fields (%(default)s: of CSV yes, of TSV where something shows it)")
+    table(
+        "--quoting",
+        default=merged.quoting,
+        choices=QUOTING,
+        help="of its fields (%(default)s: of CSV yes, of TSV where something shows it)",
+    )
     table("--keep-undescribed", action="store_true", help="pictures without a row stay as they are, instead of being left out")
-    table("--min-things", type=int, default=merged.min_things, metavar="N", help="pictures that a main noun needs to become a thing (%(default)s)")
-    table("--shard-size", type=int, default=merged.shard_size, metavar="N", help="pictures in a shard, where several folders are mixed by --seed (%(default)s)")
+    table(
+        "--min-things",
+        type=int,
+        default=merged.min_things,
+        metavar="N",
+        help="pictures that a main noun needs to become a thing (%(default)s)",
+    )
+    table(
+        "--shard-size",
+        type=int,
+        default=merged.shard_size,
+        metavar="N",
+        help="pictures in a shard, where several folders are mixed by --seed (%(default)s)",
+    )
     how = parser.add_argument_group("how").add_argument
     how("--seed", type=int, default=words.seed)
     how("--temperature", type=float, default=words.temperature, help="0: the likeliest words (%(default)s)")

@@ -197,7 +197,11 @@ def make(aside: Store, listing: Listing, settings: Settings, engine: Engine, rec
     counts, captions = manifest(aside, tasks, settled, listing)
     record = {"settings": record, "files": tasks.files, "kept": sum(pairs.values()), "shards": pairs}
     aside.write(RECORD, (json.dumps(record, indent=1, ensure_ascii=False) + "\n").encode("utf-8", "replace"))
-    names = {"files": [*pairs, MANIFEST, RECORD], "counts": [[*name, count] for name, count in sorted(counts.items())], "captions": captions.as_json()}
+    names = {
+        "files": [*pairs, MANIFEST, RECORD],
+        "counts": [[*name, count] for name, count in sorted(counts.items())],
+        "captions": captions.as_json(),
+    }
     aside.write(PUBLISH, json.dumps(names).encode())
 
 
@@ -266,8 +270,18 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     add("--out", required=True, help="the folder (or address) for the shards, the manifest and the report")
     add("--reader", default="auto", metavar="NAME", help=f"how to read SOURCE: auto, {', '.join(READERS)} (%(default)s)")
     add("--root", type=Path, metavar="DIR", help="where the paths in a table start (its own folder)")
-    add("--captions", type=Path, metavar="TABLE", help="captions by the paths of SOURCE (file_name, caption), before all others: the captions.csv of an earlier run")
-    add("--caption-column", default="", metavar="NAME", help="the column of tables, or field of JSON, with the captions (caption, text, prompt …)")
+    add(
+        "--captions",
+        type=Path,
+        metavar="TABLE",
+        help="captions by the paths of SOURCE (file_name, caption), before all others: the captions.csv of an earlier run",
+    )
+    add(
+        "--caption-column",
+        default="",
+        metavar="NAME",
+        help="the column of tables, or field of JSON, with the captions (caption, text, prompt …)",
+    )
     add("--captions-from-names", action="store_true", help="a file name that reads like words is the caption of a picture without another")
     add("--encoding", default="utf-8", help="of tables of text: cp1252, utf-16 … (%(default)s)")
     add("--quoting", default="auto", help="of tables of text: auto, none (fields stand as they are) or csv (%(default)s)")
@@ -277,16 +291,30 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     add("--shard-size", type=int, default=default.shard_size, help="pairs in a shard (%(default)s)")
     add("--min-side", type=int, default=default.min_side, help="reject a shorter side, in pixels (%(default)s)")
     add("--max-aspect", type=float, default=default.max_aspect, help="reject a longer shape (%(default)s)")
-    add("--max-megapixels", type=float, default=default.max_megapixels, metavar="N", help="reject a picture of more million pixels (%(default)g, or the environment's TOKUN_MAX_MEGAPIXELS)")
+    add(
+        "--max-megapixels",
+        type=float,
+        default=default.max_megapixels,
+        metavar="N",
+        help="reject a picture of more million pixels (%(default)g, or the environment's TOKUN_MAX_MEGAPIXELS)",
+    )
     add("--no-clean", action="store_false", dest="clean", help="take pictures and captions as they are, save size, blanks, duplicates")
-    add("--duplicates", default=default.duplicates, help="what is left out beside a better copy: alike (what looks the same) or exact (the very same files alone) (%(default)s)")
+    add(
+        "--duplicates",
+        default=default.duplicates,
+        help="what is left out beside a better copy: alike (what looks the same) or exact (the very same files alone) (%(default)s)",
+    )
     add("--keep-ambiguous", action="store_true", help="keep what may not belong, labelled in its JSON")
     add("--clip", default="", metavar="NAME", help="doubt the medium by open_clip: ViT-B-32:laion2b_s34b_b79k, hf-hub:ID, a folder")
     add("--register", default=default.register, help="the register the captions are written in (%(default)s)")
     add("--license", default="", metavar="TEXT", help="the licence of pictures that name none of their own")
     add("--source", default="", metavar="NAME", dest="name", help="the collection's name (the folder's)")
     add("--format", default=default.format, help="of the pictures: webp, jpg (quicker, larger) or png (lossless) (%(default)s)")
-    add("--filter", default=default.filter, help="that makes pictures smaller: lanczos (sharpest), hamming (softer, in half the time), area (OpenCV's, as img2dataset's) or linear (OpenCV's, the quickest) (%(default)s)")
+    add(
+        "--filter",
+        default=default.filter,
+        help="that makes pictures smaller: lanczos (sharpest), hamming (softer, in half the time), area (OpenCV's, as img2dataset's) or linear (OpenCV's, the quickest) (%(default)s)",
+    )
     add("--allow-missing-captions", action="store_true", help="keep pictures without a caption")
     add("--workers", type=int, default=os.cpu_count() or 1, help="processes (%(default)s); the output is the same for any number")
     add("--engine", default="local", metavar="NAME", help=f"{' or '.join(ENGINES)} (%(default)s): where the tasks run")
@@ -304,7 +332,9 @@ def main(argv: list[str] | None = None) -> int:
     try:
         settings = Settings(source=args.name, **options)
         tables = Tables(encoding=args.encoding, quoting=args.quoting, captions=args.captions)
-        made = prepare(args.source, args.out, settings, reader=args.reader, root=args.root, tables=tables, work=work, overwrite=args.overwrite)
+        made = prepare(
+            args.source, args.out, settings, reader=args.reader, root=args.root, tables=tables, work=work, overwrite=args.overwrite
+        )
     except (ValueError, OSError, ImportError, WorkerDied) as error:
         print(f"prepare: {error}", file=sys.stderr)
         return 2

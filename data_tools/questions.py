@@ -54,7 +54,9 @@ WORDINGS = {
 PLURALS = r"[a-z]{2,}s|(?:[a-z]+)?(?:men|women)|children|people|oxen|geese|mice|sheep|deer"
 # a number and the plural behind it: "two ships", "three large ships"; neither "two of" nor "two hundred men"
 COUNTED = re.compile(rf"\b({'|'.join(NUMBERS[1:12])})\s+((?:(?:small|large|great|little|old|young|black|white)\s+)?(?:{PLURALS}))\b", re.I)
-NO_THINGS = frozenset({"as", "is", "was", "has", "his", "its", "this", "thus", "plus", "miles", "years", "days", "hours", "times", "pounds", "shillings"})
+NO_THINGS = frozenset(
+    {"as", "is", "was", "has", "his", "its", "this", "thus", "plus", "miles", "years", "days", "hours", "times", "pounds", "shillings"}
+)
 LIGHT, DARK = 0.68, 0.42  # mean tone, 0 black to 1 white
 LIGHT_GROUND, DARK_GROUND = 0.8, 0.42  # tone of what lies along the edges
 SURE_GROUND = 0.7  # share of the edges that must be so
@@ -171,7 +173,9 @@ class Survey:
         kind = record["subject"] if isinstance(record.get("subject"), str) else ""
         self.shown.append(Shown(thing if one else "", kind, frozenset(map(SINGULAR, tokens))))
         self.known.append({kind: known[kind] for kind in (*BALANCED, "number") if known[kind][0]})
-        self.singles.append(one and not MORE.intersection(tokens) and bool(thing) and (kind not in PEOPLE or kind in ("portrait", "figure")))
+        self.singles.append(
+            one and not MORE.intersection(tokens) and bool(thing) and (kind not in PEOPLE or kind in ("portrait", "figure"))
+        )
 
     def plans(self, seed: int) -> dict[tuple[str, str], Plan]:
         """By shard and key."""
@@ -213,7 +217,9 @@ class Survey:
 
     def drawn(self, what: str, seed: int, pictures: Sequence[int]) -> list[int]:
         """In an order that the seed and the keys decide."""
-        return sorted(pictures, key=lambda i: hashlib.sha256(f"{seed}/{what}/{'/'.join(self.places[i])}".encode("utf-8", "backslashreplace")).digest())
+        return sorted(
+            pictures, key=lambda i: hashlib.sha256(f"{seed}/{what}/{'/'.join(self.places[i])}".encode("utf-8", "backslashreplace")).digest()
+        )
 
 
 def survey(shards: Iterable[Path]) -> Survey:
@@ -251,7 +257,9 @@ def ask(paths: list[Path], out: Path, seed: int = 0) -> Counter[str]:
     record = out / "questions.json"
     settings = {"version": VERSION, "seed": seed, "shards": {shard.name: shard.stat().st_size for shard in shards}}
     if record.exists() and json.loads(record.read_text()) != settings:
-        raise ValueError(f"--out {out} holds questions of other shards, another seed or an older version ({record.name}): name another folder")
+        raise ValueError(
+            f"--out {out} holds questions of other shards, another seed or an older version ({record.name}): name another folder"
+        )
     write_whole(record, json.dumps(settings, indent=1) + "\n")
     counts: Counter[str] = Counter()
     todo = [shard for shard in shards if not (out / shard.name).exists()]

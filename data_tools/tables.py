@@ -178,7 +178,9 @@ class _Text:
                     line.decode(self.encoding)
                 except UnicodeError as here:
                     at = getattr(here, "start", 0)
-                    what = f"is not {self.encoding}: byte 0x{line[at]:02x} stands behind {_shown(line[:at].decode(self.encoding, 'replace'))}"
+                    what = (
+                        f"is not {self.encoding}: byte 0x{line[at]:02x} stands behind {_shown(line[:at].decode(self.encoding, 'replace'))}"
+                    )
                     guess = f" (as cp1252 it reads {_shown(line[max(0, at - 20) : at + 20].decode('cp1252', 'replace'))})"
                     return self.error(number, what + guess, "save the table as UTF-8, or name its encoding: --encoding cp1252")
         return TableError(f"{self.name} is not {self.encoding} ({error}): save it as UTF-8, or name its encoding with --encoding")
@@ -283,7 +285,9 @@ def _quote_error(text: _Text, start: int, end: int, taken: list[str], error: csv
         what = f"a quote opens and does not end before line {end}: {_shown(taken[0])}"
     else:
         what = f"text stands behind a closing quote: {_shown(taken[0])}"
-    return text.error(start, what, "close the field with a quote and write quotes inside it twice, or, in a table without quoting, give --quoting none")
+    return text.error(
+        start, what, "close the field with a quote and write quotes inside it twice, or, in a table without quoting, give --quoting none"
+    )
 
 
 def _check_count(text: _Text, line: int, cells: list[str], wanted: int, separator: str, *, quoted: bool) -> None:
@@ -291,8 +295,18 @@ def _check_count(text: _Text, line: int, cells: list[str], wanted: int, separato
         return
     sign = {"\t": "tab", ",": "comma", ";": "semicolon"}.get(separator, separator)
     what = f"{len(cells)} fields where the head has {wanted}: {_shown(separator.join(cells))}"
-    more = f"put a field that holds a {sign} in double quotes" if quoted else f"a field cannot hold a {sign}: take it out, or quote all fields that do"
-    raise text.error(line, what, more if len(cells) > wanted else f"give every row all fields, empty ones too, and no line break outside of quotes ({sign}s separate)")
+    more = (
+        f"put a field that holds a {sign} in double quotes"
+        if quoted
+        else f"a field cannot hold a {sign}: take it out, or quote all fields that do"
+    )
+    raise text.error(
+        line,
+        what,
+        more
+        if len(cells) > wanted
+        else f"give every row all fields, empty ones too, and no line break outside of quotes ({sign}s separate)",
+    )
 
 
 def _check_swallowed(text: _Text, start: int, taken: list[str], wanted: int, separator: str) -> None:
@@ -354,7 +368,7 @@ def _jsonl(text: _Text) -> Table:
         columns.update(dict.fromkeys(tree))
         count += 1
     if not count:
-        raise TableError(f"{text.name} is empty: each line of it is a JSON object, {{\"file_name\": …, \"caption\": …}}")
+        raise TableError(f'{text.name} is empty: each line of it is a JSON object, {{"file_name": …, "caption": …}}')
 
     def rows() -> Iterator[Row]:
         for number, tree in objects():

@@ -8,7 +8,21 @@ import pytest
 os.environ |= {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
 os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", "1")  # more are processes that import torch once again, seconds each
 
-LONG = ("launch", "coherence", "resume", "training", "ray", "notebook", "sample", "generator", "encode", "caption", "prepare", "app", "evaluate")
+LONG = (
+    "launch",
+    "coherence",
+    "resume",
+    "training",
+    "ray",
+    "notebook",
+    "sample",
+    "generator",
+    "encode",
+    "caption",
+    "prepare",
+    "app",
+    "evaluate",
+)
 
 
 def pytest_configure(config: pytest.Config) -> None:

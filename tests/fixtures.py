@@ -67,7 +67,9 @@ def tiny_model(tiny_image_tokenizer, text_tokenizer, tiny_vocabulary) -> Tokun:
 @pytest.fixture(scope="session")
 def shaped_model(tiny_image_tokenizer, text_tokenizer, tiny_vocabulary) -> Tokun:
     """A model of things, registers and pictures of five shapes, two of 16 codes, two of 15 and one of 12. Random weights; nobody may change them."""
-    v = replace(tiny_vocabulary, grids=((4, 4), (2, 8), (3, 5), (5, 3), (2, 6)), things=("house", "moth", "tree"), registers=("plain", "era"))
+    v = replace(
+        tiny_vocabulary, grids=((4, 4), (2, 8), (3, 5), (5, 3), (2, 6)), things=("house", "moth", "tree"), registers=("plain", "era")
+    )
     tags = [
         ("engraving", "scenery", "tree", "4x4", 30), ("engraving", "scenery", "tree", "3x5", 30), ("engraving", "scenery", "house", "5x3", 30),
         ("etching", "shapes", "moth", "2x8", 30), ("etching", "shapes", "", "2x6", 30),

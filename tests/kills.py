@@ -25,7 +25,9 @@ class _Disk:
     def before(self, event: str, arguments: tuple) -> None:
         if self.left < 0 or not (event in self.CHANGES or (event == "open" and _writes(arguments))):
             return
-        within = isinstance(arguments[0], int) or (event in ("os.remove", "os.rmdir") and arguments[-1] != -1)  # of a file or folder that is open
+        within = isinstance(arguments[0], int) or (
+            event in ("os.remove", "os.rmdir") and arguments[-1] != -1
+        )  # of a file or folder that is open
         if not within and not os.path.realpath(os.fsdecode(arguments[0])).startswith(self.folder):
             return
         if self.left == 0:

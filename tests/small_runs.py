@@ -78,7 +78,9 @@ def _in_fork(said: Path, target: Callable[..., Any], arguments: tuple[Any, ...],
     sys.stdout, sys.stderr = (open(number, "w", buffering=1, closefd=False) for number in (1, 2))  # noqa: SIM115 (as long as it lives)
     warnings.resetwarnings()  # pytest's are for the code under test
     os.environ |= env
-    tqdm.tqdm.set_lock(threading.RLock())  # its own is shared with all forks: one that is killed while it writes would stop every other's bar
+    tqdm.tqdm.set_lock(
+        threading.RLock()
+    )  # its own is shared with all forks: one that is killed while it writes would stop every other's bar
     if accelerate := sys.modules.get("accelerate.state"):
         accelerate.AcceleratorState._reset_state(reset_partial_state=True)  # what earlier tests left: one process
     target(*arguments)

@@ -35,7 +35,10 @@ ROOT = Path(__file__).resolve().parent.parent
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 
 # Gradio and uvicorn leave event loops and sockets to the garbage collector, which warns of them
-pytestmark = [pytest.mark.filterwarnings("ignore:unclosed:ResourceWarning"), pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")]
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:unclosed:ResourceWarning"),
+    pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
+]
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -272,9 +275,22 @@ def status(address: str, body: bytes | None = None) -> int:
 
 def test_no_file_of_the_server_and_nothing_of_other_servers_is_handed_out(site):
     assert status(f"{site}/") == 200
-    for path in ("/etc/passwd", f"{ROOT}/pyproject.toml", "pyproject.toml", "../../etc/passwd", "..%2f..%2fetc/passwd", "http://localhost:1/"):
+    for path in (
+        "/etc/passwd",
+        f"{ROOT}/pyproject.toml",
+        "pyproject.toml",
+        "../../etc/passwd",
+        "..%2f..%2fetc/passwd",
+        "http://localhost:1/",
+    ):
         assert status(f"{site}/gradio_api/file={path}") in (403, 404), path
-    for path in ("/gradio_api/proxy=http://localhost:1/", "/gradio_api/file%3Dhttps://example.org", "/gradio_api/file=http://example.org/upload", "/docs", "/openapi.json"):
+    for path in (
+        "/gradio_api/proxy=http://localhost:1/",
+        "/gradio_api/file%3Dhttps://example.org",
+        "/gradio_api/file=http://example.org/upload",
+        "/docs",
+        "/openapi.json",
+    ):
         assert status(site + path) in (403, 404), path
 
 
@@ -329,7 +345,12 @@ def test_an_upload_is_one_whole_file_and_not_endless(site):
     kept = Path(os.environ.get("GRADIO_TEMP_DIR") or Path(tempfile.gettempdir()) / "gradio")
 
     before, end, big = {*kept.rglob("*")}, b"--xyz--\r\n", bytes(demo.MAX_FILE_BYTES)
-    assert sent(part("files", b"x", filename="") + end) == sent(part("other", b"x") + end) == sent(part("files", b"x") + part("files", b"y") + end) == 400
+    assert (
+        sent(part("files", b"x", filename="") + end)
+        == sent(part("other", b"x") + end)
+        == sent(part("files", b"x") + part("files", b"y") + end)
+        == 400
+    )
     assert sent(part("files", b"x") + end, boundary="") == 400
     assert sent(part("files", big + bytes(20_000)) + end) == 413 and sent(part("files", big, filename="") + bytes(20_000)) == 413
     assert sent(part("files", b"x" * 5000), length=9000) == 0
@@ -360,7 +381,10 @@ def browser():
 def test_in_a_browser_a_click_draws_a_pair_seeds_are_walked_and_an_upload_is_captioned_or_refused(site, browser, tiny_model, picture):
     page = browser.new_page()
     asked, broken = set(), []
-    page.on("request", lambda request: asked.add(request.url.partition(":")[0] if request.url[:5] in ("data:", "blob:") else request.url.split("/")[2]))
+    page.on(
+        "request",
+        lambda request: asked.add(request.url.partition(":")[0] if request.url[:5] in ("data:", "blob:") else request.url.split("/")[2]),
+    )
     page.on("pageerror", lambda error: broken.append(str(error)))
     page.goto(site)
     page.fill("#seed input", "7")
@@ -396,7 +420,10 @@ def test_in_a_browser_a_click_draws_a_pair_seeds_are_walked_and_an_upload_is_cap
     page.click("#generate")
     page.get_by_text("The seed is a whole number, not 1.5.").first.wait_for()
     page.get_by_role("tab", name="From a picture").click()
-    for name, content, refusal in (("notes.png", b"<b>not a picture</b>", "not a whole picture"), ("huge.png", png_that_claims(30_000, 30_000), "too many pixels")):
+    for name, content, refusal in (
+        ("notes.png", b"<b>not a picture</b>", "not a whole picture"),
+        ("huge.png", png_that_claims(30_000, 30_000), "too many pixels"),
+    ):
         page.set_input_files("input[type=file]", {"name": name, "mimeType": "image/png", "buffer": content})
         page.get_by_text(refusal).first.wait_for()
     assert page.get_attribute("#inhand img", "src") == re.search(r'src="([^"]+)"', app.preview(shown.image))[1], "still the one before"
@@ -415,10 +442,15 @@ def test_in_a_browser_a_click_draws_a_pair_seeds_are_walked_and_an_upload_is_cap
 def test_the_page_shows_every_picture_in_its_shape_and_offers_shapes_and_things(shaped_model, tiny_model):
     pytest.importorskip("gradio", reason="the page needs gradio, the extra 'app'")
     tall = Image.new("L", (24, 40))
-    assert 'style="aspect-ratio: 24 / 40; width: 60%; margin: 0 auto"' in app.figure(tall, "a") and "style" not in app.figure(Image.new("L", (32, 32)), "a")
+    assert 'style="aspect-ratio: 24 / 40; width: 60%; margin: 0 auto"' in app.figure(tall, "a") and "style" not in app.figure(
+        Image.new("L", (32, 32)), "a"
+    )
     seen = demo.Studio(shaped_model).framed(Image.effect_noise((300, 75), 90))
     assert seen.size == (256, 64) and demo.Studio(shaped_model).framed(tall).tobytes() == tall.tobytes()
-    for model, offered in ((shaped_model, {"Thing": True, "Shape": True}), (replace(tiny_model, vocabulary=replace(tiny_model.vocabulary, grids=((4, 4),))), {"Thing": False, "Shape": False})):
+    for model, offered in (
+        (shaped_model, {"Thing": True, "Shape": True}),
+        (replace(tiny_model, vocabulary=replace(tiny_model.vocabulary, grids=((4, 4),))), {"Thing": False, "Shape": False}),
+    ):
         page = app.build(model)
         assert {block.label: block.visible for block in page.blocks.values() if getattr(block, "label", "") in offered} == offered
 

@@ -41,7 +41,10 @@ def museum(tmp_path):
     return tmp_path / "shards"
 
 
-ROWS = HEAD + "a\t1\tship\tA ship in a storm.\tThe sea is up.\nb\t0\tother\tA page.\t\nc\t1\tbird\tTwo owls on a branch.\t\ne\t1\tbird\tAn owl.\t\nz\t1\tbird\tA crow.\t\n"
+ROWS = (
+    HEAD
+    + "a\t1\tship\tA ship in a storm.\tThe sea is up.\nb\t0\tother\tA page.\t\nc\t1\tbird\tTwo owls on a branch.\t\ne\t1\tbird\tAn owl.\t\nz\t1\tbird\tA crow.\t\n"
+)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -78,8 +81,16 @@ def test_what_is_left_out_is_counted_and_named_on_both_sides(museum, tmp_path, c
     said = capsys.readouterr().out
     assert "1 × use 0: b" in said and "1 × picture without a row: d" in said and "1 × row without a picture: line 6 (z)" in said
     named = [json.loads(line) for line in (tmp_path / "out/left-out.jsonl").read_text().splitlines()]
-    assert {(one.get("key") or one["row"], one["reason"]) for one in named} == {("b", "use 0"), ("d", "picture without a row"), ("z", "row without a picture")}
-    assert json.loads((tmp_path / "out/caption.json").read_text())["left_out"] == {"use 0": 1, "picture without a row": 1, "row without a picture": 1}
+    assert {(one.get("key") or one["row"], one["reason"]) for one in named} == {
+        ("b", "use 0"),
+        ("d", "picture without a row"),
+        ("z", "row without a picture"),
+    }
+    assert json.loads((tmp_path / "out/caption.json").read_text())["left_out"] == {
+        "use 0": 1,
+        "picture without a row": 1,
+        "row without a picture": 1,
+    }
 
 
 def test_pictures_without_a_row_stay_when_asked(museum, tmp_path):
@@ -132,13 +143,22 @@ def test_folders_are_mixed_by_a_fixed_seed_split_by_split(tmp_path):
     for name in ("one", "two"):
         shard(tmp_path / name, "train-00000.tar", **{f"{name}-{i}": "Fig." for i in range(20)})
     shard(tmp_path / "two", "val-00000.tar", v="Fig.")
-    rows = "folder\tkey\tcaption\n" + "".join(f"{name}\t{name}-{i}\tA thing {i}.\n" for name in ("one", "two") for i in range(20)) + "two\tv\tA ship.\n"
+    rows = (
+        "folder\tkey\tcaption\n"
+        + "".join(f"{name}\t{name}-{i}\tA thing {i}.\n" for name in ("one", "two") for i in range(20))
+        + "two\tv\tA ship.\n"
+    )
     path = table(tmp_path / "t.tsv", rows)
     for out, seed in (("a", 0), ("b", 0), ("c", 1)):
         merge([str(tmp_path / "one"), str(tmp_path / "tw*/*.tar")], path, tmp_path / out, Options(seed=seed, shard_size=15))
     keys = list(records(tmp_path / "a"))
     assert everything(tmp_path / "a") == everything(tmp_path / "b") and keys != list(records(tmp_path / "c"))
-    assert sorted(path.name for path in (tmp_path / "a").glob("*.tar")) == ["train-00000.tar", "train-00001.tar", "train-00002.tar", "val-00000.tar"]
+    assert sorted(path.name for path in (tmp_path / "a").glob("*.tar")) == [
+        "train-00000.tar",
+        "train-00001.tar",
+        "train-00002.tar",
+        "val-00000.tar",
+    ]
     assert len(keys) == len(set(keys)) == 41 and len({key.split("-")[0] for key in keys[:10]}) == 2
     assert records(tmp_path / "a")["v"]["folder"] == "two"
 

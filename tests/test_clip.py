@@ -50,7 +50,9 @@ def test_a_clip_that_is_not_there_is_named_with_the_way_out(tmp_path, monkeypatc
     with pytest.raises(ValueError, match=r"--clip .* cannot be loaded by open_clip: .*Give ViT-B-32"):
         Clip(f"ViT-B-32:{tmp_path / 'nothing.pt'}")
     monkeypatch.setitem(__import__("sys").modules, "open_clip", None)
-    with pytest.raises(ImportError, match=r"open_clip is not installed. It comes with the extra 'clip': in tokun's own folder, pip install -e '.\[clip\]'"):
+    with pytest.raises(
+        ImportError, match=r"open_clip is not installed. It comes with the extra 'clip': in tokun's own folder, pip install -e '.\[clip\]'"
+    ):
         Clip("ViT-B-32:laion2b_s34b_b79k")
 
 

@@ -110,7 +110,11 @@ def test_every_setting_that_a_message_of_tokun_names_exists():
 
     from tokun import config as configs
 
-    sections = {f.name: getattr(configs.Config(), f.name) for f in dataclasses.fields(configs.Config) if dataclasses.is_dataclass(getattr(configs.Config(), f.name))}
+    sections = {
+        f.name: getattr(configs.Config(), f.name)
+        for f in dataclasses.fields(configs.Config)
+        if dataclasses.is_dataclass(getattr(configs.Config(), f.name))
+    }
     named = re.compile(rf"(?<![\w./])({'|'.join(sections)})\.([a-z_]+)(?:=|: )(?=[A-Z\w'\"])")
     found = []
     for path in sorted(Path(configs.__file__).parent.rglob("*.py")):
@@ -119,5 +123,9 @@ def test_every_setting_that_a_message_of_tokun_names_exists():
                 found.append((section, key))
                 assert hasattr(sections[section], key), f"{path.name} names {section}.{key}, which does not exist"
     assert ("image_tokenizer_train", "perceptual") in found
-    bare = [path.name for path in Path(configs.__file__).parent.rglob("*.py") if re.search(r"set perceptual\b", path.read_text(encoding="utf-8"))]
+    bare = [
+        path.name
+        for path in Path(configs.__file__).parent.rglob("*.py")
+        if re.search(r"set perceptual\b", path.read_text(encoding="utf-8"))
+    ]
     assert not bare, "a key without its section is refused by train.py"

@@ -373,8 +373,13 @@ PLAIN_TARS = {  # read without tarfile
     "of GNU tar": {"form": tarfile.GNU_FORMAT, "uname": "user", "mode": 0o644, "uid": 1000, "mtime": 1700000000},
     "of webdataset": {"form": tarfile.PAX_FORMAT, "mtime": 1700000000.25, "uname": "bigdata"},
     "with ./ and folders": {"names": [("./", tarfile.DIRTYPE), ("./d/", tarfile.DIRTYPE), *(f"./d/{n}" for n in NAMES)]},
-    "keys apart, in capitals, twice": {"names": [*(n.replace("png", "PNG") for n in sorted(NAMES, key=lambda n: n[2:])), *NAMES[:4], "x", ".", "y."]},
-    "not ASCII": {"form": tarfile.GNU_FORMAT, "names": ["ü.png", "ü.json", "\udcff.png", "\udcff.json", "k.JSON", "k.pnG", "\u212a.json", "l.\u212a"]},
+    "keys apart, in capitals, twice": {
+        "names": [*(n.replace("png", "PNG") for n in sorted(NAMES, key=lambda n: n[2:])), *NAMES[:4], "x", ".", "y."]
+    },
+    "not ASCII": {
+        "form": tarfile.GNU_FORMAT,
+        "names": ["ü.png", "ü.json", "\udcff.png", "\udcff.json", "k.JSON", "k.pnG", "\u212a.json", "l.\u212a"],
+    },
     "large files": {"size": 70_000},
     "empty files": {"size": 0},
     "no file": {"names": []},
@@ -441,8 +446,8 @@ def test_a_damaged_tar_is_indexed_as_tarfile_reads_it(tmp_path, options, drawn):
     content = bytearray(path.read_bytes())[: 7 * 2048 + 512]
     for _ in range(drawn.draw(st.integers(0, 3))):
         block = 512 * drawn.draw(st.integers(0, len(content) // 512 - 1))
-        content[block + drawn.draw(st.sampled_from([0, 99, 100, 124, 134, 135, 136, 147, 148, 153, 155, 156, 257, 329, 345, 511]))] = drawn.draw(
-            st.sampled_from([0, 32, 48, 49, 55, 56, 45, 95, 47, 103, 120, 128, 255])
+        content[block + drawn.draw(st.sampled_from([0, 99, 100, 124, 134, 135, 136, 147, 148, 153, 155, 156, 257, 329, 345, 511]))] = (
+            drawn.draw(st.sampled_from([0, 32, 48, 49, 55, 56, 45, 95, 47, 103, 120, 128, 255]))
         )
         if drawn.draw(st.booleans()):  # as a program would have written it
             content[block + 148 : block + 156] = b"%06o\0 " % tarfile.calc_chksums(content[block : block + 512])[0]
@@ -674,7 +679,9 @@ def slow_batch(batches, step):
         view = codes[rng.integers(len(codes))].tolist()
         register = "plain" if rng.random() < batches.plain_share or len(captions) == 1 else list(captions)[rng.integers(len(captions))]
         keep = (rng.random(4) >= batches.tag_dropout) & (rng.random() >= batches.tag_dropout)
-        tags = Tags(*(kept * value for kept, value in zip(keep.tolist(), (tree["style"], tree["subject"], register))), (2, 2) if keep[3] else None)
+        tags = Tags(
+            *(kept * value for kept, value in zip(keep.tolist(), (tree["style"], tree["subject"], register))), (2, 2) if keep[3] else None
+        )
         text = {r: encode(c)[: V.max_text] for r, c in captions.items()}
         if task == "question":
             (pair,) = [tree["questions"][rng.integers(1)]]
@@ -686,7 +693,10 @@ def slow_batch(batches, step):
 
     window, number = divmod(step, batches.window)
     first, size = window * batches.window * batches.batch_size, batches.window * batches.batch_size
-    rows = sorted(((p, slow_pack(p)) for p in range(first, first + size)), key=lambda row: (len(row[1].input_ids), row[0]) if batches.window > 1 else row[0])
+    rows = sorted(
+        ((p, slow_pack(p)) for p in range(first, first + size)),
+        key=lambda row: (len(row[1].input_ids), row[0]) if batches.window > 1 else row[0],
+    )
     number = slow_rng(window, 4).permutation(batches.window)[number]
     rows = [packed for _, packed in sorted(rows[number * batches.batch_size : (number + 1) * batches.batch_size], key=lambda row: row[0])]
     width = max(len(p.input_ids) for p in rows)
@@ -773,9 +783,14 @@ def test_of_one_view_nothing_is_drawn_as_numpy_draws_nothing(code_shards):
     asked, spared = (np.random.Generator(np.random.Philox(key=5)) for _ in range(2))
     asked.integers(1)
     assert asked.random() == spared.random()
-    one, batches = Record("k", np.zeros((1, 4), np.uint16), (2, 2), "a", {"plain": "a"}, "", "", []), token_batches(code_shards, tag_dropout=0.5)
+    one, batches = (
+        Record("k", np.zeros((1, 4), np.uint16), (2, 2), "a", {"plain": "a"}, "", "", []),
+        token_batches(code_shards, tag_dropout=0.5),
+    )
     for seed in range(20):
-        with_views, without = (b.pack(one, np.random.default_rng(seed)) for b in (batches, token_batches(code_shards, tag_dropout=0.5, views=False)))
+        with_views, without = (
+            b.pack(one, np.random.default_rng(seed)) for b in (batches, token_batches(code_shards, tag_dropout=0.5, views=False))
+        )
         assert with_views == without
 
 
@@ -783,7 +798,14 @@ def test_a_text_is_encoded_once(code_shards):
     told = []
     batches = token_batches(code_shards)
     counted = TokenBatches(
-        batches.samples, V, lambda text: told.append(text) or encode(text), batch_size=8, seed=3, task_mix={"joint": 1.0}, tag_dropout=0.1, plain_share=0.7
+        batches.samples,
+        V,
+        lambda text: told.append(text) or encode(text),
+        batch_size=8,
+        seed=3,
+        task_mix={"joint": 1.0},
+        tag_dropout=0.1,
+        plain_share=0.7,
     )
     for step in range(6):
         assert torch.equal(counted(step).input_ids, batches(step).input_ids)

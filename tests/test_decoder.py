@@ -81,7 +81,9 @@ def test_groups_of_two_lengths_step_together_as_they_would_apart(tiny_model, ids
         both.step(ids[:, t].repeat(2))
         for stream in apart:
             stream.step(ids[:, t])
-        torch.testing.assert_close(both.logits(whole(tiny_model)), torch.cat([s.logits(whole(tiny_model)) for s in apart]), rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(
+            both.logits(whole(tiny_model)), torch.cat([s.logits(whole(tiny_model)) for s in apart]), rtol=1e-4, atol=1e-4
+        )
 
 
 @torch.inference_mode()

@@ -155,8 +155,17 @@ def test_variations_leave_a_picture_the_further_the_larger_their_amount(tiny_mod
     same = {amount: [np.mean(np.equal(p.codes, found.codes)) for p in tiny_model.vary(found, amount, n=8)] for amount in (0, 0.25, 0.5, 1)}
     assert same[0] == [1.0] * 8 and 0.75 <= min(same[0.25]) < 1 and 0.5 <= min(same[0.5]) < 0.75 and max(same[1]) < 0.5
     assert [p.codes for p in tiny_model.vary(found, 0.25, n=3)] == [p.codes for p in tiny_model.vary(found, 0.25, n=8)[:3]]
-    assert [p.codes for p in tiny_model.vary(found, 1, n=8)] == [p.codes for p in tiny_model.pairs_from(
-        latents.uniform(latents.draw(0, range(8), tiny_model.slots.size)), 0, range(8), [found.tags] * 8, image=sampling.Choice(), text=sampling.Choice())[0]]
+    assert [p.codes for p in tiny_model.vary(found, 1, n=8)] == [
+        p.codes
+        for p in tiny_model.pairs_from(
+            latents.uniform(latents.draw(0, range(8), tiny_model.slots.size)),
+            0,
+            range(8),
+            [found.tags] * 8,
+            image=sampling.Choice(),
+            text=sampling.Choice(),
+        )[0]
+    ]
     alike = latents.slerp(found.z, found.z, 0.5)
     assert torch.allclose(alike, found.z, atol=1e-5)
     with pytest.raises(ValueError, match=r"vary is 1\.5"):
@@ -165,7 +174,9 @@ def test_variations_leave_a_picture_the_further_the_larger_their_amount(tiny_mod
         tiny_model.invert(picture, "a ship", temperature=0.0)
 
 
-@pytest.mark.parametrize(("keep", "kept"), [("top", range(8)), ("right", [2, 3, 6, 7, 10, 11, 14, 15]), ((0.25, 0.0, 0.75, 0.5), [1, 2, 5, 6])])
+@pytest.mark.parametrize(
+    ("keep", "kept"), [("top", range(8)), ("right", [2, 3, 6, 7, 10, 11, 14, 15]), ((0.25, 0.0, 0.75, 0.5), [1, 2, 5, 6])]
+)
 def test_a_completion_keeps_the_codes_that_were_kept(tiny_model, picture, keep, kept):
     own = directions.encode_pictures(tiny_model, [picture])[0].tolist()
     pairs = tiny_model.complete(picture, keep, seed=2, n=3, candidates=2)
@@ -251,14 +262,21 @@ def test_pictures_of_every_mode_and_form_are_taken_and_others_refused(tiny_model
     deep = np.asarray(picture).astype(np.uint16) * 257
     Image.frombytes("I;16B", picture.size, deep.astype(">u2").tobytes()).save(tmp_path / "big endian.tif")
     with Image.open(tmp_path / "big endian.tif") as other:
-        for source in (other, Image.fromarray(deep), tmp_path / "big endian.tif", *[entry for entry in os.scandir(tmp_path) if entry.name == "big endian.tif"]):
+        for source in (
+            other,
+            Image.fromarray(deep),
+            tmp_path / "big endian.tif",
+            *[entry for entry in os.scandir(tmp_path) if entry.name == "big endian.tif"],
+        ):
             assert np.abs(np.asarray(directions.open_picture(source, 1), int) - np.asarray(picture, int)).max() <= 1
     for mode in ("CMYK", "P", "LA", "1", "I;16", "YCbCr", "HSV"):  # as PIL pictures, not as files
         other = Image.fromarray(np.asarray(picture).astype(np.uint16) * 257) if mode == "I;16" else picture.convert("RGB").convert(mode)
         assert directions.encode_pictures(tiny_model, [other]).shape == (1, 16)
     for mode in ("1", "P", "RGBA", "CMYK", "I;16", "LA"):
         buffer = io.BytesIO()
-        picture.convert("I").convert(mode).save(buffer, "TIFF") if mode == "I;16" else picture.convert("RGB").convert(mode).save(buffer, "TIFF")
+        picture.convert("I").convert(mode).save(buffer, "TIFF") if mode == "I;16" else picture.convert("RGB").convert(mode).save(
+            buffer, "TIFF"
+        )
         assert directions.encode_pictures(tiny_model, [buffer.getvalue()]).shape == (1, 16)
     for unread, named in ((Image.new("L", (0, 8)), "0 x 8 pixels"), (None, "NoneType is no picture"), (b"<svg/>", "of no known kind")):
         with pytest.raises(ValueError, match=named):
@@ -302,7 +320,9 @@ def test_what_a_direction_cannot_take_is_refused_in_words(tiny_model, picture):
         with pytest.raises(ValueError, match=named):
             call()
     same = tiny_model.sample(1, 2, top_k=5, temperature=0.5, guidance_scale=2.0)
-    again = tiny_model.sample(np.int64(1), np.int64(2), top_k=np.int64(5), temperature=torch.tensor(0.5), guidance_scale=np.float32(2), batch_size=np.int64(2))
+    again = tiny_model.sample(
+        np.int64(1), np.int64(2), top_k=np.int64(5), temperature=torch.tensor(0.5), guidance_scale=np.float32(2), batch_size=np.int64(2)
+    )
     assert [pair.codes for pair in again] == [pair.codes for pair in same]
     assert tiny_model.caption(picture, "poetic") == tiny_model.caption(picture, ["poetic"])
     assert {pair.tags.register for pair in tiny_model.complete(picture, "top", register="poetic", n=2)} == {"poetic"}

@@ -102,7 +102,9 @@ def test_a_code_shard_holds_the_codes_of_each_view_encoded_alone(folder, tmp_pat
     assert len(made) == 20
     for number, (record, codes) in enumerate(made.values()):
         assert codes.dtype == np.uint16 and codes.shape == (6, 16) and len(record["boxes"]) == 6
-        views = [data.crop(pictures.picture(number), tuple(box), 32) for box in data.view_boxes(32, 32, 6, [1.0, 1.1], None, positions="five")]
+        views = [
+            data.crop(pictures.picture(number), tuple(box), 32) for box in data.view_boxes(32, 32, 6, [1.0, 1.1], None, positions="five")
+        ]
         for view, own in zip(views, codes):
             assert (tokenizer.encode(data.to_float(np.stack([view])), rows=16)[0].numpy() == own).all()
 

@@ -219,7 +219,9 @@ def test_the_nearest_picture_is_that_of_a_plain_search(tiny_model, pairs, sample
     own, known = seen(doctor.reconstruct(tiny_model, queries)), seen(doctor.reconstruct(tiny_model, every))
     plain = 1 - torch.cosine_similarity(own[:, None], known[None], dim=-1)
     monkeypatch.setattr(memorisation, "BATCH", 5)
-    found = memorisation.nearest(tiny_model, [memorisation.Coded(row, (4, 4)) for row in queries.tolist()], opened(toy_shards), len(every), seen)
+    found = memorisation.nearest(
+        tiny_model, [memorisation.Coded(row, (4, 4)) for row in queries.tolist()], opened(toy_shards), len(every), seen
+    )
     torch.testing.assert_close(found["features"][0], plain.min(1).values, atol=1e-6, rtol=0)
     torch.testing.assert_close(found["codes"][0], (queries[:, None] != every).double().mean(-1).min(1).values)
     assert [float(found[way][0][1]) for way in memorisation.WAYS] == pytest.approx([0, 0, 0], abs=1e-6)  # a training picture itself
@@ -292,7 +294,12 @@ def test_the_json_holds_what_the_table_shows(checkpoint_folder, toy_shards, netw
     assert [row[0] for row in rows] == [name for name, _ in held] and set(record["figures"]) == {"doctor", "images", "memorisation"}
     assert [row[1] for row in rows] == ["–" if figure["value"] is None else f"{figure['value']:.4g}" for _, figure in held]
     assert [int(row[3]) for row in rows] == [figure["n"] for _, figure in held]
-    assert str(toy_shards) in record["command"] and record["split"]["pairs"] == len(read_pairs(tokun.load(checkpoint_folder), str(toy_shards), 16, 5)) >= 8 and record["samples"] == 4 and record["seed"] == 5
+    assert (
+        str(toy_shards) in record["command"]
+        and record["split"]["pairs"] == len(read_pairs(tokun.load(checkpoint_folder), str(toy_shards), 16, 5)) >= 8
+        and record["samples"] == 4
+        and record["seed"] == 5
+    )
     assert record["checkpoint"]["generator"] and record["versions"]["torch"] == torch.__version__.split("+")[0]
     made = {path.name for path in tmp_path.iterdir()}
     assert {"codes.png", "spectrum.png", "samples.png", "doctor.png", "entropy.png", "nearest.png", "table.md", "samples"} <= made
@@ -356,7 +363,9 @@ def shaped_shards(tmp_path_factory) -> Path:
 
 
 def test_pictures_are_measured_as_the_models_own_are_framed(shaped_model, shaped_shards):
-    samples = data.ImageSamples.open(str(shaped_shards), image_size=32, channels=1, max_scale=1.0, grids=shaped_model.grids, downsample=8, fit=shaped_model.fit)
+    samples = data.ImageSamples.open(
+        str(shaped_shards), image_size=32, channels=1, max_scale=1.0, grids=shaped_model.grids, downsample=8, fit=shaped_model.fit
+    )
     pairs = {pair.key: pair for pair in read_pairs(shaped_model, str(shaped_shards))}
     assert len({pair.tags.grid for pair in pairs.values()}) >= 3
     for i in range(len(samples)):
@@ -379,7 +388,11 @@ def test_a_model_of_squares_is_measured_as_before(tiny_model, shaped_shards):
 
 
 def test_codes_of_other_grids_have_none_in_common():
-    one, same, other = (memorisation.Coded([1, 2, 3, 4], (2, 2)), memorisation.Coded([1, 2, 3, 5], (2, 2)), memorisation.Coded([1, 2, 3, 4], (1, 4)))
+    one, same, other = (
+        memorisation.Coded([1, 2, 3, 4], (2, 2)),
+        memorisation.Coded([1, 2, 3, 5], (2, 2)),
+        memorisation.Coded([1, 2, 3, 4], (1, 4)),
+    )
     assert memorisation.codes_apart([one, other], [same, other]).tolist() == [[0.25, 1], [1, 0]]
 
 
@@ -392,5 +405,9 @@ def test_every_room_measures_a_model_of_several_shapes(shaped_folder, shaped_sha
     command.main(arguments)
     record = json.loads((tmp_path / "figures.json").read_text(encoding="utf-8"))["figures"]
     missing = {figure["name"]: figure["note"] for figures in record.values() for figure in figures if figure["value"] is None}
-    assert not {name: note for name, note in missing.items() if "takes" not in note and "LPIPS" not in name}, "nothing but what is too few, or not here"
-    assert {"codes.png", "spectrum.png", "samples.png", "doctor.png", "entropy.png", "nearest.png"} <= {path.name for path in tmp_path.iterdir()}
+    assert not {name: note for name, note in missing.items() if "takes" not in note and "LPIPS" not in name}, (
+        "nothing but what is too few, or not here"
+    )
+    assert {"codes.png", "spectrum.png", "samples.png", "doctor.png", "entropy.png", "nearest.png"} <= {
+        path.name for path in tmp_path.iterdir()
+    }

@@ -103,13 +103,18 @@ def test_every_figure_has_a_name_of_its_own_and_a_value(tiny_model, pairs, held_
     with Image.open(tmp_path / "ranks.png") as plot:
         assert plot.size == (900, 600)
     ranks = coherence.by_pmi(tiny_model, held_out, "held-out", 0)[2]
-    assert np.mean(ranks == 1) == next(figure.value for figure in found if figure.name.startswith("PMI ranks the own caption first")) and ranks.min() >= 1
+    assert (
+        np.mean(ranks == 1) == next(figure.value for figure in found if figure.name.startswith("PMI ranks the own caption first"))
+        and ranks.min() >= 1
+    )
     assert len({figure.name for figure in found}) == len(found)
     assert np.isfinite([figure.value for figure in found]).all()
     by_name = {figure.name: figure for figure in found}
     assert by_name["captions that training holds word for word, held-out"].value >= 1 / 12
     nats = tiny_model.caption_nll([p.tags for p in held_out], [p.caption_ids for p in held_out])
-    assert by_name["held-out nats a text token, without a picture"].value == pytest.approx(sum(nats) / sum(len(p.caption_ids) + 1 for p in held_out))
+    assert by_name["held-out nats a text token, without a picture"].value == pytest.approx(
+        sum(nats) / sum(len(p.caption_ids) + 1 for p in held_out)
+    )
     pmi = tiny_model.pmi([p.tags for p in held_out], [p.caption_ids for p in held_out], [p.codes for p in held_out])
     assert by_name["PMI of the own caption, held-out"].value == pytest.approx(np.mean(pmi), abs=1e-3)
 
@@ -296,4 +301,6 @@ def test_the_clip_judge_learns_descriptions_out_of_a_table(tmp_path, toy_shards)
 
 def test_the_package_imports_no_data_tools_and_no_script():
     for path in Path(coherence.__file__).parents[1].rglob("*.py"):
-        assert not re.search(r"^\s*(from|import) (data_tools|benchmarks|sample|train)\b", path.read_text(encoding="utf-8"), re.MULTILINE), path
+        assert not re.search(r"^\s*(from|import) (data_tools|benchmarks|sample|train)\b", path.read_text(encoding="utf-8"), re.MULTILINE), (
+            path
+        )

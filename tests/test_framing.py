@@ -44,7 +44,13 @@ def thing(width: int, height: int) -> Image.Image:
 
 @pytest.mark.parametrize(
     ("grids", "said"),
-    [(["16"], "'16'"), (["0x4"], "'0x4'"), (["4x-4"], "'4x-4'"), (["4x4", "4x4"], "twice"), (["4x4", "8x8"], r"4x4 \(16 codes\) and 8x8 \(64 codes\)")],
+    [
+        (["16"], "'16'"),
+        (["0x4"], "'0x4'"),
+        (["4x-4"], "'4x-4'"),
+        (["4x4", "4x4"], "twice"),
+        (["4x4", "8x8"], r"4x4 \(16 codes\) and 8x8 \(64 codes\)"),
+    ],
 )
 def test_grids_that_cannot_be_are_refused_before_anything_runs(grids, said):
     with pytest.raises(ValueError, match=said):
@@ -159,7 +165,11 @@ def write(folder, split: str = "train", sizes=SIZES, things=(), broken=(), shard
             tree = toy.draw(3, i, 64)[1] | {"width": width, "height": height}
             if things:
                 tree["thing"] = things[i % len(things)]
-            yield {"__key__": f"{split}-{i:04d}", "png": b"no picture" if i in broken else buffer.getvalue(), "json": json.dumps(tree).encode()}
+            yield {
+                "__key__": f"{split}-{i:04d}",
+                "png": b"no picture" if i in broken else buffer.getvalue(),
+                "json": json.dumps(tree).encode(),
+            }
 
     for number, start in enumerate(range(0, len(sizes), shard_size)):
         data.write_shard(folder / f"{split}-{number:05d}.tar", samples(range(start, min(start + shard_size, len(sizes)))))
@@ -223,11 +233,15 @@ def test_a_broken_picture_is_stood_in_for_by_one_of_its_shape(tmp_path):
     write(tmp_path, broken=(0, 8))
     samples = opened(tmp_path)
     assert samples.shapes[[0, 8]].tolist() == [-1, -1], "none whose header cannot be read is asked for"
-    assert {samples.index.key(i) for p in range(200) for i in [batches(samples).order[p]]} == {f"train-{i:04d}" for i in range(24) if i not in (0, 8)}
+    assert {samples.index.key(i) for p in range(200) for i in [batches(samples).order[p]]} == {
+        f"train-{i:04d}" for i in range(24) if i not in (0, 8)
+    }
     blob = (tmp_path / "train-00000.tar").read_bytes()
     with tarfile.open(tmp_path / "train-00000.tar") as tar:
         member = tar.getmember("train-0009.png")
-    (tmp_path / "train-00000.tar").write_bytes(blob[: member.offset_data + 60] + bytes(member.size - 60) + blob[member.offset_data + member.size :])
+    (tmp_path / "train-00000.tar").write_bytes(
+        blob[: member.offset_data + 60] + bytes(member.size - 60) + blob[member.offset_data + member.size :]
+    )
     samples = opened(tmp_path)
     assert samples.whole(9).grid == (3, 5) and samples.index.skipped["broken picture"] == 1
 
@@ -271,7 +285,9 @@ def image_tokenizer_of(config, *overrides):
 def test_an_image_tokenizer_trains_on_mixed_shapes_and_resumes_exactly(config_file, tmp_path, monkeypatch):
     whole = image_tokenizer_of(config_file, f"out={tmp_path / 'whole'}")
     record = json.loads((whole.out / "image_tokenizer" / "stage.json").read_text())
-    assert record["settings"]["grids"] == NAMES and record["figures"]["codes_seen"] == sum({(40, 40): 16, (44, 42): 16}.get(s, 15) for s in SIZES[::3])
+    assert record["settings"]["grids"] == NAMES and record["figures"]["codes_seen"] == sum(
+        {(40, 40): 16, (44, 42): 16}.get(s, 15) for s in SIZES[::3]
+    )
     real = data.ImageBatches.__call__
 
     def stops(self, step):
@@ -286,7 +302,9 @@ def test_an_image_tokenizer_trains_on_mixed_shapes_and_resumes_exactly(config_fi
     image_tokenizer_of(config_file, f"out={tmp_path / 'cut'}")
     one, two = (ImageTokenizer.load(tmp_path / name / "image_tokenizer") for name in ("whole", "cut"))
     assert one.fingerprint() == two.fingerprint()
-    assert ImageTokenizerConfig(**json.loads((whole.out / "image_tokenizer" / "config.json").read_text())) == one.config, "shapes are no part of it"
+    assert ImageTokenizerConfig(**json.loads((whole.out / "image_tokenizer" / "config.json").read_text())) == one.config, (
+        "shapes are no part of it"
+    )
     with pytest.raises(ValueError, match="grids"):
         image_tokenizer_of(config_file, f"out={tmp_path / 'cut'}", "data.grids=[4x4,5x3]")
 
@@ -310,12 +328,20 @@ def encoded(tmp_path, tokenizer, folder, **codes):
     tokenizer.save(tmp_path / "run" / "image_tokenizer")
     run = stages.open_run(config)
     stages.encode_shards(run)
-    return config, data.CodeSamples(sorted((run.out / "codes").glob("train-*.tar"))), json.loads((run.out / "codes" / "codes.json").read_text())
+    return (
+        config,
+        data.CodeSamples(sorted((run.out / "codes").glob("train-*.tar"))),
+        json.loads((run.out / "codes" / "codes.json").read_text()),
+    )
 
 
 def test_each_sample_has_the_codes_of_its_own_grid(tmp_path, shaped, tiny_image_tokenizer):
     _, codes, record = encoded(tmp_path, tiny_image_tokenizer, shaped, views=3, crop_scale=[1.0, 1.2], mirror=True, batch_size=7)
-    assert record["grids"] == [[4, 4], [3, 5], [5, 3]] and record["grid"] == [4, 4] and record["grid_counts"] == {"4x4": 8, "3x5": 12, "5x3": 4}
+    assert (
+        record["grids"] == [[4, 4], [3, 5], [5, 3]]
+        and record["grid"] == [4, 4]
+        and record["grid_counts"] == {"4x4": 8, "3x5": 12, "5x3": 4}
+    )
     samples = opened(shaped)
     for i in range(len(codes)):
         one, tree = codes.record(i), codes.index.read_json(i)
@@ -323,10 +349,17 @@ def test_each_sample_has_the_codes_of_its_own_grid(tmp_path, shaped, tiny_image_
         assert one.grid == grid and one.codes.shape == (3, grid[0] * grid[1]) and len(tree["boxes"]) == 3
         image = data.decode_image(samples.read(i), 1)
         whole, box = framing.frame(image, grid, 8, "auto")
-        assert (tiny_image_tokenizer.encode(data.to_float(np.stack([whole])), rows=16)[0].numpy() == one.codes[0]).all(), "view 0 is the picture as framed"
+        assert (tiny_image_tokenizer.encode(data.to_float(np.stack([whole])), rows=16)[0].numpy() == one.codes[0]).all(), (
+            "view 0 is the picture as framed"
+        )
         assert tree["boxes"][0] == pytest.approx(box, abs=0.01) and tree["boxes_of"] == list(image.size)
         for left, top, w, h in tree["boxes"][1:]:
-            assert box[0] - 0.01 <= left and left + abs(w) <= box[0] + box[2] + 0.01 and box[1] - 0.01 <= top and top + h <= box[1] + box[3] + 0.01
+            assert (
+                box[0] - 0.01 <= left
+                and left + abs(w) <= box[0] + box[2] + 0.01
+                and box[1] - 0.01 <= top
+                and top + h <= box[1] + box[3] + 0.01
+            )
 
 
 def test_codes_count_tags_things_and_grids(tmp_path, tiny_image_tokenizer, text_tokenizer, monkeypatch):
@@ -347,7 +380,9 @@ def test_codes_count_tags_things_and_grids(tmp_path, tiny_image_tokenizer, text_
 def test_registers_that_no_training_caption_has_are_no_tags_and_old_codes_have_all(text_tokenizer):
     codes = {"tag_counts": [["engraving", "sea", 9], ["etching", "", 2]], "codebook_size": 64, "grid": [4, 4]}
     old = stages.build_vocabulary(from_dict({}), text_tokenizer, codes)
-    assert old.registers == stages.REGISTERS and old.grids == ((4, 4),) and old.styles == ("engraving", "etching") and old.subjects == ("sea",)
+    assert (
+        old.registers == stages.REGISTERS and old.grids == ((4, 4),) and old.styles == ("engraving", "etching") and old.subjects == ("sea",)
+    )
     new = stages.build_vocabulary(from_dict({}), text_tokenizer, codes | {"register_counts": {"plain": 11, "social": 2, "limerick": 3}})
     assert new.registers == ("plain", "social")
 
@@ -373,7 +408,10 @@ def test_a_run_over_several_shapes_and_things_ends_in_a_checkpoint_that_draws_th
     assert len(drawn) > 1 and all(size == (grid[1] * 8, grid[0] * 8) for grid, size in drawn.items())
     samples = data.CodeSamples(sorted((out / "codes").glob("train-*.tar")))
     asked = dict(batch_size=8, seed=3, task_mix={"joint": 0.5, "text_to_image": 0.5}, tag_dropout=0.1, sort_window=16)
-    whole, *halves = (data.TokenBatches(samples, model.vocabulary, model.text_tokenizer.encode, rank=r, world=w, **asked) for r, w in ((0, 1), (0, 2), (1, 2)))
+    whole, *halves = (
+        data.TokenBatches(samples, model.vocabulary, model.text_tokenizer.encode, rank=r, world=w, **asked)
+        for r, w in ((0, 1), (0, 2), (1, 2))
+    )
     for step in (0, 3, 9):
         rows = [row for half in halves for row in half(step).input_ids.tolist()]
         pad = model.vocabulary.id("<pad>")
@@ -384,7 +422,9 @@ def test_things_are_dropped_like_other_tags_and_grids_never(tiny_vocabulary, tex
     v = dataclasses.replace(tiny_vocabulary, things=("fish", "moth"))
     record = data.Record("k", np.zeros((1, 12), np.uint16), (2, 6), "a fish", {"plain": "a fish"}, "engraving", "shapes", [], "moth")
     data.write_shard(tmp_path / "a.tar", iter([{"__key__": "k", "json": b"{}", "codes.npy": b""}]))
-    batches = data.TokenBatches(data.CodeSamples([tmp_path / "a.tar"]), v, text_tokenizer.encode, batch_size=1, seed=0, task_mix={"joint": 1.0}, tag_dropout=0.1)
+    batches = data.TokenBatches(
+        data.CodeSamples([tmp_path / "a.tar"]), v, text_tokenizer.encode, batch_size=1, seed=0, task_mix={"joint": 1.0}, tag_dropout=0.1
+    )
     tags = [v.unpack(batches.pack(record, data.rng_for(0, p)).input_ids).tags for p in range(3000)]
     assert {tag.grid for tag in tags} == {(2, 6)}
     assert sum(tag.thing == "moth" for tag in tags) / 3000 == pytest.approx(0.81, abs=0.03)

@@ -219,7 +219,9 @@ def test_compiled_layers_drop_what_their_seeds_say_and_no_two_branches_the_same(
     with uncompiled(model):  # the same function of the same seeds, as it is written
         for fast, slow in zip(first, loss_and_gradients(1), strict=True):
             torch.testing.assert_close(fast, slow, atol=1e-5, rtol=1e-4)
-    seeds = [layer.mlp.down_proj.dropout_seed.item() for layer in model.model.layers] + [layer.self_attn.o_proj.dropout_seed.item() for layer in model.model.layers]
+    seeds = [layer.mlp.down_proj.dropout_seed.item() for layer in model.model.layers] + [
+        layer.self_attn.o_proj.dropout_seed.item() for layer in model.model.layers
+    ]
     assert len(set(seeds)) == 2 * model.config.num_hidden_layers
     assert model.state_dict().keys() == names
     plain = make().eval()
@@ -236,14 +238,25 @@ def test_a_tuned_model_takes_masks_and_caches_as_the_stock_one():
     for model in (tuned, stock):
         model.train()
     seen = mask.bool()
-    torch.testing.assert_close(tuned(input_ids=ids, attention_mask=mask).logits[seen], stock(input_ids=ids, attention_mask=mask).logits[seen], atol=1e-4, rtol=1e-3)
+    torch.testing.assert_close(
+        tuned(input_ids=ids, attention_mask=mask).logits[seen], stock(input_ids=ids, attention_mask=mask).logits[seen], atol=1e-4, rtol=1e-3
+    )
     start = tuned(input_ids=ids[:, :5], use_cache=True)
     rest = tuned(input_ids=ids[:, 5:], past_key_values=start.past_key_values, use_cache=True)
     torch.testing.assert_close(torch.cat((start.logits, rest.logits), 1), stock(input_ids=ids).logits, atol=1e-4, rtol=1e-3)
 
 
 def test_models_whose_attention_does_more_are_left_to_their_own():
-    config = dict(vocab_size=50, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, num_key_value_heads=1, head_dim=8, intermediate_size=16, max_position_embeddings=64)
+    config = dict(
+        vocab_size=50,
+        hidden_size=16,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        head_dim=8,
+        intermediate_size=16,
+        max_position_embeddings=64,
+    )
     model = AutoModelForCausalLM.from_config(Gemma2Config(**config))
     tune_for(model, torch.device("cpu"))
     assert model.config._attn_implementation == "eager"
@@ -293,7 +306,9 @@ def test_the_loss_in_compiled_chunks_is_the_whole_one(labelled):
 
 
 def test_a_model_that_does_more_to_its_logits_is_told_from_one_that_does_not():
-    small = dict(vocab_size=50, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, num_key_value_heads=1, head_dim=8, intermediate_size=16)
+    small = dict(
+        vocab_size=50, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, num_key_value_heads=1, head_dim=8, intermediate_size=16
+    )
     capped = Gemma2Config(**small, final_logit_softcapping=5.0)
     plain = GPT2Config(vocab_size=50, n_positions=40, n_embd=16, n_layer=1, n_head=2)
     assert head_is_last(make()) and head_is_last(make(tie_embeddings=False))
@@ -314,7 +329,14 @@ def test_codes_that_look_alike_begin_alike(tiny_model):
 
     v = tiny_model.vocabulary
     torch.manual_seed(0)
-    model = make_generator(GeneratorConfig(hidden_size=256, num_layers=1, num_heads=2, num_kv_heads=1, head_dim=16), vocab_size=v.size, max_length=99, pad=0, bos=1, eos=2)
+    model = make_generator(
+        GeneratorConfig(hidden_size=256, num_layers=1, num_heads=2, num_kv_heads=1, head_dim=16),
+        vocab_size=v.size,
+        max_length=99,
+        pad=0,
+        bos=1,
+        eos=2,
+    )
     weight = model.get_input_embeddings().weight
     before = weight.detach().clone()
     vectors = tiny_model.image_tokenizer.vectors()

@@ -98,13 +98,23 @@ def test_pictures_of_one_area_and_several_shapes_stand_whole_at_one_scale_in_the
     boxes = [box_of(page, shade) for shade in shades]
     assert [(right - left, bottom - top) for left, top, right, bottom in boxes] == [(2 * width, 2 * height) for width, height in sizes]
     middles = [((left + right) / 2, (top + bottom) / 2) for left, top, right, bottom in boxes]
-    assert middles[0][1] == middles[1][1] and middles[2][1] == middles[3][1] and middles[0][0] == middles[2][0] and middles[1][0] == middles[3][0]
+    assert (
+        middles[0][1] == middles[1][1]
+        and middles[2][1] == middles[3][1]
+        and middles[0][0] == middles[2][0]
+        and middles[1][0] == middles[3][0]
+    )
 
 
 def test_strips_and_animations_of_several_shapes_show_all_of_them_on_white():
     images = [colour(RED, (16, 8)), colour(BLUE, (8, 24))]
     page = strip(images)
-    assert page.size == (32, 24) and box_of(page, RED) == (0, 8, 16, 16) and box_of(page, BLUE) == (20, 0, 28, 24) and page.getpixel((0, 0)) == (255, 255, 255)
+    assert (
+        page.size == (32, 24)
+        and box_of(page, RED) == (0, 8, 16, 16)
+        and box_of(page, BLUE) == (20, 0, 28, 24)
+        and page.getpixel((0, 0)) == (255, 255, 255)
+    )
     with Image.open(io.BytesIO(gif([*images, images[0]]))) as moving:
         assert moving.size == (64, 96) and moving.n_frames == 4
     same = [colour(RED), colour(BLUE)]

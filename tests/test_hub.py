@@ -47,7 +47,12 @@ def test_a_checkpoint_is_replaced_and_nothing_else_is(tiny_model, checkpoint_fol
     with pytest.raises(ValueError, match=r"thesis\.txt is a file"):
         tiny_model.save_pretrained(path / "thesis.txt")
     assert contents(path) == before
-    for name, text in (("b/generator/thesis.txt", "years of work"), ("c/README.md", "# My own"), ("d/generator/config.json", "{}"), ("e/.env", "secret")):
+    for name, text in (
+        ("b/generator/thesis.txt", "years of work"),
+        ("c/README.md", "# My own"),
+        ("d/generator/config.json", "{}"),
+        ("e/.env", "secret"),
+    ):
         (tmp_path / name).parent.mkdir(parents=True)
         (tmp_path / name).write_text(text)
         with pytest.raises(ValueError, match=r"no checkpoint \(vocabulary\.json is not there\)"):
@@ -66,7 +71,9 @@ def test_a_checkpoint_is_replaced_and_nothing_else_is(tiny_model, checkpoint_fol
 
 def test_without_a_network_the_hub_is_named(tiny_model, monkeypatch):
     httpx = pytest.importorskip("httpx", reason="the Hub's client before version 1 has no httpx")
-    monkeypatch.setattr(huggingface_hub.HfApi, "create_repo", lambda *a, **k: (_ for _ in ()).throw(httpx.ConnectError("Name or service not known")))
+    monkeypatch.setattr(
+        huggingface_hub.HfApi, "create_repo", lambda *a, **k: (_ for _ in ()).throw(httpx.ConnectError("Name or service not known"))
+    )
     with pytest.raises(OSError, match=r"the Hub cannot be reached to upload 'me/mine'.*Name or service"):
         tiny_model.push_to_hub("me/mine")
     with pytest.raises(ValueError, match="None is no name"):

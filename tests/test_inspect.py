@@ -79,7 +79,10 @@ def test_code_shards_have_a_histogram(tmp_path, capsys):
 
 
 def test_shapes_and_grids_are_counted_and_codes_that_do_not_fill_theirs_are_damage(tmp_path, capsys):
-    write(tmp_path / "pictures" / "train-00000.tar", {"a.webp": webp(1, (160, 50)), "a.json": record(), "b.webp": webp(2, (50, 100)), "b.json": record()})
+    write(
+        tmp_path / "pictures" / "train-00000.tar",
+        {"a.webp": webp(1, (160, 50)), "a.json": record(), "b.webp": webp(2, (50, 100)), "b.json": record()},
+    )
     assert tool.main([str(tmp_path / "pictures")]) == 0
     assert "width / height: min 0.50" in (text := capsys.readouterr().out) and "max 3.20" in text
     members = {}
@@ -137,7 +140,15 @@ def test_verify_lists_everything_damaged(tmp_path):
 
 
 def test_what_cannot_be_told_apart_is_called_ambiguous(tmp_path):
-    members = [("a.webp", webp(0)), ("a.json", record()), ("a.webp", webp(1)), ("a.json", record()), ("b.webp", webp(2)), ("b.jpg", webp(3)), ("b.json", record())]
+    members = [
+        ("a.webp", webp(0)),
+        ("a.json", record()),
+        ("a.webp", webp(1)),
+        ("a.json", record()),
+        ("b.webp", webp(2)),
+        ("b.jpg", webp(3)),
+        ("b.json", record()),
+    ]
     found = damage(write(tmp_path / "x.tar", [*members, ("a.webp", webp(4)), ("a.json", record())]))
     assert found == [
         "x.tar/a.webp: the same member twice: ambiguous",
@@ -159,7 +170,10 @@ def test_what_cannot_be_told_apart_is_called_ambiguous(tmp_path):
 )
 def test_captions_that_say_nothing_are_told_with_what_to_do(tmp_path, capsys, captions, said, unsaid):
     picture = webp(0)
-    write(tmp_path / "x.tar", {f"{k:03d}.{suffix}": data for k, text in enumerate(captions) for suffix, data in (("webp", picture), ("json", record(text)))})
+    write(
+        tmp_path / "x.tar",
+        {f"{k:03d}.{suffix}": data for k, text in enumerate(captions) for suffix, data in (("webp", picture), ("json", record(text)))},
+    )
     assert tool.main([str(tmp_path)]) == 0
     told = capsys.readouterr().out
     assert all(words in told for words in said) and not any(words in told for words in unsaid)

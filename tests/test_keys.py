@@ -34,12 +34,21 @@ def shard(path, members):
 
 WHOLE = [("z.png", picture(7)), ("z.json", words("whole"))]
 AMBIGUOUS = {
-    "two pictures of other kinds, words twice": ([("a.webp", picture(1, "WEBP")), ("a.json", words("1")), ("a.jpg", picture(2, "JPEG")), ("a.json", words("2"))], TWICE),
+    "two pictures of other kinds, words twice": (
+        [("a.webp", picture(1, "WEBP")), ("a.json", words("1")), ("a.jpg", picture(2, "JPEG")), ("a.json", words("2"))],
+        TWICE,
+    ),
     "a whole sample twice": ([("a.png", picture(1)), ("a.json", words("1"))] * 2, TWICE),
-    "apart from one another": ([("a.png", picture(1)), ("a.json", words("1")), ("b.png", picture(3)), ("b.json", words("3")), ("a.png", picture(2))], TWICE),
+    "apart from one another": (
+        [("a.png", picture(1)), ("a.json", words("1")), ("b.png", picture(3)), ("b.json", words("3")), ("a.png", picture(2))],
+        TWICE,
+    ),
     "in upper case": ([("a.png", picture(1)), ("a.PNG", picture(2)), ("a.json", words("1"))], TWICE),
     "a thumbnail of another kind": ([("a.png", picture(1)), ("a.jpg", picture(2, "JPEG")), ("a.json", words("1"))], SEVERAL),
-    "three pictures": ([("a.webp", picture(0, "WEBP")), ("a.png", picture(1)), ("a.jpeg", picture(2, "JPEG")), ("a.json", words("1"))], SEVERAL),
+    "three pictures": (
+        [("a.webp", picture(0, "WEBP")), ("a.png", picture(1)), ("a.jpeg", picture(2, "JPEG")), ("a.json", words("1"))],
+        SEVERAL,
+    ),
 }
 
 
@@ -58,13 +67,19 @@ def test_an_ambiguous_sample_is_left_out_counted_and_named(case, kept, tmp_path)
 
 
 def test_a_shard_of_nothing_but_ambiguous_samples_says_so_and_names_the_first(tmp_path):
-    path = shard(tmp_path / "train-00000.tar", [member for n in range(9) for member in ((f"{n}.png", picture(n)), (f"{n}.jpg", picture(n, "JPEG")), (f"{n}.json", words("x")))])
+    path = shard(
+        tmp_path / "train-00000.tar",
+        [member for n in range(9) for member in ((f"{n}.png", picture(n)), (f"{n}.jpg", picture(n, "JPEG")), (f"{n}.json", words("x")))],
+    )
     with pytest.raises(ValueError, match=r"9 ambiguous: several pictures under one key \(train-00000.tar/0, train-00000.tar/1, .*…\)"):
         data.ShardIndex([path], one_of=data.IMAGE_SUFFIXES)
 
 
 def test_a_mask_or_a_depth_map_beside_a_picture_is_not_taken_for_it(tmp_path):
-    path = shard(tmp_path / "train-00000.tar", [("a.mask.png", picture(1)), ("a.jpg", picture(200, "JPEG")), ("a.depth.webp", picture(2, "WEBP")), ("a.json", words("1"))])
+    path = shard(
+        tmp_path / "train-00000.tar",
+        [("a.mask.png", picture(1)), ("a.jpg", picture(200, "JPEG")), ("a.depth.webp", picture(2, "WEBP")), ("a.json", words("1"))],
+    )
     index = data.ShardIndex([path], one_of=data.IMAGE_SUFFIXES)
     assert len(index) == 1 and index.image_suffix(0) == "jpg" and not index.skipped
     assert np.asarray(data.decode_image(index.read(0, "jpg"), 1)).mean() == pytest.approx(200, abs=2)
@@ -72,7 +87,10 @@ def test_a_mask_or_a_depth_map_beside_a_picture_is_not_taken_for_it(tmp_path):
 
 @pytest.mark.parametrize("folder", ["set.v1/", "./a.b/c.d/", "1.0/2.0/", ""])
 def test_dots_in_a_folder_belong_to_the_key(folder, tmp_path):
-    path = shard(tmp_path / "train-00000.tar", [(f"{folder}{n:04}.{kind}", payload) for n in range(3) for kind, payload in (("png", picture(n)), ("json", words(str(n))))])
+    path = shard(
+        tmp_path / "train-00000.tar",
+        [(f"{folder}{n:04}.{kind}", payload) for n in range(3) for kind, payload in (("png", picture(n)), ("json", words(str(n))))],
+    )
     index = data.ShardIndex([path], one_of=data.IMAGE_SUFFIXES)
     assert [index.key(i) for i in range(len(index))] == [f"{folder.removeprefix('./')}{n:04}" for n in range(3)]
     assert [index.read_json(i)["caption"] for i in range(3)] == ["0", "1", "2"] and not index.skipped
@@ -81,7 +99,13 @@ def test_dots_in_a_folder_belong_to_the_key(folder, tmp_path):
 
 @pytest.mark.parametrize(
     ("name", "key", "suffix"),
-    [("0.png", "0", "png"), ("set.v1/0000.mask.PNG", "set.v1/0000", "mask.png"), ("./x/y", "x/y", ""), ("a/.hidden", "a/", "hidden"), ("map.1.codes.npy", "map", "1.codes.npy")],
+    [
+        ("0.png", "0", "png"),
+        ("set.v1/0000.mask.PNG", "set.v1/0000", "mask.png"),
+        ("./x/y", "x/y", ""),
+        ("a/.hidden", "a/", "hidden"),
+        ("map.1.codes.npy", "map", "1.codes.npy"),
+    ],
 )
 def test_a_members_key_ends_at_the_first_dot_behind_the_last_slash(name, key, suffix):
     assert key_and_suffix(name) == (key, suffix)

@@ -92,7 +92,13 @@ def launched(finished, tmp_path_factory, small_shards) -> dict[str, Any]:
         case("1 -> 2 ddp", goes_on="1 stopped"),
     ]  # fmt: skip
     keep(launch(two, folder / "two", processes=2, start=forked))
-    keep(launch([case("1 zero1", "zero1"), case("2 -> 1 zero3-offload", "zero3-offload", goes_on="2 zero3 stopped")], folder / "one", processes=1))
+    keep(
+        launch(
+            [case("1 zero1", "zero1"), case("2 -> 1 zero3-offload", "zero3-offload", goes_on="2 zero3 stopped")],
+            folder / "one",
+            processes=1,
+        )
+    )
     here(case("2 zero1 -> plain", goes_on="2 zero1 stopped"))
     return found
 
@@ -168,7 +174,13 @@ def test_under_srun_a_process_finds_the_others_as_under_torchrun():
 
 @pytest.mark.parametrize(
     ("nodes", "first"),
-    [("gpu07", "gpu07"), ("gpu07,gpu09", "gpu07"), ("gpu[07-09,12],x1", "gpu07"), ("rack2-n[3,5]", "rack2-n3"), ("n[1-2].cluster", "n1.cluster")],
+    [
+        ("gpu07", "gpu07"),
+        ("gpu07,gpu09", "gpu07"),
+        ("gpu[07-09,12],x1", "gpu07"),
+        ("rack2-n[3,5]", "rack2-n3"),
+        ("n[1-2].cluster", "n1.cluster"),
+    ],
 )
 def test_the_first_host_of_slurms_list(nodes, first):
     assert first_host(nodes) == first
@@ -179,7 +191,12 @@ def test_the_first_host_of_slurms_list(nodes, first):
 @pytest.mark.parametrize(
     ("env", "gpus", "visible", "said"),
     [
-        ({"WORLD_SIZE": "1", "CUDA_VISIBLE_DEVICES": "0"}, 8, 1, r"machine of 8 GPUs \(CUDA_VISIBLE_DEVICES=0\): the others stand idle.*--num_gpus 8"),
+        (
+            {"WORLD_SIZE": "1", "CUDA_VISIBLE_DEVICES": "0"},
+            8,
+            1,
+            r"machine of 8 GPUs \(CUDA_VISIBLE_DEVICES=0\): the others stand idle.*--num_gpus 8",
+        ),
         ({"WORLD_SIZE": "1"}, 0, 2, "nproc_per_node=2"),  # no /dev/nvidia* to count, but torch sees them
         ({"WORLD_SIZE": "8"}, 8, 0, "torch .* sees none.*on the CPU"),
         ({"CUDA_VISIBLE_DEVICES": ""}, 1, 0, r"sees none \(CUDA_VISIBLE_DEVICES=\)"),

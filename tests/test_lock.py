@@ -37,7 +37,10 @@ def holder(tmp_path):
 
 def test_the_second_process_is_told_who_holds_the_folder_and_a_kill_lets_go(tmp_path, holder):
     process = holder()
-    with pytest.raises(lock.InUse, match=rf"in use by process {process.pid} on \S+ since \d{{4}}-.* \(.*choose another folder with --out"), lock.alone_in(tmp_path, option="--out"):
+    with (
+        pytest.raises(lock.InUse, match=rf"in use by process {process.pid} on \S+ since \d{{4}}-.* \(.*choose another folder with --out"),
+        lock.alone_in(tmp_path, option="--out"),
+    ):
         pass
     process.send_signal(signal.SIGKILL)
     process.wait()

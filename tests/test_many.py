@@ -32,7 +32,14 @@ def whole(tiny_model, tmp_path_factory) -> Path:
 
 
 def test_shards_and_table_hold_the_samples_of_the_seed(tiny_model, whole):
-    assert list(files(whole)) == ["samples-00000.tar", "samples-00001.tar", "samples-00002.tar", "samples-00003.tar", "samples.json", "samples.parquet"]
+    assert list(files(whole)) == [
+        "samples-00000.tar",
+        "samples-00001.tar",
+        "samples-00002.tar",
+        "samples-00003.tar",
+        "samples.json",
+        "samples.parquet",
+    ]
     pairs = tiny_model.sample(5, indices=[0, 25, 69])
     table = pq.read_table(whole / "samples.parquet").to_pylist()
     assert [row["index"] for row in table] == list(range(70)) and pq.ParquetFile(whole / "samples.parquet").num_row_groups == 4
@@ -90,7 +97,12 @@ def test_a_damaged_shard_is_named_with_the_way_out(tiny_model, whole, tmp_path):
 
 def test_other_samples_are_not_mixed_in(tiny_model, whole):
     before = files(whole)
-    for seed, n, options, named in ((6, 70, {}, "seed"), (5, 71, {}, "n: 70"), (5, 70, {"temperature": 0.5}, "temperature"), (5, 70, {"batch_size": 7}, "batch_size")):
+    for seed, n, options, named in (
+        (6, 70, {}, "seed"),
+        (5, 71, {}, "n: 70"),
+        (5, 70, {"temperature": 0.5}, "temperature"),
+        (5, 70, {"batch_size": 7}, "batch_size"),
+    ):
         with pytest.raises(ValueError, match=named):
             many.generate(tiny_model, seed, n, whole, options, shard_size=20)
     colder = copy.copy(tiny_model)
@@ -113,7 +125,20 @@ def test_compiled_samples_are_not_mixed_with_plain_ones(tiny_model, whole, monke
 
 def test_killed_and_typed_again_the_command_ends_with_the_same_files(checkpoint_folder, tmp_path):
     def command(out: str) -> list[str]:
-        return ["--checkpoint", str(checkpoint_folder), "--seed", "3", "--n", "50", "--shard-size", "20", "--out", str(tmp_path / out), "--batch-size", "20"]
+        return [
+            "--checkpoint",
+            str(checkpoint_folder),
+            "--seed",
+            "3",
+            "--n",
+            "50",
+            "--shard-size",
+            "20",
+            "--out",
+            str(tmp_path / out),
+            "--batch-size",
+            "20",
+        ]
 
     first = start_fork(tmp_path / "said.txt", sample.main, command("killed"), WORLD_SIZE="1")
     while first.is_alive() and not (tmp_path / "killed" / "samples-00000.tar").exists():

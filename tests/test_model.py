@@ -103,10 +103,16 @@ def test_the_record_is_plain_json(tiny_model):
 
 
 def test_captions_repeat_no_word_where_that_is_asked_for_or_the_checkpoints_own_setting(tiny_model, text_tokenizer):
-    texts = {i: text_tokenizer.decode([*text_tokenizer.encode("a"), i]) for i in range(text_tokenizer.size) if i not in text_tokenizer.illegal_ids}
+    texts = {
+        i: text_tokenizer.decode([*text_tokenizer.encode("a"), i])
+        for i in range(text_tokenizer.size)
+        if i not in text_tokenizer.illegal_ids
+    }
     assert set(tiny_model._word_starts) == {i for i, text in texts.items() if text.startswith("a ")} and len(tiny_model._word_starts) > 20
     seen = {i: text[1:].strip() for i, text in texts.items()}
-    assert set(tiny_model._marks) == {i for i, text in seen.items() if text and not any(letter.isalnum() or letter in ".\ufffd" for letter in text)}
+    assert set(tiny_model._marks) == {
+        i for i, text in seen.items() if text and not any(letter.isalnum() or letter in ".\ufffd" for letter in text)
+    }
     assert {text_tokenizer.encode(f"a{mark}")[-1] for mark in ",-"} <= set(tiny_model._marks)
     asked = [pair.caption for pair in tiny_model.sample(0, 8, text_temperature=0.1, no_repeats=True)]
     own = dataclasses.replace(tiny_model, defaults=dataclasses.replace(tiny_model.defaults, no_repeats=True))
@@ -317,7 +323,12 @@ def test_a_swapped_image_tokenizer_is_refused_with_both_fingerprints(copied, tin
 
 
 def test_a_swapped_text_tokenizer_is_refused(copied, tiny_model):
-    lines = [f"{a} {b} of the {c}" for a in ("Ships", "Trees", "Towers") for b in ("and men", "in rain", "at night") for c in ("north", "old town", "river")] * 9
+    lines = [
+        f"{a} {b} of the {c}"
+        for a in ("Ships", "Trees", "Towers")
+        for b in ("and men", "in rain", "at night")
+        for c in ("north", "old town", "river")
+    ] * 9
     other = tokun.inference.model.TextTokenizer.train(lines, vocab_size=tiny_model.text_tokenizer.size)
     other.save(copied / "text_tokenizer.model")
     with pytest.raises(ValueError, match=r"text_tokenizer\.model is not the tokenizer this generator was trained with"):

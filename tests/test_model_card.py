@@ -5,7 +5,14 @@ import pytest
 from tokun.config import from_dict
 from tokun.inference.model_card import model_card
 
-RECORD = {"image_tokenizer": {"psnr": 20.0, "usage": 0.5, "perplexity": 30}, "val": None, "seconds": 600, "steps": 40, "parameters": 1e6, "settings": {"counts": {"train": 1200}}}
+RECORD = {
+    "image_tokenizer": {"psnr": 20.0, "usage": 0.5, "perplexity": 30},
+    "val": None,
+    "seconds": 600,
+    "steps": 40,
+    "parameters": 1e6,
+    "settings": {"counts": {"train": 1200}},
+}
 
 
 @pytest.mark.parametrize("licence", ["", "cc-by-4.0", "mit"])
@@ -18,6 +25,14 @@ def test_a_licence_stands_there_only_where_it_was_chosen(licence):
 def test_it_says_what_was_trained_on_how_long_and_from_which_start():
     held = {**RECORD, "settings": {"counts": {"train": 1200, "val": 60}}}
     card = model_card(from_dict({"data": {"train": "shards/train-*.tar", "style": "etching"}, "start": "bundled"}), held)
-    for said in ("1,200 pictures with captions to train, 60 held out (shards: `shards/train-*.tar`)", "40 steps", "10 minutes", "went on from the bundled engraving model", "image-captioning, etching]"):
+    for said in (
+        "1,200 pictures with captions to train, 60 held out (shards: `shards/train-*.tar`)",
+        "40 steps",
+        "10 minutes",
+        "went on from the bundled engraving model",
+        "image-captioning, etching]",
+    ):
         assert said in card
-    assert "none held out" in model_card(from_dict({"start": "me/mine"}), RECORD) and "went on from me/mine" in model_card(from_dict({"start": "me/mine"}), RECORD)
+    assert "none held out" in model_card(from_dict({"start": "me/mine"}), RECORD) and "went on from me/mine" in model_card(
+        from_dict({"start": "me/mine"}), RECORD
+    )

@@ -18,8 +18,17 @@ VOCABULARY = 200
 
 def model_of(**sizes):
     torch.manual_seed(0)
-    standard = {"hidden_size": 32, "intermediate_size": 80, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 16}
-    model = AutoModelForCausalLM.from_config(Qwen3Config(vocab_size=VOCABULARY, max_position_embeddings=256, **{**standard, **sizes})).eval()
+    standard = {
+        "hidden_size": 32,
+        "intermediate_size": 80,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "head_dim": 16,
+    }
+    model = AutoModelForCausalLM.from_config(
+        Qwen3Config(vocab_size=VOCABULARY, max_position_embeddings=256, **{**standard, **sizes})
+    ).eval()
     with torch.no_grad():
         for name, weight in model.named_parameters():
             if "norm" in name:
@@ -134,7 +143,13 @@ def test_what_is_not_written_is_not_read(ids, monkeypatch, products):
     made = []
     for dtype in (torch.float32, torch.bfloat16):
         for junk in (float("nan"), 0.0):
-            monkeypatch.setattr(torch, "empty", lambda *shape, junk=junk, empty=torch.empty, **of: empty(*shape, **of).fill_(junk) if of.get("dtype") != torch.long else empty(*shape, **of))
+            monkeypatch.setattr(
+                torch,
+                "empty",
+                lambda *shape, junk=junk, empty=torch.empty, **of: (
+                    empty(*shape, **of).fill_(junk) if of.get("dtype") != torch.long else empty(*shape, **of)
+                ),
+            )
             with torch.inference_mode():
                 stream = NativeStream(NativeDecoder(model.to(dtype)), [ids[:, :9], ids[:, :2]], 90)
                 for t in range(9, 80):
@@ -158,7 +173,9 @@ def test_places_and_rows_that_are_not_there_are_refused(ids):
 
 @needs_compiler
 @pytest.mark.parametrize("V", [5, 1024, 2103])
-@pytest.mark.parametrize("choice", [Choice(), Choice(0.0), Choice(0.7, 0, 0.95), Choice(1.3, 40, 1.0), Choice(1.0, 3, 0.5), Choice(0.01, 0, 0.3)], ids=str)
+@pytest.mark.parametrize(
+    "choice", [Choice(), Choice(0.0), Choice(0.7, 0, 0.95), Choice(1.3, 40, 1.0), Choice(1.0, 3, 0.5), Choice(0.01, 0, 0.3)], ids=str
+)
 def test_choices_are_those_of_torch(V, choice):
     """But where u falls between two ids as near as sums round."""
     draw = torch.Generator().manual_seed(V)
@@ -195,7 +212,16 @@ def test_a_picture_drawn_in_one_call_is_the_one_that_is_watched(tiny_model):
     seen = []
 
     def made(watch, rows=range(5)):
-        return sampling.generate(tiny_model.generator, v, torch.tensor([prompt] * len(rows)), u[rows], slots, image=Choice(0.9, 0, 0.9), forbid=(v.id("<boq>"),), watch=watch)
+        return sampling.generate(
+            tiny_model.generator,
+            v,
+            torch.tensor([prompt] * len(rows)),
+            u[rows],
+            slots,
+            image=Choice(0.9, 0, 0.9),
+            forbid=(v.id("<boq>"),),
+            watch=watch,
+        )
 
     assert decoder.is_compiled(tiny_model.generator)
     one, other, alone = made(None), made(lambda ids: seen.append(ids.clone())), made(None, [4])
@@ -215,7 +241,11 @@ def test_compiled_samples_are_the_plain_ones_but_for_rounding(tiny_model):
         made = []
         for compiled in (True, False):
             assert decoder.compile_steps(generator, compiled) == compiled
-            made.append(sampling.generate(generator, v, torch.tensor([prompt] * 16), u, slots, forbid=(v.id("<boq>"),), guidance_scale=scale, unguided=bare))
+            made.append(
+                sampling.generate(
+                    generator, v, torch.tensor([prompt] * 16), u, slots, forbid=(v.id("<boq>"),), guidance_scale=scale, unguided=bare
+                )
+            )
         same = [v.unpack(a.tolist()) == v.unpack(b.tolist()) for a, b in zip(made[0].ids, made[1].ids)]
         assert sum(same) >= 15
         kept = torch.tensor(same)

@@ -45,8 +45,18 @@ def test_every_cell_runs_from_pictures_to_captions(notebook, tmp_path):
     client = nbclient.NotebookClient(notebook, timeout=400, resources={"metadata": {"path": str(NOTEBOOK.parent)}})
     client.execute()
     cells = {cell.id: cell for cell in notebook.cells}
-    shown = {name: [output.data for output in cells[name].outputs if output.output_type == "display_data"] for name in ("look", "sample", "prompt", "caption")}
+    shown = {
+        name: [output.data for output in cells[name].outputs if output.output_type == "display_data"]
+        for name in ("look", "sample", "prompt", "caption")
+    }
     assert all(any("image/png" in data for data in found) for found in shown.values())
-    told = {name: "".join(output.text for output in cells[name].outputs if output.get("name") == "stdout") for name in ("prepare", "sample", "caption")}
-    assert "train pairs" in told["prepare"] and told["sample"].strip() and len(re.findall(r"^[01]\.\d\d  ", told["caption"], re.MULTILINE)) == 3
+    told = {
+        name: "".join(output.text for output in cells[name].outputs if output.get("name") == "stdout")
+        for name in ("prepare", "sample", "caption")
+    }
+    assert (
+        "train pairs" in told["prepare"]
+        and told["sample"].strip()
+        and len(re.findall(r"^[01]\.\d\d  ", told["caption"], re.MULTILINE)) == 3
+    )
     assert "pmi=" in told["caption"] and (tmp_path / "run" / "checkpoint" / "generator" / "model.safetensors").is_file()

@@ -103,7 +103,9 @@ def gif(canvas: tuple[int, int], frame: tuple[int, int, int, int], codes: list[i
     packed = number.to_bytes(length // 8 + 1, "little")
     blocks = b"".join(bytes([len(packed[i : i + 255])]) + packed[i : i + 255] for i in range(0, len(packed), 255))
     palette = bytes(v for i in range(256) for v in (i, 255 - i, 7))
-    return b"GIF89a" + struct.pack("<HHBBB", *canvas, 0xF7, 0, 0) + palette + b"," + struct.pack("<4HB", *frame, 0) + b"\x08" + blocks + b"\0;"
+    return (
+        b"GIF89a" + struct.pack("<HHBBB", *canvas, 0xF7, 0, 0) + palette + b"," + struct.pack("<4HB", *frame, 0) + b"\x08" + blocks + b"\0;"
+    )
 
 
 def pixels_of_gif(values: bytes) -> list[int]:
@@ -197,7 +199,10 @@ REFUSED = {
     "png: 0 x 0": (UNREADABLE, lambda: png(0, 0, b"")),
     "png: depth of 7 bits": (UNREADABLE, lambda: png(2, 1, rows(b"\1\2"), depth=7)),
     "png: palette missing": ("colours cannot be read (mode P)", lambda: png(3, 1, rows(b"\0\1\2"), color=3)),
-    "png: more alphas than colours": ("colours cannot be read (mode P)", lambda: png(3, 1, rows(b"\0\1\2"), PALETTE, (b"tRNS", bytes(999)), color=3)),
+    "png: more alphas than colours": (
+        "colours cannot be read (mode P)",
+        lambda: png(3, 1, rows(b"\0\1\2"), PALETTE, (b"tRNS", bytes(999)), color=3),
+    ),
     "png: transparent colour cut": (UNREADABLE, lambda: png(2, 1, rows(bytes(6)), (b"tRNS", b"\0"), color=2)),
     "png: header of 60000 x 60000": (HUGE, lambda: png(60_000, 60_000, rows(b"\0"))),
     "png: header of 12000 x 10000": (HUGE, lambda: png(12_000, 10_000, rows(b"\0"))),
@@ -242,7 +247,10 @@ REFUSED = {
     "tiff: strip far outside": (DAMAGED, lambda: tiff(bytes(2), t273=("I", [2**32 - 9]))),
     "tiff: fewer strips than rows": (DAMAGED, lambda: tiff(b"abcd", (4, 4), t278=("I", [1]), t273=("I", [8, 8]), t279=("I", [4, 4]))),
     "tiff: the same strips 20000 times": (DAMAGED, lambda: tiff(bytes(500), (10, 100), t278=("I", [50]), t273=("I", [8] * 20_000))),
-    "tiff: compressed strips missing": (DAMAGED, lambda: tiff(zlib.compress(b"abcd"), (4, 4), t278=("I", [1]), t273=("I", [8, 8]), t279=("I", [12, 12]), **ZIPPED)),
+    "tiff: compressed strips missing": (
+        DAMAGED,
+        lambda: tiff(zlib.compress(b"abcd"), (4, 4), t278=("I", [1]), t273=("I", [8, 8]), t279=("I", [12, 12]), **ZIPPED),
+    ),
     "tiff: compressed strip too short": (DAMAGED, lambda: tiff(zlib.compress(b"abcd"), (4, 4), **ZIPPED)),
     "tiff: damaged deflate": (DAMAGED, lambda: damaged(save(texture(), "TIFF", compression="tiff_adobe_deflate"), 0.3, b"\xff" * 99)),
     "tiff: damaged LZW": (DAMAGED, lambda: damaged(save(texture(), "TIFF", compression="tiff_lzw"), 0.3, b"\xff" * 99)),
@@ -639,7 +647,9 @@ def test_linear_is_near_the_mean_by_area_and_leaves_no_more_moire(size):
     smooth = Image.fromarray(np.round(127.5 + 100 * np.sin(2 * np.pi * (x + y) * 64 / min(size) / 10)).astype(np.uint8))
     linear, area = (np.asarray(resize(smooth, 64, name)).astype(float) for name in ("linear", "area"))
     assert linear.shape == area.shape and np.abs(linear - area).mean() < 2.5
-    hatching = Image.fromarray(np.round(127.5 + 100 * np.sin(2 * np.pi * (x + y) * 64 / min(size) * 0.85)).astype(np.uint8))  # 0.85 lines a new pixel
+    hatching = Image.fromarray(
+        np.round(127.5 + 100 * np.sin(2 * np.pi * (x + y) * 64 / min(size) * 0.85)).astype(np.uint8)
+    )  # 0.85 lines a new pixel
     linear, area = (np.asarray(resize(hatching, 64, name)).astype(float).std() for name in ("linear", "area"))
     assert linear < max(1.05 * area, 3)
 

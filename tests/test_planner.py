@@ -123,7 +123,9 @@ def test_zero_cuts_what_it_promises_to_cut():
     assert state["zero1"]["optimizer"] == 2 * P / N and state["zero1"]["master"] == P / N and state["zero1"]["gradients"] == P
     assert state["zero2"]["gradients"] == P / N and state["zero2"]["weights"] == P
     assert state["zero3"]["weights"] == P / N
-    assert all(state[stage]["ema"] == P for stage in planner.STAGES[:4]) and state["zero3"]["ema"] == P / N  # whole on every GPU below stage 3
+    assert (
+        all(state[stage]["ema"] == P for stage in planner.STAGES[:4]) and state["zero3"]["ema"] == P / N
+    )  # whole on every GPU below stage 3
 
 
 def test_a_larger_micro_batch_fits_until_the_largest_and_not_beyond():
@@ -162,7 +164,9 @@ def test_the_longest_sequence_is_as_long_as_the_vocabulary_packs_it():
 
 def test_with_several_shapes_and_things_the_longest_sequence_is_the_largest_grids():
     config = from_dict({"data": {"max_caption_tokens": 20}})
-    vocabulary = dataclasses.replace(planner.plan_vocabulary(config), styles=("etching",), subjects=("ships",), things=("brig",), grids=((8, 8), (6, 11), (5, 12)))
+    vocabulary = dataclasses.replace(
+        planner.plan_vocabulary(config), styles=("etching",), subjects=("ships",), things=("brig",), grids=((8, 8), (6, 11), (5, 12))
+    )
     packed = vocabulary.pack_joint(Tags("etching", "ships", "plain", (6, 11), "brig"), [0] * 66, [5] * 20)
     assert planner.sequence_length(vocabulary, 20) == len(packed.input_ids) - 1
 
@@ -305,7 +309,10 @@ def test_a_missing_deepspeed_file_is_named():
 
 
 def test_an_image_tokenizer_of_several_shapes_is_planned_for_the_largest():
-    square, shapes = from_dict({"image_tokenizer": {"image_size": 64}}), from_dict({"image_tokenizer": {"image_size": 64}, "data": {"grids": ["8x8", "8x12"]}})
+    square, shapes = (
+        from_dict({"image_tokenizer": {"image_size": 64}}),
+        from_dict({"image_tokenizer": {"image_size": 64}, "data": {"grids": ["8x8", "8x12"]}}),
+    )
     one, two = planner.image_tokenizer_sizes(square), planner.image_tokenizer_sizes(shapes)
     assert two.encode_flops == pytest.approx(1.5 * one.encode_flops, rel=0.02) and two.parameters == one.parameters
     assert planner.plan_vocabulary(shapes).grids == ((8, 8), (8, 12))

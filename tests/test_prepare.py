@@ -300,7 +300,9 @@ def test_folders_stay_whole_and_validation_is_never_empty(tmp_path):
     source = many(tmp_path / "in", 6, 4)
     splits = set()
     for seed in range(3):
-        report = prepare(source, tmp_path / f"out{seed}", Settings(clean=False, style="engraving", val=0.2, seed=seed, captions_from_names=True))
+        report = prepare(
+            source, tmp_path / f"out{seed}", Settings(clean=False, style="engraving", val=0.2, seed=seed, captions_from_names=True)
+        )
         rows = manifest(tmp_path / f"out{seed}")
         by_folder = {}
         for path, row in rows.items():
@@ -453,7 +455,9 @@ def test_any_text_stands_in_the_manifest_as_it_is():
     pa = pytest.importorskip("pyarrow")
     schema = pa.schema([(name, pa.int32() if name in ("width", "height") else pa.string()) for name in rows_of_all.FIELDS])
     texts = ["a\0b", "\N{WOLF FACE} é", "\\xff", "2020-01-01T00:00:00", "", 'line\nbreak "', "null", "1", "\u2028"]
-    rows = [{name: 7 if name in ("width", "height") else text for name in rows_of_all.FIELDS} for text in texts] + [dict.fromkeys(rows_of_all.FIELDS)]
+    rows = [{name: 7 if name in ("width", "height") else text for name in rows_of_all.FIELDS} for text in texts] + [
+        dict.fromkeys(rows_of_all.FIELDS)
+    ]
     assert rows_of_all.as_table(rows, schema).schema == schema and rows_of_all.as_table(rows, schema).to_pylist() == rows
     assert rows_of_all.as_table(rows[-1:], schema).to_pylist() == rows[-1:], "unknown in every row"
 
@@ -637,7 +641,9 @@ def test_prepare_and_inspect_run_without_torch(tmp_path):
     assert (tmp_path / "sheet.png").exists()
 
 
-@pytest.mark.parametrize(("origin", "reason"), [("heading above", "caption is a heading"), ("neighbouring text", ""), ("alt", ""), ("", "")])
+@pytest.mark.parametrize(
+    ("origin", "reason"), [("heading above", "caption is a heading"), ("neighbouring text", ""), ("alt", ""), ("", "")]
+)
 def test_the_heading_above_a_picture_is_a_caption_to_be_doubted(origin, reason):
     caption = cleaned(Words(caption="Blue Beard", more={"caption_origin": origin}))
     assert (caption.text, caption.reason) == ("Blue Beard", reason)

@@ -27,7 +27,10 @@ def test_only_what_is_known_is_asked():
     assert set(found.values()) == {"Two large ships near a tower.", "a wood engraving", "the sea", "two", "dark"}
     assert next(q for q, a in found.items() if a == "two").startswith("How many large ships")
     assert answers({"caption": " "}) == {} and answers({}) == {}
-    assert set(answers({"caption": "A ship", "captions": {"plain": "One ship", "alt": "x"}, "style": "etching"}).values()) == {"One ship", "an etching"}
+    assert set(answers({"caption": "A ship", "captions": {"plain": "One ship", "alt": "x"}, "style": "etching"}).values()) == {
+        "One ship",
+        "an etching",
+    }
     assert answers({"caption": ""}, Image.new("L", (9, 9), 140)) == {}, "neither light nor dark"
     assert set(answers({"caption": ""}, Image.new("RGB", (9, 9), "white")).values()) == {"light"}
 
@@ -40,7 +43,16 @@ def test_yes_and_no_come_together():
 
 
 @pytest.mark.parametrize(
-    "caption", ["Two of the ships", "Two dogs and three cats", "He walked two miles", "two hundred men", "A ship", "Chapter two was long", "The twelve days"]
+    "caption",
+    [
+        "Two of the ships",
+        "Two dogs and three cats",
+        "He walked two miles",
+        "two hundred men",
+        "A ship",
+        "Chapter two was long",
+        "The twelve days",
+    ],
 )
 def test_numbers_that_count_nothing_that_is_seen_are_left_alone(caption):
     assert questions.counted(caption) == []
@@ -65,7 +77,10 @@ def test_shards_get_questions_once_and_the_rest_stays(tmp_path, capsys):
             assert new["questions"][: len(old["questions"])] == old["questions"] and len(new["questions"]) > len(old["questions"])
             asked = [q["question"] for q in new["questions"]]
             assert len(set(asked)) == len(asked)
-        checked = [[q["answer"] for q in json.loads(pair.members["json"])["questions"] if q["answer"] in ("yes", "no")] for pair in read_pairs(tmp_path / "out" / shard.name, [])]
+        checked = [
+            [q["answer"] for q in json.loads(pair.members["json"])["questions"] if q["answer"] in ("yes", "no")]
+            for pair in read_pairs(tmp_path / "out" / shard.name, [])
+        ]
         assert checked[0] == [] and all(both == ["yes", "no"] for both in checked[1:])
     stamps = {path: path.stat().st_mtime_ns for path in (tmp_path / "out").glob("*.tar")}
     bytes_of = {path.name: path.read_bytes() for path in stamps}
@@ -105,7 +120,9 @@ def described(tmp_path_factory):
 
 
 def asked_of(records, start):
-    return [(i, q["question"], q["answer"]) for i, record in enumerate(records) for q in record["questions"] if q["question"].startswith(start)]
+    return [
+        (i, q["question"], q["answer"]) for i, record in enumerate(records) for q in record["questions"] if q["question"].startswith(start)
+    ]
 
 
 def test_who_sees_the_question_alone_guesses_yes_or_no_at_chance(described):

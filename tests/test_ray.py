@@ -63,7 +63,12 @@ def test_a_ray_cluster_of_two_nodes_writes_the_same_bytes_as_this_machine(tmp_pa
         tiles = Image.fromarray(rng.integers(0, 256, (5, 6), dtype=np.uint8)).resize((96, 80), Image.Resampling.NEAREST)
         tiles.save(source / f"a picture {'abcdefgh'[index % 8]} of {'xyz'[index % 3]} and {index}.png")
     options = ["--style", "engraving", "--no-clean", "--captions-from-names", "--shard-size", "16"]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "RAY_USAGE_STATS_ENABLED": "0", "RAY_worker_niceness": "0"}  # else 15: beside other work they wait
+    environment = {
+        **os.environ,
+        "PYTHONPATH": str(ROOT),
+        "RAY_USAGE_STATS_ENABLED": "0",
+        "RAY_worker_niceness": "0",
+    }  # else 15: beside other work they wait
     config = config_for(tmp_path / "run", tiny_image_tokenizer)
     command = [sys.executable, "-c", SCRIPT, str(config), str(source), f"file://{tmp_path}/ray", *options]
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300)

@@ -83,7 +83,7 @@ def test_folder_takes_words_from_text_then_json_then_table_then_name(tmp_path):
         put(tmp_path / "a.json", '{"caption": "no", "artist": "Doré"}'),
     )
     put(tmp_path / "b.PNG"), put(tmp_path / "b.json", '{"text": "A fox", "captions": {"Poetic": "O fox!"}, "Subject": "Wild Animals"}')
-    put(tmp_path / "deep/c.tif"), put(tmp_path / "deep/metadata.csv", "\ufefffile_name;caption\nc.tif;\"A stork; never\"\n")
+    put(tmp_path / "deep/c.tif"), put(tmp_path / "deep/metadata.csv", '\ufefffile_name;caption\nc.tif;"A stork; never"\n')
     put(tmp_path / "the_old_mill-02.webp")
     put(tmp_path / "no suffix at all"), put(tmp_path / "IMG_1234.jpg"), put(tmp_path / "notes.doc", "no picture")
     listing = read(tmp_path)
@@ -565,7 +565,12 @@ def test_a_folder_on_the_web_is_read(tmp_path):
 def test_two_pictures_that_share_one_text_get_none_of_it_and_the_text_is_named(tmp_path):
     put(tmp_path / "a.jpg"), put(tmp_path / "a.png"), put(tmp_path / "a.txt", "A wolf")
     put(tmp_path / "b.jpg"), put(tmp_path / "b.png"), put(tmp_path / "b.txt", "A fox"), put(tmp_path / "b.jpg.txt", "A stork")
-    put(tmp_path / "c.jpg"), put(tmp_path / "c.webp"), put(tmp_path / "c.json", '{"caption": "An owl"}'), put(tmp_path / "c.webp.txt", "A crane")
+    (
+        put(tmp_path / "c.jpg"),
+        put(tmp_path / "c.webp"),
+        put(tmp_path / "c.json", '{"caption": "An owl"}'),
+        put(tmp_path / "c.webp.txt", "A crane"),
+    )
     put(tmp_path / "d.jpg"), put(tmp_path / "d.png"), put(tmp_path / "d.txt", "A hen")
     put(tmp_path / "captions.csv", "file_name,caption\nd.jpg,A cock\n")
     listing = read(tmp_path)
@@ -812,7 +817,7 @@ def test_refusals_name_the_file_and_the_way_out(tmp_path, source, reader, error,
         put(tmp_path / "list.jsonl", "[1]"),
         put(tmp_path / "deep.jsonl", "[" * 50_000),
     )
-    put(tmp_path / "field.csv", f"file_name,caption\na.jpg,\"{'x' * 2**21}\n"), put(tmp_path / "broken.parquet", "PAR1 and nothing")
+    put(tmp_path / "field.csv", f'file_name,caption\na.jpg,"{"x" * 2**21}\n'), put(tmp_path / "broken.parquet", "PAR1 and nothing")
     (
         put(tmp_path / "cut.json", '{"images": [{"id"'),
         put(tmp_path / "deep.json", "[" * 50_000),

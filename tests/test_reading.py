@@ -320,7 +320,9 @@ def test_the_way_of_a_museum_captions_first_and_then_training(tmp_path, capsys):
     assert "train.py" not in told.out, "captions come first"
     table = (out / CAPTIONS).read_text()
     assert table == "file_name,caption\n" + "".join(f"IMG_{index:04}.png,\n" for index in range(1, 5))
-    (out / CAPTIONS).write_text(table.replace("IMG_0002.png,", 'IMG_0002.png,"A fox, and an owl."').replace("IMG_0003.png,", "IMG_0003.png,A stork."))
+    (out / CAPTIONS).write_text(
+        table.replace("IMG_0002.png,", 'IMG_0002.png,"A fox, and an owl."').replace("IMG_0003.png,", "IMG_0003.png,A stork.")
+    )
     command = next(line for line in told.out.splitlines() if "--captions" in line)
     assert main(shlex.split(command)[3:]) == 0
     kept = {path: row["caption"] for path, row in manifest(out).items() if row["status"] == "kept"}

@@ -16,7 +16,26 @@ from tokun.evaluate import __main__ as evaluate
 from tokun.evaluate import features, material, recognition
 
 CPU = torch.device("cpu")
-THINGS = ("moth", "fish", "ship", "tower", "shield", "flower", "horse", "bridge", "crown", "spoon", "owl", "tree", "wheel", "sword", "chair", "bell", "goat", "crab")
+THINGS = (
+    "moth",
+    "fish",
+    "ship",
+    "tower",
+    "shield",
+    "flower",
+    "horse",
+    "bridge",
+    "crown",
+    "spoon",
+    "owl",
+    "tree",
+    "wheel",
+    "sword",
+    "chair",
+    "bell",
+    "goat",
+    "crab",
+)
 
 
 @pytest.fixture(scope="module")
@@ -41,7 +60,10 @@ def test_first_of_16_is_the_mean_over_all_draws_of_rivals():
     found = recognition.firsts(scores, texts)
     better = (scores > np.diag(scores)[:, None]).sum(1)
     np.testing.assert_allclose(found, [comb(29 - k, 15) / comb(29, 15) for k in better])
-    drawn = [np.mean([scores[i, i] > max(scores[i, j] for j in rng.choice(np.delete(np.arange(30), i), 15, replace=False)) for _ in range(400)]) for i in range(30)]
+    drawn = [
+        np.mean([scores[i, i] > max(scores[i, j] for j in rng.choice(np.delete(np.arange(30), i), 15, replace=False)) for _ in range(400)])
+        for i in range(30)
+    ]
     assert np.mean(found) == pytest.approx(np.mean(drawn), abs=0.02)
 
 
@@ -104,7 +126,9 @@ def test_whole_pictures_keep_their_shape_at_about_as_many_pixels():
     for size in ((200, 200), (300, 100), (90, 180)):
         made = material.wholes(128)(Image.new("L", size))
         assert made.width % 16 == made.height % 16 == 0
-        assert made.width * made.height == pytest.approx(128 * 128, rel=0.15) and made.width / made.height == pytest.approx(size[0] / size[1], rel=0.15)
+        assert made.width * made.height == pytest.approx(128 * 128, rel=0.15) and made.width / made.height == pytest.approx(
+            size[0] / size[1], rel=0.15
+        )
     assert material.squares(64)(Image.new("L", (300, 100))).size == (64, 64)
 
 
@@ -120,13 +144,17 @@ def test_descriptions_come_from_the_shards_or_from_a_table(toy_shards):
     own = list(material.described(str(toy_shards), material.squares(32)))
     assert len(own) == 24 and all(text and picture.size == (32, 32) for _, picture, text in own)
     table = {(toy_shards.name, own[3][0]): "A thing.", ("elsewhere", own[4][0]): "Another."}
-    assert [(key, text) for key, _, text in material.described(str(toy_shards), material.wholes(32), table=table)] == [(own[3][0], "A thing.")]
+    assert [(key, text) for key, _, text in material.described(str(toy_shards), material.wholes(32), table=table)] == [
+        (own[3][0], "A thing.")
+    ]
 
 
 # --- the commands ---------------------------------------------------------------------------------------------------
 
 
-def test_the_command_fits_once_and_judges_tokenizers_of_another_size(small_shards, tiny_image_tokenizer, network, tmp_path, capsys, monkeypatch):
+def test_the_command_fits_once_and_judges_tokenizers_of_another_size(
+    small_shards, tiny_image_tokenizer, network, tmp_path, capsys, monkeypatch
+):
     monkeypatch.setattr(recognition, "fit", lambda x, texts, seed: _easy(x, texts))
     tiny_image_tokenizer.save(tmp_path / "tokenizer")
     arguments = ["--train", str(small_shards / "train-*.tar"), "--held-out", f"toys={small_shards / 'train-00000.tar'}", "--network", str(network),
@@ -149,7 +177,18 @@ def _easy(x: np.ndarray, texts: list[str]) -> recognition.Judge:
 
 @needs("torchmetrics", reason="the extra eval is not installed")
 def test_the_doctor_tells_what_is_kept_or_why_not(checkpoint_folder, small_shards, network, tmp_path, monkeypatch):
-    arguments = ["--checkpoint", str(checkpoint_folder), "--shards", str(small_shards / "train-*.tar"), "--features", str(network), "--only", "doctor", "--out", str(tmp_path)]
+    arguments = [
+        "--checkpoint",
+        str(checkpoint_folder),
+        "--shards",
+        str(small_shards / "train-*.tar"),
+        "--features",
+        str(network),
+        "--only",
+        "doctor",
+        "--out",
+        str(tmp_path),
+    ]
 
     def figures() -> dict[str, dict]:
         found = json.loads((tmp_path / "figures.json").read_text(encoding="utf-8"))["figures"]["doctor"]

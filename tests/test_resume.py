@@ -196,5 +196,3 @@ def test_killed_between_code_shards_it_goes_on_and_writes_the_same_bytes(finishe
     (out / "state" / "generator" / "step-00000008").mkdir(parents=True)
     run_stages(write_config(tmp_path, small_shards))
     assert not list(out.glob("state/*"))
-
-

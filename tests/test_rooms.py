@@ -12,7 +12,9 @@ from tokun._former_names import FORMER
 
 ROOT = Path(__file__).resolve().parents[1]
 SOURCES = sorted(
-    path for pattern in ("tokun/**/*.py", "data_tools/**/*.py", "benchmarks/*.py", "tests/*.py", "space/*.py", "*.py") for path in ROOT.glob(pattern)
+    path
+    for pattern in ("tokun/**/*.py", "data_tools/**/*.py", "benchmarks/*.py", "tests/*.py", "space/*.py", "*.py")
+    for path in ROOT.glob(pattern)
 )
 
 
@@ -63,7 +65,13 @@ def test_what_is_read_from_beside_the_code_lies_there():
     from tokun.evaluate import viewer
     from tokun.inference import model, native
 
-    kept = (model.BUNDLED / "vocabulary.json", native.SOURCE, page.STYLE, Path(viewer.__file__).with_name("viewer.html"), Path(tokun.__file__).with_name("py.typed"))
+    kept = (
+        model.BUNDLED / "vocabulary.json",
+        native.SOURCE,
+        page.STYLE,
+        Path(viewer.__file__).with_name("viewer.html"),
+        Path(tokun.__file__).with_name("py.typed"),
+    )
     assert all(path.is_file() for path in kept)
 
 

@@ -99,7 +99,9 @@ def test_words_are_printed_with_their_confidence_and_kept(checkpoint_folder, tmp
     Image.effect_noise((40, 50), 60).save(tmp_path / "plate.png")
     run(checkpoint_folder, tmp_path, "--image", str(tmp_path / "plate.png"), "--registers", "plain, alt", "--n", "2")
     found = [json.loads(line) for line in (tmp_path / "words.jsonl").read_text(encoding="utf-8").splitlines()]
-    assert [words["register"] for words in found] == ["plain", "plain", "alt", "alt"] and all(0 < words["confidence"] < 1 for words in found)
+    assert [words["register"] for words in found] == ["plain", "plain", "alt", "alt"] and all(
+        0 < words["confidence"] < 1 for words in found
+    )
     printed = capsys.readouterr().out
     assert all(words["text"] in printed for words in found)
     run(checkpoint_folder, tmp_path, "--image", str(tmp_path / "plate.png"), "--question", "what is shown?")
@@ -167,7 +169,9 @@ def test_a_shorter_run_leaves_no_picture_of_the_longer_one_before_and_nothing_el
     assert sorted(path.name for path in tmp_path.iterdir()) == ["000007-99.png", "000008-00.png", "grid.png", "notes.txt", "samples.jsonl"]
     run(checkpoint_folder, tmp_path, "--interpolate", "8", "9", "--steps", "3")
     names = {path.name for path in tmp_path.iterdir()}
-    assert {"steps-8-000009-00.png", "steps-8-000009-02.png", "strip.png", "interpolation.gif"} <= names and "000008-00.png" not in names, "a step is no sample of a seed"
+    assert {"steps-8-000009-00.png", "steps-8-000009-02.png", "strip.png", "interpolation.gif"} <= names and "000008-00.png" not in names, (
+        "a step is no sample of a seed"
+    )
     run(checkpoint_folder, tmp_path, "--seed", "8", "--n", "1")
     assert not {"strip.png", "interpolation.gif"} & {path.name for path in tmp_path.iterdir()}
 

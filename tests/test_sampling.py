@@ -175,7 +175,12 @@ def test_generating_with_the_cache_is_generating_without(tiny_model, scale, text
     v = tiny_model.vocabulary
     image, text, u = Choice(0.9, 20), Choice(0.7), uniforms(tiny_model, range(3))
     unguided = [v.id("<bos>"), v.id("<boi>")]
-    guided = {"guidance_scale": scale, "unguided": torch.tensor([unguided] * 3), "text_guidance_scale": text_scale, "unseen": torch.tensor([prompt_ids(v)[:-1]] * 3)}
+    guided = {
+        "guidance_scale": scale,
+        "unguided": torch.tensor([unguided] * 3),
+        "text_guidance_scale": text_scale,
+        "unseen": torch.tensor([prompt_ids(v)[:-1]] * 3),
+    }
     fast = run(tiny_model, [prompt_ids(v)] * 3, u, image=image, text=text, **guided)
     for row in range(3):
         slow = slow_generate(tiny_model, prompt_ids(v), u[row], image, text, scale, unguided, text_scale)
@@ -301,7 +306,9 @@ def test_no_word_and_no_phrase_stands_twice_in_a_row(tiny_model, text_scale, eve
     changed = sum(not same for same, was in zip(as_they_were, plain) if not was)
     assert changed <= plain.count(False) // 4, "what is not drawn leaves its share to the others: a choice on an edge may fall otherwise"
     row = plain.index(True)
-    slow = slow_generate(tiny_model, prompt_ids(v), u[row], Choice(), Choice(0.15, no_repeats=True), text_scale=text_scale, starts=some, marks=marks)
+    slow = slow_generate(
+        tiny_model, prompt_ids(v), u[row], Choice(), Choice(0.15, no_repeats=True), text_scale=text_scale, starts=some, marks=marks
+    )
     assert v.unpack(slow).caption == captions[True][row]
 
 

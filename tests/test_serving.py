@@ -37,7 +37,9 @@ def prefixes(draw) -> list[int]:
     """The beginning of a sequence of any task."""
     text = lambda: draw(st.lists(st.sampled_from([i for i in range(12) if i not in SMALL.illegal_text]), min_size=1, max_size=3))  # noqa: E731
     grid = draw(st.sampled_from([None, *SMALL.grids]))
-    tags = Tags(draw(st.sampled_from(["", "etching"])), draw(st.sampled_from(["", "sea", "sky"])), draw(st.sampled_from(["", "poetic"])), grid)
+    tags = Tags(
+        draw(st.sampled_from(["", "etching"])), draw(st.sampled_from(["", "sea", "sky"])), draw(st.sampled_from(["", "poetic"])), grid
+    )
     rows, columns = grid or SMALL.default_grid
     codes = draw(st.lists(st.integers(0, 5), min_size=rows * columns, max_size=rows * columns))
     packed = draw(
@@ -244,7 +246,9 @@ def test_without_a_seed_the_engine_draws_and_every_sequence_is_whole(tiny_model,
     prompts += [[v.id("<bos>"), v.id("<boc>"), *tiny_model.encode_text("a ship"), v.id("<eoc>")], tiny_model.encode_text("tell me a story")]
     made = engine.generate([{"prompt_token_ids": ids} for ids in prompts], [Params(max_tokens=60) for _ in prompts])
     parts = [v.unpack([*ids, *out.outputs[0].token_ids]) for ids, out in zip(prompts[:4], made)]
-    assert [len(part.codes or []) for part in parts[:3]] == [16, 12, 16] and all(part.task == "joint" and part.caption for part in parts[:3])
+    assert [len(part.codes or []) for part in parts[:3]] == [16, 12, 16] and all(
+        part.task == "joint" and part.caption for part in parts[:3]
+    )
     assert parts[3].task in ("text_to_image", "rewrite")
     assert made[4].outputs[0].token_ids == [v.id("<eos>")], "a stranger's prompt ends at once, and the engine goes on"
     assert not engine.processor.rows

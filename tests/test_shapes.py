@@ -48,7 +48,9 @@ def made(model, grids, u, **options):
 # --- one seed, one pair -----------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("options", [{}, {"guidance_scale": 2.0}, {"text_guidance_scale": 2.0, "no_repeats": True}, {"prompt": "two ships"}], ids=str)
+@pytest.mark.parametrize(
+    "options", [{}, {"guidance_scale": 2.0}, {"text_guidance_scale": 2.0, "no_repeats": True}, {"prompt": "two ships"}], ids=str
+)
 def test_same_seed_same_pair_for_any_batch_size_and_shape(shaped_model, options):
     whole = shaped_model.sample(3, n=16, **options)
     assert len({p.tags.grid for p in whole}) >= 4 and len({len(p.codes) for p in whole}) == 3
@@ -123,7 +125,11 @@ def test_a_forced_picture_of_any_shape_is_inverted_and_its_likelihood_is_its_sco
         assert pair.codes == found.codes and pair.caption == "a ship" and pair.image.size == pixels(grid)
         score = shaped_model.score(picture, "a ship", **{k: getattr(found.tags, k) for k in ("style", "subject", "thing", "register")})
         assert pair.image_nll == pytest.approx(score.image_nll, abs=1e-2) and pair.pmi == pytest.approx(score.pmi, abs=1e-2)
-        assert {p.tags.grid for p in shaped_model.vary(found, 0.4, n=2)} == {p.tags.grid for p in shaped_model.complete(picture, "left", n=2, candidates=2)} == {grid}
+        assert (
+            {p.tags.grid for p in shaped_model.vary(found, 0.4, n=2)}
+            == {p.tags.grid for p in shaped_model.complete(picture, "left", n=2, candidates=2)}
+            == {grid}
+        )
 
 
 # --- what is asked for ------------------------------------------------------------------------------------------------
@@ -138,9 +144,21 @@ def test_a_thing_and_a_shape_are_drawn_as_asked(shaped_model):
     assert {p.tags.grid for p in shaped_model.interpolate(1, 2, 3, aspect="square")} == {(4, 4)}
 
 
-@pytest.mark.parametrize(("options", "words"), [({"thing": "mouth"}, "thing can be: house, moth, tree"), ({"aspect": "9x9"}, "4x4, 2x8"), ({"aspect": 2}, "give a str"), ({"thing": 3}, "no tag")])
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"thing": "mouth"}, "thing can be: house, moth, tree"),
+        ({"aspect": "9x9"}, "4x4, 2x8"),
+        ({"aspect": 2}, "give a str"),
+        ({"thing": 3}, "no tag"),
+    ],
+)
 def test_a_thing_or_shape_that_there_is_not_is_refused(shaped_model, options, words):
-    for call in (shaped_model.sample, lambda **asked: shaped_model.best_of(1, 1, 2, **asked), lambda **asked: shaped_model.interpolate(1, 2, **asked)):
+    for call in (
+        shaped_model.sample,
+        lambda **asked: shaped_model.best_of(1, 1, 2, **asked),
+        lambda **asked: shaped_model.interpolate(1, 2, **asked),
+    ):
         with pytest.raises(ValueError, match=words):
             call(**options)
 
@@ -260,7 +278,11 @@ def test_a_picture_is_framed_as_training_framed_it_in_every_direction(shaped_mod
     monkeypatch.setattr(type(model.image_tokenizer), "encode", lambda self, pixels, **o: seen.append(pixels) or inner(self, pixels, **o))
     model.caption(picture), model.ask(picture, "what?"), model.score(picture, "a ship"), model.complete(picture, "top", n=1, candidates=1)
     model.vary(model.invert(picture, "a ship"), 0.5, n=1)
-    demo.Studio(model).say(picture, ["plain"]), demo.Studio(model).vary(picture, "", 0.5, 1), demo.Studio(model).complete(picture, "left", 1)
+    (
+        demo.Studio(model).say(picture, ["plain"]),
+        demo.Studio(model).vary(picture, "", 0.5, 1),
+        demo.Studio(model).complete(picture, "left", 1),
+    )
     assert len(seen) == 9 and all(torch.equal(pixels, expected[None]) for pixels in seen)
 
 
@@ -269,7 +291,9 @@ def test_the_fit_of_training_reaches_the_checkpoint(shaped_model, shaped_folder,
     assert settings["fit"] == "auto" == load(shaped_folder, device="cpu", compile=False).fit
     old = shutil.copytree(shaped_folder, tmp_path / "old")
     for fit, found in ((None, "auto"), ("pad", "pad")):
-        (old / "sampling.json").write_text(json.dumps({**{k: v for k, v in settings.items() if k != "fit"}, **({"fit": fit} if fit else {})}))
+        (old / "sampling.json").write_text(
+            json.dumps({**{k: v for k, v in settings.items() if k != "fit"}, **({"fit": fit} if fit else {})})
+        )
         assert load(old, device="cpu", compile=False).fit == found
     (old / "sampling.json").write_text(json.dumps({**settings, "fit": "stretch"}))
     with pytest.raises(ValueError, match="fit is 'stretch', not one of auto, pad, crop"):
@@ -298,7 +322,9 @@ def test_sample_py_writes_things_and_shapes(shaped_model, shaped_folder, tmp_pat
     common = ["--checkpoint", str(shaped_folder), "--seed", "3"]
     sample.main([*common, "--n", "9", "--out", str(tmp_path / "a")])
     records = [json.loads(line) for line in (tmp_path / "a" / "samples.jsonl").read_text().splitlines()]
-    assert [(r["tags"]["grid"], r["tags"].get("thing", "")) for r in records] == [(list(p.tags.grid), p.tags.thing) for p in shaped_model.sample(3, n=9)]
+    assert [(r["tags"]["grid"], r["tags"].get("thing", "")) for r in records] == [
+        (list(p.tags.grid), p.tags.thing) for p in shaped_model.sample(3, n=9)
+    ]
     for record in records:
         with Image.open(tmp_path / "a" / f"000003-{record['index']:02d}.png") as picture:
             assert picture.size == pixels(record["tags"]["grid"])
@@ -321,7 +347,9 @@ def test_between_two_shapes_the_grid_changes_in_the_middle_and_the_picture_stays
     first, last = (next(s for s in range(50) if shaped_model.sample(s, 1)[0].tags.grid == grid) for grid in ((2, 8), (5, 3)))
     way = shaped_model.interpolate(first, last, 8)
     assert [p.tags.grid for p in way] == [(2, 8)] * 4 + [(5, 3)] * 4 and all(p.image.size == pixels(p.tags.grid) for p in way)
-    assert tokens(way[:1]) == tokens(shaped_model.sample(first, 1)) and (way[-1].codes, way[-1].caption) == (lambda p: (p.codes, p.caption))(shaped_model.sample(last, 1)[0])
+    assert tokens(way[:1]) == tokens(shaped_model.sample(first, 1)) and (way[-1].codes, way[-1].caption) == (
+        lambda p: (p.codes, p.caption)
+    )(shaped_model.sample(last, 1)[0])
     for half, end in ((way[:4], way[0]), (way[4:], way[-1])):
         other = directions.through(shaped_model, way[-1] if end is way[0] else way[0], end.tags.grid)
         own, codes = np.array(end.codes), np.array([p.codes for p in half])
@@ -334,7 +362,9 @@ def test_many_samples_keep_their_shapes_and_go_on_from_records_of_earlier_versio
     pq = pytest.importorskip("pyarrow.parquet", reason="the table needs the extra 'data'")
     out = many.generate(shaped_model, 5, 12, tmp_path / "out", {"thing": "tree"}, shard_size=6)
     rows = pq.read_table(out / "samples.parquet").to_pylist()
-    assert [(r["thing"], r["grid"]) for r in rows] == [("tree", f"{p.tags.grid[0]}x{p.tags.grid[1]}") for p in shaped_model.sample(5, n=12, thing="tree")]
+    assert [(r["thing"], r["grid"]) for r in rows] == [
+        ("tree", f"{p.tags.grid[0]}x{p.tags.grid[1]}") for p in shaped_model.sample(5, n=12, thing="tree")
+    ]
     with pytest.raises(ValueError, match="aspect: '' there, 'wide' here"):
         many.generate(shaped_model, 5, 12, out, {"thing": "tree", "aspect": "wide"}, shard_size=6)
     plain = many.generate(shaped_model, 5, 12, tmp_path / "plain", {}, shard_size=6)

@@ -123,7 +123,9 @@ def test_csv_module_and_pandas_tables_come_back_as_they_went(tmp_path):
     import csv
 
     texts = ['"Hold!" he said', "tab\there", "line\nbreak", 'inch "', "plain, with commas", "semi; colon"]
-    for number, (suffix, sep, quoting) in enumerate([(".csv", ",", 0), (".csv", ";", 1), (".tsv", "\t", 0), (".tsv", "\t", 1), (".csv", "\t", 2)]):
+    for number, (suffix, sep, quoting) in enumerate(
+        [(".csv", ",", 0), (".csv", ";", 1), (".tsv", "\t", 0), (".tsv", "\t", 1), (".csv", "\t", 2)]
+    ):
         path = tmp_path / f"{number}{suffix}"
         with open(path, "w", newline="") as file:
             csv.writer(file, delimiter=sep, quoting=quoting).writerows([("key", "caption"), *((f"k{i}", t) for i, t in enumerate(texts))])
@@ -217,7 +219,9 @@ def test_empty_unknown_and_missing_files(tmp_path):
 # the column of captions
 
 
-@pytest.mark.parametrize(("head", "taken"), [("key,Text", "text"), ("key,prompt", "prompt"), ("title,caption", "caption"), ("key,Description", "description")])
+@pytest.mark.parametrize(
+    ("head", "taken"), [("key,Text", "text"), ("key,prompt", "prompt"), ("title,caption", "caption"), ("key,Description", "description")]
+)
 def test_known_names_of_captions_are_recognised(tmp_path, head, taken):
     assert caption_column(read_table(write(tmp_path / "t.csv", f"{head}\na,b\n"))) == taken
 

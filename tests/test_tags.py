@@ -33,7 +33,9 @@ def share(tags, **kept):
 
 def test_tags_stand_together_as_often_as_in_training():
     tags = drawn()
-    assert share(tags, style="engraving", subject="animals") == pytest.approx(0.6) and share(tags, style="etching", subject="ships") == pytest.approx(0.4)
+    assert share(tags, style="engraving", subject="animals") == pytest.approx(0.6) and share(
+        tags, style="etching", subject="ships"
+    ) == pytest.approx(0.4)
     moths = [t for t in tags if t.thing == "moth"]
     assert len(moths) / len(tags) == pytest.approx(0.4, abs=0.02) and share(moths, grid=(3, 5)) == pytest.approx(0.75, abs=0.02)
     assert share(tags, thing="") == pytest.approx(0.18 + 0.1, abs=0.02), "what has no tag of its own is drawn without one"
@@ -60,7 +62,9 @@ def test_what_is_asked_for_is_kept_and_the_rest_fits_it():
     tall = drawn(Tags(grid=(5, 3)))
     assert {t.grid for t in tall} == {(5, 3)} and {(t.style, t.thing) for t in tall} == {("engraving", ""), ("etching", "")}
     odd = drawn(Tags("etching", "", "era", None, "moth"))
-    assert {(t.style, t.subject, t.thing, t.register) for t in odd} == {("etching", "animals", "moth", "era")}, "what never stood together may be asked for"
+    assert {(t.style, t.subject, t.thing, t.register) for t in odd} == {("etching", "animals", "moth", "era")}, (
+        "what never stood together may be asked for"
+    )
 
 
 def test_beside_a_prompt_no_subject_and_no_thing_is_drawn_but_a_shape_is():
@@ -85,13 +89,20 @@ def test_any_latent_draws_tags_that_the_vocabulary_knows(u, thing, grid):
 
 def test_where_plain_was_not_trained_another_register_is_spoken():
     quiet = Vocabulary(text_size=300, codebook_size=16, registers=("era", "poetic"))
-    assert Frequencies([], quiet).draw((0.5,) * 4, Tags()).register == "era" and Vocabulary(text_size=300, codebook_size=16, registers=()).default_register == ""
+    assert (
+        Frequencies([], quiet).draw((0.5,) * 4, Tags()).register == "era"
+        and Vocabulary(text_size=300, codebook_size=16, registers=()).default_register == ""
+    )
 
 
 def test_samples_are_counted_and_rows_of_both_kinds_are_read():
     assert count_tags([("a", "x"), ("b", ""), ("a", "x"), ("a", "")]) == [("a", "x", 2), ("a", "", 1), ("b", "", 1)]
     assert count_tags([("a", "x", "fox", "3x5")] * 2) == [("a", "x", "fox", "3x5", 2)]
-    assert read_counts([["a", "x", 2], ["a", "x", "fox", "3x5", 2], ["a", "", "", "", 1]]) == [("a", "x", 2), ("a", "x", "fox", "3x5", 2), ("a", "", "", "", 1)]
+    assert read_counts([["a", "x", 2], ["a", "x", "fox", "3x5", 2], ["a", "", "", "", 1]]) == [
+        ("a", "x", 2),
+        ("a", "x", "fox", "3x5", 2),
+        ("a", "", "", "", 1),
+    ]
     for bad in (["a", 2], ["a", "x", "fox", 2], ["a", "x", "fox", "wide", 2], ["a", 1, 2], ["a", "x", "many"], 3):
         with pytest.raises((ValueError, TypeError)):
             read_counts([bad])

@@ -179,8 +179,14 @@ EARLY = [
 def test_what_a_late_stage_would_refuse_is_refused_before_the_first(tmp_path, small_shards, monkeypatch, override, world, deepspeed, named):
     monkeypatch.setenv("WORLD_SIZE", str(world))
     monkeypatch.chdir(ROOT)
-    more = {"image_tokenizer_train__perceptual": "squeezenet", "image_tokenizer_train__perceptual_weight": 0.1} if "weights" in override else {}
-    config = load_config(write_config(tmp_path, small_shards, train__optimizer="muon", image_tokenizer_train__batch_size=24, **more), [override])
+    more = (
+        {"image_tokenizer_train__perceptual": "squeezenet", "image_tokenizer_train__perceptual_weight": 0.1}
+        if "weights" in override
+        else {}
+    )
+    config = load_config(
+        write_config(tmp_path, small_shards, train__optimizer="muon", image_tokenizer_train__batch_size=24, **more), [override]
+    )
     with pytest.raises((ValueError, FileNotFoundError), match=re.escape(named)):
         stages.open_run(config, deepspeed=deepspeed)
     assert not (tmp_path / "run").exists()
@@ -223,8 +229,6 @@ def test_health_is_tracked(finished):
     figures = record["train"]
     assert 0 < figures["train/mfu"] < 1.5 and 0 <= figures["train/padding"] < 0.5 and figures["train/peak_memory_gb"] > 0.05
     assert figures["train/skipped_spikes"] == 0 and 0 <= figures["train/data_wait"] <= 1
-
-
 
 
 def test_rows_that_fill_up_a_batch_are_not_in_its_loss():

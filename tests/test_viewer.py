@@ -17,7 +17,10 @@ KINDS = ("bird", "fish", "ship", "people")
 
 
 def pairs(n: int, *, shape: tuple[int, int] = (64, 64)) -> list[Shown]:
-    return [Shown(f"key-{i:03d}", f"A {KINDS[i % 4]} with the number {i}, seen from the side.", KINDS[i % 4], Image.new("L", shape, i)) for i in range(n)]
+    return [
+        Shown(f"key-{i:03d}", f"A {KINDS[i % 4]} with the number {i}, seen from the side.", KINDS[i % 4], Image.new("L", shape, i))
+        for i in range(n)
+    ]
 
 
 # --- choosing -------------------------------------------------------------------------------------------------------
@@ -55,20 +58,32 @@ def test_captions_that_read_alike_are_never_offered_together():
 
 @pytest.fixture
 def written(tmp_path) -> tuple[Path, Path, list[viewer.Question]]:
-    questions = viewer.ask([*pairs(70), *(Shown("wide", f"A wide one {i}.", "sea", Image.new("RGB", (90, 30), "red")) for i in range(70))], 30, 5)
+    questions = viewer.ask(
+        [*pairs(70), *(Shown("wide", f"A wide one {i}.", "sea", Image.new("RGB", (90, 30), "red")) for i in range(70))], 30, 5
+    )
     viewer.write(questions, tmp_path / "shown", tmp_path / "keys" / "a.json", {"of": "generated", "seed": 5})
     return tmp_path / "shown", tmp_path / "keys" / "a.json", questions
 
 
 def test_sheets_forms_and_page_are_there_and_the_key_is_apart(written):
     folder, key, questions = written
-    assert {path.name for path in folder.iterdir()} == {"naming-1.png", "naming-2.png", "matching-1.png", "matching-2.png", "names.txt", "answers.txt", "page.html"}
+    assert {path.name for path in folder.iterdir()} == {
+        "naming-1.png",
+        "naming-2.png",
+        "matching-1.png",
+        "matching-2.png",
+        "names.txt",
+        "answers.txt",
+        "page.html",
+    }
     with Image.open(folder / "naming-1.png") as naming, Image.open(folder / "matching-1.png") as matching:
         assert naming.width == matching.width and matching.height > naming.height
     page = (folder / "page.html").read_text(encoding="utf-8")
     data = json.loads(re.search(r'<script id="data"[^>]*>(.*?)</script>', page, re.DOTALL)[1])
     assert [picture["options"] for picture in data["pictures"]] == [list(q.options) for q in questions]
-    assert set(data["pictures"][0]) == {"number", "picture", "options"} and not any(q.pair.key in page for q in questions if q.pair.key != "wide")
+    assert set(data["pictures"][0]) == {"number", "picture", "options"} and not any(
+        q.pair.key in page for q in questions if q.pair.key != "wide"
+    )
     assert [row["right"] for row in json.loads(key.read_text())["pictures"]] == [q.right for q in questions]
 
 
@@ -81,7 +96,9 @@ def test_captions_on_a_sheet_are_whole():
 
 
 def test_a_caption_cannot_leave_the_page_s_data():
-    (question,) = viewer.ask([Shown("a", "</script><b>", "", Image.new("L", (8, 8)))] + [Shown(str(i), f"caption {i}", "") for i in range(3)], 1, 0)
+    (question,) = viewer.ask(
+        [Shown("a", "</script><b>", "", Image.new("L", (8, 8)))] + [Shown(str(i), f"caption {i}", "") for i in range(3)], 1, 0
+    )
     assert "</script><b>" not in viewer.page([question], "t")
 
 
@@ -105,13 +122,18 @@ def test_answers_may_be_written_in_many_ways(written, way, tmp_path):
     _, key, questions = written
     text = "# my answers\n\n" + "\n".join(way.format(n=q.number, a=q.right, A=q.right.upper()) for q in questions)
     found = scored(key, text, tmp_path)
-    assert found["right caption of four"].value == 1 and found["right caption of four"].n == 30 and found["right caption of four"].low > 0.88
+    assert (
+        found["right caption of four"].value == 1 and found["right caption of four"].n == 30 and found["right caption of four"].low > 0.88
+    )
     assert "skipped" in found["something nameable"].note
 
 
 def test_the_page_s_table_has_letters_and_names(written, tmp_path):
     _, key, questions = written
-    rows = [f'{q.number},{q.right if i else "abcd"["abcd".index(q.right) - 1]},"{"a bird, or ""so""" if i < 6 else ""}"' for i, q in enumerate(questions)]
+    rows = [
+        f'{q.number},{q.right if i else "abcd"["abcd".index(q.right) - 1]},"{"a bird, or so" if i < 6 else ""}"'
+        for i, q in enumerate(questions)
+    ]
     found = scored(key, "number,answer,name\n" + "\n".join(rows), tmp_path)
     assert found["right caption of four"].value == pytest.approx(29 / 30) and found["something nameable"].value == 0.2
     birds = [q for q in questions[:6] if q.pair.kind == "bird"]
@@ -176,9 +198,15 @@ def test_the_room_makes_sheets_of_every_source_and_goes_on_where_it_was(checkpoi
     figures = json.loads((tmp_path / "figures.json").read_text(encoding="utf-8"))["figures"]["viewer"]
     assert [figure["value"] for figure in figures] == [3, 3, 3, 3]
     keys = {path.stem: json.loads(path.read_text())["pictures"] for path in (tmp_path / "viewer-keys").iterdir()}
-    assert [row["key"] for row in keys["originals"]] == [row["key"] for row in keys["reconstructions"]] == [row["key"] for row in keys["prompted"]]
+    assert (
+        [row["key"] for row in keys["originals"]]
+        == [row["key"] for row in keys["reconstructions"]]
+        == [row["key"] for row in keys["prompted"]]
+    )
     sheets = {name: np.asarray(Image.open(tmp_path / "viewer" / name / "naming-1.png")) for name in keys}
-    assert not np.array_equal(sheets["originals"], sheets["reconstructions"]) and not np.array_equal(sheets["originals"], sheets["prompted"])
+    assert not np.array_equal(sheets["originals"], sheets["reconstructions"]) and not np.array_equal(
+        sheets["originals"], sheets["prompted"]
+    )
     before = {path: path.read_bytes() for path in (tmp_path / "viewer").rglob("*.*")}
     monkeypatch.setattr("tokun.inference.model.Tokun.sample", lambda *a, **o: pytest.fail("all is drawn"))
     evaluate.main(arguments)

@@ -207,7 +207,16 @@ def test_of_hundreds_of_kin_the_nearest_are_listed_and_their_number():
         Vocabulary(text_size=300, codebook_size=16).id("<thing:moth>")
 
 
-OLD = {"text_size": 300, "codebook_size": 16, "styles": ["etching"], "subjects": ["ships"], "registers": ["plain", "era"], "grids": [[2, 3]], "max_text": 40, "illegal_text": [0]}
+OLD = {
+    "text_size": 300,
+    "codebook_size": 16,
+    "styles": ["etching"],
+    "subjects": ["ships"],
+    "registers": ["plain", "era"],
+    "grids": [[2, 3]],
+    "max_text": 40,
+    "illegal_text": [0],
+}
 
 
 def test_a_file_from_before_there_were_things_gives_the_ids_and_sequences_it_gave(tmp_path):

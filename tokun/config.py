@@ -38,7 +38,9 @@ class DataConfig:
     # shapes of pictures, rows x columns of codes, such as ["16x16", "12x21", "21x12"]: each picture goes to the nearest, the first is the default.
     # Empty: one square of image_tokenizer.image_size, and the centre of each picture is taken
     grids: list[str] = field(default_factory=list)
-    fit: Literal["auto", "pad", "crop"] = "auto"  # to its grid: a thing on blank ground whole on paper, others cut a little; or always the one or the other
+    fit: Literal["auto", "pad", "crop"] = (
+        "auto"  # to its grid: a thing on blank ground whole on paper, others cut a little; or always the one or the other
+    )
 
 
 @dataclass
@@ -70,7 +72,9 @@ class ImageTokenizerTrainConfig:
     max_minutes: float = 0.0  # stop earlier when this much time has been spent; 0: never
     batch_size: int = 32  # global, over all processes
     lr: float = 1e-3
-    lr_hold: float = 0.0  # share of the training at full lr before the cosine begins; until then max_minutes may still be raised and nothing is lost
+    lr_hold: float = (
+        0.0  # share of the training at full lr before the cosine begins; until then max_minutes may still be raised and nothing is lost
+    )
     warmup_steps: int = 100
     weight_decay: float = 0.01
     betas: list[float] = field(default_factory=lambda: [0.9, 0.95])
@@ -138,7 +142,9 @@ class TrainConfig:
     spike_factor: float = 0.0  # skip and count a step whose gradient norm is this many times its running 90 % quantile; 0: off
     precision: Literal["bf16", "no"] = "bf16"
     ema_decay: float = 0.999
-    ema_every: int = 1  # steps between two looks of the average at the weights; it forgets as fast. 4 spares a small model on a CPU 2 to 3 % of its time
+    ema_every: int = (
+        1  # steps between two looks of the average at the weights; it forgets as fast. 4 spares a small model on a CPU 2 to 3 % of its time
+    )
     z_loss: float = 1e-4
     image_weight: float = 1.0  # of the mean loss over image tokens
     text_weight: float = 1.0  # of the mean loss over text tokens
@@ -172,7 +178,9 @@ class SamplingConfig:
     top_p: float = 1.0
     guidance_scale: float = 1.0  # 1: off
     no_repeats: bool = False  # no word and no phrase of up to six pieces twice in a row, marks between them or not
-    text_guidance_scale: float = 1.0  # of words by their picture, 1: off; above it, what the picture explains counts for more than what reads well
+    text_guidance_scale: float = (
+        1.0  # of words by their picture, 1: off; above it, what the picture explains counts for more than what reads well
+    )
 
 
 @dataclass(frozen=True)
@@ -183,7 +191,9 @@ class SamplingOptions:
     subject: str = ""  # another
     thing: str = ""  # another: the main noun of what is shown
     register: str = ""  # of the words; empty: plain
-    aspect: str = ""  # width:height (4:3), wide, tall, square or a grid (rows x columns, 12x16); the nearest grid is taken; empty: drawn as tags are
+    aspect: str = (
+        ""  # width:height (4:3), wide, tall, square or a grid (rows x columns, 12x16); the nearest grid is taken; empty: drawn as tags are
+    )
     prompt: str | None = None  # a caption to draw
     temperature: float | None = None  # of codes, and a factor of the words' own; None, here and below: the checkpoint's default
     text_temperature: float | None = None  # of words
@@ -307,7 +317,9 @@ def parse_grids(names: Sequence[str]) -> tuple[tuple[int, int], ...]:
     codes = [rows * columns for rows, columns in grids]
     if codes and max(codes) > MOST_RATIO * min(codes):
         few, many = (f"{grids[codes.index(n)][0]}x{grids[codes.index(n)][1]} ({n} codes)" for n in (min(codes), max(codes)))
-        raise ValueError(f"data.grids holds {few} and {many}: at most {MOST_RATIO} times as many codes; choose grids of about the same number")
+        raise ValueError(
+            f"data.grids holds {few} and {many}: at most {MOST_RATIO} times as many codes; choose grids of about the same number"
+        )
     return tuple(grids)
 
 

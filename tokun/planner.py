@@ -632,7 +632,9 @@ def largest_micro_batch(
     """The most sequences of full width that one forward pass can hold; 0 where not even one fits."""
 
     def fits(micro: int) -> bool:
-        return max(peak_bytes(state, step_of(micro), accumulation=accumulation, checkpointing=checkpointing).values()) <= USABLE * gpu.memory
+        return (
+            max(peak_bytes(state, step_of(micro), accumulation=accumulation, checkpointing=checkpointing).values()) <= USABLE * gpu.memory
+        )
 
     low, high = 0, 2**20
     while high - low > 1:

@@ -78,10 +78,15 @@ def sharpen(source: str | Path | None, shards: str, out: Path, recipe: Recipe, *
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     folder = model.resolve(source)
     tokenizer = ImageTokenizer.load(folder / model.IMAGE_TOKENIZER).to(device)
-    made_with = {"recipe": {k: v for k, v in dataclasses.asdict(recipe).items() if k not in ("minutes", "save_every")}, "from": tokenizer.fingerprint()}
+    made_with = {
+        "recipe": {k: v for k, v in dataclasses.asdict(recipe).items() if k not in ("minutes", "save_every")},
+        "from": tokenizer.fingerprint(),
+    }
     grids = Vocabulary.load(folder / "vocabulary.json").grids
     fit = json.loads((folder / "sampling.json").read_text(encoding="utf-8")).get("fit") or framing.usual_fit(grids)
-    trainer = Trainer(tokenizer, shards, recipe, grids if grids != (tokenizer.grid,) else None, fit)  # one square: as models of squares are trained
+    trainer = Trainer(
+        tokenizer, shards, recipe, grids if grids != (tokenizer.grid,) else None, fit
+    )  # one square: as models of squares are trained
     states = checkpoint.TrainerStates(out.with_name(out.name + "-state"))
     trainer.resume(states, made_with)
     trainer.run(states, made_with)
@@ -89,7 +94,9 @@ def sharpen(source: str | Path | None, shards: str, out: Path, recipe: Recipe, *
         shutil.copytree(folder, new, dirs_exist_ok=True, ignore=shutil.ignore_patterns(model.IMAGE_TOKENIZER))
         tokenizer.cpu().save(new / model.IMAGE_TOKENIZER)
         settings = json.loads((new / "sampling.json").read_text(encoding="utf-8"))
-        (new / "sampling.json").write_text(json.dumps(settings | {"image_tokenizer": tokenizer.fingerprint()}, indent=1) + "\n", encoding="utf-8")
+        (new / "sampling.json").write_text(
+            json.dumps(settings | {"image_tokenizer": tokenizer.fingerprint()}, indent=1) + "\n", encoding="utf-8"
+        )
         earlier = checkpoint.read_record(folder / "sharpened.json") or {"steps": 0, "seconds": 0}
         done = {"steps": earlier["steps"] + trainer.step, "seconds": earlier["seconds"] + round(trainer.spent)}
         checkpoint.write_record(new / "sharpened.json", {**made_with, **done})
@@ -100,11 +107,15 @@ def sharpen(source: str | Path | None, shards: str, out: Path, recipe: Recipe, *
 class Trainer:
     """The decoder, its discriminator, and where they are."""
 
-    def __init__(self, tokenizer: ImageTokenizer, shards: str, recipe: Recipe, grids: tuple[framing.Grid, ...] | None = None, fit: str = "auto"):
+    def __init__(
+        self, tokenizer: ImageTokenizer, shards: str, recipe: Recipe, grids: tuple[framing.Grid, ...] | None = None, fit: str = "auto"
+    ):
         c, self.recipe, self.tokenizer = tokenizer.config, recipe, tokenizer.eval()
         self.device = next(tokenizer.parameters()).device
         shapes = {} if grids is None else {"grids": grids, "downsample": c.downsample, "fit": fit}
-        samples = data.ImageSamples.open(shards, image_size=c.image_size, channels=c.image_channels, cache_gb=4.0, max_scale=recipe.crop_scale[1], **shapes)
+        samples = data.ImageSamples.open(
+            shards, image_size=c.image_size, channels=c.image_channels, cache_gb=4.0, max_scale=recipe.crop_scale[1], **shapes
+        )
         self.batches = data.ImageBatches(samples, batch_size=recipe.batch_size, scale=recipe.crop_scale, seed=recipe.seed)
         torch.manual_seed(recipe.seed)
         self.discriminator = losses.PatchDiscriminator(c.image_channels).to(self.device)
@@ -112,7 +123,9 @@ class Trainer:
         tokenizer.requires_grad_(False)
         self.decoder = tokenizer.decoder.requires_grad_(True)
         self.optimizer = optim.make_adamw(self.decoder, lr=recipe.lr, betas=(0.5, 0.95), weight_decay=0.0)
-        self.gan_optimizer = torch.optim.AdamW(self.discriminator.parameters(), lr=recipe.gan_lr, betas=(0.5, 0.9), weight_decay=0.0, fused=True)
+        self.gan_optimizer = torch.optim.AdamW(
+            self.discriminator.parameters(), lr=recipe.gan_lr, betas=(0.5, 0.9), weight_decay=0.0, fused=True
+        )
         self.ema = optim.Ema(self.decoder, recipe.ema_decay)
         self.step, self.spent = 0, 0.0
 
@@ -158,7 +171,9 @@ class Trainer:
             loss = loss + r.gan_weight * losses.adaptive_weight(base, terms["adversarial"], self.decoder.last.weight) * terms["adversarial"]
             self.discriminator.requires_grad_(True)
         if not torch.isfinite(loss):
-            raise ValueError(f"the loss is {loss.item()} at step {self.step}: {dict((k, v.item()) for k, v in terms.items())}. Lower --lr or --gan-weight")
+            raise ValueError(
+                f"the loss is {loss.item()} at step {self.step}: {dict((k, v.item()) for k, v in terms.items())}. Lower --lr or --gan-weight"
+            )
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(self.decoder.parameters(), 1.0)

@@ -155,11 +155,15 @@ class Rows:
         c = self.columns
         name = values[c.keys or c.paths]
         if name is None:
-            raise TableError(f"{self.table.name}, line {line}: {c.keys or c.paths} is empty, so nobody knows which picture it is. Fill it in, or take the row out")
+            raise TableError(
+                f"{self.table.name}, line {line}: {c.keys or c.paths} is empty, so nobody knows which picture it is. Fill it in, or take the row out"
+            )
         name = str(name) if c.keys else clean_path(str(name))
         where = f"{values[c.folder]}/{name}" if c.folder and values[c.folder] is not None else name
         if before := self.by_id.get(where):
-            raise TableError(f"{self.table.name}, lines {before.line} and {line} are both of {where}: keep one row a picture, with a column for each register")
+            raise TableError(
+                f"{self.table.name}, lines {before.line} and {line} are both of {where}: keep one row a picture, with a column for each register"
+            )
         texts = {register: " ".join(str(values[column]).split()) for register, column in c.texts.items() if values[column] is not None}
         use = str(values.get("use", 1)).strip().lower() not in NO
         kind, thing = (str(values[column]).strip() if column and values[column] is not None else "" for column in (c.kind, c.thing))
@@ -185,7 +189,9 @@ class Rows:
                 return row
         close = sorted({row for path in own for row in self.by_name.get(path.rpartition("/")[2], []) if ends_alike(row, path)})
         if len(close) > 1:
-            raise TableError(f"{self.table.name}: rows {' and '.join(close[:2])} may both be of {own[0]}. Give paths as the shards' JSON has them")
+            raise TableError(
+                f"{self.table.name}: rows {' and '.join(close[:2])} may both be of {own[0]}. Give paths as the shards' JSON has them"
+            )
         return self.by_id[close[0]] if close else None
 
 
@@ -302,7 +308,9 @@ def make_plan(shards: list[Path], rows: Rows, options: Options, *, progress: boo
     plan = Plan(shards, folders=[shard.resolve().parent.name for shard in shards])
     parents = {shard.resolve().parent for shard in shards}
     if rows.columns.folder and len({parent.name for parent in parents}) < len(parents):
-        raise ValueError(f"two folders of shards have one name ({', '.join(sorted(plan.folders))}), by which {rows.table.name} tells them: rename one")
+        raise ValueError(
+            f"two folders of shards have one name ({', '.join(sorted(plan.folders))}), by which {rows.table.name} tells them: rename one"
+        )
     twice = Counter[tuple[str, str]]()
     for number, shard in enumerate(tqdm(shards, desc="matching", unit="shard", disable=not progress)):
         damaged: list[Any] = []
@@ -313,7 +321,9 @@ def make_plan(shards: list[Path], rows: Rows, options: Options, *, progress: boo
         plan.damaged += map(str, damaged)
     _refuse_twice(plan, {place for place, count in twice.items() if count > 1})
     unmatched = [one for one in rows.by_id.values() if one.where not in plan.named]
-    plan.left_out += [{"line": one.line, "row": one.where, "reason": "row without a picture"} for one in sorted(unmatched, key=lambda one: one.line)]
+    plan.left_out += [
+        {"line": one.line, "row": one.where, "reason": "row without a picture"} for one in sorted(unmatched, key=lambda one: one.line)
+    ]
     return plan
 
 
@@ -356,7 +366,9 @@ def _refuse_twice(plan: Plan, twice: set[tuple[str, str]]) -> None:
     keep = [n for n in range(len(plan.key)) if (str(plan.shards[plan.shard[n]].parent), plan.key[n]) not in twice]
     for n in sorted(set(range(len(plan.key))) - set(keep)):
         shard = plan.shard[n]
-        plan.left_out.append({"shard": f"{plan.folders[shard]}/{plan.shards[shard].name}", "key": plan.key[n], "reason": "key twice in one folder"})
+        plan.left_out.append(
+            {"shard": f"{plan.folders[shard]}/{plan.shards[shard].name}", "key": plan.key[n], "reason": "key twice in one folder"}
+        )
     for name in ("shard", "start", "end", "key", "row", "told"):
         values = getattr(plan, name)
         setattr(plan, name, [values[n] for n in keep])
@@ -520,7 +532,9 @@ def begin(out: Path, shards: list[Path], rows: Rows, options: Options) -> None:
         found = json.loads(state.read_text(encoding="utf-8"))
         changed = [name for name in settings if found.get(name) != settings[name]]
         if changed:
-            raise ValueError(f"--out {out} was begun otherwise ({', '.join(changed)} differ). Give the same to go on, name another --out, or delete it to begin anew")
+            raise ValueError(
+                f"--out {out} was begun otherwise ({', '.join(changed)} differ). Give the same to go on, name another --out, or delete it to begin anew"
+            )
     else:
         write_whole(state, json.dumps(settings, indent=1) + "\n")
 

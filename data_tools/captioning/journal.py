@@ -408,9 +408,13 @@ class Report:
             if not written:
                 continue
             if 2 * written < self.rows:
-                told.append(f"Only {written:,} of {self.rows:,} pictures have a {name} caption. Try the rest again with --retry-failed, or with another captioner.")
+                told.append(
+                    f"Only {written:,} of {self.rows:,} pictures have a {name} caption. Try the rest again with --retry-failed, or with another captioner."
+                )
             if results["template"] == written:
-                told.append(f"All {written:,} {name} captions are templates filled with metadata: nobody looked at the pictures. Give a captioner: --model or --endpoint.")
+                told.append(
+                    f"All {written:,} {name} captions are templates filled with metadata: nobody looked at the pictures. Give a captioner: --model or --endpoint."
+                )
             if same := alike({"kept": written, "distinct": len(self.texts[name])}):
                 told.append(f"{name}: {same}")
         return told
@@ -420,7 +424,8 @@ class Report:
         counts = {name: sum(results[source] for source in SOURCES) for name, results in self.registers.items()}
         written = {name: count for name, count in counts.items() if count}
         return bool(written) and all(
-            self.registers[name]["template"] == count and alike({"kept": count, "distinct": len(self.texts[name])}) for name, count in written.items()
+            self.registers[name]["template"] == count and alike({"kept": count, "distinct": len(self.texts[name])})
+            for name, count in written.items()
         )
 
     def as_json(self) -> dict[str, Any]:

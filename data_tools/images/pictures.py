@@ -16,7 +16,21 @@ from PIL import Image
 from tokun.data.pictures import DECODE_ERRORS, PictureError, decode, decode_reduced
 from tokun.utils.extras import need
 
-__all__ = ["DECODE_ERRORS", "FILTERS", "KINDS", "OF_OPENCV", "WEBP_LIMIT", "PictureError", "as_gray", "decode", "decode_reduced", "dhash", "encode", "opencv", "resize"]
+__all__ = [
+    "DECODE_ERRORS",
+    "FILTERS",
+    "KINDS",
+    "OF_OPENCV",
+    "WEBP_LIMIT",
+    "PictureError",
+    "as_gray",
+    "decode",
+    "decode_reduced",
+    "dhash",
+    "encode",
+    "opencv",
+    "resize",
+]
 
 MAX_ENLARGEMENT = 1.5
 WEBP_LIMIT = 16383  # pixels on a side, a limit of the format

@@ -113,14 +113,19 @@ def steps(out: str, command: Sequence[str], captions: Mapping[str, int], *, repo
     if captioned and captioned >= FEW * (captioned + missing):
         parts.append("Next:\n" + training(out, val=val))
     elif captioned:
-        parts.append(f"Train when more of the pictures have captions: {captioned:,} of {captioned + missing:,} do. To look at the shards as they are:\n" + inspecting(out))
+        parts.append(
+            f"Train when more of the pictures have captions: {captioned:,} of {captioned + missing:,} do. To look at the shards as they are:\n"
+            + inspecting(out)
+        )
     return "\n".join(parts)
 
 
 def captions_first(out: str, command: Sequence[str], missing: int, captioned: int, empty: int, report: str) -> str:
     again = [one for one in command if one != "--allow-missing-captions"]
     with_captions = [*without_option(again, "--captions"), "--captions", f"{out}/{CAPTIONS}"]
-    captioner = shell("data_tools.caption", out, "--model", "Qwen/Qwen2.5-VL-3B-Instruct", "--registers", "plain", "--out", f"{out}-captioned")
+    captioner = shell(
+        "data_tools.caption", out, "--model", "Qwen/Qwen2.5-VL-3B-Instruct", "--registers", "plain", "--out", f"{out}-captioned"
+    )
     by_hand = [
         f"  by hand: fill in {out}/{CAPTIONS} ({report} shows its pictures), then",
         f"    {shell('data_tools.prepare', *with_captions)}",

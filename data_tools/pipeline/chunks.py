@@ -420,7 +420,9 @@ def write_shard(shard: Shard) -> int:
         parts = shard.store.read_parts(name, [(piece.start, piece.image_bytes + piece.json_bytes) for piece in pieces])
         for piece, part in zip(pieces, parts, strict=True):
             if len(part) != piece.image_bytes + piece.json_bytes:
-                raise OSError(f"{name} in {shard.store} is cut off, or was not read whole: run again, and if that does not help, remove {shard.store} first")
+                raise OSError(
+                    f"{name} in {shard.store} is cut off, or was not read whole: run again, and if that does not help, remove {shard.store} first"
+                )
             both[piece.key] = part
     buffer = io.BytesIO()
     for piece in shard.pieces:

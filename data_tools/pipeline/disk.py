@@ -109,7 +109,9 @@ class DiskDict(MutableMapping):
     def pairs(self, start: str = "") -> Iterator[tuple[str, Any]]:
         """(text, value) in order, from the first that begins with `start` to the last. May be written to meanwhile."""
         first, compare = self.key(start), ">="
-        while rows := self.base.execute(f"SELECT key, value FROM items WHERE key {compare} ? ORDER BY key LIMIT {MANY}", (first,)).fetchall():
+        while rows := self.base.execute(
+            f"SELECT key, value FROM items WHERE key {compare} ? ORDER BY key LIMIT {MANY}", (first,)
+        ).fetchall():
             for key, value in rows:
                 if not key.startswith(self.key(start)):
                     return

@@ -20,7 +20,22 @@ from data_tools.readers import Found, Listing, shown
 from tokun.utils.extras import need
 
 MANIFEST = "manifest.parquet"
-FIELDS = ("path", "sha256", "dhash", "width", "height", "status", "reason", "shard", "key", "caption", "words_from", "language", "license", "source_url")
+FIELDS = (
+    "path",
+    "sha256",
+    "dhash",
+    "width",
+    "height",
+    "status",
+    "reason",
+    "shard",
+    "key",
+    "caption",
+    "words_from",
+    "language",
+    "license",
+    "source_url",
+)
 ROW_GROUP = 1024  # rows in memory at a time
 
 

@@ -113,7 +113,9 @@ class RemoteStore(Store):
 
     def read_parts(self, name: str, parts: Sequence[tuple[int, int]]) -> list[bytes]:
         url, files = self.url(name), self.files()
-        found = files.cat_ranges([url] * len(parts), [start for start, _ in parts], [start + size for start, size in parts], on_error="raise")
+        found = files.cat_ranges(
+            [url] * len(parts), [start for start, _ in parts], [start + size for start, size in parts], on_error="raise"
+        )
         for one in found:
             if isinstance(one, BaseException):  # fsspec before June 2026 may hand it over instead
                 raise one

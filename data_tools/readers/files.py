@@ -24,6 +24,8 @@ PICTURE_SUFFIXES = frozenset({
     ".pnm", ".ppm", ".tif", ".tiff", ".webp",
 })  # fmt: skip
 PICTURE_STARTS = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"GIF87a", b"GIF89a", b"II*\0", b"MM\0*")
+
+
 def find_files(base: Path, leave_out: Path | None) -> Iterator[str]:
     """The files under `base`, as the disk lists them; no link to a folder is followed."""
     out = leave_out.resolve() if leave_out else None

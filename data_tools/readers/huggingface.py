@@ -18,7 +18,16 @@ from data_tools.tables import PATH_COLUMNS, Table, column_name
 from tokun.utils.extras import need
 
 PICTURES = "__picture__"  # the column of pictures, whatever it was called
-PICTURE_COLUMNS = ("image", "img", "picture", "photo", "jpg", "jpeg", "png", "webp")  # names of the column of pictures, the first that is there wins
+PICTURE_COLUMNS = (
+    "image",
+    "img",
+    "picture",
+    "photo",
+    "jpg",
+    "jpeg",
+    "png",
+    "webp",
+)  # names of the column of pictures, the first that is there wins
 SPLIT = re.compile(r"(?:^|[^a-z])(train|training|validation|valid|val|dev|test|testing|eval)(?:[^a-z]|$)")  # in the name of a file
 SPLITS = {"training": "train", "valid": "validation", "val": "validation", "dev": "validation", "testing": "test", "eval": "test"}
 
@@ -37,7 +46,9 @@ def open_splits(source: str) -> dict[str, Any]:
         elif folder.is_file():
             splits = datasets.load_dataset("parquet", data_files={"train": source})
         elif folder.is_dir() and (files := data_files(folder)):
-            splits = datasets.load_dataset("parquet", data_files={split: [str(folder / path) for path in paths] for split, paths in files.items()})
+            splits = datasets.load_dataset(
+                "parquet", data_files={split: [str(folder / path) for path in paths] for split, paths in files.items()}
+            )
         else:
             splits = datasets.load_dataset(source)
     except (OSError, ValueError, RuntimeError, LookupError, datasets.exceptions.DatasetsError) as error:
@@ -92,7 +103,9 @@ def picture_column(datasets: Any, data: Any, source: str) -> str:
     if known or len(found) == 1:
         return (known or found)[0]
     if found:
-        raise ValueError(f"{source} has several columns of pictures, {', '.join(found)}, and none is called image: rename the one to take to image")
+        raise ValueError(
+            f"{source} has several columns of pictures, {', '.join(found)}, and none is called image: rename the one to take to image"
+        )
     for name in PICTURE_COLUMNS:
         feature = data.features.get(name)
         if getattr(feature, "dtype", "") in ("binary", "large_binary") or (isinstance(feature, dict) and "bytes" in feature):

@@ -26,7 +26,9 @@ from tokun.data.shards import SEVERAL, TWICE, key_and_suffix
 Place = Callable[[int, int], Span | Remote]
 OF_ANOTHER = "not read: beside the picture of its sample (a mask, a depth map, a thumbnail)"
 NO_PICTURE = "not read: words without a picture of their key"
-PICTURE_NAMES = frozenset({"", "color", "colour", "full", "image", "img", "input", "main", "orig", "original", "photo", "pic", "picture", "rgb"})
+PICTURE_NAMES = frozenset(
+    {"", "color", "colour", "full", "image", "img", "input", "main", "orig", "original", "photo", "pic", "picture", "rgb"}
+)
 """What stands between the key and the suffix of a sample's own picture: KEY.jpg, KEY.image.jpg."""
 
 
@@ -77,7 +79,9 @@ class Sample:
 class Tars:
     """The pictures in tar files, in their order, with their words."""
 
-    def __init__(self, options: Options, found: DiskList | None = None, words: DiskDict | None = None, unread: DiskDict | None = None) -> None:
+    def __init__(
+        self, options: Options, found: DiskList | None = None, words: DiskDict | None = None, unread: DiskDict | None = None
+    ) -> None:
         self.caption_column = options.caption_column
         self.found = DiskList() if found is None else found
         self.words = DiskDict() if words is None else words
@@ -151,7 +155,9 @@ class Tars:
                 group, style = (group_of(said.record) or "", style_of(said.record)) if said else ("", "")
                 self.found.append(replace(one, path=path, problem=problem, group=group, style=style))
             if not sample.pictures:
-                self.unread.update({f"{tar_path}/{said.member}": f"not read: {TWICE}" if twice else NO_PICTURE for said in sample.said.values()})
+                self.unread.update(
+                    {f"{tar_path}/{said.member}": f"not read: {TWICE}" if twice else NO_PICTURE for said in sample.said.values()}
+                )
 
 
 def tar_members(file: BinaryIO) -> Iterator[tuple[tarfile.TarFile, tarfile.TarInfo]]:

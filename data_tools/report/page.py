@@ -33,7 +33,9 @@ def page(summary: Summary, opener: Opener | None) -> Iterator[str]:
         summary=summary,
         total=summary.total,
         statuses=[(status, colour(status), count) for status, count in ordered],
-        reasons=[described(summary, *group, count) for group, count in sorted(summary.reasons.items(), key=lambda item: (-item[1], item[0]))],
+        reasons=[
+            described(summary, *group, count) for group, count in sorted(summary.reasons.items(), key=lambda item: (-item[1], item[0]))
+        ],
         kept=[summary.tiles.get(place, (b"", "")) for _, place in summary.kept.items()],
         originals=opener is not None,
         REASON_SHEETS=REASON_SHEETS,

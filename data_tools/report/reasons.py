@@ -89,7 +89,10 @@ EXPLANATIONS: dict[str, tuple[str, str]] = {
     "not a picture that can be read": ("The file is no picture, or of a kind that is not read.", UNREADABLE),
     "truncated or damaged": ("The file breaks off, or its data are damaged.", UNREADABLE),
     "colours cannot be read": ("The picture's colours are stored in a way that could not be understood.", UNREADABLE),
-    "too many pixels": ("The picture is so large that opening it could exhaust the machine.", "Save a smaller version of it, or raise the limit with `--max-megapixels`."),
+    "too many pixels": (
+        "The picture is so large that opening it could exhaust the machine.",
+        "Save a smaller version of it, or raise the limit with `--max-megapixels`.",
+    ),
     "file too large": ("The file is larger than what is opened.", "Save a smaller version of it."),
     "cannot be read": ("The disk did not hand the file out.", "Check the permissions of the file and the health of the disk."),
     "folder cannot be read": ("The folder could not be entered, so nothing inside was seen.", "Check the permissions of the folder."),
@@ -102,19 +105,39 @@ EXPLANATIONS: dict[str, tuple[str, str]] = {
     "not a regular file": ("A device or a pipe with the name of a picture.", "Remove it from the folder."),
     "changed while being read": ("The file changed during the run.", "Run again when nothing writes into the folder."),
 }
-NOT_READ = "Nothing to do, unless it holds pictures or captions: see python -m data_tools.prepare --help for what is read, and under which names."
+NOT_READ = (
+    "Nothing to do, unless it holds pictures or captions: see python -m data_tools.prepare --help for what is read, and under which names."
+)
 EXPLANATIONS |= {
     "not read: neither a picture nor words for one": ("A file of another kind.", NOT_READ),
-    "not read: a text without a picture of its name": ("A text that lies beside pictures and bears the name of none.", "Give it the name of its picture (wolf.jpg, wolf.txt) if it is a caption."),
+    "not read: a text without a picture of its name": (
+        "A text that lies beside pictures and bears the name of none.",
+        "Give it the name of its picture (wolf.jpg, wolf.txt) if it is a caption.",
+    ),
     "not read: ambiguous: several pictures have its name": (
         "A file of words whose name fits several pictures (wolf.txt beside wolf.jpg and wolf.png), so that it cannot be told which of them it describes.",
         "Call it by the whole name of its picture (wolf.jpg.txt), or write the captions into captions.csv.",
     ),
-    "not read: JSON without a picture of its name": ("A JSON file that bears the name of no picture.", "Give it the name of its picture, or call a table of captions captions.json."),
-    "not read: its picture has another file of words, which is read": ("A picture has one file of text and one of JSON; this is one more.", "Remove one of them if the wrong one was read."),
-    "not read: a table under another name than captions or metadata": ("A table that is not taken for captions.", "Call it captions.csv (.tsv, .jsonl, .parquet) if it holds captions, or give it as SOURCE."),
-    "ambiguous: several pictures under one key": ("A sample of a tar file holds several pictures, and it cannot be told which of them its words are about.", "Give each picture a key of its own."),
-    "ambiguous: its key is there twice": ("Two samples of a tar file have one key, and their words cannot be told apart.", "Give each picture a key of its own."),
+    "not read: JSON without a picture of its name": (
+        "A JSON file that bears the name of no picture.",
+        "Give it the name of its picture, or call a table of captions captions.json.",
+    ),
+    "not read: its picture has another file of words, which is read": (
+        "A picture has one file of text and one of JSON; this is one more.",
+        "Remove one of them if the wrong one was read.",
+    ),
+    "not read: a table under another name than captions or metadata": (
+        "A table that is not taken for captions.",
+        "Call it captions.csv (.tsv, .jsonl, .parquet) if it holds captions, or give it as SOURCE.",
+    ),
+    "ambiguous: several pictures under one key": (
+        "A sample of a tar file holds several pictures, and it cannot be told which of them its words are about.",
+        "Give each picture a key of its own.",
+    ),
+    "ambiguous: its key is there twice": (
+        "Two samples of a tar file have one key, and their words cannot be told apart.",
+        "Give each picture a key of its own.",
+    ),
 }
 UNKNOWN = ("This page has no further words for this reason.", "Look at the pictures and file names below.")
 FAMILIES = tuple(

@@ -52,7 +52,25 @@ SIMILAR = tuple(
 """Words for things of which a picture may show either."""
 LIKE = {thing: [group for group in SIMILAR if thing in group] for thing in frozenset().union(*SIMILAR)}
 NO_ARTICLE = frozenset({"armour", "seaweed", "coral", "people", "scissors", "cattle", "ruins", "clothes", "grass"})
-NOT_ASKED = frozenset({"people", "crowd", "couple", "family", "head", "hand", "view", "square", "plain", "general", "person", "figure", "oval", "piece", "group"})
+NOT_ASKED = frozenset(
+    {
+        "people",
+        "crowd",
+        "couple",
+        "family",
+        "head",
+        "hand",
+        "view",
+        "square",
+        "plain",
+        "general",
+        "person",
+        "figure",
+        "oval",
+        "piece",
+        "group",
+    }
+)
 MOST_OF_A_THING, MOST_OF_A_KIND = 300, 2500
 """Pictures that are asked about one thing, and about one kind. More would leave no others of their kind to exchange with."""
 ROUNDS = 40  # in which questions that do not fit are exchanged
@@ -133,7 +151,12 @@ def is_no(picture: Shown, thing: str, where: dict[str, frozenset[str]]) -> bool:
 
 def is_other_kind(picture: Shown, kind: str) -> bool:
     """Whether "is the subject a bird?" is surely answered no."""
-    return kind != picture.kind and kind not in picture.words and {kind, picture.kind} not in ({"vessel", "room-object"}, {"ruin", "building"}, {"portrait", "figure"}, {"tree", "plant"}, {"sea", "ship"})
+    return (
+        kind != picture.kind
+        and kind not in picture.words
+        and {kind, picture.kind}
+        not in ({"vessel", "room-object"}, {"ruin", "building"}, {"portrait", "figure"}, {"tree", "plant"}, {"sea", "ship"})
+    )
 
 
 def deal(

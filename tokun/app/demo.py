@@ -159,13 +159,17 @@ class Studio:
     def draw(self, seed: object, n: object, **wishes: object) -> Iterator[Sketch | list[Pair]]:
         """Samples 0 … n-1 of the seed: sketches of the first, then all."""
         start, count, options = whole(seed, 0, MAX_SEED, "seed"), whole(n, 1, MAX_PAIRS, "number of prints"), self.wishes(**wishes)
-        return self.watched(lambda watch: self.model.sample(start, count, watch=watch, **options), options["prompt"] or "", self.grid_of(start, options))
+        return self.watched(
+            lambda watch: self.model.sample(start, count, watch=watch, **options), options["prompt"] or "", self.grid_of(start, options)
+        )
 
     def between(self, first: object, last: object, steps: object, **wishes: object) -> Iterator[Sketch | list[Pair]]:
         """Pairs on the way from one seed to another: sketches of the first, then all."""
         a, b = whole(first, 0, MAX_SEED, "first seed"), whole(last, 0, MAX_SEED, "last seed")
         count, options = whole(steps, 2, MAX_PAIRS, "number of steps"), self.wishes(**wishes)
-        return self.watched(lambda watch: self.model.interpolate(a, b, count, watch=watch, **options), options["prompt"] or "", self.grid_of(a, options))
+        return self.watched(
+            lambda watch: self.model.interpolate(a, b, count, watch=watch, **options), options["prompt"] or "", self.grid_of(a, options)
+        )
 
     def grid_of(self, seed: int, options: dict[str, Any]) -> tuple[int, int]:
         """The shape of the seed's first sample."""
@@ -173,7 +177,9 @@ class Studio:
         (tags,) = self.model.tags_of(latents.uniform(latents.draw(seed, [0], latents.TAG_SLOTS)), plan)
         return tags.grid
 
-    def watched(self, make: Callable[[Watch], list[Pair]], prompt: str = "", grid: tuple[int, int] | None = None) -> Iterator[Sketch | list[Pair]]:
+    def watched(
+        self, make: Callable[[Watch], list[Pair]], prompt: str = "", grid: tuple[int, int] | None = None
+    ) -> Iterator[Sketch | list[Pair]]:
         """What `make` has so far, as often as can be looked at, and its result. Ends its work when nobody listens any more. `grid`: of its first pair."""
         news: deque[tuple[list[int], list[int]]] = deque(maxlen=1)
         left = threading.Event()
@@ -258,7 +264,9 @@ def sketch(model: Tokun, codes: list[int], grid: tuple[int, int] | None = None) 
     filled = [*codes, *[codes[-1] if codes else 0] * (rows * columns - len(codes))]
     image = model.decode_images([filled], [(rows, columns)])[0]
     drawn = (np.arange(rows * columns) < len(codes)).reshape(rows, columns).astype(np.uint8) * 255
-    return Image.composite(image, Image.new(image.mode, image.size, "white"), Image.fromarray(drawn).resize(image.size, Image.Resampling.NEAREST))
+    return Image.composite(
+        image, Image.new(image.mode, image.size, "white"), Image.fromarray(drawn).resize(image.size, Image.Resampling.NEAREST)
+    )
 
 
 # --- what is shown and taken home -----------------------------------------------------------------------------------

@@ -90,13 +90,17 @@ def quoted(text: str) -> str:
 
 def figure(image: Image.Image, caption: str, note: str = "", *, side: int = 512) -> str:
     shown = f'<img decoding="sync"{shape(image)} alt="{quoted(caption)}" src="{demo.data_uri(demo.enlarged(image, side))}">'
-    return f'<figure>{shown}<figcaption>{quoted(caption) or "&nbsp;"}<small>{quoted(note) or "&nbsp;"}</small></figcaption></figure>'
+    return f"<figure>{shown}<figcaption>{quoted(caption) or '&nbsp;'}<small>{quoted(note) or '&nbsp;'}</small></figcaption></figure>"
 
 
 def shape(image: Image.Image) -> str:
     """The attribute that gives a picture its own shape in a square place; a square has none."""
     width, height = image.size
-    return "" if width == height else f' style="aspect-ratio: {width} / {height}; width: {min(100, 100 * width / height):.4g}%; margin: 0 auto"'
+    return (
+        ""
+        if width == height
+        else f' style="aspect-ratio: {width} / {height}; width: {min(100, 100 * width / height):.4g}%; margin: 0 auto"'
+    )
 
 
 def plate(pairs: Sequence[Any], files: dict[str, str] | None = None) -> str:
@@ -160,7 +164,16 @@ def build(model: Any) -> Any:
 
     @polite
     def on_draw(seed, n, prompt, style, subject, thing, register, aspect, temperature, guidance, history):
-        wishes = {"prompt": prompt, "style": style, "subject": subject, "thing": thing, "register": register, "aspect": aspect, "temperature": temperature, "guidance": guidance}
+        wishes = {
+            "prompt": prompt,
+            "style": style,
+            "subject": subject,
+            "thing": thing,
+            "register": register,
+            "aspect": aspect,
+            "temperature": temperature,
+            "guidance": guidance,
+        }
         for news in studio.draw(seed, n, **wishes):
             if isinstance(news, demo.Sketch):
                 yield sketched(news), gr.skip(), gr.skip(), gr.skip()
@@ -177,7 +190,13 @@ def build(model: Any) -> Any:
             else:
                 images, name = [pair.image for pair in news], f"tokun-{int(first)}-{int(last)}"
                 files = {f"{name}.gif": demo.inline(gif(images), "image/gif"), f"{name}-strip.png": demo.data_uri(strip(images), "PNG")}
-                yield plate(news[:1], demo.keepsakes(news[0])), news[0], news, gr.update(maximum=len(news), value=1, interactive=True), way(images) + links(files)
+                yield (
+                    plate(news[:1], demo.keepsakes(news[0])),
+                    news[0],
+                    news,
+                    gr.update(maximum=len(news), value=1, interactive=True),
+                    way(images) + links(files),
+                )
 
     @polite
     def on_step(step, pairs):
@@ -253,11 +272,18 @@ def build(model: Any) -> Any:
                     taken = gr.HTML(elem_id="way")
                 with gr.Tab("From a picture"):
                     with gr.Row():
-                        upload = gr.UploadButton("Upload a picture", type="binary", file_types=[f".{kind}" for kind in ("png", "jpg", "jpeg", "webp", "gif", "bmp", "tif", "tiff")], elem_id="upload")
+                        upload = gr.UploadButton(
+                            "Upload a picture",
+                            type="binary",
+                            file_types=[f".{kind}" for kind in ("png", "jpg", "jpeg", "webp", "gif", "bmp", "tif", "tiff")],
+                            elem_id="upload",
+                        )
                         take = gr.Button("Take the print")
                     inhand = gr.HTML(elem_id="inhand")
                     said = gr.HTML(elem_id="said")
-                    voices = gr.CheckboxGroup(named(studio.registers), value=studio.registers[:2], label="Say what it shows, in these registers")
+                    voices = gr.CheckboxGroup(
+                        named(studio.registers), value=studio.registers[:2], label="Say what it shows, in these registers"
+                    )
                     caption = gr.Button("Caption it", variant="primary", elem_id="caption")
                     if studio.can_answer:
                         question = gr.Textbox(label="Ask about it", max_length=demo.MAX_TEXT, elem_id="question")
@@ -272,7 +298,16 @@ def build(model: Any) -> Any:
                     with gr.Row(elem_classes="level"):
                         keep = gr.Radio(list(directions.KEEP), value="top", label="Keep one half")
                         complete = gr.Button("Draw the rest anew", elem_id="complete")
-        gallery = gr.Gallery(label="Printed in this visit", columns=8, height="auto", fit_columns=False, allow_preview=False, interactive=False, buttons=[], elem_id="history")
+        gallery = gr.Gallery(
+            label="Printed in this visit",
+            columns=8,
+            height="auto",
+            fit_columns=False,
+            allow_preview=False,
+            interactive=False,
+            buttons=[],
+            elem_id="history",
+        )
         gr.HTML(f"<footer>{colophon(model)}</footer>")
 
         result = [shown, current, history, gallery]

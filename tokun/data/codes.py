@@ -13,7 +13,9 @@ import numpy as np
 from tokun.data.shards import CODES_SUFFIX, ShardIndex
 
 # the header that numpy writes before uint16 (views, N)
-CODES_HEADER = re.compile(rb"\x93NUMPY\x01\x00..\{'descr': '<u2', 'fortran_order': False, 'shape': \(([1-9]\d{0,6}), ([1-9]\d{0,6})\), \} *\n", re.DOTALL)
+CODES_HEADER = re.compile(
+    rb"\x93NUMPY\x01\x00..\{'descr': '<u2', 'fortran_order': False, 'shape': \(([1-9]\d{0,6}), ([1-9]\d{0,6})\), \} *\n", re.DOTALL
+)
 
 
 @dataclass(frozen=True)
@@ -49,9 +51,7 @@ class CodeSamples:
         tree = self.index.read_json(i)
         grid = tree["grid"]
         if codes.ndim != 2 or not len(codes) or codes.shape[1] != grid[0] * grid[1] or codes.dtype != np.uint16:
-            raise ValueError(
-                f"{self.index.key(i)}.{CODES_SUFFIX} is {codes.dtype} {codes.shape}, not uint16 (views, {grid[0] * grid[1]})"
-            )
+            raise ValueError(f"{self.index.key(i)}.{CODES_SUFFIX} is {codes.dtype} {codes.shape}, not uint16 (views, {grid[0] * grid[1]})")
         caption = tree["caption"]
         captions = {"plain": caption, **{r: c for r, c in tree.get("captions", {}).items() if c}}
         questions = [(q["question"], q["answer"]) for q in tree.get("questions", [])]

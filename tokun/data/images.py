@@ -33,7 +33,14 @@ def random_box(width: int, height: int, scale: Sequence[float], rng: np.random.G
 
 
 def view_boxes(
-    width: int, height: int, views: int, scale: Sequence[float], rng: np.random.Generator, *, positions: str = "random", mirror: bool = False
+    width: int,
+    height: int,
+    views: int,
+    scale: Sequence[float],
+    rng: np.random.Generator,
+    *,
+    positions: str = "random",
+    mirror: bool = False,
 ) -> list[Box]:
     """View 0: the centre, as large as fits. The others: random crops of the whole picture, or at five positions. A negative side says mirrored."""
     frame = framing.crop_box(width, height, ONE_SQUARE[0])

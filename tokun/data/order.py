@@ -91,7 +91,11 @@ class BucketOrder:
         while self._steps_before(epoch + 1) <= step:
             epoch += 1
         first = self._steps_before(epoch)
-        batches = [(bucket, batch) for bucket in range(len(self.counts)) for batch in range(self._filled(bucket, epoch), self._filled(bucket, epoch + 1))]
+        batches = [
+            (bucket, batch)
+            for bucket in range(len(self.counts))
+            for batch in range(self._filled(bucket, epoch), self._filled(bucket, epoch + 1))
+        ]
         order = rng_for(self.seed, epoch, stream=5).permutation(len(batches))
         found = [batches[k] for k in order]
         self._latest = (first, found)

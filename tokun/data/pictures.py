@@ -60,7 +60,9 @@ def max_pixels(megapixels: float | None = None) -> int:
     except (ValueError, OverflowError):
         pixels = 0
     if pixels < 1:
-        raise ValueError(f"{LIMIT if megapixels is None else '--max-megapixels'} is {given!r}; it is a number of million pixels above 0, such as 400")
+        raise ValueError(
+            f"{LIMIT if megapixels is None else '--max-megapixels'} is {given!r}; it is a number of million pixels above 0, such as 400"
+        )
     return pixels
 
 
@@ -192,9 +194,7 @@ def is_bomb(image: Image.Image, data: bytes, most: int) -> bool:
     pixels = image.width * image.height
     tags = getattr(image, "tag_v2", {})  # of a TIFF, whose tiles may be larger than the picture
     scans = 1
-    if (
-        image.format in ("JPEG", "MPO") and len(data) // 10 * pixels > 20 * most
-    ):  # each visits every pixel; its head alone takes ten bytes
+    if image.format in ("JPEG", "MPO") and len(data) // 10 * pixels > 20 * most:  # each visits every pixel; its head alone takes ten bytes
         scans = data.count(b"\xff\xda")
     return (
         pixels > most

@@ -341,5 +341,7 @@ def write_shard(path: Path, samples: Iterator[dict[str, bytes]], beside: Callabl
             os.fsync(file.fileno())
         os.replace(aside, path)
     except FileNotFoundError as error:
-        raise ValueError(f"{aside} was taken away: another process seems to write to {path.parent} too. Let one of them end, then run this again") from error
+        raise ValueError(
+            f"{aside} was taken away: another process seems to write to {path.parent} too. Let one of them end, then run this again"
+        ) from error
     return count

@@ -15,7 +15,9 @@ import numpy as np
 BLOCK = tarfile.BLOCKSIZE
 END = bytes(BLOCK)
 MAGIC = b"ustar"
-WINDOW = 1 << 17  # bytes of a shard of small files that are looked through at once; a longer one costs more than its reading: fresh memory each time
+WINDOW = (
+    1 << 17
+)  # bytes of a shard of small files that are looked through at once; a longer one costs more than its reading: fresh memory each time
 NAMES = ("utf-8", "surrogateescape")  # how names are decoded
 FILES, DIRECTORY, PAX = (ord("0"), 0), ord("5"), ord("x")  # kinds of members
 NUMBERS = np.r_[100:156, 329:345]  # bytes of a header that hold octal numbers: mode, uid, gid, size, mtime, checksum, two of devices
@@ -51,7 +53,13 @@ def any_files(path: Path, skipped: Counter[str]) -> tuple[list[str], np.ndarray]
             else:
                 if tar.offset + BLOCK > size:  # no end mark: tarfile stops silently inside a header
                     skipped["truncated shard"] += 1
-    except (tarfile.TarError, ValueError, OverflowError, MemoryError, RecursionError) as error:  # but the first: of sizes below zero or beyond any disk, headers in chains
+    except (
+        tarfile.TarError,
+        ValueError,
+        OverflowError,
+        MemoryError,
+        RecursionError,
+    ) as error:  # but the first: of sizes below zero or beyond any disk, headers in chains
         if not names:
             raise ValueError(f"shard {path} is not a readable tar ({error}); make it again or remove it") from error
         skipped["truncated shard"] += 1
@@ -141,7 +149,8 @@ def _names_and_places(blocks: np.ndarray, ends: np.ndarray, file: int) -> tuple[
     plain = (
         np.isin(kind, (*FILES, DIRECTORY, PAX)).all()
         and _are_numbers(blocks)
-        and np.isin(blocks[:, 135], (0, ord(" "))).all() and not blocks[:, 345].any()  # 11 digits of size, no prefix to the name
+        and np.isin(blocks[:, 135], (0, ord(" "))).all()
+        and not blocks[:, 345].any()  # 11 digits of size, no prefix to the name
         and not (ended[:, :-1] & ~ended[:, 1:]).any()  # something behind a name's end
         and np.array_equal(_checksums(blocks), _octal(blocks[:, 148:154]))
     )

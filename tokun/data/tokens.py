@@ -54,7 +54,9 @@ class TokenBatches:
     ):  # fmt: skip
         check_batch(batch_size, world)
         self.samples, self.vocabulary = samples, vocabulary
-        self.encode = lru_cache(ENCODED)(encode)  # a quarter of the packing, from the second epoch on; the lists are shared: nobody changes them
+        self.encode = lru_cache(ENCODED)(
+            encode
+        )  # a quarter of the packing, from the second epoch on; the lists are shared: nobody changes them
         self.batch_size, self.seed, self.tag_dropout, self.rank, self.world, self.views = batch_size, seed, tag_dropout, rank, world, views
         self.plain_share, self.word_dropout = plain_share, word_dropout
         self.words = np.setdiff1d(np.arange(vocabulary.text_size, dtype=np.int32), vocabulary.illegal_text)
@@ -88,7 +90,9 @@ class TokenBatches:
 
     def _pack(self, positions: Iterable[int]) -> list[Row]:
         items = [(p, self.order[p]) for p in positions]
-        groups = [items[start : start + 32] for start in range(0, len(items), 32)]  # one by one, the handing over costs as much as the packing
+        groups = [
+            items[start : start + 32] for start in range(0, len(items), 32)
+        ]  # one by one, the handing over costs as much as the packing
         return [row for group in (self.pool.map if self.pool else map)(self._items, groups) for row in group]
 
     def _items(self, items: Iterable[tuple[int, int]]) -> list[Row]:
@@ -111,7 +115,9 @@ class TokenBatches:
         size = self.window * self.batch_size
         positions = range(window * size, (window + 1) * size)
         by_length = sorted(zip(positions, self._pack(positions), strict=True), key=lambda item: (len(item[1].input_ids), item[0]))
-        batches = [sorted(by_length[start : start + self.batch_size], key=lambda item: item[0]) for start in range(0, size, self.batch_size)]
+        batches = [
+            sorted(by_length[start : start + self.batch_size], key=lambda item: item[0]) for start in range(0, size, self.batch_size)
+        ]
         return [batches[number] for number in rng_for(self.seed, window, stream=4).permutation(self.window)]
 
     def _item(self, item: tuple[int, int]) -> Row:
@@ -139,7 +145,9 @@ class TokenBatches:
 
         v = self.vocabulary
         task = self.tasks[min(bisect_right(self.shares, rng.random()), len(self.tasks) - 1)]
-        codes = record.codes[rng.integers(len(record.codes)) if self.views and len(record.codes) > 1 else 0]  # of one, numpy draws nothing either
+        codes = record.codes[
+            rng.integers(len(record.codes)) if self.views and len(record.codes) > 1 else 0
+        ]  # of one, numpy draws nothing either
         registers = [r for r in record.captions if r in v.registers]
         register = "plain" if rng.random() < self.plain_share or len(registers) == 1 else registers[rng.integers(len(registers))]
         dropped, bare = rng.random(5 if v.things else 4).tolist(), rng.random() < self.tag_dropout

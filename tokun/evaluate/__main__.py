@@ -117,7 +117,6 @@ class Case:
             return []
         return read_pairs(self.model, self.args.train_shards, max(len(self.held_out), self.args.n_samples), self.args.seed, **self.keys)
 
-
     def recogniser(self) -> tuple[Judge, Features]:
         """The judge of what is recognised, learned from the training pairs and kept in --out, and the network that it sees with.
 
@@ -133,8 +132,18 @@ class Case:
             raise ValueError("needs --train-shards with captions that describe, and --recognition or SqueezeNet 1.1 as --features")
         config = self.model.image_tokenizer.config
         network = last_layer(which, self.model.device, max(128, config.image_size))
-        shapes = [] if self.model.grids == (self.model.image_tokenizer.grid,) and self.model.fit == "crop" else [self.model.grids, self.model.fit]
-        settings = [network.name, config.image_size, self.args.seed, checkpoint.files_fingerprint(data.expand_shards(self.args.train_shards)), *shapes]
+        shapes = (
+            []
+            if self.model.grids == (self.model.image_tokenizer.grid,) and self.model.fit == "crop"
+            else [self.model.grids, self.model.fit]
+        )
+        settings = [
+            network.name,
+            config.image_size,
+            self.args.seed,
+            checkpoint.files_fingerprint(data.expand_shards(self.args.train_shards)),
+            *shapes,
+        ]
 
         def learn() -> Judge:
             pictures = described(self.args.train_shards, framed_for(self.model), channels=config.image_channels)
@@ -198,7 +207,9 @@ def words(case: Case) -> list[Figure]:
 def coherence(case: Case) -> list[Figure]:
     from tokun.evaluate import coherence
 
-    return coherence.measure(case.model, case.held_out, case.samples, seed=case.args.seed, clip=case.args.clip, judge=case.args.judge, out=case.args.out)
+    return coherence.measure(
+        case.model, case.held_out, case.samples, seed=case.args.seed, clip=case.args.clip, judge=case.args.judge, out=case.args.out
+    )
 
 
 def judges(case: Case) -> list[Figure]:
@@ -245,7 +256,10 @@ def draw_plots(case: Case) -> None:
 
     size, out, codes = case.model.image_tokenizer.codebook_size, case.args.out, [pair.codes for pair in case.held_out]
     counts = {"held-out": np.concatenate(codes)}
-    pictures = {"held-out": [pair.image for pair in case.held_out], "reconstructed": reconstruct(case.model, codes, grids_of(case.model, case.held_out))}
+    pictures = {
+        "held-out": [pair.image for pair in case.held_out],
+        "reconstructed": reconstruct(case.model, codes, grids_of(case.model, case.held_out)),
+    }
     if "samples" in vars(case):
         counts["samples"] = np.concatenate([pair.codes for pair in case.samples])
         pictures["samples"] = [pair.image for pair in case.samples]
@@ -263,7 +277,11 @@ def write(args: argparse.Namespace, case: Case, rooms: dict[str, list[Figure]], 
     record: dict[str, Any] = {
         "command": shlex.join(["python", "-m", "tokun.evaluate", *args.given]),
         "checkpoint": {"name": args.checkpoint or "bundled", **case.identity},
-        "split": {"shards": args.shards, "fingerprint": checkpoint.files_fingerprint(data.expand_shards(args.shards)), "pairs": len(case.held_out)},
+        "split": {
+            "shards": args.shards,
+            "fingerprint": checkpoint.files_fingerprint(data.expand_shards(args.shards)),
+            "pairs": len(case.held_out),
+        },
         "features": case.features.name if case.features else f"none: {case.no_features}",
         "seed": args.seed,
         "samples": len(case.samples) if "samples" in vars(case) else 0,
@@ -299,8 +317,14 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--n-samples", type=int, default=512)
     add("--n-train", type=int, default=0, help="so many training pictures are searched for copies; 0: all")
     add("--seed", type=int, default=1000)
-    add("--features", default="", help="inception, or a file of SqueezeNet 1.1 or Inception weights; default: inception where it can be had")
-    add("--recognition", default="", help="a file of SqueezeNet 1.1, or efficientnet-lite0: what the judge of reconstructions sees with; default: --features")
+    add(
+        "--features", default="", help="inception, or a file of SqueezeNet 1.1 or Inception weights; default: inception where it can be had"
+    )
+    add(
+        "--recognition",
+        default="",
+        help="a file of SqueezeNet 1.1, or efficientnet-lite0: what the judge of reconstructions sees with; default: --features",
+    )
     add("--others", default="", help="a folder of pictures that are no engravings, for the classifier of style")
     add("--clip", default=None, help="open_clip weights for CLIPScore")
     add("--judge", default=None, help="a small CLIP trained apart from the model, as the judge of coherence")

@@ -46,7 +46,9 @@ def spread(a: Tensor) -> float:
     return float(_apart(a, a).sum() / (len(a) * (len(a) - 1)))
 
 
-def jackknife(name: str, sets: Sequence[Tensor], statistic: Callable[..., float], *, better: str = "", note: str = "", seed: int = 0) -> Figure:
+def jackknife(
+    name: str, sets: Sequence[Tensor], statistic: Callable[..., float], *, better: str = "", note: str = "", seed: int = 0
+) -> Figure:
     """A statistic of whole sets, with the interval of a grouped jackknife (Tukey 1958): it repeats no vector, as a bootstrap would,
     which all these distances would see. Too few vectors: a figure that says so."""
     n = min(map(len, sets))
@@ -67,13 +69,33 @@ def manifold(real: Tensor, made: Tensor, note: str) -> list[Figure]:
     """Precision and recall (Kynkäänniemi et al. 2019), density and coverage (Naeem et al. 2020)."""
     names = ("precision", "recall", "density", "coverage")
     if min(len(real), len(made)) < FEWEST:
-        return [skipped(name, f"{min(len(real), len(made))} pictures, and it takes {FEWEST} at least", min(len(real), len(made))) for name in names]
+        return [
+            skipped(name, f"{min(len(real), len(made))} pictures, and it takes {FEWEST} at least", min(len(real), len(made)))
+            for name in names
+        ]
     near = within(made, real, COVERAGE_K)  # (made, real)
     return [
-        share("precision", within(made, real, MANIFOLD_K).any(1).tolist(), better="more", note=f"samples among real pictures; {MANIFOLD_K} neighbours, {note}"),
-        share("recall", within(real, made, MANIFOLD_K).any(1).tolist(), better="more", note=f"real pictures among samples; {MANIFOLD_K} neighbours, {note}"),
-        mean("density", (near.sum(1) / COVERAGE_K).tolist(), better="more", note=f"1 for samples as dense as real pictures; {COVERAGE_K} neighbours, {note}"),
-        share("coverage", near.any(0).tolist(), better="more", note=f"real pictures with a sample near them; {COVERAGE_K} neighbours, {note}"),
+        share(
+            "precision",
+            within(made, real, MANIFOLD_K).any(1).tolist(),
+            better="more",
+            note=f"samples among real pictures; {MANIFOLD_K} neighbours, {note}",
+        ),
+        share(
+            "recall",
+            within(real, made, MANIFOLD_K).any(1).tolist(),
+            better="more",
+            note=f"real pictures among samples; {MANIFOLD_K} neighbours, {note}",
+        ),
+        mean(
+            "density",
+            (near.sum(1) / COVERAGE_K).tolist(),
+            better="more",
+            note=f"1 for samples as dense as real pictures; {COVERAGE_K} neighbours, {note}",
+        ),
+        share(
+            "coverage", near.any(0).tolist(), better="more", note=f"real pictures with a sample near them; {COVERAGE_K} neighbours, {note}"
+        ),
     ]
 
 

@@ -1,6 +1,6 @@
 """The image tokenizer: what of a held-out picture survives its codes, and are the codes used? Knows no captions.
 
-    doctor.png    the best and the worst reconstructions          entropy.png    entropy of the code at each place of the grid
+doctor.png    the best and the worst reconstructions          entropy.png    entropy of the code at each place of the grid
 """
 
 from __future__ import annotations
@@ -52,7 +52,9 @@ def measure(
     if out is not None:
         sheet(real, made, psnr).save(out / "doctor.png")
         grid = max(by_grid, key=lambda grid: len(by_grid[grid]))  # the most frequent one
-        title = "nats of the code at each place" + (f", {len(by_grid[grid])} pictures of {grid[0]}x{grid[1]} codes" if len(by_grid) > 1 else "")
+        title = "nats of the code at each place" + (
+            f", {len(by_grid[grid])} pictures of {grid[0]}x{grid[1]} codes" if len(by_grid) > 1 else ""
+        )
         plots.position_map(entropies(by_grid[grid]).reshape(grid).numpy(), title, out / "entropy.png")
     return found
 
@@ -82,7 +84,11 @@ def each(measure: Callable[[Tensor, Tensor], Tensor], a: Sequence[Image.Image], 
 
 def ssim(a: Tensor, b: Tensor) -> Tensor:
     """(n, C, H, W) in [-1, 1], twice -> (n,): structural similarity (Wang et al. 2004)."""
-    return need("torchmetrics.functional.image", extra="eval").structural_similarity_index_measure(a, b, data_range=2.0, reduction="none").reshape(-1)
+    return (
+        need("torchmetrics.functional.image", extra="eval")
+        .structural_similarity_index_measure(a, b, data_range=2.0, reduction="none")
+        .reshape(-1)
+    )
 
 
 def gradients(images: Tensor) -> Tensor:
@@ -122,7 +128,15 @@ def perceptual(a: Sequence[Image.Image], b: Sequence[Image.Image], features: Fea
     found = []
     if features is not None and features.distance is not None:
         distances = _one_by_one(features.distance, a, b, features.device)
-        found.append(mean("perceptual distance", distances, better="less", note="SqueezeNet 1.1 features, as in training (tokun.models.losses)", seed=seed))
+        found.append(
+            mean(
+                "perceptual distance",
+                distances,
+                better="less",
+                note="SqueezeNet 1.1 features, as in training (tokun.models.losses)",
+                seed=seed,
+            )
+        )
     try:
         need("lpips", extra="train")
     except ImportError as error:
@@ -175,7 +189,9 @@ def codebook(grids: Sequence[Tensor], size: int) -> list[Figure]:
         Figure("codebook usage", figures["usage"], n, better="more", note=seen),
         Figure("code perplexity", figures["perplexity"], n, better="more", note=f"at most {size}"),
         Figure("dead codes", figures["dead_codes"], n, better="less", note=seen),
-        Figure("entropy at a place of the grid", entropy, n, note=f"nats, mean; {n} pictures cannot show more than {np.log(min(n, size)):.2f}"),
+        Figure(
+            "entropy at a place of the grid", entropy, n, note=f"nats, mean; {n} pictures cannot show more than {np.log(min(n, size)):.2f}"
+        ),
     ]
 
 
@@ -189,4 +205,10 @@ def verdict(psnr: Tensor, codes: Tensor, size: int) -> Figure:
     """1: a generator may be trained on these codes, by the gate of training itself with its default limits."""
     figures = {"psnr": float(psnr.mean()), **stages.code_figures(codes, size)}
     problems = stages.gate_problems(figures, ImageTokenizerTrainConfig(), size)
-    return Figure("verdict", float(not problems), len(psnr), better="more", note="no go: " + "; ".join(problems) if problems else "go: passes the gate of training")
+    return Figure(
+        "verdict",
+        float(not problems),
+        len(psnr),
+        better="more",
+        note="no go: " + "; ".join(problems) if problems else "go: passes the gate of training",
+    )

@@ -1,9 +1,9 @@
 """Which pairs a viewer is shown. Knows the model and its pairs; `viewer` makes the sheets.
 
-    generated         samples with their own captions
-    reconstructions   held-out pictures through the image tokenizer, with theirs
-    originals         held-out pictures as they are: what a viewer can reach
-    prompted          pictures that the model draws to the captions of held-out pairs
+generated         samples with their own captions
+reconstructions   held-out pictures through the image tokenizer, with theirs
+originals         held-out pictures as they are: what a viewer can reach
+prompted          pictures that the model draws to the captions of held-out pairs
 """
 
 from __future__ import annotations
@@ -34,7 +34,12 @@ def measure(case: Case) -> list[Figure]:
     found = []
     for name in case.args.viewer_of:
         folder, key = case.args.out / "viewer" / name, case.args.out / "viewer-keys" / f"{name}.json"
-        about = {"of": name, "seed": case.args.seed, "checkpoint": {"name": case.args.checkpoint or "bundled", **case.identity}, "shards": case.args.shards}
+        about = {
+            "of": name,
+            "seed": case.args.seed,
+            "checkpoint": {"name": case.args.checkpoint or "bundled", **case.identity},
+            "shards": case.args.shards,
+        }
         try:
             questions = viewer.ask(shown(case, name), case.args.viewer_n, case.args.seed)
             questions = drawn(case, questions) if name == "prompted" else questions

@@ -92,7 +92,9 @@ def squeezenet(weights: str, device: torch.device) -> Features:
         if min(images.shape[2:]) < SMALLEST:
             images = F.interpolate(images, scale_factor=math.ceil(SMALLEST / min(images.shape[2:])), mode="bicubic")
         layers = [F.normalize(tap, dim=1).mean((2, 3)) for tap in net.taps(images)]
-        return torch.cat(layers, 1) * (sum(layer.shape[1] for layer in layers) / len(layers)) ** 0.5  # x·y / d is 1 at most, as KID's kernel likes it
+        return (
+            torch.cat(layers, 1) * (sum(layer.shape[1] for layer in layers) / len(layers)) ** 0.5
+        )  # x·y / d is 1 at most, as KID's kernel likes it
 
     return Features("SqueezeNet 1.1", vectors, device, net)
 
@@ -104,7 +106,9 @@ def inception(weights: str, device: torch.device) -> Features:
     try:
         net = fid.NoTrainInceptionV3("inception-v3-compat", ["2048"], weights or None).to(device)
     except OSError as error:  # URLError too
-        raise OSError(f"Inception's weights could not be downloaded ({error}). Fetch the file elsewhere and name it, or SqueezeNet's, with --features") from error
+        raise OSError(
+            f"Inception's weights could not be downloaded ({error}). Fetch the file elsewhere and name it, or SqueezeNet's, with --features"
+        ) from error
 
     def vectors(images: Tensor) -> Tensor:
         pixels = ((images + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)

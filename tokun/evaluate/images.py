@@ -45,7 +45,10 @@ def distances(held_out: Tensor, made: Tensor, further: Tensor, network: str, see
     """Fréchet distance and KID, and beside each what two sets of real pictures are apart."""
     note = f"to {len(held_out)} held-out pictures, {network} features"
     if len(further) >= FEWEST:
-        sets, against = [_some(further, len(made), seed), held_out], f"{min(len(further), len(made))} training pictures against {len(held_out)} held-out ones"
+        sets, against = (
+            [_some(further, len(made), seed), held_out],
+            f"{min(len(further), len(made))} training pictures against {len(held_out)} held-out ones",
+        )
     else:
         sets = list(_some(held_out, len(held_out), seed).tensor_split(2))
         against = f"one half of the held-out pictures against the other ({', '.join(str(len(s)) for s in sets)})"
@@ -71,7 +74,12 @@ def consistency(
         half = len(known) // 2
         real, further, known, test, copies = known[:half], vectors[:half], known[half:], vectors[half:], copies[half:]
     if min(len(real), len(known)) < len(style.KINDS):
-        return [skipped("style", f"{min(len(real), len(known))} engravings to learn from and to be examined on, and it takes {len(style.KINDS)} of each")]
+        return [
+            skipped(
+                "style",
+                f"{min(len(real), len(known))} engravings to learn from and to be examined on, and it takes {len(style.KINDS)} of each",
+            )
+        ]
     config = model.image_tokenizer.config
     shape = {"grids": model.grids, "downsample": config.downsample}
     shown = style.from_folder(others, config.image_size, config.image_channels, seed, **shape) if others else ([], [])
@@ -83,10 +91,17 @@ def consistency(
     trained = f"logistic regression on {features.name} features, {len(real)} engravings against {len(taught[0]) + len(shown[0])}: {', '.join(style.KINDS)}"
     own = judge(test)
     found = [
-        share("style: samples taken for engravings", judge(made), better="more", note=trained + (", pictures of a folder" if others else "")),
+        share(
+            "style: samples taken for engravings", judge(made), better="more", note=trained + (", pictures of a folder" if others else "")
+        ),
         share("style: held-out engravings taken for engravings", own, note="as they are"),
         share("style: reconstructions taken for engravings", judge(copies), note="held-out, through the codes: what a sample can reach"),
-        share("style: the classifier's own accuracy", [*own, *said], better="more", note=f"held-out engravings, and other kinds made of them{weakest}"),
+        share(
+            "style: the classifier's own accuracy",
+            [*own, *said],
+            better="more",
+            note=f"held-out engravings, and other kinds made of them{weakest}",
+        ),
     ]
     if shown[1]:
         told = [not verdict for verdict in judge(features(shown[1]))]

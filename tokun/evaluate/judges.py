@@ -116,11 +116,20 @@ def load_head(path: Path) -> nn.Sequential:
     state = read_state(path)
     numbered = {int(name.split(".")[1]): name.removesuffix("weight") for name in state if re.fullmatch(r"layers\.\d+\.weight", name)}
     places = sorted(numbered)
-    layers = [(state[prefix + "weight"], state.get(prefix + "bias")) for prefix in ([numbered[n] for n in places] if "weight" not in state else [""])]
+    layers = [
+        (state[prefix + "weight"], state.get(prefix + "bias"))
+        for prefix in ([numbered[n] for n in places] if "weight" not in state else [""])
+    ]
     chained = all(w.ndim == 2 and b is not None and b.shape == w.shape[:1] for w, b in layers)
     chained = chained and all(one.shape[0] == following.shape[1] for (one, _), (following, _) in pairwise(layers))
     # a third place between two layers is an activation's, which no file tells
-    if not layers or not chained or layers[-1][0].shape[0] != 1 or len(state) != 2 * len(layers) or any(b - a > 2 for a, b in pairwise(places)):
+    if (
+        not layers
+        or not chained
+        or layers[-1][0].shape[0] != 1
+        or len(state) != 2 * len(layers)
+        or any(b - a > 2 for a, b in pairwise(places))
+    ):
         raise ValueError(
             f"{path} is no aesthetic head of linear layers down to one value (it holds {', '.join(sorted(state)[:4]) or 'nothing'} …): "
             "take sac+logos+ava1-l14-linearMSE.pth or sa_0_4_vit_l_14_linear.pth"
@@ -187,7 +196,9 @@ class Vqa:
             self.model, told = kind.from_pretrained(name, dtype=dtype, use_safetensors=True, output_loading_info=True)
         except (OSError, ValueError, KeyError, TypeError, RuntimeError, safetensors.SafetensorError) as error:
             reason = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(". ")
-            raise ValueError(f"{name} cannot be loaded as a model that answers about pictures: {reason}. Give google/paligemma2-3b-mix-448 or a folder") from error
+            raise ValueError(
+                f"{name} cannot be loaded as a model that answers about pictures: {reason}. Give google/paligemma2-3b-mix-448 or a folder"
+            ) from error
         if missing := sorted(told["missing_keys"]):
             raise ValueError(f"{name} is incomplete: {len(missing)} of its weights are missing ({missing[0]}, …). Fetch it again")
         self.model.to(device).eval()

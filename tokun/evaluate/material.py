@@ -53,7 +53,9 @@ def read_pairs(
 def samples_of(model: Tokun, index: data.ShardIndex) -> data.ImageSamples:
     """The pictures of image shards, framed as the model's own and no larger than it takes them."""
     c = model.image_tokenizer.config
-    return data.ImageSamples(index, c.image_size, c.image_channels, max_scale=1.0, grids=model.grids, downsample=c.downsample, fit=model.fit)
+    return data.ImageSamples(
+        index, c.image_size, c.image_channels, max_scale=1.0, grids=model.grids, downsample=c.downsample, fit=model.fit
+    )
 
 
 def framed_for(model: Tokun) -> Callable[[Image.Image], Image.Image]:
@@ -88,7 +90,13 @@ def _read(model: Tokun, samples: data.ImageSamples, i: int, style_key: str, subj
     v = model.vocabulary
     style, subject = tag_word(str(tree.get(style_key, ""))), tag_word(str(tree.get(subject_key, "")))
     tags = Tags(style if style in v.styles else "", subject if subject in v.subjects else "", "plain", framed.grid)
-    return {"key": samples.index.key(i), "image": as_picture(samples.cut(framed, framed.box)), "caption": caption, "tags": tags, "caption_ids": ids}
+    return {
+        "key": samples.index.key(i),
+        "image": as_picture(samples.cut(framed, framed.box)),
+        "caption": caption,
+        "tags": tags,
+        "caption_ids": ids,
+    }
 
 
 def read_captions(shards: str) -> list[str]:

@@ -141,7 +141,11 @@ def near_copies(mine: Nearest, held: Nearest, copies: Nearest, count: int, netwo
         "codes": (1 - CODES_SHARE, f"at least {CODES_SHARE:.0%} of the codes are the same"),
     }
     figures = [
-        mean("distance to the nearest training picture, samples", mine["features"][0].tolist(), note=f"cosine, {network} features, {count} training pictures"),
+        mean(
+            "distance to the nearest training picture, samples",
+            mine["features"][0].tolist(),
+            note=f"cosine, {network} features, {count} training pictures",
+        ),
         mean("distance to the nearest training picture, held-out", held["features"][0].tolist()),
     ]
     for way, (most, note) in limits.items():
@@ -149,7 +153,12 @@ def near_copies(mine: Nearest, held: Nearest, copies: Nearest, count: int, netwo
         figures += [
             share(f"near copies by {way}, samples", near[0], better="less", note=note),
             share(f"near copies by {way}, held-out", near[1], note="the same of held-out pictures"),
-            share(f"near copies by {way}, copies found", near[2], better="more", note=f"the same of training pictures with {CHANGED:.0%} of their codes changed"),
+            share(
+                f"near copies by {way}, copies found",
+                near[2],
+                better="more",
+                note=f"the same of training pictures with {CHANGED:.0%} of their codes changed",
+            ),
         ]
     return figures
 
@@ -174,10 +183,23 @@ def likelihood_gap(model: Tokun, held_out: Sequence[RealPair], train: Sequence[R
             low, high = bootstrap(cases, _a_token, seed=seed)
             found.append(Figure(f"nats per {name} token, {whose}", _a_token(cases), len(cases), low, high, "less", note))
         rng = np.random.default_rng(seed)
-        again = [_a_token(held[rng.integers(0, len(held), len(held))]) - _a_token(known[rng.integers(0, len(known), len(known))]) for _ in range(1000)]
+        again = [
+            _a_token(held[rng.integers(0, len(held), len(held))]) - _a_token(known[rng.integers(0, len(known), len(known))])
+            for _ in range(1000)
+        ]
         low, high = np.percentile(again, [2.5, 97.5])
         gap = _a_token(held) - _a_token(known)
-        found.append(Figure(f"nats per {name} token, gap", gap, len(held), float(low), float(high), "less", "held-out less training: what was learnt by heart"))
+        found.append(
+            Figure(
+                f"nats per {name} token, gap",
+                gap,
+                len(held),
+                float(low),
+                float(high),
+                "less",
+                "held-out less training: what was learnt by heart",
+            )
+        )
     return found
 
 

@@ -104,7 +104,8 @@ def fit(vectors: np.ndarray, texts: Sequence[str], *, seed: int = 0, penalties: 
     tenth, rest = order[: len(x) // 10], order[len(x) // 10 :]
     own = [texts[i] for i in tenth]
     share = {
-        penalty: float(firsts((x[tenth] @ matrix) @ y[tenth].T, own).mean()) for penalty, matrix in zip(penalties, ridge(x[rest], y[rest], penalties))
+        penalty: float(firsts((x[tenth] @ matrix) @ y[tenth].T, own).mean())
+        for penalty, matrix in zip(penalties, ridge(x[rest], y[rest], penalties))
     }
     best = max(share, key=lambda penalty: share[penalty])
     (matrix,) = ridge(x, y, [best])
@@ -183,7 +184,15 @@ def measure(
     return [
         figures.mean(f"recognition of originals{what}", shares[0].tolist(), better="more", note=about, seed=seed),
         figures.mean(f"recognition of reconstructions{what}", shares[1].tolist(), better="more", note=about, seed=seed),
-        Figure(f"recognition kept{what}", value, len(texts), low, high, "more", "reconstructions over originals; paired bootstrap over pictures"),
+        Figure(
+            f"recognition kept{what}",
+            value,
+            len(texts),
+            low,
+            high,
+            "more",
+            "reconstructions over originals; paired bootstrap over pictures",
+        ),
     ]
 
 

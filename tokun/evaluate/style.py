@@ -123,7 +123,9 @@ def from_folder(
             continue
         grid = grids[framing.nearest_grid(*picture.size, grids)]
         boxes = framing.views(framing.crop_box(*picture.size, grid), CROPS, (1.0, 1.5), rng, picture.size)
-        (examined if i % 2 else taught).extend(as_picture(framing.cut(picture, box, (grid[1] * downsample, grid[0] * downsample))) for box in boxes)
+        (examined if i % 2 else taught).extend(
+            as_picture(framing.cut(picture, box, (grid[1] * downsample, grid[0] * downsample))) for box in boxes
+        )
     if not taught and not examined:
         raise FileNotFoundError(f"--others {folder} holds no picture that can be read ({', '.join(sorted(SUFFIXES))})")
     return taught, examined

@@ -25,7 +25,9 @@ NOTHING = frozenset({"", "nothing", "none", "no", "unclear", "unknown"})
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser("python -m tokun.evaluate.viewer", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        "python -m tokun.evaluate.viewer", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     score_command = parser.add_subparsers(dest="command", required=True).add_parser("score", help="score an answer file")
     score_command.add_argument("key", type=Path)
     score_command.add_argument("answers", type=Path)
@@ -53,7 +55,9 @@ def score(key: dict[str, Any], answers: dict[int, str], names: dict[int, str], *
     kinds: dict[str, list[bool]] = defaultdict(list)
     for number, row in pictures.items():
         kinds[row["kind"] or "no kind"].append(right[number])
-    return found + [share(f"right, {kind}", hits, better="more") for kind, hits in sorted(kinds.items(), key=lambda item: (-len(item[1]), item[0]))]
+    return found + [
+        share(f"right, {kind}", hits, better="more") for kind, hits in sorted(kinds.items(), key=lambda item: (-len(item[1]), item[0]))
+    ]
 
 
 def named(pictures: dict[int, dict[str, Any]], names: dict[int, str]) -> list[Figure]:
@@ -61,7 +65,9 @@ def named(pictures: dict[int, dict[str, Any]], names: dict[int, str]) -> list[Fi
     if not names:
         return [skipped("something nameable", "no names were given", len(pictures))]
     if missing := sorted(pictures.keys() - names.keys()):
-        raise ValueError(f"{len(missing)} of {len(pictures)} pictures have no line of names: {_listed(missing)}. Leave the line empty where nothing can be named")
+        raise ValueError(
+            f"{len(missing)} of {len(pictures)} pictures have no line of names: {_listed(missing)}. Leave the line empty where nothing can be named"
+        )
     given = {number: names[number] for number in pictures}
     agree = [bool(words(given[number]) & words(row["options"]["abcd".index(row["right"])])) for number, row in pictures.items()]
     return [
@@ -72,7 +78,9 @@ def named(pictures: dict[int, dict[str, Any]], names: dict[int, str]) -> list[Fi
 
 def require_known(pictures: dict[int, dict[str, Any]], answers: dict[int, str], names: dict[int, str]) -> None:
     if unknown := sorted((answers.keys() | names.keys()) - pictures.keys()):
-        raise ValueError(f"no picture has the number {_listed(unknown)}; the key has {min(pictures)} to {max(pictures)}: is it another sheet's?")
+        raise ValueError(
+            f"no picture has the number {_listed(unknown)}; the key has {min(pictures)} to {max(pictures)}: is it another sheet's?"
+        )
     letters = "abcd"[: len(pictures[min(pictures)]["options"])]
     if wrong := [f"{number} {letter}" for number, letter in answers.items() if letter not in letters]:
         raise ValueError(f"{_listed(wrong)}: the captions have the letters {letters[0]} to {letters[-1]}")

@@ -100,7 +100,9 @@ def repetition(texts: Sequence[str], what: str) -> list[Figure]:
     better = "less" if what == "generated" else ""
     return [
         figures.share(f"captions that repeat three words, {what}", [repeats(text) for text in texts], better=better),
-        figures.share(f"captions that loop, {what}", [loops(text) for text in texts], better=better, note="one to four words twice in a row"),
+        figures.share(
+            f"captions that loop, {what}", [loops(text) for text in texts], better=better, note="one to four words twice in a row"
+        ),
     ]
 
 

@@ -1,7 +1,7 @@
 """CLIP: how well words fit a picture, by an open_clip model. Knows pictures and words; torch is imported when a model is loaded.
 
-    score = Clip("ViT-B-32:laion2b_s34b_b79k").fit
-    model.best_of(42, 4, 8, score=score)            # of eight candidates for each of four places the one that fits best
+score = Clip("ViT-B-32:laion2b_s34b_b79k").fit
+model.best_of(42, 4, 8, score=score)            # of eight candidates for each of four places the one that fits best
 """
 
 from __future__ import annotations
@@ -39,7 +39,13 @@ class Clip:
             self.model, self.transform = open_clip.create_model_from_pretrained(model, pretrained=weights, device=self.device)
             self.tokenizer = open_clip.get_tokenizer(model)
         except (RuntimeError, ValueError, OSError, KeyError, AssertionError, UnpicklingError, EOFError) as error:
-            told = "its file holds no weights" if isinstance(error, (UnpicklingError, EOFError)) else str(error).splitlines()[0][:300] if str(error) else type(error).__name__
+            told = (
+                "its file holds no weights"
+                if isinstance(error, (UnpicklingError, EOFError))
+                else str(error).splitlines()[0][:300]
+                if str(error)
+                else type(error).__name__
+            )
             raise ValueError(
                 f"--clip {name} cannot be loaded by open_clip: {told}. "
                 "Give ViT-B-32:laion2b_s34b_b79k, hf-hub:ORG/NAME, a folder, or ARCHITECTURE:WEIGHTS-FILE"

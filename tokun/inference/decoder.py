@@ -230,7 +230,10 @@ class Stream:
         self.starts = [longest - rows.shape[1] for rows in prompts]  # shorter prompts stand at the right: all rows end together
         self.used = longest
         cos, sin = (part[0] for part in d.rotary(like[:1, None], torch.arange(capacity, device=like.device)[None]))  # (capacity, width)
-        self.cos, self.sin = cos[:, None], torch.cat([-sin[:, : d.width // 2], sin[:, d.width // 2 :]], -1)[:, None]  # a rotation is two products
+        self.cos, self.sin = (
+            cos[:, None],
+            torch.cat([-sin[:, : d.width // 2], sin[:, d.width // 2 :]], -1)[:, None],
+        )  # a rotation is two products
         shape = (sum(len(rows) for rows in prompts), 2 * d.kv_heads, capacity, d.width)
         self.caches = [torch.zeros(shape, dtype=like.dtype, device=like.device) for _ in d.layers]
         self.hidden = self.prefill(prompts)
@@ -312,7 +315,9 @@ class Step(nn.Module):
         self.decoder = decoder
         self.embedding = nn.Parameter(decoder.embedding, requires_grad=False)
         names = ("qkv", "out", "gate_up", "down")
-        self.weights = nn.ParameterList(nn.Parameter(getattr(layer, name).weight, requires_grad=False) for layer in decoder.layers for name in names)
+        self.weights = nn.ParameterList(
+            nn.Parameter(getattr(layer, name).weight, requires_grad=False) for layer in decoder.layers for name in names
+        )
         self.qk_norms = nn.ParameterList(nn.Parameter(layer.qk_norm, requires_grad=False) for layer in decoder.layers)
 
     def forward(self, ids: Tensor, place: Tensor, visible: Tensor, cos: Tensor, sin: Tensor, caches: Sequence[Tensor]) -> Tensor:
@@ -362,7 +367,9 @@ class NativeStream(Stream):
         self.hidden, self.used = hidden[:, None], self.used + ids.shape[1]
         return ids, nats
 
-    def write(self, part: slice, u: Tensor, choice: Any, tables: Sequence[Tensor], states: Tensor, lengths: Tensor, end: int) -> tuple[Tensor, Tensor]:
+    def write(
+        self, part: slice, u: Tensor, choice: Any, tables: Sequence[Tensor], states: Tensor, lengths: Tensor, end: int
+    ) -> tuple[Tensor, Tensor]:
         """See `native.Weights.write`. Behind it the rows have ended."""
         return self.decoder.weights.write(self.hidden[:, 0], self.used, self.rows, part, u, choice, tables, states, lengths, end)
 
@@ -392,7 +399,9 @@ class GraphStream(Stream):
         device, each = self.caches[0].device, len(self.caches[0]) // len(self.starts)
         first = torch.tensor(self.starts, device=device).repeat_interleave(each)[:, None, None, None]
         self.places = torch.arange(self.caches[0].shape[2], device=device)
-        self.visible = torch.zeros(len(first), 1, 1, len(self.places), dtype=self.cos.dtype, device=device).masked_fill_(self.places < first, -torch.inf)
+        self.visible = torch.zeros(len(first), 1, 1, len(self.places), dtype=self.cos.dtype, device=device).masked_fill_(
+            self.places < first, -torch.inf
+        )
         self.place = torch.tensor([self.used], device=device)
         self.ids = torch.zeros(len(first), dtype=torch.long, device=device)
         self.hidden, self.fixed = self.hidden.clone(), Step(self.decoder)
@@ -475,7 +484,15 @@ def row_counts(model: Any, widths: Sequence[int]) -> tuple[int, ...]:
     tried = ROWS if isinstance(decoder, Decoder) else NATIVE_ROWS
     like, config, good = decoder.embedding, model.config, set(tried)
     for width in {min(width, SHORT) for width in widths}:
-        key = (tried, tuple(like.shape), str(like.dtype), config.num_attention_heads, config.num_key_value_heads, torch.get_num_threads(), width)
+        key = (
+            tried,
+            tuple(like.shape),
+            str(like.dtype),
+            config.num_attention_heads,
+            config.num_key_value_heads,
+            torch.get_num_threads(),
+            width,
+        )
         if key not in _row_counts:
             _row_counts[key] = _same_bits(decoder, tried, width)
         good &= set(_row_counts[key])

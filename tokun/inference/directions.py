@@ -76,13 +76,17 @@ def open_picture(source: Picture, channels: int) -> Image.Image:
         if not path.is_file():
             raise FileNotFoundError(f"{name!r} is not a file: name a picture")
         if path.stat().st_size > (most := max(MAX_BYTES, pictures.max_pixels() // 2)):
-            raise ValueError(f"{path} has {path.stat().st_size:,} bytes, more than the {most:,} that are read: scale it down, or raise the limit with {HIGHER}")
+            raise ValueError(
+                f"{path} has {path.stat().st_size:,} bytes, more than the {most:,} that are read: scale it down, or raise the limit with {HIGHER}"
+            )
         source = path.read_bytes()
     try:
         return pictures.decode_as(source, channels)
     except pictures.PictureError as error:
         if str(error) == pictures.TOO_MANY:
-            raise TooLarge(f"{name} has more than {pictures.max_pixels():,} pixels: scale it down, or raise the limit with {HIGHER}. A file that is tiny for its pixels is read up to a tenth of that") from error
+            raise TooLarge(
+                f"{name} has more than {pictures.max_pixels():,} pixels: scale it down, or raise the limit with {HIGHER}. A file that is tiny for its pixels is read up to a tenth of that"
+            ) from error
         reason = "of no known kind, or empty" if str(error) in ("empty file", "not a picture that can be read") else error
         raise ValueError(f"{name} is not a picture that can be read: {reason}") from error
 
@@ -101,7 +105,9 @@ def as_tiff(picture: Image.Image) -> bytes:
             upright = upright.convert("RGB")
         upright.save(buffer, "TIFF", icc_profile=profile)
     except (OSError, ValueError, SystemError) as error:  # no pixels at all, say
-        raise ValueError(f"a picture of mode {picture.mode!r} and {picture.width} x {picture.height} pixels is not read ({error}): convert it to 'RGB' first") from error
+        raise ValueError(
+            f"a picture of mode {picture.mode!r} and {picture.width} x {picture.height} pixels is not read ({error}): convert it to 'RGB' first"
+        ) from error
     return buffer.getvalue()
 
 
@@ -230,7 +236,9 @@ def text_of(model: Tokun, text: str, what: str) -> list[int]:
 
 def require_task(model: Tokun, task: str) -> None:
     if model.tasks and task not in model.tasks:
-        raise ValueError(f"this model was not trained on the task {task!r}, only on {', '.join(model.tasks)}: see train.task_mix, and take another checkpoint")
+        raise ValueError(
+            f"this model was not trained on the task {task!r}, only on {', '.join(model.tasks)}: see train.task_mix, and take another checkpoint"
+        )
 
 
 # --- how likely -------------------------------------------------------------------------------------------------------
@@ -255,7 +263,11 @@ def score(model: Tokun, picture: Picture, text: str, *, style: str = "", subject
     wanted = model.wanted_tags(style, subject, register or model.vocabulary.default_register, thing=thing)
     seen, grid = encode_whole(model, picture)
     tags, codes = [replace(wanted, grid=grid)], [seen]
-    (drawn,), (given,), (alone,) = model.image_nll(tags, codes), model.caption_nll(tags, [written], codes), model.caption_nll(tags, [written])
+    (drawn,), (given,), (alone,) = (
+        model.image_nll(tags, codes),
+        model.caption_nll(tags, [written], codes),
+        model.caption_nll(tags, [written]),
+    )
     return Score(drawn, given, alone - given)
 
 
@@ -274,7 +286,9 @@ def interpolate(model: Tokun, first: int, last: int, steps: int = 12, *, watch: 
     slots, plan = model.slots, model.plan(**options)
     a, b = (latents.draw(seed, [0], slots.size)[0] for seed in (first, last))
     start, end = model.sample_from(latents.uniform(torch.stack([a, b])), first, [0, steps - 1], watch=watch, **options)
-    listen = None if watch is None else lambda *_: watch(start.codes, start.caption_ids)  # the first picture is whole: what follows is not shown
+    listen = (
+        None if watch is None else lambda *_: watch(start.codes, start.caption_ids)
+    )  # the first picture is whole: what follows is not shown
     noise = (b - a)[slots.image : slots.image + slots.n_codes]
     between = passage(model, start, end, noise, steps)
     out = [start]
@@ -306,7 +320,9 @@ def passage(model: Tokun, start: Pair, end: Pair, noise: Tensor, steps: int) -> 
         own = torch.nn.functional.interpolate(order, grid, mode="bilinear").flatten()
         ranks, changing = own.argsort(stable=True), (a != b).double()
         when = torch.empty_like(changing)
-        when[ranks] = (changing[ranks].cumsum(0) - changing[ranks] / 2) / changing.sum().clamp_min(1)  # the share of the way at which a code changes
+        when[ranks] = (changing[ranks].cumsum(0) - changing[ranks] / 2) / changing.sum().clamp_min(
+            1
+        )  # the share of the way at which a code changes
         sides.append((side.tags, a, b, when))
     out = []
     for t in (step / (steps - 1) for step in range(1, steps - 1)):
@@ -323,7 +339,9 @@ def through(model: Tokun, pair: Pair, grid: framing.Grid) -> list[int]:
     return see(model, [pair.image.resize((grid[1] * downsample, grid[0] * downsample), Image.Resampling.LANCZOS)], grid)[0].codes
 
 
-def best_of(model: Tokun, seed: int, n: int, candidates: int, score: Callable[[list[Pair]], list[float]] | None = None, **options: object) -> list[Pair]:
+def best_of(
+    model: Tokun, seed: int, n: int, candidates: int, score: Callable[[list[Pair]], list[float]] | None = None, **options: object
+) -> list[Pair]:
     """Of so many candidates for each of n places the one with the highest score (PMI where none is given).
 
     Place i chooses among the samples i * candidates … of the seed, so its choice does not depend on n.
@@ -351,7 +369,16 @@ class Inverted:
 
 
 def invert(
-    model: Tokun, picture: Picture, text: str, *, style: str = "", subject: str = "", thing: str = "", register: str = "", seed: int = 0, temperature: float = 1.0
+    model: Tokun,
+    picture: Picture,
+    text: str,
+    *,
+    style: str = "",
+    subject: str = "",
+    thing: str = "",
+    register: str = "",
+    seed: int = 0,
+    temperature: float = 1.0,
 ) -> Inverted:
     """A latent from which `vary` with amount 0 draws the picture's codes and then the text, at this temperature, nothing narrowed.
 
@@ -393,14 +420,18 @@ def vary(model: Tokun, inverted: Inverted, amount: float, *, seed: int = 0, n: i
     noise, places = latents.draw(seed, range(n), slots.size + slots.n_codes).split([slots.size, slots.n_codes], 1)
     z = math.sqrt(1 - amount**2) * inverted.z + amount * noise
     image = sampling.Choice(temperature)
-    text, guided = (model.text_choice(), model.text_guidance(None)) if amount else (image, 1.0)  # its own words lie where `invert` found them
+    text, guided = (
+        (model.text_choice(), model.text_guidance(None)) if amount else (image, 1.0)
+    )  # its own words lie where `invert` found them
     forced = torch.full((n, slots.size), -1)
     grid = inverted.tags.grid or model.vocabulary.default_grid
     size = grid[0] * grid[1]
     anew = lowest(hills(places[:, :size], grid), round(amount * size))
     if inverted.codes:
         forced[:, slots.image : slots.image + size] = torch.where(anew, -1, torch.tensor(inverted.codes) + model.vocabulary.code_offset)
-    return model.pairs_from(latents.uniform(z), seed, range(n), [inverted.tags] * n, image=image, text=text, text_guidance_scale=guided, forced=forced)[0]
+    return model.pairs_from(
+        latents.uniform(z), seed, range(n), [inverted.tags] * n, image=image, text=text, text_guidance_scale=guided, forced=forced
+    )[0]
 
 
 def hills(noise: Tensor, grid: tuple[int, int], width: float = 1 / 6) -> Tensor:
@@ -439,8 +470,21 @@ def complete(
     tags = model.choose_tags(u, replace(wanted, grid=seen.grid))
     forced = torch.full((count, slots.size), -1)
     forced[:, slots.image : slots.image + len(codes)] = torch.where(kept, torch.tensor(codes) + v.code_offset, -1)
-    image = sampling.Choice(model.defaults.temperature if temperature is None else temperature, model.defaults.top_k, model.defaults.top_p if top_p is None else top_p)
-    pairs, nats = model.pairs_from(u, seed, range(count), tags, image=image, text=model.text_choice(None, top_p), forced=forced, text_guidance_scale=model.text_guidance(None))
+    image = sampling.Choice(
+        model.defaults.temperature if temperature is None else temperature,
+        model.defaults.top_k,
+        model.defaults.top_p if top_p is None else top_p,
+    )
+    pairs, nats = model.pairs_from(
+        u,
+        seed,
+        range(count),
+        tags,
+        image=image,
+        text=model.text_choice(None, top_p),
+        forced=forced,
+        text_guidance_scale=model.text_guidance(None),
+    )
     best = [min(range(i * candidates, (i + 1) * candidates), key=lambda j: nats[j]) for i in range(n)]
     return [replace(pairs[j], index=i) for i, j in enumerate(best)]
 

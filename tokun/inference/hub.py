@@ -1,7 +1,7 @@
 """Checkpoints for others: a folder that is whole or not there, and the Hugging Face Hub. Knows folders and names, no tensors.
 
-    model.save_pretrained("my-model")               tokun.load("my-model")
-    model.push_to_hub("name/my-model")              tokun.load("name/my-model")
+model.save_pretrained("my-model")               tokun.load("my-model")
+model.push_to_hub("name/my-model")              tokun.load("name/my-model")
 """
 
 from __future__ import annotations
@@ -91,5 +91,7 @@ def push_to_hub(
     except huggingface_hub.errors.HfHubHTTPError as error:
         raise OSError(f"the Hub refuses {name!r}: {error}. Log in with `hf auth login`, or give a token that may write there") from error
     except unreachable() as error:
-        raise OSError(f"the Hub cannot be reached to upload {name!r}: {error}. Is there a network? save_pretrained writes the same folder here") from error
+        raise OSError(
+            f"the Hub cannot be reached to upload {name!r}: {error}. Is there a network? save_pretrained writes the same folder here"
+        ) from error
     return str(made)

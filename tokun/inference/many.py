@@ -93,9 +93,13 @@ def identity(model: Tokun) -> dict[str, Any]:
 def require_same(out: Path, asked: dict[str, Any], *, rank: int) -> None:
     there, asked = checkpoint.read_record(out / RECORD), json.loads(json.dumps(asked))
     if there is not None:
-        checkpoint.require_same(out, {**asdict(SamplingOptions()), "batch_size": asked["batch_size"], **there}, asked, option="--out")  # earlier versions did not write all options
+        checkpoint.require_same(
+            out, {**asdict(SamplingOptions()), "batch_size": asked["batch_size"], **there}, asked, option="--out"
+        )  # earlier versions did not write all options
     elif next(out.glob("samples-*.tar"), None) is not None:
-        raise ValueError(f"{out} holds shards of samples without a whole {RECORD}, which says what they are: name another folder with --out")
+        raise ValueError(
+            f"{out} holds shards of samples without a whole {RECORD}, which says what they are: name another folder with --out"
+        )
     else:
         aside = out / f"{RECORD}.partial{rank}"  # all processes write the same
         checkpoint.write_record(aside, asked)

@@ -159,7 +159,9 @@ class Tokun:
         out: list[Pair] = []
         for i in range(0, len(u), plan.options.batch_size):
             rows = slice(i, i + plan.options.batch_size)
-            out += self.pairs_from(u[rows], seed, indices[rows], self.tags_of(u[rows], plan), caption=plan.caption, watch=watch, **plan.how)[0]
+            out += self.pairs_from(
+                u[rows], seed, indices[rows], self.tags_of(u[rows], plan), caption=plan.caption, watch=watch, **plan.how
+            )[0]
         return out
 
     def plan(self, **options: Any) -> Plan:
@@ -167,10 +169,15 @@ class Tokun:
         asked, d = SamplingOptions(**options), self.defaults
         if not sampling.is_whole(asked.batch_size) or asked.batch_size < 1:
             raise ValueError(f"batch_size is {asked.batch_size!r}; it must be an integer, at least 1")
-        given = {name: getattr(d, name) if getattr(asked, name) is None else getattr(asked, name) for name in ("temperature", "top_k", "top_p", "guidance_scale")}
+        given = {
+            name: getattr(d, name) if getattr(asked, name) is None else getattr(asked, name)
+            for name in ("temperature", "top_k", "top_p", "guidance_scale")
+        }
         image = sampling.Choice(given["temperature"], given["top_k"], given["top_p"])
         scale = 1.0 if asked.temperature is None else asked.temperature
-        text = self.text_choice(d.text_temperature * scale if asked.text_temperature is None else asked.text_temperature, image.top_p, asked.no_repeats)
+        text = self.text_choice(
+            d.text_temperature * scale if asked.text_temperature is None else asked.text_temperature, image.top_p, asked.no_repeats
+        )
         guidance = require_scale("guidance_scale", given["guidance_scale"])
         worded = self.text_guidance(asked.text_guidance_scale)
         wanted = self.wanted_tags(asked.style, asked.subject, asked.register, thing=asked.thing, aspect=asked.aspect)
@@ -188,7 +195,12 @@ class Tokun:
     def text_choice(self, temperature: float | None = None, top_p: float | None = None, no_repeats: bool | None = None) -> sampling.Choice:
         """How words are chosen; None means the checkpoint's default."""
         d = self.defaults
-        return sampling.Choice(d.text_temperature if temperature is None else temperature, 0, d.top_p if top_p is None else top_p, d.no_repeats if no_repeats is None else no_repeats)
+        return sampling.Choice(
+            d.text_temperature if temperature is None else temperature,
+            0,
+            d.top_p if top_p is None else top_p,
+            d.no_repeats if no_repeats is None else no_repeats,
+        )
 
     def text_guidance(self, scale: float | None) -> float:
         """None means the checkpoint's default. Raises ValueError outside the range."""
@@ -408,7 +420,14 @@ class Tokun:
         self.image_tokenizer.save(directory / IMAGE_TOKENIZER)
         self.text_tokenizer.save(directory / TEXT_TOKENIZER)
         v.save(directory / "vocabulary.json")
-        settings = {"defaults": asdict(self.defaults), "tag_counts": [], "tasks": list(self.tasks), "fit": self.fit, "image_tokenizer": self.image_tokenizer.fingerprint(), "text_tokenizer": self.text_tokenizer.fingerprint()}
+        settings = {
+            "defaults": asdict(self.defaults),
+            "tag_counts": [],
+            "tasks": list(self.tasks),
+            "fit": self.fit,
+            "image_tokenizer": self.image_tokenizer.fingerprint(),
+            "text_tokenizer": self.text_tokenizer.fingerprint(),
+        }
         counts = ",\n  ".join(json.dumps(row) for row in self.tag_counts)  # a line each: there are thousands
         text = json.dumps(settings, indent=1).replace('"tag_counts": []', f'"tag_counts": [\n  {counts}\n ]', 1)
         (directory / "sampling.json").write_text(text + "\n", encoding="utf-8")
@@ -435,7 +454,9 @@ def require_scale(name: str, scale: float) -> float:
     return float(scale)
 
 
-def load(checkpoint: str | Path | None = None, *, device: str | None = None, dtype: torch.dtype = torch.float32, compile: bool | None = None) -> Tokun:
+def load(
+    checkpoint: str | Path | None = None, *, device: str | None = None, dtype: torch.dtype = torch.float32, compile: bool | None = None
+) -> Tokun:
     """A checkpoint folder, a Hugging Face Hub id ('name/model'), or None for the bundled engraving model. `compile`: see `Tokun.compile`; None: where it can be.
 
     Raises FileNotFoundError or ValueError naming the file that is missing or broken.
@@ -450,7 +471,13 @@ def load(checkpoint: str | Path | None = None, *, device: str | None = None, dty
     folder = resolve(checkpoint)
     for part in (GENERATOR, IMAGE_TOKENIZER):
         require_safetensors(folder / part)
-    for name in (f"{GENERATOR}/config.json", f"{GENERATOR}/model.safetensors", f"{GENERATOR}/tokenizer.json", "vocabulary.json", "sampling.json"):
+    for name in (
+        f"{GENERATOR}/config.json",
+        f"{GENERATOR}/model.safetensors",
+        f"{GENERATOR}/tokenizer.json",
+        "vocabulary.json",
+        "sampling.json",
+    ):
         sharded = folder / GENERATOR / "model.safetensors.index.json"
         if not (folder / name).is_file() and not (name.endswith("model.safetensors") and sharded.is_file()):
             raise FileNotFoundError(f"{folder / name} is missing: the checkpoint is not whole. Copy or download {folder} again")
@@ -462,7 +489,11 @@ def load(checkpoint: str | Path | None = None, *, device: str | None = None, dty
     try:
         settings = json.loads((folder / "sampling.json").read_text(encoding="utf-8"))
         counts = read_counts(settings["tag_counts"])
-        defaults, made_with, worded_with = SamplingConfig(**settings["defaults"]), str(settings["image_tokenizer"]), settings.get("text_tokenizer")
+        defaults, made_with, worded_with = (
+            SamplingConfig(**settings["defaults"]),
+            str(settings["image_tokenizer"]),
+            settings.get("text_tokenizer"),
+        )
         tasks, fit = tuple(str(task) for task in settings.get("tasks", ())), settings.get("fit", "")
         if fit not in ("", *framing.FITS):
             raise ValueError(f"fit is {fit!r}, not one of {', '.join(framing.FITS)}")
@@ -480,7 +511,9 @@ def load(checkpoint: str | Path | None = None, *, device: str | None = None, dty
     except (MemoryError, ImportError):
         raise
     except Exception as error:  # a config.json that is not the weights' own ends in errors of any kind
-        raise ValueError(f"{folder / GENERATOR} cannot be read: {type(error).__name__}: {first_line(error)}. Copy the whole checkpoint again") from error
+        raise ValueError(
+            f"{folder / GENERATOR} cannot be read: {type(error).__name__}: {first_line(error)}. Copy the whole checkpoint again"
+        ) from error
     if found["missing_keys"]:  # transformers would fill them with random numbers
         raise ValueError(f"{folder / GENERATOR} lacks the weights {sorted(found['missing_keys'])[:3]}. Copy the whole checkpoint again")
     if made_with != image_tokenizer.fingerprint():
@@ -493,9 +526,14 @@ def load(checkpoint: str | Path | None = None, *, device: str | None = None, dty
             f"{text_path} is not the tokenizer this generator was trained with: its fingerprint is "
             f"{text_tokenizer.fingerprint()[:16]}…, the generator asks for {str(worded_with)[:16]}…. Copy the whole checkpoint again"
         )
-    places, needed = getattr(generator.config.get_text_config(), "max_position_embeddings", math.inf), vocabulary.max_codes + vocabulary.max_text
+    places, needed = (
+        getattr(generator.config.get_text_config(), "max_position_embeddings", math.inf),
+        vocabulary.max_codes + vocabulary.max_text,
+    )
     if needed > places:
-        raise ValueError(f"{folder / 'vocabulary.json'} speaks of {needed} codes and pieces, the generator has {places} places. Copy the whole checkpoint again")
+        raise ValueError(
+            f"{folder / 'vocabulary.json'} speaks of {needed} codes and pieces, the generator has {places} places. Copy the whole checkpoint again"
+        )
     card = (folder / CARD).read_text(encoding="utf-8", errors="replace") if (folder / CARD).is_file() else ""
     model = Tokun(image_tokenizer, text_tokenizer, vocabulary, generator, defaults, counts, tasks, card, fit)
     model.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))

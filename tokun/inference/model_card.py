@@ -10,7 +10,9 @@ from tokun.config import Config
 OWN_ID = "PATH-OR-ID"  # stands where a card calls its own model; pushing to the Hub puts the name there
 
 
-def model_card(config: Config, record: dict[str, Any], *, about: str = "", data: str = "", limits: str = "", recipe: str = "", table: str = "") -> str:
+def model_card(
+    config: Config, record: dict[str, Any], *, about: str = "", data: str = "", limits: str = "", recipe: str = "", table: str = ""
+) -> str:
     """Markdown with the Hub's front matter. `record` is training.json; `table` is what tokun.evaluate measured; the other texts are what only people know."""
     m, g, t = config.image_tokenizer, config.generator, config.train
     side = m.image_size // m.downsample
@@ -30,7 +32,9 @@ def model_card(config: Config, record: dict[str, Any], *, about: str = "", data:
     minutes = record["seconds"] / 60
     licence = f"\nlicense: {config.card.license}" if config.card.license else ""
     counts = record["settings"]["counts"]
-    trained_on = f"{counts.get('train', 0):,} pictures with captions to train" + (f", {counts['val']:,} held out" if counts.get("val") else ", none held out")
+    trained_on = f"{counts.get('train', 0):,} pictures with captions to train" + (
+        f", {counts['val']:,} held out" if counts.get("val") else ", none held out"
+    )
     style = ", " + config.data.style if config.data.style else ""
     return f"""---
 library_name: tokun{licence}

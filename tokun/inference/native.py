@@ -71,7 +71,15 @@ def has_products() -> bool:
 
 def _flags(products: bool) -> list[str]:
     parallel = [] if platform.system() == "Darwin" else ["-fopenmp"]  # Apple's compiler has none
-    return ["-std=c++20", "-O3", "-march=native", "-fno-math-errno", "-fno-trapping-math", *parallel, *(["-DTOKUN_BRGEMM", "-mprefer-vector-width=512"] if products else [])]
+    return [
+        "-std=c++20",
+        "-O3",
+        "-march=native",
+        "-fno-math-errno",
+        "-fno-trapping-math",
+        *parallel,
+        *(["-DTOKUN_BRGEMM", "-mprefer-vector-width=512"] if products else []),
+    ]
 
 
 def compiler() -> str | None:
@@ -99,7 +107,11 @@ def build(flags: Sequence[str]) -> Path:
             ]  # fmt: skip
             ended = subprocess.run(command, capture_output=True, text=True)
             if ended.returncode:
-                lines = [line for line in ended.stderr.splitlines() if "error" in line] or ended.stderr.splitlines() or [f"it exits with {ended.returncode}"]
+                lines = (
+                    [line for line in ended.stderr.splitlines() if "error" in line]
+                    or ended.stderr.splitlines()
+                    or [f"it exits with {ended.returncode}"]
+                )
                 raise RuntimeError(f"{name} could not build {SOURCE.name}: {lines[0]}")
             made.replace(path)
     except OSError as error:  # a full disk, say
@@ -173,7 +185,14 @@ def _load(path: Path) -> ctypes.CDLL:
     loaded.tokun_draw.argtypes = [
         ctypes.POINTER(_Model), ctypes.POINTER(_Rows), ctypes.POINTER(_Matrix), pointer, whole, pointer, ctypes.c_float, whole, ctypes.c_double, whole, pointer, pointer, count,
     ]  # fmt: skip
-    loaded.tokun_write.argtypes = [ctypes.POINTER(_Model), ctypes.POINTER(_Rows), ctypes.POINTER(_Matrix), pointer, ctypes.POINTER(_Words), count]
+    loaded.tokun_write.argtypes = [
+        ctypes.POINTER(_Model),
+        ctypes.POINTER(_Rows),
+        ctypes.POINTER(_Matrix),
+        pointer,
+        ctypes.POINTER(_Words),
+        count,
+    ]
     loaded.tokun_write.restype = whole
     loaded.tokun_nats.argtypes = [pointer, pointer, whole, whole, pointer, pointer, count]
     for name in ("tokun_step", "tokun_head", "tokun_draw", "tokun_choose", "tokun_nats"):
@@ -256,7 +275,9 @@ class Weights:
         self.program.tokun_step(self.model, rows.told(ids, ids.shape[1], place, ids.shape[1]), hidden.data_ptr(), torch.get_num_threads())
         return hidden
 
-    def draw(self, hidden: Tensor, place: int, rows: Rows, part: slice, u: Tensor, choice: Any, before: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
+    def draw(
+        self, hidden: Tensor, place: int, rows: Rows, part: slice, u: Tensor, choice: Any, before: Tensor | None = None
+    ) -> tuple[Tensor, Tensor, Tensor]:
         """As many ids of the part for each row, one behind the other at `place` …, as `u` (B, n) has columns, each chosen as by `choose` and read.
         hidden (B, size) before -> (hidden behind, ids (B, n) int64, the sum of their nats (B,) float64, those `before` included)."""
         hidden, u, head = hidden.clone(), u.float().contiguous(), self.head_of(part)
@@ -267,7 +288,19 @@ class Weights:
         )  # fmt: skip
         return hidden, ids, nats
 
-    def write(self, hidden: Tensor, place: int, rows: Rows, part: slice, u: Tensor, choice: Any, tables: Sequence[Tensor], states: Tensor, lengths: Tensor, end: int) -> tuple[Tensor, Tensor]:
+    def write(
+        self,
+        hidden: Tensor,
+        place: int,
+        rows: Rows,
+        part: slice,
+        u: Tensor,
+        choice: Any,
+        tables: Sequence[Tensor],
+        states: Tensor,
+        lengths: Tensor,
+        end: int,
+    ) -> tuple[Tensor, Tensor]:
         """Each row to its end, at `place` …: (ids (B, n) int64, -1 behind the end, the nats of its texts (B,) float64).
 
         tables: allowed, ruled (3 S, ids of the part) bool, in_text (S,) bool, following (S, V), limit, first (S,) int64, as in `sampling`. u (B, slots) float32;
@@ -279,7 +312,9 @@ class Weights:
             most, head.told.n, u.shape[1], tables[3].shape[1], end, choice.temperature, choice.top_k, choice.top_p,
             *(part.data_ptr() for part in (*tables, u, states, lengths, ids, nats)),
         )  # fmt: skip
-        made = self.program.tokun_write(self.model, rows.told(ids, 1, place, most), head.told, hidden.data_ptr(), words, torch.get_num_threads())
+        made = self.program.tokun_write(
+            self.model, rows.told(ids, 1, place, most), head.told, hidden.data_ptr(), words, torch.get_num_threads()
+        )
         return ids[:, :made], nats
 
     def logits(self, hidden: Tensor, part: slice) -> Tensor:
@@ -300,7 +335,13 @@ class Rows:
     """The sequences of a cache. starts (B,) int64: where each begins; cos, sin (places, width / 2) float32."""
 
     def __init__(self, starts: Tensor, cos: Tensor, sin: Tensor, cache: Tensor):
-        self.starts, self.index, self.cos, self.sin, self.cache = starts, torch.arange(cache.shape[1]), cos.contiguous(), sin.contiguous(), cache
+        self.starts, self.index, self.cos, self.sin, self.cache = (
+            starts,
+            torch.arange(cache.shape[1]),
+            cos.contiguous(),
+            sin.contiguous(),
+            cache,
+        )
         self.room = cache.shape[3] // (2 * cos.shape[1])
         self.capacity = min(len(cos), self.room)
 
@@ -315,8 +356,17 @@ class Rows:
     def told(self, ids: Tensor, length: int, place: int, more: int) -> _Rows:
         """`length` ids a row at once, `more` in all. IndexError where there is no place for them."""
         if len(ids) != len(self) or place + more > self.capacity:
-            raise IndexError(f"{len(ids)} rows of ids at places {place} to {place + more}; there are {len(self)} rows of {self.capacity} places")
-        return _Rows(len(ids), length, place, self.room, self.cache.shape[1], *(part.data_ptr() for part in (ids, self.starts, self.index, self.cos, self.sin, self.cache)))
+            raise IndexError(
+                f"{len(ids)} rows of ids at places {place} to {place + more}; there are {len(self)} rows of {self.capacity} places"
+            )
+        return _Rows(
+            len(ids),
+            length,
+            place,
+            self.room,
+            self.cache.shape[1],
+            *(part.data_ptr() for part in (ids, self.starts, self.index, self.cos, self.sin, self.cache)),
+        )
 
 
 # --- the next id --------------------------------------------------------------------------------------------------------
@@ -337,5 +387,7 @@ def nats(logits: Tensor, legal: Tensor | None, ids: Tensor) -> Tensor:
     """The negative log-likelihood of ids (B,) int64 under float32 logits (B, V) over the legal ids: float64 (B,)."""
     (B, V), legal, logits = logits.shape, None if legal is None else legal.contiguous(), logits.contiguous()
     found = torch.empty(B, dtype=torch.float64)
-    program().tokun_nats(logits.data_ptr(), None if legal is None else legal.data_ptr(), B, V, ids.data_ptr(), found.data_ptr(), torch.get_num_threads())
+    program().tokun_nats(
+        logits.data_ptr(), None if legal is None else legal.data_ptr(), B, V, ids.data_ptr(), found.data_ptr(), torch.get_num_threads()
+    )
     return found

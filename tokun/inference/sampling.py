@@ -90,7 +90,9 @@ def choose(logits: Tensor, legal: Tensor | None, u: Tensor, choice: Choice) -> T
         return _masked(logits, legal).argmax(-1)
     cdf = distribution(logits, legal, choice)[1]
     total = cdf[:, -1:]
-    at = torch.minimum(u.float()[:, None] * total, torch.nextafter(total, torch.zeros_like(total)))  # u so near 1 that rounding passes the end
+    at = torch.minimum(
+        u.float()[:, None] * total, torch.nextafter(total, torch.zeros_like(total))
+    )  # u so near 1 that rounding passes the end
     return torch.searchsorted(cdf, at, right=True)[:, 0]
 
 
@@ -184,12 +186,30 @@ def generate(
     groups = 1 if unguided is None else 2
     allowed = row_counts(model, [part.shape[1] for part in (prompts, unguided, unseen) if part is not None])
     counts = [n // groups for n in allowed]
-    if unguided is not None and unseen is not None:  # the words' second stream has one group: it too has a number of rows that gives the same bits
+    if (
+        unguided is not None and unseen is not None
+    ):  # the words' second stream has one group: it too has a number of rows that gives the same bits
         counts = [n for n in counts if n in allowed] or counts
-    rules = Rules(vocabulary, slots, image, text, guidance_scale, text_guidance_scale, tuple(forbid), tuple(forbid_first), tuple(word_starts) if text.no_repeats else (), tuple(marks))
+    rules = Rules(
+        vocabulary,
+        slots,
+        image,
+        text,
+        guidance_scale,
+        text_guidance_scale,
+        tuple(forbid),
+        tuple(forbid_first),
+        tuple(word_starts) if text.no_repeats else (),
+        tuple(marks),
+    )
     given, parts, most = (prompts, u, forced, unguided, unseen), [], counts[-1] if counts else len(prompts)
     codes = _codes_of(vocabulary, prompts)
-    together = watch is None and set(range(1, SAFE + 1)) <= set(allowed) and bool((prompts[:, -1] == vocabulary.id("<boi>")).all()) and decoder.is_compiled(model)
+    together = (
+        watch is None
+        and set(range(1, SAFE + 1)) <= set(allowed)
+        and bool((prompts[:, -1] == vocabulary.id("<boi>")).all())
+        and decoder.is_compiled(model)
+    )
     for group in [range(len(prompts))] if together else [[i for i, own in enumerate(codes) if own == n] for n in dict.fromkeys(codes)]:
         for rows in ([*group[i : i + most]] for i in range(0, len(group), most)):
             size, own = min([n for n in counts if n >= len(rows)] or [len(rows)]), [codes[i] for i in rows]
@@ -249,7 +269,10 @@ class Block:
         for token in prompts.T:
             self.states, self.lengths = v.advance(self.states, self.lengths, token)
         self.image_nll, self.text_nll, self.forced_nll = (torch.zeros(B, dtype=torch.float64, device=device) for _ in range(3))
-        self.low, self.high = torch.zeros(B, slots.size, dtype=torch.float64, device=device), torch.ones(B, slots.size, dtype=torch.float64, device=device)
+        self.low, self.high = (
+            torch.zeros(B, slots.size, dtype=torch.float64, device=device),
+            torch.ones(B, slots.size, dtype=torch.float64, device=device),
+        )
         self.rows = torch.arange(B, device=device)  # which rows of the block are still in the model
         self.told: Callable[[Tensor], None] | None = None
         self.counts = counts
@@ -258,7 +281,9 @@ class Block:
         self.guided = unguided is not None
         self.model, self.unseen = model, unseen
         self.blind: Stream | HubStreams | None = None  # the same words without the picture
-        self.begins, self.marks = (torch.zeros(v.size, dtype=torch.bool, device=device) for _ in range(2))  # ids that begin a word; that are no words
+        self.begins, self.marks = (
+            torch.zeros(v.size, dtype=torch.bool, device=device) for _ in range(2)
+        )  # ids that begin a word; that are no words
         self.begins[list(rules.word_starts)] = True
         self.marks[list(rules.marks)] = True
 
@@ -300,7 +325,12 @@ class Block:
 
     def finish(self) -> Generated:
         """What follows the picture."""
-        if isinstance(self.stream, NativeStream) and not (self.guided or self.unseen is not None or self.rules.word_starts) and self.forced is None and self.told is None:
+        if (
+            isinstance(self.stream, NativeStream)
+            and not (self.guided or self.unseen is not None or self.rules.word_starts)
+            and self.forced is None
+            and self.told is None
+        ):
             self.write_all(self.stream)
         while not self.has_ended():
             self.write(False)
@@ -323,7 +353,9 @@ class Block:
         v, slots = self.rules.vocabulary, self.rules.slots
         part, first = slice(v.code_offset, v.size), int(self.lengths[0])
         if isinstance(self.stream, NativeStream) and not self.guided and self.forced is None and self.told is None:
-            codes, self.image_nll = self.stream.draw(part, self.u[:, slots.image + first : slots.image + n_codes], self.rules.image, self.image_nll)
+            codes, self.image_nll = self.stream.draw(
+                part, self.u[:, slots.image + first : slots.image + n_codes], self.rules.image, self.image_nll
+            )
             self.ids[:, self.length : self.length + codes.shape[1]] = codes
             self.length, first = self.length + codes.shape[1], n_codes
         for place in range(first, n_codes):
@@ -435,7 +467,10 @@ class Block:
         text = self.ids[self.rows, max(0, self.length - self.rules.vocabulary.max_text) : self.length]
         size = text.shape[1]
         counted = ~self.marks[text] & (torch.arange(size, device=text.device) >= size - self.lengths[:, None])
-        counts, before = counted.sum(1), text.gather(1, counted.long().argsort(stable=True, dim=1))  # what counts stands at the right, in its order
+        counts, before = (
+            counted.sum(1),
+            text.gather(1, counted.long().argsort(stable=True, dim=1)),
+        )  # what counts stands at the right, in its order
         for n in range(1, min(REPEATED, (size + 1) // 2) + 1):
             said = before[:, size - 2 * n + 1 :]  # a1 … an a1 … a(n-1)
             again = in_text & (counts >= 2 * n - 1) & self.begins[said[:, 0]] & (said[:, : n - 1] == said[:, n:]).all(1)
@@ -460,7 +495,9 @@ class Block:
                 kept = alive.long().argsort(descending=True, stable=True)[:size]
                 for stream in streams:
                     stream.keep(kept)
-                self.rows, self.states, self.lengths, self.u, chosen = (part[kept] for part in (self.rows, self.states, self.lengths, self.u, chosen))
+                self.rows, self.states, self.lengths, self.u, chosen = (
+                    part[kept] for part in (self.rows, self.states, self.lengths, self.u, chosen)
+                )
                 self.forced = None if self.forced is None else self.forced[kept]
         self.stream.step(chosen.repeat(2) if self.guided else chosen)
         if self.blind is not None:
@@ -496,7 +533,9 @@ def _draws(vocabulary: Vocabulary) -> Tensor:
 
 
 @lru_cache(maxsize=64)
-def _tables(vocabulary: Vocabulary, forbid: tuple[int, ...], forbid_first: tuple[int, ...], device: torch.device, size: int) -> tuple[Tensor, Tensor]:
+def _tables(
+    vocabulary: Vocabulary, forbid: tuple[int, ...], forbid_first: tuple[int, ...], device: torch.device, size: int
+) -> tuple[Tensor, Tensor]:
     """(3 S, size) bool each: which of the first ids the grammar allows in a span's beginning, middle and where it is full, and what is left of it
     to choose. They are the same for every grid: how many codes make a picture full is `_spans`'s."""
     n_codes, states = 2, torch.arange(len(STATES)).repeat_interleave(3)
@@ -528,7 +567,9 @@ def span_nll(model: Any, vocabulary: Vocabulary, ids: Tensor, first: Tensor) -> 
     lengths = torch.zeros(B, dtype=torch.long, device=ids.device)
     ways, cases = vocabulary.following.to(ids.device), []
     for t in range(T):
-        cases.append(3 * states + torch.where(lengths >= torch.where(in_image[states], codes, vocabulary.max_text), 2, (lengths > 0).long()))
+        cases.append(
+            3 * states + torch.where(lengths >= torch.where(in_image[states], codes, vocabulary.max_text), 2, (lengths > 0).long())
+        )
         following = ways[states, ids[:, t]]
         lengths = torch.where(following == states, lengths + 1, 0)
         states = torch.where(live[:, t], following, states)

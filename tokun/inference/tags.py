@@ -1,7 +1,7 @@
 """The tags of samples: asked for, or drawn by the latent as often as they stand together in training. Knows no model.
 
-    rows of counts:   (style, subject, count), or (style, subject, thing, "HxW", count)
-    latent:           slot 0 draws style and subject, slot 1 the thing given these, slot 2 the grid given all three
+rows of counts:   (style, subject, count), or (style, subject, thing, "HxW", count)
+latent:           slot 0 draws style and subject, slot 1 the thing given these, slot 2 the grid given all three
 """
 
 from __future__ import annotations
@@ -27,7 +27,11 @@ def read_counts(rows: Iterable[Sequence[object]]) -> TagCounts:
     out: TagCounts = []
     for row in rows:
         *words, count = row
-        if len(words) not in (2, 4) or not all(isinstance(word, str) for word in words) or (len(words) == 4 and words[3] and not re.fullmatch(r"\d+x\d+", words[3])):
+        if (
+            len(words) not in (2, 4)
+            or not all(isinstance(word, str) for word in words)
+            or (len(words) == 4 and words[3] and not re.fullmatch(r"\d+x\d+", words[3]))
+        ):
             raise ValueError(f"{row!r} is no row of tag counts: style, subject, count, or style, subject, thing, HxW, count")
         out.append((*words, int(count)))
     return out
@@ -67,7 +71,9 @@ class Frequencies:
         grid = wanted.grid or _taken(self._grids(style, subject, thing), third) or v.default_grid
         if prompted:
             subject, thing = wanted.subject, wanted.thing
-        return Tags(style if style in v.styles else "", subject if subject in v.subjects else "", wanted.register or v.default_register, grid, thing)
+        return Tags(
+            style if style in v.styles else "", subject if subject in v.subjects else "", wanted.register or v.default_register, grid, thing
+        )
 
     def _pairs(self, wanted: Tags) -> Counts:
         """Styles and subjects that stand with what is wanted. Where nothing stands with all of it the shape is left out; beside a thing, then the
@@ -121,7 +127,9 @@ def grid_of(aspect: str, vocabulary: Vocabulary) -> tuple[int, int] | None:
     if match := re.fullmatch(r"([1-9]\d{0,3})x([1-9]\d{0,3})", text, re.ASCII):
         grid = int(match[1]), int(match[2])
         if grid not in grids:
-            raise ValueError(f"aspect is {aspect!r}, a grid that this model does not know; {there}. For the nearest shape give width:height, such as 4:3")
+            raise ValueError(
+                f"aspect is {aspect!r}, a grid that this model does not know; {there}. For the nearest shape give width:height, such as 4:3"
+            )
         return grid
     if match := re.fullmatch(r"(\d{1,6}(?:\.\d{1,6})?):(\d{1,6}(?:\.\d{1,6})?)", text, re.ASCII):
         width, height = float(match[1]), float(match[2])

@@ -140,7 +140,9 @@ def _register_attention() -> str:
     from transformers.integrations.sdpa_attention import sdpa_attention_forward
     from transformers.masking_utils import sdpa_mask
 
-    def attention(module: Any, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: torch.Tensor | None, **options: Any) -> Any:
+    def attention(
+        module: Any, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: torch.Tensor | None, **options: Any
+    ) -> Any:
         if mask is None and query.shape[2] == key.shape[2] and query.requires_grad:
             return kernels.causal_attention(query, key, value, module.scaling), None
         return sdpa_attention_forward(module, query, key, value, mask, **options)

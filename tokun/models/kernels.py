@@ -61,7 +61,9 @@ class _CausalAttention(torch.autograd.Function):
             rows = group * (end - start)
             given = gradients[:, :, :, start:end].contiguous().view(batch * kv, rows, size)
             to_logits = torch.bmm(given, values[:, :end].transpose(1, 2)).view(batch * kv, group, end - start, end).float()
-            to_logits = (probabilities.float() * (to_logits - means[:, :, start:end]) * ctx.scale).to(value.dtype).view(batch * kv, rows, end)
+            to_logits = (
+                (probabilities.float() * (to_logits - means[:, :, start:end]) * ctx.scale).to(value.dtype).view(batch * kv, rows, end)
+            )
             to_query.append(torch.bmm(to_logits, keys[:, :end]).view(batch, kv * group, end - start, size))
             to_key.append(torch.bmm(to_logits.transpose(1, 2), part))
             to_value.append(torch.bmm(probabilities.view(batch * kv, rows, end).transpose(1, 2), given))

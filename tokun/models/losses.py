@@ -265,7 +265,9 @@ class _GradientsAlong(torch.autograd.Function):
     """The loss of `chunked_loss`, whose forward pass is its backward pass too: what is left for later is to scale."""
 
     @staticmethod
-    def forward(ctx: Any, parts_of: Callable[..., Any], chunk: int, hidden: Tensor, labels: Tensor, *parameters: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(
+        ctx: Any, parts_of: Callable[..., Any], chunk: int, hidden: Tensor, labels: Tensor, *parameters: Tensor
+    ) -> tuple[Tensor, Tensor]:
         loss, totals = hidden.new_zeros((), dtype=torch.float32), hidden.new_zeros(len(PARTS), dtype=torch.float32)
         gradient = torch.empty_like(hidden)
         sums = [torch.zeros_like(p, dtype=torch.float32) for p in parameters]  # of many chunks: float32 whatever the weights are

@@ -70,7 +70,9 @@ def captioned_grid(
     font = _font(_checked("font_size", font_size, max(12, round(cell / 16))))
     pictures = _fitted_alike(images, cell)
     several = [not isinstance(caption, str) for caption in captions]
-    texts = [_wrap(c, font, cell) if isinstance(c, str) else [line for one in c for line in _wrap(one, font, cell, WHOLE)] for c in captions]
+    texts = [
+        _wrap(c, font, cell) if isinstance(c, str) else [line for one in c for line in _wrap(one, font, cell, WHOLE)] for c in captions
+    ]
 
     margin, gap, padding, line = cell // 8, cell // 10, max(4, cell // 24), _line_height(font)
     rows = [range(start, min(start + columns, len(images))) for start in range(0, len(images), columns)]

@@ -31,7 +31,10 @@ def main(argv: list[str] | None = None) -> None:
     args = parse(argv)
     model = load(args.checkpoint, device="cpu")  # for tokenizers and tags; vLLM loads the generator by itself
     if model.defaults.text_guidance_scale != 1:
-        print("serving: words are drawn without the checkpoint's text_guidance_scale, which needs two streams a request: sample.py's keep closer to their pictures", file=sys.stderr)
+        print(
+            "serving: words are drawn without the checkpoint's text_guidance_scale, which needs two streams a request: sample.py's keep closer to their pictures",
+            file=sys.stderr,
+        )
     if model.defaults.no_repeats:
         print("serving: words are drawn without the checkpoint's no_repeats: some may stand twice in a row", file=sys.stderr)
     engine = open_engine(resolve(args.checkpoint) / GENERATOR, args.dtype)
@@ -61,7 +64,9 @@ def pairs(model: Tokun, engine: Any, seed: int, n: int, plan: Plan) -> Iterator[
         tags = model.tags_of(u, plan)
         prompts = [{"prompt_token_ids": [*v.prefix(t), v.id("<boi>")]} for t in tags]
         asked = [
-            vllm.SamplingParams(temperature=1.0, max_tokens=model.slots.size + 4, detokenize=False, extra_args={"tokun_seed": seed, "tokun_index": k})
+            vllm.SamplingParams(
+                temperature=1.0, max_tokens=model.slots.size + 4, detokenize=False, extra_args={"tokun_seed": seed, "tokun_index": k}
+            )
             for k in numbers
         ]
         for k, t, prompt, done in zip(numbers, tags, prompts, engine.generate(prompts, asked)):
@@ -72,11 +77,20 @@ def pairs(model: Tokun, engine: Any, seed: int, n: int, plan: Plan) -> Iterator[
 def record_of(model: Tokun, seed: int, index: int, tags: Tags, codes: list[int], caption: list[int]) -> dict[str, Any]:
     """What samples.jsonl holds."""
     said = {name: value for name, value in asdict(tags).items() if value}
-    return {"seed": seed, "index": index, "tags": said, "caption": model.text_tokenizer.decode(caption), "codes": codes, "caption_ids": caption}
+    return {
+        "seed": seed,
+        "index": index,
+        "tags": said,
+        "caption": model.text_tokenizer.decode(caption),
+        "codes": codes,
+        "caption_ids": caption,
+    }
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m tokun.serving", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        prog="python -m tokun.serving", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     add = parser.add_argument
     add("--checkpoint", default=None, help="a folder or a Hugging Face Hub id; default: the bundled engraving model")
     add("--seed", type=int, default=42)

@@ -77,7 +77,9 @@ class Grammar:
             state = int(self.following[row.state, token]) if 0 <= token < self.vocabulary.size else -1
             row.broken = state < 0 and row.read < len(row.prompt)
             if state < 0 and not row.broken:
-                raise RuntimeError(f"id {token} was written in a {STATES[row.state]} span: turn the engine's asynchronous scheduling and speculation off")
+                raise RuntimeError(
+                    f"id {token} was written in a {STATES[row.state]} span: turn the engine's asynchronous scheduling and speculation off"
+                )
             row.n_codes = self.vocabulary.codes_of.get(token, row.n_codes)
             row.state, row.length, row.read = state, row.length + 1 if state == row.state else 0, row.read + 1
 

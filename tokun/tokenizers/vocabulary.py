@@ -403,7 +403,11 @@ def listed(word: str, known: Sequence[str]) -> str:
     if len(known) <= MANY:
         return ", ".join(known) or "nothing here"
     near = difflib.get_close_matches(word, known, n=NEAR, cutoff=0.5)
-    return f"{', '.join(near)} … ({len(known):,} in all)" if near else f"{', '.join(known[:NEAR])} … ({len(known):,} in all, none spelt nearly so)"
+    return (
+        f"{', '.join(near)} … ({len(known):,} in all)"
+        if near
+        else f"{', '.join(known[:NEAR])} … ({len(known):,} in all, none spelt nearly so)"
+    )
 
 
 def grid_name(grid: tuple[int, int]) -> str:

@@ -412,4 +412,4 @@ def refuse_untested(path: Path, settings: dict[str, Any]) -> None:
         raise ValueError(f"{path} asks for bf16 weights without ZeRO; leave bf16 out (train.precision casts), or take stage 1, 2 or 3")
     for part in ("offload_optimizer", "offload_param"):
         if (device := zero.get(part, {}).get("device", "none")) not in ("none", "cpu"):
-            raise ValueError(f"{path} sets {part} to {device}; to the CPU's memory is what is supported: \"device\": \"cpu\"")
+            raise ValueError(f'{path} sets {part} to {device}; to the CPU\'s memory is what is supported: "device": "cpu"')

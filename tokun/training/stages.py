@@ -196,22 +196,36 @@ def _check_ahead(config: Config, world: int, deepspeed: bool) -> None:
     data.check_batch(train.batch_size, world, "train.batch_size")
     micro = _micro_batch(train, world)
     data.check_task_mix(train.task_mix)
-    shares = {"train.word_dropout": train.word_dropout, "train.tag_dropout": train.tag_dropout, "train.plain_share": train.plain_share, "generator.dropout": config.generator.dropout,
-              "train.lr_hold": train.lr_hold, "image_tokenizer_train.lr_hold": config.image_tokenizer_train.lr_hold}
+    shares = {
+        "train.word_dropout": train.word_dropout,
+        "train.tag_dropout": train.tag_dropout,
+        "train.plain_share": train.plain_share,
+        "generator.dropout": config.generator.dropout,
+        "train.lr_hold": train.lr_hold,
+        "image_tokenizer_train.lr_hold": config.image_tokenizer_train.lr_hold,
+    }
     for name, value in shares.items():
-        if not 0 <= value <= 1 or (value == 1 and name.endswith(("dropout", "lr_hold")) and name.startswith(("generator", "train.lr", "image"))):
+        if not 0 <= value <= 1 or (
+            value == 1 and name.endswith(("dropout", "lr_hold")) and name.startswith(("generator", "train.lr", "image"))
+        ):
             raise ValueError(f"{name} is {value}; it is a share between 0 and 1")
     if deepspeed:
         deepspeed_settings(train, micro=micro, accumulation=train.batch_size // world // micro)
-    if config.start and not any((Path(config.out) / part).is_dir() for part in ("checkpoint", "state/generator")):  # later it is not asked for again
+    if config.start and not any(
+        (Path(config.out) / part).is_dir() for part in ("checkpoint", "state/generator")
+    ):  # later it is not asked for again
         _check_start(config)
     if train.ema_every < 1:
         raise ValueError(f"train.ema_every is {train.ema_every}; it is a number of steps, 1 or more")
     if train.keep_best and not config.data.val:
-        raise ValueError(f"train.keep_best is {train.keep_best}, but which checkpoint is best only held-out pictures can tell: name them with data.val, or set keep_best to 0")
+        raise ValueError(
+            f"train.keep_best is {train.keep_best}, but which checkpoint is best only held-out pictures can tell: name them with data.val, or set keep_best to 0"
+        )
     weights = config.image_tokenizer_train.perceptual_weights
     if weights and config.image_tokenizer_train.perceptual_weight > 0 and not Path(weights).is_file():
-        raise FileNotFoundError(f"image_tokenizer_train.perceptual_weights {weights} does not exist; name a SqueezeNet file, or set image_tokenizer_train.perceptual=none")
+        raise FileNotFoundError(
+            f"image_tokenizer_train.perceptual_weights {weights} does not exist; name a SqueezeNet file, or set image_tokenizer_train.perceptual=none"
+        )
 
 
 def _check_start(config: Config) -> None:
@@ -220,14 +234,23 @@ def _check_start(config: Config) -> None:
         raise ValueError(f"start {config.start} and generator.pretrained {config.generator.pretrained} exclude each other: set one of them")
     model = starting_model(config)
     asked, found = config.generator, model.generator.config.to_dict()  # of another architecture some are None
-    names = {"num_layers": "num_hidden_layers", "num_heads": "num_attention_heads", "num_kv_heads": "num_key_value_heads", "tie_embeddings": "tie_word_embeddings"}
-    shape = {f"image_tokenizer.{k}": (v, getattr(model.image_tokenizer.config, k)) for k, v in dataclasses.asdict(config.image_tokenizer).items()}
+    names = {
+        "num_layers": "num_hidden_layers",
+        "num_heads": "num_attention_heads",
+        "num_kv_heads": "num_key_value_heads",
+        "tie_embeddings": "tie_word_embeddings",
+    }
+    shape = {
+        f"image_tokenizer.{k}": (v, getattr(model.image_tokenizer.config, k)) for k, v in dataclasses.asdict(config.image_tokenizer).items()
+    }
     for name in ("hidden_size", "head_dim", *names):
         shape[f"generator.{name}"] = getattr(asked, name), found.get(names.get(name, name))
     shape["generator.intermediate_size"] = intermediate_size(asked), found.get("intermediate_size")
     other = [f"{name} is {mine}, the checkpoint's {its}" for name, (mine, its) in shape.items() if mine != its]
     if other:
-        raise ValueError(f"start {config.start} is of another shape than this config: {'; '.join(other)}. Set them alike, or choose the config it was trained with")
+        raise ValueError(
+            f"start {config.start} is of another shape than this config: {'; '.join(other)}. Set them alike, or choose the config it was trained with"
+        )
 
 
 def starting_model(config: Config) -> Tokun:
@@ -309,9 +332,13 @@ def train_image_tokenizer(run: Run) -> Path:
     held_out = _held_out_pictures(config)
 
     torch.manual_seed(config.seed)
-    model = ImageTokenizer(model_config).to(device, memory_format=torch.channels_last)  # a tenth faster, on CPUs and in half precision on GPUs
+    model = ImageTokenizer(model_config).to(
+        device, memory_format=torch.channels_last
+    )  # a tenth faster, on CPUs and in half precision on GPUs
     ema = optim.Ema(model, train.ema_decay)
-    perceptual = losses.make_perceptual(train.perceptual, train.perceptual_weights, compiled=train.compile and can_compile(device)).to(device)
+    perceptual = losses.make_perceptual(train.perceptual, train.perceptual_weights, compiled=train.compile and can_compile(device)).to(
+        device
+    )
     discriminator = losses.PatchDiscriminator(model_config.image_channels).to(device) if train.gan_weight > 0 else None
     optimizer = optim.make_adamw(model, lr=train.lr, betas=train.betas, weight_decay=train.weight_decay)
     wrapped, optimizer = accelerator.prepare(model, optimizer)
@@ -441,7 +468,15 @@ def _take_image_tokenizer(run: Run, asked: dict[str, Any]) -> Path:
         with checkpoint.whole_directory(target) as folder:
             model.cpu().save(folder)
             sheet.save(folder / "reconstructions.png")
-            record = {"settings": asked, "figures": figures, "steps": 0, "stopped_by": "steps", "seconds": 0, "fingerprint": model.fingerprint(), "skipped": {}}
+            record = {
+                "settings": asked,
+                "figures": figures,
+                "steps": 0,
+                "stopped_by": "steps",
+                "seconds": 0,
+                "fingerprint": model.fingerprint(),
+                "skipped": {},
+            }
             checkpoint.write_record(folder / "stage.json", record)
     run.tracker.log_image("image_tokenizer/reconstructions", sheet, step=0)
     run.say(f"image tokenizer: that of {config.start}. " + _line(figures))
@@ -740,7 +775,9 @@ def _count_held(records: Iterable[dict[str, Any]], grids: Sequence[framing.Grid]
     for tree in records:
         grid = framing.grid_text(tree["grid"])
         rows.append((tree["style"], tree["subject"], tree.get("thing", ""), grid))
-        registers.update(["plain", *(register for register, caption in tree.get("captions", {}).items() if caption and register != "plain")])
+        registers.update(
+            ["plain", *(register for register, caption in tree.get("captions", {}).items() if caption and register != "plain")]
+        )
         shapes[grid] += 1
     things = common_things(Counter(row[2] for row in rows if row[2]))
     rows = [(style, subject, thing if thing in things else "", grid) for style, subject, thing, grid in rows]
@@ -766,12 +803,18 @@ def _plain_crops(config: Config) -> bool:
     return config.codes.positions == "random" and not config.codes.mirror
 
 
-def encode_shard(source: Path, shard: Path, tokenizer: ImageTokenizer, config: Config, device: torch.device, prefix: str = "") -> dict[str, int]:
+def encode_shard(
+    source: Path, shard: Path, tokenizer: ImageTokenizer, config: Config, device: torch.device, prefix: str = ""
+) -> dict[str, int]:
     """One image shard -> one code shard. Samples that cannot be used are left out; returns how many, by reason, and writes
     the same beside the shard (`NAME.skipped`, JSON). A shard without one usable sample becomes an empty one."""
     c, m = config.codes, tokenizer.config
     samples = data.ImageSamples(
-        data.ShardIndex([source], one_of=data.IMAGE_SUFFIXES, may_be_empty=True), m.image_size, m.image_channels, 0, max(2.0, c.crop_scale[1]),
+        data.ShardIndex([source], one_of=data.IMAGE_SUFFIXES, may_be_empty=True),
+        m.image_size,
+        m.image_channels,
+        0,
+        max(2.0, c.crop_scale[1]),
         **_shapes(config),
     )
     skipped = samples.index.skipped
@@ -813,7 +856,9 @@ def encode_shard(source: Path, shard: Path, tokenizer: ImageTokenizer, config: C
                 yield loaded
 
     def encoded() -> Iterator[dict[str, bytes]]:
-        for group in _grouped(usable(), max(1, c.batch_size // c.views) * len(samples.grids)):  # of several grids, enough of each for a batch
+        for group in _grouped(
+            usable(), max(1, c.batch_size // c.views) * len(samples.grids)
+        ):  # of several grids, enough of each for a batch
             for sample, own in zip(group, _encode_views(group, tokenizer, rows=rows, device=device)):
                 buffer = io.BytesIO()
                 np.save(buffer, own, allow_pickle=False)
@@ -950,9 +995,13 @@ def train_generator(run: Run) -> Path:
     if compiled:
         compile_layers(model)
     elif train.compile:
-        run.say("generator: train.compile is on, but there is no C++ compiler (g++, clang++) on this machine: going on without, more slowly")
+        run.say(
+            "generator: train.compile is on, but there is no C++ compiler (g++, clang++) on this machine: going on without, more slowly"
+        )
     ema = optim.Ema(model, train.ema_decay, every=train.ema_every)
-    mix = dict(task_mix=train.task_mix, tag_dropout=train.tag_dropout, plain_share=train.plain_share, word_dropout=train.word_dropout, seed=seed)
+    mix = dict(
+        task_mix=train.task_mix, tag_dropout=train.tag_dropout, plain_share=train.plain_share, word_dropout=train.word_dropout, seed=seed
+    )
     code_paths = {split: sorted((run.out / "codes").glob(f"{split}-*.tar")) for split in ("train", "val")}
     batches = data.TokenBatches(
         data.CodeSamples(code_paths["train"], kept=run.index("codes-train")), vocabulary, text_tokenizer.encode, batch_size=train.batch_size, rank=run.rank, world=run.world,
@@ -1013,7 +1062,13 @@ def train_generator(run: Run) -> Path:
 
     def as_checkpoint(generator: nn.Module) -> Tokun:
         return Tokun(
-            image_tokenizer.to(engine.device), text_tokenizer, vocabulary, generator, config.sampling, [tuple(c) for c in codes["tag_counts"]], tasks,
+            image_tokenizer.to(engine.device),
+            text_tokenizer,
+            vocabulary,
+            generator,
+            config.sampling,
+            [tuple(c) for c in codes["tag_counts"]],
+            tasks,
             fit=codes.get("fit", ""),
         )
 
@@ -1032,14 +1087,18 @@ def train_generator(run: Run) -> Path:
             with checkpoint.survived(run.say, best.path(step)), best.put(step, loss, asked) as folder:
                 as_checkpoint(generator).save(folder, card=model_card(config, record_of(held)))
 
-    stream = data.prefetch(batches, step, burst=max(1, min(16, 2**18 // (share * slots.size))))  # a quarter of a million positions are some megabytes
+    stream = data.prefetch(
+        batches, step, burst=max(1, min(16, 2**18 // (share * slots.size)))
+    )  # a quarter of a million positions are some megabytes
     bar = tqdm(total=train.steps, initial=step, desc="generator", unit="step", disable=run.rank != 0, dynamic_ncols=True, mininterval=0.5)
     tokens, width, waited, figures = 0.0, 0, 0.0, {}
     while True:
         progress = _progress(run, step, train.steps, spent + clock.seconds(), train.max_minutes)
         if progress >= 1:
             break
-        lr = train.lr * optim.warmup_cosine(step, progress=progress, warmup=train.warmup_steps, min_ratio=train.min_lr_ratio, hold=train.lr_hold)
+        lr = train.lr * optim.warmup_cosine(
+            step, progress=progress, warmup=train.warmup_steps, min_ratio=train.min_lr_ratio, hold=train.lr_hold
+        )
         engine.set_lr(lr)
         before = time.monotonic()
         batch = next(stream)
@@ -1127,7 +1186,9 @@ def train_generator(run: Run) -> Path:
         run.forget("generator")
         run.say(f"generator: finished after {step} steps, {record['seconds'] / 60:.1f} minutes. {_line(held)}")
         for top in record["best"][:1]:
-            run.say(f"generator: lowest held-out loss {top['loss']:.4f} at step {top['step']}; its averaged weights: {best.path(top['step'])}")
+            run.say(
+                f"generator: lowest held-out loss {top['loss']:.4f} at step {top['step']}; its averaged weights: {best.path(top['step'])}"
+            )
         run.say(f"checkpoint: {target}\n  python sample.py --checkpoint {target} --seed 42 --n 16")
     run.wait()
     return target
@@ -1156,7 +1217,9 @@ def evaluate_generator(engine: Engine, model: Any, batches: Sequence[data.TokenB
 class TokenLoss:
     """The generator's loss of a micro batch: over all of its logits at once, or chunk by chunk where they would be the memory's peak."""
 
-    def __init__(self, model: Any, vocabulary: Vocabulary, *, rows: int, length: int, chunk: int, compile: bool, say: Callable[[str], None]):
+    def __init__(
+        self, model: Any, vocabulary: Vocabulary, *, rows: int, length: int, chunk: int, compile: bool, say: Callable[[str], None]
+    ):
         self.size, self.is_image = vocabulary.size, vocabulary.is_image
         self.losses = _compiled_for_training(losses.next_token_losses) if compile else losses.next_token_losses
         chunk = loss_chunk(chunk, positions=rows * length, size=self.size, device="cuda" if torch.cuda.is_available() else "cpu")
@@ -1336,13 +1399,19 @@ def _shapes_asked(config: Config) -> dict[str, Any]:
 
 def _shapes_line(samples: data.ImageSamples) -> str:
     counts = Counter(samples.shapes.tolist())
-    return "image tokenizer: pictures by grid: " + ", ".join(f"{framing.grid_text(grid)} {counts[number]}" for number, grid in enumerate(samples.grids))
+    return "image tokenizer: pictures by grid: " + ", ".join(
+        f"{framing.grid_text(grid)} {counts[number]}" for number, grid in enumerate(samples.grids)
+    )
 
 
 def _pixels(config: Config) -> str:
     """The sizes of the pictures, height x width where they are no squares."""
     f = config.image_tokenizer.downsample
-    return ", ".join(f"{rows * f}x{columns * f}" for rows, columns in configs.parse_grids(config.data.grids)) + " px" if config.data.grids else f"{config.image_tokenizer.image_size} px"
+    return (
+        ", ".join(f"{rows * f}x{columns * f}" for rows, columns in configs.parse_grids(config.data.grids)) + " px"
+        if config.data.grids
+        else f"{config.image_tokenizer.image_size} px"
+    )
 
 
 def _require_same_but_retry(path: Path, made_with: dict[str, Any], asked: dict[str, Any]) -> None:

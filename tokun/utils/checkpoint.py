@@ -60,7 +60,9 @@ def require_writable(folder: Path, *, option: str = "out") -> None:
         probe.write_bytes(b"x")
         probe.unlink()
     except OSError as error:
-        raise ValueError(f"{option}={folder} cannot be written ({error.strerror or error}): choose another folder with {option}=…") from error
+        raise ValueError(
+            f"{option}={folder} cannot be written ({error.strerror or error}): choose another folder with {option}=…"
+        ) from error
 
 
 def require_space(folder: Path, needed: int) -> None:

@@ -17,7 +17,10 @@ def run(name: str, main: Callable[[], object]) -> None:
     except KeyboardInterrupt:
         if os.environ.get("TOKUN_TRACEBACK"):
             raise
-        print(f"\n{name}: stopped by Ctrl-C. Whole shards and saved states are kept, and the same command goes on behind them; what was being made is made again", file=sys.stderr)
+        print(
+            f"\n{name}: stopped by Ctrl-C. Whole shards and saved states are kept, and the same command goes on behind them; what was being made is made again",
+            file=sys.stderr,
+        )
         sys.exit(130)
     except MISTAKES as error:
         if os.environ.get("TOKUN_TRACEBACK"):

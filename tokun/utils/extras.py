@@ -17,4 +17,6 @@ def need(module: str, *, extra: str) -> ModuleType:
         if error.name is not None and error.name.split(".")[0] != module.split(".")[0]:
             raise
         # the name on PyPI is another project's, so it is this folder that is installed
-        raise ImportError(f"{module} is not installed. It comes with the extra '{extra}': in tokun's own folder, pip install -e '.[{extra}]'") from error
+        raise ImportError(
+            f"{module} is not installed. It comes with the extra '{extra}': in tokun's own folder, pip install -e '.[{extra}]'"
+        ) from error

@@ -140,7 +140,11 @@ def _locked(path: Path, folder: Path, option: str) -> int:
 
 
 def _in_use(folder: Path, holder: dict[str, Any], option: str) -> str:
-    who = f"process {holder.get('pid')} on {holder.get('host')} since {holder.get('since')} ({holder.get('command')})" if holder else "another process"
+    who = (
+        f"process {holder.get('pid')} on {holder.get('host')} since {holder.get('since')} ({holder.get('command')})"
+        if holder
+        else "another process"
+    )
     return f"{folder} is in use by {who}: wait until it ends, stop it, or choose another folder with {option}"
 
 
