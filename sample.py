@@ -2,6 +2,7 @@
 
     python sample.py --seed 42 --n 16                              the bundled engraving model
     python sample.py --checkpoint runs/tiny --seed 7 --n 4         a model of your own (folder or Hub id)
+    python sample.py --adapter runs/mine-lora --n 4                the bundled model with an adapter (configs/lora.yaml)
     python sample.py --prompt "A ship in a storm" --n 4 --guidance-scale 3
     python sample.py --thing moth --aspect 4:3 --n 4               by tags and shape, for a model that knows them
     python sample.py --image plate.png --registers plain,poetic    captions of a picture; with --question "…", an answer
@@ -62,7 +63,7 @@ def main(argv: list[str] | None = None) -> None:
     if rank > 0 and not shards_wanted(args):
         return  # one process is enough: only shards are shared out
     device = args.device or (f"cuda:{os.environ['LOCAL_RANK']}" if "LOCAL_RANK" in os.environ and torch.cuda.is_available() else None)
-    model = tokun.load(args.checkpoint, device=device, dtype=getattr(torch, args.dtype), compile=args.compile)
+    model = tokun.load(args.checkpoint, device=device, dtype=getattr(torch, args.dtype), compile=args.compile, adapter=args.adapter)
     if args.image is not None or args.rewrite is not None:
         tell(say(model, args), args.out)
         return
@@ -220,6 +221,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
     add("--checkpoint", default=None, help="a folder or a Hugging Face Hub id; default: the bundled engraving model")
+    add("--adapter", default=None, help="an adapter (LoRA) that was trained on the checkpoint: its folder, its run's, or a Hub id")
     add("--seed", type=int, default=42, help="the latent: which samples (%(default)s)")
     add("--n", type=_positive, default=None, help="how many samples of the seed (16), or how many texts (1)")
     add("--out", type=Path, default=Path("outputs"), help="the folder for what is made (%(default)s)")
@@ -322,7 +324,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
 
 
 OPTIONS = {option.name for option in fields(SamplingOptions)}  # those of `Tokun.sample`
-EVERYWHERE = {"checkpoint", "seed", "n", "out", "device", "dtype", "compile"}
+EVERYWHERE = {"checkpoint", "adapter", "seed", "n", "out", "device", "dtype", "compile"}
 DRAWN = {"style", "subject", "thing", "register", "temperature", "svg", "max_bytes", "wandb"}
 PLAIN = DRAWN | OPTIONS
 READ = {  # the options that each direction reads

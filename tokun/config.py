@@ -169,6 +169,19 @@ class TrainConfig:
 
 
 @dataclass
+class AdapterConfig:
+    """Low-rank fine-tuning (LoRA) of the model that `start` names: its weights stand still, small matrices beside them learn."""
+
+    rank: int = 0  # of the two matrices beside each target; 0: no adapter, all weights are trained
+    alpha: float = 32.0  # the change is scaled by alpha / rank
+    dropout: float = 0.0  # on what the small matrices read
+    targets: list[str] = field(default_factory=lambda: ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"])
+    dora: bool = False  # DoRA (Liu et al. 2024): direction and magnitude of each row apart
+    bits: int = 0  # 8 or 4: of the base's weights while training (QLoRA, Dettmers et al. 2023), by bitsandbytes on NVIDIA GPUs
+    new_tags: bool = True  # tags that the base does not know get ids behind its own, whose rows are trained
+
+
+@dataclass
 class SamplingConfig:
     n: int = 16  # pairs in the grid that training streams
     seed: int = 42
@@ -230,6 +243,7 @@ class Config:
     codes: CodesConfig = field(default_factory=CodesConfig)
     generator: GeneratorConfig = field(default_factory=GeneratorConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
+    adapter: AdapterConfig = field(default_factory=AdapterConfig)
     sampling: SamplingConfig = field(default_factory=SamplingConfig)
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
     card: CardConfig = field(default_factory=CardConfig)
@@ -271,7 +285,7 @@ POSITIVE = {
     "image_size", "downsample", "stem", "blocks", "latent_dim", "codebook_size", "codebook_dim", "hidden_size", "num_layers", "num_heads",
     "num_kv_heads", "head_dim",
 }  # fmt: skip
-NOT_NEGATIVE = {"loss_chunk", "keep_best"}
+NOT_NEGATIVE = {"loss_chunk", "keep_best", "rank"}
 PAIRS = {"crop_scale", "betas"}  # lists of exactly two numbers
 MOST_RATIO = 3  # of the largest grid's codes to the smallest's: a batch of one costs about what a batch of another does
 

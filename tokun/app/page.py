@@ -38,13 +38,14 @@ def main(argv: list[str] | None = None) -> None:
     args = parse(argv)
     import tokun
 
-    page = build(tokun.load(args.checkpoint, device=args.device))
+    page = build(tokun.load(args.checkpoint, device=args.device, adapter=args.adapter))
     serve(page, host=args.host, port=args.port, share=args.share)
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m tokun.app", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--checkpoint", default=None, help="a folder or a Hugging Face Hub id; default: the bundled engraving model")
+    parser.add_argument("--adapter", default=None, help="an adapter (LoRA) that was trained on the checkpoint: a folder or a Hub id")
     parser.add_argument("--host", default="127.0.0.1", help="0.0.0.0 lets others in (%(default)s)")
     parser.add_argument("--port", type=int, default=7860, help="(%(default)s)")
     parser.add_argument("--share", action="store_true", help="a public address by Gradio's relay")

@@ -23,7 +23,7 @@ from torch import Tensor
 
 from tokun.config import SamplingConfig, SamplingOptions
 from tokun.data import framing
-from tokun.inference import decoder, directions, hub, latents, sampling
+from tokun.inference import adapters, decoder, directions, hub, latents, sampling
 from tokun.inference.tags import Frequencies, TagCounts, count_tags, grid_of, read_counts
 from tokun.render.grids import to_pil
 from tokun.tokenizers.image import ImageTokenizer
@@ -104,6 +104,9 @@ class Tokun:
             )
         if rows < v.size:
             raise ValueError(f"the generator has {rows} embeddings, the vocabulary needs {v.size}: parts of two checkpoints")
+        self.adapters: dict[str, adapters.Adapter] = {}
+        self.adapter = ""  # the name of the one in use
+        self.base: adapters.Base | None = None  # what the model is without it
         self.eval()
 
     @property
@@ -113,21 +116,36 @@ class Tokun:
     def to(self, device: str | torch.device | None = None, dtype: torch.dtype | None = None) -> Tokun:
         """Move both networks; `dtype` is the generator's (the image tokenizer stays in float32)."""
         self.image_tokenizer.to(device)
-        self.generator.to(device)
-        if dtype is not None:
-            for parameter in self.generator.parameters():  # not the buffers: rounded rotary frequencies would turn positions
-                parameter.data = parameter.data.to(dtype)
+        for generator in (self.generator, *([self.base.generator] if self.base else [])):
+            generator.to(device)
+            if dtype is not None:
+                for parameter in generator.parameters():  # not the buffers: rounded rotary frequencies would turn positions
+                    parameter.data = parameter.data.to(dtype)
         return self
 
     def compile(self, wanted: bool = True) -> Tokun:
         """Whether to sample in compiled steps on a CPU (`decoder.compile_steps`), which is so from the beginning where there is a C++ compiler.
         They agree among themselves, not to the last with others."""
         decoder.compile_steps(self.generator, wanted)
+        if self.base:
+            decoder.sample_as(self.base.generator, self.generator)
         return self
 
     def eval(self) -> Tokun:
         self.image_tokenizer.eval()
         self.generator.eval()
+        return self
+
+    # --- adapters ---------------------------------------------------------------------------------------------------
+
+    def add_adapter(self, adapter: str | Path, name: str = "") -> str:
+        """Read an adapter (a folder, a training run's, or a Hub id) that was trained on this model, for `use_adapter`. Returns its name, the folder's
+        unless one is given. Raises ValueError for an adapter of another base."""
+        return adapters.add(self, adapters.read(adapter, name))
+
+    def use_adapter(self, name: str | None) -> Tokun:
+        """Sample, caption and score with this adapter from now on, its own tags, frequencies and defaults among it; None: without any."""
+        adapters.use(self, name)
         return self
 
     # --- sampling ---------------------------------------------------------------------------------------------------
@@ -455,9 +473,11 @@ def require_scale(name: str, scale: float) -> float:
 
 
 def load(
-    checkpoint: str | Path | None = None, *, device: str | None = None, dtype: torch.dtype = torch.float32, compile: bool | None = None
-) -> Tokun:
+    checkpoint: str | Path | None = None, *, device: str | None = None, dtype: torch.dtype = torch.float32, compile: bool | None = None,
+    adapter: str | Path | Sequence[str | Path] | None = None,
+) -> Tokun:  # fmt: skip
     """A checkpoint folder, a Hugging Face Hub id ('name/model'), or None for the bundled engraving model. `compile`: see `Tokun.compile`; None: where it can be.
+    `adapter`: one that was trained on it, or several, of which the first is used (`Tokun.use_adapter`).
 
     Raises FileNotFoundError or ValueError naming the file that is missing or broken.
     """
@@ -537,7 +557,11 @@ def load(
     card = (folder / CARD).read_text(encoding="utf-8", errors="replace") if (folder / CARD).is_file() else ""
     model = Tokun(image_tokenizer, text_tokenizer, vocabulary, generator, defaults, counts, tasks, card, fit)
     model.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    return model if compile is None else model.compile(compile)
+    if compile is not None:
+        model.compile(compile)
+    named = [] if adapter is None else [adapter] if isinstance(adapter, (str, Path)) else list(adapter)
+    added = [model.add_adapter(one) for one in named]
+    return model.use_adapter(added[0]) if added else model
 
 
 @contextmanager
@@ -583,6 +607,9 @@ def resolve(checkpoint: str | Path | None) -> Path:
     for candidate in (path, path / "checkpoint"):  # a training run's folder holds its checkpoint
         if (candidate / "vocabulary.json").is_file() or (candidate / GENERATOR).is_dir():
             return candidate
+    for candidate in (path, path / "adapter"):
+        if (candidate / adapters.CONFIG).is_file():
+            raise FileNotFoundError(f"{path} holds an adapter, which is loaded with its base: tokun.load(BASE, adapter={str(path)!r}), sample.py --adapter {path}")
     if path.exists():
         raise FileNotFoundError(f"{path} holds no checkpoint: vocabulary.json and {GENERATOR}/ are not there. Has its training finished?")
     name = str(checkpoint)
