@@ -13,19 +13,24 @@ from tokun.training import optim
 
 
 class Adversary:
-    """The discriminator with its optimizer, or nothing at all behind the same calls."""
+    """No adversary: the calls of `Gan`, without effect."""
+
+    module: nn.Module | None = None  # the discriminator
 
     @staticmethod
     def make(discriminator: nn.Module | None, train: configs.ImageTokenizerTrainConfig, accelerator: Any) -> Adversary:
         return Adversary() if discriminator is None else Gan(discriminator, train, accelerator)
 
     def active(self, step: int) -> bool:
+        """Whether the decoder's loss has an adversarial term in this step."""
         return False
 
     def decoder_loss(self, base: Tensor, fake: Tensor, last: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """The adversarial term for reconstructions `fake` (B, C, H, W), and figures of it. base: the other losses, last: the decoder's last weight."""
         raise AssertionError("never active")
 
     def train_step(self, step: int, real: Tensor, fake: Tensor, lr_factor: float) -> dict[str, Tensor]:
+        """A step of the discriminator on pictures and reconstructions (B, C, H, W). Returns its loss, by name."""
         return {}
 
     def state_dict(self) -> dict[str, Any]:
@@ -36,6 +41,8 @@ class Adversary:
 
 
 class Gan(Adversary):
+    """A discriminator with an optimizer of its own."""
+
     def __init__(self, discriminator: nn.Module, train: configs.ImageTokenizerTrainConfig, accelerator: Any):
         self.train, self.accelerator, self.module = train, accelerator, discriminator
         self.optimizer = torch.optim.AdamW(discriminator.parameters(), lr=train.gan_lr, betas=(0.5, 0.9), weight_decay=0.0, fused=True)

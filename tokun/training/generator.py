@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-import json
-import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +12,6 @@ import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from tokun import data
 from tokun.config import Config
@@ -37,21 +34,13 @@ from tokun.models.generator import (
 )
 from tokun.render.grids import captioned_grid
 from tokun.tokenizers.image import ImageTokenizer
+from tokun.tokenizers.text import PretrainedTextTokenizer, TextTokenizer
 from tokun.tokenizers.vocabulary import REGISTERS, Vocabulary
-from tokun.training import health, loop, optim
+from tokun.training import health, loop
 from tokun.training.codes import common_things, require_codes_of
 from tokun.training.engine import Engine
-from tokun.training.loop import Clock, averaged, batches_keys, finish_writing, seed_device, share_done, step_seed
-from tokun.training.records import (
-    LOGGING_KEYS,
-    figures_line,
-    idle_settings,
-    require_same_but_retry,
-    started_from,
-    stopped_by,
-    stopped_early,
-    without,
-)
+from tokun.training.engine_stage import EngineStage
+from tokun.training.records import LOGGING_KEYS, figures_line, idle_settings, require_same_but_retry, started_from, stopped_early, without
 from tokun.training.run import Run, micro_batch, starting_model, states_on_disk
 from tokun.training.text_tokenizer import load_text_tokenizer
 from tokun.training.token_loss import TokenLoss
@@ -76,249 +65,294 @@ def build_vocabulary(config: Config, text_tokenizer: Any, codes: dict[str, Any])
     )  # fmt: skip
 
 
-@finish_writing
 def train_generator(run: Run) -> Path:
     """Train the causal LM on the run's code shards -> `out/checkpoint`, the folder that users load."""
-    config, target, train = run.config, run.out / "checkpoint", run.config.train
-    image_tokenizer = ImageTokenizer.load(run.out / "image_tokenizer")
-    codes = require_codes_of(run.out / "codes", image_tokenizer)
-    text_tokenizer = load_text_tokenizer(run)
-    seed = config.seed if train.seed < 0 else train.seed
-    asked = {
-        "generator": without(dataclasses.asdict(config.generator), set() if config.generator.codebook_start else {"codebook_start"}), "seed": seed, "codes": codes["fingerprint"], "counts": codes["counts"],
-        "codes_settings": codes["settings"], "text_tokenizer": text_tokenizer.fingerprint(), "max_caption_tokens": config.data.max_caption_tokens, **started_from(config),
-        "sort_window": config.data.sort_window, "train": without(dataclasses.asdict(train), LOGGING_KEYS | {"seed", "deepspeed", "micro_batch_size", "gradient_checkpointing", "compile", "loss_chunk"} | idle_settings(train)),
-    }  # fmt: skip
+    target = run.out / "checkpoint"
+    parts = Parts.of(run)
+    settings = _settings(run.config, parts)
     run.recover(target)
     record = checkpoint.read_record(target / "training.json")
     if record is not None:
-        checkpoint.require_same(target, record["settings"], asked)
-        run.say(f"generator: {target} is there and matches" + stopped_early(record, train, target))
+        checkpoint.require_same(target, record["settings"], settings)
+        run.say(f"generator: {target} is there and matches" + stopped_early(record, run.config.train, target))
         run.forget("generator")
         return target
+    stage = GeneratorStage(run, parts, settings)
+    loop.train(stage)
+    stage.finish(target)
+    return target
 
-    vocabulary = build_vocabulary(config, text_tokenizer, codes)
-    slots = Slots(vocabulary.max_codes, vocabulary.max_text)
-    share, micro = train.batch_size // run.world, micro_batch(train, run.world)
-    torch.manual_seed(seed)
+
+@dataclasses.dataclass(frozen=True)
+class Parts:
+    """What the stages before have made, and the generator is trained for."""
+
+    image_tokenizer: ImageTokenizer
+    text_tokenizer: TextTokenizer | PretrainedTextTokenizer
+    codes: dict[str, Any]  # the record of the code shards
+    vocabulary: Vocabulary
+
+    @classmethod
+    def of(cls, run: Run) -> Parts:
+        image_tokenizer = ImageTokenizer.load(run.out / "image_tokenizer")
+        codes = require_codes_of(run.out / "codes", image_tokenizer)
+        text_tokenizer = load_text_tokenizer(run)
+        return cls(image_tokenizer, text_tokenizer, codes, build_vocabulary(run.config, text_tokenizer, codes))
+
+    @property
+    def slots(self) -> Slots:
+        return Slots(self.vocabulary.max_codes, self.vocabulary.max_text)
+
+    def checkpoint(self, generator: nn.Module, config: Config, tasks: Sequence[str], device: torch.device) -> Tokun:
+        """All parts with the generator, as users load them."""
+        tags = [tuple(c) for c in self.codes["tag_counts"]]
+        return Tokun(
+            self.image_tokenizer.to(device), self.text_tokenizer, self.vocabulary, generator, config.sampling, tags, tasks,
+            fit=self.codes.get("fit", ""),
+        )  # fmt: skip
+
+
+def training_seed(config: Config) -> int:
+    """Of the generator's first weights, order, dropout and tasks."""
+    return config.seed if config.train.seed < 0 else config.train.seed
+
+
+FREE_KEYS = {
+    "seed",
+    "deepspeed",
+    "micro_batch_size",
+    "gradient_checkpointing",
+    "compile",
+    "loss_chunk",
+}  # change nothing but speed and memory
+
+
+def _settings(config: Config, parts: Parts) -> dict[str, Any]:
+    """What the stage's record says that it was made with."""
+    train, idle = config.train, set() if config.generator.codebook_start else {"codebook_start"}
+    return {
+        "generator": without(dataclasses.asdict(config.generator), idle), "seed": training_seed(config), "codes": parts.codes["fingerprint"],
+        "counts": parts.codes["counts"], "codes_settings": parts.codes["settings"], "text_tokenizer": parts.text_tokenizer.fingerprint(),
+        "max_caption_tokens": config.data.max_caption_tokens, "sort_window": config.data.sort_window, **started_from(config),
+        "train": without(dataclasses.asdict(train), LOGGING_KEYS | FREE_KEYS | idle_settings(train)),
+    }  # fmt: skip
+
+
+def _make_model(run: Run, parts: Parts) -> Any:
+    """The causal LM with its first weights, dropout and kernels, on the CPU."""
+    config, v = run.config, parts.vocabulary
+    torch.manual_seed(training_seed(config))
     model = make_generator(
-        config.generator, vocab_size=vocabulary.size, max_length=slots.size + vocabulary.max_text + 16,
-        pad=vocabulary.id("<pad>"), bos=vocabulary.id("<bos>"), eos=vocabulary.id("<eos>"),
+        config.generator, vocab_size=v.size, max_length=parts.slots.size + v.max_text + 16,
+        pad=v.id("<pad>"), bos=v.id("<bos>"), eos=v.id("<eos>"),
     )  # fmt: skip
     if config.generator.codebook_start:
-        start_from_codebook(model, image_tokenizer.vectors(), vocabulary.code_offset)
+        start_from_codebook(model, parts.image_tokenizer.vectors(), v.code_offset)
     if config.start and run.states("generator").latest() is None:
         before = starting_model(config)
-        new = start_from(model, before.generator, before.vocabulary.added_tokens, vocabulary.added_tokens, text_size=vocabulary.text_size)
+        new = start_from(model, before.generator, before.vocabulary.added_tokens, v.added_tokens, text_size=v.text_size)
         run.say(f"generator: goes on from {config.start}" + (f", which did not know {', '.join(new)}" if new else ""))
     add_dropout(model, config.generator.dropout)
-    if train.gradient_checkpointing:
+    if config.train.gradient_checkpointing:
         model.gradient_checkpointing_enable()
     tune_for(model, torch.device("cuda" if torch.cuda.is_available() else "cpu"))
-    parameters, flops = count_parameters(model), flops_per_token(model, slots.size)  # before ZeRO-3 cuts it
-    compiled = train.compile and can_compile(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
-    token_loss = TokenLoss(model, vocabulary, rows=micro, length=slots.size, chunk=train.loss_chunk, compile=compiled, say=run.say)
-    engine = Engine.make(train, model, deepspeed=run.deepspeed, micro=micro, accumulation=share // micro)
-    if compiled:
-        compile_layers(model)
-    elif train.compile:
-        run.say(
-            "generator: train.compile is on, but there is no C++ compiler (g++, clang++) on this machine: going on without, more slowly"
-        )
-    ema = optim.Ema(model, train.ema_decay, every=train.ema_every)
-    mix = dict(
-        task_mix=train.task_mix, tag_dropout=train.tag_dropout, plain_share=train.plain_share, word_dropout=train.word_dropout, seed=seed
-    )
-    code_paths = {split: sorted((run.out / "codes").glob(f"{split}-*.tar")) for split in ("train", "val")}
-    batches = data.TokenBatches(
-        data.CodeSamples(code_paths["train"], kept=run.index("codes-train")), vocabulary, text_tokenizer.encode, batch_size=train.batch_size, rank=run.rank, world=run.world,
-        threads=config.data.num_workers, sort_window=config.data.sort_window, **mix,
+    return model
+
+
+def _training_batches(run: Run, parts: Parts) -> data.TokenBatches:
+    config, train = run.config, run.config.train
+    samples = data.CodeSamples(sorted((run.out / "codes").glob("train-*.tar")), kept=run.index("codes-train"))
+    return data.TokenBatches(
+        samples, parts.vocabulary, parts.text_tokenizer.encode, batch_size=train.batch_size, rank=run.rank, world=run.world,
+        threads=config.data.num_workers, sort_window=config.data.sort_window, seed=training_seed(config), task_mix=train.task_mix,
+        tag_dropout=train.tag_dropout, plain_share=train.plain_share, word_dropout=train.word_dropout,
     )  # fmt: skip
-    held_out = None
-    if code_paths["val"]:
-        val = data.CodeSamples(code_paths["val"], kept=run.index("codes-val"))
-        size = min(32, len(val))
-        whole = data.TokenBatches(
-            val, vocabulary, text_tokenizer.encode, batch_size=size, seed=0, task_mix={"joint": 1.0}, tag_dropout=0.0, views=False
-        )
-        held_out = [whole(step) for step in range(min(12, max(1, len(val) // size)))]
 
-    spikes = health.Spikes(train.spike_factor)
-    best = checkpoint.BestCheckpoints(run.out / "best", keep=train.keep_best)
-    if run.rank == 0:
-        checkpoint.remove_partial(best.folder)
-    for kept in best.records():
-        require_same_but_retry(best.path(kept["step"]), kept["settings"], asked)
-    states = run.states("generator")
-    step, spent = 0, 0.0
-    if (latest := states.latest()) is not None:
-        saved = json.loads((states.path(latest) / "state.json").read_text())
-        require_same_but_retry(states.path(latest), saved["settings"], asked)
-        engine.load(states.path(latest))
-        ema.load_state_dict(torch.load(states.path(latest) / "ema.pt", map_location="cpu", weights_only=True))
-        if "spikes" in saved:  # states of before there was such a measure have none
-            spikes.load_state_dict(saved["spikes"])
-        step, spent = latest, saved["spent"]
-        run.say(f"generator: resuming at step {step}")
-    run.say(
-        f"generator: {parameters / 1e6:.2f}M parameters, vocabulary {vocabulary.size} ({vocabulary.text_size} text + {len(vocabulary.controls)} control + "
-        f"{vocabulary.codebook_size} image), {len(batches.samples)} samples, {run.world} process(es), {engine}"
+
+def _held_out_batches(run: Run, parts: Parts) -> list[data.TokenBatch]:
+    """At most twelve whole batches of the held-out pairs; none where there are no held-out shards."""
+    paths = sorted((run.out / "codes").glob("val-*.tar"))
+    if not paths:
+        return []
+    samples = data.CodeSamples(paths, kept=run.index("codes-val"))
+    size = min(32, len(samples))
+    batches = data.TokenBatches(
+        samples,
+        parts.vocabulary,
+        parts.text_tokenizer.encode,
+        batch_size=size,
+        seed=0,
+        task_mix={"joint": 1.0},
+        tag_dropout=0.0,
+        views=False,
     )
-    if run.rank == 0:  # weights, two moments, the average
-        weights = 4 * parameters
-        checkpoint.require_space(run.out, 4 * weights * states_on_disk(config) + weights * (train.keep_best + 1 if train.keep_best else 0))
-    rate = health.matmul_rate(engine.device, torch.bfloat16 if train.precision == "bf16" else torch.float32)
-    clock = Clock()
+    return [batches(step) for step in range(min(12, max(1, len(samples) // size)))]
 
-    def save() -> None:
-        run.writer.wait()  # before the copies are made: one set of them is enough
-        parts = {"engine.pt": engine.state(), "ema.pt": ema.state_dict()}  # all processes gather, the first one writes
-        if run.rank != 0:
-            return
-        parts["ema.pt"] = checkpoint.snapshot(parts["ema.pt"])
-        record = {"settings": asked, "spent": spent + clock.seconds(), "world": run.world, "spikes": spikes.state_dict()}
 
-        def write(folder: Path) -> None:
-            for name, part in parts.items():
-                torch.save(part, folder / name)
-            checkpoint.write_record(folder / "state.json", record)
+class GeneratorStage(EngineStage):
+    """The causal LM under its engine, batches of packed sequences, the checkpoints of lowest held-out loss."""
 
-        run.writer.put(states.path(step), write, then=states.prune)
+    name = "generator"
 
-    tasks = tasks_of(batches.samples, train.task_mix)
+    def __init__(self, run: Run, parts: Parts, settings: dict[str, Any]) -> None:
+        self.config, self.train, self.parts = run.config, run.config.train, parts
+        train = self.train
+        self.micro, self.seed = micro_batch(train, run.world), training_seed(run.config)
+        self.accumulation = train.batch_size // run.world // self.micro
+        model = _make_model(run, parts)
+        self.parameters, self.flops = count_parameters(model), flops_per_token(model, parts.slots.size)  # before ZeRO-3 cuts it
+        compiled = train.compile and can_compile(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+        self.token_loss = TokenLoss(
+            model, parts.vocabulary, rows=self.micro, length=parts.slots.size, chunk=train.loss_chunk, compile=compiled, say=run.say
+        )
+        engine = Engine.make(train, model, deepspeed=run.deepspeed, micro=self.micro, accumulation=self.accumulation)
+        if compiled:
+            compile_layers(model)
+        elif train.compile:
+            run.say(
+                "generator: train.compile is on, but there is no C++ compiler (g++, clang++) on this machine: going on without, more slowly"
+            )
+        self.held_out = _held_out_batches(run, parts)
+        schedule = loop.Schedule.of(
+            train, eval_every=train.eval_every if self.held_out else 0, sample_every=train.sample_every if run.config.sampling.n > 0 else 0
+        )
+        super().__init__(run, schedule, train, model=model, engine=engine, settings=settings)
+        self.training_batches = _training_batches(run, parts)
+        self.tasks = tasks_of(self.training_batches.samples, train.task_mix)
+        self.best = self._open_best()
+        self.rate = health.matmul_rate(engine.device, torch.bfloat16 if train.precision == "bf16" else torch.float32)
+        self.logged: dict[str, float] = {}
 
-    def as_checkpoint(generator: nn.Module) -> Tokun:
-        return Tokun(
-            image_tokenizer.to(engine.device),
-            text_tokenizer,
-            vocabulary,
-            generator,
-            config.sampling,
-            [tuple(c) for c in codes["tag_counts"]],
-            tasks,
-            fit=codes.get("fit", ""),
+    def _open_best(self) -> checkpoint.BestCheckpoints:
+        best = checkpoint.BestCheckpoints(self.run.out / "best", keep=self.train.keep_best)
+        if self.run.rank == 0:
+            checkpoint.remove_partial(best.folder)
+        for kept in best.records():
+            require_same_but_retry(best.path(kept["step"]), kept["settings"], self.settings)
+        return best
+
+    def describe(self) -> str:
+        v = self.parts.vocabulary
+        return (
+            f"{self.parameters / 1e6:.2f}M parameters, vocabulary {v.size} ({v.text_size} text + {len(v.controls)} control + "
+            f"{v.codebook_size} image), {len(self.training_batches.samples)} samples, {self.run.world} process(es), {self.engine}"
         )
 
-    def record_of(held: dict[str, float]) -> dict[str, Any]:
-        return {
-            "settings": asked, "steps": step, "stopped_by": stopped_by(step, train), "seconds": round(spent + clock.seconds()), "train": figures, "val": held,
-            "parameters": parameters, "image_tokenizer": checkpoint.read_record(run.out / "image_tokenizer" / "stage.json")["figures"],
-        }  # fmt: skip
+    def disk_bytes(self) -> int:
+        """Trainer states of weights, two moments and the average; the best checkpoints."""
+        weights, kept = 4 * self.parameters, self.train.keep_best
+        return 4 * weights * states_on_disk(self.config) + weights * (kept + 1 if kept else 0)
 
-    def keep_if_best(held: dict[str, float]) -> None:
-        loss = train.image_weight * held["image_loss"] + train.text_weight * held["text_loss"]
-        if not run.any(run.rank == 0 and best.wants(step, loss)):
-            return
-        generator = engine.whole_model()
-        if run.rank == 0:
-            with checkpoint.survived(run.say, best.path(step)), best.put(step, loss, asked) as folder:
-                as_checkpoint(generator).save(folder, card=model_card(config, record_of(held)))
+    def batches(self, start: int) -> Iterator[data.TokenBatch]:
+        positions = self.train.batch_size // self.run.world * self.parts.slots.size
+        return data.prefetch(self.training_batches, start, burst=max(1, min(16, 2**18 // positions)))  # of some megabytes
 
-    stream = data.prefetch(
-        batches, step, burst=max(1, min(16, 2**18 // (share * slots.size)))
-    )  # a quarter of a million positions are some megabytes
-    bar = tqdm(total=train.steps, initial=step, desc="generator", unit="step", disable=run.rank != 0, dynamic_ncols=True, mininterval=0.5)
-    tokens, width, waited, figures = 0.0, 0, 0.0, {}
-    while True:
-        progress = share_done(run, step, train.steps, spent + clock.seconds(), train.max_minutes)
-        if progress >= 1:
-            break
-        lr = train.lr * optim.warmup_cosine(
-            step, progress=progress, warmup=train.warmup_steps, min_ratio=train.min_lr_ratio, hold=train.lr_hold
-        )
+    def batch_keys(self) -> Sequence[str]:
+        return loop.batches_keys(self.training_batches, self.step)
+
+    def take_step(self, batch: data.TokenBatch, lr: float) -> None:
+        train, engine = self.train, self.engine
         engine.set_lr(lr)
-        before = time.monotonic()
-        batch = next(stream)
-        waited += time.monotonic() - before
-        sums = _global_sums(run, batch, engine.device)
+        sums = _global_sums(self.run, batch, engine.device)
         means = torch.stack([1 / sums["image"], 1 / sums["text"], 1 / (sums["image"] + sums["text"])])
         weights = means * means.new_tensor([train.image_weight, train.text_weight, train.z_loss])
-        seed_device(step_seed(seed, step, run.rank), engine.device)  # dropout is a function of (seed, step, rank)
-        if not model.training:  # walking over all modules takes as long as a small kernel
-            model.train()
-        logged = torch.zeros(3, device=engine.device)
-        for number in range(share // micro):
-            rows = slice(number * micro, (number + 1) * micro)
-            with engine.micro_batch(last=number == share // micro - 1):
-                loss, parts = token_loss(engine, engine.model, batch.input_ids[rows], batch.labels[rows], weights)
-                loop.require_finite(run, loss, step, "generator", lambda s=step: batches_keys(batches, s))
-                engine.backward(loss * run.world)  # the engine averages over processes; the sums are global already
-            logged += means * torch.stack([parts[name].detach() for name in losses.LOSS_SUMS])
-        norm = engine.norm()
-        loop.require_finite(run, norm, step, "generator", lambda s=step: batches_keys(batches, s), what="gradient norm")
-        if spikes.is_spike(norm):
-            engine.skip()
-        else:
-            engine.step()
-            ema.update(model)
-        step += 1
-        tokens += float(sums["tokens"])
-        width += batch.input_ids.numel() * run.world  # about: the other processes' rows may be a token longer
-        bar.update(1)
-        if step % train.log_every == 0 or step == 1:
-            if run.world > 1:
-                dist.all_reduce(logged)
-            seconds = clock.lap()
-            image, text, z = logged.tolist()
-            figures = {
-                "train/loss": train.image_weight * image + train.text_weight * text, "train/image_loss": image, "train/text_loss": text, "train/z": z,
-                "train/lr": lr, "train/grad_norm": norm, "train/tokens_per_second": tokens / seconds, "train/data_wait": waited / seconds, "train/padding": 1 - tokens / width,
-                "train/mfu": flops * tokens / seconds / (rate * run.world), "train/skipped_spikes": spikes.count,
-                "train/peak_memory_gb": health.peak_memory(engine.device) / 2**30,
-                "train/epoch": step * train.batch_size / len(batches.samples), "train/skipped": sum(batches.samples.index.skipped.values()),
-                "train/cut_captions": batches.cut_captions,
-            }  # fmt: skip
-            run.tracker.log(figures, step=step)
-            bar.set_postfix_str(f"image {image:.3f} text {text:.3f} {tokens / seconds:.0f} tok/s")
-            tokens = width = waited = 0
-        if held_out and step % train.eval_every == 0:
-            with averaged(model, ema, engine.refresh), uncompiled(model):
-                held = evaluate_generator(engine, model, held_out, token_loss)
-                with engine.autocast():
-                    held["attention_logit_max"] = health.attention_logit_max(model, held_out[0].input_ids[:4].to(engine.device))
-                keep_if_best(held)
-            run.tracker.log({f"val/{k}": v for k, v in held.items()}, step=step)
-            if run.rank == 0:
-                bar.write(f"  step {step}: held out " + figures_line(held))
-            clock.lap()
-            tokens = width = waited = 0
-        run.stop_if_asked(save)
-        if step % train.save_every == 0:  # behind the evaluation: a run that goes on from here has it behind it, too
-            save()
-        if step % train.sample_every == 0 and config.sampling.n > 0:
-            with averaged(model, ema, engine.refresh), uncompiled(model):
-                whole = engine.whole_model()
-                if run.rank == 0:
-                    log_samples(run, as_checkpoint(whole), step)
-            clock.lap()
-            tokens = width = waited = 0
-    bar.close()
-    stream.close()
-    ema.copy_to(model)
-    engine.refresh()
-    model.eval()
-    with uncompiled(model):
-        held = evaluate_generator(engine, model, held_out, token_loss) if held_out else {}
-    generator = engine.whole_model()
-    if run.rank == 0:
-        whole = as_checkpoint(generator.float().eval())
-        record = record_of(held) | {"best": [{k: r[k] for k in ("step", "loss")} for r in best.records()]}
+        loop.seed_device(loop.step_seed(self.seed, self.step, self.run.rank), engine.device)  # dropout is a function of (seed, step, rank)
+        if not self.model.training:  # walking over all modules takes as long as a small kernel
+            self.model.train()
+        losses_here = torch.zeros(3, device=engine.device)
+        for number in range(self.accumulation):
+            rows = slice(number * self.micro, (number + 1) * self.micro)
+            with engine.micro_batch(last=number == self.accumulation - 1):
+                loss, parts = self.token_loss(engine, engine.model, batch.input_ids[rows], batch.labels[rows], weights)
+                self.require_finite(loss)
+                engine.backward(loss * self.run.world)  # the engine averages over processes; the sums are global already
+            losses_here += means * torch.stack([parts[name].detach() for name in losses.LOSS_SUMS])
+        norm = self.update()
+        self.window.counts["tokens"] += float(sums["tokens"])
+        self.window.counts["width"] += batch.input_ids.numel() * self.run.world  # about: the other processes' rows may be a token longer
+        self.last = losses_here, norm, lr
+
+    def figures(self) -> tuple[dict[str, float], str]:
+        run, train, samples = self.run, self.train, self.training_batches.samples
+        losses_here, norm, lr = self.last
+        if run.world > 1:
+            dist.all_reduce(losses_here)
+        image, text, z = losses_here.tolist()
+        window, seconds = self.window, self.window.seconds()
+        tokens, width = window.counts["tokens"], window.counts["width"]
+        self.logged = {
+            "train/loss": train.image_weight * image + train.text_weight * text, "train/image_loss": image, "train/text_loss": text, "train/z": z,
+            "train/lr": lr, "train/grad_norm": norm, "train/tokens_per_second": tokens / seconds, "train/data_wait": window.waited / seconds,
+            "train/padding": 1 - tokens / width, "train/mfu": self.flops * tokens / seconds / (self.rate * run.world),
+            "train/skipped_spikes": self.spikes.count, "train/peak_memory_gb": health.peak_memory(self.engine.device) / 2**30,
+            "train/epoch": self.step * train.batch_size / len(samples), "train/skipped": sum(samples.index.skipped.values()),
+            "train/cut_captions": self.training_batches.cut_captions,
+        }  # fmt: skip
+        return self.logged, f"image {image:.3f} text {text:.3f} {tokens / seconds:.0f} tok/s"
+
+    def evaluate(self) -> str:
+        with self.averaged():
+            held = evaluate_generator(self.engine, self.model, self.held_out, self.token_loss)
+            with self.engine.autocast():
+                held["attention_logit_max"] = health.attention_logit_max(self.model, self.held_out[0].input_ids[:4].to(self.engine.device))
+            self._keep_if_best(held)
+        self.run.tracker.log({f"val/{name}": value for name, value in held.items()}, step=self.step)
+        return f"held out {figures_line(held)}"
+
+    def sample(self) -> None:
+        with self.averaged():
+            whole = self.engine.whole_model()
+            if self.run.rank == 0:
+                log_samples(self.run, self._checkpoint(whole), self.step)
+
+    def _checkpoint(self, generator: Any) -> Tokun:
+        return self.parts.checkpoint(generator, self.config, self.tasks, self.engine.device)
+
+    def _record(self, held: dict[str, float]) -> dict[str, Any]:
+        image_tokenizer = checkpoint.read_record(self.run.out / "image_tokenizer" / "stage.json")
+        return {
+            "settings": self.settings, "steps": self.step, "stopped_by": self.schedule.stopped_by(self.step), "seconds": round(self.clock.seconds()),
+            "train": self.logged, "val": held, "parameters": self.parameters, "image_tokenizer": image_tokenizer["figures"],
+        }  # fmt: skip
+
+    def _keep_if_best(self, held: dict[str, float]) -> None:
+        loss = self.train.image_weight * held["image_loss"] + self.train.text_weight * held["text_loss"]
+        run, best = self.run, self.best
+        if not run.any(run.rank == 0 and best.wants(self.step, loss)):
+            return
+        generator = self.engine.whole_model()
+        if run.rank == 0:
+            with checkpoint.survived(run.say, best.path(self.step)), best.put(self.step, loss, self.settings) as folder:
+                self._checkpoint(generator).save(folder, card=model_card(self.config, self._record(held)))
+
+    def finish(self, target: Path) -> None:
+        """Write the averaged weights with all that belongs to them to `target`."""
+        self.ema.copy_to(self.model)
+        self.engine.refresh()
+        self.model.eval()
+        with uncompiled(self.model):
+            held = evaluate_generator(self.engine, self.model, self.held_out, self.token_loss) if self.held_out else {}
+        generator = self.engine.whole_model()
+        if self.run.rank == 0:
+            self._write(target, generator, held)
+        self.run.wait()
+
+    def _write(self, target: Path, generator: Any, held: dict[str, float]) -> None:
+        run, best = self.run, self.best.records()
+        whole = self._checkpoint(generator.float().eval())
+        record = self._record(held) | {"best": [{k: r[k] for k in ("step", "loss")} for r in best]}
         with checkpoint.whole_directory(target) as folder:
-            whole.save(folder, card=model_card(config, record))
+            whole.save(folder, card=model_card(self.config, record))
             checkpoint.write_record(folder / "training.json", record)
-        if config.sampling.n > 0:
+        if self.config.sampling.n > 0:
             with uncompiled(generator):
-                log_samples(run, whole, step)
-        run.writer.wait()
+                log_samples(run, whole, self.step)
         run.forget("generator")
-        run.say(f"generator: finished after {step} steps, {record['seconds'] / 60:.1f} minutes. {figures_line(held)}")
-        for top in record["best"][:1]:
-            run.say(
-                f"generator: lowest held-out loss {top['loss']:.4f} at step {top['step']}; its averaged weights: {best.path(top['step'])}"
-            )
+        run.say(f"generator: finished after {self.step} steps, {record['seconds'] / 60:.1f} minutes. {figures_line(held)}")
+        for top in best[:1]:
+            weights = self.best.path(top["step"])
+            run.say(f"generator: lowest held-out loss {top['loss']:.4f} at step {top['step']}; its averaged weights: {weights}")
         run.say(f"checkpoint: {target}\n  python sample.py --checkpoint {target} --seed 42 --n 16")
-    run.wait()
-    return target
 
 
 def tasks_of(samples: data.CodeSamples, task_mix: dict[str, float]) -> tuple[str, ...]:

@@ -37,10 +37,6 @@ def without(tree: dict[str, Any], keys: set[str]) -> dict[str, Any]:
     return {k: v for k, v in tree.items() if k not in keys}
 
 
-def stopped_by(step: int, train: Any) -> str:
-    return "steps" if step >= train.steps else f"max_minutes {train.max_minutes:g}"
-
-
 def stopped_early(record: dict[str, Any], train: Any, target: Path) -> str:
     """What to say of a finished stage whose time ran out, when more time is given now."""
     before = record.get("stopped_by", "steps")
