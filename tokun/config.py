@@ -182,6 +182,28 @@ class AdapterConfig:
 
 
 @dataclass
+class DpoConfig:
+    """Learning from preferences (DPO, Rafailov et al. 2023): of two samples the one that was chosen becomes likelier than it was at the start."""
+
+    pairs: str = ""  # chosen and rejected samples, JSONL or tars: a path, a glob or a list joined by commas; empty: no such training
+    val: str = ""  # held-out ones
+    beta: float = 0.1  # how dear it is to go away from the start
+    over: Literal["both", "image", "text"] = "both"  # whose likelihood: the codes', the words', or both
+    label_smoothing: float = 0.0  # share of the choices that may be mistaken (Mitchell 2023)
+
+
+@dataclass
+class WordsConfig:
+    """Words alone: rewriting a description as a caption in one register, from a table of both."""
+
+    train: str = ""  # CSV, TSV, JSONL or Parquet; empty: no such training
+    val: str = ""  # held-out rows
+    description: str = "description"  # the column that is read …
+    caption: str = "caption"  # … and the one that is written
+    register: str = ""  # of the captions; one that the model does not know becomes a tag of its own
+
+
+@dataclass
 class SamplingConfig:
     n: int = 16  # pairs in the grid that training streams
     seed: int = 42
@@ -244,6 +266,8 @@ class Config:
     generator: GeneratorConfig = field(default_factory=GeneratorConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
     adapter: AdapterConfig = field(default_factory=AdapterConfig)
+    dpo: DpoConfig = field(default_factory=DpoConfig)
+    words: WordsConfig = field(default_factory=WordsConfig)
     sampling: SamplingConfig = field(default_factory=SamplingConfig)
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
     card: CardConfig = field(default_factory=CardConfig)

@@ -35,7 +35,13 @@ from tokun.utils.checkpoint import require_safetensors
 if TYPE_CHECKING:
     from tokun.inference.model import Tokun
 
-CONFIG, WEIGHTS, ABOUT, VOCABULARY, CARD = "adapter_config.json", "adapter_model.safetensors", "adapter.json", "vocabulary.json", "README.md"
+CONFIG, WEIGHTS, ABOUT, VOCABULARY, CARD = (
+    "adapter_config.json",
+    "adapter_model.safetensors",
+    "adapter.json",
+    "vocabulary.json",
+    "README.md",
+)
 FRONT = "base_model.model."  # of peft's names
 TOKENS = ".token_adapter.trainable_tokens_delta"
 SAMPLED = 4096  # weights of each matrix that a fingerprint looks at
@@ -207,7 +213,9 @@ def _submodule(model: nn.Module, name: str, adapter: Adapter) -> Any:
     try:
         return model.get_submodule(name)
     except AttributeError as error:
-        raise ValueError(f"adapter {adapter.name} changes {name}, which this generator does not have: it belongs to another base") from error
+        raise ValueError(
+            f"adapter {adapter.name} changes {name}, which this generator does not have: it belongs to another base"
+        ) from error
 
 
 def make_rows(model: Any, size: int) -> None:

@@ -605,11 +605,14 @@ def resolve(checkpoint: str | Path | None) -> Path:
         return BUNDLED
     path = Path(checkpoint)
     for candidate in (path, path / "checkpoint"):  # a training run's folder holds its checkpoint
-        if (candidate / "vocabulary.json").is_file() or (candidate / GENERATOR).is_dir():
+        is_adapter = (candidate / adapters.CONFIG).is_file()
+        if not is_adapter and ((candidate / "vocabulary.json").is_file() or (candidate / GENERATOR).is_dir()):
             return candidate
     for candidate in (path, path / "adapter"):
         if (candidate / adapters.CONFIG).is_file():
-            raise FileNotFoundError(f"{path} holds an adapter, which is loaded with its base: tokun.load(BASE, adapter={str(path)!r}), sample.py --adapter {path}")
+            raise FileNotFoundError(
+                f"{path} holds an adapter, which is loaded with its base: tokun.load(BASE, adapter={str(path)!r}), sample.py --adapter {path}"
+            )
     if path.exists():
         raise FileNotFoundError(f"{path} holds no checkpoint: vocabulary.json and {GENERATOR}/ are not there. Has its training finished?")
     name = str(checkpoint)

@@ -191,7 +191,7 @@ class Vocabulary:
         known = {kind: getattr(self, f"{kind}s") for kind in asked}
         new = {kind: tuple(dict.fromkeys(word for word in words if word and word not in known[kind])) for kind, words in asked.items()}
         appended = tuple(f"<{kind}:{word}>" for kind, words in new.items() for word in words)
-        return replace(self, **{f"{kind}s": (*known[kind], *new[kind]) for kind in asked}, appended=(*self.appended, *appended), _ids={})
+        return replace(self, **{f"{kind}s": (*known[kind], *new[kind]) for kind in asked}, appended=(*self.appended, *appended))
 
     @property
     def default_grid(self) -> tuple[int, int]:

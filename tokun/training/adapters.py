@@ -21,10 +21,11 @@ from tokun.config import Config
 from tokun.data.framing import grid_text
 from tokun.inference import adapters
 from tokun.inference.adapters import Adapter
-from tokun.inference.model import GENERATOR, Tokun, load, resolve
+from tokun.inference.model import GENERATOR, Tokun, resolve
 from tokun.inference.tags import TagCounts
 from tokun.models.shares import collected, own_share
 from tokun.tokenizers.vocabulary import STRUCTURE, TAG_KINDS, Vocabulary
+from tokun.training.start import starting_model
 from tokun.utils.extras import need
 
 SHAPE = {
@@ -34,17 +35,29 @@ SHAPE = {
 """Of config.generator, as transformers call them."""
 
 
+def goes_on(config: Config) -> bool:
+    """Whether this run takes the shapes of the model that `start` names."""
+    return bool(config.adapter.rank or config.dpo.pairs or config.words.train)
+
+
 def check(config: Config, *, zero_stage: int = 0) -> None:
-    """Raises ValueError for what `config.adapter` cannot be."""
+    """Raises ValueError for what `config.adapter`, and what else goes on from a whole model, cannot be."""
     a = config.adapter
-    if not a.rank:
+    if not goes_on(config):
         return
     if not config.start:
-        raise ValueError(
-            f"adapter.rank is {a.rank}, but an adapter changes a model that is there: name it with start=bundled, a folder or a Hub id"
+        what = (
+            f"adapter.rank is {a.rank}"
+            if a.rank
+            else f"dpo.pairs is {config.dpo.pairs}"
+            if config.dpo.pairs
+            else f"words.train is {config.words.train}"
         )
+        raise ValueError(f"{what}, which needs a model that is there: name it with start=bundled, a folder or a Hub id")
     if config.generator.pretrained:
         raise ValueError(f"start {config.start} and generator.pretrained {config.generator.pretrained} exclude each other: set one of them")
+    if not a.rank:
+        return
     if a.alpha <= 0 or not 0 <= a.dropout < 1:
         raise ValueError(f"adapter.alpha is {a.alpha} and adapter.dropout {a.dropout}; alpha must be above 0, dropout in [0, 1)")
     if not a.targets:
@@ -52,20 +65,21 @@ def check(config: Config, *, zero_stage: int = 0) -> None:
     if a.bits not in (0, 4, 8):
         raise ValueError(f"adapter.bits is {a.bits}; it is 8 or 4, or 0 for the base as it is")
     if a.bits and not torch.cuda.is_available():
-        raise ValueError(f"adapter.bits is {a.bits}, which bitsandbytes computes on NVIDIA GPUs, and there is none here: leave it out (adapter.bits=0)")
+        raise ValueError(
+            f"adapter.bits is {a.bits}, which bitsandbytes computes on NVIDIA GPUs, and there is none here: leave it out (adapter.bits=0)"
+        )
     if a.bits and importlib.util.find_spec("bitsandbytes") is None:
         raise ValueError(f"adapter.bits is {a.bits}, which needs bitsandbytes: pip install bitsandbytes, or adapter.bits=0")
     if a.bits and zero_stage == 3:
-        raise ValueError(f"adapter.bits is {a.bits}, and ZeRO stage 3 cannot cut such weights: take configs/deepspeed/zero1.json, or adapter.bits=0")
-
-
-def starting_model(config: Config) -> Tokun:
-    """The checkpoint that `config.start` names, on the CPU. Raises as `tokun.load` does."""
-    return load(None if config.start == "bundled" else config.start, device="cpu")
+        raise ValueError(
+            f"adapter.bits is {a.bits}, and ZeRO stage 3 cannot cut such weights: take configs/deepspeed/zero1.json, or adapter.bits=0"
+        )
 
 
 def take_shape(config: Config) -> None:
-    """Set what the base decides: the shapes of both networks, the grids, the longest caption. An adapter's config need not repeat them."""
+    """Set what the base decides: the shapes of both networks, the grids, the longest caption. A config that goes on from it need not repeat them."""
+    if not goes_on(config):
+        return
     check(config)
     base = starting_model(config)
     config.image_tokenizer = dataclasses.replace(base.image_tokenizer.config)
@@ -74,7 +88,9 @@ def take_shape(config: Config) -> None:
     config.generator = dataclasses.replace(config.generator, **known, codebook_start=False)
     several = [grid_text(grid) for grid in base.grids] if len(base.grids) > 1 else []
     if config.data.grids and config.data.grids != several:
-        raise ValueError(f"data.grids is {config.data.grids}, the base draws {several or grid_text(base.grids[0])}: leave it out, an adapter keeps the base's shapes")
+        raise ValueError(
+            f"data.grids is {config.data.grids}, the base draws {several or grid_text(base.grids[0])}: leave it out, an adapter keeps the base's shapes"
+        )
     config.data.grids = several
     config.data.fit = base.fit if several else config.data.fit
     config.data.max_caption_tokens = base.vocabulary.max_text
@@ -83,7 +99,9 @@ def take_shape(config: Config) -> None:
 def vocabulary_of(base: Tokun, trained: Vocabulary, *, new_tags: bool) -> Vocabulary:
     """The base's ids, and behind them those of the tags in `trained` that it does not know. Raises ValueError for a shape it does not know."""
     if strange := [grid for grid in trained.grids if grid not in base.grids]:
-        raise ValueError(f"the codes hold pictures of {', '.join(map(grid_text, strange))} codes, the base draws {', '.join(map(grid_text, base.grids))}")
+        raise ValueError(
+            f"the codes hold pictures of {', '.join(map(grid_text, strange))} codes, the base draws {', '.join(map(grid_text, base.grids))}"
+        )
     if not new_tags:
         return base.vocabulary
     known = base.vocabulary.registers
@@ -126,11 +144,24 @@ class Tuned:
     ) -> Adapter:
         """What is written and loaded, with these `tensors`. Without tag counts the base's hold."""
         settings = self.peft.peft_config["default"].to_dict() | {"inference_mode": True, "base_model_name_or_path": base_path(self.config)}
-        plain = json.loads(json.dumps(settings, default=lambda value: sorted(value) if isinstance(value, set) else getattr(value, "value", str(value))))
+        plain = json.loads(
+            json.dumps(settings, default=lambda value: sorted(value) if isinstance(value, set) else getattr(value, "value", str(value)))
+        )
         return Adapter(
             name or Path(self.config.out).name, self.config.start, self.base_fingerprint, plain, tensors, self.vocabulary, self.config.sampling,
             list(tag_counts), tuple(tasks), card,
         )  # fmt: skip
+
+    def write(self, whole: Tokun, folder: Path, card: str) -> None:
+        """Fill a folder with the adapter that is in use in `whole`."""
+        adapters.write(dataclasses.replace(whole.adapters[whole.adapter], card=card), folder)
+
+    def say(self, say: Callable[[str], object]) -> None:
+        new = self.vocabulary.appended
+        say(
+            f"adapter: rank {self.config.adapter.rank} on {self.config.start}, {self.size:,} parameters, {4 * self.size / 1e6:.2f} MB"
+            + (f"; new tags {', '.join(new)}" if new else "")
+        )
 
     def model(self, adapter: Adapter) -> Tokun:
         """The whole model as users will load it: the base from its files, and this adapter."""
@@ -204,7 +235,10 @@ def card(config: Config, record: dict[str, Any], tuned: Tuned, *, about: str = "
     """The adapter's README.md, with the Hub's front matter. `record`: steps, seconds, parameters; `figures`: rows of its table."""
     a, t, name = config.adapter, config.train, Path(config.out).name
     front = ["library_name: peft", *([f"license: {config.card.license}"] if config.card.license else [])]
-    front += [*([f"base_model: {config.start}"] if config.start.count("/") == 1 and not Path(config.start).exists() else []), "tags: [tokun, lora]"]
+    front += [
+        *([f"base_model: {config.start}"] if config.start.count("/") == 1 and not Path(config.start).exists() else []),
+        "tags: [tokun, lora]",
+    ]
     new = ", ".join(f"`{tag}`" for tag in tuned.vocabulary.appended)
     table = "\n".join(f"| {what} | {value} |" for what, value in figures)
     kind = f"{'DoRA' if a.dora else 'LoRA'} of rank {a.rank}, alpha {a.alpha:g}, dropout {a.dropout:g}, on {', '.join(a.targets)}"
@@ -235,13 +269,3 @@ With plain peft: `PeftModel.from_pretrained(generator, FOLDER)` on the base's `g
 | --- | --- |
 {table}
 """
-
-
-def say_line(tuned: Tuned, say: Callable[[str], object]) -> None:
-    new = tuned.vocabulary.appended
-    size = 4 * tuned.size / 1e6
-    say(
-        f"adapter: rank {tuned.config.adapter.rank} on {tuned.config.start}, {tuned.size:,} parameters ({size:.2f} MB)"
-        + (f"; new tags {', '.join(new)}" if new else "")
-    )
-
