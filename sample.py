@@ -13,6 +13,7 @@
     python sample.py --seed 42 --n 100000 --out shards/            WebDataset shards and a table; torchrun shares the work
     python sample.py --svg --max-bytes 10000                       vector drawings too
     python sample.py --best-of 8 --n 4                             of eight candidates the one whose words fit best (PMI)
+    python sample.py --best-of 8 --n 200 --pairs pairs.jsonl       best and worst of each eight, to learn from (configs/dpo.yaml)
     python sample.py --best-of 8 --clip ViT-B-32:laion2b_s34b_b79k by CLIP score instead (any open_clip model, or a folder)
 
 Writes grid.png, one PNG a sample and samples.jsonl into --out (words.jsonl where words are asked for). Sample k of seed s is
@@ -31,7 +32,7 @@ from typing import TYPE_CHECKING, Any
 
 from tokun.config import SamplingOptions
 from tokun.data import pictures
-from tokun.inference import many
+from tokun.inference import many, preferences
 from tokun.inference.clip import Clip
 from tokun.render import video
 from tokun.render.grids import captioned_grid, gif, strip
@@ -167,6 +168,11 @@ def draw(model: Tokun, args: argparse.Namespace, tqdm: Any) -> list[Pair]:
         return model.interpolate(*args.interpolate, args.steps, **options)
     if args.best_of > 1:
         score = Clip(args.clip, device=str(model.device)).fit if args.clip else None
+        if args.pairs:
+            found = model.best_and_worst(args.seed, args.n, args.best_of, score=score, **options)
+            checkpoint.write_text(args.pairs, preferences.lines(found))
+            print(f"{len(found)} preferences in {args.pairs}")
+            return [best for best, _ in found]
         return model.best_of(args.seed, args.n, args.best_of, score=score, **options)
     pairs = []
     for first in tqdm(range(0, args.n, args.batch_size), desc="sampling", unit="batch", disable=args.n <= args.batch_size):
@@ -258,6 +264,12 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     add("--no-repeats", action="store_const", const=True, default=None, help="no word and no short phrase twice in a row")
     add("--shard-size", type=_positive, default=None, metavar="N", help="write shards of N samples; of 1000 where more are asked for")
     add("--best-of", type=_positive, default=1, metavar="K", help="of K candidates for each sample the one with the highest PMI")
+    add(
+        "--pairs",
+        type=Path,
+        metavar="FILE",
+        help="with --best-of: write best and worst of each place's candidates, which then share their tags, as preferences (configs/dpo.yaml)",
+    )
     add("--clip", metavar="MODEL", help="--best-of by CLIP score: hf-hub:ORG/NAME, a folder, or ARCHITECTURE:WEIGHTS of open_clip")
     add("--svg", action="store_true", help="write each picture as SVG too")
     add("--max-bytes", type=_positive, default=10_000, help="of an SVG (%(default)s)")
@@ -296,6 +308,8 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         parser.error("--question is about a picture: name it with --image")
     if args.invert is not None and not args.caption.strip():
         parser.error("--invert needs --caption: the latent decides picture and words")
+    if args.pairs and args.best_of == 1:
+        parser.error("--pairs prefers the best of several candidates to the worst: say how many with --best-of")
     if args.clip and args.best_of == 1:
         parser.error("--clip chooses among several: say how many with --best-of")
     if args.video and not args.interpolate:
@@ -328,8 +342,8 @@ EVERYWHERE = {"checkpoint", "adapter", "seed", "n", "out", "device", "dtype", "c
 DRAWN = {"style", "subject", "thing", "register", "temperature", "svg", "max_bytes", "wandb"}
 PLAIN = DRAWN | OPTIONS
 READ = {  # the options that each direction reads
-    "plain": PLAIN | {"shard_size", "best_of", "clip"},
-    "best_of": PLAIN | {"best_of", "clip"},
+    "plain": PLAIN | {"shard_size", "best_of", "clip", "pairs"},
+    "best_of": PLAIN | {"best_of", "clip", "pairs"},
     "interpolate": PLAIN | {"interpolate", "steps", "video"},
     "complete": DRAWN | {"complete", "max_megapixels", "keep", "top_p"},
     "invert": DRAWN | {"invert", "max_megapixels", "caption", "vary"},

@@ -15,6 +15,7 @@ matches; a killed run goes on where it was when the same command is typed again.
 from __future__ import annotations
 
 import argparse
+import json
 import os
 from pathlib import Path
 
@@ -24,7 +25,7 @@ from tokun.training import engine
 from tokun.training.health import Preempted
 from tokun.training.run import hold_out, open_run, write_config
 from tokun.training.stages import stages_of
-from tokun.utils import console, lock
+from tokun.utils import checkpoint, console, lock
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -85,7 +86,8 @@ def rows_of_tables(config: Config) -> None:
 
         target = Path(config.out) / "words" / f"{split}.jsonl"
         if int(os.environ.get("RANK", 0)) == 0:
-            checkpoint.write_text(target, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows_of(tables, Path(table))))
+            rows = (json.dumps(row.values, ensure_ascii=False, default=str) for row in tables.read_table(table))
+            checkpoint.write_text(target, "".join(f"{row}\n" for row in rows))
         setattr(config.words, split, str(target))
     engine.wait_for_processes()
 

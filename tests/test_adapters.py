@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import shutil
 from pathlib import Path
@@ -14,19 +13,20 @@ from safetensors.torch import load_file
 import tokun
 from tests.fixtures import random_generator
 from tests.small_runs import needs, write_config
-from tokun.config import Config, from_dict, load_config
-from tokun.data import codes
+from tokun.config import GeneratorConfig, from_dict, load_config
 from tokun.inference import adapters, decoder
 from tokun.inference.model import Tokun
 from tokun.models.generator import make_generator
-from tokun.config import GeneratorConfig
 from tokun.training import adapters as tuning
 from tokun.training.generator import train_generator
 from tokun.training.health import Preempted
 from tokun.training.run import open_run
 from tokun.training.stages import STAGES
 
-pytestmark = [needs("peft", reason="adapters are trained with the extra 'train'"), needs("accelerate", reason="training needs the extra 'train'")]
+pytestmark = [
+    needs("peft", reason="adapters are trained with the extra 'train'"),
+    needs("accelerate", reason="training needs the extra 'train'"),
+]
 
 
 def pairs_of(model: Tokun, n: int = 3, **options) -> list[tuple]:
@@ -133,7 +133,9 @@ def test_an_adapter_knows_its_base_in_any_precision_and_no_other(base, tmp_path,
     with torch.no_grad():
         for p in other.generator.parameters():
             p += 0.01 * p.std() * torch.randn_like(p)
-    with pytest.raises(ValueError, match=r"adapter mine was trained on another base: on .*base \(\w{12}…\), this model is \w{12}….*Load that base"):
+    with pytest.raises(
+        ValueError, match=r"adapter mine was trained on another base: on .*base \(\w{12}…\), this model is \w{12}….*Load that base"
+    ):
         other.add_adapter(folder)
 
 
@@ -158,3 +160,106 @@ def test_what_is_no_adapter_is_refused_in_one_line(base, tmp_path):
     (folder / adapters.ABOUT).unlink()
     with pytest.raises(FileNotFoundError, match=r"adapter\.json is missing: it was not written by tokun"):
         model.add_adapter(folder)
+
+
+# --- training ---------------------------------------------------------------------------------------------------------
+
+LORA = (
+    "adapter.rank=2",
+    "adapter.alpha=4.0",
+    "train.lr=0.01",
+    "data.style=lithograph",
+    "data.style_key=none",
+    "sampling.n=1",
+    "codes.views=1",
+)
+
+
+def lora(folder: Path, shards: Path, base: Path, *overrides: str, **changes) -> tuple[str, Path]:
+    """Overrides of a small run that trains an adapter, and its folder."""
+    config = write_config(folder, shards, **changes)
+    return config, [f"start={base}", *LORA, *overrides]
+
+
+def run_of(config: Path, overrides) -> Path:
+    run = open_run(load_config(config, overrides))
+    for stage in STAGES:
+        stage(run)
+    run.close()
+    return run.out
+
+
+@pytest.fixture(scope="module")
+def trained(checkpoint_folder, small_shards, tmp_path_factory) -> tuple[Path, list[str], Path]:
+    """(config, overrides, out) of a run of eight steps that was never stopped."""
+    config, overrides = lora(tmp_path_factory.mktemp("lora"), small_shards, checkpoint_folder, train__keep_best=1)
+    return config, overrides, run_of(config, overrides)
+
+
+def test_a_run_leaves_an_adapter_that_is_small_carded_and_better_on_its_pictures(trained, checkpoint_folder):
+    _, _, out = trained
+    assert not (out / "checkpoint").exists() and sorted(path.name for path in (out / "adapter").iterdir()) == [
+        "README.md", "adapter.json", "adapter_config.json", "adapter_model.safetensors", "training.json", "vocabulary.json",
+    ]  # fmt: skip
+    record = json.loads((out / "adapter" / "training.json").read_text())
+    assert record["trained"] < 0.1 * record["parameters"] and set(record["val"]) == {"image_loss", "text_loss"}
+    model = tokun.load(checkpoint_folder, adapter=out)
+    assert model.vocabulary.appended == ("<subject:geometry>",) and model.adapter == out.name
+    assert any(pair.tags.subject == "geometry" for pair in model.sample(1, 8)), "as often as in its own training data"
+    for said in (str(checkpoint_folder), "rank 2", "`<subject:geometry>`", "resize_token_embeddings", "48 pictures"):
+        assert said in model.card
+    (best,) = (out / "best").glob("step-*")
+    assert tokun.load(checkpoint_folder, adapter=best).sample(1, 1)
+    base, held = tokun.load(checkpoint_folder), json.loads((out / "adapter" / "training.json").read_text())["val"]
+    assert base.vocabulary.appended == () and held["text_loss"] < 6.6, "6.8 at the start"
+    weights = load_file(out / "adapter" / adapters.WEIGHTS)
+    assert any(name.endswith("trainable_tokens_delta") for name in weights) and any(
+        w.abs().max() > 0 for n, w in weights.items() if "lora_B" in n
+    )
+
+
+def test_stopped_and_typed_again_it_ends_in_the_same_adapter(trained, checkpoint_folder, tmp_path):
+    config, overrides, whole = trained
+    for part in ("text_tokenizer", "image_tokenizer", "codes"):
+        shutil.copytree(whole / part, tmp_path / "run" / part)
+    overrides = [*overrides, f"out={tmp_path / 'run'}"]
+    run = open_run(load_config(config, overrides))
+    log = run.tracker.log
+
+    def stop(figures, *, step):
+        run.stop.asked = run.stop.asked or step == 5
+        log(figures, step=step)
+
+    run.tracker.log = stop
+    with pytest.raises(Preempted):
+        train_generator(run)
+    run.close()
+    (state,) = [path for path in (tmp_path / "run" / "state" / "generator").iterdir() if path.name == "step-00000005"]
+    assert (state / "engine.pt").stat().st_size < 150_000, "the base is not in it"
+    run = open_run(load_config(config, overrides))
+    train_generator(run)
+    run.close()
+    one, other = (load_file(out / "adapter" / adapters.WEIGHTS) for out in (whole, tmp_path / "run"))
+    assert one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
+
+
+@pytest.mark.parametrize(
+    ("override", "match"),
+    [
+        ("start=", "needs a model that is there"),
+        ("adapter.bits=4", "bitsandbytes computes on NVIDIA GPUs"),
+        ("adapter.bits=3", "8 or 4"),
+        ("adapter.alpha=0.0", "alpha must be above 0"),
+        ("adapter.targets=[q_proj,c_attn]", "names c_attn; the base's layers are down_proj"),
+        ("data.grids=[8x8]", "an adapter keeps the base's shapes"),
+    ],
+)
+def test_what_an_adapter_cannot_be_is_told_in_one_line(checkpoint_folder, small_shards, tmp_path, override, match):
+    config, overrides = lora(tmp_path, small_shards, checkpoint_folder, override)
+    if "bits=4" in override and torch.cuda.is_available():
+        pytest.skip("this is about machines without GPUs")
+    with pytest.raises(ValueError, match=match):
+        config = load_config(config, overrides)
+        run = open_run(config)
+        tuning.attach(config, tokun.load(checkpoint_folder), tokun.load(checkpoint_folder).vocabulary)
+        run.close()

@@ -1,7 +1,7 @@
 """Commands over adapters: what one is, and an adapter and its base as one checkpoint.
 
-    python -m tokun.adapters show runs/mine-lora
-    python -m tokun.adapters merge bundled runs/mine-lora --out merged      sample.py --checkpoint merged draws the same samples
+python -m tokun.adapters show runs/mine-lora
+python -m tokun.adapters merge bundled runs/mine-lora --out merged      sample.py --checkpoint merged draws the same samples
 """
 
 from __future__ import annotations
@@ -16,7 +16,9 @@ from tokun.utils import console
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(prog="python -m tokun.adapters", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        prog="python -m tokun.adapters", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     commands = parser.add_subparsers(dest="command", required=True)
     shown = commands.add_parser("show", help="say what an adapter is")
     merging = commands.add_parser("merge", help="write the base with the adapter's changes as an ordinary checkpoint")
@@ -24,7 +26,9 @@ def main(argv: list[str] | None = None) -> None:
     for command in (shown, merging):
         command.add_argument("adapter", help="its folder, its run's, or a Hub id")
     merging.add_argument("--out", type=Path, required=True, help="a new folder")
-    merging.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), default="float32", help="of the weights in the file (%(default)s)")
+    merging.add_argument(
+        "--dtype", choices=("float32", "bfloat16", "float16"), default="float32", help="of the weights in the file (%(default)s)"
+    )
     args = parser.parse_args(argv)
     if args.command == "show":
         print(described(adapters.read(args.adapter)))

@@ -239,8 +239,17 @@ def build(model: Any) -> Any:
         pair = history[demo.whole(event.index, 0, len(history) - 1, "number")]
         yield plate([pair], demo.keepsakes(pair)), pair
 
+    def on_judge(liked: bool) -> Callable[..., Iterator[Any]]:
+        @polite
+        def judge(current, judged):
+            now = judged.mark(current, liked=liked)
+            yield now, opinion(now)
+
+        return judge
+
     with gr.Blocks(title="tokun", analytics_enabled=False, delete_cache=(HOUR // 4, HOUR), fill_width=True) as page:
         history, current, picture, steps_made = (gr.State(value, time_to_live=HOUR) for value in ([], None, None, []))
+        judged = gr.State(demo.Judged(), time_to_live=HOUR)
         gr.HTML(f"<header><h1>tokun</h1><p>{TITLE}</p></header>")
         with gr.Row(elem_classes="room"):
             with gr.Column(scale=6, min_width=340):
@@ -309,6 +318,10 @@ def build(model: Any) -> Any:
             buttons=[],
             elem_id="history",
         )
+        with gr.Row(elem_classes="level"):
+            like = gr.Button("I like this print", min_width=120, elem_id="like")
+            dislike = gr.Button("I do not", min_width=120, elem_id="dislike")
+            opinions = gr.HTML(opinion(demo.Judged()), elem_id="opinions")
         gr.HTML(f"<footer>{colophon(model)}</footer>")
 
         result = [shown, current, history, gallery]
@@ -323,8 +336,15 @@ def build(model: Any) -> Any:
         vary.click(on_vary, [picture, meaning, amount, seed, history], result, show_progress_on=shown, **LANE)
         complete.click(on_complete, [picture, keep, seed, history], result, show_progress_on=shown, **LANE)
         gr.on([draw.click, walk.click, vary.click, complete.click], None, js=SHOW_PLATE, queue=False, **QUIET)
+        like.click(on_judge(True), [current, judged], [judged, opinions], **QUIET)
+        dislike.click(on_judge(False), [current, judged], [judged, opinions], **QUIET)
         gallery.select(on_recall, history, [shown, current], **QUIET)
     return page
+
+
+def opinion(judged: demo.Judged) -> str:
+    """What was liked and disliked, and the file of it."""
+    return f'<p class="aside">{quoted(judged.told())}</p>{links(judged.files())}'
 
 
 def named(words: Sequence[str]) -> list[tuple[str, str]]:

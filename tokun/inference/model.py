@@ -23,7 +23,7 @@ from torch import Tensor
 
 from tokun.config import SamplingConfig, SamplingOptions
 from tokun.data import framing
-from tokun.inference import adapters, decoder, directions, hub, latents, sampling
+from tokun.inference import adapters, decoder, directions, hub, latents, preferences, sampling
 from tokun.inference.tags import Frequencies, TagCounts, count_tags, grid_of, read_counts
 from tokun.render.grids import to_pil
 from tokun.tokenizers.image import ImageTokenizer
@@ -52,6 +52,7 @@ class Pair:
     image_nll: float  # of all codes, given what stands before them
     caption_nll: float  # of all pieces and the end, given the picture
     pmi: float
+    prompted: bool = False  # the caption was given, and the picture drawn from it
 
     def record(self) -> dict[str, Any]:
         """What samples.jsonl holds, all of it plain JSON."""
@@ -59,6 +60,7 @@ class Pair:
         return {
             "seed": int(self.seed), "index": int(self.index), "tags": tags, "caption": self.caption, "image_nll": round(self.image_nll, 4),
             "caption_nll": round(self.caption_nll, 4), "pmi": round(self.pmi, 4), "codes": self.codes, "caption_ids": self.caption_ids,
+            **({"prompted": True} if self.prompted else {}),
         }  # fmt: skip
 
 
@@ -258,7 +260,7 @@ class Tokun:
         given = [made[i][2] for i in range(len(tags))] if caption is None else self.caption_nll(tags, captions, codes)
         pairs = [
             Pair(pictures[i], self.text_tokenizer.decode(captions[i]), seed, indices[i], tags[i], parts[i].codes, captions[i],
-                 made[i][1], given[i], alone[i] - given[i])
+                 made[i][1], given[i], alone[i] - given[i], bool(written))
             for i in range(len(tags))
         ]  # fmt: skip
         return pairs, [made[i][3] for i in range(len(tags))]
@@ -306,6 +308,10 @@ class Tokun:
     def best_of(self, seed: int, n: int, candidates: int, **options: Any) -> list[Pair]:
         """The best of several samples for each place, by PMI: see `directions.best_of`."""
         return directions.best_of(self, seed, n, candidates, **options)
+
+    def best_and_worst(self, seed: int, n: int, candidates: int, **options: Any) -> list[tuple[Pair, Pair]]:
+        """The best and the worst of several samples for each place, of one wish: see `preferences.best_and_worst`."""
+        return preferences.best_and_worst(self, seed, n, candidates, **options)
 
     def complete(self, picture: directions.Picture, keep: str | tuple[float, float, float, float], **options: Any) -> list[Pair]:
         """Pairs that go on from a part of a picture: see `directions.complete`."""

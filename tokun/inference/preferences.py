@@ -85,7 +85,9 @@ def read(pattern: str, vocabulary: Vocabulary, encode: Callable[[str], list[int]
                 chosen, rejected = (_side(tree[name], vocabulary, encode) for name in ("chosen", "rejected"))
             except (KeyError, TypeError, AttributeError, ValueError) as error:
                 told = f"{error.args[0]} is missing" if isinstance(error, KeyError) else str(error)
-                raise ValueError(f"{where} is no preference of this model: {told}. It holds chosen and rejected, each a line of samples.jsonl") from error
+                raise ValueError(
+                    f"{where} is no preference of this model: {told}. It holds chosen and rejected, each a line of samples.jsonl"
+                ) from error
             if chosen[0].input_ids != rejected[0].input_ids:
                 found.append(Preference(chosen[0], rejected[0], chosen[1] == rejected[1]))
     if not found:

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tokun.config import Config
+from tokun.config import Config, SamplingConfig
 from tokun.data.framing import grid_text
 from tokun.inference import adapters
 from tokun.inference.adapters import Adapter
@@ -94,6 +94,11 @@ def take_shape(config: Config) -> None:
     config.data.grids = several
     config.data.fit = base.fit if several else config.data.fit
     config.data.max_caption_tokens = base.vocabulary.max_text
+    usual = SamplingConfig()
+    config.sampling = dataclasses.replace(  # what the config leaves as it is, the base decides
+        base.defaults,
+        **{name: value for name, value in vars(config.sampling).items() if name in ("n", "seed") or value != getattr(usual, name)},
+    )
 
 
 def vocabulary_of(base: Tokun, trained: Vocabulary, *, new_tags: bool) -> Vocabulary:

@@ -153,5 +153,7 @@ def scored(labels: Tensor, sequences: Sequence[Packed], v: Vocabulary, over: str
             text[row, first : first + len(ids) - first - 2] = True  # label t belongs to id t + 1; up to <eoc>
     kept = {"image": image, "text": text, "both": image | text}[over]
     if not kept.any(1).all():
-        raise ValueError("dpo.over is text, but some of the pairs were drawn from a prompt, whose words were given: leave them out, or set dpo.over=image")
+        raise ValueError(
+            "dpo.over is text, but some of the pairs were drawn from a prompt, whose words were given: leave them out, or set dpo.over=image"
+        )
     return torch.where(kept, labels, losses.IGNORE)

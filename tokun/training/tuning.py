@@ -169,7 +169,10 @@ class TuningStage(EngineStage):
                 else:
                     table = "\n".join(f"| {name} | {value} |" for name, value in figures)
                     told = f"{about} It went on from {self.config.start}: {self.step} steps of {self.train.batch_size}, peak learning rate {self.train.lr:g}."
-                    whole.save(folder, card=f"{self.base.card.rstrip()}\n\n## {self.name.capitalize()}\n\n{told}\n\n| figure | value |\n| --- | --- |\n{table}\n".lstrip())
+                    whole.save(
+                        folder,
+                        card=f"{self.base.card.rstrip()}\n\n## {self.name.capitalize()}\n\n{told}\n\n| figure | value |\n| --- | --- |\n{table}\n".lstrip(),
+                    )
                 checkpoint.write_record(folder / "training.json", record)
             self.run.forget(self.folder)
             self.run.say(f"{self.name}: finished after {self.step} steps, {record['seconds'] / 60:.1f} minutes. {figures_line(held)}")

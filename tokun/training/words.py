@@ -104,4 +104,3 @@ class WordsStage(TuningStage):
 
     def figures_of(self, sums: dict[str, float]) -> dict[str, float]:
         return {"loss": sums["nats"] / max(1.0, sums["tokens"])}
-
