@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from tokun.data import mirror
 from tokun.data.codes import CodeSamples, Record
 from tokun.data.order import Order, check_batch, positions_of, rng_for
 
@@ -145,9 +146,8 @@ class TokenBatches:
 
         v = self.vocabulary
         task = self.tasks[min(bisect_right(self.shares, rng.random()), len(self.tasks) - 1)]
-        codes = record.codes[
-            rng.integers(len(record.codes)) if self.views and len(record.codes) > 1 else 0
-        ]  # of one, numpy draws nothing either
+        view = int(rng.integers(len(record.codes))) if self.views and len(record.codes) > 1 else 0  # of one, numpy draws nothing either
+        codes, record = record.codes[view], mirror.mirrored(record) if view < len(record.mirrored) and record.mirrored[view] else record
         registers = [r for r in record.captions if r in v.registers]
         register = "plain" if rng.random() < self.plain_share or len(registers) == 1 else registers[rng.integers(len(registers))]
         dropped, bare = rng.random(5 if v.things else 4).tolist(), rng.random() < self.tag_dropout
