@@ -20,8 +20,10 @@ from pathlib import Path
 
 from tokun import planner
 from tokun.config import Config, load_config
-from tokun.training import engine, stages
+from tokun.training import engine
 from tokun.training.health import Preempted
+from tokun.training.run import hold_out, open_run, write_config
+from tokun.training.stages import STAGES
 from tokun.utils import console, lock
 
 
@@ -31,7 +33,7 @@ def main(argv: list[str] | None = None) -> None:
         planner.main_plan(config, args)
         return
     launched = engine.start_processes()
-    held = stages.hold_out(config)
+    held = hold_out(config)
     try:
         train(config, launched)
     finally:
@@ -43,13 +45,13 @@ def main(argv: list[str] | None = None) -> None:
 def train(config: Config, launched: bool) -> None:
     """All stages. `launched`: whether a launcher of processes started this one."""
     draw_toy_pictures(config)
-    run = stages.open_run(config, deepspeed=launched)
+    run = open_run(config, deepspeed=launched)
     try:
-        for stage in (stages.train_text_tokenizer, stages.train_image_tokenizer, stages.encode_shards, stages.train_generator):
+        for stage in STAGES:
             stage(run)
             run.stop_if_asked()
         if run.rank == 0:
-            stages.write_config(run.out, config)
+            write_config(run.out, config)
     except Preempted:
         run.say("train.py: asked to stop (SIGTERM). Everything is saved: the same command goes on from here")
     run.close()

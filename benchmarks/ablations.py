@@ -157,8 +157,8 @@ def _tokenizer_budget(steps: int) -> dict[str, float]:
 
 
 TOKENIZER_ONLY = (
-    "import sys, train; from tokun.training import stages; config, _ = train.parse(sys.argv[1:]); train.draw_toy_pictures(config); "
-    "run = stages.open_run(config); stages.train_image_tokenizer(run); run.close()"
+    "import sys, train; from tokun.training.image_tokenizer import train_image_tokenizer; from tokun.training.run import open_run; config, _ = train.parse(sys.argv[1:]); train.draw_toy_pictures(config); "
+    "run = open_run(config); train_image_tokenizer(run); run.close()"
 )
 
 

@@ -28,7 +28,8 @@ import tokun
 from tokun.config import from_dict
 from tokun.inference.model import BUNDLED
 from tokun.inference.model_card import model_card
-from tokun.training import stages
+from tokun.training.reconstruction import inspect_image_tokenizer
+from tokun.training.shapes import held_out_pictures
 from tokun.utils import checkpoint
 
 LIMIT = 48 * 2**20
@@ -77,9 +78,9 @@ def main() -> None:
     config.data.style, config.card.license = "engraving", "apache-2.0"
     record = checkpoint.read_record(args.run / "checkpoint" / "training.json")
     assert record is not None
-    record["image_tokenizer"] |= stages.inspect_image_tokenizer(
+    record["image_tokenizer"] |= inspect_image_tokenizer(
         model.image_tokenizer,
-        stages._held_out_pictures(from_dict(yaml.safe_load((args.run / "config.yaml").read_text()))),
+        held_out_pictures(from_dict(yaml.safe_load((args.run / "config.yaml").read_text()))),
         torch.device("cpu"),
     )[0]
     texts = {

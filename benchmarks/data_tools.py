@@ -271,7 +271,7 @@ def encode(tokenizer: Path, shards: str, out: Path, views: int) -> None:
     from tokun import data
     from tokun.config import from_dict
     from tokun.tokenizers.image import ImageTokenizer
-    from tokun.training import stages
+    from tokun.training.codes import CPU_ROWS, encode_shard
 
     model = ImageTokenizer.load(tokenizer).eval()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -279,7 +279,7 @@ def encode(tokenizer: Path, shards: str, out: Path, views: int) -> None:
     config = from_dict({"codes": {"views": views}})
     size, channels = model.config.image_size, model.config.image_channels
     out.mkdir(parents=True, exist_ok=True)
-    rows = config.codes.batch_size if device.type == "cuda" else stages.CPU_ROWS
+    rows = config.codes.batch_size if device.type == "cuda" else CPU_ROWS
     pixels = torch.rand(config.codes.batch_size // views * views, channels, size, size, device=device) * 2 - 1
     print(f"{'shard':<24} {'views':>8} {'stage /s':>10} {'bare /s':>10} {'ratio':>7}")
     for shard in data.expand_shards(shards):
@@ -292,7 +292,7 @@ def encode(tokenizer: Path, shards: str, out: Path, views: int) -> None:
             bare.append(8 * len(pixels) / (time.perf_counter() - start))
             if part == 0:
                 start = time.perf_counter()
-                stages.encode_shard(shard, out / shard.name, model, config, device)
+                encode_shard(shard, out / shard.name, model, config, device)
                 with tarfile.open(out / shard.name) as tar:
                     count = views * sum(name.endswith(".npy") for name in tar.getnames())
                 rate = count / (time.perf_counter() - start)

@@ -28,14 +28,16 @@ import torch
 sys.path.insert(0, sys.argv[1])
 from tokun import config, data
 from tokun.models import losses
-from tokun.training import stages
+from tokun.training import loop
+from tokun.training.image_tokenizer import train_image_tokenizer
+from tokun.training.run import open_run
 losses_seen = []
-require = stages._require_finite
+require = loop.require_finite
 def watch(run, value, *args, **kwargs):
     if not kwargs:
         losses_seen.append(float(value.detach()))
     return require(run, value, *args, **kwargs)
-stages._require_finite = watch
+loop.require_finite = watch
 def held(make, start, **options):
     batches, began = [make(step) for step in range(int(sys.argv[2]))], None
     for step in range(10**9):
@@ -47,7 +49,7 @@ def held(make, start, **options):
         began = (time.perf_counter(), time.process_time())
         yield batches[step % len(batches)]
 data.prefetch = held
-stages.train_image_tokenizer(stages.open_run(config.load_config(sys.argv[3], sys.argv[4:])))
+train_image_tokenizer(open_run(config.load_config(sys.argv[3], sys.argv[4:])))
 """
 
 

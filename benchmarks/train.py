@@ -6,7 +6,7 @@
     python benchmarks/train.py kernels --config configs/engraving-cpu.yaml image_tokenizer.image_size=128 image_tokenizer.codebook_size=2048 train.optimizer=muon
     python benchmarks/train.py loops gains --device cuda --config configs/ladder/350m.yaml train.batch_size=64 train.compile=true
 
-The loop is the real one, `stages.train_generator`, on code shards generated here; it is held at its own prefetcher before each step.
+The loop is the real one, `train_generator`, on code shards generated here; it is held at its own prefetcher before each step.
 Each of the loops lives in a process of its own (with --one-process ours and the bare one in threads of one process, where they share the allocator and its settings, and the compiled programs) and gets the machine in turns of some steps, so that whatever else the machine does
 meets all of them; between turns the others stand still, and what a loop still does beside (packing ahead) is waited for and counted as
 its own. Given are medians over the turns, of tokens that are no padding a second by the clock and a second of processor time, and of the ratio
@@ -51,7 +51,9 @@ from tokun.inference.model import TEXT_TOKENIZER  # noqa: E402
 from tokun.models import generator, losses  # noqa: E402
 from tokun.tokenizers.image import ImageTokenizer  # noqa: E402
 from tokun.tokenizers.text import TextTokenizer  # noqa: E402
-from tokun.training import engine, health, optim, stages  # noqa: E402
+from tokun.training import engine, health, optim  # noqa: E402
+from tokun.training.generator import build_vocabulary, train_generator  # noqa: E402
+from tokun.training.run import open_run  # noqa: E402
 from tokun.utils import checkpoint  # noqa: E402
 
 SAMPLES = 4096
@@ -238,7 +240,7 @@ class Setting:
         c = self.settings
         codes = checkpoint.read_record(self.folder / "codes" / "codes.json")
         text = TextTokenizer.load(self.folder / "text_tokenizer" / TEXT_TOKENIZER)
-        self.vocabulary = stages.build_vocabulary(c, text, codes)
+        self.vocabulary = build_vocabulary(c, text, codes)
         self.slots = Slots(codes["grid"][0] * codes["grid"][1], self.vocabulary.max_text)
         mix = dict(task_mix=c.train.task_mix, tag_dropout=c.train.tag_dropout, plain_share=c.train.plain_share, seed=c.seed)
         samples = data.CodeSamples(sorted((self.folder / "codes").glob("train-*.tar")))
@@ -293,7 +295,7 @@ class Setting:
 
 
 def ours(setting: Setting, gate: Gate) -> None:
-    """`stages.train_generator` itself, in a run's folder of its own."""
+    """`train_generator` itself, in a run's folder of its own."""
     engine.keep_memory()
     out = Path(tempfile.mkdtemp(dir=setting.folder, prefix="run-"))
     for part in PARTS:
@@ -312,7 +314,7 @@ def ours(setting: Setting, gate: Gate) -> None:
                 yield batch
 
     with mock.patch.object(data, "prefetch", held_at_the_gate):
-        stages.train_generator(stages.open_run(settings))
+        train_generator(open_run(settings))
 
 
 def bare(setting: Setting, gate: Gate) -> None:
@@ -484,7 +486,7 @@ def other_attention() -> Any:
         tune(model, device)
         model.set_attn_implementation("sdpa" if model.config._attn_implementation == "eager" else "eager")
 
-    return mock.patch.object(stages, "tune_for", tune_otherwise)
+    return mock.patch("tokun.training.generator.tune_for", tune_otherwise)
 
 
 def torchs_dropout() -> Any:

@@ -93,16 +93,17 @@ def train_case(case: Case) -> dict[str, Any]:
     """Train the generator of a case in this process and its peers. Returns `losses` and `held_out` (by step), `bytes` (of this process,
     by kind), `skipped` (spikes), `stopped`, and `said`: the engine in words."""
     from tokun.config import load_config
-    from tokun.training import stages
+    from tokun.training.generator import train_generator
     from tokun.training.health import Preempted
+    from tokun.training.run import open_run
 
     overrides = [f"out={case.out}", f"train.deepspeed={case.deepspeed}", *case.overrides]
-    run = stages.open_run(load_config(case.config, overrides), deepspeed=bool(case.deepspeed))
+    run = open_run(load_config(case.config, overrides), deepspeed=bool(case.deepspeed))
     watch = Watch(run, case)
     stopped = False
     try:
         with watch:
-            stages.train_generator(run)
+            train_generator(run)
     except Preempted:
         stopped = True
     run.close()
@@ -134,9 +135,10 @@ class Watch:
         self._log(metrics, step=step)
 
     def __enter__(self) -> None:
-        from tokun.training import health, stages
+        from tokun.training import health
+        from tokun.training.engine import Engine
 
-        self._make, self._is_spike, self._rate = stages.Engine.make, health.Spikes.is_spike, health.matmul_rate
+        self._make, self._is_spike, self._rate = Engine.make, health.Spikes.is_spike, health.matmul_rate
         health.matmul_rate = lambda *_: 1.0  # nobody asks for the utilisation here
 
         def make(*args: Any, **options: Any) -> Any:
@@ -156,12 +158,13 @@ class Watch:
             spikes.count += len(spikes.norms) in self.case.spikes
             return len(spikes.norms) in self.case.spikes
 
-        stages.Engine.make, health.Spikes.is_spike = staticmethod(make), is_spike
+        Engine.make, health.Spikes.is_spike = staticmethod(make), is_spike
 
     def __exit__(self, *_: object) -> None:
-        from tokun.training import health, stages
+        from tokun.training import health
+        from tokun.training.engine import Engine
 
-        stages.Engine.make, health.Spikes.is_spike, health.matmul_rate = staticmethod(self._make), self._is_spike, self._rate
+        Engine.make, health.Spikes.is_spike, health.matmul_rate = staticmethod(self._make), self._is_spike, self._rate
 
 
 def weigh(engine: Any) -> dict[str, int]:

@@ -17,9 +17,10 @@ from tqdm import tqdm
 
 from data_tools.pipeline.engine import ENGINES, WorkerDied, open_engine
 from tokun.config import load_config
-from tokun.training import stages
+from tokun.training.codes import codes_tasks, encode_shards, run_codes_task
 from tokun.training.engine import end_processes, start_processes
 from tokun.training.health import Preempted
+from tokun.training.run import Run, open_run
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -32,24 +33,24 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("overrides", nargs="*", metavar="a.b=c", help="settings that replace the file's")
     args = parser.parse_intermixed_args(argv)
     start_processes()
-    run = stages.open_run(load_config(args.config, [*args.overrides, "tracking.kind=none"]))
+    run = open_run(load_config(args.config, [*args.overrides, "tracking.kind=none"]))
     try:
         if args.engine != "local" or args.workers != 1:
             encode_elsewhere(run, args)
-        stages.encode_shards(run)
+        encode_shards(run)
     except Preempted:
         run.say("data_tools.encode: asked to stop (SIGTERM). The same command goes on from here")
     run.close()
     end_processes()
 
 
-def encode_elsewhere(run: stages.Run, args: argparse.Namespace) -> None:
-    """Run the tasks on several processes or machines; `stages.encode_shards` then finds them done."""
+def encode_elsewhere(run: Run, args: argparse.Namespace) -> None:
+    """Run the tasks on several processes or machines; `encode_shards` then finds them done."""
     if run.world > 1:
         raise ValueError(f"--engine {args.engine} --workers {args.workers}: leave these out under a launcher of processes")
-    tasks = stages.codes_tasks(run)
+    tasks = codes_tasks(run)
     with open_engine(args.engine, workers=args.workers, address=args.ray_address, gpus=args.gpus_per_task) as engine:
-        for number, skipped in tqdm(engine.run(stages.run_codes_task, tasks), total=len(tasks), desc="codes", unit="shard"):
+        for number, skipped in tqdm(engine.run(run_codes_task, tasks), total=len(tasks), desc="codes", unit="shard"):
             if skipped:
                 tqdm.write(f"codes: {tasks[number].source.name}: skipped {skipped}")
 

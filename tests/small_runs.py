@@ -21,7 +21,8 @@ import yaml
 from safetensors.torch import load_file
 
 from tokun.config import load_config
-from tokun.training import stages
+from tokun.training.run import open_run
+from tokun.training.stages import STAGES
 
 ROOT = Path(__file__).resolve().parent.parent
 SMALL = {
@@ -93,8 +94,8 @@ def take_over(source: Path, out: Path, parts: tuple[str, ...] = ("text_tokenizer
 
 
 def run_stages(config_path: Path, *overrides: str) -> Path:
-    run = stages.open_run(load_config(config_path, overrides))
-    for stage in (stages.train_text_tokenizer, stages.train_image_tokenizer, stages.encode_shards, stages.train_generator):
+    run = open_run(load_config(config_path, overrides))
+    for stage in STAGES:
         stage(run)
     return run.out
 

@@ -15,7 +15,8 @@ from benchmarks.toy_coherence import pmi_ranks
 from data_tools import toy
 from tests.small_runs import needs
 from tokun.config import from_dict
-from tokun.training import stages
+from tokun.training.run import open_run
+from tokun.training.stages import STAGES
 
 pytestmark = [
     needs("accelerate", reason="training needs the extra 'train'"),
@@ -47,8 +48,8 @@ def model(tmp_path_factory) -> tokun.Tokun:
     toy.write_shards(folder / "toy", 2048, 0, 32, "train")
     tree = json.loads(json.dumps(SETTINGS)) | {"out": str(folder / "run")}
     tree["data"]["train"] = str(folder / "toy" / "train-*.tar")
-    run = stages.open_run(from_dict(tree))
-    for stage in (stages.train_text_tokenizer, stages.train_image_tokenizer, stages.encode_shards, stages.train_generator):
+    run = open_run(from_dict(tree))
+    for stage in STAGES:
         stage(run)
     return tokun.load(run.out)
 

@@ -23,7 +23,8 @@ from data_tools.pipeline.engine import open_engine
 from tokun import data
 from tokun.config import from_dict, load_config
 from tokun.tokenizers.image import ImageTokenizer
-from tokun.training import stages
+from tokun.training.codes import codes_tasks, encode_shard, encode_shards, run_codes_task
+from tokun.training.run import open_run
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -96,7 +97,7 @@ def read(shard: Path) -> dict[str, tuple[dict, np.ndarray]]:
 def test_a_code_shard_holds_the_codes_of_each_view_encoded_alone(folder, tmp_path, batch_size):
     tokenizer = ImageTokenizer.load(folder / "run" / "image_tokenizer")
     config = from_dict({"codes": {"views": 6, "positions": "five", "crop_scale": [1.0, 1.1], "batch_size": batch_size}, "threads": 1})
-    stages.encode_shard(folder / "train-00000.tar", tmp_path / "codes.tar", tokenizer, config, torch.device("cpu"))
+    encode_shard(folder / "train-00000.tar", tmp_path / "codes.tar", tokenizer, config, torch.device("cpu"))
     pictures = data.ImageSamples(data.ShardIndex([folder / "train-00000.tar"], one_of=data.IMAGE_SUFFIXES), 32, 1, 0, 2.0)
     made = read(tmp_path / "codes.tar")
     assert len(made) == 20
@@ -129,17 +130,17 @@ def test_tasks_that_ran_elsewhere_make_the_same_bytes(folder, tmp_path):
     """As --engine does: each task is sent away whole, and the stage then finds its shards done."""
     overrides = [f"out={tmp_path / 'run'}", "tracking.kind=none"]
     shutil.copytree(folder / "run" / "image_tokenizer", tmp_path / "run" / "image_tokenizer")
-    run = stages.open_run(load_config(folder / "config.yaml", overrides))
-    tasks = [pickle.loads(pickle.dumps(task)) for task in stages.codes_tasks(run)]
+    run = open_run(load_config(folder / "config.yaml", overrides))
+    tasks = [pickle.loads(pickle.dumps(task)) for task in codes_tasks(run)]
     with open_engine("local") as engine:
-        assert [number for number, _ in engine.run(stages.run_codes_task, tasks)] == [0, 1]
+        assert [number for number, _ in engine.run(run_codes_task, tasks)] == [0, 1]
     before = {path: path.stat().st_mtime_ns for path in (tmp_path / "run" / "codes").glob("*.tar")}
-    stages.encode_shards(run)
+    encode_shards(run)
     assert before == {path: path.stat().st_mtime_ns for path in before}, "none was encoded again"
-    assert stages.codes_tasks(run) == []
+    assert codes_tasks(run) == []
     for path in before:
         config = from_dict({"codes": {"views": 3}, "threads": 1})
         slow = tmp_path / path.name
         tokenizer = ImageTokenizer.load(folder / "run" / "image_tokenizer")
-        stages.encode_shard(folder / path.name, slow, tokenizer, config, torch.device("cpu"), prefix=f"{path.stem.replace('-', '')}-")
+        encode_shard(folder / path.name, slow, tokenizer, config, torch.device("cpu"), prefix=f"{path.stem.replace('-', '')}-")
         assert slow.read_bytes() == path.read_bytes()

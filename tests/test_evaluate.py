@@ -23,7 +23,7 @@ from tokun.evaluate import distances, doctor, drawn, features, images, memorisat
 from tokun.evaluate.figures import Figure, as_dict, share, skipped, table
 from tokun.evaluate.material import read_pairs
 from tokun.render.grids import to_pil
-from tokun.training import stages
+from tokun.training.reconstruction import code_figures, gate, psnr
 
 pytestmark = needs("torchmetrics", reason="the extra eval is not installed")
 CPU = torch.device("cpu")
@@ -140,12 +140,12 @@ def test_the_verdict_is_the_gate_of_training(pairs):
     refused = doctor.verdict(torch.full((24,), 9.0), codes, 64)
     assert refused.value == 0 and refused.note == "no go: PSNR is 9.0 dB (the gate asks for 12.0)"
     with pytest.raises(ValueError, match=r"PSNR is 9\.0 dB"):
-        stages._gate({"psnr": 9.0, **stages.code_figures(codes, 64)}, limits, 64)
+        gate({"psnr": 9.0, **code_figures(codes, 64)}, limits, 64)
 
 
 def test_the_sheet_shows_best_and_worst(tiny_model, pairs, tmp_path):
     found = doctor.measure(tiny_model, pairs, out=tmp_path)
-    assert value(found, "PSNR") == pytest.approx(float(stages.psnr(*_originals_and_copies(tiny_model, pairs)).mean()), rel=1e-3)
+    assert value(found, "PSNR") == pytest.approx(float(psnr(*_originals_and_copies(tiny_model, pairs)).mean()), rel=1e-3)
     assert {path.name for path in tmp_path.iterdir()} == {"doctor.png", "entropy.png"}
     assert "skipped: needs --features" in [figure.note for figure in found]
 

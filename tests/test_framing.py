@@ -21,7 +21,13 @@ from tokun import data
 from tokun.config import ImageTokenizerConfig, from_dict, load_config
 from tokun.data import framing, pictures
 from tokun.tokenizers.image import ImageTokenizer
-from tokun.training import stages
+from tokun.tokenizers.vocabulary import REGISTERS
+from tokun.training.codes import encode_shards
+from tokun.training.generator import build_vocabulary
+from tokun.training.image_tokenizer import train_image_tokenizer
+from tokun.training.loop import batches_keys
+from tokun.training.reconstruction import inspect_image_tokenizer
+from tokun.training.run import open_run
 
 GRIDS = ((4, 4), (3, 5), (5, 3))
 NAMES = ["4x4", "3x5", "5x3"]
@@ -226,7 +232,7 @@ def test_two_processes_see_the_global_batches_of_one(shaped):
     halves = [batches(opened(shaped), rank=rank, world=2, threads=rank) for rank in range(2)]
     for step in (0, 1, 2, 9, 31):
         assert torch.equal(whole(step), torch.cat([half(step) for half in halves]))
-    assert stages.batches_keys(whole, 9) == [key for half in halves for key in stages.batches_keys(half, 9)]
+    assert batches_keys(whole, 9) == [key for half in halves for key in batches_keys(half, 9)]
 
 
 def test_a_broken_picture_is_stood_in_for_by_one_of_its_shape(tmp_path):
@@ -277,8 +283,8 @@ def config_file(tmp_path_factory, shaped):
 
 
 def image_tokenizer_of(config, *overrides):
-    run = stages.open_run(load_config(config, overrides))
-    stages.train_image_tokenizer(run)
+    run = open_run(load_config(config, overrides))
+    train_image_tokenizer(run)
     return run
 
 
@@ -326,8 +332,8 @@ def encoded(tmp_path, tokenizer, folder, **codes):
                         "image_tokenizer": {**TINY}, "tracking": {"kind": "none"}})  # fmt: skip
     (tmp_path / "run").mkdir(parents=True, exist_ok=True)
     tokenizer.save(tmp_path / "run" / "image_tokenizer")
-    run = stages.open_run(config)
-    stages.encode_shards(run)
+    run = open_run(config)
+    encode_shards(run)
     return (
         config,
         data.CodeSamples(sorted((run.out / "codes").glob("train-*.tar"))),
@@ -364,40 +370,38 @@ def test_each_sample_has_the_codes_of_its_own_grid(tmp_path, shaped, tiny_image_
 
 def test_codes_count_tags_things_and_grids(tmp_path, tiny_image_tokenizer, text_tokenizer, monkeypatch):
     write(tmp_path, things=("Moth", "Moth", "Fish (dried)", "shield"))
-    monkeypatch.setattr(stages, "LEAST_OF_THING", 6)
-    monkeypatch.setattr(stages, "MOST_THINGS", 2)
+    monkeypatch.setattr("tokun.training.codes.LEAST_OF_THING", 6)
+    monkeypatch.setattr("tokun.training.codes.MOST_THINGS", 2)
     config, codes, record = encoded(tmp_path, tiny_image_tokenizer, tmp_path, views=1)
     assert codes.record(2).thing == "fish-dried"
     rows = record["tag_counts"]
     assert all(len(row) == 5 for row in rows) and sum(row[-1] for row in rows) == 24
     assert {row[3] for row in rows} == set(NAMES) and {row[2] for row in rows} == {"", "moth", "fish-dried"}, "the two most frequent"
-    vocabulary = stages.build_vocabulary(config, text_tokenizer, record | {"tag_counts": [[*r[:2], "", *r[3:]] for r in rows]})
+    vocabulary = build_vocabulary(config, text_tokenizer, record | {"tag_counts": [[*r[:2], "", *r[3:]] for r in rows]})
     assert vocabulary.grids == GRIDS
     held = {register for i in range(24) for register in codes.record(i).captions}
-    assert vocabulary.registers == tuple(r for r in stages.REGISTERS if r in held) and set(record["register_counts"]) == held
+    assert vocabulary.registers == tuple(r for r in REGISTERS if r in held) and set(record["register_counts"]) == held
 
 
 def test_registers_that_no_training_caption_has_are_no_tags_and_old_codes_have_all(text_tokenizer):
     codes = {"tag_counts": [["engraving", "sea", 9], ["etching", "", 2]], "codebook_size": 64, "grid": [4, 4]}
-    old = stages.build_vocabulary(from_dict({}), text_tokenizer, codes)
-    assert (
-        old.registers == stages.REGISTERS and old.grids == ((4, 4),) and old.styles == ("engraving", "etching") and old.subjects == ("sea",)
-    )
-    new = stages.build_vocabulary(from_dict({}), text_tokenizer, codes | {"register_counts": {"plain": 11, "social": 2, "limerick": 3}})
+    old = build_vocabulary(from_dict({}), text_tokenizer, codes)
+    assert old.registers == REGISTERS and old.grids == ((4, 4),) and old.styles == ("engraving", "etching") and old.subjects == ("sea",)
+    new = build_vocabulary(from_dict({}), text_tokenizer, codes | {"register_counts": {"plain": 11, "social": 2, "limerick": 3}})
     assert new.registers == ("plain", "social")
 
 
 def test_an_inspection_of_several_shapes_is_that_of_each(tiny_image_tokenizer, shaped):
     groups = data.first_frames(opened(shaped), 24)
     assert [tuple(g.shape) for g in groups] == [(8, 1, 32, 32), (12, 1, 24, 40), (4, 1, 40, 24)]
-    figures, sheet = stages.inspect_image_tokenizer(tiny_image_tokenizer, groups, torch.device("cpu"))
-    each = [stages.inspect_image_tokenizer(tiny_image_tokenizer, g, torch.device("cpu"))[0] for g in groups]
+    figures, sheet = inspect_image_tokenizer(tiny_image_tokenizer, groups, torch.device("cpu"))
+    each = [inspect_image_tokenizer(tiny_image_tokenizer, g, torch.device("cpu"))[0] for g in groups]
     assert figures["psnr"] == pytest.approx(sum(f["psnr"] * len(g) for f, g in zip(each, groups)) / 24, rel=1e-5)
     assert figures["codes_seen"] == sum(f["codes_seen"] for f in each) and sheet.size[0] > 300
 
 
 def test_a_run_over_several_shapes_and_things_ends_in_a_checkpoint_that_draws_them(tmp_path, monkeypatch):
-    monkeypatch.setattr(stages, "LEAST_OF_THING", 3)
+    monkeypatch.setattr("tokun.training.codes.LEAST_OF_THING", 3)
     write(tmp_path / "shards", things=("moth", "fish", "shield"))
     write(tmp_path / "shards", "val", SIZES[::3], things=("moth", "fish", "shield"))
     config = small_runs.write_config(tmp_path, tmp_path / "shards", data__grids=NAMES, train__save_every=2)

@@ -18,8 +18,9 @@ import tokun
 from benchmarks.zero import Case, free_port, largest_difference, launch, make_out, train_case, worker
 from tests.small_runs import ROOT, needs, start_fork, train, write_config
 from tokun.config import TrainConfig
-from tokun.training import engine, stages
+from tokun.training import engine
 from tokun.training.engine import deepspeed_settings, first_host, idle_gpus, slurm_processes
+from tokun.training.run import require_shared_folder
 
 pytestmark = [
     needs("accelerate", reason="training needs the extra 'train'"),
@@ -216,9 +217,9 @@ def test_idle_gpus_are_told_of(env, gpus, visible, said):
 
 def test_a_node_that_does_not_see_the_run_s_folder_is_told_so(tmp_path):
     with pytest.raises(ValueError, match="all nodes must see one folder"):
-        stages._require_shared(tmp_path, seconds=0)
+        require_shared_folder(tmp_path, seconds=0)
     (tmp_path / "config.yaml").touch()
-    stages._require_shared(tmp_path, seconds=0)
+    require_shared_folder(tmp_path, seconds=0)
 
 
 @pytest.mark.parametrize(

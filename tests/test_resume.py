@@ -17,7 +17,8 @@ import train as command
 from tests.small_runs import assert_same_weights, needs, run_stages, start_fork, take_over, write_config
 from tokun import data
 from tokun.config import load_config
-from tokun.training import health, stages
+from tokun.training import health, loop
+from tokun.training.run import open_run
 from tokun.utils.checkpoint import BestCheckpoints
 
 pytestmark = needs("accelerate", reason="training needs the extra 'train'")
@@ -33,7 +34,7 @@ class Killed(Exception):
 
 def run_until(config: Path, monkeypatch, step: int, stage: str = "") -> None:
     """Run the stages, and be killed where the loss of that step (of that stage) is looked at."""
-    check = stages._require_finite
+    check = loop.require_finite
 
     def stop(run, value, at, where, keys, **more):
         if at == step and where == (stage or where):
@@ -41,7 +42,7 @@ def run_until(config: Path, monkeypatch, step: int, stage: str = "") -> None:
         check(run, value, at, where, keys, **more)
 
     with monkeypatch.context() as patch:
-        patch.setattr(stages, "_require_finite", stop)
+        patch.setattr(loop, "require_finite", stop)
         with pytest.raises(Killed):
             run_stages(config)
 
@@ -104,7 +105,7 @@ def start_and_wait(folder: Path, config: Path, stage: str, step: int) -> BasePro
 
 
 def train_and_wait(argv: list[str], stage: str, step: int, folder: Path) -> None:
-    check = stages._require_finite
+    check = loop.require_finite
 
     def stand_still(run, value, at, where, keys, **more):
         if (where, at) == (stage, step):
@@ -113,7 +114,7 @@ def train_and_wait(argv: list[str], stage: str, step: int, folder: Path) -> None
                 time.sleep(0.01)
         check(run, value, at, where, keys, **more)
 
-    stages._require_finite = stand_still
+    loop.require_finite = stand_still
     command.main(argv)
 
 
@@ -152,7 +153,7 @@ def test_a_disk_that_fills_up_later_does_not_end_the_run(finished, tmp_path, sma
 @pytest.mark.skipif(os.name == "nt" or (os.geteuid() == 0 and not Path("/proc").is_dir()), reason="needs a place that cannot be written")
 def test_a_place_that_cannot_be_written_or_is_too_small_is_told_before_training(tmp_path, small_shards, monkeypatch):
     with pytest.raises(ValueError, match="cannot be written"):
-        stages.open_run(load_config(write_config(tmp_path, small_shards), ["out=/proc/nothing"]))
+        open_run(load_config(write_config(tmp_path, small_shards), ["out=/proc/nothing"]))
     monkeypatch.setattr("shutil.disk_usage", lambda _: SimpleNamespace(free=10**5))
     with pytest.raises(ValueError, match="GiB left, the trainer states alone need"):
         run_stages(write_config(tmp_path, small_shards))

@@ -16,7 +16,11 @@ from tests.small_runs import ROOT, SMALL, needs, run_stages, take_over, weights,
 from tokun.config import TrainConfig, from_dict, load_config
 from tokun.models import losses
 from tokun.tokenizers.image import ImageTokenizer
-from tokun.training import engine, stages
+from tokun.training import engine
+from tokun.training.codes import require_codes_of
+from tokun.training.loop import seed_device
+from tokun.training.run import open_run
+from tokun.training.token_loss import labelled
 
 pytestmark = needs("accelerate", reason="training needs the extra 'train'")
 
@@ -100,13 +104,13 @@ def test_codes_of_another_tokenizer_are_refused_with_both_fingerprints(finished,
     config = from_dict({"image_tokenizer": SMALL["image_tokenizer"]})
     other = ImageTokenizer(config.image_tokenizer)
     own = ImageTokenizer.load(finished[1] / "image_tokenizer")
-    assert stages.require_codes_of(codes, own)["counts"]["train"] == 48
+    assert require_codes_of(codes, own)["counts"]["train"] == 48
     with pytest.raises(ValueError, match=other.fingerprint()) as caught:
-        stages.require_codes_of(codes, other)
+        require_codes_of(codes, other)
     assert own.fingerprint() in str(caught.value)
     (codes / "codes.json").unlink()
     with pytest.raises(FileNotFoundError, match=r"codes\.json"):
-        stages.require_codes_of(codes, own)
+        require_codes_of(codes, own)
 
 
 def test_a_collapsed_tokenizer_stops_the_run_with_an_explanation(tmp_path, small_shards):
@@ -188,7 +192,7 @@ def test_what_a_late_stage_would_refuse_is_refused_before_the_first(tmp_path, sm
         write_config(tmp_path, small_shards, train__optimizer="muon", image_tokenizer_train__batch_size=24, **more), [override]
     )
     with pytest.raises((ValueError, FileNotFoundError), match=re.escape(named)):
-        stages.open_run(config, deepspeed=deepspeed)
+        open_run(config, deepspeed=deepspeed)
     assert not (tmp_path / "run").exists()
 
 
@@ -236,7 +240,7 @@ def test_rows_that_fill_up_a_batch_are_not_in_its_loss():
     labels = torch.randint(0, 50, (3, 41), generator=g)
     labels[torch.rand(labels.shape, generator=g) < 0.3] = losses.IGNORE
     logits, is_image = torch.randn(3, 41, 50, generator=g), torch.arange(50) >= 20
-    positions, kept = stages.labelled(labels)
+    positions, kept = labelled(labels)
     assert len(positions) == len(kept) == 128 > (labels != losses.IGNORE).sum() > 64
     parts = losses.next_token_losses(logits.flatten(0, 1)[positions], kept, is_image)
     torch.testing.assert_close(parts, losses.next_token_losses(logits, labels, is_image))
@@ -260,7 +264,7 @@ def test_gradients_are_clipped_to_the_bit_as_torch_clips_them(limit):
 def test_a_device_is_seeded_as_torch_seeds_it():
     torch.manual_seed(2**61 + 3)
     expected = torch.rand(8)
-    stages._seed_device(2**61 + 3, torch.device("cpu"))
+    seed_device(2**61 + 3, torch.device("cpu"))
     assert torch.equal(torch.rand(8), expected)
 
 

@@ -33,13 +33,17 @@ from torch import nn
 from tokun import data
 from tokun.config import Config, load_config, parse_grids
 from tokun.inference.latents import Slots
+from tokun.inference.model import TEXT_TOKENIZER
 from tokun.models import losses
 from tokun.models.generator import add_dropout, count_parameters, flops_per_token, loss_chunk, make_generator, tune_for
 from tokun.tokenizers.image import Decoder, Encoder, ImageTokenizer
 from tokun.tokenizers.text import TextTokenizer
 from tokun.tokenizers.vocabulary import Tags, Vocabulary
-from tokun.training import optim, stages
+from tokun.training import optim
 from tokun.training.engine import make_accelerator
+from tokun.training.generator import build_vocabulary
+from tokun.training.run import micro_batch
+from tokun.training.token_loss import TokenLoss
 from tokun.utils import checkpoint
 
 GIB = 2**30
@@ -153,7 +157,7 @@ def plan_vocabulary(config: Config) -> Vocabulary:
     side = config.image_tokenizer.image_size // config.image_tokenizer.downsample
     grids = parse_grids(config.data.grids) or ((side, side),)
     codes = codes or {"tag_counts": [], "codebook_size": config.image_tokenizer.codebook_size, "grid": grids[0], "grids": grids}
-    return stages.build_vocabulary(config, SimpleNamespace(size=config.text_tokenizer.vocab_size, illegal_ids=[0]), codes)
+    return build_vocabulary(config, SimpleNamespace(size=config.text_tokenizer.vocab_size, illegal_ids=[0]), codes)
 
 
 def sequence_length(vocabulary: Vocabulary, caption_tokens: int) -> int:
@@ -179,7 +183,7 @@ def count_samples(config: Config) -> int:
 def mean_caption_tokens(config: Config, most: int = 512) -> float:
     """Mean length of the first plain captions of the run's code shards in its text tokenizer's pieces; 0 where they are not there."""
     out = Path(config.out)
-    tokenizer, shards = out / "text_tokenizer" / stages.TEXT_TOKENIZER, sorted((out / "codes").glob("train-*.tar"))
+    tokenizer, shards = out / "text_tokenizer" / TEXT_TOKENIZER, sorted((out / "codes").glob("train-*.tar"))
     if not tokenizer.is_file() or not shards:
         return 0.0
     encode, index = TextTokenizer.load(tokenizer).encode, data.ShardIndex(shards[:1], need=("json", data.CODES_SUFFIX))
@@ -249,7 +253,7 @@ def activation_bytes(
     layer = layer_bytes_per_token(s, bf16=bf16, dropout=dropout, gpu=gpu)
     ends = ends_bytes_per_token(s, bf16=bf16, dropout=dropout, chunked=chunk > 0, gpu=gpu)
     kept = s.L * 4 * s.H if checkpointing else s.L * layer
-    rows = -(-tokens // 64) * 64  # as `stages.labelled` fills them up
+    rows = -(-tokens // 64) * 64  # as `labelled` fills them up
     at_once, head = chunk or rows, s.V * s.H
     filling = (rows - tokens) * (0 if chunk else 2 * s.H if bf16 else 4 * s.H)
     step = {
@@ -349,7 +353,7 @@ def measure_memory(config: Config, *, micro: int) -> dict[str, float]:
     tune_for(plain, torch.device("cuda"))
     plain.to(device).train()
     vocabulary = SimpleNamespace(size=V, is_image=is_image)
-    token_loss = stages.TokenLoss(plain, vocabulary, rows=micro, length=sizes.width, chunk=t.loss_chunk, compile=False, say=print)
+    token_loss = TokenLoss(plain, vocabulary, rows=micro, length=sizes.width, chunk=t.loss_chunk, compile=False, say=print)
     own = optim.make_optimizer(t.optimizer, plain, lr=t.lr, betas=t.betas, weight_decay=t.weight_decay)
     model, optimizer = accelerator.prepare(plain, own)
     ema = optim.Ema(plain, t.ema_decay)
@@ -581,7 +585,7 @@ def make_plan(
         raise ValueError(f"--gpus is {gpus} and --mfu {mfu}; at least one GPU, and a share between 0 and 1")
     card, t = find_gpu(gpu), config.train
     data.check_batch(config.image_tokenizer_train.batch_size, gpus, "image_tokenizer_train.batch_size")
-    micro = stages._micro_batch(t, gpus)
+    micro = micro_batch(t, gpus)
     accumulation = t.batch_size // gpus // micro
     samples = samples or count_samples(config)
     sizes = generator_sizes(config, caption_tokens=caption_tokens or mean_caption_tokens(config))

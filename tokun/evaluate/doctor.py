@@ -22,7 +22,7 @@ from tokun.evaluate.material import RealPair, grids_of
 from tokun.inference.model import Tokun
 from tokun.models.losses import LpipsDistance
 from tokun.render.grids import pair_sheet
-from tokun.training import stages
+from tokun.training import reconstruction
 from tokun.utils.extras import need
 
 BAND = 1 / 6  # cycles a pixel: hatching is lines six pixels apart, or closer
@@ -37,7 +37,7 @@ def measure(
     by_grid = codes_by_grid(model, held_out)
     codes = torch.cat([part.flatten() for part in by_grid.values()])
     made = reconstruct(model, [pair.codes for pair in held_out], grids_of(model, held_out))
-    psnr = each(stages.psnr, real, made)
+    psnr = each(reconstruction.psnr, real, made)
     found = [
         mean("PSNR", psnr.tolist(), better="more", note="dB", seed=seed),
         mean("SSIM", each(ssim, real, made).tolist(), better="more", note="Gaussian window of 11 px", seed=seed),
@@ -182,7 +182,7 @@ def recognised(model: Tokun, held_out: Sequence[RealPair], judge: recognition.Ju
 def codebook(grids: Sequence[Tensor], size: int) -> list[Figure]:
     """Codes int64 (n, N) of the pictures of each grid."""
     codes, n = torch.cat([part.flatten() for part in grids]), sum(map(len, grids))
-    figures = stages.code_figures(codes, size)
+    figures = reconstruction.code_figures(codes, size)
     entropy = sum(len(part) * float(entropies(part).mean()) for part in grids) / n
     seen = f"{codes.numel()} codes of {n} pictures, a codebook of {size}"
     return [
@@ -203,8 +203,8 @@ def entropies(codes: Tensor) -> Tensor:
 
 def verdict(psnr: Tensor, codes: Tensor, size: int) -> Figure:
     """1: a generator may be trained on these codes, by the gate of training itself with its default limits."""
-    figures = {"psnr": float(psnr.mean()), **stages.code_figures(codes, size)}
-    problems = stages.gate_problems(figures, ImageTokenizerTrainConfig(), size)
+    figures = {"psnr": float(psnr.mean()), **reconstruction.code_figures(codes, size)}
+    problems = reconstruction.gate_problems(figures, ImageTokenizerTrainConfig(), size)
     return Figure(
         "verdict",
         float(not problems),

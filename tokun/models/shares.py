@@ -38,7 +38,7 @@ def gathered(share: Tensor, parameter: Tensor) -> Tensor:
     (a GPU under NCCL), even where shares are kept in the CPU's memory."""
     if not is_cut(parameter):
         return share
-    share = share.detach().to(meeting_place())
+    share = share.detach().to(collective_device())
     parts = [torch.empty_like(share) for _ in range(dist.get_world_size())]
     dist.all_gather(parts, share)
     return torch.cat(parts)[: whole_size(parameter).numel()].view(whole_size(parameter))
@@ -56,6 +56,6 @@ def collected(shares: dict[str, Tensor], parameters: dict[str, Tensor]) -> dict[
     return whole
 
 
-def meeting_place() -> torch.device:
+def collective_device() -> torch.device:
     """The device on which tensors are exchanged."""
     return torch.device("cuda", torch.cuda.current_device()) if dist.get_backend() == "nccl" else torch.device("cpu")

@@ -1,0 +1,296 @@
+"""The third stage: image shards in, code shards out, `out/codes`. One task for each shard, in any process."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import io
+import json
+import os
+from collections import Counter, deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from tokun import config as configs
+from tokun import data
+from tokun.config import Config
+from tokun.data import framing, mirror
+from tokun.inference.tags import count_tags
+from tokun.tokenizers.image import ImageTokenizer
+from tokun.tokenizers.vocabulary import tag_word
+from tokun.training.records import without
+from tokun.training.run import Run
+from tokun.training.shapes import shape_options, shapes_asked
+from tokun.training.text_tokenizer import BROKEN_RECORD, captions_of
+from tokun.utils import checkpoint
+
+
+@dataclass(frozen=True)
+class CodesTask:
+    """One image shard that becomes one code shard, on its own and in any process that reaches both."""
+
+    source: Path
+    shard: Path
+    tokenizer: Path
+    config: Config
+    prefix: str
+
+
+def run_codes_task(task: CodesTask) -> dict[str, int]:
+    """Encode the shard unless it is there. Returns how many samples were left out, by reason."""
+    if task.shard.is_file():
+        return {}
+    device = torch.device(f"cuda:{os.environ.get('LOCAL_RANK', 0)}" if torch.cuda.is_available() else "cpu")
+    return encode_shard(task.source, task.shard, _tokenizer_on(task.tokenizer, device), task.config, device, prefix=task.prefix)
+
+
+@functools.lru_cache(maxsize=1)
+def _tokenizer_on(folder: Path, device: torch.device) -> ImageTokenizer:
+    return ImageTokenizer.load(folder).to(device)
+
+
+def codes_tasks(run: Run) -> list[CodesTask]:
+    """What `encode_shards` has to do, in order. Raises ValueError when the folder holds codes of other settings or another tokenizer."""
+    config, target = run.config, run.out / "codes"
+    sources = _codes_sources(config)
+    tokenizer = ImageTokenizer.load(run.out / "image_tokenizer")
+    asked = _codes_asked(config, tokenizer, sources)
+    record = checkpoint.read_record(target / "codes.json")
+    if record is not None:
+        require_codes_of(target, tokenizer)
+        checkpoint.require_same(target, record["settings"], asked)
+        return []
+    begun = checkpoint.read_record(target / "begun.json")
+    if begun is not None:
+        checkpoint.require_same(target, begun, asked)
+    elif run.rank == 0:
+        checkpoint.write_record(target / "begun.json", asked)
+    run.wait()
+    return [
+        CodesTask(path, target / f"{split}-{number:05d}.tar", run.out / "image_tokenizer", config, f"{split}{number:05d}-")
+        for split, paths in sources.items()
+        for number, path in enumerate(paths)
+    ]
+
+
+def _codes_sources(config: Config) -> dict[str, list[Path]]:
+    return {"train": data.expand_shards(config.data.train), "val": data.expand_shards(config.data.val) if config.data.val else []}
+
+
+def _codes_asked(config: Config, tokenizer: ImageTokenizer, sources: dict[str, list[Path]]) -> dict[str, Any]:
+    d, left_out = config.data, {"batch_size"} | ({"positions", "mirror"} if _plain_crops(config) else set())
+    return {
+        "fingerprint": tokenizer.fingerprint(), "codes": without(dataclasses.asdict(config.codes), left_out), "seed": config.seed,
+        "keys": [d.style, d.style_key, d.subject_key, d.caption_key, *([d.thing_key] if d.thing_key != configs.DataConfig.thing_key else [])],
+        "shards": checkpoint.files_fingerprint([p for paths in sources.values() for p in paths]), **shapes_asked(config),
+    }  # fmt: skip
+
+
+def encode_shards(run: Run) -> Path:
+    """Image shards -> code shards `out/codes/{train,val}-*.tar` and `codes.json`. Goes on behind the last whole shard."""
+    config, target = run.config, run.out / "codes"
+    tasks = codes_tasks(run)
+    if not tasks:
+        run.say(f"codes: {target} is there and matches ({checkpoint.read_record(target / 'codes.json')['counts']})")
+        return target
+    for task in tqdm(tasks[run.rank :: run.world], desc="codes", unit="shard", disable=run.rank != 0, dynamic_ncols=True):
+        if run.world == 1:  # alone; several processes have different numbers of shards, and meet behind the last
+            run.stop_if_asked()
+        if skipped := run_codes_task(task):
+            tqdm.write(f"codes: {task.source.name}: skipped {skipped}")
+    tokenizer, sources = ImageTokenizer.load(run.out / "image_tokenizer"), _codes_sources(config)
+    asked = _codes_asked(config, tokenizer, sources)
+    run.wait()
+    if run.rank == 0:
+        counts: dict[str, int] = {}
+        skips = {p.stem: json.loads(p.read_text()) for p in sorted(target.glob("*.skipped"))}
+        grids, held = configs.parse_grids(config.data.grids) or (tokenizer.grid,), {}
+        for split in sources:
+            if not sources[split]:
+                continue
+            index = data.CodeSamples(sorted(target.glob(f"{split}-*.tar")), kept=run.index(f"codes-{split}")).index
+            counts[split] = len(index)
+            if split == "train":
+                held = _count_held(map(index.read_json, range(len(index))), grids)
+        checkpoint.write_record(
+            target / "codes.json",
+            {"fingerprint": asked["fingerprint"], "grid": list(grids[0]), "grids": [list(grid) for grid in grids], "fit": config.data.fit if config.data.grids else "crop",
+             "codebook_size": tokenizer.codebook_size, "views": config.codes.views, "counts": counts, "skipped": skips, **held, "settings": asked},
+        )  # fmt: skip
+        total = sum((Counter(s) for s in skips.values()), Counter())
+        run.say(f"codes: {counts} samples of {config.codes.views} views" + (f", skipped {dict(total)}" if total else ""))
+    run.wait()
+    return target
+
+
+def _count_held(records: Iterable[dict[str, Any]], grids: Sequence[framing.Grid]) -> dict[str, Any]:
+    """What the training samples hold, as codes.json says it: `tag_counts`, `register_counts`, `grid_counts`.
+
+    A row of tag_counts is [style, subject, count]; where there are things or several grids, it is [style, subject, thing, "HxW", count].
+    Things that are too rare for a tag (`common_things`) are left out of it.
+    """
+    rows, registers, shapes = [], Counter[str](), Counter[str]()
+    for tree in records:
+        grid = framing.grid_text(tree["grid"])
+        rows.append((tree["style"], tree["subject"], tree.get("thing", ""), grid))
+        registers.update(
+            ["plain", *(register for register, caption in tree.get("captions", {}).items() if caption and register != "plain")]
+        )
+        shapes[grid] += 1
+    things = common_things(Counter(row[2] for row in rows if row[2]))
+    rows = [(style, subject, thing if thing in things else "", grid) for style, subject, thing, grid in rows]
+    wide = bool(things) or len(grids) > 1
+    return {
+        "tag_counts": count_tags(row if wide else row[:2] for row in rows),
+        "register_counts": dict(sorted(registers.items())), "grid_counts": {framing.grid_text(grid): shapes[framing.grid_text(grid)] for grid in grids},
+    }  # fmt: skip
+
+
+LEAST_OF_THING, MOST_THINGS = 20, 400  # pictures that show a thing, for it to be a tag; such tags
+
+
+def common_things(counts: dict[str, int]) -> set[str]:
+    """The things that become tags: the MOST_THINGS most frequent of those with LEAST_OF_THING pictures."""
+    often = sorted((word for word, count in counts.items() if count >= LEAST_OF_THING), key=lambda word: (-counts[word], word))
+    return set(often[:MOST_THINGS])
+
+
+def _plain_crops(config: Config) -> bool:
+    """Whether the crops are those of before there was a choice: the records of such codes do not name it."""
+    return config.codes.positions == "random" and not config.codes.mirror
+
+
+CPU_ROWS = 16
+
+
+def encode_shard(
+    source: Path, shard: Path, tokenizer: ImageTokenizer, config: Config, device: torch.device, prefix: str = ""
+) -> dict[str, int]:
+    """One image shard -> one code shard. Samples that cannot be used are left out; returns how many, by reason, and writes
+    the same beside the shard (`NAME.skipped`, JSON). A shard without one usable sample becomes an empty one."""
+    c, m = config.codes, tokenizer.config
+    samples = data.ImageSamples(
+        data.ShardIndex([source], one_of=data.IMAGE_SUFFIXES, may_be_empty=True),
+        m.image_size,
+        m.image_channels,
+        0,
+        max(2.0, c.crop_scale[1]),
+        **shape_options(config),
+    )
+    skipped = samples.index.skipped
+    if samples.index.named:
+        tqdm.write(f"codes: {source.name}: left out {samples.index.told()}")
+    # as many together whatever is left of the shard, so that the codes are the same bits in any company
+    rows = c.batch_size if device.type == "cuda" else CPU_ROWS
+
+    several = bool(config.data.grids)
+
+    def load(i: int) -> str | _Views:
+        """One sample with its views, or why it is left out. Runs in a thread: decoding and resizing wait for nobody."""
+        try:
+            tree, framed = samples.index.read_json(i), samples.framed(i)
+            captions = captions_of(tree, config)
+        except BROKEN_RECORD:
+            return "broken sample"
+        if "plain" not in captions:
+            return "no caption"
+        d = config.data
+        tree |= {
+            "caption": captions["plain"], "captions": captions, "style": tag_word(str(tree.get(d.style_key) or tree.get("style") or d.style)),
+            "subject": tag_word(str(tree.get(d.subject_key) or tree.get("subject") or "")), "grid": list(framed.grid if several else tokenizer.grid),
+        }  # fmt: skip
+        if (thing := tag_word(str(tree.get(d.thing_key) or ""))) or "thing" in tree:
+            tree["thing"] = thing
+        rng, size = data.rng_for(config.seed, i, stream=3), framed.image.size
+        turn = c.mirror and mirror.may_be_mirrored([captions["plain"]])
+        boxes = framing.views(framed.box, c.views, c.crop_scale, rng, None if several else size, positions=c.positions, mirror=turn)
+        tree["boxes"] = [[round(x, 2) for x in (box if several else box[:3])] for box in boxes]
+        if several:
+            tree["boxes_of"] = list(size)  # the boxes are in pixels of the picture at this width and height
+        return _Views(i, tree, framed.grid, [samples.cut(framed, box) for box in boxes])
+
+    def usable() -> Iterator[_Views]:
+        for loaded in _ahead(load, range(len(samples)), threads=2):
+            if isinstance(loaded, str):
+                skipped[loaded] += 1
+            else:
+                yield loaded
+
+    def encoded() -> Iterator[dict[str, bytes]]:
+        for group in _grouped(
+            usable(), max(1, c.batch_size // c.views) * len(samples.grids)
+        ):  # of several grids, enough of each for a batch
+            for sample, own in zip(group, _encode_views(group, tokenizer, rows=rows, device=device)):
+                buffer = io.BytesIO()
+                np.save(buffer, own, allow_pickle=False)
+                yield {
+                    "__key__": prefix + samples.index.key(sample.number), data.CODES_SUFFIX: buffer.getvalue(),
+                    "json": json.dumps(sample.tree, ensure_ascii=False, sort_keys=True).encode(),
+                }  # fmt: skip
+
+    data.write_shard(shard, encoded(), beside=lambda: {".skipped": json.dumps(skipped, sort_keys=True).encode()} if skipped else {})
+    return dict(skipped)
+
+
+@dataclass(frozen=True)
+class _Views:
+    """A sample on its way into a code shard."""
+
+    number: int
+    tree: dict[str, Any]
+    grid: framing.Grid
+    pixels: list[np.ndarray]  # uint8 (C, H, W) each
+
+
+def _encode_views(group: Sequence[_Views], tokenizer: ImageTokenizer, *, rows: int, device: torch.device) -> list[np.ndarray]:
+    """uint16 (views, N) of each sample; those of one grid are encoded together."""
+    found: dict[int, np.ndarray] = {}
+    for grid in dict.fromkeys(sample.grid for sample in group):
+        own = [sample for sample in group if sample.grid == grid]
+        pixels = data.to_float(np.stack([view for sample in own for view in sample.pixels])).to(device)
+        codes = tokenizer.encode(pixels, rows=rows).cpu().numpy().astype(np.uint16).reshape(len(own), len(own[0].pixels), -1)
+        found |= {sample.number: one for sample, one in zip(own, codes)}
+    return [found[sample.number] for sample in group]
+
+
+def require_codes_of(folder: Path, tokenizer: ImageTokenizer) -> dict[str, Any]:
+    """The record of `folder`, or ValueError with both fingerprints when its codes are another tokenizer's."""
+    record = checkpoint.read_record(folder / "codes.json")
+    if record is None:
+        raise FileNotFoundError(f"{folder / 'codes.json'} is missing: the code shards are not whole. Run the codes stage (train.py) again")
+    if record["fingerprint"] != tokenizer.fingerprint():
+        raise ValueError(
+            f"the codes in {folder} were made by image tokenizer {record['fingerprint']}, this one is {tokenizer.fingerprint()}: "
+            f"its ids mean other patches. Delete {folder} to encode again, or put the other tokenizer back"
+        )
+    return record
+
+
+def _ahead(function: Callable[[int], Any], items: Iterable[int], *, threads: int, most: int = 64) -> Iterator[Any]:
+    """Results of the function, in order, computed in threads a little ahead of their use."""
+    with ThreadPoolExecutor(threads) as pool:
+        waiting: deque[Future[Any]] = deque()
+        for item in items:
+            waiting.append(pool.submit(function, item))
+            if len(waiting) >= most:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+
+
+def _grouped(items: Iterable[Any], size: int) -> Iterator[list[Any]]:
+    group: list[Any] = []
+    for item in items:
+        group.append(item)
+        if len(group) == size:
+            yield group
+            group = []
+    if group:
+        yield group

@@ -1,0 +1,75 @@
+"""A stage whose model trains under an `Engine`: the average of its weights, spikes of its gradient, its trainer states."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from tokun.config import TrainConfig
+from tokun.models.generator import uncompiled
+from tokun.training import health, optim
+from tokun.training.engine import Engine
+from tokun.training.loop import Schedule, Stage, averaged
+from tokun.training.records import require_same_but_retry
+from tokun.training.run import Run
+from tokun.utils import checkpoint
+
+
+class EngineStage(Stage):
+    """A subclass makes the model and its engine, calls `super().__init__`, and in `take_step` runs forward and backward passes, then `update`.
+
+    A trainer state is engine.pt (weights and optimizer, for any engine and number of processes), ema.pt and state.json.
+    """
+
+    def __init__(self, run: Run, schedule: Schedule, train: TrainConfig, *, model: Any, engine: Engine, settings: dict[str, Any]) -> None:
+        """settings: those that the stage's record holds; a trainer state of others is refused."""
+        super().__init__(run, schedule)
+        self.model, self.engine, self.settings = model, engine, settings
+        self.ema = optim.Ema(model, train.ema_decay, every=train.ema_every)
+        self.spikes = health.Spikes(train.spike_factor)
+
+    def update(self) -> float:
+        """Clip the gradients and take the optimizer's step, or skip a spike. Returns their norm before. Raises FloatingPointError where it is not finite."""
+        norm = self.engine.norm()
+        self.require_finite(norm, what="gradient norm")
+        if self.spikes.is_spike(norm):
+            self.engine.skip()
+        else:
+            self.engine.step()
+            self.ema.update(self.model)
+        return norm
+
+    @contextlib.contextmanager
+    def averaged(self) -> Iterator[None]:
+        """Within the block the model holds its averaged weights, and its layers run uncompiled."""
+        with averaged(self.model, self.ema, self.engine.refresh), uncompiled(self.model):
+            yield
+
+    def snapshot(self) -> Callable[[Path], object]:
+        parts = {"engine.pt": self.engine.state(), "ema.pt": self.ema.state_dict()}  # all processes gather, the first one writes
+        if self.run.rank == 0:
+            parts["ema.pt"] = checkpoint.snapshot(parts["ema.pt"])
+        record = {
+            "settings": self.settings, "spent": self.clock.seconds(), "world": self.run.world, "spikes": self.spikes.state_dict(),
+        }  # fmt: skip
+
+        def write(folder: Path) -> None:
+            for name, part in parts.items():
+                torch.save(part, folder / name)
+            checkpoint.write_record(folder / "state.json", record)
+
+        return write
+
+    def restore(self, folder: Path) -> float:
+        saved = json.loads((folder / "state.json").read_text())
+        require_same_but_retry(folder, saved["settings"], self.settings)
+        self.engine.load(folder)
+        self.ema.load_state_dict(torch.load(folder / "ema.pt", map_location="cpu", weights_only=True))
+        if "spikes" in saved:  # older states hold none
+            self.spikes.load_state_dict(saved["spikes"])
+        return saved["spent"]

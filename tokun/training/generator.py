@@ -1,0 +1,400 @@
+"""The fourth stage: the causal LM, code shards in, `out/checkpoint` out."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from tokun import data
+from tokun.config import Config
+from tokun.inference import decoder
+from tokun.inference.latents import Slots
+from tokun.inference.model import Tokun
+from tokun.inference.model_card import model_card
+from tokun.models import losses
+from tokun.models.generator import (
+    add_dropout,
+    can_compile,
+    compile_layers,
+    count_parameters,
+    flops_per_token,
+    make_generator,
+    start_from,
+    start_from_codebook,
+    tune_for,
+    uncompiled,
+)
+from tokun.render.grids import captioned_grid
+from tokun.tokenizers.image import ImageTokenizer
+from tokun.tokenizers.text import PretrainedTextTokenizer, TextTokenizer
+from tokun.tokenizers.vocabulary import REGISTERS, Vocabulary
+from tokun.training import health, loop
+from tokun.training.codes import common_things, require_codes_of
+from tokun.training.engine import Engine
+from tokun.training.engine_stage import EngineStage
+from tokun.training.records import LOGGING_KEYS, figures_line, idle_settings, require_same_but_retry, started_from, stopped_early, without
+from tokun.training.run import Run, micro_batch, starting_model, states_on_disk
+from tokun.training.text_tokenizer import load_text_tokenizer
+from tokun.training.token_loss import TokenLoss
+from tokun.utils import checkpoint
+
+MOST_TAGS = 64  # styles and subjects that are written as tags; rarer ones stay untagged
+
+
+def build_vocabulary(config: Config, text_tokenizer: Any, codes: dict[str, Any]) -> Vocabulary:
+    """The id space of a run: its text pieces, the tags its training data holds, its codebook."""
+    styles, subjects, things = Counter[str](), Counter[str](), Counter[str]()
+    for style, subject, *more, count in codes["tag_counts"]:
+        for words, word in zip((styles, subjects, things), (style, subject, *more[:1])):
+            words[word] += count
+    named = [tuple(sorted(sorted((w for w in words if w), key=lambda x: (-words[x], x))[:MOST_TAGS])) for words in (styles, subjects)]
+    common = sorted(common_things({word: count for word, count in things.items() if word}))
+    held = codes.get("register_counts")  # codes of before it was counted: all, as then
+    return Vocabulary(
+        text_size=text_tokenizer.size, codebook_size=codes["codebook_size"], styles=named[0], subjects=named[1],
+        grids=tuple(tuple(grid) for grid in codes.get("grids", [codes["grid"]])), max_text=config.data.max_caption_tokens, illegal_text=tuple(text_tokenizer.illegal_ids),
+        registers=tuple(register for register in REGISTERS if held is None or register in held), things=tuple(common),
+    )  # fmt: skip
+
+
+def train_generator(run: Run) -> Path:
+    """Train the causal LM on the run's code shards -> `out/checkpoint`, the folder that users load."""
+    target = run.out / "checkpoint"
+    parts = Parts.of(run)
+    settings = _settings(run.config, parts)
+    run.recover(target)
+    record = checkpoint.read_record(target / "training.json")
+    if record is not None:
+        checkpoint.require_same(target, record["settings"], settings)
+        run.say(f"generator: {target} is there and matches" + stopped_early(record, run.config.train, target))
+        run.forget("generator")
+        return target
+    stage = GeneratorStage(run, parts, settings)
+    loop.train(stage)
+    stage.finish(target)
+    return target
+
+
+@dataclasses.dataclass(frozen=True)
+class Parts:
+    """What the stages before have made, and the generator is trained for."""
+
+    image_tokenizer: ImageTokenizer
+    text_tokenizer: TextTokenizer | PretrainedTextTokenizer
+    codes: dict[str, Any]  # the record of the code shards
+    vocabulary: Vocabulary
+
+    @classmethod
+    def of(cls, run: Run) -> Parts:
+        image_tokenizer = ImageTokenizer.load(run.out / "image_tokenizer")
+        codes = require_codes_of(run.out / "codes", image_tokenizer)
+        text_tokenizer = load_text_tokenizer(run)
+        return cls(image_tokenizer, text_tokenizer, codes, build_vocabulary(run.config, text_tokenizer, codes))
+
+    @property
+    def slots(self) -> Slots:
+        return Slots(self.vocabulary.max_codes, self.vocabulary.max_text)
+
+    def checkpoint(self, generator: nn.Module, config: Config, tasks: Sequence[str], device: torch.device) -> Tokun:
+        """All parts with the generator, as users load them."""
+        tags = [tuple(c) for c in self.codes["tag_counts"]]
+        return Tokun(
+            self.image_tokenizer.to(device), self.text_tokenizer, self.vocabulary, generator, config.sampling, tags, tasks,
+            fit=self.codes.get("fit", ""),
+        )  # fmt: skip
+
+
+def training_seed(config: Config) -> int:
+    """Of the generator's first weights, order, dropout and tasks."""
+    return config.seed if config.train.seed < 0 else config.train.seed
+
+
+FREE_KEYS = {
+    "seed",
+    "deepspeed",
+    "micro_batch_size",
+    "gradient_checkpointing",
+    "compile",
+    "loss_chunk",
+}  # change nothing but speed and memory
+
+
+def _settings(config: Config, parts: Parts) -> dict[str, Any]:
+    """What the stage's record says that it was made with."""
+    train, idle = config.train, set() if config.generator.codebook_start else {"codebook_start"}
+    return {
+        "generator": without(dataclasses.asdict(config.generator), idle), "seed": training_seed(config), "codes": parts.codes["fingerprint"],
+        "counts": parts.codes["counts"], "codes_settings": parts.codes["settings"], "text_tokenizer": parts.text_tokenizer.fingerprint(),
+        "max_caption_tokens": config.data.max_caption_tokens, "sort_window": config.data.sort_window, **started_from(config),
+        "train": without(dataclasses.asdict(train), LOGGING_KEYS | FREE_KEYS | idle_settings(train)),
+    }  # fmt: skip
+
+
+def _make_model(run: Run, parts: Parts) -> Any:
+    """The causal LM with its first weights, dropout and kernels, on the CPU."""
+    config, v = run.config, parts.vocabulary
+    torch.manual_seed(training_seed(config))
+    model = make_generator(
+        config.generator, vocab_size=v.size, max_length=parts.slots.size + v.max_text + 16,
+        pad=v.id("<pad>"), bos=v.id("<bos>"), eos=v.id("<eos>"),
+    )  # fmt: skip
+    if config.generator.codebook_start:
+        start_from_codebook(model, parts.image_tokenizer.vectors(), v.code_offset)
+    if config.start and run.states("generator").latest() is None:
+        before = starting_model(config)
+        new = start_from(model, before.generator, before.vocabulary.added_tokens, v.added_tokens, text_size=v.text_size)
+        run.say(f"generator: goes on from {config.start}" + (f", which did not know {', '.join(new)}" if new else ""))
+    add_dropout(model, config.generator.dropout)
+    if config.train.gradient_checkpointing:
+        model.gradient_checkpointing_enable()
+    tune_for(model, torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+    return model
+
+
+def _training_batches(run: Run, parts: Parts) -> data.TokenBatches:
+    config, train = run.config, run.config.train
+    samples = data.CodeSamples(sorted((run.out / "codes").glob("train-*.tar")), kept=run.index("codes-train"))
+    return data.TokenBatches(
+        samples, parts.vocabulary, parts.text_tokenizer.encode, batch_size=train.batch_size, rank=run.rank, world=run.world,
+        threads=config.data.num_workers, sort_window=config.data.sort_window, seed=training_seed(config), task_mix=train.task_mix,
+        tag_dropout=train.tag_dropout, plain_share=train.plain_share, word_dropout=train.word_dropout,
+    )  # fmt: skip
+
+
+def _held_out_batches(run: Run, parts: Parts) -> list[data.TokenBatch]:
+    """At most twelve whole batches of the held-out pairs; none where there are no held-out shards."""
+    paths = sorted((run.out / "codes").glob("val-*.tar"))
+    if not paths:
+        return []
+    samples = data.CodeSamples(paths, kept=run.index("codes-val"))
+    size = min(32, len(samples))
+    batches = data.TokenBatches(
+        samples,
+        parts.vocabulary,
+        parts.text_tokenizer.encode,
+        batch_size=size,
+        seed=0,
+        task_mix={"joint": 1.0},
+        tag_dropout=0.0,
+        views=False,
+    )
+    return [batches(step) for step in range(min(12, max(1, len(samples) // size)))]
+
+
+class GeneratorStage(EngineStage):
+    """The causal LM under its engine, batches of packed sequences, the checkpoints of lowest held-out loss."""
+
+    name = "generator"
+
+    def __init__(self, run: Run, parts: Parts, settings: dict[str, Any]) -> None:
+        self.config, self.train, self.parts = run.config, run.config.train, parts
+        train = self.train
+        self.micro, self.seed = micro_batch(train, run.world), training_seed(run.config)
+        self.accumulation = train.batch_size // run.world // self.micro
+        model = _make_model(run, parts)
+        self.parameters, self.flops = count_parameters(model), flops_per_token(model, parts.slots.size)  # before ZeRO-3 cuts it
+        compiled = train.compile and can_compile(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+        self.token_loss = TokenLoss(
+            model, parts.vocabulary, rows=self.micro, length=parts.slots.size, chunk=train.loss_chunk, compile=compiled, say=run.say
+        )
+        engine = Engine.make(train, model, deepspeed=run.deepspeed, micro=self.micro, accumulation=self.accumulation)
+        if compiled:
+            compile_layers(model)
+        elif train.compile:
+            run.say(
+                "generator: train.compile is on, but there is no C++ compiler (g++, clang++) on this machine: going on without, more slowly"
+            )
+        self.held_out = _held_out_batches(run, parts)
+        schedule = loop.Schedule.of(
+            train, eval_every=train.eval_every if self.held_out else 0, sample_every=train.sample_every if run.config.sampling.n > 0 else 0
+        )
+        super().__init__(run, schedule, train, model=model, engine=engine, settings=settings)
+        self.training_batches = _training_batches(run, parts)
+        self.tasks = tasks_of(self.training_batches.samples, train.task_mix)
+        self.best = self._open_best()
+        self.rate = health.matmul_rate(engine.device, torch.bfloat16 if train.precision == "bf16" else torch.float32)
+        self.logged: dict[str, float] = {}
+
+    def _open_best(self) -> checkpoint.BestCheckpoints:
+        best = checkpoint.BestCheckpoints(self.run.out / "best", keep=self.train.keep_best)
+        if self.run.rank == 0:
+            checkpoint.remove_partial(best.folder)
+        for kept in best.records():
+            require_same_but_retry(best.path(kept["step"]), kept["settings"], self.settings)
+        return best
+
+    def describe(self) -> str:
+        v = self.parts.vocabulary
+        return (
+            f"{self.parameters / 1e6:.2f}M parameters, vocabulary {v.size} ({v.text_size} text + {len(v.controls)} control + "
+            f"{v.codebook_size} image), {len(self.training_batches.samples)} samples, {self.run.world} process(es), {self.engine}"
+        )
+
+    def disk_bytes(self) -> int:
+        """Trainer states of weights, two moments and the average; the best checkpoints."""
+        weights, kept = 4 * self.parameters, self.train.keep_best
+        return 4 * weights * states_on_disk(self.config) + weights * (kept + 1 if kept else 0)
+
+    def batches(self, start: int) -> Iterator[data.TokenBatch]:
+        positions = self.train.batch_size // self.run.world * self.parts.slots.size
+        return data.prefetch(self.training_batches, start, burst=max(1, min(16, 2**18 // positions)))  # of some megabytes
+
+    def batch_keys(self) -> Sequence[str]:
+        return loop.batches_keys(self.training_batches, self.step)
+
+    def take_step(self, batch: data.TokenBatch, lr: float) -> None:
+        train, engine = self.train, self.engine
+        engine.set_lr(lr)
+        sums = _global_sums(self.run, batch, engine.device)
+        means = torch.stack([1 / sums["image"], 1 / sums["text"], 1 / (sums["image"] + sums["text"])])
+        weights = means * means.new_tensor([train.image_weight, train.text_weight, train.z_loss])
+        loop.seed_device(loop.step_seed(self.seed, self.step, self.run.rank), engine.device)  # dropout is a function of (seed, step, rank)
+        if not self.model.training:  # walking over all modules takes as long as a small kernel
+            self.model.train()
+        losses_here = torch.zeros(3, device=engine.device)
+        for number in range(self.accumulation):
+            rows = slice(number * self.micro, (number + 1) * self.micro)
+            with engine.micro_batch(last=number == self.accumulation - 1):
+                loss, parts = self.token_loss(engine, engine.model, batch.input_ids[rows], batch.labels[rows], weights)
+                self.require_finite(loss)
+                engine.backward(loss * self.run.world)  # the engine averages over processes; the sums are global already
+            losses_here += means * torch.stack([parts[name].detach() for name in losses.LOSS_SUMS])
+        norm = self.update()
+        self.window.counts["tokens"] += float(sums["tokens"])
+        self.window.counts["width"] += batch.input_ids.numel() * self.run.world  # about: the other processes' rows may be a token longer
+        self.last = losses_here, norm, lr
+
+    def figures(self) -> tuple[dict[str, float], str]:
+        run, train, samples = self.run, self.train, self.training_batches.samples
+        losses_here, norm, lr = self.last
+        if run.world > 1:
+            dist.all_reduce(losses_here)
+        image, text, z = losses_here.tolist()
+        window, seconds = self.window, self.window.seconds()
+        tokens, width = window.counts["tokens"], window.counts["width"]
+        self.logged = {
+            "train/loss": train.image_weight * image + train.text_weight * text, "train/image_loss": image, "train/text_loss": text, "train/z": z,
+            "train/lr": lr, "train/grad_norm": norm, "train/tokens_per_second": tokens / seconds, "train/data_wait": window.waited / seconds,
+            "train/padding": 1 - tokens / width, "train/mfu": self.flops * tokens / seconds / (self.rate * run.world),
+            "train/skipped_spikes": self.spikes.count, "train/peak_memory_gb": health.peak_memory(self.engine.device) / 2**30,
+            "train/epoch": self.step * train.batch_size / len(samples), "train/skipped": sum(samples.index.skipped.values()),
+            "train/cut_captions": self.training_batches.cut_captions,
+        }  # fmt: skip
+        return self.logged, f"image {image:.3f} text {text:.3f} {tokens / seconds:.0f} tok/s"
+
+    def evaluate(self) -> str:
+        with self.averaged():
+            held = evaluate_generator(self.engine, self.model, self.held_out, self.token_loss)
+            with self.engine.autocast():
+                held["attention_logit_max"] = health.attention_logit_max(self.model, self.held_out[0].input_ids[:4].to(self.engine.device))
+            self._keep_if_best(held)
+        self.run.tracker.log({f"val/{name}": value for name, value in held.items()}, step=self.step)
+        return f"held out {figures_line(held)}"
+
+    def sample(self) -> None:
+        with self.averaged():
+            whole = self.engine.whole_model()
+            if self.run.rank == 0:
+                log_samples(self.run, self._checkpoint(whole), self.step)
+
+    def _checkpoint(self, generator: Any) -> Tokun:
+        return self.parts.checkpoint(generator, self.config, self.tasks, self.engine.device)
+
+    def _record(self, held: dict[str, float]) -> dict[str, Any]:
+        image_tokenizer = checkpoint.read_record(self.run.out / "image_tokenizer" / "stage.json")
+        return {
+            "settings": self.settings, "steps": self.step, "stopped_by": self.schedule.stopped_by(self.step), "seconds": round(self.clock.seconds()),
+            "train": self.logged, "val": held, "parameters": self.parameters, "image_tokenizer": image_tokenizer["figures"],
+        }  # fmt: skip
+
+    def _keep_if_best(self, held: dict[str, float]) -> None:
+        loss = self.train.image_weight * held["image_loss"] + self.train.text_weight * held["text_loss"]
+        run, best = self.run, self.best
+        if not run.any(run.rank == 0 and best.wants(self.step, loss)):
+            return
+        generator = self.engine.whole_model()
+        if run.rank == 0:
+            with checkpoint.survived(run.say, best.path(self.step)), best.put(self.step, loss, self.settings) as folder:
+                self._checkpoint(generator).save(folder, card=model_card(self.config, self._record(held)))
+
+    def finish(self, target: Path) -> None:
+        """Write the averaged weights with all that belongs to them to `target`."""
+        self.ema.copy_to(self.model)
+        self.engine.refresh()
+        self.model.eval()
+        with uncompiled(self.model):
+            held = evaluate_generator(self.engine, self.model, self.held_out, self.token_loss) if self.held_out else {}
+        generator = self.engine.whole_model()
+        if self.run.rank == 0:
+            self._write(target, generator, held)
+        self.run.wait()
+
+    def _write(self, target: Path, generator: Any, held: dict[str, float]) -> None:
+        run, best = self.run, self.best.records()
+        whole = self._checkpoint(generator.float().eval())
+        record = self._record(held) | {"best": [{k: r[k] for k in ("step", "loss")} for r in best]}
+        with checkpoint.whole_directory(target) as folder:
+            whole.save(folder, card=model_card(self.config, record))
+            checkpoint.write_record(folder / "training.json", record)
+        if self.config.sampling.n > 0:
+            with uncompiled(generator):
+                log_samples(run, whole, self.step)
+        run.forget("generator")
+        run.say(f"generator: finished after {self.step} steps, {record['seconds'] / 60:.1f} minutes. {figures_line(held)}")
+        for top in best[:1]:
+            weights = self.best.path(top["step"])
+            run.say(f"generator: lowest held-out loss {top['loss']:.4f} at step {top['step']}; its averaged weights: {weights}")
+        run.say(f"checkpoint: {target}\n  python sample.py --checkpoint {target} --seed 42 --n 16")
+
+
+def tasks_of(samples: data.CodeSamples, task_mix: dict[str, float]) -> tuple[str, ...]:
+    """The tasks that are trained: those with a share whose fields the first two hundred samples hold."""
+    records = [samples.whole_record(i) for i in range(min(200, len(samples)))]
+    held = {"question": any(r.questions for r in records), "rewrite": any(len(r.captions) > 1 for r in records)}
+    return tuple(task for task, share in task_mix.items() if share > 0 and held.get(task, True))
+
+
+@torch.no_grad()
+def evaluate_generator(engine: Engine, model: Any, batches: Sequence[data.TokenBatch], token_loss: TokenLoss) -> dict[str, float]:
+    """Held-out nats per image token and per text token, over full-vocabulary softmax."""
+    was_training = model.training
+    model.eval()
+    totals: dict[str, float] = {}
+    for batch in batches:
+        for name, value in token_loss(engine, model, batch.input_ids, batch.labels)[1].items():
+            totals[name] = totals.get(name, 0.0) + value.item()
+    model.train(was_training)
+    return {"image_loss": totals["image_sum"] / totals["image_count"], "text_loss": totals["text_sum"] / totals["text_count"]}
+
+
+def log_samples(run: Run, model: Tokun, step: int) -> None:
+    """Draw the run's sample seeds, keep the grid in `out/samples/`, stream it to the tracker."""
+    was_training = model.generator.training
+    model.eval()
+    pairs = model.sample(run.config.sampling.seed, run.config.sampling.n)
+    decoder.forget(model.generator)
+    model.generator.train(was_training)
+    captions = [pair.caption for pair in pairs]
+    grid = captioned_grid([pair.image for pair in pairs], captions)
+    folder = run.out / "samples"
+    folder.mkdir(exist_ok=True)
+    grid.save(folder / f"step-{step:08d}.png")
+    run.tracker.log_grid("samples", grid, [pair.image for pair in pairs], captions, step=step)
+    run.tracker.log({"samples/pmi": float(np.mean([pair.pmi for pair in pairs]))}, step=step)
+
+
+def _global_sums(run: Run, batch: data.TokenBatch, device: torch.device) -> dict[str, Tensor]:
+    """Counts over the whole global batch, no less than one: image targets, text targets, and all tokens that are not padding."""
+    counts = torch.tensor(batch.counts, dtype=torch.float32, device=device)
+    if run.world > 1:
+        dist.all_reduce(counts)
+    counts = counts.clamp_min(1)
+    return {"image": counts[0], "text": counts[1], "tokens": counts[2]}

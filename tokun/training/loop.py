@@ -1,0 +1,285 @@
+"""The loop of every training with steps: batch, step, log, evaluate, stop, save, sample.
+
+A kind of training is a subclass of `Stage`. Its constructor makes model, optimizer and data; its hooks say what a step is, what is logged,
+evaluated and saved. `train(stage)` does the rest: it resumes, keeps the schedule and the time, writes trainer states, and stops when asked to.
+The hooks read `self.step` (steps done; within `take_step` the number of this step), `self.window` and `self.clock`.
+
+    class Distilling(Stage):                        # or EngineStage (engine_stage.py), which brings engine, average and trainer states
+        name = "distilling"
+        def describe(self): ...                     # the line said at the start
+        def batches(self, start): ...               # an iterator, from step `start` on
+        def take_step(self, batch, lr): ...         # forward, backward, update
+        def figures(self): ...                      # what is logged of it
+        def snapshot(self): ...                     # a trainer state …
+        def restore(self, folder): ...              # … and back
+
+Batches that the model itself makes (reinforcement learning) come from a generator function that samples: the loop asks for a batch only when the
+step before has changed the weights, as long as `batches` does not wrap it in `data.prefetch`. To resume exactly, a batch and a step must be
+functions of the weights and of `step_seed(seed, step, rank)` alone: seed torch's generators with it before drawing anything.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import math
+import time
+from abc import ABC, abstractmethod
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from tokun.models.shares import collective_device, own_share
+from tokun.training import optim
+from tokun.training.run import Run
+from tokun.utils import checkpoint
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """How long a training lasts, its learning rate, and how often what is done. Numbers of steps, 0: never."""
+
+    steps: int
+    lr: float
+    warmup_steps: int
+    log_every: int
+    save_every: int
+    eval_every: int = 0
+    sample_every: int = 0
+    max_minutes: float = 0.0
+    min_lr_ratio: float = 0.05
+    lr_hold: float = 0.0
+
+    @classmethod
+    def of(cls, section: Any, **changes: Any) -> Schedule:
+        """From a section of the config that has settings of these names, such as `train`."""
+        names = [field.name for field in dataclasses.fields(cls)]
+        return cls(**{name: getattr(section, name) for name in names if hasattr(section, name)} | changes)
+
+    def lr_at(self, step: int, done: float) -> float:
+        """The learning rate of a step, when the share `done` of the training is over."""
+        return self.lr * optim.warmup_cosine(step, progress=done, warmup=self.warmup_steps, min_ratio=self.min_lr_ratio, hold=self.lr_hold)
+
+    def stopped_by(self, step: int) -> str:
+        """What ended a training after so many steps, as its record says it."""
+        return "steps" if step >= self.steps else f"max_minutes {self.max_minutes:g}"
+
+
+class Clock:
+    """Seconds of training, those of earlier starts (`before`) among them."""
+
+    def __init__(self, before: float = 0.0) -> None:
+        self.before, self.start = before, time.monotonic()
+
+    def seconds(self) -> float:
+        return self.before + time.monotonic() - self.start
+
+
+class Window:
+    """What has happened since figures were last logged, or since the last evaluation or sample: these are no part of the pace."""
+
+    def __init__(self) -> None:
+        self.start = time.monotonic()
+        self.steps = 0
+        self.waited = 0.0  # seconds for batches
+        self.counts: Counter[str] = Counter()  # what the stage adds up, such as tokens
+
+    def seconds(self) -> float:
+        return max(time.monotonic() - self.start, 1e-9)
+
+
+class Stage(ABC):
+    """One kind of training, as `train` sees it. Where several processes train, each has its own, and all hooks are called in all of them together."""
+
+    name: ClassVar[str]  # in lines and errors; with underscores, of the folder of its trainer states
+
+    def __init__(self, run: Run, schedule: Schedule) -> None:
+        self.run, self.schedule = run, schedule
+        self.step, self.clock, self.window = 0, Clock(), Window()
+
+    @property
+    def folder(self) -> str:
+        return self.name.replace(" ", "_")
+
+    @abstractmethod
+    def describe(self) -> str:
+        """What is said before the first step: sizes of model and data."""
+
+    @abstractmethod
+    def batches(self, start: int) -> Iterator[Any]:
+        """The batches of steps `start`, `start + 1`, …; closed when the training ends."""
+
+    @abstractmethod
+    def take_step(self, batch: Any, lr: float) -> None:
+        """Forward, backward, update."""
+
+    @abstractmethod
+    def figures(self) -> tuple[dict[str, float], str]:
+        """Of the last step and of `self.window`: what the tracker gets, by name, and a few words for the progress bar."""
+
+    @abstractmethod
+    def snapshot(self) -> Callable[[Path], object]:
+        """Copy what a trainer state holds; returns what writes the copies into a folder. Only the first process calls that, beside the training."""
+
+    @abstractmethod
+    def restore(self, folder: Path) -> float:
+        """Go on from such a folder. Returns the seconds that were spent until then; raises ValueError where its settings are others."""
+
+    def evaluate(self) -> str:
+        """Measure, and log what was found. Returns the line to say; "": none."""
+        return ""
+
+    def sample(self) -> None:
+        """Draw samples and log them, where the schedule has `sample_every`."""
+        raise NotImplementedError(f"{self.name} draws no samples")
+
+    def disk_bytes(self) -> int:
+        """What trainer states and the like will take on the disk."""
+        return 0
+
+    def batch_keys(self) -> Sequence[str]:
+        """What the batch of this step was made of, for the report of a loss that is not finite."""
+        return []
+
+    def require_finite(self, value: Tensor | float, **what: str) -> None:
+        """Raise FloatingPointError where the loss of this step, or `what` else it is, is not finite."""
+        require_finite(self.run, value, self.step, self.name, self.batch_keys, **what)
+
+
+def train(stage: Stage) -> None:
+    """Take the stage's steps, from where its last trainer state was saved to the end of its schedule.
+
+    Raises Preempted when the run was asked to stop (after it has saved), FloatingPointError for a loss that is not finite, ValueError for a
+    trainer state of other settings and a disk that is too small. Nothing is still being written when it returns or raises.
+    """
+    run, schedule = stage.run, stage.schedule
+    states = run.states(stage.folder)
+    _resume(stage, states)
+    run.say(f"{stage.name}: {stage.describe()}")
+    if run.rank == 0:
+        checkpoint.require_space(run.out, stage.disk_bytes())
+    bar = tqdm(
+        total=schedule.steps, initial=stage.step, desc=stage.name, unit="step", disable=run.rank != 0, dynamic_ncols=True, mininterval=0.5
+    )
+    try:
+        stage.window = Window()
+        with bar, contextlib.closing(stage.batches(stage.step)) as batches:
+            while (done := share_done(run, schedule, stage.step, stage.clock.seconds())) < 1:
+                began = time.monotonic()
+                batch = next(batches)
+                stage.window.waited += time.monotonic() - began
+                stage.take_step(batch, schedule.lr_at(stage.step, done))
+                stage.step += 1
+                stage.window.steps += 1
+                bar.update(1)
+                _after_step(stage, states, bar)
+    finally:
+        run.writer.wait()
+
+
+def _resume(stage: Stage, states: checkpoint.TrainerStates) -> None:
+    spent = 0.0
+    if (latest := states.latest()) is not None:
+        spent = stage.restore(states.path(latest))
+        stage.step = latest
+        stage.run.say(f"{stage.name}: resuming at step {latest}")
+    stage.clock = Clock(spent)
+
+
+def _after_step(stage: Stage, states: checkpoint.TrainerStates, bar: tqdm) -> None:
+    """What is due after a step. A trainer state is saved behind the evaluation, so that a run which goes on from it does not evaluate again."""
+    run, schedule, step = stage.run, stage.schedule, stage.step
+
+    def due(every: int) -> bool:
+        return every > 0 and step % every == 0
+
+    if due(schedule.log_every) or step == 1:
+        figures, words = stage.figures()
+        stage.window = Window()
+        run.tracker.log(figures, step=step)
+        bar.set_postfix_str(words)
+    if due(schedule.eval_every):
+        line = stage.evaluate()
+        if line and run.rank == 0:
+            bar.write(f"  step {step}: {line}")
+        stage.window = Window()
+    run.stop_if_asked(lambda: save(stage, states))
+    if due(schedule.save_every):
+        save(stage, states)
+    if due(schedule.sample_every):
+        stage.sample()
+        stage.window = Window()
+
+
+def save(stage: Stage, states: checkpoint.TrainerStates) -> None:
+    """Have the writer's thread write a trainer state of this step."""
+    run = stage.run
+    run.writer.wait()  # before the copies are made: one set of them is enough
+    write = stage.snapshot()
+    if run.rank == 0:
+        run.writer.put(states.path(stage.step), write, then=states.prune)
+
+
+def share_done(run: Run, schedule: Schedule, step: int, seconds: float) -> float:
+    """How much of the training is done, 0..1: by steps, or by time where that runs out first (all processes agree)."""
+    done = step / schedule.steps
+    if schedule.max_minutes > 0:
+        elapsed = torch.tensor(seconds / (60 * schedule.max_minutes))
+        if run.world > 1:
+            elapsed = elapsed.to(collective_device())
+            dist.broadcast(elapsed, 0)
+        done = max(done, elapsed.item())
+    return done
+
+
+@contextlib.contextmanager
+def averaged(module: nn.Module, ema: optim.Ema, refresh: Callable[[], None] = lambda: None) -> Iterator[None]:
+    """Within the block the module holds its averaged weights; restores its own on exit. `refresh` is called after both changes."""
+    own = {name: own_share(p).detach().clone() for name, p in module.named_parameters()}
+    ema.copy_to(module)
+    refresh()
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            for name, p in module.named_parameters():
+                own_share(p).copy_(own[name])
+        refresh()
+
+
+def step_seed(seed: int, step: int, rank: int) -> int:
+    """The seed of what one process draws in one step."""
+    return int(np.random.SeedSequence([seed, step, rank]).generate_state(1, np.uint64)[0] >> 1)
+
+
+def seed_device(seed: int, device: torch.device) -> None:
+    """torch.manual_seed for the CPU and this device alone: it goes to every kind of device there is, which takes most of a millisecond."""
+    torch.default_generator.manual_seed(seed)
+    if device.type == "cuda":
+        torch.cuda.manual_seed(seed)
+
+
+def require_finite(run: Run, value: Tensor | float, step: int, stage: str, keys: Callable[[], Sequence[str]], what: str = "loss") -> None:
+    """Raise FloatingPointError, and write the batch's keys into the run's folder, where the value is not finite."""
+    value = float(value.detach()) if isinstance(value, Tensor) else value
+    if not math.isfinite(value):
+        listed = run.out / f"non_finite_{stage.replace(' ', '_')}_step{step}_rank{run.rank}.json"
+        checkpoint.write_text(listed, json.dumps(list(keys()), indent=1))
+        raise FloatingPointError(
+            f"{stage}: the {what} is {value} at step {step}. The batch's keys are in {listed}. The last trainer state is whole: "
+            "start again with a lower learning rate (lr), a smaller max_grad_norm, or in full precision (precision=no)"
+        )
+
+
+def batches_keys(batches: Any, step: int) -> list[str]:
+    """The keys of the samples in a step's batch, of `data.ImageBatches` or `data.TokenBatches`."""
+    return [batches.samples.index.key(batches.order[position]) for position in batches.positions(step)]

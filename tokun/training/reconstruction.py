@@ -1,0 +1,76 @@
+"""How well an image tokenizer draws what it is given: PSNR, use of its codes, and the gate before the generator."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from tokun import config as configs
+from tokun.render.grids import pair_sheet, to_pil
+from tokun.tokenizers.image import ImageTokenizer
+
+
+@torch.no_grad()
+def inspect_image_tokenizer(model: ImageTokenizer, images: Tensor | Sequence[Tensor], device: torch.device) -> tuple[dict[str, float], Any]:
+    """Figures over pictures (n, C, H, W), or several such of other shapes: psnr (dB) and those of `code_figures`; and a sheet of sixteen, of each shape alike."""
+    groups = [images] if isinstance(images, Tensor) else images
+    codes, decibels, pairs = [], [], []
+    model.eval()
+    for group in groups:
+        outputs = []
+        for batch in group.split(64):
+            c = model.encode(batch.to(device))
+            codes.append(c.flatten().cpu())
+            outputs.append(model.decode(c, (batch.shape[2] // model.config.downsample, batch.shape[3] // model.config.downsample)).cpu())
+        reconstructed = torch.cat(outputs)
+        decibels.append(psnr(group, reconstructed))
+        pairs.append([(to_pil(group[i]), to_pil(reconstructed[i])) for i in range(min(16, len(group)))])
+    figures = {"psnr": torch.cat(decibels).mean().item(), **code_figures(torch.cat(codes), model.codebook_size)}
+    in_turn = [own[i] for i in range(16) for own in pairs if i < len(own)]  # the first of each shape, then the second
+    return figures, pair_sheet(in_turn[:16])
+
+
+def psnr(images: Tensor, reconstructed: Tensor) -> Tensor:
+    """(n, C, H, W) in [-1, 1], twice -> (n,) dB."""
+    mse = ((reconstructed - images) / 2).square().mean((1, 2, 3))  # pixel values in 0..1
+    return -10 * mse.clamp_min(1e-10).log10()
+
+
+def code_figures(codes: Tensor, codebook_size: int) -> dict[str, float]:
+    """codes int64, of any shape -> usage (share of codes used), perplexity, dead_codes, and codes_seen, their number."""
+    counts = torch.bincount(codes.flatten(), minlength=codebook_size).float()
+    p = counts / counts.sum()
+    return {
+        "usage": (counts > 0).float().mean().item(),
+        "perplexity": (-(p * (p + 1e-12).log()).sum()).exp().item(),
+        "dead_codes": float((counts == 0).sum()),
+        "codes_seen": counts.sum().item(),
+    }
+
+
+def gate(figures: dict[str, float], train: configs.ImageTokenizerTrainConfig, codebook_size: int) -> None:
+    """Stop before the generator when the image tokenizer is not worth training on."""
+    if problems := gate_problems(figures, train, codebook_size):
+        raise ValueError(
+            "the image tokenizer has collapsed or is not trained: " + "; ".join(problems) + ". A generator cannot be better than its "
+            "codes. Train longer (image_tokenizer_train.steps), use a smaller codebook (image_tokenizer.codebook_size), "
+            "or lower the gate on purpose (image_tokenizer_train.min_usage / min_perplexity / min_psnr)"
+        )
+
+
+def gate_problems(figures: dict[str, float], train: configs.ImageTokenizerTrainConfig, codebook_size: int) -> list[str]:
+    """What speaks against training a generator on a tokenizer with these figures; empty: nothing."""
+    reach = min(1.0, figures["codes_seen"] / (4 * codebook_size))  # few held-out pictures cannot use every code
+    problems = []
+    if figures["usage"] < train.min_usage * reach:
+        problems.append(f"only {figures['usage']:.1%} of the codebook is used (the gate asks for {train.min_usage * reach:.1%})")
+    if figures["perplexity"] < train.min_perplexity * reach * codebook_size:
+        problems.append(
+            f"code perplexity is {figures['perplexity']:.1f} of {codebook_size} (the gate asks for {train.min_perplexity * reach:.1%})"
+        )
+    if figures["psnr"] < train.min_psnr:
+        problems.append(f"PSNR is {figures['psnr']:.1f} dB (the gate asks for {train.min_psnr:.1f})")
+    return problems

@@ -1,0 +1,235 @@
+"""A run: its settings, its folder, its tracker, its place among the processes; and what is checked before its first stage."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import socket
+import time
+import weakref
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+import yaml
+from tqdm import tqdm
+
+from tokun import config as configs
+from tokun import data
+from tokun.config import Config
+from tokun.inference.model import Tokun, load
+from tokun.models.generator import (
+    intermediate_size,
+)
+from tokun.training import health
+from tokun.training.engine import deepspeed_settings
+from tokun.training.tracking import Tracker, make_tracker
+from tokun.utils import checkpoint, lock
+
+
+@dataclass
+class Run:
+    """One training run: its settings, its folder, its tracker, its place among the processes."""
+
+    config: Config
+    out: Path
+    tracker: Tracker
+    rank: int
+    world: int
+    deepspeed: bool  # the generator runs under a DeepSpeed engine
+    stop: health.StopRequest
+    writer: checkpoint.Writer
+    let_go: Callable[[], object] = lambda: None  # of the run's folder
+
+    def any(self, flag: bool) -> bool:
+        """Whether the flag is true in any process. All of them ask together."""
+        if self.world == 1:
+            return flag
+        device = torch.device("cuda") if dist.get_backend() == "nccl" else torch.device("cpu")
+        value = torch.tensor(float(flag), device=device)
+        dist.all_reduce(value, op=dist.ReduceOp.MAX)
+        return bool(value.item())
+
+    def stop_if_asked(self, save: Callable[[], object] = lambda: None) -> None:
+        """Save and raise Preempted when any process was asked to stop (SIGTERM)."""
+        if self.any(self.stop.asked):
+            save()
+            self.writer.wait()
+            raise health.Preempted
+
+    def close(self) -> None:
+        self.writer.close()
+        self.stop.close()
+        self.tracker.finish()
+        self.let_go()
+
+    def wait(self) -> None:
+        """Until every process is here."""
+        if self.world > 1:
+            dist.barrier()
+
+    def recover(self, target: Path) -> None:
+        """Put back what a kill between two renames left aside; every process calls it before it reads a stage's record."""
+        if self.rank == 0:
+            checkpoint.recover_directory(target)
+        self.wait()
+
+    def say(self, message: str) -> None:
+        if self.rank == 0:
+            tqdm.write(message)
+
+    def index(self, shards: str) -> Path:
+        """Where the index of these shards is kept between openings. Safe to delete."""
+        return self.out / "cache" / f"{shards}.index"
+
+    def states(self, stage: str) -> checkpoint.TrainerStates:
+        if self.rank == 0:
+            checkpoint.remove_partial(self.out / "state" / stage)
+        return checkpoint.TrainerStates(self.out / "state" / stage, keep=self.config.train.keep_last)
+
+    def forget(self, stage: str) -> None:
+        """Remove the trainer states of a stage that is finished: gigabytes, and a kill may have left some of them."""
+        if self.rank == 0:
+            self.states(stage).clear()
+
+
+def open_run(config: Config, *, deepspeed: bool = False) -> Run:
+    """Check what the last stage will ask for, make the run's folder, start its tracker. Every process calls it.
+
+    Raises ValueError for settings that a later stage would refuse, before the first one has spent an hour, and for a folder that another run holds.
+    """
+    out = Path(config.out)
+    rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+    deepspeed = deepspeed and bool(config.train.deepspeed)
+    _check_ahead(config, world, deepspeed)
+    if config.threads:
+        torch.set_num_threads(config.threads)
+    held = hold_out(config)
+    if rank == 0 and not (out / "config.yaml").exists():  # that of an earlier run stays until every stage has agreed to this one
+        write_config(out, config)
+    tracker = make_tracker(
+        config.tracking.kind,
+        project=config.tracking.project,
+        name=config.tracking.name or out.name,
+        directory=out / "tracking",
+        config=configs.to_dict(config),
+        main_process=rank == 0,
+    )
+    run = Run(config, out, tracker, rank, world, deepspeed, health.StopRequest(), checkpoint.Writer(tqdm.write))
+    if held is not None:
+        run.let_go = weakref.finalize(run, lock.let_go, held)  # also where it is never closed
+    run.wait()
+    require_shared_folder(out)
+    return run
+
+
+def hold_out(config: Config) -> Path | None:
+    """The first process of a run makes its folder and holds it until the run ends, for all of them. Raises ValueError where another run holds it."""
+    if int(os.environ.get("RANK", 0)):
+        return None
+    checkpoint.require_writable(Path(config.out))
+    return lock.hold(Path(config.out), option="out=…")
+
+
+def require_shared_folder(out: Path, *, seconds: float = 30.0) -> None:
+    """Raise ValueError where this process does not see what the first one has written; network folders may take a while."""
+    end = time.monotonic() + seconds
+    while not (out / "config.yaml").is_file():
+        if time.monotonic() > end:
+            raise ValueError(
+                f"out={out} on {socket.gethostname()} does not hold the config.yaml that the first process has written: all nodes must see one "
+                "folder there (docs/clusters.md); only data may be copied to each"
+            )
+        if out.is_dir():
+            os.listdir(out)  # has a network folder look again
+        time.sleep(0.5)
+
+
+def write_config(out: Path, config: Config) -> None:
+    checkpoint.write_text(out / "config.yaml", yaml.safe_dump(configs.to_dict(config), sort_keys=False))
+
+
+def _check_ahead(config: Config, world: int, deepspeed: bool) -> None:
+    train = config.train
+    data.check_batch(config.image_tokenizer_train.batch_size, world, "image_tokenizer_train.batch_size")
+    data.check_batch(train.batch_size, world, "train.batch_size")
+    micro = micro_batch(train, world)
+    data.check_task_mix(train.task_mix)
+    shares = {
+        "train.word_dropout": train.word_dropout,
+        "train.tag_dropout": train.tag_dropout,
+        "train.plain_share": train.plain_share,
+        "generator.dropout": config.generator.dropout,
+        "train.lr_hold": train.lr_hold,
+        "image_tokenizer_train.lr_hold": config.image_tokenizer_train.lr_hold,
+    }
+    for name, value in shares.items():
+        if not 0 <= value <= 1 or (
+            value == 1 and name.endswith(("dropout", "lr_hold")) and name.startswith(("generator", "train.lr", "image"))
+        ):
+            raise ValueError(f"{name} is {value}; it is a share between 0 and 1")
+    if deepspeed:
+        deepspeed_settings(train, micro=micro, accumulation=train.batch_size // world // micro)
+    if config.start and not any(
+        (Path(config.out) / part).is_dir() for part in ("checkpoint", "state/generator")
+    ):  # later it is not asked for again
+        _check_start(config)
+    if train.ema_every < 1:
+        raise ValueError(f"train.ema_every is {train.ema_every}; it is a number of steps, 1 or more")
+    if train.keep_best and not config.data.val:
+        raise ValueError(
+            f"train.keep_best is {train.keep_best}, but which checkpoint is best only held-out pictures can tell: name them with data.val, or set keep_best to 0"
+        )
+    weights = config.image_tokenizer_train.perceptual_weights
+    if weights and config.image_tokenizer_train.perceptual_weight > 0 and not Path(weights).is_file():
+        raise FileNotFoundError(
+            f"image_tokenizer_train.perceptual_weights {weights} does not exist; name a SqueezeNet file, or set image_tokenizer_train.perceptual=none"
+        )
+
+
+def _check_start(config: Config) -> None:
+    """Raises ValueError where the checkpoint to start from cannot be read, or is of another shape than the config's."""
+    if config.generator.pretrained:
+        raise ValueError(f"start {config.start} and generator.pretrained {config.generator.pretrained} exclude each other: set one of them")
+    model = starting_model(config)
+    asked, found = config.generator, model.generator.config.to_dict()  # of another architecture some are None
+    names = {
+        "num_layers": "num_hidden_layers",
+        "num_heads": "num_attention_heads",
+        "num_kv_heads": "num_key_value_heads",
+        "tie_embeddings": "tie_word_embeddings",
+    }
+    shape = {
+        f"image_tokenizer.{k}": (v, getattr(model.image_tokenizer.config, k)) for k, v in dataclasses.asdict(config.image_tokenizer).items()
+    }
+    for name in ("hidden_size", "head_dim", *names):
+        shape[f"generator.{name}"] = getattr(asked, name), found.get(names.get(name, name))
+    shape["generator.intermediate_size"] = intermediate_size(asked), found.get("intermediate_size")
+    other = [f"{name} is {mine}, the checkpoint's {its}" for name, (mine, its) in shape.items() if mine != its]
+    if other:
+        raise ValueError(
+            f"start {config.start} is of another shape than this config: {'; '.join(other)}. Set them alike, or choose the config it was trained with"
+        )
+
+
+def starting_model(config: Config) -> Tokun:
+    """The checkpoint that `config.start` names, on the CPU. Raises as `tokun.load` does."""
+    return load(None if config.start == "bundled" else config.start, device="cpu")
+
+
+def micro_batch(train: configs.TrainConfig, world: int) -> int:
+    """Samples of one process and one forward pass."""
+    share = train.batch_size // world
+    micro = train.micro_batch_size or share
+    if micro < 1 or train.batch_size % world or share % micro:
+        raise ValueError(
+            f"train.batch_size {train.batch_size} is not processes ({world}) x micro_batch_size ({micro}) x a whole number of accumulation steps"
+        )
+    return micro
+
+
+def states_on_disk(config: Config) -> int:
+    """How many trainer states lie on the disk at once, with the one that is being written."""
+    return config.train.keep_last + 1

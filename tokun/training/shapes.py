@@ -1,0 +1,49 @@
+"""What the stages know of the shapes of pictures: how they are opened, and how a record and a line name them."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Any
+
+from torch import Tensor
+
+from tokun import config as configs
+from tokun import data
+from tokun.config import Config
+from tokun.data import framing
+
+
+def held_out_pictures(config: Config, n: int = 256) -> list[Tensor]:
+    """Held-out pictures as they are framed, (k, C, H, W) for each grid."""
+    m = config.image_tokenizer
+    pattern = config.data.val or config.data.train
+    return data.first_frames(
+        data.ImageSamples.open(pattern, image_size=m.image_size, channels=m.image_channels, **shape_options(config)), n
+    )
+
+
+def shape_options(config: Config) -> dict[str, Any]:
+    """What `data.ImageSamples` is told of the shapes of pictures."""
+    return {"grids": configs.parse_grids(config.data.grids), "downsample": config.image_tokenizer.downsample, "fit": config.data.fit}
+
+
+def shapes_asked(config: Config) -> dict[str, Any]:
+    """What a stage's record says of the shapes of pictures: nothing where all are squares, as before there were others."""
+    return {"grids": config.data.grids, "fit": config.data.fit} if config.data.grids else {}
+
+
+def shapes_line(samples: data.ImageSamples) -> str:
+    counts = Counter(samples.shapes.tolist())
+    return "image tokenizer: pictures by grid: " + ", ".join(
+        f"{framing.grid_text(grid)} {counts[number]}" for number, grid in enumerate(samples.grids)
+    )
+
+
+def sizes_line(config: Config) -> str:
+    """The sizes of the pictures, height x width where they are no squares."""
+    f = config.image_tokenizer.downsample
+    return (
+        ", ".join(f"{rows * f}x{columns * f}" for rows, columns in configs.parse_grids(config.data.grids)) + " px"
+        if config.data.grids
+        else f"{config.image_tokenizer.image_size} px"
+    )

@@ -1,0 +1,72 @@
+"""The first stage: sentencepiece over the captions, `out/text_tokenizer` out."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from tokun import data
+from tokun.config import Config
+from tokun.inference.model import TEXT_TOKENIZER
+from tokun.tokenizers.text import PretrainedTextTokenizer, TextTokenizer, normalize
+from tokun.training.records import started_from
+from tokun.training.run import Run, starting_model
+from tokun.utils import checkpoint
+
+BROKEN_RECORD = (OSError, ValueError, TypeError, KeyError, AttributeError)  # what a JSON of another shape leads to
+
+
+def train_text_tokenizer(run: Run) -> Path:
+    """Train sentencepiece on the training captions (or take the pretrained LM's own) -> `out/text_tokenizer`."""
+    config, target = run.config, run.out / "text_tokenizer"
+    paths = data.expand_shards(config.data.train)
+    asked = {
+        "text_tokenizer": dataclasses.asdict(config.text_tokenizer), "pretrained": config.generator.pretrained,
+        "caption_key": config.data.caption_key, "shards": checkpoint.files_fingerprint(paths), **started_from(config),
+    }  # fmt: skip
+    run.recover(target)
+    record = checkpoint.read_record(target / "stage.json")
+    if record is not None:
+        checkpoint.require_same(target, record["settings"], asked)
+        run.say(f"text tokenizer: {target} is there and matches")
+    elif run.rank == 0:
+        tokenizer: TextTokenizer | PretrainedTextTokenizer
+        if config.start:
+            tokenizer = starting_model(config).text_tokenizer
+        elif config.generator.pretrained:
+            tokenizer = PretrainedTextTokenizer.from_pretrained(config.generator.pretrained)
+        else:
+            tokenizer = TextTokenizer.train(_texts(paths, config), vocab_size=config.text_tokenizer.vocab_size)
+        with checkpoint.whole_directory(target) as folder:
+            tokenizer.save(folder / TEXT_TOKENIZER)
+            checkpoint.write_record(
+                folder / "stage.json", {"settings": asked, "size": tokenizer.size, "fingerprint": tokenizer.fingerprint()}
+            )
+        run.say(f"text tokenizer: {tokenizer.size} pieces")
+    run.wait()
+    return target
+
+
+def load_text_tokenizer(run: Run) -> TextTokenizer | PretrainedTextTokenizer:
+    path = run.out / "text_tokenizer" / TEXT_TOKENIZER
+    return PretrainedTextTokenizer.load(path) if path.is_dir() else TextTokenizer.load(path)
+
+
+def _texts(paths: list[Path], config: Config) -> Iterator[str]:
+    """Every text that the generator will read: captions in all registers, questions and answers."""
+    index = data.ShardIndex(paths)
+    for i in range(len(index)):
+        try:
+            tree = index.read_json(i)
+            texts = [*captions_of(tree, config).values(), *(str(q[k]) for q in tree.get("questions", []) for k in ("question", "answer"))]
+        except BROKEN_RECORD:
+            continue  # counted where the sample is encoded
+        yield from texts
+
+
+def captions_of(tree: dict[str, Any], config: Config) -> dict[str, str]:
+    """register -> normalised caption of a sample's JSON; empty ones are left out."""
+    found = {**tree.get("captions", {}), "plain": tree.get(config.data.caption_key, "")}
+    return {register: text for register, raw in found.items() if (text := normalize(str(raw or "")))}

@@ -1,0 +1,70 @@
+"""The generator's loss of a micro batch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from tokun.models import losses
+from tokun.models.generator import (
+    head_is_last,
+    lose_in_forward,
+    loss_chunk,
+)
+from tokun.tokenizers.vocabulary import Vocabulary
+from tokun.training.engine import Engine
+
+
+class TokenLoss:
+    """The generator's loss of a micro batch: over all of its logits at once, or chunk by chunk where they would be the memory's peak."""
+
+    def __init__(
+        self, model: Any, vocabulary: Vocabulary, *, rows: int, length: int, chunk: int, compile: bool, say: Callable[[str], None]
+    ):
+        self.size, self.is_image = vocabulary.size, vocabulary.is_image
+        self.losses = _compiled_for_training(losses.next_token_losses) if compile else losses.next_token_losses
+        chunk = loss_chunk(chunk, positions=rows * length, size=self.size, device="cuda" if torch.cuda.is_available() else "cpu")
+        self.inside = head_is_last(model)  # the model's forward pass
+        if self.inside:
+            lose_in_forward(model, size=self.size, chunk=chunk, token_losses=self.losses)
+        elif chunk:
+            say(f"generator: {type(model).__name__} does more to its logits than its output embedding: the loss takes all of them at once")
+
+    def __call__(
+        self, engine: Engine, model: Any, input_ids: Tensor, labels: Tensor, weights: Tensor | None = None
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """input_ids and labels (B, T) on the CPU, weights (3,) of `losses.LOSS_SUMS` on the engine's device (none: all one) -> the loss,
+        and the parts of `losses.next_token_losses`. `model` is the engine's own where gradients are wanted, else the bare one."""
+        ids = input_ids.to(engine.device, non_blocking=True)
+        self.is_image = is_image = self.is_image.to(engine.device)
+        weights = torch.ones(len(losses.LOSS_SUMS), device=engine.device) if weights is None else weights
+        if self.inside:
+            targets = (t.to(engine.device, non_blocking=True) for t in labelled(labels))  # found on the CPU: the device need not wait
+            with engine.autocast():
+                return model(input_ids=ids, use_cache=False, targets=(*targets, is_image, weights))
+        with engine.autocast():
+            logits = model(input_ids=ids, use_cache=False).logits[..., : self.size]
+        parts = self.losses(logits, labels.to(engine.device, non_blocking=True), is_image)
+        return losses.weighted_loss(parts, weights), parts
+
+
+def labelled(labels: Tensor, *, multiple: int = 64) -> tuple[Tensor, Tensor]:
+    """labels (B, T) -> where there is one, as positions (N,) into the flattened batch, and these labels (N,).
+
+    N is filled up to a multiple by position 0 without a label: a number that no step before had costs as much as its logits do, since a
+    CPU's matrix products (oneDNN) are made anew for it.
+    """
+    flat = labels.flatten()
+    positions = (flat != losses.IGNORE).nonzero()[:, 0]
+    filling = -len(positions) % multiple
+    return F.pad(positions, (0, filling)), F.pad(flat[positions], (0, filling), value=losses.IGNORE)
+
+
+def _compiled_for_training(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Compiled where gradients are wanted; evaluation is too short to compile for."""
+    fast = torch.compile(function, dynamic=True)
+    return lambda *arguments: (fast if torch.is_grad_enabled() else function)(*arguments)
