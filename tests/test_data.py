@@ -766,6 +766,20 @@ def test_where_there_are_several_grids_it_is_always_named(code_shards):
     assert {p.tags.grid for p in packed_many(token_batches(code_shards, tag_dropout=1.0, vocabulary=SHAPES), 5, square)} == {(2, 2)}
 
 
+def test_batches_of_several_grids_have_few_lengths_and_the_same_targets(code_shards):
+    options = dict(vocabulary=SHAPES, sort_window=0)
+    batches = token_batches(code_shards, **options)
+    exact = token_batches(code_shards, **options)
+    exact.multiple = 1
+    for step in range(10):
+        padded, tight = batches(step), exact(step)
+        width = tight.input_ids.shape[1]
+        assert padded.input_ids.shape[1] % 16 == 0 and padded.input_ids.shape[1] - width < 16 and padded.counts == tight.counts
+        assert torch.equal(padded.input_ids[:, :width], tight.input_ids) and torch.equal(padded.labels[:, :width], tight.labels)
+        assert (padded.input_ids[:, width:] == SHAPES.id("<pad>")).all() and (padded.labels[:, width:] == -100).all()
+    assert token_batches(code_shards).multiple == 1, "those of one grid stay as they were: old runs go on exactly"
+
+
 def test_views_registers_and_unknown_tags(code_shards):
     batches = token_batches(code_shards)
     parts = packed_many(batches, 1500)

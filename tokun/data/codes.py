@@ -31,6 +31,7 @@ class Record:
     subject: str
     questions: list[tuple[str, str]]
     thing: str = ""
+    mirrored: tuple[bool, ...] = ()  # of each view; empty: none is
 
 
 class CodeSamples:
@@ -57,7 +58,7 @@ class CodeSamples:
         questions = [(q["question"], q["answer"]) for q in tree.get("questions", [])]
         return Record(
             self.index.key(i), codes, (int(grid[0]), int(grid[1])), caption, captions,
-            tree.get("style", ""), tree.get("subject", ""), questions, tree.get("thing", ""),
+            tree.get("style", ""), tree.get("subject", ""), questions, tree.get("thing", ""), tuple(box[2] < 0 for box in tree.get("boxes", [])),
         )  # fmt: skip
 
     def whole_record(self, i: int) -> Record:

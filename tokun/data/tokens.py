@@ -15,10 +15,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from tokun.data import mirror
 from tokun.data.codes import CodeSamples, Record
 from tokun.data.order import Order, check_batch, positions_of, rng_for
 
 ENCODED = 2**16  # texts whose ids are remembered: some tens of MB
+LENGTH_MULTIPLE = 16  # pictures of several grids: batches are as long as a multiple of this, since a CPU's matrix products (oneDNN) are made anew for each length
 
 
 @dataclass(frozen=True)
@@ -66,6 +68,7 @@ class TokenBatches:
         self.shares = (np.cumsum([task_mix[t] for t in self.tasks]) / sum(task_mix.values())).tolist()
         self.cut_captions = 0
         self.window = max(1, sort_window // batch_size)  # in batches
+        self.multiple = LENGTH_MULTIPLE if len(vocabulary.grids) > 1 else 1
         self.pool = ThreadPoolExecutor(threads) if threads > 0 else None
         self.ahead = ThreadPoolExecutor(1) if self.window > 1 else None
         self._windows: dict[int, Future[list[list[tuple[int, Row]]]]] = {}
@@ -78,7 +81,7 @@ class TokenBatches:
             mine = self._batch(step)[self.rank * self.batch_size // self.world : (self.rank + 1) * self.batch_size // self.world]
             packed = [sequence for _, sequence in mine]
         v = self.vocabulary
-        return collate(packed, v.id("<pad>"), first_code=v.code_offset, last_code=v.code_end - 1)
+        return collate(packed, v.id("<pad>"), first_code=v.code_offset, last_code=v.code_end - 1, multiple=self.multiple)
 
     def positions(self, step: int) -> list[int]:
         """The positions in the stream of this process's rows at `step`."""
@@ -146,9 +149,8 @@ class TokenBatches:
 
         v = self.vocabulary
         task = self.tasks[min(bisect_right(self.shares, rng.random()), len(self.tasks) - 1)]
-        codes = record.codes[
-            rng.integers(len(record.codes)) if self.views and len(record.codes) > 1 else 0
-        ]  # of one, numpy draws nothing either
+        view = int(rng.integers(len(record.codes))) if self.views and len(record.codes) > 1 else 0  # of one, numpy draws nothing either
+        codes, record = record.codes[view], mirror.mirrored(record) if view < len(record.mirrored) and record.mirrored[view] else record
         registers = [r for r in record.captions if r in v.registers]
         register = "plain" if rng.random() < self.plain_share or len(registers) == 1 else registers[rng.integers(len(registers))]
         dropped, bare = rng.random(5 if v.things else 4).tolist(), rng.random() < self.tag_dropout
@@ -174,12 +176,14 @@ class TokenBatches:
         return v.pack_joint(tags, codes, caption)
 
 
-def collate(packed: Sequence[Any], pad: int, *, first_code: int = sys.maxsize, last_code: int = sys.maxsize) -> TokenBatch:
+def collate(
+    packed: Sequence[Any], pad: int, *, first_code: int = sys.maxsize, last_code: int = sys.maxsize, multiple: int = 1
+) -> TokenBatch:
     """Packed sequences (or rows) -> a batch, padded behind and shifted by one. The only place where labels are shifted.
 
-    Ids from `first_code` to `last_code` are image codes, which its counts tell from others.
+    Ids from `first_code` to `last_code` are image codes, which its counts tell from others. The batch is as long as a multiple of `multiple`.
     """
-    width = max(len(p.input_ids) for p in packed) - 1
+    width = -(-(max(len(p.input_ids) for p in packed) - 1) // multiple) * multiple
     input_ids = np.full((len(packed), width), pad)
     labels = np.full((len(packed), width), -100)
     for row, p in enumerate(packed):

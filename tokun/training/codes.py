@@ -21,7 +21,7 @@ from tqdm import tqdm
 from tokun import config as configs
 from tokun import data
 from tokun.config import Config
-from tokun.data import framing
+from tokun.data import framing, mirror
 from tokun.inference.tags import count_tags
 from tokun.tokenizers.image import ImageTokenizer
 from tokun.tokenizers.vocabulary import tag_word
@@ -209,7 +209,8 @@ def encode_shard(
         if (thing := tag_word(str(tree.get(d.thing_key) or ""))) or "thing" in tree:
             tree["thing"] = thing
         rng, size = data.rng_for(config.seed, i, stream=3), framed.image.size
-        boxes = framing.views(framed.box, c.views, c.crop_scale, rng, None if several else size, positions=c.positions, mirror=c.mirror)
+        turn = c.mirror and mirror.may_be_mirrored([captions["plain"]])
+        boxes = framing.views(framed.box, c.views, c.crop_scale, rng, None if several else size, positions=c.positions, mirror=turn)
         tree["boxes"] = [[round(x, 2) for x in (box if several else box[:3])] for box in boxes]
         if several:
             tree["boxes_of"] = list(size)  # the boxes are in pixels of the picture at this width and height
