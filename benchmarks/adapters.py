@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import csv
 import json
+import shutil
 import subprocess
 import sys
 import time
@@ -55,6 +56,8 @@ def main() -> None:
     book.add_argument("--pictures", type=int, default=100)
     book.add_argument("--rest", required=True)
     book.add_argument("--minutes", type=float, default=10.0)
+    book.add_argument("--steps", type=int, default=100_000, help="stop after so many, where the minutes would last longer")
+    book.add_argument("--rest-pictures", type=int, default=10**6, help="of the rest, the first so many")
     book.add_argument("--full-lr", type=float, nargs="*", default=[1e-3, 1e-4], help="of the trainings of all weights")
     words.add_argument("--descriptions", type=Path, required=True)
     words.add_argument("--register", default="social")
@@ -89,11 +92,14 @@ def start_of(args: argparse.Namespace) -> str:
 def on_a_book(args: argparse.Namespace) -> None:
     shards = book_shards(args)
     given = [start_of(args), f"data.train={shards}/train.tar", f"data.val={shards}/val.tar", f"seed={args.seed}", f"train.max_minutes={args.minutes}",
-             "train.steps=100000", "train.save_every=100000", "train.sample_every=100000", "train.eval_every=100000", "sampling.n=0", "data.style_key=technique"]  # fmt: skip
+             f"train.steps={args.steps}", "train.save_every=100000", "train.sample_every=100000", "train.eval_every=100000", "sampling.n=0", "data.style_key=technique"]  # fmt: skip
     lora = ROOT / "configs" / "lora.yaml"
     records = {"LoRA": train(lora, args.out / "lora", *given, *args.set)}
     whole = full_config(lora, [*given, *args.set], args.out / "full.yaml")
     for lr in args.full_lr:
+        for part in ("text_tokenizer", "image_tokenizer", "codes"):
+            if not (args.out / f"full-{lr:g}" / part).is_dir():
+                shutil.copytree(args.out / "lora" / part, args.out / f"full-{lr:g}" / part)
         records[f"all weights, lr {lr:g}"] = train(whole, args.out / f"full-{lr:g}", f"train.lr={lr}")
     held = {"book": samples_of(args.out / "lora" / "codes", "val-*.tar"), "rest": rest_of(args)}
     base = scores(base_of(args), held)
@@ -165,7 +171,7 @@ def rest_of(args: argparse.Namespace) -> list[Record]:
     for number, path in enumerate(data.expand_shards(args.rest)):
         if not (folder / f"val-{number:05d}.tar").is_file():
             encode_shard(path, folder / f"val-{number:05d}.tar", base.image_tokenizer, config, torch.device("cpu"))
-    return samples_of(folder, "val-*.tar")
+    return samples_of(folder, "val-*.tar")[: args.rest_pictures]
 
 
 def scores(model: Tokun, held: dict[str, list[Record]]) -> dict[str, np.ndarray]:
