@@ -461,83 +461,114 @@ def load(
 
     Raises FileNotFoundError or ValueError naming the file that is missing or broken.
     """
-    from transformers import AutoModelForCausalLM
-
-    try:
-        if torch.empty(0, device=device).is_meta:
-            raise ValueError("device 'meta' holds no numbers: choose cpu, or cuda")
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        raise ValueError(f"device {device!r} cannot be used here: {first_line(error)}") from error
+    require_device(device)
     folder = resolve(checkpoint)
-    for part in (GENERATOR, IMAGE_TOKENIZER):
-        require_safetensors(folder / part)
-    for name in (
-        f"{GENERATOR}/config.json",
-        f"{GENERATOR}/model.safetensors",
-        f"{GENERATOR}/tokenizer.json",
-        "vocabulary.json",
-        "sampling.json",
-    ):
-        sharded = folder / GENERATOR / "model.safetensors.index.json"
-        if not (folder / name).is_file() and not (name.endswith("model.safetensors") and sharded.is_file()):
-            raise FileNotFoundError(f"{folder / name} is missing: the checkpoint is not whole. Copy or download {folder} again")
+    require_whole(folder)
     vocabulary = Vocabulary.load(folder / "vocabulary.json")
     require_same_ids(folder / GENERATOR / "tokenizer.json", vocabulary)
     text_path = folder / TEXT_TOKENIZER
     text_tokenizer = PretrainedTextTokenizer.load(text_path) if text_path.is_dir() else TextTokenizer.load(text_path)
     image_tokenizer = ImageTokenizer.load(folder / IMAGE_TOKENIZER)
-    try:
-        settings = json.loads((folder / "sampling.json").read_text(encoding="utf-8"))
-        counts = read_counts(settings["tag_counts"])
-        defaults, made_with, worded_with = (
-            SamplingConfig(**settings["defaults"]),
-            str(settings["image_tokenizer"]),
-            settings.get("text_tokenizer"),
-        )
-        tasks, fit = tuple(str(task) for task in settings.get("tasks", ())), settings.get("fit", "")
-        if fit not in ("", *framing.FITS):
-            raise ValueError(f"fit is {fit!r}, not one of {', '.join(framing.FITS)}")
-        for temperature in (defaults.temperature, defaults.text_temperature):
-            sampling.Choice(temperature, defaults.top_k, defaults.top_p)
-        for name in ("guidance_scale", "text_guidance_scale"):
-            require_scale(name, getattr(defaults, name))
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ValueError(f"{folder / 'sampling.json'} cannot be read: {error!r}. Copy the whole checkpoint again") from error
-    try:
-        with without_bars():
-            generator, found = AutoModelForCausalLM.from_pretrained(
-                folder / GENERATOR, dtype=dtype, use_safetensors=True, trust_remote_code=False, output_loading_info=True
+    settings = read_settings(folder / "sampling.json")
+    generator = load_generator(folder / GENERATOR, dtype)
+    for path, asked, found in (
+        (folder / IMAGE_TOKENIZER, settings.image_tokenizer, image_tokenizer.fingerprint()),
+        (text_path, settings.text_tokenizer, text_tokenizer.fingerprint()),
+    ):
+        if asked not in (None, found):
+            raise ValueError(
+                f"{path} is not the tokenizer this generator was trained with: its fingerprint is "
+                f"{found[:16]}…, the generator asks for {asked[:16]}…. Copy the whole checkpoint again"
             )
-    except (MemoryError, ImportError):
-        raise
-    except Exception as error:  # a config.json that is not the weights' own ends in errors of any kind
-        raise ValueError(
-            f"{folder / GENERATOR} cannot be read: {type(error).__name__}: {first_line(error)}. Copy the whole checkpoint again"
-        ) from error
-    if found["missing_keys"]:  # transformers would fill them with random numbers
-        raise ValueError(f"{folder / GENERATOR} lacks the weights {sorted(found['missing_keys'])[:3]}. Copy the whole checkpoint again")
-    if made_with != image_tokenizer.fingerprint():
-        raise ValueError(
-            f"{folder / IMAGE_TOKENIZER} is not the tokenizer this generator was trained with: its fingerprint is "
-            f"{image_tokenizer.fingerprint()[:16]}…, the generator asks for {made_with[:16]}…. Copy the whole checkpoint again"
-        )
-    if worded_with not in (None, text_tokenizer.fingerprint()):
-        raise ValueError(
-            f"{text_path} is not the tokenizer this generator was trained with: its fingerprint is "
-            f"{text_tokenizer.fingerprint()[:16]}…, the generator asks for {str(worded_with)[:16]}…. Copy the whole checkpoint again"
-        )
-    places, needed = (
-        getattr(generator.config.get_text_config(), "max_position_embeddings", math.inf),
-        vocabulary.max_codes + vocabulary.max_text,
-    )
+    places = getattr(generator.config.get_text_config(), "max_position_embeddings", math.inf)
+    needed = vocabulary.max_codes + vocabulary.max_text
     if needed > places:
         raise ValueError(
             f"{folder / 'vocabulary.json'} speaks of {needed} codes and pieces, the generator has {places} places. Copy the whole checkpoint again"
         )
     card = (folder / CARD).read_text(encoding="utf-8", errors="replace") if (folder / CARD).is_file() else ""
-    model = Tokun(image_tokenizer, text_tokenizer, vocabulary, generator, defaults, counts, tasks, card, fit)
+    model = Tokun(
+        image_tokenizer, text_tokenizer, vocabulary, generator, settings.defaults, settings.tag_counts, settings.tasks, card, settings.fit
+    )
     model.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     return model if compile is None else model.compile(compile)
+
+
+def require_device(device: str | None) -> None:
+    """Raise ValueError where torch cannot compute on the device."""
+    try:
+        if torch.empty(0, device=device).is_meta:
+            raise ValueError("device 'meta' holds no numbers: choose cpu, or cuda")
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise ValueError(f"device {device!r} cannot be used here: {first_line(error)}") from error
+
+
+def require_whole(folder: Path) -> None:
+    """Raise FileNotFoundError for a checkpoint that lacks a file, ValueError for one whose weights are a pickle."""
+    for part in (GENERATOR, IMAGE_TOKENIZER):
+        require_safetensors(folder / part)
+    names = (
+        *(f"{GENERATOR}/{name}" for name in ("config.json", "model.safetensors", "tokenizer.json")),
+        "vocabulary.json",
+        "sampling.json",
+    )
+    sharded = folder / GENERATOR / "model.safetensors.index.json"
+    for name in names:
+        if not (folder / name).is_file() and not (name.endswith("model.safetensors") and sharded.is_file()):
+            raise FileNotFoundError(f"{folder / name} is missing: the checkpoint is not whole. Copy or download {folder} again")
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What a checkpoint's sampling.json says."""
+
+    defaults: SamplingConfig
+    tag_counts: list[tuple[Any, ...]]
+    tasks: tuple[str, ...]
+    fit: str  # of a picture to its grid
+    image_tokenizer: str  # its fingerprint
+    text_tokenizer: str | None  # its fingerprint; older checkpoints do not say it
+
+
+def read_settings(path: Path) -> Settings:
+    """Raises ValueError where the file cannot be read."""
+    try:
+        tree = json.loads(path.read_text(encoding="utf-8"))
+        worded_with = tree.get("text_tokenizer")
+        settings = Settings(
+            SamplingConfig(**tree["defaults"]), read_counts(tree["tag_counts"]), tuple(str(task) for task in tree.get("tasks", ())),
+            tree.get("fit", ""), str(tree["image_tokenizer"]), None if worded_with is None else str(worded_with),
+        )  # fmt: skip
+        if settings.fit not in ("", *framing.FITS):
+            raise ValueError(f"fit is {settings.fit!r}, not one of {', '.join(framing.FITS)}")
+        defaults = settings.defaults
+        for temperature in (defaults.temperature, defaults.text_temperature):
+            sampling.Choice(temperature, defaults.top_k, defaults.top_p)
+        for name in ("guidance_scale", "text_guidance_scale"):
+            require_scale(name, getattr(defaults, name))
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"{path} cannot be read: {error!r}. Copy the whole checkpoint again") from error
+    return settings
+
+
+def load_generator(folder: Path, dtype: torch.dtype) -> Any:
+    """The causal LM of a checkpoint, on the CPU. Raises ValueError where it cannot be read or lacks weights."""
+    from transformers import AutoModelForCausalLM
+
+    try:
+        with without_bars():
+            generator, found = AutoModelForCausalLM.from_pretrained(
+                folder, dtype=dtype, use_safetensors=True, trust_remote_code=False, output_loading_info=True
+            )
+    except (MemoryError, ImportError):
+        raise
+    except Exception as error:  # a config.json that is not the weights' own ends in errors of any kind
+        raise ValueError(
+            f"{folder} cannot be read: {type(error).__name__}: {first_line(error)}. Copy the whole checkpoint again"
+        ) from error
+    if found["missing_keys"]:  # transformers would fill them with random numbers
+        raise ValueError(f"{folder} lacks the weights {sorted(found['missing_keys'])[:3]}. Copy the whole checkpoint again")
+    return generator
 
 
 @contextmanager
