@@ -44,11 +44,13 @@ from torch import Tensor
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from tokun import config, data, planner  # noqa: E402
+from tokun import config, data  # noqa: E402
 from tokun.config import Config  # noqa: E402
 from tokun.inference.latents import Slots  # noqa: E402
 from tokun.inference.model import TEXT_TOKENIZER  # noqa: E402
 from tokun.models import generator, losses  # noqa: E402
+from tokun.planner.measure import measure_memory  # noqa: E402
+from tokun.planner.memory import planned_memory  # noqa: E402
 from tokun.tokenizers.image import ImageTokenizer  # noqa: E402
 from tokun.tokenizers.text import TextTokenizer  # noqa: E402
 from tokun.training import engine, health, optim  # noqa: E402
@@ -570,8 +572,8 @@ def compare_memory(settings: Config, micro: int) -> None:
     print(f"\npeak of one step of {micro} sequences of full length, MiB (weights, moments, average, gradients and all)")
     for chunk in (10**9, 512):
         settings = dataclasses.replace(settings, train=dataclasses.replace(settings.train, loss_chunk=chunk))
-        peak = planner.measure_memory(settings, micro=micro)["peak"]
-        planned = planner.planned_memory(settings, micro=micro, gpu=torch.cuda.is_available())["peak"]
+        peak = measure_memory(settings, micro=micro)["peak"]
+        planned = planned_memory(settings, micro=micro, gpu=torch.cuda.is_available())["peak"]
         print(
             f"{'all logits at once' if chunk > 512 else f'in chunks of {chunk}':<34}{peak / 2**20:10,.0f}  planned {planned / 2**20:,.0f}"
         )
