@@ -55,8 +55,8 @@ class TokenLoss:
 def labelled(labels: Tensor, *, multiple: int = 64) -> tuple[Tensor, Tensor]:
     """labels (B, T) -> where there is one, as positions (N,) into the flattened batch, and these labels (N,).
 
-    N is filled up to a multiple by position 0 without a label: a number that no step before had costs as much as its logits do, since a
-    CPU's matrix products (oneDNN) are made anew for it.
+    N is filled up to a multiple by position 0 without a label: a new length costs as much as its logits do, since a CPU's
+    matrix products (oneDNN) are compiled for each.
     """
     flat = labels.flatten()
     positions = (flat != losses.IGNORE).nonzero()[:, 0]
