@@ -601,6 +601,83 @@ def load_generator(folder: Path, dtype: torch.dtype) -> Any:
     return generator
 
 
+def require_device(device: str | None) -> None:
+    """Raise ValueError where torch cannot compute on the device."""
+    try:
+        if torch.empty(0, device=device).is_meta:
+            raise ValueError("device 'meta' holds no numbers: choose cpu, or cuda")
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise ValueError(f"device {device!r} cannot be used here: {first_line(error)}") from error
+
+
+def require_whole(folder: Path) -> None:
+    """Raise FileNotFoundError for a checkpoint that lacks a file, ValueError for one whose weights are a pickle."""
+    for part in (GENERATOR, IMAGE_TOKENIZER):
+        require_safetensors(folder / part)
+    names = (
+        *(f"{GENERATOR}/{name}" for name in ("config.json", "model.safetensors", "tokenizer.json")),
+        "vocabulary.json",
+        "sampling.json",
+    )
+    sharded = folder / GENERATOR / "model.safetensors.index.json"
+    for name in names:
+        if not (folder / name).is_file() and not (name.endswith("model.safetensors") and sharded.is_file()):
+            raise FileNotFoundError(f"{folder / name} is missing: the checkpoint is not whole. Copy or download {folder} again")
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What a checkpoint's sampling.json says."""
+
+    defaults: SamplingConfig
+    tag_counts: list[tuple[Any, ...]]
+    tasks: tuple[str, ...]
+    fit: str  # of a picture to its grid
+    image_tokenizer: str  # its fingerprint
+    text_tokenizer: str | None  # its fingerprint; older checkpoints do not say it
+
+
+def read_settings(path: Path) -> Settings:
+    """Raises ValueError where the file cannot be read."""
+    try:
+        tree = json.loads(path.read_text(encoding="utf-8"))
+        worded_with = tree.get("text_tokenizer")
+        settings = Settings(
+            SamplingConfig(**tree["defaults"]), read_counts(tree["tag_counts"]), tuple(str(task) for task in tree.get("tasks", ())),
+            tree.get("fit", ""), str(tree["image_tokenizer"]), None if worded_with is None else str(worded_with),
+        )  # fmt: skip
+        if settings.fit not in ("", *framing.FITS):
+            raise ValueError(f"fit is {settings.fit!r}, not one of {', '.join(framing.FITS)}")
+        defaults = settings.defaults
+        for temperature in (defaults.temperature, defaults.text_temperature):
+            sampling.Choice(temperature, defaults.top_k, defaults.top_p)
+        for name in ("guidance_scale", "text_guidance_scale"):
+            require_scale(name, getattr(defaults, name))
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"{path} cannot be read: {error!r}. Copy the whole checkpoint again") from error
+    return settings
+
+
+def load_generator(folder: Path, dtype: torch.dtype) -> Any:
+    """The causal LM of a checkpoint, on the CPU. Raises ValueError where it cannot be read or lacks weights."""
+    from transformers import AutoModelForCausalLM
+
+    try:
+        with without_bars():
+            generator, found = AutoModelForCausalLM.from_pretrained(
+                folder, dtype=dtype, use_safetensors=True, trust_remote_code=False, output_loading_info=True
+            )
+    except (MemoryError, ImportError):
+        raise
+    except Exception as error:  # a config.json that is not the weights' own ends in errors of any kind
+        raise ValueError(
+            f"{folder} cannot be read: {type(error).__name__}: {first_line(error)}. Copy the whole checkpoint again"
+        ) from error
+    if found["missing_keys"]:  # transformers would fill them with random numbers
+        raise ValueError(f"{folder} lacks the weights {sorted(found['missing_keys'])[:3]}. Copy the whole checkpoint again")
+    return generator
+
+
 @contextmanager
 def without_bars() -> Iterator[None]:
     """Without the progress bars of transformers, where they were on."""
