@@ -38,7 +38,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def main_plan(config: Config, args: argparse.Namespace) -> None:
-    """Print the plan of a config with the options of `add_arguments`, and what a real step took where --measure asks for one."""
+    """Print the plan of a config with the options of `add_arguments`, and what a real step took where --measure asks for one.
+
+    Raises ValueError for what it cannot plan."""
+    if config.adapter.rank or config.dpo.pairs or config.words.train:
+        raise ValueError("--plan knows the training of a whole model only: set adapter.rank=0, and neither dpo.pairs nor words.train")
     print(
         make_plan(
             config,
