@@ -28,6 +28,7 @@ import torch
 from torch import Tensor, nn
 
 from tokun.config import SamplingConfig
+from tokun.inference import decoder
 from tokun.inference.tags import TagCounts, read_counts
 from tokun.tokenizers.vocabulary import Vocabulary
 from tokun.utils.checkpoint import require_safetensors
@@ -266,8 +267,6 @@ def add(model: Tokun, adapter: Adapter) -> str:
 
 def use(model: Tokun, name: str | None) -> None:
     """From now on the model is its base with this adapter; None: its base alone. Raises ValueError for a name that was not added."""
-    from tokun.inference import decoder
-
     if name and name not in model.adapters:
         known = ", ".join(model.adapters) or "none"
         raise ValueError(f"there is no adapter {name!r} here ({known}): add it with model.add_adapter(FOLDER)")

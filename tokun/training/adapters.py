@@ -193,6 +193,8 @@ def attach(config: Config, base: Tokun, vocabulary: Vocabulary) -> Tuned:
     linear = {name.rpartition(".")[2] for name, module in generator.named_modules() if isinstance(module, nn.Linear) and name != "lm_head"}
     if strange := [name for name in a.targets if name not in linear]:
         raise ValueError(f"adapter.targets names {', '.join(strange)}; the base's layers are {', '.join(sorted(linear))}")
+    if config.train.gradient_checkpointing:
+        generator.enable_input_require_grads()  # the embeddings stand still, and what is computed again needs an input with a gradient
     rows = new_rows(generator, base.vocabulary, vocabulary)
     settings = peft.LoraConfig(
         r=a.rank, lora_alpha=a.alpha, lora_dropout=a.dropout, target_modules=list(a.targets), use_dora=a.dora, bias="none",

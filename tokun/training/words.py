@@ -43,7 +43,12 @@ def train_words(run: Run) -> Path:
 
 def read_rows(path: str | Path, description: str, caption: str) -> list[tuple[str, str]]:
     """(description, caption) of a JSONL file; rows without one of them are left out. Raises ValueError where none is left."""
-    rows = [json.loads(line) for line in Path(path).read_text(encoding="utf-8").splitlines() if line.strip()]
+    rows = []
+    for number, line in enumerate(Path(path).read_text(encoding="utf-8").splitlines(), 1):
+        try:
+            rows += [json.loads(line)] if line.strip() else []
+        except json.JSONDecodeError as error:
+            raise ValueError(f"{path}, line {number} is not JSON: {error}. Give a table such as a CSV or TSV, or mend the line") from error
     found = [(normalize(str(row.get(description) or "")), normalize(str(row.get(caption) or ""))) for row in rows]
     whole = [row for row in found if all(row)]
     if not whole:
