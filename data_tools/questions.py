@@ -33,10 +33,10 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from data_tools.caption import checked_shards
 from data_tools.captioning.from_table import split_of
 from data_tools.captioning.journal import read_record, write_shard, write_whole
 from data_tools.captioning.registers import facts_of
+from data_tools.captioning.run import checked_shards
 from data_tools.inspect import Pair, open_image, read_pairs
 from data_tools.text.things import BEFORE, NUMBERS, Lexicon, tokens_of
 from data_tools.text.yes_or_no import PEOPLE, Shown, is_this, named, with_article

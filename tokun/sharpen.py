@@ -157,7 +157,7 @@ class Trainer:
         with torch.no_grad():
             codes = t.encode(real)
             grid = (real.shape[2] // t.config.downsample, real.shape[3] // t.config.downsample)
-            latents = t._vectors(t.order[codes]).transpose(1, 2).reshape(len(real), -1, *grid)
+            latents = t.vectors_of(t.order[codes]).transpose(1, 2).reshape(len(real), -1, *grid)
         with torch.autocast(self.device.type, torch.bfloat16):
             made = self.decoder(latents)
             distance = self.perceptual(made, real) if r.perceptual_weight else real.new_zeros(())

@@ -161,7 +161,7 @@ class ImageTokenizer(nn.Module):
             raise ValueError(f"codes have shape {tuple(codes.shape)}; a grid of {h}x{w} needs (B, {h * w})")
         if codes.numel() and (codes.min() < 0 or codes.max() >= self.codebook_size):
             raise ValueError(f"codes lie in {int(codes.min())}..{int(codes.max())}, outside 0..{self.codebook_size - 1}")
-        vectors = self._vectors(self.order[codes])  # (B, N, D)
+        vectors = self.vectors_of(self.order[codes])  # (B, N, D)
         return self.decoder(vectors.transpose(1, 2).reshape(codes.shape[0], -1, h, w)).float().clamp(-1, 1)
 
     @torch.no_grad()
@@ -172,14 +172,14 @@ class ImageTokenizer(nn.Module):
         """
         K = self.codebook_size
         every = torch.arange(K, device=self.order.device)
-        vectors = self._vectors(every[None])[0].double()  # (K, D)
+        vectors = self.vectors_of(every[None])[0].double()  # (K, D)
         centred = vectors - vectors.mean(0)
         _, axes = torch.linalg.eigh(centred.T @ centred)
         position = centred @ axes[:, -1]  # (K,)
         # pictures of one code each tell which end of the axis is dark; some of them, and small, are enough for that
         some = position.argsort(stable=True)[:: max(1, K // 256)]
         h, w = (min(side, 4) for side in self.grid)
-        flat = self._vectors(some[:, None].expand(len(some), h * w))
+        flat = self.vectors_of(some[:, None].expand(len(some), h * w))
         light = torch.cat([self.decoder(v.transpose(1, 2).reshape(len(v), -1, h, w)).mean((1, 2, 3)) for v in flat.split(64)])
         if ((position[some] - position[some].mean()) * (light.double() - light.double().mean())).sum() < 0:
             position = -position
@@ -189,7 +189,7 @@ class ImageTokenizer(nn.Module):
     @torch.no_grad()
     def vectors(self) -> Tensor:
         """(K, latent_dim) what the decoder is given for each public code."""
-        return self._vectors(self.order[None])[0]
+        return self.vectors_of(self.order[None])[0]
 
     def fingerprint(self) -> str:
         """sha256 over the names, shapes and bytes of all weights: two tokenizers agree on codes only if it is equal."""
@@ -230,7 +230,8 @@ class ImageTokenizer(nn.Module):
         loss = out[2].sum() if len(out) > 2 else tokens.new_zeros(())
         return out[0], out[1], loss
 
-    def _vectors(self, indices: Tensor) -> Tensor:  # (B, N) the quantizer's own indices -> (B, N, D)
+    def vectors_of(self, indices: Tensor) -> Tensor:
+        """The quantizer's own indices (B, N), which `order` has of ids -> vectors (B, N, D)."""
         match self.quantizer:
             case VectorQuantize():
                 return self.quantizer.get_output_from_indices(indices)

@@ -20,9 +20,7 @@ from tokun import config as configs
 from tokun import data
 from tokun.config import Config
 from tokun.inference.model import Tokun, load
-from tokun.models.generator import (
-    intermediate_size,
-)
+from tokun.models.generator import intermediate_size
 from tokun.training import health
 from tokun.training.engine import deepspeed_settings
 from tokun.training.tracking import Tracker, make_tracker
