@@ -45,6 +45,7 @@ from tokun.models.generator import can_compile, compile_layers, make_generator, 
 from tokun.tokenizers.text import TextTokenizer  # noqa: E402
 from tokun.tokenizers.vocabulary import Vocabulary  # noqa: E402
 from tokun.training import optim  # noqa: E402
+from tokun.utils import console  # noqa: E402
 
 PER_SHARD, DISTINCT = 1000, 20
 
@@ -234,4 +235,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    console.run("benchmarks/loader.py", main)

@@ -38,6 +38,7 @@ from tokun.inference import decoder, latents, sampling
 from tokun.inference.sampling import Choice
 from tokun.models.generator import make_generator
 from tokun.tokenizers.vocabulary import STATES, Tags, Vocabulary
+from tokun.utils import console
 from tokun.utils.memory import keep_memory
 
 LADDER = Path(__file__).resolve().parent.parent / "configs" / "ladder"
@@ -254,4 +255,4 @@ def row(line: dict[str, Any]) -> str:
 
 
 if __name__ == "__main__":
-    main()
+    console.run("benchmarks/sample.py", main)

@@ -56,7 +56,7 @@ from tokun.tokenizers.text import TextTokenizer  # noqa: E402
 from tokun.training import engine, health, optim  # noqa: E402
 from tokun.training.generator import build_vocabulary, train_generator  # noqa: E402
 from tokun.training.run import open_run  # noqa: E402
-from tokun.utils import checkpoint  # noqa: E402
+from tokun.utils import checkpoint, console  # noqa: E402
 
 SAMPLES = 4096
 PARTS = ("text_tokenizer", "image_tokenizer", "codes")
@@ -495,4 +495,4 @@ def main(argv: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    console.run("benchmarks/train.py", main)

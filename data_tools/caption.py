@@ -63,6 +63,8 @@ from data_tools.tables import QUOTING
 from tokun.data.pictures import PictureError, decode_as
 from tokun.inference.clip import Clip
 from tokun.render.grids import captioned_grid
+from tokun.utils import console
+from tokun.utils.errors import BadSample, UserError
 from tokun.utils.lock import alone_in
 
 PREVIEW = "preview.png"
@@ -112,17 +114,17 @@ class Settings:
     def __post_init__(self) -> None:
         for name in self.hints:
             if name not in FACTS:
-                raise ValueError(f"--hints names {name!r}: give some of {', '.join(FACTS)}, or none")
+                raise UserError(f"--hints names {name!r}: give some of {', '.join(FACTS)}, or none")
         if self.rewriter and self.endpoint:
-            raise ValueError("--rewriter and --endpoint both write registers: give one of them")
+            raise UserError("--rewriter and --endpoint both write registers: give one of them")
         if self.endpoint and not self.endpoint_model:
-            raise ValueError("--endpoint needs --endpoint-model, the name of the model there")
+            raise UserError("--endpoint needs --endpoint-model, the name of the model there")
         if self.shape not in ("auto", *captioners.SHAPES):
-            raise ValueError(f"--shape {self.shape!r} is unknown: give auto, {', '.join(captioners.SHAPES)}")
+            raise UserError(f"--shape {self.shape!r} is unknown: give auto, {', '.join(captioners.SHAPES)}")
         if self.image_side < 16:
-            raise ValueError(f"--image-side {self.image_side} must be 16 pixels or more")
+            raise UserError(f"--image-side {self.image_side} must be 16 pixels or more")
         if not 0 <= self.temperature <= 5:
-            raise ValueError(f"--temperature {self.temperature} is outside 0..5")
+            raise UserError(f"--temperature {self.temperature} is outside 0..5")
         self.generation()
 
     def generation(self, device: str = "auto") -> captioners.Generation:
@@ -165,13 +167,13 @@ class Work:
     def __post_init__(self) -> None:
         for name in ("batch_size", "concurrency", "tries"):
             if getattr(self, name) < 1:
-                raise ValueError(f"--{name.replace('_', '-')} {getattr(self, name)} must be 1 or more")
+                raise UserError(f"--{name.replace('_', '-')} {getattr(self, name)} must be 1 or more")
         if self.limit < 0:
-            raise ValueError(f"--limit {self.limit} must be 0 (all) or more")
+            raise UserError(f"--limit {self.limit} must be 0 (all) or more")
         if not 0 < self.keep_best <= 1:
-            raise ValueError("--keep-best takes a share above 0 and up to 100%")
+            raise UserError("--keep-best takes a share above 0 and up to 100%")
         if self.keep_best < 1 and not self.clip:
-            raise ValueError("--keep-best needs --clip, the model that scores captions")
+            raise UserError("--keep-best needs --clip, the model that scores captions")
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -430,7 +432,7 @@ class Asking(Writer):
             return
         try:
             answers = registers.read_answer(reply.text, names)
-        except ValueError as error:
+        except BadSample as error:
             row.fail(names, str(error))
             return
         source = {"source": "endpoint", "model": self.endpoint.model, "revision": reply.model}
@@ -475,7 +477,7 @@ class Templates(Writer):
 
 
 def make_stages(settings: Settings, work: Work) -> list[Writer]:
-    """Who writes which register, in order; models are loaded here. Raises ValueError when that cannot be."""
+    """Who writes which register, in order; models are loaded here. Raises UserError when that cannot be."""
     stages: list[Writer] = []
     rest = settings.registers
     if settings.model:
@@ -485,7 +487,7 @@ def make_stages(settings: Settings, work: Work) -> list[Writer]:
         )  # fmt: skip
         writes_all = captioner.fixed_prompt is None and not (settings.rewriter or settings.endpoint)
         if not writes_all and "plain" not in rest:
-            raise ValueError("--model sees the pictures and writes the plain caption that the others start from: add plain to --registers")
+            raise UserError("--model sees the pictures and writes the plain caption that the others start from: add plain to --registers")
         names = rest if writes_all else ("plain",)
         stages.append(Models(settings, names, True, captioner, work.batch_size, "model"))
         rest = tuple(name for name in rest if name not in names)
@@ -552,7 +554,7 @@ def caption(paths: list[Path], out: Path, settings: Settings, work: Work, *, pro
     """Caption the shards in `paths` into `out`. The story of this file, top to bottom.
 
     Returns None where other processes have shards to do yet; the last of them writes the record. Raises FileNotFoundError
-    or ValueError, with the way out, for shards that are not there, models that do not fit, and an `out` of something else.
+    or UserError, with the way out, for shards that are not there, models that do not fit, and an `out` of something else.
     """
     share = Share.from_environment()
     shards = checked_shards(paths, out)
@@ -624,23 +626,23 @@ def score_shard(journal: Journal, shard: Path, rows: Rows, clip: Clip) -> None:
 
 
 def checked_shards(paths: list[Path], out: Path) -> list[Path]:
-    """The image shards in `paths`. Raises ValueError where two have one name, or `out` is their own folder."""
+    """The image shards in `paths`. Raises UserError where two have one name, or `out` is their own folder."""
     shards = find_shards(paths)
     twice = [name for name, count in Counter(shard.name for shard in shards).items() if count > 1]
     if twice:
-        raise ValueError(f"{twice[0]} is there twice: caption folders with equal shard names one by one, each into its own --out")
+        raise UserError(f"{twice[0]} is there twice: caption folders with equal shard names one by one, each into its own --out")
     inside = [shard for shard in shards if shard.parent.resolve() == out.resolve()]
     if inside:
-        raise ValueError(f"--out {out} is the folder of {inside[0].name} itself: name another, so that the source stays as it is")
+        raise UserError(f"--out {out} is the folder of {inside[0].name} itself: name another, so that the source stays as it is")
     if any((shard.parent / "codes.json").exists() for shard in shards):
-        raise ValueError(f"{shards[0].parent} holds code shards (codes.json), which have no pictures: give the image shards")
+        raise UserError(f"{shards[0].parent} holds code shards (codes.json), which have no pictures: give the image shards")
     return shards
 
 
 def preview(paths: list[Path], out: Path, settings: Settings, work: Work, count: int) -> tuple[Path, Counter[str]]:
     """Caption `count` pictures, spread over the shards, into a contact sheet. Journals and shards stay as they are."""
     if count < 1:
-        raise ValueError(f"--preview {count} must be 1 or more")
+        raise UserError(f"--preview {count} must be 1 or more")
     shards = checked_shards(paths, out)
     stages = make_stages(settings, work)
     each = math.ceil(count / len(shards))
@@ -651,7 +653,7 @@ def preview(paths: list[Path], out: Path, settings: Settings, work: Work, count:
             rows += sorted((row for block in run_stages(stages, task.blocks({})) for row in block), key=lambda row: row.number)
     rows = [row for row in rows if row.image is not None]
     if not rows:
-        raise ValueError(f"no picture of {shards[0]} can be decoded: python -m data_tools.inspect --verify says what is wrong")
+        raise UserError(f"no picture of {shards[0]} can be decoded: python -m data_tools.inspect --verify says what is wrong")
     cells = [(row.image, told_on_sheet(row, name)) for row in rows for name in settings.registers]
     columns = len(settings.registers) if len(settings.registers) > 1 else None
     out.mkdir(parents=True, exist_ok=True)
@@ -757,16 +759,16 @@ def parse_share(text: str) -> float:
     try:
         return float(text.rstrip("% ")) / 100 if text.rstrip().endswith("%") else float(text)
     except ValueError as error:
-        raise ValueError(f"--keep-best {text!r} is no share: give 90%") from error
+        raise UserError(f"--keep-best {text!r} is no share: give 90%") from error
 
 
 def parse_prices(text: str) -> tuple[float, float]:
     try:
         prices = [float(part) for part in text.split(",")] if text else [0.0, 0.0]
     except ValueError as error:
-        raise ValueError(f"--price {text!r} is no pair of numbers: give one like 0.15,0.60") from error
+        raise UserError(f"--price {text!r} is no pair of numbers: give one like 0.15,0.60") from error
     if len(prices) != 2 or min(prices) < 0:
-        raise ValueError(f"--price {text!r} is no pair of prices: give one like 0.15,0.60")
+        raise UserError(f"--price {text!r} is no pair of prices: give one like 0.15,0.60")
     return prices[0], prices[1]
 
 
@@ -799,23 +801,20 @@ def main_from_table(args: argparse.Namespace, out: Path) -> int:
 
 def main(argv: list[str] | None = None) -> int:
     args = parse(argv)
+    return console.status("caption", lambda: run(args))
+
+
+def run(args: argparse.Namespace) -> int:
     out = (args.out or default_out(args.shards[0])).expanduser()
-    try:
-        if args.table:
-            return main_from_table(args, out)
-        settings, work = settings_from(args), work_from(args)
-        if args.preview:
-            path, counts = preview(args.shards, out, settings, work, args.preview)
-            print(" · ".join(f"{name} {count:,}" for name, count in counts.most_common()))
-            print(f"preview      {path}: look at it, then run the same command without --preview")
-            return 0
-        report = caption(args.shards, out, settings, work, progress=True)
-    except (ValueError, OSError, ImportError, MemoryError) as error:
-        print(f"caption: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("caption: stopped; the same command goes on", file=sys.stderr)
-        return 130
+    if args.table:
+        return main_from_table(args, out)
+    settings, work = settings_from(args), work_from(args)
+    if args.preview:
+        path, counts = preview(args.shards, out, settings, work, args.preview)
+        print(" · ".join(f"{name} {count:,}" for name, count in counts.most_common()))
+        print(f"preview      {path}: look at it, then run the same command without --preview")
+        return 0
+    report = caption(args.shards, out, settings, work, progress=True)
     if report is None:
         print("caption: this process's shards are done; others are still at work")
         return 0

@@ -18,6 +18,7 @@ from torch import Tensor
 from tokun.data import mirror
 from tokun.data.codes import CodeSamples, Record
 from tokun.data.order import Order, check_batch, positions_of, rng_for
+from tokun.utils.errors import UserError
 
 ENCODED = 2**16  # texts whose ids are remembered: some tens of MB
 LENGTH_MULTIPLE = 16  # pictures of several grids: batches are as long as a multiple of this, since a CPU's matrix products (oneDNN) are made anew for each length
@@ -196,7 +197,7 @@ def collate(packed: Sequence[Any], pad: int, *, first_code: int = sys.maxsize, m
 def check_task_mix(task_mix: dict[str, float]) -> None:
     unknown = set(task_mix) - set(_tasks())
     if unknown or not task_mix or min(task_mix.values()) < 0 or sum(task_mix.values()) <= 0:
-        raise ValueError(f"train.task_mix is {task_mix}; it takes non-negative shares of {', '.join(_tasks())}, not all zero")
+        raise UserError(f"train.task_mix is {task_mix}; it takes non-negative shares of {', '.join(_tasks())}, not all zero")
 
 
 def _tasks() -> tuple[str, ...]:

@@ -28,6 +28,7 @@ from tokun.inference import decoder, native
 from tokun.inference.decoder import SAFE, HubStreams, NativeStream, Stream, open_stream, row_counts
 from tokun.inference.latents import Slots
 from tokun.tokenizers.vocabulary import GRAMMAR, IMAGE_STATES, STATES, TAG_KINDS, TEXT_STATES, Vocabulary
+from tokun.utils.errors import UserError
 
 LOOK = 16
 REPEATED = 6  # pieces of the longest phrase that `Choice.no_repeats` looks for
@@ -59,11 +60,11 @@ class Choice:
 
     def __post_init__(self) -> None:
         if not is_number(self.temperature) or not 0 <= self.temperature <= MOST:
-            raise ValueError(f"temperature is {self.temperature!r}; it must be a number from 0 (the likeliest id) to {MOST:,}")
+            raise UserError(f"temperature is {self.temperature!r}; it must be a number from 0 (the likeliest id) to {MOST:,}")
         if not is_whole(self.top_k) or not 0 <= self.top_k < 2**31:
-            raise ValueError(f"top_k is {self.top_k!r}; it must be a whole number of 0 (off) or more")
+            raise UserError(f"top_k is {self.top_k!r}; it must be a whole number of 0 (off) or more")
         if not is_number(self.top_p) or not 0 < self.top_p <= 1:
-            raise ValueError(f"top_p is {self.top_p!r}; it must lie in (0, 1]")
+            raise UserError(f"top_p is {self.top_p!r}; it must lie in (0, 1]")
         for name, kind in (("temperature", float), ("top_k", int), ("top_p", float)):
             object.__setattr__(self, name, kind(getattr(self, name)))  # of NumPy and torch, too
 
@@ -178,9 +179,9 @@ def generate(
     `watch` is given the ids (rows, T) of the first rows (on a CPU of up to `BLOCK`) after every choice.
     """
     if guidance_scale != 1 and unguided is None:
-        raise ValueError("guidance_scale is set, but there is no prompt without tags or caption to guide away from")
+        raise UserError("guidance_scale is set, but there is no prompt without tags or caption to guide away from")
     if text_guidance_scale != 1 and unseen is None:
-        raise ValueError("text_guidance_scale is set, but there is no prompt without a picture to guide away from")
+        raise UserError("text_guidance_scale is set, but there is no prompt without a picture to guide away from")
     unguided = None if guidance_scale == 1 else unguided
     unseen = None if text_guidance_scale == 1 else unseen
     groups = 1 if unguided is None else 2

@@ -17,6 +17,7 @@ from tokun.tokenizers.text import TextTokenizer
 from tokun.tokenizers.vocabulary import Tags, Vocabulary
 from tokun.training.generator import build_vocabulary
 from tokun.utils import checkpoint
+from tokun.utils.errors import UserError
 
 
 @dataclass(frozen=True)
@@ -49,9 +50,9 @@ class Sizes:
 
 
 def generator_sizes(config: Config, *, caption_tokens: float = 0.0) -> Sizes:
-    """Exact counts on the meta device. Raises ValueError with `generator.pretrained`, whose shape is not in the config."""
+    """Exact counts on the meta device. Raises UserError with `generator.pretrained`, whose shape is not in the config."""
     if config.generator.pretrained:
-        raise ValueError(
+        raise UserError(
             f"generator.pretrained is {config.generator.pretrained}: the plan sizes generators trained from scratch; "
             "give their width and depth, and generator.pretrained= (empty)"
         )

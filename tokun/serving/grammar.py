@@ -20,6 +20,7 @@ from tokun.inference import latents, sampling
 from tokun.inference.model import TEXT_TOKENIZER, unseen_text
 from tokun.tokenizers.text import PretrainedTextTokenizer, TextTokenizer
 from tokun.tokenizers.vocabulary import IMAGE_STATES, STATES, TEXT_STATES, Vocabulary
+from tokun.utils.errors import reading
 
 START, IMAGE, TEXT = STATES.index("start"), [STATES.index(s) for s in IMAGE_STATES], [STATES.index(s) for s in TEXT_STATES]
 
@@ -56,13 +57,14 @@ class Grammar:
         """With the choices that the checkpoint's sampling.json names. Pictures are wanted with captions, not with questions."""
         v, text_path = Vocabulary.load(folder / "vocabulary.json"), folder / TEXT_TOKENIZER
         tokenizer = PretrainedTextTokenizer.load(text_path) if text_path.is_dir() else TextTokenizer.load(text_path)
-        d = SamplingConfig(**json.loads((folder / "sampling.json").read_text(encoding="utf-8"))["defaults"])
+        with reading(folder / "sampling.json"):
+            d = SamplingConfig(**json.loads((folder / "sampling.json").read_text(encoding="utf-8"))["defaults"])
         control, blank = unseen_text(tokenizer, v)
         image, text = sampling.Choice(d.temperature, d.top_k, d.top_p), sampling.Choice(d.text_temperature, 0, d.top_p)
         return cls(v, image=image, text=text, forbid=(v.id("<boq>"), *control), forbid_first=blank)
 
     def row(self, prompt: Sequence[int], written: Sequence[int], seed: int | None = None, index: int = 0) -> Row:
-        """A request. With a seed, the latent `index` of it decides. Raises ValueError for a seed that is none."""
+        """A request. With a seed, the latent `index` of it decides. Raises UserError for a seed that is none."""
         row = Row(prompt, written, self.vocabulary.n_codes([]))
         self.catch_up(row)
         if seed is not None:

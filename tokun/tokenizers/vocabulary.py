@@ -28,6 +28,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from tokun.utils.errors import UserError
+
 STRUCTURE = ("<pad>", "<bos>", "<eos>", "<boi>", "<eoi>", "<boc>", "<eoc>", "<boq>", "<eoq>", "<boa>", "<eoa>")
 REGISTERS = ("plain", "poetic", "era", "social", "alt")
 TAG_KINDS = ("style", "subject", "thing", "register", "grid")  # the order in which tags are written
@@ -122,19 +124,19 @@ class Vocabulary:
 
     def __post_init__(self) -> None:
         if not self.grids:
-            raise ValueError("a vocabulary needs at least one grid, for example ((8, 8),)")
+            raise UserError("a vocabulary needs at least one grid, for example ((8, 8),)")
         for name in ("text_size", "codebook_size", "max_text"):
             size = getattr(self, name)
             if not isinstance(size, int) or isinstance(size, bool) or size < 1:
-                raise ValueError(f"{name} is {size!r}; it must be an integer, at least 1")
+                raise UserError(f"{name} is {size!r}; it must be an integer, at least 1")
         if any(not isinstance(i, int) or not 0 <= i < self.text_size for i in self.illegal_text):
-            raise ValueError(f"illegal_text is {self.illegal_text!r}; it must hold text ids, 0 to {self.text_size - 1}")
+            raise UserError(f"illegal_text is {self.illegal_text!r}; it must hold text ids, 0 to {self.text_size - 1}")
         names = self.controls
         for name in names:
             if re.search(r"[\s<>]", name[1:-1]):
-                raise ValueError(f"{name!r} cannot be a control token: no spaces or angle brackets; write wood-engraving")
+                raise UserError(f"{name!r} cannot be a control token: no spaces or angle brackets; write wood-engraving")
         if len(set(names)) != len(names):
-            raise ValueError(f"control tokens repeat: {sorted(n for n in names if names.count(n) > 1)}")
+            raise UserError(f"control tokens repeat: {sorted(n for n in names if names.count(n) > 1)}")
         self._ids.update({name: self.text_size + i for i, name in enumerate(names)})
 
     # --- ids --------------------------------------------------------------------------------------------------------
@@ -193,11 +195,11 @@ class Vocabulary:
         return {None: math.prod(self.default_grid), **{self.id(grid_name(grid)): math.prod(grid) for grid in self.grids}}
 
     def id(self, name: str) -> int:
-        """The id of a control token such as '<boi>' or '<style:engraving>'. Raises ValueError listing its kin, or the nearest of many."""
+        """The id of a control token such as '<boi>' or '<style:engraving>'. Raises UserError listing its kin, or the nearest of many."""
         if name not in self._ids:
             kind, _, word = name[1:-1].partition(":")
             known = [c[len(kind) + 2 : -1] for c in self.controls if c.startswith(f"<{kind}:")]
-            raise ValueError(f"{name} is not in this vocabulary; {kind} can be: {listed(word, known)}")
+            raise UserError(f"{name} is not in this vocabulary; {kind} can be: {listed(word, known)}")
         return self._ids[name]
 
     def name(self, token: int) -> str:
@@ -216,7 +218,7 @@ class Vocabulary:
         if self.code_offset <= token < self.size:
             return "code"
         if not 0 <= token < self.size:
-            raise ValueError(f"id {token} is outside this vocabulary (0..{self.size - 1})")
+            raise UserError(f"id {token} is outside this vocabulary (0..{self.size - 1})")
         name = self.name(token)
         return name if name in STRUCTURE else name[1:].partition(":")[0]
 
@@ -250,7 +252,7 @@ class Vocabulary:
         return [self.id("<bos>"), *(self.id(name) for name in tags.names())]
 
     def unpack(self, ids: Sequence[int]) -> Unpacked:
-        """A whole sequence (padding behind it allowed) -> its parts. Raises ValueError where the grammar is broken."""
+        """A whole sequence (padding behind it allowed) -> its parts. Raises UserError where the grammar is broken."""
         spans: dict[str, list[int]] = {}
         tags: dict[str, Any] = {}
         task, state, register = "joint", "start", ""
@@ -269,7 +271,7 @@ class Vocabulary:
                 task = "question"
             state = following
         if state != "end":
-            raise ValueError(f"the sequence of {len(ids)} ids ends inside its {state} span; a whole one ends with <eos>")
+            raise UserError(f"the sequence of {len(ids)} ids ends inside its {state} span; a whole one ends with <eos>")
         rewritten = spans.get("caption") if task == "rewrite" else None
         return Unpacked(
             task, Tags(**tags), spans.get("image", spans.get("drawn")), spans.get("prompt") if task != "joint" and task != "question" else spans.get("caption"),
@@ -290,27 +292,27 @@ class Vocabulary:
         elif kind == "text":
             wrong |= length >= self.max_text or token in self.illegal_text
         if wrong:
-            raise ValueError(f"id {token} ({kind}) at position {position} cannot stand in a {state} span of {length}")
+            raise UserError(f"id {token} ({kind}) at position {position} cannot stand in a {state} span of {length}")
         assert target is not None
         return target
 
     def _codes(self, codes: Sequence[int] | np.ndarray, tags: Tags) -> list[int]:
         rows, columns = tags.grid or self.default_grid
         if len(codes) != rows * columns:
-            raise ValueError(f"{len(codes)} codes do not fill a grid of {rows}x{columns} ({rows * columns})")
+            raise UserError(f"{len(codes)} codes do not fill a grid of {rows}x{columns} ({rows * columns})")
         array = np.asarray(codes)
         if array.dtype != np.uint16:  # as shards hold them: never below 0
             array = array.astype(np.int64)
         if len(array) and not (np.maximum.reduce(array) < self.codebook_size and (array.dtype == np.uint16 or array.min() >= 0)):
-            raise ValueError(f"codes lie in {array.min()}..{array.max()}, outside 0..{self.codebook_size - 1}")
+            raise UserError(f"codes lie in {array.min()}..{array.max()}, outside 0..{self.codebook_size - 1}")
         return np.add(array, self.code_offset, dtype=np.int64).tolist()
 
     def _text(self, ids: Sequence[int]) -> list[int]:
         if not 0 < len(ids) <= self.max_text:
-            raise ValueError(f"a text span has {len(ids)} pieces; it needs 1 to {self.max_text} (data.max_caption_tokens)")
+            raise UserError(f"a text span has {len(ids)} pieces; it needs 1 to {self.max_text} (data.max_caption_tokens)")
         ids = list(map(int, ids))
         if not (min(ids) >= 0 and max(ids) < self.text_size) or not self._illegal.isdisjoint(ids):
-            raise ValueError(f"a text span holds ids outside the text pieces 0..{self.text_size - 1} (or {self.illegal_text})")
+            raise UserError(f"a text span holds ids outside the text pieces 0..{self.text_size - 1} (or {self.illegal_text})")
         return ids
 
     @cached_property
@@ -389,13 +391,13 @@ class Vocabulary:
 
     @classmethod
     def load(cls, path: Path) -> Vocabulary:
-        """Raises FileNotFoundError or ValueError naming the file."""
+        """Raises FileNotFoundError or UserError naming the file."""
         if not path.is_file():
             raise FileNotFoundError(f"{path} is missing: the checkpoint is not whole. Copy it again")
         try:
             return cls.from_dict(json.loads(path.read_text(encoding="utf-8")))
         except (AttributeError, TypeError, KeyError, ValueError) as error:
-            raise ValueError(f"{path} is not a vocabulary: {error}") from error
+            raise UserError(f"{path} is not a vocabulary: {error}") from error
 
 
 def listed(word: str, known: Sequence[str]) -> str:
@@ -420,7 +422,7 @@ def parse_grid(text: str) -> tuple[int, int]:
 
 
 def tag_word(text: str) -> str:
-    """Any metadata as a tag: 'Wood engraving (after a drawing)' -> 'wood-engraving-after-a-drawing'. Raises ValueError for what is no text."""
+    """Any metadata as a tag: 'Wood engraving (after a drawing)' -> 'wood-engraving-after-a-drawing'. Raises UserError for what is no text."""
     if not isinstance(text, str):
-        raise ValueError(f"{text!r} is no tag: give a str, empty for none")
+        raise UserError(f"{text!r} is no tag: give a str, empty for none")
     return re.sub(r"[^\w]+", "-", text.strip().lower()).strip("-")

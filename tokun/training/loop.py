@@ -42,6 +42,7 @@ from tokun.models.shares import collective_device, own_share
 from tokun.training import optim
 from tokun.training.run import Run
 from tokun.utils import checkpoint
+from tokun.utils.errors import Diverged
 
 
 @dataclass(frozen=True)
@@ -274,7 +275,7 @@ def require_finite(run: Run, value: Tensor | float, step: int, stage: str, keys:
     if not math.isfinite(value):
         listed = run.out / f"non_finite_{stage.replace(' ', '_')}_step{step}_rank{run.rank}.json"
         checkpoint.write_text(listed, json.dumps(list(keys()), indent=1))
-        raise FloatingPointError(
+        raise Diverged(
             f"{stage}: the {what} is {value} at step {step}. The batch's keys are in {listed}. The last trainer state is whole: "
             "start again with a lower learning rate (lr), a smaller max_grad_norm, or in full precision (precision=no)"
         )

@@ -11,6 +11,7 @@ from torch import Tensor
 from tokun import config as configs
 from tokun.render.grids import pair_sheet, to_pil
 from tokun.tokenizers.image import ImageTokenizer
+from tokun.utils.errors import UserError
 
 
 @torch.no_grad()
@@ -54,7 +55,7 @@ def code_figures(codes: Tensor, codebook_size: int) -> dict[str, float]:
 def gate(figures: dict[str, float], train: configs.ImageTokenizerTrainConfig, codebook_size: int) -> None:
     """Stop before the generator when the image tokenizer is not worth training on."""
     if problems := gate_problems(figures, train, codebook_size):
-        raise ValueError(
+        raise UserError(
             "the image tokenizer has collapsed or is not trained: " + "; ".join(problems) + ". A generator cannot be better than its "
             "codes. Train longer (image_tokenizer_train.steps), use a smaller codebook (image_tokenizer.codebook_size), "
             "or lower the gate on purpose (image_tokenizer_train.min_usage / min_perplexity / min_psnr)"
