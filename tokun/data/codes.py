@@ -55,7 +55,7 @@ class CodeSamples:
         grid = grid_of(tree)
         if codes.ndim != 2 or not len(codes) or codes.shape[1] != grid[0] * grid[1] or codes.dtype != np.uint16:
             raise BadSample(f"{self.index.key(i)}.{CODES_SUFFIX} is {codes.dtype} {codes.shape}, not uint16 (views, {grid[0] * grid[1]})")
-        captions = captions_of(tree)
+        captions = captions_by_register(tree)
         if not isinstance(caption := tree.get("caption"), str):
             raise BadSample(f"{self.index.key(i)}.json has no caption")
         return Record(
@@ -84,7 +84,7 @@ def grid_of(tree: dict[str, Any]) -> tuple[int, int]:
             raise BadSample(f"grid is {other!r}, not [rows, columns]")
 
 
-def captions_of(tree: dict[str, Any]) -> dict[str, Any]:
+def captions_by_register(tree: dict[str, Any]) -> dict[str, Any]:
     """register -> caption as a sample's record holds them, without the plain one where that is `caption`. Raises BadSample for what is no mapping."""
     if not isinstance(found := tree.get("captions", {}), dict):
         raise BadSample(f"captions is a {type(found).__name__}, not a mapping of registers to captions")

@@ -14,7 +14,7 @@ from PIL import Image
 
 from tokun import data
 from tokun.data import framing
-from tokun.data.codes import captions_of
+from tokun.data.codes import captions_by_register
 from tokun.inference.directions import see
 from tokun.inference.model import Pair, Tokun
 from tokun.tokenizers.vocabulary import Tags, tag_word
@@ -114,7 +114,7 @@ def read_captions(shards: str) -> list[str]:
 
 
 def plain_caption(tree: dict[str, Any]) -> str:
-    return str(captions_of(tree).get("plain") or tree.get("caption") or "")
+    return str(captions_by_register(tree).get("plain") or tree.get("caption") or "")
 
 
 def cut(image: Image.Image, box: data.Box, size: int) -> Image.Image:

@@ -28,9 +28,9 @@ from tokun.tokenizers.vocabulary import tag_word
 from tokun.training.records import without
 from tokun.training.run import Run
 from tokun.training.shapes import shape_options, shapes_asked
-from tokun.training.text_tokenizer import BROKEN_RECORD, captions_of
+from tokun.training.text_tokenizer import captions_of
 from tokun.utils import checkpoint
-from tokun.utils.errors import UserError
+from tokun.utils.errors import BadSample, UserError
 
 
 @dataclass(frozen=True)
@@ -198,7 +198,7 @@ def encode_shard(
         try:
             tree, framed = samples.index.read_json(i), samples.framed(i)
             captions = captions_of(tree, config)
-        except BROKEN_RECORD:
+        except (OSError, BadSample):
             return "broken sample"
         if "plain" not in captions:
             return "no caption"

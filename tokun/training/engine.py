@@ -324,7 +324,7 @@ class DeepSpeedEngine(Engine):
 def deepspeed_settings(train: TrainConfig, *, micro: int, accumulation: int) -> dict[str, Any]:
     """The DeepSpeed JSON named in the config, completed with what the config says already.
 
-    Raises FileNotFoundError / UserError for a missing or contradicting file.
+    Raises FileNotFoundError or UserError for a missing or contradicting file.
     """
     path = Path(train.deepspeed)
     if not path.is_file():

@@ -133,7 +133,7 @@ class Stage(ABC):
 
     @abstractmethod
     def restore(self, folder: Path) -> float:
-        """Go on from such a folder. Returns the seconds that were spent until then; raises ValueError where its settings are others."""
+        """Go on from such a folder. Returns the seconds that were spent until then; raises UserError where its settings are others."""
 
     def evaluate(self) -> str:
         """Measure, and log what was found. Returns the line to say; "": none."""
@@ -159,7 +159,7 @@ class Stage(ABC):
 def train(stage: Stage) -> None:
     """Take the stage's steps, from where its last trainer state was saved to the end of its schedule.
 
-    Raises Preempted when the run was asked to stop (after it has saved), FloatingPointError for a loss that is not finite, ValueError for a
+    Raises Preempted when the run was asked to stop (after it has saved), Diverged for a loss that is not finite, UserError for a
     trainer state of other settings and a disk that is too small. Nothing is still being written when it returns or raises.
     """
     run, schedule = stage.run, stage.schedule

@@ -33,7 +33,7 @@ class Muon(torch.optim.Optimizer):
 
     def __init__(self, module: nn.Module, *, lr: float, betas: Iterable[float], weight_decay: float):
         if not hasattr(torch.optim, "Muon"):
-            raise RuntimeError(f"train.optimizer muon needs torch 2.9 or newer, this is {torch.__version__}; take adamw, or update torch")
+            raise UserError(f"train.optimizer muon needs torch 2.9 or newer, this is {torch.__version__}; take adamw, or update torch")
         embeddings = {id(p) for m in module.modules() if isinstance(m, nn.Embedding) for p in m.parameters()}
         head = getattr(module, "lm_head", None)
         if head is not None:
