@@ -51,6 +51,7 @@ from tokun.inference.model import TEXT_TOKENIZER  # noqa: E402
 from tokun.models import generator, losses  # noqa: E402
 from tokun.planner.measure import measure_memory  # noqa: E402
 from tokun.planner.memory import planned_memory  # noqa: E402
+from tokun.tokenizers import sequences  # noqa: E402
 from tokun.tokenizers.image import ImageTokenizer  # noqa: E402
 from tokun.tokenizers.text import TextTokenizer  # noqa: E402
 from tokun.training import engine, health, optim  # noqa: E402
@@ -150,7 +151,7 @@ class Setting:
         model = generator.make_generator(
             c.generator,
             vocab_size=v.size,
-            max_length=self.slots.size + v.max_text + 16,
+            max_length=sequences.most_positions(v),
             pad=v.id("<pad>"),
             bos=v.id("<bos>"),
             eos=v.id("<eos>"),

@@ -22,9 +22,9 @@ from torch import Tensor, nn
 
 from tokun.evaluate import figures
 from tokun.evaluate.figures import Figure
-from tokun.inference import sampling
 from tokun.inference.clip import Clip
 from tokun.inference.directions import Seen, require_task, see
+from tokun.tokenizers import sequences
 from tokun.tokenizers.vocabulary import Tags
 from tokun.tokenizers.wordings import SHOWS
 from tokun.utils.errors import UserError
@@ -179,9 +179,7 @@ class Own:
         return [1 / (1 + math.exp(yes - no)) for yes, no in nats]
 
     def nats(self, seen: Seen, question: list[int], answer: list[int]) -> float:
-        packed = self.model.vocabulary.pack_question(Tags(grid=seen.grid), seen.codes, question, answer)
-        ids, first = torch.tensor([packed.input_ids], device=self.model.device), torch.tensor([packed.prompt], device=self.model.device)
-        return float(sampling.span_nll(self.model.generator, self.model.vocabulary, ids, first))
+        return self.model.span_nll([sequences.pack_question(self.model.vocabulary, Tags(grid=seen.grid), seen.codes, question, answer)])[0]
 
 
 class Vqa:

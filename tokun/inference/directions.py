@@ -22,6 +22,7 @@ from torch import Tensor
 from tokun import data
 from tokun.data import framing, pictures
 from tokun.inference import latents, sampling
+from tokun.tokenizers import sequences
 from tokun.tokenizers.vocabulary import Tags, tag_word
 from tokun.utils.errors import UserError
 
@@ -173,10 +174,10 @@ def caption(
     wanted = [model.wanted_tags(style, subject, register, thing=thing) for register in asked for _ in range(n)]
     codes, grid = encode_whole(model, picture)
     tags = [replace(each, grid=grid) for each in wanted]
-    prompts = [[*v.prefix(t), v.id("<boi>"), *v._codes(codes, t), v.id("<eoi>"), v.id("<boc>")] for t in tags]
-    unseen = [[*v.prefix(t), v.id("<boc>")] for t in tags]
+    prompts = [sequences.caption_prompt(v, t, codes) for t in tags]
+    unseen = [sequences.caption_prompt(v, t, None) for t in tags]
     made, nll = write(model, prompts, seed, n, temperature, top_p, unseen, model.text_guidance(text_guidance_scale))
-    texts = [v.unpack(ids).caption or [] for ids in made]
+    texts = [sequences.unpack(v, ids).caption or [] for ids in made]
     alone = model.caption_nll(tags, texts)
     return [words(model, *parts) for parts in zip(texts, [t.register for t in tags], nll, alone)]
 
@@ -187,11 +188,9 @@ def ask(
     """n answers to a question about a picture. Raises UserError for a model that was not trained on questions."""
     require_task(model, "question")
     v, (codes, grid) = model.vocabulary, encode_whole(model, picture)
-    asked, tags = text_of(model, question, "question"), Tags(grid=grid)
-    seen = [v.id("<boi>"), *v._codes(codes, tags), v.id("<eoi>")]
-    prompt = [*v.prefix(tags), *seen, v.id("<boq>"), *asked, v.id("<eoq>"), v.id("<boa>")]
+    prompt = sequences.question_prompt(v, Tags(grid=grid), codes, text_of(model, question, "question"))
     made, nll = write(model, [prompt] * n, seed, n, temperature, top_p)
-    texts = [v.unpack(ids).answer or [] for ids in made]
+    texts = [sequences.unpack(v, ids).answer or [] for ids in made]
     return [words(model, text, "", own, own) for text, own in zip(texts, nll)]
 
 
@@ -202,9 +201,9 @@ def rewrite(
     require_task(model, "rewrite")
     v, written = model.vocabulary, text_of(model, text, "caption")
     tags = replace(v.bare(), register=tag_word(register))
-    prompt = [*v.prefix(v.bare()), v.id("<boc>"), *written, v.id("<eoc>"), v.id(f"<register:{tags.register}>"), v.id("<boc>")]
+    prompt = sequences.rewrite_prompt(v, v.bare(), written, tags.register)
     made, nll = write(model, [prompt] * n, seed, n, temperature, top_p)
-    texts = [v.unpack(ids).rewritten or [] for ids in made]
+    texts = [sequences.unpack(v, ids).rewritten or [] for ids in made]
     alone = model.caption_nll([tags] * n, texts)
     return [words(model, *parts) for parts in zip(texts, [tags.register] * n, nll, alone)]
 
@@ -295,10 +294,7 @@ def interpolate(model: Tokun, first: int, last: int, steps: int = 12, *, watch: 
     out = [start]
     for some in (range(i, min(steps - 1, i + plan.options.batch_size)) for i in range(1, steps - 1, plan.options.batch_size)):
         z = torch.stack([latents.slerp(a, b, step / (steps - 1)) for step in some])
-        forced = torch.full((len(some), slots.size), -1)
-        for row, step in enumerate(some):
-            codes = between[step - 1][0]
-            forced[row, slots.image : slots.image + len(codes)] = codes + model.vocabulary.code_offset
+        forced = torch.cat([slots.given(codes=between[step - 1][0] + model.vocabulary.code_offset) for step in some])
         tags = [between[step - 1][1] for step in some]
         out += model.pairs_from(latents.uniform(z), first, some, tags, caption=plan.caption, forced=forced, watch=listen, **plan.how)[0]
     return [*out, end]
@@ -393,13 +389,11 @@ def invert(
     (codes, grid), written = encode_whole(model, picture), text_of(model, text, "caption")
     z = latents.draw(seed, [0], slots.size)[0]
     (tags,) = model.choose_tags(latents.uniform(z)[None], replace(wanted, grid=grid))
-    forced = torch.full((1, slots.size), -1)
-    forced[0, slots.image : slots.image + len(codes)] = torch.tensor(codes) + v.code_offset
-    forced[0, slots.text : slots.text + len(written) + 1] = torch.tensor([*written, v.id("<eoc>")])
+    forced = slots.given(codes=torch.tensor(sequences.code_ids(v, codes, tags)), text=torch.tensor(sequences.text_end(v, written)))
     choice = sampling.Choice(temperature)
     made = sampling.generate(
-        model.generator, v, torch.tensor([[*v.prefix(tags), v.id("<boi>")]], device=model.device), torch.full(forced.shape, 0.5, device=model.device),
-        slots, image=choice, text=choice, forbid=(v.id("<boq>"), *model._unseen[0]), forbid_first=model._unseen[1], forced=forced.to(model.device),
+        model.generator, v, torch.tensor([sequences.image_prompt(v, tags)], device=model.device), torch.full(forced.shape, 0.5, device=model.device),
+        slots, image=choice, text=choice, forbid=(*sequences.other_tasks(v), *model._unseen[0]), forbid_first=model._unseen[1], forced=forced.to(model.device),
     )  # fmt: skip
     low, high, given = made.low[0].cpu(), made.high[0].cpu(), forced[0] >= 0
     reached = given & (high > low)
@@ -424,12 +418,11 @@ def vary(model: Tokun, inverted: Inverted, amount: float, *, seed: int = 0, n: i
     text, guided = (
         (model.text_choice(), model.text_guidance(None)) if amount else (image, 1.0)
     )  # its own words lie where `invert` found them
-    forced = torch.full((n, slots.size), -1)
     grid = inverted.tags.grid or model.vocabulary.default_grid
     size = grid[0] * grid[1]
     anew = lowest(hills(places[:, :size], grid), round(amount * size))
-    if inverted.codes:
-        forced[:, slots.image : slots.image + size] = torch.where(anew, -1, torch.tensor(inverted.codes) + model.vocabulary.code_offset)
+    kept = torch.where(anew, -1, torch.tensor(inverted.codes) + model.vocabulary.code_offset) if inverted.codes else None
+    forced = slots.given(n, codes=kept)
     return model.pairs_from(
         latents.uniform(z), seed, range(n), [inverted.tags] * n, image=image, text=text, text_guidance_scale=guided, forced=forced
     )[0]
@@ -469,8 +462,7 @@ def complete(
     count = n * candidates
     u = latents.uniform(latents.draw(seed, range(count), slots.size))
     tags = model.choose_tags(u, replace(wanted, grid=seen.grid))
-    forced = torch.full((count, slots.size), -1)
-    forced[:, slots.image : slots.image + len(codes)] = torch.where(kept, torch.tensor(codes) + v.code_offset, -1)
+    forced = slots.given(count, codes=torch.where(kept, torch.tensor(codes) + v.code_offset, -1))
     image = sampling.Choice(
         model.defaults.temperature if temperature is None else temperature,
         model.defaults.top_k,

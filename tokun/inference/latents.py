@@ -42,6 +42,18 @@ class Slots:
         """The slot of the first piece of text."""
         return TAG_SLOTS + self.n_codes
 
+    def given(self, rows: int = 1, *, codes: Tensor | None = None, text: Tensor | None = None) -> Tensor:
+        """int64 (rows, size): ids that are given in the slots that would choose them; -1 where the latent chooses. Codes and text as ids (n,) or (rows, n)."""
+        out = torch.full((rows, self.size), -1)
+        for first, ids in ((self.image, codes), (self.text, text)):
+            if ids is not None:
+                out[:, first : first + ids.shape[-1]] = ids
+        return out
+
+    def deciding(self, in_image: Tensor, lengths: Tensor) -> Tensor:
+        """The slot that decides the next id of rows that have `lengths` ids of a picture or a text; any, where nothing is left to decide."""
+        return (torch.where(in_image, self.image, self.text) + lengths).clamp_max(self.size - 1)
+
 
 def draw(seed: int, indices: Sequence[int], size: int) -> Tensor:
     """z of samples `indices` of `seed`: float32 (B, size). A pure function of (seed, index), whatever stands beside it.

@@ -26,6 +26,7 @@ from tokun.data import framing
 from tokun.inference import decoder, directions, hub, latents, sampling
 from tokun.inference.tags import Frequencies, TagCounts, count_tags, grid_of, read_counts
 from tokun.render.grids import to_pil
+from tokun.tokenizers import sequences
 from tokun.tokenizers.image import ImageTokenizer
 from tokun.tokenizers.text import PretrainedTextTokenizer, TextTokenizer, normalize
 from tokun.tokenizers.vocabulary import Tags, Vocabulary, tag_word
@@ -215,10 +216,8 @@ class Tokun:
         """One pair a row: codes and caption are read off the uniforms u float32 (B, slots.size). With `forced` int64 (B, slots.size),
         ids that are given (see `sampling.generate`); the second result is what they cost in nats."""
         v = self.vocabulary
-        boi = v.id("<boi>")
-        written = [] if caption is None else [v.id("<boc>"), *caption, v.id("<eoc>")]
-        prompts = [[*v.prefix(t), *written, boi] for t in tags]
-        bare = [[*v.prefix(v.bare(t.grid)), boi] for t in tags]
+        prompts = [sequences.image_prompt(v, t, caption) for t in tags]
+        bare = [sequences.unconditional_image_prompt(v, t.grid) for t in tags]
         made: dict[int, tuple[list[int], float, float, float]] = {}
         # rows share a length; a seed's block of rows keeps its place, so equal lengths are grouped in order
         for width in sorted({len(p) for p in prompts}):
@@ -226,14 +225,14 @@ class Tokun:
             out = sampling.generate(
                 self.generator, v, torch.tensor([prompts[i] for i in rows], device=self.device), u[rows].to(self.device), self.slots,
                 image=image, text=text, guidance_scale=guidance_scale, unguided=torch.tensor([bare[i] for i in rows], device=self.device),
-                text_guidance_scale=1.0 if written else text_guidance_scale, unseen=torch.tensor([v.prefix(tags[i]) for i in rows], device=self.device),
-                forbid=(v.id("<boq>"), *self._unseen[0]), forbid_first=self._unseen[1], **self._pieces_for(text),
+                text_guidance_scale=text_guidance_scale if caption is None else 1.0, unseen=torch.tensor([sequences.prefix(v, tags[i]) for i in rows], device=self.device),
+                forbid=(*sequences.other_tasks(v), *self._unseen[0]), forbid_first=self._unseen[1], **self._pieces_for(text),
                 forced=None if forced is None else forced[rows].to(self.device),
                 watch=self._telling(watch, width) if watch is not None and rows[0] == 0 else None,
             )  # fmt: skip
             for j, i in enumerate(rows):
                 made[i] = (out.ids[j].tolist(), float(out.image_nll[j]), float(out.text_nll[j]), float(out.forced_nll[j]))
-        parts = [v.unpack(made[i][0]) for i in range(len(tags))]
+        parts = [sequences.unpack(v, made[i][0]) for i in range(len(tags))]
         codes = [p.codes for p in parts]
         pictures = self.decode_images(codes, [t.grid or v.default_grid for t in tags])
         captions = [p.caption for p in parts]
@@ -313,33 +312,22 @@ class Tokun:
     ) -> list[float]:
         """Nats of each caption and its end, given its picture's codes, or without a picture when `codes` is None."""
         v = self.vocabulary
-        rows, first = [], []
-        for i, caption in enumerate(captions):
-            if codes is None:
-                ids = v.prefix(tags[i])
-            else:
-                packed = v.pack_joint(tags[i], codes[i], caption).input_ids
-                ids = packed[: packed.index(v.id("<boc>"))]
-            first.append(len(ids) + 1)
-            rows.append([*ids, v.id("<boc>"), *caption, v.id("<eoc>")])
-        return self._span_nll(rows, first, batch_size)
+        shown = [None] * len(captions) if codes is None else codes
+        return self.span_nll([sequences.caption_scored(v, *parts) for parts in zip(tags, shown, captions)], batch_size)
 
     def image_nll(self, tags: Sequence[Tags], codes: Sequence[list[int]], batch_size: int = 32) -> list[float]:
         """Nats of each picture's codes, given its tags."""
         v = self.vocabulary
-        opened = [[*v.prefix(t), v.id("<boi>")] for t in tags]
-        rows = [[*front, *v._codes(own, t), v.id("<eoi>")] for front, own, t in zip(opened, codes, tags)]
-        return self._span_nll(rows, [len(front) for front in opened], batch_size)
+        return self.span_nll([sequences.image_scored(v, t, own) for t, own in zip(tags, codes)], batch_size)
 
     @torch.inference_mode()
-    def _span_nll(self, rows: list[list[int]], first: list[int], batch_size: int) -> list[float]:
-        """`sampling.span_nll` of rows of any length, in batches."""
+    def span_nll(self, scored: Sequence[sequences.Packed], batch_size: int = 32) -> list[float]:
+        """Nats of what stands behind the prompt of each sequence, up to and with the end of that span (`sampling.span_nll`), in batches."""
         out: list[float] = []
-        for i in range(0, len(rows), batch_size):
-            part = rows[i : i + batch_size]
-            width = max(map(len, part))
-            ids = torch.tensor([r + [self.vocabulary.id("<pad>")] * (width - len(r)) for r in part], device=self.device)
-            starts = torch.tensor(first[i : i + batch_size], device=self.device)
+        for i in range(0, len(scored), batch_size):
+            part = scored[i : i + batch_size]
+            ids = torch.tensor(sequences.padded(self.vocabulary, [row.input_ids for row in part]), device=self.device)
+            starts = torch.tensor([row.prompt for row in part], device=self.device)
             out += sampling.span_nll(self.generator, self.vocabulary, ids, starts).tolist()
         return out
 
@@ -482,7 +470,7 @@ def load(
                 f"{found[:16]}…, the generator asks for {asked[:16]}…. Copy the whole checkpoint again"
             )
     places = getattr(generator.config.get_text_config(), "max_position_embeddings", math.inf)
-    needed = vocabulary.max_codes + vocabulary.max_text
+    needed = sequences.least_positions(vocabulary)
     if needed > places:
         raise UserError(
             f"{folder / 'vocabulary.json'} speaks of {needed} codes and pieces, the generator has {places} places. Copy the whole checkpoint again"
