@@ -75,29 +75,18 @@ class Grammar:
             for kind, target in ways:
                 ids = vocabulary.ids_of(kind)
                 legal[row, ids], following[row, ids] = True, STATES.index(target)
+        kinds = (IMAGE_STATES, TEXT_STATES, before(IMAGE_STATES))
+        in_image, in_text, may_draw = (torch.tensor([state in kind for state in STATES]) for kind in kinds)
         self.following = following.to(device)
         """(S, V) int64: the state after an id; -1 where it is illegal in any span."""
-        self.in_image, self.in_text, self.may_draw = (
-            torch.tensor([state in kind for state in STATES], device=device) for kind in (IMAGE_STATES, TEXT_STATES, before(IMAGE_STATES))
-        )
-        self.allowed = self._by_case(legal).to(device)
+        self.allowed = by_case(vocabulary, legal, in_image, in_text).to(device)
         """(3 S, V) bool: which ids may come next, a row for each case."""
+        self.in_image, self.in_text, self.may_draw = in_image.to(device), in_text.to(device), may_draw.to(device)
+        """(S,) bool: the states in a picture, in a text, and those from which a picture can still come (or which are one)."""
 
     def on(self, device: torch.device | str) -> Grammar:
         """The same on a device."""
         return self if torch.device(device) == self.device else _on(self.vocabulary, torch.device(device))
-
-    def _by_case(self, legal: Tensor) -> Tensor:
-        by_case = legal.repeat_interleave(3, 0)  # (3 S, V)
-        case = torch.arange(3).repeat(len(STATES))
-        in_image, in_text = (of.cpu().repeat_interleave(3) for of in (self.in_image, self.in_text))
-        codes, text = self.vocabulary.is_image, torch.zeros(self.vocabulary.size, dtype=torch.bool)
-        text[: self.vocabulary.text_size] = True
-        by_case[in_image & (case == FULL)] &= ~codes
-        by_case[in_image & (case != FULL)] &= codes
-        by_case[in_text & (case == FULL)] &= ~text
-        by_case[in_text & (case == EMPTY)] &= text
-        return by_case
 
     def limit(self, states: Tensor, n_codes: Tensor | int) -> Tensor:
         """The most ids of the span of each of these states (…,), for pictures of so many codes."""
@@ -154,6 +143,18 @@ class Grammar:
     @cached_property
     def _chosen_from(self) -> dict[tuple[tuple[int, ...], tuple[int, ...], int], tuple[Tensor, Tensor]]:
         return {}
+
+
+def by_case(vocabulary: Vocabulary, legal: Tensor, in_image: Tensor, in_text: Tensor) -> Tensor:
+    """legal (S, V), of any span -> (3 S, V): of spans that are empty, begun and full, by the rules of length."""
+    allowed, case = legal.repeat_interleave(3, 0), torch.arange(3).repeat(len(STATES))
+    in_image, in_text = in_image.repeat_interleave(3), in_text.repeat_interleave(3)
+    codes, text = vocabulary.is_image, torch.arange(vocabulary.size) < vocabulary.text_size
+    allowed[in_image & (case == FULL)] &= ~codes
+    allowed[in_image & (case != FULL)] &= codes
+    allowed[in_text & (case == FULL)] &= ~text
+    allowed[in_text & (case == EMPTY)] &= text
+    return allowed
 
 
 @lru_cache(maxsize=16)

@@ -12,6 +12,7 @@ from tokun import config as configs
 from tokun.render.grids import pair_sheet, to_pil
 from tokun.tokenizers.image import ImageTokenizer
 from tokun.utils.errors import UserError
+from tokun.utils.metrics import code_figures, psnr
 
 
 @torch.no_grad()
@@ -32,24 +33,6 @@ def inspect_image_tokenizer(model: ImageTokenizer, images: Tensor | Sequence[Ten
     figures = {"psnr": torch.cat(decibels).mean().item(), **code_figures(torch.cat(codes), model.codebook_size)}
     in_turn = [own[i] for i in range(16) for own in pairs if i < len(own)]  # the first of each shape, then the second
     return figures, pair_sheet(in_turn[:16])
-
-
-def psnr(images: Tensor, reconstructed: Tensor) -> Tensor:
-    """(n, C, H, W) in [-1, 1], twice -> (n,) dB."""
-    mse = ((reconstructed - images) / 2).square().mean((1, 2, 3))  # pixel values in 0..1
-    return -10 * mse.clamp_min(1e-10).log10()
-
-
-def code_figures(codes: Tensor, codebook_size: int) -> dict[str, float]:
-    """codes int64, of any shape -> usage (share of codes used), perplexity, dead_codes, and codes_seen, their number."""
-    counts = torch.bincount(codes.flatten(), minlength=codebook_size).float()
-    p = counts / counts.sum()
-    return {
-        "usage": (counts > 0).float().mean().item(),
-        "perplexity": (-(p * (p + 1e-12).log()).sum()).exp().item(),
-        "dead_codes": float((counts == 0).sum()),
-        "codes_seen": counts.sum().item(),
-    }
 
 
 def gate(figures: dict[str, float], train: configs.ImageTokenizerTrainConfig, codebook_size: int) -> None:
