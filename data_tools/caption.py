@@ -30,6 +30,8 @@ from data_tools.captioning.journal import RECORD
 from data_tools.captioning.run import PREVIEW, caption, preview
 from data_tools.captioning.settings import Settings, Work
 from data_tools.tables import QUOTING
+from tokun.utils import console
+from tokun.utils.errors import UserError
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
@@ -119,16 +121,16 @@ def parse_share(text: str) -> float:
     try:
         return float(text.rstrip("% ")) / 100 if text.rstrip().endswith("%") else float(text)
     except ValueError as error:
-        raise ValueError(f"--keep-best {text!r} is no share: give 90%") from error
+        raise UserError(f"--keep-best {text!r} is no share: give 90%") from error
 
 
 def parse_prices(text: str) -> tuple[float, float]:
     try:
         prices = [float(part) for part in text.split(",")] if text else [0.0, 0.0]
     except ValueError as error:
-        raise ValueError(f"--price {text!r} is no pair of numbers: give one like 0.15,0.60") from error
+        raise UserError(f"--price {text!r} is no pair of numbers: give one like 0.15,0.60") from error
     if len(prices) != 2 or min(prices) < 0:
-        raise ValueError(f"--price {text!r} is no pair of prices: give one like 0.15,0.60")
+        raise UserError(f"--price {text!r} is no pair of prices: give one like 0.15,0.60")
     return prices[0], prices[1]
 
 
@@ -161,23 +163,20 @@ def main_from_table(args: argparse.Namespace, out: Path) -> int:
 
 def main(argv: list[str] | None = None) -> int:
     args = parse(argv)
+    return console.status("caption", lambda: run(args))
+
+
+def run(args: argparse.Namespace) -> int:
     out = (args.out or default_out(args.shards[0])).expanduser()
-    try:
-        if args.table:
-            return main_from_table(args, out)
-        settings, work = settings_from(args), work_from(args)
-        if args.preview:
-            path, counts = preview(args.shards, out, settings, work, args.preview)
-            print(" · ".join(f"{name} {count:,}" for name, count in counts.most_common()))
-            print(f"preview      {path}: look at it, then run the same command without --preview")
-            return 0
-        report = caption(args.shards, out, settings, work, progress=True)
-    except (ValueError, OSError, ImportError, MemoryError) as error:
-        print(f"caption: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("caption: stopped; the same command goes on", file=sys.stderr)
-        return 130
+    if args.table:
+        return main_from_table(args, out)
+    settings, work = settings_from(args), work_from(args)
+    if args.preview:
+        path, counts = preview(args.shards, out, settings, work, args.preview)
+        print(" · ".join(f"{name} {count:,}" for name, count in counts.most_common()))
+        print(f"preview      {path}: look at it, then run the same command without --preview")
+        return 0
+    report = caption(args.shards, out, settings, work, progress=True)
     if report is None:
         print("caption: this process's shards are done; others are still at work")
         return 0

@@ -35,6 +35,7 @@ from data_tools.captioning.writers import Asking, Models, Writer, block_size, ma
 from data_tools.inspect import find_shards, read_pairs
 from tokun.inference.clip import Clip
 from tokun.render.grids import captioned_grid
+from tokun.utils.errors import UserError
 from tokun.utils.lock import alone_in
 
 PREVIEW = "preview.png"
@@ -78,7 +79,7 @@ def caption(paths: list[Path], out: Path, settings: Settings, work: Work, *, pro
     """Caption the shards in `paths` into `out`. The story of this file, top to bottom.
 
     Returns None where other processes have shards to do yet; the last of them writes the record. Raises FileNotFoundError
-    or ValueError, with the way out, for shards that are not there, models that do not fit, and an `out` of something else.
+    or UserError, with the way out, for shards that are not there, models that do not fit, and an `out` of something else.
     """
     share = Share.from_environment()
     shards = checked_shards(paths, out)
@@ -150,23 +151,23 @@ def score_shard(journal: Journal, shard: Path, rows: Rows, clip: Clip) -> None:
 
 
 def checked_shards(paths: list[Path], out: Path) -> list[Path]:
-    """The image shards in `paths`. Raises ValueError where two have one name, or `out` is their own folder."""
+    """The image shards in `paths`. Raises UserError where two have one name, or `out` is their own folder."""
     shards = find_shards(paths)
     twice = [name for name, count in Counter(shard.name for shard in shards).items() if count > 1]
     if twice:
-        raise ValueError(f"{twice[0]} is there twice: caption folders with equal shard names one by one, each into its own --out")
+        raise UserError(f"{twice[0]} is there twice: caption folders with equal shard names one by one, each into its own --out")
     inside = [shard for shard in shards if shard.parent.resolve() == out.resolve()]
     if inside:
-        raise ValueError(f"--out {out} is the folder of {inside[0].name} itself: name another, so that the source stays as it is")
+        raise UserError(f"--out {out} is the folder of {inside[0].name} itself: name another, so that the source stays as it is")
     if any((shard.parent / "codes.json").exists() for shard in shards):
-        raise ValueError(f"{shards[0].parent} holds code shards (codes.json), which have no pictures: give the image shards")
+        raise UserError(f"{shards[0].parent} holds code shards (codes.json), which have no pictures: give the image shards")
     return shards
 
 
 def preview(paths: list[Path], out: Path, settings: Settings, work: Work, count: int) -> tuple[Path, Counter[str]]:
     """Caption `count` pictures, spread over the shards, into a contact sheet. Journals and shards stay as they are."""
     if count < 1:
-        raise ValueError(f"--preview {count} must be 1 or more")
+        raise UserError(f"--preview {count} must be 1 or more")
     shards = checked_shards(paths, out)
     stages = make_stages(settings, work)
     each = math.ceil(count / len(shards))
@@ -177,7 +178,7 @@ def preview(paths: list[Path], out: Path, settings: Settings, work: Work, count:
             rows += sorted((row for block in run_stages(stages, task.blocks({})) for row in block), key=lambda row: row.number)
     rows = [row for row in rows if row.image is not None]
     if not rows:
-        raise ValueError(f"no picture of {shards[0]} can be decoded: python -m data_tools.inspect --verify says what is wrong")
+        raise UserError(f"no picture of {shards[0]} can be decoded: python -m data_tools.inspect --verify says what is wrong")
     cells = [(row.image, told_on_sheet(row, name)) for row in rows for name in settings.registers]
     columns = len(settings.registers) if len(settings.registers) > 1 else None
     out.mkdir(parents=True, exist_ok=True)

@@ -9,6 +9,7 @@ from data_tools import captioning as captioners
 from data_tools.captioning import registers
 from data_tools.captioning.journal import sha256
 from data_tools.captioning.registers import FACTS
+from tokun.utils.errors import UserError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,17 +48,17 @@ class Settings:
     def __post_init__(self) -> None:
         for name in self.hints:
             if name not in FACTS:
-                raise ValueError(f"--hints names {name!r}: give some of {', '.join(FACTS)}, or none")
+                raise UserError(f"--hints names {name!r}: give some of {', '.join(FACTS)}, or none")
         if self.rewriter and self.endpoint:
-            raise ValueError("--rewriter and --endpoint both write registers: give one of them")
+            raise UserError("--rewriter and --endpoint both write registers: give one of them")
         if self.endpoint and not self.endpoint_model:
-            raise ValueError("--endpoint needs --endpoint-model, the name of the model there")
+            raise UserError("--endpoint needs --endpoint-model, the name of the model there")
         if self.shape not in ("auto", *captioners.SHAPES):
-            raise ValueError(f"--shape {self.shape!r} is unknown: give auto, {', '.join(captioners.SHAPES)}")
+            raise UserError(f"--shape {self.shape!r} is unknown: give auto, {', '.join(captioners.SHAPES)}")
         if self.image_side < 16:
-            raise ValueError(f"--image-side {self.image_side} must be 16 pixels or more")
+            raise UserError(f"--image-side {self.image_side} must be 16 pixels or more")
         if not 0 <= self.temperature <= 5:
-            raise ValueError(f"--temperature {self.temperature} is outside 0..5")
+            raise UserError(f"--temperature {self.temperature} is outside 0..5")
         self.generation()
 
     def generation(self, device: str = "auto") -> captioners.Generation:
@@ -100,10 +101,10 @@ class Work:
     def __post_init__(self) -> None:
         for name in ("batch_size", "concurrency", "tries"):
             if getattr(self, name) < 1:
-                raise ValueError(f"--{name.replace('_', '-')} {getattr(self, name)} must be 1 or more")
+                raise UserError(f"--{name.replace('_', '-')} {getattr(self, name)} must be 1 or more")
         if self.limit < 0:
-            raise ValueError(f"--limit {self.limit} must be 0 (all) or more")
+            raise UserError(f"--limit {self.limit} must be 0 (all) or more")
         if not 0 < self.keep_best <= 1:
-            raise ValueError("--keep-best takes a share above 0 and up to 100%")
+            raise UserError("--keep-best takes a share above 0 and up to 100%")
         if self.keep_best < 1 and not self.clip:
-            raise ValueError("--keep-best needs --clip, the model that scores captions")
+            raise UserError("--keep-best needs --clip, the model that scores captions")

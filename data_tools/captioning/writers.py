@@ -14,6 +14,7 @@ from data_tools.captioning.journal import sha256
 from data_tools.captioning.registers import Facts
 from data_tools.captioning.rows import Block, Row, Stage
 from data_tools.captioning.settings import Settings, Work
+from tokun.utils.errors import BadSample, UserError
 
 RETRY_TEMPERATURE = 0.7  # of a second attempt: the likeliest words have failed once
 FAILURES_IN_A_ROW = 16  # rows without an answer after which a server counts as down
@@ -166,7 +167,7 @@ class Asking(Writer):
             return
         try:
             answers = registers.read_answer(reply.text, names)
-        except ValueError as error:
+        except BadSample as error:
             row.fail(names, str(error))
             return
         source = {"source": "endpoint", "model": self.endpoint.model, "revision": reply.model}
@@ -211,7 +212,7 @@ class Templates(Writer):
 
 
 def make_stages(settings: Settings, work: Work) -> list[Writer]:
-    """Who writes which register, in order; models are loaded here. Raises ValueError when that cannot be."""
+    """Who writes which register, in order; models are loaded here. Raises UserError when that cannot be."""
     stages: list[Writer] = []
     rest = settings.registers
     if settings.model:
@@ -221,7 +222,7 @@ def make_stages(settings: Settings, work: Work) -> list[Writer]:
         )  # fmt: skip
         writes_all = captioner.fixed_prompt is None and not (settings.rewriter or settings.endpoint)
         if not writes_all and "plain" not in rest:
-            raise ValueError("--model sees the pictures and writes the plain caption that the others start from: add plain to --registers")
+            raise UserError("--model sees the pictures and writes the plain caption that the others start from: add plain to --registers")
         names = rest if writes_all else ("plain",)
         stages.append(Models(settings, names, True, captioner, work.batch_size, "model"))
         rest = tuple(name for name in rest if name not in names)
