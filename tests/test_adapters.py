@@ -17,6 +17,7 @@ from tokun.config import GeneratorConfig, from_dict, load_config
 from tokun.inference import adapters, decoder
 from tokun.inference.model import Tokun
 from tokun.models.generator import make_generator
+from tokun.tokenizers import sequences
 from tokun.training import adapters as tuning
 from tokun.training.generator import train_generator
 from tokun.training.health import Preempted
@@ -74,7 +75,9 @@ def test_an_adapter_in_use_computes_what_plain_peft_computes(base, tmp_path, dor
     plain.resize_token_embeddings(model.vocabulary.size, mean_resizing=False)
     plain = peft.PeftModel.from_pretrained(plain, folder).eval()
     v = model.vocabulary
-    ids = torch.tensor([[*v.prefix(v.bare()), v.id("<style:lithograph>"), v.id("<boi>"), *range(v.code_offset, v.code_offset + 9)]])
+    ids = torch.tensor(
+        [[*sequences.prefix(v, v.bare()), v.id("<style:lithograph>"), v.id("<boi>"), *range(v.code_offset, v.code_offset + 9)]]
+    )
     with torch.no_grad():
         ours, theirs = model.generator(input_ids=ids).logits, plain(input_ids=ids).logits
     assert ours.shape == theirs.shape == (1, ids.shape[1], v.size)
