@@ -58,5 +58,8 @@ def encode_elsewhere(run: Run, args: argparse.Namespace) -> None:
 if __name__ == "__main__":
     try:
         main()
+    except KeyboardInterrupt:
+        print("data_tools.encode: stopped; the same command goes on behind the whole shards", file=sys.stderr)
+        sys.exit(130)
     except (ValueError, OSError, ImportError, WorkerDied) as error:
         sys.exit(f"data_tools.encode: {error}")

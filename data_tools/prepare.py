@@ -43,6 +43,7 @@ from data_tools.pipeline.tasks import Progress, Tasks
 from data_tools.readers import READERS, Listing, Options, PictureError, choose_reader, read_picture, shown
 from data_tools.readers.survey import RECOGNISED
 from data_tools.readers.tables import with_captions
+from tokun.utils.console import home_path
 from tokun.utils.extras import need
 from tokun.utils.lock import alone_in
 from tokun.utils.memory import keep_memory
@@ -269,10 +270,10 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     add("--style", default="", help="the style of all, a tag: engraving, etching; with --reader classes, the class to take")
     add("--out", required=True, help="the folder (or address) for the shards, the manifest and the report")
     add("--reader", default="auto", metavar="NAME", help=f"how to read SOURCE: auto, {', '.join(READERS)} (%(default)s)")
-    add("--root", type=Path, metavar="DIR", help="where the paths in a table start (its own folder)")
+    add("--root", type=home_path, metavar="DIR", help="where the paths in a table start (its own folder)")
     add(
         "--captions",
-        type=Path,
+        type=home_path,
         metavar="TABLE",
         help="captions by the paths of SOURCE (file_name, caption), before all others: the captions.csv of an earlier run",
     )
@@ -356,4 +357,11 @@ def at_home(args: argparse.Namespace) -> argparse.Namespace:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    try:
+        sys.exit(main())
+    except KeyboardInterrupt:
+        print(
+            "prepare: stopped; the same command goes on behind the pictures that are measured and the shards that are whole",
+            file=sys.stderr,
+        )
+        sys.exit(130)
