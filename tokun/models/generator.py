@@ -23,6 +23,7 @@ from torch import nn
 from tokun.config import GeneratorConfig
 from tokun.models import kernels, losses
 from tokun.models.shares import is_cut
+from tokun.utils import reach
 
 
 def make_generator(config: GeneratorConfig, *, vocab_size: int, max_length: int, pad: int, bos: int, eos: int) -> Any:
@@ -31,7 +32,8 @@ def make_generator(config: GeneratorConfig, *, vocab_size: int, max_length: int,
     from transformers import AutoModelForCausalLM, Qwen3Config
 
     if config.pretrained:
-        model = AutoModelForCausalLM.from_pretrained(config.pretrained, dtype=torch.float32)
+        with reach.fetched(config.pretrained, "generator.pretrained"):
+            model = AutoModelForCausalLM.from_pretrained(config.pretrained, dtype=torch.float32)
         limit = getattr(model.config, "max_position_embeddings", max_length)
         if limit < max_length:
             raise ValueError(

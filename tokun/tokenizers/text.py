@@ -28,6 +28,8 @@ from typing import TYPE_CHECKING
 
 import sentencepiece
 
+from tokun.utils import reach
+
 if TYPE_CHECKING:
     import tokenizers
 
@@ -266,7 +268,8 @@ class PretrainedTextTokenizer:
         """The tokenizer of a model on the Hugging Face hub, or in a local directory. ValueError if it is a slow one."""
         from transformers import AutoTokenizer
 
-        tokenizer = AutoTokenizer.from_pretrained(str(id_or_path))
+        with reach.fetched(id_or_path, "the pretrained model"):
+            tokenizer = AutoTokenizer.from_pretrained(str(id_or_path))
         if getattr(tokenizer, "backend_tokenizer", None) is None:
             raise ValueError(f"{id_or_path} has no fast tokenizer (tokenizer.json): choose a model that has one")
         backend = _copy(tokenizer.backend_tokenizer)
