@@ -28,6 +28,7 @@ from tokun.tokenizers.vocabulary import tag_word
 from tokun.training.records import without
 from tokun.training.run import Run
 from tokun.training.shapes import shape_options, shapes_asked
+from tokun.training.starting import style_of
 from tokun.training.text_tokenizer import BROKEN_RECORD, captions_of
 from tokun.utils import checkpoint
 
@@ -203,7 +204,7 @@ def encode_shard(
             return "no caption"
         d = config.data
         tree |= {
-            "caption": captions["plain"], "captions": captions, "style": tag_word(str(tree.get(d.style_key) or tree.get("style") or d.style)),
+            "caption": captions["plain"], "captions": captions, "style": style_of(tree, config),
             "subject": tag_word(str(tree.get(d.subject_key) or tree.get("subject") or "")), "grid": list(framed.grid if several else tokenizer.grid),
         }  # fmt: skip
         if (thing := tag_word(str(tree.get(d.thing_key) or ""))) or "thing" in tree:
