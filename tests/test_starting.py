@@ -10,6 +10,7 @@ from tests.small_runs import write_config
 from tokun.config import ImageTokenizerTrainConfig, load_config
 from tokun.data import captions, write_shard
 from tokun.training import starting
+from tokun.training.run import open_run
 
 
 def picture(seed):
@@ -114,3 +115,11 @@ def test_the_time_is_told_in_passes_and_what_max_minutes_counts():
     assert "3,926 passes over 163 pictures; some 20 passes (102 steps) are sensible, longer learns them by heart" in line
     assert "train.max_minutes 45 counts this stage alone" in line
     assert "max_minutes is not set" in starting.time_line(steps=10, batch_size=4, pictures=163, max_minutes=0, going_on=False, name="train")
+
+
+def test_held_out_shards_that_are_not_there_are_told_before_the_first_stage(tmp_path):
+    """The pattern of an example config, left as it was: told behind the first stage, or behind an hour of it."""
+    config = load_config(write_config(tmp_path, tmp_path / "shards"), ["data.val=nowhere/val-*.tar"])
+    with pytest.raises(FileNotFoundError, match=r"nowhere/val-.*data\.val"):
+        open_run(config)
+    assert not (tmp_path / "run").exists()

@@ -101,6 +101,7 @@ def encode_shards(run: Run) -> Path:
     if not tasks:
         run.say(f"codes: {target} is there and matches ({checkpoint.read_record(target / 'codes.json')['counts']})")
         return target
+    run.say(f"codes: preparing them from the pictures of {len(tasks)} shard{'' if len(tasks) == 1 else 's'}, once …")
     for task in tqdm(tasks[run.rank :: run.world], desc="codes", unit="shard", disable=run.rank != 0, dynamic_ncols=True):
         if run.world == 1:  # alone; several processes have different numbers of shards, and wait for each other after the last
             run.stop_if_asked()
