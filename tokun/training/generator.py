@@ -34,6 +34,7 @@ from tokun.models.generator import (
     uncompiled,
 )
 from tokun.render.grids import captioned_grid
+from tokun.tokenizers import sequences
 from tokun.tokenizers.image import ImageTokenizer
 from tokun.tokenizers.text import PretrainedTextTokenizer, TextTokenizer
 from tokun.tokenizers.vocabulary import REGISTERS, Vocabulary
@@ -145,7 +146,7 @@ def _make_model(run: Run, parts: Parts) -> Any:
     config, v = run.config, parts.vocabulary
     torch.manual_seed(training_seed(config))
     model = make_generator(
-        config.generator, vocab_size=v.size, max_length=parts.slots.size + v.max_text + 16,
+        config.generator, vocab_size=v.size, max_length=sequences.most_positions(v),
         pad=v.id("<pad>"), bos=v.id("<bos>"), eos=v.id("<eos>"),
     )  # fmt: skip
     if config.generator.codebook_start:

@@ -20,6 +20,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from tokun.utils.errors import UserError
+
 try:
     import fcntl
 except ImportError:  # Windows
@@ -39,7 +41,7 @@ class _Held:
 _held: dict[str, _Held] = {}  # of this process, by the lock's path
 
 
-class InUse(ValueError):
+class InUse(UserError):
     """Another process is at work in the folder."""
 
 
@@ -56,7 +58,7 @@ def alone_in(folder: Path, *, option: str = "out", rank: int = 0) -> Iterator[No
 def hold(folder: Path, *, option: str = "out", rank: int = 0) -> Path:
     """Lock the folder for this process and return the lock's path, for `let_go`. A process may hold a folder several times.
 
-    `rank` is this process's among those of its job, which share the folder. Raises InUse (a ValueError) naming the process, host,
+    `rank` is this process's among those of its job, which share the folder. Raises InUse (a UserError) naming the process, host,
     command and time of who holds it. `option` is how another folder is chosen.
     """
     path = folder.resolve() / (f"{NAME}-{rank}" if rank else NAME)
