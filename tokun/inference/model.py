@@ -30,6 +30,7 @@ from tokun.tokenizers import sequences
 from tokun.tokenizers.image import ImageTokenizer
 from tokun.tokenizers.text import PretrainedTextTokenizer, TextTokenizer, normalize
 from tokun.tokenizers.vocabulary import Tags, Vocabulary, tag_word
+from tokun.utils import reach
 from tokun.utils.checkpoint import require_safetensors
 from tokun.utils.errors import UserError
 
@@ -597,7 +598,7 @@ def resolve(checkpoint: str | Path | None) -> Path:
         if not BUNDLED.is_dir():
             raise FileNotFoundError(f"no checkpoint is bundled here ({BUNDLED}); name one with --checkpoint")
         return BUNDLED
-    path = Path(checkpoint)
+    path = Path(checkpoint).expanduser()
     for candidate in (path, path / "checkpoint"):  # a training run's folder holds its checkpoint
         if (candidate / "vocabulary.json").is_file() or (candidate / GENERATOR).is_dir():
             return candidate
@@ -609,7 +610,10 @@ def resolve(checkpoint: str | Path | None) -> Path:
     import huggingface_hub
 
     try:
-        return Path(huggingface_hub.snapshot_download(name))
+        with reach.fetched(name, "the checkpoint"):
+            return Path(huggingface_hub.snapshot_download(name))
+    except reach.NotFetched:
+        raise
     except (OSError, ValueError, huggingface_hub.errors.HfHubHTTPError) as error:
         raise FileNotFoundError(f"checkpoint {name!r} is not a folder here and could not be downloaded from the Hub: {error}") from error
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import shlex
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -43,6 +44,7 @@ from tokun.training.engine import Engine
 from tokun.training.engine_stage import EngineStage
 from tokun.training.records import LOGGING_KEYS, figures_line, idle_settings, require_same_but_retry, started_from, stopped_early, without
 from tokun.training.run import Run, micro_batch, starting_model, states_on_disk
+from tokun.training.starting import time_line
 from tokun.training.text_tokenizer import load_text_tokenizer
 from tokun.training.token_loss import TokenLoss
 from tokun.utils import checkpoint
@@ -202,6 +204,8 @@ class GeneratorStage(EngineStage):
         self.accumulation = train.batch_size // run.world // self.micro
         model = _make_model(run, parts)
         self.parameters, self.flops = count_parameters(model), flops_per_token(model, parts.slots.size)  # before ZeRO-3 cuts it
+        if train.compile:
+            run.say("generator: preparing; compiling takes the first step half a minute to some minutes …")
         compiled = train.compile and can_compile(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
         self.token_loss = TokenLoss(
             model, parts.vocabulary, rows=self.micro, length=parts.slots.size, chunk=train.loss_chunk, compile=compiled, say=run.say
@@ -236,8 +240,12 @@ class GeneratorStage(EngineStage):
         v = self.parts.vocabulary
         return (
             f"{self.parameters / 1e6:.2f}M parameters, vocabulary {v.size} ({v.text_size} text + {len(v.controls)} control + "
-            f"{v.codebook_size} image), {len(self.training_batches.samples)} samples, {self.run.world} process(es), {self.engine}"
-        )
+            f"{v.codebook_size} image), {len(self.training_batches.samples)} samples, {self.run.world} process(es), {self.engine}\n"
+            + time_line(
+                steps=self.train.steps, batch_size=self.train.batch_size, pictures=len(self.training_batches.samples),
+                max_minutes=self.train.max_minutes, going_on=bool(self.config.start), name="train",
+            )
+        )  # fmt: skip
 
     def disk_bytes(self) -> int:
         """Trainer states of weights, two moments and the average; the best checkpoints."""
@@ -353,7 +361,7 @@ class GeneratorStage(EngineStage):
         for top in best[:1]:
             weights = self.best.path(top["step"])
             run.say(f"generator: lowest held-out loss {top['loss']:.4f} at step {top['step']}; its averaged weights: {weights}")
-        run.say(f"checkpoint: {target}\n  python sample.py --checkpoint {target} --seed 42 --n 16")
+        run.say(f"checkpoint: {target}\n  python sample.py --checkpoint {shlex.quote(str(target))} --seed 42 --n 16")
 
 
 def tasks_of(samples: data.CodeSamples, task_mix: dict[str, float]) -> tuple[str, ...]:
