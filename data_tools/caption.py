@@ -36,7 +36,7 @@ from tokun.utils.errors import UserError
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
-    words, work = Settings(), Work()
+    words = Settings()
     parser = argparse.ArgumentParser(
         prog="python -m data_tools.caption",
         description="Image shards -> the same shards with captions in several registers.",
@@ -48,6 +48,14 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     add("--registers", default=",".join(words.registers), help=f"of {','.join(registers.REGISTERS)} (%(default)s)")
     add("--hashtags", action=argparse.BooleanOptionalAction, default=words.hashtags, help="in social captions (yes)")
     add("--hints", default=",".join(words.hints), help="metadata told in prompts, or none (%(default)s)")
+    for group in (add_writers, add_table, add_rows):
+        group(parser)
+    return parser.parse_args(argv)
+
+
+def add_writers(parser: argparse.ArgumentParser) -> None:
+    """Who writes."""
+    words = Settings()
     who = parser.add_argument_group("who writes").add_argument
     who("--model", default="", type=os.path.expanduser, help=f"a captioner, Hub id or folder: {captioners.EXAMPLES}")
     who("--revision", default="", help="its commit or tag on the Hub")
@@ -59,6 +67,10 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     pictures = argparse.BooleanOptionalAction
     who("--send-pictures", action=pictures, default=words.send_pictures, help="to the server; a language model wants none (yes)")
     who("--api-key-env", default="OPENAI_API_KEY", metavar="NAME", help="the environment variable with the key (%(default)s)")
+
+
+def add_table(parser: argparse.ArgumentParser) -> None:
+    """Captions that people wrote, instead."""
     merged = from_table.Options()
     table = parser.add_argument_group("captions from a table, instead of all that").add_argument
     table(
@@ -96,6 +108,11 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         metavar="N",
         help="pictures in a shard, where several folders are mixed by --seed (%(default)s)",
     )
+
+
+def add_rows(parser: argparse.ArgumentParser) -> None:
+    """How the work is done, and on which rows."""
+    words, work = Settings(), Work()
     how = parser.add_argument_group("how").add_argument
     how("--seed", type=int, default=words.seed)
     how("--temperature", type=float, default=words.temperature, help="0: the likeliest words (%(default)s)")
@@ -120,7 +137,6 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         help="score captions by open_clip: ViT-B-32:laion2b_s34b_b79k, hf-hub:…, a folder",
     )
     what("--keep-best", default="100%", metavar="SHARE", help="leave out the rest, by score: 90%% (%(default)s)")
-    return parser.parse_args(argv)
 
 
 def parse_share(text: str) -> float:

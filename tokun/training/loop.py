@@ -153,7 +153,7 @@ class Stage(ABC):
         return []
 
     def require_finite(self, value: Tensor | float, **what: str) -> None:
-        """Raise FloatingPointError where the loss of this step, or `what` else it is, is not finite."""
+        """Raise Diverged where the loss of this step, or `what` else it is, is not finite."""
         require_finite(self.run, value, self.step, self.name, self.batch_keys, **what)
 
 
@@ -285,7 +285,7 @@ def seed_device(seed: int, device: torch.device) -> None:
 
 
 def require_finite(run: Run, value: Tensor | float, step: int, stage: str, keys: Callable[[], Sequence[str]], what: str = "loss") -> None:
-    """Raise FloatingPointError, and write the batch's keys into the run's folder, where the value is not finite."""
+    """Raise Diverged, and write the batch's keys into the run's folder, where the value is not finite."""
     value = float(value.detach()) if isinstance(value, Tensor) else value
     if not math.isfinite(value):
         listed = run.out / f"non_finite_{stage.replace(' ', '_')}_step{step}_rank{run.rank}.json"
