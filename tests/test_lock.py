@@ -182,7 +182,7 @@ def test_every_command_that_writes_a_folder_is_refused_while_another_process_hol
         "caption": lambda: caption.main([str(shards), *out]),
         "caption --from": lambda: caption.main([str(shards), *out, "--from", str(table)]),
         "questions": lambda: questions.main([str(shards), *out]),
-        "encode": lambda: told(lambda: encode.main(["--config", str(config), f"out={tmp_path}"])),
+        "encode": lambda: told(lambda: encode.main(["--config", str(config), f"out={tmp_path}", "data.val="])),
         "train": lambda: told(lambda: train.main(["--config", str(config), f"out={tmp_path}"])),
         "sample": lambda: told(lambda: many.generate(tiny_model, 1, 4, tmp_path, {}, shard_size=2)),
     }[command]()

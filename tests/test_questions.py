@@ -94,7 +94,7 @@ def test_shards_get_questions_once_and_the_rest_stays(tmp_path, capsys):
 
 def test_what_cannot_be_done_is_told(tmp_path, capsys):
     toy.write_shards(tmp_path / "toy", 4, 0, 32, "train")
-    assert questions.main([str(tmp_path / "toy"), "--out", str(tmp_path / "toy")]) == 1
+    assert questions.main([str(tmp_path / "toy"), "--out", str(tmp_path / "toy")]) == 2
     assert "name another" in capsys.readouterr().err
     questions.ask([tmp_path / "toy"], tmp_path / "out")
     with pytest.raises(ValueError, match="another seed"):

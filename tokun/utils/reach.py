@@ -27,7 +27,7 @@ SWITCHES = (("huggingface_hub.constants", OFFLINE), ("datasets.config", OFFLINE)
 _answered: set[str] = set()
 
 
-class NotFetched(OSError):
+class NotFetched(FileNotFoundError):
     """Something is not here, and the place to fetch it from is not reached."""
 
 
@@ -65,7 +65,7 @@ def out_of_reach(address: str) -> str:
 def fetched(name: str | Path, option: str, *, repo_type: str = "model") -> Iterator[None]:
     """Within the block libraries fetch `name` (no folder here) from the Hub, or find it in their cache where the Hub is out of reach.
 
-    `option` is what named it. Raises NotFetched (an OSError) where it is in neither place; what else is wrong is raised as it is.
+    `option` is what named it. Raises NotFetched (a FileNotFoundError) where it is in neither place; what else is wrong is raised as it is.
     """
     if Path(name).exists() or not HUB_ID.fullmatch(str(name)):
         yield
