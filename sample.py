@@ -323,7 +323,7 @@ def add_forms(parser: argparse.ArgumentParser) -> None:
     add("--best-of", type=_positive, default=1, metavar="K", help="of K candidates for each sample the one with the highest PMI")
     add(
         "--pairs",
-        type=Path,
+        type=home_path,
         metavar="FILE",
         help="with --best-of: write best and worst of each place's candidates, which then share their tags, as preferences (configs/dpo.yaml)",
     )

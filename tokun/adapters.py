@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import argparse
 from dataclasses import replace
-from pathlib import Path
 
 from tokun.inference import adapters
 from tokun.inference.model import Tokun, load
 from tokun.utils import console
+from tokun.utils.console import home_path
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -25,7 +25,7 @@ def main(argv: list[str] | None = None) -> None:
     merging.add_argument("base", help="a checkpoint's folder or Hub id, or bundled")
     for command in (shown, merging):
         command.add_argument("adapter", help="its folder, its run's, or a Hub id")
-    merging.add_argument("--out", type=Path, required=True, help="a new folder")
+    merging.add_argument("--out", type=home_path, required=True, help="a new folder")
     merging.add_argument(
         "--dtype", choices=("float32", "bfloat16", "float16"), default="float32", help="of the weights in the file (%(default)s)"
     )

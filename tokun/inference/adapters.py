@@ -121,7 +121,7 @@ def read(path: str | Path, name: str = "") -> Adapter:
 
 def resolve(path: str | Path) -> Path:
     """The folder of an adapter, downloading it when it is a Hub id."""
-    given = Path(path)
+    given = Path(path).expanduser()
     for candidate in (given, given / "adapter"):  # a training run's folder holds its adapter
         if (candidate / CONFIG).is_file():
             return candidate
