@@ -39,6 +39,8 @@ from tokun.tokenizers.vocabulary import Tags
 from tokun.training import adapters as tuning
 from tokun.training.codes import encode_shard
 from tokun.training.words import pack_rows
+from tokun.utils import console
+from tokun.utils.errors import UserError
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -135,7 +137,7 @@ def book_shards(args: argparse.Namespace) -> Path:
     index = data.ShardIndex(data.expand_shards(args.shards), one_of=data.IMAGE_SUFFIXES)
     mine = [i for i in range(len(index)) if str(index.read_json(i).get("gutenberg_id")) == args.book]
     if len(mine) <= args.pictures:
-        raise SystemExit(f"book {args.book} has {len(mine)} pictures in {args.shards}: more than --pictures {args.pictures} are needed")
+        raise UserError(f"book {args.book} has {len(mine)} pictures in {args.shards}: more than --pictures {args.pictures} are needed")
     order = np.random.default_rng(args.seed).permutation(mine)
     for name, chosen in (("train", order[: args.pictures]), ("val", order[args.pictures :])):
 
@@ -286,4 +288,4 @@ def on_preferences(args: argparse.Namespace) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    console.run("benchmarks/adapters.py", main)
