@@ -163,11 +163,11 @@ def draw(model: Tokun, args: argparse.Namespace, tqdm: Any) -> list[Pair]:
         )
         return model.complete(args.complete, args.keep, seed=args.seed, n=args.n, **found)
     if args.invert is not None:
-        heat = 1.0 if args.temperature is None else args.temperature
-        inverted = model.invert(args.invert, args.caption, seed=args.seed, temperature=heat, register=args.register, **tags)
+        temperature = 1.0 if args.temperature is None else args.temperature
+        inverted = model.invert(args.invert, args.caption, seed=args.seed, temperature=temperature, register=args.register, **tags)
         if inverted.missed:
             print(f"{inverted.missed} codes or pieces are too unlikely for any latent: without --vary, these may come out otherwise")
-        return model.vary(inverted, args.vary, seed=args.seed, n=args.n, temperature=heat)
+        return model.vary(inverted, args.vary, seed=args.seed, n=args.n, temperature=temperature)
     options = options_of(args)
     if args.interpolate:
         return model.interpolate(*args.interpolate, args.steps, **options)

@@ -39,8 +39,8 @@ def prompt(v, grid):
 def made(model, grids, u, **options):
     v = model.vocabulary
     guided = {
-        "unguided": torch.tensor([[*sequences.prefix(v, v.bare(grid)), v.id("<boi>")] for grid in grids]),
-        "unseen": torch.tensor([prompt(v, grid)[:-1] for grid in grids]),
+        "unconditional_image": torch.tensor([[*sequences.prefix(v, v.bare(grid)), v.id("<boi>")] for grid in grids]),
+        "unconditional_text": torch.tensor([prompt(v, grid)[:-1] for grid in grids]),
     }
     prompts = torch.tensor([prompt(v, grid) for grid in grids])
     return sampling.generate(model.generator, v, prompts, u, model.slots, forbid=(v.id("<boq>"),), **guided, **options)
@@ -170,9 +170,9 @@ def test_the_unguided_prompt_keeps_the_grid(shaped_model, monkeypatch):
     monkeypatch.setattr(sampling, "generate", lambda *args, **named: asked.append(named) or inner(*args, **named))
     v, pairs = shaped_model.vocabulary, shaped_model.sample(3, n=8, guidance_scale=2.0, text_guidance_scale=2.0)
     shapes = {v.id(f"<grid:{rows}x{columns}>") for rows, columns in (p.tags.grid for p in pairs)}
-    bare = [row for named in asked for row in named["unguided"].tolist()]
+    bare = [row for named in asked for row in named["unconditional_image"].tolist()]
     assert all(row[0] == v.id("<bos>") and row[2] == v.id("<boi>") and len(row) == 3 for row in bare) and {row[1] for row in bare} == shapes
-    assert {row[-1] for named in asked for row in named["unseen"].tolist()} == shapes
+    assert {row[-1] for named in asked for row in named["unconditional_text"].tolist()} == shapes
 
 
 def test_with_one_grid_prompts_without_tags_name_none(tiny_model, monkeypatch):
@@ -182,7 +182,7 @@ def test_with_one_grid_prompts_without_tags_name_none(tiny_model, monkeypatch):
     monkeypatch.setattr(sampling, "generate", lambda *args, **named: asked.append(named) or inner(*args, **named))
     one.sample(3, n=2, guidance_scale=2.0)
     v = one.vocabulary
-    assert [row for named in asked for row in named["unguided"].tolist()] == [[v.id("<bos>"), v.id("<boi>")]] * 2
+    assert [row for named in asked for row in named["unconditional_image"].tolist()] == [[v.id("<bos>"), v.id("<boi>")]] * 2
 
 
 # --- what a checkpoint was not trained on -----------------------------------------------------------------------------

@@ -175,8 +175,8 @@ def caption(
     codes, grid = encode_whole(model, picture)
     tags = [replace(each, grid=grid) for each in wanted]
     prompts = [sequences.caption_prompt(v, t, codes) for t in tags]
-    unseen = [sequences.caption_prompt(v, t, None) for t in tags]
-    made, nll = write(model, prompts, seed, n, temperature, top_p, unseen, model.text_guidance(text_guidance_scale))
+    unconditional_text = [sequences.caption_prompt(v, t, None) for t in tags]
+    made, nll = write(model, prompts, seed, n, temperature, top_p, unconditional_text, model.text_guidance(text_guidance_scale))
     texts = [sequences.unpack(v, ids).caption or [] for ids in made]
     alone = model.caption_nll(tags, texts)
     return [words(model, *parts) for parts in zip(texts, [t.register for t in tags], nll, alone)]
@@ -210,15 +210,15 @@ def rewrite(
 
 def write(
     model: Tokun, prompts: list[list[int]], seed: int, n: int, temperature: float | None, top_p: float | None,
-    unseen: list[list[int]] | None = None, text_guidance_scale: float = 1.0,
+    unconditional_text: list[list[int]] | None = None, text_guidance_scale: float = 1.0,
 ) -> tuple[list[list[int]], list[float]]:  # fmt: skip
-    """(whole sequences, nats of their text) behind prompts of one length. Row i is latent i mod n of the seed. `unseen`: the prompts without their pictures."""
+    """(whole sequences, nats of their text) behind prompts of one length. Row i is latent i mod n of the seed. `unconditional_text`: the prompts without their pictures."""
     u = latents.uniform(latents.draw(seed, range(n), model.slots.size)).repeat(len(prompts) // n, 1)
     choice = model.text_choice(temperature, top_p)
     made = sampling.generate(
         model.generator, model.vocabulary, torch.tensor(prompts, device=model.device), u.to(model.device), model.slots,
-        text=choice, forbid=model.unseen[0], forbid_first=model.unseen[1], **model.pieces_for(choice), text_guidance_scale=text_guidance_scale,
-        unseen=None if unseen is None else torch.tensor(unseen, device=model.device),
+        text=choice, forbid=model.forbidden_text[0], forbid_first=model.forbidden_text[1], **model.pieces_for(choice), text_guidance_scale=text_guidance_scale,
+        unconditional_text=None if unconditional_text is None else torch.tensor(unconditional_text, device=model.device),
     )  # fmt: skip
     return made.ids.tolist(), made.text_nll.tolist()
 
@@ -393,7 +393,7 @@ def invert(
     choice = sampling.Choice(temperature)
     made = sampling.generate(
         model.generator, v, torch.tensor([sequences.image_prompt(v, tags)], device=model.device), torch.full(forced.shape, 0.5, device=model.device),
-        slots, image=choice, text=choice, forbid=(*sequences.other_tasks(v), *model.unseen[0]), forbid_first=model.unseen[1], forced=forced.to(model.device),
+        slots, image=choice, text=choice, forbid=(*sequences.other_tasks(v), *model.forbidden_text[0]), forbid_first=model.forbidden_text[1], forced=forced.to(model.device),
     )  # fmt: skip
     low, high, given = made.low[0].cpu(), made.high[0].cpu(), forced[0] >= 0
     reached = given & (high > low)

@@ -225,9 +225,9 @@ class Tokun:
             rows = [i for i, p in enumerate(prompts) if len(p) == width]
             out = sampling.generate(
                 self.generator, v, torch.tensor([prompts[i] for i in rows], device=self.device), u[rows].to(self.device), self.slots,
-                image=image, text=text, guidance_scale=guidance_scale, unguided=torch.tensor([bare[i] for i in rows], device=self.device),
-                text_guidance_scale=text_guidance_scale if caption is None else 1.0, unseen=torch.tensor([sequences.prefix(v, tags[i]) for i in rows], device=self.device),
-                forbid=(*sequences.other_tasks(v), *self.unseen[0]), forbid_first=self.unseen[1], **self.pieces_for(text),
+                image=image, text=text, guidance_scale=guidance_scale, unconditional_image=torch.tensor([bare[i] for i in rows], device=self.device),
+                text_guidance_scale=text_guidance_scale if caption is None else 1.0, unconditional_text=torch.tensor([sequences.prefix(v, tags[i]) for i in rows], device=self.device),
+                forbid=(*sequences.other_tasks(v), *self.forbidden_text[0]), forbid_first=self.forbidden_text[1], **self.pieces_for(text),
                 forced=None if forced is None else forced[rows].to(self.device),
                 watch=self._telling(watch, width) if watch is not None and rows[0] == 0 else None,
             )  # fmt: skip
@@ -349,9 +349,9 @@ class Tokun:
         return self.vocabulary.grids
 
     @cached_property
-    def unseen(self) -> tuple[list[int], list[int]]:
+    def forbidden_text(self) -> tuple[list[int], list[int]]:
         """Text ids that are never sampled, and those that may not begin a caption."""
-        return unseen_text(self.text_tokenizer, self.vocabulary)
+        return forbidden_text_of(self.text_tokenizer, self.vocabulary)
 
     @cached_property
     def _word_starts(self) -> list[int]:
@@ -619,7 +619,7 @@ def resolve(checkpoint: str | Path | None) -> Path:
         raise FileNotFoundError(f"checkpoint {name!r} is not a folder here and could not be downloaded from the Hub: {error}") from error
 
 
-def unseen_text(tokenizer: TextTokenizer | PretrainedTextTokenizer, vocabulary: Vocabulary) -> tuple[list[int], list[int]]:
+def forbidden_text_of(tokenizer: TextTokenizer | PretrainedTextTokenizer, vocabulary: Vocabulary) -> tuple[list[int], list[int]]:
     """Text ids that are never sampled (control characters), and those that may not begin a caption (blanks)."""
     shown = {i: tokenizer.decode([i]) for i in range(vocabulary.text_size) if i not in vocabulary.illegal_text}
     control = [i for i, text in shown.items() if text and not text.isspace() and not text.isprintable() and "\ufffd" not in text]

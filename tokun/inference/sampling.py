@@ -157,9 +157,9 @@ def generate(
     image: Choice = Choice(),
     text: Choice = Choice(),
     guidance_scale: float = 1.0,
-    unguided: Tensor | None = None,
+    unconditional_image: Tensor | None = None,
     text_guidance_scale: float = 1.0,
-    unseen: Tensor | None = None,
+    unconditional_text: Tensor | None = None,
     forbid: Sequence[int] = (),
     forbid_first: Sequence[int] = (),
     word_starts: Sequence[int] = (),
@@ -170,27 +170,26 @@ def generate(
     """Complete every row of `prompts` (B, P) int64 to its <eos> with the uniforms `u` (B, slots.size). A row's grid tag says how many codes its
     picture has; without one it has those of the default grid.
 
-    With guidance_scale != 1, codes are drawn from unguided + scale * (guided - unguided), the second prompt being
-    `unguided` (B, Q). With text_guidance_scale != 1, words behind the picture are drawn from blind + scale * (seeing - blind),
-    blind being what follows `unseen` (B, R), the prompt without its picture, and the same words; among the pieces that are
-    `PLAUSIBLE` beside the likeliest. `forbid`: ids that the task rules out (a question where a caption is wanted);
+    With guidance_scale != 1, codes are drawn from unconditional + scale * (conditional - unconditional) logits: the unconditional ones follow
+    `unconditional_image` (B, Q), a prompt without tags or caption. With text_guidance_scale != 1, words behind a picture are drawn so, among the pieces
+    that are `PLAUSIBLE` beside the likeliest: the unconditional ones follow `unconditional_text` (B, R), the prompt without its picture. `forbid`: ids that the task rules out (a question where a caption is wanted);
     `forbid_first`: ids that may not begin a text (blanks); `word_starts`: ids that begin a word, for `text.no_repeats`,
     and `marks`: those that are no words, which it looks over. None of these enters the
     log-likelihoods, which are over what the grammar allows.
     `forced` (B, slots.size) int64: ids that are taken whatever u says, by the slot that would choose them; -1 where u chooses.
     `watch` is given the ids (rows, T) of the first rows (on a CPU of up to `BLOCK`) after every choice.
     """
-    if guidance_scale != 1 and unguided is None:
+    if guidance_scale != 1 and unconditional_image is None:
         raise UserError("guidance_scale is set, but there is no prompt without tags or caption to guide away from")
-    if text_guidance_scale != 1 and unseen is None:
+    if text_guidance_scale != 1 and unconditional_text is None:
         raise UserError("text_guidance_scale is set, but there is no prompt without a picture to guide away from")
-    unguided = None if guidance_scale == 1 else unguided
-    unseen = None if text_guidance_scale == 1 else unseen
-    groups = 1 if unguided is None else 2
-    allowed = row_counts(model, [part.shape[1] for part in (prompts, unguided, unseen) if part is not None])
+    unconditional_image = None if guidance_scale == 1 else unconditional_image
+    unconditional_text = None if text_guidance_scale == 1 else unconditional_text
+    groups = 1 if unconditional_image is None else 2
+    allowed = row_counts(model, [part.shape[1] for part in (prompts, unconditional_image, unconditional_text) if part is not None])
     counts = [n // groups for n in allowed]
     if (
-        unguided is not None and unseen is not None
+        unconditional_image is not None and unconditional_text is not None
     ):  # the words' second stream has one group: it too has a number of rows that gives the same bits
         counts = [n for n in counts if n in allowed] or counts
     rules = Rules(
@@ -205,7 +204,7 @@ def generate(
         tuple(word_starts) if text.no_repeats else (),
         tuple(marks),
     )
-    given, parts, most = (prompts, u, forced, unguided, unseen), [], counts[-1] if counts else len(prompts)
+    given, parts, most = (prompts, u, forced, unconditional_image, unconditional_text), [], counts[-1] if counts else len(prompts)
     codes = _codes_of(vocabulary, prompts)
     together = (
         watch is None
@@ -260,7 +259,7 @@ class Block:
     """Rows that go through the model together, from their prompts to their ends."""
 
     def __init__(
-        self, model: Any, rules: Rules, counts: tuple[int, ...], n_codes: int, prompts: Tensor, u: Tensor, forced: Tensor | None, unguided: Tensor | None, unseen: Tensor | None
+        self, model: Any, rules: Rules, counts: tuple[int, ...], n_codes: int, prompts: Tensor, u: Tensor, forced: Tensor | None, unconditional_image: Tensor | None, unconditional_text: Tensor | None
     ):  # fmt: skip
         v, slots, device = rules.vocabulary, rules.slots, prompts.device
         (B, P), self.rules, self.n_codes, self.u, self.forced = prompts.shape, rules, n_codes, u, forced
@@ -280,11 +279,13 @@ class Block:
         self.rows = torch.arange(B, device=device)  # which rows of the block are still in the model
         self.told: Callable[[Tensor], None] | None = None
         self.counts = counts
-        self.stream: Stream | HubStreams = open_stream(model, [prompts] if unguided is None else [prompts, unguided], self.width)
+        self.stream: Stream | HubStreams = open_stream(
+            model, [prompts] if unconditional_image is None else [prompts, unconditional_image], self.width
+        )
         self.choose, self.nats = (native.choose, native.nats) if isinstance(self.stream, NativeStream) else (choose, nats)
-        self.guided = unguided is not None
-        self.model, self.unseen = model, unseen
-        self.blind: Stream | HubStreams | None = None  # the same words without the picture
+        self.guided = unconditional_image is not None
+        self.model, self.unconditional_text = model, unconditional_text
+        self.unconditional: Stream | HubStreams | None = None  # the same words without the picture
         self.begins, self.marks = (
             torch.zeros(v.size, dtype=torch.bool, device=device) for _ in range(2)
         )  # ids that begin a word; that are no words
@@ -320,7 +321,7 @@ class Block:
         """These rows, as they are now, as a block of their own in the same cache. For the C++ program's streams alone."""
         assert isinstance(self.stream, NativeStream)
         other, many = copy.copy(self), len(self.rows)
-        for name in ("ids", "states", "lengths", "image_nll", "text_nll", "forced_nll", "low", "high", "u", "forced", "unseen"):
+        for name in ("ids", "states", "lengths", "image_nll", "text_nll", "forced_nll", "low", "high", "u", "forced", "unconditional_text"):
             part = getattr(self, name)
             setattr(other, name, None if part is None else part[rows])
         other.rows, other.n_codes = torch.arange(len(rows)), n_codes
@@ -331,7 +332,7 @@ class Block:
         """What follows the picture."""
         if (
             isinstance(self.stream, NativeStream)
-            and not (self.guided or self.unseen is not None or self.rules.word_starts)
+            and not (self.guided or self.unconditional_text is not None or self.rules.word_starts)
             and self.forced is None
             and self.told is None
         ):
@@ -418,13 +419,13 @@ class Block:
         grammatical, legal = allowed[case], ruled[case]
         slot = slots.deciding(in_image, self.lengths)
         if r.word_starts:
-            legal = legal & ~self.said_again(in_text, legal.shape[1])
+            legal = legal & ~self.repetition_mask(in_text, legal.shape[1])
         logits = self.stream.logits(part).float()
         drawn = logits = logits[:B]
-        if self.unseen is not None and self.blind is None and not draws:
-            self.blind = open_stream(self.model, [self.unseen], self.width)
-        if self.blind is not None:
-            base = self.blind.logits(part).float()
+        if self.unconditional_text is not None and self.unconditional is None and not draws:
+            self.unconditional = open_stream(self.model, [self.unconditional_text], self.width)
+        if self.unconditional is not None:
+            base = self.unconditional.logits(part).float()
             likely = logits.masked_fill(~legal, -torch.inf)
             likely = likely >= likely.amax(-1, keepdim=True) + math.log(PLAUSIBLE)
             guided = (base + r.text_guidance_scale * (logits - base)).masked_fill(~likely, -torch.inf)
@@ -464,9 +465,8 @@ class Block:
         self.text_nll.index_add_(0, self.rows, nll)
         self.length += ids.shape[1]
 
-    def said_again(self, in_text: Tensor, width: int) -> Tensor:
-        """(rows, width) bool: the ids that would say what the row has just said once more: a1 … an a1 … an, a1 being the beginning of a word,
-        whatever marks stand among them."""
+    def repetition_mask(self, in_text: Tensor, width: int) -> Tensor:
+        """(rows, width) bool: the ids that would repeat the phrase that the row ends with: a1 … an a1 … an, a1 being the beginning of a word; marks do not count."""
         found = torch.zeros(len(self.rows), width, dtype=torch.bool, device=in_text.device)
         text = self.ids[self.rows, max(0, self.length - self.rules.vocabulary.max_text) : self.length]
         size = text.shape[1]
@@ -490,7 +490,7 @@ class Block:
 
     def leave(self, chosen: Tensor) -> None:
         """Read the ids; on a CPU, without the rows that have ended as far as the numbers of rows allow."""
-        streams = [stream for stream in (self.stream, self.blind) if stream is not None]
+        streams = [stream for stream in (self.stream, self.unconditional) if stream is not None]
         if not isinstance(self.stream, HubStreams) and self.counts and not self.guided:
             alive = self.states != END
             many = int(alive.sum())
@@ -504,8 +504,8 @@ class Block:
                 )
                 self.forced = None if self.forced is None else self.forced[kept]
         self.stream.step(chosen.repeat(2) if self.guided else chosen)
-        if self.blind is not None:
-            self.blind.step(chosen)
+        if self.unconditional is not None:
+            self.unconditional.step(chosen)
 
     def has_ended(self) -> bool:
         """On a GPU looked at only now and then: what rows that have ended are given meanwhile is padding."""
