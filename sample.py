@@ -2,6 +2,7 @@
 
     python sample.py --seed 42 --n 16                              the bundled engraving model
     python sample.py --checkpoint runs/tiny --seed 7 --n 4         a model of your own (folder or Hub id)
+    python sample.py --adapter runs/mine-lora --n 4                the bundled model with an adapter (configs/lora.yaml)
     python sample.py --prompt "A ship in a storm" --n 4 --guidance-scale 3
     python sample.py --thing moth --aspect 4:3 --n 4               by tags and shape, for a model that knows them
     python sample.py --image plate.png --registers plain,poetic    captions of a picture; with --question "…", an answer
@@ -12,6 +13,7 @@
     python sample.py --seed 42 --n 100000 --out shards/            WebDataset shards and a table; torchrun shares the work
     python sample.py --svg --max-bytes 10000                       vector drawings too
     python sample.py --best-of 8 --n 4                             of eight candidates the one whose words fit best (PMI)
+    python sample.py --best-of 8 --n 200 --pairs pairs.jsonl       best and worst of each eight, to learn from (configs/dpo.yaml)
     python sample.py --best-of 8 --clip ViT-B-32:laion2b_s34b_b79k by CLIP score instead (any open_clip model, or a folder)
 
 Writes grid.png, one PNG a sample and samples.jsonl into --out (words.jsonl where words are asked for). Sample k of seed s is
@@ -30,7 +32,7 @@ from typing import TYPE_CHECKING, Any
 
 from tokun.config import SamplingOptions
 from tokun.data import pictures
-from tokun.inference import many
+from tokun.inference import many, preferences
 from tokun.inference.clip import Clip
 from tokun.render import video
 from tokun.render.grids import captioned_grid, gif, strip
@@ -63,7 +65,7 @@ def main(argv: list[str] | None = None) -> None:
     if rank > 0 and not shards_wanted(args):
         return  # one process is enough: only shards are shared out
     device = args.device or (f"cuda:{os.environ['LOCAL_RANK']}" if "LOCAL_RANK" in os.environ and torch.cuda.is_available() else None)
-    model = tokun.load(args.checkpoint, device=device, dtype=getattr(torch, args.dtype), compile=args.compile)
+    model = tokun.load(args.checkpoint, device=device, dtype=getattr(torch, args.dtype), compile=args.compile, adapter=args.adapter)
     if args.image is not None or args.rewrite is not None:
         tell(say(model, args), args.out)
     elif shards_wanted(args):
@@ -173,6 +175,11 @@ def draw(model: Tokun, args: argparse.Namespace, tqdm: Any) -> list[Pair]:
         return model.interpolate(*args.interpolate, args.steps, **options)
     if args.best_of > 1:
         score = Clip(args.clip, device=str(model.device)).fit if args.clip else None
+        if args.pairs:
+            found = model.best_and_worst(args.seed, args.n, args.best_of, score=score, **options)
+            checkpoint.write_text(args.pairs, preferences.lines(found))
+            print(f"{len(found)} preferences in {args.pairs}")
+            return [best for best, _ in found]
         return model.best_of(args.seed, args.n, args.best_of, score=score, **options)
     pairs = []
     for first in tqdm(range(0, args.n, args.batch_size), desc="sampling", unit="batch", disable=args.n <= args.batch_size):
@@ -250,6 +257,7 @@ def mistake_in(args: argparse.Namespace, given: list[str]) -> str:
     mistakes = [
         (args.question is not None and args.image is None, "--question is about a picture: name it with --image"),
         (args.invert is not None and not args.caption.strip(), "--invert needs --caption: the latent decides picture and words"),
+        (args.pairs and args.best_of == 1, "--pairs prefers the best of several candidates to the worst: say how many with --best-of"),
         (args.clip and args.best_of == 1, "--clip chooses among several: say how many with --best-of"),
         (args.video and not args.interpolate, "--video shows the way from one seed to another: name them with --interpolate"),
         (idle, f"--{''.join(idle[:1]).replace('_', '-')} does nothing {where_of(mode)}: leave it out"),
@@ -266,6 +274,7 @@ def add_places(parser: argparse.ArgumentParser) -> None:
     """Which model, how many samples, and where they go."""
     add = parser.add_argument
     add("--checkpoint", default=None, help="a folder or a Hugging Face Hub id; default: the bundled engraving model")
+    add("--adapter", default=None, help="an adapter (LoRA) that was trained on the checkpoint: its folder, its run's, or a Hub id")
     add("--seed", type=int, default=42, help="the latent: which samples (%(default)s)")
     add("--n", type=_positive, default=None, help="how many samples of the seed (16), or how many texts (1)")
     add("--out", type=home_path, default=Path("outputs"), help="the folder for what is made (%(default)s)")
@@ -312,6 +321,12 @@ def add_forms(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("--shard-size", type=_positive, default=None, metavar="N", help="write shards of N samples; of 1000 where more are asked for")
     add("--best-of", type=_positive, default=1, metavar="K", help="of K candidates for each sample the one with the highest PMI")
+    add(
+        "--pairs",
+        type=home_path,
+        metavar="FILE",
+        help="with --best-of: write best and worst of each place's candidates, which then share their tags, as preferences (configs/dpo.yaml)",
+    )
     add("--clip", metavar="MODEL", help="--best-of by CLIP score: hf-hub:ORG/NAME, a folder, or ARCHITECTURE:WEIGHTS of open_clip")
     add("--svg", action="store_true", help="write each picture as SVG too")
     add("--max-bytes", type=_positive, default=10_000, help="of an SVG (%(default)s)")
@@ -350,12 +365,12 @@ def add_directions(parser: argparse.ArgumentParser) -> None:
 
 
 OPTIONS = {option.name for option in fields(SamplingOptions)}  # those of `Tokun.sample`
-EVERYWHERE = {"checkpoint", "seed", "n", "out", "device", "dtype", "compile"}
+EVERYWHERE = {"checkpoint", "adapter", "seed", "n", "out", "device", "dtype", "compile"}
 DRAWN = {"style", "subject", "thing", "register", "temperature", "svg", "max_bytes", "wandb"}
 PLAIN = DRAWN | OPTIONS
 READ = {  # the options that each direction reads
-    "plain": PLAIN | {"shard_size", "best_of", "clip"},
-    "best_of": PLAIN | {"best_of", "clip"},
+    "plain": PLAIN | {"shard_size", "best_of", "clip", "pairs"},
+    "best_of": PLAIN | {"best_of", "clip", "pairs"},
     "interpolate": PLAIN | {"interpolate", "steps", "video"},
     "complete": DRAWN | {"complete", "max_megapixels", "keep", "top_p"},
     "invert": DRAWN | {"invert", "max_megapixels", "caption", "vary"},

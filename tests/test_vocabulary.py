@@ -2,6 +2,7 @@
 
 import json
 from collections import Counter
+from dataclasses import replace
 
 import pytest
 import torch
@@ -288,3 +289,27 @@ def test_a_broken_file_is_named(tmp_path, text):
 def test_a_missing_file_is_named(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"vocabulary\.json is missing"):
         Vocabulary.load(tmp_path / "vocabulary.json")
+
+
+def test_tags_that_come_later_stand_behind_the_codes_and_no_other_id_moves(tmp_path):
+    more = V.extended(styles=["lithograph", V.styles[0]], registers=["studio"], things=["kite"])
+    assert more.appended == ("<style:lithograph>", "<thing:kite>", "<register:studio>") and more.size == V.size + 3
+    assert [more.id(name) for name in more.appended] == [V.size, V.size + 1, V.size + 2] and [
+        more.name(V.size + i) for i in range(3)
+    ] == list(more.appended)
+    assert more.added_tokens[: len(V.added_tokens)] == V.added_tokens and more.code_offset == V.code_offset and more.code_end == V.size
+    assert [more.class_of(V.size + i) for i in range(3)] == ["style", "thing", "register"] and not more.is_image[V.size :].any()
+    assert V.extended(styles=V.styles) == V and more.extended(subjects=["x"]).id("<subject:x>") == more.size
+    tags = Tags("lithograph", "", "studio", (2, 3), "kite")
+    packed = sequences.pack_joint(more, tags, [0, 1, 2, 3, 4, 5], [7, 8])
+    assert sequences.unpack(more, packed.input_ids) == replace(
+        sequences.unpack(V, sequences.pack_joint(V, Tags(grid=(2, 3)), [0, 1, 2, 3, 4, 5], [7, 8]).input_ids), tags=tags
+    )
+    allowed = more.grammar.allowed
+    assert (
+        allowed[3 * STATES.index("tags"), V.size] and allowed[3 * STATES.index("image")].nonzero()[:, 0].tolist()[-1] == more.code_end - 1
+    )
+    more.save(tmp_path / "vocabulary.json")
+    assert Vocabulary.load(tmp_path / "vocabulary.json") == more and "appended" not in V.to_dict()
+    with pytest.raises(ValueError, match="appended names"):
+        replace(V, appended=("<style:nowhere>",))

@@ -110,12 +110,26 @@ class Events:
         yield printed(self.studio.complete(picture, keep, seed), history)
 
     @noticed
+    def like(self, current, judged):
+        """-> what is liked and disliked, and how it is told"""
+        yield told(judged.mark(current, liked=True))
+
+    @noticed
+    def dislike(self, current, judged):
+        """-> what is liked and disliked, and how it is told"""
+        yield told(judged.mark(current, liked=False))
+
+    @noticed
     def recall(self, number, history):
         """-> plate, current pair"""
         if not history:
             raise UserError("This print is no longer kept here, but its seed still draws it.")
         pair = history[demo.whole(number, 0, len(history) - 1, "number")]
         yield views.plate([pair], demo.keepsakes(pair)), pair
+
+
+def told(judged: demo.Judged) -> tuple[demo.Judged, str]:
+    return judged, views.opinion(judged)
 
 
 def printed(pairs: list[Any], history: list[Any]) -> tuple[str, Any, list[Any], list[tuple[Image.Image, str]]]:

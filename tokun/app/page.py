@@ -36,13 +36,14 @@ def main(argv: list[str] | None = None) -> None:
     args = parse(argv)
     import tokun
 
-    page = build(tokun.load(args.checkpoint, device=args.device))
+    page = build(tokun.load(args.checkpoint, device=args.device, adapter=args.adapter))
     serve(page, host=args.host, port=args.port, share=args.share)
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m tokun.app", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--checkpoint", default=None, help="a folder or a Hugging Face Hub id; default: the bundled engraving model")
+    parser.add_argument("--adapter", default=None, help="an adapter (LoRA) that was trained on the checkpoint: a folder or a Hub id")
     parser.add_argument("--host", default="127.0.0.1", help="0.0.0.0 lets others in (%(default)s)")
     parser.add_argument("--port", type=int, default=7860, help="(%(default)s)")
     parser.add_argument("--share", action="store_true", help="a public address by Gradio's relay")
@@ -99,13 +100,17 @@ def build(model: Any) -> Any:
             label="Printed in this visit", columns=8, height="auto", fit_columns=False, allow_preview=False, interactive=False, buttons=[],
             elem_id="history",
         )  # fmt: skip
+        opinions = of_the_print(gr)
         gr.HTML(f"<footer>{views.colophon(model)}</footer>")
         connect(gr, events, kept, plate, gallery, seeds, between, pictures)
+        judged = {"inputs": [kept.current, kept.judged], "outputs": [kept.judged, opinions.told], **QUIET}
+        opinions.like.click(events.like, **judged)
+        opinions.dislike.click(events.dislike, **judged)
     return page
 
 
 Part = SimpleNamespace  # a part of the page: its components by name
-KEPT = {"history": [], "current": None, "picture": None, "steps": []}  # of a visit
+KEPT = {"history": [], "current": None, "picture": None, "steps": [], "judged": demo.Judged()}  # of a visit
 
 
 def from_a_seed(gr: Any, studio: demo.Studio, model: Any) -> Part:
@@ -172,6 +177,14 @@ def from_a_picture(gr: Any, studio: demo.Studio) -> Part:
         upload=upload, take=take, shown=shown, said=said, voices=voices, caption=caption, question=question, ask=ask, meaning=meaning,
         amount=amount, vary=vary, keep=keep, complete=complete,
     )  # fmt: skip
+
+
+def of_the_print(gr: Any) -> Part:
+    """Below the gallery: what the visitor thinks of the print."""
+    with gr.Row(elem_classes="level"):
+        like = gr.Button("I like this print", min_width=120, elem_id="like")
+        dislike = gr.Button("I do not", min_width=120, elem_id="dislike")
+    return Part(like=like, dislike=dislike, told=gr.HTML(views.opinion(demo.Judged()), elem_id="opinion"))
 
 
 def connect(gr: Any, events: Events, kept: Part, plate: Any, gallery: Any, seeds: Part, between: Part, pictures: Part) -> None:

@@ -68,6 +68,11 @@ def preview(image: Image.Image) -> str:
 EMPTY = '<div class="plate one empty"><figure><div class="sheet-of-paper"></div><figcaption>Nothing is printed yet.<small>&nbsp;</small></figcaption></figure></div>'
 
 
+def opinion(judged: demo.Judged) -> str:
+    """What was liked and disliked, and the file that training learns from."""
+    return f'<p class="aside">{quoted(judged.told())}</p>{links(judged.files())}'
+
+
 def way(images: Sequence[Image.Image]) -> str:
     shown = "".join(f'<img alt="" src="{demo.data_uri(demo.enlarged(image, 96))}">' for image in images)
     return f'<div class="strip">{shown}</div>'

@@ -23,7 +23,7 @@ from torch import Tensor
 
 from tokun.config import SamplingConfig, SamplingOptions
 from tokun.data import framing
-from tokun.inference import decoder, directions, hub, latents, sampling
+from tokun.inference import adapters, decoder, directions, hub, latents, preferences, sampling
 from tokun.inference.tags import Frequencies, TagCounts, count_tags, grid_of, read_counts
 from tokun.render.grids import to_pil
 from tokun.tokenizers import sequences
@@ -55,6 +55,7 @@ class Pair:
     image_nll: float  # of all codes, given what stands before them
     caption_nll: float  # of all pieces and the end, given the picture
     pmi: float
+    prompted: bool = False  # the caption was given, and the picture drawn from it
 
     def record(self) -> dict[str, Any]:
         """What samples.jsonl holds, all of it plain JSON."""
@@ -62,6 +63,7 @@ class Pair:
         return {
             "seed": int(self.seed), "index": int(self.index), "tags": tags, "caption": self.caption, "image_nll": round(self.image_nll, 4),
             "caption_nll": round(self.caption_nll, 4), "pmi": round(self.pmi, 4), "codes": self.codes, "caption_ids": self.caption_ids,
+            **({"prompted": True} if self.prompted else {}),
         }  # fmt: skip
 
 
@@ -107,6 +109,9 @@ class Tokun:
             )
         if rows < v.size:
             raise UserError(f"the generator has {rows} embeddings, the vocabulary needs {v.size}: parts of two checkpoints")
+        self.adapters: dict[str, adapters.Adapter] = {}
+        self.adapter = ""  # the name of the one in use
+        self.base: adapters.Base | None = None  # what the model is without it
         self.eval()
 
     @property
@@ -116,21 +121,36 @@ class Tokun:
     def to(self, device: str | torch.device | None = None, dtype: torch.dtype | None = None) -> Tokun:
         """Move both networks; `dtype` is the generator's (the image tokenizer stays in float32)."""
         self.image_tokenizer.to(device)
-        self.generator.to(device)
-        if dtype is not None:
-            for parameter in self.generator.parameters():  # not the buffers: rounded rotary frequencies would turn positions
-                parameter.data = parameter.data.to(dtype)
+        for generator in (self.generator, *([self.base.generator] if self.base else [])):
+            generator.to(device)
+            if dtype is not None:
+                for parameter in generator.parameters():  # not the buffers: rounded rotary frequencies would turn positions
+                    parameter.data = parameter.data.to(dtype)
         return self
 
     def compile(self, wanted: bool = True) -> Tokun:
         """Whether to sample in compiled steps on a CPU (`decoder.compile_steps`), which is so from the beginning where there is a C++ compiler.
         They agree among themselves, not to the last with others."""
         decoder.compile_steps(self.generator, wanted)
+        if self.base:
+            decoder.sample_as(self.base.generator, self.generator)
         return self
 
     def eval(self) -> Tokun:
         self.image_tokenizer.eval()
         self.generator.eval()
+        return self
+
+    # --- adapters ---------------------------------------------------------------------------------------------------
+
+    def add_adapter(self, adapter: str | Path, name: str = "") -> str:
+        """Read an adapter (a folder, a training run's, or a Hub id) that was trained on this model, for `use_adapter`. Returns its name, the folder's
+        unless one is given. Raises ValueError for an adapter of another base."""
+        return adapters.add(self, adapters.read(adapter, name))
+
+    def use_adapter(self, name: str | None) -> Tokun:
+        """Sample, caption and score with this adapter from now on, its own tags, frequencies and defaults among it; None: without any."""
+        adapters.use(self, name)
         return self
 
     # --- sampling ---------------------------------------------------------------------------------------------------
@@ -241,7 +261,7 @@ class Tokun:
         given = [made[i][2] for i in range(len(tags))] if caption is None else self.caption_nll(tags, captions, codes)
         pairs = [
             Pair(pictures[i], self.text_tokenizer.decode(captions[i]), seed, indices[i], tags[i], parts[i].codes, captions[i],
-                 made[i][1], given[i], alone[i] - given[i])
+                 made[i][1], given[i], alone[i] - given[i], caption is not None)
             for i in range(len(tags))
         ]  # fmt: skip
         return pairs, [made[i][3] for i in range(len(tags))]
@@ -289,6 +309,10 @@ class Tokun:
     def best_of(self, seed: int, n: int, candidates: int, **options: Any) -> list[Pair]:
         """The best of several samples for each place, by PMI: see `directions.best_of`."""
         return directions.best_of(self, seed, n, candidates, **options)
+
+    def best_and_worst(self, seed: int, n: int, candidates: int, **options: Any) -> list[tuple[Pair, Pair]]:
+        """The best and the worst of several samples for each place, of one wish: see `preferences.best_and_worst`."""
+        return preferences.best_and_worst(self, seed, n, candidates, **options)
 
     def complete(self, picture: directions.Picture, keep: str | tuple[float, float, float, float], **options: Any) -> list[Pair]:
         """Pairs that go on from a part of a picture: see `directions.complete`."""
@@ -446,9 +470,11 @@ def require_scale(name: str, scale: float) -> float:
 
 
 def load(
-    checkpoint: str | Path | None = None, *, device: str | None = None, dtype: torch.dtype = torch.float32, compile: bool | None = None
-) -> Tokun:
+    checkpoint: str | Path | None = None, *, device: str | None = None, dtype: torch.dtype = torch.float32, compile: bool | None = None,
+    adapter: str | Path | Sequence[str | Path] | None = None,
+) -> Tokun:  # fmt: skip
     """A checkpoint folder, a Hugging Face Hub id ('name/model'), or None for the bundled engraving model. `compile`: see `Tokun.compile`; None: where it can be.
+    `adapter`: one that was trained on it, or several, of which the first is used (`Tokun.use_adapter`).
 
     Raises FileNotFoundError or UserError naming the file that is missing or broken.
     """
@@ -482,7 +508,11 @@ def load(
         image_tokenizer, text_tokenizer, vocabulary, generator, settings.defaults, settings.tag_counts, settings.tasks, card, settings.fit
     )
     model.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    return model if compile is None else model.compile(compile)
+    if compile is not None:
+        model.compile(compile)
+    named = [] if adapter is None else [adapter] if isinstance(adapter, (str, Path)) else list(adapter)
+    added = [model.add_adapter(one) for one in named]
+    return model.use_adapter(added[0]) if added else model
 
 
 def require_device(device: str | None) -> None:
@@ -601,8 +631,14 @@ def resolve(checkpoint: str | Path | None) -> Path:
         return BUNDLED
     path = Path(checkpoint).expanduser()
     for candidate in (path, path / "checkpoint"):  # a training run's folder holds its checkpoint
-        if (candidate / "vocabulary.json").is_file() or (candidate / GENERATOR).is_dir():
+        is_adapter = (candidate / adapters.CONFIG).is_file()
+        if not is_adapter and ((candidate / "vocabulary.json").is_file() or (candidate / GENERATOR).is_dir()):
             return candidate
+    for candidate in (path, path / "adapter"):
+        if (candidate / adapters.CONFIG).is_file():
+            raise FileNotFoundError(
+                f"{path} holds an adapter, which is loaded with its base: tokun.load(BASE, adapter={str(path)!r}), sample.py --adapter {path}"
+            )
     if path.exists():
         raise FileNotFoundError(f"{path} holds no checkpoint: vocabulary.json and {GENERATOR}/ are not there. Has its training finished?")
     name = str(checkpoint)

@@ -193,11 +193,19 @@ class Engine:
         Every process calls it; the others get nothing."""
         if _rank() > 0:
             return {}
-        return checkpoint.snapshot({"model": self.plain.state_dict(), "optimizer": self.optimizer.state_dict()})
+        weights, frozen = self.plain.state_dict(), any(not p.requires_grad for p in self.plain.parameters())
+        if frozen:  # they stay what they were at the start
+            weights = {name: p for name, p in self.plain.named_parameters() if p.requires_grad}
+        return checkpoint.snapshot({"model": weights, "optimizer": self.optimizer.state_dict()})
 
     def load(self, folder: Path) -> None:
         state = read_state(folder, map_location=self.device)
-        self.plain.load_state_dict(state["model"])
+        missing, strange = self.plain.load_state_dict(state["model"], strict=False)
+        trained = {name for name, p in self.plain.named_parameters() if p.requires_grad}
+        if strange or trained & set(missing):
+            raise UserError(
+                f"{folder} holds the weights of another model ({sorted({*strange, *(trained & set(missing))})[:3]}): delete it, or choose another out="
+            )
         self.optimizer.load_state_dict(state["optimizer"])
 
 

@@ -14,7 +14,8 @@ from tokun.data.codes import captions_by_register, questions_of
 from tokun.inference.model import TEXT_TOKENIZER
 from tokun.tokenizers.text import PretrainedTextTokenizer, TextTokenizer, normalize
 from tokun.training.records import started_from
-from tokun.training.run import Run, starting_model
+from tokun.training.run import Run
+from tokun.training.start import starting_model
 from tokun.utils import checkpoint
 from tokun.utils.errors import BadSample
 
