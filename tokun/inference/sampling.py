@@ -550,6 +550,32 @@ def _tables(
     return allowed[:, :size].to(device).contiguous(), ruled[:, :size].to(device).contiguous()
 
 
+def legal_table(vocabulary: Vocabulary, device: torch.device) -> Tensor:
+    """(3 S, V) bool: what the grammar allows in each of `legal_cases`."""
+    return _tables(vocabulary, (), (), device, vocabulary.size)[0]
+
+
+@torch.no_grad()
+def legal_cases(vocabulary: Vocabulary, ids: Tensor) -> Tensor:
+    """ids (B, T), whole sequences or their beginnings, padded with <pad> -> (B, T): 3 x the state (`STATES`) in which each id was chosen, and
+    where in its span: 0 at its beginning, 1 in the middle, 2 where it was full. Each row's grid tag says how many codes its picture has."""
+    live = ids != vocabulary.id("<pad>")
+    codes = torch.tensor(_codes_of(vocabulary, ids), device=ids.device)
+    in_image = torch.tensor([state in IMAGE_STATES for state in STATES], device=ids.device)
+    states = torch.full((len(ids),), STATES.index("start"), device=ids.device)
+    lengths = torch.zeros(len(ids), dtype=torch.long, device=ids.device)
+    ways, cases = vocabulary.following.to(ids.device), []
+    for t in range(ids.shape[1]):
+        cases.append(
+            3 * states + torch.where(lengths >= torch.where(in_image[states], codes, vocabulary.max_text), 2, (lengths > 0).long())
+        )
+        following = ways[states, ids[:, t]]
+        lengths = torch.where(following == states, lengths + 1, 0)
+        states = torch.where(live[:, t], following, states)
+    assert (states >= 0).all(), "an illegal id is scored"
+    return torch.stack(cases, 1)
+
+
 @torch.inference_mode()
 def span_nll(model: Any, vocabulary: Vocabulary, ids: Tensor, first: Tensor) -> Tensor:
     """Nats of ids[first:] up to and with the end of each row's span, over legal ids, no cache: float64 (B,).
@@ -561,20 +587,7 @@ def span_nll(model: Any, vocabulary: Vocabulary, ids: Tensor, first: Tensor) -> 
     begin = max(1, int(first.min()))
     logits = model(input_ids=ids, logits_to_keep=T - begin + 1).logits[:, :-1, : vocabulary.size].float()  # of ids[:, begin:]
     live = ids != vocabulary.id("<pad>")
-    codes = torch.tensor(_codes_of(vocabulary, ids), device=ids.device)
-    in_image = torch.tensor([state in IMAGE_STATES for state in STATES], device=ids.device)
-    states = torch.full((B,), STATES.index("start"), device=ids.device)
-    lengths = torch.zeros(B, dtype=torch.long, device=ids.device)
-    ways, cases = vocabulary.following.to(ids.device), []
-    for t in range(T):
-        cases.append(
-            3 * states + torch.where(lengths >= torch.where(in_image[states], codes, vocabulary.max_text), 2, (lengths > 0).long())
-        )
-        following = ways[states, ids[:, t]]
-        lengths = torch.where(following == states, lengths + 1, 0)
-        states = torch.where(live[:, t], following, states)
-    assert (states >= 0).all(), "an illegal id is scored"
-    allowed = _tables(vocabulary, (), (), ids.device, vocabulary.size)[0][torch.stack(cases, 1)[:, begin:]]  # (B, T - begin, V)
+    allowed = legal_table(vocabulary, ids.device)[legal_cases(vocabulary, ids)[:, begin:]]  # (B, T - begin, V)
     nll = -logits.masked_fill(~allowed, -torch.inf).log_softmax(-1).gather(2, ids[:, begin:, None])[:, :, 0].double()
     scored = live[:, begin:] & (torch.arange(begin, T, device=ids.device) >= first[:, None])
     return torch.where(scored, nll, 0.0).sum(-1)
