@@ -181,7 +181,8 @@ class Trainer:
         )
         if run.rank == 0:
             checkpoint.require_space(run.out, 12 * self.parameters * stages.train_states(self.config) + 4 * self.parameters)
-        self.judge(self.step)
+        if self.step == 0:
+            self.judge(0)
         bar = tqdm(total=train.steps, initial=self.step, desc="grpo", unit="step", disable=run.rank != 0, dynamic_ncols=True)
         stopped = ""
         while (progress := self.progress()) < 1:
@@ -243,10 +244,11 @@ class Trainer:
         """This process's pairs of the rollout, minibatch by minibatch; in one process they are all."""
         size = self.train_config.batch_size
         numbers = [cut * size + self.run.rank * self.share + row for cut in range(self.grpo.minibatches) for row in range(self.share)]
-        return rollouts.draw(
-            self.tokun(self.sampler()), self.grpo, self.prompts,
-            seed=self.seed, step=self.step, numbers=numbers, size=size * self.grpo.minibatches,
-        )  # fmt: skip
+        drawer = self.tokun(self.sampler())
+        rolled = size * self.grpo.minibatches
+        pairs = rollouts.draw(drawer, self.grpo, self.prompts, seed=self.seed, step=self.step, numbers=numbers, size=rolled)
+        decoder.forget(drawer.generator)  # torch's fused optimizer changes weights unseen: the next rollout would be drawn by these
+        return pairs
 
     def advantages(self, values: dict[str, list[float]]) -> Tensor:
         """The weighted sum of each reward's own advantages: what is compared is in its own spread, whatever its unit (GDPO, Liu et al. 2026)."""
