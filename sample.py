@@ -2,6 +2,7 @@
 
     python sample.py --seed 42 --n 16                              the bundled engraving model
     python sample.py --checkpoint runs/tiny --seed 7 --n 4         a model of your own (folder or Hub id)
+    python sample.py --adapter runs/mine-lora --n 4                the bundled model with an adapter (configs/lora.yaml)
     python sample.py --prompt "A ship in a storm" --n 4 --guidance-scale 3
     python sample.py --thing moth --aspect 4:3 --n 4               by tags and shape, for a model that knows them
     python sample.py --image plate.png --registers plain,poetic    captions of a picture; with --question "…", an answer
@@ -12,6 +13,7 @@
     python sample.py --seed 42 --n 100000 --out shards/            WebDataset shards and a table; torchrun shares the work
     python sample.py --svg --max-bytes 10000                       vector drawings too
     python sample.py --best-of 8 --n 4                             of eight candidates the one whose words fit best (PMI)
+    python sample.py --best-of 8 --n 200 --pairs pairs.jsonl       best and worst of each eight, to learn from (configs/dpo.yaml)
     python sample.py --best-of 8 --clip ViT-B-32:laion2b_s34b_b79k by CLIP score instead (any open_clip model, or a folder)
 
 Writes grid.png, one PNG a sample and samples.jsonl into --out (words.jsonl where words are asked for). Sample k of seed s is
@@ -30,7 +32,7 @@ from typing import TYPE_CHECKING, Any
 
 from tokun.config import SamplingOptions
 from tokun.data import pictures
-from tokun.inference import many
+from tokun.inference import many, preferences
 from tokun.inference.clip import Clip
 from tokun.render import video
 from tokun.render.grids import captioned_grid, gif, strip
@@ -62,58 +64,64 @@ def main(argv: list[str] | None = None) -> None:
     if rank > 0 and not shards_wanted(args):
         return  # one process is enough: only shards are shared out
     device = args.device or (f"cuda:{os.environ['LOCAL_RANK']}" if "LOCAL_RANK" in os.environ and torch.cuda.is_available() else None)
-    model = tokun.load(args.checkpoint, device=device, dtype=getattr(torch, args.dtype), compile=args.compile)
+    model = tokun.load(args.checkpoint, device=device, dtype=getattr(torch, args.dtype), compile=args.compile, adapter=args.adapter)
     if args.image is not None or args.rewrite is not None:
         tell(say(model, args), args.out)
-        return
-    if shards_wanted(args):
-        size, world = args.shard_size or 1000, int(os.environ.get("WORLD_SIZE", 1))
-        if rank == 0 and args.shard_size is None:
-            print(
-                f"--n {args.n} is more than {many.FROM:,}: written as shards of {size:,} pairs, not as single PNGs. A stop loses no whole shard; the one that is being drawn begins anew"
-            )
-        many.generate(model, args.seed, args.n, args.out, options_of(args), shard_size=size, rank=rank, world=world)
-        if rank == 0:
-            table = f", {many.TABLE}" if (args.out / many.TABLE).is_file() else "; the table comes when the other processes are done"
-            print(f"{args.n} pairs in {args.out}: {many.RECORD}, shards{table}")
-        return
-    if args.aspect:
-        rows, columns = model.plan(**options_of(args)).wanted.grid
+    elif shards_wanted(args):
+        write_shards(model, args, rank=rank, world=int(os.environ.get("WORLD_SIZE", 1)))
+    else:
+        if args.aspect:
+            rows, columns = model.plan(**options_of(args)).wanted.grid
+            known = ", ".join(f"{height}x{width}" for height, width in model.grids)
+            print(f"--aspect {args.aspect}: grid {rows}x{columns} (rows x columns of codes), of {known}")
+        write_pairs(draw(model, args, tqdm), args)
+
+
+def write_shards(model: Tokun, args: argparse.Namespace, *, rank: int, world: int) -> None:
+    """Draw this process's share of very many pairs, as shards."""
+    size = args.shard_size or 1000
+    if rank == 0 and args.shard_size is None:
         print(
-            f"--aspect {args.aspect}: grid {rows}x{columns} (rows x columns of codes), of {', '.join(f'{height}x{width}' for height, width in model.grids)}"
+            f"--n {args.n} is more than {many.FROM:,}: written as shards of {size:,} pairs, not as single PNGs. A stop loses no whole shard; the one that is being drawn begins anew"
         )
-    pairs = draw(model, args, tqdm)
+    many.generate(model, args.seed, args.n, args.out, options_of(args), shard_size=size, rank=rank, world=world)
+    if rank == 0:
+        table = f", {many.TABLE}" if (args.out / many.TABLE).is_file() else "; the table comes when the other processes are done"
+        print(f"{args.n} pairs in {args.out}: {many.RECORD}, shards{table}")
+
+
+def write_pairs(pairs: list[Pair], args: argparse.Namespace) -> None:
+    """Pictures, samples.jsonl and the grid, and what else was asked for, into --out."""
     remove_earlier(args.out)
     names = [name_of(pair, args) for pair in pairs]
-    for pair, name in zip(pairs, names):
-        pair.image.save(args.out / f"{name}.png")
+    images, captions = [pair.image for pair in pairs], [pair.caption for pair in pairs]
+    for image, name in zip(images, names):
+        image.save(args.out / f"{name}.png")
         if args.svg:
-            checkpoint.write_text(args.out / f"{name}.svg", to_svg(pair.image, args.max_bytes))
+            checkpoint.write_text(args.out / f"{name}.svg", to_svg(image, args.max_bytes))
     lines = [json.dumps({**pair.record(), "file_name": f"{name}.png"}, ensure_ascii=False) for pair, name in zip(pairs, names)]
     checkpoint.write_text(args.out / LISTED, "\n".join(lines) + "\n")
-    captions = [pair.caption for pair in pairs]
-    grid = captioned_grid([pair.image for pair in pairs[:64]], captions[:64])
+    grid = captioned_grid(images[:64], captions[:64])
     grid.save(args.out / "grid.png")
     if args.interpolate:
-        save_way([pair.image for pair in pairs], args.out)
+        save_way(images, args.out)
     if args.video:
-        video.write_mp4([pair.image for pair in pairs], args.out / "interpolation.mp4")
+        video.write_mp4(images, args.out / "interpolation.mp4")
     for pair in pairs:
         print(f"{pair.seed}-{pair.index:02d}  {pair.caption}")
     written = ["grid.png", f"{names[0]}.png …" if len(names) > 1 else f"{names[0]}.png", *(["an SVG of each"] if args.svg else []), LISTED]
     written += ["strip.png", "interpolation.gif"] if args.interpolate else []
     print(f"{len(pairs)} pairs in {args.out}: {', '.join([*written, *(['interpolation.mp4'] if args.video else [])])}")
     if args.wandb:
-        tracker = tracking.make_tracker(
-            "wandb",
-            project="tokun",
-            name=f"sample-{args.seed}",
-            directory=args.out / "tracking" / f"seed-{args.seed}",
-            config=vars_of(args),
-        )
-        tracker.log_grid("samples", grid, [pair.image for pair in pairs], captions, step=0)
-        tracker.log({"samples/pmi": sum(pair.pmi for pair in pairs) / len(pairs)}, step=0)
-        tracker.finish()
+        log_to_wandb(pairs, grid, args)
+
+
+def log_to_wandb(pairs: list[Pair], grid: Image.Image, args: argparse.Namespace) -> None:
+    folder = args.out / "tracking" / f"seed-{args.seed}"
+    tracker = tracking.make_tracker("wandb", project="tokun", name=f"sample-{args.seed}", directory=folder, config=vars_of(args))
+    tracker.log_grid("samples", grid, [pair.image for pair in pairs], [pair.caption for pair in pairs], step=0)
+    tracker.log({"samples/pmi": sum(pair.pmi for pair in pairs) / len(pairs)}, step=0)
+    tracker.finish()
 
 
 LISTED = "samples.jsonl"
@@ -166,6 +174,11 @@ def draw(model: Tokun, args: argparse.Namespace, tqdm: Any) -> list[Pair]:
         return model.interpolate(*args.interpolate, args.steps, **options)
     if args.best_of > 1:
         score = Clip(args.clip, device=str(model.device)).fit if args.clip else None
+        if args.pairs:
+            found = model.best_and_worst(args.seed, args.n, args.best_of, score=score, **options)
+            checkpoint.write_text(args.pairs, preferences.lines(found))
+            print(f"{len(found)} preferences in {args.pairs}")
+            return [best for best, _ in found]
         return model.best_of(args.seed, args.n, args.best_of, score=score, **options)
     pairs = []
     for first in tqdm(range(0, args.n, args.batch_size), desc="sampling", unit="batch", disable=args.n <= args.batch_size):
@@ -217,9 +230,50 @@ def save_way(images: list[Image.Image], out: Path) -> None:
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
+    """The arguments, checked: an option that does nothing for what is asked is a mistake."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    for group in (add_places, add_wishes, add_forms, add_directions):
+        group(parser)
+    unset, defaults = object(), vars(parser.parse_args([]))
+    args = parser.parse_args(argv, argparse.Namespace(**dict.fromkeys(defaults, unset)))
+    given = [name for name in sorted(defaults) if getattr(args, name) is not unset]
+    args = argparse.Namespace(**{**defaults, **{name: getattr(args, name) for name in given}})
+    if mistake := mistake_in(args, given):
+        parser.error(mistake)
+    if args.n is None:
+        args.n = 1 if args.image is not None or args.rewrite is not None else 16
+    if shards_wanted(args) and (args.svg or args.wandb):
+        parser.error(
+            f"--{'svg' if args.svg else 'wandb'} does nothing for shards: leave it out, or ask for at most {many.FROM:,} samples without --shard-size"
+        )
+    return args
+
+
+def mistake_in(args: argparse.Namespace, given: list[str]) -> str:
+    """What is wrong with the arguments, of which those named in `given` were typed; "" where nothing is."""
+    mode = mode_of(args)
+    idle = [name for name in given if name not in READ[mode] | EVERYWHERE]
+    mistakes = [
+        (args.question is not None and args.image is None, "--question is about a picture: name it with --image"),
+        (args.invert is not None and not args.caption.strip(), "--invert needs --caption: the latent decides picture and words"),
+        (args.pairs and args.best_of == 1, "--pairs prefers the best of several candidates to the worst: say how many with --best-of"),
+        (args.clip and args.best_of == 1, "--clip chooses among several: say how many with --best-of"),
+        (args.video and not args.interpolate, "--video shows the way from one seed to another: name them with --interpolate"),
+        (idle, f"--{''.join(idle[:1]).replace('_', '-')} does nothing {where_of(mode)}: leave it out"),
+        ("max_bytes" in given and not args.svg, "--max-bytes is the limit of an SVG: add --svg"),
+        (args.svg and args.max_bytes < LEAST_BYTES, f"--max-bytes {args.max_bytes} is too few: a picture takes at least {LEAST_BYTES} bytes"),
+        ("registers" in given and "register" in given, "--registers names them all: leave --register out"),
+        (mode == "interpolate" and ("seed" in given or "n" in given), "--interpolate A B names its seeds, --steps their number: leave --seed and --n out"),
+        (mode not in ("plain", "best_of") and (args.n or 0) > many.FROM, f"--n {args.n}: {where_of(mode)} at most {many.FROM:,} at a time are made"),
+    ]  # fmt: skip
+    return next((told for wrong, told in mistakes if wrong), "")
+
+
+def add_places(parser: argparse.ArgumentParser) -> None:
+    """Which model, how many samples, and where they go."""
     add = parser.add_argument
     add("--checkpoint", default=None, help="a folder or a Hugging Face Hub id; default: the bundled engraving model")
+    add("--adapter", default=None, help="an adapter (LoRA) that was trained on the checkpoint: its folder, its run's, or a Hub id")
     add("--seed", type=int, default=42, help="the latent: which samples (%(default)s)")
     add("--n", type=_positive, default=None, help="how many samples of the seed (16), or how many texts (1)")
     add("--out", type=Path, default=Path("outputs"), help="the folder for what is made (%(default)s)")
@@ -236,6 +290,11 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         action=argparse.BooleanOptionalAction,
         help="on a CPU: steps by a C++ program that is built once on a machine; by itself where there is a compiler. Now and then a sample comes out otherwise without",
     )
+
+
+def add_wishes(parser: argparse.ArgumentParser) -> None:
+    """What the samples shall show and how they are drawn."""
+    add = parser.add_argument
     add("--style", default="", help="a style tag, for example engraving")
     add("--subject", default="", help="a subject tag, for example architecture")
     add("--thing", default="", help="a thing tag, the main noun of what is shown, for example moth")
@@ -254,12 +313,28 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     add("--guidance-scale", type=float, default=None, help="1 is off; needs a prompt or tags to be guided by")
     add("--text-guidance-scale", type=float, default=None, help="how closely the words keep to their picture; 1 is off")
     add("--no-repeats", action="store_const", const=True, default=None, help="no word and no short phrase twice in a row")
+
+
+def add_forms(parser: argparse.ArgumentParser) -> None:
+    """The form in which they are written, and the choice among several."""
+    add = parser.add_argument
     add("--shard-size", type=_positive, default=None, metavar="N", help="write shards of N samples; of 1000 where more are asked for")
     add("--best-of", type=_positive, default=1, metavar="K", help="of K candidates for each sample the one with the highest PMI")
+    add(
+        "--pairs",
+        type=Path,
+        metavar="FILE",
+        help="with --best-of: write best and worst of each place's candidates, which then share their tags, as preferences (configs/dpo.yaml)",
+    )
     add("--clip", metavar="MODEL", help="--best-of by CLIP score: hf-hub:ORG/NAME, a folder, or ARCHITECTURE:WEIGHTS of open_clip")
     add("--svg", action="store_true", help="write each picture as SVG too")
     add("--max-bytes", type=_positive, default=10_000, help="of an SVG (%(default)s)")
     add("--wandb", action="store_true", help="log the grid to Weights & Biases (offline without a key)")
+
+
+def add_directions(parser: argparse.ArgumentParser) -> None:
+    """Other ways through the model than from a seed to a pair."""
+    add = parser.add_argument
     one = parser.add_mutually_exclusive_group()
     one.add_argument("--image", type=Path, metavar="FILE", help="say what a picture shows")
     one.add_argument("--rewrite", metavar="TEXT", help="say a caption in the --register")
@@ -286,48 +361,15 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         metavar="X",
         help="the share that is drawn anew. 0: the picture itself; 1: nothing left of it (0.3)",
     )
-    unset, defaults = object(), vars(parser.parse_args([]))
-    args = parser.parse_args(argv, argparse.Namespace(**dict.fromkeys(defaults, unset)))
-    given = [name for name in sorted(defaults) if getattr(args, name) is not unset]
-    args = argparse.Namespace(**{**defaults, **{name: getattr(args, name) for name in given}})
-    if args.question is not None and args.image is None:
-        parser.error("--question is about a picture: name it with --image")
-    if args.invert is not None and not args.caption.strip():
-        parser.error("--invert needs --caption: the latent decides picture and words")
-    if args.clip and args.best_of == 1:
-        parser.error("--clip chooses among several: say how many with --best-of")
-    if args.video and not args.interpolate:
-        parser.error("--video shows the way from one seed to another: name them with --interpolate")
-    mode = mode_of(args)
-    for name in given:
-        if name not in READ[mode] | EVERYWHERE:
-            parser.error(f"--{name.replace('_', '-')} does nothing {where_of(mode)}: leave it out")
-    if "max_bytes" in given and not args.svg:
-        parser.error("--max-bytes is the limit of an SVG: add --svg")
-    if args.svg and args.max_bytes < LEAST_BYTES:
-        parser.error(f"--max-bytes {args.max_bytes} is too few: a picture takes at least {LEAST_BYTES} bytes")
-    if "registers" in given and "register" in given:
-        parser.error("--registers names them all: leave --register out")
-    if mode == "interpolate" and ("seed" in given or "n" in given):
-        parser.error("--interpolate A B names its seeds, --steps their number: leave --seed and --n out")
-    if mode not in ("plain", "best_of") and (args.n or 0) > many.FROM:
-        parser.error(f"--n {args.n}: {where_of(mode)} at most {many.FROM:,} at a time are made")
-    if args.n is None:
-        args.n = 1 if args.image is not None or args.rewrite is not None else 16
-    if shards_wanted(args) and (args.svg or args.wandb):
-        parser.error(
-            f"--{'svg' if args.svg else 'wandb'} does nothing for shards: leave it out, or ask for at most {many.FROM:,} samples without --shard-size"
-        )
-    return args
 
 
 OPTIONS = {option.name for option in fields(SamplingOptions)}  # those of `Tokun.sample`
-EVERYWHERE = {"checkpoint", "seed", "n", "out", "device", "dtype", "compile"}
+EVERYWHERE = {"checkpoint", "adapter", "seed", "n", "out", "device", "dtype", "compile"}
 DRAWN = {"style", "subject", "thing", "register", "temperature", "svg", "max_bytes", "wandb"}
 PLAIN = DRAWN | OPTIONS
 READ = {  # the options that each direction reads
-    "plain": PLAIN | {"shard_size", "best_of", "clip"},
-    "best_of": PLAIN | {"best_of", "clip"},
+    "plain": PLAIN | {"shard_size", "best_of", "clip", "pairs"},
+    "best_of": PLAIN | {"best_of", "clip", "pairs"},
     "interpolate": PLAIN | {"interpolate", "steps", "video"},
     "complete": DRAWN | {"complete", "max_megapixels", "keep", "top_p"},
     "invert": DRAWN | {"invert", "max_megapixels", "caption", "vary"},

@@ -15,6 +15,7 @@ matches; a killed run goes on where it was when the same command is typed again.
 from __future__ import annotations
 
 import argparse
+import json
 import os
 from pathlib import Path
 
@@ -23,8 +24,8 @@ from tokun.config import Config, load_config
 from tokun.training import engine
 from tokun.training.health import Preempted
 from tokun.training.run import hold_out, open_run, write_config
-from tokun.training.stages import STAGES
-from tokun.utils import console, lock
+from tokun.training.stages import stages_of
+from tokun.utils import checkpoint, console, lock
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -45,9 +46,10 @@ def main(argv: list[str] | None = None) -> None:
 def train(config: Config, launched: bool) -> None:
     """All stages. `launched`: whether a launcher of processes started this one."""
     draw_toy_pictures(config)
+    rows_of_tables(config)
     run = open_run(config, deepspeed=launched)
     try:
-        for stage in STAGES:
+        for stage in stages_of(config):
             stage(run)
             run.stop_if_asked()
         if run.rank == 0:
@@ -72,6 +74,22 @@ def draw_toy_pictures(config: Config) -> None:
     engine.wait_for_processes()
     config.data.train, config.data.val = str(folder / "train-*.tar"), str(folder / "val-*.tar")
     config.data.toy = 0  # they lie in shards now: the run's own config.yaml can be used again as it is
+
+
+def rows_of_tables(config: Config) -> None:
+    """The tables of `words` (CSV, TSV, Parquet) as JSONL in the run's folder."""
+    for split in ("train", "val"):
+        table = getattr(config.words, split)
+        if not table or table.endswith(".jsonl"):
+            continue
+        from data_tools import tables
+
+        target = Path(config.out) / "words" / f"{split}.jsonl"
+        if int(os.environ.get("RANK", 0)) == 0:
+            rows = (json.dumps(row.values, ensure_ascii=False, default=str) for row in tables.read_table(table))
+            checkpoint.write_text(target, "".join(f"{row}\n" for row in rows))
+        setattr(config.words, split, str(target))
+    engine.wait_for_processes()
 
 
 def parse(argv: list[str] | None) -> tuple[Config, argparse.Namespace]:

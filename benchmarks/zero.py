@@ -176,8 +176,8 @@ def weigh(engine: Any) -> dict[str, int]:
     parameters = list(engine.plain.parameters())
     kinds: dict[str, Iterator[Tensor]] = {
         "parameters": (getattr(p, "ds_tensor", p) for p in parameters),
-        "master": iter(engine._flat_groups() if stage else ()),
-        "gradients": gradients(parameters, zero if stage else None),
+        "master": iter(zero.flat_weights() if stage else ()),
+        "gradients": gradients(parameters, zero.zero if stage else None),
         "moments": (m for state in inner.state.values() for m in state.values() if torch.is_tensor(m) and m.ndim),
     }
     seen: set[int] = set()

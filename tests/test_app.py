@@ -27,7 +27,7 @@ import yaml
 from PIL import Image
 
 from data_tools import toy
-from tokun.app import demo
+from tokun.app import demo, views
 from tokun.app import page as app
 from tokun.app.gate import Gate
 
@@ -243,7 +243,7 @@ def test_a_visit_is_remembered_newest_first_each_pair_once_and_not_for_ever(tiny
 
 def test_words_are_shown_as_words_whatever_stands_in_them(tiny_model):
     (pair,) = tiny_model.sample(9, 1)
-    page = app.plate([replace(pair, caption='"><script>alert(1)</script> ${1+1} {{7*7}} `x`')])
+    page = views.plate([replace(pair, caption='"><script>alert(1)</script> ${1+1} {{7*7}} `x`')])
     assert "<script" not in page and not set("${}`") & set(re.sub(r"&#\d+;", "", page)) and "&lt;script&gt;" in page
 
 
@@ -414,7 +414,7 @@ def test_in_a_browser_a_click_draws_a_pair_seeds_are_walked_and_an_upload_is_cap
     page.get_by_role("tab", name="From a picture").click()
     page.get_by_role("button", name="Take the print").click()
     page.wait_for_selector("#inhand img")
-    assert page.get_attribute("#inhand img", "src") == re.search(r'src="([^"]+)"', app.preview(shown.image))[1], "the one that is shown"
+    assert page.get_attribute("#inhand img", "src") == re.search(r'src="([^"]+)"', views.preview(shown.image))[1], "the one that is shown"
     page.get_by_role("tab", name="From a seed").click()
     page.fill("#seed input", "1.5")
     page.click("#generate")
@@ -426,7 +426,7 @@ def test_in_a_browser_a_click_draws_a_pair_seeds_are_walked_and_an_upload_is_cap
     ):
         page.set_input_files("input[type=file]", {"name": name, "mimeType": "image/png", "buffer": content})
         page.get_by_text(refusal).first.wait_for()
-    assert page.get_attribute("#inhand img", "src") == re.search(r'src="([^"]+)"', app.preview(shown.image))[1], "still the one before"
+    assert page.get_attribute("#inhand img", "src") == re.search(r'src="([^"]+)"', views.preview(shown.image))[1], "still the one before"
     page.set_input_files("input[type=file]", {"name": "plate.png", "mimeType": "image/png", "buffer": file_of(picture)})
     page.wait_for_function("old => document.querySelector('#inhand img').src != old", arg=page.get_attribute("#inhand img", "src"))
     page.click("#caption")
@@ -442,7 +442,7 @@ def test_in_a_browser_a_click_draws_a_pair_seeds_are_walked_and_an_upload_is_cap
 def test_the_page_shows_every_picture_in_its_shape_and_offers_shapes_and_things(shaped_model, tiny_model):
     pytest.importorskip("gradio", reason="the page needs gradio, the extra 'app'")
     tall = Image.new("L", (24, 40))
-    assert 'style="aspect-ratio: 24 / 40; width: 60%; margin: 0 auto"' in app.figure(tall, "a") and "style" not in app.figure(
+    assert 'style="aspect-ratio: 24 / 40; width: 60%; margin: 0 auto"' in views.figure(tall, "a") and "style" not in views.figure(
         Image.new("L", (32, 32)), "a"
     )
     seen = demo.Studio(shaped_model).framed(Image.effect_noise((300, 75), 90))

@@ -169,6 +169,41 @@ class TrainConfig:
 
 
 @dataclass
+class AdapterConfig:
+    """Low-rank fine-tuning (LoRA) of the model that `start` names: its weights stand still, small matrices beside them learn."""
+
+    rank: int = 0  # of the two matrices beside each target; 0: no adapter, all weights are trained
+    alpha: float = 32.0  # the change is scaled by alpha / rank
+    dropout: float = 0.0  # on what the small matrices read
+    targets: list[str] = field(default_factory=lambda: ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"])
+    dora: bool = False  # DoRA (Liu et al. 2024): direction and magnitude of each row apart
+    bits: int = 0  # 8 or 4: of the base's weights while training (QLoRA, Dettmers et al. 2023), by bitsandbytes on NVIDIA GPUs
+    new_tags: bool = True  # tags that the base does not know get ids behind its own, whose rows are trained
+
+
+@dataclass
+class DpoConfig:
+    """Learning from preferences (DPO, Rafailov et al. 2023): of two samples the one that was chosen becomes likelier than it was at the start."""
+
+    pairs: str = ""  # chosen and rejected samples, JSONL or tars: a path, a glob or a list joined by commas; empty: no such training
+    val: str = ""  # held-out ones
+    beta: float = 0.1  # how dear it is to go away from the start
+    over: Literal["both", "image", "text"] = "both"  # whose likelihood: the codes', the words', or both
+    label_smoothing: float = 0.0  # share of the choices that may be mistaken (Mitchell 2023)
+
+
+@dataclass
+class WordsConfig:
+    """Words alone: rewriting a description as a caption in one register, from a table of both."""
+
+    train: str = ""  # CSV, TSV, JSONL or Parquet; empty: no such training
+    val: str = ""  # held-out rows
+    description: str = "description"  # the column that is read …
+    caption: str = "caption"  # … and the one that is written
+    register: str = ""  # of the captions; one that the model does not know becomes a tag of its own
+
+
+@dataclass
 class SamplingConfig:
     n: int = 16  # pairs in the grid that training streams
     seed: int = 42
@@ -277,6 +312,9 @@ class Config:
     codes: CodesConfig = field(default_factory=CodesConfig)
     generator: GeneratorConfig = field(default_factory=GeneratorConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
+    adapter: AdapterConfig = field(default_factory=AdapterConfig)
+    dpo: DpoConfig = field(default_factory=DpoConfig)
+    words: WordsConfig = field(default_factory=WordsConfig)
     sampling: SamplingConfig = field(default_factory=SamplingConfig)
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
     card: CardConfig = field(default_factory=CardConfig)
@@ -319,7 +357,7 @@ POSITIVE = {
     "image_size", "downsample", "stem", "blocks", "latent_dim", "codebook_size", "codebook_dim", "hidden_size", "num_layers", "num_heads",
     "num_kv_heads", "head_dim", "minibatches", "epochs", "eval_n",
 }  # fmt: skip
-NOT_NEGATIVE = {"loss_chunk", "keep_best"}
+NOT_NEGATIVE = {"loss_chunk", "keep_best", "rank"}
 PAIRS = {"crop_scale", "betas"}  # lists of exactly two numbers
 MOST_RATIO = 3  # of the largest grid's codes to the smallest's: a batch of one costs about what a batch of another does
 

@@ -23,7 +23,7 @@ import numpy as np
 from PIL import Image
 
 from tokun.data import framing, pictures
-from tokun.inference import directions, latents
+from tokun.inference import directions, latents, preferences
 from tokun.render.svg import to_svg
 
 if TYPE_CHECKING:
@@ -296,6 +296,34 @@ def keepsakes(pair: Pair) -> dict[str, str]:
         f"{name}.png": data_uri(pair.image, "PNG"), f"{name}.svg": inline(to_svg(pair.image).encode(), "image/svg+xml"),
         f"{name}.json": inline(record, "application/json"),
     }  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Judged:
+    """What a visitor liked and disliked."""
+
+    better: tuple[Pair, ...] = ()
+    worse: tuple[Pair, ...] = ()
+
+    def mark(self, pair: Pair | None, *, liked: bool) -> Judged:
+        """With this pair on one side, and no longer on the other; the newest first, REMEMBERED of a side."""
+        if pair is None:
+            raise ValueError("There is no print yet: draw one first.")
+
+        def without(pairs: tuple[Pair, ...]) -> tuple[Pair, ...]:
+            return tuple(other for other in pairs if (other.codes, other.caption_ids) != (pair.codes, pair.caption_ids))
+
+        better, worse = without(self.better), without(self.worse)
+        return Judged((pair, *better)[:REMEMBERED], worse) if liked else Judged(better, (pair, *worse)[:REMEMBERED])
+
+    def told(self) -> str:
+        found = len(preferences.clicked(self.better, self.worse))
+        return f"{len(self.better)} liked, {len(self.worse)} disliked: {found} preference{'' if found == 1 else 's'}"
+
+    def files(self) -> dict[str, str]:
+        """File name -> data URI: each liked print with each disliked one of the same wish, as `configs/dpo.yaml` learns from."""
+        found = preferences.clicked(self.better, self.worse)
+        return {"tokun-preferences.jsonl": inline(preferences.lines(found).encode(), "application/jsonl")} if found else {}
 
 
 def remember(history: list[Pair], pairs: list[Pair]) -> list[Pair]:

@@ -80,7 +80,8 @@ class TokenBatches:
         else:
             mine = self._batch(step)[self.rank * self.batch_size // self.world : (self.rank + 1) * self.batch_size // self.world]
             packed = [sequence for _, sequence in mine]
-        return collate(packed, self.vocabulary.id("<pad>"), first_code=self.vocabulary.code_offset, multiple=self.multiple)
+        v = self.vocabulary
+        return collate(packed, v.id("<pad>"), first_code=v.code_offset, last_code=v.code_end - 1, multiple=self.multiple)
 
     def positions(self, step: int) -> list[int]:
         """The positions in the stream of this process's rows at `step`."""
@@ -175,10 +176,12 @@ class TokenBatches:
         return v.pack_joint(tags, codes, caption)
 
 
-def collate(packed: Sequence[Any], pad: int, *, first_code: int = sys.maxsize, multiple: int = 1) -> TokenBatch:
+def collate(
+    packed: Sequence[Any], pad: int, *, first_code: int = sys.maxsize, last_code: int = sys.maxsize, multiple: int = 1
+) -> TokenBatch:
     """Packed sequences (or rows) -> a batch, padded behind and shifted by one. The only place where labels are shifted.
 
-    Ids from `first_code` on are image codes, which its counts tell from others. The batch is as long as a multiple of `multiple`.
+    Ids from `first_code` to `last_code` are image codes, which its counts tell from others. The batch is as long as a multiple of `multiple`.
     """
     width = -(-(max(len(p.input_ids) for p in packed) - 1) // multiple) * multiple
     input_ids = np.full((len(packed), width), pad)
@@ -188,7 +191,7 @@ def collate(packed: Sequence[Any], pad: int, *, first_code: int = sys.maxsize, m
         read = getattr(p, "read", None)
         input_ids[row, :n] = (p.input_ids if read is None else read)[:-1]
         labels[row, p.prompt - 1 : n] = p.input_ids[p.prompt :]
-    image, targets = int((labels >= first_code).sum()), int((labels >= 0).sum())
+    image, targets = int(((labels >= first_code) & (labels <= last_code)).sum()), int((labels >= 0).sum())
     tokens = sum(len(p.input_ids) - 1 for p in packed)
     return TokenBatch(torch.from_numpy(input_ids), torch.from_numpy(labels), (image, targets - image, tokens))
 

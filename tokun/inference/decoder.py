@@ -196,6 +196,12 @@ def compile_steps(model: Any, wanted: bool = True) -> bool:
     return is_compiled(model)
 
 
+def sample_as(model: Any, other: Any) -> None:
+    """Whether steps are the C++ program's is for `model` as it is for `other`."""
+    _decoders.pop(model, None)
+    (_plain.add if other in _plain else _plain.discard)(model)
+
+
 def _not_compiled(why: str) -> bool:
     warnings.warn(f"sampling is not compiled, and slower: {why}", stacklevel=3)
     return False

@@ -23,7 +23,7 @@ from torch import Tensor
 
 from tokun.config import SamplingConfig, SamplingOptions
 from tokun.data import framing
-from tokun.inference import decoder, directions, hub, latents, sampling
+from tokun.inference import adapters, decoder, directions, hub, latents, preferences, sampling
 from tokun.inference.tags import Frequencies, TagCounts, count_tags, grid_of, read_counts
 from tokun.render.grids import to_pil
 from tokun.tokenizers.image import ImageTokenizer
@@ -52,6 +52,7 @@ class Pair:
     image_nll: float  # of all codes, given what stands before them
     caption_nll: float  # of all pieces and the end, given the picture
     pmi: float
+    prompted: bool = False  # the caption was given, and the picture drawn from it
 
     def record(self) -> dict[str, Any]:
         """What samples.jsonl holds, all of it plain JSON."""
@@ -59,6 +60,7 @@ class Pair:
         return {
             "seed": int(self.seed), "index": int(self.index), "tags": tags, "caption": self.caption, "image_nll": round(self.image_nll, 4),
             "caption_nll": round(self.caption_nll, 4), "pmi": round(self.pmi, 4), "codes": self.codes, "caption_ids": self.caption_ids,
+            **({"prompted": True} if self.prompted else {}),
         }  # fmt: skip
 
 
@@ -104,6 +106,9 @@ class Tokun:
             )
         if rows < v.size:
             raise ValueError(f"the generator has {rows} embeddings, the vocabulary needs {v.size}: parts of two checkpoints")
+        self.adapters: dict[str, adapters.Adapter] = {}
+        self.adapter = ""  # the name of the one in use
+        self.base: adapters.Base | None = None  # what the model is without it
         self.eval()
 
     @property
@@ -113,21 +118,36 @@ class Tokun:
     def to(self, device: str | torch.device | None = None, dtype: torch.dtype | None = None) -> Tokun:
         """Move both networks; `dtype` is the generator's (the image tokenizer stays in float32)."""
         self.image_tokenizer.to(device)
-        self.generator.to(device)
-        if dtype is not None:
-            for parameter in self.generator.parameters():  # not the buffers: rounded rotary frequencies would turn positions
-                parameter.data = parameter.data.to(dtype)
+        for generator in (self.generator, *([self.base.generator] if self.base else [])):
+            generator.to(device)
+            if dtype is not None:
+                for parameter in generator.parameters():  # not the buffers: rounded rotary frequencies would turn positions
+                    parameter.data = parameter.data.to(dtype)
         return self
 
     def compile(self, wanted: bool = True) -> Tokun:
         """Whether to sample in compiled steps on a CPU (`decoder.compile_steps`), which is so from the beginning where there is a C++ compiler.
         They agree among themselves, not to the last with others."""
         decoder.compile_steps(self.generator, wanted)
+        if self.base:
+            decoder.sample_as(self.base.generator, self.generator)
         return self
 
     def eval(self) -> Tokun:
         self.image_tokenizer.eval()
         self.generator.eval()
+        return self
+
+    # --- adapters ---------------------------------------------------------------------------------------------------
+
+    def add_adapter(self, adapter: str | Path, name: str = "") -> str:
+        """Read an adapter (a folder, a training run's, or a Hub id) that was trained on this model, for `use_adapter`. Returns its name, the folder's
+        unless one is given. Raises ValueError for an adapter of another base."""
+        return adapters.add(self, adapters.read(adapter, name))
+
+    def use_adapter(self, name: str | None) -> Tokun:
+        """Sample, caption and score with this adapter from now on, its own tags, frequencies and defaults among it; None: without any."""
+        adapters.use(self, name)
         return self
 
     # --- sampling ---------------------------------------------------------------------------------------------------
@@ -240,7 +260,7 @@ class Tokun:
         given = [made[i][2] for i in range(len(tags))] if caption is None else self.caption_nll(tags, captions, codes)
         pairs = [
             Pair(pictures[i], self.text_tokenizer.decode(captions[i]), seed, indices[i], tags[i], parts[i].codes, captions[i],
-                 made[i][1], given[i], alone[i] - given[i])
+                 made[i][1], given[i], alone[i] - given[i], bool(written))
             for i in range(len(tags))
         ]  # fmt: skip
         return pairs, [made[i][3] for i in range(len(tags))]
@@ -288,6 +308,10 @@ class Tokun:
     def best_of(self, seed: int, n: int, candidates: int, **options: Any) -> list[Pair]:
         """The best of several samples for each place, by PMI: see `directions.best_of`."""
         return directions.best_of(self, seed, n, candidates, **options)
+
+    def best_and_worst(self, seed: int, n: int, candidates: int, **options: Any) -> list[tuple[Pair, Pair]]:
+        """The best and the worst of several samples for each place, of one wish: see `preferences.best_and_worst`."""
+        return preferences.best_and_worst(self, seed, n, candidates, **options)
 
     def complete(self, picture: directions.Picture, keep: str | tuple[float, float, float, float], **options: Any) -> list[Pair]:
         """Pairs that go on from a part of a picture: see `directions.complete`."""
@@ -455,89 +479,126 @@ def require_scale(name: str, scale: float) -> float:
 
 
 def load(
-    checkpoint: str | Path | None = None, *, device: str | None = None, dtype: torch.dtype = torch.float32, compile: bool | None = None
-) -> Tokun:
+    checkpoint: str | Path | None = None, *, device: str | None = None, dtype: torch.dtype = torch.float32, compile: bool | None = None,
+    adapter: str | Path | Sequence[str | Path] | None = None,
+) -> Tokun:  # fmt: skip
     """A checkpoint folder, a Hugging Face Hub id ('name/model'), or None for the bundled engraving model. `compile`: see `Tokun.compile`; None: where it can be.
+    `adapter`: one that was trained on it, or several, of which the first is used (`Tokun.use_adapter`).
 
     Raises FileNotFoundError or ValueError naming the file that is missing or broken.
     """
-    from transformers import AutoModelForCausalLM
-
-    try:
-        if torch.empty(0, device=device).is_meta:
-            raise ValueError("device 'meta' holds no numbers: choose cpu, or cuda")
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        raise ValueError(f"device {device!r} cannot be used here: {first_line(error)}") from error
+    require_device(device)
     folder = resolve(checkpoint)
-    for part in (GENERATOR, IMAGE_TOKENIZER):
-        require_safetensors(folder / part)
-    for name in (
-        f"{GENERATOR}/config.json",
-        f"{GENERATOR}/model.safetensors",
-        f"{GENERATOR}/tokenizer.json",
-        "vocabulary.json",
-        "sampling.json",
-    ):
-        sharded = folder / GENERATOR / "model.safetensors.index.json"
-        if not (folder / name).is_file() and not (name.endswith("model.safetensors") and sharded.is_file()):
-            raise FileNotFoundError(f"{folder / name} is missing: the checkpoint is not whole. Copy or download {folder} again")
+    require_whole(folder)
     vocabulary = Vocabulary.load(folder / "vocabulary.json")
     require_same_ids(folder / GENERATOR / "tokenizer.json", vocabulary)
     text_path = folder / TEXT_TOKENIZER
     text_tokenizer = PretrainedTextTokenizer.load(text_path) if text_path.is_dir() else TextTokenizer.load(text_path)
     image_tokenizer = ImageTokenizer.load(folder / IMAGE_TOKENIZER)
-    try:
-        settings = json.loads((folder / "sampling.json").read_text(encoding="utf-8"))
-        counts = read_counts(settings["tag_counts"])
-        defaults, made_with, worded_with = (
-            SamplingConfig(**settings["defaults"]),
-            str(settings["image_tokenizer"]),
-            settings.get("text_tokenizer"),
-        )
-        tasks, fit = tuple(str(task) for task in settings.get("tasks", ())), settings.get("fit", "")
-        if fit not in ("", *framing.FITS):
-            raise ValueError(f"fit is {fit!r}, not one of {', '.join(framing.FITS)}")
-        for temperature in (defaults.temperature, defaults.text_temperature):
-            sampling.Choice(temperature, defaults.top_k, defaults.top_p)
-        for name in ("guidance_scale", "text_guidance_scale"):
-            require_scale(name, getattr(defaults, name))
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ValueError(f"{folder / 'sampling.json'} cannot be read: {error!r}. Copy the whole checkpoint again") from error
-    try:
-        with without_bars():
-            generator, found = AutoModelForCausalLM.from_pretrained(
-                folder / GENERATOR, dtype=dtype, use_safetensors=True, trust_remote_code=False, output_loading_info=True
+    settings = read_settings(folder / "sampling.json")
+    generator = load_generator(folder / GENERATOR, dtype)
+    for path, asked, found in (
+        (folder / IMAGE_TOKENIZER, settings.image_tokenizer, image_tokenizer.fingerprint()),
+        (text_path, settings.text_tokenizer, text_tokenizer.fingerprint()),
+    ):
+        if asked not in (None, found):
+            raise ValueError(
+                f"{path} is not the tokenizer this generator was trained with: its fingerprint is "
+                f"{found[:16]}…, the generator asks for {asked[:16]}…. Copy the whole checkpoint again"
             )
-    except (MemoryError, ImportError):
-        raise
-    except Exception as error:  # a config.json that is not the weights' own ends in errors of any kind
-        raise ValueError(
-            f"{folder / GENERATOR} cannot be read: {type(error).__name__}: {first_line(error)}. Copy the whole checkpoint again"
-        ) from error
-    if found["missing_keys"]:  # transformers would fill them with random numbers
-        raise ValueError(f"{folder / GENERATOR} lacks the weights {sorted(found['missing_keys'])[:3]}. Copy the whole checkpoint again")
-    if made_with != image_tokenizer.fingerprint():
-        raise ValueError(
-            f"{folder / IMAGE_TOKENIZER} is not the tokenizer this generator was trained with: its fingerprint is "
-            f"{image_tokenizer.fingerprint()[:16]}…, the generator asks for {made_with[:16]}…. Copy the whole checkpoint again"
-        )
-    if worded_with not in (None, text_tokenizer.fingerprint()):
-        raise ValueError(
-            f"{text_path} is not the tokenizer this generator was trained with: its fingerprint is "
-            f"{text_tokenizer.fingerprint()[:16]}…, the generator asks for {str(worded_with)[:16]}…. Copy the whole checkpoint again"
-        )
-    places, needed = (
-        getattr(generator.config.get_text_config(), "max_position_embeddings", math.inf),
-        vocabulary.max_codes + vocabulary.max_text,
-    )
+    places = getattr(generator.config.get_text_config(), "max_position_embeddings", math.inf)
+    needed = vocabulary.max_codes + vocabulary.max_text
     if needed > places:
         raise ValueError(
             f"{folder / 'vocabulary.json'} speaks of {needed} codes and pieces, the generator has {places} places. Copy the whole checkpoint again"
         )
     card = (folder / CARD).read_text(encoding="utf-8", errors="replace") if (folder / CARD).is_file() else ""
-    model = Tokun(image_tokenizer, text_tokenizer, vocabulary, generator, defaults, counts, tasks, card, fit)
+    model = Tokun(
+        image_tokenizer, text_tokenizer, vocabulary, generator, settings.defaults, settings.tag_counts, settings.tasks, card, settings.fit
+    )
     model.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    return model if compile is None else model.compile(compile)
+    if compile is not None:
+        model.compile(compile)
+    named = [] if adapter is None else [adapter] if isinstance(adapter, (str, Path)) else list(adapter)
+    added = [model.add_adapter(one) for one in named]
+    return model.use_adapter(added[0]) if added else model
+
+
+def require_device(device: str | None) -> None:
+    """Raise ValueError where torch cannot compute on the device."""
+    try:
+        if torch.empty(0, device=device).is_meta:
+            raise ValueError("device 'meta' holds no numbers: choose cpu, or cuda")
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise ValueError(f"device {device!r} cannot be used here: {first_line(error)}") from error
+
+
+def require_whole(folder: Path) -> None:
+    """Raise FileNotFoundError for a checkpoint that lacks a file, ValueError for one whose weights are a pickle."""
+    for part in (GENERATOR, IMAGE_TOKENIZER):
+        require_safetensors(folder / part)
+    names = (
+        *(f"{GENERATOR}/{name}" for name in ("config.json", "model.safetensors", "tokenizer.json")),
+        "vocabulary.json",
+        "sampling.json",
+    )
+    sharded = folder / GENERATOR / "model.safetensors.index.json"
+    for name in names:
+        if not (folder / name).is_file() and not (name.endswith("model.safetensors") and sharded.is_file()):
+            raise FileNotFoundError(f"{folder / name} is missing: the checkpoint is not whole. Copy or download {folder} again")
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What a checkpoint's sampling.json says."""
+
+    defaults: SamplingConfig
+    tag_counts: list[tuple[Any, ...]]
+    tasks: tuple[str, ...]
+    fit: str  # of a picture to its grid
+    image_tokenizer: str  # its fingerprint
+    text_tokenizer: str | None  # its fingerprint; older checkpoints do not say it
+
+
+def read_settings(path: Path) -> Settings:
+    """Raises ValueError where the file cannot be read."""
+    try:
+        tree = json.loads(path.read_text(encoding="utf-8"))
+        worded_with = tree.get("text_tokenizer")
+        settings = Settings(
+            SamplingConfig(**tree["defaults"]), read_counts(tree["tag_counts"]), tuple(str(task) for task in tree.get("tasks", ())),
+            tree.get("fit", ""), str(tree["image_tokenizer"]), None if worded_with is None else str(worded_with),
+        )  # fmt: skip
+        if settings.fit not in ("", *framing.FITS):
+            raise ValueError(f"fit is {settings.fit!r}, not one of {', '.join(framing.FITS)}")
+        defaults = settings.defaults
+        for temperature in (defaults.temperature, defaults.text_temperature):
+            sampling.Choice(temperature, defaults.top_k, defaults.top_p)
+        for name in ("guidance_scale", "text_guidance_scale"):
+            require_scale(name, getattr(defaults, name))
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"{path} cannot be read: {error!r}. Copy the whole checkpoint again") from error
+    return settings
+
+
+def load_generator(folder: Path, dtype: torch.dtype) -> Any:
+    """The causal LM of a checkpoint, on the CPU. Raises ValueError where it cannot be read or lacks weights."""
+    from transformers import AutoModelForCausalLM
+
+    try:
+        with without_bars():
+            generator, found = AutoModelForCausalLM.from_pretrained(
+                folder, dtype=dtype, use_safetensors=True, trust_remote_code=False, output_loading_info=True
+            )
+    except (MemoryError, ImportError):
+        raise
+    except Exception as error:  # a config.json that is not the weights' own ends in errors of any kind
+        raise ValueError(
+            f"{folder} cannot be read: {type(error).__name__}: {first_line(error)}. Copy the whole checkpoint again"
+        ) from error
+    if found["missing_keys"]:  # transformers would fill them with random numbers
+        raise ValueError(f"{folder} lacks the weights {sorted(found['missing_keys'])[:3]}. Copy the whole checkpoint again")
+    return generator
 
 
 @contextmanager
@@ -581,8 +642,14 @@ def resolve(checkpoint: str | Path | None) -> Path:
         return BUNDLED
     path = Path(checkpoint)
     for candidate in (path, path / "checkpoint"):  # a training run's folder holds its checkpoint
-        if (candidate / "vocabulary.json").is_file() or (candidate / GENERATOR).is_dir():
+        is_adapter = (candidate / adapters.CONFIG).is_file()
+        if not is_adapter and ((candidate / "vocabulary.json").is_file() or (candidate / GENERATOR).is_dir()):
             return candidate
+    for candidate in (path, path / "adapter"):
+        if (candidate / adapters.CONFIG).is_file():
+            raise FileNotFoundError(
+                f"{path} holds an adapter, which is loaded with its base: tokun.load(BASE, adapter={str(path)!r}), sample.py --adapter {path}"
+            )
     if path.exists():
         raise FileNotFoundError(f"{path} holds no checkpoint: vocabulary.json and {GENERATOR}/ are not there. Has its training finished?")
     name = str(checkpoint)

@@ -351,7 +351,7 @@ class Block:
     def draw_codes(self, n_codes: int) -> None:
         """The picture up to so many codes."""
         v, slots = self.rules.vocabulary, self.rules.slots
-        part, first = slice(v.code_offset, v.size), int(self.lengths[0])
+        part, first = slice(v.code_offset, v.code_end), int(self.lengths[0])
         if isinstance(self.stream, NativeStream) and not self.guided and self.forced is None and self.told is None:
             codes, self.image_nll = self.stream.draw(
                 part, self.u[:, slots.image + first : slots.image + n_codes], self.rules.image, self.image_nll

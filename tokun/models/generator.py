@@ -271,12 +271,14 @@ def count_parameters(model: nn.Module) -> int:
 
 def flops_per_token(model: nn.Module, length: int) -> float:
     """Floating-point operations of one training token (forward and backward) in a sequence of `length`:
-    6 per matrix parameter, and 6 * layers * heads * head_dim * length for causal attention (PaLM, appendix B, halved by the causal mask)."""
+    6 per matrix parameter (4 where it stands still), and 6 * layers * heads * head_dim * length for causal attention (PaLM, appendix B, halved by the causal mask)."""
     config = model.config
     tied = config.vocab_size * config.hidden_size
-    matrices = sum(p.numel() for p in model.parameters() if p.ndim >= 2) - (0 if config.tie_word_embeddings else tied)
+    each = [(6.0 if p.requires_grad else 4.0) * p.numel() for p in model.parameters() if p.ndim >= 2]
+    table = 6.0 if model.get_input_embeddings().weight.requires_grad else 4.0
+    matrices = sum(each) - (0 if config.tie_word_embeddings else table * tied)
     head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    return 6.0 * matrices + 6.0 * config.num_hidden_layers * config.num_attention_heads * head_dim * length
+    return matrices + 6.0 * config.num_hidden_layers * config.num_attention_heads * head_dim * length
 
 
 def _round_up(value: int, multiple: int) -> int:

@@ -1,6 +1,6 @@
 """One id space for words, controls and picture codes; how spans are written into a sequence and read back.
 
-    ids:  text pieces 0 … | control tokens … | image codes 0 … K-1
+    ids:  text pieces 0 … | control tokens … | image codes 0 … K-1 | tags that an adapter has added
 
 The only file that knows both modalities: offsets, legal ranges, the order of spans, and the grammar (`GRAMMAR`), a table
 state -> (token class, next state) that packing is checked against and that sampling masks with.
@@ -18,8 +18,8 @@ import difflib
 import json
 import math
 import re
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -106,7 +106,8 @@ class Vocabulary:
 
     text_size: number of text ids; illegal_text: those a sampler must not emit (unknown, specials);
     grids: allowed (rows, columns), the first is the default; max_text: most pieces in one text span. Where there are several
-    grids, a sequence always names its own: see `bare`.
+    grids, a sequence always names its own: see `bare`. appended: those of the tags whose ids stand behind the codes, since a
+    generator that knew none of them went on with its other ids as they were: see `extended`.
     """
 
     text_size: int
@@ -118,6 +119,7 @@ class Vocabulary:
     max_text: int = 64
     illegal_text: tuple[int, ...] = (0,)
     things: tuple[str, ...] = ()
+    appended: tuple[str, ...] = ()
     _ids: dict[str, int] = field(init=False, repr=False, compare=False, default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -129,21 +131,22 @@ class Vocabulary:
                 raise ValueError(f"{name} is {size!r}; it must be an integer, at least 1")
         if any(not isinstance(i, int) or not 0 <= i < self.text_size for i in self.illegal_text):
             raise ValueError(f"illegal_text is {self.illegal_text!r}; it must hold text ids, 0 to {self.text_size - 1}")
-        names = self.controls
+        names = (*self._front, *self.appended)
+        if strangers := set(self.appended) - set(self._tags):
+            raise ValueError(f"appended names {sorted(strangers)}, which are no tags of this vocabulary")
         for name in names:
             if re.search(r"[\s<>]", name[1:-1]):
                 raise ValueError(f"{name!r} cannot be a control token: no spaces or angle brackets; write wood-engraving")
         if len(set(names)) != len(names):
             raise ValueError(f"control tokens repeat: {sorted(n for n in names if names.count(n) > 1)}")
-        self._ids.update({name: self.text_size + i for i, name in enumerate(names)})
+        front = len(self._front)
+        self._ids.update({name: self.text_size + i + (self.codebook_size if i >= front else 0) for i, name in enumerate(names)})
 
     # --- ids --------------------------------------------------------------------------------------------------------
 
     @cached_property
-    def controls(self) -> tuple[str, ...]:
-        """Control tokens in id order."""
+    def _tags(self) -> tuple[str, ...]:
         return (
-            *STRUCTURE,
             *(f"<style:{s}>" for s in self.styles),
             *(f"<subject:{s}>" for s in self.subjects),
             *(f"<thing:{t}>" for t in self.things),
@@ -151,18 +154,44 @@ class Vocabulary:
             *(grid_name(g) for g in self.grids),
         )
 
+    @cached_property
+    def _front(self) -> tuple[str, ...]:
+        """Control tokens before the codes, in id order."""
+        behind = set(self.appended)
+        return (*STRUCTURE, *(tag for tag in self._tags if tag not in behind))
+
+    @cached_property
+    def controls(self) -> tuple[str, ...]:
+        """Control tokens in id order."""
+        return (*self._front, *self.appended)
+
     @property
     def added_tokens(self) -> list[str]:
-        """Everything after the text pieces, in id order: controls, then image codes."""
-        return [*self.controls, *(f"<image:{i}>" for i in range(self.codebook_size))]
+        """Everything after the text pieces, in id order: controls, image codes, appended tags."""
+        return [*self._front, *(f"<image:{i}>" for i in range(self.codebook_size)), *self.appended]
 
     @cached_property
     def code_offset(self) -> int:
-        return self.text_size + len(self.controls)
+        return self.text_size + len(self._front)
+
+    @cached_property
+    def code_end(self) -> int:
+        """The id behind the last code."""
+        return self.code_offset + self.codebook_size
 
     @property
     def size(self) -> int:
-        return self.code_offset + self.codebook_size
+        return self.code_end + len(self.appended)
+
+    def extended(
+        self, *, styles: Iterable[str] = (), subjects: Iterable[str] = (), things: Iterable[str] = (), registers: Iterable[str] = ()
+    ) -> Vocabulary:
+        """The same ids, and behind them one for each of these words that was not known."""
+        asked = {"style": styles, "subject": subjects, "thing": things, "register": registers}
+        known = {kind: getattr(self, f"{kind}s") for kind in asked}
+        new = {kind: tuple(dict.fromkeys(word for word in words if word and word not in known[kind])) for kind, words in asked.items()}
+        appended = tuple(f"<{kind}:{word}>" for kind, words in new.items() for word in words)
+        return replace(self, **{f"{kind}s": (*known[kind], *new[kind]) for kind in asked}, appended=(*self.appended, *appended))
 
     @property
     def default_grid(self) -> tuple[int, int]:
@@ -202,18 +231,19 @@ class Vocabulary:
 
     def name(self, token: int) -> str:
         """The control token with this id."""
-        return self.controls[token - self.text_size]
+        return self.appended[token - self.code_end] if token >= self.code_end else self._front[token - self.text_size]
 
     @cached_property
     def is_image(self) -> Tensor:
         """(V,) bool: which ids are image codes."""
-        return torch.arange(self.size) >= self.code_offset
+        ids = torch.arange(self.size)
+        return (ids >= self.code_offset) & (ids < self.code_end)
 
     def class_of(self, token: int) -> str:
         """'text', 'code', a structure token's own name, or the kind of tag."""
         if 0 <= token < self.text_size:
             return "text"
-        if self.code_offset <= token < self.size:
+        if self.code_offset <= token < self.code_end:
             return "code"
         if not 0 <= token < self.size:
             raise ValueError(f"id {token} is outside this vocabulary (0..{self.size - 1})")
@@ -364,7 +394,7 @@ class Vocabulary:
             legal[list(self.illegal_text)] = False
             return legal.nonzero()[:, 0]
         if kind == "code":
-            return torch.arange(self.code_offset, self.size)
+            return torch.arange(self.code_offset, self.code_end)
         if kind in TAG_KINDS:
             return torch.tensor([self._ids[c] for c in self.controls if c.startswith(f"<{kind}:")], dtype=torch.long)
         return torch.tensor([self.id(kind)])
@@ -376,6 +406,7 @@ class Vocabulary:
             "text_size": self.text_size, "codebook_size": self.codebook_size, "styles": list(self.styles),
             "subjects": list(self.subjects), "registers": list(self.registers), "grids": [list(g) for g in self.grids],
             "max_text": self.max_text, "illegal_text": list(self.illegal_text), **({"things": list(self.things)} if self.things else {}),
+            **({"appended": list(self.appended)} if self.appended else {}),
         }  # fmt: skip
 
     @classmethod

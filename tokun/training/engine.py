@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import math
 import os
 import re
 import sys
@@ -21,8 +20,9 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from tokun.config import TrainConfig
-from tokun.models.shares import collected, own_share, share_of
+from tokun.models.shares import collected, own_share
 from tokun.training import optim
+from tokun.training.zero import MOMENTS, ZeroOptimizer
 from tokun.utils import checkpoint
 from tokun.utils.extras import need
 from tokun.utils.memory import keep_memory
@@ -119,7 +119,9 @@ def make_accelerator(precision: str, **kwargs: Any) -> Any:
     from accelerate.state import AcceleratorState
 
     AcceleratorState._reset_state(reset_partial_state=False)
-    on_cpu = dist.is_initialized() and dist.get_backend() == "gloo"  # unless told, accelerate takes several processes on CPUs for strangers
+    on_cpu = (
+        dist.is_initialized() and dist.get_backend() == "gloo"
+    )  # unless told, accelerate does not know several processes on CPUs for one group
     accelerator = accelerate.Accelerator(mixed_precision=precision, cpu=on_cpu, **kwargs)
     if on_cpu:
         accelerator.state.device = torch.device("cpu")  # it says cpu:0, which torch.load does not know
@@ -190,11 +192,19 @@ class Engine:
         Every process calls it; the others get nothing."""
         if _rank() > 0:
             return {}
-        return checkpoint.snapshot({"model": self.plain.state_dict(), "optimizer": self.optimizer.state_dict()})
+        weights, frozen = self.plain.state_dict(), any(not p.requires_grad for p in self.plain.parameters())
+        if frozen:  # they stay what they were at the start
+            weights = {name: p for name, p in self.plain.named_parameters() if p.requires_grad}
+        return checkpoint.snapshot({"model": weights, "optimizer": self.optimizer.state_dict()})
 
     def load(self, folder: Path) -> None:
         state = read_state(folder, map_location=self.device)
-        self.plain.load_state_dict(state["model"])
+        missing, strange = self.plain.load_state_dict(state["model"], strict=False)
+        trained = {name for name, p in self.plain.named_parameters() if p.requires_grad}
+        if strange or trained & set(missing):
+            raise ValueError(
+                f"{folder} holds the weights of another model ({sorted({*strange, *(trained & set(missing))})[:3]}): delete it, or choose another out="
+            )
         self.optimizer.load_state_dict(state["optimizer"])
 
 
@@ -207,9 +217,6 @@ def read_state(folder: Path, **options: Any) -> dict[str, Any]:
             f"Choose the folder with out=, or delete {folder} to go on from the state before"
         )
     return torch.load(path, weights_only=True, **options)
-
-
-MOMENTS = ("exp_avg", "exp_avg_sq")  # what AdamW keeps of each parameter
 
 
 class DeepSpeedEngine(Engine):
@@ -226,7 +233,7 @@ class DeepSpeedEngine(Engine):
         optimizer = optim.make_optimizer(train.optimizer, model, lr=train.lr, betas=train.betas, weight_decay=train.weight_decay)
         self._remember(model, optimizer)
         self.model, self.optimizer, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=self.settings)
-        self.zero = self.optimizer  # ZeRO's own from stage 1 on
+        self.zero = ZeroOptimizer(self.optimizer, self.stage) if self.stage > 0 else None
         let_go_of_shared_memory()
         self.device = torch.device(self.model.device)
 
@@ -258,36 +265,25 @@ class DeepSpeedEngine(Engine):
 
     def norm(self) -> float:
         """The norm of the gradients; they are clipped by it in `step`."""
-        if self.stage == 0:
+        if self.zero is None:
             return float(nn.utils.get_total_norm([p.grad for p in self.plain.parameters() if p.grad is not None]))
-        found = getattr(self.zero, self._norm_method)()
-        norms = [float(norm) for norm in (found if isinstance(found, list) else [found])]
-        return math.inf if any(norm < 0 for norm in norms) else math.hypot(*norms)  # ZeRO writes -1 for what is not finite
-
-    @property
-    def _norm_method(self) -> str:
-        return "_get_norm_groups" if self.stage == 3 else "scaled_global_norm"
+        return self.zero.norm()
 
     def step(self) -> None:
         self.model.step()
 
     def skip(self) -> None:
         """Forget the gradients. ZeRO does so by itself where their norm is not finite, and that is what it is told."""
-        if self.stage == 0:
+        if self.zero is None:
             self.model.zero_grad()
             self.model.micro_steps += 1
-            return
-        invalid = torch.tensor(-1.0, device=self.device)
-        setattr(self.zero, self._norm_method, lambda: [invalid] if self.stage == 3 else invalid)
-        try:
-            self.model.step()
-        finally:
-            delattr(self.zero, self._norm_method)
+        else:
+            with self.zero.norm_not_finite(self.device):
+                self.model.step()
 
     def refresh(self) -> None:
-        if self.stage == 3:  # small parameters stay gathered, and others too until the step: out of date now
-            self.zero.checkpoint_event_prologue()
-            self.zero.checkpoint_event_epilogue()
+        if self.zero is not None:
+            self.zero.drop_gathered()
 
     @torch.no_grad()
     def whole_model(self) -> nn.Module | None:
@@ -304,16 +300,14 @@ class DeepSpeedEngine(Engine):
 
     @torch.no_grad()
     def state(self) -> dict[str, Any]:
-        if self.stage == 0:
+        if self.zero is None:
             return super().state()
-        from deepspeed.utils import safe_get_full_fp32_param, safe_get_full_optimizer_state
-
-        self._link_moments()
-        step = self.zero.optimizer.state[self._flat_groups()[0]]["step"].cpu()
+        self.zero.link_moments()
+        step = self.zero.step_count()
         model: dict[str, Tensor] = {}
         moments: dict[int, dict[str, Tensor]] = {}
         for number, parameter in enumerate(self.parameters):  # whole for a moment everywhere, one after the other
-            whole = [safe_get_full_fp32_param(parameter), *(safe_get_full_optimizer_state(parameter, name) for name in MOMENTS)]
+            whole = self.zero.read(parameter)
             if _rank() == 0:
                 weight, *rest = (tensor.to("cpu", copy=True) for tensor in whole)
                 model |= dict.fromkeys(self.names[id(parameter)], weight)
@@ -322,53 +316,16 @@ class DeepSpeedEngine(Engine):
 
     @torch.no_grad()
     def load(self, folder: Path) -> None:
-        if self.stage == 0:
+        if self.zero is None:
             super().load(folder)
             return
         state = read_state(folder, map_location="cpu", mmap=True)  # each process reads what it keeps
-        self._make_moments(state["optimizer"]["state"][0]["step"])
+        self.zero.make_moments(state["optimizer"]["state"][0]["step"])
         for number, parameter in enumerate(self.parameters):
-            self._write(parameter, state["model"][self.names[id(parameter)][0]])
+            self.zero.write(parameter, state["model"][self.names[id(parameter)][0]])
             for name in MOMENTS:
-                self._write(parameter, state["optimizer"]["state"][number][name], name)
-        self._publish_weights()
-
-    def _flat_groups(self) -> list[Tensor]:
-        """This process's shares of the float32 weights, as the optimizer has them."""
-        return self.zero.fp32_partitioned_groups_flat if self.stage == 3 else self.zero.single_partition_of_fp32_groups
-
-    def _make_moments(self, step: Tensor) -> None:
-        """The optimizer makes them in its first step only."""
-        for flat in self._flat_groups():
-            own = self.zero.optimizer.state[flat]
-            own["step"] = step.clone().to(flat.device)
-            own.update({name: torch.zeros_like(flat) for name in MOMENTS})
-        self._link_moments()
-
-    def _link_moments(self) -> None:
-        """Say which part of the moments is which parameter's. DeepSpeed does it behind the first group's first step, when the next has none yet."""
-        if self.stage < 3:
-            self.zero._hp_optimizer_states_linked = False
-            self.zero._lazy_init_hp_params_optimizer_state()
-
-    def _write(self, parameter: Tensor, whole: Tensor, moment: str | None = None) -> None:
-        """This process's share of `whole` into the float32 weight of the parameter, or into one of its moments."""
-        from deepspeed import utils
-
-        value, kind = (share_of(whole, parameter), "local") if self.stage == 3 else (whole, "full")
-        if moment is None:
-            getattr(utils, f"safe_set_{kind}_fp32_param")(parameter, value)
-        else:
-            getattr(utils, f"safe_set_{kind}_optimizer_state")(parameter, value, moment)
-
-    def _publish_weights(self) -> None:
-        """From the float32 shares to the parameters that the model computes with."""
-        if self.stage < 3:
-            self.zero.update_lp_params()
-            return
-        for number in range(len(self.zero.fp16_groups)):
-            self.zero._reassign_or_swap_out_partitioned_parameters(number)
-        self.refresh()
+                self.zero.write(parameter, state["optimizer"]["state"][number][name], name)
+        self.zero.publish_weights()
 
 
 def deepspeed_settings(train: TrainConfig, *, micro: int, accumulation: int) -> dict[str, Any]:

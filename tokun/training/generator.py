@@ -36,12 +36,13 @@ from tokun.render.grids import captioned_grid
 from tokun.tokenizers.image import ImageTokenizer
 from tokun.tokenizers.text import PretrainedTextTokenizer, TextTokenizer
 from tokun.tokenizers.vocabulary import REGISTERS, Vocabulary
-from tokun.training import health, loop
+from tokun.training import adapters, health, loop
 from tokun.training.codes import common_things, require_codes_of
 from tokun.training.engine import Engine
 from tokun.training.engine_stage import EngineStage
 from tokun.training.records import LOGGING_KEYS, figures_line, idle_settings, require_same_but_retry, started_from, stopped_early, without
-from tokun.training.run import Run, micro_batch, starting_model, states_on_disk
+from tokun.training.run import Run, micro_batch, states_on_disk
+from tokun.training.start import starting_model
 from tokun.training.text_tokenizer import load_text_tokenizer
 from tokun.training.token_loss import TokenLoss
 from tokun.utils import checkpoint
@@ -66,8 +67,8 @@ def build_vocabulary(config: Config, text_tokenizer: Any, codes: dict[str, Any])
 
 
 def train_generator(run: Run) -> Path:
-    """Train the causal LM on the run's code shards -> `out/checkpoint`, the folder that users load."""
-    target = run.out / "checkpoint"
+    """Train the causal LM on the run's code shards -> `out/checkpoint`, the folder that users load; with `adapter.rank`, `out/adapter`."""
+    target = run.out / ("adapter" if run.config.adapter.rank else "checkpoint")
     parts = Parts.of(run)
     settings = _settings(run.config, parts)
     run.recover(target)
@@ -97,7 +98,10 @@ class Parts:
         image_tokenizer = ImageTokenizer.load(run.out / "image_tokenizer")
         codes = require_codes_of(run.out / "codes", image_tokenizer)
         text_tokenizer = load_text_tokenizer(run)
-        return cls(image_tokenizer, text_tokenizer, codes, build_vocabulary(run.config, text_tokenizer, codes))
+        vocabulary = build_vocabulary(run.config, text_tokenizer, codes)
+        if run.config.adapter.rank:
+            vocabulary = adapters.vocabulary_of(starting_model(run.config), vocabulary, new_tags=run.config.adapter.new_tags)
+        return cls(image_tokenizer, text_tokenizer, codes, vocabulary)
 
     @property
     def slots(self) -> Slots:
@@ -135,13 +139,28 @@ def _settings(config: Config, parts: Parts) -> dict[str, Any]:
         "counts": parts.codes["counts"], "codes_settings": parts.codes["settings"], "text_tokenizer": parts.text_tokenizer.fingerprint(),
         "max_caption_tokens": config.data.max_caption_tokens, "sort_window": config.data.sort_window, **started_from(config),
         "train": without(dataclasses.asdict(train), LOGGING_KEYS | FREE_KEYS | idle_settings(train)),
+        **({"adapter": dataclasses.asdict(config.adapter)} if config.adapter.rank else {}),
     }  # fmt: skip
 
 
-def _make_model(run: Run, parts: Parts) -> Any:
-    """The causal LM with its first weights, dropout and kernels, on the CPU."""
-    config, v = run.config, parts.vocabulary
+def _make_model(run: Run, parts: Parts) -> tuple[Any, adapters.Tuned | None]:
+    """The causal LM with its first weights, dropout and kernels, on the CPU; and the adapter in it, if any."""
+    config, tuned = run.config, None
     torch.manual_seed(training_seed(config))
+    if config.adapter.rank:
+        tuned = adapters.attach(config, starting_model(config), parts.vocabulary)
+        tuned.say(run.say)
+    model = _first_weights(run, parts) if tuned is None else tuned.generator
+    add_dropout(model, config.generator.dropout)
+    if config.train.gradient_checkpointing:
+        model.gradient_checkpointing_enable()
+    tune_for(model, torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+    return model, tuned
+
+
+def _first_weights(run: Run, parts: Parts) -> Any:
+    """Weights from torch's global generator, or those of the checkpoint to start from."""
+    config, v = run.config, parts.vocabulary
     model = make_generator(
         config.generator, vocab_size=v.size, max_length=parts.slots.size + v.max_text + 16,
         pad=v.id("<pad>"), bos=v.id("<bos>"), eos=v.id("<eos>"),
@@ -152,10 +171,6 @@ def _make_model(run: Run, parts: Parts) -> Any:
         before = starting_model(config)
         new = start_from(model, before.generator, before.vocabulary.added_tokens, v.added_tokens, text_size=v.text_size)
         run.say(f"generator: goes on from {config.start}" + (f", which did not know {', '.join(new)}" if new else ""))
-    add_dropout(model, config.generator.dropout)
-    if config.train.gradient_checkpointing:
-        model.gradient_checkpointing_enable()
-    tune_for(model, torch.device("cuda" if torch.cuda.is_available() else "cpu"))
     return model
 
 
@@ -199,7 +214,8 @@ class GeneratorStage(EngineStage):
         train = self.train
         self.micro, self.seed = micro_batch(train, run.world), training_seed(run.config)
         self.accumulation = train.batch_size // run.world // self.micro
-        model = _make_model(run, parts)
+        model, self.tuned = _make_model(run, parts)
+        self.trained = self.tuned.size if self.tuned else count_parameters(model)
         self.parameters, self.flops = count_parameters(model), flops_per_token(model, parts.slots.size)  # before ZeRO-3 cuts it
         compiled = train.compile and can_compile(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
         self.token_loss = TokenLoss(
@@ -240,7 +256,7 @@ class GeneratorStage(EngineStage):
 
     def disk_bytes(self) -> int:
         """Trainer states of weights, two moments and the average; the best checkpoints."""
-        weights, kept = 4 * self.parameters, self.train.keep_best
+        weights, kept = 4 * self.trained, self.train.keep_best
         return 4 * weights * states_on_disk(self.config) + weights * (kept + 1 if kept else 0)
 
     def batches(self, start: int) -> Iterator[data.TokenBatch]:
@@ -301,18 +317,39 @@ class GeneratorStage(EngineStage):
 
     def sample(self) -> None:
         with self.averaged():
-            whole = self.engine.whole_model()
-            if self.run.rank == 0:
-                log_samples(self.run, self._checkpoint(whole), self.step)
+            whole = self._whole()
+            if whole is not None:
+                log_samples(self.run, whole, self.step)
 
-    def _checkpoint(self, generator: Any) -> Tokun:
-        return self.parts.checkpoint(generator, self.config, self.tasks, self.engine.device)
+    def _whole(self) -> Tokun | None:
+        """The model as users will load it, with the weights as they stand. Every process calls it; only the first gets it."""
+        if self.tuned is None:
+            generator = self.engine.whole_model()
+            return self.parts.checkpoint(generator, self.config, self.tasks, self.engine.device) if self.run.rank == 0 else None
+        tensors = self.tuned.tensors()
+        if self.run.rank > 0:
+            return None
+        tags = [tuple(c) for c in self.parts.codes["tag_counts"]]
+        adapter = self.tuned.adapter(tensors, tag_counts=tags, tasks=self.tasks)
+        return self.tuned.model(adapter).to(self.engine.device)
+
+    def _save(self, whole: Tokun, folder: Path, record: dict[str, Any]) -> None:
+        """Fill a folder with the checkpoint, or with the adapter that is in use."""
+        if self.tuned is None:
+            whole.save(folder, card=model_card(self.config, record))
+            return
+        figures = [
+            (f"held-out nats per {kind} token", f"{record['val'][f'{kind}_loss']:.3f}") for kind in ("image", "text") if record["val"]
+        ]
+        counts = self.parts.codes["counts"]
+        about = f"Trained on {counts['train']:,} pictures with captions" + (f", {counts['val']:,} held out." if counts.get("val") else ".")
+        self.tuned.write(whole, folder, adapters.card(self.config, record, self.tuned, about=about, figures=figures))
 
     def _record(self, held: dict[str, float]) -> dict[str, Any]:
         image_tokenizer = checkpoint.read_record(self.run.out / "image_tokenizer" / "stage.json")
         return {
             "settings": self.settings, "steps": self.step, "stopped_by": self.schedule.stopped_by(self.step), "seconds": round(self.clock.seconds()),
-            "train": self.logged, "val": held, "parameters": self.parameters, "image_tokenizer": image_tokenizer["figures"],
+            "train": self.logged, "val": held, "parameters": self.parameters, "trained": self.trained, "image_tokenizer": image_tokenizer["figures"],
         }  # fmt: skip
 
     def _keep_if_best(self, held: dict[str, float]) -> None:
@@ -320,10 +357,10 @@ class GeneratorStage(EngineStage):
         run, best = self.run, self.best
         if not run.any(run.rank == 0 and best.wants(self.step, loss)):
             return
-        generator = self.engine.whole_model()
-        if run.rank == 0:
+        whole = self._whole()
+        if whole is not None:
             with checkpoint.survived(run.say, best.path(self.step)), best.put(self.step, loss, self.settings) as folder:
-                self._checkpoint(generator).save(folder, card=model_card(self.config, self._record(held)))
+                self._save(whole, folder, self._record(held))
 
     def finish(self, target: Path) -> None:
         """Write the averaged weights with all that belongs to them to `target`."""
@@ -332,27 +369,35 @@ class GeneratorStage(EngineStage):
         self.model.eval()
         with uncompiled(self.model):
             held = evaluate_generator(self.engine, self.model, self.held_out, self.token_loss) if self.held_out else {}
-        generator = self.engine.whole_model()
-        if self.run.rank == 0:
-            self._write(target, generator, held)
+        whole = self._whole()
+        if whole is not None:
+            whole.generator.float().eval()
+            self._write(target, whole, held)
         self.run.wait()
 
-    def _write(self, target: Path, generator: Any, held: dict[str, float]) -> None:
+    def _write(self, target: Path, whole: Tokun, held: dict[str, float]) -> None:
         run, best = self.run, self.best.records()
-        whole = self._checkpoint(generator.float().eval())
         record = self._record(held) | {"best": [{k: r[k] for k in ("step", "loss")} for r in best]}
         with checkpoint.whole_directory(target) as folder:
-            whole.save(folder, card=model_card(self.config, record))
+            self._save(whole, folder, record)
             checkpoint.write_record(folder / "training.json", record)
         if self.config.sampling.n > 0:
-            with uncompiled(generator):
+            with uncompiled(whole.generator):
                 log_samples(run, whole, self.step)
         run.forget("generator")
         run.say(f"generator: finished after {self.step} steps, {record['seconds'] / 60:.1f} minutes. {figures_line(held)}")
         for top in best[:1]:
             weights = self.best.path(top["step"])
             run.say(f"generator: lowest held-out loss {top['loss']:.4f} at step {top['step']}; its averaged weights: {weights}")
-        run.say(f"checkpoint: {target}\n  python sample.py --checkpoint {target} --seed 42 --n 16")
+        run.say(where_to(target, self.config))
+
+
+def where_to(target: Path, config: Config) -> str:
+    """What to say of a result: where it lies, and how it is sampled from."""
+    if not config.adapter.rank:
+        return f"checkpoint: {target}\n  python sample.py --checkpoint {target} --seed 42 --n 16"
+    base = "" if config.start == "bundled" else f"--checkpoint {config.start} "
+    return f"adapter: {target}\n  python sample.py {base}--adapter {target} --seed 42 --n 16"
 
 
 def tasks_of(samples: data.CodeSamples, task_mix: dict[str, float]) -> tuple[str, ...]:

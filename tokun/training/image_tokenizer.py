@@ -32,8 +32,9 @@ from tokun.training.records import (
     stopped_early,
     without,
 )
-from tokun.training.run import Run, starting_model, states_on_disk
+from tokun.training.run import Run, states_on_disk
 from tokun.training.shapes import held_out_pictures, shape_options, shapes_asked, shapes_line, sizes_line
+from tokun.training.start import starting_model
 from tokun.utils import checkpoint
 
 

@@ -244,14 +244,15 @@ def share_done(run: Run, schedule: Schedule, step: int, seconds: float) -> float
 @contextlib.contextmanager
 def averaged(module: nn.Module, ema: optim.Ema, refresh: Callable[[], None] = lambda: None) -> Iterator[None]:
     """Within the block the module holds its averaged weights; restores its own on exit. `refresh` is called after both changes."""
-    own = {name: own_share(p).detach().clone() for name, p in module.named_parameters()}
+    trained = {name: p for name, p in module.named_parameters() if name in ema.shadow}
+    own = {name: own_share(p).detach().clone() for name, p in trained.items()}
     ema.copy_to(module)
     refresh()
     try:
         yield
     finally:
         with torch.no_grad():
-            for name, p in module.named_parameters():
+            for name, p in trained.items():
                 own_share(p).copy_(own[name])
         refresh()
 

@@ -87,7 +87,7 @@ def set_lr(optimizer: torch.optim.Optimizer, lr: float) -> None:
 
 
 class Ema:
-    """Exponential moving average of the parameters in float32 (buffers are left alone). The decay warms up as (1 + t) / (10 + t).
+    """Exponential moving average of the parameters that are trained, in float32 (buffers are left alone). The decay warms up as (1 + t) / (10 + t).
 
     With `every` > 1 only each so many-th update looks at the weights, and takes them for those of the ones before: the average forgets as fast.
     Under ZeRO-3 each process averages its own share of each parameter, where that share lies; what is saved is whole.
@@ -127,4 +127,4 @@ class Ema:
 
 
 def _floats(module: nn.Module) -> list[tuple[str, Tensor]]:
-    return [(name, p) for name, p in module.named_parameters() if p.is_floating_point()]
+    return [(name, p) for name, p in module.named_parameters() if p.is_floating_point() and p.requires_grad]

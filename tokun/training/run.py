@@ -19,12 +19,12 @@ from tqdm import tqdm
 from tokun import config as configs
 from tokun import data
 from tokun.config import Config
-from tokun.inference.model import Tokun, load
 from tokun.models.generator import (
     intermediate_size,
 )
-from tokun.training import health
+from tokun.training import adapters, health
 from tokun.training.engine import deepspeed_settings
+from tokun.training.start import starting_model
 from tokun.training.tracking import Tracker, make_tracker
 from tokun.utils import checkpoint, lock
 
@@ -103,6 +103,7 @@ def open_run(config: Config, *, deepspeed: bool = False) -> Run:
     out = Path(config.out)
     rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
     deepspeed = deepspeed and bool(config.train.deepspeed)
+    adapters.take_shape(config)
     _check_ahead(config, world, deepspeed)
     if config.threads:
         torch.set_num_threads(config.threads)
@@ -171,9 +172,12 @@ def _check_ahead(config: Config, world: int, deepspeed: bool) -> None:
         ):
             raise ValueError(f"{name} is {value}; it is a share between 0 and 1")
     if deepspeed:
-        deepspeed_settings(train, micro=micro, accumulation=train.batch_size // world // micro)
-    if config.start and not any(
-        (Path(config.out) / part).is_dir() for part in ("checkpoint", "state/generator")
+        settings = deepspeed_settings(train, micro=micro, accumulation=train.batch_size // world // micro)
+        adapters.check(config, zero_stage=settings["zero_optimization"].get("stage", 0))
+    if (
+        config.start
+        and not adapters.goes_on(config)
+        and not any((Path(config.out) / part).is_dir() for part in ("checkpoint", "state/generator"))
     ):  # later it is not asked for again
         _check_start(config)
     if train.ema_every < 1:
@@ -212,11 +216,6 @@ def _check_start(config: Config) -> None:
         raise ValueError(
             f"start {config.start} is of another shape than this config: {'; '.join(other)}. Set them alike, or choose the config it was trained with"
         )
-
-
-def starting_model(config: Config) -> Tokun:
-    """The checkpoint that `config.start` names, on the CPU. Raises as `tokun.load` does."""
-    return load(None if config.start == "bundled" else config.start, device="cpu")
 
 
 def micro_batch(train: configs.TrainConfig, world: int) -> int:

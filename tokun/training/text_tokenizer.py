@@ -12,7 +12,8 @@ from tokun.config import Config
 from tokun.inference.model import TEXT_TOKENIZER
 from tokun.tokenizers.text import PretrainedTextTokenizer, TextTokenizer, normalize
 from tokun.training.records import started_from
-from tokun.training.run import Run, starting_model
+from tokun.training.run import Run
+from tokun.training.start import starting_model
 from tokun.utils import checkpoint
 
 BROKEN_RECORD = (OSError, ValueError, TypeError, KeyError, AttributeError)  # what a JSON of another shape leads to

@@ -1,0 +1,265 @@
+"""Adapters: what training with low rank writes, loads, merges and switches, and that the base is never changed."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+import tokun
+from tests.fixtures import random_generator
+from tests.small_runs import needs, write_config
+from tokun.config import GeneratorConfig, from_dict, load_config
+from tokun.inference import adapters, decoder
+from tokun.inference.model import Tokun
+from tokun.models.generator import make_generator
+from tokun.training import adapters as tuning
+from tokun.training.generator import train_generator
+from tokun.training.health import Preempted
+from tokun.training.run import open_run
+from tokun.training.stages import STAGES
+
+pytestmark = [
+    needs("peft", reason="adapters are trained with the extra 'train'"),
+    needs("accelerate", reason="training needs the extra 'train'"),
+]
+
+
+def pairs_of(model: Tokun, n: int = 3, **options) -> list[tuple]:
+    return [(p.tags, p.codes, p.caption_ids) for p in model.sample(7, n, **options)]
+
+
+@pytest.fixture(scope="module", params=["tied", "untied"])
+def base(request, tiny_image_tokenizer, text_tokenizer, tiny_vocabulary, tmp_path_factory) -> Path:
+    """A checkpoint of random weights whose head is its embeddings, or is not."""
+    v = tiny_vocabulary
+    generator = random_generator(v)
+    if request.param == "tied":
+        torch.manual_seed(2)
+        sizes = GeneratorConfig(hidden_size=64, num_layers=2, num_heads=4, num_kv_heads=2, head_dim=16, tie_embeddings=True)
+        generator = make_generator(sizes, vocab_size=v.size, max_length=128, pad=v.id("<pad>"), bos=v.id("<bos>"), eos=v.id("<eos>"))
+    folder = tmp_path_factory.mktemp(request.param) / "base"
+    tags = [("engraving", "scenery", 3), ("etching", "", 1)]
+    Tokun(tiny_image_tokenizer, text_tokenizer, v, generator, tag_counts=tags, tasks=("joint", "text_to_image")).save(folder)
+    return folder
+
+
+def made(base: Path, out: Path, *, seed: int = 0, words: dict[str, tuple[str, ...]] | None = None, **settings) -> Path:
+    """An adapter's folder with random weights, as training writes it."""
+    config = from_dict({"start": str(base), "out": str(out), "adapter": {"rank": 2, "alpha": 4.0, **settings}})
+    model = tokun.load(base)
+    vocabulary = model.vocabulary.extended(**(words or {}))
+    torch.manual_seed(seed)
+    tuned = tuning.attach(config, model, vocabulary)
+    with torch.no_grad():
+        for name, parameter in tuned.trained.items():
+            parameter += torch.randn_like(parameter) * (0.3 if "lora_B" in name else 0.05)
+    out.mkdir(parents=True)
+    adapter = tuned.adapter(tuned.tensors(), tag_counts=model.tag_counts, tasks=model.tasks)
+    adapters.write(adapter, out)
+    return out
+
+
+@pytest.mark.parametrize("dora", [False, True])
+def test_an_adapter_in_use_computes_what_plain_peft_computes(base, tmp_path, dora):
+    import peft
+
+    folder = made(base, tmp_path / "mine", dora=dora, words={"styles": ("lithograph",)})
+    model = tokun.load(base, adapter=folder)
+    plain = tokun.load(base).generator
+    plain.resize_token_embeddings(model.vocabulary.size, mean_resizing=False)
+    plain = peft.PeftModel.from_pretrained(plain, folder).eval()
+    v = model.vocabulary
+    ids = torch.tensor([[*v.prefix(v.bare()), v.id("<style:lithograph>"), v.id("<boi>"), *range(v.code_offset, v.code_offset + 9)]])
+    with torch.no_grad():
+        ours, theirs = model.generator(input_ids=ids).logits, plain(input_ids=ids).logits
+    assert ours.shape == theirs.shape == (1, ids.shape[1], v.size)
+    torch.testing.assert_close(ours, theirs, atol=1e-4, rtol=1e-4)
+    assert not torch.allclose(ours[..., :100], tokun.load(base).generator(input_ids=ids[:, :2]).logits[..., :1, :100], atol=1e-2)
+
+
+def test_adapters_are_switched_and_the_base_stays_what_it_was(base, tmp_path):
+    one, two = made(base, tmp_path / "one"), made(base, tmp_path / "two", seed=1, words={"subjects": ("moths",), "registers": ("studio",)})
+    model = tokun.load(base)
+    before = {name: p.clone() for name, p in model.generator.state_dict().items()}
+    plain = pairs_of(model)
+    assert model.add_adapter(one) == "one" and model.add_adapter(two, "second") == "second"
+    assert model.adapter == "" and pairs_of(model) == plain
+    first, second = pairs_of(model.use_adapter("one")), pairs_of(model.use_adapter("second"))
+    assert first != plain != second != first
+    assert pairs_of(model, subject="moths") and "studio" in model.vocabulary.registers
+    assert pairs_of(model.use_adapter("one")) == first == pairs_of(tokun.load(base, adapter=[one, two]))
+    assert pairs_of(model.use_adapter(None)) == plain and model.adapter == ""
+    with pytest.raises(ValueError, match="<subject:moths> is not in this vocabulary"):
+        model.sample(1, 1, subject="moths")
+    after = model.generator.state_dict()
+    assert all(torch.equal(after[name], p) for name, p in before.items())
+    with pytest.raises(ValueError, match=r"no adapter 'third' here \(one, second\)"):
+        model.use_adapter("third")
+
+
+def test_the_fast_decoders_draw_what_the_models_own_forward_draws(base, tmp_path, monkeypatch):
+    model = tokun.load(base, adapter=made(base, tmp_path / "mine", words={"styles": ("lithograph",)}))
+    assert decoder.Decoder.fits(model.generator)
+    fast = pairs_of(model, style="lithograph")
+    plain = pairs_of(model.compile(False), style="lithograph")
+    monkeypatch.setattr(decoder, "decoder_of", lambda _: None)
+    assert pairs_of(model, style="lithograph") == plain == fast
+
+
+def test_merged_it_is_an_ordinary_checkpoint_with_the_same_samples(base, tmp_path):
+    from tokun.adapters import main
+
+    folder = made(base, tmp_path / "mine", words={"styles": ("lithograph",)})
+    main(["merge", str(base), str(folder), "--out", str(tmp_path / "merged")])
+    merged, used = tokun.load(tmp_path / "merged"), tokun.load(base, adapter=folder)
+    assert merged.vocabulary == used.vocabulary and merged.vocabulary.appended == ("<style:lithograph>",)
+    assert pairs_of(merged) == pairs_of(used) and pairs_of(merged, style="lithograph") == pairs_of(used, style="lithograph")
+    assert merged.score(merged.sample(1, 1)[0].image, "a ship").pmi == used.score(used.sample(1, 1)[0].image, "a ship").pmi
+    assert "mine" in merged.card
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_an_adapter_knows_its_base_in_any_precision_and_no_other(base, tmp_path, dtype):
+    folder = made(base, tmp_path / "mine")
+    model = tokun.load(base, dtype=dtype, adapter=folder)
+    assert model.generator.dtype == dtype
+    shutil.copytree(base, tmp_path / "other")
+    other = tokun.load(tmp_path / "other")
+    with torch.no_grad():
+        for p in other.generator.parameters():
+            p += 0.01 * p.std() * torch.randn_like(p)
+    with pytest.raises(
+        ValueError, match=r"adapter mine was trained on another base: on .*base \(\w{12}…\), this model is \w{12}….*Load that base"
+    ):
+        other.add_adapter(folder)
+
+
+def test_what_is_no_adapter_is_refused_in_one_line(base, tmp_path):
+    model, folder = tokun.load(base), made(base, tmp_path / "mine")
+    with pytest.raises(FileNotFoundError, match="is a checkpoint, not an adapter"):
+        model.add_adapter(base)
+    with pytest.raises(FileNotFoundError, match="neither a folder here nor"):
+        model.add_adapter("nowhere")
+    with pytest.raises(FileNotFoundError, match=r"holds an adapter.*adapter="):
+        tokun.load(folder)
+    for change, match in (
+        ({"peft_type": "IA3"}, "kind 'IA3'"),
+        ({"modules_to_save": ["lm_head"]}, "sets modules_to_save"),
+        ({"bias": "all"}, "trains biases"),
+    ):
+        broken = tmp_path / f"broken-{len(match)}"
+        shutil.copytree(folder, broken)
+        (broken / adapters.CONFIG).write_text(json.dumps(json.loads((folder / adapters.CONFIG).read_text()) | change))
+        with pytest.raises(ValueError, match=match):
+            model.add_adapter(broken)
+    (folder / adapters.ABOUT).unlink()
+    with pytest.raises(FileNotFoundError, match=r"adapter\.json is missing: it was not written by tokun"):
+        model.add_adapter(folder)
+
+
+# --- training ---------------------------------------------------------------------------------------------------------
+
+LORA = (
+    "adapter.rank=2",
+    "adapter.alpha=4.0",
+    "train.lr=0.01",
+    "data.style=lithograph",
+    "data.style_key=none",
+    "sampling.n=1",
+    "codes.views=1",
+)
+
+
+def lora(folder: Path, shards: Path, base: Path, *overrides: str, **changes) -> tuple[str, Path]:
+    """Overrides of a small run that trains an adapter, and its folder."""
+    config = write_config(folder, shards, **changes)
+    return config, [f"start={base}", *LORA, *overrides]
+
+
+def run_of(config: Path, overrides) -> Path:
+    run = open_run(load_config(config, overrides))
+    for stage in STAGES:
+        stage(run)
+    run.close()
+    return run.out
+
+
+@pytest.fixture(scope="module")
+def trained(checkpoint_folder, small_shards, tmp_path_factory) -> tuple[Path, list[str], Path]:
+    """(config, overrides, out) of a run of eight steps that was never stopped."""
+    config, overrides = lora(tmp_path_factory.mktemp("lora"), small_shards, checkpoint_folder, train__keep_best=1)
+    return config, overrides, run_of(config, overrides)
+
+
+def test_a_run_leaves_an_adapter_that_is_small_carded_and_better_on_its_pictures(trained, checkpoint_folder):
+    _, _, out = trained
+    assert not (out / "checkpoint").exists() and sorted(path.name for path in (out / "adapter").iterdir()) == [
+        "README.md", "adapter.json", "adapter_config.json", "adapter_model.safetensors", "training.json", "vocabulary.json",
+    ]  # fmt: skip
+    record = json.loads((out / "adapter" / "training.json").read_text())
+    assert record["trained"] < 0.1 * record["parameters"] and set(record["val"]) == {"image_loss", "text_loss"}
+    model = tokun.load(checkpoint_folder, adapter=out)
+    assert model.vocabulary.appended == ("<subject:geometry>",) and model.adapter == out.name
+    assert any(pair.tags.subject == "geometry" for pair in model.sample(1, 8)), "as often as in its own training data"
+    for said in (str(checkpoint_folder), "rank 2", "`<subject:geometry>`", "resize_token_embeddings", "48 pictures"):
+        assert said in model.card
+    (best,) = (out / "best").glob("step-*")
+    assert tokun.load(checkpoint_folder, adapter=best).sample(1, 1)
+    base, held = tokun.load(checkpoint_folder), json.loads((out / "adapter" / "training.json").read_text())["val"]
+    assert base.vocabulary.appended == () and held["text_loss"] < 6.6, "6.8 at the start"
+    weights = load_file(out / "adapter" / adapters.WEIGHTS)
+    assert any(name.endswith("trainable_tokens_delta") for name in weights) and any(
+        w.abs().max() > 0 for n, w in weights.items() if "lora_B" in n
+    )
+
+
+def test_stopped_and_typed_again_it_ends_in_the_same_adapter(trained, checkpoint_folder, tmp_path):
+    config, overrides, whole = trained
+    for part in ("text_tokenizer", "image_tokenizer", "codes"):
+        shutil.copytree(whole / part, tmp_path / "run" / part)
+    overrides = [*overrides, f"out={tmp_path / 'run'}"]
+    run = open_run(load_config(config, overrides))
+    log = run.tracker.log
+
+    def stop(figures, *, step):
+        run.stop.asked = run.stop.asked or step == 5
+        log(figures, step=step)
+
+    run.tracker.log = stop
+    with pytest.raises(Preempted):
+        train_generator(run)
+    run.close()
+    (state,) = [path for path in (tmp_path / "run" / "state" / "generator").iterdir() if path.name == "step-00000005"]
+    assert (state / "engine.pt").stat().st_size < 150_000, "the base is not in it"
+    run = open_run(load_config(config, overrides))
+    train_generator(run)
+    run.close()
+    one, other = (load_file(out / "adapter" / adapters.WEIGHTS) for out in (whole, tmp_path / "run"))
+    assert one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
+
+
+@pytest.mark.parametrize(
+    ("override", "match"),
+    [
+        ("start=", "needs a model that is there"),
+        ("adapter.bits=4", "bitsandbytes computes on NVIDIA GPUs"),
+        ("adapter.bits=3", "8 or 4"),
+        ("adapter.alpha=0.0", "alpha must be above 0"),
+        ("adapter.targets=[q_proj,c_attn]", "names c_attn; the base's layers are down_proj"),
+        ("data.grids=[8x8]", "an adapter keeps the base's shapes"),
+    ],
+)
+def test_what_an_adapter_cannot_be_is_told_in_one_line(checkpoint_folder, small_shards, tmp_path, override, match):
+    config, overrides = lora(tmp_path, small_shards, checkpoint_folder, override)
+    if "bits=4" in override and torch.cuda.is_available():
+        pytest.skip("this is about machines without GPUs")
+    with pytest.raises(ValueError, match=match):
+        config = load_config(config, overrides)
+        run = open_run(config)
+        tuning.attach(config, tokun.load(checkpoint_folder), tokun.load(checkpoint_folder).vocabulary)
+        run.close()

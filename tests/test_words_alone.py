@@ -1,0 +1,76 @@
+"""Words alone: a table of descriptions and captions teaches a register."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+import tokun
+import train
+from data_tools import toy
+from tests.small_runs import needs
+from tokun.config import from_dict
+from tokun.training.run import open_run
+from tokun.training.words import pack_rows, read_rows, train_words
+
+pytestmark = needs("accelerate", reason="training needs the extra 'train'")
+
+
+def rows(first: int, count: int) -> list[dict[str, str]]:
+    """Toy captions, and the same as a studio would post them."""
+    texts = [toy.draw(5, i, 32)[1]["captions"]["plain"] for i in range(first, first + count)]
+    return [{"description": text, "caption": f"{text.split()[0]} {text.split()[-1]}"} for text in texts]
+
+
+def settings(out: Path, base: Path, table: Path, **words) -> dict:
+    return {
+        "out": str(out), "start": str(base), "threads": 1, "tracking": {"kind": "none"}, "generator": {"dropout": 0.0}, "adapter": {"rank": 4, "alpha": 8.0},
+        "words": {"train": str(table), "val": str(table.with_name("val.tsv")), "register": "studio", **words},
+        "train": {"steps": 30, "batch_size": 8, "precision": "no", "lr": 0.02, "warmup_steps": 2, "weight_decay": 0.0, "ema_decay": 0.5, "log_every": 5, "eval_every": 15},
+    }  # fmt: skip
+
+
+@pytest.fixture
+def table(tmp_path) -> Path:
+    for name, (first, count) in {"train": (0, 24), "val": (100, 8)}.items():
+        lines = ["description\tcaption", *(f"{row['description']}\t{row['caption']}" for row in rows(first, count))]
+        (tmp_path / f"{name}.tsv").write_text("\n".join(lines) + "\n")
+    return tmp_path / "train.tsv"
+
+
+def test_a_table_teaches_a_register_that_the_base_did_not_know(checkpoint_folder, table, tmp_path):
+    tree = settings(tmp_path / "run", checkpoint_folder, table)
+    base = tokun.load(checkpoint_folder)
+    with pytest.raises(ValueError, match="<register:studio> is not in this vocabulary"):
+        base.rewrite("a house", "studio")
+    config = from_dict(tree)
+    train.train(config, launched=False)
+    record = json.loads((tmp_path / "run" / "adapter" / "training.json").read_text())
+    assert record["val"]["loss"] < 4.5, "6 nats a token at the start"
+    model = tokun.load(checkpoint_folder, adapter=tmp_path / "run")
+    assert model.vocabulary.appended == ("<register:studio>",)
+    (said,) = model.rewrite("a house", "studio", temperature=0.0)
+    assert said.register == "studio" and said.ids
+    train.train(from_dict(tree), launched=False)  # typed again: it is there and matches
+
+
+def test_only_the_caption_is_learnt(tiny_model):
+    v = tiny_model.vocabulary
+    (packed,) = pack_rows([("a house", "a ship and a tree")], tiny_model, v, "poetic")
+    assert v.unpack(packed.input_ids).task == "rewrite"
+    assert packed.input_ids[packed.prompt :] == [*tiny_model.encode_text("a ship and a tree"), v.id("<eoc>"), v.id("<eos>")]
+
+
+def test_a_table_without_its_columns_or_register_is_told_so(checkpoint_folder, table, tmp_path):
+    (tmp_path / "rows.jsonl").write_text('{"text": "a"}\n')
+    with pytest.raises(ValueError, match="no row with both 'description' and 'caption'.*its columns are text"):
+        read_rows(tmp_path / "rows.jsonl", "description", "caption")
+    run = open_run(from_dict(settings(tmp_path / "run", checkpoint_folder, table, register="")))
+    with pytest.raises(ValueError, match=r"words\.register is empty"):
+        train_words(run)
+    run.close()
+    with pytest.raises(ValueError, match="two trainings"):
+        tree = settings(tmp_path / "both", checkpoint_folder, table) | {"dpo": {"pairs": "p.jsonl"}}
+        train.train(from_dict(tree), launched=False)

@@ -1,0 +1,59 @@
+"""Commands over adapters: what one is, and an adapter and its base as one checkpoint.
+
+python -m tokun.adapters show runs/mine-lora
+python -m tokun.adapters merge bundled runs/mine-lora --out merged      sample.py --checkpoint merged draws the same samples
+"""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import replace
+from pathlib import Path
+
+from tokun.inference import adapters
+from tokun.inference.model import Tokun, load
+from tokun.utils import console
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(
+        prog="python -m tokun.adapters", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    commands = parser.add_subparsers(dest="command", required=True)
+    shown = commands.add_parser("show", help="say what an adapter is")
+    merging = commands.add_parser("merge", help="write the base with the adapter's changes as an ordinary checkpoint")
+    merging.add_argument("base", help="a checkpoint's folder or Hub id, or bundled")
+    for command in (shown, merging):
+        command.add_argument("adapter", help="its folder, its run's, or a Hub id")
+    merging.add_argument("--out", type=Path, required=True, help="a new folder")
+    merging.add_argument(
+        "--dtype", choices=("float32", "bfloat16", "float16"), default="float32", help="of the weights in the file (%(default)s)"
+    )
+    args = parser.parse_args(argv)
+    if args.command == "show":
+        print(described(adapters.read(args.adapter)))
+        return
+    model = load(None if args.base == "bundled" else args.base, device="cpu", adapter=args.adapter)
+    target = merge(model).save_pretrained(args.out, dtype=args.dtype)
+    print(f"{args.base} with {model.adapter}: {target}")
+
+
+def merge(model: Tokun) -> Tokun:
+    """The model with the adapter in use as one of its own, which knows no adapters."""
+    adapter, base = model.adapters[model.adapter], adapters.base_of(model)
+    return replace(model, card=f"{base.card.rstrip()}\n\n## Merged adapter\n\n{described(adapter)}\n")
+
+
+def described(adapter: adapters.Adapter) -> str:
+    c = adapter.config
+    size = sum(tensor.numel() for tensor in adapter.tensors.values())
+    new = ", ".join(adapter.new_tags) or "none"
+    kind = "DoRA" if c.get("use_dora") else "LoRA"
+    return (
+        f"{adapter.name}: {kind} of rank {c['r']}, alpha {c['lora_alpha']:g}, on {', '.join(sorted(c['target_modules']))}; {size:,} numbers; "
+        f"base {adapter.base} ({adapter.base_fingerprint[:16]}…); new tags: {new}"
+    )
+
+
+if __name__ == "__main__":
+    console.run("tokun.adapters", main)

@@ -1,0 +1,295 @@
+"""Adapters: what fine-tuning with low rank (LoRA, DoRA) has changed in a generator, in a folder of its own.
+
+model = tokun.load("base", adapter="mine-lora")
+model.add_adapter("other-lora")
+model.use_adapter("other-lora")           # None: the base again; nothing is loaded anew
+
+    adapter_config.json, adapter_model.safetensors    as `peft` writes and reads them
+    adapter.json                                      the base and its fingerprint; how samples are drawn
+    vocabulary.json                                   the base's ids, and behind them those of new tags
+    README.md                                         a card
+
+An adapter in use is merged into a copy of the weights it changes (the others are shared), so that every decoder works as for any
+checkpoint. `peft` is not needed for that: to import it takes seconds, and the sum is three lines. Only safetensors are read.
+"""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import json
+import re
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from tokun.config import SamplingConfig
+from tokun.inference.tags import TagCounts, read_counts
+from tokun.tokenizers.vocabulary import Vocabulary
+from tokun.utils.checkpoint import require_safetensors
+
+if TYPE_CHECKING:
+    from tokun.inference.model import Tokun
+
+CONFIG, WEIGHTS, ABOUT, VOCABULARY, CARD = (
+    "adapter_config.json",
+    "adapter_model.safetensors",
+    "adapter.json",
+    "vocabulary.json",
+    "README.md",
+)
+FRONT = "base_model.model."  # of peft's names
+TOKENS = ".token_adapter.trainable_tokens_delta"
+SAMPLED = 4096  # weights of each matrix that a fingerprint looks at
+
+
+@dataclass(frozen=True)
+class Adapter:
+    """An adapter in memory."""
+
+    name: str
+    base: str
+    """What the base was called in training: "bundled", a folder or a Hub id."""
+    base_fingerprint: str
+    config: dict[str, Any] = field(repr=False)
+    """peft's adapter_config.json."""
+    tensors: dict[str, Tensor] = field(repr=False)
+    """By peft's names, on the CPU."""
+    vocabulary: Vocabulary = field(repr=False)
+    defaults: SamplingConfig = field(default_factory=SamplingConfig)
+    tag_counts: TagCounts = field(default_factory=list, repr=False)
+    tasks: tuple[str, ...] = ()
+    card: str = field(default="", repr=False)
+
+    @property
+    def new_tags(self) -> tuple[str, ...]:
+        """Tags that came with it, such as "<style:lithograph>"; all others are the base's."""
+        return self.vocabulary.appended
+
+
+# --- files ------------------------------------------------------------------------------------------------------------
+
+
+def write(adapter: Adapter, folder: Path) -> None:
+    """Fill an empty folder. The caller renames it."""
+    from safetensors.torch import save_file
+
+    save_file({name: tensor.contiguous() for name, tensor in adapter.tensors.items()}, folder / WEIGHTS, metadata={"format": "pt"})
+    (folder / CONFIG).write_text(json.dumps(adapter.config, indent=1, sort_keys=True) + "\n", encoding="utf-8")
+    about = {
+        "base": adapter.base, "base_fingerprint": adapter.base_fingerprint, "new_tags": list(adapter.new_tags),
+        "defaults": asdict(adapter.defaults), "tag_counts": [list(row) for row in adapter.tag_counts], "tasks": list(adapter.tasks),
+    }  # fmt: skip
+    (folder / ABOUT).write_text(json.dumps(about, indent=1) + "\n", encoding="utf-8")
+    adapter.vocabulary.save(folder / VOCABULARY)
+    if adapter.card:
+        (folder / CARD).write_text(adapter.card, encoding="utf-8")
+
+
+def read(path: str | Path, name: str = "") -> Adapter:
+    """An adapter's folder (or a run's, which holds it), or a Hub id. `name`: what to call it; else as the folder is called.
+
+    Raises FileNotFoundError or ValueError naming what is missing, broken, or not an adapter of tokun.
+    """
+    from safetensors.torch import load_file
+
+    folder = resolve(path)
+    require_safetensors(folder)
+    for part in (WEIGHTS, ABOUT, VOCABULARY):
+        if not (folder / part).is_file():
+            why = ": it was not written by tokun, and what it was trained on cannot be told" if part == ABOUT else ": it is not whole"
+            raise FileNotFoundError(f"{folder / part} is missing{why}. Copy the whole adapter again, or train one with configs/lora.yaml")
+    try:
+        config, about = (json.loads((folder / part).read_text(encoding="utf-8")) for part in (CONFIG, ABOUT))
+        counts = read_counts(about["tag_counts"])
+        defaults, tasks = SamplingConfig(**about["defaults"]), tuple(map(str, about["tasks"]))
+        base, made_on = str(about["base"]), str(about["base_fingerprint"])
+        require_mergeable(config)
+        tensors = load_file(folder / WEIGHTS)
+    except (KeyError, TypeError, AttributeError, json.JSONDecodeError, OSError) as error:
+        raise ValueError(f"adapter {folder} cannot be read: {error!r}. Copy the whole adapter again") from error
+    card = (folder / CARD).read_text(encoding="utf-8", errors="replace") if (folder / CARD).is_file() else ""
+    called = name or (folder.parent if folder.name == "adapter" else folder).name
+    return Adapter(called, base, made_on, config, tensors, Vocabulary.load(folder / VOCABULARY), defaults, counts, tasks, card)
+
+
+def resolve(path: str | Path) -> Path:
+    """The folder of an adapter, downloading it when it is a Hub id."""
+    given = Path(path)
+    for candidate in (given, given / "adapter"):  # a training run's folder holds its adapter
+        if (candidate / CONFIG).is_file():
+            return candidate
+    if (given / "generator").is_dir() or (given / "checkpoint").is_dir():
+        raise FileNotFoundError(f"{given} is a checkpoint, not an adapter: give it as the checkpoint (--checkpoint)")
+    if given.exists():
+        raise FileNotFoundError(f"{given} holds no adapter: {CONFIG} is not there. Has its training finished?")
+    if not re.fullmatch(r"[\w.-]+/[\w.-]+", str(path)) or str(path).startswith("."):
+        raise FileNotFoundError(f"adapter {str(path)!r} is neither a folder here nor a Hugging Face Hub id such as 'name/adapter'")
+    import huggingface_hub
+
+    try:
+        return Path(huggingface_hub.snapshot_download(str(path)))
+    except (OSError, ValueError, huggingface_hub.errors.HfHubHTTPError) as error:
+        raise FileNotFoundError(f"adapter {str(path)!r} is not a folder here and could not be downloaded from the Hub: {error}") from error
+
+
+def require_mergeable(config: dict[str, Any]) -> None:
+    """Raise ValueError for what a peft adapter may be and this module does not merge."""
+    if config.get("peft_type") != "LORA":
+        raise ValueError(f"the adapter is of the kind {config.get('peft_type')!r}; LoRA and DoRA are what is read here")
+    for key in ("rank_pattern", "alpha_pattern", "modules_to_save", "layer_replication", "lora_bias"):
+        if config.get(key):
+            raise ValueError(f"the adapter sets {key}, which is not read here: merge it with peft, and load the merged checkpoint")
+    if config.get("bias", "none") != "none":
+        raise ValueError("the adapter trains biases, which are not read here: merge it with peft, and load the merged checkpoint")
+
+
+# --- the base ---------------------------------------------------------------------------------------------------------
+
+
+def fingerprint(generator: nn.Module, vocabulary: Vocabulary) -> str:
+    """Which base this is, by names, shapes and the signs of some thousand weights of each matrix, and its ids.
+
+    Signs are the same in float32, bfloat16 and float16; of two states of one training some differ.
+    """
+    digest = hashlib.sha256(json.dumps([vocabulary.text_size, vocabulary.added_tokens]).encode())
+    for name, parameter in sorted(generator.named_parameters()):
+        flat = parameter.detach().flatten()
+        signs = torch.signbit(flat[:: max(1, flat.numel() // SAMPLED)]).cpu().numpy()
+        digest.update(f"{name} {tuple(parameter.shape)}".encode() + np.packbits(signs).tobytes())
+    return digest.hexdigest()
+
+
+def require_base(adapter: Adapter, generator: nn.Module, vocabulary: Vocabulary) -> None:
+    """Raise ValueError unless the adapter was trained on this generator."""
+    found = fingerprint(generator, vocabulary)
+    if found != adapter.base_fingerprint:
+        raise ValueError(
+            f"adapter {adapter.name} was trained on another base: on {adapter.base} ({adapter.base_fingerprint[:12]}…), this model is {found[:12]}…. "
+            "Load that base, or train the adapter anew on this one"
+        )
+
+
+# --- merging ----------------------------------------------------------------------------------------------------------
+
+
+@torch.no_grad()
+def merged(generator: Any, adapter: Adapter) -> Any:
+    """A generator with the adapter's changes, and rows for its new tags. It shares with `generator` whatever is not changed."""
+    made = copy.deepcopy(generator, {id(p): p for p in generator.parameters()})
+    make_rows(made, adapter.vocabulary.size)
+    t, config = adapter.tensors, adapter.config
+    scale = config["lora_alpha"] / (config["r"] ** 0.5 if config.get("use_rslora") else config["r"])
+    for key in t:
+        if key.endswith(".lora_A.weight"):
+            module = key[len(FRONT) : -len(".lora_A.weight")]
+            layer = _submodule(made, module, adapter)
+            a, b, weight = t[key], t[key.replace(".lora_A.", ".lora_B.")], layer.weight
+            changed = weight.float() + scale * (b.to(weight.device).float() @ a.to(weight.device).float())
+            if config.get("use_dora"):
+                size = t.get(f"{FRONT}{module}.lora_magnitude_vector", t.get(f"{FRONT}{module}.lora_magnitude_vector.weight"))
+                changed = (size.to(weight.device).float().flatten() / torch.linalg.norm(changed, dim=1))[:, None] * changed
+            layer.weight = nn.Parameter(changed.to(weight.dtype), requires_grad=weight.requires_grad)
+        elif key.endswith(TOKENS):
+            name = key[len(FRONT) : -len(TOKENS)]
+            layer, rows = _submodule(made, name, adapter), token_rows(config, name)
+            weight = layer.weight.clone()
+            weight[torch.tensor(rows, device=weight.device)] = t[key].to(weight)
+            _set_rows(made, layer, weight)
+    return made
+
+
+def token_rows(config: dict[str, Any], module: str) -> list[int]:
+    """The ids whose rows peft's `trainable_token_indices` trains in a module (by its name, or the end of it)."""
+    indices = config.get("trainable_token_indices") or []
+    return indices if isinstance(indices, list) else next(rows for name, rows in indices.items() if module.endswith(name))
+
+
+def _submodule(model: nn.Module, name: str, adapter: Adapter) -> Any:
+    try:
+        return model.get_submodule(name)
+    except AttributeError as error:
+        raise ValueError(
+            f"adapter {adapter.name} changes {name}, which this generator does not have: it belongs to another base"
+        ) from error
+
+
+def make_rows(model: Any, size: int) -> None:
+    """Embeddings for so many ids, where there are fewer; the new ones are zeros until they are written."""
+    table = model.get_input_embeddings()
+    missing = size - table.num_embeddings
+    if missing <= 0:
+        return
+    head = model.get_output_embeddings()
+    tied = head is not None and head.weight is table.weight
+    for layer in (table,) if tied or head is None else (table, head):
+        _set_rows(model, layer, torch.cat([layer.weight, layer.weight.new_zeros(missing, layer.weight.shape[1])]), tied=tied)
+    model.config.get_text_config().vocab_size = size
+
+
+def _set_rows(model: Any, layer: Any, weight: Tensor, *, tied: bool | None = None) -> None:
+    """Put the weight into an embedding or a head, and into both where they are one."""
+    table, head = model.get_input_embeddings(), model.get_output_embeddings()
+    tied = head is not None and head.weight is table.weight if tied is None else tied
+    parameter = nn.Parameter(weight, requires_grad=layer.weight.requires_grad)
+    for one in (table, head) if tied else (layer,):
+        one.weight = parameter
+        setattr(one, "num_embeddings" if isinstance(one, nn.Embedding) else "out_features", len(weight))
+
+
+# --- in a Tokun -------------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class Base:
+    """What a Tokun is without any adapter, while one is in use."""
+
+    generator: Any
+    vocabulary: Vocabulary
+    defaults: SamplingConfig
+    tag_counts: TagCounts
+    tasks: tuple[str, ...]
+    card: str
+
+
+def add(model: Tokun, adapter: Adapter) -> str:
+    """Have `use` find the adapter. Returns its name. Raises ValueError where it was trained on another base."""
+    base = base_of(model)
+    require_base(adapter, base.generator, base.vocabulary)
+    model.adapters[adapter.name] = adapter
+    return adapter.name
+
+
+def use(model: Tokun, name: str | None) -> None:
+    """From now on the model is its base with this adapter; None: its base alone. Raises ValueError for a name that was not added."""
+    from tokun.inference import decoder
+
+    if name and name not in model.adapters:
+        known = ", ".join(model.adapters) or "none"
+        raise ValueError(f"there is no adapter {name!r} here ({known}): add it with model.add_adapter(FOLDER)")
+    base, left = base_of(model), model.generator
+    decoder.forget(left)  # the copies that it samples from
+    if not name:
+        model.base, model.adapter = None, ""
+        _become(model, base)
+        return
+    adapter = model.adapters[name]
+    generator = merged(base.generator, adapter).eval()
+    decoder.sample_as(generator, base.generator)
+    model.base, model.adapter = base, name
+    card = adapter.card or base.card
+    _become(model, Base(generator, adapter.vocabulary, adapter.defaults, adapter.tag_counts, adapter.tasks or base.tasks, card))
+
+
+def base_of(model: Tokun) -> Base:
+    m = model
+    return m.base or Base(m.generator, m.vocabulary, m.defaults, m.tag_counts, m.tasks, m.card)
+
+
+def _become(model: Tokun, other: Base) -> None:
+    for name in ("generator", "vocabulary", "defaults", "tag_counts", "tasks", "card"):
+        setattr(model, name, getattr(other, name))

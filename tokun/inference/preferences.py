@@ -1,0 +1,121 @@
+"""Preferences: of two samples the one that was chosen. Made from best-of samples or a visitor's clicks, learnt from by `tokun.training.preferences`.
+
+A line of a JSONL file (or the .json of a tar's sample) is {"chosen": RECORD, "rejected": RECORD}, each a line of samples.jsonl:
+    codes        0 … K-1, raster order
+    caption_ids  ids of the caption; or `caption`, its text
+    tags         {"style": …, "subject": …, "thing": …, "register": …, "grid": [rows, columns]}, those that were written ahead
+    prompted     true where the caption was given and the picture drawn from it
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tokun import data
+from tokun.inference import latents
+from tokun.inference.directions import MAX_CANDIDATES
+from tokun.tokenizers.vocabulary import Packed, Tags, Vocabulary
+
+if TYPE_CHECKING:
+    from tokun.inference.model import Pair, Tokun
+
+
+@dataclass(frozen=True)
+class Preference:
+    """Two sequences of one model; `same`: whether they answer the same wish (tags, and prompt where there is one)."""
+
+    chosen: Packed
+    rejected: Packed
+    same: bool
+
+
+def record(chosen: Pair, rejected: Pair) -> dict[str, Any]:
+    """What a line of a file holds."""
+    return {"chosen": chosen.record(), "rejected": rejected.record()}
+
+
+def lines(pairs: Sequence[tuple[Pair, Pair]]) -> str:
+    """JSONL of (chosen, rejected)."""
+    return "".join(json.dumps(record(*pair), ensure_ascii=False) + "\n" for pair in pairs)
+
+
+def best_and_worst(
+    model: Tokun, seed: int, n: int, candidates: int, score: Callable[[list[Pair]], list[float]] | None = None, **options: Any
+) -> list[tuple[Pair, Pair]]:
+    """As `directions.best_of`, the best of each place's candidates and the worst. All candidates of a place have the tags that the first one
+    drew, so that both answer the same wish."""
+    if not 2 <= candidates <= MAX_CANDIDATES:
+        raise ValueError(f"best-of is {candidates}; to prefer one to another it must be from 2 to {MAX_CANDIDATES:,}")
+    plan = model.plan(**options)
+    numbers = list(range(n * candidates))
+    u = latents.uniform(latents.draw(seed, numbers, model.slots.size))
+    drawn = model.tags_of(u, plan)
+    tags = [drawn[number - number % candidates] for number in numbers]
+    pairs: list[Pair] = []
+    for i in range(0, len(numbers), plan.options.batch_size):
+        rows = slice(i, i + plan.options.batch_size)
+        pairs += model.pairs_from(u[rows], seed, numbers[rows], tags[rows], caption=plan.caption, **plan.how)[0]
+    scores = [pair.pmi for pair in pairs] if score is None else score(pairs)
+    places = [sorted(range(i, i + candidates), key=lambda j: scores[j]) for i in range(0, len(pairs), candidates)]
+    return [(pairs[place[-1]], pairs[place[0]]) for place in places if scores[place[-1]] > scores[place[0]]]
+
+
+def clicked(better: Sequence[Pair], worse: Sequence[Pair]) -> list[tuple[Pair, Pair]]:
+    """Every liked pair with every disliked one of the same wish."""
+    return [(a, b) for a in better for b in worse if _wish(a) == _wish(b)]
+
+
+def _wish(pair: Pair) -> tuple[Any, ...]:
+    return (pair.prompted, tuple(pair.caption_ids) if pair.prompted else (), pair.tags.register if pair.prompted else "")
+
+
+def read(pattern: str, vocabulary: Vocabulary, encode: Callable[[str], list[int]]) -> list[Preference]:
+    """All preferences of JSONL files and tars: a path, a glob or a list joined by commas.
+
+    Raises FileNotFoundError for files that are not there, ValueError naming the first line that is none or belongs to another model.
+    """
+    found: list[Preference] = []
+    for path in data.expand_shards(pattern):
+        for where, tree in _trees(path):
+            try:
+                chosen, rejected = (_side(tree[name], vocabulary, encode) for name in ("chosen", "rejected"))
+            except (KeyError, TypeError, AttributeError, ValueError) as error:
+                told = f"{error.args[0]} is missing" if isinstance(error, KeyError) else str(error)
+                raise ValueError(
+                    f"{where} is no preference of this model: {told}. It holds chosen and rejected, each a line of samples.jsonl"
+                ) from error
+            if chosen[0].input_ids != rejected[0].input_ids:
+                found.append(Preference(chosen[0], rejected[0], chosen[1] == rejected[1]))
+    if not found:
+        raise ValueError(f"{pattern} holds no preferences: chosen and rejected must differ")
+    return found
+
+
+def _trees(path: Path) -> Iterator[tuple[str, Any]]:
+    if path.suffix == ".tar":
+        index = data.ShardIndex([path], need=("json",))
+        yield from ((f"{path}, sample {index.key(i)}", index.read_json(i)) for i in range(len(index)))
+        return
+    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+        if line.strip():
+            try:
+                yield f"{path}, line {number}", json.loads(line)
+            except json.JSONDecodeError as error:
+                raise ValueError(f"{path}, line {number} is not JSON: {error}") from error
+
+
+def _side(tree: dict[str, Any], v: Vocabulary, encode: Callable[[str], list[int]]) -> tuple[Packed, Any]:
+    """One side's sequence, and what it answers."""
+    named = dict(tree.get("tags") or {})
+    grid = named.pop("grid", None)
+    tags = Tags(**named, grid=tuple(grid) if grid else None)
+    for name in tags.names():
+        v.id(name)
+    caption = tree["caption_ids"] if "caption_ids" in tree else encode(str(tree["caption"]))[: v.max_text]
+    if tree.get("prompted"):
+        return v.pack_text_to_image(tags, tree["codes"], caption), (tags, tuple(caption))
+    return v.pack_joint(tags, tree["codes"], caption), tags

@@ -1,0 +1,159 @@
+"""Learning from preferences (`config.dpo`): direct preference optimisation, Rafailov et al. 2023.
+
+    loss = -log sigmoid(beta * ((log p(chosen) - log q(chosen)) - (log p(rejected) - log q(rejected))))
+
+p is the model, q what it was at the start (with an adapter: the base). q is computed once, ahead of the first step, so that no second model
+is held. Why not trl's DPOTrainer: it renders text by a chat template and a tokenizer, sums over whole completions (no choice between codes
+and words), and brings the Trainer's loop, whose resume, averages and ZeRO states are not those of every other stage here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from torch import Tensor
+
+from tokun import data
+from tokun.data.tokens import collate
+from tokun.inference import preferences
+from tokun.inference.model import Tokun
+from tokun.models import losses
+from tokun.models.shares import collective_device
+from tokun.tokenizers.vocabulary import Packed, Vocabulary
+from tokun.training.run import Run
+from tokun.training.start import starting_model
+from tokun.training.tuning import TuningStage, run_stage, settings_of
+from tokun.utils import checkpoint
+
+
+def train_preferences(run: Run) -> Path:
+    """Learn from `dpo.pairs` -> `out/adapter`, or without an adapter `out/checkpoint`. Raises ValueError for settings out of range."""
+    d = run.config.dpo
+    if d.beta <= 0:
+        raise ValueError(f"dpo.beta is {d.beta}; it must be above 0: the larger, the nearer to the start the model stays")
+    if not 0 <= d.label_smoothing < 0.5:
+        raise ValueError(f"dpo.label_smoothing is {d.label_smoothing}; it is a share from 0 up to, not including, 0.5")
+    files = checkpoint.files_fingerprint([path for part in (d.pairs, d.val) if part for path in data.expand_shards(part)])
+    how = {"beta": d.beta, "over": d.over, "label_smoothing": d.label_smoothing, "pairs": files}
+    settings = settings_of(run.config, dpo=how)
+    what = {"both": "codes and words", "image": "codes", "text": "words"}[d.over]
+    return run_stage(
+        run, settings, lambda: PreferenceStage(run, starting_model(run.config), settings),
+        lambda stage: f"Learnt from {len(stage.items)} preferences (DPO over {what}, beta {d.beta:g}).",
+    )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class PairBatch:
+    """Of B preferences: ids and labels (2, B, T), chosen first; reference (2, B) log-likelihoods under the start."""
+
+    input_ids: Tensor
+    labels: Tensor
+    reference: Tensor
+    share: float  # of one preference in the global batch's mean
+
+
+class PreferenceStage(TuningStage):
+    """Chosen and rejected sequences."""
+
+    name, what = "preferences", "preferences"
+    sums: ClassVar[tuple[str, ...]] = ("count", "loss", "right", "margin", "chosen", "rejected")
+
+    def __init__(self, run: Run, base: Tokun, settings: dict[str, Any]) -> None:
+        d, v = run.config.dpo, base.vocabulary
+        encode = base.text_tokenizer.encode
+        self.pairs = preferences.read(d.pairs, v, encode)
+        held = preferences.read(d.val, v, encode) if d.val else []
+        self.is_image = v.is_image
+        super().__init__(run, base, v, settings, evaluates=bool(held))
+        if other := sum(not pair.same for pair in self.pairs):
+            run.say(f"preferences: {other} of {len(self.pairs)} compare samples of different tags: each is judged given its own")
+        everything = [*self.pairs, *held]
+        reference = self._reference(everything)
+        self.reference = reference[:, : len(self.pairs)]
+        self.held_out = [
+            self._batch(held[i : i + 16], reference[:, len(self.pairs) + i : len(self.pairs) + i + 16], share=1.0) for i in range(0, len(held), 16)
+        ]  # fmt: skip
+
+    @property
+    def items(self) -> Sequence[preferences.Preference]:
+        return self.pairs
+
+    def pack(self, items: Sequence[int]) -> PairBatch:
+        return self._batch([self.pairs[i] for i in items], self.reference[:, list(items)], share=1 / self.train.batch_size)
+
+    def _batch(self, pairs: Sequence[preferences.Preference], reference: Tensor, *, share: float) -> PairBatch:
+        made = collate([*(p.chosen for p in pairs), *(p.rejected for p in pairs)], self.vocabulary.id("<pad>"))
+        labels = scored(made.labels, [*(p.chosen for p in pairs), *(p.rejected for p in pairs)], self.vocabulary, self.config.dpo.over)
+        shape = (2, len(pairs), -1)
+        return PairBatch(made.input_ids.view(shape), labels.view(shape), reference, share)
+
+    def likelihoods(self, batch: PairBatch, rows: slice, *, trained: bool) -> Tensor:
+        """Nats of what is scored in each sequence: (2, B) of these rows. `trained`: through the engine, for gradients."""
+        device = self.engine.device
+        ids, labels = (part[:, rows].flatten(0, 1).to(device) for part in (batch.input_ids, batch.labels))
+        with self.engine.autocast():
+            logits = (self.engine.model if trained else self.model)(input_ids=ids, use_cache=False).logits
+        keep = labels != losses.IGNORE
+        logits = logits[..., : self.vocabulary.size].float()
+        nats = logits.log_softmax(-1).gather(-1, labels.clamp_min(0)[..., None])[..., 0]
+        return torch.where(keep, nats, 0.0).sum(-1).view(2, -1)
+
+    def loss(self, batch: PairBatch, rows: slice) -> tuple[Tensor, Tensor]:
+        d = self.config.dpo
+        gained = self.likelihoods(batch, rows, trained=torch.is_grad_enabled()) - batch.reference[:, rows].to(self.engine.device)
+        margin = d.beta * (gained[0] - gained[1])
+        each = -(1 - d.label_smoothing) * F.logsigmoid(margin) - d.label_smoothing * F.logsigmoid(-margin)
+        with torch.no_grad():
+            sums = torch.stack([torch.ones_like(margin), each, (margin > 0).float(), margin, gained[0], gained[1]]).sum(1)
+        return each.sum() * batch.share, sums
+
+    def figures_of(self, sums: dict[str, float]) -> dict[str, float]:
+        """loss; accuracy, the share of pairs whose chosen one gained more; margin, beta x the difference; nats that each side gained."""
+        count = max(1.0, sums["count"])
+        return {"loss": sums["loss"] / count, "accuracy": sums["right"] / count, "margin": sums["margin"] / count,
+                "chosen_gained": sums["chosen"] / count, "rejected_gained": sums["rejected"] / count}  # fmt: skip
+
+    @torch.no_grad()
+    def _reference(self, pairs: Sequence[preferences.Preference], size: int = 16) -> Tensor:
+        """(2, n) log-likelihoods under the model as it stands. The processes share the batches out, and make the same number of passes."""
+        self.model.eval()
+        starts = list(range(0, len(pairs), size))
+        found, world = torch.zeros(2, len(pairs), device=self.engine.device), self.run.world
+        for turn in range(-(-len(starts) // world)):
+            number = turn * world + self.run.rank
+            i = starts[min(number, len(starts) - 1)]
+            batch = self._batch(pairs[i : i + size], torch.zeros(2, len(pairs[i : i + size])), share=1.0)
+            nats = self.likelihoods(batch, slice(None), trained=False)
+            if number < len(starts):
+                found[:, i : i + size] = nats
+        if world > 1:
+            found = found.to(collective_device())
+            dist.all_reduce(found)
+        return found.cpu()
+
+
+def scored(labels: Tensor, sequences: Sequence[Packed], v: Vocabulary, over: str) -> Tensor:
+    """labels (B, T) of `collate`, with -100 but for codes ("image"), for pieces of captions that are written and their ends ("text"), or both.
+
+    Raises ValueError where nothing is left of a sequence: words of a prompted picture were not the model's.
+    """
+    image = v.is_image[labels.clamp_min(0)] & (labels != losses.IGNORE)
+    text = torch.zeros_like(image)
+    for row, sequence in enumerate(sequences):
+        ids = sequence.input_ids
+        if ids.index(v.id("<boi>")) < ids.index(v.id("<boc>")):  # the picture first: the caption is the model's
+            first = ids.index(v.id("<boc>"))
+            text[row, first : first + len(ids) - first - 2] = True  # label t belongs to id t + 1; up to <eoc>
+    kept = {"image": image, "text": text, "both": image | text}[over]
+    if not kept.any(1).all():
+        raise ValueError(
+            "dpo.over is text, but some of the pairs were drawn from a prompt, whose words were given: leave them out, or set dpo.over=image"
+        )
+    return torch.where(kept, labels, losses.IGNORE)

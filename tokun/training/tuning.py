@@ -1,0 +1,205 @@
+"""Going on from a whole model with sequences that are there already, instead of pictures: what words alone and preferences have in common.
+
+All weights, or with `adapter.rank` a LoRA; under any engine. A subclass says what a batch is and what its loss.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+from abc import abstractmethod
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from tokun import data
+from tokun.config import Config
+from tokun.inference.model import Tokun
+from tokun.models.generator import add_dropout, can_compile, compile_layers, count_parameters, tune_for
+from tokun.tokenizers.vocabulary import Vocabulary
+from tokun.training import adapters, health, loop
+from tokun.training.engine import Engine
+from tokun.training.engine_stage import EngineStage
+from tokun.training.generator import FREE_KEYS, training_seed, where_to
+from tokun.training.records import LOGGING_KEYS, figures_line, idle_settings, started_from, stopped_early, without
+from tokun.training.run import Run, micro_batch, states_on_disk
+from tokun.utils import checkpoint
+
+
+class TuningStage(EngineStage):
+    """A generator that goes on from `base`."""
+
+    sums: ClassVar[tuple[str, ...]]  # what `loss` adds up, by name
+
+    def __init__(self, run: Run, base: Tokun, vocabulary: Vocabulary, settings: dict[str, Any], *, evaluates: bool) -> None:
+        self.config, self.base, self.vocabulary = run.config, base, vocabulary
+        train = self.train = run.config.train
+        self.seed, self.micro = training_seed(run.config), micro_batch(train, run.world)
+        self.accumulation = train.batch_size // run.world // self.micro
+        torch.manual_seed(self.seed)
+        self.tuned = adapters.attach(run.config, base, vocabulary) if run.config.adapter.rank else None
+        if self.tuned:
+            self.tuned.say(run.say)
+        else:
+            adapters.new_rows(base.generator, base.vocabulary, vocabulary)
+        model = self.tuned.generator if self.tuned else base.generator
+        self.parameters = count_parameters(model)
+        self.trained = self.tuned.size if self.tuned else self.parameters
+        add_dropout(model, run.config.generator.dropout)
+        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        tune_for(model, device)
+        self.ready(model)
+        engine = Engine.make(train, model, deepspeed=run.deepspeed, micro=self.micro, accumulation=self.accumulation)
+        if train.compile and can_compile(device):
+            compile_layers(model)
+        schedule = loop.Schedule.of(train, eval_every=train.eval_every if evaluates else 0, sample_every=0)
+        super().__init__(run, schedule, train, model=model, engine=engine, settings=settings)
+        self.logged: dict[str, float] = {}
+
+    def ready(self, model: Any) -> None:
+        """What has to be done to the model before an engine takes it."""
+
+    @property
+    @abstractmethod
+    def items(self) -> Sequence[Any]:
+        """What the order shuffles."""
+
+    @abstractmethod
+    def pack(self, items: Sequence[int]) -> Any:
+        """The batch of these items of one process."""
+
+    @abstractmethod
+    def loss(self, batch: Any, rows: slice) -> tuple[Tensor, Tensor]:
+        """Of some items of the batch -> their part of the global batch's mean loss, and the `sums`."""
+
+    @abstractmethod
+    def figures_of(self, sums: dict[str, float]) -> dict[str, float]:
+        """What is logged of sums over a global batch, `loss` among it."""
+
+    def disk_bytes(self) -> int:
+        return 4 * 4 * self.trained * states_on_disk(self.config)
+
+    def describe(self) -> str:
+        return f"{self.trained / 1e6:.2f}M of {self.parameters / 1e6:.2f}M parameters, {len(self.items)} {self.what}, {self.run.world} process(es), {self.engine}"
+
+    what: ClassVar[str] = "items"
+
+    def batches(self, start: int) -> Iterator[Any]:
+        order = data.Order(len(self.items), self.seed)
+        for step in itertools.count(start):
+            yield self.pack([order[p] for p in data.positions_of(step, self.train.batch_size, self.run.rank, self.run.world)])
+
+    def take_step(self, batch: Any, lr: float) -> None:
+        engine = self.engine
+        engine.set_lr(lr)
+        loop.seed_device(loop.step_seed(self.seed, self.step, self.run.rank), engine.device)
+        self.model.train()
+        total = torch.zeros(len(self.sums), device=engine.device)
+        for number in range(self.accumulation):
+            with engine.micro_batch(last=number == self.accumulation - 1):
+                loss, sums = self.loss(batch, slice(number * self.micro, (number + 1) * self.micro))
+                self.require_finite(loss)
+                engine.backward(loss * self.run.world)  # the engine averages over processes
+            total += sums.detach()
+        self.window.counts["items"] += self.train.batch_size
+        self.last = total, self.update(), lr
+
+    def figures(self) -> tuple[dict[str, float], str]:
+        total, norm, lr = self.last
+        if self.run.world > 1:
+            dist.all_reduce(total)
+        found = self.figures_of(dict(zip(self.sums, total.tolist(), strict=True)))
+        self.logged = {f"train/{name}": value for name, value in found.items()} | {
+            "train/lr": lr, "train/grad_norm": norm, "train/skipped_spikes": self.spikes.count, "train/epoch": self.step * self.train.batch_size / len(self.items),
+            "train/items_per_second": self.window.counts["items"] / self.window.seconds(), "train/peak_memory_gb": health.peak_memory(self.engine.device) / 2**30,
+        }  # fmt: skip
+        return self.logged, figures_line(found)
+
+    @torch.no_grad()
+    def held_out_figures(self, batches: Sequence[Any]) -> dict[str, float]:
+        """Of whole batches, the same in every process."""
+        if not batches:
+            return {}
+        self.model.eval()
+        total = sum(self.loss(batch, slice(None))[1] for batch in batches)
+        self.model.train()
+        return self.figures_of(dict(zip(self.sums, total.tolist(), strict=True)))
+
+    held_out: Sequence[Any] = ()
+
+    def evaluate(self) -> str:
+        with self.averaged():
+            found = self.held_out_figures(self.held_out)
+        self.run.tracker.log({f"val/{name}": value for name, value in found.items()}, step=self.step)
+        return f"held out {figures_line(found)}"
+
+    # --- the result ---------------------------------------------------------------------------------------------------
+
+    tasks: tuple[str, ...] = ()  # that the result knows beside the base's
+
+    def whole(self) -> Tokun | None:
+        """The model as users will load it. Every process calls it; only the first gets it."""
+        tasks = tuple(dict.fromkeys([*self.base.tasks, *self.tasks])) if self.base.tasks else ()
+        if self.tuned:
+            tensors = self.tuned.tensors()
+            return self.tuned.model(self.tuned.adapter(tensors, tasks=tasks)) if self.run.rank == 0 else None
+        generator = self.engine.whole_model()
+        if self.run.rank > 0:
+            return None
+        return dataclasses.replace(self.base, vocabulary=self.vocabulary, generator=generator.float().eval(), tasks=tasks)
+
+    def finish(self, target: Path, about: str) -> None:
+        """Write the averaged weights with all that belongs to them to `target`."""
+        self.ema.copy_to(self.model)
+        self.engine.refresh()
+        held, whole = self.held_out_figures(self.held_out), self.whole()
+        if whole is not None:
+            record = {
+                "settings": self.settings, "steps": self.step, "stopped_by": self.schedule.stopped_by(self.step), "seconds": round(self.clock.seconds()),
+                "train": self.logged, "val": held, "parameters": self.parameters, "trained": self.trained,
+            }  # fmt: skip
+            figures = [(f"held out: {name}", f"{value:.4g}") for name, value in held.items()]
+            with checkpoint.whole_directory(target) as folder:
+                if self.tuned:
+                    self.tuned.write(whole, folder, adapters.card(self.config, record, self.tuned, about=about, figures=figures))
+                else:
+                    table = "\n".join(f"| {name} | {value} |" for name, value in figures)
+                    told = f"{about} It went on from {self.config.start}: {self.step} steps of {self.train.batch_size}, peak learning rate {self.train.lr:g}."
+                    whole.save(
+                        folder,
+                        card=f"{self.base.card.rstrip()}\n\n## {self.name.capitalize()}\n\n{told}\n\n| figure | value |\n| --- | --- |\n{table}\n".lstrip(),
+                    )
+                checkpoint.write_record(folder / "training.json", record)
+            self.run.forget(self.folder)
+            self.run.say(f"{self.name}: finished after {self.step} steps, {record['seconds'] / 60:.1f} minutes. {figures_line(held)}")
+            self.run.say(where_to(target, self.config))
+        self.run.wait()
+
+
+def settings_of(config: Config, **more: Any) -> dict[str, Any]:
+    """What the record of such a stage says that it was made with."""
+    train = config.train
+    return {
+        "dropout": config.generator.dropout, "seed": training_seed(config), **started_from(config), **more,
+        "train": without(dataclasses.asdict(train), LOGGING_KEYS | FREE_KEYS | idle_settings(train)),
+        **({"adapter": dataclasses.asdict(config.adapter)} if config.adapter.rank else {}),
+    }  # fmt: skip
+
+
+def run_stage(run: Run, settings: dict[str, Any], make: Callable[[], TuningStage], about: Callable[[TuningStage], str]) -> Path:
+    """Train the stage that `make` makes -> `out/adapter` or `out/checkpoint`; reuse that where it was made with the same settings."""
+    target = run.out / ("adapter" if run.config.adapter.rank else "checkpoint")
+    run.recover(target)
+    record = checkpoint.read_record(target / "training.json")
+    if record is not None:
+        checkpoint.require_same(target, record["settings"], settings)
+        run.say(f"{target} is there and matches" + stopped_early(record, run.config.train, target))
+        return target
+    stage = make()
+    loop.train(stage)
+    stage.finish(target, about(stage))
+    return target

@@ -1,0 +1,106 @@
+"""Words alone (`config.words`): rewriting descriptions as captions of one register, from a table of both. No picture is looked at.
+
+A row is the sequence of the task `rewrite`; loss is on the caption only. A register that the model does not know becomes a tag of its own.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from tokun import data
+from tokun.data.tokens import collate
+from tokun.inference.model import Tokun
+from tokun.tokenizers.text import normalize
+from tokun.tokenizers.vocabulary import Packed, Vocabulary, tag_word
+from tokun.training.run import Run
+from tokun.training.start import starting_model
+from tokun.training.token_loss import TokenLoss
+from tokun.training.tuning import TuningStage, run_stage, settings_of
+from tokun.utils import checkpoint
+
+
+def train_words(run: Run) -> Path:
+    """Train on the rows of `words.train` (JSONL; train.py makes it from any table) -> `out/adapter`, or without an adapter `out/checkpoint`."""
+    w = run.config.words
+    register = tag_word(w.register)
+    if not register:
+        raise ValueError("words.register is empty: name the register of the captions, for example words.register=social")
+    files = checkpoint.files_fingerprint([Path(path) for path in (w.train, w.val) if path])
+    settings = settings_of(run.config, words={"register": register, "description": w.description, "caption": w.caption, "rows": files})
+
+    def about(stage: TuningStage) -> str:
+        return f"Learnt to rewrite descriptions as captions in the register {register}, from {len(stage.items)} rows."
+
+    return run_stage(run, settings, lambda: WordsStage(run, starting_model(run.config), register, settings), about)
+
+
+def read_rows(path: str | Path, description: str, caption: str) -> list[tuple[str, str]]:
+    """(description, caption) of a JSONL file; rows without one of them are left out. Raises ValueError where none is left."""
+    rows = [json.loads(line) for line in Path(path).read_text(encoding="utf-8").splitlines() if line.strip()]
+    found = [(normalize(str(row.get(description) or "")), normalize(str(row.get(caption) or ""))) for row in rows]
+    whole = [row for row in found if all(row)]
+    if not whole:
+        raise ValueError(
+            f"{path} has no row with both {description!r} and {caption!r} (words.description, words.caption); its columns are {', '.join(rows[0]) if rows else 'none'}"
+        )
+    return whole
+
+
+def pack_rows(rows: Sequence[tuple[str, str]], model: Tokun, vocabulary: Vocabulary, register: str) -> list[Packed]:
+    """The sequences of (description, caption), as `Tokun.rewrite` reads and writes them; texts are cut at the longest span."""
+    v, encode = vocabulary, model.text_tokenizer.encode
+    packed = []
+    for description, caption in rows:
+        given, wanted = encode(description)[: v.max_text], encode(caption)[: v.max_text]
+        ids = v.pack_rewrite(v.bare(), given, register, wanted).input_ids
+        packed.append(Packed(ids, len(ids) - len(wanted) - 2))  # behind them <eoc> and <eos>
+    return packed
+
+
+class WordsStage(TuningStage):
+    """Rows of a table."""
+
+    name, what, sums, tasks = "words", "rows", ("nats", "tokens", "z"), ("rewrite",)
+
+    def __init__(self, run: Run, base: Tokun, register: str, settings: dict[str, Any]) -> None:
+        w = run.config.words
+        vocabulary = base.vocabulary.extended(registers=[register])
+        self.rows = pack_rows(read_rows(w.train, w.description, w.caption), base, vocabulary, register)
+        held = pack_rows(read_rows(w.val, w.description, w.caption), base, vocabulary, register) if w.val else []
+        self.pad = vocabulary.id("<pad>")
+        super().__init__(run, base, vocabulary, settings, evaluates=bool(held))
+        self.held_out = [collate(held[i : i + 32], self.pad) for i in range(0, len(held), 32)]
+
+    @property
+    def items(self) -> Sequence[Packed]:
+        return self.rows
+
+    def ready(self, model: Any) -> None:
+        longest = max(len(row.input_ids) for row in self.rows)
+        self.token_loss = TokenLoss(
+            model, self.vocabulary, rows=self.micro, length=longest, chunk=self.train.loss_chunk, compile=False, say=lambda _: None
+        )  # fmt: skip
+
+    def pack(self, items: Sequence[int]) -> data.TokenBatch:
+        batch = collate([self.rows[i] for i in items], self.pad)
+        self.tokens = torch.tensor(float(batch.counts[1]), device=self.engine.device)
+        if self.run.world > 1:
+            dist.all_reduce(self.tokens)
+        return batch
+
+    def loss(self, batch: data.TokenBatch, rows: slice) -> tuple[Tensor, Tensor]:
+        each = 1 / self.tokens if torch.is_grad_enabled() else torch.ones((), device=self.engine.device)
+        weights = torch.stack([each, each, self.train.z_loss * each])
+        model = self.engine.model if torch.is_grad_enabled() else self.model
+        loss, parts = self.token_loss(self.engine, model, batch.input_ids[rows], batch.labels[rows], weights)
+        return loss, torch.stack([parts["text_sum"], parts["text_count"], parts["z_sum"]])
+
+    def figures_of(self, sums: dict[str, float]) -> dict[str, float]:
+        return {"loss": sums["nats"] / max(1.0, sums["tokens"])}
