@@ -16,7 +16,8 @@ from benchmarks.zero import free_port, largest_difference
 from tests.small_runs import ROOT, needs, train
 from tokun.align import grpo, real, rollouts
 from tokun.config import from_dict, load_config
-from tokun.training import stages
+from tokun.training.health import Preempted
+from tokun.training.run import open_run
 
 pytestmark = needs("accelerate", reason="training needs the extra 'train'")
 
@@ -59,7 +60,7 @@ class Noted:
     """A run in this process, with what its tracker was told by step."""
 
     def __init__(self, config: Path, *overrides: str, stop_at: int = 0):
-        self.run = stages.open_run(load_config(config, overrides))
+        self.run = open_run(load_config(config, overrides))
         self.told: dict[int, dict[str, float]] = {}
         log = self.run.tracker.log
 
@@ -73,7 +74,7 @@ class Noted:
         self.stopped = False
         try:
             grpo.train_grpo(self.run)
-        except stages.health.Preempted:
+        except Preempted:
             self.stopped = True
         self.run.close()
         self.out = self.run.out
@@ -115,6 +116,22 @@ def test_stopped_and_typed_again_it_ends_in_the_same_weights(whole, checkpoint_f
     resumed = Noted(config)
     assert sorted(step for step, told in resumed.told.items() if "train/kl" in told) == [3]
     assert all(torch.equal(weight, whole.weights()[name]) for name, weight in resumed.weights().items())
+
+
+def test_an_adapter_learns_too_and_goes_on_exactly(checkpoint_folder, tmp_path):
+    """Small matrices on a frozen base: what is written loads beside it, and stopped in between it is the same."""
+    folders = [tmp_path / name for name in ("whole", "stopped")]
+    for folder in folders:
+        folder.mkdir()
+    configs = [write(folder, checkpoint_folder) for folder in folders]
+    done = Noted(configs[0], "adapter.rank=2", "adapter.alpha=8")
+    assert Noted(configs[1], "adapter.rank=2", "adapter.alpha=8", stop_at=2).stopped
+    resumed = Noted(configs[1], "adapter.rank=2", "adapter.alpha=8")
+    one, two = (load_file(run.out / "adapter" / "adapter_model.safetensors") for run in (done, resumed))
+    assert one.keys() == two.keys() and all(torch.equal(tensor, two[name]) for name, tensor in one.items())
+    assert done.told[1]["train/entropy_kept"] == pytest.approx(1, abs=0.05) and done.told[3]["train/kl"] > 0
+    base, adapted = tokun.load(checkpoint_folder, device="cpu"), tokun.load(checkpoint_folder, adapter=done.out, device="cpu")
+    assert any(a.codes != b.codes for a, b in zip(base.sample(1, n=4), adapted.sample(1, n=4)))
 
 
 def test_a_finished_run_is_left_alone_and_other_settings_are_refused(whole, checkpoint_folder, tmp_path):
@@ -197,7 +214,7 @@ def test_what_cannot_be_trained_is_said_in_one_line(checkpoint_folder, tmp_path,
 
 
 def test_without_a_start_there_is_nothing_to_go_on_from(tmp_path):
-    with pytest.raises(ValueError, match=r"grpo\.rewards is set, but start is empty"):
+    with pytest.raises(ValueError, match=r"grpo\.rewards is set, which needs a model that is there"):
         Noted(write(tmp_path, Path("")), "start=")
 
 
@@ -217,27 +234,29 @@ def test_the_options_of_the_peers_train_too(checkpoint_folder, tmp_path):
 
 
 def test_it_stops_where_entropy_has_fallen_too_far(checkpoint_folder, tmp_path, monkeypatch):
-    monkeypatch.setattr(grpo.Trainer, "summary", lambda self, *_: {"train/entropy_kept": 0.1, "reward/mean": 0.0, "train/kl": 0.0})
+    monkeypatch.setattr(grpo.GrpoStage, "summary", lambda self, *_: {"train/entropy_kept": 0.1, "reward/mean": 0.0, "train/kl": 0.0})
     done = Noted(write(tmp_path, checkpoint_folder, grpo__least_entropy=0.5, train__steps=5))
-    assert json.loads((done.out / "checkpoint" / "training.json").read_text())["stopped_by"] == "entropy 0.10 of the start's"
+    assert json.loads((done.out / "checkpoint" / "training.json").read_text())["stopped_by"] == "entropy has fallen to 0.10 of the start's"
 
 
 @pytest.mark.timeout(600)
-@pytest.mark.parametrize("how", ["ddp", "zero1", "zero2", "zero3"])
+@pytest.mark.parametrize("how", ["ddp", "zero1", "zero2", "zero3", "zero3 adapter"])
 def test_two_processes_under_the_launcher_have_the_losses_of_one(checkpoint_folder, tmp_path, how):
     pytest.importorskip("deepspeed", reason="the deepspeed launcher needs the extra 'train'")
     (tmp_path / "one").mkdir()
-    one = Noted(write(tmp_path / "one", checkpoint_folder, grpo__kl=0.01, grpo__minibatches=2))
+    how, _, adapter = how.partition(" ")
+    more = ("adapter.rank=2",) if adapter else ()
+    one = Noted(write(tmp_path / "one", checkpoint_folder, grpo__kl=0.01, grpo__minibatches=2), *more)
     config = write(tmp_path, checkpoint_folder, grpo__kl=0.01, grpo__minibatches=2, tracking__kind="tensorboard")
     json_file = "" if how == "ddp" else str(ROOT / f"configs/deepspeed/{how}.json")
     launcher = (sys.executable, str(Path(sys.executable).with_name("deepspeed")), "--num_gpus", "2", "--master_port", str(free_port()))
-    done = train(config, f"train.deepspeed={json_file}", launcher=launcher, timeout=500)
+    done = train(config, f"train.deepspeed={json_file}", *more, launcher=launcher, timeout=500)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     two = curves(tmp_path / "run" / "tracking")
     for name in ("reward/tests.test_grpo:paper", "train/kl", "train/entropy_image", "train/grad_norm"):
         mine = {str(step): told[name] for step, told in one.told.items() if name in told}
         assert two[name].keys() == mine.keys() and largest_difference(two[name], mine) < 1e-3, (how, name)
-    assert tokun.load(tmp_path / "run", device="cpu").sample(1, n=1)
+    assert (tmp_path / "run" / (adapter or "checkpoint") / "training.json").is_file()
 
 
 def curves(folder: Path) -> dict[str, dict[str, float]]:

@@ -15,9 +15,8 @@ states are its own, ours go on under any engine. What is left of it is the loss 
 
 from __future__ import annotations
 
-import copy
 import dataclasses
-import json
+import itertools
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -26,55 +25,66 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
-from tqdm import tqdm
+from torch import Tensor
 
 from tokun.align import objective, perturb, real, rewards, rollouts
 from tokun.align.objective import Chosen
+from tokun.align.policy import Policy
 from tokun.config import Config
 from tokun.inference import decoder, many
 from tokun.inference.model import Pair, Tokun
-from tokun.models.generator import tune_for
-from tokun.models.shares import gathered, is_cut, own_share
 from tokun.render.grids import captioned_grid
-from tokun.training import optim, stages
+from tokun.training import adapters, loop
 from tokun.training.engine import Engine
-from tokun.training.stages import Run
+from tokun.training.engine_stage import EngineStage
+from tokun.training.generator import FREE_KEYS, log_samples, training_seed, where_to
+from tokun.training.records import LOGGING_KEYS, figures_line, stopped_early, without
+from tokun.training.run import Run, micro_batch, states_on_disk
+from tokun.training.start import starting_model
 from tokun.utils import checkpoint
 
-STAGE = "grpo"
-NOT_RECORDED = {"deepspeed", "micro_batch_size", "gradient_checkpointing", "compile", "loss_chunk"}
+UNJUDGED = {"judges", "eval_n", "eval_seed", "copies_of", "features"}  # settings that change nothing of what is learned
+RANGES = {
+    "temperature": (1e-6, 1e6), "text_temperature": (1e-6, 1e6), "clip_low": (0, 1), "clip_high": (0, 1e6), "kl": (0, 1e6), "entropy": (0, 1e6),
+    "least_entropy": (0, 1), "easy": (1e-6, 1), "similar": (0, 1),
+}  # fmt: skip
+
+
+class Collapsed(Exception):
+    """The model says nearly the same whatever the seed: the run ends here, and what it has is kept."""
 
 
 def train_grpo(run: Run) -> Path:
-    """Train the generator of `config.start` on `config.grpo.rewards` -> `out/checkpoint`, and `out/real/report.html`. Raises ValueError for
-    settings that cannot be, before anything is drawn."""
-    config, target = run.config, run.out / "checkpoint"
+    """Train the generator of `config.start` on `config.grpo.rewards` -> `out/checkpoint` (with an adapter `out/adapter`) and
+    `out/real/report.html`. Raises ValueError for settings that cannot be, before anything is drawn."""
+    config, target = run.config, run.out / ("adapter" if run.config.adapter.rank else "checkpoint")
     check(config, run.world)
-    before = stages.starting_model(config)
-    asked = settings_of(config, before)
+    before = starting_model(config)
+    settings = settings_of(config, before)
     run.recover(target)
     if (record := checkpoint.read_record(target / "training.json")) is not None:
-        checkpoint.require_same(target, record["settings"], asked)
-        run.say(f"grpo: {target} is there and matches")
-        run.forget(STAGE)
+        checkpoint.require_same(target, record["settings"], settings)
+        run.say(f"grpo: {target} is there and matches" + stopped_early(record, config.train, target))
+        run.forget(GrpoStage.name)
         return target
-    trainer = Trainer(run, before, asked)
+    stage, stopped = GrpoStage(run, before, settings), ""
     try:
-        trainer.train()
-    finally:
-        run.writer.wait()
-    run.wait()
+        loop.train(stage)
+    except Collapsed as reason:
+        stopped = str(reason)
+        run.say(
+            f"grpo: {stopped}, below grpo.least_entropy {config.grpo.least_entropy:g}: stopping before the model says one thing only. "
+            "Raise grpo.kl, grpo.clip_high or grpo.entropy, or lower train.lr"
+        )
+    stage.finish(target, stopped or stage.schedule.stopped_by(stage.step))
     return target
 
 
 def check(config: Config, world: int) -> None:
     """Raises ValueError for what no run can do."""
     grpo, share = config.grpo, config.train.batch_size // world
-    if not config.start:
-        raise ValueError(
-            "grpo.rewards is set, but start is empty: name the checkpoint that is to be trained on (start=runs/mine, or bundled)"
-        )
+    if config.dpo.pairs or config.words.train:
+        raise ValueError("grpo.rewards is set beside dpo.pairs or words.train: they are trainings of their own, one after the other")
     if grpo.group_size < 2 or share % grpo.group_size:
         raise ValueError(
             f"grpo.group_size is {grpo.group_size}; it must be at least 2 and divide the {share} pairs that each of {world} process(es) "
@@ -82,27 +92,30 @@ def check(config: Config, world: int) -> None:
         )
     if grpo.learn == "text" and grpo.prompts:
         raise ValueError("grpo.learn is text, but with grpo.prompts the words are given: set learn=image, or leave prompts out")
-    for name, least, most in (("temperature", 1e-6, 1e6), ("text_temperature", 1e-6, 1e6), ("clip_low", 0, 1), ("clip_high", 0, 1e6), ("kl", 0, 1e6),
-                              ("entropy", 0, 1e6), ("least_entropy", 0, 1), ("easy", 1e-6, 1), ("similar", 0, 1)):  # fmt: skip
+    for name, (least, most) in RANGES.items():
         if not least <= getattr(grpo, name) <= most:
             raise ValueError(f"grpo.{name} is {getattr(grpo, name)}; it must lie between {least:g} and {most:g}")
+    if config.adapter.rank and (config.adapter.bits or config.adapter.dropout):
+        raise ValueError("grpo compares with the base and draws by it: set adapter.bits=0 and adapter.dropout=0")
     perturb.changer(grpo.perturb, 0)
     optimised = [dataclasses.replace(one, weight=1.0) for one in grpo.rewards]
     for number, judge in enumerate(grpo.judges):
         if dataclasses.replace(judge, weight=1.0) in optimised:
             raise ValueError(
-                f"grpo.judges[{number}] ({judge.kind}) is one of grpo.rewards: a judge must be another model, or learn from other data"
+                f"grpo.judges[{number}] ({judge.kind}) is one of grpo.rewards: a judge is another model, or learned from other data"
             )
 
 
 def settings_of(config: Config, before: Tokun) -> dict[str, Any]:
     """What a trainer state and the result were made with."""
-    started = many.identity(before)
-    train = {k: v for k, v in dataclasses.asdict(config.train).items() if k not in stages.LOGGING_KEYS | NOT_RECORDED}
-    grpo = {k: v for k, v in dataclasses.asdict(config.grpo).items() if k not in ("judges", "eval_n", "eval_seed", "copies_of", "features")}
+    identity = many.identity(before)
+    grpo = without(dataclasses.asdict(config.grpo), UNJUDGED)
     grpo["rewards"] = {str(number): reward for number, reward in enumerate(grpo["rewards"])}
-    started = {k: started[k] for k in ("generator", "image_tokenizer")}
-    return {"start": config.start, "seed": config.seed, "started_from": started, "train": train, "grpo": grpo}
+    return {
+        "start": config.start, "started_from": {name: identity[name] for name in ("generator", "image_tokenizer")}, "seed": training_seed(config),
+        "train": without(dataclasses.asdict(config.train), LOGGING_KEYS | FREE_KEYS), "grpo": grpo,
+        **({"adapter": dataclasses.asdict(config.adapter)} if config.adapter.rank else {}),
+    }  # fmt: skip
 
 
 @dataclass
@@ -116,6 +129,14 @@ class Part:
     start: Tensor
     start_entropy: Tensor
     old: Tensor | None = None  # None where there is one update only: then it is what the update itself finds
+
+
+@dataclass
+class Rollout:
+    """This process's pairs of a step, with their rewards."""
+
+    pairs: list[Pair]
+    values: dict[str, list[float]]
 
 
 @dataclass
@@ -133,122 +154,80 @@ class Seconds:
         setattr(self, what, getattr(self, what) + time.monotonic() - begun)
 
 
-class Trainer:
-    """One GRPO run in one process."""
+class GrpoStage(EngineStage):
+    """A step is a rollout and its updates."""
 
-    def __init__(self, run: Run, before: Tokun, asked: dict[str, Any]):
+    name = "grpo"
+
+    def __init__(self, run: Run, before: Tokun, settings: dict[str, Any]):
         config, train = run.config, run.config.train
-        self.run, self.asked, self.config, self.grpo, self.train_config = run, asked, config, config.grpo, train
-        self.seed = config.seed if train.seed < 0 else train.seed
-        self.share, self.micro = train.batch_size // run.world, stages._micro_batch(train, run.world)
+        self.config, self.grpo, self.train, self.before = config, config.grpo, train, before
+        self.seed, self.share, self.micro = training_seed(config), train.batch_size // run.world, micro_batch(train, run.world)
         self.updates = self.grpo.minibatches * self.grpo.epochs
         torch.manual_seed(self.seed)
-        model = copy.deepcopy(before.generator)
-        if train.gradient_checkpointing:
-            model.gradient_checkpointing_enable()
-        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        tune_for(model, device)
-        model.train(train.gradient_checkpointing)  # without dropout: the first ratio is 1
-        self.parameters = sum(p.numel() for p in model.parameters())
-        self.engine = Engine.make(train, model, deepspeed=run.deepspeed, micro=self.micro, accumulation=self.share // self.micro)
-        self.model = model
-        self.before = before.to(self.engine.device)
-        self.before.generator.requires_grad_(False)
-        self.prompts = rollouts.read_prompts(self.grpo, self.before)
+        self.policy = Policy(config, before)
+        engine = Engine.make(train, self.policy.model, deepspeed=run.deepspeed, micro=self.micro, accumulation=self.share // self.micro)
+        self.policy.under(engine)
+        plain = dataclasses.replace(train, ema_decay=0.0, ema_every=1)  # no average: what draws is what learned
+        super().__init__(run, loop.Schedule.of(train), plain, model=self.policy.model, engine=engine, settings=settings)
+        self.prompts = rollouts.read_prompts(self.grpo, before)
         change = perturb.changer(self.grpo.perturb, self.seed)
-        made = rewards.make(self.grpo.rewards, self.before)
+        made = rewards.make(self.grpo.rewards, before)
         self.rewards = [rewards.perturbed(reward, change) if self.grpo.perturb else reward for reward in made]
-        self.court = real.Court(self.grpo, self.before, made, run.out / "real") if run.rank == 0 else None
-        self.sampler_copy: nn.Module | None = None
-        self.drawer: Tokun | None = None
-        self.step, self.spent, self.figures = 0, 0.0, dict[str, float]()
-        self.clock = stages._Clock()
+        self.court = real.Court(self.grpo, before, made, run.out / "real") if run.rank == 0 else None
+        self.seconds, self.logged, self.latest = Seconds(), dict[str, float](), Rollout([], {})
 
-    # --- the run ------------------------------------------------------------------------------------------------------
-
-    def train(self) -> None:
-        run, train, states = self.run, self.train_config, self.run.states(STAGE)
-        if (latest := states.latest()) is not None:
-            saved = json.loads((states.path(latest) / "state.json").read_text())
-            stages._require_same_but_retry(states.path(latest), saved["settings"], self.asked)
-            self.engine.load(states.path(latest))
-            self.step, self.spent = latest, saved["spent"]
-            run.say(f"grpo: resuming at step {latest}")
-        each = train.batch_size * self.grpo.minibatches
-        run.say(
-            f"grpo: {self.parameters / 1e6:.2f}M parameters, {each} pairs a rollout in groups of {self.grpo.group_size}, {self.updates} update(s) each, "
-            f"rewards {', '.join(f'{r.weight:g} x {r.name}' for r in self.rewards)}, {run.world} process(es), {self.engine}"
-        )
-        if run.rank == 0:
-            checkpoint.require_space(run.out, 12 * self.parameters * stages.train_states(self.config) + 4 * self.parameters)
-        if self.step == 0:
-            self.judge(0)
-        bar = tqdm(total=train.steps, initial=self.step, desc="grpo", unit="step", disable=run.rank != 0, dynamic_ncols=True)
-        stopped = ""
-        while (progress := self.progress()) < 1:
-            lr = train.lr * optim.warmup_cosine(
-                self.step, progress=progress, warmup=train.warmup_steps, min_ratio=train.min_lr_ratio, hold=train.lr_hold
-            )
-            self.engine.set_lr(lr)
-            self.one_step(lr)
-            bar.update(1)
-            bar.set_postfix_str(f"reward {self.figures['reward/mean']:.3f} kl {self.figures['train/kl']:.4f}")
-            stopped = self.collapsed()
-            if self.step % train.eval_every == 0 and self.step < train.steps:
-                self.judge(self.step)
-            run.stop_if_asked(self.save)
-            if stopped:
-                break
-            if self.step % train.save_every == 0:
-                self.save()
-        bar.close()
-        self.finish(stopped or stages._stopped_by(self.step, train))
-
-    def progress(self) -> float:
-        return stages._progress(
-            self.run, self.step, self.train_config.steps, self.spent + self.clock.seconds(), self.train_config.max_minutes
+    def describe(self) -> str:
+        return (
+            f"{self.policy.trained / 1e6:.2f}M of {self.policy.parameters / 1e6:.2f}M parameters, {self.train.batch_size * self.grpo.minibatches} pairs a "
+            f"rollout in groups of {self.grpo.group_size}, {self.updates} update(s) each, "
+            f"rewards {', '.join(f'{reward.weight:g} x {reward.name}' for reward in self.rewards)}, {self.run.world} process(es), {self.engine}"
         )
 
-    def collapsed(self) -> str:
-        """Why the run should end, or nothing. All processes see the same figures."""
-        kept = self.figures["train/entropy_kept"]
-        if kept >= self.grpo.least_entropy:
-            return ""
-        self.run.say(
-            f"grpo: entropy has fallen to {kept:.2f} of the start's, below grpo.least_entropy {self.grpo.least_entropy:g}: stopping before the model "
-            "says one thing only. Raise grpo.kl, grpo.clip_high or grpo.entropy, or lower train.lr"
-        )
-        return f"entropy {kept:.2f} of the start's"
+    def disk_bytes(self) -> int:
+        return 4 * 4 * self.policy.trained * states_on_disk(self.config)
+
+    def batch_keys(self) -> Sequence[str]:
+        return [f"rollout {self.step} of seed {self.seed}"]
 
     # --- a step ---------------------------------------------------------------------------------------------------------
 
-    def one_step(self, lr: float) -> None:
-        seconds = Seconds()
-        with seconds.of("rollout"):
-            pairs = self.draw()
-        with seconds.of("scoring"):
-            values = {reward.name: reward(pairs) for reward in self.rewards}
-            advantage = self.advantages(values)
-        with seconds.of("learning"):
-            parts = self.parts(pairs, advantage)
-            totals, norm = self.learn(parts)
-        self.step += 1
-        # the bar and the watch on entropy want the figures of every step, in every process
-        self.figures = self.summary(values, advantage, totals, norm, seconds, parts) | {"train/lr": lr}
-        if self.step % self.train_config.log_every == 0 or self.step == 1:
-            self.run.tracker.log(self.figures, step=self.step)
-        if self.step % self.train_config.sample_every == 0 and self.run.rank == 0:
-            self.show(pairs, values)
+    def batches(self, start: int) -> Iterator[Rollout]:
+        """Pairs drawn by the weights as they are when the loop asks, and their rewards."""
+        if start == 0:
+            self.evaluate()
+        for step in itertools.count(start):
+            kept = self.logged.get("train/entropy_kept", 1.0)
+            if kept < self.grpo.least_entropy:
+                raise Collapsed(f"entropy has fallen to {kept:.2f} of the start's")
+            self.seconds = Seconds()
+            with self.seconds.of("rollout"):
+                pairs = self.draw(step)
+            with self.seconds.of("scoring"):
+                values = {reward.name: reward(pairs) for reward in self.rewards}
+            self.latest = Rollout(pairs, values)
+            yield self.latest
 
-    def draw(self) -> list[Pair]:
-        """This process's pairs of the rollout, minibatch by minibatch; in one process they are all."""
-        size = self.train_config.batch_size
-        numbers = [cut * size + self.run.rank * self.share + row for cut in range(self.grpo.minibatches) for row in range(self.share)]
-        drawer = self.tokun(self.sampler())
+    def draw(self, step: int) -> list[Pair]:
+        """This process's pairs of a rollout, minibatch by minibatch; in one process they are all."""
+        size, mine = self.train.batch_size, self.run.rank * self.share
+        numbers = [cut * size + mine + row for cut in range(self.grpo.minibatches) for row in range(self.share)]
         rolled = size * self.grpo.minibatches
-        pairs = rollouts.draw(drawer, self.grpo, self.prompts, seed=self.seed, step=self.step, numbers=numbers, size=rolled)
-        decoder.forget(drawer.generator)  # torch's fused optimizer changes weights unseen: the next rollout would be drawn by these
+        pairs = rollouts.draw(self.policy.drawer(), self.grpo, self.prompts, seed=self.seed, step=step, numbers=numbers, size=rolled)
+        self.policy.release()
         return pairs
+
+    def take_step(self, batch: Rollout, lr: float) -> None:
+        self.engine.set_lr(lr)
+        with self.seconds.of("learning"):
+            advantage = self.advantages(batch.values)
+            parts = self.parts(batch.pairs, advantage)
+            totals, norm = self.learn(parts)
+        # the watch on entropy wants them at every step, in every process
+        self.logged = self.summary(batch.values, advantage, totals, parts) | {"train/grad_norm": norm, "train/lr": lr}
+
+    def figures(self) -> tuple[dict[str, float], str]:
+        return self.logged, f"reward {self.logged['reward/mean']:.3f} kl {self.logged['train/kl']:.4f}"
 
     def advantages(self, values: dict[str, list[float]]) -> Tensor:
         """The weighted sum of each reward's own advantages: what is compared is in its own spread, whatever its unit (GDPO, Liu et al. 2026)."""
@@ -272,7 +251,7 @@ class Trainer:
             if held_back is not None:
                 apart = held_back[rows].to(device)[what.rows, what.slots.clamp_max(held_back.shape[1] - 1)]
                 weight = torch.where(what.is_image, 1 - self.grpo.similar * apart, weight)
-            with self.precision():
+            with torch.autocast(device.type, torch.bfloat16, enabled=self.train.precision == "bf16"):  # as the engine casts
                 start, entropy = objective.likelihoods(self.before.generator, ids, what, v, temperatures=self.temperatures)
             part = Part(ids, what, own, weight, start, entropy)
             if self.updates > 1:
@@ -298,15 +277,13 @@ class Trainer:
         totals, norm = torch.zeros(6, dtype=torch.float64), 0.0
         for _ in range(self.grpo.epochs):
             for cut in range(self.grpo.minibatches):
-                totals += self.update(parts[cut * each : (cut + 1) * each])
-                norm = self.engine.norm()
-                self.require_finite(norm, "gradient norm")
-                self.engine.step()
+                totals += self.gradients(parts[cut * each : (cut + 1) * each])
+                norm = self.update()
         return objective.summed(totals, self.run.world), norm
 
-    def update(self, parts: Sequence[Part]) -> Tensor:
+    def gradients(self, parts: Sequence[Part]) -> Tensor:
         """Forward and backward of one update."""
-        train, grpo = self.train_config, self.grpo
+        train, grpo = self.train, self.grpo
         counts = torch.stack([torch.stack([part.what.is_image.sum(), (~part.what.is_image).sum()]) for part in parts]).sum(0).double()
         image, text = objective.summed(counts.cpu(), self.run.world).clamp_min(1).tolist()
         totals = torch.zeros(6, dtype=torch.float64)
@@ -327,51 +304,21 @@ class Trainer:
                     new, entropy, old, part.start, part.advantage, part.weight * ~objective.easy(old, grpo.easy), share, part.what.is_image,
                     low=grpo.clip_low, high=grpo.clip_high, kl=grpo.kl, entropy_weight=grpo.entropy, start_entropy=part.start_entropy,
                 )  # fmt: skip
-                self.require_finite(float(found.loss.detach()), "loss")
+                self.require_finite(found.loss)
                 self.engine.backward(found.loss * self.run.world)  # the engine averages over processes; the counts are global already
             totals += found.totals().cpu()
         return totals
-
-    def require_finite(self, value: float, what: str) -> None:
-        keys = [f"rollout {self.step} of seed {self.seed}"]
-        stages._require_finite(self.run, value, self.step, STAGE, lambda: keys, what=what)
 
     @property
     def temperatures(self) -> tuple[float, float]:
         return self.grpo.temperature, self.grpo.text_temperature
 
-    def precision(self) -> Any:
-        """The frozen model computes as the other does, also where a DeepSpeed engine casts by itself."""
-        return torch.autocast(self.engine.device.type, torch.bfloat16, enabled=self.train_config.precision == "bf16")
+    # --- what is told ---------------------------------------------------------------------------------------------------
 
-    # --- the model, whole -------------------------------------------------------------------------------------------------
-
-    def sampler(self) -> nn.Module:
-        """The model with whole weights in every process: itself, or, where ZeRO-3 has cut it, a copy."""
-        if not any(map(is_cut, self.model.parameters())):
-            return self.model
-        if self.sampler_copy is None:
-            self.sampler_copy = copy.deepcopy(self.before.generator)
-        with torch.no_grad():
-            for (_, there), (_, parameter) in zip(self.sampler_copy.named_parameters(), self.model.named_parameters(), strict=True):
-                there.copy_(gathered(own_share(parameter), parameter))
-        return self.sampler_copy
-
-    def tokun(self, generator: nn.Module) -> Tokun:
-        """The start with this generator; its tables are made once."""
-        if self.drawer is None:
-            self.drawer = copy.copy(self.before)
-        self.drawer.generator = generator
-        return self.drawer
-
-    # --- what is told and kept --------------------------------------------------------------------------------------------
-
-    def summary(
-        self, values: dict[str, list[float]], advantage: Tensor, totals: Tensor, norm: float, seconds: Seconds, parts: Sequence[Part]
-    ) -> dict[str, float]:
-        """The figures of a step, over all processes."""
+    def summary(self, values: dict[str, list[float]], advantage: Tensor, totals: Tensor, parts: Sequence[Part]) -> dict[str, float]:
+        """The figures of a step, over all processes; seconds are this one's."""
         each = {name: torch.tensor(found, dtype=torch.float64) for name, found in values.items()}
-        n = len(advantage) * self.run.world
+        n, s = len(advantage) * self.run.world, self.seconds
         sums = torch.stack([torch.stack([x.sum(), x.square().sum()]) for x in each.values()])
         started = torch.stack([part.start_entropy.double().sum().cpu() for part in parts]).sum() * self.grpo.epochs
         idle = (advantage.view(-1, self.grpo.group_size).abs().amax(1) < 1e-6).double().sum()
@@ -383,85 +330,71 @@ class Trainer:
         for name, (total, squares) in zip(each, sums.tolist()):
             out |= {f"reward/{name}": total / n, f"reward/{name}_spread": max(0.0, squares / n - (total / n) ** 2) ** 0.5}
         kl, image_entropy, text_entropy, clipped, image, text = totals.tolist()
-        tokens, whole = (image + text) / self.grpo.epochs, seconds.rollout + seconds.scoring + seconds.learning
+        tokens, whole = (image + text) / self.grpo.epochs, s.rollout + s.scoring + s.learning
         return out | {
             "reward/mean": sum(reward.weight * out[f"reward/{reward.name}"] for reward in self.rewards),
             "train/idle_groups": idle / (n / self.grpo.group_size), "train/kl": kl / (image + text), "train/clipped": clipped / (image + text),
             "train/entropy_image": image_entropy / max(1, image), "train/entropy_text": text_entropy / max(1, text),
-            "train/entropy_kept": (image_entropy + text_entropy) / max(started, 1e-9), "train/grad_norm": norm,
-            "time/rollout_share": seconds.rollout / whole, "time/scoring_share": seconds.scoring / whole,
-            "time/rollout_tokens_per_second": tokens / seconds.rollout, "time/learning_tokens_per_second": tokens / seconds.learning,
-            "time/step": whole,
+            "train/entropy_kept": (image_entropy + text_entropy) / max(started, 1e-9),
+            "time/rollout_share": s.rollout / whole, "time/scoring_share": s.scoring / whole, "time/step": whole,
+            "time/rollout_tokens_per_second": tokens / s.rollout, "time/learning_tokens_per_second": tokens / s.learning,
         }  # fmt: skip
 
-    def show(self, pairs: Sequence[Pair], values: dict[str, list[float]]) -> None:
-        """The first groups of the rollout, each pair with its rewards, to the tracker."""
-        some = pairs[: 2 * self.grpo.group_size]
-        texts = [f"{pair.caption} ({', '.join(f'{name} {found[i]:.3g}' for name, found in values.items())})" for i, pair in enumerate(some)]
+    def sample(self) -> None:
+        """The first two groups of the rollout, each pair with its rewards."""
+        if self.run.rank > 0:
+            return
+        some = self.latest.pairs[: 2 * self.grpo.group_size]
+        said = [", ".join(f"{name} {found[i]:.3g}" for name, found in self.latest.values.items()) for i in range(len(some))]
+        texts = [f"{pair.caption} ({values})" for pair, values in zip(some, said)]
         grid = captioned_grid([pair.image for pair in some], texts, columns=self.grpo.group_size)
         folder = self.run.out / "samples"
         folder.mkdir(exist_ok=True)
         grid.save(folder / f"rollout-{self.step:08d}.png")
         self.run.tracker.log_grid("rollouts", grid, [pair.image for pair in some], texts, step=self.step)
 
-    def judge(self, step: int) -> None:
-        """Held-out pairs of the model as it is, by rewards and judges. Not again where a run goes on and it was done."""
-        whole = self.engine.whole_model()
+    def evaluate(self) -> str:
+        """Held-out pairs of the model as it is, by rewards and judges."""
+        whole = self.policy.whole()
+        if self.court is None or whole is None:
+            return ""
+        held = self.court.hear(whole, self.prompts, self.step)
+        decoder.forget(whole.generator)
+        self.run.tracker.log({f"real/{name}": value for name, value in held.items()}, step=self.step)
+        return figures_line(held)
+
+    # --- the result -----------------------------------------------------------------------------------------------------
+
+    def finish(self, target: Path, stopped_by: str) -> None:
+        """The checkpoint or the adapter, and the report of what is real. Every process calls it."""
+        self.evaluate()
+        whole = self.policy.whole()
         if self.court is not None and whole is not None:
-            held = self.court.hear(self.tokun(whole), self.prompts, step)
-            decoder.forget(whole)
-            self.run.tracker.log({f"real/{name}": value for name, value in held.items()}, step=step)
-            if step:
-                self.run.say(f"  step {step}: " + ", ".join(f"{name} {value:.4g}" for name, value in held.items()))
-        self.clock.lap()
+            whole.eval()
+            report = self.court.report(whole, self.prompts, self.step)
+            record = {
+                "settings": self.settings, "steps": self.step, "stopped_by": stopped_by, "seconds": round(self.clock.seconds()), "train": self.logged,
+                "real": report, "parameters": self.policy.parameters, "trained": self.policy.trained,
+            }  # fmt: skip
+            with checkpoint.whole_directory(target) as folder:
+                self.policy.write(whole, folder, self.card(record))
+                checkpoint.write_record(folder / "training.json", record)
+            if self.config.sampling.n > 0:
+                log_samples(self.run, whole, self.step)
+            self.run.forget(self.folder)
+            self.run.say(real.lines(report))
+            self.run.say(f"grpo: {self.run.out / 'real' / 'report.html'} says what is real. " + where_to(target, self.config))
+        self.run.wait()
 
-    def save(self) -> None:
-        self.run.writer.wait()
-        parts = {"engine.pt": self.engine.state()}
-        if self.run.rank != 0:
-            return
-        record = {"settings": self.asked, "spent": self.spent + self.clock.seconds(), "world": self.run.world}
-        states = self.run.states(STAGE)
-
-        def write(folder: Path) -> None:
-            for name, part in parts.items():
-                torch.save(part, folder / name)
-            checkpoint.write_record(folder / "state.json", record)
-
-        self.run.writer.put(states.path(self.step), write, then=states.prune)
-
-    def finish(self, stopped_by: str) -> None:
-        """The checkpoint, the report of what is real, and the end of the trainer states."""
-        self.judge(self.step)
-        generator = self.engine.whole_model()
-        if self.run.rank != 0 or self.court is None or generator is None:
-            return
-        whole = self.tokun(generator.float()).eval()
-        report = self.court.report(whole, self.prompts, self.step)
-        record = {
-            "settings": self.asked, "steps": self.step, "stopped_by": stopped_by, "seconds": round(self.spent + self.clock.seconds()),
-            "train": self.figures, "real": report, "parameters": self.parameters,
-        }  # fmt: skip
-        target = self.run.out / "checkpoint"
-        with checkpoint.whole_directory(target) as folder:
-            whole.save(folder, card=card(self.config, self.before.card, record))
-            checkpoint.write_record(folder / "training.json", record)
-        if self.config.sampling.n > 0:
-            stages.log_samples(self.run, whole, self.step)
-        self.run.writer.wait()
-        self.run.forget(STAGE)
-        self.run.say(real.lines(report))
-        self.run.say(
-            f"grpo: {target}; {self.run.out / 'real' / 'report.html'} says what is real\n  python sample.py --checkpoint {target} --seed 42 --n 16"
+    def card(self, record: dict[str, Any]) -> str:
+        """The start's card, or the adapter's, with what was done."""
+        g, t = self.grpo, self.train
+        mix = ", ".join(f"{reward.weight:g} x {reward.kind}" for reward in g.rewards)
+        start = "the bundled model" if self.config.start == "bundled" else Path(self.config.start).name
+        about = (
+            f"GRPO from {start}: {record['steps']} rollouts of {t.batch_size * g.minibatches} pairs in groups of {g.group_size}, rewards {mix}, "
+            f"learning rate {t.lr:g}, KL {g.kl:g}, {record['seconds'] / 60:.0f} minutes. {record['real']['verdict']}"
         )
-
-
-def card(config: Config, before: str, record: dict[str, Any]) -> str:
-    """The start's card, and what was done since."""
-    g, t = config.grpo, config.train
-    mix = ", ".join(f"{reward.weight:g} x {reward.kind}" for reward in g.rewards)
-    told = (
-        f"\n## Post-training\n\nGRPO from {'the bundled model' if config.start == 'bundled' else Path(config.start).name}: {record['steps']} rollouts of {t.batch_size * g.minibatches} pairs in groups of "
-        f"{g.group_size}, rewards {mix}, learning rate {t.lr:g}, KL {g.kl:g}, {record['seconds'] / 60:.0f} minutes. {record['real']['verdict']}\n"
-    )
-    return (before.rstrip() + "\n" if before else "") + told
+        if self.policy.tuned:
+            return adapters.card(self.config, record, self.policy.tuned, about=about)
+        return f"{self.before.card.rstrip()}\n\n## Learned from rewards\n\n{about}\n".lstrip()

@@ -583,7 +583,7 @@ def span_nll(model: Any, vocabulary: Vocabulary, ids: Tensor, first: Tensor) -> 
     ids (B, T) padded with <pad>; first (B,): where the scored span begins. Padding costs nothing. Each row's grid tag says how many codes its
     picture has.
     """
-    B, T = ids.shape
+    T = ids.shape[1]
     begin = max(1, int(first.min()))
     logits = model(input_ids=ids, logits_to_keep=T - begin + 1).logits[:, :-1, : vocabulary.size].float()  # of ids[:, begin:]
     live = ids != vocabulary.id("<pad>")
