@@ -131,7 +131,7 @@ def terms(
     inside = ratio.clamp(1 - low, 1 + high)
     gain = torch.minimum(ratio * advantage, inside * advantage)
     apart = start - new
-    divergence = apart.exp() - apart - 1  # k3 (Schulman 2020): unbiased, and never below 0
+    divergence = torch.expm1(apart) - apart  # k3 (Schulman 2020): unbiased, and never below 0
     loss = (share * (kl * divergence - weight * gain)).sum()
     if entropy_weight and start_entropy is not None:
         loss = loss + entropy_weight * (share * (entropy - start_entropy).square()).sum()
