@@ -25,7 +25,6 @@ import os
 import statistics
 import sys
 import tempfile
-import threading
 import time
 from collections.abc import Callable, Iterator
 from multiprocessing import get_context
@@ -44,11 +43,14 @@ from torch import Tensor
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from tokun import config, data, planner  # noqa: E402
+from benchmarks.turns import Gate, Loop, Turn, compare, median, ratio  # noqa: E402
+from tokun import config, data  # noqa: E402
 from tokun.config import Config  # noqa: E402
 from tokun.inference.latents import Slots  # noqa: E402
 from tokun.inference.model import TEXT_TOKENIZER  # noqa: E402
 from tokun.models import generator, losses  # noqa: E402
+from tokun.planner.measure import measure_memory  # noqa: E402
+from tokun.planner.memory import planned_memory  # noqa: E402
 from tokun.tokenizers.image import ImageTokenizer  # noqa: E402
 from tokun.tokenizers.text import TextTokenizer  # noqa: E402
 from tokun.training import engine, health, optim  # noqa: E402
@@ -106,118 +108,6 @@ def prepare(settings: Config, folder: Path) -> None:
         "counts": {"train": SAMPLES}, "skipped": {}, "tag_counts": [["engraving", "", SAMPLES]], "settings": {},
     }  # fmt: skip
     checkpoint.write_record(folder / "codes" / "codes.json", record)
-
-
-# ---- taking turns ---------------------------------------------------------------------------------------------------
-
-
-class Over(Exception):
-    """Ends a loop that stands at its gate."""
-
-
-@dataclasses.dataclass
-class Turn:
-    seconds: float
-    processor: float
-    waited: float
-    memory: float
-    tokens: int = 0
-
-
-class Gate:
-    """In a loop's process or thread: called before each step, it goes on from there only while it is the loop's turn."""
-
-    def __init__(self, pipe: Connection, device: torch.device):
-        self.pipe, self.device = pipe, device
-        self.left, self.waited, self.since = 0, 0.0, 0.0
-
-    def __call__(self) -> None:
-        if self.left == 0:
-            self.next_turn()
-        self.left -= 1
-
-    def next_turn(self) -> None:
-        """Tell what the last turn was, and wait for another one; the first has none before it."""
-        synchronise(self.device)
-        until = time.perf_counter()
-        settle()
-        self.pipe.send(self.turn(until) if self.since else None)
-        self.left = self.pipe.recv()
-        if not self.left:
-            raise Over
-        self.waited, self.processor, self.since = 0.0, time.process_time(), time.perf_counter()
-
-    def turn(self, until: float) -> Turn:
-        return Turn(until - self.since, time.process_time() - self.processor, self.waited, health.peak_memory(self.device))
-
-
-def live(pipe: Connection, work: Callable[..., None], setting: tuple[Any, ...], change: Callable[[], Any]) -> None:
-    """A loop's process: `work` behind its gate until it is told to end."""
-    made = Setting(*setting)
-    try:
-        with change():
-            work(made, Gate(pipe, made.device))
-    except (Over, EOFError):  # the latter: the other side is gone
-        pass
-    except BaseException as error:
-        pipe.send(RuntimeError(f"{work.__name__}: {error!r}"))
-        raise
-
-
-class Loop:
-    """A training loop in a process (or thread) of its own, seen from here."""
-
-    def __init__(
-        self,
-        name: str,
-        work: Callable[..., None],
-        setting: Setting,
-        change: Callable[[], Any] = contextlib.nullcontext,
-        *,
-        thread: bool = False,
-    ):
-        self.name, self.setting, self.step = name, setting, 0
-        context = get_context("spawn")
-        self.pipe, theirs = context.Pipe()
-        asked = {"target": live, "args": (theirs, work, setting.key(), change), "daemon": True}
-        self.process = threading.Thread(**asked) if thread else context.Process(**asked)
-        self.process.start()
-        if not thread:
-            theirs.close()
-        self._told()  # it stands before its first step
-
-    def turn(self, steps: int) -> Turn:
-        self.pipe.send(steps)
-        turn = self._told()
-        turn.tokens = sum(self.setting.tokens[self.step : self.step + steps])
-        self.step += steps
-        return turn
-
-    def end(self) -> None:
-        self.pipe.send(0)
-        self.process.join()
-
-    def _told(self) -> Any:
-        told = self.pipe.recv()
-        if isinstance(told, Exception):
-            raise told
-        return told
-
-
-def synchronise(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-
-
-def settle() -> None:
-    """Until the threads beside the loop stand still too."""
-    before = time.process_time()
-    while True:
-        time.sleep(0.05)
-        now = time.process_time()
-        if now - before < 0.005:
-            return
-        before = now
 
 
 # ---- the loops ------------------------------------------------------------------------------------------------------
@@ -385,25 +275,6 @@ def trainer(setting: Setting, gate: Gate) -> None:
 # ---- comparing ------------------------------------------------------------------------------------------------------
 
 
-def compare(loops: list[Loop], *, steps: int, rounds: int) -> dict[str, list[Turn]]:
-    """Turns of all loops, round by round, each round begun by another one; two rounds before that are not counted."""
-    turns: dict[str, list[Turn]] = {loop.name: [] for loop in loops}
-    for number in range(-2, rounds):
-        for i in range(len(loops)):
-            loop = loops[(number + i) % len(loops)]
-            turn = loop.turn(steps)
-            if number >= 0:
-                turns[loop.name].append(turn)
-    for loop in loops:
-        loop.end()
-    return turns
-
-
-def ratio(turns: list[Turn], reference: list[Turn]) -> float:
-    """Of tokens a second, within a round; the middle one."""
-    return statistics.median((t.tokens / t.seconds) / (r.tokens / r.seconds) for t, r in zip(turns, reference, strict=True))
-
-
 def row(name: str, turns: list[Turn], reference: list[Turn], setting: Setting, rate: float) -> str:
     """One line of the table; `reference` are the turns of the loop that the others are compared with."""
     clock, own = median(turns, lambda t: t.tokens / t.seconds), median(turns, lambda t: t.tokens / t.processor)
@@ -417,10 +288,6 @@ def row(name: str, turns: list[Turn], reference: list[Turn], setting: Setting, r
 
 
 HEAD = f"{'':<40}{'tokens/s':>10}{'ratio':>8}{'/CPU s':>12}{'ratio':>8}{'MFU':>8}{'wait':>8}{'padding':>9}{'GiB':>9}"
-
-
-def median(turns: list[Turn], value: Callable[[Turn], float]) -> float:
-    return statistics.median(map(value, turns))
 
 
 def compare_loops(setting: Setting, rate: float, *, steps: int, rounds: int, lives: int) -> None:
@@ -570,8 +437,8 @@ def compare_memory(settings: Config, micro: int) -> None:
     print(f"\npeak of one step of {micro} sequences of full length, MiB (weights, moments, average, gradients and all)")
     for chunk in (10**9, 512):
         settings = dataclasses.replace(settings, train=dataclasses.replace(settings.train, loss_chunk=chunk))
-        peak = planner.measure_memory(settings, micro=micro)["peak"]
-        planned = planner.planned_memory(settings, micro=micro, gpu=torch.cuda.is_available())["peak"]
+        peak = measure_memory(settings, micro=micro)["peak"]
+        planned = planned_memory(settings, micro=micro, gpu=torch.cuda.is_available())["peak"]
         print(
             f"{'all logits at once' if chunk > 512 else f'in chunks of {chunk}':<34}{peak / 2**20:10,.0f}  planned {planned / 2**20:,.0f}"
         )

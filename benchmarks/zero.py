@@ -90,12 +90,12 @@ def free_port() -> int:
 
 
 def train_case(case: Case) -> dict[str, Any]:
-    """Train the generator of a case in this process and its peers. Returns `losses` and `held_out` (by step), `bytes` (of this process,
+    """Train the last stage of a case (the generator, preferences or words) in this process and its peers. Returns `losses` and `held_out` (by step), `bytes` (of this process,
     by kind), `skipped` (spikes), `stopped`, and `said`: the engine in words."""
     from tokun.config import load_config
-    from tokun.training.generator import train_generator
     from tokun.training.health import Preempted
     from tokun.training.run import open_run
+    from tokun.training.stages import stages_of
 
     overrides = [f"out={case.out}", f"train.deepspeed={case.deepspeed}", *case.overrides]
     run = open_run(load_config(case.config, overrides), deepspeed=bool(case.deepspeed))
@@ -103,7 +103,7 @@ def train_case(case: Case) -> dict[str, Any]:
     stopped = False
     try:
         with watch:
-            train_generator(run)
+            stages_of(run.config)[-1](run)
     except Preempted:
         stopped = True
     run.close()

@@ -30,6 +30,7 @@ from data_tools import toy
 from tokun.app import demo, views
 from tokun.app import page as app
 from tokun.app.gate import Gate
+from tokun.inference import preferences
 
 ROOT = Path(__file__).resolve().parent.parent
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
@@ -437,6 +438,36 @@ def test_in_a_browser_a_click_draws_a_pair_seeds_are_walked_and_an_upload_is_cap
     assert asked <= {site.removeprefix("http://"), "data", "blob"}, "the page asks nobody else"
     assert not broken
     page.close()
+
+
+def test_a_visitor_takes_home_what_was_liked_and_disliked_and_training_reads_it(site, browser, tiny_model, tmp_path):
+    page = browser.new_page()
+    page.goto(site)
+    for seed, button in (("7", "#like"), ("8", "#dislike"), ("9", "#dislike")):
+        page.fill("#seed input", seed)
+        page.click("#generate")
+        page.wait_for_selector(f"a[download='tokun-{seed}-00.json']")
+        page.click(button)
+        page.get_by_text(
+            {"7": "1 liked, 0 disliked: 0 preferences", "8": "1 liked, 1 disliked: 1 preference", "9": "2 preferences"}[seed]
+        ).wait_for()
+    with page.expect_download() as download:
+        page.click("a[download='tokun-preferences.jsonl']")
+    shutil.copy(download.value.path(), tmp_path / "clicks.jsonl")
+    found = preferences.read(str(tmp_path / "clicks.jsonl"), tiny_model.vocabulary, tiny_model.encode_text)
+    v, drawn = tiny_model.vocabulary, {seed: tiny_model.sample(seed, 1)[0] for seed in (7, 8, 9)}
+    assert [v.unpack(p.chosen.input_ids).codes for p in found] == [drawn[7].codes] * 2
+    assert [v.unpack(p.rejected.input_ids).codes for p in found] == [drawn[9].codes, drawn[8].codes]
+    page.close()
+
+
+def test_who_changes_their_mind_about_a_print_has_one_opinion_of_it(tiny_model):
+    one, two = tiny_model.sample(3, 2)
+    judged = demo.Judged().mark(one, liked=True).mark(two, liked=False).mark(one, liked=False)
+    assert judged.better == () and judged.worse == (one, two) and not judged.files()
+    assert demo.Judged().mark(one, liked=True).mark(two, liked=False).files().keys() == {"tokun-preferences.jsonl"}
+    with pytest.raises(ValueError, match="no print yet"):
+        judged.mark(None, liked=True)
 
 
 def test_the_page_shows_every_picture_in_its_shape_and_offers_shapes_and_things(shaped_model, tiny_model):

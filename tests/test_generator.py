@@ -12,8 +12,8 @@ from tokun.models.generator import (
     compile_layers,
     count_parameters,
     flops_per_token,
+    fuse_loss_into_forward,
     head_is_last,
-    lose_in_forward,
     loss_chunk,
     make_generator,
     start_from,
@@ -267,7 +267,7 @@ def loss_and_gradients(model, ids, labels, *, chunk=None, compiled=False):
     model.zero_grad()
     if chunk is not None:
         token_losses = torch.compile(losses.next_token_losses, dynamic=True) if compiled else losses.next_token_losses
-        lose_in_forward(model, size=size, chunk=chunk, token_losses=token_losses)
+        fuse_loss_into_forward(model, size=size, chunk=chunk, token_losses=token_losses)
         positions = (labels.flatten() != losses.IGNORE).nonzero()[:, 0]
         targets = (positions, labels.flatten()[positions], is_image, weights)
         loss, parts = model(input_ids=ids, use_cache=False, targets=targets)

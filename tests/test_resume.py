@@ -56,6 +56,28 @@ def test_resumed_equals_uninterrupted(finished, tmp_path, small_shards, monkeypa
     assert_same_weights(finished[1], run_stages(config))
 
 
+def test_a_trainer_state_holds_what_it_always_held_so_that_a_run_begun_before_goes_on(finished, tmp_path, small_shards, monkeypatch):
+    """Files and keys as every version has written them; the figures in them are those of the tests around."""
+    config, states = write_config(tmp_path, small_shards), tmp_path / "run" / "state"
+    run_until(config, monkeypatch, 3, "image tokenizer")
+    (folder,) = (states / "image_tokenizer").iterdir()
+    state = torch.load(folder / "state.pt", weights_only=True)
+    assert folder.name == "step-00000002" and [path.name for path in folder.iterdir()] == ["state.pt"]
+    assert set(state) == {"model", "optimizer", "ema", "adversary", "spent", "settings"} and set(state["adversary"]) == {
+        "module",
+        "optimizer",
+    }
+    assert set(json.loads(state["settings"])) == {"image_tokenizer", "image_tokenizer_train", "seed", "shards"}
+    shutil.rmtree(tmp_path / "run")
+    take_over(finished[1], tmp_path / "run")
+    run_until(config, monkeypatch, 3, "generator")
+    (folder,) = (states / "generator").iterdir()
+    assert {path.name for path in folder.iterdir()} == {"engine.pt", "ema.pt", "state.json"}
+    assert set(torch.load(folder / "engine.pt", weights_only=True)) == {"model", "optimizer"}
+    record = json.loads((folder / "state.json").read_text())
+    assert set(record) == {"settings", "spent", "world", "spikes"} and {"generator", "train", "seed", "codes"} <= set(record["settings"])
+
+
 @pytest.mark.skipif(not hasattr(torch.optim, "Muon"), reason="torch.optim.Muon came with torch 2.9")
 def test_under_muon_resumed_equals_uninterrupted(finished, tmp_path, small_shards, monkeypatch):
     outs = []

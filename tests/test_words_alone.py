@@ -65,7 +65,7 @@ def test_only_the_caption_is_learnt(tiny_model):
 
 def test_a_table_without_its_columns_or_register_is_told_so(checkpoint_folder, table, tmp_path):
     (tmp_path / "rows.jsonl").write_text('{"text": "a"}\n')
-    with pytest.raises(ValueError, match="no row with both 'description' and 'caption'.*its columns are text"):
+    with pytest.raises(ValueError, match=r"no row with both .description. and .caption.*its columns are text"):
         read_rows(tmp_path / "rows.jsonl", "description", "caption")
     run = open_run(from_dict(settings(tmp_path / "run", checkpoint_folder, table, register="")))
     with pytest.raises(ValueError, match=r"words\.register is empty"):

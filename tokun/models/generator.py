@@ -216,7 +216,7 @@ def head_is_last(model: Any) -> bool:
     return same
 
 
-def lose_in_forward(model: Any, *, size: int, chunk: int, token_losses: Callable[..., dict[str, torch.Tensor]]) -> None:
+def fuse_loss_into_forward(model: Any, *, size: int, chunk: int, token_losses: Callable[..., dict[str, torch.Tensor]]) -> None:
     """From now on `model(input_ids=…, targets=(positions, labels, is_image, weights))` is (loss, parts) of `losses.chunked_loss` over the
     logits of `size` ids, or with chunk 0, and where ZeRO-3 has cut the head, the same of all logits at once.
 

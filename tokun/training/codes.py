@@ -94,14 +94,14 @@ def _codes_asked(config: Config, tokenizer: ImageTokenizer, sources: dict[str, l
 
 
 def encode_shards(run: Run) -> Path:
-    """Image shards -> code shards `out/codes/{train,val}-*.tar` and `codes.json`. Goes on behind the last whole shard."""
+    """Image shards -> code shards `out/codes/{train,val}-*.tar` and `codes.json`. Goes on after the last whole shard."""
     config, target = run.config, run.out / "codes"
     tasks = codes_tasks(run)
     if not tasks:
         run.say(f"codes: {target} is there and matches ({checkpoint.read_record(target / 'codes.json')['counts']})")
         return target
     for task in tqdm(tasks[run.rank :: run.world], desc="codes", unit="shard", disable=run.rank != 0, dynamic_ncols=True):
-        if run.world == 1:  # alone; several processes have different numbers of shards, and meet behind the last
+        if run.world == 1:  # alone; several processes have different numbers of shards, and wait for each other after the last
             run.stop_if_asked()
         if skipped := run_codes_task(task):
             tqdm.write(f"codes: {task.source.name}: skipped {skipped}")
@@ -163,7 +163,7 @@ def common_things(counts: dict[str, int]) -> set[str]:
 
 
 def _plain_crops(config: Config) -> bool:
-    """Whether the crops are those of before there was a choice: the records of such codes do not name it."""
+    """Whether the crops are of the only kind that older versions made: older records do not name it, so new ones do not either."""
     return config.codes.positions == "random" and not config.codes.mirror
 
 

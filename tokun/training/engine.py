@@ -46,7 +46,7 @@ def start_processes() -> bool:
 
 
 def slurm_processes(env: Mapping[str, str]) -> dict[str, str]:
-    """What torchrun would have set, of what `srun` sets: {} where another launcher came before, or no `srun` of several tasks.
+    """What torchrun would have set, of what `srun` sets: {} where another launcher has set its own, and without an `srun` of several tasks.
 
     `srun --ntasks=16 python train.py …` alone would be sixteen runs of one process in one folder.
     """
@@ -95,8 +95,8 @@ def wait_for_processes() -> None:
         dist.barrier()
 
 
-def let_go_of_shared_memory() -> None:
-    """On CPUs DeepSpeed makes 66 MiB in /dev/shm for each process, and leaves them there for good. Once all have opened them, their names can go."""
+def unlink_shared_memory() -> None:
+    """Remove the names of DeepSpeed's buffers in /dev/shm, which it never does: 66 MiB for each process on CPUs. Called when all processes have opened theirs."""
     wait_for_processes()
     if not Path("/dev/shm").is_dir():
         return
@@ -114,7 +114,7 @@ def end_processes() -> None:
 
 
 def make_accelerator(precision: str, **kwargs: Any) -> Any:
-    """A fresh accelerate.Accelerator; stages differ in precision and engine, so the shared state is made anew."""
+    """A fresh accelerate.Accelerator; stages differ in precision and engine, so the shared state is reset."""
     accelerate = need("accelerate", extra="train")
     from accelerate.state import AcceleratorState
 
@@ -162,7 +162,7 @@ class Engine:
         self.accelerator.backward(loss)
 
     def norm(self) -> float:
-        """Clip the gradients, as `torch.nn.utils.clip_grad_norm_` does; what it would multiply by one is left alone. Returns their norm before."""
+        """Clip the gradients, as `torch.nn.utils.clip_grad_norm_` does; gradients that are short enough are not touched. Returns their norm before clipping."""
         gradients = [p.grad for p in self.plain.parameters() if p.grad is not None]
         total = nn.utils.get_total_norm(gradients)
         norm = float(total)
@@ -180,7 +180,7 @@ class Engine:
         self.optimizer.zero_grad(set_to_none=True)
 
     def refresh(self) -> None:
-        """To be called when parameters were written to by other hands (optim.Ema.copy_to)."""
+        """To be called after parameters were written to from outside (optim.Ema.copy_to)."""
 
     def whole_model(self) -> nn.Module | None:
         """The model with whole weights, as they stand. Where ZeRO-3 has cut them: a copy on rank 0, None elsewhere; every process calls it."""
@@ -214,7 +214,7 @@ def read_state(folder: Path, **options: Any) -> dict[str, Any]:
     if not path.is_file():
         raise FileNotFoundError(
             f"{path} is missing: this node does not see the folder that the run was saved in, or DeepSpeed saved it with an earlier tokun. "
-            f"Choose the folder with out=, or delete {folder} to go on from the state before"
+            f"Choose the folder with out=, or delete {folder} to go on from the previous state"
         )
     return torch.load(path, weights_only=True, **options)
 
@@ -231,13 +231,13 @@ class DeepSpeedEngine(Engine):
         self.settings = deepspeed_settings(train, micro=micro, accumulation=accumulation)
         self.stage = self.settings["zero_optimization"].get("stage", 0)
         optimizer = optim.make_optimizer(train.optimizer, model, lr=train.lr, betas=train.betas, weight_decay=train.weight_decay)
-        self._remember(model, optimizer)
+        self._keep_names(model, optimizer)
         self.model, self.optimizer, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=self.settings)
         self.zero = ZeroOptimizer(self.optimizer, self.stage) if self.stage > 0 else None
-        let_go_of_shared_memory()
+        unlink_shared_memory()
         self.device = torch.device(self.model.device)
 
-    def _remember(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+    def _keep_names(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
         """Parameters in the order of torch's own optimizer state, before ZeRO flattens them, and all names of each (tied ones have two)."""
         self.groups = optimizer.state_dict().get("param_groups", [])
         self.parameters = [p for group in optimizer.param_groups for p in group["params"]]
@@ -273,7 +273,7 @@ class DeepSpeedEngine(Engine):
         self.model.step()
 
     def skip(self) -> None:
-        """Forget the gradients. ZeRO does so by itself where their norm is not finite, and that is what it is told."""
+        """Forget the gradients. ZeRO does so by itself where their norm is not finite, so it is given such a norm."""
         if self.zero is None:
             self.model.zero_grad()
             self.model.micro_steps += 1

@@ -58,7 +58,7 @@ def build_vocabulary(config: Config, text_tokenizer: Any, codes: dict[str, Any])
             words[word] += count
     named = [tuple(sorted(sorted((w for w in words if w), key=lambda x: (-words[x], x))[:MOST_TAGS])) for words in (styles, subjects)]
     common = sorted(common_things({word: count for word, count in things.items() if word}))
-    held = codes.get("register_counts")  # codes of before it was counted: all, as then
+    held = codes.get("register_counts")  # older codes do not count them: all of them
     return Vocabulary(
         text_size=text_tokenizer.size, codebook_size=codes["codebook_size"], styles=named[0], subjects=named[1],
         grids=tuple(tuple(grid) for grid in codes.get("grids", [codes["grid"]])), max_text=config.data.max_caption_tokens, illegal_text=tuple(text_tokenizer.illegal_ids),
@@ -86,7 +86,7 @@ def train_generator(run: Run) -> Path:
 
 @dataclasses.dataclass(frozen=True)
 class Parts:
-    """What the stages before have made, and the generator is trained for."""
+    """What the earlier stages have made."""
 
     image_tokenizer: ImageTokenizer
     text_tokenizer: TextTokenizer | PretrainedTextTokenizer

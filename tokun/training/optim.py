@@ -89,7 +89,7 @@ def set_lr(optimizer: torch.optim.Optimizer, lr: float) -> None:
 class Ema:
     """Exponential moving average of the parameters that are trained, in float32 (buffers are left alone). The decay warms up as (1 + t) / (10 + t).
 
-    With `every` > 1 only each so many-th update looks at the weights, and takes them for those of the ones before: the average forgets as fast.
+    With `every` > 1 only each `every`-th update reads the weights and counts them for the skipped ones too: the average forgets as fast.
     Under ZeRO-3 each process averages its own share of each parameter, where that share lies; what is saved is whole.
     """
 

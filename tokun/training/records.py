@@ -15,7 +15,7 @@ GATE_KEYS = {"min_usage", "min_perplexity", "min_psnr"}
 
 
 def require_same_but_retry(path: Path, made_with: dict[str, Any], asked: dict[str, Any]) -> None:
-    """`require_same` for trainer states: what the advice after a non-finite loss names may have changed."""
+    """`require_same` for trainer states. The settings that the report of a non-finite loss advises to change may differ."""
 
     def strip(tree: dict[str, Any]) -> dict[str, Any]:
         return {k: without(v, RETRY_KEYS) if k in ("train", "image_tokenizer_train") else v for k, v in tree.items()}
@@ -24,7 +24,7 @@ def require_same_but_retry(path: Path, made_with: dict[str, Any], asked: dict[st
 
 
 def idle_settings(train: configs.TrainConfig | configs.ImageTokenizerTrainConfig) -> set[str]:
-    """Settings that runs of before they were there have none of, and which change nothing as they stand."""
+    """Newer settings at values that change nothing. Records leave them out, so that those of older runs still match."""
     return {name for name, idle in {"ema_every": 1, "word_dropout": 0.0, "lr_hold": 0.0}.items() if getattr(train, name, None) == idle}
 
 
@@ -34,6 +34,7 @@ def started_from(config: Config) -> dict[str, str]:
 
 
 def without(tree: dict[str, Any], keys: set[str]) -> dict[str, Any]:
+    """A copy of the mapping that lacks these keys."""
     return {k: v for k, v in tree.items() if k not in keys}
 
 
@@ -46,4 +47,5 @@ def stopped_early(record: dict[str, Any], train: Any, target: Path) -> str:
 
 
 def figures_line(figures: dict[str, float]) -> str:
+    """Figures for one line of text: `psnr 21.3, usage 0.98`."""
     return ", ".join(f"{k} {v:.4g}" for k, v in figures.items())

@@ -71,7 +71,7 @@ class Run:
             dist.barrier()
 
     def recover(self, target: Path) -> None:
-        """Put back what a kill between two renames left aside; every process calls it before it reads a stage's record."""
+        """Restore a folder that a kill between two renames left under its hidden name. Every process calls it before it reads a stage's record."""
         if self.rank == 0:
             checkpoint.recover_directory(target)
         self.wait()
@@ -90,7 +90,7 @@ class Run:
         return checkpoint.TrainerStates(self.out / "state" / stage, keep=self.config.train.keep_last)
 
     def forget(self, stage: str) -> None:
-        """Remove the trainer states of a stage that is finished: gigabytes, and a kill may have left some of them."""
+        """Remove the trainer states of a finished stage: they take gigabytes, and a kill may have left some."""
         if self.rank == 0:
             self.states(stage).clear()
 

@@ -23,12 +23,12 @@ def held_out_pictures(config: Config, n: int = 256) -> list[Tensor]:
 
 
 def shape_options(config: Config) -> dict[str, Any]:
-    """What `data.ImageSamples` is told of the shapes of pictures."""
+    """The options of `data.ImageSamples` for the shapes of pictures."""
     return {"grids": configs.parse_grids(config.data.grids), "downsample": config.image_tokenizer.downsample, "fit": config.data.fit}
 
 
 def shapes_asked(config: Config) -> dict[str, Any]:
-    """What a stage's record says of the shapes of pictures: nothing where all are squares, as before there were others."""
+    """What a stage's record says of the shapes of pictures: nothing where all are squares, as in older records."""
     return {"grids": config.data.grids, "fit": config.data.fit} if config.data.grids else {}
 
 

@@ -11,8 +11,8 @@ from torch import Tensor
 
 from tokun.models import losses
 from tokun.models.generator import (
+    fuse_loss_into_forward,
     head_is_last,
-    lose_in_forward,
     loss_chunk,
 )
 from tokun.tokenizers.vocabulary import Vocabulary
@@ -30,7 +30,7 @@ class TokenLoss:
         chunk = loss_chunk(chunk, positions=rows * length, size=self.size, device="cuda" if torch.cuda.is_available() else "cpu")
         self.inside = head_is_last(model)  # the model's forward pass
         if self.inside:
-            lose_in_forward(model, size=self.size, chunk=chunk, token_losses=self.losses)
+            fuse_loss_into_forward(model, size=self.size, chunk=chunk, token_losses=self.losses)
         elif chunk:
             say(f"generator: {type(model).__name__} does more to its logits than its output embedding: the loss takes all of them at once")
 
@@ -55,8 +55,8 @@ class TokenLoss:
 def labelled(labels: Tensor, *, multiple: int = 64) -> tuple[Tensor, Tensor]:
     """labels (B, T) -> where there is one, as positions (N,) into the flattened batch, and these labels (N,).
 
-    N is filled up to a multiple by position 0 without a label: a number that no step before had costs as much as its logits do, since a
-    CPU's matrix products (oneDNN) are made anew for it.
+    N is filled up to a multiple by position 0 without a label: a new length costs as much as its logits do, since a CPU's
+    matrix products (oneDNN) are compiled for each.
     """
     flat = labels.flatten()
     positions = (flat != losses.IGNORE).nonzero()[:, 0]

@@ -1,0 +1,100 @@
+"""Adapters and preferences under several processes and engines: the losses of one."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from safetensors.torch import load_file
+
+import tokun
+from benchmarks.zero import Case, largest_difference, launch, train_case
+from tests.small_runs import ROOT, needs, write_config
+from tests.test_launch import deepspeed, forked
+from tokun.config import load_config
+from tokun.inference import preferences
+from tokun.training.run import open_run
+from tokun.training.stages import STAGES
+
+pytestmark = [
+    needs("accelerate", reason="training needs the extra 'train'"),
+    needs("deepspeed", reason="the launcher needs the extra 'train'"),
+    pytest.mark.timeout(600),  # a launch is a minute where others use the processors too
+]
+STEPS = 5
+ENGINES = {"ddp": "", "zero1": "zero1", "zero2": "zero2", "zero3": "zero3"}
+
+
+@pytest.fixture(scope="module")
+def configs(tiny_model, checkpoint_folder, small_shards, tmp_path_factory) -> dict[str, Path]:
+    """A config file by the kind of training, and beside that of lora the stages before."""
+    folder = tmp_path_factory.mktemp("configs")
+    tuned = {"rank": 2, "alpha": 4.0}
+    train = {
+        "steps": STEPS,
+        "batch_size": 4,
+        "precision": "no",
+        "lr": 0.01,
+        "warmup_steps": 1,
+        "weight_decay": 0.0,
+        "log_every": 1,
+        "save_every": 100,
+        "eval_every": 100,
+    }
+    lora = yaml.safe_load(write_config(folder, small_shards, generator__dropout=0.0, codes__views=1, sampling__n=0).read_text())
+    lora |= {"start": str(checkpoint_folder), "adapter": tuned, "train": {**lora["train"], **train}}
+    (folder / "pairs.jsonl").write_text(preferences.lines(tiny_model.best_and_worst(3, 6, 2)))
+    dpo = {"start": str(checkpoint_folder), "threads": 1, "tracking": {"kind": "none"}, "generator": {"dropout": 0.0}, "adapter": tuned,
+           "dpo": {"pairs": str(folder / "pairs.jsonl"), "beta": 0.5}, "train": train}  # fmt: skip
+    trees = {"lora": lora, "dpo": dpo, "dpo-full": {**dpo, "adapter": {}}}
+    for name, tree in trees.items():
+        (folder / f"{name}.yaml").write_text(yaml.safe_dump(tree | {"out": str(folder / name)}))
+    run = open_run(load_config(folder / "lora.yaml"))
+    for stage in STAGES[:3]:
+        stage(run)
+    run.close()
+    return {name: folder / f"{name}.yaml" for name in trees}
+
+
+@pytest.fixture(scope="module")
+def losses(configs, tmp_path_factory) -> dict[str, dict[str, Any]]:
+    """What `train_case` returns, and `weights`, by kind and engine: in this process alone ("alone"), and in two."""
+    if torch.cuda.is_available():
+        pytest.skip("this test is about machines without GPUs")
+    folder = tmp_path_factory.mktemp("tuning")
+
+    def case(kind: str, engine: str) -> Case:
+        out = folder / f"{kind} {engine}"
+        if kind == "lora":
+            for part in ("text_tokenizer", "image_tokenizer", "codes"):
+                shutil.copytree(configs["lora"].parent / "lora" / part, out / part)
+        settings = str(ROOT / f"configs/deepspeed/{ENGINES[engine]}.json") if ENGINES.get(engine) else ""
+        return Case(out.name, str(configs[kind]), str(out), settings)
+
+    found = {c.name: train_case(c) for c in (case(kind, "alone") for kind in configs)}
+    found |= launch([case(kind, engine) for kind in configs for engine in ENGINES], folder / "two", processes=2, start=forked)
+    for name, result in found.items():
+        whole = folder / name / "checkpoint" / "generator" / "model.safetensors"
+        result["weights"] = load_file(whole if whole.is_file() else folder / name / "adapter" / "adapter_model.safetensors")
+    return found
+
+
+@pytest.mark.parametrize("kind", ["lora", "dpo", "dpo-full"])
+@pytest.mark.parametrize("engine", ENGINES)
+def test_two_processes_learn_what_one_learns(losses, kind, engine):
+    alone, two = losses[f"{kind} alone"], losses[f"{kind} {engine}"]
+    assert set(two["losses"]) == set(alone["losses"]) == {str(step) for step in range(1, STEPS + 1)}
+    assert largest_difference(two["losses"], alone["losses"]) < (1e-5 if engine == "ddp" else 1e-3)
+    assert two["weights"].keys() == alone["weights"].keys()
+    for name, weight in alone["weights"].items():
+        torch.testing.assert_close(two["weights"][name], weight, atol=2e-3, rtol=1e-2)
+    assert kind == "lora" or alone["losses"][str(STEPS)] < alone["losses"]["1"]
+
+
+def test_the_real_launcher_leaves_an_adapter_that_loads(configs, checkpoint_folder, tmp_path):
+    deepspeed(configs["dpo"], f"out={tmp_path / 'run'}", processes=2)
+    assert tokun.load(checkpoint_folder, adapter=tmp_path / "run").sample(1, 1)

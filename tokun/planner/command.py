@@ -1,0 +1,75 @@
+"""The command: options, the plan on a terminal, and a real step beside it."""
+
+from __future__ import annotations
+
+import argparse
+
+import torch
+
+from tokun.config import Config, load_config
+from tokun.planner.gpus import GPUS
+from tokun.planner.measure import measure_memory
+from tokun.planner.memory import planned_memory
+from tokun.planner.plan import make_plan
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The plan's own options, for train.py and for this module."""
+    add = parser.add_argument_group("plan").add_argument
+    add("--gpu", default="H100", help=f"one of {', '.join(GPUS)} (%(default)s)")
+    add("--gpus", type=int, default=1, help="how many (%(default)s)")
+    add("--samples", type=int, default=0, help="training pairs; 0: counted where the shards are there")
+    add(
+        "--caption-tokens",
+        type=float,
+        default=0.0,
+        help="mean length of a caption; 0: measured on the run's shards, else half of the longest",
+    )
+    add("--mfu", type=float, default=0.4, help="share of the peak that is reached (%(default)s)")
+    add("--disk", type=float, default=2e9, help="bytes a second at which trainer states are written (%(default)s)")
+    add(
+        "--measure",
+        type=int,
+        default=0,
+        metavar="N",
+        help="also take a real training step of N samples on this machine, and compare its memory",
+    )
+    add("--restart", type=float, default=600.0, help="seconds from a failure to the next step (%(default)s)")
+
+
+def main_plan(config: Config, args: argparse.Namespace) -> None:
+    """Print the plan of a config with the options of `add_arguments`, and what a real step took where --measure asks for one."""
+    print(
+        make_plan(
+            config,
+            gpu=args.gpu,
+            gpus=args.gpus,
+            samples=args.samples,
+            caption_tokens=args.caption_tokens,
+            mfu=args.mfu,
+            disk=args.disk,
+            restart=args.restart,
+        )
+    )
+    if args.measure:
+        real = measure_memory(config, micro=args.measure)
+        on = "cuda" if torch.cuda.is_available() else "cpu"
+        planned = planned_memory(config, micro=args.measure, gpu=on == "cuda")
+        print(f"\nmeasured here ({on}), one step of {args.measure} samples:")
+        for term, size in real.items():
+            print(f"  {term:<17}{size / 2**20:12,.1f} MiB, planned {planned[term] / 2**20:12,.1f} MiB ({planned[term] / size - 1:+.1%})")
+
+
+def main(argv: list[str] | None = None) -> None:
+    from tokun import planner
+
+    parser = argparse.ArgumentParser(
+        prog="python -m tokun.planner", description=planner.__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--config", required=True, help="a YAML file, for example configs/ladder/1.3b.yaml")
+    parser.add_argument(
+        "overrides", nargs="*", metavar="a.b=c", help="settings that replace the file's, for example train.micro_batch_size=4"
+    )
+    add_arguments(parser)
+    args = parser.parse_args(argv)
+    main_plan(load_config(args.config, args.overrides), args)

@@ -1,0 +1,48 @@
+"""GPUs: their peaks, memory and links, from data sheets."""
+
+from __future__ import annotations
+
+import difflib
+from dataclasses import dataclass
+
+GIB = 2**30
+
+
+@dataclass(frozen=True)
+class Gpu:
+    """flops: dense bf16 peak; memory: as the driver reports it; link: to GPUs of its node, network: to other nodes, both one way."""
+
+    name: str
+    flops: float
+    memory: float
+    link: float
+    network: float
+
+
+# Peaks without sparsity and link speeds (half of the two-way figure) from NVIDIA's data sheets: H100 (SXM), H200, HGX B200, A100 (SXM),
+# L40S, L4, and the Ada architecture white paper (RTX 4090, float32 accumulation). The network is an assumption: one 400 Gb/s port a GPU on
+# Hopper and Blackwell nodes, 200 Gb/s on A100 nodes, 25 Gb/s on machines with PCIe cards.
+GPUS = {
+    gpu.name: gpu
+    for gpu in (
+        Gpu("H100", 989e12, 79.6 * GIB, 450e9, 50e9),
+        Gpu("H200", 989e12, 140.4 * GIB, 450e9, 50e9),
+        Gpu("B200", 2250e12, 179 * GIB, 900e9, 50e9),
+        Gpu("A100-80", 312e12, 80 * GIB, 300e9, 25e9),
+        Gpu("A100-40", 312e12, 40 * GIB, 300e9, 25e9),
+        Gpu("L40S", 362e12, 45 * GIB, 32e9, 3.1e9),
+        Gpu("L4", 121e12, 22.5 * GIB, 32e9, 3.1e9),
+        Gpu("RTX4090", 165e12, 24 * GIB, 32e9, 3.1e9),
+    )
+}
+GPUS_PER_NODE = 8
+USABLE = 0.92  # share of a GPU's memory for tensors; the rest is CUDA's context, NCCL's buffers and fragments
+
+
+def find_gpu(name: str) -> Gpu:
+    """A GPU by name, upper or lower case. Raises ValueError listing the known ones."""
+    known = {n.lower(): n for n in GPUS}
+    if name.lower() not in known:
+        near = difflib.get_close_matches(name.lower(), known, n=1, cutoff=0.0)
+        raise ValueError(f"--gpu {name} is not known; the nearest is {known[near[0]]}, all are: {', '.join(GPUS)}")
+    return GPUS[known[name.lower()]]

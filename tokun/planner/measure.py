@@ -1,0 +1,107 @@
+"""Memory of real training steps: what the formulas of memory.py are held against."""
+
+from __future__ import annotations
+
+import itertools
+import weakref
+from collections.abc import Callable
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+
+from tokun.config import Config
+from tokun.models.generator import add_dropout, make_generator, tune_for
+from tokun.planner.sizes import generator_sizes
+from tokun.training import optim
+from tokun.training.engine import make_accelerator
+from tokun.training.token_loss import TokenLoss
+
+
+def measure_memory(config: Config, *, micro: int) -> dict[str, float]:
+    """Bytes of a real training step of `micro` random sequences of full length on this machine, made of the training stage's own pieces.
+
+    weights, gradients, optimizer, ema: of the tensors themselves; saved: distinct storages kept for the backward pass; peak: the most
+    that was allocated at once, by CUDA's allocator or, on a CPU, by torch's profiler. A CPU runs the attention of a GPU too, not the one
+    that short sequences get there in training.
+    """
+    t, sizes = config.train, generator_sizes(config)
+    accelerator = make_accelerator(t.precision)
+    device, V = accelerator.device, sizes.shape.V
+    ids, is_image = torch.randint(3, V, (micro, sizes.width)), torch.arange(V) >= V - config.image_tokenizer.codebook_size
+    plain = make_generator(config.generator, vocab_size=V, max_length=2 * sizes.width, pad=0, bos=1, eos=2)
+    add_dropout(plain, config.generator.dropout)
+    if t.gradient_checkpointing:
+        plain.gradient_checkpointing_enable()
+    tune_for(plain, torch.device("cuda"))
+    plain.to(device).train()
+    vocabulary = SimpleNamespace(size=V, is_image=is_image)
+    token_loss = TokenLoss(plain, vocabulary, rows=micro, length=sizes.width, chunk=t.loss_chunk, compile=False, say=print)
+    own = optim.make_optimizer(t.optimizer, plain, lr=t.lr, betas=t.betas, weight_decay=t.weight_decay)
+    model, optimizer = accelerator.prepare(plain, own)
+    ema = optim.Ema(plain, t.ema_decay)
+    found: dict[str, float] = {}
+
+    def forward() -> torch.Tensor:
+        return token_loss(accelerator, model, ids, ids, torch.tensor([1.0, 1.0, t.z_loss], device=device))[0]
+
+    def step() -> None:
+        accelerator.backward(forward())
+        found["gradients"] = float(sum(p.grad.nbytes for p in plain.parameters()))
+        accelerator.clip_grad_norm_(plain.parameters(), t.max_grad_norm)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        ema.update(plain)
+
+    step()  # makes the optimizer's moments
+    moments = [
+        m for part in getattr(own, "parts", [own]) for entry in part.state.values() for m in entry.values() if torch.is_tensor(m) and m.ndim
+    ]
+    found["weights"] = float(sum(p.nbytes for p in plain.parameters()))
+    found["optimizer"] = float(sum(m.nbytes for m in moments))
+    found["ema"] = float(sum(m.nbytes for m in ema.shadow.values()))
+    found["saved"] = saved_bytes(forward, exclude=plain.parameters())
+    found["peak"] = found["weights"] + found["optimizer"] + found["ema"] + most_allocated(step, device)
+    return found
+
+
+def most_allocated(work: Callable[[], Any], device: torch.device) -> float:
+    """The most bytes that `work` holds on the device at once, besides what was there before it."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+        torch.cuda.reset_peak_memory_stats(device)
+        before = torch.cuda.memory_allocated(device)
+        work()
+        torch.cuda.synchronize(device)
+        return float(torch.cuda.max_memory_allocated(device) - before)
+    from torch.profiler import ProfilerActivity, profile
+
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as record:
+        work()
+    events = sorted((e.start_ns(), e.nbytes()) for e in record.profiler.kineto_results.events() if e.name() == "[memory]")
+    return float(max(itertools.accumulate(size for _, size in events), default=0))
+
+
+class _Saved:
+    """A tensor that autograd holds for a backward pass, for as long as it does."""
+
+    def __init__(self, tensor: torch.Tensor) -> None:
+        self.tensor = tensor
+
+
+def saved_bytes(forward: Callable[[], Any], *, exclude: Any = ()) -> float:
+    """Bytes of the distinct storages that `forward` leaves for its backward pass, the storages of `exclude` aside."""
+    own = {p.untyped_storage()._cdata for p in exclude}
+    kept: weakref.WeakSet[_Saved] = weakref.WeakSet()  # what a part of `forward` has used up by itself is gone from it
+
+    def pack(tensor: torch.Tensor) -> _Saved:
+        saved = _Saved(tensor)
+        kept.add(saved)
+        return saved
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda saved: saved.tensor):
+        result = forward()
+    storages = {saved.tensor.untyped_storage()._cdata: saved.tensor.untyped_storage().nbytes() for saved in kept}
+    total = float(sum(size for storage, size in storages.items() if storage not in own))
+    del result
+    return total

@@ -1,0 +1,114 @@
+"""Parameters and lengths of a config's generator, counted on torch's meta device, and of its data where that is there."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from types import SimpleNamespace
+
+import torch
+
+from tokun import data
+from tokun.config import Config, parse_grids
+from tokun.inference.latents import Slots
+from tokun.inference.model import TEXT_TOKENIZER
+from tokun.models.generator import count_parameters, flops_per_token, make_generator
+from tokun.tokenizers.text import TextTokenizer
+from tokun.tokenizers.vocabulary import Tags, Vocabulary
+from tokun.training.generator import build_vocabulary
+from tokun.utils import checkpoint
+
+
+@dataclass(frozen=True)
+class Shape:
+    """Of a Qwen3 generator, as far as memory and time depend on it. Q and K are the widths of all query and key heads together."""
+
+    L: int  # layers
+    H: int  # hidden width
+    Q: int
+    K: int
+    heads: int
+    kv_heads: int
+    I: int
+    V: int  # vocabulary
+    layer_matrices: int  # parameters of the matrices of one layer
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """Parameters and lengths of a config's generator."""
+
+    shape: Shape
+    parameters: int
+    embedding: int  # input embedding, and the head where it is not tied
+    hidden_matrices: int  # what Muon moves
+    flops_per_token: float  # forward and backward, recomputation not counted
+    width: int  # ids of the longest sequence, as padded
+    tokens_per_sample: float  # ids of a sequence with a caption of mean length
+    codes: int  # ids of a picture
+
+
+def generator_sizes(config: Config, *, caption_tokens: float = 0.0) -> Sizes:
+    """Exact counts on the meta device. Raises ValueError with `generator.pretrained`, whose shape is not in the config."""
+    if config.generator.pretrained:
+        raise ValueError(
+            f"generator.pretrained is {config.generator.pretrained}: the plan sizes generators trained from scratch; "
+            "give their width and depth, and generator.pretrained= (empty)"
+        )
+    vocabulary = plan_vocabulary(config)
+    slots = Slots(vocabulary.max_codes, vocabulary.max_text)
+    with torch.device("meta"):
+        model = make_generator(
+            config.generator, vocab_size=vocabulary.size, max_length=slots.size + vocabulary.max_text + 16, pad=0, bos=1, eos=2
+        )
+    c, layer = model.config, model.model.layers[0]
+    shape = Shape(
+        c.num_hidden_layers, c.hidden_size, c.num_attention_heads * c.head_dim, c.num_key_value_heads * c.head_dim, c.num_attention_heads,
+        c.num_key_value_heads, c.intermediate_size, c.vocab_size, sum(p.numel() for p in layer.parameters() if p.ndim == 2),
+    )  # fmt: skip
+    width = sequence_length(vocabulary, vocabulary.max_text)
+    return Sizes(
+        shape=shape, parameters=count_parameters(model), embedding=c.vocab_size * c.hidden_size * (1 if c.tie_word_embeddings else 2),
+        hidden_matrices=shape.L * shape.layer_matrices, flops_per_token=flops_per_token(model, width), width=width,
+        tokens_per_sample=width - vocabulary.max_text + (caption_tokens or vocabulary.max_text / 2), codes=slots.n_codes,
+    )  # fmt: skip
+
+
+def plan_vocabulary(config: Config) -> Vocabulary:
+    """The id space of a run: with the tags that its code shards name where they are there, else without styles and subjects."""
+    codes = checkpoint.read_record(Path(config.out) / "codes" / "codes.json")
+    side = config.image_tokenizer.image_size // config.image_tokenizer.downsample
+    grids = parse_grids(config.data.grids) or ((side, side),)
+    codes = codes or {"tag_counts": [], "codebook_size": config.image_tokenizer.codebook_size, "grid": grids[0], "grids": grids}
+    return build_vocabulary(config, SimpleNamespace(size=config.text_tokenizer.vocab_size, illegal_ids=[0]), codes)
+
+
+def sequence_length(vocabulary: Vocabulary, caption_tokens: int) -> int:
+    """Ids that the generator reads of a joint sequence (the last one is only a label) of the largest grid, every tag given."""
+    tags = Tags("style", "subject", "register", vocabulary.default_grid, "thing" if vocabulary.things else "")
+    structure = ("<bos>", "<boi>", "<eoi>", "<boc>", "<eoc>", "<eos>")
+    return len(structure) + len(tags.names()) + vocabulary.max_codes + caption_tokens - 1
+
+
+def count_samples(config: Config) -> int:
+    """Training pairs: of the run's code shards, else of `data.toy`, else of the image shards that are there; 0 where nothing is."""
+    codes = checkpoint.read_record(Path(config.out) / "codes" / "codes.json")
+    if codes is not None:
+        return codes["counts"]["train"]
+    if config.data.toy:
+        return config.data.toy
+    try:
+        return len(data.ShardIndex(data.expand_shards(config.data.train), one_of=data.IMAGE_SUFFIXES))
+    except FileNotFoundError:
+        return 0
+
+
+def mean_caption_tokens(config: Config, most: int = 512) -> float:
+    """Mean length of the first plain captions of the run's code shards in its text tokenizer's pieces; 0 where they are not there."""
+    out = Path(config.out)
+    tokenizer, shards = out / "text_tokenizer" / TEXT_TOKENIZER, sorted((out / "codes").glob("train-*.tar"))
+    if not tokenizer.is_file() or not shards:
+        return 0.0
+    encode, index = TextTokenizer.load(tokenizer).encode, data.ShardIndex(shards[:1], need=("json", data.CODES_SUFFIX))
+    lengths = [min(len(encode(index.read_json(i)["caption"])), config.data.max_caption_tokens) for i in range(min(most, len(index)))]
+    return sum(lengths) / len(lengths)
