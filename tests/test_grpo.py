@@ -233,6 +233,16 @@ def test_the_options_of_the_peers_train_too(checkpoint_folder, tmp_path):
     assert done.told[1]["train/grad_norm"] > 0 and (done.out / "checkpoint").is_dir()
 
 
+def test_descriptions_are_learned_to_be_drawn(shaped_folder, tmp_path):
+    """Pictures of several shapes, to prompts; judged by held-out ones."""
+    (tmp_path / "prompts.txt").write_text("".join(f"A {what}.\n" for what in ("disc", "square", "star", "ship", "tree")))
+    options = {"grpo__prompts": str(tmp_path / "prompts.txt"), "grpo__similar": 0.5, "grpo__eval_n": 4, "train__steps": 2}
+    done = Noted(write(tmp_path, shaped_folder, **options))
+    assert done.told[2]["train/grad_norm"] > 0 and done.told[2]["train/entropy_text"] == 0
+    assert json.loads((done.out / "real" / "report.json").read_text())["rewards"]["tests.test_grpo:paper"]["n"] == 4
+    assert tokun.load(done.out, device="cpu").sample(1, n=1, prompt="A ship.")[0].caption == "A ship."
+
+
 def test_it_stops_where_entropy_has_fallen_too_far(checkpoint_folder, tmp_path, monkeypatch):
     monkeypatch.setattr(grpo.GrpoStage, "summary", lambda self, *_: {"train/entropy_kept": 0.1, "reward/mean": 0.0, "train/kl": 0.0})
     done = Noted(write(tmp_path, checkpoint_folder, grpo__least_entropy=0.5, train__steps=5))
