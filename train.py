@@ -28,6 +28,7 @@ from tokun.training.health import Preempted
 from tokun.training.run import Run, hold_out, open_run, write_config
 from tokun.training.stages import stages_of
 from tokun.utils import checkpoint, console, lock
+from tokun.utils.errors import UserError
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -72,7 +73,7 @@ def draw_toy_pictures(config: Config) -> None:
     if not config.data.toy:
         return
     if config.data.train:
-        raise ValueError("data.toy and data.train are both set; choose one of them")
+        raise UserError("data.toy and data.train are both set; choose one of them")
     from data_tools import toy
 
     folder, side = Path(config.out) / "toy", config.image_tokenizer.image_size

@@ -24,6 +24,8 @@ from typing import Any
 
 from tqdm import tqdm
 
+from tokun.utils import console
+
 HOME = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(HOME))
 
@@ -251,4 +253,4 @@ def cell(values: list[float]) -> str:
 
 
 if __name__ == "__main__":
-    main()
+    console.run("benchmarks/ablations.py", main)

@@ -34,6 +34,7 @@ from tokun.evaluate.figures import bootstrap
 from tokun.evaluate.words import agreement
 from tokun.inference import preferences
 from tokun.inference.model import Tokun
+from tokun.tokenizers.sequences import Packed
 from tokun.tokenizers.vocabulary import Tags
 from tokun.training import adapters as tuning
 from tokun.training.codes import encode_shard
@@ -248,7 +249,7 @@ def untrained(args: argparse.Namespace, register: str) -> Tokun:
 def rewriting_nats(model: Tokun, rows: Sequence[tuple[str, str]], register: str) -> np.ndarray:
     """(rows, 2): nats of each caption and its end given the description, over legal ids, and how many they are."""
     packed = pack_rows(rows, model, model.vocabulary, register)
-    nats = model._span_nll([p.input_ids[:-1] for p in packed], [p.prompt for p in packed], 32)
+    nats = model.span_nll([Packed(p.input_ids[:-1], p.prompt) for p in packed])
     return np.stack([nats, [len(p.input_ids) - 1 - p.prompt for p in packed]], 1)
 
 

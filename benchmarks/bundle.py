@@ -30,7 +30,7 @@ from tokun.inference.model import BUNDLED
 from tokun.inference.model_card import model_card
 from tokun.training.reconstruction import inspect_image_tokenizer
 from tokun.training.shapes import held_out_pictures
-from tokun.utils import checkpoint
+from tokun.utils import checkpoint, console
 
 LIMIT = 48 * 2**20
 HEADING = "\n## Sheets"
@@ -133,4 +133,4 @@ def data_text(tables: list[Path]) -> str:
 
 
 if __name__ == "__main__":
-    main()
+    console.run("benchmarks/bundle.py", main)

@@ -19,6 +19,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from tokun.evaluate import figures, recognition
 from tokun.evaluate.features import last_layer
 from tokun.evaluate.material import described, squares
+from tokun.utils import console
 
 
 def main() -> None:
@@ -42,4 +43,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    console.run("benchmarks/ceiling.py", main)

@@ -24,6 +24,9 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 
+from tokun.utils import console
+from tokun.utils.errors import UserError
+
 ROOT = Path(__file__).resolve().parent.parent
 SET = "# set:"  # begins a part of the labels
 SHARDS = ("engravings", "engravings-128")
@@ -50,7 +53,7 @@ class Verdict:
 
 
 def read_labels(path: Path) -> list[Label]:
-    """Raises ValueError for a line without four columns or a label that is neither 0 nor 1, and for a path given twice."""
+    """Raises UserError for a line without four columns or a label that is neither 0 nor 1, and for a path given twice."""
     labels: dict[str, Label] = {}
     part = "all"
     for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
@@ -59,7 +62,7 @@ def read_labels(path: Path) -> list[Label]:
             continue
         cells = line.split("\t")
         if len(cells) != 4 or cells[1] not in ("0", "1") or cells[0] in labels:
-            raise ValueError(f"{path}, line {number}: {line!r} is no new path, 0 or 1, kind and note between tabs")
+            raise UserError(f"{path}, line {number}: {line!r} is no new path, 0 or 1, kind and note between tabs")
         labels[cells[0]] = Label(cells[0], cells[1] == "1", cells[2], cells[3], part)
     return list(labels.values())
 
@@ -180,4 +183,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    console.run("benchmarks/cleaning.py", main)

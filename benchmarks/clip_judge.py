@@ -38,6 +38,8 @@ from tokun.evaluate import coherence, figures, recognition
 from tokun.evaluate.figures import Figure
 from tokun.evaluate.material import Table, described, read_table, squares
 from tokun.inference.clip import Clip
+from tokun.utils import console
+from tokun.utils.errors import UserError
 from tokun.utils.extras import need
 
 SIZE = 64  # pixels that the network sees
@@ -84,7 +86,7 @@ def read(pattern: str, size: int, table: Table | None = None) -> tuple[Tensor, l
     """Centred squares uint8 (n, 1, size, size) and their plain captions, or those of `table`. Pairs that are broken or without words are left out."""
     pairs = [(np.asarray(picture)[None], text) for _, picture, text in described(pattern, squares(size), table=table)]
     if not pairs:
-        raise ValueError(f"no pair of {pattern} can be used: it takes pictures that open, with captions")
+        raise UserError(f"no pair of {pattern} can be used: it takes pictures that open, with captions")
     return torch.from_numpy(np.stack([picture for picture, _ in pairs])), [text for _, text in pairs]
 
 
@@ -187,7 +189,7 @@ def resume(folder: Path, model: Any, optimizer: torch.optim.Optimizer) -> tuple[
     try:
         model.load_state_dict(state["model"])
     except RuntimeError as error:
-        raise ValueError(f"{folder} holds a judge of another --size: name another --out") from error
+        raise UserError(f"{folder} holds a judge of another --size: name another --out") from error
     optimizer.load_state_dict(state["optimizer"])
     return state["step"], state["spent"]
 
@@ -206,4 +208,4 @@ def retrieval(clip: Clip, pictures: Tensor, captions: list[str], seed: int) -> l
 
 
 if __name__ == "__main__":
-    main()
+    console.run("benchmarks/clip_judge.py", main)

@@ -35,6 +35,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from data_tools import toy  # noqa: E402
+from tokun.utils import console  # noqa: E402
 
 PER_FOLDER = 1000
 
@@ -378,4 +379,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    console.run("benchmarks/data_tools.py", main)

@@ -21,6 +21,8 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
+from tokun.utils import console
+
 BATCHES = 8
 HELD = """
 import json, sys, time
@@ -102,4 +104,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    console.run("benchmarks/image_tokenizer.py", main)

@@ -30,6 +30,7 @@ from tokun.evaluate.features import SMALLEST, stack
 from tokun.inference import latents
 from tokun.inference.model import Pair, Tokun
 from tokun.models.losses import SqueezeNetDistance
+from tokun.utils import console
 
 
 def main() -> None:
@@ -84,4 +85,4 @@ def nats(pair: Pair) -> float:
 
 
 if __name__ == "__main__":
-    main()
+    console.run("benchmarks/interpolation.py", main)

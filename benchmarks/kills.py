@@ -29,6 +29,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from data_tools import toy  # noqa: E402
+from tokun.utils import console  # noqa: E402
 from tokun.utils.checkpoint import TrainerStates  # noqa: E402
 
 SETTINGS = {
@@ -169,4 +170,4 @@ def main(argv: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    console.run("benchmarks/kills.py", main)

@@ -42,9 +42,11 @@ from data_tools import toy  # noqa: E402
 from tokun import data  # noqa: E402
 from tokun.config import Config, load_config  # noqa: E402
 from tokun.models.generator import can_compile, compile_layers, make_generator, tune_for  # noqa: E402
+from tokun.tokenizers import sequences  # noqa: E402
 from tokun.tokenizers.text import TextTokenizer  # noqa: E402
 from tokun.tokenizers.vocabulary import Vocabulary  # noqa: E402
 from tokun.training import optim  # noqa: E402
+from tokun.utils import console  # noqa: E402
 
 PER_SHARD, DISTINCT = 1000, 20
 
@@ -129,7 +131,7 @@ def training(config: Config, paths: list[Path], kept: Path | None, steps: int) -
     batches, train = make_batches(config, paths, kept), config.train
     v, device = batches.vocabulary, torch.device("cuda" if torch.cuda.is_available() else "cpu")
     model = make_generator(
-        config.generator, vocab_size=v.size, max_length=v.default_grid[0] * v.default_grid[1] + 2 * v.max_text + 32,
+        config.generator, vocab_size=v.size, max_length=sequences.most_positions(v),
         pad=v.id("<pad>"), bos=v.id("<bos>"), eos=v.id("<eos>"),
     ).to(device)  # fmt: skip
     tune_for(model, device)
@@ -234,4 +236,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    console.run("benchmarks/loader.py", main)

@@ -35,6 +35,8 @@ from tokun.evaluate.material import MULTIPLE, VIEWS, Table, described, read_tabl
 from tokun.evaluate.recognition import Judge
 from tokun.render import grids
 from tokun.tokenizers.image import ImageTokenizer
+from tokun.utils import console
+from tokun.utils.errors import UserError
 
 ROWS = 16  # sheet: original and reconstruction
 
@@ -93,7 +95,7 @@ def opened(args: argparse.Namespace, network: Features, table: Table | None) -> 
     if args.cache.is_file():
         kept = np.load(args.cache)
         if str(kept["settings"]) != settings:
-            raise ValueError(f"{args.cache} was made with other settings ({kept['settings']}); name another --cache, or remove it")
+            raise UserError(f"{args.cache} was made with other settings ({kept['settings']}); name another --cache, or remove it")
         return Judge.from_arrays(kept), {name: (kept[f"vectors {name}"], json.loads(str(kept[f"texts {name}"]))) for name in args.held_out}
     start = time.monotonic()
     cut = VIEWS[args.view](args.size)
@@ -160,4 +162,4 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
 
 
 if __name__ == "__main__":
-    main()
+    console.run("benchmarks/recognition.py", main)

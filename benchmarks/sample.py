@@ -37,7 +37,9 @@ from tokun.config import load_config
 from tokun.inference import decoder, latents, sampling
 from tokun.inference.sampling import Choice
 from tokun.models.generator import make_generator
-from tokun.tokenizers.vocabulary import STATES, Tags, Vocabulary
+from tokun.tokenizers import sequences
+from tokun.tokenizers.vocabulary import Tags, Vocabulary
+from tokun.utils import console
 from tokun.utils.memory import keep_memory
 
 LADDER = Path(__file__).resolve().parent.parent / "configs" / "ladder"
@@ -156,7 +158,7 @@ def compare(model: Any, vocabulary: Vocabulary, batch: int, rounds: int) -> dict
 
 def prompt(vocabulary: Vocabulary, batch: int) -> Tensor:
     style = vocabulary.styles[0]
-    ids = [*vocabulary.prefix(Tags(style, "", "plain", vocabulary.default_grid)), vocabulary.id("<boi>")]
+    ids = sequences.image_prompt(vocabulary, Tags(style, "", "plain", vocabulary.default_grid))
     return torch.tensor([ids] * batch)
 
 
@@ -188,20 +190,18 @@ class Legal:
 
     def __init__(self, vocabulary: Vocabulary, given: Tensor):
         rows, columns = vocabulary.default_grid
-        self.vocabulary, self.read = vocabulary, 0
-        self.table = sampling._tables(vocabulary, (vocabulary.id("<boq>"),), (), given.device, vocabulary.size)[1]
-        self.limits = torch.tensor(
-            [rows * columns if s in ("image", "drawn") else vocabulary.max_text for s in STATES], device=given.device
-        )
+        self.size, self.n_codes, self.read = vocabulary.size, rows * columns, 0
+        self.grammar = vocabulary.grammar.on(given.device)
+        self.table = self.grammar.chosen_from((vocabulary.id("<boq>"),), (), vocabulary.size)[1]
         self.states = torch.zeros(len(given), dtype=torch.long, device=given.device)
         self.lengths = torch.zeros_like(self.states)
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
         for ids in input_ids.T[self.read :]:
-            self.states, self.lengths = self.vocabulary.advance(self.states, self.lengths, ids)
+            self.states, self.lengths = self.grammar.advance(self.states, self.lengths, ids)
         self.read = input_ids.shape[1]
-        case = 3 * self.states + torch.where(self.lengths >= self.limits[self.states], 2, (self.lengths > 0).long())
-        return scores[:, : self.vocabulary.size].masked_fill(~self.table[case], -torch.inf)
+        case = self.grammar.case(self.states, self.lengths, self.grammar.limit(self.states, self.n_codes))
+        return scores[:, : self.size].masked_fill(~self.table[case], -torch.inf)
 
 
 # --- what the machine allows ----------------------------------------------------------------------------------------
@@ -254,4 +254,4 @@ def row(line: dict[str, Any]) -> str:
 
 
 if __name__ == "__main__":
-    main()
+    console.run("benchmarks/sample.py", main)

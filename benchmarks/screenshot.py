@@ -11,6 +11,7 @@ from pathlib import Path
 
 import tokun
 from tokun.app import page as app
+from tokun.utils import console
 from tokun.utils.extras import need
 
 
@@ -48,4 +49,4 @@ def photograph(address: str, taken: int, out: Path) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    console.run("benchmarks/screenshot.py", main)

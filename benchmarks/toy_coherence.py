@@ -24,6 +24,7 @@ import tokun
 from benchmarks.toy_judge import judge_accuracy, train_judge
 from data_tools.toy import parse_caption
 from tokun.evaluate import coherence
+from tokun.utils import console
 
 
 def main() -> None:
@@ -77,4 +78,4 @@ def pmi_ranks(model: tokun.Tokun, pairs: list, *, rivals: int, seed: int) -> lis
 
 
 if __name__ == "__main__":
-    main()
+    console.run("benchmarks/toy_coherence.py", main)

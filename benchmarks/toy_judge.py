@@ -28,6 +28,8 @@ from torch import Tensor, nn
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # so that the pasted command works uninstalled
 from data_tools.toy import GROUNDS, HATCHINGS, SHAPES, draw
+from tokun.utils import console
+from tokun.utils.errors import UserError
 
 MOST = 3  # of one kind in a picture
 TRAIN_SEED, TEST_SEED = 7_000_000_000, 8_000_000_000  # toy seeds that nobody else draws from
@@ -72,10 +74,10 @@ class Judge(nn.Module):
     def judge(self, images: Tensor, batch_size: int = 256) -> list[dict]:
         """What each picture shows: `{"shapes": sorted multiset, "hatching", "ground"}`, as `parse_caption` tells it.
 
-        images: float (B, 1, S, S) in [-1, 1]. Raises ValueError for another shape.
+        images: float (B, 1, S, S) in [-1, 1]. Raises UserError for another shape.
         """
         if images.ndim != 4 or images.shape[1:] != (1, self.side, self.side):
-            raise ValueError(f"expected (B, 1, {self.side}, {self.side}), got {tuple(images.shape)}; average the colours")
+            raise UserError(f"expected (B, 1, {self.side}, {self.side}), got {tuple(images.shape)}; average the colours")
         self.eval()
         verdicts = []
         for part in images.to(self.ground.weight).split(batch_size):
@@ -211,7 +213,7 @@ def judge_accuracy(
     pictures, truths = toy_pictures(TEST_SEED + seed, n, judge.side)
     kept = [row for row in range(n) if pictures[row].numpy().tobytes() not in known]
     if not kept:
-        raise ValueError(f"all {n} pictures are known: ask for a larger n")
+        raise UserError(f"all {n} pictures are known: ask for a larger n")
     images, truths = to_float(pictures[kept]), [truths[row] for row in kept]
     if strength > 0:
         images = blur_and_noise(images, torch.Generator().manual_seed(seed), strength)
@@ -247,4 +249,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    console.run("benchmarks/toy_judge.py", main)

@@ -51,12 +51,13 @@ from tokun.inference.model import TEXT_TOKENIZER  # noqa: E402
 from tokun.models import generator, losses  # noqa: E402
 from tokun.planner.measure import measure_memory  # noqa: E402
 from tokun.planner.memory import planned_memory  # noqa: E402
+from tokun.tokenizers import sequences  # noqa: E402
 from tokun.tokenizers.image import ImageTokenizer  # noqa: E402
 from tokun.tokenizers.text import TextTokenizer  # noqa: E402
 from tokun.training import engine, health, optim  # noqa: E402
 from tokun.training.generator import build_vocabulary, train_generator  # noqa: E402
 from tokun.training.run import open_run  # noqa: E402
-from tokun.utils import checkpoint  # noqa: E402
+from tokun.utils import checkpoint, console  # noqa: E402
 
 SAMPLES = 4096
 PARTS = ("text_tokenizer", "image_tokenizer", "codes")
@@ -150,7 +151,7 @@ class Setting:
         model = generator.make_generator(
             c.generator,
             vocab_size=v.size,
-            max_length=self.slots.size + v.max_text + 16,
+            max_length=sequences.most_positions(v),
             pad=v.id("<pad>"),
             bos=v.id("<bos>"),
             eos=v.id("<eos>"),
@@ -495,4 +496,4 @@ def main(argv: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    console.run("benchmarks/train.py", main)

@@ -23,6 +23,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from tokun.utils import console
+
 ROOT = Path(__file__).resolve().parent.parent
 HOSTS = {"tokun-a": "10.77.0.1", "tokun-b": "10.77.0.2"}
 PORT = 29500
@@ -154,4 +156,4 @@ def show(what: str, found: float, expected: float) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    console.run("benchmarks/two_hosts.py", main)

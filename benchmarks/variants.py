@@ -22,7 +22,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import numpy as np
 
 from tokun import data
-from tokun.tokenizers.vocabulary import Packed
+from tokun.tokenizers.sequences import Packed
 from tokun.utils import console
 
 Replaced = list[tuple[Any, str, Callable[..., Any]]]  # owner, attribute, what stands there instead

@@ -28,6 +28,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from tokun.utils import console
+
 ROOT = Path(__file__).resolve().parent.parent
 PARTS = ("text_tokenizer", "image_tokenizer", "codes")
 
@@ -270,4 +272,4 @@ def show(name: str, result: dict[str, Any], plain: dict[str, Any]) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    console.run("benchmarks/zero.py", main)

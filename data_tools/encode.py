@@ -11,16 +11,17 @@ again, and the bytes are the same whatever ran the tasks.
 from __future__ import annotations
 
 import argparse
-import sys
 
 from tqdm import tqdm
 
-from data_tools.pipeline.engine import ENGINES, WorkerDied, open_engine
+from data_tools.pipeline.engine import ENGINES, open_engine
 from tokun.config import load_config
 from tokun.training.codes import codes_tasks, encode_shards, run_codes_task
 from tokun.training.engine import end_processes, start_processes
 from tokun.training.health import Preempted
 from tokun.training.run import Run, open_run
+from tokun.utils import console
+from tokun.utils.errors import UserError
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -47,7 +48,7 @@ def main(argv: list[str] | None = None) -> None:
 def encode_elsewhere(run: Run, args: argparse.Namespace) -> None:
     """Run the tasks on several processes or machines; `encode_shards` then finds them done."""
     if run.world > 1:
-        raise ValueError(f"--engine {args.engine} --workers {args.workers}: leave these out under a launcher of processes")
+        raise UserError(f"--engine {args.engine} --workers {args.workers}: leave these out under a launcher of processes")
     tasks = codes_tasks(run)
     with open_engine(args.engine, workers=args.workers, address=args.ray_address, gpus=args.gpus_per_task) as engine:
         for number, skipped in tqdm(engine.run(run_codes_task, tasks), total=len(tasks), desc="codes", unit="shard"):
@@ -56,7 +57,4 @@ def encode_elsewhere(run: Run, args: argparse.Namespace) -> None:
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except (ValueError, OSError, ImportError, WorkerDied) as error:
-        sys.exit(f"data_tools.encode: {error}")
+    console.run("data_tools.encode", main)

@@ -29,6 +29,8 @@ from data_tools.pipeline.advice import alike
 from data_tools.pipeline.output import RECORD
 from tokun.data.shards import key_and_suffix
 from tokun.render.grids import captioned_grid
+from tokun.utils import console
+from tokun.utils.errors import BadSample, UserError
 
 IMAGE_EXTENSIONS = ("webp", "png", "jpg", "jpeg")
 CODES = "codes.npy"
@@ -131,9 +133,9 @@ def read_record(pair: Pair, damaged: list[Damage]) -> dict[str, Any]:
     try:
         record = json.loads(pair.members["json"])
         if not isinstance(record, dict):
-            raise ValueError("it is no object")
+            raise BadSample("it is no object")
         if not isinstance(record.get("caption"), str):
-            raise ValueError("it has no caption")
+            raise BadSample("it has no caption")
     except (ValueError, RecursionError) as error:
         damaged.append(Damage(pair.shard.name, f"{pair.key}.json", f"invalid JSON: {error}"))
         return {}
@@ -163,7 +165,7 @@ def read_codes(pair: Pair, damaged: list[Damage]) -> np.ndarray | None:
     try:
         codes = np.load(io.BytesIO(pair.members[CODES]), allow_pickle=False)
         if codes.dtype != np.uint16 or codes.ndim != 2 or not codes.size:
-            raise ValueError(f"they are {codes.dtype} of shape {codes.shape}, not uint16 (views, N)")
+            raise BadSample(f"they are {codes.dtype} of shape {codes.shape}, not uint16 (views, N)")
     except (ValueError, OSError, EOFError) as error:
         damaged.append(Damage(pair.shard.name, f"{pair.key}.{CODES}", f"unreadable codes: {error}"))
         return None
@@ -178,7 +180,7 @@ def read_beside(folder: Path, name: str, damaged: list[Damage]) -> dict[str, Any
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
         if not isinstance(value, dict):
-            raise ValueError("it is no object")
+            raise BadSample("it is no object")
     except (ValueError, OSError, RecursionError) as error:
         damaged.append(Damage(name, "", f"invalid JSON: {error}"))
         return {}
@@ -346,9 +348,9 @@ def describe(inventory: Inventory) -> str:
 
 
 def write_sheet(inventory: Inventory, path: Path) -> None:
-    """Draw the kept pictures with their captions. Raises ValueError when there are none."""
+    """Draw the kept pictures with their captions. Raises UserError when there are none."""
     if not inventory.sheet:
-        raise ValueError("--sheet needs pictures, and these shards hold none that can be read (code shards have only codes)")
+        raise UserError("--sheet needs pictures, and these shards hold none that can be read (code shards have only codes)")
     images, captions = zip(*inventory.sheet)
     captioned_grid(images, captions, columns=8, cell=192).save(path)
 
@@ -359,16 +361,16 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--verify", action="store_true", help="decode every member; exit 1 if anything is damaged")
     parser.add_argument("--sheet", type=Path, metavar="FILE.png", help=f"draw {SHEET} pictures with their captions")
     args = parser.parse_args(argv)
-    try:
-        shards = find_shards(args.shards)
-        inventory = take_inventory(shards, verify=args.verify, sheet=SHEET if args.sheet else 0)
-        print(describe(inventory))
-        if args.sheet:
-            write_sheet(inventory, args.sheet)
-            print(f"sheet       {args.sheet}")
-    except (ValueError, OSError) as error:
-        print(f"inspect: {error}", file=sys.stderr)
-        return 2
+    return console.status("inspect", lambda: inspect(args))
+
+
+def inspect(args: argparse.Namespace) -> int:
+    shards = find_shards(args.shards)
+    inventory = take_inventory(shards, verify=args.verify, sheet=SHEET if args.sheet else 0)
+    print(describe(inventory))
+    if args.sheet:
+        write_sheet(inventory, args.sheet)
+        print(f"sheet       {args.sheet}")
     if not args.verify:
         if inventory.damaged:
             print(f"damaged     {len(inventory.damaged):,} found on the way: list them all with --verify")

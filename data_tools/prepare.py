@@ -34,7 +34,7 @@ from data_tools.images.pictures import OF_OPENCV, opencv
 from data_tools.pipeline.advice import first_word, steps, write_captions_to_fill
 from data_tools.pipeline.chunks import KEPT, Settings, Shard, measure_chunk, rows_name, write_shard
 from data_tools.pipeline.disk import DiskDict
-from data_tools.pipeline.engine import ENGINES, Engine, WorkerDied, open_engine
+from data_tools.pipeline.engine import ENGINES, Engine, open_engine
 from data_tools.pipeline.manifest import MANIFEST, manifest
 from data_tools.pipeline.output import PARTIAL, PUBLISH, RECORD, begin, publish, refuse_other_shards
 from data_tools.pipeline.settle import Columns, Settled, settle, shards_to_write
@@ -43,6 +43,8 @@ from data_tools.pipeline.tasks import Progress, Tasks
 from data_tools.readers import READERS, Listing, Options, PictureError, choose_reader, read_picture, shown
 from data_tools.readers.survey import RECOGNISED
 from data_tools.readers.tables import with_captions
+from tokun.utils import console
+from tokun.utils.errors import UserError
 from tokun.utils.extras import need
 from tokun.utils.lock import alone_in
 from tokun.utils.memory import keep_memory
@@ -120,7 +122,7 @@ def prepare(
     """Turn the pictures of `source` into shards, a manifest and a report in `out`. The story of this file, top to bottom.
 
     `reader` is a name in READERS, or "auto"; `root` is where the paths in a table start, `tables` how tables are read. Raises FileNotFoundError or
-    ValueError, with the way out, when the source is missing or holds no picture, when a table of captions cannot be
+    UserError, with the way out, when the source is missing or holds no picture, when a table of captions cannot be
     read, or when `out` holds something else; WorkerDied when a worker was killed. Running again goes on where it stopped.
     """
     source, work = source if is_url(source) else Path(source), work or Work()
@@ -171,9 +173,9 @@ def check_folders(source: Path | str, out: Path | str) -> None:
     if is_url(out) or is_url(source):
         return
     if Path(out).exists() and not Path(out).is_dir():
-        raise ValueError(f"--out {out} is a file: name a folder")
+        raise UserError(f"--out {out} is a file: name a folder")
     if Path(out).resolve() == Path(source).resolve():
-        raise ValueError(f"--out {out} is SOURCE itself: name another folder")
+        raise UserError(f"--out {out} is SOURCE itself: name another folder")
 
 
 def check_listing(listing: Listing, source: Path | str, settings: Settings) -> None:
@@ -181,7 +183,7 @@ def check_listing(listing: Listing, source: Path | str, settings: Settings) -> N
         there = "".join(f"; {count:,} {reason}" for reason, count in Counter(listing.unread.values()).most_common(3))
         raise FileNotFoundError(f"no pictures found in {source}: see --reader for what can be read{there}")
     if not settings.style and not all(one.style or one.problem for one in listing.found):
-        raise ValueError(f"--style is needed: {source} does not say the style of every picture. Add --style engraving, or another tag")
+        raise UserError(f"--style is needed: {source} does not say the style of every picture. Add --style engraving, or another tag")
 
 
 def make(aside: Store, listing: Listing, settings: Settings, engine: Engine, record: dict[str, Any], *, progress: bool) -> None:
@@ -327,17 +329,15 @@ def main(argv: list[str] | None = None) -> int:
     command = sys.argv[1:] if argv is None else list(argv)
     args = at_home(parse(argv))
     keep_memory()
+    return console.status("prepare", lambda: run(args, command))
+
+
+def run(args: argparse.Namespace, command: list[str]) -> int:
     options = {name: value for name, value in vars(args).items() if name in Settings.__dataclass_fields__ and name != "source"}
     work = Work(workers=args.workers, engine=args.engine, ray_address=args.ray_address, progress=True)
-    try:
-        settings = Settings(source=args.name, **options)
-        tables = Tables(encoding=args.encoding, quoting=args.quoting, captions=args.captions)
-        made = prepare(
-            args.source, args.out, settings, reader=args.reader, root=args.root, tables=tables, work=work, overwrite=args.overwrite
-        )
-    except (ValueError, OSError, ImportError, WorkerDied) as error:
-        print(f"prepare: {error}", file=sys.stderr)
-        return 2
+    settings = Settings(source=args.name, **options)
+    tables = Tables(encoding=args.encoding, quoting=args.quoting, captions=args.captions)
+    made = prepare(args.source, args.out, settings, reader=args.reader, root=args.root, tables=tables, work=work, overwrite=args.overwrite)
     print(made.table())
     if not made.kept:
         print(f"prepare: no picture was kept; {args.out}/{MANIFEST} has the reason of each", file=sys.stderr)

@@ -33,14 +33,16 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from data_tools.caption import checked_shards
 from data_tools.captioning.from_table import split_of
 from data_tools.captioning.journal import read_record, write_shard, write_whole
 from data_tools.captioning.registers import facts_of
+from data_tools.captioning.run import checked_shards
 from data_tools.inspect import Pair, open_image, read_pairs
 from data_tools.text.things import BEFORE, NUMBERS, Lexicon, tokens_of
 from data_tools.text.yes_or_no import PEOPLE, Shown, is_this, named, with_article
 from tokun.tokenizers.wordings import SHOWS
+from tokun.utils import console
+from tokun.utils.errors import UserError, reading
 
 WORDINGS = {
     "what": ("What is shown?", "What does the picture show?", "What can be seen here?"),
@@ -251,15 +253,18 @@ def asked(shard: Path, seed: int, counts: Counter[str], plans: dict[tuple[str, s
 
 
 def ask(paths: list[Path], out: Path, seed: int = 0) -> Counter[str]:
-    """Write the shards of `paths` with questions into `out`. Raises ValueError when `out` is their own folder, or holds those of another seed."""
+    """Write the shards of `paths` with questions into `out`. Raises UserError when `out` is their own folder, or holds those of another seed."""
     shards = checked_shards(paths, out)
     out.mkdir(parents=True, exist_ok=True)
     record = out / "questions.json"
     settings = {"version": VERSION, "seed": seed, "shards": {shard.name: shard.stat().st_size for shard in shards}}
-    if record.exists() and json.loads(record.read_text()) != settings:
-        raise ValueError(
-            f"--out {out} holds questions of other shards, another seed or an older version ({record.name}): name another folder"
-        )
+    if record.exists():
+        with reading(record, "Delete it, or name another --out"):
+            same = json.loads(record.read_text()) == settings
+        if not same:
+            raise UserError(
+                f"--out {out} holds questions of other shards, another seed or an older version ({record.name}): name another folder"
+            )
     write_whole(record, json.dumps(settings, indent=1) + "\n")
     counts: Counter[str] = Counter()
     todo = [shard for shard in shards if not (out / shard.name).exists()]
@@ -278,13 +283,12 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, required=True, metavar="DIR")
     parser.add_argument("--seed", type=int, default=0, help="of the wordings (%(default)s)")
     args = parser.parse_args(argv)
-    try:
+
+    def write() -> None:
         counts = ask(args.shards, args.out, args.seed)
-    except (ValueError, OSError) as error:
-        print(f"data_tools.questions: {error}", file=sys.stderr)
-        return 1
-    print(f"data_tools.questions: {', '.join(f'{count:,} {what}' for what, count in counts.items())} in {args.out}")
-    return 0
+        print(f"data_tools.questions: {', '.join(f'{count:,} {what}' for what, count in counts.items())} in {args.out}")
+
+    return console.status("data_tools.questions", write)
 
 
 if __name__ == "__main__":

@@ -34,6 +34,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from tokun.utils.errors import UserError
 from tokun.utils.extras import need
 
 TABLE_SUFFIXES = (".csv", ".tsv", ".tab", ".jsonl", ".ndjson", ".parquet")
@@ -49,7 +50,7 @@ SHOWN = 80  # characters of a faulty line in an error
 MOST_CHARACTERS = 1 << 20  # of one cell
 
 
-class TableError(ValueError):
+class TableError(UserError):
     """What is wrong with a table, where, and the way out, in one line."""
 
 
@@ -88,15 +89,15 @@ def read_table(
 
     open_file: opens it for reading bytes, from the start, where it is no plain file of this name. encoding: of CSV, TSV and JSONL.
     quoting: auto, none (fields stand as they are) or csv, for text. separator: of fields; "": by suffix and head.
-    Raises TableError (a ValueError) for what cannot be read, OSError for a file that is not there.
+    Raises TableError (a UserError) for what cannot be read, OSError for a file that is not there.
     """
     path = Path(path)
     if quoting not in QUOTING:
-        raise ValueError(f"quoting {quoting!r} is unknown: give {', '.join(QUOTING)}")
+        raise UserError(f"quoting {quoting!r} is unknown: give {', '.join(QUOTING)}")
     try:
         codecs.lookup(encoding)
     except LookupError as error:
-        raise ValueError(f"encoding {encoding!r} is unknown: give utf-8, utf-16, cp1252, latin-1 …") from error
+        raise UserError(f"encoding {encoding!r} is unknown: give utf-8, utf-16, cp1252, latin-1 …") from error
     opener = open_file or (lambda: path.open("rb"))
     suffix = path.suffix.lower()
     if suffix == ".parquet":

@@ -28,6 +28,9 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw
 
+from tokun.utils import console
+from tokun.utils.errors import UserError
+
 SHAPES = ("disc", "square", "triangle", "star", "tree", "house", "ship", "moon", "mountain")
 SCENERY = frozenset({"tree", "house", "ship", "moon", "mountain"})
 HATCHINGS = ("parallel", "cross", "stipple")
@@ -67,7 +70,7 @@ class Scene:
 
 def _rng(seed: int, index: int) -> np.random.Generator:
     if min(seed, index) < 0 or max(seed, index) >= 2**64:
-        raise ValueError(f"seed and index must lie in 0..2**64-1, got seed={seed}, index={index}")
+        raise UserError(f"seed and index must lie in 0..2**64-1, got seed={seed}, index={index}")
     return np.random.Generator(np.random.Philox(key=np.array([seed, index], dtype=np.uint64)))
 
 
@@ -337,10 +340,10 @@ def parse_caption(caption: str) -> dict:
 def draw(seed: int, index: int, side: int = 64) -> tuple[Image.Image, dict]:
     """Item `index` of `seed`: a picture ('L', side x side) and its record (the shard's JSON, less `sha256`).
 
-    The record does not depend on `side`. Raises ValueError for a side that the toy cannot be drawn at.
+    The record does not depend on `side`. Raises UserError for a side that the toy cannot be drawn at.
     """
     if side % 16 or not 32 <= side <= 256:
-        raise ValueError(f"side must be a multiple of 16 from 32 to 256, got {side}; try 64")
+        raise UserError(f"side must be a multiple of 16 from 32 to 256, got {side}; try 64")
     rng = _rng(seed, index)
     scene = _plan(rng)
     plain, poetic, ground_stated = _describe(scene, rng)
@@ -414,18 +417,18 @@ def _write_shard(path: Path, seed: int, indices: range, side: int) -> None:
 def write_shards(out_dir: str | Path, n: int, seed: int, side: int, prefix: str = "train", shard_size: int = 1000) -> list[Path]:
     """Write items 0..n-1 of `seed` as WebDataset shards `PREFIX-00000.tar …`; returns their paths in order.
 
-    Each shard is written aside and renamed; shards that are already whole are left as they are. Raises ValueError if
+    Each shard is written aside and renamed; shards that are already whole are left as they are. Raises UserError if
     `out_dir` holds further shards of this prefix, which a reader's glob would mix in.
     """
     if n < 1 or shard_size < 1:
-        raise ValueError(f"n and shard_size must be at least 1, got n={n}, shard_size={shard_size}")
+        raise UserError(f"n and shard_size must be at least 1, got n={n}, shard_size={shard_size}")
     out_dir = Path(out_dir)
     out_dir.mkdir(parents=True, exist_ok=True)
     parts = [range(start, min(start + shard_size, n)) for start in range(0, n, shard_size)]
     paths = [out_dir / f"{prefix}-{k:05d}.tar" for k in range(len(parts))]
     strangers = sorted(set(out_dir.glob(f"{prefix}-" + "[0-9]" * 5 + ".tar")) - set(paths))
     if strangers:
-        raise ValueError(f"{strangers[0]} lies beyond the {len(paths)} shards asked for: remove it, or use another --out")
+        raise UserError(f"{strangers[0]} lies beyond the {len(paths)} shards asked for: remove it, or use another --out")
     for path, indices in zip(paths, parts):
         if not _is_whole(path, seed, indices, side):
             _write_shard(path, seed, indices, side)
@@ -446,4 +449,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    console.run("data_tools.toy", main)

@@ -17,6 +17,7 @@ from tokun.config import GeneratorConfig, ImageTokenizerConfig
 from tokun.data import to_float
 from tokun.inference.model import Tokun
 from tokun.models.generator import make_generator
+from tokun.tokenizers.grammar import GRAMMAR, IMAGE_STATES, TEXT_STATES
 from tokun.tokenizers.image import ImageTokenizer
 from tokun.tokenizers.text import TextTokenizer
 from tokun.tokenizers.vocabulary import Vocabulary
@@ -152,3 +153,19 @@ def sigterm_keeps_its_meaning():
     before = signal.getsignal(signal.SIGTERM)
     yield
     signal.signal(signal.SIGTERM, before)
+
+
+def slow_next(v, state, token, spans, tags):
+    """The state after an id, by GRAMMAR and the rules that grammar.py states, said once more one id at a time; None where it may not stand there.
+
+    `spans` are the ids of each state so far, `tags` may hold the grid.
+    """
+    kind, length = v.class_of(token), len(spans.get(state, ()))
+    target, (rows, columns) = dict(GRAMMAR[state]).get(kind), tags.get("grid") or v.default_grid
+    if state in IMAGE_STATES:
+        wrong = (kind == "code") == (length == rows * columns)
+    elif state in TEXT_STATES and target != state:
+        wrong = length == 0
+    else:
+        wrong = kind == "text" and (length >= v.max_text or token in v.illegal_text)
+    return None if wrong else target

@@ -8,6 +8,7 @@ from benchmarks import variants
 from benchmarks.ablations import GENERATOR, HOME, STEPS, TOKENIZER, VARIANT, table
 from tokun import data
 from tokun.config import load_config
+from tokun.tokenizers import sequences
 from tokun.tokenizers.vocabulary import Tags, Vocabulary
 
 
@@ -40,7 +41,9 @@ def test_rows_with_a_variant_or_more_steps_are_rows_of_the_table():
 def test_pictures_alone_end_with_their_picture_under_their_subject(monkeypatch, task):
     v = Vocabulary(text_size=9, codebook_size=4, styles=("etching",), subjects=("dog",), grids=((2, 2),), max_text=8)
     batches = type("Batches", (), {"vocabulary": v})()
-    monkeypatch.setattr(data.TokenBatches, "pack", lambda self, record, rng: getattr(v, task)(Tags("etching", "dog"), [3, 0, 1, 2], [5, 6]))
+    monkeypatch.setattr(
+        data.TokenBatches, "pack", lambda self, record, rng: getattr(sequences, task)(v, Tags("etching", "dog"), [3, 0, 1, 2], [5, 6])
+    )
     stock = data.TokenBatches.pack
     with variants.applied("pictures"):
         ids = data.TokenBatches.pack(batches, None, None).input_ids

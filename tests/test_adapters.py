@@ -17,6 +17,7 @@ from tokun.config import GeneratorConfig, from_dict, load_config
 from tokun.inference import adapters, decoder
 from tokun.inference.model import Tokun
 from tokun.models.generator import make_generator
+from tokun.tokenizers import sequences
 from tokun.training import adapters as tuning
 from tokun.training.generator import train_generator
 from tokun.training.health import Preempted
@@ -74,7 +75,9 @@ def test_an_adapter_in_use_computes_what_plain_peft_computes(base, tmp_path, dor
     plain.resize_token_embeddings(model.vocabulary.size, mean_resizing=False)
     plain = peft.PeftModel.from_pretrained(plain, folder).eval()
     v = model.vocabulary
-    ids = torch.tensor([[*v.prefix(v.bare()), v.id("<style:lithograph>"), v.id("<boi>"), *range(v.code_offset, v.code_offset + 9)]])
+    ids = torch.tensor(
+        [[*sequences.prefix(v, v.bare()), v.id("<style:lithograph>"), v.id("<boi>"), *range(v.code_offset, v.code_offset + 9)]]
+    )
     with torch.no_grad():
         ours, theirs = model.generator(input_ids=ids).logits, plain(input_ids=ids).logits
     assert ours.shape == theirs.shape == (1, ids.shape[1], v.size)
@@ -263,3 +266,55 @@ def test_what_an_adapter_cannot_be_is_told_in_one_line(checkpoint_folder, small_
         run = open_run(config)
         tuning.attach(config, tokun.load(checkpoint_folder), tokun.load(checkpoint_folder).vocabulary)
         run.close()
+
+
+def test_the_commands_take_an_adapter_and_tell_what_it_is(base, tmp_path, capsys):
+    import sample
+    from tokun.adapters import main
+    from tokun.app.page import parse
+
+    folder = made(base, tmp_path / "mine", words={"styles": ("lithograph",)})
+    sample.main(
+        [
+            "--checkpoint",
+            str(base),
+            "--adapter",
+            str(folder),
+            "--style",
+            "lithograph",
+            "--seed",
+            "7",
+            "--n",
+            "2",
+            "--out",
+            str(tmp_path / "out"),
+        ]
+    )
+    drawn = [json.loads(line)["codes"] for line in (tmp_path / "out" / "samples.jsonl").read_text().splitlines()]
+    assert drawn == [codes for _, codes, _ in pairs_of(tokun.load(base, adapter=folder), 2, style="lithograph")]
+    main(["show", str(folder)])
+    assert "LoRA of rank 2, alpha 4" in capsys.readouterr().out
+    assert parse(["--adapter", "mine"]).adapter == "mine"
+
+
+def test_an_adapter_is_in_use_within_a_second_and_takes_two_megabytes_at_most_beside_the_bundled_model(tmp_path):
+    import time
+
+    from tokun.inference.model import BUNDLED
+
+    if not BUNDLED.is_dir():
+        pytest.skip("no checkpoint is bundled in this checkout")
+    folder = made(BUNDLED, tmp_path / "mine", rank=load_config("configs/lora.yaml").adapter.rank)
+    model = tokun.load()
+    began = time.process_time()
+    model.use_adapter(model.add_adapter(folder))
+    assert time.process_time() - began < 1
+    if sum(p.numel() for p in model.generator.parameters()) < 10e6:
+        assert sum(path.stat().st_size for path in folder.iterdir()) < 2e6
+
+
+def test_a_plan_of_an_adapter_is_refused():
+    from train import main
+
+    with pytest.raises(ValueError, match="whole model only"):
+        main(["--config", "configs/lora.yaml", "--plan"])

@@ -31,6 +31,7 @@ from tokun.app import demo, views
 from tokun.app import page as app
 from tokun.app.gate import Gate
 from tokun.inference import preferences
+from tokun.tokenizers import sequences
 
 ROOT = Path(__file__).resolve().parent.parent
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
@@ -456,8 +457,8 @@ def test_a_visitor_takes_home_what_was_liked_and_disliked_and_training_reads_it(
     shutil.copy(download.value.path(), tmp_path / "clicks.jsonl")
     found = preferences.read(str(tmp_path / "clicks.jsonl"), tiny_model.vocabulary, tiny_model.encode_text)
     v, drawn = tiny_model.vocabulary, {seed: tiny_model.sample(seed, 1)[0] for seed in (7, 8, 9)}
-    assert [v.unpack(p.chosen.input_ids).codes for p in found] == [drawn[7].codes] * 2
-    assert [v.unpack(p.rejected.input_ids).codes for p in found] == [drawn[9].codes, drawn[8].codes]
+    assert [sequences.unpack(v, p.chosen.input_ids).codes for p in found] == [drawn[7].codes] * 2
+    assert [sequences.unpack(v, p.rejected.input_ids).codes for p in found] == [drawn[9].codes, drawn[8].codes]
     page.close()
 
 

@@ -19,8 +19,10 @@ from PIL import Image
 
 from data_tools import caption as tool
 from data_tools import captioning as captioners
-from data_tools.caption import Settings, Work, caption, main, preview
-from data_tools.captioning import journal, registers
+from data_tools.caption import main
+from data_tools.captioning import journal, registers, rows, run, writers
+from data_tools.captioning.run import caption, preview
+from data_tools.captioning.settings import Settings, Work
 from data_tools.inspect import read_pairs
 from tests.kills import kills
 from tests.test_captioners import Server, completion, git, llava, save
@@ -265,9 +267,9 @@ def test_a_round_of_retries_that_is_killed_goes_on_and_tries_nothing_twice(toy_s
     caption([toy_shards], tmp_path / "whole", asking(server), Work(retry_failed=True, **QUICK))
     folder = journal.Folder(tmp_path / "cut")
     assert folder.retry_attempt(sorted(toy_shards.glob("*.tar"))) == 1
-    task = tool.Task(toy_shards / "train-00000.tar", asking(server), attempt=1)
+    task = rows.Task(toy_shards / "train-00000.tar", asking(server), attempt=1)
     with journal.Journal(folder.journal(task.shard), json.loads(folder.journal(task.shard).read_text().splitlines()[0])) as kept:
-        for block in tool.run_stages(tool.make_stages(asking(server), Work(**QUICK)), list(task.blocks(kept.rows))[:3]):
+        for block in writers.run_stages(writers.make_stages(asking(server), Work(**QUICK)), list(task.blocks(kept.rows))[:3]):
             kept.add([row.as_json() for row in block])  # three rows, and then it is killed
     before = len(server.requests)
     caption([toy_shards], tmp_path / "cut", asking(server), Work(retry_failed=True, **QUICK))
@@ -517,8 +519,8 @@ def test_the_preview_is_a_sheet_and_nothing_else(toy_shards, tmp_path):
     assert counts == {"captioned": 5} and [file.name for file in (tmp_path / "out").iterdir()] == ["preview.png"]
     with Image.open(path) as sheet:
         assert sheet.height > sheet.width  # five rows of two
-    row = tool.Row("s", 0, "k", ("plain", "alt"), captions={"plain": {"text": "A ship.", "source": "template"}}, failures={"alt": "loop"})
-    assert [tool.told_on_sheet(row, name) for name in row.wanted] == ["plain (template): A ship.", "alt: FAILED, loop"]
+    row = rows.Row("s", 0, "k", ("plain", "alt"), captions={"plain": {"text": "A ship.", "source": "template"}}, failures={"alt": "loop"})
+    assert [run.told_on_sheet(row, name) for name in row.wanted] == ["plain (template): A ship.", "alt: FAILED, loop"]
 
 
 def test_the_command_tells_what_it_did_and_what_comes_next(toy_shards, tmp_path, capsys):

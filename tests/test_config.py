@@ -1,6 +1,7 @@
 """Promises of tokun/config.py."""
 
 import dataclasses
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -95,6 +96,31 @@ def test_an_integer_will_do_for_a_float(tmp_path):
 def test_a_mistake_in_an_override_is_named(tmp_path, override):
     with pytest.raises(ValueError, match=r"train|=3"):
         load_config(write(tmp_path, "train:\n  lr: 0.1\n"), [override])
+
+
+@pytest.mark.parametrize("name", ["train.loss_chunk", "train.keep_best"])
+def test_a_number_of_0_or_more_is_refused_below(name, tmp_path):
+    for override, wrong in ((f"{name}=0", False), (f"{name}=1", False), (f"{name}=-1", True)):
+        with pytest.raises(ValueError, match=rf"{name} is -1; it must be 0 or more") if wrong else nullcontext():
+            load_config(write(tmp_path, ""), [override])
+
+
+@pytest.mark.parametrize("name", ["codes.crop_scale", "image_tokenizer_train.crop_scale", "image_tokenizer_train.betas", "train.betas"])
+def test_a_pair_of_numbers_has_two(name, tmp_path):
+    load_config(write(tmp_path, ""), [f"{name}=[1, 1]"])
+    for wrong in ("[]", "[1]", "[1, 1, 1]"):
+        with pytest.raises(ValueError, match=rf"{name} is \[.*\]; it takes two numbers"):
+            load_config(write(tmp_path, ""), [f"{name}={wrong}"])
+
+
+@pytest.mark.parametrize(
+    "name", ["train.steps", "image_tokenizer.codebook_size", "codes.views", "data.max_caption_tokens", "generator.head_dim"]
+)
+def test_a_count_is_at_least_1(name, tmp_path):
+    load_config(write(tmp_path, ""), [f"{name}=1"])
+    for wrong in (0, -1):
+        with pytest.raises(ValueError, match=rf"{name} is {wrong}; it must be at least 1"):
+            load_config(write(tmp_path, ""), [f"{name}={wrong}"])
 
 
 def test_two_configs_share_no_lists():

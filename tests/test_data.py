@@ -42,7 +42,9 @@ from tokun.data import (
     write_shard,
 )  # fmt: skip
 from tokun.data.shards import SEVERAL, TWICE
-from tokun.tokenizers.vocabulary import Packed, Tags, Vocabulary
+from tokun.tokenizers import sequences
+from tokun.tokenizers.sequences import Packed
+from tokun.tokenizers.vocabulary import Tags, Vocabulary
 
 V = Vocabulary(text_size=300, codebook_size=16, styles=("engraving",), subjects=("ships",), grids=((2, 2),), max_text=8)
 SHAPES = dataclasses.replace(V, grids=((2, 2), (1, 4)))
@@ -685,11 +687,11 @@ def slow_batch(batches, step):
         text = {r: encode(c)[: V.max_text] for r, c in captions.items()}
         if task == "question":
             (pair,) = [tree["questions"][rng.integers(1)]]
-            return V.pack_question(tags, view, encode(pair["question"]), encode(pair["answer"]))
+            return sequences.pack_question(V, tags, view, encode(pair["question"]), encode(pair["answer"]))
         if task == "rewrite":
             other = [r for r in captions if r != register][rng.integers(len(captions) - 1)]
-            return V.pack_rewrite(tags, text[register], other, text[other])
-        return getattr(V, f"pack_{task}")(tags, view, text[register])
+            return sequences.pack_rewrite(V, tags, text[register], other, text[other])
+        return getattr(sequences, f"pack_{task}")(V, tags, view, text[register])
 
     window, number = divmod(step, batches.window)
     first, size = window * batches.window * batches.batch_size, batches.window * batches.batch_size
@@ -732,7 +734,7 @@ def test_codes_are_read_as_numpy_reads_them(views, n, kind, fortran, cut):
 
 def packed_many(batches, n, record=None):
     record = record or batches.samples.record(0)
-    return [batches.vocabulary.unpack(batches.pack(record, rng_for(0, p)).input_ids) for p in range(n)]
+    return [sequences.unpack(batches.vocabulary, batches.pack(record, rng_for(0, p)).input_ids) for p in range(n)]
 
 
 def test_tasks_come_as_often_as_asked(code_shards):

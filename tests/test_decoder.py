@@ -8,6 +8,7 @@ from transformers import AutoModelForCausalLM, LlamaConfig
 
 from tokun.inference import decoder, latents, native, sampling
 from tokun.inference.decoder import Decoder, GraphStream, HubStreams, Stream, decoder_of, open_stream, row_counts
+from tokun.tokenizers import sequences
 from tokun.tokenizers.vocabulary import Tags
 
 
@@ -130,7 +131,7 @@ def test_another_architecture_samples_through_its_own_forward(tiny_model):
     torch.manual_seed(0)
     sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2, "num_key_value_heads": 2}
     llama = AutoModelForCausalLM.from_config(LlamaConfig(vocab_size=v.size, max_position_embeddings=128, **sizes)).eval()
-    prompt = [*v.prefix(Tags("engraving", "", "plain", (4, 4))), v.id("<boi>")]
+    prompt = [*sequences.prefix(v, Tags("engraving", "", "plain", (4, 4))), v.id("<boi>")]
     assert isinstance(open_stream(llama, [torch.tensor([prompt])], 60), HubStreams)
     u = latents.uniform(latents.draw(3, range(3), tiny_model.slots.size))
     made = [
@@ -138,7 +139,7 @@ def test_another_architecture_samples_through_its_own_forward(tiny_model):
         for scale in (1.0, 2.0) for rows in ([0, 1, 2], [2])
     ]  # fmt: skip
     for many, one in (made[:2], made[2:]):
-        assert v.unpack(many.ids[2].tolist()) == v.unpack(one.ids[0].tolist())
+        assert sequences.unpack(v, many.ids[2].tolist()) == sequences.unpack(v, one.ids[0].tolist())
     wrapped = copy.deepcopy(tiny_model.generator)
     wrapped.model.layers[0].mlp.up_proj = torch.nn.Sequential(wrapped.model.layers[0].mlp.up_proj)
     assert decoder_of(wrapped) is None

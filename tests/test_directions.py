@@ -19,6 +19,7 @@ from tests.test_losses import random_squeezenet
 from tokun.data import to_float
 from tokun.inference import directions, latents, sampling
 from tokun.models.losses import SqueezeNetDistance
+from tokun.tokenizers import sequences
 from tokun.tokenizers.vocabulary import Tags
 
 
@@ -193,7 +194,7 @@ def test_of_several_completions_the_one_that_makes_what_is_kept_behind_it_likeli
     v = tiny_model.vocabulary
 
     def nats_of_kept(pair) -> float:
-        ids = torch.tensor([v.pack_joint(pair.tags, pair.codes, pair.caption_ids).input_ids])
+        ids = torch.tensor([sequences.pack_joint(v, pair.tags, pair.codes, pair.caption_ids).input_ids])
         logits = tiny_model.generator(input_ids=ids).logits.detach()[0, :, v.code_offset : v.size].log_softmax(-1)
         start = ids[0].tolist().index(v.id("<boi>"))
         return -sum(float(logits[start + i, pair.codes[i]]) for i in range(8, 16))

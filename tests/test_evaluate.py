@@ -23,7 +23,9 @@ from tokun.evaluate import distances, doctor, drawn, features, images, memorisat
 from tokun.evaluate.figures import Figure, as_dict, share, skipped, table
 from tokun.evaluate.material import read_pairs
 from tokun.render.grids import to_pil
-from tokun.training.reconstruction import code_figures, gate, psnr
+from tokun.training.reconstruction import gate
+from tokun.utils import metrics
+from tokun.utils.metrics import code_figures, psnr
 
 pytestmark = needs("torchmetrics", reason="the extra eval is not installed")
 CPU = torch.device("cpu")
@@ -115,18 +117,18 @@ def test_too_few_pictures_are_a_line_that_says_so():
 
 def test_a_spectrum_has_its_peak_where_the_lines_are():
     lines = torch.cos(2 * torch.pi * torch.arange(64) / 4).expand(1, 1, 64, 64)
-    assert int(doctor.spectra(lines)[0].argmax()) == 16  # 64 / 4
-    assert torch.allclose(doctor.spectra(lines), doctor.spectra(lines + 0.5), atol=1e-5)  # lightness is no line
+    assert int(metrics.spectra(lines)[0].argmax()) == 16  # 64 / 4
+    assert torch.allclose(metrics.spectra(lines), metrics.spectra(lines + 0.5), atol=1e-5)  # lightness is no line
 
 
 def test_blurred_pictures_have_another_spectrum_and_other_gradients(toy_images):
     blurred = features.stack([to_pil(image).filter(ImageFilter.GaussianBlur(1)) for image in toy_images])
     noised = (toy_images + 0.02 * torch.randn(toy_images.shape, generator=torch.Generator().manual_seed(0))).clamp(-1, 1)
-    assert doctor.spectrum_error(toy_images, toy_images).max() == 0
-    assert doctor.spectrum_error(toy_images, blurred).mean() > 2 * doctor.spectrum_error(toy_images, noised).mean()
-    gradients = [doctor.gradients(pictures) for pictures in (toy_images, blurred, noised)]
-    assert doctor.ssim(gradients[0], gradients[0]).min() > 0.999
-    assert doctor.ssim(gradients[0], gradients[1]).mean() < doctor.ssim(gradients[0], gradients[2]).mean()
+    assert metrics.spectrum_error(toy_images, toy_images).max() == 0
+    assert metrics.spectrum_error(toy_images, blurred).mean() > 2 * metrics.spectrum_error(toy_images, noised).mean()
+    gradients = [metrics.gradients(pictures) for pictures in (toy_images, blurred, noised)]
+    assert metrics.ssim(gradients[0], gradients[0]).min() > 0.999
+    assert metrics.ssim(gradients[0], gradients[1]).mean() < metrics.ssim(gradients[0], gradients[2]).mean()
 
 
 def test_entropy_at_a_place_is_that_of_its_codes():

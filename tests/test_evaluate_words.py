@@ -18,6 +18,7 @@ from torch import nn
 from tests import test_captioners, test_clip
 from tokun.evaluate import coherence, judges, words
 from tokun.evaluate.material import RealPair, read_pairs
+from tokun.tokenizers import sequences
 
 TEXTS = [
     "A ship on the open sea", "Two horses before an old mill", "Portrait of a lady with a fan", "The cathedral of Amiens from the west",
@@ -62,7 +63,7 @@ def test_pmi_by_shared_prefixes_is_that_of_the_model(tiny_model, pairs, held_out
 
 
 def test_nats_of_a_caption_do_not_depend_on_its_company(tiny_model, pairs):
-    prefix = tiny_model.vocabulary.prefix(pairs[0].tags)
+    prefix = sequences.caption_prompt(tiny_model.vocabulary, pairs[0].tags, None)
     captions = [pair.caption_ids for pair in pairs]
     longest = [*captions[0], *captions[1], *captions[2]][: tiny_model.vocabulary.max_text]  # full: only its end may follow
     together = coherence.caption_nats(tiny_model, prefix, [*captions, longest], rows=4)

@@ -20,6 +20,7 @@ from tests.fixtures import TINY
 from tokun import data
 from tokun.config import ImageTokenizerConfig, from_dict, load_config
 from tokun.data import framing, pictures
+from tokun.tokenizers import sequences
 from tokun.tokenizers.image import ImageTokenizer
 from tokun.tokenizers.vocabulary import REGISTERS
 from tokun.training.codes import encode_shards
@@ -429,10 +430,13 @@ def test_things_are_dropped_like_other_tags_and_grids_never(tiny_vocabulary, tex
     batches = data.TokenBatches(
         data.CodeSamples([tmp_path / "a.tar"]), v, text_tokenizer.encode, batch_size=1, seed=0, task_mix={"joint": 1.0}, tag_dropout=0.1
     )
-    tags = [v.unpack(batches.pack(record, data.rng_for(0, p)).input_ids).tags for p in range(3000)]
+    tags = [sequences.unpack(v, batches.pack(record, data.rng_for(0, p)).input_ids).tags for p in range(3000)]
     assert {tag.grid for tag in tags} == {(2, 6)}
     assert sum(tag.thing == "moth" for tag in tags) / 3000 == pytest.approx(0.81, abs=0.03)
     both = sum(bool(tag.thing) and bool(tag.style) for tag in tags) / 3000
     assert both == pytest.approx(0.9**3, abs=0.03), "each on its own, beside all together"
-    rare = [v.unpack(batches.pack(dataclasses.replace(record, thing="comet"), data.rng_for(0, p)).input_ids).tags.thing for p in range(20)]
+    rare = [
+        sequences.unpack(v, batches.pack(dataclasses.replace(record, thing="comet"), data.rng_for(0, p)).input_ids).tags.thing
+        for p in range(20)
+    ]
     assert set(rare) == {""}

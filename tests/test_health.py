@@ -29,6 +29,16 @@ def test_the_first_steps_are_never_spikes_and_a_lasting_rise_is_believed():
         Spikes(0.5)
 
 
+@pytest.mark.parametrize(("norms", "quantile"), [(range(1, 61), 54), ([1.0] * 53 + [2.0] * 6 + [9.0], 2.0), ([1.0] * 54 + [2.0] * 6, 1.0)])
+def test_what_counts_as_high_is_nine_tenths_of_the_way_up(norms, quantile):
+    """`factor` times the 90 % quantile: neither the median nor the largest norm decides."""
+    for factor in (1.5, 5.0):
+        for norm, spike in ((factor * quantile, False), (factor * quantile * 1.001, True)):
+            spikes = Spikes(factor)
+            spikes.norms.extend(map(float, norms))
+            assert spikes.limit() == factor * quantile and spikes.is_spike(norm) == spike
+
+
 def test_a_restored_measure_decides_the_same():
     one, other = Spikes(3.0), Spikes(3.0)
     for step in range(120):

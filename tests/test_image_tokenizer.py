@@ -142,7 +142,7 @@ def test_reindexing_changes_no_picture_and_makes_neighbours_alike(quantizer):
     codes = tokenizer.encode(images)
     assert torch.equal(tokenizer.decode(codes), before)
     assert torch.equal(tokenizer.order[tokenizer.rank], torch.arange(64))
-    vectors = tokenizer._vectors(tokenizer.order[None])[0]  # (K, D) by public id
+    vectors = tokenizer.vectors_of(tokenizer.order[None])[0]  # (K, D) by public id
     neighbours = (vectors[1:] - vectors[:-1]).norm(dim=1).mean()
     anyone = torch.cdist(vectors, vectors).sum() / (64 * 63)
     assert neighbours < anyone

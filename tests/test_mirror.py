@@ -15,6 +15,7 @@ from tokun import data
 from tokun.config import from_dict
 from tokun.data import mirror
 from tokun.data.codes import CodeSamples, Record
+from tokun.tokenizers import sequences
 from tokun.tokenizers.vocabulary import Vocabulary
 from tokun.training import stages
 
@@ -87,7 +88,7 @@ def test_the_words_of_a_mirrored_view_are_those_of_the_mirrored_picture():
     )
     found = set()
     for seed in range(200):
-        parts = vocabulary.unpack(batches.pack(record, np.random.default_rng(seed)).input_ids)
+        parts = sequences.unpack(vocabulary, batches.pack(record, np.random.default_rng(seed)).input_ids)
         texts = (parts.caption,) if parts.task == "joint" else (parts.question, parts.answer)
         found.add((parts.codes[0], *("".join(map(chr, ids)) for ids in texts)))
     assert found == {

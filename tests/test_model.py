@@ -16,6 +16,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 import tokun
 from tokun.inference import directions
 from tokun.inference.model import Tokun, count_tags, load
+from tokun.tokenizers import sequences
 from tokun.tokenizers.text import normalize
 from tokun.tokenizers.vocabulary import Tags, Vocabulary
 
@@ -210,7 +211,7 @@ def test_auto_tokenizer_gives_the_same_ids(tiny_model, checkpoint_folder, toy_ca
         assert tokenizer(caption)["input_ids"] == tiny_model.text_tokenizer.encode(caption)
     assert tokenizer.convert_tokens_to_ids(v.added_tokens) == list(range(v.text_size, v.size)) and len(tokenizer) == v.size
     assert (tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id) == tuple(map(v.id, ("<bos>", "<eos>", "<pad>")))
-    packed = v.pack_joint(Tags("engraving"), list(range(16)), tiny_model.encode_text("a tree")).input_ids
+    packed = sequences.pack_joint(v, Tags("engraving"), list(range(16)), tiny_model.encode_text("a tree")).input_ids
     spelt = "".join(tokenizer.convert_ids_to_tokens(packed[:21])) + "a tree<eoc><eos>"
     assert tokenizer(spelt)["input_ids"] == packed
 

@@ -10,6 +10,7 @@ from transformers import AutoModelForCausalLM, Qwen3Config
 from tokun.inference import decoder, latents, native, sampling
 from tokun.inference.decoder import Decoder, NativeDecoder, NativeStream, Stream
 from tokun.inference.sampling import Choice
+from tokun.tokenizers import sequences
 from tokun.tokenizers.vocabulary import Tags
 
 needs_compiler = pytest.mark.skipif(native.compiler() is None, reason="there is no C++ compiler")
@@ -207,7 +208,7 @@ def test_ids_as_likely_as_the_last_that_is_in_are_in():
 def test_a_picture_drawn_in_one_call_is_the_one_that_is_watched(tiny_model):
     """`watch` makes a call of each id."""
     v, slots = tiny_model.vocabulary, tiny_model.slots
-    prompt = [*v.prefix(Tags("engraving", "", "plain", (4, 4))), v.id("<boi>")]
+    prompt = [*sequences.prefix(v, Tags("engraving", "", "plain", (4, 4))), v.id("<boi>")]
     u = latents.uniform(latents.draw(3, range(5), slots.size))
     seen = []
 
@@ -227,14 +228,14 @@ def test_a_picture_drawn_in_one_call_is_the_one_that_is_watched(tiny_model):
     one, other, alone = made(None), made(lambda ids: seen.append(ids.clone())), made(None, [4])
     assert len(seen) > 16 and torch.equal(one.ids, other.ids)
     assert torch.equal(one.image_nll, other.image_nll) and torch.equal(one.text_nll, other.text_nll)
-    assert v.unpack(alone.ids[0].tolist()) == v.unpack(one.ids[4].tolist())
+    assert sequences.unpack(v, alone.ids[0].tolist()) == sequences.unpack(v, one.ids[4].tolist())
 
 
 @needs_compiler
 def test_compiled_samples_are_the_plain_ones_but_for_rounding(tiny_model):
     """With guidance of pictures and of words."""
     v, slots, generator = tiny_model.vocabulary, tiny_model.slots, copy.deepcopy(tiny_model.generator)
-    prompt = [*v.prefix(Tags("engraving", "", "plain", (4, 4))), v.id("<boi>")]
+    prompt = [*sequences.prefix(v, Tags("engraving", "", "plain", (4, 4))), v.id("<boi>")]
     bare = torch.tensor([[v.id("<bos>"), v.id("<boi>")]] * 16)
     u = latents.uniform(latents.draw(3, range(16), slots.size))
     for scale in (1.0, 2.0):
@@ -246,7 +247,7 @@ def test_compiled_samples_are_the_plain_ones_but_for_rounding(tiny_model):
                     generator, v, torch.tensor([prompt] * 16), u, slots, forbid=(v.id("<boq>"),), guidance_scale=scale, unguided=bare
                 )
             )
-        same = [v.unpack(a.tolist()) == v.unpack(b.tolist()) for a, b in zip(made[0].ids, made[1].ids)]
+        same = [sequences.unpack(v, a.tolist()) == sequences.unpack(v, b.tolist()) for a, b in zip(made[0].ids, made[1].ids)]
         assert sum(same) >= 15
         kept = torch.tensor(same)
         torch.testing.assert_close(made[0].image_nll[kept], made[1].image_nll[kept], rtol=1e-4, atol=1e-3)

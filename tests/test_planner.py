@@ -19,7 +19,8 @@ from tokun.planner.gpus import GIB, USABLE
 from tokun.planner.image_tokenizer import image_tokenizer_sizes, on_fake_gpu, traced, vgg16
 from tokun.planner.measure import measure_memory, saved_bytes
 from tokun.planner.memory import STAGES, activation_bytes, layer_bytes_per_token, planned_memory, state_bytes
-from tokun.planner.sizes import count_samples, generator_sizes, mean_caption_tokens, plan_vocabulary, sequence_length
+from tokun.planner.sizes import count_samples, generator_sizes, mean_caption_tokens, plan_vocabulary
+from tokun.tokenizers import sequences
 from tokun.tokenizers.image import Encoder, ImageTokenizer
 from tokun.tokenizers.vocabulary import Tags
 from tokun.utils import checkpoint
@@ -161,7 +162,7 @@ def test_the_longest_sequence_is_as_long_as_the_vocabulary_packs_it():
     config = from_dict({"data": {"max_caption_tokens": 20}})
     vocabulary = dataclasses.replace(plan_vocabulary(config), styles=("etching",), subjects=("ships",))
     tags = Tags("etching", "ships", "plain", vocabulary.default_grid)
-    packed = vocabulary.pack_joint(tags, [0] * 64, [5] * 20)
+    packed = sequences.pack_joint(vocabulary, tags, [0] * 64, [5] * 20)
     assert generator_sizes(config).width == len(packed.input_ids) - 1
 
 
@@ -170,8 +171,8 @@ def test_with_several_shapes_and_things_the_longest_sequence_is_the_largest_grid
     vocabulary = dataclasses.replace(
         plan_vocabulary(config), styles=("etching",), subjects=("ships",), things=("brig",), grids=((8, 8), (6, 11), (5, 12))
     )
-    packed = vocabulary.pack_joint(Tags("etching", "ships", "plain", (6, 11), "brig"), [0] * 66, [5] * 20)
-    assert sequence_length(vocabulary, 20) == len(packed.input_ids) - 1
+    packed = sequences.pack_joint(vocabulary, Tags("etching", "ships", "plain", (6, 11), "brig"), [0] * 66, [5] * 20)
+    assert sequences.joint_length(vocabulary, 20) == len(packed.input_ids)
 
 
 def test_the_image_tokenizer_is_traced_as_a_real_one_computes():

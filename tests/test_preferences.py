@@ -13,6 +13,7 @@ import tokun
 from tests.small_runs import needs
 from tokun.config import from_dict
 from tokun.inference import preferences
+from tokun.tokenizers import sequences
 from tokun.training.health import Preempted
 from tokun.training.preferences import scored, train_preferences
 from tokun.training.run import open_run
@@ -88,7 +89,7 @@ def test_chosen_samples_become_likelier_than_rejected_ones(tiny_model, checkpoin
 @pytest.mark.parametrize("over", ["image", "text"])
 def test_only_what_is_asked_for_is_scored(tiny_model, contests, over):
     v = tiny_model.vocabulary
-    (pair,) = preferences._side(contests[0][0].record(), v, tiny_model.encode_text)[:1]
+    (pair,) = preferences.side(contests[0][0].record(), v, tiny_model.encode_text)[:1]
     labels = torch.tensor([pair.input_ids[1:]])
     kept = scored(labels, [pair], v, over)
     found = [i for i in kept[0].tolist() if i >= 0]
@@ -143,7 +144,7 @@ def test_prompted_pictures_are_compared_for_one_prompt_and_their_words_are_not_s
     assert preferences.clicked(ships[:1], [ships[1], house]) == [(ships[0], ships[1])]
     (tmp_path / "ships.jsonl").write_text(preferences.lines([(ships[0], ships[1])]))
     (pair,) = preferences.read(str(tmp_path / "ships.jsonl"), tiny_model.vocabulary, tiny_model.encode_text)
-    assert tiny_model.vocabulary.unpack(pair.chosen.input_ids).task == "text_to_image"
+    assert sequences.unpack(tiny_model.vocabulary, pair.chosen.input_ids).task == "text_to_image"
     with pytest.raises(ValueError, match=r"set dpo\.over=image"):
         scored(torch.tensor([pair.chosen.input_ids[1:]]), [pair.chosen], tiny_model.vocabulary, "text")
 

@@ -9,7 +9,9 @@ from hypothesis import strategies as st
 
 from tokun.inference import latents
 from tokun.inference.sampling import Choice, choose, generate, narrow, span_nll
-from tokun.tokenizers.vocabulary import STATES, Tags, parse_grid
+from tokun.tokenizers import sequences
+from tokun.tokenizers.grammar import STATES
+from tokun.tokenizers.vocabulary import Tags, parse_grid
 
 COMMON = settings(max_examples=60, deadline=None)
 JUST_BELOW_ONE = 1 - 2**-24  # the greatest float32 below 1
@@ -126,7 +128,7 @@ def test_settings_outside_their_range_are_refused(bad):
 
 
 def prompt_ids(v):
-    return [*v.prefix(Tags("engraving", "", "plain", (4, 4))), v.id("<boi>")]
+    return [*sequences.prefix(v, Tags("engraving", "", "plain", (4, 4))), v.id("<boi>")]
 
 
 def uniforms(model, rows, seed=0):
@@ -145,9 +147,9 @@ def slow_generate(model, prompt, u, image, text, scale=1.0, unguided=None, text_
     rows, columns = next((parse_grid(v.name(token)[6:-1]) for token in prompt if v.class_of(token) == "grid"), v.default_grid)
     states, lengths = torch.tensor([STATES.index("start")]), torch.tensor([0])
     for token in ids:
-        states, lengths = v.advance(states, lengths, torch.tensor([token]))
+        states, lengths = v.grammar.advance(states, lengths, torch.tensor([token]))
     while STATES[int(states)] != "end":
-        legal = v.legal_mask(states, lengths, torch.tensor([rows * columns]))
+        legal = v.grammar.legal_mask(states, lengths, torch.tensor([rows * columns]))
         legal[:, v.id("<boq>")] = False
         if text.no_repeats and STATES[int(states)] == "caption":
             words = ids[ids.index(v.id("<boc>")) + 1 :]
@@ -165,7 +167,7 @@ def slow_generate(model, prompt, u, image, text, scale=1.0, unguided=None, text_
             logits = (base + text_scale * (logits - base)).masked_fill(out, -torch.inf)
         slot = min((slots.image if in_image else slots.text) + int(lengths), slots.size - 1)
         chosen = choose(logits, legal, u[None, slot], image if in_image else text)
-        states, lengths = v.advance(states, lengths, chosen)
+        states, lengths = v.grammar.advance(states, lengths, chosen)
         ids.append(int(chosen))
     return ids
 
@@ -197,10 +199,10 @@ def test_a_row_is_the_same_whatever_is_in_its_batch(tiny_model):
     parts = [[0], [1, 2, 3], [19], list(range(4, 19))]
     pieces = {i: (out, j) for rows in parts for out in [run(tiny_model, prompts[: len(rows)], u[rows])] for j, i in enumerate(rows)}
     for i in range(20):
-        expected = v.unpack(whole.ids[i].tolist())
+        expected = sequences.unpack(v, whole.ids[i].tolist())
         out, j = pieces[i]
         k = order.tolist().index(i)
-        assert v.unpack(out.ids[j].tolist()) == expected == v.unpack(shuffled.ids[k].tolist())
+        assert sequences.unpack(v, out.ids[j].tolist()) == expected == sequences.unpack(v, shuffled.ids[k].tolist())
         # the same bits: rows are computed in blocks of one size
         assert out.image_nll[j] == whole.image_nll[i] == shuffled.image_nll[k]
         assert out.text_nll[j] == whole.text_nll[i] == shuffled.text_nll[k]
@@ -210,17 +212,20 @@ def test_every_sequence_respects_the_grammar(tiny_model):
     v = tiny_model.vocabulary
     for choice in (Choice(), Choice(5.0), Choice(0)):
         for extra in ([], [v.id("<boc>"), 300, 301, v.id("<eoc>")]):
-            prompt = [*v.prefix(Tags("etching")), *extra, v.id("<boi>")]
+            prompt = [*sequences.prefix(v, Tags("etching")), *extra, v.id("<boi>")]
             out = run(tiny_model, [prompt] * 16, uniforms(tiny_model, range(16), 7), image=choice, text=choice)
             for ids in out.ids.tolist():
-                parts = v.unpack(ids)
+                parts = sequences.unpack(v, ids)
                 assert len(parts.codes) == 16 and parts.task == ("text_to_image" if extra else "joint")
                 assert 1 <= len(parts.caption) <= v.max_text
 
 
 def test_forbidden_ids_rule_out_a_task_and_without_them_questions_come_too(tiny_model):
     v = tiny_model.vocabulary
-    tasks = {v.unpack(ids).task for ids in run(tiny_model, [prompt_ids(v)] * 32, uniforms(tiny_model, range(32)), forbid=()).ids.tolist()}
+    tasks = {
+        sequences.unpack(v, ids).task
+        for ids in run(tiny_model, [prompt_ids(v)] * 32, uniforms(tiny_model, range(32)), forbid=()).ids.tolist()
+    }
     assert "question" in tasks
 
 
@@ -239,15 +244,15 @@ def test_the_likelihoods_of_a_sample_are_those_of_scoring_it(tiny_model):
 @torch.no_grad()
 def test_span_nll_is_the_sum_over_legal_ids_one_by_one(tiny_model):
     v = tiny_model.vocabulary
-    packed = v.pack_joint(Tags(), list(range(16)), [300, 20, 305]).input_ids
+    packed = sequences.pack_joint(v, Tags(), list(range(16)), [300, 20, 305]).input_ids
     start, total = packed.index(v.id("<boi>")) + 1, 0.0
     states, lengths = torch.tensor([0]), torch.tensor([0])
     for t, token in enumerate(packed):
         if t >= start:
-            legal = v.legal_mask(states, lengths, torch.tensor([16]))
+            legal = v.grammar.legal_mask(states, lengths, torch.tensor([16]))
             logits = tiny_model.generator(input_ids=torch.tensor([packed[:t]])).logits[:, -1]
             total -= logits[legal].log_softmax(-1)[legal[0].nonzero().flatten().tolist().index(token)].item()
-        states, lengths = v.advance(states, lengths, torch.tensor([token]))
+        states, lengths = v.grammar.advance(states, lengths, torch.tensor([token]))
     padded = torch.tensor([packed + [v.id("<pad>")] * 9, packed + [v.id("<pad>")] * 9])
     got = span_nll(tiny_model.generator, v, padded, torch.tensor([start, start]))
     torch.testing.assert_close(got, torch.full((2,), total, dtype=torch.float64), rtol=1e-5, atol=1e-4)
@@ -270,11 +275,11 @@ def test_words_are_guided_by_their_picture_whoever_leaves_the_batch_before(tiny_
     plain = run(tiny_model, [prompt_ids(v)] * 20, u)
     guided = run(tiny_model, [prompt_ids(v)] * 20, u, text_guidance_scale=3.0, unseen=unseen)
     assert torch.equal(plain.image_nll, guided.image_nll), "the picture is drawn before"
-    captions = [v.unpack(ids).caption for ids in guided.ids.tolist()]
-    assert captions != [v.unpack(ids).caption for ids in plain.ids.tolist()]
+    captions = [sequences.unpack(v, ids).caption for ids in guided.ids.tolist()]
+    assert captions != [sequences.unpack(v, ids).caption for ids in plain.ids.tolist()]
     for i in (0, 7, 19):
         alone = run(tiny_model, [prompt_ids(v)], u[i : i + 1], text_guidance_scale=3.0, unseen=unseen[:1])
-        assert v.unpack(alone.ids[0].tolist()).caption == captions[i]
+        assert sequences.unpack(v, alone.ids[0].tolist()).caption == captions[i]
     with pytest.raises(ValueError, match="without a picture"):
         run(tiny_model, [prompt_ids(v)] * 2, u[:2], text_guidance_scale=2.0)
 
@@ -297,7 +302,7 @@ def test_no_word_and_no_phrase_stands_twice_in_a_row(tiny_model, text_scale, eve
     captions = {}
     for choice in (Choice(0.15), Choice(0.15, no_repeats=True)):
         made = run(tiny_model, [prompt_ids(v)] * n, u, text=choice, **options)
-        captions[choice.no_repeats] = [v.unpack(ids).caption for ids in made.ids.tolist()]
+        captions[choice.no_repeats] = [sequences.unpack(v, ids).caption for ids in made.ids.tolist()]
     assert not any(stutters(words, some, marks) for words in captions[True])
     plain = [stutters(words, some, marks) for words in captions[False]]
     assert any(plain) and not all(plain)
@@ -309,7 +314,7 @@ def test_no_word_and_no_phrase_stands_twice_in_a_row(tiny_model, text_scale, eve
     slow = slow_generate(
         tiny_model, prompt_ids(v), u[row], Choice(), Choice(0.15, no_repeats=True), text_scale=text_scale, starts=some, marks=marks
     )
-    assert v.unpack(slow).caption == captions[True][row]
+    assert sequences.unpack(v, slow).caption == captions[True][row]
 
 
 def test_a_slot_decides_its_own_choice_and_what_follows(tiny_model):
@@ -318,6 +323,6 @@ def test_a_slot_decides_its_own_choice_and_what_follows(tiny_model):
     for slot, kept in ((tiny_model.slots.image + 5, 5), (tiny_model.slots.text, 16)):
         other = u.clone()
         other[0, slot] = (other[0, slot] + 0.5) % 1
-        a, b = (v.unpack(run(tiny_model, [prompt_ids(v)], x).ids[0].tolist()) for x in (u, other))
+        a, b = (sequences.unpack(v, run(tiny_model, [prompt_ids(v)], x).ids[0].tolist()) for x in (u, other))
         assert a.codes[:kept] == b.codes[:kept] and (a.codes, a.caption) != (b.codes, b.caption)
         assert kept == 16 or a.codes[kept] != b.codes[kept]

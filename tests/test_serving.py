@@ -17,10 +17,13 @@ from hypothesis import strategies as st
 from PIL import Image
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from tests.fixtures import slow_next
 from tokun.inference import sampling
 from tokun.serving import __main__ as example
 from tokun.serving.grammar import Grammar
-from tokun.tokenizers.vocabulary import STATES, Tags, Vocabulary
+from tokun.tokenizers import sequences
+from tokun.tokenizers.grammar import STATES
+from tokun.tokenizers.vocabulary import Tags, Vocabulary
 
 SMALL = Vocabulary(
     text_size=12, codebook_size=6, styles=("etching",), subjects=("sea", "sky"), grids=((2, 2), (1, 3)), max_text=3, illegal_text=(0, 5)
@@ -44,18 +47,19 @@ def prefixes(draw) -> list[int]:
     codes = draw(st.lists(st.integers(0, 5), min_size=rows * columns, max_size=rows * columns))
     packed = draw(
         st.sampled_from([
-            SMALL.pack_joint(tags, codes, text()), SMALL.pack_text_to_image(tags, codes, text()), SMALL.pack_question(tags, codes, text(), text()),
-            SMALL.pack_rewrite(tags, text(), "era", text()),
+            sequences.pack_joint(SMALL, tags, codes, text()), sequences.pack_text_to_image(SMALL, tags, codes, text()), sequences.pack_question(SMALL, tags, codes, text(), text()),
+            sequences.pack_rewrite(SMALL, tags, text(), "era", text()),
         ])
     ).input_ids  # fmt: skip
     return packed[: draw(st.integers(0, len(packed) - 1))]
 
 
 def state_after(ids: list[int]) -> tuple[str, dict, dict]:
-    """The slow twin: as `Vocabulary.unpack` reads, one id at a time."""
+    """The slow twin: one id at a time."""
     state, spans, tags = "start", {}, {}
-    for position, token in enumerate(ids):
-        following, kind = SMALL._next(state, token, spans, tags, position), SMALL.class_of(token)
+    for token in ids:
+        following, kind = slow_next(SMALL, state, token, spans, tags), SMALL.class_of(token)
+        assert following is not None
         if kind in ("text", "code"):
             spans.setdefault(state, []).append(token)
         if kind == "grid":
@@ -65,9 +69,7 @@ def state_after(ids: list[int]) -> tuple[str, dict, dict]:
 
 
 def may_follow(state: str, token: int, spans: dict, tags: dict) -> bool:
-    try:
-        SMALL._next(state, token, spans, tags, 0)
-    except ValueError:
+    if slow_next(SMALL, state, token, spans, tags) is None:
         return False
     starts_text = state in ("caption", "prompt", "asked", "answer") and not spans.get(state)
     return token not in RULED_OUT and not (starts_text and token in NO_START)
@@ -92,9 +94,9 @@ def test_the_masks_are_those_of_the_sampler_for_any_batch(prompts):
     states, lengths = torch.full((len(prompts),), STATES.index("start")), torch.zeros(len(prompts), dtype=torch.long)
     for number, ids in enumerate(prompts):
         for token in ids:
-            one, two = SMALL.advance(states[number : number + 1], lengths[number : number + 1], torch.tensor([token]))
+            one, two = SMALL.grammar.advance(states[number : number + 1], lengths[number : number + 1], torch.tensor([token]))
             states[number], lengths[number] = one[0], two[0]
-    ours = SMALL.legal_mask(states, lengths, torch.full((len(prompts),), 4))
+    ours = SMALL.grammar.legal_mask(states, lengths, torch.full((len(prompts),), 4))
     ours[:, list(RULED_OUT)] = False
     opens_text = torch.isin(states, torch.tensor([STATES.index(s) for s in ("caption", "prompt", "asked", "answer")])) & (lengths == 0)
     ours[:, list(NO_START)] &= ~opens_text[:, None]
@@ -242,10 +244,10 @@ def test_an_engine_with_the_processor_draws_the_pairs_that_tokun_draws(tiny_mode
 
 def test_without_a_seed_the_engine_draws_and_every_sequence_is_whole(tiny_model, checkpoint_folder, vllm):
     v, engine = tiny_model.vocabulary, example.open_engine(checkpoint_folder / "generator", "auto")
-    prompts = [[*v.prefix(Tags("etching", grid=grid)), v.id("<boi>")] for grid in ((4, 4), (2, 6), None)]
+    prompts = [[*sequences.prefix(v, Tags("etching", grid=grid)), v.id("<boi>")] for grid in ((4, 4), (2, 6), None)]
     prompts += [[v.id("<bos>"), v.id("<boc>"), *tiny_model.encode_text("a ship"), v.id("<eoc>")], tiny_model.encode_text("tell me a story")]
     made = engine.generate([{"prompt_token_ids": ids} for ids in prompts], [Params(max_tokens=60) for _ in prompts])
-    parts = [v.unpack([*ids, *out.outputs[0].token_ids]) for ids, out in zip(prompts[:4], made)]
+    parts = [sequences.unpack(v, [*ids, *out.outputs[0].token_ids]) for ids, out in zip(prompts[:4], made)]
     assert [len(part.codes or []) for part in parts[:3]] == [16, 12, 16] and all(
         part.task == "joint" and part.caption for part in parts[:3]
     )
@@ -265,7 +267,7 @@ def test_the_exported_generator_says_all_that_an_engine_asks(tiny_model, checkpo
     v, folder = tiny_model.vocabulary, checkpoint_folder / "generator"
     config = json.loads((folder / "config.json").read_text())
     assert config["architectures"] == ["Qwen3ForCausalLM"] and config["model_type"] == "qwen3"
-    longest = len(v.prefix(Tags("etching", "shapes", "poetic", (4, 4)))) + tiny_model.slots.size
+    longest = len(sequences.prefix(v, Tags("etching", "shapes", "poetic", (4, 4)))) + tiny_model.slots.size
     assert config["max_position_embeddings"] >= longest and config["vocab_size"] >= v.size
     ends = json.loads((folder / "generation_config.json").read_text())
     assert ends["eos_token_id"] == v.id("<eos>") == AutoTokenizer.from_pretrained(folder).eos_token_id

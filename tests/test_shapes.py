@@ -20,6 +20,7 @@ from tokun.inference import decoder, directions, latents, many, native, sampling
 from tokun.inference.model import load
 from tokun.inference.sampling import Choice
 from tokun.serving import __main__ as serving
+from tokun.tokenizers import sequences
 from tokun.tokenizers.vocabulary import Tags
 
 
@@ -32,13 +33,13 @@ def pixels(grid):
 
 
 def prompt(v, grid):
-    return [*v.prefix(Tags("etching", thing="moth", grid=grid)), v.id("<boi>")]
+    return [*sequences.prefix(v, Tags("etching", thing="moth", grid=grid)), v.id("<boi>")]
 
 
 def made(model, grids, u, **options):
     v = model.vocabulary
     guided = {
-        "unguided": torch.tensor([[*v.prefix(v.bare(grid)), v.id("<boi>")] for grid in grids]),
+        "unguided": torch.tensor([[*sequences.prefix(v, v.bare(grid)), v.id("<boi>")] for grid in grids]),
         "unseen": torch.tensor([prompt(v, grid)[:-1] for grid in grids]),
     }
     prompts = torch.tensor([prompt(v, grid) for grid in grids])
@@ -82,10 +83,10 @@ def test_rows_of_several_shapes_come_out_as_each_does_without_a_cache(shaped_mod
     image, text = Choice(0.9, 20), Choice(0.7)
     out = made(model, grids, u, image=image, text=text, guidance_scale=scale, text_guidance_scale=text_scale)
     for row, grid in enumerate(grids):
-        bare = [*v.prefix(v.bare(grid)), v.id("<boi>")]
+        bare = [*sequences.prefix(v, v.bare(grid)), v.id("<boi>")]
         slow = slow_generate(model, prompt(v, grid), u[row], image, text, scale, bare, text_scale)
         assert out.ids[row, : len(slow)].tolist() == slow and (out.ids[row, len(slow) :] == v.id("<pad>")).all()
-        assert len(v.unpack(slow).codes) == grid[0] * grid[1]
+        assert len(sequences.unpack(v, slow).codes) == grid[0] * grid[1]
 
 
 def test_a_rows_likelihoods_are_the_same_bits_whatever_shapes_stand_beside_it(shaped_model):
@@ -243,7 +244,7 @@ def test_a_pictures_own_grid_goes_into_the_prompt(shaped_model, monkeypatch):
     score = able.score(wide, "a ship")
     assert score.image_nll == pytest.approx(able.image_nll(tags, [codes])[0], abs=1e-3)
     (other,) = able.rewrite("a ship", "era")
-    assert other.text and v.prefix(v.bare()) == asked[-1][0, :2].tolist(), "a sequence names its grid where there are several"
+    assert other.text and sequences.prefix(v, v.bare()) == asked[-1][0, :2].tolist(), "a sequence names its grid where there are several"
 
 
 def test_a_model_of_squares_codes_a_picture_as_it_always_did(tiny_model):

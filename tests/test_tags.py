@@ -7,6 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tokun.inference.tags import Frequencies, count_tags, grid_of, read_counts
+from tokun.tokenizers import sequences
 from tokun.tokenizers.vocabulary import Tags, Vocabulary
 
 V = Vocabulary(
@@ -84,7 +85,7 @@ def test_rows_of_before_there_were_things_draw_what_they_drew():
 
 @given(st.tuples(*[st.floats(0, 1, exclude_max=True)] * 4), st.sampled_from(["", "moth", "fox"]), st.sampled_from([None, *V.grids]))
 def test_any_latent_draws_tags_that_the_vocabulary_knows(u, thing, grid):
-    assert V.prefix(BOTH.draw(u, Tags(thing=thing, grid=grid)))
+    assert sequences.prefix(V, BOTH.draw(u, Tags(thing=thing, grid=grid)))
 
 
 def test_where_plain_was_not_trained_another_register_is_spoken():

@@ -213,11 +213,12 @@ def test_a_users_mistake_is_named(tmp_path, small_shards, finished, override, na
         run_stages(write_config(tmp_path, small_shards), override)
 
 
-def test_a_users_mistake_is_one_line_at_the_console(finished, monkeypatch):
+def test_a_users_mistake_is_one_line_at_the_console(finished, monkeypatch, capsys):
     monkeypatch.setattr("sys.argv", ["train.py", "--config", str(finished[0]), "train.batchsize=1"])
     with pytest.raises(SystemExit) as ended:
         runpy.run_path(str(ROOT / "train.py"), run_name="__main__")  # as `python train.py` does
-    assert "\n" not in ended.value.code and "train.batch_size" in ended.value.code  # Python prints it and ends with status 1
+    said = capsys.readouterr().err
+    assert ended.value.code == 2 and said.count("\n") == 1 and "train.batch_size" in said
 
 
 def test_a_spike_is_skipped_and_counted(finished, tmp_path, small_shards, monkeypatch):

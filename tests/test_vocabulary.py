@@ -2,14 +2,19 @@
 
 import json
 from collections import Counter
+from dataclasses import replace
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.fixtures import slow_next
+from tokun.tokenizers import sequences
+from tokun.tokenizers.grammar import STATES, TAG_KINDS
+from tokun.tokenizers.sequences import Unpacked
 from tokun.tokenizers.text import TextTokenizer, normalize
-from tokun.tokenizers.vocabulary import REGISTERS, STATES, TAG_KINDS, Tags, Unpacked, Vocabulary, tag_word
+from tokun.tokenizers.vocabulary import REGISTERS, Tags, Vocabulary, grid_name, tag_word
 
 GRIDS = ((2, 3), (1, 4), (3, 3))
 WORDS = ["A fox in the snow.", "Two ships beside a lighthouse", "“Café” at Provins, 1863 — plate XXIX"]
@@ -28,23 +33,23 @@ tags_of = st.builds(
 
 
 @st.composite
-def sequences(draw):
+def packed_sequences(draw):
     """A packed sequence of any task, and what `unpack` must say of it."""
     tags, caption, other = draw(tags_of), TEXT.encode(draw(any_text)), TEXT.encode(draw(any_text))
     rows, columns = tags.grid or V.default_grid
     codes = draw(st.lists(st.integers(0, 15), min_size=rows * columns, max_size=rows * columns))
     match draw(st.sampled_from(["joint", "text_to_image", "image_to_text", "question", "rewrite"])):
         case "joint":
-            return V.pack_joint(tags, codes, caption), Unpacked("joint", tags, codes, caption)
+            return sequences.pack_joint(V, tags, codes, caption), Unpacked("joint", tags, codes, caption)
         case "image_to_text":
-            return V.pack_image_to_text(tags, codes, caption), Unpacked("joint", tags, codes, caption)
+            return sequences.pack_image_to_text(V, tags, codes, caption), Unpacked("joint", tags, codes, caption)
         case "text_to_image":
-            return V.pack_text_to_image(tags, codes, caption), Unpacked("text_to_image", tags, codes, caption)
+            return sequences.pack_text_to_image(V, tags, codes, caption), Unpacked("text_to_image", tags, codes, caption)
         case "question":
-            return V.pack_question(tags, codes, caption, other), Unpacked("question", tags, codes, None, caption, other)
+            return sequences.pack_question(V, tags, codes, caption, other), Unpacked("question", tags, codes, None, caption, other)
         case "rewrite":
             register = draw(st.sampled_from(REGISTERS))
-            packed = V.pack_rewrite(tags, caption, register, other)
+            packed = sequences.pack_rewrite(V, tags, caption, register, other)
             return packed, Unpacked("rewrite", tags, None, caption, None, None, other, register)
 
 
@@ -53,16 +58,31 @@ def accepted_by_tensors(ids: list[int], grid: tuple[int, int]) -> bool:
     states, lengths = torch.tensor([STATES.index("start")]), torch.tensor([0])
     n_codes = torch.tensor([grid[0] * grid[1]])
     for token in ids:
-        if not V.legal_mask(states, lengths, n_codes)[0, token]:
+        if not V.grammar.legal_mask(states, lengths, n_codes)[0, token]:
             return False
-        states, lengths = V.advance(states, lengths, torch.tensor([token]))
+        states, lengths = V.grammar.advance(states, lengths, torch.tensor([token]))
     return int(states) == STATES.index("end")
+
+
+def accepted_by_the_slow_twin(ids: list[int]) -> bool:
+    """The rules said once more, apart from the tables."""
+    state, spans, tags = "start", {}, {}
+    for token in ids:
+        following, kind = slow_next(V, state, token, spans, tags), V.class_of(token)
+        if following is None:
+            return False
+        if kind in ("text", "code"):
+            spans.setdefault(state, []).append(token)
+        if kind == "grid" and state != "prompt_done":
+            tags["grid"] = next(grid for grid in V.grids if V.id(grid_name(grid)) == token)
+        state = following
+    return state == "end"
 
 
 def accepted_by_unpack(ids: list[int]) -> bool:
     """Its slow twin."""
     try:
-        V.unpack(ids)
+        sequences.unpack(V, ids)
     except ValueError:
         return False
     return True
@@ -74,26 +94,26 @@ def grid_in(ids: list[int]) -> tuple[int, int]:
 
 
 @COMMON
-@given(sequences(), st.integers(0, 3))
+@given(packed_sequences(), st.integers(0, 3))
 def test_pack_then_unpack_gives_back_every_part(made, padding):
     packed, parts = made
-    assert V.unpack(packed.input_ids) == parts
-    assert V.unpack(packed.input_ids + [V.id("<pad>")] * padding) == parts
+    assert sequences.unpack(V, packed.input_ids) == parts
+    assert sequences.unpack(V, packed.input_ids + [V.id("<pad>")] * padding) == parts
 
 
 @COMMON
 @given(any_text)
 def test_any_unicode_caption_survives_the_sequence(text):
-    packed = V.pack_joint(Tags(), [0] * 6, TEXT.encode(text))
-    assert TEXT.decode(V.unpack(packed.input_ids).caption) == normalize(text)
+    packed = sequences.pack_joint(V, Tags(), [0] * 6, TEXT.encode(text))
+    assert TEXT.decode(sequences.unpack(V, packed.input_ids).caption) == normalize(text)
 
 
 @COMMON
-@given(sequences(), st.data())
+@given(packed_sequences(), st.data())
 def test_the_mask_and_unpack_accept_the_same_sequences(made, data):
     """Whole ones, and ones with an id replaced, dropped, doubled or two swapped."""
     ids = list(made[0].input_ids)
-    assert accepted_by_tensors(ids, grid_in(ids)) and accepted_by_unpack(ids)
+    assert accepted_by_tensors(ids, grid_in(ids)) and accepted_by_unpack(ids) and accepted_by_the_slow_twin(ids)
     at = data.draw(st.integers(0, len(ids) - 1))
     match data.draw(st.sampled_from(["replace", "drop", "double", "swap", "cut"])):
         case "replace":  # among the controls as often as among all ids
@@ -107,11 +127,11 @@ def test_the_mask_and_unpack_accept_the_same_sequences(made, data):
             ids[at], ids[other] = ids[other], ids[at]
         case "cut":
             del ids[at:]
-    assert accepted_by_tensors(ids, grid_in(ids)) == accepted_by_unpack(ids)
+    assert accepted_by_tensors(ids, grid_in(ids)) == accepted_by_unpack(ids) == accepted_by_the_slow_twin(ids)
 
 
 @COMMON
-@given(sequences(), st.data())
+@given(packed_sequences(), st.data())
 def test_an_id_of_another_class_is_refused_at_every_position(made, data):
     ids = made[0].input_ids
     at = data.draw(st.integers(0, len(ids) - 1))
@@ -123,7 +143,7 @@ def test_an_id_of_another_class_is_refused_at_every_position(made, data):
 
 def test_tags_stand_once_and_in_one_order():
     codes, names = [0] * 6, ["<style:engraving>", "<subject:ships>", "<thing:moth>", "<register:plain>", "<grid:2x3>"]
-    body = V.pack_joint(Tags(), codes, [5]).input_ids[1:]
+    body = sequences.pack_joint(V, Tags(), codes, [5]).input_ids[1:]
     for i, a in enumerate(names):
         for j, b in enumerate(names):
             ids = [V.id("<bos>"), V.id(a), V.id(b), *body]
@@ -151,48 +171,48 @@ def test_a_picture_has_exactly_n_codes_and_a_text_holds_none():
     for state in ("image", "drawn"):
         row = torch.tensor([STATES.index(state)])
         for length in range(6):
-            assert torch.equal(V.legal_mask(row, torch.tensor([length]), n)[0], V.is_image)
-        assert V.legal_mask(row, n, n)[0].nonzero().flatten().tolist() == [V.id("<eoi>")]
+            assert torch.equal(V.grammar.legal_mask(row, torch.tensor([length]), n)[0], V.is_image)
+        assert V.grammar.legal_mask(row, n, n)[0].nonzero().flatten().tolist() == [V.id("<eoi>")]
     for state, end in {"caption": "<eoc>", "prompt": "<eoc>", "asked": "<eoq>", "answer": "<eoa>"}.items():
         row = torch.tensor([STATES.index(state)])
         pieces = set(range(V.text_size)) - set(V.illegal_text)
         for length, legal in [(0, pieces), (1, pieces | {V.id(end)}), (V.max_text, {V.id(end)})]:
-            assert set(V.legal_mask(row, torch.tensor([length]), n)[0].nonzero().flatten().tolist()) == legal
+            assert set(V.grammar.legal_mask(row, torch.tensor([length]), n)[0].nonzero().flatten().tolist()) == legal
 
 
 def test_no_state_is_a_dead_end():
     n = torch.tensor([6])
     for state in range(len(STATES)):
         for length in (0, 1, 6, V.max_text):
-            assert V.legal_mask(torch.tensor([state]), torch.tensor([length]), n).any()
+            assert V.grammar.legal_mask(torch.tensor([state]), torch.tensor([length]), n).any()
 
 
 def test_prompts_carry_no_loss_and_everything_else_does():
     codes, text, boc = [1] * 6, [5, 6], V.id("<boc>")
-    joint, image_to_text = V.pack_joint(Tags(), codes, text), V.pack_image_to_text(Tags(), codes, text)
+    joint, image_to_text = sequences.pack_joint(V, Tags(), codes, text), sequences.pack_image_to_text(V, Tags(), codes, text)
     assert joint.prompt == 1 and image_to_text.input_ids == joint.input_ids
     assert joint.input_ids[image_to_text.prompt - 1] == boc
-    question = V.pack_question(Tags("engraving"), codes, text, [7])
+    question = sequences.pack_question(V, Tags("engraving"), codes, text, [7])
     assert question.input_ids[question.prompt - 1 :] == [V.id("<boa>"), 7, V.id("<eoa>"), V.id("<eos>")]
 
 
 @pytest.mark.parametrize("codes", [[], [0] * 5, [0] * 7, [0] * 5 + [16], [0] * 5 + [-1]])
 def test_codes_that_do_not_fit_are_refused(codes):
     with pytest.raises(ValueError, match="codes"):
-        V.pack_joint(Tags(), codes, [5])
+        sequences.pack_joint(V, Tags(), codes, [5])
 
 
 @pytest.mark.parametrize("text", [[], [5] * 41, [0], [-1], [V.text_size], [V.code_offset]])
 def test_text_that_does_not_fit_is_refused(text):
     with pytest.raises(ValueError, match="text span"):
-        V.pack_joint(Tags(), [0] * 6, text)
+        sequences.pack_joint(V, Tags(), [0] * 6, text)
 
 
 def test_an_unknown_tag_lists_its_kin():
     with pytest.raises(ValueError, match="<style:cubism> is not in this vocabulary; style can be: engraving, wood-engraving"):
-        V.prefix(Tags(style="cubism"))
+        sequences.prefix(V, Tags(style="cubism"))
     with pytest.raises(ValueError, match="grid can be: 2x3, 1x4, 3x3"):
-        V.prefix(Tags(grid=(9, 9)))
+        sequences.prefix(V, Tags(grid=(9, 9)))
 
 
 def test_of_hundreds_of_kin_the_nearest_are_listed_and_their_number():
@@ -224,7 +244,7 @@ def test_a_file_from_before_there_were_things_gives_the_ids_and_sequences_it_gav
     v = Vocabulary.load(tmp_path / "vocabulary.json")
     names = ["<style:etching>", "<subject:ships>", "<register:plain>", "<register:era>", "<grid:2x3>"]
     assert [v.id(name) for name in names] == list(range(311, 316)) and v.code_offset == 316 and v.to_dict() == OLD
-    packed = v.pack_joint(Tags("etching", "ships", "era", (2, 3)), [0, 1, 2, 3, 4, 5], [7, 8])
+    packed = sequences.pack_joint(v, Tags("etching", "ships", "era", (2, 3)), [0, 1, 2, 3, 4, 5], [7, 8])
     assert packed.input_ids == [301, 311, 312, 314, 315, 303, *range(316, 322), 304, 305, 7, 8, 306, 302]
     assert v.bare() == Tags() and v.max_codes == 6
 
@@ -233,7 +253,11 @@ def test_where_there_are_several_grids_the_front_of_a_sequence_says_how_many_cod
     assert V.max_codes == 9 and V.bare() == Tags(grid=(2, 3)) and V.bare((1, 4)) == Tags(grid=(1, 4))
     for grid, n in {None: 6, (2, 3): 6, (1, 4): 4, (3, 3): 9}.items():
         for tags in (Tags(grid=grid), Tags("engraving", "ships", "era", grid, "moth")):
-            assert V.n_codes(V.prefix(tags)) == V.n_codes([*V.prefix(tags), V.id("<boi>"), *range(V.code_offset, V.size)]) == n
+            assert (
+                V.n_codes(sequences.prefix(V, tags))
+                == V.n_codes([*sequences.prefix(V, tags), V.id("<boi>"), *range(V.code_offset, V.size)])
+                == n
+            )
 
 
 @pytest.mark.parametrize("change", [{"styles": ("wood engraving",)}, {"styles": ("a>b",)}, {"styles": ("a", "a")}, {"grids": ()}])
@@ -265,3 +289,27 @@ def test_a_broken_file_is_named(tmp_path, text):
 def test_a_missing_file_is_named(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"vocabulary\.json is missing"):
         Vocabulary.load(tmp_path / "vocabulary.json")
+
+
+def test_tags_that_come_later_stand_behind_the_codes_and_no_other_id_moves(tmp_path):
+    more = V.extended(styles=["lithograph", V.styles[0]], registers=["studio"], things=["kite"])
+    assert more.appended == ("<style:lithograph>", "<thing:kite>", "<register:studio>") and more.size == V.size + 3
+    assert [more.id(name) for name in more.appended] == [V.size, V.size + 1, V.size + 2] and [
+        more.name(V.size + i) for i in range(3)
+    ] == list(more.appended)
+    assert more.added_tokens[: len(V.added_tokens)] == V.added_tokens and more.code_offset == V.code_offset and more.code_end == V.size
+    assert [more.class_of(V.size + i) for i in range(3)] == ["style", "thing", "register"] and not more.is_image[V.size :].any()
+    assert V.extended(styles=V.styles) == V and more.extended(subjects=["x"]).id("<subject:x>") == more.size
+    tags = Tags("lithograph", "", "studio", (2, 3), "kite")
+    packed = sequences.pack_joint(more, tags, [0, 1, 2, 3, 4, 5], [7, 8])
+    assert sequences.unpack(more, packed.input_ids) == replace(
+        sequences.unpack(V, sequences.pack_joint(V, Tags(grid=(2, 3)), [0, 1, 2, 3, 4, 5], [7, 8]).input_ids), tags=tags
+    )
+    allowed = more.grammar.allowed
+    assert (
+        allowed[3 * STATES.index("tags"), V.size] and allowed[3 * STATES.index("image")].nonzero()[:, 0].tolist()[-1] == more.code_end - 1
+    )
+    more.save(tmp_path / "vocabulary.json")
+    assert Vocabulary.load(tmp_path / "vocabulary.json") == more and "appended" not in V.to_dict()
+    with pytest.raises(ValueError, match="appended names"):
+        replace(V, appended=("<style:nowhere>",))

@@ -12,6 +12,7 @@ import train
 from data_tools import toy
 from tests.small_runs import needs
 from tokun.config import from_dict
+from tokun.tokenizers import sequences
 from tokun.training.run import open_run
 from tokun.training.words import pack_rows, read_rows, train_words
 
@@ -59,7 +60,7 @@ def test_a_table_teaches_a_register_that_the_base_did_not_know(checkpoint_folder
 def test_only_the_caption_is_learnt(tiny_model):
     v = tiny_model.vocabulary
     (packed,) = pack_rows([("a house", "a ship and a tree")], tiny_model, v, "poetic")
-    assert v.unpack(packed.input_ids).task == "rewrite"
+    assert sequences.unpack(v, packed.input_ids).task == "rewrite"
     assert packed.input_ids[packed.prompt :] == [*tiny_model.encode_text("a ship and a tree"), v.id("<eoc>"), v.id("<eos>")]
 
 

@@ -19,6 +19,8 @@ from typing import Any, Literal
 
 import yaml
 
+from tokun.utils.errors import UserError
+
 
 @dataclass
 class DataConfig:
@@ -324,7 +326,7 @@ class Config:
 def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
     """Read a YAML file, apply `a.b=c` overrides, check every key and type.
 
-    Raises FileNotFoundError for a missing file, ValueError for unreadable YAML, an unknown key or a wrong type.
+    Raises FileNotFoundError for a missing file, UserError for unreadable YAML, an unknown key or a wrong type.
     """
     path = Path(path)
     if not path.is_file():
@@ -334,18 +336,18 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
     try:
         tree = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ValueError(f"config {path} is not readable YAML: {error}") from error
+        raise UserError(f"config {path} is not readable YAML: {error}") from error
     if tree is None:
         tree = {}
     if not isinstance(tree, dict):
-        raise ValueError(f"config {path} holds a {type(tree).__name__}, not a mapping of settings such as `seed: 0`")
+        raise UserError(f"config {path} holds a {type(tree).__name__}, not a mapping of settings such as `seed: 0`")
     for override in overrides:
         _override(tree, override)
     return from_dict(tree, where=str(path))
 
 
 def from_dict(tree: dict[str, Any], *, where: str = "config") -> Config:
-    """Nested dict -> checked Config. Raises ValueError naming key, value and way out."""
+    """Nested dict -> checked Config. Raises UserError naming key, value and way out."""
     config = _build(Config, tree, key="", where=where)
     _check_counts(config, where=where)
     return config
@@ -369,41 +371,41 @@ def _check_counts(config: Config, *, where: str) -> None:
             continue
         for name, value in dataclasses.asdict(values).items():
             if name in POSITIVE and value < 1:
-                raise ValueError(f"{where}: {section.name}.{name} is {value}; it must be at least 1")
+                raise UserError(f"{where}: {section.name}.{name} is {value}; it must be at least 1")
             if name in NOT_NEGATIVE and value < 0:
-                raise ValueError(f"{where}: {section.name}.{name} is {value}; it must be 0 or more")
+                raise UserError(f"{where}: {section.name}.{name} is {value}; it must be 0 or more")
             if name in PAIRS and len(value) != 2:
-                raise ValueError(f"{where}: {section.name}.{name} is {value}; it takes two numbers")
+                raise UserError(f"{where}: {section.name}.{name} is {value}; it takes two numbers")
     try:
         parse_grids(config.data.grids)
-    except ValueError as error:
-        raise ValueError(f"{where}: {error}") from error
+    except UserError as error:
+        raise UserError(f"{where}: {error}") from error
     positions, most = config.codes.positions, 1 + 5 * len({end for end in config.codes.crop_scale if end > 1})
     if positions not in ("random", "five"):
-        raise ValueError(f"{where}: codes.positions is {positions!r}; it is random or five")
+        raise UserError(f"{where}: codes.positions is {positions!r}; it is random or five")
     if positions == "five" and config.codes.views > most:
-        raise ValueError(
+        raise UserError(
             f"{where}: codes.views is {config.codes.views}; with positions five and crop_scale {config.codes.crop_scale} there are {most}: "
             "set codes.views to that or less"
         )
 
 
 def parse_grids(names: Sequence[str]) -> tuple[tuple[int, int], ...]:
-    """["16x16", "12x21"] (rows x columns of codes) -> ((16, 16), (12, 21)). Raises ValueError for what is no grid, for one that is named
+    """["16x16", "12x21"] (rows x columns of codes) -> ((16, 16), (12, 21)). Raises UserError for what is no grid, for one that is named
     twice, and for grids whose numbers of codes are further apart than MOST_RATIO."""
     grids: list[tuple[int, int]] = []
     for name in names:
         match = re.fullmatch(r"([1-9]\d{0,3})x([1-9]\d{0,3})", str(name))
         if match is None:
-            raise ValueError(f"data.grids names {name!r}; a grid is rows x columns of codes, both at least 1, for example 12x21")
+            raise UserError(f"data.grids names {name!r}; a grid is rows x columns of codes, both at least 1, for example 12x21")
         grid = (int(match[1]), int(match[2]))
         if grid in grids:
-            raise ValueError(f"data.grids names {name} twice: name each grid once")
+            raise UserError(f"data.grids names {name} twice: name each grid once")
         grids.append(grid)
     codes = [rows * columns for rows, columns in grids]
     if codes and max(codes) > MOST_RATIO * min(codes):
         few, many = (f"{grids[codes.index(n)][0]}x{grids[codes.index(n)][1]} ({n} codes)" for n in (min(codes), max(codes)))
-        raise ValueError(
+        raise UserError(
             f"data.grids holds {few} and {many}: at most {MOST_RATIO} times as many codes; choose grids of about the same number"
         )
     return tuple(grids)
@@ -417,27 +419,27 @@ def to_dict(config: Any) -> dict[str, Any]:
 def _override(tree: dict[str, Any], override: str) -> None:
     key, equals, value = override.partition("=")
     if not equals or not key:
-        raise ValueError(f"override {override!r} is not of the form a.b=c, for example train.lr=3e-4")
+        raise UserError(f"override {override!r} is not of the form a.b=c, for example train.lr=3e-4")
     try:
         parsed = yaml.safe_load(value) if value else ""
     except yaml.YAMLError as error:
-        raise ValueError(f"override {override!r}: {value!r} is not a YAML value: {error}") from error
+        raise UserError(f"override {override!r}: {value!r} is not a YAML value: {error}") from error
     *parents, last = key.split(".")
     for parent in parents:
         tree = tree.setdefault(parent, {})
         if not isinstance(tree, dict):
-            raise ValueError(f"override {override!r}: {parent!r} is a value, not a section")
+            raise UserError(f"override {override!r}: {parent!r} is a value, not a section")
     tree[last] = parsed
 
 
 def _build(cls: type, tree: Any, *, key: str, where: str) -> Any:
     if not isinstance(tree, dict):
-        raise ValueError(f"{where}: {key or 'the file'} is {tree!r}, but it is a section with keys of its own")
+        raise UserError(f"{where}: {key or 'the file'} is {tree!r}, but it is a section with keys of its own")
     hints = typing.get_type_hints(cls)
     for name in tree:
         if name not in hints:
             near = difflib.get_close_matches(str(name), hints, n=1, cutoff=0.0)
-            raise ValueError(
+            raise UserError(
                 f"{where}: unknown key {_join(key, name)!r}. The nearest is {_join(key, near[0])!r}; this section knows: {', '.join(hints)}"
             )
     return cls(**{n: _value(hints[n], v, key=_join(key, n), where=where) for n, v in tree.items()})
@@ -452,15 +454,15 @@ def _value(hint: Any, value: Any, *, key: str, where: str) -> Any:
         if value is False and "no" in args:  # YAML reads a bare `no` as false
             value = "no"
         if value not in args:
-            raise ValueError(f"{where}: {key} is {value!r}; it must be one of {', '.join(map(repr, args))}")
+            raise UserError(f"{where}: {key} is {value!r}; it must be one of {', '.join(map(repr, args))}")
         return value
     if origin is list:
         if not isinstance(value, list):
-            raise ValueError(f"{where}: {key} is {value!r}; it must be a list such as [1, 2]")
+            raise UserError(f"{where}: {key} is {value!r}; it must be a list such as [1, 2]")
         return [_value(args[0], v, key=f"{key}[{i}]", where=where) for i, v in enumerate(value)]
     if origin is dict:
         if not isinstance(value, dict):
-            raise ValueError(f"{where}: {key} is {value!r}; it must be a mapping such as {{joint: 1.0}}")
+            raise UserError(f"{where}: {key} is {value!r}; it must be a mapping such as {{joint: 1.0}}")
         return {str(k): _value(args[1], v, key=f"{key}.{k}", where=where) for k, v in value.items()}
     assert not isinstance(origin, types.UnionType)
     if hint is float and isinstance(value, str):  # YAML 1.1 reads 1e-3 as a string
@@ -471,7 +473,7 @@ def _value(hint: Any, value: Any, *, key: str, where: str) -> Any:
     if hint is str and value is None:
         value = ""
     if type(value) is not hint:
-        raise ValueError(f"{where}: {key} is {value!r} ({type(value).__name__}); it must be a {hint.__name__}")
+        raise UserError(f"{where}: {key} is {value!r} ({type(value).__name__}); it must be a {hint.__name__}")
     return value
 
 

@@ -31,6 +31,7 @@ from tokun.tokenizers.image import ImageTokenizer
 from tokun.tokenizers.vocabulary import Vocabulary
 from tokun.training import optim
 from tokun.utils import checkpoint, console
+from tokun.utils.errors import UserError, reading
 
 DISCRIMINATOR_AHEAD = 100  # steps that the discriminator learns alone
 
@@ -71,10 +72,10 @@ def main(argv: list[str] | None = None) -> None:
 def sharpen(source: str | Path | None, shards: str, out: Path, recipe: Recipe, *, device: str | None = None) -> Path:
     """Train the decoder of the checkpoint `source` on image shards -> the checkpoint `out`, all else of it as it was.
 
-    Raises ValueError where `out` is there already, or was begun with other settings, and what `tokun.load` raises.
+    Raises UserError where `out` is there already, or was begun with other settings, and what `tokun.load` raises.
     """
     if out.exists():
-        raise ValueError(f"{out} is there already; name a new folder, or remove it")
+        raise UserError(f"{out} is there already; name a new folder, or remove it")
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     folder = model.resolve(source)
     tokenizer = ImageTokenizer.load(folder / model.IMAGE_TOKENIZER).to(device)
@@ -83,7 +84,8 @@ def sharpen(source: str | Path | None, shards: str, out: Path, recipe: Recipe, *
         "from": tokenizer.fingerprint(),
     }
     grids = Vocabulary.load(folder / "vocabulary.json").grids
-    fit = json.loads((folder / "sampling.json").read_text(encoding="utf-8")).get("fit") or framing.usual_fit(grids)
+    with reading(folder / "sampling.json"):
+        fit = json.loads((folder / "sampling.json").read_text(encoding="utf-8")).get("fit") or framing.usual_fit(grids)
     trainer = Trainer(
         tokenizer, shards, recipe, grids if grids != (tokenizer.grid,) else None, fit
     )  # one square: as models of squares are trained
@@ -157,7 +159,7 @@ class Trainer:
         with torch.no_grad():
             codes = t.encode(real)
             grid = (real.shape[2] // t.config.downsample, real.shape[3] // t.config.downsample)
-            latents = t._vectors(t.order[codes]).transpose(1, 2).reshape(len(real), -1, *grid)
+            latents = t.vectors_of(t.order[codes]).transpose(1, 2).reshape(len(real), -1, *grid)
         with torch.autocast(self.device.type, torch.bfloat16):
             made = self.decoder(latents)
             distance = self.perceptual(made, real) if r.perceptual_weight else real.new_zeros(())
@@ -171,7 +173,7 @@ class Trainer:
             loss = loss + r.gan_weight * losses.adaptive_weight(base, terms["adversarial"], self.decoder.last.weight) * terms["adversarial"]
             self.discriminator.requires_grad_(True)
         if not torch.isfinite(loss):
-            raise ValueError(
+            raise UserError(
                 f"the loss is {loss.item()} at step {self.step}: {dict((k, v.item()) for k, v in terms.items())}. Lower --lr or --gan-weight"
             )
         self.optimizer.zero_grad(set_to_none=True)
@@ -194,7 +196,7 @@ class Trainer:
         }  # fmt: skip
 
     def resume(self, states: checkpoint.TrainerStates, made_with: dict[str, Any]) -> None:
-        """From the last state, if there is one. Raises ValueError where it was made with other settings."""
+        """From the last state, if there is one. Raises UserError where it was made with other settings."""
         latest = states.latest()
         if latest is None:
             return

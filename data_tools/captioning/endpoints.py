@@ -22,6 +22,8 @@ from typing import Any
 
 from PIL import Image
 
+from tokun.utils.errors import BadSample, UserError
+
 PASSING = frozenset({408, 409, 425, 429, 500, 502, 503, 504, 520, 522, 524, 529})  # statuses worth another try
 FATAL = {401: "the key is not accepted", 402: "payment is due", 403: "the key may not do this", 404: "there is no such model or address"}
 OPTIONAL = ("response_format", "max_completion_tokens", "max_tokens", "temperature", "seed")
@@ -30,7 +32,7 @@ LONGEST_WAIT = 60.0  # seconds between two tries
 MAX_TOLD = 300  # characters of a server's words in a message of ours
 
 
-class EndpointError(Exception):
+class EndpointError(BadSample):
     """Why one row got no answer, in few words that are counted; `told` are the server's own."""
 
     def __init__(self, reason: str, told: str = ""):
@@ -38,7 +40,7 @@ class EndpointError(Exception):
         self.told = told
 
 
-class EndpointRefusal(ValueError):
+class EndpointRefusal(UserError):
     """What no row can mend: a wrong key, model or address."""
 
 
@@ -85,9 +87,9 @@ class Endpoint:
     def __post_init__(self) -> None:
         parts = urllib.parse.urlsplit(self.url)
         if parts.scheme not in ("http", "https") or not parts.hostname:
-            raise ValueError(f"--endpoint {public_url(self.url)!r} is no web address: give one like http://localhost:8000/v1")
+            raise UserError(f"--endpoint {public_url(self.url)!r} is no web address: give one like http://localhost:8000/v1")
         if parts.username or parts.password:
-            raise ValueError("--endpoint holds a name and password: put the key into the variable of --api-key-env instead")
+            raise UserError("--endpoint holds a name and password: put the key into the variable of --api-key-env instead")
         path = parts.path.rstrip("/").removesuffix("/chat/completions") + "/chat/completions"
         self._address = urllib.parse.urlunsplit((parts.scheme, parts.netloc, path, parts.query, ""))
         self._opener = urllib.request.build_opener(NoRedirects)
@@ -190,14 +192,14 @@ class Endpoint:
 
 
 def read_completion(data: bytes) -> Reply:
-    """The answer in a chat completion. Raises ValueError when it is none."""
+    """The answer in a chat completion. Raises UserError when it is none."""
     try:
         tree = json.loads(data)
         choice = tree["choices"][0]
         content, refused = choice["message"].get("content"), choice["message"].get("refusal")
         cut = choice.get("finish_reason") == "length"
     except (RecursionError, LookupError, TypeError, AttributeError) as error:
-        raise ValueError("it is no chat completion") from error
+        raise BadSample("it is no chat completion") from error
     if isinstance(content, list):
         content = "".join(str(part.get("text", "")) for part in content if isinstance(part, dict))
     fault = "refusal" if refused else "answer cut off" if cut else ""

@@ -37,6 +37,7 @@ from data_tools.inspect import IMAGE_EXTENSIONS, Pair, find_shards, read_pairs
 from data_tools.pipeline.disk import DiskDict
 from data_tools.tables import CAPTION_COLUMNS, PATH_COLUMNS, Table, TableError, caption_column, read_table
 from data_tools.text.things import Lexicon
+from tokun.utils.errors import UserError, reading
 
 LAYOUT = 1  # of what is written: another number, another stamp
 KEY_COLUMNS = ("key", "__key__")
@@ -67,7 +68,7 @@ class Options:
     def __post_init__(self) -> None:
         for name in ("shard_size", "min_things"):
             if getattr(self, name) < 1:
-                raise ValueError(f"--{name.replace('_', '-')} {getattr(self, name)} must be 1 or more")
+                raise UserError(f"--{name.replace('_', '-')} {getattr(self, name)} must be 1 or more")
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -264,7 +265,7 @@ class Plan:
             data = file.read(self.end[number] - self.start[number])
         found = list(read_pairs_in(shard, data))
         if len(found) != 1 or found[0].key != self.key[number]:
-            raise ValueError(f"{shard} was changed while it was read: run again")
+            raise UserError(f"{shard} was changed while it was read: run again")
         return found[0]
 
 
@@ -289,7 +290,7 @@ def split_of(shard: Path) -> str:
 
 
 def sources(paths: Iterable[str | Path], out: Path) -> list[Path]:
-    """The shards that are named, by path, folder or pattern. Raises ValueError or FileNotFoundError, with the way out."""
+    """The shards that are named, by path, folder or pattern. Raises UserError or FileNotFoundError, with the way out."""
     found: list[Path] = []
     for path in map(Path, paths):
         path = path.expanduser()
@@ -297,9 +298,9 @@ def sources(paths: Iterable[str | Path], out: Path) -> list[Path]:
         found += find_shards(typed or [path])
     for shard in found:
         if shard.parent.resolve() == out.resolve():
-            raise ValueError(f"--out {out} is the folder of {shard.name} itself: name another, so that the source stays as it is")
+            raise UserError(f"--out {out} is the folder of {shard.name} itself: name another, so that the source stays as it is")
         if (shard.parent / "codes.json").exists():
-            raise ValueError(f"{shard.parent} holds code shards (codes.json), which have no pictures: give the image shards")
+            raise UserError(f"{shard.parent} holds code shards (codes.json), which have no pictures: give the image shards")
     return list(dict.fromkeys(found))
 
 
@@ -308,7 +309,7 @@ def make_plan(shards: list[Path], rows: Rows, options: Options, *, progress: boo
     plan = Plan(shards, folders=[shard.resolve().parent.name for shard in shards])
     parents = {shard.resolve().parent for shard in shards}
     if rows.columns.folder and len({parent.name for parent in parents}) < len(parents):
-        raise ValueError(
+        raise UserError(
             f"two folders of shards have one name ({', '.join(sorted(plan.folders))}), by which {rows.table.name} tells them: rename one"
         )
     twice = Counter[tuple[str, str]]()
@@ -466,16 +467,16 @@ class Report:
 def merge(paths: Iterable[str | Path], table: Path, out: Path, options: Options, *, progress: bool = False) -> Report:
     """Write the shards of `paths` with the captions of `table` into `out`. The story of this file, top to bottom.
 
-    Raises TableError, ValueError or FileNotFoundError, with the way out: a table or shards that cannot be read, an `out` of something else,
+    Raises TableError, UserError or FileNotFoundError, with the way out: a table or shards that cannot be read, an `out` of something else,
     no row that belongs to a picture.
     """
     shards = sources(paths, out)
     rows = Rows.read(table, options)
     folder = Folder(out)
     if out.exists() and not out.is_dir():
-        raise ValueError(f"--out {out} is a file: name a folder")
+        raise UserError(f"--out {out} is a file: name a folder")
     if not (out / STATE).exists() and any(out.glob("*.tar")):
-        raise ValueError(f"--out {out} holds shards that are not of this tool (there is no {STATE}): name another folder")
+        raise UserError(f"--out {out} holds shards that are not of this tool (there is no {STATE}): name another folder")
     plan = make_plan(shards, rows, options, progress=progress)
     if not any(plan.row):
         raise TableError(none_fits(rows, plan))
@@ -522,17 +523,18 @@ def none_fits(rows: Rows, plan: Plan) -> str:
 
 
 def begin(out: Path, shards: list[Path], rows: Rows, options: Options) -> None:
-    """Note what this folder is of. Raises ValueError where it is of something else."""
+    """Note what this folder is of. Raises UserError where it is of something else."""
     state = out / STATE / "from.json"
     settings = {
         "layout": LAYOUT, "table": Path(rows.table.name).name, "sha256": rows.fingerprint, **asdict(options),
         "shards": [[shard.resolve().parent.name, shard.name, shard.stat().st_size] for shard in shards],
     }  # fmt: skip
     if state.exists():
-        found = json.loads(state.read_text(encoding="utf-8"))
+        with reading(state, f"Delete {out} to begin anew"):
+            found = json.loads(state.read_text(encoding="utf-8"))
         changed = [name for name in settings if found.get(name) != settings[name]]
         if changed:
-            raise ValueError(
+            raise UserError(
                 f"--out {out} was begun otherwise ({', '.join(changed)} differ). Give the same to go on, name another --out, or delete it to begin anew"
             )
     else:

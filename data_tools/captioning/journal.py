@@ -30,6 +30,7 @@ from typing import Any
 
 from data_tools.inspect import Pair, read_pairs
 from data_tools.pipeline.advice import MOST_TEXTS, alike
+from tokun.utils.errors import UserError
 
 RECORD = "caption.json"
 LEFT_OUT = "left-out.jsonl"
@@ -52,7 +53,7 @@ class Journal:
     """What is done of one shard. The first line says of what; each further one is a list of rows, or what the shard's end told.
 
     Of a row written twice, the later one counts. A line that a killed process left unfinished is cut off. Held by one
-    process at a time. Raises ValueError when another holds it, when it is damaged, or when its rows are of something else.
+    process at a time. Raises UserError when another holds it, when it is damaged, or when its rows are of something else.
     """
 
     def __init__(self, path: Path, head: dict[str, Any]):
@@ -63,7 +64,7 @@ class Journal:
             fcntl.flock(self.file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             os.close(self.file)
-            raise ValueError(f"{path} is held by another run: let it end, or name another --out") from error
+            raise UserError(f"{path} is held by another run: let it end, or name another --out") from error
         whole = path.read_bytes()
         whole = whole[: whole.rfind(b"\n") + 1]
         os.ftruncate(self.file, len(whole) if whole.count(b"\n") > 1 else 0)  # a head alone binds nobody
@@ -72,7 +73,7 @@ class Journal:
         found, self.rows = read_journal(path)
         if changes := differences(found, head):
             os.close(self.file)
-            raise ValueError(f"{path} was begun otherwise ({changes}): name another --out, or delete that file to begin it anew")
+            raise UserError(f"{path} was begun otherwise ({changes}): name another --out, or delete that file to begin it anew")
 
     def add(self, rows: list[dict[str, Any]]) -> None:
         """Append rows that belong together: after a kill all of them are there, or none."""
@@ -112,7 +113,7 @@ def read_journal(path: Path) -> tuple[dict[str, Any], Rows]:
             else:
                 rows.update((int(row["row"]), row) for row in record)
         except (ValueError, LookupError, TypeError, RecursionError) as error:
-            raise ValueError(f"line {number + 1} of {path} is damaged: delete the file to caption its shard again") from error
+            raise UserError(f"line {number + 1} of {path} is damaged: delete the file to caption its shard again") from error
     return head, rows
 
 
@@ -148,15 +149,15 @@ class Folder:
             yield
 
     def check(self, shards: list[Path], settings: dict[str, Any]) -> None:
-        """Raise ValueError where the folder holds something else, or these shards' rows by other settings."""
+        """Raise UserError where the folder holds something else, or these shards' rows by other settings."""
         if self.out.exists() and not self.out.is_dir():
-            raise ValueError(f"--out {self.out} is a file: name a folder")
+            raise UserError(f"--out {self.out} is a file: name a folder")
         if not (self.out / STATE).exists() and any(self.out.glob("*.tar")):
-            raise ValueError(f"--out {self.out} holds shards that are not of this tool (there is no {STATE}): name another folder")
+            raise UserError(f"--out {self.out} holds shards that are not of this tool (there is no {STATE}): name another folder")
         for shard in shards:
             head, rows = read_journal(self.journal(shard))
             if rows and (changes := differences(head, {"settings": settings, "bytes": shard.stat().st_size})):
-                raise ValueError(
+                raise UserError(
                     f"--out {self.out} was begun with other settings ({changes}). Give the same ones to go on, or name another --out"
                 )
 

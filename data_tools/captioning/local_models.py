@@ -24,6 +24,7 @@ from PIL import Image
 from safetensors import SafetensorError
 
 from tokun.inference.clip import choose_device
+from tokun.utils.errors import UserError
 
 T, R = TypeVar("T"), TypeVar("R")
 SHAPES = ("caption", "task", "chat")
@@ -31,10 +32,14 @@ TASKS = {"florence2": "<MORE_DETAILED_CAPTION>", "paligemma": "caption en"}  # b
 EXAMPLES = "Salesforce/blip2-opt-2.7b, florence-community/Florence-2-large, Qwen/Qwen2.5-VL-7B-Instruct"
 
 
+class OutOfMemory(UserError, MemoryError):
+    """One item alone does not fit."""
+
+
 class InHalves:
     """Calls a batched function on a list, and with half as many items at a time whenever memory runs out.
 
-    The size that fitted is kept for the calls that follow. Raises MemoryError when one item alone is too much.
+    The size that fitted is kept for the calls that follow. Raises OutOfMemory when one item alone is too much.
     """
 
     def __init__(self, function: Callable[[list[T]], list[R]], size: int):
@@ -51,7 +56,7 @@ class InHalves:
                 if not is_out_of_memory(error):
                     raise
                 if len(batch) == 1:
-                    raise MemoryError("one picture alone does not fit into memory: take a smaller model, or --dtype bfloat16") from error
+                    raise OutOfMemory("one picture alone does not fit into memory: take a smaller model, or --dtype bfloat16") from error
             free_memory()  # outside the handler: the error holds the tensors of the failed batch
             self.size = max(1, len(batch) // 2)
         return done
@@ -84,7 +89,7 @@ class Generation:
 
     def __post_init__(self) -> None:
         if self.max_new_tokens < 1:
-            raise ValueError(f"--max-new-tokens {self.max_new_tokens} must be 1 or more")
+            raise UserError(f"--max-new-tokens {self.max_new_tokens} must be 1 or more")
 
 
 class LocalModel:
@@ -198,19 +203,19 @@ KINDS: dict[str, type[LocalModel]] = {kind.shape: kind for kind in (CaptionModel
 def load_captioner(model: str, *, revision: str | None, shape: str, task: str, generation: Generation) -> LocalModel:
     """The captioner of a Hub id or folder, in the given shape or the one that its type tells ("auto").
 
-    Raises ValueError when it cannot be found or is no image-to-text model, each with the way out.
+    Raises UserError when it cannot be found or is no image-to-text model, each with the way out.
     """
     import transformers
 
     config = from_pretrained(transformers.AutoConfig, model, revision, flag="--model")
     if config.model_type not in image_to_text_types():
-        raise ValueError(f"--model {model} is a {config.model_type}, which is no image-to-text model: take one like {EXAMPLES}")
+        raise UserError(f"--model {model} is a {config.model_type}, which is no image-to-text model: take one like {EXAMPLES}")
     processor = from_pretrained(transformers.AutoProcessor, model, revision, flag="--model")
     if shape == "auto":
         has_template = bool(getattr(processor, "chat_template", None))
         shape = "task" if config.model_type in TASKS else "chat" if has_template else "caption"
     if shape == "chat" and not getattr(processor, "chat_template", None):
-        raise ValueError(f"--shape chat needs a chat template, and {model} has none: take an instruction-tuned model, or --shape caption")
+        raise UserError(f"--shape chat needs a chat template, and {model} has none: take an instruction-tuned model, or --shape caption")
     device, dtype = device_and_dtype(generation)
     network = load_network(transformers.AutoModelForImageTextToText, model, revision, flag="--model", dtype=dtype)
     captioner = KINDS[shape](
@@ -220,18 +225,18 @@ def load_captioner(model: str, *, revision: str | None, shape: str, task: str, g
     if isinstance(captioner, TaskModel):
         captioner.fixed_prompt = task or TASKS.get(config.model_type, "")
         if not captioner.fixed_prompt:
-            raise ValueError(f"--shape task with a {config.model_type} needs --task, the prompt that the model was trained on")
+            raise UserError(f"--shape task with a {config.model_type} needs --task, the prompt that the model was trained on")
     return captioner
 
 
 def load_rewriter(model: str, *, generation: Generation) -> TextModel:
-    """The language model of a Hub id or folder. Raises ValueError when it is none, or has no chat template."""
+    """The language model of a Hub id or folder. Raises UserError when it is none, or has no chat template."""
     import transformers
 
     config = from_pretrained(transformers.AutoConfig, model, None, flag="--rewriter")
     tokenizer = from_pretrained(transformers.AutoTokenizer, model, None, flag="--rewriter")
     if not getattr(tokenizer, "chat_template", None):
-        raise ValueError(f"--rewriter {model} has no chat template: take an instruction-tuned model like Qwen/Qwen3-4B-Instruct-2507")
+        raise UserError(f"--rewriter {model} has no chat template: take an instruction-tuned model like Qwen/Qwen3-4B-Instruct-2507")
     device, dtype = device_and_dtype(generation)
     network = load_network(transformers.AutoModelForCausalLM, model, None, flag="--rewriter", dtype=dtype)
     return TextModel(
@@ -244,18 +249,18 @@ def from_pretrained(kind: Any, model: str, revision: str | None, *, flag: str, *
     """`kind.from_pretrained`, its many errors as one that names the flag."""
     try:
         return kind.from_pretrained(model, revision=revision, **options)
-    except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RuntimeError, ImportError, SafetensorError) as error:
         what = "folder" if Path(model).is_dir() else "name"
         reason = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(". ")
         told = f"{flag} {model} cannot be loaded as {kind.__name__}: {reason}"
-        raise ValueError(f"{told}. Check the {what}, or the way to the Hub") from error
+        raise UserError(f"{told}. Check the {what}, or the way to the Hub") from error
 
 
 def load_network(kind: Any, model: str, revision: str | None, *, flag: str, dtype: Any) -> Any:
     """The weights, all of them: transformers draws at random what a checkpoint lacks, which would caption in gibberish."""
     network, info = from_pretrained(kind, model, revision, flag=flag, dtype=dtype, output_loading_info=True)
     if missing := sorted(info["missing_keys"]):
-        raise ValueError(f"{flag} {model} is incomplete: {len(missing)} of its weights are missing ({missing[0]}, …). Fetch it again")
+        raise UserError(f"{flag} {model} is incomplete: {len(missing)} of its weights are missing ({missing[0]}, …). Fetch it again")
     return network
 
 

@@ -15,21 +15,23 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from tokun.utils.errors import BadSample, UserError
+
 REGISTERS = ("plain", "poetic", "era", "social", "alt")  # those of tokun/tokenizers/vocabulary.py, which needs torch
 MAX_CHARACTERS = 1200  # of a caption: more is a model that did not stop
 MAX_FACT = 300  # characters of one fact in a prompt
 
 
 def parse_registers(text: str) -> tuple[str, ...]:
-    """'plain,poetic' -> the registers named, each once. Raises ValueError naming the nearest register."""
+    """'plain,poetic' -> the registers named, each once. Raises UserError naming the nearest register."""
     names = tuple(dict.fromkeys(name.strip().lower() for name in text.split(",") if name.strip()))
     if not names:
-        raise ValueError(f"--registers is empty: give some of {', '.join(REGISTERS)}")
+        raise UserError(f"--registers is empty: give some of {', '.join(REGISTERS)}")
     for name in names:
         if name not in REGISTERS:
             near = difflib.get_close_matches(name, REGISTERS, n=1, cutoff=0.4)
             hint = f"did you mean {near[0]!r}? " if near else ""
-            raise ValueError(f"--registers names {name!r}, which is no register: {hint}There are {', '.join(REGISTERS)}")
+            raise UserError(f"--registers names {name!r}, which is no register: {hint}There are {', '.join(REGISTERS)}")
     return names
 
 
@@ -214,7 +216,7 @@ def echoes(text: str, asked: str) -> bool:
 def read_answer(text: str, registers: Sequence[str]) -> dict[str, Any]:
     """The JSON object in an answer, also inside a code fence or a sentence; one register alone may come as bare text.
 
-    Raises ValueError when there is none.
+    Raises BadSample when there is none.
     """
     text = THOUGHT.sub(" ", text).strip()
     start, end = text.find("{"), text.rfind("}")
@@ -227,7 +229,7 @@ def read_answer(text: str, registers: Sequence[str]) -> dict[str, Any]:
             pass
     elif len(registers) == 1 and text and "{" not in text:
         return {registers[0]: text}
-    raise ValueError("answer is no JSON object")
+    raise BadSample("answer is no JSON object")
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -38,7 +38,7 @@ def own_words(style: str) -> str:
 def doubts(images: Sequence[Image.Image], styles: Sequence[str], name: str) -> list[str]:
     """For each picture the medium that CLIP sees instead of its style, as a reason, or "".
 
-    Raises ImportError naming the extra, or ValueError naming the model.
+    Raises ImportError naming the extra, or UserError naming the model.
     """
     clip = load(name)
     scale = clip.model.logit_scale.exp().item()

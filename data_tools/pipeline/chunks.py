@@ -34,6 +34,7 @@ from data_tools.readers.book_page import HEADING_ABOVE
 from data_tools.text.captions import Caption, clean_caption, plain_text
 from data_tools.verdicts import REJECT, Verdict, decide
 from tokun.data.pictures import max_pixels
+from tokun.utils.errors import UserError
 
 KEPT, AMBIGUOUS, REJECTED = "kept", "ambiguous", "rejected"
 PRINTS = frozenset({
@@ -90,28 +91,26 @@ class Settings:
         for name in ("style", "register"):
             value = getattr(self, name)
             if not re.fullmatch(r"[a-z0-9]+(-[a-z0-9]+)*", value) and (name, value) != ("style", ""):
-                raise ValueError(f"--{name} {value!r} is no tag: write words like wood-engraving")
+                raise UserError(f"--{name} {value!r} is no tag: write words like wood-engraving")
         max_pixels(self.max_megapixels)
         if not 0 <= self.val < 1:
-            raise ValueError(f"--val {self.val} is no share of the pictures: give 0 or more, below 1")
+            raise UserError(f"--val {self.val} is no share of the pictures: give 0 or more, below 1")
         if not 8 <= self.side <= 4096:
-            raise ValueError(f"--side {self.side} is outside 8..4096 pixels")
+            raise UserError(f"--side {self.side} is outside 8..4096 pixels")
         if self.shard_size < 1:
-            raise ValueError(f"--shard-size {self.shard_size} must be 1 or more")
+            raise UserError(f"--shard-size {self.shard_size} must be 1 or more")
         if self.min_side < 1:
-            raise ValueError(f"--min-side {self.min_side} must be 1 or more")
+            raise UserError(f"--min-side {self.min_side} must be 1 or more")
         if not self.max_aspect >= 1:
-            raise ValueError(f"--max-aspect {self.max_aspect} must be 1 or more: long side over short side")
+            raise UserError(f"--max-aspect {self.max_aspect} must be 1 or more: long side over short side")
         if self.duplicates not in ("alike", "exact"):
-            raise ValueError(f"--duplicates {self.duplicates!r} is unknown: choose alike or exact")
+            raise UserError(f"--duplicates {self.duplicates!r} is unknown: choose alike or exact")
         if self.format not in KINDS:
-            raise ValueError(f"--format {self.format!r} is unknown: choose {', '.join(KINDS)}")
+            raise UserError(f"--format {self.format!r} is unknown: choose {', '.join(KINDS)}")
         if self.filter not in FILTERS:
-            raise ValueError(f"--filter {self.filter!r} is unknown: choose {', '.join(FILTERS)}")
+            raise UserError(f"--filter {self.filter!r} is unknown: choose {', '.join(FILTERS)}")
         if self.format == "webp" and self.side * self.max_aspect > WEBP_LIMIT:
-            raise ValueError(
-                f"--side {self.side} with --max-aspect {self.max_aspect} may pass WebP's {WEBP_LIMIT} pixels: add --format png"
-            )
+            raise UserError(f"--side {self.side} with --max-aspect {self.max_aspect} may pass WebP's {WEBP_LIMIT} pixels: add --format png")
 
 
 @dataclass(frozen=True)

@@ -19,27 +19,28 @@ from contextlib import AbstractContextManager
 from multiprocessing import get_context, parent_process
 from typing import Any
 
+from tokun.utils.errors import UserError
 from tokun.utils.extras import need
 from tokun.utils.memory import keep_memory
 
 ENGINES = ("local", "ray")
 
 
-class WorkerDied(RuntimeError):
+class WorkerDied(UserError, RuntimeError):
     """A worker process was killed from outside, most often for want of memory."""
 
 
 def open_engine(name: str, *, workers: int = 1, address: str = "", gpus: float = 0) -> Engine:
     """The engine of that name. `address` is that of a Ray cluster; without one Ray starts on this machine. `gpus`: of Ray, for each task.
 
-    Raises ValueError for an unknown name or fewer than one worker, ImportError where Ray is not installed.
+    Raises UserError for an unknown name or fewer than one worker, ImportError where Ray is not installed.
     """
     if name not in ENGINES:
-        raise ValueError(f"--engine {name!r} is unknown: choose {' or '.join(ENGINES)}")
+        raise UserError(f"--engine {name!r} is unknown: choose {' or '.join(ENGINES)}")
     if workers < 1:
-        raise ValueError(f"--workers {workers} must be 1 or more")
+        raise UserError(f"--workers {workers} must be 1 or more")
     if (address or gpus) and name != "ray":
-        raise ValueError(f"--ray-address {address!r} and --gpus-per-task {gpus} need --engine ray")
+        raise UserError(f"--ray-address {address!r} and --gpus-per-task {gpus} need --engine ray")
     if name == "ray":
         return RayEngine(workers, address, gpus)
     return Engine() if workers == 1 else ProcessEngine(workers)
@@ -116,7 +117,7 @@ class RayEngine(Engine):
                 where = {"address": address} if address else {"num_cpus": workers, "include_dashboard": False}
                 self.ray.init(**where, log_to_driver=False, logging_level="warning")
             except (ConnectionError, ValueError, RuntimeError) as error:
-                raise ValueError(f"--ray-address {address!r} cannot be reached ({error}): start it with `ray start --head`") from error
+                raise UserError(f"--ray-address {address!r} cannot be reached ({error}): start it with `ray start --head`") from error
 
     def run(self, function: Callable[[Any], Any], tasks: Iterable[Any]) -> Iterator[tuple[int, Any]]:
         remote = self.ray.remote(num_cpus=1, num_gpus=self.gpus, max_retries=3)(function)

@@ -15,6 +15,7 @@ from data_tools.pipeline.chunks import Settings
 from data_tools.pipeline.manifest import MANIFEST
 from data_tools.pipeline.stores import Store, is_url
 from data_tools.readers import Listing
+from tokun.utils.errors import UserError
 
 RECORD = "prepare.json"
 PARTIAL = ".prepare-partial"
@@ -24,10 +25,10 @@ SHARD_NAME = re.compile(r"(train|val)-\d{5,}\.tar")
 
 
 def refuse_other_shards(out: Store, record: dict[str, Any], *, overwrite: bool) -> None:
-    """Raise ValueError unless `out` may be written: absent, without shards, of these same settings, or `overwrite`."""
+    """Raise UserError unless `out` may be written: absent, without shards, of these same settings, or `overwrite`."""
     names = out.list()
     if "codes.json" in names:
-        raise ValueError(f"--out {out} holds code shards (codes.json), which prepare does not replace: name another folder")
+        raise UserError(f"--out {out} holds code shards (codes.json), which prepare does not replace: name another folder")
     if overwrite or not any(is_ours(name) for name in names):
         return
     way_out = "Name another --out, or add --overwrite to replace the shards there"
@@ -36,11 +37,11 @@ def refuse_other_shards(out: Store, record: dict[str, Any], *, overwrite: bool) 
     try:
         there = json.loads(out.read(f"{PARTIAL}/{PLAN}" if begun else RECORD))["settings"]
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"--out {out} holds shards without a whole {RECORD}: of another tool, or of a broken run. {way_out}") from error
+        raise UserError(f"--out {out} holds shards without a whole {RECORD}: of another tool, or of a broken run. {way_out}") from error
     there = {**asdict(Settings(style="any")), **there}  # earlier versions did not write all settings
     changes = [f"{name}: {there.get(name)!r} there, {value!r} now" for name, value in record.items() if there.get(name) != value]
     if changes:
-        raise ValueError(f"--out {out} holds shards of other settings ({'; '.join(changes)}). {way_out}")
+        raise UserError(f"--out {out} holds shards of other settings ({'; '.join(changes)}). {way_out}")
 
 
 def is_ours(name: str) -> bool:

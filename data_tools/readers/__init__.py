@@ -29,6 +29,7 @@ from data_tools.readers.storage import URL, local_path
 from data_tools.readers.survey import TARS
 from data_tools.readers.tables import read_manifest
 from data_tools.readers.webdataset import read_webdataset
+from tokun.utils.errors import UserError
 
 __all__ = [
     "MAX_TEXT_BYTES", "READERS", "CaptionError", "Found", "Listing", "Options", "PictureError", "Remote", "Row", "Span", "Words",
@@ -85,12 +86,12 @@ def read_picture(base: Path, found: Found) -> bytes:
 def choose_reader(source: Path | str, name: str = "auto", *, leave_out: Path | None = None) -> str:
     """The name of the reader for `source`: the one asked for, or the one recognised.
 
-    Raises ValueError for a name that no reader has or that does not fit, FileNotFoundError for a source that is not there.
+    Raises UserError for a name that no reader has or that does not fit, FileNotFoundError for a source that is not there.
     """
     if name != "auto" and name not in READERS:
         near = difflib.get_close_matches(name, ["auto", *READERS], n=1, cutoff=0.4)
         hint = f": did you mean {near[0]}?" if near else ""
-        raise ValueError(f"--reader {name!r} is unknown{hint}. Readers are auto, {', '.join(READERS)}")
+        raise UserError(f"--reader {name!r} is unknown{hint}. Readers are auto, {', '.join(READERS)}")
     if URL.match(str(source)) or name == "remote":
         return check_remote(str(source), name)
     if name == "huggingface":
@@ -111,9 +112,9 @@ def choose_reader(source: Path | str, name: str = "auto", *, leave_out: Path | N
 
 def check_remote(source: str, name: str) -> str:
     if not URL.match(source):
-        raise ValueError(f"--reader remote takes an address like s3://bucket/folder, and {source} is none: leave --reader out")
+        raise UserError(f"--reader remote takes an address like s3://bucket/folder, and {source} is none: leave --reader out")
     if name not in ("auto", "remote"):
-        raise ValueError(
+        raise UserError(
             f"--reader {name} reads what is on this machine, and {source} is an address: leave --reader out, or download it first"
         )
     return "remote"

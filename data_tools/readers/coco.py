@@ -13,6 +13,7 @@ from data_tools.pipeline.disk import DiskDict, DiskList
 from data_tools.readers.files import as_path, listed
 from data_tools.readers.listing import Listing, Options
 from data_tools.readers.words import join_words, words_from
+from tokun.utils.errors import UserError
 
 
 def read_coco(source: Path, options: Options) -> Listing:
@@ -52,17 +53,17 @@ def records(value: Any) -> Iterable[dict[Any, Any]]:
 
 
 def coco_object(source: Path) -> dict[str, Any]:
-    """The JSON of a COCO captions file. Raises ValueError saying what it is instead."""
+    """The JSON of a COCO captions file. Raises UserError saying what it is instead."""
     way_out = "Give a captions_*.json with images (id, file_name) and annotations (image_id, caption), or a table as .csv or .jsonl"
     try:
         data = json.loads(source.read_bytes())
     except (ValueError, RecursionError) as error:
-        raise ValueError(f"{source} is no COCO file: it is not valid JSON. {way_out}") from error
+        raise UserError(f"{source} is no COCO file: it is not valid JSON. {way_out}") from error
     if not isinstance(data, dict) or not all(isinstance(data.get(name), list) for name in ("images", "annotations")):
         there = f"the keys {sorted(map(str, data))[:12]}" if isinstance(data, dict) else f"a {type(data).__name__}"
-        raise ValueError(f"{source} is no COCO file: it holds {there}, and not lists called images and annotations. {way_out}")
+        raise UserError(f"{source} is no COCO file: it holds {there}, and not lists called images and annotations. {way_out}")
     if data["annotations"] and not any("caption" in one for one in records(data["annotations"])):
-        raise ValueError(f"{source} is a COCO file without captions: none of its annotations has one. {way_out}")
+        raise UserError(f"{source} is a COCO file without captions: none of its annotations has one. {way_out}")
     return data
 
 

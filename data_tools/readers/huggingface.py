@@ -15,6 +15,7 @@ from data_tools.readers.listing import Found, Listing, Options, Row
 from data_tools.readers.tables import check_caption_column, note_on
 from data_tools.readers.words import COLUMNS, group_of, normal, style_of, words_from
 from data_tools.tables import PATH_COLUMNS, Table, column_name
+from tokun.utils.errors import UserError
 from tokun.utils.extras import need
 
 PICTURES = "__picture__"  # the column of pictures, whatever it was called
@@ -36,7 +37,7 @@ SPLITS = {"training": "train", "valid": "validation", "val": "validation", "dev"
 def open_splits(source: str) -> dict[str, Any]:
     """{split: data set} of a folder written by save_to_disk, a folder of Parquet files, or an id; pictures undecoded.
 
-    Raises FileNotFoundError where there is no such data set, ValueError where it cannot be told which column holds pictures.
+    Raises FileNotFoundError where there is no such data set, UserError where it cannot be told which column holds pictures.
     """
     datasets = need("datasets", extra="data")
     folder = Path(source)
@@ -96,27 +97,27 @@ def holds_pictures(pa: Any, name: str, kind: Any) -> bool:
 
 
 def picture_column(datasets: Any, data: Any, source: str) -> str:
-    """The name of the column that holds pictures. Raises ValueError naming the columns there are, or those that may be meant."""
+    """The name of the column that holds pictures. Raises UserError naming the columns there are, or those that may be meant."""
     features = {name.lower(): name for name in data.features}
     found = [name for name, feature in data.features.items() if isinstance(feature, datasets.Image)]
     known = [features[name] for name in PICTURE_COLUMNS if features.get(name) in found]
     if known or len(found) == 1:
         return (known or found)[0]
     if found:
-        raise ValueError(
+        raise UserError(
             f"{source} has several columns of pictures, {', '.join(found)}, and none is called image: rename the one to take to image"
         )
     for name in PICTURE_COLUMNS:
         feature = data.features.get(name)
         if getattr(feature, "dtype", "") in ("binary", "large_binary") or (isinstance(feature, dict) and "bytes" in feature):
             return name
-    raise ValueError(f"{source} has no column of pictures: its columns are {sorted(data.features)}. Name the one with the bytes: image")
+    raise UserError(f"{source} has no column of pictures: its columns are {sorted(data.features)}. Name the one with the bytes: image")
 
 
 def read_huggingface(source: Path, options: Options) -> Listing:
     """A data set by its id (owner/name) or in a local folder, through `datasets`. Its splits are not taken over.
 
-    Raises ValueError where captions are needed and no column has a name that is known for them.
+    Raises UserError where captions are needed and no column has a name that is known for them.
     """
     found, words = DiskList(), DiskDict()
     notes: dict[str, None] = {}

@@ -12,6 +12,8 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
+from tokun.utils.errors import BadSample
+
 
 @dataclass(frozen=True, slots=True)
 class Span:
@@ -124,7 +126,7 @@ class Listing:
     """What the user should know, in whole sentences."""
 
 
-class CaptionError(ValueError):
+class CaptionError(BadSample):
     """A caption file is there and cannot be read: guessing another caption would mislabel the picture."""
 
 

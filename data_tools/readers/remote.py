@@ -17,6 +17,7 @@ from data_tools.readers.storage import cannot_be_opened, fetch, storage_errors
 from data_tools.readers.survey import LONE_JSON, NOTHING_KNOWN, OTHER_TABLE, is_table, kind_of, pair_words, table_rank
 from data_tools.readers.tables import Rows
 from data_tools.readers.webdataset import Tars
+from tokun.utils.errors import UserError
 from tokun.utils.extras import need
 
 MAX_TABLE_BYTES = 2**30  # of one table in object storage
@@ -106,5 +107,5 @@ def read_remote_table(key: str, fs: Any, table: str, rows: Rows) -> None:
         if len(data) > MAX_TABLE_BYTES:
             raise OSError(f"it has more than {MAX_TABLE_BYTES} bytes")
     except storage_errors() as error:
-        raise ValueError(f"{key} cannot be read for captions: {error}") from error
+        raise UserError(f"{key} cannot be read for captions: {error}") from error
     rows.add(table, key, lambda: io.BytesIO(data))

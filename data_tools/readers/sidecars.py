@@ -19,6 +19,7 @@ from data_tools.readers.words import json_object, normal, words_from
 from data_tools.tables import value_of
 from data_tools.text.captions import plain_text, raw_of
 from data_tools.text.encoding import decode_text
+from tokun.utils.errors import BadSample
 
 
 def find_words(source: Path, found: Found, row: Words, *, from_names: bool = False, caption_column: str = "") -> Words:
@@ -37,7 +38,7 @@ def find_words(source: Path, found: Found, row: Words, *, from_names: bool = Fal
         elif text:
             try:
                 said = words_from(normal(json_object(text, where="caption file")), caption_column)
-            except ValueError as error:
+            except BadSample as error:
                 raise CaptionError(str(error)) from error
             words = words.or_else(said)
         if words.caption and not words.words_from:

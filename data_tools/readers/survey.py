@@ -17,6 +17,7 @@ from data_tools.pipeline.disk import DiskDict
 from data_tools.readers.files import PICTURE_SUFFIXES, starts_like_a_picture, why_not_open
 from data_tools.readers.listing import Found
 from data_tools.tables import TABLE_SUFFIXES
+from tokun.utils.errors import UserError
 
 TEXTS = (".txt", ".caption", ".text")  # suffixes of files with the caption of one picture; the first that is there is read
 SIDECARS = (*TEXTS, ".json")
@@ -61,7 +62,7 @@ class Survey:
 def survey(source: Path, *, leave_out: Path | None = None) -> Survey:
     """Everything under `source`. A picture is what has a picture's suffix, or a picture's first bytes under any other name.
 
-    `leave_out` is a folder that is not entered (the output, when it lies inside the source). Raises ValueError for a table of
+    `leave_out` is a folder that is not entered (the output, when it lies inside the source). Raises UserError for a table of
     captions that may not be opened.
     """
     root, out = source.resolve(), leave_out.resolve() if leave_out else None
@@ -102,7 +103,7 @@ def sort_folder(result: Survey, within: str, folder: str, names: list[str], root
         problem = why_not_open(f"{folder}/{name}", root)
         if kind == "table":
             if problem:
-                raise ValueError(f"{folder}/{name} cannot be read for captions ({problem}): put the file itself there")
+                raise UserError(f"{folder}/{name} cannot be read for captions ({problem}): put the file itself there")
             result.tables.append(within + name)
         elif kind == "picture" or (not kind and not problem and starts_like_a_picture(f"{folder}/{name}")):
             problems[name] = problem

@@ -16,6 +16,7 @@ from data_tools.readers.files import MAX_PAGE_BYTES, as_path, listed
 from data_tools.readers.listing import NOTHING, Found, Listing, Options
 from data_tools.readers.words import group_of, join_words, normal, path_in, style_of, words_from
 from data_tools.tables import CAPTION_COLUMNS, PATH_COLUMNS, Table, TableError, caption_column, column_name, read_table
+from tokun.utils.errors import UserError
 from tokun.utils.extras import need
 
 Opener = Callable[[], BinaryIO]
@@ -32,7 +33,7 @@ class Rows:
         self.notes: dict[str, None] = {}
 
     def add(self, table: str, name: str, open_file: Opener | None = None) -> None:
-        """Take the rows of a table. `table` is its path within the source, `name` where it lies. Raises ValueError."""
+        """Take the rows of a table. `table` is its path within the source, `name` where it lies. Raises UserError."""
         folder, own = posixpath.dirname(table), DiskDict()
         for record in self.records(name, open_file):
             if path := as_path(path_in(record)):
@@ -89,7 +90,7 @@ def composed(path: str) -> str:
 
 
 def open_table(name: str | Path, options: Options, open_file: Opener | None = None) -> Table:
-    """A table, checked. Raises ValueError with the file, the line and the way out."""
+    """A table, checked. Raises UserError with the file, the line and the way out."""
     return read_table(name, open_file=open_file, encoding=options.encoding, quoting=options.quoting)
 
 
@@ -118,16 +119,16 @@ def note_on(table: Table, options: Options) -> str:
 
 
 def json_records(name: str, open_file: Opener | None) -> Iterator[dict[str, Any]]:
-    """The normal records of captions.json or metadata.json: a list of objects, {file name: caption or object}, or COCO. Raises ValueError."""
+    """The normal records of captions.json or metadata.json: a list of objects, {file name: caption or object}, or COCO. Raises UserError."""
     with open_file() if open_file else open(name, "rb") as file:
         data = file.read(MAX_PAGE_BYTES * 8 + 1)
     way_out = 'Write {"wolf.jpg": "A wolf."}, a list of objects with file_name and caption, or a table as captions.csv'
     try:
         if len(data) > MAX_PAGE_BYTES * 8:
-            raise ValueError("it is too large for JSON; write it as captions.jsonl")
+            raise UserError("it is too large for JSON; write it as captions.jsonl")
         tree = json.loads(data.decode("utf-8-sig"))
     except (ValueError, RecursionError) as error:
-        raise ValueError(f"{name} cannot be read for captions: {error}. {way_out}") from error
+        raise UserError(f"{name} cannot be read for captions: {error}. {way_out}") from error
     if isinstance(tree, dict) and isinstance(tree.get("images"), list) and isinstance(tree.get("annotations"), list):
         yield from coco_records(tree)
     elif isinstance(tree, dict):
@@ -136,7 +137,7 @@ def json_records(name: str, open_file: Opener | None) -> Iterator[dict[str, Any]
     elif isinstance(tree, list) and all(isinstance(one, dict) for one in tree):
         yield from map(normal, tree)
     else:
-        raise ValueError(f"{name} cannot be read for captions: it holds neither an object nor a list of objects. {way_out}")
+        raise UserError(f"{name} cannot be read for captions: it holds neither an object nor a list of objects. {way_out}")
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -146,7 +147,7 @@ def json_records(name: str, open_file: Opener | None) -> Iterator[dict[str, Any]
 def read_manifest(source: Path, options: Options) -> Listing:
     """A table (.csv, .tsv, .jsonl or .parquet) with a column of paths and columns of words.
 
-    Several rows of one picture: the first row's words, and all captions in `captions_all`. Raises ValueError when no
+    Several rows of one picture: the first row's words, and all captions in `captions_all`. Raises UserError when no
     column holds paths, or none holds captions and they are needed.
     """
     base = options.root or source.parent
@@ -166,7 +167,7 @@ def read_manifest(source: Path, options: Options) -> Listing:
         said = replace(words_from(row.values, options.caption_column), words_from=source.name)
         words[one.path] = join_words(words.get(one.path), said)
     if without and not found:
-        raise ValueError(no_path_column(str(source), table.columns))
+        raise UserError(no_path_column(str(source), table.columns))
     notes = [note for note in (note_on(table, options),) if note]
     if without:
         notes.append(f"Rows of {source.name} that name no picture: {len(without):,}, the first in line {without[0]}.")
@@ -181,7 +182,7 @@ def no_path_column(source: str, columns: Iterable[str]) -> str:
 
 
 def with_captions(listing: Listing, options: Options) -> Listing:
-    """The listing with the captions of `options.captions`, which come before all others. Raises ValueError."""
+    """The listing with the captions of `options.captions`, which come before all others. Raises UserError."""
     if options.captions is None:
         return listing
     table = open_table(options.captions, options)

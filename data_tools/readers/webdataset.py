@@ -22,6 +22,7 @@ from data_tools.tables import column_name, value_of
 from data_tools.text.captions import plain_text, raw_of
 from data_tools.text.encoding import decode_text
 from tokun.data.shards import SEVERAL, TWICE, key_and_suffix
+from tokun.utils.errors import BadSample
 
 Place = Callable[[int, int], Span | Remote]
 OF_ANOTHER = "not read: beside the picture of its sample (a mask, a depth map, a thumbnail)"
@@ -137,7 +138,7 @@ class Tars:
                 return
             try:
                 record = normal(json_object(text, where=member.name))
-            except ValueError:  # a sample's broken JSON: its picture is then one without a caption
+            except BadSample:  # a sample's broken JSON: its picture is then one without a caption
                 return
             wanted = {*COLUMNS, column_name(self.caption_column)}
             said.record = {name: value for name, value in record.items() if name in wanted}

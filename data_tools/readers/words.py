@@ -11,6 +11,7 @@ from data_tools.readers.files import utf8
 from data_tools.readers.listing import Words
 from data_tools.tables import CAPTION_COLUMNS, PATH_COLUMNS, column_name, value_of
 from data_tools.text.captions import plain_text, raw_of
+from tokun.utils.errors import BadSample
 
 GROUPS = ("group", "book", "gutenberg_id", "object", "object_id", "artist")
 MORE = ("title", "author", "artist", "illustrator", "context", "technique", "category", "date")
@@ -86,11 +87,11 @@ def join_words(words: Words | None, other: Words) -> Words:
 
 
 def json_object(text: str, *, where: str) -> dict[Any, Any]:
-    """The JSON object in `text`. Raises ValueError saying where and what is wrong."""
+    """The JSON object in `text`. Raises UserError saying where and what is wrong."""
     try:
         value = json.loads(text)
     except (ValueError, RecursionError) as error:
-        raise ValueError(f"{where} is not valid JSON") from error
+        raise BadSample(f"{where} is not valid JSON") from error
     if not isinstance(value, dict):
-        raise ValueError(f"{where} holds no JSON object")
+        raise BadSample(f"{where} holds no JSON object")
     return value

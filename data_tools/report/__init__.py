@@ -11,12 +11,12 @@ from __future__ import annotations
 
 import argparse
 import os
-import sys
 from pathlib import Path
 
 from data_tools.report.counting import MANIFEST, Opener, Summary, count_manifest, folder_opener, manifest_rows, read_shards, settings_of
 from data_tools.report.page import page
 from data_tools.report.reasons import family
+from tokun.utils import console
 
 __all__ = ["NAME", "family", "folder_opener", "main", "manifest_rows", "write_report"]
 
@@ -28,7 +28,7 @@ def write_report(out: Path, *, source: Path | None = None, opener: Opener | None
 
     Pictures that were left out come from the folder `source`, or from `opener`, which maps a path of the manifest to the
     bytes of a picture file or None; without either, or where they are gone, their names stand alone. Raises
-    FileNotFoundError or ValueError with the way out when there is no manifest that can be read.
+    FileNotFoundError or UserError with the way out when there is no manifest that can be read.
     """
     summary = Summary(settings=settings_of(out))
     count_manifest(summary, out / MANIFEST)
@@ -50,12 +50,11 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("shards", type=Path, metavar="SHARDS", help="the folder that prepare wrote")
     parser.add_argument("--source", type=Path, metavar="FOLDER", help="the folder of the original pictures, to show what was left out")
     args = parser.parse_args(argv)
-    try:
+
+    def report() -> None:
         if args.source is not None and not args.source.is_dir():
             raise FileNotFoundError(f"--source {args.source} is no folder: name the one given to prepare, or leave it out")
         path = write_report(args.shards, source=args.source)
-    except (ValueError, OSError, ImportError) as error:
-        print(f"report: {error}", file=sys.stderr)
-        return 2
-    print(f"{path} ({path.stat().st_size / 1e6:.1f} MB)")
-    return 0
+        print(f"{path} ({path.stat().st_size / 1e6:.1f} MB)")
+
+    return console.status("report", report)

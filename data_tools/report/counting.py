@@ -21,6 +21,7 @@ from PIL import Image, ImageFile
 from data_tools.images.pictures import PictureError, decode
 from data_tools.report.reasons import family
 from tokun.data import tars
+from tokun.utils.errors import UserError
 from tokun.utils.extras import need
 
 MANIFEST = "manifest.parquet"
@@ -120,7 +121,7 @@ MAX_FAMILIES = 200  # a manifest with a reason of its own for each file is no re
 def manifest_rows(path: Path) -> Iterator[dict[str, Any]]:
     """The rows of a manifest, a thousand in memory at a time. A column that is missing is None in every row.
 
-    Raises FileNotFoundError or ValueError with the way out.
+    Raises FileNotFoundError or UserError with the way out.
     """
     pq = need("pyarrow.parquet", extra="data")
     if not path.is_file():
@@ -129,12 +130,12 @@ def manifest_rows(path: Path) -> Iterator[dict[str, Any]]:
         with pq.ParquetFile(path) as file:
             there = [name for name in COLUMNS if name in file.schema_arrow.names]
             if missing := {"path", "status"} - set(there):
-                raise ValueError(f"it has no column {' and '.join(sorted(missing))}")
+                raise UserError(f"it has no column {' and '.join(sorted(missing))}")
             for batch in file.iter_batches(batch_size=1024, columns=there):
                 for row in batch.to_pylist():
                     yield {**dict.fromkeys(COLUMNS), **row}
     except (ValueError, OSError) as error:  # pyarrow's errors are both
-        raise ValueError(f"{path} is no manifest that can be read ({error}): run python -m data_tools.prepare again") from error
+        raise UserError(f"{path} is no manifest that can be read ({error}): run python -m data_tools.prepare again") from error
 
 
 def count_manifest(summary: Summary, path: Path) -> None:
@@ -171,7 +172,7 @@ def read_shards(summary: Summary, folder: Path) -> None:
         try:
             summary.bytes += shard.stat().st_size
             read_shard(summary, shard, *tars.files(shard, broken), wanted)
-        except (ValueError, OSError):
+        except (UserError, OSError):
             broken["not readable"] += 1
         if broken:
             summary.damaged.append(shard.name)

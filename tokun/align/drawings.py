@@ -37,6 +37,7 @@ from tokun.inference.directions import require_task
 from tokun.render.svg import LEAST_BYTES, to_svg
 from tokun.tokenizers.wordings import SHOWS
 from tokun.utils import checkpoint, console
+from tokun.utils.errors import UserError
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -149,21 +150,21 @@ def summary(scores: dict[str, list[float]], seed: int) -> list[Figure]:
 
 
 def read(source: str, n: int = 0) -> list[Described]:
-    """The first n descriptions (0: all). Raises ValueError for a file without any, and for a question without an answer."""
+    """The first n descriptions (0: all). Raises UserError for a file without any, and for a question without an answer."""
     if not source.endswith(".tsv"):
         return [Described(text, ((SHOWS.format(text), "yes"),)) for text in texts_of(source, "--descriptions")][: n or None]
     asked: dict[str, list[tuple[str, str]]] = {}
     with open(source, encoding="utf-8", newline="") as file:
         rows = csv.DictReader(file, delimiter="\t")
         if missing := {"description", "question", "answer"} - set(rows.fieldnames or ()):
-            raise ValueError(f"{source} has no column {', '.join(sorted(missing))}; it takes description, question, answer")
+            raise UserError(f"{source} has no column {', '.join(sorted(missing))}; it takes description, question, answer")
         for number, row in enumerate(rows, 2):
             question, answer = (row["question"] or "").strip(), (row["answer"] or "").strip().lower()
             if not question or answer not in ANSWERS:
-                raise ValueError(f"{source}, line {number}: question {question!r} has the answer {answer!r}; it must be yes or no")
+                raise UserError(f"{source}, line {number}: question {question!r} has the answer {answer!r}; it must be yes or no")
             asked.setdefault(row["description"], []).append((question, answer))
     if not asked:
-        raise ValueError(f"{source} holds no question")
+        raise UserError(f"{source} holds no question")
     return [Described(text, tuple(some)) for text, some in asked.items()][: n or None]
 
 

@@ -42,6 +42,7 @@ from tokun.training.records import LOGGING_KEYS, figures_line, stopped_early, wi
 from tokun.training.run import Run, micro_batch, states_on_disk
 from tokun.training.start import starting_model
 from tokun.utils import checkpoint
+from tokun.utils.errors import UserError
 
 UNJUDGED = {"judges", "eval_n", "eval_seed", "copies_of", "features"}  # settings that change nothing of what is learned
 RANGES = {
@@ -56,7 +57,7 @@ class Collapsed(Exception):
 
 def train_grpo(run: Run) -> Path:
     """Train the generator of `config.start` on `config.grpo.rewards` -> `out/checkpoint` (with an adapter `out/adapter`) and
-    `out/real/report.html`. Raises ValueError for settings that cannot be, before anything is drawn."""
+    `out/real/report.html`. Raises UserError for settings that cannot be, before anything is drawn."""
     config, target = run.config, run.out / ("adapter" if run.config.adapter.rank else "checkpoint")
     check(config, run.world)
     before = starting_model(config)
@@ -81,27 +82,27 @@ def train_grpo(run: Run) -> Path:
 
 
 def check(config: Config, world: int) -> None:
-    """Raises ValueError for what no run can do."""
+    """Raises UserError for what no run can do."""
     grpo, share = config.grpo, config.train.batch_size // world
     if config.dpo.pairs or config.words.train:
-        raise ValueError("grpo.rewards is set beside dpo.pairs or words.train: they are trainings of their own, one after the other")
+        raise UserError("grpo.rewards is set beside dpo.pairs or words.train: they are trainings of their own, one after the other")
     if grpo.group_size < 2 or share % grpo.group_size:
-        raise ValueError(
+        raise UserError(
             f"grpo.group_size is {grpo.group_size}; it must be at least 2 and divide the {share} pairs that each of {world} process(es) "
             f"has of train.batch_size {config.train.batch_size}"
         )
     if grpo.learn == "text" and grpo.prompts:
-        raise ValueError("grpo.learn is text, but with grpo.prompts the words are given: set learn=image, or leave prompts out")
+        raise UserError("grpo.learn is text, but with grpo.prompts the words are given: set learn=image, or leave prompts out")
     for name, (least, most) in RANGES.items():
         if not least <= getattr(grpo, name) <= most:
-            raise ValueError(f"grpo.{name} is {getattr(grpo, name)}; it must lie between {least:g} and {most:g}")
+            raise UserError(f"grpo.{name} is {getattr(grpo, name)}; it must lie between {least:g} and {most:g}")
     if config.adapter.rank and (config.adapter.bits or config.adapter.dropout):
-        raise ValueError("grpo compares with the base and draws by it: set adapter.bits=0 and adapter.dropout=0")
+        raise UserError("grpo compares with the base and draws by it: set adapter.bits=0 and adapter.dropout=0")
     perturb.changer(grpo.perturb, 0)
     optimised = [dataclasses.replace(one, weight=1.0) for one in grpo.rewards]
     for number, judge in enumerate(grpo.judges):
         if dataclasses.replace(judge, weight=1.0) in optimised:
-            raise ValueError(
+            raise UserError(
                 f"grpo.judges[{number}] ({judge.kind}) is one of grpo.rewards: a judge is another model, or learned from other data"
             )
 

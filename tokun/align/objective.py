@@ -16,8 +16,9 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from tokun.inference.sampling import legal_cases, legal_table
-from tokun.tokenizers.vocabulary import IMAGE_STATES, STATES, Vocabulary
+from tokun.inference.sampling import legal_cases
+from tokun.tokenizers.grammar import IMAGE_STATES, STATES
+from tokun.tokenizers.vocabulary import Vocabulary
 
 EPSILON = 1e-4
 
@@ -54,7 +55,7 @@ class Chosen:
 
     places: Tensor  # (N,)
     ids: Tensor  # (N,)
-    cases: Tensor  # (N,) into `legal_table`
+    cases: Tensor  # (N,) into `Grammar.allowed`
     is_image: Tensor  # (N,) bool
     rows: Tensor  # (N,) which sequence
     slots: Tensor  # (N,) which code of its picture, in raster order; words count on from 0
@@ -83,7 +84,7 @@ def likelihoods(
     logits = model(input_ids=ids[:, :-1], use_cache=False).logits[..., : vocabulary.size].flatten(0, 1)
     rows = logits.index_select(0, what.places).float()
     rows = rows / torch.where(what.is_image, *temperatures)[:, None]
-    logs = rows.masked_fill(~legal_table(vocabulary, ids.device)[what.cases], -torch.inf).log_softmax(-1)
+    logs = rows.masked_fill(~vocabulary.grammar.on(ids.device).allowed[what.cases], -torch.inf).log_softmax(-1)
     found = logs.gather(1, what.ids[:, None])[:, 0]
     with torch.set_grad_enabled(moved and torch.is_grad_enabled()):
         entropy = -(logs.exp() * logs.clamp_min(-1e4)).sum(-1)

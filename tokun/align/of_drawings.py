@@ -11,6 +11,7 @@ import numpy as np
 from PIL import Image
 
 from tokun.render import svg
+from tokun.utils.errors import UserError
 from tokun.utils.extras import need
 
 if TYPE_CHECKING:
@@ -24,7 +25,7 @@ FINENESS = svg.DETAILS[3]  # of `shortness`
 def likeness_within(asked: RewardConfig, model: Tokun | None = None) -> Callable[[Sequence[Pair]], list[float]]:
     """Likeness of each picture to its drawing of at most `max_bytes` bytes."""
     if asked.max_bytes < svg.LEAST_BYTES:
-        raise ValueError(f"max_bytes is {asked.max_bytes}; a picture takes at least {svg.LEAST_BYTES} bytes")
+        raise UserError(f"max_bytes is {asked.max_bytes}; a picture takes at least {svg.LEAST_BYTES} bytes")
     renderer()
     return lambda pairs: [likeness(pair.image, render(svg.to_svg(pair.image, asked.max_bytes))) for pair in pairs]
 

@@ -18,6 +18,7 @@ from tokun.evaluate.judges import AESTHETIC_CLIP, Aesthetic, Own, Vqa
 from tokun.evaluate.material import described, framed_for
 from tokun.inference.clip import Clip
 from tokun.tokenizers.wordings import SHOWS
+from tokun.utils.errors import UserError
 
 if TYPE_CHECKING:
     from tokun.config import RewardConfig
@@ -84,13 +85,13 @@ def vqa(asked: RewardConfig, model: Tokun) -> Score:
 
 
 def asker(asked: RewardConfig) -> Callable[[Pair], str]:
-    """The question of a pair; {} is its caption. Raises ValueError for one that is empty, or with other fields."""
+    """The question of a pair; {} is its caption. Raises UserError for one that is empty, or with other fields."""
     question = asked.question or SHOWS
     try:
         if not question.format("a ship").strip(" ?."):
-            raise ValueError("it is empty")
+            raise UserError("it is empty")
     except (ValueError, IndexError, KeyError) as error:
-        raise ValueError(
+        raise UserError(
             f"question is {question!r} ({error}); it is a question whose answer is yes or no, with {{}} for the caption"
         ) from error
     return lambda pair: question.format(pair.caption)
@@ -135,7 +136,7 @@ def reference(asked: RewardConfig, model: Tokun) -> Score:
 
 
 def real_pictures(asked: RewardConfig, model: Tokun, least: int = 16) -> list[Image.Image]:
-    """The first `n` pictures of the shards, framed as the model's own. Raises ValueError for fewer than `least`."""
+    """The first `n` pictures of the shards, framed as the model's own. Raises UserError for fewer than `least`."""
     from tokun.evaluate.material import samples_of
     from tokun.evaluate.memorisation import shown_of
 
@@ -143,11 +144,11 @@ def real_pictures(asked: RewardConfig, model: Tokun, least: int = 16) -> list[Im
     samples = samples_of(model, data.ShardIndex(data.expand_shards(shards), need=(), one_of=data.IMAGE_SUFFIXES))
     found = [shown_of(samples, i) for i in range(min(asked.n or len(samples), len(samples)))]
     if len(found) < least:
-        raise ValueError(f"shards {shards} hold {len(found)} pictures; it takes {least} at least")
+        raise UserError(f"shards {shards} hold {len(found)} pictures; it takes {least} at least")
     return found
 
 
 def needed(value: str, name: str, what: str) -> str:
     if not value:
-        raise ValueError(f"{name} is empty; it names {what}")
+        raise UserError(f"{name} is empty; it names {what}")
     return value

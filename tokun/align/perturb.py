@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 from PIL import Image
 
+from tokun.utils.errors import UserError
+
 if TYPE_CHECKING:
     from tokun.inference.model import Pair
 
@@ -43,10 +45,10 @@ CHANGES: dict[str, Change] = {"crop": crop, "noise": noise, "jpeg": jpeg}
 def changer(names: Sequence[str], seed: int) -> Callable[[Sequence[Pair]], list[Pair]]:
     """Pairs -> the same with their pictures changed, one change after the other: a function of seed and pair, so that runs repeat.
 
-    Raises ValueError for a change that there is not.
+    Raises UserError for a change that there is not.
     """
     if unknown := set(names) - set(CHANGES):
-        raise ValueError(f"grpo.perturb names {', '.join(sorted(unknown))}; there are {', '.join(CHANGES)}")
+        raise UserError(f"grpo.perturb names {', '.join(sorted(unknown))}; there are {', '.join(CHANGES)}")
 
     def change(pairs: Sequence[Pair]) -> list[Pair]:
         out = []

@@ -34,6 +34,7 @@ from torch import Tensor
 
 from tokun.align import of_drawings, of_pictures, of_words
 from tokun.config import RewardConfig
+from tokun.utils.errors import UserError
 
 if TYPE_CHECKING:
     from tokun.inference.model import Pair, Tokun
@@ -57,43 +58,41 @@ class Checked:
     score: Score
 
     def __call__(self, pairs: Sequence[Pair]) -> list[float]:
-        """Raises ValueError, naming the reward, for what is not one finite number a pair."""
+        """Raises UserError, naming the reward, for what is not one finite number a pair."""
         found: Any = self.score(list(pairs))
         if isinstance(found, (Tensor, np.ndarray)):
             found = found.tolist()
         if isinstance(found, (str, bytes, dict)) or not isinstance(found, Sequence):
-            raise ValueError(f"reward {self.name} gave a {type(found).__name__}; it must give a list of {len(pairs)} numbers, one a pair")
+            raise UserError(f"reward {self.name} gave a {type(found).__name__}; it must give a list of {len(pairs)} numbers, one a pair")
         if len(found) != len(pairs):
-            raise ValueError(
-                f"reward {self.name} gave {len(found)} numbers for {len(pairs)} pairs; it must give one a pair, in their order"
-            )
+            raise UserError(f"reward {self.name} gave {len(found)} numbers for {len(pairs)} pairs; it must give one a pair, in their order")
         for i, value in enumerate(found):
             if isinstance(value, bool) or not isinstance(value, numbers.Real):
-                raise ValueError(f"reward {self.name} gave {value!r} ({type(value).__name__}) for pair {i}; it must be a number")
+                raise UserError(f"reward {self.name} gave {value!r} ({type(value).__name__}) for pair {i}; it must be a number")
             if not math.isfinite(value):
-                raise ValueError(f"reward {self.name} gave {float(value)} for pair {i} ({pairs[i].caption[:40]!r}); it must be finite")
+                raise UserError(f"reward {self.name} gave {float(value)} for pair {i} ({pairs[i].caption[:40]!r}); it must be finite")
         return [float(value) for value in found]
 
 
 def make(asked: Sequence[RewardConfig], model: Tokun, where: str = "grpo.rewards") -> list[Checked]:
     """The rewards that a config names. `model`: the frozen one, for those that ask it; its device is theirs.
 
-    Raises ValueError for an unknown kind, a weight that is none, or what the kind cannot be made of.
+    Raises UserError for an unknown kind, a weight that is none, or what the kind cannot be made of.
     """
     out: list[Checked] = []
     for number, one in enumerate(asked):
         place = f"{where}[{number}]"
         if not math.isfinite(one.weight):
-            raise ValueError(f"{place}.weight is {one.weight}; it must be a finite number")
+            raise UserError(f"{place}.weight is {one.weight}; it must be a finite number")
         try:
             score = own_function(one.kind) if ":" in one.kind else MAKERS[one.kind](one, model)
         except KeyError as error:
             if one.kind in MAKERS:
                 raise
-            raise ValueError(
+            raise UserError(
                 f"{place}.kind is {one.kind!r}; it must be one of {', '.join(MAKERS)}, or module:function of your own"
             ) from error
-        except (ValueError, FileNotFoundError) as error:
+        except (UserError, FileNotFoundError) as error:
             raise type(error)(f"{place} ({one.kind}): {error}") from error
         same = sum(other.kind == one.kind for other in asked[:number])  # two CLIPs, say
         out.append(Checked(f"{one.kind}_{same + 1}" if same else one.kind, one.weight, score))
@@ -109,16 +108,16 @@ def parse(text: str) -> RewardConfig:
 
 
 def own_function(name: str) -> Score:
-    """The function behind `module:function`. Raises ValueError where there is none."""
+    """The function behind `module:function`. Raises UserError where there is none."""
     module, _, function = name.partition(":")
     try:
         found = getattr(importlib.import_module(module), function)
     except (ImportError, AttributeError, ValueError) as error:
-        raise ValueError(
+        raise UserError(
             f"{name} cannot be imported ({error}); give module:function, the module being installed or in the current folder"
         ) from error
     if not callable(found):
-        raise ValueError(f"{name} is a {type(found).__name__}, not a function")
+        raise UserError(f"{name} is a {type(found).__name__}, not a function")
     return found
 
 

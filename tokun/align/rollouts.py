@@ -19,6 +19,8 @@ from tokun.data.order import Order
 from tokun.evaluate.material import read_captions
 from tokun.inference import latents, sampling
 from tokun.inference.directions import require_task
+from tokun.tokenizers.sequences import pack_joint, pack_text_to_image
+from tokun.utils.errors import UserError
 
 if TYPE_CHECKING:
     from tokun.inference.model import Pair, Tokun
@@ -38,17 +40,17 @@ class Prompts:
 
 
 def read_prompts(config: GrpoConfig, model: Tokun) -> Prompts:
-    """Raises ValueError for a model that does not draw to texts, files without any, or texts that are too long."""
+    """Raises UserError for a model that does not draw to texts, files without any, or texts that are too long."""
     if not config.prompts:
         if config.eval_prompts:
-            raise ValueError("grpo.eval_prompts is set and grpo.prompts is not: name descriptions to learn from, too")
+            raise UserError("grpo.eval_prompts is set and grpo.prompts is not: name descriptions to learn from, too")
         return Prompts([], [])
     require_task(model, "text_to_image")
     train = texts_of(config.prompts, "grpo.prompts")
     held_out = texts_of(config.eval_prompts, "grpo.eval_prompts") if config.eval_prompts else train[-max(1, len(train) // 16) :]
     train = train if config.eval_prompts else train[: -len(held_out)]
     if not train:
-        raise ValueError(f"grpo.prompts {config.prompts} holds one description; it takes two at least, or grpo.eval_prompts beside it")
+        raise UserError(f"grpo.prompts {config.prompts} holds one description; it takes two at least, or grpo.eval_prompts beside it")
     for text in (*train, *held_out):
         model.encode_text(text)
     return Prompts(train, held_out)
@@ -61,7 +63,7 @@ def texts_of(source: str, option: str) -> list[str]:
     else:
         found = [line.strip() for line in Path(source).read_text(encoding="utf-8").splitlines()]
     if not (found := list(dict.fromkeys(text for text in found if text))):
-        raise ValueError(f"{option} {source} holds no description; give a text file with one a line, or image shards with captions")
+        raise UserError(f"{option} {source} holds no description; give a text file with one a line, or image shards with captions")
     return found
 
 
@@ -111,7 +113,7 @@ def held_out_pairs(model: Tokun, config: GrpoConfig, prompts: Prompts) -> list[P
 def sequences(model: Tokun, pairs: Sequence[Pair], *, prompted: bool) -> Tensor:
     """The pairs as the model read and wrote them: int64 (B, T), padded behind, on the model's device."""
     v = model.vocabulary
-    pack = v.pack_text_to_image if prompted else v.pack_joint
-    rows = [pack(pair.tags, pair.codes, pair.caption_ids).input_ids for pair in pairs]
+    pack = pack_text_to_image if prompted else pack_joint
+    rows = [pack(v, pair.tags, pair.codes, pair.caption_ids).input_ids for pair in pairs]
     width = max(map(len, rows))
     return torch.tensor([row + [v.id("<pad>")] * (width - len(row)) for row in rows], device=model.device)

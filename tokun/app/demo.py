@@ -2,7 +2,7 @@
 
     Studio(model).draw(seed, …)   ->  Sketch, Sketch, … and at last the pairs
 
-Everything that comes from outside passes one of the checks below, which raise ValueError with words for a visitor. Nothing that
+Everything that comes from outside passes one of the checks below, which raise UserError with words for a visitor. Nothing that
 is typed is opened as a path, nothing is written to disk. Knows no Gradio.
 """
 
@@ -25,6 +25,7 @@ from PIL import Image
 from tokun.data import framing, pictures
 from tokun.inference import directions, latents, preferences
 from tokun.render.svg import to_svg
+from tokun.utils.errors import UserError
 
 if TYPE_CHECKING:
     from tokun.inference.model import Pair, Tokun, Watch
@@ -46,47 +47,47 @@ VARIATIONS = 4  # and completions, of four candidates each: sixteen rows, which 
 
 
 def number(value: object, low: float, high: float, what: str) -> float:
-    """Raises ValueError for what is no finite number from low to high."""
+    """Raises UserError for what is no finite number from low to high."""
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not low <= value <= high:
-        raise ValueError(f"The {what} is a number from {low:g} to {high:,.15g}.")
+        raise UserError(f"The {what} is a number from {low:g} to {high:,.15g}.")
     return value
 
 
 def whole(value: object, low: int, high: int, what: str) -> int:
-    """Raises ValueError for what is no whole number from low to high."""
+    """Raises UserError for what is no whole number from low to high."""
     found = number(value, low, high, what)
     if found != int(found):
-        raise ValueError(f"The {what} is a whole number, not {found:g}.")
+        raise UserError(f"The {what} is a whole number, not {found:g}.")
     return int(found)
 
 
 def text(value: object, what: str) -> str:
-    """One line, blanks at its ends removed. Raises ValueError for what is too long."""
+    """One line, blanks at its ends removed. Raises UserError for what is too long."""
     if not isinstance(value, str):
-        raise ValueError(f"The {what} is a text.")
+        raise UserError(f"The {what} is a text.")
     if len(value) > MAX_TEXT:
-        raise ValueError(f"The {what} has {len(value):,} characters; up to {MAX_TEXT} are read. Please shorten it.")
+        raise UserError(f"The {what} has {len(value):,} characters; up to {MAX_TEXT} are read. Please shorten it.")
     return " ".join(value.split())
 
 
 def one_of(value: object, choices: Sequence[str], what: str) -> str:
     if value not in choices:
-        raise ValueError(f"This model does not know that {what}; it knows {', '.join(c for c in choices if c)}.")
+        raise UserError(f"This model does not know that {what}; it knows {', '.join(c for c in choices if c)}.")
     return str(value)
 
 
 def open_upload(content: object, channels: int) -> Image.Image:
     """The bytes of a file somebody sent -> 'L' or 'RGB', upright, no side above SIDE. Its size is checked before its pixels are read."""
     if not isinstance(content, bytes) or not content:
-        raise ValueError("Please choose a picture first.")
+        raise UserError("Please choose a picture first.")
     if len(content) > MAX_FILE_BYTES:
-        raise ValueError(f"The file has {len(content):,} bytes; up to {MAX_FILE_BYTES:,} are read. Please scale it down.")
+        raise UserError(f"The file has {len(content):,} bytes; up to {MAX_FILE_BYTES:,} are read. Please scale it down.")
     try:
         opened = pictures.decode_as(content, channels, most=MAX_PIXELS, formats=FORMATS)
     except pictures.PictureError as error:
         if str(error) == pictures.TOO_MANY:
-            raise ValueError(f"The picture has too many pixels; up to {MAX_PIXELS:,} are read. Please scale it down.") from None
-        raise ValueError(f"This file is not a whole picture that can be read; {', '.join(FORMATS)} are.") from None
+            raise UserError(f"The picture has too many pixels; up to {MAX_PIXELS:,} are read. Please scale it down.") from None
+        raise UserError(f"This file is not a whole picture that can be read; {', '.join(FORMATS)} are.") from None
     opened.thumbnail((SIDE, SIDE))
     return opened
 
@@ -215,16 +216,16 @@ class Studio:
         """A caption of the picture in each register."""
         shown = given(picture)
         if not isinstance(registers, list) or not registers:
-            raise ValueError("Please choose a register: in which voice shall it be said?")
+            raise UserError("Please choose a register: in which voice shall it be said?")
         asked = [one_of(name, self.registers, "register") for name in dict.fromkeys(map(str, registers))]
         return self._lane.submit(self.model.caption, shown, asked).result()
 
     def answer(self, picture: Image.Image | None, question: object) -> list[directions.Words]:
         shown, asked = given(picture), text(question, "question")
         if not self.can_answer:
-            raise ValueError("This model was not trained on questions; it can caption the picture.")
+            raise UserError("This model was not trained on questions; it can caption the picture.")
         if not asked:
-            raise ValueError("Please type a question first.")
+            raise UserError("Please type a question first.")
         return self._lane.submit(self.model.ask, shown, asked).result()
 
     def vary(self, picture: Image.Image | None, caption: object, amount: object, seed: object) -> list[Pair]:
@@ -246,7 +247,7 @@ class Studio:
 
 def given(picture: Image.Image | None) -> Image.Image:
     if picture is None:
-        raise ValueError("Please choose a picture first: upload one, or take the print.")
+        raise UserError("Please choose a picture first: upload one, or take the print.")
     return picture
 
 
@@ -308,7 +309,7 @@ class Judged:
     def mark(self, pair: Pair | None, *, liked: bool) -> Judged:
         """With this pair on one side, and no longer on the other; the newest first, REMEMBERED of a side."""
         if pair is None:
-            raise ValueError("There is no print yet: draw one first.")
+            raise UserError("There is no print yet: draw one first.")
 
         def without(pairs: tuple[Pair, ...]) -> tuple[Pair, ...]:
             return tuple(other for other in pairs if (other.codes, other.caption_ids) != (pair.codes, pair.caption_ids))

@@ -10,6 +10,7 @@ from PIL import Image
 
 from tokun.app import demo, views
 from tokun.render.grids import gif, strip
+from tokun.utils.errors import UserError
 
 
 def noticed(work: Callable[..., Iterator[Any]]) -> Callable[..., Iterator[Any]]:
@@ -19,7 +20,7 @@ def noticed(work: Callable[..., Iterator[Any]]) -> Callable[..., Iterator[Any]]:
     def working(self: Events, *args: Any) -> Iterator[Any]:
         try:
             yield from work(self, *args)
-        except ValueError as error:
+        except UserError as error:
             raise self.gr.Error(views.quoted(str(error)), duration=8, print_exception=False) from None
 
     return working
@@ -84,7 +85,7 @@ class Events:
     def take(self, current):
         """-> picture, its preview, no words"""
         if current is None:
-            raise ValueError("There is no print yet: draw one first.")
+            raise UserError("There is no print yet: draw one first.")
         yield current.image, views.preview(current.image), ""
 
     @noticed
@@ -121,7 +122,7 @@ class Events:
     def recall(self, number, history):
         """-> plate, current pair"""
         if not history:
-            raise ValueError("This print is no longer kept here, but its seed still draws it.")
+            raise UserError("This print is no longer kept here, but its seed still draws it.")
         pair = history[demo.whole(number, 0, len(history) - 1, "number")]
         yield views.plate([pair], demo.keepsakes(pair)), pair
 

@@ -21,6 +21,7 @@ from tokun.app import demo, views
 from tokun.app.events import Events
 from tokun.app.gate import Gate
 from tokun.inference import directions
+from tokun.utils.errors import UserError
 from tokun.utils.extras import need
 
 STYLE = Path(__file__).with_suffix(".css")
@@ -62,7 +63,7 @@ def serve(page: Any, *, host: str = "127.0.0.1", port: int = 7860, share: bool =
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             probe.bind((host, port))
     except (OSError, OverflowError) as error:
-        raise ValueError(f"{host}, port {port}: cannot be listened on ({error}). Choose another --host or --port") from error
+        raise UserError(f"{host}, port {port}: cannot be listened on ({error}). Choose another --host or --port") from error
     return page.launch(
         server_name=f"[{host}]" if ":" in host else host, server_port=port, share=share, prevent_thread_lock=not wait, quiet=not wait, ssr_mode=False, show_error=False,
         max_file_size=demo.MAX_FILE_BYTES, allowed_paths=[], state_session_capacity=SESSIONS, max_threads=16, footer_links=[], enable_monitoring=False,

@@ -7,10 +7,12 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from tokun.data.shards import CODES_SUFFIX, ShardIndex
+from tokun.utils.errors import BadSample, UserError
 
 # the header that numpy writes before uint16 (views, N)
 CODES_HEADER = re.compile(
@@ -47,18 +49,18 @@ class CodeSamples:
     def record(self, i: int) -> Record:
         try:
             codes = read_codes(self.index.read(i, CODES_SUFFIX))
-        except (EOFError, SyntaxError) as error:
-            raise ValueError(f"{self.index.key(i)}.{CODES_SUFFIX} is not a numpy array: {error}") from error
+        except (EOFError, SyntaxError, ValueError) as error:
+            raise BadSample(f"{self.index.key(i)}.{CODES_SUFFIX} is not a numpy array: {error}") from error
         tree = self.index.read_json(i)
-        grid = tree["grid"]
+        grid = grid_of(tree)
         if codes.ndim != 2 or not len(codes) or codes.shape[1] != grid[0] * grid[1] or codes.dtype != np.uint16:
-            raise ValueError(f"{self.index.key(i)}.{CODES_SUFFIX} is {codes.dtype} {codes.shape}, not uint16 (views, {grid[0] * grid[1]})")
-        caption = tree["caption"]
-        captions = {"plain": caption, **{r: c for r, c in tree.get("captions", {}).items() if c}}
-        questions = [(q["question"], q["answer"]) for q in tree.get("questions", [])]
+            raise BadSample(f"{self.index.key(i)}.{CODES_SUFFIX} is {codes.dtype} {codes.shape}, not uint16 (views, {grid[0] * grid[1]})")
+        captions = captions_by_register(tree)
+        if not isinstance(caption := tree.get("caption"), str):
+            raise BadSample(f"{self.index.key(i)}.json has no caption")
         return Record(
-            self.index.key(i), codes, (int(grid[0]), int(grid[1])), caption, captions,
-            tree.get("style", ""), tree.get("subject", ""), questions, tree.get("thing", ""), tuple(box[2] < 0 for box in tree.get("boxes", [])),
+            self.index.key(i), codes, grid, caption, {"plain": caption, **{r: c for r, c in captions.items() if c}},
+            tree.get("style", ""), tree.get("subject", ""), questions_of(tree), tree.get("thing", ""), mirrored_of(tree),
         )  # fmt: skip
 
     def whole_record(self, i: int) -> Record:
@@ -67,14 +69,46 @@ class CodeSamples:
                 continue
             try:
                 return self.record(j % len(self))
-            except (OSError, ValueError, KeyError, TypeError, AttributeError):
+            except (OSError, BadSample):
                 self._broken.add(j % len(self))
                 self.index.skipped["broken sample"] = len(self._broken)
-        raise ValueError(f"no sample of {self.index.paths[0]} and its kin can be read")
+        raise UserError(f"no sample of {self.index.paths[0]} and its kin can be read")
+
+
+def grid_of(tree: dict[str, Any]) -> tuple[int, int]:
+    """The grid (rows, columns) in a sample's record. Raises BadSample where there is none."""
+    match tree.get("grid"):
+        case [int(rows), int(columns)]:
+            return rows, columns
+        case other:
+            raise BadSample(f"grid is {other!r}, not [rows, columns]")
+
+
+def captions_by_register(tree: dict[str, Any]) -> dict[str, Any]:
+    """register -> caption as a sample's record holds them, without the plain one where that is `caption`. Raises BadSample for what is no mapping."""
+    if not isinstance(found := tree.get("captions", {}), dict):
+        raise BadSample(f"captions is a {type(found).__name__}, not a mapping of registers to captions")
+    return found
+
+
+def questions_of(tree: dict[str, Any]) -> list[tuple[str, str]]:
+    """(question, answer) of a sample's record. Raises BadSample for a list of anything else."""
+    found = tree.get("questions", [])
+    if not isinstance(found, list) or not all(isinstance(one, dict) and {"question", "answer"} <= one.keys() for one in found):
+        raise BadSample("questions is not a list of objects with question and answer")
+    return [(one["question"], one["answer"]) for one in found]
+
+
+def mirrored_of(tree: dict[str, Any]) -> tuple[bool, ...]:
+    """Which views are mirrored: those whose box has a negative width. Raises BadSample for boxes that are none."""
+    try:
+        return tuple(box[2] < 0 for box in tree.get("boxes", []))
+    except (TypeError, LookupError) as error:
+        raise BadSample("boxes is not a list of boxes [left, top, width, …]") from error
 
 
 def read_codes(data: bytes) -> np.ndarray:
-    """The array of a .npy file. Raises EOFError, SyntaxError or ValueError for what is none."""
+    """The array of a .npy file. Raises EOFError, SyntaxError or UserError for what is none."""
     header = CODES_HEADER.match(data)
     if header is None or header.end() != 10 + int.from_bytes(data[8:10], "little"):
         return np.lib.format.read_array(io.BytesIO(data), allow_pickle=False)  # not np.load, which also opens archives and pickles

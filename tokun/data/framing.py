@@ -15,6 +15,8 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
+from tokun.utils.errors import UserError
+
 Grid = tuple[int, int]  # rows, columns of codes
 Box = tuple[float, float, float, float]  # left, top, width, height
 FITS = ("auto", "pad", "crop")
@@ -119,11 +121,11 @@ def reduced(framed: Framed, downsample: int, scale: float) -> Framed:
 def zoomed(frame: Box, scale: Sequence[float], rng: np.random.Generator, anywhere: tuple[int, int] | None = None) -> Box:
     """A box smaller than the frame by s, uniform in `scale`, at a random place in the frame, or also beyond it `anywhere` in a picture of that size.
 
-    Raises ValueError for a scale that is not 1 <= low <= high.
+    Raises UserError for a scale that is not 1 <= low <= high.
     """
     low, high = scale
     if not 1 <= low <= high:
-        raise ValueError(f"crop_scale is [{low}, {high}]; it takes 1 <= low <= high, and 1 is as large as fits")
+        raise UserError(f"crop_scale is [{low}, {high}]; it takes 1 <= low <= high, and 1 is as large as fits")
     left, top, width, height = frame
     right, bottom = left + width, top + height
     if anywhere is not None:
@@ -190,7 +192,7 @@ def usual_fit(grids: Sequence[Grid]) -> str:
 def frame(image: Image.Image, grid: Grid, downsample: int, fit: str = "auto") -> tuple[np.ndarray, Box]:
     """A picture ('L' or 'RGB') fitted to a grid: uint8 (C, rows * downsample, columns * downsample), and the box that was taken (`fit_to`)."""
     if fit not in FITS:
-        raise ValueError(f"fit is {fit!r}; it is one of {', '.join(FITS)}")
+        raise UserError(f"fit is {fit!r}; it is one of {', '.join(FITS)}")
     framed = fit_to(image, grid, downsample, fit)
     return cut(image, framed.box, (grid[1] * downsample, grid[0] * downsample), framed.paper), framed.box
 

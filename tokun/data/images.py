@@ -18,6 +18,7 @@ from tqdm import tqdm
 from tokun.data import framing, pictures
 from tokun.data.order import BucketOrder, Order, check_batch, positions_of, rng_for
 from tokun.data.shards import IMAGE_SUFFIXES, ShardIndex, expand_shards, load_arrays, save_arrays
+from tokun.utils.errors import BadSample, UserError
 
 Box = tuple[float, float, float]  # left, top, side of a square crop, in pixels of the picture; a negative side says mirrored
 ONE_SQUARE: tuple[framing.Grid, ...] = ((1, 1),)  # without grids: pictures of image_size by image_size, seen as one code of so many pixels
@@ -103,7 +104,7 @@ class ImageSamples:
     def framed(self, i: int, shape: int | None = None) -> framing.Framed:
         """Sample i and what its grid shows of it, reduced to at most max_scale times the grid's pixels; for grid number `shape` where one is named.
 
-        Raises OSError / ValueError when it is broken.
+        Raises OSError or BadSample when it is broken.
         """
         if i in self._cache and shape is None:
             return self._cache[i]
@@ -117,7 +118,7 @@ class ImageSamples:
         return framed
 
     def picture(self, i: int) -> Image.Image:
-        """Sample i, its short side at most image_size * max_scale. Raises OSError / ValueError when it is broken."""
+        """Sample i, its short side at most image_size * max_scale. Raises OSError or BadSample when it is broken."""
         return self.framed(i).image
 
     def whole(self, i: int) -> framing.Framed:
@@ -128,13 +129,13 @@ class ImageSamples:
                 continue
             try:
                 return self.framed(j)
-            except (OSError, ValueError):
+            except (OSError, BadSample):
                 self._broken.add(j)
                 self.index.skipped["broken picture"] = len(self._broken)
         for j in range(len(self) if several else 0):  # none of its grid is whole
-            with contextlib.suppress(OSError, ValueError):
+            with contextlib.suppress(OSError, BadSample):
                 return self.framed(j, max(0, int(self.shapes[i])))
-        raise ValueError(f"no picture of {self.index.paths[0]} and its kin can be decoded")
+        raise UserError(f"no picture of {self.index.paths[0]} and its kin can be decoded")
 
     def whole_picture(self, i: int) -> Image.Image:
         return self.whole(i).image
@@ -159,7 +160,7 @@ class ImageSamples:
             return known[0]
         sizes = np.zeros((len(self), 2), np.int32)
         for i in tqdm(range(len(self)), desc="sizes of pictures", unit="picture", dynamic_ncols=True, leave=False, delay=2):
-            with contextlib.suppress(OSError, ValueError):
+            with contextlib.suppress(OSError, BadSample):
                 sizes[i] = pictures.size_of(self.read(i))
         if self.kept is not None:
             with contextlib.suppress(OSError):  # as with the index

@@ -11,6 +11,8 @@ from typing import Any
 
 import numpy as np
 
+from tokun.utils.errors import UserError
+
 
 class Order:
     """Which sample stands at which position of the endless, seeded stream."""
@@ -54,7 +56,7 @@ def positions_of(step: int, batch_size: int, rank: int, world: int) -> range:
 
 def check_batch(batch_size: int, world: int, name: str = "batch_size") -> None:
     if batch_size <= 0 or batch_size % world:
-        raise ValueError(f"{name} {batch_size} cannot be shared by {world} processes; make it a positive multiple of {world}")
+        raise UserError(f"{name} {batch_size} cannot be shared by {world} processes; make it a positive multiple of {world}")
 
 
 class BucketOrder:
@@ -70,7 +72,7 @@ class BucketOrder:
         self.members = [np.flatnonzero(shapes == shape) for shape in range(int(shapes.max(initial=-1)) + 1)]
         self.members = [own for own in self.members if len(own)]
         if not self.members:
-            raise ValueError("no picture's header can be read")
+            raise UserError("no picture's header can be read")
         self.counts = [len(own) for own in self.members]
         self.orders = [Order(n, seed + (number << 32)) for number, n in enumerate(self.counts)]
         self._latest: tuple[int, list[tuple[int, int]]] = (0, [])  # first step, (bucket, batch of it) of each of its steps

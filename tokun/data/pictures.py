@@ -21,13 +21,15 @@ import numpy as np
 import PIL
 from PIL import Image, ImageCms, ImageFile, ImageOps
 
+from tokun.utils.errors import BadSample, UserError
+
 MAX_PIXELS = 100_000_000  # of one picture where nothing else is asked for: 300 MB as RGB
 LIMIT = "TOKUN_MAX_MEGAPIXELS"  # the environment variable that sets another, in millions
 MAX_PIXELS_PER_BYTE = 2000  # of the file, for more than MAX_PIXELS / 10: an empty page, or a bomb
 MAX_SLOW_BYTES = 4_000_000  # of a file whose pixels Pillow reads in plain Python, half a second for a million
 
 
-class PictureError(ValueError):
+class PictureError(BadSample):
     """Why a picture cannot be used, in the words that stand in the manifest."""
 
 
@@ -51,7 +53,7 @@ DECODE_ERRORS = (
 
 
 def max_pixels(megapixels: float | None = None) -> int:
-    """How many pixels a picture may have: of so many millions, else by TOKUN_MAX_MEGAPIXELS, else MAX_PIXELS. Raises ValueError for what is no such number."""
+    """How many pixels a picture may have: of so many millions, else by TOKUN_MAX_MEGAPIXELS, else MAX_PIXELS. Raises UserError for what is no such number."""
     given = os.environ.get(LIMIT, "") if megapixels is None else megapixels
     if given == "":
         return MAX_PIXELS
@@ -60,7 +62,7 @@ def max_pixels(megapixels: float | None = None) -> int:
     except (ValueError, OverflowError):
         pixels = 0
     if pixels < 1:
-        raise ValueError(
+        raise UserError(
             f"{LIMIT if megapixels is None else '--max-megapixels'} is {given!r}; it is a number of million pixels above 0, such as 400"
         )
     return pixels
@@ -353,7 +355,7 @@ def on_white(image: Image.Image, mode: str) -> Image.Image:
 
 def has_gray_palette(image: Image.Image) -> bool:
     if image.palette is None:
-        raise ValueError("a picture of palette colours without a palette, which would come out black")
+        raise BadSample("a picture of palette colours without a palette, which would come out black")
     palette = np.asarray(image.getpalette("RGB")).reshape(-1, 3)
     return bool((palette == palette[:, :1]).all())
 

@@ -22,6 +22,7 @@ from typing import Any
 import numpy as np
 
 from tokun.data import tars
+from tokun.utils.errors import BadSample, UserError
 
 IMAGE_SUFFIXES = ("webp", "png", "jpg", "jpeg")
 CODES_SUFFIX = "codes.npy"
@@ -55,7 +56,7 @@ class ShardIndex:
         self.named = {reason: list(keys) for reason, keys in table.named.items()}
         if not len(self) and not may_be_empty:
             found = ", ".join(map(str, self.paths[:3]))
-            raise ValueError(
+            raise UserError(
                 f"no usable sample in {found}: each needs KEY.{'/'.join([*need, '|'.join(one_of)])}. Skipped: {self.told() or 'nothing'}"
             )
 
@@ -100,9 +101,13 @@ class ShardIndex:
         return shard
 
     def read_json(self, index: int) -> dict[str, Any]:
-        record = json.loads(self.read(index, "json"))
+        """The record of sample `index`. Raises BadSample for what is no JSON object, OSError as `read` does."""
+        try:
+            record = json.loads(self.read(index, "json"))
+        except (ValueError, RecursionError) as error:
+            raise BadSample(f"{self.key(index)}.json is not JSON: {error}") from error
         if not isinstance(record, dict):
-            raise ValueError(f"{self.key(index)}.json is not a JSON object")
+            raise BadSample(f"{self.key(index)}.json is not a JSON object")
         return record
 
     def image_suffix(self, index: int) -> str:
@@ -341,7 +346,7 @@ def write_shard(path: Path, samples: Iterator[dict[str, bytes]], beside: Callabl
             os.fsync(file.fileno())
         os.replace(aside, path)
     except FileNotFoundError as error:
-        raise ValueError(
+        raise UserError(
             f"{aside} was taken away: another process seems to write to {path.parent} too. Let one of them end, then run this again"
         ) from error
     return count

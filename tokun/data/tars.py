@@ -12,6 +12,8 @@ from typing import Any
 
 import numpy as np
 
+from tokun.utils.errors import UserError
+
 BLOCK = tarfile.BLOCKSIZE
 END = bytes(BLOCK)
 MAGIC = b"ustar"
@@ -29,7 +31,7 @@ PAX_TIME = re.compile(rb"[1-9]\d* [mac]time=-?\d+(\.\d+)?\n")
 def files(path: Path, skipped: Counter[str]) -> tuple[list[str], np.ndarray]:
     """The files of a tar in their order: their names, and (n, 2) offset and size. What breaks off is counted in `skipped`.
 
-    Raises ValueError where nothing of it can be read, OSError where it cannot be opened."""
+    Raises UserError where nothing of it can be read, OSError where it cannot be opened."""
     plain = plain_files(path)
     return any_files(path, skipped) if plain is None else plain
 
@@ -61,7 +63,7 @@ def any_files(path: Path, skipped: Counter[str]) -> tuple[list[str], np.ndarray]
         RecursionError,
     ) as error:  # but the first: of sizes below zero or beyond any disk, headers in chains
         if not names:
-            raise ValueError(f"shard {path} is not a readable tar ({error}); make it again or remove it") from error
+            raise UserError(f"shard {path} is not a readable tar ({error}); make it again or remove it") from error
         skipped["truncated shard"] += 1
     return names, np.array(places, np.int64).reshape(-1, 2)
 

@@ -18,6 +18,9 @@ from torch import Tensor
 from tokun.data import mirror
 from tokun.data.codes import CodeSamples, Record
 from tokun.data.order import Order, check_batch, positions_of, rng_for
+from tokun.tokenizers import sequences
+from tokun.tokenizers.vocabulary import TASKS, Tags
+from tokun.utils.errors import UserError
 
 ENCODED = 2**16  # texts whose ids are remembered: some tens of MB
 LENGTH_MULTIPLE = 16  # pictures of several grids: batches are as long as a multiple of this, since a CPU's matrix products (oneDNN) are made anew for each length
@@ -145,8 +148,6 @@ class TokenBatches:
 
     def pack(self, record: Record, rng: np.random.Generator) -> Any:
         """One record -> Packed, by the task that `rng` draws; a task whose fields are missing falls back to joint."""
-        from tokun.tokenizers.vocabulary import Tags
-
         v = self.vocabulary
         task = self.tasks[min(bisect_right(self.shares, rng.random()), len(self.tasks) - 1)]
         view = int(rng.integers(len(record.codes))) if self.views and len(record.codes) > 1 else 0  # of one, numpy draws nothing either
@@ -165,15 +166,15 @@ class TokenBatches:
         )
         caption = self.text(record.captions[register])
         if task == "text_to_image":
-            return v.pack_text_to_image(tags, codes, caption)
+            return sequences.pack_text_to_image(v, tags, codes, caption)
         if task == "question" and record.questions:
             question, answer = record.questions[rng.integers(len(record.questions))]
-            return v.pack_question(tags, codes, self.text(question), self.text(answer))
+            return sequences.pack_question(v, tags, codes, self.text(question), self.text(answer))
         others = [r for r in registers if r != register]
         if task == "rewrite" and others:
             other = others[rng.integers(len(others))]
-            return v.pack_rewrite(tags, caption, other, self.text(record.captions[other]))
-        return v.pack_joint(tags, codes, caption)
+            return sequences.pack_rewrite(v, tags, caption, other, self.text(record.captions[other]))
+        return sequences.pack_joint(v, tags, codes, caption)
 
 
 def collate(
@@ -197,12 +198,6 @@ def collate(
 
 
 def check_task_mix(task_mix: dict[str, float]) -> None:
-    unknown = set(task_mix) - set(_tasks())
+    unknown = set(task_mix) - set(TASKS)
     if unknown or not task_mix or min(task_mix.values()) < 0 or sum(task_mix.values()) <= 0:
-        raise ValueError(f"train.task_mix is {task_mix}; it takes non-negative shares of {', '.join(_tasks())}, not all zero")
-
-
-def _tasks() -> tuple[str, ...]:
-    from tokun.tokenizers.vocabulary import TASKS
-
-    return TASKS
+        raise UserError(f"train.task_mix is {task_mix}; it takes non-negative shares of {', '.join(TASKS)}, not all zero")

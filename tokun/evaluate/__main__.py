@@ -28,6 +28,7 @@ from typing import TYPE_CHECKING, Any
 
 from tokun.evaluate.figures import Figure, as_dict, skipped, table
 from tokun.utils import checkpoint, console
+from tokun.utils.errors import MissingPackage, UserError
 from tokun.utils.extras import need
 
 if TYPE_CHECKING:
@@ -84,7 +85,7 @@ class Case:
             raise FileNotFoundError(f"--others {args.others} is not a folder; name one with pictures that are no engravings")
         try:
             case.features = open_features(args.features or "inception", model.device)
-        except (ImportError, OSError) as error:
+        except (MissingPackage, OSError) as error:
             if args.features:
                 raise
             case.no_features = str(error)
@@ -120,7 +121,7 @@ class Case:
     def recogniser(self) -> tuple[Judge, Features]:
         """The judge of what is recognised, learned from the training pairs and kept in --out, and the network that it sees with.
 
-        Raises ImportError or ValueError where it lacks something.
+        Raises ImportError or UserError where it lacks something.
         """
         from tokun import data
         from tokun.evaluate import recognition
@@ -129,7 +130,7 @@ class Case:
 
         which = self.args.recognition or ("" if self.args.features in ("", "inception") else self.args.features)
         if not self.args.train_shards or not which:
-            raise ValueError("needs --train-shards with captions that describe, and --recognition or SqueezeNet 1.1 as --features")
+            raise UserError("needs --train-shards with captions that describe, and --recognition or SqueezeNet 1.1 as --features")
         config = self.model.image_tokenizer.config
         network = last_layer(which, self.model.device, max(128, config.image_size))
         shapes = (
@@ -171,7 +172,7 @@ def measured(name: str, case: Case) -> list[Figure]:
     """A room's figures; where it lacks a package, weights or data, a line that says so, and the others go on."""
     try:
         return ROOMS[name](case) or [skipped("all", "nothing to measure with these options")]
-    except (ImportError, OSError, ValueError) as error:
+    except console.MISTAKES as error:
         if os.environ.get("TOKUN_TRACEBACK"):
             raise
         return [skipped("all", str(error))]
@@ -183,7 +184,7 @@ def doctor(case: Case) -> list[Figure]:
     found = doctor.measure(case.model, case.held_out, seed=case.args.seed, features=case.features, out=case.args.out)
     try:
         return found + doctor.recognised(case.model, case.held_out, *case.recogniser(), seed=case.args.seed)
-    except (ImportError, ValueError) as error:
+    except UserError as error:
         return [*found, skipped("recognition kept", str(error))]
 
 
@@ -223,7 +224,7 @@ def memorisation(case: Case) -> list[Figure]:
     from tokun.evaluate import memorisation
 
     if not case.args.train_shards:
-        raise ValueError("needs --train-shards")
+        raise UserError("needs --train-shards")
     return memorisation.measure(
         case.model, case.held_out, case.samples, train=case.train, train_shards=case.args.train_shards, limit=case.args.n_train,
         seed=case.args.seed, features=case.features, out=case.args.out,

@@ -21,7 +21,9 @@ from tokun.evaluate.doctor import reconstruct
 from tokun.evaluate.figures import Figure
 from tokun.evaluate.material import RealPair, grids_of
 from tokun.inference.clip import Clip
-from tokun.tokenizers.vocabulary import STATES, Tags
+from tokun.tokenizers import sequences
+from tokun.tokenizers.grammar import STATES
+from tokun.tokenizers.vocabulary import Tags
 
 if TYPE_CHECKING:
     from tokun.inference.model import Pair, Tokun
@@ -88,21 +90,20 @@ def pmi_of(model: Tokun, pairs: Sequence[RealPair | Pair], candidates: np.ndarra
         wanted[pair.tags].update(row.tolist())
     alone: dict[tuple[Tags, int], float] = {}
     for tags, rows in wanted.items():
-        nats = caption_nats(model, v.prefix(tags), [pairs[j].caption_ids for j in sorted(rows)])
+        nats = caption_nats(model, sequences.caption_prompt(v, tags, None), [pairs[j].caption_ids for j in sorted(rows)])
         alone.update(zip([(tags, j) for j in sorted(rows)], nats))
     out = np.empty(candidates.shape)
     for i, (pair, row) in enumerate(zip(pairs, candidates.tolist())):
-        seen = [*v.prefix(pair.tags), v.id("<boi>"), *v._codes(pair.codes, pair.tags), v.id("<eoi>")]
-        given = caption_nats(model, seen, [pairs[j].caption_ids for j in row])
+        given = caption_nats(model, sequences.caption_prompt(v, pair.tags, pair.codes), [pairs[j].caption_ids for j in row])
         out[i] = [alone[pair.tags, j] - nats for j, nats in zip(row, given)]
     return out
 
 
 @torch.inference_mode()
-def caption_nats(model: Tokun, prefix: Sequence[int], captions: Sequence[Sequence[int]], rows: int = 16) -> list[float]:
-    """Nats of each caption and its end behind one prefix of ids, over legal ids. The prefix is computed once, and its keys and values shared."""
+def caption_nats(model: Tokun, prompt: Sequence[int], captions: Sequence[Sequence[int]], rows: int = 16) -> list[float]:
+    """Nats of each caption and its end behind one prompt, over legal ids. The prompt is computed once, and its keys and values shared."""
     v, device = model.vocabulary, model.device
-    begun = torch.tensor([[*prefix, v.id("<boc>")]], device=device)
+    begun = torch.tensor([prompt], device=device)
     seen = model.generator(input_ids=begun, use_cache=True, logits_to_keep=1)
     legal = legal_in_caption(model, max(map(len, captions)) + 1)
     nats = [0.0] * len(captions)
@@ -110,7 +111,7 @@ def caption_nats(model: Tokun, prefix: Sequence[int], captions: Sequence[Sequenc
     for at in range(0, len(captions), rows):
         part = by_length[at : at + rows]
         width = len(captions[part[-1]]) + 1
-        ids = torch.tensor([[*captions[i], v.id("<eoc>"), *[v.id("<pad>")] * (width - len(captions[i]) - 1)] for i in part], device=device)
+        ids = torch.tensor(sequences.padded(v, [sequences.text_end(v, captions[i]) for i in part]), device=device)
         cache = copy.deepcopy(seen.past_key_values)
         cache.batch_repeat_interleave(len(part))
         rest = model.generator(input_ids=ids[:, :-1], past_key_values=cache, use_cache=True).logits
@@ -126,7 +127,7 @@ def legal_in_caption(model: Tokun, width: int) -> torch.Tensor:
     """(width, V) bool: what the grammar allows after 0, 1, … pieces of a caption."""
     lengths = torch.arange(width, device=model.device)
     states = torch.full_like(lengths, STATES.index("caption"))
-    return model.vocabulary.legal_mask(states, lengths, torch.full_like(lengths, model.slots.n_codes))
+    return model.vocabulary.grammar.on(model.device).legal_mask(states, lengths, torch.zeros_like(lengths))  # no picture is open
 
 
 # --- by a CLIP --------------------------------------------------------------------------------------------------------

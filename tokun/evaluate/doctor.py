@@ -23,9 +23,10 @@ from tokun.inference.model import Tokun
 from tokun.models.losses import LpipsDistance
 from tokun.render.grids import pair_sheet
 from tokun.training import reconstruction
+from tokun.utils import metrics
 from tokun.utils.extras import need
+from tokun.utils.metrics import BAND, gradients, spectra, spectrum_error, ssim
 
-BAND = 1 / 6  # cycles a pixel: hatching is lines six pixels apart, or closer
 VGG = "vgg16-397923af.pth"  # torchvision's file, on which LPIPS stands
 
 
@@ -37,7 +38,7 @@ def measure(
     by_grid = codes_by_grid(model, held_out)
     codes = torch.cat([part.flatten() for part in by_grid.values()])
     made = reconstruct(model, [pair.codes for pair in held_out], grids_of(model, held_out))
-    psnr = each(reconstruction.psnr, real, made)
+    psnr = each(metrics.psnr, real, made)
     found = [
         mean("PSNR", psnr.tolist(), better="more", note="dB", seed=seed),
         mean("SSIM", each(ssim, real, made).tolist(), better="more", note="Gaussian window of 11 px", seed=seed),
@@ -82,46 +83,10 @@ def each(measure: Callable[[Tensor, Tensor], Tensor], a: Sequence[Image.Image], 
 # --- pictures -------------------------------------------------------------------------------------------------------
 
 
-def ssim(a: Tensor, b: Tensor) -> Tensor:
-    """(n, C, H, W) in [-1, 1], twice -> (n,): structural similarity (Wang et al. 2004)."""
-    return (
-        need("torchmetrics.functional.image", extra="eval")
-        .structural_similarity_index_measure(a, b, data_range=2.0, reduction="none")
-        .reshape(-1)
-    )
-
-
-def gradients(images: Tensor) -> Tensor:
-    """(n, C, H, W) -> the length of the brightness gradient (n, 1, H, W)."""
-    down, across = need("torchmetrics.functional.image", extra="eval").image_gradients(images.mean(1, keepdim=True))
-    return (down.square() + across.square()).sqrt()
-
-
-def spectra(images: Tensor, size: int = 0) -> Tensor:
-    """(n, C, H, W) -> radial power spectra (n, S / 2), bin k at k / S cycles a pixel, of the windowed brightness; S is `size`, or the shorter side."""
-    (height, width), brightness = images.shape[2:], images.mean(1)
-    size = size or min(height, width)
-    down, across = (torch.hann_window(side, periodic=False) for side in (height, width))
-    brightness = brightness - brightness.mean((1, 2), keepdim=True)
-    power = torch.fft.fft2(brightness * down[:, None] * across).abs().square().flatten(1) / (height * width)
-    y, x = torch.fft.fftfreq(height), torch.fft.fftfreq(width)
-    radius = ((y[:, None].square() + x.square()).sqrt() * size).round().long().flatten()
-    inside = radius < size // 2
-    sums = torch.zeros(len(images), size // 2).index_add_(1, radius[inside], power[:, inside])
-    return sums / torch.bincount(radius[inside])
-
-
 def mean_spectrum(pictures: Sequence[Image.Image], size: int) -> np.ndarray:
     """The mean of `spectra` over pictures of any shapes, no side below `size`: (size / 2,)."""
     parts = [spectra(stack([pictures[i] for i in part]), size).sum(0) for part in alike(pictures, len(pictures))]
     return (sum(parts) / len(pictures)).numpy()
-
-
-def spectrum_error(a: Tensor, b: Tensor) -> Tensor:
-    """(n,) dB by which the power of fine lines differs, over frequencies from BAND to half a cycle a pixel."""
-    first = round(BAND * min(a.shape[2:]))
-    x, y = (10 * (spectra(images)[:, first:] + 1e-6).log10() for images in (a, b))  # 1e-6: the noise of 8 bits
-    return (x - y).abs().mean(1)
 
 
 def perceptual(a: Sequence[Image.Image], b: Sequence[Image.Image], features: Features | None, seed: int) -> list[Figure]:
@@ -182,7 +147,7 @@ def recognised(model: Tokun, held_out: Sequence[RealPair], judge: recognition.Ju
 def codebook(grids: Sequence[Tensor], size: int) -> list[Figure]:
     """Codes int64 (n, N) of the pictures of each grid."""
     codes, n = torch.cat([part.flatten() for part in grids]), sum(map(len, grids))
-    figures = reconstruction.code_figures(codes, size)
+    figures = metrics.code_figures(codes, size)
     entropy = sum(len(part) * float(entropies(part).mean()) for part in grids) / n
     seen = f"{codes.numel()} codes of {n} pictures, a codebook of {size}"
     return [
@@ -203,7 +168,7 @@ def entropies(codes: Tensor) -> Tensor:
 
 def verdict(psnr: Tensor, codes: Tensor, size: int) -> Figure:
     """1: a generator may be trained on these codes, by the gate of training itself with its default limits."""
-    figures = {"psnr": float(psnr.mean()), **reconstruction.code_figures(codes, size)}
+    figures = {"psnr": float(psnr.mean()), **metrics.code_figures(codes, size)}
     problems = reconstruction.gate_problems(figures, ImageTokenizerTrainConfig(), size)
     return Figure(
         "verdict",

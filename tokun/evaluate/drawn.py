@@ -25,7 +25,7 @@ RECORD, LINES = "samples.json", "samples.jsonl"
 
 
 def draw(model: Tokun, folder: Path, n: int, seed: int, *, batch_size: int = 16) -> list[Pair]:
-    """Samples 0 … n-1 of the seed, the checkpoint's own settings. Raises ValueError where the folder holds others."""
+    """Samples 0 … n-1 of the seed, the checkpoint's own settings. Raises UserError where the folder holds others."""
     checkpoint.require_writable(folder)
     asked = json.loads(json.dumps({"seed": seed, **many.identity(model)}))
     there = checkpoint.read_record(folder / RECORD)

@@ -24,6 +24,7 @@ from tokun.evaluate.figures import Figure, skipped
 from tokun.evaluate.material import grids_of
 from tokun.evaluate.viewer import Question, Shown
 from tokun.utils import checkpoint
+from tokun.utils.errors import UserError
 
 if TYPE_CHECKING:
     from tokun.evaluate.__main__ import Case
@@ -43,7 +44,7 @@ def measure(case: Case) -> list[Figure]:
         try:
             questions = viewer.ask(shown(case, name), case.args.viewer_n, case.args.seed)
             questions = drawn(case, questions) if name == "prompted" else questions
-        except ValueError as error:
+        except UserError as error:
             found.append(skipped(f"sheets of {name}", str(error)))
             continue
         viewer.write(questions, folder, key, about)
@@ -65,7 +66,7 @@ def shown(case: Case, name: str) -> list[Shown]:
 def drawn(case: Case, questions: Sequence[Question]) -> list[Question]:
     """The same questions with what the model draws to each caption, kept in --out as it goes.
 
-    Raises ValueError where the model does not draw to captions, or the folder holds another model's or seed's pictures.
+    Raises UserError where the model does not draw to captions, or the folder holds another model's or seed's pictures.
     """
     folder = case.args.out / "viewer-prompted"
     checkpoint.require_writable(folder)

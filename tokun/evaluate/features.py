@@ -28,6 +28,7 @@ from tqdm import tqdm
 
 from tokun import data
 from tokun.models.losses import SqueezeNetDistance, load_squeezenet
+from tokun.utils.errors import UserError
 from tokun.utils.extras import need
 
 SMALLEST = 128  # px: smaller pictures are enlarged by a whole factor, so that deep layers have places to average over
@@ -69,7 +70,7 @@ def stack(pictures: Sequence[Image.Image]) -> Tensor:
 
 
 def open_features(which: str, device: torch.device) -> Features:
-    """'inception' or a file of weights. Raises ImportError, FileNotFoundError, OSError (no download) or ValueError (another network)."""
+    """'inception' or a file of weights. Raises ImportError, FileNotFoundError, OSError (no download) or UserError (another network)."""
     if which == "inception":
         return inception("", device)
     if not Path(which).is_file():
@@ -77,12 +78,12 @@ def open_features(which: str, device: torch.device) -> Features:
     try:
         names = load_squeezenet(which).keys()
     except (safetensors.SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError, ValueError) as error:
-        raise ValueError(f"--features {which} cannot be read as weights (.safetensors or .pth): {error}") from error
+        raise UserError(f"--features {which} cannot be read as weights (.safetensors or .pth): {error}") from error
     if "features.0.weight" in names:
         return squeezenet(which, device)
     if "Conv2d_1a_3x3.conv.weight" in names:
         return inception(which, device)
-    raise ValueError(f"--features {which} holds neither SqueezeNet 1.1 nor Inception v3, but weights such as {sorted(names)[:2]}")
+    raise UserError(f"--features {which} holds neither SqueezeNet 1.1 nor Inception v3, but weights such as {sorted(names)[:2]}")
 
 
 def squeezenet(weights: str, device: torch.device) -> Features:
@@ -126,14 +127,14 @@ def last_layer(which: str, device: torch.device, side: int = SMALLEST) -> Featur
     """The last layer of a network of ImageNet, its mean and its maximum over places, of pictures resized to a mean side of `side` px.
 
     `which`: a file of SqueezeNet 1.1 (1,024 numbers), or 'efficientnet-lite0' (2,560), whose weights come with a package.
-    Raises ImportError where a package is missing, FileNotFoundError or ValueError for a file that is not SqueezeNet 1.1.
+    Raises ImportError where a package is missing, FileNotFoundError or UserError for a file that is not SqueezeNet 1.1.
     """
     if which == LITE0:
         name, layer = "EfficientNet-Lite0", _lite0(device)
     else:
         found = open_features(which, device)
         if found.distance is None:
-            raise ValueError(f"{which} is {found.name}; the judge of what is recognised takes a file of SqueezeNet 1.1, or {LITE0}")
+            raise UserError(f"{which} is {found.name}; the judge of what is recognised takes a file of SqueezeNet 1.1, or {LITE0}")
         net, name = found.distance.to(memory_format=torch.channels_last), found.name
         layer = lambda images: net.taps(images)[-1]  # noqa: E731
     half = device.type == "cuda" or torch.ops.mkldnn._is_mkldnn_bf16_supported()

@@ -22,11 +22,12 @@ from torch import Tensor, nn
 
 from tokun.evaluate import figures
 from tokun.evaluate.figures import Figure
-from tokun.inference import sampling
 from tokun.inference.clip import Clip
 from tokun.inference.directions import Seen, require_task, see
+from tokun.tokenizers import sequences
 from tokun.tokenizers.vocabulary import Tags
 from tokun.tokenizers.wordings import SHOWS
+from tokun.utils.errors import UserError
 
 if TYPE_CHECKING:
     from tokun.inference.model import Pair, Tokun
@@ -98,10 +99,10 @@ class Aesthetic:
 
     @torch.inference_mode()
     def score(self, images: Sequence[Image.Image]) -> list[float]:
-        """One score a picture. Raises ValueError for a CLIP whose features the head does not take."""
+        """One score a picture. Raises UserError for a CLIP whose features the head does not take."""
         features = self.clip.features(images)
         if features.shape[1] != self.head[0].in_features:
-            raise ValueError(
+            raise UserError(
                 f"the aesthetic head takes {self.head[0].in_features} features, {self.clip.name} gives {features.shape[1]}: "
                 f"name the CLIP that it was trained on, such as {AESTHETIC_CLIP}"
             )
@@ -111,7 +112,7 @@ class Aesthetic:
 def load_head(path: Path) -> nn.Sequential:
     """Linear layers out of a state dict: 'weight' and 'bias' alone, or 'layers.N.weight' …, between which nothing but dropout stood.
 
-    Raises FileNotFoundError, or ValueError for a file that holds something else.
+    Raises FileNotFoundError, or UserError for a file that holds something else.
     """
     state = read_state(path)
     numbered = {int(name.split(".")[1]): name.removesuffix("weight") for name in state if re.fullmatch(r"layers\.\d+\.weight", name)}
@@ -130,7 +131,7 @@ def load_head(path: Path) -> nn.Sequential:
         or len(state) != 2 * len(layers)
         or any(b - a > 2 for a, b in pairwise(places))
     ):
-        raise ValueError(
+        raise UserError(
             f"{path} is no aesthetic head of linear layers down to one value (it holds {', '.join(sorted(state)[:4]) or 'nothing'} …): "
             "take sac+logos+ava1-l14-linearMSE.pth or sa_0_4_vit_l_14_linear.pth"
         )
@@ -152,9 +153,9 @@ def read_state(path: Path) -> dict[str, Tensor]:
     try:
         state = load_file(path) if path.suffix == ".safetensors" else torch.load(path, map_location="cpu", weights_only=True)
     except (safetensors.SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError) as error:
-        raise ValueError(f"{path} cannot be read as tensors: {str(error).splitlines()[0]}. Download it again") from error
+        raise UserError(f"{path} cannot be read as tensors: {str(error).splitlines()[0]}. Download it again") from error
     if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
-        raise ValueError(f"{path} holds no state dict but a {type(state).__name__}: take the file of the weights alone")
+        raise UserError(f"{path} holds no state dict but a {type(state).__name__}: take the file of the weights alone")
     return state
 
 
@@ -178,9 +179,7 @@ class Own:
         return [1 / (1 + math.exp(yes - no)) for yes, no in nats]
 
     def nats(self, seen: Seen, question: list[int], answer: list[int]) -> float:
-        packed = self.model.vocabulary.pack_question(Tags(grid=seen.grid), seen.codes, question, answer)
-        ids, first = torch.tensor([packed.input_ids], device=self.model.device), torch.tensor([packed.prompt], device=self.model.device)
-        return float(sampling.span_nll(self.model.generator, self.model.vocabulary, ids, first))
+        return self.model.span_nll([sequences.pack_question(self.model.vocabulary, Tags(grid=seen.grid), seen.codes, question, answer)])[0]
 
 
 class Vqa:
@@ -194,17 +193,17 @@ class Vqa:
             self.processor = transformers.AutoProcessor.from_pretrained(name)
             kind, dtype = transformers.AutoModelForImageTextToText, torch.float32 if device == "cpu" else torch.bfloat16
             self.model, told = kind.from_pretrained(name, dtype=dtype, use_safetensors=True, output_loading_info=True)
-        except (OSError, ValueError, KeyError, TypeError, RuntimeError, safetensors.SafetensorError) as error:
+        except (OSError, ValueError, KeyError, TypeError, RuntimeError, ImportError, safetensors.SafetensorError) as error:
             reason = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(". ")
-            raise ValueError(
+            raise UserError(
                 f"{name} cannot be loaded as a model that answers about pictures: {reason}. Give google/paligemma2-3b-mix-448 or a folder"
             ) from error
         if missing := sorted(told["missing_keys"]):
-            raise ValueError(f"{name} is incomplete: {len(missing)} of its weights are missing ({missing[0]}, …). Fetch it again")
+            raise UserError(f"{name} is incomplete: {len(missing)} of its weights are missing ({missing[0]}, …). Fetch it again")
         self.model.to(device).eval()
         self.answers = [self.first_tokens(word) for word in ("yes", "no")]
         if not all(self.answers) or set(self.answers[0]) & set(self.answers[1]):
-            raise ValueError(f"{name} has no tokens that tell yes from no: take a model of English")
+            raise UserError(f"{name} has no tokens that tell yes from no: take a model of English")
 
     def first_tokens(self, word: str) -> list[int]:
         """Ids that may begin the answer: with and without a blank in front, small and with a capital."""

@@ -14,9 +14,11 @@ from PIL import Image
 
 from tokun import data
 from tokun.data import framing
+from tokun.data.codes import captions_by_register
 from tokun.inference.directions import see
 from tokun.inference.model import Pair, Tokun
 from tokun.tokenizers.vocabulary import Tags, tag_word
+from tokun.utils.errors import BadSample, UserError, reading
 
 
 @dataclass(frozen=True)
@@ -37,7 +39,7 @@ def read_pairs(
     """Up to `limit` pairs (0: all) of image shards, chosen by the seed, in the shards' order. Broken pictures and captions
     that the model has no room for are left out. The keys are those of `data` in the run's config.
 
-    Raises FileNotFoundError for a pattern that no shard fits, ValueError where nothing is left.
+    Raises FileNotFoundError for a pattern that no shard fits, UserError where nothing is left.
     """
     samples = samples_of(model, data.ShardIndex(data.expand_shards(shards), need=("json",), one_of=data.IMAGE_SUFFIXES))
     chosen: Sequence[int] = range(len(samples))
@@ -45,7 +47,7 @@ def read_pairs(
         chosen = sorted(np.random.default_rng(seed).choice(len(samples), limit, replace=False).tolist())
     found = [one for i in chosen if (one := _read(model, samples, i, style_key, subject_key)) is not None]
     if not found:
-        raise ValueError(f"no pair of {shards} can be used: pictures that open and captions of at most {model.vocabulary.max_text} pieces")
+        raise UserError(f"no pair of {shards} can be used: pictures that open and captions of at most {model.vocabulary.max_text} pieces")
     seen = [one for i in range(0, len(found), 64) for one in see(model, [p["image"] for p in found[i : i + 64]])]
     return [RealPair(**pair, codes=one.codes) for pair, one in zip(found, seen)]
 
@@ -81,9 +83,9 @@ def _read(model: Tokun, samples: data.ImageSamples, i: int, style_key: str, subj
     try:
         framed = samples.framed(i)
         tree = samples.index.read_json(i)
-    except (OSError, ValueError):
+        caption = plain_caption(tree)
+    except (OSError, BadSample):
         return None
-    caption = plain_caption(tree)
     ids = model.text_tokenizer.encode(caption)
     if not ids or len(ids) > model.vocabulary.max_text:
         return None
@@ -106,13 +108,13 @@ def read_captions(shards: str) -> list[str]:
     for i in range(len(index)):
         try:
             found.append(plain_caption(index.read_json(i)))
-        except (OSError, ValueError):
+        except (OSError, BadSample):
             continue
     return [caption for caption in found if caption]
 
 
 def plain_caption(tree: dict[str, Any]) -> str:
-    return str(tree.get("captions", {}).get("plain") or tree.get("caption") or "")
+    return str(captions_by_register(tree).get("plain") or tree.get("caption") or "")
 
 
 def cut(image: Image.Image, box: data.Box, size: int) -> Image.Image:
@@ -143,19 +145,19 @@ def described(
                 text = plain_caption(index.read_json(i)) if table is None else table.get((folder, index.key(i)), "")
                 if text:
                     yield index.key(i), cut(data.decode_image(index.read(i, index.image_suffix(i)), channels)), text
-            except (OSError, ValueError):
+            except (OSError, BadSample):
                 continue
 
 
 def read_table(path: Path) -> Table:
     """A tab-separated table with a header and the columns folder, key, description, without quoting; rows whose `use` is 0 are left out.
 
-    Raises ValueError where a column is missing.
+    Raises UserError where a column is missing.
     """
-    with path.open(encoding="utf-8", newline="") as file:
+    with path.open(encoding="utf-8", newline="") as file, reading(path):
         rows = csv.DictReader(file, delimiter="\t", quoting=csv.QUOTE_NONE)
         if missing := {"folder", "key", "description"} - set(rows.fieldnames or ()):
-            raise ValueError(f"{path} has no column {', '.join(sorted(missing))}; it takes a tab-separated table with a header")
+            raise UserError(f"{path} has no column {', '.join(sorted(missing))}; it takes a tab-separated table with a header")
         return {(row["folder"], row["key"]): row["description"] for row in rows if row.get("use", "1") != "0" and row["description"]}
 
 

@@ -25,7 +25,6 @@ from tokun.evaluate.doctor import reconstruct
 from tokun.evaluate.features import BATCH, Features
 from tokun.evaluate.figures import Figure, bootstrap, mean, share, skipped
 from tokun.evaluate.material import RealPair, as_picture, grids_of, samples_of
-from tokun.inference import sampling
 from tokun.inference.directions import see
 from tokun.inference.model import Pair, Tokun
 from tokun.render.grids import pair_sheet
@@ -213,16 +212,7 @@ def text_nats(model: Tokun, pairs: Sequence[RealPair]) -> np.ndarray:
     return np.array([(nll, len(pair.caption_ids) + 1) for nll, pair in zip(nats, pairs)])
 
 
-@torch.inference_mode()
-def image_nats(model: Tokun, pairs: Sequence[RealPair], batch_size: int = 32) -> np.ndarray:
+def image_nats(model: Tokun, pairs: Sequence[RealPair]) -> np.ndarray:
     """(n, 2): nats of the codes given the tags, and their number."""
-    v, found = model.vocabulary, []
-    prompts = [[*v.prefix(pair.tags), v.id("<boi>")] for pair in pairs]
-    rows = [[*prompt, *v._codes(pair.codes, pair.tags)] for prompt, pair in zip(prompts, pairs)]
-    for i in range(0, len(rows), batch_size):
-        part = rows[i : i + batch_size]
-        width = max(map(len, part))
-        ids = torch.tensor([row + [v.id("<pad>")] * (width - len(row)) for row in part], device=model.device)
-        first = torch.tensor([len(prompt) for prompt in prompts[i : i + batch_size]], device=model.device)
-        found += sampling.span_nll(model.generator, v, ids, first).tolist()
-    return np.array([(nll, len(pair.codes)) for nll, pair in zip(found, pairs)])
+    nats = model.image_nll([p.tags for p in pairs], [p.codes for p in pairs])
+    return np.array([(nll, len(pair.codes)) for nll, pair in zip(nats, pairs)])

@@ -28,6 +28,7 @@ from tqdm import tqdm
 from tokun.evaluate import figures
 from tokun.evaluate.features import Features
 from tokun.evaluate.figures import Figure
+from tokun.utils.errors import UserError
 
 WORDS = 3000
 SEEN = 5  # a word counts that so many descriptions hold
@@ -75,7 +76,7 @@ class Judge:
 
 
 def look(pictures: Iterable[tuple[str, Image.Image, str]], network: Features, what: str) -> tuple[np.ndarray, list[str]]:
-    """Keys, pictures and texts (see `material.described`) -> float32 (n, d) and the n texts. Raises ValueError where there is none."""
+    """Keys, pictures and texts (see `material.described`) -> float32 (n, d) and the n texts. Raises UserError where there is none."""
     rows, texts, rest = [], [], iter(pictures)
     with tqdm(desc=what, unit="picture", leave=False) as bar:
         while chunk := list(islice(rest, CHUNK)):
@@ -83,18 +84,18 @@ def look(pictures: Iterable[tuple[str, Image.Image, str]], network: Features, wh
             texts += [text for _, _, text in chunk]
             bar.update(len(chunk))
     if not rows:
-        raise ValueError(f"{what}: no picture with a description")
+        raise UserError(f"{what}: no picture with a description")
     return np.concatenate(rows), texts
 
 
 def fit(vectors: np.ndarray, texts: Sequence[str], *, seed: int = 0, penalties: Sequence[float] = PENALTIES) -> Judge:
     """vectors (n, d) of originals, and their descriptions. The penalty is the one that does best on a tenth, drawn by the seed.
 
-    Raises ValueError where the descriptions are too few or too unlike to learn a word from.
+    Raises UserError where the descriptions are too few or too unlike to learn a word from.
     """
     rarity = rarities(texts)
     if len(texts) < 10 * CANDIDATES or not rarity:
-        raise ValueError(
+        raise UserError(
             f"{len(texts)} described pictures share {len(rarity)} words; the judge of what is recognised takes at least {10 * CANDIDATES} pictures "
             f"and words that {SEEN} descriptions hold"
         )
@@ -148,14 +149,14 @@ def firsts(scores: np.ndarray, texts: Sequence[str], candidates: int = CANDIDATE
     """scores (n, n), pictures x texts -> (n,): in what share of all draws of rivals the own text scores above all of them.
 
     Rivals are drawn without replacement among the texts that read otherwise; one that draws level wins.
-    Raises ValueError where a picture has too few rivals.
+    Raises UserError where a picture has too few rivals.
     """
     numbers = {text: i for i, text in enumerate(dict.fromkeys(texts))}
     same = np.array([numbers[text] for text in texts])
     other = same[:, None] != same[None]
     m, k = other.sum(1), candidates - 1
     if m.min(initial=k) < k or not len(texts):
-        raise ValueError(f"{len(texts)} pictures, and it takes {candidates} at least whose descriptions differ")
+        raise UserError(f"{len(texts)} pictures, and it takes {candidates} at least whose descriptions differ")
     worse = (other & (scores < np.diag(scores)[:, None])).sum(1)
     share = np.ones(len(texts))
     for i in range(k):  # C(worse, k) / C(m, k)

@@ -21,6 +21,7 @@ from tokun import data
 from tokun.data import framing
 from tokun.evaluate.material import as_picture
 from tokun.inference.directions import open_picture
+from tokun.utils.errors import UserError
 
 Maker = Callable[[Image.Image, np.random.Generator], Image.Image]  # an engraving 'L' -> another kind of picture, same size
 SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".gif", ".bmp"}
@@ -119,7 +120,7 @@ def from_folder(
     for i, path in enumerate(paths):
         try:
             picture = open_picture(path, channels)
-        except ValueError:  # broken, or too large
+        except UserError:  # broken, or too large
             continue
         grid = grids[framing.nearest_grid(*picture.size, grids)]
         boxes = framing.views(framing.crop_box(*picture.size, grid), CROPS, (1.0, 1.5), rng, picture.size)

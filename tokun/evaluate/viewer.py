@@ -28,6 +28,7 @@ from PIL import Image
 
 from tokun.render import grids
 from tokun.utils import checkpoint
+from tokun.utils.errors import UserError
 
 LETTERS = "abcd"
 ON_A_SHEET, COLUMNS, CELL = 24, 6, 240
@@ -61,7 +62,7 @@ class Question:
 def ask(pairs: Sequence[Shown], n: int, seed: int) -> list[Question]:
     """n of the pairs with pictures, drawn by the seed, with wrong captions out of the rest.
 
-    Raises ValueError where pairs are too few: n pictures whose captions differ, and three captions more.
+    Raises UserError where pairs are too few: n pictures whose captions differ, and three captions more.
     """
     rng = np.random.default_rng(seed)
     order = [pairs[i] for i in rng.permutation(len(pairs))]
@@ -69,7 +70,7 @@ def ask(pairs: Sequence[Shown], n: int, seed: int) -> list[Question]:
     on_sheet = {pair.caption for pair in shown}
     rest = list({pair.caption: pair for pair in reversed(order) if pair.caption not in on_sheet}.values())[::-1]
     if len(shown) < n or len(rest) < len(LETTERS) - 1:
-        raise ValueError(
+        raise UserError(
             f"{len(pairs)} pairs of {len({p.caption for p in pairs})} captions do not suffice for {n} pictures and the wrong captions of other pairs: "
             f"ask for fewer (--viewer-n), or give more pairs; {len(LETTERS) * n} use no wrong caption twice"
         )

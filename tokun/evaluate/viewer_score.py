@@ -18,6 +18,7 @@ from typing import Any
 
 from tokun.evaluate.figures import Figure, share, skipped, table
 from tokun.evaluate.recognition import words
+from tokun.utils.errors import UserError, reading
 
 LINE = re.compile(r"\W*(?:no\.?\s*|nr\.?\s*)?(\d+)(?:\W+(.*))?", re.IGNORECASE)  # a number, and the rest behind anything that is no letter
 CHOICE = re.compile(r"\W*([a-z])\b\W*", re.IGNORECASE)
@@ -42,11 +43,11 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def score(key: dict[str, Any], answers: dict[int, str], names: dict[int, str], *, missing_wrong: bool = False) -> list[Figure]:
-    """The key, letters and names by number -> figures. Raises ValueError for missing answers and for numbers and letters that are not on the sheet."""
+    """The key, letters and names by number -> figures. Raises UserError for missing answers and for numbers and letters that are not on the sheet."""
     pictures = {row["number"]: row for row in key["pictures"]}
     require_known(pictures, answers, names)
     if (missing := sorted(pictures.keys() - answers.keys())) and not missing_wrong:
-        raise ValueError(
+        raise UserError(
             f"{len(missing)} of {len(pictures)} pictures have no answer: {_listed(missing)}. Answer each, a guess counts, or let them be wrong with --missing-wrong"
         )
     right = {number: answers.get(number) == row["right"] for number, row in pictures.items()}
@@ -65,7 +66,7 @@ def named(pictures: dict[int, dict[str, Any]], names: dict[int, str]) -> list[Fi
     if not names:
         return [skipped("something nameable", "no names were given", len(pictures))]
     if missing := sorted(pictures.keys() - names.keys()):
-        raise ValueError(
+        raise UserError(
             f"{len(missing)} of {len(pictures)} pictures have no line of names: {_listed(missing)}. Leave the line empty where nothing can be named"
         )
     given = {number: names[number] for number in pictures}
@@ -78,19 +79,19 @@ def named(pictures: dict[int, dict[str, Any]], names: dict[int, str]) -> list[Fi
 
 def require_known(pictures: dict[int, dict[str, Any]], answers: dict[int, str], names: dict[int, str]) -> None:
     if unknown := sorted((answers.keys() | names.keys()) - pictures.keys()):
-        raise ValueError(
+        raise UserError(
             f"no picture has the number {_listed(unknown)}; the key has {min(pictures)} to {max(pictures)}: is it another sheet's?"
         )
     letters = "abcd"[: len(pictures[min(pictures)]["options"])]
     if wrong := [f"{number} {letter}" for number, letter in answers.items() if letter not in letters]:
-        raise ValueError(f"{_listed(wrong)}: the captions have the letters {letters[0]} to {letters[-1]}")
+        raise UserError(f"{_listed(wrong)}: the captions have the letters {letters[0]} to {letters[-1]}")
 
 
 # --- files ----------------------------------------------------------------------------------------------------------
 
 
 def read_key(path: Path) -> dict[str, Any]:
-    """What `viewer.write` wrote. Raises FileNotFoundError, or ValueError for another file."""
+    """What `viewer.write` wrote. Raises FileNotFoundError, or UserError for another file."""
     if not path.is_file():
         raise FileNotFoundError(f"{path} is not there: name the key, OUT/viewer-keys/NAME.json")
     try:
@@ -99,11 +100,11 @@ def read_key(path: Path) -> dict[str, Any]:
             return key
     except (ValueError, TypeError, KeyError, AttributeError):
         pass
-    raise ValueError(f"{path} is no key of a viewer's sheet: name OUT/viewer-keys/NAME.json (the key comes first, then the answers)")
+    raise UserError(f"{path} is no key of a viewer's sheet: name OUT/viewer-keys/NAME.json (the key comes first, then the answers)")
 
 
 def read_answers(path: Path) -> tuple[dict[int, str], dict[int, str]]:
-    """Letters and, where the file is a table with them, names; by number. Raises ValueError naming lines that cannot be read."""
+    """Letters and, where the file is a table with them, names; by number. Raises UserError naming lines that cannot be read."""
     lines = _lines(path)
     answers: dict[int, str] = {}
     if lines and re.match(r"\W*number\W", lines[0][1] + ",", re.IGNORECASE):
@@ -123,14 +124,15 @@ def read_names(path: Path) -> dict[int, str]:
 
 
 def _read_table(path: Path, lines: Sequence[tuple[int, str]]) -> tuple[dict[int, str], dict[int, str]]:
-    header, *rows = csv.reader([line for _, line in lines])
+    with reading(path):
+        header, *rows = csv.reader([line for _, line in lines])
     columns = {name.strip().lower(): i for i, name in enumerate(header)}
     answers: dict[int, str] = {}
     names: dict[int, str] = {}
     for (where, line), row in zip(lines[1:], rows):
         cells = {name: row[i].strip() if i < len(row) else "" for name, i in columns.items()}
         if not cells["number"].isdecimal():
-            raise ValueError(f"{path}, line {where}: {line!r} has no number of a picture")
+            raise UserError(f"{path}, line {where}: {line!r} has no number of a picture")
         if cells.get("answer"):
             _put(answers, int(cells["number"]), _letter(path, where, cells["answer"]), path)
         if "name" in cells:
@@ -141,7 +143,8 @@ def _read_table(path: Path, lines: Sequence[tuple[int, str]]) -> tuple[dict[int,
 def _lines(path: Path) -> list[tuple[int, str]]:
     if not path.is_file():
         raise FileNotFoundError(f"{path} is not there: name the file of answers")
-    text = path.read_text(encoding="utf-8-sig")
+    with reading(path, "Save it as UTF-8"):
+        text = path.read_text(encoding="utf-8-sig")
     return [(where, line.strip()) for where, line in enumerate(text.splitlines(), 1) if line.strip() and not line.lstrip().startswith("#")]
 
 
@@ -151,7 +154,7 @@ def _numbered(path: Path, lines: Sequence[tuple[int, str]]) -> list[tuple[int, i
     for where, line in lines:
         match = LINE.fullmatch(line)
         if match is None:
-            raise ValueError(f"{path}, line {where}: {line!r} does not begin with a picture's number; write `1 b`")
+            raise UserError(f"{path}, line {where}: {line!r} does not begin with a picture's number; write `1 b`")
         found.append((where, int(match[1]), (match[2] or "").strip()))
     return found
 
@@ -159,7 +162,7 @@ def _numbered(path: Path, lines: Sequence[tuple[int, str]]) -> list[tuple[int, i
 def _letter(path: Path, where: int, text: str) -> str:
     match = CHOICE.fullmatch(text)
     if match is None:
-        raise ValueError(f"{path}, line {where}: {text!r} is no letter; write `1 b`, and names into a file of their own")
+        raise UserError(f"{path}, line {where}: {text!r} is no letter; write `1 b`, and names into a file of their own")
     return match[1].lower()
 
 
@@ -170,7 +173,7 @@ def _name(text: str) -> str:
 
 def _put(found: dict[int, str], number: int, value: str, path: Path) -> None:
     if found.setdefault(number, value) != value:
-        raise ValueError(f"{path} answers picture {number} twice: {found[number]!r} and {value!r}; keep one")
+        raise UserError(f"{path} answers picture {number} twice: {found[number]!r} and {value!r}; keep one")
 
 
 def _listed(items: Sequence[object], most: int = 12) -> str:

@@ -18,6 +18,7 @@ from tokun.evaluate import figures
 from tokun.evaluate.figures import Figure, bootstrap
 from tokun.evaluate.material import RealPair, grids_of
 from tokun.inference import directions
+from tokun.tokenizers import sequences
 from tokun.tokenizers.vocabulary import Tags
 
 if TYPE_CHECKING:
@@ -159,9 +160,9 @@ def captions_for(model: Tokun, pairs: Sequence[RealPair], seed: int, rows: int =
         tags, own = Tags(register="plain", grid=grid), [i for i, other in enumerate(grids) if other == grid]
         for at in range(0, len(own), rows):
             part = own[at : at + rows]
-            prompts = [[*v.prefix(tags), v.id("<boi>"), *v._codes(pairs[i].codes, tags), v.id("<eoi>"), v.id("<boc>")] for i in part]
+            prompts = [sequences.caption_prompt(v, tags, pairs[i].codes) for i in part]
             made, _ = directions.write(model, prompts, seed + part[0], len(prompts), None, None)
-            out |= {i: model.text_tokenizer.decode(v.unpack(ids).caption or []) for i, ids in zip(part, made)}
+            out |= {i: model.text_tokenizer.decode(sequences.unpack(v, ids).caption or []) for i, ids in zip(part, made)}
     return [out[i] for i in range(len(pairs))]
 
 

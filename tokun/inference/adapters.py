@@ -28,9 +28,11 @@ import torch
 from torch import Tensor, nn
 
 from tokun.config import SamplingConfig
+from tokun.inference import decoder
 from tokun.inference.tags import TagCounts, read_counts
 from tokun.tokenizers.vocabulary import Vocabulary
 from tokun.utils.checkpoint import require_safetensors
+from tokun.utils.errors import UserError
 
 if TYPE_CHECKING:
     from tokun.inference.model import Tokun
@@ -93,7 +95,7 @@ def write(adapter: Adapter, folder: Path) -> None:
 def read(path: str | Path, name: str = "") -> Adapter:
     """An adapter's folder (or a run's, which holds it), or a Hub id. `name`: what to call it; else as the folder is called.
 
-    Raises FileNotFoundError or ValueError naming what is missing, broken, or not an adapter of tokun.
+    Raises FileNotFoundError or UserError naming what is missing, broken, or not an adapter of tokun.
     """
     from safetensors.torch import load_file
 
@@ -111,7 +113,7 @@ def read(path: str | Path, name: str = "") -> Adapter:
         require_mergeable(config)
         tensors = load_file(folder / WEIGHTS)
     except (KeyError, TypeError, AttributeError, json.JSONDecodeError, OSError) as error:
-        raise ValueError(f"adapter {folder} cannot be read: {error!r}. Copy the whole adapter again") from error
+        raise UserError(f"adapter {folder} cannot be read: {error!r}. Copy the whole adapter again") from error
     card = (folder / CARD).read_text(encoding="utf-8", errors="replace") if (folder / CARD).is_file() else ""
     called = name or (folder.parent if folder.name == "adapter" else folder).name
     return Adapter(called, base, made_on, config, tensors, Vocabulary.load(folder / VOCABULARY), defaults, counts, tasks, card)
@@ -138,14 +140,14 @@ def resolve(path: str | Path) -> Path:
 
 
 def require_mergeable(config: dict[str, Any]) -> None:
-    """Raise ValueError for what a peft adapter may be and this module does not merge."""
+    """Raise UserError for what a peft adapter may be and this module does not merge."""
     if config.get("peft_type") != "LORA":
-        raise ValueError(f"the adapter is of the kind {config.get('peft_type')!r}; LoRA and DoRA are what is read here")
+        raise UserError(f"the adapter is of the kind {config.get('peft_type')!r}; LoRA and DoRA are what is read here")
     for key in ("rank_pattern", "alpha_pattern", "modules_to_save", "layer_replication", "lora_bias"):
         if config.get(key):
-            raise ValueError(f"the adapter sets {key}, which is not read here: merge it with peft, and load the merged checkpoint")
+            raise UserError(f"the adapter sets {key}, which is not read here: merge it with peft, and load the merged checkpoint")
     if config.get("bias", "none") != "none":
-        raise ValueError("the adapter trains biases, which are not read here: merge it with peft, and load the merged checkpoint")
+        raise UserError("the adapter trains biases, which are not read here: merge it with peft, and load the merged checkpoint")
 
 
 # --- the base ---------------------------------------------------------------------------------------------------------
@@ -165,10 +167,10 @@ def fingerprint(generator: nn.Module, vocabulary: Vocabulary) -> str:
 
 
 def require_base(adapter: Adapter, generator: nn.Module, vocabulary: Vocabulary) -> None:
-    """Raise ValueError unless the adapter was trained on this generator."""
+    """Raise UserError unless the adapter was trained on this generator."""
     found = fingerprint(generator, vocabulary)
     if found != adapter.base_fingerprint:
-        raise ValueError(
+        raise UserError(
             f"adapter {adapter.name} was trained on another base: on {adapter.base} ({adapter.base_fingerprint[:12]}…), this model is {found[:12]}…. "
             "Load that base, or train the adapter anew on this one"
         )
@@ -213,9 +215,7 @@ def _submodule(model: nn.Module, name: str, adapter: Adapter) -> Any:
     try:
         return model.get_submodule(name)
     except AttributeError as error:
-        raise ValueError(
-            f"adapter {adapter.name} changes {name}, which this generator does not have: it belongs to another base"
-        ) from error
+        raise UserError(f"adapter {adapter.name} changes {name}, which this generator does not have: it belongs to another base") from error
 
 
 def make_rows(model: Any, size: int) -> None:
@@ -257,7 +257,7 @@ class Base:
 
 
 def add(model: Tokun, adapter: Adapter) -> str:
-    """Have `use` find the adapter. Returns its name. Raises ValueError where it was trained on another base."""
+    """Have `use` find the adapter. Returns its name. Raises UserError where it was trained on another base."""
     base = base_of(model)
     require_base(adapter, base.generator, base.vocabulary)
     model.adapters[adapter.name] = adapter
@@ -265,12 +265,10 @@ def add(model: Tokun, adapter: Adapter) -> str:
 
 
 def use(model: Tokun, name: str | None) -> None:
-    """From now on the model is its base with this adapter; None: its base alone. Raises ValueError for a name that was not added."""
-    from tokun.inference import decoder
-
+    """From now on the model is its base with this adapter; None: its base alone. Raises UserError for a name that was not added."""
     if name and name not in model.adapters:
         known = ", ".join(model.adapters) or "none"
-        raise ValueError(f"there is no adapter {name!r} here ({known}): add it with model.add_adapter(FOLDER)")
+        raise UserError(f"there is no adapter {name!r} here ({known}): add it with model.add_adapter(FOLDER)")
     base, left = base_of(model), model.generator
     decoder.forget(left)  # the copies that it samples from
     if not name:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 from PIL import Image
 
+from tokun.utils.errors import UserError
 from tokun.utils.extras import need
 
 if TYPE_CHECKING:
@@ -46,7 +47,7 @@ class Clip:
                 if str(error)
                 else type(error).__name__
             )
-            raise ValueError(
+            raise UserError(
                 f"--clip {name} cannot be loaded by open_clip: {told}. "
                 "Give ViT-B-32:laion2b_s34b_b79k, hf-hub:ORG/NAME, a folder, or ARCHITECTURE:WEIGHTS-FILE"
             ) from error
@@ -84,14 +85,14 @@ class Clip:
 
 
 def choose_device(device: str) -> str:
-    """'auto' is the GPU of this process's LOCAL_RANK where there is one. Raises ValueError for a GPU that is not there."""
+    """'auto' is the GPU of this process's LOCAL_RANK where there is one. Raises UserError for a GPU that is not there."""
     import torch
 
     if device == "auto":
         gpus = torch.cuda.device_count()
         device = f"cuda:{int(os.environ.get('LOCAL_RANK', 0)) % gpus}" if gpus else "cpu"
     if device.startswith("cuda") and not torch.cuda.is_available():
-        raise ValueError(f"--device {device}: torch finds no GPU here: leave it out, or give cpu")
+        raise UserError(f"--device {device}: torch finds no GPU here: leave it out, or give cpu")
     return device
 
 
@@ -103,5 +104,5 @@ def split_clip_name(name: str) -> tuple[str, str | None]:
         return name, None
     model, colon, weights = name.partition(":")
     if not colon or not weights:
-        raise ValueError(f"--clip {name} names no weights: give ViT-B-32:laion2b_s34b_b79k, hf-hub:ORG/NAME or a folder")
+        raise UserError(f"--clip {name} names no weights: give ViT-B-32:laion2b_s34b_b79k, hf-hub:ORG/NAME or a folder")
     return model, weights

@@ -22,7 +22,9 @@ from torch import Tensor
 from tokun import data
 from tokun.data import framing, pictures
 from tokun.inference import latents, sampling
+from tokun.tokenizers import sequences
 from tokun.tokenizers.vocabulary import Tags, tag_word
+from tokun.utils.errors import UserError
 
 if TYPE_CHECKING:
     from tokun.inference.model import Pair, Tokun, Watch
@@ -55,7 +57,7 @@ class Words:
 # --- pictures in ----------------------------------------------------------------------------------------------------
 
 
-class TooLarge(ValueError):
+class TooLarge(UserError):
     """A picture of more pixels than are read."""
 
 
@@ -63,20 +65,20 @@ TIFF_MODES = ("1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "I", "F")
 
 
 def open_picture(source: Picture, channels: int) -> Image.Image:
-    """A file, its bytes or a PIL picture -> 'L' or 'RGB', upright (`pictures.decode`). Raises FileNotFoundError, or ValueError with the reason."""
+    """A file, its bytes or a PIL picture -> 'L' or 'RGB', upright (`pictures.decode`). Raises FileNotFoundError, or UserError with the reason."""
     name = "the picture"
     if isinstance(source, Image.Image):
         require_size(source, name)
         source = as_tiff(source)
     if not isinstance(source, bytes):
         if not isinstance(source, (str, os.PathLike)):
-            raise ValueError(f"{type(source).__name__} is no picture: give a file's path, its bytes or a PIL picture")
+            raise UserError(f"{type(source).__name__} is no picture: give a file's path, its bytes or a PIL picture")
         path = Path(source).expanduser()
         name = str(path)
         if not path.is_file():
             raise FileNotFoundError(f"{name!r} is not a file: name a picture")
         if path.stat().st_size > (most := max(MAX_BYTES, pictures.max_pixels() // 2)):
-            raise ValueError(
+            raise UserError(
                 f"{path} has {path.stat().st_size:,} bytes, more than the {most:,} that are read: scale it down, or raise the limit with {HIGHER}"
             )
         source = path.read_bytes()
@@ -88,7 +90,7 @@ def open_picture(source: Picture, channels: int) -> Image.Image:
                 f"{name} has more than {pictures.max_pixels():,} pixels: scale it down, or raise the limit with {HIGHER}. A file that is tiny for its pixels is read up to a tenth of that"
             ) from error
         reason = "of no known kind, or empty" if str(error) in ("empty file", "not a picture that can be read") else error
-        raise ValueError(f"{name} is not a picture that can be read: {reason}") from error
+        raise UserError(f"{name} is not a picture that can be read: {reason}") from error
 
 
 def as_tiff(picture: Image.Image) -> bytes:
@@ -105,7 +107,7 @@ def as_tiff(picture: Image.Image) -> bytes:
             upright = upright.convert("RGB")
         upright.save(buffer, "TIFF", icc_profile=profile)
     except (OSError, ValueError, SystemError) as error:  # no pixels at all, say
-        raise ValueError(
+        raise UserError(
             f"a picture of mode {picture.mode!r} and {picture.width} x {picture.height} pixels is not read ({error}): convert it to 'RGB' first"
         ) from error
     return buffer.getvalue()
@@ -162,20 +164,20 @@ def caption(
 ) -> list[Words]:  # fmt: skip
     """n captions of a picture in each register (None: plain), register by register. Caption k is latent k of the seed.
 
-    Raises ValueError for a register or tag that the model does not know, or a picture that cannot be read.
+    Raises UserError for a register or tag that the model does not know, or a picture that cannot be read.
     """
     require_task(model, "joint")
     v = model.vocabulary
     asked = [v.default_register] if registers is None else [registers] if isinstance(registers, str) else list(registers)
     if not asked or not all(map(tag_word, asked)):
-        raise ValueError(f"registers are {registers!r}; name at least one of {', '.join(model.vocabulary.registers)}")
+        raise UserError(f"registers are {registers!r}; name at least one of {', '.join(model.vocabulary.registers)}")
     wanted = [model.wanted_tags(style, subject, register, thing=thing) for register in asked for _ in range(n)]
     codes, grid = encode_whole(model, picture)
     tags = [replace(each, grid=grid) for each in wanted]
-    prompts = [[*v.prefix(t), v.id("<boi>"), *v._codes(codes, t), v.id("<eoi>"), v.id("<boc>")] for t in tags]
-    unseen = [[*v.prefix(t), v.id("<boc>")] for t in tags]
+    prompts = [sequences.caption_prompt(v, t, codes) for t in tags]
+    unseen = [sequences.caption_prompt(v, t, None) for t in tags]
     made, nll = write(model, prompts, seed, n, temperature, top_p, unseen, model.text_guidance(text_guidance_scale))
-    texts = [v.unpack(ids).caption or [] for ids in made]
+    texts = [sequences.unpack(v, ids).caption or [] for ids in made]
     alone = model.caption_nll(tags, texts)
     return [words(model, *parts) for parts in zip(texts, [t.register for t in tags], nll, alone)]
 
@@ -183,27 +185,25 @@ def caption(
 def ask(
     model: Tokun, picture: Picture, question: str, *, seed: int = 0, n: int = 1, temperature: float | None = None, top_p: float | None = None
 ) -> list[Words]:  # fmt: skip
-    """n answers to a question about a picture. Raises ValueError for a model that was not trained on questions."""
+    """n answers to a question about a picture. Raises UserError for a model that was not trained on questions."""
     require_task(model, "question")
     v, (codes, grid) = model.vocabulary, encode_whole(model, picture)
-    asked, tags = text_of(model, question, "question"), Tags(grid=grid)
-    seen = [v.id("<boi>"), *v._codes(codes, tags), v.id("<eoi>")]
-    prompt = [*v.prefix(tags), *seen, v.id("<boq>"), *asked, v.id("<eoq>"), v.id("<boa>")]
+    prompt = sequences.question_prompt(v, Tags(grid=grid), codes, text_of(model, question, "question"))
     made, nll = write(model, [prompt] * n, seed, n, temperature, top_p)
-    texts = [v.unpack(ids).answer or [] for ids in made]
+    texts = [sequences.unpack(v, ids).answer or [] for ids in made]
     return [words(model, text, "", own, own) for text, own in zip(texts, nll)]
 
 
 def rewrite(
     model: Tokun, text: str, register: str, *, seed: int = 0, n: int = 1, temperature: float | None = None, top_p: float | None = None
 ) -> list[Words]:  # fmt: skip
-    """n versions of a caption in another register. Raises ValueError for a model that was not trained to rewrite."""
+    """n versions of a caption in another register. Raises UserError for a model that was not trained to rewrite."""
     require_task(model, "rewrite")
     v, written = model.vocabulary, text_of(model, text, "caption")
     tags = replace(v.bare(), register=tag_word(register))
-    prompt = [*v.prefix(v.bare()), v.id("<boc>"), *written, v.id("<eoc>"), v.id(f"<register:{tags.register}>"), v.id("<boc>")]
+    prompt = sequences.rewrite_prompt(v, v.bare(), written, tags.register)
     made, nll = write(model, [prompt] * n, seed, n, temperature, top_p)
-    texts = [v.unpack(ids).rewritten or [] for ids in made]
+    texts = [sequences.unpack(v, ids).rewritten or [] for ids in made]
     alone = model.caption_nll([tags] * n, texts)
     return [words(model, *parts) for parts in zip(texts, [tags.register] * n, nll, alone)]
 
@@ -230,13 +230,13 @@ def words(model: Tokun, ids: list[int], register: str, nll: float, alone: float)
 def text_of(model: Tokun, text: str, what: str) -> list[int]:
     ids = model.encode_text(text)
     if not ids:
-        raise ValueError(f"the {what} {text!r} holds no text")
+        raise UserError(f"the {what} {text!r} holds no text")
     return ids
 
 
 def require_task(model: Tokun, task: str) -> None:
     if model.tasks and task not in model.tasks:
-        raise ValueError(
+        raise UserError(
             f"this model was not trained on the task {task!r}, only on {', '.join(model.tasks)}: see train.task_mix, and take another checkpoint"
         )
 
@@ -257,7 +257,7 @@ class Score:
 
 
 def score(model: Tokun, picture: Picture, text: str, *, style: str = "", subject: str = "", thing: str = "", register: str = "") -> Score:
-    """How likely a picture and its caption are, alone and together. Raises ValueError as `caption` does, and for an empty text."""
+    """How likely a picture and its caption are, alone and together. Raises UserError as `caption` does, and for an empty text."""
     require_task(model, "joint")
     written = text_of(model, text, "caption")
     wanted = model.wanted_tags(style, subject, register or model.vocabulary.default_register, thing=thing)
@@ -282,7 +282,7 @@ def interpolate(model: Tokun, first: int, last: int, steps: int = 12, *, watch: 
     to each of these pictures, by latents on the great circle between the ends'. Tags change in the middle, the grid among them.
     """
     if not 2 <= steps <= MAX_STEPS:
-        raise ValueError(f"steps is {steps}; an interpolation has at least its two ends, and at most {MAX_STEPS:,} steps")
+        raise UserError(f"steps is {steps}; an interpolation has at least its two ends, and at most {MAX_STEPS:,} steps")
     slots, plan = model.slots, model.plan(**options)
     a, b = (latents.draw(seed, [0], slots.size)[0] for seed in (first, last))
     start, end = model.sample_from(latents.uniform(torch.stack([a, b])), first, [0, steps - 1], watch=watch, **options)
@@ -294,10 +294,7 @@ def interpolate(model: Tokun, first: int, last: int, steps: int = 12, *, watch: 
     out = [start]
     for some in (range(i, min(steps - 1, i + plan.options.batch_size)) for i in range(1, steps - 1, plan.options.batch_size)):
         z = torch.stack([latents.slerp(a, b, step / (steps - 1)) for step in some])
-        forced = torch.full((len(some), slots.size), -1)
-        for row, step in enumerate(some):
-            codes = between[step - 1][0]
-            forced[row, slots.image : slots.image + len(codes)] = codes + model.vocabulary.code_offset
+        forced = torch.cat([slots.given(codes=between[step - 1][0] + model.vocabulary.code_offset) for step in some])
         tags = [between[step - 1][1] for step in some]
         out += model.pairs_from(latents.uniform(z), first, some, tags, caption=plan.caption, forced=forced, watch=listen, **plan.how)[0]
     return [*out, end]
@@ -347,7 +344,7 @@ def best_of(
     Place i chooses among the samples i * candidates … of the seed, so its choice does not depend on n.
     """
     if not 1 <= candidates <= MAX_CANDIDATES:
-        raise ValueError(f"best-of is {candidates}; it must be from 1 to {MAX_CANDIDATES:,}")
+        raise UserError(f"best-of is {candidates}; it must be from 1 to {MAX_CANDIDATES:,}")
     pairs = model.sample(seed, indices=range(n * candidates), **options)
     scores = [pair.pmi for pair in pairs] if score is None else score(pairs)
     best = [max(range(i * candidates, (i + 1) * candidates), key=lambda j: scores[j]) for i in range(n)]
@@ -382,23 +379,21 @@ def invert(
 ) -> Inverted:
     """A latent from which `vary` with amount 0 draws the picture's codes and then the text, at this temperature, nothing narrowed.
 
-    Where several tags are possible, those of the latent `seed`. Raises ValueError for a text that is too long, a temperature of 0, or
+    Where several tags are possible, those of the latent `seed`. Raises UserError for a text that is too long, a temperature of 0, or
     a tag that the model does not know.
     """
     if not temperature > 0:
-        raise ValueError(f"temperature is {temperature}; only above 0 does a latent choose anything")
+        raise UserError(f"temperature is {temperature}; only above 0 does a latent choose anything")
     require_task(model, "joint")
     v, slots, wanted = model.vocabulary, model.slots, model.wanted_tags(style, subject, register, thing=thing)
     (codes, grid), written = encode_whole(model, picture), text_of(model, text, "caption")
     z = latents.draw(seed, [0], slots.size)[0]
     (tags,) = model.choose_tags(latents.uniform(z)[None], replace(wanted, grid=grid))
-    forced = torch.full((1, slots.size), -1)
-    forced[0, slots.image : slots.image + len(codes)] = torch.tensor(codes) + v.code_offset
-    forced[0, slots.text : slots.text + len(written) + 1] = torch.tensor([*written, v.id("<eoc>")])
+    forced = slots.given(codes=torch.tensor(sequences.code_ids(v, codes, tags)), text=torch.tensor(sequences.text_end(v, written)))
     choice = sampling.Choice(temperature)
     made = sampling.generate(
-        model.generator, v, torch.tensor([[*v.prefix(tags), v.id("<boi>")]], device=model.device), torch.full(forced.shape, 0.5, device=model.device),
-        slots, image=choice, text=choice, forbid=(v.id("<boq>"), *model._unseen[0]), forbid_first=model._unseen[1], forced=forced.to(model.device),
+        model.generator, v, torch.tensor([sequences.image_prompt(v, tags)], device=model.device), torch.full(forced.shape, 0.5, device=model.device),
+        slots, image=choice, text=choice, forbid=(*sequences.other_tasks(v), *model._unseen[0]), forbid_first=model._unseen[1], forced=forced.to(model.device),
     )  # fmt: skip
     low, high, given = made.low[0].cpu(), made.high[0].cpu(), forced[0] >= 0
     reached = given & (high > low)
@@ -415,7 +410,7 @@ def vary(model: Tokun, inverted: Inverted, amount: float, *, seed: int = 0, n: i
     behind it.
     """
     if not 0 <= amount <= 1:
-        raise ValueError(f"vary is {amount}; it lies between 0 (the picture itself) and 1 (nothing left of it)")
+        raise UserError(f"vary is {amount}; it lies between 0 (the picture itself) and 1 (nothing left of it)")
     slots = model.slots
     noise, places = latents.draw(seed, range(n), slots.size + slots.n_codes).split([slots.size, slots.n_codes], 1)
     z = math.sqrt(1 - amount**2) * inverted.z + amount * noise
@@ -423,12 +418,11 @@ def vary(model: Tokun, inverted: Inverted, amount: float, *, seed: int = 0, n: i
     text, guided = (
         (model.text_choice(), model.text_guidance(None)) if amount else (image, 1.0)
     )  # its own words lie where `invert` found them
-    forced = torch.full((n, slots.size), -1)
     grid = inverted.tags.grid or model.vocabulary.default_grid
     size = grid[0] * grid[1]
     anew = lowest(hills(places[:, :size], grid), round(amount * size))
-    if inverted.codes:
-        forced[:, slots.image : slots.image + size] = torch.where(anew, -1, torch.tensor(inverted.codes) + model.vocabulary.code_offset)
+    kept = torch.where(anew, -1, torch.tensor(inverted.codes) + model.vocabulary.code_offset) if inverted.codes else None
+    forced = slots.given(n, codes=kept)
     return model.pairs_from(
         latents.uniform(z), seed, range(n), [inverted.tags] * n, image=image, text=text, text_guidance_scale=guided, forced=forced
     )[0]
@@ -468,8 +462,7 @@ def complete(
     count = n * candidates
     u = latents.uniform(latents.draw(seed, range(count), slots.size))
     tags = model.choose_tags(u, replace(wanted, grid=seen.grid))
-    forced = torch.full((count, slots.size), -1)
-    forced[:, slots.image : slots.image + len(codes)] = torch.where(kept, torch.tensor(codes) + v.code_offset, -1)
+    forced = slots.given(count, codes=torch.where(kept, torch.tensor(codes) + v.code_offset, -1))
     image = sampling.Choice(
         model.defaults.temperature if temperature is None else temperature,
         model.defaults.top_k,
@@ -513,7 +506,7 @@ class Kept:
 
 
 def kept(model: Tokun, picture: Picture, keep: str | tuple[float, float, float, float]) -> Kept:
-    """What `complete` keeps of a picture. Raises ValueError as it does."""
+    """What `complete` keeps of a picture. Raises UserError as it does."""
     config, image = model.image_tokenizer.config, open_picture(picture, model.image_tokenizer.config.image_channels)
     framed = framing.fit_to(image, model.grids[framing.nearest_grid(*image.size, model.grids)], config.downsample, model.fit)
     return kept_part(keep, framed.grid, framed.box, image.size)
@@ -523,13 +516,13 @@ def kept_part(keep: str | tuple[float, float, float, float], grid: framing.Grid,
     """The codes whose patch lies whole inside what is to be kept of a picture of `size` (width, height), of which the grid shows `box`. Where that
     reaches an edge of the picture, what lies beyond the edge is kept too.
 
-    Raises ValueError for none, for all, or for no box.
+    Raises UserError for none, for all, or for no box.
     """
     if isinstance(keep, str) and keep not in KEEP:
-        raise ValueError(f"keep is {keep!r}; it is one of {', '.join(KEEP)}, or left,top,right,bottom in shares of the picture")
+        raise UserError(f"keep is {keep!r}; it is one of {', '.join(KEEP)}, or left,top,right,bottom in shares of the picture")
     left, top, right, bottom = KEEP[keep] if isinstance(keep, str) else keep
     if not (0 <= left < right <= 1 and 0 <= top < bottom <= 1):
-        raise ValueError(f"keep is {(left, top, right, bottom)}; it takes left < right and top < bottom, between 0 and 1")
+        raise UserError(f"keep is {(left, top, right, bottom)}; it takes left < right and top < bottom, between 0 and 1")
 
     def whole(start: float, stop: float, axis: int) -> range:
         """The rows (axis 1) or columns (axis 0) that lie between two shares of the picture."""
@@ -541,5 +534,5 @@ def kept_part(keep: str | tuple[float, float, float, float], grid: framing.Grid,
     count = len(found.rows) * len(found.columns)
     if count in (0, math.prod(grid)):
         what, way = ("all", "draw") if count else ("none", "go on from")
-        raise ValueError(f"keep {keep} leaves {what} of the {grid[0]} x {grid[1]} codes: there is nothing to {way}")
+        raise UserError(f"keep {keep} leaves {what} of the {grid[0]} x {grid[1]} codes: there is nothing to {way}")
     return found

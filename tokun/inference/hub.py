@@ -16,6 +16,7 @@ import torch
 
 from tokun.inference.model_card import OWN_ID
 from tokun.utils import checkpoint
+from tokun.utils.errors import UserError
 
 if TYPE_CHECKING:
     from tokun.inference.model import Tokun
@@ -32,18 +33,18 @@ def save_pretrained(model: Tokun, directory: str | Path, *, dtype: torch.dtype |
     """Write the checkpoint (safetensors) and its model card, if it has one: aside, then renamed. Returns the folder.
 
     `dtype` is the generator's in the file, a floating one, its own where left out. A checkpoint that this wrote is replaced. Raises
-    ValueError for a folder that holds anything else, a training's own record or a user's file: nothing but checkpoints is ever replaced.
+    UserError for a folder that holds anything else, a training's own record or a user's file: nothing but checkpoints is ever replaced.
     """
     target = Path(directory).resolve()
     if target.exists() and not target.is_dir():
-        raise ValueError(f"{target} is a file; name a folder for the checkpoint")
+        raise UserError(f"{target} is a file; name a folder for the checkpoint")
     kind = getattr(torch, dtype, None) if isinstance(dtype, str) else dtype or next(model.generator.parameters()).dtype
     if not isinstance(kind, torch.dtype) or not kind.is_floating_point:
-        raise ValueError(f"dtype is {dtype!r}; weights are floating-point numbers: torch.float32, torch.bfloat16 or torch.float16")
+        raise UserError(f"dtype is {dtype!r}; weights are floating-point numbers: torch.float32, torch.bfloat16 or torch.float16")
     strangers = strangers_in(target) if target.is_dir() else []
     if strangers:
         told = "which is no part of a checkpoint" if (target / MARK).is_file() else f"and no checkpoint ({MARK} is not there)"
-        raise ValueError(f"{target} holds {', '.join(strangers[:3])}, {told}: name a new folder, such as {target / 'checkpoint'}")
+        raise UserError(f"{target} holds {', '.join(strangers[:3])}, {told}: name a new folder, such as {target / 'checkpoint'}")
     with checkpoint.whole_directory(target) as folder:
         model.save(folder, dtype=kind, card=model.card)
     return target
@@ -74,13 +75,13 @@ def push_to_hub(
 ) -> str:  # fmt: skip
     """Upload the checkpoint as `name` ('model', or 'name/model'), which is made where it is not there yet. Returns its address.
 
-    Without `token`, the one of `hf auth login` or HF_TOKEN. `private` decides for a new repository only. Raises ValueError
+    Without `token`, the one of `hf auth login` or HF_TOKEN. `private` decides for a new repository only. Raises UserError
     for what is no name, and OSError where the Hub refuses, both with its reason.
     """
     import huggingface_hub
 
     if not isinstance(name, str):
-        raise ValueError(f"{name!r} is no name on the Hub: give a str such as 'name/model'")
+        raise UserError(f"{name!r} is no name on the Hub: give a str such as 'name/model'")
     api = huggingface_hub.HfApi(token=token)
     try:
         made = api.create_repo(name, private=private, exist_ok=True)

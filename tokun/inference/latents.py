@@ -16,6 +16,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from tokun.utils.errors import UserError
+
 TAG_SLOTS = 4
 
 
@@ -40,18 +42,30 @@ class Slots:
         """The slot of the first piece of text."""
         return TAG_SLOTS + self.n_codes
 
+    def given(self, rows: int = 1, *, codes: Tensor | None = None, text: Tensor | None = None) -> Tensor:
+        """int64 (rows, size): ids that are given in the slots that would choose them; -1 where the latent chooses. Codes and text as ids (n,) or (rows, n)."""
+        out = torch.full((rows, self.size), -1)
+        for first, ids in ((self.image, codes), (self.text, text)):
+            if ids is not None:
+                out[:, first : first + ids.shape[-1]] = ids
+        return out
+
+    def deciding(self, in_image: Tensor, lengths: Tensor) -> Tensor:
+        """The slot that decides the next id of rows that have `lengths` ids of a picture or a text; any, where nothing is left to decide."""
+        return (torch.where(in_image, self.image, self.text) + lengths).clamp_max(self.size - 1)
+
 
 def draw(seed: int, indices: Sequence[int], size: int) -> Tensor:
     """z of samples `indices` of `seed`: float32 (B, size). A pure function of (seed, index), whatever stands beside it.
 
-    Raises ValueError for a seed that is not an integer in 0 … 2^63 - 1, or a negative index.
+    Raises UserError for a seed that is not an integer in 0 … 2^63 - 1, or a negative index.
     """
     if isinstance(seed, bool) or not isinstance(seed, (int, np.integer)) or not 0 <= seed < 2**63:
-        raise ValueError(f"seed is {seed!r}; it must be an integer from 0 to 2^63 - 1")
+        raise UserError(f"seed is {seed!r}; it must be an integer from 0 to 2^63 - 1")
     if not len(indices):
-        raise ValueError("no sample is asked for: n, candidates or the number of indices is 0, and must be at least 1")
+        raise UserError("no sample is asked for: n, candidates or the number of indices is 0, and must be at least 1")
     if any(isinstance(k, bool) or not isinstance(k, (int, np.integer)) or not 0 <= k < 2**63 for k in indices):
-        raise ValueError(f"indices are {list(indices)}; they must be integers, samples are numbered from 0")
+        raise UserError(f"indices are {list(indices)}; they must be integers, samples are numbered from 0")
     rows = [np.random.Generator(np.random.Philox(key=np.array([seed, k], np.uint64))).standard_normal(size) for k in indices]
     return torch.from_numpy(np.stack(rows).astype(np.float32))
 

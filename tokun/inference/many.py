@@ -25,6 +25,7 @@ from tokun import data
 from tokun.config import SamplingOptions
 from tokun.inference import decoder, latents
 from tokun.utils import checkpoint
+from tokun.utils.errors import UserError
 from tokun.utils.extras import need
 from tokun.utils.lock import alone_in
 
@@ -44,10 +45,10 @@ def generate(
     """Write samples 0 … n-1 of the seed; `options` are those of `Tokun.sample`. Returns `out`.
 
     Of several processes each makes its own shards; the one that finds all of them there writes the table. Raises ImportError
-    for want of pyarrow, and ValueError when `out` holds samples of another model, seed or options, or for options that `Tokun.sample` refuses.
+    for want of pyarrow, and UserError when `out` holds samples of another model, seed or options, or for options that `Tokun.sample` refuses.
     """
     if not 1 <= n <= MOST:
-        raise ValueError(f"n is {n}; it must be from 1 to {MOST:,}")
+        raise UserError(f"n is {n}; it must be from 1 to {MOST:,}")
     need("pyarrow.parquet", extra="data")  # before the hours of work, not behind them
     latents.draw(seed, [0], 1)
     model.plan(**options)
@@ -97,9 +98,7 @@ def require_same(out: Path, asked: dict[str, Any], *, rank: int) -> None:
             out, {**asdict(SamplingOptions()), "batch_size": asked["batch_size"], **there}, asked, option="--out"
         )  # earlier versions did not write all options
     elif next(out.glob("samples-*.tar"), None) is not None:
-        raise ValueError(
-            f"{out} holds shards of samples without a whole {RECORD}, which says what they are: name another folder with --out"
-        )
+        raise UserError(f"{out} holds shards of samples without a whole {RECORD}, which says what they are: name another folder with --out")
     else:
         aside = out / f"{RECORD}.partial{rank}"  # all processes write the same
         checkpoint.write_record(aside, asked)
@@ -142,7 +141,7 @@ def records(path: Path) -> Iterator[dict[str, Any]]:
                     assert file is not None
                     yield json.load(file)
     except (tarfile.TarError, EOFError, ValueError) as error:
-        raise ValueError(f"{path} is damaged ({error}): delete it, and the same command makes it again") from error
+        raise UserError(f"{path} is damaged ({error}): delete it, and the same command makes it again") from error
 
 
 def row(record: dict[str, Any], path: Path) -> dict[str, Any]:

@@ -26,10 +26,12 @@ from tokun.data import framing
 from tokun.inference import adapters, decoder, directions, hub, latents, preferences, sampling
 from tokun.inference.tags import Frequencies, TagCounts, count_tags, grid_of, read_counts
 from tokun.render.grids import to_pil
+from tokun.tokenizers import sequences
 from tokun.tokenizers.image import ImageTokenizer
 from tokun.tokenizers.text import PretrainedTextTokenizer, TextTokenizer, normalize
 from tokun.tokenizers.vocabulary import Tags, Vocabulary, tag_word
 from tokun.utils.checkpoint import require_safetensors
+from tokun.utils.errors import UserError
 
 __all__ = ["Pair", "Plan", "Tokun", "count_tags", "load"]
 
@@ -97,15 +99,15 @@ class Tokun:
         self.fit = self.fit or framing.usual_fit(self.vocabulary.grids)
         v, rows = self.vocabulary, self.generator.get_input_embeddings().num_embeddings
         if self.image_tokenizer.codebook_size != v.codebook_size:
-            raise ValueError(
+            raise UserError(
                 f"the image tokenizer has {self.image_tokenizer.codebook_size} codes, the vocabulary {v.codebook_size}: parts of two checkpoints"
             )
         if self.text_tokenizer.size != v.text_size:
-            raise ValueError(
+            raise UserError(
                 f"the text tokenizer has {self.text_tokenizer.size} pieces, the vocabulary {v.text_size}: parts of two checkpoints"
             )
         if rows < v.size:
-            raise ValueError(f"the generator has {rows} embeddings, the vocabulary needs {v.size}: parts of two checkpoints")
+            raise UserError(f"the generator has {rows} embeddings, the vocabulary needs {v.size}: parts of two checkpoints")
         self.adapters: dict[str, adapters.Adapter] = {}
         self.adapter = ""  # the name of the one in use
         self.base: adapters.Base | None = None  # what the model is without it
@@ -164,11 +166,11 @@ class Tokun:
 
         options: style, subject, thing, register, aspect, prompt, temperature, text_temperature, top_k, top_p, guidance_scale,
         text_guidance_scale, no_repeats, batch_size; what each means and its default stand in `config.SamplingOptions`. `watch` is told after
-        every choice what the first sample of the batch has so far. Raises ValueError for values outside their range, or what the
+        every choice what the first sample of the batch has so far. Raises UserError for values outside their range, or what the
         checkpoint was not trained on.
         """
         if indices is None and (not sampling.is_whole(n) or n < 1):
-            raise ValueError(f"n is {n!r}; it must be an integer, at least 1")
+            raise UserError(f"n is {n!r}; it must be an integer, at least 1")
         numbers = list(range(n)) if indices is None else list(indices)
         u = latents.uniform(latents.draw(seed, numbers, self.slots.size))
         return self.sample_from(u, seed, numbers, watch=watch, **options)
@@ -185,10 +187,10 @@ class Tokun:
         return out
 
     def plan(self, **options: Any) -> Plan:
-        """Raises ValueError as `sample` does, TypeError for an option that there is not."""
+        """Raises UserError as `sample` does, TypeError for an option that there is not."""
         asked, d = SamplingOptions(**options), self.defaults
         if not sampling.is_whole(asked.batch_size) or asked.batch_size < 1:
-            raise ValueError(f"batch_size is {asked.batch_size!r}; it must be an integer, at least 1")
+            raise UserError(f"batch_size is {asked.batch_size!r}; it must be an integer, at least 1")
         given = {
             name: getattr(d, name) if getattr(asked, name) is None else getattr(asked, name)
             for name in ("temperature", "top_k", "top_p", "guidance_scale")
@@ -203,7 +205,7 @@ class Tokun:
         wanted = self.wanted_tags(asked.style, asked.subject, asked.register, thing=asked.thing, aspect=asked.aspect)
         caption = None if asked.prompt is None else self.encode_text(asked.prompt)
         if caption == []:
-            raise ValueError(f"prompt {asked.prompt!r} holds no text; leave it out or describe a picture")
+            raise UserError(f"prompt {asked.prompt!r} holds no text; leave it out or describe a picture")
         if caption is not None:
             directions.require_task(self, "text_to_image")
         return Plan(asked, wanted, caption, {"image": image, "text": text, "guidance_scale": guidance, "text_guidance_scale": worded})
@@ -223,7 +225,7 @@ class Tokun:
         )
 
     def text_guidance(self, scale: float | None) -> float:
-        """None means the checkpoint's default. Raises ValueError outside the range."""
+        """None means the checkpoint's default. Raises UserError outside the range."""
         return require_scale("text_guidance_scale", self.defaults.text_guidance_scale if scale is None else scale)
 
     @torch.inference_mode()
@@ -234,10 +236,8 @@ class Tokun:
         """One pair a row: codes and caption are read off the uniforms u float32 (B, slots.size). With `forced` int64 (B, slots.size),
         ids that are given (see `sampling.generate`); the second result is what they cost in nats."""
         v = self.vocabulary
-        boi = v.id("<boi>")
-        written = [] if caption is None else [v.id("<boc>"), *caption, v.id("<eoc>")]
-        prompts = [[*v.prefix(t), *written, boi] for t in tags]
-        bare = [[*v.prefix(v.bare(t.grid)), boi] for t in tags]
+        prompts = [sequences.image_prompt(v, t, caption) for t in tags]
+        bare = [sequences.unconditional_image_prompt(v, t.grid) for t in tags]
         made: dict[int, tuple[list[int], float, float, float]] = {}
         # rows share a length; a seed's block of rows keeps its place, so equal lengths are grouped in order
         for width in sorted({len(p) for p in prompts}):
@@ -245,14 +245,14 @@ class Tokun:
             out = sampling.generate(
                 self.generator, v, torch.tensor([prompts[i] for i in rows], device=self.device), u[rows].to(self.device), self.slots,
                 image=image, text=text, guidance_scale=guidance_scale, unguided=torch.tensor([bare[i] for i in rows], device=self.device),
-                text_guidance_scale=1.0 if written else text_guidance_scale, unseen=torch.tensor([v.prefix(tags[i]) for i in rows], device=self.device),
-                forbid=(v.id("<boq>"), *self._unseen[0]), forbid_first=self._unseen[1], **self._pieces_for(text),
+                text_guidance_scale=text_guidance_scale if caption is None else 1.0, unseen=torch.tensor([sequences.prefix(v, tags[i]) for i in rows], device=self.device),
+                forbid=(*sequences.other_tasks(v), *self._unseen[0]), forbid_first=self._unseen[1], **self._pieces_for(text),
                 forced=None if forced is None else forced[rows].to(self.device),
                 watch=self._telling(watch, width) if watch is not None and rows[0] == 0 else None,
             )  # fmt: skip
             for j, i in enumerate(rows):
                 made[i] = (out.ids[j].tolist(), float(out.image_nll[j]), float(out.text_nll[j]), float(out.forced_nll[j]))
-        parts = [v.unpack(made[i][0]) for i in range(len(tags))]
+        parts = [sequences.unpack(v, made[i][0]) for i in range(len(tags))]
         codes = [p.codes for p in parts]
         pictures = self.decode_images(codes, [t.grid or v.default_grid for t in tags])
         captions = [p.caption for p in parts]
@@ -260,7 +260,7 @@ class Tokun:
         given = [made[i][2] for i in range(len(tags))] if caption is None else self.caption_nll(tags, captions, codes)
         pairs = [
             Pair(pictures[i], self.text_tokenizer.decode(captions[i]), seed, indices[i], tags[i], parts[i].codes, captions[i],
-                 made[i][1], given[i], alone[i] - given[i], bool(written))
+                 made[i][1], given[i], alone[i] - given[i], caption is not None)
             for i in range(len(tags))
         ]  # fmt: skip
         return pairs, [made[i][3] for i in range(len(tags))]
@@ -276,7 +276,7 @@ class Tokun:
         return tell
 
     def wanted_tags(self, style: str = "", subject: str = "", register: str = "", *, thing: str = "", aspect: str = "") -> Tags:
-        """Raises ValueError, with what there is, for a tag that the model does not know."""
+        """Raises UserError, with what there is, for a tag that the model does not know."""
         wanted = Tags(tag_word(style), tag_word(subject), tag_word(register), grid_of(aspect, self.vocabulary), tag_word(thing))
         for name in wanted.names():
             self.vocabulary.id(name)
@@ -336,33 +336,22 @@ class Tokun:
     ) -> list[float]:
         """Nats of each caption and its end, given its picture's codes, or without a picture when `codes` is None."""
         v = self.vocabulary
-        rows, first = [], []
-        for i, caption in enumerate(captions):
-            if codes is None:
-                ids = v.prefix(tags[i])
-            else:
-                packed = v.pack_joint(tags[i], codes[i], caption).input_ids
-                ids = packed[: packed.index(v.id("<boc>"))]
-            first.append(len(ids) + 1)
-            rows.append([*ids, v.id("<boc>"), *caption, v.id("<eoc>")])
-        return self._span_nll(rows, first, batch_size)
+        shown = [None] * len(captions) if codes is None else codes
+        return self.span_nll([sequences.caption_scored(v, *parts) for parts in zip(tags, shown, captions)], batch_size)
 
     def image_nll(self, tags: Sequence[Tags], codes: Sequence[list[int]], batch_size: int = 32) -> list[float]:
         """Nats of each picture's codes, given its tags."""
         v = self.vocabulary
-        opened = [[*v.prefix(t), v.id("<boi>")] for t in tags]
-        rows = [[*front, *v._codes(own, t), v.id("<eoi>")] for front, own, t in zip(opened, codes, tags)]
-        return self._span_nll(rows, [len(front) for front in opened], batch_size)
+        return self.span_nll([sequences.image_scored(v, t, own) for t, own in zip(tags, codes)], batch_size)
 
     @torch.inference_mode()
-    def _span_nll(self, rows: list[list[int]], first: list[int], batch_size: int) -> list[float]:
-        """`sampling.span_nll` of rows of any length, in batches."""
+    def span_nll(self, scored: Sequence[sequences.Packed], batch_size: int = 32) -> list[float]:
+        """Nats of what stands behind the prompt of each sequence, up to and with the end of that span (`sampling.span_nll`), in batches."""
         out: list[float] = []
-        for i in range(0, len(rows), batch_size):
-            part = rows[i : i + batch_size]
-            width = max(map(len, part))
-            ids = torch.tensor([r + [self.vocabulary.id("<pad>")] * (width - len(r)) for r in part], device=self.device)
-            starts = torch.tensor(first[i : i + batch_size], device=self.device)
+        for i in range(0, len(scored), batch_size):
+            part = scored[i : i + batch_size]
+            ids = torch.tensor(sequences.padded(self.vocabulary, [row.input_ids for row in part]), device=self.device)
+            starts = torch.tensor([row.prompt for row in part], device=self.device)
             out += sampling.span_nll(self.generator, self.vocabulary, ids, starts).tolist()
         return out
 
@@ -408,12 +397,12 @@ class Tokun:
         return {"word_starts": self._word_starts, "marks": self._marks} if choice.no_repeats else {}
 
     def encode_text(self, text: str) -> list[int]:
-        """Ids of a caption. Raises ValueError when it is longer than the model's text spans, or no text."""
+        """Ids of a caption. Raises UserError when it is longer than the model's text spans, or no text."""
         if not isinstance(text, str):
-            raise ValueError(f"{text!r} is no text: give a str")
+            raise UserError(f"{text!r} is no text: give a str")
         ids = self.text_tokenizer.encode(text)
         if len(ids) > self.vocabulary.max_text:
-            raise ValueError(
+            raise UserError(
                 f"the text has {len(ids)} pieces, this model takes {self.vocabulary.max_text}: shorten {normalize(text)[:60]!r}…"
             )
         return ids
@@ -474,7 +463,7 @@ class Tokun:
 
 def require_scale(name: str, scale: float) -> float:
     if not sampling.is_number(scale) or not 0 <= scale <= sampling.MOST:
-        raise ValueError(f"{name} is {scale!r}; it must be a number from 0 to {sampling.MOST:,} (1 is off)")
+        raise UserError(f"{name} is {scale!r}; it must be a number from 0 to {sampling.MOST:,} (1 is off)")
     return float(scale)
 
 
@@ -485,7 +474,7 @@ def load(
     """A checkpoint folder, a Hugging Face Hub id ('name/model'), or None for the bundled engraving model. `compile`: see `Tokun.compile`; None: where it can be.
     `adapter`: one that was trained on it, or several, of which the first is used (`Tokun.use_adapter`).
 
-    Raises FileNotFoundError or ValueError naming the file that is missing or broken.
+    Raises FileNotFoundError or UserError naming the file that is missing or broken.
     """
     require_device(device)
     folder = resolve(checkpoint)
@@ -502,14 +491,14 @@ def load(
         (text_path, settings.text_tokenizer, text_tokenizer.fingerprint()),
     ):
         if asked not in (None, found):
-            raise ValueError(
+            raise UserError(
                 f"{path} is not the tokenizer this generator was trained with: its fingerprint is "
                 f"{found[:16]}…, the generator asks for {asked[:16]}…. Copy the whole checkpoint again"
             )
     places = getattr(generator.config.get_text_config(), "max_position_embeddings", math.inf)
-    needed = vocabulary.max_codes + vocabulary.max_text
+    needed = sequences.least_positions(vocabulary)
     if needed > places:
-        raise ValueError(
+        raise UserError(
             f"{folder / 'vocabulary.json'} speaks of {needed} codes and pieces, the generator has {places} places. Copy the whole checkpoint again"
         )
     card = (folder / CARD).read_text(encoding="utf-8", errors="replace") if (folder / CARD).is_file() else ""
@@ -525,12 +514,12 @@ def load(
 
 
 def require_device(device: str | None) -> None:
-    """Raise ValueError where torch cannot compute on the device."""
+    """Raise UserError where torch cannot compute on the device."""
     try:
         if torch.empty(0, device=device).is_meta:
-            raise ValueError("device 'meta' holds no numbers: choose cpu, or cuda")
+            raise UserError("device 'meta' holds no numbers: choose cpu, or cuda")
     except (RuntimeError, AssertionError, NotImplementedError) as error:
-        raise ValueError(f"device {device!r} cannot be used here: {first_line(error)}") from error
+        raise UserError(f"device {device!r} cannot be used here: {first_line(error)}") from error
 
 
 def require_whole(folder: Path) -> None:
@@ -561,7 +550,7 @@ class Settings:
 
 
 def read_settings(path: Path) -> Settings:
-    """Raises ValueError where the file cannot be read."""
+    """Raises UserError where the file cannot be read."""
     try:
         tree = json.loads(path.read_text(encoding="utf-8"))
         worded_with = tree.get("text_tokenizer")
@@ -570,19 +559,19 @@ def read_settings(path: Path) -> Settings:
             tree.get("fit", ""), str(tree["image_tokenizer"]), None if worded_with is None else str(worded_with),
         )  # fmt: skip
         if settings.fit not in ("", *framing.FITS):
-            raise ValueError(f"fit is {settings.fit!r}, not one of {', '.join(framing.FITS)}")
+            raise UserError(f"fit is {settings.fit!r}, not one of {', '.join(framing.FITS)}")
         defaults = settings.defaults
         for temperature in (defaults.temperature, defaults.text_temperature):
             sampling.Choice(temperature, defaults.top_k, defaults.top_p)
         for name in ("guidance_scale", "text_guidance_scale"):
             require_scale(name, getattr(defaults, name))
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ValueError(f"{path} cannot be read: {error!r}. Copy the whole checkpoint again") from error
+        raise UserError(f"{path} cannot be read: {error!r}. Copy the whole checkpoint again") from error
     return settings
 
 
 def load_generator(folder: Path, dtype: torch.dtype) -> Any:
-    """The causal LM of a checkpoint, on the CPU. Raises ValueError where it cannot be read or lacks weights."""
+    """The causal LM of a checkpoint, on the CPU. Raises UserError where it cannot be read or lacks weights."""
     from transformers import AutoModelForCausalLM
 
     try:
@@ -593,11 +582,9 @@ def load_generator(folder: Path, dtype: torch.dtype) -> Any:
     except (MemoryError, ImportError):
         raise
     except Exception as error:  # a config.json that is not the weights' own ends in errors of any kind
-        raise ValueError(
-            f"{folder} cannot be read: {type(error).__name__}: {first_line(error)}. Copy the whole checkpoint again"
-        ) from error
+        raise UserError(f"{folder} cannot be read: {type(error).__name__}: {first_line(error)}. Copy the whole checkpoint again") from error
     if found["missing_keys"]:  # transformers would fill them with random numbers
-        raise ValueError(f"{folder} lacks the weights {sorted(found['missing_keys'])[:3]}. Copy the whole checkpoint again")
+        raise UserError(f"{folder} lacks the weights {sorted(found['missing_keys'])[:3]}. Copy the whole checkpoint again")
     return generator
 
 
@@ -621,17 +608,17 @@ def first_line(error: BaseException) -> str:
 
 
 def require_same_ids(path: Path, vocabulary: Vocabulary) -> None:
-    """Raise ValueError where the generator's tokenizer.json gives the control tokens and codes other ids than the vocabulary does."""
+    """Raise UserError where the generator's tokenizer.json gives the control tokens and codes other ids than the vocabulary does."""
     try:
         ids = {str(token["content"]): int(token["id"]) for token in json.loads(path.read_text(encoding="utf-8"))["added_tokens"]}
     except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{path} cannot be read: {error!r}. Copy the whole checkpoint again") from error
+        raise UserError(f"{path} cannot be read: {error!r}. Copy the whole checkpoint again") from error
     told = f"{path.parents[1] / 'vocabulary.json'} does not match the generator: "
     for number, name in enumerate(vocabulary.added_tokens, vocabulary.text_size):
         if ids.get(name) != number:
-            raise ValueError(f"{told}{name} has id {number} there, {ids.get(name, 'none')} in {path}. Copy the whole checkpoint again")
+            raise UserError(f"{told}{name} has id {number} there, {ids.get(name, 'none')} in {path}. Copy the whole checkpoint again")
     if max(ids.values()) >= vocabulary.size:
-        raise ValueError(f"{told}it ends at id {vocabulary.size - 1}, {path} at {max(ids.values())}. Copy the whole checkpoint again")
+        raise UserError(f"{told}it ends at id {vocabulary.size - 1}, {path} at {max(ids.values())}. Copy the whole checkpoint again")
 
 
 def resolve(checkpoint: str | Path | None) -> Path:

@@ -68,7 +68,7 @@ struct Rows {  // the sequences of a stream
   void* cache;                                  // (layers, all, 2 * kv heads, capacity * width): keys, then values [capacity][width]
 };
 
-struct Words {  // what a stream of texts goes by: see sampling.Block.write
+struct Words {  // what a stream of texts goes by: the tables of tokenizers/grammar.py (Tables), and the rows
   int64_t most, size, slots, ids, end;  // ids a row at most; ids of the head; columns of u; of `following`; the state in which a row has ended
   float temperature;
   int64_t top_k;

@@ -303,8 +303,7 @@ class Weights:
     ) -> tuple[Tensor, Tensor]:
         """Each row to its end, at `place` …: (ids (B, n) int64, -1 behind the end, the nats of its texts (B,) float64).
 
-        tables: allowed, ruled (3 S, ids of the part) bool, in_text (S,) bool, following (S, V), limit, first (S,) int64, as in `sampling`. u (B, slots) float32;
-        states, lengths (B,) int64 go on with the rows."""
+        tables: `grammar.Tables`, whose `allowed` and `ruled` are of the part's ids. u (B, slots) float32; states, lengths (B,) int64 go on with the rows."""
         hidden, u, head, tables = hidden.contiguous(), u.float().contiguous(), self.head_of(part), [table.contiguous() for table in tables]
         most = rows.capacity - place
         ids, nats = torch.full((len(u), most), -1), torch.zeros(len(u), dtype=torch.float64)

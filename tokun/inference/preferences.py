@@ -18,7 +18,10 @@ from typing import TYPE_CHECKING, Any
 from tokun import data
 from tokun.inference import latents
 from tokun.inference.directions import MAX_CANDIDATES
-from tokun.tokenizers.vocabulary import Packed, Tags, Vocabulary
+from tokun.tokenizers import sequences
+from tokun.tokenizers.sequences import Packed
+from tokun.tokenizers.vocabulary import Tags, Vocabulary
+from tokun.utils.errors import UserError
 
 if TYPE_CHECKING:
     from tokun.inference.model import Pair, Tokun
@@ -49,7 +52,7 @@ def best_and_worst(
     """As `directions.best_of`, the best of each place's candidates and the worst. All candidates of a place have the tags that the first one
     drew, so that both answer the same wish."""
     if not 2 <= candidates <= MAX_CANDIDATES:
-        raise ValueError(f"best-of is {candidates}; to prefer one to another it must be from 2 to {MAX_CANDIDATES:,}")
+        raise UserError(f"best-of is {candidates}; to prefer one to another it must be from 2 to {MAX_CANDIDATES:,}")
     plan = model.plan(**options)
     numbers = list(range(n * candidates))
     u = latents.uniform(latents.draw(seed, numbers, model.slots.size))
@@ -76,22 +79,22 @@ def _wish(pair: Pair) -> tuple[Any, ...]:
 def read(pattern: str, vocabulary: Vocabulary, encode: Callable[[str], list[int]]) -> list[Preference]:
     """All preferences of JSONL files and tars: a path, a glob or a list joined by commas.
 
-    Raises FileNotFoundError for files that are not there, ValueError naming the first line that is none or belongs to another model.
+    Raises FileNotFoundError for files that are not there, UserError naming the first line that is none or belongs to another model.
     """
     found: list[Preference] = []
     for path in data.expand_shards(pattern):
         for where, tree in _trees(path):
             try:
-                chosen, rejected = (_side(tree[name], vocabulary, encode) for name in ("chosen", "rejected"))
+                chosen, rejected = (side(tree[name], vocabulary, encode) for name in ("chosen", "rejected"))
             except (KeyError, TypeError, AttributeError, ValueError) as error:
                 told = f"{error.args[0]} is missing" if isinstance(error, KeyError) else str(error)
-                raise ValueError(
+                raise UserError(
                     f"{where} is no preference of this model: {told}. It holds chosen and rejected, each a line of samples.jsonl"
                 ) from error
             if chosen[0].input_ids != rejected[0].input_ids:
                 found.append(Preference(chosen[0], rejected[0], chosen[1] == rejected[1]))
     if not found:
-        raise ValueError(f"{pattern} holds no preferences: chosen and rejected must differ")
+        raise UserError(f"{pattern} holds no preferences: chosen and rejected must differ")
     return found
 
 
@@ -105,10 +108,10 @@ def _trees(path: Path) -> Iterator[tuple[str, Any]]:
             try:
                 yield f"{path}, line {number}", json.loads(line)
             except json.JSONDecodeError as error:
-                raise ValueError(f"{path}, line {number} is not JSON: {error}") from error
+                raise UserError(f"{path}, line {number} is not JSON: {error}") from error
 
 
-def _side(tree: dict[str, Any], v: Vocabulary, encode: Callable[[str], list[int]]) -> tuple[Packed, Any]:
+def side(tree: dict[str, Any], v: Vocabulary, encode: Callable[[str], list[int]]) -> tuple[Packed, Any]:
     """One side's sequence, and what it answers."""
     named = dict(tree.get("tags") or {})
     grid = named.pop("grid", None)
@@ -117,5 +120,5 @@ def _side(tree: dict[str, Any], v: Vocabulary, encode: Callable[[str], list[int]
         v.id(name)
     caption = tree["caption_ids"] if "caption_ids" in tree else encode(str(tree["caption"]))[: v.max_text]
     if tree.get("prompted"):
-        return v.pack_text_to_image(tags, tree["codes"], caption), (tags, tuple(caption))
-    return v.pack_joint(tags, tree["codes"], caption), tags
+        return sequences.pack_text_to_image(v, tags, tree["codes"], caption), (tags, tuple(caption))
+    return sequences.pack_joint(v, tags, tree["codes"], caption), tags

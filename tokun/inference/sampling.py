@@ -17,7 +17,7 @@ import math
 import numbers
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
-from functools import lru_cache, partial
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -27,7 +27,10 @@ from torch import Tensor
 from tokun.inference import decoder, native
 from tokun.inference.decoder import SAFE, HubStreams, NativeStream, Stream, open_stream, row_counts
 from tokun.inference.latents import Slots
-from tokun.tokenizers.vocabulary import GRAMMAR, IMAGE_STATES, STATES, TAG_KINDS, TEXT_STATES, Vocabulary
+from tokun.tokenizers import sequences
+from tokun.tokenizers.grammar import END, START, STATES, TAG_KINDS, Grammar, Tables
+from tokun.tokenizers.vocabulary import Vocabulary
+from tokun.utils.errors import UserError
 
 LOOK = 16
 REPEATED = 6  # pieces of the longest phrase that `Choice.no_repeats` looks for
@@ -59,11 +62,11 @@ class Choice:
 
     def __post_init__(self) -> None:
         if not is_number(self.temperature) or not 0 <= self.temperature <= MOST:
-            raise ValueError(f"temperature is {self.temperature!r}; it must be a number from 0 (the likeliest id) to {MOST:,}")
+            raise UserError(f"temperature is {self.temperature!r}; it must be a number from 0 (the likeliest id) to {MOST:,}")
         if not is_whole(self.top_k) or not 0 <= self.top_k < 2**31:
-            raise ValueError(f"top_k is {self.top_k!r}; it must be a whole number of 0 (off) or more")
+            raise UserError(f"top_k is {self.top_k!r}; it must be a whole number of 0 (off) or more")
         if not is_number(self.top_p) or not 0 < self.top_p <= 1:
-            raise ValueError(f"top_p is {self.top_p!r}; it must lie in (0, 1]")
+            raise UserError(f"top_p is {self.top_p!r}; it must lie in (0, 1]")
         for name, kind in (("temperature", float), ("top_k", int), ("top_p", float)):
             object.__setattr__(self, name, kind(getattr(self, name)))  # of NumPy and torch, too
 
@@ -178,9 +181,9 @@ def generate(
     `watch` is given the ids (rows, T) of the first rows (on a CPU of up to `BLOCK`) after every choice.
     """
     if guidance_scale != 1 and unguided is None:
-        raise ValueError("guidance_scale is set, but there is no prompt without tags or caption to guide away from")
+        raise UserError("guidance_scale is set, but there is no prompt without tags or caption to guide away from")
     if text_guidance_scale != 1 and unseen is None:
-        raise ValueError("text_guidance_scale is set, but there is no prompt without a picture to guide away from")
+        raise UserError("text_guidance_scale is set, but there is no prompt without a picture to guide away from")
     unguided = None if guidance_scale == 1 else unguided
     unseen = None if text_guidance_scale == 1 else unseen
     groups = 1 if unguided is None else 2
@@ -261,13 +264,14 @@ class Block:
     ):  # fmt: skip
         v, slots, device = rules.vocabulary, rules.slots, prompts.device
         (B, P), self.rules, self.n_codes, self.u, self.forced = prompts.shape, rules, n_codes, u, forced
-        self.width = P + n_codes + 2 * v.max_text + 8  # no sequence is longer
+        self.grammar: Grammar = v.grammar.on(device)
+        self.width = sequences.longest_from(v, P, n_codes)
         self.ids = torch.full((B, self.width), v.id("<pad>"), device=device)
         self.ids[:, :P] = prompts
         self.length = P
         self.states, self.lengths = torch.zeros(B, dtype=torch.long, device=device), torch.zeros(B, dtype=torch.long, device=device)
         for token in prompts.T:
-            self.states, self.lengths = v.advance(self.states, self.lengths, token)
+            self.states, self.lengths = self.grammar.advance(self.states, self.lengths, token)
         self.image_nll, self.text_nll, self.forced_nll = (torch.zeros(B, dtype=torch.float64, device=device) for _ in range(3))
         self.low, self.high = (
             torch.zeros(B, slots.size, dtype=torch.float64, device=device),
@@ -288,14 +292,14 @@ class Block:
         self.marks[list(rules.marks)] = True
 
     def run(self) -> Generated:
-        draws = bool(_draws(self.rules.vocabulary).to(self.states.device)[self.states].any())
+        draws = bool(self.grammar.may_draw[self.states].any())
         while draws:
             if self.stands_in_a_picture():
                 self.draw()
                 draws = False
             else:
                 self.write(draws)
-            draws = draws and bool(_draws(self.rules.vocabulary).to(self.states.device)[self.states].any())
+            draws = draws and bool(self.grammar.may_draw[self.states].any())
         return self.finish()
 
     def run_apart(self, codes: Sequence[int]) -> list[tuple[list[int], Generated]]:
@@ -338,7 +342,7 @@ class Block:
 
     def stands_in_a_picture(self) -> bool:
         """Whether all rows are at the same place of one."""
-        in_image = torch.isin(self.states, _states(IMAGE_STATES, self.states.device))
+        in_image = self.grammar.in_image[self.states]
         return bool(in_image.all() and (self.lengths == self.lengths[0]).all() and (self.states == self.states[0]).all())
 
     # --- a picture: where the rows stand is known, and only codes are computed ----------------------------------------
@@ -378,7 +382,7 @@ class Block:
 
     def end_picture(self) -> None:
         end = torch.full_like(self.states, self.rules.vocabulary.id("<eoi>"))
-        self.states, self.lengths = self.rules.vocabulary.advance(self.states, self.lengths, end)
+        self.states, self.lengths = self.grammar.advance(self.states, self.lengths, end)
         if self.guided and (not self.counts or len(self.rows) in self.counts):
             self.put(end, step=False)
             self.stream.only_first(len(self.rows))
@@ -406,13 +410,13 @@ class Block:
     def write(self, draws: bool) -> None:
         """One id for every row. draws: a picture may come yet, or some rows are in one."""
         r, v, slots = self.rules, self.rules.vocabulary, self.rules.slots
-        B, device = len(self.rows), self.states.device
+        B = len(self.rows)
         part = slice(0, v.size if draws else v.code_offset)
-        allowed, ruled = _tables(v, r.forbid, r.forbid_first, device, part.stop)
-        in_image, in_text, limit, first = (of[self.states] for of in _spans(v, slots, self.n_codes, device))
-        case = 3 * self.states + (self.lengths > 0) + (self.lengths >= limit)
+        allowed, ruled = self.grammar.chosen_from(r.forbid, r.forbid_first, part.stop)
+        in_image, in_text = self.grammar.in_image[self.states], self.grammar.in_text[self.states]
+        case = self.grammar.case(self.states, self.lengths, self.grammar.limit(self.states, self.n_codes))
         grammatical, legal = allowed[case], ruled[case]
-        slot = (first + self.lengths).clamp_max(slots.size - 1)
+        slot = slots.deciding(in_image, self.lengths)
         if r.word_starts:
             legal = legal & ~self.said_again(in_text, legal.shape[1])
         logits = self.stream.logits(part).float()
@@ -445,17 +449,17 @@ class Block:
         self.text_nll.index_add_(0, self.rows, torch.where(in_text, nll, 0.0))
         if self.forced is not None:
             self.forced_nll.index_add_(0, self.rows, torch.where(is_given, nll, 0.0))
-        self.states, self.lengths = v.advance(self.states, self.lengths, chosen)
+        self.states, self.lengths = self.grammar.advance(self.states, self.lengths, chosen)
         self.put(chosen, step=False)
         self.leave(chosen)
 
     def write_all(self, stream: NativeStream) -> None:
         """What `write` does, until all rows have ended, in one call."""
-        r, v, slots, device = self.rules, self.rules.vocabulary, self.rules.slots, self.states.device
-        part = slice(0, v.code_offset)
-        _, in_text, limit, first = _spans(v, slots, self.n_codes, device)
-        tables = *_tables(v, r.forbid, r.forbid_first, device, part.stop), in_text, v.following, limit, first
-        ids, nll = stream.write(part, self.u, r.text, tables, self.states, self.lengths, STATES.index("end"))
+        r, v, slots, g = self.rules, self.rules.vocabulary, self.rules.slots, self.grammar
+        part, every = slice(0, v.code_offset), torch.arange(len(STATES))
+        limit, slot = g.limit(every, self.n_codes), slots.deciding(g.in_image, torch.zeros_like(every))
+        tables = Tables(*g.chosen_from(r.forbid, r.forbid_first, part.stop), g.in_text, g.following, limit, slot)
+        ids, nll = stream.write(part, self.u, r.text, tables, self.states, self.lengths, END)
         self.ids[self.rows, self.length : self.length + ids.shape[1]] = ids.where(ids >= 0, v.id("<pad>"))
         self.text_nll.index_add_(0, self.rows, nll)
         self.length += ids.shape[1]
@@ -488,7 +492,7 @@ class Block:
         """Read the ids; on a CPU, without the rows that have ended as far as the numbers of rows allow."""
         streams = [stream for stream in (self.stream, self.blind) if stream is not None]
         if not isinstance(self.stream, HubStreams) and self.counts and not self.guided:
-            alive = self.states != STATES.index("end")
+            alive = self.states != END
             many = int(alive.sum())
             size = min(n for n in self.counts if n >= many)
             if many and size < len(self.rows):
@@ -506,70 +510,21 @@ class Block:
     def has_ended(self) -> bool:
         """On a GPU looked at only now and then: what rows that have ended are given meanwhile is padding."""
         if self.counts or self.length % LOOK == 0 or self.length == self.ids.shape[1]:
-            return bool((self.states == STATES.index("end")).all())
+            return bool((self.states == END).all())
         return False
-
-
-@lru_cache
-def _states(kind: tuple[str, ...], device: torch.device) -> Tensor:
-    return torch.tensor([STATES.index(s) for s in kind], device=device)
-
-
-@lru_cache
-def _spans(vocabulary: Vocabulary, slots: Slots, n_codes: int, device: torch.device) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Of each state (S,): whether it is in a picture, whether in a text, the most ids of its span, its span's first slot."""
-    in_image, in_text = (torch.tensor([state in kind for state in STATES]) for kind in (IMAGE_STATES, TEXT_STATES))
-    limit, first = torch.where(in_image, n_codes, vocabulary.max_text), torch.where(in_image, slots.image, slots.text)
-    return in_image.to(device), in_text.to(device), limit.to(device), first.to(device)
-
-
-@lru_cache
-def _draws(vocabulary: Vocabulary) -> Tensor:
-    """(S,) bool: the states from which a picture can come yet, or which are one."""
-    found = set(IMAGE_STATES)
-    while more := {state for state, ways in GRAMMAR.items() if any(target in found for _, target in ways)} - found:
-        found |= more
-    return torch.tensor([state in found for state in STATES])
-
-
-@lru_cache(maxsize=64)
-def _tables(
-    vocabulary: Vocabulary, forbid: tuple[int, ...], forbid_first: tuple[int, ...], device: torch.device, size: int
-) -> tuple[Tensor, Tensor]:
-    """(3 S, size) bool each: which of the first ids the grammar allows in a span's beginning, middle and where it is full, and what is left of it
-    to choose. They are the same for every grid: how many codes make a picture full is `_spans`'s."""
-    n_codes, states = 2, torch.arange(len(STATES)).repeat_interleave(3)
-    full = torch.where(torch.isin(states, _states(IMAGE_STATES, states.device)), n_codes, vocabulary.max_text)
-    kind = torch.arange(3).repeat(len(STATES))
-    lengths = torch.where(kind == 2, full, kind)
-    allowed = vocabulary.legal_mask(states, lengths, torch.full_like(states, n_codes))
-    ruled = allowed.clone()
-    ruled[:, list(forbid)] = False
-    begins = torch.isin(states, _states(TEXT_STATES, states.device)) & (kind == 0)
-    ruled[begins.nonzero(), torch.tensor(forbid_first, dtype=torch.long)] = False
-    return allowed[:, :size].to(device).contiguous(), ruled[:, :size].to(device).contiguous()
-
-
-def legal_table(vocabulary: Vocabulary, device: torch.device) -> Tensor:
-    """(3 S, V) bool: what the grammar allows in each of `legal_cases`."""
-    return _tables(vocabulary, (), (), device, vocabulary.size)[0]
 
 
 @torch.no_grad()
 def legal_cases(vocabulary: Vocabulary, ids: Tensor) -> Tensor:
-    """ids (B, T), whole sequences or their beginnings, padded with <pad> -> (B, T): 3 x the state (`STATES`) in which each id was chosen, and
-    where in its span: 0 at its beginning, 1 in the middle, 2 where it was full. Each row's grid tag says how many codes its picture has."""
+    """ids (B, T), whole sequences or their beginnings, padded with <pad> -> (B, T): the row of `Grammar.allowed` under which each id was chosen,
+    3 x the state (`STATES`) and where in its span. Each row's grid tag says how many codes its picture has."""
     live = ids != vocabulary.id("<pad>")
     codes = torch.tensor(_codes_of(vocabulary, ids), device=ids.device)
-    in_image = torch.tensor([state in IMAGE_STATES for state in STATES], device=ids.device)
-    states = torch.full((len(ids),), STATES.index("start"), device=ids.device)
-    lengths = torch.zeros(len(ids), dtype=torch.long, device=ids.device)
-    ways, cases = vocabulary.following.to(ids.device), []
+    grammar, cases = vocabulary.grammar.on(ids.device), []
+    states, lengths = torch.full((len(ids),), START, device=ids.device), torch.zeros(len(ids), dtype=torch.long, device=ids.device)
     for t in range(ids.shape[1]):
-        cases.append(
-            3 * states + torch.where(lengths >= torch.where(in_image[states], codes, vocabulary.max_text), 2, (lengths > 0).long())
-        )
-        following = ways[states, ids[:, t]]
+        cases.append(grammar.case(states, lengths, grammar.limit(states, codes)))
+        following = grammar.following[states, ids[:, t]]
         lengths = torch.where(following == states, lengths + 1, 0)
         states = torch.where(live[:, t], following, states)
     assert (states >= 0).all(), "an illegal id is scored"
@@ -587,7 +542,7 @@ def span_nll(model: Any, vocabulary: Vocabulary, ids: Tensor, first: Tensor) -> 
     begin = max(1, int(first.min()))
     logits = model(input_ids=ids, logits_to_keep=T - begin + 1).logits[:, :-1, : vocabulary.size].float()  # of ids[:, begin:]
     live = ids != vocabulary.id("<pad>")
-    allowed = legal_table(vocabulary, ids.device)[legal_cases(vocabulary, ids)[:, begin:]]  # (B, T - begin, V)
+    allowed = vocabulary.grammar.on(ids.device).allowed[legal_cases(vocabulary, ids)[:, begin:]]  # (B, T - begin, V)
     nll = -logits.masked_fill(~allowed, -torch.inf).log_softmax(-1).gather(2, ids[:, begin:, None])[:, :, 0].double()
     scored = live[:, begin:] & (torch.arange(begin, T, device=ids.device) >= first[:, None])
     return torch.where(scored, nll, 0.0).sum(-1)

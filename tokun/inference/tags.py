@@ -14,6 +14,7 @@ import numpy as np
 
 from tokun.data.framing import nearest_grid
 from tokun.tokenizers.vocabulary import Tags, Vocabulary, parse_grid
+from tokun.utils.errors import UserError
 
 TagCounts = list[tuple[str, str, int] | tuple[str, str, str, str, int]]  # how often these stand together in training
 RARE = 24  # of fewer pictures the shapes say little: then those of the whole style and subject, or subject, are drawn from
@@ -23,7 +24,7 @@ Known = tuple[str, str, str, tuple[int, int] | None, int]  # style, subject, thi
 
 
 def read_counts(rows: Iterable[Sequence[object]]) -> TagCounts:
-    """Rows as JSON holds them. Raises ValueError for others."""
+    """Rows as JSON holds them. Raises UserError for others."""
     out: TagCounts = []
     for row in rows:
         *words, count = row
@@ -32,7 +33,7 @@ def read_counts(rows: Iterable[Sequence[object]]) -> TagCounts:
             or not all(isinstance(word, str) for word in words)
             or (len(words) == 4 and words[3] and not re.fullmatch(r"\d+x\d+", words[3]))
         ):
-            raise ValueError(f"{row!r} is no row of tag counts: style, subject, count, or style, subject, thing, HxW, count")
+            raise UserError(f"{row!r} is no row of tag counts: style, subject, count, or style, subject, thing, HxW, count")
         out.append((*words, int(count)))
     return out
 
@@ -117,9 +118,9 @@ def _taken(counts: Counts, u: float) -> Any:
 
 def grid_of(aspect: str, vocabulary: Vocabulary) -> tuple[int, int] | None:
     """The grid that is asked for: "16x12" (rows x columns, one of the vocabulary's), or the nearest one to "4:3" (width : height), "wide", "tall" or
-    "square". None for "". Raises ValueError for another text, or a grid that is not there."""
+    "square". None for "". Raises UserError for another text, or a grid that is not there."""
     if not isinstance(aspect, str):
-        raise ValueError(f"aspect is {aspect!r}; give a str, empty for none")
+        raise UserError(f"aspect is {aspect!r}; give a str, empty for none")
     text, grids = aspect.strip().lower(), vocabulary.grids
     there = f"this model's grids (rows x columns) are {', '.join(f'{rows}x{columns}' for rows, columns in grids)}"
     if not text:
@@ -127,7 +128,7 @@ def grid_of(aspect: str, vocabulary: Vocabulary) -> tuple[int, int] | None:
     if match := re.fullmatch(r"([1-9]\d{0,3})x([1-9]\d{0,3})", text, re.ASCII):
         grid = int(match[1]), int(match[2])
         if grid not in grids:
-            raise ValueError(
+            raise UserError(
                 f"aspect is {aspect!r}, a grid that this model does not know; {there}. For the nearest shape give width:height, such as 4:3"
             )
         return grid
@@ -136,7 +137,7 @@ def grid_of(aspect: str, vocabulary: Vocabulary) -> tuple[int, int] | None:
     else:
         width, height = SHAPES.get(text, (0, 0))
     if not width or not height:
-        raise ValueError(f"aspect is {aspect!r}; it is width:height (4:3), wide, tall, square, or a grid; {there}")
+        raise UserError(f"aspect is {aspect!r}; it is width:height (4:3), wide, tall, square, or a grid; {there}")
     lying = [grid for grid in grids if text in SHAPES and (grid[1] > grid[0]) - (grid[1] < grid[0]) == (width > height) - (width < height)]
     grids = lying or grids
     return grids[nearest_grid(width, height, grids)]  # "wide" is never square where anything is wide

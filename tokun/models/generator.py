@@ -23,6 +23,7 @@ from torch import nn
 from tokun.config import GeneratorConfig
 from tokun.models import kernels, losses
 from tokun.models.shares import is_cut
+from tokun.utils.errors import UserError, reading
 
 
 def make_generator(config: GeneratorConfig, *, vocab_size: int, max_length: int, pad: int, bos: int, eos: int) -> Any:
@@ -31,10 +32,11 @@ def make_generator(config: GeneratorConfig, *, vocab_size: int, max_length: int,
     from transformers import AutoModelForCausalLM, Qwen3Config
 
     if config.pretrained:
-        model = AutoModelForCausalLM.from_pretrained(config.pretrained, dtype=torch.float32)
+        with reading(f"generator.pretrained {config.pretrained}"):
+            model = AutoModelForCausalLM.from_pretrained(config.pretrained, dtype=torch.float32)
         limit = getattr(model.config, "max_position_embeddings", max_length)
         if limit < max_length:
-            raise ValueError(
+            raise UserError(
                 f"{config.pretrained} takes {limit} positions, the sequences here need {max_length}: use fewer codes "
                 "(image_tokenizer.downsample) or shorter captions (data.max_caption_tokens)"
             )
@@ -44,7 +46,7 @@ def make_generator(config: GeneratorConfig, *, vocab_size: int, max_length: int,
             settings.pad_token_id, settings.bos_token_id, settings.eos_token_id = pad, bos, eos
         return model
     if config.num_heads % config.num_kv_heads:
-        raise ValueError(f"num_heads {config.num_heads} is not a multiple of num_kv_heads {config.num_kv_heads}")
+        raise UserError(f"num_heads {config.num_heads} is not a multiple of num_kv_heads {config.num_kv_heads}")
     qwen = Qwen3Config(
         vocab_size=vocab_size, hidden_size=config.hidden_size, num_hidden_layers=config.num_layers,
         num_attention_heads=config.num_heads, num_key_value_heads=config.num_kv_heads, head_dim=config.head_dim,
@@ -95,7 +97,7 @@ def add_dropout(model: nn.Module, p: float) -> None:
     Active in training mode only. A hook reads `training` from the module it hangs on.
     """
     if not 0 <= p < 1:
-        raise ValueError(f"dropout is {p}; it must lie in [0, 1)")
+        raise UserError(f"dropout is {p}; it must lie in [0, 1)")
     if p == 0:
         return
 

@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from tokun.utils.errors import UserError
 from tokun.utils.extras import need
 
 IGNORE = -100  # label of a position without loss, as in torch and transformers
@@ -118,7 +119,7 @@ def make_perceptual(kind: str, weights: str = "", *, compiled: bool = False) -> 
             return SqueezeNetDistance(weights, compiled=compiled)
         case "none":
             return NoDistance()
-    raise ValueError(f"perceptual is {kind!r}; it must be lpips, squeezenet or none")
+    raise UserError(f"perceptual is {kind!r}; it must be lpips, squeezenet or none")
 
 
 def load_squeezenet(weights: str) -> dict[str, Tensor]:

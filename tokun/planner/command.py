@@ -11,6 +11,7 @@ from tokun.planner.gpus import GPUS
 from tokun.planner.measure import measure_memory
 from tokun.planner.memory import planned_memory
 from tokun.planner.plan import make_plan
+from tokun.utils.errors import UserError
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -38,7 +39,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def main_plan(config: Config, args: argparse.Namespace) -> None:
-    """Print the plan of a config with the options of `add_arguments`, and what a real step took where --measure asks for one."""
+    """Print the plan of a config with the options of `add_arguments`, and what a real step took where --measure asks for one.
+
+    Raises UserError for what it cannot plan."""
+    if config.adapter.rank or config.dpo.pairs or config.words.train:
+        raise UserError("--plan knows the training of a whole model only: set adapter.rank=0, and neither dpo.pairs nor words.train")
     print(
         make_plan(
             config,

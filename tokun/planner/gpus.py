@@ -5,6 +5,8 @@ from __future__ import annotations
 import difflib
 from dataclasses import dataclass
 
+from tokun.utils.errors import UserError
+
 GIB = 2**30
 
 
@@ -40,9 +42,9 @@ USABLE = 0.92  # share of a GPU's memory for tensors; the rest is CUDA's context
 
 
 def find_gpu(name: str) -> Gpu:
-    """A GPU by name, upper or lower case. Raises ValueError listing the known ones."""
+    """A GPU by name, upper or lower case. Raises UserError listing the known ones."""
     known = {n.lower(): n for n in GPUS}
     if name.lower() not in known:
         near = difflib.get_close_matches(name.lower(), known, n=1, cutoff=0.0)
-        raise ValueError(f"--gpu {name} is not known; the nearest is {known[near[0]]}, all are: {', '.join(GPUS)}")
+        raise UserError(f"--gpu {name} is not known; the nearest is {known[near[0]]}, all are: {', '.join(GPUS)}")
     return GPUS[known[name.lower()]]

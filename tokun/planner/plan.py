@@ -19,6 +19,7 @@ from tokun.planner.memory import STAGES, activation_bytes, largest_micro_batch, 
 from tokun.planner.report import report_lines
 from tokun.planner.sizes import Sizes, count_samples, generator_sizes, mean_caption_tokens
 from tokun.training.run import micro_batch
+from tokun.utils.errors import UserError, reading
 
 SHARD = 1000  # pictures in a shard, as data_tools.prepare writes them
 
@@ -67,10 +68,10 @@ def make_plan(
     samples: training pairs (0: counted where the shards are there); caption_tokens: their mean length (0: measured on the run's
     shards, else half of data.max_caption_tokens); mfu: share of the peak that model FLOPs reach; disk: bytes a second at which a
     trainer state is written; restart: seconds from a failure to the next step.
-    Raises ValueError for an unknown GPU, a batch that does not divide, or a pretrained generator.
+    Raises UserError for an unknown GPU, a batch that does not divide, or a pretrained generator.
     """
     if gpus < 1 or not 0 < mfu <= 1:
-        raise ValueError(f"--gpus is {gpus} and --mfu {mfu}; at least one GPU, and a share between 0 and 1")
+        raise UserError(f"--gpus is {gpus} and --mfu {mfu}; at least one GPU, and a share between 0 and 1")
     card, t = find_gpu(gpu), config.train
     data.check_batch(config.image_tokenizer_train.batch_size, gpus, "image_tokenizer_train.batch_size")
     micro = micro_batch(t, gpus)
@@ -111,7 +112,8 @@ def deepspeed_stage(config: Config) -> tuple[str, dict[str, Any]]:
     path = Path(config.train.deepspeed)
     if not path.is_file():
         raise FileNotFoundError(f"train.deepspeed {path} does not exist; configs/deepspeed/ holds zero1.json and others")
-    zero = json.loads(path.read_text()).get("zero_optimization", {"stage": 1})
+    with reading(f"train.deepspeed {path}"):
+        zero = json.loads(path.read_text()).get("zero_optimization", {"stage": 1})
     return f"zero{zero.get('stage', 0)}", {
         "bucket": float(zero.get("reduce_bucket_size", 5e8)),
         "overlap": bool(zero.get("overlap_comm", False)),

@@ -10,13 +10,14 @@ import torch
 
 from tokun import data
 from tokun.config import Config, parse_grids
-from tokun.inference.latents import Slots
 from tokun.inference.model import TEXT_TOKENIZER
 from tokun.models.generator import count_parameters, flops_per_token, make_generator
+from tokun.tokenizers import sequences
 from tokun.tokenizers.text import TextTokenizer
-from tokun.tokenizers.vocabulary import Tags, Vocabulary
+from tokun.tokenizers.vocabulary import Vocabulary
 from tokun.training.generator import build_vocabulary
 from tokun.utils import checkpoint
+from tokun.utils.errors import UserError
 
 
 @dataclass(frozen=True)
@@ -49,28 +50,27 @@ class Sizes:
 
 
 def generator_sizes(config: Config, *, caption_tokens: float = 0.0) -> Sizes:
-    """Exact counts on the meta device. Raises ValueError with `generator.pretrained`, whose shape is not in the config."""
+    """Exact counts on the meta device. Raises UserError with `generator.pretrained`, whose shape is not in the config."""
     if config.generator.pretrained:
-        raise ValueError(
+        raise UserError(
             f"generator.pretrained is {config.generator.pretrained}: the plan sizes generators trained from scratch; "
             "give their width and depth, and generator.pretrained= (empty)"
         )
     vocabulary = plan_vocabulary(config)
-    slots = Slots(vocabulary.max_codes, vocabulary.max_text)
     with torch.device("meta"):
         model = make_generator(
-            config.generator, vocab_size=vocabulary.size, max_length=slots.size + vocabulary.max_text + 16, pad=0, bos=1, eos=2
+            config.generator, vocab_size=vocabulary.size, max_length=sequences.most_positions(vocabulary), pad=0, bos=1, eos=2
         )
     c, layer = model.config, model.model.layers[0]
     shape = Shape(
         c.num_hidden_layers, c.hidden_size, c.num_attention_heads * c.head_dim, c.num_key_value_heads * c.head_dim, c.num_attention_heads,
         c.num_key_value_heads, c.intermediate_size, c.vocab_size, sum(p.numel() for p in layer.parameters() if p.ndim == 2),
     )  # fmt: skip
-    width = sequence_length(vocabulary, vocabulary.max_text)
+    width = sequences.joint_length(vocabulary, vocabulary.max_text) - 1  # the last id is only a label
     return Sizes(
         shape=shape, parameters=count_parameters(model), embedding=c.vocab_size * c.hidden_size * (1 if c.tie_word_embeddings else 2),
         hidden_matrices=shape.L * shape.layer_matrices, flops_per_token=flops_per_token(model, width), width=width,
-        tokens_per_sample=width - vocabulary.max_text + (caption_tokens or vocabulary.max_text / 2), codes=slots.n_codes,
+        tokens_per_sample=width - vocabulary.max_text + (caption_tokens or vocabulary.max_text / 2), codes=vocabulary.max_codes,
     )  # fmt: skip
 
 
@@ -81,13 +81,6 @@ def plan_vocabulary(config: Config) -> Vocabulary:
     grids = parse_grids(config.data.grids) or ((side, side),)
     codes = codes or {"tag_counts": [], "codebook_size": config.image_tokenizer.codebook_size, "grid": grids[0], "grids": grids}
     return build_vocabulary(config, SimpleNamespace(size=config.text_tokenizer.vocab_size, illegal_ids=[0]), codes)
-
-
-def sequence_length(vocabulary: Vocabulary, caption_tokens: int) -> int:
-    """Ids that the generator reads of a joint sequence (the last one is only a label) of the largest grid, every tag given."""
-    tags = Tags("style", "subject", "register", vocabulary.default_grid, "thing" if vocabulary.things else "")
-    structure = ("<bos>", "<boi>", "<eoi>", "<boc>", "<eoc>", "<eos>")
-    return len(structure) + len(tags.names()) + vocabulary.max_codes + caption_tokens - 1
 
 
 def count_samples(config: Config) -> int:

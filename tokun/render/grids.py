@@ -14,6 +14,8 @@ from functools import lru_cache
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+from tokun.utils.errors import UserError
+
 PAPER, INK, FRAME = (255, 255, 255), (38, 34, 30), (214, 210, 204)
 FONTS = ("DejaVuSerif.ttf", "DejaVuSans.ttf")  # wide glyph coverage; without them, the face embedded in Pillow
 SMALL = 192  # px; pictures whose longer side is below this are enlarged
@@ -27,7 +29,7 @@ ELLIPSIS = "…"
 def to_pil(image) -> Image.Image:
     """A float picture in [-1, 1], torch tensor or numpy array, (H, W), (1, H, W) or (3, H, W) -> 'L' or 'RGB'.
 
-    Values beyond [-1, 1] are clipped, as a decoder's may be. Raises ValueError for another shape, integer pixels, NaN
+    Values beyond [-1, 1] are clipped, as a decoder's may be. Raises UserError for another shape, integer pixels, NaN
     or infinity: none of them has a right colour.
     """
     if hasattr(image, "detach"):  # a torch tensor, recognized without importing torch; bfloat16 has no numpy twin
@@ -36,11 +38,11 @@ def to_pil(image) -> Image.Image:
     if pixels.ndim == 2:
         pixels = pixels[None]
     if pixels.ndim != 3 or pixels.shape[0] not in (1, 3) or 0 in pixels.shape:
-        raise ValueError(f"a picture has shape (H, W), (1, H, W) or (3, H, W), not {tuple(np.shape(image))}")
+        raise UserError(f"a picture has shape (H, W), (1, H, W) or (3, H, W), not {tuple(np.shape(image))}")
     if not np.issubdtype(pixels.dtype, np.floating):
-        raise ValueError(f"a picture is floats in [-1, 1], not {pixels.dtype}: divide 0..255 by 127.5 and subtract 1")
+        raise UserError(f"a picture is floats in [-1, 1], not {pixels.dtype}: divide 0..255 by 127.5 and subtract 1")
     if not np.isfinite(pixels).all():
-        raise ValueError(f"{int((~np.isfinite(pixels)).sum())} of {pixels.size} values are NaN or infinite")
+        raise UserError(f"{int((~np.isfinite(pixels)).sum())} of {pixels.size} values are NaN or infinite")
     bytes_CHW = np.rint((pixels.astype(np.float32).clip(-1, 1) + 1) * 127.5).astype(np.uint8)
     return Image.fromarray(bytes_CHW[0] if len(bytes_CHW) == 1 else bytes_CHW.transpose(1, 2, 0))
 
@@ -60,12 +62,12 @@ def captioned_grid(
     of cells of one size, at one scale where their areas are alike; others each as large as fits. `columns` left out: nearly square,
     with few empty places. A caption is wrapped to its picture's cell and ends in an ellipsis after four lines; several,
     a list, stand beneath one another from the left, each of them whole.
-    Raises ValueError for no pictures, or where pictures and captions differ in number.
+    Raises UserError for no pictures, or where pictures and captions differ in number.
     """
     if not images:
-        raise ValueError("a grid needs at least one picture")
+        raise UserError("a grid needs at least one picture")
     if len(images) != len(captions):
-        raise ValueError(f"{len(images)} pictures but {len(captions)} captions: give each picture one, '' for none")
+        raise UserError(f"{len(images)} pictures but {len(captions)} captions: give each picture one, '' for none")
     columns, cell = _checked("columns", columns, _columns_for(len(images))), _checked("cell", cell, _cell_for(images))
     font = _font(_checked("font_size", font_size, max(12, round(cell / 16))))
     pictures = _fitted_alike(images, cell)
@@ -104,16 +106,16 @@ def pair_sheet(rows: Sequence[tuple[Image.Image, ...]], labels: Sequence[str] | 
     """A white page of pictures that belong together side by side, such as (original, reconstruction) -> 'RGB'.
 
     Every row has as many pictures as the first. `labels`, one for each place in a row, stand above the first line of
-    the page. Many rows are set in several blocks, so that the page stays nearly square. Raises ValueError for no rows,
+    the page. Many rows are set in several blocks, so that the page stays nearly square. Raises UserError for no rows,
     rows of different lengths, or where labels and places differ in number.
     """
     if not rows or not rows[0]:
-        raise ValueError("a sheet needs at least one row of at least one picture")
+        raise UserError("a sheet needs at least one row of at least one picture")
     places = len(rows[0])
     if any(len(row) != places for row in rows):
-        raise ValueError(f"rows of {sorted({len(row) for row in rows})} pictures: give each row the same number")
+        raise UserError(f"rows of {sorted({len(row) for row in rows})} pictures: give each row the same number")
     if labels is not None and len(labels) != places:
-        raise ValueError(f"{len(labels)} labels for rows of {places} pictures: give one for each place in a row")
+        raise UserError(f"{len(labels)} labels for rows of {places} pictures: give one for each place in a row")
     cell = _checked("cell", cell, _cell_for([image for row in rows for image in row]))
     font = _font(max(12, round(cell / 16)))
     fitted = iter(_fitted_alike([image for row in rows for image in row], cell))
@@ -190,7 +192,7 @@ def _checked(name: str, value: int | None, default: int) -> int:
     if value is None:
         return default
     if int(value) != value or value < 1:
-        raise ValueError(f"{name}={value!r}: give a whole number of at least 1, or leave it out")
+        raise UserError(f"{name}={value!r}: give a whole number of at least 1, or leave it out")
     return int(value)
 
 

@@ -18,6 +18,8 @@ from itertools import pairwise
 import numpy as np
 from PIL import Image
 
+from tokun.utils.errors import UserError
+
 LEAST_BYTES = 400
 FEW_CELLS = 16  # pixels: a smaller picture has no outlines, its cells are the picture
 LARGEST_SCALE = 4  # of the traced picture against the given one
@@ -27,9 +29,9 @@ DETAILS = ((7, 320, 2), (6, 288, 3), (5, 256, 4), (4, 224, 4), (4, 192, 6), (3, 
 
 
 def to_svg(image: Image.Image, max_bytes: int = 10_000) -> str:
-    """A picture of any mode -> an SVG document of at most `max_bytes` bytes. Raises ValueError for a limit below LEAST_BYTES."""
+    """A picture of any mode -> an SVG document of at most `max_bytes` bytes. Raises UserError for a limit below LEAST_BYTES."""
     if max_bytes < LEAST_BYTES:
-        raise ValueError(f"max_bytes is {max_bytes}; a picture takes at least {LEAST_BYTES} bytes")
+        raise UserError(f"max_bytes is {max_bytes}; a picture takes at least {LEAST_BYTES} bytes")
     width, height = image.size
     pixels = flat(image)
     traceable = max(image.size) > FEW_CELLS and importlib.util.find_spec("vtracer") is not None

@@ -19,6 +19,7 @@ from typing import Any
 
 from tokun.inference import latents
 from tokun.inference.model import GENERATOR, Plan, Tokun, load, resolve
+from tokun.tokenizers import sequences
 from tokun.tokenizers.vocabulary import Tags
 from tokun.utils import checkpoint, console
 from tokun.utils.extras import need
@@ -62,15 +63,18 @@ def pairs(model: Tokun, engine: Any, seed: int, n: int, plan: Plan) -> Iterator[
         numbers = range(first, min(n, first + BATCH))
         u = latents.uniform(latents.draw(seed, numbers, model.slots.size))
         tags = model.tags_of(u, plan)
-        prompts = [{"prompt_token_ids": [*v.prefix(t), v.id("<boi>")]} for t in tags]
+        prompts = [{"prompt_token_ids": sequences.image_prompt(v, t)} for t in tags]
         asked = [
             vllm.SamplingParams(
-                temperature=1.0, max_tokens=model.slots.size + 4, detokenize=False, extra_args={"tokun_seed": seed, "tokun_index": k}
+                temperature=1.0,
+                max_tokens=sequences.longest_from(v, 0, v.max_codes),
+                detokenize=False,
+                extra_args={"tokun_seed": seed, "tokun_index": k},
             )
             for k in numbers
         ]
         for k, t, prompt, done in zip(numbers, tags, prompts, engine.generate(prompts, asked)):
-            parts = v.unpack([*prompt["prompt_token_ids"], *done.outputs[0].token_ids])
+            parts = sequences.unpack(v, [*prompt["prompt_token_ids"], *done.outputs[0].token_ids])
             yield record_of(model, seed, k, t, parts.codes, parts.caption), model.decode_images([parts.codes], [t.grid])[0]
 
 

@@ -18,10 +18,13 @@ from torch import Tensor
 from tokun.config import SamplingConfig
 from tokun.inference import latents, sampling
 from tokun.inference.model import TEXT_TOKENIZER, unseen_text
+from tokun.tokenizers import sequences
+from tokun.tokenizers.grammar import IMAGE_STATES, START, STATES
 from tokun.tokenizers.text import PretrainedTextTokenizer, TextTokenizer
-from tokun.tokenizers.vocabulary import IMAGE_STATES, STATES, TEXT_STATES, Vocabulary
+from tokun.tokenizers.vocabulary import Vocabulary
+from tokun.utils.errors import reading
 
-START, IMAGE, TEXT = STATES.index("start"), [STATES.index(s) for s in IMAGE_STATES], [STATES.index(s) for s in TEXT_STATES]
+IMAGE = [STATES.index(state) for state in IMAGE_STATES]
 
 
 @dataclass
@@ -46,23 +49,22 @@ class Grammar:
     ):  # fmt: skip
         v = self.vocabulary = vocabulary
         self.image, self.text = image, text
-        self.following = v.following.numpy()
         self.slots = latents.Slots(v.max_codes, v.max_text)
-        self.ruled_out, self.no_start = (torch.zeros(v.size, dtype=torch.bool) for _ in range(2))
-        self.ruled_out[list(forbid)], self.no_start[list(forbid_first)] = True, True
+        self.forbid, self.forbid_first = tuple(forbid), tuple(forbid_first)
 
     @classmethod
     def of_checkpoint(cls, folder: Path) -> Grammar:
         """With the choices that the checkpoint's sampling.json names. Pictures are wanted with captions, not with questions."""
         v, text_path = Vocabulary.load(folder / "vocabulary.json"), folder / TEXT_TOKENIZER
         tokenizer = PretrainedTextTokenizer.load(text_path) if text_path.is_dir() else TextTokenizer.load(text_path)
-        d = SamplingConfig(**json.loads((folder / "sampling.json").read_text(encoding="utf-8"))["defaults"])
+        with reading(folder / "sampling.json"):
+            d = SamplingConfig(**json.loads((folder / "sampling.json").read_text(encoding="utf-8"))["defaults"])
         control, blank = unseen_text(tokenizer, v)
         image, text = sampling.Choice(d.temperature, d.top_k, d.top_p), sampling.Choice(d.text_temperature, 0, d.top_p)
-        return cls(v, image=image, text=text, forbid=(v.id("<boq>"), *control), forbid_first=blank)
+        return cls(v, image=image, text=text, forbid=(*sequences.other_tasks(v), *control), forbid_first=blank)
 
     def row(self, prompt: Sequence[int], written: Sequence[int], seed: int | None = None, index: int = 0) -> Row:
-        """A request. With a seed, the latent `index` of it decides. Raises ValueError for a seed that is none."""
+        """A request. With a seed, the latent `index` of it decides. Raises UserError for a seed that is none."""
         row = Row(prompt, written, self.vocabulary.n_codes([]))
         self.catch_up(row)
         if seed is not None:
@@ -74,7 +76,7 @@ class Grammar:
         for token in unread(row):
             if row.broken:
                 break
-            state = int(self.following[row.state, token]) if 0 <= token < self.vocabulary.size else -1
+            state = self.vocabulary.grammar.after(row.state, token)
             row.broken = state < 0 and row.read < len(row.prompt)
             if state < 0 and not row.broken:
                 raise RuntimeError(
@@ -87,13 +89,13 @@ class Grammar:
         """(B, V) bool: what may come next in each row."""
         for row in rows:
             self.catch_up(row)
+        v, grammar = self.vocabulary, self.vocabulary.grammar.on(device)
         broken = torch.tensor([row.broken for row in rows], device=device)
         states = torch.tensor([START if row.broken else row.state for row in rows], device=device)
         lengths, n_codes = (torch.tensor([getattr(row, name) for row in rows], device=device) for name in ("length", "n_codes"))
-        starts_text = torch.isin(states, torch.tensor(TEXT, device=device)) & (lengths == 0)
-        legal = self.vocabulary.legal_mask(states, lengths, n_codes) & ~self.ruled_out.to(device)
-        legal &= ~(starts_text[:, None] & self.no_start.to(device))
-        legal[broken] = torch.arange(self.vocabulary.size, device=device) == self.vocabulary.id("<eos>")
+        _, ruled = grammar.chosen_from(self.forbid, self.forbid_first, v.size)
+        legal = ruled[grammar.case(states, lengths, grammar.limit(states, n_codes))]
+        legal[broken] = torch.arange(v.size, device=device) == v.id("<eos>")
         return legal
 
     def apply(self, logits: Tensor, rows: Sequence[Row]) -> Tensor:
@@ -109,14 +111,11 @@ class Grammar:
 
     def choose(self, logits: Tensor, legal: Tensor, rows: Sequence[Row]) -> Tensor:
         """(B,) int64: what each row's latent takes; where it has none, anything."""
-        u = torch.tensor([0.0 if row.u is None else float(row.u[self.slot_of(row)]) for row in rows], device=logits.device)
-        in_image = torch.tensor([row.state in IMAGE for row in rows], device=logits.device)
+        in_image = torch.tensor([row.state in IMAGE for row in rows])
+        slots = self.slots.deciding(in_image, torch.tensor([row.length for row in rows])).tolist()
+        u = torch.tensor([0.0 if row.u is None else float(row.u[slot]) for row, slot in zip(rows, slots)], device=logits.device)
+        in_image = in_image.to(logits.device)
         return torch.where(in_image, sampling.choose(logits, legal, u, self.image), sampling.choose(logits, legal, u, self.text))
-
-    def slot_of(self, row: Row) -> int:
-        """The slot of a latent that decides the row's next id."""
-        first = self.slots.image if row.state in IMAGE else self.slots.text
-        return min(first + row.length, self.slots.size - 1)
 
 
 def unread(row: Row) -> Iterator[int]:

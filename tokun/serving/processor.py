@@ -28,7 +28,7 @@ class SpanProcessor(LogitsProcessor):
 
     @classmethod
     def validate_params(cls, sampling_params: Any) -> None:
-        """Raises ValueError for a seed or an index that is none."""
+        """Raises UserError for a seed or an index that is none."""
         sample = sample_of(sampling_params)
         if sample:
             latents.draw(sample["seed"], [sample["index"]], 1)

@@ -22,6 +22,7 @@ from vector_quantize_pytorch import FSQ, LFQ, SimVQ, VectorQuantize
 from vector_quantize_pytorch.vector_quantize_pytorch import Codebook
 
 from tokun.config import ImageTokenizerConfig
+from tokun.utils.errors import UserError
 
 
 class ResBlock(nn.Module):
@@ -138,7 +139,7 @@ class ImageTokenizer(nn.Module):
         """
         C, f = self.config.image_channels, self.config.downsample
         if images.ndim != 4 or images.shape[1] != C or images.shape[2] % f or images.shape[3] % f:
-            raise ValueError(f"images have shape {tuple(images.shape)}; this tokenizer takes (B, {C}, H, W) with H and W multiples of {f}")
+            raise UserError(f"images have shape {tuple(images.shape)}; this tokenizer takes (B, {C}, H, W) with H and W multiples of {f}")
         was_training = self.training
         self.eval()
         codes = torch.cat([self._codes(part, rows) for part in (images.split(rows) if rows else [images])])
@@ -158,10 +159,10 @@ class ImageTokenizer(nn.Module):
         """codes int64 (B, N) in 0..K-1 -> images float (B, C, H, W) clamped to [-1, 1]. `grid`: (h, w), default square."""
         h, w = grid or self.grid
         if codes.ndim != 2 or codes.shape[1] != h * w:
-            raise ValueError(f"codes have shape {tuple(codes.shape)}; a grid of {h}x{w} needs (B, {h * w})")
+            raise UserError(f"codes have shape {tuple(codes.shape)}; a grid of {h}x{w} needs (B, {h * w})")
         if codes.numel() and (codes.min() < 0 or codes.max() >= self.codebook_size):
-            raise ValueError(f"codes lie in {int(codes.min())}..{int(codes.max())}, outside 0..{self.codebook_size - 1}")
-        vectors = self._vectors(self.order[codes])  # (B, N, D)
+            raise UserError(f"codes lie in {int(codes.min())}..{int(codes.max())}, outside 0..{self.codebook_size - 1}")
+        vectors = self.vectors_of(self.order[codes])  # (B, N, D)
         return self.decoder(vectors.transpose(1, 2).reshape(codes.shape[0], -1, h, w)).float().clamp(-1, 1)
 
     @torch.no_grad()
@@ -172,14 +173,14 @@ class ImageTokenizer(nn.Module):
         """
         K = self.codebook_size
         every = torch.arange(K, device=self.order.device)
-        vectors = self._vectors(every[None])[0].double()  # (K, D)
+        vectors = self.vectors_of(every[None])[0].double()  # (K, D)
         centred = vectors - vectors.mean(0)
         _, axes = torch.linalg.eigh(centred.T @ centred)
         position = centred @ axes[:, -1]  # (K,)
         # pictures of one code each tell which end of the axis is dark; some of them, and small, are enough for that
         some = position.argsort(stable=True)[:: max(1, K // 256)]
         h, w = (min(side, 4) for side in self.grid)
-        flat = self._vectors(some[:, None].expand(len(some), h * w))
+        flat = self.vectors_of(some[:, None].expand(len(some), h * w))
         light = torch.cat([self.decoder(v.transpose(1, 2).reshape(len(v), -1, h, w)).mean((1, 2, 3)) for v in flat.split(64)])
         if ((position[some] - position[some].mean()) * (light.double() - light.double().mean())).sum() < 0:
             position = -position
@@ -189,7 +190,7 @@ class ImageTokenizer(nn.Module):
     @torch.no_grad()
     def vectors(self) -> Tensor:
         """(K, latent_dim) what the decoder is given for each public code."""
-        return self._vectors(self.order[None])[0]
+        return self.vectors_of(self.order[None])[0]
 
     def fingerprint(self) -> str:
         """sha256 over the names, shapes and bytes of all weights: two tokenizers agree on codes only if it is equal."""
@@ -208,7 +209,7 @@ class ImageTokenizer(nn.Module):
 
     @classmethod
     def load(cls, directory: Path) -> ImageTokenizer:
-        """Read what `save` wrote. Raises FileNotFoundError or ValueError naming the file."""
+        """Read what `save` wrote. Raises FileNotFoundError or UserError naming the file."""
         directory = Path(directory)
         for name in ("config.json", "model.safetensors"):
             if not (directory / name).is_file():
@@ -216,13 +217,13 @@ class ImageTokenizer(nn.Module):
         try:
             config = ImageTokenizerConfig(**json.loads((directory / "config.json").read_text()))
         except (TypeError, ValueError) as error:  # not JSON, not text, or other keys
-            raise ValueError(f"{directory / 'config.json'} is not an image tokenizer's config: {error}") from error
+            raise UserError(f"{directory / 'config.json'} is not an image tokenizer's config: {error}") from error
         tokenizer = cls(config)
         try:
             state = safetensors.torch.load_file(directory / "model.safetensors")
             tokenizer.load_state_dict(state)
         except (safetensors.SafetensorError, RuntimeError) as error:
-            raise ValueError(f"{directory / 'model.safetensors'} does not hold these weights: {error}") from error
+            raise UserError(f"{directory / 'model.safetensors'} does not hold these weights: {error}") from error
         return tokenizer.eval()
 
     def _quantize(self, tokens: Tensor) -> tuple[Tensor, Tensor, Tensor]:  # (B, N, D) -> (B, N, D), (B, N), scalar
@@ -230,7 +231,8 @@ class ImageTokenizer(nn.Module):
         loss = out[2].sum() if len(out) > 2 else tokens.new_zeros(())
         return out[0], out[1], loss
 
-    def _vectors(self, indices: Tensor) -> Tensor:  # (B, N) the quantizer's own indices -> (B, N, D)
+    def vectors_of(self, indices: Tensor) -> Tensor:
+        """The quantizer's own indices (B, N), which `order` has of ids -> vectors (B, N, D)."""
         match self.quantizer:
             case VectorQuantize():
                 return self.quantizer.get_output_from_indices(indices)
@@ -292,7 +294,7 @@ def make_quantizer(config: ImageTokenizerConfig) -> nn.Module:
             return LFQ(dim=D, codebook_size=K, entropy_loss_weight=0.02, commitment_loss_weight=config.commitment_weight)
         case "SimVQ":
             return SimVQ(dim=D, codebook_size=K, rotation_trick=True, commitment_weight=config.commitment_weight)
-    raise ValueError(f"quantizer {config.quantizer!r} is not one of VectorQuantize, FSQ, LFQ, SimVQ")
+    raise UserError(f"quantizer {config.quantizer!r} is not one of VectorQuantize, FSQ, LFQ, SimVQ")
 
 
 def fsq_levels(codebook_size: int) -> list[int]:
@@ -313,21 +315,21 @@ def fsq_levels(codebook_size: int) -> list[int]:
 def _check(config: ImageTokenizerConfig) -> None:
     steps = len(config.channels) - 1
     if config.stem * 2**steps != config.downsample:
-        raise ValueError(
+        raise UserError(
             f"downsample {config.downsample} is not stem {config.stem} x 2^{steps}: "
             f"with {len(config.channels)} entries in channels it is {config.stem * 2**steps}"
         )
     if config.image_size % config.downsample:
-        raise ValueError(f"image_size {config.image_size} is not a multiple of downsample {config.downsample}")
+        raise UserError(f"image_size {config.image_size} is not a multiple of downsample {config.downsample}")
     if config.image_channels not in (1, 3):
-        raise ValueError(f"image_channels is {config.image_channels}; 1 is grayscale, 3 is RGB")
+        raise UserError(f"image_channels is {config.image_channels}; 1 is grayscale, 3 is RGB")
     if config.attention and config.channels[-1] % 4:
-        raise ValueError(f"channels end with {config.channels[-1]}; with attention (4 heads) it must be a multiple of 4")
+        raise UserError(f"channels end with {config.channels[-1]}; with attention (4 heads) it must be a multiple of 4")
     K = config.codebook_size
     if K < 8 or K > 65536:
-        raise ValueError(f"codebook_size is {K}; it must lie in 8..65536 (code shards are uint16)")
+        raise UserError(f"codebook_size is {K}; it must lie in 8..65536 (code shards are uint16)")
     if config.quantizer in ("FSQ", "LFQ") and K & (K - 1):
-        raise ValueError(f"codebook_size {K} is not a power of two, which {config.quantizer} needs")
+        raise UserError(f"codebook_size {K} is not a power of two, which {config.quantizer} needs")
 
 
 def _groups(channels: int) -> int:

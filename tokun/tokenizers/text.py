@@ -28,6 +28,8 @@ from typing import TYPE_CHECKING
 
 import sentencepiece
 
+from tokun.utils.errors import UserError, reading
+
 if TYPE_CHECKING:
     import tokenizers
 
@@ -70,7 +72,7 @@ class TextTokenizer:
     """
 
     def __init__(self, model: bytes) -> None:
-        """`model`: the bytes of a model made by `train`. ValueError for any other."""
+        """`model`: the bytes of a model made by `train`. UserError for any other."""
         self._model = bytes(model)
         self._processor = _open_model(self._model)
         self.size: int = self._processor.get_piece_size()
@@ -79,7 +81,7 @@ class TextTokenizer:
         )
         self._bytes = [self._bytes_of(i) for i in range(self.size)]
         if self.decode(self._processor.encode(PROBE)) != PROBE:
-            raise ValueError("it rewrites text or is not whole, so that captions would not come back as they went in")
+            raise UserError("it rewrites text or is not whole, so that captions would not come back as they went in")
 
     @classmethod
     def train(cls, captions: Iterable[str], *, vocab_size: int, character_coverage: float = 0.9995) -> TextTokenizer:
@@ -89,13 +91,13 @@ class TextTokenizer:
                             the captions do not hold so many pieces
         character_coverage  share of the text whose characters get a piece of their own; rarer ones are spelt in bytes
 
-        ValueError if there is no text, or `vocab_size` has no room for the bytes and the characters.
+        UserError if there is no text, or `vocab_size` has no room for the bytes and the characters.
         """
         if isinstance(captions, str):
-            raise ValueError(f"captions is the str {captions[:40]!r}: pass an iterable of them, [caption] for a single one")
+            raise UserError(f"captions is the str {captions[:40]!r}: pass an iterable of them, [caption] for a single one")
         lines = [text[start : start + TRAINING_CHUNK] for text in map(normalize, captions) for start in range(0, len(text), TRAINING_CHUNK)]
         if not lines:
-            raise ValueError("no caption has any text: a text tokenizer needs at least one caption to train on")
+            raise UserError("no caption has any text: a text tokenizer needs at least one caption to train on")
         model = io.BytesIO()
         try:
             sentencepiece.SentencePieceTrainer.train(
@@ -119,12 +121,12 @@ class TextTokenizer:
         except RuntimeError as error:
             too_small = re.search(r"smaller than required_chars\. \d+ vs (\d+)", str(error))
             if too_small:
-                raise ValueError(
+                raise UserError(
                     f"vocab_size {vocab_size} is too small: the bytes and the characters of these captions alone take "
                     f"{too_small[1]}. Raise vocab_size, or lower character_coverage ({character_coverage})"
                 ) from None
             if "!sentences_.empty()" in str(error):
-                raise ValueError(f"sentencepiece can use none of the captions; the first is {lines[0][:80]!r}") from None
+                raise UserError(f"sentencepiece can use none of the captions; the first is {lines[0][:80]!r}") from None
             raise
         tokenizer = cls(model.getvalue())
         if tokenizer.size < vocab_size:
@@ -139,12 +141,12 @@ class TextTokenizer:
         """The text of `ids`: `decode(encode(t)) == normalize(t)`.
 
         Ids drawn by a model may spell what is not UTF-8: each broken stretch reads U+FFFD and its neighbours stay
-        readable. Such text need not be normalized. ValueError for an id outside 0..size-1.
+        readable. Such text need not be normalized. UserError for an id outside 0..size-1.
         """
         pieces = []
         for i in map(int, ids):
             if not 0 <= i < self.size:
-                raise ValueError(f"id {i} is not text: this tokenizer has ids 0..{self.size - 1}")
+                raise UserError(f"id {i} is not text: this tokenizer has ids 0..{self.size - 1}")
             pieces.append(self._bytes[i])
         # Marks turn into spaces only here, at the end: a mark too rare for a piece of its own comes as three bytes.
         return b"".join(pieces).decode("utf-8", errors="replace").replace(SPACE_MARK, " ").removeprefix(" ")
@@ -162,17 +164,17 @@ class TextTokenizer:
 
     @classmethod
     def load(cls, path: Path) -> TextTokenizer:
-        """Read what `save` wrote. FileNotFoundError if there is nothing, ValueError if it is anything else."""
+        """Read what `save` wrote. FileNotFoundError if there is nothing, UserError if it is anything else."""
         path = Path(path)
         way_out = "copy it anew from the checkpoint it belongs to, or train one with TextTokenizer.train"
         if not path.exists():
             raise FileNotFoundError(f"no text tokenizer at {path}: {way_out}")
         if path.is_dir():
-            raise ValueError(f"{path} is a directory, not a sentencepiece model; PretrainedTextTokenizer.load reads those")
+            raise UserError(f"{path} is a directory, not a sentencepiece model; PretrainedTextTokenizer.load reads those")
         try:
             return cls(path.read_bytes())
         except ValueError as error:
-            raise ValueError(f"{path} is no text tokenizer of tokun's ({error}): {way_out}") from None
+            raise UserError(f"{path} is no text tokenizer of tokun's ({error}): {way_out}") from None
 
     def fingerprint(self) -> str:
         """sha256 of the model's bytes, in hex: equal fingerprints, equal ids."""
@@ -250,7 +252,7 @@ class PretrainedTextTokenizer:
         self.size: int = self._backend.get_vocab_size(with_added_tokens=True)
         last = max(self._backend.get_vocab(with_added_tokens=True).values(), default=-1)
         if last + 1 != self.size:
-            raise ValueError(
+            raise UserError(
                 f"this tokenizer has {self.size} tokens but ids up to {last}, and tokun's vocabulary has no holes: "
                 "choose another pretrained model"
             )
@@ -263,12 +265,13 @@ class PretrainedTextTokenizer:
 
     @classmethod
     def from_pretrained(cls, id_or_path: str | Path) -> PretrainedTextTokenizer:
-        """The tokenizer of a model on the Hugging Face hub, or in a local directory. ValueError if it is a slow one."""
+        """The tokenizer of a model on the Hugging Face hub, or in a local directory. UserError if it is a slow one."""
         from transformers import AutoTokenizer
 
-        tokenizer = AutoTokenizer.from_pretrained(str(id_or_path))
+        with reading(f"the tokenizer of {id_or_path}"):
+            tokenizer = AutoTokenizer.from_pretrained(str(id_or_path))
         if getattr(tokenizer, "backend_tokenizer", None) is None:
-            raise ValueError(f"{id_or_path} has no fast tokenizer (tokenizer.json): choose a model that has one")
+            raise UserError(f"{id_or_path} has no fast tokenizer (tokenizer.json): choose a model that has one")
         backend = _copy(tokenizer.backend_tokenizer)
         # A token may be special by name alone (unk_token in tokenizer_config.json); say so where `save` keeps it.
         ids = backend.get_vocab(with_added_tokens=True)
@@ -280,11 +283,11 @@ class PretrainedTextTokenizer:
         return self._backend.encode(normalize(text), add_special_tokens=False).ids
 
     def decode(self, ids: Sequence[int]) -> str:
-        """The text of `ids`, special tokens spelt out. ValueError for an id outside 0..size-1."""
+        """The text of `ids`, special tokens spelt out. UserError for an id outside 0..size-1."""
         ids = [int(i) for i in ids]
         for i in ids:
             if not 0 <= i < self.size:
-                raise ValueError(f"id {i} is not text: this tokenizer has ids 0..{self.size - 1}")
+                raise UserError(f"id {i} is not text: this tokenizer has ids 0..{self.size - 1}")
         return self._backend.decode(ids, skip_special_tokens=False)
 
     def save(self, directory: Path) -> None:
@@ -293,7 +296,7 @@ class PretrainedTextTokenizer:
 
     @classmethod
     def load(cls, directory: Path) -> PretrainedTextTokenizer:
-        """Read what `save` wrote. FileNotFoundError if there is nothing, ValueError if it is anything else."""
+        """Read what `save` wrote. FileNotFoundError if there is nothing, UserError if it is anything else."""
         from tokenizers import Tokenizer
 
         path = Path(directory) / "tokenizer.json"
@@ -303,7 +306,7 @@ class PretrainedTextTokenizer:
         try:
             backend = Tokenizer.from_str(path.read_text(encoding="utf-8"))
         except Exception as error:  # the library raises bare `Exception`
-            raise ValueError(f"{path} is no Hugging Face tokenizer ({error}): {way_out}") from None
+            raise UserError(f"{path} is no Hugging Face tokenizer ({error}): {way_out}") from None
         return cls(backend)
 
     def fingerprint(self) -> str:
@@ -323,16 +326,16 @@ class PretrainedTextTokenizer:
 
 
 def _open_model(model: bytes) -> sentencepiece.SentencePieceProcessor:
-    """The processor for `model`. ValueError unless it has the layout that `TextTokenizer.train` gives."""
+    """The processor for `model`. UserError unless it has the layout that `TextTokenizer.train` gives."""
     if not model:
-        raise ValueError("it is empty")
+        raise UserError("it is empty")
     try:
         processor = sentencepiece.SentencePieceProcessor(model_proto=model)
     except RuntimeError:
-        raise ValueError("it is not a sentencepiece model, or not the whole of one") from None
+        raise UserError("it is not a sentencepiece model, or not the whole of one") from None
     size = processor.get_piece_size()
     if size < 257 or processor.unk_id() != 0 or not all(map(processor.is_byte, range(1, 257))):
-        raise ValueError("it lacks the bytes at ids 1..256, so that some captions could not be encoded")
+        raise UserError("it lacks the bytes at ids 1..256, so that some captions could not be encoded")
     return processor
 
 
@@ -366,12 +369,12 @@ def _write_hf(backend: tokenizers.Tokenizer, directory: Path, added_tokens: Sequ
     known = backend.get_vocab(with_added_tokens=True)
     clashes = [token for token in added_tokens if token in known]
     if clashes:
-        raise ValueError(f"the text tokenizer has {clashes[:5]} of its own: give those added tokens other names")
+        raise UserError(f"the text tokenizer has {clashes[:5]} of its own: give those added tokens other names")
     if len(set(added_tokens)) != len(added_tokens):
-        raise ValueError("added_tokens holds a token twice: ids must be distinct, so must names")
+        raise UserError("added_tokens holds a token twice: ids must be distinct, so must names")
     strangers = [token for token in (bos, eos, pad) if token not in added_tokens]
     if strangers:
-        raise ValueError(f"{strangers} are not among added_tokens: bos, eos and pad must be")
+        raise UserError(f"{strangers} are not among added_tokens: bos, eos and pad must be")
 
     # `normalize`, in the library's words; surrogates cannot reach it
     steps = [

@@ -1,15 +1,8 @@
-"""One id space for words, controls and picture codes; how spans are written into a sequence and read back.
+"""One id space for words, controls and picture codes: which id is what.
 
     ids:  text pieces 0 … | control tokens … | image codes 0 … K-1 | tags that an adapter has added
 
-The only file that knows both modalities: offsets, legal ranges, the order of spans, and the grammar (`GRAMMAR`), a table
-state -> (token class, next state) that packing is checked against and that sampling masks with.
-
-Sequences (design: one story each):
-    joint          <bos> [tags] <boi> codes <eoi> <boc> caption <eoc> <eos>
-    text_to_image  <bos> [tags] <boc> caption <eoc> <boi> codes <eoi> <eos>
-    question       <bos> [tags] <boi> codes <eoi> <boq> question <eoq> <boa> answer <eoa> <eos>
-    rewrite        <bos> [tags] <boc> caption <eoc> <register:R> <boc> caption in register R <eoc> <eos>
+The only file that knows where each kind of id lies. Which may follow which is grammar.py, how they make a sequence is sequences.py.
 """
 
 from __future__ import annotations
@@ -24,42 +17,17 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
+from tokun.tokenizers.grammar import TAG_KINDS, Grammar
+from tokun.utils.errors import UserError
+
 STRUCTURE = ("<pad>", "<bos>", "<eos>", "<boi>", "<eoi>", "<boc>", "<eoc>", "<boq>", "<eoq>", "<boa>", "<eoa>")
 REGISTERS = ("plain", "poetic", "era", "social", "alt")
-TAG_KINDS = ("style", "subject", "thing", "register", "grid")  # the order in which tags are written
 TASKS = ("joint", "text_to_image", "question", "rewrite")
 
-_OPENING = (("<boi>", "image"), ("<boc>", "prompt"))
-# state -> ((token class, next state), …). Classes: a structure token, "text", "code", or a kind of tag.
-# A "code" span holds exactly h*w codes; a "text" span at least one and at most `max_text` pieces.
-GRAMMAR: dict[str, tuple[tuple[str, str], ...]] = {
-    "start": (("<bos>", "tags"),),
-    # each kind of tag at most once, in the order of TAG_KINDS
-    "tags": (*((kind, kind) for kind in TAG_KINDS), *_OPENING),
-    **{kind: (*((later, later) for later in TAG_KINDS[place + 1 :]), *_OPENING) for place, kind in enumerate(TAG_KINDS)},
-    "image": (("code", "image"), ("<eoi>", "image_done")),
-    "image_done": (("<boc>", "caption"), ("<boq>", "asked")),
-    "caption": (("text", "caption"), ("<eoc>", "caption_done")),
-    "caption_done": (("<eos>", "end"),),
-    "asked": (("text", "asked"), ("<eoq>", "asked_done")),
-    "asked_done": (("<boa>", "answer"),),
-    "answer": (("text", "answer"), ("<eoa>", "answer_done")),
-    "answer_done": (("<eos>", "end"),),
-    "prompt": (("text", "prompt"), ("<eoc>", "prompt_done")),
-    "prompt_done": (("<boi>", "drawn"), ("register", "rewrite")),
-    "drawn": (("code", "drawn"), ("<eoi>", "drawn_done")),
-    "drawn_done": (("<eos>", "end"),),
-    "rewrite": (("<boc>", "caption"),),
-    "end": (("<pad>", "end"),),
-}  # fmt: skip
-STATES = tuple(GRAMMAR)
 MANY, NEAR = 100, 5  # names that an error lists: all of so many; so many of more
-IMAGE_STATES = ("image", "drawn")  # those whose span is a picture …
-TEXT_STATES = ("caption", "prompt", "asked", "answer")  # … and those whose span is text
 
 
 @dataclass(frozen=True)
@@ -76,28 +44,6 @@ class Tags:
         """The control tokens, in writing order."""
         out = [f"<{kind}:{getattr(self, kind)}>" for kind in TAG_KINDS if kind != "grid" and getattr(self, kind)]
         return out + ([grid_name(self.grid)] if self.grid else [])
-
-
-@dataclass(frozen=True)
-class Unpacked:
-    """A sequence taken apart by `Vocabulary.unpack`; what a task does not hold is None."""
-
-    task: str
-    tags: Tags
-    codes: list[int] | None = None  # 0..K-1, raster order
-    caption: list[int] | None = None  # text ids
-    question: list[int] | None = None
-    answer: list[int] | None = None
-    rewritten: list[int] | None = None
-    rewritten_register: str = ""
-
-
-@dataclass(frozen=True)
-class Packed:
-    """ids of one sequence; `prompt` of them, at the front, are given and carry no loss."""
-
-    input_ids: list[int]
-    prompt: int
 
 
 @dataclass(frozen=True)
@@ -124,21 +70,21 @@ class Vocabulary:
 
     def __post_init__(self) -> None:
         if not self.grids:
-            raise ValueError("a vocabulary needs at least one grid, for example ((8, 8),)")
+            raise UserError("a vocabulary needs at least one grid, for example ((8, 8),)")
         for name in ("text_size", "codebook_size", "max_text"):
             size = getattr(self, name)
             if not isinstance(size, int) or isinstance(size, bool) or size < 1:
-                raise ValueError(f"{name} is {size!r}; it must be an integer, at least 1")
+                raise UserError(f"{name} is {size!r}; it must be an integer, at least 1")
         if any(not isinstance(i, int) or not 0 <= i < self.text_size for i in self.illegal_text):
-            raise ValueError(f"illegal_text is {self.illegal_text!r}; it must hold text ids, 0 to {self.text_size - 1}")
+            raise UserError(f"illegal_text is {self.illegal_text!r}; it must hold text ids, 0 to {self.text_size - 1}")
         names = (*self._front, *self.appended)
         if strangers := set(self.appended) - set(self._tags):
-            raise ValueError(f"appended names {sorted(strangers)}, which are no tags of this vocabulary")
+            raise UserError(f"appended names {sorted(strangers)}, which are no tags of this vocabulary")
         for name in names:
             if re.search(r"[\s<>]", name[1:-1]):
-                raise ValueError(f"{name!r} cannot be a control token: no spaces or angle brackets; write wood-engraving")
+                raise UserError(f"{name!r} cannot be a control token: no spaces or angle brackets; write wood-engraving")
         if len(set(names)) != len(names):
-            raise ValueError(f"control tokens repeat: {sorted(n for n in names if names.count(n) > 1)}")
+            raise UserError(f"control tokens repeat: {sorted(n for n in names if names.count(n) > 1)}")
         front = len(self._front)
         self._ids.update({name: self.text_size + i + (self.codebook_size if i >= front else 0) for i, name in enumerate(names)})
 
@@ -222,11 +168,11 @@ class Vocabulary:
         return {None: math.prod(self.default_grid), **{self.id(grid_name(grid)): math.prod(grid) for grid in self.grids}}
 
     def id(self, name: str) -> int:
-        """The id of a control token such as '<boi>' or '<style:engraving>'. Raises ValueError listing its kin, or the nearest of many."""
+        """The id of a control token such as '<boi>' or '<style:engraving>'. Raises UserError listing its kin, or the nearest of many."""
         if name not in self._ids:
             kind, _, word = name[1:-1].partition(":")
             known = [c[len(kind) + 2 : -1] for c in self.controls if c.startswith(f"<{kind}:")]
-            raise ValueError(f"{name} is not in this vocabulary; {kind} can be: {listed(word, known)}")
+            raise UserError(f"{name} is not in this vocabulary; {kind} can be: {listed(word, known)}")
         return self._ids[name]
 
     def name(self, token: int) -> str:
@@ -246,149 +192,21 @@ class Vocabulary:
         if self.code_offset <= token < self.code_end:
             return "code"
         if not 0 <= token < self.size:
-            raise ValueError(f"id {token} is outside this vocabulary (0..{self.size - 1})")
+            raise UserError(f"id {token} is outside this vocabulary (0..{self.size - 1})")
         name = self.name(token)
         return name if name in STRUCTURE else name[1:].partition(":")[0]
 
-    # --- pack and unpack --------------------------------------------------------------------------------------------
-
-    def pack_joint(self, tags: Tags, codes: Sequence[int] | np.ndarray, caption: Sequence[int]) -> Packed:
-        ids = [*self.prefix(tags), self.id("<boi>"), *self._codes(codes, tags), self.id("<eoi>")]
-        return Packed([*ids, self.id("<boc>"), *self._text(caption), self.id("<eoc>"), self.id("<eos>")], 1)
-
-    def pack_text_to_image(self, tags: Tags, codes: Sequence[int] | np.ndarray, caption: Sequence[int]) -> Packed:
-        ids = [*self.prefix(tags), self.id("<boc>"), *self._text(caption), self.id("<eoc>")]
-        return Packed([*ids, self.id("<boi>"), *self._codes(codes, tags), self.id("<eoi>"), self.id("<eos>")], 1)
-
-    def pack_image_to_text(self, tags: Tags, codes: Sequence[int] | np.ndarray, caption: Sequence[int]) -> Packed:
-        """The joint sequence with the picture given."""
-        joint = self.pack_joint(tags, codes, caption)
-        return Packed(joint.input_ids, joint.input_ids.index(self.id("<boc>")) + 1)
-
-    def pack_question(self, tags: Tags, codes: Sequence[int] | np.ndarray, question: Sequence[int], answer: Sequence[int]) -> Packed:
-        ids = [*self.prefix(tags), self.id("<boi>"), *self._codes(codes, tags), self.id("<eoi>")]
-        ids += [self.id("<boq>"), *self._text(question), self.id("<eoq>"), self.id("<boa>")]
-        return Packed([*ids, *self._text(answer), self.id("<eoa>"), self.id("<eos>")], len(ids))
-
-    def pack_rewrite(self, tags: Tags, caption: Sequence[int], register: str, rewritten: Sequence[int]) -> Packed:
-        ids = [*self.prefix(tags), self.id("<boc>"), *self._text(caption), self.id("<eoc>")]
-        ids += [self.id(f"<register:{register}>"), self.id("<boc>")]
-        return Packed([*ids, *self._text(rewritten), self.id("<eoc>"), self.id("<eos>")], 1)
-
-    def prefix(self, tags: Tags) -> list[int]:
-        """<bos> and the tags."""
-        return [self.id("<bos>"), *(self.id(name) for name in tags.names())]
-
-    def unpack(self, ids: Sequence[int]) -> Unpacked:
-        """A whole sequence (padding behind it allowed) -> its parts. Raises ValueError where the grammar is broken."""
-        spans: dict[str, list[int]] = {}
-        tags: dict[str, Any] = {}
-        task, state, register = "joint", "start", ""
-        for position, token in enumerate(ids):
-            following = self._next(state, int(token), spans, tags, position)
-            kind = self.class_of(int(token))
-            if kind in ("text", "code"):
-                spans.setdefault(state, []).append(int(token) - (self.code_offset if kind == "code" else 0))
-            elif kind in TAG_KINDS and state != "prompt_done":
-                value = self.name(int(token))[1:-1].partition(":")[2]
-                tags[kind] = parse_grid(value) if kind == "grid" else value
-            elif state == "prompt_done":
-                task = "text_to_image" if following == "drawn" else "rewrite"
-                register = "" if following == "drawn" else self.name(int(token))[1:-1].partition(":")[2]
-            elif following == "asked":
-                task = "question"
-            state = following
-        if state != "end":
-            raise ValueError(f"the sequence of {len(ids)} ids ends inside its {state} span; a whole one ends with <eos>")
-        rewritten = spans.get("caption") if task == "rewrite" else None
-        return Unpacked(
-            task, Tags(**tags), spans.get("image", spans.get("drawn")), spans.get("prompt") if task != "joint" and task != "question" else spans.get("caption"),
-            spans.get("asked"), spans.get("answer"), rewritten, register,
-        )  # fmt: skip
-
-    def _next(self, state: str, token: int, spans: dict[str, list[int]], tags: dict[str, Any], position: int) -> str:
-        kind = self.class_of(token)
-        target = dict(GRAMMAR[state]).get(kind)
-        length = len(spans.get(state, ()))
-        rows, columns = tags.get("grid") or self.default_grid
-        full = length == rows * columns
-        wrong = target is None
-        if state in IMAGE_STATES:
-            wrong |= (kind == "code") == full
-        elif target != state and state in TEXT_STATES:
-            wrong |= length == 0
-        elif kind == "text":
-            wrong |= length >= self.max_text or token in self.illegal_text
-        if wrong:
-            raise ValueError(f"id {token} ({kind}) at position {position} cannot stand in a {state} span of {length}")
-        assert target is not None
-        return target
-
-    def _codes(self, codes: Sequence[int] | np.ndarray, tags: Tags) -> list[int]:
-        rows, columns = tags.grid or self.default_grid
-        if len(codes) != rows * columns:
-            raise ValueError(f"{len(codes)} codes do not fill a grid of {rows}x{columns} ({rows * columns})")
-        array = np.asarray(codes)
-        if array.dtype != np.uint16:  # as shards hold them: never below 0
-            array = array.astype(np.int64)
-        if len(array) and not (np.maximum.reduce(array) < self.codebook_size and (array.dtype == np.uint16 or array.min() >= 0)):
-            raise ValueError(f"codes lie in {array.min()}..{array.max()}, outside 0..{self.codebook_size - 1}")
-        return np.add(array, self.code_offset, dtype=np.int64).tolist()
-
-    def _text(self, ids: Sequence[int]) -> list[int]:
-        if not 0 < len(ids) <= self.max_text:
-            raise ValueError(f"a text span has {len(ids)} pieces; it needs 1 to {self.max_text} (data.max_caption_tokens)")
-        ids = list(map(int, ids))
-        if not (min(ids) >= 0 and max(ids) < self.text_size) or not self._illegal.isdisjoint(ids):
-            raise ValueError(f"a text span holds ids outside the text pieces 0..{self.text_size - 1} (or {self.illegal_text})")
-        return ids
-
     @cached_property
-    def _illegal(self) -> frozenset[int]:
+    def illegal(self) -> frozenset[int]:
         return frozenset(self.illegal_text)
 
-    # --- the grammar as tensors, for sampling -----------------------------------------------------------------------
-
     @cached_property
-    def legal(self) -> Tensor:
-        """(S, V) bool: which ids may stand in each state, span lengths aside."""
-        table = torch.zeros(len(STATES), self.size, dtype=torch.bool)
-        for row, state in enumerate(STATES):
-            for kind, _ in GRAMMAR[state]:
-                table[row, self._ids_of(kind)] = True
-        return table
+    def grammar(self) -> Grammar:
+        """What may follow what, as tables on the CPU."""
+        return Grammar(self)
 
-    @cached_property
-    def following(self) -> Tensor:
-        """(S, V) int64: the state after an id; -1 where it is illegal."""
-        table = torch.full((len(STATES), self.size), -1)
-        for row, state in enumerate(STATES):
-            for kind, target in GRAMMAR[state]:
-                table[row, self._ids_of(kind)] = STATES.index(target)
-        return table
-
-    def legal_mask(self, states: Tensor, lengths: Tensor, n_codes: Tensor) -> Tensor:
-        """Which ids may come next. states, lengths (ids in the present span), n_codes: int64 (B,) -> (B, V) bool."""
-        mask = self.legal.to(states.device)[states]
-        codes = self.is_image.to(states.device)
-        text_end = torch.zeros(self.size, dtype=torch.bool, device=states.device)
-        text_end[[self.id("<eoc>"), self.id("<eoq>"), self.id("<eoa>")]] = True
-        image = torch.isin(states, torch.tensor([STATES.index(s) for s in IMAGE_STATES], device=states.device))
-        text = torch.isin(states, torch.tensor([STATES.index(s) for s in TEXT_STATES], device=states.device))
-        full = (image & (lengths >= n_codes))[:, None]
-        mask &= ~(full & codes)  # a full picture takes no more codes …
-        mask &= ~((image[:, None] & ~full) & ~codes)  # … and an unfinished one nothing else
-        mask &= ~((text & (lengths == 0))[:, None] & text_end)  # no text is empty …
-        mask &= ~((text & (lengths >= self.max_text))[:, None] & ~text_end)  # … or too long
-        return mask
-
-    def advance(self, states: Tensor, lengths: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
-        """States and span lengths after `tokens` (B,)."""
-        following = self.following.to(states.device)[states, tokens]
-        assert following.device.type != "cpu" or (following >= 0).all(), "an illegal id was chosen"  # a GPU is not waited for
-        return following, torch.where(following == states, lengths + 1, torch.zeros_like(lengths))
-
-    def _ids_of(self, kind: str) -> Tensor:
+    def ids_of(self, kind: str) -> Tensor:
+        """The ids of a class (see `class_of`), int64; of text, those that may stand in a span."""
         if kind == "text":
             legal = torch.ones(self.text_size, dtype=torch.bool)
             legal[list(self.illegal_text)] = False
@@ -420,13 +238,13 @@ class Vocabulary:
 
     @classmethod
     def load(cls, path: Path) -> Vocabulary:
-        """Raises FileNotFoundError or ValueError naming the file."""
+        """Raises FileNotFoundError or UserError naming the file."""
         if not path.is_file():
             raise FileNotFoundError(f"{path} is missing: the checkpoint is not whole. Copy it again")
         try:
             return cls.from_dict(json.loads(path.read_text(encoding="utf-8")))
         except (AttributeError, TypeError, KeyError, ValueError) as error:
-            raise ValueError(f"{path} is not a vocabulary: {error}") from error
+            raise UserError(f"{path} is not a vocabulary: {error}") from error
 
 
 def listed(word: str, known: Sequence[str]) -> str:
@@ -451,7 +269,7 @@ def parse_grid(text: str) -> tuple[int, int]:
 
 
 def tag_word(text: str) -> str:
-    """Any metadata as a tag: 'Wood engraving (after a drawing)' -> 'wood-engraving-after-a-drawing'. Raises ValueError for what is no text."""
+    """Any metadata as a tag: 'Wood engraving (after a drawing)' -> 'wood-engraving-after-a-drawing'. Raises UserError for what is no text."""
     if not isinstance(text, str):
-        raise ValueError(f"{text!r} is no tag: give a str, empty for none")
+        raise UserError(f"{text!r} is no tag: give a str, empty for none")
     return re.sub(r"[^\w]+", "-", text.strip().lower()).strip("-")

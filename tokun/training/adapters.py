@@ -26,6 +26,7 @@ from tokun.inference.tags import TagCounts
 from tokun.models.shares import collected, own_share
 from tokun.tokenizers.vocabulary import STRUCTURE, TAG_KINDS, Vocabulary
 from tokun.training.start import starting_model
+from tokun.utils.errors import UserError
 from tokun.utils.extras import need
 
 SHAPE = {
@@ -41,7 +42,7 @@ def goes_on(config: Config) -> bool:
 
 
 def check(config: Config, *, zero_stage: int = 0) -> None:
-    """Raises ValueError for what `config.adapter`, and what else goes on from a whole model, cannot be."""
+    """Raises UserError for what `config.adapter`, and what else goes on from a whole model, cannot be."""
     a = config.adapter
     if not goes_on(config):
         return
@@ -55,25 +56,25 @@ def check(config: Config, *, zero_stage: int = 0) -> None:
             if config.words.train
             else "grpo.rewards is set"
         )
-        raise ValueError(f"{what}, which needs a model that is there: name it with start=bundled, a folder or a Hub id")
+        raise UserError(f"{what}, which needs a model that is there: name it with start=bundled, a folder or a Hub id")
     if config.generator.pretrained:
-        raise ValueError(f"start {config.start} and generator.pretrained {config.generator.pretrained} exclude each other: set one of them")
+        raise UserError(f"start {config.start} and generator.pretrained {config.generator.pretrained} exclude each other: set one of them")
     if not a.rank:
         return
     if a.alpha <= 0 or not 0 <= a.dropout < 1:
-        raise ValueError(f"adapter.alpha is {a.alpha} and adapter.dropout {a.dropout}; alpha must be above 0, dropout in [0, 1)")
+        raise UserError(f"adapter.alpha is {a.alpha} and adapter.dropout {a.dropout}; alpha must be above 0, dropout in [0, 1)")
     if not a.targets:
-        raise ValueError("adapter.targets is empty: name layers such as [q_proj, v_proj], or leave it out for all of them")
+        raise UserError("adapter.targets is empty: name layers such as [q_proj, v_proj], or leave it out for all of them")
     if a.bits not in (0, 4, 8):
-        raise ValueError(f"adapter.bits is {a.bits}; it is 8 or 4, or 0 for the base as it is")
+        raise UserError(f"adapter.bits is {a.bits}; it is 8 or 4, or 0 for the base as it is")
     if a.bits and not torch.cuda.is_available():
-        raise ValueError(
+        raise UserError(
             f"adapter.bits is {a.bits}, which bitsandbytes computes on NVIDIA GPUs, and there is none here: leave it out (adapter.bits=0)"
         )
     if a.bits and importlib.util.find_spec("bitsandbytes") is None:
-        raise ValueError(f"adapter.bits is {a.bits}, which needs bitsandbytes: pip install bitsandbytes, or adapter.bits=0")
+        raise UserError(f"adapter.bits is {a.bits}, which needs bitsandbytes: pip install bitsandbytes, or adapter.bits=0")
     if a.bits and zero_stage == 3:
-        raise ValueError(
+        raise UserError(
             f"adapter.bits is {a.bits}, and ZeRO stage 3 cannot cut such weights: take configs/deepspeed/zero1.json, or adapter.bits=0"
         )
 
@@ -90,7 +91,7 @@ def take_shape(config: Config) -> None:
     config.generator = dataclasses.replace(config.generator, **known, codebook_start=False)
     several = [grid_text(grid) for grid in base.grids] if len(base.grids) > 1 else []
     if config.data.grids and config.data.grids != several:
-        raise ValueError(
+        raise UserError(
             f"data.grids is {config.data.grids}, the base draws {several or grid_text(base.grids[0])}: leave it out, an adapter keeps the base's shapes"
         )
     config.data.grids = several
@@ -104,9 +105,9 @@ def take_shape(config: Config) -> None:
 
 
 def vocabulary_of(base: Tokun, trained: Vocabulary, *, new_tags: bool) -> Vocabulary:
-    """The base's ids, and behind them those of the tags in `trained` that it does not know. Raises ValueError for a shape it does not know."""
+    """The base's ids, and behind them those of the tags in `trained` that it does not know. Raises UserError for a shape it does not know."""
     if strange := [grid for grid in trained.grids if grid not in base.grids]:
-        raise ValueError(
+        raise UserError(
             f"the codes hold pictures of {', '.join(map(grid_text, strange))} codes, the base draws {', '.join(map(grid_text, base.grids))}"
         )
     if not new_tags:
@@ -187,14 +188,16 @@ def base_path(config: Config) -> str | None:
 def attach(config: Config, base: Tokun, vocabulary: Vocabulary) -> Tuned:
     """Put an adapter into the base's generator (which is changed). First weights come from torch's global generator: seed it before the call.
 
-    Raises ValueError for targets that the generator does not have.
+    Raises UserError for targets that the generator does not have.
     """
     peft, a = need("peft", extra="train"), config.adapter
     made_on = adapters.fingerprint(base.generator, base.vocabulary)
     generator = base.generator if not a.bits else in_bits(config, peft)
     linear = {name.rpartition(".")[2] for name, module in generator.named_modules() if isinstance(module, nn.Linear) and name != "lm_head"}
     if strange := [name for name in a.targets if name not in linear]:
-        raise ValueError(f"adapter.targets names {', '.join(strange)}; the base's layers are {', '.join(sorted(linear))}")
+        raise UserError(f"adapter.targets names {', '.join(strange)}; the base's layers are {', '.join(sorted(linear))}")
+    if config.train.gradient_checkpointing:
+        generator.enable_input_require_grads()  # the embeddings stand still, and what is computed again needs an input with a gradient
     rows = new_rows(generator, base.vocabulary, vocabulary)
     settings = peft.LoraConfig(
         r=a.rank, lora_alpha=a.alpha, lora_dropout=a.dropout, target_modules=list(a.targets), use_dora=a.dora, bias="none",

@@ -28,8 +28,9 @@ from tokun.tokenizers.vocabulary import tag_word
 from tokun.training.records import without
 from tokun.training.run import Run
 from tokun.training.shapes import shape_options, shapes_asked
-from tokun.training.text_tokenizer import BROKEN_RECORD, captions_of
+from tokun.training.text_tokenizer import captions_of
 from tokun.utils import checkpoint
+from tokun.utils.errors import BadSample, UserError
 
 
 @dataclass(frozen=True)
@@ -57,7 +58,7 @@ def _tokenizer_on(folder: Path, device: torch.device) -> ImageTokenizer:
 
 
 def codes_tasks(run: Run) -> list[CodesTask]:
-    """What `encode_shards` has to do, in order. Raises ValueError when the folder holds codes of other settings or another tokenizer."""
+    """What `encode_shards` has to do, in order. Raises UserError when the folder holds codes of other settings or another tokenizer."""
     config, target = run.config, run.out / "codes"
     sources = _codes_sources(config)
     tokenizer = ImageTokenizer.load(run.out / "image_tokenizer")
@@ -197,7 +198,7 @@ def encode_shard(
         try:
             tree, framed = samples.index.read_json(i), samples.framed(i)
             captions = captions_of(tree, config)
-        except BROKEN_RECORD:
+        except (OSError, BadSample):
             return "broken sample"
         if "plain" not in captions:
             return "no caption"
@@ -261,12 +262,12 @@ def _encode_views(group: Sequence[_Views], tokenizer: ImageTokenizer, *, rows: i
 
 
 def require_codes_of(folder: Path, tokenizer: ImageTokenizer) -> dict[str, Any]:
-    """The record of `folder`, or ValueError with both fingerprints when its codes are another tokenizer's."""
+    """The record of `folder`, or UserError with both fingerprints when its codes are another tokenizer's."""
     record = checkpoint.read_record(folder / "codes.json")
     if record is None:
         raise FileNotFoundError(f"{folder / 'codes.json'} is missing: the code shards are not whole. Run the codes stage (train.py) again")
     if record["fingerprint"] != tokenizer.fingerprint():
-        raise ValueError(
+        raise UserError(
             f"the codes in {folder} were made by image tokenizer {record['fingerprint']}, this one is {tokenizer.fingerprint()}: "
             f"its ids mean other patches. Delete {folder} to encode again, or put the other tokenizer back"
         )

@@ -24,6 +24,7 @@ from tokun.models.shares import collected, own_share
 from tokun.training import optim
 from tokun.training.zero import MOMENTS, ZeroOptimizer
 from tokun.utils import checkpoint
+from tokun.utils.errors import UserError
 from tokun.utils.extras import need
 from tokun.utils.memory import keep_memory
 
@@ -65,7 +66,7 @@ def first_host(nodes: str) -> str:
     """`node[07-09,12],other` -> `node07`: the first of Slurm's list of nodes."""
     match = re.match(r"([^\[,]+)(?:\[(\d+)[^\]]*\]([^,]*))?", nodes)
     if match is None:
-        raise ValueError(f"SLURM_STEP_NODELIST is {nodes!r}, which names no host; set MASTER_ADDR and MASTER_PORT yourself")
+        raise UserError(f"SLURM_STEP_NODELIST is {nodes!r}, which names no host; set MASTER_ADDR and MASTER_PORT yourself")
     return "".join(part or "" for part in match.groups())
 
 
@@ -202,7 +203,7 @@ class Engine:
         missing, strange = self.plain.load_state_dict(state["model"], strict=False)
         trained = {name for name, p in self.plain.named_parameters() if p.requires_grad}
         if strange or trained & set(missing):
-            raise ValueError(
+            raise UserError(
                 f"{folder} holds the weights of another model ({sorted({*strange, *(trained & set(missing))})[:3]}): delete it, or choose another out="
             )
         self.optimizer.load_state_dict(state["optimizer"])
@@ -331,7 +332,7 @@ class DeepSpeedEngine(Engine):
 def deepspeed_settings(train: TrainConfig, *, micro: int, accumulation: int) -> dict[str, Any]:
     """The DeepSpeed JSON named in the config, completed with what the config says already.
 
-    Raises FileNotFoundError / ValueError for a missing or contradicting file.
+    Raises FileNotFoundError or UserError for a missing or contradicting file.
     """
     path = Path(train.deepspeed)
     if not path.is_file():
@@ -339,16 +340,16 @@ def deepspeed_settings(train: TrainConfig, *, micro: int, accumulation: int) -> 
     try:
         settings = json.loads(path.read_text())
     except json.JSONDecodeError as error:
-        raise ValueError(f"train.deepspeed {path} is not JSON: {error}") from error
+        raise UserError(f"train.deepspeed {path} is not JSON: {error}") from error
     own = {"train_micro_batch_size_per_gpu": micro, "gradient_accumulation_steps": accumulation, "gradient_clipping": train.max_grad_norm}
     for key, value in own.items():
         if settings.setdefault(key, value) not in (value, "auto"):
-            raise ValueError(f"{path} sets {key} to {settings[key]}, the config to {value}; leave it out of the JSON, the config decides")
+            raise UserError(f"{path} sets {key} to {settings[key]}, the config to {value}; leave it out of the JSON, the config decides")
         settings[key] = value
     settings.setdefault("zero_optimization", {"stage": 1})
     refuse_untested(path, settings)
     if train.optimizer == "muon" and settings["zero_optimization"].get("stage", 0) > 0:
-        raise ValueError(
+        raise UserError(
             f"{path} asks for ZeRO stage {settings['zero_optimization']['stage']}, which cuts the matrices that train.optimizer muon needs whole; "
             "take configs/deepspeed/zero0.json, or train.optimizer adamw"
         )
@@ -361,12 +362,12 @@ def deepspeed_settings(train: TrainConfig, *, micro: int, accumulation: int) -> 
 
 
 def refuse_untested(path: Path, settings: dict[str, Any]) -> None:
-    """Raise ValueError for what a DeepSpeed JSON may ask for and tokun's states and skipped steps do not know."""
+    """Raise UserError for what a DeepSpeed JSON may ask for and tokun's states and skipped steps do not know."""
     zero = settings["zero_optimization"]
     if settings.get("fp16", {}).get("enabled"):
-        raise ValueError(f"{path} asks for fp16, whose loss scaling skips steps of its own; take train.precision bf16 or no")
+        raise UserError(f"{path} asks for fp16, whose loss scaling skips steps of its own; take train.precision bf16 or no")
     if settings.get("bf16", {}).get("enabled") and zero.get("stage", 0) == 0:
-        raise ValueError(f"{path} asks for bf16 weights without ZeRO; leave bf16 out (train.precision casts), or take stage 1, 2 or 3")
+        raise UserError(f"{path} asks for bf16 weights without ZeRO; leave bf16 out (train.precision casts), or take stage 1, 2 or 3")
     for part in ("offload_optimizer", "offload_param"):
         if (device := zero.get(part, {}).get("device", "none")) not in ("none", "cpu"):
-            raise ValueError(f'{path} sets {part} to {device}; to the CPU\'s memory is what is supported: "device": "cpu"')
+            raise UserError(f'{path} sets {part} to {device}; to the CPU\'s memory is what is supported: "device": "cpu"')

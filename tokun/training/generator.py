@@ -33,6 +33,7 @@ from tokun.models.generator import (
     uncompiled,
 )
 from tokun.render.grids import captioned_grid
+from tokun.tokenizers import sequences
 from tokun.tokenizers.image import ImageTokenizer
 from tokun.tokenizers.text import PretrainedTextTokenizer, TextTokenizer
 from tokun.tokenizers.vocabulary import REGISTERS, Vocabulary
@@ -162,7 +163,7 @@ def _first_weights(run: Run, parts: Parts) -> Any:
     """Weights from torch's global generator, or those of the checkpoint to start from."""
     config, v = run.config, parts.vocabulary
     model = make_generator(
-        config.generator, vocab_size=v.size, max_length=parts.slots.size + v.max_text + 16,
+        config.generator, vocab_size=v.size, max_length=sequences.most_positions(v),
         pad=v.id("<pad>"), bos=v.id("<bos>"), eos=v.id("<eos>"),
     )  # fmt: skip
     if config.generator.codebook_start:

@@ -19,6 +19,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from tokun.utils.errors import UserError
+
 
 class Preempted(Exception):
     """The run was asked to end (SIGTERM) and has saved what it needs to go on."""
@@ -49,7 +51,7 @@ class Spikes:
 
     def __init__(self, factor: float, *, window: int = 200, warmup: int = 50, patience: int = 10) -> None:
         if factor and factor <= 1:
-            raise ValueError(f"train.spike_factor is {factor}; it is 0 (off) or greater than 1, for example 5")
+            raise UserError(f"train.spike_factor is {factor}; it is 0 (off) or greater than 1, for example 5")
         self.factor, self.warmup, self.patience = factor, warmup, patience
         self.norms: deque[float] = deque(maxlen=window)
         self.count = self.row = 0

@@ -42,6 +42,7 @@ from tokun.models.shares import collective_device, own_share
 from tokun.training import optim
 from tokun.training.run import Run
 from tokun.utils import checkpoint
+from tokun.utils.errors import Diverged
 
 
 @dataclass(frozen=True)
@@ -132,7 +133,7 @@ class Stage(ABC):
 
     @abstractmethod
     def restore(self, folder: Path) -> float:
-        """Go on from such a folder. Returns the seconds that were spent until then; raises ValueError where its settings are others."""
+        """Go on from such a folder. Returns the seconds that were spent until then; raises UserError where its settings are others."""
 
     def evaluate(self) -> str:
         """Measure, and log what was found. Returns the line to say; "": none."""
@@ -158,7 +159,7 @@ class Stage(ABC):
 def train(stage: Stage) -> None:
     """Take the stage's steps, from where its last trainer state was saved to the end of its schedule.
 
-    Raises Preempted when the run was asked to stop (after it has saved), FloatingPointError for a loss that is not finite, ValueError for a
+    Raises Preempted when the run was asked to stop (after it has saved), Diverged for a loss that is not finite, UserError for a
     trainer state of other settings and a disk that is too small. Nothing is still being written when it returns or raises.
     """
     run, schedule = stage.run, stage.schedule
@@ -275,7 +276,7 @@ def require_finite(run: Run, value: Tensor | float, step: int, stage: str, keys:
     if not math.isfinite(value):
         listed = run.out / f"non_finite_{stage.replace(' ', '_')}_step{step}_rank{run.rank}.json"
         checkpoint.write_text(listed, json.dumps(list(keys()), indent=1))
-        raise FloatingPointError(
+        raise Diverged(
             f"{stage}: the {what} is {value} at step {step}. The batch's keys are in {listed}. The last trainer state is whole: "
             "start again with a lower learning rate (lr), a smaller max_grad_norm, or in full precision (precision=no)"
         )

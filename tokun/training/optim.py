@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from tokun.models.shares import collected, own_share, share_of
+from tokun.utils.errors import UserError
 
 
 def parameter_groups(module: nn.Module, weight_decay: float) -> list[dict]:
@@ -32,7 +33,7 @@ class Muon(torch.optim.Optimizer):
 
     def __init__(self, module: nn.Module, *, lr: float, betas: Iterable[float], weight_decay: float):
         if not hasattr(torch.optim, "Muon"):
-            raise RuntimeError(f"train.optimizer muon needs torch 2.9 or newer, this is {torch.__version__}; take adamw, or update torch")
+            raise UserError(f"train.optimizer muon needs torch 2.9 or newer, this is {torch.__version__}; take adamw, or update torch")
         embeddings = {id(p) for m in module.modules() if isinstance(m, nn.Embedding) for p in m.parameters()}
         head = getattr(module, "lm_head", None)
         if head is not None:
@@ -40,7 +41,7 @@ class Muon(torch.optim.Optimizer):
         matrices = [p for p in module.parameters() if p.requires_grad and p.ndim == 2 and id(p) not in embeddings]
         mine = {id(p) for p in matrices}
         if not matrices:
-            raise ValueError("Muon moves matrices, and this model has none besides its embeddings; take adamw")
+            raise UserError("Muon moves matrices, and this model has none besides its embeddings; take adamw")
         groups = [
             {**group, "params": [p for p in group["params"] if id(p) not in mine]} for group in parameter_groups(module, weight_decay)
         ]

@@ -25,20 +25,22 @@ from tokun.inference import preferences
 from tokun.inference.model import Tokun
 from tokun.models import losses
 from tokun.models.shares import collective_device
-from tokun.tokenizers.vocabulary import Packed, Vocabulary
+from tokun.tokenizers.sequences import Packed
+from tokun.tokenizers.vocabulary import Vocabulary
 from tokun.training.run import Run
 from tokun.training.start import starting_model
 from tokun.training.tuning import TuningStage, run_stage, settings_of
 from tokun.utils import checkpoint
+from tokun.utils.errors import UserError
 
 
 def train_preferences(run: Run) -> Path:
-    """Learn from `dpo.pairs` -> `out/adapter`, or without an adapter `out/checkpoint`. Raises ValueError for settings out of range."""
+    """Learn from `dpo.pairs` -> `out/adapter`, or without an adapter `out/checkpoint`. Raises UserError for settings out of range."""
     d = run.config.dpo
     if d.beta <= 0:
-        raise ValueError(f"dpo.beta is {d.beta}; it must be above 0: the larger, the nearer to the start the model stays")
+        raise UserError(f"dpo.beta is {d.beta}; it must be above 0: the larger, the nearer to the start the model stays")
     if not 0 <= d.label_smoothing < 0.5:
-        raise ValueError(f"dpo.label_smoothing is {d.label_smoothing}; it is a share from 0 up to, not including, 0.5")
+        raise UserError(f"dpo.label_smoothing is {d.label_smoothing}; it is a share from 0 up to, not including, 0.5")
     files = checkpoint.files_fingerprint([path for part in (d.pairs, d.val) if part for path in data.expand_shards(part)])
     how = {"beta": d.beta, "over": d.over, "label_smoothing": d.label_smoothing, "pairs": files}
     settings = settings_of(run.config, dpo=how)
@@ -142,7 +144,7 @@ class PreferenceStage(TuningStage):
 def scored(labels: Tensor, sequences: Sequence[Packed], v: Vocabulary, over: str) -> Tensor:
     """labels (B, T) of `collate`, with -100 but for codes ("image"), for pieces of captions that are written and their ends ("text"), or both.
 
-    Raises ValueError where nothing is left of a sequence: words of a prompted picture were not the model's.
+    Raises UserError where nothing is left of a sequence: words of a prompted picture were not the model's.
     """
     image = v.is_image[labels.clamp_min(0)] & (labels != losses.IGNORE)
     text = torch.zeros_like(image)
@@ -153,7 +155,7 @@ def scored(labels: Tensor, sequences: Sequence[Packed], v: Vocabulary, over: str
             text[row, first : first + len(ids) - first - 2] = True  # label t belongs to id t + 1; up to <eoc>
     kept = {"image": image, "text": text, "both": image | text}[over]
     if not kept.any(1).all():
-        raise ValueError(
+        raise UserError(
             "dpo.over is text, but some of the pairs were drawn from a prompt, whose words were given: leave them out, or set dpo.over=image"
         )
     return torch.where(kept, labels, losses.IGNORE)

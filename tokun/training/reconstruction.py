@@ -11,6 +11,8 @@ from torch import Tensor
 from tokun import config as configs
 from tokun.render.grids import pair_sheet, to_pil
 from tokun.tokenizers.image import ImageTokenizer
+from tokun.utils.errors import UserError
+from tokun.utils.metrics import code_figures, psnr
 
 
 @torch.no_grad()
@@ -33,28 +35,10 @@ def inspect_image_tokenizer(model: ImageTokenizer, images: Tensor | Sequence[Ten
     return figures, pair_sheet(in_turn[:16])
 
 
-def psnr(images: Tensor, reconstructed: Tensor) -> Tensor:
-    """(n, C, H, W) in [-1, 1], twice -> (n,) dB."""
-    mse = ((reconstructed - images) / 2).square().mean((1, 2, 3))  # pixel values in 0..1
-    return -10 * mse.clamp_min(1e-10).log10()
-
-
-def code_figures(codes: Tensor, codebook_size: int) -> dict[str, float]:
-    """codes int64, of any shape -> usage (share of codes used), perplexity, dead_codes, and codes_seen, their number."""
-    counts = torch.bincount(codes.flatten(), minlength=codebook_size).float()
-    p = counts / counts.sum()
-    return {
-        "usage": (counts > 0).float().mean().item(),
-        "perplexity": (-(p * (p + 1e-12).log()).sum()).exp().item(),
-        "dead_codes": float((counts == 0).sum()),
-        "codes_seen": counts.sum().item(),
-    }
-
-
 def gate(figures: dict[str, float], train: configs.ImageTokenizerTrainConfig, codebook_size: int) -> None:
     """Stop before the generator when the image tokenizer is not worth training on."""
     if problems := gate_problems(figures, train, codebook_size):
-        raise ValueError(
+        raise UserError(
             "the image tokenizer has collapsed or is not trained: " + "; ".join(problems) + ". A generator cannot be better than its "
             "codes. Train longer (image_tokenizer_train.steps), use a smaller codebook (image_tokenizer.codebook_size), "
             "or lower the gate on purpose (image_tokenizer_train.min_usage / min_perplexity / min_psnr)"

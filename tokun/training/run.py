@@ -19,14 +19,13 @@ from tqdm import tqdm
 from tokun import config as configs
 from tokun import data
 from tokun.config import Config
-from tokun.models.generator import (
-    intermediate_size,
-)
+from tokun.models.generator import intermediate_size
 from tokun.training import adapters, health
 from tokun.training.engine import deepspeed_settings
 from tokun.training.start import starting_model
 from tokun.training.tracking import Tracker, make_tracker
 from tokun.utils import checkpoint, lock
+from tokun.utils.errors import UserError
 
 
 @dataclass
@@ -98,7 +97,7 @@ class Run:
 def open_run(config: Config, *, deepspeed: bool = False) -> Run:
     """Check what the last stage will ask for, make the run's folder, start its tracker. Every process calls it.
 
-    Raises ValueError for settings that a later stage would refuse, before the first one has spent an hour, and for a folder that another run holds.
+    Raises UserError for settings that a later stage would refuse, before the first one has spent an hour, and for a folder that another run holds.
     """
     out = Path(config.out)
     rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
@@ -127,7 +126,7 @@ def open_run(config: Config, *, deepspeed: bool = False) -> Run:
 
 
 def hold_out(config: Config) -> Path | None:
-    """The first process of a run makes its folder and holds it until the run ends, for all of them. Raises ValueError where another run holds it."""
+    """The first process of a run makes its folder and holds it until the run ends, for all of them. Raises UserError where another run holds it."""
     if int(os.environ.get("RANK", 0)):
         return None
     checkpoint.require_writable(Path(config.out))
@@ -135,11 +134,11 @@ def hold_out(config: Config) -> Path | None:
 
 
 def require_shared_folder(out: Path, *, seconds: float = 30.0) -> None:
-    """Raise ValueError where this process does not see what the first one has written; network folders may take a while."""
+    """Raise UserError where this process does not see what the first one has written; network folders may take a while."""
     end = time.monotonic() + seconds
     while not (out / "config.yaml").is_file():
         if time.monotonic() > end:
-            raise ValueError(
+            raise UserError(
                 f"out={out} on {socket.gethostname()} does not hold the config.yaml that the first process has written: all nodes must see one "
                 "folder there (docs/clusters.md); only data may be copied to each"
             )
@@ -170,7 +169,7 @@ def _check_ahead(config: Config, world: int, deepspeed: bool) -> None:
         if not 0 <= value <= 1 or (
             value == 1 and name.endswith(("dropout", "lr_hold")) and name.startswith(("generator", "train.lr", "image"))
         ):
-            raise ValueError(f"{name} is {value}; it is a share between 0 and 1")
+            raise UserError(f"{name} is {value}; it is a share between 0 and 1")
     if deepspeed:
         settings = deepspeed_settings(train, micro=micro, accumulation=train.batch_size // world // micro)
         adapters.check(config, zero_stage=settings["zero_optimization"].get("stage", 0))
@@ -181,9 +180,9 @@ def _check_ahead(config: Config, world: int, deepspeed: bool) -> None:
     ):  # later it is not asked for again
         _check_start(config)
     if train.ema_every < 1:
-        raise ValueError(f"train.ema_every is {train.ema_every}; it is a number of steps, 1 or more")
+        raise UserError(f"train.ema_every is {train.ema_every}; it is a number of steps, 1 or more")
     if train.keep_best and not config.data.val:
-        raise ValueError(
+        raise UserError(
             f"train.keep_best is {train.keep_best}, but which checkpoint is best only held-out pictures can tell: name them with data.val, or set keep_best to 0"
         )
     weights = config.image_tokenizer_train.perceptual_weights
@@ -194,9 +193,9 @@ def _check_ahead(config: Config, world: int, deepspeed: bool) -> None:
 
 
 def _check_start(config: Config) -> None:
-    """Raises ValueError where the checkpoint to start from cannot be read, or is of another shape than the config's."""
+    """Raises UserError where the checkpoint to start from cannot be read, or is of another shape than the config's."""
     if config.generator.pretrained:
-        raise ValueError(f"start {config.start} and generator.pretrained {config.generator.pretrained} exclude each other: set one of them")
+        raise UserError(f"start {config.start} and generator.pretrained {config.generator.pretrained} exclude each other: set one of them")
     model = starting_model(config)
     asked, found = config.generator, model.generator.config.to_dict()  # of another architecture some are None
     names = {
@@ -213,7 +212,7 @@ def _check_start(config: Config) -> None:
     shape["generator.intermediate_size"] = intermediate_size(asked), found.get("intermediate_size")
     other = [f"{name} is {mine}, the checkpoint's {its}" for name, (mine, its) in shape.items() if mine != its]
     if other:
-        raise ValueError(
+        raise UserError(
             f"start {config.start} is of another shape than this config: {'; '.join(other)}. Set them alike, or choose the config it was trained with"
         )
 
@@ -223,7 +222,7 @@ def micro_batch(train: configs.TrainConfig, world: int) -> int:
     share = train.batch_size // world
     micro = train.micro_batch_size or share
     if micro < 1 or train.batch_size % world or share % micro:
-        raise ValueError(
+        raise UserError(
             f"train.batch_size {train.batch_size} is not processes ({world}) x micro_batch_size ({micro}) x a whole number of accumulation steps"
         )
     return micro

@@ -18,6 +18,7 @@ from tokun.training.preferences import train_preferences
 from tokun.training.run import Run
 from tokun.training.text_tokenizer import train_text_tokenizer
 from tokun.training.words import train_words
+from tokun.utils.errors import UserError
 
 STAGES = (train_text_tokenizer, train_image_tokenizer, encode_shards, train_generator)
 
@@ -25,7 +26,7 @@ STAGES = (train_text_tokenizer, train_image_tokenizer, encode_shards, train_gene
 def stages_of(config: Config) -> tuple[Callable[[Run], Path], ...]:
     """Those of this config: learning from preferences and words alone go on from a whole model and are one stage each."""
     if config.dpo.pairs and config.words.train:
-        raise ValueError("dpo.pairs and words.train are both set: they are two trainings, one after the other")
+        raise UserError("dpo.pairs and words.train are both set: they are two trainings, one after the other")
     if config.dpo.pairs:
         return (train_preferences,)
     return (train_words,) if config.words.train else STAGES

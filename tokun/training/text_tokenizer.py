@@ -9,14 +9,14 @@ from typing import Any
 
 from tokun import data
 from tokun.config import Config
+from tokun.data.codes import captions_by_register, questions_of
 from tokun.inference.model import TEXT_TOKENIZER
 from tokun.tokenizers.text import PretrainedTextTokenizer, TextTokenizer, normalize
 from tokun.training.records import started_from
 from tokun.training.run import Run
 from tokun.training.start import starting_model
 from tokun.utils import checkpoint
-
-BROKEN_RECORD = (OSError, ValueError, TypeError, KeyError, AttributeError)  # what a JSON of another shape leads to
+from tokun.utils.errors import BadSample
 
 
 def train_text_tokenizer(run: Run) -> Path:
@@ -61,13 +61,13 @@ def _texts(paths: list[Path], config: Config) -> Iterator[str]:
     for i in range(len(index)):
         try:
             tree = index.read_json(i)
-            texts = [*captions_of(tree, config).values(), *(str(q[k]) for q in tree.get("questions", []) for k in ("question", "answer"))]
-        except BROKEN_RECORD:
+            texts = [*captions_of(tree, config).values(), *(str(text) for pair in questions_of(tree) for text in pair)]
+        except (OSError, BadSample):
             continue  # counted where the sample is encoded
         yield from texts
 
 
 def captions_of(tree: dict[str, Any], config: Config) -> dict[str, str]:
-    """register -> normalised caption of a sample's JSON; empty ones are left out."""
-    found = {**tree.get("captions", {}), "plain": tree.get(config.data.caption_key, "")}
+    """register -> normalised caption of a sample's JSON; empty ones are left out. Raises BadSample where `captions` is no mapping."""
+    found = {**captions_by_register(tree), "plain": tree.get(config.data.caption_key, "")}
     return {register: text for register, raw in found.items() if (text := normalize(str(raw or "")))}

@@ -10,11 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from tokun.models import losses
-from tokun.models.generator import (
-    fuse_loss_into_forward,
-    head_is_last,
-    loss_chunk,
-)
+from tokun.models.generator import fuse_loss_into_forward, head_is_last, loss_chunk
 from tokun.tokenizers.vocabulary import Vocabulary
 from tokun.training.engine import Engine
 

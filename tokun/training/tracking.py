@@ -19,6 +19,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from tokun.utils.errors import UserError
 from tokun.utils.extras import need
 
 KINDS = ("wandb", "tensorboard", "none")
@@ -50,10 +51,10 @@ class Tracker:
     def log_grid(self, name: str, grid: Image.Image, images: Sequence[Image.Image], captions: Sequence[str], *, step: int) -> None:
         """The whole page as one picture `name`, and beside it as `name/pairs` each picture with its own caption.
 
-        Raises ValueError where pictures and captions differ in number.
+        Raises UserError where pictures and captions differ in number.
         """
         if len(images) != len(captions):
-            raise ValueError(f"{len(images)} pictures but {len(captions)} captions for {name!r}: give each picture one")
+            raise UserError(f"{len(images)} pictures but {len(captions)} captions for {name!r}: give each picture one")
         captions = [_safe(caption) for caption in captions]
         listing = _safe("\n".join(f"{number}. {caption}" for number, caption in enumerate(captions, start=1)))
         with self._surviving(f"the grid {name!r} of step {step}"):
@@ -212,10 +213,10 @@ def make_tracker(
 
     `directory` holds the run's files and is made if need be. `config` is what to show of the settings; values that JSON
     does not know are shown as text. `resume_id` goes before the W&B id that an earlier run left in `directory`.
-    Raises ValueError for another kind, ImportError naming the extra where the package is missing.
+    Raises UserError for another kind, ImportError naming the extra where the package is missing.
     """
     if kind not in KINDS:
-        raise ValueError(f"unknown tracker {kind!r}: choose one of {', '.join(KINDS)}")
+        raise UserError(f"unknown tracker {kind!r}: choose one of {', '.join(KINDS)}")
     if kind == "none" or not main_process:
         return NullTracker()
     directory = Path(directory)

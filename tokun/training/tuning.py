@@ -33,7 +33,10 @@ from tokun.utils import checkpoint
 class TuningStage(EngineStage):
     """A generator that goes on from `base`."""
 
+    what: ClassVar[str]  # the items, in the plural
     sums: ClassVar[tuple[str, ...]]  # what `loss` adds up, by name
+    tasks: ClassVar[tuple[str, ...]] = ()  # that the result knows beside the base's
+    held_out: Sequence[Any] = ()  # whole batches
 
     def __init__(self, run: Run, base: Tokun, vocabulary: Vocabulary, settings: dict[str, Any], *, evaluates: bool) -> None:
         self.config, self.base, self.vocabulary = run.config, base, vocabulary
@@ -50,6 +53,8 @@ class TuningStage(EngineStage):
         self.parameters = count_parameters(model)
         self.trained = self.tuned.size if self.tuned else self.parameters
         add_dropout(model, run.config.generator.dropout)
+        if train.gradient_checkpointing:
+            model.gradient_checkpointing_enable()
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         tune_for(model, device)
         self.ready(model)
@@ -85,8 +90,6 @@ class TuningStage(EngineStage):
 
     def describe(self) -> str:
         return f"{self.trained / 1e6:.2f}M of {self.parameters / 1e6:.2f}M parameters, {len(self.items)} {self.what}, {self.run.world} process(es), {self.engine}"
-
-    what: ClassVar[str] = "items"
 
     def batches(self, start: int) -> Iterator[Any]:
         order = data.Order(len(self.items), self.seed)
@@ -129,8 +132,6 @@ class TuningStage(EngineStage):
         self.model.train()
         return self.figures_of(dict(zip(self.sums, total.tolist(), strict=True)))
 
-    held_out: Sequence[Any] = ()
-
     def evaluate(self) -> str:
         with self.averaged():
             found = self.held_out_figures(self.held_out)
@@ -138,8 +139,6 @@ class TuningStage(EngineStage):
         return f"held out {figures_line(found)}"
 
     # --- the result ---------------------------------------------------------------------------------------------------
-
-    tasks: tuple[str, ...] = ()  # that the result knows beside the base's
 
     def whole(self) -> Tokun | None:
         """The model as users will load it. Every process calls it; only the first gets it."""

@@ -17,13 +17,16 @@ from torch import Tensor
 from tokun import data
 from tokun.data.tokens import collate
 from tokun.inference.model import Tokun
+from tokun.tokenizers import sequences
+from tokun.tokenizers.sequences import Packed
 from tokun.tokenizers.text import normalize
-from tokun.tokenizers.vocabulary import Packed, Vocabulary, tag_word
+from tokun.tokenizers.vocabulary import Vocabulary, tag_word
 from tokun.training.run import Run
 from tokun.training.start import starting_model
 from tokun.training.token_loss import TokenLoss
 from tokun.training.tuning import TuningStage, run_stage, settings_of
 from tokun.utils import checkpoint
+from tokun.utils.errors import UserError
 
 
 def train_words(run: Run) -> Path:
@@ -31,7 +34,7 @@ def train_words(run: Run) -> Path:
     w = run.config.words
     register = tag_word(w.register)
     if not register:
-        raise ValueError("words.register is empty: name the register of the captions, for example words.register=social")
+        raise UserError("words.register is empty: name the register of the captions, for example words.register=social")
     files = checkpoint.files_fingerprint([Path(path) for path in (w.train, w.val) if path])
     settings = settings_of(run.config, words={"register": register, "description": w.description, "caption": w.caption, "rows": files})
 
@@ -42,12 +45,17 @@ def train_words(run: Run) -> Path:
 
 
 def read_rows(path: str | Path, description: str, caption: str) -> list[tuple[str, str]]:
-    """(description, caption) of a JSONL file; rows without one of them are left out. Raises ValueError where none is left."""
-    rows = [json.loads(line) for line in Path(path).read_text(encoding="utf-8").splitlines() if line.strip()]
+    """(description, caption) of a JSONL file; rows without one of them are left out. Raises UserError where none is left."""
+    rows = []
+    for number, line in enumerate(Path(path).read_text(encoding="utf-8").splitlines(), 1):
+        try:
+            rows += [json.loads(line)] if line.strip() else []
+        except json.JSONDecodeError as error:
+            raise UserError(f"{path}, line {number} is not JSON: {error}. Give a table such as a CSV or TSV, or mend the line") from error
     found = [(normalize(str(row.get(description) or "")), normalize(str(row.get(caption) or ""))) for row in rows]
     whole = [row for row in found if all(row)]
     if not whole:
-        raise ValueError(
+        raise UserError(
             f"{path} has no row with both {description!r} and {caption!r} (words.description, words.caption); its columns are {', '.join(rows[0]) if rows else 'none'}"
         )
     return whole
@@ -59,7 +67,7 @@ def pack_rows(rows: Sequence[tuple[str, str]], model: Tokun, vocabulary: Vocabul
     packed = []
     for description, caption in rows:
         given, wanted = encode(description)[: v.max_text], encode(caption)[: v.max_text]
-        ids = v.pack_rewrite(v.bare(), given, register, wanted).input_ids
+        ids = sequences.pack_rewrite(v, v.bare(), given, register, wanted).input_ids
         packed.append(Packed(ids, len(ids) - len(wanted) - 2))  # behind them <eoc> and <eos>
     return packed
 

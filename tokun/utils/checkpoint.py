@@ -20,6 +20,8 @@ from typing import Any
 
 import torch
 
+from tokun.utils.errors import UserError
+
 
 @contextmanager
 def whole_directory(target: Path) -> Iterator[Path]:
@@ -53,23 +55,23 @@ def survived(say: Callable[[str], None], target: Path) -> Iterator[None]:
 
 
 def require_writable(folder: Path, *, option: str = "out") -> None:
-    """Make the folder, and a file in it. Raises ValueError with the reason where that cannot be."""
+    """Make the folder, and a file in it. Raises UserError with the reason where that cannot be."""
     probe = folder / ".writable"
     try:
         folder.mkdir(parents=True, exist_ok=True)
         probe.write_bytes(b"x")
         probe.unlink()
     except OSError as error:
-        raise ValueError(
+        raise UserError(
             f"{option}={folder} cannot be written ({error.strerror or error}): choose another folder with {option}=…"
         ) from error
 
 
 def require_space(folder: Path, needed: int) -> None:
-    """Raise ValueError when the disk of `folder` has less than `needed` bytes left, before hours are spent."""
+    """Raise UserError when the disk of `folder` has less than `needed` bytes left, before hours are spent."""
     free = shutil.disk_usage(folder).free
     if free < needed:
-        raise ValueError(
+        raise UserError(
             f"{folder} has {free / 2**30:.2f} GiB left, the trainer states alone need {needed / 2**30:.2f} GiB: "
             "free some, choose another disk with out=…, or keep fewer states (train.keep_last)"
         )
@@ -85,13 +87,13 @@ PICKLES = (".bin", ".pt", ".pth", ".pkl", ".ckpt")
 
 
 def require_safetensors(folder: Path) -> None:
-    """Raise ValueError for weights that are a pickle, by their content or, where there are no others, by their name."""
+    """Raise UserError for weights that are a pickle, by their content or, where there are no others, by their name."""
     weights = sorted(folder.glob("*.safetensors"))
     pickled = [path for path in weights if is_pickle(path)]
     if not weights:
         pickled = [path for path in sorted(folder.glob("*")) if path.suffix in PICKLES]
     if pickled:
-        raise ValueError(
+        raise UserError(
             f"{pickled[0]} is a pickle, which can run any code when it is read: only safetensors are read here. Copy such a checkpoint, "
             "or write its weights anew with safetensors.torch.save_file where you trust it"
         )
@@ -251,12 +253,12 @@ def read_record(path: Path) -> dict[str, Any] | None:
 
 
 def require_same(path: Path, made_with: dict[str, Any], asked: dict[str, Any], *, option: str = "out") -> None:
-    """Raise ValueError naming every setting in which a result on disk differs from what is asked for now. `option`: how another folder is named."""
+    """Raise UserError naming every setting in which a result on disk differs from what is asked for now. `option`: how another folder is named."""
     old, new = _flatten(made_with), _flatten(asked)
     differing = [f"{k}: {old.get(k)!r} there, {new.get(k)!r} here" for k in sorted({*old, *new}) if old.get(k) != new.get(k)]
     if differing:
         shown = "; ".join(differing[:6]) + (f"; and {len(differing) - 6} more" if len(differing) > 6 else "")
-        raise ValueError(
+        raise UserError(
             f"{path} was made with other settings ({shown}). Choose another folder with {option}=…, set them back, or delete {path}"
         )
 

@@ -1,4 +1,4 @@
-"""How a command ends: a user's mistake is one line, anything else a traceback. Knows no command."""
+"""How a command ends: a user's mistake is one line, a bug its traceback. Knows no command."""
 
 from __future__ import annotations
 
@@ -6,23 +6,37 @@ import os
 import sys
 from collections.abc import Callable
 
-MISTAKES = (ValueError, OSError, FloatingPointError, ImportError)
+from tokun.utils.errors import UserError
+
+MISTAKES = (UserError, OSError)  # the latter: a file that is missing, a full disk, a host that does not answer
 
 
-def run(name: str, main: Callable[[], object]) -> None:
-    """Call `main`. What it raises of MISTAKES becomes the line `name: …` and status 1, Ctrl-C one with status 130; with TOKUN_TRACEBACK
-    set, it is raised."""
+def status(name: str, main: Callable[[], object]) -> int:
+    """Call `main`. Returns its exit status: what it returns where that is a number, else 0.
+
+    What it raises of MISTAKES becomes the line `name: …` on stderr and status 2, Ctrl-C one with status 130; with TOKUN_TRACEBACK set,
+    both are raised. Any other exception is a bug and passes through.
+    """
     try:
-        main()
+        found = main()
     except KeyboardInterrupt:
         if os.environ.get("TOKUN_TRACEBACK"):
             raise
         print(
-            f"\n{name}: stopped by Ctrl-C. Whole shards and saved states are kept, and the same command goes on behind them; what was being made is made again",
+            f"\n{name}: stopped by Ctrl-C. Whole shards and saved states are kept, and the same command goes on from there; "
+            "what was half done is made again",
             file=sys.stderr,
         )
-        sys.exit(130)
+        return 130
     except MISTAKES as error:
         if os.environ.get("TOKUN_TRACEBACK"):
             raise
-        sys.exit(f"{name}: {error}")
+        print(f"{name}: {error}", file=sys.stderr)
+        return 2
+    return found if isinstance(found, int) else 0
+
+
+def run(name: str, main: Callable[[], object]) -> None:
+    """End the process with `status` where it is not 0."""
+    if code := status(name, main):
+        sys.exit(code)

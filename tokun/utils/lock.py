@@ -19,6 +19,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from tokun.utils.errors import UserError
+
 try:
     import fcntl
 except ImportError:  # Windows
@@ -38,7 +40,7 @@ class _Held:
 _held: dict[str, _Held] = {}  # of this process, by the lock's path
 
 
-class InUse(ValueError):
+class InUse(UserError):
     """Another process is at work in the folder."""
 
 
@@ -55,7 +57,7 @@ def alone_in(folder: Path, *, option: str = "out") -> Iterator[None]:
 def hold(folder: Path, *, option: str = "out") -> Path:
     """Lock the folder for this process and return the lock's path, for `let_go`. A process may hold a folder several times.
 
-    Raises InUse (a ValueError) naming the process, host, command and time of who holds it. `option` is how another folder is chosen.
+    Raises InUse (a UserError) naming the process, host, command and time of who holds it. `option` is how another folder is chosen.
     """
     path = folder.resolve() / NAME
     if (own := _held.get(str(path))) is not None:

@@ -1,0 +1,193 @@
+"""A captioning run: every process's share of the shards, from journal to published shard; scores by CLIP, and the preview."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections import Counter
+from contextlib import nullcontext
+from dataclasses import dataclass, field
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from data_tools import captioning as captioners
+from data_tools.captioning.journal import (
+    Folder,
+    Journal,
+    Report,
+    Rows,
+    done_rows,
+    finish,
+    is_scored,
+    limits_of,
+    outcome,
+    publish_shard,
+    read_journal,
+    rows_left,
+    texts_id,
+)
+from data_tools.captioning.rows import Block, Row, Task, open_small
+from data_tools.captioning.settings import Settings, Work
+from data_tools.captioning.writers import Asking, Models, Writer, block_size, make_stages, run_stages
+from data_tools.inspect import find_shards, read_pairs
+from tokun.inference.clip import Clip
+from tokun.render.grids import captioned_grid
+from tokun.utils.errors import UserError
+from tokun.utils.lock import alone_in
+
+PREVIEW = "preview.png"
+CLIP_BATCH = 64
+CLIP_SIDE = 1024  # pixels: more than any CLIP model sees
+
+
+@dataclass(frozen=True)
+class Share:
+    """Which of the shards are this process's, as torchrun and accelerate tell it."""
+
+    rank: int = 0
+    world: int = 1
+
+    @classmethod
+    def from_environment(cls) -> Share:
+        return cls(int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1)))
+
+    def of(self, shards: list[Path]) -> list[Path]:
+        return shards[self.rank :: self.world]
+
+
+@dataclass
+class Progress:
+    """A bar with the rate, the time left and the counts by outcome."""
+
+    bar: Any
+    stages: list[Writer]
+    counts: Counter[str] = field(default_factory=Counter)
+
+    def add(self, rows: Block) -> None:
+        self.counts.update(outcome(row.as_json()) for row in rows)
+        told = [f"{name} {count:,}" for name, count in self.counts.most_common(4)]
+        told += [f"retries {stage.endpoint.counts['retries']:,}" for stage in self.stages if isinstance(stage, Asking)]
+        self.bar.total = max(self.bar.total, self.bar.n + len(rows))  # second attempts are more than was planned
+        self.bar.set_postfix_str(" · ".join(told), refresh=False)
+        self.bar.update(len(rows))
+
+
+def caption(paths: list[Path], out: Path, settings: Settings, work: Work, *, progress: bool = False) -> Report | None:
+    """Caption the shards in `paths` into `out`. The story of this file, top to bottom.
+
+    Returns None where other processes have shards to do yet; the last of them writes the record. Raises FileNotFoundError
+    or UserError, with the way out, for shards that are not there, models that do not fit, and an `out` of something else.
+    """
+    share = Share.from_environment()
+    shards = checked_shards(paths, out)
+    folder = Folder(out)
+    folder.check(shards, settings.recorded())
+    with nullcontext() if share.rank else alone_in(out, option="--out"):
+        return caption_all(folder, shards, settings, work, share, progress=progress)
+
+
+def caption_all(folder: Folder, shards: list[Path], settings: Settings, work: Work, share: Share, *, progress: bool) -> Report | None:
+    """This process's share of the shards, in a folder that is held."""
+    limits = limits_of(shards, work.limit)
+    attempt = folder.retry_attempt(limits) if work.retry_failed else 0
+    mine = share.of(list(limits))
+    todo = [shard for shard in mine if done_rows(folder, shard, limit=limits[shard], attempt=attempt) is None]
+    stages = make_stages(settings, work) if todo else []
+    size, looks = block_size(stages, work), any(stage.sees for stage in stages)
+    total = sum(rows_left(folder, shard, limits[shard], attempt) for shard in todo)
+    with tqdm(total=total, unit="row", desc="caption", disable=not (progress and share.rank == 0 and todo)) as bar:
+        told = Progress(bar, stages)
+        for shard in todo:
+            rows = caption_shard(folder, Task(shard, settings, limits[shard], size, attempt, looks), stages, told)
+            if not work.clip:  # with scores, a shard has to wait for all the others
+                with folder.alone():
+                    publish_shard(folder, shard, rows, settings.registers, {}, set())
+    if work.clip:
+        stages.clear()  # one model at a time in memory
+        score_shards(folder, mine, limits, work)
+    clip = captioners.short_name(work.clip) if work.clip else ""
+    return finish(folder, limits, settings.recorded(), attempt=attempt, clip=clip, keep_best=work.keep_best, prices=work.prices)
+
+
+def caption_shard(folder: Folder, task: Task, stages: list[Writer], progress: Progress) -> Rows:
+    """Bring the journal of one shard up to the task's limit, and return its rows."""
+    head = {
+        "shard": task.shard.name, "bytes": task.shard.stat().st_size, "settings": task.settings.recorded(),
+        "models": [f"{stage.model.name}@{stage.model.revision}" for stage in stages if isinstance(stage, Models)],
+    }  # fmt: skip
+    with Journal(folder.journal(task.shard), head) as journal:
+        for _ in range(2 if task.attempt else 1):  # the second time, what failed in the first
+            for block in run_stages(stages, task.blocks(dict(journal.rows), journal.end)):
+                journal.add([row.as_json() for row in block])
+                progress.add(block)
+        return {number: row for number, row in journal.rows.items() if number < task.limit}
+
+
+def score_shards(folder: Folder, shards: list[Path], limits: dict[Path, int], work: Work) -> None:
+    """Score the captions that have no score yet, in a journal of their own. The model is loaded when it is needed."""
+    clip: Clip | None = None
+    for shard in shards:
+        rows = read_journal(folder.journal(shard))[1]
+        head = {"clip": captioners.short_name(work.clip), "bytes": shard.stat().st_size}
+        with Journal(folder.scores(shard), head) as journal:
+            missing = {n for n, row in rows.items() if n < limits[shard] and row["captions"] and not is_scored(row, journal.rows)}
+            if missing:
+                clip = clip or Clip(work.clip, device=work.device)
+                score_shard(journal, shard, {number: rows[number] for number in missing}, clip)
+
+
+def score_shard(journal: Journal, shard: Path, rows: Rows, clip: Clip) -> None:
+    """Journal a score for each caption of `rows`; none for those whose picture is broken."""
+    for _, group in groupby(enumerate(read_pairs(shard, [])), lambda item: item[0] // CLIP_BATCH):
+        batch = [(rows[number], open_small(pair, CLIP_SIDE)) for number, pair in group if number in rows]
+        seen = [(row, image) for row, image in batch if image is not None]
+        values = clip.score([(image, [entry["text"] for entry in row["captions"].values()]) for row, image in seen]) if seen else []
+        scores = {row["row"]: dict(zip(row["captions"], (round(value, 5) for value in each))) for (row, _), each in zip(seen, values)}
+        if batch:
+            journal.add([{"row": row["row"], "texts": texts_id(row), "scores": scores.get(row["row"], {})} for row, _ in batch])
+
+
+def checked_shards(paths: list[Path], out: Path) -> list[Path]:
+    """The image shards in `paths`. Raises UserError where two have one name, or `out` is their own folder."""
+    shards = find_shards(paths)
+    twice = [name for name, count in Counter(shard.name for shard in shards).items() if count > 1]
+    if twice:
+        raise UserError(f"{twice[0]} is there twice: caption folders with equal shard names one by one, each into its own --out")
+    inside = [shard for shard in shards if shard.parent.resolve() == out.resolve()]
+    if inside:
+        raise UserError(f"--out {out} is the folder of {inside[0].name} itself: name another, so that the source stays as it is")
+    if any((shard.parent / "codes.json").exists() for shard in shards):
+        raise UserError(f"{shards[0].parent} holds code shards (codes.json), which have no pictures: give the image shards")
+    return shards
+
+
+def preview(paths: list[Path], out: Path, settings: Settings, work: Work, count: int) -> tuple[Path, Counter[str]]:
+    """Caption `count` pictures, spread over the shards, into a contact sheet. Journals and shards stay as they are."""
+    if count < 1:
+        raise UserError(f"--preview {count} must be 1 or more")
+    shards = checked_shards(paths, out)
+    stages = make_stages(settings, work)
+    each = math.ceil(count / len(shards))
+    rows: Block = []
+    for shard in shards:
+        if len(rows) < count:
+            task = Task(shard, settings, min(each, count - len(rows)), block_size(stages, work))
+            rows += sorted((row for block in run_stages(stages, task.blocks({})) for row in block), key=lambda row: row.number)
+    rows = [row for row in rows if row.image is not None]
+    if not rows:
+        raise UserError(f"no picture of {shards[0]} can be decoded: python -m data_tools.inspect --verify says what is wrong")
+    cells = [(row.image, told_on_sheet(row, name)) for row in rows for name in settings.registers]
+    columns = len(settings.registers) if len(settings.registers) > 1 else None
+    out.mkdir(parents=True, exist_ok=True)
+    captioned_grid(*zip(*cells), columns=columns, cell=288).save(out / PREVIEW)
+    return out / PREVIEW, Counter(outcome(row.as_json()) for row in rows)
+
+
+def told_on_sheet(row: Row, name: str) -> str:
+    if name not in row.captions:
+        return f"{name}: FAILED, {row.failures.get(name, 'nothing came')}"
+    entry = row.captions[name]
+    return f"{name}{' (template)' if entry['source'] == 'template' else ''}: {entry['text']}"

@@ -1,0 +1,239 @@
+"""How every sequence is laid out: those that are trained on, prompts, and those that are scored. The only place that puts ids together.
+
+    joint          <bos> [tags] <boi> codes <eoi> <boc> caption <eoc> <eos>
+    text_to_image  <bos> [tags] <boc> caption <eoc> <boi> codes <eoi> <eos>
+    question       <bos> [tags] <boi> codes <eoi> <boq> question <eoq> <boa> answer <eoa> <eos>
+    rewrite        <bos> [tags] <boc> caption <eoc> <register:R> <boc> caption in register R <eoc> <eos>
+
+    pack_…    a whole sequence, and how much of its front is given
+    …_prompt  the front of one, that a model goes on from
+    …_scored  a sequence up to the end of one span, and where that span begins
+    unpack    a whole sequence -> its parts
+
+Codes are 0 … K-1 in raster order, text is ids of the text tokenizer. A wrong number of codes, codes or pieces outside their range, and tags that
+the vocabulary does not know raise UserError.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from tokun.tokenizers.grammar import END, IMAGE_STATES, START, STATES, TAG_KINDS
+from tokun.tokenizers.vocabulary import Tags, Vocabulary, parse_grid
+from tokun.utils.errors import UserError
+
+Codes = Sequence[int] | np.ndarray
+MARKS = 8  # structure tokens behind a prompt, at most: five, and room
+POSITIONS_BESIDE = (
+    21  # what a new generator has room for beside a picture and two texts: tags, structure tokens, and what later tasks may add
+)
+
+
+@dataclass(frozen=True)
+class Packed:
+    """ids of one sequence; `prompt` of them, at the front, are given and carry no loss."""
+
+    input_ids: list[int]
+    prompt: int
+
+
+@dataclass(frozen=True)
+class Unpacked:
+    """A sequence taken apart by `unpack`; what a task does not hold is None."""
+
+    task: str
+    tags: Tags
+    codes: list[int] | None = None  # 0..K-1, raster order
+    caption: list[int] | None = None  # text ids
+    question: list[int] | None = None
+    answer: list[int] | None = None
+    rewritten: list[int] | None = None
+    rewritten_register: str = ""
+
+
+# --- how long -------------------------------------------------------------------------------------------------------
+
+
+def most_positions(v: Vocabulary) -> int:
+    """For how many ids a new generator has room: more than any sequence of this vocabulary has."""
+    return v.max_codes + 2 * v.max_text + POSITIONS_BESIDE
+
+
+def longest_from(v: Vocabulary, prompt: int, n_codes: int) -> int:
+    """No sequence is longer that goes on from a prompt of so many ids and whose picture has `n_codes` codes."""
+    return prompt + n_codes + 2 * v.max_text + MARKS
+
+
+def joint_length(v: Vocabulary, caption: int) -> int:
+    """Ids of a joint sequence of the largest grid with every kind of tag and a caption of so many pieces."""
+    marks = ("<bos>", "<boi>", "<eoi>", "<boc>", "<eoc>", "<eos>")
+    tags = Tags("style", "subject", "register", v.default_grid, "thing" if v.things else "")
+    return len(marks) + len(tags.names()) + v.max_codes + caption
+
+
+def least_positions(v: Vocabulary) -> int:
+    """A generator with fewer positions is another vocabulary's."""
+    return v.max_codes + v.max_text
+
+
+# --- parts ----------------------------------------------------------------------------------------------------------
+
+
+def prefix(v: Vocabulary, tags: Tags) -> list[int]:
+    """<bos> and the tags."""
+    return [v.id("<bos>"), *(v.id(name) for name in tags.names())]
+
+
+def picture(v: Vocabulary, tags: Tags, codes: Codes) -> list[int]:
+    """<boi> codes <eoi>"""
+    return [v.id("<boi>"), *code_ids(v, codes, tags), v.id("<eoi>")]
+
+
+def text_end(v: Vocabulary, caption: Sequence[int]) -> list[int]:
+    """A caption and its end: what stands behind <boc>."""
+    return [*text_ids(v, caption), v.id("<eoc>")]
+
+
+def code_ids(v: Vocabulary, codes: Codes, tags: Tags) -> list[int]:
+    """Codes -> their ids. Raises UserError where they do not fill the tags' grid, or lie outside the codebook."""
+    rows, columns = tags.grid or v.default_grid
+    if len(codes) != rows * columns:
+        raise UserError(f"{len(codes)} codes do not fill a grid of {rows}x{columns} ({rows * columns})")
+    array = np.asarray(codes)
+    if array.dtype != np.uint16:  # as shards hold them: never below 0
+        array = array.astype(np.int64)
+    if len(array) and not (np.maximum.reduce(array) < v.codebook_size and (array.dtype == np.uint16 or array.min() >= 0)):
+        raise UserError(f"codes lie in {array.min()}..{array.max()}, outside 0..{v.codebook_size - 1}")
+    return np.add(array, v.code_offset, dtype=np.int64).tolist()
+
+
+def text_ids(v: Vocabulary, ids: Sequence[int]) -> list[int]:
+    """The pieces of one text. Raises UserError for none, for too many, and for ids that are no text."""
+    if not 0 < len(ids) <= v.max_text:
+        raise UserError(f"a text span has {len(ids)} pieces; it needs 1 to {v.max_text} (data.max_caption_tokens)")
+    ids = list(map(int, ids))
+    if not (min(ids) >= 0 and max(ids) < v.text_size) or not v.illegal.isdisjoint(ids):
+        raise UserError(f"a text span holds ids outside the text pieces 0..{v.text_size - 1} (or {v.illegal_text})")
+    return ids
+
+
+# --- whole sequences ------------------------------------------------------------------------------------------------
+
+
+def pack_joint(v: Vocabulary, tags: Tags, codes: Codes, caption: Sequence[int]) -> Packed:
+    ids = [*prefix(v, tags), *picture(v, tags, codes)]
+    return Packed([*ids, v.id("<boc>"), *text_end(v, caption), v.id("<eos>")], 1)
+
+
+def pack_text_to_image(v: Vocabulary, tags: Tags, codes: Codes, caption: Sequence[int]) -> Packed:
+    ids = [*prefix(v, tags), v.id("<boc>"), *text_end(v, caption)]
+    return Packed([*ids, *picture(v, tags, codes), v.id("<eos>")], 1)
+
+
+def pack_image_to_text(v: Vocabulary, tags: Tags, codes: Codes, caption: Sequence[int]) -> Packed:
+    """The joint sequence with the picture given."""
+    joint = pack_joint(v, tags, codes, caption)
+    return Packed(joint.input_ids, joint.input_ids.index(v.id("<boc>")) + 1)
+
+
+def pack_question(v: Vocabulary, tags: Tags, codes: Codes, question: Sequence[int], answer: Sequence[int]) -> Packed:
+    ids = question_prompt(v, tags, codes, question)
+    return Packed([*ids, *text_ids(v, answer), v.id("<eoa>"), v.id("<eos>")], len(ids))
+
+
+def pack_rewrite(v: Vocabulary, tags: Tags, caption: Sequence[int], register: str, rewritten: Sequence[int]) -> Packed:
+    ids = rewrite_prompt(v, tags, caption, register)
+    return Packed([*ids, *text_end(v, rewritten), v.id("<eos>")], 1)
+
+
+# --- prompts --------------------------------------------------------------------------------------------------------
+
+
+def image_prompt(v: Vocabulary, tags: Tags, caption: Sequence[int] | None = None) -> list[int]:
+    """What a picture follows: the tags, and the caption that it is drawn to, or that is yet to come."""
+    written = [] if caption is None else [v.id("<boc>"), *text_end(v, caption)]
+    return [*prefix(v, tags), *written, v.id("<boi>")]
+
+
+def unconditional_image_prompt(v: Vocabulary, grid: tuple[int, int] | None) -> list[int]:
+    """The same without tags or caption, but the grid where there are several: what guidance leads away from."""
+    return image_prompt(v, v.bare(grid))
+
+
+def caption_prompt(v: Vocabulary, tags: Tags, codes: Codes | None) -> list[int]:
+    """What a caption follows: the tags and the picture; without codes, the tags alone, which guidance leads away from and PMI is measured against."""
+    return [*prefix(v, tags), *([] if codes is None else picture(v, tags, codes)), v.id("<boc>")]
+
+
+def question_prompt(v: Vocabulary, tags: Tags, codes: Codes, question: Sequence[int]) -> list[int]:
+    """What an answer follows."""
+    return [*prefix(v, tags), *picture(v, tags, codes), v.id("<boq>"), *text_ids(v, question), v.id("<eoq>"), v.id("<boa>")]
+
+
+def rewrite_prompt(v: Vocabulary, tags: Tags, caption: Sequence[int], register: str) -> list[int]:
+    """What a caption in another register follows."""
+    ids = [*prefix(v, tags), v.id("<boc>"), *text_end(v, caption)]
+    return [*ids, v.id(f"<register:{register}>"), v.id("<boc>")]
+
+
+# --- what is scored -------------------------------------------------------------------------------------------------
+
+
+def caption_scored(v: Vocabulary, tags: Tags, codes: Codes | None, caption: Sequence[int]) -> Packed:
+    """A caption and its end behind its picture, or behind the tags alone where codes is None."""
+    ids = caption_prompt(v, tags, codes)
+    return Packed([*ids, *text_end(v, caption)], len(ids))
+
+
+def image_scored(v: Vocabulary, tags: Tags, codes: Codes) -> Packed:
+    """A picture behind its tags."""
+    ids = prefix(v, tags)
+    return Packed([*ids, *picture(v, tags, codes)], len(ids) + 1)
+
+
+def other_tasks(v: Vocabulary) -> tuple[int, ...]:
+    """Ids that would turn a pair's sequence into another task's: never chosen where a picture's caption is wanted."""
+    return (v.id("<boq>"),)
+
+
+def padded(v: Vocabulary, rows: Sequence[Sequence[int]]) -> list[list[int]]:
+    """Rows of one length, with <pad> behind the shorter ones."""
+    width = max(map(len, rows))
+    return [[*row, *[v.id("<pad>")] * (width - len(row))] for row in rows]
+
+
+# --- and back -------------------------------------------------------------------------------------------------------
+
+
+def unpack(v: Vocabulary, ids: Sequence[int]) -> Unpacked:
+    """A whole sequence (padding behind it allowed) -> its parts. Raises UserError where the grammar is broken."""
+    spans: dict[str, list[int]] = {}
+    tags: dict[str, Any] = {}
+    task, register, state, length, n_codes = "joint", "", START, 0, v.codes_of[None]
+    for position, token in enumerate(map(int, ids)):
+        name, kind = STATES[state], v.class_of(token)
+        following, further = v.grammar.step(state, length, token, n_codes)
+        if following < 0:
+            raise UserError(f"id {token} ({kind}) at position {position} cannot stand in a {name} span of {length}")
+        if kind in ("text", "code"):
+            spans.setdefault(name, []).append(token - (v.code_offset if kind == "code" else 0))
+        elif kind in TAG_KINDS and name != "prompt_done":
+            value = v.name(token)[1:-1].partition(":")[2]
+            tags[kind] = parse_grid(value) if kind == "grid" else value
+            n_codes = v.codes_of.get(token, n_codes)
+        elif name == "prompt_done":
+            task = "rewrite" if kind in TAG_KINDS else "text_to_image"
+            register = v.name(token)[1:-1].partition(":")[2] if task == "rewrite" else ""
+        elif STATES[following] == "asked":
+            task = "question"
+        state, length = following, further
+    if state != END:
+        raise UserError(f"the sequence of {len(ids)} ids ends inside its {STATES[state]} span; a whole one ends with <eos>")
+    written = spans.get("prompt" if task in ("text_to_image", "rewrite") else "caption")
+    rewritten = spans.get("caption") if task == "rewrite" else None
+    codes = next((spans[name] for name in IMAGE_STATES if name in spans), None)
+    return Unpacked(task, Tags(**tags), codes, written, spans.get("asked"), spans.get("answer"), rewritten, register)
