@@ -41,6 +41,7 @@ from tokun.render.grids import captioned_grid, gif, strip
 from tokun.render.svg import LEAST_BYTES, to_svg
 from tokun.training import tracking
 from tokun.utils import checkpoint, console
+from tokun.utils.console import home_path
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -84,7 +85,7 @@ def write_shards(model: Tokun, args: argparse.Namespace, *, rank: int, world: in
     size = args.shard_size or 1000
     if rank == 0 and args.shard_size is None:
         print(
-            f"--n {args.n} is more than {many.FROM:,}: written as shards of {size:,} pairs, not as single PNGs. A stop loses no whole shard; the one that is being drawn begins anew"
+            f"--n {args.n} is more than {many.FROM:,}: written as shards of {size:,} pairs, not as single PNGs. A stop loses the batch that is being drawn and no other"
         )
     many.generate(model, args.seed, args.n, args.out, options_of(args), shard_size=size, rank=rank, world=world)
     if rank == 0:
@@ -290,7 +291,7 @@ def add_places(parser: argparse.ArgumentParser) -> None:
     add("--adapter", default=None, help="an adapter (LoRA) that was trained on the checkpoint: its folder, its run's, or a Hub id")
     add("--seed", type=int, default=42, help="the latent: which samples (%(default)s)")
     add("--n", type=_positive, default=None, help="how many samples of the seed (16), or how many texts (1)")
-    add("--out", type=Path, default=Path("outputs"), help="the folder for what is made (%(default)s)")
+    add("--out", type=home_path, default=Path("outputs"), help="the folder for what is made (%(default)s)")
     add("--batch-size", type=_positive, default=16, help="samples that are drawn together (%(default)s)")
     add("--device", default=None, help="cpu, cuda, cuda:1 …; default: a GPU if there is one")
     add(
@@ -356,11 +357,11 @@ def add_directions(parser: argparse.ArgumentParser) -> None:
     """Other ways through the model than from a seed to a pair."""
     add = parser.add_argument
     one = parser.add_mutually_exclusive_group()
-    one.add_argument("--image", type=Path, metavar="FILE", help="say what a picture shows")
+    one.add_argument("--image", type=home_path, metavar="FILE", help="say what a picture shows")
     one.add_argument("--rewrite", metavar="TEXT", help="say a caption in the --register")
-    one.add_argument("--complete", type=Path, metavar="FILE", help="go on from the part of a picture that --keep names")
+    one.add_argument("--complete", type=home_path, metavar="FILE", help="go on from the part of a picture that --keep names")
     one.add_argument("--interpolate", type=int, nargs=2, metavar=("A", "B"), help="from seed A to seed B in --steps")
-    one.add_argument("--invert", type=Path, metavar="FILE", help="find the latent of a picture and its --caption, and --vary it")
+    one.add_argument("--invert", type=home_path, metavar="FILE", help="find the latent of a picture and its --caption, and --vary it")
     add("--registers", default="", metavar="A,B", help="of the captions of --image (the --register, or plain)")
     add("--question", metavar="TEXT", help="about --image, for a model that was trained on questions")
     add(

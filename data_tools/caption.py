@@ -31,39 +31,52 @@ from data_tools.captioning.run import PREVIEW, caption, preview
 from data_tools.captioning.settings import Settings, Work
 from data_tools.tables import QUOTING
 from tokun.utils import console
+from tokun.utils.console import home_path
 from tokun.utils.errors import UserError
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
-    words, work = Settings(), Work()
+    words = Settings()
     parser = argparse.ArgumentParser(
         prog="python -m data_tools.caption",
         description="Image shards -> the same shards with captions in several registers.",
         epilog="Killed or stopped, the same command goes on. Several GPUs: accelerate launch -m data_tools.caption … divides the shards.",
     )
     add = parser.add_argument
-    add("shards", type=Path, nargs="+", metavar="SHARDS", help="folders of image shards, or .tar files")
-    add("--out", type=Path, help="the folder for the new shards (SHARDS-captioned)")
+    add("shards", type=home_path, nargs="+", metavar="SHARDS", help="folders of image shards, or .tar files")
+    add("--out", type=home_path, help="the folder for the new shards (SHARDS-captioned)")
     add("--registers", default=",".join(words.registers), help=f"of {','.join(registers.REGISTERS)} (%(default)s)")
     add("--hashtags", action=argparse.BooleanOptionalAction, default=words.hashtags, help="in social captions (yes)")
     add("--hints", default=",".join(words.hints), help="metadata told in prompts, or none (%(default)s)")
+    for group in (add_writers, add_table, add_rows):
+        group(parser)
+    return parser.parse_args(argv)
+
+
+def add_writers(parser: argparse.ArgumentParser) -> None:
+    """Who writes."""
+    words = Settings()
     who = parser.add_argument_group("who writes").add_argument
-    who("--model", default="", help=f"a captioner, Hub id or folder: {captioners.EXAMPLES}")
+    who("--model", default="", type=os.path.expanduser, help=f"a captioner, Hub id or folder: {captioners.EXAMPLES}")
     who("--revision", default="", help="its commit or tag on the Hub")
     who("--shape", default=words.shape, help="auto, caption, task or chat (%(default)s: as the model's type tells)")
     who("--task", default="", help="the prompt of a task model, such as '<CAPTION>' or 'caption en'")
-    who("--rewriter", default="", help="a language model that writes the other registers, Hub id or folder")
+    who("--rewriter", default="", type=os.path.expanduser, help="a language model that writes the other registers, Hub id or folder")
     who("--endpoint", default="", metavar="URL", help="an OpenAI-compatible server: sees pictures, or rewrites what --model saw")
     who("--endpoint-model", default="", help="the name of the model there")
     pictures = argparse.BooleanOptionalAction
     who("--send-pictures", action=pictures, default=words.send_pictures, help="to the server; a language model wants none (yes)")
     who("--api-key-env", default="OPENAI_API_KEY", metavar="NAME", help="the environment variable with the key (%(default)s)")
+
+
+def add_table(parser: argparse.ArgumentParser) -> None:
+    """Captions that people wrote, instead."""
     merged = from_table.Options()
     table = parser.add_argument_group("captions from a table, instead of all that").add_argument
     table(
         "--from",
         dest="table",
-        type=Path,
+        type=home_path,
         metavar="TABLE",
         help="merge this .csv, .tsv, .jsonl or .parquet: rows by key or path, a column a register",
     )
@@ -95,6 +108,11 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         metavar="N",
         help="pictures in a shard, where several folders are mixed by --seed (%(default)s)",
     )
+
+
+def add_rows(parser: argparse.ArgumentParser) -> None:
+    """How the work is done, and on which rows."""
+    words, work = Settings(), Work()
     how = parser.add_argument_group("how").add_argument
     how("--seed", type=int, default=words.seed)
     how("--temperature", type=float, default=words.temperature, help="0: the likeliest words (%(default)s)")
@@ -111,9 +129,14 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     what("--preview", type=int, default=0, metavar="N", help=f"caption N pictures into {PREVIEW} and stop")
     what("--limit", type=int, default=0, metavar="N", help="the first N rows; without it, a later run does the rest")
     what("--retry-failed", action="store_true", help="try again what failed, with other words")
-    what("--clip", default="", metavar="MODEL", help="score captions by open_clip: ViT-B-32:laion2b_s34b_b79k, hf-hub:…, a folder")
+    what(
+        "--clip",
+        default="",
+        type=os.path.expanduser,
+        metavar="MODEL",
+        help="score captions by open_clip: ViT-B-32:laion2b_s34b_b79k, hf-hub:…, a folder",
+    )
     what("--keep-best", default="100%", metavar="SHARE", help="leave out the rest, by score: 90%% (%(default)s)")
-    return parser.parse_args(argv)
 
 
 def parse_share(text: str) -> float:
@@ -155,7 +178,7 @@ def default_out(shards: Path) -> Path:
 
 def main_from_table(args: argparse.Namespace, out: Path) -> int:
     options = from_table.Options(**{name: value for name, value in vars(args).items() if name in from_table.Options.__dataclass_fields__})
-    report = from_table.merge(args.shards, args.table.expanduser(), out, options, progress=True)
+    report = from_table.merge(args.shards, args.table, out, options, progress=True)
     print(report.text(out))
     print(f"Next:\n  python -m data_tools.questions {shlex.quote(str(out))} --out {shlex.quote(str(out.with_name(f'{out.name}-asked')))}")
     return 0
@@ -167,7 +190,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def run(args: argparse.Namespace) -> int:
-    out = (args.out or default_out(args.shards[0])).expanduser()
+    out = args.out or default_out(args.shards[0])
     if args.table:
         return main_from_table(args, out)
     settings, work = settings_from(args), work_from(args)

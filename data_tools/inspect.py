@@ -14,7 +14,6 @@ import io
 import json
 import sys
 import tarfile
-import warnings
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -24,12 +23,13 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from data_tools.images.pictures import DECODE_ERRORS
-from data_tools.pipeline.advice import alike
 from data_tools.pipeline.output import RECORD
+from tokun.data import captions as captions_of_data
+from tokun.data import pictures, tars
 from tokun.data.shards import key_and_suffix
 from tokun.render.grids import captioned_grid
 from tokun.utils import console
+from tokun.utils.console import home_path
 from tokun.utils.errors import BadSample, UserError
 
 IMAGE_EXTENSIONS = ("webp", "png", "jpg", "jpeg")
@@ -116,8 +116,10 @@ def read_pairs(shard: Path, damaged: list[Damage]) -> Iterator[Pair]:
         # tarfile takes a header it cannot read, and a file that stops between members, for the end
         with open(shard, "rb") as file:
             file.seek(end)
-            tail = file.read(2 * BLOCK)
-        if tail.strip(b"\0"):
+            tail, rest = file.read(2 * BLOCK), file.read(tars.FILLING)
+        if rest.strip(b"\0") and not tail.strip(b"\0"):
+            damaged.append(Damage(shard.name, "", tars.JOINED))
+        elif tail.strip(b"\0"):
             damaged.append(Damage(shard.name, "", f"broken header at byte {end:,}: nothing after it can be read"))
         elif len(tail) < 2 * BLOCK:
             damaged.append(Damage(shard.name, "", f"truncated: no end mark after byte {end:,}"))
@@ -142,20 +144,25 @@ def read_record(pair: Pair, damaged: list[Damage]) -> dict[str, Any]:
     return record
 
 
-def open_image(pair: Pair, damaged: list[Damage], *, load: bool) -> Image.Image | None:
-    """The pair's picture, its pixels decoded when `load`; None where there is none or it is damaged."""
+def open_image(pair: Pair, damaged: list[Damage]) -> Image.Image | None:
+    """The pair's picture, decoded as training decodes it, upright and in sRGB; None where there is none or it is damaged."""
+    try:
+        return pictures.decode(pair.image) if pair.image is not None else None
+    except pictures.PictureError as error:
+        damaged.append(Damage(pair.shard.name, pair.key, f"undecodable picture: {error}"))
+        return None
+
+
+def read_head(pair: Pair, damaged: list[Damage]) -> tuple[str, tuple[int, int]] | None:
+    """Format, and width and height of the upright picture, from its header; None where there is none or it is damaged."""
     if pair.image is None:
         return None
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            image = Image.open(io.BytesIO(pair.image))
-            if load:
-                image.load()
-    except DECODE_ERRORS as error:
+        with pictures.quiet():
+            return str(pictures.read_header(pair.image).format), pictures.size_of(pair.image)
+    except pictures.PictureError as error:
         damaged.append(Damage(pair.shard.name, pair.key, f"undecodable picture: {error}"))
         return None
-    return image
 
 
 def read_codes(pair: Pair, damaged: list[Damage]) -> np.ndarray | None:
@@ -202,6 +209,8 @@ class Inventory:
     characters: list[int] = field(default_factory=list)  # of each caption
     words: list[int] = field(default_factory=list)
     distinct: set[int] = field(default_factory=set)  # hashes of captions
+    captioned: int = 0  # pictures with words in any register
+    templates: int = 0  # those of them that nobody looked at
     tags: dict[str, Counter[str]] = field(
         default_factory=lambda: {name: Counter() for name in ("style", "subject", "source", "license", "register")}
     )
@@ -239,15 +248,16 @@ def take_inventory(shards: list[Path], *, verify: bool = False, sheet: int = 0) 
 def count_pair(inventory: Inventory, pair: Pair, *, verify: bool, keep: bool) -> None:
     damaged = inventory.damaged
     record = read_record(pair, damaged)
-    if (pictures := [name for name in IMAGE_EXTENSIONS if name in pair.members])[1:]:
-        damaged.append(Damage(pair.shard.name, pair.key, f"several pictures under one key ({', '.join(pictures)}): ambiguous"))
+    if (several := [name for name in IMAGE_EXTENSIONS if name in pair.members])[1:]:
+        damaged.append(Damage(pair.shard.name, pair.key, f"several pictures under one key ({', '.join(several)}): ambiguous"))
     if pair.image is None and CODES not in pair.members:
         damaged.append(Damage(pair.shard.name, pair.key, "missing partner: neither picture nor codes"))
-    image = open_image(pair, damaged, load=verify or keep)
-    if image is not None:
-        inventory.sizes.append(image.size)
-        inventory.formats[str(image.format)] += 1
-        if keep:
+    if (head := read_head(pair, damaged)) is not None:
+        image = open_image(pair, damaged) if verify or keep else None
+        if image is not None or not (verify or keep):
+            inventory.formats[head[0]] += 1
+            inventory.sizes.append(head[1])
+        if image is not None and keep:
             inventory.sheet.append((image, str(record.get("caption", ""))))
     codes = read_codes(pair, damaged)
     if codes is not None:
@@ -259,6 +269,9 @@ def count_pair(inventory: Inventory, pair: Pair, *, verify: bool, keep: bool) ->
         inventory.characters.append(len(caption))
         inventory.words.append(len(caption.split()))
         inventory.distinct.add(hash(caption))
+        said, looked_at = captions_of_data.words_of(record, "caption")
+        inventory.captioned += bool(said)
+        inventory.templates += bool(said) and not looked_at
         for name in ("style", "subject", "source", "license"):
             inventory.tags[name][str(record.get(name) or "")] += 1
         captions = record.get("captions")
@@ -326,8 +339,14 @@ def describe(inventory: Inventory) -> str:
     if inventory.characters:
         empty = inventory.characters.count(0)
         lines.append(f"captions    {len(inventory.distinct):,} distinct, {empty:,} empty")
-        if told := alike({"kept": len(inventory.characters), "empty": empty, "distinct": len(inventory.distinct) - bool(empty)}):
+        if told := captions_of_data.alike(
+            {"kept": len(inventory.characters), "empty": empty, "distinct": len(inventory.distinct) - bool(empty)}
+        ):
             lines.append(f"            {told}")
+        if inventory.captioned and inventory.templates == inventory.captioned:
+            lines.append(f"            {captions_of_data.only_templates(inventory.captioned)}")
+        if 0 < inventory.captioned < captions_of_data.FEW:
+            lines.append(f"            {captions_of_data.few(inventory.captioned)}")
         if 2 * empty > len(inventory.characters):
             lines.append("            More than half have no caption: caption them (python -m data_tools.caption) before training.")
         lines.append(f"characters  {spread(inventory.characters)}")
@@ -357,9 +376,9 @@ def write_sheet(inventory: Inventory, path: Path) -> None:
 
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m data_tools.inspect", description="What is in these shards?")
-    parser.add_argument("shards", type=Path, nargs="+", metavar="SHARDS", help="folders of shards, or .tar files")
+    parser.add_argument("shards", type=home_path, nargs="+", metavar="SHARDS", help="folders of shards, or .tar files")
     parser.add_argument("--verify", action="store_true", help="decode every member; exit 1 if anything is damaged")
-    parser.add_argument("--sheet", type=Path, metavar="FILE.png", help=f"draw {SHEET} pictures with their captions")
+    parser.add_argument("--sheet", type=home_path, metavar="FILE.png", help=f"draw {SHEET} pictures with their captions")
     args = parser.parse_args(argv)
     return console.status("inspect", lambda: inspect(args))
 

@@ -44,6 +44,7 @@ from data_tools.readers import READERS, Listing, Options, PictureError, choose_r
 from data_tools.readers.survey import RECOGNISED
 from data_tools.readers.tables import with_captions
 from tokun.utils import console
+from tokun.utils.console import home_path
 from tokun.utils.errors import UserError
 from tokun.utils.extras import need
 from tokun.utils.lock import alone_in
@@ -271,10 +272,10 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     add("--style", default="", help="the style of all, a tag: engraving, etching; with --reader classes, the class to take")
     add("--out", required=True, help="the folder (or address) for the shards, the manifest and the report")
     add("--reader", default="auto", metavar="NAME", help=f"how to read SOURCE: auto, {', '.join(READERS)} (%(default)s)")
-    add("--root", type=Path, metavar="DIR", help="where the paths in a table start (its own folder)")
+    add("--root", type=home_path, metavar="DIR", help="where the paths in a table start (its own folder)")
     add(
         "--captions",
-        type=Path,
+        type=home_path,
         metavar="TABLE",
         help="captions by the paths of SOURCE (file_name, caption), before all others: the captions.csv of an earlier run",
     )

@@ -42,7 +42,9 @@ from data_tools.text.things import BEFORE, NUMBERS, Lexicon, tokens_of
 from data_tools.text.yes_or_no import PEOPLE, Shown, is_this, named, with_article
 from tokun.tokenizers.wordings import SHOWS
 from tokun.utils import console
+from tokun.utils.console import home_path
 from tokun.utils.errors import UserError, reading
+from tokun.utils.lock import alone_in
 
 WORDINGS = {
     "what": ("What is shown?", "What does the picture show?", "What can be seen here?"),
@@ -168,7 +170,7 @@ class Survey:
     singles: list[bool] = field(default_factory=list)
 
     def add(self, shard: str, pair: Pair, record: dict[str, Any]) -> None:
-        known = known_of(record, open_image(pair, [], load=True))
+        known = known_of(record, open_image(pair, []))
         thing, tokens = words(record.get("thing")), tokens_of(caption_of(record))
         one = tokens[:1] in (["a"], ["an"], ["the"])  # "a moth on a leaf", or "a moth among others"
         self.places.append((shard, pair.key))
@@ -255,7 +257,14 @@ def asked(shard: Path, seed: int, counts: Counter[str], plans: dict[tuple[str, s
 def ask(paths: list[Path], out: Path, seed: int = 0) -> Counter[str]:
     """Write the shards of `paths` with questions into `out`. Raises UserError when `out` is their own folder, or holds those of another seed."""
     shards = checked_shards(paths, out)
-    out.mkdir(parents=True, exist_ok=True)
+    if out.exists() and not out.is_dir():
+        raise UserError(f"--out {out} is a file: name a folder")
+    with alone_in(out, option="--out"):
+        return ask_all(shards, out, seed)
+
+
+def ask_all(shards: list[Path], out: Path, seed: int) -> Counter[str]:
+    """`ask`, in a folder that is held."""
     record = out / "questions.json"
     settings = {"version": VERSION, "seed": seed, "shards": {shard.name: shard.stat().st_size for shard in shards}}
     if record.exists():
@@ -279,8 +288,8 @@ def ask(paths: list[Path], out: Path, seed: int = 0) -> Counter[str]:
 
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("shards", type=Path, nargs="+", metavar="SHARDS", help="image shards, or folders of them")
-    parser.add_argument("--out", type=Path, required=True, metavar="DIR")
+    parser.add_argument("shards", type=home_path, nargs="+", metavar="SHARDS", help="image shards, or folders of them")
+    parser.add_argument("--out", type=home_path, required=True, metavar="DIR")
     parser.add_argument("--seed", type=int, default=0, help="of the wordings (%(default)s)")
     args = parser.parse_args(argv)
 

@@ -29,6 +29,7 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from tokun.utils import console
+from tokun.utils.console import home_path
 from tokun.utils.errors import UserError
 
 SHAPES = ("disc", "square", "triangle", "star", "tree", "house", "ship", "moon", "mountain")
@@ -437,7 +438,7 @@ def write_shards(out_dir: str | Path, n: int, seed: int, side: int, prefix: str 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="Draw the toy set and write it as WebDataset shards.")
-    parser.add_argument("--out", type=Path, required=True, help="folder for the shards")
+    parser.add_argument("--out", type=home_path, required=True, help="folder for the shards")
     parser.add_argument("--n", type=int, default=4096, help="number of pictures")
     parser.add_argument("--seed", type=int, default=0, help="use another seed for another split")
     parser.add_argument("--side", type=int, default=64, help="pixels; a multiple of 16 from 32 to 256")

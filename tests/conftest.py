@@ -24,6 +24,9 @@ LONG = (
     "app",
     "evaluate",
 )
+# left out by `pytest -m "not slow"`, beside what is marked where it stands: files that start launchers, clusters, notebooks or train whole runs, and tests of a finished run
+SLOW_FILES = {f"test_{name}" for name in ("launch", "resume", "training", "coherence", "notebook", "ray", "real_engravings")}
+SLOW_FIXTURES = {"finished", "browser"}
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -36,3 +39,6 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Files of many seconds come first, so that at the end no process waits for one of them."""
     place = {f"test_{name}": number for number, name in enumerate(LONG)}
     items.sort(key=lambda item: place.get(item.path.stem, len(LONG)))
+    for item in items:
+        if item.path.stem in SLOW_FILES or SLOW_FIXTURES & set(getattr(item, "fixturenames", ())):
+            item.add_marker(pytest.mark.slow)

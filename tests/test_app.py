@@ -471,6 +471,25 @@ def test_who_changes_their_mind_about_a_print_has_one_opinion_of_it(tiny_model):
         judged.mark(None, liked=True)
 
 
+@pytest.mark.parametrize(
+    ("content", "refusal"), [(b"<b>not a picture</b>", "not a whole picture"), (b"", "choose a picture first")], ids=["no picture", "empty"]
+)
+def test_a_refusal_is_a_notice_that_goes_and_leaves_no_pill(site, browser, content, refusal):
+    """A bad upload left a pill "Error" on the page until the next click; so did a seed that is no whole number."""
+    page = browser.new_page()
+    page.goto(site)
+    page.get_by_role("tab", name="From a picture").click()
+    page.set_input_files("input[type=file]", {"name": "notes.png", "mimeType": "image/png", "buffer": content})
+    page.get_by_text(refusal).first.wait_for()
+    page.wait_for_timeout(500)
+    assert not page.get_by_text("Error", exact=True).count()
+    page.click("#caption")
+    page.get_by_text("Please choose a picture first").first.wait_for()
+    page.wait_for_timeout(500)
+    assert not page.get_by_text("Error", exact=True).count()
+    page.close()
+
+
 def test_the_page_shows_every_picture_in_its_shape_and_offers_shapes_and_things(shaped_model, tiny_model):
     pytest.importorskip("gradio", reason="the page needs gradio, the extra 'app'")
     tall = Image.new("L", (24, 40))

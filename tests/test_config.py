@@ -155,3 +155,21 @@ def test_every_setting_that_a_message_of_tokun_names_exists():
         if re.search(r"set perceptual\b", path.read_text(encoding="utf-8"))
     ]
     assert not bare, "a key without its section is refused by train.py"
+
+
+def test_home_is_meant_by_a_tilde_wherever_a_path_is_set(tmp_path, monkeypatch):
+    """out=~/runs made a folder called ~ here: behind an = the shell leaves it as it is."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "c.yaml").write_text("out: ~/runs/a\ntrain: {deepspeed: ~/zero.json}\n")
+    config = load_config(
+        tmp_path / "c.yaml", ["start=~/model", "image_tokenizer_train.perceptual_weights=~/w.pth", "generator.pretrained=name/model"]
+    )
+    assert config.out == f"{tmp_path}/runs/a" and config.start == f"{tmp_path}/model" and config.train.deepspeed == f"{tmp_path}/zero.json"
+    assert config.image_tokenizer_train.perceptual_weights == f"{tmp_path}/w.pth" and config.generator.pretrained == "name/model"
+
+
+def test_home_is_meant_by_a_tilde_in_every_option_that_takes_a_path():
+    """No parser makes a Path of what was typed without looking for ~."""
+    root = Path(__file__).resolve().parents[1]
+    sources = [*root.glob("tokun/**/*.py"), *root.glob("data_tools/**/*.py"), root / "sample.py", root / "train.py"]
+    assert not [path for path in sources if "type=Path" in path.read_text(encoding="utf-8")]

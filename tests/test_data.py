@@ -42,6 +42,7 @@ from tokun.data import (
     write_shard,
 )  # fmt: skip
 from tokun.data.shards import SEVERAL, TWICE
+from tokun.data.tars import JOINED
 from tokun.tokenizers import sequences
 from tokun.tokenizers.sequences import Packed
 from tokun.tokenizers.vocabulary import Tags, Vocabulary
@@ -354,7 +355,10 @@ def by_index(path, need, one_of):
 
 def assert_indexed_as_tarfile_does(path):
     for need, one_of in ((("json",), ("png", "jpg")), (("json", "codes.npy"), ()), ((), ("png",))):
-        assert by_index(path, need, one_of) == by_tarfile(path, need, one_of)
+        found = by_index(path, need, one_of)
+        if not isinstance(found, str):
+            found[1].pop(JOINED, None)  # tarfile takes a broken header for the end and says nothing
+        assert found == by_tarfile(path, need, one_of)
 
 
 def tar_of(path, names, form=tarfile.USTAR_FORMAT, size=300, **fields):
@@ -641,7 +645,7 @@ def test_the_cache_changes_no_picture_and_keeps_its_bound(toy_shards):
     plain = ImageSamples.open(str(toy_shards), image_size=32, channels=1)
     cached = ImageSamples.open(str(toy_shards), image_size=32, channels=1, cache_gb=5 * 32 * 32 / 2**30)
     for i in (*range(24), *range(24)):
-        assert np.array_equal(plain.picture(i), cached.picture(i))
+        assert np.array_equal(plain.framed(i).image, cached.framed(i).image)
     assert len(cached._cache) == 5 and not plain._cache
     assert torch.equal(data.centre_crops(plain, 3), data.centre_crops(cached, 3))
 
@@ -649,7 +653,7 @@ def test_the_cache_changes_no_picture_and_keeps_its_bound(toy_shards):
 def test_large_pictures_are_kept_small_and_their_shape_stays(tmp_path):
     write_shard(tmp_path / "a.tar", iter([{"__key__": "k", "png": png(0, (400, 300))}]))
     for channels, mode in ((1, "L"), (3, "RGB")):
-        image = ImageSamples.open(str(tmp_path), image_size=32, channels=channels, max_scale=1.5).picture(0)
+        image = ImageSamples.open(str(tmp_path), image_size=32, channels=channels, max_scale=1.5).framed(0).image
         assert image.size == (48, 64) and image.mode == mode
 
 

@@ -383,7 +383,7 @@ def test_a_model_of_squares_is_measured_as_before(tiny_model, shaped_shards):
     samples = data.ImageSamples.open(str(shaped_shards), image_size=32, channels=1, max_scale=1.0)
     places = {samples.index.key(i): i for i in range(len(samples))}
     for pair in read_pairs(old, str(shaped_shards)):
-        picture = samples.picture(places[pair.key])
+        picture = samples.framed(places[pair.key]).image
         square = data.crop(picture, data.centre_box(*picture.size), 32)
         assert np.array_equal(np.asarray(pair.image), square[0]) and pair.tags.grid == (4, 4)
         assert torch.equal(features.stack([memorisation.shown_of(samples, places[pair.key])]), features.stack([pair.image]))

@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from data_tools import inspect as tool
-from data_tools.pipeline.advice import MOST_TEXTS, alike
+from tokun.data.captions import MOST_TEXTS, alike
 
 
 def webp(seed: int, size: tuple[int, int] = (80, 64)) -> bytes:
@@ -178,6 +178,32 @@ def test_captions_that_say_nothing_are_told_with_what_to_do(tmp_path, capsys, ca
     told = capsys.readouterr().out
     assert all(words in told for words in said) and not any(words in told for words in unsaid)
     assert ("python -m data_tools.caption" in told) == bool(said)
+
+
+@pytest.mark.parametrize(
+    ("count", "source", "said"),
+    [
+        (3, "template", ["All 3 captions are templates", "3 pictures with captions are few"]),
+        (1, "model", ["1 picture with a caption is few"]),
+        (0, "model", []),
+    ],
+)
+def test_templates_and_few_captions_are_told(tmp_path, capsys, count, source, said):
+    texts = [
+        {"caption": "", "captions": {"plain": f"A wolf, number {k}."}, "caption_sources": {"plain": {"source": source}}}
+        for k in range(count)
+    ] or [{"caption": ""}]
+    write(
+        tmp_path / "x.tar",
+        {
+            f"{k}.{suffix}": data
+            for k, text in enumerate(texts)
+            for suffix, data in (("webp", webp(k)), ("json", json.dumps(text).encode()))
+        },
+    )
+    assert tool.main([str(tmp_path)]) == 0
+    told = capsys.readouterr().out
+    assert all(words in told for words in said) and ("templates" in told, "few for" in told) == (source == "template", bool(count))
 
 
 def test_many_captions_that_differ_are_never_called_alike():

@@ -5,12 +5,16 @@ import os
 import signal
 import subprocess
 import sys
+import tarfile
 import time
 from pathlib import Path
 
 import pytest
 
+import train
 from tests.kills import kills
+from tests.small_runs import write_config
+from tokun.inference import many
 from tokun.utils import lock
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -105,3 +109,90 @@ def test_a_kill_at_any_change_of_the_disk_leaves_a_folder_that_can_be_held(tmp_p
         with lock.alone_in(tmp_path):
             pass
         assert time.monotonic() - start < 1
+
+
+RANK = "import sys, time; from pathlib import Path; from tokun.utils import lock; lock.hold(Path(sys.argv[1]), rank=int(sys.argv[2])); print('held', flush=True); time.sleep(60)"
+
+
+@pytest.fixture
+def process_of(tmp_path):
+    started = []
+
+    def start(job, rank):
+        env = os.environ | {"MASTER_ADDR": "here", "MASTER_PORT": str(job)}
+        process = subprocess.Popen(
+            [sys.executable, "-c", RANK, str(tmp_path), str(rank)],
+            cwd=ROOT,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            env=env,
+        )
+        started.append(process)
+        return process.stdout.readline() == "held\n", process
+
+    yield start
+    for process in started:
+        process.kill()
+        process.wait()
+        process.stdout.close()
+        process.stderr.close()
+
+
+def test_processes_of_one_job_share_a_folder_and_those_of_another_are_refused(tmp_path, process_of, monkeypatch):
+    monkeypatch.setattr(lock, "WAIT", 0.2)
+    assert process_of(1, 0)[0] and process_of(1, 1)[0]
+    for rank in (0, 1):
+        held, refused = process_of(2, rank)
+        assert not held and "is in use by process" in refused.stderr.read()
+    with pytest.raises(lock.InUse, match="is in use by process"):
+        lock.hold(tmp_path)
+
+
+def test_a_job_is_refused_while_a_late_process_of_another_is_still_at_work(tmp_path, process_of, monkeypatch):
+    """The first process of the other has ended, its second still writes."""
+    monkeypatch.setattr(lock, "WAIT", 0.2)
+    held, late = process_of(1, 1)
+    assert held
+    with pytest.raises(lock.InUse, match=rf"in use by process {late.pid}"):
+        lock.hold(tmp_path)
+    assert not (tmp_path / lock.NAME).exists(), "what is refused holds nothing"
+    late.kill()
+    late.wait()
+    with lock.alone_in(tmp_path):
+        pass
+    assert not list(tmp_path.iterdir()), "nor is anything left of a process that was killed"
+
+
+@pytest.mark.parametrize("command", ["prepare", "caption", "caption --from", "questions", "encode", "sample", "train"])
+def test_every_command_that_writes_a_folder_is_refused_while_another_process_holds_it(command, tmp_path, process_of, capsys, tiny_model):
+    """Two downloads into one folder, two trainings with one output directory, two captioners on one set of shards: each half wrote over the other."""
+    from data_tools import caption, encode, prepare, questions, toy
+
+    shards, table = tmp_path.with_name(f"{tmp_path.name}-shards"), tmp_path.with_name(f"{tmp_path.name}.tsv")
+    toy.write_shards(shards, 4, 0, 32, "train")
+    with tarfile.open(shards / "train-00000.tar") as tar:
+        key = tar.getnames()[0].partition(".")[0]
+    table.write_text(f"key\tcaption\n{key}\tA ship.\n")
+    assert process_of(1, 0)[0]
+    before = sorted(tmp_path.rglob("*"))
+    out, config = ["--out", str(tmp_path)], write_config(shards, shards)
+    done = {
+        "prepare": lambda: prepare.main([str(shards), *out, "--style", "toy", "--workers", "1"]),
+        "caption": lambda: caption.main([str(shards), *out]),
+        "caption --from": lambda: caption.main([str(shards), *out, "--from", str(table)]),
+        "questions": lambda: questions.main([str(shards), *out]),
+        "encode": lambda: told(lambda: encode.main(["--config", str(config), f"out={tmp_path}", "data.val="])),
+        "train": lambda: told(lambda: train.main(["--config", str(config), f"out={tmp_path}"])),
+        "sample": lambda: told(lambda: many.generate(tiny_model, 1, 4, tmp_path, {}, shard_size=2)),
+    }[command]()
+    assert done and f"{tmp_path} is in use by process" in capsys.readouterr().err
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def told(action):
+    """Status 1 and the error's words, as `console.run` ends a command."""
+    with pytest.raises(lock.InUse) as error:
+        action()
+    print(error.value, file=sys.stderr)
+    return 1

@@ -16,6 +16,7 @@ import pytest
 from PIL import Image
 
 import sample
+from tests.kills import kills
 from tests.small_runs import start_fork
 from tokun.inference import many
 
@@ -150,3 +151,48 @@ def test_killed_and_typed_again_the_command_ends_with_the_same_files(checkpoint_
     for path in (tmp_path / "killed").glob("*.partial*"):
         path.unlink()
     assert files(tmp_path / "killed") == files(tmp_path / "whole") and len(files(tmp_path / "whole")) == 5
+
+
+def test_a_stop_within_a_shard_loses_the_batch_that_was_being_drawn_and_no_other(tiny_model, whole, tmp_path, monkeypatch):
+    """Ctrl-C in the middle of a shard of a thousand: what was drawn of it is there when the same command is typed again."""
+    drawn, stop, sample_once = [], 3, type(tiny_model).sample
+
+    def sample_until(model, seed, indices, **options):
+        if len(drawn) == stop:
+            raise KeyboardInterrupt
+        drawn.append(indices)
+        return sample_once(model, seed, indices=indices, **options)
+
+    monkeypatch.setattr(type(tiny_model), "sample", sample_until)
+    with pytest.raises(KeyboardInterrupt):
+        many.generate(tiny_model, 5, 70, tmp_path / "out", {"batch_size": 16}, shard_size=70)
+    assert drawn == [range(0, 16), range(16, 32), range(32, 48)]
+    part = next((tmp_path / "out" / ".samples-00000").glob("*16.tar"))
+    part.write_bytes(part.read_bytes()[:700])  # one is damaged: it is drawn again
+    drawn.clear()
+    stop = 100
+    many.generate(tiny_model, 5, 70, tmp_path / "out", {"batch_size": 16}, shard_size=70)
+    assert drawn == [range(16, 32), range(48, 64), range(64, 70)]
+    assert list(files(tmp_path / "out")) == ["samples-00000.tar", "samples.json", "samples.parquet"]
+    drawn.clear()
+    many.generate(tiny_model, 5, 70, tmp_path / "fresh", {"batch_size": 16}, shard_size=70)
+    assert files(tmp_path / "out") == files(tmp_path / "fresh")
+
+
+def test_killed_at_every_change_of_the_disk_and_typed_again_it_ends_with_the_same_bytes(tiny_model, tmp_path, monkeypatch):
+    """With the folder's lock and the batches of an unfinished shard in place."""
+    pairs = tiny_model.sample(5, 4)
+    monkeypatch.setattr(type(tiny_model), "sample", lambda model, seed, indices, **options: [pairs[i] for i in indices])
+    monkeypatch.setattr(many, "identity", lambda model: {})
+
+    def generate(out: Path) -> None:
+        many.generate(tiny_model, 5, 4, out, {"batch_size": 1}, shard_size=2)
+
+    generate(tmp_path / "whole")
+    out, times = tmp_path / "out", 0
+    for _ in kills(lambda: generate(out), out):
+        generate(out)
+        assert files(out) == files(tmp_path / "whole")
+        shutil.rmtree(out)
+        times += 1
+    assert times > 20

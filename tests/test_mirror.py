@@ -17,7 +17,7 @@ from tokun.data import mirror
 from tokun.data.codes import CodeSamples, Record
 from tokun.tokenizers import sequences
 from tokun.tokenizers.vocabulary import Vocabulary
-from tokun.training import stages
+from tokun.training.codes import encode_shard
 
 
 @pytest.mark.parametrize(
@@ -63,7 +63,7 @@ def test_code_shards_hold_mirrored_views_of_pictures_without_writing_alone(tmp_p
     shard(tmp_path / "train-0.tar", ["A tree on the left."] * 6 + ["A title page, a tree on the left."] * 6)
     size = tiny_image_tokenizer.config.image_size
     config = from_dict({"image_tokenizer": {"image_size": size}, "codes": {"views": 8, "mirror": True}})
-    stages.encode_shard(tmp_path / "train-0.tar", tmp_path / "codes.tar", tiny_image_tokenizer, config, torch.device("cpu"))
+    encode_shard(tmp_path / "train-0.tar", tmp_path / "codes.tar", tiny_image_tokenizer, config, torch.device("cpu"))
     samples = CodeSamples([tmp_path / "codes.tar"])
     records = [samples.record(i) for i in range(12)]
     assert all(len(record.mirrored) == 8 and not record.mirrored[0] for record in records)

@@ -36,3 +36,14 @@ def test_it_says_what_was_trained_on_how_long_and_from_which_start():
     assert "none held out" in model_card(from_dict({"start": "me/mine"}), RECORD) and "went on from me/mine" in model_card(
         from_dict({"start": "me/mine"}), RECORD
     )
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [({}, "on the data above and nothing else"), ({"start": "bundled"}, "before on that of the bundled engraving model"), ({"start": "me/mine"}, "before on that of me/mine"),
+     ({"generator": {"pretrained": "a/lm"}}, "before on that of a/lm")],
+)  # fmt: skip
+def test_it_does_not_hide_what_was_learnt_before(settings, said):
+    """A model that went on from another was said to know its own data and nothing else."""
+    card = model_card(from_dict(settings), RECORD)
+    assert said in card and ("as it was" in card) == ("start" in settings)

@@ -2,9 +2,11 @@
 
 import io
 import json
+import struct
 import tarfile
 import threading
 import warnings
+import zlib
 
 import numpy as np
 import pytest
@@ -142,3 +144,74 @@ def test_threads_that_open_pictures_leave_the_filters_of_warnings_as_they_are():
     for thread in threads:
         thread.join()
     assert [one for one in warnings.filters if one not in before] in ([], [("ignore", None, Warning, warnings.filters[0][3], 0)])
+
+
+def png_16(values):
+    """(H, W, 3 or 4) uint16 -> a PNG of 16 bits a colour, which Pillow cannot write."""
+    height, width, channels = values.shape
+    rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in values)
+    head = struct.pack(">IIBBBBB", width, height, 16, {3: 2, 4: 6}[channels], 0, 0, 0)
+    chunks = ((b"IHDR", head), (b"IDAT", zlib.compress(rows)), (b"IEND", b""))
+    return b"\x89PNG\r\n\x1a\n" + b"".join(
+        struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body)) for kind, body in chunks
+    )
+
+
+def tiff_16(values, order="<"):
+    """(H, W, 3) uint16 -> an uncompressed TIFF of 16 bits a colour."""
+    height, width, _ = values.shape
+    pixels, at = values.astype(f"{order}u2").tobytes(), 8
+    tags = [(256, 3, 1, width), (257, 3, 1, height), (258, 3, 3, at + len(pixels)), (259, 3, 1, 1), (262, 3, 1, 2), (273, 4, 1, at), (277, 3, 1, 3), (278, 3, 1, height), (279, 4, 1, len(pixels)), (284, 3, 1, 1)]  # fmt: skip
+    bits = struct.pack(f"{order}3H", 16, 16, 16)
+    entries = b"".join(
+        struct.pack(f"{order}HHI", tag, kind, count)
+        + (struct.pack(f"{order}HH", value, 0) if kind == 3 and count == 1 else struct.pack(f"{order}I", value))
+        for tag, kind, count, value in tags
+    )
+    head = {"<": b"II*\0", ">": b"MM\0*"}[order] + struct.pack(f"{order}I", at + len(pixels) + len(bits))
+    return head + pixels + bits + struct.pack(f"{order}H", len(tags)) + entries + bytes(4)
+
+
+@pytest.mark.parametrize("file", [png_16, tiff_16, lambda values: tiff_16(values, ">")], ids=["PNG", "TIFF", "TIFF, the other byte order"])
+def test_twelve_bits_of_each_colour_in_sixteen_are_scaled_by_their_own_white(file):
+    """Scans of 12 bits saved in 16: each colour used four bits of the eight that are kept, and the picture was nearly black."""
+    ramp = np.linspace(0, 4095, 64).round().astype(np.uint16)
+    tones = np.stack([ramp, ramp[::-1], ramp], -1)[None].repeat(4, 0)
+    found = np.asarray(data.decode_image(file(tones), 3)).astype(int)
+    assert abs(found - tones / 4095 * 255).max() <= 0.51
+    whole = tones * 16
+    assert np.array_equal(np.asarray(data.decode_image(file(whole), 3)), whole >> 8), "16 bits are as before"
+    dark = np.full((4, 8, 3), 200, np.uint16)
+    assert np.asarray(data.decode_image(file(dark), 3)).max() == 0, "a black page stays black"
+
+
+def test_twelve_bits_with_transparency():
+    tones = np.full((4, 4, 4), 4095, np.uint16)
+    tones[0] = 0
+    for opaque in (4095, 65535):
+        tones[..., 3] = opaque
+        found = np.asarray(data.decode_image(png_16(tones), 3))
+        assert found[0].max() == 0 and found[1:].min() == 255
+
+
+def test_inspect_and_questions_see_what_training_sees(tmp_path):
+    from data_tools import inspect, questions
+
+    content = as_a_phone_saves_it(6, "JPEG")
+    shard(tmp_path / "train-00000.tar", content, "jpg")
+    for verify in (False, True):
+        inventory = inspect.take_inventory(inspect.find_shards([tmp_path]), verify=verify, sheet=1)
+        assert inventory.sizes == [(200, 100)] and inventory.formats == {"JPEG": 1} and not inventory.damaged
+        assert inventory.sheet[0][0].size == (200, 100)
+    (pair,) = inspect.read_pairs(tmp_path / "train-00000.tar", [])
+    assert questions.open_image(pair, []).size == (200, 100)
+
+
+def test_inspect_keeps_the_same_limit_of_pixels(tmp_path, monkeypatch):
+    from data_tools import inspect
+
+    shard(tmp_path / "train-00000.tar", saved(Image.effect_noise((300, 200), 50), "PNG"), "png")
+    monkeypatch.setenv(pictures.LIMIT, "0.05")
+    for verify in (False, True):
+        (damage,) = inspect.take_inventory(inspect.find_shards([tmp_path]), verify=verify).damaged
+        assert "too many pixels" in str(damage)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import tarfile
 from collections import Counter
@@ -93,7 +94,7 @@ def test_shards_get_questions_once_and_the_rest_stays(tmp_path, capsys):
 
 def test_what_cannot_be_done_is_told(tmp_path, capsys):
     toy.write_shards(tmp_path / "toy", 4, 0, 32, "train")
-    assert questions.main([str(tmp_path / "toy"), "--out", str(tmp_path / "toy")]) == 1
+    assert questions.main([str(tmp_path / "toy"), "--out", str(tmp_path / "toy")]) == 2
     assert "name another" in capsys.readouterr().err
     questions.ask([tmp_path / "toy"], tmp_path / "out")
     with pytest.raises(ValueError, match="another seed"):
@@ -109,10 +110,51 @@ def test_what_cannot_be_done_is_told(tmp_path, capsys):
 DATA = Path(__file__).parents[2] / "shared/data"
 
 
-@pytest.fixture(scope="module")
-def described(tmp_path_factory):
-    """The records of real validation prints and plates, described and asked."""
+THINGS = {
+    "knight": "figure", "sailor": "figure", "queen": "portrait", "bishop": "portrait", "wolf": "animal", "stag": "animal", "moth": "insect", "beetle": "insect",
+    "owl": "bird", "crow": "bird", "fern": "plant", "thistle": "plant", "oak": "tree", "elm": "tree", "castle": "building", "temple": "building",
+    "galley": "ship", "sloop": "ship", "abbey": "ruin", "urn": "vessel", "jug": "vessel", "clock": "machine", "loom": "machine", "sword": "arms", "dagger": "arms",
+}  # fmt: skip
+COUNTS = ("A", "A", "A", "A", "Two", "Three", "Four", "Two", "Several", "A")
+
+
+def made_records(rng, n):
+    """(record, picture) of n described prints: things in all numbers, techniques, light and dark."""
+    for number in range(n):
+        thing = list(THINGS)[rng.integers(len(THINGS))]
+        count, other = COUNTS[rng.integers(len(COUNTS))], list(THINGS)[rng.integers(len(THINGS))]
+        things = thing if count == "A" else {"wolf": "wolves"}.get(thing, thing + "s")
+        record = {
+            "caption": f"{count} {things} by {('a ' + other) if other != thing else 'the water'}, plate {number}.", "thing": thing, "subject": THINGS[thing],
+            "style": ("wood-engraving", "etching", "woodcut")[rng.integers(3)],
+        }  # fmt: skip
+        tone = int(rng.choice([20, 90, 130, 240], p=[0.2, 0.2, 0.2, 0.4]))
+        buffer = io.BytesIO()
+        Image.fromarray(np.full((32, 32), tone, np.uint8)).save(buffer, "PNG")
+        yield record, buffer.getvalue()
+
+
+def made_prints(folder, n=1000):
+    folder.mkdir()
+    with tarfile.open(folder / "val-00000.tar", "w") as tar:
+        for number, (record, picture) in enumerate(made_records(np.random.default_rng(0), n)):
+            for suffix, content in (("png", picture), ("json", json.dumps(record).encode())):
+                info = tarfile.TarInfo(f"{number:06d}.{suffix}")
+                info.size = len(content)
+                tar.addfile(info, io.BytesIO(content))
+
+
+real = pytest.mark.skipif(not (DATA / "descriptions.tsv").is_file(), reason="the engravings are not beside the project (../shared)")
+
+
+@pytest.fixture(scope="module", params=["made", pytest.param("real", marks=real)])
+def described(request, tmp_path_factory):
+    """The records of prints that were described and asked: made on the spot, and real ones where they lie beside the project."""
     folder = tmp_path_factory.mktemp("asked")
+    if request.param == "made":
+        made_prints(folder / "described")
+        questions.ask([folder / "described"], folder / "out")
+        return [json.loads(pair.members["json"]) for pair in read_pairs(folder / "out/val-00000.tar", [])]
     merge([DATA / "engravings/val-00000.tar", DATA / "plates/val-00000.tar"], DATA / "descriptions.tsv", folder / "described", Options())
     questions.ask([folder / "described"], folder / "out")
     pairs = read_pairs(folder / "out/val-00000.tar", [])
@@ -173,6 +215,7 @@ def test_answers_are_true_of_the_description(described):
         assert all(answer == named(described[i]["thing"]) for i, _, answer in asked_of(described, start))
 
 
+@pytest.mark.parametrize("described", [pytest.param("real", marks=real)], indirect=True)  # of real pictures' mixture of kinds
 def test_no_questions_come_from_what_is_easily_mistaken(described):
     family = {kind: number for number, kinds in enumerate(FAMILIES) for kind in kinds}
     name = {words: kind for kind, words in KINDS.items()}

@@ -281,7 +281,9 @@ def test_several_captions_in_one_row_are_all_kept(tmp_path):
         put(tmp_path / "a.jpg"),
         put(tmp_path / "t.jsonl", '{"file_name": "a.jpg", "captions": ["One  wolf", "A <i>wolf</i>"], "title": "Fables"}'),
     )
-    assert read(tmp_path / "t.jsonl").words["a.jpg"] == Words("One wolf", more={"title": "Fables", "captions_all": ["One wolf", "A wolf"]})
+    assert read(tmp_path / "t.jsonl").words["a.jpg"] == Words(
+        "One wolf", more={"title": "Fables", "captions_all": ["One wolf", "A wolf"], "raw_captions_all": ["One  wolf", "A <i>wolf</i>"]}
+    )
 
 
 @pytest.mark.skipif(os.name == "nt", reason="makes links")

@@ -345,3 +345,61 @@ def test_shards_say_where_words_are_from(tmp_path):
     with tarfile.open(tmp_path / "out/train-00000.tar") as tar:
         assert "train-000000.json" in tar.getnames()
     assert find_words(tmp_path / "in", READERS["folder"](tmp_path / "in", Options()).found[0], Words()).caption == "" and shown("a") == "a"
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# words that cleaning changes
+
+JOINED = {
+    "Persian": "\u06a9\u062a\u0627\u0628\u200c\u0647\u0627", "Persian plural of a Latin word": "PDF\u200c\u0647\u0627", "Sinhala": "\u0dc1\u0dca\u200d\u0dbb\u0dd3",
+    "Malayalam, at a word's end": "\u0d05\u0d35\u0d28\u0d4d\u200d \u0d35\u0d28\u0d4d\u0d28\u0d41", "Devanagari": "\u0915\u094d\u200d\u0937 \u0915\u094d\u200c\u0937",
+    "Bengali": "\u09b0\u200d\u09cd\u09af\u09be\u09ac", "Arabic form alone": "\u200d\u0647\u200d", "the year of the Hijra": "\u06f1\u06f4\u06f0\u06f0 \u0647\u200d.",
+    "a family": "\U0001f468\u200d\U0001f469\u200d\U0001f467 a family", "a painter with a skin tone": "\U0001f469\U0001f3fd\u200d\U0001f3a8", "a flag": "\U0001f3f3\ufe0f\u200d\U0001f308",
+    "Mongolian": "\u182a\u1820\u180e\u1822", "Hebrew with points": "\u05e9\u05c1\u05b8\u05dc\u05d5\u05b9\u05dd", "Khmer": "\u1781\u17d2\u1798\u17c2\u179a", "a right-to-left mark": "\u05d0\u200f!",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("script", JOINED)
+def test_what_spells_a_word_stays_and_the_text_tokenizer_agrees(script):
+    """Joiners of no width taken out of Persian, Sinhala, Malayalam and emoji: other words, or four people for one family."""
+    from data_tools.text.captions import clean_caption, plain_text, raw_of
+    from tokun.tokenizers.text import normalize
+
+    text = unicodedata.normalize("NFC", JOINED[script])
+    assert plain_text(text) == text and raw_of(text) == "" and normalize(text) == text
+    assert clean_caption(f"{text} {text} in a house").text.startswith(text)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "A sh\u200dip",
+        "ship\u200c.",
+        "\ufeffA ship",
+        "A sh\u00adip",
+        "A\u200bship",
+        "A \u2581 ship",
+        "A \u202eship",
+        "A\tship\x07",
+        "\u201cA\u201d <b>ship</b>",
+        "A\ud800ship",
+    ],
+)
+def test_what_is_no_letter_goes_and_is_kept_as_it_was_found(text):
+    from data_tools.text.captions import plain_text, raw_of
+    from tokun.tokenizers.text import normalize
+
+    plain = plain_text(text)
+    assert plain != text and plain_text(plain) == plain == normalize(plain), "training changes nothing more"
+    assert raw_of(text) == text.strip() or plain == " ".join(text.split())
+
+
+def test_every_caption_that_cleaning_changes_is_kept_not_the_first_alone():
+    from data_tools.readers.words import join_words, words_from
+
+    words = words_from({"caption": ["A <b>ship</b>", "A boat"], "captions": {"Poetic": "O &amp; ship", "alt": "A ship"}})
+    assert words.caption == "A ship" and words.raw == "A <b>ship</b>" and words.captions == {"poetic": "O & ship", "alt": "A ship"}
+    assert words.more["raw_captions"] == {"poetic": "O &amp; ship"} and words.more["raw_captions_all"] == ["A <b>ship</b>", "A boat"]
+    rows = join_words(words_from({"caption": "A ship"}), words_from({"caption": "A &lt; boat"}))
+    assert rows.more["captions_all"] == ["A ship", "A < boat"] and rows.more["raw_captions_all"] == ["A ship", "A &lt; boat"]
+    assert "raw_captions_all" not in join_words(words_from({"caption": "A ship"}), words_from({"caption": "A boat"})).more

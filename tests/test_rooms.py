@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 import tokun
+from data_tools import FORMER as FORMER_TOOLS
 from tokun._former_names import FORMER
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -18,7 +19,7 @@ SOURCES = sorted(
 )
 
 
-@pytest.mark.parametrize("former, name", FORMER.items())
+@pytest.mark.parametrize("former, name", [*FORMER.items(), *FORMER_TOOLS.items()])
 def test_a_module_is_found_by_its_former_name_and_is_the_same(former, name):
     __import__(former)
     __import__(name)
@@ -53,7 +54,9 @@ def test_no_module_imports_another_by_its_former_name():
                 names = [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
             elif isinstance(node, ast.Import):
                 names = [alias.name for alias in node.names]
-            found += [f"{path.relative_to(ROOT)}:{node.lineno}: {name}" for name in names if name in FORMER and name not in PUBLIC]
+            found += [
+                f"{path.relative_to(ROOT)}:{node.lineno}: {name}" for name in names if name in FORMER | FORMER_TOOLS and name not in PUBLIC
+            ]
     assert not found
 
 

@@ -13,7 +13,7 @@ import sys
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from tokun._former_names import FormerNames
+from tokun._former_names import FORMER, FormerNames
 
 if TYPE_CHECKING:
     from tokun.inference import many
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 __all__ = ["Pair", "Tokun", "grids", "load", "many", "svg"]
 __version__ = "0.1.0"
 
-sys.meta_path.insert(0, FormerNames())
+sys.meta_path.insert(0, FormerNames(FORMER))
 
 
 def __getattr__(name: str) -> Any:  # torch is imported when a model is, not when data tools import tokun.utils.extras

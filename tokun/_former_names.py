@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Mapping
 from importlib import import_module
 from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec
@@ -24,10 +25,13 @@ FORMER |= {"tokun.text_tokenizer": "tokun.tokenizers.text", "tokun.image_tokeniz
 
 
 class FormerNames(MetaPathFinder, Loader):
-    """Imports a module of FORMER by its present name, under both."""
+    """Imports a module of `former` (a former name -> the present one) by its present name, under both."""
+
+    def __init__(self, former: Mapping[str, str]) -> None:
+        self.former = former
 
     def find_spec(self, fullname: str, path: object = None, target: ModuleType | None = None) -> ModuleSpec | None:
-        return spec_from_loader(fullname, self) if fullname in FORMER else None
+        return spec_from_loader(fullname, self) if fullname in self.former else None
 
     def exec_module(self, module: ModuleType) -> None:
-        sys.modules[module.__name__] = import_module(FORMER[module.__name__])
+        sys.modules[module.__name__] = import_module(self.former[module.__name__])

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import difflib
+import os
 import re
 import types
 import typing
@@ -349,6 +350,9 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
 def from_dict(tree: dict[str, Any], *, where: str = "config") -> Config:
     """Nested dict -> checked Config. Raises UserError naming key, value and way out."""
     config = _build(Config, tree, key="", where=where)
+    for section, name in PATHS:
+        place = getattr(config, section) if section else config
+        setattr(place, name, os.path.expanduser(getattr(place, name)))
     _check_counts(config, where=where)
     return config
 
@@ -359,6 +363,18 @@ POSITIVE = {
     "image_size", "downsample", "stem", "blocks", "latent_dim", "codebook_size", "codebook_dim", "hidden_size", "num_layers", "num_heads",
     "num_kv_heads", "head_dim", "minibatches", "epochs", "eval_n",
 }  # fmt: skip
+# paths of which ~ is the home folder; of data.train, data.val and dpo's it is where they are opened
+PATHS = (
+    ("", "out"),
+    ("", "start"),
+    ("image_tokenizer_train", "perceptual_weights"),
+    ("generator", "pretrained"),
+    ("train", "deepspeed"),
+    ("dpo", "pairs"),
+    ("dpo", "val"),
+    ("words", "train"),
+    ("words", "val"),
+)
 NOT_NEGATIVE = {"loss_chunk", "keep_best", "rank"}
 PAIRS = {"crop_scale", "betas"}  # lists of exactly two numbers
 MOST_RATIO = 3  # of the largest grid's codes to the smallest's: a batch of one costs about what a batch of another does

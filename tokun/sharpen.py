@@ -31,6 +31,7 @@ from tokun.tokenizers.image import ImageTokenizer
 from tokun.tokenizers.vocabulary import Vocabulary
 from tokun.training import optim
 from tokun.utils import checkpoint, console
+from tokun.utils.console import home_path
 from tokun.utils.errors import UserError, reading
 
 DISCRIMINATOR_AHEAD = 100  # steps that the discriminator learns alone
@@ -59,7 +60,7 @@ def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--checkpoint", default=None, help="a folder or a Hub id; default: the bundled model")
     parser.add_argument("--train", required=True, help="image shards, as in data.train")
-    parser.add_argument("--out", type=Path, required=True, help="folder of the new checkpoint")
+    parser.add_argument("--out", type=home_path, required=True, help="folder of the new checkpoint")
     parser.add_argument("--device", default=None)
     for field in dataclasses.fields(Recipe):
         if field.name != "crop_scale":

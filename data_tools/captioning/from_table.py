@@ -38,6 +38,7 @@ from data_tools.pipeline.disk import DiskDict
 from data_tools.tables import CAPTION_COLUMNS, PATH_COLUMNS, Table, TableError, caption_column, read_table
 from data_tools.text.things import Lexicon
 from tokun.utils.errors import UserError, reading
+from tokun.utils.lock import alone_in
 
 LAYOUT = 1  # of what is written: another number, another stamp
 KEY_COLUMNS = ("key", "__key__")
@@ -477,10 +478,11 @@ def merge(paths: Iterable[str | Path], table: Path, out: Path, options: Options,
         raise UserError(f"--out {out} is a file: name a folder")
     if not (out / STATE).exists() and any(out.glob("*.tar")):
         raise UserError(f"--out {out} holds shards that are not of this tool (there is no {STATE}): name another folder")
-    plan = make_plan(shards, rows, options, progress=progress)
-    if not any(plan.row):
-        raise TableError(none_fits(rows, plan))
-    with folder.alone():
+    with alone_in(out, option="--out"):
+        plan = make_plan(shards, rows, options, progress=progress)
+        if not any(plan.row):
+            raise TableError(none_fits(rows, plan))
+        (out / STATE).mkdir(exist_ok=True)
         begin(out, shards, rows, options)
         report = report_of(plan, rows)
         write_all(folder, plan, rows, options, report, progress=progress)

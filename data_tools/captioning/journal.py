@@ -29,7 +29,7 @@ from pathlib import Path
 from typing import Any
 
 from data_tools.inspect import Pair, read_pairs
-from data_tools.pipeline.advice import MOST_TEXTS, alike
+from tokun.data.captions import MOST_TEXTS, alike
 from tokun.utils.errors import UserError
 
 RECORD = "caption.json"

@@ -24,6 +24,7 @@ from PIL import Image
 from safetensors import SafetensorError
 
 from tokun.inference.clip import choose_device
+from tokun.utils import reach
 from tokun.utils.errors import UserError
 
 T, R = TypeVar("T"), TypeVar("R")
@@ -248,7 +249,10 @@ def load_rewriter(model: str, *, generation: Generation) -> TextModel:
 def from_pretrained(kind: Any, model: str, revision: str | None, *, flag: str, **options: Any) -> Any:
     """`kind.from_pretrained`, its many errors as one that names the flag."""
     try:
-        return kind.from_pretrained(model, revision=revision, **options)
+        with reach.fetched(model, flag):
+            return kind.from_pretrained(model, revision=revision, **options)
+    except reach.NotFetched:
+        raise
     except (OSError, ValueError, KeyError, TypeError, RuntimeError, ImportError, SafetensorError) as error:
         what = "folder" if Path(model).is_dir() else "name"
         reason = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(". ")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import os
 from collections import Counter
-from contextlib import nullcontext
 from dataclasses import dataclass, field
 from itertools import groupby
 from pathlib import Path
@@ -85,7 +84,7 @@ def caption(paths: list[Path], out: Path, settings: Settings, work: Work, *, pro
     shards = checked_shards(paths, out)
     folder = Folder(out)
     folder.check(shards, settings.recorded())
-    with nullcontext() if share.rank else alone_in(out, option="--out"):
+    with alone_in(out, option="--out", rank=share.rank):
         return caption_all(folder, shards, settings, work, share, progress=progress)
 
 

@@ -11,13 +11,12 @@ from typing import Any
 from data_tools.pipeline.stores import Store, is_url
 from data_tools.readers.listing import NOTHING, Listing
 from data_tools.tables import TableError, read_table
+from tokun.data.captions import MOST_TEXTS, alike
 
 CAPTIONS = "captions.csv"
 """The table in the output folder that is filled in by hand."""
 NO_CAPTION = "no caption"
 FEW = 0.5  # of the pictures have a caption: below, the captions come first, and then training
-MOST_TEXTS = 1000  # different captions that are told apart
-ALIKE = 20  # captions, from which on it is said when they are nearly all the same
 
 
 def uncaptioned_at_first(listing: Listing, *, from_names: bool) -> tuple[int, int]:
@@ -61,17 +60,6 @@ class Captions:
 def lacks_caption(row: Mapping[str, Any]) -> bool:
     """Whether a picture of the manifest wants nothing but a caption."""
     return row["reason"] == NO_CAPTION or bool(row["status"] == "kept" and row["shard"] and not row["caption"])
-
-
-def alike(captions: Mapping[str, int]) -> str:
-    """What to say when the captions that were kept are nearly all the same; "" when they differ."""
-    kept, distinct = captions.get("kept", 0) - captions.get("empty", 0), captions.get("distinct", 0)
-    if kept < ALIKE or 10 * distinct > kept or distinct >= MOST_TEXTS:
-        return ""
-    return (
-        f"The {kept:,} captions are only {distinct:,} different text{'' if distinct == 1 else 's'}: a model learns nothing from them "
-        "about what a picture shows. Caption the pictures anew (python -m data_tools.caption, with a captioner), or by hand."
-    )
 
 
 def write_captions_to_fill(out: Store, rows: Iterable[Mapping[str, Any]]) -> str:

@@ -15,6 +15,7 @@ from data_tools.readers.listing import Found, Listing, Options, Row
 from data_tools.readers.tables import check_caption_column, note_on
 from data_tools.readers.words import COLUMNS, group_of, normal, style_of, words_from
 from data_tools.tables import PATH_COLUMNS, Table, column_name
+from tokun.utils import reach
 from tokun.utils.errors import UserError
 from tokun.utils.extras import need
 
@@ -51,7 +52,10 @@ def open_splits(source: str) -> dict[str, Any]:
                 "parquet", data_files={split: [str(folder / path) for path in paths] for split, paths in files.items()}
             )
         else:
-            splits = datasets.load_dataset(source)
+            with reach.fetched(source, "SOURCE", repo_type="dataset"):
+                splits = datasets.load_dataset(source)
+    except reach.NotFetched:
+        raise
     except (OSError, ValueError, RuntimeError, LookupError, datasets.exceptions.DatasetsError) as error:
         raise FileNotFoundError(f"SOURCE {source} is no data set that `datasets` can open: {error}") from error
     splits = dict(splits) if isinstance(splits, dict) else {"all": splits}

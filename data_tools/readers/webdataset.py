@@ -22,6 +22,7 @@ from data_tools.tables import column_name, value_of
 from data_tools.text.captions import plain_text, raw_of
 from data_tools.text.encoding import decode_text
 from tokun.data.shards import SEVERAL, TWICE, key_and_suffix
+from tokun.data.tars import FILLING
 from tokun.utils.errors import BadSample
 
 Place = Callable[[int, int], Span | Remote]
@@ -171,3 +172,9 @@ def tar_members(file: BinaryIO) -> Iterator[tuple[tarfile.TarFile, tarfile.TarIn
             last = member.offset
             tar.members.clear()  # else it remembers every one
             yield tar, member
+        file.seek(
+            tar.offset
+        )  # tarfile takes a header it cannot read for the end, does not miss the end mark, and sees no tar that was joined to this one
+        rest = file.read(FILLING)
+        if len(rest) < tarfile.BLOCKSIZE or rest.strip(b"\0"):
+            raise tarfile.ReadError("no end, or more behind it")

@@ -38,15 +38,26 @@ def words_from(record: dict[str, Any], caption_column: str = "") -> Words:
     raw = next((one for name in captions for one in raw_texts_in(record.get(name)) if plain_text(one)), "")
     several = next((texts for texts in captions.values() if len(texts) > 1), [])
     more: dict[str, Any] = {name: texts[0] for name in MORE if (texts := texts_in(record.get(name))) and texts[0] != caption}
-    registers = record["captions"] if isinstance(record.get("captions"), dict) else {}
+    registers = (
+        {kebab(str(key)): text for key, text in record["captions"].items() if isinstance(text, str)}
+        if isinstance(record.get("captions"), dict)
+        else {}
+    )
+    if raw_registers := {key: found for key, text in registers.items() if (found := raw_of(text))}:
+        more["raw_captions"] = raw_registers
+    if several:
+        more["captions_all"] = list(dict.fromkeys([caption, *several]))
+        as_found = next(raw_texts_in(record.get(name)) for name in captions if len(captions[name]) > 1)
+        if any(map(raw_of, as_found)):
+            more["raw_captions_all"] = as_found
     return Words(
         caption=caption,
         raw=raw_of(raw),
-        captions={kebab(str(key)): plain_text(text) for key, text in registers.items() if isinstance(text, str)},
+        captions={key: plain_text(text) for key, text in registers.items()},
         subject=kebab("".join(texts_in(record.get("subject"))[:1])),
         license="".join(texts_in(record.get("license"))[:1]),
         source_url=next((utf8(url).strip() for name in ("source_url", "url") if isinstance(url := record.get(name), str) and url), ""),
-        more={**more, "captions_all": list(dict.fromkeys([caption, *several]))} if several else more,
+        more=more,
     )
 
 
@@ -83,6 +94,14 @@ def join_words(words: Words | None, other: Words) -> Words:
     for one in (words, other):
         captions.update(dict.fromkeys(one.more.get("captions_all") or ([one.caption] if one.caption else [])))
     more = {**other.more, **words.more}
+    if words.raw or other.raw or more.get("raw_captions_all"):
+        as_found = [
+            text
+            for one in (words, other)
+            for text in one.more.get("raw_captions_all") or one.more.get("captions_all") or [one.raw or one.caption]
+            if text
+        ]
+        more["raw_captions_all"] = list(dict.fromkeys(as_found))
     return replace(words.or_else(other), more={**more, "captions_all": list(captions)} if len(captions) > 1 else more)
 
 

@@ -17,6 +17,7 @@ from data_tools.report.counting import MANIFEST, Opener, Summary, count_manifest
 from data_tools.report.page import page
 from data_tools.report.reasons import family
 from tokun.utils import console
+from tokun.utils.console import home_path
 
 __all__ = ["NAME", "family", "folder_opener", "main", "manifest_rows", "write_report"]
 
@@ -47,8 +48,8 @@ def write_report(out: Path, *, source: Path | None = None, opener: Opener | None
 
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m data_tools.report", description="Write report.html beside prepared shards.")
-    parser.add_argument("shards", type=Path, metavar="SHARDS", help="the folder that prepare wrote")
-    parser.add_argument("--source", type=Path, metavar="FOLDER", help="the folder of the original pictures, to show what was left out")
+    parser.add_argument("shards", type=home_path, metavar="SHARDS", help="the folder that prepare wrote")
+    parser.add_argument("--source", type=home_path, metavar="FOLDER", help="the folder of the original pictures, to show what was left out")
     args = parser.parse_args(argv)
 
     def report() -> None:

@@ -9,6 +9,10 @@ NOT_OPENED = "Put the picture itself into the folder, and run again."
 KEEP_AMBIGUOUS = "Look through the pictures below. If they belong to the collection, run prepare again with --keep-ambiguous."
 KEEP_REJECTED = "Right for most. Pictures that are worth keeping can be prepared from a folder of their own with --no-clean."
 EXPLANATIONS: dict[str, tuple[str, str]] = {
+    "a pointer of Git LFS, not the picture: run git lfs pull": (
+        "The collection was cloned without Git LFS: in the picture's place lie three lines that say where it is.",
+        "Install git-lfs, run git lfs pull in the collection's folder, and run prepare again.",
+    ),
     "no caption": (
         "Nothing was found that says what the picture shows.",
         "Write one line about it into a text file of the same name beside it (wolf.jpg, wolf.txt), or into a table captions.csv.",

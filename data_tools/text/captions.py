@@ -83,7 +83,7 @@ def strip_tags(text: str) -> str:
     return BLOCK_TAG.sub(" ", INLINE_TAG.sub("", text))
 
 
-QUOTES = str.maketrans({"‘": "'", "’": "'", "‚": "'", "‛": "'", "′": "'", "“": '"', "”": '"', "„": '"', "‟": '"', "″": '"'})
+QUOTES = str.maketrans({"‘": "'", "’": "'", "‚": "'", "‛": "'", "′": "'", "“": '"', "”": '"', "„": '"', "‟": '"', "″": '"', "\u2581": "_"})
 INVISIBLE = frozenset("\ufeff\u00ad\u200b\u2060")
 JOINERS = re.compile("[\u200c\u200d]+")
 PLAIN_SCRIPTS = re.compile("[\0-\u058f]")  # Latin, Greek, Cyrillic, Armenian: a joiner between their letters is an accident
@@ -113,11 +113,10 @@ def plain_once(text: str) -> str:
 
 
 def is_spelling(text: str, start: int, end: int) -> bool:
-    """Whether a joiner of no width is a part of how a word is spelt (Persian, Sinhala and others), or of one emoji made of several."""
-    before, after = text[start - 1 : start], text[end : end + 1]
-    if not before or not after or PLAIN_SCRIPTS.match(before) or PLAIN_SCRIPTS.match(after):
-        return False
-    return all(unicodedata.category(c)[0] in "LMS" for c in (before, after))
+    """Whether a joiner of no width is a part of how a word is spelt, or of one emoji made of several: a letter, mark or symbol of another than the
+    plain scripts stands beside it. It may end a word (Malayalam), begin one (a lone Arabic form), or stand behind a Latin one (the Persian plural of PDF)."""
+    beside = text[max(0, start - 1) : start] + text[end : end + 1]
+    return any(unicodedata.category(c)[0] in "LMS" and not PLAIN_SCRIPTS.match(c) for c in beside)
 
 
 def is_invisible(character: str) -> bool:

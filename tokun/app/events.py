@@ -20,8 +20,9 @@ def noticed(work: Callable[..., Iterator[Any]]) -> Callable[..., Iterator[Any]]:
     def working(self: Events, *args: Any) -> Iterator[Any]:
         try:
             yield from work(self, *args)
-        except UserError as error:
-            raise self.gr.Error(views.quoted(str(error)), duration=8, print_exception=False) from None
+        except UserError as error:  # no gr.Error: it would leave a pill "Error" on the page until the next click
+            self.gr.Warning(views.quoted(str(error)), duration=8, title="Please note")
+            yield self.gr.skip()
 
     return working
 

@@ -108,7 +108,7 @@ class ImageSamples:
         """
         if i in self._cache and shape is None:
             return self._cache[i]
-        image = pictures.decode_as(self.read(i), self.channels)
+        image = self.picture(i)
         grid = self.grids[framing.nearest_grid(*image.size, self.grids) if shape is None else shape]
         framed = framing.reduced(framing.fit_to(image, grid, self.downsample, self.fit), self.downsample, self.max_scale)
         size = framed.image.width * framed.image.height * self.channels
@@ -118,8 +118,8 @@ class ImageSamples:
         return framed
 
     def picture(self, i: int) -> Image.Image:
-        """Sample i, its short side at most image_size * max_scale. Raises OSError or BadSample when it is broken."""
-        return self.framed(i).image
+        """Sample i, upright and as large as it is in its shard. Raises OSError or BadSample when it is broken."""
+        return pictures.decode_as(self.read(i), self.channels)
 
     def whole(self, i: int) -> framing.Framed:
         """Like `framed`, passing over broken samples: they are counted, and the next whole one stands in, of the same grid where there is one."""

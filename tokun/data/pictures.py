@@ -12,10 +12,12 @@ import math
 import os
 import re
 import struct
+import sys
 import threading
 import warnings
 import zlib
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import numpy as np
 import PIL
@@ -40,6 +42,7 @@ NO_HEIC = "HEIC is not read here: pip install pillow-heif (the extra 'heif'), or
 NO_AVIF = "AVIF is not read here: pip install 'Pillow>=11.3', or save it as JPEG"
 SLOW_DECODERS = ("ppm", "ppm_plain", "bmp_rle")  # Pillow's names
 TOO_MANY = "too many pixels"
+LFS_POINTER = "a pointer of Git LFS, not the picture: run git lfs pull"
 ORIENTATION, TURNED = 0x112, (5, 6, 7, 8)  # the tag of EXIF, and those of its values that exchange width and height
 BITS_PER_SAMPLE, PHOTOMETRIC, TILE_WIDTH, TILE_LENGTH, SAMPLE_FORMAT = 258, 262, 322, 323, 339  # tags of TIFF
 COMPRESSION = 259
@@ -106,8 +109,11 @@ def decode_reduced(
         scaled = tuple(math.ceil(length * short_side / min(whole)) for length in whole)
         if short_side and image.format == "JPEG":
             image.draft(None, scaled)
+        wide = image.tile[0] if image.mode in ("RGB", "RGBA") and image.tile else None
         read_pixels(image, data, scaled if short_side else None)
         try:
+            if wide is not None:
+                mend_12_bits(image, data, raw_mode_of(wide))
             if image.format == "PNG":
                 mend_transparent_colour(image, depth=data[24])
             with contextlib.suppress(*DECODE_ERRORS):  # broken EXIF: as it lies
@@ -159,6 +165,8 @@ def read_header(data: bytes, *, most: int | None = None, formats: Sequence[str] 
     """Format, size and metadata; no pixel yet."""
     if not data:
         raise PictureError("empty file")
+    if data.startswith(b"version https://git-lfs"):
+        raise PictureError(LFS_POINTER)
     most = max_pixels() if most is None else most
     know_formats()
     if Image.MAX_IMAGE_PIXELS is not None and most > 2 * Image.MAX_IMAGE_PIXELS:  # Pillow's own limit, above which it raises
@@ -385,6 +393,42 @@ def to_8_bits(image: Image.Image) -> Image.Image:
         grays[numbers == image.info.get("transparency", -1)] = 255
         result.paste(Image.fromarray(grays), box)
     return result
+
+
+OTHER_BYTE = {  # Pillow keeps one byte of each 16-bit colour: the mode that keeps the other, on a little-endian machine for "N", its own order
+    f"{mode};16{order}": f"{mode};16{other}" for mode in ("RGB", "RGBA") for order, other in (("B", "L"), ("L", "B"), ("N", "B" if sys.byteorder == "little" else "L"))
+}  # fmt: skip
+
+
+def raw_mode_of(tile: Any) -> str:
+    """How Pillow reads a piece of a file: "RGB;16B" and the like."""
+    arguments = tile[3]
+    return str(arguments[0] if isinstance(arguments, tuple) and arguments else arguments)
+
+
+def mend_12_bits(image: Image.Image, data: bytes, raw_mode: str) -> None:
+    """Scale 12-bit colours that lie in 16 bits by their own white, in place: Pillow keeps their upper 8 bits, of which they use 4."""
+    other = OTHER_BYTE.get(raw_mode)
+    if other is None or max(largest for _, largest in image.getextrema()[:3]) > MOST_OF_12_BITS >> 8:
+        return
+    low = Image.open(io.BytesIO(data), formats=[str(image.format)])
+    low.tile = [(*tile[:3], (other, *tile[3][1:]) if isinstance(tile[3], tuple) else other) for tile in low.tile]
+    low.load()
+
+    def values(box: tuple[int, int, int, int]) -> np.ndarray:
+        high, least = (np.asarray(part.crop(box)).astype(np.uint16) for part in (image, low))
+        return (high << 8) | least
+
+    boxes = list(strips(image))
+    colour, opaque = (max(int(values(box)[..., bands].max(initial=0)) for box in boxes) for bands in (slice(3), slice(3, 4)))
+    if not 255 < colour <= MOST_OF_12_BITS:
+        return
+    for box in boxes:
+        numbers = values(box)
+        scaled = np.round(numbers.clip(0, MOST_OF_12_BITS) * (255.0 / MOST_OF_12_BITS)).astype(np.uint8)
+        if opaque > MOST_OF_12_BITS:  # only the colours have 12 bits, and the transparency 16
+            scaled[..., 3:] = numbers[..., 3:] >> 8
+        image.paste(Image.fromarray(scaled), box)
 
 
 def mend_transparent_colour(image: Image.Image, depth: int) -> None:

@@ -206,7 +206,7 @@ def expand_shards(pattern: str) -> list[Path]:
         if named:
             return named
     paths: list[Path] = []
-    for part in filter(None, (p.strip() for p in _split_commas(pattern))):
+    for part in filter(None, (os.path.expanduser(p.strip()) for p in _split_commas(pattern))):
         if Path(part).is_dir():
             found = sorted(Path(part).glob("*.tar"))
         else:

@@ -25,6 +25,8 @@ FILES, DIRECTORY, PAX = (ord("0"), 0), ord("5"), ord("x")  # kinds of members
 NUMBERS = np.r_[100:156, 329:345]  # bytes of a header that hold octal numbers: mode, uid, gid, size, mtime, checksum, two of devices
 FIRST_DIGIT = np.isin(NUMBERS, (100, 108, 116, 124, 136, 148, 329, 337))
 ALL_DIGITS = np.isin(NUMBERS, np.r_[124:135, 148:154])  # of sizes and checksums
+JOINED = "more behind the end (joined tars, or a broken header): not read"
+FILLING = 1 << 16  # bytes behind the last file that are looked at: tar fills up to 10,240
 PAX_TIME = re.compile(rb"[1-9]\d* [mac]time=-?\d+(\.\d+)?\n")
 
 
@@ -33,7 +35,19 @@ def files(path: Path, skipped: Counter[str]) -> tuple[list[str], np.ndarray]:
 
     Raises UserError where nothing of it can be read, OSError where it cannot be opened."""
     plain = plain_files(path)
-    return any_files(path, skipped) if plain is None else plain
+    names, places = any_files(path, skipped) if plain is None else plain
+    if not skipped["truncated shard"] and goes_on(path, int(places[-1].sum()) if len(places) else 0):
+        skipped[JOINED] += 1
+    return names, places
+
+
+def goes_on(path: Path, at: int) -> bool:
+    """Whether another tar follows behind the first end mark, as `cat a.tar b.tar` makes one. `at`: where the last file ends."""
+    with open(path, "rb") as file:
+        file.seek(-(-at // BLOCK) * BLOCK)
+        blocks = np.frombuffer(file.read(FILLING) + bytes(2 * BLOCK), np.uint8)
+    used = blocks[: len(blocks) & -BLOCK].reshape(-1, BLOCK).any(1)
+    return bool(used[int(np.argmin(used)) :].any())
 
 
 def any_files(path: Path, skipped: Counter[str]) -> tuple[list[str], np.ndarray]:

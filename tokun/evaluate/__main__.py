@@ -28,6 +28,7 @@ from typing import TYPE_CHECKING, Any
 
 from tokun.evaluate.figures import Figure, as_dict, skipped, table
 from tokun.utils import checkpoint, console
+from tokun.utils.console import home_path
 from tokun.utils.errors import MissingPackage, UserError
 from tokun.utils.extras import need
 
@@ -313,7 +314,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--checkpoint", default=None, help="a folder or a Hugging Face Hub id; default: the bundled engraving model")
     add("--shards", required=True, help="held-out image shards: a pattern, a folder, or several with commas between")
     add("--train-shards", default="", help="the image shards it was trained on: for memorisation, and as reference")
-    add("--out", type=Path, required=True)
+    add("--out", type=home_path, required=True)
     add("--n-held-out", type=int, default=0, help="so many held-out pairs, chosen by the seed; 0: all")
     add("--n-samples", type=int, default=512)
     add("--n-train", type=int, default=0, help="so many training pictures are searched for copies; 0: all")

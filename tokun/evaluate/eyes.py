@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import shlex
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -48,7 +49,7 @@ def measure(case: Case) -> list[Figure]:
             found.append(skipped(f"sheets of {name}", str(error)))
             continue
         viewer.write(questions, folder, key, about)
-        note = f"{folder}/page.html; then python -m tokun.evaluate.viewer score {key} ANSWERS"
+        note = f"{folder}/page.html; then python -m tokun.evaluate.viewer score {shlex.quote(str(key))} ANSWERS"
         found.append(Figure(f"pictures on sheets of {name}", len(questions), len(questions), note=note))
     return found
 

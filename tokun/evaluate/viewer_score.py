@@ -18,6 +18,7 @@ from typing import Any
 
 from tokun.evaluate.figures import Figure, share, skipped, table
 from tokun.evaluate.recognition import words
+from tokun.utils.console import home_path
 from tokun.utils.errors import UserError, reading
 
 LINE = re.compile(r"\W*(?:no\.?\s*|nr\.?\s*)?(\d+)(?:\W+(.*))?", re.IGNORECASE)  # a number, and the rest behind anything that is no letter
@@ -30,9 +31,9 @@ def main(argv: list[str] | None = None) -> None:
         "python -m tokun.evaluate.viewer", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     score_command = parser.add_subparsers(dest="command", required=True).add_parser("score", help="score an answer file")
-    score_command.add_argument("key", type=Path)
-    score_command.add_argument("answers", type=Path)
-    score_command.add_argument("names", type=Path, nargs="?", default=None)
+    score_command.add_argument("key", type=home_path)
+    score_command.add_argument("answers", type=home_path)
+    score_command.add_argument("names", type=home_path, nargs="?", default=None)
     score_command.add_argument("--missing-wrong", action="store_true", help="pictures without an answer are wrong, and no error")
     args = parser.parse_args(argv)
     key = read_key(args.key)

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 from PIL import Image
 
+from tokun.utils import reach
 from tokun.utils.errors import UserError
 from tokun.utils.extras import need
 
@@ -37,8 +38,11 @@ class Clip:
         self.name, self.device = name, choose_device(device)
         model, weights = split_clip_name(name)
         try:
-            self.model, self.transform = open_clip.create_model_from_pretrained(model, pretrained=weights, device=self.device)
-            self.tokenizer = open_clip.get_tokenizer(model)
+            with reach.fetched(weights or model.partition(":")[2], "--clip"):
+                self.model, self.transform = open_clip.create_model_from_pretrained(model, pretrained=weights, device=self.device)
+                self.tokenizer = open_clip.get_tokenizer(model)
+        except reach.NotFetched:
+            raise
         except (RuntimeError, ValueError, OSError, KeyError, AssertionError, UnpicklingError, EOFError) as error:
             told = (
                 "its file holds no weights"

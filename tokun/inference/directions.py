@@ -217,7 +217,7 @@ def write(
     choice = model.text_choice(temperature, top_p)
     made = sampling.generate(
         model.generator, model.vocabulary, torch.tensor(prompts, device=model.device), u.to(model.device), model.slots,
-        text=choice, forbid=model._unseen[0], forbid_first=model._unseen[1], **model._pieces_for(choice), text_guidance_scale=text_guidance_scale,
+        text=choice, forbid=model.unseen[0], forbid_first=model.unseen[1], **model.pieces_for(choice), text_guidance_scale=text_guidance_scale,
         unseen=None if unseen is None else torch.tensor(unseen, device=model.device),
     )  # fmt: skip
     return made.ids.tolist(), made.text_nll.tolist()
@@ -393,7 +393,7 @@ def invert(
     choice = sampling.Choice(temperature)
     made = sampling.generate(
         model.generator, v, torch.tensor([sequences.image_prompt(v, tags)], device=model.device), torch.full(forced.shape, 0.5, device=model.device),
-        slots, image=choice, text=choice, forbid=(*sequences.other_tasks(v), *model._unseen[0]), forbid_first=model._unseen[1], forced=forced.to(model.device),
+        slots, image=choice, text=choice, forbid=(*sequences.other_tasks(v), *model.unseen[0]), forbid_first=model.unseen[1], forced=forced.to(model.device),
     )  # fmt: skip
     low, high, given = made.low[0].cpu(), made.high[0].cpu(), forced[0] >= 0
     reached = given & (high > low)

@@ -4,8 +4,9 @@
     out/samples.parquet        one row a sample, without the picture
     out/samples.json           what they were made with; another model or other options are refused
 
-Shard i holds samples i * shard_size … of the seed, whoever makes it. It is written aside and renamed, so the files are the
-same bytes however often the work is interrupted and however many processes share it.
+Shard i holds samples i * shard_size … of the seed, whoever makes it. Until it is whole, its batches lie in out/.samples-00000/, so that a
+stop loses the batch that was being drawn and no other. All is written aside and renamed: the files are the same bytes however often the work
+is interrupted and however many processes share it.
 """
 
 from __future__ import annotations
@@ -14,9 +15,9 @@ import hashlib
 import io
 import json
 import os
+import shutil
 import tarfile
 from collections.abc import Iterator, Mapping
-from contextlib import nullcontext
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -53,7 +54,7 @@ def generate(
     latents.draw(seed, [0], 1)
     model.plan(**options)
     checkpoint.require_writable(out)
-    with nullcontext() if rank else alone_in(out, option="--out"):
+    with alone_in(out, option="--out", rank=rank):
         return _generate(model, seed, n, out, options, shard_size, rank, world)
 
 
@@ -71,7 +72,9 @@ def _generate(model: Tokun, seed: int, n: int, out: Path, options: Mapping[str, 
         for number, path in mine:
             if not path.is_file():
                 indices = range(number * shard_size, min(n, (number + 1) * shard_size))
-                data.write_shard(path, members(model, seed, indices, options, bar))
+                data.write_shard(path, members(model, seed, indices, options, bar, parts_of(path)))
+            if parts_of(path).is_dir():
+                shutil.rmtree(parts_of(path), ignore_errors=True)
     if all(path.is_file() for path in paths):
         write_table(paths, out / TABLE, aside=out / f"{TABLE}.partial{rank}")  # two that finish together write the same bytes
     return out
@@ -105,13 +108,37 @@ def require_same(out: Path, asked: dict[str, Any], *, rank: int) -> None:
         os.replace(aside, out / RECORD)
 
 
-def members(model: Tokun, seed: int, indices: range, options: Mapping[str, Any], bar: Any) -> Iterator[dict[str, Any]]:
+def parts_of(shard: Path) -> Path:
+    """Where the batches of a shard lie until it is whole."""
+    return shard.with_name(f".{shard.stem}")
+
+
+def members(model: Tokun, seed: int, indices: range, options: Mapping[str, Any], bar: Any, parts: Path) -> Iterator[dict[str, Any]]:
+    """The pairs of a shard, batch by batch. Batches that an earlier run has left in `parts` are not drawn again."""
     batch = SamplingOptions(**options).batch_size
     for first in range(indices.start, indices.stop, batch):
-        pairs = model.sample(seed, indices=range(first, min(indices.stop, first + batch)), **options)
-        for pair in pairs:
-            yield member(pair)
-        bar.update(len(pairs))
+        part, own = parts / f"{first:010d}.tar", range(first, min(indices.stop, first + batch))
+        if (found := read_part(part)) is None:
+            found = [member(pair) for pair in model.sample(seed, indices=own, **options)]
+            parts.mkdir(exist_ok=True)
+            data.write_shard(part, found)
+        yield from found
+        bar.update(len(own))
+
+
+def read_part(path: Path) -> list[dict[str, Any]] | None:
+    """The members of a batch, as `member` made them; None where it is not there, or damaged."""
+    found: dict[str, dict[str, Any]] = {}
+    try:
+        with tarfile.open(path) as tar:
+            for info in tar:
+                key, _, suffix = info.name.partition(".")
+                file = tar.extractfile(info)
+                assert file is not None
+                found.setdefault(key, {"__key__": key})[suffix] = file.read()
+    except (OSError, tarfile.TarError, EOFError):
+        return None
+    return list(found.values())
 
 
 def member(pair: Pair) -> dict[str, Any]:

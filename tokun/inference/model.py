@@ -30,6 +30,7 @@ from tokun.tokenizers import sequences
 from tokun.tokenizers.image import ImageTokenizer
 from tokun.tokenizers.text import PretrainedTextTokenizer, TextTokenizer, normalize
 from tokun.tokenizers.vocabulary import Tags, Vocabulary, tag_word
+from tokun.utils import reach
 from tokun.utils.checkpoint import require_safetensors
 from tokun.utils.errors import UserError
 
@@ -246,7 +247,7 @@ class Tokun:
                 self.generator, v, torch.tensor([prompts[i] for i in rows], device=self.device), u[rows].to(self.device), self.slots,
                 image=image, text=text, guidance_scale=guidance_scale, unguided=torch.tensor([bare[i] for i in rows], device=self.device),
                 text_guidance_scale=text_guidance_scale if caption is None else 1.0, unseen=torch.tensor([sequences.prefix(v, tags[i]) for i in rows], device=self.device),
-                forbid=(*sequences.other_tasks(v), *self._unseen[0]), forbid_first=self._unseen[1], **self._pieces_for(text),
+                forbid=(*sequences.other_tasks(v), *self.unseen[0]), forbid_first=self.unseen[1], **self.pieces_for(text),
                 forced=None if forced is None else forced[rows].to(self.device),
                 watch=self._telling(watch, width) if watch is not None and rows[0] == 0 else None,
             )  # fmt: skip
@@ -372,7 +373,8 @@ class Tokun:
         return self.vocabulary.grids
 
     @cached_property
-    def _unseen(self) -> tuple[list[int], list[int]]:
+    def unseen(self) -> tuple[list[int], list[int]]:
+        """Text ids that are never sampled, and those that may not begin a caption."""
         return unseen_text(self.text_tokenizer, self.vocabulary)
 
     @cached_property
@@ -392,7 +394,7 @@ class Tokun:
         shown, before = self.text_tokenizer.decode, self.text_tokenizer.encode("a")
         return {i: shown([*before, i]) for i in range(self.vocabulary.text_size) if i not in self.vocabulary.illegal_text}
 
-    def _pieces_for(self, choice: sampling.Choice) -> dict[str, list[int]]:
+    def pieces_for(self, choice: sampling.Choice) -> dict[str, list[int]]:
         """What `sampling.generate` has to know of the text ids for this choice: nothing, unless words are not to be repeated."""
         return {"word_starts": self._word_starts, "marks": self._marks} if choice.no_repeats else {}
 
@@ -627,7 +629,7 @@ def resolve(checkpoint: str | Path | None) -> Path:
         if not BUNDLED.is_dir():
             raise FileNotFoundError(f"no checkpoint is bundled here ({BUNDLED}); name one with --checkpoint")
         return BUNDLED
-    path = Path(checkpoint)
+    path = Path(checkpoint).expanduser()
     for candidate in (path, path / "checkpoint"):  # a training run's folder holds its checkpoint
         is_adapter = (candidate / adapters.CONFIG).is_file()
         if not is_adapter and ((candidate / "vocabulary.json").is_file() or (candidate / GENERATOR).is_dir()):
@@ -645,7 +647,10 @@ def resolve(checkpoint: str | Path | None) -> Path:
     import huggingface_hub
 
     try:
-        return Path(huggingface_hub.snapshot_download(name))
+        with reach.fetched(name, "the checkpoint"):
+            return Path(huggingface_hub.snapshot_download(name))
+    except reach.NotFetched:
+        raise
     except (OSError, ValueError, huggingface_hub.errors.HfHubHTTPError) as error:
         raise FileNotFoundError(f"checkpoint {name!r} is not a folder here and could not be downloaded from the Hub: {error}") from error
 

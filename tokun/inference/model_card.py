@@ -35,6 +35,14 @@ def model_card(
     trained_on = f"{counts.get('train', 0):,} pictures with captions to train" + (
         f", {counts['val']:,} held out" if counts.get("val") else ", none held out"
     )
+    start = "the bundled engraving model" if config.start == "bundled" else config.start
+    known = (
+        f"on the data above, and before on that of {start}"
+        if start
+        else f"on the data above, and before on that of {g.pretrained}"
+        if g.pretrained
+        else "on the data above and nothing else"
+    )
     style = ", " + config.data.style if config.data.style else ""
     return f"""---
 library_name: tokun{licence}
@@ -57,8 +65,8 @@ image, caption = tokun.load("{OWN_ID}")(seed=42)
 
 ## Recipe
 
-- Image tokenizer: convolutional VQ-VAE, {m.image_size} px, {"grayscale" if m.image_channels == 1 else "RGB"}, {side}x{side} codes of {m.codebook_size} ({m.quantizer}).
-- Generator: {f"went on from {'the bundled engraving model' if config.start == 'bundled' else config.start}, " if config.start else ""}{f"started from {g.pretrained}" if g.pretrained else f"Qwen3, {g.num_layers} layers of width {g.hidden_size}"}, {record["parameters"] / 1e6:.1f}M parameters, dropout {g.dropout}.
+- Image tokenizer: convolutional VQ-VAE, {m.image_size} px, {"grayscale" if m.image_channels == 1 else "RGB"}, {side}x{side} codes of {m.codebook_size} ({m.quantizer}){f"; that of {start}, as it was" if start else ""}.
+- Generator: {f"went on from {start}, " if start else ""}{f"started from {g.pretrained}" if g.pretrained else f"Qwen3, {g.num_layers} layers of width {g.hidden_size}"}, {record["parameters"] / 1e6:.1f}M parameters, dropout {g.dropout}.
 - {record["steps"]} steps of {t.batch_size} sequences, {"Muon and AdamW" if t.optimizer == "muon" else "AdamW"}, peak learning rate {t.lr:g}, weight decay {t.weight_decay}, EMA {t.ema_decay}, {minutes:.0f} minutes.
 - Tasks: {", ".join(f"{k} {v:g}" for k, v in t.task_mix.items())}; tag dropout {t.tag_dropout}{f", word dropout {t.word_dropout}" if t.word_dropout else ""}.
 {f"- {recipe}" if recipe else ""}
@@ -73,5 +81,5 @@ image, caption = tokun.load("{OWN_ID}")(seed=42)
 
 ## Limits
 
-{limits or "Trained for one purpose, on the data above and nothing else: it knows no other styles or words, and it repeats its data's bias."}
+{limits or f"Trained for one purpose, {known}: it knows no other styles or words, and it repeats its data's bias."}
 """

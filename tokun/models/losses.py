@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from tokun.utils import reach
 from tokun.utils.errors import UserError
 from tokun.utils.extras import need
 
@@ -125,7 +126,10 @@ def make_perceptual(kind: str, weights: str = "", *, compiled: bool = False) -> 
 def load_squeezenet(weights: str) -> dict[str, Tensor]:
     """torchvision's squeezenet1_1 state dict from a file, or from the network when `weights` is empty."""
     if not weights:
+        kept = Path(torch.hub.get_dir()) / "checkpoints" / SQUEEZENET_URL.rpartition("/")[2]
         try:
+            if not kept.is_file() and (why := reach.out_of_reach(SQUEEZENET_URL)):  # within seconds, not minutes
+                raise OSError(why)
             return torch.hub.load_state_dict_from_url(SQUEEZENET_URL, map_location="cpu", weights_only=True)
         except OSError as error:
             raise OSError(

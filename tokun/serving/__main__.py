@@ -22,6 +22,7 @@ from tokun.inference.model import GENERATOR, Plan, Tokun, load, resolve
 from tokun.tokenizers import sequences
 from tokun.tokenizers.vocabulary import Tags
 from tokun.utils import checkpoint, console
+from tokun.utils.console import home_path
 from tokun.utils.extras import need
 
 PROCESSOR = "tokun.serving.processor:SpanProcessor"
@@ -99,7 +100,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     add("--checkpoint", default=None, help="a folder or a Hugging Face Hub id; default: the bundled engraving model")
     add("--seed", type=int, default=42)
     add("--n", type=int, default=16)
-    add("--out", type=Path, default=Path("outputs"))
+    add("--out", type=home_path, default=Path("outputs"))
     add("--dtype", default="auto", help="as vLLM takes it: auto, bfloat16, float16, float32")
     add("--style", default="")
     add("--subject", default="")

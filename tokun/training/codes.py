@@ -28,6 +28,7 @@ from tokun.tokenizers.vocabulary import tag_word
 from tokun.training.records import without
 from tokun.training.run import Run
 from tokun.training.shapes import shape_options, shapes_asked
+from tokun.training.starting import style_of
 from tokun.training.text_tokenizer import captions_of
 from tokun.utils import checkpoint
 from tokun.utils.errors import BadSample, UserError
@@ -101,6 +102,7 @@ def encode_shards(run: Run) -> Path:
     if not tasks:
         run.say(f"codes: {target} is there and matches ({checkpoint.read_record(target / 'codes.json')['counts']})")
         return target
+    run.say(f"codes: preparing them from the pictures of {len(tasks)} shard{'' if len(tasks) == 1 else 's'}, once …")
     for task in tqdm(tasks[run.rank :: run.world], desc="codes", unit="shard", disable=run.rank != 0, dynamic_ncols=True):
         if run.world == 1:  # alone; several processes have different numbers of shards, and wait for each other after the last
             run.stop_if_asked()
@@ -204,7 +206,7 @@ def encode_shard(
             return "no caption"
         d = config.data
         tree |= {
-            "caption": captions["plain"], "captions": captions, "style": tag_word(str(tree.get(d.style_key) or tree.get("style") or d.style)),
+            "caption": captions["plain"], "captions": captions, "style": style_of(tree, config),
             "subject": tag_word(str(tree.get(d.subject_key) or tree.get("subject") or "")), "grid": list(framed.grid if several else tokenizer.grid),
         }  # fmt: skip
         if (thing := tag_word(str(tree.get(d.thing_key) or ""))) or "thing" in tree:

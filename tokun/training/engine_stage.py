@@ -34,7 +34,7 @@ class EngineStage(Stage):
         self.spikes = health.Spikes(train.spike_factor)
 
     def update(self) -> float:
-        """Clip the gradients and take the optimizer's step, or skip a spike. Returns their norm before clipping. Raises FloatingPointError where it is not finite."""
+        """Clip the gradients and take the optimizer's step, or skip a spike. Returns their norm before clipping. Raises Diverged where it is not finite."""
         norm = self.engine.norm()
         self.require_finite(norm, what="gradient norm")
         if self.spikes.is_spike(norm):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import shlex
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -44,6 +45,7 @@ from tokun.training.engine_stage import EngineStage
 from tokun.training.records import LOGGING_KEYS, figures_line, idle_settings, require_same_but_retry, started_from, stopped_early, without
 from tokun.training.run import Run, micro_batch, states_on_disk
 from tokun.training.start import starting_model
+from tokun.training.starting import time_line
 from tokun.training.text_tokenizer import load_text_tokenizer
 from tokun.training.token_loss import TokenLoss
 from tokun.utils import checkpoint
@@ -218,6 +220,8 @@ class GeneratorStage(EngineStage):
         model, self.tuned = _make_model(run, parts)
         self.trained = self.tuned.size if self.tuned else count_parameters(model)
         self.parameters, self.flops = count_parameters(model), flops_per_token(model, parts.slots.size)  # before ZeRO-3 cuts it
+        if train.compile:
+            run.say("generator: preparing; compiling takes the first step half a minute to some minutes …")
         compiled = train.compile and can_compile(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
         self.token_loss = TokenLoss(
             model, parts.vocabulary, rows=self.micro, length=parts.slots.size, chunk=train.loss_chunk, compile=compiled, say=run.say
@@ -252,8 +256,12 @@ class GeneratorStage(EngineStage):
         v = self.parts.vocabulary
         return (
             f"{self.parameters / 1e6:.2f}M parameters, vocabulary {v.size} ({v.text_size} text + {len(v.controls)} control + "
-            f"{v.codebook_size} image), {len(self.training_batches.samples)} samples, {self.run.world} process(es), {self.engine}"
-        )
+            f"{v.codebook_size} image), {len(self.training_batches.samples)} samples, {self.run.world} process(es), {self.engine}\n"
+            + time_line(
+                steps=self.train.steps, batch_size=self.train.batch_size, pictures=len(self.training_batches.samples),
+                max_minutes=self.train.max_minutes, going_on=bool(self.config.start), name="train",
+            )
+        )  # fmt: skip
 
     def disk_bytes(self) -> int:
         """Trainer states of weights, two moments and the average; the best checkpoints."""
@@ -396,9 +404,9 @@ class GeneratorStage(EngineStage):
 def where_to(target: Path, config: Config) -> str:
     """What to say of a result: where it lies, and how it is sampled from."""
     if not config.adapter.rank:
-        return f"checkpoint: {target}\n  python sample.py --checkpoint {target} --seed 42 --n 16"
-    base = "" if config.start == "bundled" else f"--checkpoint {config.start} "
-    return f"adapter: {target}\n  python sample.py {base}--adapter {target} --seed 42 --n 16"
+        return f"checkpoint: {target}\n  python sample.py --checkpoint {shlex.quote(str(target))} --seed 42 --n 16"
+    base = "" if config.start == "bundled" else f"--checkpoint {shlex.quote(config.start)} "
+    return f"adapter: {target}\n  python sample.py {base}--adapter {shlex.quote(str(target))} --seed 42 --n 16"
 
 
 def tasks_of(samples: data.CodeSamples, task_mix: dict[str, float]) -> tuple[str, ...]:

@@ -21,7 +21,7 @@ from tokun.tokenizers.image import ImageTokenizer
 from tokun.training import loop, optim
 from tokun.training.engine import make_accelerator
 from tokun.training.gan import Adversary
-from tokun.training.reconstruction import gate, inspect_image_tokenizer
+from tokun.training.reconstruction import gate, gate_problems, inspect_image_tokenizer
 from tokun.training.records import (
     GATE_KEYS,
     LOGGING_KEYS,
@@ -35,6 +35,7 @@ from tokun.training.records import (
 from tokun.training.run import Run, states_on_disk
 from tokun.training.shapes import held_out_pictures, shape_options, shapes_asked, shapes_line, sizes_line
 from tokun.training.start import starting_model
+from tokun.training.starting import tags_line, verdict
 from tokun.utils import checkpoint
 
 
@@ -56,7 +57,7 @@ def train_image_tokenizer(run: Run) -> Path:
         stage = ImageTokenizerStage(run, settings)
         loop.train(stage)
         figures = stage.finish(target)
-    gate(figures, train, codebook_size)
+    gate(figures, train, codebook_size, start=config.start, sheet=target / "reconstructions.png")
     return target
 
 
@@ -75,6 +76,9 @@ def _settings(config: Config) -> dict[str, Any]:
 
 def _take_from_start(run: Run, settings: dict[str, Any], target: Path) -> dict[str, float]:
     """Copy the image tokenizer of `start` to `target`, and measure it on this run's pictures. Returns its figures."""
+    if run.rank == 0:
+        run.say(tags_line(run.config))
+        run.say(f"image tokenizer: measuring that of {run.config.start} on these pictures …")
     model = starting_model(run.config).image_tokenizer
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     figures, sheet = inspect_image_tokenizer(model.to(device), held_out_pictures(run.config), device)
@@ -83,7 +87,10 @@ def _take_from_start(run: Run, settings: dict[str, Any], target: Path) -> dict[s
             target, model, sheet, {"settings": settings, "figures": figures, "steps": 0, "stopped_by": "steps", "seconds": 0, "skipped": {}}
         )
     run.tracker.log_image("image_tokenizer/reconstructions", sheet, step=0)
+    train, sheet_path = run.config.image_tokenizer_train, target / "reconstructions.png"
+    problems = gate_problems(figures, train, model.codebook_size)
     run.say(f"image tokenizer: that of {run.config.start}. {figures_line(figures)}")
+    run.say(f"image tokenizer: {verdict(figures, train, sheet_path, problems)}")
     run.wait()
     return figures
 
@@ -118,6 +125,8 @@ class ImageTokenizerStage(loop.Stage):
         )  # a tenth faster, on CPUs and in half precision on GPUs
         self.ema = optim.Ema(self.model, train.ema_decay)
         compiled = train.compile and can_compile(self.device)
+        if compiled:
+            run.say("image tokenizer: preparing; compiling takes the first step half a minute or more …")
         self.perceptual = losses.make_perceptual(train.perceptual, train.perceptual_weights, compiled=compiled).to(self.device)
         discriminator = losses.PatchDiscriminator(config.image_tokenizer.image_channels).to(self.device) if train.gan_weight > 0 else None
         optimizer = optim.make_adamw(self.model, lr=train.lr, betas=train.betas, weight_decay=train.weight_decay)

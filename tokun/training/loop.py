@@ -24,6 +24,7 @@ import contextlib
 import dataclasses
 import json
 import math
+import pickle
 import time
 from abc import ABC, abstractmethod
 from collections import Counter
@@ -42,7 +43,7 @@ from tokun.models.shares import collective_device, own_share
 from tokun.training import optim
 from tokun.training.run import Run
 from tokun.utils import checkpoint
-from tokun.utils.errors import Diverged
+from tokun.utils.errors import Diverged, UserError
 
 
 @dataclass(frozen=True)
@@ -152,7 +153,7 @@ class Stage(ABC):
         return []
 
     def require_finite(self, value: Tensor | float, **what: str) -> None:
-        """Raise FloatingPointError where the loss of this step, or `what` else it is, is not finite."""
+        """Raise Diverged where the loss of this step, or `what` else it is, is not finite."""
         require_finite(self.run, value, self.step, self.name, self.batch_keys, **what)
 
 
@@ -190,7 +191,21 @@ def train(stage: Stage) -> None:
 def _resume(stage: Stage, states: checkpoint.TrainerStates) -> None:
     spent = 0.0
     if (latest := states.latest()) is not None:
-        spent = stage.restore(states.path(latest))
+        try:
+            spent = stage.restore(states.path(latest))
+        except torch.OutOfMemoryError:
+            raise
+        except (
+            RuntimeError,
+            EOFError,
+            KeyError,
+            pickle.UnpicklingError,
+            FileNotFoundError,
+        ) as error:  # what torch makes of a file that is cut
+            raise UserError(
+                f"the trainer state {states.path(latest)} is damaged ({type(error).__name__}: {(str(error).splitlines() or [''])[0][:200]}). It was whole when it was "
+                "written: look after the disk. Delete it, and the same command goes on from the one before, or from the beginning"
+            ) from error
         stage.step = latest
         stage.run.say(f"{stage.name}: resuming at step {latest}")
     stage.clock = Clock(spent)
@@ -271,7 +286,7 @@ def seed_device(seed: int, device: torch.device) -> None:
 
 
 def require_finite(run: Run, value: Tensor | float, step: int, stage: str, keys: Callable[[], Sequence[str]], what: str = "loss") -> None:
-    """Raise FloatingPointError, and write the batch's keys into the run's folder, where the value is not finite."""
+    """Raise Diverged, and write the batch's keys into the run's folder, where the value is not finite."""
     value = float(value.detach()) if isinstance(value, Tensor) else value
     if not math.isfinite(value):
         listed = run.out / f"non_finite_{stage.replace(' ', '_')}_step{step}_rank{run.rank}.json"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -35,13 +36,20 @@ def inspect_image_tokenizer(model: ImageTokenizer, images: Tensor | Sequence[Ten
     return figures, pair_sheet(in_turn[:16])
 
 
-def gate(figures: dict[str, float], train: configs.ImageTokenizerTrainConfig, codebook_size: int) -> None:
-    """Stop before the generator when the image tokenizer is not worth training on."""
+def gate(
+    figures: dict[str, float], train: configs.ImageTokenizerTrainConfig, codebook_size: int, *, start: str = "", sheet: Path | None = None
+) -> None:
+    """Stop before the generator when the image tokenizer is not worth training on. `start`: the checkpoint that it was taken from."""
     if problems := gate_problems(figures, train, codebook_size):
+        if start:
+            raise UserError(
+                f"the image tokenizer of start {start} cannot draw these pictures: {'; '.join(problems)}. {sheet} shows them beside what comes of them. "
+                "Train one of your own (without start), or lower the gate on purpose (image_tokenizer_train.min_usage / image_tokenizer_train.min_perplexity / image_tokenizer_train.min_psnr)"
+            )
         raise UserError(
             "the image tokenizer has collapsed or is not trained: " + "; ".join(problems) + ". A generator cannot be better than its "
             "codes. Train longer (image_tokenizer_train.steps), use a smaller codebook (image_tokenizer.codebook_size), "
-            "or lower the gate on purpose (image_tokenizer_train.min_usage / min_perplexity / min_psnr)"
+            "or lower the gate on purpose (image_tokenizer_train.min_usage / image_tokenizer_train.min_perplexity / image_tokenizer_train.min_psnr)"
         )
 
 

@@ -181,6 +181,8 @@ def _check_ahead(config: Config, world: int, deepspeed: bool) -> None:
         _check_start(config)
     if train.ema_every < 1:
         raise UserError(f"train.ema_every is {train.ema_every}; it is a number of steps, 1 or more")
+    if config.data.val:
+        data.expand_shards(config.data.val)  # it is first opened in the second stage
     if train.keep_best and not config.data.val:
         raise UserError(
             f"train.keep_best is {train.keep_best}, but which checkpoint is best only held-out pictures can tell: name them with data.val, or set keep_best to 0"

@@ -9,6 +9,7 @@ from typing import Any
 
 from tokun import data
 from tokun.config import Config
+from tokun.data import captions
 from tokun.data.codes import captions_by_register, questions_of
 from tokun.inference.model import TEXT_TOKENIZER
 from tokun.tokenizers.text import PretrainedTextTokenizer, TextTokenizer, normalize
@@ -33,6 +34,8 @@ def train_text_tokenizer(run: Run) -> Path:
         checkpoint.require_same(target, record["settings"], asked)
         run.say(f"text tokenizer: {target} is there and matches")
     elif run.rank == 0:
+        run.say(f"text tokenizer: reading the captions of {len(paths)} shard{'' if len(paths) == 1 else 's'} …")
+        captions.tell(run.say, paths, caption_key=config.data.caption_key, from_nothing=not (config.start or config.generator.pretrained))
         tokenizer: TextTokenizer | PretrainedTextTokenizer
         if config.start:
             tokenizer = starting_model(config).text_tokenizer

@@ -10,6 +10,7 @@ import inspect
 import json
 import os
 import secrets
+import shlex
 import sys
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
@@ -139,7 +140,8 @@ class WandbTracker(Tracker):
         self._run.define_metric("step", hidden=True)
         self._run.define_metric("*", step_metric="step")
         if mode == "offline":
-            parts = Path(self._run.dir).parent.parent / f"offline-run-*-{self.run_id}"  # one for each start of the run
+            # one for each start of the run: the shell finds them, so the pattern stands outside of the quotes
+            parts = f"{shlex.quote(str(Path(self._run.dir).parent.parent))}/offline-run-*-{self.run_id}"
             print(f"W&B offline ({reason}), run {self.run_id}; upload it with: wandb sync {parts}")
         else:
             print(f"W&B {mode} ({reason}), run {self.run_id}" + (f": {self._run.url}" if mode == "online" else ""))
@@ -173,7 +175,7 @@ class TensorBoardTracker(Tracker):
         directory.mkdir(parents=True, exist_ok=True)
         self._SummaryWriter, self._directory, self._writer = SummaryWriter, directory, None
         self._about = json.dumps({"name": name, **_plain(config)}, indent=2, ensure_ascii=False)
-        print(f"TensorBoard: tensorboard --logdir {directory}")
+        print(f"TensorBoard: tensorboard --logdir {shlex.quote(str(directory))}")
 
     def _at(self, step: int):
         if self._writer is None:

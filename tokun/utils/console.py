@@ -1,14 +1,20 @@
-"""How a command ends: a user's mistake is one line, a bug its traceback. Knows no command."""
+"""How a command reads a path and how it ends: a user's mistake is one line, anything else a traceback. Knows no command."""
 
 from __future__ import annotations
 
 import os
 import sys
 from collections.abc import Callable
+from pathlib import Path
 
 from tokun.utils.errors import UserError
 
 MISTAKES = (UserError, OSError)  # the latter: a file that is missing, a full disk, a host that does not answer
+
+
+def home_path(text: str) -> Path:
+    """A path as it was typed, ~ at its start as the home folder: behind an = the shell leaves it as it is."""
+    return Path(text).expanduser()
 
 
 def status(name: str, main: Callable[[], object]) -> int:
@@ -23,8 +29,7 @@ def status(name: str, main: Callable[[], object]) -> int:
         if os.environ.get("TOKUN_TRACEBACK"):
             raise
         print(
-            f"\n{name}: stopped by Ctrl-C. Whole shards and saved states are kept, and the same command goes on from there; "
-            "what was half done is made again",
+            f"\n{name}: stopped by Ctrl-C. Whole shards, their finished batches and saved states are kept, and the same command goes on behind them; what was being made is made again",
             file=sys.stderr,
         )
         return 130

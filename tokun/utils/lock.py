@@ -1,6 +1,7 @@
-"""One process (or one run of several) at work in a folder: a lock that names its holder, and that a kill lets go of.
+"""One process (or one job of several) at work in a folder: a lock that names its holder, and that a kill lets go of.
 
-The lock is `flock` on `FOLDER/.lock`, which the kernel releases when the process ends, however it ends. The file says who holds it.
+The lock is `flock` on `FOLDER/.lock`, which the kernel releases when the process ends, however it ends. The file says who holds it. The other
+processes of a job hold `FOLDER/.lock-RANK`, so that a job whose first process has ended is still seen; a job is told by where its launcher listens.
 Where there is no flock (Windows, some network folders), the file itself is the lock, and a holder that is gone is told by its pid.
 """
 
@@ -45,21 +46,22 @@ class InUse(UserError):
 
 
 @contextmanager
-def alone_in(folder: Path, *, option: str = "out") -> Iterator[None]:
+def alone_in(folder: Path, *, option: str = "out", rank: int = 0) -> Iterator[None]:
     """Hold the folder within the block. See `hold`."""
-    path = hold(folder, option=option)
+    path = hold(folder, option=option, rank=rank)
     try:
         yield
     finally:
         let_go(path)
 
 
-def hold(folder: Path, *, option: str = "out") -> Path:
+def hold(folder: Path, *, option: str = "out", rank: int = 0) -> Path:
     """Lock the folder for this process and return the lock's path, for `let_go`. A process may hold a folder several times.
 
-    Raises InUse (a UserError) naming the process, host, command and time of who holds it. `option` is how another folder is chosen.
+    `rank` is this process's among those of its job, which share the folder. Raises InUse (a UserError) naming the process, host,
+    command and time of who holds it. `option` is how another folder is chosen.
     """
-    path = folder.resolve() / NAME
+    path = folder.resolve() / (f"{NAME}-{rank}" if rank else NAME)
     if (own := _held.get(str(path))) is not None:
         own.times += 1
         return path
@@ -72,7 +74,50 @@ def hold(folder: Path, *, option: str = "out") -> Path:
         os.close(descriptor)
         raise
     _held[str(path)] = _Held(descriptor, 1, made)
+    try:
+        _refuse_other_jobs(path, folder, option)
+    except BaseException:
+        let_go(path)
+        raise
     return path
+
+
+def _refuse_other_jobs(own: Path, folder: Path, option: str) -> None:
+    """Raise InUse where a process of another job holds a lock of its own in the folder. Locks that nobody holds are removed."""
+    end = time.monotonic() + WAIT
+    for path in sorted(own.parent.glob(f"{NAME}*")):
+        while path != own and (holder := _holder_of(path)) is not None and holder.get("job") != _job():
+            if time.monotonic() > end:
+                raise InUse(_in_use(folder, holder, option))
+            time.sleep(0.02)
+
+
+def _holder_of(path: Path) -> dict[str, Any] | None:
+    """Who holds a lock now; None for nobody, and then its file goes."""
+    try:
+        descriptor = os.open(path, os.O_RDWR)
+    except OSError:
+        return None
+    try:
+        if fcntl is None:
+            raise OSError("no flock here")
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        with contextlib.suppress(OSError):
+            os.unlink(path)
+    except BlockingIOError:
+        return _read(descriptor)
+    except OSError:  # no flock on this disk
+        holder = _read(descriptor)
+        return holder if holder and not _is_gone(holder) else None
+    finally:
+        os.close(descriptor)
+    return None
+
+
+def _job() -> str:
+    """Of what job this process is: where the launcher of several listens, or the process itself."""
+    address, port = os.environ.get("MASTER_ADDR"), os.environ.get("MASTER_PORT")
+    return f"{address}:{port}" if address and port else f"{socket.gethostname()}:{os.getpid()}"
 
 
 def _sign(descriptor: int, folder: Path) -> None:
@@ -167,7 +212,9 @@ def _is_gone(holder: dict[str, Any]) -> bool:
 
 def _myself() -> dict[str, Any]:
     command = shlex.join([os.path.basename(sys.executable or "python"), *sys.argv])
-    return {"pid": os.getpid(), "host": socket.gethostname(), "command": command[:300], "since": time.strftime("%Y-%m-%d %H:%M:%S")}
+    return {
+        "pid": os.getpid(), "host": socket.gethostname(), "job": _job(), "command": command[:300], "since": time.strftime("%Y-%m-%d %H:%M:%S"),
+    }  # fmt: skip
 
 
 def _read(descriptor: int) -> dict[str, Any]:

@@ -1,0 +1,106 @@
+"""What messages name exists: keys of the config, options of commands. Nobody is sent to a setting that is not there."""
+
+import ast
+import dataclasses
+import re
+from pathlib import Path
+
+import pytest
+
+from tokun.config import Config
+
+ROOT = Path(__file__).resolve().parents[1]
+SOURCES = sorted(
+    path for pattern in ("tokun/**/*.py", "data_tools/**/*.py", "train.py", "sample.py", "space/*.py") for path in ROOT.glob(pattern)
+)
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), *sorted((ROOT / "configs").rglob("*.yaml"))]
+SECTIONS = {
+    field.name: {key.name for key in dataclasses.fields(field.default_factory)}
+    for field in dataclasses.fields(Config)
+    if dataclasses.is_dataclass(field.default_factory)
+}
+TOP = {field.name for field in dataclasses.fields(Config)}
+KEY = re.compile(rf"(?<![\w./-])({'|'.join(SECTIONS)})\.([a-z_]+)\b(?!\.|/|\()")
+SET = re.compile(r"(?<![\w.])(?:set|with|change|lower|raise) ([a-z_]+)=")
+OPTION = re.compile(r"(?<![\w-])--([a-z][a-z_-]*[a-z])\b")
+FILES = {"py", "json", "npy", "tar", "index", "yaml", "md", "css", "html", "log", "png", "model"}  # train.py, codes.json, …
+OTHERS = {
+    "nproc_per_node",
+    "num_gpus",
+    "local-dir",
+    "repo-type",
+    "head",
+    "ntasks",
+    "logdir",
+}  # of torchrun, deepspeed, hf, ray, srun, tensorboard
+MADE = {"gan-weight", "gan-lr", "options"}  # sharpen's, from the names of its settings; the report's word for any option
+
+
+def literals(path):
+    """(line, text) of every string in a module that is no docstring; of an f-string the parts that stand there, with {} between them."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    inside = {id(part) for node in ast.walk(tree) if isinstance(node, ast.JoinedStr) for part in node.values}
+    inside |= {id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Expr)}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.JoinedStr):
+            yield node.lineno, "".join(part.value if isinstance(part, ast.Constant) else "{}" for part in node.values)
+        elif isinstance(node, ast.Constant) and isinstance(node.value, str) and id(node) not in inside:
+            yield node.lineno, node.value
+
+
+def texts(pages):
+    for path in SOURCES:
+        for line, text in literals(path):
+            yield f"{path.relative_to(ROOT)}:{line}", text
+    for path in pages:
+        for line, text in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+            yield f"{path.relative_to(ROOT)}:{line}", text
+
+
+def options():
+    """Every option that a parser of the project knows."""
+    known = set()
+    for path in [*SOURCES, *(ROOT / "benchmarks").glob("*.py")]:
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Call):
+                known |= {
+                    arg.value[2:]
+                    for arg in node.args
+                    if isinstance(arg, ast.Constant) and isinstance(arg.value, str) and re.fullmatch(r"--[\w-]+", arg.value)
+                }
+    return known | {f"no-{name}" for name in known} | {"help"}
+
+
+def test_every_key_that_is_named_exists():
+    """`set perceptual=none` was said of image_tokenizer_train.perceptual: the config refused it."""
+    found = [
+        f"{where}: {section}.{key}"
+        for where, text in texts(PAGES)
+        for section, key in KEY.findall(text)
+        if key not in SECTIONS[section] | FILES
+    ]
+    found += [
+        f"{where}: {key}="
+        for where, text in texts(PAGES)
+        for key in SET.findall(text)
+        if key not in TOP and where.startswith(("tokun", "train"))
+    ]
+    assert not found, "\n".join(found)
+
+
+@pytest.mark.parametrize(
+    "text, bad", [("set perceptual=none", True), ("set start=bundled", False), ("set image_tokenizer_train.perceptual=none", False)]
+)
+def test_the_test_finds_such_a_key(text, bad):
+    assert bool([key for key in SET.findall(text) if key not in TOP]) is bad
+
+
+def test_every_option_that_is_named_exists():
+    known = options() | OTHERS | MADE
+    found = [
+        f"{where}: --{name}"
+        for where, text in texts(PAGES[:1])
+        for name in OPTION.findall(text)
+        if name not in known and name.replace("_", "-") not in known
+    ]
+    assert not found, "\n".join(found)

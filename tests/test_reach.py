@@ -1,0 +1,75 @@
+"""Without a network nothing waits for a minute: one clear line that says what is not reached and how to work offline. What is in the cache is used."""
+
+import socket
+import sys
+import time
+
+import pytest
+
+from tokun.utils import reach
+
+constants = pytest.importorskip("huggingface_hub.constants")
+
+
+@pytest.fixture
+def nobody(monkeypatch):
+    """An address that refuses at once."""
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        monkeypatch.setattr(constants, "ENDPOINT", f"http://127.0.0.1:{taken.getsockname()[1]}")
+        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+        yield
+
+
+@pytest.fixture
+def silent(monkeypatch):
+    """An address that takes the question and never answers, as behind a firewall."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        monkeypatch.setattr(constants, "ENDPOINT", f"http://127.0.0.1:{server.getsockname()[1]}")
+        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+        monkeypatch.setattr(reach, "SECONDS", 0.3)
+        yield
+
+
+@pytest.mark.parametrize("network", ["nobody", "silent"])
+def test_what_is_neither_here_nor_reached_is_one_line_with_the_way_out(network, request):
+    request.getfixturevalue(network)
+    start = time.monotonic()
+    with (
+        pytest.raises(
+            reach.NotFetched,
+            match=r"--checkpoint name/model is no folder here.*Hub \(http://127.*hf download name/model --local-dir FOLDER",
+        ),
+        reach.fetched("name/model", "--checkpoint"),
+    ):
+        import huggingface_hub
+
+        huggingface_hub.snapshot_download("name/model")
+    assert time.monotonic() - start < 15  # beside other jobs; each retry of the library's would take that long
+
+
+def test_what_is_in_the_cache_is_used_and_the_switches_are_put_back(nobody):
+    with reach.fetched("name/model", "--checkpoint"):
+        assert constants.HF_HUB_OFFLINE and reach.os.environ[reach.OFFLINE] == "1"
+    assert not constants.HF_HUB_OFFLINE
+
+
+def test_a_folder_or_a_path_asks_nobody(tmp_path, monkeypatch):
+    monkeypatch.setattr(reach, "out_of_reach", lambda address: pytest.fail("it was asked"))
+    for name in (tmp_path, tmp_path / "nowhere", "./a/b", "~/model"):
+        with reach.fetched(name, "--model"):
+            pass
+
+
+def test_a_server_that_refuses_is_reached():
+    import http.server
+    import threading
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), http.server.BaseHTTPRequestHandler) as server:  # knows no HEAD: 501
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        assert reach.out_of_reach(f"http://127.0.0.1:{server.server_port}") == ""
+        server.shutdown()
+
+
+def test_the_module_needs_no_library_of_the_hub():
+    assert "huggingface_hub" in sys.modules and "huggingface_hub" not in vars(reach)

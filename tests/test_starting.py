@@ -1,0 +1,125 @@
+"""What a run says when it begins: captions that say nothing, the tags that a start knows, whether its tokenizer can draw the pictures, how long is sensible."""
+
+import io
+import json
+
+import pytest
+from PIL import Image
+
+from tests.small_runs import write_config
+from tokun.config import ImageTokenizerTrainConfig, load_config
+from tokun.data import captions, write_shard
+from tokun.training import starting
+from tokun.training.run import open_run
+
+
+def picture(seed):
+    buffer = io.BytesIO()
+    Image.effect_noise((48, 48), 20 + seed).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def record(caption="", source=None, **more):
+    """A sample's JSON; with a source, the caption stands in a register, as `data_tools.caption` writes it."""
+    if source is None:
+        return {"caption": caption, **more}
+    return {"caption": "", "captions": {"plain": caption}, "caption_sources": {"plain": {"source": source}}, **more}
+
+
+@pytest.mark.parametrize(
+    ("records", "told"),
+    [
+        ([record()] * 30, ["None of the 30 pictures has a caption"]),
+        ([record(f"A ship with {i} masts.") for i in range(10)] + [record()] * 30, ["Only 10 of 40 pictures have a caption", "10 pictures with captions are few"]),
+        ([record("An engraving.", "template")] * 98, ["All 98 captions are templates", "The 98 captions are only 1 different text:", "98 pictures"]),
+        ([record("An engraving.")] * 2000, ["The 2,000 captions are only 1 different text:"]),
+        ([record(f"A ship with {i} masts.", "template") for i in range(2000)], ["All 2,000 captions are templates"]),
+        ([record(f"A ship with {i} masts.", "model") for i in range(2000)], []),
+        ([record(f"A ship with {i} masts.", captions={"alt": "An engraving."}, caption_sources={"alt": {"source": "template"}}) for i in range(2000)], []),
+    ],
+)  # fmt: skip
+def test_captions_that_say_nothing_are_told_with_what_to_do(records, told):
+    found = captions.doubts(records)
+    assert len(found) == len(told) and all(one.startswith(start) or start in one for one, start in zip(found, told))
+    assert all("data_tools.caption" in one or "start=bundled" in one for one in found)
+
+
+@pytest.mark.parametrize(
+    "odd", [{}, {"caption": None}, {"caption": 7}, {"captions": "A ship."}, {"caption_sources": []}, {"captions": {"plain": None}}]
+)
+def test_odd_records_are_pictures_without_a_caption(odd):
+    assert captions.doubts([odd])[0].startswith("None of the 1 pictures")
+
+
+def test_few_are_enough_to_train_on_from_a_checkpoint():
+    assert captions.doubts([record(f"A ship with {i} masts.") for i in range(163)], from_nothing=False) == []
+
+
+def test_the_shards_themselves_are_read_and_broken_records_are_passed_over(tmp_path):
+    write_shard(
+        tmp_path / "a.tar",
+        [{"__key__": f"{i}", "json": b"{" if i == 3 else json.dumps(record("An engraving.")).encode()} for i in range(60)],
+    )
+    said = []
+    captions.tell(said.append, [tmp_path / "a.tar"], caption_key="caption", from_nothing=False)
+    assert said == [f"captions: WARNING: {captions.alike({'kept': 59, 'distinct': 1})}"]
+
+
+KNOWN = ("copper-engraving", "engraving", "etching", "wood-engraving")
+
+
+@pytest.mark.parametrize(
+    ("word", "fits"),
+    [("engraving", "engraving"), ("engravings", "engraving"), ("etchings", "etching"), ("steel-engraving", "engraving"), ("wood-engravings", "wood-engraving"),
+     ("old-copper-engravings", "copper-engraving"), ("prints", ""), ("", ""), ("grass", ""), ("engraving-after-a-drawing", "")],
+)  # fmt: skip
+def test_the_fitting_tag_is_the_known_one_that_the_word_means(word, fits):
+    assert starting.fitting_tag(word, KNOWN) == fits
+
+
+def test_the_bundle_names_its_styles_and_what_becomes_of_the_pictures_own(tmp_path):
+    shards = tmp_path / "shards"
+    samples = [
+        {"__key__": f"{i}", "png": picture(i), "json": json.dumps(record("A ship.", style=style)).encode()}
+        for i, style in enumerate(["engravings"] * 3 + ["prints", ""])
+    ]
+    write_shard(shards / "train-00000.tar", samples)
+    config = load_config(write_config(tmp_path, shards), ["start=bundled"])
+    line = starting.tags_line(config)
+    assert "wood-engraving" in line.partition(". Of these")[0]
+    for part in ("engravings (3) becomes its engraving", "prints (1) is new to it", "1 pictures name no style (data.style="):
+        assert part in line
+    assert [starting.style_of({"style": style}, config) for style in ("engravings", "prints", "Wood Engraving", "")] == [
+        "engraving",
+        "prints",
+        "wood-engraving",
+        "",
+    ]
+    config.start = ""
+    assert starting.style_of({"style": "engravings"}, config) == "engravings", "where nothing is gone on from, a tag stays as it is"
+
+
+def test_the_verdict_gives_figures_and_where_the_sheet_lies(tmp_path):
+    train = ImageTokenizerTrainConfig(min_psnr=12.0)
+    for psnr, problems, said in (
+        (17.6, [], "can draw"),
+        (13.0, [], "roughly"),
+        (9.0, ["PSNR is 9.0 dB"], "cannot draw these pictures (PSNR is 9.0 dB)"),
+    ):
+        line = starting.verdict({"psnr": psnr, "usage": 0.9}, train, tmp_path / "reconstructions.png", problems)
+        assert said in line and str(tmp_path / "reconstructions.png") in line and (problems or f"{psnr:.1f} dB, 90% of its codes" in line)
+
+
+def test_the_time_is_told_in_passes_and_what_max_minutes_counts():
+    line = starting.time_line(steps=20_000, batch_size=32, pictures=163, max_minutes=45, going_on=True, name="train")
+    assert "3,926 passes over 163 pictures; some 20 passes (102 steps) are sensible, longer learns them by heart" in line
+    assert "train.max_minutes 45 counts this stage alone" in line
+    assert "max_minutes is not set" in starting.time_line(steps=10, batch_size=4, pictures=163, max_minutes=0, going_on=False, name="train")
+
+
+def test_held_out_shards_that_are_not_there_are_told_before_the_first_stage(tmp_path):
+    """The pattern of an example config, left as it was: told behind the first stage, or behind an hour of it."""
+    config = load_config(write_config(tmp_path, tmp_path / "shards"), ["data.val=nowhere/val-*.tar"])
+    with pytest.raises(FileNotFoundError, match=r"nowhere/val-.*data\.val"):
+        open_run(config)
+    assert not (tmp_path / "run").exists()

@@ -1,0 +1,108 @@
+"""Is the Hugging Face Hub within reach? Asked once and quickly, before a library tries it for a minute. Knows no model.
+
+    with fetched("name/model", "--checkpoint"):
+        path = huggingface_hub.snapshot_download("name/model")
+
+Where the Hub does not answer within SECONDS, its libraries are told to look into their cache alone, and what is not there is one clear error.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import ssl
+import sys
+import threading
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+SECONDS = 5.0
+HUB_ID = re.compile(r"[\w][\w.-]*(/[\w][\w.-]*)?")
+OFFLINE = "HF_HUB_OFFLINE"  # the libraries' own switch, read by each when it is imported
+SWITCHES = (("huggingface_hub.constants", OFFLINE), ("datasets.config", OFFLINE), ("datasets.config", "HF_DATASETS_OFFLINE"))
+_answered: set[str] = set()
+
+
+class NotFetched(FileNotFoundError):
+    """Something is not here, and the place to fetch it from is not reached."""
+
+
+def out_of_reach(address: str) -> str:
+    """Why a server does not answer; "" where it does, whatever it says. Goes through the proxies of the environment, as the libraries do.
+
+    One that has answered is not asked again.
+    """
+    if address in _answered:
+        return ""
+    found = ["it did not answer"]
+
+    def ask() -> None:
+        try:
+            urllib.request.urlopen(urllib.request.Request(address, method="HEAD"), timeout=SECONDS).close()
+            found[0] = ""
+        except urllib.error.HTTPError as error:  # it is there, and refuses
+            error.close()
+            found[0] = ""
+        except (OSError, ValueError) as error:
+            reason: Any = getattr(error, "reason", error)
+            found[0] = (
+                "" if isinstance(reason, ssl.SSLError) else str(reason) or type(reason).__name__
+            )  # certificates are the libraries' own
+
+    asking = threading.Thread(target=ask, daemon=True)  # finding an address has no time limit of its own
+    asking.start()
+    asking.join(SECONDS + 0.5)
+    if not found[0]:
+        _answered.add(address)
+    return found[0]
+
+
+@contextlib.contextmanager
+def fetched(name: str | Path, option: str, *, repo_type: str = "model") -> Iterator[None]:
+    """Within the block libraries fetch `name` (no folder here) from the Hub, or find it in their cache where the Hub is out of reach.
+
+    `option` is what named it. Raises NotFetched (a FileNotFoundError) where it is in neither place; what else is wrong is raised as it is.
+    """
+    if Path(name).exists() or not HUB_ID.fullmatch(str(name)):
+        yield
+        return
+    from huggingface_hub import constants
+
+    why = f"{OFFLINE} is set" if constants.HF_HUB_OFFLINE else out_of_reach(constants.ENDPOINT)
+    if not why:
+        yield
+        return
+    with offline():
+        try:
+            yield
+        except Exception as error:
+            raise NotFetched(
+                f"{option} {name} is no folder here and not in the cache, and the Hub ({constants.ENDPOINT}) is not reached: {why}. To work offline, "
+                f"fetch it where there is a network (hf download {name}{'' if repo_type == 'model' else f' --repo-type {repo_type}'} --local-dir FOLDER), bring the folder here and give its path"
+            ) from error
+
+
+@contextlib.contextmanager
+def offline() -> Iterator[None]:
+    """Within the block the Hub's libraries ask nobody, those that are imported and those that will be."""
+    before = os.environ.get(OFFLINE)
+    switches = [
+        (sys.modules[module], switch) for module, switch in SWITCHES if module in sys.modules and hasattr(sys.modules[module], switch)
+    ]
+    values = [getattr(module, switch) for module, switch in switches]
+    os.environ[OFFLINE] = "1"
+    for module, switch in switches:
+        setattr(module, switch, True)
+    try:
+        yield
+    finally:
+        for (module, switch), value in zip(switches, values):
+            setattr(module, switch, value)
+        if before is None:
+            del os.environ[OFFLINE]
+        else:
+            os.environ[OFFLINE] = before
