@@ -514,6 +514,23 @@ class Block:
         return False
 
 
+@torch.no_grad()
+def legal_cases(vocabulary: Vocabulary, ids: Tensor) -> Tensor:
+    """ids (B, T), whole sequences or their beginnings, padded with <pad> -> (B, T): the row of `Grammar.allowed` under which each id was chosen,
+    3 x the state (`STATES`) and where in its span. Each row's grid tag says how many codes its picture has."""
+    live = ids != vocabulary.id("<pad>")
+    codes = torch.tensor(_codes_of(vocabulary, ids), device=ids.device)
+    grammar, cases = vocabulary.grammar.on(ids.device), []
+    states, lengths = torch.full((len(ids),), START, device=ids.device), torch.zeros(len(ids), dtype=torch.long, device=ids.device)
+    for t in range(ids.shape[1]):
+        cases.append(grammar.case(states, lengths, grammar.limit(states, codes)))
+        following = grammar.following[states, ids[:, t]]
+        lengths = torch.where(following == states, lengths + 1, 0)
+        states = torch.where(live[:, t], following, states)
+    assert (states >= 0).all(), "an illegal id is scored"
+    return torch.stack(cases, 1)
+
+
 @torch.inference_mode()
 def span_nll(model: Any, vocabulary: Vocabulary, ids: Tensor, first: Tensor) -> Tensor:
     """Nats of ids[first:] up to and with the end of each row's span, over legal ids, no cache: float64 (B,).
@@ -521,20 +538,11 @@ def span_nll(model: Any, vocabulary: Vocabulary, ids: Tensor, first: Tensor) -> 
     ids (B, T) padded with <pad>; first (B,): where the scored span begins. Padding costs nothing. Each row's grid tag says how many codes its
     picture has.
     """
-    B, T = ids.shape
+    T = ids.shape[1]
     begin = max(1, int(first.min()))
     logits = model(input_ids=ids, logits_to_keep=T - begin + 1).logits[:, :-1, : vocabulary.size].float()  # of ids[:, begin:]
     live = ids != vocabulary.id("<pad>")
-    codes = torch.tensor(_codes_of(vocabulary, ids), device=ids.device)
-    grammar, cases = vocabulary.grammar.on(ids.device), []
-    states, lengths = torch.full((B,), START, device=ids.device), torch.zeros(B, dtype=torch.long, device=ids.device)
-    for t in range(T):
-        cases.append(grammar.case(states, lengths, grammar.limit(states, codes)))
-        following = grammar.following[states, ids[:, t]]
-        lengths = torch.where(following == states, lengths + 1, 0)
-        states = torch.where(live[:, t], following, states)
-    assert (states >= 0).all(), "an illegal id is scored"
-    allowed = grammar.allowed[torch.stack(cases, 1)[:, begin:]]  # (B, T - begin, V)
+    allowed = vocabulary.grammar.on(ids.device).allowed[legal_cases(vocabulary, ids)[:, begin:]]  # (B, T - begin, V)
     nll = -logits.masked_fill(~allowed, -torch.inf).log_softmax(-1).gather(2, ids[:, begin:, None])[:, :, 0].double()
     scored = live[:, begin:] & (torch.arange(begin, T, device=ids.device) >= first[:, None])
     return torch.where(scored, nll, 0.0).sum(-1)
