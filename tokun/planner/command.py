@@ -43,7 +43,9 @@ def main_plan(config: Config, args: argparse.Namespace) -> None:
 
     Raises UserError for what it cannot plan."""
     if config.adapter.rank or config.dpo.pairs or config.words.train or config.grpo.rewards:
-        raise UserError("--plan knows the training of a whole model only: set adapter.rank=0, and none of dpo.pairs, words.train and grpo.rewards")
+        raise UserError(
+            "--plan knows the training of a whole model only: set adapter.rank=0, and none of dpo.pairs, words.train and grpo.rewards"
+        )
     print(
         make_plan(
             config,
