@@ -16,7 +16,7 @@ from tests.test_serving import vllm  # noqa: F401
 from tokun import data
 from tokun.app import demo
 from tokun.data import framing
-from tokun.inference import decoder, directions, latents, many, native, sampling
+from tokun.inference import decoder, directions, latents, many, native, sampling, seeing
 from tokun.inference.model import load
 from tokun.inference.sampling import Choice
 from tokun.serving import __main__ as serving
@@ -237,7 +237,7 @@ def test_a_pictures_own_grid_goes_into_the_prompt(shaped_model, monkeypatch):
     v, able, wide = shaped_model.vocabulary, replace(shaped_model, tasks=()), Image.effect_noise((160, 40), 90)
     (said,), (answer,) = able.caption(wide), able.ask(wide, "what?")
     assert all(v.id("<grid:2x8>") in prompts[0].tolist() for prompts in asked) and answer.text
-    codes, grid = directions.encode_whole(able, wide)
+    codes, grid = seeing.encode_whole(able, wide)
     assert grid == (2, 8) and len(codes) == 16
     tags = [Tags(register="plain", grid=grid)]
     assert said.nll == pytest.approx(able.caption_nll(tags, [said.ids], [codes])[0], abs=1e-3)
@@ -255,8 +255,8 @@ def test_a_model_of_squares_codes_a_picture_as_it_always_did(tiny_model):
         picture = blank_with_a_thing(size)
         crop = data.crop(picture, data.centre_box(*picture.size), 32)
         expected = old.image_tokenizer.encode(data.to_float(np.array(crop)[None]), rows=16)
-        assert torch.equal(directions.encode_pictures(old, [picture]), expected)
-        assert directions.encode_whole(old, picture) == (expected[0].tolist(), (4, 4))
+        assert torch.equal(seeing.encode_pictures(old, [picture]), expected)
+        assert seeing.encode_whole(old, picture) == (expected[0].tolist(), (4, 4))
 
 
 def blank_with_a_thing(size) -> Image.Image:

@@ -23,7 +23,7 @@ from torch import Tensor
 
 from tokun.config import SamplingConfig, SamplingOptions
 from tokun.data import framing
-from tokun.inference import adapters, decoder, directions, hub, latents, preferences, sampling
+from tokun.inference import adapters, choice, decoder, directions, hub, latents, preferences, sampling, seeing
 from tokun.inference.tags import Frequencies, TagCounts, count_tags, grid_of, read_counts
 from tokun.render.grids import to_pil
 from tokun.tokenizers import sequences
@@ -170,7 +170,7 @@ class Tokun:
         every choice what the first sample of the batch has so far. Raises UserError for values outside their range, or what the
         checkpoint was not trained on.
         """
-        if indices is None and (not sampling.is_whole(n) or n < 1):
+        if indices is None and (not choice.is_whole(n) or n < 1):
             raise UserError(f"n is {n!r}; it must be an integer, at least 1")
         numbers = list(range(n)) if indices is None else list(indices)
         u = latents.uniform(latents.draw(seed, numbers, self.slots.size))
@@ -190,7 +190,7 @@ class Tokun:
     def plan(self, **options: Any) -> Plan:
         """Raises UserError as `sample` does, TypeError for an option that there is not."""
         asked, d = SamplingOptions(**options), self.defaults
-        if not sampling.is_whole(asked.batch_size) or asked.batch_size < 1:
+        if not choice.is_whole(asked.batch_size) or asked.batch_size < 1:
             raise UserError(f"batch_size is {asked.batch_size!r}; it must be an integer, at least 1")
         given = {
             name: getattr(d, name) if getattr(asked, name) is None else getattr(asked, name)
@@ -290,11 +290,11 @@ class Tokun:
 
     # --- the other directions (directions.py) -----------------------------------------------------------------------------
 
-    def caption(self, picture: directions.Picture, registers: Sequence[str] | None = None, **options: Any) -> list[directions.Words]:
+    def caption(self, picture: seeing.Picture, registers: Sequence[str] | None = None, **options: Any) -> list[directions.Words]:
         """Captions of a picture, with their confidence: see `directions.caption`."""
         return directions.caption(self, picture, registers, **options)
 
-    def ask(self, picture: directions.Picture, question: str, **options: Any) -> list[directions.Words]:
+    def ask(self, picture: seeing.Picture, question: str, **options: Any) -> list[directions.Words]:
         """Answers to a question about a picture: see `directions.ask`."""
         return directions.ask(self, picture, question, **options)
 
@@ -314,11 +314,11 @@ class Tokun:
         """The best and the worst of several samples for each place, of one wish: see `preferences.best_and_worst`."""
         return preferences.best_and_worst(self, seed, n, candidates, **options)
 
-    def complete(self, picture: directions.Picture, keep: str | tuple[float, float, float, float], **options: Any) -> list[Pair]:
+    def complete(self, picture: seeing.Picture, keep: str | tuple[float, float, float, float], **options: Any) -> list[Pair]:
         """Pairs that go on from a part of a picture: see `directions.complete`."""
         return directions.complete(self, picture, keep, **options)
 
-    def invert(self, picture: directions.Picture, caption: str, **options: Any) -> directions.Inverted:
+    def invert(self, picture: seeing.Picture, caption: str, **options: Any) -> directions.Inverted:
         """A latent that draws this very pair: see `directions.invert`."""
         return directions.invert(self, picture, caption, **options)
 
@@ -328,7 +328,7 @@ class Tokun:
 
     # --- scoring ----------------------------------------------------------------------------------------------------
 
-    def score(self, picture: directions.Picture, caption: str, **options: Any) -> directions.Score:
+    def score(self, picture: seeing.Picture, caption: str, **options: Any) -> directions.Score:
         """How likely a picture is, its caption, and the two together: see `directions.score`."""
         return directions.score(self, picture, caption, **options)
 
@@ -464,8 +464,8 @@ class Tokun:
 
 
 def require_scale(name: str, scale: float) -> float:
-    if not sampling.is_number(scale) or not 0 <= scale <= sampling.MOST:
-        raise UserError(f"{name} is {scale!r}; it must be a number from 0 to {sampling.MOST:,} (1 is off)")
+    if not choice.is_number(scale) or not 0 <= scale <= choice.MOST:
+        raise UserError(f"{name} is {scale!r}; it must be a number from 0 to {choice.MOST:,} (1 is off)")
     return float(scale)
 
 
