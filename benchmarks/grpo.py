@@ -25,7 +25,7 @@ from tokun.align.grpo import train_grpo
 from tokun.config import load_config
 from tokun.evaluate.figures import number
 from tokun.training.run import open_run
-from tokun.utils import checkpoint
+from tokun.utils import checkpoint, console
 
 CONFIG = Path(__file__).resolve().parent.parent / "configs" / "grpo.yaml"
 TOLD = "figures.jsonl"  # of every step
@@ -108,4 +108,4 @@ def table(columns: dict[str, dict[str, Any]]) -> str:
 
 
 if __name__ == "__main__":
-    main()
+    console.run("benchmarks/grpo.py", main)
