@@ -14,6 +14,7 @@
     python sample.py --svg --max-bytes 10000                       vector drawings too
     python sample.py --best-of 8 --n 4                             of eight candidates the one whose words fit best (PMI)
     python sample.py --best-of 8 --n 200 --pairs pairs.jsonl       best and worst of each eight, to learn from (configs/dpo.yaml)
+    python sample.py --prompt "A ship" --svg --best-of 8 --reward svg   the one whose drawing is most like its picture (tokun/align/rewards.py)
     python sample.py --best-of 8 --clip ViT-B-32:laion2b_s34b_b79k by CLIP score instead (any open_clip model, or a folder)
 
 Writes grid.png, one PNG a sample and samples.jsonl into --out (words.jsonl where words are asked for). Sample k of seed s is
@@ -26,7 +27,8 @@ import argparse
 import json
 import os
 import re
-from dataclasses import asdict, fields
+from collections.abc import Callable
+from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -165,16 +167,16 @@ def draw(model: Tokun, args: argparse.Namespace, tqdm: Any) -> list[Pair]:
         )
         return model.complete(args.complete, args.keep, seed=args.seed, n=args.n, **found)
     if args.invert is not None:
-        heat = 1.0 if args.temperature is None else args.temperature
-        inverted = model.invert(args.invert, args.caption, seed=args.seed, temperature=heat, register=args.register, **tags)
+        temperature = 1.0 if args.temperature is None else args.temperature
+        inverted = model.invert(args.invert, args.caption, seed=args.seed, temperature=temperature, register=args.register, **tags)
         if inverted.missed:
             print(f"{inverted.missed} codes or pieces are too unlikely for any latent: without --vary, these may come out otherwise")
-        return model.vary(inverted, args.vary, seed=args.seed, n=args.n, temperature=heat)
+        return model.vary(inverted, args.vary, seed=args.seed, n=args.n, temperature=temperature)
     options = options_of(args)
     if args.interpolate:
         return model.interpolate(*args.interpolate, args.steps, **options)
     if args.best_of > 1:
-        score = Clip(args.clip, device=str(model.device)).fit if args.clip else None
+        score = score_of(model, args)
         if args.pairs:
             found = model.best_and_worst(args.seed, args.n, args.best_of, score=score, **options)
             checkpoint.write_text(args.pairs, preferences.lines(found))
@@ -185,6 +187,16 @@ def draw(model: Tokun, args: argparse.Namespace, tqdm: Any) -> list[Pair]:
     for first in tqdm(range(0, args.n, args.batch_size), desc="sampling", unit="batch", disable=args.n <= args.batch_size):
         pairs += model.sample(args.seed, indices=range(first, min(args.n, first + args.batch_size)), **options)
     return pairs
+
+
+def score_of(model: Tokun, args: argparse.Namespace) -> Callable[[list[Pair]], list[float]] | None:
+    """What --best-of chooses by; None: PMI."""
+    if not args.reward:
+        return Clip(args.clip, device=str(model.device)).fit if args.clip else None
+    from tokun.align import rewards
+
+    asked = replace(rewards.parse(args.reward), max_bytes=args.max_bytes)
+    return rewards.Mixed(rewards.make([asked], model, "--reward")).total
 
 
 def shards_wanted(args: argparse.Namespace) -> bool:
@@ -259,9 +271,11 @@ def mistake_in(args: argparse.Namespace, given: list[str]) -> str:
         (args.invert is not None and not args.caption.strip(), "--invert needs --caption: the latent decides picture and words"),
         (args.pairs and args.best_of == 1, "--pairs prefers the best of several candidates to the worst: say how many with --best-of"),
         (args.clip and args.best_of == 1, "--clip chooses among several: say how many with --best-of"),
+        (args.reward and args.best_of == 1, "--reward chooses among several: say how many with --best-of"),
+        (args.reward and args.clip, "--clip MODEL is --reward clip=MODEL: give one of them"),
         (args.video and not args.interpolate, "--video shows the way from one seed to another: name them with --interpolate"),
         (idle, f"--{''.join(idle[:1]).replace('_', '-')} does nothing {where_of(mode)}: leave it out"),
-        ("max_bytes" in given and not args.svg, "--max-bytes is the limit of an SVG: add --svg"),
+        ("max_bytes" in given and not args.svg and not args.reward, "--max-bytes is the limit of an SVG: add --svg"),
         (args.svg and args.max_bytes < LEAST_BYTES, f"--max-bytes {args.max_bytes} is too few: a picture takes at least {LEAST_BYTES} bytes"),
         ("registers" in given and "register" in given, "--registers names them all: leave --register out"),
         (mode == "interpolate" and ("seed" in given or "n" in given), "--interpolate A B names its seeds, --steps their number: leave --seed and --n out"),
@@ -327,6 +341,12 @@ def add_forms(parser: argparse.ArgumentParser) -> None:
         metavar="FILE",
         help="with --best-of: write best and worst of each place's candidates, which then share their tags, as preferences (configs/dpo.yaml)",
     )
+    add(
+        "--reward",
+        default="",
+        metavar="KIND",
+        help="--best-of by a reward: svg (at --max-bytes), clip=MODEL, module:function … (tokun/align/rewards.py)",
+    )
     add("--clip", metavar="MODEL", help="--best-of by CLIP score: hf-hub:ORG/NAME, a folder, or ARCHITECTURE:WEIGHTS of open_clip")
     add("--svg", action="store_true", help="write each picture as SVG too")
     add("--max-bytes", type=_positive, default=10_000, help="of an SVG (%(default)s)")
@@ -369,8 +389,8 @@ EVERYWHERE = {"checkpoint", "adapter", "seed", "n", "out", "device", "dtype", "c
 DRAWN = {"style", "subject", "thing", "register", "temperature", "svg", "max_bytes", "wandb"}
 PLAIN = DRAWN | OPTIONS
 READ = {  # the options that each direction reads
-    "plain": PLAIN | {"shard_size", "best_of", "clip", "pairs"},
-    "best_of": PLAIN | {"best_of", "clip", "pairs"},
+    "plain": PLAIN | {"shard_size", "best_of", "clip", "reward", "pairs"},
+    "best_of": PLAIN | {"best_of", "clip", "reward", "pairs"},
     "interpolate": PLAIN | {"interpolate", "steps", "video"},
     "complete": DRAWN | {"complete", "max_megapixels", "keep", "top_p"},
     "invert": DRAWN | {"invert", "max_megapixels", "caption", "vary"},

@@ -6,6 +6,8 @@
     torchrun --nproc_per_node 8 train.py --config configs/engraving.yaml  or srun; several machines: docs/clusters.md
     python train.py --config configs/engraving-cpu.yaml data.train='shards/train-*.tar' data.val='shards/val-*.tar' out=runs/mine
 
+    python train.py --config configs/grpo.yaml start=runs/mine out=runs/mine-grpo      a checkpoint learns from rewards
+
     python train.py --config configs/ladder/350m.yaml --plan --gpu H100 --gpus 8
 
 Four stages: text tokenizer, image tokenizer, code shards, generator. Each is skipped when its result exists and
@@ -23,7 +25,7 @@ from tokun import planner
 from tokun.config import Config, load_config
 from tokun.training import engine
 from tokun.training.health import Preempted
-from tokun.training.run import hold_out, open_run, write_config
+from tokun.training.run import Run, hold_out, open_run, write_config
 from tokun.training.stages import stages_of
 from tokun.utils import checkpoint, console, lock
 from tokun.utils.errors import UserError
@@ -50,7 +52,7 @@ def train(config: Config, launched: bool) -> None:
     rows_of_tables(config)
     run = open_run(config, deepspeed=launched)
     try:
-        for stage in stages_of(config):
+        for stage in stages_of(config) if not config.grpo.rewards else (learning_from_rewards,):
             stage(run)
             run.stop_if_asked()
         if run.rank == 0:
@@ -58,6 +60,12 @@ def train(config: Config, launched: bool) -> None:
     except Preempted:
         run.say("train.py: asked to stop (SIGTERM). Everything is saved: the same command goes on from here")
     run.close()
+
+
+def learning_from_rewards(run: Run) -> Path:
+    from tokun.align.grpo import train_grpo  # it stands above the stages of training
+
+    return train_grpo(run)
 
 
 def draw_toy_pictures(config: Config) -> None:

@@ -427,9 +427,9 @@ def write_shards(out_dir: str | Path, n: int, seed: int, side: int, prefix: str 
     out_dir.mkdir(parents=True, exist_ok=True)
     parts = [range(start, min(start + shard_size, n)) for start in range(0, n, shard_size)]
     paths = [out_dir / f"{prefix}-{k:05d}.tar" for k in range(len(parts))]
-    strangers = sorted(set(out_dir.glob(f"{prefix}-" + "[0-9]" * 5 + ".tar")) - set(paths))
-    if strangers:
-        raise UserError(f"{strangers[0]} lies beyond the {len(paths)} shards asked for: remove it, or use another --out")
+    unexpected = sorted(set(out_dir.glob(f"{prefix}-" + "[0-9]" * 5 + ".tar")) - set(paths))
+    if unexpected:
+        raise UserError(f"{unexpected[0]} lies beyond the {len(paths)} shards asked for: remove it, or use another --out")
     for path, indices in zip(paths, parts):
         if not _is_whole(path, seed, indices, side):
             _write_shard(path, seed, indices, side)

@@ -13,6 +13,7 @@ LONG = (
     "coherence",
     "resume",
     "training",
+    "grpo",
     "ray",
     "notebook",
     "sample",

@@ -17,7 +17,7 @@ from PIL import Image
 from data_tools import toy
 from tests.test_losses import random_squeezenet
 from tokun.data import to_float
-from tokun.inference import directions, latents, sampling
+from tokun.inference import directions, latents, sampling, seeing
 from tokun.models.losses import SqueezeNetDistance
 from tokun.tokenizers import sequences
 from tokun.tokenizers.vocabulary import Tags
@@ -38,7 +38,7 @@ def tokens(pairs):
 def test_a_picture_is_captioned_in_each_register_with_the_models_own_likelihood(tiny_model, picture):
     said = tiny_model.caption(picture, ["plain", "poetic"], seed=4, n=3)
     assert [w.register for w in said] == ["plain"] * 3 + ["poetic"] * 3 and all(w.text.strip() for w in said)
-    codes = directions.encode_pictures(tiny_model, [picture])[0].tolist()
+    codes = seeing.encode_pictures(tiny_model, [picture])[0].tolist()
     tags = [Tags(register=w.register, grid=(4, 4)) for w in said]
     given, alone = tiny_model.caption_nll(tags, [w.ids for w in said], [codes] * 6), tiny_model.caption_nll(tags, [w.ids for w in said])
     for w, with_picture, without in zip(said, given, alone):
@@ -147,7 +147,7 @@ def test_an_inverted_pair_is_drawn_again_to_the_token(tiny_model, picture, tempe
     found = tiny_model.invert(picture, "a ship on a dark ground", style="etching", temperature=temperature)
     assert found.missed == 0 and found.tags.style == "etching"
     (again,) = tiny_model.vary(found, 0.0, n=1, temperature=temperature)
-    assert again.codes == found.codes == directions.encode_pictures(tiny_model, [picture])[0].tolist()
+    assert again.codes == found.codes == seeing.encode_pictures(tiny_model, [picture])[0].tolist()
     assert again.caption_ids == tiny_model.encode_text("a ship on a dark ground") and again.tags == found.tags
 
 
@@ -179,7 +179,7 @@ def test_variations_leave_a_picture_the_further_the_larger_their_amount(tiny_mod
     ("keep", "kept"), [("top", range(8)), ("right", [2, 3, 6, 7, 10, 11, 14, 15]), ((0.25, 0.0, 0.75, 0.5), [1, 2, 5, 6])]
 )
 def test_a_completion_keeps_the_codes_that_were_kept(tiny_model, picture, keep, kept):
-    own = directions.encode_pictures(tiny_model, [picture])[0].tolist()
+    own = seeing.encode_pictures(tiny_model, [picture])[0].tolist()
     pairs = tiny_model.complete(picture, keep, seed=2, n=3, candidates=2)
     assert len(pairs) == 3 and [p.index for p in pairs] == [0, 1, 2]
     for pair in pairs:
@@ -212,7 +212,7 @@ def test_what_is_kept_is_a_part_of_the_users_picture_in_whole_codes(tiny_model):
     assert str(found) == "rows 1 to 2 of 4, columns 1 to 4 of 4 (whole codes)"
     assert directions.kept(tiny_model, Image.effect_noise((60, 20), 90), "left").columns == range(3)
     (pair,) = padded.complete(wide, (0, 0, 1, 0.6), n=1, candidates=1)
-    assert pair.codes[:8] == directions.encode_pictures(padded, [wide])[0].tolist()[:8]
+    assert pair.codes[:8] == seeing.encode_pictures(padded, [wide])[0].tolist()[:8]
 
 
 @pytest.mark.parametrize("keep", ["middle", (0.5, 0, 0.2, 1), (0, 0, 1, 1), (0.1, 0.1, 0.2, 0.2), (0, 0, 2, 1)])
@@ -242,10 +242,10 @@ def white(side: int) -> bytes:
 def test_a_picture_too_large_to_decode_is_refused_by_its_size_in_every_direction(tiny_model, tmp_path, monkeypatch):
     huge = white(30_000)
     (tmp_path / "huge.png").write_bytes(huge)
-    assert directions.open_picture(white(400), 1).size == (400, 400)
-    monkeypatch.setattr(directions.data, "decode_image", lambda *_: pytest.fail("it was decoded"))
+    assert seeing.open_picture(white(400), 1).size == (400, 400)
+    monkeypatch.setattr(seeing.data, "decode_image", lambda *_: pytest.fail("it was decoded"))
     with pytest.raises(ValueError, match=r"more than 100,000,000 pixels: scale it down"):
-        directions.open_picture(huge, 1)
+        seeing.open_picture(huge, 1)
     for call in (
         lambda p: tiny_model.caption(p), lambda p: tiny_model.ask(p, "what?"), lambda p: tiny_model.invert(p, "a ship"),
         lambda p: tiny_model.complete(p, "top"), lambda p: tiny_model.score(p, "a ship"),
@@ -253,12 +253,12 @@ def test_a_picture_too_large_to_decode_is_refused_by_its_size_in_every_direction
         with pytest.raises(ValueError, match=r"more than 100,000,000 pixels: scale it down"):
             call(tmp_path / "huge.png")
     with pytest.raises(ValueError, match="20000 x 6000 pixels"):
-        directions.open_picture(Image.new("1", (20_000, 6_000)), 1)
+        seeing.open_picture(Image.new("1", (20_000, 6_000)), 1)
 
 
 def test_pictures_of_every_mode_and_form_are_taken_and_others_refused(tiny_model, picture, tmp_path):
     picture.save(tmp_path / "a.png")
-    same = directions.encode_pictures(tiny_model, [picture, tmp_path / "a.png", (tmp_path / "a.png").read_bytes(), picture.convert("RGB")])
+    same = seeing.encode_pictures(tiny_model, [picture, tmp_path / "a.png", (tmp_path / "a.png").read_bytes(), picture.convert("RGB")])
     assert all(torch.equal(row, same[0]) for row in same)
     deep = np.asarray(picture).astype(np.uint16) * 257
     Image.frombytes("I;16B", picture.size, deep.astype(">u2").tobytes()).save(tmp_path / "big endian.tif")
@@ -269,16 +269,16 @@ def test_pictures_of_every_mode_and_form_are_taken_and_others_refused(tiny_model
             tmp_path / "big endian.tif",
             *[entry for entry in os.scandir(tmp_path) if entry.name == "big endian.tif"],
         ):
-            assert np.abs(np.asarray(directions.open_picture(source, 1), int) - np.asarray(picture, int)).max() <= 1
+            assert np.abs(np.asarray(seeing.open_picture(source, 1), int) - np.asarray(picture, int)).max() <= 1
     for mode in ("CMYK", "P", "LA", "1", "I;16", "YCbCr", "HSV"):  # as PIL pictures, not as files
         other = Image.fromarray(np.asarray(picture).astype(np.uint16) * 257) if mode == "I;16" else picture.convert("RGB").convert(mode)
-        assert directions.encode_pictures(tiny_model, [other]).shape == (1, 16)
+        assert seeing.encode_pictures(tiny_model, [other]).shape == (1, 16)
     for mode in ("1", "P", "RGBA", "CMYK", "I;16", "LA"):
         buffer = io.BytesIO()
         picture.convert("I").convert(mode).save(buffer, "TIFF") if mode == "I;16" else picture.convert("RGB").convert(mode).save(
             buffer, "TIFF"
         )
-        assert directions.encode_pictures(tiny_model, [buffer.getvalue()]).shape == (1, 16)
+        assert seeing.encode_pictures(tiny_model, [buffer.getvalue()]).shape == (1, 16)
     for unread, named in ((Image.new("L", (0, 8)), "0 x 8 pixels"), (None, "NoneType is no picture"), (b"<svg/>", "of no known kind")):
         with pytest.raises(ValueError, match=named):
             tiny_model.caption(unread)

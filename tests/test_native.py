@@ -244,7 +244,14 @@ def test_compiled_samples_are_the_plain_ones_but_for_rounding(tiny_model):
             assert decoder.compile_steps(generator, compiled) == compiled
             made.append(
                 sampling.generate(
-                    generator, v, torch.tensor([prompt] * 16), u, slots, forbid=(v.id("<boq>"),), guidance_scale=scale, unguided=bare
+                    generator,
+                    v,
+                    torch.tensor([prompt] * 16),
+                    u,
+                    slots,
+                    forbid=(v.id("<boq>"),),
+                    guidance_scale=scale,
+                    unconditional_image=bare,
                 )
             )
         same = [sequences.unpack(v, a.tolist()) == sequences.unpack(v, b.tolist()) for a, b in zip(made[0].ids, made[1].ids)]

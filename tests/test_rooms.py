@@ -36,7 +36,7 @@ def test_the_names_of_the_readme_are_reached_from_the_package():
     assert callable(tokun.load) and callable(tokun.Tokun.from_pretrained) and callable(build) and callable(serve)
 
 
-@pytest.mark.parametrize("command", ["adapters", "app", "evaluate", "evaluate.viewer", "planner", "serving", "sharpen"])
+@pytest.mark.parametrize("command", ["adapters", "align.drawings", "app", "evaluate", "evaluate.viewer", "planner", "serving", "sharpen"])
 def test_a_command_is_run_by_its_name(command):
     done = subprocess.run([sys.executable, "-m", f"tokun.{command}", "--help"], capture_output=True, text=True, timeout=200, cwd=ROOT)
     assert done.returncode == 0 and f"tokun.{command}" in done.stdout, done.stderr

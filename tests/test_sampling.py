@@ -8,7 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tokun.inference import latents
-from tokun.inference.sampling import Choice, choose, generate, narrow, span_nll
+from tokun.inference.choice import Choice, choose, narrow
+from tokun.inference.sampling import generate, span_nll
 from tokun.tokenizers import sequences
 from tokun.tokenizers.grammar import STATES
 from tokun.tokenizers.vocabulary import Tags, parse_grid
@@ -141,7 +142,7 @@ def run(model, prompts, u, **options):
 
 
 @torch.no_grad()
-def slow_generate(model, prompt, u, image, text, scale=1.0, unguided=None, text_scale=1.0, starts=(), marks=()):
+def slow_generate(model, prompt, u, image, text, scale=1.0, unconditional_image=None, text_scale=1.0, starts=(), marks=()):
     """One row, the whole sequence anew for every id, no cache, the grammar asked by trial."""
     v, slots, ids = model.vocabulary, model.slots, list(prompt)
     rows, columns = next((parse_grid(v.name(token)[6:-1]) for token in prompt if v.class_of(token) == "grid"), v.default_grid)
@@ -158,7 +159,7 @@ def slow_generate(model, prompt, u, image, text, scale=1.0, unguided=None, text_
         logits = model.generator(input_ids=torch.tensor([ids])).logits[:, -1]
         in_image = STATES[int(states)] in ("image", "drawn")
         if scale != 1 and in_image:
-            base = model.generator(input_ids=torch.tensor([unguided + ids[len(prompt) :]])).logits[:, -1]
+            base = model.generator(input_ids=torch.tensor([unconditional_image + ids[len(prompt) :]])).logits[:, -1]
             logits = base + scale * (logits - base)
         if text_scale != 1 and STATES[int(states)] == "caption":
             words = ids[ids.index(v.id("<eoi>")) + 1 :]
@@ -176,16 +177,16 @@ def slow_generate(model, prompt, u, image, text, scale=1.0, unguided=None, text_
 def test_generating_with_the_cache_is_generating_without(tiny_model, scale, text_scale):
     v = tiny_model.vocabulary
     image, text, u = Choice(0.9, 20), Choice(0.7), uniforms(tiny_model, range(3))
-    unguided = [v.id("<bos>"), v.id("<boi>")]
+    unconditional_image = [v.id("<bos>"), v.id("<boi>")]
     guided = {
         "guidance_scale": scale,
-        "unguided": torch.tensor([unguided] * 3),
+        "unconditional_image": torch.tensor([unconditional_image] * 3),
         "text_guidance_scale": text_scale,
-        "unseen": torch.tensor([prompt_ids(v)[:-1]] * 3),
+        "unconditional_text": torch.tensor([prompt_ids(v)[:-1]] * 3),
     }
     fast = run(tiny_model, [prompt_ids(v)] * 3, u, image=image, text=text, **guided)
     for row in range(3):
-        slow = slow_generate(tiny_model, prompt_ids(v), u[row], image, text, scale, unguided, text_scale)
+        slow = slow_generate(tiny_model, prompt_ids(v), u[row], image, text, scale, unconditional_image, text_scale)
         assert fast.ids[row, : len(slow)].tolist() == slow
         assert (fast.ids[row, len(slow) :] == v.id("<pad>")).all()
 
@@ -260,25 +261,27 @@ def test_span_nll_is_the_sum_over_legal_ids_one_by_one(tiny_model):
 
 def test_guidance_of_one_is_no_guidance_and_more_changes_the_picture(tiny_model):
     v = tiny_model.vocabulary
-    u, unguided = uniforms(tiny_model, range(4)), torch.tensor([[v.id("<bos>"), v.id("<boi>")]] * 4)
+    u, unconditional_image = uniforms(tiny_model, range(4)), torch.tensor([[v.id("<bos>"), v.id("<boi>")]] * 4)
     plain = run(tiny_model, [prompt_ids(v)] * 4, u)
-    one = run(tiny_model, [prompt_ids(v)] * 4, u, guidance_scale=1.0, unguided=unguided)
+    one = run(tiny_model, [prompt_ids(v)] * 4, u, guidance_scale=1.0, unconditional_image=unconditional_image)
     assert torch.equal(plain.ids, one.ids) and torch.equal(plain.image_nll, one.image_nll)
-    assert not torch.equal(plain.ids, run(tiny_model, [prompt_ids(v)] * 4, u, guidance_scale=3.0, unguided=unguided).ids)
+    assert not torch.equal(
+        plain.ids, run(tiny_model, [prompt_ids(v)] * 4, u, guidance_scale=3.0, unconditional_image=unconditional_image).ids
+    )
     with pytest.raises(ValueError, match="no prompt"):
         run(tiny_model, [prompt_ids(v)] * 4, u, guidance_scale=2.0)
 
 
 def test_words_are_guided_by_their_picture_whoever_leaves_the_batch_before(tiny_model):
     v = tiny_model.vocabulary
-    u, unseen = uniforms(tiny_model, range(20)), torch.tensor([prompt_ids(v)[:-1]] * 20)
+    u, unconditional_text = uniforms(tiny_model, range(20)), torch.tensor([prompt_ids(v)[:-1]] * 20)
     plain = run(tiny_model, [prompt_ids(v)] * 20, u)
-    guided = run(tiny_model, [prompt_ids(v)] * 20, u, text_guidance_scale=3.0, unseen=unseen)
+    guided = run(tiny_model, [prompt_ids(v)] * 20, u, text_guidance_scale=3.0, unconditional_text=unconditional_text)
     assert torch.equal(plain.image_nll, guided.image_nll), "the picture is drawn before"
     captions = [sequences.unpack(v, ids).caption for ids in guided.ids.tolist()]
     assert captions != [sequences.unpack(v, ids).caption for ids in plain.ids.tolist()]
     for i in (0, 7, 19):
-        alone = run(tiny_model, [prompt_ids(v)], u[i : i + 1], text_guidance_scale=3.0, unseen=unseen[:1])
+        alone = run(tiny_model, [prompt_ids(v)], u[i : i + 1], text_guidance_scale=3.0, unconditional_text=unconditional_text[:1])
         assert sequences.unpack(v, alone.ids[0].tolist()).caption == captions[i]
     with pytest.raises(ValueError, match="without a picture"):
         run(tiny_model, [prompt_ids(v)] * 2, u[:2], text_guidance_scale=2.0)
@@ -297,7 +300,12 @@ def stutters(words, starts, marks=(), at_the_end=False):
 def test_no_word_and_no_phrase_stands_twice_in_a_row(tiny_model, text_scale, every):
     v, n = tiny_model.vocabulary, 24
     some, marks = range(1, v.text_size, 2), range(0, v.text_size, every) if every else ()
-    options = {"text_guidance_scale": text_scale, "unseen": torch.tensor([prompt_ids(v)[:-1]] * n), "word_starts": some, "marks": marks}
+    options = {
+        "text_guidance_scale": text_scale,
+        "unconditional_text": torch.tensor([prompt_ids(v)[:-1]] * n),
+        "word_starts": some,
+        "marks": marks,
+    }
     u = uniforms(tiny_model, range(n), seed=3)
     captions = {}
     for choice in (Choice(0.15), Choice(0.15, no_repeats=True)):

@@ -128,6 +128,7 @@ def test_a_latents_slots_give_and_decide_ids():
 LAID_OUT_ELSEWHERE = {
     "tokun/inference/sampling.py": {"<boi>", "<eoi>"},  # where a picture begins, and the end that a full one has
     "tokun/serving/grammar.py": {"<eos>"},  # a request that is no sequence ends
+    "tokun/training/preferences.py": {"<boi>", "<boc>"},  # which of the two comes first in a packed sequence
     "tokun/training/": {"<bos>", "<eos>"},  # what a generator's config names
 }
 

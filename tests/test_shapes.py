@@ -16,7 +16,7 @@ from tests.test_serving import vllm  # noqa: F401
 from tokun import data
 from tokun.app import demo
 from tokun.data import framing
-from tokun.inference import decoder, directions, latents, many, native, sampling
+from tokun.inference import decoder, directions, latents, many, native, sampling, seeing
 from tokun.inference.model import load
 from tokun.inference.sampling import Choice
 from tokun.serving import __main__ as serving
@@ -39,8 +39,8 @@ def prompt(v, grid):
 def made(model, grids, u, **options):
     v = model.vocabulary
     guided = {
-        "unguided": torch.tensor([[*sequences.prefix(v, v.bare(grid)), v.id("<boi>")] for grid in grids]),
-        "unseen": torch.tensor([prompt(v, grid)[:-1] for grid in grids]),
+        "unconditional_image": torch.tensor([[*sequences.prefix(v, v.bare(grid)), v.id("<boi>")] for grid in grids]),
+        "unconditional_text": torch.tensor([prompt(v, grid)[:-1] for grid in grids]),
     }
     prompts = torch.tensor([prompt(v, grid) for grid in grids])
     return sampling.generate(model.generator, v, prompts, u, model.slots, forbid=(v.id("<boq>"),), **guided, **options)
@@ -170,9 +170,9 @@ def test_the_unguided_prompt_keeps_the_grid(shaped_model, monkeypatch):
     monkeypatch.setattr(sampling, "generate", lambda *args, **named: asked.append(named) or inner(*args, **named))
     v, pairs = shaped_model.vocabulary, shaped_model.sample(3, n=8, guidance_scale=2.0, text_guidance_scale=2.0)
     shapes = {v.id(f"<grid:{rows}x{columns}>") for rows, columns in (p.tags.grid for p in pairs)}
-    bare = [row for named in asked for row in named["unguided"].tolist()]
+    bare = [row for named in asked for row in named["unconditional_image"].tolist()]
     assert all(row[0] == v.id("<bos>") and row[2] == v.id("<boi>") and len(row) == 3 for row in bare) and {row[1] for row in bare} == shapes
-    assert {row[-1] for named in asked for row in named["unseen"].tolist()} == shapes
+    assert {row[-1] for named in asked for row in named["unconditional_text"].tolist()} == shapes
 
 
 def test_with_one_grid_prompts_without_tags_name_none(tiny_model, monkeypatch):
@@ -182,7 +182,7 @@ def test_with_one_grid_prompts_without_tags_name_none(tiny_model, monkeypatch):
     monkeypatch.setattr(sampling, "generate", lambda *args, **named: asked.append(named) or inner(*args, **named))
     one.sample(3, n=2, guidance_scale=2.0)
     v = one.vocabulary
-    assert [row for named in asked for row in named["unguided"].tolist()] == [[v.id("<bos>"), v.id("<boi>")]] * 2
+    assert [row for named in asked for row in named["unconditional_image"].tolist()] == [[v.id("<bos>"), v.id("<boi>")]] * 2
 
 
 # --- what a checkpoint was not trained on -----------------------------------------------------------------------------
@@ -237,7 +237,7 @@ def test_a_pictures_own_grid_goes_into_the_prompt(shaped_model, monkeypatch):
     v, able, wide = shaped_model.vocabulary, replace(shaped_model, tasks=()), Image.effect_noise((160, 40), 90)
     (said,), (answer,) = able.caption(wide), able.ask(wide, "what?")
     assert all(v.id("<grid:2x8>") in prompts[0].tolist() for prompts in asked) and answer.text
-    codes, grid = directions.encode_whole(able, wide)
+    codes, grid = seeing.encode_whole(able, wide)
     assert grid == (2, 8) and len(codes) == 16
     tags = [Tags(register="plain", grid=grid)]
     assert said.nll == pytest.approx(able.caption_nll(tags, [said.ids], [codes])[0], abs=1e-3)
@@ -255,8 +255,8 @@ def test_a_model_of_squares_codes_a_picture_as_it_always_did(tiny_model):
         picture = blank_with_a_thing(size)
         crop = data.crop(picture, data.centre_box(*picture.size), 32)
         expected = old.image_tokenizer.encode(data.to_float(np.array(crop)[None]), rows=16)
-        assert torch.equal(directions.encode_pictures(old, [picture]), expected)
-        assert directions.encode_whole(old, picture) == (expected[0].tolist(), (4, 4))
+        assert torch.equal(seeing.encode_pictures(old, [picture]), expected)
+        assert seeing.encode_whole(old, picture) == (expected[0].tolist(), (4, 4))
 
 
 def blank_with_a_thing(size) -> Image.Image:

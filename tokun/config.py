@@ -256,6 +256,53 @@ class CardConfig:
 
 
 @dataclass
+class RewardConfig:
+    """One reward, or one judge. What each kind reads of it stands in `tokun/align/rewards.py`."""
+
+    kind: str = ""  # pmi, clip, svg … or module:function of your own
+    weight: float = 1.0  # of a reward; below 0 it is a cost. Judges have none
+    of: str = ""  # the model that scores: an id, a folder or a file
+    clip: str = ""  # the CLIP beneath an aesthetic head
+    question: str = ""  # with {} for the caption; for own_yes and vqa
+    shards: str = ""  # pictures or captions to compare with, image shards
+    n: int = 512  # of them
+    max_bytes: int = 10_000  # of a drawing
+
+
+@dataclass
+class GrpoConfig:
+    """Post-training by rewards (`tokun/align/grpo.py`): asked for where `rewards` names any. `train` says lr, steps (rollouts) and batch_size (pairs of an update)."""
+
+    rewards: list[RewardConfig] = field(default_factory=list)
+    judges: list[RewardConfig] = field(default_factory=list)  # measured, never optimised: does what they say rise with the rewards?
+    prompts: str = ""  # descriptions to draw, a text file or image shards; empty: pictures and their captions, both from seeds
+    eval_prompts: str = ""  # held-out ones; empty: the last sixteenth of the prompts
+    learn: Literal["both", "image", "text"] = "both"  # whose tokens are moved; of prompts only the picture's can be
+    group_size: int = 8  # pairs that share tags or a prompt, and are compared
+    minibatches: int = 1  # updates that a rollout is cut into …
+    epochs: int = 1  # … and how often each is done
+    temperature: float = 1.0  # of rollouts, codes; the policy that learns is the one at this temperature
+    text_temperature: float = 1.0  # … words
+    guidance_scale: float = 1.0  # of rollouts; what is learned is the model without guidance, so that other values than 1 are off-policy
+    text_guidance_scale: float = 1.0
+    scale: Literal["group", "batch", "none"] = (
+        "group"  # what a reward is divided by: its spread in the group, in the whole rollout, nothing (Liu et al. 2025)
+    )
+    clip_low: float = 0.2  # the ratio of probabilities is clipped at 1 - this …
+    clip_high: float = 0.28  # … and 1 + this: further up, rare tokens may grow and entropy does not collapse as soon (DAPO, Yu et al. 2025)
+    kl: float = 0.02  # weight of the divergence from the start (k3)
+    entropy: float = 0.0  # weight of the squared distance of the entropy to the start's (after STAGE, Ma et al. 2025); 0: watched only
+    least_entropy: float = 0.3  # the run stops where entropy has fallen below this share of the start's; 0: never
+    easy: float = 1.0  # tokens that were this likely or likelier are not moved; 1: all are
+    similar: float = 0.0  # 0 to 1: codes that look like those of the group's others at their place are moved less, since they'd be pushed both ways (STAGE)
+    perturb: list[str] = field(default_factory=list)  # before scoring: crop, noise, jpeg
+    eval_n: int = 64  # pairs that are drawn before, at train.eval_every and at the end, and judged
+    eval_seed: int = 1_000_003
+    copies_of: str = ""  # image shards of training pictures, to look for near copies in
+    features: str = ""  # weights of SqueezeNet 1.1 or Inception v3, for diversity; empty: small grey pictures
+
+
+@dataclass
 class Config:
     out: str = "runs/default"  # everything the run makes lies here
     seed: int = 0
@@ -274,6 +321,7 @@ class Config:
     sampling: SamplingConfig = field(default_factory=SamplingConfig)
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
     card: CardConfig = field(default_factory=CardConfig)
+    grpo: GrpoConfig = field(default_factory=GrpoConfig)
 
 
 def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
@@ -313,7 +361,7 @@ def from_dict(tree: dict[str, Any], *, where: str = "config") -> Config:
 POSITIVE = {
     "steps", "batch_size", "log_every", "eval_every", "save_every", "sample_every", "keep_last", "views", "vocab_size", "max_caption_tokens",
     "image_size", "downsample", "stem", "blocks", "latent_dim", "codebook_size", "codebook_dim", "hidden_size", "num_layers", "num_heads",
-    "num_kv_heads", "head_dim",
+    "num_kv_heads", "head_dim", "minibatches", "epochs", "eval_n",
 }  # fmt: skip
 # paths of which ~ is the home folder; of data.train, data.val and dpo's it is where they are opened
 PATHS = (

@@ -32,7 +32,7 @@ class Writer:
     def facts(self, row: Row) -> Facts:
         return row.facts.only(self.settings.hints)
 
-    def heat(self, row: Row) -> float:
+    def temperature_of(self, row: Row) -> float:
         return max(self.settings.temperature, RETRY_TEMPERATURE) if row.attempt else self.settings.temperature
 
     def take(self, row: Row, register: str, answer: Any, **source: Any) -> None:
@@ -94,7 +94,7 @@ class Models(Writer):
         prompts = [self.prompt(row, register) for row, register in items]
         first = items[0][0]
         seed = first.seed(self.settings.seed)
-        texts = self.model.write([row.image for row, _ in items], prompts, seed=seed, temperature=self.heat(first))
+        texts = self.model.write([row.image for row, _ in items], prompts, seed=seed, temperature=self.temperature_of(first))
         return [(prompt, text, seed) for prompt, text in zip(prompts, texts)]
 
     def prompt(self, row: Row, register: str) -> str:
@@ -153,7 +153,7 @@ class Asking(Writer):
         seed = row.seed(self.settings.seed)
         try:
             reply = self.endpoint.ask(
-                prompt, image=row.image if self.sees else None, schema=registers.schema(names), seed=seed, temperature=self.heat(row),
+                prompt, image=row.image if self.sees else None, schema=registers.schema(names), seed=seed, temperature=self.temperature_of(row),
                 max_tokens=self.settings.max_new_tokens * len(names) + 64,
             )  # fmt: skip
         except captioners.EndpointError as error:

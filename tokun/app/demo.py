@@ -150,10 +150,10 @@ class Studio:
     ) -> dict[str, Any]:  # fmt: skip
         """Options for `Tokun.sample`. At its default a temperature is left out: then the seed's pair is the one `sample.py` draws."""
         default = self.model.defaults.temperature
-        heat = default if temperature is None else number(temperature, *TEMPERATURES, "temperature")
+        chosen = default if temperature is None else number(temperature, *TEMPERATURES, "temperature")
         return {
             "prompt": text(prompt, "prompt") or None, "style": one_of(style, self.styles, "style"), "subject": one_of(subject, self.subjects, "subject"),
-            "register": "" if register is None else one_of(register, self.registers, "register"), "temperature": None if math.isclose(heat, default) else heat,
+            "register": "" if register is None else one_of(register, self.registers, "register"), "temperature": None if math.isclose(chosen, default) else chosen,
             "guidance_scale": number(guidance, *GUIDANCES, "guidance"), "thing": text(thing, "thing"), "aspect": one_of(aspect, [grid for _, grid in self.aspects], "shape"),
         }  # fmt: skip
 

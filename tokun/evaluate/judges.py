@@ -23,7 +23,8 @@ from torch import Tensor, nn
 from tokun.evaluate import figures
 from tokun.evaluate.figures import Figure
 from tokun.inference.clip import Clip
-from tokun.inference.directions import Seen, require_task, see
+from tokun.inference.directions import require_task
+from tokun.inference.seeing import Seen, see
 from tokun.tokenizers import sequences
 from tokun.tokenizers.vocabulary import Tags
 from tokun.tokenizers.wordings import SHOWS

@@ -20,7 +20,7 @@ from torch import Tensor
 from tokun import data
 from tokun.data import framing
 from tokun.evaluate.material import as_picture
-from tokun.inference.directions import open_picture
+from tokun.inference.seeing import open_picture
 from tokun.utils.errors import UserError
 
 Maker = Callable[[Image.Image, np.random.Generator], Image.Image]  # an engraving 'L' -> another kind of picture, same size

@@ -41,10 +41,10 @@ def save_pretrained(model: Tokun, directory: str | Path, *, dtype: torch.dtype |
     kind = getattr(torch, dtype, None) if isinstance(dtype, str) else dtype or next(model.generator.parameters()).dtype
     if not isinstance(kind, torch.dtype) or not kind.is_floating_point:
         raise UserError(f"dtype is {dtype!r}; weights are floating-point numbers: torch.float32, torch.bfloat16 or torch.float16")
-    strangers = strangers_in(target) if target.is_dir() else []
-    if strangers:
+    unexpected = unexpected_files(target) if target.is_dir() else []
+    if unexpected:
         told = "which is no part of a checkpoint" if (target / MARK).is_file() else f"and no checkpoint ({MARK} is not there)"
-        raise UserError(f"{target} holds {', '.join(strangers[:3])}, {told}: name a new folder, such as {target / 'checkpoint'}")
+        raise UserError(f"{target} holds {', '.join(unexpected[:3])}, {told}: name a new folder, such as {target / 'checkpoint'}")
     with checkpoint.whole_directory(target) as folder:
         model.save(folder, dtype=kind, card=model.card)
     return target
@@ -59,7 +59,7 @@ def unreachable() -> tuple[type[Exception], ...]:
     return (httpx.TransportError,)
 
 
-def strangers_in(folder: Path) -> list[str]:
+def unexpected_files(folder: Path) -> list[str]:
     """What a folder holds that `save_pretrained` did not write; all of it, where it is no checkpoint. Of a large one the top alone is looked at."""
     top = sorted(path.name for path in folder.iterdir())
     unknown = [name for name in top if name not in (*FILES, "generator", "image_tokenizer")]

@@ -23,7 +23,7 @@ from torch import Tensor
 
 from tokun.config import SamplingConfig, SamplingOptions
 from tokun.data import framing
-from tokun.inference import adapters, decoder, directions, hub, latents, preferences, sampling
+from tokun.inference import adapters, choice, decoder, directions, hub, latents, preferences, sampling, seeing
 from tokun.inference.tags import Frequencies, TagCounts, count_tags, grid_of, read_counts
 from tokun.render.grids import to_pil
 from tokun.tokenizers import sequences
@@ -170,7 +170,7 @@ class Tokun:
         every choice what the first sample of the batch has so far. Raises UserError for values outside their range, or what the
         checkpoint was not trained on.
         """
-        if indices is None and (not sampling.is_whole(n) or n < 1):
+        if indices is None and (not choice.is_whole(n) or n < 1):
             raise UserError(f"n is {n!r}; it must be an integer, at least 1")
         numbers = list(range(n)) if indices is None else list(indices)
         u = latents.uniform(latents.draw(seed, numbers, self.slots.size))
@@ -190,7 +190,7 @@ class Tokun:
     def plan(self, **options: Any) -> Plan:
         """Raises UserError as `sample` does, TypeError for an option that there is not."""
         asked, d = SamplingOptions(**options), self.defaults
-        if not sampling.is_whole(asked.batch_size) or asked.batch_size < 1:
+        if not choice.is_whole(asked.batch_size) or asked.batch_size < 1:
             raise UserError(f"batch_size is {asked.batch_size!r}; it must be an integer, at least 1")
         given = {
             name: getattr(d, name) if getattr(asked, name) is None else getattr(asked, name)
@@ -245,9 +245,9 @@ class Tokun:
             rows = [i for i, p in enumerate(prompts) if len(p) == width]
             out = sampling.generate(
                 self.generator, v, torch.tensor([prompts[i] for i in rows], device=self.device), u[rows].to(self.device), self.slots,
-                image=image, text=text, guidance_scale=guidance_scale, unguided=torch.tensor([bare[i] for i in rows], device=self.device),
-                text_guidance_scale=text_guidance_scale if caption is None else 1.0, unseen=torch.tensor([sequences.prefix(v, tags[i]) for i in rows], device=self.device),
-                forbid=(*sequences.other_tasks(v), *self.unseen[0]), forbid_first=self.unseen[1], **self.pieces_for(text),
+                image=image, text=text, guidance_scale=guidance_scale, unconditional_image=torch.tensor([bare[i] for i in rows], device=self.device),
+                text_guidance_scale=text_guidance_scale if caption is None else 1.0, unconditional_text=torch.tensor([sequences.prefix(v, tags[i]) for i in rows], device=self.device),
+                forbid=(*sequences.other_tasks(v), *self.forbidden_text[0]), forbid_first=self.forbidden_text[1], **self.pieces_for(text),
                 forced=None if forced is None else forced[rows].to(self.device),
                 watch=self._telling(watch, width) if watch is not None and rows[0] == 0 else None,
             )  # fmt: skip
@@ -290,11 +290,11 @@ class Tokun:
 
     # --- the other directions (directions.py) -----------------------------------------------------------------------------
 
-    def caption(self, picture: directions.Picture, registers: Sequence[str] | None = None, **options: Any) -> list[directions.Words]:
+    def caption(self, picture: seeing.Picture, registers: Sequence[str] | None = None, **options: Any) -> list[directions.Words]:
         """Captions of a picture, with their confidence: see `directions.caption`."""
         return directions.caption(self, picture, registers, **options)
 
-    def ask(self, picture: directions.Picture, question: str, **options: Any) -> list[directions.Words]:
+    def ask(self, picture: seeing.Picture, question: str, **options: Any) -> list[directions.Words]:
         """Answers to a question about a picture: see `directions.ask`."""
         return directions.ask(self, picture, question, **options)
 
@@ -314,11 +314,11 @@ class Tokun:
         """The best and the worst of several samples for each place, of one wish: see `preferences.best_and_worst`."""
         return preferences.best_and_worst(self, seed, n, candidates, **options)
 
-    def complete(self, picture: directions.Picture, keep: str | tuple[float, float, float, float], **options: Any) -> list[Pair]:
+    def complete(self, picture: seeing.Picture, keep: str | tuple[float, float, float, float], **options: Any) -> list[Pair]:
         """Pairs that go on from a part of a picture: see `directions.complete`."""
         return directions.complete(self, picture, keep, **options)
 
-    def invert(self, picture: directions.Picture, caption: str, **options: Any) -> directions.Inverted:
+    def invert(self, picture: seeing.Picture, caption: str, **options: Any) -> directions.Inverted:
         """A latent that draws this very pair: see `directions.invert`."""
         return directions.invert(self, picture, caption, **options)
 
@@ -328,7 +328,7 @@ class Tokun:
 
     # --- scoring ----------------------------------------------------------------------------------------------------
 
-    def score(self, picture: directions.Picture, caption: str, **options: Any) -> directions.Score:
+    def score(self, picture: seeing.Picture, caption: str, **options: Any) -> directions.Score:
         """How likely a picture is, its caption, and the two together: see `directions.score`."""
         return directions.score(self, picture, caption, **options)
 
@@ -373,9 +373,9 @@ class Tokun:
         return self.vocabulary.grids
 
     @cached_property
-    def unseen(self) -> tuple[list[int], list[int]]:
+    def forbidden_text(self) -> tuple[list[int], list[int]]:
         """Text ids that are never sampled, and those that may not begin a caption."""
-        return unseen_text(self.text_tokenizer, self.vocabulary)
+        return forbidden_text_of(self.text_tokenizer, self.vocabulary)
 
     @cached_property
     def _word_starts(self) -> list[int]:
@@ -464,8 +464,8 @@ class Tokun:
 
 
 def require_scale(name: str, scale: float) -> float:
-    if not sampling.is_number(scale) or not 0 <= scale <= sampling.MOST:
-        raise UserError(f"{name} is {scale!r}; it must be a number from 0 to {sampling.MOST:,} (1 is off)")
+    if not choice.is_number(scale) or not 0 <= scale <= choice.MOST:
+        raise UserError(f"{name} is {scale!r}; it must be a number from 0 to {choice.MOST:,} (1 is off)")
     return float(scale)
 
 
@@ -655,7 +655,7 @@ def resolve(checkpoint: str | Path | None) -> Path:
         raise FileNotFoundError(f"checkpoint {name!r} is not a folder here and could not be downloaded from the Hub: {error}") from error
 
 
-def unseen_text(tokenizer: TextTokenizer | PretrainedTextTokenizer, vocabulary: Vocabulary) -> tuple[list[int], list[int]]:
+def forbidden_text_of(tokenizer: TextTokenizer | PretrainedTextTokenizer, vocabulary: Vocabulary) -> tuple[list[int], list[int]]:
     """Text ids that are never sampled (control characters), and those that may not begin a caption (blanks)."""
     shown = {i: tokenizer.decode([i]) for i in range(vocabulary.text_size) if i not in vocabulary.illegal_text}
     control = [i for i, text in shown.items() if text and not text.isspace() and not text.isprintable() and "\ufffd" not in text]

@@ -372,7 +372,7 @@ class Rows:
 
 
 def choose(logits: Tensor, legal: Tensor | None, u: Tensor, choice: Any) -> Tensor:
-    """As `sampling.choose`, float32 logits (B, V)."""
+    """As `choice.choose`, float32 logits (B, V)."""
     (B, V), legal, logits, u = logits.shape, None if legal is None else legal.contiguous(), logits.contiguous(), u.float().contiguous()
     chosen = torch.empty(B, dtype=torch.long)
     program().tokun_choose(

@@ -1,7 +1,5 @@
 """From a prompt and a latent to ids: prefill, one choice at a time, guidance, likelihoods. Knows ids, never pixels.
 
-    choose:   logits (B, V), legal (B, V), u (B,)    ->  ids (B,)         the inverse CDF over legal ids, in id order
-    interval: logits (B, V), legal (B, V), ids (B,)  ->  low, high (B,)   the u for which `choose` takes these ids
     generate: prompts (B, P), u (B, slots)           ->  Generated        until every row has ended
 
 Every id is drawn inside the grammar's legal range, so nothing is repaired afterwards. Row results do not depend on what
@@ -14,17 +12,16 @@ from __future__ import annotations
 
 import copy
 import math
-import numbers
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from functools import partial
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from tokun.inference import decoder, native
+from tokun.inference.choice import AS_IT_IS, REPEATED, Choice, choose, interval, nats
 from tokun.inference.decoder import SAFE, HubStreams, NativeStream, Stream, open_stream, row_counts
 from tokun.inference.latents import Slots
 from tokun.tokenizers import sequences
@@ -33,42 +30,7 @@ from tokun.tokenizers.vocabulary import Vocabulary
 from tokun.utils.errors import UserError
 
 LOOK = 16
-REPEATED = 6  # pieces of the longest phrase that `Choice.no_repeats` looks for
 PLAUSIBLE = 0.1  # guided words: pieces less likely than this share of the likeliest are out, as in contrastive decoding (Li et al. 2023)
-
-
-MOST = 1_000_000  # of temperatures and scales: float32 has room for what they multiply
-
-
-def is_number(value: object) -> bool:
-    """Whether it is a real number of Python's, NumPy's or torch's; True and False are none."""
-    if isinstance(value, Tensor):
-        return value.ndim == 0 and value.dtype != torch.bool
-    return isinstance(value, numbers.Real) and not isinstance(value, bool)
-
-
-def is_whole(value: object) -> bool:
-    return isinstance(value, numbers.Integral) and not isinstance(value, bool)
-
-
-@dataclass(frozen=True)
-class Choice:
-    """How a distribution is narrowed before the latent picks from it."""
-
-    temperature: float = 1.0
-    top_k: int = 0  # 0: off
-    top_p: float = 1.0  # 1: off
-    no_repeats: bool = False  # of words: none, and no phrase of up to `REPEATED` pieces, twice in a row, marks between them or not
-
-    def __post_init__(self) -> None:
-        if not is_number(self.temperature) or not 0 <= self.temperature <= MOST:
-            raise UserError(f"temperature is {self.temperature!r}; it must be a number from 0 (the likeliest id) to {MOST:,}")
-        if not is_whole(self.top_k) or not 0 <= self.top_k < 2**31:
-            raise UserError(f"top_k is {self.top_k!r}; it must be a whole number of 0 (off) or more")
-        if not is_number(self.top_p) or not 0 < self.top_p <= 1:
-            raise UserError(f"top_p is {self.top_p!r}; it must lie in (0, 1]")
-        for name, kind in (("temperature", float), ("top_k", int), ("top_p", float)):
-            object.__setattr__(self, name, kind(getattr(self, name)))  # of NumPy and torch, too
 
 
 @dataclass(frozen=True)
@@ -87,65 +49,6 @@ class Generated:
         return Generated(*(getattr(self, f.name)[:n] for f in fields(self)))
 
 
-def choose(logits: Tensor, legal: Tensor | None, u: Tensor, choice: Choice) -> Tensor:
-    """The id at which the cumulative distribution over legal ids (None: all), in id order, passes u. float32."""
-    if choice.temperature == 0:
-        return _masked(logits, legal).argmax(-1)
-    cdf = distribution(logits, legal, choice)[1]
-    total = cdf[:, -1:]
-    at = torch.minimum(
-        u.float()[:, None] * total, torch.nextafter(total, torch.zeros_like(total))
-    )  # u so near 1 that rounding passes the end
-    return torch.searchsorted(cdf, at, right=True)[:, 0]
-
-
-def interval(logits: Tensor, legal: Tensor | None, ids: Tensor, choice: Choice) -> tuple[Tensor, Tensor]:
-    """float64 (B,) each: `choose` takes `ids` for the u between. Equal where no u does: the id is narrowed out, or too unlikely."""
-    _, cdf = distribution(logits, legal, choice)
-    cdf = cdf.double() / cdf[:, -1:].double()
-    high = cdf.gather(1, ids[:, None])[:, 0]
-    low = torch.where(ids > 0, cdf.gather(1, (ids - 1).clamp_min(0)[:, None])[:, 0], 0.0)
-    return low, high
-
-
-def nats(logits: Tensor, legal: Tensor | None, ids: Tensor) -> Tensor:
-    """The negative log-likelihood of ids (B,) under logits (B, V) over the legal ids: float64 (B,)."""
-    return -_masked(logits, legal).log_softmax(-1).gather(1, ids[:, None])[:, 0].double()
-
-
-def distribution(logits: Tensor, legal: Tensor | None, choice: Choice) -> tuple[Tensor, Tensor]:
-    """(probabilities, their sums in id order), float32 (B, V), of a temperature above 0."""
-    logits = _masked(logits, legal)
-    logits = (logits - logits.amax(-1, keepdim=True)) / choice.temperature  # at most 0: no temperature overflows
-    probabilities = narrow(logits, choice).softmax(-1)
-    return probabilities, probabilities.cumsum(-1)
-
-
-def narrow(logits: Tensor, choice: Choice) -> Tensor:
-    """Apply top-k, then top-p (nucleus): logits (B, V) with -inf where an id is out. Ids as likely as the last one that is in are in."""
-    width = logits.shape[-1]
-    if choice.top_k:
-        kth = logits.topk(min(choice.top_k, width), dim=-1).values[:, -1:]
-        logits = logits.masked_fill(logits < kth, -torch.inf)
-    if choice.top_p < 1:
-        mass = logits.softmax(-1)
-        likeliest = _descending(mass)
-        inside = (likeliest.cumsum(-1) - likeliest < choice.top_p).sum(-1, keepdim=True)  # those before which less than top_p has passed
-        logits = logits.masked_fill(mass < likeliest.gather(-1, inside - 1), -torch.inf)
-    return logits
-
-
-def _descending(x: Tensor) -> Tensor:
-    """Sorted along the last dimension; numpy's sort takes a twentieth of torch's time on a CPU."""
-    if x.device.type == "cpu":
-        return torch.from_numpy(np.sort(x.numpy(), axis=-1)).flip(-1)
-    return x.sort(dim=-1, descending=True).values
-
-
-def _masked(logits: Tensor, legal: Tensor | None) -> Tensor:
-    return logits.float() if legal is None else logits.float().masked_fill(~legal, -torch.inf)
-
-
 @torch.inference_mode()
 def generate(
     model: Any,
@@ -154,12 +57,12 @@ def generate(
     u: Tensor,
     slots: Slots,
     *,
-    image: Choice = Choice(),
-    text: Choice = Choice(),
+    image: Choice = AS_IT_IS,
+    text: Choice = AS_IT_IS,
     guidance_scale: float = 1.0,
-    unguided: Tensor | None = None,
+    unconditional_image: Tensor | None = None,
     text_guidance_scale: float = 1.0,
-    unseen: Tensor | None = None,
+    unconditional_text: Tensor | None = None,
     forbid: Sequence[int] = (),
     forbid_first: Sequence[int] = (),
     word_starts: Sequence[int] = (),
@@ -170,27 +73,26 @@ def generate(
     """Complete every row of `prompts` (B, P) int64 to its <eos> with the uniforms `u` (B, slots.size). A row's grid tag says how many codes its
     picture has; without one it has those of the default grid.
 
-    With guidance_scale != 1, codes are drawn from unguided + scale * (guided - unguided), the second prompt being
-    `unguided` (B, Q). With text_guidance_scale != 1, words behind the picture are drawn from blind + scale * (seeing - blind),
-    blind being what follows `unseen` (B, R), the prompt without its picture, and the same words; among the pieces that are
-    `PLAUSIBLE` beside the likeliest. `forbid`: ids that the task rules out (a question where a caption is wanted);
+    With guidance_scale != 1, codes are drawn from unconditional + scale * (conditional - unconditional) logits: the unconditional ones follow
+    `unconditional_image` (B, Q), a prompt without tags or caption. With text_guidance_scale != 1, words behind a picture are drawn so, among the pieces
+    that are `PLAUSIBLE` beside the likeliest: the unconditional ones follow `unconditional_text` (B, R), the prompt without its picture. `forbid`: ids that the task rules out (a question where a caption is wanted);
     `forbid_first`: ids that may not begin a text (blanks); `word_starts`: ids that begin a word, for `text.no_repeats`,
     and `marks`: those that are no words, which it looks over. None of these enters the
     log-likelihoods, which are over what the grammar allows.
     `forced` (B, slots.size) int64: ids that are taken whatever u says, by the slot that would choose them; -1 where u chooses.
     `watch` is given the ids (rows, T) of the first rows (on a CPU of up to `BLOCK`) after every choice.
     """
-    if guidance_scale != 1 and unguided is None:
+    if guidance_scale != 1 and unconditional_image is None:
         raise UserError("guidance_scale is set, but there is no prompt without tags or caption to guide away from")
-    if text_guidance_scale != 1 and unseen is None:
+    if text_guidance_scale != 1 and unconditional_text is None:
         raise UserError("text_guidance_scale is set, but there is no prompt without a picture to guide away from")
-    unguided = None if guidance_scale == 1 else unguided
-    unseen = None if text_guidance_scale == 1 else unseen
-    groups = 1 if unguided is None else 2
-    allowed = row_counts(model, [part.shape[1] for part in (prompts, unguided, unseen) if part is not None])
+    unconditional_image = None if guidance_scale == 1 else unconditional_image
+    unconditional_text = None if text_guidance_scale == 1 else unconditional_text
+    groups = 1 if unconditional_image is None else 2
+    allowed = row_counts(model, [part.shape[1] for part in (prompts, unconditional_image, unconditional_text) if part is not None])
     counts = [n // groups for n in allowed]
     if (
-        unguided is not None and unseen is not None
+        unconditional_image is not None and unconditional_text is not None
     ):  # the words' second stream has one group: it too has a number of rows that gives the same bits
         counts = [n for n in counts if n in allowed] or counts
     rules = Rules(
@@ -205,7 +107,7 @@ def generate(
         tuple(word_starts) if text.no_repeats else (),
         tuple(marks),
     )
-    given, parts, most = (prompts, u, forced, unguided, unseen), [], counts[-1] if counts else len(prompts)
+    given, parts, most = (prompts, u, forced, unconditional_image, unconditional_text), [], counts[-1] if counts else len(prompts)
     codes = _codes_of(vocabulary, prompts)
     together = (
         watch is None
@@ -260,7 +162,7 @@ class Block:
     """Rows that go through the model together, from their prompts to their ends."""
 
     def __init__(
-        self, model: Any, rules: Rules, counts: tuple[int, ...], n_codes: int, prompts: Tensor, u: Tensor, forced: Tensor | None, unguided: Tensor | None, unseen: Tensor | None
+        self, model: Any, rules: Rules, counts: tuple[int, ...], n_codes: int, prompts: Tensor, u: Tensor, forced: Tensor | None, unconditional_image: Tensor | None, unconditional_text: Tensor | None
     ):  # fmt: skip
         v, slots, device = rules.vocabulary, rules.slots, prompts.device
         (B, P), self.rules, self.n_codes, self.u, self.forced = prompts.shape, rules, n_codes, u, forced
@@ -280,11 +182,13 @@ class Block:
         self.rows = torch.arange(B, device=device)  # which rows of the block are still in the model
         self.told: Callable[[Tensor], None] | None = None
         self.counts = counts
-        self.stream: Stream | HubStreams = open_stream(model, [prompts] if unguided is None else [prompts, unguided], self.width)
+        self.stream: Stream | HubStreams = open_stream(
+            model, [prompts] if unconditional_image is None else [prompts, unconditional_image], self.width
+        )
         self.choose, self.nats = (native.choose, native.nats) if isinstance(self.stream, NativeStream) else (choose, nats)
-        self.guided = unguided is not None
-        self.model, self.unseen = model, unseen
-        self.blind: Stream | HubStreams | None = None  # the same words without the picture
+        self.guided = unconditional_image is not None
+        self.model, self.unconditional_text = model, unconditional_text
+        self.unconditional: Stream | HubStreams | None = None  # the same words without the picture
         self.begins, self.marks = (
             torch.zeros(v.size, dtype=torch.bool, device=device) for _ in range(2)
         )  # ids that begin a word; that are no words
@@ -320,7 +224,7 @@ class Block:
         """These rows, as they are now, as a block of their own in the same cache. For the C++ program's streams alone."""
         assert isinstance(self.stream, NativeStream)
         other, many = copy.copy(self), len(self.rows)
-        for name in ("ids", "states", "lengths", "image_nll", "text_nll", "forced_nll", "low", "high", "u", "forced", "unseen"):
+        for name in ("ids", "states", "lengths", "image_nll", "text_nll", "forced_nll", "low", "high", "u", "forced", "unconditional_text"):
             part = getattr(self, name)
             setattr(other, name, None if part is None else part[rows])
         other.rows, other.n_codes = torch.arange(len(rows)), n_codes
@@ -331,7 +235,7 @@ class Block:
         """What follows the picture."""
         if (
             isinstance(self.stream, NativeStream)
-            and not (self.guided or self.unseen is not None or self.rules.word_starts)
+            and not (self.guided or self.unconditional_text is not None or self.rules.word_starts)
             and self.forced is None
             and self.told is None
         ):
@@ -418,13 +322,13 @@ class Block:
         grammatical, legal = allowed[case], ruled[case]
         slot = slots.deciding(in_image, self.lengths)
         if r.word_starts:
-            legal = legal & ~self.said_again(in_text, legal.shape[1])
+            legal = legal & ~self.repetition_mask(in_text, legal.shape[1])
         logits = self.stream.logits(part).float()
         drawn = logits = logits[:B]
-        if self.unseen is not None and self.blind is None and not draws:
-            self.blind = open_stream(self.model, [self.unseen], self.width)
-        if self.blind is not None:
-            base = self.blind.logits(part).float()
+        if self.unconditional_text is not None and self.unconditional is None and not draws:
+            self.unconditional = open_stream(self.model, [self.unconditional_text], self.width)
+        if self.unconditional is not None:
+            base = self.unconditional.logits(part).float()
             likely = logits.masked_fill(~legal, -torch.inf)
             likely = likely >= likely.amax(-1, keepdim=True) + math.log(PLAUSIBLE)
             guided = (base + r.text_guidance_scale * (logits - base)).masked_fill(~likely, -torch.inf)
@@ -464,9 +368,8 @@ class Block:
         self.text_nll.index_add_(0, self.rows, nll)
         self.length += ids.shape[1]
 
-    def said_again(self, in_text: Tensor, width: int) -> Tensor:
-        """(rows, width) bool: the ids that would say what the row has just said once more: a1 … an a1 … an, a1 being the beginning of a word,
-        whatever marks stand among them."""
+    def repetition_mask(self, in_text: Tensor, width: int) -> Tensor:
+        """(rows, width) bool: the ids that would repeat the phrase that the row ends with: a1 … an a1 … an, a1 being the beginning of a word; marks do not count."""
         found = torch.zeros(len(self.rows), width, dtype=torch.bool, device=in_text.device)
         text = self.ids[self.rows, max(0, self.length - self.rules.vocabulary.max_text) : self.length]
         size = text.shape[1]
@@ -490,7 +393,7 @@ class Block:
 
     def leave(self, chosen: Tensor) -> None:
         """Read the ids; on a CPU, without the rows that have ended as far as the numbers of rows allow."""
-        streams = [stream for stream in (self.stream, self.blind) if stream is not None]
+        streams = [stream for stream in (self.stream, self.unconditional) if stream is not None]
         if not isinstance(self.stream, HubStreams) and self.counts and not self.guided:
             alive = self.states != END
             many = int(alive.sum())
@@ -504,14 +407,31 @@ class Block:
                 )
                 self.forced = None if self.forced is None else self.forced[kept]
         self.stream.step(chosen.repeat(2) if self.guided else chosen)
-        if self.blind is not None:
-            self.blind.step(chosen)
+        if self.unconditional is not None:
+            self.unconditional.step(chosen)
 
     def has_ended(self) -> bool:
         """On a GPU looked at only now and then: what rows that have ended are given meanwhile is padding."""
         if self.counts or self.length % LOOK == 0 or self.length == self.ids.shape[1]:
             return bool((self.states == END).all())
         return False
+
+
+@torch.no_grad()
+def legal_cases(vocabulary: Vocabulary, ids: Tensor) -> Tensor:
+    """ids (B, T), whole sequences or their beginnings, padded with <pad> -> (B, T): the row of `Grammar.allowed` under which each id was chosen,
+    3 x the state (`STATES`) and where in its span. Each row's grid tag says how many codes its picture has."""
+    live = ids != vocabulary.id("<pad>")
+    codes = torch.tensor(_codes_of(vocabulary, ids), device=ids.device)
+    grammar, cases = vocabulary.grammar.on(ids.device), []
+    states, lengths = torch.full((len(ids),), START, device=ids.device), torch.zeros(len(ids), dtype=torch.long, device=ids.device)
+    for t in range(ids.shape[1]):
+        cases.append(grammar.case(states, lengths, grammar.limit(states, codes)))
+        following = grammar.following[states, ids[:, t]]
+        lengths = torch.where(following == states, lengths + 1, 0)
+        states = torch.where(live[:, t], following, states)
+    assert (states >= 0).all(), "an illegal id is scored"
+    return torch.stack(cases, 1)
 
 
 @torch.inference_mode()
@@ -521,20 +441,11 @@ def span_nll(model: Any, vocabulary: Vocabulary, ids: Tensor, first: Tensor) -> 
     ids (B, T) padded with <pad>; first (B,): where the scored span begins. Padding costs nothing. Each row's grid tag says how many codes its
     picture has.
     """
-    B, T = ids.shape
+    T = ids.shape[1]
     begin = max(1, int(first.min()))
     logits = model(input_ids=ids, logits_to_keep=T - begin + 1).logits[:, :-1, : vocabulary.size].float()  # of ids[:, begin:]
     live = ids != vocabulary.id("<pad>")
-    codes = torch.tensor(_codes_of(vocabulary, ids), device=ids.device)
-    grammar, cases = vocabulary.grammar.on(ids.device), []
-    states, lengths = torch.full((B,), START, device=ids.device), torch.zeros(B, dtype=torch.long, device=ids.device)
-    for t in range(T):
-        cases.append(grammar.case(states, lengths, grammar.limit(states, codes)))
-        following = grammar.following[states, ids[:, t]]
-        lengths = torch.where(following == states, lengths + 1, 0)
-        states = torch.where(live[:, t], following, states)
-    assert (states >= 0).all(), "an illegal id is scored"
-    allowed = grammar.allowed[torch.stack(cases, 1)[:, begin:]]  # (B, T - begin, V)
+    allowed = vocabulary.grammar.on(ids.device).allowed[legal_cases(vocabulary, ids)[:, begin:]]  # (B, T - begin, V)
     nll = -logits.masked_fill(~allowed, -torch.inf).log_softmax(-1).gather(2, ids[:, begin:, None])[:, :, 0].double()
     scored = live[:, begin:] & (torch.arange(begin, T, device=ids.device) >= first[:, None])
     return torch.where(scored, nll, 0.0).sum(-1)

@@ -42,8 +42,10 @@ def main_plan(config: Config, args: argparse.Namespace) -> None:
     """Print the plan of a config with the options of `add_arguments`, and what a real step took where --measure asks for one.
 
     Raises UserError for what it cannot plan."""
-    if config.adapter.rank or config.dpo.pairs or config.words.train:
-        raise UserError("--plan knows the training of a whole model only: set adapter.rank=0, and neither dpo.pairs nor words.train")
+    if config.adapter.rank or config.dpo.pairs or config.words.train or config.grpo.rewards:
+        raise UserError(
+            "--plan knows the training of a whole model only: set adapter.rank=0, and none of dpo.pairs, words.train and grpo.rewards"
+        )
     print(
         make_plan(
             config,

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from tokun.config import SamplingConfig
 from tokun.inference import latents, sampling
-from tokun.inference.model import TEXT_TOKENIZER, unseen_text
+from tokun.inference.model import TEXT_TOKENIZER, forbidden_text_of
 from tokun.tokenizers import sequences
 from tokun.tokenizers.grammar import IMAGE_STATES, START, STATES
 from tokun.tokenizers.text import PretrainedTextTokenizer, TextTokenizer
@@ -59,7 +59,7 @@ class Grammar:
         tokenizer = PretrainedTextTokenizer.load(text_path) if text_path.is_dir() else TextTokenizer.load(text_path)
         with reading(folder / "sampling.json"):
             d = SamplingConfig(**json.loads((folder / "sampling.json").read_text(encoding="utf-8"))["defaults"])
-        control, blank = unseen_text(tokenizer, v)
+        control, blank = forbidden_text_of(tokenizer, v)
         image, text = sampling.Choice(d.temperature, d.top_k, d.top_p), sampling.Choice(d.text_temperature, 0, d.top_p)
         return cls(v, image=image, text=text, forbid=(*sequences.other_tasks(v), *control), forbid_first=blank)
 

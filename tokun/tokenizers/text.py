@@ -373,9 +373,9 @@ def _write_hf(backend: tokenizers.Tokenizer, directory: Path, added_tokens: Sequ
         raise UserError(f"the text tokenizer has {clashes[:5]} of its own: give those added tokens other names")
     if len(set(added_tokens)) != len(added_tokens):
         raise UserError("added_tokens holds a token twice: ids must be distinct, so must names")
-    strangers = [token for token in (bos, eos, pad) if token not in added_tokens]
-    if strangers:
-        raise UserError(f"{strangers} are not among added_tokens: bos, eos and pad must be")
+    missing = [token for token in (bos, eos, pad) if token not in added_tokens]
+    if missing:
+        raise UserError(f"{missing} are not among added_tokens: bos, eos and pad must be")
 
     # `normalize`, in the library's words; surrogates cannot reach it
     steps = [

@@ -38,7 +38,7 @@ SHAPE = {
 
 def goes_on(config: Config) -> bool:
     """Whether this run takes the shapes of the model that `start` names."""
-    return bool(config.adapter.rank or config.dpo.pairs or config.words.train)
+    return bool(config.adapter.rank or config.dpo.pairs or config.words.train or config.grpo.rewards)
 
 
 def check(config: Config, *, zero_stage: int = 0) -> None:
@@ -53,6 +53,8 @@ def check(config: Config, *, zero_stage: int = 0) -> None:
             else f"dpo.pairs is {config.dpo.pairs}"
             if config.dpo.pairs
             else f"words.train is {config.words.train}"
+            if config.words.train
+            else "grpo.rewards is set"
         )
         raise UserError(f"{what}, which needs a model that is there: name it with start=bundled, a folder or a Hub id")
     if config.generator.pretrained:

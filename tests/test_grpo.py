@@ -1,0 +1,276 @@
+"""Promises of tokun/align/grpo.py and real.py: a checkpoint learns from a reward, goes on exactly, and a reward that is hacked is caught."""
+
+import json
+import shutil
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from safetensors.torch import load_file
+
+import tokun
+from benchmarks.zero import free_port, largest_difference
+from tests.small_runs import ROOT, needs, train
+from tokun.align import grpo, real, rollouts
+from tokun.config import from_dict, load_config
+from tokun.training.health import Preempted
+from tokun.training.run import open_run
+
+pytestmark = needs("accelerate", reason="training needs the extra 'train'")
+
+TREE = {
+    "threads": 1,
+    "train": {"steps": 3, "batch_size": 8, "lr": 3e-3, "warmup_steps": 1, "weight_decay": 0.0, "precision": "no", "log_every": 1, "save_every": 1,
+              "eval_every": 100, "sample_every": 100, "max_grad_norm": 1.0},
+    "grpo": {"rewards": [{"kind": "tests.test_grpo:paper"}], "judges": [{"kind": "tests.test_grpo:lines"}], "group_size": 4, "eval_n": 24, "kl": 0.0,
+             "least_entropy": 0.0},
+    "sampling": {"n": 0},
+    "tracking": {"kind": "none"},
+}  # fmt: skip
+
+
+def paper(pairs):
+    """How white the picture is: a blank page wins."""
+    return [float(np.asarray(pair.image, float).mean()) / 255 for pair in pairs]
+
+
+def lines(pairs):
+    """What the reward should have looked for: how much of the picture is neither ground nor flat."""
+    return [float(np.asarray(pair.image, float).std()) / 255 for pair in pairs]
+
+
+def broken(pairs):
+    return [float("nan")] * len(pairs)
+
+
+def write(folder: Path, start: Path, **changes) -> Path:
+    tree = json.loads(json.dumps(TREE)) | {"out": str(folder / "run"), "start": str(start)}
+    for key, value in changes.items():
+        section, _, name = key.partition("__")
+        tree[section][name] = value
+    path = folder / "grpo.yaml"
+    path.write_text(yaml.safe_dump(tree))
+    return path
+
+
+class Noted:
+    """A run in this process, with what its tracker was told by step."""
+
+    def __init__(self, config: Path, *overrides: str, stop_at: int = 0):
+        self.run = open_run(load_config(config, overrides))
+        self.told: dict[int, dict[str, float]] = {}
+        log = self.run.tracker.log
+
+        def note(metrics, *, step):
+            self.told.setdefault(step, {}).update(metrics)
+            if step == stop_at and "train/kl" in metrics:
+                self.run.stop.asked = True
+            log(metrics, step=step)
+
+        self.run.tracker.log = note
+        self.stopped = False
+        try:
+            grpo.train_grpo(self.run)
+        except Preempted:
+            self.stopped = True
+        self.run.close()
+        self.out = self.run.out
+
+    def weights(self) -> dict[str, torch.Tensor]:
+        return load_file(self.out / "checkpoint" / "generator" / "model.safetensors")
+
+
+@pytest.fixture(scope="module")
+def whole(checkpoint_folder, tmp_path_factory) -> Noted:
+    """Three rollouts of two updates each."""
+    return Noted(write(tmp_path_factory.mktemp("whole"), checkpoint_folder, grpo__minibatches=2, grpo__kl=0.01))
+
+
+def test_a_run_leaves_a_checkpoint_that_draws_and_says_what_it_learned_from(whole, checkpoint_folder):
+    model = tokun.load(whole.out, device="cpu")
+    assert len(model.sample(1, n=2)) == 2 and "GRPO from checkpoint: 3 rollouts of 16 pairs in groups of 4" in model.card
+    before = load_file(checkpoint_folder / "generator" / "model.safetensors")
+    assert any(not torch.equal(weight, before[name]) for name, weight in whole.weights().items())
+    record = json.loads((whole.out / "checkpoint" / "training.json").read_text())
+    assert record["steps"] == 3 and record["stopped_by"] == "steps" and record["settings"]["grpo"]["group_size"] == 4
+    assert not (whole.out / "state").exists() or not list((whole.out / "state").rglob("engine.pt"))
+
+
+def test_what_is_watched_is_told_at_every_step(whole):
+    for step in (1, 2, 3):
+        told = whole.told[step]
+        assert {"reward/paper_spread", "reward/mean"} & told.keys() or "reward/tests.test_grpo:paper" in told
+        assert told["train/kl"] >= 0 and 0 <= told["train/clipped"] <= 1 and told["train/grad_norm"] > 0
+        assert told["train/entropy_image"] > 0 and told["train/entropy_text"] > 0 and 0 < told["time/rollout_share"] < 1
+        assert told["time/rollout_tokens_per_second"] > 0 < told["time/learning_tokens_per_second"]
+    assert whole.told[1]["train/entropy_kept"] == pytest.approx(1, abs=0.05)
+    assert "real/rewards/tests.test_grpo:paper" in whole.told[0] and "real/diversity" in whole.told[3]
+
+
+def test_stopped_and_typed_again_it_ends_in_the_same_weights(whole, checkpoint_folder, tmp_path):
+    config = write(tmp_path, checkpoint_folder, grpo__minibatches=2, grpo__kl=0.01)
+    assert Noted(config, stop_at=2).stopped
+    resumed = Noted(config)
+    assert sorted(step for step, told in resumed.told.items() if "train/kl" in told) == [3]
+    assert all(torch.equal(weight, whole.weights()[name]) for name, weight in resumed.weights().items())
+
+
+def test_an_adapter_learns_too_and_goes_on_exactly(checkpoint_folder, tmp_path):
+    """Small matrices on a frozen base: what is written loads beside it, and stopped in between it is the same."""
+    folders = [tmp_path / name for name in ("whole", "stopped")]
+    for folder in folders:
+        folder.mkdir()
+    configs = [write(folder, checkpoint_folder) for folder in folders]
+    done = Noted(configs[0], "adapter.rank=2", "adapter.alpha=8")
+    assert Noted(configs[1], "adapter.rank=2", "adapter.alpha=8", stop_at=2).stopped
+    resumed = Noted(configs[1], "adapter.rank=2", "adapter.alpha=8")
+    one, two = (load_file(run.out / "adapter" / "adapter_model.safetensors") for run in (done, resumed))
+    assert one.keys() == two.keys() and all(torch.equal(tensor, two[name]) for name, tensor in one.items())
+    assert done.told[1]["train/entropy_kept"] == pytest.approx(1, abs=0.05) and done.told[3]["train/kl"] > 0
+    base, adapted = tokun.load(checkpoint_folder, device="cpu"), tokun.load(checkpoint_folder, adapter=done.out, device="cpu")
+    assert any(a.codes != b.codes for a, b in zip(base.sample(1, n=4), adapted.sample(1, n=4)))
+
+
+def test_a_finished_run_is_left_alone_and_other_settings_are_refused(whole, checkpoint_folder, tmp_path):
+    shutil.copytree(whole.out, tmp_path / "run")
+    config = write(tmp_path, checkpoint_folder, grpo__minibatches=2, grpo__kl=0.01)
+    assert not Noted(config).told
+    with pytest.raises(ValueError, match=r"made with other settings .*grpo.kl: 0.01 there, 0.5 here"):
+        Noted(config, "grpo.kl=0.5")
+
+
+def test_a_reward_that_a_white_page_wins_is_reached_and_called_hacked(checkpoint_folder, tmp_path):
+    """The deliberate hack: whiter is what was asked for, and lines are what the judge looks for."""
+    done = Noted(
+        write(
+            tmp_path, checkpoint_folder, train__steps=12, train__batch_size=16, train__lr=1e-2, train__save_every=100, grpo__learn="image"
+        )
+    )
+    report = json.loads((done.out / "real" / "report.json").read_text())
+    reward, judge = report["rewards"]["tests.test_grpo:paper"], report["judges"]["tests.test_grpo:lines"]
+    assert reward["low"] > 0 and judge["rise"] < reward["rise"]
+    assert reward["verdict"] == report["whole"] == "hacked" and report["verdict"].startswith("Verdict: hacked")
+    page = (done.out / "real" / "report.html").read_text()
+    assert "Verdict: hacked" in page and page.count("data:image/png") == 2
+    assert "| reward tests.test_grpo:paper |" in (done.out / "real" / "report.md").read_text()
+    assert {path.name for path in (done.out / "real" / "viewer").iterdir()} == {"before", "after"}
+
+
+def record(reward, judge, *, diversity=1.0, near=0.0):
+    n = len(reward)
+    return {"asked": {"n": n}, "rewards": {"r": list(reward)}, "judges": {"j": list(judge)} if judge is not None else {}, "diversity": diversity,
+            "near_copies": near, "alike": 0.0}  # fmt: skip
+
+
+def test_the_verdict_is_real_only_where_a_judge_rises_with_the_reward():
+    rng = np.random.default_rng(0)
+    flat, up = rng.normal(0, 1, 64), rng.normal(2, 1, 64)
+    cases = {"real": (up, up), "hacked": (up, flat), "no gain": (flat, up)}
+    for word, (reward, judge) in cases.items():
+        found = real.compare(record(flat, flat), record(reward, judge))
+        assert found["whole"] == word, word
+    assert real.compare(record(flat, up), record(up, flat))["whole"] == "hacked"
+    assert real.compare(record(flat, None), record(up, None))["whole"] == "not judged"
+    less = real.compare(record(flat, flat), record(up, up, diversity=0.5, near=0.25))
+    assert less["verdict"] == "Verdict: real (less varied: 0.50 of before; more near copies of training pictures: 25.0% (before 0.0%))."
+
+
+def test_pairs_of_a_group_share_their_tags_and_nothing_else(tiny_model):
+    config = from_dict({"grpo": {"group_size": 4}}).grpo
+    draw = lambda numbers: rollouts.draw(tiny_model, config, rollouts.Prompts([], []), seed=1, step=2, numbers=numbers, size=8)  # noqa: E731
+    pairs = draw(range(8))
+    assert len({pair.tags for pair in pairs[:4]}) == 1 and len({tuple(pair.codes) for pair in pairs}) == 8
+    assert [pair.codes for pair in draw(range(4, 8))] == [pair.codes for pair in pairs[4:]]
+    assert [pair.index for pair in pairs] == list(range(16, 24))
+
+
+def test_groups_of_a_prompt_draw_the_same_description(shaped_model, tmp_path):
+    (tmp_path / "prompts.txt").write_text("A disc.\nA square.\n\nA disc.\nA star on a field.\n")
+    config = from_dict({"grpo": {"group_size": 2, "prompts": str(tmp_path / "prompts.txt")}}).grpo
+    prompts = rollouts.read_prompts(config, shaped_model)
+    assert (prompts.train, prompts.held_out) == (["A disc.", "A square."], ["A star on a field."])
+    pairs = rollouts.draw(shaped_model, config, prompts, seed=1, step=0, numbers=range(4), size=4)
+    assert [pair.caption for pair in pairs[::2]] == [pair.caption for pair in pairs[1::2]]
+    assert {pair.caption for pair in pairs} == {"A disc.", "A square."}
+
+
+@pytest.mark.parametrize(
+    "changes, told",
+    [
+        ({"grpo__group_size": 3}, "grpo.group_size is 3; it must be at least 2 and divide the 8 pairs"),
+        ({"grpo__rewards": [{"kind": "tests.test_grpo:broken"}]}, "reward tests.test_grpo:broken gave nan for pair 0"),
+        ({"grpo__judges": [{"kind": "tests.test_grpo:paper"}]}, r"grpo.judges\[0\] .* is one of grpo.rewards"),
+        ({"grpo__clip_low": 1.5}, "grpo.clip_low is 1.5; it must lie between 0 and 1"),
+        ({"grpo__perturb": ["blur"]}, "grpo.perturb names blur"),
+        ({"grpo__prompts": "nowhere.txt", "grpo__learn": "text"}, "with grpo.prompts the words are given"),
+    ],
+)
+def test_what_cannot_be_trained_is_said_in_one_line(checkpoint_folder, tmp_path, changes, told):
+    with pytest.raises(ValueError, match=told):
+        Noted(write(tmp_path, checkpoint_folder, **changes))
+
+
+def test_without_a_start_there_is_nothing_to_go_on_from(tmp_path):
+    with pytest.raises(ValueError, match=r"grpo\.rewards is set, which needs a model that is there"):
+        Noted(write(tmp_path, Path("")), "start=")
+
+
+def test_the_options_of_the_peers_train_too(checkpoint_folder, tmp_path):
+    """Easy tokens left out, similar codes moved less, entropy held, whole batches' spread, several epochs, perturbed pictures."""
+    changed = {"easy": 0.9, "similar": 1.0, "entropy": 0.01, "scale": "batch", "epochs": 2, "perturb": ["noise"], "kl": 0.1}
+    done = Noted(
+        write(
+            tmp_path,
+            checkpoint_folder,
+            **{f"grpo__{name}": value for name, value in changed.items()},
+            train__steps=1,
+            train__micro_batch_size=2,
+        )
+    )
+    assert done.told[1]["train/grad_norm"] > 0 and (done.out / "checkpoint").is_dir()
+
+
+def test_descriptions_are_learned_to_be_drawn(shaped_folder, tmp_path):
+    """Pictures of several shapes, to prompts; judged by held-out ones."""
+    (tmp_path / "prompts.txt").write_text("".join(f"A {what}.\n" for what in ("disc", "square", "star", "ship", "tree")))
+    options = {"grpo__prompts": str(tmp_path / "prompts.txt"), "grpo__similar": 0.5, "grpo__eval_n": 4, "train__steps": 2}
+    done = Noted(write(tmp_path, shaped_folder, **options))
+    assert done.told[2]["train/grad_norm"] > 0 and done.told[2]["train/entropy_text"] == 0
+    assert json.loads((done.out / "real" / "report.json").read_text())["rewards"]["tests.test_grpo:paper"]["n"] == 4
+    assert tokun.load(done.out, device="cpu").sample(1, n=1, prompt="A ship.")[0].caption == "A ship."
+
+
+def test_it_stops_where_entropy_has_fallen_too_far(checkpoint_folder, tmp_path, monkeypatch):
+    monkeypatch.setattr(grpo.GrpoStage, "summary", lambda self, *_: {"train/entropy_kept": 0.1, "reward/mean": 0.0, "train/kl": 0.0})
+    done = Noted(write(tmp_path, checkpoint_folder, grpo__least_entropy=0.5, train__steps=5))
+    assert json.loads((done.out / "checkpoint" / "training.json").read_text())["stopped_by"] == "entropy has fallen to 0.10 of the start's"
+
+
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("how", ["ddp", "zero1", "zero2", "zero3", "zero3 adapter"])
+def test_two_processes_under_the_launcher_have_the_losses_of_one(checkpoint_folder, tmp_path, how):
+    pytest.importorskip("deepspeed", reason="the deepspeed launcher needs the extra 'train'")
+    (tmp_path / "one").mkdir()
+    how, _, adapter = how.partition(" ")
+    more = ("adapter.rank=2",) if adapter else ()
+    one = Noted(write(tmp_path / "one", checkpoint_folder, grpo__kl=0.01, grpo__minibatches=2), *more)
+    config = write(tmp_path, checkpoint_folder, grpo__kl=0.01, grpo__minibatches=2, tracking__kind="tensorboard")
+    json_file = "" if how == "ddp" else str(ROOT / f"configs/deepspeed/{how}.json")
+    launcher = (sys.executable, str(Path(sys.executable).with_name("deepspeed")), "--num_gpus", "2", "--master_port", str(free_port()))
+    done = train(config, f"train.deepspeed={json_file}", *more, launcher=launcher, timeout=500)
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    two = curves(tmp_path / "run" / "tracking")
+    for name in ("reward/tests.test_grpo:paper", "train/kl", "train/entropy_image", "train/grad_norm"):
+        mine = {str(step): told[name] for step, told in one.told.items() if name in told}
+        assert two[name].keys() == mine.keys() and largest_difference(two[name], mine) < 1e-3, (how, name)
+    assert (tmp_path / "run" / (adapter or "checkpoint") / "training.json").is_file()
+
+
+def curves(folder: Path) -> dict[str, dict[str, float]]:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    events = EventAccumulator(str(folder)).Reload()
+    return {name: {str(e.step): e.value for e in events.Scalars(name)} for name in events.Tags()["scalars"]}

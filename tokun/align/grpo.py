@@ -1,0 +1,401 @@
+"""GRPO: a checkpoint learns from rewards of its own pairs (Shao et al. 2024, DeepSeekMath; for pictures SimpleAR, T2I-R1, STAGE).
+
+    deepspeed train.py --config configs/grpo.yaml start=runs/mine out=runs/mine-grpo
+
+A step is a rollout: groups of pairs that share their tags or their prompt are drawn by the sampler that users have, rewards are measured,
+each pair is compared with its group (`objective.advantages`), and the generator is updated once or a few times. Around it are the engines,
+trainer states and trackers of the other stages; a run that was killed goes on exactly where it was.
+
+Why not trl's GRPOTrainer? It owns the step from the prompt to the update, and draws through `generate` or a vLLM server: text of one
+temperature behind a text prompt. Here a pair is read off a seed's latent, under a grammar (so many codes, then a caption), with a temperature
+of codes and one of words, and by the C++ program where there is one. Its `rollout_func` would take our ids, but the likelihoods that it takes
+ratios of are over the whole vocabulary at one temperature, so that the first ratio would not be 1; its rewards get texts, ours pictures; its
+states are its own, ours go on under any engine. What is left of it is the loss of `objective.py`, some thirty lines.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from tokun.align import objective, perturb, real, rewards, rollouts
+from tokun.align.objective import Chosen
+from tokun.align.policy import Policy
+from tokun.config import Config
+from tokun.inference import decoder, many
+from tokun.inference.model import Pair, Tokun
+from tokun.render.grids import captioned_grid
+from tokun.training import adapters, loop
+from tokun.training.engine import Engine
+from tokun.training.engine_stage import EngineStage
+from tokun.training.generator import FREE_KEYS, log_samples, training_seed, where_to
+from tokun.training.records import LOGGING_KEYS, figures_line, stopped_early, without
+from tokun.training.run import Run, micro_batch, states_on_disk
+from tokun.training.start import starting_model
+from tokun.utils import checkpoint
+from tokun.utils.errors import UserError
+
+UNJUDGED = {"judges", "eval_n", "eval_seed", "copies_of", "features"}  # settings that change nothing of what is learned
+RANGES = {
+    "temperature": (1e-6, 1e6), "text_temperature": (1e-6, 1e6), "clip_low": (0, 1), "clip_high": (0, 1e6), "kl": (0, 1e6), "entropy": (0, 1e6),
+    "least_entropy": (0, 1), "easy": (1e-6, 1), "similar": (0, 1),
+}  # fmt: skip
+
+
+class Collapsed(Exception):
+    """The model says nearly the same whatever the seed: the run ends here, and what it has is kept."""
+
+
+def train_grpo(run: Run) -> Path:
+    """Train the generator of `config.start` on `config.grpo.rewards` -> `out/checkpoint` (with an adapter `out/adapter`) and
+    `out/real/report.html`. Raises UserError for settings that cannot be, before anything is drawn."""
+    config, target = run.config, run.out / ("adapter" if run.config.adapter.rank else "checkpoint")
+    check(config, run.world)
+    before = starting_model(config)
+    settings = settings_of(config, before)
+    run.recover(target)
+    if (record := checkpoint.read_record(target / "training.json")) is not None:
+        checkpoint.require_same(target, record["settings"], settings)
+        run.say(f"grpo: {target} is there and matches" + stopped_early(record, config.train, target))
+        run.forget(GrpoStage.name)
+        return target
+    stage, stopped = GrpoStage(run, before, settings), ""
+    try:
+        loop.train(stage)
+    except Collapsed as reason:
+        stopped = str(reason)
+        run.say(
+            f"grpo: {stopped}, below grpo.least_entropy {config.grpo.least_entropy:g}: stopping before the model says one thing only. "
+            "Raise grpo.kl, grpo.clip_high or grpo.entropy, or lower train.lr"
+        )
+    stage.finish(target, stopped or stage.schedule.stopped_by(stage.step))
+    return target
+
+
+def check(config: Config, world: int) -> None:
+    """Raises UserError for what no run can do."""
+    grpo, share = config.grpo, config.train.batch_size // world
+    if config.dpo.pairs or config.words.train:
+        raise UserError("grpo.rewards is set beside dpo.pairs or words.train: they are trainings of their own, one after the other")
+    if grpo.group_size < 2 or share % grpo.group_size:
+        raise UserError(
+            f"grpo.group_size is {grpo.group_size}; it must be at least 2 and divide the {share} pairs that each of {world} process(es) "
+            f"has of train.batch_size {config.train.batch_size}"
+        )
+    if grpo.learn == "text" and grpo.prompts:
+        raise UserError("grpo.learn is text, but with grpo.prompts the words are given: set learn=image, or leave prompts out")
+    for name, (least, most) in RANGES.items():
+        if not least <= getattr(grpo, name) <= most:
+            raise UserError(f"grpo.{name} is {getattr(grpo, name)}; it must lie between {least:g} and {most:g}")
+    if config.adapter.rank and (config.adapter.bits or config.adapter.dropout):
+        raise UserError("grpo compares with the base and draws by it: set adapter.bits=0 and adapter.dropout=0")
+    perturb.changer(grpo.perturb, 0)
+    optimised = [dataclasses.replace(one, weight=1.0) for one in grpo.rewards]
+    for number, judge in enumerate(grpo.judges):
+        if dataclasses.replace(judge, weight=1.0) in optimised:
+            raise UserError(
+                f"grpo.judges[{number}] ({judge.kind}) is one of grpo.rewards: a judge is another model, or learned from other data"
+            )
+
+
+def settings_of(config: Config, before: Tokun) -> dict[str, Any]:
+    """What a trainer state and the result were made with."""
+    identity = many.identity(before)
+    grpo = without(dataclasses.asdict(config.grpo), UNJUDGED)
+    grpo["rewards"] = {str(number): reward for number, reward in enumerate(grpo["rewards"])}
+    return {
+        "start": config.start, "started_from": {name: identity[name] for name in ("generator", "image_tokenizer")}, "seed": training_seed(config),
+        "train": without(dataclasses.asdict(config.train), LOGGING_KEYS | FREE_KEYS), "grpo": grpo,
+        **({"adapter": dataclasses.asdict(config.adapter)} if config.adapter.rank else {}),
+    }  # fmt: skip
+
+
+@dataclass
+class Part:
+    """A micro batch of a rollout, and what is known of its tokens, all (N,)."""
+
+    ids: Tensor  # (B, T)
+    what: Chosen
+    advantage: Tensor
+    weight: Tensor
+    start: Tensor
+    start_entropy: Tensor
+    old: Tensor | None = None  # None where there is one update only: then it is what the update itself finds
+
+
+@dataclass
+class Rollout:
+    """This process's pairs of a step, with their rewards."""
+
+    pairs: list[Pair]
+    values: dict[str, list[float]]
+
+
+@dataclass
+class Seconds:
+    """Where the time of a step goes."""
+
+    rollout: float = 0.0
+    scoring: float = 0.0
+    learning: float = 0.0
+
+    @contextmanager
+    def of(self, what: str) -> Iterator[None]:
+        begun = time.monotonic()
+        yield
+        setattr(self, what, getattr(self, what) + time.monotonic() - begun)
+
+
+class GrpoStage(EngineStage):
+    """A step is a rollout and its updates."""
+
+    name = "grpo"
+
+    def __init__(self, run: Run, before: Tokun, settings: dict[str, Any]):
+        config, train = run.config, run.config.train
+        self.config, self.grpo, self.train, self.before = config, config.grpo, train, before
+        self.seed, self.share, self.micro = training_seed(config), train.batch_size // run.world, micro_batch(train, run.world)
+        self.updates = self.grpo.minibatches * self.grpo.epochs
+        torch.manual_seed(self.seed)
+        self.policy = Policy(config, before)
+        engine = Engine.make(train, self.policy.model, deepspeed=run.deepspeed, micro=self.micro, accumulation=self.share // self.micro)
+        self.policy.under(engine)
+        plain = dataclasses.replace(train, ema_decay=0.0, ema_every=1)  # no average: what draws is what learned
+        super().__init__(run, loop.Schedule.of(train), plain, model=self.policy.model, engine=engine, settings=settings)
+        self.prompts = rollouts.read_prompts(self.grpo, before)
+        change = perturb.changer(self.grpo.perturb, self.seed)
+        made = rewards.make(self.grpo.rewards, before)
+        self.rewards = [rewards.perturbed(reward, change) if self.grpo.perturb else reward for reward in made]
+        self.court = real.Court(self.grpo, before, made, run.out / "real") if run.rank == 0 else None
+        self.seconds, self.logged, self.latest = Seconds(), dict[str, float](), Rollout([], {})
+
+    def describe(self) -> str:
+        return (
+            f"{self.policy.trained / 1e6:.2f}M of {self.policy.parameters / 1e6:.2f}M parameters, {self.train.batch_size * self.grpo.minibatches} pairs a "
+            f"rollout in groups of {self.grpo.group_size}, {self.updates} update(s) each, "
+            f"rewards {', '.join(f'{reward.weight:g} x {reward.name}' for reward in self.rewards)}, {self.run.world} process(es), {self.engine}"
+        )
+
+    def disk_bytes(self) -> int:
+        return 4 * 4 * self.policy.trained * states_on_disk(self.config)
+
+    def batch_keys(self) -> Sequence[str]:
+        return [f"rollout {self.step} of seed {self.seed}"]
+
+    # --- a step ---------------------------------------------------------------------------------------------------------
+
+    def batches(self, start: int) -> Iterator[Rollout]:
+        """Pairs drawn by the weights as they are when the loop asks, and their rewards."""
+        if start == 0:
+            self.evaluate()
+        for step in itertools.count(start):
+            kept = self.logged.get("train/entropy_kept", 1.0)
+            if kept < self.grpo.least_entropy:
+                raise Collapsed(f"entropy has fallen to {kept:.2f} of the start's")
+            self.seconds = Seconds()
+            with self.seconds.of("rollout"):
+                pairs = self.draw(step)
+            with self.seconds.of("scoring"):
+                values = {reward.name: reward(pairs) for reward in self.rewards}
+            self.latest = Rollout(pairs, values)
+            yield self.latest
+
+    def draw(self, step: int) -> list[Pair]:
+        """This process's pairs of a rollout, minibatch by minibatch; in one process they are all."""
+        size, mine = self.train.batch_size, self.run.rank * self.share
+        numbers = [cut * size + mine + row for cut in range(self.grpo.minibatches) for row in range(self.share)]
+        rolled = size * self.grpo.minibatches
+        pairs = rollouts.draw(self.policy.drawer(), self.grpo, self.prompts, seed=self.seed, step=step, numbers=numbers, size=rolled)
+        self.policy.release()
+        return pairs
+
+    def take_step(self, batch: Rollout, lr: float) -> None:
+        self.engine.set_lr(lr)
+        with self.seconds.of("learning"):
+            advantage = self.advantages(batch.values)
+            parts = self.parts(batch.pairs, advantage)
+            totals, norm = self.learn(parts)
+        # the watch on entropy wants them at every step, in every process
+        self.logged = self.summary(batch.values, advantage, totals, parts) | {"train/grad_norm": norm, "train/lr": lr}
+
+    def figures(self) -> tuple[dict[str, float], str]:
+        return self.logged, f"reward {self.logged['reward/mean']:.3f} kl {self.logged['train/kl']:.4f}"
+
+    def advantages(self, values: dict[str, list[float]]) -> Tensor:
+        """The weighted sum of each reward's own advantages: what is compared is in its own spread, whatever its unit (GDPO, Liu et al. 2026)."""
+        out = torch.zeros(len(next(iter(values.values()))), dtype=torch.float64)
+        for reward in self.rewards:
+            own = torch.tensor(values[reward.name], dtype=torch.float64)
+            out += reward.weight * objective.advantages(own, self.grpo.group_size, scale=self.grpo.scale, world=self.run.world)
+        return out.float()
+
+    @torch.no_grad()
+    def parts(self, pairs: Sequence[Pair], advantage: Tensor) -> list[Part]:
+        """The rollout in micro batches, with the likelihoods of the frozen model and, where several updates follow, of the present one."""
+        v, device, out = self.before.vocabulary, self.engine.device, []
+        held_back = self.alike(pairs)
+        for first in range(0, len(pairs), self.micro):
+            rows = slice(first, first + self.micro)
+            ids = rollouts.sequences(self.before, pairs[rows], prompted=bool(self.prompts))
+            what = objective.chosen(v, ids, self.grpo.learn)
+            own = advantage[rows].to(device)[what.rows]
+            weight = torch.ones_like(own)
+            if held_back is not None:
+                apart = held_back[rows].to(device)[what.rows, what.slots.clamp_max(held_back.shape[1] - 1)]
+                weight = torch.where(what.is_image, 1 - self.grpo.similar * apart, weight)
+            with torch.autocast(device.type, torch.bfloat16, enabled=self.train.precision == "bf16"):  # as the engine casts
+                start, entropy = objective.likelihoods(self.before.generator, ids, what, v, temperatures=self.temperatures)
+            part = Part(ids, what, own, weight, start, entropy)
+            if self.updates > 1:
+                with self.engine.autocast():
+                    part.old, _ = objective.likelihoods(self.engine.model, ids, what, v, temperatures=self.temperatures)
+            out.append(part)
+        return out
+
+    def alike(self, pairs: Sequence[Pair]) -> Tensor | None:
+        """(pairs, codes of the largest picture): how much each code looks like the group's others at its place; None where nobody asks."""
+        if not self.grpo.similar:
+            return None
+        size, vectors = self.grpo.group_size, self.before.image_tokenizer.vectors().cpu()
+        out = torch.zeros(len(pairs), self.before.vocabulary.max_codes)
+        for first in range(0, len(pairs), size):
+            codes = torch.tensor([pair.codes for pair in pairs[first : first + size]])
+            out[first : first + size, : codes.shape[1]] = objective.alike(codes[None], vectors)[0]
+        return out
+
+    def learn(self, parts: Sequence[Part]) -> tuple[Tensor, float]:
+        """All updates of a rollout -> the sums of `Terms.totals` over all processes, and the last gradient's norm before clipping."""
+        each = self.share // self.micro
+        totals, norm = torch.zeros(6, dtype=torch.float64), 0.0
+        for _ in range(self.grpo.epochs):
+            for cut in range(self.grpo.minibatches):
+                totals += self.gradients(parts[cut * each : (cut + 1) * each])
+                norm = self.update()
+        return objective.summed(totals, self.run.world), norm
+
+    def gradients(self, parts: Sequence[Part]) -> Tensor:
+        """Forward and backward of one update."""
+        train, grpo = self.train, self.grpo
+        counts = torch.stack([torch.stack([part.what.is_image.sum(), (~part.what.is_image).sum()]) for part in parts]).sum(0).double()
+        image, text = objective.summed(counts.cpu(), self.run.world).clamp_min(1).tolist()
+        totals = torch.zeros(6, dtype=torch.float64)
+        for number, part in enumerate(parts):
+            share = torch.where(part.what.is_image, train.image_weight / image, train.text_weight / text)
+            with self.engine.micro_batch(last=number == len(parts) - 1):
+                with self.engine.autocast():
+                    new, entropy = objective.likelihoods(
+                        self.engine.model,
+                        part.ids,
+                        part.what,
+                        self.before.vocabulary,
+                        temperatures=self.temperatures,
+                        moved=grpo.entropy > 0,
+                    )
+                old = new.detach() if part.old is None else part.old
+                found = objective.terms(
+                    new, entropy, old, part.start, part.advantage, part.weight * ~objective.easy(old, grpo.easy), share, part.what.is_image,
+                    low=grpo.clip_low, high=grpo.clip_high, kl=grpo.kl, entropy_weight=grpo.entropy, start_entropy=part.start_entropy,
+                )  # fmt: skip
+                self.require_finite(found.loss)
+                self.engine.backward(found.loss * self.run.world)  # the engine averages over processes; the counts are global already
+            totals += found.totals().cpu()
+        return totals
+
+    @property
+    def temperatures(self) -> tuple[float, float]:
+        return self.grpo.temperature, self.grpo.text_temperature
+
+    # --- what is told ---------------------------------------------------------------------------------------------------
+
+    def summary(self, values: dict[str, list[float]], advantage: Tensor, totals: Tensor, parts: Sequence[Part]) -> dict[str, float]:
+        """The figures of a step, over all processes; seconds are this one's."""
+        each = {name: torch.tensor(found, dtype=torch.float64) for name, found in values.items()}
+        n, s = len(advantage) * self.run.world, self.seconds
+        sums = torch.stack([torch.stack([x.sum(), x.square().sum()]) for x in each.values()])
+        started = torch.stack([part.start_entropy.double().sum().cpu() for part in parts]).sum() * self.grpo.epochs
+        idle = (advantage.view(-1, self.grpo.group_size).abs().amax(1) < 1e-6).double().sum()
+        sums, (started, idle) = (
+            objective.summed(sums, self.run.world),
+            objective.summed(torch.stack([started, idle]), self.run.world).tolist(),
+        )
+        out = {}
+        for name, (total, squares) in zip(each, sums.tolist()):
+            out |= {f"reward/{name}": total / n, f"reward/{name}_spread": max(0.0, squares / n - (total / n) ** 2) ** 0.5}
+        kl, image_entropy, text_entropy, clipped, image, text = totals.tolist()
+        tokens, whole = (image + text) / self.grpo.epochs, s.rollout + s.scoring + s.learning
+        return out | {
+            "reward/mean": sum(reward.weight * out[f"reward/{reward.name}"] for reward in self.rewards),
+            "train/idle_groups": idle / (n / self.grpo.group_size), "train/kl": kl / (image + text), "train/clipped": clipped / (image + text),
+            "train/entropy_image": image_entropy / max(1, image), "train/entropy_text": text_entropy / max(1, text),
+            "train/entropy_kept": (image_entropy + text_entropy) / max(started, 1e-9),
+            "time/rollout_share": s.rollout / whole, "time/scoring_share": s.scoring / whole, "time/step": whole,
+            "time/rollout_tokens_per_second": tokens / s.rollout, "time/learning_tokens_per_second": tokens / s.learning,
+        }  # fmt: skip
+
+    def sample(self) -> None:
+        """The first two groups of the rollout, each pair with its rewards."""
+        if self.run.rank > 0:
+            return
+        some = self.latest.pairs[: 2 * self.grpo.group_size]
+        said = [", ".join(f"{name} {found[i]:.3g}" for name, found in self.latest.values.items()) for i in range(len(some))]
+        texts = [f"{pair.caption} ({values})" for pair, values in zip(some, said)]
+        grid = captioned_grid([pair.image for pair in some], texts, columns=self.grpo.group_size)
+        folder = self.run.out / "samples"
+        folder.mkdir(exist_ok=True)
+        grid.save(folder / f"rollout-{self.step:08d}.png")
+        self.run.tracker.log_grid("rollouts", grid, [pair.image for pair in some], texts, step=self.step)
+
+    def evaluate(self) -> str:
+        """Held-out pairs of the model as it is, by rewards and judges."""
+        whole = self.policy.whole()
+        if self.court is None or whole is None:
+            return ""
+        held = self.court.hear(whole, self.prompts, self.step)
+        decoder.forget(whole.generator)
+        self.run.tracker.log({f"real/{name}": value for name, value in held.items()}, step=self.step)
+        return figures_line(held)
+
+    # --- the result -----------------------------------------------------------------------------------------------------
+
+    def finish(self, target: Path, stopped_by: str) -> None:
+        """The checkpoint or the adapter, and the report of what is real. Every process calls it."""
+        self.evaluate()
+        whole = self.policy.whole()
+        if self.court is not None and whole is not None:
+            whole.eval()
+            report = self.court.report(whole, self.prompts, self.step)
+            record = {
+                "settings": self.settings, "steps": self.step, "stopped_by": stopped_by, "seconds": round(self.clock.seconds()), "train": self.logged,
+                "real": report, "parameters": self.policy.parameters, "trained": self.policy.trained,
+            }  # fmt: skip
+            with checkpoint.whole_directory(target) as folder:
+                self.policy.write(whole, folder, self.card(record))
+                checkpoint.write_record(folder / "training.json", record)
+            if self.config.sampling.n > 0:
+                log_samples(self.run, whole, self.step)
+            self.run.forget(self.folder)
+            self.run.say(real.lines(report))
+            self.run.say(f"grpo: {self.run.out / 'real' / 'report.html'} says what is real. " + where_to(target, self.config))
+        self.run.wait()
+
+    def card(self, record: dict[str, Any]) -> str:
+        """The start's card, or the adapter's, with what was done."""
+        g, t = self.grpo, self.train
+        mix = ", ".join(f"{reward.weight:g} x {reward.kind}" for reward in g.rewards)
+        start = "the bundled model" if self.config.start == "bundled" else Path(self.config.start).name
+        about = (
+            f"GRPO from {start}: {record['steps']} rollouts of {t.batch_size * g.minibatches} pairs in groups of {g.group_size}, rewards {mix}, "
+            f"learning rate {t.lr:g}, KL {g.kl:g}, {record['seconds'] / 60:.0f} minutes. {record['real']['verdict']}"
+        )
+        if self.policy.tuned:
+            return adapters.card(self.config, record, self.policy.tuned, about=about)
+        return f"{self.before.card.rstrip()}\n\n## Learned from rewards\n\n{about}\n".lstrip()

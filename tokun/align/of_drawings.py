@@ -1,0 +1,64 @@
+"""Rewards of drawings: what is left of a picture as SVG within a limit of bytes, and how short it is. The drawing is rendered back by resvg."""
+
+from __future__ import annotations
+
+import io
+import math
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from PIL import Image
+
+from tokun.render import svg
+from tokun.utils.errors import UserError
+from tokun.utils.extras import need
+
+if TYPE_CHECKING:
+    from tokun.config import RewardConfig
+    from tokun.inference.model import Pair, Tokun
+
+SIDE = 64  # px of the longer side at which drawings and pictures are compared
+FINENESS = svg.DETAILS[3]  # of `shortness`
+
+
+def likeness_within(asked: RewardConfig, model: Tokun | None = None) -> Callable[[Sequence[Pair]], list[float]]:
+    """Likeness of each picture to its drawing of at most `max_bytes` bytes."""
+    if asked.max_bytes < svg.LEAST_BYTES:
+        raise UserError(f"max_bytes is {asked.max_bytes}; a picture takes at least {svg.LEAST_BYTES} bytes")
+    renderer()
+    return lambda pairs: [likeness(pair.image, render(svg.to_svg(pair.image, asked.max_bytes))) for pair in pairs]
+
+
+def shortness(asked: RewardConfig, model: Tokun | None = None) -> Callable[[Sequence[Pair]], list[float]]:
+    """Thousands of bytes, below 0, of each picture traced at one fineness. A blank page is the shortest: set it beside a likeness."""
+    need("vtracer", extra="svg")
+
+    def size(image: Image.Image) -> int:
+        return len(svg.traced(svg.flat(image), *image.size, *FINENESS)) or svg.LEAST_BYTES
+
+    return lambda pairs: [-size(pair.image) / 1000 for pair in pairs]
+
+
+def render(text: str, side: int = 0) -> Image.Image:
+    """An SVG document as 'RGB' on white; `side`: px of its longer side (0: its own size)."""
+    made = Image.open(io.BytesIO(bytes(renderer().svg_to_bytes(svg_string=text, skip_system_fonts=True))))
+    if side and max(made.size) != side:
+        zoom = side / max(made.size)
+        made = Image.open(io.BytesIO(bytes(renderer().svg_to_bytes(svg_string=text, skip_system_fonts=True, zoom=zoom))))
+    page = Image.new("RGBA", made.size, "white")
+    return Image.alpha_composite(page, made.convert("RGBA")).convert("RGB")
+
+
+def renderer() -> Any:
+    return need("resvg_py", extra="svg")
+
+
+def likeness(one: Image.Image, other: Image.Image) -> float:
+    """The correlation of two pictures' shades at SIDE px, -1 to 1; 0 where one of them is flat, so that a blank page wins nothing."""
+    scale = SIDE / max(one.size)
+    size = tuple(max(1, round(side * scale)) for side in one.size)
+    a, b = (np.asarray(image.convert("L").resize(size, Image.Resampling.BOX), np.float64) for image in (one, other))
+    a, b = a - a.mean(), b - b.mean()
+    length = math.sqrt(float((a * a).sum() * (b * b).sum()))
+    return float((a * b).sum() / length) if length > 1e-6 * a.size else 0.0

@@ -1,0 +1,110 @@
+"""The generator that learns from rewards: all its weights or an adapter, whole where pairs are drawn, and frozen beside it the one it began as."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import nn
+
+from tokun.config import Config
+from tokun.inference import adapters as loras
+from tokun.inference import decoder
+from tokun.inference.model import Tokun
+from tokun.models.generator import count_parameters, tune_for
+from tokun.models.shares import gathered, is_cut, own_share
+from tokun.training import adapters
+from tokun.training.engine import Engine
+
+
+class Policy:
+    """`before` is the frozen model (with its tokenizers); `model` the one that an engine trains."""
+
+    def __init__(self, config: Config, before: Tokun):
+        """First weights of an adapter come from torch's global generator: seed it before the call."""
+        self.config, self.before = config, before
+        self.model: Any = copy.deepcopy(before.generator)
+        self.tuned = None
+        if config.adapter.rank:
+            stands_in = copy.copy(before)
+            stands_in.generator = self.model
+            self.tuned = adapters.attach(config, stands_in, before.vocabulary)
+            self.model = self.tuned.generator
+        if config.train.gradient_checkpointing:
+            self.model.gradient_checkpointing_enable()
+        tune_for(self.model, torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+        self.model.train(config.train.gradient_checkpointing)  # nothing is dropped: the first ratio is 1
+        self.parameters = count_parameters(self.model)
+        self.trained = self.tuned.size if self.tuned else self.parameters
+        self._copy: nn.Module | None = None
+        self._drawer: Tokun | None = None
+
+    def under(self, engine: Engine) -> None:
+        """Say which engine trains it. The frozen model goes to the engine's device."""
+        self.engine = engine
+        self.before.to(engine.device)
+        self.before.generator.requires_grad_(False)
+
+    def drawer(self) -> Tokun:
+        """The model as it stands, in every process, to draw with. `release` it before its weights change."""
+        if self.tuned:
+            generator = loras.merged(self.before.generator, self._adapter()).eval()
+        elif any(map(is_cut, self.model.parameters())):
+            generator = self._gathered()
+        else:
+            generator = self.model
+        if self._drawer is None:  # its tables of ids are made once
+            self._drawer = copy.copy(self.before)
+        self._drawer.generator = generator
+        return self._drawer
+
+    def release(self) -> None:
+        """Let go of what the sampler keeps of the weights: torch's fused optimizer changes them unseen, and the next pairs would be drawn by these."""
+        if self._drawer is not None:
+            decoder.forget(self._drawer.generator)
+
+    def whole(self) -> Tokun | None:
+        """The model as users will load it. Every process calls it; only the first gets it."""
+        if self.tuned:
+            adapter = self._adapter()
+            return self.tuned.model(adapter).to(self.engine.device) if _rank() == 0 else None
+        generator = self.engine.whole_model()
+        if generator is None or _rank() > 0:
+            return None
+        made = copy.copy(self.before)
+        made.generator = generator.float()
+        return made
+
+    def write(self, whole: Tokun, folder: Path, card: str) -> None:
+        """Fill a folder with the checkpoint, or the adapter."""
+        if self.tuned:
+            self.tuned.write(whole, folder, card)
+        else:
+            whole.save(folder, card=card)
+
+    @torch.no_grad()
+    def _adapter(self) -> loras.Adapter:
+        """What is trained, in every process."""
+        assert self.tuned is not None
+        tensors = self.tuned.tensors()
+        if dist.is_initialized() and any(map(is_cut, self.model.parameters())):  # the first process alone has them
+            box = [tensors]
+            dist.broadcast_object_list(box, 0)
+            tensors = box[0]
+        return self.tuned.adapter(tensors, tag_counts=self.before.tag_counts, tasks=self.before.tasks)
+
+    @torch.no_grad()
+    def _gathered(self) -> nn.Module:
+        """A copy with whole weights, of parameters that ZeRO-3 has cut."""
+        if self._copy is None:
+            self._copy = copy.deepcopy(self.before.generator)
+        for (_, there), (_, parameter) in zip(self._copy.named_parameters(), self.model.named_parameters(), strict=True):
+            there.copy_(gathered(own_share(parameter), parameter))
+        return self._copy
+
+
+def _rank() -> int:
+    return dist.get_rank() if dist.is_initialized() else 0

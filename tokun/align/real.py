@@ -1,0 +1,248 @@
+"""Is the gain real? Held-out pairs of the same latents before and after, by the rewards, by judges that were not optimised, and as a set.
+
+    a reward rose, and so did a judge, and none fell    real
+    a reward rose, and no judge did, or one fell        hacked
+    a reward rose, and there is no judge                not judged
+    no reward rose                                      no gain
+
+To rise is to do so beyond chance: the 95 % interval of the mean difference over pairs of one latent (bootstrap) lies above 0. Beside it stands
+how varied the pairs are (less than nine tenths of before: less varied) and how many are near copies of training pictures (more than before).
+
+    out/real/step-00000040.json      every pair's values, of each time that was looked
+    out/real/report.json, report.md, report.html, and viewer/before, viewer/after: sheets for people (`tokun.evaluate.viewer`)
+"""
+
+from __future__ import annotations
+
+import base64
+import html
+import io
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from tokun import data
+from tokun.align import rewards, rollouts
+from tokun.align.rewards import Checked
+from tokun.align.rollouts import Prompts
+from tokun.config import GrpoConfig
+from tokun.evaluate import distances, figures, memorisation, viewer
+from tokun.evaluate.features import open_features
+from tokun.evaluate.material import samples_of
+from tokun.render.grids import captioned_grid
+from tokun.utils import checkpoint
+
+if TYPE_CHECKING:
+    from tokun.inference.model import Pair, Tokun
+
+LEAST_DIVERSITY = 0.9  # of before
+THUMBNAIL = 16  # px, of the grey pictures whose distances are diversity where no network is named
+SEARCHED = 2000  # training pictures
+SHEET = 24  # pairs on the report's sheets
+
+
+class Court:
+    """Hears the model before and as it is. In the first process only."""
+
+    def __init__(self, config: GrpoConfig, before: Tokun, optimised: Sequence[Checked], folder: Path):
+        """`optimised`: the rewards as they are, pictures unchanged. Raises ValueError for judges that cannot be made."""
+        self.config, self.before, self.folder = config, before, folder
+        self.rewards, self.judges = list(optimised), rewards.make(config.judges, before, "grpo.judges")
+        self.features = open_features(config.features, before.device) if config.features else None
+        self.known: list[memorisation.Coded] | None = None
+
+    def hear(self, model: Tokun, prompts: Prompts, step: int) -> dict[str, float]:
+        """Judge the model, keep what was found, and tell the means. What is there of this step is not measured again."""
+        found = self.seen(model, prompts, step)[0]
+        told = {f"{kind}/{name}": float(np.mean(values)) for kind in ("rewards", "judges") for name, values in found[kind].items()}
+        told |= {name: float(found[name]) for name in ("diversity", "near_copies", "alike") if found[name] is not None}
+        first = checkpoint.read_record(self.record(0))
+        if step and first is not None:
+            report = compare(first, found)
+            told |= {f"rise/{name}": row["rise"] for name, row in {**report["rewards"], **report["judges"]}.items()}
+        return told
+
+    def seen(self, model: Tokun, prompts: Prompts, step: int, *, pictures: bool = False) -> tuple[dict[str, Any], list[Pair]]:
+        """What is found of the model at a step; and its pairs, where it had to be drawn or pictures are wanted."""
+        asked = {"n": self.config.eval_n, "seed": self.config.eval_seed, "judges": [judge.name for judge in self.judges]}
+        found = checkpoint.read_record(self.record(step))
+        if found is not None and found["asked"] != asked:
+            found = None
+        if found is not None and not pictures:
+            return found, []
+        pairs = rollouts.held_out_pairs(model, self.config, prompts)
+        if found is None:
+            found = {"asked": asked, "step": step, **self.measured(pairs)}
+            checkpoint.write_record(self.record(step), found)
+        return found, pairs
+
+    def record(self, step: int) -> Path:
+        return self.folder / f"step-{step:08d}.json"
+
+    def measured(self, pairs: list[Pair]) -> dict[str, Any]:
+        return {
+            "rewards": {reward.name: reward(pairs) for reward in self.rewards},
+            "judges": {judge.name: judge(pairs) for judge in self.judges},
+            "diversity": distances.spread(self.vectors(pairs)),
+            "alike": float((self.apart(pairs, coded(self.before, pairs)) <= 1 - memorisation.CODES_SHARE).double().mean()),
+            "near_copies": self.copies(pairs),
+        }  # fmt: skip
+
+    def vectors(self, pairs: Sequence[Pair]) -> Tensor:
+        """float64 (n, d), whose distances say how unlike two pictures look."""
+        images = [pair.image for pair in pairs]
+        if self.features is not None:
+            return self.features(images)
+        small = [np.asarray(image.convert("L").resize((THUMBNAIL, THUMBNAIL), Image.Resampling.BOX), np.float64) / 255 for image in images]
+        return torch.from_numpy(np.stack(small)).flatten(1)
+
+    @staticmethod
+    def apart(pairs: Sequence[Pair], own: Sequence[memorisation.Coded]) -> Tensor:
+        """(n,) the share of codes in which each picture differs from the most similar other one."""
+        found = memorisation.codes_apart(own, own)
+        return found.fill_diagonal_(1).min(1).values
+
+    def copies(self, pairs: Sequence[Pair]) -> float | None:
+        """The share of pairs a quarter of whose codes, or more, are those of one training picture."""
+        if not self.config.copies_of:
+            return None
+        if self.known is None:
+            paths = data.expand_shards(self.config.copies_of)
+            samples = samples_of(self.before, data.ShardIndex(paths, need=(), one_of=data.IMAGE_SUFFIXES))
+            self.known = memorisation.coded(self.before, samples, range(min(SEARCHED, len(samples))))
+        nearest = memorisation.codes_apart(coded(self.before, pairs), self.known).min(1).values
+        return float((nearest <= 1 - memorisation.CODES_SHARE).double().mean())
+
+    def report(self, model: Tokun, prompts: Prompts, step: int) -> dict[str, Any]:
+        """Compare with before and write the report, with sheets of both."""
+        first, old = self.seen(self.before, prompts, 0, pictures=True)
+        last, new = self.seen(model, prompts, step, pictures=True)
+        found = compare(first, last) | {"steps": step}
+        checkpoint.write_record(self.folder / "report.json", found)
+        checkpoint.write_text(self.folder / "report.md", lines(found) + "\n")
+        sheets = {}
+        for name, pairs in (("before", old), ("after", new)):
+            sheets[name] = captioned_grid([pair.image for pair in pairs[:SHEET]], [pair.caption for pair in pairs[:SHEET]])
+            sheets[name].save(self.folder / f"{name}.png")
+            self.for_viewers(name, pairs)
+        checkpoint.write_text(self.folder / "report.html", page(found, sheets))
+        return found
+
+    def for_viewers(self, name: str, pairs: Sequence[Pair]) -> None:
+        """A sheet on which people choose among four captions; fewer pairs than it takes, and there is none."""
+        shown = [viewer.Shown(f"{pair.seed}-{pair.index}", pair.caption, pair.tags.subject, pair.image) for pair in pairs]
+        try:
+            questions = viewer.ask(shown, max(1, len({pair.caption for pair in pairs}) // 4), self.config.eval_seed)
+        except ValueError:
+            return
+        viewer.write(questions, self.folder / "viewer" / name, self.folder / "viewer-keys" / f"{name}.json", {"of": name})
+
+
+def coded(model: Tokun, pairs: Sequence[Pair]) -> list[memorisation.Coded]:
+    return [memorisation.Coded(pair.codes, pair.tags.grid or model.vocabulary.default_grid) for pair in pairs]
+
+
+# --- the verdict --------------------------------------------------------------------------------------------------------
+
+
+def compare(before: dict[str, Any], after: dict[str, Any]) -> dict[str, Any]:
+    """Two records of `Court.measured` over the same latents -> every rise with its interval, a verdict for each reward, and one for all."""
+    rows = {
+        kind: {name: rise(values, after[kind][name]) for name, values in before[kind].items() if name in after[kind]}
+        for kind in ("rewards", "judges")
+    }
+    for row in rows["rewards"].values():
+        row["verdict"] = verdict(row, list(rows["judges"].values()))
+    kept = after["diversity"] / before["diversity"] if before["diversity"] else math.nan
+    warnings = []
+    if not kept >= LEAST_DIVERSITY:
+        warnings.append(f"less varied: {kept:.2f} of before")
+    for name, what in (("near_copies", "near copies of training pictures"), ("alike", "near copies of one another")):
+        if before[name] is not None and after[name] > before[name] + 1 / before["asked"]["n"]:
+            warnings.append(f"more {what}: {after[name]:.1%} (before {before[name]:.1%})")
+    found = [row["verdict"] for row in rows["rewards"].values()]
+    whole = next((word for word in ("hacked", "real", "not judged") if word in found), "no gain")
+    sets = {name: {"before": before[name], "after": after[name]} for name in ("diversity", "near_copies", "alike")}
+    sentence = f"Verdict: {whole}" + (f" ({'; '.join(warnings)})" if warnings else "") + "."
+    return {
+        **rows,
+        "sets": sets,
+        "diversity_kept": None if math.isnan(kept) else kept,
+        "warnings": warnings,
+        "whole": whole,
+        "verdict": sentence,
+    }
+
+
+def rise(before: Sequence[float], after: Sequence[float]) -> dict[str, Any]:
+    """Means, and the mean difference over pairs with its 95 % interval."""
+    old, new = np.asarray(before, np.float64), np.asarray(after, np.float64)
+    low, high = figures.bootstrap(new - old, np.mean)
+    return {
+        "before": float(old.mean()),
+        "after": float(new.mean()),
+        "rise": float((new - old).mean()),
+        "low": low,
+        "high": high,
+        "n": len(old),
+    }
+
+
+def verdict(reward: dict[str, Any], judges: Sequence[dict[str, Any]]) -> str:
+    if reward["low"] <= 0:
+        return "no gain"
+    if not judges:
+        return "not judged"
+    return "real" if any(judge["low"] > 0 for judge in judges) and not any(judge["high"] < 0 for judge in judges) else "hacked"
+
+
+# --- the report -----------------------------------------------------------------------------------------------------------
+
+HEAD = ("", "before", "after", "rise", "95 % interval", "verdict")
+
+
+def rows_of(report: dict[str, Any]) -> list[tuple[str, ...]]:
+    number = figures.number
+    out = [
+        (f"{kind} {name}", number(row["before"]), number(row["after"]), f"{row['rise']:+.4g}", f"{number(row['low'])} to {number(row['high'])}", row.get("verdict", ""))
+        for kind, one in (("reward", "rewards"), ("judge", "judges"))
+        for name, row in report[one].items()
+    ]  # fmt: skip
+    for name, values in report["sets"].items():
+        if values["before"] is not None:
+            out.append((name.replace("_", " "), number(values["before"]), number(values["after"]), "", "", ""))
+    return out
+
+
+def lines(report: dict[str, Any]) -> str:
+    """The report as Markdown."""
+    table = [HEAD, *rows_of(report)]
+    text = ["| " + " | ".join(row) + " |" for row in table]
+    text.insert(1, "| " + " | ".join("---" for _ in HEAD) + " |")
+    return "\n".join([report["verdict"], "", *text])
+
+
+def page(report: dict[str, Any], sheets: dict[str, Image.Image]) -> str:
+    """The same as one HTML page that needs nothing else, with the sheets."""
+
+    def row(cells: Sequence[str], tag: str = "td") -> str:
+        return "<tr>" + "".join(f"<{tag}>{html.escape(cell)}</{tag}>" for cell in cells) + "</tr>"
+
+    table = row(HEAD, "th") + "".join(map(row, rows_of(report)))
+    pictures = "".join(f'<h2>{name}</h2><img alt="{name}" src="{data_url(sheet)}">' for name, sheet in sheets.items())
+    style = (
+        "body{font:16px sans-serif;margin:2em}td,th{padding:.2em .8em;text-align:right}td:first-child{text-align:left}img{max-width:100%}"
+    )
+    return f"<!doctype html><meta charset=utf-8><title>Is it real?</title><style>{style}</style><h1>{html.escape(report['verdict'])}</h1><table>{table}</table>{pictures}\n"
+
+
+def data_url(image: Image.Image) -> str:
+    buffer = io.BytesIO()
+    image.save(buffer, "PNG")
+    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()

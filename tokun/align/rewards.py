@@ -1,0 +1,142 @@
+"""Rewards: pairs in, one number each out. What they are called, how they are made, checked and mixed.
+
+    kind            reads                what it says of a pair
+    pmi                                  nats that the picture explains of its caption, by the model before the training (frozen)
+    clip            of                   cosine of picture and caption, an open_clip model (id, folder; also what benchmarks/clip_judge.py leaves)
+    clip_first      of                   the share of draws of 15 other captions of the batch above which that model ranks the own caption
+    recognition     of, shards           the same share by a ridge regression from ImageNet features (`evaluate.recognition`), learned from the shards
+    description     of, shards           that regression's score of the own caption
+    style           of, shards           the logit of a classifier, the shards' pictures against other kinds (`evaluate.style`)
+    aesthetic       of, clip             a linear head on CLIP features, 1 to 10
+    own_yes         question             P(yes) by the model before the training, where it was trained on questions
+    vqa             of, question         P(yes) by a model that answers about pictures (transformers id or folder)
+    caption         shards               whole, without loops, not learnt by heart: 1, less a third for each fault
+    svg             max_bytes            likeness of the drawing within the limit to the picture, rendered back
+    svg_bytes                            bytes of the picture traced at one fineness, in thousands, below 0: shorter is more
+    reference       of, shards           log density of Fréchet features under the shards' Gaussian, a dimension
+    module:function                      your own: a function of a list of pairs (`tokun.inference.model.Pair`)
+
+A reward is any callable from pairs to as many finite numbers; `Checked` holds it to that. Higher is better for all.
+Every kind may be a judge instead: measured, never optimised.
+"""
+
+from __future__ import annotations
+
+import importlib
+import math
+import numbers
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from torch import Tensor
+
+from tokun.align import of_drawings, of_pictures, of_words
+from tokun.config import RewardConfig
+from tokun.utils.errors import UserError
+
+if TYPE_CHECKING:
+    from tokun.inference.model import Pair, Tokun
+
+Score = Callable[[Sequence["Pair"]], Sequence[float]]
+MAKERS: dict[str, Callable[[RewardConfig, Any], Score]] = {
+    "pmi": of_words.pmi, "caption": of_words.caption,
+    "clip": of_pictures.clip, "clip_first": of_pictures.clip_first, "aesthetic": of_pictures.aesthetic, "vqa": of_pictures.vqa,
+    "own_yes": of_pictures.own_yes, "style": of_pictures.style, "recognition": of_pictures.recognition,
+    "description": of_pictures.description, "reference": of_pictures.reference,
+    "svg": of_drawings.likeness_within, "svg_bytes": of_drawings.shortness,
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Checked:
+    """A reward with its name and weight. Its numbers are finite and as many as the pairs, or there is one clear line."""
+
+    name: str
+    weight: float
+    score: Score
+
+    def __call__(self, pairs: Sequence[Pair]) -> list[float]:
+        """Raises UserError, naming the reward, for what is not one finite number a pair."""
+        found: Any = self.score(list(pairs))
+        if isinstance(found, (Tensor, np.ndarray)):
+            found = found.tolist()
+        if isinstance(found, (str, bytes, dict)) or not isinstance(found, Sequence):
+            raise UserError(f"reward {self.name} gave a {type(found).__name__}; it must give a list of {len(pairs)} numbers, one a pair")
+        if len(found) != len(pairs):
+            raise UserError(f"reward {self.name} gave {len(found)} numbers for {len(pairs)} pairs; it must give one a pair, in their order")
+        for i, value in enumerate(found):
+            if isinstance(value, bool) or not isinstance(value, numbers.Real):
+                raise UserError(f"reward {self.name} gave {value!r} ({type(value).__name__}) for pair {i}; it must be a number")
+            if not math.isfinite(value):
+                raise UserError(f"reward {self.name} gave {float(value)} for pair {i} ({pairs[i].caption[:40]!r}); it must be finite")
+        return [float(value) for value in found]
+
+
+def make(asked: Sequence[RewardConfig], model: Tokun, where: str = "grpo.rewards") -> list[Checked]:
+    """The rewards that a config names. `model`: the frozen one, for those that ask it; its device is theirs.
+
+    Raises UserError for an unknown kind, a weight that is none, or what the kind cannot be made of.
+    """
+    out: list[Checked] = []
+    for number, one in enumerate(asked):
+        place = f"{where}[{number}]"
+        if not math.isfinite(one.weight):
+            raise UserError(f"{place}.weight is {one.weight}; it must be a finite number")
+        try:
+            score = own_function(one.kind) if ":" in one.kind else MAKERS[one.kind](one, model)
+        except KeyError as error:
+            if one.kind in MAKERS:
+                raise
+            raise UserError(
+                f"{place}.kind is {one.kind!r}; it must be one of {', '.join(MAKERS)}, or module:function of your own"
+            ) from error
+        except (UserError, FileNotFoundError) as error:
+            raise type(error)(f"{place} ({one.kind}): {error}") from error
+        same = sum(other.kind == one.kind for other in asked[:number])  # two CLIPs, say
+        out.append(Checked(f"{one.kind}_{same + 1}" if same else one.kind, one.weight, score))
+    return out
+
+
+def parse(text: str) -> RewardConfig:
+    """'clip=FOLDER' or 'pmi' of a command line -> what a config would say: the kind, and behind = what it reads in `of`."""
+    if text.partition(":")[0] not in MAKERS and ":" in text.partition("=")[0]:
+        return RewardConfig(kind=text)
+    kind, _, of = text.partition("=")
+    return RewardConfig(kind=kind, of=of)
+
+
+def own_function(name: str) -> Score:
+    """The function behind `module:function`. Raises UserError where there is none."""
+    module, _, function = name.partition(":")
+    try:
+        found = getattr(importlib.import_module(module), function)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise UserError(
+            f"{name} cannot be imported ({error}); give module:function, the module being installed or in the current folder"
+        ) from error
+    if not callable(found):
+        raise UserError(f"{name} is a {type(found).__name__}, not a function")
+    return found
+
+
+@dataclass(frozen=True)
+class Mixed:
+    """Several rewards as one: each reward's numbers by name, and their weighted sum."""
+
+    rewards: Sequence[Checked]
+
+    def __call__(self, pairs: Sequence[Pair]) -> dict[str, list[float]]:
+        return {reward.name: reward(pairs) for reward in self.rewards}
+
+    def total(self, pairs: Sequence[Pair]) -> list[float]:
+        """As the `score` of `Tokun.best_of`."""
+        values = self(pairs)
+        return [sum(reward.weight * values[reward.name][i] for reward in self.rewards) for i in range(len(pairs))]
+
+
+def perturbed(reward: Checked, change: Callable[[Sequence[Pair]], list[Pair]]) -> Checked:
+    """The reward of pairs whose pictures were changed before (`perturb.changer`)."""
+    score = reward.score
+    return replace(reward, score=lambda pairs: score(change(pairs)))

@@ -1,0 +1,124 @@
+"""Pictures as the model sees them: opened, fitted to a grid as in training, encoded."""
+
+from __future__ import annotations
+
+import io
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps
+from torch import Tensor
+
+from tokun import data
+from tokun.data import framing, pictures
+from tokun.utils.errors import UserError
+
+if TYPE_CHECKING:
+    from tokun.inference.model import Tokun
+
+Picture = Image.Image | str | Path | bytes
+MAX_BYTES = 50_000_000  # of a picture's file; more where the limit of pixels is raised
+CPU_ROWS = 16  # computed together whatever is asked for, so that a picture's codes are the same bits in any company
+
+
+class TooLarge(UserError):
+    """A picture of more pixels than are read."""
+
+
+TIFF_MODES = ("1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "I", "F")
+
+
+def open_picture(source: Picture, channels: int) -> Image.Image:
+    """A file, its bytes or a PIL picture -> 'L' or 'RGB', upright (`pictures.decode`). Raises FileNotFoundError, or UserError with the reason."""
+    name = "the picture"
+    if isinstance(source, Image.Image):
+        require_size(source, name)
+        source = as_tiff(source)
+    if not isinstance(source, bytes):
+        if not isinstance(source, (str, os.PathLike)):
+            raise UserError(f"{type(source).__name__} is no picture: give a file's path, its bytes or a PIL picture")
+        path = Path(source).expanduser()
+        name = str(path)
+        if not path.is_file():
+            raise FileNotFoundError(f"{name!r} is not a file: name a picture")
+        if path.stat().st_size > (most := max(MAX_BYTES, pictures.max_pixels() // 2)):
+            raise UserError(
+                f"{path} has {path.stat().st_size:,} bytes, more than the {most:,} that are read: scale it down, or raise the limit with {HIGHER}"
+            )
+        source = path.read_bytes()
+    try:
+        return pictures.decode_as(source, channels)
+    except pictures.PictureError as error:
+        if str(error) == pictures.TOO_MANY:
+            raise TooLarge(
+                f"{name} has more than {pictures.max_pixels():,} pixels: scale it down, or raise the limit with {HIGHER}. A file that is tiny for its pixels is read up to a tenth of that"
+            ) from error
+        reason = "of no known kind, or empty" if str(error) in ("empty file", "not a picture that can be read") else error
+        raise UserError(f"{name} is not a picture that can be read: {reason}") from error
+
+
+def as_tiff(picture: Image.Image) -> bytes:
+    """A PIL picture as a file, upright and with its colour profile: one way in for all modes, CMYK and 16 bits too."""
+    buffer = io.BytesIO()
+    try:
+        profile = picture.info.get("icc_profile")
+        upright = ImageOps.exif_transpose(picture)
+        if upright.mode.startswith("I;16"):  # in either order of bytes
+            upright = Image.fromarray(np.asarray(upright).astype(np.uint16))
+        elif upright.has_transparency_data:
+            upright = upright.convert("RGBA")
+        elif upright.mode not in TIFF_MODES:
+            upright = upright.convert("RGB")
+        upright.save(buffer, "TIFF", icc_profile=profile)
+    except (OSError, ValueError, SystemError) as error:  # no pixels at all, say
+        raise UserError(
+            f"a picture of mode {picture.mode!r} and {picture.width} x {picture.height} pixels is not read ({error}): convert it to 'RGB' first"
+        ) from error
+    return buffer.getvalue()
+
+
+def require_size(image: Image.Image, name: str) -> None:
+    """Raise TooLarge for a picture of more pixels than are read, before its pixels are decoded."""
+    (width, height), most = image.size, pictures.max_pixels()
+    if width * height > most:
+        raise TooLarge(f"{name} has {width} x {height} pixels, more than {most:,}: scale it down, or raise the limit with {HIGHER}")
+
+
+HIGHER = f"--max-megapixels N, or {pictures.LIMIT}=N in the environment"
+
+
+@dataclass(frozen=True)
+class Seen:
+    """A picture as the model sees it."""
+
+    codes: list[int]  # 0..K-1, raster order
+    grid: framing.Grid
+    box: framing.Box  # what the grid shows, in pixels of the picture
+    size: tuple[int, int]  # width and height of the picture
+
+
+def see(model: Tokun, pictures: Sequence[Picture], grid: framing.Grid | None = None) -> list[Seen]:
+    """Pictures of any shapes, each fitted as in training to the grid nearest to its own shape, or all to `grid`, and encoded."""
+    config = model.image_tokenizer.config
+    opened = [open_picture(picture, config.image_channels) for picture in pictures]
+    rows, found = CPU_ROWS if model.device.type == "cpu" else 0, {}
+    for group in framing.encode_ready(opened, model.grids, downsample=config.downsample, fit=model.fit, grid=grid):
+        codes = model.image_tokenizer.encode(data.to_float(group.pixels).to(model.device), rows=rows).tolist()
+        found |= {place: Seen(own, group.grid, box, opened[place].size) for place, own, box in zip(group.places, codes, group.boxes)}
+    return [found[place] for place in range(len(opened))]
+
+
+def encode_pictures(model: Tokun, pictures: Sequence[Picture], grid: framing.Grid | None = None) -> Tensor:
+    """Pictures fitted to one grid (rows, columns; None: the default one) -> codes int64 (B, N), on the CPU."""
+    return torch.tensor([seen.codes for seen in see(model, pictures, grid or model.vocabulary.default_grid)])
+
+
+def encode_whole(model: Tokun, picture: Picture) -> tuple[list[int], framing.Grid]:
+    """Codes of a picture and the grid, of those that the model knows, whose shape is nearest to its own."""
+    (seen,) = see(model, [picture])
+    return seen.codes, seen.grid
