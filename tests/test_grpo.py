@@ -1,6 +1,7 @@
 """Promises of tokun/align/grpo.py and real.py: a checkpoint learns from a reward, goes on exactly, and a reward that is hacked is caught."""
 
 import json
+import os
 import shutil
 import sys
 from pathlib import Path
@@ -14,6 +15,7 @@ from safetensors.torch import load_file
 import tokun
 from benchmarks.zero import free_port, largest_difference
 from tests.small_runs import ROOT, needs, train
+from tests.test_launch import forked
 from tokun.align import grpo, real, rollouts
 from tokun.config import from_dict, load_config
 from tokun.training.health import Preempted
@@ -59,8 +61,8 @@ def write(folder: Path, start: Path, **changes) -> Path:
 class Noted:
     """A run in this process, with what its tracker was told by step."""
 
-    def __init__(self, config: Path, *overrides: str, stop_at: int = 0):
-        self.run = open_run(load_config(config, overrides))
+    def __init__(self, config: Path, *overrides: str, stop_at: int = 0, deepspeed: bool = False):
+        self.run = open_run(load_config(config, overrides), deepspeed=deepspeed)
         self.told: dict[int, dict[str, float]] = {}
         log = self.run.tracker.log
 
@@ -249,24 +251,68 @@ def test_it_stops_where_entropy_has_fallen_too_far(checkpoint_folder, tmp_path, 
     assert json.loads((done.out / "checkpoint" / "training.json").read_text())["stopped_by"] == "entropy has fallen to 0.10 of the start's"
 
 
+ENGINES = {"ddp": (), "zero1": (), "zero2": (), "zero3": (), "zero3 adapter": ("adapter.rank=2",)}
+SPREAD = {"grpo__kl": 0.01, "grpo__minibatches": 2}
+COMPARED = ("reward/tests.test_grpo:paper", "train/kl", "train/entropy_image", "train/grad_norm")
+
+
+def engine_file(how: str) -> str:
+    return "" if how == "ddp" else str(ROOT / f"configs/deepspeed/{how.partition(' ')[0]}.json")
+
+
+def learn_in_turn(folder: Path) -> None:
+    """In each of two processes: a run by every engine; the first one writes what its tracker was told."""
+    from tokun.training import engine
+
+    engine.start_processes()
+    told = {
+        how: Noted(folder / "grpo.yaml", f"out={folder / how}", f"train.deepspeed={engine_file(how)}", *more, deepspeed=how != "ddp").told
+        for how, more in ENGINES.items()
+    }
+    engine.wait_for_processes()
+    if int(os.environ.get("RANK", 0)) == 0:
+        (folder / "told.json").write_text(json.dumps(told))
+    engine.end_processes()
+
+
+@pytest.fixture(scope="module")
+def told_by_engine(checkpoint_folder, tmp_path_factory) -> dict:
+    """By engine, what the tracker of two processes was told, and of one process alone."""
+    pytest.importorskip("deepspeed", reason="ZeRO needs the extra 'train'")
+    folder = tmp_path_factory.mktemp("engines")
+    config = write(folder, checkpoint_folder, **SPREAD)
+    alone = {more: Noted(config, f"out={folder / f'alone{len(more)}'}", *more).told for more in set(ENGINES.values())}
+    forked(folder, 2, work=learn_in_turn)
+    two = {
+        how: {int(step): told for step, told in by_step.items()} for how, by_step in json.loads((folder / "told.json").read_text()).items()
+    }
+    return {how: (two[how], alone[more], folder / how) for how, more in ENGINES.items()}
+
+
 @pytest.mark.timeout(600)
-@pytest.mark.parametrize("how", ["ddp", "zero1", "zero2", "zero3", "zero3 adapter"])
-def test_two_processes_under_the_launcher_have_the_losses_of_one(checkpoint_folder, tmp_path, how):
+@pytest.mark.parametrize("how", ENGINES)
+def test_two_processes_have_the_losses_of_one(told_by_engine, how):
+    two, one, out = told_by_engine[how]
+    for name in COMPARED:
+        theirs, mine = ({str(step): told[name] for step, told in run.items() if name in told} for run in (two, one))
+        assert mine and theirs.keys() == mine.keys() and largest_difference(theirs, mine) < 1e-3, (how, name)
+    assert (out / ("adapter" if "adapter" in how else "checkpoint") / "training.json").is_file()
+
+
+@pytest.mark.timeout(600)
+def test_the_real_launcher_has_the_losses_of_one(checkpoint_folder, tmp_path):
     pytest.importorskip("deepspeed", reason="the deepspeed launcher needs the extra 'train'")
     (tmp_path / "one").mkdir()
-    how, _, adapter = how.partition(" ")
-    more = ("adapter.rank=2",) if adapter else ()
-    one = Noted(write(tmp_path / "one", checkpoint_folder, grpo__kl=0.01, grpo__minibatches=2), *more)
-    config = write(tmp_path, checkpoint_folder, grpo__kl=0.01, grpo__minibatches=2, tracking__kind="tensorboard")
-    json_file = "" if how == "ddp" else str(ROOT / f"configs/deepspeed/{how}.json")
+    one = Noted(write(tmp_path / "one", checkpoint_folder, **SPREAD))
+    config = write(tmp_path, checkpoint_folder, **SPREAD, tracking__kind="tensorboard")
     launcher = (sys.executable, str(Path(sys.executable).with_name("deepspeed")), "--num_gpus", "2", "--master_port", str(free_port()))
-    done = train(config, f"train.deepspeed={json_file}", *more, launcher=launcher, timeout=500)
+    done = train(config, f"train.deepspeed={engine_file('zero1')}", launcher=launcher, timeout=500)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     two = curves(tmp_path / "run" / "tracking")
-    for name in ("reward/tests.test_grpo:paper", "train/kl", "train/entropy_image", "train/grad_norm"):
+    for name in COMPARED:
         mine = {str(step): told[name] for step, told in one.told.items() if name in told}
-        assert two[name].keys() == mine.keys() and largest_difference(two[name], mine) < 1e-3, (how, name)
-    assert (tmp_path / "run" / (adapter or "checkpoint") / "training.json").is_file()
+        assert two[name].keys() == mine.keys() and largest_difference(two[name], mine) < 1e-3, name
+    assert (tmp_path / "run" / "checkpoint" / "training.json").is_file()
 
 
 def curves(folder: Path) -> dict[str, dict[str, float]]:

@@ -7,6 +7,7 @@ import re
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -44,12 +45,12 @@ def deepspeed(config: Path, *overrides: str, processes: int) -> subprocess.Compl
     return done
 
 
-def forked(folder: Path, processes: int) -> None:
-    """The workers of benchmarks.zero, with the environment that the launchers give."""
+def forked(folder: Path, processes: int, *, work: Callable[[Path], None] = worker) -> None:
+    """The workers of benchmarks.zero, or others, with the environment that the launchers give."""
     importlib.import_module("torch._dynamo")  # which DeepSpeed's engine takes seconds to import: once, not in every fork
     world, port = {"WORLD_SIZE": str(processes), "LOCAL_WORLD_SIZE": str(processes), "MASTER_ADDR": "127.0.0.1"}, str(free_port())
     said = [folder / f"said-{rank}.txt" for rank in range(processes)]
-    ranks = [start_fork(path, worker, folder, **world, MASTER_PORT=port, RANK=str(r), LOCAL_RANK=str(r)) for r, path in enumerate(said)]
+    ranks = [start_fork(path, work, folder, **world, MASTER_PORT=port, RANK=str(r), LOCAL_RANK=str(r)) for r, path in enumerate(said)]
     for process in ranks:
         process.join(400)
         process.kill()

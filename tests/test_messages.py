@@ -23,7 +23,7 @@ TOP = {field.name for field in dataclasses.fields(Config)}
 KEY = re.compile(rf"(?<![\w./-])({'|'.join(SECTIONS)})\.([a-z_]+)\b(?!\.|/|\()")
 SET = re.compile(r"(?<![\w.])(?:set|with|change|lower|raise) ([a-z_]+)=")
 OPTION = re.compile(r"(?<![\w-])--([a-z][a-z_-]*[a-z])\b")
-FILES = {"py", "json", "npy", "tar", "index", "yaml", "md", "css", "html", "log", "png", "model"}  # train.py, codes.json, …
+FILES = {"py", "json", "jsonl", "npy", "tar", "index", "yaml", "md", "css", "html", "log", "png", "model"}  # train.py, codes.json, …
 OTHERS = {
     "nproc_per_node",
     "num_gpus",

@@ -189,7 +189,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     add("--clip", default="", help="the CLIP beneath that head (its own)")
     add("--seed", type=int, default=42)
     add("--device", default=None)
-    add("--out", type=Path, default=Path("outputs/drawings"))
+    add("--out", type=console.home_path, default=Path("outputs/drawings"))
     args = parser.parse_args(argv)
     if args.max_bytes < LEAST_BYTES:
         parser.error(f"--max-bytes {args.max_bytes} is too few: a picture takes at least {LEAST_BYTES} bytes")

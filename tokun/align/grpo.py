@@ -92,7 +92,7 @@ def check(config: Config, world: int) -> None:
             f"has of train.batch_size {config.train.batch_size}"
         )
     if grpo.learn == "text" and grpo.prompts:
-        raise UserError("grpo.learn is text, but with grpo.prompts the words are given: set learn=image, or leave prompts out")
+        raise UserError("grpo.learn is text, but with grpo.prompts the words are given: set grpo.learn=image, or leave grpo.prompts out")
     for name, (least, most) in RANGES.items():
         if not least <= getattr(grpo, name) <= most:
             raise UserError(f"grpo.{name} is {getattr(grpo, name)}; it must lie between {least:g} and {most:g}")

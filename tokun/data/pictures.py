@@ -411,6 +411,8 @@ def mend_12_bits(image: Image.Image, data: bytes, raw_mode: str) -> None:
     other = OTHER_BYTE.get(raw_mode)
     if other is None or max(largest for _, largest in image.getextrema()[:3]) > MOST_OF_12_BITS >> 8:
         return
+    if "transparency" in image.info:  # a colour that is to be transparent: no camera's or scanner's file
+        return
     low = Image.open(io.BytesIO(data), formats=[str(image.format)])
     low.tile = [(*tile[:3], (other, *tile[3][1:]) if isinstance(tile[3], tuple) else other) for tile in low.tile]
     low.load()
