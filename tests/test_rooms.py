@@ -1,6 +1,7 @@
 """Promises of the package's layout: the names that users know stay, and nothing inside relies on those of before."""
 
 import ast
+import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -9,6 +10,7 @@ import pytest
 
 import tokun
 from data_tools import FORMER as FORMER_TOOLS
+from tests.small_runs import start_fork
 from tokun._former_names import FORMER
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -37,9 +39,22 @@ def test_the_names_of_the_readme_are_reached_from_the_package():
 
 
 @pytest.mark.parametrize("command", ["adapters", "align.drawings", "app", "evaluate", "evaluate.viewer", "planner", "serving", "sharpen"])
-def test_a_command_is_run_by_its_name(command):
-    done = subprocess.run([sys.executable, "-m", f"tokun.{command}", "--help"], capture_output=True, text=True, timeout=200, cwd=ROOT)
-    assert done.returncode == 0 and f"tokun.{command}" in done.stdout, done.stderr
+def test_a_command_is_run_by_its_name(command, tmp_path):
+    """Forked, since each fresh interpreter takes seconds to import torch."""
+    process = start_fork(tmp_path / "said.txt", as_main, f"tokun.{command}", "--help")
+    process.join(200)
+    said = (tmp_path / "said.txt").read_text()
+    assert process.exitcode == 0 and f"tokun.{command}" in said, said
+
+
+def as_main(module: str, *arguments: str) -> None:
+    sys.argv = [module, *arguments]
+    runpy.run_module(module, run_name="__main__", alter_sys=True)
+
+
+def test_a_command_is_run_by_a_fresh_interpreter():
+    done = subprocess.run([sys.executable, "-m", "tokun.evaluate", "--help"], capture_output=True, text=True, timeout=200, cwd=ROOT)
+    assert done.returncode == 0 and "tokun.evaluate" in done.stdout, done.stderr
 
 
 def test_no_module_imports_another_by_its_former_name():
