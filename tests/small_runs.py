@@ -47,12 +47,17 @@ def needs(module: str, reason: str) -> pytest.MarkDecorator:
 
 
 def write_config(folder: Path, shards: Path, **changes) -> Path:
-    tree = json.loads(json.dumps(SMALL)) | {"out": str(folder / "run"), "threads": 1}
+    tree = json.loads(json.dumps(SMALL)) | {"threads": 1}
     tree["data"] |= {"train": str(shards / "train-*.tar"), "val": str(shards / "val-*.tar")}
+    return write_tree(folder / "small.yaml", tree, **changes)
+
+
+def write_tree(path: Path, tree: dict[str, Any], **changes) -> Path:
+    """The config `tree` as YAML, its run beside it, with `section__name=value` changed."""
+    tree = json.loads(json.dumps(tree)) | {"out": str(path.parent / "run")}
     for key, value in changes.items():
         section, _, name = key.partition("__")
         tree[section][name] = value
-    path = folder / "small.yaml"
     path.write_text(yaml.safe_dump(tree))
     return path
 

@@ -9,12 +9,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-import yaml
 from safetensors.torch import load_file
 
 import tokun
 from benchmarks.zero import free_port, largest_difference
-from tests.small_runs import ROOT, needs, train
+from tests.small_runs import ROOT, needs, train, write_tree
 from tests.test_launch import forked
 from tokun.align import grpo, real, rollouts
 from tokun.config import from_dict, load_config
@@ -49,13 +48,7 @@ def broken(pairs):
 
 
 def write(folder: Path, start: Path, **changes) -> Path:
-    tree = json.loads(json.dumps(TREE)) | {"out": str(folder / "run"), "start": str(start)}
-    for key, value in changes.items():
-        section, _, name = key.partition("__")
-        tree[section][name] = value
-    path = folder / "grpo.yaml"
-    path.write_text(yaml.safe_dump(tree))
-    return path
+    return write_tree(folder / "grpo.yaml", TREE | {"start": str(start)}, **changes)
 
 
 class Noted:

@@ -69,7 +69,9 @@ EMPTY = '<div class="plate one empty"><figure><div class="sheet-of-paper"></div>
 
 
 def opinion(judged: demo.Judged) -> str:
-    """What was liked and disliked, and the file that training learns from."""
+    """What was liked and disliked, and the file that training learns from; nothing before the first click."""
+    if not (judged.better or judged.worse):
+        return ""
     return f'<p class="aside">{quoted(judged.told())}</p>{links(judged.files())}'
 
 
