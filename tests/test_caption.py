@@ -292,6 +292,19 @@ def test_a_shard_that_breaks_off_is_captioned_as_far_as_it_goes_and_told(toy_sha
     assert len(records(tmp_path / "out")) == report.rows
 
 
+def test_pairs_are_counted_as_they_are_read(tmp_path):
+    write_tar(tmp_path / "a.tar", {"./a.png": b"", "a.json": b"", "b.png": b"", "./in/b.png": b"", "in/b.JSON": b"", ".json": b""})
+    assert journal.count_pairs(tmp_path / "a.tar") == len(list(read_pairs(tmp_path / "a.tar", []))) == 4
+
+
+def test_code_shards_among_others_are_refused_by_their_own_folder(toy_shards, tmp_path, capsys):
+    (tmp_path / "codes").mkdir()
+    write_tar(tmp_path / "codes" / "codes.tar", {"a.json": b"{}"})
+    (tmp_path / "codes" / "codes.json").write_text("{}")
+    assert main([str(toy_shards), str(tmp_path / "codes"), "--out", str(tmp_path / "out")]) == 2
+    assert f"{tmp_path / 'codes'} holds code shards" in capsys.readouterr().err
+
+
 # ---------------------------------------------------------------------------------------------------------------------
 # killed, shared out, limited: the same bytes
 

@@ -181,6 +181,16 @@ def test_a_key_twice_in_one_folder_is_refused_counted_and_named(tmp_path):
     assert list(records(tmp_path / "out")) == ["b"] and report.left_out == {"key twice in one folder": 2}
 
 
+def test_members_named_from_the_current_folder_on_have_the_keys_that_training_reads(tmp_path):
+    """`tar cf shard.tar ./` names them so."""
+    record = json.dumps({"caption": ""}).encode()
+    members = {"./a.png": picture(), "./a.json": record, "./in/b.PNG": picture(), "./in/b.json": record}
+    write_tar(tmp_path / "train-00000.tar", members)
+    rows = table(tmp_path / "t.tsv", "key\tcaption\na\tA ship.\nin/b\tA mill.\n")
+    merge([tmp_path / "train-00000.tar"], rows, tmp_path / "out", Options())
+    assert {key: one["caption"] for key, one in records(tmp_path / "out").items()} == {"a": "A ship.", "in/b": "A mill."}
+
+
 # ---------------------------------------------------------------------------------------------------------------------
 # killed, and typed again
 

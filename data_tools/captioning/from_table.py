@@ -32,11 +32,24 @@ import numpy as np
 from tqdm import tqdm
 
 from data_tools.captioning import registers
-from data_tools.captioning.journal import LEFT_OUT, RECORD, STATE, Folder, new_record, read_record, sha256, write_shard, write_whole
+from data_tools.captioning.journal import (
+    LEFT_OUT,
+    RECORD,
+    STATE,
+    Folder,
+    new_record,
+    read_record,
+    require_image_shards,
+    sha256,
+    write_shard,
+    write_whole,
+)
 from data_tools.inspect import IMAGE_EXTENSIONS, Pair, find_shards, read_pairs
 from data_tools.pipeline.disk import DiskDict
 from data_tools.tables import CAPTION_COLUMNS, PATH_COLUMNS, Table, TableError, caption_column, read_table
 from data_tools.text.things import Lexicon
+from tokun.data.captions import alike
+from tokun.data.shards import key_and_suffix
 from tokun.utils.errors import UserError, reading
 from tokun.utils.lock import alone_in
 
@@ -46,7 +59,6 @@ KINDS = ("kind", "subject")
 NO = frozenset({"0", "0.0", "false", "no"})
 PATHS_IN_RECORD = ("path", "source_file", "file_name")
 NAMED = 3  # of what is left out, in the report; all are in left-out.jsonl
-FEW_CAPTIONS = 0.5  # share of different captions below which they are called alike
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -275,10 +287,8 @@ def read_pairs_in(shard: Path, data: bytes) -> Iterator[Pair]:
     with tarfile.open(fileobj=io.BytesIO(data), mode="r:") as tar:
         pair: Pair | None = None
         for info in tar:
-            folder, _, name = info.name.rpartition("/")
-            key, _, extension = name.partition(".")
-            key = f"{folder}/{key}" if folder else key
             if info.isfile():
+                key, extension = key_and_suffix(info.name)
                 pair = pair or Pair(shard, key)
                 pair.members[extension] = tar.extractfile(info).read()  # type: ignore[union-attr]
         if pair is not None:
@@ -297,11 +307,7 @@ def sources(paths: Iterable[str | Path], out: Path) -> list[Path]:
         path = path.expanduser()
         typed = sorted(map(Path, glob(str(path)))) if not path.exists() else []
         found += find_shards(typed or [path])
-    for shard in found:
-        if shard.parent.resolve() == out.resolve():
-            raise UserError(f"--out {out} is the folder of {shard.name} itself: name another, so that the source stays as it is")
-        if (shard.parent / "codes.json").exists():
-            raise UserError(f"{shard.parent} holds code shards (codes.json), which have no pictures: give the image shards")
+    require_image_shards(found, out)
     return list(dict.fromkeys(found))
 
 
@@ -504,8 +510,7 @@ def report_of(plan: Plan, rows: Rows) -> Report:
         if len(names) < NAMED:
             names.append(f"line {one['line']} ({one['row']})" if "line" in one else one["key"])
     described = [one.plain for one in plan.told if "plain" in one.registers]
-    if len(described) >= 20 and len(set(described)) < FEW_CAPTIONS * len(described):
-        report.alike = f"{len(described):,} captions are only {len(set(described)):,} different ones: a model learns little from captions that are alike"
+    report.alike = alike({"kept": len(described), "distinct": len(set(described))})
     return report
 
 

@@ -30,6 +30,7 @@ from typing import Any
 
 from data_tools.inspect import Pair, read_pairs
 from tokun.data.captions import MOST_TEXTS, alike
+from tokun.data.shards import key_and_suffix
 from tokun.utils.errors import UserError
 
 RECORD = "caption.json"
@@ -171,6 +172,15 @@ class Folder:
             return int(path.read_text())
 
 
+def require_image_shards(shards: Iterable[Path], out: Path) -> None:
+    """Raise UserError where a shard lies in `out` itself, or among code shards."""
+    for shard in shards:
+        if shard.parent.resolve() == out.resolve():
+            raise UserError(f"--out {out} is the folder of {shard.name} itself: name another, so that the source stays as it is")
+        if (shard.parent / "codes.json").exists():
+            raise UserError(f"{shard.parent} holds code shards (codes.json), which have no pictures: give the image shards")
+
+
 def write_whole(path: Path, text: str) -> None:
     """A small text file, whole or not there."""
     aside = path.with_name(f"{path.name}.partial")
@@ -197,12 +207,11 @@ def rows_left(folder: Folder, shard: Path, limit: int, attempt: int) -> int:
 
 def count_pairs(shard: Path) -> int:
     """The pairs of a shard, from its headers alone: where it breaks off, about."""
-    count, last = 0, ""
+    count, last = 0, None
     try:
         with tarfile.open(shard, "r:") as tar:
             for info in filter(tarfile.TarInfo.isfile, tar):
-                folder, _, name = info.name.rpartition("/")
-                key = f"{folder}/{name.partition('.')[0]}"
+                key, _ = key_and_suffix(info.name)
                 count, last = count + (key != last), key
     except (tarfile.TarError, OSError, EOFError):
         pass  # what can be read is captioned, and the rest is told at the end
@@ -404,29 +413,32 @@ class Report:
     def doubts(self) -> list[str]:
         """What makes captions useless for training, in whole sentences: too few, from templates alone, nearly all alike."""
         told = []
-        for name, results in sorted(self.registers.items()):
-            written = sum(results[source] for source in SOURCES)
-            if not written:
-                continue
+        for name, written in self.written().items():
             if 2 * written < self.rows:
                 told.append(
                     f"Only {written:,} of {self.rows:,} pictures have a {name} caption. Try the rest again with --retry-failed, or with another captioner."
                 )
-            if results["template"] == written:
+            if self.registers[name]["template"] == written:
                 told.append(
                     f"All {written:,} {name} captions are templates filled with metadata: nobody looked at the pictures. Give a captioner: --model or --endpoint."
                 )
-            if same := alike({"kept": written, "distinct": len(self.texts[name])}):
+            if same := self.alike(name, written):
                 told.append(f"{name}: {same}")
         return told
 
+    def written(self) -> dict[str, int]:
+        """Register -> its captions, by name; registers without one are left out."""
+        counts = {name: sum(results[source] for source in SOURCES) for name, results in sorted(self.registers.items())}
+        return {name: count for name, count in counts.items() if count}
+
+    def alike(self, register: str, written: int) -> str:
+        return alike({"kept": written, "distinct": len(self.texts[register])})
+
     def says_nothing(self) -> bool:
         """Whether the captions of every register are templates and nearly all alike."""
-        counts = {name: sum(results[source] for source in SOURCES) for name, results in self.registers.items()}
-        written = {name: count for name, count in counts.items() if count}
+        written = self.written()
         return bool(written) and all(
-            self.registers[name]["template"] == count and alike({"kept": count, "distinct": len(self.texts[name])})
-            for name, count in written.items()
+            self.registers[name]["template"] == count and self.alike(name, count) for name, count in written.items()
         )
 
     def as_json(self) -> dict[str, Any]:

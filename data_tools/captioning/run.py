@@ -25,6 +25,7 @@ from data_tools.captioning.journal import (
     outcome,
     publish_shard,
     read_journal,
+    require_image_shards,
     rows_left,
     texts_id,
 )
@@ -150,16 +151,12 @@ def score_shard(journal: Journal, shard: Path, rows: Rows, clip: Clip) -> None:
 
 
 def checked_shards(paths: list[Path], out: Path) -> list[Path]:
-    """The image shards in `paths`. Raises UserError where two have one name, or `out` is their own folder."""
+    """The image shards in `paths`. Raises UserError where two have one name, or as `require_image_shards`."""
     shards = find_shards(paths)
     twice = [name for name, count in Counter(shard.name for shard in shards).items() if count > 1]
     if twice:
         raise UserError(f"{twice[0]} is there twice: caption folders with equal shard names one by one, each into its own --out")
-    inside = [shard for shard in shards if shard.parent.resolve() == out.resolve()]
-    if inside:
-        raise UserError(f"--out {out} is the folder of {inside[0].name} itself: name another, so that the source stays as it is")
-    if any((shard.parent / "codes.json").exists() for shard in shards):
-        raise UserError(f"{shards[0].parent} holds code shards (codes.json), which have no pictures: give the image shards")
+    require_image_shards(shards, out)
     return shards
 
 
