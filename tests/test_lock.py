@@ -1,11 +1,13 @@
 """One run at a time in a folder: the second is refused and told who holds it, a kill lets go, a child that outlives its parent does not hold on."""
 
+import fcntl
 import json
 import os
 import signal
 import subprocess
 import sys
 import tarfile
+import threading
 import time
 from pathlib import Path
 
@@ -15,7 +17,7 @@ import train
 from tests.kills import kills
 from tests.small_runs import write_config
 from tokun.inference import many
-from tokun.utils import lock
+from tokun.utils import console, lock
 
 ROOT = Path(__file__).resolve().parents[1]
 HOLD = "import sys, time; from pathlib import Path; from tokun.utils import lock; lock.hold(Path(sys.argv[1])); print('held', flush=True); time.sleep(60)"
@@ -164,6 +166,58 @@ def test_a_job_is_refused_while_a_late_process_of_another_is_still_at_work(tmp_p
     assert not list(tmp_path.iterdir()), "nor is anything left of a process that was killed"
 
 
+def test_a_lock_that_is_held_for_a_moment_by_nobody_known_is_waited_for(tmp_path):
+    """Another process of the job asks who holds the file that this one has made and not locked yet."""
+    with open(tmp_path / f"{lock.NAME}-1", "w") as asked:
+        fcntl.flock(asked, fcntl.LOCK_EX)
+        ends = threading.Timer(0.3, fcntl.flock, (asked, fcntl.LOCK_UN))
+        ends.start()
+        with lock.alone_in(tmp_path, rank=1):
+            assert not ends.is_alive()
+        ends.join()
+
+
+START = """
+import fcntl, os, random, sys, time
+from pathlib import Path
+from tokun.utils import lock
+flock = fcntl.flock
+def slow(*args):
+    time.sleep(random.random() / 500)
+    flock(*args)
+    time.sleep(random.random() / 500)
+fcntl.flock = slow
+go = os.pipe()
+children = []
+for rank in range(4):
+    if not (child := os.fork()):
+        os.close(go[1])
+        os.read(go[0], 1)
+        random.seed(rank)
+        for number in range(30):
+            lock.let_go(lock.hold(Path(sys.argv[1]), rank=rank))
+        os._exit(0)
+    children.append(child)
+os.close(go[1])
+sys.exit(sum(os.waitpid(child, 0)[1] for child in children) > 0)
+"""
+
+
+def test_four_processes_of_one_job_that_start_at_once_all_hold_the_folder(tmp_path):
+    job = os.environ | {"MASTER_ADDR": "here", "MASTER_PORT": "1"}
+    done = subprocess.run([sys.executable, "-c", START, str(tmp_path)], cwd=ROOT, env=job, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+
+
+def test_a_file_of_the_users_whose_name_begins_like_a_lock_stays(tmp_path):
+    names = (".lockfile", ".lock-old", ".lock-1x")
+    for name in names:
+        (tmp_path / name).write_text("")
+    with lock.alone_in(tmp_path):
+        pass
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(names)
+
+
 @pytest.mark.parametrize("command", ["prepare", "caption", "caption --from", "questions", "encode", "sample", "train"])
 def test_every_command_that_writes_a_folder_is_refused_while_another_process_holds_it(command, tmp_path, process_of, capsys, tiny_model):
     """Two downloads into one folder, two trainings with one output directory, two captioners on one set of shards: each half wrote over the other."""
@@ -182,17 +236,9 @@ def test_every_command_that_writes_a_folder_is_refused_while_another_process_hol
         "caption": lambda: caption.main([str(shards), *out]),
         "caption --from": lambda: caption.main([str(shards), *out, "--from", str(table)]),
         "questions": lambda: questions.main([str(shards), *out]),
-        "encode": lambda: told(lambda: encode.main(["--config", str(config), f"out={tmp_path}", "data.val="])),
-        "train": lambda: told(lambda: train.main(["--config", str(config), f"out={tmp_path}"])),
-        "sample": lambda: told(lambda: many.generate(tiny_model, 1, 4, tmp_path, {}, shard_size=2)),
+        "encode": lambda: console.status("encode", lambda: encode.main(["--config", str(config), f"out={tmp_path}", "data.val="])),
+        "train": lambda: console.status("train", lambda: train.main(["--config", str(config), f"out={tmp_path}"])),
+        "sample": lambda: console.status("sample", lambda: many.generate(tiny_model, 1, 4, tmp_path, {}, shard_size=2)),
     }[command]()
-    assert done and f"{tmp_path} is in use by process" in capsys.readouterr().err
+    assert done == 2 and f"{tmp_path} is in use by process" in capsys.readouterr().err
     assert sorted(tmp_path.rglob("*")) == before
-
-
-def told(action):
-    """Status 1 and the error's words, as `console.run` ends a command."""
-    with pytest.raises(lock.InUse) as error:
-        action()
-    print(error.value, file=sys.stderr)
-    return 1

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import shlex
 import socket
 import sys
@@ -28,7 +29,8 @@ except ImportError:  # Windows
     fcntl = None  # type: ignore[assignment]
 
 NAME = ".lock"
-WAIT = 5.0  # seconds for what a holder that is gone has left: a child that it forked lets go as soon as it runs
+LOCKS = re.compile(r"\.lock(-[0-9]+)?")  # of all ranks; what else begins so is a user's
+WAIT = 5.0  # seconds for what a holder that is gone has left (a child that it forked lets go as soon as it runs), and for an unknown one
 
 
 @dataclass
@@ -85,7 +87,7 @@ def hold(folder: Path, *, option: str = "out", rank: int = 0) -> Path:
 def _refuse_other_jobs(own: Path, folder: Path, option: str) -> None:
     """Raise InUse where a process of another job holds a lock of its own in the folder. Locks that nobody holds are removed."""
     end = time.monotonic() + WAIT
-    for path in sorted(own.parent.glob(f"{NAME}*")):
+    for path in sorted(path for path in own.parent.glob(f"{NAME}*") if LOCKS.fullmatch(path.name)):
         while path != own and (holder := _holder_of(path)) is not None and holder.get("job") != _job():
             if time.monotonic() > end:
                 raise InUse(_in_use(folder, holder, option))
@@ -170,7 +172,8 @@ def _locked(path: Path, folder: Path, option: str) -> int:
         except BlockingIOError:
             holder = _read(descriptor)
             os.close(descriptor)
-            if _is_gone(holder) and time.monotonic() < end:
+            # unknown: another process of this job asks who holds it, or its holder signs in this very moment
+            if (not holder or _is_gone(holder)) and time.monotonic() < end:
                 time.sleep(0.02)
                 continue
             raise InUse(_in_use(folder, holder, option)) from None
