@@ -8,7 +8,7 @@ from PIL import Image
 
 from tests.small_runs import write_config
 from tokun.config import ImageTokenizerTrainConfig, load_config
-from tokun.data import captions, write_shard
+from tokun.data import ShardIndex, captions, write_shard
 from tokun.training import starting
 from tokun.training.run import open_run
 
@@ -61,8 +61,41 @@ def test_the_shards_themselves_are_read_and_broken_records_are_passed_over(tmp_p
         [{"__key__": f"{i}", "json": b"{" if i == 3 else json.dumps(record("An engraving.")).encode()} for i in range(60)],
     )
     said = []
-    captions.tell(said.append, [tmp_path / "a.tar"], caption_key="caption", from_nothing=False)
+    captions.tell(said.append, ShardIndex([tmp_path / "a.tar"]), caption_key="caption", from_nothing=False)
     assert said == [f"captions: WARNING: {captions.alike({'kept': 59, 'distinct': 1})}"]
+
+
+def told_of(path, records, monkeypatch, *, most_read, from_nothing=True):
+    monkeypatch.setattr(captions, "MOST_READ", most_read)
+    write_shard(path, ({"__key__": f"{i:04d}", "json": one if isinstance(one, bytes) else json.dumps(one).encode()} for i, one in enumerate(records)))
+    said = []
+    captions.tell(said.append, ShardIndex([path]), caption_key="caption", from_nothing=from_nothing)
+    return said
+
+
+def test_a_sample_of_very_many_records_is_told_as_a_sample(tmp_path, monkeypatch):
+    different = [record(f"A ship with {i} masts.") for i in range(1500)]
+    assert told_of(tmp_path / "a.tar", different, monkeypatch, most_read=100) == [], "1,500 are not few"
+    (few,) = told_of(tmp_path / "b.tar", different[:600], monkeypatch, most_read=100)
+    assert "600 pictures with captions are few" in few
+    (templates,) = told_of(
+        tmp_path / "c.tar", [record(f"A ship with {i} masts.", "template") for i in range(1500)], monkeypatch, most_read=100
+    )
+    assert "All 100 captions that were looked at (100 of 1,500 samples) are templates" in templates
+    (none,) = told_of(tmp_path / "d.tar", [record()] * 300, monkeypatch, most_read=100)
+    assert "None of the 100 pictures that were looked at (100 of 300 samples) has a caption" in none
+
+
+def test_records_that_are_all_broken_are_told_as_that(tmp_path, monkeypatch):
+    (said,) = told_of(tmp_path / "a.tar", [b"{"] * 3, monkeypatch, most_read=100)
+    assert "None of the 3 records can be read" in said
+
+
+def test_a_broken_record_is_of_the_sample_but_not_captioned(tmp_path, monkeypatch):
+    """Half of 1,500 are captioned: 750, which are few."""
+    records = [b"{" if i % 30 == 0 else record(f"A ship with {i} masts.") for i in range(1500)]
+    (said,) = told_of(tmp_path / "a.tar", records, monkeypatch, most_read=100)
+    assert "750 pictures with captions are few" in said
 
 
 KNOWN = ("copper-engraving", "engraving", "etching", "wood-engraving")

@@ -6,12 +6,12 @@ that nobody looked at the pictures (templates filled with metadata).
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 from tokun.data.shards import ShardIndex
+from tokun.utils.errors import BadSample
 
 MOST_TEXTS = 1000  # different captions that are told apart
 ALIKE = 20  # captions, from which on it is said when they are nearly all the same
@@ -20,47 +20,75 @@ MOST_READ = 20_000  # samples that are looked at
 CAPTION = "python -m data_tools.caption SHARDS --model … (or --endpoint …, or --from TABLE)"
 
 
-def alike(captions: Mapping[str, int]) -> str:
-    """What to say when the captions that were kept are nearly all the same; "" when they differ. `captions`: kept, empty, distinct."""
+def alike(captions: Mapping[str, int], *, looked_at: str = "") -> str:
+    """What to say when the captions that were kept are nearly all the same; "" when they differ. `captions`: kept, empty, distinct.
+
+    `looked_at` says of which they are, where not all were read.
+    """
     kept, distinct = captions.get("kept", 0) - captions.get("empty", 0), captions.get("distinct", 0)
     if kept < ALIKE or 10 * distinct > kept or distinct >= MOST_TEXTS:
         return ""
     return (
-        f"The {kept:,} captions are only {distinct:,} different text{'' if distinct == 1 else 's'}: a model learns nothing from them "
+        f"The {kept:,} captions{looked_at} are only {distinct:,} different text{'' if distinct == 1 else 's'}: a model learns nothing from them "
         "about what a picture shows. Caption the pictures anew (python -m data_tools.caption, with a captioner), or by hand."
     )
 
 
+@dataclass
+class Seen:
+    """What samples' records say of their pictures, added one by one."""
+
+    caption_key: str = "caption"
+    pictures: int = 0
+    broken: int = 0
+    captioned: int = 0
+    templates: int = 0
+    texts: set[str] = field(default_factory=set)
+    """Different captions, `MOST_TEXTS` at most."""
+
+    def add(self, record: Mapping[str, Any]) -> None:
+        self.pictures += 1
+        said, looked_at = words_of(record, self.caption_key)
+        self.captioned += bool(said)
+        self.templates += bool(said) and not looked_at
+        if said and len(self.texts) < MOST_TEXTS:
+            self.texts.add(said)
+
+    def doubts(self, *, from_nothing: bool = True, of: int = 0) -> list[str]:
+        """What speaks against training on the captions, in whole sentences; empty: nothing.
+
+        `from_nothing`: the generator begins without another's weights. `of`: how many samples there are, where these are some of them.
+        """
+        read = self.pictures + self.broken
+        share, sample = (of / read, f" that were looked at ({read:,} of {of:,} samples)") if 0 < read < of else (1.0, "")
+        if not self.pictures:
+            return [f"None of the {self.broken:,} records{sample} can be read. Make the shards again, or remove them."] if self.broken else []
+        if not self.captioned:
+            return [f"None of the {self.pictures:,} pictures{sample} has a caption: there is nothing to learn words from. Caption them: {CAPTION}."]
+        told = []
+        if 2 * self.captioned < self.pictures:
+            told.append(
+                f"Only {self.captioned:,} of {self.pictures:,} pictures{sample} have a caption, and the others are left out. Caption them: {CAPTION}."
+            )
+        if self.templates == self.captioned:
+            told.append(only_templates(self.captioned, looked_at=sample))
+        if same := alike({"kept": self.captioned, "distinct": len(self.texts)}, looked_at=sample):
+            told.append(same)
+        if from_nothing and (captioned := round(share * self.captioned)) < FEW:
+            told.append(few(captioned))
+        return told
+
+
 def doubts(records: Iterable[Mapping[str, Any]], *, caption_key: str = "caption", from_nothing: bool = True) -> list[str]:
-    """What speaks against training on the captions of these samples' records, in whole sentences; empty: nothing.
-
-    `from_nothing`: the generator begins without another's weights.
-    """
-    pictures = captioned = templates = 0
-    texts: set[str] = set()
+    """`Seen.doubts` of all these records."""
+    seen = Seen(caption_key)
     for record in records:
-        pictures += 1
-        said, looked_at = words_of(record, caption_key)
-        captioned += bool(said)
-        templates += bool(said) and not looked_at
-        if said and len(texts) < MOST_TEXTS:
-            texts.add(said)
-    told = []
-    if not captioned:
-        return [f"None of the {pictures:,} pictures has a caption: there is nothing to learn words from. Caption them: {CAPTION}."]
-    if 2 * captioned < pictures:
-        told.append(f"Only {captioned:,} of {pictures:,} pictures have a caption, and the others are left out. Caption them: {CAPTION}.")
-    if templates == captioned:
-        told.append(only_templates(captioned))
-    if same := alike({"kept": captioned, "distinct": len(texts)}):
-        told.append(same)
-    if from_nothing and captioned < FEW:
-        told.append(few(captioned))
-    return told
+        seen.add(record)
+    return seen.doubts(from_nothing=from_nothing)
 
 
-def only_templates(captioned: int) -> str:
-    return f"All {captioned:,} captions are templates filled with metadata: nobody looked at the pictures. Caption them: {CAPTION}."
+def only_templates(captioned: int, *, looked_at: str = "") -> str:
+    return f"All {captioned:,} captions{looked_at} are templates filled with metadata: nobody looked at the pictures. Caption them: {CAPTION}."
 
 
 def few(captioned: int) -> str:
@@ -87,14 +115,17 @@ def words_of(record: Mapping[str, Any], caption_key: str) -> tuple[str, bool]:
     return found.get("plain") or next(iter(found.values())), not all(map(is_template, found))
 
 
-def tell(say: Callable[[str], object], shards: Sequence[Path], *, caption_key: str, from_nothing: bool) -> None:
-    """Say what speaks against training on the captions of these shards. Of very many samples every so-manyth is read."""
-    index = ShardIndex(shards)
+def tell(say: Callable[[str], object], index: ShardIndex, *, caption_key: str, from_nothing: bool) -> None:
+    """Say what speaks against training on the captions of these samples. Of very many every so-manyth is read."""
+    seen = Seen(caption_key)
+    for i in range(0, len(index), -(-len(index) // MOST_READ)):
+        try:
+            seen.add(index.read_json(i))
+        except (OSError, BadSample):
+            seen.broken += 1  # counted by its reason where the sample is encoded
+    warn(say, seen.doubts(from_nothing=from_nothing, of=len(index)))
 
-    def records() -> Iterator[dict[str, Any]]:
-        for i in range(0, len(index), -(-len(index) // MOST_READ)):
-            with contextlib.suppress(OSError, ValueError):  # counted where the sample is encoded
-                yield index.read_json(i)
 
-    for doubt in doubts(records(), caption_key=caption_key, from_nothing=from_nothing):
+def warn(say: Callable[[str], object], doubts: Iterable[str]) -> None:
+    for doubt in doubts:
         say(f"captions: WARNING: {doubt}")

@@ -34,18 +34,17 @@ def files(path: Path, skipped: Counter[str]) -> tuple[list[str], np.ndarray]:
     """The files of a tar in their order: their names, and (n, 2) offset and size. What breaks off is counted in `skipped`.
 
     Raises UserError where nothing of it can be read, OSError where it cannot be opened."""
-    plain = plain_files(path)
-    names, places = any_files(path, skipped) if plain is None else plain
-    if not skipped["truncated shard"] and goes_on(path, int(places[-1].sum()) if len(places) else 0):
-        skipped[JOINED] += 1
+    with open(path, "rb", buffering=0) as file:
+        plain = plain_files(file.fileno())
+        names, places = any_files(path, skipped) if plain is None else plain
+        if not skipped["truncated shard"] and goes_on(file.fileno(), int(places[-1].sum()) if len(places) else 0):
+            skipped[JOINED] += 1
     return names, places
 
 
-def goes_on(path: Path, at: int) -> bool:
+def goes_on(file: int, at: int) -> bool:
     """Whether another tar follows behind the first end mark, as `cat a.tar b.tar` makes one. `at`: where the last file ends."""
-    with open(path, "rb") as file:
-        file.seek(-(-at // BLOCK) * BLOCK)
-        blocks = np.frombuffer(file.read(FILLING) + bytes(2 * BLOCK), np.uint8)
+    blocks = np.frombuffer(os.pread(file, FILLING, -(-at // BLOCK) * BLOCK) + bytes(2 * BLOCK), np.uint8)
     used = blocks[: len(blocks) & -BLOCK].reshape(-1, BLOCK).any(1)
     return bool(used[int(np.argmin(used)) :].any())
 
@@ -82,11 +81,10 @@ def any_files(path: Path, skipped: Counter[str]) -> tuple[list[str], np.ndarray]
     return names, np.array(places, np.int64).reshape(-1, 2)
 
 
-def plain_files(path: Path) -> tuple[list[str], np.ndarray] | None:
+def plain_files(file: int) -> tuple[list[str], np.ndarray] | None:
     """As `any_files`, twenty times as fast, for a whole tar of plain headers; None for any other, which is `tarfile`'s to judge."""
-    with open(path, "rb", buffering=0) as file:
-        headers = _close_headers(file.fileno()) or _far_headers(file.fileno())
-        return None if headers is None else _names_and_places(*headers, file.fileno())
+    headers = _close_headers(file) or _far_headers(file)
+    return None if headers is None else _names_and_places(*headers, file)
 
 
 def _close_headers(file: int) -> tuple[np.ndarray, np.ndarray] | None:

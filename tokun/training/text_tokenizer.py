@@ -35,14 +35,16 @@ def train_text_tokenizer(run: Run) -> Path:
         run.say(f"text tokenizer: {target} is there and matches")
     elif run.rank == 0:
         run.say(f"text tokenizer: reading the captions of {len(paths)} shard{'' if len(paths) == 1 else 's'} …")
-        captions.tell(run.say, paths, caption_key=config.data.caption_key, from_nothing=not (config.start or config.generator.pretrained))
+        index = data.ShardIndex(paths)
+        if config.start or config.generator.pretrained:
+            captions.tell(run.say, index, caption_key=config.data.caption_key, from_nothing=False)
         tokenizer: TextTokenizer | PretrainedTextTokenizer
         if config.start:
             tokenizer = starting_model(config).text_tokenizer
         elif config.generator.pretrained:
             tokenizer = PretrainedTextTokenizer.from_pretrained(config.generator.pretrained)
         else:
-            tokenizer = TextTokenizer.train(_texts(paths, config), vocab_size=config.text_tokenizer.vocab_size)
+            tokenizer = TextTokenizer.train(_texts(run, index), vocab_size=config.text_tokenizer.vocab_size)
         with checkpoint.whole_directory(target) as folder:
             tokenizer.save(folder / TEXT_TOKENIZER)
             checkpoint.write_record(
@@ -58,16 +60,23 @@ def load_text_tokenizer(run: Run) -> TextTokenizer | PretrainedTextTokenizer:
     return PretrainedTextTokenizer.load(path) if path.is_dir() else TextTokenizer.load(path)
 
 
-def _texts(paths: list[Path], config: Config) -> Iterator[str]:
-    """Every text that the generator will read: captions in all registers, questions and answers."""
-    index = data.ShardIndex(paths)
+def _texts(run: Run, index: data.ShardIndex) -> Iterator[str]:
+    """Every text that the generator will read: captions in all registers, questions and answers. Behind the last it is said what speaks against
+    training on the captions."""
+    config, seen = run.config, captions.Seen(run.config.data.caption_key)
     for i in range(len(index)):
         try:
             tree = index.read_json(i)
-            texts = [*captions_of(tree, config).values(), *(str(text) for pair in questions_of(tree) for text in pair)]
         except (OSError, BadSample):
-            continue  # counted where the sample is encoded
+            seen.broken += 1  # counted by its reason where the sample is encoded
+            continue
+        seen.add(tree)
+        try:
+            texts = [*captions_of(tree, config).values(), *(str(text) for pair in questions_of(tree) for text in pair)]
+        except BadSample:
+            continue
         yield from texts
+    captions.warn(run.say, seen.doubts())
 
 
 def captions_of(tree: dict[str, Any], config: Config) -> dict[str, str]:

@@ -80,10 +80,27 @@ def fetched(name: str | Path, option: str, *, repo_type: str = "model") -> Itera
         try:
             yield
         except Exception as error:
+            if not is_missing(error):
+                raise
             raise NotFetched(
                 f"{option} {name} is no folder here and not in the cache, and the Hub ({constants.ENDPOINT}) is not reached: {why}. To work offline, "
                 f"fetch it where there is a network (hf download {name}{'' if repo_type == 'model' else f' --repo-type {repo_type}'} --local-dir FOLDER), bring the folder here and give its path"
             ) from error
+
+
+def is_missing(error: BaseException | None) -> bool:
+    """Whether an error says that something is not in the cache and may not be fetched: it, or one that it was raised from or during."""
+    from huggingface_hub import errors
+
+    known = (errors.LocalEntryNotFoundError, errors.OfflineModeIsEnabled, FileNotFoundError, ConnectionError)
+    seen: set[int] = set()
+    while error is not None and id(error) not in seen:
+        # transformers and datasets give the reason in words alone
+        if isinstance(error, known) or (isinstance(error, OSError) and MISSING.search(str(error))):
+            return True
+        seen.add(id(error))
+        error = error.__cause__ or error.__context__
+    return False
 
 
 @contextlib.contextmanager
