@@ -54,6 +54,30 @@ def test_what_is_in_the_cache_is_used_and_the_switches_are_put_back(nobody):
     assert not constants.HF_HUB_OFFLINE
 
 
+@pytest.mark.parametrize("error", [KeyError("hidden_size"), RuntimeError("shapes differ"), ValueError("no such class"), OSError(28, "No space left")])
+def test_what_is_wrong_with_something_in_the_cache_passes_as_it_is(nobody, error):
+    with pytest.raises(type(error)) as told, reach.fetched("name/model", "--checkpoint"):
+        raise error
+    assert told.value is error
+
+
+@pytest.mark.parametrize("kind", ["AutoConfig", "AutoTokenizer", "AutoModel", "AutoProcessor", "AutoImageProcessor"])
+def test_a_model_that_transformers_does_not_find_is_one_line(nobody, tmp_path, kind):
+    transformers = pytest.importorskip("transformers")
+    with pytest.raises(reach.NotFetched, match="--model nobody/no-model is no folder here"), reach.fetched("nobody/no-model", "--model"):
+        getattr(transformers, kind).from_pretrained("nobody/no-model", cache_dir=str(tmp_path))
+
+
+def test_an_error_raised_from_a_missing_entry_is_one_line(nobody):
+    errors = pytest.importorskip("huggingface_hub.errors")
+    for missing in (errors.LocalEntryNotFoundError("not in the cache"), errors.OfflineModeIsEnabled("offline")):
+        with pytest.raises(reach.NotFetched), reach.fetched("name/model", "--checkpoint"):
+            try:
+                raise missing
+            except OSError as error:
+                raise RuntimeError("the weights cannot be loaded") from error
+
+
 def test_a_folder_or_a_path_asks_nobody(tmp_path, monkeypatch):
     monkeypatch.setattr(reach, "out_of_reach", lambda address: pytest.fail("it was asked"))
     for name in (tmp_path, tmp_path / "nowhere", "./a/b", "~/model"):

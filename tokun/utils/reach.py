@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 SECONDS = 5.0
+MISSING = re.compile(r"[Cc]an't load|couldn't (?:connect|find|reach)|does not appear to have|not cached")  # in OSErrors of transformers
 HUB_ID = re.compile(r"[\w][\w.-]*(/[\w][\w.-]*)?")
 OFFLINE = "HF_HUB_OFFLINE"  # the libraries' own switch, read by each when it is imported
 SWITCHES = (("huggingface_hub.constants", OFFLINE), ("datasets.config", OFFLINE), ("datasets.config", "HF_DATASETS_OFFLINE"))
@@ -65,7 +66,7 @@ def out_of_reach(address: str) -> str:
 def fetched(name: str | Path, option: str, *, repo_type: str = "model") -> Iterator[None]:
     """Within the block libraries fetch `name` (no folder here) from the Hub, or find it in their cache where the Hub is out of reach.
 
-    `option` is what named it. Raises NotFetched (a FileNotFoundError) where it is in neither place; what else is wrong is raised as it is.
+    `option` is what named it. Raises NotFetched (a FileNotFoundError) where it is in neither place (`is_missing`); what else is wrong is raised as it is.
     """
     if Path(name).exists() or not HUB_ID.fullmatch(str(name)):
         yield
@@ -89,17 +90,14 @@ def fetched(name: str | Path, option: str, *, repo_type: str = "model") -> Itera
 
 
 def is_missing(error: BaseException | None) -> bool:
-    """Whether an error says that something is not in the cache and may not be fetched: it, or one that it was raised from or during."""
-    from huggingface_hub import errors
+    """Whether an error says that something is not in the cache and cannot be fetched: it, or one that it was raised from or during.
 
-    known = (errors.LocalEntryNotFoundError, errors.OfflineModeIsEnabled, FileNotFoundError, ConnectionError)
-    seen: set[int] = set()
-    while error is not None and id(error) not in seen:
-        # transformers and datasets give the reason in words alone
-        if isinstance(error, known) or (isinstance(error, OSError) and MISSING.search(str(error))):
+    huggingface_hub's LocalEntryNotFoundError is a FileNotFoundError, its OfflineModeIsEnabled a ConnectionError; transformers says it in words alone.
+    """
+    while error is not None:
+        if isinstance(error, (FileNotFoundError, ConnectionError)) or (isinstance(error, OSError) and MISSING.search(str(error))):
             return True
-        seen.add(id(error))
-        error = error.__cause__ or error.__context__
+        error = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
     return False
 
 
