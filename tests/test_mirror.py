@@ -5,17 +5,21 @@ from __future__ import annotations
 import io
 import json
 import tarfile
+from collections import Counter
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
+from data_tools.captioning.from_table import alt_text
+from data_tools.questions import Plan, questions_of
+from data_tools.text.things import Lexicon
 from tokun import data
 from tokun.config import from_dict
 from tokun.data import mirror
 from tokun.data.codes import CodeSamples, Record
-from tokun.tokenizers import sequences
+from tokun.tokenizers import sequences, wordings
 from tokun.tokenizers.vocabulary import Vocabulary
 from tokun.training.codes import encode_shard
 
@@ -47,12 +51,43 @@ def test_pictures_that_show_writing_are_not_mirrored():
         assert not mirror.may_be_mirrored(["A moth.", text]), text
 
 
-def shard(path, captions):
+LETTERED = "A page of text, a title."
+
+
+@pytest.mark.parametrize(
+    ("captions", "questions", "may"),
+    [
+        ({"plain": "A ship."}, [], True),
+        ({"plain": "A ship.", "era": "The captain's letter, from “The Book of Names”"}, [], True),
+        ({"plain": "A ship.", "alt": "Wood engraving: a ship with its name at the bow."}, [], False),
+        ({"plain": "A ship.", "poetic": "It wears its number proudly."}, [], False),
+        ({"plain": "A ship.", "social": "Can you read the sign?"}, [], False),
+        ({"plain": "A ship.", "alt": "Wood engraving: a ship."}, [], True),
+        ({"plain": "A ship."}, [("What hangs over the gate?", "a banner with words")], False),
+        ({"plain": "A ship."}, [("What is written here?", "nothing")], True),
+        ({"plain": "A ship."}, [(wordings.SHOWS.format(LETTERED), "no"), ("Is this a coin?", "no"), ("Are there letters?", "no")], True),
+        ({"plain": "A ship."}, [("Who wrote the book?", "the author of Lost Letters")], True),
+    ],
+)  # fmt: skip
+def test_words_about_what_is_seen_decide_and_those_about_something_else_do_not(captions, questions, may):
+    assert mirror.may_be_mirrored(mirror.seen_of(captions, questions)) is may
+
+
+def test_no_question_and_no_alt_text_by_rule_stops_mirroring_of_itself():
+    record = {"caption": "A ship in a storm.", "style": "wood-engraving", "subject": "ship", "thing": "ship"}
+    words = {"plain": record["caption"], "alt": alt_text("wood engraving", record["caption"], Lexicon(Counter(), Counter(), Counter()))}
+    for number in range(20):  # each wording
+        asked = questions_of(record, Image.new("L", (8, 8), 255), str(number), 0, LETTERED, Plan(more=(("Is this a coin?", "no"),)))
+        assert len(asked) > 6
+        assert mirror.may_be_mirrored(mirror.seen_of(words, [(one["question"], one["answer"]) for one in asked]))
+
+
+def shard(path, plain, **more):
     with tarfile.open(path, "w") as tar:
-        for number, caption in enumerate(captions):
+        for number, caption in enumerate(plain):
             picture = io.BytesIO()
             Image.fromarray(np.random.default_rng(number).integers(0, 255, (40, 40), np.uint8)).save(picture, "PNG")
-            tree = {"caption": caption, "questions": [{"question": "What stands on the left?", "answer": "a tree"}]}
+            tree = {"caption": caption, "questions": [{"question": "What stands on the left?", "answer": "a tree"}], **more}
             for suffix, content in (("png", picture.getvalue()), ("json", json.dumps(tree).encode())):
                 member = tarfile.TarInfo(f"{number:04d}.{suffix}")
                 member.size = len(content)
@@ -69,6 +104,14 @@ def test_code_shards_hold_mirrored_views_of_pictures_without_writing_alone(tmp_p
     assert all(len(record.mirrored) == 8 and not record.mirrored[0] for record in records)
     turned = [sum(record.mirrored) for record in records]
     assert 8 < sum(turned[:6]) < 34 and not any(turned[6:])
+
+
+def test_an_alt_text_of_lettering_keeps_a_picture_as_it_is(tmp_path, tiny_image_tokenizer):
+    shard(tmp_path / "train-0.tar", ["A tree on the left."] * 3, captions={"alt": "A tree, a title below it."})
+    config = from_dict({"image_tokenizer": {"image_size": tiny_image_tokenizer.config.image_size}, "codes": {"views": 8, "mirror": True}})
+    encode_shard(tmp_path / "train-0.tar", tmp_path / "codes.tar", tiny_image_tokenizer, config, torch.device("cpu"))
+    samples = CodeSamples([tmp_path / "codes.tar"])
+    assert not any(any(samples.record(i).mirrored) for i in range(3))
 
 
 def test_the_words_of_a_mirrored_view_are_those_of_the_mirrored_picture():

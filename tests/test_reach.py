@@ -54,7 +54,9 @@ def test_what_is_in_the_cache_is_used_and_the_switches_are_put_back(nobody):
     assert not constants.HF_HUB_OFFLINE
 
 
-@pytest.mark.parametrize("error", [KeyError("hidden_size"), RuntimeError("shapes differ"), ValueError("no such class"), OSError(28, "No space left")])
+@pytest.mark.parametrize(
+    "error", [KeyError("hidden_size"), RuntimeError("shapes differ"), ValueError("no such class"), OSError(28, "No space left")]
+)
 def test_what_is_wrong_with_something_in_the_cache_passes_as_it_is(nobody, error):
     with pytest.raises(type(error)) as told, reach.fetched("name/model", "--checkpoint"):
         raise error

@@ -67,7 +67,10 @@ def test_the_shards_themselves_are_read_and_broken_records_are_passed_over(tmp_p
 
 def told_of(path, records, monkeypatch, *, most_read, from_nothing=True):
     monkeypatch.setattr(captions, "MOST_READ", most_read)
-    write_shard(path, ({"__key__": f"{i:04d}", "json": one if isinstance(one, bytes) else json.dumps(one).encode()} for i, one in enumerate(records)))
+    write_shard(
+        path,
+        ({"__key__": f"{i:04d}", "json": one if isinstance(one, bytes) else json.dumps(one).encode()} for i, one in enumerate(records)),
+    )
     said = []
     captions.tell(said.append, ShardIndex([path]), caption_key="caption", from_nothing=from_nothing)
     return said

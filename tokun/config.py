@@ -108,7 +108,7 @@ class CodesConfig:
     views: int = 5  # crops per picture; view 0 is the whole picture's centre
     crop_scale: list[float] = field(default_factory=lambda: [1.0, 1.1])  # the short side over the crop's: from, to
     positions: str = "random"  # of the crops; five: corners and centre at the two ends of crop_scale, as in LlamaGen (at most 11 views)
-    mirror: bool = False  # mirror about half of the views but the first, where the caption speaks of no writing; left and right change places in its words
+    mirror: bool = False  # mirror about half of the views but the first, where no words about what is seen speak of writing; left and right change places in its words
     batch_size: int = 64
 
 

@@ -62,9 +62,13 @@ class Seen:
         read = self.pictures + self.broken
         share, sample = (of / read, f" that were looked at ({read:,} of {of:,} samples)") if 0 < read < of else (1.0, "")
         if not self.pictures:
-            return [f"None of the {self.broken:,} records{sample} can be read. Make the shards again, or remove them."] if self.broken else []
+            return (
+                [f"None of the {self.broken:,} records{sample} can be read. Make the shards again, or remove them."] if self.broken else []
+            )
         if not self.captioned:
-            return [f"None of the {self.pictures:,} pictures{sample} has a caption: there is nothing to learn words from. Caption them: {CAPTION}."]
+            return [
+                f"None of the {self.pictures:,} pictures{sample} has a caption: there is nothing to learn words from. Caption them: {CAPTION}."
+            ]
         told = []
         if 2 * self.captioned < self.pictures:
             told.append(
@@ -88,7 +92,9 @@ def doubts(records: Iterable[Mapping[str, Any]], *, caption_key: str = "caption"
 
 
 def only_templates(captioned: int, *, looked_at: str = "") -> str:
-    return f"All {captioned:,} captions{looked_at} are templates filled with metadata: nobody looked at the pictures. Caption them: {CAPTION}."
+    return (
+        f"All {captioned:,} captions{looked_at} are templates filled with metadata: nobody looked at the pictures. Caption them: {CAPTION}."
+    )
 
 
 def few(captioned: int) -> str:

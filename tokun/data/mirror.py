@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import dataclasses
 import re
-from collections.abc import Iterable
-
-from tokun.data.codes import Record
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 SIDES = {"left": "right", "right": "left"}
 # words that say that a picture shows writing, which a mirror turns round
@@ -16,7 +13,18 @@ WRITING = re.compile(
     r"sundials?|texts?|titles?|words?|writing|written)\b",
     re.IGNORECASE,
 )
+# registers that say what is seen. Not `era`: a printed caption names letters, books and people that are not in the picture
+SEEN = ("plain", "alt", "poetic", "social")
 _SIDE = re.compile(r"\b(left|right)(?=\b(?!\s+(?:angles?|triangles?|whales?|behind|alone|over)\b))", re.IGNORECASE)
+
+
+def seen_of(captions: Mapping[str, str], questions: Sequence[tuple[str, str]]) -> Iterator[str]:
+    """The texts that say what a picture shows: captions of the registers in SEEN, and answers to "What …?".
+
+    Questions themselves are not among them, nor answers to others: "Does the picture show this: a page of text?" is asked of pictures without one, too.
+    """
+    yield from (captions[register] for register in SEEN if register in captions)
+    yield from (str(answer) for question, answer in questions if re.match(r"what\b", str(question).strip(), re.IGNORECASE))
 
 
 def may_be_mirrored(texts: Iterable[str]) -> bool:
@@ -36,13 +44,3 @@ def exchange_sides(text: str) -> str:
         return turned.upper() if word.isupper() else turned.capitalize() if word[0].isupper() else turned
 
     return _SIDE.sub(other, text)
-
-
-def mirrored(record: Record) -> Record:
-    """The record as its mirrored views need it: left and right exchanged in captions, questions and answers."""
-    return dataclasses.replace(
-        record,
-        caption=exchange_sides(record.caption),
-        captions={register: exchange_sides(text) for register, text in record.captions.items()},
-        questions=[(exchange_sides(question), exchange_sides(answer)) for question, answer in record.questions],
-    )

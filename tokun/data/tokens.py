@@ -151,7 +151,7 @@ class TokenBatches:
         v = self.vocabulary
         task = self.tasks[min(bisect_right(self.shares, rng.random()), len(self.tasks) - 1)]
         view = int(rng.integers(len(record.codes))) if self.views and len(record.codes) > 1 else 0  # of one, numpy draws nothing either
-        codes, record = record.codes[view], mirror.mirrored(record) if view < len(record.mirrored) and record.mirrored[view] else record
+        codes, turned = record.codes[view], view < len(record.mirrored) and record.mirrored[view]
         registers = [r for r in record.captions if r in v.registers]
         register = "plain" if rng.random() < self.plain_share or len(registers) == 1 else registers[rng.integers(len(registers))]
         dropped, bare = rng.random(5 if v.things else 4).tolist(), rng.random() < self.tag_dropout
@@ -164,16 +164,20 @@ class TokenBatches:
             grid=record.grid if keep[3] or only_grid else None,
             thing=record.thing if v.things and keep[4] and record.thing in v.things else "",
         )
-        caption = self.text(record.captions[register])
+
+        def text(words: str) -> list[int]:
+            return self.text(mirror.exchange_sides(words) if turned else words)
+
+        caption = text(record.captions[register])
         if task == "text_to_image":
             return sequences.pack_text_to_image(v, tags, codes, caption)
         if task == "question" and record.questions:
             question, answer = record.questions[rng.integers(len(record.questions))]
-            return sequences.pack_question(v, tags, codes, self.text(question), self.text(answer))
+            return sequences.pack_question(v, tags, codes, text(question), text(answer))
         others = [r for r in registers if r != register]
         if task == "rewrite" and others:
             other = others[rng.integers(len(others))]
-            return sequences.pack_rewrite(v, tags, caption, other, self.text(record.captions[other]))
+            return sequences.pack_rewrite(v, tags, caption, other, text(record.captions[other]))
         return sequences.pack_joint(v, tags, codes, caption)
 
 

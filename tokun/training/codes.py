@@ -22,6 +22,7 @@ from tokun import config as configs
 from tokun import data
 from tokun.config import Config
 from tokun.data import framing, mirror
+from tokun.data.codes import questions_of
 from tokun.inference.tags import count_tags
 from tokun.tokenizers.image import ImageTokenizer
 from tokun.tokenizers.vocabulary import tag_word
@@ -200,6 +201,7 @@ def encode_shard(
         try:
             tree, framed = samples.index.read_json(i), samples.framed(i)
             captions = captions_of(tree, config)
+            turn = c.mirror and mirror.may_be_mirrored(mirror.seen_of(captions, questions_of(tree)))
         except (OSError, BadSample):
             return "broken sample"
         if "plain" not in captions:
@@ -212,7 +214,6 @@ def encode_shard(
         if (thing := tag_word(str(tree.get(d.thing_key) or ""))) or "thing" in tree:
             tree["thing"] = thing
         rng, size = data.rng_for(config.seed, i, stream=3), framed.image.size
-        turn = c.mirror and mirror.may_be_mirrored([captions["plain"]])
         boxes = framing.views(framed.box, c.views, c.crop_scale, rng, None if several else size, positions=c.positions, mirror=turn)
         tree["boxes"] = [[round(x, 2) for x in (box if several else box[:3])] for box in boxes]
         if several:
