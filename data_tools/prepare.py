@@ -44,7 +44,7 @@ from data_tools.readers import READERS, Listing, Options, PictureError, choose_r
 from data_tools.readers.survey import RECOGNISED
 from data_tools.readers.tables import with_captions
 from tokun.utils import console
-from tokun.utils.console import home_path
+from tokun.utils.console import home_path, home_text
 from tokun.utils.errors import UserError
 from tokun.utils.extras import need
 from tokun.utils.lock import alone_in
@@ -268,9 +268,14 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         "A run that was killed goes on when the same command is given again.",
     )
     add = parser.add_argument
-    add("source", metavar="SOURCE", help="a folder of pictures, classes, books or tars; a table; a data set's id; an address like s3://…")
+    add(
+        "source",
+        type=home_text,
+        metavar="SOURCE",
+        help="a folder of pictures, classes, books or tars; a table; a data set's id; an address like s3://…",
+    )
     add("--style", default="", help="the style of all, a tag: engraving, etching; with --reader classes, the class to take")
-    add("--out", required=True, help="the folder (or address) for the shards, the manifest and the report")
+    add("--out", type=home_text, required=True, help="the folder (or address) for the shards, the manifest and the report")
     add("--reader", default="auto", metavar="NAME", help=f"how to read SOURCE: auto, {', '.join(READERS)} (%(default)s)")
     add("--root", type=home_path, metavar="DIR", help="where the paths in a table start (its own folder)")
     add(
@@ -328,7 +333,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
 
 def main(argv: list[str] | None = None) -> int:
     command = sys.argv[1:] if argv is None else list(argv)
-    args = at_home(parse(argv))
+    args = parse(argv)
     keep_memory()
     return console.status("prepare", lambda: run(args, command))
 
@@ -345,15 +350,6 @@ def run(args: argparse.Namespace, command: list[str]) -> int:
     if made.kept or made.captions.get("missing"):
         print(steps(args.out.rstrip("/"), command, made.captions, report=report.NAME, val=bool(made.pairs("val"))))
     return 0 if made.kept else 1
-
-
-def at_home(args: argparse.Namespace) -> argparse.Namespace:
-    """The arguments with ~ at the start of a path as the home folder: after an = the shell leaves it as it is."""
-    for name in ("source", "out", "root", "captions"):
-        value = getattr(args, name)
-        if value is not None and str(value).startswith("~"):
-            setattr(args, name, type(value)(os.path.expanduser(value)))
-    return args
 
 
 if __name__ == "__main__":

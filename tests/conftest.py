@@ -25,7 +25,9 @@ LONG = (
     "evaluate",
 )
 # left out by `pytest -m "not slow"`, beside what is marked where it stands: files that start launchers, clusters, notebooks or train whole runs, and tests of a finished run
-SLOW_FILES = {f"test_{name}" for name in ("launch", "resume", "training", "coherence", "notebook", "ray", "real_engravings")}
+SLOW_FILES = {
+    f"test_{name}" for name in ("launch", "tuning_launch", "resume", "training", "coherence", "notebook", "ray", "real_engravings")
+}
 SLOW_FIXTURES = {"finished", "browser"}
 
 

@@ -241,16 +241,16 @@ def test_a_broken_picture_is_counted_and_its_successor_stands_in(tmp_path):
     samples[2]["png"] = samples[2]["png"][:200]
     write_shard(tmp_path / "a.tar", iter(samples))
     images = ImageSamples.open(str(tmp_path), image_size=32, channels=1)
-    assert np.array_equal(images.whole_picture(1), images.whole_picture(3))
+    assert np.array_equal(images.whole(1).image, images.whole(3).image)
     assert images.index.skipped == {"broken picture": 2}
     for _ in range(100):  # a long run meets the same broken picture in every epoch
-        images.whole_picture(1)
+        images.whole(1)
 
 
 def test_when_no_picture_is_whole_that_is_said(tmp_path):
     write_shard(tmp_path / "a.tar", iter([{"__key__": "k", "png": b"x"}]))
     with pytest.raises(ValueError, match=r"no picture of .*can be decoded"):
-        ImageSamples.open(str(tmp_path), image_size=32, channels=1).whole_picture(0)
+        ImageSamples.open(str(tmp_path), image_size=32, channels=1).whole(0)
 
 
 @pytest.mark.filterwarnings("ignore:::PIL")  # Pillow warns of corrupt metadata

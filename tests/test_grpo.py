@@ -282,6 +282,7 @@ def told_by_engine(checkpoint_folder, tmp_path_factory) -> dict:
     return {how: (two[how], alone[more], folder / how) for how, more in ENGINES.items()}
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize("how", ENGINES)
 def test_two_processes_have_the_losses_of_one(told_by_engine, how):
@@ -292,6 +293,7 @@ def test_two_processes_have_the_losses_of_one(told_by_engine, how):
     assert (out / ("adapter" if "adapter" in how else "checkpoint") / "training.json").is_file()
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_the_real_launcher_has_the_losses_of_one(checkpoint_folder, tmp_path):
     pytest.importorskip("deepspeed", reason="the deepspeed launcher needs the extra 'train'")

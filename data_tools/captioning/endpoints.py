@@ -192,7 +192,7 @@ class Endpoint:
 
 
 def read_completion(data: bytes) -> Reply:
-    """The answer in a chat completion. Raises UserError when it is none."""
+    """The answer in a chat completion. Raises ValueError where it is no JSON, BadSample (a ValueError) where it is other JSON."""
     try:
         tree = json.loads(data)
         choice = tree["choices"][0]

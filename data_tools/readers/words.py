@@ -106,7 +106,7 @@ def join_words(words: Words | None, other: Words) -> Words:
 
 
 def json_object(text: str, *, where: str) -> dict[Any, Any]:
-    """The JSON object in `text`. Raises UserError saying where and what is wrong."""
+    """The JSON object in `text`. Raises BadSample saying where and what is wrong."""
     try:
         value = json.loads(text)
     except (ValueError, RecursionError) as error:

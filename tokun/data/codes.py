@@ -108,7 +108,7 @@ def mirrored_of(tree: dict[str, Any]) -> tuple[bool, ...]:
 
 
 def read_codes(data: bytes) -> np.ndarray:
-    """The array of a .npy file. Raises EOFError, SyntaxError or UserError for what is none."""
+    """The array of a .npy file. Raises EOFError, SyntaxError or ValueError for what is none."""
     header = CODES_HEADER.match(data)
     if header is None or header.end() != 10 + int.from_bytes(data[8:10], "little"):
         return np.lib.format.read_array(io.BytesIO(data), allow_pickle=False)  # not np.load, which also opens archives and pickles

@@ -137,9 +137,6 @@ class ImageSamples:
                 return self.framed(j, max(0, int(self.shapes[i])))
         raise UserError(f"no picture of {self.index.paths[0]} and its kin can be decoded")
 
-    def whole_picture(self, i: int) -> Image.Image:
-        return self.whole(i).image
-
     def cut(self, framed: framing.Framed, box: framing.Box) -> np.ndarray:
         """What a box shows, at the grid's size: uint8 (C, H, W)."""
         rows, columns = framed.grid

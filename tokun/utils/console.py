@@ -17,6 +17,11 @@ def home_path(text: str) -> Path:
     return Path(text).expanduser()
 
 
+def home_text(text: str) -> str:
+    """`home_path`, for what may be an address or a name as well, which `Path` would change: s3://…"""
+    return os.path.expanduser(text)
+
+
 def status(name: str, main: Callable[[], object]) -> int:
     """Call `main`. Returns its exit status: what it returns where that is a number, else 0.
 
