@@ -82,7 +82,11 @@ def test_an_adapter_in_use_computes_what_plain_peft_computes(base, tmp_path, dor
         ours, theirs = model.generator(input_ids=ids).logits, plain(input_ids=ids).logits
     assert ours.shape == theirs.shape == (1, ids.shape[1], v.size)
     torch.testing.assert_close(ours, theirs, atol=1e-4, rtol=1e-4)
-    assert not torch.allclose(ours[..., :100], tokun.load(base).generator(input_ids=ids[:, :2]).logits[..., :1, :100], atol=1e-2)
+    known, alone = ids[:, 3:], tokun.load(base).generator.eval()
+    assert int(known.max()) < tokun.load(base).vocabulary.size
+    with torch.no_grad():
+        changed, plain = model.generator(input_ids=known).logits, alone(input_ids=known).logits
+    assert not torch.allclose(changed[..., : plain.shape[-1]], plain, atol=1e-2), "the adapter changes what the base says of its own ids"
 
 
 def test_adapters_are_switched_and_the_base_stays_what_it_was(base, tmp_path):
@@ -244,6 +248,29 @@ def test_stopped_and_typed_again_it_ends_in_the_same_adapter(trained, checkpoint
     run.close()
     one, other = (load_file(out / "adapter" / adapters.WEIGHTS) for out in (whole, tmp_path / "run"))
     assert one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
+
+
+def test_a_finished_adapter_is_left_alone_unless_its_base_is_another_now(trained, tmp_path):
+    config, overrides, whole = trained
+    shutil.copytree(whole, tmp_path / "run")
+    path = tmp_path / "run" / "adapter" / "training.json"
+    record = json.loads(path.read_text())
+
+    def again() -> None:
+        run = open_run(load_config(config, [*overrides, f"out={tmp_path / 'run'}"]))
+        try:
+            train_generator(run)
+        finally:
+            run.close()
+
+    again()
+    made_on = record["settings"].pop("start_fingerprint")
+    path.write_text(json.dumps(record))
+    again()  # of an older version, which did not keep it
+    assert made_on == json.loads((whole / "adapter" / "adapter.json").read_text())["base_fingerprint"]
+    path.write_text(json.dumps(record | {"settings": record["settings"] | {"start_fingerprint": "0" * 64}}))
+    with pytest.raises(ValueError, match=r"began with other weights than start .* holds now .*put the old checkpoint back"):
+        again()
 
 
 @pytest.mark.parametrize(

@@ -162,8 +162,13 @@ def test_home_is_meant_by_a_tilde_wherever_a_path_is_set(tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
     (tmp_path / "c.yaml").write_text("out: ~/runs/a\ntrain: {deepspeed: ~/zero.json}\n")
     config = load_config(
-        tmp_path / "c.yaml", ["start=~/model", "image_tokenizer_train.perceptual_weights=~/w.pth", "generator.pretrained=name/model"]
-    )
+        tmp_path / "c.yaml", ["start=~/model", "image_tokenizer_train.perceptual_weights=~/w.pth", "generator.pretrained=name/model",
+         "grpo.prompts=~/p.txt", "grpo.eval_prompts=~/e.txt", "grpo.features=~/f.pth", "grpo.rewards=[{kind: style, of: ~/s.pth}]",
+         "grpo.judges=[{kind: aesthetic, of: ~/head.pth, clip: ~/clip}]"],
+    )  # fmt: skip
+    grpo = config.grpo
+    assert [grpo.prompts, grpo.eval_prompts, grpo.features] == [f"{tmp_path}/{name}" for name in ("p.txt", "e.txt", "f.pth")]
+    assert [grpo.rewards[0].of, grpo.judges[0].of, grpo.judges[0].clip] == [f"{tmp_path}/{name}" for name in ("s.pth", "head.pth", "clip")]
     assert config.out == f"{tmp_path}/runs/a" and config.start == f"{tmp_path}/model" and config.train.deepspeed == f"{tmp_path}/zero.json"
     assert config.image_tokenizer_train.perceptual_weights == f"{tmp_path}/w.pth" and config.generator.pretrained == "name/model"
 

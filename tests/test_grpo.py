@@ -97,7 +97,8 @@ def test_a_run_leaves_a_checkpoint_that_draws_and_says_what_it_learned_from(whol
 def test_what_is_watched_is_told_at_every_step(whole):
     for step in (1, 2, 3):
         told = whole.told[step]
-        assert {"reward/paper_spread", "reward/mean"} & told.keys() or "reward/tests.test_grpo:paper" in told
+        assert told["reward/mean"] == told["reward/tests.test_grpo:paper"] and 0 < told["reward/mean"] < 1
+        assert 0 < told["reward/tests.test_grpo:paper_spread"] < 0.5
         assert told["train/kl"] >= 0 and 0 <= told["train/clipped"] <= 1 and told["train/grad_norm"] > 0
         assert told["train/entropy_image"] > 0 and told["train/entropy_text"] > 0 and 0 < told["time/rollout_share"] < 1
         assert told["time/rollout_tokens_per_second"] > 0 < told["time/learning_tokens_per_second"]
@@ -213,19 +214,54 @@ def test_without_a_start_there_is_nothing_to_go_on_from(tmp_path):
         Noted(write(tmp_path, Path("")), "start=")
 
 
-def test_the_options_of_the_peers_train_too(checkpoint_folder, tmp_path):
-    """Easy tokens left out, similar codes moved less, entropy held, whole batches' spread, several epochs, perturbed pictures."""
-    changed = {"easy": 0.9, "similar": 1.0, "entropy": 0.01, "scale": "batch", "epochs": 2, "perturb": ["noise"], "kl": 0.1}
-    done = Noted(
-        write(
-            tmp_path,
-            checkpoint_folder,
-            **{f"grpo__{name}": value for name, value in changed.items()},
-            train__steps=1,
-            train__micro_batch_size=2,
-        )
-    )
-    assert done.told[1]["train/grad_norm"] > 0 and (done.out / "checkpoint").is_dir()
+PEERS = {"easy": 0.05, "similar": 1.0, "entropy": 1.0, "scale": "batch", "perturb": ["noise"], "kl": 1.0}
+
+
+def test_each_option_of_the_peers_changes_what_is_learned(checkpoint_folder, tmp_path):
+    """Easy tokens left out, similar codes moved less, entropy held, whole batches' spread, perturbed pictures, distance from the start: by
+    the gradient of the second of two epochs, of which small micro batches change nothing."""
+
+    def norm(name: str, micro: int = 8, **options) -> float:
+        (tmp_path / name).mkdir()
+        options = {f"grpo__{option}": value for option, value in options.items()}
+        more = {"grpo__eval_n": 4, "train__steps": 1, "train__micro_batch_size": micro, "grpo__epochs": 2}
+        done = Noted(write(tmp_path / name, checkpoint_folder, **more | options))
+        assert (done.out / "checkpoint").is_dir()
+        return done.told[1]["train/grad_norm"]
+
+    off = norm("off")
+    assert off > 0 and norm("once", epochs=1) != pytest.approx(off, rel=1e-3)
+    for option, value in PEERS.items():
+        assert norm(option, **{option: value}) != pytest.approx(off, rel=1e-3), option
+    whole, cut = norm("whole", **PEERS), norm("cut", micro=2, **PEERS)
+    assert cut == pytest.approx(whole, rel=1e-3) and whole != pytest.approx(off, rel=1e-3)
+
+
+def test_held_out_pairs_are_drawn_once_for_the_curve_and_the_report(checkpoint_folder, tmp_path, monkeypatch):
+    drawn, draw = [], rollouts.held_out_pairs
+    monkeypatch.setattr(rollouts, "held_out_pairs", lambda *arguments: drawn.append(draw(*arguments)) or drawn[-1])
+    done = Noted(write(tmp_path, checkpoint_folder, train__steps=2, train__eval_every=1))
+    assert len(drawn) == 3, "before, after the first step, at the end"
+    assert (done.out / "real" / "before.png").is_file() and (done.out / "real" / "viewer" / "after").is_dir()
+
+
+def test_settings_that_do_nothing_are_named_at_the_start(checkpoint_folder, tmp_path, capsys):
+    Noted(write(tmp_path, checkpoint_folder, train__steps=1, train__compile=True, train__loss_chunk=64))
+    assert "train.compile, train.loss_chunk change nothing here" in "".join(capsys.readouterr())
+
+
+def test_no_average_is_kept_and_a_run_begun_with_one_goes_on(whole, checkpoint_folder, tmp_path):
+    """Trainer states once held an average that nobody read, and settings that change nothing."""
+    config = write(tmp_path, checkpoint_folder, grpo__minibatches=2, grpo__kl=0.01)
+    assert Noted(config, stop_at=2).stopped
+    (state,) = (tmp_path / "run" / "state" / "grpo").glob("step-*2")
+    assert {path.name for path in state.iterdir()} == {"engine.pt", "state.json"}
+    torch.save({"step": torch.tensor(4)}, state / "ema.pt")
+    record = json.loads((state / "state.json").read_text())
+    record["settings"]["train"] |= {"ema_every": 1, "word_dropout": 0.0, "lr_hold": 0.0}
+    (state / "state.json").write_text(json.dumps(record))
+    resumed = Noted(config)
+    assert all(torch.equal(weight, whole.weights()[name]) for name, weight in resumed.weights().items())
 
 
 def test_descriptions_are_learned_to_be_drawn(shaped_folder, tmp_path):

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import shutil
 import tarfile
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 import tokun
 from tests.small_runs import needs
@@ -99,8 +101,6 @@ def test_only_what_is_asked_for_is_scored(tiny_model, contests, over):
 
 
 def test_stopped_and_typed_again_it_ends_in_the_same_weights(checkpoint_folder, pairs, tmp_path):
-    from safetensors.torch import load_file
-
     whole, _ = trained(settings(tmp_path / "whole", checkpoint_folder, pairs, train={"steps": 6}))
     config = settings(tmp_path / "stopped", checkpoint_folder, pairs, train={"steps": 6})
     run = open_run(config)
@@ -111,6 +111,34 @@ def test_stopped_and_typed_again_it_ends_in_the_same_weights(checkpoint_folder, 
     again, _ = trained(config)
     one, other = (load_file(out / "adapter_model.safetensors") for out in (whole, again))
     assert all(torch.equal(one[name], other[name]) for name in one)
+
+
+def test_a_base_that_was_replaced_is_noticed_and_a_state_of_before_goes_on(tiny_model, checkpoint_folder, pairs, tmp_path):
+    """The path is the same, the weights are not: margins would be over another start. Older states do not say which weights they began with."""
+    base = Path(shutil.copytree(checkpoint_folder, tmp_path / "base"))
+    config = settings(tmp_path / "run", base, pairs, train={"steps": 4})
+    run = open_run(config)
+    run.tracker.log = lambda figures, *, step: setattr(run.stop, "asked", step == 3)
+    with pytest.raises(Preempted):
+        train_preferences(run)
+    run.close()
+    weights = base / "generator" / "model.safetensors"
+    old = weights.read_bytes()
+    save_file({name: -tensor for name, tensor in load_file(weights).items()}, weights, metadata={"format": "pt"})
+    run = open_run(config)
+    with pytest.raises(ValueError, match=r"began with other weights than start .*base holds now .*put the old checkpoint back"):
+        train_preferences(run)
+    run.close()
+    weights.write_bytes(old)
+    (state,) = (tmp_path / "run" / "state" / "preferences").glob("step-*3")
+    record = json.loads((state / "state.json").read_text())
+    assert record["settings"].pop("start_fingerprint")
+    (state / "state.json").write_text(json.dumps(record))
+    shutil.copytree(state, tmp_path / "kept" / state.name)
+    out, logged = trained(config)
+    assert sorted(step for step, figures in logged.items() if "train/loss" in figures) == [4]
+    shutil.copytree(tmp_path / "kept", state.parent)  # killed between the result and the removal of the trainer states
+    assert trained(config) == (out, {}) and not state.exists()
 
 
 def test_files_and_tars_are_read_and_what_is_no_preference_is_named(tiny_model, pairs, tmp_path):

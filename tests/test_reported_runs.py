@@ -24,7 +24,7 @@ class Stub:
         self.states = checkpoint.TrainerStates(folder, keep=2)
 
     def restore(self, folder):
-        torch.load(folder / "state.pt", weights_only=True)
+        checkpoint.read_part(folder / "state.pt")
         return 7.0
 
 
@@ -42,6 +42,23 @@ def test_a_damaged_trainer_state_is_one_line_with_the_way_out(tmp_path, damage):
     if damage == "gone":
         path.unlink()
     with pytest.raises(ValueError, match=r"trainer state .* is damaged .*Delete it, and the same command goes on"):
+        loop._resume(stage, stage.states)
+
+
+def test_what_fails_behind_the_reading_of_a_trainer_state_is_not_called_damage(tmp_path):
+    """size mismatch for weight: the file was whole, and to delete it would have been the wrong advice."""
+
+    class Other(Stub):
+        def restore(self, folder):
+            state = checkpoint.read_part(folder / "state.pt")
+            torch.nn.Linear(2, 3).load_state_dict(state)
+            return 7.0
+
+    stage = Other(tmp_path)
+    path = stage.states.path(40) / "state.pt"
+    path.parent.mkdir(parents=True)
+    torch.save(torch.nn.Linear(2, 2).state_dict(), path)
+    with pytest.raises(RuntimeError, match="size mismatch for weight"):
         loop._resume(stage, stage.states)
 
 

@@ -75,6 +75,12 @@ def test_a_trainer_state_holds_what_it_always_held_so_that_a_run_begun_before_go
     assert {path.name for path in folder.iterdir()} == {"engine.pt", "ema.pt", "state.json"}
     assert set(torch.load(folder / "engine.pt", weights_only=True)) == {"model", "optimizer"}
     record = json.loads((folder / "state.json").read_text())
+    for name in ("engine.pt", "ema.pt", "state.json"):
+        content = (folder / name).read_bytes()
+        (folder / name).write_bytes(content[: len(content) // 2])
+        with pytest.raises(ValueError, match=rf"trainer state .*{folder.name} is damaged \({name}: .*Delete it"):
+            run_stages(config)
+        (folder / name).write_bytes(content)
     assert set(record) == {"settings", "spent", "world", "spikes"} and {"generator", "train", "seed", "codes"} <= set(record["settings"])
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import math
 import shutil
 from pathlib import Path
 from typing import Any
@@ -13,6 +15,7 @@ from safetensors.torch import load_file
 
 import tokun
 from benchmarks.zero import Case, largest_difference, launch, train_case
+from data_tools import toy
 from tests.small_runs import ROOT, needs, write_config
 from tests.test_launch import deepspeed, forked
 from tokun.config import load_config
@@ -26,7 +29,7 @@ pytestmark = [
     pytest.mark.timeout(600),  # a launch is a minute where others use the processors too
 ]
 STEPS = 5
-ENGINES = {"ddp": "", "zero1": "zero1", "zero2": "zero2", "zero3": "zero3"}
+ENGINES = {"ddp": "", "zero0": "zero0", "zero1": "zero1", "zero2": "zero2", "zero3": "zero3"}
 PAIRED = [
     ("lora", "ddp"),
     ("lora", "zero3"),
@@ -35,7 +38,10 @@ PAIRED = [
     ("dpo-full", "ddp"),
     ("dpo-full", "zero2"),
     ("dpo-full", "zero3"),
+    ("words", "ddp"),
+    ("words", "zero3"),
 ]
+BF16 = ("zero0", "zero1", "zero3")  # DPO of all weights in bf16
 
 
 @pytest.fixture(scope="module")
@@ -59,7 +65,15 @@ def configs(tiny_model, checkpoint_folder, small_shards, tmp_path_factory) -> di
     (folder / "pairs.jsonl").write_text(preferences.lines(tiny_model.best_and_worst(3, 6, 2)))
     dpo = {"start": str(checkpoint_folder), "threads": 1, "tracking": {"kind": "none"}, "generator": {"dropout": 0.0}, "adapter": tuned,
            "dpo": {"pairs": str(folder / "pairs.jsonl"), "beta": 0.5}, "train": train}  # fmt: skip
-    trees = {"lora": lora, "dpo": dpo, "dpo-full": {**dpo, "adapter": {}}}
+    rows = [
+        {"description": text, "caption": f"{text.split()[0]} {text.split()[-1]}"}
+        for text in (toy.draw(5, i, 32)[1]["captions"]["plain"] for i in range(12))
+    ]
+    (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    words = {name: part for name, part in dpo.items() if name != "dpo"} | {
+        "words": {"train": str(folder / "rows.jsonl"), "register": "studio"}
+    }
+    trees = {"lora": lora, "dpo": dpo, "dpo-full": {**dpo, "adapter": {}}, "words": words}
     for name, tree in trees.items():
         (folder / f"{name}.yaml").write_text(yaml.safe_dump(tree | {"out": str(folder / name)}))
     run = open_run(load_config(folder / "lora.yaml"))
@@ -76,16 +90,18 @@ def losses(configs, tmp_path_factory) -> dict[str, dict[str, Any]]:
         pytest.skip("this test is about machines without GPUs")
     folder = tmp_path_factory.mktemp("tuning")
 
-    def case(kind: str, engine: str) -> Case:
-        out = folder / f"{kind} {engine}"
+    def case(kind: str, engine: str, *overrides: str) -> Case:
+        out = folder / " ".join([kind, engine, *overrides])
         if kind == "lora":
             for part in ("text_tokenizer", "image_tokenizer", "codes"):
                 shutil.copytree(configs["lora"].parent / "lora" / part, out / part)
         settings = str(ROOT / f"configs/deepspeed/{ENGINES[engine]}.json") if ENGINES.get(engine) else ""
-        return Case(out.name, str(configs[kind]), str(out), settings)
+        return Case(out.name, str(configs[kind]), str(out), settings, overrides=overrides)
 
-    found = {c.name: train_case(c) for c in (case(kind, "alone") for kind in configs)}
-    found |= launch([case(kind, engine) for kind, engine in PAIRED], folder / "two", processes=2, start=forked)
+    alone = [case(kind, "alone") for kind in configs] + [case("dpo-full", "alone", "train.precision=bf16")]
+    found = {c.name: train_case(c) for c in alone}
+    two = [case(kind, engine) for kind, engine in PAIRED] + [case("dpo-full", engine, "train.precision=bf16") for engine in BF16]
+    found |= launch(two, folder / "two", processes=2, start=forked)
     for name, result in found.items():
         whole = folder / name / "checkpoint" / "generator" / "model.safetensors"
         result["weights"] = load_file(whole if whole.is_file() else folder / name / "adapter" / "adapter_model.safetensors")
@@ -101,6 +117,13 @@ def test_two_processes_learn_what_one_learns(losses, kind, engine):
     for name, weight in alone["weights"].items():
         torch.testing.assert_close(two["weights"][name], weight, atol=2e-3, rtol=1e-2)
     assert kind == "lora" or alone["losses"][str(STEPS)] < alone["losses"]["1"]
+
+
+@pytest.mark.parametrize("engine", BF16)
+def test_what_preferences_are_compared_with_is_computed_as_training_computes(losses, engine):
+    """In bf16, too: at the first step margins are about 0, so that the loss is that of a coin, but for what rounding does without DeepSpeed."""
+    two, alone = (losses[f"dpo-full {how} train.precision=bf16"]["losses"]["1"] for how in (engine, "alone"))
+    assert two == pytest.approx(math.log(2), abs=0.015) and two == pytest.approx(alone, abs=1e-4)
 
 
 def test_the_real_launcher_leaves_an_adapter_that_loads(configs, checkpoint_folder, tmp_path):

@@ -41,7 +41,7 @@ def table(tmp_path) -> Path:
     return tmp_path / "train.tsv"
 
 
-def test_a_table_teaches_a_register_that_the_base_did_not_know(checkpoint_folder, table, tmp_path):
+def test_a_table_teaches_a_register_that_the_base_did_not_know(checkpoint_folder, table, tmp_path, capsys):
     tree = settings(tmp_path / "run", checkpoint_folder, table)
     base = tokun.load(checkpoint_folder)
     with pytest.raises(ValueError, match="<register:studio> is not in this vocabulary"):
@@ -54,7 +54,12 @@ def test_a_table_teaches_a_register_that_the_base_did_not_know(checkpoint_folder
     assert model.vocabulary.appended == ("<register:studio>",)
     (said,) = model.rewrite("a house", "studio", temperature=0.0)
     assert said.register == "studio" and said.ids
-    train.train(from_dict(tree), launched=False)  # typed again: it is there and matches
+    written = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "run" / "adapter").iterdir()}
+    capsys.readouterr()
+    train.train(from_dict(tree), launched=False)
+    said = capsys.readouterr()
+    assert "adapter is there and matches" in said.out + said.err
+    assert {path.name: path.stat().st_mtime_ns for path in (tmp_path / "run" / "adapter").iterdir()} == written
 
 
 def test_only_the_caption_is_learnt(tiny_model):

@@ -353,6 +353,8 @@ def from_dict(tree: dict[str, Any], *, where: str = "config") -> Config:
     for section, name in PATHS:
         place = getattr(config, section) if section else config
         setattr(place, name, os.path.expanduser(getattr(place, name)))
+    for reward in (*config.grpo.rewards, *config.grpo.judges):
+        reward.of, reward.clip = os.path.expanduser(reward.of), os.path.expanduser(reward.clip)
     _check_counts(config, where=where)
     return config
 
@@ -363,17 +365,19 @@ POSITIVE = {
     "image_size", "downsample", "stem", "blocks", "latent_dim", "codebook_size", "codebook_dim", "hidden_size", "num_layers", "num_heads",
     "num_kv_heads", "head_dim", "minibatches", "epochs", "eval_n",
 }  # fmt: skip
-# paths of which ~ is the home folder; of data.train, data.val and dpo's it is where they are opened
+# paths of which ~ is the home folder, beside `of` and `clip` of rewards and judges; lists of shards (data.train, dpo.pairs …) are expanded part by
+# part where they are opened, by `data.expand_shards`
 PATHS = (
     ("", "out"),
     ("", "start"),
     ("image_tokenizer_train", "perceptual_weights"),
     ("generator", "pretrained"),
     ("train", "deepspeed"),
-    ("dpo", "pairs"),
-    ("dpo", "val"),
     ("words", "train"),
     ("words", "val"),
+    ("grpo", "prompts"),
+    ("grpo", "eval_prompts"),
+    ("grpo", "features"),
 )
 NOT_NEGATIVE = {"loss_chunk", "keep_best", "rank"}
 PAIRS = {"crop_scale", "betas"}  # lists of exactly two numbers

@@ -38,13 +38,14 @@ from tokun.training import adapters, loop
 from tokun.training.engine import Engine
 from tokun.training.engine_stage import EngineStage
 from tokun.training.generator import FREE_KEYS, log_samples, training_seed, where_to
-from tokun.training.records import LOGGING_KEYS, figures_line, stopped_early, without
+from tokun.training.records import LOGGING_KEYS, figures_line, idle_settings, require_same, stopped_early, without
 from tokun.training.run import Run, micro_batch, states_on_disk
 from tokun.training.start import starting_model
 from tokun.utils import checkpoint
 from tokun.utils.errors import UserError
 
 UNJUDGED = {"judges", "eval_n", "eval_seed", "copies_of", "features"}  # settings that change nothing of what is learned
+UNUSED = ("compile", "loss_chunk", "keep_best")  # of config.train
 RANGES = {
     "temperature": (1e-6, 1e6), "text_temperature": (1e-6, 1e6), "clip_low": (0, 1), "clip_high": (0, 1e6), "kl": (0, 1e6), "entropy": (0, 1e6),
     "least_entropy": (0, 1), "easy": (1e-6, 1), "similar": (0, 1),
@@ -64,10 +65,14 @@ def train_grpo(run: Run) -> Path:
     settings = settings_of(config, before)
     run.recover(target)
     if (record := checkpoint.read_record(target / "training.json")) is not None:
-        checkpoint.require_same(target, record["settings"], settings)
+        require_same(target, record["settings"], settings)
         run.say(f"grpo: {target} is there and matches" + stopped_early(record, config.train, target))
         run.forget(GrpoStage.name)
         return target
+    if idle := [name for name in UNUSED if getattr(config.train, name)]:
+        run.say(
+            f"grpo: {', '.join(f'train.{name}' for name in idle)} change nothing here: layers run as they are written, and no checkpoint is kept as the best"
+        )
     stage, stopped = GrpoStage(run, before, settings), ""
     try:
         loop.train(stage)
@@ -114,7 +119,7 @@ def settings_of(config: Config, before: Tokun) -> dict[str, Any]:
     grpo["rewards"] = {str(number): reward for number, reward in enumerate(grpo["rewards"])}
     return {
         "start": config.start, "started_from": {name: identity[name] for name in ("generator", "image_tokenizer")}, "seed": training_seed(config),
-        "train": without(dataclasses.asdict(config.train), LOGGING_KEYS | FREE_KEYS), "grpo": grpo,
+        "train": without(dataclasses.asdict(config.train), LOGGING_KEYS | FREE_KEYS | idle_settings(config.train)), "grpo": grpo,
         **({"adapter": dataclasses.asdict(config.adapter)} if config.adapter.rank else {}),
     }  # fmt: skip
 
@@ -169,8 +174,9 @@ class GrpoStage(EngineStage):
         self.policy = Policy(config, before)
         engine = Engine.make(train, self.policy.model, deepspeed=run.deepspeed, micro=self.micro, accumulation=self.share // self.micro)
         self.policy.under(engine)
-        plain = dataclasses.replace(train, ema_decay=0.0, ema_every=1)  # no average: what draws is what learned
-        super().__init__(run, loop.Schedule.of(train), plain, model=self.policy.model, engine=engine, settings=settings)
+        super().__init__(  # no average: what draws is what learned
+            run, loop.Schedule.of(train), train, model=self.policy.model, engine=engine, settings=settings, average=False
+        )
         self.prompts = rollouts.read_prompts(self.grpo, before)
         change = perturb.changer(self.grpo.perturb, self.seed)
         made = rewards.make(self.grpo.rewards, before)
@@ -186,7 +192,8 @@ class GrpoStage(EngineStage):
         )
 
     def disk_bytes(self) -> int:
-        return 4 * 4 * self.policy.trained * states_on_disk(self.config)
+        """Trainer states of weights and two moments."""
+        return 3 * 4 * self.policy.trained * states_on_disk(self.config)
 
     def batch_keys(self) -> Sequence[str]:
         return [f"rollout {self.step} of seed {self.seed}"]
@@ -252,7 +259,7 @@ class GrpoStage(EngineStage):
             if held_back is not None:
                 apart = held_back[rows].to(device)[what.rows, what.slots.clamp_max(held_back.shape[1] - 1)]
                 weight = torch.where(what.is_image, 1 - self.grpo.similar * apart, weight)
-            with torch.autocast(device.type, torch.bfloat16, enabled=self.train.precision == "bf16"):  # as the engine casts
+            with self.engine.autocast_bare():
                 start, entropy = objective.likelihoods(self.before.generator, ids, what, v, temperatures=self.temperatures)
             part = Part(ids, what, own, weight, start, entropy)
             if self.updates > 1:

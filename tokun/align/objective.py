@@ -17,6 +17,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from tokun.inference.sampling import legal_cases
+from tokun.models.shares import collective_device
 from tokun.tokenizers.grammar import IMAGE_STATES, STATES
 from tokun.tokenizers.vocabulary import Vocabulary
 
@@ -43,8 +44,7 @@ def summed(values: Tensor, world: int) -> Tensor:
     """The sum over all processes."""
     if world == 1:
         return values
-    device = torch.device("cuda") if dist.get_backend() == "nccl" else torch.device("cpu")
-    out = values.to(device, copy=True)
+    out = values.to(collective_device(), copy=True)
     dist.all_reduce(out)
     return out.to(values.device)
 

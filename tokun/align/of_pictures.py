@@ -106,7 +106,7 @@ def aesthetic(asked: RewardConfig, model: Tokun) -> Score:
 
 
 def style(asked: RewardConfig, model: Tokun) -> Score:
-    network = open_features(needed(asked.of, "of", "weights of SqueezeNet 1.1 or Inception v3"), model.device)
+    network = open_features(needed(asked.of, "of", "weights of SqueezeNet 1.1 or Inception v3"), model.device, f"{asked.kind}: of")
     real = real_pictures(asked, model)
     judge = styles.fit(network(real), network(styles.made_on_the_spot(real, 0)[0]))
 
@@ -120,7 +120,7 @@ def style(asked: RewardConfig, model: Tokun) -> Score:
 def reference(asked: RewardConfig, model: Tokun) -> Score:
     """Log density of a picture's features under the Gaussian that the Fréchet distance would compare with (its covariance shrunk, Ledoit and
     Wolf 2004), a dimension, up to a constant. Its mode is one picture: watch diversity beside it."""
-    network = open_features(needed(asked.of, "of", "weights of SqueezeNet 1.1 or Inception v3"), model.device)
+    network = open_features(needed(asked.of, "of", "weights of SqueezeNet 1.1 or Inception v3"), model.device, f"{asked.kind}: of")
     found = network(real_pictures(asked, model))
     mean, centred = found.mean(0), found - found.mean(0)
     covariance = centred.T @ centred / (len(found) - 1)

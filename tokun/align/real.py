@@ -14,9 +14,7 @@ how varied the pairs are (less than nine tenths of before: less varied) and how 
 
 from __future__ import annotations
 
-import base64
 import html
-import io
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -54,8 +52,9 @@ class Court:
         """`optimised`: the rewards as they are, pictures unchanged. Raises ValueError for judges that cannot be made."""
         self.config, self.before, self.folder = config, before, folder
         self.rewards, self.judges = list(optimised), rewards.make(config.judges, before, "grpo.judges")
-        self.features = open_features(config.features, before.device) if config.features else None
+        self.features = open_features(config.features, before.device, "grpo.features") if config.features else None
         self.known: list[memorisation.Coded] | None = None
+        self.drawn: dict[int, list[Pair]] = {}  # at the start and at the latest step, for the report
 
     def hear(self, model: Tokun, prompts: Prompts, step: int) -> dict[str, float]:
         """Judge the model, keep what was found, and tell the means. What is there of this step is not measured again."""
@@ -69,14 +68,17 @@ class Court:
         return told
 
     def seen(self, model: Tokun, prompts: Prompts, step: int, *, pictures: bool = False) -> tuple[dict[str, Any], list[Pair]]:
-        """What is found of the model at a step; and its pairs, where it had to be drawn or pictures are wanted."""
+        """What is found of the model at a step; and its pairs, where it had to be drawn or pictures are wanted: none are drawn twice."""
         asked = {"n": self.config.eval_n, "seed": self.config.eval_seed, "judges": [judge.name for judge in self.judges]}
         found = checkpoint.read_record(self.record(step))
         if found is not None and found["asked"] != asked:
             found = None
         if found is not None and not pictures:
             return found, []
-        pairs = rollouts.held_out_pairs(model, self.config, prompts)
+        if step not in self.drawn:
+            first = {number: pairs for number, pairs in self.drawn.items() if number == 0}
+            self.drawn = first | {step: rollouts.held_out_pairs(model, self.config, prompts)}
+        pairs = self.drawn[step]
         if found is None:
             found = {"asked": asked, "step": step, **self.measured(pairs)}
             checkpoint.write_record(self.record(step), found)
@@ -235,14 +237,8 @@ def page(report: dict[str, Any], sheets: dict[str, Image.Image]) -> str:
         return "<tr>" + "".join(f"<{tag}>{html.escape(cell)}</{tag}>" for cell in cells) + "</tr>"
 
     table = row(HEAD, "th") + "".join(map(row, rows_of(report)))
-    pictures = "".join(f'<h2>{name}</h2><img alt="{name}" src="{data_url(sheet)}">' for name, sheet in sheets.items())
+    pictures = "".join(f'<h2>{name}</h2><img alt="{name}" src="{viewer.data_url(sheet)}">' for name, sheet in sheets.items())
     style = (
         "body{font:16px sans-serif;margin:2em}td,th{padding:.2em .8em;text-align:right}td:first-child{text-align:left}img{max-width:100%}"
     )
     return f"<!doctype html><meta charset=utf-8><title>Is it real?</title><style>{style}</style><h1>{html.escape(report['verdict'])}</h1><table>{table}</table>{pictures}\n"
-
-
-def data_url(image: Image.Image) -> str:
-    buffer = io.BytesIO()
-    image.save(buffer, "PNG")
-    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()

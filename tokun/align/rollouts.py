@@ -19,7 +19,7 @@ from tokun.data.order import Order
 from tokun.evaluate.material import read_captions
 from tokun.inference import latents, sampling
 from tokun.inference.directions import require_task
-from tokun.tokenizers.sequences import pack_joint, pack_text_to_image
+from tokun.tokenizers.sequences import pack_joint, pack_text_to_image, padded
 from tokun.utils.errors import UserError
 
 if TYPE_CHECKING:
@@ -114,6 +114,4 @@ def sequences(model: Tokun, pairs: Sequence[Pair], *, prompted: bool) -> Tensor:
     """The pairs as the model read and wrote them: int64 (B, T), padded behind, on the model's device."""
     v = model.vocabulary
     pack = pack_text_to_image if prompted else pack_joint
-    rows = [pack(v, pair.tags, pair.codes, pair.caption_ids).input_ids for pair in pairs]
-    width = max(map(len, rows))
-    return torch.tensor([row + [v.id("<pad>")] * (width - len(row)) for row in rows], device=model.device)
+    return torch.tensor(padded(v, [pack(v, pair.tags, pair.codes, pair.caption_ids).input_ids for pair in pairs]), device=model.device)

@@ -69,21 +69,21 @@ def stack(pictures: Sequence[Image.Image]) -> Tensor:
     return data.to_float(arrays[:, None] if arrays.ndim == 3 else arrays.transpose(0, 3, 1, 2))
 
 
-def open_features(which: str, device: torch.device) -> Features:
-    """'inception' or a file of weights. Raises ImportError, FileNotFoundError, OSError (no download) or UserError (another network)."""
+def open_features(which: str, device: torch.device, option: str = "--features") -> Features:
+    """'inception' or a file of weights, named by `option` in errors. Raises ImportError, FileNotFoundError, OSError (no download) or UserError (another network)."""
     if which == "inception":
         return inception("", device)
     if not Path(which).is_file():
-        raise FileNotFoundError(f"--features {which} is not a file; name the weights of SqueezeNet 1.1 or Inception v3, or write inception")
+        raise FileNotFoundError(f"{option} {which} is not a file; name the weights of SqueezeNet 1.1 or Inception v3, or write inception")
     try:
         names = load_squeezenet(which).keys()
     except (safetensors.SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError, ValueError) as error:
-        raise UserError(f"--features {which} cannot be read as weights (.safetensors or .pth): {error}") from error
+        raise UserError(f"{option} {which} cannot be read as weights (.safetensors or .pth): {error}") from error
     if "features.0.weight" in names:
         return squeezenet(which, device)
     if "Conv2d_1a_3x3.conv.weight" in names:
         return inception(which, device)
-    raise UserError(f"--features {which} holds neither SqueezeNet 1.1 nor Inception v3, but weights such as {sorted(names)[:2]}")
+    raise UserError(f"{option} {which} holds neither SqueezeNet 1.1 nor Inception v3, but weights such as {sorted(names)[:2]}")
 
 
 def squeezenet(weights: str, device: torch.device) -> Features:

@@ -122,16 +122,21 @@ def _sheet(part: Sequence[Question], texts: Sequence[Sequence[str]]) -> Image.Im
 
 def page(questions: Sequence[Question], title: str) -> str:
     """One HTML page that needs nothing else; the right answers are not in it."""
-    shown = [{"number": q.number, "picture": _data_url(q.pair.image), "options": q.options} for q in questions]
+    shown = [{"number": q.number, "picture": _large_url(q.pair.image), "options": q.options} for q in questions]
     data = json.dumps({"title": title, "pictures": shown}, ensure_ascii=False).replace("<", "\\u003c")
     return (Path(__file__).parent / "viewer.html").read_text(encoding="utf-8").replace("DATA_OF_THE_SHEET", data)
 
 
-def _data_url(image: Image.Image | None) -> str:
+def _large_url(image: Image.Image | None) -> str:
     assert image is not None
     scale = LARGE / max(image.size)
+    return data_url(image.resize(tuple(max(1, round(side * scale)) for side in image.size), Image.Resampling.LANCZOS))
+
+
+def data_url(image: Image.Image) -> str:
+    """The picture as PNG within a page."""
     buffer = io.BytesIO()
-    image.resize(tuple(max(1, round(side * scale)) for side in image.size), Image.Resampling.LANCZOS).save(buffer, "PNG")
+    image.save(buffer, "PNG")
     return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
 
 

@@ -150,7 +150,12 @@ class Engine:
         return f"accelerate, precision {self.train.precision}, on {self.device}"
 
     def autocast(self) -> Any:
+        """Around forward passes of `model`, the engine's own."""
         return self.accelerator.autocast()
+
+    def autocast_bare(self) -> Any:
+        """Around forward passes of modules that the engine has not wrapped, `plain` among them: they compute as `model` does in training."""
+        return self.autocast()
 
     def set_lr(self, lr: float) -> None:
         optim.set_lr(self.optimizer, lr)
@@ -217,7 +222,7 @@ def read_state(folder: Path, **options: Any) -> dict[str, Any]:
             f"{path} is missing: this node does not see the folder that the run was saved in, or DeepSpeed saved it with an earlier tokun. "
             f"Choose the folder with out=, or delete {folder} to go on from the previous state"
         )
-    return torch.load(path, weights_only=True, **options)
+    return checkpoint.read_part(path, **options)
 
 
 class DeepSpeedEngine(Engine):
@@ -257,6 +262,11 @@ class DeepSpeedEngine(Engine):
 
     def autocast(self) -> Any:
         return contextlib.nullcontext()  # the engine casts as its settings say
+
+    def autocast_bare(self) -> Any:
+        casts = self.model.torch_autocast_enabled()
+        dtype = self.model.torch_autocast_dtype() if casts else torch.bfloat16
+        return torch.autocast(self.device.type, dtype, enabled=casts or self.settings.get("bf16", {}).get("enabled", False))
 
     def backward(self, loss: Tensor) -> None:
         # the engine divides by the accumulation steps; the sums are over all of them already

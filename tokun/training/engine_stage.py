@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -23,14 +22,24 @@ from tokun.utils import checkpoint
 class EngineStage(Stage):
     """A subclass makes the model and its engine, calls `super().__init__`, and in `take_step` runs forward and backward passes, then `update`.
 
-    A trainer state is engine.pt (weights and optimizer, for any engine and number of processes), ema.pt and state.json.
+    A trainer state is engine.pt (weights and optimizer, for any engine and number of processes), ema.pt (where an average is kept) and state.json.
     """
 
-    def __init__(self, run: Run, schedule: Schedule, train: TrainConfig, *, model: Any, engine: Engine, settings: dict[str, Any]) -> None:
-        """settings: those that the stage's record holds; a trainer state of others is refused."""
+    def __init__(
+        self,
+        run: Run,
+        schedule: Schedule,
+        train: TrainConfig,
+        *,
+        model: Any,
+        engine: Engine,
+        settings: dict[str, Any],
+        average: bool = True,
+    ) -> None:
+        """settings: those that the stage's record holds; a trainer state of others is refused. `average`: of the weights; False: none is kept."""
         super().__init__(run, schedule)
         self.model, self.engine, self.settings = model, engine, settings
-        self.ema = optim.Ema(model, train.ema_decay, every=train.ema_every)
+        self.ema = optim.Ema(model, train.ema_decay, every=train.ema_every) if average else None
         self.spikes = health.Spikes(train.spike_factor)
 
     def update(self) -> float:
@@ -41,19 +50,28 @@ class EngineStage(Stage):
             self.engine.skip()
         else:
             self.engine.step()
-            self.ema.update(self.model)
+            if self.ema is not None:
+                self.ema.update(self.model)
         return norm
 
     @contextlib.contextmanager
     def averaged(self) -> Iterator[None]:
         """Within the block the model holds its averaged weights, and its layers run uncompiled."""
+        assert self.ema is not None
         with averaged(self.model, self.ema, self.engine.refresh), uncompiled(self.model):
             yield
 
+    def take_average(self) -> None:
+        """From now on the model's weights are their average."""
+        assert self.ema is not None
+        self.ema.copy_to(self.model)
+        self.engine.refresh()
+
     def snapshot(self) -> Callable[[Path], object]:
-        parts = {"engine.pt": self.engine.state(), "ema.pt": self.ema.state_dict()}  # all processes gather, the first one writes
-        if self.run.rank == 0:
-            parts["ema.pt"] = checkpoint.snapshot(parts["ema.pt"])
+        parts = {"engine.pt": self.engine.state()}  # all processes gather, the first one writes
+        if self.ema is not None:
+            average = self.ema.state_dict()
+            parts["ema.pt"] = checkpoint.snapshot(average) if self.run.rank == 0 else average
         record = {
             "settings": self.settings, "spent": self.clock.seconds(), "world": self.run.world, "spikes": self.spikes.state_dict(),
         }  # fmt: skip
@@ -66,10 +84,11 @@ class EngineStage(Stage):
         return write
 
     def restore(self, folder: Path) -> float:
-        saved = json.loads((folder / "state.json").read_text())
+        saved = checkpoint.read_part(folder / "state.json")
         require_same_but_retry(folder, saved["settings"], self.settings)
         self.engine.load(folder)
-        self.ema.load_state_dict(torch.load(folder / "ema.pt", map_location="cpu", weights_only=True))
+        if self.ema is not None:  # older states hold one of stages that keep none
+            self.ema.load_state_dict(checkpoint.read_part(folder / "ema.pt", map_location="cpu"))
         if "spikes" in saved:  # older states hold none
             self.spikes.load_state_dict(saved["spikes"])
         return saved["spent"]

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from tokun import data
 from tokun.config import Config
 from tokun.inference import decoder
+from tokun.inference.adapters import fingerprint
 from tokun.inference.latents import Slots
 from tokun.inference.model import Tokun
 from tokun.inference.model_card import model_card
@@ -42,7 +43,16 @@ from tokun.training import adapters, health, loop
 from tokun.training.codes import common_things, require_codes_of
 from tokun.training.engine import Engine
 from tokun.training.engine_stage import EngineStage
-from tokun.training.records import LOGGING_KEYS, figures_line, idle_settings, require_same_but_retry, started_from, stopped_early, without
+from tokun.training.records import (
+    LOGGING_KEYS,
+    figures_line,
+    idle_settings,
+    require_same,
+    require_same_but_retry,
+    started_from,
+    stopped_early,
+    without,
+)
 from tokun.training.run import Run, micro_batch, states_on_disk
 from tokun.training.start import starting_model
 from tokun.training.starting import time_line
@@ -77,7 +87,7 @@ def train_generator(run: Run) -> Path:
     run.recover(target)
     record = checkpoint.read_record(target / "training.json")
     if record is not None:
-        checkpoint.require_same(target, record["settings"], settings)
+        require_same(target, record["settings"], settings)
         run.say(f"generator: {target} is there and matches" + stopped_early(record, run.config.train, target))
         run.forget("generator")
         return target
@@ -95,16 +105,19 @@ class Parts:
     text_tokenizer: TextTokenizer | PretrainedTextTokenizer
     codes: dict[str, Any]  # the record of the code shards
     vocabulary: Vocabulary
+    base: str = ""  # the fingerprint of what an adapter is trained on
 
     @classmethod
     def of(cls, run: Run) -> Parts:
         image_tokenizer = ImageTokenizer.load(run.out / "image_tokenizer")
         codes = require_codes_of(run.out / "codes", image_tokenizer)
         text_tokenizer = load_text_tokenizer(run)
-        vocabulary = build_vocabulary(run.config, text_tokenizer, codes)
+        vocabulary, base = build_vocabulary(run.config, text_tokenizer, codes), ""
         if run.config.adapter.rank:
-            vocabulary = adapters.vocabulary_of(starting_model(run.config), vocabulary, new_tags=run.config.adapter.new_tags)
-        return cls(image_tokenizer, text_tokenizer, codes, vocabulary)
+            before = starting_model(run.config)
+            base = fingerprint(before.generator, before.vocabulary)
+            vocabulary = adapters.vocabulary_of(before, vocabulary, new_tags=run.config.adapter.new_tags)
+        return cls(image_tokenizer, text_tokenizer, codes, vocabulary, base)
 
     @property
     def slots(self) -> Slots:
@@ -140,7 +153,7 @@ def _settings(config: Config, parts: Parts) -> dict[str, Any]:
     return {
         "generator": without(dataclasses.asdict(config.generator), idle), "seed": training_seed(config), "codes": parts.codes["fingerprint"],
         "counts": parts.codes["counts"], "codes_settings": parts.codes["settings"], "text_tokenizer": parts.text_tokenizer.fingerprint(),
-        "max_caption_tokens": config.data.max_caption_tokens, "sort_window": config.data.sort_window, **started_from(config),
+        "max_caption_tokens": config.data.max_caption_tokens, "sort_window": config.data.sort_window, **started_from(config, parts.base),
         "train": without(dataclasses.asdict(train), LOGGING_KEYS | FREE_KEYS | idle_settings(train)),
         **({"adapter": dataclasses.asdict(config.adapter)} if config.adapter.rank else {}),
     }  # fmt: skip
@@ -318,7 +331,7 @@ class GeneratorStage(EngineStage):
     def evaluate(self) -> str:
         with self.averaged():
             held = evaluate_generator(self.engine, self.model, self.held_out, self.token_loss)
-            with self.engine.autocast():
+            with self.engine.autocast_bare():
                 held["attention_logit_max"] = health.attention_logit_max(self.model, self.held_out[0].input_ids[:4].to(self.engine.device))
             self._keep_if_best(held)
         self.run.tracker.log({f"val/{name}": value for name, value in held.items()}, step=self.step)
@@ -373,8 +386,7 @@ class GeneratorStage(EngineStage):
 
     def finish(self, target: Path) -> None:
         """Write the averaged weights with all that belongs to them to `target`."""
-        self.ema.copy_to(self.model)
-        self.engine.refresh()
+        self.take_average()
         self.model.eval()
         with uncompiled(self.model):
             held = evaluate_generator(self.engine, self.model, self.held_out, self.token_loss) if self.held_out else {}

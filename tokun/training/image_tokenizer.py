@@ -217,7 +217,7 @@ class ImageTokenizerStage(loop.Stage):
         return lambda folder: torch.save(copies, folder / "state.pt")
 
     def restore(self, folder: Path) -> float:
-        state = torch.load(folder / "state.pt", map_location=self.device, weights_only=True)
+        state = checkpoint.read_part(folder / "state.pt", map_location=self.device)
         require_same_but_retry(folder, json.loads(state["settings"]), self.settings)
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])

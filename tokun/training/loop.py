@@ -24,7 +24,6 @@ import contextlib
 import dataclasses
 import json
 import math
-import pickle
 import time
 from abc import ABC, abstractmethod
 from collections import Counter
@@ -43,7 +42,7 @@ from tokun.models.shares import collective_device, own_share
 from tokun.training import optim
 from tokun.training.run import Run
 from tokun.utils import checkpoint
-from tokun.utils.errors import Diverged, UserError
+from tokun.utils.errors import Diverged
 
 
 @dataclass(frozen=True)
@@ -191,21 +190,7 @@ def train(stage: Stage) -> None:
 def _resume(stage: Stage, states: checkpoint.TrainerStates) -> None:
     spent = 0.0
     if (latest := states.latest()) is not None:
-        try:
-            spent = stage.restore(states.path(latest))
-        except torch.OutOfMemoryError:
-            raise
-        except (
-            RuntimeError,
-            EOFError,
-            KeyError,
-            pickle.UnpicklingError,
-            FileNotFoundError,
-        ) as error:  # what torch makes of a file that is cut
-            raise UserError(
-                f"the trainer state {states.path(latest)} is damaged ({type(error).__name__}: {(str(error).splitlines() or [''])[0][:200]}). It was whole when it was "
-                "written: look after the disk. Delete it, and the same command goes on from the one before, or from the beginning"
-            ) from error
+        spent = stage.restore(states.path(latest))
         stage.step = latest
         stage.run.say(f"{stage.name}: resuming at step {latest}")
     stage.clock = Clock(spent)

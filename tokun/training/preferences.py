@@ -24,6 +24,7 @@ from tokun.data.tokens import collate
 from tokun.inference import preferences
 from tokun.inference.model import Tokun
 from tokun.models import losses
+from tokun.models.generator import uncompiled
 from tokun.models.shares import collective_device
 from tokun.tokenizers.sequences import Packed
 from tokun.tokenizers.vocabulary import Vocabulary
@@ -43,10 +44,11 @@ def train_preferences(run: Run) -> Path:
         raise UserError(f"dpo.label_smoothing is {d.label_smoothing}; it is a share from 0 up to, not including, 0.5")
     files = checkpoint.files_fingerprint([path for part in (d.pairs, d.val) if part for path in data.expand_shards(part)])
     how = {"beta": d.beta, "over": d.over, "label_smoothing": d.label_smoothing, "pairs": files}
-    settings = settings_of(run.config, dpo=how)
+    base = starting_model(run.config)
+    settings = settings_of(run.config, base, dpo=how)
     what = {"both": "codes and words", "image": "codes", "text": "words"}[d.over]
     return run_stage(
-        run, settings, lambda: PreferenceStage(run, starting_model(run.config), settings),
+        run, PreferenceStage.name, settings, lambda: PreferenceStage(run, base, settings),
         lambda stage: f"Learnt from {len(stage.items)} preferences (DPO over {what}, beta {d.beta:g}).",
     )  # fmt: skip
 
@@ -100,7 +102,7 @@ class PreferenceStage(TuningStage):
         """Nats of what is scored in each sequence: (2, B) of these rows. `trained`: through the engine, for gradients."""
         device = self.engine.device
         ids, labels = (part[:, rows].flatten(0, 1).to(device) for part in (batch.input_ids, batch.labels))
-        with self.engine.autocast():
+        with self.engine.autocast() if trained else self.engine.autocast_bare():
             logits = (self.engine.model if trained else self.model)(input_ids=ids, use_cache=False).logits
         keep = labels != losses.IGNORE
         logits = logits[..., : self.vocabulary.size].float()
@@ -132,7 +134,8 @@ class PreferenceStage(TuningStage):
             number = turn * world + self.run.rank
             i = starts[min(number, len(starts) - 1)]
             batch = self._batch(pairs[i : i + size], torch.zeros(2, len(pairs[i : i + size])), share=1.0)
-            nats = self.likelihoods(batch, slice(None), trained=False)
+            with uncompiled(self.model):
+                nats = self.likelihoods(batch, slice(None), trained=False)
             if number < len(starts):
                 found[:, i : i + size] = nats
         if world > 1:

@@ -20,6 +20,7 @@ from tokun import config as configs
 from tokun import data
 from tokun.config import Config
 from tokun.models.generator import intermediate_size
+from tokun.models.shares import collective_device
 from tokun.training import adapters, health
 from tokun.training.engine import deepspeed_settings
 from tokun.training.start import starting_model
@@ -46,8 +47,7 @@ class Run:
         """Whether the flag is true in any process. All of them ask together."""
         if self.world == 1:
             return flag
-        device = torch.device("cuda") if dist.get_backend() == "nccl" else torch.device("cpu")
-        value = torch.tensor(float(flag), device=device)
+        value = torch.tensor(float(flag), device=collective_device())
         dist.all_reduce(value, op=dist.ReduceOp.MAX)
         return bool(value.item())
 
@@ -200,18 +200,12 @@ def _check_start(config: Config) -> None:
         raise UserError(f"start {config.start} and generator.pretrained {config.generator.pretrained} exclude each other: set one of them")
     model = starting_model(config)
     asked, found = config.generator, model.generator.config.to_dict()  # of another architecture some are None
-    names = {
-        "num_layers": "num_hidden_layers",
-        "num_heads": "num_attention_heads",
-        "num_kv_heads": "num_key_value_heads",
-        "tie_embeddings": "tie_word_embeddings",
-    }
     shape = {
         f"image_tokenizer.{k}": (v, getattr(model.image_tokenizer.config, k)) for k, v in dataclasses.asdict(config.image_tokenizer).items()
     }
-    for name in ("hidden_size", "head_dim", *names):
-        shape[f"generator.{name}"] = getattr(asked, name), found.get(names.get(name, name))
-    shape["generator.intermediate_size"] = intermediate_size(asked), found.get("intermediate_size")
+    for name, its in adapters.SHAPE.items():
+        mine = intermediate_size(asked) if name == "intermediate_size" else getattr(asked, name)
+        shape[f"generator.{name}"] = mine, found.get(its)
     other = [f"{name} is {mine}, the checkpoint's {its}" for name, (mine, its) in shape.items() if mine != its]
     if other:
         raise UserError(

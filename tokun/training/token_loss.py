@@ -38,11 +38,12 @@ class TokenLoss:
         ids = input_ids.to(engine.device, non_blocking=True)
         self.is_image = is_image = self.is_image.to(engine.device)
         weights = torch.ones(len(losses.LOSS_SUMS), device=engine.device) if weights is None else weights
+        cast = engine.autocast if model is engine.model else engine.autocast_bare
         if self.inside:
             targets = (t.to(engine.device, non_blocking=True) for t in labelled(labels))  # found on the CPU: the device need not wait
-            with engine.autocast():
+            with cast():
                 return model(input_ids=ids, use_cache=False, targets=(*targets, is_image, weights))
-        with engine.autocast():
+        with cast():
             logits = model(input_ids=ids, use_cache=False).logits[..., : self.size]
         parts = self.losses(logits, labels.to(engine.device, non_blocking=True), is_image)
         return losses.weighted_loss(parts, weights), parts

@@ -18,14 +18,15 @@ from torch import Tensor
 
 from tokun import data
 from tokun.config import Config
+from tokun.inference.adapters import fingerprint
 from tokun.inference.model import Tokun
-from tokun.models.generator import add_dropout, can_compile, compile_layers, count_parameters, tune_for
+from tokun.models.generator import add_dropout, can_compile, compile_layers, count_parameters, tune_for, uncompiled
 from tokun.tokenizers.vocabulary import Vocabulary
 from tokun.training import adapters, health, loop
 from tokun.training.engine import Engine
 from tokun.training.engine_stage import EngineStage
 from tokun.training.generator import FREE_KEYS, training_seed, where_to
-from tokun.training.records import LOGGING_KEYS, figures_line, idle_settings, started_from, stopped_early, without
+from tokun.training.records import LOGGING_KEYS, figures_line, idle_settings, require_same, started_from, stopped_early, without
 from tokun.training.run import Run, micro_batch, states_on_disk
 from tokun.utils import checkpoint
 
@@ -128,7 +129,8 @@ class TuningStage(EngineStage):
         if not batches:
             return {}
         self.model.eval()
-        total = sum(self.loss(batch, slice(None))[1] for batch in batches)
+        with uncompiled(self.model):
+            total = sum(self.loss(batch, slice(None))[1] for batch in batches)
         self.model.train()
         return self.figures_of(dict(zip(self.sums, total.tolist(), strict=True)))
 
@@ -153,8 +155,7 @@ class TuningStage(EngineStage):
 
     def finish(self, target: Path, about: str) -> None:
         """Write the averaged weights with all that belongs to them to `target`."""
-        self.ema.copy_to(self.model)
-        self.engine.refresh()
+        self.take_average()
         held, whole = self.held_out_figures(self.held_out), self.whole()
         if whole is not None:
             record = {
@@ -179,24 +180,25 @@ class TuningStage(EngineStage):
         self.run.wait()
 
 
-def settings_of(config: Config, **more: Any) -> dict[str, Any]:
-    """What the record of such a stage says that it was made with."""
-    train = config.train
+def settings_of(config: Config, base: Tokun, **more: Any) -> dict[str, Any]:
+    """What the record of such a stage says that it was made with. `base`: as it was loaded."""
+    train, made_on = config.train, fingerprint(base.generator, base.vocabulary)
     return {
-        "dropout": config.generator.dropout, "seed": training_seed(config), **started_from(config), **more,
+        "dropout": config.generator.dropout, "seed": training_seed(config), **started_from(config, made_on), **more,
         "train": without(dataclasses.asdict(train), LOGGING_KEYS | FREE_KEYS | idle_settings(train)),
         **({"adapter": dataclasses.asdict(config.adapter)} if config.adapter.rank else {}),
     }  # fmt: skip
 
 
-def run_stage(run: Run, settings: dict[str, Any], make: Callable[[], TuningStage], about: Callable[[TuningStage], str]) -> Path:
-    """Train the stage that `make` makes -> `out/adapter` or `out/checkpoint`; reuse that where it was made with the same settings."""
+def run_stage(run: Run, name: str, settings: dict[str, Any], make: Callable[[], TuningStage], about: Callable[[TuningStage], str]) -> Path:
+    """Train the stage `name` that `make` makes -> `out/adapter` or `out/checkpoint`; reuse that where it was made with the same settings."""
     target = run.out / ("adapter" if run.config.adapter.rank else "checkpoint")
     run.recover(target)
     record = checkpoint.read_record(target / "training.json")
     if record is not None:
-        checkpoint.require_same(target, record["settings"], settings)
+        require_same(target, record["settings"], settings)
         run.say(f"{target} is there and matches" + stopped_early(record, run.config.train, target))
+        run.forget(name)
         return target
     stage = make()
     loop.train(stage)

@@ -36,12 +36,15 @@ def train_words(run: Run) -> Path:
     if not register:
         raise UserError("words.register is empty: name the register of the captions, for example words.register=social")
     files = checkpoint.files_fingerprint([Path(path) for path in (w.train, w.val) if path])
-    settings = settings_of(run.config, words={"register": register, "description": w.description, "caption": w.caption, "rows": files})
+    base = starting_model(run.config)
+    settings = settings_of(
+        run.config, base, words={"register": register, "description": w.description, "caption": w.caption, "rows": files}
+    )
 
     def about(stage: TuningStage) -> str:
         return f"Learnt to rewrite descriptions as captions in the register {register}, from {len(stage.items)} rows."
 
-    return run_stage(run, settings, lambda: WordsStage(run, starting_model(run.config), register, settings), about)
+    return run_stage(run, WordsStage.name, settings, lambda: WordsStage(run, base, register, settings), about)
 
 
 def read_rows(path: str | Path, description: str, caption: str) -> list[tuple[str, str]]:

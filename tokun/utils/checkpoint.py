@@ -10,6 +10,7 @@ import hashlib
 import json
 import math
 import os
+import pickle
 import re
 import shutil
 from collections.abc import Callable, Iterator
@@ -177,6 +178,21 @@ class Writer:
 
     def close(self) -> None:
         self.pool.shutdown()
+
+
+def read_part(path: Path, **options: Any) -> Any:
+    """A file of a trainer state: JSON, or by `torch.load` with these options. Raises UserError with the way out where it is damaged."""
+    try:
+        if path.suffix == ".json":
+            return json.loads(path.read_text(encoding="utf-8"))
+        return torch.load(path, weights_only=True, **options)
+    except torch.OutOfMemoryError:
+        raise
+    except (RuntimeError, EOFError, KeyError, ValueError, pickle.UnpicklingError, FileNotFoundError) as error:  # of a file that is cut
+        raise UserError(
+            f"the trainer state {path.parent} is damaged ({path.name}: {type(error).__name__}: {(str(error).splitlines() or [''])[0][:200]}). It was "
+            "whole when it was written: look after the disk. Delete it, and the same command goes on from the one before, or from the beginning"
+        ) from error
 
 
 class TrainerStates:
