@@ -641,18 +641,7 @@ def resolve(checkpoint: str | Path | None) -> Path:
             )
     if path.exists():
         raise FileNotFoundError(f"{path} holds no checkpoint: vocabulary.json and {GENERATOR}/ are not there. Has its training finished?")
-    name = str(checkpoint)
-    if name.count("/") != 1 or name.startswith((".", "/", "~")):
-        raise FileNotFoundError(f"checkpoint {name!r} is neither a folder here nor a Hugging Face Hub id such as 'name/model'")
-    import huggingface_hub
-
-    try:
-        with reach.fetched(name, "the checkpoint"):
-            return Path(huggingface_hub.snapshot_download(name))
-    except reach.NotFetched:
-        raise
-    except (OSError, ValueError, huggingface_hub.errors.HfHubHTTPError) as error:
-        raise FileNotFoundError(f"checkpoint {name!r} is not a folder here and could not be downloaded from the Hub: {error}") from error
+    return reach.downloaded(str(checkpoint), "checkpoint")
 
 
 def forbidden_text_of(tokenizer: TextTokenizer | PretrainedTextTokenizer, vocabulary: Vocabulary) -> tuple[list[int], list[int]]:
