@@ -72,6 +72,23 @@ def test_best_and_worst_answer_one_wish_and_differ(contests):
         assert best.tags == worst.tags and best.pmi > worst.pmi and best.codes != worst.codes and best.index // 2 == worst.index // 2
 
 
+def test_best_and_worst_hold_a_batch_at_a_time_and_are_the_same_for_every_batch_size(tiny_model, contests):
+    seen = []
+
+    def score(pairs):
+        seen.append([pair.index for pair in pairs])
+        return [pair.pmi for pair in pairs]
+
+    again = tiny_model.best_and_worst(3, 8, 2, score=score, batch_size=5)
+    assert seen == [list(range(i, i + 4)) for i in range(0, 16, 4)], "two whole places of two"
+    assert [(a.record(), b.record()) for a, b in again] == [(a.record(), b.record()) for a, b in contests]
+    seen.clear()
+    tiny_model.best_and_worst(3, 2, 3, score=score, batch_size=2)
+    assert seen == [[0, 1, 2], [3, 4, 5]], "never less than a place"
+    with pytest.raises(ValueError, match="n is 0"):
+        tiny_model.best_and_worst(3, 0, 2)
+
+
 @pytest.mark.parametrize("rank", [2, 0])
 def test_chosen_samples_become_likelier_than_rejected_ones(tiny_model, checkpoint_folder, contests, pairs, tmp_path, rank):
     out, logged = trained(settings(tmp_path / "run", checkpoint_folder, pairs, rank=rank))
