@@ -17,6 +17,7 @@ from tokun.tokenizers import sequences
 from tokun.training.health import Preempted
 from tokun.training.preferences import scored, train_preferences
 from tokun.training.run import open_run
+from tokun.utils.errors import UserError
 
 pytestmark = needs("accelerate", reason="training needs the extra 'train'")
 
@@ -176,3 +177,37 @@ def test_sample_py_writes_pairs_that_a_run_takes(checkpoint_folder, tmp_path):
     assert len(lines) == 4 and all(line["chosen"]["pmi"] > line["rejected"]["pmi"] for line in lines)
     with pytest.raises(SystemExit):
         sample.main(["--checkpoint", str(checkpoint_folder), "--pairs", str(tmp_path / "p.jsonl")])
+
+
+@pytest.fixture
+def earlier(checkpoint_folder, tmp_path) -> tuple[list[str], Path, dict[str, bytes]]:
+    """Options of sample.py, its --out, and what an earlier call left there."""
+    import sample
+
+    out = tmp_path / "out"
+    options = ["--checkpoint", str(checkpoint_folder), "--out", str(out), "--n", "2"]
+    sample.main(options)
+    return options, out, {path.name: path.read_bytes() for path in out.iterdir()}
+
+
+def test_where_all_candidates_score_the_same_nothing_is_written_or_removed(earlier, tmp_path, monkeypatch):
+    import sample
+
+    options, out, files = earlier
+    (tmp_path / "even.py").write_text("def score(pairs):\n    return [1.0 for _ in pairs]\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(UserError, match=r"all candidates of each of the 2 places score the same.*another --reward"):
+        sample.main([*options, "--best-of", "2", "--reward", "even:score", "--pairs", str(tmp_path / "p.jsonl")])
+    assert not (tmp_path / "p.jsonl").exists() and {path.name: path.read_bytes() for path in out.iterdir()} == files
+
+
+def test_pairs_that_cannot_be_written_are_told_before_anything_is_drawn(earlier, tmp_path, monkeypatch):
+    import sample
+
+    options, out, files = earlier
+    monkeypatch.setattr(sample.tokun, "load", lambda *_, **__: pytest.fail("a model was loaded"))
+    (tmp_path / "file").write_text("")
+    for path, match in ((out, "is a folder; name a file in it"), (tmp_path / "file" / "p.jsonl", r"--pairs=.*file cannot be written")):
+        with pytest.raises(UserError, match=match):
+            sample.main([*options, "--best-of", "2", "--pairs", str(path)])
+    assert {path.name: path.read_bytes() for path in out.iterdir()} == files
