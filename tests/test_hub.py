@@ -9,7 +9,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import tokun
-from tokun.inference import seeing
+from tokun.inference import adapters, seeing
 from tokun.inference.model import Tokun, load
 from tokun.inference.model_card import OWN_ID
 from tokun.tokenizers import sequences
@@ -140,6 +140,17 @@ def test_pushed_then_loaded_by_name_is_the_original(checkpoint_folder, fake_hub)
     assert again.card == '# ships\ntokun.load("me/ships")\n' and OWN_ID in model.card and fake_hub.private == {"me/ships": True}
     model.push_to_hub("me/ships", token="right")  # again, into what is there
     assert not [name for name in contents(fake_hub.root) if name.endswith((".bin", ".pt", ".pkl"))]
+
+
+def test_pushed_with_an_adapter_in_use_it_has_its_bases_card_and_says_what_was_merged(checkpoint_folder, fake_hub):
+    model = load(checkpoint_folder, device="cpu")
+    settings = {"peft_type": "LORA", "r": 2, "lora_alpha": 4, "target_modules": ["q_proj"]}
+    made_on = adapters.fingerprint(model.generator, model.vocabulary)
+    adapters.add(model, adapters.Adapter("mine", "ships", made_on, settings, {}, model.vocabulary, card="# for peft"))
+    model.card = f'# ships\ntokun.load("{OWN_ID}")\n'
+    model.use_adapter("mine").push_to_hub("merged", token="right")
+    card = load("me/merged", device="cpu").card
+    assert card.startswith('# ships\ntokun.load("me/merged")\n\n## Merged adapter\n\nmine: LoRA of rank 2') and "for peft" not in card
 
 
 def test_what_the_hub_refuses_is_told_with_the_way_out(checkpoint_folder, fake_hub):
