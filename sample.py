@@ -32,9 +32,13 @@ from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
+from tqdm import tqdm
+
+import tokun
 from tokun.config import SamplingOptions
 from tokun.data import pictures
-from tokun.inference import many, preferences
+from tokun.inference import directions, many, preferences
 from tokun.inference.clip import Clip
 from tokun.render import video
 from tokun.render.grids import captioned_grid, gif, strip
@@ -42,6 +46,7 @@ from tokun.render.svg import LEAST_BYTES, to_svg
 from tokun.training import tracking
 from tokun.utils import checkpoint, console
 from tokun.utils.console import home_path
+from tokun.utils.errors import UserError
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -55,14 +60,11 @@ def main(argv: list[str] | None = None) -> None:
     if args.max_megapixels is not None:
         pictures.max_pixels(args.max_megapixels)
         os.environ[pictures.LIMIT] = f"{args.max_megapixels:.17g}"
-    import torch  # after the arguments: --help and a typing error answer at once
-    from tqdm import tqdm
-
-    import tokun
-
     if args.video:
         video.require_ffmpeg()
     checkpoint.require_writable(args.out, option="--out")
+    if args.pairs:
+        require_file(args.pairs, "--pairs")
     rank = int(os.environ.get("RANK", 0))
     if rank > 0 and not shards_wanted(args):
         return  # one process is enough: only shards are shared out
@@ -77,7 +79,14 @@ def main(argv: list[str] | None = None) -> None:
             rows, columns = model.plan(**options_of(args)).wanted.grid
             known = ", ".join(f"{height}x{width}" for height, width in model.grids)
             print(f"--aspect {args.aspect}: grid {rows}x{columns} (rows x columns of codes), of {known}")
-        write_pairs(draw(model, args, tqdm), args)
+        write_pairs(draw(model, args), args)
+
+
+def require_file(path: Path, option: str) -> None:
+    """Raise UserError unless a file can be written there."""
+    if path.is_dir():
+        raise UserError(f"{option} {path} is a folder; name a file in it, such as {path / 'pairs.jsonl'}")
+    checkpoint.require_writable(path.parent, option=option)
 
 
 def write_shards(model: Tokun, args: argparse.Namespace, *, rank: int, world: int) -> None:
@@ -155,11 +164,9 @@ def remove_earlier(out: Path) -> None:
             (out / name).unlink(missing_ok=True)
 
 
-def draw(model: Tokun, args: argparse.Namespace, tqdm: Any) -> list[Pair]:
+def draw(model: Tokun, args: argparse.Namespace) -> list[Pair]:
     """The pairs that were asked for."""
     tags = {"style": args.style, "subject": args.subject, "thing": args.thing}
-    from tokun.inference import directions
-
     if args.complete is not None:
         found = {"register": args.register, "temperature": args.temperature, "top_p": args.top_p, **tags}
         print(
@@ -179,6 +186,11 @@ def draw(model: Tokun, args: argparse.Namespace, tqdm: Any) -> list[Pair]:
         score = score_of(model, args)
         if args.pairs:
             found = model.best_and_worst(args.seed, args.n, args.best_of, score=score, **options)
+            if not found:
+                raise UserError(
+                    f"all candidates of each of the {args.n} places score the same, so that none is preferred and nothing is written to {args.pairs}: "
+                    "ask for more with --best-of or --n, or choose by another --reward"
+                )
             checkpoint.write_text(args.pairs, preferences.lines(found))
             print(f"{len(found)} preferences in {args.pairs}")
             return [best for best, _ in found]

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save
 
 import tokun
 from tests.fixtures import random_generator
@@ -23,6 +23,7 @@ from tokun.training.generator import train_generator
 from tokun.training.health import Preempted
 from tokun.training.run import open_run
 from tokun.training.stages import STAGES
+from tokun.utils.errors import UserError
 
 pytestmark = [
     needs("peft", reason="adapters are trained with the extra 'train'"),
@@ -158,8 +159,12 @@ def test_what_is_no_adapter_is_refused_in_one_line(base, tmp_path):
         ({"peft_type": "IA3"}, "kind 'IA3'"),
         ({"modules_to_save": ["lm_head"]}, "sets modules_to_save"),
         ({"bias": "all"}, "trains biases"),
+        ({"use_rslora": True}, "sets use_rslora"),
+        ({"fan_in_fan_out": True}, "sets fan_in_fan_out"),
+        ({"r": "two"}, "r is 'two'"),
+        ({"trainable_token_indices": [3]}, "must name the ids of each module"),
     ):
-        broken = tmp_path / f"broken-{len(match)}"
+        broken = tmp_path / f"broken-{match}"
         shutil.copytree(folder, broken)
         (broken / adapters.CONFIG).write_text(json.dumps(json.loads((folder / adapters.CONFIG).read_text()) | change))
         with pytest.raises(ValueError, match=match):
@@ -167,6 +172,59 @@ def test_what_is_no_adapter_is_refused_in_one_line(base, tmp_path):
     (folder / adapters.ABOUT).unlink()
     with pytest.raises(FileNotFoundError, match=r"adapter\.json is missing: it was not written by tokun"):
         model.add_adapter(folder)
+
+
+def test_a_broken_adapter_is_refused_in_one_line_that_says_what_is_broken(base, tmp_path):
+    model, folder = tokun.load(base), made(base, tmp_path / "mine", words={"styles": ("lithograph",)})
+    tensors, first = load_file(folder / adapters.WEIGHTS), "base_model.model.model.layers.0.mlp.down_proj.lora_"
+    about = json.loads((folder / adapters.ABOUT).read_text())
+    (rows, *_) = [name for name in tensors if name.endswith("trainable_tokens_delta")]
+
+    def file(change: dict) -> bytes:
+        return save({name: tensor for name, tensor in {**tensors, **change}.items() if tensor is not None})
+
+    whole = (folder / adapters.WEIGHTS).read_bytes()
+    for part, content, match in (
+        (adapters.WEIGHTS, whole[: len(whole) // 2], "cannot be read: SafetensorError"),
+        (adapters.WEIGHTS, b"", "cannot be read: SafetensorError"),
+        (adapters.WEIGHTS, file({first + "B.weight": None}), rf"lacks {first}B\.weight: it is not whole"),
+        (adapters.WEIGHTS, file({first + "A.weight": None}), rf"holds {first}B\.weight, which is not read here"),
+        (adapters.WEIGHTS, file({first + "A.weight": torch.zeros(3, 5)}), r"lora_A\.weight has the shape \[3, 5\], not 2 x any"),
+        (adapters.WEIGHTS, file({first + "embedding_A": torch.zeros(3, 5)}), "lora_embedding_A, which is not read here"),
+        (adapters.WEIGHTS, file({rows: tensors[rows][:0]}), r"has the shape \[0, 64\], not 1 x any"),
+        (adapters.CONFIG, b"\xff\xfe{", "cannot be read: UnicodeDecodeError"),
+        (adapters.CONFIG, b"[]", "cannot be read: AttributeError"),
+        (adapters.CONFIG, b"{", "cannot be read: JSONDecodeError"),
+        (adapters.ABOUT, json.dumps(about | {"tag_counts": [["etching", "", "many"]]}).encode(), "cannot be read: "),
+        (adapters.ABOUT, json.dumps(about | {"defaults": {"heat": 1}}).encode(), "cannot be read: TypeError"),
+    ):
+        shutil.copytree(folder, tmp_path / "broken", dirs_exist_ok=True)
+        (tmp_path / "broken" / part).write_bytes(content)
+        with pytest.raises(UserError, match=match) as caught:
+            model.add_adapter(tmp_path / "broken")
+        assert "\n" not in str(caught.value)
+    shutil.copytree(folder, tmp_path / "broken", dirs_exist_ok=True)
+    (tmp_path / "broken" / adapters.WEIGHTS).write_bytes(file({first + "A.weight": torch.zeros(2, 5)}))
+    with pytest.raises(UserError, match=r"changes model\.layers\.0\.mlp\.down_proj as \[64, 5\], this generator's is .* another base"):
+        model.use_adapter(model.add_adapter(tmp_path / "broken"))
+
+
+def test_an_adapter_that_names_its_new_tags_twice_as_earlier_ones_do_is_read(base, tmp_path):
+    folder = made(base, tmp_path / "mine", words={"styles": ("lithograph",)})
+    about = json.loads((folder / adapters.ABOUT).read_text())
+    assert "new_tags" not in about
+    (folder / adapters.ABOUT).write_text(json.dumps(about | {"new_tags": ["<style:lithograph>"]}))
+    assert adapters.read(folder).new_tags == ("<style:lithograph>",)
+
+
+def test_a_checkpoint_written_with_an_adapter_in_use_has_its_bases_card_and_says_what_was_merged(base, tmp_path):
+    model = tokun.load(base, adapter=made(base, tmp_path / "mine"))
+    model.base.card, model.card = "# The base\n", "# An adapter, for peft\n"
+    model.save_pretrained(tmp_path / "merged")
+    card = tokun.load(tmp_path / "merged").card
+    assert card.startswith("# The base\n\n## Merged adapter\n\nmine: LoRA of rank 2, alpha 4, on ") and "for peft" not in card
+    model.use_adapter(None).save_pretrained(tmp_path / "plain")
+    assert tokun.load(tmp_path / "plain").card == "# The base\n"
 
 
 # --- training ---------------------------------------------------------------------------------------------------------

@@ -251,6 +251,16 @@ def test_our_own_model_answers_only_where_it_was_trained_on_questions(tiny_model
     assert judges.measure(replace(tiny_model, tasks=("joint",)), pairs, seed=0) == []
 
 
+def test_our_own_model_reads_all_questions_together_and_answers_each_as_if_alone(tiny_model, pictures, monkeypatch):
+    asked = replace(tiny_model, tasks=("joint", "question"))
+    judge, questions = judges.Own(asked), ["what shows the picture", "a ship", "what"]
+    alone = [judge.yes([picture], [question])[0] for picture, question in zip(pictures, questions)]
+    sizes, forward = [], asked.generator.forward
+    monkeypatch.setattr(asked.generator, "forward", lambda **given: sizes.append(len(given["input_ids"])) or forward(**given))
+    assert judge.yes(pictures[:3], questions) == pytest.approx(alone, abs=1e-6) and len(set(alone)) == 3
+    assert sizes == [6], "yes and no of three pictures"
+
+
 def test_f_beta_joins_answers_and_beauty_as_in_the_competition(tmp_path, tiny_model, pairs, tiny_clip, tiny_vqa):
     assert judges.f_beta(0.5, 0.5) == 0.5 and judges.f_beta(0, 1) == 0
     assert judges.f_beta(0.9, 0.3) > judges.f_beta(0.3, 0.9)  # beta 0.5 weighs the answer above the beauty

@@ -9,7 +9,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import tokun
-from tokun.inference import seeing
+from tokun.inference import adapters, seeing
 from tokun.inference.model import Tokun, load
 from tokun.inference.model_card import OWN_ID
 from tokun.tokenizers import sequences
@@ -142,6 +142,17 @@ def test_pushed_then_loaded_by_name_is_the_original(checkpoint_folder, fake_hub)
     assert not [name for name in contents(fake_hub.root) if name.endswith((".bin", ".pt", ".pkl"))]
 
 
+def test_pushed_with_an_adapter_in_use_it_has_its_bases_card_and_says_what_was_merged(checkpoint_folder, fake_hub):
+    model = load(checkpoint_folder, device="cpu")
+    settings = {"peft_type": "LORA", "r": 2, "lora_alpha": 4, "target_modules": ["q_proj"]}
+    made_on = adapters.fingerprint(model.generator, model.vocabulary)
+    adapters.add(model, adapters.Adapter("mine", "ships", made_on, settings, {}, model.vocabulary, card="# for peft"))
+    model.card = f'# ships\ntokun.load("{OWN_ID}")\n'
+    model.use_adapter("mine").push_to_hub("merged", token="right")
+    card = load("me/merged", device="cpu").card
+    assert card.startswith('# ships\ntokun.load("me/merged")\n\n## Merged adapter\n\nmine: LoRA of rank 2') and "for peft" not in card
+
+
 def test_what_the_hub_refuses_is_told_with_the_way_out(checkpoint_folder, fake_hub):
     with pytest.raises(OSError, match=r"the Hub refuses 'ships'.*401.*hf auth login"):
         load(checkpoint_folder, device="cpu").push_to_hub("ships")
@@ -152,7 +163,7 @@ def test_a_pair_is_scored_as_its_own_tokens_are(tiny_model):
     v, pair = tiny_model.vocabulary, tiny_model.sample(5, n=1)[0]
     assert tiny_model.image_nll([pair.tags], [pair.codes]) == pytest.approx([pair.image_nll], abs=1e-3)
     score = tiny_model.score(pair.image, "a ship", style=pair.tags.style, subject=pair.tags.subject)
-    seen, words = seeing.encode_pictures(tiny_model, [pair.image])[0].tolist(), tiny_model.encode_text("a ship")
+    seen, words = seeing.see(tiny_model, [pair.image], tiny_model.vocabulary.default_grid)[0].codes, tiny_model.encode_text("a ship")
     ids = torch.tensor([sequences.pack_joint(v, pair.tags, seen, words).input_ids])
     logits, start = tiny_model.generator(input_ids=ids).logits[0].detach(), ids[0].tolist().index(v.id("<boi>"))
     over_codes = logits[start : start + 16, v.code_offset : v.size].log_softmax(-1)

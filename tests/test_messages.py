@@ -2,12 +2,16 @@
 
 import ast
 import dataclasses
+import inspect
 import re
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
 from tokun.config import Config
+from tokun.inference.model import Tokun
+from tokun.tokenizers.vocabulary import Vocabulary
 
 ROOT = Path(__file__).resolve().parents[1]
 SOURCES = sorted(
@@ -25,14 +29,10 @@ SET = re.compile(r"(?<![\w.])(?:set|with|change|lower|raise) ([a-z_]+)=")
 OPTION = re.compile(r"(?<![\w-])--([a-z][a-z_-]*[a-z])\b")
 FILES = {"py", "json", "jsonl", "npy", "tar", "index", "yaml", "md", "css", "html", "log", "png", "model"}  # train.py, codes.json, …
 OTHERS = {
-    "nproc_per_node",
-    "num_gpus",
-    "local-dir",
-    "repo-type",
-    "head",
-    "ntasks",
-    "logdir",
-}  # of torchrun, deepspeed, hf, ray, srun, tensorboard
+    "nproc_per_node", "nnodes", "num_gpus", "hostfile", "master_addr", "master_port", "no_ssh", "node_rank",  # of torchrun and deepspeed
+    "nodes", "ntasks", "ntasks-per-node", "gpus-per-node", "cpus-per-task", "gpu-bind", "requeue", "signal", "open-mode",  # of srun and sbatch
+    "logits-processors", "no-async-scheduling", "local-dir", "repo-type", "head", "logdir",  # of vllm serve, hf, ray, tensorboard
+}  # fmt: skip
 MADE = {"gan-weight", "gan-lr", "options"}  # sharpen's, from the names of its settings; the report's word for any option
 
 
@@ -99,8 +99,69 @@ def test_every_option_that_is_named_exists():
     known = options() | OTHERS | MADE
     found = [
         f"{where}: --{name}"
-        for where, text in texts(PAGES[:1])
+        for where, text in texts(PAGES)
         for name in OPTION.findall(text)
         if name not in known and name.replace("_", "-") not in known
     ]
     assert not found, "\n".join(found)
+
+
+# --- code on the pages ------------------------------------------------------------------------------------------------
+
+BLOCK = re.compile(r"```python\n(.*?)```|python - <<'EOF'\n(.*?)\nEOF", re.DOTALL)
+HELD = {"model": Tokun, "v": Vocabulary}  # what these names stand for on every page
+
+
+def unknown_names(code):
+    """What a page's code imports, or takes of a module, of a `model` and its vocabulary `v`, and is not there."""
+    tree, bound, missing = ast.parse(code), {}, []
+    for node in ast.walk(tree):
+        if isinstance(node, (ast.Import, ast.ImportFrom)):
+            try:
+                exec(compile(ast.Module([node], []), "page", "exec"), bound)
+            except (ImportError, AttributeError) as error:
+                missing.append(str(error))
+    for node in ast.walk(tree):
+        parts = []
+        while isinstance(node, ast.Attribute):
+            parts, node = [node.attr, *parts], node.value
+        if not parts or not isinstance(node, ast.Name):
+            continue
+        if node.id in HELD:
+            held = HELD[node.id]
+            known = {*dir(held), *(field.name for field in dataclasses.fields(held))}
+            missing += [] if parts[0] in known else [f"{node.id}.{parts[0]}"]
+            continue
+        found, told = bound.get(node.id), node.id
+        while parts and isinstance(found, ModuleType):
+            name, parts = parts[0], parts[1:]
+            told += f".{name}"
+            found = getattr(found, name, missing)
+            if found is missing:
+                missing.append(told)
+    return missing
+
+
+def blocks():
+    return [
+        pytest.param(one or other, id=f"{path.relative_to(ROOT)}-{number}")
+        for path in [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+        for number, (one, other) in enumerate(BLOCK.findall(path.read_text(encoding="utf-8")))
+    ]
+
+
+@pytest.mark.parametrize("code", blocks())
+def test_every_name_in_the_pages_python_exists(code):
+    """docs/serving.md called v.prefix and docs/scaling.md planner.best_interval when both had moved."""
+    assert not unknown_names(code)
+
+
+def test_the_test_finds_a_name_that_has_moved():
+    code = (
+        "from tokun import planner, nothing\nimport tokun\nplanner.best_interval(1, 2)\nv.prefix()\nmodel.sample(v.codes_of)\ntokun.load()"
+    )
+    assert unknown_names(code) == [
+        "cannot import name 'nothing' from 'tokun' (" + inspect.getfile(__import__("tokun")) + ")",
+        "planner.best_interval",
+        "v.prefix",
+    ]

@@ -19,6 +19,7 @@ from tokun.tokenizers import sequences
 from tokun.training.health import Preempted
 from tokun.training.preferences import scored, train_preferences
 from tokun.training.run import open_run
+from tokun.utils.errors import UserError
 
 pytestmark = needs("accelerate", reason="training needs the extra 'train'")
 
@@ -72,6 +73,23 @@ def test_best_and_worst_answer_one_wish_and_differ(contests):
     assert len(contests) == 8
     for best, worst in contests:
         assert best.tags == worst.tags and best.pmi > worst.pmi and best.codes != worst.codes and best.index // 2 == worst.index // 2
+
+
+def test_best_and_worst_hold_a_batch_at_a_time_and_are_the_same_for_every_batch_size(tiny_model, contests):
+    seen = []
+
+    def score(pairs):
+        seen.append([pair.index for pair in pairs])
+        return [pair.pmi for pair in pairs]
+
+    again = tiny_model.best_and_worst(3, 8, 2, score=score, batch_size=5)
+    assert seen == [list(range(i, i + 4)) for i in range(0, 16, 4)], "two whole places of two"
+    assert [(a.record(), b.record()) for a, b in again] == [(a.record(), b.record()) for a, b in contests]
+    seen.clear()
+    tiny_model.best_and_worst(3, 2, 3, score=score, batch_size=2)
+    assert seen == [[0, 1, 2], [3, 4, 5]], "never less than a place"
+    with pytest.raises(ValueError, match="n is 0"):
+        tiny_model.best_and_worst(3, 0, 2)
 
 
 @pytest.mark.parametrize("rank", [2, 0])
@@ -187,3 +205,37 @@ def test_sample_py_writes_pairs_that_a_run_takes(checkpoint_folder, tmp_path):
     assert len(lines) == 4 and all(line["chosen"]["pmi"] > line["rejected"]["pmi"] for line in lines)
     with pytest.raises(SystemExit):
         sample.main(["--checkpoint", str(checkpoint_folder), "--pairs", str(tmp_path / "p.jsonl")])
+
+
+@pytest.fixture
+def earlier(checkpoint_folder, tmp_path) -> tuple[list[str], Path, dict[str, bytes]]:
+    """Options of sample.py, its --out, and what an earlier call left there."""
+    import sample
+
+    out = tmp_path / "out"
+    options = ["--checkpoint", str(checkpoint_folder), "--out", str(out), "--n", "2"]
+    sample.main(options)
+    return options, out, {path.name: path.read_bytes() for path in out.iterdir()}
+
+
+def test_where_all_candidates_score_the_same_nothing_is_written_or_removed(earlier, tmp_path, monkeypatch):
+    import sample
+
+    options, out, files = earlier
+    (tmp_path / "even.py").write_text("def score(pairs):\n    return [1.0 for _ in pairs]\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(UserError, match=r"all candidates of each of the 2 places score the same.*another --reward"):
+        sample.main([*options, "--best-of", "2", "--reward", "even:score", "--pairs", str(tmp_path / "p.jsonl")])
+    assert not (tmp_path / "p.jsonl").exists() and {path.name: path.read_bytes() for path in out.iterdir()} == files
+
+
+def test_pairs_that_cannot_be_written_are_told_before_anything_is_drawn(earlier, tmp_path, monkeypatch):
+    import sample
+
+    options, out, files = earlier
+    monkeypatch.setattr(sample.tokun, "load", lambda *_, **__: pytest.fail("a model was loaded"))
+    (tmp_path / "file").write_text("")
+    for path, match in ((out, "is a folder; name a file in it"), (tmp_path / "file" / "p.jsonl", r"--pairs=.*file cannot be written")):
+        with pytest.raises(UserError, match=match):
+            sample.main([*options, "--best-of", "2", "--pairs", str(path)])
+    assert {path.name: path.read_bytes() for path in out.iterdir()} == files

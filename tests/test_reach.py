@@ -99,3 +99,17 @@ def test_a_server_that_refuses_is_reached():
 
 def test_the_module_needs_no_library_of_the_hub():
     assert "huggingface_hub" in sys.modules and "huggingface_hub" not in vars(reach)
+
+
+@pytest.mark.parametrize("what", ["checkpoint", "adapter"])
+def test_checkpoints_and_adapters_are_fetched_alike_and_without_a_network_told_so(nobody, what):
+    import tokun
+    from tokun.inference import adapters
+
+    read = tokun.load if what == "checkpoint" else adapters.read
+    with pytest.raises(reach.NotFetched, match=rf"the {what} name/model is no folder here and not in the cache.*hf download name/model"):
+        read("name/model")
+    with pytest.raises(
+        FileNotFoundError, match=rf"{what} 'nowhere' is neither a folder here nor a Hugging Face Hub id such as 'owner/name'"
+    ):
+        read("nowhere")

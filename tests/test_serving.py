@@ -120,6 +120,37 @@ def test_ids_that_the_engine_has_not_got_yet_are_an_error_not_a_guess():
         GRAMMAR.legal([row])
 
 
+@pytest.mark.parametrize(
+    "prompt",
+    [
+        ["<bos>", "<boc>", 1, 2, 3, 4],  # max_text is 3
+        ["<bos>", "<boc>", 1, 2, 3, 4, "<eoc>", "<boi>"],
+        ["<bos>", "<boc>", "<eoc>", "<boi>"],  # no text at all
+        ["<bos>", "<boi>", *[SMALL.code_offset] * 5],  # the grid has four codes
+        ["<bos>", "<boi>", *[SMALL.code_offset] * 3, "<eoi>"],
+        ["<bos>", "<grid:1x3>", "<boi>", *[SMALL.code_offset] * 4],
+    ],
+)
+def test_a_prompt_whose_spans_are_too_long_or_too_short_is_answered_with_the_end_token_alone(prompt):
+    row = GRAMMAR.row([part if isinstance(part, int) else SMALL.id(part) for part in prompt], written := [], seed=3)
+    (masked,) = GRAMMAR.apply(torch.zeros(1, SMALL.size), [row])
+    assert masked.isfinite().nonzero()[:, 0].tolist() == [SMALL.id("<eos>")]
+    written.append(SMALL.id("<eos>"))
+    assert GRAMMAR.legal([row]).sum() == 1, "and the engine goes on"
+
+
+def test_a_full_prompt_is_none_too_long():
+    row = GRAMMAR.row([SMALL.id("<bos>"), SMALL.id("<boc>"), 1, 2, 3], [])
+    assert GRAMMAR.legal([row])[0].nonzero()[:, 0].tolist() == [SMALL.id("<eoc>")]
+
+
+def test_a_code_too_many_is_an_error_of_the_engine():
+    row = GRAMMAR.row([SMALL.id("<bos>"), SMALL.id("<boi>")], [SMALL.code_offset] * 4)
+    row.written.append(SMALL.code_offset)
+    with pytest.raises(RuntimeError, match="was written in a image span"):
+        GRAMMAR.legal([row])
+
+
 # --- an engine like vLLM's ----------------------------------------------------------------------------------------------
 
 

@@ -7,10 +7,9 @@ python -m tokun.adapters merge bundled runs/mine-lora --out merged      sample.p
 from __future__ import annotations
 
 import argparse
-from dataclasses import replace
 
 from tokun.inference import adapters
-from tokun.inference.model import Tokun, load
+from tokun.inference.model import load
 from tokun.utils import console
 from tokun.utils.console import home_path
 
@@ -31,28 +30,11 @@ def main(argv: list[str] | None = None) -> None:
     )
     args = parser.parse_args(argv)
     if args.command == "show":
-        print(described(adapters.read(args.adapter)))
+        print(adapters.described(adapters.read(args.adapter)))
         return
     model = load(None if args.base == "bundled" else args.base, device="cpu", adapter=args.adapter)
-    target = merge(model).save_pretrained(args.out, dtype=args.dtype)
+    target = model.save_pretrained(args.out, dtype=args.dtype)
     print(f"{args.base} with {model.adapter}: {target}")
-
-
-def merge(model: Tokun) -> Tokun:
-    """The model with the adapter in use as one of its own, which knows no adapters."""
-    adapter, base = model.adapters[model.adapter], adapters.base_of(model)
-    return replace(model, card=f"{base.card.rstrip()}\n\n## Merged adapter\n\n{described(adapter)}\n")
-
-
-def described(adapter: adapters.Adapter) -> str:
-    c = adapter.config
-    size = sum(tensor.numel() for tensor in adapter.tensors.values())
-    new = ", ".join(adapter.new_tags) or "none"
-    kind = "DoRA" if c.get("use_dora") else "LoRA"
-    return (
-        f"{adapter.name}: {kind} of rank {c['r']}, alpha {c['lora_alpha']:g}, on {', '.join(sorted(c['target_modules']))}; {size:,} numbers; "
-        f"base {adapter.base} ({adapter.base_fingerprint[:16]}…); new tags: {new}"
-    )
 
 
 if __name__ == "__main__":

@@ -32,7 +32,7 @@ from tokun.tokenizers.vocabulary import Vocabulary
 from tokun.training import optim
 from tokun.utils import checkpoint, console
 from tokun.utils.console import home_path
-from tokun.utils.errors import UserError, reading
+from tokun.utils.errors import UserError
 
 DISCRIMINATOR_AHEAD = 100  # steps that the discriminator learns alone
 
@@ -85,8 +85,7 @@ def sharpen(source: str | Path | None, shards: str, out: Path, recipe: Recipe, *
         "from": tokenizer.fingerprint(),
     }
     grids = Vocabulary.load(folder / "vocabulary.json").grids
-    with reading(folder / "sampling.json"):
-        fit = json.loads((folder / "sampling.json").read_text(encoding="utf-8")).get("fit") or framing.usual_fit(grids)
+    fit = model.read_settings(folder / "sampling.json").fit or framing.usual_fit(grids)
     trainer = Trainer(
         tokenizer, shards, recipe, grids if grids != (tokenizer.grid,) else None, fit
     )  # one square: as models of squares are trained

@@ -14,7 +14,7 @@ from tokun.utils.errors import UserError
 
 
 def noticed(work: Callable[..., Iterator[Any]]) -> Callable[..., Iterator[Any]]:
-    """A method of `Events` whose ValueError, a visitor's mistake, becomes a notice on the page."""
+    """A method of `Events` whose UserError, a visitor's mistake, becomes a notice on the page."""
 
     @functools.wraps(work)
     def working(self: Events, *args: Any) -> Iterator[Any]:

@@ -24,7 +24,7 @@ from tokun.evaluate import figures
 from tokun.evaluate.figures import Figure
 from tokun.inference.clip import Clip
 from tokun.inference.directions import require_task
-from tokun.inference.seeing import Seen, see
+from tokun.inference.seeing import see
 from tokun.tokenizers import sequences
 from tokun.tokenizers.vocabulary import Tags
 from tokun.tokenizers.wordings import SHOWS
@@ -177,11 +177,13 @@ class Own:
         shown = see(m, images)
         asked = [m.text_tokenizer.encode(question)[: v.max_text] for question in questions]
         answers = [m.encode_text(answer) for answer in ("yes", "no")]
-        nats = [[self.nats(seen, question, answer) for answer in answers] for seen, question in zip(shown, asked)]
-        return [1 / (1 + math.exp(yes - no)) for yes, no in nats]
-
-    def nats(self, seen: Seen, question: list[int], answer: list[int]) -> float:
-        return self.model.span_nll([sequences.pack_question(self.model.vocabulary, Tags(grid=seen.grid), seen.codes, question, answer)])[0]
+        rows = [
+            sequences.pack_question(v, Tags(grid=seen.grid), seen.codes, question, answer)
+            for seen, question in zip(shown, asked)
+            for answer in answers
+        ]
+        nats = m.span_nll(rows)
+        return [1 / (1 + math.exp(yes - no)) for yes, no in zip(nats[::2], nats[1::2])]
 
 
 class Vqa:

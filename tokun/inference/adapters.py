@@ -18,7 +18,6 @@ from __future__ import annotations
 import copy
 import hashlib
 import json
-import re
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -29,8 +28,10 @@ from torch import Tensor, nn
 
 from tokun.config import SamplingConfig
 from tokun.inference import decoder
+from tokun.inference.choice import is_number, is_whole
 from tokun.inference.tags import TagCounts, read_counts
 from tokun.tokenizers.vocabulary import Vocabulary
+from tokun.utils import reach
 from tokun.utils.checkpoint import require_safetensors
 from tokun.utils.errors import UserError
 
@@ -45,7 +46,7 @@ CONFIG, WEIGHTS, ABOUT, VOCABULARY, CARD = (
     "README.md",
 )
 FRONT = "base_model.model."  # of peft's names
-TOKENS = ".token_adapter.trainable_tokens_delta"
+DOWN, UP, SIZES, TOKENS = ".lora_A.weight", ".lora_B.weight", ".lora_magnitude_vector", ".token_adapter.trainable_tokens_delta"
 SAMPLED = 4096  # weights of each matrix that a fingerprint looks at
 
 
@@ -83,7 +84,7 @@ def write(adapter: Adapter, folder: Path) -> None:
     save_file({name: tensor.contiguous() for name, tensor in adapter.tensors.items()}, folder / WEIGHTS, metadata={"format": "pt"})
     (folder / CONFIG).write_text(json.dumps(adapter.config, indent=1, sort_keys=True) + "\n", encoding="utf-8")
     about = {
-        "base": adapter.base, "base_fingerprint": adapter.base_fingerprint, "new_tags": list(adapter.new_tags),
+        "base": adapter.base, "base_fingerprint": adapter.base_fingerprint,
         "defaults": asdict(adapter.defaults), "tag_counts": [list(row) for row in adapter.tag_counts], "tasks": list(adapter.tasks),
     }  # fmt: skip
     (folder / ABOUT).write_text(json.dumps(about, indent=1) + "\n", encoding="utf-8")
@@ -97,6 +98,7 @@ def read(path: str | Path, name: str = "") -> Adapter:
 
     Raises FileNotFoundError or UserError naming what is missing, broken, or not an adapter of tokun.
     """
+    from safetensors import SafetensorError
     from safetensors.torch import load_file
 
     folder = resolve(path)
@@ -112,7 +114,10 @@ def read(path: str | Path, name: str = "") -> Adapter:
         base, made_on = str(about["base"]), str(about["base_fingerprint"])
         require_mergeable(config)
         tensors = load_file(folder / WEIGHTS)
-    except (KeyError, TypeError, AttributeError, json.JSONDecodeError, OSError) as error:
+        parted(config, tensors)
+    except UserError:
+        raise
+    except (KeyError, TypeError, AttributeError, ValueError, OSError, SafetensorError) as error:
         raise UserError(f"adapter {folder} cannot be read: {error!r}. Copy the whole adapter again") from error
     card = (folder / CARD).read_text(encoding="utf-8", errors="replace") if (folder / CARD).is_file() else ""
     called = name or (folder.parent if folder.name == "adapter" else folder).name
@@ -129,25 +134,69 @@ def resolve(path: str | Path) -> Path:
         raise FileNotFoundError(f"{given} is a checkpoint, not an adapter: give it as the checkpoint (--checkpoint)")
     if given.exists():
         raise FileNotFoundError(f"{given} holds no adapter: {CONFIG} is not there. Has its training finished?")
-    if not re.fullmatch(r"[\w.-]+/[\w.-]+", str(path)) or str(path).startswith("."):
-        raise FileNotFoundError(f"adapter {str(path)!r} is neither a folder here nor a Hugging Face Hub id such as 'name/adapter'")
-    import huggingface_hub
-
-    try:
-        return Path(huggingface_hub.snapshot_download(str(path)))
-    except (OSError, ValueError, huggingface_hub.errors.HfHubHTTPError) as error:
-        raise FileNotFoundError(f"adapter {str(path)!r} is not a folder here and could not be downloaded from the Hub: {error}") from error
+    return reach.downloaded(str(path), "adapter")
 
 
 def require_mergeable(config: dict[str, Any]) -> None:
     """Raise UserError for what a peft adapter may be and this module does not merge."""
     if config.get("peft_type") != "LORA":
         raise UserError(f"the adapter is of the kind {config.get('peft_type')!r}; LoRA and DoRA are what is read here")
-    for key in ("rank_pattern", "alpha_pattern", "modules_to_save", "layer_replication", "lora_bias"):
+    for key in (
+        "rank_pattern", "alpha_pattern", "modules_to_save", "layer_replication", "lora_bias", "use_rslora", "fan_in_fan_out",
+    ):  # fmt: skip
         if config.get(key):
             raise UserError(f"the adapter sets {key}, which is not read here: merge it with peft, and load the merged checkpoint")
     if config.get("bias", "none") != "none":
         raise UserError("the adapter trains biases, which are not read here: merge it with peft, and load the merged checkpoint")
+    rank, alpha, rows = config["r"], config["lora_alpha"], config.get("trainable_token_indices") or {}
+    if not is_whole(rank) or rank < 1 or not is_number(alpha):
+        raise UserError(f"the adapter's r is {rank!r} and its lora_alpha {alpha!r}: they must be a whole number of at least 1 and a number")
+    lists = rows.values() if isinstance(rows, dict) else [None]
+    if not all(isinstance(ids, list) and all(is_whole(i) and i >= 0 for i in ids) for ids in lists):
+        raise UserError(f"the adapter's trainable_token_indices must name the ids of each module; they are {str(rows)[:100]}")
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What an adapter changes, by the name of the module whose weight (out, in) it is."""
+
+    products: dict[str, tuple[Tensor, Tensor, Tensor | None]]
+    """A (r, in), B (out, r) and DoRA's magnitudes (out,): the sum is scale x B @ A."""
+    rows: dict[str, tuple[list[int], Tensor]]
+    """Ids (n,) and the rows (n, in) that they get."""
+
+
+def parted(config: dict[str, Any], tensors: dict[str, Tensor]) -> Parts:
+    """The tensors by what they are for. Raises UserError where one is missing, is of another shape than the config says, or is of no kind that is
+    read here."""
+    left, rank = dict(tensors), config["r"]
+
+    def take(key: str, *shape: int | None) -> Tensor:
+        """A tensor of this shape; None: any length."""
+        if key not in left:
+            raise UserError(f"the adapter's {WEIGHTS} lacks {key}: it is not whole. Copy the whole adapter again")
+        found = left.pop(key)
+        if len(found.shape) != len(shape) or any(asked not in (None, size) for asked, size in zip(shape, found.shape)):
+            told = " x ".join("any" if asked is None else str(asked) for asked in shape)
+            raise UserError(
+                f"the adapter's {key} has the shape {list(found.shape)}, not {told}: parts of two adapters. Copy the whole adapter again"
+            )
+        return found
+
+    parts = Parts({}, {})
+    for key in tensors:
+        if key.endswith(DOWN):
+            module = key.removesuffix(DOWN)
+            down, up = take(key, rank, None), take(module + UP, None, rank)
+            sizes = take(module + SIZES, len(up)) if config.get("use_dora") else None
+            parts.products[module.removeprefix(FRONT)] = down, up, sizes
+        elif key.endswith(TOKENS):
+            module, named = key.removesuffix(TOKENS).removeprefix(FRONT), config.get("trainable_token_indices") or {}
+            ids = next((ids for name, ids in named.items() if module.endswith(name)), [])
+            parts.rows[module] = ids, take(key, len(ids), None)
+    if left:
+        raise UserError(f"the adapter holds {min(left)}, which is not read here: merge it with peft, and load the merged checkpoint")
+    return parts
 
 
 # --- the base ---------------------------------------------------------------------------------------------------------
@@ -184,38 +233,37 @@ def merged(generator: Any, adapter: Adapter) -> Any:
     """A generator with the adapter's changes, and rows for its new tags. It shares with `generator` whatever is not changed."""
     made = copy.deepcopy(generator, {id(p): p for p in generator.parameters()})
     make_rows(made, adapter.vocabulary.size)
-    t, config = adapter.tensors, adapter.config
-    scale = config["lora_alpha"] / (config["r"] ** 0.5 if config.get("use_rslora") else config["r"])
-    for key in t:
-        if key.endswith(".lora_A.weight"):
-            module = key[len(FRONT) : -len(".lora_A.weight")]
-            layer = _submodule(made, module, adapter)
-            a, b, weight = t[key], t[key.replace(".lora_A.", ".lora_B.")], layer.weight
-            changed = weight.float() + scale * (b.to(weight.device).float() @ a.to(weight.device).float())
-            if config.get("use_dora"):
-                size = t.get(f"{FRONT}{module}.lora_magnitude_vector", t.get(f"{FRONT}{module}.lora_magnitude_vector.weight"))
-                changed = (size.to(weight.device).float().flatten() / torch.linalg.norm(changed, dim=1))[:, None] * changed
-            layer.weight = nn.Parameter(changed.to(weight.dtype), requires_grad=weight.requires_grad)
-        elif key.endswith(TOKENS):
-            name = key[len(FRONT) : -len(TOKENS)]
-            layer, rows = _submodule(made, name, adapter), token_rows(config, name)
-            weight = layer.weight.clone()
-            weight[torch.tensor(rows, device=weight.device)] = t[key].to(weight)
-            _set_rows(made, layer, weight)
+    config, parts = adapter.config, parted(adapter.config, adapter.tensors)
+    scale = config["lora_alpha"] / config["r"]
+    for name, (down, up, sizes) in parts.products.items():
+        layer = _layer(made, name, (len(up), down.shape[1]), adapter)
+        weight = layer.weight
+        changed = weight.float() + scale * (up.to(weight.device).float() @ down.to(weight.device).float())
+        if sizes is not None:
+            changed = (sizes.to(weight.device).float() / torch.linalg.norm(changed, dim=1))[:, None] * changed
+        layer.weight = nn.Parameter(changed.to(weight.dtype), requires_grad=weight.requires_grad)
+    for name, (ids, rows) in parts.rows.items():
+        layer = _layer(made, name, (None, rows.shape[1]), adapter)
+        if max(ids, default=0) >= len(layer.weight):
+            raise UserError(f"adapter {adapter.name} trains id {max(ids)} of {name}, which has {len(layer.weight)}: parts of two adapters")
+        weight = layer.weight.clone()
+        weight[torch.tensor(ids, device=weight.device)] = rows.to(weight)
+        _set_rows(made, layer, weight)
     return made
 
 
-def token_rows(config: dict[str, Any], module: str) -> list[int]:
-    """The ids whose rows peft's `trainable_token_indices` trains in a module (by its name, or the end of it)."""
-    indices = config.get("trainable_token_indices") or []
-    return indices if isinstance(indices, list) else next(rows for name, rows in indices.items() if module.endswith(name))
-
-
-def _submodule(model: nn.Module, name: str, adapter: Adapter) -> Any:
+def _layer(model: nn.Module, name: str, shape: tuple[int | None, int], adapter: Adapter) -> Any:
+    """The module of that name, whose weight has this shape; None: any length. Raises UserError where there is none."""
     try:
-        return model.get_submodule(name)
+        layer = model.get_submodule(name)
+        found = tuple(layer.weight.shape)
     except AttributeError as error:
         raise UserError(f"adapter {adapter.name} changes {name}, which this generator does not have: it belongs to another base") from error
+    if found[1:] != shape[1:] or shape[0] not in (None, found[0]):
+        raise UserError(
+            f"adapter {adapter.name} changes {name} as {list(shape)}, this generator's is {list(found)}: it belongs to another base"
+        )
+    return layer
 
 
 def make_rows(model: Any, size: int) -> None:
@@ -286,6 +334,25 @@ def use(model: Tokun, name: str | None) -> None:
 def base_of(model: Tokun) -> Base:
     m = model
     return m.base or Base(m.generator, m.vocabulary, m.defaults, m.tag_counts, m.tasks, m.card)
+
+
+def card_of(model: Tokun) -> str:
+    """The card of the checkpoint that the model is at present: with an adapter in use its base's, and what was merged."""
+    if not model.adapter:
+        return model.card
+    return f"{base_of(model).card.rstrip()}\n\n## Merged adapter\n\n{described(model.adapters[model.adapter])}\n".lstrip()
+
+
+def described(adapter: Adapter) -> str:
+    """What an adapter is, in one line."""
+    c = adapter.config
+    size = sum(tensor.numel() for tensor in adapter.tensors.values())
+    new = ", ".join(adapter.new_tags) or "none"
+    kind = "DoRA" if c.get("use_dora") else "LoRA"
+    return (
+        f"{adapter.name}: {kind} of rank {c['r']}, alpha {c['lora_alpha']:g}, on {', '.join(sorted(c['target_modules']))}; {size:,} numbers; "
+        f"base {adapter.base} ({adapter.base_fingerprint[:16]}…); new tags: {new}"
+    )
 
 
 def _become(model: Tokun, other: Base) -> None:

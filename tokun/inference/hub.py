@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from tokun.inference import adapters
 from tokun.inference.model_card import OWN_ID
 from tokun.utils import checkpoint
 from tokun.utils.errors import UserError
@@ -30,7 +31,7 @@ MARK = "vocabulary.json"  # without it a folder is no checkpoint
 
 
 def save_pretrained(model: Tokun, directory: str | Path, *, dtype: torch.dtype | str | None = None) -> Path:
-    """Write the checkpoint (safetensors) and its model card, if it has one: aside, then renamed. Returns the folder.
+    """Write the checkpoint (safetensors) and its model card, if it has one (`adapters.card_of`): aside, then renamed. Returns the folder.
 
     `dtype` is the generator's in the file, a floating one, its own where left out. A checkpoint that this wrote is replaced. Raises
     UserError for a folder that holds anything else, a training's own record or a user's file: nothing but checkpoints is ever replaced.
@@ -46,7 +47,7 @@ def save_pretrained(model: Tokun, directory: str | Path, *, dtype: torch.dtype |
         told = "which is no part of a checkpoint" if (target / MARK).is_file() else f"and no checkpoint ({MARK} is not there)"
         raise UserError(f"{target} holds {', '.join(unexpected[:3])}, {told}: name a new folder, such as {target / 'checkpoint'}")
     with checkpoint.whole_directory(target) as folder:
-        model.save(folder, dtype=kind, card=model.card)
+        model.save(folder, dtype=kind, card=adapters.card_of(model))
     return target
 
 
@@ -86,7 +87,7 @@ def push_to_hub(
     try:
         made = api.create_repo(name, private=private, exist_ok=True)
         with tempfile.TemporaryDirectory() as folder:
-            named = replace(model, card=model.card.replace(OWN_ID, made.repo_id))
+            named = replace(model, card=adapters.card_of(model).replace(OWN_ID, made.repo_id))
             path = save_pretrained(named, Path(folder) / "checkpoint")
             api.upload_folder(repo_id=made.repo_id, folder_path=path, commit_message=message, revision=revision, create_pr=create_pr)
     except huggingface_hub.errors.HfHubHTTPError as error:

@@ -28,7 +28,7 @@ from tokun.inference.tags import Frequencies, TagCounts, count_tags, grid_of, re
 from tokun.render.grids import to_pil
 from tokun.tokenizers import sequences
 from tokun.tokenizers.image import ImageTokenizer
-from tokun.tokenizers.text import PretrainedTextTokenizer, TextTokenizer, normalize
+from tokun.tokenizers.text import PretrainedTextTokenizer, TextTokenizer, normalize, text_tokenizer_at
 from tokun.tokenizers.vocabulary import Tags, Vocabulary, tag_word
 from tokun.utils import reach
 from tokun.utils.checkpoint import require_safetensors
@@ -145,7 +145,7 @@ class Tokun:
 
     def add_adapter(self, adapter: str | Path, name: str = "") -> str:
         """Read an adapter (a folder, a training run's, or a Hub id) that was trained on this model, for `use_adapter`. Returns its name, the folder's
-        unless one is given. Raises ValueError for an adapter of another base."""
+        unless one is given. Raises FileNotFoundError or UserError for one that is not there, is broken or was trained on another base."""
         return adapters.add(self, adapters.read(adapter, name))
 
     def use_adapter(self, name: str | None) -> Tokun:
@@ -484,7 +484,7 @@ def load(
     vocabulary = Vocabulary.load(folder / "vocabulary.json")
     require_same_ids(folder / GENERATOR / "tokenizer.json", vocabulary)
     text_path = folder / TEXT_TOKENIZER
-    text_tokenizer = PretrainedTextTokenizer.load(text_path) if text_path.is_dir() else TextTokenizer.load(text_path)
+    text_tokenizer = text_tokenizer_at(text_path)
     image_tokenizer = ImageTokenizer.load(folder / IMAGE_TOKENIZER)
     settings = read_settings(folder / "sampling.json")
     generator = load_generator(folder / GENERATOR, dtype)
@@ -525,7 +525,7 @@ def require_device(device: str | None) -> None:
 
 
 def require_whole(folder: Path) -> None:
-    """Raise FileNotFoundError for a checkpoint that lacks a file, ValueError for one whose weights are a pickle."""
+    """Raise FileNotFoundError for a checkpoint that lacks a file, UserError for one whose weights are a pickle."""
     for part in (GENERATOR, IMAGE_TOKENIZER):
         require_safetensors(folder / part)
     names = (
@@ -641,18 +641,7 @@ def resolve(checkpoint: str | Path | None) -> Path:
             )
     if path.exists():
         raise FileNotFoundError(f"{path} holds no checkpoint: vocabulary.json and {GENERATOR}/ are not there. Has its training finished?")
-    name = str(checkpoint)
-    if name.count("/") != 1 or name.startswith((".", "/", "~")):
-        raise FileNotFoundError(f"checkpoint {name!r} is neither a folder here nor a Hugging Face Hub id such as 'name/model'")
-    import huggingface_hub
-
-    try:
-        with reach.fetched(name, "the checkpoint"):
-            return Path(huggingface_hub.snapshot_download(name))
-    except reach.NotFetched:
-        raise
-    except (OSError, ValueError, huggingface_hub.errors.HfHubHTTPError) as error:
-        raise FileNotFoundError(f"checkpoint {name!r} is not a folder here and could not be downloaded from the Hub: {error}") from error
+    return reach.downloaded(str(checkpoint), "checkpoint")
 
 
 def forbidden_text_of(tokenizer: TextTokenizer | PretrainedTextTokenizer, vocabulary: Vocabulary) -> tuple[list[int], list[int]]:

@@ -15,6 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from tqdm import tqdm
+
 from tokun import data
 from tokun.inference import latents
 from tokun.inference.directions import MAX_CANDIDATES
@@ -53,18 +55,24 @@ def best_and_worst(
     drew, so that both answer the same wish."""
     if not 2 <= candidates <= MAX_CANDIDATES:
         raise UserError(f"best-of is {candidates}; to prefer one to another it must be from 2 to {MAX_CANDIDATES:,}")
-    plan = model.plan(**options)
-    numbers = list(range(n * candidates))
-    u = latents.uniform(latents.draw(seed, numbers, model.slots.size))
-    drawn = model.tags_of(u, plan)
-    tags = [drawn[number - number % candidates] for number in numbers]
-    pairs: list[Pair] = []
-    for i in range(0, len(numbers), plan.options.batch_size):
-        rows = slice(i, i + plan.options.batch_size)
-        pairs += model.pairs_from(u[rows], seed, numbers[rows], tags[rows], caption=plan.caption, **plan.how)[0]
-    scores = [pair.pmi for pair in pairs] if score is None else score(pairs)
-    places = [sorted(range(i, i + candidates), key=lambda j: scores[j]) for i in range(0, len(pairs), candidates)]
-    return [(pairs[place[-1]], pairs[place[0]]) for place in places if scores[place[-1]] > scores[place[0]]]
+    if n < 1:
+        raise UserError(f"n is {n}; at least one place is asked for")
+    batch_size = model.plan(**options).options.batch_size
+    together = max(1, batch_size // candidates)  # places
+    found = []
+    with tqdm(total=n, desc="preferences", unit="place", dynamic_ncols=True, disable=n * candidates <= batch_size) as bar:
+        for first in range(0, n, together):
+            numbers = range(first * candidates, min(n, first + together) * candidates)
+            u = latents.uniform(latents.draw(seed, numbers, model.slots.size))
+            u[:, : latents.TAG_SLOTS] = u[::candidates, : latents.TAG_SLOTS].repeat_interleave(candidates, 0)
+            pairs = model.sample_from(u, seed, numbers, **options)
+            scores = [pair.pmi for pair in pairs] if score is None else score(pairs)
+            for i in range(0, len(pairs), candidates):
+                ranked = sorted(range(i, i + candidates), key=lambda j: scores[j])
+                if scores[ranked[-1]] > scores[ranked[0]]:
+                    found.append((pairs[ranked[-1]], pairs[ranked[0]]))
+            bar.update(len(pairs) // candidates)
+    return found
 
 
 def clicked(better: Sequence[Pair], worse: Sequence[Pair]) -> list[tuple[Pair, Pair]]:

@@ -80,7 +80,7 @@ def generate(
     and `marks`: those that are no words, which it looks over. None of these enters the
     log-likelihoods, which are over what the grammar allows.
     `forced` (B, slots.size) int64: ids that are taken whatever u says, by the slot that would choose them; -1 where u chooses.
-    `watch` is given the ids (rows, T) of the first rows (on a CPU of up to `BLOCK`) after every choice.
+    `watch` is given the ids (rows, T) of row 0 and of those that are computed together with it, after every choice.
     """
     if guidance_scale != 1 and unconditional_image is None:
         raise UserError("guidance_scale is set, but there is no prompt without tags or caption to guide away from")

@@ -10,9 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
 from PIL import Image, ImageOps
-from torch import Tensor
 
 from tokun import data
 from tokun.data import framing, pictures
@@ -111,11 +109,6 @@ def see(model: Tokun, pictures: Sequence[Picture], grid: framing.Grid | None = N
         codes = model.image_tokenizer.encode(data.to_float(group.pixels).to(model.device), rows=rows).tolist()
         found |= {place: Seen(own, group.grid, box, opened[place].size) for place, own, box in zip(group.places, codes, group.boxes)}
     return [found[place] for place in range(len(opened))]
-
-
-def encode_pictures(model: Tokun, pictures: Sequence[Picture], grid: framing.Grid | None = None) -> Tensor:
-    """Pictures fitted to one grid (rows, columns; None: the default one) -> codes int64 (B, N), on the CPU."""
-    return torch.tensor([seen.codes for seen in see(model, pictures, grid or model.vocabulary.default_grid)])
 
 
 def encode_whole(model: Tokun, picture: Picture) -> tuple[list[int], framing.Grid]:

@@ -6,7 +6,6 @@ A row is a request: the ids of its prompt, and those written so far. `Grammar.ap
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain, islice
@@ -15,14 +14,12 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from tokun.config import SamplingConfig
 from tokun.inference import latents, sampling
-from tokun.inference.model import TEXT_TOKENIZER, forbidden_text_of
+from tokun.inference.model import TEXT_TOKENIZER, forbidden_text_of, read_settings
 from tokun.tokenizers import sequences
 from tokun.tokenizers.grammar import IMAGE_STATES, START, STATES
-from tokun.tokenizers.text import PretrainedTextTokenizer, TextTokenizer
+from tokun.tokenizers.text import text_tokenizer_at
 from tokun.tokenizers.vocabulary import Vocabulary
-from tokun.utils.errors import reading
 
 IMAGE = [STATES.index(state) for state in IMAGE_STATES]
 
@@ -55,11 +52,8 @@ class Grammar:
     @classmethod
     def of_checkpoint(cls, folder: Path) -> Grammar:
         """With the choices that the checkpoint's sampling.json names. Pictures are wanted with captions, not with questions."""
-        v, text_path = Vocabulary.load(folder / "vocabulary.json"), folder / TEXT_TOKENIZER
-        tokenizer = PretrainedTextTokenizer.load(text_path) if text_path.is_dir() else TextTokenizer.load(text_path)
-        with reading(folder / "sampling.json"):
-            d = SamplingConfig(**json.loads((folder / "sampling.json").read_text(encoding="utf-8"))["defaults"])
-        control, blank = forbidden_text_of(tokenizer, v)
+        v, d = Vocabulary.load(folder / "vocabulary.json"), read_settings(folder / "sampling.json").defaults
+        control, blank = forbidden_text_of(text_tokenizer_at(folder / TEXT_TOKENIZER), v)
         image, text = sampling.Choice(d.temperature, d.top_k, d.top_p), sampling.Choice(d.text_temperature, 0, d.top_p)
         return cls(v, image=image, text=text, forbid=(*sequences.other_tasks(v), *control), forbid_first=blank)
 
@@ -72,18 +66,18 @@ class Grammar:
         return row
 
     def catch_up(self, row: Row) -> None:
-        """Read what has been written since. Raises RuntimeError for an id that was never legal: the engine does not apply the masks."""
+        """Read what has been written since. Raises RuntimeError for an id that was not legal: the engine does not apply the masks."""
         for token in unread(row):
             if row.broken:
                 break
-            state = self.vocabulary.grammar.after(row.state, token)
+            n_codes = self.vocabulary.codes_of.get(token, row.n_codes)
+            state, length = self.vocabulary.grammar.step(row.state, row.length, token, n_codes)
             row.broken = state < 0 and row.read < len(row.prompt)
             if state < 0 and not row.broken:
                 raise RuntimeError(
                     f"id {token} was written in a {STATES[row.state]} span: turn the engine's asynchronous scheduling and speculation off"
                 )
-            row.n_codes = self.vocabulary.codes_of.get(token, row.n_codes)
-            row.state, row.length, row.read = state, row.length + 1 if state == row.state else 0, row.read + 1
+            row.state, row.length, row.n_codes, row.read = state, length, n_codes, row.read + 1
 
     def legal(self, rows: Sequence[Row], device: torch.device | str = "cpu") -> Tensor:
         """(B, V) bool: what may come next in each row."""

@@ -106,14 +106,10 @@ class Grammar:
         assert following.device.type != "cpu" or (following >= 0).all(), "an illegal id was chosen"  # a GPU is not waited for
         return following, torch.where(following == states, lengths + 1, 0)
 
-    def after(self, state: int, token: int) -> int:
-        """The state after an id; -1 where it is illegal in any span, or no id."""
-        return int(self._following[state, token]) if 0 <= token < self.vocabulary.size else -1
-
     def step(self, state: int, length: int, token: int, n_codes: int) -> tuple[int, int]:
-        """As `advance`, of one row: state and length after an id; state -1 where it may not stand there."""
+        """As `advance`, of one row: state and length after an id; state -1 where it may not stand there, or is no id."""
         limit = n_codes if STATES[state] in IMAGE_STATES else self.vocabulary.max_text
-        if not self._allowed[3 * state + (length > 0) + (length >= limit), token]:
+        if not (0 <= token < self.vocabulary.size and self._allowed[3 * state + (length > 0) + (length >= limit), token]):
             return -1, 0
         following = int(self._following[state, token])
         return following, length + 1 if following == state else 0
@@ -128,7 +124,7 @@ class Grammar:
 
     def chosen_from(self, forbid: Sequence[int], forbid_first: Sequence[int], size: int) -> tuple[Tensor, Tensor]:
         """`Tables.allowed` and `Tables.ruled` of the first `size` ids: `forbid` are ids that a sampler never chooses, `forbid_first` those that
-        begin no text. They are the same for every grid: how many codes make a picture full is `limits`'s."""
+        begin no text. They are the same for every grid: how many codes make a picture full is `limit`'s."""
         key = tuple(forbid), tuple(forbid_first), size
         if key not in self._chosen_from:
             if len(self._chosen_from) >= 64:

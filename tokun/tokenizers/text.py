@@ -323,6 +323,11 @@ class PretrainedTextTokenizer:
         _write_hf(_copy(self._backend), Path(directory), added_tokens, bos=bos, eos=eos, pad=pad)
 
 
+def text_tokenizer_at(path: Path) -> TextTokenizer | PretrainedTextTokenizer:
+    """What either class wrote: a file is ours, a folder a pretrained one. Raises as their `load`."""
+    return PretrainedTextTokenizer.load(path) if path.is_dir() else TextTokenizer.load(path)
+
+
 # --- Files ------------------------------------------------------------------------------------------------------------
 
 

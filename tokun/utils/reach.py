@@ -101,6 +101,24 @@ def is_missing(error: BaseException | None) -> bool:
     return False
 
 
+def downloaded(name: str, what: str) -> Path:
+    """The folder of a model repository ("owner/name") of the Hub, from the cache or the network. `what` names it in messages: "checkpoint".
+
+    Raises FileNotFoundError where `name` is no such id, or is neither in the cache nor to be had.
+    """
+    if "/" not in name or not HUB_ID.fullmatch(name):
+        raise FileNotFoundError(f"{what} {name!r} is neither a folder here nor a Hugging Face Hub id such as 'owner/name'")
+    import huggingface_hub
+
+    try:
+        with fetched(name, f"the {what}"):
+            return Path(huggingface_hub.snapshot_download(name))
+    except NotFetched:
+        raise
+    except (OSError, ValueError, huggingface_hub.errors.HfHubHTTPError) as error:
+        raise FileNotFoundError(f"{what} {name!r} is not a folder here and could not be downloaded from the Hub: {error}") from error
+
+
 @contextlib.contextmanager
 def offline() -> Iterator[None]:
     """Within the block the Hub's libraries ask nobody, those that are imported and those that will be."""
