@@ -151,7 +151,7 @@ def test_what_is_no_adapter_is_refused_in_one_line(base, tmp_path):
     model, folder = tokun.load(base), made(base, tmp_path / "mine")
     with pytest.raises(FileNotFoundError, match="is a checkpoint, not an adapter"):
         model.add_adapter(base)
-    with pytest.raises(FileNotFoundError, match="neither a folder here nor"):
+    with pytest.raises(FileNotFoundError, match="neither a local folder nor"):
         model.add_adapter("nowhere")
     with pytest.raises(FileNotFoundError, match=r"holds an adapter.*adapter="):
         tokun.load(folder)

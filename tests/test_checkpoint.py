@@ -164,7 +164,7 @@ def test_a_write_that_fails_beside_the_training_is_told_and_the_next_one_is_made
     writer.put(tmp_path / "a", full, lambda: None)
     writer.put(tmp_path / "b", lambda folder: (folder / "file").write_text("b"), lambda: None)
     writer.wait()
-    assert len(said) == 1 and "No space left" in said[0] and "trying again" in said[0]
+    assert len(said) == 1 and "No space left" in said[0] and "will try again" in said[0]
     assert contents(tmp_path) == {"b/file": "b"}
     writer.put(tmp_path / "c", lambda folder: folder / 1, lambda: None)
     with pytest.raises(TypeError):  # our own mistakes do not pass as a full disk

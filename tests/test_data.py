@@ -191,7 +191,7 @@ def test_sorted_windows_hold_the_same_sequences_with_less_padding(code_shards):
 
 def test_a_batch_that_cannot_be_shared_is_refused(code_shards):
     for batch_size, world in ((8, 3), (0, 1)):
-        with pytest.raises(ValueError, match=f"batch_size {batch_size} cannot be shared by {world}"):
+        with pytest.raises(ValueError, match=f"batch_size {batch_size} cannot be split among {world}"):
             token_batches(code_shards, batch_size=batch_size, world=world)
 
 

@@ -319,7 +319,7 @@ def test_a_room_that_cannot_be_measured_is_a_line_and_the_others_go_on(checkpoin
     (["--train-shards", "none-*.tar"], r"--train-shards none-\*\.tar fits no shard"),
     (["--features", "none.pth"], r"--features none\.pth is not a file; name the weights"),
     (["--others", "none"], "--others none is not a folder"),
-    (["--checkpoint", "none"], "is neither a folder here nor a Hugging Face Hub id"),
+    (["--checkpoint", "none"], "is neither a local folder nor a Hugging Face Hub id"),
 ])  # fmt: skip
 def test_what_is_named_and_not_there_ends_the_run_at_once(wrong, error, checkpoint_folder, toy_shards, network, tmp_path):
     right = ["--checkpoint", str(checkpoint_folder), "--shards", str(toy_shards), "--features", str(network), "--out", str(tmp_path)]

@@ -366,7 +366,7 @@ def test_parts_of_two_checkpoints_are_refused(tiny_model):
 
 def test_a_checkpoint_that_is_not_there_is_named(tmp_path):
     for name in (tmp_path / "nowhere", "no such name", "./a/b"):
-        with pytest.raises(FileNotFoundError, match="neither a folder here nor a Hugging Face Hub id"):
+        with pytest.raises(FileNotFoundError, match="neither a local folder nor a Hugging Face Hub id"):
             load(name)
     with pytest.raises(FileNotFoundError, match=r"holds no checkpoint.*Has its training finished"):
         load(tmp_path)

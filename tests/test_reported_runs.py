@@ -41,7 +41,7 @@ def test_a_damaged_trainer_state_is_one_line_with_the_way_out(tmp_path, damage):
     path.write_bytes({"cut": content[: len(content) // 2], "empty": b"", "zeros": bytes(len(content)), "gone": b""}[damage])
     if damage == "gone":
         path.unlink()
-    with pytest.raises(ValueError, match=r"trainer state .* is damaged .*Delete it, and the same command goes on"):
+    with pytest.raises(ValueError, match=r"trainer state .* is damaged .*Delete it, and the same command resumes"):
         loop._resume(stage, stage.states)
 
 

@@ -48,7 +48,7 @@ def test_the_first_of_many_are_the_few_for_any_batch_size(checkpoint_folder, tmp
 @pytest.mark.parametrize(
     ("arguments", "named"),
     [
-        (["--checkpoint", "no/such/folder/at/all"], "neither a folder"),
+        (["--checkpoint", "no/such/folder/at/all"], "neither a local folder"),
         (["--style", "cubism"], "engraving"),
         (["--temperature", "-1"], "temperature"),
         (["--seed", "-3"], "seed"),

@@ -84,9 +84,9 @@ def test_a_sample_of_very_many_records_is_told_as_a_sample(tmp_path, monkeypatch
     (templates,) = told_of(
         tmp_path / "c.tar", [record(f"A ship with {i} masts.", "template") for i in range(1500)], monkeypatch, most_read=100
     )
-    assert "All 100 captions that were looked at (100 of 1,500 samples) are templates" in templates
+    assert "All 100 captions that were read (100 of 1,500 samples) are templates" in templates
     (none,) = told_of(tmp_path / "d.tar", [record()] * 300, monkeypatch, most_read=100)
-    assert "None of the 100 pictures that were looked at (100 of 300 samples) has a caption" in none
+    assert "None of the 100 pictures that were read (100 of 300 samples) has a caption" in none
 
 
 def test_records_that_are_all_broken_are_told_as_that(tmp_path, monkeypatch):

@@ -1,11 +1,11 @@
 """Shards in, batches out. Knows tar files, pictures, captions and the order of samples; knows no model.
 
-    tars      where the files of a tar lie, quickly      shards    the index of a shard's samples; writing shards
-    order     which sample comes when                    prefetching  batches made ahead of their use
+    tars      offsets of the files in a tar, quickly     shards    the index of a shard's samples; writing shards
+    order     which sample comes when                    prefetching  batches prepared ahead in a thread
     framing   a picture -> the grid nearest to it        images    image shards -> batches of crops
     codes     samples of code shards                     tokens    code shards -> batches of packed sequences
 
-`data.X` finds what these modules define; each is imported when it is first asked for, so that who reads tars needs no torch.
+`data.X` finds what these modules define. Each is imported on first use, so that reading tars needs no torch.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""Captions: do they say enough to be trained on? Knows shards and the records of their samples; knows no model and no torch.
+"""Are the captions good enough to train on? Knows shards and the records of their samples; knows no model and no torch.
 
-Told loudly, each with what to do: that few pictures have a caption, that there are few pictures at all, that captions are nearly all the same,
-that nobody looked at the pictures (templates filled with metadata).
+Warns, each time with a remedy, when few pictures have a caption, when there are few pictures at all, when captions are nearly all the same,
+and when they were not written from the pictures (templates filled with metadata).
 """
 
 from __future__ import annotations
@@ -13,30 +13,30 @@ from typing import Any
 from tokun.data.shards import ShardIndex
 from tokun.utils.errors import BadSample
 
-MOST_TEXTS = 1000  # different captions that are told apart
-ALIKE = 20  # captions, from which on it is said when they are nearly all the same
-FEW = 1000  # captioned pictures below which a generator that begins from nothing learns them by heart
-MOST_READ = 20_000  # samples that are looked at
+MOST_TEXTS = 1000  # distinct captions that are counted
+ALIKE = 20  # captions below which no warning says that they are nearly all the same
+FEW = 1000  # captioned pictures below which a generator trained from scratch memorises them
+MOST_READ = 20_000  # samples that are read
 CAPTION = "python -m data_tools.caption SHARDS --model … (or --endpoint …, or --from TABLE)"
 
 
 def alike(captions: Mapping[str, int], *, looked_at: str = "") -> str:
-    """What to say when the captions that were kept are nearly all the same; "" when they differ. `captions`: kept, empty, distinct.
+    """The warning when the kept captions are nearly all the same; "" when they differ. `captions`: counts kept, empty, distinct.
 
-    `looked_at` says of which they are, where not all were read.
+    `looked_at` says which captions were read, if not all.
     """
     kept, distinct = captions.get("kept", 0) - captions.get("empty", 0), captions.get("distinct", 0)
     if kept < ALIKE or 10 * distinct > kept or distinct >= MOST_TEXTS:
         return ""
     return (
-        f"The {kept:,} captions{looked_at} are only {distinct:,} different text{'' if distinct == 1 else 's'}: a model learns nothing from them "
-        "about what a picture shows. Caption the pictures anew (python -m data_tools.caption, with a captioner), or by hand."
+        f"The {kept:,} captions{looked_at} are only {distinct:,} different text{'' if distinct == 1 else 's'}: a model cannot learn from them "
+        "what a picture shows. Caption the pictures again (python -m data_tools.caption, with a captioner), or by hand."
     )
 
 
 @dataclass
 class Seen:
-    """What samples' records say of their pictures, added one by one."""
+    """Counts over the samples' records, added one by one."""
 
     caption_key: str = "caption"
     pictures: int = 0
@@ -44,7 +44,7 @@ class Seen:
     captioned: int = 0
     templates: int = 0
     texts: set[str] = field(default_factory=set)
-    """Different captions, `MOST_TEXTS` at most."""
+    """Distinct captions, `MOST_TEXTS` at most."""
 
     def add(self, record: Mapping[str, Any]) -> None:
         self.pictures += 1
@@ -55,24 +55,24 @@ class Seen:
             self.texts.add(said)
 
     def doubts(self, *, from_nothing: bool = True, of: int = 0) -> list[str]:
-        """What speaks against training on the captions, in whole sentences; empty: nothing.
+        """Warnings about training on these captions, in whole sentences; empty if there are none.
 
-        `from_nothing`: the generator begins without another's weights. `of`: how many samples there are, where these are some of them.
+        `from_nothing`: the generator is trained from scratch. `of`: the number of all samples, if only some were added.
         """
         read = self.pictures + self.broken
-        share, sample = (of / read, f" that were looked at ({read:,} of {of:,} samples)") if 0 < read < of else (1.0, "")
+        share, sample = (of / read, f" that were read ({read:,} of {of:,} samples)") if 0 < read < of else (1.0, "")
         if not self.pictures:
             return (
-                [f"None of the {self.broken:,} records{sample} can be read. Make the shards again, or remove them."] if self.broken else []
+                [f"None of the {self.broken:,} records{sample} can be read. Make the shards again or remove them."] if self.broken else []
             )
         if not self.captioned:
             return [
-                f"None of the {self.pictures:,} pictures{sample} has a caption: there is nothing to learn words from. Caption them: {CAPTION}."
+                f"None of the {self.pictures:,} pictures{sample} has a caption: there are no words to learn from. Caption them: {CAPTION}."
             ]
         told = []
         if 2 * self.captioned < self.pictures:
             told.append(
-                f"Only {self.captioned:,} of {self.pictures:,} pictures{sample} have a caption, and the others are left out. Caption them: {CAPTION}."
+                f"Only {self.captioned:,} of {self.pictures:,} pictures{sample} have a caption; the others are skipped. Caption them: {CAPTION}."
             )
         if self.templates == self.captioned:
             told.append(only_templates(self.captioned, looked_at=sample))
@@ -93,20 +93,20 @@ def doubts(records: Iterable[Mapping[str, Any]], *, caption_key: str = "caption"
 
 def only_templates(captioned: int, *, looked_at: str = "") -> str:
     return (
-        f"All {captioned:,} captions{looked_at} are templates filled with metadata: nobody looked at the pictures. Caption them: {CAPTION}."
+        f"All {captioned:,} captions{looked_at} are templates filled with metadata, not written from the pictures. Caption them: {CAPTION}."
     )
 
 
 def few(captioned: int) -> str:
     one = captioned == 1
     return (
-        f"{captioned:,} picture{' with a caption is' if one else 's with captions are'} few for a model that begins from nothing: below some thousands it "
-        "repeats what it was shown. More pictures help, or start=bundled, which trains the bundled model on."
+        f"{captioned:,} picture{' with a caption is' if one else 's with captions are'} few for a model trained from scratch: below some thousands it "
+        "repeats its training data. Add pictures, or use start=bundled, which fine-tunes the bundled model."
     )
 
 
 def words_of(record: Mapping[str, Any], caption_key: str) -> tuple[str, bool]:
-    """(the caption, "" for none; whether it is more than a template) of a sample's record."""
+    """The caption in a sample's record ("" for none), and whether it is more than a template."""
     captions, sources = (value if isinstance(value := record.get(name), Mapping) else {} for name in ("captions", "caption_sources"))
     found = {**captions, **({"plain": record[caption_key]} if record.get(caption_key) else {})}
     found = {register: " ".join(text.split()) for register, text in found.items() if isinstance(text, str) and text.strip()}
@@ -122,7 +122,7 @@ def words_of(record: Mapping[str, Any], caption_key: str) -> tuple[str, bool]:
 
 
 def tell(say: Callable[[str], object], index: ShardIndex, *, caption_key: str, from_nothing: bool) -> None:
-    """Say what speaks against training on the captions of these samples. Of very many every so-manyth is read."""
+    """Print the warnings about training on these samples' captions. Reads an even subsample of at most MOST_READ."""
     seen = Seen(caption_key)
     for i in range(0, len(index), -(-len(index) // MOST_READ)):
         try:

@@ -37,7 +37,7 @@ class Record:
 
 
 class CodeSamples:
-    """Samples of code shards; a broken one is counted and its successor stands in for it."""
+    """Samples of code shards; a broken one is counted and replaced by the next."""
 
     def __init__(self, paths: Sequence[Path], *, kept: Path | None = None):
         self.index = ShardIndex(paths, need=("json", CODES_SUFFIX), kept=kept)
@@ -72,11 +72,11 @@ class CodeSamples:
             except (OSError, BadSample):
                 self._broken.add(j % len(self))
                 self.index.skipped["broken sample"] = len(self._broken)
-        raise UserError(f"no sample of {self.index.paths[0]} and its kin can be read")
+        raise UserError(f"no sample of {self.index.paths[0]} and its sibling shards can be read")
 
 
 def grid_of(tree: dict[str, Any]) -> tuple[int, int]:
-    """The grid (rows, columns) in a sample's record. Raises BadSample where there is none."""
+    """The grid (rows, columns) in a sample's record. Raises BadSample if there is none."""
     match tree.get("grid"):
         case [int(rows), int(columns)]:
             return rows, columns
@@ -85,14 +85,14 @@ def grid_of(tree: dict[str, Any]) -> tuple[int, int]:
 
 
 def captions_by_register(tree: dict[str, Any]) -> dict[str, Any]:
-    """register -> caption as a sample's record holds them, without the plain one where that is `caption`. Raises BadSample for what is no mapping."""
+    """register -> caption in a sample's record; the plain one may be under `caption` instead. Raises BadSample if it is not a mapping."""
     if not isinstance(found := tree.get("captions", {}), dict):
         raise BadSample(f"captions is a {type(found).__name__}, not a mapping of registers to captions")
     return found
 
 
 def questions_of(tree: dict[str, Any]) -> list[tuple[str, str]]:
-    """(question, answer) of a sample's record. Raises BadSample for a list of anything else."""
+    """The (question, answer) pairs of a sample's record. Raises BadSample if they are malformed."""
     found = tree.get("questions", [])
     if not isinstance(found, list) or not all(isinstance(one, dict) and {"question", "answer"} <= one.keys() for one in found):
         raise BadSample("questions is not a list of objects with question and answer")
@@ -100,7 +100,7 @@ def questions_of(tree: dict[str, Any]) -> list[tuple[str, str]]:
 
 
 def mirrored_of(tree: dict[str, Any]) -> tuple[bool, ...]:
-    """Which views are mirrored: those whose box has a negative width. Raises BadSample for boxes that are none."""
+    """Which views are mirrored: those whose box has a negative width. Raises BadSample if the boxes are malformed."""
     try:
         return tuple(box[2] < 0 for box in tree.get("boxes", []))
     except (TypeError, LookupError) as error:
@@ -108,9 +108,9 @@ def mirrored_of(tree: dict[str, Any]) -> tuple[bool, ...]:
 
 
 def read_codes(data: bytes) -> np.ndarray:
-    """The array of a .npy file. Raises EOFError, SyntaxError or ValueError for what is none."""
+    """The array of a .npy file. Raises EOFError, SyntaxError or ValueError if it is not one."""
     header = CODES_HEADER.match(data)
     if header is None or header.end() != 10 + int.from_bytes(data[8:10], "little"):
         return np.lib.format.read_array(io.BytesIO(data), allow_pickle=False)  # not np.load, which also opens archives and pickles
     views, n = map(int, header.groups())
-    return np.frombuffer(data, "<u2", views * n, header.end()).reshape(views, n)  # numpy's own reader takes ten times as long
+    return np.frombuffer(data, "<u2", views * n, header.end()).reshape(views, n)  # ten times as fast as numpy's reader

@@ -1,8 +1,8 @@
-"""How a picture is fitted to a grid of codes: the one owner of framing, cutting and padding. Knows PIL and numpy; no torch, no model. pictures.py opens them.
+"""How a picture is fitted to a grid of codes: all cropping and padding happens here. Knows PIL and numpy; no torch, no model. pictures.py opens pictures.
 
-A grid is (rows, columns) of codes; with `downsample` pixels a code it asks for a picture of rows * downsample by columns * downsample pixels.
-A box is (left, top, width, height) in pixels of the picture. It has the grid's aspect; where it reaches beyond the picture, paper is laid.
-A negative width says that what is cut is mirrored.
+A grid is (rows, columns) of codes; at `downsample` pixels a code it needs a picture of rows * downsample by columns * downsample pixels.
+A box is (left, top, width, height) in pixels of the picture. It has the grid's aspect; where it extends beyond the picture, paper fills it.
+A negative width means that the crop is mirrored.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ from tokun.utils.errors import UserError
 Grid = tuple[int, int]  # rows, columns of codes
 Box = tuple[float, float, float, float]  # left, top, width, height
 FITS = ("auto", "pad", "crop")
-MOST_CUT = 0.25  # share of a picture that "auto" cuts off; what would lose more is padded
-LEAST_CUT = 0.02  # what loses less is cropped: nobody misses it, and nothing need be filled
-MOST_ENLARGED = 2.0  # a padded picture is enlarged no further: a thing of few pixels stays small on its paper
-EDGE = 0.03  # of the short side: how broad the strips are that tell what the ground is
-PAPER_SHARE, PAPER_RANGE = 0.75, 32  # ground is paper where so many of its pixels lie so near (grey levels) to their median
-WHITE = 235  # paper as light as this is filled with white
+MOST_CUT = 0.25  # share of a picture that "auto" cuts off at most; it pads if more would be lost
+LEAST_CUT = 0.02  # "auto" crops if less is lost: it goes unnoticed, and nothing needs filling
+MOST_ENLARGED = 2.0  # limit of enlarging a padded picture: a small one stays small on its paper
+EDGE = 0.03  # width of the strips that the background is measured on, as a share of the short side
+PAPER_SHARE, PAPER_RANGE = 0.75, 32  # background is paper if this share of its pixels is within this range (grey levels) of their median
+WHITE = 235  # grey level from which paper is filled with white
 
 
 # --- grids ----------------------------------------------------------------------------------------------------------
@@ -37,7 +37,7 @@ def grid_text(grid: Grid) -> str:
 
 
 def nearest_grid(width: float, height: float, grids: Sequence[Grid]) -> int:
-    """The number of the grid whose aspect is nearest to that of a picture, by the logarithm of their ratio; of two the first."""
+    """The index of the grid whose aspect is nearest to the picture's, by the log of their ratio. Ties go to the first."""
     aspect = math.log(width / height)
     return min(range(len(grids)), key=lambda k: abs(aspect - math.log(grids[k][1] / grids[k][0])))
 
@@ -46,13 +46,13 @@ def nearest_grid(width: float, height: float, grids: Sequence[Grid]) -> int:
 
 
 class Framed(NamedTuple):
-    """A picture and what is taken of it."""
+    """A picture and the box taken from it."""
 
     image: Image.Image
     grid: Grid
     box: Box  # what the whole grid shows
     padded: bool  # the whole picture on paper; else the grid is covered
-    paper: tuple[int, ...]  # a channel's value each, laid where the box reaches beyond the picture
+    paper: tuple[int, ...]  # one value per channel, fills the box beyond the picture
 
 
 def crop_box(width: float, height: float, grid: Grid) -> Box:
@@ -63,7 +63,7 @@ def crop_box(width: float, height: float, grid: Grid) -> Box:
 
 
 def pad_box(width: float, height: float, grid: Grid, downsample: int) -> Box:
-    """The smallest box of the grid's aspect around a picture, or a larger one where the picture would be enlarged more than MOST_ENLARGED."""
+    """The smallest box of the grid's aspect around a picture; larger if the picture would be enlarged more than MOST_ENLARGED times."""
     aspect = grid[1] / grid[0]
     h = max(height, width / aspect, grid[0] * downsample / MOST_ENLARGED)
     return ((width - h * aspect) / 2, (height - h) / 2, h * aspect, h)
@@ -77,7 +77,7 @@ def lost(width: float, height: float, box: Box) -> float:
 
 
 def ground(image: Image.Image, sides: str) -> tuple[tuple[int, ...], float]:
-    """The median of what lies along some sides ('lr', 'tb' or 'lrtb') of a picture, a value a channel, and the share of it that is near to it."""
+    """The median colour (per channel) along some sides ('lr', 'tb' or 'lrtb') of a picture, and the share of pixels near it."""
     pixels = np.asarray(image)
     pixels = pixels[:, :, None] if pixels.ndim == 2 else pixels
     n = max(1, round(EDGE * min(pixels.shape[:2])))
@@ -92,13 +92,13 @@ def ground(image: Image.Image, sides: str) -> tuple[tuple[int, ...], float]:
 def fit_to(image: Image.Image, grid: Grid, downsample: int, fit: str) -> Framed:
     """Which box of a picture a grid shows.
 
-    crop: the grid is covered and the overhang is cut off, half on each side. pad: the whole picture is kept on paper, which has the colour of
-    the picture's edges (white where they are nearly so). auto: padded where the edges that paper would touch are blank ground, as around a
-    single thing, or where more than MOST_CUT would be cut off; cropped otherwise.
+    crop: the picture covers the grid and the overhang is cut off, half on each side. pad: the whole picture is kept on paper, which has the colour of
+    the picture's edges (white if they are nearly white). auto: pads if the edges next to the paper are blank background, as around a
+    single thing, or if more than MOST_CUT would be cut off; crops otherwise.
     """
     width, height = image.size
     cropped, padded = crop_box(width, height, grid), pad_box(width, height, grid, downsample)
-    sides = "tb" if cropped[2] < width else "lr"  # paper is added across the direction in which it would be cut
+    sides = "tb" if cropped[2] < width else "lr"  # the sides where paper would be added
     cut = lost(width, height, cropped)
     if fit == "crop" or (fit == "auto" and cut <= LEAST_CUT):
         return Framed(image, grid, cropped, False, (255,) * len(image.getbands()))
@@ -108,7 +108,7 @@ def fit_to(image: Image.Image, grid: Grid, downsample: int, fit: str) -> Framed:
 
 
 def reduced(framed: Framed, downsample: int, scale: float) -> Framed:
-    """The same on a smaller copy of its picture, in which the box is `scale` times as large as the grid's pixels; as it is where it is smaller."""
+    """The same on a smaller copy of the picture, in which the box is `scale` times the grid's pixels. Never enlarges."""
     image, grid, height = framed.image, framed.grid, framed.box[3]
     target = round(grid[0] * downsample * scale)
     if height <= target:
@@ -119,13 +119,13 @@ def reduced(framed: Framed, downsample: int, scale: float) -> Framed:
 
 
 def zoomed(frame: Box, scale: Sequence[float], rng: np.random.Generator, anywhere: tuple[int, int] | None = None) -> Box:
-    """A box smaller than the frame by s, uniform in `scale`, at a random place in the frame, or also beyond it `anywhere` in a picture of that size.
+    """A box smaller than the frame by a factor s, uniform in `scale`, at a random place in the frame or, with `anywhere` (width, height), in the picture.
 
     Raises UserError for a scale that is not 1 <= low <= high.
     """
     low, high = scale
     if not 1 <= low <= high:
-        raise UserError(f"crop_scale is [{low}, {high}]; it takes 1 <= low <= high, and 1 is as large as fits")
+        raise UserError(f"crop_scale is [{low}, {high}]; it takes 1 <= low <= high, where 1 is the largest crop that fits")
     left, top, width, height = frame
     right, bottom = left + width, top + height
     if anywhere is not None:
@@ -141,7 +141,7 @@ def zoomed(frame: Box, scale: Sequence[float], rng: np.random.Generator, anywher
 
 
 def five_boxes(frame: Box, scale: float) -> list[Box]:
-    """Boxes smaller than the frame by `scale` in its corners and its middle (LlamaGen's ten-crop, unmirrored)."""
+    """Boxes smaller than the frame by the factor `scale`, in its corners and its middle (LlamaGen's ten-crop, unmirrored)."""
     left, top, width, height = frame
     w, h = width / scale, height / scale
     return [(left + x * (width - w), top + y * (height - h), w, h) for x, y in ((0, 0), (1, 0), (0, 1), (1, 1), (0.5, 0.5))]
@@ -151,7 +151,7 @@ def views(
     frame: Box, count: int, scale: Sequence[float], rng: np.random.Generator, anywhere: tuple[int, int] | None = None,
     *, positions: str = "random", mirror: bool = False,
 ) -> list[Box]:  # fmt: skip
-    """View 0: the frame. The others, smaller by `scale`: at random places (see `zoomed`), or at five. Where asked for, about half of them are mirrored."""
+    """View 0: the frame. The others, smaller by `scale`: at random places (see `zoomed`), or at five fixed ones. With `mirror`, about half of them are mirrored."""
     boxes = [frame]
     if positions == "five":
         boxes += [box for end in sorted(set(scale), reverse=True) if end > 1 for box in five_boxes(frame, end)]
@@ -165,7 +165,7 @@ def views(
 
 
 def cut(image: Image.Image, box: Box, size: tuple[int, int], paper: tuple[int, ...] = ()) -> np.ndarray:
-    """What a box shows, at a size (width, height): uint8 (C, height, width). Outside of the picture lies paper, white where none is named."""
+    """Crop a box and resize it to (width, height): uint8 (C, height, width). Beyond the picture it is filled with `paper`, by default white."""
     left, top, width, height = box[0], box[1], abs(box[2]), box[3]
     inner = (max(0.0, left), max(0.0, top), min(float(image.width), left + width), min(float(image.height), top + height))
     x, y = size[0] / width, size[1] / height  # pixels of the result for one of the picture
@@ -185,12 +185,12 @@ def cut(image: Image.Image, box: Box, size: tuple[int, int], paper: tuple[int, .
 
 
 def usual_fit(grids: Sequence[Grid]) -> str:
-    """How pictures are fitted where no record says it: "crop" to one square grid, as all models of square pictures were trained; "auto" otherwise."""
+    """The fit where no record gives one: "crop" for a single square grid, as all models of square pictures were trained; "auto" otherwise."""
     return "crop" if len(grids) == 1 and grids[0][0] == grids[0][1] else "auto"
 
 
 def frame(image: Image.Image, grid: Grid, downsample: int, fit: str = "auto") -> tuple[np.ndarray, Box]:
-    """A picture ('L' or 'RGB') fitted to a grid: uint8 (C, rows * downsample, columns * downsample), and the box that was taken (`fit_to`)."""
+    """A picture ('L' or 'RGB') fitted to a grid: uint8 (C, rows * downsample, columns * downsample), and the box that was used (`fit_to`)."""
     if fit not in FITS:
         raise UserError(f"fit is {fit!r}; it is one of {', '.join(FITS)}")
     framed = fit_to(image, grid, downsample, fit)
@@ -202,7 +202,7 @@ class Ready:
     """Pictures of one grid, ready to be encoded together."""
 
     grid: Grid
-    places: list[int]  # of each in the list that was given
+    places: list[int]  # of each picture in the given list
     pixels: np.ndarray  # uint8 (n, C, rows * downsample, columns * downsample)
     boxes: list[Box]
 
@@ -210,9 +210,9 @@ class Ready:
 def encode_ready(
     images: Sequence[Image.Image], grids: Sequence[Grid], *, downsample: int, fit: str = "", grid: Grid | None = None
 ) -> Iterator[Ready]:
-    """Pictures of any shapes ('L' or 'RGB', all alike) -> a group for each grid that one of them has, in the order of `grids`.
+    """Pictures of any shapes (all 'L' or all 'RGB') -> one group per grid in use, in the order of `grids`.
 
-    Each goes to the grid that is nearest to its shape, or all to `grid`. `fit` is the one of training; left empty, `usual_fit`. To encode:
+    Each picture goes to the grid nearest to its shape, or all go to `grid`. `fit` is the one used in training; default `usual_fit`. To encode:
 
         codes: list = [None] * len(images)
         for group in framing.encode_ready(images, vocabulary.grids, downsample=config.downsample):

@@ -1,4 +1,4 @@
-"""Pictures of image shards and the image tokenizer's batches of crops. Which part of a picture is seen, framing.py says."""
+"""Pictures of image shards and the image tokenizer's batches of crops. framing.py decides which part of a picture is used."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ from tokun.data.order import BucketOrder, Order, check_batch, positions_of, rng_
 from tokun.data.shards import IMAGE_SUFFIXES, ShardIndex, expand_shards, load_arrays, save_arrays
 from tokun.utils.errors import BadSample, UserError
 
-Box = tuple[float, float, float]  # left, top, side of a square crop, in pixels of the picture; a negative side says mirrored
-ONE_SQUARE: tuple[framing.Grid, ...] = ((1, 1),)  # without grids: pictures of image_size by image_size, seen as one code of so many pixels
+Box = tuple[float, float, float]  # left, top, side of a square crop, in pixels of the picture; a negative side means mirrored
+ONE_SQUARE: tuple[framing.Grid, ...] = ((1, 1),)  # without grids: pictures of image_size by image_size, treated as one code
 
 
 def centre_box(width: int, height: int) -> Box:
@@ -43,7 +43,7 @@ def view_boxes(
     positions: str = "random",
     mirror: bool = False,
 ) -> list[Box]:
-    """View 0: the centre, as large as fits. The others: random crops of the whole picture, or at five positions. A negative side says mirrored."""
+    """View 0: the centre, as large as fits. The others: random crops of the whole picture, or at five positions. A negative side means mirrored."""
     frame = framing.crop_box(width, height, ONE_SQUARE[0])
     return [box[:3] for box in framing.views(frame, views, scale, rng, (width, height), positions=positions, mirror=mirror)]
 
@@ -63,9 +63,9 @@ def to_float(images: np.ndarray | Tensor) -> Tensor:
 
 @dataclass
 class ImageSamples:
-    """Pictures of image shards, decoded on demand; a broken one is counted and its successor stands in for it.
+    """Pictures of image shards, decoded on demand; a broken one is counted and replaced by the next.
 
-    Without `grids`, each is a square of image_size; with them, it is fitted (`fit`) to the grid nearest to its shape, of `downsample` pixels a code.
+    Without `grids`, each is a square of image_size. With them, it is fitted (`fit`) to the grid nearest to its shape, at `downsample` pixels a code.
     """
 
     index: ShardIndex
@@ -76,7 +76,7 @@ class ImageSamples:
     grids: tuple[framing.Grid, ...] = ()
     downsample: int = 0
     fit: str = "auto"
-    kept: Path | None = None  # a file that keeps the pictures' sizes
+    kept: Path | None = None  # cache file of the pictures' sizes
     _cache: dict[int, framing.Framed] = field(default_factory=dict)
     _cached_bytes: int = 0
     _broken: set[int] = field(default_factory=set)
@@ -102,9 +102,9 @@ class ImageSamples:
         return self.index.read(i, self.index.image_suffix(i))
 
     def framed(self, i: int, shape: int | None = None) -> framing.Framed:
-        """Sample i and what its grid shows of it, reduced to at most max_scale times the grid's pixels; for grid number `shape` where one is named.
+        """Sample i framed for its nearest grid (or grid number `shape`), reduced to at most max_scale times the grid's pixels.
 
-        Raises OSError or BadSample when it is broken.
+        Raises OSError or BadSample if it is broken.
         """
         if i in self._cache and shape is None:
             return self._cache[i]
@@ -135,24 +135,24 @@ class ImageSamples:
         for j in range(len(self) if several else 0):  # none of its grid is whole
             with contextlib.suppress(OSError, BadSample):
                 return self.framed(j, max(0, int(self.shapes[i])))
-        raise UserError(f"no picture of {self.index.paths[0]} and its kin can be decoded")
+        raise UserError(f"no picture of {self.index.paths[0]} and its sibling shards can be decoded")
 
     def cut(self, framed: framing.Framed, box: framing.Box) -> np.ndarray:
-        """What a box shows, at the grid's size: uint8 (C, H, W)."""
+        """A box cropped and resized to the grid's pixels: uint8 (C, H, W)."""
         rows, columns = framed.grid
         return framing.cut(framed.image, box, (columns * self.downsample, rows * self.downsample), framed.paper)
 
     @cached_property
     def shapes(self) -> np.ndarray:
-        """(n,) int16: the number of each picture's grid; -1 for those whose header cannot be read."""
+        """(n,) int16: the index of each picture's grid; -1 if its header cannot be read."""
         sizes = self.sizes
         known = {(w, h): framing.nearest_grid(w, h, self.grids) if w else -1 for w, h in np.unique(sizes, axis=0).tolist()}
         return np.fromiter((known[w, h] for w, h in sizes.tolist()), np.int16, len(sizes))
 
     @cached_property
     def sizes(self) -> np.ndarray:
-        """(n, 2) int32: width and height of each picture, from its header; 0, 0 where it cannot be read. Kept beside the index: headers are read once."""
-        of = self.index.stamp() + b" upright"  # of before they were turned by their EXIF, others are kept
+        """(n, 2) int32: width and height of each picture, from its header; 0, 0 if it cannot be read. Cached beside the index: headers are read once."""
+        of = self.index.stamp() + b" upright"  # caches without "upright" hold sizes before EXIF rotation
         if self.kept is not None and (known := load_arrays(self.kept, of, 1)) is not None:
             return known[0]
         sizes = np.zeros((len(self), 2), np.int32)
@@ -183,7 +183,7 @@ class ImageBatches:
         return to_float(np.stack(crops))
 
     def positions(self, step: int) -> Sequence[int]:
-        """The positions in the stream of this process's rows at `step`."""
+        """Stream positions of this process's rows at `step`."""
         return positions_of(step, self.batch_size, self.rank, self.world)
 
     def _item(self, item: tuple[int, int]) -> np.ndarray:
@@ -193,7 +193,7 @@ class ImageBatches:
 
 
 def first_frames(samples: ImageSamples, n: int) -> list[Tensor]:
-    """The first n pictures as framed for their grids: float (k, C, H, W) for each grid that one of them has."""
+    """The first n pictures framed for their grids: float (k, C, H, W) for each grid in use."""
     found: dict[framing.Grid, list[np.ndarray]] = {}
     for i in range(min(n, len(samples))):
         framed = samples.whole(i)
@@ -202,6 +202,6 @@ def first_frames(samples: ImageSamples, n: int) -> list[Tensor]:
 
 
 def centre_crops(samples: ImageSamples, n: int) -> Tensor:
-    """The first n pictures' centres, float (n, C, S, S); of samples without grids."""
+    """The centres of the first n pictures, float (n, C, S, S); for samples without grids."""
     (one,) = first_frames(samples, n)
     return one

@@ -1,8 +1,8 @@
 """The order of samples: a pure function of (seed, epoch, position). Knows numbers only.
 
-Position p of the endless stream is sample `permutation(seed, epoch)[p mod n]` with epoch = p // n, and step s of a run reads positions
-s*B … s*B + B - 1, of which rank r takes its contiguous share. So a run resumes by its step number alone, and any number of processes sees the
-same global batches. What is random about a sample (crop, task, dropped tags) is drawn from a generator keyed by its position.
+Position p of the endless stream is sample `permutation(seed, epoch)[p mod n]` with epoch = p // n. Step s of a run reads positions
+s*B … s*B + B - 1; rank r takes its contiguous share of them. So a run resumes from its step number alone, and any number of processes sees the
+same global batches. Random choices for a sample (crop, task, dropped tags) come from a generator keyed by its position.
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ from tokun.utils.errors import UserError
 
 
 class Order:
-    """Which sample stands at which position of the endless, seeded stream."""
+    """Position in the endless, seeded stream -> sample."""
 
     def __init__(self, n: int, seed: int):
         assert n > 0
         self.n, self.seed = n, seed
-        self._latest = (-1, np.empty(0, np.int64))  # epoch and permutation, replaced as one: threads may ask
+        self._latest = (-1, np.empty(0, np.int64))  # epoch and permutation, replaced together: threads may read them
 
     def __getitem__(self, position: int) -> int:
         epoch = position // self.n
@@ -32,7 +32,7 @@ class Order:
 
 
 class _Key(np.random.bit_generator.ISeedSequence):
-    """A key for Philox. Given as `key=`, numpy would first ask the system for a seed that it then drops."""
+    """A key for Philox. With `key=`, numpy would first draw a seed from the system and then discard it."""
 
     def __init__(self, key: np.ndarray):
         self.key = key
@@ -43,7 +43,7 @@ class _Key(np.random.bit_generator.ISeedSequence):
 
 def rng_for(seed: int, position: int, *, stream: int = 0) -> np.random.Generator:
     """A generator that is a pure function of (seed, position, stream)."""
-    # as uint64: numpy would make a list with a number above 2^63 an array of floats, and its streams one
+    # uint64: numpy turns a list with a number above 2^63 into floats, and different streams would coincide
     return np.random.Generator(np.random.Philox(_Key(np.array([(seed << 8 | stream) & (2**64 - 1), position], np.uint64))))
 
 
@@ -56,14 +56,14 @@ def positions_of(step: int, batch_size: int, rank: int, world: int) -> range:
 
 def check_batch(batch_size: int, world: int, name: str = "batch_size") -> None:
     if batch_size <= 0 or batch_size % world:
-        raise UserError(f"{name} {batch_size} cannot be shared by {world} processes; make it a positive multiple of {world}")
+        raise UserError(f"{name} {batch_size} cannot be split among {world} processes; make it a positive multiple of {world}")
 
 
 class BucketOrder:
-    """Which sample stands at which position of the endless, seeded stream when each batch has one shape only.
+    """Position in the endless, seeded stream -> sample, where each batch has samples of one shape only.
 
-    The samples of a shape have an order of their own (`Order`), of which its batches read one after another, endlessly. An epoch has as many
-    batches of each shape as its samples have filled up by then, in a shuffled order: over the epochs every picture comes equally often.
+    Each shape's samples have an endless order of their own (`Order`), which its batches read in sequence. An epoch has as many batches of
+    each shape as its samples have filled by then, shuffled: over the epochs every picture comes equally often.
     All of it is a function of (seed, batch size, shapes, position).
     """
 
@@ -75,7 +75,7 @@ class BucketOrder:
             raise UserError("no picture's header can be read")
         self.counts = [len(own) for own in self.members]
         self.orders = [Order(n, seed + (number << 32)) for number, n in enumerate(self.counts)]
-        self._latest: tuple[int, list[tuple[int, int]]] = (0, [])  # first step, (bucket, batch of it) of each of its steps
+        self._latest: tuple[int, list[tuple[int, int]]] = (0, [])  # first step of the epoch; (bucket, batch in it) of each step
 
     def __getitem__(self, position: int) -> int:
         step, row = divmod(position, self.batch_size)
@@ -83,13 +83,13 @@ class BucketOrder:
         return int(self.members[bucket][self.orders[bucket][batch * self.batch_size + row]])
 
     def _batch(self, step: int) -> tuple[int, int]:
-        first, batches = self._latest  # replaced as one: threads may ask
+        first, batches = self._latest  # replaced together: threads may read them
         if not first <= step < first + len(batches):
             first, batches = self._epoch_of(step)
         return batches[step - first]
 
     def _epoch_of(self, step: int) -> tuple[int, list[tuple[int, int]]]:
-        epoch = max(0, step * self.batch_size // sum(self.counts))  # not behind the one that is sought: batches are filled up no earlier
+        epoch = max(0, step * self.batch_size // sum(self.counts))  # never too late an epoch: batches fill up no earlier
         while self._steps_before(epoch + 1) <= step:
             epoch += 1
         first = self._steps_before(epoch)

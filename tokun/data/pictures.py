@@ -1,7 +1,7 @@
-"""Opening pictures: the bytes of one file -> an upright picture in 8-bit sRGB, or the reason why not. The one place where bytes become pixels.
+"""Opening pictures: the bytes of one file -> an upright picture in 8-bit sRGB, or the reason why not. Bytes become pixels here alone.
 
-Every file that a stranger's folder can hold ends here in a picture or in a PictureError. Knows Pillow; knows no folders, no shards, no model,
-and runs without torch. Pillow reads AVIF since 11.3; HEIC is read where pillow-heif is installed (the extra `heif`).
+Any file of any folder gives either a picture or a PictureError. Knows Pillow; knows no folders, no shards, no model,
+and runs without torch. Pillow reads AVIF since 11.3; HEIC needs pillow-heif (the extra `heif`).
 """
 
 from __future__ import annotations
@@ -25,17 +25,17 @@ from PIL import Image, ImageCms, ImageFile, ImageOps
 
 from tokun.utils.errors import BadSample, UserError
 
-MAX_PIXELS = 100_000_000  # of one picture where nothing else is asked for: 300 MB as RGB
-LIMIT = "TOKUN_MAX_MEGAPIXELS"  # the environment variable that sets another, in millions
-MAX_PIXELS_PER_BYTE = 2000  # of the file, for more than MAX_PIXELS / 10: an empty page, or a bomb
-MAX_SLOW_BYTES = 4_000_000  # of a file whose pixels Pillow reads in plain Python, half a second for a million
+MAX_PIXELS = 100_000_000  # default limit for one picture: 300 MB as RGB
+LIMIT = "TOKUN_MAX_MEGAPIXELS"  # environment variable that overrides it, in millions
+MAX_PIXELS_PER_BYTE = 2000  # of the file, above MAX_PIXELS / 10: more is an empty page or a decompression bomb
+MAX_SLOW_BYTES = 4_000_000  # file size where Pillow decodes in plain Python, half a second per million bytes
 
 
 class PictureError(BadSample):
-    """Why a picture cannot be used, in the words that stand in the manifest."""
+    """Why a picture cannot be used, worded as in the manifest."""
 
 
-# Those that a picture collection holds and that Pillow reads by itself: EPS, for one, would start another program.
+# Formats of picture collections that Pillow reads without starting another program, as it does for EPS.
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "TIFF", "BMP", "MPO", "JPEG2000", "AVIF", "HEIF", "PPM")
 HEIC_BRANDS = (b"heic", b"heix", b"hevc", b"hevx", b"heim", b"heis", b"mif1", b"msf1")
 NO_HEIC = "HEIC is not read here: pip install pillow-heif (the extra 'heif'), or save it as JPEG"
@@ -43,12 +43,12 @@ NO_AVIF = "AVIF is not read here: pip install 'Pillow>=11.3', or save it as JPEG
 SLOW_DECODERS = ("ppm", "ppm_plain", "bmp_rle")  # Pillow's names
 TOO_MANY = "too many pixels"
 LFS_POINTER = "a pointer of Git LFS, not the picture: run git lfs pull"
-ORIENTATION, TURNED = 0x112, (5, 6, 7, 8)  # the tag of EXIF, and those of its values that exchange width and height
+ORIENTATION, TURNED = 0x112, (5, 6, 7, 8)  # EXIF tag, and its values that swap width and height
 BITS_PER_SAMPLE, PHOTOMETRIC, TILE_WIDTH, TILE_LENGTH, SAMPLE_FORMAT = 258, 262, 322, 323, 339  # tags of TIFF
 COMPRESSION = 259
 MOST_OF_12_BITS = 4095
 PILLOW_13 = int(PIL.__version__.split(".")[0]) >= 13
-# What Pillow's decoders raise on hostile bytes. There is no common base: each plugin parses its format in plain Python.
+# What Pillow's decoders raise on hostile bytes. There is no common base class: each plugin parses its format in plain Python.
 DECODE_ERRORS = (
     OSError, SyntaxError, ValueError, LookupError, TypeError, AttributeError, EOFError, ArithmeticError, MemoryError,
     AssertionError, RuntimeError, struct.error, zlib.error, Image.DecompressionBombError,
@@ -56,7 +56,7 @@ DECODE_ERRORS = (
 
 
 def max_pixels(megapixels: float | None = None) -> int:
-    """How many pixels a picture may have: of so many millions, else by TOKUN_MAX_MEGAPIXELS, else MAX_PIXELS. Raises UserError for what is no such number."""
+    """How many pixels a picture may have: `megapixels`, else TOKUN_MAX_MEGAPIXELS, else MAX_PIXELS. Raises UserError for an invalid number."""
     given = os.environ.get(LIMIT, "") if megapixels is None else megapixels
     if given == "":
         return MAX_PIXELS
@@ -74,9 +74,9 @@ def max_pixels(megapixels: float | None = None) -> int:
 def decode(data: bytes, *, most: int | None = None, formats: Sequence[str] = FORMATS) -> Image.Image:
     """Encoded bytes -> an upright picture in 8-bit sRGB, mode "RGB", or "L" where the file is grayscale.
 
-    The first frame of an animation; transparency laid on white; 16-bit scaled, not cut; the colour profile applied
-    where it can be; no metadata. `most` is how many pixels it may have (None: `max_pixels()`),
-    `formats` those of FORMATS that are read. Raises PictureError with the reason.
+    Takes the first frame of an animation, puts transparency on white, scales 16 bits instead of clipping them, applies the colour
+    profile if it can, drops metadata. `most` is how many pixels it may have (None: `max_pixels()`), `formats` the accepted
+    subset of FORMATS. Raises PictureError with the reason.
     """
     return decode_reduced(data, most=most, formats=formats)[0]
 
@@ -88,7 +88,7 @@ def decode_as(data: bytes, channels: int, *, most: int | None = None, formats: S
 
 
 def size_of(data: bytes) -> tuple[int, int]:
-    """(width, height) that `decode` would give, from the header alone. Raises PictureError where the header cannot be read."""
+    """(width, height) that `decode` would give, from the header alone. Raises PictureError if the header cannot be read."""
     with quiet():
         image = read_header(data)
         size = image.size
@@ -101,8 +101,8 @@ def size_of(data: bytes) -> tuple[int, int]:
 def decode_reduced(
     data: bytes, short_side: int = 0, *, most: int | None = None, formats: Sequence[str] = FORMATS
 ) -> tuple[Image.Image, tuple[int, int]]:
-    """As `decode`, and the (width, height) of the whole. With a `short_side`, a large JPEG is decoded at a half, a quarter or
-    an eighth of its size, which is quicker, as long as its short side stays at least that long."""
+    """As `decode`, and the (width, height) of the full picture. With `short_side`, a large JPEG is decoded at a half, a quarter or
+    an eighth of its size, which is faster, as long as its short side stays at least that long."""
     with quiet():
         image = read_header(data, most=most, formats=formats)
         whole = image.size
@@ -116,7 +116,7 @@ def decode_reduced(
                 mend_12_bits(image, data, raw_mode_of(wide))
             if image.format == "PNG":
                 mend_transparent_colour(image, depth=data[24])
-            with contextlib.suppress(*DECODE_ERRORS):  # broken EXIF: as it lies
+            with contextlib.suppress(*DECODE_ERRORS):  # broken EXIF: leave it as stored
                 ImageOps.exif_transpose(image, in_place=True)
             image = to_srgb(image)
         except DECODE_ERRORS as error:
@@ -128,9 +128,9 @@ def decode_reduced(
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Without Pillow's warnings of broken metadata and large pictures: both are dealt with here.
+    """Silence Pillow's warnings about broken metadata and large pictures: both are handled here.
 
-    All threads share one list of filters, so that putting back is for the main thread; another leaves its filter, of Pillow's warnings alone, there.
+    All threads share one list of filters, so only the main thread restores it; others leave behind a filter for Pillow's warnings alone.
     """
     if threading.current_thread() is threading.main_thread():
         with warnings.catch_warnings():
@@ -142,7 +142,7 @@ def quiet() -> Iterator[None]:
 
 
 def know_formats() -> None:
-    """Register what Pillow can read here, HEIC too where pillow-heif is installed."""
+    """Register the formats that Pillow can read here, and HEIC if pillow-heif is installed."""
     Image.init()
     if "HEIF" not in Image.OPEN:
         with contextlib.suppress(ImportError):
@@ -152,7 +152,7 @@ def know_formats() -> None:
 
 
 def unread_kind(data: bytes) -> str:
-    """Why a HEIC or AVIF file is not read here; "" for others, and where it is."""
+    """Why a HEIC or AVIF file cannot be read here; "" if it can, and for other formats."""
     if data[4:8] != b"ftyp":
         return ""
     kinds = {data[at : at + 4] for at in range(8, min(len(data), int.from_bytes(data[:4], "big"), 256), 4)}
@@ -162,7 +162,7 @@ def unread_kind(data: bytes) -> str:
 
 
 def read_header(data: bytes, *, most: int | None = None, formats: Sequence[str] = FORMATS) -> Image.Image:
-    """Format, size and metadata; no pixel yet."""
+    """Open a picture: format, size and metadata, no pixels yet."""
     if not data:
         raise PictureError("empty file")
     if data.startswith(b"version https://git-lfs"):
@@ -173,7 +173,7 @@ def read_header(data: bytes, *, most: int | None = None, formats: Sequence[str] 
         Image.MAX_IMAGE_PIXELS = most
     if why_not := unread_kind(data):
         raise PictureError(why_not)
-    if data[:4] == b"RIFF" and data[12:16] == b"VP8X":  # Pillow before 13 calls a canvas that is too large no picture
+    if data[:4] == b"RIFF" and data[12:16] == b"VP8X":  # Pillow before 13 reports too large a canvas as no picture
         width, height = (1 + int.from_bytes(data[at : at + 3], "little") for at in (24, 27))
         if width * height > most:
             raise PictureError(TOO_MANY)
@@ -188,7 +188,7 @@ def read_header(data: bytes, *, most: int | None = None, formats: Sequence[str] 
         raise PictureError(TOO_MANY)
     if image.format == "TIFF" and is_misread(image):
         raise PictureError(f"colours cannot be read by Pillow {PIL.__version__} (13 can)")
-    if slow and (len(data) > MAX_SLOW_BYTES or data.count(b"#") > 1000):  # comments cost the square of their number
+    if slow and (len(data) > MAX_SLOW_BYTES or data.count(b"#") > 1000):  # the cost of comments is quadratic in their number
         raise PictureError("file too large")
     return image
 
@@ -204,7 +204,9 @@ def is_bomb(image: Image.Image, data: bytes, most: int) -> bool:
     pixels = image.width * image.height
     tags = getattr(image, "tag_v2", {})  # of a TIFF, whose tiles may be larger than the picture
     scans = 1
-    if image.format in ("JPEG", "MPO") and len(data) // 10 * pixels > 20 * most:  # each visits every pixel; its head alone takes ten bytes
+    if (
+        image.format in ("JPEG", "MPO") and len(data) // 10 * pixels > 20 * most
+    ):  # each scan visits every pixel; its header alone takes ten bytes
         scans = data.count(b"\xff\xda")
     return (
         pixels > most
@@ -215,7 +217,7 @@ def is_bomb(image: Image.Image, data: bytes, most: int) -> bool:
 
 
 def read_pixels(image: Image.Image, data: bytes, scaled: tuple[int, ...] | None) -> None:
-    """Decode in place. Whatever is missing stays black or gray with most decoders, so completeness is checked apart."""
+    """Decode in place. Most decoders leave missing pixels black or gray, so completeness is checked separately."""
     assert not ImageFile.LOAD_TRUNCATED_IMAGES, "broken files would pass as half black pictures"
     try:
         whole = is_covered(image) and (image.format != "JPEG2000" or has_all_tiles(data))
@@ -226,7 +228,7 @@ def read_pixels(image: Image.Image, data: bytes, scaled: tuple[int, ...] | None)
         elif image.format == "PNG":
             whole = whole and png_is_whole(image, data)
         elif image.format in ("WEBP", "AVIF"):
-            whole = whole and any(data[-64:])  # zeros: a download that never filled its file; without checksums
+            whole = whole and any(data[-64:])  # these formats have no checksums; zeros are a download that never filled its file
     except DECODE_ERRORS as error:
         raise PictureError("truncated or damaged") from error
     if not whole:
@@ -236,7 +238,7 @@ def read_pixels(image: Image.Image, data: bytes, scaled: tuple[int, ...] | None)
 def is_covered(image: Image.Image) -> bool:
     """Do the pieces that Pillow is about to decode fill the picture, once (or once for each channel)?"""
     pieces = [tile[1] for tile in image.tile]
-    if image.format == "GIF" or not pieces:  # a frame may be smaller than its GIF; WebP makes its piece later
+    if image.format == "GIF" or not pieces:  # a frame may be smaller than its GIF; WebP adds its piece later
         return True
     area = sum((right - left) * (bottom - top) for left, top, right, bottom in pieces)
     layers, rest = divmod(area, image.width * image.height)
@@ -244,21 +246,21 @@ def is_covered(image: Image.Image) -> bool:
 
 
 def has_all_tiles(data: bytes) -> bool:
-    """Has a JPEG 2000 as many tiles as its header says? The decoder leaves those that are missing black."""
+    """Does a JPEG 2000 have as many tiles as its header says? The decoder leaves missing ones black."""
     start = data.find(b"\xff\x4f\xff\x51")
     right, bottom, _, _, width, height, left, top = struct.unpack_from(">8I", data, start + 8)
     return data.count(b"\xff\x90\0\n", start) >= math.ceil((right - left) / width) * math.ceil((bottom - top) / height)
 
 
 def jpeg_is_whole(image: Image.Image, data: bytes, scaled: tuple[int, ...] | None) -> bool:
-    """False for a scan that was cut and then closed: the decoder paints its rest gray, or leaves it coarse, silently.
+    """False for a truncated scan with an end marker: the decoder silently paints the rest gray or leaves it coarse.
 
-    Bytes put between the scan and its end marker change nothing in a whole picture; in a cut one they are read as the next
-    blocks. To read twice is dear, so only what looks suspicious is: the last pixel is middle gray, or the file is
-    progressive.
+    Bytes inserted between the scan and its end marker change nothing in a complete picture; in a truncated one they are decoded as
+    the next blocks. Decoding twice is expensive, so only suspicious files are checked: those whose last pixel is middle gray,
+    and progressive ones.
     """
     start = scan_start(data)
-    if data.rfind(b"\xff\xd9", start) < 0:  # from the end, where it mostly is
+    if data.rfind(b"\xff\xd9", start) < 0:  # searched from the end, where it usually is
         return False
     corner = image.getpixel((image.width - 1, image.height - 1))
     if image.mode != "CMYK" and corner not in (128, (128, 128, 128)) and "progressive" not in image.info:
@@ -273,7 +275,7 @@ def jpeg_is_whole(image: Image.Image, data: bytes, scaled: tuple[int, ...] | Non
 
 
 def is_refined(scans: bytes, channels: int) -> bool:
-    """Does a progressive JPEG hold, for each channel, the scan that ends its last frequency at the last bit?"""
+    """Does a progressive JPEG hold, for each channel, the scan that completes the last frequency to the last bit?"""
     finished = set()
     for match in re.finditer(b"\xff\xda", scans):
         head = scans[match.end() :][:16]  # length, count, (channel, tables) each, first and last frequency, bits
@@ -284,11 +286,11 @@ def is_refined(scans: bytes, channels: int) -> bool:
 
 
 def scan_start(data: bytes) -> int:
-    """Where a JPEG's pixels begin: behind the segments before, of which one may hold a whole JPEG (a thumbnail)."""
+    """Where a JPEG's scan data begins, after the other segments, one of which may hold a whole JPEG (a thumbnail)."""
     position = 2
     while position < len(data) - 4:
         marker = data[position + 1]
-        if data[position] != 0xFF or marker in (0x00, 0xFF):  # filling bytes
+        if data[position] != 0xFF or marker in (0x00, 0xFF):  # fill bytes
             position += 1
         elif marker == 0xDA:
             break
@@ -298,7 +300,7 @@ def scan_start(data: bytes) -> int:
 
 
 def png_is_whole(image: Image.Image, data: bytes) -> bool:
-    """False for pixels of another checksum, which Pillow does not look at, or too few: their rows are black without a word."""
+    """False if a checksum is wrong, which Pillow does not check, or pixels are missing, which it silently paints black."""
     parts = list(png_chunks(data, b"IDAT"))
     if any(zlib.crc32(part[4:-4]) != int.from_bytes(part[-4:], "big") for part in parts):
         return False
@@ -314,7 +316,7 @@ def png_is_whole(image: Image.Image, data: bytes) -> bool:
 
 
 def png_chunks(data: bytes, kind: bytes) -> Iterator[bytes]:
-    """Each with its length, kind and checksum."""
+    """The chunks of one kind, each with its length, kind and checksum."""
     position = 8
     while position < len(data):
         length = int.from_bytes(data[position : position + 4], "big")
@@ -324,7 +326,7 @@ def png_chunks(data: bytes, kind: bytes) -> Iterator[bytes]:
 
 
 def strips(image: Image.Image) -> Iterator[tuple[int, int, int, int]]:
-    """Boxes that fill a picture from top to bottom, of some four million pixels each: copies of it stay small."""
+    """Boxes that tile a picture from top to bottom, of some four million pixels each, so that copies stay small."""
     rows = max(1, 4_000_000 // image.width)
     for top in range(0, image.height, rows):
         yield 0, top, image.width, min(top + rows, image.height)
@@ -363,14 +365,14 @@ def on_white(image: Image.Image, mode: str) -> Image.Image:
 
 def has_gray_palette(image: Image.Image) -> bool:
     if image.palette is None:
-        raise BadSample("a picture of palette colours without a palette, which would come out black")
+        raise BadSample("a palette picture without its palette, which would come out black")
     palette = np.asarray(image.getpalette("RGB")).reshape(-1, 3)
     return bool((palette == palette[:, :1]).all())
 
 
 def to_8_bits(image: Image.Image) -> Image.Image:
-    """16 or 32-bit numbers -> "L". White is what the bits can hold, 1.0 for floats, or the largest value if that is more; 4095 for what a camera
-    of 12 bits has left in 16, which is told by no value being above it: as 16 bits it would be nearly black."""
+    """16 or 32-bit numbers -> "L". White is the largest number of that many bits, 1.0 for floats, or the largest value if that is more. It is 4095
+    for 12-bit camera data in 16 bits, recognised by no value above 4095: scaled as 16 bits it would be nearly black."""
     tags = getattr(image, "tag_v2", {})
     bits = tags.get(BITS_PER_SAMPLE, (16,))[0]
     unsigned = image.mode == "I" and bits == 32 and tags.get(SAMPLE_FORMAT, (1,))[0] == 1
@@ -388,30 +390,30 @@ def to_8_bits(image: Image.Image) -> Image.Image:
     for box in strips(image):
         numbers = np.nan_to_num(values(box).astype(np.float64), nan=0.0, posinf=white).clip(0, white)
         grays = np.round(numbers * (255.0 / white)).astype(np.uint8)
-        if tags.get(PHOTOMETRIC) == 0:  # white is zero
+        if tags.get(PHOTOMETRIC) == 0:  # WhiteIsZero
             grays = 255 - grays
         grays[numbers == image.info.get("transparency", -1)] = 255
         result.paste(Image.fromarray(grays), box)
     return result
 
 
-OTHER_BYTE = {  # Pillow keeps one byte of each 16-bit colour: the mode that keeps the other, on a little-endian machine for "N", its own order
+OTHER_BYTE = {  # Pillow keeps one byte of each 16-bit colour; this maps to the mode that keeps the other. "N" is the machine's byte order
     f"{mode};16{order}": f"{mode};16{other}" for mode in ("RGB", "RGBA") for order, other in (("B", "L"), ("L", "B"), ("N", "B" if sys.byteorder == "little" else "L"))
 }  # fmt: skip
 
 
 def raw_mode_of(tile: Any) -> str:
-    """How Pillow reads a piece of a file: "RGB;16B" and the like."""
+    """The raw mode in which Pillow reads a piece of a file, such as "RGB;16B"."""
     arguments = tile[3]
     return str(arguments[0] if isinstance(arguments, tuple) and arguments else arguments)
 
 
 def mend_12_bits(image: Image.Image, data: bytes, raw_mode: str) -> None:
-    """Scale 12-bit colours that lie in 16 bits by their own white, in place: Pillow keeps their upper 8 bits, of which they use 4."""
+    """Rescale 12-bit colours stored in 16 bits, in place: Pillow keeps the upper 8 bits, of which they use 4."""
     other = OTHER_BYTE.get(raw_mode)
     if other is None or max(largest for _, largest in image.getextrema()[:3]) > MOST_OF_12_BITS >> 8:
         return
-    if "transparency" in image.info:  # a colour that is to be transparent: no camera's or scanner's file
+    if "transparency" in image.info:  # a transparent colour: not a camera's or scanner's file
         return
     low = Image.open(io.BytesIO(data), formats=[str(image.format)])
     low.tile = [(*tile[:3], (other, *tile[3][1:]) if isinstance(tile[3], tuple) else other) for tile in low.tile]
@@ -434,7 +436,7 @@ def mend_12_bits(image: Image.Image, data: bytes, raw_mode: str) -> None:
 
 
 def mend_transparent_colour(image: Image.Image, depth: int) -> None:
-    """Pillow brings the pixels of a PNG to 8 bits, but not the colour that is to be transparent. 16-bit gray is left alone."""
+    """Bring a PNG's transparent colour to 8 bits: Pillow converts only the pixels. 16-bit gray is left alone."""
     key = image.info.get("transparency")
     if image.mode == "RGB" and depth == 16 and key is not None:
         image.info["transparency"] = tuple(value >> 8 for value in key)
@@ -443,7 +445,7 @@ def mend_transparent_colour(image: Image.Image, depth: int) -> None:
 
 
 def apply_profile(image: Image.Image, profile: bytes) -> Image.Image:
-    """Colours through the embedded ICC profile into sRGB; unchanged where the profile does not fit or is broken."""
+    """Convert colours from the embedded ICC profile to sRGB; unchanged if the profile does not fit or is broken."""
     kinds = {"L": "GRAY", "RGB": "RGB", "CMYK": "CMYK"}
     try:
         given = ImageCms.ImageCmsProfile(io.BytesIO(profile))

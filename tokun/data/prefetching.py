@@ -1,4 +1,4 @@
-"""Batches made ahead of their use. Knows nothing of what they hold."""
+"""Prefetch batches in a thread. Knows nothing of their contents."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ T = TypeVar("T")
 
 
 def prefetch(make: Callable[[int], T], start: int, *, depth: int = 2, burst: int = 1) -> Iterator[T]:
-    """make(start), make(start + 1), …, computed ahead in one thread, `burst` at a time. An error inside reaches the reader in its place.
+    """make(start), make(start + 1), …, computed ahead in one thread, `burst` at a time. The reader gets an error in its item's place.
 
-    What is small is best made many at a time: its code and data then lie in the processor's caches, which the training step takes for itself, and
-    the two threads contend for Python's lock less often.
+    Small items are best made many at a time: their code and data then stay in the processor's caches, which the training step otherwise
+    takes over, and the two threads contend for the GIL less often.
     """
     ready: queue.Queue[list[Any]] = queue.Queue(depth)
     stop = threading.Event()
@@ -43,7 +43,7 @@ def prefetch(make: Callable[[int], T], start: int, *, depth: int = 2, burst: int
                 yield item
     finally:
         stop.set()
-        while thread.is_alive():  # it may wait for room
+        while thread.is_alive():  # it may be blocked on a full queue
             with contextlib.suppress(queue.Empty):
                 ready.get_nowait()
             thread.join(0.01)

@@ -1,5 +1,5 @@
-"""Shards: WebDataset tars that are written whole or not at all, and read at random through an index of their members (offset and size), without
-unpacking them. Knows tar files, keys and suffixes; knows no picture and no torch.
+"""Shards: WebDataset tars, written atomically and read by random access through an index of their members (offset and size), without
+unpacking. Knows tar files, keys and suffixes; knows no picture and no torch.
 """
 
 from __future__ import annotations
@@ -28,18 +28,18 @@ IMAGE_SUFFIXES = ("webp", "png", "jpg", "jpeg")
 CODES_SUFFIX = "codes.npy"
 TWICE = "ambiguous: its key is there twice"
 SEVERAL = "ambiguous: several pictures under one key"
-MOST_NAMED = 5  # keys that are named with a reason
+MOST_NAMED = 5  # keys listed per reason
 MOST_OPEN = 256  # shards that an index keeps open at once
 
 
 class ShardIndex:
-    """Random access to the samples of WebDataset tars. `skipped` counts what could not be used, by reason; `named` has the first keys of those that are ambiguous.
+    """Random access to the samples of WebDataset tars. `skipped` counts unusable samples by reason; `named` has the first keys of the ambiguous ones.
 
-    A sample is what shares a key (`key_and_suffix`): it has every suffix of `need` and one of `one_of`; only these are indexed. Where a key has
-    a suffix twice, or several of `one_of`, nobody can tell which belong together: it is left out. Samples stand in the
-    order of the shards and, in a shard, of their first file. The index is a few arrays, some tens of bytes a sample.
-    `kept` names a file that keeps it for the next opening: used while it is whole and all shards have the size and time they had
-    then, written anew otherwise.
+    A sample is the files that share a key (`key_and_suffix`). It has every suffix of `need` and one of `one_of`; only these are indexed. A key
+    that has a suffix twice, or several of `one_of`, is ambiguous and skipped. Samples are in the order of the shards and, within a shard,
+    of their first file. The index is a few arrays, some tens of bytes a sample.
+    `kept` names a cache file for the next opening. It is used while it is intact and all shards have the same size and time, and
+    rewritten otherwise.
     """
 
     def __init__(
@@ -67,12 +67,12 @@ class ShardIndex:
         return self.__dict__ | {"_slots": [None] * MOST_OPEN}  # another process opens its own
 
     def told(self) -> str:
-        """What was skipped, by reason, and which the ambiguous ones are; "" for nothing."""
+        """Counts of skipped samples by reason, with keys of the ambiguous ones; "" for none."""
         named = {reason: f" ({', '.join(keys)}{', …' if self.skipped[reason] > len(keys) else ''})" for reason, keys in self.named.items()}
         return "; ".join(f"{count} {reason}{named.get(reason, '')}" for reason, count in self.skipped.items())
 
     def stamp(self) -> bytes:
-        """Of what it is an index: another for other shards, for shards that have changed, and for other suffixes."""
+        """Identifies the index: differs for other shards, changed shards or other suffixes."""
         return _stamp(self.paths, *self._asked)
 
     def key(self, index: int) -> str:
@@ -81,7 +81,7 @@ class ShardIndex:
         return self._keys[start : self._key_end.item(index)].tobytes().decode(*tars.NAMES)
 
     def read(self, index: int, suffix: str) -> bytes:
-        """The bytes of one file of sample `index`. Raises OSError when the shard is shorter than it was."""
+        """The bytes of one file of sample `index`. Raises OSError if the shard has become shorter."""
         column, number = self._columns[suffix], self._shard.item(index)
         offset, size = self._offset.item(index, column), self._size.item(index, column)
         if offset < 0:
@@ -93,15 +93,15 @@ class ShardIndex:
         return data
 
     def _open(self, number: int) -> _OpenShard:
-        """The shard, opened, in the slot that it shares with every MOST_OPENth: no lock, and one that gives way to another is
-        closed when its last reader lets go of it."""
+        """The opened shard, in the slot shared by every MOST_OPENth shard. Needs no lock: a replaced shard is closed when its
+        last reader is done."""
         shard = self._slots[number % MOST_OPEN]
         if shard is None or shard.number != number:
             shard = self._slots[number % MOST_OPEN] = _OpenShard(number, self.paths[number])
         return shard
 
     def read_json(self, index: int) -> dict[str, Any]:
-        """The record of sample `index`. Raises BadSample for what is no JSON object, OSError as `read` does."""
+        """The record of sample `index`. Raises BadSample if it is not a JSON object, OSError as `read` does."""
         try:
             record = json.loads(self.read(index, "json"))
         except (ValueError, RecursionError) as error:
@@ -125,15 +125,15 @@ class _OpenShard:
 
 @dataclass(frozen=True)
 class _Table:
-    """n samples, S suffixes: where each lies."""
+    """Offsets and sizes of n samples with S suffixes."""
 
     shard: np.ndarray  # (n,) int32
-    offset: np.ndarray  # (n, S) int64, -1 where there is no such file
+    offset: np.ndarray  # (n, S) int64, -1 for a missing file
     size: np.ndarray  # (n, S) int64
-    key_end: np.ndarray  # (n,) int64: where in `keys` a key ends, and the next begins
+    key_end: np.ndarray  # (n,) int64: the end of each key in `keys`
     keys: np.ndarray  # uint8
     skipped: dict[str, int]
-    named: dict[str, list[str]]  # the first keys, with their shards, of what is ambiguous, by reason
+    named: dict[str, list[str]]  # the first ambiguous keys, with their shards, by reason
 
 
 def _open_table(paths: Sequence[Path], need: Sequence[str], one_of: Sequence[str], kept: Path | None) -> _Table:
@@ -147,29 +147,29 @@ def _open_table(paths: Sequence[Path], need: Sequence[str], one_of: Sequence[str
     if arrays is not None:
         return _Table(*arrays[:-1], *json.loads(arrays[-1].tobytes()))
     table = _scan_all(paths, need, one_of)
-    with contextlib.suppress(OSError):  # a place that cannot be written, a full disk: the next opening scans again
+    with contextlib.suppress(OSError):  # read-only folder or full disk: the next opening scans again
         *columns, skipped, named = vars(table).values()
         save_arrays(kept, of, [*columns, np.frombuffer(json.dumps([skipped, named]).encode(), np.uint8)])
     return table
 
 
 def _stamp(paths: Sequence[Path], need: Sequence[str], one_of: Sequence[str]) -> bytes:
-    """What an index is made of: the shards, their sizes and times, and what is asked of a sample."""
+    """The inputs of an index: the shards, their sizes and times, and the required suffixes."""
     states = [path.stat() for path in paths]
     shards = [(os.path.abspath(path), state.st_size, state.st_mtime_ns) for path, state in zip(paths, states, strict=True)]
-    return json.dumps([2, list(need), list(one_of), shards]).encode()  # 2: this layout
+    return json.dumps([2, list(need), list(one_of), shards]).encode()  # 2: version of the layout
 
 
 def save_arrays(kept: Path, of: bytes, arrays: Sequence[np.ndarray]) -> None:
-    """Write a digest of what they are of and the arrays, and the arrays; whole or not at all."""
+    """Write the arrays, preceded by a digest of them and of `of`, atomically."""
     buffer = io.BytesIO()
     for array in arrays:
         np.lib.format.write_array(buffer, array, allow_pickle=False)
     kept.parent.mkdir(parents=True, exist_ok=True)
-    handle, aside = tempfile.mkstemp(dir=kept.parent, prefix=f".{kept.name}.")  # a name of its own: processes may write at once
+    handle, aside = tempfile.mkstemp(dir=kept.parent, prefix=f".{kept.name}.")  # a unique name: several processes may write at once
     try:
         with os.fdopen(handle, "wb") as file:
-            os.fchmod(handle, 0o644)  # mkstemp's 0600 would keep it from others who go on with the run
+            os.fchmod(handle, 0o644)  # mkstemp's 0600 would lock out other users who resume the run
             file.write(hashlib.sha256(of + buffer.getbuffer()).digest())
             file.write(buffer.getbuffer())
         os.replace(aside, kept)
@@ -179,7 +179,7 @@ def save_arrays(kept: Path, of: bytes, arrays: Sequence[np.ndarray]) -> None:
 
 
 def load_arrays(kept: Path, of: bytes, count: int) -> list[np.ndarray] | None:
-    """What `save_arrays` wrote of the same; None where it is of others, damaged, or not there."""
+    """What `save_arrays` wrote for the same `of`; None if it is missing, damaged or for another."""
     try:
         content = kept.read_bytes()
     except OSError:
@@ -196,7 +196,7 @@ def load_arrays(kept: Path, of: bytes, count: int) -> list[np.ndarray] | None:
 def expand_shards(pattern: str) -> list[Path]:
     """'a/train-*.tar,b/x.tar' or 'a/train-{00000..00007}.tar' or a folder of tars -> sorted existing paths.
 
-    A folder that exists is a name, whatever it holds: brackets, commas and braces in it are no pattern. ~ is the home folder.
+    An existing folder is taken literally: brackets, commas and braces in its name are no pattern. ~ is the home folder.
     Raises FileNotFoundError naming the part that matches nothing.
     """
     pattern = os.path.expanduser(pattern)
@@ -232,7 +232,7 @@ def _scan_all(paths: Sequence[Path], need: Sequence[str], one_of: Sequence[str])
     skipped: Counter[str] = Counter()
     named: dict[str, list[str]] = {}
     shards, places, lengths, keys = [], [np.empty((0, len(suffixes), 2), np.int64)], [], []
-    with ThreadPoolExecutor(2) as pool:  # one reads while the other counts
+    with ThreadPoolExecutor(2) as pool:  # one thread reads while the other counts
         scans = pool.map(lambda path: _scan(path, suffixes), paths)
     for number, (own, where, twice, broken) in enumerate(scans):
         skipped.update(broken)
@@ -271,9 +271,9 @@ def _shown(key: str) -> str:
 
 
 def key_and_suffix(name: str) -> tuple[str, str]:
-    """A member's name -> the key that its sample shares, and its suffix in lower case: what follows the first dot behind the last slash.
+    """A member's name -> its sample's key, and its suffix in lower case: what follows the first dot after the last slash.
 
-    'set.v1/0000.mask.PNG' -> ('set.v1/0000', 'mask.png'): a folder's dots belong to the key, as WebDataset has it.
+    'set.v1/0000.mask.PNG' -> ('set.v1/0000', 'mask.png'): a folder's dots belong to the key, as in WebDataset.
     """
     name = name.removeprefix("./")
     key, _, suffix = name[(slash := name.rfind("/") + 1) :].partition(".")
@@ -281,8 +281,8 @@ def key_and_suffix(name: str) -> tuple[str, str]:
 
 
 def _scan(path: Path, suffixes: Sequence[str]) -> tuple[list[str], np.ndarray, np.ndarray, Counter[str]]:
-    """The keys of one shard, (n, S, 2) where each has its files (offset and size, -1 where it has none of this suffix), which of them (rows) have one twice,
-    and what was skipped."""
+    """The keys of one shard, (n, S, 2) offsets and sizes of their files (-1 for a missing suffix), the rows with a duplicate suffix,
+    and the counts of what was skipped."""
     skipped: Counter[str] = Counter()
     names, places = tars.files(path, skipped)
     rows: dict[str, int] = {}
@@ -322,9 +322,9 @@ def _expand_braces(pattern: str) -> list[str]:
 
 
 def write_shard(path: Path, samples: Iterator[dict[str, bytes]], beside: Callable[[], dict[str, bytes]] = dict) -> int:
-    """Write {"__key__": key, suffix: bytes, …} to a tar aside and rename it: whole or not there, the same bytes each time.
+    """Write {"__key__": key, suffix: bytes, …} to a temporary tar and rename it: atomic, and the same bytes each time.
 
-    `beside`, called when the samples are written, gives further files by the suffix that replaces .tar; they are there before the tar is.
+    `beside` is called after the samples are written and gives further files by the suffix that replaces .tar; they exist before the tar does.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     aside = path.with_name(path.name + ".partial")
@@ -347,6 +347,6 @@ def write_shard(path: Path, samples: Iterator[dict[str, bytes]], beside: Callabl
         os.replace(aside, path)
     except FileNotFoundError as error:
         raise UserError(
-            f"{aside} was taken away: another process seems to write to {path.parent} too. Let one of them end, then run this again"
+            f"{aside} was removed: another process seems to write to {path.parent} too. Wait for it to finish or stop it, then run this again"
         ) from error
     return count

@@ -1,4 +1,4 @@
-"""Tars: where their files lie. Reads headers only, and thousands of plain ones at once. Knows nothing of what files hold, and runs without torch."""
+"""Offsets of the files in tars. Reads headers only, thousands of plain ones at once. Knows nothing of the files' contents; runs without torch."""
 
 from __future__ import annotations
 
@@ -17,23 +17,21 @@ from tokun.utils.errors import UserError
 BLOCK = tarfile.BLOCKSIZE
 END = bytes(BLOCK)
 MAGIC = b"ustar"
-WINDOW = (
-    1 << 17
-)  # bytes of a shard of small files that are looked through at once; a longer one costs more than its reading: fresh memory each time
+WINDOW = 1 << 17  # bytes of a shard of small files scanned at once; larger windows cost more, since each needs fresh memory
 NAMES = ("utf-8", "surrogateescape")  # how names are decoded
 FILES, DIRECTORY, PAX = (ord("0"), 0), ord("5"), ord("x")  # kinds of members
-NUMBERS = np.r_[100:156, 329:345]  # bytes of a header that hold octal numbers: mode, uid, gid, size, mtime, checksum, two of devices
+NUMBERS = np.r_[100:156, 329:345]  # bytes of a header that hold octal numbers: mode, uid, gid, size, mtime, checksum, two device numbers
 FIRST_DIGIT = np.isin(NUMBERS, (100, 108, 116, 124, 136, 148, 329, 337))
 ALL_DIGITS = np.isin(NUMBERS, np.r_[124:135, 148:154])  # of sizes and checksums
-JOINED = "more behind the end (joined tars, or a broken header): not read"
-FILLING = 1 << 16  # bytes behind the last file that are looked at: tar fills up to 10,240
+JOINED = "data after the end mark (joined tars, or a broken header): not read"
+FILLING = 1 << 16  # bytes examined after the last file: tar pads to a multiple of 10,240
 PAX_TIME = re.compile(rb"[1-9]\d* [mac]time=-?\d+(\.\d+)?\n")
 
 
 def files(path: Path, skipped: Counter[str]) -> tuple[list[str], np.ndarray]:
-    """The files of a tar in their order: their names, and (n, 2) offset and size. What breaks off is counted in `skipped`.
+    """The files of a tar in order: their names, and (n, 2) offset and size. Truncation is counted in `skipped`.
 
-    Raises UserError where nothing of it can be read, OSError where it cannot be opened."""
+    Raises UserError if nothing of it can be read, OSError if it cannot be opened."""
     with open(path, "rb", buffering=0) as file:
         plain = plain_files(file.fileno())
         names, places = any_files(path, skipped) if plain is None else plain
@@ -43,7 +41,7 @@ def files(path: Path, skipped: Counter[str]) -> tuple[list[str], np.ndarray]:
 
 
 def goes_on(file: int, at: int) -> bool:
-    """Whether another tar follows behind the first end mark, as `cat a.tar b.tar` makes one. `at`: where the last file ends."""
+    """Whether another tar follows the first end mark, as after `cat a.tar b.tar`. `at`: where the last file ends."""
     blocks = np.frombuffer(os.pread(file, FILLING, -(-at // BLOCK) * BLOCK) + bytes(2 * BLOCK), np.uint8)
     used = blocks[: len(blocks) & -BLOCK].reshape(-1, BLOCK).any(1)
     return bool(used[int(np.argmin(used)) :].any())
@@ -57,7 +55,7 @@ def any_files(path: Path, skipped: Counter[str]) -> tuple[list[str], np.ndarray]
         with tarfile.open(path, "r:", encoding=NAMES[0], errors=NAMES[1]) as tar:
             size = path.stat().st_size
             for info in tar:
-                tar.members.clear()  # else it remembers every one
+                tar.members.clear()  # else it keeps them all in memory
                 if not info.isfile():
                     continue
                 if not 0 <= info.size <= size - info.offset_data:
@@ -74,7 +72,7 @@ def any_files(path: Path, skipped: Counter[str]) -> tuple[list[str], np.ndarray]
         OverflowError,
         MemoryError,
         RecursionError,
-    ) as error:  # but the first: of sizes below zero or beyond any disk, headers in chains
+    ) as error:  # all but the first: negative or huge sizes, chained headers
         if not names:
             raise UserError(f"shard {path} is not a readable tar ({error}); make it again or remove it") from error
         skipped["truncated shard"] += 1
@@ -82,14 +80,14 @@ def any_files(path: Path, skipped: Counter[str]) -> tuple[list[str], np.ndarray]
 
 
 def plain_files(file: int) -> tuple[list[str], np.ndarray] | None:
-    """As `any_files`, twenty times as fast, for a whole tar of plain headers; None for any other, which is `tarfile`'s to judge."""
+    """As `any_files`, twenty times as fast, for an intact tar of plain headers; None for any other, which `tarfile` must read."""
     headers = _close_headers(file) or _far_headers(file)
     return None if headers is None else _names_and_places(*headers, file)
 
 
 def _close_headers(file: int) -> tuple[np.ndarray, np.ndarray] | None:
-    """The headers (n, BLOCK) of a tar of small files and where each ends, found by their magic in all that there is, and each of them
-    where the one before says. None where they are far apart or do not follow one another."""
+    """The headers (n, BLOCK) of a tar of small files and their ends, found by their magic number; each must be where the previous one
+    says. None if they are far apart or do not follow one another."""
     headers, ends, at = [], [], 0
     while (window := os.pread(file, WINDOW, at))[:BLOCK] != END:
         blocks = np.frombuffer(window, np.uint8, len(window) & -BLOCK).reshape(-1, BLOCK)
@@ -107,14 +105,14 @@ def _close_headers(file: int) -> tuple[np.ndarray, np.ndarray] | None:
 
 
 def _far_headers(file: int) -> tuple[np.ndarray, np.ndarray] | None:
-    """As `_close_headers`, going from each header to the next, and reading little between those that are far apart. None where one is none."""
+    """As `_close_headers`, going from each header to the next and reading little between distant ones. None if one is invalid."""
     headers: list[np.ndarray] = []  # (n, BLOCK) of each window
     ends: list[int] = []  # of the headers
     window, start, at, limit, first = b"", 0, 0, 0, 0
     while True:
         if at + BLOCK > limit:
             headers.append(_blocks_before(window, start, ends[first:]))
-            few, first = at >> 14 >= len(ends), len(ends)  # large files: only what lies around the headers is read
+            few, first = at >> 14 >= len(ends), len(ends)  # large files: read only around the headers
             window, start = os.pread(file, 1 << 12 if few else 1 << 16, at), at
             limit = at + len(window)
             if at + BLOCK > limit:  # it ends inside a header
@@ -136,17 +134,17 @@ def _far_headers(file: int) -> tuple[np.ndarray, np.ndarray] | None:
 
 
 def _blocks_of(size: Any) -> Any:
-    """How many blocks hold so many bytes."""
+    """How many blocks `size` bytes take."""
     return (size + BLOCK - 1) // BLOCK
 
 
 def _blocks_before(window: bytes, start: int, ends: Sequence[int]) -> np.ndarray:
-    """The blocks that end there, of those that were read from `start` on."""
+    """The blocks that end at `ends`, from a window read at `start`."""
     return np.frombuffer(window, np.uint8, len(window) & -BLOCK).reshape(-1, BLOCK)[(np.array(ends, np.int64) - start) // BLOCK - 1]
 
 
 def _only_times(records: bytes) -> bool:
-    """Whether a pax header only tells times, as those that webdataset and GNU tar write before each file."""
+    """Whether a pax header holds times only, as webdataset and GNU tar write before each file."""
     at = 0
     while at < len(records):
         length = records[at : at + 3].partition(b" ")[0]
@@ -158,14 +156,14 @@ def _only_times(records: bytes) -> bool:
 
 
 def _names_and_places(blocks: np.ndarray, ends: np.ndarray, file: int) -> tuple[list[str], np.ndarray] | None:
-    """The files among plain headers (n, BLOCK); None if one of these could mean another thing than it seems to."""
+    """The files among plain headers (n, BLOCK); None if a header is not plain after all."""
     kind, ended = blocks[:, 156], blocks[:, :100] == 0
     plain = (
         np.isin(kind, (*FILES, DIRECTORY, PAX)).all()
         and _are_numbers(blocks)
         and np.isin(blocks[:, 135], (0, ord(" "))).all()
         and not blocks[:, 345].any()  # 11 digits of size, no prefix to the name
-        and not (ended[:, :-1] & ~ended[:, 1:]).any()  # something behind a name's end
+        and not (ended[:, :-1] & ~ended[:, 1:]).any()  # bytes after a name's end
         and np.array_equal(_checksums(blocks), _octal(blocks[:, 148:154]))
     )
     if not plain:
@@ -175,26 +173,26 @@ def _names_and_places(blocks: np.ndarray, ends: np.ndarray, file: int) -> tuple[
         return None
     files = np.isin(kind, FILES)
     names = np.ascontiguousarray(blocks[files, :100]).view("S100")[:, 0]
-    if np.char.endswith(names, b"/").any():  # a folder of old
+    if np.char.endswith(names, b"/").any():  # a folder in the old format
         return None
     decoded = b"\0".join(names.tolist()).decode(*NAMES).split("\0") if len(names) else []
     return decoded, np.stack([ends, sizes], 1)[files]
 
 
 def _pax_is_harmless(pax: np.ndarray, sizes: np.ndarray, ends: np.ndarray, file: int) -> bool:
-    """Whether the headers that are pax (n,) stand each before another kind, and tell times only."""
+    """Whether each pax header (n,) precedes a header of another kind and holds times only."""
     if pax[-1:].any() or (pax[1:] & pax[:-1]).any():
         return False
     return all(_only_times(os.pread(file, size, at)) for size, at in zip(sizes[pax].tolist(), ends[pax].tolist(), strict=True))
 
 
 def _checksums(blocks: np.ndarray) -> np.ndarray:
-    """Of headers (n, BLOCK): the sum of their bytes, as if the sum's own place held spaces."""
+    """Checksums of headers (n, BLOCK): the sum of their bytes, with spaces in the checksum field."""
     return blocks.sum(1, dtype=np.uint32) - blocks[:, 148:156].sum(1, dtype=np.uint32) + 8 * ord(" ")
 
 
 def _are_numbers(blocks: np.ndarray) -> bool:
-    """Whether all numbers of headers (n, BLOCK) are octal digits, the usual count of them, and then spaces or zero bytes."""
+    """Whether all number fields of headers (n, BLOCK) are octal digits of the usual count, then spaces or zero bytes."""
     columns = blocks.T[NUMBERS]
     digit = columns - np.uint8(ord("0")) < 8  # what is below "0" wraps round
     starts = digit[1:] & ~digit[:-1]

@@ -22,34 +22,36 @@ from tokun.tokenizers import sequences
 from tokun.tokenizers.vocabulary import TASKS, Tags
 from tokun.utils.errors import UserError
 
-ENCODED = 2**16  # texts whose ids are remembered: some tens of MB
-LENGTH_MULTIPLE = 16  # pictures of several grids: batches are as long as a multiple of this, since a CPU's matrix products (oneDNN) are made anew for each length
+ENCODED = 2**16  # texts whose ids are cached: some tens of MB
+LENGTH_MULTIPLE = (
+    16  # with several grids, batch lengths are multiples of this: on a CPU, oneDNN prepares its matrix products again for each length
+)
 
 
 @dataclass(frozen=True)
 class TokenBatch:
-    """input_ids, labels int64 (B, T); labels are shifted and -100 where there is no loss. Counted where it is made, beside the training."""
+    """input_ids, labels int64 (B, T); labels are shifted, and -100 where there is no loss. Counts are made with the batch, in the loader's thread."""
 
     input_ids: Tensor
     labels: Tensor
-    counts: tuple[int, int, int]  # image targets, other targets, tokens that are no padding
+    counts: tuple[int, int, int]  # image targets, other targets, tokens other than padding
 
 
 class Row(NamedTuple):
-    """A packed sequence as it waits for its batch."""
+    """A packed sequence, before it is batched."""
 
     input_ids: np.ndarray  # int32: a tenth of a list's memory
     prompt: int
-    read: np.ndarray | None = None  # what stands in the place of input_ids where the model reads, not where it predicts
+    read: np.ndarray | None = None  # replaces input_ids as the model's input, not as its targets
 
 
 class TokenBatches:
     """Packed sequences for the generator: step -> TokenBatch with batch_size / world rows.
 
-    The task, the view, the register and the dropped tags of a position are drawn from its own generator. Within windows of
-    `sort_window` positions (0: none), sequences of like length come together, so that little is padded; the batches of a
-    window then come in a shuffled order. All of it is a function of (seed, position, batch_size, sort_window), and so the
-    same for any number of processes, each of which packs the whole window.
+    Each position's task, view, register and dropped tags are drawn from its own generator. Within windows of `sort_window`
+    positions (0: none), sequences of similar length are batched together to save padding, and the batches of a window are
+    shuffled. All of it is a function of (seed, position, batch_size, sort_window), and so the same for any number of
+    processes; each packs the whole window.
     """
 
     def __init__(
@@ -61,7 +63,7 @@ class TokenBatches:
         self.samples, self.vocabulary = samples, vocabulary
         self.encode = lru_cache(ENCODED)(
             encode
-        )  # a quarter of the packing, from the second epoch on; the lists are shared: nobody changes them
+        )  # saves a quarter of the packing time from the second epoch on; the lists are shared and must not be changed
         self.batch_size, self.seed, self.tag_dropout, self.rank, self.world, self.views = batch_size, seed, tag_dropout, rank, world, views
         self.plain_share, self.word_dropout = plain_share, word_dropout
         self.words = np.setdiff1d(np.arange(vocabulary.text_size, dtype=np.int32), vocabulary.illegal_text)
@@ -87,7 +89,7 @@ class TokenBatches:
         return collate(packed, v.id("<pad>"), first_code=v.code_offset, last_code=v.code_end - 1, multiple=self.multiple)
 
     def positions(self, step: int) -> list[int]:
-        """The positions in the stream of this process's rows at `step`."""
+        """Stream positions of this process's rows at `step`."""
         mine = positions_of(step, self.batch_size, self.rank, self.world)
         if self.window == 1:
             return list(mine)
@@ -97,16 +99,14 @@ class TokenBatches:
 
     def _pack(self, positions: Iterable[int]) -> list[Row]:
         items = [(p, self.order[p]) for p in positions]
-        groups = [
-            items[start : start + 32] for start in range(0, len(items), 32)
-        ]  # one by one, the handing over costs as much as the packing
+        groups = [items[start : start + 32] for start in range(0, len(items), 32)]  # one by one, the hand-over costs as much as the packing
         return [row for group in (self.pool.map if self.pool else map)(self._items, groups) for row in group]
 
     def _items(self, items: Iterable[tuple[int, int]]) -> list[Row]:
         return [self._item(item) for item in items]
 
     def _batch(self, step: int) -> list[tuple[int, Row]]:
-        """(position, sequence) of the whole global batch. Its window is packed in a thread, and the next one ahead of its use."""
+        """(position, sequence) of the whole global batch. A thread packs its window and prefetches the next."""
         window, number = divmod(step, self.window)
         assert self.ahead is not None
         with self._lock:
@@ -135,28 +135,30 @@ class TokenBatches:
         return Row(ids, packed.prompt, self._other_words(ids, packed.prompt, rng) if self.word_dropout else None)
 
     def _other_words(self, ids: np.ndarray, prompt: int, rng: np.random.Generator) -> np.ndarray:
-        """The ids with a share of the words behind the prompt exchanged for any others (Bowman et al. 2016): what comes next must be told from the picture."""
+        """Word dropout (Bowman et al. 2016): replace a share of the words after the prompt by random ones, so that the model must rely on the picture."""
         chosen = (rng.random(len(ids)) < self.word_dropout) & (ids < self.vocabulary.text_size) & (np.arange(len(ids)) >= prompt)
         return np.where(chosen, rng.choice(self.words, len(ids)), ids)
 
     def text(self, text: str) -> list[int]:
-        """Ids of a text, cut at the longest span and counted."""
+        """Ids of a text, truncated to the longest span; truncations are counted."""
         ids = self.encode(text)
         if len(ids) > self.vocabulary.max_text:
             self.cut_captions += 1
         return ids[: self.vocabulary.max_text] or self.encode(".")
 
     def pack(self, record: Record, rng: np.random.Generator) -> Any:
-        """One record -> Packed, by the task that `rng` draws; a task whose fields are missing falls back to joint."""
+        """One record -> Packed, for a task drawn from `rng`; falls back to joint if the task's fields are missing."""
         v = self.vocabulary
         task = self.tasks[min(bisect_right(self.shares, rng.random()), len(self.tasks) - 1)]
-        view = int(rng.integers(len(record.codes))) if self.views and len(record.codes) > 1 else 0  # of one, numpy draws nothing either
+        view = (
+            int(rng.integers(len(record.codes))) if self.views and len(record.codes) > 1 else 0
+        )  # for a range of one, numpy draws nothing either
         codes, turned = record.codes[view], view < len(record.mirrored) and record.mirrored[view]
         registers = [r for r in record.captions if r in v.registers]
         register = "plain" if rng.random() < self.plain_share or len(registers) == 1 else registers[rng.integers(len(registers))]
         dropped, bare = rng.random(5 if v.things else 4).tolist(), rng.random() < self.tag_dropout
         keep = [not bare and number >= self.tag_dropout for number in dropped]
-        only_grid = len(v.grids) > 1 or record.grid != v.default_grid  # which of several it is cannot be guessed
+        only_grid = len(v.grids) > 1 or record.grid != v.default_grid  # one of several grids cannot be guessed
         tags = Tags(
             style=record.style if keep[0] and record.style in v.styles else "",
             subject=record.subject if keep[1] and record.subject in v.subjects else "",
@@ -184,9 +186,9 @@ class TokenBatches:
 def collate(
     packed: Sequence[Any], pad: int, *, first_code: int = sys.maxsize, last_code: int = sys.maxsize, multiple: int = 1
 ) -> TokenBatch:
-    """Packed sequences (or rows) -> a batch, padded behind and shifted by one. The only place where labels are shifted.
+    """Packed sequences (or rows) -> a batch, right-padded and shifted by one. The only place where labels are shifted.
 
-    Ids from `first_code` to `last_code` are image codes, which its counts tell from others. The batch is as long as a multiple of `multiple`.
+    Ids from `first_code` to `last_code` are image codes, counted separately. The batch's length is a multiple of `multiple`.
     """
     width = -(-(max(len(p.input_ids) for p in packed) - 1) // multiple) * multiple
     input_ids = np.full((len(packed), width), pad)

@@ -1,1 +1,1 @@
-"""What every room may use: how a command ends, optional packages, memory, files that are whole or not there. Knows nothing of models."""
+"""Helpers for every package: how a command exits, optional packages, memory, atomic file writes. Knows nothing of models."""

@@ -1,7 +1,7 @@
-"""Files that are whole or not there: directories written aside and renamed, also beside the training; trainer states by step,
-the best checkpoints, stage records.
+"""Atomic writes: directories are written aside and renamed, also in a background thread; trainer states by step, the best checkpoints,
+stage records.
 
-Knows folders and names, and of what is inside them that tensors go on changing: `snapshot` copies them.
+Knows folders and names. All it knows of their contents is that tensors keep changing during training: `snapshot` copies them.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from tokun.utils.errors import UserError
 
 @contextmanager
 def whole_directory(target: Path) -> Iterator[Path]:
-    """Yield an empty folder beside `target`; when the block ends well it takes target's place, else nothing changed."""
+    """Yield an empty folder beside `target`. It replaces `target` when the block succeeds; otherwise nothing changes."""
     target.parent.mkdir(parents=True, exist_ok=True)
     recover_directory(target)
     aside, old = target.with_name(target.name + ".partial"), _old(target)
@@ -47,16 +47,16 @@ SAVE_ERRORS = (OSError, RuntimeError)  # torch.save raises RuntimeError where it
 
 @contextmanager
 def survived(say: Callable[[str], None], target: Path) -> Iterator[None]:
-    """Within the block a write that fails is told and forgotten: a run does not end because its disk is full for a while."""
+    """Report a failed write within the block and carry on: a disk that is full for a while does not end the run."""
     try:
         yield
     except SAVE_ERRORS as error:
         shutil.rmtree(target.with_name(target.name + ".partial"), ignore_errors=True)
-        say(f"could not write {target} ({error}): going on, and trying again later")
+        say(f"could not write {target} ({error}): going on, will try again later")
 
 
 def require_writable(folder: Path, *, option: str = "out") -> None:
-    """Make the folder, and a file in it. Raises UserError with the reason where that cannot be."""
+    """Create the folder and check that a file can be written in it. Raises UserError with the reason."""
     probe = folder / ".writable"
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -69,7 +69,7 @@ def require_writable(folder: Path, *, option: str = "out") -> None:
 
 
 def require_space(folder: Path, needed: int) -> None:
-    """Raise UserError when the disk of `folder` has less than `needed` bytes left, before hours are spent."""
+    """Raise UserError when the disk of `folder` has fewer than `needed` bytes free, before hours of work are lost."""
     free = shutil.disk_usage(folder).free
     if free < needed:
         raise UserError(
@@ -79,7 +79,7 @@ def require_space(folder: Path, needed: int) -> None:
 
 
 def sync(folder: Path) -> None:
-    """Until every file below `folder` is on the disk."""
+    """Flush every file below `folder` to disk."""
     for path in [*folder.rglob("*"), folder]:
         _fsync(path)
 
@@ -88,33 +88,33 @@ PICKLES = (".bin", ".pt", ".pth", ".pkl", ".ckpt")
 
 
 def require_safetensors(folder: Path) -> None:
-    """Raise UserError for weights that are a pickle, by their content or, where there are no others, by their name."""
+    """Raise UserError when the weights are a pickle: by content, or by name where there is no safetensors file."""
     weights = sorted(folder.glob("*.safetensors"))
     pickled = [path for path in weights if is_pickle(path)]
     if not weights:
         pickled = [path for path in sorted(folder.glob("*")) if path.suffix in PICKLES]
     if pickled:
         raise UserError(
-            f"{pickled[0]} is a pickle, which can run any code when it is read: only safetensors are read here. Copy such a checkpoint, "
-            "or write its weights anew with safetensors.torch.save_file where you trust it"
+            f"{pickled[0]} is a pickle, which can run any code when it is read: only safetensors are read here. Get a safetensors copy of the checkpoint, "
+            "or, if you trust it, convert its weights with safetensors.torch.save_file"
         )
 
 
 def is_pickle(path: Path) -> bool:
-    """Whether a file is what `torch.save` or `pickle.dump` writes, and not safetensors: eight bytes of length, then JSON."""
+    """Whether `torch.save` or `pickle.dump` wrote the file. Safetensors begin with eight bytes of length, then JSON."""
     with open(path, "rb") as file:
         head = file.read(9)
     return head[8:] != b"{" and (head.startswith(b"PK\x03\x04") or (head[:1] == b"\x80" and head[1:2] in b"\x02\x03\x04\x05"))
 
 
 def remove_partial(folder: Path) -> None:
-    """Remove what a kill left half written in `folder`."""
+    """Remove directories in `folder` that a killed process left half written."""
     for path in folder.glob("*.partial"):
         shutil.rmtree(path, ignore_errors=True)
 
 
 def recover_directory(target: Path) -> None:
-    """Put back the old folder when a run was killed between the two renames of `whole_directory`."""
+    """Restore the old folder if a run was killed between the two renames of `whole_directory`."""
     old = _old(target)
     if old.exists() and not target.exists():
         os.rename(old, target)
@@ -134,7 +134,7 @@ def write_text(path: Path, text: str) -> None:
 
 
 def snapshot(tree: Any) -> Any:
-    """The same tree of dicts, lists and tuples with a copy of every tensor on the CPU; what was one tensor in two places still is."""
+    """The same tree of dicts, lists and tuples with every tensor copied to the CPU. Tensors that share storage still do."""
     copies: dict[Any, torch.Tensor] = {}
 
     def copied(value: Any) -> Any:
@@ -153,9 +153,9 @@ def snapshot(tree: Any) -> Any:
 
 
 class Writer:
-    """Writes whole directories in a thread beside the training, one at a time and in order. A write that fails is told and forgotten.
+    """Writes whole directories in a background thread, one at a time and in order. A failed write is reported, not raised.
 
-    What is written must not change meanwhile: hand over a `snapshot`. At the end of the process the thread is waited for.
+    The data must not change meanwhile: pass a `snapshot`. The process waits for the thread before it exits.
     """
 
     def __init__(self, say: Callable[[str], None]):
@@ -163,7 +163,7 @@ class Writer:
         self.pending.set_result(None)
 
     def put(self, target: Path, write: Callable[[Path], object], then: Callable[[], object]) -> None:
-        """Have `write(folder)` fill what becomes `target`, and call `then`. Waits for the one before, so that there is never more than one."""
+        """Let `write(folder)` fill what becomes `target`, then call `then`. Waits for the previous write: at most one is pending."""
         self.wait()
         self.pending = self.pool.submit(self._write, target, write, then)
 
@@ -173,7 +173,7 @@ class Writer:
         then()
 
     def wait(self) -> None:
-        """Until everything that was handed over is on the disk. Raises what the thread raised, a failed write aside."""
+        """Wait until everything is on disk. Re-raises errors of the thread, except failed writes."""
         self.pending.result()
 
     def close(self) -> None:
@@ -181,22 +181,22 @@ class Writer:
 
 
 def read_part(path: Path, **options: Any) -> Any:
-    """A file of a trainer state: JSON, or by `torch.load` with these options. Raises UserError with the way out where it is damaged."""
+    """Read a file of a trainer state: JSON, or `torch.load` with these options. Raises UserError if it is damaged."""
     try:
         if path.suffix == ".json":
             return json.loads(path.read_text(encoding="utf-8"))
         return torch.load(path, weights_only=True, **options)
     except torch.OutOfMemoryError:
         raise
-    except (RuntimeError, EOFError, KeyError, ValueError, pickle.UnpicklingError, FileNotFoundError) as error:  # of a file that is cut
+    except (RuntimeError, EOFError, KeyError, ValueError, pickle.UnpicklingError, FileNotFoundError) as error:  # a truncated file
         raise UserError(
             f"the trainer state {path.parent} is damaged ({path.name}: {type(error).__name__}: {(str(error).splitlines() or [''])[0][:200]}). It was "
-            "whole when it was written: look after the disk. Delete it, and the same command goes on from the one before, or from the beginning"
+            "intact when it was written: check the disk. Delete it, and the same command resumes from the previous state, or from the beginning"
         ) from error
 
 
 class TrainerStates:
-    """`folder/step-00000500/`: what a stage needs to go on from step 500. The last `keep` are kept."""
+    """`folder/step-00000500/`: what a stage needs to resume from step 500. The last `keep` are kept."""
 
     def __init__(self, folder: Path, *, keep: int = 2):
         self.folder, self.keep = folder, max(1, keep)
@@ -221,7 +221,7 @@ class TrainerStates:
 
 
 class BestCheckpoints:
-    """`folder/step-00000400/`: the `keep` checkpoints of lowest loss, each with a record of its step, its loss and its run's settings."""
+    """`folder/step-00000400/`: the `keep` checkpoints of lowest loss, each with a record of its step, loss and settings."""
 
     RECORD = "best.json"
 
@@ -232,18 +232,18 @@ class BestCheckpoints:
         return self.folder / f"step-{step:08d}"
 
     def records(self) -> list[dict[str, Any]]:
-        """Of those that are there, the best first."""
+        """Records of the checkpoints on disk, best first."""
         found = [read_record(path / self.RECORD) for path in self.folder.glob("step-????????")]
         return sorted((r for r in found if r is not None), key=lambda r: (r["loss"], r["step"]))
 
     def wants(self, step: int, loss: float) -> bool:
-        """Whether it belongs to the best: fewer than `keep` others are better (the earlier one, where they are equal)."""
+        """Whether this checkpoint is among the `keep` best. Ties go to the earlier one."""
         better = [r for r in self.records() if r["step"] != step and (r["loss"], r["step"]) < (loss, step)]
         return math.isfinite(loss) and len(better) < self.keep
 
     @contextmanager
     def put(self, step: int, loss: float, settings: dict[str, Any]) -> Iterator[Path]:
-        """Yield the folder to fill; behind the block it is among the best, and what is no longer is gone."""
+        """Yield a folder to fill. After the block it is among the best, and checkpoints that no longer are get deleted."""
         with whole_directory(self.path(step)) as folder:
             yield folder
             write_record(folder / self.RECORD, {"step": step, "loss": loss, "settings": settings})
@@ -259,7 +259,7 @@ def write_record(path: Path, record: dict[str, Any]) -> None:
 
 
 def read_record(path: Path) -> dict[str, Any] | None:
-    """The record that a finished stage left, or None. A broken record counts as none."""
+    """The record of a finished stage, or None if it is missing or broken."""
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -269,18 +269,18 @@ def read_record(path: Path) -> dict[str, Any] | None:
 
 
 def require_same(path: Path, made_with: dict[str, Any], asked: dict[str, Any], *, option: str = "out") -> None:
-    """Raise UserError naming every setting in which a result on disk differs from what is asked for now. `option`: how another folder is named."""
+    """Raise UserError naming the settings in which a result on disk differs from those requested. `option` chooses another folder."""
     old, new = _flatten(made_with), _flatten(asked)
-    differing = [f"{k}: {old.get(k)!r} there, {new.get(k)!r} here" for k in sorted({*old, *new}) if old.get(k) != new.get(k)]
+    differing = [f"{k}: {old.get(k)!r} there, {new.get(k)!r} now" for k in sorted({*old, *new}) if old.get(k) != new.get(k)]
     if differing:
         shown = "; ".join(differing[:6]) + (f"; and {len(differing) - 6} more" if len(differing) > 6 else "")
         raise UserError(
-            f"{path} was made with other settings ({shown}). Choose another folder with {option}=…, set them back, or delete {path}"
+            f"{path} was made with other settings ({shown}). Choose another folder with {option}=…, restore the old settings, or delete {path}"
         )
 
 
 def files_fingerprint(paths: list[Path]) -> str:
-    """A short digest of names and sizes: enough to notice that the shards are others, without reading them."""
+    """A short digest of names and sizes: enough to notice other shards without reading them."""
     text = "\n".join(f"{p.name} {p.stat().st_size}" for p in paths)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 

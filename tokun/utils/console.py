@@ -1,4 +1,4 @@
-"""How a command reads a path and how it ends: a user's mistake is one line, anything else a traceback. Knows no command."""
+"""How a command reads paths and exits: a user's mistake prints one line, anything else a traceback. Knows no command."""
 
 from __future__ import annotations
 
@@ -9,24 +9,24 @@ from pathlib import Path
 
 from tokun.utils.errors import UserError
 
-MISTAKES = (UserError, OSError)  # the latter: a file that is missing, a full disk, a host that does not answer
+MISTAKES = (UserError, OSError)  # OSError: a missing file, a full disk, a host that does not answer
 
 
 def home_path(text: str) -> Path:
-    """A path as it was typed, ~ at its start as the home folder: behind an = the shell leaves it as it is."""
+    """A path as typed, with a leading ~ expanded: the shell does not expand it after an =."""
     return Path(text).expanduser()
 
 
 def home_text(text: str) -> str:
-    """`home_path`, for what may be an address or a name as well, which `Path` would change: s3://…"""
+    """As `home_path`, for text that may also be an address such as s3://…, which `Path` would change."""
     return os.path.expanduser(text)
 
 
 def status(name: str, main: Callable[[], object]) -> int:
-    """Call `main`. Returns its exit status: what it returns where that is a number, else 0.
+    """Call `main` and return its exit status: its result if that is a number, else 0.
 
-    What it raises of MISTAKES becomes the line `name: …` on stderr and status 2, Ctrl-C one with status 130; with TOKUN_TRACEBACK set,
-    both are raised. Any other exception is a bug and passes through.
+    MISTAKES print one line `name: …` to stderr and give status 2; Ctrl-C does the same with status 130. With TOKUN_TRACEBACK set,
+    both are raised. Any other exception is a bug and propagates.
     """
     try:
         found = main()
@@ -34,7 +34,7 @@ def status(name: str, main: Callable[[], object]) -> int:
         if os.environ.get("TOKUN_TRACEBACK"):
             raise
         print(
-            f"\n{name}: stopped by Ctrl-C. Whole shards, their finished batches and saved states are kept, and the same command goes on behind them; what was being made is made again",
+            f"\n{name}: stopped by Ctrl-C. Finished shards and batches and saved states are kept; the same command resumes after them and redoes only the unfinished part",
             file=sys.stderr,
         )
         return 130
@@ -47,6 +47,6 @@ def status(name: str, main: Callable[[], object]) -> int:
 
 
 def run(name: str, main: Callable[[], object]) -> None:
-    """End the process with `status` where it is not 0."""
+    """Run `main` and exit with its status if that is not 0."""
     if code := status(name, main):
         sys.exit(code)

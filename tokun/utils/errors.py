@@ -1,6 +1,6 @@
-"""What may go wrong besides bugs: a user's mistake, and a sample that is broken. Any other exception is a bug and shows its traceback.
+"""Expected errors: a user's mistake and a broken sample. Any other exception is a bug and shows its traceback.
 
-Both are ValueErrors, so that `except ValueError` of callers goes on working. `tokun.utils.console` prints the first as one line.
+Both are ValueErrors, so that callers' `except ValueError` still works. `tokun.utils.console` prints the first as one line.
 """
 
 from __future__ import annotations
@@ -11,24 +11,24 @@ from contextlib import contextmanager
 
 
 class UserError(ValueError):
-    """A setting, an option, an argument or a file that its user can put right. The message gives the value, why it is wrong, and the way out."""
+    """A setting, option, argument or file that the user can fix. The message gives the value, why it is wrong, and the way out."""
 
 
 class BadSample(ValueError):
-    """A sample of a data set that cannot be used: broken bytes, a record of another shape. Readers skip it and count it."""
+    """An unusable sample of a data set: broken bytes or a malformed record. Readers skip and count it."""
 
 
 class MissingPackage(UserError, ImportError):
-    """An optional package that is not installed. The message names the extra that brings it."""
+    """An optional package is not installed. The message names the extra that provides it."""
 
 
 class Diverged(UserError, FloatingPointError):
-    """Training whose loss or gradient is not finite any more."""
+    """The loss or gradient of a training is no longer finite."""
 
 
 @contextmanager
 def reading(what: object, way_out: str = "") -> Iterator[None]:
-    """Within the block, a ValueError (no JSON, no UTF-8, no number) or csv.Error says that the user's file `what` is broken: raised as UserError."""
+    """Raise a ValueError (invalid JSON, UTF-8 or number) or csv.Error of the block as UserError: the user's file `what` is broken."""
     try:
         yield
     except UserError:

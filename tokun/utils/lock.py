@@ -1,8 +1,8 @@
-"""One process (or one job of several) at work in a folder: a lock that names its holder, and that a kill lets go of.
+"""A folder lock for one process, or one job of several. It names its holder and is released even when the holder is killed.
 
-The lock is `flock` on `FOLDER/.lock`, which the kernel releases when the process ends, however it ends. The file says who holds it. The other
-processes of a job hold `FOLDER/.lock-RANK`, so that a job whose first process has ended is still seen; a job is told by where its launcher listens.
-Where there is no flock (Windows, some network folders), the file itself is the lock, and a holder that is gone is told by its pid.
+The lock is `flock` on `FOLDER/.lock`, which the kernel releases when the process ends, however it ends. The file names the holder. The other
+processes of a job hold `FOLDER/.lock-RANK`, so that a job whose first process has ended is still seen. Jobs are told apart by their launcher's
+address. Where there is no flock (Windows, some network folders), the file itself is the lock; it is stale when its holder's pid is gone.
 """
 
 from __future__ import annotations
@@ -29,18 +29,18 @@ except ImportError:  # Windows
     fcntl = None  # type: ignore[assignment]
 
 NAME = ".lock"
-LOCKS = re.compile(r"\.lock(-[0-9]+)?")  # of all ranks; what else begins so is a user's
-WAIT = 5.0  # seconds for what a holder that is gone has left (a child that it forked lets go as soon as it runs), and for an unknown one
+LOCKS = re.compile(r"\.lock(-[0-9]+)?")  # of all ranks; other names with this beginning are a user's
+WAIT = 5.0  # seconds to wait for a lock whose holder is gone (a child that it forked releases it as soon as it runs) or unknown
 
 
 @dataclass
 class _Held:
     descriptor: int
     times: int
-    made: bool  # the folder was not there before
+    made: bool  # `hold` created the folder
 
 
-_held: dict[str, _Held] = {}  # of this process, by the lock's path
+_held: dict[str, _Held] = {}  # this process's locks, by path
 
 
 class InUse(UserError):
@@ -58,10 +58,10 @@ def alone_in(folder: Path, *, option: str = "out", rank: int = 0) -> Iterator[No
 
 
 def hold(folder: Path, *, option: str = "out", rank: int = 0) -> Path:
-    """Lock the folder for this process and return the lock's path, for `let_go`. A process may hold a folder several times.
+    """Lock the folder for this process and return the lock's path, for `let_go`. A process may lock a folder several times.
 
-    `rank` is this process's among those of its job, which share the folder. Raises InUse (a UserError) naming the process, host,
-    command and time of who holds it. `option` is how another folder is chosen.
+    `rank` is this process's rank in its job, whose processes share the folder. `option` is the option that chooses another folder.
+    Raises InUse (a UserError) naming the holder's process, host, command and start time.
     """
     path = folder.resolve() / (f"{NAME}-{rank}" if rank else NAME)
     if (own := _held.get(str(path))) is not None:
@@ -85,7 +85,7 @@ def hold(folder: Path, *, option: str = "out", rank: int = 0) -> Path:
 
 
 def _refuse_other_jobs(own: Path, folder: Path, option: str) -> None:
-    """Raise InUse where a process of another job holds a lock of its own in the folder. Locks that nobody holds are removed."""
+    """Raise InUse if a process of another job holds a lock in the folder. Remove locks that nobody holds."""
     end = time.monotonic() + WAIT
     for path in sorted(path for path in own.parent.glob(f"{NAME}*") if LOCKS.fullmatch(path.name)):
         while path != own and (holder := _holder_of(path)) is not None and holder.get("job") != _job():
@@ -95,7 +95,7 @@ def _refuse_other_jobs(own: Path, folder: Path, option: str) -> None:
 
 
 def _holder_of(path: Path) -> dict[str, Any] | None:
-    """Who holds a lock now; None for nobody, and then its file goes."""
+    """The holder of a lock. If nobody holds it, remove its file and return None."""
     try:
         descriptor = os.open(path, os.O_RDWR)
     except OSError:
@@ -117,18 +117,18 @@ def _holder_of(path: Path) -> dict[str, Any] | None:
 
 
 def _job() -> str:
-    """Of what job this process is: where the launcher of several listens, or the process itself."""
+    """The job of this process: its launcher's address, or the process itself."""
     address, port = os.environ.get("MASTER_ADDR"), os.environ.get("MASTER_PORT")
     return f"{address}:{port}" if address and port else f"{socket.gethostname()}:{os.getpid()}"
 
 
 def _sign(descriptor: int, folder: Path) -> None:
-    """Write who holds the folder now."""
+    """Write this process into the lock as its holder."""
     before = _read(descriptor)
     if before and before.get("host") != socket.gethostname():
         print(
-            f"{folder} was left by process {before.get('pid')} on {before.get('host')}, which did not end by itself. If it still runs there (a disk whose locks do not "
-            "reach other machines), stop one of the two",
+            f"{folder} was left by process {before.get('pid')} on {before.get('host')}, which did not exit cleanly. If it still runs there (on some disks "
+            "locks do not reach other machines), stop one of the two",
             file=sys.stderr,
         )
     os.ftruncate(descriptor, 0)
@@ -137,8 +137,8 @@ def _sign(descriptor: int, folder: Path) -> None:
 
 
 def let_go(path: Path) -> None:
-    """Release what `hold` returned, and remove the file when nothing in this process holds it any more. A folder that `hold` made and
-    that is empty goes, too: a mistake that was told has left nothing."""
+    """Release a lock of `hold`. When this process no longer holds it, remove its file, and also the folder if `hold` created it and it
+    is empty: a command that only reported a mistake leaves nothing behind."""
     own = _held.get(str(path))
     if own is None:
         return
@@ -148,9 +148,9 @@ def let_go(path: Path) -> None:
     del _held[str(path)]
     try:
         with contextlib.suppress(OSError):
-            os.unlink(path)  # while it is held: who waits for it looks again (`_locked`)
+            os.unlink(path)  # while it is held: a waiting process checks again (`_locked`)
             if own.made:
-                path.parent.rmdir()  # refused where something lies in it
+                path.parent.rmdir()  # refused if it is not empty
     finally:
         os.close(own.descriptor)
 
@@ -158,10 +158,10 @@ def let_go(path: Path) -> None:
 def _locked(path: Path, folder: Path, option: str) -> int:
     end = time.monotonic() + WAIT
     while True:
-        path.parent.mkdir(parents=True, exist_ok=True)  # its holder may have ended and taken an empty folder away
+        path.parent.mkdir(parents=True, exist_ok=True)  # its holder may have exited and removed an empty folder
         try:
             descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
-        except FileNotFoundError:  # in this very moment
+        except FileNotFoundError:  # the folder was removed just now
             if time.monotonic() > end:
                 raise
             continue
@@ -172,7 +172,7 @@ def _locked(path: Path, folder: Path, option: str) -> int:
         except BlockingIOError:
             holder = _read(descriptor)
             os.close(descriptor)
-            # unknown: another process of this job asks who holds it, or its holder signs in this very moment
+            # unknown: another process of this job is checking the lock, or its holder is just signing
             if (not holder or _is_gone(holder)) and time.monotonic() < end:
                 time.sleep(0.02)
                 continue
@@ -181,12 +181,12 @@ def _locked(path: Path, folder: Path, option: str) -> int:
             holder = _read(descriptor)
             if holder and not _is_gone(holder):
                 os.close(descriptor)
-                raise InUse(f"{_in_use(folder, holder, option)}. If that process is not running any more, delete {path}") from None
+                raise InUse(f"{_in_use(folder, holder, option)}. If that process no longer runs, delete {path}") from None
             return descriptor
         with contextlib.suppress(OSError):
             if os.path.samestat(os.fstat(descriptor), os.stat(path)):
                 return descriptor
-        os.close(descriptor)  # its holder ended and removed it meanwhile
+        os.close(descriptor)  # its holder exited and removed it meanwhile
 
 
 def _in_use(folder: Path, holder: dict[str, Any], option: str) -> str:
@@ -199,7 +199,7 @@ def _in_use(folder: Path, holder: dict[str, Any], option: str) -> str:
 
 
 def _is_gone(holder: dict[str, Any]) -> bool:
-    """Whether the holder was a process of this machine, and is none now."""
+    """Whether the holder was a process of this machine that no longer runs."""
     if holder.get("host") != socket.gethostname() or not isinstance(holder.get("pid"), int):
         return False
     if holder["pid"] == os.getpid():
@@ -230,7 +230,7 @@ def _read(descriptor: int) -> dict[str, Any]:
 
 
 def _forget() -> None:
-    """In a child that was forked: the lock is its parent's alone, or it would outlive it."""
+    """In a forked child: close the lock, which is the parent's alone and would otherwise outlive it."""
     for own in _held.values():
         with contextlib.suppress(OSError):
             os.close(own.descriptor)

@@ -1,4 +1,4 @@
-"""Memory: how the C library deals with it."""
+"""Settings of the C library's memory allocator."""
 
 from __future__ import annotations
 
@@ -6,14 +6,14 @@ import ctypes
 import platform
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
-MOST_MMAP_THRESHOLD = 32 * 2**20  # bytes; it takes no more
+MOST_MMAP_THRESHOLD = 32 * 2**20  # bytes, glibc's maximum
 
 
 def keep_memory() -> None:
-    """Have the C library keep what is freed for what is asked for next; to be called before much is allocated.
+    """Make the C library reuse freed memory. Call it before much is allocated.
 
-    glibc gives the freed memory of a training step (or of a picture) back to the system and asks for it again in the next one, and the system
-    clears every page of it. Where the C library is another one, nothing is done.
+    By default glibc returns the memory of a training step (or a picture) to the system and requests it again in the next one, and the system
+    clears every page. Does nothing with other C libraries.
     """
     if platform.libc_ver()[0] != "glibc":
         return

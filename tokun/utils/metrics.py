@@ -1,4 +1,4 @@
-"""Measures of pictures, their copies and their codes: tensors in, numbers out. Knows no model."""
+"""Metrics of pictures, reconstructions and codes: tensors in, numbers out. Knows no model."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from torch import Tensor
 
 from tokun.utils.extras import need
 
-BAND = 1 / 6  # cycles a pixel: hatching is lines six pixels apart, or closer
+BAND = 1 / 6  # cycles per pixel: hatching lines are six pixels apart or closer
 
 
 def psnr(images: Tensor, reconstructed: Tensor) -> Tensor:
@@ -26,13 +26,13 @@ def ssim(a: Tensor, b: Tensor) -> Tensor:
 
 
 def gradients(images: Tensor) -> Tensor:
-    """(n, C, H, W) -> the length of the brightness gradient (n, 1, H, W)."""
+    """(n, C, H, W) -> the magnitude of the brightness gradient (n, 1, H, W)."""
     down, across = need("torchmetrics.functional.image", extra="eval").image_gradients(images.mean(1, keepdim=True))
     return (down.square() + across.square()).sqrt()
 
 
 def spectra(images: Tensor, size: int = 0) -> Tensor:
-    """(n, C, H, W) -> radial power spectra (n, S / 2), bin k at k / S cycles a pixel, of the windowed brightness; S is `size`, or the shorter side."""
+    """(n, C, H, W) -> radial power spectra (n, S / 2) of the windowed brightness, bin k at k / S cycles per pixel; S is `size`, or the shorter side."""
     (height, width), brightness = images.shape[2:], images.mean(1)
     size = size or min(height, width)
     down, across = (torch.hann_window(side, periodic=False) for side in (height, width))
@@ -46,14 +46,14 @@ def spectra(images: Tensor, size: int = 0) -> Tensor:
 
 
 def spectrum_error(a: Tensor, b: Tensor) -> Tensor:
-    """(n,) dB by which the power of fine lines differs, over frequencies from BAND to half a cycle a pixel."""
+    """(n,) dB: mean absolute difference in the power of fine lines, over frequencies from BAND to half a cycle per pixel."""
     first = round(BAND * min(a.shape[2:]))
     x, y = (10 * (spectra(images)[:, first:] + 1e-6).log10() for images in (a, b))  # 1e-6: the noise of 8 bits
     return (x - y).abs().mean(1)
 
 
 def code_figures(codes: Tensor, codebook_size: int) -> dict[str, float]:
-    """codes int64, of any shape -> usage (share of codes used), perplexity, dead_codes, and codes_seen, their number."""
+    """codes int64, of any shape -> usage (share of codes used), perplexity, dead_codes, and codes_seen (how many codes there were)."""
     counts = torch.bincount(codes.flatten(), minlength=codebook_size).float()
     p = counts / counts.sum()
     return {

@@ -1,9 +1,9 @@
-"""Is the Hugging Face Hub within reach? Asked once and quickly, before a library tries it for a minute. Knows no model.
+"""Is the Hugging Face Hub reachable? Checked once and quickly, before a library tries for a minute. Knows no model.
 
     with fetched("name/model", "--checkpoint"):
         path = huggingface_hub.snapshot_download("name/model")
 
-Where the Hub does not answer within SECONDS, its libraries are told to look into their cache alone, and what is not there is one clear error.
+If the Hub does not answer within SECONDS, its libraries use their cache alone, and whatever is missing there gives one clear error.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 SECONDS = 5.0
-MISSING = re.compile(r"[Cc]an't load|couldn't (?:connect|find|reach)|does not appear to have|not cached")  # in OSErrors of transformers
+MISSING = re.compile(r"[Cc]an't load|couldn't (?:connect|find|reach)|does not appear to have|not cached")  # in transformers' OSErrors
 HUB_ID = re.compile(r"[\w][\w.-]*(/[\w][\w.-]*)?")
 OFFLINE = "HF_HUB_OFFLINE"  # the libraries' own switch, read by each when it is imported
 SWITCHES = (("huggingface_hub.constants", OFFLINE), ("datasets.config", OFFLINE), ("datasets.config", "HF_DATASETS_OFFLINE"))
@@ -29,13 +29,13 @@ _answered: set[str] = set()
 
 
 class NotFetched(FileNotFoundError):
-    """Something is not here, and the place to fetch it from is not reached."""
+    """Something is not on this machine, and the server to fetch it from is unreachable."""
 
 
 def out_of_reach(address: str) -> str:
-    """Why a server does not answer; "" where it does, whatever it says. Goes through the proxies of the environment, as the libraries do.
+    """Why a server does not answer; "" if it does, with any status. Uses the environment's proxies, as the libraries do.
 
-    One that has answered is not asked again.
+    A server that has answered is not asked again.
     """
     if address in _answered:
         return ""
@@ -45,16 +45,16 @@ def out_of_reach(address: str) -> str:
         try:
             urllib.request.urlopen(urllib.request.Request(address, method="HEAD"), timeout=SECONDS).close()
             found[0] = ""
-        except urllib.error.HTTPError as error:  # it is there, and refuses
+        except urllib.error.HTTPError as error:  # reachable, but it refuses
             error.close()
             found[0] = ""
         except (OSError, ValueError) as error:
             reason: Any = getattr(error, "reason", error)
             found[0] = (
                 "" if isinstance(reason, ssl.SSLError) else str(reason) or type(reason).__name__
-            )  # certificates are the libraries' own
+            )  # the libraries have certificates of their own
 
-    asking = threading.Thread(target=ask, daemon=True)  # finding an address has no time limit of its own
+    asking = threading.Thread(target=ask, daemon=True)  # name resolution has no timeout of its own
     asking.start()
     asking.join(SECONDS + 0.5)
     if not found[0]:
@@ -64,9 +64,9 @@ def out_of_reach(address: str) -> str:
 
 @contextlib.contextmanager
 def fetched(name: str | Path, option: str, *, repo_type: str = "model") -> Iterator[None]:
-    """Within the block libraries fetch `name` (no folder here) from the Hub, or find it in their cache where the Hub is out of reach.
+    """Within the block, libraries fetch `name` (not a local folder) from the Hub, or from their cache if the Hub is unreachable.
 
-    `option` is what named it. Raises NotFetched (a FileNotFoundError) where it is in neither place (`is_missing`); what else is wrong is raised as it is.
+    `option` is the option that named it. Raises NotFetched (a FileNotFoundError) if it is in neither (`is_missing`). Other errors propagate.
     """
     if Path(name).exists() or not HUB_ID.fullmatch(str(name)):
         yield
@@ -84,15 +84,15 @@ def fetched(name: str | Path, option: str, *, repo_type: str = "model") -> Itera
             if not is_missing(error):
                 raise
             raise NotFetched(
-                f"{option} {name} is no folder here and not in the cache, and the Hub ({constants.ENDPOINT}) is not reached: {why}. To work offline, "
-                f"fetch it where there is a network (hf download {name}{'' if repo_type == 'model' else f' --repo-type {repo_type}'} --local-dir FOLDER), bring the folder here and give its path"
+                f"{option} {name} is neither a local folder nor in the cache, and the Hub ({constants.ENDPOINT}) is unreachable: {why}. To work offline, "
+                f"fetch it on a machine with a network (hf download {name}{'' if repo_type == 'model' else f' --repo-type {repo_type}'} --local-dir FOLDER), copy the folder here and give its path"
             ) from error
 
 
 def is_missing(error: BaseException | None) -> bool:
-    """Whether an error says that something is not in the cache and cannot be fetched: it, or one that it was raised from or during.
+    """Whether an error, its cause or its context says that something is not in the cache and cannot be fetched.
 
-    huggingface_hub's LocalEntryNotFoundError is a FileNotFoundError, its OfflineModeIsEnabled a ConnectionError; transformers says it in words alone.
+    huggingface_hub's LocalEntryNotFoundError is a FileNotFoundError, its OfflineModeIsEnabled a ConnectionError; transformers only says so in its message.
     """
     while error is not None:
         if isinstance(error, (FileNotFoundError, ConnectionError)) or (isinstance(error, OSError) and MISSING.search(str(error))):
@@ -102,12 +102,12 @@ def is_missing(error: BaseException | None) -> bool:
 
 
 def downloaded(name: str, what: str) -> Path:
-    """The folder of a model repository ("owner/name") of the Hub, from the cache or the network. `what` names it in messages: "checkpoint".
+    """The local folder of a Hub model repository ("owner/name"), from the cache or the network. `what` names it in messages: "checkpoint".
 
-    Raises FileNotFoundError where `name` is no such id, or is neither in the cache nor to be had.
+    Raises FileNotFoundError if `name` is not such an id, or can be neither found in the cache nor downloaded.
     """
     if "/" not in name or not HUB_ID.fullmatch(name):
-        raise FileNotFoundError(f"{what} {name!r} is neither a folder here nor a Hugging Face Hub id such as 'owner/name'")
+        raise FileNotFoundError(f"{what} {name!r} is neither a local folder nor a Hugging Face Hub id such as 'owner/name'")
     import huggingface_hub
 
     try:
@@ -116,12 +116,12 @@ def downloaded(name: str, what: str) -> Path:
     except NotFetched:
         raise
     except (OSError, ValueError, huggingface_hub.errors.HfHubHTTPError) as error:
-        raise FileNotFoundError(f"{what} {name!r} is not a folder here and could not be downloaded from the Hub: {error}") from error
+        raise FileNotFoundError(f"{what} {name!r} is not a local folder and could not be downloaded from the Hub: {error}") from error
 
 
 @contextlib.contextmanager
 def offline() -> Iterator[None]:
-    """Within the block the Hub's libraries ask nobody, those that are imported and those that will be."""
+    """Within the block, the Hub's libraries use no network, whether already imported or imported later."""
     before = os.environ.get(OFFLINE)
     switches = [
         (sys.modules[module], switch) for module, switch in SWITCHES if module in sys.modules and hasattr(sys.modules[module], switch)
