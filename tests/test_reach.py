@@ -66,7 +66,10 @@ def test_what_is_wrong_with_something_in_the_cache_passes_as_it_is(nobody, error
 @pytest.mark.parametrize("kind", ["AutoConfig", "AutoTokenizer", "AutoModel", "AutoProcessor", "AutoImageProcessor"])
 def test_a_model_that_transformers_does_not_find_is_one_line(nobody, tmp_path, kind):
     transformers = pytest.importorskip("transformers")
-    with pytest.raises(reach.NotFetched, match="--model nobody/no-model is neither a local folder"), reach.fetched("nobody/no-model", "--model"):
+    with (
+        pytest.raises(reach.NotFetched, match="--model nobody/no-model is neither a local folder"),
+        reach.fetched("nobody/no-model", "--model"),
+    ):
         getattr(transformers, kind).from_pretrained("nobody/no-model", cache_dir=str(tmp_path))
 
 
@@ -107,7 +110,9 @@ def test_checkpoints_and_adapters_are_fetched_alike_and_without_a_network_told_s
     from tokun.inference import adapters
 
     read = tokun.load if what == "checkpoint" else adapters.read
-    with pytest.raises(reach.NotFetched, match=rf"the {what} name/model is neither a local folder nor in the cache.*hf download name/model"):
+    with pytest.raises(
+        reach.NotFetched, match=rf"the {what} name/model is neither a local folder nor in the cache.*hf download name/model"
+    ):
         read("name/model")
     with pytest.raises(
         FileNotFoundError, match=rf"{what} 'nowhere' is neither a local folder nor a Hugging Face Hub id such as 'owner/name'"

@@ -1,4 +1,4 @@
-"""Commands over adapters: what one is, and an adapter and its base as one checkpoint.
+"""Commands for adapters: describe one, or merge it with its base into one checkpoint.
 
 python -m tokun.adapters show runs/mine-lora
 python -m tokun.adapters merge bundled runs/mine-lora --out merged      sample.py --checkpoint merged draws the same samples
@@ -19,11 +19,11 @@ def main(argv: list[str] | None = None) -> None:
         prog="python -m tokun.adapters", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     commands = parser.add_subparsers(dest="command", required=True)
-    shown = commands.add_parser("show", help="say what an adapter is")
-    merging = commands.add_parser("merge", help="write the base with the adapter's changes as an ordinary checkpoint")
+    shown = commands.add_parser("show", help="describe an adapter")
+    merging = commands.add_parser("merge", help="merge the adapter into its base and write an ordinary checkpoint")
     merging.add_argument("base", help="a checkpoint's folder or Hub id, or bundled")
     for command in (shown, merging):
-        command.add_argument("adapter", help="its folder, its run's, or a Hub id")
+        command.add_argument("adapter", help="the adapter's folder, its run's folder, or a Hub id")
     merging.add_argument("--out", type=home_path, required=True, help="a new folder")
     merging.add_argument(
         "--dtype", choices=("float32", "bfloat16", "float16"), default="float32", help="of the weights in the file (%(default)s)"

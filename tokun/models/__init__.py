@@ -1,1 +1,1 @@
-"""The networks that are trained, their losses, and whole tensors of them under ZeRO."""
+"""The trained networks, their losses, and gathering their tensors under ZeRO."""

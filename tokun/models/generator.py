@@ -1,7 +1,7 @@
 """The generator: a stock Hugging Face causal LM sized for a vocabulary. Knows ids, never words or pixels.
 
 Qwen3 (qk-norm, RMSNorm, SwiGLU, GQA, rotary positions) from scratch, or any pretrained causal LM with its vocabulary
-extended. `AutoModelForCausalLM.from_pretrained` loads what is saved; nothing of tokun is needed for it.
+extended. `AutoModelForCausalLM.from_pretrained` loads the saved model without tokun.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ from tokun.utils.errors import UserError, reading
 
 
 def make_generator(config: GeneratorConfig, *, vocab_size: int, max_length: int, pad: int, bos: int, eos: int) -> Any:
-    """A causal LM over `vocab_size` ids in float32, sequences up to `max_length`. Weights come from torch's global
-    generator: seed it before the call. With `config.pretrained`, its weights, and new rows for the new ids."""
+    """A causal LM over `vocab_size` ids in float32, for sequences up to `max_length`. Weights come from torch's global
+    generator: seed it before the call. With `config.pretrained`, they are its weights, with new rows for the new ids."""
     from transformers import AutoModelForCausalLM, Qwen3Config
 
     if config.pretrained:
@@ -59,14 +59,14 @@ def make_generator(config: GeneratorConfig, *, vocab_size: int, max_length: int,
 
 
 def intermediate_size(config: GeneratorConfig) -> int:
-    """The width between the two products of an MLP."""
+    """The hidden width of an MLP."""
     return config.intermediate_size or _round_up(config.hidden_size * 8 // 3, 64)
 
 
 @torch.no_grad()
 def start_from(model: nn.Module, other: nn.Module, others: Sequence[str], added: Sequence[str], *, text_size: int) -> list[str]:
-    """Overwrite the weights with those of another generator of this shape and text tokenizer. `others` and `added` name what comes behind the
-    text pieces in each one's ids; what the other does not know keeps the weights it has. Returns their names."""
+    """Overwrite the weights with those of another generator of the same shape and text tokenizer. `others` and `added` name the ids after the
+    text pieces in the other and in this one. Ids that the other does not have keep their weights. Returns their names."""
     known = {name: text_size + i for i, name in enumerate(others)}
     rows = [(i, i) for i in range(text_size)] + [(text_size + i, known[name]) for i, name in enumerate(added) if name in known]
     here, there = (torch.tensor(side) for side in zip(*rows))
@@ -82,9 +82,9 @@ def start_from(model: nn.Module, other: nn.Module, others: Sequence[str], added:
 
 @torch.no_grad()
 def start_from_codebook(model: nn.Module, vectors: torch.Tensor, first: int) -> None:
-    """Overwrite the embeddings of ids first … first + K - 1 with the codebook's vectors (K, D), turned at random into the model's width.
+    """Overwrite the embeddings of ids first … first + K - 1 with the codebook's vectors (K, D), randomly projected to the model's width.
 
-    Their distances are kept up to one factor, which gives them the size that the embeddings had.
+    Distances are kept up to one factor, which restores the standard deviation of the embeddings.
     """
     rows = model.get_input_embeddings().weight[first : first + len(vectors)]
     centred = (vectors - vectors.mean(0)).to(rows)
@@ -95,15 +95,15 @@ def start_from_codebook(model: nn.Module, vectors: torch.Tensor, first: int) -> 
 def add_dropout(model: nn.Module, p: float) -> None:
     """Dropout on the embeddings and on the output of each attention and MLP, as hooks: the class stays stock.
 
-    Active in training mode only. A hook reads `training` from the module it hangs on.
+    Active in training mode only. A hook reads `training` from its module.
     """
     if not 0 <= p < 1:
-        raise UserError(f"dropout is {p}; it must lie in [0, 1)")
+        raise UserError(f"dropout is {p}; it must be in [0, 1)")
     if p == 0:
         return
 
     def hook(module: nn.Module, _inputs: Any, output: torch.Tensor) -> torch.Tensor:
-        seed = getattr(module, "dropout_seed", None)  # of compiled layers on a CPU
+        seed = getattr(module, "dropout_seed", None)  # set for compiled layers on a CPU
         if seed is None or not module.training:
             return F.dropout(output, p, training=module.training)
         return kernels.hashed_dropout(output, p, seed)
@@ -114,19 +114,19 @@ def add_dropout(model: nn.Module, p: float) -> None:
 
 
 def _residual_branches(model: nn.Module) -> list[nn.Module]:
-    """What attention and MLP of each layer end with."""
+    """The last linear layer of each attention and MLP."""
     return [module for name, module in model.named_modules() if name.endswith((".o_proj", ".down_proj"))]
 
 
-# measured at 8 layers of width 256 and pictures of 8x16 to 24x16 codes (533 positions at most): 2.5 s of one core a step of 32, 3.7 by the fused kernel
+# measured at 8 layers of width 256 and pictures of 8x16 to 24x16 codes (533 positions at most): 2.5 s of one core for a step of 32, 3.7 s with the fused kernel
 PLAIN_POSITIONS = 1024
 
 
 def tune_for(model: Any, device: torch.device) -> None:
-    """Faster kernels for the same function; nothing of it is saved.
+    """Install faster kernels for the same function. Not saved with the model.
 
     Everywhere: RMSNorm in one kernel. On a CPU: attention by plain matrix products, whose backward pass takes a fraction
-    of the fused kernel's time for sequences of up to PLAIN_POSITIONS ids; in Qwen3 without those above the diagonal.
+    of the fused kernel's time for sequences of up to PLAIN_POSITIONS ids; for Qwen3, without products above the diagonal.
     """
     for module in model.modules():
         if type(module).__name__ == "Qwen3RMSNorm":
@@ -142,7 +142,7 @@ ATTENTION = "tokun_causal"
 
 @functools.cache
 def _register_attention() -> str:
-    """Make `kernels.causal_attention` known to transformers; where a mask or a cache is in play, it is SDPA as before."""
+    """Register `kernels.causal_attention` with transformers; with a mask or a cache it falls back to SDPA."""
     from transformers import AttentionInterface, AttentionMaskInterface
     from transformers.integrations.sdpa_attention import sdpa_attention_forward
     from transformers.masking_utils import sdpa_mask
@@ -165,7 +165,7 @@ def _fused_norm(self: Any, hidden_states: torch.Tensor) -> torch.Tensor:
 
 
 def compile_layers(model: nn.Module) -> None:
-    """torch.compile each decoder layer in place (one compilation serves them all); names and weights stay as they are."""
+    """torch.compile each decoder layer in place (one compilation serves them all). Names and weights do not change."""
     lists = [m for m in model.modules() if isinstance(m, nn.ModuleList)]
     layers = max(lists, key=lambda layers: sum(p.numel() for p in layers.parameters()))
     on_cpu = next(model.parameters()).device.type == "cpu"
@@ -176,7 +176,7 @@ def compile_layers(model: nn.Module) -> None:
 
 
 def _recomputing(graph: Any, inputs: Any) -> Any:
-    """Inductor, with dropout's masks hashed again in the backward pass: to write one down as bytes takes several times as long."""
+    """Inductor, with dropout's masks recomputed in the backward pass: storing one as bytes takes several times as long."""
     from torch._functorch import config
     from torch._inductor.compile_fx import compile_fx
 
@@ -185,10 +185,10 @@ def _recomputing(graph: Any, inputs: Any) -> Any:
 
 
 def _draw_dropout_seeds(model: Any) -> None:
-    """Have `kernels.hashed_dropout` drop what `add_dropout` would: its seeds come from torch's generator, all of them before each forward pass."""
+    """Let `kernels.hashed_dropout` do the dropout of `add_dropout`: its seeds are drawn from torch's generator before each forward pass."""
     branches = _residual_branches(model)
     for module in branches:
-        module.dropout_seed = torch.zeros((), dtype=torch.int32)  # neither parameter nor buffer: nothing saves it, no engine exchanges it
+        module.dropout_seed = torch.zeros((), dtype=torch.int32)  # neither parameter nor buffer: not saved, not synchronised by engines
 
     def draw(module: nn.Module, _inputs: Any) -> None:
         if module.training and branches:
@@ -198,20 +198,20 @@ def _draw_dropout_seeds(model: Any) -> None:
     model.base_model.register_forward_pre_hook(draw)
 
 
-# of float32 logits, where the loss is left to choose its chunks: on a GPU a part of its memory, on a CPU what the last cache may hold
+# of float32 logits, for the automatic chunk size: on a GPU a part of its memory, on a CPU about the last-level cache
 CHUNK_BYTES = {"cuda": 2**30, "cpu": 2**25}
 
 
 def loss_chunk(asked: int, *, positions: int, size: int, device: str = "cuda") -> int:
-    """Positions whose logits over `size` ids are made at once: `asked`, or with 0 what the device's `CHUNK_BYTES` hold. 0: those of all, at once."""
+    """Positions whose logits over `size` ids are computed at once: `asked`, or if 0 as many as fit in the device's `CHUNK_BYTES`. Returns 0 for all at once."""
     chunk = asked or max(1, CHUNK_BYTES[device] // (4 * size))
     return chunk if chunk < positions else 0
 
 
 @torch.no_grad()
 def head_is_last(model: Any) -> bool:
-    """Whether the logits are the output embedding of the base model's last hidden states and nothing more, as a short input shows.
-    Some models scale or cap their logits behind the head, or put a layer before it."""
+    """Whether the logits are just the output embedding of the base model's last hidden states, tested on a short input.
+    Some models scale or cap their logits after the head, or have a layer before it."""
     if model.get_output_embeddings() is None or model.base_model is model:
         return False
     was_training = model.training
@@ -224,12 +224,12 @@ def head_is_last(model: Any) -> bool:
 
 
 def fuse_loss_into_forward(model: Any, *, size: int, chunk: int, token_losses: Callable[..., dict[str, torch.Tensor]]) -> None:
-    """From now on `model(input_ids=…, targets=(positions, labels, is_image, weights))` is (loss, parts) of `losses.chunked_loss` over the
-    logits of `size` ids, or with chunk 0, and where ZeRO-3 has cut the head, the same of all logits at once.
+    """Make `model(input_ids=…, targets=(positions, labels, is_image, weights))` return (loss, parts) of `losses.chunked_loss` over the
+    logits of `size` ids. With chunk 0, and if ZeRO-3 partitions the head, the loss takes all logits at once.
 
-    positions (N,) into the flattened input_ids (B, T), labels (N,): what has no label costs no logits, and no logits are cast on their
-    way out. Every other call is as before. It is a call of the model like any other, so that DDP and DeepSpeed see it. Before `prepare`;
-    nothing of it is saved. Needs `head_is_last`.
+    positions (N,) into the flattened input_ids (B, T), labels (N,): positions without a label cost no logits, and no logits are cast on
+    output. Every other call is unchanged. It is an ordinary call of the model, so DDP and DeepSpeed see it. Call before `prepare`.
+    Not saved with the model. Needs `head_is_last`.
     """
     stock = model.forward
 
@@ -240,8 +240,8 @@ def fuse_loss_into_forward(model: Any, *, size: int, chunk: int, token_losses: C
         positions, labels, is_image, weights = targets
         rows = self.base_model(*args, **kwargs)[0].flatten(0, 1).index_select(0, positions)
         head = self.get_output_embeddings()
-        if chunk and not any(map(is_cut, head.parameters())):  # cut weights are gathered for one forward and one backward pass, no more
-            torch.clear_autocast_cache()  # the layers' copies of their weights are not for the loss to carry
+        if chunk and not any(map(is_cut, head.parameters())):  # partitioned weights are gathered for one forward and one backward pass only
+            torch.clear_autocast_cache()  # free the layers' copies of their weights during the loss
             return losses.chunked_loss(rows, head, labels, is_image, weights, size=size, chunk=chunk, token_losses=token_losses)
         logits = head(rows)[..., :size]
         with torch.autocast(logits.device.type, enabled=False):
@@ -253,7 +253,7 @@ def fuse_loss_into_forward(model: Any, *, size: int, chunk: int, token_losses: C
 
 @contextlib.contextmanager
 def uncompiled(model: nn.Module) -> Iterator[None]:
-    """Within the block the layers run as they are written: evaluation and sampling are too short to compile for."""
+    """Within the block the layers run uncompiled: evaluation and sampling are too short to be worth compiling."""
     compiled = {m: m._compiled_call_impl for m in model.modules() if m._compiled_call_impl is not None}
     for module in compiled:
         module._compiled_call_impl = None
@@ -265,7 +265,7 @@ def uncompiled(model: nn.Module) -> Iterator[None]:
 
 
 def can_compile(device: torch.device) -> bool:
-    """Whether torch.compile finds what it needs: Triton on a GPU, a C++ compiler on a CPU."""
+    """Whether torch.compile has what it needs: Triton on a GPU, a C++ compiler on a CPU."""
     if device.type == "cuda":
         return importlib.util.find_spec("triton") is not None
     return any(shutil.which(name) for name in (os.environ.get("CXX", ""), "g++", "clang++", "cl") if name)
@@ -278,7 +278,7 @@ def count_parameters(model: nn.Module) -> int:
 
 def flops_per_token(model: nn.Module, length: int) -> float:
     """Floating-point operations of one training token (forward and backward) in a sequence of `length`:
-    6 per matrix parameter (4 where it stands still), and 6 * layers * heads * head_dim * length for causal attention (PaLM, appendix B, halved by the causal mask)."""
+    6 per matrix parameter (4 if it is frozen), and 6 * layers * heads * head_dim * length for causal attention (PaLM, appendix B, halved by the causal mask)."""
     config = model.config
     tied = config.vocab_size * config.hidden_size
     each = [(6.0 if p.requires_grad else 4.0) * p.numel() for p in model.parameters() if p.ndim >= 2]

@@ -1,6 +1,6 @@
-"""Kernels: attention and dropout of a training step on a CPU, written so that torch.compile makes few passes over memory of them.
+"""Attention and dropout for training on a CPU, written so that torch.compile makes few passes over memory.
 
-Each is the same function as the stock one (dropout draws from another generator); tests hold it to that. Knows tensors, no model.
+Each computes the same function as the stock one (dropout uses another generator), as tests verify. Knows tensors, no model.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ from torch import Tensor
 def causal_attention(query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
     """Causal self-attention of query (B, H, T, D) over key and value (B, K, T, D), H a multiple of K -> (B, T, H, D), in the dtype of `value`.
 
-    The first half of the queries sees the first half of the keys only, so that a quarter of the products is never made. The
-    probabilities are kept for the backward pass as the product with `value` has seen them.
+    The first half of the queries sees the first half of the keys only, which saves a quarter of the products. The backward pass
+    uses the probabilities in the dtype in which they were multiplied by `value`.
     """
     return _CausalAttention.apply(query.to(value.dtype), key.to(value.dtype), value, scale)
 
@@ -26,7 +26,7 @@ def _halves(length: Any) -> tuple[tuple[Any, Any], tuple[Any, Any]]:
 
 
 class _CausalAttention(torch.autograd.Function):
-    """Tensors keep their axes (B, K, H / K, T, …) up to the products: what is merged before has the compiler divide for each element's place."""
+    """Tensors keep their axes (B, K, H / K, T, …) up to the products: with axes merged earlier, the compiler would divide to index each element."""
 
     @staticmethod
     def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
@@ -53,7 +53,7 @@ class _CausalAttention(torch.autograd.Function):
         (batch, kv, length, size), group = key.shape, saved[-1].shape[1]
         keys, values = key.flatten(0, 1), value.flatten(0, 1)
         gradient = gradient.transpose(1, 2).to(value.dtype)
-        # what the softmax takes off each row of its gradient (Dao et al. 2022, "FlashAttention", appendix B.4)
+        # the term that the softmax subtracts from each row of its gradient (Dao et al. 2022, "FlashAttention", appendix B.4)
         means = (gradient.float() * output.float()).sum(-1, keepdim=True).view(batch * kv, group, length, 1)
         gradients = gradient.unflatten(1, (kv, group))
         to_query, to_key, to_value = [], [], []
@@ -76,8 +76,8 @@ def _joined(early: Tensor, whole: Tensor) -> Tensor:  # gradients of the first k
 
 
 def hashed_dropout(x: Tensor, p: float, seed: Tensor) -> Tensor:
-    """Dropout whose mask is a hash of each element's place and of `seed` (an int32 scalar): a few vector instructions an element where
-    torch's generators take 20 to 30 cycles. To be compiled; the hash is Wellons' `lowbias32` (2018), with the seed in it twice.
+    """Dropout whose mask is a hash of each element's index and of `seed` (an int32 scalar): a few vector instructions an element, where
+    torch's generators take 20 to 30 cycles. Meant to be compiled. The hash is Wellons' `lowbias32` (2018), with the seed mixed in twice.
     """
     h = torch.arange(x.numel(), dtype=torch.int32, device=x.device).view(x.shape) ^ seed
     h = (h ^ ((h >> 16) & 0xFFFF)) * 0x7FEB352D + seed

@@ -1,4 +1,4 @@
-"""What training minimises: reconstruction, perceptual distance, fine lines, adversary, next token.
+"""Training losses: reconstruction, perceptual distance, fine lines, adversarial, next token.
 
 Each is a function or module of tensors; none knows a config, an optimizer or a step.
 Shapes: images (B, C, H, W) in [-1, 1], logits (B, T, V), labels (B, T) with -100 where there is no loss.
@@ -39,10 +39,10 @@ class Fire(nn.Module):
 
 class SqueezeNetDistance(nn.Module):
     """Distance of SqueezeNet 1.1 features (Iandola et al. 2016), unit-normalised per position as in LPIPS
-    (Zhang et al. 2018) with every channel weighing the same. Needs torch alone.
+    (Zhang et al. 2018) with equal weight for every channel. Needs torch alone.
 
     `weights`: a safetensors or .pth file in torchvision's parameter layout; empty downloads torchvision's.
-    `compiled`: compare the features in one compiled kernel, in a tenth of the time; needs what `torch.compile` needs.
+    `compiled`: compare the features in one compiled kernel, ten times as fast; needs what `torch.compile` needs.
     """
 
     TAPS = (1, 4, 7, 9, 10, 11, 12)  # after the first ReLU, and after the fire modules at each resolution
@@ -60,7 +60,7 @@ class SqueezeNetDistance(nn.Module):
         self.features.load_state_dict({k.removeprefix("features."): v for k, v in state.items() if k.startswith("features.")})
         self.register_buffer("mean", torch.tensor([0.485, 0.456, 0.406]).view(1, 3, 1, 1))
         self.register_buffer("std", torch.tensor([0.229, 0.224, 0.225]).view(1, 3, 1, 1))
-        self.requires_grad_(False).eval().to(memory_format=torch.channels_last)  # half the time of the usual order on a CPU
+        self.requires_grad_(False).eval().to(memory_format=torch.channels_last)  # twice as fast as the default layout on a CPU
 
     def taps(self, images: Tensor) -> list[Tensor]:  # (B, 1 or 3, H, W) in [-1, 1] -> feature maps
         x = ((images + 1) / 2).expand(-1, 3, -1, -1)
@@ -95,7 +95,7 @@ class LpipsDistance(nn.Module):
         lpips = need("lpips", extra="train")
         try:
             self.net = lpips.LPIPS(net="vgg", verbose=False)
-        except OSError as error:  # URLError too: the VGG weights could not be downloaded
+        except OSError as error:  # also URLError: the VGG weights could not be downloaded
             raise OSError(
                 f"perceptual: lpips could not load its VGG weights ({error}). On a machine without downloads set "
                 "image_tokenizer_train.perceptual=squeezenet and image_tokenizer_train.perceptual_weights=FILE, or image_tokenizer_train.perceptual=none"
@@ -149,9 +149,9 @@ def load_squeezenet(weights: str) -> dict[str, Tensor]:
 def line_loss(a: Tensor, b: Tensor, windows: tuple[int, ...] = (8, 16)) -> Tensor:
     """L1 distance of local log-spectra: windowed Fourier magnitudes of overlapping patches, images (B, C, H, W).
 
-    Hatching is periodic. A pixel loss that meets lines half a period off prefers plain grey; the magnitude of a local
-    spectrum does not see the phase and asks for the right spacing, direction and contrast of lines. Weighted by
-    frequency, since engraving lives in the high ones. Same idea as multi-resolution STFT losses for sound (Yamamoto et al. 2020).
+    Hatching is periodic. If lines are half a period off, a pixel loss prefers plain grey. The magnitude of a local
+    spectrum ignores the phase and rewards the right spacing, direction and contrast of lines. Weighted by frequency,
+    since engraving is mostly high frequencies. Same idea as multi-resolution STFT losses for audio (Yamamoto et al. 2020).
     """
     total = a.new_zeros((), dtype=torch.float32)
     with torch.autocast(a.device.type, enabled=False):
@@ -172,7 +172,7 @@ def _patches(x: Tensor, size: int) -> Tensor:  # (B, C, H, W) -> (B, C, rows, co
 
 
 class PatchDiscriminator(nn.Module):
-    """PatchGAN (Isola et al. 2017): real or not, for each patch. (B, C, H, W) -> (B, 1, h, w). Group norm: no batch statistics."""
+    """PatchGAN (Isola et al. 2017): a real-or-fake logit for each patch. (B, C, H, W) -> (B, 1, h, w). Group norm: no batch statistics."""
 
     def __init__(self, image_channels: int, width: int = 48, layers: int = 3):
         super().__init__()
@@ -215,7 +215,7 @@ def next_token_losses(logits: Tensor, labels: Tensor, is_image: Tensor) -> dict[
     Returns scalars: image_sum, image_count, text_sum, text_count, z_sum (squared log-partition), all float32.
     """
     keep = labels != IGNORE
-    labels = labels.clamp_min(0)  # masked, not taken out: shapes that do not depend on values can be compiled
+    labels = labels.clamp_min(0)  # masked, not removed: only shapes that do not depend on values can be compiled
     logits = logits.float()
     partition = logits.logsumexp(-1)  # (B, T)
     nll = partition - logits.gather(-1, labels[..., None])[..., 0]
@@ -232,7 +232,7 @@ def next_token_losses(logits: Tensor, labels: Tensor, is_image: Tensor) -> dict[
 
 
 PARTS = ("image_sum", "image_count", "text_sum", "text_count", "z_sum")
-LOSS_SUMS = ("image_sum", "text_sum", "z_sum")  # what a training loss weighs, in the order of its weights
+LOSS_SUMS = ("image_sum", "text_sum", "z_sum")  # the terms of a training loss, in the order of its weights
 
 
 def weighted_loss(parts: dict[str, Tensor], weights: Tensor) -> Tensor:
@@ -246,9 +246,9 @@ def chunked_loss(
 ) -> tuple[Tensor, dict[str, Tensor]]:  # fmt: skip
     """`weighted_loss(next_token_losses(head(hidden)[..., :size], ...), weights)` and its parts, with the logits of `chunk` positions at a time.
 
-    hidden (N, H), labels (N,), weights (3,). Where gradients are wanted they are made along the way, chunk by chunk, while the logits are
-    there: nothing is computed twice, and behind it lie a gradient like `hidden` and one like the head's weights. So the loss may be
-    scaled before `backward`, but not be put through anything else; the parts have no gradient.
+    hidden (N, H), labels (N,), weights (3,). Gradients, if enabled, are computed in the forward pass, chunk by chunk, while the logits
+    exist: nothing is computed twice, and only a gradient of `hidden` and one of the head's weights remain. So the loss may be
+    scaled before `backward`, but not transformed otherwise; the parts have no gradient.
     """
 
     def parts_of(rows: Tensor, targets: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
@@ -267,7 +267,7 @@ def chunked_loss(
 
 
 class _GradientsAlong(torch.autograd.Function):
-    """The loss of `chunked_loss`, whose forward pass is its backward pass too: what is left for later is to scale."""
+    """The loss of `chunked_loss`. Its forward pass computes the gradients; its backward pass only scales them."""
 
     @staticmethod
     def forward(
@@ -275,7 +275,9 @@ class _GradientsAlong(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor]:
         loss, totals = hidden.new_zeros((), dtype=torch.float32), hidden.new_zeros(len(PARTS), dtype=torch.float32)
         gradient = torch.empty_like(hidden)
-        sums = [torch.zeros_like(p, dtype=torch.float32) for p in parameters]  # of many chunks: float32 whatever the weights are
+        sums = [
+            torch.zeros_like(p, dtype=torch.float32) for p in parameters
+        ]  # summed over many chunks: float32 whatever the weights' dtype
         for rows, targets, place in zip(hidden.split(chunk), labels.split(chunk), gradient.split(chunk), strict=True):
             rows = rows.detach().requires_grad_()
             with torch.enable_grad():
@@ -285,7 +287,7 @@ class _GradientsAlong(torch.autograd.Function):
             place.copy_(made[0])
             for total, i in zip(sums, range(1, len(made)), strict=True):
                 total.add_(made[i])
-            del made  # as large as the head's weights: not to lie beside the next chunk's logits
+            del made  # as large as the head's weights: freed before the next chunk's logits are made
             loss += part.detach()
             totals += torch.stack([parts[name].detach() for name in PARTS])
         ctx.gradients = [gradient, *(total.to(p.dtype) for total, p in zip(sums, parameters, strict=True))]
@@ -294,6 +296,8 @@ class _GradientsAlong(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, scale: Tensor, *_: Any) -> tuple[Any, ...]:
-        hidden, *parameters = (gradient.mul_(scale) for gradient in ctx.gradients)  # in place: they are ours, and as large as the weights
+        hidden, *parameters = (
+            gradient.mul_(scale) for gradient in ctx.gradients
+        )  # in place: we own them, and they are as large as the weights
         del ctx.gradients
         return None, None, hidden, None, *parameters

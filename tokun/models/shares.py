@@ -1,6 +1,6 @@
-"""Shares: what a process holds of a parameter that DeepSpeed ZeRO-3 has cut among the processes, and the way back to the whole.
+"""Shares of parameters that DeepSpeed ZeRO-3 partitions among the processes, and gathering them.
 
-A share is flat, equally long everywhere, and padded at the end of the last one. A parameter that nobody has cut is its own share.
+A share is flat and equally long in every process; the last one is padded at its end. An unpartitioned parameter is its own share.
 Knows no optimizer and no engine.
 """
 
@@ -16,7 +16,7 @@ def is_cut(parameter: Tensor) -> bool:
 
 
 def own_share(parameter: Tensor) -> Tensor:
-    """What this process holds of the parameter, to read and to write in place: all of it where nothing is cut."""
+    """This process's share of the parameter, to read or write in place; the whole of it if it is not partitioned."""
     return parameter.ds_tensor if is_cut(parameter) else parameter
 
 
@@ -25,7 +25,7 @@ def whole_size(parameter: Tensor) -> torch.Size:
 
 
 def share_of(whole: Tensor, parameter: Tensor) -> Tensor:
-    """This process's share of `whole`, a tensor of the parameter's whole shape."""
+    """This process's share of `whole`, a tensor of the parameter's full shape."""
     if not is_cut(parameter):
         return whole
     length, start = parameter.ds_tensor.numel(), dist.get_rank() * parameter.ds_tensor.numel()
@@ -34,8 +34,8 @@ def share_of(whole: Tensor, parameter: Tensor) -> Tensor:
 
 
 def gathered(share: Tensor, parameter: Tensor) -> Tensor:
-    """The whole of which each process passes its share; every process calls it, for the same parameter. Lies where processes meet
-    (a GPU under NCCL), even where shares are kept in the CPU's memory."""
+    """The whole tensor, gathered from each process's share. A collective call, for the same parameter in every process. The result is on
+    the collective device (a GPU under NCCL), even if shares are offloaded to the CPU."""
     if not is_cut(parameter):
         return share
     share = share.detach().to(collective_device())
@@ -45,7 +45,7 @@ def gathered(share: Tensor, parameter: Tensor) -> Tensor:
 
 
 def collected(shares: dict[str, Tensor], parameters: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Whole tensors by name. Where parameters are cut every process calls it, and only rank 0 gets them, in the CPU's memory."""
+    """Whole tensors by name. With partitioned parameters it is a collective call, and only rank 0 gets the tensors, on the CPU."""
     whole: dict[str, Tensor] = {}
     for name, share in shares.items():
         tensor = gathered(share, parameters[name])

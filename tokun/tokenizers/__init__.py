@@ -1,1 +1,1 @@
-"""Pictures, texts and tags to ids of one vocabulary, and back."""
+"""Convert pictures, texts and tags to ids of one vocabulary, and back."""

@@ -1,9 +1,9 @@
-"""The grammar of a sequence: which ids may follow which. Stated once, for packing, sampling (Python and C++), scoring and vLLM.
+"""The grammar of a sequence: which ids may follow which. Defined once, for packing, sampling (Python and C++), scoring and vLLM.
 
-`GRAMMAR` is a table: state -> (class of id, next state). Three rules go with it, about how long a span is:
+`GRAMMAR` is a table: state -> (class of id, next state). Three rules govern the length of a span:
 
-    a span of codes holds exactly as many as its picture has;
-    a span of text is never empty, and holds at most `max_text` pieces;
+    a span of codes holds exactly as many codes as its picture has;
+    a span of text is never empty and holds at most `max_text` pieces;
     the length of a span is the number of ids since its state was entered.
 
 `Grammar` holds both as tensors for the ids of one vocabulary. Knows no sequence and no model.
@@ -47,21 +47,21 @@ GRAMMAR: dict[str, tuple[tuple[str, str], ...]] = {
 }  # fmt: skip
 STATES = tuple(GRAMMAR)
 START, END = STATES.index("start"), STATES.index("end")
-IMAGE_STATES = ("image", "drawn")  # those whose span is a picture …
+IMAGE_STATES = ("image", "drawn")  # states whose span is a picture …
 TEXT_STATES = ("caption", "prompt", "asked", "answer")  # … and those whose span is text
-EMPTY, PART, FULL = range(3)  # how much of its span a row has
+EMPTY, PART, FULL = range(3)  # how full a row's span is
 
 
 class Tables(NamedTuple):
-    """What writing text needs of the grammar, one row of `allowed` and `ruled` for each state and how full its span is (`Grammar.case`).
-    The C++ program reads these very tensors."""
+    """The tables for writing text. `allowed` and `ruled` have one row for each state and fill level of its span (`Grammar.case`).
+    The C++ program reads these tensors directly."""
 
-    allowed: Tensor  # (3 S, n) bool: the first n ids that the grammar allows
-    ruled: Tensor  # (3 S, n) bool: … and that a sampler may choose
+    allowed: Tensor  # (3 S, n) bool: which of the first n ids the grammar allows
+    ruled: Tensor  # (3 S, n) bool: … and which of these a sampler may choose
     in_text: Tensor  # (S,) bool
     following: Tensor  # (S, V) int64: the state after an id
     limit: Tensor  # (S,) int64: the most ids of a span
-    slot: Tensor  # (S,) int64: of a latent, the one that decides the first of them
+    slot: Tensor  # (S,) int64: the slot of the latent that decides the first of them
 
 
 class Grammar:
@@ -78,18 +78,18 @@ class Grammar:
         kinds = (IMAGE_STATES, TEXT_STATES, before(IMAGE_STATES))
         in_image, in_text, may_draw = (torch.tensor([state in kind for state in STATES]) for kind in kinds)
         self.following = following.to(device)
-        """(S, V) int64: the state after an id; -1 where it is illegal in any span."""
+        """(S, V) int64: the state after an id; -1 if it is illegal whatever the span's length."""
         self.allowed = by_case(vocabulary, legal, in_image, in_text).to(device)
         """(3 S, V) bool: which ids may come next, a row for each case."""
         self.in_image, self.in_text, self.may_draw = in_image.to(device), in_text.to(device), may_draw.to(device)
-        """(S,) bool: the states in a picture, in a text, and those from which a picture can still come (or which are one)."""
+        """(S,) bool: the states in a picture, in a text, and those in or before a picture."""
 
     def on(self, device: torch.device | str) -> Grammar:
-        """The same on a device."""
+        """This grammar on a device."""
         return self if torch.device(device) == self.device else _on(self.vocabulary, torch.device(device))
 
     def limit(self, states: Tensor, n_codes: Tensor | int) -> Tensor:
-        """The most ids of the span of each of these states (…,), for pictures of so many codes."""
+        """The maximum span length for each of these states (…,), for pictures of `n_codes` codes."""
         return torch.where(self.in_image[states], n_codes, self.vocabulary.max_text)
 
     def case(self, states: Tensor, lengths: Tensor, limit: Tensor) -> Tensor:
@@ -97,17 +97,19 @@ class Grammar:
         return 3 * states + (lengths > 0) + (lengths >= limit)
 
     def legal_mask(self, states: Tensor, lengths: Tensor, n_codes: Tensor) -> Tensor:
-        """Which ids may come next. states, lengths (ids in the present span), n_codes: int64 (B,) -> (B, V) bool."""
+        """Which ids may come next. states, lengths (ids in the current span), n_codes: int64 (B,) -> (B, V) bool."""
         return self.allowed[self.case(states, lengths, self.limit(states, n_codes))]
 
     def advance(self, states: Tensor, lengths: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
         """States and lengths of spans after `tokens` (B,)."""
         following = self.following[states, tokens]
-        assert following.device.type != "cpu" or (following >= 0).all(), "an illegal id was chosen"  # a GPU is not waited for
+        assert following.device.type != "cpu" or (following >= 0).all(), (
+            "an illegal id was chosen"
+        )  # not checked on a GPU, to avoid waiting for it
         return following, torch.where(following == states, lengths + 1, 0)
 
     def step(self, state: int, length: int, token: int, n_codes: int) -> tuple[int, int]:
-        """As `advance`, of one row: state and length after an id; state -1 where it may not stand there, or is no id."""
+        """As `advance` for one row: state and length after an id; state -1 if the id is illegal there or does not exist."""
         limit = n_codes if STATES[state] in IMAGE_STATES else self.vocabulary.max_text
         if not (0 <= token < self.vocabulary.size and self._allowed[3 * state + (length > 0) + (length >= limit), token]):
             return -1, 0
@@ -115,7 +117,7 @@ class Grammar:
         return following, length + 1 if following == state else 0
 
     @cached_property
-    def _allowed(self):  # numpy reads single numbers in a tenth of the time
+    def _allowed(self):  # numpy reads single numbers ten times as fast
         return self.allowed.cpu().numpy()
 
     @cached_property
@@ -123,8 +125,8 @@ class Grammar:
         return self.following.cpu().numpy()
 
     def chosen_from(self, forbid: Sequence[int], forbid_first: Sequence[int], size: int) -> tuple[Tensor, Tensor]:
-        """`Tables.allowed` and `Tables.ruled` of the first `size` ids: `forbid` are ids that a sampler never chooses, `forbid_first` those that
-        begin no text. They are the same for every grid: how many codes make a picture full is `limit`'s."""
+        """`Tables.allowed` and `Tables.ruled` for the first `size` ids. `forbid`: ids that a sampler never chooses, `forbid_first`: ids that may
+        not begin a text. The same for every grid: `limit` says how many codes fill a picture."""
         key = tuple(forbid), tuple(forbid_first), size
         if key not in self._chosen_from:
             if len(self._chosen_from) >= 64:
@@ -142,7 +144,7 @@ class Grammar:
 
 
 def by_case(vocabulary: Vocabulary, legal: Tensor, in_image: Tensor, in_text: Tensor) -> Tensor:
-    """legal (S, V), of any span -> (3 S, V): of spans that are empty, begun and full, by the rules of length."""
+    """legal (S, V), ignoring length -> (3 S, V) for empty, partial and full spans, by the rules of length."""
     allowed, case = legal.repeat_interleave(3, 0), torch.arange(3).repeat(len(STATES))
     in_image, in_text = in_image.repeat_interleave(3), in_text.repeat_interleave(3)
     codes, text = vocabulary.is_image, torch.arange(vocabulary.size) < vocabulary.text_size
@@ -159,7 +161,7 @@ def _on(vocabulary: Vocabulary, device: torch.device) -> Grammar:
 
 
 def before(states: Sequence[str]) -> set[str]:
-    """These states and those from which one of them can still be reached."""
+    """These states and those from which one of them can be reached."""
     found = set(states)
     while more := {state for state, ways in GRAMMAR.items() if any(target in found for _, target in ways)} - found:
         found |= more

@@ -40,7 +40,7 @@ class ResBlock(nn.Module):
 
 
 class Attention(nn.Module):
-    """Self-attention over the code grid, with no position of its own: the convolutions around it know where they are."""
+    """Self-attention over the code grid, without positional encoding: the convolutions around it supply position."""
 
     def __init__(self, channels: int, heads: int = 4):
         super().__init__()
@@ -84,7 +84,7 @@ class Decoder(nn.Module):
         if config.attention:
             layers += [ResBlock(widths[0]), Attention(widths[0])]
         for i, width in enumerate(widths):
-            if i > 0:  # a 1x1 convolution and a pixel shuffle: no checkerboard, no interpolation
+            if i > 0:  # convolution and pixel shuffle: no checkerboard, no interpolation
                 layers += [nn.Conv2d(widths[i - 1], 4 * width, 3, padding=1), nn.PixelShuffle(2)]
             layers += [ResBlock(width) for _ in range(config.blocks)]
         layers += [nn.GroupNorm(_groups(widths[-1]), widths[-1]), nn.SiLU()]
@@ -100,11 +100,11 @@ class Decoder(nn.Module):
 class Reconstruction:
     images: Tensor  # (B, C, S, S), not clamped
     codes: Tensor  # (B, N) int64
-    quantizer_loss: Tensor  # scalar: commitment, entropy … whatever the quantizer asks for
+    quantizer_loss: Tensor  # scalar: commitment, entropy … as the quantizer defines
 
 
 class ImageTokenizer(nn.Module):
-    """Encoder, quantizer, decoder. `encode` and `decode` are what users call; `forward` is for training."""
+    """Encoder, quantizer, decoder. Users call `encode` and `decode`; `forward` is for training."""
 
     order: Tensor  # (K,) public code -> the quantizer's own index
     rank: Tensor  # (K,) its inverse
@@ -132,10 +132,10 @@ class ImageTokenizer(nn.Module):
 
     @torch.no_grad()
     def encode(self, images: Tensor, *, rows: int = 0) -> Tensor:
-        """images float (B, C, S, S) in [-1, 1] -> codes int64 (B, N). Any S that `downsample` divides.
+        """images float (B, C, S, S) in [-1, 1] -> codes int64 (B, N). S must be a multiple of `downsample`.
 
-        With `rows`, always so many are computed together, the last ones filled up: kernels round otherwise for other batch
-        sizes, so that only this makes the codes of a picture the same bits whatever it is encoded with.
+        With `rows`, pictures are encoded in batches of exactly that size, padded if need be: kernels round differently for
+        other batch sizes, so only this makes a picture's codes independent of the rest of its batch.
         """
         C, f = self.config.image_channels, self.config.downsample
         if images.ndim != 4 or images.shape[1] != C or images.shape[2] % f or images.shape[3] % f:
@@ -169,7 +169,7 @@ class ImageTokenizer(nn.Module):
     def reindex(self) -> None:
         """Renumber the public codes along the first principal axis of the codebook (its sign: dark to light).
 
-        Changes no picture, only the names of the codes. Call once, when training has ended.
+        Changes no picture, only the numbering of the codes. Call once, after training.
         """
         K = self.codebook_size
         every = torch.arange(K, device=self.order.device)
@@ -177,7 +177,7 @@ class ImageTokenizer(nn.Module):
         centred = vectors - vectors.mean(0)
         _, axes = torch.linalg.eigh(centred.T @ centred)
         position = centred @ axes[:, -1]  # (K,)
-        # pictures of one code each tell which end of the axis is dark; some of them, and small, are enough for that
+        # pictures of one code each show which end of the axis is dark; some small ones are enough
         some = position.argsort(stable=True)[:: max(1, K // 256)]
         h, w = (min(side, 4) for side in self.grid)
         flat = self.vectors_of(some[:, None].expand(len(some), h * w))
@@ -189,11 +189,11 @@ class ImageTokenizer(nn.Module):
 
     @torch.no_grad()
     def vectors(self) -> Tensor:
-        """(K, latent_dim) what the decoder is given for each public code."""
+        """(K, latent_dim): the decoder's input for each public code."""
         return self.vectors_of(self.order[None])[0]
 
     def fingerprint(self) -> str:
-        """sha256 over the names, shapes and bytes of all weights: two tokenizers agree on codes only if it is equal."""
+        """sha256 over the config and the names, shapes and bytes of all weights: tokenizers agree on codes only if it is equal."""
         digest = hashlib.sha256(json.dumps(asdict(self.config), sort_keys=True).encode())
         for name, tensor in sorted(self.state_dict().items()):
             digest.update(f"{name}{tuple(tensor.shape)}".encode())
@@ -213,10 +213,10 @@ class ImageTokenizer(nn.Module):
         directory = Path(directory)
         for name in ("config.json", "model.safetensors"):
             if not (directory / name).is_file():
-                raise FileNotFoundError(f"{directory / name} is missing: the image tokenizer is not whole. Copy or train it again.")
+                raise FileNotFoundError(f"{directory / name} is missing: the image tokenizer is incomplete. Copy or train it again.")
         try:
             config = ImageTokenizerConfig(**json.loads((directory / "config.json").read_text()))
-        except (TypeError, ValueError) as error:  # not JSON, not text, or other keys
+        except (TypeError, ValueError) as error:  # not JSON, not text, or wrong keys
             raise UserError(f"{directory / 'config.json'} is not an image tokenizer's config: {error}") from error
         tokenizer = cls(config)
         try:
@@ -232,7 +232,7 @@ class ImageTokenizer(nn.Module):
         return out[0], out[1], loss
 
     def vectors_of(self, indices: Tensor) -> Tensor:
-        """The quantizer's own indices (B, N), which `order` has of ids -> vectors (B, N, D)."""
+        """The quantizer's own indices (B, N), mapped from codes by `order` -> vectors (B, N, D)."""
         match self.quantizer:
             case VectorQuantize():
                 return self.quantizer.get_output_from_indices(indices)
@@ -243,17 +243,17 @@ class ImageTokenizer(nn.Module):
 class IndexedCodebook(Codebook):
     """The library's cosine codebook, with codes looked up and averaged by index.
 
-    The library multiplies by one-hot matrices (vectors x codes), whose filling takes longer than the search on a CPU. What it
-    computes, keeps and saves is the same but for the order of sums.
+    The library multiplies by one-hot matrices (vectors x codes); on a CPU, filling them takes longer than the search. Results and
+    state are the same but for the order of sums.
     """
 
     def forward(self, x: Tensor, **options: object) -> tuple[Tensor, Tensor, Tensor]:
-        """x (B, N, D) of unit length -> the nearest codes' vectors (B, N, D), their indices (B, N), and no distances."""
+        """x (B, N, D) of unit length -> the nearest codes' vectors (B, N, D), their indices (B, N), and empty distances."""
         assert x.ndim == 3 and self.use_cosine_sim and not any(options.values()), options
         vectors = x.float().flatten(0, 1)[None]  # (1, BN, D)
         self.init_embed_(vectors)
         book = self.embed.detach()  # (1, K, D)
-        # some vectors at a time, whose cosines stay in the processor's cache
+        # in chunks whose cosines fit in the processor's cache
         indices = torch.cat([(part @ book[0].T).argmax(-1) for part in vectors[0].detach().split(512)])  # (BN,)
         quantized = book[0][indices]
         if self.training:
@@ -261,7 +261,7 @@ class IndexedCodebook(Codebook):
         return quantized.reshape(x.shape), indices.reshape(x.shape[:2]), x.new_empty(1, *x.shape[:2], 0)
 
     def track_cluster_size_and_embed_avg(self, flatten: Tensor, embed_onehot: Tensor, *_: object, **__: object) -> None:
-        """flatten (1, n, D), and in the place of one-hot rows the indices (1, n): move both moving averages."""
+        """Update both moving averages. flatten (1, n, D); embed_onehot holds indices (1, n) instead of one-hot rows."""
         indices = embed_onehot[0]
         sizes = torch.bincount(indices, minlength=self.codebook_size)[None].float()
         sums = torch.zeros_like(self.embed_avg[0]).index_add_(0, indices, flatten[0].detach())[None]
@@ -271,7 +271,7 @@ class IndexedCodebook(Codebook):
 
 
 def make_quantizer(config: ImageTokenizerConfig) -> nn.Module:
-    """The quantizer that the config names, with exactly `codebook_size` codes and `latent_dim` channels outside."""
+    """The quantizer that the config names, with exactly `codebook_size` codes and `latent_dim` input and output channels."""
     D, K = config.latent_dim, config.codebook_size
     match config.quantizer:
         case "VectorQuantize":
@@ -286,7 +286,7 @@ def make_quantizer(config: ImageTokenizerConfig) -> nn.Module:
                 threshold_ema_dead_code=config.dead_code_threshold,
                 commitment_weight=config.commitment_weight,
             )
-            quantizer._codebook.__class__ = IndexedCodebook  # the library names no other way to choose it; tests compare both
+            quantizer._codebook.__class__ = IndexedCodebook  # the library offers no other way to choose it; tests compare both
             return quantizer
         case "FSQ":
             return FSQ(levels=fsq_levels(K), dim=D)
@@ -298,10 +298,10 @@ def make_quantizer(config: ImageTokenizerConfig) -> nn.Module:
 
 
 def fsq_levels(codebook_size: int) -> list[int]:
-    """Levels per dimension whose product is exactly `codebook_size`, a power of two: eights, then one rest of 4 or 2 x 8 -> 4 x 4.
+    """Levels per dimension whose product is exactly `codebook_size`, a power of two: eights, then a remainder of 4, or 2 x 8 -> 4 x 4.
 
-    The paper's table (Mentzer et al. 2023, table 1) only comes near powers of two ([8, 5, 5, 5] = 1000); one id space
-    with a fixed codebook size wants the product exact.
+    The paper's table (Mentzer et al. 2023, table 1) only approximates powers of two ([8, 5, 5, 5] = 1000); an id space
+    with a fixed codebook size needs the exact product.
     """
     bits = int(math.log2(codebook_size))
     levels = [8] * (bits // 3)
@@ -327,11 +327,11 @@ def _check(config: ImageTokenizerConfig) -> None:
         raise UserError(f"channels end with {config.channels[-1]}; with attention (4 heads) it must be a multiple of 4")
     K = config.codebook_size
     if K < 8 or K > 65536:
-        raise UserError(f"codebook_size is {K}; it must lie in 8..65536 (code shards are uint16)")
+        raise UserError(f"codebook_size is {K}; it must be in 8..65536 (code shards are uint16)")
     if config.quantizer in ("FSQ", "LFQ") and K & (K - 1):
         raise UserError(f"codebook_size {K} is not a power of two, which {config.quantizer} needs")
 
 
 def _groups(channels: int) -> int:
-    """Groups of 16 channels: much smaller ones come near to instance norm, which forgets how light a picture is."""
+    """Groups of 16 channels: much smaller ones approach instance norm, which loses a picture's brightness."""
     return max(1, channels // 16) if channels % 16 == 0 else 1

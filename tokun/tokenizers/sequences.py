@@ -1,16 +1,16 @@
-"""How every sequence is laid out: those that are trained on, prompts, and those that are scored. The only place that puts ids together.
+"""The layout of every sequence: for training, prompting and scoring. The only place that assembles ids.
 
     joint          <bos> [tags] <boi> codes <eoi> <boc> caption <eoc> <eos>
     text_to_image  <bos> [tags] <boc> caption <eoc> <boi> codes <eoi> <eos>
     question       <bos> [tags] <boi> codes <eoi> <boq> question <eoq> <boa> answer <eoa> <eos>
     rewrite        <bos> [tags] <boc> caption <eoc> <register:R> <boc> caption in register R <eoc> <eos>
 
-    pack_…    a whole sequence, and how much of its front is given
-    …_prompt  the front of one, that a model goes on from
+    pack_…    a whole sequence, and the length of its prompt
+    …_prompt  the prompt that a model continues
     …_scored  a sequence up to the end of one span, and where that span begins
     unpack    a whole sequence -> its parts
 
-Codes are 0 … K-1 in raster order, text is ids of the text tokenizer. A wrong number of codes, codes or pieces outside their range, and tags that
+Codes are 0 … K-1 in raster order, text is ids of the text tokenizer. A wrong number of codes, codes or pieces out of range, and tags that
 the vocabulary does not know raise UserError.
 """
 
@@ -27,15 +27,13 @@ from tokun.tokenizers.vocabulary import Tags, Vocabulary, parse_grid
 from tokun.utils.errors import UserError
 
 Codes = Sequence[int] | np.ndarray
-MARKS = 8  # structure tokens behind a prompt, at most: five, and room
-POSITIONS_BESIDE = (
-    21  # what a new generator has room for beside a picture and two texts: tags, structure tokens, and what later tasks may add
-)
+MARKS = 8  # structure tokens after a prompt, at most: five, and some to spare
+POSITIONS_BESIDE = 21  # positions of a new generator besides a picture and two texts: tags, structure tokens, and room for later tasks
 
 
 @dataclass(frozen=True)
 class Packed:
-    """ids of one sequence; `prompt` of them, at the front, are given and carry no loss."""
+    """The ids of one sequence; the first `prompt` of them are given and carry no loss."""
 
     input_ids: list[int]
     prompt: int
@@ -43,7 +41,7 @@ class Packed:
 
 @dataclass(frozen=True)
 class Unpacked:
-    """A sequence taken apart by `unpack`; what a task does not hold is None."""
+    """The parts of a sequence, by `unpack`; None for parts that the task does not have."""
 
     task: str
     tags: Tags
@@ -59,24 +57,24 @@ class Unpacked:
 
 
 def most_positions(v: Vocabulary) -> int:
-    """For how many ids a new generator has room: more than any sequence of this vocabulary has."""
+    """The positions of a new generator: more than any sequence of this vocabulary needs."""
     return v.max_codes + 2 * v.max_text + POSITIONS_BESIDE
 
 
 def longest_from(v: Vocabulary, prompt: int, n_codes: int) -> int:
-    """No sequence is longer that goes on from a prompt of so many ids and whose picture has `n_codes` codes."""
+    """An upper bound on the length of a sequence with a prompt of `prompt` ids and a picture of `n_codes` codes."""
     return prompt + n_codes + 2 * v.max_text + MARKS
 
 
 def joint_length(v: Vocabulary, caption: int) -> int:
-    """Ids of a joint sequence of the largest grid with every kind of tag and a caption of so many pieces."""
+    """Length of a joint sequence with the largest grid, every kind of tag and a caption of `caption` pieces."""
     marks = ("<bos>", "<boi>", "<eoi>", "<boc>", "<eoc>", "<eos>")
     tags = Tags("style", "subject", "register", v.default_grid, "thing" if v.things else "")
     return len(marks) + len(tags.names()) + v.max_codes + caption
 
 
 def least_positions(v: Vocabulary) -> int:
-    """A generator with fewer positions is another vocabulary's."""
+    """A generator with fewer positions than this belongs to another vocabulary."""
     return v.max_codes + v.max_text
 
 
@@ -94,17 +92,17 @@ def picture(v: Vocabulary, tags: Tags, codes: Codes) -> list[int]:
 
 
 def text_end(v: Vocabulary, caption: Sequence[int]) -> list[int]:
-    """A caption and its end: what stands behind <boc>."""
+    """A caption and its end: what follows <boc>."""
     return [*text_ids(v, caption), v.id("<eoc>")]
 
 
 def code_ids(v: Vocabulary, codes: Codes, tags: Tags) -> list[int]:
-    """Codes -> their ids. Raises UserError where they do not fill the tags' grid, or lie outside the codebook."""
+    """Codes -> their ids. Raises UserError if they do not fill the tags' grid, or are outside the codebook."""
     rows, columns = tags.grid or v.default_grid
     if len(codes) != rows * columns:
         raise UserError(f"{len(codes)} codes do not fill a grid of {rows}x{columns} ({rows * columns})")
     array = np.asarray(codes)
-    if array.dtype != np.uint16:  # as shards hold them: never below 0
+    if array.dtype != np.uint16:  # as in shards: never negative
         array = array.astype(np.int64)
     if len(array) and not (np.maximum.reduce(array) < v.codebook_size and (array.dtype == np.uint16 or array.min() >= 0)):
         raise UserError(f"codes lie in {array.min()}..{array.max()}, outside 0..{v.codebook_size - 1}")
@@ -112,7 +110,7 @@ def code_ids(v: Vocabulary, codes: Codes, tags: Tags) -> list[int]:
 
 
 def text_ids(v: Vocabulary, ids: Sequence[int]) -> list[int]:
-    """The pieces of one text. Raises UserError for none, for too many, and for ids that are no text."""
+    """The pieces of one text. Raises UserError for none, for too many, and for ids that are not text."""
     if not 0 < len(ids) <= v.max_text:
         raise UserError(f"a text span has {len(ids)} pieces; it needs 1 to {v.max_text} (data.max_caption_tokens)")
     ids = list(map(int, ids))
@@ -154,28 +152,28 @@ def pack_rewrite(v: Vocabulary, tags: Tags, caption: Sequence[int], register: st
 
 
 def image_prompt(v: Vocabulary, tags: Tags, caption: Sequence[int] | None = None) -> list[int]:
-    """What a picture follows: the tags, and the caption that it is drawn to, or that is yet to come."""
+    """The prompt of a picture: the tags, and the caption to draw, if given."""
     written = [] if caption is None else [v.id("<boc>"), *text_end(v, caption)]
     return [*prefix(v, tags), *written, v.id("<boi>")]
 
 
 def unconditional_image_prompt(v: Vocabulary, grid: tuple[int, int] | None) -> list[int]:
-    """The same without tags or caption, but the grid where there are several: what guidance leads away from."""
+    """The unconditional prompt for guidance: no tags and no caption, only the grid if there are several."""
     return image_prompt(v, v.bare(grid))
 
 
 def caption_prompt(v: Vocabulary, tags: Tags, codes: Codes | None) -> list[int]:
-    """What a caption follows: the tags and the picture; without codes, the tags alone, which guidance leads away from and PMI is measured against."""
+    """The prompt of a caption: the tags and the picture. Without codes, the tags alone: unconditional, for guidance and PMI."""
     return [*prefix(v, tags), *([] if codes is None else picture(v, tags, codes)), v.id("<boc>")]
 
 
 def question_prompt(v: Vocabulary, tags: Tags, codes: Codes, question: Sequence[int]) -> list[int]:
-    """What an answer follows."""
+    """The prompt of an answer."""
     return [*prefix(v, tags), *picture(v, tags, codes), v.id("<boq>"), *text_ids(v, question), v.id("<eoq>"), v.id("<boa>")]
 
 
 def rewrite_prompt(v: Vocabulary, tags: Tags, caption: Sequence[int], register: str) -> list[int]:
-    """What a caption in another register follows."""
+    """The prompt of a caption in another register."""
     ids = [*prefix(v, tags), v.id("<boc>"), *text_end(v, caption)]
     return [*ids, v.id(f"<register:{register}>"), v.id("<boc>")]
 
@@ -184,24 +182,24 @@ def rewrite_prompt(v: Vocabulary, tags: Tags, caption: Sequence[int], register: 
 
 
 def caption_scored(v: Vocabulary, tags: Tags, codes: Codes | None, caption: Sequence[int]) -> Packed:
-    """A caption and its end behind its picture, or behind the tags alone where codes is None."""
+    """A caption and its end after its picture, or after the tags alone if codes is None."""
     ids = caption_prompt(v, tags, codes)
     return Packed([*ids, *text_end(v, caption)], len(ids))
 
 
 def image_scored(v: Vocabulary, tags: Tags, codes: Codes) -> Packed:
-    """A picture behind its tags."""
+    """A picture after its tags."""
     ids = prefix(v, tags)
     return Packed([*ids, *picture(v, tags, codes)], len(ids) + 1)
 
 
 def other_tasks(v: Vocabulary) -> tuple[int, ...]:
-    """Ids that would turn a pair's sequence into another task's: never chosen where a picture's caption is wanted."""
+    """Ids that would turn a pair's sequence into another task's: never chosen when sampling a caption."""
     return (v.id("<boq>"),)
 
 
 def padded(v: Vocabulary, rows: Sequence[Sequence[int]]) -> list[list[int]]:
-    """Rows of one length, with <pad> behind the shorter ones."""
+    """Right-pad the rows with <pad> to one length."""
     width = max(map(len, rows))
     return [[*row, *[v.id("<pad>")] * (width - len(row))] for row in rows]
 
@@ -210,7 +208,7 @@ def padded(v: Vocabulary, rows: Sequence[Sequence[int]]) -> list[list[int]]:
 
 
 def unpack(v: Vocabulary, ids: Sequence[int]) -> Unpacked:
-    """A whole sequence (padding behind it allowed) -> its parts. Raises UserError where the grammar is broken."""
+    """A whole sequence, padded or not -> its parts. Raises UserError if it breaks the grammar."""
     spans: dict[str, list[int]] = {}
     tags: dict[str, Any] = {}
     task, register, state, length, n_codes = "joint", "", START, 0, v.codes_of[None]

@@ -1,4 +1,4 @@
-"""Captions to ids and back: sentencepiece, trained, encoded, decoded. Knows no images, no control tokens, no torch.
+"""Captions to ids and back with sentencepiece: training, encoding, decoding. Knows no images, no control tokens, no torch.
 
     tokenizer = TextTokenizer.train(captions, vocab_size=4096)
     tokenizer.decode(tokenizer.encode(caption)) == normalize(caption)      # for any Unicode string
@@ -8,8 +8,8 @@ Two classes, one interface (size, illegal_ids, encode, decode, save, load, finge
   TextTokenizer             our own sentencepiece BPE with byte fallback: no caption is unencodable
   PretrainedTextTokenizer   any fast Hugging Face tokenizer, for generators that start from a pretrained language model
 
-Ids run from 0 to size - 1. What stands behind them in the joint vocabulary (controls, image codes) is
-`vocabulary.py`'s to know; `save_hf` is only handed their names.
+Ids run from 0 to size - 1. `vocabulary.py` defines what follows them in the joint vocabulary (controls, image codes);
+`save_hf` only takes their names.
 """
 
 from __future__ import annotations
@@ -37,8 +37,8 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 SPACE_MARK = "\u2581"  # ▁: how sentencepiece writes a space; it writes one before the first word too
-REPLACEMENT = "\ufffd"  # what a decoder writes where the bytes are not UTF-8
-TRAINING_CHUNK = 4000  # characters; a longer caption is trained on in pieces: sentencepiece drops overlong lines unsaid
+REPLACEMENT = "\ufffd"  # what a decoder writes for bytes that are not UTF-8
+TRAINING_CHUNK = 4000  # characters; longer captions are split for training: sentencepiece silently drops overlong lines
 PROBE = "No 1863: \u201ca  \ufb01ne caf\u00e9\u201d, \u6728\u53e3\u6728\u7248 \U0001f5bc\ufe0f\u200d <unk> <0x41>"
 
 
@@ -49,13 +49,13 @@ _REPLACED = ((re.compile("[\x00-\x1f\x7f-\x9f]"), " "), (re.compile("[\ud800-\ud
 
 
 def normalize(text: str) -> str:
-    """What a caption is before it is tokenised. Idempotent, total: any `str` in, a tokenisable `str` out.
+    """Normalise a caption before it is tokenised. Idempotent and total: any `str` in, a tokenisable `str` out.
 
     Control characters (NUL, tab, newline, C1) become spaces, lone surrogates U+FFFD, and "▁" (sentencepiece's own mark)
     "_". Then NFC; runs of whitespace of any kind become one space; the ends are stripped. Joiners and variation
     selectors stay: emoji need them.
     """
-    if text.isascii() and text.isprintable():  # nothing of what follows is in it
+    if text.isascii() and text.isprintable():  # nothing below applies
         return " ".join(text.split())
     for pattern, replacement in _REPLACED:
         text = pattern.sub(replacement, text)
@@ -73,7 +73,7 @@ class TextTokenizer:
     """
 
     def __init__(self, model: bytes) -> None:
-        """`model`: the bytes of a model made by `train`. UserError for any other."""
+        """`model`: the bytes of a model made by `train`. Raises UserError for any other."""
         self._model = bytes(model)
         self._processor = _open_model(self._model)
         self.size: int = self._processor.get_piece_size()
@@ -82,17 +82,17 @@ class TextTokenizer:
         )
         self._bytes = [self._bytes_of(i) for i in range(self.size)]
         if self.decode(self._processor.encode(PROBE)) != PROBE:
-            raise UserError("it rewrites text or is not whole, so that captions would not come back as they went in")
+            raise UserError("it rewrites text or is incomplete, so captions would not survive encoding and decoding")
 
     @classmethod
     def train(cls, captions: Iterable[str], *, vocab_size: int, character_coverage: float = 0.9995) -> TextTokenizer:
-        """BPE over `captions`; the same captions, in any order, give the same model.
+        """Train BPE on `captions`. The same captions, in any order, give the same model.
 
-        vocab_size          ids in all, the unknown and the 256 bytes among them. Lowered, with a note in the log, where
-                            the captions do not hold so many pieces
-        character_coverage  share of the text whose characters get a piece of their own; rarer ones are spelt in bytes
+        vocab_size          total number of ids, including the unknown and the 256 bytes. Lowered, with a log message, if
+                            the captions do not yield so many pieces
+        character_coverage  share of the text whose characters get a piece of their own; rarer ones are encoded as bytes
 
-        UserError if there is no text, or `vocab_size` has no room for the bytes and the characters.
+        Raises UserError if there is no text, or if `vocab_size` is too small for the bytes and the characters.
         """
         if isinstance(captions, str):
             raise UserError(f"captions is the str {captions[:40]!r}: pass an iterable of them, [caption] for a single one")
@@ -109,14 +109,14 @@ class TextTokenizer:
                 hard_vocab_limit=False,  # too few pieces in the corpus: a smaller vocabulary, not an error
                 character_coverage=character_coverage,
                 byte_fallback=True,
-                normalization_rule_name="identity",  # `normalize` has done it
+                normalization_rule_name="identity",  # `normalize` has already run
                 remove_extra_whitespaces=False,
                 unk_id=0,
                 bos_id=-1,
                 eos_id=-1,
                 pad_id=-1,
                 max_sentence_length=4 * TRAINING_CHUNK,  # bytes
-                num_threads=1,  # written into the model, so it must not follow the machine
+                num_threads=1,  # stored in the model, so it must not depend on the machine
                 minloglevel=2,
             )
         except RuntimeError as error:
@@ -131,43 +131,43 @@ class TextTokenizer:
             raise
         tokenizer = cls(model.getvalue())
         if tokenizer.size < vocab_size:
-            logger.warning("text vocabulary lowered from %d to %d: these captions hold no more pieces", vocab_size, tokenizer.size)
+            logger.warning("text vocabulary lowered from %d to %d: these captions yield no more pieces", vocab_size, tokenizer.size)
         return tokenizer
 
     def encode(self, text: str) -> list[int]:
-        """The ids of `normalize(text)`; none for a text that is only whitespace."""
+        """The ids of `normalize(text)`; none for text that is only whitespace."""
         return self._processor.encode(normalize(text))
 
     def decode(self, ids: Sequence[int]) -> str:
         """The text of `ids`: `decode(encode(t)) == normalize(t)`.
 
-        Ids drawn by a model may spell what is not UTF-8: each broken stretch reads U+FFFD and its neighbours stay
-        readable. Such text need not be normalized. UserError for an id outside 0..size-1.
+        Ids sampled from a model may not form valid UTF-8: each broken run decodes to U+FFFD and its neighbours stay
+        readable. Such text may not be normalized. Raises UserError for an id outside 0..size-1.
         """
         pieces = []
         for i in map(int, ids):
             if not 0 <= i < self.size:
                 raise UserError(f"id {i} is not text: this tokenizer has ids 0..{self.size - 1}")
             pieces.append(self._bytes[i])
-        # Marks turn into spaces only here, at the end: a mark too rare for a piece of its own comes as three bytes.
+        # Marks become spaces only at the end: a mark too rare for a piece of its own is three byte pieces.
         return b"".join(pieces).decode("utf-8", errors="replace").replace(SPACE_MARK, " ").removeprefix(" ")
 
     def _bytes_of(self, i: int) -> bytes:
-        """What id `i` adds to the text, in UTF-8."""
+        """The UTF-8 bytes of id `i`."""
         if i in self.illegal_ids:
             return REPLACEMENT.encode()
         piece = self._processor.id_to_piece(i)
         return bytes([int(piece[3:5], 16)]) if self._processor.is_byte(i) else piece.encode()
 
     def save(self, path: Path) -> None:
-        """Write the sentencepiece model to the file `path`, whole or not at all."""
+        """Write the sentencepiece model to the file `path`, atomically."""
         _write(Path(path), self._model)
 
     @classmethod
     def load(cls, path: Path) -> TextTokenizer:
-        """Read what `save` wrote. FileNotFoundError if there is nothing, UserError if it is anything else."""
+        """Read what `save` wrote. Raises FileNotFoundError if it is missing, UserError if it is anything else."""
         path = Path(path)
-        way_out = "copy it anew from the checkpoint it belongs to, or train one with TextTokenizer.train"
+        way_out = "copy it again from its checkpoint, or train one with TextTokenizer.train"
         if not path.exists():
             raise FileNotFoundError(f"no text tokenizer at {path}: {way_out}")
         if path.is_dir():
@@ -175,20 +175,20 @@ class TextTokenizer:
         try:
             return cls(path.read_bytes())
         except ValueError as error:
-            raise UserError(f"{path} is no text tokenizer of tokun's ({error}): {way_out}") from None
+            raise UserError(f"{path} is not a tokun text tokenizer ({error}): {way_out}") from None
 
     def fingerprint(self) -> str:
-        """sha256 of the model's bytes, in hex: equal fingerprints, equal ids."""
+        """sha256 of the model's bytes, in hex: equal fingerprints mean equal ids."""
         return hashlib.sha256(self._model).hexdigest()
 
     def save_hf(self, directory: Path, added_tokens: Sequence[str], *, bos: str, eos: str, pad: str) -> None:
         """Write the tokenizer for Hugging Face: `AutoTokenizer.from_pretrained(directory)` gives the ids of `encode`.
 
-        `added_tokens` follow the text as special tokens, at ids size, size + 1, … in order; `bos`, `eos` and `pad` are
-        among them. No token is put round the text. Three differences from `encode` / `decode` remain there:
-        an added token spelt out in a text is read as that token (`split_special_tokens=True` turns that off); NFC is an
-        older Unicode's (9.0), so that a text not yet normalized may differ in newer combining marks; and of a run of
-        byte pieces that is not UTF-8, every byte decodes to U+FFFD.
+        `added_tokens` become special tokens with ids size, size + 1, … in order; `bos`, `eos` and `pad` are
+        among them. No token is added around the text. Three differences from `encode` / `decode` remain:
+        an added token spelt out in a text is read as that token (`split_special_tokens=True` turns that off); NFC is that
+        of Unicode 9.0, so unnormalized text may differ in newer combining marks; and in a run of byte pieces that is not
+        UTF-8, every byte decodes to U+FFFD.
         """
         _write_hf(self._backend(), Path(directory), added_tokens, bos=bos, eos=eos, pad=pad)
 
@@ -215,8 +215,8 @@ class TextTokenizer:
     def _merges(self) -> list[tuple[str, str]]:
         """The merges, first merge first.
 
-        sentencepiece keeps no merges: it joins whichever two neighbours spell the piece with the highest score, however
-        that piece was once learnt. So every split of a piece into two pieces is a merge, at the piece's rank.
+        sentencepiece stores no merges: it joins the two neighbours that form the piece with the highest score, however
+        that piece was learned. So every split of a piece into two pieces is a merge, at the piece's rank.
         """
         scores = {
             self._processor.id_to_piece(i): self._processor.get_score(i)
@@ -240,7 +240,7 @@ class PretrainedTextTokenizer:
     `decode(encode(t)) == normalize(t)` only where that tokenizer is lossless: byte-level BPE and sentencepiece with
     byte fallback are (GPT-2, Qwen, Llama), an uncased or a WordPiece one is not.
 
-    size         number of ids, its own special and added tokens among them
+    size         number of ids, including its own special and added tokens
     illegal_ids  its special tokens
     """
 
@@ -254,7 +254,7 @@ class PretrainedTextTokenizer:
         last = max(self._backend.get_vocab(with_added_tokens=True).values(), default=-1)
         if last + 1 != self.size:
             raise UserError(
-                f"this tokenizer has {self.size} tokens but ids up to {last}, and tokun's vocabulary has no holes: "
+                f"this tokenizer has {self.size} tokens but ids up to {last}, and tokun's vocabulary has no gaps: "
                 "choose another pretrained model"
             )
         self.illegal_ids: tuple[int, ...] = tuple(
@@ -262,11 +262,11 @@ class PretrainedTextTokenizer:
         )
 
     def __reduce__(self):
-        return type(self), (self._backend,)  # through __init__: a pickled backend forgets encode_special_tokens
+        return type(self), (self._backend,)  # through __init__: a pickled backend loses encode_special_tokens
 
     @classmethod
     def from_pretrained(cls, id_or_path: str | Path) -> PretrainedTextTokenizer:
-        """The tokenizer of a model on the Hugging Face hub, or in a local directory. UserError if it is a slow one."""
+        """The tokenizer of a model on the Hugging Face hub, or in a local directory. Raises UserError if it is a slow one."""
         from transformers import AutoTokenizer
 
         with reading(f"the tokenizer of {id_or_path}"), reach.fetched(id_or_path, "the pretrained model"):
@@ -274,7 +274,7 @@ class PretrainedTextTokenizer:
         if getattr(tokenizer, "backend_tokenizer", None) is None:
             raise UserError(f"{id_or_path} has no fast tokenizer (tokenizer.json): choose a model that has one")
         backend = _copy(tokenizer.backend_tokenizer)
-        # A token may be special by name alone (unk_token in tokenizer_config.json); say so where `save` keeps it.
+        # A token may be special by name alone (unk_token in tokenizer_config.json); mark it where `save` keeps it.
         ids = backend.get_vocab(with_added_tokens=True)
         backend.add_special_tokens([token for token in tokenizer.all_special_tokens if token in ids])
         return cls(backend)
@@ -284,7 +284,7 @@ class PretrainedTextTokenizer:
         return self._backend.encode(normalize(text), add_special_tokens=False).ids
 
     def decode(self, ids: Sequence[int]) -> str:
-        """The text of `ids`, special tokens spelt out. UserError for an id outside 0..size-1."""
+        """The text of `ids`, special tokens spelt out. Raises UserError for an id outside 0..size-1."""
         ids = [int(i) for i in ids]
         for i in ids:
             if not 0 <= i < self.size:
@@ -292,22 +292,22 @@ class PretrainedTextTokenizer:
         return self._backend.decode(ids, skip_special_tokens=False)
 
     def save(self, directory: Path) -> None:
-        """Write `directory`/tokenizer.json, whole or not at all."""
+        """Write `directory`/tokenizer.json, atomically."""
         _write(Path(directory) / "tokenizer.json", self._backend.to_str().encode())
 
     @classmethod
     def load(cls, directory: Path) -> PretrainedTextTokenizer:
-        """Read what `save` wrote. FileNotFoundError if there is nothing, UserError if it is anything else."""
+        """Read what `save` wrote. Raises FileNotFoundError if it is missing, UserError if it is anything else."""
         from tokenizers import Tokenizer
 
         path = Path(directory) / "tokenizer.json"
-        way_out = "copy it anew from the checkpoint it belongs to, or call PretrainedTextTokenizer.from_pretrained"
+        way_out = "copy it again from its checkpoint, or call PretrainedTextTokenizer.from_pretrained"
         if not path.exists():
             raise FileNotFoundError(f"no text tokenizer at {path}: {way_out}")
         try:
             backend = Tokenizer.from_str(path.read_text(encoding="utf-8"))
         except Exception as error:  # the library raises bare `Exception`
-            raise UserError(f"{path} is no Hugging Face tokenizer ({error}): {way_out}") from None
+            raise UserError(f"{path} is not a Hugging Face tokenizer ({error}): {way_out}") from None
         return cls(backend)
 
     def fingerprint(self) -> str:
@@ -319,12 +319,12 @@ class PretrainedTextTokenizer:
         return hashlib.sha256(json.dumps([vocabulary, self.illegal_ids, self.encode(PROBE)]).encode()).hexdigest()
 
     def save_hf(self, directory: Path, added_tokens: Sequence[str], *, bos: str, eos: str, pad: str) -> None:
-        """As `TextTokenizer.save_hf`. The pretrained model's chat template and choice of bos, eos, pad stay behind."""
+        """As `TextTokenizer.save_hf`. The pretrained model's chat template and its bos, eos and pad are dropped."""
         _write_hf(_copy(self._backend), Path(directory), added_tokens, bos=bos, eos=eos, pad=pad)
 
 
 def text_tokenizer_at(path: Path) -> TextTokenizer | PretrainedTextTokenizer:
-    """What either class wrote: a file is ours, a folder a pretrained one. Raises as their `load`."""
+    """Load what either class wrote: a file is ours, a folder a pretrained one. Raises what their `load` raises."""
     return PretrainedTextTokenizer.load(path) if path.is_dir() else TextTokenizer.load(path)
 
 
@@ -332,13 +332,13 @@ def text_tokenizer_at(path: Path) -> TextTokenizer | PretrainedTextTokenizer:
 
 
 def _open_model(model: bytes) -> sentencepiece.SentencePieceProcessor:
-    """The processor for `model`. UserError unless it has the layout that `TextTokenizer.train` gives."""
+    """The processor for `model`. Raises UserError unless it has the layout of `TextTokenizer.train`."""
     if not model:
         raise UserError("it is empty")
     try:
         processor = sentencepiece.SentencePieceProcessor(model_proto=model)
     except RuntimeError:
-        raise UserError("it is not a sentencepiece model, or not the whole of one") from None
+        raise UserError("it is not a sentencepiece model, or is truncated") from None
     size = processor.get_piece_size()
     if size < 257 or processor.unk_id() != 0 or not all(map(processor.is_byte, range(1, 257))):
         raise UserError("it lacks the bytes at ids 1..256, so that some captions could not be encoded")
@@ -352,7 +352,7 @@ def _copy(backend: tokenizers.Tokenizer) -> tokenizers.Tokenizer:
 
 
 def _write(path: Path, data: bytes) -> None:
-    """Write `data` aside, then rename: `path` is whole or as it was."""
+    """Write `data` to a temporary file and rename it to `path`."""
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, aside = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
@@ -360,7 +360,7 @@ def _write(path: Path, data: bytes) -> None:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
-        os.chmod(aside, 0o644)  # mkstemp's 0600 would keep a shared checkpoint from its other readers
+        os.chmod(aside, 0o644)  # mkstemp's 0600 would lock other users out of a shared checkpoint
         os.replace(aside, path)
     except BaseException:
         os.unlink(aside)
@@ -368,21 +368,21 @@ def _write(path: Path, data: bytes) -> None:
 
 
 def _write_hf(backend: tokenizers.Tokenizer, directory: Path, added_tokens: Sequence[str], *, bos: str, eos: str, pad: str) -> None:
-    """Add `added_tokens` to `backend` (which is changed) and write the three files `AutoTokenizer` reads."""
+    """Add `added_tokens` to `backend` (in place) and write the three files that `AutoTokenizer` reads."""
     from tokenizers import AddedToken, Regex, normalizers
 
     size = backend.get_vocab_size(with_added_tokens=True)
     known = backend.get_vocab(with_added_tokens=True)
     clashes = [token for token in added_tokens if token in known]
     if clashes:
-        raise UserError(f"the text tokenizer has {clashes[:5]} of its own: give those added tokens other names")
+        raise UserError(f"the text tokenizer already has {clashes[:5]}: give those added tokens other names")
     if len(set(added_tokens)) != len(added_tokens):
-        raise UserError("added_tokens holds a token twice: ids must be distinct, so must names")
+        raise UserError("added_tokens holds a token twice: names must be distinct")
     missing = [token for token in (bos, eos, pad) if token not in added_tokens]
     if missing:
-        raise UserError(f"{missing} are not among added_tokens: bos, eos and pad must be")
+        raise UserError(f"{missing} are missing from added_tokens: bos, eos and pad must be in it")
 
-    # `normalize`, in the library's words; surrogates cannot reach it
+    # `normalize` in terms of the library; surrogates cannot reach it
     steps = [
         normalizers.Replace(Regex(r"\p{Cc}"), " "),
         normalizers.Replace(SPACE_MARK, "_"),
@@ -395,10 +395,10 @@ def _write_hf(backend: tokenizers.Tokenizer, directory: Path, added_tokens: Sequ
     assert [backend.token_to_id(token) for token in added_tokens] == list(range(size, size + len(added_tokens)))
 
     tokenizer = json.loads(backend.to_str())
-    tokenizer["post_processor"] = None  # a pretrained tokenizer's may put its own bos before the text
+    tokenizer["post_processor"] = None  # a pretrained tokenizer's may prepend its own bos
     named = {"bos_token": bos, "eos_token": eos, "pad_token": pad}
-    # transformers 5 writes "TokenizersBackend" here; this older name both 4 and 5 read, and neither then rebuilds
-    # the tokenizer after the class that config.json's model_type suggests.
+    # transformers 5 writes "TokenizersBackend" here. Both 4 and 5 read this older name, and neither then rebuilds
+    # the tokenizer as the class that config.json's model_type suggests.
     config = {"tokenizer_class": "PreTrainedTokenizerFast", "clean_up_tokenization_spaces": False, **named}
     for name, content in (
         ("tokenizer.json", tokenizer),

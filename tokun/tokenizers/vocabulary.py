@@ -1,8 +1,8 @@
-"""One id space for words, controls and picture codes: which id is what.
+"""One id space for words, controls and picture codes.
 
     ids:  text pieces 0 … | control tokens … | image codes 0 … K-1 | tags that an adapter has added
 
-The only file that knows where each kind of id lies. Which may follow which is grammar.py, how they make a sequence is sequences.py.
+The only file that knows the range of each kind of id. grammar.py says which id may follow which, sequences.py lays out sequences.
 """
 
 from __future__ import annotations
@@ -27,21 +27,21 @@ STRUCTURE = ("<pad>", "<bos>", "<eos>", "<boi>", "<eoi>", "<boc>", "<eoc>", "<bo
 REGISTERS = ("plain", "poetic", "era", "social", "alt")
 TASKS = ("joint", "text_to_image", "question", "rewrite")
 
-MANY, NEAR = 100, 5  # names that an error lists: all of so many; so many of more
+MANY, NEAR = 100, 5  # an error lists up to MANY names in full, otherwise the NEAR nearest
 
 
 @dataclass(frozen=True)
 class Tags:
-    """What is said about a pair ahead of it. An empty string (or None) is an absent tag."""
+    """The tags that precede a pair. An empty string (or None) is an absent tag."""
 
     style: str = ""
     subject: str = ""
     register: str = ""
     grid: tuple[int, int] | None = None  # rows, columns of codes
-    thing: str = ""  # the main noun of what is shown
+    thing: str = ""  # the main noun: what the picture shows
 
     def names(self) -> list[str]:
-        """The control tokens, in writing order."""
+        """The control tokens, in the order in which they are written."""
         out = [f"<{kind}:{getattr(self, kind)}>" for kind in TAG_KINDS if kind != "grid" and getattr(self, kind)]
         return out + ([grid_name(self.grid)] if self.grid else [])
 
@@ -51,9 +51,9 @@ class Vocabulary:
     """Sizes and names; everything else is derived.
 
     text_size: number of text ids; illegal_text: those a sampler must not emit (unknown, specials);
-    grids: allowed (rows, columns), the first is the default; max_text: most pieces in one text span. Where there are several
-    grids, a sequence always names its own: see `bare`. appended: those of the tags whose ids stand behind the codes, since a
-    generator that knew none of them went on with its other ids as they were: see `extended`.
+    grids: allowed (rows, columns), the first is the default; max_text: most pieces in one text span. With several
+    grids, a sequence always names its own: see `bare`. appended: tags whose ids follow the codes, because they were added
+    to a generator that kept its other ids: see `extended`.
     """
 
     text_size: int
@@ -78,8 +78,8 @@ class Vocabulary:
         if any(not isinstance(i, int) or not 0 <= i < self.text_size for i in self.illegal_text):
             raise UserError(f"illegal_text is {self.illegal_text!r}; it must hold text ids, 0 to {self.text_size - 1}")
         names = (*self._front, *self.appended)
-        if strangers := set(self.appended) - set(self._tags):
-            raise UserError(f"appended names {sorted(strangers)}, which are no tags of this vocabulary")
+        if unknown := set(self.appended) - set(self._tags):
+            raise UserError(f"appended names {sorted(unknown)}, which are not tags of this vocabulary")
         for name in names:
             if re.search(r"[\s<>]", name[1:-1]):
                 raise UserError(f"{name!r} cannot be a control token: no spaces or angle brackets; write wood-engraving")
@@ -122,7 +122,7 @@ class Vocabulary:
 
     @cached_property
     def code_end(self) -> int:
-        """The id behind the last code."""
+        """The id after the last code."""
         return self.code_offset + self.codebook_size
 
     @property
@@ -132,7 +132,7 @@ class Vocabulary:
     def extended(
         self, *, styles: Iterable[str] = (), subjects: Iterable[str] = (), things: Iterable[str] = (), registers: Iterable[str] = ()
     ) -> Vocabulary:
-        """The same ids, and behind them one for each of these words that was not known."""
+        """The same ids, followed by one for each of these words that is new."""
         asked = {"style": styles, "subject": subjects, "thing": things, "register": registers}
         known = {kind: getattr(self, f"{kind}s") for kind in asked}
         new = {kind: tuple(dict.fromkeys(word for word in words if word and word not in known[kind])) for kind, words in asked.items()}
@@ -145,21 +145,21 @@ class Vocabulary:
 
     @cached_property
     def max_codes(self) -> int:
-        """The most codes of a picture of any grid."""
+        """The number of codes of the largest grid."""
         return max(map(math.prod, self.grids))
 
     @property
     def default_register(self) -> str:
-        """The one that is spoken where none is asked for: plain, where it is known."""
+        """The register when none is requested: plain if it exists."""
         return "plain" if "plain" in self.registers else self.registers[0] if self.registers else ""
 
     def bare(self, grid: tuple[int, int] | None = None) -> Tags:
-        """The fewest tags of a sequence: none, but the grid (the default one where None) where there are several."""
+        """The fewest tags of a sequence: none, or only the grid (default if None) when there are several grids."""
         return Tags(grid=grid or self.default_grid) if len(self.grids) > 1 else Tags()
 
     def n_codes(self, prompt: Sequence[int]) -> int:
-        """How many codes the picture of a sequence has, by the grid tag at its front; without one, those of the default grid."""
-        kinds = 1 + len(TAG_KINDS)  # behind <bos>
+        """How many codes the picture of a sequence has, by the grid tag in its prompt; without one, by the default grid."""
+        kinds = 1 + len(TAG_KINDS)  # after <bos>
         return next((self.codes_of[token] for token in prompt[:kinds] if token in self.codes_of), self.codes_of[None])
 
     @cached_property
@@ -168,7 +168,7 @@ class Vocabulary:
         return {None: math.prod(self.default_grid), **{self.id(grid_name(grid)): math.prod(grid) for grid in self.grids}}
 
     def id(self, name: str) -> int:
-        """The id of a control token such as '<boi>' or '<style:engraving>'. Raises UserError listing its kin, or the nearest of many."""
+        """The id of a control token such as '<boi>' or '<style:engraving>'. Raises UserError listing the known ones of its kind, or the nearest of many."""
         if name not in self._ids:
             kind, _, word = name[1:-1].partition(":")
             known = [c[len(kind) + 2 : -1] for c in self.controls if c.startswith(f"<{kind}:")]
@@ -186,7 +186,7 @@ class Vocabulary:
         return (ids >= self.code_offset) & (ids < self.code_end)
 
     def class_of(self, token: int) -> str:
-        """'text', 'code', a structure token's own name, or the kind of tag."""
+        """'text', 'code', the name of a structure token, or the kind of a tag."""
         if 0 <= token < self.text_size:
             return "text"
         if self.code_offset <= token < self.code_end:
@@ -202,11 +202,11 @@ class Vocabulary:
 
     @cached_property
     def grammar(self) -> Grammar:
-        """What may follow what, as tables on the CPU."""
+        """Which id may follow which, as tables on the CPU."""
         return Grammar(self)
 
     def ids_of(self, kind: str) -> Tensor:
-        """The ids of a class (see `class_of`), int64; of text, those that may stand in a span."""
+        """The ids of a class (see `class_of`), int64; for text, only the legal ones."""
         if kind == "text":
             legal = torch.ones(self.text_size, dtype=torch.bool)
             legal[list(self.illegal_text)] = False
@@ -240,7 +240,7 @@ class Vocabulary:
     def load(cls, path: Path) -> Vocabulary:
         """Raises FileNotFoundError or UserError naming the file."""
         if not path.is_file():
-            raise FileNotFoundError(f"{path} is missing: the checkpoint is not whole. Copy it again")
+            raise FileNotFoundError(f"{path} is missing: the checkpoint is incomplete. Copy it again")
         try:
             return cls.from_dict(json.loads(path.read_text(encoding="utf-8")))
         except (AttributeError, TypeError, KeyError, ValueError) as error:
@@ -248,14 +248,14 @@ class Vocabulary:
 
 
 def listed(word: str, known: Sequence[str]) -> str:
-    """What there is instead of a word: all of it; of more than `MANY`, what is spelt nearly so, and how much there is."""
+    """The alternatives to an unknown word: all of them, or if more than `MANY` those spelt most like it and the total."""
     if len(known) <= MANY:
         return ", ".join(known) or "nothing here"
     near = difflib.get_close_matches(word, known, n=NEAR, cutoff=0.5)
     return (
         f"{', '.join(near)} … ({len(known):,} in all)"
         if near
-        else f"{', '.join(known[:NEAR])} … ({len(known):,} in all, none spelt nearly so)"
+        else f"{', '.join(known[:NEAR])} … ({len(known):,} in all, none spelt like it)"
     )
 
 
@@ -269,7 +269,7 @@ def parse_grid(text: str) -> tuple[int, int]:
 
 
 def tag_word(text: str) -> str:
-    """Any metadata as a tag: 'Wood engraving (after a drawing)' -> 'wood-engraving-after-a-drawing'. Raises UserError for what is no text."""
+    """Any metadata as a tag: 'Wood engraving (after a drawing)' -> 'wood-engraving-after-a-drawing'. Raises UserError if it is not a str."""
     if not isinstance(text, str):
-        raise UserError(f"{text!r} is no tag: give a str, empty for none")
+        raise UserError(f"{text!r} is not a tag: give a str, empty for none")
     return re.sub(r"[^\w]+", "-", text.strip().lower()).strip("-")

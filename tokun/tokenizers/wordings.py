@@ -1,3 +1,3 @@
-"""How the question is worded that training data and evaluation both ask. Knows nothing else."""
+"""The wording of the question that training data and evaluation share."""
 
 SHOWS = "Does the picture show this: {}"
