@@ -401,5 +401,5 @@ def test_an_adapter_is_in_use_within_a_second_and_takes_two_megabytes_at_most_be
 def test_a_plan_of_an_adapter_is_refused():
     from train import main
 
-    with pytest.raises(ValueError, match="whole model only"):
+    with pytest.raises(ValueError, match="covers only the training of a whole model"):
         main(["--config", "configs/lora.yaml", "--plan"])

@@ -48,5 +48,5 @@ def test_killed_and_typed_again_it_ends_in_the_same_weights(checkpoint_folder, s
 
 
 def test_a_checkpoint_that_is_there_is_not_overwritten(checkpoint_folder, shards, tmp_path):
-    with pytest.raises(ValueError, match="is there already"):
+    with pytest.raises(ValueError, match="already exists"):
         sharpen.sharpen(checkpoint_folder, shards, tmp_path, RECIPE)

@@ -1,7 +1,7 @@
 """Every setting of a run: dataclasses < YAML < `a.b=c` on the command line.
 
-Knows names, types and defaults; knows nothing of what they do. A key that does not exist is an error that names the
-nearest one, a value of the wrong type is an error that names the type. There are no defaults anywhere else.
+Knows names, types and defaults, not what they do. An unknown key raises an error that names the nearest one, a value of the
+wrong type an error that names the type. All defaults are here.
 """
 
 from __future__ import annotations
@@ -27,22 +27,22 @@ from tokun.utils.errors import UserError
 class DataConfig:
     train: str = ""  # image shards: a path, a glob or a list joined by commas; empty when `toy` draws them
     val: str = ""  # held-out image shards; empty: no validation
-    toy: int = 0  # draw this many training pictures with data_tools/toy.py (and a sixteenth as many to validate)
+    toy: int = 0  # draw this many training pictures with data_tools/toy.py (and a sixteenth as many for validation)
     toy_seed: int = 0
-    style: str = ""  # the style of samples that name none
+    style: str = ""  # the style of samples without one
     style_key: str = "style"  # the JSON key that holds the style tag …
     subject_key: str = "subject"  # … the subject tag …
-    thing_key: str = "thing"  # … the tag of the one thing that is shown …
+    thing_key: str = "thing"  # … the tag of the main thing shown …
     caption_key: str = "caption"  # … and the caption; captions in other registers come from "captions"
-    max_caption_tokens: int = 64  # longer captions are cut, and counted
-    num_workers: int = 0  # threads that decode pictures and pack sequences beside the prefetching one
-    sort_window: int = 4096  # sequences among which those of like length share a batch; 0: none, and more padding
-    cache_gb: float = 2.0  # decoded, resized pictures are kept in memory up to this size
+    max_caption_tokens: int = 64  # longer captions are truncated, and counted
+    num_workers: int = 0  # threads that decode pictures and pack sequences, besides the prefetching thread
+    sort_window: int = 4096  # sequences of similar length within such a window share a batch; 0: off, more padding
+    cache_gb: float = 2.0  # memory for decoded, resized pictures
     # shapes of pictures, rows x columns of codes, such as ["16x16", "12x21", "21x12"]: each picture goes to the nearest, the first is the default.
-    # Empty: one square of image_tokenizer.image_size, and the centre of each picture is taken
+    # Empty: one square of image_tokenizer.image_size, cropped from the centre of each picture
     grids: list[str] = field(default_factory=list)
     fit: Literal["auto", "pad", "crop"] = (
-        "auto"  # to its grid: a thing on blank ground whole on paper, others cut a little; or always the one or the other
+        "auto"  # how a picture is fitted to its grid. auto: things on a blank background are padded, others are cropped a little
     )
 
 
@@ -72,12 +72,10 @@ class ImageTokenizerConfig:
 @dataclass
 class ImageTokenizerTrainConfig:
     steps: int = 10000
-    max_minutes: float = 0.0  # stop earlier when this much time has been spent; 0: never
+    max_minutes: float = 0.0  # stop early after this much time; 0: never
     batch_size: int = 32  # global, over all processes
     lr: float = 1e-3
-    lr_hold: float = (
-        0.0  # share of the training at full lr before the cosine begins; until then max_minutes may still be raised and nothing is lost
-    )
+    lr_hold: float = 0.0  # share of the training at full lr before the cosine decay; until then max_minutes can be raised without loss
     warmup_steps: int = 100
     weight_decay: float = 0.01
     betas: list[float] = field(default_factory=lambda: [0.9, 0.95])
@@ -86,29 +84,31 @@ class ImageTokenizerTrainConfig:
     ema_decay: float = 0.999
     crop_scale: list[float] = field(default_factory=lambda: [1.0, 1.4])  # short side / image_size before cropping
     l1_weight: float = 1.0
-    mse_weight: float = 1.0  # beside L1, whose gradient alone settles on the median of a hatched patch: plain grey
+    mse_weight: float = 1.0  # in addition to L1, which alone converges to the median of a hatched patch: plain grey
     perceptual: Literal["lpips", "squeezenet", "none"] = "lpips"
-    perceptual_weights: str = ""  # squeezenet: safetensors or .pth in torchvision's layout; empty: download them
+    perceptual_weights: str = ""  # squeezenet: safetensors or .pth in torchvision's layout; empty: download
     perceptual_weight: float = 0.3
-    line_weight: float = 0.2  # local spectra: hatching keeps its spacing, direction and contrast
+    line_weight: float = 0.2  # local spectra: preserves spacing, direction and contrast of hatching
     gan_weight: float = 0.0  # 0: no discriminator
     gan_start: int = 5000  # the step at which the discriminator's gradient reaches the decoder
     gan_lr: float = 4e-4
-    compile: bool = False  # one compiled kernel compares perceptual features (squeezenet): half a minute to start, then a tenth of each step saved on CPUs
+    compile: bool = (
+        False  # compare perceptual features (squeezenet) in one compiled kernel: half a minute to start, then steps 10 % shorter on CPUs
+    )
     log_every: int = 20
     eval_every: int = 500
     save_every: int = 500
-    min_usage: float = 0.5  # the gate: share of the codebook that held-out pictures use …
+    min_usage: float = 0.5  # the gate on held-out pictures: share of the codebook in use …
     min_perplexity: float = 0.1  # … perplexity as a share of the codebook …
-    min_psnr: float = 12.0  # … and dB; below any of them the run stops before the generator
+    min_psnr: float = 12.0  # … and dB; the run stops before the generator if any is lower
 
 
 @dataclass
 class CodesConfig:
-    views: int = 5  # crops per picture; view 0 is the whole picture's centre
-    crop_scale: list[float] = field(default_factory=lambda: [1.0, 1.1])  # the short side over the crop's: from, to
+    views: int = 5  # crops per picture; view 0 is the largest centre crop
+    crop_scale: list[float] = field(default_factory=lambda: [1.0, 1.1])  # short side / crop size: from, to
     positions: str = "random"  # of the crops; five: corners and centre at the two ends of crop_scale, as in LlamaGen (at most 11 views)
-    mirror: bool = False  # mirror about half of the views but the first, where no words about what is seen speak of writing; left and right change places in its words
+    mirror: bool = False  # mirror about half of the views except the first, unless the captions mention writing; left and right are swapped in the captions
     batch_size: int = 64
 
 
@@ -124,14 +124,14 @@ class GeneratorConfig:
     rope_theta: float = 10000.0
     tie_embeddings: bool = True
     dropout: float = 0.1  # on the embeddings and on each residual branch, in training only
-    codebook_start: bool = False  # embeddings of codes begin as the codebook's vectors, turned at random: codes that look alike begin alike
+    codebook_start: bool = False  # initialise code embeddings with a random projection of the codebook: similar codes start similar
 
 
 @dataclass
 class TrainConfig:
     steps: int = 10000
-    seed: int = -1  # of the first weights, the order, dropout and tasks, so that runs over the same codes can differ; -1: the run's
-    max_minutes: float = 0.0  # stop earlier when this much time has been spent; 0: never
+    seed: int = -1  # of initial weights, order, dropout and tasks, so that runs over the same codes can differ; -1: the run's seed
+    max_minutes: float = 0.0  # stop early after this much time; 0: never
     batch_size: int = 32  # global: processes x micro batch x accumulation
     micro_batch_size: int = 0  # per process and forward pass; 0: batch_size / processes
     optimizer: Literal["adamw", "muon"] = "adamw"  # muon: for the hidden matrices, AdamW for the rest; DDP or ZeRO stage 0
@@ -145,65 +145,65 @@ class TrainConfig:
     spike_factor: float = 0.0  # skip and count a step whose gradient norm is this many times its running 90 % quantile; 0: off
     precision: Literal["bf16", "no"] = "bf16"
     ema_decay: float = 0.999
-    ema_every: int = (
-        1  # steps between two looks of the average at the weights; it forgets as fast. 4 spares a small model on a CPU 2 to 3 % of its time
-    )
+    ema_every: int = 1  # steps between updates of the average, whose decay is adjusted. 4 saves a small model on a CPU 2 to 3 % of its time
     z_loss: float = 1e-4
     image_weight: float = 1.0  # of the mean loss over image tokens
     text_weight: float = 1.0  # of the mean loss over text tokens
-    word_dropout: float = 0.0  # share of the words read (never of those to be written) that give way to any other: the picture must tell
-    tag_dropout: float = 0.1  # each tag, and all of them together
-    plain_share: float = 0.7  # of samples whose caption is the plain one; the rest draw from all registers they have
+    word_dropout: float = 0.0  # share of input words (never of targets) replaced by random ones, so that the model must use the picture
+    tag_dropout: float = 0.1  # applied to each tag, and to all of them together
+    plain_share: float = 0.7  # share of samples with the plain caption; the rest draw from all their registers
     task_mix: dict[str, float] = field(
         default_factory=lambda: {"joint": 0.7, "text_to_image": 0.2, "question": 0.05, "rewrite": 0.05}
     )  # a task whose fields a sample lacks falls back to joint
     deepspeed: str = ""  # DeepSpeed JSON, used under any launcher (deepspeed, torchrun, srun); empty: DDP
     gradient_checkpointing: bool = False
-    loss_chunk: int = 0  # positions whose logits are made at once; 0: as many as 1 GiB of them in float32 has, most often all; on a CPU 32 MiB, which its cache holds
+    loss_chunk: int = (
+        0  # positions whose logits are computed at once; 0: as many as fit 1 GiB in float32, usually all; on a CPU 32 MiB, about its cache
+    )
     compile: bool = False  # torch.compile of the decoder layers and the loss: half a minute to start, then up to twice the speed
     log_every: int = 20
     eval_every: int = 500
     save_every: int = 500
     sample_every: int = 1000
     keep_last: int = 2  # trainer states kept
-    # checkpoints of the averaged weights with the lowest held-out loss (image_weight x image loss + text_weight x text loss, at eval_every)
-    # that are kept in out/best/step-…, each whole, for sample.py and tokun.load; out/checkpoint always holds the last weights. 0: none
+    # number of checkpoints of averaged weights with the lowest held-out loss (image_weight x image loss + text_weight x text loss, at eval_every)
+    # kept in out/best/step-…, each complete, for sample.py and tokun.load; out/checkpoint always holds the last weights. 0: none
     keep_best: int = 0
 
 
 @dataclass
 class AdapterConfig:
-    """Low-rank fine-tuning (LoRA) of the model that `start` names: its weights stand still, small matrices beside them learn."""
+    """Low-rank fine-tuning (LoRA) of the model that `start` names: its weights are frozen, small added matrices are trained."""
 
-    rank: int = 0  # of the two matrices beside each target; 0: no adapter, all weights are trained
+    rank: int = 0  # of the two matrices added to each target; 0: no adapter, all weights are trained
     alpha: float = 32.0  # the change is scaled by alpha / rank
-    dropout: float = 0.0  # on what the small matrices read
+    dropout: float = 0.0  # on the input of the added matrices
     targets: list[str] = field(default_factory=lambda: ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"])
-    dora: bool = False  # DoRA (Liu et al. 2024): direction and magnitude of each row apart
+    dora: bool = False  # DoRA (Liu et al. 2024): direction and magnitude of each row separately
     bits: int = 0  # 8 or 4: of the base's weights while training (QLoRA, Dettmers et al. 2023), by bitsandbytes on NVIDIA GPUs
-    new_tags: bool = True  # tags that the base does not know get ids behind its own, whose rows are trained
+    new_tags: bool = True  # tags that the base does not know get new ids after its own, with trained rows
 
 
 @dataclass
 class DpoConfig:
-    """Learning from preferences (DPO, Rafailov et al. 2023): of two samples the one that was chosen becomes likelier than it was at the start."""
+    """Learning from preferences (DPO, Rafailov et al. 2023): of two samples, the chosen one becomes likelier than it was at the start."""
 
-    pairs: str = ""  # chosen and rejected samples, JSONL or tars: a path, a glob or a list joined by commas; empty: no such training
-    val: str = ""  # held-out ones
-    beta: float = 0.1  # how dear it is to go away from the start
+    pairs: str = ""  # chosen and rejected samples, JSONL or tars: a path, a glob or a list joined by commas; empty: no DPO
+    val: str = ""  # held-out pairs
+    beta: float = 0.1  # cost of moving away from the start
     over: Literal["both", "image", "text"] = "both"  # whose likelihood: the codes', the words', or both
-    label_smoothing: float = 0.0  # share of the choices that may be mistaken (Mitchell 2023)
+    label_smoothing: float = 0.0  # share of choices that may be wrong (Mitchell 2023)
 
 
 @dataclass
 class WordsConfig:
-    """Words alone: rewriting a description as a caption in one register, from a table of both."""
+    """Text-only training: rewriting a description as a caption in one register, from a table of both."""
 
-    train: str = ""  # CSV, TSV, JSONL or Parquet; empty: no such training
+    train: str = ""  # CSV, TSV, JSONL or Parquet; empty: no text-only training
     val: str = ""  # held-out rows
-    description: str = "description"  # the column that is read …
-    caption: str = "caption"  # … and the one that is written
-    register: str = ""  # of the captions; one that the model does not know becomes a tag of its own
+    description: str = "description"  # the input column …
+    caption: str = "caption"  # … and the target column
+    register: str = ""  # of the captions; an unknown one becomes a new tag
 
 
 @dataclass
@@ -215,32 +215,30 @@ class SamplingConfig:
     top_k: int = 0  # 0: off
     top_p: float = 1.0
     guidance_scale: float = 1.0  # 1: off
-    no_repeats: bool = False  # no word and no phrase of up to six pieces twice in a row, marks between them or not
-    text_guidance_scale: float = (
-        1.0  # of words by their picture, 1: off; above it, what the picture explains counts for more than what reads well
-    )
+    no_repeats: bool = False  # no word and no phrase of up to six pieces twice in a row, with or without punctuation between them
+    text_guidance_scale: float = 1.0  # of words by their picture; 1: off; above 1, fit to the picture counts for more than fluency
 
 
 @dataclass(frozen=True)
 class SamplingOptions:
-    """What may be asked of samples: the keyword arguments of `Tokun.sample` and of whatever passes them on."""
+    """Sampling options: the keyword arguments of `Tokun.sample` and of everything that passes them on."""
 
-    style: str = ""  # a tag; empty: drawn by the latent, as often as in training
+    style: str = ""  # a tag; empty: drawn from the latent, as often as in training
     subject: str = ""  # another
-    thing: str = ""  # another: the main noun of what is shown
+    thing: str = ""  # another: the main noun, what the picture shows
     register: str = ""  # of the words; empty: plain
     aspect: str = (
-        ""  # width:height (4:3), wide, tall, square or a grid (rows x columns, 12x16); the nearest grid is taken; empty: drawn as tags are
+        ""  # width:height (4:3), wide, tall, square or a grid (rows x columns, 12x16); the nearest grid is used; empty: drawn like the tags
     )
     prompt: str | None = None  # a caption to draw
-    temperature: float | None = None  # of codes, and a factor of the words' own; None, here and below: the checkpoint's default
+    temperature: float | None = None  # of codes, and a factor on that of the words; None, here and below: the checkpoint's default
     text_temperature: float | None = None  # of words
     top_k: int | None = None  # of codes; 0 is off
-    top_p: float | None = None  # the likeliest that make up this share; 1 is off
+    top_p: float | None = None  # keep the likeliest tokens that make up this share; 1 is off
     guidance_scale: float | None = None  # of codes by tags and prompt; 1 is off
     text_guidance_scale: float | None = None  # of words by their picture; 1 is off
     no_repeats: bool | None = None  # no word and no short phrase twice in a row
-    batch_size: int = 16  # samples that are drawn together; they are the same for any
+    batch_size: int = 16  # samples drawn together; does not change them
 
 
 @dataclass
@@ -252,61 +250,63 @@ class TrackingConfig:
 
 @dataclass
 class CardConfig:
-    license: str = ""  # of the model, as its card names it for the Hub, such as cc-by-4.0; empty: none is named
+    license: str = ""  # the model's licence for its Hub card, such as cc-by-4.0; empty: none
 
 
 @dataclass
 class RewardConfig:
-    """One reward, or one judge. What each kind reads of it stands in `tokun/align/rewards.py`."""
+    """One reward or judge. `tokun/align/rewards.py` lists the fields that each kind uses."""
 
-    kind: str = ""  # pmi, clip, svg … or module:function of your own
-    weight: float = 1.0  # of a reward; below 0 it is a cost. Judges have none
-    of: str = ""  # the model that scores: an id, a folder or a file
-    clip: str = ""  # the CLIP beneath an aesthetic head
+    kind: str = ""  # pmi, clip, svg … or your own module:function
+    weight: float = 1.0  # of a reward; negative for a cost. Ignored for judges
+    of: str = ""  # the scoring model: an id, a folder or a file
+    clip: str = ""  # the CLIP model of an aesthetic head
     question: str = ""  # with {} for the caption; for own_yes and vqa
-    shards: str = ""  # pictures or captions to compare with, image shards
-    n: int = 512  # of them
+    shards: str = ""  # image shards of pictures or captions to compare with
+    n: int = 512  # how many of them
     max_bytes: int = 10_000  # of a drawing
 
 
 @dataclass
 class GrpoConfig:
-    """Post-training by rewards (`tokun/align/grpo.py`): asked for where `rewards` names any. `train` says lr, steps (rollouts) and batch_size (pairs of an update)."""
+    """Post-training by rewards (`tokun/align/grpo.py`): runs if `rewards` is not empty. `train` sets lr, steps (rollouts) and batch_size (pairs per update)."""
 
     rewards: list[RewardConfig] = field(default_factory=list)
-    judges: list[RewardConfig] = field(default_factory=list)  # measured, never optimised: does what they say rise with the rewards?
+    judges: list[RewardConfig] = field(default_factory=list)  # measured, never optimised: do they rise with the rewards?
     prompts: str = ""  # descriptions to draw, a text file or image shards; empty: pictures and their captions, both from seeds
-    eval_prompts: str = ""  # held-out ones; empty: the last sixteenth of the prompts
-    learn: Literal["both", "image", "text"] = "both"  # whose tokens are moved; of prompts only the picture's can be
-    group_size: int = 8  # pairs that share tags or a prompt, and are compared
-    minibatches: int = 1  # updates that a rollout is cut into …
-    epochs: int = 1  # … and how often each is done
-    temperature: float = 1.0  # of rollouts, codes; the policy that learns is the one at this temperature
-    text_temperature: float = 1.0  # … words
-    guidance_scale: float = 1.0  # of rollouts; what is learned is the model without guidance, so that other values than 1 are off-policy
+    eval_prompts: str = ""  # held-out prompts; empty: the last sixteenth of the prompts
+    learn: Literal["both", "image", "text"] = "both"  # which tokens are trained; with prompts only the picture's can be
+    group_size: int = 8  # pairs that share tags or a prompt and are compared
+    minibatches: int = 1  # updates into which a rollout is split …
+    epochs: int = 1  # … and passes over them
+    temperature: float = 1.0  # of codes in rollouts; the policy is trained at this temperature
+    text_temperature: float = 1.0  # of words
+    guidance_scale: float = 1.0  # of rollouts; the model is trained without guidance, so other values than 1 are off-policy
     text_guidance_scale: float = 1.0
     scale: Literal["group", "batch", "none"] = (
-        "group"  # what a reward is divided by: its spread in the group, in the whole rollout, nothing (Liu et al. 2025)
+        "group"  # what a reward is divided by: its standard deviation in the group, in the whole rollout, nothing (Liu et al. 2025)
     )
-    clip_low: float = 0.2  # the ratio of probabilities is clipped at 1 - this …
-    clip_high: float = 0.28  # … and 1 + this: further up, rare tokens may grow and entropy does not collapse as soon (DAPO, Yu et al. 2025)
-    kl: float = 0.02  # weight of the divergence from the start (k3)
-    entropy: float = 0.0  # weight of the squared distance of the entropy to the start's (after STAGE, Ma et al. 2025); 0: watched only
-    least_entropy: float = 0.3  # the run stops where entropy has fallen below this share of the start's; 0: never
-    easy: float = 1.0  # tokens that were this likely or likelier are not moved; 1: all are
-    similar: float = 0.0  # 0 to 1: codes that look like those of the group's others at their place are moved less, since they'd be pushed both ways (STAGE)
+    clip_low: float = 0.2  # the probability ratio is clipped at 1 - this …
+    clip_high: float = 0.28  # … and 1 + this: a higher bound lets rare tokens grow and delays entropy collapse (DAPO, Yu et al. 2025)
+    kl: float = 0.02  # weight of the KL divergence from the start (k3)
+    entropy: float = 0.0  # weight of the squared difference of the entropy from the start's (after STAGE, Ma et al. 2025); 0: only logged
+    least_entropy: float = 0.3  # the run stops when entropy falls below this share of the start's; 0: never
+    easy: float = 1.0  # tokens of at least this probability are not trained; 1: all are
+    similar: float = 0.0  # 0 to 1: train codes less if the group's other pictures have similar ones at their position, since they are pushed both ways (STAGE)
     perturb: list[str] = field(default_factory=list)  # before scoring: crop, noise, jpeg
-    eval_n: int = 64  # pairs that are drawn before, at train.eval_every and at the end, and judged
+    eval_n: int = 64  # pairs drawn and judged before, at train.eval_every and at the end
     eval_seed: int = 1_000_003
-    copies_of: str = ""  # image shards of training pictures, to look for near copies in
+    copies_of: str = ""  # image shards of training pictures, searched for near copies
     features: str = ""  # weights of SqueezeNet 1.1 or Inception v3, for diversity; empty: small grey pictures
 
 
 @dataclass
 class Config:
-    out: str = "runs/default"  # everything the run makes lies here
+    out: str = "runs/default"  # folder of everything that the run makes
     seed: int = 0
-    start: str = ""  # "bundled", a checkpoint's folder or Hub id, whose tokenizers are taken and whose generator is trained on; empty: all from nothing
+    start: str = (
+        ""  # "bundled", a checkpoint's folder or Hub id: use its tokenizers and fine-tune its generator; empty: train all from scratch
+    )
     threads: int = 0  # CPU threads per process; 0: torch's choice
     data: DataConfig = field(default_factory=DataConfig)
     text_tokenizer: TextTokenizerConfig = field(default_factory=TextTokenizerConfig)
@@ -348,7 +348,7 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
 
 
 def from_dict(tree: dict[str, Any], *, where: str = "config") -> Config:
-    """Nested dict -> checked Config. Raises UserError naming key, value and way out."""
+    """Nested dict -> checked Config. Raises UserError naming the key, the value and the way out."""
     config = _build(Config, tree, key="", where=where)
     for section, name in PATHS:
         place = getattr(config, section) if section else config
@@ -359,14 +359,14 @@ def from_dict(tree: dict[str, Any], *, where: str = "config") -> Config:
     return config
 
 
-# what must be at least 1, by the name of its setting in any section
+# settings that must be at least 1, by name, in any section
 POSITIVE = {
     "steps", "batch_size", "log_every", "eval_every", "save_every", "sample_every", "keep_last", "views", "vocab_size", "max_caption_tokens",
     "image_size", "downsample", "stem", "blocks", "latent_dim", "codebook_size", "codebook_dim", "hidden_size", "num_layers", "num_heads",
     "num_kv_heads", "head_dim", "minibatches", "epochs", "eval_n",
 }  # fmt: skip
-# paths of which ~ is the home folder, beside `of` and `clip` of rewards and judges; lists of shards (data.train, dpo.pairs …) are expanded part by
-# part where they are opened, by `data.expand_shards`
+# paths in which ~ is expanded, besides `of` and `clip` of rewards and judges. `data.expand_shards` expands lists of shards (data.train, dpo.pairs …)
+# part by part when they are opened
 PATHS = (
     ("", "out"),
     ("", "start"),
@@ -381,7 +381,7 @@ PATHS = (
 )
 NOT_NEGATIVE = {"loss_chunk", "keep_best", "rank"}
 PAIRS = {"crop_scale", "betas"}  # lists of exactly two numbers
-MOST_RATIO = 3  # of the largest grid's codes to the smallest's: a batch of one costs about what a batch of another does
+MOST_RATIO = 3  # of the largest grid's codes to the smallest's, so that batches of all grids cost about the same
 
 
 def _check_counts(config: Config, *, where: str) -> None:
@@ -411,8 +411,8 @@ def _check_counts(config: Config, *, where: str) -> None:
 
 
 def parse_grids(names: Sequence[str]) -> tuple[tuple[int, int], ...]:
-    """["16x16", "12x21"] (rows x columns of codes) -> ((16, 16), (12, 21)). Raises UserError for what is no grid, for one that is named
-    twice, and for grids whose numbers of codes are further apart than MOST_RATIO."""
+    """["16x16", "12x21"] (rows x columns of codes) -> ((16, 16), (12, 21)). Raises UserError for an invalid or repeated
+    grid, and for grids whose numbers of codes differ by more than MOST_RATIO."""
     grids: list[tuple[int, int]] = []
     for name in names:
         match = re.fullmatch(r"([1-9]\d{0,3})x([1-9]\d{0,3})", str(name))
@@ -426,7 +426,7 @@ def parse_grids(names: Sequence[str]) -> tuple[tuple[int, int], ...]:
     if codes and max(codes) > MOST_RATIO * min(codes):
         few, many = (f"{grids[codes.index(n)][0]}x{grids[codes.index(n)][1]} ({n} codes)" for n in (min(codes), max(codes)))
         raise UserError(
-            f"data.grids holds {few} and {many}: at most {MOST_RATIO} times as many codes; choose grids of about the same number"
+            f"data.grids holds {few} and {many}: the ratio may be at most {MOST_RATIO}; choose grids with similar numbers of codes"
         )
     return tuple(grids)
 
@@ -454,7 +454,7 @@ def _override(tree: dict[str, Any], override: str) -> None:
 
 def _build(cls: type, tree: Any, *, key: str, where: str) -> Any:
     if not isinstance(tree, dict):
-        raise UserError(f"{where}: {key or 'the file'} is {tree!r}, but it is a section with keys of its own")
+        raise UserError(f"{where}: {key or 'the file'} is {tree!r}, but it must be a section with keys of its own")
     hints = typing.get_type_hints(cls)
     for name in tree:
         if name not in hints:

@@ -1,11 +1,11 @@
-"""A sharper hand for a model that has learned to draw: the decoder alone goes on, against a discriminator.
+"""Sharpen a trained model: fine-tune its image decoder alone, against a discriminator.
 
     python -m tokun.sharpen --checkpoint runs/mine --train 'shards/train-*.tar' --out runs/mine-sharp --minutes 30
 
-Encoder and codebook stand still, so every picture keeps its codes, and the generator stays as it is: the same seed draws
-the same codes and says the same words, in finer lines. The losses are the image tokenizer's (Esser et al. 2021: L1, perceptual, PatchGAN
-with adaptive weight; lines as in `losses.line_loss`), with less of the squared error that draws the mean of all possible hatchings.
-Resumable: killed and typed again it goes on from its last state. One process.
+Encoder and codebook are frozen, so every picture keeps its codes, and the generator is unchanged: a seed gives the same codes
+and the same words, drawn in finer lines. The losses are the image tokenizer's (Esser et al. 2021: L1, perceptual, PatchGAN
+with adaptive weight; lines as in `losses.line_loss`), without the squared error, which averages over all possible hatchings.
+Resumable: the same command continues from the last state. One process.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from tokun.utils import checkpoint, console
 from tokun.utils.console import home_path
 from tokun.utils.errors import UserError
 
-DISCRIMINATOR_AHEAD = 100  # steps that the discriminator learns alone
+DISCRIMINATOR_AHEAD = 100  # steps that train the discriminator alone first
 
 
 @dataclass(frozen=True)
@@ -71,12 +71,12 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def sharpen(source: str | Path | None, shards: str, out: Path, recipe: Recipe, *, device: str | None = None) -> Path:
-    """Train the decoder of the checkpoint `source` on image shards -> the checkpoint `out`, all else of it as it was.
+    """Train the decoder of the checkpoint `source` on image shards -> the checkpoint `out`, otherwise unchanged.
 
-    Raises UserError where `out` is there already, or was begun with other settings, and what `tokun.load` raises.
+    Raises UserError if `out` exists or was started with other settings, and whatever `tokun.load` raises.
     """
     if out.exists():
-        raise UserError(f"{out} is there already; name a new folder, or remove it")
+        raise UserError(f"{out} already exists; name a new folder, or remove it")
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     folder = model.resolve(source)
     tokenizer = ImageTokenizer.load(folder / model.IMAGE_TOKENIZER).to(device)
@@ -88,7 +88,7 @@ def sharpen(source: str | Path | None, shards: str, out: Path, recipe: Recipe, *
     fit = model.read_settings(folder / "sampling.json").fit or framing.usual_fit(grids)
     trainer = Trainer(
         tokenizer, shards, recipe, grids if grids != (tokenizer.grid,) else None, fit
-    )  # one square: as models of squares are trained
+    )  # one square grid: as models of squares are trained
     states = checkpoint.TrainerStates(out.with_name(out.name + "-state"))
     trainer.resume(states, made_with)
     trainer.run(states, made_with)
@@ -107,7 +107,7 @@ def sharpen(source: str | Path | None, shards: str, out: Path, recipe: Recipe, *
 
 
 class Trainer:
-    """The decoder, its discriminator, and where they are."""
+    """The decoder, its discriminator, and their progress."""
 
     def __init__(
         self, tokenizer: ImageTokenizer, shards: str, recipe: Recipe, grids: tuple[framing.Grid, ...] | None = None, fit: str = "auto"
@@ -132,7 +132,7 @@ class Trainer:
         self.step, self.spent = 0, 0.0
 
     def run(self, states: checkpoint.TrainerStates, made_with: dict[str, Any]) -> None:
-        """To the end of the steps or minutes; then the decoder holds the averaged weights."""
+        """Train until the steps or minutes are over; then the decoder holds the averaged weights."""
         r, begun = self.recipe, time.monotonic() - self.spent
         stream = data.prefetch(self.batches, self.step)
         bar = tqdm(total=r.steps, initial=self.step, desc="decoder", unit="step", dynamic_ncols=True)
@@ -154,7 +154,7 @@ class Trainer:
         self.ema.copy_to(self.decoder)
 
     def learn(self, real: Tensor) -> dict[str, Tensor]:
-        """One step of both on pictures (B, C, H, W) -> the terms of the losses."""
+        """One step of decoder and discriminator on pictures (B, C, H, W) -> the loss terms."""
         r, t = self.recipe, self.tokenizer
         with torch.no_grad():
             codes = t.encode(real)
@@ -196,7 +196,7 @@ class Trainer:
         }  # fmt: skip
 
     def resume(self, states: checkpoint.TrainerStates, made_with: dict[str, Any]) -> None:
-        """From the last state, if there is one. Raises UserError where it was made with other settings."""
+        """Resume from the last state, if there is one. Raises UserError if it was made with other settings."""
         latest = states.latest()
         if latest is None:
             return

@@ -1,4 +1,4 @@
-"""The command: options, the plan on a terminal, and a real step beside it."""
+"""The command: options, the printed plan, and a measured step to compare with it."""
 
 from __future__ import annotations
 
@@ -15,36 +15,36 @@ from tokun.utils.errors import UserError
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The plan's own options, for train.py and for this module."""
+    """The plan's options, for train.py and for this module."""
     add = parser.add_argument_group("plan").add_argument
     add("--gpu", default="H100", help=f"one of {', '.join(GPUS)} (%(default)s)")
     add("--gpus", type=int, default=1, help="how many (%(default)s)")
-    add("--samples", type=int, default=0, help="training pairs; 0: counted where the shards are there")
+    add("--samples", type=int, default=0, help="training pairs; 0: counted in the shards, if they exist")
     add(
         "--caption-tokens",
         type=float,
         default=0.0,
         help="mean length of a caption; 0: measured on the run's shards, else half of the longest",
     )
-    add("--mfu", type=float, default=0.4, help="share of the peak that is reached (%(default)s)")
-    add("--disk", type=float, default=2e9, help="bytes a second at which trainer states are written (%(default)s)")
+    add("--mfu", type=float, default=0.4, help="share of the peak FLOPs reached (%(default)s)")
+    add("--disk", type=float, default=2e9, help="bytes per second when writing trainer states (%(default)s)")
     add(
         "--measure",
         type=int,
         default=0,
         metavar="N",
-        help="also take a real training step of N samples on this machine, and compare its memory",
+        help="also run a real training step of N samples on this machine, and compare its memory",
     )
     add("--restart", type=float, default=600.0, help="seconds from a failure to the next step (%(default)s)")
 
 
 def main_plan(config: Config, args: argparse.Namespace) -> None:
-    """Print the plan of a config with the options of `add_arguments`, and what a real step took where --measure asks for one.
+    """Print the plan of a config with the options of `add_arguments`, and with --measure the memory of a real step.
 
-    Raises UserError for what it cannot plan."""
+    Raises UserError for a training that it cannot plan."""
     if config.adapter.rank or config.dpo.pairs or config.words.train or config.grpo.rewards:
         raise UserError(
-            "--plan knows the training of a whole model only: set adapter.rank=0, and none of dpo.pairs, words.train and grpo.rewards"
+            "--plan covers only the training of a whole model: set adapter.rank=0 and leave dpo.pairs, words.train and grpo.rewards empty"
         )
     print(
         make_plan(

@@ -1,4 +1,4 @@
-"""Time, communication and failures. Seconds and bytes."""
+"""Time, communication and failures, in seconds and bytes."""
 
 from __future__ import annotations
 
@@ -16,20 +16,20 @@ GPU_DAYS_PER_FAILURE = 16384 * 54 / 419
 def communication_bytes(parameters: int, *, stage: str, gpus: int, accumulation: int) -> float:
     """Bytes that each GPU sends in one step (ring algorithms, float32).
 
-    Gradients summed everywhere 2 x 4P (ddp, zero0); scattered 4P and the new weights gathered 4P (zero1); scattered with every micro
-    batch (zero2); with zero3 weights gathered for each forward and backward pass (and again where a layer is recomputed in it: the same gathering) too.
+    ddp, zero0: all-reduce of the gradients, 2 x 4P. zero1: reduce-scatter 4P, and all-gather of the new weights 4P. zero2: reduce-scatter with
+    every micro batch. zero3: also all-gather of the weights for each forward and backward pass; recomputed layers share the latter.
     """
     P = 4.0 * parameters * (gpus - 1) / gpus
     return {"ddp": 2 * P, "zero0": 2 * P, "zero1": 2 * P, "zero2": (accumulation + 1) * P, "zero3": 3 * accumulation * P}[stage]
 
 
 def best_interval(write: float, mtbf: float) -> float:
-    """Seconds of work between two checkpoints that lose least: sqrt(2 x write x mtbf) (Young 1974; Daly 2006, first order)."""
+    """Seconds between checkpoints that lose the least time: sqrt(2 x write x mtbf) (Young 1974; Daly 2006, first order)."""
     return math.sqrt(2 * write * mtbf)
 
 
 def lost_share(interval: float, write: float, mtbf: float, restart: float) -> float:
-    """Share of the time that checkpoints and failures cost: writing, half an interval done again and a restart for each failure."""
+    """Share of the time lost to checkpoints and failures: writing, and for each failure half an interval of repeated work and a restart."""
     return write / (interval + write) + (interval / 2 + write + restart) / mtbf
 
 
@@ -54,7 +54,7 @@ def times_of(
 
 
 def failures_of(gpus: int, step: float, save_every: int, write: float, restart: float) -> dict[str, float]:
-    """What failures and trainer states cost, with steps of `step` seconds; write, restart: seconds."""
+    """The cost of failures and trainer states, with steps of `step` seconds; write, restart: seconds."""
     mtbf = GPU_DAYS_PER_FAILURE / gpus * 86400
     best, now = best_interval(write, mtbf), save_every * step
     return {

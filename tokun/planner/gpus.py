@@ -1,4 +1,4 @@
-"""GPUs: their peaks, memory and links, from data sheets."""
+"""GPUs: peak FLOPs, memory and links, from data sheets."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ GIB = 2**30
 
 @dataclass(frozen=True)
 class Gpu:
-    """flops: dense bf16 peak; memory: as the driver reports it; link: to GPUs of its node, network: to other nodes, both one way."""
+    """flops: dense bf16 peak; memory: as the driver reports it; link: to GPUs of its node, network: to other nodes, both in one direction."""
 
     name: str
     flops: float
@@ -42,9 +42,9 @@ USABLE = 0.92  # share of a GPU's memory for tensors; the rest is CUDA's context
 
 
 def find_gpu(name: str) -> Gpu:
-    """A GPU by name, upper or lower case. Raises UserError listing the known ones."""
+    """A GPU by name, case-insensitive. Raises UserError listing the known ones."""
     known = {n.lower(): n for n in GPUS}
     if name.lower() not in known:
         near = difflib.get_close_matches(name.lower(), known, n=1, cutoff=0.0)
-        raise UserError(f"--gpu {name} is not known; the nearest is {known[near[0]]}, all are: {', '.join(GPUS)}")
+        raise UserError(f"--gpu {name} is unknown; the nearest is {known[near[0]]}. Known: {', '.join(GPUS)}")
     return GPUS[known[name.lower()]]

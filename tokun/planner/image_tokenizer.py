@@ -1,4 +1,4 @@
-"""FLOPs and memory of the image tokenizer, traced on fake tensors."""
+"""FLOPs and memory of the image tokenizer, traced with fake tensors."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from tokun.tokenizers.image import Decoder, Encoder, ImageTokenizer
 
 @dataclass(frozen=True)
 class ImageSizes:
-    """FLOPs are of one picture; bytes too. `encode` is the forward pass that the codes stage makes."""
+    """FLOPs and bytes are per picture. `encode` is the forward pass of the codes stage."""
 
     parameters: int
     encode_flops: float
@@ -28,19 +28,19 @@ class ImageSizes:
     quantizer: float  # distances to the codebook, one-hot codes and the like
 
     def memory(self, pictures: int, gpus: int) -> float:
-        """Of a training step on one of `gpus` GPUs, with so many pictures on each: weights, gradients, AdamW's moments, average, DDP's buckets, and VGG-16."""
+        """Memory of a training step on one of `gpus` GPUs with `pictures` each: weights, gradients, AdamW's moments, average, DDP's buckets, and VGG-16."""
         return (24.0 if gpus > 1 else 20.0) * self.parameters + 59e6 + pictures * (self.saved + self.quantizer)
 
 
-# the most that a quantizer's forward and backward pass hold, in float32 tables of codes x codebook: measured with codebooks of 4,096
+# peak memory of a quantizer's forward and backward pass, in float32 tables of codes x codebook: measured with codebooks of 4,096
 QUANTIZER_COPIES = {"VectorQuantize": 4.0, "FSQ": 0.0, "LFQ": 7.0, "SimVQ": 1.3}
 
 
 def image_tokenizer_sizes(config: Config) -> ImageSizes:
-    """Trace encoder, decoder, perceptual net and discriminator over one picture of fake tensors, of the grid with the most codes.
+    """Trace encoder, decoder, perceptual net and discriminator over one picture of fake tensors, for the grid with the most codes.
 
-    Backward counts twice the forward pass, once for the perceptual net, whose weights stay. The quantizer is counted by hand:
-    2 x codes x codebook x width of a code.
+    The backward pass counts twice the forward pass, or once for the perceptual net, whose weights are frozen. The quantizer is counted
+    by hand: 2 x codes x codebook x width of a code.
     """
     m, t = config.image_tokenizer, config.image_tokenizer_train
     h, w = max(parse_grids(config.data.grids) or [(m.image_size // m.downsample,) * 2], key=math.prod)
@@ -65,7 +65,7 @@ def image_tokenizer_sizes(config: Config) -> ImageSizes:
 
 
 def vgg16() -> nn.Module:
-    """The convolutions of VGG-16 (Simonyan and Zisserman 2014, configuration D) that LPIPS looks through."""
+    """The convolutions of VGG-16 (Simonyan and Zisserman 2014, configuration D) that LPIPS uses."""
     layers: list[nn.Module] = []
     width = 3
     for out in (64, 64, 0, 128, 128, 0, 256, 256, 256, 0, 512, 512, 512, 0, 512, 512, 512):  # 0: pooling
@@ -75,7 +75,7 @@ def vgg16() -> nn.Module:
 
 
 def traced(make: Callable[[], nn.Module], shape: tuple[int, ...], *, bf16: bool) -> tuple[float, float]:
-    """(FLOPs of the forward pass, bytes it leaves for the backward pass) of a module over one input, as a GPU would run it."""
+    """(FLOPs of the forward pass, bytes saved for the backward pass) of a module on one input, as on a GPU."""
     from torch._subclasses.fake_tensor import FakeTensorMode
     from torch.utils.flop_counter import FlopCounterMode
 
@@ -87,7 +87,7 @@ def traced(make: Callable[[], nn.Module], shape: tuple[int, ...], *, bf16: bool)
 
 @contextlib.contextmanager
 def on_fake_gpu(bf16: bool) -> Iterator[None]:
-    """CUDA's autocast rules for fake tensors; torch.autocast itself turns off where there is no GPU."""
+    """CUDA's autocast rules for fake tensors; torch.autocast disables itself without a GPU."""
     before = torch.is_autocast_enabled("cuda"), torch.get_autocast_dtype("cuda")
     torch.set_autocast_enabled("cuda", bf16)
     torch.set_autocast_dtype("cuda", torch.bfloat16)

@@ -1,4 +1,4 @@
-"""Memory of real training steps: what the formulas of memory.py are held against."""
+"""Memory of real training steps, to check the formulas of memory.py."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ from tokun.training.token_loss import TokenLoss
 
 
 def measure_memory(config: Config, *, micro: int) -> dict[str, float]:
-    """Bytes of a real training step of `micro` random sequences of full length on this machine, made of the training stage's own pieces.
+    """Bytes of a real training step of `micro` random sequences of full length on this machine, using the training stage's own parts.
 
-    weights, gradients, optimizer, ema: of the tensors themselves; saved: distinct storages kept for the backward pass; peak: the most
-    that was allocated at once, by CUDA's allocator or, on a CPU, by torch's profiler. A CPU runs the attention of a GPU too, not the one
-    that short sequences get there in training.
+    weights, gradients, optimizer, ema: size of the tensors; saved: distinct storages kept for the backward pass; peak: the most
+    allocated at once, by CUDA's allocator or, on a CPU, torch's profiler. A CPU, too, uses the attention of a GPU here, not the one
+    for short sequences that it uses in training.
     """
     t, sizes = config.train, generator_sizes(config)
     accelerator = make_accelerator(t.precision)
@@ -66,7 +66,7 @@ def measure_memory(config: Config, *, micro: int) -> dict[str, float]:
 
 
 def most_allocated(work: Callable[[], Any], device: torch.device) -> float:
-    """The most bytes that `work` holds on the device at once, besides what was there before it."""
+    """The most bytes that `work` allocates on the device at once, besides what was allocated before."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
         torch.cuda.reset_peak_memory_stats(device)
@@ -83,16 +83,16 @@ def most_allocated(work: Callable[[], Any], device: torch.device) -> float:
 
 
 class _Saved:
-    """A tensor that autograd holds for a backward pass, for as long as it does."""
+    """A tensor that autograd keeps for a backward pass, alive as long as it is kept."""
 
     def __init__(self, tensor: torch.Tensor) -> None:
         self.tensor = tensor
 
 
 def saved_bytes(forward: Callable[[], Any], *, exclude: Any = ()) -> float:
-    """Bytes of the distinct storages that `forward` leaves for its backward pass, the storages of `exclude` aside."""
+    """Bytes of the distinct storages that `forward` keeps for its backward pass, except those of `exclude`."""
     own = {p.untyped_storage()._cdata for p in exclude}
-    kept: weakref.WeakSet[_Saved] = weakref.WeakSet()  # what a part of `forward` has used up by itself is gone from it
+    kept: weakref.WeakSet[_Saved] = weakref.WeakSet()  # tensors consumed within `forward` drop out
 
     def pack(tensor: torch.Tensor) -> _Saved:
         saved = _Saved(tensor)

@@ -1,4 +1,4 @@
-"""Memory of the generator's training step by formulas of what each layer keeps for its backward pass. All sizes are bytes."""
+"""Memory of the generator's training step, from formulas of what each layer keeps for its backward pass. Sizes are in bytes."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ STAGES = ("ddp", "zero0", "zero1", "zero2", "zero3")
 
 
 def layer_bytes_per_token(s: Shape, *, bf16: bool, dropout: bool, gpu: bool = True) -> int:
-    """What one decoder layer keeps of each token for its backward pass.
+    """Bytes that one decoder layer keeps per token for its backward pass.
 
     Under autocast the residual stream and the norms are float32, and every linear layer keeps its own bfloat16 copy of its input:
 
@@ -27,8 +27,8 @@ def layer_bytes_per_token(s: Shape, *, bf16: bool, dropout: bool, gpu: bool = Tr
         dropout        two masks of a byte                              2 H
 
     In float32 the linear layers share one input (8 H instead of 10 H) and attention and SwiGLU take twice as much. On a CPU the norm's
-    kernel is made of parts that also keep the normed values, and masks have the type of what they mask. Not counted: in float32 a GPU has no
-    flash attention, and keeps tables of T x T for each head.
+    kernel is composed of parts that also keep the normed values, and masks have the dtype of what they mask. Not counted: in float32 a GPU has
+    no flash attention and keeps T x T tables for each head.
     """
     a = 2 if bf16 else 4
     norms = 8 * s.H + 8 + 4 * (s.Q + s.K + s.heads + s.kv_heads) + (0 if gpu else 8 * s.H + 4 * (s.Q + s.K))
@@ -39,8 +39,8 @@ def layer_bytes_per_token(s: Shape, *, bf16: bool, dropout: bool, gpu: bool = Tr
 
 
 def ends_bytes_per_token(s: Shape, *, bf16: bool, dropout: bool, chunked: bool = False, gpu: bool = True) -> int:
-    """What stands before the first and behind the last layer: ids, labels and their positions, the embedding's mask, the last norm, the
-    head's input (none with a loss in chunks)."""
+    """Bytes per token before the first and after the last layer: ids, labels and their positions, the embedding's mask, the last norm, the
+    head's input (none with a chunked loss)."""
     mask = s.H * (1 if gpu else 4) if dropout else 0
     head = 0 if chunked else 2 * s.H if bf16 else 4 * s.H
     return 8 + 8 + 8 + mask + 4 * s.H + 4 + head + (0 if gpu else 4 * s.H)
@@ -49,22 +49,22 @@ def ends_bytes_per_token(s: Shape, *, bf16: bool, dropout: bool, chunked: bool =
 def activation_bytes(
     s: Shape, *, micro: int, width: int, bf16: bool, dropout: bool, checkpointing: bool, chunk: int = 0, gpu: bool = True
 ) -> dict[str, float]:
-    """What the forward pass of `micro` sequences of `width` ids leaves for the backward pass.
+    """Bytes that the forward pass of `micro` sequences of `width` ids keeps for the backward pass.
 
-    activations              with gradient checkpointing only each layer's float32 input
-    one_layer                what a layer keeps, or gets back while it is computed again
+    activations              with gradient checkpointing, only each layer's float32 input
+    one_layer                what a layer keeps, or recomputes
     bf16_weights             autocast's copies of the matrices that the backward pass uses
-    layer_copies, all_copies those of one layer, and all: autocast holds on to them until the forward pass ends
-    logits                   float32, made of `bf16_logits`
-    loss                     the most that its backward pass holds besides: the gradient of gather, and difference, exponential and
-                             product of logsumexp's, four times the logits
+    layer_copies, all_copies copies for one layer, and for all: autocast keeps them until the forward pass ends
+    logits                   float32, made from `bf16_logits`
+    loss                     the additional peak of its backward pass: the gradient of gather, and the difference, exponential and
+                             product of logsumexp's: four times the logits
 
-    With a loss in chunks of `chunk` positions (`losses.chunked_loss`) the last three are a chunk's, there is nothing of the head to keep, and
+    With a loss in chunks of `chunk` positions (`losses.chunked_loss`), the last three are for one chunk, nothing of the head is kept, and
 
-    chunk_inputs             the hidden states that have a label, which are there while the chunks are
-    chunk_gradients          theirs, made with the chunks, stay for the backward pass
-    head_gradient            so does that of the head's weights, in float32; `head_products` are what a chunk adds to it,
-                             `head_copy` is autocast's
+    chunk_inputs             the hidden states of labelled positions, kept while the chunks are processed
+    chunk_gradients          their gradients, made with the chunks and kept for the backward pass
+    head_gradient            the gradient of the head's weights, likewise, in float32; `head_products` is what a chunk adds to it,
+                             `head_copy` is autocast's copy
 
     Not compiled: train.compile needs less.
     """
@@ -72,7 +72,7 @@ def activation_bytes(
     layer = layer_bytes_per_token(s, bf16=bf16, dropout=dropout, gpu=gpu)
     ends = ends_bytes_per_token(s, bf16=bf16, dropout=dropout, chunked=chunk > 0, gpu=gpu)
     kept = s.L * 4 * s.H if checkpointing else s.L * layer
-    rows = -(-tokens // 64) * 64  # as `labelled` fills them up
+    rows = -(-tokens // 64) * 64  # padded as in `labelled`
     at_once, head = chunk or rows, s.V * s.H
     filling = (rows - tokens) * (0 if chunk else 2 * s.H if bf16 else 4 * s.H)
     step = {
@@ -86,11 +86,11 @@ def activation_bytes(
 
 
 def state_bytes(sizes: Sizes, *, stage: str, gpus: int, optimizer: str, bucket: float = 5e8, overlap: bool = False) -> dict[str, float]:
-    """What stays on a GPU, or comes anew with each step, whatever the batch. Float32 throughout, the moving average included.
+    """Bytes on a GPU that do not depend on the batch. Float32 throughout, including the moving average.
 
     ddp: DDP's buckets are a second copy of the gradients (gpus > 1). zero1, zero2: DeepSpeed keeps a master copy of its share of
-    the weights, and reduces in buckets of `bucket` numbers, two with overlap_comm. zero3 cuts the moving
-    average too; up to 1e9 weights are gathered at a time. Offloading to the CPU's memory is not planned.
+    the weights, and reduces in buckets of `bucket` numbers, two with overlap_comm. zero3 also partitions the moving
+    average and gathers up to 1e9 weights at a time. Offloading to CPU memory is not modelled.
     """
     P, N = float(sizes.parameters), gpus
     muon = 4 * sizes.hidden_matrices if optimizer == "muon" else 0  # one moment instead of two
@@ -112,11 +112,11 @@ def state_bytes(sizes: Sizes, *, stage: str, gpus: int, optimizer: str, bucket: 
 
 
 def peak_bytes(state: dict[str, float], step: dict[str, float], *, accumulation: int, checkpointing: bool) -> dict[str, float]:
-    """The moments at which a step can need most, all of what stays included; the largest of them is the peak.
+    """Memory at the moments of a step that may be the peak, including the persistent state; the largest is the peak.
 
-    Gradients come as activations go, so they do not add up: at the loss there are none yet (with one micro batch), at the end of the
-    backward pass hardly an activation. A loss in chunks makes its gradients in the forward pass, with autocast's copy of the head. ZeRO's
-    step flattens its share of the gradients. Evaluation keeps the step's own weights aside while the averaged ones stand in the model.
+    Gradients appear as activations are freed, so they do not add up: at the loss there are none yet (with one micro batch), at the end of
+    the backward pass hardly any activations. A chunked loss makes its gradients in the forward pass, with autocast's copy of the head. ZeRO's
+    step flattens its share of the gradients. Evaluation keeps a copy of the weights while the model holds the averaged ones.
     """
     stays = sum(v for k, v in state.items() if k != "gradients")
     before = stays + (state["gradients"] if accumulation > 1 else 0.0) + step["activations"]
@@ -133,7 +133,7 @@ def peak_bytes(state: dict[str, float], step: dict[str, float], *, accumulation:
 
 
 def step_kind(config: Config, sizes: Sizes, micro: int) -> dict[str, Any]:
-    """What of a config `activation_bytes` depends on, besides the lengths."""
+    """The settings of a config that `activation_bytes` depends on, besides the lengths."""
     t = config.train
     chunk = loss_chunk(t.loss_chunk, positions=micro * sizes.width, size=sizes.shape.V)
     return dict(bf16=t.precision == "bf16", dropout=config.generator.dropout > 0, checkpointing=t.gradient_checkpointing, chunk=chunk)
@@ -145,7 +145,7 @@ def planned_memory(config: Config, *, micro: int, gpu: bool) -> dict[str, float]
     state = state_bytes(sizes, stage="ddp", gpus=1, optimizer=t.optimizer)
     step = activation_bytes(sizes.shape, micro=micro, width=sizes.width, gpu=gpu, **step_kind(config, sizes, micro))
     moments = peak_bytes(state, step, accumulation=1, checkpointing=t.gradient_checkpointing)
-    peak = max(size for moment, size in moments.items() if moment != "evaluation")  # no part of a step
+    peak = max(size for moment, size in moments.items() if moment != "evaluation")  # not part of a step
     terms = {term: state[term] for term in ("weights", "gradients", "optimizer", "ema")}
     kept = 0.0 if step["head_gradient"] else step["logits"]
     return {**terms, "saved": step["activations"] + step["bf16_weights"] + kept, "peak": peak}
@@ -154,7 +154,7 @@ def planned_memory(config: Config, *, micro: int, gpu: bool) -> dict[str, float]
 def largest_micro_batch(
     state: dict[str, float], step_of: Callable[[int], dict[str, float]], gpu: Gpu, *, accumulation: int, checkpointing: bool
 ) -> int:
-    """The most sequences of full width that one forward pass can hold; 0 where not even one fits."""
+    """The most sequences of full width that fit in one forward pass; 0 if not even one fits."""
 
     def fits(micro: int) -> bool:
         return (

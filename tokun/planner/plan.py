@@ -1,4 +1,4 @@
-"""The plan: every figure of a config on so many GPUs."""
+"""The plan: every figure of a config on a number of GPUs."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class Plan:
     gpu: Gpu
     gpus: int
     mfu: float
-    stage: str  # what the config runs under the deepspeed launcher: the row marked * in the table
+    stage: str  # the stage that the config uses under the deepspeed launcher: marked * in the table
     micro: int
     accumulation: int
     checkpointing: bool
@@ -65,9 +65,9 @@ def make_plan(
 ) -> Plan:
     """The plan of a config on `gpus` GPUs named `gpu`.
 
-    samples: training pairs (0: counted where the shards are there); caption_tokens: their mean length (0: measured on the run's
-    shards, else half of data.max_caption_tokens); mfu: share of the peak that model FLOPs reach; disk: bytes a second at which a
-    trainer state is written; restart: seconds from a failure to the next step.
+    samples: training pairs (0: counted in the shards, if they exist); caption_tokens: mean caption length (0: measured on the run's
+    shards, else half of data.max_caption_tokens); mfu: share of the peak that model FLOPs reach; disk: bytes per second when
+    writing a trainer state; restart: seconds from a failure to the next step.
     Raises UserError for an unknown GPU, a batch that does not divide, or a pretrained generator.
     """
     if gpus < 1 or not 0 < mfu <= 1:
@@ -81,7 +81,7 @@ def make_plan(
     image = image_tokenizer_sizes(config)
 
     def step_of(micro: int, stage: str) -> dict[str, float]:
-        kind = step_kind(config, sizes, micro) | ({"chunk": 0} if stage == "zero3" else {})  # there all logits are made at once
+        kind = step_kind(config, sizes, micro) | ({"chunk": 0} if stage == "zero3" else {})  # zero3 computes all logits at once
         return activation_bytes(sizes.shape, micro=micro, width=sizes.width, **kind)
 
     stage, zero = deepspeed_stage(config)
@@ -122,7 +122,7 @@ def deepspeed_stage(config: Config) -> tuple[str, dict[str, Any]]:
 
 def _storage(config: Config, sizes: Sizes, image: ImageSizes, samples: int) -> dict[str, float]:
     codes = 2 * config.codes.views * sizes.codes
-    npy = 512 + _blocks(128 + codes)  # a tar member: a header of 512 bytes, and its content in blocks of as many
+    npy = 512 + _blocks(128 + codes)  # a tar member: a header of 512 bytes, then its content in blocks of 512
     text = 512 + _blocks(800)  # caption, tags and source of a pair, as JSON: about 800 bytes
     moments = 4 * sizes.hidden_matrices if config.train.optimizer == "muon" else 0
     return {

@@ -1,4 +1,4 @@
-"""A plan in lines for a terminal."""
+"""Format a plan for a terminal."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def report_lines(plan: Plan) -> list[str]:
     }  # fmt: skip
     lines += [f"  {words:<17}" + "".join(f"{value(plan.memory[name]):>12}" for name in STAGES) for words, value in rows.items()]
     lines += [
-        "  (* this config; muon is refused above zero0; zero3 without the whole copy on the first GPU that samples and the final checkpoint are made from. Terms do not all meet: the peak is the largest moment)",
+        "  (* this config; muon is refused above zero0; zero3 excludes the whole copy on the first GPU for samples and the final checkpoint. Terms do not all coincide: the peak is the largest moment)",
         "",
         f"step               {t['compute_seconds']:.3f} s of computing + {t['communication_seconds']:.3f} s of communication, not overlapped = {t['step_seconds']:.3f} s",
         f"generator          {_hours(t['hours'])} on {plan.gpus} GPU(s), {t['hours'] * plan.gpus:,.1f} GPU-hours",

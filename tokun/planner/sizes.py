@@ -1,4 +1,4 @@
-"""Parameters and lengths of a config's generator, counted on torch's meta device, and of its data where that is there."""
+"""Parameters and lengths of a config's generator, counted on torch's meta device, and the size of its data if available."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from tokun.utils.errors import UserError
 
 @dataclass(frozen=True)
 class Shape:
-    """Of a Qwen3 generator, as far as memory and time depend on it. Q and K are the widths of all query and key heads together."""
+    """The shape of a Qwen3 generator, as far as it affects memory and time. Q and K are the total widths of the query and key heads."""
 
     L: int  # layers
     H: int  # hidden width
@@ -32,7 +32,7 @@ class Shape:
     kv_heads: int
     I: int
     V: int  # vocabulary
-    layer_matrices: int  # parameters of the matrices of one layer
+    layer_matrices: int  # parameters in the matrices of one layer
 
 
 @dataclass(frozen=True)
@@ -41,8 +41,8 @@ class Sizes:
 
     shape: Shape
     parameters: int
-    embedding: int  # input embedding, and the head where it is not tied
-    hidden_matrices: int  # what Muon moves
+    embedding: int  # input embedding, plus the head if it is not tied
+    hidden_matrices: int  # parameters that Muon trains
     flops_per_token: float  # forward and backward, recomputation not counted
     width: int  # ids of the longest sequence, as padded
     tokens_per_sample: float  # ids of a sequence with a caption of mean length
@@ -50,7 +50,7 @@ class Sizes:
 
 
 def generator_sizes(config: Config, *, caption_tokens: float = 0.0) -> Sizes:
-    """Exact counts on the meta device. Raises UserError with `generator.pretrained`, whose shape is not in the config."""
+    """Exact counts on the meta device. Raises UserError if `generator.pretrained` is set: its shape is not in the config."""
     if config.generator.pretrained:
         raise UserError(
             f"generator.pretrained is {config.generator.pretrained}: the plan sizes generators trained from scratch; "
@@ -75,7 +75,7 @@ def generator_sizes(config: Config, *, caption_tokens: float = 0.0) -> Sizes:
 
 
 def plan_vocabulary(config: Config) -> Vocabulary:
-    """The id space of a run: with the tags that its code shards name where they are there, else without styles and subjects."""
+    """The id space of a run: with the tags of its code shards if they exist, else without styles and subjects."""
     codes = checkpoint.read_record(Path(config.out) / "codes" / "codes.json")
     side = config.image_tokenizer.image_size // config.image_tokenizer.downsample
     grids = parse_grids(config.data.grids) or ((side, side),)
@@ -84,7 +84,7 @@ def plan_vocabulary(config: Config) -> Vocabulary:
 
 
 def count_samples(config: Config) -> int:
-    """Training pairs: of the run's code shards, else of `data.toy`, else of the image shards that are there; 0 where nothing is."""
+    """Number of training pairs, from the run's code shards, else `data.toy`, else the image shards; 0 if there are none."""
     codes = checkpoint.read_record(Path(config.out) / "codes" / "codes.json")
     if codes is not None:
         return codes["counts"]["train"]
@@ -97,7 +97,7 @@ def count_samples(config: Config) -> int:
 
 
 def mean_caption_tokens(config: Config, most: int = 512) -> float:
-    """Mean length of the first plain captions of the run's code shards in its text tokenizer's pieces; 0 where they are not there."""
+    """Mean length of the first plain captions of the run's code shards in pieces of its text tokenizer; 0 if they do not exist."""
     out = Path(config.out)
     tokenizer, shards = out / "text_tokenizer" / TEXT_TOKENIZER, sorted((out / "codes").glob("train-*.tar"))
     if not tokenizer.is_file() or not shards:

@@ -1,1 +1,1 @@
-"""Pictures for people: sheets and grids, vector drawings, films. Knows PIL; no torch and no model."""
+"""Pictures for viewers: sheets and grids, vector drawings, videos. Knows PIL; no torch and no model."""

@@ -18,21 +18,21 @@ from tokun.utils.errors import UserError
 
 PAPER, INK, FRAME = (255, 255, 255), (38, 34, 30), (214, 210, 204)
 FONTS = ("DejaVuSerif.ttf", "DejaVuSans.ttf")  # wide glyph coverage; without them, the face embedded in Pillow
-SMALL = 192  # px; pictures whose longer side is below this are enlarged
-LARGE = 512  # px; pictures whose longer side is above this are reduced, unless `cell` asks for more
-ALIKE = 1.5  # times the smallest area: pictures of one model, whose grids differ in shape and hardly in size
+SMALL = 192  # px; pictures with a shorter longer side are enlarged
+LARGE = 512  # px; pictures with a longer longer side are reduced, unless `cell` is larger
+ALIKE = 1.5  # ratio of largest to smallest area up to which pictures share one scale, as those of one model do
 MAX_LINES = 4
-WHOLE = 1000  # lines: no caption is longer
+WHOLE = 1000  # lines: more than any caption has
 ELLIPSIS = "…"
 
 
 def to_pil(image) -> Image.Image:
     """A float picture in [-1, 1], torch tensor or numpy array, (H, W), (1, H, W) or (3, H, W) -> 'L' or 'RGB'.
 
-    Values beyond [-1, 1] are clipped, as a decoder's may be. Raises UserError for another shape, integer pixels, NaN
-    or infinity: none of them has a right colour.
+    Values beyond [-1, 1], as decoders may produce, are clipped. Raises UserError for another shape, integer pixels, NaN
+    or infinity.
     """
-    if hasattr(image, "detach"):  # a torch tensor, recognized without importing torch; bfloat16 has no numpy twin
+    if hasattr(image, "detach"):  # a torch tensor, recognised without importing torch; numpy has no bfloat16
         image = image.detach().float().cpu().numpy() if image.is_floating_point() else image.detach().cpu().numpy()
     pixels = np.asarray(image)
     if pixels.ndim == 2:
@@ -57,12 +57,12 @@ def captioned_grid(
 ) -> Image.Image:
     """A white page of pictures in reading order, each with its caption beneath it -> 'RGB'.
 
-    `cell` is the side in px of the square that the largest picture is fitted into; left out, pictures keep their size, those
-    under 192 px are enlarged by a whole factor and those over 512 px reduced. Pictures of different shapes stand whole in the middle
-    of cells of one size, at one scale where their areas are alike; others each as large as fits. `columns` left out: nearly square,
-    with few empty places. A caption is wrapped to its picture's cell and ends in an ellipsis after four lines; several,
-    a list, stand beneath one another from the left, each of them whole.
-    Raises UserError for no pictures, or where pictures and captions differ in number.
+    `cell` is the side in px of the square that the largest picture is fitted into. By default pictures keep their size, except that those
+    under 192 px are enlarged by a whole factor and those over 512 px reduced. Pictures of different shapes are centred in cells
+    of one size, at one scale if their areas are similar, otherwise each as large as fits. By default, `columns` makes the page nearly
+    square with few empty cells. A caption is wrapped to its cell and ends in an ellipsis after four lines; a list of captions
+    is set one below the other, left-aligned and in full.
+    Raises UserError for no pictures, or if the numbers of pictures and captions differ.
     """
     if not images:
         raise UserError("a grid needs at least one picture")
@@ -103,11 +103,11 @@ def captioned_grid(
 
 
 def pair_sheet(rows: Sequence[tuple[Image.Image, ...]], labels: Sequence[str] | None = None, *, cell: int | None = None) -> Image.Image:
-    """A white page of pictures that belong together side by side, such as (original, reconstruction) -> 'RGB'.
+    """A white page of rows of related pictures side by side, such as (original, reconstruction) -> 'RGB'.
 
-    Every row has as many pictures as the first. `labels`, one for each place in a row, stand above the first line of
-    the page. Many rows are set in several blocks, so that the page stays nearly square. Raises UserError for no rows,
-    rows of different lengths, or where labels and places differ in number.
+    Every row has as many pictures as the first. `labels`, one per column of a row, are set above the first line of
+    the page. Many rows are set in several blocks, to keep the page nearly square. Raises UserError for no rows,
+    rows of different lengths, or if the numbers of labels and columns differ.
     """
     if not rows or not rows[0]:
         raise UserError("a sheet needs at least one row of at least one picture")
@@ -115,14 +115,14 @@ def pair_sheet(rows: Sequence[tuple[Image.Image, ...]], labels: Sequence[str] | 
     if any(len(row) != places for row in rows):
         raise UserError(f"rows of {sorted({len(row) for row in rows})} pictures: give each row the same number")
     if labels is not None and len(labels) != places:
-        raise UserError(f"{len(labels)} labels for rows of {places} pictures: give one for each place in a row")
+        raise UserError(f"{len(labels)} labels for rows of {places} pictures: give one for each picture of a row")
     cell = _checked("cell", cell, _cell_for([image for row in rows for image in row]))
     font = _font(max(12, round(cell / 16)))
     fitted = iter(_fitted_alike([image for row in rows for image in row], cell))
     pictures = [[next(fitted) for _ in row] for row in rows]
 
     margin, gap, seam = cell // 8, cell // 10, max(2, cell // 64)
-    blocks = max(1, min(len(rows), round(math.sqrt(len(rows) / places))))  # rows beside one another on the page
+    blocks = max(1, min(len(rows), round(math.sqrt(len(rows) / places))))  # rows side by side on the page
     block_width = places * cell + (places - 1) * seam
     lines = [range(start, min(start + blocks, len(rows))) for start in range(0, len(rows), blocks)]
     heights = [max(picture.height for k in line for picture in pictures[k]) for line in lines]
@@ -152,7 +152,7 @@ def pair_sheet(rows: Sequence[tuple[Image.Image, ...]], labels: Sequence[str] | 
 
 
 def strip(images: Sequence[Image.Image]) -> Image.Image:
-    """Pictures of one mode side by side, without a seam; of several shapes, each in the middle of a white place."""
+    """Pictures of one mode side by side, without a gap. Pictures of several shapes are centred in white cells."""
     images = on_one_size(images)
     width, height = images[0].size
     page = Image.new(images[0].mode, (width * len(images), height))
@@ -162,7 +162,7 @@ def strip(images: Sequence[Image.Image]) -> Image.Image:
 
 
 def on_one_size(images: Sequence[Image.Image]) -> list[Image.Image]:
-    """Pictures of several shapes, each whole in the middle of white paper on which all have room; of one shape, as they are."""
+    """Pictures of several shapes, each centred on a white page large enough for all; pictures of one shape are unchanged."""
     size = tuple(max(image.size[axis] for image in images) for axis in (0, 1))
     out = []
     for image in images:
@@ -175,7 +175,7 @@ def on_one_size(images: Sequence[Image.Image]) -> list[Image.Image]:
 
 
 def gif(images: Sequence[Image.Image]) -> bytes:
-    """An endless animation that goes there and back; pictures under 128 px are enlarged, those of several shapes stand on white paper."""
+    """An animation that loops forwards and backwards. Pictures under 128 px are enlarged; different shapes are padded with white."""
     images = on_one_size(images)
     width, height = images[0].size
     large = [image.resize((4 * width, 4 * height), Image.Resampling.NEAREST) if width < 128 else image for image in images]
@@ -188,7 +188,7 @@ def gif(images: Sequence[Image.Image]) -> bytes:
 
 
 def _checked(name: str, value: int | None, default: int) -> int:
-    """`value`, or `default` where it is None; a size that is no positive whole number is the caller's mistake."""
+    """`value`, or `default` if it is None. Raises UserError unless it is a positive whole number."""
     if value is None:
         return default
     if int(value) != value or value < 1:
@@ -197,7 +197,7 @@ def _checked(name: str, value: int | None, default: int) -> int:
 
 
 def _columns_for(count: int) -> int:
-    """From the square root up to a third more: the number of columns that leaves the fewest places empty."""
+    """The number of columns, from the square root up to a third more, that leaves the fewest cells empty."""
     side = math.ceil(math.sqrt(count))
     return min(range(side, side + max(1, side // 3) + 1), key=lambda columns: (-count % columns, columns))
 
@@ -208,7 +208,7 @@ def _cell_for(images: Sequence[Image.Image]) -> int:
 
 
 def _fitted_alike(images: Sequence[Image.Image], cell: int) -> list[Image.Image]:
-    """Pictures in RGB on white, no side above `cell` px: of about the same area, all at one scale; else each as large as fits."""
+    """Pictures in RGB on white, no side above `cell` px: all at one scale if their areas are similar, else each as large as fits."""
     areas = [image.width * image.height for image in images]
     longest = max(max(image.size) for image in images)
     alike = max(areas) <= ALIKE * min(areas)
@@ -226,7 +226,7 @@ def _fitted(image: Image.Image, cell: int) -> Image.Image:
 
 
 def _paste(page: Image.Image, picture: Image.Image, left: int, top: int) -> None:
-    """Set the picture with a hairline around it: much of an engraving is as white as the page."""
+    """Paste the picture with a hairline around it: much of an engraving is as white as the page."""
     page.paste(picture, (left, top))
     outline = (left - 1, top - 1, left + picture.width, top + picture.height)
     ImageDraw.Draw(page).rectangle(outline, outline=FRAME)
@@ -237,9 +237,9 @@ def _paste(page: Image.Image, picture: Image.Image, left: int, top: int) -> None
 
 @lru_cache(maxsize=16)
 def _font(size: int) -> ImageFont.FreeTypeFont:
-    """The first of FONTS that this machine has, else Pillow's own: the same face on the same machine, always."""
+    """The first of FONTS that this machine has, else Pillow's own: always the same font on one machine."""
     for name in FONTS:
-        try:  # basic layout: the other engine is an optional library, which would set the same words differently
+        try:  # basic layout: the other engine is an optional library and would set the same words differently
             return ImageFont.truetype(name, size, layout_engine=ImageFont.Layout.BASIC)
         except OSError:
             continue
@@ -251,14 +251,14 @@ def _line_height(font: ImageFont.FreeTypeFont) -> int:
 
 
 def _printable(text: str) -> str:
-    """One line without controls; a surrogate that stands alone, which no font or encoder takes, becomes U+FFFD."""
+    """One line without control characters; a lone surrogate, which fonts and encoders reject, becomes U+FFFD."""
     kinds = ((character, unicodedata.category(character)) for character in " ".join(text.split()))
     return "".join("\ufffd" if kind == "Cs" else character for character, kind in kinds if kind != "Cc")
 
 
 def _wrap(text: str, font: ImageFont.FreeTypeFont, width: int, max_lines: int = MAX_LINES) -> list[str]:
     """Lines of at most `width` px, broken between words; a word wider than a line is broken inside."""
-    limit = (max_lines + 1) * width  # characters beyond this cannot show: a glyph takes a pixel at least
+    limit = (max_lines + 1) * width  # more characters cannot fit: a glyph takes at least a pixel
     words = _printable(text[:limit]).split(" ")
     lines, line = [], ""
     while words and len(lines) <= max_lines:
@@ -285,7 +285,7 @@ def _wrap(text: str, font: ImageFont.FreeTypeFont, width: int, max_lines: int = 
 
 
 def _fitting(text: str, font: ImageFont.FreeTypeFont, width: float) -> int:
-    """How many first characters of `text` are at most `width` px wide; at least one, so that wrapping moves on."""
+    """How many leading characters of `text` fit in `width` px; at least one, so that wrapping advances."""
     low, high = 1, len(text)
     while low < high:
         middle = (low + high + 1) // 2

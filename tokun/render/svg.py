@@ -1,10 +1,10 @@
-"""SVG: a picture as a small vector drawing that is valid, safe and never above a limit of bytes. Knows pictures, no models.
+"""SVG: a picture as a small vector drawing that is valid, safe and within a byte limit. Knows pictures, no models.
 
     to_svg(image, max_bytes=10_000)  ->  text
 
-The picture is cut into layers of tone, each traced by vtracer and drawn over the lighter ones. The finest of
-`DETAILS` that fits is taken; where none fits, or vtracer is not installed, a mosaic of rectangles as fine as the limit allows.
-Only svg, rect and path with numbers and colours of our own making are written: no text, links, styles, scripts or references.
+The picture is split into layers of tone, each traced by vtracer and drawn over the lighter ones, at the finest of `DETAILS`
+that fits. If none fits, or vtracer is not installed, it is a mosaic of rectangles as fine as the limit allows.
+Only svg, rect and path elements with numbers and colours are written: no text, links, styles, scripts or references.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ from PIL import Image
 from tokun.utils.errors import UserError
 
 LEAST_BYTES = 400
-FEW_CELLS = 16  # pixels: a smaller picture has no outlines, its cells are the picture
-LARGEST_SCALE = 4  # of the traced picture against the given one
-LONGEST = 4096  # pixels of a side; larger ones are scaled down before anything else
-# layers, pixels of the traced picture's long side, pixels of the smallest spot
+FEW_CELLS = 16  # pixels: a picture of at most this size is not traced, its pixels are drawn as cells
+LARGEST_SCALE = 4  # most that a picture is enlarged for tracing
+LONGEST = 4096  # pixels of a side; larger pictures are scaled down first
+# layers, long side of the traced picture in pixels, smallest spot in pixels
 DETAILS = ((7, 320, 2), (6, 288, 3), (5, 256, 4), (4, 224, 4), (4, 192, 6), (3, 160, 6), (3, 128, 8), (2, 96, 8), (2, 64, 10), (1, 64, 16))
 
 
@@ -41,7 +41,7 @@ def to_svg(image: Image.Image, max_bytes: int = 10_000) -> str:
 
 def flat(image: Image.Image) -> Image.Image:
     """Any mode -> 'RGB' on white, no side above LONGEST."""
-    if image.mode.startswith("I"):  # 16 bits, which Pillow would cut at 255
+    if image.mode.startswith("I"):  # 16 bits, which Pillow would clip at 255
         image = Image.fromarray((np.asarray(image).astype(np.int64) >> 8).clip(0, 255).astype(np.uint8))
     image = image.copy()
     image.thumbnail((LONGEST, LONGEST))
@@ -65,7 +65,7 @@ def colour(rgb: np.ndarray) -> str:
 
 
 def finest_traced(pixels: Image.Image, width: int, height: int, max_bytes: int) -> str:
-    """Of DETAILS the finest that fits, found by halving, since coarser ones are shorter; "" where none does."""
+    """The traced picture at the finest of DETAILS that fits, by binary search (coarser ones are shorter); "" if none fits."""
     found, first, last = "", 0, len(DETAILS)
     while first < last:
         middle = (first + last) // 2
@@ -78,7 +78,7 @@ def finest_traced(pixels: Image.Image, width: int, height: int, max_bytes: int) 
 
 
 def traced(pixels: Image.Image, width: int, height: int, layers: int, long_side: int, spot: int) -> str:
-    """The document, or "" where no outline is left of a picture that is not flat."""
+    """The document, or "" if no outline is left although the picture is not flat."""
     scale = min(long_side / max(width, height), LARGEST_SCALE)
     size = max(1, round(width * scale)), max(1, round(height * scale))
     rgb_HW3 = np.asarray(pixels.resize(size, Image.Resampling.LANCZOS), np.float64)
@@ -90,7 +90,7 @@ def traced(pixels: Image.Image, width: int, height: int, layers: int, long_side:
 
 
 def between_tones(tone_HW: np.ndarray, count: int) -> np.ndarray:
-    """Limits, from light to dark, between at most `count` tones that stand for all (k-means on the histogram)."""
+    """Thresholds, from light to dark, between at most `count` representative tones (k-means on the histogram)."""
     tones = np.arange(256)
     weights = np.bincount(np.clip(tone_HW.round().astype(int), 0, 255).ravel(), minlength=256)
     centres = np.linspace(*np.flatnonzero(weights)[[0, -1]], count)
@@ -103,7 +103,7 @@ def between_tones(tone_HW: np.ndarray, count: int) -> np.ndarray:
 
 
 def layer(rgb_HW3: np.ndarray, tone_HW: np.ndarray, limits: np.ndarray, place: int, spot: int) -> str:
-    """What is darker than a limit, in the mean colour of what the next limit does not cover."""
+    """The area darker than a threshold, in the mean colour of the part that the next layer leaves visible."""
     inside_HW = tone_HW < limits[place]
     shown_HW = inside_HW & (tone_HW >= limits[place + 1]) if place + 1 < len(limits) else inside_HW
     outline = trace(inside_HW, spot)
@@ -124,7 +124,7 @@ def trace(inside_HW: np.ndarray, spot: int) -> str:
 
 
 def relative(data: str, x: int, y: int) -> str:
-    """Path data of M, L, C and Z -> the same, moved by (x, y), as steps from point to point, which are shorter numbers."""
+    """Path data of M, L, C and Z -> the same moved by (x, y), in relative coordinates, which are shorter."""
     out, at, start = [], (0, 0), (0, 0)
     for command, numbers in re.findall(r"([MLCZ])([^MLCZ]*)", data):
         values = [round(float(number)) for number in re.findall(r"-?[\d.]+", numbers)]
@@ -153,7 +153,7 @@ def joined(numbers: list[int]) -> str:
 
 
 def mosaics(pixels: Image.Image, width: int, height: int) -> Iterator[str]:
-    """Rectangles of 16 tones of each colour, from 64 on the long side down to one."""
+    """Mosaics of rectangles, 16 tones per colour channel, from 64 cells on the long side down to one."""
     for long_side in (64, 48, 36, 28, 22, 17, 13, 10, 8, 6, 4, 3, 2, 1):
         scale = long_side / max(width, height)
         size = max(1, round(width * scale)), max(1, round(height * scale))
@@ -163,7 +163,7 @@ def mosaics(pixels: Image.Image, width: int, height: int) -> Iterator[str]:
 
 
 def runs(cells_HW3: np.ndarray) -> str:
-    """A path for each colour: a bar for each run of equal cells in a row."""
+    """One path per colour, with a bar for each run of equal cells in a row."""
     bars: dict[str, list[str]] = {}
     for y, row in enumerate(cells_HW3):
         ends = [0, *(np.flatnonzero((row[1:] != row[:-1]).any(1)) + 1).tolist(), len(row)]

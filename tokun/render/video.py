@@ -1,4 +1,4 @@
-"""MP4: pictures as a short film that plays everywhere (H.264, 4:2:0), by the ffmpeg that imageio-ffmpeg brings. Knows pictures only."""
+"""MP4: pictures as a short video that plays everywhere (H.264, 4:2:0), with the ffmpeg of imageio-ffmpeg. Knows pictures only."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from PIL import Image
 from tokun.render.grids import on_one_size
 from tokun.utils.extras import need
 
-SECONDS = 0.15  # that a picture is shown
-LEAST = 256  # pixels: smaller pictures are enlarged by a whole factor, as players would blur them
+SECONDS = 0.15  # per picture
+LEAST = 256  # pixels: smaller pictures are enlarged by a whole factor, since players would blur them
 
 
 def require_ffmpeg() -> None:
-    """Raise ImportError for want of imageio-ffmpeg, or OSError where it finds no program for this machine."""
+    """Raise ImportError if imageio-ffmpeg is missing, or OSError if it has no program for this machine."""
     try:
         need("imageio_ffmpeg", extra="video").get_ffmpeg_exe()
     except RuntimeError as error:
@@ -23,14 +23,14 @@ def require_ffmpeg() -> None:
 
 
 def write_mp4(images: Sequence[Image.Image], path: Path) -> None:
-    """Pictures there and back, so that the film can be looped; of several shapes, on white paper. Odd sides grow by a pixel, which H.264 needs."""
+    """Write the pictures forwards and backwards, so that the video loops. Different shapes are padded with white; odd sides grow by a pixel, as H.264 requires."""
     require_ffmpeg()
     film = need("imageio_ffmpeg", extra="video")
     images = on_one_size(images)
     width, height = images[0].size
     times = max(1, -(-LEAST // max(width, height)))
     size = width * times + width * times % 2, height * times + height * times % 2
-    # the encoder is named: left to choose, the library tries out those of the machine's hardware, and films differ
+    # name the encoder: otherwise the library tries the machine's hardware encoders, and videos differ
     writer = film.write_frames(str(path), size, fps=1 / SECONDS, codec="libx264", macro_block_size=1, quality=8, ffmpeg_log_level="error")
     writer.send(None)
     for image in [*images, *images[-2:0:-1]]:
