@@ -327,15 +327,15 @@ def test_a_finished_adapter_is_left_alone_unless_its_base_is_another_now(trained
     again()  # of an older version, which did not keep it
     assert made_on == json.loads((whole / "adapter" / "adapter.json").read_text())["base_fingerprint"]
     path.write_text(json.dumps(record | {"settings": record["settings"] | {"start_fingerprint": "0" * 64}}))
-    with pytest.raises(ValueError, match=r"began with other weights than start .* holds now .*put the old checkpoint back"):
+    with pytest.raises(ValueError, match=r"started from other weights than start .* holds now .*put the old checkpoint back"):
         again()
 
 
 @pytest.mark.parametrize(
     ("override", "match"),
     [
-        ("start=", "needs a model that is there"),
-        ("adapter.bits=4", "bitsandbytes computes on NVIDIA GPUs"),
+        ("start=", "needs a trained model"),
+        ("adapter.bits=4", "bitsandbytes needs an NVIDIA GPU"),
         ("adapter.bits=3", "8 or 4"),
         ("adapter.alpha=0.0", "alpha must be above 0"),
         ("adapter.targets=[q_proj,c_attn]", "names c_attn; the base's layers are down_proj"),

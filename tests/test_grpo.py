@@ -210,7 +210,7 @@ def test_what_cannot_be_trained_is_said_in_one_line(checkpoint_folder, tmp_path,
 
 
 def test_without_a_start_there_is_nothing_to_go_on_from(tmp_path):
-    with pytest.raises(ValueError, match=r"grpo\.rewards is set, which needs a model that is there"):
+    with pytest.raises(ValueError, match=r"grpo\.rewards is set, which needs a trained model"):
         Noted(write(tmp_path, Path("")), "start=")
 
 

@@ -197,7 +197,7 @@ def test_the_first_host_of_slurms_list(nodes, first):
             {"WORLD_SIZE": "1", "CUDA_VISIBLE_DEVICES": "0"},
             8,
             1,
-            r"machine of 8 GPUs \(CUDA_VISIBLE_DEVICES=0\): the others stand idle.*--num_gpus 8",
+            r"machine of 8 GPUs \(CUDA_VISIBLE_DEVICES=0\): the others are idle.*--num_gpus 8",
         ),
         ({"WORLD_SIZE": "1"}, 0, 2, "nproc_per_node=2"),  # no /dev/nvidia* to count, but torch sees them
         ({"WORLD_SIZE": "8"}, 8, 0, "torch .* sees none.*on the CPU"),
@@ -217,7 +217,7 @@ def test_idle_gpus_are_told_of(env, gpus, visible, said):
 
 
 def test_a_node_that_does_not_see_the_run_s_folder_is_told_so(tmp_path):
-    with pytest.raises(ValueError, match="all nodes must see one folder"):
+    with pytest.raises(ValueError, match="all nodes must share this folder"):
         require_shared_folder(tmp_path, seconds=0)
     (tmp_path / "config.yaml").touch()
     require_shared_folder(tmp_path, seconds=0)

@@ -144,7 +144,7 @@ def test_a_base_that_was_replaced_is_noticed_and_a_state_of_before_goes_on(tiny_
     old = weights.read_bytes()
     save_file({name: -tensor for name, tensor in load_file(weights).items()}, weights, metadata={"format": "pt"})
     run = open_run(config)
-    with pytest.raises(ValueError, match=r"began with other weights than start .*base holds now .*put the old checkpoint back"):
+    with pytest.raises(ValueError, match=r"started from other weights than start .*base holds now .*put the old checkpoint back"):
         train_preferences(run)
     run.close()
     weights.write_bytes(old)

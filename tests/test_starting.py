@@ -123,7 +123,7 @@ def test_the_bundle_names_its_styles_and_what_becomes_of_the_pictures_own(tmp_pa
     config = load_config(write_config(tmp_path, shards), ["start=bundled"])
     line = starting.tags_line(config)
     assert "wood-engraving" in line.partition(". Of these")[0]
-    for part in ("engravings (3) becomes its engraving", "prints (1) is new to it", "1 pictures name no style (data.style="):
+    for part in ("engravings (3) becomes its engraving", "prints (1) is new and will be learned", "1 pictures have no style (data.style="):
         assert part in line
     assert [starting.style_of({"style": style}, config) for style in ("engravings", "prints", "Wood Engraving", "")] == [
         "engraving",
@@ -148,7 +148,7 @@ def test_the_verdict_gives_figures_and_where_the_sheet_lies(tmp_path):
 
 def test_the_time_is_told_in_passes_and_what_max_minutes_counts():
     line = starting.time_line(steps=20_000, batch_size=32, pictures=163, max_minutes=45, going_on=True, name="train")
-    assert "3,926 passes over 163 pictures; some 20 passes (102 steps) are sensible, longer learns them by heart" in line
+    assert "3,926 passes over 163 pictures; about 20 passes (102 steps) are sensible; more would memorise them" in line
     assert "train.max_minutes 45 counts this stage alone" in line
     assert "max_minutes is not set" in starting.time_line(steps=10, batch_size=4, pictures=163, max_minutes=0, going_on=False, name="train")
 

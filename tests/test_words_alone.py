@@ -77,6 +77,6 @@ def test_a_table_without_its_columns_or_register_is_told_so(checkpoint_folder, t
     with pytest.raises(ValueError, match=r"words\.register is empty"):
         train_words(run)
     run.close()
-    with pytest.raises(ValueError, match="two trainings"):
+    with pytest.raises(ValueError, match="separate trainings; run one after the other"):
         tree = settings(tmp_path / "both", checkpoint_folder, table) | {"dpo": {"pairs": "p.jsonl"}}
         train.train(from_dict(tree), launched=False)

@@ -1,1 +1,1 @@
-"""The stages of a run, each resumable; what drives, watches and records them."""
+"""The stages of a run, each resumable; the loop, engines, monitoring and records."""

@@ -1,7 +1,7 @@
-"""Fine-tuning with low rank (`config.adapter`): LoRA and DoRA by `peft`, put into the generator of the checkpoint that `start` names.
+"""Low-rank fine-tuning (`config.adapter`): LoRA and DoRA with `peft`, in the generator of the checkpoint that `start` names.
 
-The base stands still, in float32 or, on NVIDIA GPUs, in 8 or 4 bits (bitsandbytes). Tags that it does not know get ids behind its own, and
-rows that are trained beside the adapter. The result is no checkpoint but an adapter (`tokun.inference.adapters`).
+The base is frozen, in float32 or, on NVIDIA GPUs, in 8 or 4 bits (bitsandbytes). Tags that it does not know get new ids after its own, and
+rows that are trained with the adapter. The result is an adapter (`tokun.inference.adapters`), not a checkpoint.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ SHAPE = {
     "hidden_size": "hidden_size", "head_dim": "head_dim", "num_layers": "num_hidden_layers", "num_heads": "num_attention_heads",
     "num_kv_heads": "num_key_value_heads", "tie_embeddings": "tie_word_embeddings", "intermediate_size": "intermediate_size",
 }  # fmt: skip
-"""Of config.generator, as transformers call them."""
+"""Fields of config.generator -> their names in transformers."""
 
 
 def goes_on(config: Config) -> bool:
@@ -42,7 +42,7 @@ def goes_on(config: Config) -> bool:
 
 
 def check(config: Config, *, zero_stage: int = 0) -> None:
-    """Raises UserError for what `config.adapter`, and what else goes on from a whole model, cannot be."""
+    """Raise UserError for invalid settings of `config.adapter` and of other trainings that start from a whole model."""
     a = config.adapter
     if not goes_on(config):
         return
@@ -56,9 +56,11 @@ def check(config: Config, *, zero_stage: int = 0) -> None:
             if config.words.train
             else "grpo.rewards is set"
         )
-        raise UserError(f"{what}, which needs a model that is there: name it with start=bundled, a folder or a Hub id")
+        raise UserError(f"{what}, which needs a trained model: name it with start=bundled, a folder or a Hub id")
     if config.generator.pretrained:
-        raise UserError(f"start {config.start} and generator.pretrained {config.generator.pretrained} exclude each other: set one of them")
+        raise UserError(
+            f"start {config.start} and generator.pretrained {config.generator.pretrained} exclude each other: set only one of them"
+        )
     if not a.rank:
         return
     if a.alpha <= 0 or not 0 <= a.dropout < 1:
@@ -66,21 +68,19 @@ def check(config: Config, *, zero_stage: int = 0) -> None:
     if not a.targets:
         raise UserError("adapter.targets is empty: name layers such as [q_proj, v_proj], or leave it out for all of them")
     if a.bits not in (0, 4, 8):
-        raise UserError(f"adapter.bits is {a.bits}; it is 8 or 4, or 0 for the base as it is")
+        raise UserError(f"adapter.bits is {a.bits}; it must be 8 or 4, or 0 for an unquantized base")
     if a.bits and not torch.cuda.is_available():
-        raise UserError(
-            f"adapter.bits is {a.bits}, which bitsandbytes computes on NVIDIA GPUs, and there is none here: leave it out (adapter.bits=0)"
-        )
+        raise UserError(f"adapter.bits is {a.bits}, for which bitsandbytes needs an NVIDIA GPU, and there is none here: set adapter.bits=0")
     if a.bits and importlib.util.find_spec("bitsandbytes") is None:
         raise UserError(f"adapter.bits is {a.bits}, which needs bitsandbytes: pip install bitsandbytes, or adapter.bits=0")
     if a.bits and zero_stage == 3:
         raise UserError(
-            f"adapter.bits is {a.bits}, and ZeRO stage 3 cannot cut such weights: take configs/deepspeed/zero1.json, or adapter.bits=0"
+            f"adapter.bits is {a.bits}, and ZeRO stage 3 cannot partition such weights: use configs/deepspeed/zero1.json, or adapter.bits=0"
         )
 
 
 def take_shape(config: Config) -> None:
-    """Set what the base decides: the shapes of both networks, the grids, the longest caption. A config that goes on from it need not repeat them."""
+    """Take the base's settings: the shapes of both networks, the grids, the longest caption. The config need not repeat them."""
     if not goes_on(config):
         return
     check(config)
@@ -92,23 +92,23 @@ def take_shape(config: Config) -> None:
     several = [grid_text(grid) for grid in base.grids] if len(base.grids) > 1 else []
     if config.data.grids and config.data.grids != several:
         raise UserError(
-            f"data.grids is {config.data.grids}, the base draws {several or grid_text(base.grids[0])}: leave it out, an adapter keeps the base's shapes"
+            f"data.grids is {config.data.grids}, the base's is {several or grid_text(base.grids[0])}: leave it out, an adapter keeps the base's shapes"
         )
     config.data.grids = several
     config.data.fit = base.fit if several else config.data.fit
     config.data.max_caption_tokens = base.vocabulary.max_text
     usual = SamplingConfig()
-    config.sampling = dataclasses.replace(  # what the config leaves as it is, the base decides
+    config.sampling = dataclasses.replace(  # settings left at their defaults come from the base
         base.defaults,
         **{name: value for name, value in vars(config.sampling).items() if name in ("n", "seed") or value != getattr(usual, name)},
     )
 
 
 def vocabulary_of(base: Tokun, trained: Vocabulary, *, new_tags: bool) -> Vocabulary:
-    """The base's ids, and behind them those of the tags in `trained` that it does not know. Raises UserError for a shape it does not know."""
+    """The base's ids, followed by those of new tags in `trained`. Raises UserError for a grid that the base does not have."""
     if strange := [grid for grid in trained.grids if grid not in base.grids]:
         raise UserError(
-            f"the codes hold pictures of {', '.join(map(grid_text, strange))} codes, the base draws {', '.join(map(grid_text, base.grids))}"
+            f"the codes hold pictures of {', '.join(map(grid_text, strange))} codes, but the base has only {', '.join(map(grid_text, base.grids))}"
         )
     if not new_tags:
         return base.vocabulary
@@ -119,11 +119,11 @@ def vocabulary_of(base: Tokun, trained: Vocabulary, *, new_tags: bool) -> Vocabu
 
 @dataclass
 class Tuned:
-    """A generator with an adapter in it that is being trained."""
+    """A generator whose adapter is being trained."""
 
     config: Config
     generator: Any
-    """As transformers have it, with peft's layers inside."""
+    """The transformers model, with peft's layers inside."""
     peft: Any
     vocabulary: Vocabulary
     base_fingerprint: str
@@ -134,12 +134,12 @@ class Tuned:
 
     @property
     def size(self) -> int:
-        """How many parameters are trained. Before ZeRO-3 cuts them."""
+        """How many parameters are trained. Valid before ZeRO-3 partitions them."""
         return sum(p.numel() for p in self.trained.values())
 
     @torch.no_grad()
     def tensors(self) -> dict[str, Tensor]:
-        """What is trained, by peft's names, on the CPU. Every process calls it; with cut weights only rank 0 gets them."""
+        """The trained tensors, by peft's names, on the CPU. A collective call; with partitioned weights only rank 0 gets them."""
         trained = self.trained
         whole = collected({name: own_share(p).detach() for name, p in trained.items()}, trained)
         if len(whole) < len(trained):
@@ -150,7 +150,7 @@ class Tuned:
     def adapter(
         self, tensors: dict[str, Tensor], *, tag_counts: TagCounts = (), tasks: Sequence[str] = (), card: str = "", name: str = ""
     ) -> Adapter:
-        """What is written and loaded, with these `tensors`. Without tag counts the base's hold."""
+        """The adapter with these `tensors`, as it is written and loaded. Without tag counts, the base's apply."""
         settings = self.peft.peft_config["default"].to_dict() | {"inference_mode": True, "base_model_name_or_path": base_path(self.config)}
         plain = json.loads(
             json.dumps(settings, default=lambda value: sorted(value) if isinstance(value, set) else getattr(value, "value", str(value)))
@@ -161,7 +161,7 @@ class Tuned:
         )  # fmt: skip
 
     def write(self, whole: Tokun, folder: Path, card: str) -> None:
-        """Fill a folder with the adapter that is in use in `whole`."""
+        """Write the active adapter of `whole` to a folder."""
         adapters.write(dataclasses.replace(whole.adapters[whole.adapter], card=card), folder)
 
     def say(self, say: Callable[[str], object]) -> None:
@@ -172,7 +172,7 @@ class Tuned:
         )
 
     def model(self, adapter: Adapter) -> Tokun:
-        """The whole model as users will load it: the base from its files, and this adapter."""
+        """The whole model as users load it: the base from its files, with this adapter."""
         made = starting_model(self.config)
         if not adapter.tag_counts:
             adapter = dataclasses.replace(adapter, tag_counts=made.tag_counts)
@@ -181,12 +181,12 @@ class Tuned:
 
 
 def base_path(config: Config) -> str | None:
-    """Where plain peft finds the base, where that can be told."""
+    """The base's path for plain peft, if known."""
     return None if config.start == "bundled" else f"{config.start}/{GENERATOR}"
 
 
 def attach(config: Config, base: Tokun, vocabulary: Vocabulary) -> Tuned:
-    """Put an adapter into the base's generator (which is changed). First weights come from torch's global generator: seed it before the call.
+    """Add an adapter to the base's generator, in place. Initial weights come from torch's global generator: seed it before the call.
 
     Raises UserError for targets that the generator does not have.
     """
@@ -197,7 +197,7 @@ def attach(config: Config, base: Tokun, vocabulary: Vocabulary) -> Tuned:
     if strange := [name for name in a.targets if name not in linear]:
         raise UserError(f"adapter.targets names {', '.join(strange)}; the base's layers are {', '.join(sorted(linear))}")
     if config.train.gradient_checkpointing:
-        generator.enable_input_require_grads()  # the embeddings stand still, and what is computed again needs an input with a gradient
+        generator.enable_input_require_grads()  # the embeddings are frozen, and recomputation needs an input with a gradient
     rows = new_rows(generator, base.vocabulary, vocabulary)
     settings = peft.LoraConfig(
         r=a.rank, lora_alpha=a.alpha, lora_dropout=a.dropout, target_modules=list(a.targets), use_dora=a.dora, bias="none",
@@ -208,7 +208,7 @@ def attach(config: Config, base: Tokun, vocabulary: Vocabulary) -> Tuned:
 
 @torch.no_grad()
 def new_rows(generator: Any, known: Vocabulary, vocabulary: Vocabulary) -> dict[str, list[int]] | None:
-    """Make rows for the tags that are new, each beginning as the mean of its kind's. Returns what peft's `trainable_token_indices` takes."""
+    """Add rows for new tags, each initialised to the mean of its kind. Returns the value for peft's `trainable_token_indices`."""
     ids = [vocabulary.id(name) for name in vocabulary.appended if name not in known.appended]
     if not ids:
         return None

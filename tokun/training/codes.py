@@ -1,4 +1,4 @@
-"""The third stage: image shards in, code shards out, `out/codes`. One task for each shard, in any process."""
+"""The third stage: encodes image shards as code shards, `out/codes`. One task per shard, in any process."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ from tokun.utils.errors import BadSample, UserError
 
 @dataclass(frozen=True)
 class CodesTask:
-    """One image shard that becomes one code shard, on its own and in any process that reaches both."""
+    """Encoding one image shard as one code shard, independently, in any process that can access both."""
 
     source: Path
     shard: Path
@@ -47,7 +47,7 @@ class CodesTask:
 
 
 def run_codes_task(task: CodesTask) -> dict[str, int]:
-    """Encode the shard unless it is there. Returns how many samples were left out, by reason."""
+    """Encode the shard unless it exists. Returns how many samples were skipped, by reason."""
     if task.shard.is_file():
         return {}
     device = torch.device(f"cuda:{os.environ.get('LOCAL_RANK', 0)}" if torch.cuda.is_available() else "cpu")
@@ -60,7 +60,7 @@ def _tokenizer_on(folder: Path, device: torch.device) -> ImageTokenizer:
 
 
 def codes_tasks(run: Run) -> list[CodesTask]:
-    """What `encode_shards` has to do, in order. Raises UserError when the folder holds codes of other settings or another tokenizer."""
+    """The tasks of `encode_shards`, in order. Raises UserError if the folder holds codes of other settings or another tokenizer."""
     config, target = run.config, run.out / "codes"
     sources = _codes_sources(config)
     tokenizer = ImageTokenizer.load(run.out / "image_tokenizer")
@@ -97,15 +97,15 @@ def _codes_asked(config: Config, tokenizer: ImageTokenizer, sources: dict[str, l
 
 
 def encode_shards(run: Run) -> Path:
-    """Image shards -> code shards `out/codes/{train,val}-*.tar` and `codes.json`. Goes on after the last whole shard."""
+    """Image shards -> code shards `out/codes/{train,val}-*.tar` and `codes.json`. Resumes after the last complete shard."""
     config, target = run.config, run.out / "codes"
     tasks = codes_tasks(run)
     if not tasks:
         run.say(f"codes: {target} is there and matches ({checkpoint.read_record(target / 'codes.json')['counts']})")
         return target
-    run.say(f"codes: preparing them from the pictures of {len(tasks)} shard{'' if len(tasks) == 1 else 's'}, once …")
+    run.say(f"codes: encoding the pictures of {len(tasks)} shard{'' if len(tasks) == 1 else 's'}, once …")
     for task in tqdm(tasks[run.rank :: run.world], desc="codes", unit="shard", disable=run.rank != 0, dynamic_ncols=True):
-        if run.world == 1:  # alone; several processes have different numbers of shards, and wait for each other after the last
+        if run.world == 1:  # one process only: several have different numbers of shards, and wait for each other after the last
             run.stop_if_asked()
         if skipped := run_codes_task(task):
             tqdm.write(f"codes: {task.source.name}: skipped {skipped}")
@@ -135,10 +135,10 @@ def encode_shards(run: Run) -> Path:
 
 
 def _count_held(records: Iterable[dict[str, Any]], grids: Sequence[framing.Grid]) -> dict[str, Any]:
-    """What the training samples hold, as codes.json says it: `tag_counts`, `register_counts`, `grid_counts`.
+    """Counts over the training samples for codes.json: `tag_counts`, `register_counts`, `grid_counts`.
 
-    A row of tag_counts is [style, subject, count]; where there are things or several grids, it is [style, subject, thing, "HxW", count].
-    Things that are too rare for a tag (`common_things`) are left out of it.
+    A row of tag_counts is [style, subject, count]; with things or several grids, it is [style, subject, thing, "HxW", count].
+    Things that are too rare for a tag (`common_things`) are left empty.
     """
     rows, registers, shapes = [], Counter[str](), Counter[str]()
     for tree in records:
@@ -157,7 +157,7 @@ def _count_held(records: Iterable[dict[str, Any]], grids: Sequence[framing.Grid]
     }  # fmt: skip
 
 
-LEAST_OF_THING, MOST_THINGS = 20, 400  # pictures that show a thing, for it to be a tag; such tags
+LEAST_OF_THING, MOST_THINGS = 20, 400  # pictures of a thing that make it a tag; number of such tags
 
 
 def common_things(counts: dict[str, int]) -> set[str]:
@@ -167,7 +167,7 @@ def common_things(counts: dict[str, int]) -> set[str]:
 
 
 def _plain_crops(config: Config) -> bool:
-    """Whether the crops are of the only kind that older versions made: older records do not name it, so new ones do not either."""
+    """Whether the crops are of the only kind in older versions: their records do not name it, so new records do not either."""
     return config.codes.positions == "random" and not config.codes.mirror
 
 
@@ -177,8 +177,8 @@ CPU_ROWS = 16
 def encode_shard(
     source: Path, shard: Path, tokenizer: ImageTokenizer, config: Config, device: torch.device, prefix: str = ""
 ) -> dict[str, int]:
-    """One image shard -> one code shard. Samples that cannot be used are left out; returns how many, by reason, and writes
-    the same beside the shard (`NAME.skipped`, JSON). A shard without one usable sample becomes an empty one."""
+    """One image shard -> one code shard. Unusable samples are skipped; returns how many, by reason, and writes the
+    counts beside the shard (`NAME.skipped`, JSON). A shard without a usable sample becomes an empty one."""
     c, m = config.codes, tokenizer.config
     samples = data.ImageSamples(
         data.ShardIndex([source], one_of=data.IMAGE_SUFFIXES, may_be_empty=True),
@@ -191,13 +191,13 @@ def encode_shard(
     skipped = samples.index.skipped
     if samples.index.named:
         tqdm.write(f"codes: {source.name}: left out {samples.index.told()}")
-    # as many together whatever is left of the shard, so that the codes are the same bits in any company
+    # a fixed batch size whatever is left of the shard, so that a picture's codes do not depend on its batch
     rows = c.batch_size if device.type == "cuda" else CPU_ROWS
 
     several = bool(config.data.grids)
 
     def load(i: int) -> str | _Views:
-        """One sample with its views, or why it is left out. Runs in a thread: decoding and resizing wait for nobody."""
+        """One sample with its views, or the reason to skip it. Runs in a thread, since decoding and resizing release the GIL."""
         try:
             tree, framed = samples.index.read_json(i), samples.framed(i)
             captions = captions_of(tree, config)
@@ -230,7 +230,7 @@ def encode_shard(
     def encoded() -> Iterator[dict[str, bytes]]:
         for group in _grouped(
             usable(), max(1, c.batch_size // c.views) * len(samples.grids)
-        ):  # of several grids, enough of each for a batch
+        ):  # with several grids, enough of each for a batch
             for sample, own in zip(group, _encode_views(group, tokenizer, rows=rows, device=device)):
                 buffer = io.BytesIO()
                 np.save(buffer, own, allow_pickle=False)
@@ -245,7 +245,7 @@ def encode_shard(
 
 @dataclass(frozen=True)
 class _Views:
-    """A sample on its way into a code shard."""
+    """A decoded sample, before it is encoded."""
 
     number: int
     tree: dict[str, Any]
@@ -254,7 +254,7 @@ class _Views:
 
 
 def _encode_views(group: Sequence[_Views], tokenizer: ImageTokenizer, *, rows: int, device: torch.device) -> list[np.ndarray]:
-    """uint16 (views, N) of each sample; those of one grid are encoded together."""
+    """Codes uint16 (views, N) of each sample; samples of one grid are encoded together."""
     found: dict[int, np.ndarray] = {}
     for grid in dict.fromkeys(sample.grid for sample in group):
         own = [sample for sample in group if sample.grid == grid]
@@ -265,20 +265,20 @@ def _encode_views(group: Sequence[_Views], tokenizer: ImageTokenizer, *, rows: i
 
 
 def require_codes_of(folder: Path, tokenizer: ImageTokenizer) -> dict[str, Any]:
-    """The record of `folder`, or UserError with both fingerprints when its codes are another tokenizer's."""
+    """The record of `folder`. Raises UserError with both fingerprints if another tokenizer made its codes."""
     record = checkpoint.read_record(folder / "codes.json")
     if record is None:
-        raise FileNotFoundError(f"{folder / 'codes.json'} is missing: the code shards are not whole. Run the codes stage (train.py) again")
+        raise FileNotFoundError(f"{folder / 'codes.json'} is missing: the code shards are incomplete. Run the codes stage (train.py) again")
     if record["fingerprint"] != tokenizer.fingerprint():
         raise UserError(
             f"the codes in {folder} were made by image tokenizer {record['fingerprint']}, this one is {tokenizer.fingerprint()}: "
-            f"its ids mean other patches. Delete {folder} to encode again, or put the other tokenizer back"
+            f"its ids mean other patches. Delete {folder} to encode again, or restore the other tokenizer"
         )
     return record
 
 
 def _ahead(function: Callable[[int], Any], items: Iterable[int], *, threads: int, most: int = 64) -> Iterator[Any]:
-    """Results of the function, in order, computed in threads a little ahead of their use."""
+    """Results of the function, in order, prefetched in threads."""
     with ThreadPoolExecutor(threads) as pool:
         waiting: deque[Future[Any]] = deque()
         for item in items:

@@ -1,6 +1,6 @@
 """Engines: the generator's forward, backward, step, save and load, under accelerate (DDP) or under DeepSpeed ZeRO.
 
-Also how processes meet and part. This file knows no data and no losses.
+Also starts and ends the process group. Knows no data and no losses.
 """
 
 from __future__ import annotations
@@ -30,9 +30,9 @@ from tokun.utils.memory import keep_memory
 
 
 def start_processes() -> bool:
-    """Join the processes that a launcher (deepspeed, torchrun, accelerate, srun) started; alone, do nothing.
+    """Join the process group of a launcher (deepspeed, torchrun, accelerate, srun); without one, do nothing.
 
-    Returns whether a launcher started this process. Says it loudly when GPUs of this machine will stand idle.
+    Returns whether a launcher started this process. Warns prominently if GPUs of this machine will be idle.
     """
     keep_memory()
     os.environ.update(slurm_processes(os.environ))
@@ -47,9 +47,9 @@ def start_processes() -> bool:
 
 
 def slurm_processes(env: Mapping[str, str]) -> dict[str, str]:
-    """What torchrun would have set, of what `srun` sets: {} where another launcher has set its own, and without an `srun` of several tasks.
+    """torchrun's variables derived from those of `srun`; {} if another launcher has set them, and without an `srun` of several tasks.
 
-    `srun --ntasks=16 python train.py …` alone would be sixteen runs of one process in one folder.
+    Otherwise `srun --ntasks=16 python train.py …` would be sixteen runs of one process in one folder.
     """
     tasks = env.get("SLURM_STEP_NUM_TASKS", "1")
     if "WORLD_SIZE" in env or tasks == "1":
@@ -63,7 +63,7 @@ def slurm_processes(env: Mapping[str, str]) -> dict[str, str]:
 
 
 def first_host(nodes: str) -> str:
-    """`node[07-09,12],other` -> `node07`: the first of Slurm's list of nodes."""
+    """`node[07-09,12],other` -> `node07`: the first host of Slurm's node list."""
     match = re.match(r"([^\[,]+)(?:\[(\d+)[^\]]*\]([^,]*))?", nodes)
     if match is None:
         raise UserError(f"SLURM_STEP_NODELIST is {nodes!r}, which names no host; set MASTER_ADDR and MASTER_PORT yourself")
@@ -71,23 +71,23 @@ def first_host(nodes: str) -> str:
 
 
 def idle_gpus(env: Mapping[str, str], *, gpus: int, visible: int) -> str:
-    """What to say when fewer processes were started than this machine's GPUs call for; "" when all is well.
+    """The warning when fewer processes were started than this machine has GPUs; "" if there is none.
 
-    gpus: of the machine (or container), visible: of them to torch.
+    gpus: of the machine (or container), visible: those that torch sees.
     """
     world, launched = int(env.get("WORLD_SIZE", 1)), "WORLD_SIZE" in env
     hidden = f" (CUDA_VISIBLE_DEVICES={env['CUDA_VISIBLE_DEVICES']})" if "CUDA_VISIBLE_DEVICES" in env else ""
     if gpus and not visible:
-        return f"this machine has {gpus} GPU(s), but torch {torch.__version__} sees none{hidden}: a CPU build, a driver that does not fit, or all hidden. This run is on the CPU"
+        return f"this machine has {gpus} GPU(s), but torch {torch.__version__} sees none{hidden}: a CPU build, an incompatible driver, or all hidden. This run is on the CPU"
     if launched and world == 1 and max(gpus, visible) > 1:
         return (
-            f"1 process was started, on a machine of {max(gpus, visible)} GPUs{hidden}: the others stand idle. For all of them: unset CUDA_VISIBLE_DEVICES and "
+            f"1 process was started, on a machine of {max(gpus, visible)} GPUs{hidden}: the others are idle. To use them all: unset CUDA_VISIBLE_DEVICES and "
             f"`deepspeed train.py …` (or --num_gpus {max(gpus, visible)}), `torchrun --nproc_per_node={max(gpus, visible)} train.py …`"
         )
     if world == 1 and int(env.get("SLURM_NTASKS", 1)) > 1:
-        return f"Slurm has given this job {env['SLURM_NTASKS']} tasks, but 1 process was started: begin the command with srun"
+        return f"Slurm has given this job {env['SLURM_NTASKS']} tasks, but 1 process was started: start the command with srun"
     if launched and world == 1 and not gpus:
-        return "the launcher started 1 process on a machine without GPUs; to have several on the CPU say how many: `deepspeed --num_gpus 2 train.py …`"
+        return "the launcher started 1 process on a machine without GPUs; to start several on the CPU, give their number: `deepspeed --num_gpus 2 train.py …`"
     return ""
 
 
@@ -97,7 +97,7 @@ def wait_for_processes() -> None:
 
 
 def unlink_shared_memory() -> None:
-    """Remove the names of DeepSpeed's buffers in /dev/shm, which it never does: 66 MiB for each process on CPUs. Called when all processes have opened theirs."""
+    """Unlink DeepSpeed's buffers in /dev/shm, which it never does: 66 MiB per process on CPUs. Call it when all processes have opened theirs."""
     wait_for_processes()
     if not Path("/dev/shm").is_dir():
         return
@@ -115,17 +115,15 @@ def end_processes() -> None:
 
 
 def make_accelerator(precision: str, **kwargs: Any) -> Any:
-    """A fresh accelerate.Accelerator; stages differ in precision and engine, so the shared state is reset."""
+    """A new accelerate.Accelerator. Stages differ in precision and engine, so its shared state is reset."""
     accelerate = need("accelerate", extra="train")
     from accelerate.state import AcceleratorState
 
     AcceleratorState._reset_state(reset_partial_state=False)
-    on_cpu = (
-        dist.is_initialized() and dist.get_backend() == "gloo"
-    )  # unless told, accelerate does not know several processes on CPUs for one group
+    on_cpu = dist.is_initialized() and dist.get_backend() == "gloo"  # accelerate does not recognise a group of CPU processes by itself
     accelerator = accelerate.Accelerator(mixed_precision=precision, cpu=on_cpu, **kwargs)
     if on_cpu:
-        accelerator.state.device = torch.device("cpu")  # it says cpu:0, which torch.load does not know
+        accelerator.state.device = torch.device("cpu")  # it is cpu:0, which torch.load does not know
     assert accelerator.num_processes == int(os.environ.get("WORLD_SIZE", 1)), accelerator.state
     return accelerator
 
@@ -150,25 +148,25 @@ class Engine:
         return f"accelerate, precision {self.train.precision}, on {self.device}"
 
     def autocast(self) -> Any:
-        """Around forward passes of `model`, the engine's own."""
+        """Context for forward passes of `model`, the engine's own."""
         return self.accelerator.autocast()
 
     def autocast_bare(self) -> Any:
-        """Around forward passes of modules that the engine has not wrapped, `plain` among them: they compute as `model` does in training."""
+        """Context for forward passes of unwrapped modules, including `plain`: they compute as `model` does in training."""
         return self.autocast()
 
     def set_lr(self, lr: float) -> None:
         optim.set_lr(self.optimizer, lr)
 
     def micro_batch(self, *, last: bool) -> Any:
-        """Around forward and backward: gradients are exchanged once, with the last micro batch."""
+        """Context for forward and backward: gradients are synchronised once, with the last micro batch."""
         return contextlib.nullcontext() if last else self.accelerator.no_sync(self.model)
 
     def backward(self, loss: Tensor) -> None:
         self.accelerator.backward(loss)
 
     def norm(self) -> float:
-        """Clip the gradients, as `torch.nn.utils.clip_grad_norm_` does; gradients that are short enough are not touched. Returns their norm before clipping."""
+        """Clip the gradients, as `torch.nn.utils.clip_grad_norm_` does, but leave them untouched if the norm is small enough. Returns the norm before clipping."""
         gradients = [p.grad for p in self.plain.parameters() if p.grad is not None]
         total = nn.utils.get_total_norm(gradients)
         norm = float(total)
@@ -177,29 +175,29 @@ class Engine:
         return norm
 
     def step(self) -> None:
-        """Update the weights, forget the gradients."""
+        """Update the weights and clear the gradients."""
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
 
     def skip(self) -> None:
-        """Forget the gradients."""
+        """Clear the gradients."""
         self.optimizer.zero_grad(set_to_none=True)
 
     def refresh(self) -> None:
-        """To be called after parameters were written to from outside (optim.Ema.copy_to)."""
+        """Call it after parameters were overwritten from outside (optim.Ema.copy_to)."""
 
     def whole_model(self) -> nn.Module | None:
-        """The model with whole weights, as they stand. Where ZeRO-3 has cut them: a copy on rank 0, None elsewhere; every process calls it."""
+        """The model with its current whole weights. Under ZeRO-3 a copy on rank 0, None elsewhere. A collective call."""
         return self.plain
 
     def state(self) -> dict[str, Any]:
-        """What rank 0 writes to `engine.pt`: whole tensors by name (`model`) and torch's own optimizer state (`optimizer`), whatever the engine
-        and however many processes, so that any other goes on from it: copies in the CPU's memory, which later steps do not change.
-        Every process calls it; the others get nothing."""
+        """The contents of `engine.pt`: whole tensors by name (`model`) and torch's own optimizer state (`optimizer`), whatever the engine and
+        the number of processes, so that any other can resume from it. The tensors are copies on the CPU, which later steps do not change.
+        A collective call; only rank 0 gets the state."""
         if _rank() > 0:
             return {}
         weights, frozen = self.plain.state_dict(), any(not p.requires_grad for p in self.plain.parameters())
-        if frozen:  # they stay what they were at the start
+        if frozen:  # frozen weights are not saved
             weights = {name: p for name, p in self.plain.named_parameters() if p.requires_grad}
         return checkpoint.snapshot({"model": weights, "optimizer": self.optimizer.state_dict()})
 
@@ -215,20 +213,20 @@ class Engine:
 
 
 def read_state(folder: Path, **options: Any) -> dict[str, Any]:
-    """The `engine.pt` of a trainer state. Options are torch.load's. Raises FileNotFoundError with the way out where there is none."""
+    """Read the `engine.pt` of a trainer state. Options are torch.load's. Raises FileNotFoundError with the way out if it is missing."""
     path = folder / "engine.pt"
     if not path.is_file():
         raise FileNotFoundError(
-            f"{path} is missing: this node does not see the folder that the run was saved in, or DeepSpeed saved it with an earlier tokun. "
-            f"Choose the folder with out=, or delete {folder} to go on from the previous state"
+            f"{path} is missing: this node does not see the folder in which the run was saved, or an earlier tokun saved it with DeepSpeed. "
+            f"Choose the folder with out=, or delete {folder} to resume from the previous state"
         )
     return checkpoint.read_part(path, **options)
 
 
 class DeepSpeedEngine(Engine):
-    """The same calls over a DeepSpeed ZeRO engine, configured by `train.deepspeed`.
+    """The same interface over a DeepSpeed ZeRO engine, configured by `train.deepspeed`.
 
-    Trainer states are not DeepSpeed's, which belong to one stage and one number of processes, but those of `Engine.state`.
+    Trainer states are those of `Engine.state`, not DeepSpeed's, which are tied to one ZeRO stage and number of processes.
     """
 
     def __init__(self, train: TrainConfig, model: nn.Module, micro: int, accumulation: int):
@@ -244,7 +242,7 @@ class DeepSpeedEngine(Engine):
         self.device = torch.device(self.model.device)
 
     def _keep_names(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
-        """Parameters in the order of torch's own optimizer state, before ZeRO flattens them, and all names of each (tied ones have two)."""
+        """Record the parameters in the order of torch's optimizer state, before ZeRO flattens them, and all names of each (tied ones have two)."""
         self.groups = optimizer.state_dict().get("param_groups", [])
         self.parameters = [p for group in optimizer.param_groups for p in group["params"]]
         self.names: dict[int, list[str]] = {}
@@ -261,7 +259,7 @@ class DeepSpeedEngine(Engine):
         return contextlib.nullcontext()  # the engine counts its micro batches itself
 
     def autocast(self) -> Any:
-        return contextlib.nullcontext()  # the engine casts as its settings say
+        return contextlib.nullcontext()  # the engine casts according to its settings
 
     def autocast_bare(self) -> Any:
         casts = self.model.torch_autocast_enabled()
@@ -269,13 +267,13 @@ class DeepSpeedEngine(Engine):
         return torch.autocast(self.device.type, dtype, enabled=casts or self.settings.get("bf16", {}).get("enabled", False))
 
     def backward(self, loss: Tensor) -> None:
-        # the engine divides by the accumulation steps; the sums are over all of them already
+        # the engine divides by the accumulation steps, but the loss is already a share of the whole
         self.model.backward(loss * self.accumulation)
         if not self.model.is_gradient_accumulation_boundary():
             self.model.step()  # counts the micro batch; the last one waits for `step` or `skip`
 
     def norm(self) -> float:
-        """The norm of the gradients; they are clipped by it in `step`."""
+        """The norm of the gradients; `step` clips them."""
         if self.zero is None:
             return float(nn.utils.get_total_norm([p.grad for p in self.plain.parameters() if p.grad is not None]))
         return self.zero.norm()
@@ -284,7 +282,7 @@ class DeepSpeedEngine(Engine):
         self.model.step()
 
     def skip(self) -> None:
-        """Forget the gradients. ZeRO does so by itself where their norm is not finite, so it is given such a norm."""
+        """Clear the gradients. ZeRO does so itself if their norm is not finite, so it is given such a norm."""
         if self.zero is None:
             self.model.zero_grad()
             self.model.micro_steps += 1
@@ -317,7 +315,7 @@ class DeepSpeedEngine(Engine):
         step = self.zero.step_count()
         model: dict[str, Tensor] = {}
         moments: dict[int, dict[str, Tensor]] = {}
-        for number, parameter in enumerate(self.parameters):  # whole for a moment everywhere, one after the other
+        for number, parameter in enumerate(self.parameters):  # gathered in every process, one parameter at a time
             whole = self.zero.read(parameter)
             if _rank() == 0:
                 weight, *rest = (tensor.to("cpu", copy=True) for tensor in whole)
@@ -330,7 +328,7 @@ class DeepSpeedEngine(Engine):
         if self.zero is None:
             super().load(folder)
             return
-        state = read_state(folder, map_location="cpu", mmap=True)  # each process reads what it keeps
+        state = read_state(folder, map_location="cpu", mmap=True)  # each process reads only what it keeps
         self.zero.make_moments(state["optimizer"]["state"][0]["step"])
         for number, parameter in enumerate(self.parameters):
             self.zero.write(parameter, state["model"][self.names[id(parameter)][0]])
@@ -340,9 +338,9 @@ class DeepSpeedEngine(Engine):
 
 
 def deepspeed_settings(train: TrainConfig, *, micro: int, accumulation: int) -> dict[str, Any]:
-    """The DeepSpeed JSON named in the config, completed with what the config says already.
+    """The DeepSpeed JSON named in the config, completed with the config's own settings.
 
-    Raises FileNotFoundError or UserError for a missing or contradicting file.
+    Raises FileNotFoundError for a missing file, UserError for a contradictory one.
     """
     path = Path(train.deepspeed)
     if not path.is_file():
@@ -354,17 +352,17 @@ def deepspeed_settings(train: TrainConfig, *, micro: int, accumulation: int) -> 
     own = {"train_micro_batch_size_per_gpu": micro, "gradient_accumulation_steps": accumulation, "gradient_clipping": train.max_grad_norm}
     for key, value in own.items():
         if settings.setdefault(key, value) not in (value, "auto"):
-            raise UserError(f"{path} sets {key} to {settings[key]}, the config to {value}; leave it out of the JSON, the config decides")
+            raise UserError(f"{path} sets {key} to {settings[key]}, the config to {value}; leave it out of the JSON, the config sets it")
         settings[key] = value
     settings.setdefault("zero_optimization", {"stage": 1})
     refuse_untested(path, settings)
     if train.optimizer == "muon" and settings["zero_optimization"].get("stage", 0) > 0:
         raise UserError(
-            f"{path} asks for ZeRO stage {settings['zero_optimization']['stage']}, which cuts the matrices that train.optimizer muon needs whole; "
-            "take configs/deepspeed/zero0.json, or train.optimizer adamw"
+            f"{path} asks for ZeRO stage {settings['zero_optimization']['stage']}, which partitions the matrices that train.optimizer muon needs whole; "
+            "use configs/deepspeed/zero0.json, or train.optimizer adamw"
         )
     settings["zero_allow_untested_optimizer"] = True  # torch's own AdamW, as without DeepSpeed
-    settings["zero_force_ds_cpu_optimizer"] = False  # the same on the CPU, where states are offloaded: nothing to compile
+    settings["zero_force_ds_cpu_optimizer"] = False  # also with states offloaded to the CPU: nothing to compile
     settings.setdefault("steps_per_print", 10**9)
     if train.precision == "bf16" and "bf16" not in settings:
         settings["torch_autocast"] = {"enabled": True, "dtype": "bfloat16"}  # float32 weights, as without DeepSpeed
@@ -372,12 +370,12 @@ def deepspeed_settings(train: TrainConfig, *, micro: int, accumulation: int) -> 
 
 
 def refuse_untested(path: Path, settings: dict[str, Any]) -> None:
-    """Raise UserError for what a DeepSpeed JSON may ask for and tokun's states and skipped steps do not know."""
+    """Raise UserError for DeepSpeed settings that tokun's trainer states and skipped steps do not support."""
     zero = settings["zero_optimization"]
     if settings.get("fp16", {}).get("enabled"):
-        raise UserError(f"{path} asks for fp16, whose loss scaling skips steps of its own; take train.precision bf16 or no")
+        raise UserError(f"{path} asks for fp16, whose loss scaling skips steps itself; use train.precision bf16 or no")
     if settings.get("bf16", {}).get("enabled") and zero.get("stage", 0) == 0:
-        raise UserError(f"{path} asks for bf16 weights without ZeRO; leave bf16 out (train.precision casts), or take stage 1, 2 or 3")
+        raise UserError(f"{path} asks for bf16 weights without ZeRO; leave bf16 out (train.precision casts), or use stage 1, 2 or 3")
     for part in ("offload_optimizer", "offload_param"):
         if (device := zero.get(part, {}).get("device", "none")) not in ("none", "cpu"):
-            raise UserError(f'{path} sets {part} to {device}; to the CPU\'s memory is what is supported: "device": "cpu"')
+            raise UserError(f'{path} sets {part} to {device}; only offloading to the CPU is supported: "device": "cpu"')

@@ -1,4 +1,4 @@
-"""A stage whose model trains under an `Engine`: the average of its weights, spikes of its gradient, its trainer states."""
+"""A stage whose model trains under an `Engine`: averaged weights, gradient spikes, trainer states."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ from tokun.utils import checkpoint
 
 
 class EngineStage(Stage):
-    """A subclass makes the model and its engine, calls `super().__init__`, and in `take_step` runs forward and backward passes, then `update`.
+    """A subclass creates the model and its engine, calls `super().__init__`, and in `take_step` runs forward and backward passes, then `update`.
 
-    A trainer state is engine.pt (weights and optimizer, for any engine and number of processes), ema.pt (where an average is kept) and state.json.
+    A trainer state is engine.pt (weights and optimizer, for any engine and number of processes), ema.pt (with an average) and state.json.
     """
 
     def __init__(
@@ -36,14 +36,14 @@ class EngineStage(Stage):
         settings: dict[str, Any],
         average: bool = True,
     ) -> None:
-        """settings: those that the stage's record holds; a trainer state of others is refused. `average`: of the weights; False: none is kept."""
+        """settings: as in the stage's record; a trainer state with others is refused. `average`: whether to average the weights."""
         super().__init__(run, schedule)
         self.model, self.engine, self.settings = model, engine, settings
         self.ema = optim.Ema(model, train.ema_decay, every=train.ema_every) if average else None
         self.spikes = health.Spikes(train.spike_factor)
 
     def update(self) -> float:
-        """Clip the gradients and take the optimizer's step, or skip a spike. Returns their norm before clipping. Raises Diverged where it is not finite."""
+        """Clip the gradients and take the optimizer's step, or skip a spike. Returns the norm before clipping. Raises Diverged if it is not finite."""
         norm = self.engine.norm()
         self.require_finite(norm, what="gradient norm")
         if self.spikes.is_spike(norm):
@@ -56,19 +56,19 @@ class EngineStage(Stage):
 
     @contextlib.contextmanager
     def averaged(self) -> Iterator[None]:
-        """Within the block the model holds its averaged weights, and its layers run uncompiled."""
+        """Within the block the model has its averaged weights, and its layers run uncompiled."""
         assert self.ema is not None
         with averaged(self.model, self.ema, self.engine.refresh), uncompiled(self.model):
             yield
 
     def take_average(self) -> None:
-        """From now on the model's weights are their average."""
+        """Replace the model's weights by their average."""
         assert self.ema is not None
         self.ema.copy_to(self.model)
         self.engine.refresh()
 
     def snapshot(self) -> Callable[[Path], object]:
-        parts = {"engine.pt": self.engine.state()}  # all processes gather, the first one writes
+        parts = {"engine.pt": self.engine.state()}  # all processes gather, the first writes
         if self.ema is not None:
             average = self.ema.state_dict()
             parts["ema.pt"] = checkpoint.snapshot(average) if self.run.rank == 0 else average
@@ -87,8 +87,8 @@ class EngineStage(Stage):
         saved = checkpoint.read_part(folder / "state.json")
         require_same_but_retry(folder, saved["settings"], self.settings)
         self.engine.load(folder)
-        if self.ema is not None:  # older states hold one of stages that keep none
+        if self.ema is not None:  # older states may have one that the stage no longer uses
             self.ema.load_state_dict(checkpoint.read_part(folder / "ema.pt", map_location="cpu"))
-        if "spikes" in saved:  # older states hold none
+        if "spikes" in saved:  # older states have none
             self.spikes.load_state_dict(saved["spikes"])
         return saved["spent"]

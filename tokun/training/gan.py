@@ -1,4 +1,4 @@
-"""The image tokenizer's adversary: a patch discriminator with its own optimizer, or nothing."""
+"""The image tokenizer's adversary: a patch discriminator with its own optimizer, or none."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tokun.training import optim
 
 
 class Adversary:
-    """No adversary: the calls of `Gan`, without effect."""
+    """No adversary: the interface of `Gan`, without effect."""
 
     module: nn.Module | None = None  # the discriminator
 
@@ -22,11 +22,11 @@ class Adversary:
         return Adversary() if discriminator is None else Gan(discriminator, train, accelerator)
 
     def active(self, step: int) -> bool:
-        """Whether the decoder's loss has an adversarial term in this step."""
+        """Whether the decoder's loss has an adversarial term at this step."""
         return False
 
     def decoder_loss(self, base: Tensor, fake: Tensor, last: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        """The adversarial term for reconstructions `fake` (B, C, H, W), and figures of it. base: the other losses, last: the decoder's last weight."""
+        """The adversarial term for reconstructions `fake` (B, C, H, W), and its figures. base: the other losses, last: the decoder's last weight."""
         raise AssertionError("never active")
 
     def train_step(self, step: int, real: Tensor, fake: Tensor, lr_factor: float) -> dict[str, Tensor]:
@@ -41,7 +41,7 @@ class Adversary:
 
 
 class Gan(Adversary):
-    """A discriminator with an optimizer of its own."""
+    """A discriminator with its own optimizer."""
 
     def __init__(self, discriminator: nn.Module, train: configs.ImageTokenizerTrainConfig, accelerator: Any):
         self.train, self.accelerator, self.module = train, accelerator, discriminator
@@ -52,14 +52,14 @@ class Gan(Adversary):
         return step >= self.train.gan_start
 
     def decoder_loss(self, base: Tensor, fake: Tensor, last: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        self.module.requires_grad_(False)  # the decoder's step leaves no gradient in the discriminator
+        self.module.requires_grad_(False)  # no gradients in the discriminator from the decoder's step
         adversarial = losses.adversarial_loss(self.module(fake.float()))
         weight = losses.adaptive_weight(base, adversarial, last)
         self.module.requires_grad_(True)
         return self.train.gan_weight * weight * adversarial, {"adversarial": adversarial, "adaptive_weight": weight}
 
     def train_step(self, step: int, real: Tensor, fake: Tensor, lr_factor: float) -> dict[str, Tensor]:
-        if step < self.train.gan_start - 500:  # the discriminator starts a little before its gradient counts
+        if step < self.train.gan_start - 500:  # the discriminator starts a little before it is used
             return {}
         optim.set_lr(self.optimizer, self.train.gan_lr * lr_factor)
         with self.accelerator.autocast():

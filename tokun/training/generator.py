@@ -1,4 +1,4 @@
-"""The fourth stage: the causal LM, code shards in, `out/checkpoint` out."""
+"""The fourth stage: trains the causal LM on code shards, writes `out/checkpoint`."""
 
 from __future__ import annotations
 
@@ -60,18 +60,18 @@ from tokun.training.text_tokenizer import load_text_tokenizer
 from tokun.training.token_loss import TokenLoss
 from tokun.utils import checkpoint
 
-MOST_TAGS = 64  # styles and subjects that are written as tags; rarer ones stay untagged
+MOST_TAGS = 64  # styles and subjects that become tags; rarer ones stay untagged
 
 
 def build_vocabulary(config: Config, text_tokenizer: Any, codes: dict[str, Any]) -> Vocabulary:
-    """The id space of a run: its text pieces, the tags its training data holds, its codebook."""
+    """The id space of a run: its text pieces, the tags in its training data, its codebook."""
     styles, subjects, things = Counter[str](), Counter[str](), Counter[str]()
     for style, subject, *more, count in codes["tag_counts"]:
         for words, word in zip((styles, subjects, things), (style, subject, *more[:1])):
             words[word] += count
     named = [tuple(sorted(sorted((w for w in words if w), key=lambda x: (-words[x], x))[:MOST_TAGS])) for words in (styles, subjects)]
     common = sorted(common_things({word: count for word, count in things.items() if word}))
-    held = codes.get("register_counts")  # older codes do not count them: all of them
+    held = codes.get("register_counts")  # older records do not count them: use all
     return Vocabulary(
         text_size=text_tokenizer.size, codebook_size=codes["codebook_size"], styles=named[0], subjects=named[1],
         grids=tuple(tuple(grid) for grid in codes.get("grids", [codes["grid"]])), max_text=config.data.max_caption_tokens, illegal_text=tuple(text_tokenizer.illegal_ids),
@@ -99,13 +99,13 @@ def train_generator(run: Run) -> Path:
 
 @dataclasses.dataclass(frozen=True)
 class Parts:
-    """What the earlier stages have made."""
+    """The results of the earlier stages."""
 
     image_tokenizer: ImageTokenizer
     text_tokenizer: TextTokenizer | PretrainedTextTokenizer
     codes: dict[str, Any]  # the record of the code shards
     vocabulary: Vocabulary
-    base: str = ""  # the fingerprint of what an adapter is trained on
+    base: str = ""  # the fingerprint of an adapter's base
 
     @classmethod
     def of(cls, run: Run) -> Parts:
@@ -124,7 +124,7 @@ class Parts:
         return Slots(self.vocabulary.max_codes, self.vocabulary.max_text)
 
     def checkpoint(self, generator: nn.Module, config: Config, tasks: Sequence[str], device: torch.device) -> Tokun:
-        """All parts with the generator, as users load them."""
+        """The whole model, as users load it."""
         tags = [tuple(c) for c in self.codes["tag_counts"]]
         return Tokun(
             self.image_tokenizer.to(device), self.text_tokenizer, self.vocabulary, generator, config.sampling, tags, tasks,
@@ -133,7 +133,7 @@ class Parts:
 
 
 def training_seed(config: Config) -> int:
-    """Of the generator's first weights, order, dropout and tasks."""
+    """The seed of the generator's initial weights, order, dropout and tasks."""
     return config.seed if config.train.seed < 0 else config.train.seed
 
 
@@ -144,11 +144,11 @@ FREE_KEYS = {
     "gradient_checkpointing",
     "compile",
     "loss_chunk",
-}  # change nothing but speed and memory
+}  # affect only speed and memory
 
 
 def _settings(config: Config, parts: Parts) -> dict[str, Any]:
-    """What the stage's record says that it was made with."""
+    """The settings in the stage's record."""
     train, idle = config.train, set() if config.generator.codebook_start else {"codebook_start"}
     return {
         "generator": without(dataclasses.asdict(config.generator), idle), "seed": training_seed(config), "codes": parts.codes["fingerprint"],
@@ -160,7 +160,7 @@ def _settings(config: Config, parts: Parts) -> dict[str, Any]:
 
 
 def _make_model(run: Run, parts: Parts) -> tuple[Any, adapters.Tuned | None]:
-    """The causal LM with its first weights, dropout and kernels, on the CPU; and the adapter in it, if any."""
+    """The causal LM with initial weights, dropout and kernels, on the CPU; and its adapter, if any."""
     config, tuned = run.config, None
     torch.manual_seed(training_seed(config))
     if config.adapter.rank:
@@ -175,7 +175,7 @@ def _make_model(run: Run, parts: Parts) -> tuple[Any, adapters.Tuned | None]:
 
 
 def _first_weights(run: Run, parts: Parts) -> Any:
-    """Weights from torch's global generator, or those of the checkpoint to start from."""
+    """Initial weights from torch's global generator, or from the checkpoint that `start` names."""
     config, v = run.config, parts.vocabulary
     model = make_generator(
         config.generator, vocab_size=v.size, max_length=sequences.most_positions(v),
@@ -201,7 +201,7 @@ def _training_batches(run: Run, parts: Parts) -> data.TokenBatches:
 
 
 def _held_out_batches(run: Run, parts: Parts) -> list[data.TokenBatch]:
-    """At most twelve whole batches of the held-out pairs; none where there are no held-out shards."""
+    """At most twelve full batches of held-out pairs; none without held-out shards."""
     paths = sorted((run.out / "codes").glob("val-*.tar"))
     if not paths:
         return []
@@ -221,7 +221,7 @@ def _held_out_batches(run: Run, parts: Parts) -> list[data.TokenBatch]:
 
 
 class GeneratorStage(EngineStage):
-    """The causal LM under its engine, batches of packed sequences, the checkpoints of lowest held-out loss."""
+    """Trains the causal LM on batches of packed sequences, and keeps the checkpoints of lowest held-out loss."""
 
     name = "generator"
 
@@ -232,7 +232,7 @@ class GeneratorStage(EngineStage):
         self.accumulation = train.batch_size // run.world // self.micro
         model, self.tuned = _make_model(run, parts)
         self.trained = self.tuned.size if self.tuned else count_parameters(model)
-        self.parameters, self.flops = count_parameters(model), flops_per_token(model, parts.slots.size)  # before ZeRO-3 cuts it
+        self.parameters, self.flops = count_parameters(model), flops_per_token(model, parts.slots.size)  # before ZeRO-3 partitions it
         if train.compile:
             run.say("generator: preparing; compiling takes the first step half a minute to some minutes …")
         compiled = train.compile and can_compile(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
@@ -243,9 +243,7 @@ class GeneratorStage(EngineStage):
         if compiled:
             compile_layers(model)
         elif train.compile:
-            run.say(
-                "generator: train.compile is on, but there is no C++ compiler (g++, clang++) on this machine: going on without, more slowly"
-            )
+            run.say("generator: train.compile is on, but this machine has no C++ compiler (g++, clang++): training uncompiled, more slowly")
         self.held_out = _held_out_batches(run, parts)
         schedule = loop.Schedule.of(
             train, eval_every=train.eval_every if self.held_out else 0, sample_every=train.sample_every if run.config.sampling.n > 0 else 0
@@ -277,7 +275,7 @@ class GeneratorStage(EngineStage):
         )  # fmt: skip
 
     def disk_bytes(self) -> int:
-        """Trainer states of weights, two moments and the average; the best checkpoints."""
+        """Trainer states of weights, two moments and the average, plus the best checkpoints."""
         weights, kept = 4 * self.trained, self.train.keep_best
         return 4 * weights * states_on_disk(self.config) + weights * (kept + 1 if kept else 0)
 
@@ -295,7 +293,7 @@ class GeneratorStage(EngineStage):
         means = torch.stack([1 / sums["image"], 1 / sums["text"], 1 / (sums["image"] + sums["text"])])
         weights = means * means.new_tensor([train.image_weight, train.text_weight, train.z_loss])
         loop.seed_device(loop.step_seed(self.seed, self.step, self.run.rank), engine.device)  # dropout is a function of (seed, step, rank)
-        if not self.model.training:  # walking over all modules takes as long as a small kernel
+        if not self.model.training:  # visiting all modules takes as long as a small kernel
             self.model.train()
         losses_here = torch.zeros(3, device=engine.device)
         for number in range(self.accumulation):
@@ -303,11 +301,15 @@ class GeneratorStage(EngineStage):
             with engine.micro_batch(last=number == self.accumulation - 1):
                 loss, parts = self.token_loss(engine, engine.model, batch.input_ids[rows], batch.labels[rows], weights)
                 self.require_finite(loss)
-                engine.backward(loss * self.run.world)  # the engine averages over processes; the sums are global already
+                engine.backward(
+                    loss * self.run.world
+                )  # the engine averages over processes, but the loss is already a share of the global mean
             losses_here += means * torch.stack([parts[name].detach() for name in losses.LOSS_SUMS])
         norm = self.update()
         self.window.counts["tokens"] += float(sums["tokens"])
-        self.window.counts["width"] += batch.input_ids.numel() * self.run.world  # about: the other processes' rows may be a token longer
+        self.window.counts["width"] += (
+            batch.input_ids.numel() * self.run.world
+        )  # approximately: other processes' rows may be a token longer
         self.last = losses_here, norm, lr
 
     def figures(self) -> tuple[dict[str, float], str]:
@@ -344,7 +346,7 @@ class GeneratorStage(EngineStage):
                 log_samples(self.run, whole, self.step)
 
     def _whole(self) -> Tokun | None:
-        """The model as users will load it, with the weights as they stand. Every process calls it; only the first gets it."""
+        """The model as users load it, with the current weights. A collective call; only the first process gets it."""
         if self.tuned is None:
             generator = self.engine.whole_model()
             return self.parts.checkpoint(generator, self.config, self.tasks, self.engine.device) if self.run.rank == 0 else None
@@ -356,7 +358,7 @@ class GeneratorStage(EngineStage):
         return self.tuned.model(adapter).to(self.engine.device)
 
     def _save(self, whole: Tokun, folder: Path, record: dict[str, Any]) -> None:
-        """Fill a folder with the checkpoint, or with the adapter that is in use."""
+        """Write the checkpoint, or the active adapter, to a folder."""
         if self.tuned is None:
             whole.save(folder, card=model_card(self.config, record))
             return
@@ -385,7 +387,7 @@ class GeneratorStage(EngineStage):
                 self._save(whole, folder, self._record(held))
 
     def finish(self, target: Path) -> None:
-        """Write the averaged weights with all that belongs to them to `target`."""
+        """Write the model with its averaged weights to `target`."""
         self.take_average()
         self.model.eval()
         with uncompiled(self.model):
@@ -414,7 +416,7 @@ class GeneratorStage(EngineStage):
 
 
 def where_to(target: Path, config: Config) -> str:
-    """What to say of a result: where it lies, and how it is sampled from."""
+    """The closing message: where the result is, and how to sample from it."""
     if not config.adapter.rank:
         return f"checkpoint: {target}\n  python sample.py --checkpoint {shlex.quote(str(target))} --seed 42 --n 16"
     base = "" if config.start == "bundled" else f"--checkpoint {shlex.quote(config.start)} "
@@ -422,7 +424,7 @@ def where_to(target: Path, config: Config) -> str:
 
 
 def tasks_of(samples: data.CodeSamples, task_mix: dict[str, float]) -> tuple[str, ...]:
-    """The tasks that are trained: those with a share whose fields the first two hundred samples hold."""
+    """The tasks that are trained: those with a positive share whose fields occur in the first two hundred samples."""
     records = [samples.whole_record(i) for i in range(min(200, len(samples)))]
     held = {"question": any(r.questions for r in records), "rewrite": any(len(r.captions) > 1 for r in records)}
     return tuple(task for task, share in task_mix.items() if share > 0 and held.get(task, True))
@@ -430,7 +432,7 @@ def tasks_of(samples: data.CodeSamples, task_mix: dict[str, float]) -> tuple[str
 
 @torch.no_grad()
 def evaluate_generator(engine: Engine, model: Any, batches: Sequence[data.TokenBatch], token_loss: TokenLoss) -> dict[str, float]:
-    """Held-out nats per image token and per text token, over full-vocabulary softmax."""
+    """Held-out nats per image token and per text token, with softmax over the full vocabulary."""
     was_training = model.training
     model.eval()
     totals: dict[str, float] = {}
@@ -442,7 +444,7 @@ def evaluate_generator(engine: Engine, model: Any, batches: Sequence[data.TokenB
 
 
 def log_samples(run: Run, model: Tokun, step: int) -> None:
-    """Draw the run's sample seeds, keep the grid in `out/samples/`, stream it to the tracker."""
+    """Draw the run's sample seeds, save the grid in `out/samples/` and log it to the tracker."""
     was_training = model.generator.training
     model.eval()
     pairs = model.sample(run.config.sampling.seed, run.config.sampling.n)
@@ -458,7 +460,7 @@ def log_samples(run: Run, model: Tokun, step: int) -> None:
 
 
 def _global_sums(run: Run, batch: data.TokenBatch, device: torch.device) -> dict[str, Tensor]:
-    """Counts over the whole global batch, no less than one: image targets, text targets, and all tokens that are not padding."""
+    """Counts over the global batch, at least one each: image targets, text targets, and all tokens except padding."""
     counts = torch.tensor(batch.counts, dtype=torch.float32, device=device)
     if run.world > 1:
         dist.all_reduce(counts)

@@ -1,4 +1,4 @@
-"""Health: is the training run well? Spikes of the gradient, the largest attention logit, utilisation, memory, a request to stop.
+"""Monitoring of a training run: gradient spikes, the largest attention logit, utilisation, memory, requests to stop.
 
 Knows models and numbers, no stage and no tracker.
 """
@@ -23,15 +23,15 @@ from tokun.utils.errors import UserError
 
 
 class Preempted(Exception):
-    """The run was asked to end (SIGTERM) and has saved what it needs to go on."""
+    """The run was asked to stop (SIGTERM) and has saved what it needs to resume."""
 
 
 class StopRequest:
-    """Becomes true when SIGTERM arrives. The signal's old handler comes back with `close`."""
+    """`asked` becomes true when SIGTERM arrives. `close` restores the signal's old handler."""
 
     def __init__(self) -> None:
         self.asked = False
-        # only the main thread may set handlers; elsewhere (notebooks' threads) SIGTERM keeps its meaning
+        # only the main thread may set handlers; elsewhere (notebooks' threads) SIGTERM keeps its default
         self._old = signal.signal(signal.SIGTERM, self._ask) if threading.current_thread() is threading.main_thread() else None
 
     def _ask(self, *_: object) -> None:
@@ -43,21 +43,21 @@ class StopRequest:
 
 
 class Spikes:
-    """Tells a gradient norm that is far above what it has been: `factor` times the 90 % quantile of the last `window` norms.
+    """Detects spikes of the gradient norm: above `factor` times the 90 % quantile of the last `window` norms.
 
-    Such a step is skipped (as in PaLM, section 5.1, where the batch is left out). The first `warmup` steps are never spikes, and after
-    `patience` spikes in a row the new height is believed.
+    Such a step is skipped (as in PaLM, section 5.1, which skips the batch). The first `warmup` steps are never spikes, and after
+    `patience` spikes in a row the new level is accepted.
     """
 
     def __init__(self, factor: float, *, window: int = 200, warmup: int = 50, patience: int = 10) -> None:
         if factor and factor <= 1:
-            raise UserError(f"train.spike_factor is {factor}; it is 0 (off) or greater than 1, for example 5")
+            raise UserError(f"train.spike_factor is {factor}; it must be 0 (off) or greater than 1, for example 5")
         self.factor, self.warmup, self.patience = factor, warmup, patience
         self.norms: deque[float] = deque(maxlen=window)
         self.count = self.row = 0
 
     def is_spike(self, norm: float) -> bool:
-        """Whether to skip the step of this norm; remembers it either way."""
+        """Whether to skip the step with this norm. Updates the state."""
         limit = self.limit()
         spike = limit is not None and norm > limit and self.row < self.patience
         self.row = self.row + 1 if spike else 0
@@ -82,7 +82,7 @@ class Spikes:
 
 @functools.cache
 def matmul_rate(device: torch.device, dtype: torch.dtype) -> float:
-    """Floating-point operations a second of a large matrix product here: what utilisation is measured against. Measured once."""
+    """Floating-point operations per second of a large matrix product on this device, the reference for utilisation. Measured once."""
     side = 8192 if device.type == "cuda" else 1024
     a, b = (torch.randn(side, side, device=device, dtype=dtype) for _ in range(2))
     best = float("inf")
@@ -101,7 +101,7 @@ def _synchronise(device: torch.device) -> None:
 
 
 def peak_memory(device: torch.device) -> int:
-    """Bytes: the most that was allocated on the GPU, or resident in this process on a CPU."""
+    """Peak bytes allocated on the GPU, or resident in this process on a CPU."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
@@ -112,7 +112,7 @@ PROBE = "tokun_probe"
 
 @contextmanager
 def attention_probe(model: Any) -> Iterator[list[float]]:
-    """Within the block the model's attention notes the largest logit (scaled, before the softmax) of each call in the list."""
+    """Within the block, each attention call appends its largest logit (scaled, before the softmax) to the yielded list."""
     from transformers import AttentionInterface
     from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
@@ -137,7 +137,7 @@ def attention_probe(model: Any) -> Iterator[list[float]]:
 
 @torch.no_grad()
 def attention_logit_max(model: Any, input_ids: Tensor) -> float:
-    """The largest attention logit over all layers, heads and positions, for input_ids (B, T). Growing ones announce divergence
+    """The largest attention logit over all layers, heads and positions, for input_ids (B, T). Growing values precede divergence
     (Dehghani et al., 2023, section 2.1)."""
     with attention_probe(model) as found:
         model(input_ids=input_ids, use_cache=False)

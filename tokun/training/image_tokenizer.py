@@ -1,4 +1,4 @@
-"""The second stage: the VQ-VAE, pictures in, `out/image_tokenizer` out."""
+"""The second stage: trains the VQ-VAE on pictures, writes `out/image_tokenizer`."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ from tokun.utils import checkpoint
 
 
 def train_image_tokenizer(run: Run) -> Path:
-    """Train the VQ-VAE on the run's image shards -> `out/image_tokenizer`. Stops the run when it has collapsed."""
+    """Train the VQ-VAE on the run's image shards -> `out/image_tokenizer`. Stops the run if it has collapsed."""
     config, target = run.config, run.out / "image_tokenizer"
     train, codebook_size = config.image_tokenizer_train, config.image_tokenizer.codebook_size
     settings = _settings(config)
@@ -62,7 +62,7 @@ def train_image_tokenizer(run: Run) -> Path:
 
 
 def _settings(config: Config) -> dict[str, Any]:
-    """What the stage's record says that it was made with."""
+    """The settings in the stage's record."""
     train = config.image_tokenizer_train
     return {
         "image_tokenizer": dataclasses.asdict(config.image_tokenizer),
@@ -75,7 +75,7 @@ def _settings(config: Config) -> dict[str, Any]:
 
 
 def _take_from_start(run: Run, settings: dict[str, Any], target: Path) -> dict[str, float]:
-    """Copy the image tokenizer of `start` to `target`, and measure it on this run's pictures. Returns its figures."""
+    """Copy the image tokenizer of `start` to `target` and evaluate it on this run's pictures. Returns its figures."""
     if run.rank == 0:
         run.say(tags_line(run.config))
         run.say(f"image tokenizer: measuring that of {run.config.start} on these pictures …")
@@ -103,7 +103,7 @@ def _write(target: Path, model: ImageTokenizer, sheet: Image.Image, record: dict
 
 
 class ImageTokenizerStage(loop.Stage):
-    """Model, adversary and pictures. A trainer state is state.pt."""
+    """Trains model and adversary on pictures. A trainer state is state.pt."""
 
     name = "image tokenizer"
 
@@ -147,7 +147,7 @@ class ImageTokenizerStage(loop.Stage):
         return loop.batches_keys(self.training_batches, self.step)
 
     def take_step(self, batch: Tensor, lr: float) -> None:
-        torch.manual_seed(loop.step_seed(self.config.seed, self.step, 0))  # dead codes are replaced by the same vectors on every run
+        torch.manual_seed(loop.step_seed(self.config.seed, self.step, 0))  # dead codes get the same replacements on every run
         images = batch.to(self.device, non_blocking=True, memory_format=torch.channels_last)
         loss, terms, out = self.loss(images)
         self.require_finite(loss)
@@ -162,7 +162,7 @@ class ImageTokenizerStage(loop.Stage):
         self.last = {**terms, "loss": loss, "codes": out.codes, "lr": lr, "grad_norm": norm}
 
     def loss(self, images: Tensor) -> tuple[Tensor, dict[str, Tensor], Any]:
-        """images (B, C, H, W) in [-1, 1] -> the loss, its terms before they are weighted, and what the model returned."""
+        """images (B, C, H, W) in [-1, 1] -> the loss, its unweighted terms, and the model's output."""
         train = self.train
         self.wrapped.train()
         with self.accelerator.autocast():
@@ -202,7 +202,7 @@ class ImageTokenizerStage(loop.Stage):
         self.run.tracker.log_image("image_tokenizer/reconstructions", sheet, step=self.step)
 
     def disk_bytes(self) -> int:
-        """Weights, two moments and the average, for the model; all but the average for the discriminator."""
+        """Weights, two moments and the average for the model; the same without the average for the discriminator."""
         adversary = self.adversary.module
         sizes = [count_parameters(self.model), count_parameters(adversary) if adversary is not None else 0]
         return 4 * (4 * sizes[0] + 3 * sizes[1]) * states_on_disk(self.config)
@@ -226,7 +226,7 @@ class ImageTokenizerStage(loop.Stage):
         return state["spent"]
 
     def finish(self, target: Path) -> dict[str, float]:
-        """Write the averaged weights and the record to `target`. Returns the figures of held-out pictures."""
+        """Write the averaged weights and the record to `target`. Returns the figures on held-out pictures."""
         run, model = self.run, self.model
         self.ema.copy_to(model)
         model.eval().float()
@@ -254,5 +254,5 @@ def _open_pictures(run: Run) -> data.ImageSamples:
     if config.data.grids:
         if run.rank == 0:
             run.say(shapes_line(samples))
-        run.wait()  # the others find the sizes where the first process has kept them
+        run.wait()  # the other processes read the sizes that the first one cached
     return samples

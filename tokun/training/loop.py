@@ -1,20 +1,20 @@
-"""The loop of every training with steps: batch, step, log, evaluate, stop, save, sample.
+"""The training loop: batch, step, log, evaluate, stop, save, sample.
 
-A kind of training is a subclass of `Stage`. Its constructor makes model, optimizer and data; its hooks say what a step is, what is logged,
-evaluated and saved. `train(stage)` does the rest: it resumes, keeps the schedule and the time, writes trainer states, and stops when asked to.
+A kind of training is a subclass of `Stage`. Its constructor creates model, optimizer and data; its hooks define a step, and what is logged,
+evaluated and saved. `train(stage)` does the rest: it resumes, follows the schedule and the clock, writes trainer states, and stops on request.
 The hooks read `self.step` (steps done; within `take_step` the number of this step), `self.window` and `self.clock`.
 
-    class Distilling(Stage):                        # or EngineStage (engine_stage.py), which brings engine, average and trainer states
+    class Distilling(Stage):                        # or EngineStage (engine_stage.py), with engine, average and trainer states
         name = "distilling"
-        def describe(self): ...                     # the line said at the start
+        def describe(self): ...                     # the line logged at the start
         def batches(self, start): ...               # an iterator, from step `start` on
         def take_step(self, batch, lr): ...         # forward, backward, update
-        def figures(self): ...                      # what is logged of it
+        def figures(self): ...                      # what is logged
         def snapshot(self): ...                     # a trainer state …
         def restore(self, folder): ...              # … and back
 
-Batches that the model itself makes (reinforcement learning) come from a generator function that samples: the loop asks for a batch only when the
-step before has changed the weights, as long as `batches` does not wrap it in `data.prefetch`. To resume exactly, a batch and a step must be
+Batches sampled from the model itself (reinforcement learning) come from a generator function: the loop asks for a batch only after the
+previous step has changed the weights, unless `batches` wraps it in `data.prefetch`. For exact resume, a batch and a step must be
 functions of the weights and of `step_seed(seed, step, rank)` alone: seed torch's generators with it before drawing anything.
 """
 
@@ -47,7 +47,7 @@ from tokun.utils.errors import Diverged
 
 @dataclass(frozen=True)
 class Schedule:
-    """How long a training lasts, its learning rate, and how often what is done. Numbers of steps, 0: never."""
+    """Length of a training, learning rate, and intervals. Intervals are in steps, 0: never."""
 
     steps: int
     lr: float
@@ -62,21 +62,21 @@ class Schedule:
 
     @classmethod
     def of(cls, section: Any, **changes: Any) -> Schedule:
-        """From a section of the config that has settings of these names, such as `train`."""
+        """From a section of the config with settings of these names, such as `train`."""
         names = [field.name for field in dataclasses.fields(cls)]
         return cls(**{name: getattr(section, name) for name in names if hasattr(section, name)} | changes)
 
     def lr_at(self, step: int, done: float) -> float:
-        """The learning rate of a step, when the share `done` of the training is over."""
+        """The learning rate of a step, when the share `done` of the training is complete."""
         return self.lr * optim.warmup_cosine(step, progress=done, warmup=self.warmup_steps, min_ratio=self.min_lr_ratio, hold=self.lr_hold)
 
     def stopped_by(self, step: int) -> str:
-        """What ended a training after so many steps, as its record says it."""
+        """What ended a training after `step` steps, as in its record."""
         return "steps" if step >= self.steps else f"max_minutes {self.max_minutes:g}"
 
 
 class Clock:
-    """Seconds of training, those of earlier starts (`before`) among them."""
+    """Seconds of training, including earlier starts (`before`)."""
 
     def __init__(self, before: float = 0.0) -> None:
         self.before, self.start = before, time.monotonic()
@@ -86,22 +86,22 @@ class Clock:
 
 
 class Window:
-    """What has happened since figures were last logged, or since the last evaluation or sample: these are no part of the pace."""
+    """Counts since the last logging, evaluation or sampling, so that throughput excludes these."""
 
     def __init__(self) -> None:
         self.start = time.monotonic()
         self.steps = 0
-        self.waited = 0.0  # seconds for batches
-        self.counts: Counter[str] = Counter()  # what the stage adds up, such as tokens
+        self.waited = 0.0  # seconds waiting for batches
+        self.counts: Counter[str] = Counter()  # totals of the stage, such as tokens
 
     def seconds(self) -> float:
         return max(time.monotonic() - self.start, 1e-9)
 
 
 class Stage(ABC):
-    """One kind of training, as `train` sees it. Where several processes train, each has its own, and all hooks are called in all of them together."""
+    """One kind of training, as `train` sees it. Each process has its own, and each hook is called in all processes together."""
 
-    name: ClassVar[str]  # in lines and errors; with underscores, of the folder of its trainer states
+    name: ClassVar[str]  # in log lines and errors; with underscores, the folder of its trainer states
 
     def __init__(self, run: Run, schedule: Schedule) -> None:
         self.run, self.schedule = run, schedule
@@ -113,7 +113,7 @@ class Stage(ABC):
 
     @abstractmethod
     def describe(self) -> str:
-        """What is said before the first step: sizes of model and data."""
+        """The line logged before the first step: sizes of model and data."""
 
     @abstractmethod
     def batches(self, start: int) -> Iterator[Any]:
@@ -125,42 +125,42 @@ class Stage(ABC):
 
     @abstractmethod
     def figures(self) -> tuple[dict[str, float], str]:
-        """Of the last step and of `self.window`: what the tracker gets, by name, and a few words for the progress bar."""
+        """Figures of the last step and of `self.window`: metrics by name, and a short text for the progress bar."""
 
     @abstractmethod
     def snapshot(self) -> Callable[[Path], object]:
-        """Copy what a trainer state holds; returns what writes the copies into a folder. Only the first process calls that, beside the training."""
+        """Copy the contents of a trainer state; returns a function that writes the copies into a folder. Only the first process calls it, in the background."""
 
     @abstractmethod
     def restore(self, folder: Path) -> float:
-        """Go on from such a folder. Returns the seconds that were spent until then; raises UserError where its settings are others."""
+        """Resume from such a folder. Returns the seconds spent until then. Raises UserError if its settings differ."""
 
     def evaluate(self) -> str:
-        """Measure, and log what was found. Returns the line to say; "": none."""
+        """Evaluate and log the result. Returns a line to print; "" for none."""
         return ""
 
     def sample(self) -> None:
-        """Draw samples and log them, where the schedule has `sample_every`."""
+        """Draw samples and log them, if the schedule has `sample_every`."""
         raise NotImplementedError(f"{self.name} draws no samples")
 
     def disk_bytes(self) -> int:
-        """What trainer states and the like will take on the disk."""
+        """Disk space that trainer states and the like will need."""
         return 0
 
     def batch_keys(self) -> Sequence[str]:
-        """What the batch of this step was made of, for the report of a loss that is not finite."""
+        """The keys of this step's batch, for the report of a non-finite loss."""
         return []
 
     def require_finite(self, value: Tensor | float, **what: str) -> None:
-        """Raise Diverged where the loss of this step, or `what` else it is, is not finite."""
+        """Raise Diverged if the loss of this step (or the value named `what`) is not finite."""
         require_finite(self.run, value, self.step, self.name, self.batch_keys, **what)
 
 
 def train(stage: Stage) -> None:
-    """Take the stage's steps, from where its last trainer state was saved to the end of its schedule.
+    """Run the stage, from its last trainer state to the end of its schedule.
 
-    Raises Preempted when the run was asked to stop (after it has saved), Diverged for a loss that is not finite, UserError for a
-    trainer state of other settings and a disk that is too small. Nothing is still being written when it returns or raises.
+    Raises Preempted when the run was asked to stop (after it has saved), Diverged for a non-finite loss, UserError for a
+    trainer state with other settings or too little disk space. All writes are complete when it returns or raises.
     """
     run, schedule = stage.run, stage.schedule
     states = run.states(stage.folder)
@@ -197,7 +197,7 @@ def _resume(stage: Stage, states: checkpoint.TrainerStates) -> None:
 
 
 def _after_step(stage: Stage, states: checkpoint.TrainerStates, bar: tqdm) -> None:
-    """What is due after a step. A trainer state is saved behind the evaluation, so that a run which goes on from it does not evaluate again."""
+    """Do what is due after a step. A trainer state is saved after the evaluation, so that a resumed run does not repeat it."""
     run, schedule, step = stage.run, stage.schedule, stage.step
 
     def due(every: int) -> bool:
@@ -222,16 +222,16 @@ def _after_step(stage: Stage, states: checkpoint.TrainerStates, bar: tqdm) -> No
 
 
 def save(stage: Stage, states: checkpoint.TrainerStates) -> None:
-    """Have the writer's thread write a trainer state of this step."""
+    """Write a trainer state of this step in the writer's thread."""
     run = stage.run
-    run.writer.wait()  # before the copies are made: one set of them is enough
+    run.writer.wait()  # before copying: only one set of copies is kept in memory
     write = stage.snapshot()
     if run.rank == 0:
         run.writer.put(states.path(stage.step), write, then=states.prune)
 
 
 def share_done(run: Run, schedule: Schedule, step: int, seconds: float) -> float:
-    """How much of the training is done, 0..1: by steps, or by time where that runs out first (all processes agree)."""
+    """The completed share of the training, 0..1: by steps, or by time if that runs out first (the same in all processes)."""
     done = step / schedule.steps
     if schedule.max_minutes > 0:
         elapsed = torch.tensor(seconds / (60 * schedule.max_minutes))
@@ -244,7 +244,7 @@ def share_done(run: Run, schedule: Schedule, step: int, seconds: float) -> float
 
 @contextlib.contextmanager
 def averaged(module: nn.Module, ema: optim.Ema, refresh: Callable[[], None] = lambda: None) -> Iterator[None]:
-    """Within the block the module holds its averaged weights; restores its own on exit. `refresh` is called after both changes."""
+    """Within the block the module has its averaged weights; its own are restored on exit. `refresh` is called after both changes."""
     trained = {name: p for name, p in module.named_parameters() if name in ema.shadow}
     own = {name: own_share(p).detach().clone() for name, p in trained.items()}
     ema.copy_to(module)
@@ -259,29 +259,29 @@ def averaged(module: nn.Module, ema: optim.Ema, refresh: Callable[[], None] = la
 
 
 def step_seed(seed: int, step: int, rank: int) -> int:
-    """The seed of what one process draws in one step."""
+    """The seed of one process for one step."""
     return int(np.random.SeedSequence([seed, step, rank]).generate_state(1, np.uint64)[0] >> 1)
 
 
 def seed_device(seed: int, device: torch.device) -> None:
-    """torch.manual_seed for the CPU and this device alone: it goes to every kind of device there is, which takes most of a millisecond."""
+    """torch.manual_seed for the CPU and this device only: the original seeds every kind of device, which takes most of a millisecond."""
     torch.default_generator.manual_seed(seed)
     if device.type == "cuda":
         torch.cuda.manual_seed(seed)
 
 
 def require_finite(run: Run, value: Tensor | float, step: int, stage: str, keys: Callable[[], Sequence[str]], what: str = "loss") -> None:
-    """Raise Diverged, and write the batch's keys into the run's folder, where the value is not finite."""
+    """If the value is not finite, write the batch's keys into the run's folder and raise Diverged."""
     value = float(value.detach()) if isinstance(value, Tensor) else value
     if not math.isfinite(value):
         listed = run.out / f"non_finite_{stage.replace(' ', '_')}_step{step}_rank{run.rank}.json"
         checkpoint.write_text(listed, json.dumps(list(keys()), indent=1))
         raise Diverged(
-            f"{stage}: the {what} is {value} at step {step}. The batch's keys are in {listed}. The last trainer state is whole: "
+            f"{stage}: the {what} is {value} at step {step}. The batch's keys are in {listed}. The last trainer state is intact: "
             "start again with a lower learning rate (lr), a smaller max_grad_norm, or in full precision (precision=no)"
         )
 
 
 def batches_keys(batches: Any, step: int) -> list[str]:
-    """The keys of the samples in a step's batch, of `data.ImageBatches` or `data.TokenBatches`."""
+    """The keys of the samples in a step's batch of `data.ImageBatches` or `data.TokenBatches`."""
     return [batches.samples.index.key(batches.order[position]) for position in batches.positions(step)]

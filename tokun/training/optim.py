@@ -14,7 +14,7 @@ from tokun.utils.errors import UserError
 
 
 def parameter_groups(module: nn.Module, weight_decay: float) -> list[dict]:
-    """Weight decay for matrices and convolutions; none for norms and biases, nor for embeddings' one-dimensional kin."""
+    """Weight decay for matrices and convolutions; none for norms, biases and other one-dimensional parameters."""
     decay = [p for p in module.parameters() if p.requires_grad and p.ndim >= 2]
     rest = [p for p in module.parameters() if p.requires_grad and p.ndim < 2]
     return [{"params": decay, "weight_decay": weight_decay}, {"params": rest, "weight_decay": 0.0}]
@@ -27,13 +27,13 @@ def make_adamw(module: nn.Module, *, lr: float, betas: Iterable[float], weight_d
 class Muon(torch.optim.Optimizer):
     """Muon for the hidden matrices, AdamW for embeddings, norms and biases, as one optimizer.
 
-    Both parts are torch's own; the step of a matrix is scaled to the size that AdamW's has (Liu et al. 2025, "Muon is scalable for
+    Both parts are torch's own; the step of a matrix is scaled to the size of AdamW's (Liu et al. 2025, "Muon is scalable for
     LLM training"), so one learning rate and one weight decay serve both. It needs whole matrices: DDP, or DeepSpeed without ZeRO.
     """
 
     def __init__(self, module: nn.Module, *, lr: float, betas: Iterable[float], weight_decay: float):
         if not hasattr(torch.optim, "Muon"):
-            raise UserError(f"train.optimizer muon needs torch 2.9 or newer, this is {torch.__version__}; take adamw, or update torch")
+            raise UserError(f"train.optimizer muon needs torch 2.9 or newer, this is {torch.__version__}; use adamw, or update torch")
         embeddings = {id(p) for m in module.modules() if isinstance(m, nn.Embedding) for p in m.parameters()}
         head = getattr(module, "lm_head", None)
         if head is not None:
@@ -41,7 +41,7 @@ class Muon(torch.optim.Optimizer):
         matrices = [p for p in module.parameters() if p.requires_grad and p.ndim == 2 and id(p) not in embeddings]
         mine = {id(p) for p in matrices}
         if not matrices:
-            raise UserError("Muon moves matrices, and this model has none besides its embeddings; take adamw")
+            raise UserError("Muon trains matrices, and this model has none besides its embeddings; use adamw")
         groups = [
             {**group, "params": [p for p in group["params"] if id(p) not in mine]} for group in parameter_groups(module, weight_decay)
         ]
@@ -76,7 +76,7 @@ def make_optimizer(kind: str, module: nn.Module, *, lr: float, betas: Iterable[f
 
 def warmup_cosine(step: int, *, progress: float, warmup: int, min_ratio: float = 0.05, hold: float = 0.0) -> float:
     """The factor on the learning rate: a linear warm-up over `warmup` steps, times a cosine from 1 to `min_ratio` as
-    `progress` goes from `hold` to 1 (share of the steps, or of the time where that runs out first). Before, it stays at 1."""
+    `progress` goes from `hold` to 1 (share of the steps, or of the time if that runs out first). Before `hold` the cosine stays at 1."""
     warm = min(1.0, (step + 1) / max(1, warmup))
     fallen = max(0.0, min(1.0, progress) - hold) / (1 - hold)
     return warm * (min_ratio + (1 - min_ratio) * 0.5 * (1 + math.cos(math.pi * fallen)))
@@ -90,8 +90,8 @@ def set_lr(optimizer: torch.optim.Optimizer, lr: float) -> None:
 class Ema:
     """Exponential moving average of the parameters that are trained, in float32 (buffers are left alone). The decay warms up as (1 + t) / (10 + t).
 
-    With `every` > 1 only each `every`-th update reads the weights and counts them for the skipped ones too: the average forgets as fast.
-    Under ZeRO-3 each process averages its own share of each parameter, where that share lies; what is saved is whole.
+    With `every` > 1 only each `every`-th update reads the weights, with the decay of all updates since: the average forgets as fast.
+    Under ZeRO-3 each process averages its own share of each parameter, on the share's device; saved tensors are whole.
     """
 
     def __init__(self, module: nn.Module, decay: float, *, every: int = 1):
@@ -118,7 +118,7 @@ class Ema:
             own_share(p).copy_(self.shadow[name])
 
     def state_dict(self) -> dict[str, Tensor]:
-        """Whole tensors by name. Under ZeRO-3 every process calls it, and only rank 0 gets them."""
+        """Whole tensors by name. Under ZeRO-3 it is a collective call, and only rank 0 gets them."""
         return {"step": torch.tensor(self.step), **collected(self.shadow, self.parameters)}
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:

@@ -2,9 +2,9 @@
 
     loss = -log sigmoid(beta * ((log p(chosen) - log q(chosen)) - (log p(rejected) - log q(rejected))))
 
-p is the model, q what it was at the start (with an adapter: the base). q is computed once, ahead of the first step, so that no second model
-is held. Why not trl's DPOTrainer: it renders text by a chat template and a tokenizer, sums over whole completions (no choice between codes
-and words), and brings the Trainer's loop, whose resume, averages and ZeRO states are not those of every other stage here.
+p is the model, q the model at the start (with an adapter: the base). q is computed once before the first step, so that no second model
+is kept. Why not trl's DPOTrainer: it renders text with a chat template and a tokenizer, sums over whole completions (no choice between
+codes and words), and uses the Trainer's loop, whose resume, averages and ZeRO states differ from those of the other stages here.
 """
 
 from __future__ import annotations
@@ -39,9 +39,9 @@ def train_preferences(run: Run) -> Path:
     """Learn from `dpo.pairs` -> `out/adapter`, or without an adapter `out/checkpoint`. Raises UserError for settings out of range."""
     d = run.config.dpo
     if d.beta <= 0:
-        raise UserError(f"dpo.beta is {d.beta}; it must be above 0: the larger, the nearer to the start the model stays")
+        raise UserError(f"dpo.beta is {d.beta}; it must be above 0: the larger, the closer the model stays to the start")
     if not 0 <= d.label_smoothing < 0.5:
-        raise UserError(f"dpo.label_smoothing is {d.label_smoothing}; it is a share from 0 up to, not including, 0.5")
+        raise UserError(f"dpo.label_smoothing is {d.label_smoothing}; it must be at least 0 and below 0.5")
     files = checkpoint.files_fingerprint([path for part in (d.pairs, d.val) if part for path in data.expand_shards(part)])
     how = {"beta": d.beta, "over": d.over, "label_smoothing": d.label_smoothing, "pairs": files}
     base = starting_model(run.config)
@@ -55,16 +55,16 @@ def train_preferences(run: Run) -> Path:
 
 @dataclass(frozen=True)
 class PairBatch:
-    """Of B preferences: ids and labels (2, B, T), chosen first; reference (2, B) log-likelihoods under the start."""
+    """B preferences: ids and labels (2, B, T), chosen first; reference (2, B) log-likelihoods under the start."""
 
     input_ids: Tensor
     labels: Tensor
     reference: Tensor
-    share: float  # of one preference in the global batch's mean
+    share: float  # weight of one preference in the global batch's mean
 
 
 class PreferenceStage(TuningStage):
-    """Chosen and rejected sequences."""
+    """Trains on chosen and rejected sequences."""
 
     name, what = "preferences", "preferences"
     sums: ClassVar[tuple[str, ...]] = ("count", "loss", "right", "margin", "chosen", "rejected")
@@ -77,7 +77,7 @@ class PreferenceStage(TuningStage):
         self.is_image = v.is_image
         super().__init__(run, base, v, settings, evaluates=bool(held))
         if other := sum(not pair.same for pair in self.pairs):
-            run.say(f"preferences: {other} of {len(self.pairs)} compare samples of different tags: each is judged given its own")
+            run.say(f"preferences: {other} of {len(self.pairs)} compare samples with different tags: each is scored given its own")
         everything = [*self.pairs, *held]
         reference = self._reference(everything)
         self.reference = reference[:, : len(self.pairs)]
@@ -99,7 +99,7 @@ class PreferenceStage(TuningStage):
         return PairBatch(made.input_ids.view(shape), labels.view(shape), reference, share)
 
     def likelihoods(self, batch: PairBatch, rows: slice, *, trained: bool) -> Tensor:
-        """Nats of what is scored in each sequence: (2, B) of these rows. `trained`: through the engine, for gradients."""
+        """Log-likelihoods (nats) of the scored parts of these rows' sequences: (2, B). `trained`: through the engine, for gradients."""
         device = self.engine.device
         ids, labels = (part[:, rows].flatten(0, 1).to(device) for part in (batch.input_ids, batch.labels))
         with self.engine.autocast() if trained else self.engine.autocast_bare():
@@ -119,14 +119,14 @@ class PreferenceStage(TuningStage):
         return each.sum() * batch.share, sums
 
     def figures_of(self, sums: dict[str, float]) -> dict[str, float]:
-        """loss; accuracy, the share of pairs whose chosen one gained more; margin, beta x the difference; nats that each side gained."""
+        """loss; accuracy: share of pairs whose chosen sample gained more; margin: beta x the difference; nats gained by each side."""
         count = max(1.0, sums["count"])
         return {"loss": sums["loss"] / count, "accuracy": sums["right"] / count, "margin": sums["margin"] / count,
                 "chosen_gained": sums["chosen"] / count, "rejected_gained": sums["rejected"] / count}  # fmt: skip
 
     @torch.no_grad()
     def _reference(self, pairs: Sequence[preferences.Preference], size: int = 16) -> Tensor:
-        """(2, n) log-likelihoods under the model as it stands. The processes share the batches out, and make the same number of passes."""
+        """(2, n) log-likelihoods under the current model. The processes divide the batches and make the same number of passes."""
         self.model.eval()
         starts = list(range(0, len(pairs), size))
         found, world = torch.zeros(2, len(pairs), device=self.engine.device), self.run.world
@@ -145,20 +145,20 @@ class PreferenceStage(TuningStage):
 
 
 def scored(labels: Tensor, sequences: Sequence[Packed], v: Vocabulary, over: str) -> Tensor:
-    """labels (B, T) of `collate`, with -100 but for codes ("image"), for pieces of captions that are written and their ends ("text"), or both.
+    """labels (B, T) of `collate`, set to -100 except for codes ("image"), generated captions and their ends ("text"), or both.
 
-    Raises UserError where nothing is left of a sequence: words of a prompted picture were not the model's.
+    Raises UserError if nothing of a sequence is left: the words of a prompted picture were not generated.
     """
     image = v.is_image[labels.clamp_min(0)] & (labels != losses.IGNORE)
     text = torch.zeros_like(image)
     for row, sequence in enumerate(sequences):
         ids = sequence.input_ids
-        if ids.index(v.id("<boi>")) < ids.index(v.id("<boc>")):  # the picture first: the caption is the model's
+        if ids.index(v.id("<boi>")) < ids.index(v.id("<boc>")):  # the picture comes first: the caption was generated
             first = ids.index(v.id("<boc>"))
             text[row, first : first + len(ids) - first - 2] = True  # label t belongs to id t + 1; up to <eoc>
     kept = {"image": image, "text": text, "both": image | text}[over]
     if not kept.any(1).all():
         raise UserError(
-            "dpo.over is text, but some of the pairs were drawn from a prompt, whose words were given: leave them out, or set dpo.over=image"
+            "dpo.over is text, but some pairs were drawn from a prompt, so their words are not the model's: remove them, or set dpo.over=image"
         )
     return torch.where(kept, labels, losses.IGNORE)

@@ -1,4 +1,4 @@
-"""How well an image tokenizer draws what it is given: PSNR, use of its codes, and the gate before the generator."""
+"""How well an image tokenizer reconstructs pictures: PSNR, codebook usage, and the gate before the generator."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from tokun.utils.metrics import code_figures, psnr
 
 @torch.no_grad()
 def inspect_image_tokenizer(model: ImageTokenizer, images: Tensor | Sequence[Tensor], device: torch.device) -> tuple[dict[str, float], Any]:
-    """Figures over pictures (n, C, H, W), or several such of other shapes: psnr (dB) and those of `code_figures`; and a sheet of sixteen, of each shape alike."""
+    """Figures on pictures (n, C, H, W), or one such tensor per shape: psnr (dB) and those of `code_figures`; and a sheet of sixteen, alternating between shapes."""
     groups = [images] if isinstance(images, Tensor) else images
     codes, decibels, pairs = [], [], []
     model.eval()
@@ -39,23 +39,23 @@ def inspect_image_tokenizer(model: ImageTokenizer, images: Tensor | Sequence[Ten
 def gate(
     figures: dict[str, float], train: configs.ImageTokenizerTrainConfig, codebook_size: int, *, start: str = "", sheet: Path | None = None
 ) -> None:
-    """Stop before the generator when the image tokenizer is not worth training on. `start`: the checkpoint that it was taken from."""
+    """Raise UserError if the image tokenizer is too poor to train a generator on. `start`: the checkpoint that it comes from."""
     if problems := gate_problems(figures, train, codebook_size):
         if start:
             raise UserError(
-                f"the image tokenizer of start {start} cannot draw these pictures: {'; '.join(problems)}. {sheet} shows them beside what comes of them. "
-                "Train one of your own (without start), or lower the gate on purpose (image_tokenizer_train.min_usage / image_tokenizer_train.min_perplexity / image_tokenizer_train.min_psnr)"
+                f"the image tokenizer of start {start} cannot draw these pictures: {'; '.join(problems)}. {sheet} shows them beside their reconstructions. "
+                "Train your own (without start), or lower the gate on purpose (image_tokenizer_train.min_usage / image_tokenizer_train.min_perplexity / image_tokenizer_train.min_psnr)"
             )
         raise UserError(
-            "the image tokenizer has collapsed or is not trained: " + "; ".join(problems) + ". A generator cannot be better than its "
+            "the image tokenizer has collapsed or is undertrained: " + "; ".join(problems) + ". A generator cannot be better than its "
             "codes. Train longer (image_tokenizer_train.steps), use a smaller codebook (image_tokenizer.codebook_size), "
             "or lower the gate on purpose (image_tokenizer_train.min_usage / image_tokenizer_train.min_perplexity / image_tokenizer_train.min_psnr)"
         )
 
 
 def gate_problems(figures: dict[str, float], train: configs.ImageTokenizerTrainConfig, codebook_size: int) -> list[str]:
-    """What speaks against training a generator on a tokenizer with these figures; empty: nothing."""
-    reach = min(1.0, figures["codes_seen"] / (4 * codebook_size))  # few held-out pictures cannot use every code
+    """The checks of the gate that a tokenizer with these figures fails; empty if none."""
+    reach = min(1.0, figures["codes_seen"] / (4 * codebook_size))  # a few held-out pictures cannot use every code
     problems = []
     if figures["usage"] < train.min_usage * reach:
         problems.append(f"only {figures['usage']:.1%} of the codebook is used (the gate asks for {train.min_usage * reach:.1%})")

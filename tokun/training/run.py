@@ -1,4 +1,4 @@
-"""A run: its settings, its folder, its tracker, its place among the processes; and what is checked before its first stage."""
+"""A run: its settings, folder, tracker and rank; and the checks before its first stage."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from tokun.utils.errors import UserError
 
 @dataclass
 class Run:
-    """One training run: its settings, its folder, its tracker, its place among the processes."""
+    """One training run: its settings, folder, tracker and rank."""
 
     config: Config
     out: Path
@@ -41,10 +41,10 @@ class Run:
     deepspeed: bool  # the generator runs under a DeepSpeed engine
     stop: health.StopRequest
     writer: checkpoint.Writer
-    let_go: Callable[[], object] = lambda: None  # of the run's folder
+    let_go: Callable[[], object] = lambda: None  # releases the lock on the run's folder
 
     def any(self, flag: bool) -> bool:
-        """Whether the flag is true in any process. All of them ask together."""
+        """Whether the flag is true in any process. A collective call."""
         if self.world == 1:
             return flag
         value = torch.tensor(float(flag), device=collective_device())
@@ -65,12 +65,12 @@ class Run:
         self.let_go()
 
     def wait(self) -> None:
-        """Until every process is here."""
+        """Wait until every process gets here."""
         if self.world > 1:
             dist.barrier()
 
     def recover(self, target: Path) -> None:
-        """Restore a folder that a kill between two renames left under its hidden name. Every process calls it before it reads a stage's record."""
+        """Restore a folder that a kill between two renames left under its hidden name. A collective call, before reading a stage's record."""
         if self.rank == 0:
             checkpoint.recover_directory(target)
         self.wait()
@@ -80,7 +80,7 @@ class Run:
             tqdm.write(message)
 
     def index(self, shards: str) -> Path:
-        """Where the index of these shards is kept between openings. Safe to delete."""
+        """The cache file for the index of these shards. Safe to delete."""
         return self.out / "cache" / f"{shards}.index"
 
     def states(self, stage: str) -> checkpoint.TrainerStates:
@@ -89,15 +89,15 @@ class Run:
         return checkpoint.TrainerStates(self.out / "state" / stage, keep=self.config.train.keep_last)
 
     def forget(self, stage: str) -> None:
-        """Remove the trainer states of a finished stage: they take gigabytes, and a kill may have left some."""
+        """Remove the trainer states of a finished stage: they take gigabytes, and a killed run may have left some."""
         if self.rank == 0:
             self.states(stage).clear()
 
 
 def open_run(config: Config, *, deepspeed: bool = False) -> Run:
-    """Check what the last stage will ask for, make the run's folder, start its tracker. Every process calls it.
+    """Check the settings of all stages, create the run's folder and start its tracker. A collective call.
 
-    Raises UserError for settings that a later stage would refuse, before the first one has spent an hour, and for a folder that another run holds.
+    Raises UserError for settings that a later stage would refuse, before the first one spends an hour, and for a folder locked by another run.
     """
     out = Path(config.out)
     rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
@@ -107,7 +107,7 @@ def open_run(config: Config, *, deepspeed: bool = False) -> Run:
     if config.threads:
         torch.set_num_threads(config.threads)
     held = hold_out(config)
-    if rank == 0 and not (out / "config.yaml").exists():  # that of an earlier run stays until every stage has agreed to this one
+    if rank == 0 and not (out / "config.yaml").exists():  # an earlier run's config stays until every stage has accepted this one
         write_config(out, config)
     tracker = make_tracker(
         config.tracking.kind,
@@ -119,14 +119,14 @@ def open_run(config: Config, *, deepspeed: bool = False) -> Run:
     )
     run = Run(config, out, tracker, rank, world, deepspeed, health.StopRequest(), checkpoint.Writer(tqdm.write))
     if held is not None:
-        run.let_go = weakref.finalize(run, lock.let_go, held)  # also where it is never closed
+        run.let_go = weakref.finalize(run, lock.let_go, held)  # also if it is never closed
     run.wait()
     require_shared_folder(out)
     return run
 
 
 def hold_out(config: Config) -> Path | None:
-    """The first process of a run makes its folder and holds it until the run ends, for all of them. Raises UserError where another run holds it."""
+    """In the first process, create the run's folder and lock it until the run ends, for all processes. Raises UserError if another run holds it."""
     if int(os.environ.get("RANK", 0)):
         return None
     checkpoint.require_writable(Path(config.out))
@@ -134,16 +134,16 @@ def hold_out(config: Config) -> Path | None:
 
 
 def require_shared_folder(out: Path, *, seconds: float = 30.0) -> None:
-    """Raise UserError where this process does not see what the first one has written; network folders may take a while."""
+    """Raise UserError if this process does not see the first one's files; network folders may take a while."""
     end = time.monotonic() + seconds
     while not (out / "config.yaml").is_file():
         if time.monotonic() > end:
             raise UserError(
-                f"out={out} on {socket.gethostname()} does not hold the config.yaml that the first process has written: all nodes must see one "
-                "folder there (docs/clusters.md); only data may be copied to each"
+                f"out={out} on {socket.gethostname()} does not contain the config.yaml that the first process wrote: all nodes must share "
+                "this folder (docs/clusters.md); only data may be copied to each node"
             )
         if out.is_dir():
-            os.listdir(out)  # has a network folder look again
+            os.listdir(out)  # makes a network folder refresh
         time.sleep(0.5)
 
 
@@ -169,7 +169,7 @@ def _check_ahead(config: Config, world: int, deepspeed: bool) -> None:
         if not 0 <= value <= 1 or (
             value == 1 and name.endswith(("dropout", "lr_hold")) and name.startswith(("generator", "train.lr", "image"))
         ):
-            raise UserError(f"{name} is {value}; it is a share between 0 and 1")
+            raise UserError(f"{name} is {value}; it must be a share between 0 and 1")
     if deepspeed:
         settings = deepspeed_settings(train, micro=micro, accumulation=train.batch_size // world // micro)
         adapters.check(config, zero_stage=settings["zero_optimization"].get("stage", 0))
@@ -177,15 +177,15 @@ def _check_ahead(config: Config, world: int, deepspeed: bool) -> None:
         config.start
         and not adapters.goes_on(config)
         and not any((Path(config.out) / part).is_dir() for part in ("checkpoint", "state/generator"))
-    ):  # later it is not asked for again
+    ):  # later stages do not need it
         _check_start(config)
     if train.ema_every < 1:
-        raise UserError(f"train.ema_every is {train.ema_every}; it is a number of steps, 1 or more")
+        raise UserError(f"train.ema_every is {train.ema_every}; it must be a number of steps, 1 or more")
     if config.data.val:
-        data.expand_shards(config.data.val)  # it is first opened in the second stage
+        data.expand_shards(config.data.val)  # first opened in the second stage
     if train.keep_best and not config.data.val:
         raise UserError(
-            f"train.keep_best is {train.keep_best}, but which checkpoint is best only held-out pictures can tell: name them with data.val, or set keep_best to 0"
+            f"train.keep_best is {train.keep_best}, but finding the best checkpoint needs held-out pictures: name them with data.val, or set keep_best to 0"
         )
     weights = config.image_tokenizer_train.perceptual_weights
     if weights and config.image_tokenizer_train.perceptual_weight > 0 and not Path(weights).is_file():
@@ -195,11 +195,13 @@ def _check_ahead(config: Config, world: int, deepspeed: bool) -> None:
 
 
 def _check_start(config: Config) -> None:
-    """Raises UserError where the checkpoint to start from cannot be read, or is of another shape than the config's."""
+    """Raise UserError if the starting checkpoint cannot be read, or has another shape than the config."""
     if config.generator.pretrained:
-        raise UserError(f"start {config.start} and generator.pretrained {config.generator.pretrained} exclude each other: set one of them")
+        raise UserError(
+            f"start {config.start} and generator.pretrained {config.generator.pretrained} exclude each other: set only one of them"
+        )
     model = starting_model(config)
-    asked, found = config.generator, model.generator.config.to_dict()  # of another architecture some are None
+    asked, found = config.generator, model.generator.config.to_dict()  # some are None for other architectures
     shape = {
         f"image_tokenizer.{k}": (v, getattr(model.image_tokenizer.config, k)) for k, v in dataclasses.asdict(config.image_tokenizer).items()
     }
@@ -209,12 +211,12 @@ def _check_start(config: Config) -> None:
     other = [f"{name} is {mine}, the checkpoint's {its}" for name, (mine, its) in shape.items() if mine != its]
     if other:
         raise UserError(
-            f"start {config.start} is of another shape than this config: {'; '.join(other)}. Set them alike, or choose the config it was trained with"
+            f"start {config.start} has another shape than this config: {'; '.join(other)}. Set the same values, or use the config it was trained with"
         )
 
 
 def micro_batch(train: configs.TrainConfig, world: int) -> int:
-    """Samples of one process and one forward pass."""
+    """Samples per process and forward pass."""
     share = train.batch_size // world
     micro = train.micro_batch_size or share
     if micro < 1 or train.batch_size % world or share % micro:
@@ -225,5 +227,5 @@ def micro_batch(train: configs.TrainConfig, world: int) -> int:
 
 
 def states_on_disk(config: Config) -> int:
-    """How many trainer states lie on the disk at once, with the one that is being written."""
+    """How many trainer states are on disk at once, including the one being written."""
     return config.train.keep_last + 1

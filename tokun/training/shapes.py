@@ -1,4 +1,4 @@
-"""What the stages know of the shapes of pictures: how they are opened, and how a record and a line name them."""
+"""Shapes of pictures in the stages: opening them, recording them, and describing them in log lines."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tokun.data import framing
 
 
 def held_out_pictures(config: Config, n: int = 256) -> list[Tensor]:
-    """Held-out pictures as they are framed, (k, C, H, W) for each grid."""
+    """Framed held-out pictures, (k, C, H, W) for each grid."""
     m = config.image_tokenizer
     pattern = config.data.val or config.data.train
     return data.first_frames(
@@ -28,7 +28,7 @@ def shape_options(config: Config) -> dict[str, Any]:
 
 
 def shapes_asked(config: Config) -> dict[str, Any]:
-    """What a stage's record says of the shapes of pictures: nothing where all are squares, as in older records."""
+    """The shapes of pictures in a stage's record: empty if all are squares, as in older records."""
     return {"grids": config.data.grids, "fit": config.data.fit} if config.data.grids else {}
 
 
@@ -40,7 +40,7 @@ def shapes_line(samples: data.ImageSamples) -> str:
 
 
 def sizes_line(config: Config) -> str:
-    """The sizes of the pictures, height x width where they are no squares."""
+    """The sizes of the pictures, height x width unless they are squares."""
     f = config.image_tokenizer.downsample
     return (
         ", ".join(f"{rows * f}x{columns * f}" for rows, columns in configs.parse_grids(config.data.grids)) + " px"

@@ -1,8 +1,8 @@
-"""The stages of `train.py`, in order: four from pictures to a model. Each takes a run and leaves its result in a folder of it.
+"""The four stages of `train.py`, in order, from pictures to a model. Each takes a run and writes its result into a folder of the run.
 
-A result is reused when the record of its settings matches, and refused when it does not; a stage that was killed goes on from its last
-trainer state. What a step computes is a pure function of (config, step), unless max_minutes shapes the schedule, so nothing but weights,
-optimizer and the step number has to be saved.
+A result is reused if its recorded settings match, and refused if they do not. A killed stage resumes from its last trainer state.
+A step is a pure function of (config, step), unless max_minutes shapes the schedule, so only the weights, the optimizer and the step
+number are saved.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ STAGES = (train_text_tokenizer, train_image_tokenizer, encode_shards, train_gene
 
 
 def stages_of(config: Config) -> tuple[Callable[[Run], Path], ...]:
-    """Those of this config: learning from preferences and words alone go on from a whole model and are one stage each."""
+    """The stages of this config. Preferences and text-only training start from a whole model and are one stage each."""
     if config.dpo.pairs and config.words.train:
-        raise UserError("dpo.pairs and words.train are both set: they are two trainings, one after the other")
+        raise UserError("dpo.pairs and words.train are both set: they are separate trainings; run one after the other")
     if config.dpo.pairs:
         return (train_preferences,)
     return (train_words,) if config.words.train else STAGES

@@ -7,5 +7,5 @@ from tokun.inference.model import Tokun, load
 
 
 def starting_model(config: Config) -> Tokun:
-    """It, on the CPU. Raises as `tokun.load` does."""
+    """Load it on the CPU. Raises what `tokun.load` raises."""
     return load(None if config.start == "bundled" else config.start, device="cpu")

@@ -1,4 +1,4 @@
-"""The first stage: sentencepiece over the captions, `out/text_tokenizer` out."""
+"""The first stage: trains sentencepiece on the captions, writes `out/text_tokenizer`."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from tokun.utils.errors import BadSample
 
 
 def train_text_tokenizer(run: Run) -> Path:
-    """Train sentencepiece on the training captions (or take the pretrained LM's own) -> `out/text_tokenizer`."""
+    """Train sentencepiece on the training captions (or use the tokenizer of `start` or the pretrained LM) -> `out/text_tokenizer`."""
     config, target = run.config, run.out / "text_tokenizer"
     paths = data.expand_shards(config.data.train)
     asked = {
@@ -61,8 +61,8 @@ def load_text_tokenizer(run: Run) -> TextTokenizer | PretrainedTextTokenizer:
 
 
 def _texts(run: Run, index: data.ShardIndex) -> Iterator[str]:
-    """Every text that the generator will read: captions in all registers, questions and answers. Behind the last it is said what speaks against
-    training on the captions."""
+    """Every text for the generator: captions in all registers, questions and answers. After the last, prints the warnings about the
+    captions."""
     config, seen = run.config, captions.Seen(run.config.data.caption_key)
     for i in range(len(index)):
         try:
@@ -80,6 +80,6 @@ def _texts(run: Run, index: data.ShardIndex) -> Iterator[str]:
 
 
 def captions_of(tree: dict[str, Any], config: Config) -> dict[str, str]:
-    """register -> normalised caption of a sample's JSON; empty ones are left out. Raises BadSample where `captions` is no mapping."""
+    """register -> normalised caption of a sample's JSON, without empty ones. Raises BadSample if `captions` is not a mapping."""
     found = {**captions_by_register(tree), "plain": tree.get(config.data.caption_key, "")}
     return {register: text for register, raw in found.items() if (text := normalize(str(raw or "")))}

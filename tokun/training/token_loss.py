@@ -1,4 +1,4 @@
-"""The generator's loss of a micro batch."""
+"""The generator's loss on a micro batch."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tokun.training.engine import Engine
 
 
 class TokenLoss:
-    """The generator's loss of a micro batch: over all of its logits at once, or chunk by chunk where they would be the memory's peak."""
+    """The generator's loss on a micro batch: over all its logits at once, or in chunks if the logits would dominate the memory."""
 
     def __init__(
         self, model: Any, vocabulary: Vocabulary, *, rows: int, length: int, chunk: int, compile: bool, say: Callable[[str], None]
@@ -24,23 +24,27 @@ class TokenLoss:
         self.size, self.is_image = vocabulary.size, vocabulary.is_image
         self.losses = _compiled_for_training(losses.next_token_losses) if compile else losses.next_token_losses
         chunk = loss_chunk(chunk, positions=rows * length, size=self.size, device="cuda" if torch.cuda.is_available() else "cpu")
-        self.inside = head_is_last(model)  # the model's forward pass
+        self.inside = head_is_last(model)  # the loss is computed in the model's forward pass
         if self.inside:
             fuse_loss_into_forward(model, size=self.size, chunk=chunk, token_losses=self.losses)
         elif chunk:
-            say(f"generator: {type(model).__name__} does more to its logits than its output embedding: the loss takes all of them at once")
+            say(
+                f"generator: {type(model).__name__} does more to its logits than its output embedding: the loss is computed over all of them at once"
+            )
 
     def __call__(
         self, engine: Engine, model: Any, input_ids: Tensor, labels: Tensor, weights: Tensor | None = None
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """input_ids and labels (B, T) on the CPU, weights (3,) of `losses.LOSS_SUMS` on the engine's device (none: all one) -> the loss,
-        and the parts of `losses.next_token_losses`. `model` is the engine's own where gradients are wanted, else the bare one."""
+        """input_ids and labels (B, T) on the CPU, weights (3,) of `losses.LOSS_SUMS` on the engine's device (None: all one) -> the loss,
+        and the parts of `losses.next_token_losses`. `model` is the engine's for gradients, else the bare one."""
         ids = input_ids.to(engine.device, non_blocking=True)
         self.is_image = is_image = self.is_image.to(engine.device)
         weights = torch.ones(len(losses.LOSS_SUMS), device=engine.device) if weights is None else weights
         cast = engine.autocast if model is engine.model else engine.autocast_bare
         if self.inside:
-            targets = (t.to(engine.device, non_blocking=True) for t in labelled(labels))  # found on the CPU: the device need not wait
+            targets = (
+                t.to(engine.device, non_blocking=True) for t in labelled(labels)
+            )  # computed on the CPU, so that the device need not wait
             with cast():
                 return model(input_ids=ids, use_cache=False, targets=(*targets, is_image, weights))
         with cast():
@@ -50,10 +54,10 @@ class TokenLoss:
 
 
 def labelled(labels: Tensor, *, multiple: int = 64) -> tuple[Tensor, Tensor]:
-    """labels (B, T) -> where there is one, as positions (N,) into the flattened batch, and these labels (N,).
+    """labels (B, T) -> positions (N,) of labels in the flattened batch, and these labels (N,).
 
-    N is filled up to a multiple by position 0 without a label: a new length costs as much as its logits do, since a CPU's
-    matrix products (oneDNN) are compiled for each.
+    N is padded to a multiple by position 0 without a label: a new length costs as much as its logits, since on a CPU oneDNN
+    compiles its matrix products for each.
     """
     flat = labels.flatten()
     positions = (flat != losses.IGNORE).nonzero()[:, 0]
@@ -62,6 +66,6 @@ def labelled(labels: Tensor, *, multiple: int = 64) -> tuple[Tensor, Tensor]:
 
 
 def _compiled_for_training(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Compiled where gradients are wanted; evaluation is too short to compile for."""
+    """Compiled when gradients are enabled; evaluation is too short to be worth compiling."""
     fast = torch.compile(function, dynamic=True)
     return lambda *arguments: (fast if torch.is_grad_enabled() else function)(*arguments)

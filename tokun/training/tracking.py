@@ -1,7 +1,7 @@
-"""Where a training run writes what it measures: Weights & Biases (online or offline), TensorBoard, or nothing.
+"""Experiment tracking: Weights & Biases (online or offline), TensorBoard, or nothing.
 
 One interface for all three. Knows numbers, pictures and words; knows no model and no loop. Tracking never ends a
-training run: a call that fails (network, full disk) is counted and the first one warned about.
+training run: failed calls (network, full disk) are counted, and the first gives a warning.
 """
 
 from __future__ import annotations
@@ -25,34 +25,34 @@ from tokun.utils.extras import need
 
 KINDS = ("wandb", "tensorboard", "none")
 WANDB_ID_FILE = "wandb_id.txt"
-LONGEST_CAPTION = 4000  # characters; far beyond any caption, short of what a tracker's server refuses
+LONGEST_CAPTION = 4000  # characters; longer than any caption, shorter than what a tracker's server refuses
 
 
 class Tracker:
-    """The interface. A tracker overrides the three `_write_*` and `_close`, and names the failures that it may survive.
+    """The interface. A subclass overrides `_write_*` and `_close`, and lists the exceptions that do not end a run.
 
-    `step` is the training step that the values belong to; logging a step again, as a resumed run does, loses nothing.
+    `step` is the training step of the values; logging a step again, as a resumed run does, loses nothing.
     """
 
-    run_id: str | None = None  # what a later `make_tracker(resume_id=...)` continues, where there is such a thing
+    run_id: str | None = None  # for a later `make_tracker(resume_id=...)`, if the tracker has ids
     failures = 0  # calls that did not reach the tracker
     survivable: tuple[type[Exception], ...] = (OSError,)
 
     def log(self, metrics: Mapping[str, float], *, step: int) -> None:
-        """Numbers by name. Values are floats or what `float` takes, such as a tensor of one element."""
+        """Log numbers by name. Values are anything that `float` takes, such as a tensor of one element."""
         numbers = {name: float(value) for name, value in metrics.items()}
         with self._surviving(f"the metrics of step {step}"):
             self._write_numbers(numbers, step)
 
     def log_image(self, name: str, image: Image.Image, *, step: int, caption: str = "") -> None:
-        """One picture with its caption."""
+        """Log one picture with its caption."""
         with self._surviving(f"the picture {name!r} of step {step}"):
             self._write_pictures({name: (image, _safe(caption))}, {}, step)
 
     def log_grid(self, name: str, grid: Image.Image, images: Sequence[Image.Image], captions: Sequence[str], *, step: int) -> None:
-        """The whole page as one picture `name`, and beside it as `name/pairs` each picture with its own caption.
+        """Log the whole page as one picture `name`, and each picture with its caption as `name/pairs`.
 
-        Raises UserError where pictures and captions differ in number.
+        Raises UserError if the numbers of pictures and captions differ.
         """
         if len(images) != len(captions):
             raise UserError(f"{len(images)} pictures but {len(captions)} captions for {name!r}: give each picture one")
@@ -62,11 +62,11 @@ class Tracker:
             self._write_pictures({name: (grid, listing)}, {f"{name}/pairs": list(zip(images, captions))}, step)
 
     def finish(self) -> None:
-        """Write out what is pending and close. Says how many calls failed, where any did."""
+        """Write what is pending and close. Prints how many calls failed, if any."""
         with self._surviving("the end of the run"):
             self._close()
         if self.failures:
-            print(f"tracking: {self.failures} calls failed; what they held is missing from the run")
+            print(f"tracking: {self.failures} calls failed; their data is missing from the run")
 
     def _write_numbers(self, numbers: dict[str, float], step: int) -> None: ...
 
@@ -88,22 +88,22 @@ class Tracker:
             if self.failures == 1:
                 warnings.warn(
                     f"{type(self).__name__} could not write {what}: {type(error).__name__}: {error}. "
-                    "Training goes on; further failures are counted in silence.",
+                    "Training continues; further failures are only counted.",
                     RuntimeWarning,
                     stacklevel=4,
                 )
 
 
 class NullTracker(Tracker):
-    """Takes everything, writes nothing: for processes beside the main one, and for runs that nobody tracks."""
+    """Accepts everything and writes nothing: for all but the main process, and for untracked runs."""
 
 
 class WandbTracker(Tracker):
-    """A Weights & Biases run. Online where a key is found, else offline; WANDB_MODE is respected; never asks for a key.
+    """A Weights & Biases run. Online if a key is found, else offline; respects WANDB_MODE; never asks for a key.
 
-    The run's id is kept in `directory/wandb_id.txt`, so that the next start in the same directory continues the same
-    run. `step` is logged as a metric and made the axis of all others: W&B drops values whose own step counter goes
-    backwards, as it does when a run resumes from a checkpoint older than its last log.
+    The run's id is stored in `directory/wandb_id.txt`, so that the next start in the same directory continues the run.
+    `step` is logged as a metric and used as the axis of all others: W&B drops values if its own step counter goes
+    backwards, as when a run resumes from a checkpoint older than its last log.
     """
 
     def __init__(self, *, project: str, name: str | None, directory: Path, config: dict, resume_id: str | None = None):
@@ -115,7 +115,7 @@ class WandbTracker(Tracker):
         _write_id(id_file, self.run_id)
 
         def start(mode: str):
-            # quiet: its banner repeats our line. Offline it has nothing else to say; online it tells of a lost network
+            # quiet: its banner repeats our line. Offline it prints nothing else; online it reports a lost network
             settings = wandb.Settings(quiet=True, silent=mode == "offline")
             return wandb.init(
                 project=project,
@@ -135,12 +135,12 @@ class WandbTracker(Tracker):
             if mode != "online":
                 raise
             mode, reason = "offline", f"online failed: {_first_line(error)}"
-            wandb.teardown()  # its service still holds the id of the run that did not start
+            wandb.teardown()  # its service still holds the id of the run that failed to start
             self._run = start(mode)
         self._run.define_metric("step", hidden=True)
         self._run.define_metric("*", step_metric="step")
         if mode == "offline":
-            # one for each start of the run: the shell finds them, so the pattern stands outside of the quotes
+            # one folder per start of the run: the shell expands the pattern, so it is outside the quotes
             parts = f"{shlex.quote(str(Path(self._run.dir).parent.parent))}/offline-run-*-{self.run_id}"
             print(f"W&B offline ({reason}), run {self.run_id}; upload it with: wandb sync {parts}")
         else:
@@ -162,14 +162,14 @@ class WandbTracker(Tracker):
 
 
 class TensorBoardTracker(Tracker):
-    """Event files in `directory`. A caption is a text of the same tag as its picture.
+    """Event files in `directory`. A caption is a text with the same tag as its picture.
 
     The file is opened at the first log, with that step as `purge_step`: TensorBoard then hides what an interrupted run
-    had logged from there on, and a resumed run shows one value for each step.
+    had logged from that step on, and a resumed run shows one value per step.
     """
 
     def __init__(self, *, name: str | None, directory: Path, config: dict):
-        need("tensorboard", extra="train")  # torch would say only that a module is missing
+        need("tensorboard", extra="train")  # torch would only report a missing module
         from torch.utils.tensorboard import SummaryWriter
 
         directory.mkdir(parents=True, exist_ok=True)
@@ -180,7 +180,7 @@ class TensorBoardTracker(Tracker):
     def _at(self, step: int):
         if self._writer is None:
             self._writer = self._SummaryWriter(str(self._directory), purge_step=step)
-            indented = "\n".join("    " + line for line in self._about.splitlines())  # Markdown for "as it stands"
+            indented = "\n".join("    " + line for line in self._about.splitlines())  # Markdown for verbatim text
             self._writer.add_text("config", indented, step)
         return self._writer
 
@@ -211,11 +211,11 @@ def make_tracker(
     resume_id: str | None = None,
     main_process: bool = True,
 ) -> Tracker:
-    """The tracker of that kind, 'wandb', 'tensorboard' or 'none'; beside the main process always a NullTracker.
+    """A tracker of kind 'wandb', 'tensorboard' or 'none'; always a NullTracker outside the main process.
 
-    `directory` holds the run's files and is made if need be. `config` is what to show of the settings; values that JSON
-    does not know are shown as text. `resume_id` goes before the W&B id that an earlier run left in `directory`.
-    Raises UserError for another kind, ImportError naming the extra where the package is missing.
+    `directory` holds the run's files and is created if needed. `config` is the settings to show; values that JSON
+    cannot represent are shown as text. `resume_id` takes precedence over the W&B id of an earlier run in `directory`.
+    Raises UserError for another kind, ImportError naming the extra if the package is missing.
     """
     if kind not in KINDS:
         raise UserError(f"unknown tracker {kind!r}: choose one of {', '.join(KINDS)}")
@@ -228,7 +228,7 @@ def make_tracker(
 
 
 def _safe(caption: str) -> str:
-    """Text that every tracker can encode and store: a lone surrogate or a null becomes U+FFFD; the very long is cut."""
+    """Text that every tracker can encode and store: lone surrogates and nulls become U+FFFD; very long text is truncated."""
     caption = "".join("\ufffd" if c == "\0" or "\ud800" <= c <= "\udfff" else c for c in caption[: LONGEST_CAPTION + 1])
     return caption if len(caption) <= LONGEST_CAPTION else caption[: LONGEST_CAPTION - 1] + "…"
 
@@ -238,16 +238,16 @@ def _plain(config: Mapping) -> dict:
 
 
 def _wandb_mode(wandb) -> tuple[str, str]:
-    """The mode to start in, and why. Decided here, because `wandb.init` asks for a key where there is a terminal."""
+    """The mode to start in, and why. Decided here, because `wandb.init` asks for a key on a terminal."""
     wished = os.environ.get("WANDB_MODE")
-    if wished and wished not in ("online", "run"):  # "run" and "dryrun" are the old words
+    if wished and wished not in ("online", "run"):  # "run" and "dryrun" are old names
         return ("offline" if wished == "dryrun" else wished), f"WANDB_MODE={wished}"
     if not wished and (configured := wandb.setup().settings.mode) not in ("online", "run", None):
         return ("offline" if configured == "dryrun" else configured), "as the W&B settings say"
     try:
         if "prompt" in inspect.signature(wandb.login).parameters:
             key = wandb.login(prompt=False)
-        else:  # before W&B 0.31 `login` always asks, and this looks in the same places without asking
+        else:  # before W&B 0.31 `login` always asks; this looks in the same places without asking
             key = wandb.api.api_key
     except wandb.errors.Error as error:
         return "offline", f"the key could not be used: {_first_line(error)}"
@@ -255,7 +255,7 @@ def _wandb_mode(wandb) -> tuple[str, str]:
 
 
 def _wandb_failures(wandb) -> tuple[type[Exception], ...]:
-    """Its own errors, the system's (full disk, lost service or network), and those of its service's mailbox."""
+    """W&B's errors, the system's (full disk, lost service or network), and those of W&B's service mailbox."""
     mailbox = sys.modules.get("wandb.sdk.mailbox")
     names = ("HandleAbandonedError", "MailboxClosedError")
     return (wandb.errors.Error, OSError, *(getattr(mailbox, name) for name in names if hasattr(mailbox, name)))
@@ -273,7 +273,7 @@ def _read_id(path: Path) -> str | None:
 
 
 def _write_id(path: Path, run_id: str) -> None:
-    """Whole or not at all: half an id would start another run."""
+    """Write atomically: half an id would start another run."""
     aside = path.with_name(f"{path.name}.{os.getpid()}.tmp")
     aside.write_text(run_id + "\n", encoding="utf-8")
     os.replace(aside, path)

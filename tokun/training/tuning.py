@@ -1,6 +1,6 @@
-"""Going on from a whole model with sequences that are there already, instead of pictures: what words alone and preferences have in common.
+"""Fine-tuning a whole model on existing sequences instead of pictures: what text-only training and preferences share.
 
-All weights, or with `adapter.rank` a LoRA; under any engine. A subclass says what a batch is and what its loss.
+Trains all weights, or with `adapter.rank` a LoRA, under any engine. A subclass defines a batch and its loss.
 """
 
 from __future__ import annotations
@@ -32,12 +32,12 @@ from tokun.utils import checkpoint
 
 
 class TuningStage(EngineStage):
-    """A generator that goes on from `base`."""
+    """Fine-tunes the generator of `base`."""
 
-    what: ClassVar[str]  # the items, in the plural
-    sums: ClassVar[tuple[str, ...]]  # what `loss` adds up, by name
-    tasks: ClassVar[tuple[str, ...]] = ()  # that the result knows beside the base's
-    held_out: Sequence[Any] = ()  # whole batches
+    what: ClassVar[str]  # plural noun for the items
+    sums: ClassVar[tuple[str, ...]]  # names of the sums of `loss`
+    tasks: ClassVar[tuple[str, ...]] = ()  # new tasks of the result, besides the base's
+    held_out: Sequence[Any] = ()  # global batches
 
     def __init__(self, run: Run, base: Tokun, vocabulary: Vocabulary, settings: dict[str, Any], *, evaluates: bool) -> None:
         self.config, self.base, self.vocabulary = run.config, base, vocabulary
@@ -67,24 +67,24 @@ class TuningStage(EngineStage):
         self.logged: dict[str, float] = {}
 
     def ready(self, model: Any) -> None:
-        """What has to be done to the model before an engine takes it."""
+        """Prepare the model before the engine wraps it."""
 
     @property
     @abstractmethod
     def items(self) -> Sequence[Any]:
-        """What the order shuffles."""
+        """The items that the order shuffles."""
 
     @abstractmethod
     def pack(self, items: Sequence[int]) -> Any:
-        """The batch of these items of one process."""
+        """The batch of these items, for one process."""
 
     @abstractmethod
     def loss(self, batch: Any, rows: slice) -> tuple[Tensor, Tensor]:
-        """Of some items of the batch -> their part of the global batch's mean loss, and the `sums`."""
+        """Some rows of the batch -> their part of the global batch's mean loss, and the `sums`."""
 
     @abstractmethod
     def figures_of(self, sums: dict[str, float]) -> dict[str, float]:
-        """What is logged of sums over a global batch, `loss` among it."""
+        """Figures to log, including `loss`, from sums over a global batch."""
 
     def disk_bytes(self) -> int:
         return 4 * 4 * self.trained * states_on_disk(self.config)
@@ -125,7 +125,7 @@ class TuningStage(EngineStage):
 
     @torch.no_grad()
     def held_out_figures(self, batches: Sequence[Any]) -> dict[str, float]:
-        """Of whole batches, the same in every process."""
+        """Figures on global batches, the same in every process."""
         if not batches:
             return {}
         self.model.eval()
@@ -143,7 +143,7 @@ class TuningStage(EngineStage):
     # --- the result ---------------------------------------------------------------------------------------------------
 
     def whole(self) -> Tokun | None:
-        """The model as users will load it. Every process calls it; only the first gets it."""
+        """The model as users load it. A collective call; only the first process gets it."""
         tasks = tuple(dict.fromkeys([*self.base.tasks, *self.tasks])) if self.base.tasks else ()
         if self.tuned:
             tensors = self.tuned.tensors()
@@ -154,7 +154,7 @@ class TuningStage(EngineStage):
         return dataclasses.replace(self.base, vocabulary=self.vocabulary, generator=generator.float().eval(), tasks=tasks)
 
     def finish(self, target: Path, about: str) -> None:
-        """Write the averaged weights with all that belongs to them to `target`."""
+        """Write the model with its averaged weights to `target`."""
         self.take_average()
         held, whole = self.held_out_figures(self.held_out), self.whole()
         if whole is not None:
@@ -168,7 +168,7 @@ class TuningStage(EngineStage):
                     self.tuned.write(whole, folder, adapters.card(self.config, record, self.tuned, about=about, figures=figures))
                 else:
                     table = "\n".join(f"| {name} | {value} |" for name, value in figures)
-                    told = f"{about} It went on from {self.config.start}: {self.step} steps of {self.train.batch_size}, peak learning rate {self.train.lr:g}."
+                    told = f"{about} Fine-tuned from {self.config.start}: {self.step} steps of {self.train.batch_size}, peak learning rate {self.train.lr:g}."
                     whole.save(
                         folder,
                         card=f"{self.base.card.rstrip()}\n\n## {self.name.capitalize()}\n\n{told}\n\n| figure | value |\n| --- | --- |\n{table}\n".lstrip(),
@@ -181,7 +181,7 @@ class TuningStage(EngineStage):
 
 
 def settings_of(config: Config, base: Tokun, **more: Any) -> dict[str, Any]:
-    """What the record of such a stage says that it was made with. `base`: as it was loaded."""
+    """The settings in the record of such a stage. `base`: as loaded."""
     train, made_on = config.train, fingerprint(base.generator, base.vocabulary)
     return {
         "dropout": config.generator.dropout, "seed": training_seed(config), **started_from(config, made_on), **more,
@@ -191,7 +191,7 @@ def settings_of(config: Config, base: Tokun, **more: Any) -> dict[str, Any]:
 
 
 def run_stage(run: Run, name: str, settings: dict[str, Any], make: Callable[[], TuningStage], about: Callable[[TuningStage], str]) -> Path:
-    """Train the stage `name` that `make` makes -> `out/adapter` or `out/checkpoint`; reuse that where it was made with the same settings."""
+    """Train the stage `name` that `make` creates -> `out/adapter` or `out/checkpoint`; reuse that if it was made with the same settings."""
     target = run.out / ("adapter" if run.config.adapter.rank else "checkpoint")
     run.recover(target)
     record = checkpoint.read_record(target / "training.json")

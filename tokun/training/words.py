@@ -1,6 +1,6 @@
-"""Words alone (`config.words`): rewriting descriptions as captions of one register, from a table of both. No picture is looked at.
+"""Text-only training (`config.words`): rewriting descriptions as captions of one register, from a table of both. Uses no pictures.
 
-A row is the sequence of the task `rewrite`; loss is on the caption only. A register that the model does not know becomes a tag of its own.
+A row is a sequence of the task `rewrite`, with loss on the caption only. A register that the model does not know becomes a new tag.
 """
 
 from __future__ import annotations
@@ -48,13 +48,13 @@ def train_words(run: Run) -> Path:
 
 
 def read_rows(path: str | Path, description: str, caption: str) -> list[tuple[str, str]]:
-    """(description, caption) of a JSONL file; rows without one of them are left out. Raises UserError where none is left."""
+    """(description, caption) pairs of a JSONL file, without incomplete rows. Raises UserError if none are left."""
     rows = []
     for number, line in enumerate(Path(path).read_text(encoding="utf-8").splitlines(), 1):
         try:
             rows += [json.loads(line)] if line.strip() else []
         except json.JSONDecodeError as error:
-            raise UserError(f"{path}, line {number} is not JSON: {error}. Give a table such as a CSV or TSV, or mend the line") from error
+            raise UserError(f"{path}, line {number} is not JSON: {error}. Give a table such as a CSV or TSV, or fix the line") from error
     found = [(normalize(str(row.get(description) or "")), normalize(str(row.get(caption) or ""))) for row in rows]
     whole = [row for row in found if all(row)]
     if not whole:
@@ -65,18 +65,18 @@ def read_rows(path: str | Path, description: str, caption: str) -> list[tuple[st
 
 
 def pack_rows(rows: Sequence[tuple[str, str]], model: Tokun, vocabulary: Vocabulary, register: str) -> list[Packed]:
-    """The sequences of (description, caption), as `Tokun.rewrite` reads and writes them; texts are cut at the longest span."""
+    """(description, caption) -> sequences as in `Tokun.rewrite`; texts are truncated to the longest span."""
     v, encode = vocabulary, model.text_tokenizer.encode
     packed = []
     for description, caption in rows:
         given, wanted = encode(description)[: v.max_text], encode(caption)[: v.max_text]
         ids = sequences.pack_rewrite(v, v.bare(), given, register, wanted).input_ids
-        packed.append(Packed(ids, len(ids) - len(wanted) - 2))  # behind them <eoc> and <eos>
+        packed.append(Packed(ids, len(ids) - len(wanted) - 2))  # followed by <eoc> and <eos>
     return packed
 
 
 class WordsStage(TuningStage):
-    """Rows of a table."""
+    """Trains on rows of a table."""
 
     name, what, sums, tasks = "words", "rows", ("nats", "tokens", "z"), ("rewrite",)
 

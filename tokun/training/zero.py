@@ -1,6 +1,6 @@
-"""The only module that knows the insides of DeepSpeed's ZeRO optimizers: what their public interface lacks, under names of ours.
+"""The only module that uses internals of DeepSpeed's ZeRO optimizers, for what their public interface lacks.
 
-Whole trainer states, skipped steps and weights written from outside need it. `missing` tells which of these names a DeepSpeed does not have.
+Whole trainer states, skipped steps and externally written weights need it. `missing` lists the internals that a DeepSpeed version lacks.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from torch import Tensor
 
 from tokun.models.shares import share_of
 
-MOMENTS = ("exp_avg", "exp_avg_sq")  # what AdamW keeps of each parameter
-# names by stage; those of stages 1 and 2 are one class's
+MOMENTS = ("exp_avg", "exp_avg_sq")  # AdamW's state of each parameter
+# names by stage; stages 1 and 2 share a class
 COMMON = ("optimizer", "step")
 CUT_OPTIMIZER = (
     *COMMON, "scaled_global_norm", "single_partition_of_fp32_groups", "update_lp_params", "_hp_optimizer_states_linked",
@@ -30,13 +30,13 @@ NEEDED = {1: CUT_OPTIMIZER, 2: CUT_OPTIMIZER, 3: CUT_WEIGHTS}
 
 
 def missing(zero: Any, stage: int) -> list[str]:
-    """The names that tokun needs and a ZeRO optimizer of DeepSpeed, or its class, does not have."""
+    """The names that tokun needs and that a ZeRO optimizer of DeepSpeed, or its class, lacks."""
     set_by_class = zero.__init__.__code__.co_names if isinstance(zero, type) else ()
     return [name for name in NEEDED[stage] if not hasattr(zero, name) and name not in set_by_class]
 
 
 class ZeroOptimizer:
-    """DeepSpeed's optimizer of ZeRO stage 1, 2 or 3. Raises RuntimeError with the way out where DeepSpeed has renamed what is needed of it."""
+    """DeepSpeed's optimizer of ZeRO stage 1, 2 or 3. Raises RuntimeError with the way out if DeepSpeed has renamed an internal."""
 
     def __init__(self, zero: Any, stage: int) -> None:
         if names := missing(zero, stage):
@@ -50,7 +50,7 @@ class ZeroOptimizer:
 
     @property
     def optimizer(self) -> torch.optim.Optimizer:
-        """Torch's own, over this process's shares."""
+        """The torch optimizer over this process's shares."""
         return self.zero.optimizer
 
     @property
@@ -58,14 +58,14 @@ class ZeroOptimizer:
         return "_get_norm_groups" if self.stage == 3 else "scaled_global_norm"
 
     def norm(self) -> float:
-        """The norm of all gradients; inf where it is not finite, which ZeRO says by -1."""
+        """The norm of all gradients; inf if it is not finite, for which ZeRO returns -1."""
         found = getattr(self.zero, self._norm_method)()
         norms = [float(norm) for norm in (found if isinstance(found, list) else [found])]
         return math.inf if any(norm < 0 for norm in norms) else math.hypot(*norms)
 
     @contextmanager
     def norm_not_finite(self, device: torch.device) -> Iterator[None]:
-        """Within the block ZeRO takes the norm for one that is not finite: its step forgets the gradients and leaves the weights."""
+        """Within the block ZeRO sees a non-finite norm: its step drops the gradients and leaves the weights unchanged."""
         invalid = torch.tensor(-1.0, device=device)
         setattr(self.zero, self._norm_method, lambda: [invalid] if self.stage == 3 else invalid)
         try:
@@ -74,15 +74,15 @@ class ZeroOptimizer:
             delattr(self.zero, self._norm_method)
 
     def flat_weights(self) -> list[Tensor]:
-        """This process's shares of the float32 weights, as the optimizer has them."""
+        """This process's shares of the float32 weights, flat, as the optimizer holds them."""
         return self.zero.fp32_partitioned_groups_flat if self.stage == 3 else self.zero.single_partition_of_fp32_groups
 
     def step_count(self) -> Tensor:
-        """Steps that AdamW has taken, a number on the CPU."""
+        """The number of steps that AdamW has taken, on the CPU."""
         return self.optimizer.state[self.flat_weights()[0]]["step"].cpu()
 
     def make_moments(self, step: Tensor) -> None:
-        """AdamW's moments, zero, after so many steps; it makes them only in its first one."""
+        """Create AdamW's moments, zero, at step `step`; AdamW itself creates them only in its first step."""
         for flat in self.flat_weights():
             own = self.optimizer.state[flat]
             own["step"] = step.clone().to(flat.device)
@@ -90,19 +90,19 @@ class ZeroOptimizer:
         self.link_moments()
 
     def link_moments(self) -> None:
-        """Record which part of the moments is which parameter's. DeepSpeed does so after the first group's first step, when the next has none yet."""
+        """Map parts of the moments to parameters. DeepSpeed does so after the first group's first step, when the next group has none yet."""
         if self.stage < 3:
             self.zero._hp_optimizer_states_linked = False
             self.zero._lazy_init_hp_params_optimizer_state()
 
     def read(self, parameter: Tensor) -> list[Tensor]:
-        """The whole float32 weight of a parameter and its moments. Every process calls it."""
+        """The whole float32 weight of a parameter and its moments. A collective call."""
         from deepspeed.utils import safe_get_full_fp32_param, safe_get_full_optimizer_state
 
         return [safe_get_full_fp32_param(parameter), *(safe_get_full_optimizer_state(parameter, name) for name in MOMENTS)]
 
     def write(self, parameter: Tensor, whole: Tensor, moment: str | None = None) -> None:
-        """This process's share of `whole` into the float32 weight of the parameter, or into one of its moments."""
+        """Write this process's share of `whole` into the float32 weight of the parameter, or into one of its moments."""
         from deepspeed import utils
 
         value, kind = (share_of(whole, parameter), "local") if self.stage == 3 else (whole, "full")
@@ -112,7 +112,7 @@ class ZeroOptimizer:
             getattr(utils, f"safe_set_{kind}_optimizer_state")(parameter, value, moment)
 
     def publish_weights(self) -> None:
-        """Copy the float32 shares to the parameters that the model computes with."""
+        """Copy the float32 shares to the model's parameters."""
         if self.stage < 3:
             self.zero.update_lp_params()
             return
@@ -121,7 +121,7 @@ class ZeroOptimizer:
         self.drop_gathered()
 
     def drop_gathered(self) -> None:
-        """Let go of whole parameters: small ones stay gathered, and others too until the step, and are out of date when shares are written."""
+        """Release gathered parameters: small ones stay gathered, others until the step, and they are stale after shares are written."""
         if self.stage == 3:
             self.zero.checkpoint_event_prologue()
             self.zero.checkpoint_event_epilogue()
