@@ -199,7 +199,7 @@ def test_groups_of_a_prompt_draw_the_same_description(shaped_model, tmp_path):
         ({"grpo__group_size": 3}, "grpo.group_size is 3; it must be at least 2 and divide the 8 pairs"),
         ({"grpo__rewards": [{"kind": "tests.test_grpo:broken"}]}, "reward tests.test_grpo:broken gave nan for pair 0"),
         ({"grpo__judges": [{"kind": "tests.test_grpo:paper"}]}, r"grpo.judges\[0\] .* is one of grpo.rewards"),
-        ({"grpo__clip_low": 1.5}, "grpo.clip_low is 1.5; it must lie between 0 and 1"),
+        ({"grpo__clip_low": 1.5}, "grpo.clip_low is 1.5; it must be between 0 and 1"),
         ({"grpo__perturb": ["blur"]}, "grpo.perturb names blur"),
         ({"grpo__prompts": "nowhere.txt", "grpo__learn": "text"}, "with grpo.prompts the words are given"),
     ],
@@ -247,7 +247,7 @@ def test_held_out_pairs_are_drawn_once_for_the_curve_and_the_report(checkpoint_f
 
 def test_settings_that_do_nothing_are_named_at_the_start(checkpoint_folder, tmp_path, capsys):
     Noted(write(tmp_path, checkpoint_folder, train__steps=1, train__compile=True, train__loss_chunk=64))
-    assert "train.compile, train.loss_chunk change nothing here" in "".join(capsys.readouterr())
+    assert "train.compile, train.loss_chunk have no effect here" in "".join(capsys.readouterr())
 
 
 def test_no_average_is_kept_and_a_run_begun_with_one_goes_on(whole, checkpoint_folder, tmp_path):

@@ -46,7 +46,7 @@ def test_a_function_of_ones_own_is_a_reward(tiny_model, pairs):
     [
         (lambda pairs: [1.0, math.nan], "gave nan for pair 1"),
         (lambda pairs: torch.tensor([math.inf, 1.0]), "gave inf for pair 0"),
-        (lambda pairs: [1.0], "gave 1 numbers for 2 pairs; it must give one a pair"),
+        (lambda pairs: [1.0], "gave 1 numbers for 2 pairs; it must give one per pair"),
         (lambda pairs: ["good", "bad"], "gave 'good' .str. for pair 0; it must be a number"),
         (lambda pairs: [True, False], "gave True .bool. for pair 0"),
         (lambda pairs: 1.0, "gave a float; it must give a list of 2 numbers"),
@@ -65,8 +65,8 @@ def test_what_is_not_one_finite_number_a_pair_is_one_clear_line_with_the_rewards
         (RewardConfig(kind="pim"), "kind is 'pim'; it must be one of pmi, .*module:function"),
         (RewardConfig(kind="nowhere.at_all:f"), "nowhere.at_all:f cannot be imported"),
         (RewardConfig(kind="math:pi"), "math:pi is a float, not a function"),
-        (RewardConfig(kind="clip"), r"grpo.rewards\[0\] \(clip\): of is empty; it names an open_clip model"),
-        (RewardConfig(kind="vqa"), "of is empty; it names a model that answers"),
+        (RewardConfig(kind="clip"), r"grpo.rewards\[0\] \(clip\): of is empty; it must name an open_clip model"),
+        (RewardConfig(kind="vqa"), "of is empty; it must name a model that answers"),
         (RewardConfig(kind="svg", max_bytes=10), "max_bytes is 10; a picture takes at least"),
         (RewardConfig(kind="pmi", weight=math.nan), "weight is nan; it must be a finite number"),
         (RewardConfig(kind="own_yes", question="{"), "question is '{'"),
@@ -151,5 +151,5 @@ def test_perturbations_change_pixels_little_and_the_same_way_each_time(pairs):
         a, b = (np.asarray(pair.image, float) for pair in (before, one))
         assert one.image.size == before.image.size and one.image.mode == before.image.mode and np.array_equal(b, np.asarray(two.image))
         assert 0 < np.abs(a - b).mean() < 40
-    with pytest.raises(ValueError, match=r"grpo\.perturb names blur; there are crop, noise, jpeg"):
+    with pytest.raises(ValueError, match=r"grpo\.perturb names blur; known are crop, noise, jpeg"):
         perturb.changer(["blur"], 0)

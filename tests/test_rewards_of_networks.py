@@ -50,7 +50,7 @@ def test_recognition_is_a_share_and_description_its_score(tiny_model, pairs, net
 
 
 def test_few_pictures_are_no_reference(tiny_model, network, shards):
-    with pytest.raises(ValueError, match=r"grpo\.rewards\[0\] \(style\): shards .* hold 4 pictures; it takes 16 at least"):
+    with pytest.raises(ValueError, match=r"grpo\.rewards\[0\] \(style\): shards .* hold 4 pictures; at least 16 are needed"):
         score(tiny_model, [], kind="style", of=network, shards=shards, n=4)
 
 

@@ -1,15 +1,16 @@
-"""Drawings from descriptions, under a limit of bytes, scored as a competition did ("Drawing with LLMs", Kaggle 2025).
+"""Drawings from descriptions, under a byte limit, scored as in a competition ("Drawing with LLMs", Kaggle 2025).
 
     python -m tokun.align.drawings --descriptions held-out.txt --vqa google/paligemma2-3b-mix-448 --aesthetic head.safetensors --out report
     python -m tokun.align.drawings … --checkpoint runs/grpo --against runs/mine --best-of 8 --reward svg --max-bytes 10000
 
-Each description is drawn (the best of --best-of by --reward, which the judges are not), written as SVG, rendered back at 384 px, and changed a
-little before it is judged: a crop, JPEG. Scores: P(yes) of the description, or of the right answers in a table of questions, the aesthetic
-head's tenth, and F-beta of both with beta 0.5; a judge that is not named has no figure. Beside them the likeness of drawing and picture and
-the bytes. With --against, the same of another checkpoint and the paired differences. Not as there: its questions and judges' settings were hidden.
+Each description is drawn (the best of --best-of by --reward, which is not a judge), written as SVG, rendered at 384 px, and slightly
+perturbed before it is judged: a crop, JPEG. Scores: P(yes) for the description, or P of the right answers in a table of questions; the
+aesthetic score divided by ten; and F-beta of both with beta 0.5. A judge that is not named gives no score. Also the likeness of drawing and
+picture, and the bytes. With --against, the same for another checkpoint and the paired differences. The competition's questions and judge
+settings were hidden, so scores are not comparable.
 
-    descriptions    a text file with one a line, image shards, or a TSV with the columns description, question, answer (yes or no)
-    OUT             table.md, figures.json, NAME/000000.svg …; a killed run keeps what is drawn
+    descriptions    a text file with one per line, image shards, or a TSV with the columns description, question, answer (yes or no)
+    OUT             table.md, figures.json, NAME/000000.svg …; a killed run keeps finished drawings
 """
 
 from __future__ import annotations
@@ -50,7 +51,7 @@ ANSWERS = ("yes", "no")
 
 @dataclass(frozen=True)
 class Described:
-    """A description to draw, and what is asked about it."""
+    """A description to draw, and the questions about it."""
 
     text: str
     asked: tuple[tuple[str, str], ...]  # question, yes or no
@@ -79,13 +80,13 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def named(args: argparse.Namespace) -> list[tuple[str, str | None]]:
-    """What each model is called in the table, and which it is."""
+    """(name in the table, checkpoint) of each model."""
     models = [(args.checkpoint or "bundled", args.checkpoint)]
     return models + ([(args.against, None if args.against == "bundled" else args.against)] if args.against else [])
 
 
 class Judges:
-    """Those that were named."""
+    """The judges named on the command line."""
 
     def __init__(self, args: argparse.Namespace):
         device = args.device or "cpu"
@@ -107,7 +108,7 @@ class Judges:
 def judged(
     name: str, which: str | None, described: Sequence[Described], judges: Judges, args: argparse.Namespace
 ) -> dict[str, list[float]]:
-    """Scores by name, one a description. What the folder holds of the same model and settings is not done again."""
+    """Scores by name, one per description. Results of the same model and settings in the folder are reused."""
     model = tokun.load(which, device=args.device)
     require_task(model, "text_to_image")
     folder = args.out / name
@@ -134,7 +135,7 @@ def judged(
 
 
 def drawn(model: Tokun, one: Described, score: rewards.Mixed, judges: Judges, path: Path, args: argparse.Namespace) -> dict[str, Any]:
-    """Draw a description, write the SVG, judge what it shows."""
+    """Draw a description, write the SVG, and judge its rendering."""
     (pair,) = model.best_of(args.seed, 1, args.best_of, score=score.total, prompt=one.text)
     text = to_svg(pair.image, args.max_bytes)
     checkpoint.write_text(path, text)
@@ -150,14 +151,14 @@ def summary(scores: dict[str, list[float]], seed: int) -> list[Figure]:
 
 
 def read(source: str, n: int = 0) -> list[Described]:
-    """The first n descriptions (0: all). Raises UserError for a file without any, and for a question without an answer."""
+    """The first n descriptions (0: all). Raises UserError for an empty file, and for a question without an answer."""
     if not source.endswith(".tsv"):
         return [Described(text, ((SHOWS.format(text), "yes"),)) for text in texts_of(source, "--descriptions")][: n or None]
     asked: dict[str, list[tuple[str, str]]] = {}
     with open(source, encoding="utf-8", newline="") as file:
         rows = csv.DictReader(file, delimiter="\t")
         if missing := {"description", "question", "answer"} - set(rows.fieldnames or ()):
-            raise UserError(f"{source} has no column {', '.join(sorted(missing))}; it takes description, question, answer")
+            raise UserError(f"{source} has no column {', '.join(sorted(missing))}; it needs description, question, answer")
         for number, row in enumerate(rows, 2):
             question, answer = (row["question"] or "").strip(), (row["answer"] or "").strip().lower()
             if not question or answer not in ANSWERS:
@@ -174,27 +175,27 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     )
     add = parser.add_argument
     add("--checkpoint", default=None, help="a folder or a Hub id; default: the bundled model")
-    add("--against", default="", help="another one to compare with, such as the start of a training; bundled for that")
+    add("--against", default="", help="another one to compare with, such as the start of a training; bundled for the bundled model")
     add("--descriptions", required=True, help="a text file, image shards, or a TSV of questions")
-    add("--n", type=int, default=0, help="the first so many (0: all)")
-    add("--max-bytes", type=int, default=10_000, help="of an SVG (%(default)s)")
+    add("--n", type=int, default=0, help="use the first N descriptions (0: all)")
+    add("--max-bytes", type=int, default=10_000, help="limit of an SVG (%(default)s)")
     add("--best-of", type=int, default=1, help="candidates for each description (%(default)s)")
     add(
         "--reward",
         default="svg",
-        help="what chooses among them: a kind of tokun/align/rewards.py, KIND=MODEL, or module:function (%(default)s)",
+        help="reward that chooses among them: a kind of tokun/align/rewards.py, KIND=MODEL, or module:function (%(default)s)",
     )
-    add("--vqa", default="", help="a judge that answers: a transformers id or folder")
+    add("--vqa", default="", help="a judge that answers questions: a transformers id or folder")
     add("--aesthetic", default="", help="a judge: the file of an aesthetic head")
-    add("--clip", default="", help="the CLIP beneath that head (its own)")
+    add("--clip", default="", help="the CLIP model of that head (default: its own)")
     add("--seed", type=int, default=42)
     add("--device", default=None)
     add("--out", type=console.home_path, default=Path("outputs/drawings"))
     args = parser.parse_args(argv)
     if args.max_bytes < LEAST_BYTES:
-        parser.error(f"--max-bytes {args.max_bytes} is too few: a picture takes at least {LEAST_BYTES} bytes")
+        parser.error(f"--max-bytes {args.max_bytes} is too low: a picture takes at least {LEAST_BYTES} bytes")
     if args.against and Path(args.against).name == Path(args.checkpoint or "bundled").name:
-        parser.error("--against and --checkpoint end in the same name, which their folders in --out would share: give one another name")
+        parser.error("--against and --checkpoint end in the same name, so they would share a folder in --out: rename one")
     return args
 
 

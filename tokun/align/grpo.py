@@ -1,16 +1,16 @@
-"""GRPO: a checkpoint learns from rewards of its own pairs (Shao et al. 2024, DeepSeekMath; for pictures SimpleAR, T2I-R1, STAGE).
+"""GRPO: a checkpoint learns from rewards for its own pairs (Shao et al. 2024, DeepSeekMath; for pictures SimpleAR, T2I-R1, STAGE).
 
     deepspeed train.py --config configs/grpo.yaml start=runs/mine out=runs/mine-grpo
 
-A step is a rollout: groups of pairs that share their tags or their prompt are drawn by the sampler that users have, rewards are measured,
-each pair is compared with its group (`objective.advantages`), and the generator is updated once or a few times. Around it are the engines,
-trainer states and trackers of the other stages; a run that was killed goes on exactly where it was.
+A step is a rollout: groups of pairs that share their tags or their prompt are drawn with the ordinary sampler, rewards are computed,
+each pair is compared with its group (`objective.advantages`), and the generator is updated once or a few times. Engines, trainer states
+and trackers are those of the other stages; a killed run resumes exactly.
 
-Why not trl's GRPOTrainer? It owns the step from the prompt to the update, and draws through `generate` or a vLLM server: text of one
-temperature behind a text prompt. Here a pair is read off a seed's latent, under a grammar (so many codes, then a caption), with a temperature
-of codes and one of words, and by the C++ program where there is one. Its `rollout_func` would take our ids, but the likelihoods that it takes
-ratios of are over the whole vocabulary at one temperature, so that the first ratio would not be 1; its rewards get texts, ours pictures; its
-states are its own, ours go on under any engine. What is left of it is the loss of `objective.py`, some thirty lines.
+Why not trl's GRPOTrainer? It owns the step from the prompt to the update, and samples through `generate` or a vLLM server: text of one
+temperature after a text prompt. Here a pair is decoded from a seed's latent, under a grammar (a fixed number of codes, then a caption), with
+separate temperatures for codes and words, and by the C++ program if available. trl's `rollout_func` would accept our ids, but its likelihood
+ratios are over the whole vocabulary at one temperature, so the first ratio would not be 1; its rewards get texts, ours pictures; its
+states are its own, ours resume under any engine. All that would remain of it is the loss of `objective.py`, some thirty lines.
 """
 
 from __future__ import annotations
@@ -44,8 +44,8 @@ from tokun.training.start import starting_model
 from tokun.utils import checkpoint
 from tokun.utils.errors import UserError
 
-UNJUDGED = {"judges", "eval_n", "eval_seed", "copies_of", "features"}  # settings that change nothing of what is learned
-UNUSED = ("compile", "loss_chunk", "keep_best")  # of config.train
+UNJUDGED = {"judges", "eval_n", "eval_seed", "copies_of", "features"}  # settings without effect on training
+UNUSED = ("compile", "loss_chunk", "keep_best")  # settings of config.train without effect here
 RANGES = {
     "temperature": (1e-6, 1e6), "text_temperature": (1e-6, 1e6), "clip_low": (0, 1), "clip_high": (0, 1e6), "kl": (0, 1e6), "entropy": (0, 1e6),
     "least_entropy": (0, 1), "easy": (1e-6, 1), "similar": (0, 1),
@@ -53,12 +53,12 @@ RANGES = {
 
 
 class Collapsed(Exception):
-    """The model says nearly the same whatever the seed: the run ends here, and what it has is kept."""
+    """The samples hardly depend on the seed any more: the run ends, and its result is kept."""
 
 
 def train_grpo(run: Run) -> Path:
     """Train the generator of `config.start` on `config.grpo.rewards` -> `out/checkpoint` (with an adapter `out/adapter`) and
-    `out/real/report.html`. Raises UserError for settings that cannot be, before anything is drawn."""
+    `out/real/report.html`. Raises UserError for invalid settings, before anything is drawn."""
     config, target = run.config, run.out / ("adapter" if run.config.adapter.rank else "checkpoint")
     check(config, run.world)
     before = starting_model(config)
@@ -71,7 +71,7 @@ def train_grpo(run: Run) -> Path:
         return target
     if idle := [name for name in UNUSED if getattr(config.train, name)]:
         run.say(
-            f"grpo: {', '.join(f'train.{name}' for name in idle)} change nothing here: layers run as they are written, and no checkpoint is kept as the best"
+            f"grpo: {', '.join(f'train.{name}' for name in idle)} have no effect here: layers run uncompiled, and no best checkpoints are kept"
         )
     stage, stopped = GrpoStage(run, before, settings), ""
     try:
@@ -79,7 +79,7 @@ def train_grpo(run: Run) -> Path:
     except Collapsed as reason:
         stopped = str(reason)
         run.say(
-            f"grpo: {stopped}, below grpo.least_entropy {config.grpo.least_entropy:g}: stopping before the model says one thing only. "
+            f"grpo: {stopped}, below grpo.least_entropy {config.grpo.least_entropy:g}: stopping before the model collapses to a single sample. "
             "Raise grpo.kl, grpo.clip_high or grpo.entropy, or lower train.lr"
         )
     stage.finish(target, stopped or stage.schedule.stopped_by(stage.step))
@@ -87,33 +87,33 @@ def train_grpo(run: Run) -> Path:
 
 
 def check(config: Config, world: int) -> None:
-    """Raises UserError for what no run can do."""
+    """Raise UserError for invalid settings."""
     grpo, share = config.grpo, config.train.batch_size // world
     if config.dpo.pairs or config.words.train:
-        raise UserError("grpo.rewards is set beside dpo.pairs or words.train: they are trainings of their own, one after the other")
+        raise UserError("grpo.rewards is set together with dpo.pairs or words.train: they are separate trainings; run one after the other")
     if grpo.group_size < 2 or share % grpo.group_size:
         raise UserError(
-            f"grpo.group_size is {grpo.group_size}; it must be at least 2 and divide the {share} pairs that each of {world} process(es) "
-            f"has of train.batch_size {config.train.batch_size}"
+            f"grpo.group_size is {grpo.group_size}; it must be at least 2 and divide the {share} pairs of each of {world} process(es), "
+            f"of train.batch_size {config.train.batch_size}"
         )
     if grpo.learn == "text" and grpo.prompts:
-        raise UserError("grpo.learn is text, but with grpo.prompts the words are given: set grpo.learn=image, or leave grpo.prompts out")
+        raise UserError("grpo.learn is text, but with grpo.prompts the words are given: set grpo.learn=image, or leave grpo.prompts empty")
     for name, (least, most) in RANGES.items():
         if not least <= getattr(grpo, name) <= most:
-            raise UserError(f"grpo.{name} is {getattr(grpo, name)}; it must lie between {least:g} and {most:g}")
+            raise UserError(f"grpo.{name} is {getattr(grpo, name)}; it must be between {least:g} and {most:g}")
     if config.adapter.rank and (config.adapter.bits or config.adapter.dropout):
-        raise UserError("grpo compares with the base and draws by it: set adapter.bits=0 and adapter.dropout=0")
+        raise UserError("grpo compares with the base and samples from it: set adapter.bits=0 and adapter.dropout=0")
     perturb.changer(grpo.perturb, 0)
     optimised = [dataclasses.replace(one, weight=1.0) for one in grpo.rewards]
     for number, judge in enumerate(grpo.judges):
         if dataclasses.replace(judge, weight=1.0) in optimised:
             raise UserError(
-                f"grpo.judges[{number}] ({judge.kind}) is one of grpo.rewards: a judge is another model, or learned from other data"
+                f"grpo.judges[{number}] ({judge.kind}) is one of grpo.rewards: a judge must be another model, or trained on other data"
             )
 
 
 def settings_of(config: Config, before: Tokun) -> dict[str, Any]:
-    """What a trainer state and the result were made with."""
+    """The settings recorded in a trainer state and in the result."""
     identity = many.identity(before)
     grpo = without(dataclasses.asdict(config.grpo), UNJUDGED)
     grpo["rewards"] = {str(number): reward for number, reward in enumerate(grpo["rewards"])}
@@ -126,7 +126,7 @@ def settings_of(config: Config, before: Tokun) -> dict[str, Any]:
 
 @dataclass
 class Part:
-    """A micro batch of a rollout, and what is known of its tokens, all (N,)."""
+    """A micro batch of a rollout, with data on its N trained tokens, each (N,)."""
 
     ids: Tensor  # (B, T)
     what: Chosen
@@ -134,12 +134,12 @@ class Part:
     weight: Tensor
     start: Tensor
     start_entropy: Tensor
-    old: Tensor | None = None  # None where there is one update only: then it is what the update itself finds
+    old: Tensor | None = None  # None for a single update, which computes it itself
 
 
 @dataclass
 class Rollout:
-    """This process's pairs of a step, with their rewards."""
+    """This process's pairs of one step, with their rewards."""
 
     pairs: list[Pair]
     values: dict[str, list[float]]
@@ -147,7 +147,7 @@ class Rollout:
 
 @dataclass
 class Seconds:
-    """Where the time of a step goes."""
+    """Seconds spent in the parts of a step."""
 
     rollout: float = 0.0
     scoring: float = 0.0
@@ -161,7 +161,7 @@ class Seconds:
 
 
 class GrpoStage(EngineStage):
-    """A step is a rollout and its updates."""
+    """Trains the policy; a step is a rollout and its updates."""
 
     name = "grpo"
 
@@ -174,7 +174,7 @@ class GrpoStage(EngineStage):
         self.policy = Policy(config, before)
         engine = Engine.make(train, self.policy.model, deepspeed=run.deepspeed, micro=self.micro, accumulation=self.share // self.micro)
         self.policy.under(engine)
-        super().__init__(  # no average: what draws is what learned
+        super().__init__(  # no average: the trained weights themselves draw the next rollout
             run, loop.Schedule.of(train), train, model=self.policy.model, engine=engine, settings=settings, average=False
         )
         self.prompts = rollouts.read_prompts(self.grpo, before)
@@ -192,7 +192,7 @@ class GrpoStage(EngineStage):
         )
 
     def disk_bytes(self) -> int:
-        """Trainer states of weights and two moments."""
+        """Trainer states: weights and two moments."""
         return 3 * 4 * self.policy.trained * states_on_disk(self.config)
 
     def batch_keys(self) -> Sequence[str]:
@@ -201,7 +201,7 @@ class GrpoStage(EngineStage):
     # --- a step ---------------------------------------------------------------------------------------------------------
 
     def batches(self, start: int) -> Iterator[Rollout]:
-        """Pairs drawn by the weights as they are when the loop asks, and their rewards."""
+        """Pairs drawn with the current weights when the loop asks for them, and their rewards."""
         if start == 0:
             self.evaluate()
         for step in itertools.count(start):
@@ -217,7 +217,7 @@ class GrpoStage(EngineStage):
             yield self.latest
 
     def draw(self, step: int) -> list[Pair]:
-        """This process's pairs of a rollout, minibatch by minibatch; in one process they are all."""
+        """This process's pairs of a rollout, minibatch by minibatch (with one process, all pairs)."""
         size, mine = self.train.batch_size, self.run.rank * self.share
         numbers = [cut * size + mine + row for cut in range(self.grpo.minibatches) for row in range(self.share)]
         rolled = size * self.grpo.minibatches
@@ -231,14 +231,14 @@ class GrpoStage(EngineStage):
             advantage = self.advantages(batch.values)
             parts = self.parts(batch.pairs, advantage)
             totals, norm = self.learn(parts)
-        # the watch on entropy wants them at every step, in every process
+        # computed at every step in every process, for the entropy check
         self.logged = self.summary(batch.values, advantage, totals, parts) | {"train/grad_norm": norm, "train/lr": lr}
 
     def figures(self) -> tuple[dict[str, float], str]:
         return self.logged, f"reward {self.logged['reward/mean']:.3f} kl {self.logged['train/kl']:.4f}"
 
     def advantages(self, values: dict[str, list[float]]) -> Tensor:
-        """The weighted sum of each reward's own advantages: what is compared is in its own spread, whatever its unit (GDPO, Liu et al. 2026)."""
+        """The weighted sum of the advantages of each reward, normalised separately, so that units do not matter (GDPO, Liu et al. 2026)."""
         out = torch.zeros(len(next(iter(values.values()))), dtype=torch.float64)
         for reward in self.rewards:
             own = torch.tensor(values[reward.name], dtype=torch.float64)
@@ -247,7 +247,7 @@ class GrpoStage(EngineStage):
 
     @torch.no_grad()
     def parts(self, pairs: Sequence[Pair], advantage: Tensor) -> list[Part]:
-        """The rollout in micro batches, with the likelihoods of the frozen model and, where several updates follow, of the present one."""
+        """The rollout in micro batches, with likelihoods under the frozen model and, for several updates, under the current one."""
         v, device, out = self.before.vocabulary, self.engine.device, []
         held_back = self.alike(pairs)
         for first in range(0, len(pairs), self.micro):
@@ -269,7 +269,7 @@ class GrpoStage(EngineStage):
         return out
 
     def alike(self, pairs: Sequence[Pair]) -> Tensor | None:
-        """(pairs, codes of the largest picture): how much each code looks like the group's others at its place; None where nobody asks."""
+        """(pairs, codes of the largest picture): similarity of each code to the group's others at its position; None if `similar` is 0."""
         if not self.grpo.similar:
             return None
         size, vectors = self.grpo.group_size, self.before.image_tokenizer.vectors().cpu()
@@ -280,7 +280,7 @@ class GrpoStage(EngineStage):
         return out
 
     def learn(self, parts: Sequence[Part]) -> tuple[Tensor, float]:
-        """All updates of a rollout -> the sums of `Terms.totals` over all processes, and the last gradient's norm before clipping."""
+        """Run all updates of a rollout. Returns the sums of `Terms.totals` over all processes, and the last gradient norm before clipping."""
         each = self.share // self.micro
         totals, norm = torch.zeros(6, dtype=torch.float64), 0.0
         for _ in range(self.grpo.epochs):
@@ -290,7 +290,7 @@ class GrpoStage(EngineStage):
         return objective.summed(totals, self.run.world), norm
 
     def gradients(self, parts: Sequence[Part]) -> Tensor:
-        """Forward and backward of one update."""
+        """Forward and backward passes of one update. Returns the sums of `Terms.totals`."""
         train, grpo = self.train, self.grpo
         counts = torch.stack([torch.stack([part.what.is_image.sum(), (~part.what.is_image).sum()]) for part in parts]).sum(0).double()
         image, text = objective.summed(counts.cpu(), self.run.world).clamp_min(1).tolist()
@@ -313,7 +313,9 @@ class GrpoStage(EngineStage):
                     low=grpo.clip_low, high=grpo.clip_high, kl=grpo.kl, entropy_weight=grpo.entropy, start_entropy=part.start_entropy,
                 )  # fmt: skip
                 self.require_finite(found.loss)
-                self.engine.backward(found.loss * self.run.world)  # the engine averages over processes; the counts are global already
+                self.engine.backward(
+                    found.loss * self.run.world
+                )  # the engine averages over processes, but the loss is already a share of the global mean
             totals += found.totals().cpu()
         return totals
 
@@ -321,10 +323,10 @@ class GrpoStage(EngineStage):
     def temperatures(self) -> tuple[float, float]:
         return self.grpo.temperature, self.grpo.text_temperature
 
-    # --- what is told ---------------------------------------------------------------------------------------------------
+    # --- logging --------------------------------------------------------------------------------------------------------
 
     def summary(self, values: dict[str, list[float]], advantage: Tensor, totals: Tensor, parts: Sequence[Part]) -> dict[str, float]:
-        """The figures of a step, over all processes; seconds are this one's."""
+        """The figures of a step, over all processes; times are this process's."""
         each = {name: torch.tensor(found, dtype=torch.float64) for name, found in values.items()}
         n, s = len(advantage) * self.run.world, self.seconds
         sums = torch.stack([torch.stack([x.sum(), x.square().sum()]) for x in each.values()])
@@ -349,7 +351,7 @@ class GrpoStage(EngineStage):
         }  # fmt: skip
 
     def sample(self) -> None:
-        """The first two groups of the rollout, each pair with its rewards."""
+        """Log the first two groups of the rollout, each pair with its rewards."""
         if self.run.rank > 0:
             return
         some = self.latest.pairs[: 2 * self.grpo.group_size]
@@ -362,7 +364,7 @@ class GrpoStage(EngineStage):
         self.run.tracker.log_grid("rollouts", grid, [pair.image for pair in some], texts, step=self.step)
 
     def evaluate(self) -> str:
-        """Held-out pairs of the model as it is, by rewards and judges."""
+        """Score held-out pairs of the current model with rewards and judges."""
         whole = self.policy.whole()
         if self.court is None or whole is None:
             return ""
@@ -374,7 +376,7 @@ class GrpoStage(EngineStage):
     # --- the result -----------------------------------------------------------------------------------------------------
 
     def finish(self, target: Path, stopped_by: str) -> None:
-        """The checkpoint or the adapter, and the report of what is real. Every process calls it."""
+        """Write the checkpoint or adapter, and the report on whether the gain is real. A collective call."""
         self.evaluate()
         whole = self.policy.whole()
         if self.court is not None and whole is not None:
@@ -391,11 +393,11 @@ class GrpoStage(EngineStage):
                 log_samples(self.run, whole, self.step)
             self.run.forget(self.folder)
             self.run.say(real.lines(report))
-            self.run.say(f"grpo: {self.run.out / 'real' / 'report.html'} says what is real. " + where_to(target, self.config))
+            self.run.say(f"grpo: {self.run.out / 'real' / 'report.html'} shows whether the gain is real. " + where_to(target, self.config))
         self.run.wait()
 
     def card(self, record: dict[str, Any]) -> str:
-        """The start's card, or the adapter's, with what was done."""
+        """The card of the start, or of the adapter, extended by this training."""
         g, t = self.grpo, self.train
         mix = ", ".join(f"{reward.weight:g} x {reward.kind}" for reward in g.rewards)
         start = "the bundled model" if self.config.start == "bundled" else Path(self.config.start).name

@@ -1,10 +1,10 @@
-"""What GRPO minimises: advantages of groups, ratios clipped from both sides, divergence from the start. Tensors in, tensors out; knows no rewards.
+"""The GRPO objective: group advantages, ratios clipped on both sides, KL divergence from the start. Tensors in, tensors out; knows no rewards.
 
     loss = - sum over tokens of  w min(r A, clip(r, 1 - low, 1 + high) A)  +  kl k3(start, policy)  +  entropy (H - H_start)^2
 
-r is the ratio of the probability that the policy gives a token to the one it gave when the token was drawn (Schulman et al. 2017; Shao et al.
-2024, DeepSeekMath), both over the ids that the grammar allows, at the temperature of the rollout. Sums are over all tokens of an update, images'
-and words' each divided by their number, not sequence by sequence (DAPO, Yu et al. 2025), so that a long caption weighs what it is long.
+r is the ratio of a token's probability under the policy to that when it was drawn (Schulman et al. 2017; Shao et al.
+2024, DeepSeekMath), both over the ids that the grammar allows, at the temperature of the rollout. Sums are over all tokens of an update, normalised by
+the number of image or text tokens, not per sequence (DAPO, Yu et al. 2025), so a caption's weight is proportional to its length.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ EPSILON = 1e-4
 
 
 def advantages(rewards: Tensor, group_size: int, *, scale: str = "group", world: int = 1) -> Tensor:
-    """rewards (n,) in whole groups, one behind the other -> float64 (n,): how much better than its group's mean each is, over the spread in
-    its own group, in all groups of all processes ("batch"), or as it stands ("none")."""
+    """rewards (n,) in consecutive whole groups -> float64 (n,): the difference from the group's mean, divided by the standard deviation in the
+    group, in all groups of all processes ("batch"), or undivided ("none")."""
     groups = rewards.double().view(-1, group_size)
     apart = groups - groups.mean(1, keepdim=True)
     squares = apart.square()
@@ -51,19 +51,19 @@ def summed(values: Tensor, world: int) -> Tensor:
 
 @dataclass(frozen=True)
 class Chosen:
-    """The tokens of some sequences that were chosen and are learned from; places point into the flattened (B, T - 1) of what is predicted."""
+    """The sampled tokens of some sequences that are trained; `places` index the flattened predictions (B, T - 1)."""
 
     places: Tensor  # (N,)
     ids: Tensor  # (N,)
     cases: Tensor  # (N,) into `Grammar.allowed`
     is_image: Tensor  # (N,) bool
-    rows: Tensor  # (N,) which sequence
-    slots: Tensor  # (N,) which code of its picture, in raster order; words count on from 0
+    rows: Tensor  # (N,) the sequence
+    slots: Tensor  # (N,) the code's index in its picture, in raster order; for words, the index in the caption
 
 
 def chosen(vocabulary: Vocabulary, ids: Tensor, learn: str) -> Chosen:
-    """ids (B, T) padded -> the codes of the pictures and the pieces of the captions with their ends: both, or one of the two kinds ("image",
-    "text"). What was given (tags, a prompt) and what the grammar decides alone (<eoi>) are none."""
+    """ids (B, T) padded -> the codes of the pictures and the pieces of the captions with their ends: both, or one kind ("image", "text").
+    Given tokens (tags, a prompt) and tokens forced by the grammar (<eoi>) are left out."""
     cases = legal_cases(vocabulary, ids)
     states = cases // 3
     image = torch.isin(states, torch.tensor([STATES.index(s) for s in IMAGE_STATES], device=ids.device)) & (ids >= vocabulary.code_offset)
@@ -80,7 +80,7 @@ def likelihoods(
     model: Any, ids: Tensor, what: Chosen, vocabulary: Vocabulary, *, temperatures: tuple[float, float], moved: bool = False
 ) -> tuple[Tensor, Tensor]:
     """(log-probability, entropy) float32 (N,) of the chosen tokens, over legal ids, by one forward pass of `model` over ids (B, T).
-    `temperatures`: of codes, of words; `moved`: whether the entropy is to have a gradient."""
+    `temperatures`: of codes, of words; `moved`: whether the entropy has a gradient."""
     logits = model(input_ids=ids[:, :-1], use_cache=False).logits[..., : vocabulary.size].flatten(0, 1)
     rows = logits.index_select(0, what.places).float()
     rows = rows / torch.where(what.is_image, *temperatures)[:, None]
@@ -92,14 +92,14 @@ def likelihoods(
 
 
 def easy(old: Tensor, limit: float) -> Tensor:
-    """(N,) bool: tokens that were all but certain when they were drawn. They were drawn in good and bad pairs alike, and their gradients
-    contradict one another."""
+    """(N,) bool: tokens that were almost certain when drawn. They occur in good and bad pairs alike, so their gradients contradict one
+    another."""
     return old.exp() >= limit if limit < 1 else torch.zeros_like(old, dtype=torch.bool)
 
 
 def alike(codes: Tensor, vectors: Tensor) -> Tensor:
-    """codes (groups, size, n) of pictures, vectors (K, d) of the codebook -> (groups, size, n) from 0 to 1: how much each code looks like those of
-    the group's other pictures at its place, by the cosine of their vectors (after STAGE, Ma et al. 2025)."""
+    """codes (groups, size, n) of pictures, vectors (K, d) of the codebook -> (groups, size, n) from 0 to 1: mean cosine similarity of each
+    code's vector to those of the group's other pictures at its position (after STAGE, Ma et al. 2025)."""
     centred = torch.nn.functional.normalize(vectors.float() - vectors.float().mean(0), dim=1)
     own = centred[codes]  # (groups, size, n, d)
     others = (own.sum(1, keepdim=True) - own) / max(1, codes.shape[1] - 1)
@@ -108,7 +108,7 @@ def alike(codes: Tensor, vectors: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Terms:
-    """Sums over tokens; `loss` alone has a gradient."""
+    """Sums over tokens; only `loss` has a gradient."""
 
     loss: Tensor
     kl: Tensor
@@ -117,7 +117,7 @@ class Terms:
     count: Tensor  # (2,)
 
     def totals(self) -> Tensor:
-        """(6,) float64: KL, entropy of images and of words, clipped, images' tokens and words'."""
+        """(6,) float64: KL, entropy of images and of words, clipped tokens, number of image tokens and of text tokens."""
         parts = (self.kl[None], self.entropy, self.clipped[None], self.count)
         return torch.cat([part.detach().double() for part in parts])
 
@@ -126,13 +126,13 @@ def terms(
     new: Tensor, entropy: Tensor, old: Tensor, start: Tensor, advantage: Tensor, weight: Tensor, share: Tensor, is_image: Tensor,
     *, low: float, high: float, kl: float, entropy_weight: float = 0.0, start_entropy: Tensor | None = None,
 ) -> Terms:  # fmt: skip
-    """All (N,). `weight`: 0 to 1, of a token's advantage; `share`: what a token counts for in the loss, one over the number of its kind in the
+    """All (N,). `weight`: 0 to 1, of a token's advantage; `share`: a token's weight in the loss, from the number of its kind in the
     whole update; `start` and `start_entropy`: the frozen model's log-probabilities and entropies."""
     ratio = (new - old).exp()
     inside = ratio.clamp(1 - low, 1 + high)
     gain = torch.minimum(ratio * advantage, inside * advantage)
     apart = start - new
-    divergence = torch.expm1(apart) - apart  # k3 (Schulman 2020): unbiased, and never below 0
+    divergence = torch.expm1(apart) - apart  # k3 (Schulman 2020): unbiased and never negative
     loss = (share * (kl * divergence - weight * gain)).sum()
     if entropy_weight and start_entropy is not None:
         loss = loss + entropy_weight * (share * (entropy - start_entropy).square()).sum()

@@ -1,4 +1,4 @@
-"""Rewards of drawings: what is left of a picture as SVG within a limit of bytes, and how short it is. The drawing is rendered back by resvg."""
+"""Rewards for drawings: how much of a picture survives as SVG within a byte limit, and how short it is. resvg renders the drawing."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def likeness_within(asked: RewardConfig, model: Tokun | None = None) -> Callable
 
 
 def shortness(asked: RewardConfig, model: Tokun | None = None) -> Callable[[Sequence[Pair]], list[float]]:
-    """Thousands of bytes, below 0, of each picture traced at one fineness. A blank page is the shortest: set it beside a likeness."""
+    """Negative kilobytes of each picture traced at a fixed fineness. A blank page is the shortest: combine it with a likeness."""
     need("vtracer", extra="svg")
 
     def size(image: Image.Image) -> int:
@@ -55,7 +55,7 @@ def renderer() -> Any:
 
 
 def likeness(one: Image.Image, other: Image.Image) -> float:
-    """The correlation of two pictures' shades at SIDE px, -1 to 1; 0 where one of them is flat, so that a blank page wins nothing."""
+    """The correlation of two pictures' grey levels at SIDE px, -1 to 1; 0 if one of them is flat, so that a blank page gains nothing."""
     scale = SIDE / max(one.size)
     size = tuple(max(1, round(side * scale)) for side in one.size)
     a, b = (np.asarray(image.convert("L").resize(size, Image.Resampling.BOX), np.float64) for image in (one, other))

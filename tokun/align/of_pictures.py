@@ -1,5 +1,5 @@
-"""Rewards that look at pictures through other networks: CLIP, an aesthetic head, answers, ImageNet features. Each maker takes what a config
-says of one reward and the frozen model, and returns a function from pairs to numbers."""
+"""Rewards for pictures by other networks: CLIP, an aesthetic head, question answering, ImageNet features. Each maker takes a reward's config
+and the frozen model, and returns a function from pairs to numbers."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from tokun.inference.model import Pair, Tokun
 
 Score = Callable[[Sequence["Pair"]], Sequence[float]]
-SHRINK = 0.1  # of a covariance towards its diagonal's mean: there are fewer pictures than features
+SHRINK = 0.1  # of the covariance towards its diagonal's mean, since there are fewer pictures than features
 
 
 # --- picture and words together ---------------------------------------------------------------------------------------
@@ -56,7 +56,7 @@ def description(asked: RewardConfig, model: Tokun) -> Score:
 
 
 def recogniser(asked: RewardConfig, model: Tokun) -> tuple[recognitions.Judge, Features]:
-    """The judge of `evaluate.recognition`, learned from the first `n` described pictures of the shards (0: all)."""
+    """The judge of `evaluate.recognition`, trained on the first `n` described pictures of the shards (0: all)."""
     config = model.image_tokenizer.config
     network = last_layer(asked.of or LITE0, model.device, max(128, config.image_size))
     pictures = described(needed(asked.shards, "shards", "shards of described pictures"), framed_for(model), channels=config.image_channels)
@@ -85,15 +85,13 @@ def vqa(asked: RewardConfig, model: Tokun) -> Score:
 
 
 def asker(asked: RewardConfig) -> Callable[[Pair], str]:
-    """The question of a pair; {} is its caption. Raises UserError for one that is empty, or with other fields."""
+    """A function from pairs to questions; {} is the caption. Raises UserError for an empty question, or one with other fields."""
     question = asked.question or SHOWS
     try:
         if not question.format("a ship").strip(" ?."):
             raise UserError("it is empty")
     except (ValueError, IndexError, KeyError) as error:
-        raise UserError(
-            f"question is {question!r} ({error}); it is a question whose answer is yes or no, with {{}} for the caption"
-        ) from error
+        raise UserError(f"question is {question!r} ({error}); it must be a yes-or-no question, with {{}} for the caption") from error
     return lambda pair: question.format(pair.caption)
 
 
@@ -118,8 +116,8 @@ def style(asked: RewardConfig, model: Tokun) -> Score:
 
 
 def reference(asked: RewardConfig, model: Tokun) -> Score:
-    """Log density of a picture's features under the Gaussian that the Fréchet distance would compare with (its covariance shrunk, Ledoit and
-    Wolf 2004), a dimension, up to a constant. Its mode is one picture: watch diversity beside it."""
+    """Log density per dimension, up to a constant, of a picture's features under the Gaussian of the Fréchet distance (with shrunk covariance,
+    Ledoit and Wolf 2004). Its mode is a single picture: watch diversity, too."""
     network = open_features(needed(asked.of, "of", "weights of SqueezeNet 1.1 or Inception v3"), model.device, f"{asked.kind}: of")
     found = network(real_pictures(asked, model))
     mean, centred = found.mean(0), found - found.mean(0)
@@ -136,7 +134,7 @@ def reference(asked: RewardConfig, model: Tokun) -> Score:
 
 
 def real_pictures(asked: RewardConfig, model: Tokun, least: int = 16) -> list[Image.Image]:
-    """The first `n` pictures of the shards, framed as the model's own. Raises UserError for fewer than `least`."""
+    """The first `n` pictures of the shards, framed like the model's. Raises UserError for fewer than `least`."""
     from tokun.evaluate.material import samples_of
     from tokun.evaluate.memorisation import shown_of
 
@@ -144,11 +142,11 @@ def real_pictures(asked: RewardConfig, model: Tokun, least: int = 16) -> list[Im
     samples = samples_of(model, data.ShardIndex(data.expand_shards(shards), need=(), one_of=data.IMAGE_SUFFIXES))
     found = [shown_of(samples, i) for i in range(min(asked.n or len(samples), len(samples)))]
     if len(found) < least:
-        raise UserError(f"shards {shards} hold {len(found)} pictures; it takes {least} at least")
+        raise UserError(f"shards {shards} hold {len(found)} pictures; at least {least} are needed")
     return found
 
 
 def needed(value: str, name: str, what: str) -> str:
     if not value:
-        raise UserError(f"{name} is empty; it names {what}")
+        raise UserError(f"{name} is empty; it must name {what}")
     return value

@@ -1,5 +1,5 @@
-"""Rewards that look at words: how far the picture explains them, and whether they are a caption at all. Each maker takes what a config says
-of one reward and the frozen model, and returns a function from pairs to numbers."""
+"""Rewards for words: how well the picture explains them, and whether they form a proper caption. Each maker takes a reward's config
+and the frozen model, and returns a function from pairs to numbers."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ if TYPE_CHECKING:
 
 
 def pmi(asked: RewardConfig, model: Tokun) -> Callable[[Sequence[Pair]], list[float]]:
-    """log p(caption | picture) - log p(caption), in nats, by the frozen model: the one that learns could raise its own opinion of itself."""
+    """log p(caption | picture) - log p(caption), in nats, by the frozen model: the trained one could inflate its own score."""
     return lambda pairs: model.pmi([p.tags for p in pairs], [p.caption_ids for p in pairs], [p.codes for p in pairs])
 
 
 def caption(asked: RewardConfig, model: Tokun) -> Callable[[Sequence[Pair]], list[float]]:
-    """1 for a caption that ends where it should, says nothing twice in a row and is not, word for word, one of the shards'; a third less for each
-    fault. Without shards nothing is known of what was learnt by heart, and of words that are cut."""
+    """1 for a caption that ends properly, has no immediate repetitions and is not a verbatim copy from the shards; a third less for each
+    fault. Without shards, copies and truncated words go undetected."""
     lines = read_captions(asked.shards) if asked.shards else []
     known = Counter(word for line in lines for word in words(line))
     learnt = {" ".join(words(line)) for line in lines}

@@ -1,4 +1,4 @@
-"""Pictures changed a little before they are scored: a reward that lives on single pixels does not survive it. Knows pictures, no models."""
+"""Small perturbations of pictures before scoring, so that rewards cannot depend on single pixels. Knows pictures, no models."""
 
 from __future__ import annotations
 
@@ -27,13 +27,13 @@ def crop(image: Image.Image, rng: np.random.Generator) -> Image.Image:
 
 
 def noise(image: Image.Image, rng: np.random.Generator) -> Image.Image:
-    """Gaussian, of up to 8 of 255 shades."""
+    """Gaussian noise with a standard deviation of 2 to 8 of 255 grey levels."""
     array = np.asarray(image, np.float64)
     return Image.fromarray((array + rng.normal(0, rng.uniform(2, 8), array.shape)).clip(0, 255).astype(np.uint8))
 
 
 def jpeg(image: Image.Image, rng: np.random.Generator) -> Image.Image:
-    """At a quality of 70 to 95."""
+    """JPEG at a quality of 70 to 95."""
     buffer = io.BytesIO()
     image.save(buffer, "JPEG", quality=int(rng.integers(70, 96)))
     return Image.open(buffer).convert(image.mode)
@@ -43,12 +43,12 @@ CHANGES: dict[str, Change] = {"crop": crop, "noise": noise, "jpeg": jpeg}
 
 
 def changer(names: Sequence[str], seed: int) -> Callable[[Sequence[Pair]], list[Pair]]:
-    """Pairs -> the same with their pictures changed, one change after the other: a function of seed and pair, so that runs repeat.
+    """Pairs -> the same with perturbed pictures, one perturbation after the other: a function of seed and pair, so runs are reproducible.
 
-    Raises UserError for a change that there is not.
+    Raises UserError for an unknown perturbation.
     """
     if unknown := set(names) - set(CHANGES):
-        raise UserError(f"grpo.perturb names {', '.join(sorted(unknown))}; there are {', '.join(CHANGES)}")
+        raise UserError(f"grpo.perturb names {', '.join(sorted(unknown))}; known are {', '.join(CHANGES)}")
 
     def change(pairs: Sequence[Pair]) -> list[Pair]:
         out = []

@@ -1,4 +1,4 @@
-"""The generator that learns from rewards: all its weights or an adapter, whole where pairs are drawn, and frozen beside it the one it began as."""
+"""The policy: the generator trained by rewards (all weights or an adapter), its whole weights for sampling, and its frozen start."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ from tokun.training.engine import Engine
 
 
 class Policy:
-    """`before` is the frozen model (with its tokenizers); `model` the one that an engine trains."""
+    """`before` is the frozen model (with its tokenizers); `model` is trained by an engine."""
 
     def __init__(self, config: Config, before: Tokun):
-        """First weights of an adapter come from torch's global generator: seed it before the call."""
+        """An adapter's initial weights come from torch's global generator: seed it before the call."""
         self.config, self.before = config, before
         self.model: Any = copy.deepcopy(before.generator)
         self.tuned = None
@@ -36,38 +36,38 @@ class Policy:
         if config.train.gradient_checkpointing:
             self.model.gradient_checkpointing_enable()
         tune_for(self.model, torch.device("cuda" if torch.cuda.is_available() else "cpu"))
-        self.model.train(config.train.gradient_checkpointing)  # nothing is dropped: the first ratio is 1
+        self.model.train(config.train.gradient_checkpointing)  # no dropout, so that the first ratio is 1
         self.parameters = count_parameters(self.model)
         self.trained = self.tuned.size if self.tuned else self.parameters
         self._copy: nn.Module | None = None
         self._drawer: Tokun | None = None
 
     def under(self, engine: Engine) -> None:
-        """Say which engine trains it. The frozen model goes to the engine's device."""
+        """Set the engine that trains it. Moves the frozen model to the engine's device."""
         self.engine = engine
         self.before.to(engine.device)
         self.before.generator.requires_grad_(False)
 
     def drawer(self) -> Tokun:
-        """The model as it stands, in every process, to draw with. `release` it before its weights change."""
+        """The current model for sampling, in every process. Call `release` before its weights change."""
         if self.tuned:
             generator = loras.merged(self.before.generator, self._adapter()).eval()
         elif any(map(is_cut, self.model.parameters())):
             generator = self._gathered()
         else:
             generator = self.model
-        if self._drawer is None:  # its tables of ids are made once
+        if self._drawer is None:  # its id tables are made once
             self._drawer = copy.copy(self.before)
         self._drawer.generator = generator
         return self._drawer
 
     def release(self) -> None:
-        """Let go of what the sampler keeps of the weights: torch's fused optimizer changes them unseen, and the next pairs would be drawn by these."""
+        """Drop the sampler's cached weights: torch's fused optimizer changes weights undetected, so the next pairs would use stale ones."""
         if self._drawer is not None:
             decoder.forget(self._drawer.generator)
 
     def whole(self) -> Tokun | None:
-        """The model as users will load it. Every process calls it; only the first gets it."""
+        """The model as users load it. A collective call; only the first process gets it."""
         if self.tuned:
             adapter = self._adapter()
             return self.tuned.model(adapter).to(self.engine.device) if _rank() == 0 else None
@@ -79,7 +79,7 @@ class Policy:
         return made
 
     def write(self, whole: Tokun, folder: Path, card: str) -> None:
-        """Fill a folder with the checkpoint, or the adapter."""
+        """Write the checkpoint or adapter to a folder."""
         if self.tuned:
             self.tuned.write(whole, folder, card)
         else:
@@ -87,10 +87,10 @@ class Policy:
 
     @torch.no_grad()
     def _adapter(self) -> loras.Adapter:
-        """What is trained, in every process."""
+        """The trained adapter, in every process."""
         assert self.tuned is not None
         tensors = self.tuned.tensors()
-        if dist.is_initialized() and any(map(is_cut, self.model.parameters())):  # the first process alone has them
+        if dist.is_initialized() and any(map(is_cut, self.model.parameters())):  # only the first process has them
             box = [tensors]
             dist.broadcast_object_list(box, 0)
             tensors = box[0]
@@ -98,7 +98,7 @@ class Policy:
 
     @torch.no_grad()
     def _gathered(self) -> nn.Module:
-        """A copy with whole weights, of parameters that ZeRO-3 has cut."""
+        """A copy with whole weights, gathered from parameters partitioned by ZeRO-3."""
         if self._copy is None:
             self._copy = copy.deepcopy(self.before.generator)
         for (_, there), (_, parameter) in zip(self._copy.named_parameters(), self.model.named_parameters(), strict=True):

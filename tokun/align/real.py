@@ -1,14 +1,14 @@
-"""Is the gain real? Held-out pairs of the same latents before and after, by the rewards, by judges that were not optimised, and as a set.
+"""Is the gain real? Compares held-out pairs of the same latents before and after, by rewards, by judges that were not optimised, and as a set.
 
     a reward rose, and so did a judge, and none fell    real
     a reward rose, and no judge did, or one fell        hacked
     a reward rose, and there is no judge                not judged
     no reward rose                                      no gain
 
-To rise is to do so beyond chance: the 95 % interval of the mean difference over pairs of one latent (bootstrap) lies above 0. Beside it stands
-how varied the pairs are (less than nine tenths of before: less varied) and how many are near copies of training pictures (more than before).
+A rise must be significant: the 95 % bootstrap interval of the mean difference between pairs of one latent is above 0. The report also says
+whether the pairs are less varied (below nine tenths of before) and whether more of them are near copies of training pictures.
 
-    out/real/step-00000040.json      every pair's values, of each time that was looked
+    out/real/step-00000040.json      every pair's values, for each evaluation
     out/real/report.json, report.md, report.html, and viewer/before, viewer/after: sheets for people (`tokun.evaluate.viewer`)
 """
 
@@ -40,24 +40,24 @@ if TYPE_CHECKING:
     from tokun.inference.model import Pair, Tokun
 
 LEAST_DIVERSITY = 0.9  # of before
-THUMBNAIL = 16  # px, of the grey pictures whose distances are diversity where no network is named
-SEARCHED = 2000  # training pictures
+THUMBNAIL = 16  # px, of the grey thumbnails that measure diversity if no network is named
+SEARCHED = 2000  # training pictures searched for copies
 SHEET = 24  # pairs on the report's sheets
 
 
 class Court:
-    """Hears the model before and as it is. In the first process only."""
+    """Evaluates the model before and during training. In the first process only."""
 
     def __init__(self, config: GrpoConfig, before: Tokun, optimised: Sequence[Checked], folder: Path):
-        """`optimised`: the rewards as they are, pictures unchanged. Raises ValueError for judges that cannot be made."""
+        """`optimised`: the rewards on unperturbed pictures. Raises ValueError for judges that cannot be made."""
         self.config, self.before, self.folder = config, before, folder
         self.rewards, self.judges = list(optimised), rewards.make(config.judges, before, "grpo.judges")
         self.features = open_features(config.features, before.device, "grpo.features") if config.features else None
         self.known: list[memorisation.Coded] | None = None
-        self.drawn: dict[int, list[Pair]] = {}  # at the start and at the latest step, for the report
+        self.drawn: dict[int, list[Pair]] = {}  # by step: at the start and at the latest step, for the report
 
     def hear(self, model: Tokun, prompts: Prompts, step: int) -> dict[str, float]:
-        """Judge the model, keep what was found, and tell the means. What is there of this step is not measured again."""
+        """Evaluate the model, store the result and return the means. A stored result of this step is reused."""
         found = self.seen(model, prompts, step)[0]
         told = {f"{kind}/{name}": float(np.mean(values)) for kind in ("rewards", "judges") for name, values in found[kind].items()}
         told |= {name: float(found[name]) for name in ("diversity", "near_copies", "alike") if found[name] is not None}
@@ -68,7 +68,7 @@ class Court:
         return told
 
     def seen(self, model: Tokun, prompts: Prompts, step: int, *, pictures: bool = False) -> tuple[dict[str, Any], list[Pair]]:
-        """What is found of the model at a step; and its pairs, where it had to be drawn or pictures are wanted: none are drawn twice."""
+        """The evaluation of the model at a step; and its pairs, if they had to be drawn or `pictures` is set. No pair is drawn twice."""
         asked = {"n": self.config.eval_n, "seed": self.config.eval_seed, "judges": [judge.name for judge in self.judges]}
         found = checkpoint.read_record(self.record(step))
         if found is not None and found["asked"] != asked:
@@ -97,7 +97,7 @@ class Court:
         }  # fmt: skip
 
     def vectors(self, pairs: Sequence[Pair]) -> Tensor:
-        """float64 (n, d), whose distances say how unlike two pictures look."""
+        """float64 (n, d) feature vectors, whose distances measure how different pictures look."""
         images = [pair.image for pair in pairs]
         if self.features is not None:
             return self.features(images)
@@ -106,12 +106,12 @@ class Court:
 
     @staticmethod
     def apart(pairs: Sequence[Pair], own: Sequence[memorisation.Coded]) -> Tensor:
-        """(n,) the share of codes in which each picture differs from the most similar other one."""
+        """(n,) share of codes in which each picture differs from the most similar other one."""
         found = memorisation.codes_apart(own, own)
         return found.fill_diagonal_(1).min(1).values
 
     def copies(self, pairs: Sequence[Pair]) -> float | None:
-        """The share of pairs a quarter of whose codes, or more, are those of one training picture."""
+        """The share of pairs that have at least a quarter of their codes in common with one training picture."""
         if not self.config.copies_of:
             return None
         if self.known is None:
@@ -122,7 +122,7 @@ class Court:
         return float((nearest <= 1 - memorisation.CODES_SHARE).double().mean())
 
     def report(self, model: Tokun, prompts: Prompts, step: int) -> dict[str, Any]:
-        """Compare with before and write the report, with sheets of both."""
+        """Compare with the start and write the report, with sheets of both."""
         first, old = self.seen(self.before, prompts, 0, pictures=True)
         last, new = self.seen(model, prompts, step, pictures=True)
         found = compare(first, last) | {"steps": step}
@@ -137,7 +137,7 @@ class Court:
         return found
 
     def for_viewers(self, name: str, pairs: Sequence[Pair]) -> None:
-        """A sheet on which people choose among four captions; fewer pairs than it takes, and there is none."""
+        """Write a sheet on which people choose among four captions; none if there are too few pairs."""
         shown = [viewer.Shown(f"{pair.seed}-{pair.index}", pair.caption, pair.tags.subject, pair.image) for pair in pairs]
         try:
             questions = viewer.ask(shown, max(1, len({pair.caption for pair in pairs}) // 4), self.config.eval_seed)
@@ -154,7 +154,7 @@ def coded(model: Tokun, pairs: Sequence[Pair]) -> list[memorisation.Coded]:
 
 
 def compare(before: dict[str, Any], after: dict[str, Any]) -> dict[str, Any]:
-    """Two records of `Court.measured` over the same latents -> every rise with its interval, a verdict for each reward, and one for all."""
+    """Two records of `Court.measured` over the same latents -> each rise with its interval, a verdict per reward, and an overall one."""
     rows = {
         kind: {name: rise(values, after[kind][name]) for name, values in before[kind].items() if name in after[kind]}
         for kind in ("rewards", "judges")
@@ -183,7 +183,7 @@ def compare(before: dict[str, Any], after: dict[str, Any]) -> dict[str, Any]:
 
 
 def rise(before: Sequence[float], after: Sequence[float]) -> dict[str, Any]:
-    """Means, and the mean difference over pairs with its 95 % interval."""
+    """Means before and after, and the mean paired difference with its 95 % interval."""
     old, new = np.asarray(before, np.float64), np.asarray(after, np.float64)
     low, high = figures.bootstrap(new - old, np.mean)
     return {
@@ -231,7 +231,7 @@ def lines(report: dict[str, Any]) -> str:
 
 
 def page(report: dict[str, Any], sheets: dict[str, Image.Image]) -> str:
-    """The same as one HTML page that needs nothing else, with the sheets."""
+    """The same as one self-contained HTML page, with the sheets."""
 
     def row(cells: Sequence[str], tag: str = "td") -> str:
         return "<tr>" + "".join(f"<{tag}>{html.escape(cell)}</{tag}>" for cell in cells) + "</tr>"

@@ -1,23 +1,23 @@
-"""Rewards: pairs in, one number each out. What they are called, how they are made, checked and mixed.
+"""Rewards: one number per pair. Their names, and how they are made, checked and combined.
 
-    kind            reads                what it says of a pair
-    pmi                                  nats that the picture explains of its caption, by the model before the training (frozen)
-    clip            of                   cosine of picture and caption, an open_clip model (id, folder; also what benchmarks/clip_judge.py leaves)
-    clip_first      of                   the share of draws of 15 other captions of the batch above which that model ranks the own caption
-    recognition     of, shards           the same share by a ridge regression from ImageNet features (`evaluate.recognition`), learned from the shards
-    description     of, shards           that regression's score of the own caption
-    style           of, shards           the logit of a classifier, the shards' pictures against other kinds (`evaluate.style`)
+    kind            reads                value for a pair
+    pmi                                  nats of the caption that the picture explains, by the model before training (frozen)
+    clip            of                   cosine of picture and caption, an open_clip model (id or folder; also one trained by benchmarks/clip_judge.py)
+    clip_first      of                   probability that this model ranks the pair's caption above 15 other captions drawn from the batch
+    recognition     of, shards           the same with a ridge regression from ImageNet features (`evaluate.recognition`), trained on the shards
+    description     of, shards           that regression's score of the pair's caption
+    style           of, shards           logit of a classifier of the shards' pictures against other kinds (`evaluate.style`)
     aesthetic       of, clip             a linear head on CLIP features, 1 to 10
-    own_yes         question             P(yes) by the model before the training, where it was trained on questions
-    vqa             of, question         P(yes) by a model that answers about pictures (transformers id or folder)
-    caption         shards               whole, without loops, not learnt by heart: 1, less a third for each fault
-    svg             max_bytes            likeness of the drawing within the limit to the picture, rendered back
-    svg_bytes                            bytes of the picture traced at one fineness, in thousands, below 0: shorter is more
-    reference       of, shards           log density of Fréchet features under the shards' Gaussian, a dimension
-    module:function                      your own: a function of a list of pairs (`tokun.inference.model.Pair`)
+    own_yes         question             P(yes) by the model before training, if it was trained on questions
+    vqa             of, question         P(yes) by a visual question answering model (transformers id or folder)
+    caption         shards               complete, without loops, not memorised: 1, less a third for each fault
+    svg             max_bytes            likeness of the picture and its drawing within the limit, rendered
+    svg_bytes                            negative kilobytes of the picture traced at a fixed fineness: shorter is better
+    reference       of, shards           log density per dimension of Fréchet features under the shards' Gaussian
+    module:function                      your own function of a list of pairs (`tokun.inference.model.Pair`)
 
-A reward is any callable from pairs to as many finite numbers; `Checked` holds it to that. Higher is better for all.
-Every kind may be a judge instead: measured, never optimised.
+A reward is any callable from pairs to as many finite numbers; `Checked` enforces that. Higher is better for all.
+Every kind can also be a judge: measured, never optimised.
 """
 
 from __future__ import annotations
@@ -51,21 +51,21 @@ MAKERS: dict[str, Callable[[RewardConfig, Any], Score]] = {
 
 @dataclass(frozen=True)
 class Checked:
-    """A reward with its name and weight. Its numbers are finite and as many as the pairs, or there is one clear line."""
+    """A reward with its name and weight. Checks that it gives one finite number per pair."""
 
     name: str
     weight: float
     score: Score
 
     def __call__(self, pairs: Sequence[Pair]) -> list[float]:
-        """Raises UserError, naming the reward, for what is not one finite number a pair."""
+        """The reward of each pair. Raises UserError, naming the reward, unless it gives one finite number per pair."""
         found: Any = self.score(list(pairs))
         if isinstance(found, (Tensor, np.ndarray)):
             found = found.tolist()
         if isinstance(found, (str, bytes, dict)) or not isinstance(found, Sequence):
-            raise UserError(f"reward {self.name} gave a {type(found).__name__}; it must give a list of {len(pairs)} numbers, one a pair")
+            raise UserError(f"reward {self.name} gave a {type(found).__name__}; it must give a list of {len(pairs)} numbers, one per pair")
         if len(found) != len(pairs):
-            raise UserError(f"reward {self.name} gave {len(found)} numbers for {len(pairs)} pairs; it must give one a pair, in their order")
+            raise UserError(f"reward {self.name} gave {len(found)} numbers for {len(pairs)} pairs; it must give one per pair, in order")
         for i, value in enumerate(found):
             if isinstance(value, bool) or not isinstance(value, numbers.Real):
                 raise UserError(f"reward {self.name} gave {value!r} ({type(value).__name__}) for pair {i}; it must be a number")
@@ -75,9 +75,9 @@ class Checked:
 
 
 def make(asked: Sequence[RewardConfig], model: Tokun, where: str = "grpo.rewards") -> list[Checked]:
-    """The rewards that a config names. `model`: the frozen one, for those that ask it; its device is theirs.
+    """The rewards that a config names. `model`: the frozen model, for the rewards that use it; all run on its device.
 
-    Raises UserError for an unknown kind, a weight that is none, or what the kind cannot be made of.
+    Raises UserError for an unknown kind, an invalid weight, or settings that the kind does not accept.
     """
     out: list[Checked] = []
     for number, one in enumerate(asked):
@@ -89,18 +89,16 @@ def make(asked: Sequence[RewardConfig], model: Tokun, where: str = "grpo.rewards
         except KeyError as error:
             if one.kind in MAKERS:
                 raise
-            raise UserError(
-                f"{place}.kind is {one.kind!r}; it must be one of {', '.join(MAKERS)}, or module:function of your own"
-            ) from error
+            raise UserError(f"{place}.kind is {one.kind!r}; it must be one of {', '.join(MAKERS)}, or your own module:function") from error
         except (UserError, FileNotFoundError) as error:
             raise type(error)(f"{place} ({one.kind}): {error}") from error
-        same = sum(other.kind == one.kind for other in asked[:number])  # two CLIPs, say
+        same = sum(other.kind == one.kind for other in asked[:number])  # for example two CLIPs
         out.append(Checked(f"{one.kind}_{same + 1}" if same else one.kind, one.weight, score))
     return out
 
 
 def parse(text: str) -> RewardConfig:
-    """'clip=FOLDER' or 'pmi' of a command line -> what a config would say: the kind, and behind = what it reads in `of`."""
+    """'clip=FOLDER' or 'pmi' from a command line -> the same as config: the kind, and after = the value of `of`."""
     if text.partition(":")[0] not in MAKERS and ":" in text.partition("=")[0]:
         return RewardConfig(kind=text)
     kind, _, of = text.partition("=")
@@ -108,13 +106,13 @@ def parse(text: str) -> RewardConfig:
 
 
 def own_function(name: str) -> Score:
-    """The function behind `module:function`. Raises UserError where there is none."""
+    """Import the function `module:function`. Raises UserError if there is none."""
     module, _, function = name.partition(":")
     try:
         found = getattr(importlib.import_module(module), function)
     except (ImportError, AttributeError, ValueError) as error:
         raise UserError(
-            f"{name} cannot be imported ({error}); give module:function, the module being installed or in the current folder"
+            f"{name} cannot be imported ({error}); give module:function, with the module installed or in the current folder"
         ) from error
     if not callable(found):
         raise UserError(f"{name} is a {type(found).__name__}, not a function")
@@ -123,7 +121,7 @@ def own_function(name: str) -> Score:
 
 @dataclass(frozen=True)
 class Mixed:
-    """Several rewards as one: each reward's numbers by name, and their weighted sum."""
+    """Several rewards combined: each reward's numbers by name, and their weighted sum."""
 
     rewards: Sequence[Checked]
 
@@ -131,12 +129,12 @@ class Mixed:
         return {reward.name: reward(pairs) for reward in self.rewards}
 
     def total(self, pairs: Sequence[Pair]) -> list[float]:
-        """As the `score` of `Tokun.best_of`."""
+        """The weighted sums, as the `score` of `Tokun.best_of`."""
         values = self(pairs)
         return [sum(reward.weight * values[reward.name][i] for reward in self.rewards) for i in range(len(pairs))]
 
 
 def perturbed(reward: Checked, change: Callable[[Sequence[Pair]], list[Pair]]) -> Checked:
-    """The reward of pairs whose pictures were changed before (`perturb.changer`)."""
+    """The reward of pairs after their pictures are perturbed (`perturb.changer`)."""
     score = reward.score
     return replace(reward, score=lambda pairs: score(change(pairs)))
