@@ -25,7 +25,7 @@ from tokun import planner
 from tokun.config import Config, load_config
 from tokun.training import engine
 from tokun.training.health import Preempted
-from tokun.training.run import Run, hold_out, open_run, write_config
+from tokun.training.run import Run, lock_out, open_run, write_config
 from tokun.training.stages import stages_of
 from tokun.utils import checkpoint, console, lock
 from tokun.utils.errors import UserError
@@ -37,12 +37,12 @@ def main(argv: list[str] | None = None) -> None:
         planner.main_plan(config, args)
         return
     launched = engine.start_processes()
-    held = hold_out(config)
+    held = lock_out(config)
     try:
         train(config, launched)
     finally:
         if held is not None:
-            lock.let_go(held)
+            lock.release(held)
     engine.end_processes()
 
 

@@ -90,7 +90,7 @@ def make_batches(config: Config, paths: list[Path], kept: Path | None = None) ->
     tokenizer, vocabulary = text_of(config, paths)
     train = config.train
     return data.TokenBatches(
-        data.CodeSamples(paths, kept=kept), vocabulary, tokenizer.encode, batch_size=train.batch_size, seed=config.seed,
+        data.CodeSamples(paths, cache_file=kept), vocabulary, tokenizer.encode, batch_size=train.batch_size, seed=config.seed,
         task_mix=train.task_mix, tag_dropout=train.tag_dropout, plain_share=train.plain_share, sort_window=config.data.sort_window,
     )  # fmt: skip
 
@@ -105,7 +105,7 @@ def resident() -> float:
 
 def opening(paths: list[Path], kept: Path | None) -> dict[str, float]:
     before, began, cpu = resident(), time.perf_counter(), time.process_time()
-    opened = data.CodeSamples(paths, kept=kept)
+    opened = data.CodeSamples(paths, cache_file=kept)
     seconds = time.perf_counter() - began, time.process_time() - cpu
     assert len(opened) == PER_SHARD * len(paths)
     return {"seconds": seconds[0], "cpu": seconds[1], "before": before, "open": resident()}

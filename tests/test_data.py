@@ -463,7 +463,7 @@ def test_a_damaged_tar_is_indexed_as_tarfile_reads_it(tmp_path, options, drawn):
 
 
 def kept_index(paths, kept, **options):
-    index = ShardIndex(paths, kept=kept, **{"need": ("json", "codes.npy"), **options})
+    index = ShardIndex(paths, cache_file=kept, **{"need": ("json", "codes.npy"), **options})
     return [(index.key(i), index.read(i, "json")) for i in range(len(index))], index.skipped
 
 

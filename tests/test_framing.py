@@ -258,11 +258,11 @@ def test_sizes_are_read_once_and_kept_until_a_shard_changes(tmp_path, monkeypatc
     kept, reads = tmp_path / "cache" / "images.index", []
     real = pictures.size_of
     monkeypatch.setattr(pictures, "size_of", lambda content: reads.append(1) or real(content))
-    first = opened(tmp_path, kept=kept).shapes
+    first = opened(tmp_path, cache_file=kept).shapes
     assert len(reads) == 24 and (tmp_path / "cache" / "images.index.sizes").is_file()
-    assert (opened(tmp_path, kept=kept).shapes == first).all() and len(reads) == 24
+    assert (opened(tmp_path, cache_file=kept).shapes == first).all() and len(reads) == 24
     write(tmp_path, sizes=[(36, 60)] * 24)
-    assert set(opened(tmp_path, kept=kept).shapes.tolist()) == {2} and len(reads) == 48
+    assert set(opened(tmp_path, cache_file=kept).shapes.tolist()) == {2} and len(reads) == 48
 
 
 def test_the_cache_changes_no_picture(shaped):

@@ -58,10 +58,10 @@ def test_an_ambiguous_sample_is_left_out_counted_and_named(case, kept, tmp_path)
     members, reason = AMBIGUOUS[case]
     path = shard(tmp_path / "train-00000.tar", [*members, *WHOLE])
     for _ in range(2):  # the second time from the index that was kept
-        index = data.ShardIndex([path], one_of=data.IMAGE_SUFFIXES, kept=tmp_path / "kept.index" if kept else None)
+        index = data.ShardIndex([path], one_of=data.IMAGE_SUFFIXES, cache_file=tmp_path / "kept.index" if kept else None)
         assert "a" not in {index.key(i) for i in range(len(index))} and index.key(len(index) - 1) == "z"
         assert index.read_json(len(index) - 1)["caption"] == "whole"
-        assert index.skipped[reason] == 1 and f"1 {reason} (train-00000.tar/a)" in index.told()
+        assert index.skipped[reason] == 1 and f"1 {reason} (train-00000.tar/a)" in index.skipped_summary()
     if case != "in upper case":
         assert any(one.member.startswith("a") for one in take_inventory([path]).damaged), "inspect names it too"
 

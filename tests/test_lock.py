@@ -94,7 +94,7 @@ def test_what_another_host_left_is_told(tmp_path, capsys):
 def test_without_flock_the_file_is_the_lock_and_a_process_that_is_gone_lets_go(tmp_path, monkeypatch, holder):
     gone = subprocess.Popen([sys.executable, "-c", ""])
     gone.wait()
-    mine = lock._myself()
+    mine = lock._this_process()
     monkeypatch.setattr(lock, "fcntl", None)
     for pid, host, word in ((os.getppid(), mine["host"], "delete"), (gone.pid, "elsewhere", "delete")):
         (tmp_path / lock.NAME).write_text(json.dumps({**mine, "pid": pid, "host": host}))
@@ -106,7 +106,7 @@ def test_without_flock_the_file_is_the_lock_and_a_process_that_is_gone_lets_go(t
 
 
 def test_a_kill_at_any_change_of_the_disk_leaves_a_folder_that_can_be_held(tmp_path):
-    for _ in kills(lambda: lock.let_go(lock.hold(tmp_path)), below=tmp_path):
+    for _ in kills(lambda: lock.release(lock.hold(tmp_path)), below=tmp_path):
         start = time.monotonic()
         with lock.alone_in(tmp_path):
             pass
@@ -195,7 +195,7 @@ for rank in range(4):
         os.read(go[0], 1)
         random.seed(rank)
         for number in range(30):
-            lock.let_go(lock.hold(Path(sys.argv[1]), rank=rank))
+            lock.release(lock.hold(Path(sys.argv[1]), rank=rank))
         os._exit(0)
     children.append(child)
 os.close(go[1])

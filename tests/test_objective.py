@@ -89,5 +89,5 @@ def test_tokens_that_were_all_but_certain_can_be_left_alone():
 def test_codes_that_look_like_the_groups_others_are_told_from_those_that_do_not():
     vectors = torch.tensor([[1.0, 0.0], [0.99, 0.1], [-1.0, 0.0], [-0.99, -0.1]])
     codes = torch.tensor([[[0, 0], [1, 2], [0, 3]]])  # (1 group, 3 pictures, 2 places)
-    found = objective.alike(codes, vectors)
+    found = objective.similarity(codes, vectors)
     assert found[0, :, 0].min() > 0.9 and found[0, 0, 1] == 0

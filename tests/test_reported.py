@@ -437,7 +437,7 @@ def test_tars_joined_by_cat_are_not_read_in_silence_up_to_the_first_end(made, tm
     found = made({"c.tar": one + two})
     assert found.captions == {"c.tar/1.png": "A wolf."} and found.reasons() == {"c.tar": "damaged tar file"}
     index = ShardIndex([tmp_path / "in" / "c.tar"], one_of=("png",))
-    assert len(index) == 1 and "joined" in index.told()
+    assert len(index) == 1 and "joined" in index.skipped_summary()
     (damage,) = inspect.take_inventory([tmp_path / "in" / "c.tar"], verify=True).damaged
     assert "joined" in str(damage)
     assert not ShardIndex(write(tmp_path / "padded.tar", one + bytes(20_000)), one_of=("png",)).skipped, "zeros alone are no other tar"
@@ -473,7 +473,7 @@ def test_a_member_that_was_appended_again_is_ambiguous(tmp_path):
         )
     )
     index = ShardIndex([path], one_of=("png",))
-    assert [index.key(i) for i in range(len(index))] == ["b"] and "a.tar/a" in index.told()
+    assert [index.key(i) for i in range(len(index))] == ["b"] and "a.tar/a" in index.skipped_summary()
 
 
 def test_a_compressed_tar_is_told_to_be_one(made, tmp_path):

@@ -44,7 +44,7 @@ from tokun.training.start import starting_model
 from tokun.utils import checkpoint
 from tokun.utils.errors import UserError
 
-UNJUDGED = {"judges", "eval_n", "eval_seed", "copies_of", "features"}  # settings without effect on training
+EVALUATION_KEYS = {"judges", "eval_n", "eval_seed", "copies_of", "features"}  # settings without effect on training
 UNUSED = ("compile", "loss_chunk", "keep_best")  # settings of config.train without effect here
 RANGES = {
     "temperature": (1e-6, 1e6), "text_temperature": (1e-6, 1e6), "clip_low": (0, 1), "clip_high": (0, 1e6), "kl": (0, 1e6), "entropy": (0, 1e6),
@@ -67,7 +67,7 @@ def train_grpo(run: Run) -> Path:
     if (record := checkpoint.read_record(target / "training.json")) is not None:
         require_same(target, record["settings"], settings)
         run.say(f"grpo: {target} is there and matches" + stopped_early(record, config.train, target))
-        run.forget(GrpoStage.name)
+        run.remove_states(GrpoStage.name)
         return target
     if idle := [name for name in UNUSED if getattr(config.train, name)]:
         run.say(
@@ -115,7 +115,7 @@ def check(config: Config, world: int) -> None:
 def settings_of(config: Config, before: Tokun) -> dict[str, Any]:
     """The settings recorded in a trainer state and in the result."""
     identity = many.identity(before)
-    grpo = without(dataclasses.asdict(config.grpo), UNJUDGED)
+    grpo = without(dataclasses.asdict(config.grpo), EVALUATION_KEYS)
     grpo["rewards"] = {str(number): reward for number, reward in enumerate(grpo["rewards"])}
     return {
         "start": config.start, "started_from": {name: identity[name] for name in ("generator", "image_tokenizer")}, "seed": training_seed(config),
@@ -181,7 +181,7 @@ class GrpoStage(EngineStage):
         change = perturb.changer(self.grpo.perturb, self.seed)
         made = rewards.make(self.grpo.rewards, before)
         self.rewards = [rewards.perturbed(reward, change) if self.grpo.perturb else reward for reward in made]
-        self.court = real.Court(self.grpo, before, made, run.out / "real") if run.rank == 0 else None
+        self.evaluator = real.Evaluator(self.grpo, before, made, run.out / "real") if run.rank == 0 else None
         self.seconds, self.logged, self.latest = Seconds(), dict[str, float](), Rollout([], {})
 
     def describe(self) -> str:
@@ -249,16 +249,16 @@ class GrpoStage(EngineStage):
     def parts(self, pairs: Sequence[Pair], advantage: Tensor) -> list[Part]:
         """The rollout in micro batches, with likelihoods under the frozen model and, for several updates, under the current one."""
         v, device, out = self.before.vocabulary, self.engine.device, []
-        held_back = self.alike(pairs)
+        similar = self.similarities(pairs)
         for first in range(0, len(pairs), self.micro):
             rows = slice(first, first + self.micro)
             ids = rollouts.sequences(self.before, pairs[rows], prompted=bool(self.prompts))
             what = objective.chosen(v, ids, self.grpo.learn)
             own = advantage[rows].to(device)[what.rows]
             weight = torch.ones_like(own)
-            if held_back is not None:
-                apart = held_back[rows].to(device)[what.rows, what.slots.clamp_max(held_back.shape[1] - 1)]
-                weight = torch.where(what.is_image, 1 - self.grpo.similar * apart, weight)
+            if similar is not None:
+                similarity = similar[rows].to(device)[what.rows, what.slots.clamp_max(similar.shape[1] - 1)]
+                weight = torch.where(what.is_image, 1 - self.grpo.similar * similarity, weight)
             with self.engine.autocast_bare():
                 start, entropy = objective.likelihoods(self.before.generator, ids, what, v, temperatures=self.temperatures)
             part = Part(ids, what, own, weight, start, entropy)
@@ -268,7 +268,7 @@ class GrpoStage(EngineStage):
             out.append(part)
         return out
 
-    def alike(self, pairs: Sequence[Pair]) -> Tensor | None:
+    def similarities(self, pairs: Sequence[Pair]) -> Tensor | None:
         """(pairs, codes of the largest picture): similarity of each code to the group's others at its position; None if `similar` is 0."""
         if not self.grpo.similar:
             return None
@@ -276,7 +276,7 @@ class GrpoStage(EngineStage):
         out = torch.zeros(len(pairs), self.before.vocabulary.max_codes)
         for first in range(0, len(pairs), size):
             codes = torch.tensor([pair.codes for pair in pairs[first : first + size]])
-            out[first : first + size, : codes.shape[1]] = objective.alike(codes[None], vectors)[0]
+            out[first : first + size, : codes.shape[1]] = objective.similarity(codes[None], vectors)[0]
         return out
 
     def learn(self, parts: Sequence[Part]) -> tuple[Tensor, float]:
@@ -366,9 +366,9 @@ class GrpoStage(EngineStage):
     def evaluate(self) -> str:
         """Score held-out pairs of the current model with rewards and judges."""
         whole = self.policy.whole()
-        if self.court is None or whole is None:
+        if self.evaluator is None or whole is None:
             return ""
-        held = self.court.hear(whole, self.prompts, self.step)
+        held = self.evaluator.evaluate(whole, self.prompts, self.step)
         decoder.forget(whole.generator)
         self.run.tracker.log({f"real/{name}": value for name, value in held.items()}, step=self.step)
         return figures_line(held)
@@ -379,9 +379,9 @@ class GrpoStage(EngineStage):
         """Write the checkpoint or adapter, and the report on whether the gain is real. A collective call."""
         self.evaluate()
         whole = self.policy.whole()
-        if self.court is not None and whole is not None:
+        if self.evaluator is not None and whole is not None:
             whole.eval()
-            report = self.court.report(whole, self.prompts, self.step)
+            report = self.evaluator.report(whole, self.prompts, self.step)
             record = {
                 "settings": self.settings, "steps": self.step, "stopped_by": stopped_by, "seconds": round(self.clock.seconds()), "train": self.logged,
                 "real": report, "parameters": self.policy.parameters, "trained": self.policy.trained,
@@ -391,7 +391,7 @@ class GrpoStage(EngineStage):
                 checkpoint.write_record(folder / "training.json", record)
             if self.config.sampling.n > 0:
                 log_samples(self.run, whole, self.step)
-            self.run.forget(self.folder)
+            self.run.remove_states(self.folder)
             self.run.say(real.lines(report))
             self.run.say(f"grpo: {self.run.out / 'real' / 'report.html'} shows whether the gain is real. " + where_to(target, self.config))
         self.run.wait()

@@ -97,7 +97,7 @@ def easy(old: Tensor, limit: float) -> Tensor:
     return old.exp() >= limit if limit < 1 else torch.zeros_like(old, dtype=torch.bool)
 
 
-def alike(codes: Tensor, vectors: Tensor) -> Tensor:
+def similarity(codes: Tensor, vectors: Tensor) -> Tensor:
     """codes (groups, size, n) of pictures, vectors (K, d) of the codebook -> (groups, size, n) from 0 to 1: mean cosine similarity of each
     code's vector to those of the group's other pictures at its position (after STAGE, Ma et al. 2025)."""
     centred = torch.nn.functional.normalize(vectors.float() - vectors.float().mean(0), dim=1)

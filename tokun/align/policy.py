@@ -15,7 +15,7 @@ from tokun.inference import adapters as loras
 from tokun.inference import decoder
 from tokun.inference.model import Tokun
 from tokun.models.generator import count_parameters, tune_for
-from tokun.models.shares import gathered, is_cut, own_share
+from tokun.models.shares import gathered, is_partitioned, own_share
 from tokun.training import adapters
 from tokun.training.engine import Engine
 
@@ -29,9 +29,9 @@ class Policy:
         self.model: Any = copy.deepcopy(before.generator)
         self.tuned = None
         if config.adapter.rank:
-            stands_in = copy.copy(before)
-            stands_in.generator = self.model
-            self.tuned = adapters.attach(config, stands_in, before.vocabulary)
+            trainee = copy.copy(before)
+            trainee.generator = self.model
+            self.tuned = adapters.attach(config, trainee, before.vocabulary)
             self.model = self.tuned.generator
         if config.train.gradient_checkpointing:
             self.model.gradient_checkpointing_enable()
@@ -52,7 +52,7 @@ class Policy:
         """The current model for sampling, in every process. Call `release` before its weights change."""
         if self.tuned:
             generator = loras.merged(self.before.generator, self._adapter()).eval()
-        elif any(map(is_cut, self.model.parameters())):
+        elif any(map(is_partitioned, self.model.parameters())):
             generator = self._gathered()
         else:
             generator = self.model
@@ -90,7 +90,7 @@ class Policy:
         """The trained adapter, in every process."""
         assert self.tuned is not None
         tensors = self.tuned.tensors()
-        if dist.is_initialized() and any(map(is_cut, self.model.parameters())):  # only the first process has them
+        if dist.is_initialized() and any(map(is_partitioned, self.model.parameters())):  # only the first process has them
             box = [tensors]
             dist.broadcast_object_list(box, 0)
             tensors = box[0]

@@ -45,7 +45,7 @@ SEARCHED = 2000  # training pictures searched for copies
 SHEET = 24  # pairs on the report's sheets
 
 
-class Court:
+class Evaluator:
     """Evaluates the model before and during training. In the first process only."""
 
     def __init__(self, config: GrpoConfig, before: Tokun, optimised: Sequence[Checked], folder: Path):
@@ -56,9 +56,9 @@ class Court:
         self.known: list[memorisation.Coded] | None = None
         self.drawn: dict[int, list[Pair]] = {}  # by step: at the start and at the latest step, for the report
 
-    def hear(self, model: Tokun, prompts: Prompts, step: int) -> dict[str, float]:
+    def evaluate(self, model: Tokun, prompts: Prompts, step: int) -> dict[str, float]:
         """Evaluate the model, store the result and return the means. A stored result of this step is reused."""
-        found = self.seen(model, prompts, step)[0]
+        found = self.evaluated(model, prompts, step)[0]
         told = {f"{kind}/{name}": float(np.mean(values)) for kind in ("rewards", "judges") for name, values in found[kind].items()}
         told |= {name: float(found[name]) for name in ("diversity", "near_copies", "alike") if found[name] is not None}
         first = checkpoint.read_record(self.record(0))
@@ -67,7 +67,7 @@ class Court:
             told |= {f"rise/{name}": row["rise"] for name, row in {**report["rewards"], **report["judges"]}.items()}
         return told
 
-    def seen(self, model: Tokun, prompts: Prompts, step: int, *, pictures: bool = False) -> tuple[dict[str, Any], list[Pair]]:
+    def evaluated(self, model: Tokun, prompts: Prompts, step: int, *, pictures: bool = False) -> tuple[dict[str, Any], list[Pair]]:
         """The evaluation of the model at a step; and its pairs, if they had to be drawn or `pictures` is set. No pair is drawn twice."""
         asked = {"n": self.config.eval_n, "seed": self.config.eval_seed, "judges": [judge.name for judge in self.judges]}
         found = checkpoint.read_record(self.record(step))
@@ -92,7 +92,7 @@ class Court:
             "rewards": {reward.name: reward(pairs) for reward in self.rewards},
             "judges": {judge.name: judge(pairs) for judge in self.judges},
             "diversity": distances.spread(self.vectors(pairs)),
-            "alike": float((self.apart(pairs, coded(self.before, pairs)) <= 1 - memorisation.CODES_SHARE).double().mean()),
+            "alike": float((self.distance_to_nearest(pairs, coded(self.before, pairs)) <= 1 - memorisation.CODES_SHARE).double().mean()),
             "near_copies": self.copies(pairs),
         }  # fmt: skip
 
@@ -105,7 +105,7 @@ class Court:
         return torch.from_numpy(np.stack(small)).flatten(1)
 
     @staticmethod
-    def apart(pairs: Sequence[Pair], own: Sequence[memorisation.Coded]) -> Tensor:
+    def distance_to_nearest(pairs: Sequence[Pair], own: Sequence[memorisation.Coded]) -> Tensor:
         """(n,) share of codes in which each picture differs from the most similar other one."""
         found = memorisation.codes_apart(own, own)
         return found.fill_diagonal_(1).min(1).values
@@ -123,8 +123,8 @@ class Court:
 
     def report(self, model: Tokun, prompts: Prompts, step: int) -> dict[str, Any]:
         """Compare with the start and write the report, with sheets of both."""
-        first, old = self.seen(self.before, prompts, 0, pictures=True)
-        last, new = self.seen(model, prompts, step, pictures=True)
+        first, old = self.evaluated(self.before, prompts, 0, pictures=True)
+        last, new = self.evaluated(model, prompts, step, pictures=True)
         found = compare(first, last) | {"steps": step}
         checkpoint.write_record(self.folder / "report.json", found)
         checkpoint.write_text(self.folder / "report.md", lines(found) + "\n")
@@ -154,7 +154,7 @@ def coded(model: Tokun, pairs: Sequence[Pair]) -> list[memorisation.Coded]:
 
 
 def compare(before: dict[str, Any], after: dict[str, Any]) -> dict[str, Any]:
-    """Two records of `Court.measured` over the same latents -> each rise with its interval, a verdict per reward, and an overall one."""
+    """Two records of `Evaluator.measured` over the same latents -> each rise with its interval, a verdict per reward, and an overall one."""
     rows = {
         kind: {name: rise(values, after[kind][name]) for name, values in before[kind].items() if name in after[kind]}
         for kind in ("rewards", "judges")

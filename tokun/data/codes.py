@@ -39,8 +39,8 @@ class Record:
 class CodeSamples:
     """Samples of code shards; a broken one is counted and replaced by the next."""
 
-    def __init__(self, paths: Sequence[Path], *, kept: Path | None = None):
-        self.index = ShardIndex(paths, need=("json", CODES_SUFFIX), kept=kept)
+    def __init__(self, paths: Sequence[Path], *, cache_file: Path | None = None):
+        self.index = ShardIndex(paths, need=("json", CODES_SUFFIX), cache_file=cache_file)
         self._broken: set[int] = set()
 
     def __len__(self) -> int:

@@ -76,7 +76,7 @@ class ImageSamples:
     grids: tuple[framing.Grid, ...] = ()
     downsample: int = 0
     fit: str = "auto"
-    kept: Path | None = None  # cache file of the pictures' sizes
+    cache_file: Path | None = None  # cache file of the pictures' sizes
     _cache: dict[int, framing.Framed] = field(default_factory=dict)
     _cached_bytes: int = 0
     _broken: set[int] = field(default_factory=set)
@@ -88,11 +88,11 @@ class ImageSamples:
 
     @classmethod
     def open(
-        cls, pattern: str, *, image_size: int, channels: int, cache_gb: float = 0.0, max_scale: float = 1.4, kept: Path | None = None,
+        cls, pattern: str, *, image_size: int, channels: int, cache_gb: float = 0.0, max_scale: float = 1.4, cache_file: Path | None = None,
         grids: tuple[framing.Grid, ...] = (), downsample: int = 0, fit: str = "auto",
     ) -> ImageSamples:  # fmt: skip
-        index = ShardIndex(expand_shards(pattern), need=(), one_of=IMAGE_SUFFIXES, kept=kept)
-        sizes = kept.with_name(kept.name + ".sizes") if kept else None
+        index = ShardIndex(expand_shards(pattern), need=(), one_of=IMAGE_SUFFIXES, cache_file=cache_file)
+        sizes = cache_file.with_name(cache_file.name + ".sizes") if cache_file else None
         return cls(index, image_size, channels, int(cache_gb * 2**30), max_scale, grids, downsample, fit, sizes)
 
     def __len__(self) -> int:
@@ -153,15 +153,15 @@ class ImageSamples:
     def sizes(self) -> np.ndarray:
         """(n, 2) int32: width and height of each picture, from its header; 0, 0 if it cannot be read. Cached beside the index: headers are read once."""
         of = self.index.stamp() + b" upright"  # caches without "upright" hold sizes before EXIF rotation
-        if self.kept is not None and (known := load_arrays(self.kept, of, 1)) is not None:
+        if self.cache_file is not None and (known := load_arrays(self.cache_file, of, 1)) is not None:
             return known[0]
         sizes = np.zeros((len(self), 2), np.int32)
         for i in tqdm(range(len(self)), desc="sizes of pictures", unit="picture", dynamic_ncols=True, leave=False, delay=2):
             with contextlib.suppress(OSError, BadSample):
                 sizes[i] = pictures.size_of(self.read(i))
-        if self.kept is not None:
+        if self.cache_file is not None:
             with contextlib.suppress(OSError):  # as with the index
-                save_arrays(self.kept, of, [sizes])
+                save_arrays(self.cache_file, of, [sizes])
         return sizes
 
 

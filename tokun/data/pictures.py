@@ -113,9 +113,9 @@ def decode_reduced(
         read_pixels(image, data, scaled if short_side else None)
         try:
             if wide is not None:
-                mend_12_bits(image, data, raw_mode_of(wide))
+                rescale_12_bits(image, data, raw_mode_of(wide))
             if image.format == "PNG":
-                mend_transparent_colour(image, depth=data[24])
+                convert_transparent_colour(image, depth=data[24])
             with contextlib.suppress(*DECODE_ERRORS):  # broken EXIF: leave it as stored
                 ImageOps.exif_transpose(image, in_place=True)
             image = to_srgb(image)
@@ -408,7 +408,7 @@ def raw_mode_of(tile: Any) -> str:
     return str(arguments[0] if isinstance(arguments, tuple) and arguments else arguments)
 
 
-def mend_12_bits(image: Image.Image, data: bytes, raw_mode: str) -> None:
+def rescale_12_bits(image: Image.Image, data: bytes, raw_mode: str) -> None:
     """Rescale 12-bit colours stored in 16 bits, in place: Pillow keeps the upper 8 bits, of which they use 4."""
     other = OTHER_BYTE.get(raw_mode)
     if other is None or max(largest for _, largest in image.getextrema()[:3]) > MOST_OF_12_BITS >> 8:
@@ -435,7 +435,7 @@ def mend_12_bits(image: Image.Image, data: bytes, raw_mode: str) -> None:
         image.paste(Image.fromarray(scaled), box)
 
 
-def mend_transparent_colour(image: Image.Image, depth: int) -> None:
+def convert_transparent_colour(image: Image.Image, depth: int) -> None:
     """Bring a PNG's transparent colour to 8 bits: Pillow converts only the pixels. 16-bit gray is left alone."""
     key = image.info.get("transparency")
     if image.mode == "RGB" and depth == 16 and key is not None:

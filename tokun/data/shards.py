@@ -38,26 +38,26 @@ class ShardIndex:
     A sample is the files that share a key (`key_and_suffix`). It has every suffix of `need` and one of `one_of`; only these are indexed. A key
     that has a suffix twice, or several of `one_of`, is ambiguous and skipped. Samples are in the order of the shards and, within a shard,
     of their first file. The index is a few arrays, some tens of bytes a sample.
-    `kept` names a cache file for the next opening. It is used while it is intact and all shards have the same size and time, and
+    `cache_file` names a cache file for the next opening. It is used while it is intact and all shards have the same size and time, and
     rewritten otherwise.
     """
 
     def __init__(
         self, paths: Sequence[Path], *, need: Sequence[str] = ("json",), one_of: Sequence[str] = (), may_be_empty: bool = False,
-        kept: Path | None = None,
+        cache_file: Path | None = None,
     ):  # fmt: skip
         self.paths = [Path(p) for p in paths]
         self._asked = (list(need), list(one_of))
         self._columns = {suffix: column for column, suffix in enumerate(dict.fromkeys((*need, *one_of)))}
         self._slots: list[_OpenShard | None] = [None] * MOST_OPEN
-        table = _open_table(self.paths, need, one_of, kept)
+        table = _open_table(self.paths, need, one_of, cache_file)
         self._shard, self._offset, self._size, self._key_end, self._keys = table.shard, table.offset, table.size, table.key_end, table.keys
         self.skipped: Counter[str] = Counter(table.skipped)
         self.named = {reason: list(keys) for reason, keys in table.named.items()}
         if not len(self) and not may_be_empty:
             found = ", ".join(map(str, self.paths[:3]))
             raise UserError(
-                f"no usable sample in {found}: each needs KEY.{'/'.join([*need, '|'.join(one_of)])}. Skipped: {self.told() or 'nothing'}"
+                f"no usable sample in {found}: each needs KEY.{'/'.join([*need, '|'.join(one_of)])}. Skipped: {self.skipped_summary() or 'nothing'}"
             )
 
     def __len__(self) -> int:
@@ -66,7 +66,7 @@ class ShardIndex:
     def __getstate__(self) -> dict[str, Any]:
         return self.__dict__ | {"_slots": [None] * MOST_OPEN}  # another process opens its own
 
-    def told(self) -> str:
+    def skipped_summary(self) -> str:
         """Counts of skipped samples by reason, with keys of the ambiguous ones; "" for none."""
         named = {reason: f" ({', '.join(keys)}{', …' if self.skipped[reason] > len(keys) else ''})" for reason, keys in self.named.items()}
         return "; ".join(f"{count} {reason}{named.get(reason, '')}" for reason, count in self.skipped.items())
@@ -136,20 +136,20 @@ class _Table:
     named: dict[str, list[str]]  # the first ambiguous keys, with their shards, by reason
 
 
-def _open_table(paths: Sequence[Path], need: Sequence[str], one_of: Sequence[str], kept: Path | None) -> _Table:
+def _open_table(paths: Sequence[Path], need: Sequence[str], one_of: Sequence[str], cache_file: Path | None) -> _Table:
     for path in paths:
         if not path.is_file():
             raise FileNotFoundError(f"shard {path} does not exist")
-    if kept is None:
+    if cache_file is None:
         return _scan_all(paths, need, one_of)
     of = _stamp(paths, need, one_of)
-    arrays = load_arrays(kept, of, len(fields(_Table)) - 1)
+    arrays = load_arrays(cache_file, of, len(fields(_Table)) - 1)
     if arrays is not None:
         return _Table(*arrays[:-1], *json.loads(arrays[-1].tobytes()))
     table = _scan_all(paths, need, one_of)
     with contextlib.suppress(OSError):  # read-only folder or full disk: the next opening scans again
         *columns, skipped, named = vars(table).values()
-        save_arrays(kept, of, [*columns, np.frombuffer(json.dumps([skipped, named]).encode(), np.uint8)])
+        save_arrays(cache_file, of, [*columns, np.frombuffer(json.dumps([skipped, named]).encode(), np.uint8)])
     return table
 
 
@@ -160,28 +160,28 @@ def _stamp(paths: Sequence[Path], need: Sequence[str], one_of: Sequence[str]) ->
     return json.dumps([2, list(need), list(one_of), shards]).encode()  # 2: version of the layout
 
 
-def save_arrays(kept: Path, of: bytes, arrays: Sequence[np.ndarray]) -> None:
+def save_arrays(path: Path, of: bytes, arrays: Sequence[np.ndarray]) -> None:
     """Write the arrays, preceded by a digest of them and of `of`, atomically."""
     buffer = io.BytesIO()
     for array in arrays:
         np.lib.format.write_array(buffer, array, allow_pickle=False)
-    kept.parent.mkdir(parents=True, exist_ok=True)
-    handle, aside = tempfile.mkstemp(dir=kept.parent, prefix=f".{kept.name}.")  # a unique name: several processes may write at once
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, aside = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")  # a unique name: several processes may write at once
     try:
         with os.fdopen(handle, "wb") as file:
             os.fchmod(handle, 0o644)  # mkstemp's 0600 would lock out other users who resume the run
             file.write(hashlib.sha256(of + buffer.getbuffer()).digest())
             file.write(buffer.getbuffer())
-        os.replace(aside, kept)
+        os.replace(aside, path)
     except BaseException:
         os.unlink(aside)
         raise
 
 
-def load_arrays(kept: Path, of: bytes, count: int) -> list[np.ndarray] | None:
+def load_arrays(path: Path, of: bytes, count: int) -> list[np.ndarray] | None:
     """What `save_arrays` wrote for the same `of`; None if it is missing, damaged or for another."""
     try:
-        content = kept.read_bytes()
+        content = path.read_bytes()
     except OSError:
         return None
     digest = hashlib.sha256(of)

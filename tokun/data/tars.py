@@ -35,12 +35,12 @@ def files(path: Path, skipped: Counter[str]) -> tuple[list[str], np.ndarray]:
     with open(path, "rb", buffering=0) as file:
         plain = plain_files(file.fileno())
         names, places = any_files(path, skipped) if plain is None else plain
-        if not skipped["truncated shard"] and goes_on(file.fileno(), int(places[-1].sum()) if len(places) else 0):
+        if not skipped["truncated shard"] and another_tar_follows(file.fileno(), int(places[-1].sum()) if len(places) else 0):
             skipped[JOINED] += 1
     return names, places
 
 
-def goes_on(file: int, at: int) -> bool:
+def another_tar_follows(file: int, at: int) -> bool:
     """Whether another tar follows the first end mark, as after `cat a.tar b.tar`. `at`: where the last file ends."""
     blocks = np.frombuffer(os.pread(file, FILLING, -(-at // BLOCK) * BLOCK) + bytes(2 * BLOCK), np.uint8)
     used = blocks[: len(blocks) & -BLOCK].reshape(-1, BLOCK).any(1)

@@ -22,7 +22,7 @@ from torch import nn
 
 from tokun.config import GeneratorConfig
 from tokun.models import kernels, losses
-from tokun.models.shares import is_cut
+from tokun.models.shares import is_partitioned
 from tokun.utils import reach
 from tokun.utils.errors import UserError, reading
 
@@ -240,7 +240,9 @@ def fuse_loss_into_forward(model: Any, *, size: int, chunk: int, token_losses: C
         positions, labels, is_image, weights = targets
         rows = self.base_model(*args, **kwargs)[0].flatten(0, 1).index_select(0, positions)
         head = self.get_output_embeddings()
-        if chunk and not any(map(is_cut, head.parameters())):  # partitioned weights are gathered for one forward and one backward pass only
+        if chunk and not any(
+            map(is_partitioned, head.parameters())
+        ):  # partitioned weights are gathered for one forward and one backward pass only
             torch.clear_autocast_cache()  # free the layers' copies of their weights during the loss
             return losses.chunked_loss(rows, head, labels, is_image, weights, size=size, chunk=chunk, token_losses=token_losses)
         logits = head(rows)[..., :size]

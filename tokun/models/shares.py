@@ -11,22 +11,22 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 
-def is_cut(parameter: Tensor) -> bool:
+def is_partitioned(parameter: Tensor) -> bool:
     return hasattr(parameter, "ds_tensor")
 
 
 def own_share(parameter: Tensor) -> Tensor:
     """This process's share of the parameter, to read or write in place; the whole of it if it is not partitioned."""
-    return parameter.ds_tensor if is_cut(parameter) else parameter
+    return parameter.ds_tensor if is_partitioned(parameter) else parameter
 
 
 def whole_size(parameter: Tensor) -> torch.Size:
-    return parameter.ds_shape if is_cut(parameter) else parameter.shape
+    return parameter.ds_shape if is_partitioned(parameter) else parameter.shape
 
 
 def share_of(whole: Tensor, parameter: Tensor) -> Tensor:
     """This process's share of `whole`, a tensor of the parameter's full shape."""
-    if not is_cut(parameter):
+    if not is_partitioned(parameter):
         return whole
     length, start = parameter.ds_tensor.numel(), dist.get_rank() * parameter.ds_tensor.numel()
     flat = whole.reshape(-1)[start : start + length]
@@ -36,7 +36,7 @@ def share_of(whole: Tensor, parameter: Tensor) -> Tensor:
 def gathered(share: Tensor, parameter: Tensor) -> Tensor:
     """The whole tensor, gathered from each process's share. A collective call, for the same parameter in every process. The result is on
     the collective device (a GPU under NCCL), even if shares are offloaded to the CPU."""
-    if not is_cut(parameter):
+    if not is_partitioned(parameter):
         return share
     share = share.detach().to(collective_device())
     parts = [torch.empty_like(share) for _ in range(dist.get_world_size())]
@@ -49,7 +49,7 @@ def collected(shares: dict[str, Tensor], parameters: dict[str, Tensor]) -> dict[
     whole: dict[str, Tensor] = {}
     for name, share in shares.items():
         tensor = gathered(share, parameters[name])
-        if not is_cut(parameters[name]):
+        if not is_partitioned(parameters[name]):
             whole[name] = tensor
         elif dist.get_rank() == 0:
             whole[name] = tensor.cpu()

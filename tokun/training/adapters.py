@@ -36,7 +36,7 @@ SHAPE = {
 """Fields of config.generator -> their names in transformers."""
 
 
-def goes_on(config: Config) -> bool:
+def starts_from_base(config: Config) -> bool:
     """Whether this run takes the shapes of the model that `start` names."""
     return bool(config.adapter.rank or config.dpo.pairs or config.words.train or config.grpo.rewards)
 
@@ -44,7 +44,7 @@ def goes_on(config: Config) -> bool:
 def check(config: Config, *, zero_stage: int = 0) -> None:
     """Raise UserError for invalid settings of `config.adapter` and of other trainings that start from a whole model."""
     a = config.adapter
-    if not goes_on(config):
+    if not starts_from_base(config):
         return
     if not config.start:
         what = (
@@ -81,7 +81,7 @@ def check(config: Config, *, zero_stage: int = 0) -> None:
 
 def take_shape(config: Config) -> None:
     """Take the base's settings: the shapes of both networks, the grids, the longest caption. The config need not repeat them."""
-    if not goes_on(config):
+    if not starts_from_base(config):
         return
     check(config)
     base = starting_model(config)
@@ -106,9 +106,9 @@ def take_shape(config: Config) -> None:
 
 def vocabulary_of(base: Tokun, trained: Vocabulary, *, new_tags: bool) -> Vocabulary:
     """The base's ids, followed by those of new tags in `trained`. Raises UserError for a grid that the base does not have."""
-    if strange := [grid for grid in trained.grids if grid not in base.grids]:
+    if unknown := [grid for grid in trained.grids if grid not in base.grids]:
         raise UserError(
-            f"the codes hold pictures of {', '.join(map(grid_text, strange))} codes, but the base has only {', '.join(map(grid_text, base.grids))}"
+            f"the codes hold pictures of {', '.join(map(grid_text, unknown))} codes, but the base has only {', '.join(map(grid_text, base.grids))}"
         )
     if not new_tags:
         return base.vocabulary
@@ -192,10 +192,10 @@ def attach(config: Config, base: Tokun, vocabulary: Vocabulary) -> Tuned:
     """
     peft, a = need("peft", extra="train"), config.adapter
     made_on = adapters.fingerprint(base.generator, base.vocabulary)
-    generator = base.generator if not a.bits else in_bits(config, peft)
+    generator = base.generator if not a.bits else quantized_generator(config, peft)
     linear = {name.rpartition(".")[2] for name, module in generator.named_modules() if isinstance(module, nn.Linear) and name != "lm_head"}
-    if strange := [name for name in a.targets if name not in linear]:
-        raise UserError(f"adapter.targets names {', '.join(strange)}; the base's layers are {', '.join(sorted(linear))}")
+    if unknown := [name for name in a.targets if name not in linear]:
+        raise UserError(f"adapter.targets names {', '.join(unknown)}; the base's layers are {', '.join(sorted(linear))}")
     if config.train.gradient_checkpointing:
         generator.enable_input_require_grads()  # the embeddings are frozen, and recomputation needs an input with a gradient
     rows = new_rows(generator, base.vocabulary, vocabulary)
@@ -226,7 +226,7 @@ def new_rows(generator: Any, known: Vocabulary, vocabulary: Vocabulary) -> dict[
     return {names[layer]: ids for layer in ((table,) if tied else (table, head))}
 
 
-def in_bits(config: Config, peft: Any) -> Any:
+def quantized_generator(config: Config, peft: Any) -> Any:
     """The base's generator with its matrices in 8 or 4 bits, on this process's GPU."""
     from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 

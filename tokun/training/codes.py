@@ -28,7 +28,7 @@ from tokun.tokenizers.image import ImageTokenizer
 from tokun.tokenizers.vocabulary import tag_word
 from tokun.training.records import without
 from tokun.training.run import Run
-from tokun.training.shapes import shape_options, shapes_asked
+from tokun.training.shapes import shape_options, shape_settings
 from tokun.training.starting import style_of
 from tokun.training.text_tokenizer import captions_of
 from tokun.utils import checkpoint
@@ -64,7 +64,7 @@ def codes_tasks(run: Run) -> list[CodesTask]:
     config, target = run.config, run.out / "codes"
     sources = _codes_sources(config)
     tokenizer = ImageTokenizer.load(run.out / "image_tokenizer")
-    asked = _codes_asked(config, tokenizer, sources)
+    asked = _codes_settings(config, tokenizer, sources)
     record = checkpoint.read_record(target / "codes.json")
     if record is not None:
         require_codes_of(target, tokenizer)
@@ -87,12 +87,12 @@ def _codes_sources(config: Config) -> dict[str, list[Path]]:
     return {"train": data.expand_shards(config.data.train), "val": data.expand_shards(config.data.val) if config.data.val else []}
 
 
-def _codes_asked(config: Config, tokenizer: ImageTokenizer, sources: dict[str, list[Path]]) -> dict[str, Any]:
+def _codes_settings(config: Config, tokenizer: ImageTokenizer, sources: dict[str, list[Path]]) -> dict[str, Any]:
     d, left_out = config.data, {"batch_size"} | ({"positions", "mirror"} if _plain_crops(config) else set())
     return {
         "fingerprint": tokenizer.fingerprint(), "codes": without(dataclasses.asdict(config.codes), left_out), "seed": config.seed,
         "keys": [d.style, d.style_key, d.subject_key, d.caption_key, *([d.thing_key] if d.thing_key != configs.DataConfig.thing_key else [])],
-        "shards": checkpoint.files_fingerprint([p for paths in sources.values() for p in paths]), **shapes_asked(config),
+        "shards": checkpoint.files_fingerprint([p for paths in sources.values() for p in paths]), **shape_settings(config),
     }  # fmt: skip
 
 
@@ -110,7 +110,7 @@ def encode_shards(run: Run) -> Path:
         if skipped := run_codes_task(task):
             tqdm.write(f"codes: {task.source.name}: skipped {skipped}")
     tokenizer, sources = ImageTokenizer.load(run.out / "image_tokenizer"), _codes_sources(config)
-    asked = _codes_asked(config, tokenizer, sources)
+    asked = _codes_settings(config, tokenizer, sources)
     run.wait()
     if run.rank == 0:
         counts: dict[str, int] = {}
@@ -119,7 +119,7 @@ def encode_shards(run: Run) -> Path:
         for split in sources:
             if not sources[split]:
                 continue
-            index = data.CodeSamples(sorted(target.glob(f"{split}-*.tar")), kept=run.index(f"codes-{split}")).index
+            index = data.CodeSamples(sorted(target.glob(f"{split}-*.tar")), cache_file=run.index(f"codes-{split}")).index
             counts[split] = len(index)
             if split == "train":
                 held = _count_held(map(index.read_json, range(len(index))), grids)
@@ -190,7 +190,7 @@ def encode_shard(
     )
     skipped = samples.index.skipped
     if samples.index.named:
-        tqdm.write(f"codes: {source.name}: left out {samples.index.told()}")
+        tqdm.write(f"codes: {source.name}: left out {samples.index.skipped_summary()}")
     # a fixed batch size whatever is left of the shard, so that a picture's codes do not depend on its batch
     rows = c.batch_size if device.type == "cuda" else CPU_ROWS
 

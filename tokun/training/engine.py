@@ -203,11 +203,11 @@ class Engine:
 
     def load(self, folder: Path) -> None:
         state = read_state(folder, map_location=self.device)
-        missing, strange = self.plain.load_state_dict(state["model"], strict=False)
+        missing, unexpected = self.plain.load_state_dict(state["model"], strict=False)
         trained = {name for name, p in self.plain.named_parameters() if p.requires_grad}
-        if strange or trained & set(missing):
+        if unexpected or trained & set(missing):
             raise UserError(
-                f"{folder} holds the weights of another model ({sorted({*strange, *(trained & set(missing))})[:3]}): delete it, or choose another out="
+                f"{folder} holds the weights of another model ({sorted({*unexpected, *(trained & set(missing))})[:3]}): delete it, or choose another out="
             )
         self.optimizer.load_state_dict(state["optimizer"])
 
@@ -287,7 +287,7 @@ class DeepSpeedEngine(Engine):
             self.model.zero_grad()
             self.model.micro_steps += 1
         else:
-            with self.zero.norm_not_finite(self.device):
+            with self.zero.non_finite_norm(self.device):
                 self.model.step()
 
     def refresh(self) -> None:

@@ -89,7 +89,7 @@ def train_generator(run: Run) -> Path:
     if record is not None:
         require_same(target, record["settings"], settings)
         run.say(f"generator: {target} is there and matches" + stopped_early(record, run.config.train, target))
-        run.forget("generator")
+        run.remove_states("generator")
         return target
     stage = GeneratorStage(run, parts, settings)
     loop.train(stage)
@@ -192,7 +192,7 @@ def _first_weights(run: Run, parts: Parts) -> Any:
 
 def _training_batches(run: Run, parts: Parts) -> data.TokenBatches:
     config, train = run.config, run.config.train
-    samples = data.CodeSamples(sorted((run.out / "codes").glob("train-*.tar")), kept=run.index("codes-train"))
+    samples = data.CodeSamples(sorted((run.out / "codes").glob("train-*.tar")), cache_file=run.index("codes-train"))
     return data.TokenBatches(
         samples, parts.vocabulary, parts.text_tokenizer.encode, batch_size=train.batch_size, rank=run.rank, world=run.world,
         threads=config.data.num_workers, sort_window=config.data.sort_window, seed=training_seed(config), task_mix=train.task_mix,
@@ -205,7 +205,7 @@ def _held_out_batches(run: Run, parts: Parts) -> list[data.TokenBatch]:
     paths = sorted((run.out / "codes").glob("val-*.tar"))
     if not paths:
         return []
-    samples = data.CodeSamples(paths, kept=run.index("codes-val"))
+    samples = data.CodeSamples(paths, cache_file=run.index("codes-val"))
     size = min(32, len(samples))
     batches = data.TokenBatches(
         samples,
@@ -383,7 +383,7 @@ class GeneratorStage(EngineStage):
             return
         whole = self._whole()
         if whole is not None:
-            with checkpoint.survived(run.say, best.path(self.step)), best.put(self.step, loss, self.settings) as folder:
+            with checkpoint.write_errors_reported(run.say, best.path(self.step)), best.put(self.step, loss, self.settings) as folder:
                 self._save(whole, folder, self._record(held))
 
     def finish(self, target: Path) -> None:
@@ -407,7 +407,7 @@ class GeneratorStage(EngineStage):
         if self.config.sampling.n > 0:
             with uncompiled(whole.generator):
                 log_samples(run, whole, self.step)
-        run.forget("generator")
+        run.remove_states("generator")
         run.say(f"generator: finished after {self.step} steps, {record['seconds'] / 60:.1f} minutes. {figures_line(held)}")
         for top in best[:1]:
             weights = self.best.path(top["step"])

@@ -33,7 +33,7 @@ from tokun.training.records import (
     without,
 )
 from tokun.training.run import Run, states_on_disk
-from tokun.training.shapes import held_out_pictures, shape_options, shapes_asked, shapes_line, sizes_line
+from tokun.training.shapes import held_out_pictures, shape_options, shape_settings, shapes_line, sizes_line
 from tokun.training.start import starting_model
 from tokun.training.starting import tags_line, verdict
 from tokun.utils import checkpoint
@@ -49,7 +49,7 @@ def train_image_tokenizer(run: Run) -> Path:
     if record is not None:
         checkpoint.require_same(target, record["settings"], settings)
         run.say(f"image tokenizer: {target} is there and matches. {figures_line(record['figures'])}{stopped_early(record, train, target)}")
-        run.forget("image_tokenizer")
+        run.remove_states("image_tokenizer")
         figures = record["figures"]
     elif config.start:
         figures = _take_from_start(run, settings, target)
@@ -69,7 +69,7 @@ def _settings(config: Config) -> dict[str, Any]:
         "image_tokenizer_train": without(dataclasses.asdict(train), LOGGING_KEYS | GATE_KEYS | {"compile"} | idle_settings(train)),
         "seed": config.seed,
         "shards": checkpoint.files_fingerprint(data.expand_shards(config.data.train)),
-        **shapes_asked(config),
+        **shape_settings(config),
         **started_from(config),
     }
 
@@ -236,10 +236,10 @@ class ImageTokenizerStage(loop.Stage):
         if run.rank == 0:
             record = {"settings": self.settings, "figures": figures, "steps": self.step, "stopped_by": self.schedule.stopped_by(self.step)}
             _write(target, model, sheet, record | {"seconds": round(self.clock.seconds()), "skipped": dict(skipped)})
-            run.forget("image_tokenizer")
+            run.remove_states("image_tokenizer")
         self._log_held_out(figures, sheet)
         if skipped:
-            run.say(f"image tokenizer: skipped {self.samples.index.told()}")
+            run.say(f"image tokenizer: skipped {self.samples.index.skipped_summary()}")
         run.say(f"image tokenizer: finished after {self.step} steps. {figures_line(figures)}")
         run.wait()
         return figures
@@ -249,7 +249,7 @@ def _open_pictures(run: Run) -> data.ImageSamples:
     config, model = run.config, run.config.image_tokenizer
     samples = data.ImageSamples.open(
         config.data.train, image_size=model.image_size, channels=model.image_channels, cache_gb=config.data.cache_gb / run.world,
-        max_scale=config.image_tokenizer_train.crop_scale[1], kept=run.index("images"), **shape_options(config),
+        max_scale=config.image_tokenizer_train.crop_scale[1], cache_file=run.index("images"), **shape_options(config),
     )  # fmt: skip
     if config.data.grids:
         if run.rank == 0:

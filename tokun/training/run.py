@@ -41,7 +41,7 @@ class Run:
     deepspeed: bool  # the generator runs under a DeepSpeed engine
     stop: health.StopRequest
     writer: checkpoint.Writer
-    let_go: Callable[[], object] = lambda: None  # releases the lock on the run's folder
+    release: Callable[[], object] = lambda: None  # releases the lock on the run's folder
 
     def any(self, flag: bool) -> bool:
         """Whether the flag is true in any process. A collective call."""
@@ -62,7 +62,7 @@ class Run:
         self.writer.close()
         self.stop.close()
         self.tracker.finish()
-        self.let_go()
+        self.release()
 
     def wait(self) -> None:
         """Wait until every process gets here."""
@@ -88,7 +88,7 @@ class Run:
             checkpoint.remove_partial(self.out / "state" / stage)
         return checkpoint.TrainerStates(self.out / "state" / stage, keep=self.config.train.keep_last)
 
-    def forget(self, stage: str) -> None:
+    def remove_states(self, stage: str) -> None:
         """Remove the trainer states of a finished stage: they take gigabytes, and a killed run may have left some."""
         if self.rank == 0:
             self.states(stage).clear()
@@ -103,10 +103,10 @@ def open_run(config: Config, *, deepspeed: bool = False) -> Run:
     rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
     deepspeed = deepspeed and bool(config.train.deepspeed)
     adapters.take_shape(config)
-    _check_ahead(config, world, deepspeed)
+    _check_settings(config, world, deepspeed)
     if config.threads:
         torch.set_num_threads(config.threads)
-    held = hold_out(config)
+    held = lock_out(config)
     if rank == 0 and not (out / "config.yaml").exists():  # an earlier run's config stays until every stage has accepted this one
         write_config(out, config)
     tracker = make_tracker(
@@ -119,13 +119,13 @@ def open_run(config: Config, *, deepspeed: bool = False) -> Run:
     )
     run = Run(config, out, tracker, rank, world, deepspeed, health.StopRequest(), checkpoint.Writer(tqdm.write))
     if held is not None:
-        run.let_go = weakref.finalize(run, lock.let_go, held)  # also if it is never closed
+        run.release = weakref.finalize(run, lock.release, held)  # also if it is never closed
     run.wait()
     require_shared_folder(out)
     return run
 
 
-def hold_out(config: Config) -> Path | None:
+def lock_out(config: Config) -> Path | None:
     """In the first process, create the run's folder and lock it until the run ends, for all processes. Raises UserError if another run holds it."""
     if int(os.environ.get("RANK", 0)):
         return None
@@ -151,7 +151,7 @@ def write_config(out: Path, config: Config) -> None:
     checkpoint.write_text(out / "config.yaml", yaml.safe_dump(configs.to_dict(config), sort_keys=False))
 
 
-def _check_ahead(config: Config, world: int, deepspeed: bool) -> None:
+def _check_settings(config: Config, world: int, deepspeed: bool) -> None:
     train = config.train
     data.check_batch(config.image_tokenizer_train.batch_size, world, "image_tokenizer_train.batch_size")
     data.check_batch(train.batch_size, world, "train.batch_size")
@@ -175,7 +175,7 @@ def _check_ahead(config: Config, world: int, deepspeed: bool) -> None:
         adapters.check(config, zero_stage=settings["zero_optimization"].get("stage", 0))
     if (
         config.start
-        and not adapters.goes_on(config)
+        and not adapters.starts_from_base(config)
         and not any((Path(config.out) / part).is_dir() for part in ("checkpoint", "state/generator"))
     ):  # later stages do not need it
         _check_start(config)

@@ -27,7 +27,7 @@ def shape_options(config: Config) -> dict[str, Any]:
     return {"grids": configs.parse_grids(config.data.grids), "downsample": config.image_tokenizer.downsample, "fit": config.data.fit}
 
 
-def shapes_asked(config: Config) -> dict[str, Any]:
+def shape_settings(config: Config) -> dict[str, Any]:
     """The shapes of pictures in a stage's record: empty if all are squares, as in older records."""
     return {"grids": config.data.grids, "fit": config.data.fit} if config.data.grids else {}
 

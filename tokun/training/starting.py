@@ -17,8 +17,8 @@ from tokun.inference.model import resolve
 from tokun.tokenizers.vocabulary import Vocabulary, tag_word
 
 PASSES = 60  # sensible passes over the pictures: after as many, the bundled model had memorised half of its captions (README.md)
-PASSES_ON = 20  # when the run starts from a checkpoint
-CLEARLY = 3.0  # dB above the gate from which a tokenizer draws pictures well
+FINE_TUNING_PASSES = 20  # when the run starts from a checkpoint
+GOOD_MARGIN = 3.0  # dB above the gate from which a tokenizer draws pictures well
 MOST_READ = 20_000  # samples whose tags are counted
 NAMED = 12  # tags listed in a line
 
@@ -76,8 +76,8 @@ def verdict(figures: dict[str, float], train: ImageTokenizerTrainConfig, sheet: 
     seen = f"{figures['psnr']:.1f} dB, {figures['usage']:.0%} of its codes"
     if problems:
         said = f"it cannot draw these pictures ({'; '.join(problems)})"
-    elif figures["psnr"] < train.min_psnr + CLEARLY:
-        said = f"it draws these pictures roughly ({seen}; {train.min_psnr + CLEARLY:.0f} dB would be good)"
+    elif figures["psnr"] < train.min_psnr + GOOD_MARGIN:
+        said = f"it draws these pictures roughly ({seen}; {train.min_psnr + GOOD_MARGIN:.0f} dB would be good)"
     else:
         said = f"it can draw these pictures ({seen})"
     return f"{said}. {sheet} shows each picture beside its reconstruction"
@@ -85,7 +85,7 @@ def verdict(figures: dict[str, float], train: ImageTokenizerTrainConfig, sheet: 
 
 def time_line(*, steps: int, batch_size: int, pictures: int, max_minutes: float, going_on: bool, name: str) -> str:
     """How many passes the steps make, how many are sensible, and what `max_minutes` counts."""
-    passes, sensible = steps * batch_size / max(1, pictures), PASSES_ON if going_on else PASSES
+    passes, sensible = steps * batch_size / max(1, pictures), FINE_TUNING_PASSES if going_on else PASSES
     enough = math.ceil(sensible * pictures / batch_size)
     line = f"{steps:,} steps of {batch_size} are {passes:,.0f} passes over {pictures:,} pictures; about {sensible} passes ({enough:,} steps) are sensible"
     if steps > enough:

@@ -24,8 +24,8 @@ class TokenLoss:
         self.size, self.is_image = vocabulary.size, vocabulary.is_image
         self.losses = _compiled_for_training(losses.next_token_losses) if compile else losses.next_token_losses
         chunk = loss_chunk(chunk, positions=rows * length, size=self.size, device="cuda" if torch.cuda.is_available() else "cpu")
-        self.inside = head_is_last(model)  # the loss is computed in the model's forward pass
-        if self.inside:
+        self.fused = head_is_last(model)  # the loss is computed in the model's forward pass
+        if self.fused:
             fuse_loss_into_forward(model, size=self.size, chunk=chunk, token_losses=self.losses)
         elif chunk:
             say(
@@ -41,7 +41,7 @@ class TokenLoss:
         self.is_image = is_image = self.is_image.to(engine.device)
         weights = torch.ones(len(losses.LOSS_SUMS), device=engine.device) if weights is None else weights
         cast = engine.autocast if model is engine.model else engine.autocast_bare
-        if self.inside:
+        if self.fused:
             targets = (
                 t.to(engine.device, non_blocking=True) for t in labelled(labels)
             )  # computed on the CPU, so that the device need not wait

@@ -174,7 +174,7 @@ class TuningStage(EngineStage):
                         card=f"{self.base.card.rstrip()}\n\n## {self.name.capitalize()}\n\n{told}\n\n| figure | value |\n| --- | --- |\n{table}\n".lstrip(),
                     )
                 checkpoint.write_record(folder / "training.json", record)
-            self.run.forget(self.folder)
+            self.run.remove_states(self.folder)
             self.run.say(f"{self.name}: finished after {self.step} steps, {record['seconds'] / 60:.1f} minutes. {figures_line(held)}")
             self.run.say(where_to(target, self.config))
         self.run.wait()
@@ -198,7 +198,7 @@ def run_stage(run: Run, name: str, settings: dict[str, Any], make: Callable[[], 
     if record is not None:
         require_same(target, record["settings"], settings)
         run.say(f"{target} is there and matches" + stopped_early(record, run.config.train, target))
-        run.forget(name)
+        run.remove_states(name)
         return target
     stage = make()
     loop.train(stage)

@@ -64,7 +64,7 @@ class ZeroOptimizer:
         return math.inf if any(norm < 0 for norm in norms) else math.hypot(*norms)
 
     @contextmanager
-    def norm_not_finite(self, device: torch.device) -> Iterator[None]:
+    def non_finite_norm(self, device: torch.device) -> Iterator[None]:
         """Within the block ZeRO sees a non-finite norm: its step drops the gradients and leaves the weights unchanged."""
         invalid = torch.tensor(-1.0, device=device)
         setattr(self.zero, self._norm_method, lambda: [invalid] if self.stage == 3 else invalid)

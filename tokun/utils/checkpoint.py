@@ -46,7 +46,7 @@ SAVE_ERRORS = (OSError, RuntimeError)  # torch.save raises RuntimeError where it
 
 
 @contextmanager
-def survived(say: Callable[[str], None], target: Path) -> Iterator[None]:
+def write_errors_reported(say: Callable[[str], None], target: Path) -> Iterator[None]:
     """Report a failed write within the block and carry on: a disk that is full for a while does not end the run."""
     try:
         yield
@@ -168,7 +168,7 @@ class Writer:
         self.pending = self.pool.submit(self._write, target, write, then)
 
     def _write(self, target: Path, write: Callable[[Path], object], then: Callable[[], object]) -> None:
-        with survived(self.say, target), whole_directory(target) as folder:
+        with write_errors_reported(self.say, target), whole_directory(target) as folder:
             write(folder)
         then()
 

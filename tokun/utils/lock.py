@@ -54,11 +54,11 @@ def alone_in(folder: Path, *, option: str = "out", rank: int = 0) -> Iterator[No
     try:
         yield
     finally:
-        let_go(path)
+        release(path)
 
 
 def hold(folder: Path, *, option: str = "out", rank: int = 0) -> Path:
-    """Lock the folder for this process and return the lock's path, for `let_go`. A process may lock a folder several times.
+    """Lock the folder for this process and return the lock's path, for `release`. A process may lock a folder several times.
 
     `rank` is this process's rank in its job, whose processes share the folder. `option` is the option that chooses another folder.
     Raises InUse (a UserError) naming the holder's process, host, command and start time.
@@ -71,7 +71,7 @@ def hold(folder: Path, *, option: str = "out", rank: int = 0) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     descriptor = _locked(path, folder, option)
     try:
-        _sign(descriptor, folder)
+        _write_holder(descriptor, folder)
     except BaseException:
         os.close(descriptor)
         raise
@@ -79,7 +79,7 @@ def hold(folder: Path, *, option: str = "out", rank: int = 0) -> Path:
     try:
         _refuse_other_jobs(path, folder, option)
     except BaseException:
-        let_go(path)
+        release(path)
         raise
     return path
 
@@ -122,7 +122,7 @@ def _job() -> str:
     return f"{address}:{port}" if address and port else f"{socket.gethostname()}:{os.getpid()}"
 
 
-def _sign(descriptor: int, folder: Path) -> None:
+def _write_holder(descriptor: int, folder: Path) -> None:
     """Write this process into the lock as its holder."""
     before = _read(descriptor)
     if before and before.get("host") != socket.gethostname():
@@ -133,10 +133,10 @@ def _sign(descriptor: int, folder: Path) -> None:
         )
     os.ftruncate(descriptor, 0)
     os.lseek(descriptor, 0, os.SEEK_SET)
-    os.write(descriptor, json.dumps(_myself()).encode())
+    os.write(descriptor, json.dumps(_this_process()).encode())
 
 
-def let_go(path: Path) -> None:
+def release(path: Path) -> None:
     """Release a lock of `hold`. When this process no longer holds it, remove its file, and also the folder if `hold` created it and it
     is empty: a command that only reported a mistake leaves nothing behind."""
     own = _held.get(str(path))
@@ -213,7 +213,7 @@ def _is_gone(holder: dict[str, Any]) -> bool:
     return False
 
 
-def _myself() -> dict[str, Any]:
+def _this_process() -> dict[str, Any]:
     command = shlex.join([os.path.basename(sys.executable or "python"), *sys.argv])
     return {
         "pid": os.getpid(), "host": socket.gethostname(), "job": _job(), "command": command[:300], "since": time.strftime("%Y-%m-%d %H:%M:%S"),
@@ -229,7 +229,7 @@ def _read(descriptor: int) -> dict[str, Any]:
         return {}
 
 
-def _forget() -> None:
+def _close_in_child() -> None:
     """In a forked child: close the lock, which is the parent's alone and would otherwise outlive it."""
     for own in _held.values():
         with contextlib.suppress(OSError):
@@ -238,4 +238,4 @@ def _forget() -> None:
 
 
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_forget)
+    os.register_at_fork(after_in_child=_close_in_child)
