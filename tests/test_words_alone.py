@@ -58,7 +58,7 @@ def test_a_table_teaches_a_register_that_the_base_did_not_know(checkpoint_folder
     capsys.readouterr()
     train.train(from_dict(tree), launched=False)
     said = capsys.readouterr()
-    assert "adapter is there and matches" in said.out + said.err
+    assert "adapter already exists and matches" in said.out + said.err
     assert {path.name: path.stat().st_mtime_ns for path in (tmp_path / "run" / "adapter").iterdir()} == written
 
 

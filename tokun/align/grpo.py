@@ -66,7 +66,7 @@ def train_grpo(run: Run) -> Path:
     run.recover(target)
     if (record := checkpoint.read_record(target / "training.json")) is not None:
         require_same(target, record["settings"], settings)
-        run.say(f"grpo: {target} is there and matches" + stopped_early(record, config.train, target))
+        run.say(f"grpo: {target} already exists and matches" + stopped_early(record, config.train, target))
         run.remove_states(GrpoStage.name)
         return target
     if idle := [name for name in UNUSED if getattr(config.train, name)]:

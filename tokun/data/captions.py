@@ -69,18 +69,18 @@ class Seen:
             return [
                 f"None of the {self.pictures:,} pictures{sample} has a caption: there are no words to learn from. Caption them: {CAPTION}."
             ]
-        told = []
+        found = []
         if 2 * self.captioned < self.pictures:
-            told.append(
+            found.append(
                 f"Only {self.captioned:,} of {self.pictures:,} pictures{sample} have a caption; the others are skipped. Caption them: {CAPTION}."
             )
         if self.templates == self.captioned:
-            told.append(only_templates(self.captioned, looked_at=sample))
+            found.append(only_templates(self.captioned, looked_at=sample))
         if same := alike({"kept": self.captioned, "distinct": len(self.texts)}, looked_at=sample):
-            told.append(same)
+            found.append(same)
         if from_nothing and (captioned := round(share * self.captioned)) < FEW:
-            told.append(few(captioned))
-        return told
+            found.append(few(captioned))
+        return found
 
 
 def doubts(records: Iterable[Mapping[str, Any]], *, caption_key: str = "caption", from_nothing: bool = True) -> list[str]:

@@ -118,21 +118,21 @@ class ImageSamples:
         return framed
 
     def picture(self, i: int) -> Image.Image:
-        """Sample i, upright and as large as it is in its shard. Raises OSError or BadSample when it is broken."""
+        """Sample i, upright and in full size. Raises OSError or BadSample if it is broken."""
         return pictures.decode_as(self.read(i), self.channels)
 
     def whole(self, i: int) -> framing.Framed:
-        """Like `framed`, passing over broken samples: they are counted, and the next whole one stands in, of the same grid where there is one."""
+        """Like `framed`, but a broken sample is counted and replaced by the next intact one, of the same grid if possible."""
         several = len(self.grids) > 1
         for j in (j % len(self) for j in range(i, i + len(self))):
-            if j in self._broken or (several and j != i and self.shapes[j] != self.shapes[i]):  # of i alone no other's size need be known
+            if j in self._broken or (several and j != i and self.shapes[j] != self.shapes[i]):  # for i itself no sizes are needed
                 continue
             try:
                 return self.framed(j)
             except (OSError, BadSample):
                 self._broken.add(j)
                 self.index.skipped["broken picture"] = len(self._broken)
-        for j in range(len(self) if several else 0):  # none of its grid is whole
+        for j in range(len(self) if several else 0):  # no sample of its grid is intact
             with contextlib.suppress(OSError, BadSample):
                 return self.framed(j, max(0, int(self.shapes[i])))
         raise UserError(f"no picture of {self.index.paths[0]} and its sibling shards can be decoded")
@@ -152,8 +152,8 @@ class ImageSamples:
     @cached_property
     def sizes(self) -> np.ndarray:
         """(n, 2) int32: width and height of each picture, from its header; 0, 0 if it cannot be read. Cached beside the index: headers are read once."""
-        of = self.index.stamp() + b" upright"  # caches without "upright" hold sizes before EXIF rotation
-        if self.cache_file is not None and (known := load_arrays(self.cache_file, of, 1)) is not None:
+        stamp = self.index.stamp() + b" upright"  # caches without "upright" hold sizes before EXIF rotation
+        if self.cache_file is not None and (known := load_arrays(self.cache_file, stamp, 1)) is not None:
             return known[0]
         sizes = np.zeros((len(self), 2), np.int32)
         for i in tqdm(range(len(self)), desc="sizes of pictures", unit="picture", dynamic_ncols=True, leave=False, delay=2):
@@ -161,7 +161,7 @@ class ImageSamples:
                 sizes[i] = pictures.size_of(self.read(i))
         if self.cache_file is not None:
             with contextlib.suppress(OSError):  # as with the index
-                save_arrays(self.cache_file, of, [sizes])
+                save_arrays(self.cache_file, stamp, [sizes])
         return sizes
 
 

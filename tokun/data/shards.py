@@ -142,14 +142,14 @@ def _open_table(paths: Sequence[Path], need: Sequence[str], one_of: Sequence[str
             raise FileNotFoundError(f"shard {path} does not exist")
     if cache_file is None:
         return _scan_all(paths, need, one_of)
-    of = _stamp(paths, need, one_of)
-    arrays = load_arrays(cache_file, of, len(fields(_Table)) - 1)
+    stamp = _stamp(paths, need, one_of)
+    arrays = load_arrays(cache_file, stamp, len(fields(_Table)) - 1)
     if arrays is not None:
         return _Table(*arrays[:-1], *json.loads(arrays[-1].tobytes()))
     table = _scan_all(paths, need, one_of)
     with contextlib.suppress(OSError):  # read-only folder or full disk: the next opening scans again
         *columns, skipped, named = vars(table).values()
-        save_arrays(cache_file, of, [*columns, np.frombuffer(json.dumps([skipped, named]).encode(), np.uint8)])
+        save_arrays(cache_file, stamp, [*columns, np.frombuffer(json.dumps([skipped, named]).encode(), np.uint8)])
     return table
 
 
@@ -160,8 +160,8 @@ def _stamp(paths: Sequence[Path], need: Sequence[str], one_of: Sequence[str]) ->
     return json.dumps([2, list(need), list(one_of), shards]).encode()  # 2: version of the layout
 
 
-def save_arrays(path: Path, of: bytes, arrays: Sequence[np.ndarray]) -> None:
-    """Write the arrays, preceded by a digest of them and of `of`, atomically."""
+def save_arrays(path: Path, stamp: bytes, arrays: Sequence[np.ndarray]) -> None:
+    """Write the arrays, preceded by a digest of them and of `stamp`, atomically."""
     buffer = io.BytesIO()
     for array in arrays:
         np.lib.format.write_array(buffer, array, allow_pickle=False)
@@ -170,7 +170,7 @@ def save_arrays(path: Path, of: bytes, arrays: Sequence[np.ndarray]) -> None:
     try:
         with os.fdopen(handle, "wb") as file:
             os.fchmod(handle, 0o644)  # mkstemp's 0600 would lock out other users who resume the run
-            file.write(hashlib.sha256(of + buffer.getbuffer()).digest())
+            file.write(hashlib.sha256(stamp + buffer.getbuffer()).digest())
             file.write(buffer.getbuffer())
         os.replace(aside, path)
     except BaseException:
@@ -178,13 +178,13 @@ def save_arrays(path: Path, of: bytes, arrays: Sequence[np.ndarray]) -> None:
         raise
 
 
-def load_arrays(path: Path, of: bytes, count: int) -> list[np.ndarray] | None:
-    """What `save_arrays` wrote for the same `of`; None if it is missing, damaged or for another."""
+def load_arrays(path: Path, stamp: bytes, count: int) -> list[np.ndarray] | None:
+    """What `save_arrays` wrote with the same `stamp`; None if it is missing, damaged or has another."""
     try:
         content = path.read_bytes()
     except OSError:
         return None
-    digest = hashlib.sha256(of)
+    digest = hashlib.sha256(stamp)
     digest.update(memoryview(content)[32:])
     if content[:32] != digest.digest():
         return None

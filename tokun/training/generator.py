@@ -88,7 +88,7 @@ def train_generator(run: Run) -> Path:
     record = checkpoint.read_record(target / "training.json")
     if record is not None:
         require_same(target, record["settings"], settings)
-        run.say(f"generator: {target} is there and matches" + stopped_early(record, run.config.train, target))
+        run.say(f"generator: {target} already exists and matches" + stopped_early(record, run.config.train, target))
         run.remove_states("generator")
         return target
     stage = GeneratorStage(run, parts, settings)
@@ -186,7 +186,7 @@ def _first_weights(run: Run, parts: Parts) -> Any:
     if config.start and run.states("generator").latest() is None:
         before = starting_model(config)
         new = start_from(model, before.generator, before.vocabulary.added_tokens, v.added_tokens, text_size=v.text_size)
-        run.say(f"generator: goes on from {config.start}" + (f", which did not know {', '.join(new)}" if new else ""))
+        run.say(f"generator: starting from {config.start}" + (f"; new tags: {', '.join(new)}" if new else ""))
     return model
 
 

@@ -48,7 +48,9 @@ def train_image_tokenizer(run: Run) -> Path:
     record = checkpoint.read_record(target / "stage.json")
     if record is not None:
         checkpoint.require_same(target, record["settings"], settings)
-        run.say(f"image tokenizer: {target} is there and matches. {figures_line(record['figures'])}{stopped_early(record, train, target)}")
+        run.say(
+            f"image tokenizer: {target} already exists and matches. {figures_line(record['figures'])}{stopped_early(record, train, target)}"
+        )
         run.remove_states("image_tokenizer")
         figures = record["figures"]
     elif config.start:
@@ -78,7 +80,7 @@ def _take_from_start(run: Run, settings: dict[str, Any], target: Path) -> dict[s
     """Copy the image tokenizer of `start` to `target` and evaluate it on this run's pictures. Returns its figures."""
     if run.rank == 0:
         run.say(tags_line(run.config))
-        run.say(f"image tokenizer: measuring that of {run.config.start} on these pictures …")
+        run.say(f"image tokenizer: evaluating that of {run.config.start} on these pictures …")
     model = starting_model(run.config).image_tokenizer
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     figures, sheet = inspect_image_tokenizer(model.to(device), held_out_pictures(run.config), device)

@@ -61,7 +61,7 @@ def tags_line(config: Config) -> str:
             told.append(f"{word} ({count:,}) is new and will be learned from these pictures alone")
         else:
             told.append(f"{word} ({count:,})" + ("" if fits == word else f" becomes its {fits}"))
-    return f"start {config.start}: it knows the styles {', '.join(known) or 'of none'}. Of these pictures: {'; '.join(told)}"
+    return f"start {config.start}: it knows the styles {', '.join(known) or '(none)'}. Of these pictures: {'; '.join(told)}"
 
 
 def _records(config: Config) -> Iterator[dict[str, Any]]:

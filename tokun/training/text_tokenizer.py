@@ -32,7 +32,7 @@ def train_text_tokenizer(run: Run) -> Path:
     record = checkpoint.read_record(target / "stage.json")
     if record is not None:
         checkpoint.require_same(target, record["settings"], asked)
-        run.say(f"text tokenizer: {target} is there and matches")
+        run.say(f"text tokenizer: {target} already exists and matches")
     elif run.rank == 0:
         run.say(f"text tokenizer: reading the captions of {len(paths)} shard{'' if len(paths) == 1 else 's'} …")
         index = data.ShardIndex(paths)

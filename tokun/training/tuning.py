@@ -197,7 +197,7 @@ def run_stage(run: Run, name: str, settings: dict[str, Any], make: Callable[[], 
     record = checkpoint.read_record(target / "training.json")
     if record is not None:
         require_same(target, record["settings"], settings)
-        run.say(f"{target} is there and matches" + stopped_early(record, run.config.train, target))
+        run.say(f"{target} already exists and matches" + stopped_early(record, run.config.train, target))
         run.remove_states(name)
         return target
     stage = make()
