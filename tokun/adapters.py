@@ -26,7 +26,7 @@ def main(argv: list[str] | None = None) -> None:
         command.add_argument("adapter", help="the adapter's folder, its run's folder, or a Hub id")
     merging.add_argument("--out", type=home_path, required=True, help="a new folder")
     merging.add_argument(
-        "--dtype", choices=("float32", "bfloat16", "float16"), default="float32", help="of the weights in the file (%(default)s)"
+        "--dtype", choices=("float32", "bfloat16", "float16"), default="float32", help="dtype of the saved weights (%(default)s)"
     )
     args = parser.parse_args(argv)
     if args.command == "show":

@@ -180,7 +180,7 @@ class AdapterConfig:
     dropout: float = 0.0  # on the input of the added matrices
     targets: list[str] = field(default_factory=lambda: ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"])
     dora: bool = False  # DoRA (Liu et al. 2024): direction and magnitude of each row separately
-    bits: int = 0  # 8 or 4: of the base's weights while training (QLoRA, Dettmers et al. 2023), by bitsandbytes on NVIDIA GPUs
+    bits: int = 0  # 8 or 4: quantize the base's weights while training (QLoRA, Dettmers et al. 2023), with bitsandbytes on NVIDIA GPUs
     new_tags: bool = True  # tags that the base does not know get new ids after its own, with trained rows
 
 
@@ -191,7 +191,7 @@ class DpoConfig:
     pairs: str = ""  # chosen and rejected samples, JSONL or tars: a path, a glob or a list joined by commas; empty: no DPO
     val: str = ""  # held-out pairs
     beta: float = 0.1  # cost of moving away from the start
-    over: Literal["both", "image", "text"] = "both"  # whose likelihood: the codes', the words', or both
+    over: Literal["both", "image", "text"] = "both"  # which likelihood: of codes, words, or both
     label_smoothing: float = 0.0  # share of choices that may be wrong (Mitchell 2023)
 
 
@@ -208,7 +208,7 @@ class WordsConfig:
 
 @dataclass
 class SamplingConfig:
-    n: int = 16  # pairs in the grid that training streams
+    n: int = 16  # pairs in the grid that training logs
     seed: int = 42
     temperature: float = 1.0
     text_temperature: float = 0.7
@@ -402,11 +402,11 @@ def _check_counts(config: Config, *, where: str) -> None:
         raise UserError(f"{where}: {error}") from error
     positions, most = config.codes.positions, 1 + 5 * len({end for end in config.codes.crop_scale if end > 1})
     if positions not in ("random", "five"):
-        raise UserError(f"{where}: codes.positions is {positions!r}; it is random or five")
+        raise UserError(f"{where}: codes.positions is {positions!r}; it must be random or five")
     if positions == "five" and config.codes.views > most:
         raise UserError(
             f"{where}: codes.views is {config.codes.views}; with positions five and crop_scale {config.codes.crop_scale} there are {most}: "
-            "set codes.views to that or less"
+            "set codes.views to at most that"
         )
 
 

@@ -23,7 +23,7 @@ FINENESS = svg.DETAILS[3]  # of `shortness`
 
 
 def likeness_within(asked: RewardConfig, model: Tokun | None = None) -> Callable[[Sequence[Pair]], list[float]]:
-    """Likeness of each picture to its drawing of at most `max_bytes` bytes."""
+    """Likeness of each picture and its drawing of at most `max_bytes` bytes."""
     if asked.max_bytes < svg.LEAST_BYTES:
         raise UserError(f"max_bytes is {asked.max_bytes}; a picture takes at least {svg.LEAST_BYTES} bytes")
     renderer()

@@ -78,7 +78,7 @@ def own_yes(asked: RewardConfig, model: Tokun) -> Score:
 
 def vqa(asked: RewardConfig, model: Tokun) -> Score:
     judge, ask = (
-        Vqa(needed(asked.of, "of", "a model that answers, such as google/paligemma2-3b-mix-448"), device=str(model.device)),
+        Vqa(needed(asked.of, "of", "a model that answers questions, such as google/paligemma2-3b-mix-448"), device=str(model.device)),
         asker(asked),
     )
     return lambda pairs: judge.yes([pair.image for pair in pairs], [ask(pair) for pair in pairs])

@@ -19,7 +19,7 @@ Change = Callable[[Image.Image, np.random.Generator], Image.Image]
 
 
 def crop(image: Image.Image, rng: np.random.Generator) -> Image.Image:
-    """A window of at least nine tenths of each side, scaled back."""
+    """A random crop of at least nine tenths of each side, scaled back to full size."""
     sides = np.array(image.size, float)
     kept = sides * rng.uniform(0.9, 1.0)
     left, top = rng.uniform(0, sides - kept)

@@ -42,7 +42,7 @@ if TYPE_CHECKING:
 LEAST_DIVERSITY = 0.9  # of before
 THUMBNAIL = 16  # px, of the grey thumbnails that measure diversity if no network is named
 SEARCHED = 2000  # training pictures searched for copies
-SHEET = 24  # pairs on the report's sheets
+SHEET = 24  # pairs per sheet of the report
 
 
 class Evaluator:

@@ -33,7 +33,7 @@ class Record:
     subject: str
     questions: list[tuple[str, str]]
     thing: str = ""
-    mirrored: tuple[bool, ...] = ()  # of each view; empty: none is
+    mirrored: tuple[bool, ...] = ()  # per view; empty: none is mirrored
 
 
 class CodeSamples:

@@ -50,13 +50,13 @@ class Framed(NamedTuple):
 
     image: Image.Image
     grid: Grid
-    box: Box  # what the whole grid shows
-    padded: bool  # the whole picture on paper; else the grid is covered
+    box: Box  # the part that the grid shows
+    padded: bool  # the whole picture is on paper; else it covers the grid
     paper: tuple[int, ...]  # one value per channel, fills the box beyond the picture
 
 
 def crop_box(width: float, height: float, grid: Grid) -> Box:
-    """The largest box of the grid's aspect inside a picture, in its middle."""
+    """The largest centred box of the grid's aspect inside a picture."""
     aspect = grid[1] / grid[0]
     w, h = (height * aspect, float(height)) if width > height * aspect else (float(width), width / aspect)
     return ((width - w) / 2, (height - h) / 2, w, h)
@@ -168,7 +168,7 @@ def cut(image: Image.Image, box: Box, size: tuple[int, int], paper: tuple[int, .
     """Crop a box and resize it to (width, height): uint8 (C, height, width). Beyond the picture it is filled with `paper`, by default white."""
     left, top, width, height = box[0], box[1], abs(box[2]), box[3]
     inner = (max(0.0, left), max(0.0, top), min(float(image.width), left + width), min(float(image.height), top + height))
-    x, y = size[0] / width, size[1] / height  # pixels of the result for one of the picture
+    x, y = size[0] / width, size[1] / height  # pixels of the result per pixel of the picture
     x0, x1 = max(0, min(round(-left * x), size[0] - 1)), min(size[0], round((image.width - left) * x))
     y0, y1 = max(0, min(round(-top * y), size[1] - 1)), min(size[1], round((image.height - top) * y))
     if (x0, y0, x1, y1) == (0, 0, *size):
@@ -192,7 +192,7 @@ def usual_fit(grids: Sequence[Grid]) -> str:
 def frame(image: Image.Image, grid: Grid, downsample: int, fit: str = "auto") -> tuple[np.ndarray, Box]:
     """A picture ('L' or 'RGB') fitted to a grid: uint8 (C, rows * downsample, columns * downsample), and the box that was used (`fit_to`)."""
     if fit not in FITS:
-        raise UserError(f"fit is {fit!r}; it is one of {', '.join(FITS)}")
+        raise UserError(f"fit is {fit!r}; it must be one of {', '.join(FITS)}")
     framed = fit_to(image, grid, downsample, fit)
     return cut(image, framed.box, (grid[1] * downsample, grid[0] * downsample), framed.paper), framed.box
 

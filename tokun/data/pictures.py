@@ -38,8 +38,8 @@ class PictureError(BadSample):
 # Formats of picture collections that Pillow reads without starting another program, as it does for EPS.
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "TIFF", "BMP", "MPO", "JPEG2000", "AVIF", "HEIF", "PPM")
 HEIC_BRANDS = (b"heic", b"heix", b"hevc", b"hevx", b"heim", b"heis", b"mif1", b"msf1")
-NO_HEIC = "HEIC is not read here: pip install pillow-heif (the extra 'heif'), or save it as JPEG"
-NO_AVIF = "AVIF is not read here: pip install 'Pillow>=11.3', or save it as JPEG"
+NO_HEIC = "HEIC cannot be read here: pip install pillow-heif (the extra 'heif'), or save it as JPEG"
+NO_AVIF = "AVIF cannot be read here: pip install 'Pillow>=11.3', or save it as JPEG"
 SLOW_DECODERS = ("ppm", "ppm_plain", "bmp_rle")  # Pillow's names
 TOO_MANY = "too many pixels"
 LFS_POINTER = "a pointer of Git LFS, not the picture: run git lfs pull"
@@ -66,7 +66,7 @@ def max_pixels(megapixels: float | None = None) -> int:
         pixels = 0
     if pixels < 1:
         raise UserError(
-            f"{LIMIT if megapixels is None else '--max-megapixels'} is {given!r}; it is a number of million pixels above 0, such as 400"
+            f"{LIMIT if megapixels is None else '--max-megapixels'} is {given!r}; it must be a number of million pixels above 0, such as 400"
         )
     return pixels
 
@@ -169,7 +169,7 @@ def read_header(data: bytes, *, most: int | None = None, formats: Sequence[str] 
         raise PictureError(LFS_POINTER)
     most = max_pixels() if most is None else most
     know_formats()
-    if Image.MAX_IMAGE_PIXELS is not None and most > 2 * Image.MAX_IMAGE_PIXELS:  # Pillow's own limit, above which it raises
+    if Image.MAX_IMAGE_PIXELS is not None and most > 2 * Image.MAX_IMAGE_PIXELS:  # above Pillow's own limit it raises
         Image.MAX_IMAGE_PIXELS = most
     if why_not := unread_kind(data):
         raise PictureError(why_not)
@@ -194,7 +194,7 @@ def read_header(data: bytes, *, most: int | None = None, formats: Sequence[str] 
 
 
 def is_misread(image: Image.Image) -> bool:
-    """Pillow before 13 takes a TIFF's luma and chroma for red, green and blue; in JPEG compression its decoder converts them."""
+    """Whether Pillow misreads the colours: before 13 it takes a TIFF's luma and chroma for RGB, except in JPEG compression."""
     tags = getattr(image, "tag_v2", {})
     return not PILLOW_13 and tags.get(PHOTOMETRIC) == 6 and tags.get(COMPRESSION, 1) != 7
 
@@ -202,7 +202,7 @@ def is_misread(image: Image.Image) -> bool:
 def is_bomb(image: Image.Image, data: bytes, most: int) -> bool:
     """Would the pixels take far more memory or time than the file is worth?"""
     pixels = image.width * image.height
-    tags = getattr(image, "tag_v2", {})  # of a TIFF, whose tiles may be larger than the picture
+    tags = getattr(image, "tag_v2", {})  # a TIFF's tiles may be larger than the picture
     scans = 1
     if (
         image.format in ("JPEG", "MPO") and len(data) // 10 * pixels > 20 * most
@@ -335,7 +335,7 @@ def strips(image: Image.Image) -> Iterator[tuple[int, int, int, int]]:
 def to_srgb(image: Image.Image) -> Image.Image:
     """Any mode -> "L" or "RGB", 8 bits, sRGB, on white."""
     profile = image.info.get("icc_profile")
-    if image.mode == "F" or image.mode.startswith("I"):  # 16 or 32 bits; convert("L") would cut at 255
+    if image.mode == "F" or image.mode.startswith("I"):  # 16 or 32 bits; convert("L") would clip at 255
         image = to_8_bits(image)
     gray = image.mode in ("1", "L", "LA", "La") or (image.mode == "P" and has_gray_palette(image))
     mode = "L" if gray else "RGB"
@@ -430,7 +430,7 @@ def rescale_12_bits(image: Image.Image, data: bytes, raw_mode: str) -> None:
     for box in boxes:
         numbers = values(box)
         scaled = np.round(numbers.clip(0, MOST_OF_12_BITS) * (255.0 / MOST_OF_12_BITS)).astype(np.uint8)
-        if opaque > MOST_OF_12_BITS:  # only the colours have 12 bits, and the transparency 16
+        if opaque > MOST_OF_12_BITS:  # the colours have 12 bits, the transparency 16
             scaled[..., 3:] = numbers[..., 3:] >> 8
         image.paste(Image.fromarray(scaled), box)
 

@@ -27,7 +27,7 @@ def prefetch(make: Callable[[int], T], start: int, *, depth: int = 2, burst: int
             try:
                 for number in range(step, step + burst):
                     made.append(make(number))
-            except Exception as error:  # handed to the reader, which raises it
+            except Exception as error:  # passed to the reader, which raises it
                 ready.put([*made, error])
                 return
             ready.put(made)

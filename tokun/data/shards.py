@@ -212,7 +212,7 @@ def expand_shards(pattern: str) -> list[Path]:
         else:
             found = []
             for one in _expand_braces(part):
-                hits = [Path(one)] if Path(one).is_file() else sorted(map(Path, glob(one)))  # a name may hold brackets
+                hits = [Path(one)] if Path(one).is_file() else sorted(map(Path, glob(one)))  # a file name may contain brackets
                 if not hits:
                     raise FileNotFoundError(
                         f"shard {one} does not exist (from {pattern!r}, looked in {Path(one).parent.resolve()}). "

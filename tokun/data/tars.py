@@ -115,7 +115,7 @@ def _far_headers(file: int) -> tuple[np.ndarray, np.ndarray] | None:
             few, first = at >> 14 >= len(ends), len(ends)  # large files: read only around the headers
             window, start = os.pread(file, 1 << 12 if few else 1 << 16, at), at
             limit = at + len(window)
-            if at + BLOCK > limit:  # it ends inside a header
+            if at + BLOCK > limit:  # the tar ends inside a header
                 return None
         here = at - start
         try:

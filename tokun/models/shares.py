@@ -57,5 +57,5 @@ def collected(shares: dict[str, Tensor], parameters: dict[str, Tensor]) -> dict[
 
 
 def collective_device() -> torch.device:
-    """The device on which tensors are exchanged."""
+    """The device of collective operations."""
     return torch.device("cuda", torch.cuda.current_device()) if dist.get_backend() == "nccl" else torch.device("cpu")

@@ -91,7 +91,7 @@ def _take_from_start(run: Run, settings: dict[str, Any], target: Path) -> dict[s
     run.tracker.log_image("image_tokenizer/reconstructions", sheet, step=0)
     train, sheet_path = run.config.image_tokenizer_train, target / "reconstructions.png"
     problems = gate_problems(figures, train, model.codebook_size)
-    run.say(f"image tokenizer: that of {run.config.start}. {figures_line(figures)}")
+    run.say(f"image tokenizer: from {run.config.start}. {figures_line(figures)}")
     run.say(f"image tokenizer: {verdict(figures, train, sheet_path, problems)}")
     run.wait()
     return figures
@@ -124,7 +124,7 @@ class ImageTokenizerStage(loop.Stage):
         torch.manual_seed(config.seed)
         self.model = ImageTokenizer(config.image_tokenizer).to(
             self.device, memory_format=torch.channels_last
-        )  # a tenth faster, on CPUs and in half precision on GPUs
+        )  # 10 % faster on CPUs, and on GPUs in half precision
         self.ema = optim.Ema(self.model, train.ema_decay)
         compiled = train.compile and can_compile(self.device)
         if compiled:

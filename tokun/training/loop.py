@@ -141,7 +141,7 @@ class Stage(ABC):
 
     def sample(self) -> None:
         """Draw samples and log them, if the schedule has `sample_every`."""
-        raise NotImplementedError(f"{self.name} draws no samples")
+        raise NotImplementedError(f"{self.name} does not draw samples")
 
     def disk_bytes(self) -> int:
         """Disk space that trainer states and the like will need."""

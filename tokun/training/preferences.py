@@ -49,7 +49,7 @@ def train_preferences(run: Run) -> Path:
     what = {"both": "codes and words", "image": "codes", "text": "words"}[d.over]
     return run_stage(
         run, PreferenceStage.name, settings, lambda: PreferenceStage(run, base, settings),
-        lambda stage: f"Learnt from {len(stage.items)} preferences (DPO over {what}, beta {d.beta:g}).",
+        lambda stage: f"Learned from {len(stage.items)} preferences (DPO over {what}, beta {d.beta:g}).",
     )  # fmt: skip
 
 

@@ -32,7 +32,7 @@ def inspect_image_tokenizer(model: ImageTokenizer, images: Tensor | Sequence[Ten
         decibels.append(psnr(group, reconstructed))
         pairs.append([(to_pil(group[i]), to_pil(reconstructed[i])) for i in range(min(16, len(group)))])
     figures = {"psnr": torch.cat(decibels).mean().item(), **code_figures(torch.cat(codes), model.codebook_size)}
-    in_turn = [own[i] for i in range(16) for own in pairs if i < len(own)]  # the first of each shape, then the second
+    in_turn = [own[i] for i in range(16) for own in pairs if i < len(own)]  # the first of each shape, then the second of each …
     return figures, pair_sheet(in_turn[:16])
 
 

@@ -42,7 +42,7 @@ def train_words(run: Run) -> Path:
     )
 
     def about(stage: TuningStage) -> str:
-        return f"Learnt to rewrite descriptions as captions in the register {register}, from {len(stage.items)} rows."
+        return f"Learned to rewrite descriptions as captions in the register {register}, from {len(stage.items)} rows."
 
     return run_stage(run, WordsStage.name, settings, lambda: WordsStage(run, base, register, settings), about)
 

@@ -42,7 +42,7 @@ def whole_directory(target: Path) -> Iterator[Path]:
     shutil.rmtree(old, ignore_errors=True)
 
 
-SAVE_ERRORS = (OSError, RuntimeError)  # torch.save raises RuntimeError where its writer cannot write
+SAVE_ERRORS = (OSError, RuntimeError)  # torch.save raises RuntimeError if its writer cannot write
 
 
 @contextmanager
@@ -125,7 +125,7 @@ def _old(target: Path) -> Path:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a small file aside and rename it."""
+    """Write a small file atomically: to a temporary file, then rename it."""
     path.parent.mkdir(parents=True, exist_ok=True)
     aside = path.with_name(path.name + ".partial")
     aside.write_text(text, encoding="utf-8")

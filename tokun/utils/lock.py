@@ -44,12 +44,12 @@ _held: dict[str, _Held] = {}  # this process's locks, by path
 
 
 class InUse(UserError):
-    """Another process is at work in the folder."""
+    """Another process is using the folder."""
 
 
 @contextmanager
 def alone_in(folder: Path, *, option: str = "out", rank: int = 0) -> Iterator[None]:
-    """Hold the folder within the block. See `hold`."""
+    """Lock the folder within the block. See `hold`."""
     path = hold(folder, option=option, rank=rank)
     try:
         yield

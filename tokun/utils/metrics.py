@@ -48,7 +48,7 @@ def spectra(images: Tensor, size: int = 0) -> Tensor:
 def spectrum_error(a: Tensor, b: Tensor) -> Tensor:
     """(n,) dB: mean absolute difference in the power of fine lines, over frequencies from BAND to half a cycle per pixel."""
     first = round(BAND * min(a.shape[2:]))
-    x, y = (10 * (spectra(images)[:, first:] + 1e-6).log10() for images in (a, b))  # 1e-6: the noise of 8 bits
+    x, y = (10 * (spectra(images)[:, first:] + 1e-6).log10() for images in (a, b))  # 1e-6: the noise level of 8 bits
     return (x - y).abs().mean(1)
 
 

@@ -23,7 +23,7 @@ from typing import Any
 SECONDS = 5.0
 MISSING = re.compile(r"[Cc]an't load|couldn't (?:connect|find|reach)|does not appear to have|not cached")  # in transformers' OSErrors
 HUB_ID = re.compile(r"[\w][\w.-]*(/[\w][\w.-]*)?")
-OFFLINE = "HF_HUB_OFFLINE"  # the libraries' own switch, read by each when it is imported
+OFFLINE = "HF_HUB_OFFLINE"  # the libraries' own switch, read when they are imported
 SWITCHES = (("huggingface_hub.constants", OFFLINE), ("datasets.config", OFFLINE), ("datasets.config", "HF_DATASETS_OFFLINE"))
 _answered: set[str] = set()
 
