@@ -270,10 +270,10 @@ def test_missing_captions_are_kept_when_allowed(tmp_path):
 @pytest.mark.parametrize(
     ("name", "text", "message"),
     [
-        ("metadata.csv", "file_name,label\na.png,1\n", r"no column of captions.*its columns are file_name, label.*--caption-column"),
+        ("metadata.csv", "file_name,label\na.png,1\n", r"no caption column.*its columns are file_name, label.*--caption-column"),
         ("metadata.csv", "name,caption\na.png,x\n", r"names no pictures: its columns are \['name', 'caption'\].*file_name"),
-        ("metadata.jsonl", '{"file_name": "a.png"}\n[1]\n', "line 2: holds no JSON object"),
-        ("metadata.jsonl", '\n{"file_name"\n', "line 2: is no valid JSON"),
+        ("metadata.jsonl", '{"file_name": "a.png"}\n[1]\n', "line 2: is not a JSON object"),
+        ("metadata.jsonl", '\n{"file_name"\n', "line 2: is not valid JSON"),
         ("captions.csv", "file_name,caption\na.png,caf\udce9\n", "line 2: is not utf-8.*--encoding cp1252"),
     ],
 )
@@ -433,7 +433,7 @@ def test_a_chunk_that_is_cut_off_makes_no_shard(tmp_path):
     piece = Piece("000000001", "chunk.data", 0, 7, 2)
     assert write_shard(Shard("a.tar", "jpg", [piece], store)) == 1
     store.write("chunk.data", b"picture{")
-    with pytest.raises(OSError, match=r"chunk.data in .* is cut off.*remove"):
+    with pytest.raises(OSError, match=r"chunk.data in .* is truncated.*remove"):
         write_shard(Shard("b.tar", "jpg", [piece], store))
     assert not store.exists("b.tar")
 
@@ -578,7 +578,7 @@ def test_shards_of_other_settings_are_not_replaced_unasked(tmp_path, capsys):
     assert sorted(path.name for path in out.glob("train-*")) == ["train-00000.tar"], "no shard of the old ones is left"
     assert (out / "notes.md").read_text() == "mine"
     (out / "prepare.json").unlink()
-    assert run(source, out) == 2 and "broken run" in capsys.readouterr().err
+    assert run(source, out) == 2 and "interrupted run" in capsys.readouterr().err
     (out / "codes.json").write_text("{}")
     assert run(source, out, "--overwrite") == 2 and "code shards" in capsys.readouterr().err
 

@@ -1,4 +1,4 @@
-"""Captioning: the models that write captions, and the journal of what they wrote."""
+"""Captioning: the models that write captions, and the journals of their results."""
 
 from data_tools.captioning.endpoints import Endpoint, EndpointError, EndpointRefusal, Reply, public_url
 from data_tools.captioning.local_models import (
