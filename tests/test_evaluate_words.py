@@ -292,7 +292,7 @@ def test_the_clip_judge_trains_goes_on_and_is_loaded(tmp_path, toy_shards, capsy
     assert clip.similarities([Image.new("L", (40, 40))], ["a disc", "a star"]).shape == (1, 2)
     assert json.loads((Path(tmp_path) / "judge" / "open_clip_config.json").read_text())["model_cfg"] == clip_judge.CONFIG
     assert sorted(os.listdir(tmp_path / "judge")) == ["open_clip_config.json", "open_clip_model.safetensors", "state.pt"]
-    with pytest.raises(ValueError, match="holds a judge of another --size"):
+    with pytest.raises(ValueError, match="holds a judge with another --size"):
         clip_judge.main([*base, "--minutes", "9", "--size", "32"])
 
 
