@@ -301,7 +301,7 @@ def test_it_is_built_once_for_a_source_and_by_many_at_once(cache, tmp_path, monk
     path.write_bytes(b"")  # what a machine that goes down may leave
     assert native.build(["-O1"]).stat().st_size and "once per machine" in capfd.readouterr().err
     source.write_text('extern "C" int tokun() { return 2; }')
-    assert native.build(["-O1"]).stat().st_mtime_ns != made and "once on this machine" in capfd.readouterr().err
+    assert native.build(["-O1"]).stat().st_mtime_ns != made and "once per machine" in capfd.readouterr().err
 
 
 @needs_compiler
