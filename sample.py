@@ -116,7 +116,7 @@ def write_pairs(pairs: list[Pair], args: argparse.Namespace) -> None:
     grid = captioned_grid(images[:64], captions[:64])
     grid.save(args.out / "grid.png")
     if args.interpolate:
-        save_way(images, args.out)
+        save_interpolation(images, args.out)
     if args.video:
         video.write_mp4(images, args.out / "interpolation.mp4")
     for pair in pairs:
@@ -248,7 +248,7 @@ def tell(found: list[Words], out: Path) -> None:
     print(f"confidence, words; details are in {out / 'words.jsonl'}")
 
 
-def save_way(images: list[Image.Image], out: Path) -> None:
+def save_interpolation(images: list[Image.Image], out: Path) -> None:
     """Write a strip of all steps, and a GIF that goes there and back."""
     strip(images).save(out / "strip.png")
     (out / "interpolation.gif").write_bytes(gif(images))

@@ -49,10 +49,10 @@ def main(argv: list[str] | None = None) -> None:
 def train(config: Config, launched: bool) -> None:
     """Run all stages. `launched`: whether a process launcher started this process."""
     draw_toy_pictures(config)
-    rows_of_tables(config)
+    convert_tables(config)
     run = open_run(config, deepspeed=launched)
     try:
-        for stage in stages_of(config) if not config.grpo.rewards else (learning_from_rewards,):
+        for stage in stages_of(config) if not config.grpo.rewards else (train_on_rewards,):
             stage(run)
             run.stop_if_asked()
         if run.rank == 0:
@@ -62,7 +62,7 @@ def train(config: Config, launched: bool) -> None:
     run.close()
 
 
-def learning_from_rewards(run: Run) -> Path:
+def train_on_rewards(run: Run) -> Path:
     from tokun.align.grpo import train_grpo  # tokun.align is above tokun.training
 
     return train_grpo(run)
@@ -85,7 +85,7 @@ def draw_toy_pictures(config: Config) -> None:
     config.data.toy = 0  # they are in shards now, so the run's config.yaml can be reused unchanged
 
 
-def rows_of_tables(config: Config) -> None:
+def convert_tables(config: Config) -> None:
     """Convert the tables of `words` (CSV, TSV, Parquet) to JSONL in the run's folder."""
     for split in ("train", "val"):
         table = getattr(config.words, split)

@@ -88,7 +88,7 @@ def main() -> None:
     parser.add_argument("--through", action="store_true", help="tokenizer ablations also train the generator")
     parser.add_argument("--table", action="store_true", help="print the results so far and exit")
     parser.add_argument("overrides", nargs="*", metavar="a.b=c", help="settings of all runs")
-    args, overrides = _apart(parser.parse_args())
+    args, overrides = _split_settings(parser.parse_args())
     if not args.table:
         known = {name.replace(" ", "-"): name for name in (*GENERATOR, *TOKENIZER)}
         wanted = [
@@ -101,7 +101,7 @@ def main() -> None:
     print(table(args.out))
 
 
-def _apart(args: argparse.Namespace) -> tuple[argparse.Namespace, list[str]]:
+def _split_settings(args: argparse.Namespace) -> tuple[argparse.Namespace, list[str]]:
     """Split the settings, which have an equals sign, from the names of --only."""
     named = args.only or []
     overrides = [*args.overrides, *(word for word in named if "=" in word)]

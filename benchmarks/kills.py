@@ -74,7 +74,7 @@ def stage_of(out: Path) -> str:
     return ORDER[(*done, False).index(False)]
 
 
-def standing(out: Path) -> str:
+def stopped_at(out: Path) -> str:
     """The stage of a stopped run, and the trainer state that it would resume from."""
     stage = stage_of(out)
     if stage not in ("image tokenizer", "generator"):
@@ -150,7 +150,7 @@ def main(argv: list[str] | None = None) -> None:
             kills += 1
             where[stage_of(out)] += 1
             print(
-                f"kill {kills:3}, {after:5.2f} s into {stage}: {standing(out)}; half written: {', '.join(half_written(out)) or 'nothing'}",
+                f"kill {kills:3}, {after:5.2f} s into {stage}: {stopped_at(out)}; half written: {', '.join(half_written(out)) or 'nothing'}",
                 flush=True,
             )
         finish(start(config, out, args.overrides), out)

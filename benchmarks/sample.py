@@ -44,7 +44,7 @@ from tokun.utils.memory import keep_memory
 
 LADDER = Path(__file__).resolve().parent.parent / "configs" / "ladder"
 CHOICE = Choice(1.0, 0, 0.95)
-AGAIN = 5  # repetitions of ours in each round, as it takes a small part of its time
+REPEATS = 5  # repetitions of ours in each round, as it takes a small part of its time
 
 
 def main() -> None:
@@ -137,9 +137,9 @@ def compare(model: Any, vocabulary: Vocabulary, batch: int, rounds: int) -> dict
         limits.append(machine(model.device, model.dtype))
         for name, way in ways.items():
             found = []
-            for again in range(AGAIN if name == "ours" else 1):
+            for again in range(REPEATS if name == "ours" else 1):
                 start = time.perf_counter()
-                ids = way(seed * AGAIN + again)
+                ids = way(seed * REPEATS + again)
                 if ids.device.type == "cuda":
                     torch.cuda.synchronize()
                 seconds = time.perf_counter() - start

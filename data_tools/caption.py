@@ -209,7 +209,7 @@ def run(args: argparse.Namespace) -> int:
         return 1
     for told in report.doubts():
         print(f"caption: WARNING: {told}", file=sys.stderr)
-    if report.says_nothing():
+    if report.is_useless():
         return 1
     print(f"Next:\n  python -m data_tools.inspect {shlex.quote(str(out))} --verify --sheet sheet.png")
     return 0

@@ -31,7 +31,7 @@ from tqdm import tqdm
 
 from data_tools import report
 from data_tools.images.pictures import OF_OPENCV, opencv
-from data_tools.pipeline.advice import first_word, steps, write_captions_to_fill
+from data_tools.pipeline.advice import captions_warning, steps, write_captions_to_fill
 from data_tools.pipeline.chunks import KEPT, Settings, Shard, measure_chunk, rows_name, write_shard
 from data_tools.pipeline.disk import DiskDict
 from data_tools.pipeline.engine import ENGINES, Engine, open_engine
@@ -143,7 +143,7 @@ def prepare(
     options = reader_options(settings, root, leave_out, tables or Tables())
     listing = with_captions(READERS[reader](source, options), options)
     check_listing(listing, source, settings)
-    if work.progress and (told := first_word(listing, from_names=settings.captions_from_names)):
+    if work.progress and (told := captions_warning(listing, from_names=settings.captions_from_names)):
         tqdm.write(f"prepare: {told}", file=sys.stderr)
     with nullcontext() if leave_out is None else alone_in(leave_out, option="--out"):
         refuse_other_shards(store, record, overwrite=overwrite)  # again: another process may have written meanwhile

@@ -524,7 +524,7 @@ def test_a_report_doubts_captions_that_are_few_alike_or_templates(rows, told):
         captions = {"plain": {"text": row[0], "source": row[1]}} if row else {}
         report.add({"captions": captions, "failures": {} if row else {"plain": "loop"}})
     assert len(report.doubts()) == len(told) and all(words.startswith(start) for words, start in zip(report.doubts(), told))
-    assert not report.says_nothing()
+    assert not report.is_useless()
 
 
 def test_the_preview_is_a_sheet_and_nothing_else(toy_shards, tmp_path):
@@ -533,7 +533,7 @@ def test_the_preview_is_a_sheet_and_nothing_else(toy_shards, tmp_path):
     with Image.open(path) as sheet:
         assert sheet.height > sheet.width  # five rows of two
     row = rows.Row("s", 0, "k", ("plain", "alt"), captions={"plain": {"text": "A ship.", "source": "template"}}, failures={"alt": "loop"})
-    assert [run.told_on_sheet(row, name) for name in row.wanted] == ["plain (template): A ship.", "alt: FAILED, loop"]
+    assert [run.text_on_sheet(row, name) for name in row.wanted] == ["plain (template): A ship.", "alt: FAILED, loop"]
 
 
 def test_the_command_tells_what_it_did_and_what_comes_next(toy_shards, tmp_path, capsys):

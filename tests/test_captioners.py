@@ -19,7 +19,16 @@ from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import Whitespace
 
 from data_tools import captioning as captioners
-from data_tools.captioning import Endpoint, EndpointError, EndpointRefusal, Generation, InHalves, endpoints, load_captioner, load_rewriter
+from data_tools.captioning import (
+    Endpoint,
+    EndpointError,
+    EndpointRefusal,
+    Generation,
+    HalvingBatches,
+    endpoints,
+    load_captioner,
+    load_rewriter,
+)
 
 WORDS = ["write", "one", "plain", "sentence", "that", "says", "what", "the", "picture", "shows", "and", "nothing", "else", "a", "ship"]
 CHAT = (
@@ -268,7 +277,7 @@ def test_the_batch_is_halved_on_out_of_memory_and_nothing_is_lost(folders, pictu
         return model.write(items, [""] * len(items))
 
     many = [pictures[i % 3] for i in range(8)]
-    batched = InHalves(write, 8)
+    batched = HalvingBatches(write, 8)
     assert batched(many) == [model.write([picture], [""])[0] for picture in many]
     assert sizes == [8, 4, 2, 2, 2, 2]
     batched(many[:4])
@@ -280,7 +289,7 @@ def test_one_item_too_many_and_other_errors_are_told():
         def function(items):
             raise error
 
-        return InHalves(function, 4)
+        return HalvingBatches(function, 4)
 
     with pytest.raises(MemoryError, match="a single picture does not fit"):
         fails(RuntimeError("DefaultCPUAllocator: can't allocate memory"))([1, 2, 3])

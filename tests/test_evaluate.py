@@ -177,9 +177,9 @@ def test_samples_that_are_the_held_out_pictures_are_at_no_distance(tiny_model, p
 
 def test_other_kinds_keep_size_and_mode_and_are_the_same_again(toy_images):
     pictures = [to_pil(image).convert("RGB") for image in toy_images[: 2 * len(style.KINDS)]]
-    made, kinds = style.made_on_the_spot(pictures, 7)
+    made, kinds = style.generated_others(pictures, 7)
     assert [(one.size, one.mode) for one in made] == [(one.size, "RGB") for one in pictures] and set(kinds) == set(style.KINDS)
-    again, _ = style.made_on_the_spot(pictures, 7)
+    again, _ = style.generated_others(pictures, 7)
     assert all(a.tobytes() == b.tobytes() != c.tobytes() for a, b, c in zip(made, again, pictures))
 
 
@@ -192,9 +192,9 @@ def test_the_classifier_tells_two_clouds_and_weighs_both_alike():
 def test_the_classifier_knows_engravings(engravings):
     trained = features.open_features(str(WEIGHTS), CPU)
     real = [picture.convert("L").resize((64, 64), Image.Resampling.LANCZOS) for picture in engravings(64)]
-    judge = style.fit(trained(real[:40]), trained(style.made_on_the_spot(real[:40], 0)[0]))
+    judge = style.fit(trained(real[:40]), trained(style.generated_others(real[:40], 0)[0]))
     assert np.mean(judge(trained(real[40:]))) > 0.8
-    assert np.mean(judge(trained(style.made_on_the_spot(real[40:], 1)[0]))) < 0.2
+    assert np.mean(judge(trained(style.generated_others(real[40:], 1)[0]))) < 0.2
 
 
 def test_pictures_of_a_folder_join_the_others(tmp_path):

@@ -207,7 +207,7 @@ def test_templates_pass_over_what_is_not_known_and_say_nothing_of_nothing():
     ],
 )
 def test_names_read_naturally(name, natural):
-    assert registers.natural_name(name) == natural
+    assert registers.name_in_order(name) == natural
 
 
 def test_titles_are_short_and_abbreviations_whole():

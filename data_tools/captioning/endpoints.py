@@ -114,19 +114,19 @@ class Endpoint:
         if schema is not None:
             named = {"name": "captions", "strict": True, "schema": schema}
             body["response_format"] = {"type": "json_schema", "json_schema": named}
-        return self._until_answered(body, random.Random(seed))
+        return self._retried(body, random.Random(seed))
 
-    def _until_answered(self, body: dict[str, Any], rng: random.Random) -> Reply:
+    def _retried(self, body: dict[str, Any], rng: random.Random) -> Reply:
         tried = 0
         while True:
-            sent, wait = self._fitting(body), None
+            sent, wait = self._without_rejected(body), None
             try:
                 return read_completion(self._post(sent))
             except urllib.error.HTTPError as error:
-                told, wait = self._told(error), error.headers.get("Retry-After")
+                told, wait = self._message(error), error.headers.get("Retry-After")
                 if self._leave_out(sent, error.code, told):
                     continue  # does not count as a try: the next request differs
-                problem = self._judged(error.code, told)
+                problem = self._error_for(error.code, told)
             except (OSError, http.client.HTTPException) as error:  # URLError and TimeoutError are OSErrors
                 late = isinstance(error, TimeoutError) or isinstance(getattr(error, "reason", None), TimeoutError)
                 problem = EndpointError("endpoint timed out" if late else "endpoint unreachable", str(error))
@@ -137,7 +137,7 @@ class Endpoint:
                 raise problem
             self._count("retries")
 
-    def _judged(self, status: int, told: str) -> EndpointError:
+    def _error_for(self, status: int, told: str) -> EndpointError:
         """The error to keep if a retry is worthwhile. Otherwise raises it: EndpointError or EndpointRefusal."""
         if status in FATAL:
             way_out = "" if self.key or status != 401 else ". No key was given: set the environment variable named by --api-key-env"
@@ -166,7 +166,7 @@ class Endpoint:
         with self._lock:
             self.counts[name] += 1
 
-    def _fitting(self, body: dict[str, Any]) -> dict[str, Any]:
+    def _without_rejected(self, body: dict[str, Any]) -> dict[str, Any]:
         """The request without the options that this server has rejected."""
         fitting = {name: value for name, value in body.items() if name not in self.without}
         if "max_tokens" in self.without and "max_completion_tokens" not in self.without:
@@ -181,7 +181,7 @@ class Endpoint:
             self.without.update(refused[:1])
         return bool(refused)
 
-    def _told(self, error: urllib.error.HTTPError) -> str:
+    def _message(self, error: urllib.error.HTTPError) -> str:
         """The server's error message, shortened and without the key, which some servers repeat."""
         try:
             with error:

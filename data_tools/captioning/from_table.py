@@ -201,7 +201,7 @@ class Rows:
         for path in own:
             if row := self.by_id.get(path):
                 return row
-        close = sorted({row for path in own for row in self.by_name.get(path.rpartition("/")[2], []) if ends_alike(row, path)})
+        close = sorted({row for path in own for row in self.by_name.get(path.rpartition("/")[2], []) if same_ending(row, path)})
         if len(close) > 1:
             raise TableError(
                 f"{self.table.name}: rows {' and '.join(close[:2])} may both be about {own[0]}. Give paths as in the shards' JSON"
@@ -213,7 +213,7 @@ def clean_path(path: str) -> str:
     return re.sub(r"^(?:\./)+", "", re.sub(r"/+", "/", path.strip().replace("\\", "/")))
 
 
-def ends_alike(one: str, other: str) -> bool:
+def same_ending(one: str, other: str) -> bool:
     return f"/{one}".endswith(f"/{other}") or f"/{other}".endswith(f"/{one}")
 
 
@@ -222,7 +222,7 @@ def ends_alike(one: str, other: str) -> bool:
 
 
 @dataclass(frozen=True)
-class Told:
+class Counted:
     """The facts about one new record that the report counts."""
 
     registers: tuple[str, ...] = ()
@@ -242,7 +242,7 @@ class Plan:
     end: list[int] = field(default_factory=list)
     key: list[str] = field(default_factory=list)
     row: list[str] = field(default_factory=list)  # the row's name for the picture, "" without a row
-    told: list[Told] = field(default_factory=list)
+    told: list[Counted] = field(default_factory=list)
     left_out: list[dict[str, Any]] = field(default_factory=list)
     damaged: list[str] = field(default_factory=list)
     folders: list[str] = field(default_factory=list)  # name of each shard's folder
@@ -366,7 +366,7 @@ def _match(plan: Plan, number: int, pair: Pair, rows: Rows, options: Options) ->
         plan.end.append(pair.end)
         plan.key.append(pair.key)
         plan.row.append(found.where if found else "")
-        plan.told.append(tell(described_record(record or {}, found, rows)) if found else Told())
+        plan.told.append(count_facts(described_record(record or {}, found, rows)) if found else Counted())
 
 
 def _refuse_twice(plan: Plan, twice: set[tuple[str, str]]) -> None:
@@ -415,15 +415,15 @@ def described_record(record: dict[str, Any], row: Described, rows: Rows) -> dict
     return tree
 
 
-def tell(record: dict[str, Any]) -> Told:
-    return Told(tuple(record["captions"]), str(record.get("subject", "")), str(record.get("thing", "")), hash(record.get("caption", "")))
+def count_facts(record: dict[str, Any]) -> Counted:
+    return Counted(tuple(record["captions"]), str(record.get("subject", "")), str(record.get("thing", "")), hash(record.get("caption", "")))
 
 
 def alt_text(technique: str, description: str, lexicon: Lexicon) -> str:
     """ "wood engraving", "A moth." -> "Wood engraving: a moth." """
     if not technique:
         return description
-    return f"{technique[0].upper()}{technique[1:]}: {lexicon.opens_small(description)}"
+    return f"{technique[0].upper()}{technique[1:]}: {lexicon.lowercase_start(description)}"
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -487,7 +487,7 @@ def merge(paths: Iterable[str | Path], table: Path, out: Path, options: Options,
     with alone_in(out, option="--out"):
         plan = make_plan(shards, rows, options, progress=progress)
         if not any(plan.row):
-            raise TableError(none_fits(rows, plan))
+            raise TableError(no_match_reason(rows, plan))
         (out / STATE).mkdir(exist_ok=True)
         begin(out, shards, rows, options)
         report = report_of(plan, rows)
@@ -514,7 +514,7 @@ def report_of(plan: Plan, rows: Rows) -> Report:
     return report
 
 
-def none_fits(rows: Rows, plan: Plan) -> str:
+def no_match_reason(rows: Rows, plan: Plan) -> str:
     row = next(iter(rows.by_id.values()), None)
     if row is None:
         return f"{rows.table.name} has a header but no rows"

@@ -142,7 +142,7 @@ class Folder:
         return self.out / STATE / f"{shard.stem}.stamp"
 
     @contextmanager
-    def alone(self) -> Iterator[None]:
+    def locked(self) -> Iterator[None]:
         """Lock the folder for one process; others wait."""
         (self.out / STATE).mkdir(parents=True, exist_ok=True)
         with open(self.out / STATE / "lock", "w") as file:
@@ -165,7 +165,7 @@ class Folder:
     def retry_attempt(self, shards: Iterable[Path]) -> int:
         """The number of this round of retries, kept until the round is finished: it retries rows that failed in an earlier round."""
         path = self.out / STATE / "retry"
-        with self.alone():
+        with self.locked():
             if not path.exists():
                 attempts = [row["attempt"] for shard in shards for row in read_journal(self.journal(shard))[1].values() if row["failures"]]
                 write_whole(path, str(1 + max(attempts, default=0)))
@@ -329,7 +329,7 @@ def percentiles(values: Iterable[float]) -> list[float]:
 
 
 @dataclass
-class Standing:
+class Ranking:
     """The rank of each row's captions within the whole set, by shard name, and the rows left out because of it."""
 
     scores: dict[str, Scores] = field(default_factory=dict)
@@ -337,12 +337,12 @@ class Standing:
     reasons: list[dict[str, Any]] = field(default_factory=list)  # of the rows left out
 
 
-def standing(folder: Folder, shards: Iterable[Path], rows_of: Callable[[Path], Rows], keep_best: float) -> Standing:
+def rank_rows(folder: Folder, shards: Iterable[Path], rows_of: Callable[[Path], Rows], keep_best: float) -> Ranking:
     """Percentiles of all scores within their register, and the rows left out by the share `keep_best`.
 
     A row ranks by the mean percentile of its captions. Rows without a score are left out as well.
     """
-    result = Standing()
+    result = Ranking()
     keys: dict[tuple[str, int], str] = {}  # of all rows, by shard name and number
     values: dict[str, list[tuple[str, int, float]]] = {}  # register -> (shard name, row, score)
     for shard in shards:
@@ -361,7 +361,7 @@ def standing(folder: Folder, shards: Iterable[Path], rows_of: Callable[[Path], R
     return result
 
 
-def leave_out_worst(result: Standing, keys: dict[tuple[str, int], str], means: dict[tuple[str, int], float], keep_best: float) -> None:
+def leave_out_worst(result: Ranking, keys: dict[tuple[str, int], str], means: dict[tuple[str, int], float], keep_best: float) -> None:
     best = set(sorted(means, key=lambda place: (-means[place], place))[: math.ceil(keep_best * len(means))])
     for place, key in keys.items():
         if place not in best:
@@ -434,7 +434,7 @@ class Report:
     def alike(self, register: str, written: int) -> str:
         return alike({"kept": written, "distinct": len(self.texts[register])})
 
-    def says_nothing(self) -> bool:
+    def is_useless(self) -> bool:
         """Whether, in every register, the captions are templates and nearly all alike."""
         written = self.written()
         return bool(written) and all(
@@ -477,10 +477,10 @@ def finish(
     def rows_of(shard: Path) -> Rows | None:
         return done_rows(folder, shard, limit=limits[shard], attempt=attempt, clip=bool(clip))
 
-    with folder.alone():
+    with folder.locked():
         if any(rows_of(shard) is None for shard in limits):
             return None
-        stand = standing(folder, limits, rows_of, keep_best) if clip else Standing()
+        stand = rank_rows(folder, limits, rows_of, keep_best) if clip else Ranking()
         report, left = Report(left_out=len(stand.reasons)), {}
         for shard in limits:  # keeps only one shard's rows in memory
             rows, left_out = rows_of(shard), stand.left_out.get(shard.name, set())

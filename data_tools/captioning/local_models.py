@@ -37,7 +37,7 @@ class OutOfMemory(UserError, MemoryError):
     """A single item does not fit into memory."""
 
 
-class InHalves:
+class HalvingBatches:
     """Calls a batched function on a list, and halves the batch size whenever memory runs out.
 
     The size that fitted is kept for later calls. Raises OutOfMemory if a single item does not fit.

@@ -256,7 +256,7 @@ def template(register: str, facts: Facts, *, hashtags: bool) -> str:
     tags = [re.sub("[^0-9a-z]", "", tag.lower()) for tag in (facts.technique, facts.subject) if len(tag.split()) <= 3]
     values = {
         **vars(facts), "caption": facts.caption[: MAX_CHARACTERS // 2].rstrip(". "),
-        "title": short_title(facts.title), "author": natural_name(facts.author), "illustrator": natural_name(facts.illustrator),
+        "title": short_title(facts.title), "author": name_in_order(facts.author), "illustrator": name_in_order(facts.illustrator),
         "Technique": technique[:1].upper() + technique[1:], "a_technique": technique and f"{article} {technique}",
         "A_technique": technique and f"{article.capitalize()} {technique}",
         "hashtags": " ".join(f"#{tag}" for tag in dict.fromkeys(tags) if tag) if hashtags else "",
@@ -277,7 +277,7 @@ def short_title(title: str, limit: int = 70) -> str:
     return title if len(title) <= limit else title[:limit].rsplit(" ", 1)[0].rstrip(",;: ") + "…"
 
 
-def natural_name(name: str) -> str:
+def name_in_order(name: str) -> str:
     """'Wood, J. G. (John George), 1827-1889' -> 'J. G. Wood'; other forms stay unchanged; an anonymous name becomes ""."""
     if name.lower().strip("[]. ") in ("various", "anonymous", "unknown"):
         return ""

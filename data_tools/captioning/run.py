@@ -31,7 +31,7 @@ from data_tools.captioning.journal import (
 )
 from data_tools.captioning.rows import Block, Row, Task, open_small
 from data_tools.captioning.settings import Settings, Work
-from data_tools.captioning.writers import Asking, Models, Writer, block_size, make_stages, run_stages
+from data_tools.captioning.writers import ModelWriter, ServerWriter, Writer, block_size, make_stages, run_stages
 from data_tools.inspect import find_shards, read_pairs
 from tokun.inference.clip import Clip
 from tokun.render.grids import captioned_grid
@@ -69,7 +69,7 @@ class Progress:
     def add(self, rows: Block) -> None:
         self.counts.update(outcome(row.as_json()) for row in rows)
         told = [f"{name} {count:,}" for name, count in self.counts.most_common(4)]
-        told += [f"retries {stage.endpoint.counts['retries']:,}" for stage in self.stages if isinstance(stage, Asking)]
+        told += [f"retries {stage.endpoint.counts['retries']:,}" for stage in self.stages if isinstance(stage, ServerWriter)]
         self.bar.total = max(self.bar.total, self.bar.n + len(rows))  # second attempts were not in the total
         self.bar.set_postfix_str(" · ".join(told), refresh=False)
         self.bar.update(len(rows))
@@ -103,7 +103,7 @@ def caption_all(folder: Folder, shards: list[Path], settings: Settings, work: Wo
         for shard in todo:
             rows = caption_shard(folder, Task(shard, settings, limits[shard], size, attempt, looks), stages, told)
             if not work.clip:  # with scores, a shard must wait for all others
-                with folder.alone():
+                with folder.locked():
                     publish_shard(folder, shard, rows, settings.registers, {}, set())
     if work.clip:
         stages.clear()  # keeps one model at a time in memory
@@ -116,7 +116,7 @@ def caption_shard(folder: Folder, task: Task, stages: list[Writer], progress: Pr
     """Complete the journal of one shard up to the task's limit, and return its rows."""
     head = {
         "shard": task.shard.name, "bytes": task.shard.stat().st_size, "settings": task.settings.recorded(),
-        "models": [f"{stage.model.name}@{stage.model.revision}" for stage in stages if isinstance(stage, Models)],
+        "models": [f"{stage.model.name}@{stage.model.revision}" for stage in stages if isinstance(stage, ModelWriter)],
     }  # fmt: skip
     with Journal(folder.journal(task.shard), head) as journal:
         for _ in range(2 if task.attempt else 1):  # the second pass retries what failed in the first
@@ -175,14 +175,14 @@ def preview(paths: list[Path], out: Path, settings: Settings, work: Work, count:
     rows = [row for row in rows if row.image is not None]
     if not rows:
         raise UserError(f"no picture of {shards[0]} can be decoded: python -m data_tools.inspect --verify shows what is wrong")
-    cells = [(row.image, told_on_sheet(row, name)) for row in rows for name in settings.registers]
+    cells = [(row.image, text_on_sheet(row, name)) for row in rows for name in settings.registers]
     columns = len(settings.registers) if len(settings.registers) > 1 else None
     out.mkdir(parents=True, exist_ok=True)
     captioned_grid(*zip(*cells), columns=columns, cell=288).save(out / PREVIEW)
     return out / PREVIEW, Counter(outcome(row.as_json()) for row in rows)
 
 
-def told_on_sheet(row: Row, name: str) -> str:
+def text_on_sheet(row: Row, name: str) -> str:
     if name not in row.captions:
         return f"{name}: FAILED, {row.failures.get(name, 'no answer')}"
     entry = row.captions[name]

@@ -66,7 +66,7 @@ class Writer:
 
 
 @dataclass
-class Models(Writer):
+class ModelWriter(Writer):
     """A local model: one batch for each block and register."""
 
     model: captioners.LocalModel
@@ -74,7 +74,7 @@ class Models(Writer):
     source: str
 
     def __post_init__(self) -> None:
-        self.batched = captioners.InHalves(self.write, self.batch_size)
+        self.batched = captioners.HalvingBatches(self.write, self.batch_size)
 
     def __call__(self, blocks: Iterable[Block]) -> Iterator[Block]:
         for block in blocks:
@@ -104,7 +104,7 @@ class Models(Writer):
 
 
 @dataclass
-class Asking(Writer):
+class ServerWriter(Writer):
     """A server: one question for all registers of a row, many questions concurrently."""
 
     endpoint: captioners.Endpoint
@@ -121,7 +121,7 @@ class Asking(Writer):
         try:
             for block in blocks:
                 open_blocks.append((block, [pool.submit(self.answer, row) for row in block]))
-                while self.under_way(open_blocks) >= 2 * self.concurrency:
+                while self.pending(open_blocks) >= 2 * self.concurrency:
                     yield from self.done(open_blocks)
             while open_blocks:
                 yield from self.done(open_blocks)
@@ -131,7 +131,7 @@ class Asking(Writer):
         finally:
             pool.shutdown(wait=False, cancel_futures=True)
 
-    def under_way(self, open_blocks: list[tuple[Block, list[Future[None]]]]) -> int:
+    def pending(self, open_blocks: list[tuple[Block, list[Future[None]]]]) -> int:
         return sum(not future.done() for _, futures in open_blocks for future in futures)
 
     def done(self, open_blocks: list[tuple[Block, list[Future[None]]]]) -> Iterator[Block]:
@@ -187,7 +187,7 @@ class Asking(Writer):
 
 
 @dataclass
-class Templates(Writer):
+class TemplateWriter(Writer):
     """Metadata put into words by a fixed template, without a model; the record says so."""
 
     def facts(self, row: Row) -> Facts:
@@ -224,18 +224,18 @@ def make_stages(settings: Settings, work: Work) -> list[Writer]:
         if not writes_all and "plain" not in rest:
             raise UserError("--model writes the plain caption, which the other registers start from: add plain to --registers")
         names = rest if writes_all else ("plain",)
-        stages.append(Models(settings, names, True, captioner, work.batch_size, "model"))
+        stages.append(ModelWriter(settings, names, True, captioner, work.batch_size, "model"))
         rest = tuple(name for name in rest if name not in names)
     if settings.endpoint and rest:
         endpoint = captioners.Endpoint(
             settings.endpoint, settings.endpoint_model, work.api_key, timeout=work.timeout, tries=work.tries, pause=work.pause
         )
-        stages.append(Asking(settings, rest, settings.send_pictures and not settings.model, endpoint, work.concurrency))
+        stages.append(ServerWriter(settings, rest, settings.send_pictures and not settings.model, endpoint, work.concurrency))
     elif settings.rewriter and rest:
         rewriter = captioners.load_rewriter(settings.rewriter, generation=settings.generation(work.device))
-        stages.append(Models(settings, rest, False, rewriter, work.batch_size, "rewriter"))
+        stages.append(ModelWriter(settings, rest, False, rewriter, work.batch_size, "rewriter"))
     elif rest:
-        stages.append(Templates(settings, rest, False))
+        stages.append(TemplateWriter(settings, rest, False))
     return stages
 
 
@@ -246,4 +246,4 @@ def run_stages(stages: Iterable[Stage], blocks: Iterable[Block]) -> Iterator[Blo
 
 
 def block_size(stages: Iterable[Writer], work: Work) -> int:
-    return 1 if all(isinstance(stage, Asking) for stage in stages) else work.batch_size
+    return 1 if all(isinstance(stage, ServerWriter) for stage in stages) else work.batch_size

@@ -50,22 +50,22 @@ def look_the_same(one: Sketch, other: Sketch) -> bool:
     if not 1 / OTHER_SHAPE <= one.aspect / other.aspect <= OTHER_SHAPE:
         return False
     a_HW, b_HW = one.ink(), other.ink()
-    return left_over(a_HW, b_HW) <= STANDS_OUT or left_over(a_HW, laid_over(a_HW, b_HW)) <= STANDS_OUT
+    return greatest_difference(a_HW, b_HW) <= STANDS_OUT or greatest_difference(a_HW, aligned(a_HW, b_HW)) <= STANDS_OUT
 
 
-def left_over(a_HW: np.ndarray, b_HW: np.ndarray) -> float:
+def greatest_difference(a_HW: np.ndarray, b_HW: np.ndarray) -> float:
     """The greatest difference in any place, relative to the densest ink in any place."""
-    densest = max(in_places(a_HW).max(), in_places(b_HW).max(), 1e-6)
-    return float(np.abs(in_places(a_HW - b_HW)).max() / densest)
+    densest = max(local_means(a_HW).max(), local_means(b_HW).max(), 1e-6)
+    return float(np.abs(local_means(a_HW - b_HW)).max() / densest)
 
 
-def in_places(values_HW: np.ndarray) -> np.ndarray:
+def local_means(values_HW: np.ndarray) -> np.ndarray:
     """The mean of PLACE x PLACE cells around each."""
     padded = np.pad(values_HW, PLACE // 2)
     return np.lib.stride_tricks.sliding_window_view(padded, (PLACE, PLACE)).mean((2, 3))
 
 
-def laid_over(a_HW: np.ndarray, b_HW: np.ndarray) -> np.ndarray:
+def aligned(a_HW: np.ndarray, b_HW: np.ndarray) -> np.ndarray:
     """`b_HW` scaled and shifted along each axis for the best fit to `a_HW`."""
     across = down = np.eye(SIDE, dtype=np.float32)
     for _ in range(2):

@@ -19,7 +19,7 @@ NO_CAPTION = "no caption"
 FEW = 0.5  # below this share of captioned pictures, captioning is advised before training
 
 
-def uncaptioned_at_first(listing: Listing, *, from_names: bool) -> tuple[int, int]:
+def count_uncaptioned(listing: Listing, *, from_names: bool) -> tuple[int, int]:
     """(pictures that may be opened, those of them without any words), before any is opened."""
     total = without = 0
     for one in listing.found:
@@ -30,9 +30,9 @@ def uncaptioned_at_first(listing: Listing, *, from_names: bool) -> tuple[int, in
     return total, without
 
 
-def first_word(listing: Listing, *, from_names: bool) -> str:
+def captions_warning(listing: Listing, *, from_names: bool) -> str:
     """A warning before the work if most pictures have no caption; else ""."""
-    total, without = uncaptioned_at_first(listing, from_names=from_names)
+    total, without = count_uncaptioned(listing, from_names=from_names)
     if not total or total - without >= FEW * total:
         return ""
     return f"{without:,} of {total:,} pictures have no caption: no caption file beside them, and no row in a table."

@@ -272,7 +272,7 @@ def judge(one: Opened, settings: Settings, found: Found) -> Judged:
     if one.problem or one.image is None:
         return Judged(Row(path, REJECTED, one.problem, **one.known))
     gray = as_gray(one.image)
-    caption = cleaned(words) if settings.clean else as_it_is(words.caption)
+    caption = cleaned(words) if settings.clean else unchanged_caption(words.caption)
     seen = of_picture(one.look, words.caption, settings, found.style) if one.look else of_blank(gray)
     status, reason = decide([*of_size(one.size, settings), *seen, *of_caption(caption, settings)])
     drawn = sketch(gray)
@@ -300,7 +300,7 @@ def cleaned(words: Words) -> Caption:
     return replace(caption, reason="caption is a heading") if doubted else caption
 
 
-def as_it_is(text: str) -> Caption:
+def unchanged_caption(text: str) -> Caption:
     text = plain_text(text)
     return Caption(text, "" if text else "no caption")
 
@@ -437,7 +437,7 @@ def write_shard(shard: Shard) -> int:
 
 
 HEADER = "100s8s8s8s12s12s8s1s100s8s32s32s8s8s155s12x"  # of a tar member
-NOBODYS = b"%07o\0" % 0  # user and group
+OWNER = b"%07o\0" % 0  # user and group
 
 
 def add_member(tar: io.BytesIO, name: str, data: bytes) -> None:
@@ -446,7 +446,7 @@ def add_member(tar: io.BytesIO, name: str, data: bytes) -> None:
     assert len(path) < 100, name
 
     def header(checksum: bytes) -> bytes:
-        numbers = b"0000644\0", NOBODYS, NOBODYS, b"%011o\0" % len(data), b"%011o\0" % 0
+        numbers = b"0000644\0", OWNER, OWNER, b"%011o\0" % len(data), b"%011o\0" % 0
         return struct.pack(HEADER, path, *numbers, checksum, b"0", b"", b"ustar\x0000", b"", b"", b"", b"", b"")
 
     tar.write(header(b"%06o\0 " % sum(header(b" " * 8))))

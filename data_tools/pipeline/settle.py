@@ -22,7 +22,7 @@ from data_tools.pipeline.stores import Store
 from data_tools.pipeline.tasks import Tasks
 from data_tools.readers import Found, shown
 
-KIN_DISTANCE = 72  # of 256 bits: not duplicates, but too similar to be in different splits
+SIMILAR_DISTANCE = 72  # of 256 bits: not duplicates, but too similar to be in different splits
 
 
 @dataclass
@@ -146,7 +146,7 @@ def settle(columns: Columns, found: Sequence[Found], settings: Settings) -> Sett
     limit = 1 if settings.keep_ambiguous else 0
     kept = np.flatnonzero((columns.state <= limit) & (settled.cause == 0))
     settled.val[kept] = split_by_group(columns, found, kept, settings)
-    for index, near in kin_across(columns, kept, settled.val, settings):
+    for index, near in similar_across_splits(columns, kept, settled.val, settings):
         settled.reject(index, "too like {like} in the training split", near)
     kept = kept[settled.cause[kept] == 0]
     for split, part in (("train", kept[~settled.val[kept]]), ("val", kept[settled.val[kept]])):
@@ -225,10 +225,10 @@ def split_by_group(columns: Columns, found: Sequence[Found], kept: np.ndarray, s
     return chosen[which]
 
 
-def kin_across(columns: Columns, kept: np.ndarray, val: np.ndarray, settings: Settings) -> Iterator[tuple[int, int]]:
+def similar_across_splits(columns: Columns, kept: np.ndarray, val: np.ndarray, settings: Settings) -> Iterator[tuple[int, int]]:
     """(validation picture, training picture) pairs too similar for a fair test; each validation picture once."""
     seen = set()
-    for one, other in columns.alike(kept, settings, fine_distance=KIN_DISTANCE).tolist():
+    for one, other in columns.alike(kept, settings, fine_distance=SIMILAR_DISTANCE).tolist():
         if not val[one]:
             one, other = other, one
         if val[one] and not val[other] and one not in seen:

@@ -95,7 +95,7 @@ def caption_from_name(path: str) -> str:
         tokens.pop(0)
     real = [token for token in tokens if is_word(token)]
     letters = sum(map(len, real))
-    if not any(is_telling(token) for token in real) or 2 * letters < sum(map(len, tokens)):
+    if not any(is_descriptive(token) for token in real) or 2 * letters < sum(map(len, tokens)):
         return ""
     return " ".join(tokens)
 
@@ -113,7 +113,7 @@ def is_word(token: str) -> bool:
     return not letters.isascii() or bool(re.search("[aeiouy]", letters, re.IGNORECASE))
 
 
-def is_telling(token: str) -> bool:
+def is_descriptive(token: str) -> bool:
     """Whether a word can say what a picture shows: not a camera's prefix, two letters, or a hash of letters only."""
     word = token.strip("()[],'’!?&;:\"").lower()
     if word in NO_WORDS or re.fullmatch("[a-f]{8,}", word):

@@ -42,7 +42,7 @@ def read_webdataset(source: Path, options: Options) -> Listing:
 
 
 @dataclass
-class Said:
+class MemberWords:
     """The words in the members with the same name."""
 
     member: str
@@ -57,11 +57,11 @@ class Sample:
 
     pictures: list[tuple[str, str, Found]] = field(default_factory=list)
     """(name, extension, picture)."""
-    said: dict[str, Said] = field(default_factory=dict)
+    said: dict[str, MemberWords] = field(default_factory=dict)
     """Words by name."""
     extensions: dict[str, None] = field(default_factory=dict)
 
-    def told(self) -> Iterator[tuple[Found, Said | None, str]]:
+    def told(self) -> Iterator[tuple[Found, MemberWords | None, str]]:
         """(picture, its words, why it is not read, or "") of each picture.
 
         If no picture has the bare key but each has words under its own name, the key contains a dot: map.1.jpg, map.1.txt,
@@ -132,7 +132,7 @@ class Tars:
         elif member.isreg() and member.size <= MAX_TEXT_BYTES and kind in (".json", ".txt", ".caption", ".text"):
             data = tar.extractfile(member)
             text = decode_text(data.read()) if data else ""
-            said = sample.said.setdefault(name, Said(as_path(member.name).removeprefix("./")))
+            said = sample.said.setdefault(name, MemberWords(as_path(member.name).removeprefix("./")))
             if kind != ".json":
                 if not said.caption:
                     said.caption, said.raw = plain_text(value_of(text) or ""), raw_of(text)

@@ -156,7 +156,7 @@ class Lexicon:
             if token.endswith("'s") or token.endswith("s'"):
                 found.clear()  # "a man's hat": the owner is not the thing
             elif is_border(token):
-                adjectives = token == "," and not noun and self.goes_on(tokens, place + 1)
+                adjectives = token == "," and not noun and self.continues(tokens, place + 1)
                 if not adjectives and (found or token not in (",", "-")):
                     break
             elif noun and (token in JOINTS or (token in LOOSE and closed)):
@@ -176,7 +176,7 @@ class Lexicon:
             found.pop()
         return (found[-1] if found else ""), place
 
-    def goes_on(self, tokens: list[str], place: int) -> bool:
+    def continues(self, tokens: list[str], place: int) -> bool:
         """Whether the noun phrase continues after a comma between two adjectives: "a tall, thin man"."""
         return place < len(tokens) and tokens[place] not in BEFORE and not is_border(tokens[place])
 
@@ -209,7 +209,7 @@ class Lexicon:
             forms.insert(0, last[:-2])
         return head + dash + max(forms, key=lambda form: self.count[head + dash + form])
 
-    def opens_small(self, description: str) -> str:
+    def lowercase_start(self, description: str) -> str:
         """A description to follow a colon: its first letter in lower case, unless the first word is a name."""
         words = TOKEN.findall(description)
         first = words[0] if words else ""

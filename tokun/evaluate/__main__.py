@@ -241,7 +241,7 @@ def viewer(case: Case) -> list[Figure]:
 ROOMS: dict[str, Callable[[Case], list[Figure]]] = {
     "doctor": doctor, "images": images, "words": words, "coherence": coherence, "judges": judges, "memorisation": memorisation, "viewer": viewer,
 }  # fmt: skip
-UNASKED = tuple(name for name in ROOMS if name != "viewer")  # the default: viewer sheets need a human viewer
+DEFAULT_ROOMS = tuple(name for name in ROOMS if name != "viewer")  # the default: viewer sheets need a human viewer
 
 
 # --- output ---------------------------------------------------------------------------------------------------------
@@ -330,7 +330,9 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--judge", default=None, help="a small CLIP trained independently of the model, as the judge of coherence")
     add("--aesthetic", default=None, help="an aesthetic head on CLIP features")
     add("--vqa", default=None, help="a model that answers questions about pictures")
-    add("--only", default=",".join(UNASKED), help=f"rooms to measure, separated by commas: {','.join(ROOMS)}; default: all but viewer")
+    add(
+        "--only", default=",".join(DEFAULT_ROOMS), help=f"rooms to measure, separated by commas: {','.join(ROOMS)}; default: all but viewer"
+    )
     add("--viewer-of", default="generated", help=f"sources of the sheets' pictures, separated by commas: {','.join(SOURCES)} (%(default)s)")
     add("--viewer-n", type=int, default=96, help="pictures on the sheets (%(default)s)")
     add("--style-key", default="style", help="the field with the style in the shards' JSON (data.style_key)")

@@ -203,8 +203,8 @@ def retrieval(name: str, what: str, groups: Sequence[tuple[np.ndarray, Sequence[
     """R@1 and R@5 in both directions, within groups of one size: scores (m, m) pictures x captions, and the captions."""
     m = len(groups[0][1])
     ways = {
-        "caption of a picture": np.concatenate([better_ones(scores, captions) for scores, captions in groups]),
-        "picture of a caption": np.concatenate([better_ones(scores.T, captions) for scores, captions in groups]),
+        "caption of a picture": np.concatenate([at_least_as_high(scores, captions) for scores, captions in groups]),
+        "picture of a caption": np.concatenate([at_least_as_high(scores.T, captions) for scores, captions in groups]),
     }
     return [
         figures.share(f"{name} finds the {way}, R@{k} of {m}, {what}", count < k, better="more", note=f"chance {min(1, k / m):.1%}")
@@ -213,7 +213,7 @@ def retrieval(name: str, what: str, groups: Sequence[tuple[np.ndarray, Sequence[
     ]
 
 
-def better_ones(scores: np.ndarray, captions: Sequence[Hashable]) -> np.ndarray:
+def at_least_as_high(scores: np.ndarray, captions: Sequence[Hashable]) -> np.ndarray:
     """(m,) how many others score at least as high as the own one, in each row. Pairs with equal captions count as the same."""
     numbers = {caption: i for i, caption in enumerate(captions)}
     same = np.array([numbers[caption] for caption in captions])

@@ -43,7 +43,7 @@ def _cubic(a: Tensor, b: Tensor) -> Tensor:
 
 def spread(a: Tensor) -> float:
     """The mean distance between different vectors."""
-    return float(_apart(a, a).sum() / (len(a) * (len(a) - 1)))
+    return float(_pairwise(a, a).sum() / (len(a) * (len(a) - 1)))
 
 
 def jackknife(
@@ -101,9 +101,9 @@ def manifold(real: Tensor, made: Tensor, note: str) -> list[Figure]:
 
 def within(points: Tensor, reference: Tensor, k: int) -> Tensor:
     """(points, reference) bool: whether the point is no farther from the reference than the reference's own k-th neighbour."""
-    radii = _apart(reference, reference).kthvalue(k + 1, dim=1).values  # the nearest is itself
-    return _apart(points, reference) <= radii
+    radii = _pairwise(reference, reference).kthvalue(k + 1, dim=1).values  # the nearest is itself
+    return _pairwise(points, reference) <= radii
 
 
-def _apart(a: Tensor, b: Tensor) -> Tensor:
+def _pairwise(a: Tensor, b: Tensor) -> Tensor:
     return torch.cdist(a, b, compute_mode="donot_use_mm_for_euclid_dist")  # keeps the distance of a vector to itself exactly 0

@@ -83,7 +83,7 @@ def consistency(
     config = model.image_tokenizer.config
     shape = {"grids": model.grids, "downsample": config.downsample}
     shown = style.from_folder(others, config.image_size, config.image_channels, seed, **shape) if others else ([], [])
-    taught, examined = (style.made_on_the_spot(pictures, seed + i) for i, pictures in enumerate((real, known)))
+    taught, examined = (style.generated_others(pictures, seed + i) for i, pictures in enumerate((real, known)))
     judge = style.fit(further, features([*taught[0], *shown[0]]))
     said = [not verdict for verdict in judge(features(examined[0]))]
     missed = Counter(kind for kind, right in zip(examined[1], said) if not right)

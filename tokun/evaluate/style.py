@@ -98,7 +98,7 @@ def _picture(values: np.ndarray) -> Image.Image:
     return Image.fromarray(values.clip(0, 255).astype(np.uint8))
 
 
-def made_on_the_spot(engravings: Sequence[Image.Image], seed: int) -> tuple[list[Image.Image], list[str]]:
+def generated_others(engravings: Sequence[Image.Image], seed: int) -> tuple[list[Image.Image], list[str]]:
     """One other picture for each engraving, cycling through the kinds -> (pictures in the engravings' mode, their kinds)."""
     names = [list(KINDS)[i % len(KINDS)] for i in range(len(engravings))]
     rng = np.random.default_rng(seed)

@@ -217,7 +217,7 @@ def by_kv_head(qkv: Tensor, heads: int, kv_heads: int) -> Tensor:
     return torch.cat(list(parts), 1).flatten(0, 1)
 
 
-def by_turns(gate_up: Tensor, half: int) -> Tensor:
+def interleaved(gate_up: Tensor, half: int) -> Tensor:
     """Reorder the rows of gate and up (2 n, k) into alternating blocks of `half` rows, padded with zeros at the end."""
     parts = (F.pad(part, (0, 0, 0, -len(part) % half)).view(-1, half, part.shape[1]) for part in gate_up.chunk(2))
     return torch.cat(list(parts), 1).flatten(0, 1)
@@ -249,7 +249,7 @@ class Weights:
         self.layers = []
         for qkv, out, gate_up, down, norms in layers:
             qkv, block = by_kv_head(qkv, config.num_attention_heads, config.num_key_value_heads), block_of(len(gate_up))
-            parts = (qkv, 0), (out, 0), (by_turns(gate_up, block // 2), block), (down, 0)
+            parts = (qkv, 0), (out, 0), (interleaved(gate_up, block // 2), block), (down, 0)
             self.layers.append(([Packed(part, self.dtype, block) for part, block in parts], norms.float().contiguous()))
         self.told = (_Layer * len(self.layers))(*(_Layer(*(part.told for part in parts), norms.data_ptr()) for parts, norms in self.layers))
         self.width, self.kv_heads = config.head_dim, config.num_key_value_heads

@@ -200,7 +200,7 @@ class Block:
     def run(self) -> Generated:
         draws = bool(self.grammar.may_draw[self.states].any())
         while draws:
-            if self.stands_in_a_picture():
+            if self.in_picture():
                 self.draw()
                 draws = False
             else:
@@ -246,7 +246,7 @@ class Block:
             self.write(False)
         return Generated(self.ids[:, : self.length], self.image_nll, self.text_nll, self.forced_nll, self.low, self.high)
 
-    def stands_in_a_picture(self) -> bool:
+    def in_picture(self) -> bool:
         """Whether all rows are at the same position of a picture."""
         in_image = self.grammar.in_image[self.states]
         return bool(in_image.all() and (self.lengths == self.lengths[0]).all() and (self.states == self.states[0]).all())
@@ -348,7 +348,7 @@ class Block:
             is_given = (given >= 0) & (drawing | in_text)
             chosen = torch.where(is_given, given, chosen)
             for kind, choice in ((drawing, r.image), (in_text, r.text)):
-                self.note_some(kind, drawn, legal, chosen, slot, choice)
+                self.note_rows(kind, drawn, legal, chosen, slot, choice)
         nll = self.nats(logits, grammatical, chosen)
         if draws:
             self.image_nll.index_add_(0, self.rows, torch.where(in_image, nll, 0.0))
@@ -387,7 +387,7 @@ class Block:
             found.scatter_(1, last, found.gather(1, last) | again[:, None])
         return found
 
-    def note_some(self, kind: Tensor, logits: Tensor, legal: Tensor, chosen: Tensor, slot: Tensor, choice: Choice) -> None:
+    def note_rows(self, kind: Tensor, logits: Tensor, legal: Tensor, chosen: Tensor, slot: Tensor, choice: Choice) -> None:
         """As `note`, for the rows selected by `kind`, each at its own slot."""
         if choice.temperature > 0 and bool(kind.any()):
             for where, end in zip((self.low, self.high), interval(logits, legal, chosen, choice)):
