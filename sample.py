@@ -6,18 +6,18 @@
     python sample.py --prompt "A ship in a storm" --n 4 --guidance-scale 3
     python sample.py --thing moth --aspect 4:3 --n 4               by tags and shape, for a model that knows them
     python sample.py --image plate.png --registers plain,poetic    captions of a picture; with --question "…", an answer
-    python sample.py --rewrite "A ship." --register poetic         the same in other words
-    python sample.py --complete torn.png --keep top --n 4          go on from a part of a picture
+    python sample.py --rewrite "A ship." --register poetic         a caption in another register
+    python sample.py --complete torn.png --keep top --n 4          complete a part of a picture
     python sample.py --interpolate 42 43 --steps 12 --video        from one seed to another: a strip, a GIF and an MP4
     python sample.py --invert plate.png --caption "A ship." --vary 0.3   variations of a picture
     python sample.py --seed 42 --n 100000 --out shards/            WebDataset shards and a table; torchrun shares the work
     python sample.py --svg --max-bytes 10000                       vector drawings too
-    python sample.py --best-of 8 --n 4                             of eight candidates the one whose words fit best (PMI)
-    python sample.py --best-of 8 --n 200 --pairs pairs.jsonl       best and worst of each eight, to learn from (configs/dpo.yaml)
+    python sample.py --best-of 8 --n 4                             the best of eight candidates by PMI of picture and words
+    python sample.py --best-of 8 --n 200 --pairs pairs.jsonl       best and worst of each eight, for training (configs/dpo.yaml)
     python sample.py --prompt "A ship" --svg --best-of 8 --reward svg   the one whose drawing is most like its picture (tokun/align/rewards.py)
     python sample.py --best-of 8 --clip ViT-B-32:laion2b_s34b_b79k by CLIP score instead (any open_clip model, or a folder)
 
-Writes grid.png, one PNG a sample and samples.jsonl into --out (words.jsonl where words are asked for). Sample k of seed s is
+Writes grid.png, one PNG per sample and samples.jsonl into --out (words.jsonl if only words are requested). Sample k of seed s is
 the same for every --n and --batch-size.
 """
 
@@ -67,7 +67,7 @@ def main(argv: list[str] | None = None) -> None:
         require_file(args.pairs, "--pairs")
     rank = int(os.environ.get("RANK", 0))
     if rank > 0 and not shards_wanted(args):
-        return  # one process is enough: only shards are shared out
+        return  # one process is enough: only shards are divided among processes
     device = args.device or (f"cuda:{os.environ['LOCAL_RANK']}" if "LOCAL_RANK" in os.environ and torch.cuda.is_available() else None)
     model = tokun.load(args.checkpoint, device=device, dtype=getattr(torch, args.dtype), compile=args.compile, adapter=args.adapter)
     if args.image is not None or args.rewrite is not None:
@@ -94,16 +94,16 @@ def write_shards(model: Tokun, args: argparse.Namespace, *, rank: int, world: in
     size = args.shard_size or 1000
     if rank == 0 and args.shard_size is None:
         print(
-            f"--n {args.n} is more than {many.FROM:,}: written as shards of {size:,} pairs, not as single PNGs. A stop loses the batch that is being drawn and no other"
+            f"--n {args.n} is more than {many.FROM:,}: written as shards of {size:,} pairs, not as single PNGs. An interruption loses only the current batch"
         )
     many.generate(model, args.seed, args.n, args.out, options_of(args), shard_size=size, rank=rank, world=world)
     if rank == 0:
-        table = f", {many.TABLE}" if (args.out / many.TABLE).is_file() else "; the table comes when the other processes are done"
+        table = f", {many.TABLE}" if (args.out / many.TABLE).is_file() else "; the table follows when the other processes are done"
         print(f"{args.n} pairs in {args.out}: {many.RECORD}, shards{table}")
 
 
 def write_pairs(pairs: list[Pair], args: argparse.Namespace) -> None:
-    """Pictures, samples.jsonl and the grid, and what else was asked for, into --out."""
+    """Write pictures, samples.jsonl, the grid and anything else requested into --out."""
     remove_earlier(args.out)
     names = [name_of(pair, args) for pair in pairs]
     images, captions = [pair.image for pair in pairs], [pair.caption for pair in pairs]
@@ -116,7 +116,7 @@ def write_pairs(pairs: list[Pair], args: argparse.Namespace) -> None:
     grid = captioned_grid(images[:64], captions[:64])
     grid.save(args.out / "grid.png")
     if args.interpolate:
-        save_way(images, args.out)
+        save_interpolation(images, args.out)
     if args.video:
         video.write_mp4(images, args.out / "interpolation.mp4")
     for pair in pairs:
@@ -141,7 +141,7 @@ OURS = re.compile(r"(steps-\d+-|completed-|varied-)?\d{6,}-\d{2,}\.png")
 
 
 def name_of(pair: Pair, args: argparse.Namespace) -> str:
-    """Of a pair's files, without suffix: SEED-INDEX for sample INDEX of a seed alone, which a step between two seeds and a variation are not."""
+    """The name of a pair's files, without suffix: SEED-INDEX only for sample INDEX of a seed, not for interpolation steps or variations."""
     if args.interpolate:
         first, last = args.interpolate
         return f"steps-{first}-{last:06d}-{pair.index:02d}"
@@ -150,7 +150,7 @@ def name_of(pair: Pair, args: argparse.Namespace) -> str:
 
 
 def remove_earlier(out: Path) -> None:
-    """Remove the files of the run before that its samples.jsonl lists, and no other: beside a new list they would be taken for its own."""
+    """Remove only the files listed in the previous run's samples.jsonl, which would otherwise be mistaken for the new run's."""
     try:
         records = [json.loads(line) for line in (out / LISTED).read_text(encoding="utf-8").splitlines() if line.strip()]
         names = [str(one.get("file_name") or f"{one['seed']:06d}-{one['index']:02d}.png") for one in records]
@@ -165,7 +165,7 @@ def remove_earlier(out: Path) -> None:
 
 
 def draw(model: Tokun, args: argparse.Namespace) -> list[Pair]:
-    """The pairs that were asked for."""
+    """The requested pairs."""
     tags = {"style": args.style, "subject": args.subject, "thing": args.thing}
     if args.complete is not None:
         found = {"register": args.register, "temperature": args.temperature, "top_p": args.top_p, **tags}
@@ -177,7 +177,7 @@ def draw(model: Tokun, args: argparse.Namespace) -> list[Pair]:
         temperature = 1.0 if args.temperature is None else args.temperature
         inverted = model.invert(args.invert, args.caption, seed=args.seed, temperature=temperature, register=args.register, **tags)
         if inverted.missed:
-            print(f"{inverted.missed} codes or pieces are too unlikely for any latent: without --vary, these may come out otherwise")
+            print(f"{inverted.missed} codes or pieces are too unlikely for any latent: even at --vary 0 they may come out differently")
         return model.vary(inverted, args.vary, seed=args.seed, n=args.n, temperature=temperature)
     options = options_of(args)
     if args.interpolate:
@@ -188,8 +188,8 @@ def draw(model: Tokun, args: argparse.Namespace) -> list[Pair]:
             found = model.best_and_worst(args.seed, args.n, args.best_of, score=score, **options)
             if not found:
                 raise UserError(
-                    f"all candidates of each of the {args.n} places score the same, so that none is preferred and nothing is written to {args.pairs}: "
-                    "ask for more with --best-of or --n, or choose by another --reward"
+                    f"all candidates of each of the {args.n} samples score the same, so there are no preferences to write to {args.pairs}: "
+                    "ask for more with --best-of or --n, or use another --reward"
                 )
             checkpoint.write_text(args.pairs, preferences.lines(found))
             print(f"{len(found)} preferences in {args.pairs}")
@@ -202,7 +202,7 @@ def draw(model: Tokun, args: argparse.Namespace) -> list[Pair]:
 
 
 def score_of(model: Tokun, args: argparse.Namespace) -> Callable[[list[Pair]], list[float]] | None:
-    """What --best-of chooses by; None: PMI."""
+    """The score for --best-of; None: PMI."""
     if not args.reward:
         return Clip(args.clip, device=str(model.device)).fit if args.clip else None
     from tokun.align import rewards
@@ -221,7 +221,7 @@ def options_of(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def say(model: Tokun, args: argparse.Namespace) -> list[Words]:
-    """The words that were asked for. --n of each; one where it is not given."""
+    """The requested words, --n of each (default 1)."""
     common = {"seed": args.seed, "n": args.n, "temperature": args.text_temperature, "top_p": args.top_p}
     if args.rewrite is not None:
         return model.rewrite(args.rewrite, args.register or model.vocabulary.default_register, **common)
@@ -245,17 +245,17 @@ def tell(found: list[Words], out: Path) -> None:
     checkpoint.write_text(out / "words.jsonl", "\n".join(lines) + "\n")
     for words in found:
         print(f"{words.register or 'answer':<8} {words.confidence:.2f}  {words.text}")
-    print(f"confidence, words; all of it in {out / 'words.jsonl'}")
+    print(f"confidence, words; details are in {out / 'words.jsonl'}")
 
 
-def save_way(images: list[Image.Image], out: Path) -> None:
-    """A strip of all steps, and a GIF that goes there and back."""
+def save_interpolation(images: list[Image.Image], out: Path) -> None:
+    """Write a strip of all steps, and a GIF that goes there and back."""
     strip(images).save(out / "strip.png")
     (out / "interpolation.gif").write_bytes(gif(images))
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
-    """The arguments, checked: an option that does nothing for what is asked is a mistake."""
+    """The checked arguments. An option without effect is an error."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     for group in (add_places, add_wishes, add_forms, add_directions):
         group(parser)
@@ -269,42 +269,42 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         args.n = 1 if args.image is not None or args.rewrite is not None else 16
     if shards_wanted(args) and (args.svg or args.wandb):
         parser.error(
-            f"--{'svg' if args.svg else 'wandb'} does nothing for shards: leave it out, or ask for at most {many.FROM:,} samples without --shard-size"
+            f"--{'svg' if args.svg else 'wandb'} has no effect on shards: leave it out, or ask for at most {many.FROM:,} samples without --shard-size"
         )
     return args
 
 
 def mistake_in(args: argparse.Namespace, given: list[str]) -> str:
-    """What is wrong with the arguments, of which those named in `given` were typed; "" where nothing is."""
+    """What is wrong with the arguments, "" if nothing. `given`: the names of those on the command line."""
     mode = mode_of(args)
     idle = [name for name in given if name not in READ[mode] | EVERYWHERE]
     mistakes = [
         (args.question is not None and args.image is None, "--question is about a picture: name it with --image"),
         (args.invert is not None and not args.caption.strip(), "--invert needs --caption: the latent decides picture and words"),
-        (args.pairs and args.best_of == 1, "--pairs prefers the best of several candidates to the worst: say how many with --best-of"),
-        (args.clip and args.best_of == 1, "--clip chooses among several: say how many with --best-of"),
-        (args.reward and args.best_of == 1, "--reward chooses among several: say how many with --best-of"),
-        (args.reward and args.clip, "--clip MODEL is --reward clip=MODEL: give one of them"),
-        (args.video and not args.interpolate, "--video shows the way from one seed to another: name them with --interpolate"),
-        (idle, f"--{''.join(idle[:1]).replace('_', '-')} does nothing {where_of(mode)}: leave it out"),
+        (args.pairs and args.best_of == 1, "--pairs writes the best and the worst of several candidates: say how many with --best-of"),
+        (args.clip and args.best_of == 1, "--clip chooses among several candidates: say how many with --best-of"),
+        (args.reward and args.best_of == 1, "--reward chooses among several candidates: say how many with --best-of"),
+        (args.reward and args.clip, "--clip MODEL is the same as --reward clip=MODEL: give one of them"),
+        (args.video and not args.interpolate, "--video shows an interpolation: name its seeds with --interpolate"),
+        (idle, f"--{''.join(idle[:1]).replace('_', '-')} has no effect {where_of(mode)}: leave it out"),
         ("max_bytes" in given and not args.svg and not args.reward, "--max-bytes is the limit of an SVG: add --svg"),
-        (args.svg and args.max_bytes < LEAST_BYTES, f"--max-bytes {args.max_bytes} is too few: a picture takes at least {LEAST_BYTES} bytes"),
-        ("registers" in given and "register" in given, "--registers names them all: leave --register out"),
-        (mode == "interpolate" and ("seed" in given or "n" in given), "--interpolate A B names its seeds, --steps their number: leave --seed and --n out"),
-        (mode not in ("plain", "best_of") and (args.n or 0) > many.FROM, f"--n {args.n}: {where_of(mode)} at most {many.FROM:,} at a time are made"),
+        (args.svg and args.max_bytes < LEAST_BYTES, f"--max-bytes {args.max_bytes} is too small: a picture takes at least {LEAST_BYTES} bytes"),
+        ("registers" in given and "register" in given, "--registers already names all registers: leave out --register"),
+        (mode == "interpolate" and ("seed" in given or "n" in given), "--interpolate A B gives the seeds, --steps the number of pairs: leave out --seed and --n"),
+        (mode not in ("plain", "best_of") and (args.n or 0) > many.FROM, f"--n {args.n}: {where_of(mode)} the limit is {many.FROM:,} at a time"),
     ]  # fmt: skip
     return next((told for wrong, told in mistakes if wrong), "")
 
 
 def add_places(parser: argparse.ArgumentParser) -> None:
-    """Which model, how many samples, and where they go."""
+    """Options for the model, the number of samples and the output."""
     add = parser.add_argument
     add("--checkpoint", default=None, help="a folder or a Hugging Face Hub id; default: the bundled engraving model")
-    add("--adapter", default=None, help="an adapter (LoRA) that was trained on the checkpoint: its folder, its run's, or a Hub id")
-    add("--seed", type=int, default=42, help="the latent: which samples (%(default)s)")
-    add("--n", type=_positive, default=None, help="how many samples of the seed (16), or how many texts (1)")
-    add("--out", type=home_path, default=Path("outputs"), help="the folder for what is made (%(default)s)")
-    add("--batch-size", type=_positive, default=16, help="samples that are drawn together (%(default)s)")
+    add("--adapter", default=None, help="an adapter (LoRA) trained on the checkpoint: its folder, its run's folder, or a Hub id")
+    add("--seed", type=int, default=42, help="seed of the latents (%(default)s)")
+    add("--n", type=_positive, default=None, help="number of samples of the seed (16), or of texts (1)")
+    add("--out", type=home_path, default=Path("outputs"), help="the output folder (%(default)s)")
+    add("--batch-size", type=_positive, default=16, help="samples per batch (%(default)s)")
     add("--device", default=None, help="cpu, cuda, cuda:1 …; default: a GPU if there is one")
     add(
         "--dtype",
@@ -315,43 +315,49 @@ def add_places(parser: argparse.ArgumentParser) -> None:
     add(
         "--compile",
         action=argparse.BooleanOptionalAction,
-        help="on a CPU: steps by a C++ program that is built once on a machine; by itself where there is a compiler. Now and then a sample comes out otherwise without",
+        help="on a CPU: compute steps with a C++ program, built once per machine (default: if there is a compiler). Without it, an occasional sample differs",
     )
 
 
 def add_wishes(parser: argparse.ArgumentParser) -> None:
-    """What the samples shall show and how they are drawn."""
+    """Options for what the samples show and how they are drawn."""
     add = parser.add_argument
     add("--style", default="", help="a style tag, for example engraving")
     add("--subject", default="", help="a subject tag, for example architecture")
-    add("--thing", default="", help="a thing tag, the main noun of what is shown, for example moth")
+    add("--thing", default="", help="a thing tag, the main noun, for example moth")
     add(
         "--aspect",
         default="",
         metavar="SHAPE",
-        help="4:3 (width:height), wide, tall, square, or one of the model's grids (rows x columns, 12x16): the nearest grid is taken",
+        help="4:3 (width:height), wide, tall, square, or one of the model's grids (rows x columns, 12x16): the nearest grid is used",
     )
     add("--register", default="", help="the caption's register: plain, poetic, era, social, alt")
     add("--prompt", default=None, help="a caption to draw")
-    add("--temperature", type=float, default=None, help="of codes, and a factor of the words' own; 0 is the likeliest")
+    add("--temperature", type=float, default=None, help="for codes, and a factor on the text temperature; 0 is greedy")
     add("--text-temperature", type=float, default=None, help="of words")
     add("--top-k", type=int, default=None, help="for codes; 0 is off")
-    add("--top-p", type=float, default=None, help="the likeliest that make up this share; 1 is off")
-    add("--guidance-scale", type=float, default=None, help="1 is off; needs a prompt or tags to be guided by")
-    add("--text-guidance-scale", type=float, default=None, help="how closely the words keep to their picture; 1 is off")
-    add("--no-repeats", action="store_const", const=True, default=None, help="no word and no short phrase twice in a row")
+    add("--top-p", type=float, default=None, help="nucleus sampling: the most likely ids with this total probability; 1 is off")
+    add("--guidance-scale", type=float, default=None, help="1 is off; needs a prompt or tags")
+    add("--text-guidance-scale", type=float, default=None, help="how closely the words follow their picture; 1 is off")
+    add("--no-repeats", action="store_const", const=True, default=None, help="no word or short phrase twice in a row")
 
 
 def add_forms(parser: argparse.ArgumentParser) -> None:
-    """The form in which they are written, and the choice among several."""
+    """Options for the output format and for choosing among candidates."""
     add = parser.add_argument
-    add("--shard-size", type=_positive, default=None, metavar="N", help="write shards of N samples; of 1000 where more are asked for")
-    add("--best-of", type=_positive, default=1, metavar="K", help="of K candidates for each sample the one with the highest PMI")
+    add(
+        "--shard-size",
+        type=_positive,
+        default=None,
+        metavar="N",
+        help="write shards of N samples (default for more than 1000 samples: 1000)",
+    )
+    add("--best-of", type=_positive, default=1, metavar="K", help="for each sample, the best of K candidates by PMI")
     add(
         "--pairs",
         type=home_path,
         metavar="FILE",
-        help="with --best-of: write best and worst of each place's candidates, which then share their tags, as preferences (configs/dpo.yaml)",
+        help="with --best-of: write the best and worst candidates, which then share their tags, as preferences (configs/dpo.yaml)",
     )
     add(
         "--reward",
@@ -360,43 +366,45 @@ def add_forms(parser: argparse.ArgumentParser) -> None:
         help="--best-of by a reward: svg (at --max-bytes), clip=MODEL, module:function … (tokun/align/rewards.py)",
     )
     add("--clip", metavar="MODEL", help="--best-of by CLIP score: hf-hub:ORG/NAME, a folder, or ARCHITECTURE:WEIGHTS of open_clip")
-    add("--svg", action="store_true", help="write each picture as SVG too")
-    add("--max-bytes", type=_positive, default=10_000, help="of an SVG (%(default)s)")
+    add("--svg", action="store_true", help="also write each picture as SVG")
+    add("--max-bytes", type=_positive, default=10_000, help="size limit of an SVG (%(default)s)")
     add("--wandb", action="store_true", help="log the grid to Weights & Biases (offline without a key)")
 
 
 def add_directions(parser: argparse.ArgumentParser) -> None:
-    """Other ways through the model than from a seed to a pair."""
+    """Options for the other directions."""
     add = parser.add_argument
     one = parser.add_mutually_exclusive_group()
-    one.add_argument("--image", type=home_path, metavar="FILE", help="say what a picture shows")
-    one.add_argument("--rewrite", metavar="TEXT", help="say a caption in the --register")
-    one.add_argument("--complete", type=home_path, metavar="FILE", help="go on from the part of a picture that --keep names")
+    one.add_argument("--image", type=home_path, metavar="FILE", help="caption a picture")
+    one.add_argument("--rewrite", metavar="TEXT", help="rewrite a caption in the --register")
+    one.add_argument("--complete", type=home_path, metavar="FILE", help="complete the part of a picture given by --keep")
     one.add_argument("--interpolate", type=int, nargs=2, metavar=("A", "B"), help="from seed A to seed B in --steps")
-    one.add_argument("--invert", type=home_path, metavar="FILE", help="find the latent of a picture and its --caption, and --vary it")
-    add("--registers", default="", metavar="A,B", help="of the captions of --image (the --register, or plain)")
-    add("--question", metavar="TEXT", help="about --image, for a model that was trained on questions")
+    one.add_argument(
+        "--invert", type=home_path, metavar="FILE", help="find the latent of a picture and its --caption, and vary it by --vary"
+    )
+    add("--registers", default="", metavar="A,B", help="registers of the captions of --image (default: --register, or plain)")
+    add("--question", metavar="TEXT", help="a question about --image, for a model trained on questions")
     add(
         "--max-megapixels",
         type=float,
         default=None,
         metavar="N",
-        help="read pictures of up to N million pixels (100, or the environment's TOKUN_MAX_MEGAPIXELS)",
+        help="read pictures of up to N million pixels (100, or the environment variable TOKUN_MAX_MEGAPIXELS)",
     )
     add("--keep", type=_part, default="top", metavar="PART", help="top, bottom, left, right (halves), or left,top,right,bottom from 0 to 1")
-    add("--steps", type=_positive, default=12, help="of --interpolate (%(default)s)")
-    add("--video", action="store_true", help="write the interpolation as MP4 too")
-    add("--caption", default="", metavar="TEXT", help="what the picture of --invert shows")
+    add("--steps", type=_positive, default=12, help="steps of --interpolate (%(default)s)")
+    add("--video", action="store_true", help="also write the interpolation as MP4")
+    add("--caption", default="", metavar="TEXT", help="the caption of the picture of --invert")
     add(
         "--vary",
         type=float,
         default=0.3,
         metavar="X",
-        help="the share that is drawn anew. 0: the picture itself; 1: nothing left of it (0.3)",
+        help="share of the codes to resample. 0: the picture itself; 1: nothing left of it (0.3)",
     )
 
 
-OPTIONS = {option.name for option in fields(SamplingOptions)}  # those of `Tokun.sample`
+OPTIONS = {option.name for option in fields(SamplingOptions)}  # of `Tokun.sample`
 EVERYWHERE = {"checkpoint", "adapter", "seed", "n", "out", "device", "dtype", "compile"}
 DRAWN = {"style", "subject", "thing", "register", "temperature", "svg", "max_bytes", "wandb"}
 PLAIN = DRAWN | OPTIONS
@@ -424,7 +432,7 @@ READ = {  # the options that each direction reads
 
 
 def mode_of(args: argparse.Namespace) -> str:
-    """Which way through the model: a name in READ."""
+    """The direction: a name in READ."""
     if args.question is not None:
         return "question"
     named = next((name for name in ("image", "rewrite", "complete", "interpolate", "invert") if getattr(args, name) is not None), "")

@@ -6,12 +6,12 @@
     torchrun --nproc_per_node 8 train.py --config configs/engraving.yaml  or srun; several machines: docs/clusters.md
     python train.py --config configs/engraving-cpu.yaml data.train='shards/train-*.tar' data.val='shards/val-*.tar' out=runs/mine
 
-    python train.py --config configs/grpo.yaml start=runs/mine out=runs/mine-grpo      a checkpoint learns from rewards
+    python train.py --config configs/grpo.yaml start=runs/mine out=runs/mine-grpo      train a checkpoint on rewards
 
     python train.py --config configs/ladder/350m.yaml --plan --gpu H100 --gpus 8
 
 Four stages: text tokenizer, image tokenizer, code shards, generator. Each is skipped when its result exists and
-matches; a killed run goes on where it was when the same command is typed again.
+matches; the same command resumes a killed run.
 """
 
 from __future__ import annotations
@@ -47,29 +47,29 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def train(config: Config, launched: bool) -> None:
-    """All stages. `launched`: whether a launcher of processes started this one."""
+    """Run all stages. `launched`: whether a process launcher started this process."""
     draw_toy_pictures(config)
-    rows_of_tables(config)
+    convert_tables(config)
     run = open_run(config, deepspeed=launched)
     try:
-        for stage in stages_of(config) if not config.grpo.rewards else (learning_from_rewards,):
+        for stage in stages_of(config) if not config.grpo.rewards else (train_on_rewards,):
             stage(run)
             run.stop_if_asked()
         if run.rank == 0:
             write_config(run.out, config)
     except Preempted:
-        run.say("train.py: asked to stop (SIGTERM). Everything is saved: the same command goes on from here")
+        run.say("train.py: asked to stop (SIGTERM). Everything is saved: the same command resumes")
     run.close()
 
 
-def learning_from_rewards(run: Run) -> Path:
-    from tokun.align.grpo import train_grpo  # it stands above the stages of training
+def train_on_rewards(run: Run) -> Path:
+    from tokun.align.grpo import train_grpo  # tokun.align is above tokun.training
 
     return train_grpo(run)
 
 
 def draw_toy_pictures(config: Config) -> None:
-    """With `data.toy: N` the training set is drawn by code, once, into the run's folder."""
+    """With `data.toy: N`, draw the training set by code, once, into the run's folder."""
     if not config.data.toy:
         return
     if config.data.train:
@@ -82,11 +82,11 @@ def draw_toy_pictures(config: Config) -> None:
         toy.write_shards(folder, max(64, config.data.toy // 16), config.data.toy_seed + 1, side, "val")
     engine.wait_for_processes()
     config.data.train, config.data.val = str(folder / "train-*.tar"), str(folder / "val-*.tar")
-    config.data.toy = 0  # they lie in shards now: the run's own config.yaml can be used again as it is
+    config.data.toy = 0  # they are in shards now, so the run's config.yaml can be reused unchanged
 
 
-def rows_of_tables(config: Config) -> None:
-    """The tables of `words` (CSV, TSV, Parquet) as JSONL in the run's folder."""
+def convert_tables(config: Config) -> None:
+    """Convert the tables of `words` (CSV, TSV, Parquet) to JSONL in the run's folder."""
     for split in ("train", "val"):
         table = getattr(config.words, split)
         if not table or table.endswith(".jsonl"):
@@ -106,7 +106,7 @@ def parse(argv: list[str] | None) -> tuple[Config, argparse.Namespace]:
     parser.add_argument("--config", required=True, help="a YAML file, for example configs/tiny.yaml")
     parser.add_argument("--plan", action="store_true", help="print memory, operations and hours of this config, and train nothing")
     planner.add_arguments(parser)
-    parser.add_argument("overrides", nargs="*", metavar="a.b=c", help="settings that replace the file's, for example train.lr=3e-4")
+    parser.add_argument("overrides", nargs="*", metavar="a.b=c", help="settings that override the file's, for example train.lr=3e-4")
     parser.add_argument("--local_rank", "--local-rank", type=int, default=None, help=argparse.SUPPRESS)  # given by the deepspeed launcher
     args = parser.parse_args(argv)
     return load_config(args.config, args.overrides), args

@@ -1,13 +1,13 @@
-"""What raises the figures? One change at a time: same data, same budget, the same measures, several seeds.
+"""Ablations: one change at a time, with the same data, budget and measures, over several seeds.
 
     python benchmarks/ablations.py --base runs/mine --config configs/engraving-cpu.yaml --steps 600 --seeds 0 1 --out runs/ablations \
         data.train='shards/train-*.tar' data.val='shards/val-*.tar'
-    python benchmarks/ablations.py … --only baseline dropout-0 adamw          some of them
-    python benchmarks/ablations.py --out runs/ablations --table               what there is so far
+    python benchmarks/ablations.py … --only baseline dropout-0 adamw          a selection
+    python benchmarks/ablations.py --out runs/ablations --table               the results so far
 
-Generator ablations share the base run's tokenizers and codes (a run that has these three stages; cells that change the codes make their own); tokenizer ablations train an image
-tokenizer of their own for --tokenizer-steps and are measured by reconstruction; with --through they go on to the generator. Each run is `train.py` with some
-settings changed, so it goes on where it was killed; a line that is written is not made again.
+Generator ablations share the tokenizers and codes of the base run, which must have these three stages (ablations that change the codes make their own). Tokenizer ablations
+train their own image tokenizer for --tokenizer-steps and are measured by reconstruction; with --through they also train the generator. Each run is `train.py` with some
+settings changed, so a killed run resumes; finished results are kept.
 """
 
 from __future__ import annotations
@@ -48,11 +48,11 @@ GENERATOR: dict[str, list[str]] = {
     "crops 1": ["codes.views=1"],
     "crops 10": ["codes.views=10"],
     "joint half": ["train.task_mix={joint: 0.5, text_to_image: 0.5}"],
-    # a subject and its picture in raster order, AdamW with the weight decay of its code (Sun et al. 2024); never a word
+    # a subject and its picture in raster order, without words; AdamW with the weight decay of its code (Sun et al. 2024)
     "LlamaGen": ["train.text_weight=0.0", "train.task_mix={joint: 1.0}", "train.optimizer=adamw", "train.weight_decay=0.05"],
 }
 VARIANT = {"LlamaGen": "pictures"}  # of benchmarks/variants.py
-STEPS = {"LlamaGen": 1.45}  # as many more as its shorter sequences leave processor time for
+STEPS = {"LlamaGen": 1.45}  # factor on the steps, for equal processor time with its shorter sequences
 TOKENIZER: dict[str, list[str]] = {
     "tokenizer baseline": [],
     "codebook 512": ["image_tokenizer.codebook_size=512"],
@@ -65,8 +65,8 @@ TOKENIZER: dict[str, list[str]] = {
     "no perceptual": ["image_tokenizer_train.perceptual=none", "image_tokenizer_train.perceptual_weight=0.0"],
     "no line term": ["image_tokenizer_train.line_weight=0.0"],
     "GAN": ["image_tokenizer_train.gan_weight=0.3"],
-    # Sun et al. 2024, section 2.1 and its code: no line term, no L1, nothing that replaces dead codes, K 16384 of 8 dimensions on the sphere,
-    # commitment 0.25, hinge PatchGAN at 0.5. Re-stated: SqueezeNet for LPIPS, our codebook averages where theirs has a gradient.
+    # Sun et al. 2024, section 2.1 and its code: no line term, no L1, no replacement of dead codes, K 16384 of 8 dimensions on the sphere,
+    # commitment 0.25, hinge PatchGAN at 0.5. Different here: SqueezeNet for LPIPS, and a codebook by averages instead of gradients.
     "LlamaGen VQ": [
         "image_tokenizer.codebook_size=16384", "image_tokenizer.codebook_dim=8", "image_tokenizer.commitment_weight=0.25",
         "image_tokenizer.dead_code_threshold=0", "image_tokenizer_train.l1_weight=0.0", "image_tokenizer_train.mse_weight=1.0",
@@ -78,21 +78,21 @@ TOKENIZER: dict[str, list[str]] = {
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--config", type=Path, default=HOME / "configs" / "engraving-cpu.yaml")
-    parser.add_argument("--base", type=Path, help="a run whose tokenizers and codes the generator ablations share")
+    parser.add_argument("--base", type=Path, help="the run with the tokenizers and codes for the generator ablations")
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--only", nargs="+", help="names, with - for blanks; default: all generator ablations")
+    parser.add_argument("--only", nargs="+", help="names, with - for spaces; default: all generator ablations")
     parser.add_argument("--steps", type=int, default=600)
     parser.add_argument("--tokenizer-steps", type=int, default=600)
     parser.add_argument("--seeds", nargs="+", type=int, default=[0])
     parser.add_argument("--pairs", type=int, default=256, help="held-out pairs whose PMI is ranked")
-    parser.add_argument("--through", action="store_true", help="tokenizer ablations go on to the generator")
-    parser.add_argument("--table", action="store_true", help="print what is there, and end")
+    parser.add_argument("--through", action="store_true", help="tokenizer ablations also train the generator")
+    parser.add_argument("--table", action="store_true", help="print the results so far and exit")
     parser.add_argument("overrides", nargs="*", metavar="a.b=c", help="settings of all runs")
-    args, overrides = _apart(parser.parse_args())
+    args, overrides = _split_settings(parser.parse_args())
     if not args.table:
         known = {name.replace(" ", "-"): name for name in (*GENERATOR, *TOKENIZER)}
         wanted = [
-            known[name] if name in known else sys.exit(f"ablations.py: {name!r} is none of {', '.join(known)}")
+            known[name] if name in known else sys.exit(f"ablations.py: {name!r} is not one of {', '.join(known)}")
             for name in args.only or map(lambda n: n.replace(" ", "-"), GENERATOR)
         ]
         for seed in args.seeds:
@@ -101,8 +101,8 @@ def main() -> None:
     print(table(args.out))
 
 
-def _apart(args: argparse.Namespace) -> tuple[argparse.Namespace, list[str]]:
-    """The settings stand behind --only's names: they have an equals sign."""
+def _split_settings(args: argparse.Namespace) -> tuple[argparse.Namespace, list[str]]:
+    """Split the settings, which have an equals sign, from the names of --only."""
     named = args.only or []
     overrides = [*args.overrides, *(word for word in named if "=" in word)]
     args.only = [word for word in named if "=" not in word]
@@ -110,7 +110,7 @@ def _apart(args: argparse.Namespace) -> tuple[argparse.Namespace, list[str]]:
 
 
 def one(args: argparse.Namespace, overrides: list[str], name: str, seed: int) -> None:
-    """Train and measure, or do nothing where its line is there."""
+    """Train and measure, unless the result exists."""
     folder = args.out / f"{name.replace(' ', '-').replace('/', '_')}-{seed}"
     line = folder / "line.json"
     if line.is_file():
@@ -120,7 +120,7 @@ def one(args: argparse.Namespace, overrides: list[str], name: str, seed: int) ->
     changed = GENERATOR[name] if is_generator else TOKENIZER[name]
     if is_generator:
         if args.base is None:
-            sys.exit("ablations.py: --base names the run whose tokenizers and codes are shared")
+            sys.exit("ablations.py: --base is needed: the run whose tokenizers and codes are shared")
         own_codes = any(change.startswith("codes.") for change in changed)
         for part in SHARED[:2] if own_codes else SHARED:
             if not (folder / part).exists():
@@ -154,7 +154,7 @@ def one(args: argparse.Namespace, overrides: list[str], name: str, seed: int) ->
 
 
 def _tokenizer_budget(steps: int) -> dict[str, float]:
-    """Of a short training: the discriminator counts from its middle on, and a collapse is a result."""
+    """Settings for a short training: the discriminator starts halfway, and a collapse counts as a result."""
     return {"steps": steps, "max_minutes": 0, "gan_start": steps // 2, "min_usage": 0, "min_perplexity": 0, "min_psnr": 0}
 
 
@@ -165,17 +165,17 @@ TOKENIZER_ONLY = (
 
 
 def measure(folder: Path, args: argparse.Namespace, overrides: list[str], through: bool, variant: str = "") -> dict[str, float]:
-    """Held-out figures of a run that has ended."""
+    """Held-out figures of a finished run."""
     if not through:
         return json.loads((folder / "image_tokenizer" / "stage.json").read_text())["figures"] | reconstructions(folder, args, overrides)
     record = json.loads((folder / "checkpoint" / "training.json").read_text())
-    if variant == "pictures":  # words were never seen
+    if variant == "pictures":  # trained without words
         return {"image_loss": record["val"]["image_loss"]}
     return record["val"] | ranks(folder, args, overrides)
 
 
 def reconstructions(folder: Path, args: argparse.Namespace, overrides: list[str]) -> dict[str, float]:
-    """What is left of held-out pictures: how far lines and features are from the originals'."""
+    """Reconstruction errors of held-out pictures, in lines and features."""
     import torch
 
     from tokun import data
@@ -198,7 +198,7 @@ def reconstructions(folder: Path, args: argparse.Namespace, overrides: list[str]
 
 
 def ranks(folder: Path, args: argparse.Namespace, overrides: list[str]) -> dict[str, float]:
-    """Of held-out pairs: how many nats the picture explains of its caption, and how often the own one is first of 16 by PMI."""
+    """For held-out pairs: PMI of picture and caption in nats, and how often the own caption ranks first of 16 by PMI."""
     import numpy as np
 
     import tokun
@@ -233,7 +233,7 @@ SHOWN = {
 
 
 def table(out: Path) -> str:
-    """A line for each change: mean over seeds, and the range where there are several."""
+    """A line for each change: mean over seeds, and the range if there are several."""
     lines: dict[str, list[dict[str, Any]]] = {}
     for path in sorted(out.glob("*/line.json")):
         line = json.loads(path.read_text())

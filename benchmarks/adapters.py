@@ -1,12 +1,12 @@
-"""What an adapter learns, forgets and costs beside training all weights: on the pictures of one book, on a table of words, on preferences.
+"""What an adapter learns, forgets and costs compared with training all weights: on the pictures of one book, a table of words, and preferences.
 
     python -m benchmarks.adapters book --shards 'plates/val-*.tar' --book 41219 --rest 'engravings/val-*.tar' --minutes 10 --out runs/book
     python -m benchmarks.adapters words --descriptions descriptions.tsv --register social --rows 121 --held-out 200 --out runs/words
     python -m benchmarks.adapters preferences --n 200 --best-of 4 --out runs/preferred
 
-All take --checkpoint (the bundled model). `book` trains on 100 pictures of a book that the checkpoint has not seen, by LoRA and by all weights at
-several learning rates, each for the same minutes; `--rest` are pictures of other books, for what is forgotten. Each prints a table in Markdown.
-A training that is there already is not repeated.
+All take --checkpoint (default: the bundled model). `book` trains on 100 pictures of a book that the checkpoint has not seen, with LoRA and with
+all weights at several learning rates, each for the same time; `--rest` are pictures of other books, to measure forgetting. Each prints a Markdown
+table. Finished trainings are reused.
 """
 
 from __future__ import annotations
@@ -59,9 +59,9 @@ def main() -> None:
     book.add_argument("--pictures", type=int, default=100)
     book.add_argument("--rest", required=True)
     book.add_argument("--minutes", type=float, default=10.0)
-    book.add_argument("--steps", type=int, default=100_000, help="stop after so many, where the minutes would last longer")
-    book.add_argument("--rest-pictures", type=int, default=10**6, help="of the rest, the first so many")
-    book.add_argument("--full-lr", type=float, nargs="*", default=[1e-3, 1e-4], help="of the trainings of all weights")
+    book.add_argument("--steps", type=int, default=100_000, help="stop after this many, even before --minutes")
+    book.add_argument("--rest-pictures", type=int, default=10**6, help="use the first N of --rest")
+    book.add_argument("--full-lr", type=float, nargs="*", default=[1e-3, 1e-4], help="learning rates for training all weights")
     words.add_argument("--descriptions", type=Path, required=True)
     words.add_argument("--register", default="social")
     words.add_argument("--rows", type=int, default=121)
@@ -74,7 +74,7 @@ def main() -> None:
 
 
 def train(config: Path, out: Path, *overrides: str) -> dict[str, Any]:
-    """Run train.py, unless it has ended before. Returns its training.json."""
+    """Run train.py unless it has already finished. Returns its training.json."""
     command = [sys.executable, str(ROOT / "train.py"), "--config", str(config), f"out={out}", "tracking.kind=none", *overrides]
     subprocess.run(command, check=True, cwd=ROOT)
     (record,) = [path for path in (out / "adapter" / "training.json", out / "checkpoint" / "training.json") if path.is_file()]
@@ -130,7 +130,7 @@ def on_a_book(args: argparse.Namespace) -> None:
 
 
 def book_shards(args: argparse.Namespace) -> Path:
-    """train.tar with so many pictures of the book, val.tar with the others; their subject is a tag that no base knows."""
+    """Write train.tar with --pictures pictures of the book and val.tar with the others; their subject is a tag unknown to the base."""
     folder = args.out / "shards"
     if (folder / "val.tar").is_file():
         return folder
@@ -152,7 +152,7 @@ def book_shards(args: argparse.Namespace) -> Path:
 
 
 def full_config(path: Path, overrides: Sequence[str], target: Path) -> Path:
-    """The same training of all weights: the adapter's config with the base's shapes and no adapter."""
+    """The config for the same training of all weights: the adapter's, with the base's shapes and without the adapter."""
     config = load_config(path, overrides)
     tuning.take_shape(config)
     config.adapter.rank = 0
@@ -178,7 +178,7 @@ def rest_of(args: argparse.Namespace) -> list[Record]:
 
 
 def scores(model: Tokun, held: dict[str, list[Record]]) -> dict[str, np.ndarray]:
-    """Nats a token of each picture's codes and of its caption, given the tags that the model knows: "book image" … -> (pictures,)."""
+    """Nats per token of each picture's codes and of its caption, given the tags that the model knows: "book image" … -> (pictures,)."""
     v, found = model.vocabulary, {}
     for name, records in held.items():
         tags = [
@@ -193,7 +193,7 @@ def scores(model: Tokun, held: dict[str, list[Record]]) -> dict[str, np.ndarray]
 
 
 def told(mine: dict[str, np.ndarray], base: dict[str, np.ndarray]) -> list[str]:
-    """Means, and where it is not the base the change with its 95 % interval over pictures."""
+    """Means and, if it is not the base, the change with its 95 % interval over pictures."""
     cells = []
     for name, values in mine.items():
         change = values - base[name]
@@ -219,7 +219,7 @@ def on_words(args: argparse.Namespace) -> None:
     for name, part in (("train", pairs[: args.rows]), ("val", pairs[args.rows :])):
         lines = [json.dumps({"description": description, "caption": caption}, ensure_ascii=False) + "\n" for description, caption in part]
         (args.out / f"{name}.jsonl").write_text("".join(lines), encoding="utf-8")
-    register = f"studio-{args.register}"  # a tag that no base knows
+    register = f"studio-{args.register}"  # a tag unknown to the base
     given = [f"words.{split}={(args.out / f'{split}.jsonl').resolve()}" for split in ("train", "val")]
     record = train(ROOT / "configs" / "words.yaml", args.out / "lora", start_of(args), *given, f"words.register={register}", *args.set)
     held = pairs[args.rows :]
@@ -240,7 +240,7 @@ def on_words(args: argparse.Namespace) -> None:
 
 
 def untrained(args: argparse.Namespace, register: str) -> Tokun:
-    """The base with a row for the register as training finds it."""
+    """The base with the initial row for the new register."""
     base = base_of(args)
     vocabulary = base.vocabulary.extended(registers=[register])
     tuning.new_rows(base.generator, base.vocabulary, vocabulary)
@@ -249,7 +249,7 @@ def untrained(args: argparse.Namespace, register: str) -> Tokun:
 
 
 def rewriting_nats(model: Tokun, rows: Sequence[tuple[str, str]], register: str) -> np.ndarray:
-    """(rows, 2): nats of each caption and its end given the description, over legal ids, and how many they are."""
+    """(rows, 2): nats of each caption and its end given the description, over legal ids, and the number of these tokens."""
     packed = pack_rows(rows, model, model.vocabulary, register)
     nats = model.span_nll([Packed(p.input_ids[:-1], p.prompt) for p in packed])
     return np.stack([nats, [len(p.input_ids) - 1 - p.prompt for p in packed]], 1)

@@ -1,9 +1,9 @@
-"""How much of a caption can be told from its picture at all? Of held-out pairs, how often the own caption is found first of sixteen.
+"""How much of a caption can be predicted from its picture at all? How often held-out pictures rank their own caption first of sixteen.
 
     python benchmarks/ceiling.py --train 'shards/train-*.tar' --val 'shards/val-*.tar' --weights squeezenet1_1.safetensors --side 64
 
 The judge of `tokun.evaluate.recognition` (a ridge regression from ImageNet features to words) on centre squares. It shares nothing with a tokun
-model and knows photographs, so it is a mark to measure the generator's PMI by, and no proof that more cannot be had.
+model and was trained on photographs, so it is a reference for the generator's PMI, not an upper bound.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ def main() -> None:
     parser.add_argument("--train", required=True, help="image shards")
     parser.add_argument("--val", required=True, help="held-out image shards")
     parser.add_argument("--weights", required=True, help="SqueezeNet 1.1 as safetensors or .pth, or efficientnet-lite0")
-    parser.add_argument("--side", type=int, default=64, help="pixels of the square that is looked at (%(default)s)")
+    parser.add_argument("--side", type=int, default=64, help="side of the square in pixels (%(default)s)")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
     network = last_layer(args.weights, torch.device("cpu"), max(args.side, 128))

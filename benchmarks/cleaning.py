@@ -1,11 +1,11 @@
-"""Does prepare keep the usable engravings and nothing else? Judged against pictures labelled by eye.
+"""Does prepare keep exactly the usable engravings? Compared with pictures labelled by hand.
 
     python benchmarks/cleaning.py --shared ../shared --labels benchmarks/labels.tsv
 
-Runs `python -m data_tools.prepare` as it comes on each raw book, and on a folder of the labelled pairs of the shards, and
-reads the manifests: what is kept counts as taken for usable, what is rejected or ambiguous does not. Prints precision and
-recall with 95 % intervals (Wilson, "Probable inference", JASA 1927), the wrong ones by reason, and each of them by name.
-`--random 600` adds how many of so many random pairs of the shards, nearly all good, are kept.
+Runs `python -m data_tools.prepare` with its defaults on each raw book, and on a folder of the labelled pairs from the shards, and
+reads the manifests: kept pictures count as judged usable, rejected and ambiguous ones do not. Prints precision and recall with
+95 % intervals (Wilson, "Probable inference", JASA 1927), and the errors by reason and by name. `--random 600` also prints how many
+of 600 random pairs from the shards, nearly all good, are kept.
 """
 
 from __future__ import annotations
@@ -28,13 +28,13 @@ from tokun.utils import console
 from tokun.utils.errors import UserError
 
 ROOT = Path(__file__).resolve().parent.parent
-SET = "# set:"  # begins a part of the labels
+SET = "# set:"  # begins a section of the labels
 SHARDS = ("engravings", "engravings-128")
 
 
 @dataclass(frozen=True)
 class Label:
-    """One line of the labels: `path` is raw-books/NUMBER/FILE or FOLDER/SHARD#KEY within shared/data; `set` is the part it counts in."""
+    """One line of the labels: `path` is raw-books/NUMBER/FILE or FOLDER/SHARD#KEY within shared/data; `set` is its section."""
 
     path: str
     usable: bool
@@ -45,7 +45,7 @@ class Label:
 
 @dataclass(frozen=True)
 class Verdict:
-    """What the manifest says of one picture."""
+    """One picture's result in the manifest."""
 
     status: str
     reason: str
@@ -62,14 +62,14 @@ def read_labels(path: Path) -> list[Label]:
             continue
         cells = line.split("\t")
         if len(cells) != 4 or cells[1] not in ("0", "1") or cells[0] in labels:
-            raise UserError(f"{path}, line {number}: {line!r} is no new path, 0 or 1, kind and note between tabs")
+            raise UserError(f"{path}, line {number}: {line!r} must be a new path, 0 or 1, kind and note, separated by tabs")
         labels[cells[0]] = Label(cells[0], cells[1] == "1", cells[2], cells[3], part)
     return list(labels.values())
 
 
 def prepare(source: Path, out: Path) -> dict[str, Verdict]:
-    """Run prepare in one command and read its manifest: {path within the source: verdict}."""
-    options = ["--style", "engraving", "--val", "0", "--workers", "1"]  # no validation: its kin in training are no concern here
+    """Run prepare and read its manifest: {path within the source: verdict}."""
+    options = ["--style", "engraving", "--val", "0", "--workers", "1"]  # no validation split, whose similarity check does not matter here
     command = [sys.executable, "-m", "data_tools.prepare", str(source.resolve()), "--out", str(out), *options]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     if not (out / "manifest.parquet").is_file():
@@ -87,7 +87,7 @@ def judge_books(data: Path, numbers: set[str], out: Path) -> dict[str, Verdict]:
 
 
 def judge_pairs(data: Path, paths: list[str], out: Path) -> dict[str, Verdict]:
-    """Put the pairs into one folder, each picture with its JSON beside it, and prepare that."""
+    """Prepare a folder with the pairs, each picture with its JSON."""
     source, wanted = out / "pairs", defaultdict(set)
     source.mkdir(parents=True)
     for path in paths:

@@ -1,13 +1,13 @@
 """A judge of coherence that shares no weights with tokun's models: a small CLIP, trained here on the train split.
 
     python benchmarks/clip_judge.py --train 'engravings/train-*.tar' --val engravings/val-00000.tar --out runs/clip_judge --minutes 60
-    … --descriptions descriptions.tsv --size 128     raw shards, whose descriptions stand in a table beside them
+    … --descriptions descriptions.tsv --size 128     raw shards with a table of descriptions
 
-Made of stock open_clip: a ResNet of 1.4M parameters on 64 px, two text layers of width 128 over CLIP's own byte pairs (8.2M in
-all, 6.3M of them the table of pieces). Pictures are decoded once and kept as uint8; each batch crops, tones and blurs them,
-since what it will judge has gone through an image tokenizer; nothing is mirrored, lettering would turn round. Every two minutes and at the end
-the state is written, and the same command goes on from it with what is left of --minutes. Prints how often the held-out
-captions and pictures find each other, and leaves a folder that open_clip loads ("local-dir:…"), and
+Stock open_clip: a ResNet of 1.4M parameters on 64 px, two text layers of width 128 over CLIP's byte pairs (8.2M in total, 6.3M
+of them embeddings). Pictures are decoded once and kept as uint8. Each batch is augmented by cropping, tone and blur, since the
+pictures to judge have gone through an image tokenizer; nothing is mirrored, because of lettering. The state is written every two
+minutes and at the end, and the same command resumes with the rest of --minutes. Prints how often the held-out
+captions and pictures find each other, and writes a folder for open_clip ("local-dir:…") and
 `python -m tokun.evaluate --judge …`.
 
 One core of a Xeon with AMX: about 300 pairs a second of CPU time.
@@ -42,14 +42,14 @@ from tokun.utils import console
 from tokun.utils.errors import UserError
 from tokun.utils.extras import need
 
-SIZE = 64  # pixels that the network sees
-CROP = 8 / 9  # … as a share of those that are kept, to crop from
+SIZE = 64  # input side of the network in pixels
+CROP = 8 / 9  # least side of a crop, as a share of the stored side
 CONFIG: dict[str, Any] = {
     "embed_dim": 128,
     "vision_cfg": {"image_size": SIZE, "layers": [1, 1, 1, 1], "width": 16, "head_width": 64},
     "text_cfg": {"context_length": 24, "vocab_size": 49408, "width": 128, "heads": 2, "layers": 2},
 }
-MEAN, STD = 0.7, 0.3  # of ink on paper, roughly
+MEAN, STD = 0.7, 0.3  # roughly those of ink on paper
 PREPROCESS: dict[str, Any] = {"mean": [MEAN] * 3, "std": [STD] * 3, "interpolation": "bicubic", "resize_mode": "squash"}
 SAVE_EVERY = 120  # seconds
 
@@ -61,14 +61,14 @@ def config_of(size: int) -> dict[str, Any]:
 
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--train", required=True, help="image shards: a path, a glob, or several joined by commas")
+    parser.add_argument("--train", required=True, help="image shards: a path, a glob, or several separated by commas")
     parser.add_argument("--val", required=True, help="held-out image shards")
     parser.add_argument(
         "--descriptions", type=Path, default=None, help="a table with folder, key, description; default: the shards' plain captions"
     )
-    parser.add_argument("--size", type=int, default=SIZE, help="pixels that the network sees, a multiple of 32 (%(default)s)")
+    parser.add_argument("--size", type=int, default=SIZE, help="input side of the network in pixels, a multiple of 32 (%(default)s)")
     parser.add_argument("--out", type=Path, default=Path("runs/clip_judge"))
-    parser.add_argument("--minutes", type=float, default=60.0, help="of training, over all runs of this folder (%(default)s)")
+    parser.add_argument("--minutes", type=float, default=60.0, help="total training time over all runs in this folder (%(default)s)")
     parser.add_argument("--batch-size", type=int, default=128)
     parser.add_argument("--lr", type=float, default=2e-3)
     parser.add_argument("--seed", type=int, default=0)
@@ -83,10 +83,10 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def read(pattern: str, size: int, table: Table | None = None) -> tuple[Tensor, list[str]]:
-    """Centred squares uint8 (n, 1, size, size) and their plain captions, or those of `table`. Pairs that are broken or without words are left out."""
+    """Centred squares uint8 (n, 1, size, size) and their plain captions, or those of `table`. Damaged pairs and pairs without words are left out."""
     pairs = [(np.asarray(picture)[None], text) for _, picture, text in described(pattern, squares(size), table=table)]
     if not pairs:
-        raise UserError(f"no pair of {pattern} can be used: it takes pictures that open, with captions")
+        raise UserError(f"no pair of {pattern} can be used: pairs need a readable picture and a caption")
     return torch.from_numpy(np.stack([picture for picture, _ in pairs])), [text for _, text in pairs]
 
 
@@ -94,7 +94,7 @@ def read(pattern: str, size: int, table: Table | None = None) -> tuple[Tensor, l
 
 
 def train(args: argparse.Namespace, table: Table | None = None) -> None:
-    """Train until --minutes are spent, and leave the folder. What is there already is gone on with."""
+    """Train until --minutes are spent, and write the folder. Resumes from an existing state."""
     open_clip = need("open_clip", extra="clip")
     torch.manual_seed(args.seed)
     model = open_clip.CLIP(**config_of(args.size)).to(memory_format=torch.channels_last).train()
@@ -111,7 +111,7 @@ def train(args: argparse.Namespace, table: Table | None = None) -> None:
 def fit(
     args: argparse.Namespace, model: Any, optimizer: torch.optim.Optimizer, pictures: Tensor, texts: Tensor, step: int, spent: float
 ) -> tuple[int, float]:
-    """(steps, seconds) when the time is over. The learning rate falls as a cosine of the time spent."""
+    """Train until the time is over; returns (steps, seconds). The learning rate decays as a cosine of the time spent."""
     loss_of, limit = need("open_clip", extra="clip").ClipLoss(), args.minutes * 60
     started, saved = time.monotonic() - spent, spent
     while spent < limit:
@@ -143,19 +143,19 @@ def fit(
 
 
 def batch_rows(n: int, batch_size: int, step: int, seed: int) -> tuple[Tensor, torch.Generator]:
-    """Rows of step 1, 2, …: each epoch in an order of its own, decided by seed and step alone, and the batch's generator."""
+    """Rows of step 1, 2, …, and the batch's generator. Each epoch has its own order, determined by seed and step."""
     order, at = data.Order(n, seed), (step - 1) * batch_size
     rows = torch.tensor([order[position] for position in range(at, at + batch_size)])
     return rows, torch.Generator().manual_seed(seed * 1_000_003 + step)
 
 
 def augment(pictures: Tensor, generator: torch.Generator, size: int) -> Tensor:
-    """uint8 (B, 1, S, S) -> float (B, 3, size, size), as the preprocessing leaves them: cropped, toned and blurred, each its own way."""
+    """uint8 (B, 1, S, S) -> float (B, 3, size, size), normalised like the preprocessing; each randomly cropped, toned and blurred."""
 
     def uniform(low: float, high: float) -> Tensor:
         return low + (high - low) * torch.rand(len(pictures), 1, 1, 1, generator=generator)
 
-    side = uniform(CROP, 1.0)  # of the crop, as a share of what is kept
+    side = uniform(CROP, 1.0)  # of the crop, relative to the stored side
     shift = torch.cat([(1 - side) * uniform(-1, 1), (1 - side) * uniform(-1, 1)], 2)[..., 0]  # (B, 1, 2)
     turn = torch.eye(2) * side[:, 0]  # (B, 2, 2)
     grid = F.affine_grid(torch.cat([turn, shift.transpose(1, 2)], 2), [len(pictures), 1, size, size], align_corners=False)
@@ -169,7 +169,7 @@ def augment(pictures: Tensor, generator: torch.Generator, size: int) -> Tensor:
 
 
 def save(folder: Path, model: Any, optimizer: torch.optim.Optimizer, step: int, spent: float) -> None:
-    """The folder as open_clip loads it, and `state.pt` to go on from; each file whole or not at all."""
+    """Write the folder for open_clip, and `state.pt` for resuming; each file atomically."""
     folder.mkdir(parents=True, exist_ok=True)
     size = model.visual.image_size
     config = {"model_cfg": config_of(size), "preprocess_cfg": {"size": [size, size], **PREPROCESS}}
@@ -182,23 +182,23 @@ def save(folder: Path, model: Any, optimizer: torch.optim.Optimizer, step: int, 
 
 
 def resume(folder: Path, model: Any, optimizer: torch.optim.Optimizer) -> tuple[int, float]:
-    """(steps, seconds) so far, with the weights and the optimizer set to them."""
+    """Load the weights and the optimizer; returns (steps, seconds) so far."""
     if not (folder / "state.pt").is_file():
         return 0, 0.0
     state = torch.load(folder / "state.pt", weights_only=True)
     try:
         model.load_state_dict(state["model"])
     except RuntimeError as error:
-        raise UserError(f"{folder} holds a judge of another --size: name another --out") from error
+        raise UserError(f"{folder} holds a judge with another --size: name another --out") from error
     optimizer.load_state_dict(state["optimizer"])
     return state["step"], state["spent"]
 
 
-# --- how well it judges -----------------------------------------------------------------------------------------------
+# --- accuracy ---------------------------------------------------------------------------------------------------------
 
 
 def retrieval(clip: Clip, pictures: Tensor, captions: list[str], seed: int) -> list[Figure]:
-    """How often held-out pictures and captions find each other by it."""
+    """How often held-out pictures and captions find each other."""
     images = [Image.fromarray(picture[0].numpy()) for picture in pictures]
     scores = clip.similarities(images, captions)
     share = recognition.firsts(scores, captions).tolist() if len(set(captions)) >= recognition.CANDIDATES + 1 else []

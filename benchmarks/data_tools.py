@@ -1,4 +1,4 @@
-"""What the data tools do, in figures: speed at scale, beside img2dataset, of encoding, and after being killed.
+"""Benchmarks of the data tools: speed at scale, comparison with img2dataset, speed of encoding, and resuming after kills.
 
     python benchmarks/data_tools.py pictures --shared ../shared --out PICTURES --n 100000   # distinct ones, from real and toy engravings
     python benchmarks/data_tools.py scale --pictures PICTURES --out OUT              # 10,000 against all of them
@@ -6,7 +6,7 @@
     python benchmarks/data_tools.py encode --tokenizer RUN/image_tokenizer --shards 'shards/train-*.tar' --out OUT
     python benchmarks/data_tools.py kills --out OUT --times 20 --tokenizer RUN/image_tokenizer
 
-Each prints one table. Speeds are given by processor time, which other work on the machine hardly disturbs, and by the clock.
+Each prints one table. Speeds are given by processor time, which other work on the machine hardly affects, and by the clock.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ PER_FOLDER = 1000
 
 
 def originals(shared: Path) -> Iterator[tuple[Image.Image, str]]:
-    """(picture, caption) of every real engraving, again and again; every eighth is a toy one."""
+    """(picture, caption) of every real engraving, cycling endlessly; every eighth is a toy one."""
     shards = sorted((shared / "data" / "engravings").glob("*.tar")) + sorted((shared / "data" / "engravings-128").glob("*.tar"))
     if not shards:
         raise FileNotFoundError(f"no engravings in {shared}/data: name the folder with --shared")
@@ -63,7 +63,7 @@ def originals(shared: Path) -> Iterator[tuple[Image.Image, str]]:
 
 
 def transformed(image: Image.Image, rng: np.random.Generator, sides: tuple[int, int]) -> Image.Image:
-    """A part of the picture, turned, stretched and toned anew, with a short side between two numbers of pixels."""
+    """A random crop of the picture, rotated, stretched and with changed tones; its short side is within `sides`, in pixels."""
     width, height = image.size
     share = rng.uniform(0.55, 0.9, 2)
     left, top = (rng.uniform(0, 1 - share) * (width, height)).astype(int)
@@ -124,7 +124,7 @@ def children(pid: int) -> list[int]:
 
 
 def timed(command: list[str], **environment: str) -> dict[str, float]:
-    """Run it to its end: seconds by the clock, of processor time, and peak memory of it and of its largest child."""
+    """Run the command: seconds by the clock and of processor time, and peak memory of it and of its largest child."""
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
     start = time.monotonic()
     process = subprocess.Popen(command, cwd=ROOT, env={**os.environ, **environment}, stdout=subprocess.DEVNULL)
@@ -157,7 +157,7 @@ def prepare_command(source: Path, out: Path, *options: str) -> list[str]:
 
 
 def scale(pictures: Path, out: Path, small: int, workers: int) -> None:
-    """The same command on the first folders and on all of them."""
+    """Run the same command on the first folders and on all of them."""
     shutil.rmtree(out, ignore_errors=True)
     linked = out / "small-files"
     for folder in sorted(pictures.iterdir())[: small // PER_FOLDER]:
@@ -185,10 +185,10 @@ if __name__ == "__main__":
 
 
 def beside_img2dataset(pictures: Path, out: Path, python: str, n: int, turns: int) -> None:
-    """The same local files to the same size, both as JPEG of quality 92 in one process and one thread, in turns.
+    """The same local files resized to the same size, both as JPEG of quality 92 in one process and one thread, in turns.
 
-    Ours is without cleaning; theirs reads file:// addresses, and those of a loopback server. Each command runs on a quarter
-    of the pictures and on all: what the difference takes is the work without the start.
+    Ours runs without cleaning; theirs reads file:// addresses, and a loopback server. Each command runs on a quarter of the
+    pictures and on all; the difference is the work without the start-up.
     """
     import pyarrow as pa
     import pyarrow.parquet as pq
@@ -238,7 +238,7 @@ def beside_img2dataset(pictures: Path, out: Path, python: str, n: int, turns: in
 
 
 def show_beside(seconds: dict[str, dict[str, list[float]]], sizes: dict[str, int]) -> None:
-    """One table of whole commands, and one of the work after the start; the ratios are those of each turn."""
+    """One table of whole commands, and one of the work after the start; the ratios are within each turn."""
     columns = {f"all {sizes['all']:,}, whole command": {name: own["all"] for name, own in seconds.items()}}
     columns[f"{sizes['all'] - sizes['quarter']:,} after the start"] = {
         name: [whole - quarter for whole, quarter in zip(own["all"], own["quarter"], strict=True)] for name, own in seconds.items()
@@ -266,7 +266,7 @@ server.serve_forever()
 
 
 def encode(tokenizer: Path, shards: str, out: Path, views: int) -> None:
-    """The codes stage against the bare model on the same batch: pictures and views already in memory."""
+    """The codes stage compared with the bare model on the same batch, with pictures and views already in memory."""
     import torch
 
     from tokun import data
@@ -286,7 +286,7 @@ def encode(tokenizer: Path, shards: str, out: Path, views: int) -> None:
     for shard in data.expand_shards(shards):
         model.encode(pixels, rows=rows)
         bare = []
-        for part in range(2):  # before and after, since machines change their minds
+        for part in range(2):  # before and after, since the machine's speed varies
             start = time.perf_counter()
             for _ in range(8):
                 model.encode(pixels, rows=rows).cpu()
@@ -301,7 +301,7 @@ def encode(tokenizer: Path, shards: str, out: Path, views: int) -> None:
 
 
 def kills(out: Path, times: int, tokenizer: Path | None) -> None:
-    """prepare, caption (templates) and, with a tokenizer, encode: killed at random moments, then finished. Are the bytes those of a whole run?"""
+    """prepare, caption (templates) and, with a tokenizer, encode: killed at random moments, then finished. Are the bytes those of an uninterrupted run?"""
     shutil.rmtree(out, ignore_errors=True)
     source = out / "in"
     for index in range(1500):
@@ -323,12 +323,12 @@ def kills(out: Path, times: int, tokenizer: Path | None) -> None:
 
 
 def kill(tool: str, out: Path, times: int, command_for: Callable[[Path], list[str]], last: str, folder: str = "") -> None:
-    """Kill the tool so many times, at moments spread over its run, then let it finish, and compare."""
+    """Kill the tool `times` times, at moments spread over its run, then let it finish, and compare."""
     killed, whole = out / f"{tool}-killed", out / f"{tool}-whole"
     length = timed(command_for(whole))["seconds"]
     moments, count = random.Random(0), 0
     while count < times:
-        if (killed / last).exists():  # finished: once more from the start
+        if (killed / last).exists():  # finished: start over
             shutil.rmtree(killed / folder)
         process = subprocess.Popen(command_for(killed), cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         try:
@@ -356,10 +356,10 @@ def main() -> None:
     parser.add_argument("--pictures", type=Path)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--n", type=int, default=100_000)
-    parser.add_argument("--sides", type=int, nargs=2, default=(300, 600), help="least and greatest short side of the pictures, in pixels")
-    parser.add_argument("--first", type=int, default=0, help="leave the first so many pictures out (to draw in several processes)")
+    parser.add_argument("--sides", type=int, nargs=2, default=(300, 600), help="smallest and largest short side of the pictures, in pixels")
+    parser.add_argument("--first", type=int, default=0, help="skip the first N pictures (to draw in several processes)")
     parser.add_argument("--workers", type=int, default=1)
-    parser.add_argument("--python", default=sys.executable, help="of an environment with img2dataset")
+    parser.add_argument("--python", default=sys.executable, help="the Python of an environment with img2dataset")
     parser.add_argument("--tokenizer", type=Path)
     parser.add_argument("--shards", default="")
     parser.add_argument("--views", type=int, default=5)

@@ -1,11 +1,11 @@
-"""GRPO for some minutes on any checkpoint, and what came of it: rewards and judges before and after, variety, copies, entropy, where the time went.
+"""GRPO for some minutes on any checkpoint, and its results: rewards and judges before and after, variety, copies, entropy, time by phase.
 
     python benchmarks/grpo.py --minutes 60 --judge runs/clip_judge --out runs/grpo-60
     python benchmarks/grpo.py --start runs/mine --minutes 10 --copies-of 'shards/train-*.tar' grpo.kl=0.05 'grpo.rewards=[{kind: pmi}]' …
-    python benchmarks/grpo.py … --vary grpo.easy=0.95 --vary grpo.similar=1.0 --vary grpo.scale=none     one run for each change, and one without
+    python benchmarks/grpo.py … --vary grpo.easy=0.95 --vary grpo.similar=1.0 --vary grpo.scale=none     one run per change, and one without
 
-Settings are those of configs/grpo.yaml and what follows the options (a.b=c). The judge is the folder of a CLIP that no reward is (benchmarks/clip_judge.py):
-how often it finds the own caption first of sixteen. A killed run goes on when the command is typed again.
+Settings are those of configs/grpo.yaml and the arguments after the options (a.b=c). The judge is the folder of a CLIP that is not a reward
+(benchmarks/clip_judge.py): how often it ranks the own caption first of sixteen. The same command resumes a killed run.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from tokun.training.run import open_run
 from tokun.utils import checkpoint, console
 
 CONFIG = Path(__file__).resolve().parent.parent / "configs" / "grpo.yaml"
-TOLD = "figures.jsonl"  # of every step
+TOLD = "figures.jsonl"  # one line per step
 MEANS = {
     "rollout, share of a step": "time/rollout_share", "scoring, share of a step": "time/scoring_share", "seconds a step": "time/step",
     "tokens a second of rollout": "time/rollout_tokens_per_second", "tokens a second of learning": "time/learning_tokens_per_second",
@@ -43,11 +43,11 @@ LAST = {
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--start", default="bundled", help="the checkpoint (%(default)s)")
-    parser.add_argument("--minutes", type=float, default=10.0, help="of training, for each run (%(default)s)")
-    parser.add_argument("--judge", action="append", default=[], help="the folder of a CLIP that is not optimised; several")
-    parser.add_argument("--copies-of", default="", help="image shards to look for near copies in")
+    parser.add_argument("--minutes", type=float, default=10.0, help="training time of each run (%(default)s)")
+    parser.add_argument("--judge", action="append", default=[], help="the folder of a CLIP that is not optimised; may be repeated")
+    parser.add_argument("--copies-of", default="", help="image shards to search for near copies")
     parser.add_argument("--features", default="", help="weights of SqueezeNet 1.1, for diversity")
-    parser.add_argument("--vary", action="append", default=[], metavar="a.b=c", help="a run more, with this change")
+    parser.add_argument("--vary", action="append", default=[], metavar="a.b=c", help="an additional run with this change")
     parser.add_argument("--out", type=Path, default=Path("runs/grpo-benchmark"))
     parser.add_argument("overrides", nargs="*", metavar="a.b=c")
     args = parser.parse_args(argv)
@@ -66,7 +66,7 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def run(out: Path, overrides: list[str]) -> list[dict[str, float]]:
-    """Train, or go on; returns the figures of all steps."""
+    """Train or resume; returns the figures of all steps."""
     job = open_run(load_config(CONFIG, [*overrides, f"out={out}"]))
     log = job.tracker.log
 
@@ -85,7 +85,7 @@ def run(out: Path, overrides: list[str]) -> list[dict[str, float]]:
 
 
 def column(out: Path, steps: list[dict[str, float]]) -> dict[str, str]:
-    """One run's figures in words."""
+    """One run's figures as text."""
     report = json.loads((out / "real" / "report.json").read_text())
     found = {"verdict": report["verdict"].removeprefix("Verdict: "), "rollouts": str(len(steps))}
     for kind, rows in (("reward", report["rewards"]), ("judge", report["judges"])):

@@ -4,9 +4,9 @@
     python benchmarks/image_tokenizer.py --beside ../before --config configs/engraving-cpu.yaml --ours image_tokenizer_train.compile=true \\
         data.train='shards/train-*.tar' image_tokenizer.image_size=128 image_tokenizer_train.perceptual_weights=squeezenet1_1.safetensors
 
-Each lives in a process of its own and runs the real stage (`train_image_tokenizer`), which is held before each step: whatever else the
-machine does meets both. Both are given the same few batches again and again, so that reading pictures is not counted. Printed are medians of
-seconds by the clock and of processor time, the median of the ratios within a turn with its quartiles, and both losses over the same steps.
+Each runs the real stage (`train_image_tokenizer`) in its own process, paused before each step, so that other load on the machine affects
+both. Both get the same few batches repeatedly, so reading pictures is not counted. Prints medians of seconds by the clock and of processor
+time, the median of the ratios within a turn with its quartiles, and both losses over the same steps.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ train_image_tokenizer(open_run(config.load_config(sys.argv[3], sys.argv[4:])))
 
 
 class Side:
-    """One checkout's stage in a process, held before each step."""
+    """One checkout's stage in a process, paused before each step."""
 
     def __init__(self, checkout: Path, config: Path, overrides: Sequence[str], out: str):
         command = [sys.executable, "-c", HELD, str(checkout), str(BATCHES), str(config), *overrides, f"out={out}", "tracking.kind=none"]
@@ -71,7 +71,7 @@ class Side:
         for line in self.process.stdout:
             if line.startswith("STEP"):
                 return tuple(json.loads(line[5:]))
-        raise SystemExit("a training process ended; what it said stands above")
+        raise SystemExit("a training process ended; its output is above")
 
     def close(self) -> None:
         assert self.process.stdin is not None
@@ -83,9 +83,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--beside", required=True, type=Path, help="another checkout of tokun")
     parser.add_argument("--config", required=True, type=Path)
-    parser.add_argument("--steps", type=int, default=30, help="turns that count, behind three that do not (%(default)s)")
-    parser.add_argument("--ours", action="append", default=[], metavar="a.b=c", help="a setting of this checkout alone; may be given again")
-    parser.add_argument("overrides", nargs="*", metavar="a.b=c", help="settings of both")
+    parser.add_argument("--steps", type=int, default=30, help="turns to measure, after three warm-up turns (%(default)s)")
+    parser.add_argument("--ours", action="append", default=[], metavar="a.b=c", help="a setting only for this checkout; may be repeated")
+    parser.add_argument("overrides", nargs="*", metavar="a.b=c", help="settings for both")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         ours = Side(Path(__file__).resolve().parents[1], args.config.resolve(), [*args.overrides, *args.ours], f"{folder}/ours")

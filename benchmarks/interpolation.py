@@ -1,12 +1,12 @@
-"""How evenly does a picture change between two seeds? The steps of `Tokun.interpolate`, and of samples on the great circle between the latents.
+"""How evenly does a picture change between two seeds? With `Tokun.interpolate`, and with samples on the great circle between the latents.
 
     python benchmarks/interpolation.py --features squeezenet1_1.safetensors                             the bundled model, 16 pairs of seeds
     python benchmarks/interpolation.py --features squeezenet1_1.safetensors --checkpoint runs/mine --pairs 4 --steps 24
 
-A step is the SqueezeNet distance (tokun.models.losses) of two neighbours, enlarged to 128 px at least; of another size, the second is resized to the first's.
-In each row: the mean step, the largest over the mean of its own way (the mean and the largest over the ways), the share of codes that neighbours of
-one grid have in common, and nats a code of the pictures between the ends, whose own are the last row. On the great circle one early code that changes
-changes all behind it: the pictures are as likely as samples, and have nothing in common.
+A step is the SqueezeNet distance (tokun.models.losses) of two neighbours, enlarged to at least 128 px; if the sizes differ, the second is resized to the first.
+Each row has the mean step, the ratio of the largest to the mean step of a path (mean and largest over the paths), the share of codes that neighbours with
+the same grid have in common, and nats per code of the pictures between the ends; the last row is that of the ends. On the great circle, one changed early
+code changes all after it: the pictures are as likely as samples, but have nothing in common.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--features", required=True, help="a file of SqueezeNet 1.1 weights")
     parser.add_argument("--checkpoint", default=None, help="default: the bundled model")
-    parser.add_argument("--pairs", type=int, default=16, help="of seeds: FIRST and the one after it, and so on (%(default)s)")
+    parser.add_argument("--pairs", type=int, default=16, help="pairs of consecutive seeds, from FIRST (%(default)s)")
     parser.add_argument("--first", type=int, default=100, help="the first seed (%(default)s)")
     parser.add_argument("--steps", type=int, default=24, help="(%(default)s)")
     args = parser.parse_args()
@@ -66,7 +66,7 @@ def main() -> None:
 
 
 def circle(model: Tokun, first: int, last: int, steps: int) -> list[Pair]:
-    """Samples from latents on the great circle between two seeds', nothing kept."""
+    """Samples from latents on the great circle between those of two seeds, without keeping any codes."""
     a, b = (latents.draw(seed, [0], model.slots.size)[0] for seed in (first, last))
     z = torch.stack([a if i == 0 else b if i == steps - 1 else latents.slerp(a, b, i / (steps - 1)) for i in range(steps)])
     return model.sample_from(latents.uniform(z), first, range(steps))

@@ -1,13 +1,13 @@
-"""A small run, killed (SIGKILL) at random moments and started again, beside the same run left alone: are the final weights the same?
+"""Kills (SIGKILL) a small run at random moments, restarts it, and compares with an uninterrupted run: are the final weights the same?
 
     python benchmarks/kills.py --times 20
     python benchmarks/kills.py --times 20 --seed 1 --out KILLS train.loss_chunk=64      # other moments, other settings
 
-The run is the real `train.py` in a process of its own: text tokenizer, image tokenizer with its discriminator, code shards, generator,
-on pictures drawn by code; float32, one thread. The kills are dealt to the four stages in turn: what lies on the disk tells when a stage
-runs, and it is killed at a moment that is even over the time that the stage took in the run left alone. A run is killed twice in each
-stage, in their order, then finishes and is compared, and another one begins. Prints each kill, what lay on the disk behind it, and how
-many fell into each stage by that (a stage may be over before its kill), and ends with status 1 if one weight differs.
+The run is the real `train.py` in its own process: text tokenizer, image tokenizer with its discriminator, code shards, generator, on
+pictures drawn by code; float32, one thread. The kills are distributed over the four stages in turn: the files on disk show which stage
+is running, and it is killed at a moment uniform over the time that the stage took in the uninterrupted run. A run is killed twice in
+each stage, in order, then finishes and is compared, and the next one begins. Prints each kill, the state on disk after it, and the
+number of kills per stage by that state (a stage may be over before its kill), and exits with status 1 if any weight differs.
 """
 
 from __future__ import annotations
@@ -49,13 +49,13 @@ SETTINGS = {
 }  # fmt: skip
 STAGES = ("text tokenizer", "image tokenizer", "codes", "generator")
 ORDER = ("start", *STAGES, "finished")
-PER_STAGE = 2  # kills of one run
-POLL = 0.01  # seconds between two looks at the disk
+PER_STAGE = 2  # kills per stage of a run
+POLL = 0.01  # seconds between two checks of the disk
 WEIGHTS = ("image_tokenizer/model.safetensors", "checkpoint/generator/model.safetensors")
 
 
 def start(config: Path, out: Path, overrides: list[str]) -> subprocess.Popen:
-    """The run in a process of its own, which writes what it says to `out`.log."""
+    """Start the run in its own process, with its output in `out`.log."""
     env = os.environ | {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
     command = [sys.executable, str(ROOT / "train.py"), "--config", str(config), f"out={out}", *overrides]
     with open(f"{out}.log", "w") as log:
@@ -68,14 +68,14 @@ def finish(process: subprocess.Popen, out: Path) -> None:
 
 
 def stage_of(out: Path) -> str:
-    """The stage that a run is in, by what lies on its disk: one of ORDER."""
+    """The current stage of a run, by its files on disk: one of ORDER."""
     ends = ("config.yaml", "text_tokenizer/stage.json", "image_tokenizer/stage.json", "codes/codes.json", "checkpoint/training.json")
     done = [(out / end).is_file() for end in ends]
     return ORDER[(*done, False).index(False)]
 
 
-def standing(out: Path) -> str:
-    """The stage of a run that stands still, and the trainer state that it would go on from."""
+def stopped_at(out: Path) -> str:
+    """The stage of a stopped run, and the trainer state that it would resume from."""
     stage = stage_of(out)
     if stage not in ("image tokenizer", "generator"):
         return stage
@@ -83,7 +83,7 @@ def standing(out: Path) -> str:
 
 
 def timed_stages(process: subprocess.Popen, out: Path) -> dict[str, float]:
-    """Seconds that each stage of a run takes that is left alone."""
+    """Seconds that each stage of an uninterrupted run takes."""
     seconds, before = Counter[str](), time.monotonic()
     while process.poll() is None:
         time.sleep(POLL)
@@ -95,12 +95,12 @@ def timed_stages(process: subprocess.Popen, out: Path) -> dict[str, float]:
 
 
 def changed(out: Path) -> int:
-    """When something was last made in the folder; a run that starts makes a file there before its first stage."""
+    """The last time of a change in the folder; a starting run creates a file there before its first stage."""
     return out.stat().st_mtime_ns if out.is_dir() else 0
 
 
 def killed_in(stage: str, after: float, config: Path, out: Path, overrides: list[str]) -> bool:
-    """Start the run, and kill it so many seconds after it was seen in that stage (or behind it). False where it has finished by then."""
+    """Start the run, and kill it `after` seconds after it was seen in that stage or a later one. False if it has finished by then."""
     before, process = changed(out), start(config, out, overrides)
     while process.poll() is None and (changed(out) == before or ORDER.index(stage_of(out)) < ORDER.index(stage)):
         time.sleep(POLL)
@@ -119,15 +119,15 @@ def half_written(out: Path) -> list[str]:
 
 
 def differing(one: Path, other: Path) -> list[str]:
-    """Files of weights that are not the same bytes."""
+    """Weight files with different bytes."""
     return [name for name in WEIGHTS if (one / name).read_bytes() != (other / name).read_bytes()]
 
 
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--times", type=int, default=20, help="kills (%(default)s)")
-    parser.add_argument("--seed", type=int, default=0, help="of the moments")
-    parser.add_argument("--out", type=Path, help="an empty folder; none: a temporary one")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the moments")
+    parser.add_argument("--out", type=Path, help="an empty folder; default: a temporary one")
     parser.add_argument("overrides", nargs="*", metavar="a.b=c")
     args = parser.parse_args(argv)
     folder = args.out or Path(tempfile.mkdtemp(prefix="tokun-kills-"))
@@ -150,7 +150,7 @@ def main(argv: list[str] | None = None) -> None:
             kills += 1
             where[stage_of(out)] += 1
             print(
-                f"kill {kills:3}, {after:5.2f} s into {stage}: {standing(out)}; half written: {', '.join(half_written(out)) or 'nothing'}",
+                f"kill {kills:3}, {after:5.2f} s into {stage}: {stopped_at(out)}; half written: {', '.join(half_written(out)) or 'nothing'}",
                 flush=True,
             )
         finish(start(config, out, args.overrides), out)

@@ -1,18 +1,18 @@
-"""How soon code shards open, how fast they become batches, and what a training step beside it consumes.
+"""How fast code shards open, how fast they become batches, and how fast a training step consumes them.
 
     python benchmarks/loader.py --out FOLDER                                     # configs/tiny.yaml: the rung with the fastest step
     python benchmarks/loader.py --out FOLDER --config configs/ladder/8m.yaml --sizes 100000
 
-Writes shards of 1,000 samples with the config's codes, views and drawn captions to FOLDER (20 that differ, then copies of them:
-every one a file of its own) and leaves them there. Prints one table. Each line of it is measured in fresh processes:
+Writes shards of 1,000 samples with the config's codes, views and drawn captions to FOLDER (20 different ones, then copies in separate
+files) and leaves them there. Prints one table. Each line is measured in fresh processes:
 
-    cold, cached, kept   seconds until the shards are open: read from the disk, from the system's page cache, by the index that was kept
-    MiB                  resident before opening, when open, after a quarter of the samples and after all of them
-    loader               samples a second of one thread, batches as the config asks, by the clock and by processor time
-    step                 samples a second that a bare training step of the config's generator takes from memory, likewise, on the cores or
-                         the GPU that torch uses; the batches are those of the loader
-    ratio                loader to step, by processor time (of one core to all that the step uses; on a GPU by the clock)
-    wait, slower         share of the time that the step waits for `prefetch`, and how much longer it takes than from memory, in turns
+    cold, cached, kept   seconds until the shards are open: from disk, from the system's page cache, with the stored index
+    MiB                  resident memory before opening, when open, after a quarter of the samples and after all
+    loader               samples per second of one thread, with the config's batches, by the clock and by processor time
+    step                 samples per second of a bare training step of the config's generator from memory, likewise, on the cores or
+                         the GPU that torch uses; with the loader's batches
+    ratio                loader to step, by processor time (one core to all that the step uses; on a GPU by the clock)
+    wait, slower         share of the time that the step waits for `prefetch`, and its slowdown compared with batches from memory, in turns
 """
 
 from __future__ import annotations
@@ -95,11 +95,11 @@ def make_batches(config: Config, paths: list[Path], kept: Path | None = None) ->
     )  # fmt: skip
 
 
-# ---- what is measured, each in a fresh process ----------------------------------------------------------------------
+# ---- measurements, each in a fresh process --------------------------------------------------------------------------
 
 
 def resident() -> float:
-    """MiB of this process in memory."""
+    """Resident memory of this process in MiB."""
     return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGESIZE") / 2**20
 
 
@@ -113,7 +113,7 @@ def opening(paths: list[Path], kept: Path | None) -> dict[str, float]:
 
 def loading(config: Config, paths: list[Path], kept: Path | None, count: int) -> dict[str, float]:
     batches = make_batches(config, paths, kept)
-    batches(0)  # its window, and all that is imported on the way
+    batches(0)  # fills its window, and imports everything it needs
     steps = count // config.train.batch_size
     began, cpu, tokens, quarter = time.perf_counter(), time.process_time(), 0, 0.0
     for step in range(1, steps + 1):
@@ -149,7 +149,7 @@ def training(config: Config, paths: list[Path], kept: Path | None, steps: int) -
         optimizer.zero_grad(set_to_none=True)
 
     held = [batches(number) for number in range(4)]
-    for batch in held:  # compiles, and warms
+    for batch in held:  # compiles and warms up
         step(batch)
     spent = {"memory": [], "loader": []}
     cpu, waited = 0.0, 0.0
@@ -184,7 +184,7 @@ def _sync(device: torch.device) -> None:
 
 
 def alone(function: Any, *args: Any) -> dict[str, float]:
-    """Its figures, measured in a process that did nothing before."""
+    """The function's figures, measured in a fresh process."""
     with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
         return pool.submit(function, *args).result()
 
@@ -205,7 +205,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--config", default=str(ROOT / "configs" / "tiny.yaml"))
     parser.add_argument("--sizes", type=int, nargs="+", default=[100_000, 1_000_000])
-    parser.add_argument("--count", type=int, default=60_000, help="samples that the loader is timed over")
+    parser.add_argument("--count", type=int, default=60_000, help="samples for timing the loader")
     parser.add_argument("--steps", type=int, default=20, help="training steps timed; 0 leaves them out")
     parser.add_argument("overrides", nargs="*", help="section.key=value of the config")
     args = parser.parse_args()

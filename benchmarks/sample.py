@@ -1,17 +1,17 @@
-"""How fast are pairs sampled? Ours, Hugging Face's `generate`, and what the machine allows, in turns in one run.
+"""Sampling speed: ours, Hugging Face's `generate` and the machine's bound, in turns in one run.
 
     python benchmarks/sample.py                                     the bundled model, and shapes of 120M and 350M parameters
     python benchmarks/sample.py --shapes bundled --batch 16 --rounds 5 --no-compile
     python benchmarks/sample.py --device cuda --batch 1 16 64 --dtypes bfloat16
 
-Both make whole pairs: the picture's codes, then words until each row ends. Both choose among the same legal ids (ours in its loop, `generate`
-through a logits processor that looks them up in the same table), at the same temperature and top_p. Counted are the ids that are made, without the prompt and
-the padding. The models of 120M and 350M parameters have random weights and 16x16 codes (configs/ladder). `static`: its static cache.
+Both make complete pairs: the picture's codes, then words until each row ends. Both choose among the same legal ids (ours in its loop, `generate`
+through a logits processor with the same table), at the same temperature and top_p. Counted are the generated ids, without the prompt and
+the padding. The models of 120M and 350M parameters have random weights and 16x16 codes (configs/ladder). `static`: with `generate`'s static cache.
 
-The bound is the time that no loop over single ids can beat here: for the prompt and for every step behind it the larger of (bytes of the weights and of the cache so far) over the
-measured bandwidth, and operations over the measured rate of a large matrix product, in ours' dtype and number of rows. Both are measured anew in every
-round, the best of ten tries each: a machine that others use too is not as fast in every minute.
-The bandwidth is that of reading 512 MiB; weights that stay in a processor's last cache, as a small model's may, come faster than the bound says.
+The bound is a lower limit on the time of any loop over single ids on this machine: for the prompt and every later step, the larger of (bytes of the weights and of the cache so far)
+over the measured bandwidth, and operations over the measured rate of a large matrix product, in our dtype and number of rows. Both are measured again in every
+round, the best of ten tries each, since the speed of a shared machine varies.
+The bandwidth is that of reading 512 MiB; weights that stay in a processor's last-level cache, as a small model's may, can beat the bound.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ from tokun.utils.memory import keep_memory
 
 LADDER = Path(__file__).resolve().parent.parent / "configs" / "ladder"
 CHOICE = Choice(1.0, 0, 0.95)
-AGAIN = 5  # ours takes a small part of a round's time, and is taken so often in each
+REPEATS = 5  # repetitions of ours in each round, as it takes a small part of its time
 
 
 def main() -> None:
@@ -53,14 +53,14 @@ def main() -> None:
     parser.add_argument("--batch", nargs="+", type=int, default=[16])
     parser.add_argument("--dtypes", nargs="+", default=["float32", "bfloat16"], choices=["float32", "bfloat16"])
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--codes", type=int, default=0, help="codes of a picture of the random models, where 256 take too long")
-    parser.add_argument("--words", type=int, default=0, help="the most pieces of a caption of the random models")
+    parser.add_argument("--codes", type=int, default=0, help="codes per picture of the random models, if 256 take too long")
+    parser.add_argument("--words", type=int, default=0, help="longest caption of the random models, in pieces")
     parser.add_argument("--device", default="cpu")
     parser.add_argument(
         "--compile",
         action=argparse.BooleanOptionalAction,
         default=True,
-        help="ours by the C++ program, on a CPU; building it is told apart, and not in the rates",
+        help="ours with the C++ program, on a CPU; its build time is reported separately and not included in the rates",
     )
     parser.add_argument("--out", type=Path)
     args = parser.parse_args()
@@ -95,12 +95,12 @@ def main() -> None:
 
 
 def processor_seconds() -> float:
-    """Of this process and of those that it has started and seen end (the compiler)."""
+    """Processor time of this process and its finished children (the compiler)."""
     return sum(getattr(os.times(), name) for name in ("user", "system", "children_user", "children_system"))
 
 
 def models(shape: str, codes: int, words: int) -> tuple[Any, Vocabulary]:
-    """The bundled generator, or one with random weights of a rung's size."""
+    """The bundled generator, or one of the ladder's size with random weights."""
     if shape == "bundled":
         model = tokun.load()
         return model.generator, model.vocabulary
@@ -123,23 +123,23 @@ def models(shape: str, codes: int, words: int) -> tuple[Any, Vocabulary]:
 
 
 def compare(model: Any, vocabulary: Vocabulary, batch: int, rounds: int) -> dict[str, float]:
-    """Ids a second of each way, medians over rounds in turns."""
+    """Ids per second of each way, medians over rounds in turns."""
     ways: dict[str, Callable[[int], Tensor]] = {
         "ours": lambda seed: ours(model, vocabulary, batch, seed),
         "dynamic": lambda seed: theirs(model, vocabulary, batch, seed, None),
         "static": lambda seed: theirs(model, vocabulary, batch, seed, "static"),
     }
     for way in ways.values():
-        way(10_000)  # warm
+        way(10_000)  # warm up
     rates: dict[str, list[float]] = {name: [] for name in ways}
     shares, limits = [], []
     for seed in range(rounds):
         limits.append(machine(model.device, model.dtype))
         for name, way in ways.items():
             found = []
-            for again in range(AGAIN if name == "ours" else 1):
+            for again in range(REPEATS if name == "ours" else 1):
                 start = time.perf_counter()
-                ids = way(seed * AGAIN + again)
+                ids = way(seed * REPEATS + again)
                 if ids.device.type == "cuda":
                     torch.cuda.synchronize()
                 seconds = time.perf_counter() - start
@@ -186,7 +186,7 @@ def theirs(model: Any, vocabulary: Vocabulary, batch: int, seed: int, cache: str
 
 
 class Legal:
-    """A logits processor: the grammar's legal ids, by the table that our loop reads."""
+    """A logits processor that allows the grammar's legal ids, from the same table as our loop."""
 
     def __init__(self, vocabulary: Vocabulary, given: Tensor):
         rows, columns = vocabulary.default_grid
@@ -204,12 +204,12 @@ class Legal:
         return scores[:, : self.size].masked_fill(~self.table[case], -torch.inf)
 
 
-# --- what the machine allows ----------------------------------------------------------------------------------------
+# --- the machine's bound --------------------------------------------------------------------------------------------
 
 
 def machine(device: torch.device, dtype: torch.dtype) -> dict[str, float]:
-    """The best of several tries: bytes a second read from memory, and operations a second of a large product."""
-    many = torch.ones(2**27, dtype=torch.float32, device=device)  # 512 MiB: no cache holds it
+    """The best of several tries: bytes per second read from memory, and operations per second of a large matrix product."""
+    many = torch.ones(2**27, dtype=torch.float32, device=device)  # 512 MiB, more than any cache
     a = torch.randn(2048, 2048, device=device).to(dtype)
     product = decoder.Matrix(a)
     return {"bandwidth": many.numel() * 4 / best(lambda: many.sum(), device), "rate": 2 * 2048**3 / best(lambda: product(a), device)}
@@ -228,13 +228,13 @@ def best(work: Callable[[], Any], device: torch.device, tries: int = 10) -> floa
 
 
 def least_seconds(model: Any, vocabulary: Vocabulary, ids: Tensor, limits: dict[str, float]) -> float:
-    """The bound of making these ids: rows that have ended cost nothing, and the head only what is looked at."""
+    """The bound for generating these ids: finished rows cost nothing, and the head only the logits that are used."""
     config, size = model.config, next(model.parameters()).element_size()
     inner = sum(p.numel() for name, p in model.named_parameters() if name.endswith("proj.weight"))
     lengths = (ids != vocabulary.id("<pad>")).sum(1)
     rows, columns = vocabulary.default_grid
     first = prompt(vocabulary, 1).shape[1]
-    total = max(inner * size / limits["bandwidth"], 2 * inner * (first - 1) * len(ids) / limits["rate"])  # the prompt but for its last id
+    total = max(inner * size / limits["bandwidth"], 2 * inner * (first - 1) * len(ids) / limits["rate"])  # the prompt without its last id
     for t in range(first, int(lengths.max())):
         alive = int((lengths > t).sum())
         heads = vocabulary.codebook_size if t < first + rows * columns else vocabulary.code_offset

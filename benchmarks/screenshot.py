@@ -1,4 +1,4 @@
-"""docs/demo.png: the demo as a visitor sees it, eight prints of seed 42 and one of them taken up.
+"""docs/demo.png: the demo as a visitor sees it, with eight prints of seed 42, one of them selected.
 
 python -m benchmarks.screenshot --out docs/demo.png      needs the extras app, svg and dev, and Chromium
 """
@@ -19,7 +19,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--checkpoint", default=None, help="default: the bundled engraving model")
     parser.add_argument("--port", type=int, default=7861)
-    parser.add_argument("--print", type=int, default=1, dest="taken", help="which of the eight is taken up (%(default)s)")
+    parser.add_argument("--print", type=int, default=1, dest="taken", help="which of the eight to select (%(default)s)")
     parser.add_argument("--out", type=Path, default=Path("docs/demo.png"))
     args = parser.parse_args()
     page = app.build(tokun.load(args.checkpoint))

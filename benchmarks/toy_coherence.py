@@ -1,10 +1,10 @@
-"""Do the captions name what their own pictures show? Judged on toy pictures, where the truth is known.
+"""Do captions name what their own pictures show? Measured on toy pictures, where the truth is known.
 
     python benchmarks/toy_coherence.py --checkpoint runs/tiny --n 256
 
-Prints, with their spread: the judge's own accuracy on fresh toy pictures; of n pairs sampled from fresh seeds, the
-share of captions that name the right shapes of their own picture and the right hatching, as the judge sees the
-picture; and how often the true caption outranks 15 captions of other samples by PMI. Also writes them as JSON.
+Prints, with standard errors: the judge's accuracy on fresh toy pictures; for n pairs sampled from fresh seeds, the share of
+captions that name the shapes and the hatching that the judge sees in their own picture; and how often the own caption outranks
+15 captions of other samples by PMI. Also writes them as JSON.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ def main() -> None:
     parser.add_argument("--checkpoint", default="runs/tiny")
     parser.add_argument("--n", type=int, default=256)
     parser.add_argument("--seed", type=int, default=1000)
-    parser.add_argument("--judge", type=Path, default=Path("runs/toy-judge"), help="folder where the trained judge is kept")
+    parser.add_argument("--judge", type=Path, default=Path("runs/toy-judge"), help="folder for the trained judge")
     parser.add_argument("--out", type=Path, default=None, help="write the figures as JSON")
     args = parser.parse_args()
     model = tokun.load(args.checkpoint)
@@ -66,9 +66,9 @@ def measure(model: tokun.Tokun, judge, *, n: int, seed: int, rivals: int = 15) -
 
 
 def pmi_ranks(model: tokun.Tokun, pairs: list, *, rivals: int, seed: int) -> list[bool]:
-    """For each pair: does its own caption have the highest PMI with its picture, among `rivals` captions of others?
+    """For each pair, whether its own caption has a higher PMI with its picture than `rivals` captions of other pairs.
 
-    Rivals are drawn among captions that state other facts: one that is just as true of the picture is no rival.
+    Rivals are drawn from captions that state other facts, since a caption that is equally true of the picture is not a rival.
     """
     rng = np.random.default_rng(seed)
     facts = [parse_caption(pair.caption) for pair in pairs]

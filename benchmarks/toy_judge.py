@@ -1,8 +1,8 @@
-"""A judge of toy pictures: which shapes, which hatching, which ground.
+"""A judge of toy pictures: shapes, hatching and ground.
 
     python benchmarks/toy_judge.py                  # train (minutes on two cores), print the accuracy table
 
-A small CNN trained apart, on pictures drawn for it alone, lightly blurred and noised, so that pictures that went through a
+A small CNN trained independently, on pictures drawn only for it, with slight blur and noise, so that reconstructions of a
 VQ-VAE are judged fairly. With it, "does the caption say what the picture shows" is one comparison:
 `judge.judge(images)` against `data_tools.toy.parse_caption(captions)`. Knows nothing of tokun's models.
 
@@ -26,13 +26,13 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # so that the pasted command works uninstalled
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # so that the command also works without installation
 from data_tools.toy import GROUNDS, HATCHINGS, SHAPES, draw
 from tokun.utils import console
 from tokun.utils.errors import UserError
 
-MOST = 3  # of one kind in a picture
-TRAIN_SEED, TEST_SEED = 7_000_000_000, 8_000_000_000  # toy seeds that nobody else draws from
+MOST = 3  # shapes of one kind in a picture
+TRAIN_SEED, TEST_SEED = 7_000_000_000, 8_000_000_000  # toy seeds used nowhere else
 BATCH_SIZE = 128
 CACHE = Path("runs/toy-judge")
 
@@ -72,7 +72,7 @@ class Judge(nn.Module):
 
     @torch.inference_mode()
     def judge(self, images: Tensor, batch_size: int = 256) -> list[dict]:
-        """What each picture shows: `{"shapes": sorted multiset, "hatching", "ground"}`, as `parse_caption` tells it.
+        """What each picture shows: `{"shapes": sorted multiset, "hatching", "ground"}`, as in `parse_caption`.
 
         images: float (B, 1, S, S) in [-1, 1]. Raises UserError for another shape.
         """
@@ -88,7 +88,7 @@ class Judge(nn.Module):
         return verdicts
 
 
-# ---- pictures to learn from and to be tested on -----------------------------------------------------------------
+# ---- training and test pictures ---------------------------------------------------------------------------------
 
 
 def toy_pictures(seed: int, n: int, side: int) -> tuple[Tensor, list[dict]]:
@@ -107,7 +107,7 @@ def to_float(images: Tensor) -> Tensor:
 
 
 def blur_and_noise(images: Tensor, generator: torch.Generator, strength: float = 1.0) -> Tensor:
-    """Roughen (B, 1, S, S) as a VQ-VAE would: blur, contrast, noise; each picture its own amount."""
+    """Degrade (B, 1, S, S) as a VQ-VAE would: blur, contrast and noise, by a random amount for each picture."""
 
     def uniform(low: float, high: float) -> Tensor:
         return low + (high - low) * strength * torch.rand(len(images), 1, 1, 1, generator=generator)
@@ -142,7 +142,7 @@ def _batches(n: int, size: int, generator: torch.Generator) -> Iterator[Tensor]:
 
 
 def _recipe(side: int, steps: int, seed: int) -> dict[str, str]:
-    """What a cached judge must have been trained with: also the drawings themselves, which may have changed since."""
+    """The recipe that a cached judge must match, including the drawings themselves, which may have changed."""
     pictures, truths = toy_pictures(TRAIN_SEED, 64, side)
     facts = [(truth["shapes"], truth["hatching"], truth["ground"]) for truth in truths]
     drawings = hashlib.sha256(pictures.numpy().tobytes() + repr(facts).encode()).hexdigest()
@@ -150,7 +150,7 @@ def _recipe(side: int, steps: int, seed: int) -> dict[str, str]:
 
 
 def train_judge(side: int = 64, steps: int = 1500, seed: int = 0, cache: Path | None = CACHE) -> Judge:
-    """Train a judge, or load the one that the folder `cache` holds for the same recipe and the same drawings."""
+    """Train a judge, or load the one in the folder `cache` if it has the same recipe and drawings."""
     recipe = _recipe(side, steps, seed)
     path = Path(cache) / f"judge-{side}.safetensors" if cache is not None else None
     if path is not None and path.exists():
@@ -206,9 +206,9 @@ def judge_accuracy(
 ) -> dict[str, float]:
     """Share of n toy pictures of another seed judged right: `shapes` (exact multiset), `hatching`, `ground`, `all`.
 
-    `strength` scales the blur and noise of training: 1 as trained, 0 for pictures as drawn. Pictures whose bytes are in
-    `known` are left out: the toy is so small a world that most pictures of another seed were in the training set.
-    The count of those judged is under `pictures`.
+    `strength` scales the blur and noise of training: 1 as trained, 0 for pictures as drawn. Pictures whose bytes are in `known`
+    are left out: the toy set has so few distinct pictures that most of another seed's were in the training set. `pictures` is
+    the number judged.
     """
     pictures, truths = toy_pictures(TEST_SEED + seed, n, judge.side)
     kept = [row for row in range(n) if pictures[row].numpy().tobytes() not in known]
@@ -225,10 +225,10 @@ def judge_accuracy(
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Train the judge of toy pictures and print how often it is right.")
+    parser = argparse.ArgumentParser(description="Train the judge of toy pictures and print its accuracy.")
     parser.add_argument("--side", type=int, default=64, help="pixels")
     parser.add_argument("--steps", type=int, default=1500, help="training steps of 128 pictures")
-    parser.add_argument("--seed", type=int, default=0, help="of the weights and of the pictures")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the weights and of the pictures")
     parser.add_argument("--cache", type=Path, default=CACHE, help="folder for the weights")
     parser.add_argument("--n", type=int, default=14_000, help="pictures of another seed to test on")
     args = parser.parse_args()

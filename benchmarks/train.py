@@ -1,4 +1,4 @@
-"""The training loop in figures: beside a bare PyTorch loop and the Hugging Face Trainer, and what each of its settings gains.
+"""Speed of the training loop: compared with a bare PyTorch loop and the Hugging Face Trainer, and the gain of each of its settings.
 
     python benchmarks/train.py loops                                                              # configs/tiny.yaml, on a CPU
     OMP_NUM_THREADS=1 python benchmarks/train.py loops --one-process --lives 10 --rounds 6
@@ -6,13 +6,13 @@
     python benchmarks/train.py kernels --config configs/engraving-cpu.yaml image_tokenizer.image_size=128 image_tokenizer.codebook_size=2048 train.optimizer=muon
     python benchmarks/train.py loops gains --device cuda --config configs/ladder/350m.yaml train.batch_size=64 train.compile=true
 
-The loop is the real one, `train_generator`, on code shards generated here; it is held at its own prefetcher before each step.
-Each of the loops lives in a process of its own (with --one-process ours and the bare one in threads of one process, where they share the allocator and its settings, and the compiled programs) and gets the machine in turns of some steps, so that whatever else the machine does
-meets all of them; between turns the others stand still, and what a loop still does beside (packing ahead) is waited for and counted as
-its own. Given are medians over the turns, of tokens that are no padding a second by the clock and a second of processor time, and of the ratio
-within a round; and the most memory, of the GPU or resident. All loops have the same model, weights, batches, AdamW, precision, compilation, loss and
-clipping. The bare one has nothing else, and its batches lie in memory; ours packs them, averages the weights, checks for what is not finite and logs;
-the Trainer collates and logs. Ours has the C library keep memory (`engine.keep_memory`), as train.py does; so has the second of the bare loops.
+Ours is the real loop, `train_generator`, on code shards generated here; it is paused at its prefetcher before each step.
+Each loop runs in its own process (with --one-process, ours and the bare one run in threads of one process and share the allocator with its settings and the compiled programs). The loops take turns of some steps, so that other load on the machine
+affects all of them; between turns the others are idle, and a loop's background work (packing ahead) is waited for and counted as
+its own. Printed are medians over the turns of tokens without padding per second by the clock and per second of processor time, and of the ratio
+within a round; and the peak memory, of the GPU or resident. All loops have the same model, weights, batches, AdamW, precision, compilation, loss and
+clipping. The bare one has nothing else, and its batches are in memory; ours packs them, averages the weights, checks for non-finite values and logs;
+the Trainer collates and logs. Ours lets the C library keep freed memory (`engine.keep_memory`), as train.py does; so does the second bare loop.
 """
 
 from __future__ import annotations
@@ -63,11 +63,11 @@ SAMPLES = 4096
 PARTS = ("text_tokenizer", "image_tokenizer", "codes")
 
 
-# ---- what the loops train on ----------------------------------------------------------------------------------------
+# ---- training data --------------------------------------------------------------------------------------------------
 
 
 def words(count: int) -> list[str]:
-    """So many different words of two to four syllables."""
+    """`count` different words of two to four syllables."""
     rng, made = np.random.default_rng(0), dict[str, None]()
     syllables = [c + v for c in "bdfghklmnprstvz" for v in "aeiou"]
     while len(made) < count:
@@ -76,7 +76,7 @@ def words(count: int) -> list[str]:
 
 
 def captions(settings: Config) -> list[str]:
-    """Sentences of 5 to 25 words, frequent and rare ones as in a language (Zipf)."""
+    """Sentences of 5 to 25 words with natural (Zipf) frequencies."""
     rng, lexicon = np.random.default_rng(1), words(2 * settings.text_tokenizer.vocab_size)
     weights = 1 / np.arange(1, len(lexicon) + 1)
     lengths = rng.integers(5, 26, SAMPLES)
@@ -85,7 +85,7 @@ def captions(settings: Config) -> list[str]:
 
 
 def prepare(settings: Config, folder: Path) -> None:
-    """A run's first three stages as they would lie there, of random codes: loops are compared, not what they learn."""
+    """Write the results of a run's first three stages, with random codes, since only the loops are compared."""
     m, rng = settings.image_tokenizer, np.random.default_rng(2)
     tokenizer = ImageTokenizer(m)
     tokenizer.save(folder / "image_tokenizer")
@@ -116,15 +116,15 @@ def prepare(settings: Config, folder: Path) -> None:
 
 @dataclasses.dataclass
 class Setting:
-    """What all loops of a comparison share."""
+    """The settings shared by all loops of a comparison."""
 
     settings: Config
     folder: Path
     device: torch.device
-    steps: int  # of each loop, in all
+    steps: int  # of each loop, in total
 
     def key(self) -> tuple[Any, ...]:
-        """What another process makes the same of."""
+        """The arguments for making an equal setting in another process."""
         return self.settings, self.folder, self.device, self.steps
 
     def __post_init__(self) -> None:
@@ -145,7 +145,7 @@ class Setting:
         self.flops = generator.flops_per_token(self.model(), self.slots.size)
 
     def model(self) -> Any:
-        """The generator as the training stage makes it."""
+        """The generator, made as in the training stage."""
         c, v = self.settings, self.vocabulary
         torch.manual_seed(c.seed)
         model = generator.make_generator(
@@ -166,7 +166,7 @@ class Setting:
         return self.settings.train.micro_batch_size or self.settings.train.batch_size
 
     def loss(self) -> Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]:
-        """(logits, labels, image targets, text targets of the whole batch) -> the loss that the training stage takes."""
+        """(logits, labels, image targets, text targets of the whole batch) -> the loss of the training stage."""
         t, is_image, size = self.settings.train, self.vocabulary.is_image.to(self.device), self.vocabulary.size
         token_losses = torch.compile(losses.next_token_losses, dynamic=True) if t.compile else losses.next_token_losses
 
@@ -186,7 +186,7 @@ class Setting:
 
 
 def ours(setting: Setting, gate: Gate) -> None:
-    """`train_generator` itself, in a run's folder of its own."""
+    """`train_generator` itself, in its own run folder."""
     engine.keep_memory()
     out = Path(tempfile.mkdtemp(dir=setting.folder, prefix="run-"))
     for part in PARTS:
@@ -195,7 +195,7 @@ def ours(setting: Setting, gate: Gate) -> None:
     prefetch = data.prefetch
 
     def held_at_the_gate(make: Callable[[int], Any], start: int, **options: Any) -> Iterator[Any]:
-        """Waiting for data is timed behind the gate."""
+        """The waiting time for data is measured after the gate."""
         with contextlib.closing(prefetch(make, start, **options)) as batches:
             while True:
                 gate()
@@ -209,7 +209,7 @@ def ours(setting: Setting, gate: Gate) -> None:
 
 
 def bare(setting: Setting, gate: Gate) -> None:
-    """What a training step needs and nothing else."""
+    """Only what a training step needs."""
     t, model, loss_of = setting.settings.train, setting.model(), setting.loss()
     if t.compile:
         generator.compile_layers(model)
@@ -233,7 +233,7 @@ def bare_that_keeps_memory(setting: Setting, gate: Gate) -> None:
 
 
 def trainer(setting: Setting, gate: Gate) -> None:
-    """The Hugging Face Trainer over the same sequences in the same order, padded to the longest of a batch as ours are."""
+    """The Hugging Face Trainer with the same sequences in the same order, padded to the longest of a batch as ours are."""
     import transformers
 
     pad, t = setting.vocabulary.id("<pad>"), setting.settings.train
@@ -277,7 +277,7 @@ def trainer(setting: Setting, gate: Gate) -> None:
 
 
 def row(name: str, turns: list[Turn], reference: list[Turn], setting: Setting, rate: float) -> str:
-    """One line of the table; `reference` are the turns of the loop that the others are compared with."""
+    """One line of the table; `reference`: the turns of the reference loop."""
     clock, own = median(turns, lambda t: t.tokens / t.seconds), median(turns, lambda t: t.tokens / t.processor)
     by_clock = ratio(turns, reference)
     by_own = statistics.median((t.tokens / t.processor) / (r.tokens / r.processor) for t, r in zip(turns, reference, strict=True))
@@ -315,9 +315,9 @@ def turns_in_one_process(pipe: Connection, key: tuple[Any, ...], steps: int, rou
 
 
 def compare_in_one_process(setting: Setting, rate: float, *, steps: int, rounds: int, lives: int) -> None:
-    """Ours and the bare one share a process, and what differs from process to process; each of the lives is a fresh one."""
+    """Compare ours and the bare loop in a shared process, which excludes differences between processes; each of the lives is a fresh one."""
     os.environ["MALLOC_ARENA_MAX"] = (
-        "1"  # glibc gives each thread memory of its own, which it returns to the system after every step: a loop in the main thread has none of that
+        "1"  # glibc gives each thread its own arena, whose memory is returned to the system after every step; a loop in the main thread has no such cost
     )
     context, turns, ratios = get_context("spawn"), {"ours": [], "bare": []}, []
     for life in range(lives):
@@ -341,13 +341,13 @@ def compare_in_one_process(setting: Setting, rate: float, *, steps: int, rounds:
 
 
 def unfused() -> Any:
-    """AdamW without its fused kernel, in the loop that is set up within."""
+    """Within this context, loops use AdamW without its fused kernel."""
     adamw = torch.optim.AdamW
     return mock.patch.object(torch.optim, "AdamW", lambda *a, **k: adamw(*a, **{**k, "fused": False}))
 
 
 def other_attention() -> Any:
-    """The attention that `tune_for` does not choose for the device."""
+    """Use the attention that `tune_for` does not choose for the device."""
     tune = generator.tune_for
 
     def tune_otherwise(model: Any, device: torch.device) -> None:
@@ -363,18 +363,18 @@ def torchs_dropout() -> Any:
 
 
 def all_products() -> Any:
-    """Attention whose products are all made, those of later keys too."""
+    """Attention that computes all products, including those of later keys."""
     return mock.patch.object(generator, "_register_attention", lambda: "eager")
 
 
 def all_logits() -> Any:
-    """The loss over what a GiB holds, whatever the device."""
+    """The loss in chunks of a GiB, on any device."""
     return mock.patch.dict(generator.CHUNK_BYTES, cpu=2**30)
 
 
 @contextlib.contextmanager
 def plain_kernels() -> Iterator[None]:
-    """Nothing of what is there for the sake of a CPU's speed in the layers and the loss."""
+    """Disable the optimisations for CPUs in the layers and the loss."""
     with torchs_dropout(), all_products(), all_logits():
         yield
 
@@ -387,7 +387,7 @@ ON_CPU = [
 
 
 def gains(settings: Config, device: torch.device) -> list[tuple[str, list[str], Callable[[], Any]]]:
-    """(what is other than in the run as it is, settings, a context for its setting up)."""
+    """(name of a change, settings, context for the setup) of each change."""
     t = settings.train
     other = "plain products" if device.type == "cuda" else "PyTorch's kernel (SDPA)"
     precision = "no" if t.precision == "bf16" else "bf16"
@@ -405,7 +405,7 @@ def gains(settings: Config, device: torch.device) -> list[tuple[str, list[str], 
 
 
 def compare_kernels(setting: Setting, rate: float, *, steps: int, rounds: int, lives: int) -> None:
-    """Our loop beside itself without what `plain_kernels` takes away, in processes of their own and in turns."""
+    """Our loop compared with itself under `plain_kernels`, in separate processes and in turns."""
     turns: dict[str, list[Turn]] = {"plain kernels": [], "as it is": []}
     for life in range(lives):
         found = compare([Loop("plain kernels", ours, setting, plain_kernels), Loop("as it is", ours, setting)], steps=steps, rounds=rounds)
@@ -434,7 +434,7 @@ def compare_gains(settings: Config, folder: Path, device: torch.device, rate: fl
 
 
 def compare_memory(settings: Config, micro: int) -> None:
-    """The peak of a step, measured by the allocator's own records: with all logits at once, and in chunks."""
+    """The peak memory of a step by the allocator's records, with all logits at once and in chunks."""
     print(f"\npeak of one step of {micro} sequences of full length, MiB (weights, moments, average, gradients and all)")
     for chunk in (10**9, 512):
         settings = dataclasses.replace(settings, train=dataclasses.replace(settings.train, loss_chunk=chunk))
@@ -447,22 +447,22 @@ def compare_memory(settings: Config, micro: int) -> None:
 
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", nargs="+", help="loops, gains, kernels, memory; then settings a.b=c that replace the config's")
+    parser.add_argument("what", nargs="+", help="loops, gains, kernels, memory; then settings a.b=c that override the config's")
     parser.add_argument("--config", default=str(ROOT / "configs" / "tiny.yaml"))
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--steps", type=int, default=20, help="of a turn (%(default)s)")
+    parser.add_argument("--steps", type=int, default=20, help="per turn (%(default)s)")
     parser.add_argument("--rounds", type=int, default=12, help="%(default)s")
     parser.add_argument(
         "--lives",
         type=int,
         default=1,
-        help="fresh processes of each loop: one and the same loop differs by some percent from process to process (%(default)s)",
+        help="fresh processes per loop, since the same loop's speed varies by some percent between processes (%(default)s)",
     )
     parser.add_argument("--one-process", action="store_true", help="loops: ours and the bare one in threads of one process")
     args = parser.parse_intermixed_args(argv)
     what, overrides = [w for w in args.what if "=" not in w], [w for w in args.what if "=" in w]
     if unknown := set(what) - {"loops", "gains", "kernels", "memory"}:
-        parser.error(f"{', '.join(unknown)}: it is loops, gains, kernels or memory")
+        parser.error(f"{', '.join(unknown)}: must be loops, gains, kernels or memory")
     device = torch.device(args.device)
     if (device.type == "cuda") != torch.cuda.is_available():
         parser.error(

@@ -1,4 +1,4 @@
-"""Training loops that take turns, each in a process or thread of its own, so that whatever else the machine does meets all of them."""
+"""Training loops that take turns, each in its own process or thread, so that other load on the machine affects all of them."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from tokun.training import health
 
 
 class Over(Exception):
-    """Ends a loop that stands at its gate."""
+    """Ends a loop that waits at its gate."""
 
 
 @dataclasses.dataclass
@@ -31,7 +31,7 @@ class Turn:
 
 
 class Gate:
-    """In a loop's process or thread: called before each step, it goes on from there only while it is the loop's turn."""
+    """In a loop's process or thread: called before each step, it blocks until it is the loop's turn."""
 
     def __init__(self, pipe: Connection, device: torch.device):
         self.pipe, self.device = pipe, device
@@ -43,7 +43,7 @@ class Gate:
         self.left -= 1
 
     def next_turn(self) -> None:
-        """Tell what the last turn was, and wait for another one; the first has none before it."""
+        """Report the last turn, if any, and wait for the next."""
         synchronise(self.device)
         until = time.perf_counter()
         settle()
@@ -58,12 +58,12 @@ class Gate:
 
 
 def live(pipe: Connection, work: Callable[..., None], make: Callable[..., Any], key: tuple[Any, ...], change: Callable[[], Any]) -> None:
-    """A loop's process: `work` behind its gate until it is told to end."""
+    """A loop's process: runs `work` behind its gate until told to end."""
     made = make(*key)
     try:
         with change():
             work(made, Gate(pipe, made.device))
-    except (Over, EOFError):  # the latter: the other side is gone
+    except (Over, EOFError):  # EOFError: the other side is gone
         pass
     except BaseException as error:
         pipe.send(RuntimeError(f"{work.__name__}: {error!r}"))
@@ -71,8 +71,8 @@ def live(pipe: Connection, work: Callable[..., None], make: Callable[..., Any], 
 
 
 class Loop:
-    """A training loop in a process (or thread) of its own, seen from here. `work(setting, gate)` runs there, with a setting made of `setting.key()`;
-    `setting.device` is where it computes, `setting.tokens` are those of each step."""
+    """The handle of a training loop in its own process (or thread). `work(setting, gate)` runs there, with a setting made from `setting.key()`;
+    `setting.device` is its device, `setting.tokens` the tokens of each step."""
 
     def __init__(
         self,
@@ -91,7 +91,7 @@ class Loop:
         self.process.start()
         if not thread:
             theirs.close()
-        self._told()  # it stands before its first step
+        self._told()  # it waits before its first step
 
     def turn(self, steps: int) -> Turn:
         self.pipe.send(steps)
@@ -117,7 +117,7 @@ def synchronise(device: torch.device) -> None:
 
 
 def settle() -> None:
-    """Until the threads beside the loop stand still too."""
+    """Wait until the loop's background threads are idle too."""
     before = time.process_time()
     while True:
         time.sleep(0.05)
@@ -128,7 +128,7 @@ def settle() -> None:
 
 
 def compare(loops: list[Loop], *, steps: int, rounds: int) -> dict[str, list[Turn]]:
-    """Turns of all loops, round by round, each round begun by another one; two rounds before that are not counted."""
+    """Turns of all loops, round by round, each round starting with another loop, after two warm-up rounds."""
     turns: dict[str, list[Turn]] = {loop.name: [] for loop in loops}
     for number in range(-2, rounds):
         for i in range(len(loops)):
@@ -142,7 +142,7 @@ def compare(loops: list[Loop], *, steps: int, rounds: int) -> dict[str, list[Tur
 
 
 def ratio(turns: list[Turn], reference: list[Turn]) -> float:
-    """Of tokens a second, within a round; the middle one."""
+    """The median over rounds of the ratio of tokens per second."""
     return statistics.median((t.tokens / t.seconds) / (r.tokens / r.seconds) for t, r in zip(turns, reference, strict=True))
 
 

@@ -1,13 +1,13 @@
-"""Two machines on one: two network namespaces with a cable between them, and the launchers of a real cluster in each. Needs root and `ip`.
+"""Simulates two machines on one: two connected network namespaces, with the launchers of a real cluster in each. Needs root and `ip`.
 
     sudo python -m benchmarks.two_hosts
 
 1. torchrun on both hosts, ZeRO-2, from pictures to a checkpoint.
-2. `deepspeed --no_ssh` on both, ZeRO-3, from the codes of 1; one host is lost (SIGKILL) in the middle. The other ends with an error,
-   and the same command on it alone goes on from the last trainer state.
+2. `deepspeed --no_ssh` on both, ZeRO-3, from the codes of 1; one host is lost (SIGKILL) during training. The other exits with an
+   error, and the same command on it alone resumes from the last trainer state.
 3. srun's environment on both (no Slurm: its variables are set by hand), DDP, from the codes of 1.
 
-Each ends with the held-out loss of one process that saw the same codes and was never interrupted; what differs is printed.
+Each must end with the held-out loss of a single uninterrupted process on the same codes; the difference is printed.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ PORT = 29500
 
 @contextmanager
 def cable() -> Iterator[None]:
-    """Two namespaces that reach each other, and nothing else, over a pair of virtual interfaces named as their hosts."""
+    """Two namespaces that reach only each other, over a pair of virtual interfaces named like the hosts."""
     a, b = HOSTS
     try:
         for host in HOSTS:
@@ -53,7 +53,7 @@ def ip(*words: str) -> None:
 
 
 def start(host: str, *command: str, log: Path, **env: str) -> subprocess.Popen:
-    """A command on a host, in a process group of its own."""
+    """Start a command on a host, in its own process group."""
     own = {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "TOKENIZERS_PARALLELISM": "false", "GLOO_SOCKET_IFNAME": host}
     with log.open("w") as out:
         return subprocess.Popen(
@@ -73,7 +73,7 @@ def deepspeed(rank: int, hostfile: Path, *arguments: str) -> list[str]:
 
 
 def srun(rank: int) -> dict[str, str]:
-    """What srun tells two tasks on two nodes. The nodes' names are not known here, so their first address is given."""
+    """srun's environment for two tasks on two nodes. The node names cannot be resolved here, so the first one's address is given."""
     return {
         "SLURM_STEP_NUM_TASKS": "2", "SLURM_NTASKS": "2", "SLURM_PROCID": str(rank), "SLURM_LOCALID": "0", "SLURM_JOB_ID": "7",
         "SLURM_STEP_NODELIST": "tokun-[a,b]", "MASTER_ADDR": HOSTS["tokun-a"],
@@ -100,7 +100,7 @@ def held_out(out: Path) -> float:
 
 
 def lose_a_host(processes: list[subprocess.Popen], states: Path) -> int:
-    """SIGKILL for all of the second host once a trainer state is there. Returns the other's exit status."""
+    """SIGKILL all processes of the second host once there is a trainer state. Returns the other's exit status."""
     while not list(states.glob("step-????????")):
         if processes[0].poll() is not None:
             raise RuntimeError(f"it ended with {processes[0].returncode} before it saved a trainer state in {states}")
@@ -143,7 +143,7 @@ def main() -> None:
         both_end_well([start("tokun-a", *again, log=folder / "again.log")], folder)
         resumed = [line for line in (folder / "again.log").read_text().splitlines() if "resuming" in line]
         print(f"a host was lost: the other ended with status {status}; alone: {resumed[0]}")
-        show("deepspeed --no_ssh, ZeRO-3, a host lost, gone on alone", held_out(folder / "lost"), held_out(folder / "alone"))
+        show("deepspeed --no_ssh, ZeRO-3, a host lost, resumed alone", held_out(folder / "lost"), held_out(folder / "alone"))
 
         make_out(folder / "srun", folder / "torchrun")
         command = [sys.executable, "train.py", *arguments("srun", None)]

@@ -1,10 +1,10 @@
-"""Sequences that the package does not write, so that they can be measured against those it does: `train.py` with a few functions replaced.
+"""Sequence layouts that the package does not have, for comparison with its own: `train.py` with a few functions replaced.
 
     python benchmarks/variants.py pictures --config configs/engraving-cpu.yaml train.text_weight=0 … out=runs/pictures
 
-    pictures    a subject and its picture, no words: what LlamaGen (Sun et al. 2024) trains class by class, in raster order
+    pictures    a subject and its picture, no words, in raster order: class-conditional as LlamaGen (Sun et al. 2024)
 
-Only trains and measures likelihoods; nothing here samples. benchmarks/ablations.py calls it.
+For training and likelihoods only, not for sampling. benchmarks/ablations.py calls it.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ from tokun import data
 from tokun.tokenizers.sequences import Packed
 from tokun.utils import console
 
-Replaced = list[tuple[Any, str, Callable[..., Any]]]  # owner, attribute, what stands there instead
+Replaced = list[tuple[Any, str, Callable[..., Any]]]  # owner, attribute, replacement
 
 
 def pictures() -> Replaced:
-    """`<bos> [subject] <boi> codes <eoi>`: sequences end with their picture, so that no time goes into words."""
+    """`<bos> [subject] <boi> codes <eoi>`: sequences end with their picture, so no time is spent on words."""
     pack = data.TokenBatches.pack
 
     def cut(self: data.TokenBatches, record: data.Record, rng: np.random.Generator) -> Packed:
@@ -47,7 +47,7 @@ VARIANTS: dict[str, Callable[[], Replaced]] = {"pictures": pictures}
 
 @contextlib.contextmanager
 def applied(name: str) -> Iterator[None]:
-    """The package with this variant's functions; '' is the package as it is."""
+    """The package with this variant's functions; '' changes nothing."""
     with contextlib.ExitStack() as stack:
         for owner, attribute, value in VARIANTS[name]() if name else []:
             stack.enter_context(mock.patch.object(owner, attribute, value))
@@ -58,7 +58,7 @@ def main() -> None:
     import train
 
     if len(sys.argv) < 2 or sys.argv[1] not in VARIANTS:
-        sys.exit(f"variants.py: the first word is one of {', '.join(VARIANTS)}, then what train.py takes")
+        sys.exit(f"variants.py: the first argument must be one of {', '.join(VARIANTS)}, followed by the arguments of train.py")
     with applied(sys.argv[1]):
         train.main(sys.argv[2:])
 

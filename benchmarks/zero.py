@@ -1,13 +1,13 @@
-"""Does ZeRO change what is learned, and does it cut what it promises to cut? Loss curves and bytes per process, on CPU.
+"""Does ZeRO leave the training unchanged, and does it partition memory as promised? Loss curves and bytes per process, on CPUs.
 
     python -m benchmarks.zero                          DDP and every JSON of configs/deepspeed, 1 and 2 processes, 50 steps each
-    python -m benchmarks.zero --steps 20 --hidden 64   sooner
+    python -m benchmarks.zero --steps 20 --hidden 64   faster
 
-Trains the generator from the codes of a toy run, float32, no dropout, once in a plain process (the curve that all others are held
-against), then under the real `deepspeed` launcher with one process and with two. Prints the largest difference of the losses, and
-what parameters, float32 master copies, gradients and moments take in one process, by their storages.
+Trains the generator from the codes of a toy run, float32, no dropout, once in a plain process (the reference), then
+under the real `deepspeed` launcher with one process and with two. Prints the largest difference of the losses, and the memory of
+parameters, float32 master copies, gradients and moments in one process, by storage.
 
-The same worker trains several `Case`s in one launch for tests/test_launch.py: `launch`, there in processes forked from the test's own.
+With `launch`, the same worker trains several `Case`s in one launch for tests/test_launch.py, there in processes forked from the test's.
 """
 
 from __future__ import annotations
@@ -42,13 +42,13 @@ class Case:
     config: str  # a YAML file
     out: str  # its own folder; holds the PARTS of an earlier run
     deepspeed: str = ""  # a JSON file; empty: DDP
-    stop_at: int = 0  # asked to stop, as SIGTERM does, when this step has been logged; 0: never
-    spikes: tuple[int, ...] = ()  # steps whose gradient is taken for a spike
+    stop_at: int = 0  # request a stop, as SIGTERM does, after this step has been logged; 0: never
+    spikes: tuple[int, ...] = ()  # steps whose gradient is treated as a spike
     overrides: tuple[str, ...] = ()
 
 
 def make_out(out: Path, source: Path) -> str:
-    """A run's folder that goes on from the codes of another run."""
+    """Make a run's folder that continues from the codes of another run."""
     out.mkdir(parents=True)
     for part in PARTS:
         (out / part).symlink_to((source / part).resolve())
@@ -58,8 +58,8 @@ def make_out(out: Path, source: Path) -> str:
 def launch(
     cases: Sequence[Case], folder: Path, *, processes: int, start: Callable[[Path, int], None] | None = None
 ) -> dict[str, dict[str, Any]]:
-    """Train the cases, one after the other, in `processes` started by the deepspeed launcher, or by `start(folder, processes)`, which has
-    `worker(folder)` run in each. Returns what `train_case` does, by name."""
+    """Train the cases, one after the other, in `processes` started by the deepspeed launcher, or by `start(folder, processes)`, which must
+    run `worker(folder)` in each. Returns the results of `train_case` by name."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "cases.json").write_text(json.dumps([dataclasses.asdict(case) for case in cases]))
     (start or by_deepspeed)(folder, processes)
@@ -67,7 +67,7 @@ def launch(
 
 
 def by_deepspeed(folder: Path, processes: int, *, timeout: float = 600) -> None:
-    """Run the worker under the real launcher. Raises RuntimeError with what it said where it fails."""
+    """Run the worker under the real launcher. Raises RuntimeError with its output if it fails."""
     launcher = Path(sys.executable).with_name("deepspeed")
     command = [
         sys.executable,
@@ -93,7 +93,7 @@ def free_port() -> int:
 
 def train_case(case: Case) -> dict[str, Any]:
     """Train the last stage of a case (the generator, preferences or words) in this process and its peers. Returns `losses` and `held_out` (by step), `bytes` (of this process,
-    by kind), `skipped` (spikes), `stopped`, and `said`: the engine in words."""
+    by kind), `skipped` (spikes), `stopped`, and `said`: a description of the engine."""
     from tokun.config import load_config
     from tokun.training.health import Preempted
     from tokun.training.run import open_run
@@ -115,7 +115,7 @@ def train_case(case: Case) -> dict[str, Any]:
 
 
 class Watch:
-    """Around a training: notes each loss, weighs the engine's tensors when its gradients are there, asks it to stop, plays spikes."""
+    """Wraps a training: records each loss, measures the engine's tensors when it has gradients, requests the stop, simulates spikes."""
 
     def __init__(self, run: Any, case: Case):
         self.run, self.case = run, case
@@ -141,7 +141,7 @@ class Watch:
         from tokun.training.engine import Engine
 
         self._make, self._is_spike, self._rate = Engine.make, health.Spikes.is_spike, health.matmul_rate
-        health.matmul_rate = lambda *_: 1.0  # nobody asks for the utilisation here
+        health.matmul_rate = lambda *_: 1.0  # utilisation is not needed here
 
         def make(*args: Any, **options: Any) -> Any:
             engine = self._make(*args, **options)
@@ -156,7 +156,7 @@ class Watch:
             return engine
 
         def is_spike(spikes: Any, norm: float) -> bool:
-            spikes.norms.append(norm)  # saved with the run: how many steps there were
+            spikes.norms.append(norm)  # saved with the run: the number of steps so far
             spikes.count += len(spikes.norms) in self.case.spikes
             return len(spikes.norms) in self.case.spikes
 
@@ -170,8 +170,8 @@ class Watch:
 
 
 def weigh(engine: Any) -> dict[str, int]:
-    """Bytes of this process's parameters, master copies, gradients and moments between backward pass and step. Each storage counts once,
-    where it is met first; buckets of communication do not count."""
+    """Bytes of this process's parameters, master copies, gradients and moments between backward pass and step. Each storage counts only once,
+    in the first of these; communication buckets do not count."""
     zero = getattr(engine, "zero", None)
     stage = getattr(engine, "stage", 0)
     inner = zero.optimizer if stage else getattr(engine.optimizer, "optimizer", engine.optimizer)
@@ -191,7 +191,7 @@ def gradients(parameters: Sequence[Tensor], zero: Any) -> Iterator[Tensor]:
     for group in getattr(zero, "averaged_gradients", {}).values():
         yield from (g for g in group or () if g is not None)
     for flat in getattr(zero, "single_partition_of_fp32_groups", None) or getattr(zero, "fp32_partitioned_groups_flat", ()):
-        if flat.grad is not None:  # offloaded gradients lie there
+        if flat.grad is not None:  # offloaded gradients are there
             yield flat.grad
 
 
@@ -215,7 +215,7 @@ def worker(folder: Path) -> None:
 
 
 def largest_difference(one: dict[str, float], other: dict[str, float]) -> float:
-    """Of two loss curves over the steps that both have."""
+    """The largest difference of two loss curves over their common steps."""
     return max(abs(one[step] - other[step]) for step in one.keys() & other.keys())
 
 

@@ -11,6 +11,6 @@ _ROOMS = {
     "text": ("things", "yes_or_no"),
 }
 FORMER = {f"data_tools.{name}": f"data_tools.{room}.{name}" for room, names in _ROOMS.items() for name in names}
-"""The modules' names of before they were grouped, which go on working."""
+"""Former module names, which keep working: old name -> new name."""
 
 sys.meta_path.insert(0, FormerNames(FORMER))

@@ -5,15 +5,15 @@
     python -m data_tools.caption shards/ --from captions.tsv --out described/
     accelerate launch -m data_tools.caption shards/ --model Qwen/Qwen2.5-VL-7B-Instruct --registers plain,social
 
-Who writes: a captioner that sees the picture (--model), a language model (--rewriter), a server (--endpoint); where there
-is none, a template puts the metadata into words and says so in the record. Look first: --preview 16 draws a sheet. Captions that
-people wrote are merged from a table (--from, captioning/from_table.py).
+Captions come from a captioner that sees the picture (--model), a language model (--rewriter) or a server (--endpoint). Without
+any of these, a template puts the metadata into words, and the record says so. To look first, --preview 16 draws a sheet. Captions
+written by people are merged from a table (--from, captioning/from_table.py).
 
-Each new caption stands in KEY.json under `captions`, and under `caption_sources` who wrote it: model, revision, hash of
-the prompt, seed, scores. The source text, `caption`, stays as it is. A run that is killed goes on where it was
-(journal.py), and every row ends with captions or with a counted reason. The same batches are made whatever was done
-before and however many processes share the shards, so the words are the same, too, where --batch-size is, memory
-suffices, and the server, if there is one, answers alike. Knows rows and registers; the models are those of captioning/.
+KEY.json stores each new caption under `captions` and its origin under `caption_sources`: model, revision, prompt hash,
+seed, scores. The source text, `caption`, stays unchanged. A killed run resumes (journal.py), and every row ends with
+captions or with a counted reason. Batches do not depend on earlier progress or on the number of processes, so the
+captions are the same for the same --batch-size, as long as memory suffices and the server, if any, answers the same.
+This module handles rows and registers; the models are in captioning/.
 """
 
 from __future__ import annotations
@@ -40,14 +40,14 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python -m data_tools.caption",
         description="Image shards -> the same shards with captions in several registers.",
-        epilog="Killed or stopped, the same command goes on. Several GPUs: accelerate launch -m data_tools.caption … divides the shards.",
+        epilog="The same command resumes a stopped run. Several GPUs: accelerate launch -m data_tools.caption … divides the shards.",
     )
     add = parser.add_argument
     add("shards", type=home_path, nargs="+", metavar="SHARDS", help="folders of image shards, or .tar files")
     add("--out", type=home_path, help="the folder for the new shards (SHARDS-captioned)")
-    add("--registers", default=",".join(words.registers), help=f"of {','.join(registers.REGISTERS)} (%(default)s)")
-    add("--hashtags", action=argparse.BooleanOptionalAction, default=words.hashtags, help="in social captions (yes)")
-    add("--hints", default=",".join(words.hints), help="metadata told in prompts, or none (%(default)s)")
+    add("--registers", default=",".join(words.registers), help=f"any of {','.join(registers.REGISTERS)} (%(default)s)")
+    add("--hashtags", action=argparse.BooleanOptionalAction, default=words.hashtags, help="add them to social captions (yes)")
+    add("--hints", default=",".join(words.hints), help="metadata to put into prompts, or none (%(default)s)")
     for group in (add_writers, add_table, add_rows):
         group(parser)
     return parser.parse_args(argv)
@@ -59,26 +59,26 @@ def add_writers(parser: argparse.ArgumentParser) -> None:
     who = parser.add_argument_group("who writes").add_argument
     who("--model", default="", type=os.path.expanduser, help=f"a captioner, Hub id or folder: {captioners.EXAMPLES}")
     who("--revision", default="", help="its commit or tag on the Hub")
-    who("--shape", default=words.shape, help="auto, caption, task or chat (%(default)s: as the model's type tells)")
+    who("--shape", default=words.shape, help="auto, caption, task or chat (%(default)s: from the model's type)")
     who("--task", default="", help="the prompt of a task model, such as '<CAPTION>' or 'caption en'")
     who("--rewriter", default="", type=os.path.expanduser, help="a language model that writes the other registers, Hub id or folder")
-    who("--endpoint", default="", metavar="URL", help="an OpenAI-compatible server: sees pictures, or rewrites what --model saw")
-    who("--endpoint-model", default="", help="the name of the model there")
+    who("--endpoint", default="", metavar="URL", help="an OpenAI-compatible server: sees the pictures, or rewrites --model's captions")
+    who("--endpoint-model", default="", help="the model's name on the server")
     pictures = argparse.BooleanOptionalAction
-    who("--send-pictures", action=pictures, default=words.send_pictures, help="to the server; a language model wants none (yes)")
+    who("--send-pictures", action=pictures, default=words.send_pictures, help="send pictures to the server; not for a language model (yes)")
     who("--api-key-env", default="OPENAI_API_KEY", metavar="NAME", help="the environment variable with the key (%(default)s)")
 
 
 def add_table(parser: argparse.ArgumentParser) -> None:
-    """Captions that people wrote, instead."""
+    """Options for captions that people wrote."""
     merged = from_table.Options()
-    table = parser.add_argument_group("captions from a table, instead of all that").add_argument
+    table = parser.add_argument_group("captions from a table, instead of a model").add_argument
     table(
         "--from",
         dest="table",
         type=home_path,
         metavar="TABLE",
-        help="merge this .csv, .tsv, .jsonl or .parquet: rows by key or path, a column a register",
+        help="merge this .csv, .tsv, .jsonl or .parquet: rows by key or path, one column for each register",
     )
     table(
         "--caption-column",
@@ -86,49 +86,49 @@ def add_table(parser: argparse.ArgumentParser) -> None:
         metavar="NAME",
         help="the column of the plain caption (the first of caption, text, description, prompt, title …)",
     )
-    table("--encoding", default=merged.encoding, help="of the table, where it is text (%(default)s)")
+    table("--encoding", default=merged.encoding, help="of a text table (%(default)s)")
     table(
         "--quoting",
         default=merged.quoting,
         choices=QUOTING,
-        help="of its fields (%(default)s: of CSV yes, of TSV where something shows it)",
+        help="of fields (%(default)s: CSV is quoted, TSV only if its text shows it)",
     )
-    table("--keep-undescribed", action="store_true", help="pictures without a row stay as they are, instead of being left out")
+    table("--keep-undescribed", action="store_true", help="keep pictures without a row unchanged instead of leaving them out")
     table(
         "--min-things",
         type=int,
         default=merged.min_things,
         metavar="N",
-        help="pictures that a main noun needs to become a thing (%(default)s)",
+        help="fewest pictures for a main noun to become a thing (%(default)s)",
     )
     table(
         "--shard-size",
         type=int,
         default=merged.shard_size,
         metavar="N",
-        help="pictures in a shard, where several folders are mixed by --seed (%(default)s)",
+        help="pictures per shard when several folders are mixed by --seed (%(default)s)",
     )
 
 
 def add_rows(parser: argparse.ArgumentParser) -> None:
-    """How the work is done, and on which rows."""
+    """Options for how the work is done and on which rows."""
     words, work = Settings(), Work()
     how = parser.add_argument_group("how").add_argument
     how("--seed", type=int, default=words.seed)
-    how("--temperature", type=float, default=words.temperature, help="0: the likeliest words (%(default)s)")
-    how("--max-new-tokens", type=int, default=words.max_new_tokens, help="of one caption (%(default)s)")
+    how("--temperature", type=float, default=words.temperature, help="0: the most likely words (%(default)s)")
+    how("--max-new-tokens", type=int, default=words.max_new_tokens, help="per caption (%(default)s)")
     how("--dtype", default=words.dtype, choices=("auto", "float32", "bfloat16", "float16"))
     how("--image-side", type=int, default=words.image_side, help="longer side of the pictures shown, in pixels (%(default)s)")
     how("--device", default=work.device, help="auto, cpu, cuda, cuda:1 (%(default)s)")
     how("--batch-size", type=int, default=work.batch_size, help="halved when memory runs out (%(default)s)")
-    how("--concurrency", type=int, default=work.concurrency, help="requests under way (%(default)s)")
-    how("--timeout", type=float, default=work.timeout, help="seconds for an answer (%(default)s)")
-    how("--tries", type=int, default=work.tries, help="requests for one answer at most (%(default)s)")
-    how("--price", default="", metavar="IN,OUT", help="of a million tokens in prompts and in answers, for the cost")
+    how("--concurrency", type=int, default=work.concurrency, help="requests at a time (%(default)s)")
+    how("--timeout", type=float, default=work.timeout, help="seconds to wait for an answer (%(default)s)")
+    how("--tries", type=int, default=work.tries, help="most requests for one answer (%(default)s)")
+    how("--price", default="", metavar="IN,OUT", help="per million tokens of prompts and of answers, to estimate the cost")
     what = parser.add_argument_group("which rows").add_argument
     what("--preview", type=int, default=0, metavar="N", help=f"caption N pictures into {PREVIEW} and stop")
-    what("--limit", type=int, default=0, metavar="N", help="the first N rows; without it, a later run does the rest")
-    what("--retry-failed", action="store_true", help="try again what failed, with other words")
+    what("--limit", type=int, default=0, metavar="N", help="only the first N rows; a later run without it does the rest")
+    what("--retry-failed", action="store_true", help="retry failed rows with another wording")
     what(
         "--clip",
         default="",
@@ -136,7 +136,7 @@ def add_rows(parser: argparse.ArgumentParser) -> None:
         metavar="MODEL",
         help="score captions by open_clip: ViT-B-32:laion2b_s34b_b79k, hf-hub:…, a folder",
     )
-    what("--keep-best", default="100%", metavar="SHARE", help="leave out the rest, by score: 90%% (%(default)s)")
+    what("--keep-best", default="100%", metavar="SHARE", help="share to keep, by score, such as 90%% (%(default)s)")
 
 
 def parse_share(text: str) -> float:
@@ -144,16 +144,16 @@ def parse_share(text: str) -> float:
     try:
         return float(text.rstrip("% ")) / 100 if text.rstrip().endswith("%") else float(text)
     except ValueError as error:
-        raise UserError(f"--keep-best {text!r} is no share: give 90%") from error
+        raise UserError(f"--keep-best {text!r} is not a share: give 90%") from error
 
 
 def parse_prices(text: str) -> tuple[float, float]:
     try:
         prices = [float(part) for part in text.split(",")] if text else [0.0, 0.0]
     except ValueError as error:
-        raise UserError(f"--price {text!r} is no pair of numbers: give one like 0.15,0.60") from error
+        raise UserError(f"--price {text!r} is not a pair of numbers: give one like 0.15,0.60") from error
     if len(prices) != 2 or min(prices) < 0:
-        raise UserError(f"--price {text!r} is no pair of prices: give one like 0.15,0.60")
+        raise UserError(f"--price {text!r} is not a pair of prices: give one like 0.15,0.60")
     return prices[0], prices[1]
 
 
@@ -171,7 +171,7 @@ def work_from(args: argparse.Namespace) -> Work:
 
 
 def default_out(shards: Path) -> Path:
-    """Beside the folder of the shards."""
+    """The default --out: a folder beside the shards' folder."""
     folder = (shards if shards.is_dir() else shards.parent).absolute()
     return folder.with_name(f"{folder.name}-captioned")
 
@@ -201,7 +201,7 @@ def run(args: argparse.Namespace) -> int:
         return 0
     report = caption(args.shards, out, settings, work, progress=True)
     if report is None:
-        print("caption: this process's shards are done; others are still at work")
+        print("caption: this process's shards are done; other processes are still working")
         return 0
     print(report.table())
     if not report.captions:
@@ -209,7 +209,7 @@ def run(args: argparse.Namespace) -> int:
         return 1
     for told in report.doubts():
         print(f"caption: WARNING: {told}", file=sys.stderr)
-    if report.says_nothing():
+    if report.is_useless():
         return 1
     print(f"Next:\n  python -m data_tools.inspect {shlex.quote(str(out))} --verify --sheet sheet.png")
     return 0

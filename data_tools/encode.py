@@ -1,11 +1,11 @@
-"""Image shards -> code shards, with a finished image tokenizer. The same as the third stage of train.py, on its own.
+"""Image shards -> code shards, with a trained image tokenizer: the third stage of train.py on its own.
 
     python -m data_tools.encode --config configs/engraving.yaml data.train='shards/train-*.tar' out=runs/mine
-    accelerate launch -m data_tools.encode --config …                                    one process for each GPU
+    accelerate launch -m data_tools.encode --config …                                    one process per GPU
     python -m data_tools.encode --config … --engine ray --ray-address HEAD:6379 --gpus-per-task 1
 
-Reads out/image_tokenizer, writes out/codes: one task for each shard. Goes on behind the last whole shard when it is started
-again, and the bytes are the same whatever ran the tasks.
+Reads out/image_tokenizer and writes out/codes, one task per shard. A restarted run resumes after the last complete shard, and
+the bytes do not depend on the engine.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ from tokun.utils.errors import UserError
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--config", required=True, help="the run's YAML file")
-    parser.add_argument("--workers", type=int, default=1, help="processes that encode shards side by side (%(default)s)")
+    parser.add_argument("--workers", type=int, default=1, help="processes that encode shards in parallel (%(default)s)")
     parser.add_argument("--engine", default="local", metavar="NAME", help=f"{' or '.join(ENGINES)} (%(default)s)")
-    parser.add_argument("--ray-address", default="", metavar="HOST:PORT", help="of a Ray cluster whose nodes reach the shards and out")
-    parser.add_argument("--gpus-per-task", type=float, default=0, metavar="N", help="of a Ray cluster's, for each shard (%(default)s)")
-    parser.add_argument("overrides", nargs="*", metavar="a.b=c", help="settings that replace the file's")
+    parser.add_argument("--ray-address", default="", metavar="HOST:PORT", help="of a Ray cluster whose nodes can reach the shards and out")
+    parser.add_argument("--gpus-per-task", type=float, default=0, metavar="N", help="GPUs of a Ray cluster for each shard (%(default)s)")
+    parser.add_argument("overrides", nargs="*", metavar="a.b=c", help="settings that override the file's")
     args = parser.parse_intermixed_args(argv)
     start_processes()
     run = open_run(load_config(args.config, [*args.overrides, "tracking.kind=none"]))
@@ -40,15 +40,15 @@ def main(argv: list[str] | None = None) -> None:
             encode_elsewhere(run, args)
         encode_shards(run)
     except Preempted:
-        run.say("data_tools.encode: asked to stop (SIGTERM). The same command goes on from here")
+        run.say("data_tools.encode: stopped by SIGTERM. The same command resumes")
     run.close()
     end_processes()
 
 
 def encode_elsewhere(run: Run, args: argparse.Namespace) -> None:
-    """Run the tasks on several processes or machines; `encode_shards` then finds them done."""
+    """Run the tasks on several processes or machines; `encode_shards` then finds all shards done."""
     if run.world > 1:
-        raise UserError(f"--engine {args.engine} --workers {args.workers}: leave these out under a launcher of processes")
+        raise UserError(f"--engine {args.engine} --workers {args.workers}: leave these out under a process launcher such as accelerate")
     tasks = codes_tasks(run)
     with open_engine(args.engine, workers=args.workers, address=args.ray_address, gpus=args.gpus_per_task) as engine:
         for number, skipped in tqdm(engine.run(run_codes_task, tasks), total=len(tasks), desc="codes", unit="shard"):

@@ -1,10 +1,10 @@
-"""Inspect: what is in a folder of shards, and is all of it whole?
+"""Inspect: what does a folder of shards hold, and is any of it damaged?
 
     python -m data_tools.inspect shards/ --verify --sheet sheet.png
 
-Counts, sizes, captions and tags of image shards (KEY.webp + KEY.json) and code shards (KEY.codes.npy + KEY.json). With
---verify every member is read and decoded, and what is damaged is listed; the exit code is then 1 if anything is.
-Reads tar files member by member and holds one pair at a time. Knows no model, and runs without torch.
+Prints counts, sizes, captions and tags of image shards (KEY.webp + KEY.json) and code shards (KEY.codes.npy + KEY.json).
+With --verify every member is read and decoded, damage is listed, and the exit code is 1 if there is any.
+Tar files are read member by member, one pair in memory at a time. Needs no model and no torch.
 """
 
 from __future__ import annotations
@@ -34,9 +34,9 @@ from tokun.utils.errors import BadSample, UserError
 
 IMAGE_EXTENSIONS = ("webp", "png", "jpg", "jpeg")
 CODES = "codes.npy"
-CODES_RECORD = "codes.json"  # beside code shards
+CODES_RECORD = "codes.json"  # stored beside code shards
 SHEET = 32  # pictures on the contact sheet
-BLOCK = 512  # bytes: a tar file is made of these, and ends in two of zeros
+BLOCK = 512  # bytes per tar block; two blocks of zeros end a tar file
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -45,15 +45,15 @@ BLOCK = 512  # bytes: a tar file is made of these, and ends in two of zeros
 
 @dataclass
 class Pair:
-    """The members of one key, by extension (all that follows the first dot of the name), as bytes."""
+    """The members of one key as bytes, by extension (everything after the first dot of the name)."""
 
     shard: Path
     key: str
     members: dict[str, bytes] = field(default_factory=dict)
     start: int = 0
-    """Where in the shard its first member's header begins, in bytes."""
+    """Offset in the shard of its first member's header, in bytes."""
     end: int = 0
-    """Where its last member ends."""
+    """Offset of the end of its last member, in bytes."""
 
     @property
     def image(self) -> bytes | None:
@@ -62,7 +62,7 @@ class Pair:
 
 @dataclass(frozen=True)
 class Damage:
-    """One thing that is wrong: the shard, the member or key in it ("" for the whole shard), and what it is."""
+    """One fault: the shard, the member or key ("" for the whole shard), and what is wrong."""
 
     shard: str
     member: str
@@ -73,7 +73,7 @@ class Damage:
 
 
 def find_shards(paths: Iterable[Path]) -> list[Path]:
-    """The .tar files named, and those in the folders named, sorted. Raises FileNotFoundError when there is none."""
+    """The given .tar files and those in the given folders, sorted. Raises FileNotFoundError if there are none."""
     shards: list[Path] = []
     for path in paths:
         if not path.exists():
@@ -86,16 +86,16 @@ def find_shards(paths: Iterable[Path]) -> list[Path]:
 
 
 def read_pairs(shard: Path, damaged: list[Damage]) -> Iterator[Pair]:
-    """The pairs of one shard, in order, as WebDataset groups them: neighbouring members with one key.
+    """The pairs of one shard, in order, grouped as in WebDataset: neighbouring members with the same key.
 
-    What cannot be read is added to `damaged`; reading ends where the tar file breaks off.
+    Members that cannot be read are added to `damaged`; reading ends where the tar file is truncated.
     """
     pair: Pair | None = None
     try:
         with tarfile.open(shard, "r:") as tar:
             for info in tar:
                 if not info.isfile():
-                    damaged.append(Damage(shard.name, info.name, "is no plain file"))
+                    damaged.append(Damage(shard.name, info.name, "is not a regular file"))
                     continue
                 key, extension = key_and_suffix(info.name)
                 file = tar.extractfile(info)
@@ -106,14 +106,14 @@ def read_pairs(shard: Path, damaged: list[Damage]) -> Iterator[Pair]:
                     pair = None
                 pair = pair or Pair(shard, key, start=info.offset)
                 if extension in pair.members:
-                    damaged.append(Damage(shard.name, info.name, "the same member twice: ambiguous"))
+                    damaged.append(Damage(shard.name, info.name, "duplicate member: ambiguous"))
                 pair.members[extension] = data
                 pair.end = tar.offset
             end = tar.offset
     except (tarfile.TarError, OSError, EOFError) as error:
-        damaged.append(Damage(shard.name, "", f"breaks off: {error}"))
+        damaged.append(Damage(shard.name, "", f"truncated: {error}"))
     else:
-        # tarfile takes a header it cannot read, and a file that stops between members, for the end
+        # tarfile takes an unreadable header, or a file that stops between members, for the end
         with open(shard, "rb") as file:
             file.seek(end)
             tail, rest = file.read(2 * BLOCK), file.read(tars.FILLING)
@@ -135,7 +135,7 @@ def read_record(pair: Pair, damaged: list[Damage]) -> dict[str, Any]:
     try:
         record = json.loads(pair.members["json"])
         if not isinstance(record, dict):
-            raise BadSample("it is no object")
+            raise BadSample("it is not an object")
         if not isinstance(record.get("caption"), str):
             raise BadSample("it has no caption")
     except (ValueError, RecursionError) as error:
@@ -145,7 +145,7 @@ def read_record(pair: Pair, damaged: list[Damage]) -> dict[str, Any]:
 
 
 def open_image(pair: Pair, damaged: list[Damage]) -> Image.Image | None:
-    """The pair's picture, decoded as training decodes it, upright and in sRGB; None where there is none or it is damaged."""
+    """The pair's picture, decoded as in training: upright, in sRGB. None if it is missing or damaged."""
     try:
         return pictures.decode(pair.image) if pair.image is not None else None
     except pictures.PictureError as error:
@@ -154,7 +154,7 @@ def open_image(pair: Pair, damaged: list[Damage]) -> Image.Image | None:
 
 
 def read_head(pair: Pair, damaged: list[Damage]) -> tuple[str, tuple[int, int]] | None:
-    """Format, and width and height of the upright picture, from its header; None where there is none or it is damaged."""
+    """(format, (width, height) of the upright picture), from its header; None if it is missing or damaged."""
     if pair.image is None:
         return None
     try:
@@ -166,7 +166,7 @@ def read_head(pair: Pair, damaged: list[Damage]) -> tuple[str, tuple[int, int]] 
 
 
 def read_codes(pair: Pair, damaged: list[Damage]) -> np.ndarray | None:
-    """The pair's codes (views, N) uint16; None where there are none or they are damaged."""
+    """The pair's codes (views, N) uint16; None if they are missing or damaged."""
     if CODES not in pair.members:
         return None
     try:
@@ -180,14 +180,14 @@ def read_codes(pair: Pair, damaged: list[Damage]) -> np.ndarray | None:
 
 
 def read_beside(folder: Path, name: str, damaged: list[Damage]) -> dict[str, Any]:
-    """The JSON object in a file beside the shards; {} where there is none or it is damaged."""
+    """The JSON object in a file beside the shards; {} if it is missing or damaged."""
     path = folder / name
     if not path.exists():
         return {}
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
         if not isinstance(value, dict):
-            raise BadSample("it is no object")
+            raise BadSample("it is not an object")
     except (ValueError, OSError, RecursionError) as error:
         damaged.append(Damage(name, "", f"invalid JSON: {error}"))
         return {}
@@ -200,7 +200,7 @@ def read_beside(folder: Path, name: str, damaged: list[Damage]) -> dict[str, Any
 
 @dataclass
 class Inventory:
-    """Everything that is counted over the shards."""
+    """Everything counted over the shards."""
 
     shards: dict[str, int] = field(default_factory=dict)  # path -> pairs
     bytes: int = 0
@@ -210,14 +210,14 @@ class Inventory:
     words: list[int] = field(default_factory=list)
     distinct: set[int] = field(default_factory=set)  # hashes of captions
     captioned: int = 0  # pictures with words in any register
-    templates: int = 0  # those of them that nobody looked at
+    templates: int = 0  # of these, pictures whose captions are all templates
     tags: dict[str, Counter[str]] = field(
         default_factory=lambda: {name: Counter() for name in ("style", "subject", "source", "license", "register")}
     )
     code_counts: np.ndarray = field(default_factory=lambda: np.zeros(2**16, np.int64))
-    codebook_size: int | None = None  # as codes.json says
+    codebook_size: int | None = None  # from codes.json
     views: Counter[tuple[int, int]] = field(default_factory=Counter)  # shapes of code arrays
-    grids: Counter[str] = field(default_factory=Counter)  # rows x columns of codes, of each sample
+    grids: Counter[str] = field(default_factory=Counter)  # rows x columns of each sample's codes
     damaged: list[Damage] = field(default_factory=list)
     sheet: list[tuple[Image.Image, str]] = field(default_factory=list)
 
@@ -227,7 +227,7 @@ class Inventory:
 
 
 def take_inventory(shards: list[Path], *, verify: bool = False, sheet: int = 0) -> Inventory:
-    """Read all shards once. `verify` decodes every picture; `sheet` keeps that many pictures for the contact sheet."""
+    """Read all shards once. `verify` decodes every picture; `sheet` is how many pictures to keep for the contact sheet."""
     inventory = Inventory()
     for shard in shards:
         keys: set[str] = set()
@@ -235,7 +235,7 @@ def take_inventory(shards: list[Path], *, verify: bool = False, sheet: int = 0) 
         inventory.bytes += shard.stat().st_size
         for pair in read_pairs(shard, inventory.damaged):
             if pair.key in keys:
-                inventory.damaged.append(Damage(shard.name, pair.key, "its members are apart, or the key is used twice: ambiguous"))
+                inventory.damaged.append(Damage(shard.name, pair.key, "its members are not adjacent, or the key is used twice: ambiguous"))
             keys.add(pair.key)
             count += 1
             count_pair(inventory, pair, verify=verify, keep=len(inventory.sheet) < sheet)
@@ -279,7 +279,7 @@ def count_pair(inventory: Inventory, pair: Pair, *, verify: bool, keep: bool) ->
 
 
 def count_grid(inventory: Inventory, pair: Pair, grid: Any, n: int) -> None:
-    """Count the grid that a record of codes names, or say that the codes do not fill it."""
+    """Count the grid that a record names, or report that the codes do not fill it."""
     if isinstance(grid, list) and len(grid) == 2 and all(isinstance(side, int) for side in grid) and grid[0] * grid[1] == n:
         inventory.grids[f"{grid[0]}x{grid[1]}"] += 1
     elif grid is not None:
@@ -287,33 +287,33 @@ def count_grid(inventory: Inventory, pair: Pair, grid: Any, n: int) -> None:
 
 
 def check_beside(inventory: Inventory, folder: Path) -> None:
-    """Compare the shards of `folder` with what prepare.json and codes.json say of them, where these are there."""
+    """Compare the shards of `folder` with prepare.json and codes.json, if present."""
     damaged = inventory.damaged
     for shard, pairs in read_beside(folder, RECORD, damaged).get("shards", {}).items():
         found = inventory.shards.get(str(folder / shard))
         if not (folder / shard).exists():
-            damaged.append(Damage(shard, "", f"missing shard, of {pairs} pairs"))
+            damaged.append(Damage(shard, "", f"missing shard with {pairs} pairs"))
         elif found is not None and found != pairs:
             damaged.append(Damage(shard, "", f"{found} pairs; {RECORD} says {pairs}"))
     size = read_beside(folder, CODES_RECORD, damaged).get("codebook_size")
     if size is not None and inventory.views:
         inventory.codebook_size = int(size)
         if (beyond := int(inventory.code_counts[inventory.codebook_size :].sum())) > 0:
-            damaged.append(Damage(CODES_RECORD, "", f"{beyond:,} codes are beyond its codebook_size {size}"))
+            damaged.append(Damage(CODES_RECORD, "", f"{beyond:,} codes exceed its codebook_size {size}"))
 
 
 def perplexity(counts: np.ndarray) -> float:
-    """exp of the entropy of a histogram: the number of equally frequent codes that would be as varied."""
+    """exp of a histogram's entropy: the number of equally frequent codes with the same entropy."""
     p = counts[counts > 0] / counts.sum()
     return float(np.exp(-(p * np.log(p)).sum()))
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# telling
+# printing
 
 
 def spread(values: Sequence[float], digits: int = 0) -> str:
-    """Least, quartiles, 95th percentile and greatest of a list of numbers."""
+    """Minimum, quartiles, 95th percentile and maximum of a list of numbers."""
     low, q1, median, q3, p95, high = np.percentile(values, (0, 25, 50, 75, 95, 100))
     named = zip(("min", "25%", "median", "75%", "95%", "max"), (low, q1, median, q3, p95, high))
     return " · ".join(f"{name} {value:.{digits}f}" for name, value in named)
@@ -325,7 +325,7 @@ def most_common(counter: Counter[str], limit: int = 12) -> str:
 
 
 def describe(inventory: Inventory) -> str:
-    """The inventory as lines of text."""
+    """The inventory as text."""
     lines = [f"shards      {len(inventory.shards):,} with {inventory.pairs:,} pairs, {inventory.bytes / 1e6:,.1f} MB"]
     splits: Counter[str] = Counter()
     for path, count in inventory.shards.items():
@@ -367,9 +367,9 @@ def describe(inventory: Inventory) -> str:
 
 
 def write_sheet(inventory: Inventory, path: Path) -> None:
-    """Draw the kept pictures with their captions. Raises UserError when there are none."""
+    """Draw the kept pictures with their captions. Raises UserError if there are none."""
     if not inventory.sheet:
-        raise UserError("--sheet needs pictures, and these shards hold none that can be read (code shards have only codes)")
+        raise UserError("--sheet needs pictures, and these shards have no readable one (code shards hold only codes)")
     images, captions = zip(*inventory.sheet)
     captioned_grid(images, captions, columns=8, cell=192).save(path)
 
@@ -392,7 +392,7 @@ def inspect(args: argparse.Namespace) -> int:
         print(f"sheet       {args.sheet}")
     if not args.verify:
         if inventory.damaged:
-            print(f"damaged     {len(inventory.damaged):,} found on the way: list them all with --verify")
+            print(f"damaged     {len(inventory.damaged):,} found so far: list all with --verify")
         return 0
     print(f"damaged     {len(inventory.damaged):,}")
     for damage in inventory.damaged:

@@ -1,16 +1,16 @@
-"""Prepare: pictures as they come -> clean, captioned image shards, and a manifest that accounts for every file.
+"""Prepare: raw pictures -> clean, captioned image shards, and a manifest that accounts for every file.
 
     python -m data_tools.prepare my-pictures/ --style engraving --out shards/
 
 SOURCE is a folder of pictures, of classes, of books or of tar files, a table of paths, a data set, or the address of one of
-these in object storage: see readers/. The work is two lists of independent tasks (pipeline/chunks.py): some hundred files are
-measured, cleaned and encoded by each task of the first; the whole collection is then settled (what is a duplicate, what is
-kept, in which split and shard); each task of the second writes one shard. Every task writes its file aside and renames it, so
-a run that was killed goes on where it was, and the bytes depend on the files and the settings alone: not on the number of
-workers, nor on interruptions.
+these in object storage: see readers/. The work is two lists of independent tasks (pipeline/chunks.py). Each task of the first
+list measures, cleans and encodes some hundred files. The whole collection is then settled: which pictures are duplicates, which
+are kept, and their split and shard. Each task of the second list writes one shard. Every task writes to a temporary file and
+renames it, so a killed run resumes, and the bytes depend only on the files and the settings, not on the number of workers or
+on interruptions.
 
-Nothing is dropped in silence: each input file has a row in `manifest.parquet` with the reason, and `report.html` shows them.
-The parts lie in pipeline/: tasks, chunks, settle, manifest, output. Runs without torch.
+Nothing is dropped silently: each input file has a row in `manifest.parquet` with the reason, and `report.html` shows them.
+The parts are in pipeline/: tasks, chunks, settle, manifest, output. Runs without torch.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from tqdm import tqdm
 
 from data_tools import report
 from data_tools.images.pictures import OF_OPENCV, opencv
-from data_tools.pipeline.advice import first_word, steps, write_captions_to_fill
+from data_tools.pipeline.advice import captions_warning, steps, write_captions_to_fill
 from data_tools.pipeline.chunks import KEPT, Settings, Shard, measure_chunk, rows_name, write_shard
 from data_tools.pipeline.disk import DiskDict
 from data_tools.pipeline.engine import ENGINES, Engine, open_engine
@@ -53,15 +53,15 @@ from tokun.utils.memory import keep_memory
 
 @dataclass(frozen=True)
 class Report:
-    """What was done: files by (status, reason), pairs by shard, rows of caption tables without a picture."""
+    """The result: files by (status, reason), pairs by shard, rows of caption tables without a picture."""
 
     counts: Counter[tuple[str, str]]
     shards: Counter[str]
     unmatched_rows: int
     notes: tuple[str, ...] = ()
-    """What the reader has to tell."""
+    """The reader's notes."""
     captions: Mapping[str, int] = field(default_factory=dict)
-    """How many pictures want a caption (missing), were kept, were kept without one (empty), and how many texts there are (distinct)."""
+    """Counts of pictures: without a caption (missing), kept, kept without a caption (empty); and of distinct captions (distinct)."""
 
     @property
     def kept(self) -> int:
@@ -71,7 +71,7 @@ class Report:
         return sum(count for name, count in self.shards.items() if name.startswith(f"{split}-"))
 
     def table(self) -> str:
-        """The counts as lines of text, the most frequent reason first."""
+        """The counts as text, the most frequent reason first."""
         total = sum(self.counts.values())
         lines = [f"{'files':<46} {total:>9,}", f"{'pairs written':<46} {self.kept:>9,} {self.kept / total:>7.1%}"]
         for (status, reason), count in sorted(self.counts.items(), key=lambda item: (-item[1], item[0])):
@@ -89,19 +89,19 @@ class Report:
 
 @dataclass(frozen=True, kw_only=True)
 class Tables:
-    """How tables of captions are read."""
+    """How caption tables are read."""
 
     encoding: str = "utf-8"
     """Of tables of text."""
     quoting: str = "auto"
     """Of tables of text: auto, none, csv."""
     captions: Path | None = None
-    """A table of captions by the paths of SOURCE, which come before all others."""
+    """A table of captions by path in SOURCE; it takes precedence over all other captions."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Work:
-    """How the work is done: nothing here changes a byte of the result."""
+    """How the work is done. Nothing here changes the resulting bytes."""
 
     workers: int = 1
     engine: str = "local"
@@ -120,18 +120,18 @@ def prepare(
     work: Work | None = None,
     overwrite: bool = False,
 ) -> Report:
-    """Turn the pictures of `source` into shards, a manifest and a report in `out`. The story of this file, top to bottom.
+    """Turn the pictures of `source` into shards, a manifest and a report in `out`.
 
-    `reader` is a name in READERS, or "auto"; `root` is where the paths in a table start, `tables` how tables are read. Raises FileNotFoundError or
-    UserError, with the way out, when the source is missing or holds no picture, when a table of captions cannot be
-    read, or when `out` holds something else; WorkerDied when a worker was killed. Running again goes on where it stopped.
+    `reader` is a name in READERS, or "auto"; `root` is the folder that paths in a table are relative to, `tables` how tables are read. Raises FileNotFoundError or
+    UserError, with the way out, if the source is missing or has no picture, if a caption table cannot be read, or if
+    `out` holds something else; WorkerDied if a worker was killed. Running it again resumes.
     """
     source, work = source if is_url(source) else Path(source), work or Work()
     leave_out = None if is_url(out) else Path(out)
     reader = choose_reader(source, reader, leave_out=leave_out)
     check_folders(source, out)
     for package in ("pyarrow", "jinja2"):
-        need(package, extra="data")  # before the hours of work, not after
+        need(package, extra="data")  # fail before hours of work, not after
     if settings.filter in OF_OPENCV:
         opencv()
     settings = replace(settings, source=settings.source or name_of(source))
@@ -143,10 +143,10 @@ def prepare(
     options = reader_options(settings, root, leave_out, tables or Tables())
     listing = with_captions(READERS[reader](source, options), options)
     check_listing(listing, source, settings)
-    if work.progress and (told := first_word(listing, from_names=settings.captions_from_names)):
+    if work.progress and (told := captions_warning(listing, from_names=settings.captions_from_names)):
         tqdm.write(f"prepare: {told}", file=sys.stderr)
     with nullcontext() if leave_out is None else alone_in(leave_out, option="--out"):
-        refuse_other_shards(store, record, overwrite=overwrite)  # again: another may have written meanwhile
+        refuse_other_shards(store, record, overwrite=overwrite)  # again: another process may have written meanwhile
         begin(aside, record, listing)
         if not aside.exists(PUBLISH):
             with open_engine(work.engine, workers=work.workers, address=work.ray_address) as engine:
@@ -182,13 +182,13 @@ def check_folders(source: Path | str, out: Path | str) -> None:
 def check_listing(listing: Listing, source: Path | str, settings: Settings) -> None:
     if not listing.found:
         there = "".join(f"; {count:,} {reason}" for reason, count in Counter(listing.unread.values()).most_common(3))
-        raise FileNotFoundError(f"no pictures found in {source}: see --reader for what can be read{there}")
+        raise FileNotFoundError(f"no pictures found in {source}: see --reader for the supported sources{there}")
     if not settings.style and not all(one.style or one.problem for one in listing.found):
-        raise UserError(f"--style is needed: {source} does not say the style of every picture. Add --style engraving, or another tag")
+        raise UserError(f"--style is needed: {source} does not give the style of every picture. Add --style engraving, or another tag")
 
 
 def make(aside: Store, listing: Listing, settings: Settings, engine: Engine, record: dict[str, Any], *, progress: bool) -> None:
-    """Write everything that is to be published into `aside`, and last of all the list of it."""
+    """Write everything to publish into `aside`, and the list of it last."""
     tasks, there = Tasks(len(listing.found)), set(aside.list())
     with Progress("measure", "file", tasks.files, progress) as bar:
         todo = [number for number in range(tasks.count) if rows_name(number) not in there]
@@ -211,7 +211,7 @@ def make(aside: Store, listing: Listing, settings: Settings, engine: Engine, rec
 def write_shards(
     aside: Store, tasks: Tasks, listing: Listing, settings: Settings, engine: Engine, there: set[str], *, progress: bool
 ) -> tuple[Settled, dict[str, int]]:
-    """Settle the whole and write the shards that are not there. Returns what was settled, and {shard: pairs}."""
+    """Settle the collection and write the missing shards. Returns the settled plan and {shard: pairs}."""
     columns = Columns.read(aside, tasks)
     settled = settle(columns, listing.found, settings)
     pairs: dict[str, int] = {}
@@ -231,9 +231,9 @@ def write_shards(
 
 
 def opener(listing: Listing) -> Callable[[str], bytes | None]:
-    """Opens the original of a path in the manifest, for the report; None where it cannot be read."""
+    """A function that opens the original of a path in the manifest, for the report; None if it cannot be read."""
     places = DiskDict((shown(one.path), one) for one in listing.found if not one.problem)
-    # what a reader put aside is a file within the source, or not to be opened
+    # a file that the reader set aside lies within the source; anything else is not opened
     aside = report.folder_opener(Path(listing.base)) if not is_url(listing.base) else lambda path: None
 
     def open_picture(path: str) -> bytes | None:
@@ -246,14 +246,14 @@ def opener(listing: Listing) -> Callable[[str], bytes | None]:
 
 
 def name_of(source: Path | str) -> str:
-    """The name of a collection: its folder's, or its file's without what follows the dot."""
+    """The name of a collection: its folder's name, or its file's name without the extension."""
     if isinstance(source, str):
         return source.rstrip("/").rpartition("/")[2]
     return source.stem if source.is_file() else source.resolve().name
 
 
 def source_id(source: Path | str, root: Path | None) -> str:
-    """Tells sources apart, and names no disk."""
+    """An identifier of the source that contains no absolute path."""
     first = source.encode() if isinstance(source, str) else os.fsencode(source.resolve())
     paths = [first] + ([os.fsencode(root.resolve())] if root is not None else [])
     return hashlib.sha256(b"\0".join(paths)).hexdigest()[:16]
@@ -263,9 +263,9 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     default = Settings(style="any")
     parser = argparse.ArgumentParser(
         prog="python -m data_tools.prepare",
-        description="Pictures as they come -> clean, captioned image shards.",
-        epilog=f"{RECOGNISED}. A file beside a picture comes before a table. What lies there and is not read stands in the manifest. "
-        "A run that was killed goes on when the same command is given again.",
+        description="Raw pictures -> clean, captioned image shards.",
+        epilog=f"{RECOGNISED}. A file beside a picture takes precedence over a table. Files that were not read are listed in the manifest. "
+        "The same command resumes a killed run.",
     )
     add = parser.add_argument
     add(
@@ -274,60 +274,60 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         metavar="SOURCE",
         help="a folder of pictures, classes, books or tars; a table; a data set's id; an address like s3://…",
     )
-    add("--style", default="", help="the style of all, a tag: engraving, etching; with --reader classes, the class to take")
+    add("--style", default="", help="the style tag of all pictures, such as engraving or etching; with --reader classes, the class to take")
     add("--out", type=home_text, required=True, help="the folder (or address) for the shards, the manifest and the report")
     add("--reader", default="auto", metavar="NAME", help=f"how to read SOURCE: auto, {', '.join(READERS)} (%(default)s)")
-    add("--root", type=home_path, metavar="DIR", help="where the paths in a table start (its own folder)")
+    add("--root", type=home_path, metavar="DIR", help="folder that paths in a table are relative to (the table's own)")
     add(
         "--captions",
         type=home_path,
         metavar="TABLE",
-        help="captions by the paths of SOURCE (file_name, caption), before all others: the captions.csv of an earlier run",
+        help="captions by path in SOURCE (columns file_name, caption), which override all others: the captions.csv of an earlier run",
     )
     add(
         "--caption-column",
         default="",
         metavar="NAME",
-        help="the column of tables, or field of JSON, with the captions (caption, text, prompt …)",
+        help="the table column or JSON field with the captions (caption, text, prompt …)",
     )
-    add("--captions-from-names", action="store_true", help="a file name that reads like words is the caption of a picture without another")
-    add("--encoding", default="utf-8", help="of tables of text: cp1252, utf-16 … (%(default)s)")
-    add("--quoting", default="auto", help="of tables of text: auto, none (fields stand as they are) or csv (%(default)s)")
+    add("--captions-from-names", action="store_true", help="for a picture without a caption, use its file name if it reads like words")
+    add("--encoding", default="utf-8", help="of text tables: cp1252, utf-16 … (%(default)s)")
+    add("--quoting", default="auto", help="of text tables: auto, none (fields are taken literally) or csv (%(default)s)")
     add("--side", type=int, default=default.side, help="pixels of the short side (%(default)s)")
-    add("--val", type=float, default=default.val, help="share for validation, by whole folders or books (%(default)s)")
+    add("--val", type=float, default=default.val, help="share of validation data, split by whole folders or books (%(default)s)")
     add("--seed", type=int, default=default.seed, help="of the split and the order (%(default)s)")
-    add("--shard-size", type=int, default=default.shard_size, help="pairs in a shard (%(default)s)")
-    add("--min-side", type=int, default=default.min_side, help="reject a shorter side, in pixels (%(default)s)")
-    add("--max-aspect", type=float, default=default.max_aspect, help="reject a longer shape (%(default)s)")
+    add("--shard-size", type=int, default=default.shard_size, help="pairs per shard (%(default)s)")
+    add("--min-side", type=int, default=default.min_side, help="reject pictures with a shorter side, in pixels (%(default)s)")
+    add("--max-aspect", type=float, default=default.max_aspect, help="reject a greater ratio of long to short side (%(default)s)")
     add(
         "--max-megapixels",
         type=float,
         default=default.max_megapixels,
         metavar="N",
-        help="reject a picture of more million pixels (%(default)g, or the environment's TOKUN_MAX_MEGAPIXELS)",
+        help="reject pictures with more million pixels (%(default)g, or the environment variable TOKUN_MAX_MEGAPIXELS)",
     )
-    add("--no-clean", action="store_false", dest="clean", help="take pictures and captions as they are, save size, blanks, duplicates")
+    add("--no-clean", action="store_false", dest="clean", help="check only size, blanks and duplicates; otherwise change nothing")
     add(
         "--duplicates",
         default=default.duplicates,
-        help="what is left out beside a better copy: alike (what looks the same) or exact (the very same files alone) (%(default)s)",
+        help="duplicates to leave out beside the best copy: alike (pictures that look the same) or exact (identical files only) (%(default)s)",
     )
-    add("--keep-ambiguous", action="store_true", help="keep what may not belong, labelled in its JSON")
-    add("--clip", default="", metavar="NAME", help="doubt the medium by open_clip: ViT-B-32:laion2b_s34b_b79k, hf-hub:ID, a folder")
-    add("--register", default=default.register, help="the register the captions are written in (%(default)s)")
-    add("--license", default="", metavar="TEXT", help="the licence of pictures that name none of their own")
+    add("--keep-ambiguous", action="store_true", help="keep doubtful pictures, labelled in their JSON")
+    add("--clip", default="", metavar="NAME", help="check the medium with open_clip: ViT-B-32:laion2b_s34b_b79k, hf-hub:ID, a folder")
+    add("--register", default=default.register, help="the register of the captions (%(default)s)")
+    add("--license", default="", metavar="TEXT", help="licence for pictures without one of their own")
     add("--source", default="", metavar="NAME", dest="name", help="the collection's name (the folder's)")
     add("--format", default=default.format, help="of the pictures: webp, jpg (quicker, larger) or png (lossless) (%(default)s)")
     add(
         "--filter",
         default=default.filter,
-        help="that makes pictures smaller: lanczos (sharpest), hamming (softer, in half the time), area (OpenCV's, as img2dataset's) or linear (OpenCV's, the quickest) (%(default)s)",
+        help="for downscaling: lanczos (sharpest), hamming (softer, half the time), area (OpenCV, as in img2dataset) or linear (OpenCV, fastest) (%(default)s)",
     )
     add("--allow-missing-captions", action="store_true", help="keep pictures without a caption")
-    add("--workers", type=int, default=os.cpu_count() or 1, help="processes (%(default)s); the output is the same for any number")
+    add("--workers", type=int, default=os.cpu_count() or 1, help="processes (%(default)s); the output does not depend on it")
     add("--engine", default="local", metavar="NAME", help=f"{' or '.join(ENGINES)} (%(default)s): where the tasks run")
     add("--ray-address", default="", metavar="HOST:PORT", help="of a Ray cluster; its nodes must reach SOURCE and --out")
-    add("--overwrite", action="store_true", help="replace shards of other settings in --out")
+    add("--overwrite", action="store_true", help="replace shards made with other settings in --out")
     return parser.parse_args(argv)
 
 
@@ -346,7 +346,7 @@ def run(args: argparse.Namespace, command: list[str]) -> int:
     made = prepare(args.source, args.out, settings, reader=args.reader, root=args.root, tables=tables, work=work, overwrite=args.overwrite)
     print(made.table())
     if not made.kept:
-        print(f"prepare: no picture was kept; {args.out}/{MANIFEST} has the reason of each", file=sys.stderr)
+        print(f"prepare: no picture was kept; {args.out}/{MANIFEST} gives the reason for each", file=sys.stderr)
     if made.kept or made.captions.get("missing"):
         print(steps(args.out.rstrip("/"), command, made.captions, report=report.NAME, val=bool(made.pairs("val"))))
     return 0 if made.kept else 1

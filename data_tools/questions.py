@@ -1,17 +1,17 @@
-"""Questions: pairs of question and answer for each picture, from its caption, its metadata and its tones. No model.
+"""Questions: question-answer pairs for each picture, from its caption, metadata and tones, without a model.
 
     python -m data_tools.questions shards/ --out asked/
 
-Each KEY.json gets `questions`, a list of {"question", "answer"}, which training reads (`train.task_mix.question`); what stands
-there already stays. Only what is known is asked: what is shown (the caption), the main thing (`thing`), the technique, the subject, how
-many (a number that the caption names), light or dark, and its ground (clear cases), whether it shows this (its own caption: yes; the one
-before it in the shard: no), in the words in which the evaluation asks a model about its own pairs, and whether it is a moth, or a bird
-(text/yes_or_no.py), of pictures that were described (`data_tools.caption --from`).
+Each KEY.json gets `questions`, a list of {"question", "answer"}, which training reads (`train.task_mix.question`); existing ones
+are kept. Only known facts are asked: what is shown (the caption), the main thing (`thing`), the technique, the subject, a number
+that the caption names, whether the picture and its ground are light or dark (clear cases), and whether the picture shows a caption
+(its own: yes; the previous one in the shard: no), worded as when the evaluation asks a model about its own pairs. Described
+pictures (`data_tools.caption --from`) are also asked whether they show a moth, or a bird (text/yes_or_no.py).
 
-No answer can be guessed from the question alone: of each question whether something is this or that, yes and no are equally many, and of
-each other one the most frequent answer is kept to half, split by split (train-*, val-*); what is too much is drawn by the seed and not asked.
-How a question is worded is drawn from the seed and the key. A shard is written aside and renamed, and one that is there is not made again,
-so a killed run goes on where it was.
+No answer can be guessed from the question alone: yes/no questions have as many yes as no, and the most frequent answer to any other
+question is at most half of all, in each split (train-*, val-*). The seed decides which surplus questions are left out. The wording
+is drawn from the seed and the key. Shards are written to a temporary file and renamed, and existing shards are kept, so a killed run
+resumes.
 """
 
 from __future__ import annotations
@@ -56,47 +56,47 @@ WORDINGS = {
     "thing": ("What is the main thing?", "Which thing is it?"),
 }
 PLURALS = r"[a-z]{2,}s|(?:[a-z]+)?(?:men|women)|children|people|oxen|geese|mice|sheep|deer"
-# a number and the plural behind it: "two ships", "three large ships"; neither "two of" nor "two hundred men"
+# a number and the plural after it: "two ships", "three large ships"; not "two of" or "two hundred men"
 COUNTED = re.compile(rf"\b({'|'.join(NUMBERS[1:12])})\s+((?:(?:small|large|great|little|old|young|black|white)\s+)?(?:{PLURALS}))\b", re.I)
 NO_THINGS = frozenset(
     {"as", "is", "was", "has", "his", "its", "this", "thus", "plus", "miles", "years", "days", "hours", "times", "pounds", "shillings"}
 )
 LIGHT, DARK = 0.68, 0.42  # mean tone, 0 black to 1 white
-LIGHT_GROUND, DARK_GROUND = 0.8, 0.42  # tone of what lies along the edges
-SURE_GROUND = 0.7  # share of the edges that must be so
+LIGHT_GROUND, DARK_GROUND = 0.8, 0.42  # tone along the edges
+SURE_GROUND = 0.7  # share of the edges that must agree
 MORE = frozenset(["two", "three", "four", "several", "many", "group", "pair", "row", "another", "other", "others", "crowd", "both", "each"])
 SINGULAR = lru_cache(1 << 16)(Lexicon(Counter(), Counter(), Counter()).singular)
-VERSION = 2  # of what is asked
+VERSION = 2  # of the questions
 BALANCED = ("technique", "subject", "tone", "ground")
-LEAST = 0.1  # of pictures that are asked a question whose answer is always the same
+LEAST = 0.1  # fewest pictures, as a share, that are asked a question with only one answer
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What is to be asked of one picture, in view of all the others."""
+    """What to ask about one picture, given all the others."""
 
     skip: frozenset[str] = frozenset()
-    """Kinds of questions whose answer would be too frequent."""
+    """Kinds of questions to skip because the answer would be too frequent."""
     more: tuple[tuple[str, str], ...] = ()
     """Further questions with their answers."""
     seen: tuple[tuple[str, tuple[str, str]], ...] = ()
-    """What the picture itself told, so that it need not be decoded again."""
+    """Facts measured on the picture, so that it is not decoded again."""
 
 
 def questions_of(
     record: dict[str, Any], image: Image.Image | None, key: str, seed: int, other: str = "", plan: Plan = Plan()
 ) -> list[dict[str, str]]:  # fmt: skip
-    """What can be asked of a pair and is known; each question once, in a fixed order. `other`: another picture's caption."""
+    """All questions about a pair whose answers are known, each once, in a fixed order. `other`: another picture's caption."""
     caption = caption_of(record)
     known = [(kind, *found) for kind, found in (known_of(record, image) | dict(plan.seen)).items() if found[0] and kind not in plan.skip]
     found = [{"question": wording(kind, key, seed).format(things), "answer": answer} for kind, answer, things in known]
-    if caption and other and other != caption:  # both or neither: yes alone would teach to say yes
+    if caption and other and other != caption:  # both or neither: yes alone would teach the model to say yes
         found += [{"question": SHOWS.format(shown), "answer": answer} for shown, answer in ((caption, "yes"), (other, "no"))]
     return found + [{"question": question, "answer": answer} for question, answer in plan.more]
 
 
 def known_of(record: dict[str, Any], image: Image.Image | None) -> dict[str, tuple[str, str]]:
-    """kind of question -> (answer, "" where nothing is known; what is counted)."""
+    """kind of question -> (answer, or "" if unknown; the things counted)."""
     caption, thing = caption_of(record), words(record.get("thing"))
     number, things = number_of(caption, thing)
     return {
@@ -121,7 +121,7 @@ def words(tag: Any) -> str:
 
 
 def number_of(caption: str, thing: str) -> tuple[str, str]:
-    """(number, things): of the main thing, if the caption begins with its number, else of the only things that it counts."""
+    """(number, things): of the main thing if the caption begins with its number, else of the only things counted."""
     tokens = tokens_of(caption)
     if thing and tokens and tokens[0] in NUMBERS[1:]:
         for token in tokens[1:6]:
@@ -134,7 +134,7 @@ def number_of(caption: str, thing: str) -> tuple[str, str]:
 
 
 def counted(caption: str) -> list[tuple[str, str]]:
-    """(number, things) that a caption names, when it is one only: "two dogs and three cats" leaves open which are meant."""
+    """The (number, things) in a caption if there is only one: "two dogs and three cats" is ambiguous."""
     found = [(number, things) for number, things in COUNTED.findall(caption) if things.split()[-1].lower() not in NO_THINGS]
     return found if len(found) == 1 else []
 
@@ -145,7 +145,7 @@ def tone(image: Image.Image) -> str:
 
 
 def ground(image: Image.Image) -> str:
-    """Light or dark, where nearly all that lies along the edges is; "" elsewhere."""
+    """Light or dark, if nearly all of the edges are; else ""."""
     small = np.asarray(image.convert("L").resize((32, 32), Image.Resampling.BOX)) / 255
     edge = np.concatenate([small[:2].ravel(), small[-2:].ravel(), small[2:-2, :2].ravel(), small[2:-2, -2:].ravel()])
     return "light" if (edge >= LIGHT_GROUND).mean() >= SURE_GROUND else "dark" if (edge <= DARK_GROUND).mean() >= SURE_GROUND else ""
@@ -157,16 +157,16 @@ def wording(kind: str, key: str, seed: int) -> str:
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# in view of all pictures
+# over all pictures
 
 
 @dataclass
 class Survey:
-    """What can be asked of every picture, in the order of the shards."""
+    """What can be asked about every picture, in the order of the shards."""
 
     places: list[tuple[str, str]] = field(default_factory=list)  # shard, key
     shown: list[Shown] = field(default_factory=list)
-    known: list[dict[str, tuple[str, str]]] = field(default_factory=list)  # of what is balanced
+    known: list[dict[str, tuple[str, str]]] = field(default_factory=list)  # of the balanced kinds
     singles: list[bool] = field(default_factory=list)
 
     def add(self, shard: str, pair: Pair, record: dict[str, Any]) -> None:
@@ -193,7 +193,7 @@ class Survey:
         return {place: Plan(frozenset(one), tuple(extra), told) for place, one, extra, told in zip(self.places, skip, more, seen)}
 
     def balance_numbers(self, seed: int, skip: list[set[str]], more: list[list[tuple[str, str]]]) -> None:
-        """For each thing that is counted somewhere ask also where there is one, as often as for the most frequent number."""
+        """For each thing counted somewhere, also ask about pictures with one, as often as for the most frequent number."""
         counted: dict[str, dict[int, str]] = {}
         for i, known in enumerate(self.known):
             if "number" in known:
@@ -213,14 +213,14 @@ class Survey:
                 more[i].append((wording("number", self.places[i][1], seed).format(things), "one"))
 
     def too_many(self, what: str, seed: int, answers: dict[int, str]) -> set[int]:
-        """The pictures not to ask, since the most frequent answer would be more than half of all."""
+        """The pictures not to ask about, because the most frequent answer would exceed half of all."""
         counts = Counter(answers.values())
         answer, count = max(sorted(counts.items()), key=lambda item: item[1], default=("", 0))
         keep = (len(answers) - count) or math.ceil(LEAST * count)
         return set(self.drawn(what, seed, [i for i, own in answers.items() if own == answer])[keep:])
 
     def drawn(self, what: str, seed: int, pictures: Sequence[int]) -> list[int]:
-        """In an order that the seed and the keys decide."""
+        """The pictures in an order drawn from the seed and the keys."""
         return sorted(
             pictures, key=lambda i: hashlib.sha256(f"{seed}/{what}/{'/'.join(self.places[i])}".encode("utf-8", "backslashreplace")).digest()
         )
@@ -236,7 +236,7 @@ def survey(shards: Iterable[Path]) -> Survey:
 
 
 def asked(shard: Path, seed: int, counts: Counter[str], plans: dict[tuple[str, str], Plan]) -> Iterator[Pair]:
-    """The pairs of a shard with their questions. A pair whose JSON is damaged stays as it is."""
+    """The pairs of a shard with their questions. A pair with damaged JSON stays unchanged."""
     before = ""
     for pair in read_pairs(shard, []):
         record = read_record(pair)
@@ -255,7 +255,7 @@ def asked(shard: Path, seed: int, counts: Counter[str], plans: dict[tuple[str, s
 
 
 def ask(paths: list[Path], out: Path, seed: int = 0) -> Counter[str]:
-    """Write the shards of `paths` with questions into `out`. Raises UserError when `out` is their own folder, or holds those of another seed."""
+    """Write the shards of `paths` with questions into `out`. Raises UserError if `out` is their own folder or is of another seed."""
     shards = checked_shards(paths, out)
     if out.exists() and not out.is_dir():
         raise UserError(f"--out {out} is a file: name a folder")
@@ -264,7 +264,7 @@ def ask(paths: list[Path], out: Path, seed: int = 0) -> Counter[str]:
 
 
 def ask_all(shards: list[Path], out: Path, seed: int) -> Counter[str]:
-    """`ask`, in a folder that is held."""
+    """`ask`, with the lock on `out` held."""
     record = out / "questions.json"
     settings = {"version": VERSION, "seed": seed, "shards": {shard.name: shard.stat().st_size for shard in shards}}
     if record.exists():
@@ -277,9 +277,9 @@ def ask_all(shards: list[Path], out: Path, seed: int) -> Counter[str]:
     write_whole(record, json.dumps(settings, indent=1) + "\n")
     counts: Counter[str] = Counter()
     todo = [shard for shard in shards if not (out / shard.name).exists()]
-    counts.update({"shards that were there": len(shards) - len(todo)} if len(todo) < len(shards) else {})
+    counts.update({"shards already there": len(shards) - len(todo)} if len(todo) < len(shards) else {})
     plans: dict[tuple[str, str], Plan] = {}
-    for split in dict.fromkeys(map(split_of, shards if todo else ())):  # each is balanced in itself
+    for split in dict.fromkeys(map(split_of, shards if todo else ())):  # each split is balanced on its own
         plans |= survey([shard for shard in shards if split_of(shard) == split]).plans(seed)
     for shard in tqdm(todo, desc="questions", unit="shard"):
         write_shard(out / shard.name, asked(shard, seed, counts, plans))

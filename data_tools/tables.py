@@ -1,23 +1,24 @@
-"""Tables: one strict reader of CSV, TSV, JSONL and Parquet for everything that reads rows with names.
+"""Tables: one strict reader of CSV, TSV, JSONL and Parquet for all tables with named columns.
 
     table = read_table("captions.tsv")
     table.columns, table.count, table.how      # ('key', 'description'), 412, 'tab separated, without quoting'
     for row in table: row.line, row.values     # 2, {'key': 'a', 'description': 'A ship.'}
 
-The whole table is checked when it is opened, so what is wrong is told before any work is done: an opening quote without an
-end, a row with more or fewer fields than the head, bytes that are not UTF-8, a name that two columns have. Each is one
-`TableError` with file, line, what stands there and the way out. Rows are then read one by one, from the file again.
+The whole table is checked when it is opened, so errors show before any work is done: a quote that is not closed, a row
+with more or fewer fields than the header, bytes that are not UTF-8, duplicate column names. Each is one `TableError` with
+file, line, the text found and the way out. Rows are then read one by one, from the file again.
 
 How a table is read
-- `.csv`: separated by comma, semicolon or tab, whichever the head has most of; quoted as RFC 4180 says. In a quoted cell that
-  runs over several lines, a line that looks like a row of its own is taken for a forgotten quote and refused.
-- `.tsv`, `.tab`, and CSV separated by tabs: read as it stands, quotes and all, as IANA's text/tab-separated-values has it, unless
-  something shows that fields are quoted: all names of the head stand in quotes; or a field that begins and ends with a quote
-  holds doubled ones; or lines do not have the head's number of fields and quoting explains all of them. `quoting` decides it by hand.
-- `.jsonl`, `.ndjson`: one object a line; a name that is missing in a line is no value there. `.parquet`: columns of bytes are passed over.
-- Names of columns are compared in small letters with underscores. A cell that says nothing (empty, nan, null, none, <NA>) is None.
+- `.csv`: separated by comma, semicolon or tab, whichever is most frequent in the header; quoted as in RFC 4180. If a quoted cell
+  spans several lines and one of them looks like a row of its own, a quote was probably forgotten, and the table is refused.
+- `.tsv`, `.tab`, and CSV separated by tabs: read literally, quotes included, as in IANA's text/tab-separated-values, unless
+  something shows that fields are quoted: all names of the header are in quotes; or a field that begins and ends with a quote
+  contains doubled ones; or some lines differ from the header in their number of fields and quoting explains all of them.
+  `quoting` overrides this.
+- `.jsonl`, `.ndjson`: one object per line; a missing name is no value. `.parquet`: columns of bytes are skipped.
+- Column names are compared in lower case with underscores. An empty cell, nan, null, none and <NA> are None.
 
-Knows no pictures and no registers.
+Knows nothing of pictures or registers.
 """
 
 from __future__ import annotations
@@ -39,7 +40,7 @@ from tokun.utils.extras import need
 
 TABLE_SUFFIXES = (".csv", ".tsv", ".tab", ".jsonl", ".ndjson", ".parquet")
 CAPTION_COLUMNS = ("caption", "captions", "text", "txt", "description", "prompt", "sentence", "title", "alt_text")
-"""Names that hold a caption, the first that is there wins."""
+"""Columns that hold a caption; the first one present is used."""
 PATH_COLUMNS = (
     "image_path", "file_name", "filename", "file_path", "filepath", "image_file", "path", "file", "image", "img_path", "img",
 )  # fmt: skip
@@ -47,16 +48,16 @@ NO_VALUES = frozenset({"", "nan", "<na>", "none", "null"})
 QUOTING = ("auto", "none", "csv")
 ENCLOSED = re.compile(r'"(?:[^"]|"")*"')
 SHOWN = 80  # characters of a faulty line in an error
-MOST_CHARACTERS = 1 << 20  # of one cell
+MOST_CHARACTERS = 1 << 20  # in one cell
 
 
 class TableError(UserError):
-    """What is wrong with a table, where, and the way out, in one line."""
+    """A fault in a table: what, where and the way out, in one line."""
 
 
 @dataclass(frozen=True)
 class Row:
-    """One row: the line on which it begins (in Parquet its number, from 1), and its values by column."""
+    """One row: the line it begins on (in Parquet its number, from 1) and its values by column."""
 
     line: int
     values: dict[str, Any]
@@ -64,15 +65,15 @@ class Row:
 
 @dataclass(frozen=True)
 class Table:
-    """A table that has been checked. Iterating reads the rows from the file, each time anew."""
+    """A checked table. Each iteration reads the rows from the file again."""
 
     name: str
     columns: tuple[str, ...]
-    """Names in small letters with underscores, in the file's order."""
+    """Column names in lower case with underscores, in the file's order."""
     count: int
     """Rows."""
     how: str
-    """How it was read, in words."""
+    """How it was read, in words, for messages."""
     rows: Callable[[], Iterator[Row]] = field(repr=False)
 
     def __iter__(self) -> Iterator[Row]:
@@ -85,11 +86,11 @@ class Table:
 def read_table(
     path: str | Path, *, open_file: Callable[[], BinaryIO] | None = None, encoding: str = "utf-8", quoting: str = "auto", separator: str = ""
 ) -> Table:  # fmt: skip
-    """Check a table and return it. Its suffix tells what it is.
+    """Check a table and return it. Its suffix determines its format.
 
-    open_file: opens it for reading bytes, from the start, where it is no plain file of this name. encoding: of CSV, TSV and JSONL.
-    quoting: auto, none (fields stand as they are) or csv, for text. separator: of fields; "": by suffix and head.
-    Raises TableError (a UserError) for what cannot be read, OSError for a file that is not there.
+    open_file: opens it for reading bytes from the start, if it is not a local file of this name. encoding: of CSV, TSV and JSONL.
+    quoting: auto, none (fields are taken literally) or csv, for text. separator: of fields; "": from suffix and header.
+    Raises TableError (a UserError) if the table cannot be read, OSError if the file is missing.
     """
     path = Path(path)
     if quoting not in QUOTING:
@@ -106,7 +107,7 @@ def read_table(
     if suffix in (".jsonl", ".ndjson"):
         return _jsonl(text)
     if suffix not in TABLE_SUFFIXES and not separator:
-        raise TableError(f"{path} is no table whose kind is known: name it {', '.join(TABLE_SUFFIXES)}")
+        raise TableError(f"{path} is not a table of a known format: its name must end in one of {', '.join(TABLE_SUFFIXES)}")
     return _separated(text, separator or ("\t" if suffix in (".tsv", ".tab") else ""), quoting)
 
 
@@ -116,14 +117,14 @@ def column_name(name: Any) -> str:
 
 
 def value_of(value: Any) -> Any:
-    """None for what says nothing: an empty text, nan, null, none, <NA>; else the value as it is."""
+    """None for an empty text, nan, null, none and <NA>; else the value unchanged."""
     if isinstance(value, str):
         return None if value.strip().lower() in NO_VALUES else value
     return None if isinstance(value, float) and math.isnan(value) else value
 
 
 def caption_column(table: Table, wanted: str = "", *, known: Iterable[str] = CAPTION_COLUMNS) -> str:
-    """The column that holds captions: `wanted`, or the first known name that is there. Raises TableError naming the columns."""
+    """The column with the captions: `wanted`, or the first known name present. Raises TableError that lists the columns."""
     if wanted:
         if column_name(wanted) in table.columns:
             return column_name(wanted)
@@ -132,7 +133,7 @@ def caption_column(table: Table, wanted: str = "", *, known: Iterable[str] = CAP
         if name in table.columns:
             return name
     raise TableError(
-        f"{table.name} has no column of captions under a known name ({', '.join(known)}): its columns are {', '.join(table.columns)}. "
+        f"{table.name} has no caption column with a known name ({', '.join(known)}): its columns are {', '.join(table.columns)}. "
         "Name the right one with --caption-column"
     )
 
@@ -143,14 +144,14 @@ def caption_column(table: Table, wanted: str = "", *, known: Iterable[str] = CAP
 
 @dataclass(frozen=True)
 class _Text:
-    """A file of text, read line by line as often as one likes."""
+    """A text file that can be read line by line repeatedly."""
 
     name: str
     open: Callable[[], BinaryIO]
     encoding: str
 
     def lines(self) -> Iterator[str]:
-        """The lines with their ends. Only a line feed ends one, or, in a file without any, a carriage return."""
+        """The lines with their line ends: line feeds, or carriage returns in a file without line feeds."""
         with self.open() as binary:
             start = binary.read(1 << 16)
         self.refuse_marks(start)
@@ -160,28 +161,26 @@ class _Text:
             with io.TextIOWrapper(self.open(), encoding=encoding, newline=end) as file:
                 for number, line in enumerate(file, start=1):
                     if "\0" in line:
-                        raise self.error(number, "holds a zero byte, which text does not", "save the table as UTF-8 text")
+                        raise self.error(number, "contains a zero byte, so it is not text", "save the table as UTF-8 text")
                     yield line
         except UnicodeError as error:
             raise self.undecodable(error) from error
 
     def refuse_marks(self, start: bytes) -> None:
-        """UTF-16 says so in its first bytes, and most of it would decode to nonsense."""
+        """Refuse UTF-16, which its first bytes show; it would decode to nonsense."""
         utf16 = start.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
         if utf16 and "16" not in self.encoding and "32" not in self.encoding:
-            raise TableError(f"{self.name} is not {self.encoding}: it begins as UTF-16 does. Save it as UTF-8, or give --encoding utf-16")
+            raise TableError(f"{self.name} is not {self.encoding}: it begins like UTF-16. Save it as UTF-8, or give --encoding utf-16")
 
     def undecodable(self, error: UnicodeError) -> TableError:
-        """Which line it is, found by reading the bytes again."""
+        """The error with the faulty line, found by reading the bytes again."""
         with self.open() as binary:
             for number, line in enumerate(binary, start=1):
                 try:
                     line.decode(self.encoding)
                 except UnicodeError as here:
                     at = getattr(here, "start", 0)
-                    what = (
-                        f"is not {self.encoding}: byte 0x{line[at]:02x} stands behind {_shown(line[:at].decode(self.encoding, 'replace'))}"
-                    )
+                    what = f"is not {self.encoding}: byte 0x{line[at]:02x} after {_shown(line[:at].decode(self.encoding, 'replace'))}"
                     guess = f" (as cp1252 it reads {_shown(line[max(0, at - 20) : at + 20].decode('cp1252', 'replace'))})"
                     return self.error(number, what + guess, "save the table as UTF-8, or name its encoding: --encoding cp1252")
         return TableError(f"{self.name} is not {self.encoding} ({error}): save it as UTF-8, or name its encoding with --encoding")
@@ -196,15 +195,15 @@ def _shown(text: str) -> str:
 
 
 def _names(text_error: Callable[[str, str], TableError], head: Iterable[Any]) -> tuple[str, ...]:
-    """The names of a head, each its own."""
+    """The names of a header, checked to be distinct."""
     written = list(head)
     names = tuple(map(column_name, written))
     for index, name in enumerate(names):
         if not name:
-            raise text_error(f"column {index + 1} of {len(names)} has no name", "name it, or take it out")
+            raise text_error(f"column {index + 1} of {len(names)} has no name", "name it, or remove it")
         if name in names[:index]:
             first = written[names.index(name)]
-            raise text_error(f"two columns have one name, {first!r} and {written[index]!r}", "rename or take out one of them")
+            raise text_error(f"two columns have the same name, {first!r} and {written[index]!r}", "rename or remove one of them")
     return names
 
 
@@ -227,7 +226,7 @@ def _separated(text: _Text, separator: str, quoting: str) -> Table:
 
     head = next(fields(text, separator), None)
     if head is None:
-        raise TableError(f"{text.name} is empty: the first line of a table names its columns")
+        raise TableError(f"{text.name} is empty: the first line of a table must name its columns")
     names = _names(lambda what, way: text.error(head[0], what, way), head[1])
     how = {",": "comma", ";": "semicolon", "\t": "tab"}.get(separator, repr(separator))
     return Table(text.name, names, sum(1 for _ in rows()), f"{how} separated, {'quoted' if quoted else 'without quoting'}", rows)
@@ -238,7 +237,7 @@ def _cell(cell: str, quoted: bool) -> str | None:
 
 
 def _plain_fields(text: _Text, separator: str) -> Iterator[tuple[int, list[str]]]:
-    """(line, fields) of a table without quoting, blank lines passed over. Raises TableError for a row that does not fit the head."""
+    """(line, fields) of a table without quoting, without blank lines. Raises TableError for a row that does not fit the header."""
     wanted = 0
     for number, line in enumerate(text.lines(), start=1):
         if line.strip():
@@ -249,8 +248,8 @@ def _plain_fields(text: _Text, separator: str) -> Iterator[tuple[int, list[str]]
 
 
 def _quoted_fields(text: _Text, separator: str) -> Iterator[tuple[int, list[str]]]:
-    """(line, fields) of a quoted table, likewise."""
-    taken: list[str] = []  # the lines of the row that is being read
+    """(line, fields) of a quoted table, as `_plain_fields`."""
+    taken: list[str] = []  # the lines of the current row
 
     def lines() -> Iterator[str]:
         for line in text.lines():
@@ -281,13 +280,13 @@ def _quoted_fields(text: _Text, separator: str) -> Iterator[tuple[int, list[str]
 
 def _quote_error(text: _Text, start: int, end: int, taken: list[str], error: csv.Error) -> TableError:
     if "end of data" in str(error) or "field limit" in str(error):
-        what = f"a quote opens and does not end: {_shown(taken[0])}"
+        what = f"a quote is not closed: {_shown(taken[0])}"
     elif end > start:
-        what = f"a quote opens and does not end before line {end}: {_shown(taken[0])}"
+        what = f"a quote is not closed before line {end}: {_shown(taken[0])}"
     else:
-        what = f"text stands behind a closing quote: {_shown(taken[0])}"
+        what = f"text follows a closing quote: {_shown(taken[0])}"
     return text.error(
-        start, what, "close the field with a quote and write quotes inside it twice, or, in a table without quoting, give --quoting none"
+        start, what, "close the field with a quote and double the quotes inside it, or, for a table without quoting, give --quoting none"
     )
 
 
@@ -295,11 +294,11 @@ def _check_count(text: _Text, line: int, cells: list[str], wanted: int, separato
     if len(cells) == wanted:
         return
     sign = {"\t": "tab", ",": "comma", ";": "semicolon"}.get(separator, separator)
-    what = f"{len(cells)} fields where the head has {wanted}: {_shown(separator.join(cells))}"
+    what = f"{len(cells)} fields where the header has {wanted}: {_shown(separator.join(cells))}"
     more = (
-        f"put a field that holds a {sign} in double quotes"
+        f"put a field that contains a {sign} in double quotes"
         if quoted
-        else f"a field cannot hold a {sign}: take it out, or quote all fields that do"
+        else f"a field cannot contain a {sign}: remove it, or quote all fields that do"
     )
     raise text.error(
         line,
@@ -311,24 +310,24 @@ def _check_count(text: _Text, line: int, cells: list[str], wanted: int, separato
 
 
 def _check_swallowed(text: _Text, start: int, taken: list[str], wanted: int, separator: str) -> None:
-    """Refuse a cell over several lines when a further line has the head's number of fields and begins as the row itself does."""
+    """Refuse a cell over several lines if a later line has the header's number of fields and begins like the row itself."""
     own = _shape(taken[0].split(separator)[0])
     for number, line in enumerate(taken[1:], start=start + 1):
         cells = line.rstrip("\r\n").split(separator)
         if wanted > 1 and len(cells) == wanted and _shape(cells[0]) == own:
-            what = f"the quote that opens here takes in line {number}, which looks like a row of its own: {_shown(line)}"
-            raise text.error(start, what, "close the field with a quote on its own line, or write quotes inside a field twice")
+            what = f"the quote that opens here includes line {number}, which looks like a row of its own: {_shown(line)}"
+            raise text.error(start, what, "close the field with a quote on its own line, or double the quotes inside a field")
 
 
 def _shape(cell: str) -> str:
-    """What the first cells of neighbouring rows have in common: a path's suffix, or all but its digits."""
+    """What the first cells of neighbouring rows share: a path's suffix, or everything but the digits."""
     cell = cell.strip().strip('"')
     suffix = re.search(r"\.[A-Za-z]{2,5}$", cell)
     return suffix[0].lower() if suffix else re.sub(r"\d+", "0", cell)
 
 
 def _is_quoted_tsv(text: _Text) -> bool:
-    """Whether the fields of a table with tabs are quoted (see above). A table of which nothing shows it is not."""
+    """Whether the fields of a tab-separated table are quoted (see above); False unless something shows it."""
     wanted, fits, any_enclosed = 0, True, False
     for line in text.lines():
         if not line.strip():
@@ -349,7 +348,7 @@ def _is_quoted_tsv(text: _Text) -> bool:
         for _ in _quoted_fields(text, "\t"):
             pass
     except TableError:
-        return False  # then the row that does not fit is told as it stands
+        return False  # the row that does not fit is then reported as it is
     return True
 
 
@@ -369,17 +368,17 @@ def _jsonl(text: _Text) -> Table:
         columns.update(dict.fromkeys(tree))
         count += 1
     if not count:
-        raise TableError(f'{text.name} is empty: each line of it is a JSON object, {{"file_name": …, "caption": …}}')
+        raise TableError(f'{text.name} is empty: each line must be a JSON object, {{"file_name": …, "caption": …}}')
 
     def rows() -> Iterator[Row]:
         for number, tree in objects():
             yield Row(number, {name: value_of(tree.get(name)) for name in columns})
 
-    return Table(text.name, tuple(columns), count, "one JSON object a line", rows)
+    return Table(text.name, tuple(columns), count, "one JSON object per line", rows)
 
 
 def _json_object(text: _Text, number: int, line: str) -> dict[str, Any]:
-    """The object of a line by names of columns. Raises TableError for what is none, and for a name that is there twice."""
+    """A line's object by column name. Raises TableError if it is not an object or repeats a name."""
     twice: list[str] = []
 
     def pairs(items: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -391,17 +390,17 @@ def _json_object(text: _Text, number: int, line: str) -> dict[str, Any]:
         tree = json.loads(line, object_pairs_hook=pairs)
     except (ValueError, RecursionError) as error:
         what = error.msg if isinstance(error, json.JSONDecodeError) else type(error).__name__
-        raise text.error(number, f"is no valid JSON ({what}): {_shown(line)}", "write one JSON object a line") from error
+        raise text.error(number, f"is not valid JSON ({what}): {_shown(line)}", "write one JSON object per line") from error
     if not isinstance(tree, Mapping):
-        raise text.error(number, f"holds no JSON object: {_shown(line)}", 'write one object a line, {"file_name": …, "caption": …}')
+        raise text.error(number, f"is not a JSON object: {_shown(line)}", 'write one object per line, {"file_name": …, "caption": …}')
     if twice:
-        raise text.error(number, f"the name {twice[0]!r} is there twice: {_shown(line)}", "rename or take out one of them")
+        raise text.error(number, f"the name {twice[0]!r} appears twice: {_shown(line)}", "rename or remove one of them")
     return dict(zip(_names(lambda what, way: text.error(number, what, way), tree), tree.values()))
 
 
 def _parquet(name: str, opener: Callable[[], BinaryIO]) -> Table:
     pa, pq = need("pyarrow", extra="data"), need("pyarrow.parquet", extra="data")
-    way_out = "Write it anew, or as .csv, .tsv or .jsonl"
+    way_out = "Write it again, or as .csv, .tsv or .jsonl"
 
     def fault(what: str, way: str) -> TableError:
         return TableError(f"{name}: {what}. {way[0].upper()}{way[1:]}")
@@ -414,7 +413,7 @@ def _parquet(name: str, opener: Callable[[], BinaryIO]) -> Table:
                     for tree in batch.to_pylist():
                         yield Row(next(numbers), {short: value_of(tree[long]) for short, long in zip(names, written)})
         except (pa.ArrowException, OSError, ValueError) as error:
-            raise TableError(f"{name} breaks off or is damaged: {error}. {way_out}") from error
+            raise TableError(f"{name} is truncated or damaged: {error}. {way_out}") from error
 
     try:
         with opener() as binary, pq.ParquetFile(binary) as file:
@@ -422,7 +421,7 @@ def _parquet(name: str, opener: Callable[[], BinaryIO]) -> Table:
     except FileNotFoundError:
         raise
     except (pa.ArrowException, OSError, ValueError) as error:
-        raise TableError(f"{name} is no Parquet file that can be read: {error}. {way_out}") from error
+        raise TableError(f"{name} is not a readable Parquet file: {error}. {way_out}") from error
     _names(fault, schema.names)
     written = [column.name for column in schema if not _holds_bytes(pa, column.type)]
     names = tuple(map(column_name, written))

@@ -1,14 +1,14 @@
-"""The toy set: little engravings drawn by code, with captions that say exactly what is drawn and how.
+"""The toy set: small engravings drawn by code, with captions that state exactly what is drawn and how.
 
     python -m data_tools.toy --out data/toy --n 4096 --seed 0 --side 64
 
-Discs, squares, triangles, stars, trees, houses, ships, moons and mountains, one to three in a picture, filled with
-parallel, cross or stipple hatching, on a light or a dark ground. Item `index` of `seed` is a pure function of the
-pair: any number can be drawn, in any order, on any machine. Because the captions follow a small grammar,
-`parse_caption` reads the facts back, and so a model's picture and its caption can be compared without a second model.
+Discs, squares, triangles, stars, trees, houses, ships, moons and mountains, one to three per picture, with
+parallel, cross or stipple hatching, on a light or dark ground. An item is a pure function of (seed, index): any number
+can be drawn, in any order, on any machine. The captions follow a small grammar, so `parse_caption` can read the facts
+back, and a model's picture and caption can be compared without a second model.
 
-Hatching is anchored to the canvas with a fixed phase, and positions move by `side / 32`, so that a picture is made of
-few distinct patches and a small VQ-VAE can learn them in minutes. Knows no torch and nothing of tokun.
+Hatching is anchored to the canvas with a fixed phase, and positions move by `side / 32`, so that a picture consists of
+few distinct patches that a small VQ-VAE learns in minutes. Needs no torch.
 """
 
 from __future__ import annotations
@@ -50,11 +50,11 @@ class Scene:
     """Everything that is drawn. Lengths are fractions of the side; the origin is the top left corner."""
 
     shapes: tuple[str, ...]
-    # in reading order: top to bottom, then left to right
+    # in reading order: top to bottom, left to right
     centres: tuple[tuple[float, float], ...]
     # (x, y) of each shape
     extent: float
-    # width and height of the box that each shape is drawn in
+    # width and height of each shape's box
     hatching: str
     # one of HATCHINGS, the same for all shapes
     lean: str | None
@@ -85,7 +85,7 @@ def _sample(rng: np.random.Generator, options, count: int) -> list:
 
 
 def _plan(rng: np.random.Generator) -> Scene:
-    """Draw a scene: how many, which, where, how hatched, on which ground."""
+    """Plan a scene: how many shapes, which, where, the hatching and the ground."""
     chance = rng.random()
     count = 1 if chance < 0.6 else 2 if chance < 0.88 else 3
     alike = rng.random() < 0.5
@@ -94,7 +94,7 @@ def _plan(rng: np.random.Generator) -> Scene:
     lean = _pick(rng, ("left", "right")) if hatching == "parallel" else None
     ground = _pick(rng, GROUNDS)
 
-    def shift() -> float:  # whole eighths: the patches of an 8x8 grid recur, so that few codes draw many pictures
+    def shift() -> float:  # whole eighths: the patches of an 8x8 grid recur, so few codes draw many pictures
         return (int(rng.random() * 3) - 1) * CELL
 
     size = position = None
@@ -168,8 +168,8 @@ _DRAWINGS: dict[str, list[tuple[str, list[tuple[float, float]]]]] = {
 
 @functools.lru_cache(maxsize=64)
 def _hatching(hatching: str, lean: str | None, ground: str, side: int, scale: int) -> Image.Image:
-    """The whole canvas hatched, at `scale` times the side; the same phase in every picture."""
-    spacing = max(4, side // 16) * scale  # 4 px at 64; never less, or the three kinds could not be told apart
+    """The whole canvas hatched at `scale` times the side, with the same phase in every picture."""
+    spacing = max(4, side // 16) * scale  # 4 px at side 64; less would make the three kinds indistinguishable
     ys, xs = np.mgrid[0 : side * scale, 0 : side * scale] + 0.5
 
     def lines(coordinate: np.ndarray, period: float, weight: float) -> np.ndarray:
@@ -177,7 +177,7 @@ def _hatching(hatching: str, lean: str | None, ground: str, side: int, scale: in
 
     if hatching == "stipple":
         inked = _stipple(xs, ys, spacing)
-    elif hatching == "cross":  # twice the spacing, else two sets of lines close up to a gray checkerboard
+    elif hatching == "cross":  # twice the spacing, else the two sets of lines merge into a gray checkerboard
         falling = lines(xs - ys, 2 * spacing, 0.24 * spacing)
         inked = falling | lines(xs + ys - scale, 2 * spacing, 0.24 * spacing)
     else:  # leaning left: \\\, leaning right: ///
@@ -187,7 +187,7 @@ def _hatching(hatching: str, lean: str | None, ground: str, side: int, scale: in
 
 
 def _stipple(xs: np.ndarray, ys: np.ndarray, spacing: float) -> np.ndarray:
-    """Dots at every `spacing`, each second row moved by half of it."""
+    """Dots every `spacing` pixels, every second row shifted by half of it."""
     row = np.floor(ys / spacing)
     dx = (xs - row * spacing / 2) % spacing - spacing / 2
     dy = ys % spacing - spacing / 2
@@ -199,7 +199,7 @@ def _tones(ground: str) -> tuple[int, int]:
 
 
 def _paint(scene: Scene, side: int) -> Image.Image:
-    """Draw at a multiple of the side, then average down: a 'L' picture of side x side."""
+    """Draw at a multiple of the side, then average down: an 'L' picture, side x side."""
     scale = 4 if side <= 96 else 2
     canvas_side = side * scale
     paper, ink = _tones(scene.ground)
@@ -224,7 +224,7 @@ def _paint(scene: Scene, side: int) -> Image.Image:
     return canvas.reduce(scale)
 
 
-# ---- how it is told ---------------------------------------------------------------------------------------------
+# ---- how it is described-----------------------------------------------------------------------------------------
 
 # {s} the shapes, {p} where (may be empty), {h} the hatching, {g} the ground (may be empty)
 _PLAIN = (
@@ -280,7 +280,7 @@ def _describe(scene: Scene, rng: np.random.Generator) -> tuple[str, str, bool]:
     """The plain caption, the poetic one, and whether the plain one states the ground."""
     beside = scene.layout == "pair" and rng.random() < 0.5
     size = scene.layout == "single" and rng.random() < 0.5
-    alike = len(set(scene.shapes)) == 1  # a list of different shapes is long enough without its place
+    alike = len(set(scene.shapes)) == 1  # a list of different shapes is long enough without the place
     place = alike and rng.random() < (0.15 if scene.size == "large" else 0.5)
     lean = rng.random() < 0.5
     tells_ground = rng.random() < 2 / 3
@@ -315,11 +315,11 @@ _GROUND_WORD = re.compile(r"\b(light|dark) ground\b|\bground as (light|dark)\b")
 
 
 def parse_caption(caption: str) -> dict:
-    """Read the facts back out of a caption, plain or poetic: `{"shapes", "hatching", "ground"}`.
+    """Read the facts back from a caption, plain or poetic: `{"shapes", "hatching", "ground"}`.
 
-    `shapes` is a sorted multiset (`["star", "star"]`). A fact that is not stated, or stated two ways, is None (no
-    shapes: an empty list). Malformed captions give what can be read: a noun without a number counts once, a bare
-    plural twice. Never raises on a str.
+    `shapes` is a sorted multiset (`["star", "star"]`), empty if there are none. A fact that is not stated, or stated
+    two ways, is None. Malformed captions are read as far as possible: a noun without a number counts once, a bare
+    plural twice. Never raises for a str.
     """
     text = " ".join(caption.lower().split())
     shapes: list[str] = []
@@ -341,7 +341,7 @@ def parse_caption(caption: str) -> dict:
 def draw(seed: int, index: int, side: int = 64) -> tuple[Image.Image, dict]:
     """Item `index` of `seed`: a picture ('L', side x side) and its record (the shard's JSON, less `sha256`).
 
-    The record does not depend on `side`. Raises UserError for a side that the toy cannot be drawn at.
+    The record does not depend on `side`. Raises UserError for an unsupported side.
     """
     if side % 16 or not 32 <= side <= 256:
         raise UserError(f"side must be a multiple of 16 from 32 to 256, got {side}; try 64")
@@ -386,7 +386,7 @@ def _members(seed: int, index: int, side: int) -> list[tuple[str, bytes]]:
 
 
 def _is_whole(path: Path, seed: int, indices: range, side: int) -> bool:
-    """Whether `path` already holds these items: all their names, and the same bytes in every hundredth and the last."""
+    """Whether `path` already holds these items: all names match, and every hundredth and the last have the same bytes."""
     if not path.exists():
         return False
     try:
@@ -401,7 +401,7 @@ def _is_whole(path: Path, seed: int, indices: range, side: int) -> bool:
 
 
 def _write_shard(path: Path, seed: int, indices: range, side: int) -> None:
-    """Write one tar aside, then rename it: `path` is whole or not there."""
+    """Write one tar to a temporary file and rename it, so that `path` is either complete or missing."""
     aside = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
         with tarfile.open(aside, "w", format=tarfile.USTAR_FORMAT) as tar:
@@ -418,8 +418,8 @@ def _write_shard(path: Path, seed: int, indices: range, side: int) -> None:
 def write_shards(out_dir: str | Path, n: int, seed: int, side: int, prefix: str = "train", shard_size: int = 1000) -> list[Path]:
     """Write items 0..n-1 of `seed` as WebDataset shards `PREFIX-00000.tar …`; returns their paths in order.
 
-    Each shard is written aside and renamed; shards that are already whole are left as they are. Raises UserError if
-    `out_dir` holds further shards of this prefix, which a reader's glob would mix in.
+    Each shard is written to a temporary file and renamed; complete shards are kept. Raises UserError if `out_dir`
+    holds further shards of this prefix, which a reader's glob would include.
     """
     if n < 1 or shard_size < 1:
         raise UserError(f"n and shard_size must be at least 1, got n={n}, shard_size={shard_size}")
@@ -429,7 +429,7 @@ def write_shards(out_dir: str | Path, n: int, seed: int, side: int, prefix: str 
     paths = [out_dir / f"{prefix}-{k:05d}.tar" for k in range(len(parts))]
     unexpected = sorted(set(out_dir.glob(f"{prefix}-" + "[0-9]" * 5 + ".tar")) - set(paths))
     if unexpected:
-        raise UserError(f"{unexpected[0]} lies beyond the {len(paths)} shards asked for: remove it, or use another --out")
+        raise UserError(f"{unexpected[0]} is not one of the {len(paths)} shards requested: remove it, or use another --out")
     for path, indices in zip(paths, parts):
         if not _is_whole(path, seed, indices, side):
             _write_shard(path, seed, indices, side)
@@ -442,7 +442,7 @@ def main() -> None:
     parser.add_argument("--n", type=int, default=4096, help="number of pictures")
     parser.add_argument("--seed", type=int, default=0, help="use another seed for another split")
     parser.add_argument("--side", type=int, default=64, help="pixels; a multiple of 16 from 32 to 256")
-    parser.add_argument("--shard-size", type=int, default=1000, help="pictures in a shard")
+    parser.add_argument("--shard-size", type=int, default=1000, help="pictures per shard")
     parser.add_argument("--prefix", default="train", help="shards are named PREFIX-00000.tar …")
     args = parser.parse_args()
     paths = write_shards(args.out, args.n, args.seed, args.side, args.prefix, args.shard_size)

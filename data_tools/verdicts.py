@@ -1,4 +1,4 @@
-"""Verdicts: an objection to a picture or to its caption, and what several of them decide."""
+"""Verdicts: objections to a picture or its caption, and the decision that several of them give."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ REJECT, AMBIGUOUS = "reject", "ambiguous"
 
 @dataclass(frozen=True)
 class Verdict:
-    """One objection: its kind, REJECT or AMBIGUOUS, and its reason in words that stay the same."""
+    """One objection: its kind, REJECT or AMBIGUOUS, and a reason with fixed wording."""
 
     kind: str
     reason: str

@@ -1,4 +1,4 @@
-"""The Space: tokun's demo with the model named by the variable TOKUN_CHECKPOINT (a Hub id), or the one that comes with tokun."""
+"""The Space: tokun's demo with the model given by the variable TOKUN_CHECKPOINT (a Hub id), or the bundled one."""
 
 import os
 

@@ -142,7 +142,7 @@ def test_an_adapter_knows_its_base_in_any_precision_and_no_other(base, tmp_path,
         for p in other.generator.parameters():
             p += 0.01 * p.std() * torch.randn_like(p)
     with pytest.raises(
-        ValueError, match=r"adapter mine was trained on another base: on .*base \(\w{12}…\), this model is \w{12}….*Load that base"
+        ValueError, match=r"adapter mine was trained on another base, .*base \(\w{12}…\); this model is \w{12}….*Load that base"
     ):
         other.add_adapter(folder)
 
@@ -187,10 +187,10 @@ def test_a_broken_adapter_is_refused_in_one_line_that_says_what_is_broken(base, 
     for part, content, match in (
         (adapters.WEIGHTS, whole[: len(whole) // 2], "cannot be read: SafetensorError"),
         (adapters.WEIGHTS, b"", "cannot be read: SafetensorError"),
-        (adapters.WEIGHTS, file({first + "B.weight": None}), rf"lacks {first}B\.weight: it is not whole"),
-        (adapters.WEIGHTS, file({first + "A.weight": None}), rf"holds {first}B\.weight, which is not read here"),
+        (adapters.WEIGHTS, file({first + "B.weight": None}), rf"lacks {first}B\.weight: it is incomplete"),
+        (adapters.WEIGHTS, file({first + "A.weight": None}), rf"holds {first}B\.weight, which is not supported"),
         (adapters.WEIGHTS, file({first + "A.weight": torch.zeros(3, 5)}), r"lora_A\.weight has the shape \[3, 5\], not 2 x any"),
-        (adapters.WEIGHTS, file({first + "embedding_A": torch.zeros(3, 5)}), "lora_embedding_A, which is not read here"),
+        (adapters.WEIGHTS, file({first + "embedding_A": torch.zeros(3, 5)}), "lora_embedding_A, which is not supported"),
         (adapters.WEIGHTS, file({rows: tensors[rows][:0]}), r"has the shape \[0, 64\], not 1 x any"),
         (adapters.CONFIG, b"\xff\xfe{", "cannot be read: UnicodeDecodeError"),
         (adapters.CONFIG, b"[]", "cannot be read: AttributeError"),

@@ -182,7 +182,7 @@ def test_transformers_serve_is_such_a_server(toy_shards, tmp_path):
                 time.sleep(0.2)
         settings = Settings(endpoint=f"{url}/v1", endpoint_model=str(tmp_path / "llava"), max_new_tokens=96, temperature=1.0)
         report = caption([toy_shards / "train-00002.tar"], tmp_path / "out", settings, Work(concurrency=1))
-        assert report.rows == 4 and report.tokens[0] > 0 and set(report.outcomes) <= {"captioned", "answer cut off", "loop"}
+        assert report.rows == 4 and report.tokens[0] > 0 and set(report.outcomes) <= {"captioned", "answer truncated", "loop"}
     finally:
         serve.kill()
         serve.wait()
@@ -230,9 +230,9 @@ def test_every_row_that_fails_stays_with_a_counted_reason(tmp_path, server):
 @pytest.mark.parametrize(
     ("answer", "reason"),
     [
-        ("nothing to see", "answer is no JSON object"),
+        ("nothing to see", "answer is not a JSON object"),
         ('{"alt": "A ship."}', "missing from the answer"),
-        ('{"plain": 3, "alt": "A."}', "answer is no text"),
+        ('{"plain": 3, "alt": "A."}', "answer is not text"),
         ('{"plain": "I\'m sorry, I cannot", "alt": "A."}', "refusal"),
         ('{"plain": "a ship a ship a ship a ship", "alt": "A."}', "loop"),
     ],
@@ -278,7 +278,7 @@ def test_a_round_of_retries_that_is_killed_goes_on_and_tries_nothing_twice(toy_s
 
 def test_a_server_that_is_down_stops_the_run_which_then_goes_on(toy_shards, tmp_path, server, capsys):
     server.plan = [(503, {}, "full")]
-    with pytest.raises(ValueError, match=r"16 rows running without an answer \(endpoint answers 503; full\). Is it up\?"):
+    with pytest.raises(ValueError, match=r"16 consecutive rows without an answer \(endpoint answers 503; full\). Is it running\?"):
         caption([toy_shards], tmp_path / "out", asking(server), Work(tries=2, **QUICK))
     server.plan = ["ok"]
     assert caption([toy_shards], tmp_path / "out", asking(server), Work(retry_failed=True, **QUICK)).outcomes == {"captioned": 24}
@@ -429,17 +429,17 @@ def test_a_folder_of_other_settings_or_other_things_is_refused(toy_shards, tmp_p
     out = tmp_path / "out"
     caption([toy_shards], out, Settings(), Work(limit=3))
     with pytest.raises(
-        ValueError, match=r"was begun with other settings \(seed: 0 then, 1 now\). Give the same ones to go on, or name another"
+        ValueError, match=r"was started with other settings \(seed: 0 then, 1 now\). Give the same ones to resume, or name another"
     ):
         caption([toy_shards], out, Settings(seed=1), Work())
     with pytest.raises(ValueError, match=r"is the folder of train-00000.tar itself"):
         caption([toy_shards], toy_shards, Settings(), Work())
     write_tar(tmp_path / "other.tar", {})
-    with pytest.raises(ValueError, match="holds shards that are not of this tool"):
+    with pytest.raises(ValueError, match="holds shards that this tool did not write"):
         caption([toy_shards], tmp_path, Settings(), Work())
     with open(journal.Folder(out).journal(toy_shards / "train-00000.tar")) as held:
         fcntl.flock(held, fcntl.LOCK_EX)
-        with pytest.raises(ValueError, match="is held by another run"):
+        with pytest.raises(ValueError, match="is in use by another run"):
             caption([toy_shards], out, Settings(), Work())
 
 
@@ -524,7 +524,7 @@ def test_a_report_doubts_captions_that_are_few_alike_or_templates(rows, told):
         captions = {"plain": {"text": row[0], "source": row[1]}} if row else {}
         report.add({"captions": captions, "failures": {} if row else {"plain": "loop"}})
     assert len(report.doubts()) == len(told) and all(words.startswith(start) for words, start in zip(report.doubts(), told))
-    assert not report.says_nothing()
+    assert not report.is_useless()
 
 
 def test_the_preview_is_a_sheet_and_nothing_else(toy_shards, tmp_path):
@@ -533,7 +533,7 @@ def test_the_preview_is_a_sheet_and_nothing_else(toy_shards, tmp_path):
     with Image.open(path) as sheet:
         assert sheet.height > sheet.width  # five rows of two
     row = rows.Row("s", 0, "k", ("plain", "alt"), captions={"plain": {"text": "A ship.", "source": "template"}}, failures={"alt": "loop"})
-    assert [run.told_on_sheet(row, name) for name in row.wanted] == ["plain (template): A ship.", "alt: FAILED, loop"]
+    assert [run.text_on_sheet(row, name) for name in row.wanted] == ["plain (template): A ship.", "alt: FAILED, loop"]
 
 
 def test_the_command_tells_what_it_did_and_what_comes_next(toy_shards, tmp_path, capsys):
@@ -552,7 +552,7 @@ def test_the_command_tells_what_it_did_and_what_comes_next(toy_shards, tmp_path,
         (["--registers", "plane"], "did you mean 'plain'"),
         (["--endpoint", "localhost:1", "--endpoint-model", "m"], "give one like http://localhost:8000/v1"),
         (["--endpoint", "http://localhost:1"], "needs --endpoint-model"),
-        (["--endpoint", "http://h", "--endpoint-model", "m", "--rewriter", "r"], "give one of them"),
+        (["--endpoint", "http://h", "--endpoint-model", "m", "--rewriter", "r"], "give only one of them"),
         (["--hints", "colour"], "--hints names 'colour': give some of caption, title"),
         (["--shape", "round"], "--shape 'round' is unknown"),
         (["--keep-best", "90%"], "needs --clip"),
@@ -574,7 +574,7 @@ def test_missing_shards_and_shards_that_cannot_be_told_apart_are_refused(toy_sha
     assert main([str(tmp_path / "nowhere")]) == 2 and "does not exist: give shards (.tar)" in capsys.readouterr().err
     (tmp_path / "empty").mkdir()
     assert main([str(tmp_path / "empty")]) == 2 and "no shards (*.tar)" in capsys.readouterr().err
-    assert main([str(toy_shards), str(toy_shards)]) == 2 and "is there twice" in capsys.readouterr().err
+    assert main([str(toy_shards), str(toy_shards)]) == 2 and "two shards are named" in capsys.readouterr().err
 
 
 def test_a_captioner_alone_needs_plain_and_the_key_is_asked_for(toy_shards, tmp_path, server, capsys, monkeypatch):
@@ -584,7 +584,7 @@ def test_a_captioner_alone_needs_plain_and_the_key_is_asked_for(toy_shards, tmp_
     server.plan = [(401, {}, "who are you?")]
     monkeypatch.delenv("OPENAI_API_KEY", raising=False)
     assert main([str(toy_shards), *out, "--endpoint", server.url, "--endpoint-model", "tiny"]) == 2
-    assert "No key was given: put it into the environment variable of --api-key-env" in capsys.readouterr().err
+    assert "No key was given: set the environment variable named by --api-key-env" in capsys.readouterr().err
 
 
 @pytest.mark.skipif(not ENGRAVINGS.exists(), reason="needs the engravings in ../shared")

@@ -227,11 +227,11 @@ def test_whole_shards_are_not_written_again_and_other_input_is_refused(museum, t
         ("key\tcaption\nx\tA ship.\n", r"no row belongs to a picture.*'x' \(line 2\).*key 'a'"),
         ("name\tcaption\na\tA ship.\n", "names no pictures: its columns are name, caption"),
         ("key\tBild\na\tA ship.\n", "columns are key, bild.*--caption-column"),
-        ("key\tcaption\na\tA ship.\na\tA boat.\n", "lines 2 and 3 are both of a"),
+        ("key\tcaption\na\tA ship.\na\tA boat.\n", "lines 2 and 3 are both about a"),
         ("key\tcaption\n\tA ship.\n", "line 2: key is empty"),
         ("key\tcaption\na\tA\tship.\n", "line 2: 3 fields"),
         ("key\tuse\tcaption\na\t0\tA ship.\n", "no picture is left"),
-        ("key\tcaption\n", "a head and no rows"),
+        ("key\tcaption\n", "a header but no rows"),
     ],
 )
 def test_tables_that_do_not_fit_are_told_in_one_line(museum, tmp_path, capsys, text, said):

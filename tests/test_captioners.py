@@ -19,7 +19,16 @@ from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import Whitespace
 
 from data_tools import captioning as captioners
-from data_tools.captioning import Endpoint, EndpointError, EndpointRefusal, Generation, InHalves, endpoints, load_captioner, load_rewriter
+from data_tools.captioning import (
+    Endpoint,
+    EndpointError,
+    EndpointRefusal,
+    Generation,
+    HalvingBatches,
+    endpoints,
+    load_captioner,
+    load_rewriter,
+)
 
 WORDS = ["write", "one", "plain", "sentence", "that", "says", "what", "the", "picture", "shows", "and", "nothing", "else", "a", "ship"]
 CHAT = (
@@ -222,7 +231,7 @@ def test_the_revision_of_a_folder_is_a_digest_of_its_weights(folders, tmp_path):
 
 
 def test_models_that_do_not_fit_are_refused_with_the_way_out(folders, tmp_path):
-    with pytest.raises(ValueError, match=r"is a llama, which is no image-to-text model: take one like Salesforce"):
+    with pytest.raises(ValueError, match=r"is a llama, not an image-to-text model: use one like Salesforce"):
         load(folders["language_model"])
     with pytest.raises(ValueError, match=r"--model .*nowhere cannot be loaded as AutoConfig.*Check the name"):
         load(str(tmp_path / "nowhere"))
@@ -268,7 +277,7 @@ def test_the_batch_is_halved_on_out_of_memory_and_nothing_is_lost(folders, pictu
         return model.write(items, [""] * len(items))
 
     many = [pictures[i % 3] for i in range(8)]
-    batched = InHalves(write, 8)
+    batched = HalvingBatches(write, 8)
     assert batched(many) == [model.write([picture], [""])[0] for picture in many]
     assert sizes == [8, 4, 2, 2, 2, 2]
     batched(many[:4])
@@ -280,9 +289,9 @@ def test_one_item_too_many_and_other_errors_are_told():
         def function(items):
             raise error
 
-        return InHalves(function, 4)
+        return HalvingBatches(function, 4)
 
-    with pytest.raises(MemoryError, match="one picture alone does not fit"):
+    with pytest.raises(MemoryError, match="a single picture does not fit"):
         fails(RuntimeError("DefaultCPUAllocator: can't allocate memory"))([1, 2, 3])
     with pytest.raises(RuntimeError, match="shapes"):
         fails(RuntimeError("shapes do not match"))([1, 2])
@@ -390,7 +399,7 @@ def test_what_passes_is_tried_again_and_the_wait_doubles(server):
 
 
 def test_a_server_that_never_answers_is_given_up_after_all_tries(server):
-    for step, reason in [((503, {}, "full"), "endpoint answers 503"), ("garbage", "endpoint sends no chat completion")]:
+    for step, reason in [((503, {}, "full"), "endpoint answers 503"), ("garbage", "endpoint sent no chat completion")]:
         server.plan, server.requests = [step], []
         with pytest.raises(EndpointError, match=reason):
             endpoint(server, tries=3).ask("What?")
@@ -398,7 +407,7 @@ def test_a_server_that_never_answers_is_given_up_after_all_tries(server):
     server.plan = ["slow"]
     with pytest.raises(EndpointError, match="endpoint timed out"):
         endpoint(server, tries=1, timeout=0.1).ask("What?")
-    with pytest.raises(EndpointError, match="endpoint out of reach"):
+    with pytest.raises(EndpointError, match="endpoint unreachable"):
         Endpoint("http://127.0.0.1:9", "tiny", tries=2, pause=0.001).ask("What?")
 
 
@@ -408,10 +417,10 @@ def test_what_no_row_can_mend_stops_everything_without_showing_the_key(server):
     with pytest.raises(EndpointRefusal, match="answers 401, the key is not accepted") as refused:
         asking.ask("What?")
     assert "sk-secret" not in str(refused.value) and "***" in str(refused.value) and "sk-secret" not in repr(asking)
-    with pytest.raises(EndpointRefusal, match="No key was given: put it into the environment variable of --api-key-env"):
+    with pytest.raises(EndpointRefusal, match="No key was given: set the environment variable named by --api-key-env"):
         endpoint(server).ask("What?")
     server.plan = [(404, {}, "no model tiny")]
-    with pytest.raises(EndpointRefusal, match=r"there is no such model or address \(model tiny\): no model tiny"):
+    with pytest.raises(EndpointRefusal, match=r"no such model or address \(model tiny\): no model tiny"):
         endpoint(server).ask("What?")
     assert len(server.requests) == 3
 
@@ -442,12 +451,12 @@ def test_refusals_and_answers_cut_off_are_told_with_their_tokens(server):
         (200, {}, completion("a", finish_reason="length")),
     ]
     replies = [endpoint(server).ask("What?") for _ in range(2)]
-    assert [(reply.fault, reply.completion_tokens) for reply in replies] == [("refusal", 3), ("answer cut off", 3)]
+    assert [(reply.fault, reply.completion_tokens) for reply in replies] == [("refusal", 3), ("answer truncated", 3)]
 
 
 @pytest.mark.parametrize("url", ["localhost:8000", "ftp://host/v1", "", "http://"])
 def test_bad_addresses_are_refused(url):
-    with pytest.raises(ValueError, match="is no web address: give one like http://localhost:8000/v1"):
+    with pytest.raises(ValueError, match="is not a web address: give one like http://localhost:8000/v1"):
         Endpoint(url, "tiny")
 
 

@@ -62,7 +62,7 @@ def test_what_a_model_never_learned_is_refused(tiny_model, picture):
     with pytest.raises(ValueError, match="'rewrite'"):
         taught.rewrite("a ship", "poetic")
     for call in (lambda: tiny_model.ask(picture, "   "), lambda: tiny_model.rewrite("", "poetic")):
-        with pytest.raises(ValueError, match="holds no text"):
+        with pytest.raises(ValueError, match="contains no text"):
             call()
     for call in (lambda: tiny_model.caption(picture, ["epic"]), lambda: tiny_model.rewrite("a ship", "epic")):
         with pytest.raises(ValueError, match="register can be: plain"):
@@ -281,7 +281,7 @@ def test_pictures_of_every_mode_and_form_are_taken_and_others_refused(tiny_model
             buffer, "TIFF"
         )
         assert len(seeing.see(tiny_model, [buffer.getvalue()], (4, 4))[0].codes) == 16
-    for unread, named in ((Image.new("L", (0, 8)), "0 x 8 pixels"), (None, "NoneType is no picture"), (b"<svg/>", "of no known kind")):
+    for unread, named in ((Image.new("L", (0, 8)), "0 x 8 pixels"), (None, "NoneType is not a picture"), (b"<svg/>", "unknown format")):
         with pytest.raises(ValueError, match=named):
             tiny_model.caption(unread)
     (tmp_path / "half.png").write_bytes((tmp_path / "a.png").read_bytes()[:60])
@@ -300,17 +300,17 @@ def test_what_a_direction_cannot_take_is_refused_in_words(tiny_model, picture):
         (lambda: tiny_model.complete(picture, "top", style="cubism"), "<style:cubism> is not in this vocabulary"),
         (lambda: tiny_model.complete(picture, "top", register="rude"), "<register:rude>"),
         (lambda: tiny_model.invert(picture, "a ship", subject="zzz"), "<subject:zzz>"),
-        (lambda: tiny_model.complete(picture, "top", n=0), "no sample is asked for"),
-        (lambda: tiny_model.complete(picture, "top", candidates=0), "no sample is asked for"),
-        (lambda: tiny_model.vary(found, 0.5, n=0), "no sample is asked for"),
-        (lambda: tiny_model.caption(picture, n=0), "no sample is asked for"),
+        (lambda: tiny_model.complete(picture, "top", n=0), "no sample was requested"),
+        (lambda: tiny_model.complete(picture, "top", candidates=0), "no sample was requested"),
+        (lambda: tiny_model.vary(found, 0.5, n=0), "no sample was requested"),
+        (lambda: tiny_model.caption(picture, n=0), "no sample was requested"),
         (lambda: tiny_model.caption(picture, []), "at least one of plain"),
         (lambda: tiny_model.caption(picture, ["plain", ""]), "at least one of plain"),
-        (lambda: tiny_model.interpolate(1, 2, 10**10), "at most 10,000 steps"),
+        (lambda: tiny_model.interpolate(1, 2, 10**10), "at least 2 steps, its ends, and at most 10,000"),
         (lambda: tiny_model.best_of(1, 2, 10**11), "best-of is"),
         (lambda: tiny_model.sample(1, indices=[0.5]), "must be integers"),
         (lambda: tiny_model.sample(1, indices=[True]), "must be integers"),
-        (lambda: tiny_model.sample(1, indices=[]), "no sample is asked for"),
+        (lambda: tiny_model.sample(1, indices=[]), "no sample was requested"),
         (lambda: tiny_model.sample(1, 1.5), "n is 1.5"),
         (lambda: tiny_model.sample(1, 1, top_k=1.5), "top_k is 1.5"),
         (lambda: tiny_model.sample(1, 1, temperature="hot"), "temperature is 'hot'"),

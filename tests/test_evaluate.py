@@ -109,7 +109,7 @@ def test_a_jackknife_interval_is_the_classical_one_where_there_is_one():
 def test_too_few_pictures_are_a_line_that_says_so():
     for figure in [distances.jackknife("KID", [vectors(5), vectors(90)], distances.kid), *distances.manifold(vectors(90), vectors(5), "x")]:
         assert math.isnan(figure.value) and figure.n == 5
-        assert figure.note == "skipped: 5 pictures, and it takes 32 at least"
+        assert figure.note == "skipped: 5 pictures; at least 32 are needed"
 
 
 # --- the image tokenizer --------------------------------------------------------------------------------------------
@@ -177,9 +177,9 @@ def test_samples_that_are_the_held_out_pictures_are_at_no_distance(tiny_model, p
 
 def test_other_kinds_keep_size_and_mode_and_are_the_same_again(toy_images):
     pictures = [to_pil(image).convert("RGB") for image in toy_images[: 2 * len(style.KINDS)]]
-    made, kinds = style.made_on_the_spot(pictures, 7)
+    made, kinds = style.generated_others(pictures, 7)
     assert [(one.size, one.mode) for one in made] == [(one.size, "RGB") for one in pictures] and set(kinds) == set(style.KINDS)
-    again, _ = style.made_on_the_spot(pictures, 7)
+    again, _ = style.generated_others(pictures, 7)
     assert all(a.tobytes() == b.tobytes() != c.tobytes() for a, b, c in zip(made, again, pictures))
 
 
@@ -192,13 +192,13 @@ def test_the_classifier_tells_two_clouds_and_weighs_both_alike():
 def test_the_classifier_knows_engravings(engravings):
     trained = features.open_features(str(WEIGHTS), CPU)
     real = [picture.convert("L").resize((64, 64), Image.Resampling.LANCZOS) for picture in engravings(64)]
-    judge = style.fit(trained(real[:40]), trained(style.made_on_the_spot(real[:40], 0)[0]))
+    judge = style.fit(trained(real[:40]), trained(style.generated_others(real[:40], 0)[0]))
     assert np.mean(judge(trained(real[40:]))) > 0.8
-    assert np.mean(judge(trained(style.made_on_the_spot(real[40:], 1)[0]))) < 0.2
+    assert np.mean(judge(trained(style.generated_others(real[40:], 1)[0]))) < 0.2
 
 
 def test_pictures_of_a_folder_join_the_others(tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"--others .* holds no picture"):
+    with pytest.raises(FileNotFoundError, match=r"--others .* has no readable picture"):
         style.from_folder(str(tmp_path), 32, 1, 0)
     Image.new("RGB", (90, 40), "red").save(tmp_path / "plate.jpg")
     (tmp_path / "broken.png").write_bytes(b"no picture")
@@ -315,8 +315,8 @@ def test_a_room_that_cannot_be_measured_is_a_line_and_the_others_go_on(checkpoin
 
 
 @pytest.mark.parametrize("wrong, error", [
-    (["--shards", "none-*.tar"], r"--shards none-\*\.tar fits no shard"),
-    (["--train-shards", "none-*.tar"], r"--train-shards none-\*\.tar fits no shard"),
+    (["--shards", "none-*.tar"], r"--shards none-\*\.tar matches no shard"),
+    (["--train-shards", "none-*.tar"], r"--train-shards none-\*\.tar matches no shard"),
     (["--features", "none.pth"], r"--features none\.pth is not a file; name the weights"),
     (["--others", "none"], "--others none is not a folder"),
     (["--checkpoint", "none"], "is neither a local folder nor a Hugging Face Hub id"),

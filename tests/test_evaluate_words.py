@@ -194,10 +194,10 @@ def test_aesthetic_heads_of_both_layouts_and_files_score_as_their_own_network(tm
 
 def test_heads_that_cannot_be_right_are_refused(tmp_path, pictures, tiny_clip):
     torch.save(head("relu").state_dict(), tmp_path / "relu.pth")
-    with pytest.raises(ValueError, match=r"relu.pth is no aesthetic head of linear layers.*take sac\+logos"):
+    with pytest.raises(ValueError, match=r"relu.pth is not an aesthetic head of linear layers.*use sac\+logos"):
         judges.load_head(tmp_path / "relu.pth")
     torch.save({"weight": torch.zeros(1, 7), "bias": torch.zeros(1)}, tmp_path / "seven.pth")
-    with pytest.raises(ValueError, match=r"takes 7 features, .* gives 16: name the CLIP that it was trained on"):
+    with pytest.raises(ValueError, match=r"takes 7 features, .* gives 16: give the CLIP that it was trained on"):
         judges.Aesthetic(str(tmp_path / "seven.pth"), tiny_clip).score(pictures)
     torch.save(head("mlp"), tmp_path / "whole.pth")  # a pickled network, which could run anything
     with pytest.raises(ValueError, match=r"whole.pth cannot be read as tensors"):
@@ -235,10 +235,10 @@ def test_a_vqa_judge_weighs_yes_against_no_at_the_first_token(tiny_vqa, pictures
 
 
 def test_vqa_models_that_cannot_answer_are_refused(tmp_path, tiny_vqa):
-    with pytest.raises(ValueError, match=r"nowhere cannot be loaded as a model that answers about pictures: .*Give google/paligemma"):
+    with pytest.raises(ValueError, match=r"nowhere cannot be loaded as a visual question answering model: .*Give google/paligemma"):
         judges.Vqa(str(tmp_path / "nowhere"))
     plain = test_captioners.save(test_captioners.paligemma, tmp_path / "paligemma")
-    with pytest.raises(ValueError, match="has no tokens that tell yes from no"):
+    with pytest.raises(ValueError, match="has no distinct tokens for yes and no"):
         judges.Vqa(plain)
 
 
@@ -292,7 +292,7 @@ def test_the_clip_judge_trains_goes_on_and_is_loaded(tmp_path, toy_shards, capsy
     assert clip.similarities([Image.new("L", (40, 40))], ["a disc", "a star"]).shape == (1, 2)
     assert json.loads((Path(tmp_path) / "judge" / "open_clip_config.json").read_text())["model_cfg"] == clip_judge.CONFIG
     assert sorted(os.listdir(tmp_path / "judge")) == ["open_clip_config.json", "open_clip_model.safetensors", "state.pt"]
-    with pytest.raises(ValueError, match="holds a judge of another --size"):
+    with pytest.raises(ValueError, match="holds a judge with another --size"):
         clip_judge.main([*base, "--minutes", "9", "--size", "32"])
 
 

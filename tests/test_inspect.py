@@ -74,7 +74,7 @@ def test_code_shards_have_a_histogram(tmp_path, capsys):
     assert "8 in (views x N) 2 x 4 1" in text and "4 codes used of 8, greatest 7, perplexity 4.0" in text
     (tmp_path / "codes.json").write_text('{"codebook_size": 6}')
     assert tool.main([str(tmp_path), "--verify"]) == 1
-    assert "2 codes are beyond" in capsys.readouterr().out
+    assert "2 codes exceed" in capsys.readouterr().out
     assert tool.main([str(tmp_path), "--sheet", str(tmp_path / "sheet.png")]) == 2
 
 
@@ -131,8 +131,8 @@ def test_verify_lists_everything_damaged(tmp_path):
         "x.tar/f.json: invalid JSON: it has no caption",
         "x.tar/g.codes.npy: unreadable codes: they are int64",
         "x.tar/h.codes.npy: unreadable codes",
-        "x.tar/a: its members are apart, or the key is used twice",
-        "x.tar/i.webp: the same member twice",
+        "x.tar/a: its members are not adjacent, or the key is used twice",
+        "x.tar/i.webp: duplicate member",
         "x.tar/i.json: invalid JSON",
     ]
     assert len(found) == len(expected)
@@ -151,10 +151,10 @@ def test_what_cannot_be_told_apart_is_called_ambiguous(tmp_path):
     ]
     found = damage(write(tmp_path / "x.tar", [*members, ("a.webp", webp(4)), ("a.json", record())]))
     assert found == [
-        "x.tar/a.webp: the same member twice: ambiguous",
-        "x.tar/a.json: the same member twice: ambiguous",
+        "x.tar/a.webp: duplicate member: ambiguous",
+        "x.tar/a.json: duplicate member: ambiguous",
         "x.tar/b: several pictures under one key (webp, jpg): ambiguous",
-        "x.tar/a: its members are apart, or the key is used twice: ambiguous",
+        "x.tar/a: its members are not adjacent, or the key is used twice: ambiguous",
     ]
 
 
@@ -237,8 +237,8 @@ def test_shards_are_compared_with_the_record_of_prepare(tmp_path, capsys):
     (tmp_path / "prepare.json").write_text('{"shards": {"train-00000.tar": 3, "train-00001.tar": 5}}')
     assert tool.main([str(tmp_path), "--verify"]) == 1
     text = capsys.readouterr().out
-    assert "2 pairs; prepare.json says 3" in text and "train-00001.tar: missing shard, of 5 pairs" in text
-    assert tool.main([str(tmp_path)]) == 0 and "list them all with --verify" in capsys.readouterr().out
+    assert "2 pairs; prepare.json says 3" in text and "train-00001.tar: missing shard with 5 pairs" in text
+    assert tool.main([str(tmp_path)]) == 0 and "list all with --verify" in capsys.readouterr().out
 
 
 def test_the_contact_sheet_shows_at_most_32_pictures(tmp_path, capsys):

@@ -44,7 +44,7 @@ def test_a_bad_seed_is_refused(seed):
 
 
 def test_a_negative_index_is_refused():
-    with pytest.raises(ValueError, match="numbered from 0"):
+    with pytest.raises(ValueError, match="must be integers from 0"):
         draw(1, [0, -1], 3)
 
 

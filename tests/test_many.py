@@ -75,7 +75,7 @@ def test_a_record_of_an_earlier_version_without_a_batch_size_is_gone_on_with(tin
 
 @pytest.mark.parametrize(
     ("seed", "n", "options", "named"),
-    [(5, 70, {"style": "nonsense"}, "<style:nonsense>"), (-1, 70, {}, "seed is -1"), (5, 70, {"temperature": 1e39}, "temperature"), (5, 70, {"prompt": " "}, "no text"),
+    [(5, 70, {"style": "nonsense"}, "<style:nonsense>"), (-1, 70, {}, "seed is -1"), (5, 70, {"temperature": 1e39}, "temperature"), (5, 70, {"prompt": " "}, "contains no text"),
      (5, 10**20, {}, "n is 1000")],
 )  # fmt: skip
 def test_what_is_refused_leaves_nothing_that_stands_in_the_way(tiny_model, tmp_path, seed, n, options, named):
@@ -112,7 +112,7 @@ def test_other_samples_are_not_mixed_in(tiny_model, whole):
         many.generate(colder, 5, 70, whole, {}, shard_size=20)
     assert files(whole) == before
     (whole / "samples.json").rename(whole / "aside.json")
-    with pytest.raises(ValueError, match=r"without a whole samples\.json"):
+    with pytest.raises(ValueError, match=r"without a complete samples\.json"):
         many.generate(tiny_model, 5, 70, whole, {}, shard_size=20)
     (whole / "aside.json").rename(whole / "samples.json")
 

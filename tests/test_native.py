@@ -166,7 +166,7 @@ def test_places_and_rows_that_are_not_there_are_refused(ids):
     stream = NativeStream(NativeDecoder(model_of()), [ids[:, :4]], 6)
     stream.step(ids[:, 4])
     stream.step(ids[:, 5])
-    with pytest.raises(IndexError, match="places 6 to 7; there are 6 rows of 6"):
+    with pytest.raises(IndexError, match="positions 6 to 7; there are 6 rows of 6"):
         stream.step(ids[:, 6])
     with pytest.raises(IndexError, match="5 rows"):
         NativeStream(NativeDecoder(model_of()), [ids[:, :4]], 8).step(ids[:5, 4])
@@ -299,9 +299,9 @@ def test_it_is_built_once_for_a_source_and_by_many_at_once(cache, tmp_path, monk
     path = native.build(["-O1"])
     assert path.stat().st_mtime_ns == made and capfd.readouterr().err == ""
     path.write_bytes(b"")  # what a machine that goes down may leave
-    assert native.build(["-O1"]).stat().st_size and "once on this machine" in capfd.readouterr().err
+    assert native.build(["-O1"]).stat().st_size and "once per machine" in capfd.readouterr().err
     source.write_text('extern "C" int tokun() { return 2; }')
-    assert native.build(["-O1"]).stat().st_mtime_ns != made and "once on this machine" in capfd.readouterr().err
+    assert native.build(["-O1"]).stat().st_mtime_ns != made and "once per machine" in capfd.readouterr().err
 
 
 @needs_compiler

@@ -169,7 +169,7 @@ def test_files_and_tars_are_read_and_what_is_no_preference_is_named(tiny_model, 
     assert preferences.read(str(tmp_path / "pairs.tar"), v, encode) == from_lines and all(p.same for p in from_lines)
     good = json.loads(pairs.read_text().splitlines()[0])
     for change, match in (
-        ({"rejected": None}, "line 1 is no preference"),
+        ({"rejected": None}, "line 1 is not a preference"),
         ({"rejected": {**good["rejected"], "codes": [1, 2]}}, "2 codes do not fill a grid"),
         ({"rejected": {**good["rejected"], "codes": [64] * len(good["rejected"]["codes"])}}, "outside 0..63"),
         ({"chosen": {**good["chosen"], "tags": {"style": "cubism"}}}, "<style:cubism> is not in this vocabulary"),
@@ -224,7 +224,7 @@ def test_where_all_candidates_score_the_same_nothing_is_written_or_removed(earli
     options, out, files = earlier
     (tmp_path / "even.py").write_text("def score(pairs):\n    return [1.0 for _ in pairs]\n")
     monkeypatch.syspath_prepend(tmp_path)
-    with pytest.raises(UserError, match=r"all candidates of each of the 2 places score the same.*another --reward"):
+    with pytest.raises(UserError, match=r"all candidates of each of the 2 samples score the same.*another --reward"):
         sample.main([*options, "--best-of", "2", "--reward", "even:score", "--pairs", str(tmp_path / "p.jsonl")])
     assert not (tmp_path / "p.jsonl").exists() and {path.name: path.read_bytes() for path in out.iterdir()} == files
 

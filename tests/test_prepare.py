@@ -270,10 +270,10 @@ def test_missing_captions_are_kept_when_allowed(tmp_path):
 @pytest.mark.parametrize(
     ("name", "text", "message"),
     [
-        ("metadata.csv", "file_name,label\na.png,1\n", r"no column of captions.*its columns are file_name, label.*--caption-column"),
+        ("metadata.csv", "file_name,label\na.png,1\n", r"no caption column.*its columns are file_name, label.*--caption-column"),
         ("metadata.csv", "name,caption\na.png,x\n", r"names no pictures: its columns are \['name', 'caption'\].*file_name"),
-        ("metadata.jsonl", '{"file_name": "a.png"}\n[1]\n', "line 2: holds no JSON object"),
-        ("metadata.jsonl", '\n{"file_name"\n', "line 2: is no valid JSON"),
+        ("metadata.jsonl", '{"file_name": "a.png"}\n[1]\n', "line 2: is not a JSON object"),
+        ("metadata.jsonl", '\n{"file_name"\n', "line 2: is not valid JSON"),
         ("captions.csv", "file_name,caption\na.png,caf\udce9\n", "line 2: is not utf-8.*--encoding cp1252"),
     ],
 )
@@ -433,7 +433,7 @@ def test_a_chunk_that_is_cut_off_makes_no_shard(tmp_path):
     piece = Piece("000000001", "chunk.data", 0, 7, 2)
     assert write_shard(Shard("a.tar", "jpg", [piece], store)) == 1
     store.write("chunk.data", b"picture{")
-    with pytest.raises(OSError, match=r"chunk.data in .* is cut off.*remove"):
+    with pytest.raises(OSError, match=r"chunk.data in .* is truncated.*remove"):
         write_shard(Shard("b.tar", "jpg", [piece], store))
     assert not store.exists("b.tar")
 
@@ -544,7 +544,7 @@ def test_killed_while_the_files_take_their_places_it_publishes_nothing_of_other_
         if len(list(out.glob("*.tar"))) == 2:
             break
         shutil.rmtree(out, ignore_errors=True)
-    assert run(source, out, "--shard-size", "3") == 2 and "shard_size: 2 there, 3 now" in capsys.readouterr().err
+    assert run(source, out, "--shard-size", "3") == 2 and "shard_size: 2 then, 3 now" in capsys.readouterr().err
     save(source / "book 0" / "a picture of number 2.png", picture(77))
     assert run(source, out, "--shard-size", "2") == 0 and run(source, tmp_path / "changed", "--shard-size", "2") == 0
     assert files(out) == files(tmp_path / "changed") != files(tmp_path / "fresh")
@@ -570,7 +570,7 @@ def test_shards_of_other_settings_are_not_replaced_unasked(tmp_path, capsys):
     assert run(source, out) == 0, "the same settings may run again"
     assert run(source, out, "--side", "128") == 2
     message = capsys.readouterr().err
-    assert "side: 256 there, 128 now" in message and "--overwrite" in message
+    assert "side: 256 then, 128 now" in message and "--overwrite" in message
     assert {name: value for name, value in files(out).items() if name != "notes.md"} == before
     assert run(many(tmp_path / "in2", 1, 2), out) == 2, "the same settings, another folder"
     assert run(source, out, "--shard-size", "1", "--overwrite") == 0
@@ -578,7 +578,7 @@ def test_shards_of_other_settings_are_not_replaced_unasked(tmp_path, capsys):
     assert sorted(path.name for path in out.glob("train-*")) == ["train-00000.tar"], "no shard of the old ones is left"
     assert (out / "notes.md").read_text() == "mine"
     (out / "prepare.json").unlink()
-    assert run(source, out) == 2 and "broken run" in capsys.readouterr().err
+    assert run(source, out) == 2 and "interrupted run" in capsys.readouterr().err
     (out / "codes.json").write_text("{}")
     assert run(source, out, "--overwrite") == 2 and "code shards" in capsys.readouterr().err
 
@@ -656,5 +656,5 @@ def test_shards_of_before_there_was_a_limit_of_pixels_to_choose_are_gone_on_with
     del record["settings"]["max_megapixels"]
     (out / "prepare.json").write_text(json.dumps(record))
     assert run(source, out) == 0
-    assert run(source, out, "--max-megapixels", "400") == 2 and "max_megapixels: 100.0 there, 400.0 now" in capsys.readouterr().err
+    assert run(source, out, "--max-megapixels", "400") == 2 and "max_megapixels: 100.0 then, 400.0 now" in capsys.readouterr().err
     assert run(source, tmp_path / "few", "--max-megapixels", "0.001") != 0, "each picture has more pixels than that"

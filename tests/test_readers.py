@@ -476,7 +476,7 @@ def test_rows_that_name_files_open_none_outside_the_data_set(tmp_path, monkeypat
 def test_a_folder_that_is_no_data_set_is_refused(tmp_path):
     put(tmp_path / "a.parquet", "nothing")
     assert choose_reader(tmp_path) == "huggingface"
-    with pytest.raises(FileNotFoundError, match="no data set that `datasets` can open"):
+    with pytest.raises(FileNotFoundError, match="not a data set that `datasets` can open"):
         read(tmp_path)
 
 
@@ -537,7 +537,7 @@ def test_what_is_wrong_in_object_storage_is_said(bucket, monkeypatch):
         read_picture(listing.base, Found("gone.jpg", where=Remote("memory://bucket/gone.jpg")))
     assert read("memory://bucket/nowhere").found == []
     put_there("set/metadata.csv", "a,b\n1,2\n")
-    with pytest.raises(ValueError, match=r"metadata.csv names no pictures: its columns are \['a', 'b'\].*Rename the column"):
+    with pytest.raises(ValueError, match=r"metadata.csv names no pictures: its columns are \['a', 'b'\].*Rename the path column"):
         read(url)
 
 
@@ -784,26 +784,26 @@ def test_what_a_source_is_is_recognised(tmp_path):
     [
         ("", "foldr", ValueError, "--reader 'foldr' is unknown: did you mean folder"),
         ("nowhere", "auto", FileNotFoundError, "nowhere does not exist: give a folder of pictures"),
-        ("a.jpg", "auto", FileNotFoundError, "a.jpg is a file: give a folder of pictures, or a file of pictures' names"),
+        ("a.jpg", "auto", FileNotFoundError, "a.jpg is a file: give a folder of pictures, or a table of pictures"),
         ("a.jpg", "folder", FileNotFoundError, "a.jpg is a file: give a folder"),
         ("a.jpg", "classes", FileNotFoundError, "a.jpg is a file: give a folder"),
         ("", "manifest", FileNotFoundError, "is a folder: --reader manifest takes a file"),
         ("", "coco", FileNotFoundError, "is a folder: --reader coco takes a file"),
         ("", "remote", ValueError, "--reader remote takes an address like s3://"),
-        ("", "gutenberg", FileNotFoundError, "no books in .*: their pages are called NUMBER-h.htm"),
-        ("columns.csv", "auto", ValueError, r"names no pictures: its columns are \['a', 'b'\].*Rename the column of paths"),
+        ("", "gutenberg", FileNotFoundError, "no books in .*: their pages must be named NUMBER-h.htm"),
+        ("columns.csv", "auto", ValueError, r"names no pictures: its columns are \['a', 'b'\].*Rename the path column"),
         ("latin.csv", "auto", ValueError, "latin.csv, line 2: is not utf-8: byte 0xe9.*Save the table as UTF-8, or name its encoding: --encoding cp1252"),
-        ("line.jsonl", "auto", ValueError, "line.jsonl, line 2: is no valid JSON.*Write one JSON object a line"),
-        ("list.jsonl", "auto", ValueError, "list.jsonl, line 1: holds no JSON object.*Write one object a line"),
-        ("deep.jsonl", "auto", ValueError, "deep.jsonl, line 1: is no valid JSON"),
-        ("field.csv", "auto", ValueError, "field.csv, line 2: a quote opens and does not end"),
-        ("broken.parquet", "auto", ValueError, "broken.parquet is no Parquet file that can be read"),
-        ("cut.json", "auto", ValueError, "cut.json is no COCO file: it is not valid JSON. Give a captions_"),
-        ("deep.json", "auto", ValueError, "deep.json is no COCO file: it is not valid JSON"),
-        ("list.json", "auto", ValueError, "list.json is no COCO file: it holds a list"),
-        ("keys.json", "auto", ValueError, r"it holds the keys \['a'\], and not lists called images and annotations"),
+        ("line.jsonl", "auto", ValueError, "line.jsonl, line 2: is not valid JSON.*Write one JSON object per line"),
+        ("list.jsonl", "auto", ValueError, "list.jsonl, line 1: is not a JSON object.*Write one object per line"),
+        ("deep.jsonl", "auto", ValueError, "deep.jsonl, line 1: is not valid JSON"),
+        ("field.csv", "auto", ValueError, "field.csv, line 2: a quote is not closed"),
+        ("broken.parquet", "auto", ValueError, "broken.parquet is not a readable Parquet file"),
+        ("cut.json", "auto", ValueError, "cut.json is not a COCO file: it is not valid JSON. Give a captions_"),
+        ("deep.json", "auto", ValueError, "deep.json is not a COCO file: it is not valid JSON"),
+        ("list.json", "auto", ValueError, "list.json is not a COCO file: it holds a list"),
+        ("keys.json", "auto", ValueError, r"it holds the keys \['a'\], not lists named images and annotations"),
         ("boxes.json", "auto", ValueError, "boxes.json is a COCO file without captions"),
-        ("s3://bucket/x", "folder", ValueError, "--reader folder reads what is on this machine, and s3://bucket/x is an address"),
+        ("s3://bucket/x", "folder", ValueError, "--reader folder reads local files, and s3://bucket/x is an address"),
         ("nonsense://x", "auto", FileNotFoundError, "nonsense://x cannot be opened: Protocol not known.*Is the address right"),
         ("file:///nowhere/at/all", "auto", FileNotFoundError, "/nowhere/at/all does not exist"),
     ],

@@ -127,10 +127,10 @@ def test_a_table_without_a_known_column_of_captions_names_its_columns(tmp_path, 
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ('file_name,caption\na.jpg,"A wolf\nb.jpg,A fox\n', "line 2: a quote opens"),
-        ("file_name,caption\na.jpg,A wolf, and a fox\n", "line 2: 3 fields where the head has 2"),
-        ("file_name,caption\na.jpg\n", "line 2: 1 fields where the head has 2"),
-        ("file_name,caption,caption\na.jpg,A wolf,A fox\n", "two columns have one name"),
+        ('file_name,caption\na.jpg,"A wolf\nb.jpg,A fox\n', "line 2: a quote is not closed"),
+        ("file_name,caption\na.jpg,A wolf, and a fox\n", "line 2: 3 fields where the header has 2"),
+        ("file_name,caption\na.jpg\n", "line 2: 1 fields where the header has 2"),
+        ("file_name,caption,caption\na.jpg,A wolf,A fox\n", "two columns have the same name"),
     ],
 )
 def test_a_table_that_would_lose_words_is_refused_with_its_line(tmp_path, text, message):
@@ -240,7 +240,7 @@ def test_of_several_columns_of_pictures_the_image_is_taken_or_none(tmp_path):
     kinds["left"] = kinds.pop("image")
     rows["left"] = rows.pop("image")
     datasets.Dataset.from_dict(rows, features=datasets.Features(kinds)).save_to_disk(str(tmp_path / "two"))
-    with pytest.raises(ValueError, match="several columns of pictures, mask, left"):
+    with pytest.raises(ValueError, match="several picture columns, mask, left"):
         read(tmp_path / "two")
 
 

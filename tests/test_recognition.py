@@ -77,9 +77,9 @@ def test_texts_that_read_alike_are_no_rivals_and_a_draw_is_not_found():
 
 
 def test_too_few_pictures_are_told():
-    with pytest.raises(ValueError, match="15 pictures, and it takes 16 at least"):
+    with pytest.raises(ValueError, match="15 pictures; at least 16 with different descriptions are needed"):
         recognition.firsts(np.eye(15), [str(i) for i in range(15)])
-    with pytest.raises(ValueError, match="takes at least 160 pictures"):
+    with pytest.raises(ValueError, match="needs at least 160 pictures"):
         recognition.fit(*things(20, 0))
 
 

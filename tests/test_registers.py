@@ -36,7 +36,7 @@ def test_registers_are_those_that_the_model_knows():
 def test_registers_are_read_once_each_and_an_unknown_one_names_the_nearest():
     assert parse_registers("plain, Poetic,plain") == ("plain", "poetic")
     with pytest.raises(
-        ValueError, match=r"'poetry', which is no register: did you mean 'poetic'\? There are plain, poetic, era, social, alt"
+        ValueError, match=r"'poetry', which is not a register: did you mean 'poetic'\? The registers are plain, poetic, era, social, alt"
     ):
         parse_registers("plain,poetry")
     with pytest.raises(ValueError, match="--registers is empty"):
@@ -95,7 +95,7 @@ def test_json_is_found_in_what_models_put_around_it(text, names, answer):
 
 @pytest.mark.parametrize("text", ["", "{", '{"plain": ', "[1]", "A ship.", '{"plain": }', '{"a":' * 100_000 + "}"])
 def test_what_is_no_json_object_is_refused(text):
-    with pytest.raises(ValueError, match="answer is no JSON object"):
+    with pytest.raises(ValueError, match="answer is not a JSON object"):
         read_answer(text, ["plain", "alt"])
 
 
@@ -207,7 +207,7 @@ def test_templates_pass_over_what_is_not_known_and_say_nothing_of_nothing():
     ],
 )
 def test_names_read_naturally(name, natural):
-    assert registers.natural_name(name) == natural
+    assert registers.name_in_order(name) == natural
 
 
 def test_titles_are_short_and_abbreviations_whole():

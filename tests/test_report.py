@@ -138,7 +138,7 @@ def test_doubtful_pictures_that_were_kept_count_as_pairs(tmp_path):
     row, caption = kept(1)
     write_report(write(tmp_path, [kept(0), (row | {"status": "ambiguous", "reason": "map"}, caption)], [left_out("a", "blank")]))
     page = read(tmp_path)
-    assert "2 pictures (66.7%)" in page.words and len(page.images()) == 2 and "All that were kept" in page.words
+    assert "2 pictures (66.7%)" in page.words and len(page.images()) == 2 and "All kept pictures" in page.words
 
 
 def test_what_to_do_about_a_reason_fits_the_verdict(tmp_path):
@@ -188,7 +188,7 @@ def test_without_the_originals_their_names_stand_alone(tmp_path):
     out = write(tmp_path, [kept(0)], [left_out("gone.jpg", "map")])
     write_report(out)
     page = read(out)
-    assert len(page.images()) == 1 and "gone.jpg" in page.words and "original not at hand" in page.words
+    assert len(page.images()) == 1 and "gone.jpg" in page.words and "original not available" in page.words
 
 
 def test_files_outside_the_source_are_never_shown(tmp_path):
@@ -243,7 +243,7 @@ def test_contact_sheets_are_samples_of_bounded_size(tmp_path):
     write_report(out, opener=lambda path: jpeg(int(path.split(".")[0])))
     page = read(out)
     assert len(page.images()) == tool.KEPT_TILES + tool.REASON_TILES
-    assert "24 of them, drawn by lot" in page.words
+    assert "24 of them, drawn at random" in page.words
 
 
 def test_page_and_memory_stay_small_for_a_large_manifest(tmp_path):

@@ -268,7 +268,7 @@ def test_guidance_of_one_is_no_guidance_and_more_changes_the_picture(tiny_model)
     assert not torch.equal(
         plain.ids, run(tiny_model, [prompt_ids(v)] * 4, u, guidance_scale=3.0, unconditional_image=unconditional_image).ids
     )
-    with pytest.raises(ValueError, match="no prompt"):
+    with pytest.raises(ValueError, match="no unconditional prompt"):
         run(tiny_model, [prompt_ids(v)] * 4, u, guidance_scale=2.0)
 
 

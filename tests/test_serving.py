@@ -116,7 +116,7 @@ def test_only_legal_ids_keep_their_logits_and_a_seed_leaves_one():
 def test_ids_that_the_engine_has_not_got_yet_are_an_error_not_a_guess():
     row = GRAMMAR.row([SMALL.id("<bos>"), SMALL.id("<boi>")], written := [])
     written.append(-1)
-    with pytest.raises(RuntimeError, match="id -1 was written in a image span: turn the engine's asynchronous scheduling"):
+    with pytest.raises(RuntimeError, match="id -1 was generated in a image span: turn off the engine's asynchronous scheduling"):
         GRAMMAR.legal([row])
 
 
@@ -147,7 +147,7 @@ def test_a_full_prompt_is_none_too_long():
 def test_a_code_too_many_is_an_error_of_the_engine():
     row = GRAMMAR.row([SMALL.id("<bos>"), SMALL.id("<boi>")], [SMALL.code_offset] * 4)
     row.written.append(SMALL.code_offset)
-    with pytest.raises(RuntimeError, match="was written in a image span"):
+    with pytest.raises(RuntimeError, match="was generated in a image span"):
         GRAMMAR.legal([row])
 
 

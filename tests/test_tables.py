@@ -146,13 +146,13 @@ def test_the_table_of_descriptions_is_read_whole():
 @pytest.mark.parametrize(
     ("text", "line", "said"),
     [
-        ('key,caption\na,"The wolf\nb,A horse\nc,A mill\n', 2, "a quote opens and does not end"),
-        ('key,caption\na,x\nb,"The wolf\nc,"A horse"\n', 3, "does not end before line 4"),
-        ('f,caption\na.png,"The wolf\nb.png,A horse\nc.png,A gun of 5"\nd.png,x\n', 2, "takes in line 3"),
-        ('f,caption\n1,"The wolf\n2,A horse\n3,A gun of 5"\n', 2, "takes in line 3"),
-        ('key,caption\na,"Hold!" he said\n', 2, "behind a closing quote"),
-        ("key,caption\na,A ship, a mill\n", 2, "3 fields where the head has 2"),
-        ("key,caption,use\na,A ship\n", 2, "2 fields where the head has 3"),
+        ('key,caption\na,"The wolf\nb,A horse\nc,A mill\n', 2, "a quote is not closed"),
+        ('key,caption\na,x\nb,"The wolf\nc,"A horse"\n', 3, "is not closed before line 4"),
+        ('f,caption\na.png,"The wolf\nb.png,A horse\nc.png,A gun of 5"\nd.png,x\n', 2, "includes line 3"),
+        ('f,caption\n1,"The wolf\n2,A horse\n3,A gun of 5"\n', 2, "includes line 3"),
+        ('key,caption\na,"Hold!" he said\n', 2, "text follows a closing quote"),
+        ("key,caption\na,A ship, a mill\n", 2, "3 fields where the header has 2"),
+        ("key,caption,use\na,A ship\n", 2, "2 fields where the header has 3"),
         ("key,caption,Caption\na,b,c\n", 1, "'caption' and 'Caption'"),
         ("key,,caption\na,b,c\n", 1, "column 2 of 3 has no name"),
         ("key,caption\na,\0\n", 2, "zero byte"),
@@ -166,10 +166,10 @@ def test_faults_of_a_csv_name_the_line_and_the_way_out(tmp_path, text, line, sai
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ("key\tcaption\na\tA\tship\n", "line 2: 3 fields where the head has 2"),
-        ("key\tcaption\na\tA ship\nb\n", "line 3: 1 fields where the head has 2"),
+        ("key\tcaption\na\tA\tship\n", "line 2: 3 fields where the header has 2"),
+        ("key\tcaption\na\tA ship\nb\n", "line 3: 1 fields where the header has 2"),
         ("key\tcaption\na\tA\nship\n", "line 3: 1 fields"),
-        ('"key"\t"caption"\na\t"The wolf\nb\tx\n', "line 2: a quote opens and does not end"),
+        ('"key"\t"caption"\na\t"The wolf\nb\tx\n', "line 2: a quote is not closed"),
     ],
 )
 def test_faults_of_a_tsv(tmp_path, text, said):
@@ -179,10 +179,10 @@ def test_faults_of_a_tsv(tmp_path, text, said):
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ('{"key": "a"}\n{"key": \n', "line 2: is no valid JSON"),
-        ('{"key": "a"}\n\n["a"]\n', "line 3: holds no JSON object"),
-        ('{"key": "a", "key": "b"}\n', "line 1: the name 'key' is there twice"),
-        ('{"Key": "a", "key": "b"}\n', "line 1: two columns have one name"),
+        ('{"key": "a"}\n{"key": \n', "line 2: is not valid JSON"),
+        ('{"key": "a"}\n\n["a"]\n', "line 3: is not a JSON object"),
+        ('{"key": "a", "key": "b"}\n', "line 1: the name 'key' appears twice"),
+        ('{"Key": "a", "key": "b"}\n', "line 1: two columns have the same name"),
         ("\n", "is empty"),
     ],
 )
@@ -192,9 +192,9 @@ def test_faults_of_a_jsonl(tmp_path, text, said):
 
 def test_faults_of_a_parquet(tmp_path):
     pa, pq = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
-    assert "no Parquet file" in fault(write(tmp_path / "t.parquet", "key,caption\n"))
+    assert "not a readable Parquet file" in fault(write(tmp_path / "t.parquet", "key,caption\n"))
     pq.write_table(pa.table({"Key": ["a"], "key": ["b"]}), tmp_path / "two.parquet")
-    assert "two columns have one name" in fault(tmp_path / "two.parquet")
+    assert "two columns have the same name" in fault(tmp_path / "two.parquet")
 
 
 def test_bytes_that_are_not_utf8_are_named_with_what_they_may_be(tmp_path):
@@ -210,7 +210,7 @@ def test_bytes_that_are_not_utf8_are_named_with_what_they_may_be(tmp_path):
 
 def test_empty_unknown_and_missing_files(tmp_path):
     assert "is empty" in fault(write(tmp_path / "t.csv", ""))
-    assert "no table" in fault(write(tmp_path / "t.xlsx", "x"))
+    assert "not a table" in fault(write(tmp_path / "t.xlsx", "x"))
     assert len(read_table(write(tmp_path / "head.csv", "key,caption\n"))) == 0
     with pytest.raises(FileNotFoundError):
         read_table(tmp_path / "none.csv")

@@ -216,6 +216,6 @@ def test_whole_shards_are_left_alone_and_others_are_written_anew(tmp_path):
 
 def test_shards_left_over_from_a_larger_set_are_refused(tmp_path):
     toy.write_shards(tmp_path, 20, seed=1, side=32, shard_size=10)
-    with pytest.raises(ValueError, match=r"train-00001\.tar lies beyond the 1 shards"):
+    with pytest.raises(ValueError, match=r"train-00001\.tar is not one of the 1 shards"):
         toy.write_shards(tmp_path, 10, seed=1, side=32, shard_size=10)
     toy.write_shards(tmp_path, 10, seed=1, side=32, prefix="val", shard_size=10)  # another prefix is another set

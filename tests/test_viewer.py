@@ -49,7 +49,7 @@ def test_captions_that_read_alike_are_never_offered_together():
     every = [Shown(str(i), f"Caption {i % 12}.", "bird", Image.new("L", (8, 8))) for i in range(60)]
     questions = viewer.ask(every, 6, 0)
     assert len({q.pair.caption for q in questions}) == 6 and all(len(set(q.options)) == 4 for q in questions)
-    with pytest.raises(ValueError, match=r"60 pairs of 12 captions do not suffice for 10 pictures .*--viewer-n"):
+    with pytest.raises(ValueError, match=r"60 pairs of 12 captions are too few for 10 pictures .*--viewer-n"):
         viewer.ask(every, 10, 0)
 
 
@@ -157,8 +157,8 @@ def test_names_that_say_nothing_are_none(written, tmp_path):
     (lambda lines: ["1 e", *lines[1:]], r"1 e: the captions have the letters a to d"),
     (lambda lines: [*lines, "31 a"], r"no picture has the number 31; the key has 1 to 30"),
     (lambda lines: [*lines, "2 a", "2 b"], r"answers picture 2 twice"),
-    (lambda lines: ["b", *lines[1:]], r"line 1: 'b' does not begin with a picture's number"),
-    (lambda lines: ["1 a moth", *lines[1:]], r"line 1: 'a moth' is no letter"),
+    (lambda lines: ["b", *lines[1:]], r"line 1: 'b' does not begin with a picture number"),
+    (lambda lines: ["1 a moth", *lines[1:]], r"line 1: 'a moth' is not a letter"),
 ])  # fmt: skip
 def test_what_is_missing_or_wrong_is_named(written, change, error, tmp_path):
     _, key, questions = written
@@ -174,7 +174,7 @@ def test_missing_answers_may_count_as_wrong(written, tmp_path):
 
 def test_a_file_that_is_no_key_is_refused(tmp_path):
     (tmp_path / "key.json").write_text('{"pictures": [{"number": 1}]}')
-    with pytest.raises(ValueError, match="is no key of a viewer's sheet"):
+    with pytest.raises(ValueError, match="is not the key of a viewer's sheet"):
         viewer_score.read_key(tmp_path / "key.json")
     with pytest.raises(FileNotFoundError, match="name the key"):
         viewer_score.read_key(tmp_path / "none.json")

@@ -1,4 +1,4 @@
-"""Captioning: the models that write captions, and the journal of what they wrote."""
+"""Captioning: the models that write captions, and the journals of their results."""
 
 from data_tools.captioning.endpoints import Endpoint, EndpointError, EndpointRefusal, Reply, public_url
 from data_tools.captioning.local_models import (
@@ -6,7 +6,7 @@ from data_tools.captioning.local_models import (
     SHAPES,
     ChatModel,
     Generation,
-    InHalves,
+    HalvingBatches,
     LocalModel,
     load_captioner,
     load_rewriter,
@@ -14,6 +14,6 @@ from data_tools.captioning.local_models import (
 )
 
 __all__ = [
-    "EXAMPLES", "SHAPES", "ChatModel", "Endpoint", "EndpointError", "EndpointRefusal", "Generation", "InHalves", "LocalModel", "Reply",
+    "EXAMPLES", "SHAPES", "ChatModel", "Endpoint", "EndpointError", "EndpointRefusal", "Generation", "HalvingBatches", "LocalModel", "Reply",
     "load_captioner", "load_rewriter", "public_url", "short_name",
 ]  # fmt: skip

@@ -1,17 +1,17 @@
-"""From a table: captions that people wrote, merged into image shards. The work behind `data_tools.caption --from`.
+"""From a table: merges captions that people wrote into image shards. Implements `data_tools.caption --from`.
 
     python -m data_tools.caption shards/ --from captions.tsv --out described/
     python -m data_tools.caption engravings/ plates/ --from descriptions.tsv --out described/ --seed 0
 
-A row names its picture by `key` (with `folder`, the name of the shards' folder, where several hold the same keys) or by its path
-(`file_name`, `path` …, as `prepare` recorded it or as it stands in the shard). Its columns are registers: the caption column is
-`plain`; `poetic`, `social`, `era`, `alt` are themselves. `kind` (or `subject`) becomes the subject, `thing` the thing, and rows whose
-`use` is 0 are left out. What the table lacks comes by rule: `alt` from technique and description, `thing` from the description
-(text/things.py, English), `era` from the caption that was there, if it is another. Bytes of pictures stay as they are.
+A row names its picture by `key` (plus `folder`, the name of the shards' folder, if several hold the same keys) or by path
+(`file_name`, `path` …, as recorded by `prepare` or as in the shard). Columns are registers: the caption column is `plain`; `poetic`,
+`social`, `era`, `alt` keep their names. `kind` (or `subject`) becomes the subject, `thing` the thing; rows with `use` 0 are left
+out. Rules fill in what the table lacks: `alt` from technique and description, `thing` from the description (text/things.py,
+English), `era` from the earlier caption, if it differs. The pictures' bytes do not change.
 
-Shards of one folder keep their names and order; those of several are shuffled together, split by split (train-*, val-*), and written as
-new ones. A shard is written aside and renamed, with a stamp of all that went into it: a killed run, typed again, goes on
-and ends with the same bytes. Every row without a picture and every picture without a row is counted, and named in left-out.jsonl.
+Shards of one folder keep their names and order; those of several are shuffled together within each split (train-*, val-*) and written
+as new shards. Each shard is written to a temporary file and renamed, with a stamp (hash) of its inputs: the same command resumes a
+killed run and ends with the same bytes. Rows without a picture and pictures without a row are counted and listed in left-out.jsonl.
 """
 
 from __future__ import annotations
@@ -53,30 +53,30 @@ from tokun.data.shards import key_and_suffix
 from tokun.utils.errors import UserError, reading
 from tokun.utils.lock import alone_in
 
-LAYOUT = 1  # of what is written: another number, another stamp
+LAYOUT = 1  # version of the output, part of the stamp
 KEY_COLUMNS = ("key", "__key__")
 KINDS = ("kind", "subject")
 NO = frozenset({"0", "0.0", "false", "no"})
 PATHS_IN_RECORD = ("path", "source_file", "file_name")
-NAMED = 3  # of what is left out, in the report; all are in left-out.jsonl
+NAMED = 3  # left-out items named in the report; left-out.jsonl lists all
 
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    """What decides the bytes, beside the table and the shards."""
+    """The settings that decide the output, beside the table and the shards."""
 
     caption_column: str = ""
-    """The column of the plain caption; "": the first known name."""
+    """The column of the plain caption; "": the first known column."""
     encoding: str = "utf-8"
     quoting: str = "auto"
     seed: int = 0
-    """Of the order in which several folders are mixed."""
+    """Seed of the order in which several folders are mixed."""
     shard_size: int = 1000
-    """Pictures in a shard, where several folders are mixed."""
+    """Pictures per shard when several folders are mixed."""
     min_things: int = 20
-    """Pictures that a thing needs to be kept."""
+    """Fewest pictures for a thing to be kept."""
     keep_undescribed: bool = False
-    """Pictures without a row stay, as they are."""
+    """Keep pictures without a row, unchanged."""
 
     def __post_init__(self) -> None:
         for name in ("shard_size", "min_things"):
@@ -90,12 +90,12 @@ class Options:
 
 @dataclass(frozen=True)
 class Columns:
-    """Which column is what."""
+    """The role of each column."""
 
     texts: dict[str, str]
     """register -> its column"""
     keys: str
-    """The column that names the picture by key, "" where paths do."""
+    """The column with the picture's key; "" if paths name the pictures."""
     paths: str
     folder: str
     kind: str
@@ -104,7 +104,7 @@ class Columns:
 
     @classmethod
     def of(cls, table: Table, wanted: str) -> Columns:
-        """Raises TableError where no column names pictures, or none holds captions."""
+        """Raises TableError if no column names pictures, or none holds captions."""
 
         def first(names: Iterable[str]) -> str:
             return next((name for name in names if name in table.columns), "")
@@ -115,8 +115,8 @@ class Columns:
         keys, paths = first(KEY_COLUMNS), first(PATH_COLUMNS)
         if not keys and not paths:
             raise TableError(
-                f"{table.name} names no pictures: its columns are {', '.join(table.columns)}. Give it a column key (of the shard's member), "
-                f"or one of paths ({', '.join(PATH_COLUMNS[:4])} …)"
+                f"{table.name} names no pictures: its columns are {', '.join(table.columns)}. Add a column key (the member's key in the shard), "
+                f"or a column of paths ({', '.join(PATH_COLUMNS[:4])} …)"
             )
         known = {*texts.values(), keys or paths, "use", first(["folder"]), first(KINDS), first(["thing"])}
         order = ("plain", *registers.REGISTERS)
@@ -128,7 +128,7 @@ class Columns:
 
 @dataclass(frozen=True)
 class Described:
-    """What one row says of its picture."""
+    """What one row says about its picture."""
 
     line: int
     use: bool
@@ -136,12 +136,12 @@ class Described:
     kind: str
     thing: str
     where: str
-    """Folder and key, or path, as the row has them."""
+    """Folder and key, or path, as in the row."""
 
 
 @dataclass
 class Rows:
-    """A table's rows by the picture they name, and what all of them together taught."""
+    """A table's rows by the picture they name, and the lexicon learnt from all of them."""
 
     table: Table
     columns: Columns
@@ -154,7 +154,7 @@ class Rows:
 
     @classmethod
     def read(cls, path: Path, options: Options) -> Rows:
-        """Raises TableError where the table cannot be read, or two rows are of one picture."""
+        """Raises TableError if the table cannot be read, or two rows name the same picture."""
         table = read_table(path, encoding=options.encoding, quoting=options.quoting)
         columns = Columns.of(table, options.caption_column)
         rows = cls(table, columns, hashlib.sha256(path.read_bytes()).hexdigest())
@@ -170,13 +170,13 @@ class Rows:
         name = values[c.keys or c.paths]
         if name is None:
             raise TableError(
-                f"{self.table.name}, line {line}: {c.keys or c.paths} is empty, so nobody knows which picture it is. Fill it in, or take the row out"
+                f"{self.table.name}, line {line}: {c.keys or c.paths} is empty, so the picture is unknown. Fill it in, or remove the row"
             )
         name = str(name) if c.keys else clean_path(str(name))
         where = f"{values[c.folder]}/{name}" if c.folder and values[c.folder] is not None else name
         if before := self.by_id.get(where):
             raise TableError(
-                f"{self.table.name}, lines {before.line} and {line} are both of {where}: keep one row a picture, with a column for each register"
+                f"{self.table.name}, lines {before.line} and {line} are both about {where}: keep one row per picture, with a column for each register"
             )
         texts = {register: " ".join(str(values[column]).split()) for register, column in c.texts.items() if values[column] is not None}
         use = str(values.get("use", 1)).strip().lower() not in NO
@@ -190,7 +190,7 @@ class Rows:
         return row.thing or (self.lexicon.thing(row.texts["plain"]) if "plain" in row.texts else "")
 
     def find(self, folder: str, pair: Pair) -> Described | None:
-        """The row of a picture. Raises TableError where two rows may be meant."""
+        """The row of a picture. Raises TableError if two rows may apply."""
         if self.columns.keys:
             return self.by_id.get(f"{folder}/{pair.key}" if self.columns.folder else pair.key) or (
                 self.by_id.get(pair.key) if self.columns.folder else None
@@ -201,10 +201,10 @@ class Rows:
         for path in own:
             if row := self.by_id.get(path):
                 return row
-        close = sorted({row for path in own for row in self.by_name.get(path.rpartition("/")[2], []) if ends_alike(row, path)})
+        close = sorted({row for path in own for row in self.by_name.get(path.rpartition("/")[2], []) if same_ending(row, path)})
         if len(close) > 1:
             raise TableError(
-                f"{self.table.name}: rows {' and '.join(close[:2])} may both be of {own[0]}. Give paths as the shards' JSON has them"
+                f"{self.table.name}: rows {' and '.join(close[:2])} may both be about {own[0]}. Give paths as in the shards' JSON"
             )
         return self.by_id[close[0]] if close else None
 
@@ -213,17 +213,17 @@ def clean_path(path: str) -> str:
     return re.sub(r"^(?:\./)+", "", re.sub(r"/+", "/", path.strip().replace("\\", "/")))
 
 
-def ends_alike(one: str, other: str) -> bool:
+def same_ending(one: str, other: str) -> bool:
     return f"/{one}".endswith(f"/{other}") or f"/{other}".endswith(f"/{one}")
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# the plan: which pairs go where
+# the plan: which pair goes into which shard
 
 
 @dataclass(frozen=True)
-class Told:
-    """What the report counts of one new record."""
+class Counted:
+    """The facts about one new record that the report counts."""
 
     registers: tuple[str, ...] = ()
     subject: str = ""
@@ -234,19 +234,19 @@ class Told:
 
 @dataclass
 class Plan:
-    """Every pair of the sources in a few arrays, and what becomes of it."""
+    """Every source pair, in a few arrays, and where it goes."""
 
     shards: list[Path]
     shard: list[int] = field(default_factory=list)
     start: list[int] = field(default_factory=list)
     end: list[int] = field(default_factory=list)
     key: list[str] = field(default_factory=list)
-    row: list[str] = field(default_factory=list)  # what the row is called, "" for none
-    told: list[Told] = field(default_factory=list)
+    row: list[str] = field(default_factory=list)  # the row's name for the picture, "" without a row
+    told: list[Counted] = field(default_factory=list)
     left_out: list[dict[str, Any]] = field(default_factory=list)
     damaged: list[str] = field(default_factory=list)
     folders: list[str] = field(default_factory=list)  # name of each shard's folder
-    named: dict[str, int] = field(default_factory=dict)  # rows that have a picture -> the shard of the first
+    named: dict[str, int] = field(default_factory=dict)  # rows with a picture -> the shard of the first
     pictures: int = 0
 
     @property
@@ -254,7 +254,7 @@ class Plan:
         return len({shard.parent for shard in self.shards}) > 1
 
     def outputs(self, options: Options) -> Iterator[tuple[str, list[int]]]:
-        """(name of a new shard, numbers of its pairs in order)."""
+        """(name of a new shard, numbers of its pairs in order) of each shard."""
         of_shard: dict[int, list[int]] = {}
         for number, shard in enumerate(self.shard):
             of_shard.setdefault(shard, []).append(number)
@@ -271,19 +271,19 @@ class Plan:
                 yield f"{split}-{part:05d}.tar", mixed[start : start + options.shard_size]
 
     def pair(self, number: int) -> Pair:
-        """A pair, read from its own place."""
+        """A pair, read from its source shard."""
         shard = self.shards[self.shard[number]]
         with open(shard, "rb") as file:
             file.seek(self.start[number])
             data = file.read(self.end[number] - self.start[number])
         found = list(read_pairs_in(shard, data))
         if len(found) != 1 or found[0].key != self.key[number]:
-            raise UserError(f"{shard} was changed while it was read: run again")
+            raise UserError(f"{shard} changed while it was being read: run again")
         return found[0]
 
 
 def read_pairs_in(shard: Path, data: bytes) -> Iterator[Pair]:
-    """The pairs in a part of a tar."""
+    """The pairs in a part of a tar file."""
     with tarfile.open(fileobj=io.BytesIO(data), mode="r:") as tar:
         pair: Pair | None = None
         for info in tar:
@@ -301,7 +301,7 @@ def split_of(shard: Path) -> str:
 
 
 def sources(paths: Iterable[str | Path], out: Path) -> list[Path]:
-    """The shards that are named, by path, folder or pattern. Raises UserError or FileNotFoundError, with the way out."""
+    """The shards given by path, folder or pattern. Raises UserError or FileNotFoundError, with the way out."""
     found: list[Path] = []
     for path in map(Path, paths):
         path = path.expanduser()
@@ -312,12 +312,12 @@ def sources(paths: Iterable[str | Path], out: Path) -> list[Path]:
 
 
 def make_plan(shards: list[Path], rows: Rows, options: Options, *, progress: bool) -> Plan:
-    """Find each pair's row. Raises TableError where it is not clear which pair a row means."""
+    """Find each pair's row. Raises TableError if a row is ambiguous."""
     plan = Plan(shards, folders=[shard.resolve().parent.name for shard in shards])
     parents = {shard.resolve().parent for shard in shards}
     if rows.columns.folder and len({parent.name for parent in parents}) < len(parents):
         raise UserError(
-            f"two folders of shards have one name ({', '.join(sorted(plan.folders))}), by which {rows.table.name} tells them: rename one"
+            f"two shard folders have the same name ({', '.join(sorted(plan.folders))}), so {rows.table.name} cannot tell them apart: rename one"
         )
     twice = Counter[tuple[str, str]]()
     for number, shard in enumerate(tqdm(shards, desc="matching", unit="shard", disable=not progress)):
@@ -336,7 +336,7 @@ def make_plan(shards: list[Path], rows: Rows, options: Options, *, progress: boo
 
 
 def _match(plan: Plan, number: int, pair: Pair, rows: Rows, options: Options) -> None:
-    """Enter one pair into the plan, or its reason into what is left out."""
+    """Add one pair to the plan, or to what is left out, with the reason."""
     folder = plan.folders[number]
     found = rows.find(folder, pair)
     record = read_record(pair)
@@ -345,7 +345,7 @@ def _match(plan: Plan, number: int, pair: Pair, rows: Rows, options: Options) ->
         if plan.shards[first].parent != plan.shards[number].parent:
             raise TableError(
                 f"{rows.table.name}, line {found.line}: {found.where} is in {plan.folders[first]} and in {plan.folders[number]}. "
-                "Give the table a column folder that says which, with the name of the shards' folder"
+                "Add a column folder to the table, with the name of the shards' folder"
             )
     reason = ""
     if pair.image is None:
@@ -366,11 +366,11 @@ def _match(plan: Plan, number: int, pair: Pair, rows: Rows, options: Options) ->
         plan.end.append(pair.end)
         plan.key.append(pair.key)
         plan.row.append(found.where if found else "")
-        plan.told.append(tell(described_record(record or {}, found, rows)) if found else Told())
+        plan.told.append(count_facts(described_record(record or {}, found, rows)) if found else Counted())
 
 
 def _refuse_twice(plan: Plan, twice: set[tuple[str, str]]) -> None:
-    """Take out all pairs of a key that several pairs of one folder have: nobody knows which of them a row is about."""
+    """Remove all pairs whose key occurs several times in one folder: it is unknown which of them a row is about."""
     keep = [n for n in range(len(plan.key)) if (str(plan.shards[plan.shard[n]].parent), plan.key[n]) not in twice]
     for n in sorted(set(range(len(plan.key))) - set(keep)):
         shard = plan.shard[n]
@@ -387,10 +387,10 @@ def _refuse_twice(plan: Plan, twice: set[tuple[str, str]]) -> None:
 
 
 def described_record(record: dict[str, Any], row: Described, rows: Rows) -> dict[str, Any]:
-    """A pair's record with what its row says, and what follows from it by rule.
+    """A pair's record with its row's values and what the rules derive from them.
 
-    `caption` is the plain one, if the row has it; the one that was there becomes register `era`, or, where the row has that, is kept among
-    `earlier_captions`. `caption_sources` says of each where it comes from: table, printed or rule.
+    `caption` becomes the row's plain caption, if any. The earlier caption becomes register `era` or, if the row has an `era`, moves to
+    `earlier_captions`. `caption_sources` states the origin of each: table, printed or rule.
     """
     table = {"source": "table", "model": "", "table": Path(rows.table.name).name, "sha256": rows.fingerprint[:16]}
     captions = {name: {"text": text, **table, "column": rows.columns.texts[name]} for name, text in row.texts.items()}
@@ -415,24 +415,24 @@ def described_record(record: dict[str, Any], row: Described, rows: Rows) -> dict
     return tree
 
 
-def tell(record: dict[str, Any]) -> Told:
-    return Told(tuple(record["captions"]), str(record.get("subject", "")), str(record.get("thing", "")), hash(record.get("caption", "")))
+def count_facts(record: dict[str, Any]) -> Counted:
+    return Counted(tuple(record["captions"]), str(record.get("subject", "")), str(record.get("thing", "")), hash(record.get("caption", "")))
 
 
 def alt_text(technique: str, description: str, lexicon: Lexicon) -> str:
     """ "wood engraving", "A moth." -> "Wood engraving: a moth." """
     if not technique:
         return description
-    return f"{technique[0].upper()}{technique[1:]}: {lexicon.opens_small(description)}"
+    return f"{technique[0].upper()}{technique[1:]}: {lexicon.lowercase_start(description)}"
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# the whole
+# the whole run
 
 
 @dataclass
 class Report:
-    """What came of it."""
+    """The result."""
 
     table: str
     rows: int
@@ -455,7 +455,7 @@ class Report:
         columns = ", ".join(f"{register} from {column}" for register, column in self.columns.items())
         lines = [
             f"{'table':<12} {self.table}: {self.rows:,} rows, {self.read_as}; {columns}",
-            f"{'pictures':<12} {self.pictures:,}, of which {self.written:,} are written into {len(self.shards):,} shards",
+            f"{'pictures':<12} {self.pictures:,}, {self.written:,} of them written to {len(self.shards):,} shards",
             f"{'registers':<12} " + " · ".join(f"{name} {count:,}" for name, count in self.registers.items()),
             f"{'tags':<12} {self.subjects:,} subjects · {self.things:,} things, on {self.with_thing:,} pictures",
         ]
@@ -465,17 +465,17 @@ class Report:
             some = ", ".join(self.named[reason]) + (" …" if count > len(self.named[reason]) else "")
             lines.append(f"{'left out':<12} {count:,} × {reason}: {some}")
         if self.left_out:
-            lines.append(f"{'':<12} all of them in {out / LEFT_OUT}")
+            lines.append(f"{'':<12} all are listed in {out / LEFT_OUT}")
         if self.alike:
             lines.append(f"{'WARNING':<12} {self.alike}")
         return "\n".join([*lines, *(f"{'damaged':<12} {what}" for what in self.damaged)])
 
 
 def merge(paths: Iterable[str | Path], table: Path, out: Path, options: Options, *, progress: bool = False) -> Report:
-    """Write the shards of `paths` with the captions of `table` into `out`. The story of this file, top to bottom.
+    """Write the shards of `paths` with the captions of `table` into `out`.
 
-    Raises TableError, UserError or FileNotFoundError, with the way out: a table or shards that cannot be read, an `out` of something else,
-    no row that belongs to a picture.
+    Raises TableError, UserError or FileNotFoundError, with the way out: the table or a shard cannot be read, `out` holds something
+    else, or no row belongs to a picture.
     """
     shards = sources(paths, out)
     rows = Rows.read(table, options)
@@ -483,11 +483,11 @@ def merge(paths: Iterable[str | Path], table: Path, out: Path, options: Options,
     if out.exists() and not out.is_dir():
         raise UserError(f"--out {out} is a file: name a folder")
     if not (out / STATE).exists() and any(out.glob("*.tar")):
-        raise UserError(f"--out {out} holds shards that are not of this tool (there is no {STATE}): name another folder")
+        raise UserError(f"--out {out} holds shards that this tool did not write (there is no {STATE}): name another folder")
     with alone_in(out, option="--out"):
         plan = make_plan(shards, rows, options, progress=progress)
         if not any(plan.row):
-            raise TableError(none_fits(rows, plan))
+            raise TableError(no_match_reason(rows, plan))
         (out / STATE).mkdir(exist_ok=True)
         begin(out, shards, rows, options)
         report = report_of(plan, rows)
@@ -514,10 +514,10 @@ def report_of(plan: Plan, rows: Rows) -> Report:
     return report
 
 
-def none_fits(rows: Rows, plan: Plan) -> str:
+def no_match_reason(rows: Rows, plan: Plan) -> str:
     row = next(iter(rows.by_id.values()), None)
     if row is None:
-        return f"{rows.table.name} has a head and no rows"
+        return f"{rows.table.name} has a header but no rows"
     reasons = Counter(one["reason"] for one in plan.left_out)
     if plan.named:
         return f"{rows.table.name}: no picture is left ({', '.join(f'{count:,} × {reason}' for reason, count in reasons.items())})"
@@ -530,26 +530,26 @@ def none_fits(rows: Rows, plan: Plan) -> str:
 
 
 def begin(out: Path, shards: list[Path], rows: Rows, options: Options) -> None:
-    """Note what this folder is of. Raises UserError where it is of something else."""
+    """Record what this folder is made from. Raises UserError if it was made from something else."""
     state = out / STATE / "from.json"
     settings = {
         "layout": LAYOUT, "table": Path(rows.table.name).name, "sha256": rows.fingerprint, **asdict(options),
         "shards": [[shard.resolve().parent.name, shard.name, shard.stat().st_size] for shard in shards],
     }  # fmt: skip
     if state.exists():
-        with reading(state, f"Delete {out} to begin anew"):
+        with reading(state, f"Delete {out} to start over"):
             found = json.loads(state.read_text(encoding="utf-8"))
         changed = [name for name in settings if found.get(name) != settings[name]]
         if changed:
             raise UserError(
-                f"--out {out} was begun otherwise ({', '.join(changed)} differ). Give the same to go on, name another --out, or delete it to begin anew"
+                f"--out {out} was started with other inputs ({', '.join(changed)} differ). Give the same to resume, name another --out, or delete it"
             )
     else:
         write_whole(state, json.dumps(settings, indent=1) + "\n")
 
 
 def write_all(folder: Folder, plan: Plan, rows: Rows, options: Options, report: Report, *, progress: bool) -> None:
-    """Write every shard that does not stand there made of the very same, and count what is in all of them."""
+    """Write every shard that does not already exist with the same inputs, and count the contents of all."""
     prefixed = plan.several and len(set(plan.key)) < len(plan.key)
 
     def pairs(numbers: list[int], bar: Any) -> Iterator[Pair]:
@@ -575,7 +575,7 @@ def write_all(folder: Folder, plan: Plan, rows: Rows, options: Options, report: 
             if path.exists() and stamp_path.exists() and stamp_path.read_text() == stamp:
                 bar.update(len(numbers))
             else:
-                stamp_path.unlink(missing_ok=True)  # or, behind a kill, a stamp would stand beside a shard that is not what it says
+                stamp_path.unlink(missing_ok=True)  # else, after a kill, the stamp could belong to another shard's contents
                 write_shard(path, pairs(numbers, bar))
                 write_whole(stamp_path, stamp)
             report.shards[name] = len(numbers)

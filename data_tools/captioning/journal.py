@@ -1,13 +1,13 @@
-"""Journals: what `caption` has done, row by row, and the shards that are made of it.
+"""Journals: the results of `caption`, row by row, and the shards made from them.
 
-    OUT/.caption/SHARD.jsonl          one line a batch of captioned rows, added as it is done
+    OUT/.caption/SHARD.jsonl          one line per batch of captioned rows, appended when it is done
     OUT/.caption/SHARD.scores.jsonl   the same of CLIP scores
-    OUT/SHARD.tar                     made of the source shard and its journals alone, written aside and renamed
-    OUT/caption.json                  the settings and the counts; OUT/left-out.jsonl: what --keep-best left out
+    OUT/SHARD.tar                     made only from the source shard and its journals; written to a temporary file and renamed
+    OUT/caption.json                  the settings and the counts; OUT/left-out.jsonl: the rows that --keep-best left out
 
-A killed run leaves journals without their last line, and shards that are whole or not there: the next run goes on with
-both, and ends with the bytes of a run that was not killed. A row is a dict: {"row", "key", "attempt", "captions":
-{register: {"text", "source", "model", …}}, "failures": {register: reason}}. Knows shards and rows; no models, no prompts.
+A killed run may leave a journal without its last line; each shard is either complete or missing. The next run resumes from
+both and ends with the same bytes as an uninterrupted run. A row is a dict: {"row", "key", "attempt", "captions":
+{register: {"text", "source", "model", …}}, "failures": {register: reason}}. Knows shards and rows, not models or prompts.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from tokun.utils.errors import UserError
 RECORD = "caption.json"
 LEFT_OUT = "left-out.jsonl"
 STATE = ".caption"
-ALL = sys.maxsize  # rows of a shard, where no limit is set
+ALL = sys.maxsize  # rows of a shard without a limit
 
 Rows = dict[int, dict[str, Any]]
 Scores = dict[int, dict[str, dict[str, float]]]  # row -> register -> {"clip", "clip_percentile"}
@@ -51,10 +51,10 @@ def sha256(text: str) -> str:
 
 
 class Journal:
-    """What is done of one shard. The first line says of what; each further one is a list of rows, or what the shard's end told.
+    """The finished rows of one shard. The first line is a header (inputs and settings); each other line is a list of rows, or the end record.
 
-    Of a row written twice, the later one counts. A line that a killed process left unfinished is cut off. Held by one
-    process at a time. Raises UserError when another holds it, when it is damaged, or when its rows are of something else.
+    If a row was written twice, the later one counts. An incomplete last line, left by a killed process, is removed. One process
+    at a time can open it. Raises UserError if another has it open, if it is damaged, or if its header differs.
     """
 
     def __init__(self, path: Path, head: dict[str, Any]):
@@ -65,24 +65,24 @@ class Journal:
             fcntl.flock(self.file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             os.close(self.file)
-            raise UserError(f"{path} is held by another run: let it end, or name another --out") from error
+            raise UserError(f"{path} is in use by another run: wait for it to finish, or name another --out") from error
         whole = path.read_bytes()
         whole = whole[: whole.rfind(b"\n") + 1]
-        os.ftruncate(self.file, len(whole) if whole.count(b"\n") > 1 else 0)  # a head alone binds nobody
+        os.ftruncate(self.file, len(whole) if whole.count(b"\n") > 1 else 0)  # a header without rows is discarded
         if whole.count(b"\n") <= 1:
             self._write(head)
         found, self.rows = read_journal(path)
         if changes := differences(found, head):
             os.close(self.file)
-            raise UserError(f"{path} was begun otherwise ({changes}): name another --out, or delete that file to begin it anew")
+            raise UserError(f"{path} was started with other settings ({changes}): name another --out, or delete that file to start it over")
 
     def add(self, rows: list[dict[str, Any]]) -> None:
-        """Append rows that belong together: after a kill all of them are there, or none."""
+        """Append rows that belong together: after a kill, either all or none of them are there."""
         self._write(rows)
         self.rows.update((row["row"], row) for row in rows)
 
     def end(self, *, pairs: int, damaged: list[str]) -> None:
-        """Note how many pairs the shard turned out to have, and what of it could not be read."""
+        """Record the number of pairs in the shard and what could not be read."""
         self._write({"pairs": pairs, "damaged": damaged})
 
     def _write(self, record: Any) -> None:
@@ -99,7 +99,7 @@ class Journal:
 
 
 def read_journal(path: Path) -> tuple[dict[str, Any], Rows]:
-    """The head of a journal with what the shard's end told, and the rows; ({}, {}) where there is none yet."""
+    """(header of a journal with the record of the shard's end, rows); ({}, {}) if there is none yet."""
     try:
         data = path.read_bytes()
     except FileNotFoundError:
@@ -114,12 +114,12 @@ def read_journal(path: Path) -> tuple[dict[str, Any], Rows]:
             else:
                 rows.update((int(row["row"]), row) for row in record)
         except (ValueError, LookupError, TypeError, RecursionError) as error:
-            raise UserError(f"line {number + 1} of {path} is damaged: delete the file to caption its shard again") from error
+            raise UserError(f"line {number + 1} of {path} is damaged: delete the file to recaption its shard") from error
     return head, rows
 
 
 def differences(found: dict[str, Any], head: dict[str, Any]) -> str:
-    """What of `head` is otherwise in `found`, in words; "" where nothing is."""
+    """The differences of `found` from `head`, in words; "" if there are none."""
     flat_found, flat_head = ({**tree, **tree.get("settings", {})} for tree in (found, head))
     names = [name for name in flat_head if name != "settings" and flat_found.get(name) != flat_head[name]]
     return "; ".join(f"{name}: {flat_found.get(name)!r} then, {flat_head[name]!r} now" for name in names)
@@ -127,7 +127,7 @@ def differences(found: dict[str, Any], head: dict[str, Any]) -> str:
 
 @dataclass(frozen=True)
 class Folder:
-    """The output folder, and what lies where in it."""
+    """The output folder and the paths in it."""
 
     out: Path
 
@@ -138,34 +138,34 @@ class Folder:
         return self.out / STATE / f"{shard.stem}.scores.jsonl"
 
     def stamp(self, shard: Path) -> Path:
-        """The hash of all that went into the shard as it was last written."""
+        """The file with the hash of all inputs of the shard as last written."""
         return self.out / STATE / f"{shard.stem}.stamp"
 
     @contextmanager
-    def alone(self) -> Iterator[None]:
-        """Held by one process at a time; others wait."""
+    def locked(self) -> Iterator[None]:
+        """Lock the folder for one process; others wait."""
         (self.out / STATE).mkdir(parents=True, exist_ok=True)
         with open(self.out / STATE / "lock", "w") as file:
             fcntl.flock(file, fcntl.LOCK_EX)
             yield
 
     def check(self, shards: list[Path], settings: dict[str, Any]) -> None:
-        """Raise UserError where the folder holds something else, or these shards' rows by other settings."""
+        """Raise UserError if the folder holds something else, or rows of these shards made with other settings."""
         if self.out.exists() and not self.out.is_dir():
             raise UserError(f"--out {self.out} is a file: name a folder")
         if not (self.out / STATE).exists() and any(self.out.glob("*.tar")):
-            raise UserError(f"--out {self.out} holds shards that are not of this tool (there is no {STATE}): name another folder")
+            raise UserError(f"--out {self.out} holds shards that this tool did not write (there is no {STATE}): name another folder")
         for shard in shards:
             head, rows = read_journal(self.journal(shard))
             if rows and (changes := differences(head, {"settings": settings, "bytes": shard.stat().st_size})):
                 raise UserError(
-                    f"--out {self.out} was begun with other settings ({changes}). Give the same ones to go on, or name another --out"
+                    f"--out {self.out} was started with other settings ({changes}). Give the same ones to resume, or name another --out"
                 )
 
     def retry_attempt(self, shards: Iterable[Path]) -> int:
-        """The number of this round of retries: rows that failed in an earlier one are tried. Kept until the round is finished."""
+        """The number of this round of retries, kept until the round is finished: it retries rows that failed in an earlier round."""
         path = self.out / STATE / "retry"
-        with self.alone():
+        with self.locked():
             if not path.exists():
                 attempts = [row["attempt"] for shard in shards for row in read_journal(self.journal(shard))[1].values() if row["failures"]]
                 write_whole(path, str(1 + max(attempts, default=0)))
@@ -173,23 +173,23 @@ class Folder:
 
 
 def require_image_shards(shards: Iterable[Path], out: Path) -> None:
-    """Raise UserError where a shard lies in `out` itself, or among code shards."""
+    """Raise UserError if a shard is in `out` itself, or among code shards."""
     for shard in shards:
         if shard.parent.resolve() == out.resolve():
-            raise UserError(f"--out {out} is the folder of {shard.name} itself: name another, so that the source stays as it is")
+            raise UserError(f"--out {out} is the folder of {shard.name} itself: name another, so that the source is not changed")
         if (shard.parent / "codes.json").exists():
             raise UserError(f"{shard.parent} holds code shards (codes.json), which have no pictures: give the image shards")
 
 
 def write_whole(path: Path, text: str) -> None:
-    """A small text file, whole or not there."""
+    """Write a small text file atomically."""
     aside = path.with_name(f"{path.name}.partial")
     aside.write_text(text, encoding="utf-8")
     os.replace(aside, path)
 
 
 def done_rows(folder: Folder, shard: Path, *, limit: int, attempt: int, clip: bool = False) -> Rows | None:
-    """The first `limit` rows of a shard, in order, where nothing is left to do for them; else None."""
+    """The first `limit` rows of a shard, in order, if all of them are done; else None."""
     head, rows = read_journal(folder.journal(shard))
     rows = {number: row for number, row in sorted(rows.items()) if number < limit}
     if len(rows) < min(limit, head.get("pairs", ALL)) or any(row["failures"] and row["attempt"] < attempt for row in rows.values()):
@@ -199,14 +199,14 @@ def done_rows(folder: Folder, shard: Path, *, limit: int, attempt: int, clip: bo
 
 
 def rows_left(folder: Folder, shard: Path, limit: int, attempt: int) -> int:
-    """For the bar alone: how many rows of a shard wait for a model."""
+    """How many rows of a shard are still to do; only for the progress bar."""
     rows = read_journal(folder.journal(shard))[1]
     done = sum(not (row["failures"] and row["attempt"] < attempt) for number, row in rows.items() if number < limit)
     return min(limit, count_pairs(shard)) - done
 
 
 def count_pairs(shard: Path) -> int:
-    """The pairs of a shard, from its headers alone: where it breaks off, about."""
+    """The number of pairs in a shard, from its headers alone; approximate if it is truncated."""
     count, last = 0, None
     try:
         with tarfile.open(shard, "r:") as tar:
@@ -214,12 +214,12 @@ def count_pairs(shard: Path) -> int:
                 key, _ = key_and_suffix(info.name)
                 count, last = count + (key != last), key
     except (tarfile.TarError, OSError, EOFError):
-        pass  # what can be read is captioned, and the rest is told at the end
+        pass  # the readable part is captioned, and the rest is reported at the end
     return count
 
 
 def limits_of(shards: list[Path], limit: int) -> dict[Path, int]:
-    """How many rows of each shard to caption: all, or the first `limit` of all shards in order."""
+    """How many rows of each shard to caption: all, or the first `limit` over all shards in order."""
     if not limit:
         return dict.fromkeys(shards, ALL)
     limits, left = {}, limit
@@ -235,7 +235,7 @@ def limits_of(shards: list[Path], limit: int) -> dict[Path, int]:
 
 
 def read_record(pair: Pair) -> dict[str, Any] | None:
-    """KEY.json as a dict, empty where there is none; None where it is damaged."""
+    """KEY.json as a dict: empty if missing, None if damaged."""
     try:
         record = json.loads(pair.members.get("json", b"{}"))
     except (ValueError, RecursionError):
@@ -244,9 +244,9 @@ def read_record(pair: Pair) -> dict[str, Any] | None:
 
 
 def new_record(record: dict[str, Any], row: dict[str, Any], order: Iterable[str], scores: dict[str, dict[str, float]]) -> dict[str, Any]:
-    """A pair's record with the captions of its row. `caption` stays, unless it is empty.
+    """A pair's record with the captions of its row. `caption` stays unless it is empty.
 
-    An older caption of the same register, other than the source text itself, moves to `earlier_captions`.
+    An older caption of the same register, unless it is the source text itself, moves to `earlier_captions`.
     """
     caption = record["caption"] if isinstance(record.get("caption"), str) else ""
     captions, sources = (dict(record[name]) if isinstance(record.get(name), dict) else {} for name in ("captions", "caption_sources"))
@@ -272,19 +272,19 @@ def new_record(record: dict[str, Any], row: dict[str, Any], order: Iterable[str]
 
 
 def with_captions(shard: Path, rows: Rows, order: Iterable[str], scores: Scores, left_out: set[int]) -> Iterator[Pair]:
-    """The pairs of a shard with their new records; rows without a result and rows left out are passed over."""
+    """The pairs of a shard with their new records; rows without a result and left-out rows are skipped."""
     for number, pair in enumerate(read_pairs(shard, [])):
         if number not in rows or number in left_out:
             continue
         record = read_record(pair)
-        if record is not None:  # a damaged one stays as it is
+        if record is not None:  # a damaged record stays unchanged
             tree = new_record(record, rows[number], order, scores.get(number, {}))
             pair.members["json"] = json.dumps(tree, ensure_ascii=False).encode("utf-8", "backslashreplace")
         yield pair
 
 
 def write_shard(path: Path, pairs: Iterable[Pair]) -> None:
-    """Write pairs into a tar aside, and rename it: the same pairs give the same bytes, with nothing of this machine or hour."""
+    """Write pairs to a temporary tar and rename it. The same pairs give the same bytes on any machine at any time."""
     aside = path.with_name(path.name + ".partial")
     with tarfile.open(aside, "w", format=tarfile.GNU_FORMAT) as tar:
         for pair in pairs:
@@ -298,22 +298,22 @@ def write_shard(path: Path, pairs: Iterable[Pair]) -> None:
 
 
 def publish_shard(folder: Folder, shard: Path, rows: Rows, order: tuple[str, ...], scores: Scores, left_out: set[int]) -> None:
-    """Write a shard, unless it stands there made of the very same."""
+    """Write a shard, unless it already exists with the same inputs."""
     made_of = [shard.stat().st_size, order, sorted(rows.items()), sorted(scores.items()), sorted(left_out)]
     stamp, path = sha256(json.dumps(made_of)), folder.stamp(shard)
     if (folder.out / shard.name).exists() and path.exists() and path.read_text() == stamp:
         return
-    path.unlink(missing_ok=True)  # or, behind a kill, a stamp would stand beside a shard that is not what it says
+    path.unlink(missing_ok=True)  # else, after a kill, the stamp could belong to another shard's contents
     write_shard(folder.out / shard.name, with_captions(shard, rows, order, scores, left_out))
     write_whole(path, stamp)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# scores within the whole set
+# scores relative to the whole set
 
 
 def texts_id(row: dict[str, Any]) -> str:
-    """A short hash of a row's captions: a score of others is none."""
+    """A short hash of a row's captions: scores of other captions do not count."""
     return sha256(json.dumps({name: entry["text"] for name, entry in row["captions"].items()}, sort_keys=True))[:16]
 
 
@@ -322,27 +322,27 @@ def is_scored(row: dict[str, Any], scored: Rows) -> bool:
 
 
 def percentiles(values: Iterable[float]) -> list[float]:
-    """For each value, the share of all that lie below it, ties counted half, in percent with one decimal."""
+    """For each value, the percentage of all values below it (ties count half), with one decimal."""
     values = list(values)
     ordered = sorted(values)
     return [round(50 * (bisect_left(ordered, v) + bisect_right(ordered, v)) / len(ordered), 1) for v in values]
 
 
 @dataclass
-class Standing:
-    """Where each row's captions stand within the whole set, by shard name; and the rows that are left out for it."""
+class Ranking:
+    """The rank of each row's captions within the whole set, by shard name, and the rows left out because of it."""
 
     scores: dict[str, Scores] = field(default_factory=dict)
     left_out: dict[str, set[int]] = field(default_factory=dict)
-    reasons: list[dict[str, Any]] = field(default_factory=list)  # of what is left out
+    reasons: list[dict[str, Any]] = field(default_factory=list)  # of the rows left out
 
 
-def standing(folder: Folder, shards: Iterable[Path], rows_of: Callable[[Path], Rows], keep_best: float) -> Standing:
-    """Percentiles of all scores, register by register, and the rows that the share `keep_best` leaves out.
+def rank_rows(folder: Folder, shards: Iterable[Path], rows_of: Callable[[Path], Rows], keep_best: float) -> Ranking:
+    """Percentiles of all scores within their register, and the rows left out by the share `keep_best`.
 
-    A row stands by the mean percentile of its captions. Rows without a score cannot stand, and are left out as well.
+    A row ranks by the mean percentile of its captions. Rows without a score are left out as well.
     """
-    result = Standing()
+    result = Ranking()
     keys: dict[tuple[str, int], str] = {}  # of all rows, by shard name and number
     values: dict[str, list[tuple[str, int, float]]] = {}  # register -> (shard name, row, score)
     for shard in shards:
@@ -361,7 +361,7 @@ def standing(folder: Folder, shards: Iterable[Path], rows_of: Callable[[Path], R
     return result
 
 
-def leave_out_worst(result: Standing, keys: dict[tuple[str, int], str], means: dict[tuple[str, int], float], keep_best: float) -> None:
+def leave_out_worst(result: Ranking, keys: dict[tuple[str, int], str], means: dict[tuple[str, int], float], keep_best: float) -> None:
     best = set(sorted(means, key=lambda place: (-means[place], place))[: math.ceil(keep_best * len(means))])
     for place, key in keys.items():
         if place not in best:
@@ -376,19 +376,19 @@ def leave_out_worst(result: Standing, keys: dict[tuple[str, int], str], means: d
 
 
 def outcome(row: dict[str, Any]) -> str:
-    """A row in one word or few: captioned, or why a register is missing."""
+    """A row's outcome in a few words: captioned, or why a register is missing."""
     return "captioned" if not row["failures"] else next(iter(row["failures"].values()))
 
 
-SOURCES = ("model", "endpoint", "rewriter", "template")  # who wrote a caption
+SOURCES = ("model", "endpoint", "rewriter", "template")  # of a caption
 
 
 @dataclass
 class Report:
-    """What came of it all, from the journals alone."""
+    """The result of the whole run, from the journals alone."""
 
     rows: int = 0
-    captions: int = 0  # of all registers together
+    captions: int = 0  # in all registers
     outcomes: Counter[str] = field(default_factory=Counter)
     registers: dict[str, Counter[str]] = field(default_factory=dict)  # register -> {source or reason: rows}
     tokens: list[int] = field(default_factory=lambda: [0, 0])  # of prompts, of answers
@@ -396,7 +396,7 @@ class Report:
     left_out: int = 0
     damaged: list[str] = field(default_factory=list)
     texts: dict[str, set[str]] = field(default_factory=dict)
-    """Register -> hashes of its different captions, `MOST_TEXTS` at most."""
+    """Register -> hashes of its distinct captions, at most `MOST_TEXTS`."""
 
     def add(self, row: dict[str, Any]) -> None:
         self.rows += 1
@@ -411,31 +411,31 @@ class Report:
                 texts.add(sha256(entry["text"])[:16])
 
     def doubts(self) -> list[str]:
-        """What makes captions useless for training, in whole sentences: too few, from templates alone, nearly all alike."""
+        """Warnings about captions that are useless for training, as sentences: too few, only templates, nearly all alike."""
         told = []
         for name, written in self.written().items():
             if 2 * written < self.rows:
                 told.append(
-                    f"Only {written:,} of {self.rows:,} pictures have a {name} caption. Try the rest again with --retry-failed, or with another captioner."
+                    f"Only {written:,} of {self.rows:,} pictures have a {name} caption. Retry the rest with --retry-failed, or use another captioner."
                 )
             if self.registers[name]["template"] == written:
                 told.append(
-                    f"All {written:,} {name} captions are templates filled with metadata: nobody looked at the pictures. Give a captioner: --model or --endpoint."
+                    f"All {written:,} {name} captions are templates filled with metadata, written without looking at the pictures. Give a captioner: --model or --endpoint."
                 )
             if same := self.alike(name, written):
                 told.append(f"{name}: {same}")
         return told
 
     def written(self) -> dict[str, int]:
-        """Register -> its captions, by name; registers without one are left out."""
+        """Register -> number of its captions, sorted by name; registers without captions are left out."""
         counts = {name: sum(results[source] for source in SOURCES) for name, results in sorted(self.registers.items())}
         return {name: count for name, count in counts.items() if count}
 
     def alike(self, register: str, written: int) -> str:
         return alike({"kept": written, "distinct": len(self.texts[register])})
 
-    def says_nothing(self) -> bool:
-        """Whether the captions of every register are templates and nearly all alike."""
+    def is_useless(self) -> bool:
+        """Whether, in every register, the captions are templates and nearly all alike."""
         written = self.written()
         return bool(written) and all(
             self.registers[name]["template"] == count and self.alike(name, count) for name, count in written.items()
@@ -461,7 +461,7 @@ class Report:
 
 
 def ordered(counts: Counter[str]) -> dict[str, int]:
-    """The most frequent first, equals by name."""
+    """The counts, the most frequent first, ties by name."""
     return dict(sorted(counts.items(), key=lambda item: (-item[1], item[0])))
 
 
@@ -469,20 +469,20 @@ def finish(
     folder: Folder, limits: dict[Path, int], settings: dict[str, Any], *,
     attempt: int, clip: str, keep_best: float, prices: tuple[float, float],
 ) -> Report | None:  # fmt: skip
-    """Write all shards as the journals of all of them say, and the record; None while other processes are still at work.
+    """Write all shards from their journals, and the record; None while other processes are still working.
 
-    `limits`: shard -> rows of it. `clip` names what scored ("" for nothing), `prices` are those of a million tokens.
+    `limits`: shard -> number of its rows. `clip`: the scoring model, "" if none. `prices`: per million tokens.
     """
 
     def rows_of(shard: Path) -> Rows | None:
         return done_rows(folder, shard, limit=limits[shard], attempt=attempt, clip=bool(clip))
 
-    with folder.alone():
+    with folder.locked():
         if any(rows_of(shard) is None for shard in limits):
             return None
-        stand = standing(folder, limits, rows_of, keep_best) if clip else Standing()
+        stand = rank_rows(folder, limits, rows_of, keep_best) if clip else Ranking()
         report, left = Report(left_out=len(stand.reasons)), {}
-        for shard in limits:  # one shard's rows in memory at a time
+        for shard in limits:  # keeps only one shard's rows in memory
             rows, left_out = rows_of(shard), stand.left_out.get(shard.name, set())
             publish_shard(folder, shard, rows, tuple(settings["registers"]), stand.scores.get(shard.name, {}), left_out)
             for row in rows.values():

@@ -1,13 +1,13 @@
-"""Local models that turn a picture and a prompt into words, or words into other words, through transformers.
+"""Local models, run through transformers, that turn a picture and a prompt into text, or text into other text.
 
-Three shapes differ in what goes in and what is cut from what comes out:
+Three shapes differ in their inputs and in what is cut from their outputs:
 
-    caption   BLIP, BLIP-2, GIT: a picture in, words out, no prompt
+    caption   BLIP, BLIP-2, GIT: a picture in, text out, no prompt
     task      Florence-2, PaliGemma: a picture and a fixed task prompt
     chat      Qwen-VL, SmolVLM, LLaVA, Gemma …: a picture and any question, through the chat template
 
-`TextModel` rewrites. Knows pictures and prompts; knows no shards and no registers. Torch and transformers are imported when
-a model is loaded.
+`TextModel` rewrites text. Knows pictures and prompts, not shards or registers. Torch and transformers are imported when a
+model is loaded.
 """
 
 from __future__ import annotations
@@ -29,18 +29,18 @@ from tokun.utils.errors import UserError
 
 T, R = TypeVar("T"), TypeVar("R")
 SHAPES = ("caption", "task", "chat")
-TASKS = {"florence2": "<MORE_DETAILED_CAPTION>", "paligemma": "caption en"}  # by model type: the task asked by default
+TASKS = {"florence2": "<MORE_DETAILED_CAPTION>", "paligemma": "caption en"}  # default task by model type
 EXAMPLES = "Salesforce/blip2-opt-2.7b, florence-community/Florence-2-large, Qwen/Qwen2.5-VL-7B-Instruct"
 
 
 class OutOfMemory(UserError, MemoryError):
-    """One item alone does not fit."""
+    """A single item does not fit into memory."""
 
 
-class InHalves:
-    """Calls a batched function on a list, and with half as many items at a time whenever memory runs out.
+class HalvingBatches:
+    """Calls a batched function on a list, and halves the batch size whenever memory runs out.
 
-    The size that fitted is kept for the calls that follow. Raises OutOfMemory when one item alone is too much.
+    The size that fitted is kept for later calls. Raises OutOfMemory if a single item does not fit.
     """
 
     def __init__(self, function: Callable[[list[T]], list[R]], size: int):
@@ -57,7 +57,7 @@ class InHalves:
                 if not is_out_of_memory(error):
                     raise
                 if len(batch) == 1:
-                    raise OutOfMemory("one picture alone does not fit into memory: take a smaller model, or --dtype bfloat16") from error
+                    raise OutOfMemory("a single picture does not fit into memory: use a smaller model, or --dtype bfloat16") from error
             free_memory()  # outside the handler: the error holds the tensors of the failed batch
             self.size = max(1, len(batch) // 2)
         return done
@@ -66,7 +66,7 @@ class InHalves:
 def is_out_of_memory(error: BaseException) -> bool:
     import torch
 
-    told = str(error).lower()  # older CUDA calls and the CPU's allocator raise a plain RuntimeError
+    told = str(error).lower()  # older CUDA calls and the CPU allocator raise a plain RuntimeError
     return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or "out of memory" in told or "can't allocate memory" in told
 
 
@@ -79,14 +79,14 @@ def free_memory() -> None:
 
 @dataclass(frozen=True, kw_only=True)
 class Generation:
-    """How a local model is run. Seed and temperature are given at each call."""
+    """How a local model is run. Seed and temperature are arguments of each call."""
 
     device: str = "auto"
-    """cpu, cuda, cuda:1; auto: the process's own GPU where there is one."""
+    """cpu, cuda, cuda:1; auto: the process's own GPU, if any."""
     dtype: str = "auto"
     """float32, bfloat16, float16; auto: bfloat16 on a GPU, float32 elsewhere."""
     max_new_tokens: int = 96
-    """Tokens of an answer at most."""
+    """Most tokens of an answer."""
 
     def __post_init__(self) -> None:
         if self.max_new_tokens < 1:
@@ -94,34 +94,34 @@ class Generation:
 
 
 class LocalModel:
-    """A model of transformers with what turns words and pictures into its inputs. Base of the shapes."""
+    """A transformers model with its processor. Base class of the shapes."""
 
     shape = ""
-    fixed_prompt: str | None = None  # of models that take no prompt but their own
+    fixed_prompt: str | None = None  # of models that only take their own prompt
 
     def __init__(self, *, model: Any, processor: Any, name: str, revision: str, generation: Generation, device: str, dtype: Any):
         self.model, self.processor, self.name, self.revision = model, processor, name, revision
         self.generation, self.device, self.dtype = generation, device, dtype
         self.tokenizer = getattr(processor, "tokenizer", processor)
         self.encoder_decoder = bool(getattr(model.config, "is_encoder_decoder", False))
-        # decoder-only models go on from the last position: it must hold the prompt's last token
+        # decoder-only models continue from the last position, which must hold the prompt's last token
         self.tokenizer.padding_side = "right" if self.encoder_decoder else "left"
         if self.tokenizer.pad_token is None:
             self.tokenizer.pad_token = self.tokenizer.eos_token
         self.takes_types = "token_type_ids" in inspect.signature(model.forward).parameters
 
     def inputs(self, images: list[Image.Image], prompts: list[str]) -> Any:
-        """What the processor makes of pictures and prompts: named tensors, one row each."""
+        """The processor's output for pictures and prompts: named tensors, one row each."""
         raise NotImplementedError
 
     def texts(self, ids: Any, width: int) -> list[str]:
-        """Generated ids (B, T) -> texts. The first `width` columns are the padded prompt, where the model gives it back."""
+        """Generated ids (B, T) -> texts. The first `width` columns are the padded prompt, if the model returns it."""
         if not self.encoder_decoder:
             ids = ids[:, width:]
         return self.tokenizer.batch_decode(ids, skip_special_tokens=True)
 
     def write(self, images: list[Image.Image], prompts: list[str], *, seed: int = 0, temperature: float = 0.0) -> list[str]:
-        """One text for each picture and its prompt. Temperature 0: the likeliest token each time; above, `seed` decides what is drawn."""
+        """One text for each picture and its prompt. Temperature 0 is greedy; above 0, `seed` decides the sampling."""
         import torch
 
         inputs = dict(self.inputs(images, prompts))
@@ -134,7 +134,7 @@ class LocalModel:
         return self.texts(ids, inputs["input_ids"].shape[1] if "input_ids" in inputs else 0)
 
     def how(self, temperature: float) -> Any:
-        """The checkpoint's generation settings (its end and padding ids) with ours; its habits of drawing are taken away."""
+        """The checkpoint's generation settings (end and padding ids) with ours; its sampling settings are reset."""
         how = copy.deepcopy(self.model.generation_config)
         how.update(max_length=None, max_new_tokens=self.generation.max_new_tokens, num_beams=1)
         how.update(do_sample=temperature > 0, temperature=temperature or None, top_p=None, top_k=None, min_p=None, typical_p=None)
@@ -144,7 +144,7 @@ class LocalModel:
 
 
 class CaptionModel(LocalModel):
-    """A picture in, words out; prompts are not for them."""
+    """A picture in, text out. Prompts are ignored."""
 
     shape = "caption"
     fixed_prompt = ""
@@ -153,11 +153,11 @@ class CaptionModel(LocalModel):
         return self.processor(images=images, return_tensors="pt")
 
     def texts(self, ids: Any, width: int) -> list[str]:
-        return self.tokenizer.batch_decode(ids, skip_special_tokens=True)  # these models give no prompt back
+        return self.tokenizer.batch_decode(ids, skip_special_tokens=True)  # these models do not return the prompt
 
 
 class TaskModel(LocalModel):
-    """A picture and a task of the model's own, the same for all; prompts are not for them."""
+    """A picture and one of the model's own tasks, the same for all. Prompts are ignored."""
 
     shape = "task"
 
@@ -167,7 +167,7 @@ class TaskModel(LocalModel):
 
 
 class ChatModel(LocalModel):
-    """A picture and a question. Prompts of a batch differ in length: padded on the left, answers cut at the padded length."""
+    """A picture and a question. Prompts differ in length: they are padded on the left, and answers start at the padded length."""
 
     shape = "chat"
 
@@ -181,13 +181,13 @@ class ChatModel(LocalModel):
         )
 
     def padded(self) -> dict[str, Any]:
-        """The keyword that asks for padding: processors of transformers 5 want theirs apart from the template's."""
+        """The keyword for padding: in transformers 5 the processor's options are passed apart from the template's."""
         own = inspect.signature(self.processor.apply_chat_template).parameters
         return {"processor_kwargs": {"padding": True}} if "processor_kwargs" in own else {"padding": True}
 
 
 class TextModel(LocalModel):
-    """A language model with a chat template: words in, words out."""
+    """A language model with a chat template: text in, text out."""
 
     shape = "text"
 
@@ -202,21 +202,21 @@ KINDS: dict[str, type[LocalModel]] = {kind.shape: kind for kind in (CaptionModel
 
 
 def load_captioner(model: str, *, revision: str | None, shape: str, task: str, generation: Generation) -> LocalModel:
-    """The captioner of a Hub id or folder, in the given shape or the one that its type tells ("auto").
+    """The captioner of a Hub id or folder, in the given shape, or by its type ("auto").
 
-    Raises UserError when it cannot be found or is no image-to-text model, each with the way out.
+    Raises UserError, with the way out, if it cannot be found or is not an image-to-text model.
     """
     import transformers
 
     config = from_pretrained(transformers.AutoConfig, model, revision, flag="--model")
     if config.model_type not in image_to_text_types():
-        raise UserError(f"--model {model} is a {config.model_type}, which is no image-to-text model: take one like {EXAMPLES}")
+        raise UserError(f"--model {model} is a {config.model_type}, not an image-to-text model: use one like {EXAMPLES}")
     processor = from_pretrained(transformers.AutoProcessor, model, revision, flag="--model")
     if shape == "auto":
         has_template = bool(getattr(processor, "chat_template", None))
         shape = "task" if config.model_type in TASKS else "chat" if has_template else "caption"
     if shape == "chat" and not getattr(processor, "chat_template", None):
-        raise UserError(f"--shape chat needs a chat template, and {model} has none: take an instruction-tuned model, or --shape caption")
+        raise UserError(f"--shape chat needs a chat template, and {model} has none: use an instruction-tuned model, or --shape caption")
     device, dtype = device_and_dtype(generation)
     network = load_network(transformers.AutoModelForImageTextToText, model, revision, flag="--model", dtype=dtype)
     captioner = KINDS[shape](
@@ -231,13 +231,13 @@ def load_captioner(model: str, *, revision: str | None, shape: str, task: str, g
 
 
 def load_rewriter(model: str, *, generation: Generation) -> TextModel:
-    """The language model of a Hub id or folder. Raises UserError when it is none, or has no chat template."""
+    """The language model of a Hub id or folder. Raises UserError if it is not one, or has no chat template."""
     import transformers
 
     config = from_pretrained(transformers.AutoConfig, model, None, flag="--rewriter")
     tokenizer = from_pretrained(transformers.AutoTokenizer, model, None, flag="--rewriter")
     if not getattr(tokenizer, "chat_template", None):
-        raise UserError(f"--rewriter {model} has no chat template: take an instruction-tuned model like Qwen/Qwen3-4B-Instruct-2507")
+        raise UserError(f"--rewriter {model} has no chat template: use an instruction-tuned model like Qwen/Qwen3-4B-Instruct-2507")
     device, dtype = device_and_dtype(generation)
     network = load_network(transformers.AutoModelForCausalLM, model, None, flag="--rewriter", dtype=dtype)
     return TextModel(
@@ -247,7 +247,7 @@ def load_rewriter(model: str, *, generation: Generation) -> TextModel:
 
 
 def from_pretrained(kind: Any, model: str, revision: str | None, *, flag: str, **options: Any) -> Any:
-    """`kind.from_pretrained`, its many errors as one that names the flag."""
+    """`kind.from_pretrained`, with its many errors turned into one that names the flag."""
     try:
         with reach.fetched(model, flag):
             return kind.from_pretrained(model, revision=revision, **options)
@@ -257,14 +257,14 @@ def from_pretrained(kind: Any, model: str, revision: str | None, *, flag: str, *
         what = "folder" if Path(model).is_dir() else "name"
         reason = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(". ")
         told = f"{flag} {model} cannot be loaded as {kind.__name__}: {reason}"
-        raise UserError(f"{told}. Check the {what}, or the way to the Hub") from error
+        raise UserError(f"{told}. Check the {what}, or the connection to the Hub") from error
 
 
 def load_network(kind: Any, model: str, revision: str | None, *, flag: str, dtype: Any) -> Any:
-    """The weights, all of them: transformers draws at random what a checkpoint lacks, which would caption in gibberish."""
+    """Load the model and check that no weights are missing: transformers initialises those at random, which gives gibberish."""
     network, info = from_pretrained(kind, model, revision, flag=flag, dtype=dtype, output_loading_info=True)
     if missing := sorted(info["missing_keys"]):
-        raise UserError(f"{flag} {model} is incomplete: {len(missing)} of its weights are missing ({missing[0]}, …). Fetch it again")
+        raise UserError(f"{flag} {model} is incomplete: {len(missing)} of its weights are missing ({missing[0]}, …). Download it again")
     return network
 
 
@@ -275,7 +275,7 @@ def image_to_text_types() -> set[str]:
 
 
 def device_and_dtype(generation: Generation) -> tuple[str, Any]:
-    """Where the model lies, and its kind of numbers."""
+    """The model's device and dtype."""
     import torch
 
     device = choose_device(generation.device)
@@ -284,7 +284,7 @@ def device_and_dtype(generation: Generation) -> tuple[str, Any]:
 
 
 def short_name(model: str) -> str:
-    """A Hub id as it is; a folder's own name, without the path that leads to it on this machine."""
+    """A Hub id unchanged; a folder's name without its path on this machine."""
     return Path(model).resolve().name if Path(model).is_dir() else model
 
 

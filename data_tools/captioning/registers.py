@@ -1,8 +1,8 @@
-"""Registers: the voices a caption is written in. What to ask of a model, what to refuse of its answer, and what can be
-said without one.
+"""Registers: the voices a caption is written in. Prompts for models, checks of their answers, and templates for captions
+without a model.
 
-Pure functions on words: `ask` writes a prompt, `tidy` and `fault` judge an answer, `template` makes a caption from
-metadata alone. Knows no files, no pictures and no models, and runs without torch.
+Pure functions on text: `ask` writes a prompt, `tidy` and `fault` judge an answer, `template` makes a caption from
+metadata alone. Knows nothing of files, pictures or models, and runs without torch.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ from typing import Any
 from tokun.utils.errors import BadSample, UserError
 
 REGISTERS = ("plain", "poetic", "era", "social", "alt")  # those of tokun/tokenizers/vocabulary.py, which needs torch
-MAX_CHARACTERS = 1200  # of a caption: more is a model that did not stop
+MAX_CHARACTERS = 1200  # of a caption; more means that the model did not stop
 MAX_FACT = 300  # characters of one fact in a prompt
 
 
 def parse_registers(text: str) -> tuple[str, ...]:
-    """'plain,poetic' -> the registers named, each once. Raises UserError naming the nearest register."""
+    """'plain,poetic' -> the registers, each once. Raises UserError that suggests the nearest register."""
     names = tuple(dict.fromkeys(name.strip().lower() for name in text.split(",") if name.strip()))
     if not names:
         raise UserError(f"--registers is empty: give some of {', '.join(REGISTERS)}")
@@ -31,17 +31,17 @@ def parse_registers(text: str) -> tuple[str, ...]:
         if name not in REGISTERS:
             near = difflib.get_close_matches(name, REGISTERS, n=1, cutoff=0.4)
             hint = f"did you mean {near[0]!r}? " if near else ""
-            raise UserError(f"--registers names {name!r}, which is no register: {hint}There are {', '.join(REGISTERS)}")
+            raise UserError(f"--registers names {name!r}, which is not a register: {hint}The registers are {', '.join(REGISTERS)}")
     return names
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# what is known of a picture
+# known facts about a picture
 
 
 @dataclass(frozen=True)
 class Facts:
-    """What a picture's record says of it, each "" where unknown. `caption` is the printed one."""
+    """The facts in a picture's record, "" if unknown. `caption` is the printed one."""
 
     caption: str = ""
     title: str = ""
@@ -51,7 +51,7 @@ class Facts:
     subject: str = ""
 
     def only(self, names: Sequence[str]) -> Facts:
-        """These facts, those not named forgotten."""
+        """A copy with only the named facts."""
         return Facts(**{name: getattr(self, name) for name in names})
 
     def __bool__(self) -> bool:
@@ -59,14 +59,14 @@ class Facts:
 
 
 FACTS = tuple(Facts.__dataclass_fields__)
-FIELDS = {  # fact -> the fields of a record that may hold it, the first that does wins
+FIELDS = {  # fact -> the fields of a record that may hold it, in order of precedence
     "caption": ("caption",), "title": ("title",), "author": ("author",), "illustrator": ("illustrator", "artist"),
     "technique": ("technique", "style"), "subject": ("subject", "category"),
 }  # fmt: skip
 
 
 def facts_of(record: dict[str, Any]) -> Facts:
-    """The facts in a record; a field that is no text is passed over."""
+    """The facts in a record; fields that are not text are ignored."""
     texts = {name: one_line(value) for name, value in record.items() if isinstance(value, str)}
     facts = {fact: next((texts[name] for name in names if texts.get(name)), "") for fact, names in FIELDS.items()}
     for tag in ("technique", "subject"):  # "wood-engraving", "line illustration (unspecified)"
@@ -75,14 +75,14 @@ def facts_of(record: dict[str, Any]) -> Facts:
 
 
 def one_line(text: str) -> str:
-    """One line in Unicode NFC: no control characters, no surplus spaces, half a surrogate pair replaced."""
+    """The text as one line in Unicode NFC: no control characters, no surplus spaces, lone surrogates replaced."""
     text = text.encode("utf-8", "replace").decode("utf-8")
     text = "".join(" " if unicodedata.category(c) == "Cc" else c for c in text if c not in "\ufeff\u00ad\u200b")
     return " ".join(unicodedata.normalize("NFC", text).split())
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# asking
+# prompts
 
 SOCIAL = "a short post about the picture for a social network, one or two lively sentences, "
 INSTRUCTIONS = {
@@ -99,19 +99,19 @@ AS_JSON = "Answer with one JSON object that has these keys and, for each, a stri
 
 
 def instruction(register: str, *, hashtags: bool) -> str:
-    """What is wanted in a register, as words that follow 'Write'."""
+    """The instruction for a register, to follow 'Write'."""
     if register == "social":
         return SOCIAL + ("with two to four hashtags at the end" if hashtags else "without hashtags")
     return INSTRUCTIONS[register]
 
 
 def ask(register: str, facts: Facts, *, hashtags: bool, description: str | None = None) -> str:
-    """The prompt for one register: of a model that sees the picture, or of one that has its `description` instead."""
+    """The prompt for one register, for a model that sees the picture or one that gets its `description` instead."""
     return f"Write {instruction(register, hashtags=hashtags)}.\n{_known(facts, description)}{ALONE}"
 
 
 def ask_json(registers: Sequence[str], facts: Facts, *, hashtags: bool, description: str | None = None) -> str:
-    """The prompt for several registers at once, answered as a JSON object of `schema`."""
+    """The prompt for several registers at once, to be answered with a JSON object that follows `schema`."""
     keys = "".join(f"- {register}: {instruction(register, hashtags=hashtags)}\n" for register in registers)
     return f"Write captions of one picture. {AS_JSON}\n{keys}{_known(facts, description)}"
 
@@ -123,7 +123,7 @@ def schema(registers: Sequence[str]) -> dict[str, Any]:
 
 
 def frame(registers: Sequence[str], *, hashtags: bool) -> str:
-    """All words of our own that a prompt for these registers may hold: an answer that repeats them is an echo."""
+    """All fixed wording in prompts for these registers: an answer that repeats it is an echo."""
     asked = " ".join(f"Write {instruction(register, hashtags=hashtags)}." for register in registers)
     return f"{asked} Write captions of one picture. {SEEN} {UNSEEN} {ALONE} {AS_JSON}"
 
@@ -154,11 +154,11 @@ REFUSAL = re.compile(
 )
 LETTER_LOOP = re.compile(r"(\S{1,8}?)\1{7,}")
 ECHO_WORDS = 6
-MAX_PERIOD = 24  # words of the longest loop that is looked for
+MAX_PERIOD = 24  # words of the longest loop detected
 
 
 def tidy(text: str, register: str, *, hashtags: bool) -> str:
-    """An answer without what models put around it: thoughts, labels, quotation marks; social ones without unwanted hashtags."""
+    """An answer without the thoughts, labels and quotation marks that models add; unwanted hashtags are removed from social ones."""
     text = one_line(THOUGHT.sub(" ", text[: 40 * MAX_CHARACTERS]))
     text = LABEL.sub("", text, count=1).strip()
     for opening, closing in QUOTES:
@@ -170,7 +170,7 @@ def tidy(text: str, register: str, *, hashtags: bool) -> str:
 
 
 def fault(text: str, asked: str) -> str:
-    """Why a tidied answer cannot be kept, or "": empty, too long, a refusal, a loop, an echo of `asked` (our own words)."""
+    """Why a tidied answer is rejected, or "": empty, too long, a refusal, a loop, an echo of `asked` (the prompt's fixed wording)."""
     if not any(c.isalnum() for c in text):
         return "empty answer"
     if len(text) > MAX_CHARACTERS:
@@ -187,7 +187,7 @@ def words_of(text: str) -> list[str]:
 
 
 def loops(text: str) -> bool:
-    """Whether words or letters go round: a word 4 times running, 2 to 4 words 3 times, 5 and more twice, or few distinct words."""
+    """Whether words or letters loop: a word 4 times in a row, 2 to 4 words 3 times, 5 or more twice, or few distinct words."""
     if LETTER_LOOP.search(text):
         return True
     words = words_of(text)
@@ -202,21 +202,21 @@ def loops(text: str) -> bool:
 
 
 def echoes(text: str, asked: str) -> bool:
-    """Whether the answer repeats `asked`: all of it, or six words running."""
+    """Whether the answer repeats `asked`: all of it, or six words in a row."""
     said, prompt = words_of(text), words_of(asked)
     if not prompt or not said:
         return False
     run = ECHO_WORDS if len(said) >= ECHO_WORDS else len(said)
-    if run < 3 and said != prompt:  # two words that are also in the prompt say nothing
+    if run < 3 and said != prompt:  # two words in common with the prompt mean nothing
         return False
     grams = {tuple(prompt[i : i + run]) for i in range(len(prompt) - run + 1)}
     return any(tuple(said[i : i + run]) in grams for i in range(len(said) - run + 1))
 
 
 def read_answer(text: str, registers: Sequence[str]) -> dict[str, Any]:
-    """The JSON object in an answer, also inside a code fence or a sentence; one register alone may come as bare text.
+    """The JSON object in an answer, even inside a code fence or a sentence; a single register may come as bare text.
 
-    Raises BadSample when there is none.
+    Raises BadSample if there is none.
     """
     text = THOUGHT.sub(" ", text).strip()
     start, end = text.find("{"), text.rfind("}")
@@ -229,13 +229,13 @@ def read_answer(text: str, registers: Sequence[str]) -> dict[str, Any]:
             pass
     elif len(registers) == 1 and text and "{" not in text:
         return {registers[0]: text}
-    raise BadSample("answer is no JSON object")
+    raise BadSample("answer is not a JSON object")
 
 
 # ---------------------------------------------------------------------------------------------------------------------
 # without a model
 
-# A part in [] is left out where a fact in it is unknown, and the technique also where the caption names it.
+# A part in [] is left out if a fact in it is unknown; the technique also if the caption names it.
 TEMPLATES = {
     "plain": "[{caption}][. {A_technique}][ by {illustrator}][ ({subject})].",
     "poetic": "[{caption}, ]held still[ in {a_technique}][ by {illustrator}].",
@@ -246,7 +246,7 @@ TEMPLATES = {
 
 
 def template(register: str, facts: Facts, *, hashtags: bool) -> str:
-    """A caption from metadata alone, the same each time; "" where nothing tells what the picture shows or is."""
+    """A caption from metadata alone, always the same; "" if nothing says what the picture shows or is."""
     if not (facts.caption or facts.technique or facts.subject):
         return ""
     technique = facts.technique or ("" if facts.caption else "picture")
@@ -256,7 +256,7 @@ def template(register: str, facts: Facts, *, hashtags: bool) -> str:
     tags = [re.sub("[^0-9a-z]", "", tag.lower()) for tag in (facts.technique, facts.subject) if len(tag.split()) <= 3]
     values = {
         **vars(facts), "caption": facts.caption[: MAX_CHARACTERS // 2].rstrip(". "),
-        "title": short_title(facts.title), "author": natural_name(facts.author), "illustrator": natural_name(facts.illustrator),
+        "title": short_title(facts.title), "author": name_in_order(facts.author), "illustrator": name_in_order(facts.illustrator),
         "Technique": technique[:1].upper() + technique[1:], "a_technique": technique and f"{article} {technique}",
         "A_technique": technique and f"{article.capitalize()} {technique}",
         "hashtags": " ".join(f"#{tag}" for tag in dict.fromkeys(tags) if tag) if hashtags else "",
@@ -277,8 +277,8 @@ def short_title(title: str, limit: int = 70) -> str:
     return title if len(title) <= limit else title[:limit].rsplit(" ", 1)[0].rstrip(",;: ") + "…"
 
 
-def natural_name(name: str) -> str:
-    """'Wood, J. G. (John George), 1827-1889' -> 'J. G. Wood'; any other form stays, and nobody in particular is ""."""
+def name_in_order(name: str) -> str:
+    """'Wood, J. G. (John George), 1827-1889' -> 'J. G. Wood'; other forms stay unchanged; an anonymous name becomes ""."""
     if name.lower().strip("[]. ") in ("various", "anonymous", "unknown"):
         return ""
     bare = re.sub(r"\([^)]*\)|,?\s*\d{3,4}\??(?:\s*-\s*(?:\d{3,4}\??)?)?", "", name)

@@ -1,4 +1,4 @@
-"""Rows: a pair on its way to its captions, and the blocks of rows that are written and kept together."""
+"""Rows: pairs being captioned, and the blocks of rows that are captioned and stored together."""
 
 from __future__ import annotations
 
@@ -20,29 +20,29 @@ from tokun.data.pictures import PictureError, decode_as
 
 @dataclass
 class Row:
-    """One pair on its way: what is known, what is wanted, and what came of it."""
+    """One pair being captioned: its facts, the registers wanted, and the results."""
 
     shard: str
     number: int  # within the shard
     key: str
     wanted: tuple[str, ...]
     facts: Facts = field(default_factory=Facts)
-    described: str = ""  # what a captioner of an earlier run saw
-    image: Image.Image | None = None  # None: it cannot be decoded, or nobody looks
+    described: str = ""  # the description by a captioner of an earlier run
+    image: Image.Image | None = None  # None: undecodable, or no stage needs it
     attempt: int = 0
     captions: dict[str, dict[str, Any]] = field(default_factory=dict)  # register -> {"text", "source", …}
     failures: dict[str, str] = field(default_factory=dict)  # register -> reason
-    tokens: list[int] = field(default_factory=lambda: [0, 0])  # of prompts, of answers, at a server
+    tokens: list[int] = field(default_factory=lambda: [0, 0])  # of prompts and of answers, as a server counts
 
     def open(self, names: Iterable[str]) -> list[str]:
-        """Which of these registers are wanted and still without a result."""
+        """Those of these registers that are wanted and have no result yet."""
         return [name for name in names if name in self.wanted and name not in self.captions and name not in self.failures]
 
     def fail(self, names: Iterable[str], reason: str) -> None:
         self.failures.update(dict.fromkeys(names, reason))
 
     def seed(self, seed: int) -> int:
-        """A seed of its own for each row and attempt: 31 bits, which every server takes."""
+        """A separate seed for each row and attempt: 31 bits, which every server accepts."""
         return int(sha256(f"{seed}/{self.shard}/{self.number}/{self.attempt}")[:8], 16) >> 1
 
     def as_json(self) -> dict[str, Any]:
@@ -50,12 +50,12 @@ class Row:
         return {**tree, "tokens": self.tokens} if any(self.tokens) else tree
 
 
-Block = list[Row]  # rows that are written and kept together: a batch of a local model, one row for a server
+Block = list[Row]  # rows that are captioned and stored together: a batch for a local model, one row for a server
 Stage = Callable[[Iterable[Block]], Iterator[Block]]
 
 
 def open_small(pair: Pair, side: int) -> Image.Image | None:
-    """The pair's picture in RGB, upright and on white, reduced to `side` pixels; None where it is missing or broken."""
+    """The pair's picture in RGB, upright, on white, reduced to `side` pixels; None if it is missing or damaged."""
     try:
         image = decode_as(pair.image or b"", 3)
     except PictureError:
@@ -65,7 +65,7 @@ def open_small(pair: Pair, side: int) -> Image.Image | None:
 
 
 def earlier_description(record: dict[str, Any]) -> str:
-    """The plain caption of a model that saw the picture, in a record that an earlier run wrote; else ""."""
+    """The plain caption in an earlier run's record, if its model saw the picture; else ""."""
     captions, sources = record.get("captions"), record.get("caption_sources")
     if not isinstance(captions, dict) or not isinstance(sources, dict) or not isinstance(sources.get("plain"), dict):
         return ""
@@ -74,7 +74,7 @@ def earlier_description(record: dict[str, Any]) -> str:
 
 
 def make_row(pair: Pair, number: int, before: dict[str, Any] | None, settings: Settings, *, attempt: int, looks: bool) -> Row:
-    """A new row; or one that failed `before`, for another attempt at what it lacks."""
+    """A new row, or a row that failed `before`, for another attempt at the missing registers."""
     row = Row(pair.shard.name, number, pair.key, settings.registers)
     if before is not None:
         row.wanted, row.attempt, row.captions = tuple(before["failures"]), attempt, dict(before["captions"])
@@ -90,19 +90,19 @@ def make_row(pair: Pair, number: int, before: dict[str, Any] | None, settings: S
 
 @dataclass(frozen=True)
 class Task:
-    """One shard's rows to do: the first `limit`, in blocks of `size` that begin at its multiples."""
+    """The rows of one shard to caption: the first `limit`, in blocks of `size` that begin at multiples of it."""
 
     shard: Path
     settings: Settings
     limit: int = ALL
     size: int = 1
     attempt: int = 0
-    """Rows that failed in an earlier attempt than this are tried again."""
+    """Rows that failed in an earlier attempt are retried."""
     looks: bool = True
-    """Whether anybody sees the pictures."""
+    """Whether any stage needs the pictures."""
 
     def blocks(self, done: Rows, end: Callable[..., None] | None = None) -> Iterator[Block]:
-        """The rows that are not done, and those to try again, apart. `end` is told of the shard's end, when it is reached."""
+        """Blocks of the rows not yet done, and separate blocks of those to retry. `end` is called at the end of the shard."""
         damaged: list[Any] = []
         count = 0
         for _, group in groupby(islice(enumerate(read_pairs(self.shard, damaged)), self.limit), lambda item: item[0] // self.size):

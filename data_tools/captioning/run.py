@@ -1,4 +1,4 @@
-"""A captioning run: every process's share of the shards, from journal to published shard; scores by CLIP, and the preview."""
+"""A captioning run: each process's share of the shards, from journal to published shard; CLIP scores; the preview."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from data_tools.captioning.journal import (
 )
 from data_tools.captioning.rows import Block, Row, Task, open_small
 from data_tools.captioning.settings import Settings, Work
-from data_tools.captioning.writers import Asking, Models, Writer, block_size, make_stages, run_stages
+from data_tools.captioning.writers import ModelWriter, ServerWriter, Writer, block_size, make_stages, run_stages
 from data_tools.inspect import find_shards, read_pairs
 from tokun.inference.clip import Clip
 from tokun.render.grids import captioned_grid
@@ -45,7 +45,7 @@ CLIP_SIDE = 1024  # pixels: more than any CLIP model sees
 
 @dataclass(frozen=True)
 class Share:
-    """Which of the shards are this process's, as torchrun and accelerate tell it."""
+    """This process's share of the shards, by the rank that torchrun or accelerate sets."""
 
     rank: int = 0
     world: int = 1
@@ -60,7 +60,7 @@ class Share:
 
 @dataclass
 class Progress:
-    """A bar with the rate, the time left and the counts by outcome."""
+    """A progress bar with the rate, the time left and the counts by outcome."""
 
     bar: Any
     stages: list[Writer]
@@ -69,17 +69,17 @@ class Progress:
     def add(self, rows: Block) -> None:
         self.counts.update(outcome(row.as_json()) for row in rows)
         told = [f"{name} {count:,}" for name, count in self.counts.most_common(4)]
-        told += [f"retries {stage.endpoint.counts['retries']:,}" for stage in self.stages if isinstance(stage, Asking)]
-        self.bar.total = max(self.bar.total, self.bar.n + len(rows))  # second attempts are more than was planned
+        told += [f"retries {stage.endpoint.counts['retries']:,}" for stage in self.stages if isinstance(stage, ServerWriter)]
+        self.bar.total = max(self.bar.total, self.bar.n + len(rows))  # second attempts were not in the total
         self.bar.set_postfix_str(" · ".join(told), refresh=False)
         self.bar.update(len(rows))
 
 
 def caption(paths: list[Path], out: Path, settings: Settings, work: Work, *, progress: bool = False) -> Report | None:
-    """Caption the shards in `paths` into `out`. The story of this file, top to bottom.
+    """Caption the shards in `paths` into `out`.
 
-    Returns None where other processes have shards to do yet; the last of them writes the record. Raises FileNotFoundError
-    or UserError, with the way out, for shards that are not there, models that do not fit, and an `out` of something else.
+    Returns None while other processes still have shards to do; the last of them writes the record. Raises FileNotFoundError
+    or UserError, with the way out, for missing shards, unsuitable models, and an `out` that holds something else.
     """
     share = Share.from_environment()
     shards = checked_shards(paths, out)
@@ -90,7 +90,7 @@ def caption(paths: list[Path], out: Path, settings: Settings, work: Work, *, pro
 
 
 def caption_all(folder: Folder, shards: list[Path], settings: Settings, work: Work, share: Share, *, progress: bool) -> Report | None:
-    """This process's share of the shards, in a folder that is held."""
+    """Caption this process's share of the shards, with the folder's lock held."""
     limits = limits_of(shards, work.limit)
     attempt = folder.retry_attempt(limits) if work.retry_failed else 0
     mine = share.of(list(limits))
@@ -102,24 +102,24 @@ def caption_all(folder: Folder, shards: list[Path], settings: Settings, work: Wo
         told = Progress(bar, stages)
         for shard in todo:
             rows = caption_shard(folder, Task(shard, settings, limits[shard], size, attempt, looks), stages, told)
-            if not work.clip:  # with scores, a shard has to wait for all the others
-                with folder.alone():
+            if not work.clip:  # with scores, a shard must wait for all others
+                with folder.locked():
                     publish_shard(folder, shard, rows, settings.registers, {}, set())
     if work.clip:
-        stages.clear()  # one model at a time in memory
+        stages.clear()  # keeps one model at a time in memory
         score_shards(folder, mine, limits, work)
     clip = captioners.short_name(work.clip) if work.clip else ""
     return finish(folder, limits, settings.recorded(), attempt=attempt, clip=clip, keep_best=work.keep_best, prices=work.prices)
 
 
 def caption_shard(folder: Folder, task: Task, stages: list[Writer], progress: Progress) -> Rows:
-    """Bring the journal of one shard up to the task's limit, and return its rows."""
+    """Complete the journal of one shard up to the task's limit, and return its rows."""
     head = {
         "shard": task.shard.name, "bytes": task.shard.stat().st_size, "settings": task.settings.recorded(),
-        "models": [f"{stage.model.name}@{stage.model.revision}" for stage in stages if isinstance(stage, Models)],
+        "models": [f"{stage.model.name}@{stage.model.revision}" for stage in stages if isinstance(stage, ModelWriter)],
     }  # fmt: skip
     with Journal(folder.journal(task.shard), head) as journal:
-        for _ in range(2 if task.attempt else 1):  # the second time, what failed in the first
+        for _ in range(2 if task.attempt else 1):  # the second pass retries what failed in the first
             for block in run_stages(stages, task.blocks(dict(journal.rows), journal.end)):
                 journal.add([row.as_json() for row in block])
                 progress.add(block)
@@ -127,7 +127,7 @@ def caption_shard(folder: Folder, task: Task, stages: list[Writer], progress: Pr
 
 
 def score_shards(folder: Folder, shards: list[Path], limits: dict[Path, int], work: Work) -> None:
-    """Score the captions that have no score yet, in a journal of their own. The model is loaded when it is needed."""
+    """Score the captions without a score into their own journal. The model is loaded only if needed."""
     clip: Clip | None = None
     for shard in shards:
         rows = read_journal(folder.journal(shard))[1]
@@ -140,7 +140,7 @@ def score_shards(folder: Folder, shards: list[Path], limits: dict[Path, int], wo
 
 
 def score_shard(journal: Journal, shard: Path, rows: Rows, clip: Clip) -> None:
-    """Journal a score for each caption of `rows`; none for those whose picture is broken."""
+    """Write a score for each caption of `rows` to the journal, except where the picture is damaged."""
     for _, group in groupby(enumerate(read_pairs(shard, [])), lambda item: item[0] // CLIP_BATCH):
         batch = [(rows[number], open_small(pair, CLIP_SIDE)) for number, pair in group if number in rows]
         seen = [(row, image) for row, image in batch if image is not None]
@@ -151,17 +151,17 @@ def score_shard(journal: Journal, shard: Path, rows: Rows, clip: Clip) -> None:
 
 
 def checked_shards(paths: list[Path], out: Path) -> list[Path]:
-    """The image shards in `paths`. Raises UserError where two have one name, or as `require_image_shards`."""
+    """The image shards in `paths`. Raises UserError if two have the same name, or as `require_image_shards` does."""
     shards = find_shards(paths)
     twice = [name for name, count in Counter(shard.name for shard in shards).items() if count > 1]
     if twice:
-        raise UserError(f"{twice[0]} is there twice: caption folders with equal shard names one by one, each into its own --out")
+        raise UserError(f"two shards are named {twice[0]}: caption folders with the same shard names one by one, each into its own --out")
     require_image_shards(shards, out)
     return shards
 
 
 def preview(paths: list[Path], out: Path, settings: Settings, work: Work, count: int) -> tuple[Path, Counter[str]]:
-    """Caption `count` pictures, spread over the shards, into a contact sheet. Journals and shards stay as they are."""
+    """Caption `count` pictures, spread over the shards, into a contact sheet. Journals and shards do not change."""
     if count < 1:
         raise UserError(f"--preview {count} must be 1 or more")
     shards = checked_shards(paths, out)
@@ -174,16 +174,16 @@ def preview(paths: list[Path], out: Path, settings: Settings, work: Work, count:
             rows += sorted((row for block in run_stages(stages, task.blocks({})) for row in block), key=lambda row: row.number)
     rows = [row for row in rows if row.image is not None]
     if not rows:
-        raise UserError(f"no picture of {shards[0]} can be decoded: python -m data_tools.inspect --verify says what is wrong")
-    cells = [(row.image, told_on_sheet(row, name)) for row in rows for name in settings.registers]
+        raise UserError(f"no picture of {shards[0]} can be decoded: python -m data_tools.inspect --verify shows what is wrong")
+    cells = [(row.image, text_on_sheet(row, name)) for row in rows for name in settings.registers]
     columns = len(settings.registers) if len(settings.registers) > 1 else None
     out.mkdir(parents=True, exist_ok=True)
     captioned_grid(*zip(*cells), columns=columns, cell=288).save(out / PREVIEW)
     return out / PREVIEW, Counter(outcome(row.as_json()) for row in rows)
 
 
-def told_on_sheet(row: Row, name: str) -> str:
+def text_on_sheet(row: Row, name: str) -> str:
     if name not in row.captions:
-        return f"{name}: FAILED, {row.failures.get(name, 'nothing came')}"
+        return f"{name}: FAILED, {row.failures.get(name, 'no answer')}"
     entry = row.captions[name]
     return f"{name}{' (template)' if entry['source'] == 'template' else ''}: {entry['text']}"

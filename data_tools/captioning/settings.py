@@ -1,4 +1,4 @@
-"""What is asked of a captioning run: what its captions depend on, and how the work is done."""
+"""Settings of a captioning run: those its captions depend on, and how the work is done."""
 
 from __future__ import annotations
 
@@ -14,45 +14,45 @@ from tokun.utils.errors import UserError
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
-    """What decides the words. Kept with the rows; a folder begun with other settings is refused."""
+    """The settings that decide the captions. Stored with the rows; a folder started with other settings is refused."""
 
     registers: tuple[str, ...] = ("plain",)
     """The registers to write."""
     hashtags: bool = True
     """Social captions end in hashtags."""
     hints: tuple[str, ...] = FACTS
-    """The metadata that prompts tell of a picture."""
+    """The metadata included in prompts."""
     model: str = ""
     """The captioner: a Hub id or folder."""
     revision: str = ""
     """Its commit or tag on the Hub."""
     shape: str = "auto"
-    """caption, task or chat; auto: as the model's type tells."""
+    """caption, task or chat; auto: from the model's type."""
     task: str = ""
-    """The task prompt of a task model, instead of its usual one."""
+    """The prompt of a task model, instead of its default."""
     rewriter: str = ""
-    """The language model that writes registers from words: a Hub id or folder."""
+    """The language model that rewrites captions: a Hub id or folder."""
     endpoint: str = ""
     """The address of an OpenAI-compatible server."""
     endpoint_model: str = ""
-    """The name of the model there."""
+    """The model's name on the server."""
     send_pictures: bool = True
-    """The server sees the pictures, where no captioner does; else it gets words alone."""
+    """The server gets the pictures if there is no captioner; otherwise it gets only text."""
     seed: int = 0
     temperature: float = 0.0
     max_new_tokens: int = 96
     dtype: str = "auto"
     image_side: int = 768
-    """Pixels of the longer side of the pictures that models get, at most."""
+    """Longest side of the pictures that models get, in pixels."""
 
     def __post_init__(self) -> None:
         for name in self.hints:
             if name not in FACTS:
                 raise UserError(f"--hints names {name!r}: give some of {', '.join(FACTS)}, or none")
         if self.rewriter and self.endpoint:
-            raise UserError("--rewriter and --endpoint both write registers: give one of them")
+            raise UserError("--rewriter and --endpoint both rewrite captions: give only one of them")
         if self.endpoint and not self.endpoint_model:
-            raise UserError("--endpoint needs --endpoint-model, the name of the model there")
+            raise UserError("--endpoint needs --endpoint-model, the model's name on the server")
         if self.shape not in ("auto", *captioners.SHAPES):
             raise UserError(f"--shape {self.shape!r} is unknown: give auto, {', '.join(captioners.SHAPES)}")
         if self.image_side < 16:
@@ -65,7 +65,7 @@ class Settings:
         return captioners.Generation(device=device, dtype=self.dtype, max_new_tokens=self.max_new_tokens)
 
     def recorded(self) -> dict[str, Any]:
-        """As it stands in the record: no password, no path of this machine, and a hash of all prompts and templates."""
+        """As stored in the record: without passwords or local paths, with a hash of all prompts and templates."""
         tree = {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(self).items()}
         tree["endpoint"] = captioners.public_url(self.endpoint) if self.endpoint else ""
         for name in ("model", "rewriter"):
@@ -76,19 +76,19 @@ class Settings:
 
 @dataclass(frozen=True, kw_only=True)
 class Work:
-    """How the work is done, which may change from run to run."""
+    """How the work is done; this may change between runs."""
 
     batch_size: int = 16
-    """Pictures at a time for a local model."""
+    """Pictures per batch of a local model."""
     concurrency: int = 16
-    """Requests under way at a server."""
+    """Concurrent requests to a server."""
     device: str = "auto"
     clip: str = ""
     """The open_clip model that scores captions."""
     keep_best: float = 1.0
-    """Share of the pictures to keep, by their CLIP scores."""
+    """Share of the pictures to keep, by CLIP score."""
     limit: int = 0
-    """Rows to caption, of all shards in order; 0: all."""
+    """Rows to caption, over all shards in order; 0: all."""
     retry_failed: bool = False
     api_key: str = field(default="", repr=False)
     timeout: float = 120.0
@@ -96,7 +96,7 @@ class Work:
     pause: float = 1.0
     """Seconds before the second request for an answer; longer before each further one."""
     prices: tuple[float, float] = (0.0, 0.0)
-    """Of a million tokens in the prompt, and in the answer."""
+    """Prices per million tokens of prompts and of answers."""
 
     def __post_init__(self) -> None:
         for name in ("batch_size", "concurrency", "tries"):

@@ -1,4 +1,4 @@
-"""Who writes captions: local models, a server, templates; each a stage that takes blocks of rows and hands them on."""
+"""The stages that write captions: local models, a server, templates. Each takes blocks of rows and passes them on."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ from data_tools.captioning.rows import Block, Row, Stage
 from data_tools.captioning.settings import Settings, Work
 from tokun.utils.errors import BadSample, UserError
 
-RETRY_TEMPERATURE = 0.7  # of a second attempt: the likeliest words have failed once
+RETRY_TEMPERATURE = 0.7  # of a second attempt: the most likely words have failed once
 FAILURES_IN_A_ROW = 16  # rows without an answer after which a server counts as down
 
 
 @dataclass
 class Writer:
-    """What all stages share: the registers that this stage answers for, and how an answer is judged and recorded."""
+    """Base of all stages: the registers it writes, and how an answer is judged and recorded."""
 
     settings: Settings
     names: tuple[str, ...]
     sees: bool
-    """Whether it looks at the pictures; else it starts from words."""
+    """Whether it sees the pictures; otherwise it starts from text."""
 
     def facts(self, row: Row) -> Facts:
         return row.facts.only(self.settings.hints)
@@ -36,9 +36,9 @@ class Writer:
         return max(self.settings.temperature, RETRY_TEMPERATURE) if row.attempt else self.settings.temperature
 
     def take(self, row: Row, register: str, answer: Any, **source: Any) -> None:
-        """Keep an answer, or the reason why it cannot be kept."""
+        """Keep an answer, or the reason for rejecting it."""
         if not isinstance(answer, str):
-            row.fail([register], "missing from the answer" if answer is None else "answer is no text")
+            row.fail([register], "missing from the answer" if answer is None else "answer is not text")
             return
         text = registers.tidy(answer, register, hashtags=self.settings.hashtags)
         if reason := registers.fault(text, registers.frame([register], hashtags=self.settings.hashtags)):
@@ -47,12 +47,12 @@ class Writer:
             row.captions[register] = {"text": text, **source}
 
     def description(self, row: Row) -> str | None:
-        """The captioner's words that a stage without eyes starts from, "" where there are none; None for one that sees."""
+        """The captioner's description, "" if there is none, for a stage that does not see pictures; None for one that does."""
         seen = row.captions.get("plain", {}) if "plain" not in self.names else {}
         return None if self.sees else seen.get("text", row.described)
 
     def ready(self, row: Row, names: Iterable[str]) -> list[str]:
-        """Which of these registers can be written now. Those that cannot fail, each with its reason."""
+        """Those of these registers that can be written now. The others fail, each with its reason."""
         names = row.open(names)
         if self.sees:
             reason = "broken picture" if row.image is None else ""
@@ -66,15 +66,15 @@ class Writer:
 
 
 @dataclass
-class Models(Writer):
-    """A local model, in batches: one for each block and register."""
+class ModelWriter(Writer):
+    """A local model: one batch for each block and register."""
 
     model: captioners.LocalModel
     batch_size: int
     source: str
 
     def __post_init__(self) -> None:
-        self.batched = captioners.InHalves(self.write, self.batch_size)
+        self.batched = captioners.HalvingBatches(self.write, self.batch_size)
 
     def __call__(self, blocks: Iterable[Block]) -> Iterator[Block]:
         for block in blocks:
@@ -90,7 +90,7 @@ class Models(Writer):
             )  # fmt: skip
 
     def write(self, items: list[tuple[Row, str]]) -> list[tuple[str, str, int]]:
-        """(prompt, text, seed) of each row. Where words are drawn, the first row's seed decides them for the batch."""
+        """(prompt, text, seed) of each row. When sampling, the first row's seed is used for the whole batch."""
         prompts = [self.prompt(row, register) for row, register in items]
         first = items[0][0]
         seed = first.seed(self.settings.seed)
@@ -104,8 +104,8 @@ class Models(Writer):
 
 
 @dataclass
-class Asking(Writer):
-    """A server: all registers of a row in one question, many questions under way."""
+class ServerWriter(Writer):
+    """A server: one question for all registers of a row, many questions concurrently."""
 
     endpoint: captioners.Endpoint
     concurrency: int
@@ -115,27 +115,27 @@ class Asking(Writer):
         self.lock = threading.Lock()
 
     def __call__(self, blocks: Iterable[Block]) -> Iterator[Block]:
-        """Blocks in the order in which they are done."""
+        """Blocks in the order in which they finish."""
         pool = ThreadPoolExecutor(self.concurrency, thread_name_prefix="endpoint")
         open_blocks: list[tuple[Block, list[Future[None]]]] = []
         try:
             for block in blocks:
                 open_blocks.append((block, [pool.submit(self.answer, row) for row in block]))
-                while self.under_way(open_blocks) >= 2 * self.concurrency:
+                while self.pending(open_blocks) >= 2 * self.concurrency:
                     yield from self.done(open_blocks)
             while open_blocks:
                 yield from self.done(open_blocks)
         except BaseException:
-            self.endpoint.stop()  # else threads that wait for another try would keep the process alive
+            self.endpoint.stop()  # else threads waiting to retry would keep the process alive
             raise
         finally:
             pool.shutdown(wait=False, cancel_futures=True)
 
-    def under_way(self, open_blocks: list[tuple[Block, list[Future[None]]]]) -> int:
+    def pending(self, open_blocks: list[tuple[Block, list[Future[None]]]]) -> int:
         return sum(not future.done() for _, futures in open_blocks for future in futures)
 
     def done(self, open_blocks: list[tuple[Block, list[Future[None]]]]) -> Iterator[Block]:
-        """Wait for an answer, and take out the blocks that have all of theirs. Raises what a question raised."""
+        """Wait for an answer, and remove and yield the finished blocks. Raises what a question raised."""
         wait([future for _, futures in open_blocks for future in futures if not future.done()], return_when=FIRST_COMPLETED)
         for entry in list(open_blocks):
             block, futures = entry
@@ -175,20 +175,20 @@ class Asking(Writer):
             self.take(row, name, answers.get(name), **source, prompt_sha256=sha256(prompt), seed=seed)
 
     def count_failure(self, error: captioners.EndpointError) -> None:
-        """Raise EndpointRefusal when many rows running got no answer at all: the rest would only fail as they did."""
+        """Raise EndpointRefusal if many rows in a row got no answer: the rest would fail too."""
         with self.lock:
             self.in_a_row += 1
             if self.in_a_row >= FAILURES_IN_A_ROW:
                 raise captioners.EndpointRefusal(
-                    f"--endpoint {captioners.public_url(self.endpoint.url)}: {FAILURES_IN_A_ROW} rows running without an answer "
-                    f"({error}; {error.told}). Is it up? The same command goes on where this one stopped, with --retry-failed also "
-                    "for these rows"
+                    f"--endpoint {captioners.public_url(self.endpoint.url)}: {FAILURES_IN_A_ROW} consecutive rows without an answer "
+                    f"({error}; {error.told}). Is it running? The same command resumes; --retry-failed also "
+                    "retries these rows"
                 )
 
 
 @dataclass
-class Templates(Writer):
-    """Metadata put into words, by a template, the same each time. No model, and the record says so."""
+class TemplateWriter(Writer):
+    """Metadata put into words by a fixed template, without a model; the record says so."""
 
     def facts(self, row: Row) -> Facts:
         return row.facts  # all of them: --hints is for prompts
@@ -212,7 +212,7 @@ class Templates(Writer):
 
 
 def make_stages(settings: Settings, work: Work) -> list[Writer]:
-    """Who writes which register, in order; models are loaded here. Raises UserError when that cannot be."""
+    """The stages and their registers, in order; loads the models. Raises UserError if the settings do not allow it."""
     stages: list[Writer] = []
     rest = settings.registers
     if settings.model:
@@ -222,20 +222,20 @@ def make_stages(settings: Settings, work: Work) -> list[Writer]:
         )  # fmt: skip
         writes_all = captioner.fixed_prompt is None and not (settings.rewriter or settings.endpoint)
         if not writes_all and "plain" not in rest:
-            raise UserError("--model sees the pictures and writes the plain caption that the others start from: add plain to --registers")
+            raise UserError("--model writes the plain caption, which the other registers start from: add plain to --registers")
         names = rest if writes_all else ("plain",)
-        stages.append(Models(settings, names, True, captioner, work.batch_size, "model"))
+        stages.append(ModelWriter(settings, names, True, captioner, work.batch_size, "model"))
         rest = tuple(name for name in rest if name not in names)
     if settings.endpoint and rest:
         endpoint = captioners.Endpoint(
             settings.endpoint, settings.endpoint_model, work.api_key, timeout=work.timeout, tries=work.tries, pause=work.pause
         )
-        stages.append(Asking(settings, rest, settings.send_pictures and not settings.model, endpoint, work.concurrency))
+        stages.append(ServerWriter(settings, rest, settings.send_pictures and not settings.model, endpoint, work.concurrency))
     elif settings.rewriter and rest:
         rewriter = captioners.load_rewriter(settings.rewriter, generation=settings.generation(work.device))
-        stages.append(Models(settings, rest, False, rewriter, work.batch_size, "rewriter"))
+        stages.append(ModelWriter(settings, rest, False, rewriter, work.batch_size, "rewriter"))
     elif rest:
-        stages.append(Templates(settings, rest, False))
+        stages.append(TemplateWriter(settings, rest, False))
     return stages
 
 
@@ -246,4 +246,4 @@ def run_stages(stages: Iterable[Stage], blocks: Iterable[Block]) -> Iterator[Blo
 
 
 def block_size(stages: Iterable[Writer], work: Work) -> int:
-    return 1 if all(isinstance(stage, Asking) for stage in stages) else work.batch_size
+    return 1 if all(isinstance(stage, ServerWriter) for stage in stages) else work.batch_size

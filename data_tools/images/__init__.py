@@ -1,1 +1,1 @@
-"""Images: opening a picture, judging what it is, and telling which ones look alike."""
+"""Images: opening and judging pictures, and finding those that look alike."""

@@ -1,8 +1,8 @@
 """Duplicates: which pictures of a collection look the same, in nearly linear time.
 
-Two hashes a picture: 64 bits that find candidates (dhash, 8 x 8) and 256 bits that confirm them (the same, 16 x 16). A hash
-is cut into six bands; two that differ in four bits at most agree in at least two bands, so that sorting by each of the
-15 pairs of bands brings such hashes side by side. Knows hashes, no pictures.
+Each picture has two hashes: 64 bits that find candidates (dhash, 8 x 8) and 256 bits that confirm them (the same, 16 x 16). A
+hash is cut into six bands. Two hashes that differ in at most four bits agree in at least two bands, so sorting by each of the
+15 pairs of bands brings them side by side. Works on hashes, not pictures.
 """
 
 from __future__ import annotations
@@ -11,15 +11,17 @@ from itertools import combinations
 
 import numpy as np
 
-DISTANCE = 4  # of 64 bits: more cannot be promised by six bands
-FINE_DISTANCE = 48  # of 256 bits. Of 400 engravings, JPEG copies of a third of the size lie within 22, and no two pictures nearer than 74
+DISTANCE = 4  # of 64 bits: six bands guarantee no more
+FINE_DISTANCE = (
+    48  # of 256 bits. For 400 engravings, JPEG copies at a third of the size are within 22, and different pictures at least 74 apart
+)
 BANDS = ((0, 11), (11, 11), (22, 11), (33, 11), (44, 10), (54, 10))  # (first bit, bits)
-NEIGHBOURS = 8  # compared on each side within a run of equal bands: bounds the time whatever the hashes are
+NEIGHBOURS = 8  # compared on each side within a run of equal bands; bounds the time for any hashes
 COUNT = np.array([number.bit_count() for number in range(1 << 16)], dtype=np.uint8)
 
 
 def bit_counts(words_NM: np.ndarray) -> np.ndarray:
-    """uint64 (N, M) -> int (N,): how many bits are set in each row."""
+    """uint64 (N, M) -> int (N,): number of set bits in each row."""
     halves = np.ascontiguousarray(words_NM).view(np.uint16)
     return COUNT[halves].reshape(len(words_NM), 4 * words_NM.shape[1]).sum(1, dtype=np.int64)
 
@@ -29,9 +31,9 @@ def alike_pairs(
 ) -> np.ndarray:
     """Pairs (P, 2) of indices, first < second, of pictures that look the same.
 
-    `coarse_N` uint64 (N,) and `fine_N4` uint64 (N, 4) are their hashes; `among` are the indices, rising, that count (all).
-    All pairs within DISTANCE are found, save in runs of more than NEIGHBOURS hashes that agree in two bands, where near ones
-    in the order of the numbers are compared.
+    `coarse_N` uint64 (N,) and `fine_N4` uint64 (N, 4) are their hashes; `among`: the ascending indices to compare (default: all).
+    All pairs within DISTANCE are found, except in runs of more than NEIGHBOURS hashes that agree in two bands, where only
+    neighbours in sorted order are compared.
     """
     among = np.arange(len(coarse_N)) if among is None else among
     coarse, count = coarse_N[among], len(coarse_N)
@@ -51,7 +53,7 @@ def alike_pairs(
 
 
 def clusters(count: int, pairs: np.ndarray) -> np.ndarray:
-    """int (count,): the smallest index of each one's cluster, when the pairs (P, 2) are joined."""
+    """int (count,): the smallest index in each picture's cluster, after joining the pairs (P, 2)."""
     parent = list(range(count))
 
     def root(index: int) -> int:

@@ -1,7 +1,7 @@
 """Judging a picture: is it a print worth keeping?
 
-What is not clear is called ambiguous, with the reason, and never rejected. The limits below were set by eye on illustrated
-books of the nineteenth century.
+Unclear cases are ambiguous, with the reason, and never rejected. The limits below were set by eye on illustrated books of the
+nineteenth century.
 """
 
 from __future__ import annotations
@@ -14,10 +14,10 @@ from data_tools.verdicts import AMBIGUOUS, REJECT, Verdict
 
 
 def reasons(look: Look, caption: str = "", *, min_side: int = 64, max_aspect: float = 3.2, prints: bool = True) -> list[Verdict]:
-    """All that speaks against a picture, the gravest kind of each reason only, in a fixed order; [] is a good print.
+    """All objections to a picture, each reason once with its most severe kind, in a fixed order; [] is a good print.
 
-    `caption` may be as found or cleaned: it helps to tell maps, music and initials. `prints=False` leaves colour and
-    continuous tone alone, for paintings and photographs.
+    `caption` may be raw or cleaned; it helps to detect maps, music and initials. `prints=False` ignores colour and
+    continuous tone, for paintings and photographs.
     """
     found = [*of_size(look, min_side, max_aspect), *of_emptiness(look)]
     if prints:
@@ -30,7 +30,7 @@ def reasons(look: Look, caption: str = "", *, min_side: int = 64, max_aspect: fl
 
 
 def graded(value: float, reason: str, *, ambiguous: float, reject: float) -> list[Verdict]:
-    """A verdict by two limits: nothing below the first, a reject from the second on."""
+    """A verdict by two limits: none below the first, a rejection from the second."""
     if value < ambiguous:
         return []
     return [Verdict(REJECT if value >= reject else AMBIGUOUS, reason)]
@@ -48,7 +48,7 @@ def of_emptiness(look: Look) -> list[Verdict]:
 
 
 def of_process(look: Look) -> list[Verdict]:
-    """Colour plates and photographs. Half-tones after paintings are as smooth as photographs, so most are ambiguous."""
+    """Colour plates and photographs. Half-tones of paintings are as smooth as photographs, so most are ambiguous."""
     of_inked = look.colour / max(0.05, 1 - look.white)
     colour = graded(look.colour, "colour plate", ambiguous=0.025, reject=0.25 if of_inked < 0.3 else 0.1)
     continuous = look.smooth if look.levels >= 64 else 0.0
@@ -67,7 +67,7 @@ def of_kind(look: Look) -> list[Verdict]:
 
 
 def of_size_and_caption(look: Look, caption: str) -> list[Verdict]:
-    """Small line blocks on white: an initial, unless words say what it shows."""
+    """Small line blocks on white: initials, unless words say what they show."""
     words = bool(clean_caption(caption).text)
     if look.white < 0.33 or look.short > 200 or look.long > 400:
         return []
@@ -76,7 +76,7 @@ def of_size_and_caption(look: Look, caption: str) -> list[Verdict]:
     return [Verdict(AMBIGUOUS, "ornament or initial")] if not words and look.white >= 0.5 else []
 
 
-# What captions say of pictures that are no prints of a scene: a pattern for the start that rejects, one that doubts.
+# Captions of pictures that are not prints of a scene: a pattern for the start that rejects, and one that doubts.
 CAPTION_HINTS = (
     (
         "ornament or initial",
@@ -85,7 +85,7 @@ CAPTION_HINTS = (
         r"|(?:tail|head)[- ]?pieces?\W*$|colophon\W*$|decorative (?:border|image|line|break|divider)\b|printer's (?:device|mark)\b",
         r"^(?:tail|head)[- ]?piece\b|\bornamental (?:letter|initial|border)\b|\bprinter's (?:device|mark)\b"
         r"|^(?:decorations?|ornaments?|fleurons?)\W*$|^(?:banner|masthead|logo)(?:$|:)"
-        # columns of periodicals, whose headpieces carry their names
+        # regular columns of periodicals, whose headpieces show their names
         r"|^questions and answers\W*$|^(?:our |the )?(?:letter|post-?office|puzzle|question|riddle)[- ]box\W*$"
         r"|^(?:our |the )?editor's (?:drawer|easy chair|note-?book|pocket-?book|scrap-?book|table)\b",
     ),

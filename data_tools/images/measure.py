@@ -1,4 +1,4 @@
-"""Measuring a picture: paper, ink, tones, colour, grain, rows of letters and staves, in numbers.
+"""Measuring a picture: paper, ink, tones, colour, grain, rows of letters and staves.
 
 Pure functions on one decoded picture (PIL, "L" or "RGB", upright).
 """
@@ -14,15 +14,15 @@ from itertools import accumulate
 import numpy as np
 from PIL import Image
 
-BLANK = 0.005  # of the points differ from the usual tone: fewer are an empty page
-WORK = 512  # pixels of the long side of the copy that is measured, at most
-TEXTURE = 448  # pixels of the side of the part, at full size, whose grain is measured
-STRIPS = 4  # in which lines of text are looked for: columns and pictures beside the text
+BLANK = 0.005  # share of points that differ from the usual tone; below, the page is empty
+WORK = 512  # longest side in pixels of the copy that is measured
+TEXTURE = 448  # side in pixels of the full-size crop whose grain is measured
+STRIPS = 4  # vertical strips searched for lines of text: there may be columns, or pictures beside the text
 
 
 @dataclass(frozen=True)
 class Look:
-    """What one picture looks like, in numbers. Shares are of the picture's area, 0 to 1."""
+    """Measurements of one picture. Shares are of the picture's area, 0 to 1."""
 
     width: int
     height: int
@@ -37,19 +37,19 @@ class Look:
     dark: float
     """Share near the darkest tone: the ink's coverage."""
     levels: int
-    """Gray tones that occur often: a drawing in flat tones has few, a photograph nearly all."""
+    """Number of frequent gray tones: a drawing in flat tones has few, a photograph nearly all."""
     plain: float
-    """Share that differs from the usual tone, at once 1 for a busy picture and 0 for an empty page."""
+    """Share that differs from the usual tone: 1 for a busy picture, 0 for an empty page."""
     colour: float
-    """Share whose colour is neither the paper's nor the ink's: a yellowed or sepia page has none."""
+    """Share whose colour is neither the paper's nor the ink's: none on a yellowed or sepia page."""
     smooth: float
-    """Share of middle tones without lines or grain at full size, as continuous tone has them."""
+    """Share of middle tones without lines or grain at full size, as in continuous tone."""
     text: float
-    """Share of the dark points that stand in low, separate rows, as letters do."""
+    """Share of the dark points in low, separate rows, like letters."""
     text_lines: float
-    """How many such rows there are in a strip of the picture."""
+    """Number of such rows in a strip of the picture."""
     staves: int
-    """Groups of five long lines at equal distances."""
+    """Number of groups of five long lines at equal distances."""
 
     @property
     def short(self) -> int:
@@ -66,11 +66,11 @@ class Look:
 
 
 def look(image: Image.Image) -> Look:
-    """Measure a picture of at least one pixel. Deterministic; a few milliseconds whatever the size."""
+    """Measure a picture of at least one pixel. Deterministic; takes a few milliseconds at any size."""
     gray = image if image.mode == "L" else image.convert("L")
     gray_HW = np.asarray(reduced(gray, WORK))
     paper, ink = paper_and_ink(gray_HW)
-    contrast = max(64, paper - ink)  # so that the grain of an empty page counts as paper
+    contrast = max(64, paper - ink)  # the grain of an empty page then counts as paper
     tone_HW = 1 - (paper - gray_HW.astype(np.float32)) / contrast  # 1: paper, 0: ink
     counts = np.bincount(gray_HW.ravel(), minlength=256)
     text, text_lines = text_rows(gray_HW < paper - 0.4 * contrast)
@@ -93,7 +93,7 @@ def look(image: Image.Image) -> Look:
 
 
 def plain_share(counts: Sequence[int]) -> float:
-    """`Look.plain` of a histogram of 256 tones: the share of points that differ clearly from the usual, middle one."""
+    """`Look.plain` from a histogram of 256 tones: the share of points that differ clearly from the median tone."""
     sums = list(accumulate(counts))
     usual = bisect_left(sums, sums[255] / 2)
     near = sums[min(255, usual + 12)] - (sums[usual - 13] if usual > 12 else 0)
@@ -101,21 +101,21 @@ def plain_share(counts: Sequence[int]) -> float:
 
 
 def reduced(image: Image.Image, long_side: int) -> Image.Image:
-    """The picture scaled down by a whole number so that no side is above `long_side`."""
+    """The picture scaled down by an integer factor so that no side exceeds `long_side`."""
     factor = math.ceil(max(image.size) / long_side)
     return image.reduce(factor) if factor > 1 else image
 
 
 def paper_and_ink(gray_HW: np.ndarray) -> tuple[int, int]:
-    """The tones of the paper and of the ink: nearly the lightest and the darkest that occur."""
+    """The tones of paper and ink: nearly the lightest and the darkest that occur."""
     shares = np.cumsum(np.bincount(gray_HW.ravel(), minlength=256)) / gray_HW.size
     return int(np.searchsorted(shares, 0.97)), int(np.searchsorted(shares, 0.01))
 
 
 def coloured_share(image: Image.Image) -> float:
-    """Share of points whose colour does not follow from their lightness.
+    """Share of points whose colour is not a function of their lightness.
 
-    Two colour differences are fitted as parabolas of the lightness: ink on tinted paper lies on the curve, a red coat
+    Two colour differences are fitted as parabolas of the lightness: ink on tinted paper lies on the curve; a red coat
     beside a green tree does not.
     """
     if image.mode != "RGB":
@@ -130,7 +130,7 @@ def coloured_share(image: Image.Image) -> float:
 
 
 def smooth_share(gray: Image.Image, paper: int, contrast: int) -> float:
-    """Share of the middle, at full size, that has a middle tone and hardly varies within 3 x 3 points."""
+    """Share of the central crop, at full size, with a middle tone that hardly varies within 3 x 3 points."""
     left, top = max(0, (gray.width - TEXTURE) // 2), max(0, (gray.height - TEXTURE) // 2)
     part_HW = np.asarray(gray.crop((left, top, min(gray.width, left + TEXTURE), min(gray.height, top + TEXTURE))))
     if min(part_HW.shape) < 8:
@@ -142,13 +142,13 @@ def smooth_share(gray: Image.Image, paper: int, contrast: int) -> float:
 
 
 def over_3x3(function: Callable[[np.ndarray, np.ndarray], np.ndarray], values_HW: np.ndarray) -> np.ndarray:
-    """(H, W) -> (H-2, W-2): the function over each point and its eight neighbours."""
+    """(H, W) -> (H-2, W-2): the function reduced over each point and its eight neighbours."""
     rows = function(function(values_HW[:-2], values_HW[1:-1]), values_HW[2:])
     return function(function(rows[:, :-2], rows[:, 1:-1]), rows[:, 2:])
 
 
 def text_rows(dark_HW: np.ndarray) -> tuple[float, float]:
-    """(share of the dark points in rows of letters, number of rows in the middling strip)."""
+    """(share of the dark points in rows of letters, number of rows in the median strip)."""
     total = int(dark_HW.sum())
     tallest = max(12, round(0.08 * max(dark_HW.shape)))
     inside, numbers = 0, []
@@ -162,13 +162,13 @@ def text_rows(dark_HW: np.ndarray) -> tuple[float, float]:
 
 
 def runs(flags: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Starts and ends (exclusive) of the stretches of true values."""
+    """Starts and ends (exclusive) of the runs of true values."""
     changes = np.flatnonzero(np.diff(np.concatenate([[0], flags.astype(np.int8), [0]])))
     return changes[0::2], changes[1::2]
 
 
 def count_staves(rows_H: np.ndarray) -> int:
-    """Groups of exactly five sharp peaks at equal distances, in the share of each row that is not paper."""
+    """Number of groups of exactly five sharp peaks at equal distances, in each row's share that is not paper."""
     peaks = [
         y
         for y in range(1, len(rows_H) - 1)

@@ -1,9 +1,9 @@
-"""Medium: does CLIP take a picture for a print, or for something else? A signal beside the measurements of cleaning.py.
+"""Medium: does CLIP see a print, or something else? A signal in addition to the measurements (measure.py).
 
     python -m data_tools.prepare pictures/ --style engraving --out shards/ --clip ViT-B-32:laion2b_s34b_b79k
 
-Zero-shot (Radford et al., 2021, section 3.1): the picture is compared with sentences for its own style and for what
-collections of prints are mixed with. It judges nothing but the medium; the model is `tokun.inference.clip.Clip`.
+Zero-shot (Radford et al., 2021, section 3.1): the picture is compared with sentences for its own style and for other
+content of print collections. Only the medium is judged; the model is `tokun.inference.clip.Clip`.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ OTHERS = {
     "text page": "a page of printed text",
     "ornament or initial": "an ornament or a decorated initial letter",
 }
-SURE = 0.7  # probability of another medium from which a picture is doubted
+SURE = 0.7  # a picture is doubted from this probability of another medium
 
 load = lru_cache(maxsize=1)(Clip)
 
@@ -36,9 +36,9 @@ def own_words(style: str) -> str:
 
 
 def doubts(images: Sequence[Image.Image], styles: Sequence[str], name: str) -> list[str]:
-    """For each picture the medium that CLIP sees instead of its style, as a reason, or "".
+    """For each picture, the medium that CLIP sees instead of its style, as a reason, or "".
 
-    Raises ImportError naming the extra, or UserError naming the model.
+    Raises ImportError that names the extra, or UserError that names the model.
     """
     clip = load(name)
     scale = clip.model.logit_scale.exp().item()
@@ -48,7 +48,7 @@ def doubts(images: Sequence[Image.Image], styles: Sequence[str], name: str) -> l
 
 
 def doubt(logits: Sequence[float]) -> str:
-    """The verdict on one picture from the logits of its own style and then of OTHERS."""
+    """The reason for one picture, or "", from the logits of its own style followed by OTHERS."""
     best = max(logits)
     shares = [math.exp(logit - best) for logit in logits]
     kind = shares.index(1.0)

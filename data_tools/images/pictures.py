@@ -1,6 +1,6 @@
-"""Pictures on their way into shards: their hash, their new size, their encoding. Opening them is `tokun.data.pictures`, for all of tokun.
+"""Pictures for shards: hashing, resizing, encoding. `tokun.data.pictures` opens them, for all of tokun.
 
-This file knows Pillow, and OpenCV for one filter. It knows no folders, no captions and no shards, and runs without torch.
+Uses Pillow, and OpenCV for two filters. Knows nothing of folders, captions or shards, and runs without torch.
 """
 
 from __future__ import annotations
@@ -46,21 +46,21 @@ PILLOW_FILTERS = {"lanczos": Image.Resampling.LANCZOS, "hamming": Image.Resampli
 
 
 def as_gray(image: Image.Image) -> Image.Image:
-    """In mode "L"; the picture itself where it is."""
+    """The picture in mode "L", or itself if it already is."""
     return image if image.mode == "L" else image.convert("L")
 
 
 def dhash(image: Image.Image) -> int:
-    """64 bits: is each of 8 x 8 cells lighter than its left neighbour? The same bits as imagehash.dhash."""
+    """64 bits: is each of 8 x 8 cells lighter than its left neighbour? Equal to imagehash.dhash."""
     gray_HW = np.asarray(as_gray(image).resize((9, 8), Image.Resampling.LANCZOS))  # (8, 9)
     return int.from_bytes(np.packbits(gray_HW[:, 1:] > gray_HW[:, :-1]).tobytes(), "big")
 
 
 def resize(image: Image.Image, side: int, filter: str = "lanczos") -> Image.Image:
-    """Scaled so that the short side is `side`, but enlarged by `MAX_ENLARGEMENT` at most. What is four times too large is halved first, by the mean.
+    """Scale so that the short side is `side`, enlarging by at most `MAX_ENLARGEMENT`. Pictures four times too large are first halved, by the mean.
 
-    `filter` is a name in FILTERS, for what is made smaller; Lanczos enlarges in any case. "area" is OpenCV's, the mean of
-    what each new pixel covers, and "linear" the mean of points there, both without the halving. Raises ImportError where OpenCV is not installed.
+    `filter` is a name in FILTERS, used for downscaling; enlarging always uses Lanczos. "area" is OpenCV's mean over the area of
+    each new pixel, "linear" a mean of points in it, both without the halving. Raises ImportError if OpenCV is needed but not installed.
     """
     scale = min(side / min(image.size), MAX_ENLARGEMENT)
     size = tuple(max(1, round(length * scale)) for length in image.size)
@@ -78,10 +78,10 @@ def mean_of_area(image_HW: np.ndarray, size: tuple[int, ...]) -> np.ndarray:
 
 
 def mean_of_points(image_HW: np.ndarray, size: tuple[int, ...]) -> np.ndarray:
-    """As `mean_of_area`, but of n x n points of each new pixel, read between the old ones: as many as there are old ones, at least two.
+    """As `mean_of_area`, but the mean of n x n interpolated points per new pixel: as many as old pixels, at least two.
 
-    On engravings it is 53 dB from the mean by area (half a gray level), in two fifths of its time, and less of what is too
-    fine for the new size is left behind as moiré.
+    On engravings it is 53 dB from the mean by area (half a gray level) in two fifths of the time, and detail too fine for the
+    new size leaves less moiré.
     """
     (width, height), n = size, max(2, math.ceil(min(image_HW.shape[1] / size[0], image_HW.shape[0] / size[1])))
     points = opencv().resize(image_HW, (n * width, n * height), interpolation=opencv().INTER_LINEAR)
@@ -90,14 +90,14 @@ def mean_of_points(image_HW: np.ndarray, size: tuple[int, ...]) -> np.ndarray:
 
 @lru_cache
 def opencv() -> ModuleType:
-    """OpenCV, in one thread: prepare has processes of its own. Raises ImportError with the way out."""
+    """OpenCV with one thread, since prepare uses processes. Raises ImportError with the way out."""
     cv2 = need("cv2", extra="data")
     cv2.setNumThreads(1)
     return cv2
 
 
 def encode(image: Image.Image, kind: str) -> bytes:
-    """A picture as bytes of a kind in KINDS, without metadata. WebP has no gray mode: gray decodes with R ≈ G ≈ B."""
+    """A picture encoded as one of KINDS, without metadata. WebP has no gray mode: gray decodes with R ≈ G ≈ B."""
     if image.info:
         image = image.copy()
         image.info.clear()

@@ -1,4 +1,4 @@
-"""Trimming: the picture without its plain margin."""
+"""Trimming: removes the plain margin of a picture."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ Box = tuple[int, int, int, int]
 def trim(image: Image.Image) -> tuple[Image.Image, Box]:
     """The picture without its plain light margin, and the (left, top, right, bottom) that was kept.
 
-    The margin may be yellowed and hold specks of a few points. Whatever is joined to the picture or larger than a speck
-    stays: frame lines, a spire's tip, a printed caption. A picture on dark ground, or without a margin, comes back as is.
+    The margin may be yellowed and contain specks of a few points. Anything connected to the picture or larger than a speck
+    is kept: frame lines, a spire's tip, a printed caption. A picture on a dark ground or without a margin is returned unchanged.
     """
     whole = (0, 0, image.width, image.height)
     gray_HW = np.asarray(image if image.mode == "L" else image.convert("L"))
@@ -26,29 +26,29 @@ def trim(image: Image.Image) -> tuple[Image.Image, Box]:
     mark_HW = gray_HW < paper - np.clip(2 * (paper - quarter), 24, 48)
     speck = max(3, mark_HW.size // 100_000)
     left, top, right, bottom = whole
-    for _ in range(2):  # once more, since a margin without the corners' specks may be clean
+    for _ in range(2):  # twice: without the specks in the corners, a margin may be clean
         for axis in (1, 0):
             marks = line_sums(mark_HW[top:bottom, left:right].view(np.uint8), axis)
             tones = line_sums(gray_HW[top:bottom, left:right], axis) / (right - left if axis else bottom - top)
-            toned = tones < paper - 10  # a light sky, line by line, is no margin
+            toned = tones < paper - 10  # a light sky, line by line, is not a margin
             a, b = without_specks(np.where(toned, marks + speck + 1, marks), speck)
             if axis:
                 top, bottom = top + a, top + b
             else:
                 left, right = left + a, left + b
-            if a == b:  # nothing but paper and specks
+            if a == b:  # only paper and specks
                 return image, whole
     box = (max(0, left - 1), max(0, top - 1), min(image.width, right + 1), min(image.height, bottom + 1))
     return (image, whole) if box == whole else (image.crop(box), box)
 
 
 def line_sums(values_HW: np.ndarray, axis: int) -> np.ndarray:
-    """Sums of bytes along an axis, int64; in 32 bits, which is quicker and enough for 16 million bytes."""
+    """Sums of bytes along an axis, int64; computed in 32 bits, which is faster and enough for 16 million bytes."""
     return values_HW.sum(axis, dtype=np.uint32).astype(np.int64)
 
 
 def without_specks(counts: np.ndarray, speck: int) -> tuple[int, int]:
-    """The stretch (start, end) of lines from the first to the last mark, without specks that stand apart."""
+    """The range (start, end) of lines from the first to the last mark, without isolated specks."""
     starts, ends = runs(counts > 0)
     gap, first, last = max(2, len(counts) // 100), 0, len(starts)
 

@@ -1,1 +1,1 @@
-"""Pipeline: the tasks of prepare, what runs them, and the stores that hold their results."""
+"""Pipeline: the tasks of prepare, the engines that run them, and the stores for their results."""

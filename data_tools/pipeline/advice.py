@@ -1,4 +1,4 @@
-"""Advice: what a run of prepare tells when captions are missing or say nothing, and the commands to paste next."""
+"""Advice: what prepare prints if captions are missing or useless, and the next commands to paste."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from data_tools.tables import TableError, read_table
 from tokun.data.captions import MOST_TEXTS, alike
 
 CAPTIONS = "captions.csv"
-"""The table in the output folder that is filled in by hand."""
+"""The table in the output folder, to be filled in by hand."""
 NO_CAPTION = "no caption"
-FEW = 0.5  # of the pictures have a caption: below, the captions come first, and then training
+FEW = 0.5  # below this share of captioned pictures, captioning is advised before training
 
 
-def uncaptioned_at_first(listing: Listing, *, from_names: bool) -> tuple[int, int]:
-    """(pictures that may be opened, those of them without any words) before the first is opened."""
+def count_uncaptioned(listing: Listing, *, from_names: bool) -> tuple[int, int]:
+    """(pictures that may be opened, those of them without any words), before any is opened."""
     total = without = 0
     for one in listing.found:
         if not one.problem:
@@ -30,16 +30,16 @@ def uncaptioned_at_first(listing: Listing, *, from_names: bool) -> tuple[int, in
     return total, without
 
 
-def first_word(listing: Listing, *, from_names: bool) -> str:
-    """What to say before the work when most pictures have no caption; "" when they have."""
-    total, without = uncaptioned_at_first(listing, from_names=from_names)
+def captions_warning(listing: Listing, *, from_names: bool) -> str:
+    """A warning before the work if most pictures have no caption; else ""."""
+    total, without = count_uncaptioned(listing, from_names=from_names)
     if not total or total - without >= FEW * total:
         return ""
-    return f"{without:,} of {total:,} pictures have no caption: no file of words beside them, and no row in a table."
+    return f"{without:,} of {total:,} pictures have no caption: no caption file beside them, and no row in a table."
 
 
 class Captions:
-    """Counts the captions that are kept, and notes which pictures have none."""
+    """Counts the kept captions and the pictures without one."""
 
     def __init__(self) -> None:
         self.missing = self.kept = self.empty = 0
@@ -58,14 +58,14 @@ class Captions:
 
 
 def lacks_caption(row: Mapping[str, Any]) -> bool:
-    """Whether a picture of the manifest wants nothing but a caption."""
+    """Whether a picture in the manifest only lacks a caption."""
     return row["reason"] == NO_CAPTION or bool(row["status"] == "kept" and row["shard"] and not row["caption"])
 
 
 def write_captions_to_fill(out: Store, rows: Iterable[Mapping[str, Any]]) -> str:
-    """Write OUT/captions.csv with a line for each picture that lacks a caption; returns what to say where that cannot be done.
+    """Write OUT/captions.csv with a line for each picture that lacks a caption. Returns a message if that is impossible, else "".
 
-    What was filled in before stays, in the order of the table.
+    Captions filled in earlier stay, in the order of the table.
     """
     names = [row["path"] for row in rows if lacks_caption(row)]
     filled: dict[str, str] = {}
@@ -74,7 +74,7 @@ def write_captions_to_fill(out: Store, rows: Iterable[Mapping[str, Any]]) -> str
             table = read_table(CAPTIONS, open_file=lambda: io.BytesIO(out.read(CAPTIONS)))
             filled = {row.values["file_name"]: row.values["caption"] or "" for row in table if row.values.get("file_name")}
         except (TableError, KeyError) as error:
-            return f"{out}/{CAPTIONS} is there and cannot be read, so it is left as it is: {error}"
+            return f"{out}/{CAPTIONS} cannot be read, so it is not changed: {error}"
     lines = {name: text for name, text in filled.items() if text} | {name: filled.get(name, "") for name in names}
     if not lines or lines == filled:
         return ""
@@ -87,13 +87,13 @@ def write_captions_to_fill(out: Store, rows: Iterable[Mapping[str, Any]]) -> str
 
 
 def steps(out: str, command: Sequence[str], captions: Mapping[str, int], *, report: str, val: bool) -> str:
-    """What to look at, and the commands to paste after prepare: captions first where they are few, then training.
+    """What to look at, and the commands to paste after prepare: captions first if they are few, then training.
 
-    `command` are the arguments that prepare was given.
+    `command`: the arguments given to prepare.
     """
     missing, kept, empty = (captions.get(name, 0) for name in ("missing", "kept", "empty"))
     captioned = kept - empty
-    parts = [] if is_url(out) else [f"Look at {out}/{report} in a browser: it shows what was kept, what was not, and why."]
+    parts = [] if is_url(out) else [f"Look at {out}/{report} in a browser: it shows what was kept, what was left out, and why."]
     if told := alike(captions):
         parts.append(told)
     if missing:
@@ -138,7 +138,7 @@ def without_option(command: Sequence[str], option: str) -> list[str]:
 
 
 def shell(module: str, *arguments: str) -> str:
-    """A command that runs as it stands, whatever its arguments hold."""
+    """A command with all arguments quoted for the shell."""
     return shlex.join(["python", "-m", module, *arguments])
 
 

@@ -1,8 +1,8 @@
-"""Chunks: the two tasks of prepare, each on its own and in any process or machine.
+"""Chunks: the two tasks of prepare, independent of each other, for any process or machine.
 
-`measure_chunk` reads some hundred files, judges each, and stores one row a file with the encoded picture of those worth
-keeping. `write_shard` copies what was settled to be kept into one tar. Both write whole files only, and the bytes depend on
-their input alone. Nothing here knows the rest of the collection.
+`measure_chunk` reads some hundred files, judges each, and stores one row per file, with the encoded picture if it is worth
+keeping. `write_shard` copies the pairs to keep into one tar. Both write files atomically, and the bytes depend only on
+their input. Nothing here knows the rest of the collection.
 """
 
 from __future__ import annotations
@@ -44,57 +44,57 @@ PRINTS = frozenset({
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
-    """What decides the bytes that are written. Kept in `prepare.json` beside the shards."""
+    """The settings that decide the written bytes. Stored in `prepare.json` beside the shards."""
 
     style: str
-    """The tag of every picture, in lower-case kebab words: engraving, wood-engraving, etching. "": each brings its own."""
+    """The tag of every picture, in lower-case kebab words: engraving, wood-engraving, etching. "": each picture has its own."""
     side: int = 256
-    """Pixels of the short side. A smaller picture is enlarged by `MAX_ENLARGEMENT` at most and may stay below it."""
+    """Pixels of the short side. A smaller picture is enlarged by at most `MAX_ENLARGEMENT` and may stay smaller."""
     val: float = 0.05
-    """Share of the pictures for validation, by whole groups where SOURCE has several folders or books."""
+    """Share of the pictures for validation, by whole groups if SOURCE has several folders or books."""
     seed: int = 0
     """Decides the split and the order of the shards."""
     shard_size: int = 1000
-    """Pairs in a shard."""
+    """Pairs per shard."""
     min_side: int = 64
     """Pictures with a shorter side than this many pixels are rejected."""
     max_aspect: float = 3.2
     """Pictures longer than this many times their width (or the reverse) are rejected."""
     clean: bool = True
-    """Whether pictures and captions are judged and mended; without, only size, shape, blank pages and duplicates are looked at."""
+    """Whether pictures and captions are judged and cleaned; otherwise only size, shape, blank pages and duplicates are checked."""
     keep_ambiguous: bool = False
-    """Whether pictures that may not belong are kept; they are labelled in any case."""
+    """Whether doubtful pictures are kept; they are labelled in any case."""
     clip: str = ""
-    """An open_clip model (a name with pretrained weights, hf-hub:…, or a path) that looks at the medium; "": none."""
+    """An open_clip model (a name with pretrained weights, hf-hub:…, or a path) that checks the medium; "": none."""
     register: str = "plain"
     """The register the captions are written in."""
     license: str = ""
-    """The licence of every picture that does not name its own."""
+    """The licence of pictures without one of their own."""
     source: str = ""
     """The name of the collection; empty: the folder's name."""
     format: str = "webp"
-    """How pictures are written: webp, jpg (quicker, larger) or png (lossless, largest)."""
+    """Picture format: webp, jpg (quicker, larger) or png (lossless, largest)."""
     filter: str = "lanczos"
-    """How pictures are made smaller: lanczos (sharpest), hamming (softer, in half the time), area (OpenCV's mean of what each new pixel covers, as img2dataset's), or linear (OpenCV's too, of points, the quickest)."""
+    """Filter for downscaling: lanczos (sharpest), hamming (softer, half the time), area (OpenCV, mean over each new pixel, as in img2dataset), or linear (OpenCV, mean of points, fastest)."""
     allow_missing_captions: bool = False
-    """Keep pictures without a caption, with an empty one."""
+    """Keep pictures without a caption, with an empty caption."""
     caption_column: str = ""
-    """The column of tables, and the field of JSON, that holds captions; empty: the first of those with a known name."""
+    """The table column and JSON field with captions; empty: the first with a known name."""
     duplicates: str = "alike"
-    """Which pictures are rejected beside a better one: alike (those that look the same) or exact (the very same files alone)."""
+    """Duplicates to reject in favour of the best one: alike (pictures that look the same) or exact (identical files only)."""
     captions_from_names: bool = False
-    """Whether a file's name that reads like words is the caption of a picture without another."""
+    """Whether a file name that reads like words is the caption of a picture without one."""
     max_megapixels: float = field(default_factory=lambda: max_pixels() / 1_000_000)
-    """Pictures of more million pixels are rejected."""
+    """Pictures with more million pixels are rejected."""
 
     def __post_init__(self) -> None:
         for name in ("style", "register"):
             value = getattr(self, name)
             if not re.fullmatch(r"[a-z0-9]+(-[a-z0-9]+)*", value) and (name, value) != ("style", ""):
-                raise UserError(f"--{name} {value!r} is no tag: write words like wood-engraving")
+                raise UserError(f"--{name} {value!r} is not a tag: write words like wood-engraving")
         max_pixels(self.max_megapixels)
         if not 0 <= self.val < 1:
-            raise UserError(f"--val {self.val} is no share of the pictures: give 0 or more, below 1")
+            raise UserError(f"--val {self.val} is not a share of the pictures: give 0 or more, below 1")
         if not 8 <= self.side <= 4096:
             raise UserError(f"--side {self.side} is outside 8..4096 pixels")
         if self.shard_size < 1:
@@ -110,12 +110,14 @@ class Settings:
         if self.filter not in FILTERS:
             raise UserError(f"--filter {self.filter!r} is unknown: choose {', '.join(FILTERS)}")
         if self.format == "webp" and self.side * self.max_aspect > WEBP_LIMIT:
-            raise UserError(f"--side {self.side} with --max-aspect {self.max_aspect} may pass WebP's {WEBP_LIMIT} pixels: add --format png")
+            raise UserError(
+                f"--side {self.side} with --max-aspect {self.max_aspect} may exceed WebP's limit of {WEBP_LIMIT} pixels: add --format png"
+            )
 
 
 @dataclass(frozen=True)
 class Row:
-    """What was learned of one input file. The size is that of the upright original, in pixels."""
+    """The results for one input file. The size is that of the upright original, in pixels."""
 
     path: str
     status: str
@@ -123,21 +125,21 @@ class Row:
     sha256: str | None = None
     dhash: int | None = None
     fine: tuple[int, ...] = ()
-    """The 256 bits that confirm a likeness, as four numbers."""
+    """The 256-bit hash that confirms a duplicate, as four numbers."""
     sketch: str = ""
-    """Of a drawing on plain paper, in base64: it tells those apart whose hashes are alike."""
+    """Sketch of a drawing on plain paper, in base64: it tells drawings with similar hashes apart."""
     aspect: float = 0.0
-    """Of the sketch."""
+    """Of the sketch (width over height)."""
     width: int | None = None
     height: int | None = None
     caption: str = ""
     words_from: str = ""
-    """The file that the caption is from."""
+    """The file the caption comes from."""
     language: str = ""
     license: str = ""
     source_url: str = ""
     start: int = 0
-    """Where its picture and then its JSON lie in the chunk's data, and how long they are; both 0 where neither is kept."""
+    """Offset in the chunk's data and the lengths of the picture and of its JSON, which follows it; all 0 if it is not kept."""
     image_bytes: int = 0
     json_bytes: int = 0
 
@@ -148,15 +150,15 @@ class Row:
 
 @dataclass(frozen=True)
 class Chunk:
-    """Some files that are measured together."""
+    """Files that are measured together."""
 
     number: int
     base: str
-    """The folder where the paths of the pictures start."""
+    """The folder that the pictures' paths are relative to."""
     entries: list[tuple[Found, Words]]
     settings: Settings
     store: Store
-    """Where the rows and the data go."""
+    """The store for the rows and the data."""
 
 
 def rows_name(number: int) -> str:
@@ -171,14 +173,14 @@ def data_name(number: int) -> str:
 
 @dataclass
 class Opened:
-    """A picture at its new size, what was measured of the original, and what is said of it; or why it cannot be used."""
+    """A resized picture with the measurements of the original and its words; or why it cannot be used."""
 
     problem: str = ""
     known: dict[str, Any] = field(default_factory=dict)
-    """What its row can say already: sha256, width, height."""
+    """The known fields of its row: sha256, width, height."""
     image: Image.Image | None = None
     size: tuple[int, int] = (0, 0)
-    """Of the original, without its margin."""
+    """Measurements of the original without its margin."""
     crop: tuple[int, int, int, int] | None = None
     look: Look | None = None
     words: Words = field(default_factory=Words)
@@ -186,7 +188,7 @@ class Opened:
 
 @dataclass
 class Judged:
-    """One file between being measured and being stored."""
+    """One judged file, not yet stored."""
 
     row: Row
     image: Image.Image | None = None
@@ -196,13 +198,13 @@ class Judged:
     crop: tuple[int, int, int, int] | None = None
 
 
-as_json = json.JSONEncoder(ensure_ascii=False).encode  # one for all: json.dumps would make one each time
+as_json = json.JSONEncoder(ensure_ascii=False).encode  # shared: json.dumps would make an encoder each time
 
 
 def measure_chunk(chunk: Chunk) -> Counter[str]:
-    """Measure the files of a chunk and store them. Returns the number of files by status and reason."""
+    """Measure the files of a chunk and store the results. Returns the number of files by status and reason."""
     judged: Iterable[Judged] = in_groups(chunk)
-    if chunk.settings.clip:  # which takes many at a time; else a group is in memory
+    if chunk.settings.clip:  # CLIP takes many at a time; otherwise one group is in memory
         judged = look_at_medium(list(judged), chunk.settings)
     data, lines, counts = io.BytesIO(), [], Counter()
     for one in judged:
@@ -214,16 +216,16 @@ def measure_chunk(chunk: Chunk) -> Counter[str]:
         lines.append(as_json(vars(row)) + "\n")
         counts[row.reason or KEPT] += 1
     chunk.store.write(data_name(chunk.number), data.getvalue())
-    chunk.store.write(rows_name(chunk.number), "".join(lines).encode())  # last: its presence says that both are there
+    chunk.store.write(rows_name(chunk.number), "".join(lines).encode())  # written last: its presence means that both files exist
     return counts
 
 
-GROUP_SIDES = 4096  # pixels of the short sides of a group, in all: 16 pictures of 256
+GROUP_SIDES = 4096  # total pixels of the short sides in a group: 16 pictures of 256
 
 
 def in_groups(chunk: Chunk) -> Iterator[Judged]:
-    """The files of a chunk, judged step by step and not picture by picture: the processor's caches keep the code of one step,
-    which a whole picture in between would drive out: 2 to 9 % of the time, a fifth beside other work on the machine."""
+    """The files of a chunk, processed in groups step by step rather than picture by picture, which keeps each step's code in the
+    processor's caches. Saves 2 to 9 % of the time, a fifth on a busy machine."""
     base, settings = Path(chunk.base), chunk.settings
     size = max(1, GROUP_SIDES // settings.side)
     for start in range(0, len(chunk.entries), size):
@@ -235,14 +237,14 @@ def in_groups(chunk: Chunk) -> Iterator[Judged]:
 
 
 def open_picture(base: Path, settings: Settings, found: Found) -> Opened:
-    """Read, decode, trim, look at and resize one picture."""
+    """Read, decode, trim, measure and resize one picture."""
     if found.problem:
         return Opened(found.problem)
     known: dict[str, Any] = {}
     try:
         data = read_picture(base, found)
         known["sha256"] = hashlib.sha256(data).hexdigest()
-        # the grain that cleaning looks at is gone in a reduced picture
+        # a reduced picture has lost the grain that cleaning measures
         image, (width, height) = decode_reduced(data, 0 if settings.clean else settings.side, most=max_pixels(settings.max_megapixels))
     except PictureError as error:
         return Opened(str(error), known)
@@ -255,7 +257,7 @@ def open_picture(base: Path, settings: Settings, found: Found) -> Opened:
 
 
 def add_words(one: Opened, base: Path, settings: Settings, found: Found, words: Words) -> None:
-    """Find what is said of a picture that can be used."""
+    """Find the words about a usable picture."""
     if one.problem:
         return
     try:
@@ -270,7 +272,7 @@ def judge(one: Opened, settings: Settings, found: Found) -> Judged:
     if one.problem or one.image is None:
         return Judged(Row(path, REJECTED, one.problem, **one.known))
     gray = as_gray(one.image)
-    caption = cleaned(words) if settings.clean else as_it_is(words.caption)
+    caption = cleaned(words) if settings.clean else unchanged_caption(words.caption)
     seen = of_picture(one.look, words.caption, settings, found.style) if one.look else of_blank(gray)
     status, reason = decide([*of_size(one.size, settings), *seen, *of_caption(caption, settings)])
     drawn = sketch(gray)
@@ -298,7 +300,7 @@ def cleaned(words: Words) -> Caption:
     return replace(caption, reason="caption is a heading") if doubted else caption
 
 
-def as_it_is(text: str) -> Caption:
+def unchanged_caption(text: str) -> Caption:
     text = plain_text(text)
     return Caption(text, "" if text else "no caption")
 
@@ -322,11 +324,11 @@ def of_caption(caption: Caption, settings: Settings) -> list[Verdict]:
     return [verdict for verdict in caption.verdicts if verdict.kind != REJECT or not settings.allow_missing_captions]
 
 
-HASH_SIDE = 64  # pixels of the short side that the coarse hash looks at, at least; of the whole picture it takes ten times as long
+HASH_SIDE = 64  # least short side in pixels for the coarse hash; hashing the whole picture takes ten times as long
 
 
 def reduced_to(image: Image.Image, side: int) -> Image.Image:
-    """The picture scaled down by a whole number, by the mean, so that no side is below `side`."""
+    """The picture scaled down by an integer factor, by the mean, so that no side is below `side`."""
     factor = min(image.size) // side
     return image.reduce(factor) if factor > 1 else image
 
@@ -338,8 +340,8 @@ def fine_hash(image: Image.Image) -> tuple[int, ...]:
 
 
 def look_at_medium(judged: list[Judged], settings: Settings) -> list[Judged]:
-    """The same, with those that CLIP takes for something else than their style marked as ambiguous."""
-    from data_tools.images.medium import doubts  # torch only where it is asked for
+    """The same files; those in which CLIP sees something other than their style are marked as ambiguous."""
+    from data_tools.images.medium import doubts  # imports torch only if needed
 
     good = [one for one in judged if one.image is not None and one.row.status == KEPT]
     for one, doubt in zip(good, doubts([one.image for one in good], [one.style for one in good], settings.clip), strict=True):
@@ -349,7 +351,7 @@ def look_at_medium(judged: list[Judged], settings: Settings) -> list[Judged]:
 
 
 def encoded(one: Judged, settings: Settings) -> tuple[bytes, bytes]:
-    """The picture's bytes and those of its JSON."""
+    """The bytes of the picture and of its JSON."""
     assert one.image is not None and one.row.dhash is not None
     row, words, caption = one.row, one.words, one.caption.text
     record: dict[str, Any] = {
@@ -390,7 +392,7 @@ def read_rows(store: Store, name: str) -> list[Row]:
 
 @dataclass(frozen=True)
 class Piece:
-    """Where one pair lies: in the data of which chunk, from which byte, and how long its two parts are."""
+    """The location of one pair: chunk, offset in its data, and the lengths of its two parts."""
 
     key: str
     data_name: str
@@ -401,7 +403,7 @@ class Piece:
 
 @dataclass(frozen=True)
 class Shard:
-    """One tar to be written."""
+    """One tar to write."""
 
     name: str
     suffix: str
@@ -410,7 +412,7 @@ class Shard:
 
 
 def write_shard(shard: Shard) -> int:
-    """Copy the pairs into the tar, in order. Returns how many they are."""
+    """Copy the pairs into the tar, in order. Returns their number."""
     wanted: dict[str, list[Piece]] = {}
     for piece in shard.pieces:
         wanted.setdefault(piece.data_name, []).append(piece)
@@ -420,7 +422,7 @@ def write_shard(shard: Shard) -> int:
         for piece, part in zip(pieces, parts, strict=True):
             if len(part) != piece.image_bytes + piece.json_bytes:
                 raise OSError(
-                    f"{name} in {shard.store} is cut off, or was not read whole: run again, and if that does not help, remove {shard.store} first"
+                    f"{name} in {shard.store} is truncated, or was not read completely: run again, and if that does not help, remove {shard.store} first"
                 )
             both[piece.key] = part
     buffer = io.BytesIO()
@@ -434,17 +436,17 @@ def write_shard(shard: Shard) -> int:
     return len(shard.pieces)
 
 
-HEADER = "100s8s8s8s12s12s8s1s100s8s32s32s8s8s155s12x"  # of a tar's member
-NOBODYS = b"%07o\0" % 0  # user and group
+HEADER = "100s8s8s8s12s12s8s1s100s8s32s32s8s8s155s12x"  # of a tar member
+OWNER = b"%07o\0" % 0  # user and group
 
 
 def add_member(tar: io.BytesIO, name: str, data: bytes) -> None:
-    """Add a file whose header holds nothing of this machine or this hour: the same data gives the same bytes. They are tarfile's of Python 3.11, in a quarter of its time."""
+    """Add a file whose header does not depend on the machine or the time, so the same data gives the same bytes. They equal those of Python 3.11's tarfile, in a quarter of its time."""
     path = name.encode("ascii")
     assert len(path) < 100, name
 
     def header(checksum: bytes) -> bytes:
-        numbers = b"0000644\0", NOBODYS, NOBODYS, b"%011o\0" % len(data), b"%011o\0" % 0
+        numbers = b"0000644\0", OWNER, OWNER, b"%011o\0" % len(data), b"%011o\0" % 0
         return struct.pack(HEADER, path, *numbers, checksum, b"0", b"", b"ustar\x0000", b"", b"", b"", b"", b"")
 
     tar.write(header(b"%06o\0 " % sum(header(b" " * 8))))

@@ -1,10 +1,10 @@
-"""Disk: a list and a dict for what may be too many to hold: the files of a collection, and what is said of them.
+"""Disk: a list and a dict on disk for data that may not fit into memory: the files of a collection and their words.
 
     pictures = DiskList(found for found in walk)        # in order, by number
     words = DiskDict()                                  # by path
 
-Both lie in a temporary file without a name, which is gone when they are or when the process is killed, and take a few
-megabytes of memory whatever they hold. Items are pickled in it. Sent to another process, all is sent. Knows no pictures.
+Both use an unnamed temporary file, which disappears with them or with the process, and a few megabytes of memory regardless
+of their size. Items are pickled. Pickling the container copies all items. Knows nothing of pictures.
 """
 
 from __future__ import annotations
@@ -15,15 +15,15 @@ import weakref
 from collections.abc import Iterable, Iterator, Mapping, MutableMapping, Sequence
 from typing import Any
 
-MANY = 1000  # rows that are read or written at once
+MANY = 1000  # rows read or written at once
 
 
 def open_table(key: str) -> sqlite3.Connection:
-    """A database of one table, in a file that SQLite makes, hides and removes; with a cache of 2 MB."""
-    base = sqlite3.connect("", isolation_level=None, check_same_thread=False)  # the collector of garbage may close it in any thread
-    base.execute("PRAGMA journal_mode = OFF")  # nothing is ever undone,
+    """A database with one table, in a temporary file that SQLite creates and removes, with a cache of 2 MB."""
+    base = sqlite3.connect("", isolation_level=None, check_same_thread=False)  # the garbage collector may close it in any thread
+    base.execute("PRAGMA journal_mode = OFF")  # nothing is ever rolled back,
     base.execute(f"CREATE TABLE items (key {key} PRIMARY KEY, value BLOB) WITHOUT ROWID")
-    base.execute("BEGIN")  # nor committed: nobody else reads it
+    base.execute("BEGIN")  # or committed: nobody else reads it
     return base
 
 
@@ -58,7 +58,7 @@ class DiskList(Sequence):
         return self.part(0, self.length)
 
     def part(self, start: int, end: int) -> Iterator[Any]:
-        """The items from `start` to before `end`, without a slice's list."""
+        """The items from `start` up to `end` (exclusive), without building a list."""
         for first in range(start, end, MANY):
             rows = self.base.execute("SELECT value FROM items WHERE key >= ? AND key < ? ORDER BY key", (first, min(end, first + MANY)))
             yield from (pickle.loads(value) for (value,) in rows.fetchall())
@@ -75,7 +75,7 @@ class DiskList(Sequence):
 
 
 class DiskDict(MutableMapping):
-    """Values by text, in the order of the texts whatever the order of writing."""
+    """Values by text key, iterated in sorted order of the keys."""
 
     def __init__(self, items: Mapping[str, Any] | Iterable[tuple[str, Any]] = ()) -> None:
         self.base = open_table("BLOB")
@@ -84,7 +84,7 @@ class DiskDict(MutableMapping):
 
     @staticmethod
     def key(text: str) -> bytes:
-        """Bytes that sort as the text does; names that are no UTF-8 too."""
+        """Bytes that sort like the text, even for names that are not UTF-8."""
         return text.encode("utf-8", "surrogatepass")
 
     def __setitem__(self, text: str, value: Any) -> None:
@@ -107,7 +107,7 @@ class DiskDict(MutableMapping):
         return (text for text, _ in self.pairs())
 
     def pairs(self, start: str = "") -> Iterator[tuple[str, Any]]:
-        """(text, value) in order, from the first that begins with `start` to the last. May be written to meanwhile."""
+        """(text, value) in order, from the first that begins with `start` to the last. The dict may be written to meanwhile."""
         first, compare = self.key(start), ">="
         while rows := self.base.execute(
             f"SELECT key, value FROM items WHERE key {compare} ? ORDER BY key LIMIT {MANY}", (first,)
@@ -119,7 +119,7 @@ class DiskDict(MutableMapping):
             first, compare = rows[-1][0], ">"
 
     def ordered(self) -> Iterator[Any]:
-        """The values in the order of their texts."""
+        """The values in the order of their keys."""
         return (value for _, value in self.pairs())
 
     def __reduce__(self) -> tuple[type, tuple[dict[str, Any]]]:

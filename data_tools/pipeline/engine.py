@@ -1,11 +1,11 @@
-"""Engine: run a list of independent tasks, on this machine's processes or on a Ray cluster.
+"""Engine: runs a list of independent tasks in processes on this machine or on a Ray cluster.
 
     with open_engine("local", workers=8) as engine:
         for number, result in engine.run(function, tasks):
             ...
 
-A task is an argument, its result is small, and what it makes it writes itself. Tasks end in any order, so nothing that is
-written may depend on it. This file knows nothing of pictures.
+A task is an argument with a small result; it writes its own output. Tasks finish in any order, so no output may depend on
+the order. Knows nothing of pictures.
 """
 
 from __future__ import annotations
@@ -27,13 +27,13 @@ ENGINES = ("local", "ray")
 
 
 class WorkerDied(UserError, RuntimeError):
-    """A worker process was killed from outside, most often for want of memory."""
+    """A worker process was killed from outside, usually because memory ran out."""
 
 
 def open_engine(name: str, *, workers: int = 1, address: str = "", gpus: float = 0) -> Engine:
-    """The engine of that name. `address` is that of a Ray cluster; without one Ray starts on this machine. `gpus`: of Ray, for each task.
+    """The engine with that name. `address`: of a Ray cluster; without one Ray starts on this machine. `gpus`: per task, for Ray.
 
-    Raises UserError for an unknown name or fewer than one worker, ImportError where Ray is not installed.
+    Raises UserError for an unknown name or fewer than one worker, ImportError if Ray is not installed.
     """
     if name not in ENGINES:
         raise UserError(f"--engine {name!r} is unknown: choose {' or '.join(ENGINES)}")
@@ -50,7 +50,7 @@ class Engine(AbstractContextManager):
     """Runs tasks one after another in this process."""
 
     def run(self, function: Callable[[Any], Any], tasks: Iterable[Any]) -> Iterator[tuple[int, Any]]:
-        """(number of the task, its result), as they end. A task's own error ends the run."""
+        """(number of the task, its result), in order of completion. An error in a task ends the run."""
         for number, task in enumerate(tasks):
             yield number, function(task)
 
@@ -59,11 +59,11 @@ class Engine(AbstractContextManager):
 
 
 class ProcessEngine(Engine):
-    """Runs tasks in processes of this machine, few of them under way."""
+    """Runs tasks in processes on this machine, with few submitted at a time."""
 
     def __init__(self, workers: int) -> None:
         self.workers = workers
-        # spawn: a fork of a process with threads may hang, and spawn is what every platform has
+        # spawn: forking a process with threads may hang, and every platform has spawn
         self.pool = ProcessPoolExecutor(workers, get_context("spawn"), initializer=begin_worker)
 
     def run(self, function: Callable[[Any], Any], tasks: Iterable[Any]) -> Iterator[tuple[int, Any]]:
@@ -78,8 +78,8 @@ class ProcessEngine(Engine):
         except BrokenProcessPool as error:
             numbers = ", ".join(str(number) for number in sorted(waiting.values())[:4])
             raise WorkerDied(
-                f"a worker process died in one of the tasks {numbers}, perhaps for want of memory: run again with --workers 1, "
-                "which goes on where this stopped"
+                f"a worker process died in one of the tasks {numbers}, perhaps because memory ran out: run again with --workers 1, "
+                "which resumes"
             ) from error
 
     @staticmethod
@@ -98,14 +98,14 @@ def begin_worker() -> None:
 
 
 def end_with_parent() -> None:
-    """In a worker: exit when the main process is gone. Without this, workers of a killed run wait for ever."""
+    """In a worker: exit when the main process is gone. Otherwise the workers of a killed run wait forever."""
     parent = parent_process()
     assert parent is not None
     threading.Thread(target=lambda: (parent.join(), os._exit(1)), daemon=True).start()
 
 
 class RayEngine(Engine):
-    """Runs tasks on a Ray cluster, one core each. What they read and write must be reachable from every node."""
+    """Runs tasks on a Ray cluster, one core each. Every node must be able to reach their inputs and outputs."""
 
     def __init__(self, workers: int, address: str, gpus: float) -> None:
         self.gpus = gpus
@@ -133,9 +133,7 @@ class RayEngine(Engine):
         except self.ray.exceptions.RayTaskError as error:
             raise error.cause from error  # the task's own error, as with the other engines
         except self.ray.exceptions.RayError as error:
-            raise WorkerDied(
-                f"the Ray cluster lost a task ({type(error).__name__}): run again, which goes on where this stopped"
-            ) from error
+            raise WorkerDied(f"the Ray cluster lost a task ({type(error).__name__}): run again to resume") from error
 
     def ended(self, waiting: dict[Any, int]) -> Iterator[tuple[int, Any]]:
         for future in self.ray.wait(list(waiting), num_returns=1)[0]:

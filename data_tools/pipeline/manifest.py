@@ -40,9 +40,9 @@ ROW_GROUP = 1024  # rows in memory at a time
 
 
 def manifest(store: Store, tasks: Tasks, settled: Settled, listing: Listing) -> tuple[Counter[tuple[str, str]], Captions]:
-    """Write one row for each input file, kept or not, as Parquet, null where unknown.
+    """Write one row for each input file, kept or not, as Parquet, with null for unknown values.
 
-    Returns the files by status and reason, and what the captions are like.
+    Returns the counts of files by (status, reason), and the caption counts.
     """
     pa, pq = need("pyarrow", extra="data"), need("pyarrow.parquet", extra="data")
     schema = pa.schema([(name, pa.int32() if name in ("width", "height") else pa.string()) for name in FIELDS])
@@ -62,7 +62,7 @@ def manifest(store: Store, tasks: Tasks, settled: Settled, listing: Listing) -> 
 
 
 def unread_rows(listing: Listing) -> Iterator[dict[str, Any]]:
-    """The files that no reader takes, each with the reason."""
+    """Rows for the files that no reader takes, with the reasons."""
     for path, reason in listing.unread.items():
         yield {**dict.fromkeys(FIELDS), "path": shown(path), "status": REJECTED, "reason": reason, "caption": ""}
 
@@ -77,7 +77,7 @@ def manifest_rows(store: Store, tasks: Tasks, settled: Settled, found: Sequence[
 
 
 def as_table(rows: list[dict[str, Any]], schema: Any) -> Any:
-    """Rows -> a table, by way of JSON: pyarrow's own way from Python's lists would import pandas, which takes as long as some 200 pictures."""
+    """Rows -> a table, through JSON: pyarrow's conversion of Python lists would import pandas, which takes as long as some 200 pictures."""
     reader = need("pyarrow.json", extra="data")
     text = "\n".join(map(json.dumps, rows)).encode()
     whole = reader.ReadOptions(use_threads=False, block_size=len(text) + 1)

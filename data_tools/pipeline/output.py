@@ -1,4 +1,4 @@
-"""Output: the folder that prepare writes. Work lies aside, goes on where it was killed, and takes its place at the end."""
+"""Output: the folder that prepare writes. Work is done in a partial folder, resumes after a kill, and is published at the end."""
 
 from __future__ import annotations
 
@@ -25,23 +25,25 @@ SHARD_NAME = re.compile(r"(train|val)-\d{5,}\.tar")
 
 
 def refuse_other_shards(out: Store, record: dict[str, Any], *, overwrite: bool) -> None:
-    """Raise UserError unless `out` may be written: absent, without shards, of these same settings, or `overwrite`."""
+    """Raise UserError unless `out` may be written: it is absent, has no shards or the same settings, or `overwrite` is given."""
     names = out.list()
     if "codes.json" in names:
         raise UserError(f"--out {out} holds code shards (codes.json), which prepare does not replace: name another folder")
     if overwrite or not any(is_ours(name) for name in names):
         return
     way_out = "Name another --out, or add --overwrite to replace the shards there"
-    # a run that was killed while its files took their places: they are of the plan aside, and the record may not be there
+    # a run killed while publishing: its files follow the plan in the partial folder, and the record may be missing
     begun = out.exists(f"{PARTIAL}/{PLAN}") and (RECORD not in names or out.exists(f"{PARTIAL}/{PUBLISH}"))
     try:
         there = json.loads(out.read(f"{PARTIAL}/{PLAN}" if begun else RECORD))["settings"]
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"--out {out} holds shards without a whole {RECORD}: of another tool, or of a broken run. {way_out}") from error
-    there = {**asdict(Settings(style="any")), **there}  # earlier versions did not write all settings
-    changes = [f"{name}: {there.get(name)!r} there, {value!r} now" for name, value in record.items() if there.get(name) != value]
+        raise UserError(
+            f"--out {out} holds shards without a complete {RECORD}: from another tool, or an interrupted run. {way_out}"
+        ) from error
+    there = {**asdict(Settings(style="any")), **there}  # earlier versions did not store all settings
+    changes = [f"{name}: {there.get(name)!r} then, {value!r} now" for name, value in record.items() if there.get(name) != value]
     if changes:
-        raise UserError(f"--out {out} holds shards of other settings ({'; '.join(changes)}). {way_out}")
+        raise UserError(f"--out {out} holds shards made with other settings ({'; '.join(changes)}). {way_out}")
 
 
 def is_ours(name: str) -> bool:
@@ -49,9 +51,9 @@ def is_ours(name: str) -> bool:
 
 
 def publish(out: Store, names: list[str]) -> None:
-    """Replace the old files of `out` by the new ones. The record goes first and comes last: its absence tells.
+    """Replace the old files of `out` by the new ones. The record is removed first and written last, so its absence means incomplete.
 
-    May be killed and called again: what has taken its place already is left there, the record too.
+    May be killed and called again: files already moved stay, including the record.
     """
     if out.exists(f"{PARTIAL}/{RECORD}"):
         out.remove(RECORD)
@@ -61,22 +63,22 @@ def publish(out: Store, names: list[str]) -> None:
     for name in names:
         if out.exists(f"{PARTIAL}/{name}"):
             out.move(f"{PARTIAL}/{name}", name)
-    out.remove(f"{PARTIAL}/{PUBLISH}")  # first: without it the rest is work to go on with, with it all must be there
+    out.remove(f"{PARTIAL}/{PUBLISH}")  # first: without it the rest can be resumed; with it, all files must be there
     out.remove(PARTIAL)
 
 
 def begin(aside: Store, record: dict[str, Any], listing: Listing) -> None:
-    """Go on with the work that lies in `aside` when it is of these settings and files, else start afresh."""
+    """Resume the work in `aside` if it has the same settings and files; otherwise start over."""
     plan = json.dumps({"settings": record, "files": identity(listing)}).encode()
     if not aside.exists(PLAN) or aside.read(PLAN) != plan:
-        for name in sorted(aside.list(), key=lambda name: name != PUBLISH):  # that first: a part of the rest is never published
+        for name in sorted(aside.list(), key=lambda name: name != PUBLISH):  # PUBLISH first, so that a part of the rest is never published
             if name != PLAN:
                 aside.remove(name)
-        aside.write(PLAN, plan)  # until then the old one tells whose work this was
+        aside.write(PLAN, plan)  # until then the old plan says whose work this was
 
 
 def identity(listing: Listing) -> str:
-    """A hash of what the listing names: paths, words, and the sizes and times of the files on this disk."""
+    """A hash of the listing: paths, words, and the sizes and times of local files."""
     digest = hashlib.sha256()
     for one in listing.found:
         digest.update(repr((one, listing.words.get(one.path))).encode("utf-8", "backslashreplace"))

@@ -1,7 +1,7 @@
-"""Settle: the collection as a whole -> which files are kept, in which split, and in which shard.
+"""Settle: the whole collection -> which files are kept, and their split and shard.
 
-Duplicates, the split by groups and the order hang on all files at once. They are found from the rows that were measured; no
-picture is decoded here.
+Duplicates, the split by groups and the order depend on all files. They are computed from the measured rows; no picture is
+decoded here.
 """
 
 from __future__ import annotations
@@ -22,19 +22,19 @@ from data_tools.pipeline.stores import Store
 from data_tools.pipeline.tasks import Tasks
 from data_tools.readers import Found, shown
 
-KIN_DISTANCE = 72  # of 256 bits: not duplicates yet, but too alike to stand on both sides of the split
+SIMILAR_DISTANCE = 72  # of 256 bits: not duplicates, but too similar to be in different splits
 
 
 @dataclass
 class Columns:
-    """What is kept in memory of every file, in the order of the listing: about a hundred bytes each."""
+    """The data of every file that are kept in memory, in the order of the listing: about a hundred bytes each."""
 
     state: np.ndarray
     """uint8 (N,): 0 kept, 1 ambiguous, 2 rejected."""
     hashed: np.ndarray
-    """bool (N,): whether it has hashes, which means that it was decoded."""
+    """bool (N,): whether it has hashes, that is, was decoded."""
     sha256: np.ndarray
-    """bytes of 32 (N,)."""
+    """(N,) of 32 bytes each."""
     coarse: np.ndarray
     """uint64 (N,)."""
     fine: np.ndarray
@@ -44,9 +44,9 @@ class Columns:
     captioned: np.ndarray
     """bool (N,)."""
     place: np.ndarray
-    """int64 (N, 4): chunk, start, bytes of the picture, bytes of the JSON."""
+    """int64 (N, 4): chunk, offset, bytes of the picture, bytes of the JSON."""
     sketches: DiskDict = field(default_factory=DiskDict)
-    """The sketches of drawings on plain paper, by the file's number as text; on disk."""
+    """The sketches of drawings on plain paper, by the file's number as text, on disk."""
 
     @classmethod
     def read(cls, store: Store, tasks: Tasks) -> Columns:
@@ -73,7 +73,7 @@ class Columns:
                 self.sketches[str(index)] = Sketch(base64.b64decode(row.sketch), row.aspect)
 
     def alike(self, among: np.ndarray, settings: Settings, **distance: int) -> np.ndarray:
-        """Pairs (P, 2) among the files, first < second, that look the same, or are the same where `settings` ask for that alone."""
+        """Pairs (P, 2) of files, first < second, that look the same, or are identical if `settings` ask only for that."""
         if settings.duplicates == "exact":
             hashes = np.ascontiguousarray(self.sha256[among]).view(np.uint64).reshape(-1, 4)
             _, first, which = np.unique(hashes, axis=0, return_index=True, return_inverse=True)
@@ -83,7 +83,7 @@ class Columns:
         return pairs[[self.look_the_same(one, other) for one, other in pairs.tolist()]] if len(pairs) else pairs
 
     def look_the_same(self, one: int, other: int) -> bool:
-        """Of two files with nearly the same hashes."""
+        """Whether two files with nearly the same hashes look the same."""
         if self.sha256[one] == self.sha256[other]:
             return True
         sketches = [self.sketches.get(str(index)) for index in (one, other)]
@@ -95,18 +95,18 @@ STATES = (KEPT, AMBIGUOUS, REJECTED)
 
 @dataclass
 class Settled:
-    """What becomes of each file, where that hangs on the others."""
+    """The decisions on each file that depend on the others."""
 
     cause: np.ndarray
-    """uint8 (N,): an index of CAUSES; 0 where the file's own verdict stands."""
+    """uint8 (N,): an index into CAUSES; 0 if the file's own verdict stands."""
     like: np.ndarray
-    """int64 (N,): the file that the cause names."""
+    """int64 (N,): the file named in the cause."""
     turn: np.ndarray
-    """int64 (N,): which pair of its split it is, -1 where it is not written."""
+    """int64 (N,): its position in its split, -1 if it is not written."""
     val: np.ndarray
     """bool (N,): whether it is in the validation split."""
     order: dict[str, np.ndarray]
-    """{split: int64 (n,)}: the files in the order of writing."""
+    """{split: int64 (n,)}: the files in writing order."""
     shard_size: int
 
     @classmethod
@@ -121,13 +121,13 @@ class Settled:
         self.cause[index], self.like[index] = CAUSES.index(cause), like
 
     def verdict(self, index: int, own: tuple[str, str], found: Sequence[Found]) -> tuple[str, str]:
-        """(status, reason) of a file: its `own`, or what its likeness to another makes of it."""
+        """(status, reason) of a file: its `own`, or that from its similarity to another."""
         if not self.cause[index]:
             return own
         return REJECTED, CAUSES[self.cause[index]].format(like=shown(found[self.like[index]].path))
 
     def place(self, index: int) -> tuple[str | None, str | None]:
-        """(shard, key), or None twice where the file is not written."""
+        """(shard, key), or (None, None) if the file is not written."""
         turn, split = int(self.turn[index]), "val" if self.val[index] else "train"
         return (None, None) if turn < 0 else (shard_name(split, turn // self.shard_size), f"{split}-{turn:06d}")
 
@@ -140,13 +140,13 @@ def shard_name(split: str, number: int) -> str:
 
 
 def settle(columns: Columns, found: Sequence[Found], settings: Settings) -> Settled:
-    """Reject duplicates, draw the split, and give every kept picture its place."""
+    """Reject duplicates, draw the split, and assign every kept picture its shard and position."""
     settled = Settled.begin(len(columns.state), settings)
     find_duplicates(columns, settled, settings)
     limit = 1 if settings.keep_ambiguous else 0
     kept = np.flatnonzero((columns.state <= limit) & (settled.cause == 0))
     settled.val[kept] = split_by_group(columns, found, kept, settings)
-    for index, near in kin_across(columns, kept, settled.val, settings):
+    for index, near in similar_across_splits(columns, kept, settled.val, settings):
         settled.reject(index, "too like {like} in the training split", near)
     kept = kept[settled.cause[kept] == 0]
     for split, part in (("train", kept[~settled.val[kept]]), ("val", kept[settled.val[kept]])):
@@ -158,8 +158,8 @@ def settle(columns: Columns, found: Sequence[Found], settings: Settings) -> Sett
 def find_duplicates(columns: Columns, settled: Settled, settings: Settings) -> None:
     """Reject all but the best of each cluster of pictures that look the same.
 
-    The best has a caption, and the most pixels, and comes first. Its own verdict stands: the thumbnail of a colour plate
-    that was rejected is no more wanted than the plate. Files that were rejected for themselves keep their reason.
+    The best is the one with a caption, then with the most pixels, then the first. Its own verdict stands, and duplicates
+    of a rejected picture are rejected too. Files rejected for other reasons keep their reason.
     """
     pairs = columns.alike(np.flatnonzero(columns.hashed), settings)
     there, pairs = np.unique(pairs, return_inverse=True)
@@ -179,12 +179,12 @@ def likeness(columns: Columns, index: int, best: int) -> str:
 
 
 def draw(seed: int, purpose: str, name: bytes) -> int:
-    """A number in [0, 2**64) fixed by the seed, what it is for, and a name."""
+    """A number in [0, 2**64) determined by the seed, a purpose and a name."""
     return int.from_bytes(hashlib.sha256(f"{seed}/{purpose}/".encode() + name).digest()[:8], "big")
 
 
 def drawn(settings: Settings, purpose: str, names: Iterable[bytes], count: int) -> np.ndarray:
-    """uint64 (count,): the numbers of as many names."""
+    """uint64 (count,): the number drawn for each name."""
     return np.fromiter((draw(settings.seed, purpose, name) for name in names), np.uint64, count)
 
 
@@ -193,7 +193,7 @@ def sha_name(columns: Columns, index: int) -> bytes:
 
 
 def folder_of(one: Found) -> str:
-    """What the reader names as its group, else its folder; "" where it is outside any."""
+    """The group given by the reader, else the folder; "" if it is outside any folder."""
     return dirname(one.path) if one.group is None else one.group
 
 
@@ -205,9 +205,9 @@ def are_several(names: Iterable[str]) -> bool:
 def split_by_group(columns: Columns, found: Sequence[Found], kept: np.ndarray, settings: Settings) -> np.ndarray:
     """bool (len(kept),): which of the kept files are for validation, whole groups together.
 
-    A group is what the reader names (a book, an artist, an object), else a folder, when there are several; a picture outside
-    any is its own group. Each group draws a number from the seed, so adding files later moves no others across. Validation
-    gets at least one group, and never more than half of the pictures.
+    A group is what the reader gives (a book, an artist, an object), else a folder, if there are several; a picture outside any
+    is its own group. Each group draws a number from the seed, so files added later do not move others to another split.
+    Validation gets at least one group and at most half of the pictures.
     """
     several = are_several(name for index in kept if (name := folder_of(found[index])))
 
@@ -225,10 +225,10 @@ def split_by_group(columns: Columns, found: Sequence[Found], kept: np.ndarray, s
     return chosen[which]
 
 
-def kin_across(columns: Columns, kept: np.ndarray, val: np.ndarray, settings: Settings) -> Iterator[tuple[int, int]]:
-    """(validation picture, training picture) that look so alike that the first would be no test; each first once."""
+def similar_across_splits(columns: Columns, kept: np.ndarray, val: np.ndarray, settings: Settings) -> Iterator[tuple[int, int]]:
+    """(validation picture, training picture) pairs too similar for a fair test; each validation picture once."""
     seen = set()
-    for one, other in columns.alike(kept, settings, fine_distance=KIN_DISTANCE).tolist():
+    for one, other in columns.alike(kept, settings, fine_distance=SIMILAR_DISTANCE).tolist():
         if not val[one]:
             one, other = other, one
         if val[one] and not val[other] and one not in seen:
@@ -237,7 +237,7 @@ def kin_across(columns: Columns, kept: np.ndarray, val: np.ndarray, settings: Se
 
 
 def shuffled(columns: Columns, part: np.ndarray, settings: Settings) -> np.ndarray:
-    """The files of a split in the order of writing, which hangs on the seed and on each picture alone."""
+    """The files of a split in writing order, which depends only on the seed and on each picture."""
     return part[np.argsort(drawn(settings, "order", (sha_name(columns, index) for index in part), len(part)), kind="stable")]
 
 

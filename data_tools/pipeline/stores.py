@@ -1,9 +1,9 @@
-"""Stores: a folder for results, on this disk or in object storage, whose files are whole or not there.
+"""Stores: a folder for results, on disk or in object storage, with atomic writes.
 
     store = open_store("shards/")                 # or s3://bucket/shards, through fsspec
     store.write("train-00000.tar", data)
 
-Every write goes to a file aside, which then takes the name. This file knows names and bytes, and nothing of what they hold.
+Every write goes to a temporary file, which is then renamed. Knows names and bytes, not their contents.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ def is_url(text: str | Path) -> bool:
 
 
 def open_store(place: str | Path) -> Store:
-    """The store at a folder's path or a URL that fsspec knows. Nothing is made or opened yet."""
+    """The store at a folder's path or a URL that fsspec supports. Nothing is created or opened yet."""
     return RemoteStore(str(place).rstrip("/")) if is_url(place) else Store(str(place))
 
 
 @dataclass(frozen=True)
 class Store:
-    """A folder on this machine. Names may hold folders: `aside/x.json`. Small enough to be sent to another process."""
+    """A folder on this machine. Names may include folders: `aside/x.json`. Cheap to pickle."""
 
     place: str
 
@@ -45,7 +45,7 @@ class Store:
         return self.path(name).exists()
 
     def list(self, folder: str = "") -> list[str]:
-        """Names of the files and folders in `folder`, sorted; [] where it is not there."""
+        """Sorted names of the files and folders in `folder`; [] if it does not exist."""
         path = self.path(folder)
         return sorted(one.name for one in path.iterdir()) if path.is_dir() else []
 
@@ -53,7 +53,7 @@ class Store:
         return self.path(name).read_bytes()
 
     def read_parts(self, name: str, parts: Sequence[tuple[int, int]]) -> list[bytes]:
-        """(first byte, length) each."""
+        """The bytes of each (offset, length)."""
         with open(self.path(name), "rb", buffering=0) as file:
             return [os.pread(file.fileno(), size, start) for start, size in parts]
 
@@ -61,7 +61,7 @@ class Store:
         self.write_from(name, io.BytesIO(data))
 
     def write_from(self, name: str, source: BinaryIO) -> None:
-        """Write what is left to read of an open file."""
+        """Write the rest of an open file."""
         path = self.path(name)
         path.parent.mkdir(parents=True, exist_ok=True)
         aside = path.with_name(f".{path.name}.{os.getpid()}.part")
@@ -78,7 +78,7 @@ class Store:
         os.replace(self.path(name), self.path(new))
 
     def remove(self, name: str) -> None:
-        """Remove a file, or a folder with all in it. What is not there is no error."""
+        """Remove a file, or a folder with its contents. A missing one is not an error."""
         path = self.path(name)
         if path.is_dir():
             shutil.rmtree(path)
@@ -88,7 +88,7 @@ class Store:
 
 @dataclass(frozen=True)
 class RemoteStore(Store):
-    """A prefix in object storage, where an upload appears when it is whole. Needs fsspec and the storage's own package."""
+    """A prefix in object storage, where an upload only appears when complete. Needs fsspec and the storage's package."""
 
     def files(self) -> Any:
         return need("fsspec", extra="data").core.url_to_fs(self.place)[0]
@@ -117,7 +117,7 @@ class RemoteStore(Store):
             [url] * len(parts), [start for start, _ in parts], [start + size for start, size in parts], on_error="raise"
         )
         for one in found:
-            if isinstance(one, BaseException):  # fsspec before June 2026 may hand it over instead
+            if isinstance(one, BaseException):  # fsspec before June 2026 may return it instead of raising
                 raise one
         return found
 

@@ -1,4 +1,4 @@
-"""Tasks: the files of a collection in parts of a hundred or so, and the bar that shows how far they are."""
+"""Tasks: the files of a collection in chunks of a hundred or so, and the progress bar."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from data_tools.pipeline.chunks import Chunk, Settings
 from data_tools.pipeline.stores import Store
 from data_tools.readers import Listing, Words
 
-CHUNK_FILES = 128  # at most, in one task
+CHUNK_FILES = 128  # most files in one task
 
 
 @dataclass(frozen=True)
 class Tasks:
-    """The files in tasks: small enough that a small collection shows progress and keeps several workers busy."""
+    """The division of files into tasks, small enough that a small collection shows progress and keeps several workers busy."""
 
     files: int
 
@@ -54,7 +54,7 @@ class Progress:
 
     def update(self, count: int, counts: Mapping[str, int] = NO_COUNTS) -> None:
         for reason, number in counts.items():
-            self.counts[report.family(reason)] += number  # or there might be as many reasons as files
+            self.counts[report.family(reason)] += number  # else there might be as many reasons as files
         if self.counts:
             self.bar.set_postfix_str(", ".join(f"{reason} {number:,}" for reason, number in self.counts.most_common(3)), refresh=False)
         self.bar.update(count)

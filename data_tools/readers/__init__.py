@@ -1,10 +1,10 @@
-"""Readers: what prepare can be given -> the pictures in it, and what is said of each.
+"""Readers: a source given to prepare -> its pictures and the words about each.
 
     python -m data_tools.prepare book-folder/ --reader gutenberg --style engraving --out shards/
 
-One function for each kind of source, in the table READERS: (source, Options) -> Listing. What a reader lists depends on
-the source alone, and its order is fixed. `read_picture` fetches the bytes of one picture later, in any process.
-Readers know nothing of pixels, and hand captions over as they were found, in one plain line: text/ mends them.
+One function for each kind of source, in the table READERS: (source, Options) -> Listing. A listing depends only on the
+source, and its order is fixed. `read_picture` fetches the bytes of one picture later, in any process. Readers know
+nothing of pixels and return captions as found, in one plain line; text/ cleans them.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ __all__ = [
 
 
 def read_address(source: Path | str, options: Options) -> Listing:
-    """What lies at an address; file:// is read as the folder or file that it is."""
+    """Read an address; file:// is read as a local folder or file."""
     path = local_path(str(source).rstrip("/"))
     if path is None:
         return read_remote(source, options)
@@ -46,12 +46,12 @@ def read_address(source: Path | str, options: Options) -> Listing:
 
 
 def read_tars(source: Path, options: Options) -> Listing:
-    """One tar file, or all in a folder with what else lies there."""
+    """One tar file, or a folder with tar files and whatever else it holds."""
     return read_folder(source, options) if source.is_dir() else read_webdataset(source, options)
 
 
 def read_data_set(source: Path, options: Options) -> Listing:
-    """A data set by its id or on this machine; in a folder of Parquet files, with what else lies there."""
+    """A data set by id or in a local folder; a folder of Parquet files is read with whatever else it holds."""
     source = Path(source)
     parquet = source.is_dir() and not is_saved(source) and data_files(source)
     return read_folder(source, options) if parquet else read_huggingface(source, options)
@@ -84,9 +84,9 @@ def read_picture(base: Path, found: Found) -> bytes:
 
 
 def choose_reader(source: Path | str, name: str = "auto", *, leave_out: Path | None = None) -> str:
-    """The name of the reader for `source`: the one asked for, or the one recognised.
+    """The name of the reader for `source`: the one requested, or the one detected.
 
-    Raises UserError for a name that no reader has or that does not fit, FileNotFoundError for a source that is not there.
+    Raises UserError for an unknown or unsuitable name, FileNotFoundError for a missing source.
     """
     if name != "auto" and name not in READERS:
         near = difflib.get_close_matches(name, ["auto", *READERS], n=1, cutoff=0.4)
@@ -99,7 +99,7 @@ def choose_reader(source: Path | str, name: str = "auto", *, leave_out: Path | N
     source = Path(source)
     if not source.exists():
         an_id = len(source.parts) == 2 and not source.is_absolute()
-        hint = f". For the data set {source} of Hugging Face add --reader huggingface" if an_id else ""
+        hint = f". For the Hugging Face data set {source} add --reader huggingface" if an_id else ""
         raise FileNotFoundError(f"SOURCE {source} does not exist: give a folder of pictures{hint}")
     if name in ("folder", "classes") and not source.is_dir():
         raise FileNotFoundError(f"SOURCE {source} is a file: give a folder of pictures")
@@ -112,11 +112,9 @@ def choose_reader(source: Path | str, name: str = "auto", *, leave_out: Path | N
 
 def check_remote(source: str, name: str) -> str:
     if not URL.match(source):
-        raise UserError(f"--reader remote takes an address like s3://bucket/folder, and {source} is none: leave --reader out")
+        raise UserError(f"--reader remote takes an address like s3://bucket/folder, and {source} is not one: leave out --reader")
     if name not in ("auto", "remote"):
-        raise UserError(
-            f"--reader {name} reads what is on this machine, and {source} is an address: leave --reader out, or download it first"
-        )
+        raise UserError(f"--reader {name} reads local files, and {source} is an address: leave out --reader, or download it first")
     return "remote"
 
 
@@ -124,13 +122,13 @@ def recognise_file(source: Path) -> str:
     suffix = source.suffix.lower()
     if suffix not in FILE_READERS:
         raise FileNotFoundError(
-            f"SOURCE {source} is a file: give a folder of pictures, or a file of pictures' names ({' '.join(sorted(FILE_READERS))})"
+            f"SOURCE {source} is a file: give a folder of pictures, or a table of pictures ({' '.join(sorted(FILE_READERS))})"
         )
     return FILE_READERS[suffix]
 
 
 def recognise_folder(source: Path, leave_out: Path | None) -> str:
-    """What a folder is, by the names in it."""
+    """The reader for a folder, by the file names in it."""
     kinds: Counter[str] = Counter()
     classes, last = set(), None
     for path in find_files(source, leave_out):
@@ -138,7 +136,7 @@ def recognise_folder(source: Path, leave_out: Path | None) -> str:
         suffix = posixpath.splitext(name)[1].lower()
         if suffix in PICTURE_SUFFIXES:
             kinds["picture"] += 1
-            if folder != last:  # the files of a folder come together
+            if folder != last:  # a folder's files come consecutively
                 classes.add(class_of(f"{folder}/x")[0])
                 last = folder
         elif name.lower().endswith(TARS):

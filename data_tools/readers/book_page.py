@@ -1,8 +1,8 @@
-"""Gutenberg: the page of an illustrated book -> its pictures in reading order, and what is said of each.
+"""Gutenberg: the page of an illustrated book -> its pictures in reading order and the words about each.
 
-Pure functions on the HTML of one page, however broken: `Page(decode_text(data))`, then `illustrations` and `book_facts`.
-A caption comes from the place that is surest to name the picture: figcaption, an element of a caption class, the alt or
-title text, the list of illustrations, the text in the figure, a heading or a centred line right below, a heading right above. Knows no files.
+Pure functions on the HTML of one page, valid or not: `Page(decode_text(data))`, then `illustrations` and `book_facts`.
+A caption is taken from the most reliable place: figcaption, an element with a caption class, the alt or title text, the list
+of illustrations, the text in the figure, a heading or centred line directly below, a heading directly above. Reads no files.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ NO_TEXT = frozenset({"script", "style", "template"})
 HEADINGS = frozenset({"h1", "h2", "h3", "h4", "h5", "h6"})
 CAPTION_CLASSES = frozenset({"cap", "capt", "capcenter", "figcap", "illcap", "imgcap", "legend"})
 FIGURE_CLASS = re.compile(r"fig|illus|image|img|pict|plate|photo", re.I)
-HIDDEN_CLASS = re.compile(r"page-?n|pagenum|pgnum|pageno|folio|pagebreak", re.I)  # the numbers of pages
+HIDDEN_CLASS = re.compile(r"page-?n|pagenum|pgnum|pageno|folio|pagebreak", re.I)  # page numbers
 CENTRED = re.compile(r"cent(?:er|re)|\bctr|\bc\b|text-align:center", re.I)
 PLATES_HEADING = re.compile(r"illustrations|plates|engravings|pictures|woodcuts", re.I)
 NO_CAPTION = re.compile(
@@ -36,20 +36,20 @@ NO_CAPTION = re.compile(
     re.I,
 )
 LARGER = re.compile(r"\b(click|larger|enlarged?|hi(gh)?[- ]?res\w*|full[- ]?(size|res)\w*)\b", re.I)
-MAX_DEPTH = 400  # of open elements: a page beyond it is broken, and its inner elements part no text
-MAX_HEAD = 20_000  # characters before the book begins that are searched for its title and author
-MAX_FIGURE_TEXT = 2_000  # characters of a figure's text that are looked at
-LONGEST_CAPTION = 300  # characters of unmarked text in a figure that still pass for its caption
-LONGEST_LINE = 120  # characters of a line outside the figure that still pass for its caption
+MAX_DEPTH = 400  # of open elements: a deeper page is broken, and its inner elements do not separate text
+MAX_HEAD = 20_000  # characters before the start of the book that are searched for title and author
+MAX_FIGURE_TEXT = 2_000  # characters of a figure's text that are examined
+LONGEST_CAPTION = 300  # characters of unmarked text in a figure that can be its caption
+LONGEST_LINE = 120  # characters of a line outside the figure that can be its caption
 LONGEST_CONTEXT = 300
-HEADING_ABOVE = "heading above"  # where a caption was found: cleaning doubts those
+HEADING_ABOVE = "heading above"  # origin of a caption; cleaning doubts these
 
 # ---------------------------------------------------------------------------------------------------------------------
 # the page, read once from top to bottom
 
 
 class Box:
-    """An element that parts its text from what stands before and after. `up` is the one around it."""
+    """A block element: its text is separate from the text before and after. `up` is the enclosing box."""
 
     __slots__ = ("caption", "classes", "tag", "up")
 
@@ -58,7 +58,7 @@ class Box:
         self.caption = tag == "figcaption" or is_caption_class(classes)
 
     def chain(self) -> Iterator[Box]:
-        """This box, the one around it, and so on."""
+        """This box and all enclosing ones, from the inside out."""
         box: Box | None = self
         while box is not None:
             yield box
@@ -87,7 +87,7 @@ class Run:
 
 @dataclass(frozen=True, eq=False)
 class Picture:
-    """A picture on the page, as its tag and the tags around it have it."""
+    """A picture on the page, with the attributes of its tag and the enclosing tags."""
 
     src: str
     link: str
@@ -97,7 +97,7 @@ class Picture:
     box: Box
 
     def figure(self) -> Box | None:
-        """The element that holds the picture and the text that goes with it: the outermost that is called a figure."""
+        """The element that holds the picture and its text: the outermost one with a figure class."""
         chain = [box for box, _ in zip(self.box.chain(), range(5)) if box.tag != "body"]
         figures = [box for box in chain if box.tag in ("figure", "center") or FIGURE_CLASS.search(box.classes)]
         return figures[-1] if figures else next(iter(chain), None)
@@ -105,7 +105,7 @@ class Picture:
 
 @dataclass(frozen=True)
 class Element:
-    """An open tag: its box where it has one, whether its text is hidden, where it links to."""
+    """An open tag: its box, if any, whether its text is hidden, and its link target."""
 
     tag: str
     box: Box | None
@@ -114,19 +114,19 @@ class Element:
 
 
 class Page:
-    """The page of a book as a line of runs, pictures and rules (None), in reading order.
+    """The page of a book as a sequence of runs, pictures and rules (None), in reading order.
 
-    Selectolax parses it as a browser would, however broken it is. Raises ImportError without selectolax.
+    Selectolax parses even broken HTML as a browser would. Raises ImportError without selectolax.
     """
 
     def __init__(self, text: str) -> None:
         self.line: list[Run | Picture | None] = []
-        self.links: dict[str, str] = {}  # files that the page links to -> the text of the link
+        self.links: dict[str, str] = {}  # linked file -> the link's text
         self.plates: dict[str, str] = {}  # anchor -> caption, from a list of illustrations
-        self.ornaments: list[str] = re.findall(r"url\(\s*[\"']?([^\"')<>]{1,500})", text)  # pictures of the style sheet
+        self.ornaments: list[str] = re.findall(r"url\(\s*[\"']?([^\"')<>]{1,500})", text)  # pictures in the style sheet
         self.meta: dict[str, str] = {}
         self.title = ""
-        self.head: list[str] = []  # text up to the mark where the book begins
+        self.head: list[str] = []  # text up to the mark of the book's start
         self._stack: list[Element] = []
         self._box = Box("body", "", None)
         self._text: list[str] = []
@@ -155,7 +155,7 @@ class Page:
             node = node.next if depth else None
 
     def _enter(self, node: Any) -> bool:
-        """Take in a node of the tree. Returns whether to take in what is inside it, too."""
+        """Process a node of the tree. Returns whether to process its children."""
         if node.is_text_node:
             self._add(node.text_content)
         if not node.is_element_node:
@@ -203,7 +203,7 @@ class Page:
         self._stack.append(Element(tag, box, hidden, href))
 
     def _leave(self, node: Any) -> None:
-        """What to do where an element ends."""
+        """Handle the end of an element."""
         if not node.is_element_node:
             return
         one = self._stack.pop()
@@ -246,7 +246,7 @@ class Page:
         self.line.append(Picture(values.get("src", ""), link, *texts, anchors, self._box))
 
     def _link_to_larger(self, href: str) -> None:
-        """A link like "[Larger]" in a picture's figure is as good as a link around the picture."""
+        """Treat a link like "[Larger]" in a picture's figure as a link around the picture."""
         for place in range(len(self.line) - 1, max(-1, len(self.line) - 4), -1):
             picture = self.line[place]
             if isinstance(picture, Picture):
@@ -258,7 +258,7 @@ class Page:
         alone = Counter(index for _, _, index in self._plate_links)
         for anchor, text, index in self._plate_links:
             if alone[index] == 1 and index < len(self.line) and isinstance(run := self.line[index], Run):
-                text = run.text  # the whole entry, of which the link may be the page's number alone
+                text = run.text  # the whole entry: the link may be only the page number
             text = re.sub(r"^\d+\W+", "", re.split(r"(?:\s?\.){3,}", text)[0])
             if names_something(text):
                 self.plates.setdefault(anchor, text)
@@ -269,12 +269,12 @@ def squeeze(text: str) -> str:
 
 
 def names_something(text: str) -> bool:
-    """Whether anything is left of a caption once it is cleaned: of "Fig. 12", "Frontispiece", "i042.jpg" nothing is."""
+    """Whether anything is left of a caption after cleaning: nothing is left of "Fig. 12", "Frontispiece", "i042.jpg"."""
     return bool(clean_caption(text).text)
 
 
 def names_picture(link_text: str) -> bool:
-    """Whether the text of a link names what it leads to, and not that it is larger."""
+    """Whether a link's text names the picture, rather than saying that it is larger."""
     return names_something(link_text) and not LARGER.search(link_text)
 
 
@@ -284,7 +284,7 @@ def names_picture(link_text: str) -> bool:
 
 @dataclass(frozen=True)
 class Illustration:
-    """A picture of a book: its address on the page, what it links to, its words, and which place they are from."""
+    """A picture of a book: its address on the page, its link target, its words and where they were found."""
 
     src: str
     link: str
@@ -292,11 +292,11 @@ class Illustration:
     caption_source: str
     context: str
     is_link: bool = False
-    """Whether the page only links to it: then it may be any file."""
+    """Whether the page only links to it; it may then be any file."""
 
 
 def illustrations(page: Page, title: str = "") -> Iterator[Illustration]:
-    """The pictures on the page in order, then the files it only links to. `title` is the book's: it is no caption."""
+    """The pictures on the page in order, then the files it only links to. `title` is the book's title, which is not a caption."""
     for at, picture in enumerate(page.line):
         if isinstance(picture, Picture):
             caption, origin = caption_of(page, at)
@@ -309,10 +309,10 @@ def illustrations(page: Page, title: str = "") -> Iterator[Illustration]:
 
 
 def caption_of(page: Page, at: int) -> tuple[str, str]:
-    """(caption, where it was found) of the picture at place `at` of the line; ("", "") where nothing says what it shows.
+    """(caption, where it was found) of the picture at position `at`; ("", "") if nothing says what it shows.
 
-    What only numbers a picture or names a part of a book ("Fig. 12", "Frontispiece") is passed over. The picture of a
-    single letter is an initial, and the text beside it is the story.
+    Text that only numbers a picture or names a part of the book ("Fig. 12", "Frontispiece") is skipped. A picture of a
+    single letter is an initial, and the text beside it belongs to the story.
     """
     picture = page.line[at]
     assert isinstance(picture, Picture)
@@ -323,7 +323,7 @@ def caption_of(page: Page, at: int) -> tuple[str, str]:
     text = joined(below) or joined(above)
     text = text if len(text) <= LONGEST_CAPTION else ""
     candidates = [("figcaption", joined(in_figcaption)), ("caption class", joined(marked))]
-    if sum(c.isalnum() for c in picture.alt) != 1:  # no initial
+    if sum(c.isalnum() for c in picture.alt) != 1:  # not an initial
         candidates += [
             ("alt", as_printed(picture.alt, text)),
             ("title", picture.title),
@@ -336,9 +336,9 @@ def caption_of(page: Page, at: int) -> tuple[str, str]:
 
 
 def figure_runs(page: Page, at: int) -> tuple[list[Run], list[Run], int]:
-    """(text below, text above, where the line goes on after) of the picture at place `at`, within its figure.
+    """(text below, text above, position after the figure) of the picture at position `at`, within its figure.
 
-    Text above counts only where no other picture of the figure stands before.
+    Text above counts only if no other picture of the figure precedes it.
     """
     picture = page.line[at]
     assert isinstance(picture, Picture)
@@ -362,7 +362,7 @@ def joined(runs: Iterable[Run]) -> str:
 
 
 def as_printed(alt: str, text: str) -> str:
-    """The text in the figure where it is the alt text, or goes on from it; small capitals lose their case there."""
+    """The figure's text if it equals or continues the alt text, which loses the case of small capitals."""
     return text if letters(alt) and letters(text).startswith(letters(alt)) and text != text.lower() else alt
 
 
@@ -371,16 +371,16 @@ def letters(text: str) -> str:
 
 
 def line_below(page: Page, after: int) -> str:
-    """A heading or a centred line right below the picture: no chapter's number, no front matter."""
+    """A heading or a centred line directly below the picture, but no chapter number or front matter."""
     below = page.line[after] if after < len(page.line) else None
     return below.text if isinstance(below, Run) and (below.heading or is_centred(below)) and is_line(below) else ""
 
 
 def heading_above(page: Page, at: int, after: int) -> str:
-    """The heading right above the picture: it names what is told from here on, which the picture may or may not show."""
+    """The heading directly above the picture. It names the text that follows, which the picture may or may not show."""
     below, above = (page.line[place] if 0 <= place < len(page.line) else None for place in (after, at - 1))
-    others = at > 1 and isinstance(page.line[at - 2], Picture)  # then the heading is that one's
-    if others or (isinstance(below, Run) and is_in(below, "h1")):  # the title of the book: the picture belongs to the title page
+    others = at > 1 and isinstance(page.line[at - 2], Picture)  # then the heading belongs to that picture
+    if others or (isinstance(below, Run) and is_in(below, "h1")):  # the book's title: the picture belongs to the title page
         return ""
     return above.text if isinstance(above, Run) and above.heading and is_line(above) else ""
 
@@ -398,7 +398,7 @@ def is_centred(run: Run) -> bool:
 
 
 def context_of(page: Page, at: int) -> str:
-    """Up to LONGEST_CONTEXT characters of the story around a picture: the end of what stands before, the start of what follows."""
+    """Up to LONGEST_CONTEXT characters of the story around a picture: the end of the text before, the start of the text after."""
     _, above, after = figure_runs(page, at)
     first = at - len(above)
     follows = prose(page.line[after : after + 40])
@@ -411,7 +411,7 @@ def context_of(page: Page, at: int) -> str:
 
 
 def prose(line: Iterable[Run | Picture | None], *, backwards: bool = False) -> str:
-    """The text of the runs that are no headings and no captions, until there is enough."""
+    """The text of runs that are neither headings nor captions, until there is enough."""
     texts: list[str] = []
     for run in line:
         if isinstance(run, Run) and not run.heading and not run.caption:
@@ -435,7 +435,7 @@ ILLUSTRATED_BY = re.compile(r"(?:^|\W)(?:illustrated|illustrations|engravings|pi
 
 
 def book_facts(page: Page, name: str) -> dict[str, str]:
-    """Title, author, illustrator and gutenberg_id: from the page's meta elements, its opening block, its title, its file's name."""
+    """Title, author, illustrator and gutenberg_id: from the page's meta elements, opening block and title, and from its file name."""
     head = "".join(page.head[:MAX_HEAD])[:MAX_HEAD].split("*** START OF")[0].replace("\r", "")
     tag = TITLE_TAG.fullmatch(squeeze(page.title)[:LONGEST_CONTEXT].removesuffix("| Project Gutenberg").strip())
     facts = {}

@@ -1,4 +1,4 @@
-"""Books as Project Gutenberg publishes them: a page *-h.htm and its folder of images (book_page.py reads the page)."""
+"""Books in Project Gutenberg's layout: a page *-h.htm and its folder of images (book_page.py reads the page)."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ BESIDE_PAGE = "not read: the book's page says what its pictures show"
 
 
 def read_gutenberg(source: Path, options: Options) -> Listing:
-    """Illustrated books as Project Gutenberg publishes them: a page *-h.htm and its images folder, one book or many.
+    """Illustrated books in Project Gutenberg's layout: a page *-h.htm and its images folder, one book or many.
 
-    Where a picture on the page links to a larger version of itself, that one is listed with its words, and the picture
-    on the page as a thumbnail. Pictures outside any book are read as in a plain folder.
+    If a picture on the page links to a larger version, the larger one is listed with the words, and the one on the page
+    as a thumbnail. Pictures outside any book are read as in a plain folder.
     """
     base = source if source.is_dir() else source.parent
     listing = read_folder(base, options)
@@ -33,7 +33,7 @@ def read_gutenberg(source: Path, options: Options) -> Listing:
     for page in book_pages(base, listing) if source.is_dir() else [source.name]:
         books.setdefault(posixpath.dirname(page), []).append(page)
     if not books:
-        raise FileNotFoundError(f"no books in {source}: their pages are called NUMBER-h.htm or NUMBER-h.html")
+        raise FileNotFoundError(f"no books in {source}: their pages must be named NUMBER-h.htm or NUMBER-h.html")
     scanned, found = (DiskDict((one.path, one) for one in listing.found) for _ in range(2))
     words, unread = DiskDict(listing.words), DiskDict(listing.unread)
     for book, pages in sorted(books.items()):
@@ -49,14 +49,14 @@ def read_gutenberg(source: Path, options: Options) -> Listing:
 
 
 def book_pages(base: Path, listing: Listing) -> list[str]:
-    """The pages of books in a listing; where none is named like one, all pages that stand beside an images folder."""
+    """The book pages in a listing; if none is named like one, all pages beside an images folder."""
     pages = [path for path, reason in listing.unread.items() if reason in (LONE_PAGE, NO_PAGE)]
     books = [page for page in pages if BOOK_PAGE.search(posixpath.basename(page))]
     return books or [page for page in pages if (base / page).parent.joinpath("images").is_dir()]
 
 
 def book_around(path: str, books: dict[str, list[str]]) -> str | None:
-    """The folder of the book that a picture belongs to: the nearest around it."""
+    """The folder of the book that a picture belongs to: the nearest enclosing one."""
     folder = posixpath.dirname(path)
     while folder not in books:
         if not folder:
@@ -66,7 +66,7 @@ def book_around(path: str, books: dict[str, list[str]]) -> str | None:
 
 
 def read_book(base: Path, pages: list[str], inside: dict[str, Found]) -> list[tuple[Found, Words]]:
-    """The pictures of one book, shown or not, and the words of each. `inside` are the pictures in its folder."""
+    """The pictures of one book, shown or not, with their words. `inside`: the pictures in its folder."""
     said: dict[str, Words] = {}
     thumbnails: dict[str, str] = {}
     ornaments: set[str] = set()
@@ -97,7 +97,7 @@ def read_book(base: Path, pages: list[str], inside: dict[str, Found]) -> list[tu
 
 
 def read_page(path: Path, root: Path) -> Page:
-    """A book's page. Raises CaptionError when it cannot be read."""
+    """A book's page. Raises CaptionError if it cannot be read."""
     if problem := why_not_open(path, root):
         raise CaptionError(problem)
     try:
@@ -111,7 +111,7 @@ def read_page(path: Path, root: Path) -> Page:
 def pictures_on(
     page: Page, name: str, inside: dict[str, Found], lower: dict[str, str], facts: dict[str, str]
 ) -> Iterator[tuple[str, str, Words]]:
-    """(path, path of its larger version or "", words) of each picture on a page; then of pictures that it only links to."""
+    """(path, path of its larger version or "", words) of each picture on a page, then of pictures that it only links to."""
     number = facts["gutenberg_id"]
     book = Words(
         source_url=f"https://www.gutenberg.org/ebooks/{number}" if number else "",
@@ -131,11 +131,11 @@ def pictures_on(
 
 
 def picture_path(page: str, address: str, inside: dict[str, Found], lower: dict[str, str]) -> str:
-    """An address on a page -> the path of the picture; "" for other things and other places."""
+    """An address on a page -> the picture's path; "" for anything else or outside the book."""
     address = as_path(unquote(address.split("#")[0].split("?")[0]))
     if not address or posixpath.splitext(address)[1].lower() not in PICTURE_SUFFIXES or re.match(r"[a-z][a-z0-9+.-]*:|/", address, re.I):
         return ""
     path = posixpath.normpath(posixpath.join(posixpath.dirname(page), address))
     if path.startswith("../"):
         return ""
-    return path if path in inside else lower.get(path.lower(), path)  # books made where upper and lower case are one
+    return path if path in inside else lower.get(path.lower(), path)  # some books were made on a case-insensitive file system

@@ -17,7 +17,7 @@ from tokun.utils.errors import UserError
 
 
 def read_coco(source: Path, options: Options) -> Listing:
-    """A COCO captions file. An image's first caption is its caption; where it has several, all are in `captions_all`."""
+    """A COCO captions file. An image's first caption is its caption; if it has several, `captions_all` lists all."""
     data = coco_object(source)
     images = list(coco_records(data))
     base = options.root or coco_folder(source, [image["file_name"] for image in images[:100]])
@@ -33,7 +33,7 @@ def read_coco(source: Path, options: Options) -> Listing:
 
 
 def coco_records(data: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    """One record for each image of a COCO object that has a file name, with all its captions. An id that comes twice has them once."""
+    """One record for each image with a file name in a COCO object, with all its captions. A repeated id gets them once."""
     captions: dict[str, list[str]] = {}
     for one in records(data["annotations"]):
         if isinstance(one.get("caption"), str):
@@ -48,27 +48,27 @@ def coco_records(data: dict[str, Any]) -> Iterator[dict[str, Any]]:
 
 
 def records(value: Any) -> Iterable[dict[Any, Any]]:
-    """The objects in a list of JSON; nothing where it is no list."""
+    """The objects in a JSON list; empty if it is not a list."""
     return [one for one in value if isinstance(one, dict)] if isinstance(value, list) else []
 
 
 def coco_object(source: Path) -> dict[str, Any]:
-    """The JSON of a COCO captions file. Raises UserError saying what it is instead."""
+    """The JSON of a COCO captions file. Raises UserError that says what the file holds instead."""
     way_out = "Give a captions_*.json with images (id, file_name) and annotations (image_id, caption), or a table as .csv or .jsonl"
     try:
         data = json.loads(source.read_bytes())
     except (ValueError, RecursionError) as error:
-        raise UserError(f"{source} is no COCO file: it is not valid JSON. {way_out}") from error
+        raise UserError(f"{source} is not a COCO file: it is not valid JSON. {way_out}") from error
     if not isinstance(data, dict) or not all(isinstance(data.get(name), list) for name in ("images", "annotations")):
         there = f"the keys {sorted(map(str, data))[:12]}" if isinstance(data, dict) else f"a {type(data).__name__}"
-        raise UserError(f"{source} is no COCO file: it holds {there}, and not lists called images and annotations. {way_out}")
+        raise UserError(f"{source} is not a COCO file: it holds {there}, not lists named images and annotations. {way_out}")
     if data["annotations"] and not any("caption" in one for one in records(data["annotations"])):
         raise UserError(f"{source} is a COCO file without captions: none of its annotations has one. {way_out}")
     return data
 
 
 def coco_folder(source: Path, names: list[str]) -> Path:
-    """Where the pictures of a COCO file are: beside it, or in the folders of the usual layout, where most are found."""
+    """The folder of a COCO file's pictures: beside it or in the usual layout, whichever holds most of them."""
     split = source.stem.split("_")[-1]  # captions_val2017.json -> val2017
     here = source.parent
     folders = [start / folder for start in (here, here.parent) for folder in (".", "images", split, f"images/{split}")]

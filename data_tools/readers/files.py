@@ -1,6 +1,6 @@
-"""Files: which pictures lie below a folder, and what may not be opened.
+"""Files: the pictures below a folder, and which files must not be opened.
 
-A link or a path that leaves the source, a pipe, a folder that cannot be entered: each is listed with its problem.
+A link or path that leaves the source, a pipe, an unreadable folder: each is listed with its problem.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ PICTURE_STARTS = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"GIF87a", b"GIF89a", b
 
 
 def find_files(base: Path, leave_out: Path | None) -> Iterator[str]:
-    """The files under `base`, as the disk lists them; no link to a folder is followed."""
+    """The files under `base`, in the order of the file system; links to folders are not followed."""
     out = leave_out.resolve() if leave_out else None
     for folder, subfolders, names in os.walk(base):
         here = Path(folder)
@@ -37,7 +37,7 @@ def find_files(base: Path, leave_out: Path | None) -> Iterator[str]:
 
 
 def why_not_open(path: str | Path, root: Path) -> str:
-    """Why this file is not to be opened (a link out of the source, a pipe that would block for ever), or ""."""
+    """Why this file must not be opened (a link out of the source, a pipe that would block forever), or ""."""
     try:
         there = os.lstat(path)
         if stat.S_ISLNK(there.st_mode):
@@ -53,23 +53,23 @@ def starts_like_a_picture(path: str) -> bool:
     try:
         with open(path, "rb") as file:
             start = file.read(16)
-    except OSError:  # not known to be a picture, so not ours to report
+    except OSError:  # not known to be a picture, so not reported
         return False
     return start.startswith(PICTURE_STARTS) or (start[:4] == b"RIFF" and start[8:12] == b"WEBP")
 
 
 def as_path(text: str) -> str:
-    """A path as written in a file -> one that the file system can be asked for."""
+    """A path as written in a file -> a path for the file system."""
     return utf8(text).strip().replace("\\", "/")
 
 
 def utf8(text: str) -> str:
-    """Without halves of surrogate pairs, as JSON can hold them."""
+    """The text without lone surrogates, which JSON can hold."""
     return text.encode("utf-8", "replace").decode("utf-8")
 
 
 def listed(base: Path, root: Path, name: str) -> Found:
-    """A file that a table names, as a path within `base` (whose real place is `root`), with what forbids to open it."""
+    """A file named in a table, as a path within `base` (resolved: `root`), with the reason not to open it, if any."""
     name = as_path(name)
     if re.match(r"[a-z][a-z0-9+.-]+://", name, re.I):
         return Found(name, "a web address, not a file", beside=False)
@@ -83,18 +83,18 @@ def listed(base: Path, root: Path, name: str) -> Found:
     elif not os.path.lexists(path) and not (name := as_written(base, name)):
         problem, name = "missing file", given
     elif not (problem := why_not_open(path := base / name, root)) and not Path(os.path.realpath(path)).is_relative_to(root):
-        problem = "symlink leaves the source"  # of a folder on the way
+        problem = "symlink leaves the source"  # a folder in the path is a link
     return Found(name, problem, beside=False)
 
 
 def as_written(base: Path, name: str) -> str:
-    """The path as the disk has it, where its accents are composed on one side and decomposed on the other; "" where it is not there."""
+    """The path as on disk if it differs only in composed or decomposed accents; "" if there is none."""
     forms = (unicodedata.normalize(form, name) for form in ("NFC", "NFD"))
     return next((form for form in forms if os.path.lexists(base / form)), "")
 
 
 def read_file(base: Path, found: Found) -> bytes:
-    """The encoded bytes of a picture in a file of its own or within a larger one. Raises PictureError with the reason."""
+    """The encoded bytes of a picture, from its own file or from within a larger one. Raises PictureError with the reason."""
     where = found.where
     assert where is None or isinstance(where, Span)
     try:

@@ -1,4 +1,4 @@
-"""Folders of pictures, with words in files beside them, in tables, or in their names; and folders that name a style each."""
+"""Folders of pictures with words in sidecar files, in tables or in file names; and folders named by style."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from data_tools.readers.words import kebab
 
 
 def read_folder(source: Path, options: Options) -> Listing:
-    """Everything below a folder: pictures with words in files beside them and in tables, tar files, and Parquet files of pictures."""
+    """Everything below a folder: pictures with sidecar files and tables, tar files, and Parquet files of pictures."""
     there = survey(source, leave_out=options.leave_out)
     pictures = DiskList(there.pictures.ordered())
     rows = Rows(options)
@@ -48,7 +48,7 @@ def read_folder(source: Path, options: Options) -> Listing:
 
 
 def has_data_set(there: Survey, source: Path) -> bool:
-    """Whether there are Parquet files of pictures; why the others are not read is noted."""
+    """Whether there are Parquet files of pictures; records why the others are not read."""
     reasons = {"broken": BROKEN_PARQUET, "paths": OTHER_TABLE, "nothing": NO_PICTURES_IN_TABLE}
     kinds = {path: kind_of_parquet(source / path) for path in there.parquet}
     there.unread.update({path: reasons[kind] for path, kind in kinds.items() if kind in reasons})
@@ -60,13 +60,13 @@ CLASS_STYLES = {
     "lithograph": "lithograph", "painting": "painting", "photograph": "photograph", "sculpture": "sculpture",
     "watercolour": "watercolour", "woodcut": "woodcut", "wood-engraving": "wood-engraving",
 }  # fmt: skip
-COPIES = ("musemart",)  # folders that hold the same pictures once more
+COPIES = ("musemart",)  # folders with second copies of the same pictures
 
 
 def class_of(path: str) -> tuple[str, str]:
-    """(style, what lies between the class folder and the file) of a picture's path; ("", "") outside any folder.
+    """(style, path between the class folder and the file) of a picture's path; ("", "") outside any folder.
 
-    The class is the innermost folder with the name of a style, else the innermost folder.
+    The class is the innermost folder named like a style, else the innermost folder.
     """
     folders = path.split("/")[:-1]
     for depth in range(len(folders), 0, -1):
@@ -78,11 +78,10 @@ def class_of(path: str) -> tuple[str, str]:
 
 
 def read_classes(source: Path, options: Options) -> Listing:
-    """A folder for each style: drawings, engraving, iconography, painting, sculpture, or any other name.
+    """One folder per style: drawings, engraving, iconography, painting, sculpture, or any other name.
 
-    Folders called training or validation say nothing here: the split is drawn anew, so pictures on the wrong side of
-    one do no harm. Where `options.style` is given the other classes are listed but not opened. Second copies of the set
-    come last, so that the first copy is the one kept.
+    Folders named training or validation are ignored: the split is drawn anew, so errors in theirs do no harm. With
+    `options.style` the other classes are listed but not opened. Second copies come last, so that the first is kept.
     """
     listing = read_folder(source, options)
     turns = ((one for one in listing.found if is_copy(one) == copies) for copies in (False, True))
@@ -94,8 +93,8 @@ def is_copy(one: Found) -> bool:
 
 
 def classed(one: Found, wanted: str) -> Found:
-    """With the style that its folder names, and the problem of being of another than the one that is wanted."""
-    if one.where is not None:  # in a tar or a table, which name their own
+    """The picture with its folder's style, and with a problem if that is not the `wanted` one."""
+    if one.where is not None:  # in a tar or a table, which give the style themselves
         return one
     style, below = class_of(one.path)
     problem = one.problem

@@ -19,7 +19,7 @@ from tokun.utils import reach
 from tokun.utils.errors import UserError
 from tokun.utils.extras import need
 
-PICTURES = "__picture__"  # the column of pictures, whatever it was called
+PICTURES = "__picture__"  # our name for the picture column
 PICTURE_COLUMNS = (
     "image",
     "img",
@@ -29,8 +29,8 @@ PICTURE_COLUMNS = (
     "jpeg",
     "png",
     "webp",
-)  # names of the column of pictures, the first that is there wins
-SPLIT = re.compile(r"(?:^|[^a-z])(train|training|validation|valid|val|dev|test|testing|eval)(?:[^a-z]|$)")  # in the name of a file
+)  # names of the picture column, the first one present is used
+SPLIT = re.compile(r"(?:^|[^a-z])(train|training|validation|valid|val|dev|test|testing|eval)(?:[^a-z]|$)")  # in a file name
 SPLITS = {"training": "train", "valid": "validation", "val": "validation", "dev": "validation", "testing": "test", "eval": "test"}
 
 
@@ -38,7 +38,7 @@ SPLITS = {"training": "train", "valid": "validation", "val": "validation", "dev"
 def open_splits(source: str) -> dict[str, Any]:
     """{split: data set} of a folder written by save_to_disk, a folder of Parquet files, or an id; pictures undecoded.
 
-    Raises FileNotFoundError where there is no such data set, UserError where it cannot be told which column holds pictures.
+    Raises FileNotFoundError if there is no such data set, UserError if the picture column is ambiguous or missing.
     """
     datasets = need("datasets", extra="data")
     folder = Path(source)
@@ -57,7 +57,7 @@ def open_splits(source: str) -> dict[str, Any]:
     except reach.NotFetched:
         raise
     except (OSError, ValueError, RuntimeError, LookupError, datasets.exceptions.DatasetsError) as error:
-        raise FileNotFoundError(f"SOURCE {source} is no data set that `datasets` can open: {error}") from error
+        raise FileNotFoundError(f"SOURCE {source} is not a data set that `datasets` can open: {error}") from error
     splits = dict(splits) if isinstance(splits, dict) else {"all": splits}
     undecoded = {}
     for name, data in splits.items():
@@ -72,7 +72,7 @@ def is_saved(folder: Path) -> bool:
 
 
 def data_files(folder: Path) -> dict[str, list[str]]:
-    """{split: Parquet files with pictures in them} below a folder, as paths within it."""
+    """{split: Parquet files with pictures} below a folder, as relative paths."""
     files: dict[str, list[str]] = {}
     for path in sorted(path for path in find_files(folder, None) if path.lower().endswith(".parquet")):
         if kind_of_parquet(folder / path) == "pictures":
@@ -82,7 +82,7 @@ def data_files(folder: Path) -> dict[str, list[str]]:
 
 
 def kind_of_parquet(path: Path) -> str:
-    """pictures, paths or nothing: what a Parquet file holds by its columns; broken where it cannot be opened."""
+    """What a Parquet file's columns hold: pictures, paths or nothing; broken if it cannot be opened."""
     pa, pq = need("pyarrow", extra="data"), need("pyarrow.parquet", extra="data")
     try:
         schema = pq.read_schema(path)
@@ -101,7 +101,7 @@ def holds_pictures(pa: Any, name: str, kind: Any) -> bool:
 
 
 def picture_column(datasets: Any, data: Any, source: str) -> str:
-    """The name of the column that holds pictures. Raises UserError naming the columns there are, or those that may be meant."""
+    """The name of the picture column. Raises UserError that lists all columns, or the candidates."""
     features = {name.lower(): name for name in data.features}
     found = [name for name, feature in data.features.items() if isinstance(feature, datasets.Image)]
     known = [features[name] for name in PICTURE_COLUMNS if features.get(name) in found]
@@ -109,19 +109,19 @@ def picture_column(datasets: Any, data: Any, source: str) -> str:
         return (known or found)[0]
     if found:
         raise UserError(
-            f"{source} has several columns of pictures, {', '.join(found)}, and none is called image: rename the one to take to image"
+            f"{source} has several picture columns, {', '.join(found)}, and none is named image: rename the one to use to image"
         )
     for name in PICTURE_COLUMNS:
         feature = data.features.get(name)
         if getattr(feature, "dtype", "") in ("binary", "large_binary") or (isinstance(feature, dict) and "bytes" in feature):
             return name
-    raise UserError(f"{source} has no column of pictures: its columns are {sorted(data.features)}. Name the one with the bytes: image")
+    raise UserError(f"{source} has no picture column: its columns are {sorted(data.features)}. Rename the one with the bytes to image")
 
 
 def read_huggingface(source: Path, options: Options) -> Listing:
-    """A data set by its id (owner/name) or in a local folder, through `datasets`. Its splits are not taken over.
+    """A data set by its id (owner/name) or in a local folder, through `datasets`. Its splits are ignored.
 
-    Raises UserError where captions are needed and no column has a name that is known for them.
+    Raises UserError if captions are needed and no column has a known name for them.
     """
     found, words = DiskList(), DiskDict()
     notes: dict[str, None] = {}
@@ -143,7 +143,7 @@ def read_huggingface(source: Path, options: Options) -> Listing:
 
 
 def check_captions(source: Path, columns: tuple[str, ...], options: Options) -> list[str]:
-    """What to tell of the column of captions. Raises TableError where captions are needed and there is none."""
+    """Notes on the caption column. Raises TableError if captions are needed and there is none."""
     table = Table(str(source), tuple(name for name in columns if name != PICTURES), 0, "", lambda: iter(()))
     if options.caption_column or options.captions_needed:
         check_caption_column(table, options)
@@ -151,8 +151,8 @@ def check_captions(source: Path, columns: tuple[str, ...], options: Options) -> 
 
 
 def read_row(base: Path, row: Row) -> bytes:
-    """The bytes of a picture in a row, or of the file that the row names within the data set. Raises PictureError."""
-    data = open_splits(base.as_posix())[row.split].select_columns([PICTURES])  # others might be decoded
+    """The bytes of a picture in a row, or of the file within the data set that the row names. Raises PictureError."""
+    data = open_splits(base.as_posix())[row.split].select_columns([PICTURES])  # other columns might be decoded
     value = data[row.index][PICTURES] or {}
     if value.get("bytes") is not None:
         return checked(value["bytes"], None)
@@ -166,7 +166,7 @@ def read_row(base: Path, row: Row) -> bytes:
 
 
 def row_folders(local: Path | None) -> list[Path]:
-    """Where the files that rows name may lie: in a local data set's folder, and in the folders of what was downloaded."""
+    """Where files named by rows may be: in a local data set's folder and in the download folders."""
     datasets, hub = need("datasets", extra="data"), need("huggingface_hub.constants", extra="data")
     downloads = [Path(datasets.config.HF_DATASETS_CACHE).resolve(), Path(hub.HF_HUB_CACHE).resolve()]
     return [local.resolve(), *downloads] if local else downloads

@@ -1,4 +1,4 @@
-"""Object storage and the web, through fsspec: pictures with their sidecars and tables, and tars, read in place."""
+"""Object storage and the web, through fsspec: pictures with sidecars and tables, and tars, read in place."""
 
 from __future__ import annotations
 
@@ -29,9 +29,9 @@ REMOTE_REASONS = {
 
 
 def read_remote(source: Path | str, options: Options) -> Listing:
-    """s3://bucket/folder and the like: pictures with their sidecars and tables, and tars, read in place.
+    """s3://bucket/folder and the like: pictures with sidecars and tables, and tars, read in place.
 
-    Raises FileNotFoundError when the place cannot be listed.
+    Raises FileNotFoundError if the address cannot be listed.
     """
     url = str(source).rstrip("/")
     try:
@@ -65,7 +65,7 @@ def read_remote(source: Path | str, options: Options) -> Listing:
 
 
 def pair_all(paths: Iterable[str], unread: DiskDict) -> dict[str, tuple[str, ...]]:
-    """{picture: names of its files of words}, folder by folder; files of words that are not read are noted."""
+    """{picture: names of its sidecar files}, folder by folder; adds the sidecar files that are not read to `unread`."""
     folders: dict[str, tuple[list[str], list[str]]] = {}
     for path in paths:
         folder, name = posixpath.split(path)

@@ -1,4 +1,4 @@
-"""Sidecars: the words of one picture, from files beside it, its row of a table and, where that is asked for, its name."""
+"""Sidecars: the words of one picture, from files beside it, its table row and, on request, its file name."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ from tokun.utils.errors import BadSample
 
 
 def find_words(source: Path, found: Found, row: Words, *, from_names: bool = False, caption_column: str = "") -> Words:
-    """The words of one picture: its file of text, then its JSON, then its `row` of a table, then, with `from_names`, the file's name.
+    """The words of one picture: from its text file, then its JSON, then its table `row`, then, with `from_names`, its file name.
 
-    `caption_column` is the field of JSON that holds captions; "": the first of those with a known name.
-    Raises CaptionError when a file of words is there and cannot be read.
+    `caption_column` is the JSON field with the captions; "": the first with a known name.
+    Raises CaptionError if a sidecar file exists but cannot be read.
     """
     if not found.beside:
         return row
@@ -61,7 +61,9 @@ def read_beside(source: Path, found: Found, name: str) -> str:
             if not plain and (problem := why_not_open(Path(path), source.resolve())):
                 raise CaptionError(f"caption file: {problem}")
             with open(path, "rb") as file:
-                data = file.read(min(there.st_size, MAX_TEXT_BYTES) + 1 if plain else MAX_TEXT_BYTES + 1)  # room for no more than is there
+                data = file.read(
+                    min(there.st_size, MAX_TEXT_BYTES) + 1 if plain else MAX_TEXT_BYTES + 1
+                )  # allocate no more than the file's size
     except OSError as error:
         raise CaptionError("caption file cannot be read") from error
     if len(data) > MAX_TEXT_BYTES:
@@ -69,7 +71,7 @@ def read_beside(source: Path, found: Found, name: str) -> str:
     return decode_text(data)
 
 
-# What cameras, scanners, books and web sites call a picture: no words about what it shows.
+# Words in file names from cameras, scanners, books and web sites that do not say what a picture shows.
 NO_WORDS = frozenset({
     "back", "chap", "copy", "cover", "dcim", "download", "dsc", "dscf", "dscn", "edited", "fig", "figure", "file",
     "final", "footer", "frame", "front", "frontis", "frontispiece", "full", "gif", "gopr", "header", "icon", "ill",
@@ -81,7 +83,7 @@ NO_WORDS = frozenset({
 
 
 def caption_from_name(path: str) -> str:
-    """The file's name as words, or "" when it does not read like words: `the_wolf-02.jpg` yes, `IMG_1234.jpg` no."""
+    """The file name as words, or "" if it does not read like words: `the_wolf-02.jpg` does, `IMG_1234.jpg` does not."""
     stem = unquote(posixpath.splitext(posixpath.basename(path))[0])
     if not stem.isprintable():  # bytes that are not UTF-8, control characters
         return ""
@@ -93,13 +95,13 @@ def caption_from_name(path: str) -> str:
         tokens.pop(0)
     real = [token for token in tokens if is_word(token)]
     letters = sum(map(len, real))
-    if not any(is_telling(token) for token in real) or 2 * letters < sum(map(len, tokens)):
+    if not any(is_descriptive(token) for token in real) or 2 * letters < sum(map(len, tokens)):
         return ""
     return " ".join(tokens)
 
 
 def is_counter(token: str) -> bool:
-    """A number that is no year: 01, 0007, 3, (2)."""
+    """Whether it is a number that is not a year: 01, 0007, 3, (2)."""
     token = token.strip("()[]")
     return token.isdigit() and not (len(token) == 4 and "1000" <= token <= "2099")
 
@@ -111,8 +113,8 @@ def is_word(token: str) -> bool:
     return not letters.isascii() or bool(re.search("[aeiouy]", letters, re.IGNORECASE))
 
 
-def is_telling(token: str) -> bool:
-    """A word that can say what a picture shows: no camera's prefix, no two letters, no hash in letters only."""
+def is_descriptive(token: str) -> bool:
+    """Whether a word can say what a picture shows: not a camera's prefix, two letters, or a hash of letters only."""
     word = token.strip("()[],'’!?&;:\"").lower()
     if word in NO_WORDS or re.fullmatch("[a-f]{8,}", word):
         return False

@@ -22,7 +22,7 @@ def fetch(url: str, start: int, size: int) -> bytes:
 
 
 def local_path(url: str) -> Path | None:
-    """The path that a file:// address names; None for an address elsewhere. Raises FileNotFoundError where fsspec knows no such address."""
+    """The path of a file:// address; None for other addresses. Raises FileNotFoundError if fsspec does not support the address."""
     fsspec, local = need("fsspec", extra="data"), need("fsspec.implementations.local", extra="data")
     try:
         fs, root = fsspec.core.url_to_fs(url)
@@ -32,12 +32,12 @@ def local_path(url: str) -> Path | None:
 
 
 def cannot_be_opened(url: str, error: BaseException) -> FileNotFoundError:
-    way_out = "Is the address right (s3://, gs://, https:// or another that fsspec knows), and are the keys to it set?"
+    way_out = "Is the address right (s3://, gs://, https:// or another that fsspec supports), and are its credentials set?"
     return FileNotFoundError(f"SOURCE {url} cannot be opened: {error}. {way_out}")
 
 
 def storage_errors() -> tuple[type[BaseException], ...]:
-    """What the storages behind fsspec raise: they share no base class, and only those in use are loaded."""
+    """The exceptions of the storages behind fsspec. They share no base class, and only loaded storages count."""
     others = (("aiohttp", "ClientError"), ("botocore.exceptions", "BotoCoreError"), ("google.auth.exceptions", "GoogleAuthError"))
     loaded = [getattr(sys.modules[module], name) for module, name in (*others, ("gcsfs.retry", "HttpError")) if module in sys.modules]
     return (OSError, ValueError, asyncio.TimeoutError, *loaded)

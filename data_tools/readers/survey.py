@@ -1,6 +1,6 @@
-"""Survey: every file below a folder, by what it is: pictures, files of words, tables, tars, pages of books, data sets, and the rest.
+"""Survey: every file below a folder, by kind: pictures, sidecar files, tables, tars, book pages, data sets, and the rest.
 
-Nothing is passed over in silence: a file that no reader takes is kept with the reason, "not read: …".
+Nothing is skipped silently: a file that no reader takes is listed with the reason, "not read: …".
 """
 
 from __future__ import annotations
@@ -19,19 +19,19 @@ from data_tools.readers.listing import Found
 from data_tools.tables import TABLE_SUFFIXES
 from tokun.utils.errors import UserError
 
-TEXTS = (".txt", ".caption", ".text")  # suffixes of files with the caption of one picture; the first that is there is read
+TEXTS = (".txt", ".caption", ".text")  # suffixes of files with the caption of one picture; the first one present is read
 SIDECARS = (*TEXTS, ".json")
-TABLE_STEMS = ("metadata", "captions")  # names of tables of captions beside pictures, in the order in which they are read
+TABLE_STEMS = ("metadata", "captions")  # names of caption tables beside pictures, in reading order
 TABLE_KINDS = (".csv", ".jsonl", ".tsv", ".tab", ".ndjson", ".parquet", ".json")
 TAR_PACKED = (".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst")
 TARS = (".tar", *TAR_PACKED)
 PAGES = (".htm", ".html", ".html.utf8")
 RECOGNISED = (
     "Captions are found in NAME.txt, NAME.caption, NAME.text or NAME.json beside NAME.jpg (NAME.jpg.txt and so on too, in upper or "
-    "lower case), and in tables called metadata or captions (.csv, .tsv, .jsonl, .parquet, .json) with a column file_name and one of captions. Two pictures NAME.jpg and NAME.png never share a NAME.txt: "
-    "call it NAME.jpg.txt"
+    "lower case), and in tables named metadata or captions (.csv, .tsv, .jsonl, .parquet, .json) with a column file_name and a caption column. NAME.jpg and NAME.png cannot share a NAME.txt: "
+    "name it NAME.jpg.txt"
 )
-"""What --help says of the files of words."""
+"""The text of --help on caption files."""
 
 NOTHING_KNOWN = "not read: neither a picture nor words for one"
 LONE_TEXT = "not read: a text without a picture of its name"
@@ -47,10 +47,10 @@ NO_PAGE = "not read: a page of a book is read with --reader gutenberg"
 
 @dataclass
 class Survey:
-    """What lies below a folder, as paths within it. Pictures, and what is not read, lie on disk: there may be many."""
+    """The files below a folder, as relative paths. Pictures and unread files are kept on disk, as there may be many."""
 
     pictures: DiskDict = field(default_factory=DiskDict)
-    """path -> Found, with the names of its files of words."""
+    """path -> Found, with the names of its sidecar files."""
     unread: DiskDict = field(default_factory=DiskDict)
     """path -> reason."""
     tables: list[str] = field(default_factory=list)
@@ -60,10 +60,10 @@ class Survey:
 
 
 def survey(source: Path, *, leave_out: Path | None = None) -> Survey:
-    """Everything under `source`. A picture is what has a picture's suffix, or a picture's first bytes under any other name.
+    """Everything under `source`. A picture has a picture's suffix, or a picture's first bytes under any other name.
 
-    `leave_out` is a folder that is not entered (the output, when it lies inside the source). Raises UserError for a table of
-    captions that may not be opened.
+    `leave_out` is a folder to skip (the output, if it is inside the source). Raises UserError for a caption table that must
+    not be opened.
     """
     root, out = source.resolve(), leave_out.resolve() if leave_out else None
     result = Survey()
@@ -92,7 +92,7 @@ def survey(source: Path, *, leave_out: Path | None = None) -> Survey:
 
 
 def sort_folder(result: Survey, within: str, folder: str, names: list[str], root: Path) -> None:
-    """Put the files of one folder where they belong. `within` is its path within the source, with a slash behind."""
+    """Sort the files of one folder by kind. `within` is its path within the source, with a trailing slash."""
     problems: dict[str, str] = {}  # of pictures
     words: list[str] = []
     for name in names:
@@ -103,7 +103,7 @@ def sort_folder(result: Survey, within: str, folder: str, names: list[str], root
         problem = why_not_open(f"{folder}/{name}", root)
         if kind == "table":
             if problem:
-                raise UserError(f"{folder}/{name} cannot be read for captions ({problem}): put the file itself there")
+                raise UserError(f"{folder}/{name} cannot be read for captions ({problem}): put a copy of the file there")
             result.tables.append(within + name)
         elif kind == "picture" or (not kind and not problem and starts_like_a_picture(f"{folder}/{name}")):
             problems[name] = problem
@@ -122,7 +122,7 @@ def sort_folder(result: Survey, within: str, folder: str, names: list[str], root
 
 
 def kind_of(name: str) -> str:
-    """What a file is by its name alone; "" where that does not tell."""
+    """The kind of a file by its name alone; "" if the name does not tell."""
     lower = name.lower()
     suffix = posixpath.splitext(lower)[1]
     if suffix in SIDECARS:
@@ -141,27 +141,27 @@ def kind_of(name: str) -> str:
 
 
 def is_table(path: str) -> bool:
-    """Whether a file has the name of a table of captions."""
+    """Whether a file is named like a caption table."""
     stem, suffix = posixpath.splitext(posixpath.basename(path).lower())
     return stem in TABLE_STEMS and suffix in TABLE_KINDS
 
 
 def table_rank(table: str) -> tuple[int, int, str]:
-    """Tables in the order in which they are read: metadata before captions."""
+    """Sort key for the reading order of tables: metadata before captions."""
     stem, suffix = posixpath.splitext(posixpath.basename(table).lower())
     return TABLE_STEMS.index(stem), TABLE_KINDS.index(suffix), table
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# pictures and their files of words
+# pictures and their sidecar files
 
 
 def pair_words(pictures: Iterable[str], words: list[str]) -> tuple[dict[str, tuple[str, ...]], dict[str, str]]:
-    """({picture: its files of words}, {file of words that is not read: reason}) of the names in one folder.
+    """({picture: its sidecar files}, {sidecar file that is not read: reason}) of the names in one folder.
 
-    A picture NAME.jpg has NAME.jpg.txt or NAME.txt, and NAME.jpg.json or NAME.json, in this order. Accents may be composed or
-    decomposed, suffixes in upper case. A name in other case is taken where one picture alone can be meant. A file that is
-    left to two pictures, NAME.txt to NAME.jpg and NAME.png, is read for neither: it cannot be told which of them it describes.
+    A picture NAME.jpg has NAME.jpg.txt or NAME.txt, and NAME.jpg.json or NAME.json, in this order of precedence. Accents may be
+    composed or decomposed, suffixes in upper case. A name in other case is accepted if it can only mean one picture. A file that
+    fits two pictures, such as NAME.txt for NAME.jpg and NAME.png, is read for neither, since it is ambiguous.
     """
     if not words:
         return {}, {}
@@ -199,7 +199,7 @@ def index_of(names: Iterable[str], form: object) -> dict[str, list[str]]:
 
 
 def same_name(name: str) -> str:
-    """A name that is the same however its accents are written, and its last suffix in whatever case."""
+    """A name normalised in its accents and in the case of its last suffix."""
     stem, suffix = posixpath.splitext(name)
     return unicodedata.normalize("NFC", stem) + (suffix.lower() if suffix.lower() in SIDECARS else unicodedata.normalize("NFC", suffix))
 
@@ -213,7 +213,7 @@ def folded_stem(name: str) -> str:
 
 
 def own_words(picture: str, there: Mapping[str, list[str]], form: object) -> tuple[str, ...]:
-    """The file of text and the file of JSON of a picture: those with its whole name before those with its stem."""
+    """A picture's text file and JSON file: those with its whole name take precedence over those with its stem."""
 
     def first(suffixes: tuple[str, ...]) -> Iterator[str]:
         for start in (picture, posixpath.splitext(picture)[0]):
@@ -226,7 +226,7 @@ def own_words(picture: str, there: Mapping[str, list[str]], form: object) -> tup
 
 
 def with_sidecars(folder: Path, found: Found) -> Found:
-    """A picture with the files of words that lie beside it on the disk, where nobody has looked for them yet."""
+    """A picture with the sidecar files beside it on disk, searched if they have not been yet."""
     if found.sidecars is not None:
         return found
     try:

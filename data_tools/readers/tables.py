@@ -1,4 +1,4 @@
-"""Tables of paths and captions, as a source (.csv, .tsv, .jsonl, .parquet) or beside pictures: read strictly, and alike (data_tools/tables.py)."""
+"""Tables of paths and captions, as a source (.csv, .tsv, .jsonl, .parquet) or beside pictures, both read strictly by data_tools/tables.py."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ Opener = Callable[[], BinaryIO]
 
 
 class Rows:
-    """The rows of tables of captions that lie beside pictures, by the path that each names.
+    """The rows of caption tables beside pictures, by the path that each row names.
 
-    The first table that says something of a picture wins; several rows of one table are joined.
+    The first table with a row for a picture is used; several rows of one table are joined.
     """
 
     def __init__(self, options: Options) -> None:
@@ -33,7 +33,7 @@ class Rows:
         self.notes: dict[str, None] = {}
 
     def add(self, table: str, name: str, open_file: Opener | None = None) -> None:
-        """Take the rows of a table. `table` is its path within the source, `name` where it lies. Raises UserError."""
+        """Add the rows of a table. `table` is its path within the source, `name` its location. Raises UserError."""
         folder, own = posixpath.dirname(table), DiskDict()
         for record in self.records(name, open_file):
             if path := as_path(path_in(record)):
@@ -54,13 +54,13 @@ class Rows:
         yield from (row.values for row in table)
 
     def match(self, found: DiskList) -> tuple[DiskDict, int, tuple[str, ...]]:
-        """({path of a picture: its words}, number of rows without a picture, what to tell of them).
+        """({path of a picture: its words}, number of rows without a picture, notes about them).
 
-        A row names its picture as the disk does, whichever way accents are composed; else in another case or without the
-        suffix, where one picture alone can be meant.
+        A row names its picture as on disk, with accents composed or decomposed; or in another case or without the suffix, if
+        that can only mean one picture.
         """
         words, used = DiskDict(), DiskDict()
-        loose = DiskDict()  # path that a row may name -> the picture, "" where several could be meant
+        loose = DiskDict()  # path that a row may name -> the picture, "" if ambiguous
         if len(self.words):
             for one in found:
                 key = composed(one.path)
@@ -81,7 +81,7 @@ class Rows:
                 missing += [path] if len(missing) < 3 else []
         notes = list(self.notes)
         if missing:
-            notes.append(f"Rows of captions without a picture: {count:,}, the first of {', '.join(missing)}.")
+            notes.append(f"Caption rows without a picture: {count:,}, the first for {', '.join(missing)}.")
         return words, count, tuple(notes)
 
 
@@ -90,12 +90,12 @@ def composed(path: str) -> str:
 
 
 def open_table(name: str | Path, options: Options, open_file: Opener | None = None) -> Table:
-    """A table, checked. Raises UserError with the file, the line and the way out."""
+    """A checked table. Raises UserError with the file, the line and the way out."""
     return read_table(name, open_file=open_file, encoding=options.encoding, quoting=options.quoting)
 
 
 def check_columns(table: Table, options: Options) -> None:
-    """Raise TableError unless a column holds paths and, where they are needed, one holds captions."""
+    """Raise TableError unless a column holds paths and, if captions are needed, one holds captions."""
     if not set(table.columns).intersection(PATH_COLUMNS):
         raise TableError(no_path_column(table.name, table.columns))
     if options.caption_column or options.captions_needed:
@@ -106,26 +106,26 @@ def check_caption_column(table: Table, options: Options) -> None:
     try:
         caption_column(table, options.caption_column)
     except TableError as error:
-        raise TableError(f"{error}, or go without with --allow-missing-captions") from error
+        raise TableError(f"{error}, or do without captions with --allow-missing-captions") from error
 
 
 def note_on(table: Table, options: Options) -> str:
-    """Which column the captions are from, where it is not called caption."""
+    """A note on the caption column if it is not named caption."""
     names = [column_name(options.caption_column)] if options.caption_column else [name for name in CAPTION_COLUMNS if name in table.columns]
     if not names or names[0] == "caption":
         return ""
-    others = f" (there are {', '.join(names[1:])}, too: choose with --caption-column)" if len(names) > 1 else ""
-    return f"The captions of {Path(table.name).name} are those of its column {names[0]}{others}."
+    others = f" (also present: {', '.join(names[1:])}; choose with --caption-column)" if len(names) > 1 else ""
+    return f"The captions of {Path(table.name).name} are read from its column {names[0]}{others}."
 
 
 def json_records(name: str, open_file: Opener | None) -> Iterator[dict[str, Any]]:
-    """The normal records of captions.json or metadata.json: a list of objects, {file name: caption or object}, or COCO. Raises UserError."""
+    """The normalised records of captions.json or metadata.json: a list of objects, {file name: caption or object}, or COCO. Raises UserError."""
     with open_file() if open_file else open(name, "rb") as file:
         data = file.read(MAX_PAGE_BYTES * 8 + 1)
     way_out = 'Write {"wolf.jpg": "A wolf."}, a list of objects with file_name and caption, or a table as captions.csv'
     try:
         if len(data) > MAX_PAGE_BYTES * 8:
-            raise UserError("it is too large for JSON; write it as captions.jsonl")
+            raise UserError("it is too large for a JSON file; write it as captions.jsonl")
         tree = json.loads(data.decode("utf-8-sig"))
     except (ValueError, RecursionError) as error:
         raise UserError(f"{name} cannot be read for captions: {error}. {way_out}") from error
@@ -145,10 +145,10 @@ def json_records(name: str, open_file: Opener | None) -> Iterator[dict[str, Any]
 
 
 def read_manifest(source: Path, options: Options) -> Listing:
-    """A table (.csv, .tsv, .jsonl or .parquet) with a column of paths and columns of words.
+    """A table (.csv, .tsv, .jsonl or .parquet) with a path column and columns of words.
 
-    Several rows of one picture: the first row's words, and all captions in `captions_all`. Raises UserError when no
-    column holds paths, or none holds captions and they are needed.
+    Several rows of one picture give the first row's words, and all captions in `captions_all`. Raises UserError if no
+    column holds paths, or captions are needed and no column holds them.
     """
     base = options.root or source.parent
     root = base.resolve()
@@ -177,12 +177,12 @@ def read_manifest(source: Path, options: Options) -> Listing:
 def no_path_column(source: str, columns: Iterable[str]) -> str:
     return (
         f"{source} names no pictures: its columns are {list(columns)}, and none of {', '.join(PATH_COLUMNS)} holds paths. "
-        "Rename the column of paths to file_name, or, where pictures lie in the table itself, use --reader huggingface"
+        "Rename the path column to file_name, or, if the table contains the pictures, use --reader huggingface"
     )
 
 
 def with_captions(listing: Listing, options: Options) -> Listing:
-    """The listing with the captions of `options.captions`, which come before all others. Raises UserError."""
+    """The listing with the captions of `options.captions`, which override all others. Raises UserError."""
     if options.captions is None:
         return listing
     table = open_table(options.captions, options)
@@ -202,5 +202,5 @@ def with_captions(listing: Listing, options: Options) -> Listing:
 
 
 def only_from_table(one: Found) -> Found:
-    """A picture whose caption is given: files beside it do not say another."""
+    """A picture whose caption is given, so sidecar files are ignored."""
     return replace(one, beside=False)

@@ -1,7 +1,7 @@
-"""WebDataset: tar files of KEY.jpg with KEY.txt or KEY.json beside it, read in place.
+"""WebDataset: tar files with KEY.jpg and KEY.txt or KEY.json, read in place.
 
-A sample holds one picture. Masks, depth maps and thumbnails beside it are listed and not read; where it cannot be told which
-words belong to which picture, none of them is used.
+A sample holds one picture. Its masks, depth maps and thumbnails are listed but not read. If it is unclear which words
+belong to which picture, none are used.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ NO_PICTURE = "not read: words without a picture of their key"
 PICTURE_NAMES = frozenset(
     {"", "color", "colour", "full", "image", "img", "input", "main", "orig", "original", "photo", "pic", "picture", "rgb"}
 )
-"""What stands between the key and the suffix of a sample's own picture: KEY.jpg, KEY.image.jpg."""
+"""The part between the key and the suffix of a sample's main picture: KEY.jpg, KEY.image.jpg."""
 
 
 def read_webdataset(source: Path, options: Options) -> Listing:
@@ -42,8 +42,8 @@ def read_webdataset(source: Path, options: Options) -> Listing:
 
 
 @dataclass
-class Said:
-    """The words in the members of one name."""
+class MemberWords:
+    """The words in the members with the same name."""
 
     member: str
     caption: str = ""
@@ -53,18 +53,18 @@ class Said:
 
 @dataclass
 class Sample:
-    """Members of one key. "KEY.mask.png" has the name "mask", "KEY.png" none."""
+    """The members of one key. "KEY.mask.png" has the name "mask", "KEY.png" none."""
 
     pictures: list[tuple[str, str, Found]] = field(default_factory=list)
     """(name, extension, picture)."""
-    said: dict[str, Said] = field(default_factory=dict)
+    said: dict[str, MemberWords] = field(default_factory=dict)
     """Words by name."""
     extensions: dict[str, None] = field(default_factory=dict)
 
-    def told(self) -> Iterator[tuple[Found, Said | None, str]]:
-        """(picture, its words, why it is not read or "") of each picture.
+    def told(self) -> Iterator[tuple[Found, MemberWords | None, str]]:
+        """(picture, its words, why it is not read, or "") of each picture.
 
-        Where no picture has the key alone, but each has words of its own name, the key holds a dot: map.1.jpg, map.1.txt,
+        If no picture has the bare key but each has words under its own name, the key contains a dot: map.1.jpg, map.1.txt,
         map.2.jpg, map.2.txt.
         """
         plain = [one for name, _, one in self.pictures if not name]
@@ -79,7 +79,7 @@ class Sample:
 
 
 class Tars:
-    """The pictures in tar files, in their order, with their words."""
+    """The pictures in tar files, in order, with their words."""
 
     def __init__(
         self, options: Options, found: DiskList | None = None, words: DiskDict | None = None, unread: DiskDict | None = None
@@ -90,7 +90,7 @@ class Tars:
         self.unread = DiskDict() if unread is None else unread
 
     def read(self, base: Path, path: str) -> None:
-        """Add a tar file of the disk."""
+        """Add a tar file on disk."""
         if problem := why_not_open(base / path, base.resolve()):
             self.found.append(Found(path, problem))
             return
@@ -108,7 +108,7 @@ class Tars:
             for tar, member in () if damage else tar_members(file):
                 key, extension = key_and_suffix(member.name)
                 samples = keys.setdefault(key, [])
-                if not samples or extension in samples[-1].extensions:  # a key that comes again is another sample
+                if not samples or extension in samples[-1].extensions:  # a repeated key is another sample
                     samples.append(Sample())
                 self.add_member(tar, member, extension, samples[-1], f"{tar_path}/{as_path(member.name).removeprefix('./')}", place)
         except OSError:
@@ -121,7 +121,7 @@ class Tars:
             self.found.append(Found(tar_path, damage))
 
     def add_member(self, tar: tarfile.TarFile, member: tarfile.TarInfo, extension: str, sample: Sample, path: str, place: Place) -> None:
-        """Note one member of a tar: a picture's place, or words."""
+        """Record one member of a tar: a picture's location, or words."""
         sample.extensions[extension] = None
         name, kind = extension.rpartition(".")[0], posixpath.splitext(member.name)[1].lower()
         if kind in PICTURE_SUFFIXES:
@@ -132,27 +132,27 @@ class Tars:
         elif member.isreg() and member.size <= MAX_TEXT_BYTES and kind in (".json", ".txt", ".caption", ".text"):
             data = tar.extractfile(member)
             text = decode_text(data.read()) if data else ""
-            said = sample.said.setdefault(name, Said(as_path(member.name).removeprefix("./")))
+            said = sample.said.setdefault(name, MemberWords(as_path(member.name).removeprefix("./")))
             if kind != ".json":
                 if not said.caption:
                     said.caption, said.raw = plain_text(value_of(text) or ""), raw_of(text)
                 return
             try:
                 record = normal(json_object(text, where=member.name))
-            except BadSample:  # a sample's broken JSON: its picture is then one without a caption
+            except BadSample:  # a sample with broken JSON: its picture then has no caption
                 return
             wanted = {*COLUMNS, column_name(self.caption_column)}
             said.record = {name: value for name, value in record.items() if name in wanted}
 
     def add_samples(self, samples: list[Sample], tar_path: str) -> None:
-        """Add the samples of one key. Two of one key are told apart where each is whole and like the other."""
+        """Add the samples of one key. Samples with the same key are told apart if all are complete and have the same members."""
         twice = len(samples) > 1 and any(sample.extensions.keys() != samples[0].extensions.keys() for sample in samples)
         for sample in samples:
             for one, said, why_not in sample.told():
                 words = Words(caption=said.caption, raw=said.raw).or_else(words_from(said.record, self.caption_column)) if said else Words()
                 words = replace(words, words_from=f"{tar_path}/{said.member}") if said and words.caption else words
                 problem = one.problem or (TWICE if twice else "") or why_not
-                path = one.path if one.path not in self.words else f"{one.path}+{len(self.words)}"  # the same name once more
+                path = one.path if one.path not in self.words else f"{one.path}+{len(self.words)}"  # the same name again
                 self.words[path] = words if not problem else Words()
                 group, style = (group_of(said.record) or "", style_of(said.record)) if said else ("", "")
                 self.found.append(replace(one, path=path, problem=problem, group=group, style=style))
@@ -168,13 +168,13 @@ def tar_members(file: BinaryIO) -> Iterator[tuple[tarfile.TarFile, tarfile.TarIn
         last = -1
         while (member := tar.next()) is not None:
             if member.size < 0 or member.offset <= last:
-                raise tarfile.ReadError("a member before the one before")  # it would go round for ever
+                raise tarfile.ReadError("a member starts before the previous one")  # it would loop forever
             last = member.offset
-            tar.members.clear()  # else it remembers every one
+            tar.members.clear()  # else it keeps every member in memory
             yield tar, member
         file.seek(
             tar.offset
-        )  # tarfile takes a header it cannot read for the end, does not miss the end mark, and sees no tar that was joined to this one
+        )  # tarfile takes an unreadable header for the end, does not check for the end mark, and does not see a concatenated tar
         rest = file.read(FILLING)
         if len(rest) < tarfile.BLOCKSIZE or rest.strip(b"\0"):
-            raise tarfile.ReadError("no end, or more behind it")
+            raise tarfile.ReadError("no end mark, or data after it")

@@ -1,4 +1,4 @@
-"""Words: a record (a row of a table, the JSON of a picture) -> what is said of one picture."""
+"""Words: a record (a table row, a picture's JSON) -> the words about one picture."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ COLUMNS = frozenset({*PATH_COLUMNS, *CAPTION_COLUMNS, *GROUPS, *MORE, "style", "
 
 
 def normal(record: dict[Any, Any]) -> dict[str, Any]:
-    """A record with the names of its columns in small letters and underscores."""
+    """A record with its column names in lower case with underscores."""
     return {column_name(name): value for name, value in record.items()}
 
 
@@ -28,9 +28,9 @@ def kebab(text: str) -> str:
 
 
 def words_from(record: dict[str, Any], caption_column: str = "") -> Words:
-    """Words from a normal record; other columns are left alone. Of several captions the first is the caption.
+    """Words from a normalised record; other columns are ignored. The first of several captions is the caption.
 
-    `caption_column` is the one that holds captions; "": the first of CAPTION_COLUMNS that says something.
+    `caption_column` is the caption column; "": the first of CAPTION_COLUMNS that is not empty.
     """
     names = (column_name(caption_column),) if caption_column else CAPTION_COLUMNS
     captions = {name: texts for name in names if (texts := texts_in(record.get(name)))}
@@ -62,18 +62,18 @@ def words_from(record: dict[str, Any], caption_column: str = "") -> Words:
 
 
 def texts_in(value: Any) -> list[str]:
-    """The lines of plain text in a text, a number or a list of texts, without empty ones."""
+    """The plain-text lines of a text, a number or a list of texts, without empty ones."""
     return [text for one in raw_texts_in(value) if (text := plain_text(one))]
 
 
 def raw_texts_in(value: Any) -> list[str]:
-    """The texts in a text, a number or a list of texts, as they are."""
+    """The texts in a text, a number or a list of texts, unchanged."""
     values = [str(value)] if isinstance(value, (str, int)) else value if isinstance(value, (list, tuple)) else []
     return [one for one in values if isinstance(one, str) and value_of(one)]
 
 
 def path_in(record: dict[str, Any]) -> str:
-    """The path that a normal record holds, as it is written; "" where it holds none."""
+    """The path in a normalised record, as written; "" if there is none."""
     return next((record[name] for name in PATH_COLUMNS if isinstance(record.get(name), str) and record[name].strip()), "")
 
 
@@ -82,12 +82,12 @@ def style_of(record: dict[str, Any]) -> str:
 
 
 def group_of(record: dict[str, Any]) -> str | None:
-    """The first column that says what belongs together; None where there is none."""
+    """The value of the first grouping column; None if there is none."""
     return next((f"{name}/{record[name]}" for name in GROUPS if isinstance(record.get(name), (str, int)) and record[name] != ""), None)
 
 
 def join_words(words: Words | None, other: Words) -> Words:
-    """The words of two rows of one picture, each caption once."""
+    """The joined words of two rows of one picture, without repeated captions."""
     if words is None:
         return other
     captions: dict[str, None] = {}
@@ -106,7 +106,7 @@ def join_words(words: Words | None, other: Words) -> Words:
 
 
 def json_object(text: str, *, where: str) -> dict[Any, Any]:
-    """The JSON object in `text`. Raises BadSample saying where and what is wrong."""
+    """The JSON object in `text`. Raises BadSample that says where and what is wrong."""
     try:
         value = json.loads(text)
     except (ValueError, RecursionError) as error:

@@ -1,10 +1,10 @@
-"""Report: one page that shows what was kept, what was left out, and why, for a reader who does not program.
+"""Report: one page that shows what was kept, what was left out and why, for readers who do not program.
 
     python -m data_tools.report shards/ --source my-pictures/
 
-Writes `report.html` beside the shards, from their manifest. The page holds everything in itself (pictures too), needs no
-network and no scripts, and stays below a few megabytes for a collection of any size. Equal input gives equal bytes.
-Memory does not grow with the collection: tables are read in pieces, samples are drawn by a hash of the path.
+Writes `report.html` beside the shards, from their manifest. The page is self-contained, pictures included, needs no network
+and no scripts, and stays below a few megabytes for a collection of any size. Equal input gives equal bytes. Memory does not
+grow with the collection: tables are read in pieces, and samples are drawn by a hash of the path.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ NAME = "report.html"
 
 
 def write_report(out: Path, *, source: Path | None = None, opener: Opener | None = None) -> Path:
-    """Write `report.html` into the folder of shards and manifest `out`; returns its path.
+    """Write `report.html` into `out`, the folder of the shards and the manifest. Returns its path.
 
-    Pictures that were left out come from the folder `source`, or from `opener`, which maps a path of the manifest to the
-    bytes of a picture file or None; without either, or where they are gone, their names stand alone. Raises
-    FileNotFoundError or UserError with the way out when there is no manifest that can be read.
+    Pictures that were left out are read from the folder `source`, or by `opener`, which maps a path in the manifest to the bytes
+    of a picture file or None. Without either, or for missing files, only their names are shown. Raises FileNotFoundError or
+    UserError, with the way out, if there is no readable manifest.
     """
     summary = Summary(settings=settings_of(out))
     count_manifest(summary, out / MANIFEST)
@@ -54,7 +54,7 @@ def main(argv: list[str] | None = None) -> int:
 
     def report() -> None:
         if args.source is not None and not args.source.is_dir():
-            raise FileNotFoundError(f"--source {args.source} is no folder: name the one given to prepare, or leave it out")
+            raise FileNotFoundError(f"--source {args.source} is not a folder: name the one given to prepare, or leave it out")
         path = write_report(args.shards, source=args.source)
         print(f"{path} ({path.stat().st_size / 1e6:.1f} MB)")
 

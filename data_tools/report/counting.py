@@ -1,4 +1,4 @@
-"""Counting: a manifest and its shards -> everything that the report tells, of bounded size."""
+"""Counting: a manifest and its shards -> everything the report shows, in bounded size."""
 
 from __future__ import annotations
 
@@ -28,16 +28,16 @@ MANIFEST = "manifest.parquet"
 RECORD = "prepare.json"
 KEPT_TILES = 48
 REASON_TILES = 24
-CAPTION_TILES = 200  # of pictures that want nothing but a caption, to be filled in with captions.csv
+CAPTION_TILES = 200  # of pictures that only lack a caption, to fill in captions.csv
 THUMBNAIL = 144  # pixels of the long side
-MAX_BYTES = 64 * 2**20  # of a picture file that is opened for its thumbnail
+MAX_BYTES = 64 * 2**20  # largest picture file opened for a thumbnail
 MAX_NAME = 160  # characters of a file name or caption on the page
 Opener = Callable[[str], "bytes | None"]
 
 
 @dataclass
 class Sample:
-    """The `size` items whose hash is smallest: the same whatever the order, and in one pass."""
+    """The `size` items with the smallest hashes: independent of the order, found in one pass."""
 
     size: int
     seed: str
@@ -54,13 +54,13 @@ class Sample:
             heapq.heapreplace(self.heap, entry)
 
     def items(self) -> list[tuple[str, Any]]:
-        """(name, item), in the order of the names."""
+        """(name, item), sorted by name."""
         return sorted(((name, item) for _, name, item in self.heap), key=lambda pair: pair[0])
 
 
 @dataclass
 class Histogram:
-    """Counts between fixed edges, apart for what was kept and what was left out."""
+    """Counts between fixed edges, separately for kept and left-out pictures."""
 
     title: str
     edges: tuple[float, ...]
@@ -73,7 +73,7 @@ class Histogram:
 
     @property
     def most(self) -> int:
-        """The greatest count, 1 at least."""
+        """The greatest count, at least 1."""
         return max([1, *(self.kept + self.others).values()])
 
 
@@ -89,12 +89,12 @@ def aspect_histogram() -> Histogram:
 
 def length_histogram() -> Histogram:
     edges = (1, 10, 20, 30, 40, 60, 80, 100, 150, 200, 300)
-    return Histogram("Captions kept: length in characters", edges, ("0", *map(str, edges)))
+    return Histogram("Kept captions: length in characters", edges, ("0", *map(str, edges)))
 
 
 @dataclass
 class Summary:
-    """Everything the page tells, of bounded size."""
+    """Everything the page shows, in bounded size."""
 
     statuses: Counter[str] = field(default_factory=Counter)
     reasons: Counter[tuple[str, str]] = field(default_factory=Counter)  # (status, family)
@@ -106,7 +106,7 @@ class Summary:
     pairs: Counter[str] = field(default_factory=Counter)  # by split
     bytes: int = 0  # of the shards
     tiles: dict[tuple[str, str], tuple[bytes, str]] = field(default_factory=dict)  # (shard, key) -> picture, caption
-    damaged: list[str] = field(default_factory=list)  # shards that could not be read to their end
+    damaged: list[str] = field(default_factory=list)  # shards that could not be read to the end
     settings: dict[str, Any] = field(default_factory=dict)
 
     @property
@@ -115,11 +115,11 @@ class Summary:
 
 
 COLUMNS = ("path", "status", "reason", "width", "height", "shard", "key", "caption")
-MAX_FAMILIES = 200  # a manifest with a reason of its own for each file is no reason to fill the memory
+MAX_FAMILIES = 200  # bounds the memory if every file has a reason of its own
 
 
 def manifest_rows(path: Path) -> Iterator[dict[str, Any]]:
-    """The rows of a manifest, a thousand in memory at a time. A column that is missing is None in every row.
+    """The rows of a manifest, a thousand in memory at a time. A missing column is None in every row.
 
     Raises FileNotFoundError or UserError with the way out.
     """
@@ -135,7 +135,7 @@ def manifest_rows(path: Path) -> Iterator[dict[str, Any]]:
                 for row in batch.to_pylist():
                     yield {**dict.fromkeys(COLUMNS), **row}
     except (ValueError, OSError) as error:  # pyarrow's errors are both
-        raise UserError(f"{path} is no manifest that can be read ({error}): run python -m data_tools.prepare again") from error
+        raise UserError(f"{path} is not a readable manifest ({error}): run python -m data_tools.prepare again") from error
 
 
 def count_manifest(summary: Summary, path: Path) -> None:
@@ -165,7 +165,7 @@ IMAGE_SUFFIXES = ("webp", "png", "jpg", "jpeg")
 
 
 def read_shards(summary: Summary, folder: Path) -> None:
-    """Count the pairs of all shards and fetch those of the kept sample. A damaged shard is named and passed over."""
+    """Count the pairs of all shards and fetch those of the kept sample. A damaged shard is listed and skipped."""
     wanted = {place for _, place in summary.kept.items()}
     for shard in sorted(folder.glob("*.tar")):
         broken: Counter[str] = Counter()
@@ -214,7 +214,7 @@ def settings_of(folder: Path) -> dict[str, Any]:
 
 
 def folder_opener(source: Path) -> Opener:
-    """Opens pictures of a folder by their path in the manifest; None for what is not there or lies outside."""
+    """A function that opens pictures of a folder by their path in the manifest; None if missing or outside the folder."""
     root = source.resolve()
 
     def open_picture(name: str) -> bytes | None:
@@ -230,7 +230,7 @@ def folder_opener(source: Path) -> Opener:
 
 
 def thumbnail(data: bytes | None) -> bytes:
-    """A small JPEG of a picture file, b"" where it cannot be decoded."""
+    """A small JPEG of a picture file, b"" if it cannot be decoded."""
     if not data:
         return b""
     assert not ImageFile.LOAD_TRUNCATED_IMAGES

@@ -1,4 +1,4 @@
-"""Page: what was counted -> the text of report.html. The layout is in templates/."""
+"""Page: the counts -> the text of report.html. The layout is in templates/."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from data_tools.report.counting import MAX_NAME, Opener, Summary, thumbnail
 from data_tools.report.reasons import EXPLANATIONS, KEEP_AMBIGUOUS, KEEP_REJECTED, UNKNOWN
 from tokun.utils.extras import need
 
-REASON_SHEETS = 20  # further reasons are counted, without pictures
+REASON_SHEETS = 20  # reasons shown with pictures; others are only counted
 COLOURS = ("kept", "ambiguous", "rejected")
-STATUS_WORDS = {"rejected": "left out", "ambiguous": "unclear, left out by default", "kept": "kept, with a doubt"}
+STATUS_WORDS = {"rejected": "left out", "ambiguous": "unclear, left out by default", "kept": "kept, but doubtful"}
 
 
 def page(summary: Summary, opener: Opener | None) -> Iterator[str]:
@@ -43,9 +43,9 @@ def page(summary: Summary, opener: Opener | None) -> Iterator[str]:
 
 
 def described(summary: Summary, status: str, reason: str, count: int) -> dict[str, Any]:
-    """What the page says of one reason."""
+    """What the page says about one reason."""
     meaning, advice = EXPLANATIONS.get(reason, UNKNOWN)
-    if status == "rejected":  # --keep-ambiguous would not bring these back
+    if status == "rejected":  # --keep-ambiguous would not keep these
         advice = advice.replace(KEEP_AMBIGUOUS, KEEP_REJECTED)
     digest = hashlib.sha256(f"{status}/{reason}".encode("utf-8", "replace")).hexdigest()
     return {
@@ -55,12 +55,12 @@ def described(summary: Summary, status: str, reason: str, count: int) -> dict[st
 
 
 def colour(status: str) -> str:
-    """The class of a status in the style sheet."""
+    """The CSS class of a status."""
     return status if status in COLOURS else "rejected"
 
 
 def shown(value: object) -> Any:
-    """Any text as Markup: short, escaped, with control characters and turned writing made visible."""
+    """Any text as Markup: shortened, escaped, with control and direction characters made visible."""
     words = str(value)
     words = words if len(words) <= MAX_NAME else words[: MAX_NAME - 1] + "…"
     words = "".join(f"\\x{ord(c):02x}" if unicodedata.category(c) in ("Cc", "Cf", "Cs", "Co", "Cn") else c for c in words)
@@ -68,7 +68,7 @@ def shown(value: object) -> Any:
 
 
 def options_as_code(words: str) -> Any:
-    """Our own words as Markup, their --options set as code."""
+    """Our own text as Markup, with --options set as code."""
     return need("markupsafe", extra="data").Markup(re.sub(r"--[a-z-]+", r"<code>\g<0></code>", html.escape(words)))
 
 

@@ -1,1 +1,1 @@
-"""Text: cleaning what is said of a picture into a caption."""
+"""Text: turning the words about a picture into a clean caption."""

@@ -1,8 +1,7 @@
-"""Captions: one line of plain words, and what is wrong with it.
+"""Captions: one line of plain text, and what is wrong with it.
 
-`clean_caption` takes out markup, labels, credits and page references, and says whether what is left is a caption. What is
-not clear is called ambiguous, with the reason, and never rejected. The limits were set on illustrated books of the
-nineteenth century.
+`clean_caption` removes markup, labels, credits and page references, and judges whether the rest is a caption. Unclear cases
+are ambiguous, with the reason, and never rejected. The limits were set on illustrated books of the nineteenth century.
 """
 
 from __future__ import annotations
@@ -21,7 +20,7 @@ DOUBTS = ("caption is a list", "caption is a heading", "caption is a fragment", 
 
 @dataclass(frozen=True)
 class Caption:
-    """A cleaned caption: one line, "" where there is none; what is wrong with it, or ""; and its language's tag."""
+    """A cleaned caption: one line, "" if there is none; what is wrong with it, or ""; and its language tag."""
 
     text: str
     reason: str = ""
@@ -29,16 +28,16 @@ class Caption:
 
     @property
     def verdicts(self) -> list[Verdict]:
-        """The objection as verdicts, for `decide`: words that may be no caption are ambiguous, missing captions rejected."""
+        """The objection as verdicts for `decide`: text that may not be a caption is ambiguous, a missing caption is rejected."""
         kind = AMBIGUOUS if self.reason in DOUBTS else REJECT
         return [Verdict(kind, self.reason)] if self.reason else []
 
 
 def clean_caption(text: str, *, min_characters: int = 3, max_characters: int = 300) -> Caption:
-    """Any text found beside a picture -> its caption. Never raises; cleaning what is clean changes nothing.
+    """Any text found beside a picture -> its caption. Never raises; cleaning is idempotent.
 
     Markup, transcriber's marks, page references, footnote anchors, invitations to click, credits and leading figure
-    numbers go; capitals become title case; a text above `max_characters` ends at its last whole sentence.
+    numbers are removed; capitals become title case; a text above `max_characters` is cut after its last whole sentence.
     """
     text = plain_text(text[:MAX_RAW])
     if not text:
@@ -55,11 +54,11 @@ def clean_caption(text: str, *, min_characters: int = 3, max_characters: int = 3
     return Caption(text, reason, language(text))
 
 
-MAX_RAW = 4_000  # characters of a text that are looked at
+MAX_RAW = 4_000  # characters of a text that are examined
 
 
 def settled(change: Callable[[str], str], text: str, rounds: int = 20) -> str:
-    """The text after as many rounds of a change as still do something."""
+    """The text after repeating a change until it has no effect."""
     for _ in range(rounds):
         before, text = text, change(text)
         if text == before:
@@ -67,7 +66,7 @@ def settled(change: Callable[[str], str], text: str, rounds: int = 20) -> str:
     return text
 
 
-# Known tags only, so that "2 < 3 and 5 > 4" stays. Tags inside a line leave nothing behind; the others part words.
+# Known tags only, so that "2 < 3 and 5 > 4" stays. Inline tags are deleted; the others become spaces.
 INLINE_NAMES = "a|abbr|acronym|b|bdo|big|cite|code|del|dfn|em|font|i|ins|kbd|label|mark|q|s|samp|small|span|strike|strong|sub|sup|tt|u|var"
 BLOCK_NAMES = (
     "address|area|article|aside|base|basefont|blockquote|body|button|canvas|caption|center|col|colgroup|dd|div|dl|dt|embed|fieldset|figcaption|"
@@ -86,24 +85,24 @@ def strip_tags(text: str) -> str:
 QUOTES = str.maketrans({"‘": "'", "’": "'", "‚": "'", "‛": "'", "′": "'", "“": '"', "”": '"', "„": '"', "‟": '"', "″": '"', "\u2581": "_"})
 INVISIBLE = frozenset("\ufeff\u00ad\u200b\u2060")
 JOINERS = re.compile("[\u200c\u200d]+")
-PLAIN_SCRIPTS = re.compile("[\0-\u058f]")  # Latin, Greek, Cyrillic, Armenian: a joiner between their letters is an accident
+PLAIN_SCRIPTS = re.compile("[\0-\u058f]")  # Latin, Greek, Cyrillic, Armenian: a joiner between their letters is an error
 
 
 def plain_text(text: str) -> str:
     """One line of plain text: no tags, entities, control characters or surplus spaces; NFC; straight quotes."""
     if text.isascii() and text.isprintable() and not any(mark in text for mark in ("<", "&", "`", "''", "--")):
-        return " ".join(text.split())  # most texts: nothing that the rounds below would change
+        return " ".join(text.split())  # most texts: the rounds below would change nothing
     return settled(plain_once, text)
 
 
 def raw_of(text: str) -> str:
-    """The text itself, where `plain_text` changes more than its spaces; else ""."""
+    """The text itself if `plain_text` changes more than its spaces; else ""."""
     return text.strip()[:MAX_RAW] if plain_text(text) != " ".join(text.split()) else ""
 
 
 def plain_once(text: str) -> str:
     text = BROKEN_TAG.sub("", strip_tags(html.unescape(strip_tags(text))))
-    text = text.encode("utf-8", "replace").decode("utf-8")  # half of a surrogate pair, as JSON can hold it
+    text = text.encode("utf-8", "replace").decode("utf-8")  # lone surrogates, which JSON can hold
     text = JOINERS.sub(lambda found: found[0][0] if is_spelling(text, *found.span()) else "", text)
     text = "".join(" " if unicodedata.category(c) in ("Cc", "Zl", "Zp") else c for c in text if not is_invisible(c))
     text = unicodedata.normalize("NFC", text).translate(QUOTES)
@@ -113,8 +112,8 @@ def plain_once(text: str) -> str:
 
 
 def is_spelling(text: str, start: int, end: int) -> bool:
-    """Whether a joiner of no width is a part of how a word is spelt, or of one emoji made of several: a letter, mark or symbol of another than the
-    plain scripts stands beside it. It may end a word (Malayalam), begin one (a lone Arabic form), or stand behind a Latin one (the Persian plural of PDF)."""
+    """Whether a zero-width joiner belongs to a word's spelling or to a composed emoji: a letter, mark or symbol outside the plain scripts
+    is next to it. It may end a word (Malayalam), begin one (an isolated Arabic form), or follow a Latin one (the Persian plural of PDF)."""
     beside = text[max(0, start - 1) : start] + text[end : end + 1]
     return any(unicodedata.category(c)[0] in "LMS" and not PLAIN_SCRIPTS.match(c) for c in beside)
 
@@ -170,7 +169,7 @@ CREDITS = tuple(
 
 
 def unmarked(text: str) -> str:
-    """Plain text without transcriber's marks, page references, footnote anchors, invitations to click, and credits."""
+    """Plain text without transcriber's marks, page references, footnote anchors, invitations to click and credits."""
     text = re.sub(r"(?<!\w)_([^_]+)_(?!\w)", r"\1", plain_text(text[:MAX_RAW]))  # _italics_ of a plain text edition
     for pattern in MARKS:
         text = pattern.sub(" ", text)
@@ -179,11 +178,11 @@ def unmarked(text: str) -> str:
         text = pattern.sub(" ", text)
     text = ends_stripped(re.sub(r"\s+(?=[,;.!?](?:\s|$))", "", plain_text(text)))
     text = re.sub(r"([.!?][\"']?)\s?\.$", r"\1", text) if not text.endswith("...") else text  # '"Rest." (See page 3).'
-    return text + ")" if text.rfind("(") > text.rfind(")") else text  # a credit was cut off inside
+    return text + ")" if text.rfind("(") > text.rfind(")") else text  # a credit was removed from inside the parentheses
 
 
 def ends_stripped(text: str) -> str:
-    """Without punctuation that joins nothing: at the start, and all but stops and closing marks at the end."""
+    """The text without stray punctuation at the start, and at the end without any but stops and closing marks."""
     text = re.sub(r"^(?:[\s.,;:!*·•|_~=+/\\—–-]|[)\]}])+(?=\S|$)", "", text) if not text.startswith("...") else text
     return re.sub(r"[\s,;:*·•|_~=+/\\—–\[({-]+$", "", text).strip()
 
@@ -205,7 +204,7 @@ LABELS = tuple(
 
 
 def without_labels(text: str) -> str:
-    """Without the number or kind of illustration that leads: "Fig. 12.", "Plate IV.", "Frontispiece:"."""
+    """The text without a leading number or kind of illustration: "Fig. 12.", "Plate IV.", "Frontispiece:"."""
     for pattern in LABELS:
         text = pattern.sub("", text).strip()
     return ends_stripped(text)
@@ -222,20 +221,20 @@ FILE_NAME = re.compile(r"\S+\.(?:jpe?g|png|gif|tiff?|webp|bmp|svg)|[a-z]{0,12}[_
 
 
 def is_label(text: str) -> bool:
-    """Whether no word says what the picture shows: numbers, single letters, kinds of illustration, file names."""
+    """Whether no word says what the picture shows: only numbers, single letters, kinds of illustration, file names."""
     if FILE_NAME.fullmatch(text):
         return True
     words = re.findall(r"[^\W\d_]+", text.lower())
     return all((len(word) == 1 and word.isascii()) or word in LABEL_WORDS or re.fullmatch("[ivxlc]{1,7}", word) for word in words)
 
 
-# Chapters by number: "Chapter IV. A Caucus-Race", "IV—The Rabbit". One letter before a dash is more often a stammer: "I—I".
+# Numbered chapters: "Chapter IV. A Caucus-Race", "IV—The Rabbit". One letter before a dash is more often a stammer: "I—I".
 HEADING = re.compile(r"(?:chap(?:ter|\.)|canto|book|part|act|scene)\s+(?:[ivxlc]+|\d+)\b|(?-i:[IVXLC]{2,})\s?[—–]", re.I)
 FRAGMENT = re.compile(r"of\s|.*[^\s,]\s(?:the|of|and|an?|or)$|(?:.*\s)?explanation of (?:the )?(?:cuts?|figures?|plates?)\W*$", re.I)
 
 
 def doubt_of(text: str) -> str:
-    """Why the text may be no caption, or ""."""
+    """Why the text may not be a caption, or ""."""
     if looks_like_a_list(text):
         return "caption is a list"
     text = unmarked(text)
@@ -245,11 +244,11 @@ def doubt_of(text: str) -> str:
 
 
 def looks_like_a_list(text: str) -> bool:
-    """A table of contents, a list of plates or an index instead of one caption."""
+    """Whether it is a table of contents, a list of plates or an index instead of one caption."""
     if re.match(r"(?:list of (?:illustrations|plates|figures|maps)|table of contents|contents|index)\b", text, re.I) and len(text) > 30:
         return True
     if re.search(r"\b(?:feet|foot|inch(?:es)?|ft|size|metres|cm|diameter)\b\.?", text, re.I) and "...." not in text:
-        return False  # measures, not pages
+        return False  # measurements, not pages
     leaders = len(re.findall(r"(?:\.\s*){4,}\s*\d{1,4}|\b(?:to )?fac(?:e|ing) (?:p\.|page)", text, re.I))
     pages = len(re.findall(r"[^\W\d]\W{0,3},?\s(?:pp?\.\s*)?\d{1,3}(?=\s+[^\W\d_]|[,;.]?$|\s*;)", text))
     references = len(re.findall(r",\s\d{1,3}(?=\s*[,;]|$)", text))
@@ -265,7 +264,7 @@ SMALL_WORDS = frozenset({
 
 
 def title_cased(text: str) -> str:
-    """A text wholly in capitals -> Title Case, with small words small and numerals like XIV as they are."""
+    """A text all in capitals -> Title Case, with small words in lower case and numerals like XIV unchanged."""
     letters = [c for c in text if c.isalpha()]
     if len(letters) < 4 or any(c.islower() for c in letters) or not any(c.isupper() for c in letters):
         return text
@@ -294,7 +293,7 @@ def word_cased(word: str, *, first: bool) -> str:
 
 
 def shortened(text: str, limit: int) -> tuple[str, bool]:
-    """At most `limit` characters: to the last whole sentence if that is a good part (True), else to a word (False)."""
+    """At most `limit` characters: cut after the last whole sentence if enough is left (True), else after a word (False)."""
     ends = [found.end() for found in re.finditer(r"[^\s.][^\s.][.!?][\"')\]]*(?=\s+[^\Wa-z])", text) if found.end() <= limit]
     if ends and ends[-1] >= limit // 4:
         return text[: ends[-1]], True

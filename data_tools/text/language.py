@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-# The commonest words of each, and a few that captions begin with.
+# The most common words of each language, and a few that captions begin with.
 STOP_WORDS = {
     "en": "a an and are as at be before but by for from had has have he her his how in into is it its me my not of on or our out she that the their them "
     "they this to up upon was we were when which who with you your",
@@ -20,7 +20,7 @@ LANGUAGES = {tag: frozenset(words.split()) for tag, words in STOP_WORDS.items()}
 
 
 def language(text: str) -> str:
-    """en, fr, de, es, it or la by the stop words of a text; "und" where they are too few or do not decide."""
+    """en, fr, de, es, it or la by a text's stop words; "und" if they are too few or inconclusive."""
     words = [word.lower() for word in re.findall(r"[^\W\d_]+", text) if not re.fullmatch("[B-Z]", word)]
     scores = {tag: sum(word in stops for word in words) for tag, stops in LANGUAGES.items()}
     best, second, *_ = sorted(scores, key=lambda tag: -scores[tag])

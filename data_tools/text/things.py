@@ -1,14 +1,14 @@
-"""Things: the main noun of a description, by rule, learnt from all descriptions together. English only; no model, no word list to download.
+"""Things: the main noun of a description, by rules and statistics of all descriptions. English only; no model, no word list to download.
 
     lexicon = Lexicon.learn(descriptions)
     lexicon.thing("A large moth with spread wings, seen from above.")      # "moth"
     lexicon.thing("Two armed knights fighting")                            # "knight"
     lexicon.thing("Portrait of a bearded man")                             # "man"
 
-A description begins with what it is about, so its thing is the head of its first noun phrase: the last noun before a preposition,
-a conjunction, a comma or a participle that follows a noun. Which words are nouns the descriptions tell themselves: nouns stand
-before such a border, adjectives before nouns. Where the head only frames what is shown ("portrait of", "a pair of", "the head
-of"), the thing is what follows. Plurals become singulars; of the possible ones, the one that occurs.
+A description begins with its subject, so its thing is the head of its first noun phrase: the last noun before a preposition, a
+conjunction, a comma or a participle that follows a noun. Nouns are recognised by statistics of the descriptions: nouns occur before
+such a border, adjectives before nouns. If the head only frames what is shown ("portrait of", "a pair of", "the head of"), the thing
+is what follows. Plurals become singular; of several possible singulars, one that occurs.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ BEFORE = _set(
     "more most no single half dozen dozens hundreds very rather almost nearly partly richly finely heavily highly tightly closely "
     "roughly simply deeply widely thickly slightly and or not"
 ) | frozenset(NUMBERS)
-"""Words that stand before a noun and are none. "and", "or": between adjectives; behind a noun they end the phrase."""
+"""Words before a noun that are not nouns. "and", "or": between adjectives; after a noun they end the phrase."""
 BORDERS = _set(
     "with without of in on at by from to into onto over under above below beneath behind beside besides between among amid amidst "
     "before after against along across around about near through up down off out within upon toward towards "
@@ -45,12 +45,12 @@ BORDERS = _set(
 )
 """Words that end a noun phrase."""
 JOINTS = _set("and or all both each that one")
-"""Words that end a noun phrase behind a noun."""
+"""Words that end a noun phrase after a noun."""
 LOOSE = _set(
     "round past full back inside outside opposite upright open long high wide "
     "cut set seen shown shaped made held worn hung drawn bound laid left torn split sunk woven written broken overgrown"
 )
-"""Words that end it there only where a border follows: "a stone cut in half", but "a plain round vase"."""
+"""Words that end it only if a border follows: "a stone cut in half", but "a plain round vase"."""
 FRAMES = _set(
     "portrait view picture scene image drawing sketch study print engraving detail close-up closeup pair row line group cluster "
     "bunch number part piece pieces fragment set series collection kind type sort variety couple trio dozen half side front top "
@@ -60,11 +60,11 @@ FRAMES = _set(
     "example spray sprig bouquet suit ground-plan cross-section rows pairs groups lines views kinds parts fragments head-and-shoulders "
     "upper lower pattern half-figure cutaway diagram relief statue statuette"
 )
-"""Heads that only frame what is shown, where "of" follows."""
+"""Heads that, if "of" follows, only frame what is shown."""
 BACKS = _set("front interior inside side view scene end corner exterior facade back")
-"""Heads that only say which part of the noun before them is seen: "a temple front" is a temple."""
+"""Heads that only name the visible part of the noun before them: "a temple front" is a temple."""
 BOTH = _set("oval square round plain stern light dark general whole standing seated bearded long open old young rough")
-"""Adjectives that are nouns as well: "an oval view"."""
+"""Adjectives that are also nouns: "an oval view"."""
 SPELLINGS = {"armor": "armour", "harbor": "harbour", "theater": "theatre", "fiber": "fibre", "plow": "plough"}
 """One spelling for each thing."""
 IRREGULAR = {
@@ -81,12 +81,12 @@ NO_PLURALS = _set(
     "abbess princess goddess lioness tigress cypress walrus iris octopus crocus cactus hippopotamus platypus bus pancreas canvas atlas "
     "compass harness cutlass bass ass albatross mantis ibis trellis oasis tennis chess hibiscus asparagus gas christmas tortoise rhinoceros"
 )
-NOT_BEFORE = 0.35  # share of a word's occurrences before a border from which it is a noun
+NOT_BEFORE = 0.35  # a word is a noun if at least this share of its occurrences is before a border
 SUFFIX_ADJECTIVE = re.compile(r".*(?:-(?:shaped|like|sided|legged|handled|\w+ed)|ed|en|ing)")
 
 
 def tokens_of(text: str) -> list[str]:
-    """Words and signs in small letters; typographic apostrophes straight."""
+    """Words and signs in lower case, with straight apostrophes."""
     return [token.replace("’", "'").lower() for token in TOKEN.findall(text)]
 
 
@@ -96,14 +96,14 @@ def is_border(token: str) -> bool:
 
 @dataclass(frozen=True)
 class Lexicon:
-    """What the descriptions told of their words."""
+    """Word statistics of the descriptions."""
 
     count: Counter[str]
-    """How often a word occurs."""
+    """Occurrences of each word."""
     ends: Counter[str]
-    """How often a border follows it directly."""
+    """Occurrences directly followed by a border."""
     capital: Counter[str]
-    """How often it is written with a capital inside a sentence."""
+    """Capitalised occurrences inside a sentence."""
 
     @classmethod
     def learn(cls, descriptions: Iterable[str]) -> Lexicon:
@@ -120,13 +120,13 @@ class Lexicon:
         return cls(count, ends, capital)
 
     def is_noun(self, word: str) -> bool:
-        """Whether a word stands at the end of phrases. A word that is seldom seen is taken by its shape."""
+        """Whether a word occurs at the end of phrases. Rare words are judged by their shape."""
         if self.count[word] < 4:
             return not SUFFIX_ADJECTIVE.fullmatch(word)
         return self.ends[word] >= NOT_BEFORE * self.count[word]
 
     def thing(self, description: str) -> str:
-        """The main noun in the singular; "" where there is none."""
+        """The main noun in the singular; "" if there is none."""
         tokens = tokens_of(description)
         start, framed = 0, ""
         for _ in range(3):  # "part of a row of columns"
@@ -144,7 +144,7 @@ class Lexicon:
         return framed
 
     def head(self, tokens: list[str], start: int) -> tuple[str, int]:
-        """The last noun of the phrase that begins at `start`, and where the phrase ends."""
+        """The last noun of the phrase that begins at `start`, and the end of the phrase."""
         found: list[str] = []
         place = start
         while place < len(tokens):
@@ -156,7 +156,7 @@ class Lexicon:
             if token.endswith("'s") or token.endswith("s'"):
                 found.clear()  # "a man's hat": the owner is not the thing
             elif is_border(token):
-                adjectives = token == "," and not noun and self.goes_on(tokens, place + 1)
+                adjectives = token == "," and not noun and self.continues(tokens, place + 1)
                 if not adjectives and (found or token not in (",", "-")):
                     break
             elif noun and (token in JOINTS or (token in LOOSE and closed)):
@@ -176,12 +176,12 @@ class Lexicon:
             found.pop()
         return (found[-1] if found else ""), place
 
-    def goes_on(self, tokens: list[str], place: int) -> bool:
-        """Whether a noun phrase still comes behind the comma between two adjectives: "a tall, thin man"."""
+    def continues(self, tokens: list[str], place: int) -> bool:
+        """Whether the noun phrase continues after a comma between two adjectives: "a tall, thin man"."""
         return place < len(tokens) and tokens[place] not in BEFORE and not is_border(tokens[place])
 
     def is_participle(self, word: str) -> bool:
-        """Whether a word is a form in -ing or -ed: an adjective before a noun, the end of the phrase behind one."""
+        """Whether a word is a form in -ing or -ed: an adjective before a noun, the end of the phrase after one."""
         if word.endswith("ing"):
             stem = word[:-3]
         elif word.endswith("ed"):
@@ -191,7 +191,7 @@ class Lexicon:
         return len(stem) > 1 and any(letter in "aeiouy" for letter in stem) and word not in NOUNS
 
     def singular(self, word: str) -> str:
-        """The singular of a noun; of the possible ones, the one that the descriptions use most."""
+        """The singular of a noun; of several possible ones, the most frequent in the descriptions."""
         head, dash, last = word.rpartition("-")
         if last in IRREGULAR:
             return head + dash + IRREGULAR[last]
@@ -209,8 +209,8 @@ class Lexicon:
             forms.insert(0, last[:-2])
         return head + dash + max(forms, key=lambda form: self.count[head + dash + form])
 
-    def opens_small(self, description: str) -> str:
-        """A description as it stands behind a colon: its first letter small, unless the first word is a name."""
+    def lowercase_start(self, description: str) -> str:
+        """A description to follow a colon: its first letter in lower case, unless the first word is a name."""
         words = TOKEN.findall(description)
         first = words[0] if words else ""
         name = self.capital[first.lower()] > 0.5 * (self.count[first.lower()] - 1) or (len(first) > 1 and first.upper() == first)
@@ -223,4 +223,4 @@ NOUNS = _set(
     "stocking pudding thing something farthing whiting lapwing redwing waxwing lemming grayling fledgling nestling gathering "
     "flooring moulding molding dumpling changeling flatbed seabed hundred bobsled breed creed"
 )
-"""Nouns in -ing and -ed that are no participles."""
+"""Nouns in -ing and -ed that are not participles."""

@@ -1,11 +1,11 @@
-"""Yes or no: "is this a moth?", of pictures whose main thing and kind are known, so that the question alone tells nothing.
+"""Yes/no questions such as "is this a moth?" about pictures with a known main thing and kind, balanced so that the question gives nothing away.
 
     asked = is_this(pictures, seed)        # asked[i]: [("Is this a moth?", "yes"), ("Is this a beetle?", "no"), …] of picture i
 
-For each question the pictures of which the answer is yes and those of which it is no are equally many, exactly. The no-questions are the
-yes-questions of other pictures, dealt out anew: first among pictures of the same kind (of the same family of kinds), which are easily
-mistaken, then among all. No picture is asked about a thing that its description names, that is another word for its own thing, or that
-its own thing may be as well: of "a bird" it is not asked whether it is an owl. What cannot be dealt out is not asked, yes or no.
+Each question has exactly as many pictures with the answer yes as with no. The no-questions are the yes-questions of other pictures,
+reassigned: first among pictures of the same family of kinds, which are easily confused, then among all. No picture gets a no-question
+about a thing that its description names, that is another word for its own thing, or that its own thing may also be: "a bird" is not
+asked whether it is an owl. A question that cannot be reassigned is dropped, both yes and no.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ KINDS = {
     "ruin": "a ruin", "room-object": "a household object", "vessel": "a vessel", "machine": "a machine", "arms": "a weapon or armour",
     "ornament": "an ornament", "sculpture": "a sculpture", "coin": "a coin", "emblem": "an emblem", "diagram": "a diagram",
 }  # fmt: skip
-"""How a kind is called in a question. Of other subjects nobody asks so."""
+"""The name of a kind in a question. Other subjects are not asked about."""
 FAMILIES = (
     {"portrait", "figure", "people", "battle"}, {"animal", "bird", "fish", "insect", "shell"}, {"plant", "tree"},
     {"landscape", "sea", "street", "ruin", "building", "interior", "ship"},
@@ -35,7 +35,7 @@ GENERIC = frozenset(
     ["animal", "creature", "beast", "monster", "bird", "fish", "insect", "shell", "plant", "flower", "tree", "building", "ship", "boat", "vessel", "machine",
      "tool", "instrument", "ornament", "statue", "figure", "person", "shield", "stone", "object", "piece", "head", "family", "couple", "crowd", "skeleton"]
 )  # fmt: skip
-"""Names under which others of their kind fall."""
+"""Generic names, which cover other things of their kind."""
 SIMILAR = tuple(
     frozenset(words.split()) for words in (
         "ship boat steamer steamship warship vessel galley frigate canoe", "deer stag antelope goat", "ox bull cow", "monkey lemur ape",
@@ -49,7 +49,7 @@ SIMILAR = tuple(
         "helmet armour shield", "bird warbler flycatcher thrush swallow cuckoo jay woodpecker",
     )
 )  # fmt: skip
-"""Words for things of which a picture may show either."""
+"""Groups of things that can be mistaken for each other, or for which a picture may show either."""
 LIKE = {thing: [group for group in SIMILAR if thing in group] for thing in frozenset().union(*SIMILAR)}
 NO_ARTICLE = frozenset({"armour", "seaweed", "coral", "people", "scissors", "cattle", "ruins", "clothes", "grass"})
 NOT_ASKED = frozenset(
@@ -72,19 +72,19 @@ NOT_ASKED = frozenset(
     }
 )
 MOST_OF_A_THING, MOST_OF_A_KIND = 300, 2500
-"""Pictures that are asked about one thing, and about one kind. More would leave no others of their kind to exchange with."""
-ROUNDS = 40  # in which questions that do not fit are exchanged
+"""Most pictures asked about one thing, and about one kind. More would leave too few others of their kind to exchange with."""
+ROUNDS = 40  # of exchanging questions that do not fit
 
 
 @dataclass(frozen=True)
 class Shown:
-    """What is known of one picture."""
+    """The known facts about one picture."""
 
     thing: str = ""
-    """Its main thing, where the description speaks of one of them ("a moth"), else ""."""
+    """Its main thing if the description names a single one ("a moth"), else ""."""
     kind: str = ""
     words: frozenset[str] = frozenset()
-    """The words of its description, singular."""
+    """The words of its description, in the singular."""
 
 
 def with_article(text: str) -> str:
@@ -92,12 +92,12 @@ def with_article(text: str) -> str:
 
 
 def named(thing: str) -> str:
-    """A thing as one speaks of it: "an owl", "armour"."""
+    """A thing with its article, if any: "an owl", "armour"."""
     return thing if thing in NO_ARTICLE else with_article(thing)
 
 
 def is_this(pictures: Sequence[Shown], seed: int) -> list[list[tuple[str, str]]]:
-    """For each picture its (question, answer)s, about its thing and about its kind."""
+    """For each picture, its (question, answer) pairs about its thing and its kind."""
     asked: list[list[tuple[str, str]]] = [[] for _ in pictures]
     things = {i: one.thing for i, one in enumerate(pictures) if one.thing and one.thing not in NOT_ASKED}
     where = kinds_of_things(pictures)
@@ -117,7 +117,7 @@ def is_this(pictures: Sequence[Shown], seed: int) -> list[list[tuple[str, str]]]
 
 
 def at_most(own: dict[int, str], most: int, rng: np.random.Generator) -> dict[int, str]:
-    """The pictures, of each name `most` that are drawn."""
+    """The pictures, with at most `most` drawn for each name."""
     places = list(own)
     taken: Counter[str] = Counter()
     kept: list[int] = []
@@ -129,7 +129,7 @@ def at_most(own: dict[int, str], most: int, rng: np.random.Generator) -> dict[in
 
 
 def kinds_of_things(pictures: Sequence[Shown]) -> dict[str, frozenset[str]]:
-    """The kinds in which a thing is found more than now and then."""
+    """The kinds in which a thing occurs more than occasionally."""
     count: dict[str, Counter[str]] = {}
     for one in pictures:
         if one.thing:
@@ -138,19 +138,19 @@ def kinds_of_things(pictures: Sequence[Shown]) -> dict[str, frozenset[str]]:
 
 
 def is_no(picture: Shown, thing: str, where: dict[str, frozenset[str]]) -> bool:
-    """Whether "is this a `thing`?" is surely answered no."""
+    """Whether the answer to "is this a `thing`?" is certainly no."""
     own, kind = picture.thing, picture.kind
     if thing == own or thing in picture.words or any(own in group or group & picture.words for group in LIKE.get(thing, ())):
         return False
     if own in MALE | FEMALE and thing in MALE | FEMALE:
         return (own in MALE) != (thing in MALE)
-    if kind in PEOPLE and where[thing] & {"portrait", "figure", "people"}:  # a knight is a man, too
+    if kind in PEOPLE and where[thing] & {"portrait", "figure", "people"}:  # a knight is also a man
         return False
     return not ((thing in GENERIC or own in GENERIC) and kind in where[thing])
 
 
 def is_other_kind(picture: Shown, kind: str) -> bool:
-    """Whether "is the subject a bird?" is surely answered no."""
+    """Whether the answer to "is the subject a `kind`?" is certainly no."""
     return (
         kind != picture.kind
         and kind not in picture.words
@@ -162,9 +162,9 @@ def is_other_kind(picture: Shown, kind: str) -> bool:
 def deal(
     own: dict[int, str], groups: dict[int, str], fits: Callable[[int, str], bool], rng: np.random.Generator
 ) -> tuple[dict[int, str], dict[int, str]]:  # fmt: skip
-    """(who is asked about its own name, with yes; who about which other, with no): of each name as many yes as no.
+    """({picture: its own name, answer yes}, {picture: another name, answer no}), with as many yes as no for each name.
 
-    own: name by picture. groups: those in one group exchange first. fits: whether a picture may be asked about a name.
+    own: name by picture. groups: members of one group exchange first. fits: whether a picture may be asked about a name.
     """
     dealt: dict[int, str] = {}
     left: list[int] = []
@@ -176,7 +176,7 @@ def deal(
         bad = exchange(members, [own[i] for i in members], fits, rng, dealt)
         left += [i for i, _ in bad]
         names += [name for _, name in bad]
-    # what does not fit within its group goes through all of them, together with as many that do
+    # names that fit nobody in their group are exchanged among all, together with as many that fit
     helpers = sorted(dealt)
     helpers = [helpers[n] for n in rng.permutation(len(helpers))[: len(left)]]
     bad = exchange([*left, *helpers], [*names, *(dealt.pop(i) for i in helpers)], fits, rng, dealt)
@@ -192,7 +192,7 @@ def deal(
 def exchange(
     members: list[int], names: list[str], fits: Callable[[int, str], bool], rng: np.random.Generator, dealt: dict[int, str]
 ) -> list[tuple[int, str]]:  # fmt: skip
-    """Deal the names out among the members so that each fits, into `dealt`. Returns what did not find a place."""
+    """Assign the names to the members so that each fits, into `dealt`. Returns those without a place."""
     hand = [names[n] for n in rng.permutation(len(names))]
     good = [fits(i, name) for i, name in zip(members, hand)]
     for _ in range(ROUNDS):

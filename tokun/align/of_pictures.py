@@ -106,7 +106,7 @@ def aesthetic(asked: RewardConfig, model: Tokun) -> Score:
 def style(asked: RewardConfig, model: Tokun) -> Score:
     network = open_features(needed(asked.of, "of", "weights of SqueezeNet 1.1 or Inception v3"), model.device, f"{asked.kind}: of")
     real = real_pictures(asked, model)
-    judge = styles.fit(network(real), network(styles.made_on_the_spot(real, 0)[0]))
+    judge = styles.fit(network(real), network(styles.generated_others(real, 0)[0]))
 
     def score(pairs: Sequence[Pair]) -> list[float]:
         found = network([pair.image for pair in pairs])

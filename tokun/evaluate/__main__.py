@@ -2,12 +2,12 @@
 
     python -m tokun.evaluate --shards 'shards/val-*.tar' --train-shards 'shards/train-*.tar' --features squeezenet1_1.safetensors --out report
     python -m tokun.evaluate --checkpoint runs/mine --shards 'shards/val-*.tar' --only doctor --out report      the image tokenizer alone
-    python -m tokun.evaluate … --style-key technique --subject-key category     shards whose tags have other names
-    python -m tokun.evaluate … --only viewer --viewer-of generated,prompted     sheets for people's eyes (tokun.evaluate.viewer)
+    python -m tokun.evaluate … --style-key technique --subject-key category     shards with other tag names
+    python -m tokun.evaluate … --only viewer --viewer-of generated,prompted     sheets for human viewers (tokun.evaluate.viewer)
     python -m tokun.evaluate … --clip ViT-B-32 --judge judge/ --aesthetic head.safetensors --vqa google/paligemma-3b-mix-224
 
 Writes table.md, figures.json (with the command, the checkpoint, the split, seeds and versions), plots, sheets and the samples into --out.
-What cannot be measured is a line of the table that says why. A killed run takes up the samples that it has drawn.
+If something cannot be measured, a line of the table says why. A killed run reuses the samples already drawn.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ def main(argv: list[str] | None = None) -> None:
     for name in args.only:
         print(f"{name} …", file=sys.stderr)
         rooms[name] = measured(name, case)
-        write(args, case, rooms, time.monotonic() - start)  # what a kill leaves
+        write(args, case, rooms, time.monotonic() - start)  # after each room, in case of a kill
     draw_plots(case)
     print(table(rooms))
     print(f"table.md, figures.json, plots and sheets are in {args.out}", file=sys.stderr)
@@ -60,7 +60,7 @@ def main(argv: list[str] | None = None) -> None:
 
 @dataclass
 class Case:
-    """What is evaluated: everything that several rooms look at, read or drawn when the first one asks."""
+    """The data that several rooms share, read or drawn on first use."""
 
     args: argparse.Namespace
     model: Tokun
@@ -70,20 +70,20 @@ class Case:
 
     @classmethod
     def open(cls, args: argparse.Namespace) -> Case:
-        """Load and read. What the user named and is not there ends the run here."""
+        """Load the model and the data. A missing file or folder given by the user raises here."""
         import tokun
         from tokun.evaluate.features import open_features
         from tokun.evaluate.material import read_pairs
 
         for package in ("torchmetrics", "matplotlib", "imagehash"):
             need(package, extra="eval")
-        for option in ("shards", "train_shards"):  # told now, not after the hours before its room
+        for option in ("shards", "train_shards"):  # fail now, not after hours of other rooms
             require_shards(option, getattr(args, option))
         checkpoint.require_writable(args.out)
         model = tokun.load(args.checkpoint, device=args.device)
         case = cls(args, model, [], None)
         if args.others and not Path(args.others).is_dir():
-            raise FileNotFoundError(f"--others {args.others} is not a folder; name one with pictures that are no engravings")
+            raise FileNotFoundError(f"--others {args.others} is not a folder; name one with pictures that are not engravings")
         try:
             case.features = open_features(args.features or "inception", model.device)
         except (MissingPackage, OSError) as error:
@@ -112,7 +112,7 @@ class Case:
 
     @cached_property
     def train(self) -> list[RealPair]:
-        """As many training pairs as are compared with: held-out ones, or samples."""
+        """Training pairs to compare with: as many as held-out pairs or samples, whichever are more."""
         from tokun.evaluate.material import read_pairs
 
         if not self.args.train_shards:
@@ -120,9 +120,9 @@ class Case:
         return read_pairs(self.model, self.args.train_shards, max(len(self.held_out), self.args.n_samples), self.args.seed, **self.keys)
 
     def recogniser(self) -> tuple[Judge, Features]:
-        """The judge of what is recognised, learned from the training pairs and kept in --out, and the network that it sees with.
+        """The recognition judge, fitted on the training pairs and stored in --out, and its network.
 
-        Raises ImportError or UserError where it lacks something.
+        Raises ImportError or UserError if something is missing.
         """
         from tokun import data
         from tokun.evaluate import recognition
@@ -131,7 +131,7 @@ class Case:
 
         which = self.args.recognition or ("" if self.args.features in ("", "inception") else self.args.features)
         if not self.args.train_shards or not which:
-            raise UserError("needs --train-shards with captions that describe, and --recognition or SqueezeNet 1.1 as --features")
+            raise UserError("needs --train-shards with descriptive captions, and --recognition or SqueezeNet 1.1 as --features")
         config = self.model.image_tokenizer.config
         network = last_layer(which, self.model.device, max(128, config.image_size))
         shapes = (
@@ -162,7 +162,7 @@ def require_shards(option: str, pattern: str) -> None:
             expand_shards(pattern)
     except FileNotFoundError as error:
         raise FileNotFoundError(
-            f"--{option.replace('_', '-')} {pattern} fits no shard (from {Path.cwd()}): name .tar files, a folder of them, or several with commas between"
+            f"--{option.replace('_', '-')} {pattern} matches no shard (from {Path.cwd()}): name .tar files, a folder of them, or several separated by commas"
         ) from error
 
 
@@ -170,7 +170,7 @@ def require_shards(option: str, pattern: str) -> None:
 
 
 def measured(name: str, case: Case) -> list[Figure]:
-    """A room's figures; where it lacks a package, weights or data, a line that says so, and the others go on."""
+    """A room's figures, or one line that says which package, weights or data are missing; the other rooms continue."""
     try:
         return ROOMS[name](case) or [skipped("all", "nothing to measure with these options")]
     except console.MISTAKES as error:
@@ -241,14 +241,14 @@ def viewer(case: Case) -> list[Figure]:
 ROOMS: dict[str, Callable[[Case], list[Figure]]] = {
     "doctor": doctor, "images": images, "words": words, "coherence": coherence, "judges": judges, "memorisation": memorisation, "viewer": viewer,
 }  # fmt: skip
-UNASKED = tuple(name for name in ROOMS if name != "viewer")  # the others: a viewer's sheet asks for a viewer
+DEFAULT_ROOMS = tuple(name for name in ROOMS if name != "viewer")  # the default: viewer sheets need a human viewer
 
 
-# --- what is written ------------------------------------------------------------------------------------------------
+# --- output ---------------------------------------------------------------------------------------------------------
 
 
 def draw_plots(case: Case) -> None:
-    """codes.png and spectrum.png: held-out pictures, their reconstructions and, where they were drawn, samples; samples.png."""
+    """codes.png and spectrum.png, of held-out pictures, their reconstructions and any samples; samples.png."""
     import numpy as np
 
     from tokun.evaluate import plots
@@ -312,32 +312,32 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser("python -m tokun.evaluate", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
     add("--checkpoint", default=None, help="a folder or a Hugging Face Hub id; default: the bundled engraving model")
-    add("--shards", required=True, help="held-out image shards: a pattern, a folder, or several with commas between")
-    add("--train-shards", default="", help="the image shards it was trained on: for memorisation, and as reference")
+    add("--shards", required=True, help="held-out image shards: a pattern, a folder, or several separated by commas")
+    add("--train-shards", default="", help="the image shards it was trained on: for memorisation and as a reference")
     add("--out", type=home_path, required=True)
-    add("--n-held-out", type=int, default=0, help="so many held-out pairs, chosen by the seed; 0: all")
+    add("--n-held-out", type=int, default=0, help="number of held-out pairs, drawn by the seed; 0: all")
     add("--n-samples", type=int, default=512)
-    add("--n-train", type=int, default=0, help="so many training pictures are searched for copies; 0: all")
+    add("--n-train", type=int, default=0, help="number of training pictures searched for copies; 0: all")
     add("--seed", type=int, default=1000)
-    add(
-        "--features", default="", help="inception, or a file of SqueezeNet 1.1 or Inception weights; default: inception where it can be had"
-    )
+    add("--features", default="", help="inception, or a file of SqueezeNet 1.1 or Inception weights; default: inception if available")
     add(
         "--recognition",
         default="",
-        help="a file of SqueezeNet 1.1, or efficientnet-lite0: what the judge of reconstructions sees with; default: --features",
+        help="the recognition judge's network: a file of SqueezeNet 1.1, or efficientnet-lite0; default: --features",
     )
-    add("--others", default="", help="a folder of pictures that are no engravings, for the classifier of style")
+    add("--others", default="", help="a folder of pictures that are not engravings, for the style classifier")
     add("--clip", default=None, help="open_clip weights for CLIPScore")
-    add("--judge", default=None, help="a small CLIP trained apart from the model, as the judge of coherence")
-    add("--aesthetic", default=None, help="a head on CLIP features that scores looks")
+    add("--judge", default=None, help="a small CLIP trained independently of the model, as the judge of coherence")
+    add("--aesthetic", default=None, help="an aesthetic head on CLIP features")
     add("--vqa", default=None, help="a model that answers questions about pictures")
-    add("--only", default=",".join(UNASKED), help=f"rooms to measure, with commas between: {','.join(ROOMS)}; default: all but viewer")
-    add("--viewer-of", default="generated", help=f"whose pictures the sheets show, with commas between: {','.join(SOURCES)} (%(default)s)")
-    add("--viewer-n", type=int, default=96, help="pictures on them (%(default)s)")
-    add("--style-key", default="style", help="the field of the shards' JSON that holds the style (data.style_key)")
-    add("--subject-key", default="subject", help="… and the subject (data.subject_key)")
-    add("--batch-size", type=int, default=16, help="samples drawn together")
+    add(
+        "--only", default=",".join(DEFAULT_ROOMS), help=f"rooms to measure, separated by commas: {','.join(ROOMS)}; default: all but viewer"
+    )
+    add("--viewer-of", default="generated", help=f"sources of the sheets' pictures, separated by commas: {','.join(SOURCES)} (%(default)s)")
+    add("--viewer-n", type=int, default=96, help="pictures on the sheets (%(default)s)")
+    add("--style-key", default="style", help="the field with the style in the shards' JSON (data.style_key)")
+    add("--subject-key", default="subject", help="the field with the subject (data.subject_key)")
+    add("--batch-size", type=int, default=16, help="samples per batch")
     add("--device", default=None, help="cpu, cuda, cuda:1 …; default: a GPU if there is one")
     args = parser.parse_args(argv)
     args.given = list(sys.argv[1:] if argv is None else argv)

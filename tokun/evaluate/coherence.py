@@ -1,8 +1,8 @@
-"""Do picture and words fit each other? By the model's own likelihoods (PMI), by a CLIP, and by a judge trained apart.
+"""Do picture and words fit each other? Judged by the model's own likelihoods (PMI), by CLIP, and by an independently trained judge.
 
-Each picture is shown its own caption among others', and each caption its own picture: how often does it find the right one?
-Held-out pairs tell how well the model reads, generated pairs whether its two halves belong together. Captions that read
-alike are never rivals: neither would be wrong. Knows pairs and scores; models of others are `judges`' business.
+How often does each picture find its own caption among others, and each caption its own picture? Held-out pairs measure how
+well the model reads, generated pairs whether picture and caption belong together. Captions that read alike are never rivals,
+since neither would be wrong. Knows pairs and scores; external models are in `judges`.
 """
 
 from __future__ import annotations
@@ -28,17 +28,17 @@ from tokun.tokenizers.vocabulary import Tags
 if TYPE_CHECKING:
     from tokun.inference.model import Pair, Tokun
 
-CANDIDATES = 16  # captions that a picture chooses among
-RETRIEVED = 64  # pictures and captions that are to find each other
+CANDIDATES = 16  # captions that each picture chooses among
+RETRIEVED = 64  # pictures and captions in a retrieval group
 
 
 def measure(
     model: Tokun, held_out: Sequence[RealPair], samples: Sequence[Pair], *, seed: int, clip: str | None = None, judge: str | None = None,
     out: Path | None = None,
 ) -> list[Figure]:  # fmt: skip
-    """`clip`: an open_clip model (see `tokun.inference.clip.Clip`); `judge`: the folder that benchmarks/clip_judge.py leaves. Into `out` goes ranks.png.
+    """`clip`: an open_clip model (see `tokun.inference.clip.Clip`); `judge`: the folder written by benchmarks/clip_judge.py. Writes ranks.png into `out`.
 
-    Without two pairs that read differently there is nothing to choose, and no figure.
+    Without two pairs with different captions there is no choice, and no figure.
     """
     found: list[Figure] = []
     chosen: dict[str, np.ndarray] = {}
@@ -60,7 +60,7 @@ def measure(
 
 
 def by_pmi(model: Tokun, pairs: Sequence[RealPair | Pair], what: str, seed: int) -> tuple[list[Figure], np.ndarray, np.ndarray]:
-    """The figures; which of its candidates each picture chooses (n,), 0 being its own caption; and the own caption's rank (n,), 1 the first."""
+    """The figures; the candidate each picture chooses (n,), 0 for its own caption; and the rank of its own caption (n,), from 1."""
     captions = [tuple(pair.caption_ids) for pair in pairs]
     order, others = rivals(captions, seed)
     if not others.size:
@@ -79,10 +79,10 @@ def by_pmi(model: Tokun, pairs: Sequence[RealPair | Pair], what: str, seed: int)
 
 
 def pmi_of(model: Tokun, pairs: Sequence[RealPair | Pair], candidates: np.ndarray) -> np.ndarray:
-    """(n, k) nats: what picture i explains of the captions of the pairs candidates[i] (n, k), under the tags of pair i.
+    """(n, k) nats: PMI of picture i with the captions of the pairs candidates[i] (n, k), under the tags of pair i.
 
-    The same as `model.pmi`, faster: a caption's likelihood without a picture is computed once for each set of tags, and
-    the sequence up to the caption once for each picture.
+    The same as `model.pmi` but faster: a caption's likelihood without a picture is computed once per set of tags, and the
+    sequence up to the caption once per picture.
     """
     v = model.vocabulary
     wanted: dict[Tags, set[int]] = defaultdict(set)
@@ -101,7 +101,7 @@ def pmi_of(model: Tokun, pairs: Sequence[RealPair | Pair], candidates: np.ndarra
 
 @torch.inference_mode()
 def caption_nats(model: Tokun, prompt: Sequence[int], captions: Sequence[Sequence[int]], rows: int = 16) -> list[float]:
-    """Nats of each caption and its end behind one prompt, over legal ids. The prompt is computed once, and its keys and values shared."""
+    """Nats of each caption and its end after one prompt, over legal ids. The prompt is computed once; its keys and values are shared."""
     v, device = model.vocabulary, model.device
     begun = torch.tensor([prompt], device=device)
     seen = model.generator(input_ids=begun, use_cache=True, logits_to_keep=1)
@@ -124,10 +124,10 @@ def caption_nats(model: Tokun, prompt: Sequence[int], captions: Sequence[Sequenc
 
 
 def legal_in_caption(model: Tokun, width: int) -> torch.Tensor:
-    """(width, V) bool: what the grammar allows after 0, 1, … pieces of a caption."""
+    """(width, V) bool: the ids that the grammar allows after 0, 1, … pieces of a caption."""
     lengths = torch.arange(width, device=model.device)
     states = torch.full_like(lengths, STATES.index("caption"))
-    return model.vocabulary.grammar.on(model.device).legal_mask(states, lengths, torch.zeros_like(lengths))  # no picture is open
+    return model.vocabulary.grammar.on(model.device).legal_mask(states, lengths, torch.zeros_like(lengths))  # no picture in progress
 
 
 # --- by a CLIP --------------------------------------------------------------------------------------------------------
@@ -136,9 +136,9 @@ def legal_in_caption(model: Tokun, width: int) -> torch.Tensor:
 def by_clip(
     clip: Clip, name: str, model: Tokun, pairs: Sequence[RealPair | Pair], what: str, chosen: np.ndarray, seed: int
 ) -> list[Figure]:
-    """CLIPScore against other captions, ranks and retrieval by its cosines, and how often PMI chooses as it does.
+    """CLIPScore against other captions, ranks and retrieval by CLIP cosines, and how often PMI chooses the same.
 
-    Held-out pictures are judged twice: as they are, and as the image tokenizer gives them back, which is all that a sample can reach.
+    Held-out pictures are judged twice: as they are, and as reconstructed by the image tokenizer, the best that a sample can reach.
     """
     keys = [tuple(pair.caption_ids) for pair in pairs]
     others = rivals(keys, seed)[1]
@@ -158,7 +158,7 @@ def by_clip(
 
 
 def clip_scores(name: str, what: str, cosines: np.ndarray, others: np.ndarray, seed: int) -> list[Figure]:
-    """CLIPScore (Hessel et al., 2021, eq. 1): 2.5 max(cos, 0), of the own caption and of the rivals'."""
+    """CLIPScore (Hessel et al., 2021, eq. 1): 2.5 max(cos, 0), of the own caption and of the rivals."""
     scores = 2.5 * np.maximum(cosines, 0)
     own, rest = np.diag(scores), np.take_along_axis(scores, others, 1).mean(1)
     return [
@@ -168,11 +168,11 @@ def clip_scores(name: str, what: str, cosines: np.ndarray, others: np.ndarray, s
     ]
 
 
-# --- ranks, whoever scored --------------------------------------------------------------------------------------------
+# --- ranks by any score -----------------------------------------------------------------------------------------------
 
 
 def ranking_figures(name: str, what: str, scores: np.ndarray, captions: Sequence[Hashable], seed: int) -> list[Figure]:
-    """Rank-1 among 16 and retrieval among 64 (as many sixty-fours as there are), of scores (n, n): pictures x captions."""
+    """Rank-1 among 16 and retrieval in as many groups of 64 as there are, from scores (n, n): pictures x captions."""
     order, others = rivals(captions, seed)
     if not others.size:
         return []
@@ -182,7 +182,7 @@ def ranking_figures(name: str, what: str, scores: np.ndarray, captions: Sequence
 
 
 def rivals(captions: Sequence[Hashable], seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """(n,) an order drawn by the seed; (n, 15) the captions that follow each in it and differ, as indices. Fewer columns where fewer differ."""
+    """(n,) an order drawn by the seed; (n, 15) indices of the differing captions that follow each in it. Fewer columns if fewer differ."""
     n = len(captions)
     order = np.random.default_rng(seed).permutation(n)
     count = min(CANDIDATES, len(set(captions))) - 1
@@ -194,17 +194,17 @@ def rivals(captions: Sequence[Hashable], seed: int) -> tuple[np.ndarray, np.ndar
 
 
 def first_of(name: str, what: str, own: np.ndarray, rest: np.ndarray) -> Figure:
-    """How often the own caption (n,) outranks the others (n, k); one that draws level does not."""
+    """How often the own caption (n,) outranks the others (n, k); ties do not count."""
     k = rest.shape[1] + 1
     return figures.share(f"{name} ranks the own caption first of {k}, {what}", own > rest.max(1), better="more", note=f"chance {1 / k:.1%}")
 
 
 def retrieval(name: str, what: str, groups: Sequence[tuple[np.ndarray, Sequence[Hashable]]]) -> list[Figure]:
-    """R@1 and R@5 both ways, inside groups of one size: scores (m, m) pictures x captions, and the captions."""
+    """R@1 and R@5 in both directions, within groups of one size: scores (m, m) pictures x captions, and the captions."""
     m = len(groups[0][1])
     ways = {
-        "caption of a picture": np.concatenate([better_ones(scores, captions) for scores, captions in groups]),
-        "picture of a caption": np.concatenate([better_ones(scores.T, captions) for scores, captions in groups]),
+        "caption of a picture": np.concatenate([at_least_as_high(scores, captions) for scores, captions in groups]),
+        "picture of a caption": np.concatenate([at_least_as_high(scores.T, captions) for scores, captions in groups]),
     }
     return [
         figures.share(f"{name} finds the {way}, R@{k} of {m}, {what}", count < k, better="more", note=f"chance {min(1, k / m):.1%}")
@@ -213,8 +213,8 @@ def retrieval(name: str, what: str, groups: Sequence[tuple[np.ndarray, Sequence[
     ]
 
 
-def better_ones(scores: np.ndarray, captions: Sequence[Hashable]) -> np.ndarray:
-    """(m,) how many others score as high as the own one or higher, in each row. Pairs whose captions are equal stand for each other."""
+def at_least_as_high(scores: np.ndarray, captions: Sequence[Hashable]) -> np.ndarray:
+    """(m,) how many others score at least as high as the own one, in each row. Pairs with equal captions count as the same."""
     numbers = {caption: i for i, caption in enumerate(captions)}
     same = np.array([numbers[caption] for caption in captions])
     others = np.where(same[:, None] == same[None], -np.inf, scores)

@@ -1,6 +1,6 @@
-"""How far apart are two sets of vectors? Fréchet distance, KID, precision and recall, density and coverage. Knows no pictures.
+"""How far apart are two sets of vectors? Fréchet distance, KID, precision and recall, density and coverage.
 
-Vectors are float64 (n, d). Every distance of few vectors is biased: set a reference beside it, two sets of real ones.
+Vectors are float64 (n, d). Every distance of few vectors is biased: compare with a reference, the distance of two sets of real ones.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from torch import Tensor
 
 from tokun.evaluate.figures import Figure, mean, share, skipped
 
-FEWEST = 32  # vectors of a set, below which its covariance says nothing
+FEWEST = 32  # vectors in a set; with fewer, its covariance is meaningless
 GROUPS = 10  # of the jackknife
 STUDENT = 2.262  # the 97.5 % point of Student's t with GROUPS - 1 degrees of freedom
 MANIFOLD_K = 3  # neighbours, as in Kynkäänniemi et al. 2019
@@ -21,10 +21,10 @@ COVERAGE_K = 5  # as in Naeem et al. 2020
 
 
 def frechet(a: Tensor, b: Tensor) -> float:
-    """Between the Gaussians of two sets (Dowson and Landau 1982; Heusel et al. 2017).
+    """Fréchet distance between the Gaussians of two sets (Dowson and Landau 1982; Heusel et al. 2017).
 
-    The trace of the root of the product of two covariances is the nuclear norm of the product of their square roots: singular
-    values, which stay exact where there are fewer vectors than dimensions and an eigenvalue solver loses its digits.
+    The trace of the root of the product of two covariances is the nuclear norm of the product of their square roots. Its singular
+    values stay exact with fewer vectors than dimensions, where an eigenvalue solver loses precision.
     """
     roots = [torch.linalg.qr((x - x.mean(0)) / math.sqrt(len(x) - 1), mode="r").R for x in (a, b)]
     traces = sum(float(root.square().sum()) for root in roots)
@@ -42,18 +42,18 @@ def _cubic(a: Tensor, b: Tensor) -> Tensor:
 
 
 def spread(a: Tensor) -> float:
-    """The mean distance of two different vectors."""
-    return float(_apart(a, a).sum() / (len(a) * (len(a) - 1)))
+    """The mean distance between different vectors."""
+    return float(_pairwise(a, a).sum() / (len(a) * (len(a) - 1)))
 
 
 def jackknife(
     name: str, sets: Sequence[Tensor], statistic: Callable[..., float], *, better: str = "", note: str = "", seed: int = 0
 ) -> Figure:
-    """A statistic of whole sets, with the interval of a grouped jackknife (Tukey 1958): it repeats no vector, as a bootstrap would,
-    which all these distances would see. Too few vectors: a figure that says so."""
+    """A statistic of whole sets, with the interval of a grouped jackknife (Tukey 1958). Unlike a bootstrap it repeats no vectors, which
+    would affect all these distances. With too few vectors, a figure that says so."""
     n = min(map(len, sets))
     if n < FEWEST:
-        return skipped(name, f"{n} pictures, and it takes {FEWEST} at least", n)
+        return skipped(name, f"{n} pictures; at least {FEWEST} are needed", n)
     shuffled = [x[torch.randperm(len(x), generator=torch.Generator().manual_seed(seed))] for x in sets]
     without = torch.tensor([statistic(*(_without(x, group) for x in shuffled)) for group in range(GROUPS)], dtype=torch.float64)
     half = STUDENT * math.sqrt((GROUPS - 1) / GROUPS * float((without - without.mean()).square().sum()))
@@ -70,7 +70,7 @@ def manifold(real: Tensor, made: Tensor, note: str) -> list[Figure]:
     names = ("precision", "recall", "density", "coverage")
     if min(len(real), len(made)) < FEWEST:
         return [
-            skipped(name, f"{min(len(real), len(made))} pictures, and it takes {FEWEST} at least", min(len(real), len(made)))
+            skipped(name, f"{min(len(real), len(made))} pictures; at least {FEWEST} are needed", min(len(real), len(made)))
             for name in names
         ]
     near = within(made, real, COVERAGE_K)  # (made, real)
@@ -100,10 +100,10 @@ def manifold(real: Tensor, made: Tensor, note: str) -> list[Figure]:
 
 
 def within(points: Tensor, reference: Tensor, k: int) -> Tensor:
-    """(points, reference) bool: the point lies no farther from the reference than the reference's own k-th neighbour."""
-    radii = _apart(reference, reference).kthvalue(k + 1, dim=1).values  # the first is itself
-    return _apart(points, reference) <= radii
+    """(points, reference) bool: whether the point is no farther from the reference than the reference's own k-th neighbour."""
+    radii = _pairwise(reference, reference).kthvalue(k + 1, dim=1).values  # the nearest is itself
+    return _pairwise(points, reference) <= radii
 
 
-def _apart(a: Tensor, b: Tensor) -> Tensor:
-    return torch.cdist(a, b, compute_mode="donot_use_mm_for_euclid_dist")  # a vector is at 0 from itself
+def _pairwise(a: Tensor, b: Tensor) -> Tensor:
+    return torch.cdist(a, b, compute_mode="donot_use_mm_for_euclid_dist")  # keeps the distance of a vector to itself exactly 0

@@ -1,6 +1,6 @@
-"""The image tokenizer: what of a held-out picture survives its codes, and are the codes used? Knows no captions.
+"""The image tokenizer: how much of a held-out picture do its codes preserve, and are the codes used?
 
-doctor.png    the best and the worst reconstructions          entropy.png    entropy of the code at each place of the grid
+doctor.png    the best and the worst reconstructions          entropy.png    entropy of the code at each position of the grid
 """
 
 from __future__ import annotations
@@ -27,13 +27,13 @@ from tokun.utils import metrics
 from tokun.utils.extras import need
 from tokun.utils.metrics import BAND, gradients, spectra, spectrum_error, ssim
 
-VGG = "vgg16-397923af.pth"  # torchvision's file, on which LPIPS stands
+VGG = "vgg16-397923af.pth"  # torchvision's file, which LPIPS needs
 
 
 def measure(
     model: Tokun, held_out: Sequence[RealPair], *, seed: int = 0, features: Features | None = None, out: Path | None = None
 ) -> list[Figure]:
-    """Figures of reconstructions; sheets and plots into `out`."""
+    """Figures of reconstructions; writes sheets and plots into `out`."""
     real = [pair.image for pair in held_out]
     by_grid = codes_by_grid(model, held_out)
     codes = torch.cat([part.flatten() for part in by_grid.values()])
@@ -53,7 +53,7 @@ def measure(
     if out is not None:
         sheet(real, made, psnr).save(out / "doctor.png")
         grid = max(by_grid, key=lambda grid: len(by_grid[grid]))  # the most frequent one
-        title = "nats of the code at each place" + (
+        title = "nats of the code at each position" + (
             f", {len(by_grid[grid])} pictures of {grid[0]}x{grid[1]} codes" if len(by_grid) > 1 else ""
         )
         plots.position_map(entropies(by_grid[grid]).reshape(grid).numpy(), title, out / "entropy.png")
@@ -62,7 +62,7 @@ def measure(
 
 @torch.inference_mode()
 def reconstruct(model: Tokun, codes: Sequence[Sequence[int]] | Tensor, grids: Sequence[tuple[int, int]] | None = None) -> list[Image.Image]:
-    """codes int64 (n, N), or a list for each picture, of these grids (None: all of the default one) -> pictures."""
+    """codes int64 (n, N), or one list per picture, with these grids (None: all the default one) -> pictures."""
     parts = [slice(i, i + 64) for i in range(0, len(codes), 64)]
     return [picture for part in parts for picture in model.decode_images(codes[part], None if grids is None else grids[part])]
 
@@ -74,7 +74,7 @@ def codes_by_grid(model: Tokun, pairs: Sequence[RealPair]) -> dict[tuple[int, in
 
 
 def each(measure: Callable[[Tensor, Tensor], Tensor], a: Sequence[Image.Image], b: Sequence[Image.Image]) -> Tensor:
-    """What `measure` makes of pictures and their copies, two batches (k, C, H, W) of one size -> (k,), for all of them: (n,)."""
+    """`measure`, which maps two batches (k, C, H, W) of pictures and copies of one size to (k,), over all pictures: (n,)."""
     parts = list(alike(a, len(a)))
     found = torch.cat([measure(stack([a[i] for i in part]), stack([b[i] for i in part])) for part in parts])
     return found[torch.tensor([i for part in parts for i in part]).argsort()]
@@ -107,7 +107,7 @@ def perceptual(a: Sequence[Image.Image], b: Sequence[Image.Image], features: Fea
     except ImportError as error:
         return [*found, skipped("LPIPS", str(error))]
     weights = Path(torch.hub.get_dir()) / "checkpoints" / VGG
-    if not weights.is_file():  # not downloaded unasked: half a gigabyte
+    if not weights.is_file():  # half a gigabyte, so not downloaded automatically
         return [*found, skipped("LPIPS", f"needs torchvision's {VGG} in {weights.parent.name}/ of torch's hub folder (TORCH_HOME)")]
     device = torch.device("cpu") if features is None else features.device
     return [*found, mean("LPIPS", _one_by_one(LpipsDistance().to(device), a, b, device), better="less", note="VGG", seed=seed)]
@@ -127,14 +127,14 @@ def reconstruction_distance(real: Sequence[Image.Image], made: Sequence[Image.Im
 
 
 def sheet(real: Sequence[Image.Image], made: Sequence[Image.Image], psnr: Tensor, rows: int = 12) -> Image.Image:
-    """The pictures that lost least beside those that lost most."""
+    """The pictures with the smallest loss beside those with the greatest."""
     order = psnr.argsort(descending=True).tolist()
     best, worst = order[:rows], order[::-1][:rows]
     return pair_sheet([(real[i], made[i], real[j], made[j]) for i, j in zip(best, worst)], ["best", "from codes", "worst", "from codes"])
 
 
 def recognised(model: Tokun, held_out: Sequence[RealPair], judge: recognition.Judge, network: Features, *, seed: int = 0) -> list[Figure]:
-    """How often the judge finds a picture's own caption first of 16: for originals, for reconstructions, and the share that is kept."""
+    """How often the judge ranks a picture's own caption first of 16: for originals, for reconstructions, and the share kept."""
     real = [pair.image for pair in held_out]
     made = reconstruct(model, [pair.codes for pair in held_out], grids_of(model, held_out))
     originals, copies = (network(pictures, what=f"doctor: {network.name}").float().numpy() for pictures in (real, made))
@@ -154,20 +154,18 @@ def codebook(grids: Sequence[Tensor], size: int) -> list[Figure]:
         Figure("codebook usage", figures["usage"], n, better="more", note=seen),
         Figure("code perplexity", figures["perplexity"], n, better="more", note=f"at most {size}"),
         Figure("dead codes", figures["dead_codes"], n, better="less", note=seen),
-        Figure(
-            "entropy at a place of the grid", entropy, n, note=f"nats, mean; {n} pictures cannot show more than {np.log(min(n, size)):.2f}"
-        ),
+        Figure("entropy at a place of the grid", entropy, n, note=f"nats, mean; at most {np.log(min(n, size)):.2f} for {n} pictures"),
     ]
 
 
 def entropies(codes: Tensor) -> Tensor:
-    """codes int64 (n, N) -> nats of the code at each place (N,)."""
+    """codes int64 (n, N) -> nats of the code at each position (N,)."""
     shares = [column.unique(return_counts=True)[1] / len(codes) for column in codes.T]
     return torch.stack([-(p * p.log()).sum() for p in shares])
 
 
 def verdict(psnr: Tensor, codes: Tensor, size: int) -> Figure:
-    """1: a generator may be trained on these codes, by the gate of training itself with its default limits."""
+    """1 if a generator may be trained on these codes, by the gate of training with its default limits."""
     figures = {"psnr": float(psnr.mean()), **metrics.code_figures(codes, size)}
     problems = reconstruction.gate_problems(figures, ImageTokenizerTrainConfig(), size)
     return Figure(

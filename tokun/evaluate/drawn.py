@@ -1,9 +1,9 @@
-"""The model's samples, drawn once and kept: a killed evaluation goes on where it was.
+"""The model's samples, drawn once and stored: a killed evaluation resumes.
 
-    DIR/samples/samples.json      what they were drawn with; another model or other settings are refused
-    DIR/samples/samples.jsonl     one line a sample, as sample.py writes it          DIR/samples/000042.png …    the pictures
+    DIR/samples/samples.json      the model and settings; others are refused
+    DIR/samples/samples.jsonl     one line per sample, as sample.py writes it        DIR/samples/000042.png …    the pictures
 
-Sample k of a seed is the same pair whatever is drawn with it, so that asking for more adds to what is there.
+Sample k of a seed does not depend on the other samples, so asking for more adds to the existing ones.
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ RECORD, LINES = "samples.json", "samples.jsonl"
 
 
 def draw(model: Tokun, folder: Path, n: int, seed: int, *, batch_size: int = 16) -> list[Pair]:
-    """Samples 0 … n-1 of the seed, the checkpoint's own settings. Raises UserError where the folder holds others."""
+    """Samples 0 … n-1 of the seed, with the checkpoint's settings. Raises UserError if the folder holds others."""
     checkpoint.require_writable(folder)
     asked = json.loads(json.dumps({"seed": seed, **many.identity(model)}))
     there = checkpoint.read_record(folder / RECORD)
     if there is not None:
         checkpoint.require_same(folder, there, asked)
     records = _read(folder) if there is not None else {}
-    checkpoint.write_text(folder / LINES, "".join(map(_line, records.values())))  # without what a kill cut short
+    checkpoint.write_text(folder / LINES, "".join(map(_line, records.values())))  # drops a line truncated by a kill
     checkpoint.write_record(folder / RECORD, asked)
     missing = [k for k in range(n) if k not in records]
     with tqdm(total=n, initial=n - len(missing), desc="sampling", unit="pair", dynamic_ncols=True, leave=False) as bar:
@@ -48,7 +48,7 @@ def _keep(pair: Pair, folder: Path) -> None:
     aside = folder / f"{pair.index:06d}.png.partial"
     pair.image.save(aside, "PNG")
     os.replace(aside, _picture(folder, pair.index))
-    with (folder / LINES).open("a", encoding="utf-8") as file:  # behind its picture: a line means that both are there
+    with (folder / LINES).open("a", encoding="utf-8") as file:  # after its picture: a line means that both exist
         file.write(_line(pair.record()))
 
 
@@ -63,7 +63,7 @@ def _read(folder: Path) -> dict[int, dict[str, Any]]:
     for line in (folder / LINES).read_bytes().splitlines():
         try:
             record = json.loads(line)
-        except ValueError:  # cut short by a kill
+        except ValueError:  # truncated by a kill
             continue
         if _picture(folder, record["index"]).is_file():
             found[record["index"]] = record

@@ -1,9 +1,9 @@
-"""Which pairs a viewer is shown. Knows the model and its pairs; `viewer` makes the sheets.
+"""The pairs that a viewer is shown. Knows the model and its pairs; `viewer` makes the sheets.
 
-generated         samples with their own captions
-reconstructions   held-out pictures through the image tokenizer, with theirs
-originals         held-out pictures as they are: what a viewer can reach
-prompted          pictures that the model draws to the captions of held-out pairs
+generated         samples with their captions
+reconstructions   held-out pictures through the image tokenizer, with their captions
+originals         held-out pictures unchanged: the best that a viewer can do
+prompted          pictures that the model draws from held-out captions
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 
 def measure(case: Case) -> list[Figure]:
-    """Write the sheets of each source that was asked for. The figures are counts: the viewer measures."""
+    """Write the sheets of each requested source. The figures are only counts; the viewer does the measuring."""
     found = []
     for name in case.args.viewer_of:
         folder, key = case.args.out / "viewer" / name, case.args.out / "viewer-keys" / f"{name}.json"
@@ -55,7 +55,7 @@ def measure(case: Case) -> list[Figure]:
 
 
 def shown(case: Case, name: str) -> list[Shown]:
-    """The pairs of a source. Those that are to be drawn have the held-out pictures still."""
+    """The pairs of a source. Those to be drawn still have the held-out pictures."""
     if name == "generated":
         return [Shown(f"{pair.seed}-{pair.index}", pair.caption, pair.tags.subject, pair.image) for pair in case.samples]
     images = [pair.image for pair in case.held_out]
@@ -65,9 +65,9 @@ def shown(case: Case, name: str) -> list[Shown]:
 
 
 def drawn(case: Case, questions: Sequence[Question]) -> list[Question]:
-    """The same questions with what the model draws to each caption, kept in --out as it goes.
+    """The same questions with the picture that the model draws from each caption, stored in --out along the way.
 
-    Raises UserError where the model does not draw to captions, or the folder holds another model's or seed's pictures.
+    Raises UserError if the model does not draw from captions, or the folder holds pictures of another model or seed.
     """
     folder = case.args.out / "viewer-prompted"
     checkpoint.require_writable(folder)
@@ -75,12 +75,12 @@ def drawn(case: Case, questions: Sequence[Question]) -> list[Question]:
     if (there := checkpoint.read_record(folder / "drawn.json")) is not None:
         checkpoint.require_same(folder, there, asked)
     checkpoint.write_record(folder / "drawn.json", asked)
-    bar = tqdm(questions, desc="drawing to captions", unit="picture", leave=False)
+    bar = tqdm(questions, desc="drawing from captions", unit="picture", leave=False)
     return [replace(q, pair=replace(q.pair, image=_drawn(case, folder, q.pair))) for q in bar]
 
 
 def _drawn(case: Case, folder: Path, pair: Shown) -> Image.Image:
-    """The first sample of the seed to the pair's caption, out of `folder` where it was drawn before."""
+    """The first sample of the seed for the pair's caption, from `folder` if already drawn."""
     path = folder / f"{hashlib.sha256(f'{pair.key} {pair.caption}'.encode()).hexdigest()[:16]}.png"
     if not path.is_file():
         (made,) = case.model.sample(case.args.seed, indices=[0], prompt=pair.caption, batch_size=1)

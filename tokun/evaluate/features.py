@@ -1,12 +1,12 @@
-"""Pictures to vectors, by a network whose name stands in every note. Knows networks, no statistics.
+"""Pictures to vectors, by a network that every note names. Knows networks, no statistics.
 
     --features inception          torchmetrics' Inception v3 (pooled, 2048 numbers); its weights are downloaded once
     --features FILE               the same from a file, or SqueezeNet 1.1 in torchvision's layout (2240 numbers)
 
-Of SqueezeNet all seven layers that LPIPS looks at are taken, each position's vector of length 1, averaged over the picture. On pictures
-of 64 px enlarged to 128, 64 blurred samples and 256 held-out engravings, their Fréchet distance was 2.1 times that of 64 training
-engravings; with the last layer alone, at 64 px, it was 0.9 times: the last layer knows subjects, the first ones know lines.
-So the judge of what is recognised (`recognition`) looks at last layers alone: `last_layer`.
+For SqueezeNet, all seven layers that LPIPS uses are taken, each position's vector normalised to length 1, averaged over the picture.
+With pictures of 64 px enlarged to 128, the Fréchet distance of 64 blurred samples to 256 held-out engravings was 2.1 times that of 64
+training engravings; with the last layer alone, at 64 px, 0.9 times. The last layer represents subjects, the first ones lines.
+The recognition judge (`recognition`) therefore uses only last layers: `last_layer`.
 """
 
 from __future__ import annotations
@@ -31,13 +31,13 @@ from tokun.models.losses import SqueezeNetDistance, load_squeezenet
 from tokun.utils.errors import UserError
 from tokun.utils.extras import need
 
-SMALLEST = 128  # px: smaller pictures are enlarged by a whole factor, so that deep layers have places to average over
+SMALLEST = 128  # px: smaller pictures are enlarged by an integer factor, so that deep layers have several positions to average
 BATCH = 32
 
 
 @dataclass(frozen=True)
 class Features:
-    """A network as a function of pictures. `distance` compares two batches of one picture each, where the network has one."""
+    """A network as a function of pictures. `distance`, if the network has one, compares two batches of one picture each."""
 
     name: str
     network: Callable[[Tensor], Tensor]  # (B, C, H, W) in [-1, 1] -> (B, d)
@@ -55,7 +55,7 @@ class Features:
 
 
 def alike(pictures: Sequence[Image.Image], most: int = BATCH) -> Iterator[list[int]]:
-    """The numbers of the pictures, in batches of one size and mode."""
+    """The indices of the pictures, in batches of one size and mode."""
     groups: dict[tuple[Any, ...], list[int]] = {}
     for i, picture in enumerate(pictures):
         groups.setdefault((picture.size, picture.mode), []).append(i)
@@ -70,11 +70,11 @@ def stack(pictures: Sequence[Image.Image]) -> Tensor:
 
 
 def open_features(which: str, device: torch.device, option: str = "--features") -> Features:
-    """'inception' or a file of weights, named by `option` in errors. Raises ImportError, FileNotFoundError, OSError (no download) or UserError (another network)."""
+    """'inception' or a file of weights; errors name `option`. Raises ImportError, FileNotFoundError, OSError (no download) or UserError (another network)."""
     if which == "inception":
         return inception("", device)
     if not Path(which).is_file():
-        raise FileNotFoundError(f"{option} {which} is not a file; name the weights of SqueezeNet 1.1 or Inception v3, or write inception")
+        raise FileNotFoundError(f"{option} {which} is not a file; name the weights of SqueezeNet 1.1 or Inception v3, or give inception")
     try:
         names = load_squeezenet(which).keys()
     except (safetensors.SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError, ValueError) as error:
@@ -95,7 +95,7 @@ def squeezenet(weights: str, device: torch.device) -> Features:
         layers = [F.normalize(tap, dim=1).mean((2, 3)) for tap in net.taps(images)]
         return (
             torch.cat(layers, 1) * (sum(layer.shape[1] for layer in layers) / len(layers)) ** 0.5
-        )  # x·y / d is 1 at most, as KID's kernel likes it
+        )  # x·y / d is at most 1, as KID's kernel expects
 
     return Features("SqueezeNet 1.1", vectors, device, net)
 
@@ -108,7 +108,7 @@ def inception(weights: str, device: torch.device) -> Features:
         net = fid.NoTrainInceptionV3("inception-v3-compat", ["2048"], weights or None).to(device)
     except OSError as error:  # URLError too
         raise OSError(
-            f"Inception's weights could not be downloaded ({error}). Fetch the file elsewhere and name it, or SqueezeNet's, with --features"
+            f"Inception's weights could not be downloaded ({error}). Download the file elsewhere and give it, or SqueezeNet's, with --features"
         ) from error
 
     def vectors(images: Tensor) -> Tensor:
@@ -118,23 +118,23 @@ def inception(weights: str, device: torch.device) -> Features:
     return Features("Inception v3", vectors, device)
 
 
-# --- what subjects are told by --------------------------------------------------------------------------------------
+# --- features that represent subjects -------------------------------------------------------------------------------
 
 LITE0 = "efficientnet-lite0"
 
 
 def last_layer(which: str, device: torch.device, side: int = SMALLEST) -> Features:
-    """The last layer of a network of ImageNet, its mean and its maximum over places, of pictures resized to a mean side of `side` px.
+    """The last layer of an ImageNet network, its mean and its maximum over positions, for pictures resized to a mean side of `side` px.
 
     `which`: a file of SqueezeNet 1.1 (1,024 numbers), or 'efficientnet-lite0' (2,560), whose weights come with a package.
-    Raises ImportError where a package is missing, FileNotFoundError or UserError for a file that is not SqueezeNet 1.1.
+    Raises ImportError if a package is missing, FileNotFoundError or UserError if the file is not SqueezeNet 1.1.
     """
     if which == LITE0:
         name, layer = "EfficientNet-Lite0", _lite0(device)
     else:
         found = open_features(which, device)
         if found.distance is None:
-            raise UserError(f"{which} is {found.name}; the judge of what is recognised takes a file of SqueezeNet 1.1, or {LITE0}")
+            raise UserError(f"{which} is {found.name}; the recognition judge takes a file of SqueezeNet 1.1, or {LITE0}")
         net, name = found.distance.to(memory_format=torch.channels_last), found.name
         layer = lambda images: net.taps(images)[-1]  # noqa: E731
     half = device.type == "cuda" or torch.ops.mkldnn._is_mkldnn_bf16_supported()
@@ -149,7 +149,7 @@ def last_layer(which: str, device: torch.device, side: int = SMALLEST) -> Featur
 
 
 def _resized(images: Tensor, side: int) -> Tensor:
-    """(B, C, H, W) in [-1, 1] -> the same shape of picture, its mean side `side` px."""
+    """(B, C, H, W) in [-1, 1] -> the same aspect ratio, with a mean side of `side` px."""
     height, width = images.shape[2:]
     scale = side / math.sqrt(height * width)
     if scale == 1:

@@ -1,4 +1,4 @@
-"""A measured value with its spread and the number of cases behind it. Knows nothing of what was measured."""
+"""A measured value with its interval and number of cases, independent of what is measured."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ class Figure:
     name: str
     value: float
     n: int
-    """Cases behind it."""
+    """Number of cases."""
     low: float = math.nan
     high: float = math.nan
-    """The 95 % interval; nan where it was not estimated."""
+    """The 95 % interval; nan if not estimated."""
     better: str = ""
-    """'more' or 'less'; empty where neither is."""
+    """'more' or 'less'; empty if neither."""
     note: str = ""
-    """Which features, which judge, what chance would give."""
+    """Features, judge, chance level."""
 
 
 def mean(name: str, values: Sequence[float], *, better: str = "", note: str = "", seed: int = 0) -> Figure:
-    """The mean of a value over cases, with a bootstrap interval over the cases."""
+    """The mean over cases, with a bootstrap interval over the cases."""
     array = np.asarray(values, np.float64)
     low, high = bootstrap(array, np.mean, seed=seed)
     return Figure(name, float(array.mean()), len(array), low, high, better, note)
@@ -40,11 +40,11 @@ def share(name: str, hits: Sequence[bool], *, better: str = "", note: str = "") 
     p = float(np.mean(hits))
     centre, spread = p + z * z / (2 * n), z * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
     low, high = ((centre + sign * spread) / (1 + z * z / n) for sign in (-1, 1))
-    return Figure(name, p, n, max(0.0, low), min(1.0, high), better, note)  # rounding would pass the ends
+    return Figure(name, p, n, max(0.0, low), min(1.0, high), better, note)  # rounding could exceed 0 and 1
 
 
 def bootstrap(cases: np.ndarray, statistic: Callable[[np.ndarray], float], *, times: int = 1000, seed: int = 0) -> tuple[float, float]:
-    """The 95 % percentile interval of `statistic` over cases drawn again with replacement."""
+    """The 95 % percentile interval of `statistic` over cases resampled with replacement."""
     rng = np.random.default_rng(seed)
     found = [statistic(cases[rng.integers(0, len(cases), len(cases))]) for _ in range(times)]
     low, high = np.percentile(found, [2.5, 97.5])
@@ -52,7 +52,7 @@ def bootstrap(cases: np.ndarray, statistic: Callable[[np.ndarray], float], *, ti
 
 
 def skipped(name: str, reason: str, n: int = 0) -> Figure:
-    """In place of a figure that could not be measured."""
+    """A placeholder for a figure that could not be measured."""
     return Figure(name, math.nan, n, note=f"skipped: {reason}")
 
 
@@ -62,7 +62,7 @@ COLUMNS = ("figure", "value", "95 % interval", "n", "better", "note")
 
 
 def table(rooms: Mapping[str, Sequence[Figure]]) -> str:
-    """All figures as one Markdown table, its columns aligned; a room's name stands before its figures' names."""
+    """All figures as one Markdown table with aligned columns; figure names are prefixed with their room's name."""
     rows = [COLUMNS, *(_cells(room, figure) for room, figures in rooms.items() for figure in figures)]
     widths = [max(len(row[i]) for row in rows) for i in range(len(COLUMNS))]
     lines = ["| " + " | ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip() + " |" for row in rows]
@@ -71,7 +71,7 @@ def table(rooms: Mapping[str, Sequence[Figure]]) -> str:
 
 
 def as_dict(figure: Figure) -> dict[str, Any]:
-    """Plain JSON, which has no word for nan: None."""
+    """As plain JSON, with None for nan."""
     return {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in asdict(figure).items()}
 
 
@@ -82,5 +82,5 @@ def _cells(room: str, figure: Figure) -> tuple[str, ...]:
 
 
 def number(value: float) -> str:
-    """Four digits that count, or a dash."""
+    """Four significant digits, or a dash."""
     return f"{value:.4g}" if math.isfinite(value) else "–"

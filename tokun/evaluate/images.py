@@ -1,7 +1,7 @@
-"""Samples against held-out pictures: how far apart are the two sets, how varied are the samples, do they look like engravings?
+"""Samples against held-out pictures: the distance of the two sets, the variety of the samples, and whether they look like engravings.
 
-`real` are further real pictures (training ones) where they are given: they give the reference lines, what two sets of real pictures of
-this number are apart, and the classifier learns from them. Otherwise one half of the held-out pictures stands against the other.
+`real` are further real pictures (training ones), if given: they provide the reference, the distance of two sets of real pictures of the
+same size, and train the classifier. Otherwise one half of the held-out pictures is compared with the other.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ def measure(
     model: Tokun, held_out: Sequence[RealPair], samples: Sequence[Pair], *, seed: int = 0, features: Features | None = None,
     real: Sequence[Image.Image] = (), others: str = "",
 ) -> list[Figure]:  # fmt: skip
-    """Figures of the samples. `others`: a folder of pictures that are no engravings."""
+    """Figures of the samples. `others`: a folder of pictures that are not engravings."""
     if features is None:
         return [skipped("all", "needs --features")]
     known = [pair.image for pair in held_out]
@@ -42,7 +42,7 @@ def measure(
 
 
 def distances(held_out: Tensor, made: Tensor, further: Tensor, network: str, seed: int) -> list[Figure]:
-    """Fréchet distance and KID, and beside each what two sets of real pictures are apart."""
+    """Fréchet distance and KID, each with the distance of two sets of real pictures as a reference."""
     note = f"to {len(held_out)} held-out pictures, {network} features"
     if len(further) >= FEWEST:
         sets, against = (
@@ -67,23 +67,23 @@ def consistency(
     model: Tokun, held_out: Sequence[RealPair], vectors: Tensor, made: Tensor, real: list[Image.Image], further: Tensor, features: Features,
     others: str, seed: int,
 ) -> list[Figure]:  # fmt: skip
-    """The share of samples that a classifier takes for engravings, how good the classifier is, and what codes alone lose."""
+    """The share of samples classified as engravings, the classifier's accuracy, and the same for reconstructions."""
     known, test = [pair.image for pair in held_out], vectors
     copies = features(reconstruct(model, [pair.codes for pair in held_out], grids_of(model, held_out)))
-    if not real:  # the first half teaches, the second examines
+    if not real:  # train on the first half, test on the second
         half = len(known) // 2
         real, further, known, test, copies = known[:half], vectors[:half], known[half:], vectors[half:], copies[half:]
     if min(len(real), len(known)) < len(style.KINDS):
         return [
             skipped(
                 "style",
-                f"{min(len(real), len(known))} engravings to learn from and to be examined on, and it takes {len(style.KINDS)} of each",
+                f"{min(len(real), len(known))} engravings to train and test the classifier; at least {len(style.KINDS)} of each are needed",
             )
         ]
     config = model.image_tokenizer.config
     shape = {"grids": model.grids, "downsample": config.downsample}
     shown = style.from_folder(others, config.image_size, config.image_channels, seed, **shape) if others else ([], [])
-    taught, examined = (style.made_on_the_spot(pictures, seed + i) for i, pictures in enumerate((real, known)))
+    taught, examined = (style.generated_others(pictures, seed + i) for i, pictures in enumerate((real, known)))
     judge = style.fit(further, features([*taught[0], *shown[0]]))
     said = [not verdict for verdict in judge(features(examined[0]))]
     missed = Counter(kind for kind, right in zip(examined[1], said) if not right)

@@ -1,6 +1,6 @@
-"""Other models' opinions: a CLIP's similarities, an aesthetic head on its features, and yes or no to a question about a picture.
+"""Other models as judges: CLIP similarities, an aesthetic head on its features, and yes or no to a question about a picture.
 
-Weights come by path or Hub id, and are refused where they are not what they should be. Knows pictures and texts.
+Weights are given by path or Hub id and checked. Knows pictures and texts.
 """
 
 from __future__ import annotations
@@ -41,9 +41,9 @@ BETA = 0.5
 def measure(
     model: Tokun, samples: Sequence[Pair], *, seed: int, clip: str | None = None, aesthetic: str | None = None, vqa: str | None = None
 ) -> list[Figure]:
-    """`aesthetic`: a head's file, on the features of `clip` (AESTHETIC_CLIP where none is given); `vqa`: a PaliGemma-like model's Hub id or folder.
+    """`aesthetic`: the file of a head on the features of `clip` (default: AESTHETIC_CLIP); `vqa`: Hub id or folder of a PaliGemma-like model.
 
-    Our own model answers, too, where it was trained on questions.
+    The model itself answers too if it was trained on questions.
     """
     found: list[Figure] = []
     images, device, beauty = [pair.image for pair in samples], str(model.device), None
@@ -61,9 +61,9 @@ def measure(
 def by_answers(judge: Own | Vqa, name: str, samples: Sequence[Pair], beauty: list[float] | None, seed: int) -> list[Figure]:
     """P(yes) to the own caption and to another sample's; with an aesthetic score, F-beta of the two.
 
-    As in "Drawing with LLMs" (Kaggle, 2025): F-beta with beta 0.5 of the probability of the right answer by a PaliGemma and of the head's
-    score / 10, for each picture, then the mean. Not as there: its questions were several to a text, with choices, and hidden; its
-    pictures were SVG, smoothed and cropped before they were judged; text found in a picture was punished.
+    As in "Drawing with LLMs" (Kaggle, 2025): for each picture F-beta, beta 0.5, of a PaliGemma's probability of the right answer and the
+    head's score / 10, then the mean. Differences: there, each text had several hidden multiple-choice questions; pictures were SVG,
+    smoothed and cropped before judging; text found in a picture was penalised.
     """
     images, captions = [pair.image for pair in samples], [pair.caption for pair in samples]
     others = np.roll(captions, 1 + int(np.random.default_rng(seed).integers(max(1, len(samples) - 1)))).tolist()
@@ -79,7 +79,7 @@ def by_answers(judge: Own | Vqa, name: str, samples: Sequence[Pair], beauty: lis
 
 
 def f_beta(precision: float, recall: float, beta: float = BETA) -> float:
-    """The weighted harmonic mean (van Rijsbergen, 1979); below 1, beta favours the first. 0 where one of them is."""
+    """The weighted harmonic mean (van Rijsbergen, 1979); beta below 1 favours the first. 0 if either is 0."""
     if min(precision, recall) <= 0:
         return 0.0
     return (1 + beta**2) * precision * recall / (beta**2 * precision + recall)
@@ -101,18 +101,18 @@ class Aesthetic:
 
     @torch.inference_mode()
     def score(self, images: Sequence[Image.Image]) -> list[float]:
-        """One score a picture. Raises UserError for a CLIP whose features the head does not take."""
+        """One score per picture. Raises UserError for a CLIP whose features do not fit the head."""
         features = self.clip.features(images)
         if features.shape[1] != self.head[0].in_features:
             raise UserError(
-                f"the aesthetic head takes {self.head[0].in_features} features, {self.clip.name} gives {features.shape[1]}: "
-                f"name the CLIP that it was trained on, such as {AESTHETIC_CLIP}"
+                f"the aesthetic head takes {self.head[0].in_features} features, but {self.clip.name} gives {features.shape[1]}: "
+                f"give the CLIP that it was trained on, such as {AESTHETIC_CLIP}"
             )
         return self.head(features)[:, 0].tolist()
 
 
 def load_head(path: Path) -> nn.Sequential:
-    """Linear layers out of a state dict: 'weight' and 'bias' alone, or 'layers.N.weight' …, between which nothing but dropout stood.
+    """Linear layers from a state dict: only 'weight' and 'bias', or 'layers.N.weight' … with only dropout in between.
 
     Raises FileNotFoundError, or UserError for a file that holds something else.
     """
@@ -125,7 +125,7 @@ def load_head(path: Path) -> nn.Sequential:
     ]
     chained = all(w.ndim == 2 and b is not None and b.shape == w.shape[:1] for w, b in layers)
     chained = chained and all(one.shape[0] == following.shape[1] for (one, _), (following, _) in pairwise(layers))
-    # a third place between two layers is an activation's, which no file tells
+    # a gap of three between two layers means an activation, which the file does not name
     if (
         not layers
         or not chained
@@ -134,8 +134,8 @@ def load_head(path: Path) -> nn.Sequential:
         or any(b - a > 2 for a, b in pairwise(places))
     ):
         raise UserError(
-            f"{path} is no aesthetic head of linear layers down to one value (it holds {', '.join(sorted(state)[:4]) or 'nothing'} …): "
-            "take sac+logos+ava1-l14-linearMSE.pth or sa_0_4_vit_l_14_linear.pth"
+            f"{path} is not an aesthetic head of linear layers with one output (it holds {', '.join(sorted(state)[:4]) or 'nothing'} …): "
+            "use sac+logos+ava1-l14-linearMSE.pth or sa_0_4_vit_l_14_linear.pth"
         )
     return nn.Sequential(*(linear(weight, bias) for weight, bias in layers)).eval()
 
@@ -149,15 +149,15 @@ def linear(weight: Tensor, bias: Tensor) -> nn.Linear:
 
 
 def read_state(path: Path) -> dict[str, Tensor]:
-    """Named tensors of a .safetensors, or of a .pth that holds nothing but tensors."""
+    """Named tensors of a .safetensors, or of a .pth that holds only tensors."""
     if not path.is_file():
-        raise FileNotFoundError(f"{path} is not there: name the file of an aesthetic head (.safetensors or .pth)")
+        raise FileNotFoundError(f"{path} does not exist: name the file of an aesthetic head (.safetensors or .pth)")
     try:
         state = load_file(path) if path.suffix == ".safetensors" else torch.load(path, map_location="cpu", weights_only=True)
     except (safetensors.SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError) as error:
         raise UserError(f"{path} cannot be read as tensors: {str(error).splitlines()[0]}. Download it again") from error
     if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
-        raise UserError(f"{path} holds no state dict but a {type(state).__name__}: take the file of the weights alone")
+        raise UserError(f"{path} holds a {type(state).__name__} instead of a state dict: use the file with only the weights")
     return state
 
 
@@ -165,14 +165,14 @@ def read_state(path: Path) -> dict[str, Tensor]:
 
 
 class Own:
-    """Our own model's answers. It must have been trained on questions, and knows yes and no only as far as those asked for them."""
+    """The model's own answers. It must have been trained on questions, and is only as good at yes/no as its training questions."""
 
     def __init__(self, model: Tokun):
         require_task(model, "question")
         self.model = model
 
     def yes(self, images: Sequence[Image.Image], questions: Sequence[str]) -> list[float]:
-        """P(yes) against P(no), as whole answers. Questions that are too long lose their end."""
+        """P(yes) against P(no), as complete answers. Questions that are too long are truncated."""
         m, v = self.model, self.model.vocabulary
         shown = see(m, images)
         asked = [m.text_tokenizer.encode(question)[: v.max_text] for question in questions]
@@ -187,7 +187,7 @@ class Own:
 
 
 class Vqa:
-    """A PaliGemma (task prompt) or a chat model with eyes, by Hub id or folder: P(yes) at the first token of its answer."""
+    """A PaliGemma (task prompt) or a vision chat model, by Hub id or folder: P(yes) at the first token of its answer."""
 
     def __init__(self, name: str, *, device: str = "cpu"):
         import transformers
@@ -203,24 +203,24 @@ class Vqa:
         except (OSError, ValueError, KeyError, TypeError, RuntimeError, ImportError, safetensors.SafetensorError) as error:
             reason = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(". ")
             raise UserError(
-                f"{name} cannot be loaded as a model that answers about pictures: {reason}. Give google/paligemma2-3b-mix-448 or a folder"
+                f"{name} cannot be loaded as a visual question answering model: {reason}. Give google/paligemma2-3b-mix-448 or a folder"
             ) from error
         if missing := sorted(told["missing_keys"]):
-            raise UserError(f"{name} is incomplete: {len(missing)} of its weights are missing ({missing[0]}, …). Fetch it again")
+            raise UserError(f"{name} is incomplete: {len(missing)} of its weights are missing ({missing[0]}, …). Download it again")
         self.model.to(device).eval()
         self.answers = [self.first_tokens(word) for word in ("yes", "no")]
         if not all(self.answers) or set(self.answers[0]) & set(self.answers[1]):
-            raise UserError(f"{name} has no tokens that tell yes from no: take a model of English")
+            raise UserError(f"{name} has no distinct tokens for yes and no: use an English model")
 
     def first_tokens(self, word: str) -> list[int]:
-        """Ids that may begin the answer: with and without a blank in front, small and with a capital."""
+        """Ids that may begin the answer: with and without a leading space, in lower case and capitalised."""
         tokenizer = self.processor.tokenizer
         spelled = (tokenizer.encode(blank + form, add_special_tokens=False) for form in (word, word.capitalize()) for blank in ("", " "))
         return sorted({ids[0] for ids in spelled if len(ids) == 1 and ids[0] != tokenizer.unk_token_id})
 
     @torch.inference_mode()
     def yes(self, images: Sequence[Image.Image], questions: Sequence[str]) -> list[float]:
-        """P(yes) against P(no), each with its spellings. One picture at a time: nothing is padded."""
+        """P(yes) against P(no), each summed over its spellings. One picture at a time, so nothing is padded."""
         out = []
         for image, question in zip(images, questions):
             inputs = self.inputs(image.convert("RGB"), question).to(self.device, dtype=self.model.dtype)

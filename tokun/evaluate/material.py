@@ -1,4 +1,4 @@
-"""What is measured: pairs of image shards as the model sees them. Knows shards and tokenizers, measures nothing."""
+"""The material to measure: pairs of image shards as the model sees them. Knows shards and tokenizers, measures nothing."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ from tokun.utils.errors import BadSample, UserError, reading
 
 @dataclass(frozen=True)
 class RealPair:
-    """A picture of a shard, framed and coded as in training, and its plain caption."""
+    """A picture from a shard, framed and coded as in training, and its plain caption."""
 
     key: str
-    image: Image.Image  # at the size of its grid, 'L' or 'RGB'
+    image: Image.Image  # at its grid's size, 'L' or 'RGB'
     caption: str
     tags: Tags
     codes: list[int]
@@ -36,10 +36,10 @@ class RealPair:
 def read_pairs(
     model: Tokun, shards: str, limit: int = 0, seed: int = 0, *, style_key: str = "style", subject_key: str = "subject"
 ) -> list[RealPair]:
-    """Up to `limit` pairs (0: all) of image shards, chosen by the seed, in the shards' order. Broken pictures and captions
-    that the model has no room for are left out. The keys are those of `data` in the run's config.
+    """Up to `limit` pairs (0: all) of image shards, drawn by the seed, in the shards' order. Damaged pictures and captions
+    that are too long for the model are left out. The keys are those of `data` in the run's config.
 
-    Raises FileNotFoundError for a pattern that no shard fits, UserError where nothing is left.
+    Raises FileNotFoundError if no shard matches the pattern, UserError if nothing is left.
     """
     samples = samples_of(model, data.ShardIndex(data.expand_shards(shards), need=("json",), one_of=data.IMAGE_SUFFIXES))
     chosen: Sequence[int] = range(len(samples))
@@ -47,13 +47,15 @@ def read_pairs(
         chosen = sorted(np.random.default_rng(seed).choice(len(samples), limit, replace=False).tolist())
     found = [one for i in chosen if (one := _read(model, samples, i, style_key, subject_key)) is not None]
     if not found:
-        raise UserError(f"no pair of {shards} can be used: pictures that open and captions of at most {model.vocabulary.max_text} pieces")
+        raise UserError(
+            f"no pair of {shards} can be used: pairs need a readable picture and a caption of at most {model.vocabulary.max_text} pieces"
+        )
     seen = [one for i in range(0, len(found), 64) for one in see(model, [p["image"] for p in found[i : i + 64]])]
     return [RealPair(**pair, codes=one.codes) for pair, one in zip(found, seen)]
 
 
 def samples_of(model: Tokun, index: data.ShardIndex) -> data.ImageSamples:
-    """The pictures of image shards, framed as the model's own and no larger than it takes them."""
+    """The pictures of image shards, framed as in the model's training and no larger than it takes them."""
     c = model.image_tokenizer.config
     return data.ImageSamples(
         index, c.image_size, c.image_channels, max_scale=1.0, grids=model.grids, downsample=c.downsample, fit=model.fit
@@ -61,7 +63,7 @@ def samples_of(model: Tokun, index: data.ShardIndex) -> data.ImageSamples:
 
 
 def framed_for(model: Tokun) -> Callable[[Image.Image], Image.Image]:
-    """Pictures of any size -> what the grid nearest to their shape shows of them, at its size."""
+    """A function: a picture of any size -> the picture framed to the grid nearest to its shape."""
 
     def framed(image: Image.Image) -> Image.Image:
         grid = model.grids[framing.nearest_grid(*image.size, model.grids)]
@@ -102,7 +104,7 @@ def _read(model: Tokun, samples: data.ImageSamples, i: int, style_key: str, subj
 
 
 def read_captions(shards: str) -> list[str]:
-    """The plain captions of all pairs of image shards, unreadable ones left out."""
+    """The plain captions of all pairs of image shards, without unreadable ones."""
     index = data.ShardIndex(data.expand_shards(shards), need=("json",), one_of=data.IMAGE_SUFFIXES)
     found = []
     for i in range(len(index)):
@@ -124,18 +126,18 @@ def cut(image: Image.Image, box: data.Box, size: int) -> Image.Image:
 
 # --- described pictures, without a model ----------------------------------------------------------------------------
 
-Described = tuple[str, Image.Image, str]  # key, picture, what is seen in it
+Described = tuple[str, Image.Image, str]  # key, picture, description
 Table = Mapping[tuple[str, str], str]  # (folder, key) -> description
-MULTIPLE = 16  # px: the sides of whole pictures are multiples, so that every usual image tokenizer takes them
+MULTIPLE = 16  # px: sides of whole pictures are multiples of it, which every usual image tokenizer accepts
 
 
 def described(
     shards: str, cut: Callable[[Image.Image], Image.Image], *, channels: int = 1, table: Table | None = None
 ) -> Iterator[Described]:
-    """The pictures of image shards, cut by `cut`, with their descriptions: the plain captions, or those of `table` by the shard's folder and
-    the key. Broken pictures and pictures without a description are left out.
+    """The pictures of image shards, cropped by `cut`, with their descriptions: the plain captions, or those of `table` by shard folder and
+    key. Damaged pictures and pictures without a description are left out.
 
-    Raises FileNotFoundError for a pattern that no shard fits.
+    Raises FileNotFoundError if no shard matches the pattern.
     """
     for path in data.expand_shards(shards):
         index = data.ShardIndex([path], need=("json",), one_of=data.IMAGE_SUFFIXES, may_be_empty=True)
@@ -150,24 +152,24 @@ def described(
 
 
 def read_table(path: Path) -> Table:
-    """A tab-separated table with a header and the columns folder, key, description, without quoting; rows whose `use` is 0 are left out.
+    """A tab-separated table with a header and the columns folder, key, description, without quoting; rows with `use` 0 are left out.
 
-    Raises UserError where a column is missing.
+    Raises UserError if a column is missing.
     """
     with path.open(encoding="utf-8", newline="") as file, reading(path):
         rows = csv.DictReader(file, delimiter="\t", quoting=csv.QUOTE_NONE)
         if missing := {"folder", "key", "description"} - set(rows.fieldnames or ()):
-            raise UserError(f"{path} has no column {', '.join(sorted(missing))}; it takes a tab-separated table with a header")
+            raise UserError(f"{path} has no column {', '.join(sorted(missing))}; it must be a tab-separated table with a header")
         return {(row["folder"], row["key"]): row["description"] for row in rows if row.get("use", "1") != "0" and row["description"]}
 
 
 def squares(size: int) -> Callable[[Image.Image], Image.Image]:
-    """Pictures -> their centred squares at size x size px."""
+    """A function: a picture -> its centred square at size x size px."""
     return lambda image: cut(image, data.centre_box(*image.size), size)
 
 
 def wholes(size: int, multiple: int = MULTIPLE) -> Callable[[Image.Image], Image.Image]:
-    """Pictures -> the whole of them at about size x size px, each side the nearest multiple."""
+    """A function: a picture -> the whole picture with about the area of size x size px, each side the nearest multiple."""
 
     def whole(image: Image.Image) -> Image.Image:
         scale = size / math.sqrt(image.width * image.height)

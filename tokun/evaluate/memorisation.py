@@ -1,8 +1,8 @@
-"""Are samples copies of training pictures? Every sample's nearest one, and how much better training pairs are known than held-out ones.
+"""Are samples copies of training pictures? Each sample's nearest training picture, and the likelihood gap of training and held-out pairs.
 
-A sample can repeat a training picture only as its codes show it, so training pictures and held-out ones are looked at through the codes
-as well. What is near: by features, nearer to a training picture than 95 % of the held-out pictures are; by dHash, HASH_BITS of 64 bits
-apart at most; by codes, CODES_SHARE of them the same at least. Copies with a quarter of their codes changed say what would be found.
+A sample can only repeat a training picture as its codes show it, so training and held-out pictures are also compared as reconstructions.
+Near means: by features, nearer to a training picture than 95 % of the held-out pictures are; by dHash, at most HASH_BITS of 64 bits
+different; by codes, at least CODES_SHARE of them equal. Copies with a quarter of their codes changed show what would be found.
 
     nearest.png    the samples nearest to a training picture, with those nearest to them
 """
@@ -32,18 +32,18 @@ from tokun.utils.extras import need
 
 HASH_BITS = 10  # of 64
 CODES_SHARE = 0.25
-HELD_OUT_SHARE = 0.05  # of held-out pictures lie under the distance that counts as near by features
-CHANGED = 0.25  # of a copy's codes
+HELD_OUT_SHARE = 0.05  # of held-out pictures are nearer than the distance that counts as near by features
+CHANGED = 0.25  # share of a copy's codes
 
 
 class Coded(NamedTuple):
-    """A picture's codes, and their grid."""
+    """A picture's codes and their grid."""
 
     codes: Sequence[int]
     grid: tuple[int, int]
 
 
-Nearest = dict[str, tuple[Tensor, Tensor]]  # way -> of each picture the distance to the nearest training picture, and its number
+Nearest = dict[str, tuple[Tensor, Tensor]]  # way -> each picture's distance to the nearest training picture, and that one's number
 WAYS = ("features", "dHash", "codes")
 
 
@@ -51,7 +51,7 @@ def measure(
     model: Tokun, held_out: Sequence[RealPair], samples: Sequence[Pair], *, train: Sequence[RealPair], train_shards: str, limit: int = 0,
     seed: int = 0, features: Features | None = None, out: Path | None = None,
 ) -> list[Figure]:  # fmt: skip
-    """`train`: some training pairs, for the gap; `train_shards`: all pictures that are searched (the first `limit`; 0: all)."""
+    """`train`: some training pairs, for the gap; `train_shards`: all pictures to search (the first `limit`; 0: all)."""
     gap = likelihood_gap(model, held_out, train, seed)
     if features is None:
         return [skipped("near copies", "needs --features"), *gap]
@@ -70,7 +70,7 @@ def measure(
 
 
 def nearest(model: Tokun, wanted_codes: Sequence[Coded], pictures: data.ImageSamples, count: int, features: Features) -> Nearest:
-    """Of each coded picture the nearest of the first `count` training pictures, a batch at a time. Codes of different grids have none in common."""
+    """For each coded picture, the nearest of the first `count` training pictures, in batches. Codes of different grids never match."""
     queries = reconstruct(model, *zip(*wanted_codes))
     wanted, hashes = F.normalize(features(queries), dim=1), dhash(queries)
     best: Nearest = {way: (torch.full((len(queries),), torch.inf, dtype=torch.float64), torch.zeros(len(queries)).long()) for way in WAYS}
@@ -91,7 +91,7 @@ def coded(model: Tokun, pictures: data.ImageSamples, numbers: Iterable[int]) -> 
 
 
 def codes_apart(a: Sequence[Coded], b: Sequence[Coded]) -> Tensor:
-    """(n, m): the share of codes in which two pictures differ; 1 where their grids do."""
+    """(n, m): the share of codes that differ between two pictures; 1 if their grids differ."""
     apart = torch.ones(len(a), len(b), dtype=torch.float64)
     for grid in {one.grid for one in a} & {one.grid for one in b}:
         rows, columns = ([i for i, one in enumerate(side) if one.grid == grid] for side in (a, b))
@@ -110,7 +110,7 @@ def _nearer(value: Tensor, place: Tensor, apart: Tensor, start: int) -> tuple[Te
 
 
 def changed_copies(model: Tokun, pictures: data.ImageSamples, count: int, n: int, seed: int) -> list[Coded]:
-    """n training pictures: a share CHANGED of their codes, at random places, are those of another training picture of their grid."""
+    """n training pictures with a share CHANGED of their codes, at random positions, replaced by those of another one of the same grid."""
     rng, out = np.random.default_rng(seed), []
     chosen = coded(model, pictures, rng.choice(count, min(n, count), replace=False))
     for grid in dict.fromkeys(one.grid for one in chosen):
@@ -121,7 +121,7 @@ def changed_copies(model: Tokun, pictures: data.ImageSamples, count: int, n: int
 
 
 def shown_of(pictures: data.ImageSamples, i: int) -> Image.Image:
-    """What the model sees of a training picture."""
+    """A training picture as the model sees it."""
     framed = pictures.whole(i)
     return as_picture(pictures.cut(framed, framed.box))
 
@@ -151,19 +151,19 @@ def near_copies(mine: Nearest, held: Nearest, copies: Nearest, count: int, netwo
         near = [(found[way][0] <= most).tolist() for found in (mine, held, copies)]
         figures += [
             share(f"near copies by {way}, samples", near[0], better="less", note=note),
-            share(f"near copies by {way}, held-out", near[1], note="the same of held-out pictures"),
+            share(f"near copies by {way}, held-out", near[1], note="the same for held-out pictures"),
             share(
                 f"near copies by {way}, copies found",
                 near[2],
                 better="more",
-                note=f"the same of training pictures with {CHANGED:.0%} of their codes changed",
+                note=f"the same for training pictures with {CHANGED:.0%} of their codes changed",
             ),
         ]
     return figures
 
 
 def sheet(samples: Sequence[Image.Image], found: Nearest, pictures: data.ImageSamples, rows: int = 16) -> Image.Image:
-    """The samples that are nearest to a training picture by features, with the nearest in each way."""
+    """The samples nearest to a training picture by features, with the nearest picture in each way."""
     chosen = found["features"][0][: len(samples)].argsort()[:rows].tolist()
     lines = [(samples[i], *(shown_of(pictures, int(found[way][1][i])) for way in WAYS)) for i in chosen]
     return pair_sheet(lines, ["sample", *(f"by {way}" for way in WAYS)])
@@ -173,7 +173,7 @@ def sheet(samples: Sequence[Image.Image], found: Nearest, pictures: data.ImageSa
 
 
 def likelihood_gap(model: Tokun, held_out: Sequence[RealPair], train: Sequence[RealPair], seed: int) -> list[Figure]:
-    """Nats a token of held-out and of training pairs, codes and words, and their difference."""
+    """Nats per token of held-out and training pairs, for codes and words, and their difference."""
     found = []
     notes = ("codes given the tags", "pieces of the caption and its end, given picture and tags")
     for name, nats, note in zip(("image", "text"), (image_nats, text_nats), notes):
@@ -196,7 +196,7 @@ def likelihood_gap(model: Tokun, held_out: Sequence[RealPair], train: Sequence[R
                 float(low),
                 float(high),
                 "less",
-                "held-out less training: what was learnt by heart",
+                "held-out minus training: memorised",
             )
         )
     return found
@@ -207,7 +207,7 @@ def _a_token(cases: np.ndarray) -> float:  # (n, 2): nats, tokens
 
 
 def text_nats(model: Tokun, pairs: Sequence[RealPair]) -> np.ndarray:
-    """(n, 2): nats of the caption and its end given picture and tags, and the number of these tokens."""
+    """(n, 2): nats of the caption and its end given picture and tags, and their number of tokens."""
     nats = model.caption_nll([p.tags for p in pairs], [p.caption_ids for p in pairs], [p.codes for p in pairs])
     return np.array([(nll, len(pair.caption_ids) + 1) for nll, pair in zip(nats, pairs)])
 

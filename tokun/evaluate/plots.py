@@ -22,18 +22,18 @@ def code_histogram(counts: Mapping[str, np.ndarray], path: Path) -> None:
 
 
 def spectra(curves: Mapping[str, np.ndarray], frequencies: np.ndarray, band: float, path: Path) -> None:
-    """Mean power by spatial frequency: name -> (bins,). From `band` on it is hatching."""
+    """Mean power by spatial frequency: name -> (bins,). Frequencies from `band` on are hatching."""
     figure, axes = _page()
     for name, curve in curves.items():
         axes.plot(frequencies, curve, label=name)
     axes.axvspan(band, frequencies[-1], alpha=0.1, label="hatching")
-    axes.set(xlabel="cycles a pixel", ylabel="power", yscale="log")
+    axes.set(xlabel="cycles per pixel", ylabel="power", yscale="log")
     axes.legend()
     figure.savefig(path)
 
 
 def position_map(values: np.ndarray, title: str, path: Path) -> None:
-    """One number for each place of the grid: (rows, columns)."""
+    """One number for each position of the grid: (rows, columns)."""
     figure, axes = _page()
     figure.colorbar(axes.imshow(values))
     axes.set(title=title)
@@ -41,7 +41,7 @@ def position_map(values: np.ndarray, title: str, path: Path) -> None:
 
 
 def ranks(found: Mapping[str, np.ndarray], candidates: int, path: Path) -> None:
-    """Where the own caption stands among so many, by PMI: name -> ranks (n,), 1 being the first."""
+    """Ranks of the own caption among `candidates`, by PMI: name -> ranks (n,), from 1."""
     figure, axes = _page()
     width = 0.8 / len(found)
     for number, (name, own) in enumerate(found.items()):

@@ -1,11 +1,11 @@
-"""What is still recognised in a reconstruction? A judge that learned from described originals looks for each picture's own description.
+"""What is still recognised in a reconstruction? A judge fitted on described originals looks for each picture's own description.
 
-A ridge regression from the last layer of a network of ImageNet to the words of the description (the most frequent ones of three letters or
-more, weighed by rarity): `fit`. It shares nothing with a tokun model. A picture finds its own description first of 16 where it scores
-above 15 others; over all draws of the 15 out of the rest that read otherwise this is a hypergeometric share, computed and not drawn: `firsts`.
-What is kept is the share of reconstructions over the share of originals: `kept`.
+`fit`: a ridge regression from the last layer of an ImageNet network to the words of the description (the most frequent ones with at least
+three letters, weighted by rarity). It shares nothing with a tokun model. `firsts`: how often a picture ranks its own description first of
+16, that is, above 15 others drawn from those that read differently; the hypergeometric share over all draws is computed exactly. `kept`:
+the share for reconstructions divided by the share for originals.
 
-Knows vectors and words, and neither shards nor tokenizers; `features.last_layer` makes the vectors. A fitted judge is kept in an .npz file.
+Knows vectors and words, not shards or tokenizers; `features.last_layer` makes the vectors. A fitted judge is stored in an .npz file.
 """
 
 from __future__ import annotations
@@ -31,28 +31,28 @@ from tokun.evaluate.figures import Figure
 from tokun.utils.errors import UserError
 
 WORDS = 3000
-SEEN = 5  # a word counts that so many descriptions hold
+SEEN = 5  # fewest descriptions with a word for it to count
 CANDIDATES = 16
 PENALTIES = (1e2, 1e3, 1e4, 1e5, 1e6)
-CHUNK = 512  # pictures that are held at once
+CHUNK = 512  # pictures in memory at once
 
 
 @dataclass(frozen=True)
 class Judge:
-    """What `fit` learned: vectors (n, d) -> words above or below their means."""
+    """The result of `fit`: vectors (n, d) -> words above or below their means."""
 
     rarity: dict[str, float]
     mean: np.ndarray  # (d,)
     spread: np.ndarray  # (d,)
     matrix: np.ndarray  # (d, words)
     n: int
-    """Described originals that it learned from."""
+    """Number of described originals it was fitted on."""
     penalty: float
     left_out: float
-    """Own description first of 16, in a tenth of them, learned from the rest."""
+    """Share with the own description first of 16, for a tenth of them, fitted on the rest."""
 
     def scores(self, vectors: np.ndarray, texts: Sequence[str]) -> np.ndarray:
-        """(n, d) of pictures, m texts -> float32 (n, m): how well each text suits each picture."""
+        """(n, d) of pictures, m texts -> float32 (n, m): how well each text fits each picture."""
         return (self._scaled(vectors) @ self.matrix) @ bags(texts, self.rarity).T
 
     def firsts(self, vectors: np.ndarray, texts: Sequence[str]) -> np.ndarray:
@@ -63,7 +63,7 @@ class Judge:
         return ((vectors - self.mean) / self.spread).astype(np.float32)
 
     def arrays(self) -> dict[str, np.ndarray]:
-        """What `from_arrays` takes, as np.savez writes it."""
+        """The arrays for np.savez, which `from_arrays` reads."""
         about = {"rarity": self.rarity, "n": self.n, "penalty": self.penalty, "left_out": self.left_out}
         return {"mean": self.mean, "spread": self.spread, "matrix": self.matrix, "about": np.array(json.dumps(about))}
 
@@ -72,11 +72,11 @@ class Judge:
         return cls(mean=kept["mean"], spread=kept["spread"], matrix=kept["matrix"], **json.loads(str(kept["about"])))
 
 
-# --- learning -------------------------------------------------------------------------------------------------------
+# --- fitting --------------------------------------------------------------------------------------------------------
 
 
 def look(pictures: Iterable[tuple[str, Image.Image, str]], network: Features, what: str) -> tuple[np.ndarray, list[str]]:
-    """Keys, pictures and texts (see `material.described`) -> float32 (n, d) and the n texts. Raises UserError where there is none."""
+    """Keys, pictures and texts (see `material.described`) -> float32 (n, d) and the n texts. Raises UserError if there are none."""
     rows, texts, rest = [], [], iter(pictures)
     with tqdm(desc=what, unit="picture", leave=False) as bar:
         while chunk := list(islice(rest, CHUNK)):
@@ -89,15 +89,15 @@ def look(pictures: Iterable[tuple[str, Image.Image, str]], network: Features, wh
 
 
 def fit(vectors: np.ndarray, texts: Sequence[str], *, seed: int = 0, penalties: Sequence[float] = PENALTIES) -> Judge:
-    """vectors (n, d) of originals, and their descriptions. The penalty is the one that does best on a tenth, drawn by the seed.
+    """Fit on vectors (n, d) of originals and their descriptions. The penalty is the best on a tenth, drawn by the seed.
 
-    Raises UserError where the descriptions are too few or too unlike to learn a word from.
+    Raises UserError if the descriptions are too few or too different to learn any word.
     """
     rarity = rarities(texts)
     if len(texts) < 10 * CANDIDATES or not rarity:
         raise UserError(
-            f"{len(texts)} described pictures share {len(rarity)} words; the judge of what is recognised takes at least {10 * CANDIDATES} pictures "
-            f"and words that {SEEN} descriptions hold"
+            f"{len(texts)} described pictures share {len(rarity)} words; the recognition judge needs at least {10 * CANDIDATES} pictures "
+            f"and words that occur in {SEEN} descriptions"
         )
     mean, spread = vectors.mean(0), vectors.std(0) + 1e-6
     x, y = ((vectors - mean) / spread).astype(np.float32), bags(texts, rarity)
@@ -114,7 +114,7 @@ def fit(vectors: np.ndarray, texts: Sequence[str], *, seed: int = 0, penalties: 
 
 
 def ridge(x: np.ndarray, y: np.ndarray, penalties: Sequence[float]) -> list[np.ndarray]:
-    """x (n, d), y (n, k) -> for each penalty (d, k), what x is to be multiplied with."""
+    """x (n, d), y (n, k) -> for each penalty the weights (d, k)."""
     square, product = x.T @ x, x.T @ (y - y.mean(0))
     return [np.linalg.solve(square + penalty * np.eye(len(square), dtype=x.dtype), product) for penalty in penalties]
 
@@ -127,13 +127,13 @@ def words(text: str) -> set[str]:
 
 
 def rarities(texts: Sequence[str]) -> dict[str, float]:
-    """The most frequent words, by how rare they are."""
+    """The most frequent words, with their rarity."""
     counts = Counter(word for text in texts for word in sorted(words(text)))
     return {word: math.log(len(texts) / count) for word, count in counts.most_common(WORDS) if count >= SEEN}
 
 
 def bags(texts: Sequence[str], rarity: dict[str, float]) -> np.ndarray:
-    """float32 (n, words), rows of length 1, or 0 where no word is known."""
+    """float32 (n, words), rows of length 1, or 0 if no word is known."""
     columns = {word: i for i, word in enumerate(rarity)}
     bag = np.zeros((len(texts), len(columns)), np.float32)
     for row, text in enumerate(texts):
@@ -146,17 +146,17 @@ def bags(texts: Sequence[str], rarity: dict[str, float]) -> np.ndarray:
 
 
 def firsts(scores: np.ndarray, texts: Sequence[str], candidates: int = CANDIDATES) -> np.ndarray:
-    """scores (n, n), pictures x texts -> (n,): in what share of all draws of rivals the own text scores above all of them.
+    """scores (n, n), pictures x texts -> (n,): the share of all draws of rivals in which the own text is the best.
 
-    Rivals are drawn without replacement among the texts that read otherwise; one that draws level wins.
-    Raises UserError where a picture has too few rivals.
+    Rivals are drawn without replacement from the texts that read differently; a rival wins a tie.
+    Raises UserError if a picture has too few rivals.
     """
     numbers = {text: i for i, text in enumerate(dict.fromkeys(texts))}
     same = np.array([numbers[text] for text in texts])
     other = same[:, None] != same[None]
     m, k = other.sum(1), candidates - 1
     if m.min(initial=k) < k or not len(texts):
-        raise UserError(f"{len(texts)} pictures, and it takes {candidates} at least whose descriptions differ")
+        raise UserError(f"{len(texts)} pictures; at least {candidates} with different descriptions are needed")
     worse = (other & (scores < np.diag(scores)[:, None])).sum(1)
     share = np.ones(len(texts))
     for i in range(k):  # C(worse, k) / C(m, k)
@@ -165,7 +165,7 @@ def firsts(scores: np.ndarray, texts: Sequence[str], candidates: int = CANDIDATE
 
 
 def kept(originals: np.ndarray, copies: np.ndarray, *, seed: int = 0) -> tuple[float, float, float]:
-    """(n,) shares of originals, (n,) of their reconstructions -> what is kept, and its 95 % interval (paired bootstrap over pictures)."""
+    """(n,) shares of originals, (n,) of their reconstructions -> the ratio kept and its 95 % interval (paired bootstrap over pictures)."""
 
     def ratio(pairs: np.ndarray) -> float:
         return float(pairs[:, 1].mean() / max(pairs[:, 0].mean(), 1e-9))
@@ -177,7 +177,7 @@ def kept(originals: np.ndarray, copies: np.ndarray, *, seed: int = 0) -> tuple[f
 def measure(
     judge: Judge, texts: Sequence[str], originals: np.ndarray, copies: np.ndarray, *, what: str = "", note: str = "", seed: int = 0
 ) -> list[Figure]:
-    """Vectors (n, d) of held-out originals and of their reconstructions -> three figures. `what` is put behind their names."""
+    """Vectors (n, d) of held-out originals and of their reconstructions -> three figures. `what` is appended to their names."""
     shares = [judge.firsts(vectors, texts) for vectors in (originals, copies)]
     about = f"own description first of {CANDIDATES}, over all draws of rivals; chance {1 / CANDIDATES:.1%}; judge of {judge.n} described originals{note and ', '}{note}"
     value, low, high = kept(*shares, seed=seed)
@@ -201,7 +201,7 @@ def measure(
 
 
 def save(path: Path, judge: Judge, settings: str, **further: np.ndarray) -> None:
-    """An .npz file of the judge, what it was made with, and whatever arrays are kept beside it; whole or not at all."""
+    """Write the judge, its settings and any further arrays to an .npz file, atomically."""
     path.parent.mkdir(parents=True, exist_ok=True)
     aside = path.with_name(path.name + ".partial")
     with aside.open("wb") as file:
@@ -210,7 +210,7 @@ def save(path: Path, judge: Judge, settings: str, **further: np.ndarray) -> None
 
 
 def fitted(path: Path, settings: str, learn: Callable[[], Judge]) -> Judge:
-    """The judge in `path` where it was made with the same settings; else the one that `learn` makes, kept there."""
+    """The judge in `path` if it has the same settings; otherwise the one made by `learn`, stored there."""
     if path.is_file():
         try:
             with np.load(path) as kept:

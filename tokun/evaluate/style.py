@@ -1,7 +1,7 @@
-"""Is a picture an engraving? A logistic regression on a network's features tells, and how well it tells is a figure too.
+"""Is a picture an engraving? A logistic regression on a network's features decides; its accuracy is also reported.
 
-Real engravings against other kinds of picture, made on the spot from engravings (so that the subject does not tell) or
-from nothing; a folder of other pictures joins them where it is given.
+Real engravings against other kinds of picture, generated from engravings (so that the subject gives nothing away) or from
+scratch, plus an optional folder of other pictures.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from tokun.utils.errors import UserError
 
 Maker = Callable[[Image.Image, np.random.Generator], Image.Image]  # an engraving 'L' -> another kind of picture, same size
 SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".gif", ".bmp"}
-CROPS = 4  # of each picture of a folder
+CROPS = 4  # per picture of a folder
 DECAY = 0.01
 
 
@@ -98,8 +98,8 @@ def _picture(values: np.ndarray) -> Image.Image:
     return Image.fromarray(values.clip(0, 255).astype(np.uint8))
 
 
-def made_on_the_spot(engravings: Sequence[Image.Image], seed: int) -> tuple[list[Image.Image], list[str]]:
-    """One other picture for each engraving, the kinds in turn -> (pictures of the engravings' mode, their kinds)."""
+def generated_others(engravings: Sequence[Image.Image], seed: int) -> tuple[list[Image.Image], list[str]]:
+    """One other picture for each engraving, cycling through the kinds -> (pictures in the engravings' mode, their kinds)."""
     names = [list(KINDS)[i % len(KINDS)] for i in range(len(engravings))]
     rng = np.random.default_rng(seed)
     return [KINDS[name](one.convert("L"), rng).convert(one.mode) for name, one in zip(names, engravings)], names
@@ -108,10 +108,10 @@ def made_on_the_spot(engravings: Sequence[Image.Image], seed: int) -> tuple[list
 def from_folder(
     folder: str, size: int, channels: int, seed: int, *, grids: Sequence[framing.Grid] = data.ONE_SQUARE, downsample: int = 0
 ) -> tuple[list[Image.Image], list[Image.Image]]:
-    """Crops of the pictures of a folder and those below it: of every other file to teach, of the rest to examine. Each has the size of the grid
-    nearest to its picture's shape; without `grids`, `size` by `size` px.
+    """Crops of the pictures in a folder and its subfolders: from every other file for training, from the rest for testing. Each has the size
+    of the grid nearest to its picture's shape; without `grids`, `size` by `size` px.
 
-    Raises FileNotFoundError where none can be read.
+    Raises FileNotFoundError if none can be read.
     """
     paths = sorted(path for path in Path(folder).rglob("*") if path.suffix.lower() in SUFFIXES)
     rng, downsample = np.random.default_rng(seed), downsample or size
@@ -120,7 +120,7 @@ def from_folder(
     for i, path in enumerate(paths):
         try:
             picture = open_picture(path, channels)
-        except UserError:  # broken, or too large
+        except UserError:  # damaged, or too large
             continue
         grid = grids[framing.nearest_grid(*picture.size, grids)]
         boxes = framing.views(framing.crop_box(*picture.size, grid), CROPS, (1.0, 1.5), rng, picture.size)
@@ -128,7 +128,7 @@ def from_folder(
             as_picture(framing.cut(picture, box, (grid[1] * downsample, grid[0] * downsample))) for box in boxes
         )
     if not taught and not examined:
-        raise FileNotFoundError(f"--others {folder} holds no picture that can be read ({', '.join(sorted(SUFFIXES))})")
+        raise FileNotFoundError(f"--others {folder} has no readable picture ({', '.join(sorted(SUFFIXES))})")
     return taught, examined
 
 
@@ -148,7 +148,7 @@ class Classifier:
 
 
 def fit(real: Tensor, other: Tensor) -> Classifier:
-    """Regularised logistic regression, both sides weighing the same. Vectors float64 (n, d)."""
+    """Regularised logistic regression with equal weight for both classes. Vectors float64 (n, d)."""
     every = torch.cat([real, other])
     centre, scale = every.mean(0), every.std(0) + 1e-6
     x, y = (every - centre) / scale, torch.cat([torch.ones(len(real)), torch.zeros(len(other))]).double()

@@ -1,15 +1,15 @@
-"""Sheets for people's eyes: what can be named in each picture, and which of four captions belongs to it?
+"""Sheets for human viewers: what can be named in each picture, and which of four captions belongs to it?
 
     python -m tokun.evaluate --only viewer --shards 'shards/val-*.tar' --viewer-of generated --viewer-n 96 --out report
     python -m tokun.evaluate.viewer score report/viewer-keys/generated.json report/viewer/generated/answers.csv
 
-    OUT/viewer/NAME/naming-1.png …, names.txt       first: pictures with numbers alone, and a form with a line for each
-    OUT/viewer/NAME/matching-1.png …, answers.txt   then: four captions beneath each, and the form
+    OUT/viewer/NAME/naming-1.png …, names.txt       first: pictures with only numbers, and a form with a line for each
+    OUT/viewer/NAME/matching-1.png …, answers.txt   then: four captions below each, and the form
     OUT/viewer/NAME/page.html                       both in a browser; it writes answers.csv
-    OUT/viewer-keys/NAME.json                       what is right: not for the viewer
+    OUT/viewer-keys/NAME.json                       the right answers, not for the viewer
 
-Three captions of the four belong to other pairs that are not on the sheets, so that none is found by elimination; one of the three is of the same
-kind (subject) where there is one. The same pairs and the same seed make the same sheets. Knows pictures, captions and kinds; never models.
+Three of the four captions belong to pairs that are not on the sheets, so none can be found by elimination; one of the three is of the same
+kind (subject), if available. The same pairs and seed give the same sheets. Knows pictures, captions and kinds, not models.
 """
 
 from __future__ import annotations
@@ -37,13 +37,13 @@ LARGE = 480  # px of the longer side, in the page
 
 @dataclass(frozen=True)
 class Shown:
-    """A pair that may be shown, or whose caption may stand beneath another's picture."""
+    """A pair that may be shown, or whose caption may be a wrong answer."""
 
     key: str
     caption: str
     kind: str
     image: Image.Image | None = None
-    """None: its caption alone is used."""
+    """None: only its caption is used."""
 
 
 @dataclass(frozen=True)
@@ -60,9 +60,9 @@ class Question:
 
 
 def ask(pairs: Sequence[Shown], n: int, seed: int) -> list[Question]:
-    """n of the pairs with pictures, drawn by the seed, with wrong captions out of the rest.
+    """n of the pairs with pictures, drawn by the seed, with wrong captions from the rest.
 
-    Raises UserError where pairs are too few: n pictures whose captions differ, and three captions more.
+    Raises UserError if there are too few pairs: n pictures with different captions and three more captions are needed.
     """
     rng = np.random.default_rng(seed)
     order = [pairs[i] for i in rng.permutation(len(pairs))]
@@ -71,19 +71,19 @@ def ask(pairs: Sequence[Shown], n: int, seed: int) -> list[Question]:
     rest = list({pair.caption: pair for pair in reversed(order) if pair.caption not in on_sheet}.values())[::-1]
     if len(shown) < n or len(rest) < len(LETTERS) - 1:
         raise UserError(
-            f"{len(pairs)} pairs of {len({p.caption for p in pairs})} captions do not suffice for {n} pictures and the wrong captions of other pairs: "
-            f"ask for fewer (--viewer-n), or give more pairs; {len(LETTERS) * n} use no wrong caption twice"
+            f"{len(pairs)} pairs of {len({p.caption for p in pairs})} captions are too few for {n} pictures with wrong captions from other pairs: "
+            f"ask for fewer (--viewer-n), or give more pairs; with {len(LETTERS) * n} no wrong caption is used twice"
         )
     used: Counter[str] = Counter()
     wrong: list[list[str]] = [[] for _ in shown]
-    for same in (True, False, False):  # those of the same kind first, for all: they are the fewest
+    for same in (True, False, False):  # those of the same kind first, as they are the scarcest
         for pair, captions in zip(shown, wrong):
             captions.append(_wrong(pair, captions, rest, used, same=same))
     return [_question(number, pair, captions, rng) for number, (pair, captions) in enumerate(zip(shown, wrong), 1)]
 
 
 def _wrong(pair: Shown, captions: Sequence[str], rest: Sequence[Shown], used: Counter[str], *, same: bool) -> str:
-    """A caption out of `rest` (in a drawn order) of the same kind as the pair, or of another one: the least used, of the kind that has most left."""
+    """A caption from `rest` (in a drawn order) of the pair's kind or of another: the least used, of the kind with most left."""
     left = [other for other in rest if other.caption not in captions]
     fitting = [other for other in left if (other.kind == pair.kind) == same] or left
     unused = Counter(other.kind for other in rest if not used[other.caption])
@@ -98,11 +98,11 @@ def _question(number: int, pair: Shown, wrong: Sequence[str], rng: np.random.Gen
     return Question(number, pair, tuple(options[i] for i in places), LETTERS[int(places.argmin())])
 
 
-# --- what is written ------------------------------------------------------------------------------------------------
+# --- output ---------------------------------------------------------------------------------------------------------
 
 
 def write(questions: Sequence[Question], folder: Path, key: Path, about: dict[str, Any]) -> None:
-    """Sheets, forms and page into `folder`, and the key, with `about`, into the file `key`."""
+    """Write sheets, forms and page into `folder`, and the key, with `about`, into the file `key`."""
     for path in (folder, key.parent):
         checkpoint.require_writable(path)
     for number, at in enumerate(range(0, len(questions), ON_A_SHEET), 1):
@@ -121,7 +121,7 @@ def _sheet(part: Sequence[Question], texts: Sequence[Sequence[str]]) -> Image.Im
 
 
 def page(questions: Sequence[Question], title: str) -> str:
-    """One HTML page that needs nothing else; the right answers are not in it."""
+    """One self-contained HTML page, without the right answers."""
     shown = [{"number": q.number, "picture": _large_url(q.pair.image), "options": q.options} for q in questions]
     data = json.dumps({"title": title, "pictures": shown}, ensure_ascii=False).replace("<", "\\u003c")
     return (Path(__file__).parent / "viewer.html").read_text(encoding="utf-8").replace("DATA_OF_THE_SHEET", data)
@@ -134,7 +134,7 @@ def _large_url(image: Image.Image | None) -> str:
 
 
 def data_url(image: Image.Image) -> str:
-    """The picture as PNG within a page."""
+    """The picture as a PNG data URL."""
     buffer = io.BytesIO()
     image.save(buffer, "PNG")
     return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()

@@ -1,8 +1,8 @@
-"""Answers to a viewer's sheet, read and scored: `python -m tokun.evaluate.viewer score KEY ANSWERS [NAMES]`.
+"""Reads and scores the answers to a viewer's sheet: `python -m tokun.evaluate.viewer score KEY ANSWERS [NAMES]`.
 
-ANSWERS has a line for each picture: `1 b`, `1: B`, `1) b`, `1,b`, or a table with the header `number,answer,name` as the page writes it. NAMES, after
-the first pass, has the number and what can be named, or nothing (or -, ?, nothing, none, no) where nothing can. A picture without an answer is an
-error that names it; with --missing-wrong it counts as wrong.
+ANSWERS has a line for each picture: `1 b`, `1: B`, `1) b`, `1,b`, or a table with the header `number,answer,name` as the page writes it. NAMES, from
+the first pass, has the number and what can be named, or an empty line (or -, ?, nothing, none, no). A picture without an answer is an error;
+with --missing-wrong it counts as wrong.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from tokun.evaluate.recognition import words
 from tokun.utils.console import home_path
 from tokun.utils.errors import UserError, reading
 
-LINE = re.compile(r"\W*(?:no\.?\s*|nr\.?\s*)?(\d+)(?:\W+(.*))?", re.IGNORECASE)  # a number, and the rest behind anything that is no letter
+LINE = re.compile(r"\W*(?:no\.?\s*|nr\.?\s*)?(\d+)(?:\W+(.*))?", re.IGNORECASE)  # a number, separators, and the rest
 CHOICE = re.compile(r"\W*([a-z])\b\W*", re.IGNORECASE)
 NOTHING = frozenset({"", "nothing", "none", "no", "unclear", "unknown"})
 
@@ -34,7 +34,9 @@ def main(argv: list[str] | None = None) -> None:
     score_command.add_argument("key", type=home_path)
     score_command.add_argument("answers", type=home_path)
     score_command.add_argument("names", type=home_path, nargs="?", default=None)
-    score_command.add_argument("--missing-wrong", action="store_true", help="pictures without an answer are wrong, and no error")
+    score_command.add_argument(
+        "--missing-wrong", action="store_true", help="count pictures without an answer as wrong instead of raising an error"
+    )
     args = parser.parse_args(argv)
     key = read_key(args.key)
     answers, names = read_answers(args.answers)
@@ -49,7 +51,7 @@ def score(key: dict[str, Any], answers: dict[int, str], names: dict[int, str], *
     require_known(pictures, answers, names)
     if (missing := sorted(pictures.keys() - answers.keys())) and not missing_wrong:
         raise UserError(
-            f"{len(missing)} of {len(pictures)} pictures have no answer: {_listed(missing)}. Answer each, a guess counts, or let them be wrong with --missing-wrong"
+            f"{len(missing)} of {len(pictures)} pictures have no answer: {_listed(missing)}. Answer each (guesses count), or count them as wrong with --missing-wrong"
         )
     right = {number: answers.get(number) == row["right"] for number, row in pictures.items()}
     note = f"chance {1 / len(pictures[min(pictures)]['options']):.0%}" + (f"; {len(missing)} without an answer" if missing else "")
@@ -63,18 +65,18 @@ def score(key: dict[str, Any], answers: dict[int, str], names: dict[int, str], *
 
 
 def named(pictures: dict[int, dict[str, Any]], names: dict[int, str]) -> list[Figure]:
-    """How often something could be named, and how often in a word of the own caption."""
+    """How often something could be named, and how often with a word of the own caption."""
     if not names:
         return [skipped("something nameable", "no names were given", len(pictures))]
     if missing := sorted(pictures.keys() - names.keys()):
         raise UserError(
-            f"{len(missing)} of {len(pictures)} pictures have no line of names: {_listed(missing)}. Leave the line empty where nothing can be named"
+            f"{len(missing)} of {len(pictures)} pictures have no line of names: {_listed(missing)}. Leave the line empty if nothing can be named"
         )
     given = {number: names[number] for number in pictures}
     agree = [bool(words(given[number]) & words(row["options"]["abcd".index(row["right"])])) for number, row in pictures.items()]
     return [
         share("something nameable", [bool(name) for name in given.values()], better="more", note="a name was given, right or wrong"),
-        share("named in a word of the own caption", agree, better="more", note="the same word, so that a synonym does not count"),
+        share("named in a word of the own caption", agree, better="more", note="exact words; synonyms do not count"),
     ]
 
 
@@ -92,20 +94,20 @@ def require_known(pictures: dict[int, dict[str, Any]], answers: dict[int, str], 
 
 
 def read_key(path: Path) -> dict[str, Any]:
-    """What `viewer.write` wrote. Raises FileNotFoundError, or UserError for another file."""
+    """The key written by `viewer.write`. Raises FileNotFoundError, or UserError for another file."""
     if not path.is_file():
-        raise FileNotFoundError(f"{path} is not there: name the key, OUT/viewer-keys/NAME.json")
+        raise FileNotFoundError(f"{path} does not exist: name the key, OUT/viewer-keys/NAME.json")
     try:
         key = json.loads(path.read_text(encoding="utf-8"))
         if all({"number", "right", "kind", "options"} <= row.keys() for row in key["pictures"]) and key["pictures"]:
             return key
     except (ValueError, TypeError, KeyError, AttributeError):
         pass
-    raise UserError(f"{path} is no key of a viewer's sheet: name OUT/viewer-keys/NAME.json (the key comes first, then the answers)")
+    raise UserError(f"{path} is not the key of a viewer's sheet: name OUT/viewer-keys/NAME.json (the key comes first, then the answers)")
 
 
 def read_answers(path: Path) -> tuple[dict[int, str], dict[int, str]]:
-    """Letters and, where the file is a table with them, names; by number. Raises UserError naming lines that cannot be read."""
+    """Letters by number and, if the file is a table with them, names by number. Raises UserError that names unreadable lines."""
     lines = _lines(path)
     answers: dict[int, str] = {}
     if lines and re.match(r"\W*number\W", lines[0][1] + ",", re.IGNORECASE):
@@ -117,7 +119,7 @@ def read_answers(path: Path) -> tuple[dict[int, str], dict[int, str]]:
 
 
 def read_names(path: Path) -> dict[int, str]:
-    """What is named, by number; '' where nothing is."""
+    """What was named, by number; '' for nothing."""
     names: dict[int, str] = {}
     for _, number, rest in _numbered(path, _lines(path)):
         _put(names, number, _name(rest), path)
@@ -133,7 +135,7 @@ def _read_table(path: Path, lines: Sequence[tuple[int, str]]) -> tuple[dict[int,
     for (where, line), row in zip(lines[1:], rows):
         cells = {name: row[i].strip() if i < len(row) else "" for name, i in columns.items()}
         if not cells["number"].isdecimal():
-            raise UserError(f"{path}, line {where}: {line!r} has no number of a picture")
+            raise UserError(f"{path}, line {where}: {line!r} has no picture number")
         if cells.get("answer"):
             _put(answers, int(cells["number"]), _letter(path, where, cells["answer"]), path)
         if "name" in cells:
@@ -143,7 +145,7 @@ def _read_table(path: Path, lines: Sequence[tuple[int, str]]) -> tuple[dict[int,
 
 def _lines(path: Path) -> list[tuple[int, str]]:
     if not path.is_file():
-        raise FileNotFoundError(f"{path} is not there: name the file of answers")
+        raise FileNotFoundError(f"{path} does not exist: name the file with the answers")
     with reading(path, "Save it as UTF-8"):
         text = path.read_text(encoding="utf-8-sig")
     return [(where, line.strip()) for where, line in enumerate(text.splitlines(), 1) if line.strip() and not line.lstrip().startswith("#")]
@@ -155,7 +157,7 @@ def _numbered(path: Path, lines: Sequence[tuple[int, str]]) -> list[tuple[int, i
     for where, line in lines:
         match = LINE.fullmatch(line)
         if match is None:
-            raise UserError(f"{path}, line {where}: {line!r} does not begin with a picture's number; write `1 b`")
+            raise UserError(f"{path}, line {where}: {line!r} does not begin with a picture number; write `1 b`")
         found.append((where, int(match[1]), (match[2] or "").strip()))
     return found
 
@@ -163,7 +165,7 @@ def _numbered(path: Path, lines: Sequence[tuple[int, str]]) -> list[tuple[int, i
 def _letter(path: Path, where: int, text: str) -> str:
     match = CHOICE.fullmatch(text)
     if match is None:
-        raise UserError(f"{path}, line {where}: {text!r} is no letter; write `1 b`, and names into a file of their own")
+        raise UserError(f"{path}, line {where}: {text!r} is not a letter; write `1 b`, and put names into a separate file")
     return match[1].lower()
 
 

@@ -1,7 +1,7 @@
-"""The captions: how well they are foreseen, how varied and whole they are, how near they come to those that people wrote.
+"""The captions: how well they are predicted, how varied and complete they are, how close they come to human captions.
 
-Each figure of the generated captions stands beside the same figure of the held-out ones, which no model wrote: theirs is
-what to aim at, not 0 or 1. Knows texts and likelihoods, no pixels.
+Each figure of the generated captions is paired with the same figure of the held-out ones, which people wrote: theirs is the
+target, not 0 or 1. Knows texts and likelihoods, no pixels.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from tokun.tokenizers.vocabulary import Tags
 if TYPE_CHECKING:
     from tokun.inference.model import Pair, Tokun
 
-ORDERS = 4  # n-grams up to so many words
+ORDERS = 4  # longest n-grams, in words
 WORD = re.compile(r"[^\W_]+(?:[’'-][^\W_]+)*")
 LEADS_ON = (
     "a an the of and or in on at to by for from with into upon over under between near his her its their our your this these those "
@@ -37,7 +37,7 @@ OPEN_ENDS = ",;:-–—(["
 def measure(
     model: Tokun, held_out: Sequence[RealPair], samples: Sequence[Pair], *, seed: int, training: Sequence[str] = ()
 ) -> list[Figure]:
-    """`training`: captions that were learned from, to find copies of."""
+    """`training`: the training captions, to find copies of."""
     real, made = [pair.caption for pair in held_out], [pair.caption for pair in samples]
     found = likelihoods(model, held_out, seed) + variety(made, real, seed)
     for what, texts in (("generated", made), ("held-out", real)):
@@ -47,7 +47,7 @@ def measure(
 
 
 def words(text: str) -> list[str]:
-    """Words in small letters; marks between them are dropped."""
+    """Words in lower case, without punctuation."""
     return WORD.findall(text.lower())
 
 
@@ -55,11 +55,11 @@ def grams(tokens: Sequence[str], n: int) -> Counter[tuple[str, ...]]:
     return Counter(tuple(tokens[i : i + n]) for i in range(len(tokens) - n + 1))
 
 
-# --- how well they are foreseen ---------------------------------------------------------------------------------------
+# --- likelihood -------------------------------------------------------------------------------------------------------
 
 
 def likelihoods(model: Tokun, held_out: Sequence[RealPair], seed: int) -> list[Figure]:
-    """Nats a text token (pieces and the end) and a byte (UTF-8) of held-out captions, given their pictures and without them."""
+    """Nats per text token (pieces and the end) and per UTF-8 byte of held-out captions, given their pictures and without them."""
     tags, ids = [pair.tags for pair in held_out], [pair.caption_ids for pair in held_out]
     units = {"text token": [len(i) + 1 for i in ids], "byte": [len(model.text_tokenizer.decode(i).encode()) for i in ids]}
     found = []
@@ -77,11 +77,11 @@ def _per_unit(cases: np.ndarray) -> float:  # (n, 2): nats, units
     return float(total[0] / total[1])
 
 
-# --- variety and wholeness --------------------------------------------------------------------------------------------
+# --- variety and completeness -----------------------------------------------------------------------------------------
 
 
 def variety(made: Sequence[str], real: Sequence[str], seed: int) -> list[Figure]:
-    """distinct-1, -2, -3: of as many held-out captions, too, since longer texts repeat themselves more."""
+    """distinct-1, -2, -3, over equally many held-out captions, since more text repeats itself more."""
     drawn = np.random.default_rng(seed).permutation(len(real))[: len(made)]
     texts = {"generated": list(made), "held-out": [real[i] for i in drawn]}
     return [
@@ -92,7 +92,7 @@ def variety(made: Sequence[str], real: Sequence[str], seed: int) -> list[Figure]
 
 
 def distinct(texts: Sequence[str], n: int) -> float:
-    """Different n-grams over all n-grams (Li et al., 2016, A Diversity-Promoting Objective Function, 5.2)."""
+    """Distinct n-grams over all n-grams (Li et al., 2016, A Diversity-Promoting Objective Function, 5.2)."""
     counts = sum((grams(words(text), n) for text in texts), Counter())
     return len(counts) / max(1, counts.total())
 
@@ -108,12 +108,12 @@ def repetition(texts: Sequence[str], what: str) -> list[Figure]:
 
 
 def repeats(text: str) -> bool:
-    """Whether three words in a row stand in it twice."""
+    """Whether three consecutive words occur twice."""
     return max(grams(words(text), 3).values(), default=0) > 1
 
 
 def loops(text: str) -> bool:
-    """Whether one to four words are said again at once."""
+    """Whether one to four words are immediately repeated."""
     said = words(text)
     return any(said[i : i + n] == said[i + n : i + 2 * n] for n in range(1, ORDERS + 1) for i in range(len(said) - 2 * n + 1))
 
@@ -124,21 +124,23 @@ def copies(texts: Sequence[str], training: Sequence[str], what: str) -> list[Fig
 
 
 def wholeness(made: Sequence[tuple[str, bool]], real: Sequence[str]) -> list[Figure]:
-    """Of generated captions, each with whether it filled its room, and what the same rule says of people's."""
+    """Unfinished captions: generated ones, each with whether it reached the maximum length, and by the same rule human ones."""
     known = Counter(word for text in real for word in words(text))
     ours = [unfinished(text, known, no_room) for text, no_room in made]
     theirs = [unfinished(text, known - Counter(words(text)), False) for text in real]
     return [
-        figures.share("captions left unfinished, generated", ours, better="less", note="no room left, or a broken or hanging end"),
-        figures.share("captions left unfinished, held-out", theirs, note="where the rule errs: people's captions are whole"),
+        figures.share(
+            "captions left unfinished, generated", ours, better="less", note="at the maximum length, or with a broken or dangling end"
+        ),
+        figures.share("captions left unfinished, held-out", theirs, note="errors of the rule: human captions are complete"),
     ]
 
 
 def unfinished(text: str, known: Counter[str], no_room: bool) -> bool:
-    """Whether a caption ended before its time: it filled all its room; or its end is a mark that opens, or a word that leads
-    on ("of the"); or there is no word; or its last letters begin a word of `known`, without being one.
+    """Whether a caption ended too early: it reached the maximum length; or it ends in an opening mark or a word that needs a
+    continuation ("of the"); or it has no word; or its last letters begin a word of `known` without being one.
 
-    The rule is blind where a cut caption happens to end with a word of its own.
+    The rule misses a truncated caption that happens to end in a complete word.
     """
     said, end = words(text), text.strip()[-1:]
     if no_room or not said or end in OPEN_ENDS:
@@ -149,14 +151,14 @@ def unfinished(text: str, known: Counter[str], no_room: bool) -> bool:
     return last in HANGING or (known[last] <= 0 and len(last) > 1 and any(word.startswith(last) for word in known))
 
 
-# --- agreement with people's captions ---------------------------------------------------------------------------------
+# --- agreement with human captions ------------------------------------------------------------------------------------
 
 
 def captions_for(model: Tokun, pairs: Sequence[RealPair], seed: int, rows: int = 64) -> list[str]:
-    """A caption for each picture, as `model.caption` writes it at the checkpoint's temperature; each has a latent of its own."""
+    """A caption for each picture, as `model.caption` writes it at the checkpoint's temperature, each with its own latent."""
     v, grids = model.vocabulary, grids_of(model, pairs)
     out: dict[int, str] = {}
-    for grid in dict.fromkeys(grids):  # prompts of one length
+    for grid in dict.fromkeys(grids):  # batches of prompts with one length
         tags, own = Tags(register="plain", grid=grid), [i for i, other in enumerate(grids) if other == grid]
         for at in range(0, len(own), rows):
             part = own[at : at + rows]
@@ -167,7 +169,7 @@ def captions_for(model: Tokun, pairs: Sequence[RealPair], seed: int, rows: int =
 
 
 def agreement(made: Sequence[str], real: Sequence[str], seed: int) -> list[Figure]:
-    """BLEU-1, BLEU-4 and CIDEr of captions written for held-out pictures, and of the same captions with the references of other pictures."""
+    """BLEU-1, BLEU-4 and CIDEr of captions written for held-out pictures, and of the same captions against other pictures' references."""
     order = np.random.default_rng(seed).permutation(len(real))
     other = list(real)
     for here, there in zip(order, np.roll(order, 1)):
@@ -184,13 +186,13 @@ def agreement(made: Sequence[str], real: Sequence[str], seed: int) -> list[Figur
 
 
 def bleu_counts(candidate: Sequence[str], reference: Sequence[str]) -> list[int]:
-    """Clipped matches of 1 … 4 words, how many there could be, and the two lengths: what BLEU adds up over a corpus."""
+    """Clipped matches of 1 … 4 words, the possible matches, and the two lengths: the counts that BLEU sums over a corpus."""
     ours, theirs = ([grams(tokens, n) for n in range(1, ORDERS + 1)] for tokens in (candidate, reference))
     return [*((a & b).total() for a, b in zip(ours, theirs)), *(a.total() for a in ours), len(candidate), len(reference)]
 
 
 def bleu(counts: np.ndarray, n: int = ORDERS) -> float:
-    """BLEU-n of a corpus (Papineni et al., 2002, 2.3), one reference each, nothing smoothed: counts (cases, 10) of `bleu_counts`."""
+    """BLEU-n of a corpus (Papineni et al., 2002, 2.3), one reference each, without smoothing: counts (cases, 10) of `bleu_counts`."""
     total = counts.sum(0)
     matched, possible, (ours, theirs) = total[:n], total[ORDERS : ORDERS + n], total[-2:]
     if min(matched) == 0:
@@ -201,7 +203,7 @@ def bleu(counts: np.ndarray, n: int = ORDERS) -> float:
 
 def cider(made: Sequence[str], real: Sequence[str]) -> list[float]:
     """CIDEr of each caption, 0 to 10 (Vedantam et al., 2015, eq. 1 to 3): the cosine of TF-IDF vectors of 1 … 4 words, averaged over
-    the lengths that the reference has. One reference each; words are not stemmed.
+    the n-gram lengths that the reference has. One reference each; words are not stemmed.
     """
     out = np.zeros((2, len(real)))  # sums of cosines, lengths
     for n in range(1, ORDERS + 1):

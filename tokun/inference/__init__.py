@@ -1,1 +1,1 @@
-"""A checkpoint in use: load, sample, score, every direction, many samples at once."""
+"""Using a checkpoint: load, sample, score, every direction, bulk sampling."""

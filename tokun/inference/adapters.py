@@ -1,16 +1,16 @@
-"""Adapters: what fine-tuning with low rank (LoRA, DoRA) has changed in a generator, in a folder of its own.
+"""Adapters: low-rank fine-tuning (LoRA, DoRA) of a generator, in a separate folder.
 
 model = tokun.load("base", adapter="mine-lora")
 model.add_adapter("other-lora")
-model.use_adapter("other-lora")           # None: the base again; nothing is loaded anew
+model.use_adapter("other-lora")           # None: back to the base; nothing is reloaded
 
     adapter_config.json, adapter_model.safetensors    as `peft` writes and reads them
-    adapter.json                                      the base and its fingerprint; how samples are drawn
-    vocabulary.json                                   the base's ids, and behind them those of new tags
-    README.md                                         a card
+    adapter.json                                      the base and its fingerprint; the sampling settings
+    vocabulary.json                                   the base's ids, followed by those of new tags
+    README.md                                         the model card
 
-An adapter in use is merged into a copy of the weights it changes (the others are shared), so that every decoder works as for any
-checkpoint. `peft` is not needed for that: to import it takes seconds, and the sum is three lines. Only safetensors are read.
+An adapter in use is merged into a copy of the weights it changes (the others are shared), so every decoder works as with any
+checkpoint. `peft` is not used for that: importing it takes seconds, and the merge is three lines. Only safetensors are read.
 """
 
 from __future__ import annotations
@@ -45,9 +45,9 @@ CONFIG, WEIGHTS, ABOUT, VOCABULARY, CARD = (
     "vocabulary.json",
     "README.md",
 )
-FRONT = "base_model.model."  # of peft's names
+FRONT = "base_model.model."  # prefix of peft's names
 DOWN, UP, SIZES, TOKENS = ".lora_A.weight", ".lora_B.weight", ".lora_magnitude_vector", ".token_adapter.trainable_tokens_delta"
-SAMPLED = 4096  # weights of each matrix that a fingerprint looks at
+SAMPLED = 4096  # weights of each matrix in a fingerprint
 
 
 @dataclass(frozen=True)
@@ -56,12 +56,12 @@ class Adapter:
 
     name: str
     base: str
-    """What the base was called in training: "bundled", a folder or a Hub id."""
+    """The base's name in training: "bundled", a folder or a Hub id."""
     base_fingerprint: str
     config: dict[str, Any] = field(repr=False)
     """peft's adapter_config.json."""
     tensors: dict[str, Tensor] = field(repr=False)
-    """By peft's names, on the CPU."""
+    """Tensors by peft's names, on the CPU."""
     vocabulary: Vocabulary = field(repr=False)
     defaults: SamplingConfig = field(default_factory=SamplingConfig)
     tag_counts: TagCounts = field(default_factory=list, repr=False)
@@ -70,7 +70,7 @@ class Adapter:
 
     @property
     def new_tags(self) -> tuple[str, ...]:
-        """Tags that came with it, such as "<style:lithograph>"; all others are the base's."""
+        """Tags that the adapter adds, such as "<style:lithograph>"; all others are the base's."""
         return self.vocabulary.appended
 
 
@@ -78,7 +78,7 @@ class Adapter:
 
 
 def write(adapter: Adapter, folder: Path) -> None:
-    """Fill an empty folder. The caller renames it."""
+    """Write the adapter into an empty folder, which the caller renames."""
     from safetensors.torch import save_file
 
     save_file({name: tensor.contiguous() for name, tensor in adapter.tensors.items()}, folder / WEIGHTS, metadata={"format": "pt"})
@@ -94,9 +94,9 @@ def write(adapter: Adapter, folder: Path) -> None:
 
 
 def read(path: str | Path, name: str = "") -> Adapter:
-    """An adapter's folder (or a run's, which holds it), or a Hub id. `name`: what to call it; else as the folder is called.
+    """Read an adapter from its folder, a run's folder or a Hub id. `name`: its name; default: the folder's.
 
-    Raises FileNotFoundError or UserError naming what is missing, broken, or not an adapter of tokun.
+    Raises FileNotFoundError or UserError that says what is missing, damaged, or not a tokun adapter.
     """
     from safetensors import SafetensorError
     from safetensors.torch import load_file
@@ -105,7 +105,7 @@ def read(path: str | Path, name: str = "") -> Adapter:
     require_safetensors(folder)
     for part in (WEIGHTS, ABOUT, VOCABULARY):
         if not (folder / part).is_file():
-            why = ": it was not written by tokun, and what it was trained on cannot be told" if part == ABOUT else ": it is not whole"
+            why = ": it was not written by tokun, so its base is unknown" if part == ABOUT else ": the adapter is incomplete"
             raise FileNotFoundError(f"{folder / part} is missing{why}. Copy the whole adapter again, or train one with configs/lora.yaml")
     try:
         config, about = (json.loads((folder / part).read_text(encoding="utf-8")) for part in (CONFIG, ABOUT))
@@ -125,7 +125,7 @@ def read(path: str | Path, name: str = "") -> Adapter:
 
 
 def resolve(path: str | Path) -> Path:
-    """The folder of an adapter, downloading it when it is a Hub id."""
+    """The folder of an adapter, downloaded if it is a Hub id."""
     given = Path(path).expanduser()
     for candidate in (given, given / "adapter"):  # a training run's folder holds its adapter
         if (candidate / CONFIG).is_file():
@@ -133,21 +133,21 @@ def resolve(path: str | Path) -> Path:
     if (given / "generator").is_dir() or (given / "checkpoint").is_dir():
         raise FileNotFoundError(f"{given} is a checkpoint, not an adapter: give it as the checkpoint (--checkpoint)")
     if given.exists():
-        raise FileNotFoundError(f"{given} holds no adapter: {CONFIG} is not there. Has its training finished?")
+        raise FileNotFoundError(f"{given} holds no adapter: {CONFIG} is missing. Has its training finished?")
     return reach.downloaded(str(path), "adapter")
 
 
 def require_mergeable(config: dict[str, Any]) -> None:
-    """Raise UserError for what a peft adapter may be and this module does not merge."""
+    """Raise UserError for features of peft adapters that this module does not merge."""
     if config.get("peft_type") != "LORA":
-        raise UserError(f"the adapter is of the kind {config.get('peft_type')!r}; LoRA and DoRA are what is read here")
+        raise UserError(f"the adapter is of the kind {config.get('peft_type')!r}; only LoRA and DoRA are supported")
     for key in (
         "rank_pattern", "alpha_pattern", "modules_to_save", "layer_replication", "lora_bias", "use_rslora", "fan_in_fan_out",
     ):  # fmt: skip
         if config.get(key):
-            raise UserError(f"the adapter sets {key}, which is not read here: merge it with peft, and load the merged checkpoint")
+            raise UserError(f"the adapter sets {key}, which is not supported: merge it with peft, and load the merged checkpoint")
     if config.get("bias", "none") != "none":
-        raise UserError("the adapter trains biases, which are not read here: merge it with peft, and load the merged checkpoint")
+        raise UserError("the adapter trains biases, which are not supported: merge it with peft, and load the merged checkpoint")
     rank, alpha, rows = config["r"], config["lora_alpha"], config.get("trainable_token_indices") or {}
     if not is_whole(rank) or rank < 1 or not is_number(alpha):
         raise UserError(f"the adapter's r is {rank!r} and its lora_alpha {alpha!r}: they must be a whole number of at least 1 and a number")
@@ -158,23 +158,22 @@ def require_mergeable(config: dict[str, Any]) -> None:
 
 @dataclass(frozen=True)
 class Parts:
-    """What an adapter changes, by the name of the module whose weight (out, in) it is."""
+    """The changes of an adapter, by the name of the module with the weight (out, in)."""
 
     products: dict[str, tuple[Tensor, Tensor, Tensor | None]]
-    """A (r, in), B (out, r) and DoRA's magnitudes (out,): the sum is scale x B @ A."""
+    """A (r, in), B (out, r) and DoRA's magnitudes (out,): the update is scale x B @ A."""
     rows: dict[str, tuple[list[int], Tensor]]
-    """Ids (n,) and the rows (n, in) that they get."""
+    """Ids (n,) and their new rows (n, in)."""
 
 
 def parted(config: dict[str, Any], tensors: dict[str, Tensor]) -> Parts:
-    """The tensors by what they are for. Raises UserError where one is missing, is of another shape than the config says, or is of no kind that is
-    read here."""
+    """The tensors by their role. Raises UserError if one is missing, differs from the config in shape, or is of an unsupported kind."""
     left, rank = dict(tensors), config["r"]
 
     def take(key: str, *shape: int | None) -> Tensor:
         """A tensor of this shape; None: any length."""
         if key not in left:
-            raise UserError(f"the adapter's {WEIGHTS} lacks {key}: it is not whole. Copy the whole adapter again")
+            raise UserError(f"the adapter's {WEIGHTS} lacks {key}: it is incomplete. Copy the whole adapter again")
         found = left.pop(key)
         if len(found.shape) != len(shape) or any(asked not in (None, size) for asked, size in zip(shape, found.shape)):
             told = " x ".join("any" if asked is None else str(asked) for asked in shape)
@@ -195,7 +194,7 @@ def parted(config: dict[str, Any], tensors: dict[str, Tensor]) -> Parts:
             ids = next((ids for name, ids in named.items() if module.endswith(name)), [])
             parts.rows[module] = ids, take(key, len(ids), None)
     if left:
-        raise UserError(f"the adapter holds {min(left)}, which is not read here: merge it with peft, and load the merged checkpoint")
+        raise UserError(f"the adapter holds {min(left)}, which is not supported: merge it with peft, and load the merged checkpoint")
     return parts
 
 
@@ -203,9 +202,9 @@ def parted(config: dict[str, Any], tensors: dict[str, Tensor]) -> Parts:
 
 
 def fingerprint(generator: nn.Module, vocabulary: Vocabulary) -> str:
-    """Which base this is, by names, shapes and the signs of some thousand weights of each matrix, and its ids.
+    """A fingerprint of a base: names, shapes and the signs of some thousand weights of each matrix, and its ids.
 
-    Signs are the same in float32, bfloat16 and float16; of two states of one training some differ.
+    Signs are the same in float32, bfloat16 and float16; between two states of one training some differ.
     """
     digest = hashlib.sha256(json.dumps([vocabulary.text_size, vocabulary.added_tokens]).encode())
     for name, parameter in sorted(generator.named_parameters()):
@@ -220,8 +219,8 @@ def require_base(adapter: Adapter, generator: nn.Module, vocabulary: Vocabulary)
     found = fingerprint(generator, vocabulary)
     if found != adapter.base_fingerprint:
         raise UserError(
-            f"adapter {adapter.name} was trained on another base: on {adapter.base} ({adapter.base_fingerprint[:12]}…), this model is {found[:12]}…. "
-            "Load that base, or train the adapter anew on this one"
+            f"adapter {adapter.name} was trained on another base, {adapter.base} ({adapter.base_fingerprint[:12]}…); this model is {found[:12]}…. "
+            "Load that base, or retrain the adapter on this one"
         )
 
 
@@ -230,7 +229,7 @@ def require_base(adapter: Adapter, generator: nn.Module, vocabulary: Vocabulary)
 
 @torch.no_grad()
 def merged(generator: Any, adapter: Adapter) -> Any:
-    """A generator with the adapter's changes, and rows for its new tags. It shares with `generator` whatever is not changed."""
+    """A generator with the adapter's changes and rows for its new tags. It shares all unchanged weights with `generator`."""
     made = copy.deepcopy(generator, {id(p): p for p in generator.parameters()})
     make_rows(made, adapter.vocabulary.size)
     config, parts = adapter.config, parted(adapter.config, adapter.tensors)
@@ -253,7 +252,7 @@ def merged(generator: Any, adapter: Adapter) -> Any:
 
 
 def _layer(model: nn.Module, name: str, shape: tuple[int | None, int], adapter: Adapter) -> Any:
-    """The module of that name, whose weight has this shape; None: any length. Raises UserError where there is none."""
+    """The module of that name, whose weight has this shape (None: any length). Raises UserError if there is none."""
     try:
         layer = model.get_submodule(name)
         found = tuple(layer.weight.shape)
@@ -267,7 +266,7 @@ def _layer(model: nn.Module, name: str, shape: tuple[int | None, int], adapter: 
 
 
 def make_rows(model: Any, size: int) -> None:
-    """Embeddings for so many ids, where there are fewer; the new ones are zeros until they are written."""
+    """Extend the embeddings to `size` ids; new ones are zero until written."""
     table = model.get_input_embeddings()
     missing = size - table.num_embeddings
     if missing <= 0:
@@ -280,7 +279,7 @@ def make_rows(model: Any, size: int) -> None:
 
 
 def _set_rows(model: Any, layer: Any, weight: Tensor, *, tied: bool | None = None) -> None:
-    """Put the weight into an embedding or a head, and into both where they are one."""
+    """Set the weight of an embedding or a head, or of both if they are tied."""
     table, head = model.get_input_embeddings(), model.get_output_embeddings()
     tied = head is not None and head.weight is table.weight if tied is None else tied
     parameter = nn.Parameter(weight, requires_grad=layer.weight.requires_grad)
@@ -294,7 +293,7 @@ def _set_rows(model: Any, layer: Any, weight: Tensor, *, tied: bool | None = Non
 
 @dataclass
 class Base:
-    """What a Tokun is without any adapter, while one is in use."""
+    """A Tokun's own state without any adapter, kept while one is in use."""
 
     generator: Any
     vocabulary: Vocabulary
@@ -305,7 +304,7 @@ class Base:
 
 
 def add(model: Tokun, adapter: Adapter) -> str:
-    """Have `use` find the adapter. Returns its name. Raises UserError where it was trained on another base."""
+    """Register the adapter for `use`. Returns its name. Raises UserError if it was trained on another base."""
     base = base_of(model)
     require_base(adapter, base.generator, base.vocabulary)
     model.adapters[adapter.name] = adapter
@@ -313,12 +312,12 @@ def add(model: Tokun, adapter: Adapter) -> str:
 
 
 def use(model: Tokun, name: str | None) -> None:
-    """From now on the model is its base with this adapter; None: its base alone. Raises UserError for a name that was not added."""
+    """Switch the model to this adapter, or to its base alone (None). Raises UserError for a name that was not added."""
     if name and name not in model.adapters:
         known = ", ".join(model.adapters) or "none"
-        raise UserError(f"there is no adapter {name!r} here ({known}): add it with model.add_adapter(FOLDER)")
+        raise UserError(f"there is no adapter {name!r} ({known}): add it with model.add_adapter(FOLDER)")
     base, left = base_of(model), model.generator
-    decoder.forget(left)  # the copies that it samples from
+    decoder.forget(left)  # drops the copies used for sampling
     if not name:
         model.base, model.adapter = None, ""
         _become(model, base)
@@ -337,14 +336,14 @@ def base_of(model: Tokun) -> Base:
 
 
 def card_of(model: Tokun) -> str:
-    """The card of the checkpoint that the model is at present: with an adapter in use its base's, and what was merged."""
+    """The model card: with an adapter in use, the base's card and a description of the adapter."""
     if not model.adapter:
         return model.card
     return f"{base_of(model).card.rstrip()}\n\n## Merged adapter\n\n{described(model.adapters[model.adapter])}\n".lstrip()
 
 
 def described(adapter: Adapter) -> str:
-    """What an adapter is, in one line."""
+    """A one-line description of an adapter."""
     c = adapter.config
     size = sum(tensor.numel() for tensor in adapter.tensors.values())
     new = ", ".join(adapter.new_tags) or "none"

@@ -1,4 +1,4 @@
-"""One choice: from logits and a uniform to an id, and back. Knows ids, nothing of sequences.
+"""One choice: from logits and a uniform number to an id, and back. Knows ids, not sequences.
 
 choose:   logits (B, V), legal (B, V), u (B,)    ->  ids (B,)         the inverse CDF over legal ids, in id order
 interval: logits (B, V), legal (B, V), ids (B,)  ->  low, high (B,)   the u for which `choose` takes these ids
@@ -15,12 +15,12 @@ from torch import Tensor
 
 from tokun.utils.errors import UserError
 
-REPEATED = 6  # pieces of the longest phrase that `Choice.no_repeats` looks for
-MOST = 1_000_000  # of temperatures and scales: float32 has room for what they multiply
+REPEATED = 6  # pieces of the longest phrase that `Choice.no_repeats` detects
+MOST = 1_000_000  # greatest temperature or scale, so that products stay finite in float32
 
 
 def is_number(value: object) -> bool:
-    """Whether it is a real number of Python's, NumPy's or torch's; True and False are none."""
+    """Whether it is a real number of Python, NumPy or torch; True and False are not."""
     if isinstance(value, Tensor):
         return value.ndim == 0 and value.dtype != torch.bool
     return isinstance(value, numbers.Real) and not isinstance(value, bool)
@@ -32,41 +32,41 @@ def is_whole(value: object) -> bool:
 
 @dataclass(frozen=True)
 class Choice:
-    """How a distribution is narrowed before the latent picks from it."""
+    """How a distribution is truncated before the latent picks from it."""
 
     temperature: float = 1.0
     top_k: int = 0  # 0: off
     top_p: float = 1.0  # 1: off
-    no_repeats: bool = False  # of words: none, and no phrase of up to `REPEATED` pieces, twice in a row, marks between them or not
+    no_repeats: bool = False  # for text: no word and no phrase of up to `REPEATED` pieces twice in a row, ignoring punctuation between them
 
     def __post_init__(self) -> None:
         if not is_number(self.temperature) or not 0 <= self.temperature <= MOST:
-            raise UserError(f"temperature is {self.temperature!r}; it must be a number from 0 (the likeliest id) to {MOST:,}")
+            raise UserError(f"temperature is {self.temperature!r}; it must be a number from 0 (the most likely id) to {MOST:,}")
         if not is_whole(self.top_k) or not 0 <= self.top_k < 2**31:
-            raise UserError(f"top_k is {self.top_k!r}; it must be a whole number of 0 (off) or more")
+            raise UserError(f"top_k is {self.top_k!r}; it must be a whole number, 0 (off) or more")
         if not is_number(self.top_p) or not 0 < self.top_p <= 1:
             raise UserError(f"top_p is {self.top_p!r}; it must lie in (0, 1]")
         for name, kind in (("temperature", float), ("top_k", int), ("top_p", float)):
-            object.__setattr__(self, name, kind(getattr(self, name)))  # of NumPy and torch, too
+            object.__setattr__(self, name, kind(getattr(self, name)))  # also from NumPy and torch
 
 
 AS_IT_IS = Choice()  # the model's own distribution
 
 
 def choose(logits: Tensor, legal: Tensor | None, u: Tensor, choice: Choice) -> Tensor:
-    """The id at which the cumulative distribution over legal ids (None: all), in id order, passes u. float32."""
+    """The id at which the cumulative distribution over legal ids (None: all), in id order, exceeds u. float32."""
     if choice.temperature == 0:
         return _masked(logits, legal).argmax(-1)
     cdf = distribution(logits, legal, choice)[1]
     total = cdf[:, -1:]
     at = torch.minimum(
         u.float()[:, None] * total, torch.nextafter(total, torch.zeros_like(total))
-    )  # u so near 1 that rounding passes the end
+    )  # u may be so close to 1 that rounding exceeds the end
     return torch.searchsorted(cdf, at, right=True)[:, 0]
 
 
 def interval(logits: Tensor, legal: Tensor | None, ids: Tensor, choice: Choice) -> tuple[Tensor, Tensor]:
-    """float64 (B,) each: `choose` takes `ids` for the u between. Equal where no u does: the id is narrowed out, or too unlikely."""
+    """float64 (B,) each: `choose` picks `ids` for u between them. Equal if no u does: the id is truncated away, or too unlikely."""
     _, cdf = distribution(logits, legal, choice)
     cdf = cdf.double() / cdf[:, -1:].double()
     high = cdf.gather(1, ids[:, None])[:, 0]
@@ -80,15 +80,15 @@ def nats(logits: Tensor, legal: Tensor | None, ids: Tensor) -> Tensor:
 
 
 def distribution(logits: Tensor, legal: Tensor | None, choice: Choice) -> tuple[Tensor, Tensor]:
-    """(probabilities, their sums in id order), float32 (B, V), of a temperature above 0."""
+    """(probabilities, their cumulative sums in id order), float32 (B, V), for a temperature above 0."""
     logits = _masked(logits, legal)
-    logits = (logits - logits.amax(-1, keepdim=True)) / choice.temperature  # at most 0: no temperature overflows
+    logits = (logits - logits.amax(-1, keepdim=True)) / choice.temperature  # at most 0, so no temperature overflows
     probabilities = narrow(logits, choice).softmax(-1)
     return probabilities, probabilities.cumsum(-1)
 
 
 def narrow(logits: Tensor, choice: Choice) -> Tensor:
-    """Apply top-k, then top-p (nucleus): logits (B, V) with -inf where an id is out. Ids as likely as the last one that is in are in."""
+    """Apply top-k, then top-p (nucleus): logits (B, V) with -inf for excluded ids. Ids tied with the last included one are included."""
     width = logits.shape[-1]
     if choice.top_k:
         kth = logits.topk(min(choice.top_k, width), dim=-1).values[:, -1:]
@@ -96,7 +96,9 @@ def narrow(logits: Tensor, choice: Choice) -> Tensor:
     if choice.top_p < 1:
         mass = logits.softmax(-1)
         likeliest = _descending(mass)
-        inside = (likeliest.cumsum(-1) - likeliest < choice.top_p).sum(-1, keepdim=True)  # those before which less than top_p has passed
+        inside = (likeliest.cumsum(-1) - likeliest < choice.top_p).sum(
+            -1, keepdim=True
+        )  # ids preceded by less than top_p of the probability
         logits = logits.masked_fill(mass < likeliest.gather(-1, inside - 1), -torch.inf)
     return logits
 

@@ -1,7 +1,7 @@
-"""CLIP: how well words fit a picture, by an open_clip model. Knows pictures and words; torch is imported when a model is loaded.
+"""CLIP: how well words fit a picture, by an open_clip model. Torch is imported when a model is loaded.
 
 score = Clip("ViT-B-32:laion2b_s34b_b79k").fit
-model.best_of(42, 4, 8, score=score)            # of eight candidates for each of four places the one that fits best
+model.best_of(42, 4, 8, score=score)            # the best of eight candidates, four times
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ BATCH = 64
 class Clip:
     """Cosine similarity of pictures and texts by an open_clip model.
 
-    `name` is 'hf-hub:ORG/NAME', a folder, or ARCHITECTURE:WEIGHTS with a tag of open_clip or a file (ViT-B-32:laion2b_s34b_b79k).
+    `name` is 'hf-hub:ORG/NAME', a folder, or ARCHITECTURE:WEIGHTS with an open_clip tag or a file (ViT-B-32:laion2b_s34b_b79k).
     """
 
     def __init__(self, name: str, *, device: str = "auto"):
@@ -89,19 +89,19 @@ class Clip:
 
 
 def choose_device(device: str) -> str:
-    """'auto' is the GPU of this process's LOCAL_RANK where there is one. Raises UserError for a GPU that is not there."""
+    """'auto' is the GPU of this process's LOCAL_RANK, if any. Raises UserError for a missing GPU."""
     import torch
 
     if device == "auto":
         gpus = torch.cuda.device_count()
         device = f"cuda:{int(os.environ.get('LOCAL_RANK', 0)) % gpus}" if gpus else "cpu"
     if device.startswith("cuda") and not torch.cuda.is_available():
-        raise UserError(f"--device {device}: torch finds no GPU here: leave it out, or give cpu")
+        raise UserError(f"--device {device}: torch finds no GPU: leave it out, or give cpu")
     return device
 
 
 def split_clip_name(name: str) -> tuple[str, str | None]:
-    """'ViT-B-32:tag' -> (architecture, weights); what names its own weights -> (name, None)."""
+    """'ViT-B-32:tag' -> (architecture, weights); a name that includes its weights -> (name, None)."""
     if Path(name).is_dir():
         return f"local-dir:{name}", None
     if name.startswith(("hf-hub:", "local-dir:")):

@@ -1,7 +1,7 @@
-"""Directions: every other way through the one model. Picture to words, questions, rewriting, completion, interpolation, inversion.
+"""Directions: other uses of the one model. Picture to words, questions, rewriting, completion, interpolation, inversion.
 
-Each function takes a Tokun and goes through the same loop, `sampling.generate`, with another prompt, other uniforms, or with
-codes that are given. Users call them as methods of Tokun.
+Each function takes a Tokun and uses the same loop, `sampling.generate`, with another prompt, other uniforms or given codes.
+Users call them as methods of Tokun.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ from tokun.utils.errors import UserError
 if TYPE_CHECKING:
     from tokun.inference.model import Pair, Tokun, Watch
 
-MAX_STEPS, MAX_CANDIDATES = 10_000, 10_000  # of an interpolation; for each place of `best_of`
-WIDE = 1 / 3  # of a picture's side: how wide the regions are that give way to one another between two seeds; the wider, the fewer seams
+MAX_STEPS, MAX_CANDIDATES = 10_000, 10_000  # of an interpolation; per sample of `best_of`
+WIDE = 1 / 3  # of a picture's side: width of the regions that change together between two seeds; the wider, the fewer seams
 
 
 @dataclass(frozen=True)
 class Words:
-    """What the model says of a picture, or instead of a text."""
+    """A text the model wrote about a picture, or in place of another text."""
 
     text: str
     register: str
@@ -39,7 +39,7 @@ class Words:
     nll: float
     """Nats of all pieces and the end."""
     pmi: float
-    """How many nats the picture (or the first text) explains; 0 for answers, where it is not measured."""
+    """PMI with the picture (or the original text) in nats; 0 for answers, where it is not measured."""
 
     @property
     def confidence(self) -> float:
@@ -56,7 +56,7 @@ def caption(
 ) -> list[Words]:  # fmt: skip
     """n captions of a picture in each register (None: plain), register by register. Caption k is latent k of the seed.
 
-    Raises UserError for a register or tag that the model does not know, or a picture that cannot be read.
+    Raises UserError for a register or tag unknown to the model, or an unreadable picture.
     """
     require_task(model, "joint")
     v = model.vocabulary
@@ -104,7 +104,7 @@ def write(
     model: Tokun, prompts: list[list[int]], seed: int, n: int, temperature: float | None, top_p: float | None,
     unconditional_text: list[list[int]] | None = None, text_guidance_scale: float = 1.0,
 ) -> tuple[list[list[int]], list[float]]:  # fmt: skip
-    """(whole sequences, nats of their text) behind prompts of one length. Row i is latent i mod n of the seed. `unconditional_text`: the prompts without their pictures."""
+    """(whole sequences, nats of their text) for prompts of one length. Row i has latent i mod n of the seed. `unconditional_text`: the prompts without their pictures."""
     u = latents.uniform(latents.draw(seed, range(n), model.slots.size)).repeat(len(prompts) // n, 1)
     choice = model.text_choice(temperature, top_p)
     made = sampling.generate(
@@ -122,34 +122,34 @@ def words(model: Tokun, ids: list[int], register: str, nll: float, alone: float)
 def text_of(model: Tokun, text: str, what: str) -> list[int]:
     ids = model.encode_text(text)
     if not ids:
-        raise UserError(f"the {what} {text!r} holds no text")
+        raise UserError(f"the {what} {text!r} contains no text")
     return ids
 
 
 def require_task(model: Tokun, task: str) -> None:
     if model.tasks and task not in model.tasks:
         raise UserError(
-            f"this model was not trained on the task {task!r}, only on {', '.join(model.tasks)}: see train.task_mix, and take another checkpoint"
+            f"this model was not trained on the task {task!r}, only on {', '.join(model.tasks)}: see train.task_mix, and use another checkpoint"
         )
 
 
-# --- how likely -------------------------------------------------------------------------------------------------------
+# --- likelihood -------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class Score:
-    """What the model thinks of a pair, in nats."""
+    """Likelihoods of a pair, in nats."""
 
     image_nll: float
     """Of all codes, given the tags."""
     caption_nll: float
     """Of all pieces and the end, given the picture."""
     pmi: float
-    """log p(caption | picture) - log p(caption): above 0 where the picture makes the words likelier."""
+    """log p(caption | picture) - log p(caption): above 0 if the picture makes the words more likely."""
 
 
 def score(model: Tokun, picture: Picture, text: str, *, style: str = "", subject: str = "", thing: str = "", register: str = "") -> Score:
-    """How likely a picture and its caption are, alone and together. Raises UserError as `caption` does, and for an empty text."""
+    """Likelihoods of a picture and its caption, alone and together. Raises UserError as `caption` does, and for an empty text."""
     require_task(model, "joint")
     written = text_of(model, text, "caption")
     wanted = model.wanted_tags(style, subject, register or model.vocabulary.default_register, thing=thing)
@@ -167,20 +167,20 @@ def score(model: Tokun, picture: Picture, text: str, *, style: str = "", subject
 
 
 def interpolate(model: Tokun, first: int, last: int, steps: int = 12, *, watch: Watch | None = None, **options: object) -> list[Pair]:
-    """Pairs on the way from sample 0 of one seed to sample 0 of another; the ends are those samples themselves.
+    """Pairs between sample 0 of one seed and sample 0 of another; the ends are those samples.
 
-    `options` are those of `Tokun.sample`. A pair's `seed` is the first seed, its `index` the step. Between the ends the picture of the first gives
-    way to that of the last code by code: those that have changed stay, so that neighbours share all but a step's share (`passage`). Words are drawn
-    to each of these pictures, by latents on the great circle between the ends'. Tags change in the middle, the grid among them.
+    `options` are those of `Tokun.sample`. A pair's `seed` is the first seed, its `index` the step. In between, the first picture's codes are
+    replaced one by one by the last's and then stay, so that neighbours differ only in one step's share (`passage`). Each picture's words are
+    sampled with latents on the great circle between the ends'. Tags, including the grid, change in the middle.
     """
     if not 2 <= steps <= MAX_STEPS:
-        raise UserError(f"steps is {steps}; an interpolation has at least its two ends, and at most {MAX_STEPS:,} steps")
+        raise UserError(f"steps is {steps}; an interpolation needs at least 2 steps, its ends, and at most {MAX_STEPS:,}")
     slots, plan = model.slots, model.plan(**options)
     a, b = (latents.draw(seed, [0], slots.size)[0] for seed in (first, last))
     start, end = model.sample_from(latents.uniform(torch.stack([a, b])), first, [0, steps - 1], watch=watch, **options)
     listen = (
         None if watch is None else lambda *_: watch(start.codes, start.caption_ids)
-    )  # the first picture is whole: what follows is not shown
+    )  # the first picture is complete: later ones are not shown
     noise = (b - a)[slots.image : slots.image + slots.n_codes]
     between = passage(model, start, end, noise, steps)
     out = [start]
@@ -195,9 +195,9 @@ def interpolate(model: Tokun, first: int, last: int, steps: int = 12, *, watch: 
 def passage(model: Tokun, start: Pair, end: Pair, noise: Tensor, steps: int) -> list[tuple[Tensor, Tags]]:
     """Codes int64 (N,) and tags of the steps 1 … steps - 2 between two pairs.
 
-    Each code is the start's or the end's. They change in the order of smooth noise over the picture, read off `noise` (n_codes,), so that
-    each step moves the borders of a few regions and all steps change about as many codes. The way back, with its noise negated, is the same way.
-    Between pictures of two grids, each is seen through the other's grid too; the grid changes in the middle.
+    Each code is the start's or the end's. They change in the order of smooth noise over the picture, from `noise` (n_codes,), so that
+    each step moves the borders of a few regions, and all steps change about equally many codes. Negated noise gives the same path reversed.
+    Between pictures of two grids, each is also encoded in the other's grid; the grid changes in the middle.
     """
     ends = [start, end]
     larger = max((pair.tags.grid or model.vocabulary.default_grid for pair in ends), key=lambda grid: (math.prod(grid), grid))
@@ -211,7 +211,7 @@ def passage(model: Tokun, start: Pair, end: Pair, noise: Tensor, steps: int) -> 
         when = torch.empty_like(changing)
         when[ranks] = (changing[ranks].cumsum(0) - changing[ranks] / 2) / changing.sum().clamp_min(
             1
-        )  # the share of the way at which a code changes
+        )  # the fraction of the path at which a code changes
         sides.append((side.tags, a, b, when))
     out = []
     for t in (step / (steps - 1) for step in range(1, steps - 1)):
@@ -221,7 +221,7 @@ def passage(model: Tokun, start: Pair, end: Pair, noise: Tensor, steps: int) -> 
 
 
 def through(model: Tokun, pair: Pair, grid: framing.Grid) -> list[int]:
-    """The codes of a pair's picture in a grid: its own, or those of the picture drawn into the grid's shape."""
+    """The codes of a pair's picture in a grid: its own, or those of the picture fitted to the grid's shape."""
     if grid == (pair.tags.grid or model.vocabulary.default_grid):
         return pair.codes
     downsample = model.image_tokenizer.config.downsample
@@ -231,9 +231,9 @@ def through(model: Tokun, pair: Pair, grid: framing.Grid) -> list[int]:
 def best_of(
     model: Tokun, seed: int, n: int, candidates: int, score: Callable[[list[Pair]], list[float]] | None = None, **options: object
 ) -> list[Pair]:
-    """Of so many candidates for each of n places the one with the highest score (PMI where none is given).
+    """For each of n samples, the candidate with the highest score (default: PMI).
 
-    Place i chooses among the samples i * candidates … of the seed, so its choice does not depend on n.
+    Choice i is among the samples i * candidates … of the seed, so it does not depend on n.
     """
     if not 1 <= candidates <= MAX_CANDIDATES:
         raise UserError(f"best-of is {candidates}; it must be from 1 to {MAX_CANDIDATES:,}")
@@ -243,7 +243,7 @@ def best_of(
     return [pairs[j] for j in best]
 
 
-# --- from a picture back --------------------------------------------------------------------------------------------
+# --- inversion ------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -254,7 +254,7 @@ class Inverted:
     tags: Tags
     codes: list[int]
     missed: int
-    """Codes and pieces that no latent chooses here, since they are rarer than float32 can tell or narrowed out."""
+    """Number of codes and pieces that no latent chooses here, because float32 cannot resolve them or they are truncated away."""
 
 
 def invert(
@@ -269,13 +269,13 @@ def invert(
     seed: int = 0,
     temperature: float = 1.0,
 ) -> Inverted:
-    """A latent from which `vary` with amount 0 draws the picture's codes and then the text, at this temperature, nothing narrowed.
+    """A latent from which `vary` with amount 0 samples the picture's codes and then the text, at this temperature without truncation.
 
-    Where several tags are possible, those of the latent `seed`. Raises UserError for a text that is too long, a temperature of 0, or
-    a tag that the model does not know.
+    If several tags are possible, those of the latent `seed` are used. Raises UserError for a text that is too long, a temperature of 0,
+    or a tag unknown to the model.
     """
     if not temperature > 0:
-        raise UserError(f"temperature is {temperature}; only above 0 does a latent choose anything")
+        raise UserError(f"temperature is {temperature}; it must be above 0, or the latent chooses nothing")
     require_task(model, "joint")
     v, slots, wanted = model.vocabulary, model.slots, model.wanted_tags(style, subject, register, thing=thing)
     (codes, grid), written = encode_whole(model, picture), text_of(model, text, "caption")
@@ -294,22 +294,21 @@ def invert(
 
 
 def vary(model: Tokun, inverted: Inverted, amount: float, *, seed: int = 0, n: int = 16, temperature: float = 1.0) -> list[Pair]:
-    """n pairs around an inverted one. amount 0: itself; 1: nothing left of it. `temperature` is the one of `invert`, of codes.
+    """n pairs around an inverted one. amount 0: the pair itself; 1: nothing left of it. `temperature`: that of `invert`, for codes.
 
-    That share of the picture's codes is drawn anew, in a few places that lie together and that the variation's own noise chooses, and so
-    are the words, as `Tokun.sample` chooses them: read off the latent with so much noise in it, sqrt(1 - amount^2) z + amount noise. In the
-    other places the latent moves to wherever, in its new company, the same code lies; or the first code that changed would change all
-    behind it.
+    That share of the picture's codes, in a few regions chosen by the variation's own noise, is resampled from the noisy latent
+    sqrt(1 - amount^2) z + amount noise; so are the words, with the settings of `Tokun.sample`. Elsewhere the latent is moved to where the
+    same code lies in the new context; otherwise the first changed code would change all after it.
     """
     if not 0 <= amount <= 1:
-        raise UserError(f"vary is {amount}; it lies between 0 (the picture itself) and 1 (nothing left of it)")
+        raise UserError(f"vary is {amount}; it must be between 0 (the picture itself) and 1 (nothing left of it)")
     slots = model.slots
     noise, places = latents.draw(seed, range(n), slots.size + slots.n_codes).split([slots.size, slots.n_codes], 1)
     z = math.sqrt(1 - amount**2) * inverted.z + amount * noise
     image = sampling.Choice(temperature)
     text, guided = (
         (model.text_choice(), model.text_guidance(None)) if amount else (image, 1.0)
-    )  # its own words lie where `invert` found them
+    )  # its own words are where `invert` found them
     grid = inverted.tags.grid or model.vocabulary.default_grid
     size = grid[0] * grid[1]
     anew = lowest(hills(places[:, :size], grid), round(amount * size))
@@ -321,7 +320,7 @@ def vary(model: Tokun, inverted: Inverted, amount: float, *, seed: int = 0, n: i
 
 
 def hills(noise: Tensor, grid: tuple[int, int], width: float = 1 / 6) -> Tensor:
-    """Noise (B, N) -> the same smoothed over the grid, by a Gaussian of this share of its side: hills and valleys float64 (B, N)."""
+    """Noise (B, N) -> the noise smoothed over the grid by a Gaussian with this share of its side as width: float64 (B, N)."""
     rows, columns = grid
     out = noise.double().view(-1, rows, columns)
     for axis, side in ((1, rows), (2, columns)):
@@ -340,12 +339,12 @@ def complete(
     model: Tokun, picture: Picture, keep: str | tuple[float, float, float, float], *, seed: int = 0, n: int = 4, candidates: int = 4,
     style: str = "", subject: str = "", thing: str = "", register: str = "", temperature: float | None = None, top_p: float | None = None,
 ) -> list[Pair]:  # fmt: skip
-    """n ways to go on from the kept part of a damaged plate, each with its caption. `keep`: 'top', 'left' (halves), 'bottom', 'right',
-    or a box (left, top, right, bottom) in shares of the picture. Whole codes alone can be kept: `kept` says which these are.
+    """n completions of the kept part of a picture, each with its caption. `keep`: 'top', 'left' (halves), 'bottom', 'right',
+    or a box (left, top, right, bottom) in shares of the picture. Only whole codes can be kept: `kept` says which.
 
-    Codes are drawn row by row, so a new code has seen what is kept above it and to its left. What is kept below and to its
-    right it has not: of `candidates` for each place, the one that makes those kept codes likeliest is taken. Where much is
-    kept behind the gap, ask for more candidates; seams there cannot be ruled out.
+    Codes are drawn row by row, so a new code depends on kept codes above it and to its left, but not on those below and to
+    its right. Therefore, of `candidates`, the one that makes those kept codes most likely is returned. If much is kept after
+    the gap, ask for more candidates; seams remain possible.
     """
     require_task(model, "joint")
     v, slots, wanted = model.vocabulary, model.slots, model.wanted_tags(style, subject, register, thing=thing)
@@ -379,7 +378,7 @@ KEEP = {"top": (0, 0, 1, 0.5), "bottom": (0, 0.5, 1, 1), "left": (0, 0, 0.5, 1),
 
 @dataclass(frozen=True)
 class Kept:
-    """What of a picture is kept, in whole codes."""
+    """The kept part of a picture, in whole codes."""
 
     grid: framing.Grid
     rows: range
@@ -398,26 +397,26 @@ class Kept:
 
 
 def kept(model: Tokun, picture: Picture, keep: str | tuple[float, float, float, float]) -> Kept:
-    """What `complete` keeps of a picture. Raises UserError as it does."""
+    """The part of a picture that `complete` keeps. Raises UserError as it does."""
     config, image = model.image_tokenizer.config, open_picture(picture, model.image_tokenizer.config.image_channels)
     framed = framing.fit_to(image, model.grids[framing.nearest_grid(*image.size, model.grids)], config.downsample, model.fit)
     return kept_part(keep, framed.grid, framed.box, image.size)
 
 
 def kept_part(keep: str | tuple[float, float, float, float], grid: framing.Grid, box: framing.Box, size: tuple[int, int]) -> Kept:
-    """The codes whose patch lies whole inside what is to be kept of a picture of `size` (width, height), of which the grid shows `box`. Where that
-    reaches an edge of the picture, what lies beyond the edge is kept too.
+    """The codes whose patch is entirely inside the part to keep of a picture of `size` (width, height), of which the grid shows `box`. If the
+    part reaches an edge of the picture, the area beyond that edge is kept too.
 
-    Raises UserError for none, for all, or for no box.
+    Raises UserError if no code or every code is kept, or for an invalid box.
     """
     if isinstance(keep, str) and keep not in KEEP:
-        raise UserError(f"keep is {keep!r}; it is one of {', '.join(KEEP)}, or left,top,right,bottom in shares of the picture")
+        raise UserError(f"keep is {keep!r}; it must be one of {', '.join(KEEP)}, or left,top,right,bottom in shares of the picture")
     left, top, right, bottom = KEEP[keep] if isinstance(keep, str) else keep
     if not (0 <= left < right <= 1 and 0 <= top < bottom <= 1):
-        raise UserError(f"keep is {(left, top, right, bottom)}; it takes left < right and top < bottom, between 0 and 1")
+        raise UserError(f"keep is {(left, top, right, bottom)}; it must have left < right and top < bottom, between 0 and 1")
 
     def whole(start: float, stop: float, axis: int) -> range:
-        """The rows (axis 1) or columns (axis 0) that lie between two shares of the picture."""
+        """The rows (axis 1) or columns (axis 0) between two shares of the picture."""
         count = grid[1 - axis]
         places = [share * count if share in (0, 1) else (share * size[axis] - box[axis]) / box[2 + axis] * count for share in (start, stop)]
         return range(max(0, math.ceil(places[0] - 1e-6)), min(count, math.floor(places[1] + 1e-6)))
@@ -425,6 +424,6 @@ def kept_part(keep: str | tuple[float, float, float, float], grid: framing.Grid,
     found = Kept(grid, whole(top, bottom, 1), whole(left, right, 0))
     count = len(found.rows) * len(found.columns)
     if count in (0, math.prod(grid)):
-        what, way = ("all", "draw") if count else ("none", "go on from")
+        what, way = ("all", "draw") if count else ("none", "continue from")
         raise UserError(f"keep {keep} leaves {what} of the {grid[0]} x {grid[1]} codes: there is nothing to {way}")
     return found

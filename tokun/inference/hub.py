@@ -1,4 +1,4 @@
-"""Checkpoints for others: a folder that is whole or not there, and the Hugging Face Hub. Knows folders and names, no tensors.
+"""Publishing checkpoints: an atomically written folder, and the Hugging Face Hub. Knows folders and names, not tensors.
 
 model.save_pretrained("my-model")               tokun.load("my-model")
 model.push_to_hub("name/my-model")              tokun.load("name/my-model")
@@ -22,19 +22,19 @@ from tokun.utils.errors import UserError
 if TYPE_CHECKING:
     from tokun.inference.model import Tokun
 
-FILES = ("vocabulary.json", "sampling.json", "README.md", "text_tokenizer.model")  # of a checkpoint, and those in its folders:
+FILES = ("vocabulary.json", "sampling.json", "README.md", "text_tokenizer.model")  # of a checkpoint, and those in its subfolders:
 PARTS = re.compile(
     r"generator/((config|generation_config|tokenizer|tokenizer_config|special_tokens_map|added_tokens|model\.safetensors\.index)\.json"
     r"|model(-\d+-of-\d+)?\.safetensors)|image_tokenizer/(config\.json|model\.safetensors)|text_tokenizer\.model/[\w.]+\.(json|txt|model)"
 )
-MARK = "vocabulary.json"  # without it a folder is no checkpoint
+MARK = "vocabulary.json"  # a folder without it is not a checkpoint
 
 
 def save_pretrained(model: Tokun, directory: str | Path, *, dtype: torch.dtype | str | None = None) -> Path:
-    """Write the checkpoint (safetensors) and its model card, if it has one (`adapters.card_of`): aside, then renamed. Returns the folder.
+    """Write the checkpoint (safetensors) and its model card, if any (`adapters.card_of`), to a temporary folder and rename it. Returns the folder.
 
-    `dtype` is the generator's in the file, a floating one, its own where left out. A checkpoint that this wrote is replaced. Raises
-    UserError for a folder that holds anything else, a training's own record or a user's file: nothing but checkpoints is ever replaced.
+    `dtype` is the generator's floating-point type in the file; default: its own. An existing checkpoint is replaced. Raises UserError
+    for a folder that holds anything else, such as a training record or a user's file: only checkpoints are ever replaced.
     """
     target = Path(directory).resolve()
     if target.exists() and not target.is_dir():
@@ -44,7 +44,7 @@ def save_pretrained(model: Tokun, directory: str | Path, *, dtype: torch.dtype |
         raise UserError(f"dtype is {dtype!r}; weights are floating-point numbers: torch.float32, torch.bfloat16 or torch.float16")
     unexpected = unexpected_files(target) if target.is_dir() else []
     if unexpected:
-        told = "which is no part of a checkpoint" if (target / MARK).is_file() else f"and no checkpoint ({MARK} is not there)"
+        told = "which is not part of a checkpoint" if (target / MARK).is_file() else f"and no checkpoint ({MARK} is missing)"
         raise UserError(f"{target} holds {', '.join(unexpected[:3])}, {told}: name a new folder, such as {target / 'checkpoint'}")
     with checkpoint.whole_directory(target) as folder:
         model.save(folder, dtype=kind, card=adapters.card_of(model))
@@ -52,7 +52,7 @@ def save_pretrained(model: Tokun, directory: str | Path, *, dtype: torch.dtype |
 
 
 def unreachable() -> tuple[type[Exception], ...]:
-    """What the Hub's client raises without a network: its HTTP library is httpx, before version 1 requests, whose errors are OSErrors anyway."""
+    """The exceptions of the Hub's client without a network. It uses httpx, before version 1 requests, whose errors are OSErrors anyway."""
     try:
         import httpx
     except ImportError:
@@ -61,7 +61,7 @@ def unreachable() -> tuple[type[Exception], ...]:
 
 
 def unexpected_files(folder: Path) -> list[str]:
-    """What a folder holds that `save_pretrained` did not write; all of it, where it is no checkpoint. Of a large one the top alone is looked at."""
+    """The files in a folder that `save_pretrained` did not write; all of them if it is not a checkpoint. Only the top level of a large folder is checked."""
     top = sorted(path.name for path in folder.iterdir())
     unknown = [name for name in top if name not in (*FILES, "generator", "image_tokenizer")]
     if unknown or MARK not in top:
@@ -74,15 +74,15 @@ def push_to_hub(
     model: Tokun, name: str, *, private: bool = False, token: str | None = None, revision: str | None = None,
     create_pr: bool = False, message: str = "Upload a tokun checkpoint",
 ) -> str:  # fmt: skip
-    """Upload the checkpoint as `name` ('model', or 'name/model'), which is made where it is not there yet. Returns its address.
+    """Upload the checkpoint as `name` ('model', or 'name/model'), which is created if missing. Returns its address.
 
-    Without `token`, the one of `hf auth login` or HF_TOKEN. `private` decides for a new repository only. Raises UserError
-    for what is no name, and OSError where the Hub refuses, both with its reason.
+    Without `token`, that of `hf auth login` or HF_TOKEN is used. `private` only applies to a new repository. Raises UserError
+    for an invalid name, and OSError if the Hub refuses, both with the reason.
     """
     import huggingface_hub
 
     if not isinstance(name, str):
-        raise UserError(f"{name!r} is no name on the Hub: give a str such as 'name/model'")
+        raise UserError(f"{name!r} is not a valid name on the Hub: give a str such as 'name/model'")
     api = huggingface_hub.HfApi(token=token)
     try:
         made = api.create_repo(name, private=private, exist_ok=True)
@@ -91,9 +91,9 @@ def push_to_hub(
             path = save_pretrained(named, Path(folder) / "checkpoint")
             api.upload_folder(repo_id=made.repo_id, folder_path=path, commit_message=message, revision=revision, create_pr=create_pr)
     except huggingface_hub.errors.HfHubHTTPError as error:
-        raise OSError(f"the Hub refuses {name!r}: {error}. Log in with `hf auth login`, or give a token that may write there") from error
+        raise OSError(f"the Hub refuses {name!r}: {error}. Log in with `hf auth login`, or give a token with write access") from error
     except unreachable() as error:
         raise OSError(
-            f"the Hub cannot be reached to upload {name!r}: {error}. Is there a network? save_pretrained writes the same folder here"
+            f"the Hub cannot be reached to upload {name!r}: {error}. Is there a network? save_pretrained writes the same folder locally"
         ) from error
     return str(made)

@@ -2,9 +2,9 @@
 
     seed, k  ->  z (slots,)  ->  u = Φ(z)  ->  each choice is the inverse CDF of the model's distribution at its u
 
-A slot belongs to a choice by its place in its span, not by its absolute position: four slots for tags (style and subject,
-thing, grid; the last is free), then one for each code in raster order, then one for each piece of text. A tag more or less, a
-caption given as a prompt, or a picture of fewer codes moves no other slot.
+A slot belongs to a choice by its position in its span, not by its absolute position: four slots for tags (style and subject,
+thing, grid; the last is free), then one for each code in raster order, then one for each piece of text. An extra or missing tag,
+a caption given as a prompt, or a picture of fewer codes moves no other slot.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ TAG_SLOTS = 4
 
 @dataclass(frozen=True)
 class Slots:
-    """Which slot decides what, for pictures of at most `n_codes` and texts of at most `max_text` pieces and their end."""
+    """The slot of each choice, for pictures of at most `n_codes` codes and texts of at most `max_text` pieces and their end."""
 
     n_codes: int
     max_text: int
@@ -43,7 +43,7 @@ class Slots:
         return TAG_SLOTS + self.n_codes
 
     def given(self, rows: int = 1, *, codes: Tensor | None = None, text: Tensor | None = None) -> Tensor:
-        """int64 (rows, size): ids that are given in the slots that would choose them; -1 where the latent chooses. Codes and text as ids (n,) or (rows, n)."""
+        """int64 (rows, size): given ids in the slots that would choose them; -1 if the latent chooses. Codes and text as ids (n,) or (rows, n)."""
         out = torch.full((rows, self.size), -1)
         for first, ids in ((self.image, codes), (self.text, text)):
             if ids is not None:
@@ -51,21 +51,21 @@ class Slots:
         return out
 
     def deciding(self, in_image: Tensor, lengths: Tensor) -> Tensor:
-        """The slot that decides the next id of rows that have `lengths` ids of a picture or a text; any, where nothing is left to decide."""
+        """The slot that decides the next id of rows with `lengths` ids of a picture or a text; arbitrary if nothing is left to decide."""
         return (torch.where(in_image, self.image, self.text) + lengths).clamp_max(self.size - 1)
 
 
 def draw(seed: int, indices: Sequence[int], size: int) -> Tensor:
-    """z of samples `indices` of `seed`: float32 (B, size). A pure function of (seed, index), whatever stands beside it.
+    """z of samples `indices` of `seed`: float32 (B, size). A pure function of (seed, index), independent of the other indices.
 
     Raises UserError for a seed that is not an integer in 0 … 2^63 - 1, or a negative index.
     """
     if isinstance(seed, bool) or not isinstance(seed, (int, np.integer)) or not 0 <= seed < 2**63:
         raise UserError(f"seed is {seed!r}; it must be an integer from 0 to 2^63 - 1")
     if not len(indices):
-        raise UserError("no sample is asked for: n, candidates or the number of indices is 0, and must be at least 1")
+        raise UserError("no sample was requested: n, candidates or the number of indices is 0; it must be at least 1")
     if any(isinstance(k, bool) or not isinstance(k, (int, np.integer)) or not 0 <= k < 2**63 for k in indices):
-        raise UserError(f"indices are {list(indices)}; they must be integers, samples are numbered from 0")
+        raise UserError(f"indices are {list(indices)}; they must be integers from 0")
     rows = [np.random.Generator(np.random.Philox(key=np.array([seed, k], np.uint64))).standard_normal(size) for k in indices]
     return torch.from_numpy(np.stack(rows).astype(np.float32))
 
@@ -77,7 +77,7 @@ def uniform(z: Tensor) -> Tensor:
 
 
 def slerp(a: Tensor, b: Tensor, t: float) -> Tensor:
-    """Spherical interpolation of two latents (…, slots): stays as likely under the normal distribution all the way."""
+    """Spherical interpolation of two latents (…, slots), which keeps the likelihood under the normal distribution."""
     a64, b64 = a.double(), b.double()
     cosine = (a64 * b64).sum(-1, keepdim=True) / (a64.norm(dim=-1, keepdim=True) * b64.norm(dim=-1, keepdim=True))
     angle = torch.arccos(cosine.clamp(-1, 1))
@@ -88,9 +88,9 @@ def slerp(a: Tensor, b: Tensor, t: float) -> Tensor:
 
 
 def invert(low: Tensor, high: Tensor, generator: torch.Generator) -> Tensor:
-    """z whose Φ(z) lies inside (low, high), drawn uniformly in u: the latent of tokens that own these intervals.
+    """z with Φ(z) inside (low, high), drawn uniformly in u: the latent of the tokens with these intervals.
 
-    low, high float64 (…,) with 0 <= low < high <= 1 -> float32 (…,). The middle is used where float32 cannot tell the ends apart.
+    low, high float64 (…,) with 0 <= low < high <= 1 -> float32 (…,). The middle is used if float32 cannot tell the ends apart.
     """
     u = low + (high - low) * (0.01 + 0.98 * torch.rand(low.shape, generator=generator, dtype=torch.float64))
     z = torch.special.ndtri(u.clamp(1e-12, 1 - 1e-12)).float()

@@ -1,12 +1,12 @@
-"""Many samples: shards of pairs and a table of them, in several processes, killed and gone on with as one likes.
+"""Bulk sampling: shards of pairs and a table of them, by several processes, with resume after a kill.
 
     out/samples-00000.tar …    WebDataset: KEY.png and KEY.json (seed, index, tags, caption, codes, likelihoods), 1,000 each
-    out/samples.parquet        one row a sample, without the picture
-    out/samples.json           what they were made with; another model or other options are refused
+    out/samples.parquet        one row per sample, without the picture
+    out/samples.json           the model and options; others are refused
 
-Shard i holds samples i * shard_size … of the seed, whoever makes it. Until it is whole, its batches lie in out/.samples-00000/, so that a
-stop loses the batch that was being drawn and no other. All is written aside and renamed: the files are the same bytes however often the work
-is interrupted and however many processes share it.
+Shard i holds samples i * shard_size … of the seed, whichever process makes it. Until it is complete, its batches are stored in
+out/.samples-00000/, so an interruption loses only the current batch. All files are written atomically, and their bytes do not depend
+on interruptions or the number of processes.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from tokun.inference.model import Pair, Tokun
 
 MOST = 1_000_000_000
-FROM = 1000  # samples: more are written as shards
+FROM = 1000  # more samples than this are written as shards
 RECORD, TABLE = "samples.json", "samples.parquet"
 TAGS = ("style", "subject", "thing", "register", "grid")
 COLUMNS = ("seed", "index", "caption", *TAGS, "image_nll", "caption_nll", "pmi", "shard")
@@ -45,12 +45,12 @@ def generate(
 ) -> Path:  # fmt: skip
     """Write samples 0 … n-1 of the seed; `options` are those of `Tokun.sample`. Returns `out`.
 
-    Of several processes each makes its own shards; the one that finds all of them there writes the table. Raises ImportError
-    for want of pyarrow, and UserError when `out` holds samples of another model, seed or options, or for options that `Tokun.sample` refuses.
+    Each of several processes makes its own shards; the one that finds all of them complete writes the table. Raises ImportError
+    without pyarrow, and UserError if `out` holds samples of another model, seed or options, or for options that `Tokun.sample` refuses.
     """
     if not 1 <= n <= MOST:
         raise UserError(f"n is {n}; it must be from 1 to {MOST:,}")
-    need("pyarrow.parquet", extra="data")  # before the hours of work, not behind them
+    need("pyarrow.parquet", extra="data")  # fail before the hours of work, not after
     latents.draw(seed, [0], 1)
     model.plan(**options)
     checkpoint.require_writable(out)
@@ -61,7 +61,7 @@ def generate(
 def _generate(model: Tokun, seed: int, n: int, out: Path, options: Mapping[str, Any], shard_size: int, rank: int, world: int) -> Path:
     from tqdm import tqdm
 
-    # the batch size too: samples are the same in any company, the last digits of their likelihoods are not
+    # includes the batch size: samples do not depend on it, but the last digits of their likelihoods do
     asked = {**asdict(SamplingOptions(**options)), "seed": seed, "n": n, "shard_size": shard_size, **identity(model)}
     require_same(out, asked, rank=rank)
     paths = [out / f"samples-{number:05d}.tar" for number in range(-(-n // shard_size))]
@@ -76,12 +76,12 @@ def _generate(model: Tokun, seed: int, n: int, out: Path, options: Mapping[str, 
             if parts_of(path).is_dir():
                 shutil.rmtree(parts_of(path), ignore_errors=True)
     if all(path.is_file() for path in paths):
-        write_table(paths, out / TABLE, aside=out / f"{TABLE}.partial{rank}")  # two that finish together write the same bytes
+        write_table(paths, out / TABLE, aside=out / f"{TABLE}.partial{rank}")  # two processes that finish together write the same bytes
     return out
 
 
 def identity(model: Tokun) -> dict[str, Any]:
-    """What decides the samples beside the options: weights, the checkpoint's own settings, and the precision, kind of device and way of the computation."""
+    """What decides the samples beside the options: weights, the checkpoint's settings, precision, device type and engine."""
     digest = hashlib.sha256()
     for name, weight in sorted(model.generator.state_dict().items()):
         digest.update(name.encode())
@@ -101,7 +101,7 @@ def require_same(out: Path, asked: dict[str, Any], *, rank: int) -> None:
             out, {**asdict(SamplingOptions()), "batch_size": asked["batch_size"], **there}, asked, option="--out"
         )  # earlier versions did not write all options
     elif next(out.glob("samples-*.tar"), None) is not None:
-        raise UserError(f"{out} holds shards of samples without a whole {RECORD}, which says what they are: name another folder with --out")
+        raise UserError(f"{out} holds shards of samples without a complete {RECORD}, which describes them: name another folder with --out")
     else:
         aside = out / f"{RECORD}.partial{rank}"  # all processes write the same
         checkpoint.write_record(aside, asked)
@@ -109,12 +109,12 @@ def require_same(out: Path, asked: dict[str, Any], *, rank: int) -> None:
 
 
 def parts_of(shard: Path) -> Path:
-    """Where the batches of a shard lie until it is whole."""
+    """The folder for the batches of a shard until it is complete."""
     return shard.with_name(f".{shard.stem}")
 
 
 def members(model: Tokun, seed: int, indices: range, options: Mapping[str, Any], bar: Any, parts: Path) -> Iterator[dict[str, Any]]:
-    """The pairs of a shard, batch by batch. Batches that an earlier run has left in `parts` are not drawn again."""
+    """The pairs of a shard, batch by batch. Batches that an earlier run left in `parts` are reused."""
     batch = SamplingOptions(**options).batch_size
     for first in range(indices.start, indices.stop, batch):
         part, own = parts / f"{first:010d}.tar", range(first, min(indices.stop, first + batch))
@@ -127,7 +127,7 @@ def members(model: Tokun, seed: int, indices: range, options: Mapping[str, Any],
 
 
 def read_part(path: Path) -> list[dict[str, Any]] | None:
-    """The members of a batch, as `member` made them; None where it is not there, or damaged."""
+    """The members of a batch, as `member` made them; None if it is missing or damaged."""
     found: dict[str, dict[str, Any]] = {}
     try:
         with tarfile.open(path) as tar:
@@ -149,7 +149,7 @@ def member(pair: Pair) -> dict[str, Any]:
 
 
 def write_table(paths: list[Path], target: Path, aside: Path) -> None:
-    """One row group a shard, so that memory does not grow with their number."""
+    """Write one row group per shard, so that memory does not grow with their number."""
     pa, pq = need("pyarrow", extra="data"), need("pyarrow.parquet", extra="data")
     kinds = {"seed": pa.int64(), "index": pa.int64(), "image_nll": pa.float64(), "caption_nll": pa.float64(), "pmi": pa.float64()}
     schema = pa.schema([(name, kinds.get(name, pa.string())) for name in COLUMNS])

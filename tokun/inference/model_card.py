@@ -1,4 +1,4 @@
-"""The README.md of a checkpoint: what it was trained on, how, and what was measured. Written from the run's own record."""
+"""The README.md of a checkpoint: its training data, recipe and measured figures, from the run's record."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ from typing import Any
 
 from tokun.config import Config
 
-OWN_ID = "PATH-OR-ID"  # stands where a card calls its own model; pushing to the Hub puts the name there
+OWN_ID = "PATH-OR-ID"  # placeholder for the model's own name in a card; pushing to the Hub fills it in
 
 
 def model_card(
     config: Config, record: dict[str, Any], *, about: str = "", data: str = "", limits: str = "", recipe: str = "", table: str = ""
 ) -> str:
-    """Markdown with the Hub's front matter. `record` is training.json; `table` is what tokun.evaluate measured; the other texts are what only people know."""
+    """Markdown with the Hub's front matter. `record` is training.json; `table`: the figures of tokun.evaluate; the other texts are written by people."""
     m, g, t = config.image_tokenizer, config.generator, config.train
     side = m.image_size // m.downsample
     figures = record["image_tokenizer"]

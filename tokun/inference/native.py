@@ -1,13 +1,13 @@
 """A decoder's step and the choice of the next id as one C++ program (native.cpp), for CPUs. Knows ids and weights, nothing of spans.
 
-    program()                              the program; RuntimeError where it cannot be built
-    Weights(model)                         a Qwen3's matrices, packed for it
+    program()                              the program; RuntimeError if it cannot be built
+    Weights(model)                         the matrices of a Qwen3, packed for it
     step(weights, ...), head(...)          ids -> hidden (rows, size) float32 -> logits (rows, ids of a part) float32
-    choose(logits, legal, u, choice), nats(logits, legal, ids)     what `sampling` does with them
+    choose(logits, legal, u, choice), nats(logits, legal, ids)     as in `choice`
 
-It is built once for a machine, by the C++ compiler (g++, clang++ or CXX) against torch's own headers, in a few seconds, and kept in the user's cache.
-Matrix products are oneDNN's, as torch gives them (`brgemm`), on processors with AVX-512 or AMX; elsewhere plain loops. bfloat16 weights stay so where the
-processor multiplies them, else they are held in float32. Everything between the products is float32.
+It is built once per machine, by the C++ compiler (g++, clang++ or CXX) against torch's headers, in a few seconds, and stored in the user's cache.
+On processors with AVX-512 or AMX, matrix products use oneDNN through torch (`brgemm`); elsewhere plain loops. bfloat16 weights stay bfloat16 if the
+processor can multiply them; otherwise they are converted to float32. Everything between the products is float32.
 """
 
 from __future__ import annotations
@@ -31,17 +31,17 @@ import torch.nn.functional as F
 from torch import Tensor
 
 SOURCE = Path(__file__).with_name("native.cpp")
-PLACES = 64  # keys lie in blocks of so many places
-BLOCKS = (64, 32, 16)  # columns of a matrix that are computed together
+PLACES = 64  # positions per block of keys
+BLOCKS = (64, 32, 16)  # columns of a matrix computed together
 
 
 # --- the program ------------------------------------------------------------------------------------------------------
 
 
 def program() -> ctypes.CDLL:
-    """The program, built where it is not yet. RuntimeError says why it cannot be. The environment's TOKUN_NATIVE=0 forbids it."""
+    """The program, built if necessary. RuntimeError says why it cannot be built. TOKUN_NATIVE=0 in the environment disables it."""
     if os.environ.get("TOKUN_NATIVE") == "0":
-        raise RuntimeError("TOKUN_NATIVE=0 forbids it")
+        raise RuntimeError("TOKUN_NATIVE=0 disables it")
     return _built()
 
 
@@ -56,7 +56,7 @@ def _built() -> ctypes.CDLL:
 
 @lru_cache
 def is_there() -> bool:
-    """Whether there is a program; it is built where it is not yet."""
+    """Whether the program is available; builds it if necessary."""
     try:
         program()
     except RuntimeError:
@@ -65,12 +65,12 @@ def is_there() -> bool:
 
 
 def has_products() -> bool:
-    """Whether torch has oneDNN's small products on this processor."""
+    """Whether torch offers oneDNN's small matrix products on this processor."""
     return torch.backends.mkldnn.is_available() and torch.backends.cpu.get_cpu_capability().startswith("AVX512")
 
 
 def _flags(products: bool) -> list[str]:
-    parallel = [] if platform.system() == "Darwin" else ["-fopenmp"]  # Apple's compiler has none
+    parallel = [] if platform.system() == "Darwin" else ["-fopenmp"]  # Apple's compiler lacks it
     return [
         "-std=c++20",
         "-O3",
@@ -87,16 +87,16 @@ def compiler() -> str | None:
 
 
 def build(flags: Sequence[str]) -> Path:
-    """The shared library's path. Processes may build at once: each renames what it has made, whole, to the same name."""
+    """The shared library's path. Several processes may build at once: each renames its complete file to the same name."""
     name = compiler()
     if name is None:
         raise RuntimeError("there is no C++ compiler (g++, clang++) on this machine")
     home = Path(torch.__file__).parent
     told = (SOURCE.read_text(), torch.__version__, str(home), *flags, name, _processor())
     path = _cache() / f"native-{hashlib.sha256(chr(0).join(told).encode()).hexdigest()[:16]}.so"
-    if path.exists() and path.stat().st_size:  # empty: the machine went down behind the renaming
+    if path.exists() and path.stat().st_size:  # it is empty if the machine crashed after the rename
         return path
-    print(f"building {SOURCE.name}, once on this machine: some seconds", file=sys.stderr, flush=True)
+    print(f"building {SOURCE.name}, once per machine: takes some seconds", file=sys.stderr, flush=True)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=path.parent) as folder:
@@ -110,24 +110,24 @@ def build(flags: Sequence[str]) -> Path:
                 lines = (
                     [line for line in ended.stderr.splitlines() if "error" in line]
                     or ended.stderr.splitlines()
-                    or [f"it exits with {ended.returncode}"]
+                    or [f"exit code {ended.returncode}"]
                 )
                 raise RuntimeError(f"{name} could not build {SOURCE.name}: {lines[0]}")
             made.replace(path)
-    except OSError as error:  # a full disk, say
+    except OSError as error:  # for example a full disk
         raise RuntimeError(f"{path} cannot be written: {error}") from error
     return path
 
 
 def _processor() -> str:
-    """What its instructions are: a home folder may be shared by machines of several kinds."""
+    """Its instruction sets, for the cache key: machines of several kinds may share a home folder."""
     told = Path("/proc/cpuinfo")
     lines = told.read_text().splitlines() if told.exists() else []
     return next((line for line in lines if line.startswith(("flags", "Features"))), platform.processor()) + platform.machine()
 
 
 def _cache() -> Path:
-    """A folder of the user's own that can be written to: nobody else may lay a program there."""
+    """A writable folder owned by the user, so that nobody else can place a program there."""
     folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "tokun"
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -205,20 +205,20 @@ def _load(path: Path) -> ctypes.CDLL:
 
 
 def block_of(n: int) -> int:
-    """The columns that are computed together: many, so long as all threads have nearly as much to do."""
+    """The columns computed together: as many as keep the threads' loads nearly equal."""
     threads = torch.get_num_threads()
     return next((size for size in BLOCKS if -(-n // (size * threads)) * size * threads <= 1.05 * n), BLOCKS[-1])
 
 
 def by_kv_head(qkv: Tensor, heads: int, kv_heads: int) -> Tensor:
-    """The rows of all queries, all keys, all values (n, k) as one kv head's queries, key and value behind another's."""
+    """Reorder the rows of all queries, all keys, all values (n, k) by kv head: its queries, key and value, then the next head's."""
     width = len(qkv) // (heads + 2 * kv_heads)
     parts = (part.view(kv_heads, -1, qkv.shape[1]) for part in qkv.split([heads * width, kv_heads * width, kv_heads * width]))
     return torch.cat(list(parts), 1).flatten(0, 1)
 
 
-def by_turns(gate_up: Tensor, half: int) -> Tensor:
-    """The rows of the gate, then of the other (2 n, k), `half` of each in turns; zeros where the last are fewer."""
+def interleaved(gate_up: Tensor, half: int) -> Tensor:
+    """Reorder the rows of gate and up (2 n, k) into alternating blocks of `half` rows, padded with zeros at the end."""
     parts = (F.pad(part, (0, 0, 0, -len(part) % half)).view(-1, half, part.shape[1]) for part in gate_up.chunk(2))
     return torch.cat(list(parts), 1).flatten(0, 1)
 
@@ -237,7 +237,7 @@ class Packed:
 
 
 class Weights:
-    """A Qwen3's, as the program reads them. `layers`: (query, key and value; out; gate and the other; down; weights of the heads' norms) of each."""
+    """The weights of a Qwen3 in the program's layout. `layers`: (query, key and value; out; gate and up; down; weights of the heads' norms) of each."""
 
     def __init__(self, config: Any, layers: Iterable[tuple[Tensor, ...]], embedding: Tensor, head: Tensor):
         sizes = config.hidden_size, config.num_attention_heads * config.head_dim, config.intermediate_size
@@ -249,7 +249,7 @@ class Weights:
         self.layers = []
         for qkv, out, gate_up, down, norms in layers:
             qkv, block = by_kv_head(qkv, config.num_attention_heads, config.num_key_value_heads), block_of(len(gate_up))
-            parts = (qkv, 0), (out, 0), (by_turns(gate_up, block // 2), block), (down, 0)
+            parts = (qkv, 0), (out, 0), (interleaved(gate_up, block // 2), block), (down, 0)
             self.layers.append(([Packed(part, self.dtype, block) for part, block in parts], norms.float().contiguous()))
         self.told = (_Layer * len(self.layers))(*(_Layer(*(part.told for part in parts), norms.data_ptr()) for parts, norms in self.layers))
         self.width, self.kv_heads = config.head_dim, config.num_key_value_heads
@@ -259,18 +259,18 @@ class Weights:
         )  # fmt: skip
 
     def first_layer(self) -> Weights:
-        """The same with only its first layer."""
+        """The same weights with only the first layer."""
         first = copy.copy(self)
         first.model, first.layers = _Model.from_buffer_copy(self.model), self.layers[:1]
         first.model.layers = 1
         return first
 
     def new_cache(self, rows: int, capacity: int) -> Tensor:
-        """Of keys and values, for `rows` rows of up to `capacity` ids: (layers, rows, 2 * kv heads, …). What is not written is not read."""
+        """A cache of keys and values for `rows` rows of up to `capacity` ids: (layers, rows, 2 * kv heads, …). Unwritten parts are never read."""
         return torch.empty(len(self.layers), rows, 2 * self.kv_heads, -(-capacity // PLACES) * PLACES * self.width, dtype=self.dtype)
 
     def step(self, ids: Tensor, place: int, rows: Rows) -> Tensor:
-        """ids (B, T) int64 of these rows at `place` … -> the last hidden states (B, size) float32, normed."""
+        """ids (B, T) int64 of these rows from position `place` -> the last hidden states (B, size) float32, normed."""
         ids, hidden = ids.contiguous(), torch.empty(len(ids), self.model.size)
         self.program.tokun_step(self.model, rows.told(ids, ids.shape[1], place, ids.shape[1]), hidden.data_ptr(), torch.get_num_threads())
         return hidden
@@ -278,8 +278,8 @@ class Weights:
     def draw(
         self, hidden: Tensor, place: int, rows: Rows, part: slice, u: Tensor, choice: Any, before: Tensor | None = None
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """As many ids of the part for each row, one behind the other at `place` …, as `u` (B, n) has columns, each chosen as by `choose` and read.
-        hidden (B, size) before -> (hidden behind, ids (B, n) int64, the sum of their nats (B,) float64, those `before` included)."""
+        """Generate n ids of the part for each row from position `place`, with `u` (B, n), each chosen as by `choose` and fed back.
+        hidden (B, size) before -> (hidden after, ids (B, n) int64, the sum of their nats (B,) float64, including `before`)."""
         hidden, u, head = hidden.clone(), u.float().contiguous(), self.head_of(part)
         ids, nats = torch.empty(u.shape, dtype=torch.long), torch.zeros(len(u), dtype=torch.float64) if before is None else before.clone()
         self.program.tokun_draw(
@@ -301,9 +301,9 @@ class Weights:
         lengths: Tensor,
         end: int,
     ) -> tuple[Tensor, Tensor]:
-        """Each row to its end, at `place` …: (ids (B, n) int64, -1 behind the end, the nats of its texts (B,) float64).
+        """Generate each row to its end from position `place`: (ids (B, n) int64, -1 after the end, the nats of its texts (B,) float64).
 
-        tables: `grammar.Tables`, whose `allowed` and `ruled` are of the part's ids. u (B, slots) float32; states, lengths (B,) int64 go on with the rows."""
+        tables: `grammar.Tables`, with `allowed` and `ruled` for the part's ids. u (B, slots) float32; states, lengths (B,) int64 are updated."""
         hidden, u, head, tables = hidden.contiguous(), u.float().contiguous(), self.head_of(part), [table.contiguous() for table in tables]
         most = rows.capacity - place
         ids, nats = torch.full((len(u), most), -1), torch.zeros(len(u), dtype=torch.float64)
@@ -331,7 +331,7 @@ class Weights:
 
 
 class Rows:
-    """The sequences of a cache. starts (B,) int64: where each begins; cos, sin (places, width / 2) float32."""
+    """The sequences of a cache. starts (B,) int64: the first position of each; cos, sin (positions, width / 2) float32."""
 
     def __init__(self, starts: Tensor, cos: Tensor, sin: Tensor, cache: Tensor):
         self.starts, self.index, self.cos, self.sin, self.cache = (
@@ -353,10 +353,10 @@ class Rows:
         return len(self.index)
 
     def told(self, ids: Tensor, length: int, place: int, more: int) -> _Rows:
-        """`length` ids a row at once, `more` in all. IndexError where there is no place for them."""
+        """The C structure for `length` ids per row at once, `more` in total. IndexError if they do not fit."""
         if len(ids) != len(self) or place + more > self.capacity:
             raise IndexError(
-                f"{len(ids)} rows of ids at places {place} to {place + more}; there are {len(self)} rows of {self.capacity} places"
+                f"{len(ids)} rows of ids at positions {place} to {place + more}; there are {len(self)} rows of {self.capacity} positions"
             )
         return _Rows(
             len(ids),
@@ -372,7 +372,7 @@ class Rows:
 
 
 def choose(logits: Tensor, legal: Tensor | None, u: Tensor, choice: Any) -> Tensor:
-    """As `choice.choose`, float32 logits (B, V)."""
+    """As `choice.choose`, for float32 logits (B, V)."""
     (B, V), legal, logits, u = logits.shape, None if legal is None else legal.contiguous(), logits.contiguous(), u.float().contiguous()
     chosen = torch.empty(B, dtype=torch.long)
     program().tokun_choose(

@@ -1,10 +1,10 @@
-"""Preferences: of two samples the one that was chosen. Made from best-of samples or a visitor's clicks, learnt from by `tokun.training.preferences`.
+"""Preferences: pairs of a chosen and a rejected sample, from best-of sampling or a visitor's clicks, for `tokun.training.preferences`.
 
 A line of a JSONL file (or the .json of a tar's sample) is {"chosen": RECORD, "rejected": RECORD}, each a line of samples.jsonl:
     codes        0 … K-1, raster order
     caption_ids  ids of the caption; or `caption`, its text
-    tags         {"style": …, "subject": …, "thing": …, "register": …, "grid": [rows, columns]}, those that were written ahead
-    prompted     true where the caption was given and the picture drawn from it
+    tags         {"style": …, "subject": …, "thing": …, "register": …, "grid": [rows, columns]}, those in the prompt
+    prompted     true if the caption was given and the picture drawn from it
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Preference:
-    """Two sequences of one model; `same`: whether they answer the same wish (tags, and prompt where there is one)."""
+    """Two sequences of one model; `same`: whether they have the same tags and prompt, if any."""
 
     chosen: Packed
     rejected: Packed
@@ -39,7 +39,7 @@ class Preference:
 
 
 def record(chosen: Pair, rejected: Pair) -> dict[str, Any]:
-    """What a line of a file holds."""
+    """One line of a file, as a dict."""
     return {"chosen": chosen.record(), "rejected": rejected.record()}
 
 
@@ -51,14 +51,14 @@ def lines(pairs: Sequence[tuple[Pair, Pair]]) -> str:
 def best_and_worst(
     model: Tokun, seed: int, n: int, candidates: int, score: Callable[[list[Pair]], list[float]] | None = None, **options: Any
 ) -> list[tuple[Pair, Pair]]:
-    """As `directions.best_of`, the best of each place's candidates and the worst. All candidates of a place have the tags that the first one
-    drew, so that both answer the same wish."""
+    """As `directions.best_of`, but the best and the worst candidate of each sample. All candidates of a sample have the tags drawn by the
+    first one, so that both are comparable."""
     if not 2 <= candidates <= MAX_CANDIDATES:
-        raise UserError(f"best-of is {candidates}; to prefer one to another it must be from 2 to {MAX_CANDIDATES:,}")
+        raise UserError(f"best-of is {candidates}; for preferences it must be from 2 to {MAX_CANDIDATES:,}")
     if n < 1:
-        raise UserError(f"n is {n}; at least one place is asked for")
+        raise UserError(f"n is {n}; it must be at least 1")
     batch_size = model.plan(**options).options.batch_size
-    together = max(1, batch_size // candidates)  # places
+    together = max(1, batch_size // candidates)  # samples
     found = []
     with tqdm(total=n, desc="preferences", unit="place", dynamic_ncols=True, disable=n * candidates <= batch_size) as bar:
         for first in range(0, n, together):
@@ -76,7 +76,7 @@ def best_and_worst(
 
 
 def clicked(better: Sequence[Pair], worse: Sequence[Pair]) -> list[tuple[Pair, Pair]]:
-    """Every liked pair with every disliked one of the same wish."""
+    """Every liked pair with every disliked one of the same tags and prompt."""
     return [(a, b) for a in better for b in worse if _wish(a) == _wish(b)]
 
 
@@ -85,9 +85,9 @@ def _wish(pair: Pair) -> tuple[Any, ...]:
 
 
 def read(pattern: str, vocabulary: Vocabulary, encode: Callable[[str], list[int]]) -> list[Preference]:
-    """All preferences of JSONL files and tars: a path, a glob or a list joined by commas.
+    """All preferences in JSONL files and tars: a path, a glob or a comma-separated list.
 
-    Raises FileNotFoundError for files that are not there, UserError naming the first line that is none or belongs to another model.
+    Raises FileNotFoundError for missing files, UserError that names the first invalid line or line of another model.
     """
     found: list[Preference] = []
     for path in data.expand_shards(pattern):
@@ -97,7 +97,7 @@ def read(pattern: str, vocabulary: Vocabulary, encode: Callable[[str], list[int]
             except (KeyError, TypeError, AttributeError, ValueError) as error:
                 told = f"{error.args[0]} is missing" if isinstance(error, KeyError) else str(error)
                 raise UserError(
-                    f"{where} is no preference of this model: {told}. It holds chosen and rejected, each a line of samples.jsonl"
+                    f"{where} is not a preference of this model: {told}. It must hold chosen and rejected, each a line of samples.jsonl"
                 ) from error
             if chosen[0].input_ids != rejected[0].input_ids:
                 found.append(Preference(chosen[0], rejected[0], chosen[1] == rejected[1]))
@@ -120,7 +120,7 @@ def _trees(path: Path) -> Iterator[tuple[str, Any]]:
 
 
 def side(tree: dict[str, Any], v: Vocabulary, encode: Callable[[str], list[int]]) -> tuple[Packed, Any]:
-    """One side's sequence, and what it answers."""
+    """One side's sequence, and its tags and prompt."""
     named = dict(tree.get("tags") or {})
     grid = named.pop("grid", None)
     tags = Tags(**named, grid=tuple(grid) if grid else None)

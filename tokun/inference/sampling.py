@@ -2,10 +2,10 @@
 
     generate: prompts (B, P), u (B, slots)           ->  Generated        until every row has ended
 
-Every id is drawn inside the grammar's legal range, so nothing is repaired afterwards. Row results do not depend on what
-else is in the batch: on a CPU rows are computed in numbers that give the same bits (`decoder.row_counts`). A picture is
-drawn without asking where the rows stand, since all stand at the same place of it; behind it each row is where it is, and
-rows that have ended leave the batch. Nothing waits for a GPU but a look, every `LOOK` steps, whether all have ended.
+Every id is drawn from the grammar's legal ids, so nothing is repaired afterwards. A row's result does not depend on the rest
+of the batch: on a CPU, rows are computed in numbers that give the same bits (`decoder.row_counts`). While a picture is drawn,
+all rows are at the same position of it; afterwards each row has its own position, and finished rows leave the batch. The only
+synchronisation with a GPU is a check, every `LOOK` steps, whether all rows have ended.
 """
 
 from __future__ import annotations
@@ -30,18 +30,20 @@ from tokun.tokenizers.vocabulary import Vocabulary
 from tokun.utils.errors import UserError
 
 LOOK = 16
-PLAUSIBLE = 0.1  # guided words: pieces less likely than this share of the likeliest are out, as in contrastive decoding (Li et al. 2023)
+PLAUSIBLE = (
+    0.1  # guided text: pieces below this share of the greatest probability are excluded, as in contrastive decoding (Li et al. 2023)
+)
 
 
 @dataclass(frozen=True)
 class Generated:
-    """ids (B, T) int64 with the prompt in front and <pad> behind; log-likelihoods at temperature 1 over the legal ids."""
+    """ids (B, T) int64: prompt, generated ids, <pad>; log-likelihoods at temperature 1 over the legal ids."""
 
     ids: Tensor
     image_nll: Tensor  # (B,) nats, float64, of the sampled codes
     text_nll: Tensor  # (B,) of the sampled text and its end
-    forced_nll: Tensor  # (B,) of those codes and pieces that were given; they are in the other two as well
-    low: Tensor  # (B, slots) float64: between these two lie the u that choose what was chosen; 0 and 1 where a slot was not used
+    forced_nll: Tensor  # (B,) of the given codes and pieces, which the other two include
+    low: Tensor  # (B, slots) float64: the interval of u that gives the same choice, low to high; 0 and 1 for unused slots
     high: Tensor
 
     def rows(self, n: int) -> Generated:
@@ -70,22 +72,22 @@ def generate(
     forced: Tensor | None = None,
     watch: Callable[[Tensor], None] | None = None,
 ) -> Generated:
-    """Complete every row of `prompts` (B, P) int64 to its <eos> with the uniforms `u` (B, slots.size). A row's grid tag says how many codes its
-    picture has; without one it has those of the default grid.
+    """Complete every row of `prompts` (B, P) int64 to its <eos> with the uniforms `u` (B, slots.size). A row's grid tag determines the
+    number of codes of its picture; without one it is the default grid's.
 
-    With guidance_scale != 1, codes are drawn from unconditional + scale * (conditional - unconditional) logits: the unconditional ones follow
-    `unconditional_image` (B, Q), a prompt without tags or caption. With text_guidance_scale != 1, words behind a picture are drawn so, among the pieces
-    that are `PLAUSIBLE` beside the likeliest: the unconditional ones follow `unconditional_text` (B, R), the prompt without its picture. `forbid`: ids that the task rules out (a question where a caption is wanted);
-    `forbid_first`: ids that may not begin a text (blanks); `word_starts`: ids that begin a word, for `text.no_repeats`,
-    and `marks`: those that are no words, which it looks over. None of these enters the
-    log-likelihoods, which are over what the grammar allows.
-    `forced` (B, slots.size) int64: ids that are taken whatever u says, by the slot that would choose them; -1 where u chooses.
-    `watch` is given the ids (rows, T) of row 0 and of those that are computed together with it, after every choice.
+    With guidance_scale != 1, codes are drawn from unconditional + scale * (conditional - unconditional) logits, the unconditional ones after
+    `unconditional_image` (B, Q), a prompt without tags or caption. With text_guidance_scale != 1, text after a picture is drawn the same way, among
+    the `PLAUSIBLE` pieces, with unconditional logits after `unconditional_text` (B, R), the prompt without its picture. `forbid`: ids that the task
+    excludes (a question if a caption is wanted); `forbid_first`: ids that may not begin a text (blanks); `word_starts`: ids that begin a word,
+    for `text.no_repeats`, and `marks`: ids that are not words, which it ignores. None of these affects the log-likelihoods, which are over all
+    ids that the grammar allows.
+    `forced` (B, slots.size) int64: ids taken regardless of u, in the slot that would choose them; -1 if u chooses.
+    `watch` is called after every choice with the ids (rows, T) of row 0 and the rows computed together with it.
     """
     if guidance_scale != 1 and unconditional_image is None:
-        raise UserError("guidance_scale is set, but there is no prompt without tags or caption to guide away from")
+        raise UserError("guidance_scale is set, but there is no unconditional prompt (without tags or caption)")
     if text_guidance_scale != 1 and unconditional_text is None:
-        raise UserError("text_guidance_scale is set, but there is no prompt without a picture to guide away from")
+        raise UserError("text_guidance_scale is set, but there is no unconditional prompt (without a picture)")
     unconditional_image = None if guidance_scale == 1 else unconditional_image
     unconditional_text = None if text_guidance_scale == 1 else unconditional_text
     groups = 1 if unconditional_image is None else 2
@@ -93,7 +95,7 @@ def generate(
     counts = [n // groups for n in allowed]
     if (
         unconditional_image is not None and unconditional_text is not None
-    ):  # the words' second stream has one group: it too has a number of rows that gives the same bits
+    ):  # the text's second stream is one group, which also needs a number of rows that gives the same bits
         counts = [n for n in counts if n in allowed] or counts
     rules = Rules(
         vocabulary,
@@ -136,7 +138,7 @@ def _first_rows(watch: Callable[[Tensor], None], count: int, ids: Tensor) -> Non
 
 
 def _codes_of(vocabulary: Vocabulary, ids: Tensor) -> list[int]:
-    """How many codes the picture of each row (B, T) has."""
+    """The number of codes in each row's picture, ids (B, T)."""
     if len(vocabulary.grids) == 1:
         return [vocabulary.max_codes] * len(ids)
     return [vocabulary.n_codes(row) for row in ids[:, : len(TAG_KINDS) + 1].tolist()]
@@ -144,7 +146,7 @@ def _codes_of(vocabulary: Vocabulary, ids: Tensor) -> list[int]:
 
 @dataclass(frozen=True)
 class Rules:
-    """What is the same for all rows."""
+    """The settings shared by all rows."""
 
     vocabulary: Vocabulary
     slots: Slots
@@ -159,7 +161,7 @@ class Rules:
 
 
 class Block:
-    """Rows that go through the model together, from their prompts to their ends."""
+    """Rows computed together, from their prompts to their ends."""
 
     def __init__(
         self, model: Any, rules: Rules, counts: tuple[int, ...], n_codes: int, prompts: Tensor, u: Tensor, forced: Tensor | None, unconditional_image: Tensor | None, unconditional_text: Tensor | None
@@ -179,7 +181,7 @@ class Block:
             torch.zeros(B, slots.size, dtype=torch.float64, device=device),
             torch.ones(B, slots.size, dtype=torch.float64, device=device),
         )
-        self.rows = torch.arange(B, device=device)  # which rows of the block are still in the model
+        self.rows = torch.arange(B, device=device)  # rows of the block that are still in the batch
         self.told: Callable[[Tensor], None] | None = None
         self.counts = counts
         self.stream: Stream | HubStreams = open_stream(
@@ -188,17 +190,17 @@ class Block:
         self.choose, self.nats = (native.choose, native.nats) if isinstance(self.stream, NativeStream) else (choose, nats)
         self.guided = unconditional_image is not None
         self.model, self.unconditional_text = model, unconditional_text
-        self.unconditional: Stream | HubStreams | None = None  # the same words without the picture
+        self.unconditional: Stream | HubStreams | None = None  # the same text without the picture
         self.begins, self.marks = (
             torch.zeros(v.size, dtype=torch.bool, device=device) for _ in range(2)
-        )  # ids that begin a word; that are no words
+        )  # ids that begin a word; ids that are not words
         self.begins[list(rules.word_starts)] = True
         self.marks[list(rules.marks)] = True
 
     def run(self) -> Generated:
         draws = bool(self.grammar.may_draw[self.states].any())
         while draws:
-            if self.stands_in_a_picture():
+            if self.in_picture():
                 self.draw()
                 draws = False
             else:
@@ -207,10 +209,10 @@ class Block:
         return self.finish()
 
     def run_apart(self, codes: Sequence[int]) -> list[tuple[list[int], Generated]]:
-        """`run` for rows whose pictures have so many codes each, all of them at their first code: (places of rows, what became of them).
+        """`run` for rows whose pictures have `codes` codes each, all at their first code: (positions of the rows, their results).
 
-        The rows go together until the smallest pictures are full. Those stop there, and the steps go on for the others' sake: what they
-        write into the cache behind a full picture is written over. Behind their pictures the rows of each size go on by themselves."""
+        The rows are computed together until the smallest pictures are complete. The steps then continue for the others; what they write
+        into the cache after a complete picture is overwritten. After their pictures, the rows of each size continue separately."""
         parts = []
         for n in sorted(set(codes)):
             self.draw_codes(n)
@@ -221,7 +223,7 @@ class Block:
         return [(rows, part.finish()) for rows, part in parts]
 
     def fork(self, rows: Tensor, n_codes: int) -> Block:
-        """These rows, as they are now, as a block of their own in the same cache. For the C++ program's streams alone."""
+        """These rows in their current state as a separate block in the same cache. Only for streams of the C++ program."""
         assert isinstance(self.stream, NativeStream)
         other, many = copy.copy(self), len(self.rows)
         for name in ("ids", "states", "lengths", "image_nll", "text_nll", "forced_nll", "low", "high", "u", "forced", "unconditional_text"):
@@ -232,7 +234,7 @@ class Block:
         return other
 
     def finish(self) -> Generated:
-        """What follows the picture."""
+        """Generate everything after the picture."""
         if (
             isinstance(self.stream, NativeStream)
             and not (self.guided or self.unconditional_text is not None or self.rules.word_starts)
@@ -244,20 +246,20 @@ class Block:
             self.write(False)
         return Generated(self.ids[:, : self.length], self.image_nll, self.text_nll, self.forced_nll, self.low, self.high)
 
-    def stands_in_a_picture(self) -> bool:
-        """Whether all rows are at the same place of one."""
+    def in_picture(self) -> bool:
+        """Whether all rows are at the same position of a picture."""
         in_image = self.grammar.in_image[self.states]
         return bool(in_image.all() and (self.lengths == self.lengths[0]).all() and (self.states == self.states[0]).all())
 
-    # --- a picture: where the rows stand is known, and only codes are computed ----------------------------------------
+    # --- a picture: all rows are at the same position, and only codes are computed ------------------------------------
 
     def draw(self) -> None:
-        """The rest of the rows' picture, and its end."""
+        """Draw the rest of the rows' pictures and their ends."""
         self.draw_codes(self.n_codes)
         self.end_picture()
 
     def draw_codes(self, n_codes: int) -> None:
-        """The picture up to so many codes."""
+        """Draw the pictures up to `n_codes` codes."""
         v, slots = self.rules.vocabulary, self.rules.slots
         part, first = slice(v.code_offset, v.code_end), int(self.lengths[0])
         if isinstance(self.stream, NativeStream) and not self.guided and self.forced is None and self.told is None:
@@ -296,12 +298,12 @@ class Block:
             self.put(end)
 
     def note(self, logits: Tensor, legal: Tensor | None, chosen: Tensor, slot: int, choice: Choice) -> None:
-        """Write into `low` and `high` which u choose what was chosen."""
+        """Store in `low` and `high` the interval of u that gives the same choice."""
         if choice.temperature > 0:
             self.low[:, slot], self.high[:, slot] = interval(logits, legal, chosen, choice)
 
     def put(self, chosen: Tensor, step: bool = True) -> None:
-        """Write the ids behind their rows, and read them."""
+        """Append the ids to their rows, and feed them to the model."""
         self.ids[self.rows, self.length] = chosen
         self.length += 1
         if self.told is not None:
@@ -309,10 +311,10 @@ class Block:
         if step:
             self.stream.step(chosen.repeat(2) if self.guided else chosen)
 
-    # --- anything else: each row where it is --------------------------------------------------------------------------
+    # --- anything else: each row has its own position -----------------------------------------------------------------
 
     def write(self, draws: bool) -> None:
-        """One id for every row. draws: a picture may come yet, or some rows are in one."""
+        """Generate one id for every row. draws: a picture may follow, or some rows are in one."""
         r, v, slots = self.rules, self.rules.vocabulary, self.rules.slots
         B = len(self.rows)
         part = slice(0, v.size if draws else v.code_offset)
@@ -342,11 +344,11 @@ class Block:
             chosen = torch.where(in_image, self.choose(drawn, legal, at, r.image), chosen)
         if self.forced is not None:
             given = self.forced.gather(1, slot[:, None])[:, 0]
-            drawing = in_image & (self.lengths < self.n_codes)  # a full picture has only its end to choose
+            drawing = in_image & (self.lengths < self.n_codes)  # after a complete picture only its end can follow
             is_given = (given >= 0) & (drawing | in_text)
             chosen = torch.where(is_given, given, chosen)
             for kind, choice in ((drawing, r.image), (in_text, r.text)):
-                self.note_some(kind, drawn, legal, chosen, slot, choice)
+                self.note_rows(kind, drawn, legal, chosen, slot, choice)
         nll = self.nats(logits, grammatical, chosen)
         if draws:
             self.image_nll.index_add_(0, self.rows, torch.where(in_image, nll, 0.0))
@@ -358,7 +360,7 @@ class Block:
         self.leave(chosen)
 
     def write_all(self, stream: NativeStream) -> None:
-        """What `write` does, until all rows have ended, in one call."""
+        """As repeated `write` until all rows have ended, in one call."""
         r, v, slots, g = self.rules, self.rules.vocabulary, self.rules.slots, self.grammar
         part, every = slice(0, v.code_offset), torch.arange(len(STATES))
         limit, slot = g.limit(every, self.n_codes), slots.deciding(g.in_image, torch.zeros_like(every))
@@ -369,7 +371,7 @@ class Block:
         self.length += ids.shape[1]
 
     def repetition_mask(self, in_text: Tensor, width: int) -> Tensor:
-        """(rows, width) bool: the ids that would repeat the phrase that the row ends with: a1 … an a1 … an, a1 being the beginning of a word; marks do not count."""
+        """(rows, width) bool: the ids that would repeat the phrase at the row's end: a1 … an a1 … an, where a1 begins a word; marks are ignored."""
         found = torch.zeros(len(self.rows), width, dtype=torch.bool, device=in_text.device)
         text = self.ids[self.rows, max(0, self.length - self.rules.vocabulary.max_text) : self.length]
         size = text.shape[1]
@@ -377,7 +379,7 @@ class Block:
         counts, before = (
             counted.sum(1),
             text.gather(1, counted.long().argsort(stable=True, dim=1)),
-        )  # what counts stands at the right, in its order
+        )  # non-marks, right-aligned in order
         for n in range(1, min(REPEATED, (size + 1) // 2) + 1):
             said = before[:, size - 2 * n + 1 :]  # a1 … an a1 … a(n-1)
             again = in_text & (counts >= 2 * n - 1) & self.begins[said[:, 0]] & (said[:, : n - 1] == said[:, n:]).all(1)
@@ -385,14 +387,14 @@ class Block:
             found.scatter_(1, last, found.gather(1, last) | again[:, None])
         return found
 
-    def note_some(self, kind: Tensor, logits: Tensor, legal: Tensor, chosen: Tensor, slot: Tensor, choice: Choice) -> None:
-        """As `note`, for the rows of a kind, each at its own slot."""
+    def note_rows(self, kind: Tensor, logits: Tensor, legal: Tensor, chosen: Tensor, slot: Tensor, choice: Choice) -> None:
+        """As `note`, for the rows selected by `kind`, each at its own slot."""
         if choice.temperature > 0 and bool(kind.any()):
             for where, end in zip((self.low, self.high), interval(logits, legal, chosen, choice)):
                 where[self.rows[kind], slot[kind]] = end[kind]
 
     def leave(self, chosen: Tensor) -> None:
-        """Read the ids; on a CPU, without the rows that have ended as far as the numbers of rows allow."""
+        """Feed the ids to the model; on a CPU, drop finished rows as far as the allowed numbers of rows permit."""
         streams = [stream for stream in (self.stream, self.unconditional) if stream is not None]
         if not isinstance(self.stream, HubStreams) and self.counts and not self.guided:
             alive = self.states != END
@@ -411,7 +413,7 @@ class Block:
             self.unconditional.step(chosen)
 
     def has_ended(self) -> bool:
-        """On a GPU looked at only now and then: what rows that have ended are given meanwhile is padding."""
+        """Whether all rows have ended. On a GPU this is only checked every `LOOK` steps; finished rows get padding meanwhile."""
         if self.counts or self.length % LOOK == 0 or self.length == self.ids.shape[1]:
             return bool((self.states == END).all())
         return False
@@ -419,8 +421,8 @@ class Block:
 
 @torch.no_grad()
 def legal_cases(vocabulary: Vocabulary, ids: Tensor) -> Tensor:
-    """ids (B, T), whole sequences or their beginnings, padded with <pad> -> (B, T): the row of `Grammar.allowed` under which each id was chosen,
-    3 x the state (`STATES`) and where in its span. Each row's grid tag says how many codes its picture has."""
+    """ids (B, T), sequences or their beginnings, padded with <pad> -> (B, T): the row of `Grammar.allowed` that applied to each id, which is
+    3 x the state (`STATES`) plus the position in its span. Each row's grid tag determines the number of codes of its picture."""
     live = ids != vocabulary.id("<pad>")
     codes = torch.tensor(_codes_of(vocabulary, ids), device=ids.device)
     grammar, cases = vocabulary.grammar.on(ids.device), []
@@ -436,10 +438,10 @@ def legal_cases(vocabulary: Vocabulary, ids: Tensor) -> Tensor:
 
 @torch.inference_mode()
 def span_nll(model: Any, vocabulary: Vocabulary, ids: Tensor, first: Tensor) -> Tensor:
-    """Nats of ids[first:] up to and with the end of each row's span, over legal ids, no cache: float64 (B,).
+    """Nats of ids[first:] up to and including the end of each row's span, over legal ids, without a cache: float64 (B,).
 
-    ids (B, T) padded with <pad>; first (B,): where the scored span begins. Padding costs nothing. Each row's grid tag says how many codes its
-    picture has.
+    ids (B, T) padded with <pad>; first (B,): the start of the scored span. Padding counts as 0. Each row's grid tag determines the number of
+    codes of its picture.
     """
     T = ids.shape[1]
     begin = max(1, int(first.min()))

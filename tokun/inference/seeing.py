@@ -20,12 +20,12 @@ if TYPE_CHECKING:
     from tokun.inference.model import Tokun
 
 Picture = Image.Image | str | Path | bytes
-MAX_BYTES = 50_000_000  # of a picture's file; more where the limit of pixels is raised
-CPU_ROWS = 16  # computed together whatever is asked for, so that a picture's codes are the same bits in any company
+MAX_BYTES = 50_000_000  # of a picture file; more if the pixel limit is raised
+CPU_ROWS = 16  # always computed together, so that a picture's codes do not depend on the batch
 
 
 class TooLarge(UserError):
-    """A picture of more pixels than are read."""
+    """A picture with more pixels than the limit."""
 
 
 TIFF_MODES = ("1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "I", "F")
@@ -39,14 +39,14 @@ def open_picture(source: Picture, channels: int) -> Image.Image:
         source = as_tiff(source)
     if not isinstance(source, bytes):
         if not isinstance(source, (str, os.PathLike)):
-            raise UserError(f"{type(source).__name__} is no picture: give a file's path, its bytes or a PIL picture")
+            raise UserError(f"{type(source).__name__} is not a picture: give a file's path, its bytes or a PIL picture")
         path = Path(source).expanduser()
         name = str(path)
         if not path.is_file():
             raise FileNotFoundError(f"{name!r} is not a file: name a picture")
         if path.stat().st_size > (most := max(MAX_BYTES, pictures.max_pixels() // 2)):
             raise UserError(
-                f"{path} has {path.stat().st_size:,} bytes, more than the {most:,} that are read: scale it down, or raise the limit with {HIGHER}"
+                f"{path} has {path.stat().st_size:,} bytes, more than the limit of {most:,}: scale it down, or raise the limit with {HIGHER}"
             )
         source = path.read_bytes()
     try:
@@ -54,34 +54,34 @@ def open_picture(source: Picture, channels: int) -> Image.Image:
     except pictures.PictureError as error:
         if str(error) == pictures.TOO_MANY:
             raise TooLarge(
-                f"{name} has more than {pictures.max_pixels():,} pixels: scale it down, or raise the limit with {HIGHER}. A file that is tiny for its pixels is read up to a tenth of that"
+                f"{name} has more than {pictures.max_pixels():,} pixels: scale it down, or raise the limit with {HIGHER}. For a file that is tiny for its pixels the limit is a tenth of that"
             ) from error
-        reason = "of no known kind, or empty" if str(error) in ("empty file", "not a picture that can be read") else error
+        reason = "unknown format, or empty" if str(error) in ("empty file", "not a picture that can be read") else error
         raise UserError(f"{name} is not a picture that can be read: {reason}") from error
 
 
 def as_tiff(picture: Image.Image) -> bytes:
-    """A PIL picture as a file, upright and with its colour profile: one way in for all modes, CMYK and 16 bits too."""
+    """A PIL picture as a TIFF file, upright and with its colour profile, so that all modes, also CMYK and 16 bits, are read the same way."""
     buffer = io.BytesIO()
     try:
         profile = picture.info.get("icc_profile")
         upright = ImageOps.exif_transpose(picture)
-        if upright.mode.startswith("I;16"):  # in either order of bytes
+        if upright.mode.startswith("I;16"):  # either byte order
             upright = Image.fromarray(np.asarray(upright).astype(np.uint16))
         elif upright.has_transparency_data:
             upright = upright.convert("RGBA")
         elif upright.mode not in TIFF_MODES:
             upright = upright.convert("RGB")
         upright.save(buffer, "TIFF", icc_profile=profile)
-    except (OSError, ValueError, SystemError) as error:  # no pixels at all, say
+    except (OSError, ValueError, SystemError) as error:  # for example without pixels
         raise UserError(
-            f"a picture of mode {picture.mode!r} and {picture.width} x {picture.height} pixels is not read ({error}): convert it to 'RGB' first"
+            f"a picture of mode {picture.mode!r} and {picture.width} x {picture.height} pixels is not supported ({error}): convert it to 'RGB' first"
         ) from error
     return buffer.getvalue()
 
 
 def require_size(image: Image.Image, name: str) -> None:
-    """Raise TooLarge for a picture of more pixels than are read, before its pixels are decoded."""
+    """Raise TooLarge for a picture with more pixels than the limit, before decoding."""
     (width, height), most = image.size, pictures.max_pixels()
     if width * height > most:
         raise TooLarge(f"{name} has {width} x {height} pixels, more than {most:,}: scale it down, or raise the limit with {HIGHER}")
@@ -96,7 +96,7 @@ class Seen:
 
     codes: list[int]  # 0..K-1, raster order
     grid: framing.Grid
-    box: framing.Box  # what the grid shows, in pixels of the picture
+    box: framing.Box  # the part that the grid shows, in pixels of the picture
     size: tuple[int, int]  # width and height of the picture
 
 
@@ -112,6 +112,6 @@ def see(model: Tokun, pictures: Sequence[Picture], grid: framing.Grid | None = N
 
 
 def encode_whole(model: Tokun, picture: Picture) -> tuple[list[int], framing.Grid]:
-    """Codes of a picture and the grid, of those that the model knows, whose shape is nearest to its own."""
+    """Codes of a picture, and the model's grid with the shape nearest to its own."""
     (seen,) = see(model, [picture])
     return seen.codes, seen.grid

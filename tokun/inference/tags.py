@@ -1,4 +1,4 @@
-"""The tags of samples: asked for, or drawn by the latent as often as they stand together in training. Knows no model.
+"""The tags of samples: requested, or drawn by the latent with their joint frequencies in training. Knows no model.
 
 rows of counts:   (style, subject, count), or (style, subject, thing, "HxW", count)
 latent:           slot 0 draws style and subject, slot 1 the thing given these, slot 2 the grid given all three
@@ -16,15 +16,15 @@ from tokun.data.framing import nearest_grid
 from tokun.tokenizers.vocabulary import Tags, Vocabulary, parse_grid
 from tokun.utils.errors import UserError
 
-TagCounts = list[tuple[str, str, int] | tuple[str, str, str, str, int]]  # how often these stand together in training
-RARE = 24  # of fewer pictures the shapes say little: then those of the whole style and subject, or subject, are drawn from
+TagCounts = list[tuple[str, str, int] | tuple[str, str, str, str, int]]  # joint counts in training
+RARE = 24  # with fewer pictures, shapes are drawn from those of the whole style and subject, or of the subject
 SHAPES = {"wide": (4, 3), "tall": (3, 4), "square": (1, 1)}  # width and height
 Counts = list[tuple[Any, int]]
 Known = tuple[str, str, str, tuple[int, int] | None, int]  # style, subject, thing, grid, count; "" and None: untagged
 
 
 def read_counts(rows: Iterable[Sequence[object]]) -> TagCounts:
-    """Rows as JSON holds them. Raises UserError for others."""
+    """Counts from JSON rows. Raises UserError for invalid ones."""
     out: TagCounts = []
     for row in rows:
         *words, count = row
@@ -33,7 +33,7 @@ def read_counts(rows: Iterable[Sequence[object]]) -> TagCounts:
             or not all(isinstance(word, str) for word in words)
             or (len(words) == 4 and words[3] and not re.fullmatch(r"\d+x\d+", words[3]))
         ):
-            raise UserError(f"{row!r} is no row of tag counts: style, subject, count, or style, subject, thing, HxW, count")
+            raise UserError(f"{row!r} is not a row of tag counts: style, subject, count, or style, subject, thing, HxW, count")
         out.append((*words, int(count)))
     return out
 
@@ -47,7 +47,7 @@ def count_tags(samples: Iterable[tuple[str, ...]]) -> TagCounts:
 
 
 class Frequencies:
-    """Counts as the vocabulary knows them. Rare words have no tag of their own: they are counted, and stay untagged as in training."""
+    """Counts in the vocabulary's tags. Rare words have no tag: they are counted, but stay untagged as in training."""
 
     def __init__(self, counts: TagCounts, vocabulary: Vocabulary):
         v = self.vocabulary = vocabulary
@@ -58,11 +58,11 @@ class Frequencies:
         self.by_pair: dict[tuple[str, str], list[Known]] = {}
         for row in self.rows:
             self.by_pair.setdefault(row[:2], []).append(row)
-        self.pairs: dict[Tags, Counts] = {}  # of each wish, as they are asked for
+        self.pairs: dict[Tags, Counts] = {}  # cache by requested tags
 
     def draw(self, u: Sequence[float], wanted: Tags, *, prompted: bool = False) -> Tags:
-        """What is not wanted is drawn by the tag slots of a latent, u (TAG_SLOTS,) in [0, 1). prompted: words say what is shown, and a drawn
-        subject or thing might disagree, so there is none."""
+        """Tags that are not given are drawn by the tag slots of a latent, u (TAG_SLOTS,) in [0, 1). prompted: there is a caption, which a drawn
+        subject or thing might contradict, so neither is drawn."""
         v, (first, second, third, _) = self.vocabulary, u
         if wanted not in self.pairs:
             self.pairs[wanted] = self._pairs(wanted)
@@ -77,8 +77,8 @@ class Frequencies:
         )
 
     def _pairs(self, wanted: Tags) -> Counts:
-        """Styles and subjects that stand with what is wanted. Where nothing stands with all of it the shape is left out; beside a thing, then the
-        style, then the thing."""
+        """Styles and subjects that occur with the requested tags. If none do, the shape is ignored; with a thing, then the style, then the
+        thing."""
         asked = {0: wanted.style, 1: wanted.subject, 2: wanted.thing, 3: wanted.grid}
         for left_out in ((), (3,), (0, 3), (2, 3))[: 4 if wanted.thing else 2]:
             kept = [(place, value) for place, value in asked.items() if value and place not in left_out]
@@ -91,7 +91,7 @@ class Frequencies:
         return _summed([row for row in own if grid is not None and row[3] == grid] or own, lambda row: row[2])
 
     def _grids(self, style: str, subject: str, thing: str) -> Counts:
-        """Shapes of the thing, or, where it is rare, of its style and subject, of its subject, of all; from the tallest to the widest."""
+        """Shapes of the thing or, if it is rare, of its style and subject, of its subject, or of all; from the tallest to the widest."""
         own, found = self.by_pair.get((style, subject), []), []
         for rows in ([row for row in own if row[2] == thing], own, [row for row in self.rows if row[1] == subject], self.rows):
             found = [row for row in rows if row[3] is not None] or found
@@ -101,7 +101,7 @@ class Frequencies:
 
 
 def _summed(rows: list[Known], key: Callable[[Known], Any]) -> Counts:
-    """What is counted, most frequent first."""
+    """Counts summed by `key`, most frequent first."""
     sums: dict[Any, int] = {}
     for row in rows:
         sums[key(row)] = sums.get(key(row), 0) + row[4]
@@ -109,7 +109,7 @@ def _summed(rows: list[Known], key: Callable[[Known], Any]) -> Counts:
 
 
 def _taken(counts: Counts, u: float) -> Any:
-    """The inverse CDF of the counts at u; None where nothing is counted."""
+    """The inverse CDF of the counts at u; None without counts."""
     if not counts:
         return None
     passed = np.cumsum([n for _, n in counts])
@@ -117,8 +117,8 @@ def _taken(counts: Counts, u: float) -> Any:
 
 
 def grid_of(aspect: str, vocabulary: Vocabulary) -> tuple[int, int] | None:
-    """The grid that is asked for: "16x12" (rows x columns, one of the vocabulary's), or the nearest one to "4:3" (width : height), "wide", "tall" or
-    "square". None for "". Raises UserError for another text, or a grid that is not there."""
+    """The requested grid: "16x12" (rows x columns, one of the vocabulary's), or the nearest one to "4:3" (width : height), "wide", "tall" or
+    "square". None for "". Raises UserError for another text or an unknown grid."""
     if not isinstance(aspect, str):
         raise UserError(f"aspect is {aspect!r}; give a str, empty for none")
     text, grids = aspect.strip().lower(), vocabulary.grids
@@ -137,7 +137,7 @@ def grid_of(aspect: str, vocabulary: Vocabulary) -> tuple[int, int] | None:
     else:
         width, height = SHAPES.get(text, (0, 0))
     if not width or not height:
-        raise UserError(f"aspect is {aspect!r}; it is width:height (4:3), wide, tall, square, or a grid; {there}")
+        raise UserError(f"aspect is {aspect!r}; it must be width:height (4:3), wide, tall, square, or a grid; {there}")
     lying = [grid for grid in grids if text in SHAPES and (grid[1] > grid[0]) - (grid[1] < grid[0]) == (width > height) - (width < height)]
     grids = lying or grids
-    return grids[nearest_grid(width, height, grids)]  # "wide" is never square where anything is wide
+    return grids[nearest_grid(width, height, grids)]  # "wide" is never square if any grid is wide

@@ -1,9 +1,9 @@
-"""Checkpoint and seed in, pairs out, by vLLM.
+"""Checkpoint and seed in, pairs out, with vLLM.
 
     python -m tokun.serving --checkpoint runs/engraving --seed 42 --n 10000 --out outputs/
 
-Writes KEY.png and samples.jsonl. Sample k of seed s has the noise that `sample.py` gives it; its tokens are the same wherever vLLM's
-kernels agree with ours to the last bit that decides, so take sample.py where every token counts. No guidance, no likelihoods.
+Writes KEY.png and samples.jsonl. Sample k of seed s has the same noise as in `sample.py`. Its tokens are the same unless rounding
+differences between vLLM's kernels and ours change a choice, so use sample.py if every token counts. No guidance, no likelihoods.
 """
 
 from __future__ import annotations
@@ -26,19 +26,19 @@ from tokun.utils.console import home_path
 from tokun.utils.extras import need
 
 PROCESSOR = "tokun.serving.processor:SpanProcessor"
-BATCH = 256  # samples handed to vLLM at once, which batches them as its memory allows
+BATCH = 256  # samples passed to vLLM at once; vLLM batches them as its memory allows
 
 
 def main(argv: list[str] | None = None) -> None:
     args = parse(argv)
-    model = load(args.checkpoint, device="cpu")  # for tokenizers and tags; vLLM loads the generator by itself
+    model = load(args.checkpoint, device="cpu")  # for tokenizers and tags; vLLM loads the generator itself
     if model.defaults.text_guidance_scale != 1:
         print(
-            "serving: words are drawn without the checkpoint's text_guidance_scale, which needs two streams a request: sample.py's keep closer to their pictures",
+            "serving: the checkpoint's text_guidance_scale is ignored, because it needs two streams per request; captions of sample.py fit their pictures better",
             file=sys.stderr,
         )
     if model.defaults.no_repeats:
-        print("serving: words are drawn without the checkpoint's no_repeats: some may stand twice in a row", file=sys.stderr)
+        print("serving: the checkpoint's no_repeats is ignored, so words may be repeated", file=sys.stderr)
     engine = open_engine(resolve(args.checkpoint) / GENERATOR, args.dtype)
     plan = model.plan(style=args.style, subject=args.subject, thing=args.thing, register=args.register, aspect=args.aspect)
     args.out.mkdir(parents=True, exist_ok=True)
@@ -51,7 +51,7 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def open_engine(generator: Path, dtype: str) -> Any:
-    """vLLM's LLM with our processor. Its V1 model runner, whose interface the processor has; each step waits for the last one's ids."""
+    """vLLM's LLM with our processor, which needs the V1 model runner; each step waits for the ids of the previous one."""
     os.environ.setdefault("VLLM_USE_V2_MODEL_RUNNER", "0")
     vllm = need("vllm", extra="serve")
     return vllm.LLM(model=str(generator), dtype=dtype, logits_processors=[PROCESSOR], async_scheduling=False)
@@ -80,7 +80,7 @@ def pairs(model: Tokun, engine: Any, seed: int, n: int, plan: Plan) -> Iterator[
 
 
 def record_of(model: Tokun, seed: int, index: int, tags: Tags, codes: list[int], caption: list[int]) -> dict[str, Any]:
-    """What samples.jsonl holds."""
+    """One line of samples.jsonl."""
     said = {name: value for name, value in asdict(tags).items() if value}
     return {
         "seed": seed,
@@ -101,12 +101,12 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     add("--seed", type=int, default=42)
     add("--n", type=int, default=16)
     add("--out", type=home_path, default=Path("outputs"))
-    add("--dtype", default="auto", help="as vLLM takes it: auto, bfloat16, float16, float32")
+    add("--dtype", default="auto", help="vLLM's dtype: auto, bfloat16, float16, float32")
     add("--style", default="")
     add("--subject", default="")
     add("--thing", default="")
     add("--register", default="")
-    add("--aspect", default="", help="as sample.py takes it: 4:3, wide, tall, square, or a grid")
+    add("--aspect", default="", help="as in sample.py: 4:3, wide, tall, square, or a grid")
     return parser.parse_args(argv)
 
 

@@ -1,7 +1,7 @@
-"""The span grammar for engines that are not ours: which ids may come next, and which one a seed's latent takes. Knows ids, no engine.
+"""The span grammar for external engines: the ids that may come next, and the one a seed's latent picks. Knows ids, no engine.
 
-A row is a request: the ids of its prompt, and those written so far. `Grammar.apply` leaves in its logits what
-`sampling.generate` would choose from, and where the row has a seed, only what it would choose.
+A row is a request: the ids of its prompt and those generated so far. `Grammar.apply` masks the logits so that only the ids that
+`sampling.generate` would choose from remain or, for a row with a seed, only the id it would choose.
 """
 
 from __future__ import annotations
@@ -26,16 +26,16 @@ IMAGE = [STATES.index(state) for state in IMAGE_STATES]
 
 @dataclass
 class Row:
-    """A request, and where in the grammar it stands after the first `read` of its ids."""
+    """A request and its grammar state after the first `read` of its ids."""
 
     prompt: Sequence[int]
     written: Sequence[int]  # the engine's own list, which grows
-    n_codes: int  # of its picture, by the grid in its prompt
-    u: Tensor | None = None  # (slots,) float32; None: the engine draws from what is left
+    n_codes: int  # of its picture, from the grid in its prompt
+    u: Tensor | None = None  # (slots,) float32; None: the engine samples from the legal ids
     state: int = START
     length: int = 0
     read: int = 0
-    broken: bool = False  # the prompt is not of the grammar: nothing but the end may follow
+    broken: bool = False  # the prompt does not fit the grammar: only the end may follow
 
 
 class Grammar:
@@ -51,14 +51,14 @@ class Grammar:
 
     @classmethod
     def of_checkpoint(cls, folder: Path) -> Grammar:
-        """With the choices that the checkpoint's sampling.json names. Pictures are wanted with captions, not with questions."""
+        """With the settings in the checkpoint's sampling.json, for pictures with captions, not questions."""
         v, d = Vocabulary.load(folder / "vocabulary.json"), read_settings(folder / "sampling.json").defaults
         control, blank = forbidden_text_of(text_tokenizer_at(folder / TEXT_TOKENIZER), v)
         image, text = sampling.Choice(d.temperature, d.top_k, d.top_p), sampling.Choice(d.text_temperature, 0, d.top_p)
         return cls(v, image=image, text=text, forbid=(*sequences.other_tasks(v), *control), forbid_first=blank)
 
     def row(self, prompt: Sequence[int], written: Sequence[int], seed: int | None = None, index: int = 0) -> Row:
-        """A request. With a seed, the latent `index` of it decides. Raises UserError for a seed that is none."""
+        """A request. With a seed, its latent `index` decides. Raises UserError for an invalid seed."""
         row = Row(prompt, written, self.vocabulary.n_codes([]))
         self.catch_up(row)
         if seed is not None:
@@ -66,7 +66,7 @@ class Grammar:
         return row
 
     def catch_up(self, row: Row) -> None:
-        """Read what has been written since. Raises RuntimeError for an id that was not legal: the engine does not apply the masks."""
+        """Read the ids generated since. Raises RuntimeError for an illegal id, which means that the engine does not apply the masks."""
         for token in unread(row):
             if row.broken:
                 break
@@ -75,12 +75,12 @@ class Grammar:
             row.broken = state < 0 and row.read < len(row.prompt)
             if state < 0 and not row.broken:
                 raise RuntimeError(
-                    f"id {token} was written in a {STATES[row.state]} span: turn the engine's asynchronous scheduling and speculation off"
+                    f"id {token} was generated in a {STATES[row.state]} span: turn off the engine's asynchronous scheduling and speculative decoding"
                 )
             row.state, row.length, row.n_codes, row.read = state, length, n_codes, row.read + 1
 
     def legal(self, rows: Sequence[Row], device: torch.device | str = "cpu") -> Tensor:
-        """(B, V) bool: what may come next in each row."""
+        """(B, V) bool: the ids that may come next in each row."""
         for row in rows:
             self.catch_up(row)
         v, grammar = self.vocabulary, self.vocabulary.grammar.on(device)
@@ -93,7 +93,7 @@ class Grammar:
         return legal
 
     def apply(self, logits: Tensor, rows: Sequence[Row]) -> Tensor:
-        """logits (B, at least V) -> the same with -inf for what may not come next; in rows with a seed, for all but what it takes."""
+        """logits (B, at least V) -> the same with -inf for illegal ids; in rows with a seed, for all but the chosen id."""
         legal = self.legal(rows, logits.device)
         seeded = torch.tensor([row.u is not None and not row.broken for row in rows], device=logits.device)
         if seeded.any():
@@ -104,7 +104,7 @@ class Grammar:
         return out
 
     def choose(self, logits: Tensor, legal: Tensor, rows: Sequence[Row]) -> Tensor:
-        """(B,) int64: what each row's latent takes; where it has none, anything."""
+        """(B,) int64: the id that each row's latent picks; arbitrary for rows without one."""
         in_image = torch.tensor([row.state in IMAGE for row in rows])
         slots = self.slots.deciding(in_image, torch.tensor([row.length for row in rows])).tolist()
         u = torch.tensor([0.0 if row.u is None else float(row.u[slot]) for row, slot in zip(rows, slots)], device=logits.device)

@@ -1,10 +1,10 @@
-"""`Grammar` as vLLM calls it: the custom logits processor of its V1 model runner.
+"""`Grammar` behind vLLM's interface: a custom logits processor for its V1 model runner.
 
     vllm serve runs/engraving/checkpoint/generator --logits-processors tokun.serving.processor:SpanProcessor --no-async-scheduling
 
-A request that has `tokun_seed` (and `tokun_index`) in its extra arguments gets that very sample; others are drawn by vLLM, inside
-the grammar, with the settings of the request. Interface: vllm.v1.sample.logits_processor, documented in vLLM's
-"Custom Logits Processors". Not run with vLLM itself so far: see docs/serving.md.
+A request with `tokun_seed` (and `tokun_index`) in its extra arguments gets exactly that sample; others are sampled by vLLM within
+the grammar, with the request's settings. Interface: vllm.v1.sample.logits_processor, documented in vLLM's "Custom Logits
+Processors". Not yet run with vLLM itself: see docs/serving.md.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from tokun.serving.grammar import Grammar, Row
 
 
 class SpanProcessor(LogitsProcessor):
-    """Keeps a row for each place in vLLM's batch, and masks its logits."""
+    """Keeps a row for each position in vLLM's batch, and masks its logits."""
 
     def __init__(self, vllm_config: Any, device: Any, is_pin_memory: bool):
         self.grammar = Grammar.of_checkpoint(Path(vllm_config.model_config.model).parent)  # beside generator/
@@ -28,7 +28,7 @@ class SpanProcessor(LogitsProcessor):
 
     @classmethod
     def validate_params(cls, sampling_params: Any) -> None:
-        """Raises UserError for a seed or an index that is none."""
+        """Raises UserError for an invalid seed or index."""
         sample = sample_of(sampling_params)
         if sample:
             latents.draw(sample["seed"], [sample["index"]], 1)
@@ -37,7 +37,7 @@ class SpanProcessor(LogitsProcessor):
         return False
 
     def update_state(self, batch_update: BatchUpdate | None) -> None:
-        """Follow requests as they come, go and change places: removed, then added, then moved."""
+        """Follow changes of the batch: requests removed, then added, then moved."""
         if batch_update is None:
             return
         for index in batch_update.removed:
@@ -57,6 +57,6 @@ class SpanProcessor(LogitsProcessor):
 
 
 def sample_of(sampling_params: Any) -> dict[str, int]:
-    """Which sample of tokun a request asks for, or {}."""
+    """The seed and index that a request asks for, or {}."""
     extra = getattr(sampling_params, "extra_args", None) or {}
     return {"seed": extra["tokun_seed"], "index": extra.get("tokun_index", 0)} if "tokun_seed" in extra else {}
