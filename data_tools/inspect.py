@@ -128,7 +128,7 @@ def read_pairs(shard: Path, damaged: list[Damage]) -> Iterator[Pair]:
 
 
 def read_record(pair: Pair, damaged: list[Damage]) -> dict[str, Any]:
-    """KEY.json as a dict; an empty one where it is missing or damaged."""
+    """KEY.json as a dict; empty if it is missing or damaged."""
     if "json" not in pair.members:
         damaged.append(Damage(pair.shard.name, pair.key, "missing partner: no .json"))
         return {}

@@ -1,8 +1,8 @@
-// A Qwen3's step on a CPU, and the choice of the next id, in one program. Built and called by native.py, which says what the arguments are.
+// A Qwen3's step on a CPU, and the choice of the next id, in one program. Built and called by native.py, which documents the arguments.
 //
-// Rows are never mixed and each sum has one order, so that a row comes out as the same bits beside any others and with any number of threads:
-// oneDNN's small products (through torch's brgemm), which use the processor's matrix or vector units, sum over k alike for every number of rows.
-// Sums, norms and what is between the products are float32 in every dtype.
+// Rows are never mixed and each sum has a fixed order, so a row's bits do not depend on the other rows or on the number of threads:
+// oneDNN's small products (through torch's brgemm), which use the processor's matrix or vector units, sum over k in the same order for every
+// number of rows. Sums, norms and everything between the products are float32 in every dtype.
 
 #ifdef TOKUN_BRGEMM
 #include <ATen/native/CPUBlas.h>
@@ -29,12 +29,12 @@
 namespace {
 
 using bf16 = c10::BFloat16;
-constexpr int64_t PLACES = 64;  // keys lie in blocks of so many places: [places / 64][width][64]
+constexpr int64_t PLACES = 64;  // positions per block of keys: [positions / 64][width][64]
 constexpr int64_t CHUNK = 64;   // rows of one product
 
-typedef float v16 __attribute__((vector_size(64)));  // on any processor: the compiler makes of it what there is
+typedef float v16 __attribute__((vector_size(64)));  // on any processor: the compiler maps it to the available vectors
 
-std::pair<int, int> team() {  // which of the threads this is, and how many there are
+std::pair<int, int> team() {  // this thread's number, and the number of threads
 #ifdef _OPENMP
   return {omp_get_thread_num(), omp_get_num_threads()};
 #else
@@ -42,13 +42,13 @@ std::pair<int, int> team() {  // which of the threads this is, and how many ther
 #endif
 }
 
-struct Matrix {  // x (rows, k) -> x W^T (rows, n). Blocks of `block` of the n: [n / block][k][block], in bfloat16 [n / block][k / 2][block][2]; zeros behind n
+struct Matrix {  // x (rows, k) -> x W^T (rows, n). Blocks of `block` of the n: [n / block][k][block], in bfloat16 [n / block][k / 2][block][2]; zeros after n
   const void* weight;
   int64_t n, k, block;
 };
 
 struct Layer {
-  Matrix qkv, out, gate_up, down;  // qkv: for each kv head its queries, its key, its value; gate_up: half a block of the one, half of the other
+  Matrix qkv, out, gate_up, down;  // qkv: for each kv head its queries, its key, its value; gate_up: half a block of gate, half of up
   const float* qk_norm;  // (heads + kv heads, width)
 };
 
@@ -56,20 +56,20 @@ struct Model {
   int64_t layers, size, heads, kv_heads, width, inner, is_half;
   float eps;
   const Layer* layer;
-  const void* embedding;  // (ids, size), of the dtype of the weights
+  const void* embedding;  // (ids, size), in the weights' dtype
 };
 
 struct Rows {  // the sequences of a stream
-  int64_t count, length, place, capacity, all;  // `length` ids each, at `place` …; `all` rows in the caches, of `capacity` places
+  int64_t count, length, place, capacity, all;  // `length` ids each, from position `place`; `all` rows in the caches, of `capacity` positions
   const int64_t* ids;                           // (count, length)
-  const int64_t* starts;                        // (count,) a row sees from here
+  const int64_t* starts;                        // (count,) first visible position of each row
   const int64_t* index;                         // (count,) its row in the caches
   const float *cos, *sin;                       // (capacity, width / 2)
   void* cache;                                  // (layers, all, 2 * kv heads, capacity * width): keys, then values [capacity][width]
 };
 
-struct Words {  // what a stream of texts goes by: the tables of tokenizers/grammar.py (Tables), and the rows
-  int64_t most, size, slots, ids, end;  // ids a row at most; ids of the head; columns of u; of `following`; the state in which a row has ended
+struct Words {  // the settings of a stream of texts: the tables of tokenizers/grammar.py (Tables), and the rows
+  int64_t most, size, slots, ids, end;  // most ids per row; ids of the head; columns of u; of `following`; the state of a finished row
   float temperature;
   int64_t top_k;
   double top_p;
@@ -90,7 +90,7 @@ template <> inline bf16 rounded<bf16>(float x) {  // to the nearest, ties to eve
   return bf16(uint16_t((bits + 0x7fff + ((bits >> 16) & 1)) >> 16), bf16::from_bits());
 }
 
-// e^x within 2e-7 of it for x <= 0, by 2^n and a polynomial; 0 below -87. Written for loops that the compiler makes vectors of.
+// e^x with an error of at most 2e-7 for x <= 0, by 2^n and a polynomial; 0 below -87. Written so that the compiler can vectorise loops over it.
 inline float power_of_e(float x) {
   const float low = x < -87.0f ? -87.0f : x;
   const float shifted = low * 1.44269504f + 12582912.0f;  // rounds to a whole number in the low bits
@@ -108,7 +108,7 @@ inline float power_of_e(float x) {
 }
 
 inline float silu(float x) {
-  const float e = power_of_e(x < 0 ? x : -x);  // x / (1 + e^-x), from the side where nothing overflows
+  const float e = power_of_e(x < 0 ? x : -x);  // x / (1 + e^-x), in the form that does not overflow
   return (x < 0 ? x * e : x) / (1.0f + e);
 }
 
@@ -139,7 +139,7 @@ void multiply(const float* a, int64_t rows, const Matrix& m, int64_t j, float* c
   const auto* b = static_cast<const float*>(m.weight) + j * m.block * m.k;
   for (int64_t from = 0; from < m.block; from += 16) {
     int64_t r = 0;
-    for (; r + 6 <= rows; r += 6) few<6>(a + r * m.k, b, m, from, c + r * m.block);  // as many sums as AVX2 has registers for
+    for (; r + 6 <= rows; r += 6) few<6>(a + r * m.k, b, m, from, c + r * m.block);  // as many sums as fit into AVX2's registers
     for (; r + 4 <= rows; r += 4) few<4>(a + r * m.k, b, m, from, c + r * m.block);
     for (; r < rows; ++r) few<1>(a + r * m.k, b, m, from, c + r * m.block);
   }
@@ -169,7 +169,7 @@ template <class T> void norm(const float* x, T* out, int64_t size, float eps) {
   for (int64_t i = 0; i < size; ++i) out[i] = rounded<T>(x[i] * scale);
 }
 
-// A head's query or key (width,): normed, and turned to its place.
+// A head's query or key (width,): normed, and rotated to its position.
 template <class T> void turn(const float* x, const float* weight, const float* cos, const float* sin, int64_t width, float eps, T* out) {
   float sum = 0;
 #pragma omp simd reduction(+ : sum)
@@ -184,7 +184,7 @@ template <class T> void turn(const float* x, const float* weight, const float* c
   }
 }
 
-// sum + q x for 16 places or dimensions at once: one number each in float32, two that lie together, and their sum, in bfloat16.
+// sum + q x for 16 positions or dimensions at once: one number each in float32; in bfloat16 two adjacent ones, summed.
 template <class T> constexpr int64_t TOGETHER = sizeof(float) / sizeof(T);
 
 inline v16 add(v16 sum, const float* x, const float* q) {
@@ -201,8 +201,8 @@ inline v16 add(v16 sum, const bf16* x, const bf16* q) {
 }
 #endif
 
-// Where the numbers of a key (width,) and of a value at place p lie: keys in blocks of places, [places / PLACES][width][PLACES], values [places][width];
-// in bfloat16 pairs of dimensions or of places lie together, [places / PLACES][width / 2][PLACES][2] and [places / 2][width][2].
+// Layout of a key (width,) and a value at position p: keys in blocks of positions, [positions / PLACES][width][PLACES], values [positions][width];
+// in bfloat16 pairs of dimensions or of positions are adjacent, [positions / PLACES][width / 2][PLACES][2] and [positions / 2][width][2].
 template <class T> int64_t at_key(int64_t p, int64_t i, int64_t width) {
   constexpr int64_t S = TOGETHER<T>;
   return p / PLACES * PLACES * width + (i / S * PLACES + p % PLACES) * S + i % S;
@@ -222,7 +222,7 @@ template <int G, int N, class T> void look(const T* q, const T* block, int64_t w
   for (int g = 0; g < G; ++g) std::memcpy(scores + g * room, sums[g], sizeof sums[g]);
 }
 
-// The means of 16 N of the values' width, by the shares (G, room) -> out (G, width).
+// The means of 16 N dimensions of the values, weighted by the shares (G, room) -> out (G, width).
 template <int G, int N, class T> void mix(const T* shares, const T* values, int64_t count, int64_t width, int64_t room, const float* totals, T* out) {
   v16 sums[G][N] = {};
   for (int64_t p = 0; p < count; p += TOGETHER<T>)
@@ -236,7 +236,7 @@ template <int G, int N, class T> void mix(const T* shares, const T* values, int6
   }
 }
 
-// G queries (G, width) over the places start … end of their row's keys and values -> out (G, width). scores, shares: room for (G, room) each.
+// G queries (G, width) over the positions start … end of their row's keys and values -> out (G, width). scores, shares: buffers of (G, room) each.
 template <int G, class T>
 void attend(const T* q, const T* keys, const T* values, int64_t start, int64_t end, int64_t width, int64_t room, float* scores, T* shares, T* out) {
   const int64_t first = start / PLACES * PLACES, count = end - first;
@@ -280,7 +280,7 @@ void attend(const T* q, const T* keys, const T* values, int64_t start, int64_t e
 template <class T> void step(const Model& m, const Rows& rows, float* hidden, int threads) {
   const int64_t n = rows.count * rows.length, D = m.size, W = m.width, H = m.heads, K = m.kv_heads, wide = (H + 2 * K) * W, group = wide / K, S = TOGETHER<T>;
   const int64_t room = (rows.capacity + PLACES) / PLACES * PLACES, half = W / 2;
-  const bool alone = n <= CHUNK;  // then each thread norms all rows for itself, instead of waiting for the others
+  const bool alone = n <= CHUNK;  // each thread norms all rows itself, instead of waiting for the others
   static thread_local std::vector<float> floats;
   static thread_local std::vector<T> inputs;
   floats.resize(n * D + n * wide);
@@ -323,7 +323,7 @@ template <class T> void step(const Model& m, const Rows& rows, float* hidden, in
       const Layer& layer = m.layer[l];
       norm_all();
       product(h, n, layer.qkv, me, count, c, [&](int64_t r, int64_t from, int64_t some, const float* values) { std::memcpy(qkv + r * wide + from, values, some * sizeof(float)); });
-      if (K % count != 0 || group % layer.qkv.block != 0) {  // else each thread has made what it looks at itself
+      if (K % count != 0 || group % layer.qkv.block != 0) {  // otherwise each thread only reads what it computed itself
 #pragma omp barrier
       }
       const int64_t tasks = rows.count * K;
@@ -337,7 +337,7 @@ template <class T> void step(const Model& m, const Rows& rows, float* hidden, in
           turn(from, layer.qk_norm + (H + g) * W, rows.cos + p * half, rows.sin + p * half, W, m.eps, turned);
           for (int64_t i = 0; i < W; i += S) std::memcpy(keys + at_key<T>(p, i, W), turned + i, S * sizeof(T));
           const float* value = from + W;
-          if (S > 1 && (p % S == 0 || p == rows.starts[row]))  // the other of the pair: nothing may be no number there
+          if (S > 1 && (p % S == 0 || p == rows.starts[row]))  // the other one of the pair must not be NaN
             for (int64_t i = 0; i < W; ++i) values[at_value<T>(p ^ 1, i, W)] = rounded<T>(0);
           for (int64_t i = 0; i < W; ++i) values[at_value<T>(p, i, W)] = rounded<T>(value[i]);
         }
@@ -345,7 +345,7 @@ template <class T> void step(const Model& m, const Rows& rows, float* hidden, in
           const int64_t p = rows.place + t, r = row * rows.length + t, first = g * (H / K), last = first + H / K, start = rows.starts[row];
           for (int64_t head = first; head < last; ++head)
             turn(qkv + r * wide + g * group + (head - first) * W, layer.qk_norm + head * W, rows.cos + p * half, rows.sin + p * half, W, m.eps, turned + (head - first) * W);
-          int64_t head = first;  // queries that share their keys go together
+          int64_t head = first;  // queries that share their keys are computed together
           T* to = seen + r * H * W;
           for (; head + 2 <= last; head += 2) attend<2>(turned + (head - first) * W, keys, values, start, p + 1, W, room, scores, shares, to + head * W);
           for (; head < last; ++head) attend<1>(turned + (head - first) * W, keys, values, start, p + 1, W, room, scores, shares, to + head * W);
@@ -386,7 +386,7 @@ template <class T> void head(const Matrix& m, const float* hidden, int64_t n, fl
   }
 }
 
-constexpr int64_t BLOCK = 256;  // is summed in float32, sums of blocks in float64
+constexpr int64_t BLOCK = 256;  // summed in float32; sums of blocks in float64
 
 inline float itself(float x) { return x; }
 inline float one(float) { return 1; }
@@ -405,10 +405,10 @@ template <class Weight> double sum_above(const float* x, int64_t count, float lo
 
 double sum(const float* x, int64_t count) { return sum_above(x, count, 0, itself); }
 
-// The least float low for which the numbers of x (count,) above it, each weighed by weight(number), come to less than `wanted`: halving the floats that it
-// may be, as the whole numbers that they are stored as. x is at least 0 and at most 1; y (count,) is room.
+// The least float low such that the numbers of x (count,) above it, weighted by weight(number), sum to less than `wanted`: bisection over floats by
+// their integer representation. x is in [0, 1]; y (count,) is a buffer.
 template <class Weight> float least(const float* x, int64_t count, double wanted, float* y, Weight&& weight) {
-  constexpr int32_t FEW = 1 << 22;  // so near that few numbers are left between the two: only these are looked at from there on
+  constexpr int32_t FEW = 1 << 22;  // from this distance on few numbers are left between the two, and only these are examined
   int32_t low = -1, top = __builtin_bit_cast(int32_t, 1.0f);
   double above = 0;
   bool is_few = false;
@@ -431,7 +431,7 @@ template <class Weight> float least(const float* x, int64_t count, double wanted
 
 constexpr float NONE = -std::numeric_limits<float>::infinity();
 
-// The logits that count, the others minus infinity -> x, and the largest.
+// The legal logits, the others minus infinity -> x, and the largest.
 float masked(const float* logits, const bool* legal, int64_t count, float* x) {
   float most = NONE;
   if (legal) {
@@ -445,7 +445,7 @@ float masked(const float* logits, const bool* legal, int64_t count, float* x) {
   return most;
 }
 
-// Of one row: see choose in choice.py. x (2 count,) is room.
+// For one row: see choose in choice.py. x (2 count,) is a buffer.
 int64_t choose(const float* logits, const bool* legal, int64_t count, float u, float temperature, int64_t top_k, double top_p, float* x) {
   const float most = masked(logits, legal, count, x);
   if (temperature == 0 || most == NONE) return std::max_element(x, x + count) - x;
@@ -467,12 +467,12 @@ int64_t choose(const float* logits, const bool* legal, int64_t count, float u, f
   }
   for (; i < count; ++i)
     if ((passed += x[i]) > at) return i;
-  while (x[--i] == 0) {  // u so near 1 that rounding passes the end
+  while (x[--i] == 0) {  // u may be so close to 1 that rounding exceeds the end
   }
   return i;
 }
 
-// The negative log-likelihood of an id among those that count. x (count,) is room.
+// The negative log-likelihood of an id among the legal ones. x (count,) is a buffer.
 double nats(const float* logits, const bool* legal, int64_t count, int64_t chosen, float* x) {
   const float most = masked(logits, legal, count, x);
 #pragma omp simd
@@ -480,7 +480,7 @@ double nats(const float* logits, const bool* legal, int64_t count, int64_t chose
   return std::log(sum(x, count)) + most - logits[chosen];
 }
 
-float* room(int64_t count) {  // a thread's own, for `choose` and `nats`
+float* room(int64_t count) {  // a thread's own buffer, for `choose` and `nats`
   static thread_local std::vector<float> own;
   own.resize(2 * count);
   return own.data();
@@ -518,7 +518,7 @@ template <class T> bool runs() {
 
 extern "C" {
 
-// Whether torch's small products run here.
+// Whether torch's small products run on this processor.
 int tokun_has_products() {
 #ifdef TOKUN_BRGEMM
   return runs<float>();
@@ -527,7 +527,7 @@ int tokun_has_products() {
 #endif
 }
 
-// Whether those of bfloat16 do, by the processor's own instructions; else weights and caches are float32.
+// Whether those in bfloat16 run with the processor's own instructions; otherwise weights and caches are float32.
 int tokun_has_half() {
 #if defined(TOKUN_BRGEMM) && defined(__AVX512BF16__)
   return runs<bf16>();
@@ -540,7 +540,7 @@ void tokun_step(const Model* model, const Rows* rows, float* hidden, int threads
 
 void tokun_head(const Matrix* matrix, int is_half, const float* hidden, int64_t n, float* logits, int threads) { look_up(*matrix, is_half, hidden, n, logits, threads); }
 
-// Again and again: an id for each row from its hidden state (rows, size), and the step behind it; the head's first id is `offset`. u, chosen (rows, n);
+// Repeatedly: an id for each row from its hidden state (rows, size), and the step that follows; the head's first id is `offset`. u, chosen (rows, n);
 // found (rows,): the sum of the nats.
 void tokun_draw(const Model* model, const Rows* rows, const Matrix* matrix, float* hidden, int64_t n, const float* u, float temperature, int64_t top_k, double top_p, int64_t offset, int64_t* chosen, double* found, int threads) {
   const int64_t count = rows->count, V = matrix->n;
@@ -561,7 +561,7 @@ void tokun_draw(const Model* model, const Rows* rows, const Matrix* matrix, floa
   }
 }
 
-// Rows of text, each until it has ended: an id for each that has not, and the step behind it. -> how many ids the longest has.
+// Rows of text, each until its end: an id for each unfinished row, and the step that follows. -> the number of ids of the longest.
 int64_t tokun_write(const Model* model, const Rows* rows, const Matrix* matrix, const float* hidden, const Words* words, int threads) {
   const Words& w = *words;
   const int64_t D = model->size;
@@ -597,7 +597,7 @@ int64_t tokun_write(const Model* model, const Rows* rows, const Matrix* matrix, 
   return i;
 }
 
-// logits (n, count); row r may choose where legal[r * count …] (null: everywhere).
+// logits (n, count); row r may choose ids with legal[r * count …] (null: all).
 void tokun_choose(const float* logits, const bool* legal, int64_t n, int64_t count, const float* u, float temperature, int64_t top_k, double top_p, int64_t* chosen, int threads) {
 #pragma omp parallel for num_threads(threads) schedule(static)
   for (int64_t r = 0; r < n; ++r)
