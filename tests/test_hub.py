@@ -181,7 +181,7 @@ def test_rows_of_any_length_and_number_are_scored_alike(tiny_model):
 
 def test_a_score_needs_a_picture_and_words(tiny_model):
     image = tiny_model(1)[0]
-    with pytest.raises(ValueError, match="contains no text"):
+    with pytest.raises(ValueError, match="holds no text"):
         tiny_model.score(image, " ")
     with pytest.raises(ValueError, match="not a picture"):
         tiny_model.score(b"no picture", "a ship")

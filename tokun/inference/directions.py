@@ -122,7 +122,7 @@ def words(model: Tokun, ids: list[int], register: str, nll: float, alone: float)
 def text_of(model: Tokun, text: str, what: str) -> list[int]:
     ids = model.encode_text(text)
     if not ids:
-        raise UserError(f"the {what} {text!r} contains no text")
+        raise UserError(f"the {what} {text!r} holds no text")
     return ids
 
 
