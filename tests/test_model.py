@@ -128,7 +128,7 @@ def test_captions_repeat_no_word_where_that_is_asked_for_or_the_checkpoints_own_
         ({"guidance_scale": -1}, "guidance_scale is -1"), ({"guidance_scale": float("nan")}, "guidance_scale is nan"),
         ({"text_guidance_scale": -1}, "text_guidance_scale is -1"),
         ({"style": "cubism"}, "style can be: engraving, etching"), ({"subject": "cats"}, "subject can be: scenery, shapes"),
-        ({"register": "slang"}, "register can be: plain, poetic"), ({"prompt": " \n"}, "holds no text"), ({"prompt": ""}, "contains no text"),
+        ({"register": "slang"}, "register can be: plain, poetic"), ({"prompt": " \n"}, "holds no text"), ({"prompt": ""}, "holds no text"),
         ({"prompt": "word " * 99}, "this model takes 24"), ({"indices": [-1]}, "must be integers from 0"),
     ],
 )  # fmt: skip
