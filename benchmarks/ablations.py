@@ -55,7 +55,7 @@ VARIANT = {"LlamaGen": "pictures"}  # of benchmarks/variants.py
 STEPS = {"LlamaGen": 1.45}  # factor on the steps, for equal processor time with its shorter sequences
 TOKENIZER: dict[str, list[str]] = {
     "tokenizer baseline": [],
-    "codebook 512": ["image_tokenizer.codebook_size=512"],
+    "codebook 1024": ["image_tokenizer.codebook_size=1024"],
     "codebook 4096": ["image_tokenizer.codebook_size=4096"],
     "codebook 16384": ["image_tokenizer.codebook_size=16384"],
     "FSQ": ["image_tokenizer.quantizer=FSQ"],

@@ -16,20 +16,33 @@ def model_card(
     """Markdown with the Hub's front matter. `record` is training.json; `table`: the figures of tokun.evaluate; the other texts are written by people."""
     m, g, t = config.image_tokenizer, config.generator, config.train
     side = m.image_size // m.downsample
+    grids = config.data.grids
+    shapes = (
+        f"{len(grids)} shapes ({', '.join(grids)} codes, rows x columns, a code for {m.downsample}x{m.downsample} px)"
+        if grids
+        else f"{m.image_size} px, {side}x{side} codes"
+    )
     figures = record["image_tokenizer"]
     held_out = "held-out " if config.data.val else "training "
-    rows = [
-        (f"image tokenizer, {held_out}PSNR", f"{figures['psnr']:.2f} dB"),
-        ("image tokenizer, codebook used", f"{figures['usage']:.1%} of {m.codebook_size}"),
-        ("image tokenizer, code perplexity", f"{figures['perplexity']:.0f}"),
-    ]
+    rows = (
+        [
+            (f"image tokenizer, {held_out}PSNR", f"{figures['psnr']:.2f} dB"),
+            ("image tokenizer, codebook used", f"{figures['usage']:.1%} of {m.codebook_size}"),
+            ("image tokenizer, code perplexity", f"{figures['perplexity']:.0f}"),
+        ]
+        if figures
+        else []
+    )  # of a checkpoint without its run's record: the table says them
     if record["val"]:
         rows += [
             ("generator, held-out nats per image token", f"{record['val']['image_loss']:.3f}"),
             ("generator, held-out nats per text token", f"{record['val']['text_loss']:.3f}"),
         ]
-    lines = "\n".join(f"| {name} | {value} |" for name, value in rows)
+    lines = "\n".join(["| figure | value |", "| --- | --- |", *(f"| {name} | {value} |" for name, value in rows)]) if rows else ""
+    measured = "".join(f"\n{part}\n" for part in ("## Figures", lines, table.strip()) if part) if lines or table else ""
     minutes = record["seconds"] / 60
+    spent = f"{minutes:.0f} minutes" if minutes < 300 else f"{minutes / 60:.0f} hours"
+    held = f", held for {t.lr_hold:.0%} of the time" if t.lr_hold else ""
     licence = f"\nlicense: {config.card.license}" if config.card.license else ""
     counts = record["settings"]["counts"]
     trained_on = f"{counts.get('train', 0):,} pictures with captions to train" + (
@@ -65,20 +78,11 @@ image, caption = tokun.load("{OWN_ID}")(seed=42)
 
 ## Recipe
 
-- Image tokenizer: convolutional VQ-VAE, {m.image_size} px, {"grayscale" if m.image_channels == 1 else "RGB"}, {side}x{side} codes of {m.codebook_size} ({m.quantizer}){f"; that of {start}, as it was" if start else ""}.
+- Image tokenizer: convolutional VQ-VAE, {"grayscale" if m.image_channels == 1 else "RGB"}, {shapes}, a codebook of {m.codebook_size} ({m.quantizer}){f"; that of {start}, as it was" if start else ""}.
 - Generator: {f"went on from {start}, " if start else ""}{f"started from {g.pretrained}" if g.pretrained else f"Qwen3, {g.num_layers} layers of width {g.hidden_size}"}, {record["parameters"] / 1e6:.1f}M parameters, dropout {g.dropout}.
-- {record["steps"]} steps of {t.batch_size} sequences, {"Muon and AdamW" if t.optimizer == "muon" else "AdamW"}, peak learning rate {t.lr:g}, weight decay {t.weight_decay}, EMA {t.ema_decay}, {minutes:.0f} minutes.
+- {record["steps"]:,} steps of {t.batch_size} sequences, {"Muon and AdamW" if t.optimizer == "muon" else "AdamW"}, peak learning rate {t.lr:g}{held}, weight decay {t.weight_decay}, EMA {t.ema_decay}, {spent}.
 - Tasks: {", ".join(f"{k} {v:g}" for k, v in t.task_mix.items())}; tag dropout {t.tag_dropout}{f", word dropout {t.word_dropout}" if t.word_dropout else ""}.
-{f"- {recipe}" if recipe else ""}
-
-## Figures
-
-| figure | value |
-| --- | --- |
-{lines}
-
-{table}
-
+{f"- {recipe}{chr(10)}" if recipe else ""}{measured}
 ## Limits
 
 {limits or f"Trained for one purpose, {known}: it knows no other styles or words, and it repeats its data's bias."}
