@@ -19,6 +19,7 @@ from __future__ import annotations
 import argparse
 import gc
 import json
+import math
 import os
 import statistics
 import sys
@@ -156,14 +157,19 @@ def compare(model: Any, vocabulary: Vocabulary, batch: int, rounds: int) -> dict
     }
 
 
+def shape_of(vocabulary: Vocabulary) -> tuple[int, int]:
+    """The grid of what is drawn: of several, the middle one by its number of codes."""
+    return sorted(vocabulary.grids, key=math.prod)[len(vocabulary.grids) // 2]
+
+
 def prompt(vocabulary: Vocabulary, batch: int) -> Tensor:
     style = vocabulary.styles[0]
-    ids = sequences.image_prompt(vocabulary, Tags(style, "", "plain", vocabulary.default_grid))
+    ids = sequences.image_prompt(vocabulary, Tags(style, "", "plain", shape_of(vocabulary)))
     return torch.tensor([ids] * batch)
 
 
 def ours(model: Any, vocabulary: Vocabulary, batch: int, seed: int) -> Tensor:
-    rows, columns = vocabulary.default_grid
+    rows, columns = shape_of(vocabulary)
     slots = latents.Slots(rows * columns, vocabulary.max_text)
     u = latents.uniform(latents.draw(seed, range(batch), slots.size)).to(model.device)
     made = sampling.generate(
@@ -176,7 +182,7 @@ def ours(model: Any, vocabulary: Vocabulary, batch: int, seed: int) -> Tensor:
 def theirs(model: Any, vocabulary: Vocabulary, batch: int, seed: int, cache: str | None) -> Tensor:
     """`generate` with the same legal ids, until all rows have ended."""
     torch.manual_seed(seed)
-    rows, columns = vocabulary.default_grid
+    rows, columns = shape_of(vocabulary)
     given = prompt(vocabulary, batch).to(model.device)
     settings = {} if cache is None else {"cache_implementation": cache}
     return model.generate(
@@ -189,7 +195,7 @@ class Legal:
     """A logits processor that allows the grammar's legal ids, from the same table as our loop."""
 
     def __init__(self, vocabulary: Vocabulary, given: Tensor):
-        rows, columns = vocabulary.default_grid
+        rows, columns = shape_of(vocabulary)
         self.size, self.n_codes, self.read = vocabulary.size, rows * columns, 0
         self.grammar = vocabulary.grammar.on(given.device)
         self.table = self.grammar.chosen_from((vocabulary.id("<boq>"),), (), vocabulary.size)[1]
@@ -232,7 +238,7 @@ def least_seconds(model: Any, vocabulary: Vocabulary, ids: Tensor, limits: dict[
     config, size = model.config, next(model.parameters()).element_size()
     inner = sum(p.numel() for name, p in model.named_parameters() if name.endswith("proj.weight"))
     lengths = (ids != vocabulary.id("<pad>")).sum(1)
-    rows, columns = vocabulary.default_grid
+    rows, columns = shape_of(vocabulary)
     first = prompt(vocabulary, 1).shape[1]
     total = max(inner * size / limits["bandwidth"], 2 * inner * (first - 1) * len(ids) / limits["rate"])  # the prompt without its last id
     for t in range(first, int(lengths.max())):

@@ -50,8 +50,10 @@ def base(request, tiny_image_tokenizer, text_tokenizer, tiny_vocabulary, tmp_pat
     return folder
 
 
-def made(base: Path, out: Path, *, seed: int = 0, words: dict[str, tuple[str, ...]] | None = None, **settings) -> Path:
-    """An adapter's folder with random weights, as training writes it."""
+def made(
+    base: Path, out: Path, *, seed: int = 0, words: dict[str, tuple[str, ...]] | None = None, most: int | None = None, **settings
+) -> Path:
+    """An adapter's folder with random weights, as training writes it; of at most so many kinds of pictures."""
     config = from_dict({"start": str(base), "out": str(out), "adapter": {"rank": 2, "alpha": 4.0, **settings}})
     model = tokun.load(base)
     vocabulary = model.vocabulary.extended(**(words or {}))
@@ -61,7 +63,7 @@ def made(base: Path, out: Path, *, seed: int = 0, words: dict[str, tuple[str, ..
         for name, parameter in tuned.trained.items():
             parameter += torch.randn_like(parameter) * (0.3 if "lora_B" in name else 0.05)
     out.mkdir(parents=True)
-    adapter = tuned.adapter(tuned.tensors(), tag_counts=model.tag_counts, tasks=model.tasks)
+    adapter = tuned.adapter(tuned.tensors(), tag_counts=model.tag_counts[:most], tasks=model.tasks)
     adapters.write(adapter, out)
     return out
 
@@ -389,7 +391,9 @@ def test_an_adapter_is_in_use_within_a_second_and_takes_two_megabytes_at_most_be
 
     if not BUNDLED.is_dir():
         pytest.skip("no checkpoint is bundled in this checkout")
-    folder = made(BUNDLED, tmp_path / "mine", rank=load_config("configs/lora.yaml").adapter.rank)
+    folder = made(
+        BUNDLED, tmp_path / "mine", most=100, rank=load_config("configs/lora.yaml").adapter.rank
+    )  # a hundred pictures are a hundred kinds at most
     model = tokun.load()
     began = time.process_time()
     model.use_adapter(model.add_adapter(folder))

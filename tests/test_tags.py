@@ -1,12 +1,13 @@
 """Promises of tokun/inference/tags.py: tags are drawn as often as they stand together in training, or are what is asked for."""
 
+import json
 from collections import Counter
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tokun.inference.tags import Frequencies, count_tags, grid_of, read_counts
+from tokun.inference.tags import Frequencies, count_tags, grid_of, read_counts, settings_json
 from tokun.tokenizers import sequences
 from tokun.tokenizers.vocabulary import Tags, Vocabulary
 
@@ -107,6 +108,14 @@ def test_samples_are_counted_and_rows_of_both_kinds_are_read():
     for bad in (["a", 2], ["a", "x", "fox", 2], ["a", "x", "fox", "wide", 2], ["a", 1, 2], ["a", "x", "many"], 3):
         with pytest.raises((ValueError, TypeError)):
             read_counts([bad])
+
+
+@pytest.mark.parametrize("rows", [[], [("etching", "ship", 2)], [("etching", "ship", "boat", "2x3", 2), ("", "", "", "3x2", 1)]])
+def test_a_row_of_counts_is_a_line_of_the_file_and_the_rest_is_as_it_was(rows):
+    """Thousands of rows, a word a line, were half of what an adapter weighs."""
+    text = settings_json({"a": [1, 2], "tag_counts": rows, "b": {"tag_counts": []}})
+    assert json.loads(text) == {"a": [1, 2], "tag_counts": [list(row) for row in rows], "b": {"tag_counts": []}}
+    assert all(f"  {json.dumps(row)}" in text for row in rows) and text.endswith("}\n")
 
 
 @pytest.mark.parametrize(

@@ -26,6 +26,7 @@ from tqdm import tqdm
 from tokun import data
 from tokun.data import framing
 from tokun.inference import model
+from tokun.inference.tags import settings_json
 from tokun.models import losses
 from tokun.tokenizers.image import ImageTokenizer
 from tokun.tokenizers.vocabulary import Vocabulary
@@ -96,9 +97,7 @@ def sharpen(source: str | Path | None, shards: str, out: Path, recipe: Recipe, *
         shutil.copytree(folder, new, dirs_exist_ok=True, ignore=shutil.ignore_patterns(model.IMAGE_TOKENIZER))
         tokenizer.cpu().save(new / model.IMAGE_TOKENIZER)
         settings = json.loads((new / "sampling.json").read_text(encoding="utf-8"))
-        (new / "sampling.json").write_text(
-            json.dumps(settings | {"image_tokenizer": tokenizer.fingerprint()}, indent=1) + "\n", encoding="utf-8"
-        )
+        (new / "sampling.json").write_text(settings_json(settings | {"image_tokenizer": tokenizer.fingerprint()}), encoding="utf-8")
         earlier = checkpoint.read_record(folder / "sharpened.json") or {"steps": 0, "seconds": 0}
         done = {"steps": earlier["steps"] + trainer.step, "seconds": earlier["seconds"] + round(trainer.spent)}
         checkpoint.write_record(new / "sharpened.json", {**made_with, **done})

@@ -29,7 +29,7 @@ from torch import Tensor, nn
 from tokun.config import SamplingConfig
 from tokun.inference import decoder
 from tokun.inference.choice import is_number, is_whole
-from tokun.inference.tags import TagCounts, read_counts
+from tokun.inference.tags import TagCounts, read_counts, settings_json
 from tokun.tokenizers.vocabulary import Vocabulary
 from tokun.utils import reach
 from tokun.utils.checkpoint import require_safetensors
@@ -87,7 +87,7 @@ def write(adapter: Adapter, folder: Path) -> None:
         "base": adapter.base, "base_fingerprint": adapter.base_fingerprint,
         "defaults": asdict(adapter.defaults), "tag_counts": [list(row) for row in adapter.tag_counts], "tasks": list(adapter.tasks),
     }  # fmt: skip
-    (folder / ABOUT).write_text(json.dumps(about, indent=1) + "\n", encoding="utf-8")
+    (folder / ABOUT).write_text(settings_json(about), encoding="utf-8")
     adapter.vocabulary.save(folder / VOCABULARY)
     if adapter.card:
         (folder / CARD).write_text(adapter.card, encoding="utf-8")

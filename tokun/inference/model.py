@@ -24,7 +24,7 @@ from torch import Tensor
 from tokun.config import SamplingConfig, SamplingOptions
 from tokun.data import framing
 from tokun.inference import adapters, choice, decoder, directions, hub, latents, preferences, sampling, seeing
-from tokun.inference.tags import Frequencies, TagCounts, count_tags, grid_of, read_counts
+from tokun.inference.tags import Frequencies, TagCounts, count_tags, grid_of, read_counts, settings_json
 from tokun.render.grids import to_pil
 from tokun.tokenizers import sequences
 from tokun.tokenizers.image import ImageTokenizer
@@ -437,15 +437,13 @@ class Tokun:
         v.save(directory / "vocabulary.json")
         settings = {
             "defaults": asdict(self.defaults),
-            "tag_counts": [],
+            "tag_counts": self.tag_counts,
             "tasks": list(self.tasks),
             "fit": self.fit,
             "image_tokenizer": self.image_tokenizer.fingerprint(),
             "text_tokenizer": self.text_tokenizer.fingerprint(),
         }
-        counts = ",\n  ".join(json.dumps(row) for row in self.tag_counts)  # a line each: there are thousands
-        text = json.dumps(settings, indent=1).replace('"tag_counts": []', f'"tag_counts": [\n  {counts}\n ]', 1)
-        (directory / "sampling.json").write_text(text + "\n", encoding="utf-8")
+        (directory / "sampling.json").write_text(settings_json(settings), encoding="utf-8")
         if card:
             (directory / CARD).write_text(card, encoding="utf-8")
 

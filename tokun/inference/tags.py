@@ -6,6 +6,7 @@ latent:           slot 0 draws style and subject, slot 1 the thing given these, 
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
@@ -36,6 +37,13 @@ def read_counts(rows: Iterable[Sequence[object]]) -> TagCounts:
             raise UserError(f"{row!r} is not a row of tag counts: style, subject, count, or style, subject, thing, HxW, count")
         out.append((*words, int(count)))
     return out
+
+
+def settings_json(settings: dict[str, Any]) -> str:
+    """Settings as a file holds them, each row of `tag_counts` on a line of its own: there are thousands."""
+    rows = ",\n  ".join(json.dumps(row) for row in settings["tag_counts"])
+    text = json.dumps(settings | {"tag_counts": []}, indent=1)
+    return text.replace('"tag_counts": []', f'"tag_counts": [\n  {rows}\n ]', 1) + "\n"
 
 
 def count_tags(samples: Iterable[tuple[str, ...]]) -> TagCounts:

@@ -16,7 +16,7 @@ from tokun.config import Config, ImageTokenizerTrainConfig
 from tokun.inference.model import resolve
 from tokun.tokenizers.vocabulary import Vocabulary, tag_word
 
-PASSES = 60  # sensible passes over the pictures: after as many, the bundled model had memorised half of its captions (README.md)
+PASSES = 60  # sensible passes over the pictures: after as many, a model of 5.2M parameters had memorised half of its 17,568 captions
 FINE_TUNING_PASSES = 20  # when the run starts from a checkpoint
 GOOD_MARGIN = 3.0  # dB above the gate from which a tokenizer draws pictures well
 MOST_READ = 20_000  # samples whose tags are counted
