@@ -68,6 +68,7 @@ SHEETS = {  # of tokun.evaluate, and what they show
     "nearest": "The samples that are nearest to a training picture (by SqueezeNet features), and what they are nearest to",
     "doctor": "Held-out pictures and their reconstructions: the best and the worst by PSNR",
 }
+FOLDERS = re.compile(r"(?<![\w:/.*])/(?:[^\s/'\"`|]+/)+")
 MACHINE = re.compile(r"(?<![\w:/.])/(?:root|home|Users|work|tmp|mnt|data)/\w")
 
 
@@ -191,8 +192,13 @@ def texts(args: argparse.Namespace, config: Config, model: Tokun, sharpened: dic
             repeats=", and with no_repeats: no word and no short phrase twice in a row" if d.no_repeats else "",
         ),
         "recipe": "\n- ".join(recipe),
-        "table": args.table.read_text(encoding="utf-8") if args.table else "",
+        "table": without_folders(args.table.read_text(encoding="utf-8")) if args.table else "",
     }
+
+
+def without_folders(text: str) -> str:
+    """The same with the last part alone of every absolute path: the command above a table names where things lie on this machine."""
+    return FOLDERS.sub("", text)
 
 
 def machine_paths(folder: Path) -> list[str]:

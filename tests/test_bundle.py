@@ -128,6 +128,18 @@ def test_paths_of_a_machine_are_found(tmp_path, text, found):
     assert bundle.machine_paths(tmp_path) == (["config.json"] if found else [])
 
 
+@pytest.mark.parametrize(
+    ("text", "left"),
+    [
+        ("`python -m tokun.evaluate --shards '/root/data/val-*.tar' --features /work/models/squeezenet.safetensors`", "`python -m tokun.evaluate --shards 'val-*.tar' --features squeezenet.safetensors`"),
+        ("| 1/2 | see https://example.org/a/b, runs/mine/report |", "| 1/2 | see https://example.org/a/b, runs/mine/report |"),
+        ("--out=/root/scratch/report", "--out=report"),
+    ],
+)  # fmt: skip
+def test_a_table_keeps_no_folder_of_the_machine(text, left):
+    assert bundle.without_folders(text) == left
+
+
 @needs_bundle
 def test_the_bundle_that_is_there_holds_no_path_of_a_machine_and_no_record_of_a_run():
     assert bundle.machine_paths(BUNDLED) == []
