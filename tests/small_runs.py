@@ -9,7 +9,7 @@ import subprocess
 import sys
 import threading
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
@@ -63,10 +63,12 @@ def write_tree(path: Path, tree: dict[str, Any], **changes) -> Path:
 
 
 def train(config: Path, *overrides: str, launcher: tuple[str, ...] = (sys.executable,), timeout: int = 200) -> subprocess.CompletedProcess:
+    return run([*launcher, "train.py", "--config", str(config), *overrides], timeout=timeout)
+
+
+def run(command: Sequence[str], timeout: int = 200) -> subprocess.CompletedProcess:
     env = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "TOKENIZERS_PARALLELISM": "false"}
-    return subprocess.run(
-        [*launcher, "train.py", "--config", str(config), *overrides], cwd=ROOT, env=env, capture_output=True, text=True, timeout=timeout
-    )
+    return subprocess.run([*command], cwd=ROOT, env=env, capture_output=True, text=True, timeout=timeout)
 
 
 def start_fork(said: Path, target: Callable[..., Any], *arguments: Any, **env: str) -> BaseProcess:

@@ -3,7 +3,6 @@
 import json
 import os
 import shutil
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -12,8 +11,8 @@ import torch
 from safetensors.torch import load_file
 
 import tokun
-from benchmarks.zero import free_port, largest_difference
-from tests.small_runs import ROOT, needs, train, write_tree
+from benchmarks.zero import largest_difference
+from tests.small_runs import ROOT, needs, write_tree
 from tests.test_launch import forked
 from tokun.align import grpo, real, rollouts
 from tokun.config import from_dict, load_config
@@ -114,6 +113,7 @@ def test_stopped_and_typed_again_it_ends_in_the_same_weights(whole, checkpoint_f
     assert all(torch.equal(weight, whole.weights()[name]) for name, weight in resumed.weights().items())
 
 
+@pytest.mark.slow
 def test_an_adapter_learns_too_and_goes_on_exactly(checkpoint_folder, tmp_path):
     """Small matrices on a frozen base: what is written loads beside it, and stopped in between it is the same."""
     folders = [tmp_path / name for name in ("whole", "stopped")]
@@ -138,6 +138,7 @@ def test_a_finished_run_is_left_alone_and_other_settings_are_refused(whole, chec
         Noted(config, "grpo.kl=0.5")
 
 
+@pytest.mark.slow
 def test_a_reward_that_a_white_page_wins_is_reached_and_called_hacked(checkpoint_folder, tmp_path):
     """The deliberate hack: whiter is what was asked for, and lines are what the judge looks for."""
     done = Noted(
@@ -217,6 +218,7 @@ def test_without_a_start_there_is_nothing_to_go_on_from(tmp_path):
 PEERS = {"easy": 0.05, "similar": 1.0, "entropy": 1.0, "scale": "batch", "perturb": ["noise"], "kl": 1.0}
 
 
+@pytest.mark.slow
 def test_each_option_of_the_peers_changes_what_is_learned(checkpoint_folder, tmp_path):
     """Easy tokens left out, similar codes moved less, entropy held, whole batches' spread, perturbed pictures, distance from the start: by
     the gradient of the second of two epochs, of which small micro batches change nothing."""
@@ -240,16 +242,17 @@ def test_each_option_of_the_peers_changes_what_is_learned(checkpoint_folder, tmp
 def test_held_out_pairs_are_drawn_once_for_the_curve_and_the_report(checkpoint_folder, tmp_path, monkeypatch):
     drawn, draw = [], rollouts.held_out_pairs
     monkeypatch.setattr(rollouts, "held_out_pairs", lambda *arguments: drawn.append(draw(*arguments)) or drawn[-1])
-    done = Noted(write(tmp_path, checkpoint_folder, train__steps=2, train__eval_every=1))
+    done = Noted(write(tmp_path, checkpoint_folder, train__steps=2, train__eval_every=1, grpo__eval_n=4))
     assert len(drawn) == 3, "before, after the first step, at the end"
     assert (done.out / "real" / "before.png").is_file() and (done.out / "real" / "viewer" / "after").is_dir()
 
 
 def test_settings_that_do_nothing_are_named_at_the_start(checkpoint_folder, tmp_path, capsys):
-    Noted(write(tmp_path, checkpoint_folder, train__steps=1, train__compile=True, train__loss_chunk=64))
+    Noted(write(tmp_path, checkpoint_folder, train__steps=1, train__compile=True, train__loss_chunk=64, grpo__eval_n=4))
     assert "train.compile, train.loss_chunk have no effect here" in "".join(capsys.readouterr())
 
 
+@pytest.mark.slow
 def test_no_average_is_kept_and_a_run_begun_with_one_goes_on(whole, checkpoint_folder, tmp_path):
     """Trainer states once held an average that nobody read, and settings that change nothing."""
     config = write(tmp_path, checkpoint_folder, grpo__minibatches=2, grpo__kl=0.01)
@@ -276,12 +279,17 @@ def test_descriptions_are_learned_to_be_drawn(shaped_folder, tmp_path):
 
 def test_it_stops_where_entropy_has_fallen_too_far(checkpoint_folder, tmp_path, monkeypatch):
     monkeypatch.setattr(grpo.GrpoStage, "summary", lambda self, *_: {"train/entropy_kept": 0.1, "reward/mean": 0.0, "train/kl": 0.0})
-    done = Noted(write(tmp_path, checkpoint_folder, grpo__least_entropy=0.5, train__steps=5))
+    done = Noted(write(tmp_path, checkpoint_folder, grpo__least_entropy=0.5, train__steps=5, grpo__eval_n=4))
     assert json.loads((done.out / "checkpoint" / "training.json").read_text())["stopped_by"] == "entropy has fallen to 0.10 of the start's"
 
 
-ENGINES = {"ddp": (), "zero2": (), "zero3": (), "zero3 adapter": ("adapter.rank=2",)}  # zero1: by the real launcher, below
-SPREAD = {"grpo__kl": 0.01, "grpo__minibatches": 2}
+ENGINES = {
+    "ddp": (),
+    "zero2": (),
+    "zero3": (),
+    "zero3 adapter": ("adapter.rank=2",),
+}  # zero1: by the real launcher, in test_tuning_launch.py
+SPREAD = {"grpo__kl": 0.01, "grpo__minibatches": 2, "grpo__eval_n": 4}
 COMPARED = ("reward/tests.test_grpo:paper", "train/kl", "train/entropy_image", "train/grad_norm")
 
 
@@ -327,27 +335,3 @@ def test_two_processes_have_the_losses_of_one(told_by_engine, how):
         theirs, mine = ({str(step): told[name] for step, told in run.items() if name in told} for run in (two, one))
         assert mine and theirs.keys() == mine.keys() and largest_difference(theirs, mine) < 1e-3, (how, name)
     assert (out / ("adapter" if "adapter" in how else "checkpoint") / "training.json").is_file()
-
-
-@pytest.mark.slow
-@pytest.mark.timeout(600)
-def test_the_real_launcher_has_the_losses_of_one(checkpoint_folder, tmp_path):
-    pytest.importorskip("deepspeed", reason="the deepspeed launcher needs the extra 'train'")
-    (tmp_path / "one").mkdir()
-    one = Noted(write(tmp_path / "one", checkpoint_folder, **SPREAD))
-    config = write(tmp_path, checkpoint_folder, **SPREAD, tracking__kind="tensorboard")
-    launcher = (sys.executable, str(Path(sys.executable).with_name("deepspeed")), "--num_gpus", "2", "--master_port", str(free_port()))
-    done = train(config, f"train.deepspeed={engine_file('zero1')}", launcher=launcher, timeout=500)
-    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
-    two = curves(tmp_path / "run" / "tracking")
-    for name in COMPARED:
-        mine = {str(step): told[name] for step, told in one.told.items() if name in told}
-        assert two[name].keys() == mine.keys() and largest_difference(two[name], mine) < 1e-3, name
-    assert (tmp_path / "run" / "checkpoint" / "training.json").is_file()
-
-
-def curves(folder: Path) -> dict[str, dict[str, float]]:
-    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-
-    events = EventAccumulator(str(folder)).Reload()
-    return {name: {str(e.step): e.value for e in events.Scalars(name)} for name in events.Tags()["scalars"]}

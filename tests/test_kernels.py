@@ -45,6 +45,7 @@ def test_in_bfloat16_it_is_as_near_to_the_exact_one_as_torchs():
         assert (mine.float() - right).norm() < 1.5 * (its.float() - right).norm() + 1e-3
 
 
+@pytest.mark.slow
 @compiles
 @quiet
 def test_compiled_once_it_serves_all_lengths():
@@ -73,6 +74,7 @@ def test_hashed_dropout_drops_that_share_everywhere_and_keeps_the_expectation(p)
             assert abs((flat * (other.flatten() - (1 - p))).mean()) < 5 * p * (1 - p) / flat.numel() ** 0.5
 
 
+@pytest.mark.slow
 @compiles
 @quiet
 def test_compiled_hashed_dropout_is_the_same_to_the_bit_and_its_gradient_has_the_same_mask():

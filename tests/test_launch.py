@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 
 import tokun
 from benchmarks.zero import Case, free_port, largest_difference, launch, make_out, train_case, worker
-from tests.small_runs import ROOT, needs, start_fork, train, write_config
+from tests.small_runs import ROOT, needs, run, start_fork, write_config
 from tokun.config import TrainConfig
 from tokun.training import engine
 from tokun.training.engine import deepspeed_settings, first_host, idle_gpus, slurm_processes
@@ -29,17 +29,20 @@ pytestmark = [
 ]
 
 
-def deepspeed(config: Path, *overrides: str, processes: int) -> subprocess.CompletedProcess:
-    """The real launcher; skips where it cannot run."""
+ZERO1 = f"train.deepspeed={ROOT / 'configs/deepspeed/zero1.json'}"
+
+
+def deepspeed(*arguments: str, processes: int) -> subprocess.CompletedProcess:
+    """The real launcher, of a script with `arguments`; skips where it cannot run."""
     pytest.importorskip("deepspeed", reason="the deepspeed launcher needs the extra 'train'")
     launcher = Path(sys.executable).with_name("deepspeed")
     if torch.cuda.is_available():
         pytest.skip("this test is about machines without GPUs")
-    zero1 = f"train.deepspeed={ROOT / 'configs/deepspeed/zero1.json'}"
     port = free_port()
     command = (sys.executable, str(launcher), "--num_gpus", str(processes), "--master_port", str(port))
-    done = train(config, zero1, *overrides, launcher=command)
+    done = run([*command, *arguments], timeout=500)
     assert not list(Path("/dev/shm").glob(f"deepspeed_allreduce_buffer_*_{port}_*")), "66 MiB of memory a process, for good"
+    assert "deepspeed_shm_comm" not in done.stdout + done.stderr, "a kernel that training never calls, compiled for a minute"
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     assert f"{processes} process(es), DeepSpeed ZeRO-1" in done.stdout + done.stderr
     return done
@@ -250,7 +253,7 @@ def test_every_zero_json_is_taken_and_muon_refused_with_it(name):
 def test_two_processes_tell_the_whole_story_from_pictures_to_pairs(finished, tmp_path, small_shards):
     """Same global batches as one process, so every weight that is not re-drawn by the quantizer stays near."""
     config = write_config(tmp_path, small_shards)
-    deepspeed(config, processes=2)
+    deepspeed("train.py", "--config", str(config), ZERO1, processes=2)
     out = tmp_path / "run"
     one, two = (json.loads((o / "image_tokenizer" / "stage.json").read_text())["figures"] for o in (finished[1], out))
     assert two["psnr"] == pytest.approx(one["psnr"], abs=0.5)
@@ -263,7 +266,7 @@ def test_two_processes_tell_the_whole_story_from_pictures_to_pairs(finished, tmp
 STEPS_OF_128_MIB = """
 import resource
 import numpy as np
-from tokun.training import engine
+from tokun.utils.memory import keep_memory
 
 def faults():
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
@@ -273,7 +276,7 @@ def faults():
     return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
 
 given_back = faults()
-engine.keep_memory()
+keep_memory()
 faults()
 print(given_back, faults())
 """

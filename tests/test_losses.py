@@ -103,6 +103,7 @@ def test_squeezenet_features_are_torchvisions(tmp_path):
     torch.testing.assert_close(ours.taps(images)[-1], theirs.features(x))
 
 
+@pytest.mark.slow
 def test_features_are_compared_by_one_compiled_kernel_as_they_are_plainly(tmp_path):
     path = str(random_squeezenet(tmp_path / "net.safetensors"))
     plain, compiled = (make_perceptual("squeezenet", path, compiled=wanted).angle for wanted in (False, True))

@@ -16,8 +16,9 @@ from safetensors.torch import load_file
 import tokun
 from benchmarks.zero import Case, largest_difference, launch, train_case
 from data_tools import toy
+from tests import test_grpo
 from tests.small_runs import ROOT, needs, write_config
-from tests.test_launch import deepspeed, forked
+from tests.test_launch import ZERO1, deepspeed, forked
 from tokun.config import load_config
 from tokun.inference import preferences
 from tokun.training.run import open_run
@@ -126,6 +127,32 @@ def test_what_preferences_are_compared_with_is_computed_as_training_computes(los
     assert two == pytest.approx(math.log(2), abs=0.015) and two == pytest.approx(alone, abs=1e-4)
 
 
-def test_the_real_launcher_leaves_an_adapter_that_loads(configs, checkpoint_folder, tmp_path):
-    deepspeed(configs["dpo"], f"out={tmp_path / 'run'}", processes=2)
-    assert tokun.load(checkpoint_folder, adapter=tmp_path / "run").sample(1, 1)
+@pytest.fixture(scope="module")
+def launched(configs, checkpoint_folder, tmp_path_factory) -> Path:
+    """A folder with two runs of one launch by the real launcher: preferences in `dpo`, rewards in `run`."""
+    folder = tmp_path_factory.mktemp("launched")
+    rewarded = test_grpo.write(folder, checkpoint_folder, **test_grpo.SPREAD, tracking__kind="tensorboard")
+    runs = [[str(configs["dpo"]), ZERO1, f"out={folder / 'dpo'}"], [str(rewarded), ZERO1]]
+    (folder / "runs.json").write_text(json.dumps(runs))
+    deepspeed("--module", "tests.several", str(folder / "runs.json"), processes=2)
+    return folder
+
+
+def test_the_real_launcher_leaves_an_adapter_that_loads(launched, checkpoint_folder):
+    assert tokun.load(checkpoint_folder, adapter=launched / "dpo").sample(1, 1)
+
+
+def test_under_the_real_launcher_rewards_are_learned_as_by_one_process(launched, checkpoint_folder, tmp_path):
+    one = test_grpo.Noted(test_grpo.write(tmp_path, checkpoint_folder, **test_grpo.SPREAD))
+    two = curves(launched / "run" / "tracking")
+    for name in test_grpo.COMPARED:
+        mine = {str(step): told[name] for step, told in one.told.items() if name in told}
+        assert two[name].keys() == mine.keys() and largest_difference(two[name], mine) < 1e-3, name
+    assert (launched / "run" / "checkpoint" / "training.json").is_file()
+
+
+def curves(folder: Path) -> dict[str, dict[str, float]]:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    events = EventAccumulator(str(folder)).Reload()
+    return {name: {str(e.step): e.value for e in events.Scalars(name)} for name in events.Tags()["scalars"]}

@@ -34,6 +34,14 @@ def test_this_deepspeed_has_the_functions_that_read_and_write_whole_tensors():
     assert "micro_steps" in DeepSpeedEngine.__init__.__code__.co_names and hasattr(DeepSpeedEngine, "is_gradient_accumulation_boundary")
 
 
+def test_this_deepspeed_compiles_nothing_where_processes_meet():
+    meeting = importlib.import_module("deepspeed.comm.torch")
+
+    assert "build_shm_op" in meeting.TorchBackend.__init__.__code__.co_names, "DeepSpeed has renamed it: does it still compile a kernel?"
+    zero.skip_inference_kernel()
+    assert meeting.build_shm_op() is None
+
+
 @pytest.mark.parametrize(("stage", "renamed"), [(1, "_hp_optimizer_states_linked"), (3, "_get_norm_groups")])
 def test_a_deepspeed_that_has_renamed_one_is_refused_by_that_name_with_the_way_out(stage, renamed):
     optimizer = SimpleNamespace(**{name: None for name in zero.NEEDED[stage] if name != renamed})

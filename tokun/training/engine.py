@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from tokun.config import TrainConfig
 from tokun.models.shares import collected, own_share
 from tokun.training import optim
-from tokun.training.zero import MOMENTS, ZeroOptimizer
+from tokun.training.zero import MOMENTS, ZeroOptimizer, skip_inference_kernel
 from tokun.utils import checkpoint
 from tokun.utils.errors import UserError
 from tokun.utils.extras import need
@@ -94,15 +94,6 @@ def idle_gpus(env: Mapping[str, str], *, gpus: int, visible: int) -> str:
 def wait_for_processes() -> None:
     if dist.is_initialized():
         dist.barrier()
-
-
-def unlink_shared_memory() -> None:
-    """Unlink DeepSpeed's buffers in /dev/shm, which it never does: 66 MiB per process on CPUs. Call it when all processes have opened theirs."""
-    wait_for_processes()
-    if not Path("/dev/shm").is_dir():
-        return
-    for path in Path("/dev/shm").glob(f"deepspeed_allreduce_buffer_{os.getuid()}_*_{os.environ.get('MASTER_PORT')}_{_rank()}"):
-        path.unlink(missing_ok=True)
 
 
 def _rank() -> int:
@@ -236,9 +227,9 @@ class DeepSpeedEngine(Engine):
         self.stage = self.settings["zero_optimization"].get("stage", 0)
         optimizer = optim.make_optimizer(train.optimizer, model, lr=train.lr, betas=train.betas, weight_decay=train.weight_decay)
         self._keep_names(model, optimizer)
+        skip_inference_kernel()
         self.model, self.optimizer, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=self.settings)
         self.zero = ZeroOptimizer(self.optimizer, self.stage) if self.stage > 0 else None
-        unlink_shared_memory()
         self.device = torch.device(self.model.device)
 
     def _keep_names(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:

@@ -1,4 +1,4 @@
-"""The only module that uses internals of DeepSpeed's ZeRO optimizers, for what their public interface lacks.
+"""The only module that uses internals of DeepSpeed, chiefly of its ZeRO optimizers, for what their public interface lacks.
 
 Whole trainer states, skipped steps and externally written weights need it. `missing` lists the internals that a DeepSpeed version lacks.
 """
@@ -33,6 +33,14 @@ def missing(zero: Any, stage: int) -> list[str]:
     """The names that tokun needs and that a ZeRO optimizer of DeepSpeed, or its class, lacks."""
     set_by_class = zero.__init__.__code__.co_names if isinstance(zero, type) else ()
     return [name for name in NEEDED[stage] if not hasattr(zero, name) and name not in set_by_class]
+
+
+def skip_inference_kernel() -> None:
+    """Keep DeepSpeed from compiling its shared-memory all-reduce, which only inference under tensor parallelism uses. On CPUs it would be compiled
+    when processes meet, over a minute of CPU time in each new environment, and leave 66 MiB per process in /dev/shm."""
+    from deepspeed import ops
+
+    ops.__compatible_ops__["deepspeed_shm_comm"] = False
 
 
 class ZeroOptimizer:
@@ -99,7 +107,8 @@ class ZeroOptimizer:
         """The whole float32 weight of a parameter and its moments. A collective call."""
         from deepspeed.utils import safe_get_full_fp32_param, safe_get_full_optimizer_state
 
-        return [safe_get_full_fp32_param(parameter), *(safe_get_full_optimizer_state(parameter, name) for name in MOMENTS)]
+        whole: list[Any] = [safe_get_full_fp32_param(parameter), *(safe_get_full_optimizer_state(parameter, name) for name in MOMENTS)]
+        return whole
 
     def write(self, parameter: Tensor, whole: Tensor, moment: str | None = None) -> None:
         """Write this process's share of `whole` into the float32 weight of the parameter, or into one of its moments."""
