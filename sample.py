@@ -75,8 +75,8 @@ def main(argv: list[str] | None = None) -> None:
     elif shards_wanted(args):
         write_shards(model, args, rank=rank, world=int(os.environ.get("WORLD_SIZE", 1)))
     else:
-        if args.aspect:
-            rows, columns = model.plan(**options_of(args)).wanted.grid
+        if args.aspect and (grid := model.plan(**options_of(args)).wanted.grid):
+            rows, columns = grid
             known = ", ".join(f"{height}x{width}" for height, width in model.grids)
             print(f"--aspect {args.aspect}: grid {rows}x{columns} (rows x columns of codes), of {known}")
         write_pairs(draw(model, args), args)
@@ -181,7 +181,8 @@ def draw(model: Tokun, args: argparse.Namespace) -> list[Pair]:
         return model.vary(inverted, args.vary, seed=args.seed, n=args.n, temperature=temperature)
     options = options_of(args)
     if args.interpolate:
-        return model.interpolate(*args.interpolate, args.steps, **options)
+        first, last = args.interpolate
+        return model.interpolate(first, last, args.steps, **options)
     if args.best_of > 1:
         score = score_of(model, args)
         if args.pairs:

@@ -238,7 +238,7 @@ def opener(listing: Listing) -> Callable[[str], bytes | None]:
 
     def open_picture(path: str) -> bytes | None:
         try:
-            return read_picture(listing.base, places[path]) if path in places else aside(path)
+            return read_picture(Path(listing.base), places[path]) if path in places else aside(path)
         except PictureError:
             return None
 

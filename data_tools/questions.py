@@ -111,7 +111,7 @@ def technique_of(record: dict[str, Any]) -> str:
 
 
 def caption_of(record: dict[str, Any]) -> str:
-    captions = record.get("captions") if isinstance(record.get("captions"), dict) else {}
+    captions = found if isinstance(found := record.get("captions"), dict) else {}
     caption = captions.get("plain") or record.get("caption") or ""
     return caption.strip() if isinstance(caption, str) else ""
 

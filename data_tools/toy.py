@@ -265,6 +265,7 @@ def _hatching_words(scene: Scene, *, lean: bool) -> str:
 
 def _place_words(scene: Scene) -> str:
     if scene.layout == "single":
+        assert scene.position is not None
         return {"centre": "in the centre", "left": "on the left", "right": "on the right", "top": "at the top", "bottom": "at the bottom"}[
             scene.position
         ]
@@ -395,7 +396,7 @@ def _is_whole(path: Path, seed: int, indices: range, side: int) -> bool:
                 return False
             probes = [*indices[::100], indices[-1]]
             drawn = [member for i in probes for member in _members(seed, i, side)]
-            return all(tar.extractfile(name).read() == data for name, data in drawn)
+            return all((file := tar.extractfile(name)) is not None and file.read() == data for name, data in drawn)
     except (tarfile.ReadError, EOFError):
         return False
 

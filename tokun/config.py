@@ -22,6 +22,8 @@ import yaml
 
 from tokun.utils.errors import UserError
 
+Fit = Literal["auto", "pad", "crop"]
+
 
 @dataclass
 class DataConfig:
@@ -41,9 +43,7 @@ class DataConfig:
     # shapes of pictures, rows x columns of codes, such as ["16x16", "12x21", "21x12"]: each picture goes to the nearest, the first is the default.
     # Empty: one square of image_tokenizer.image_size, cropped from the centre of each picture
     grids: list[str] = field(default_factory=list)
-    fit: Literal["auto", "pad", "crop"] = (
-        "auto"  # how a picture is fitted to its grid. auto: things on a blank background are padded, others are cropped a little
-    )
+    fit: Fit = "auto"  # how a picture is fitted to its grid. auto: things on a blank background are padded, others are cropped a little
 
 
 @dataclass
@@ -387,7 +387,7 @@ MOST_RATIO = 3  # of the largest grid's codes to the smallest's, so that batches
 def _check_counts(config: Config, *, where: str) -> None:
     for section in dataclasses.fields(config):
         values = getattr(config, section.name)
-        if not dataclasses.is_dataclass(values):
+        if not dataclasses.is_dataclass(values) or isinstance(values, type):
             continue
         for name, value in dataclasses.asdict(values).items():
             if name in POSITIVE and value < 1:
@@ -467,7 +467,7 @@ def _build(cls: type, tree: Any, *, key: str, where: str) -> Any:
 
 def _value(hint: Any, value: Any, *, key: str, where: str) -> Any:
     origin, args = typing.get_origin(hint), typing.get_args(hint)
-    if dataclasses.is_dataclass(hint):
+    if dataclasses.is_dataclass(hint) and isinstance(hint, type):
         value = {} if value is None else value  # a section with every line commented out
         return _build(hint, value, key=key, where=where)
     if origin is Literal:
@@ -493,7 +493,8 @@ def _value(hint: Any, value: Any, *, key: str, where: str) -> Any:
     if hint is str and value is None:
         value = ""
     if type(value) is not hint:
-        raise UserError(f"{where}: {key} is {value!r} ({type(value).__name__}); it must be a {hint.__name__}")
+        name = getattr(hint, "__name__", hint)
+        raise UserError(f"{where}: {key} is {value!r} ({type(value).__name__}); it must be a {name}")
     return value
 
 

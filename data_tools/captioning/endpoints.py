@@ -203,8 +203,8 @@ def read_completion(data: bytes) -> Reply:
     if isinstance(content, list):
         content = "".join(str(part.get("text", "")) for part in content if isinstance(part, dict))
     fault = "refusal" if refused else "answer truncated" if cut else ""
-    tokens = [whole_number(tree.get("usage"), name) for name in ("prompt_tokens", "completion_tokens")]
-    return Reply(content if isinstance(content, str) else "", str(tree.get("model") or ""), *tokens, fault)
+    asked, answered = (whole_number(tree.get("usage"), name) for name in ("prompt_tokens", "completion_tokens"))
+    return Reply(content if isinstance(content, str) else "", str(tree.get("model") or ""), asked, answered, fault)
 
 
 def whole_number(tree: Any, name: str) -> int:

@@ -395,7 +395,7 @@ def described_record(record: dict[str, Any], row: Described, rows: Rows) -> dict
     table = {"source": "table", "model": "", "table": Path(rows.table.name).name, "sha256": rows.fingerprint[:16]}
     captions = {name: {"text": text, **table, "column": rows.columns.texts[name]} for name, text in row.texts.items()}
     printed = record["caption"].strip() if isinstance(record.get("caption"), str) else ""
-    there = record.get("captions") if isinstance(record.get("captions"), dict) else {}
+    there = found if isinstance(found := record.get("captions"), dict) else {}
     plain = row.texts.get("plain", "")
     if plain and printed and printed != plain and "era" not in captions and not there.get("era") and printed != there.get("plain"):
         captions["era"] = {"text": printed, "source": "printed", "model": ""}

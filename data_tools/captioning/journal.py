@@ -477,13 +477,18 @@ def finish(
     def rows_of(shard: Path) -> Rows | None:
         return done_rows(folder, shard, limit=limits[shard], attempt=attempt, clip=bool(clip))
 
+    def done(shard: Path) -> Rows:
+        rows = rows_of(shard)
+        assert rows is not None, f"{shard} was done a moment ago"
+        return rows
+
     with folder.locked():
         if any(rows_of(shard) is None for shard in limits):
             return None
-        stand = rank_rows(folder, limits, rows_of, keep_best) if clip else Ranking()
+        stand = rank_rows(folder, limits, done, keep_best) if clip else Ranking()
         report, left = Report(left_out=len(stand.reasons)), {}
         for shard in limits:  # keeps only one shard's rows in memory
-            rows, left_out = rows_of(shard), stand.left_out.get(shard.name, set())
+            rows, left_out = done(shard), stand.left_out.get(shard.name, set())
             publish_shard(folder, shard, rows, tuple(settings["registers"]), stand.scores.get(shard.name, {}), left_out)
             for row in rows.values():
                 report.add(row)

@@ -18,7 +18,7 @@ import inspect
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Generic, TypeVar
 
 from PIL import Image
 from safetensors import SafetensorError
@@ -27,7 +27,8 @@ from tokun.inference.clip import choose_device
 from tokun.utils import reach
 from tokun.utils.errors import UserError
 
-T, R = TypeVar("T"), TypeVar("R")
+T = TypeVar("T")
+R = TypeVar("R")
 SHAPES = ("caption", "task", "chat")
 TASKS = {"florence2": "<MORE_DETAILED_CAPTION>", "paligemma": "caption en"}  # default task by model type
 EXAMPLES = "Salesforce/blip2-opt-2.7b, florence-community/Florence-2-large, Qwen/Qwen2.5-VL-7B-Instruct"
@@ -37,7 +38,7 @@ class OutOfMemory(UserError, MemoryError):
     """A single item does not fit into memory."""
 
 
-class HalvingBatches:
+class HalvingBatches(Generic[T, R]):
     """Calls a batched function on a list, and halves the batch size whenever memory runs out.
 
     The size that fitted is kept for later calls. Raises OutOfMemory if a single item does not fit.
@@ -110,7 +111,7 @@ class LocalModel:
             self.tokenizer.pad_token = self.tokenizer.eos_token
         self.takes_types = "token_type_ids" in inspect.signature(model.forward).parameters
 
-    def inputs(self, images: list[Image.Image], prompts: list[str]) -> Any:
+    def inputs(self, images: Sequence[Image.Image | None], prompts: list[str]) -> Any:
         """The processor's output for pictures and prompts: named tensors, one row each."""
         raise NotImplementedError
 
@@ -120,7 +121,7 @@ class LocalModel:
             ids = ids[:, width:]
         return self.tokenizer.batch_decode(ids, skip_special_tokens=True)
 
-    def write(self, images: list[Image.Image], prompts: list[str], *, seed: int = 0, temperature: float = 0.0) -> list[str]:
+    def write(self, images: Sequence[Image.Image | None], prompts: list[str], *, seed: int = 0, temperature: float = 0.0) -> list[str]:
         """One text for each picture and its prompt. Temperature 0 is greedy; above 0, `seed` decides the sampling."""
         import torch
 
@@ -149,7 +150,7 @@ class CaptionModel(LocalModel):
     shape = "caption"
     fixed_prompt = ""
 
-    def inputs(self, images: list[Image.Image], prompts: list[str]) -> Any:
+    def inputs(self, images: Sequence[Image.Image | None], prompts: list[str]) -> Any:
         return self.processor(images=images, return_tensors="pt")
 
     def texts(self, ids: Any, width: int) -> list[str]:
@@ -161,7 +162,7 @@ class TaskModel(LocalModel):
 
     shape = "task"
 
-    def inputs(self, images: list[Image.Image], prompts: list[str]) -> Any:
+    def inputs(self, images: Sequence[Image.Image | None], prompts: list[str]) -> Any:
         mark = "" if self.encoder_decoder else "<image>"  # Florence-2 places the picture itself
         return self.processor(images=images, text=[mark + prompt for prompt in prompts], padding=True, return_tensors="pt")
 
@@ -171,7 +172,7 @@ class ChatModel(LocalModel):
 
     shape = "chat"
 
-    def inputs(self, images: list[Image.Image], prompts: list[str]) -> Any:
+    def inputs(self, images: Sequence[Image.Image | None], prompts: list[str]) -> Any:
         turns = [
             [{"role": "user", "content": [{"type": "image", "image": image}, {"type": "text", "text": prompt}]}]
             for image, prompt in zip(images, prompts)
@@ -191,7 +192,7 @@ class TextModel(LocalModel):
 
     shape = "text"
 
-    def inputs(self, images: list[Image.Image], prompts: list[str]) -> Any:
+    def inputs(self, images: Sequence[Image.Image | None], prompts: list[str]) -> Any:
         turns = [[{"role": "user", "content": prompt}] for prompt in prompts]
         return self.tokenizer.apply_chat_template(
             turns, add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt", padding=True, enable_thinking=False

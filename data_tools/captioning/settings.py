@@ -66,7 +66,7 @@ class Settings:
 
     def recorded(self) -> dict[str, Any]:
         """As stored in the record: without passwords or local paths, with a hash of all prompts and templates."""
-        tree = {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(self).items()}
+        tree: dict[str, Any] = {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(self).items()}
         tree["endpoint"] = captioners.public_url(self.endpoint) if self.endpoint else ""
         for name in ("model", "rewriter"):
             tree[name] = captioners.short_name(tree[name]) if tree[name] else ""

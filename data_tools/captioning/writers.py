@@ -29,6 +29,10 @@ class Writer:
     sees: bool
     """Whether it sees the pictures; otherwise it starts from text."""
 
+    def __call__(self, blocks: Iterable[Block]) -> Iterator[Block]:
+        """The same blocks, with what this stage writes in their rows."""
+        raise NotImplementedError
+
     def facts(self, row: Row) -> Facts:
         return row.facts.only(self.settings.hints)
 

@@ -63,7 +63,8 @@ def resize(image: Image.Image, side: int, filter: str = "lanczos") -> Image.Imag
     each new pixel, "linear" a mean of points in it, both without the halving. Raises ImportError if OpenCV is needed but not installed.
     """
     scale = min(side / min(image.size), MAX_ENLARGEMENT)
-    size = tuple(max(1, round(length * scale)) for length in image.size)
+    width, height = (max(1, round(length * scale)) for length in image.size)
+    size = (width, height)
     if size == image.size:
         return image
     if filter in OF_OPENCV and scale < 1:

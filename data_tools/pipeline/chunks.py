@@ -344,7 +344,9 @@ def look_at_medium(judged: list[Judged], settings: Settings) -> list[Judged]:
     from data_tools.images.medium import doubts  # imports torch only if needed
 
     good = [one for one in judged if one.image is not None and one.row.status == KEPT]
-    for one, doubt in zip(good, doubts([one.image for one in good], [one.style for one in good], settings.clip), strict=True):
+    for one, doubt in zip(
+        good, doubts([one.image for one in good if one.image is not None], [one.style for one in good], settings.clip), strict=True
+    ):
         if doubt:
             one.row = replace(one.row, status=AMBIGUOUS, reason=doubt)
     return judged

@@ -86,8 +86,8 @@ class Columns:
         """Whether two files with nearly the same hashes look the same."""
         if self.sha256[one] == self.sha256[other]:
             return True
-        sketches = [self.sketches.get(str(index)) for index in (one, other)]
-        return None in sketches or look_the_same(*sketches)
+        mine, its = (self.sketches.get(str(index)) for index in (one, other))
+        return mine is None or its is None or look_the_same(mine, its)
 
 
 STATES = (KEPT, AMBIGUOUS, REJECTED)

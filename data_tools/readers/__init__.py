@@ -14,6 +14,7 @@ import posixpath
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from data_tools.images.pictures import PictureError
 from data_tools.readers.book_page import BOOK_PAGE
@@ -57,7 +58,7 @@ def read_data_set(source: Path, options: Options) -> Listing:
     return read_folder(source, options) if parquet else read_huggingface(source, options)
 
 
-READERS: dict[str, Callable[[Path, Options], Listing]] = {
+READERS: dict[str, Callable[[Any, Options], Listing]] = {
     "folder": read_folder,
     "classes": read_classes,
     "gutenberg": read_gutenberg,

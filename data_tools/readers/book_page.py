@@ -242,15 +242,15 @@ class Page:
         self._flush()
         self._anchors.clear()
         link = next((one.href for one in reversed(self._stack) if one.href), "")
-        texts = [squeeze(values.get(name, "")) for name in ("alt", "title")]
-        self.line.append(Picture(values.get("src", ""), link, *texts, anchors, self._box))
+        alt, title = (squeeze(values.get(name, "")) for name in ("alt", "title"))
+        self.line.append(Picture(values.get("src", ""), link, alt, title, anchors, self._box))
 
     def _link_to_larger(self, href: str) -> None:
         """Treat a link like "[Larger]" in a picture's figure as a link around the picture."""
         for place in range(len(self.line) - 1, max(-1, len(self.line) - 4), -1):
             picture = self.line[place]
             if isinstance(picture, Picture):
-                if not picture.link and picture.figure() in self._box.chain():
+                if not picture.link and (figure := picture.figure()) is not None and figure in self._box.chain():
                     self.line[place] = replace(picture, link=href)
                 return
 
@@ -347,7 +347,7 @@ def figure_runs(page: Page, at: int) -> tuple[list[Run], list[Run], int]:
     ends: list[int] = []
     for step in (1, -1):
         runs, place = [], at + step
-        while 0 <= place < len(page.line) and isinstance(run := page.line[place], Run) and figure in run.box.chain():
+        while 0 <= place < len(page.line) and isinstance(run := page.line[place], Run) and figure is not None and figure in run.box.chain():
             runs.append(run)
             place += step
         sides.append(runs[::step])

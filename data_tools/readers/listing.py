@@ -7,11 +7,12 @@ so memory does not grow with the collection.
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
+from data_tools.pipeline.disk import DiskList
 from tokun.utils.errors import BadSample
 
 
@@ -117,7 +118,8 @@ class Listing:
 
     base: Path | str
     """The folder or URL that the pictures' paths are relative to."""
-    found: Sequence[Found]
+    found: DiskList
+    """Each a `Found`."""
     words: Mapping[str, Words]
     unmatched: int = 0
     unread: Mapping[str, str] = field(default_factory=dict)

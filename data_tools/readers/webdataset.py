@@ -170,7 +170,7 @@ def tar_members(file: BinaryIO) -> Iterator[tuple[tarfile.TarFile, tarfile.TarIn
             if member.size < 0 or member.offset <= last:
                 raise tarfile.ReadError("a member starts before the previous one")  # it would loop forever
             last = member.offset
-            tar.members.clear()  # else it keeps every member in memory
+            tar.members.clear()  # pyright: ignore[reportAttributeAccessIssue]  # unknown to typeshed; else it keeps every member in memory
             yield tar, member
         file.seek(
             tar.offset

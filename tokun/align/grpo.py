@@ -18,7 +18,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -200,7 +200,7 @@ class GrpoStage(EngineStage):
 
     # --- a step ---------------------------------------------------------------------------------------------------------
 
-    def batches(self, start: int) -> Iterator[Rollout]:
+    def batches(self, start: int) -> Generator[Rollout, None, None]:
         """Pairs drawn with the current weights when the loop asks for them, and their rewards."""
         if start == 0:
             self.evaluate()

@@ -57,8 +57,8 @@ def renderer() -> Any:
 def likeness(one: Image.Image, other: Image.Image) -> float:
     """The correlation of two pictures' grey levels at SIDE px, -1 to 1; 0 if one of them is flat, so that a blank page gains nothing."""
     scale = SIDE / max(one.size)
-    size = tuple(max(1, round(side * scale)) for side in one.size)
-    a, b = (np.asarray(image.convert("L").resize(size, Image.Resampling.BOX), np.float64) for image in (one, other))
+    width, height = (max(1, round(side * scale)) for side in one.size)
+    a, b = (np.asarray(image.convert("L").resize((width, height), Image.Resampling.BOX), np.float64) for image in (one, other))
     a, b = a - a.mean(), b - b.mean()
     length = math.sqrt(float((a * a).sum() * (b * b).sum()))
     return float((a * b).sum() / length) if length > 1e-6 * a.size else 0.0

@@ -100,7 +100,8 @@ class Policy:
     def _gathered(self) -> nn.Module:
         """A copy with whole weights, gathered from parameters partitioned by ZeRO-3."""
         if self._copy is None:
-            self._copy = copy.deepcopy(self.before.generator)
+            made: nn.Module = copy.deepcopy(self.before.generator)
+            self._copy = made
         for (_, there), (_, parameter) in zip(self._copy.named_parameters(), self.model.named_parameters(), strict=True):
             there.copy_(gathered(own_share(parameter), parameter))
         return self._copy

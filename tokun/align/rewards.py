@@ -27,7 +27,7 @@ import math
 import numbers
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 from torch import Tensor
@@ -116,7 +116,7 @@ def own_function(name: str) -> Score:
         ) from error
     if not callable(found):
         raise UserError(f"{name} is a {type(found).__name__}, not a function")
-    return found
+    return cast(Score, found)
 
 
 @dataclass(frozen=True)

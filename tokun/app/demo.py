@@ -176,7 +176,7 @@ class Studio:
         """The shape of the seed's first sample."""
         plan = self.model.plan(**options)
         (tags,) = self.model.tags_of(latents.uniform(latents.draw(seed, [0], latents.TAG_SLOTS)), plan)
-        return tags.grid
+        return tags.grid or self.model.vocabulary.default_grid
 
     def watched(
         self, make: Callable[[Watch], list[Pair]], prompt: str = "", grid: tuple[int, int] | None = None

@@ -41,7 +41,7 @@ class Gate:
             return await refuse(send, 400)
         if not uploading and names_remote_file(body):
             return await refuse(send, 403)
-        whole = [{"type": "http.request", "body": body, "more_body": False}]
+        whole: list[Message] = [{"type": "http.request", "body": body, "more_body": False}]
         await self.app(scope, lambda: pop_or(whole, receive), send)
 
     async def uploaded(self, receive: Receive) -> bytes | int:

@@ -204,7 +204,7 @@ def connect(gr: Any, events: Events, kept: Part, plate: Any, gallery: Any, seeds
     p.complete.click(events.complete, [kept.picture, p.keep, seeds.seed, kept.history], printed, **on_plate)
     gr.on([seeds.draw.click, between.walk.click, p.vary.click, p.complete.click], None, js=SHOW_PLATE, queue=False, **QUIET)
 
-    def recall(history: list[Any], event: gr.SelectData):  # Gradio reads the annotation
+    def recall(history: list[Any], event: gr.SelectData):  # pyright: ignore[reportInvalidTypeForm]  # gr is imported where it is needed; Gradio reads the annotation
         yield from events.recall(event.index, history)
 
     gallery.select(recall, kept.history, [plate, kept.current], **QUIET)

@@ -175,7 +175,7 @@ def cut(image: Image.Image, box: Box, size: tuple[int, int], paper: tuple[int, .
         out = image.resize(size, Image.Resampling.LANCZOS, box=inner)
     else:
         fill = paper or (255,) * len(image.getbands())
-        out = Image.new(image.mode, size, fill if len(fill) > 1 else fill[0])
+        out = Image.new(image.mode, size, fill[0] if len(fill) == 1 else fill)
         if inner[0] < inner[2] and inner[1] < inner[3]:
             covered = max(1, x1 - x0), max(1, y1 - y0)
             out.paste(image.resize(covered, Image.Resampling.LANCZOS, box=inner), (x0, y0))

@@ -44,7 +44,8 @@ class _Key(np.random.bit_generator.ISeedSequence):
 def rng_for(seed: int, position: int, *, stream: int = 0) -> np.random.Generator:
     """A generator that is a pure function of (seed, position, stream)."""
     # uint64: numpy turns a list with a number above 2^63 into floats, and different streams would coincide
-    return np.random.Generator(np.random.Philox(_Key(np.array([(seed << 8 | stream) & (2**64 - 1), position], np.uint64))))
+    key = _Key(np.array([(seed << 8 | stream) & (2**64 - 1), position], np.uint64))
+    return np.random.Generator(np.random.Philox(key))  # pyright: ignore[reportArgumentType]  # numpy's types know SeedSequence alone
 
 
 def positions_of(step: int, batch_size: int, rank: int, world: int) -> range:

@@ -94,7 +94,7 @@ def size_of(data: bytes) -> tuple[int, int]:
         size = image.size
         with contextlib.suppress(*DECODE_ERRORS):
             if image.getexif().get(ORIENTATION) in TURNED:
-                size = size[::-1]
+                size = (size[1], size[0])
     return size
 
 
@@ -106,7 +106,7 @@ def decode_reduced(
     with quiet():
         image = read_header(data, most=most, formats=formats)
         whole = image.size
-        scaled = tuple(math.ceil(length * short_side / min(whole)) for length in whole)
+        scaled = math.ceil(whole[0] * short_side / min(whole)), math.ceil(whole[1] * short_side / min(whole))
         if short_side and image.format == "JPEG":
             image.draft(None, scaled)
         wide = image.tile[0] if image.mode in ("RGB", "RGBA") and image.tile else None
@@ -123,7 +123,7 @@ def decode_reduced(
             raise PictureError(f"colours cannot be read (mode {image.mode})") from error
     image.info.clear()
     turned = (image.width > image.height) != (whole[0] > whole[1])  # by its EXIF
-    return image, whole[::-1] if turned else whole
+    return image, (whole[1], whole[0]) if turned else whole
 
 
 @contextlib.contextmanager
@@ -161,7 +161,7 @@ def unread_kind(data: bytes) -> str:
     return NO_HEIC if kinds & {*HEIC_BRANDS} and "HEIF" not in Image.OPEN else ""
 
 
-def read_header(data: bytes, *, most: int | None = None, formats: Sequence[str] = FORMATS) -> Image.Image:
+def read_header(data: bytes, *, most: int | None = None, formats: Sequence[str] = FORMATS) -> ImageFile.ImageFile:
     """Open a picture: format, size and metadata, no pixels yet."""
     if not data:
         raise PictureError("empty file")
@@ -216,7 +216,7 @@ def is_bomb(image: Image.Image, data: bytes, most: int) -> bool:
     )
 
 
-def read_pixels(image: Image.Image, data: bytes, scaled: tuple[int, ...] | None) -> None:
+def read_pixels(image: ImageFile.ImageFile, data: bytes, scaled: tuple[int, int] | None) -> None:
     """Decode in place. Most decoders leave missing pixels black or gray, so completeness is checked separately."""
     assert not ImageFile.LOAD_TRUNCATED_IMAGES, "broken files would pass as half black pictures"
     try:
@@ -235,9 +235,9 @@ def read_pixels(image: Image.Image, data: bytes, scaled: tuple[int, ...] | None)
         raise PictureError("truncated or damaged")
 
 
-def is_covered(image: Image.Image) -> bool:
+def is_covered(image: ImageFile.ImageFile) -> bool:
     """Do the pieces that Pillow is about to decode fill the picture, once (or once for each channel)?"""
-    pieces = [tile[1] for tile in image.tile]
+    pieces: list[Any] = [tile[1] for tile in image.tile]
     if image.format == "GIF" or not pieces:  # a frame may be smaller than its GIF; WebP adds its piece later
         return True
     area = sum((right - left) * (bottom - top) for left, top, right, bottom in pieces)
@@ -252,7 +252,7 @@ def has_all_tiles(data: bytes) -> bool:
     return data.count(b"\xff\x90\0\n", start) >= math.ceil((right - left) / width) * math.ceil((bottom - top) / height)
 
 
-def jpeg_is_whole(image: Image.Image, data: bytes, scaled: tuple[int, ...] | None) -> bool:
+def jpeg_is_whole(image: Image.Image, data: bytes, scaled: tuple[int, int] | None) -> bool:
     """False for a truncated scan with an end marker: the decoder silently paints the rest gray or leaves it coarse.
 
     Bytes inserted between the scan and its end marker change nothing in a complete picture; in a truncated one they are decoded as
@@ -345,7 +345,7 @@ def to_srgb(image: Image.Image) -> Image.Image:
         image = image.convert(mode)
     if image.mode == "LAB":
         lab, srgb = ImageCms.createProfile("LAB"), ImageCms.createProfile("sRGB")
-        image = ImageCms.profileToProfile(image, lab, srgb, outputMode="RGB")
+        image = through_profiles(image, lab, srgb)
     elif profile:
         image = apply_profile(image, profile)
     return image if image.mode == mode else image.convert(mode)
@@ -408,15 +408,20 @@ def raw_mode_of(tile: Any) -> str:
     return str(arguments[0] if isinstance(arguments, tuple) and arguments else arguments)
 
 
+def with_raw_mode(tile: Any, mode: str) -> Any:
+    """The same piece of a file, to be read in another raw mode."""
+    return (*tile[:3], (mode, *tile[3][1:]) if isinstance(tile[3], tuple) else mode)
+
+
 def rescale_12_bits(image: Image.Image, data: bytes, raw_mode: str) -> None:
     """Rescale 12-bit colours stored in 16 bits, in place: Pillow keeps the upper 8 bits, of which they use 4."""
     other = OTHER_BYTE.get(raw_mode)
-    if other is None or max(largest for _, largest in image.getextrema()[:3]) > MOST_OF_12_BITS >> 8:
+    if other is None or np.asarray(image.getextrema())[:3, 1].max() > MOST_OF_12_BITS >> 8:
         return
     if "transparency" in image.info:  # a transparent colour: not a camera's or scanner's file
         return
     low = Image.open(io.BytesIO(data), formats=[str(image.format)])
-    low.tile = [(*tile[:3], (other, *tile[3][1:]) if isinstance(tile[3], tuple) else other) for tile in low.tile]
+    low.tile = [with_raw_mode(tile, other) for tile in low.tile]
     low.load()
 
     def values(box: tuple[int, int, int, int]) -> np.ndarray:
@@ -450,8 +455,16 @@ def apply_profile(image: Image.Image, profile: bytes) -> Image.Image:
     try:
         given = ImageCms.ImageCmsProfile(io.BytesIO(profile))
         name = ImageCms.getProfileDescription(given)
-        if given.profile.xcolor_space.strip() != kinds[image.mode] or "sRGB" in name:
+        header: Any = given.profile
+        if header.xcolor_space.strip() != kinds[image.mode] or "sRGB" in name:
             return image
-        return ImageCms.profileToProfile(image, given, ImageCms.createProfile("sRGB"), outputMode="RGB")
+        return through_profiles(image, given, ImageCms.createProfile("sRGB"))
     except (ImageCms.PyCMSError, *DECODE_ERRORS):
         return image
+
+
+def through_profiles(image: Image.Image, given: Any, wanted: Any) -> Image.Image:
+    """The picture in mode "RGB", its colours those of another profile."""
+    out = ImageCms.profileToProfile(image, given, wanted, outputMode="RGB")
+    assert out is not None, "not in place"
+    return out

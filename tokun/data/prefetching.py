@@ -5,13 +5,13 @@ from __future__ import annotations
 import contextlib
 import queue
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from typing import Any, TypeVar
 
 T = TypeVar("T")
 
 
-def prefetch(make: Callable[[int], T], start: int, *, depth: int = 2, burst: int = 1) -> Iterator[T]:
+def prefetch(make: Callable[[int], T], start: int, *, depth: int = 2, burst: int = 1) -> Generator[T, None, None]:
     """make(start), make(start + 1), …, computed ahead in one thread, `burst` at a time. The reader gets an error in its item's place.
 
     Small items are best made many at a time: their code and data then stay in the processor's caches, which the training step otherwise

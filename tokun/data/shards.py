@@ -145,7 +145,9 @@ def _open_table(paths: Sequence[Path], need: Sequence[str], one_of: Sequence[str
     stamp = _stamp(paths, need, one_of)
     arrays = load_arrays(cache_file, stamp, len(fields(_Table)) - 1)
     if arrays is not None:
-        return _Table(*arrays[:-1], *json.loads(arrays[-1].tobytes()))
+        shard, offset, size, key_end, keys, told = arrays
+        skipped, named = json.loads(told.tobytes())
+        return _Table(shard, offset, size, key_end, keys, skipped, named)
     table = _scan_all(paths, need, one_of)
     with contextlib.suppress(OSError):  # read-only folder or full disk: the next opening scans again
         *columns, skipped, named = vars(table).values()
@@ -254,7 +256,7 @@ def _scan_all(paths: Sequence[Path], need: Sequence[str], one_of: Sequence[str])
             own = [key for row, key in enumerate(own) if row not in gone]
         if not whole.all():
             skipped["incomplete sample"] += int((~whole).sum())
-        encoded = [key.encode(*tars.NAMES) for key, usable in zip(own, whole.tolist(), strict=True) if usable]
+        encoded = [key.encode(*tars.NAMES) for key, usable in zip(own, np.asarray(whole), strict=True) if usable]
         shards.append(np.full(len(encoded), number, np.int32))
         places.append(where[whole])
         lengths.append(np.fromiter(map(len, encoded), np.int64, len(encoded)))

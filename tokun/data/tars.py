@@ -43,7 +43,7 @@ def files(path: Path, skipped: Counter[str]) -> tuple[list[str], np.ndarray]:
 def another_tar_follows(file: int, at: int) -> bool:
     """Whether another tar follows the first end mark, as after `cat a.tar b.tar`. `at`: where the last file ends."""
     blocks = np.frombuffer(os.pread(file, FILLING, -(-at // BLOCK) * BLOCK) + bytes(2 * BLOCK), np.uint8)
-    used = blocks[: len(blocks) & -BLOCK].reshape(-1, BLOCK).any(1)
+    used = np.asarray(blocks[: len(blocks) & -BLOCK].reshape(-1, BLOCK).any(1))
     return bool(used[int(np.argmin(used)) :].any())
 
 
@@ -55,7 +55,7 @@ def any_files(path: Path, skipped: Counter[str]) -> tuple[list[str], np.ndarray]
         with tarfile.open(path, "r:", encoding=NAMES[0], errors=NAMES[1]) as tar:
             size = path.stat().st_size
             for info in tar:
-                tar.members.clear()  # else it keeps them all in memory
+                tar.members.clear()  # pyright: ignore[reportAttributeAccessIssue]  # unknown to typeshed; else it keeps them all in memory
                 if not info.isfile():
                     continue
                 if not 0 <= info.size <= size - info.offset_data:

@@ -5,6 +5,7 @@ doctor.png    the best and the worst reconstructions          entropy.png    ent
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -86,7 +87,7 @@ def each(measure: Callable[[Tensor, Tensor], Tensor], a: Sequence[Image.Image], 
 def mean_spectrum(pictures: Sequence[Image.Image], size: int) -> np.ndarray:
     """The mean of `spectra` over pictures of any shapes, no side below `size`: (size / 2,)."""
     parts = [spectra(stack([pictures[i] for i in part]), size).sum(0) for part in alike(pictures, len(pictures))]
-    return (sum(parts) / len(pictures)).numpy()
+    return (functools.reduce(torch.add, parts) / len(pictures)).numpy()
 
 
 def perceptual(a: Sequence[Image.Image], b: Sequence[Image.Image], features: Features | None, seed: int) -> list[Figure]:

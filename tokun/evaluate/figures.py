@@ -27,14 +27,14 @@ class Figure:
     """Features, judge, chance level."""
 
 
-def mean(name: str, values: Sequence[float], *, better: str = "", note: str = "", seed: int = 0) -> Figure:
+def mean(name: str, values: Sequence[float] | np.ndarray, *, better: str = "", note: str = "", seed: int = 0) -> Figure:
     """The mean over cases, with a bootstrap interval over the cases."""
     array = np.asarray(values, np.float64)
     low, high = bootstrap(array, np.mean, seed=seed)
     return Figure(name, float(array.mean()), len(array), low, high, better, note)
 
 
-def share(name: str, hits: Sequence[bool], *, better: str = "", note: str = "") -> Figure:
+def share(name: str, hits: Sequence[bool] | np.ndarray, *, better: str = "", note: str = "") -> Figure:
     """A share of cases, with Wilson's interval (E. B. Wilson, 1927), which stays inside 0 to 1."""
     n, z = len(hits), 1.96
     p = float(np.mean(hits))

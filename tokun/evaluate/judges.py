@@ -137,7 +137,7 @@ def load_head(path: Path) -> nn.Sequential:
             f"{path} is not an aesthetic head of linear layers with one output (it holds {', '.join(sorted(state)[:4]) or 'nothing'} …): "
             "use sac+logos+ava1-l14-linearMSE.pth or sa_0_4_vit_l_14_linear.pth"
         )
-    return nn.Sequential(*(linear(weight, bias) for weight, bias in layers)).eval()
+    return nn.Sequential(*(linear(weight, bias) for weight, bias in layers if bias is not None)).eval()
 
 
 def linear(weight: Tensor, bias: Tensor) -> nn.Linear:
@@ -196,7 +196,8 @@ class Vqa:
         try:
             with reach.fetched(name, "the judge"):
                 self.processor = transformers.AutoProcessor.from_pretrained(name)
-                kind, dtype = transformers.AutoModelForImageTextToText, torch.float32 if device == "cpu" else torch.bfloat16
+                kind: Any = transformers.AutoModelForImageTextToText
+                dtype = torch.float32 if device == "cpu" else torch.bfloat16
                 self.model, told = kind.from_pretrained(name, dtype=dtype, use_safetensors=True, output_loading_info=True)
         except reach.NotFetched:
             raise

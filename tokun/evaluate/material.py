@@ -173,8 +173,8 @@ def wholes(size: int, multiple: int = MULTIPLE) -> Callable[[Image.Image], Image
 
     def whole(image: Image.Image) -> Image.Image:
         scale = size / math.sqrt(image.width * image.height)
-        sides = tuple(multiple * max(1, round(side * scale / multiple)) for side in image.size)
-        return image.resize(sides, Image.Resampling.LANCZOS)
+        width, height = (multiple * max(1, round(side * scale / multiple)) for side in image.size)
+        return image.resize((width, height), Image.Resampling.LANCZOS)
 
     return whole
 

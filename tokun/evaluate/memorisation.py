@@ -62,8 +62,8 @@ def measure(
     found = nearest(model, [one for group in groups for one in group], pictures, count, features)
     if out is not None:
         sheet([pair.image for pair in samples], found, pictures).save(out / "nearest.png")
-    parts = [_rows(found, rows) for rows in torch.arange(sum(map(len, groups))).split([len(group) for group in groups])]
-    return [*near_copies(*parts, count, features.name), *gap]
+    mine, held, copies = (_rows(found, rows) for rows in torch.arange(sum(map(len, groups))).split([len(group) for group in groups]))
+    return [*near_copies(mine, held, copies, count, features.name), *gap]
 
 
 # --- near copies ----------------------------------------------------------------------------------------------------

@@ -103,7 +103,7 @@ def fit(vectors: np.ndarray, texts: Sequence[str], *, seed: int = 0, penalties: 
     x, y = ((vectors - mean) / spread).astype(np.float32), bags(texts, rarity)
     order = np.random.default_rng(seed).permutation(len(x))
     tenth, rest = order[: len(x) // 10], order[len(x) // 10 :]
-    own = [texts[i] for i in tenth]
+    own = [texts[int(i)] for i in tenth]
     share = {
         penalty: float(firsts((x[tenth] @ matrix) @ y[tenth].T, own).mean())
         for penalty, matrix in zip(penalties, ridge(x[rest], y[rest], penalties))
@@ -205,7 +205,8 @@ def save(path: Path, judge: Judge, settings: str, **further: np.ndarray) -> None
     path.parent.mkdir(parents=True, exist_ok=True)
     aside = path.with_name(path.name + ".partial")
     with aside.open("wb") as file:
-        np.savez(file, **judge.arrays(), settings=np.array(settings), **further)
+        arrays: dict[str, Any] = {**judge.arrays(), "settings": np.array(settings), **further}
+        np.savez(file, **arrays)
     aside.replace(path)
 
 

@@ -117,7 +117,7 @@ def write(questions: Sequence[Question], folder: Path, key: Path, about: dict[st
 
 
 def _sheet(part: Sequence[Question], texts: Sequence[Sequence[str]]) -> Image.Image:
-    return grids.captioned_grid([q.pair.image for q in part], texts, columns=COLUMNS, cell=CELL, font_size=16)
+    return grids.captioned_grid([q.pair.image for q in part if q.pair.image is not None], texts, columns=COLUMNS, cell=CELL, font_size=16)
 
 
 def page(questions: Sequence[Question], title: str) -> str:
@@ -130,7 +130,8 @@ def page(questions: Sequence[Question], title: str) -> str:
 def _large_url(image: Image.Image | None) -> str:
     assert image is not None
     scale = LARGE / max(image.size)
-    return data_url(image.resize(tuple(max(1, round(side * scale)) for side in image.size), Image.Resampling.LANCZOS))
+    width, height = (max(1, round(side * scale)) for side in image.size)
+    return data_url(image.resize((width, height), Image.Resampling.LANCZOS))
 
 
 def data_url(image: Image.Image) -> str:

@@ -254,7 +254,7 @@ def merged(generator: Any, adapter: Adapter) -> Any:
 def _layer(model: nn.Module, name: str, shape: tuple[int | None, int], adapter: Adapter) -> Any:
     """The module of that name, whose weight has this shape (None: any length). Raises UserError if there is none."""
     try:
-        layer = model.get_submodule(name)
+        layer: Any = model.get_submodule(name)
         found = tuple(layer.weight.shape)
     except AttributeError as error:
         raise UserError(f"adapter {adapter.name} changes {name}, which this generator does not have: it belongs to another base") from error
@@ -283,7 +283,7 @@ def _set_rows(model: Any, layer: Any, weight: Tensor, *, tied: bool | None = Non
     table, head = model.get_input_embeddings(), model.get_output_embeddings()
     tied = head is not None and head.weight is table.weight if tied is None else tied
     parameter = nn.Parameter(weight, requires_grad=layer.weight.requires_grad)
-    for one in (table, head) if tied else (layer,):
+    for one in [one for one in (table, head) if one is not None] if tied else (layer,):
         one.weight = parameter
         setattr(one, "num_embeddings" if isinstance(one, nn.Embedding) else "out_features", len(weight))
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from PIL import Image
@@ -229,7 +229,7 @@ def through(model: Tokun, pair: Pair, grid: framing.Grid) -> list[int]:
 
 
 def best_of(
-    model: Tokun, seed: int, n: int, candidates: int, score: Callable[[list[Pair]], list[float]] | None = None, **options: object
+    model: Tokun, seed: int, n: int, candidates: int, score: Callable[[list[Pair]], list[float]] | None = None, **options: Any
 ) -> list[Pair]:
     """For each of n samples, the candidate with the highest score (default: PMI).
 

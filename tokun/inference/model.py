@@ -253,14 +253,13 @@ class Tokun:
             )  # fmt: skip
             for j, i in enumerate(rows):
                 made[i] = (out.ids[j].tolist(), float(out.image_nll[j]), float(out.text_nll[j]), float(out.forced_nll[j]))
-        parts = [sequences.unpack(v, made[i][0]) for i in range(len(tags))]
-        codes = [p.codes for p in parts]
+        parts = [sequences.unpack_pair(v, made[i][0]) for i in range(len(tags))]
+        codes, captions = [own for own, _ in parts], [words for _, words in parts]
         pictures = self.decode_images(codes, [t.grid or v.default_grid for t in tags])
-        captions = [p.caption for p in parts]
         alone = self.caption_nll(tags, captions)
         given = [made[i][2] for i in range(len(tags))] if caption is None else self.caption_nll(tags, captions, codes)
         pairs = [
-            Pair(pictures[i], self.text_tokenizer.decode(captions[i]), seed, indices[i], tags[i], parts[i].codes, captions[i],
+            Pair(pictures[i], self.text_tokenizer.decode(captions[i]), seed, indices[i], tags[i], codes[i], captions[i],
                  made[i][1], given[i], alone[i] - given[i], caption is not None)
             for i in range(len(tags))
         ]  # fmt: skip
@@ -394,7 +393,7 @@ class Tokun:
         shown, before = self.text_tokenizer.decode, self.text_tokenizer.encode("a")
         return {i: shown([*before, i]) for i in range(self.vocabulary.text_size) if i not in self.vocabulary.illegal_text}
 
-    def pieces_for(self, choice: sampling.Choice) -> dict[str, list[int]]:
+    def pieces_for(self, choice: sampling.Choice) -> sampling.Pieces:
         """What `sampling.generate` has to know of the text ids for this choice: nothing, unless words are not to be repeated."""
         return {"word_starts": self._word_starts, "marks": self._marks} if choice.no_repeats else {}
 
@@ -574,9 +573,10 @@ def load_generator(folder: Path, dtype: torch.dtype) -> Any:
     """The causal LM of a checkpoint, on the CPU. Raises UserError where it cannot be read or lacks weights."""
     from transformers import AutoModelForCausalLM
 
+    auto: Any = AutoModelForCausalLM
     try:
         with without_bars():
-            generator, found = AutoModelForCausalLM.from_pretrained(
+            generator, found = auto.from_pretrained(
                 folder, dtype=dtype, use_safetensors=True, trust_remote_code=False, output_loading_info=True
             )
     except (MemoryError, ImportError):

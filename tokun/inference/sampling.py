@@ -15,7 +15,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from functools import partial
-from typing import Any
+from typing import Any, TypedDict
 
 import torch
 from torch import Tensor
@@ -49,6 +49,13 @@ class Generated:
     def rows(self, n: int) -> Generated:
         """The first n rows."""
         return Generated(*(getattr(self, f.name)[:n] for f in fields(self)))
+
+
+class Pieces(TypedDict, total=False):
+    """What `generate` has to know of text ids where words are not to be repeated: those that begin a word, those that are no words."""
+
+    word_starts: list[int]
+    marks: list[int]
 
 
 @torch.inference_mode()
@@ -109,7 +116,7 @@ def generate(
         tuple(word_starts) if text.no_repeats else (),
         tuple(marks),
     )
-    given, parts, most = (prompts, u, forced, unconditional_image, unconditional_text), [], counts[-1] if counts else len(prompts)
+    given, parts, most = (forced, unconditional_image, unconditional_text), [], counts[-1] if counts else len(prompts)
     codes = _codes_of(vocabulary, prompts)
     together = (
         watch is None
@@ -120,7 +127,8 @@ def generate(
     for group in [range(len(prompts))] if together else [[i for i, own in enumerate(codes) if own == n] for n in dict.fromkeys(codes)]:
         for rows in ([*group[i : i + most]] for i in range(0, len(group), most)):
             size, own = min([n for n in counts if n >= len(rows)] or [len(rows)]), [codes[i] for i in rows]
-            block = Block(model, rules, allowed, max(own), *(None if part is None else _pad_rows(part[rows], size) for part in given))
+            more = (None if part is None else _pad_rows(part[rows], size) for part in given)
+            block = Block(model, rules, allowed, max(own), _pad_rows(prompts[rows], size), _pad_rows(u[rows], size), *more)
             block.told = None if watch is None or rows[0] else partial(_first_rows, watch, len(rows))
             if len(set(own)) == 1:
                 parts.append((rows, block.run().rows(len(rows))))
@@ -277,12 +285,12 @@ class Block:
             codes = self.choose(drawn, None, self.u[:, slots.image + place], self.rules.image)
             if self.forced is not None:
                 given = self.forced[:, slots.image + place]
-                codes = torch.where(given >= 0, given - v.code_offset, codes)
+                codes = torch.where(given.ge(0), given - v.code_offset, codes)
                 self.note(drawn, None, codes, slots.image + place, self.rules.image)
             nll = self.nats(logits, None, codes)
             self.image_nll += nll
             if self.forced is not None:
-                self.forced_nll += torch.where(given >= 0, nll, 0.0)
+                self.forced_nll += torch.where(given.ge(0), nll, 0.0)
             self.put(codes + v.code_offset)
         self.lengths = torch.full_like(self.lengths, n_codes)
 
@@ -403,6 +411,7 @@ class Block:
             if many and size < len(self.rows):
                 kept = alive.long().argsort(descending=True, stable=True)[:size]
                 for stream in streams:
+                    assert isinstance(stream, Stream)
                     stream.keep(kept)
                 self.rows, self.states, self.lengths, self.u, chosen = (
                     part[kept] for part in (self.rows, self.states, self.lengths, self.u, chosen)

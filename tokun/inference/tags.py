@@ -17,25 +17,25 @@ from tokun.data.framing import nearest_grid
 from tokun.tokenizers.vocabulary import Tags, Vocabulary, parse_grid
 from tokun.utils.errors import UserError
 
-TagCounts = list[tuple[str, str, int] | tuple[str, str, str, str, int]]  # joint counts in training
+TagCount = tuple[str, str, int] | tuple[str, str, str, str, int]
+TagCounts = list[TagCount]  # joint counts in training
 RARE = 24  # with fewer pictures, shapes are drawn from those of the whole style and subject, or of the subject
 SHAPES = {"wide": (4, 3), "tall": (3, 4), "square": (1, 1)}  # width and height
 Counts = list[tuple[Any, int]]
 Known = tuple[str, str, str, tuple[int, int] | None, int]  # style, subject, thing, grid, count; "" and None: untagged
 
 
-def read_counts(rows: Iterable[Sequence[object]]) -> TagCounts:
+def read_counts(rows: Iterable[Sequence[Any]]) -> TagCounts:
     """Counts from JSON rows. Raises UserError for invalid ones."""
     out: TagCounts = []
     for row in rows:
-        *words, count = row
-        if (
-            len(words) not in (2, 4)
-            or not all(isinstance(word, str) for word in words)
-            or (len(words) == 4 and words[3] and not re.fullmatch(r"\d+x\d+", words[3]))
-        ):
-            raise UserError(f"{row!r} is not a row of tag counts: style, subject, count, or style, subject, thing, HxW, count")
-        out.append((*words, int(count)))
+        match list(row):
+            case [str(style), str(subject), count]:
+                out.append((style, subject, int(count)))
+            case [str(style), str(subject), str(thing), str(grid), count] if not grid or re.fullmatch(r"\d+x\d+", grid):
+                out.append((style, subject, thing, grid, int(count)))
+            case _:
+                raise UserError(f"{row!r} is not a row of tag counts: style, subject, count, or style, subject, thing, HxW, count")
     return out
 
 
@@ -51,7 +51,7 @@ def count_tags(samples: Iterable[tuple[str, ...]]) -> TagCounts:
     counts: dict[tuple[str, ...], int] = {}
     for sample in samples:
         counts[sample] = counts.get(sample, 0) + 1
-    return [(*words, n) for words, n in sorted(counts.items(), key=lambda item: (-item[1], item[0]))]
+    return read_counts((*words, n) for words, n in sorted(counts.items(), key=lambda item: (-item[1], item[0])))
 
 
 class Frequencies:

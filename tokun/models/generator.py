@@ -34,7 +34,7 @@ def make_generator(config: GeneratorConfig, *, vocab_size: int, max_length: int,
 
     if config.pretrained:
         with reading(f"generator.pretrained {config.pretrained}"), reach.fetched(config.pretrained, "generator.pretrained"):
-            model = AutoModelForCausalLM.from_pretrained(config.pretrained, dtype=torch.float32)
+            model: Any = AutoModelForCausalLM.from_pretrained(config.pretrained, dtype=torch.float32)
         limit = getattr(model.config, "max_position_embeddings", max_length)
         if limit < max_length:
             raise UserError(
@@ -51,8 +51,8 @@ def make_generator(config: GeneratorConfig, *, vocab_size: int, max_length: int,
     qwen = Qwen3Config(
         vocab_size=vocab_size, hidden_size=config.hidden_size, num_hidden_layers=config.num_layers,
         num_attention_heads=config.num_heads, num_key_value_heads=config.num_kv_heads, head_dim=config.head_dim,
-        intermediate_size=intermediate_size(config),
-        max_position_embeddings=max_length, rope_theta=config.rope_theta, tie_word_embeddings=config.tie_embeddings,
+        intermediate_size=intermediate_size(config), max_position_embeddings=max_length, tie_word_embeddings=config.tie_embeddings,
+        rope_theta=config.rope_theta,  # pyright: ignore[reportCallIssue]  # taken and turned into rope_parameters, as in earlier releases
         pad_token_id=pad, bos_token_id=bos, eos_token_id=eos, use_cache=True,
     )  # fmt: skip
     return AutoModelForCausalLM.from_config(qwen, attn_implementation="sdpa")
@@ -81,7 +81,7 @@ def start_from(model: nn.Module, other: nn.Module, others: Sequence[str], added:
 
 
 @torch.no_grad()
-def start_from_codebook(model: nn.Module, vectors: torch.Tensor, first: int) -> None:
+def start_from_codebook(model: Any, vectors: torch.Tensor, first: int) -> None:
     """Overwrite the embeddings of ids first … first + K - 1 with the codebook's vectors (K, D), randomly projected to the model's width.
 
     Distances are kept up to one factor, which restores the standard deviation of the embeddings.
@@ -92,7 +92,7 @@ def start_from_codebook(model: nn.Module, vectors: torch.Tensor, first: int) -> 
     rows.copy_(turned * (rows.std() / turned.std()))
 
 
-def add_dropout(model: nn.Module, p: float) -> None:
+def add_dropout(model: Any, p: float) -> None:
     """Dropout on the embeddings and on the output of each attention and MLP, as hooks: the class stays stock.
 
     Active in training mode only. A hook reads `training` from its module.
@@ -193,7 +193,8 @@ def _draw_dropout_seeds(model: Any) -> None:
     def draw(module: nn.Module, _inputs: Any) -> None:
         if module.training and branches:
             seeds = torch.randint(-(2**31), 2**31, (len(branches),), dtype=torch.int32)
-            torch._foreach_copy_([branch.dropout_seed for branch in branches], list(seeds.unbind()))
+            held: list[Any] = [branch.dropout_seed for branch in branches]
+            torch._foreach_copy_(held, list(seeds.unbind()))  # pyright: ignore[reportPrivateImportUsage]  # no public name
 
     model.base_model.register_forward_pre_hook(draw)
 
@@ -278,7 +279,7 @@ def count_parameters(model: nn.Module) -> int:
     return sum(p.numel() for p in model.parameters())
 
 
-def flops_per_token(model: nn.Module, length: int) -> float:
+def flops_per_token(model: Any, length: int) -> float:
     """Floating-point operations of one training token (forward and backward) in a sequence of `length`:
     6 per matrix parameter (4 if it is frozen), and 6 * layers * heads * head_dim * length for causal attention (PaLM, appendix B, halved by the causal mask)."""
     config = model.config

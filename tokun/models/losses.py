@@ -47,6 +47,9 @@ class SqueezeNetDistance(nn.Module):
 
     TAPS = (1, 4, 7, 9, 10, 11, 12)  # after the first ReLU, and after the fire modules at each resolution
 
+    mean: Tensor
+    std: Tensor
+
     def __init__(self, weights: str = "", *, compiled: bool = False):
         super().__init__()
         self.angle = torch.compile(squared_angle, dynamic=True) if compiled else squared_angle

@@ -6,12 +6,22 @@ Knows no optimizer and no engine.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import TypeGuard
+
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
 
-def is_partitioned(parameter: Tensor) -> bool:
+class Partitioned(Tensor):
+    """A parameter that DeepSpeed has partitioned, for the types alone."""
+
+    ds_tensor: Tensor
+    ds_shape: torch.Size
+
+
+def is_partitioned(parameter: Tensor) -> TypeGuard[Partitioned]:
     return hasattr(parameter, "ds_tensor")
 
 
@@ -44,7 +54,7 @@ def gathered(share: Tensor, parameter: Tensor) -> Tensor:
     return torch.cat(parts)[: whole_size(parameter).numel()].view(whole_size(parameter))
 
 
-def collected(shares: dict[str, Tensor], parameters: dict[str, Tensor]) -> dict[str, Tensor]:
+def collected(shares: dict[str, Tensor], parameters: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Whole tensors by name. With partitioned parameters it is a collective call, and only rank 0 gets the tensors, on the CPU."""
     whole: dict[str, Tensor] = {}
     for name, share in shares.items():

@@ -35,7 +35,7 @@ def measure_memory(config: Config, *, micro: int) -> dict[str, float]:
         plain.gradient_checkpointing_enable()
     tune_for(plain, torch.device("cuda"))
     plain.to(device).train()
-    vocabulary = SimpleNamespace(size=V, is_image=is_image)
+    vocabulary: Any = SimpleNamespace(size=V, is_image=is_image)  # all of it that the loss reads
     token_loss = TokenLoss(plain, vocabulary, rows=micro, length=sizes.width, chunk=t.loss_chunk, compile=False, say=print)
     own = optim.make_optimizer(t.optimizer, plain, lr=t.lr, betas=t.betas, weight_decay=t.weight_decay)
     model, optimizer = accelerator.prepare(plain, own)
@@ -78,7 +78,8 @@ def most_allocated(work: Callable[[], Any], device: torch.device) -> float:
 
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as record:
         work()
-    events = sorted((e.start_ns(), e.nbytes()) for e in record.profiler.kineto_results.events() if e.name() == "[memory]")
+    profiler: Any = record.profiler
+    events = sorted((e.start_ns(), e.nbytes()) for e in profiler.kineto_results.events() if e.name() == "[memory]")
     return float(max(itertools.accumulate(size for _, size in events), default=0))
 
 

@@ -137,7 +137,7 @@ def pair_sheet(rows: Sequence[tuple[Image.Image, ...]], labels: Sequence[str] | 
     )
     draw = ImageDraw.Draw(page)
     for block in range(blocks if labels is not None else 0):
-        for place, label in enumerate(labels):
+        for place, label in enumerate(labels or ()):
             left = margin + block * (block_width + gap) + place * (cell + seam)
             text = (_wrap(label, font, cell, max_lines=1) or [""])[0]
             draw.text((left + (cell - font.getlength(text)) / 2, margin), text, fill=INK, font=font)
@@ -163,7 +163,7 @@ def strip(images: Sequence[Image.Image]) -> Image.Image:
 
 def on_one_size(images: Sequence[Image.Image]) -> list[Image.Image]:
     """Pictures of several shapes, each centred on a white page large enough for all; pictures of one shape are unchanged."""
-    size = tuple(max(image.size[axis] for image in images) for axis in (0, 1))
+    size = max(image.width for image in images), max(image.height for image in images)
     out = []
     for image in images:
         page = image
@@ -221,7 +221,8 @@ def _fitted(image: Image.Image, cell: int) -> Image.Image:
         image = Image.alpha_composite(Image.new("RGBA", image.size, PAPER), image.convert("RGBA"))
     image = image.convert("RGB")
     scale = cell / max(image.size)
-    size = tuple(max(1, round(side * scale)) for side in image.size)
+    width, height = (max(1, round(side * scale)) for side in image.size)
+    size = (width, height)
     return image if size == image.size else image.resize(size, Image.Resampling.LANCZOS)
 
 
@@ -243,7 +244,9 @@ def _font(size: int) -> ImageFont.FreeTypeFont:
             return ImageFont.truetype(name, size, layout_engine=ImageFont.Layout.BASIC)
         except OSError:
             continue
-    return ImageFont.load_default(size)
+    own = ImageFont.load_default(size)
+    assert isinstance(own, ImageFont.FreeTypeFont)
+    return own
 
 
 def _line_height(font: ImageFont.FreeTypeFont) -> int:

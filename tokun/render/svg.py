@@ -93,7 +93,8 @@ def between_tones(tone_HW: np.ndarray, count: int) -> np.ndarray:
     """Thresholds, from light to dark, between at most `count` representative tones (k-means on the histogram)."""
     tones = np.arange(256)
     weights = np.bincount(np.clip(tone_HW.round().astype(int), 0, 255).ravel(), minlength=256)
-    centres = np.linspace(*np.flatnonzero(weights)[[0, -1]], count)
+    lightest, darkest = np.flatnonzero(weights)[[0, -1]]
+    centres = np.linspace(lightest, darkest, count)
     for _ in range(12):
         nearest = np.abs(tones[:, None] - centres).argmin(1)
         sums, sizes = (np.bincount(nearest, part, len(centres)) for part in (weights * tones, weights))

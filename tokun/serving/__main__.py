@@ -75,8 +75,8 @@ def pairs(model: Tokun, engine: Any, seed: int, n: int, plan: Plan) -> Iterator[
             for k in numbers
         ]
         for k, t, prompt, done in zip(numbers, tags, prompts, engine.generate(prompts, asked)):
-            parts = sequences.unpack(v, [*prompt["prompt_token_ids"], *done.outputs[0].token_ids])
-            yield record_of(model, seed, k, t, parts.codes, parts.caption), model.decode_images([parts.codes], [t.grid])[0]
+            codes, caption = sequences.unpack_pair(v, [*prompt["prompt_token_ids"], *done.outputs[0].token_ids])
+            yield record_of(model, seed, k, t, codes, caption), model.decode_images([codes], [t.grid or v.default_grid])[0]
 
 
 def record_of(model: Tokun, seed: int, index: int, tags: Tags, codes: list[int], caption: list[int]) -> dict[str, Any]:

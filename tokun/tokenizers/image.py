@@ -113,7 +113,8 @@ class ImageTokenizer(nn.Module):
         super().__init__()
         _check(config)
         self.config = config
-        self.grid = (config.image_size // config.downsample,) * 2  # (h, w)
+        side = config.image_size // config.downsample
+        self.grid = (side, side)  # (h, w)
         self.codebook_size = config.codebook_size
         self.encoder = Encoder(config)
         self.quantizer = make_quantizer(config)
@@ -236,8 +237,9 @@ class ImageTokenizer(nn.Module):
         match self.quantizer:
             case VectorQuantize():
                 return self.quantizer.get_output_from_indices(indices)
-            case _:
+            case FSQ() | LFQ() | SimVQ():
                 return self.quantizer.indices_to_codes(indices)
+        raise AssertionError(type(self.quantizer))
 
 
 class IndexedCodebook(Codebook):
@@ -246,6 +248,9 @@ class IndexedCodebook(Codebook):
     The library multiplies by one-hot matrices (vectors x codes); on a CPU, filling them takes longer than the search. Results and
     state are the same but for the order of sums.
     """
+
+    embed_avg: Tensor
+    cluster_size: Tensor
 
     def forward(self, x: Tensor, **options: object) -> tuple[Tensor, Tensor, Tensor]:
         """x (B, N, D) of unit length -> the nearest codes' vectors (B, N, D), their indices (B, N), and empty distances."""
@@ -283,7 +288,7 @@ def make_quantizer(config: ImageTokenizerConfig) -> nn.Module:
                 kmeans_init=True,
                 rotation_trick=True,
                 decay=config.decay,
-                threshold_ema_dead_code=config.dead_code_threshold,
+                threshold_ema_dead_code=config.dead_code_threshold,  # pyright: ignore[reportArgumentType]  # a float is compared as well
                 commitment_weight=config.commitment_weight,
             )
             quantizer._codebook.__class__ = IndexedCodebook  # the library offers no other way to choose it; tests compare both

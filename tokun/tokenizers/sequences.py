@@ -207,6 +207,13 @@ def padded(v: Vocabulary, rows: Sequence[Sequence[int]]) -> list[list[int]]:
 # --- and back -------------------------------------------------------------------------------------------------------
 
 
+def unpack_pair(v: Vocabulary, ids: Sequence[int]) -> tuple[list[int], list[int]]:
+    """The codes and the caption's ids of a whole sequence that holds both."""
+    parts = unpack(v, ids)
+    assert parts.codes is not None and parts.caption is not None, f"no pair, but {parts.task}"
+    return parts.codes, parts.caption
+
+
 def unpack(v: Vocabulary, ids: Sequence[int]) -> Unpacked:
     """A whole sequence, padded or not -> its parts. Raises UserError if it breaks the grammar."""
     spans: dict[str, list[int]] = {}

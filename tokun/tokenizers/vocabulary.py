@@ -229,7 +229,7 @@ class Vocabulary:
 
     @classmethod
     def from_dict(cls, tree: dict[str, Any]) -> Vocabulary:
-        values = {k: tuple(v) if isinstance(v, list) else v for k, v in tree.items()}
+        values: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in tree.items()}
         values["grids"] = tuple((int(h), int(w)) for h, w in values["grids"])
         return cls(**values)
 

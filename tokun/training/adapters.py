@@ -12,17 +12,17 @@ import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
-from tokun.config import Config, SamplingConfig
+from tokun.config import Config, Fit, SamplingConfig
 from tokun.data.framing import grid_text
 from tokun.inference import adapters
 from tokun.inference.adapters import Adapter
 from tokun.inference.model import GENERATOR, Tokun, resolve
-from tokun.inference.tags import TagCounts
+from tokun.inference.tags import TagCount
 from tokun.models.shares import collected, own_share
 from tokun.tokenizers.vocabulary import STRUCTURE, TAG_KINDS, Vocabulary
 from tokun.training.start import starting_model
@@ -89,13 +89,14 @@ def take_shape(config: Config) -> None:
     found = base.generator.config.get_text_config().to_dict()
     known = {name: found[its] for name, its in SHAPE.items() if found.get(its) is not None}
     config.generator = dataclasses.replace(config.generator, **known, codebook_start=False)
-    several = [grid_text(grid) for grid in base.grids] if len(base.grids) > 1 else []
+    grids = [grid_text(grid) for grid in base.grids]
+    several = grids if len(grids) > 1 else []
     if config.data.grids and config.data.grids != several:
         raise UserError(
-            f"data.grids is {config.data.grids}, the base's is {several or grid_text(base.grids[0])}: leave it out, an adapter keeps the base's shapes"
+            f"data.grids is {config.data.grids}, the base's is {several or grids[0]}: leave it out, an adapter keeps the base's shapes"
         )
     config.data.grids = several
-    config.data.fit = base.fit if several else config.data.fit
+    config.data.fit = cast(Fit, base.fit) if several else config.data.fit
     config.data.max_caption_tokens = base.vocabulary.max_text
     usual = SamplingConfig()
     config.sampling = dataclasses.replace(  # settings left at their defaults come from the base
@@ -148,7 +149,7 @@ class Tuned:
         return need("peft", extra="train").get_peft_model_state_dict(self.peft, state_dict=state, save_embedding_layers=False)
 
     def adapter(
-        self, tensors: dict[str, Tensor], *, tag_counts: TagCounts = (), tasks: Sequence[str] = (), card: str = "", name: str = ""
+        self, tensors: dict[str, Tensor], *, tag_counts: Sequence[TagCount] = (), tasks: Sequence[str] = (), card: str = "", name: str = ""
     ) -> Adapter:
         """The adapter with these `tensors`, as it is written and loaded. Without tag counts, the base's apply."""
         settings = self.peft.peft_config["default"].to_dict() | {"inference_mode": True, "base_model_name_or_path": base_path(self.config)}
@@ -215,7 +216,8 @@ def new_rows(generator: Any, known: Vocabulary, vocabulary: Vocabulary) -> dict[
     adapters.make_rows(generator, vocabulary.size)
     table, head = generator.get_input_embeddings(), generator.get_output_embeddings()
     tied = head is None or head.weight is table.weight
-    for layer in (table,) if tied else (table, head):
+    layers = [layer for layer in (table, None if tied else head) if layer is not None]
+    for layer in layers:
         for token in ids:
             kind = vocabulary.name(token)[1:-1].partition(":")[0]
             kin = [known.id(name) for name in known.controls if name.startswith(f"<{kind}:")] or [
@@ -223,7 +225,7 @@ def new_rows(generator: Any, known: Vocabulary, vocabulary: Vocabulary) -> dict[
             ]
             layer.weight[token] = layer.weight[kin or list(range(known.code_offset))].mean(0)
     names = {module: name for name, module in generator.named_modules()}
-    return {names[layer]: ids for layer in ((table,) if tied else (table, head))}
+    return {names[layer]: ids for layer in layers}
 
 
 def quantized_generator(config: Config, peft: Any) -> Any:

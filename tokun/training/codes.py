@@ -101,7 +101,9 @@ def encode_shards(run: Run) -> Path:
     config, target = run.config, run.out / "codes"
     tasks = codes_tasks(run)
     if not tasks:
-        run.say(f"codes: {target} already exists and matches ({checkpoint.read_record(target / 'codes.json')['counts']})")
+        record = checkpoint.read_record(target / "codes.json")
+        assert record is not None, "a task is left unless it exists"
+        run.say(f"codes: {target} already exists and matches ({record['counts']})")
         return target
     run.say(f"codes: encoding the pictures of {len(tasks)} shard{'' if len(tasks) == 1 else 's'}, once …")
     for task in tqdm(tasks[run.rank :: run.world], desc="codes", unit="shard", disable=run.rank != 0, dynamic_ncols=True):

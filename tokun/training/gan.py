@@ -43,6 +43,8 @@ class Adversary:
 class Gan(Adversary):
     """A discriminator with its own optimizer."""
 
+    module: nn.Module
+
     def __init__(self, discriminator: nn.Module, train: configs.ImageTokenizerTrainConfig, accelerator: Any):
         self.train, self.accelerator, self.module = train, accelerator, discriminator
         self.optimizer = torch.optim.AdamW(discriminator.parameters(), lr=train.gan_lr, betas=(0.5, 0.9), weight_decay=0.0, fused=True)

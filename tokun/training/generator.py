@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import shlex
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -127,7 +127,7 @@ class Parts:
         """The whole model, as users load it."""
         tags = [tuple(c) for c in self.codes["tag_counts"]]
         return Tokun(
-            self.image_tokenizer.to(device), self.text_tokenizer, self.vocabulary, generator, config.sampling, tags, tasks,
+            self.image_tokenizer.to(device), self.text_tokenizer, self.vocabulary, generator, config.sampling, tags, tuple(tasks),
             fit=self.codes.get("fit", ""),
         )  # fmt: skip
 
@@ -279,7 +279,7 @@ class GeneratorStage(EngineStage):
         weights, kept = 4 * self.trained, self.train.keep_best
         return 4 * weights * states_on_disk(self.config) + weights * (kept + 1 if kept else 0)
 
-    def batches(self, start: int) -> Iterator[data.TokenBatch]:
+    def batches(self, start: int) -> Generator[data.TokenBatch, None, None]:
         positions = self.train.batch_size // self.run.world * self.parts.slots.size
         return data.prefetch(self.training_batches, start, burst=max(1, min(16, 2**18 // positions)))  # of some megabytes
 
@@ -349,7 +349,9 @@ class GeneratorStage(EngineStage):
         """The model as users load it, with the current weights. A collective call; only the first process gets it."""
         if self.tuned is None:
             generator = self.engine.whole_model()
-            return self.parts.checkpoint(generator, self.config, self.tasks, self.engine.device) if self.run.rank == 0 else None
+            if generator is None or self.run.rank > 0:
+                return None
+            return self.parts.checkpoint(generator, self.config, self.tasks, self.engine.device)
         tensors = self.tuned.tensors()
         if self.run.rank > 0:
             return None
@@ -371,6 +373,7 @@ class GeneratorStage(EngineStage):
 
     def _record(self, held: dict[str, float]) -> dict[str, Any]:
         image_tokenizer = checkpoint.read_record(self.run.out / "image_tokenizer" / "stage.json")
+        assert image_tokenizer is not None, "the stage before has ended"
         return {
             "settings": self.settings, "steps": self.step, "stopped_by": self.schedule.stopped_by(self.step), "seconds": round(self.clock.seconds()),
             "train": self.logged, "val": held, "parameters": self.parameters, "trained": self.trained, "image_tokenizer": image_tokenizer["figures"],
@@ -400,7 +403,7 @@ class GeneratorStage(EngineStage):
 
     def _write(self, target: Path, whole: Tokun, held: dict[str, float]) -> None:
         run, best = self.run, self.best.records()
-        record = self._record(held) | {"best": [{k: r[k] for k in ("step", "loss")} for r in best]}
+        record: dict[str, Any] = self._record(held) | {"best": [{k: r[k] for k in ("step", "loss")} for r in best]}
         with checkpoint.whole_directory(target) as folder:
             self._save(whole, folder, record)
             checkpoint.write_record(folder / "training.json", record)

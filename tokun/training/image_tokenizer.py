@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -122,9 +122,8 @@ class ImageTokenizerStage(loop.Stage):
         )  # fmt: skip
         self.held_out = held_out_pictures(config)
         torch.manual_seed(config.seed)
-        self.model = ImageTokenizer(config.image_tokenizer).to(
-            self.device, memory_format=torch.channels_last
-        )  # 10 % faster on CPUs, and on GPUs in half precision
+        # channels last: 10 % faster on CPUs, and on GPUs in half precision
+        self.model = ImageTokenizer(config.image_tokenizer).to(self.device).to(memory_format=torch.channels_last)
         self.ema = optim.Ema(self.model, train.ema_decay)
         compiled = train.compile and can_compile(self.device)
         if compiled:
@@ -142,7 +141,7 @@ class ImageTokenizerStage(loop.Stage):
             f"{grids} codes of {self.model.codebook_size}, {self.run.world} process(es) on {self.device}"
         )
 
-    def batches(self, start: int) -> Iterator[Tensor]:
+    def batches(self, start: int) -> Generator[Tensor, None, None]:
         return data.prefetch(self.training_batches, start)
 
     def batch_keys(self) -> Sequence[str]:

@@ -26,8 +26,8 @@ import json
 import math
 import time
 from abc import ABC, abstractmethod
-from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -92,7 +92,7 @@ class Window:
         self.start = time.monotonic()
         self.steps = 0
         self.waited = 0.0  # seconds waiting for batches
-        self.counts: Counter[str] = Counter()  # totals of the stage, such as tokens
+        self.counts: defaultdict[str, float] = defaultdict(float)  # totals of the stage, such as tokens
 
     def seconds(self) -> float:
         return max(time.monotonic() - self.start, 1e-9)
@@ -116,7 +116,7 @@ class Stage(ABC):
         """The line logged before the first step: sizes of model and data."""
 
     @abstractmethod
-    def batches(self, start: int) -> Iterator[Any]:
+    def batches(self, start: int) -> Generator[Any, None, None]:
         """The batches of steps `start`, `start + 1`, …; closed when the training ends."""
 
     @abstractmethod

@@ -21,7 +21,8 @@ def parameter_groups(module: nn.Module, weight_decay: float) -> list[dict]:
 
 
 def make_adamw(module: nn.Module, *, lr: float, betas: Iterable[float], weight_decay: float) -> torch.optim.AdamW:
-    return torch.optim.AdamW(parameter_groups(module, weight_decay), lr=lr, betas=tuple(betas), fused=True)
+    first, second = betas
+    return torch.optim.AdamW(parameter_groups(module, weight_decay), lr=lr, betas=(first, second), fused=True)
 
 
 class Muon(torch.optim.Optimizer):
@@ -46,9 +47,10 @@ class Muon(torch.optim.Optimizer):
             {**group, "params": [p for p in group["params"] if id(p) not in mine]} for group in parameter_groups(module, weight_decay)
         ]
         super().__init__([{"params": matrices}, *groups], {"lr": lr})
+        first, second = betas
         self.parts = [
             torch.optim.Muon(matrices, lr=lr, weight_decay=weight_decay, adjust_lr_fn="match_rms_adamw"),
-            torch.optim.AdamW(groups, lr=lr, betas=tuple(betas), fused=True),
+            torch.optim.AdamW(groups, lr=lr, betas=(first, second), fused=True),
         ]
         self.param_groups = [group for part in self.parts for group in part.param_groups]
 
@@ -109,7 +111,7 @@ class Ema:
         decay = math.prod(min(self.decay, (1 + t) / (10 + t)) for t in range(self.step - self.every + 1, self.step + 1))
         live = dict(_floats(module))
         shadow = list(self.shadow.values())
-        torch._foreach_lerp_(shadow, [own_share(live[name]).detach().float() for name in self.shadow], 1 - decay)
+        torch._foreach_lerp_(shadow, [own_share(live[name]).detach().float() for name in self.shadow], 1 - decay)  # pyright: ignore[reportPrivateImportUsage]  # no public name
 
     @torch.no_grad()
     def copy_to(self, module: nn.Module) -> None:

@@ -6,9 +6,10 @@ Trains all weights, or with `adapter.rank` a LoRA, under any engine. A subclass 
 from __future__ import annotations
 
 import dataclasses
+import functools
 import itertools
 from abc import abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -92,7 +93,7 @@ class TuningStage(EngineStage):
     def describe(self) -> str:
         return f"{self.trained / 1e6:.2f}M of {self.parameters / 1e6:.2f}M parameters, {len(self.items)} {self.what}, {self.run.world} process(es), {self.engine}"
 
-    def batches(self, start: int) -> Iterator[Any]:
+    def batches(self, start: int) -> Generator[Any, None, None]:
         order = data.Order(len(self.items), self.seed)
         for step in itertools.count(start):
             yield self.pack([order[p] for p in data.positions_of(step, self.train.batch_size, self.run.rank, self.run.world)])
@@ -130,7 +131,7 @@ class TuningStage(EngineStage):
             return {}
         self.model.eval()
         with uncompiled(self.model):
-            total = sum(self.loss(batch, slice(None))[1] for batch in batches)
+            total = functools.reduce(torch.add, (self.loss(batch, slice(None))[1] for batch in batches))
         self.model.train()
         return self.figures_of(dict(zip(self.sums, total.tolist(), strict=True)))
 
@@ -149,7 +150,7 @@ class TuningStage(EngineStage):
             tensors = self.tuned.tensors()
             return self.tuned.model(self.tuned.adapter(tensors, tasks=tasks)) if self.run.rank == 0 else None
         generator = self.engine.whole_model()
-        if self.run.rank > 0:
+        if generator is None or self.run.rank > 0:
             return None
         return dataclasses.replace(self.base, vocabulary=self.vocabulary, generator=generator.float().eval(), tasks=tasks)
 
