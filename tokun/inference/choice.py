@@ -112,3 +112,9 @@ def _descending(x: Tensor) -> Tensor:
 
 def _masked(logits: Tensor, legal: Tensor | None) -> Tensor:
     return logits.float() if legal is None else logits.float().masked_fill(~legal, -torch.inf)
+
+
+def require_scale(name: str, scale: float) -> float:
+    if not is_number(scale) or not 0 <= scale <= MOST:
+        raise UserError(f"{name} is {scale!r}; it must be a number from 0 to {MOST:,} (1 is off)")
+    return float(scale)

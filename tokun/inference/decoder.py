@@ -1,4 +1,4 @@
-"""A Qwen3's forward laid out for sampling: one prefill, then one id a row at a time. Knows ids, nothing of spans.
+"""A Qwen3's weights laid out for sampling, and the streams that read ids with them: one prefill, then one id a row at a time.
 
     stream = open_stream(model, [prompts (B, P)], capacity)
     stream.logits(part)  ->  (rows, ids of the part)        after the last ids given
@@ -19,19 +19,19 @@ from __future__ import annotations
 import copy
 import warnings
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from tokun.inference import native
+from tokun.inference.streams import SHORT, GraphStream, HubStream, HubStreams, NativeStream, Stream
 
 ROWS = (2, 4, 8, 16, 32, 64)  # how many rows a CPU computes together, where they come out as the same bits
 SAFE = 16  # … and where they do not: always so many
-SHORT = 16  # prompts shorter than this are read together
 NATIVE_ROWS = (*range(1, 17), 24, 32, 48, 64)  # the same for the C++ program
 
 
@@ -224,259 +224,6 @@ def open_stream(model: Any, prompts: Sequence[Tensor], capacity: int) -> Stream 
     if decoder is None:
         return HubStreams([HubStream(model, rows) for rows in prompts])
     return decoder.open(prompts, capacity)
-
-
-class Stream:
-    """Rows of ids in the model, and what each layer remembers of them: keys, then values (rows, 2 * kv heads, capacity, width)."""
-
-    def __init__(self, decoder: Decoder, prompts: Sequence[Tensor], capacity: int):
-        d, like = decoder, decoder.embedding
-        self.decoder = d
-        longest = max(rows.shape[1] for rows in prompts)
-        self.starts = [longest - rows.shape[1] for rows in prompts]  # shorter prompts stand at the right: all rows end together
-        self.used = longest
-        cos, sin = (part[0] for part in d.rotary(like[:1, None], torch.arange(capacity, device=like.device)[None]))  # (capacity, width)
-        self.cos, self.sin = (
-            cos[:, None],
-            torch.cat([-sin[:, : d.width // 2], sin[:, d.width // 2 :]], -1)[:, None],
-        )  # a rotation is two products
-        shape = (sum(len(rows) for rows in prompts), 2 * d.kv_heads, capacity, d.width)
-        self.caches = [torch.zeros(shape, dtype=like.dtype, device=like.device) for _ in d.layers]
-        self.hidden = self.prefill(prompts)
-
-    def prefill(self, prompts: Sequence[Tensor]) -> Tensor:
-        """The last hidden states (rows, 1, …). On a CPU long prompts are read one by one: their rows do not depend on how many there are."""
-        found, first = [], 0
-        for ids, start in zip(prompts, self.starts):
-            rows = slice(first, first + len(ids))
-            if ids.device.type == "cpu" and ids.shape[1] >= SHORT:
-                parts = [self.forward(ids[i : i + 1], start, [(slice(first + i, first + i + 1), start)]) for i in range(len(ids))]
-                hidden = torch.cat(parts)
-            else:
-                hidden = self.forward(ids, start, [(rows, start)])
-            found.append(hidden)
-            first += len(ids)
-        return torch.cat(found)
-
-    def step(self, ids: Tensor) -> None:
-        """ids (rows,): what follows."""
-        each = len(ids) // len(self.starts)
-        groups = [(slice(i * each, (i + 1) * each), start) for i, start in enumerate(self.starts)]
-        self.hidden = self.forward(ids[:, None], self.used, groups)
-        self.used += 1
-
-    def logits(self, part: slice) -> Tensor:
-        return self.decoder.logits(self.hidden, part)
-
-    def keep(self, rows: Tensor) -> None:
-        """Go on with these rows (int64) of the only group: their part of the cache, as far as it is used."""
-        self.caches, self.hidden = [self.some(cache, rows) for cache in self.caches], self.hidden[rows]
-
-    def some(self, cache: Tensor, rows: Tensor) -> Tensor:
-        out = cache.new_empty((len(rows), *cache.shape[1:]))
-        out[:, :, : self.used] = cache[rows, :, : self.used]
-        return out
-
-    def only_first(self, rows: int) -> None:
-        """Go on with the first group, of so many rows, alone."""
-        self.starts = self.starts[:1]
-        self.caches, self.hidden = [cache[:rows] for cache in self.caches], self.hidden[:rows]
-
-    def forward(self, ids: Tensor, place: int, groups: list[tuple[slice, int]]) -> Tensor:
-        """ids (B, T) of these groups' rows at places `place` … -> the last hidden states (B, 1, …), normed."""
-        d, end = self.decoder, place + ids.shape[1]
-        turn = self.cos[place:end], self.sin[place:end]
-        rows = slice(groups[0][0].start, groups[-1][0].stop)
-        x = F.embedding(ids, d.embedding)
-        for layer, whole in zip(d.layers, self.caches):
-            cache = whole[rows]
-            qkv = layer.qkv(d.norm(x)).view(*ids.shape, -1, d.width)
-            own = qkv[:, :, : d.heads + d.kv_heads]
-            qk = d.norm(own) * layer.qk_norm
-            torch.addcmul(qk * turn[0], qk.roll(d.width // 2, -1), turn[1], out=own)
-            cache[:, :, place:end] = qkv[:, :, d.heads :].transpose(1, 2)
-            x = x + layer.out(self.attend(qkv[:, :, : d.heads], cache, end, groups))
-            gate, up = layer.gate_up(d.norm(x)).chunk(2, -1)
-            x = x + layer.down(F.silu(gate) * up)
-        return d.norm(x[:, -1:])
-
-    def attend(self, q: Tensor, cache: Tensor, end: int, groups: list[tuple[slice, int]]) -> Tensor:
-        """q (B, T, heads, width), the rows' cache of a layer -> (B, T, heads * width). A group sees its own places from its start to `end`."""
-        (B, T, H, width), K, first, seen = q.shape, self.decoder.kv_heads, groups[0][0].start, []
-        q = q.view(B, K, H // K, width) if T == 1 else q.transpose(1, 2)  # the heads that share a key stand in a row: it is read once
-        for rows, start in groups:
-            own = slice(rows.start - first, rows.stop - first)
-            keys, values = cache[own, :, start:end].split(K, 1)
-            seen.append(F.scaled_dot_product_attention(q[own], keys, values, is_causal=T > 1, enable_gqa=T > 1, scale=1.0))
-        out = seen[0] if len(seen) == 1 else torch.cat(seen)
-        return out.reshape(B, 1, -1) if T == 1 else out.transpose(1, 2).reshape(B, T, -1)
-
-
-class Step(nn.Module):
-    """A step whose shapes are fixed: what a GPU replays as one graph."""
-
-    @torch.inference_mode(False)  # parameters count their versions
-    def __init__(self, decoder: Decoder):
-        super().__init__()
-        self.decoder = decoder
-        self.embedding = nn.Parameter(decoder.embedding, requires_grad=False)
-        names = ("qkv", "out", "gate_up", "down")
-        self.weights = nn.ParameterList(
-            nn.Parameter(getattr(layer, name).weight, requires_grad=False) for layer in decoder.layers for name in names
-        )
-        self.qk_norms = nn.ParameterList(nn.Parameter(layer.qk_norm, requires_grad=False) for layer in decoder.layers)
-
-    def forward(self, ids: Tensor, place: Tensor, visible: Tensor, cos: Tensor, sin: Tensor, caches: Sequence[Tensor]) -> Tensor:
-        """ids (B,) at `place` (1,) -> hidden (B, …). visible (B, 1, 1, n): 0 where a row looks at places 0 … of the caches
-        (B, 2 * kv heads, at least n, width), minus infinity where it does not."""
-        norm, B, H, K, width = self.decoder.norm, len(ids), self.decoder.heads, self.decoder.kv_heads, self.decoder.width
-        halves = 2, width // 2
-        cos, sin = (part.index_select(0, place).view(1, *halves) for part in (cos, sin))
-        x = F.embedding(ids, self.embedding)
-        for number, cache in enumerate(caches):
-            qkv, out, gate_up, down = (self.weights[4 * number + i] for i in range(4))
-            own = F.linear(norm(x), qkv).view(B, H + 2 * K, width)
-            qk = (norm(own[:, : H + K]) * self.qk_norms[number]).view(B, H + K, *halves)
-            qk = torch.addcmul(qk * cos, qk.flip(2), sin).view(B, H + K, width)
-            cache.index_copy_(2, place, torch.cat([qk[:, H:], own[:, H + K :]], 1)[:, :, None])
-            keys, values = cache[:, :, : visible.shape[-1]].split(K, 1)
-            seen = F.scaled_dot_product_attention(qk[:, :H].reshape(B, K, H // K, width), keys, values, attn_mask=visible, scale=1.0)
-            x = x + F.linear(seen.reshape(B, H * width), out)
-            gate, up = F.linear(norm(x), gate_up).chunk(2, -1)
-            x = x + F.linear(F.silu(gate) * up, down)
-        return norm(x)
-
-
-class NativeStream(Stream):
-    """A CPU's, by the C++ program. Rows that leave cost nothing: the others go on where they are in the cache."""
-
-    def __init__(self, decoder: NativeDecoder, prompts: Sequence[Tensor], capacity: int):
-        self.decoder, weights = decoder, decoder.weights
-        longest, many = max(part.shape[1] for part in prompts), sum(len(part) for part in prompts)
-        self.starts, self.used = [longest - part.shape[1] for part in prompts], longest
-        starts = torch.tensor(self.starts).repeat_interleave(many // len(prompts))
-        cos, sin = (part[0, :, : weights.width // 2] for part in decoder.rotary(torch.zeros(1, 1), torch.arange(capacity)[None]))
-        self.rows = native.Rows(starts, cos, sin, weights.new_cache(many, capacity))
-        self.hidden = self.prefill(prompts)
-
-    def forward(self, ids: Tensor, place: int, groups: list[tuple[slice, int]]) -> Tensor:
-        return self.decoder.weights.step(ids, place, self.rows[groups[0][0].start : groups[-1][0].stop])[:, None]
-
-    def step(self, ids: Tensor) -> None:
-        self.hidden = self.decoder.weights.step(ids[:, None], self.used, self.rows)[:, None]
-        self.used += 1
-
-    def draw(self, part: slice, u: Tensor, choice: Any, before: Tensor) -> tuple[Tensor, Tensor]:
-        """For each row as many ids of the part as u (rows, n) has columns, each chosen from what follows the last, and read: (ids (rows, n), their
-        nats added to those `before` (rows,), one by one, so that a picture drawn in two calls has the same sum)."""
-        hidden, ids, nats = self.decoder.weights.draw(self.hidden[:, 0], self.used, self.rows, part, u, choice, before)
-        self.hidden, self.used = hidden[:, None], self.used + ids.shape[1]
-        return ids, nats
-
-    def write(
-        self, part: slice, u: Tensor, choice: Any, tables: Sequence[Tensor], states: Tensor, lengths: Tensor, end: int
-    ) -> tuple[Tensor, Tensor]:
-        """See `native.Weights.write`. Behind it the rows have ended."""
-        return self.decoder.weights.write(self.hidden[:, 0], self.used, self.rows, part, u, choice, tables, states, lengths, end)
-
-    def fork(self, rows: Tensor) -> NativeStream:
-        """These rows (of all groups alike, int64) from where they are, in the same cache; this stream may go on, too."""
-        other = copy.copy(self)
-        other.keep(rows)
-        return other
-
-    def keep(self, rows: Tensor) -> None:
-        self.rows, self.hidden = self.rows[rows], self.hidden[rows]
-
-    def only_first(self, rows: int) -> None:
-        self.starts = self.starts[:1]
-        self.rows, self.hidden = self.rows[:rows], self.hidden[:rows]
-
-
-class GraphStream(Stream):
-    """A GPU's: steps of fixed shapes, replayed as one graph, that read their place from a tensor and look at the whole cache."""
-
-    def __init__(self, decoder: Decoder, prompts: Sequence[Tensor], capacity: int):
-        super().__init__(decoder, prompts, capacity)
-        self.fix()
-
-    def fix(self) -> None:
-        """What a step reads, for the present rows."""
-        device, each = self.caches[0].device, len(self.caches[0]) // len(self.starts)
-        first = torch.tensor(self.starts, device=device).repeat_interleave(each)[:, None, None, None]
-        self.places = torch.arange(self.caches[0].shape[2], device=device)
-        self.visible = torch.zeros(len(first), 1, 1, len(self.places), dtype=self.cos.dtype, device=device).masked_fill_(
-            self.places < first, -torch.inf
-        )
-        self.place = torch.tensor([self.used], device=device)
-        self.ids = torch.zeros(len(first), dtype=torch.long, device=device)
-        self.hidden, self.fixed = self.hidden.clone(), Step(self.decoder)
-        self.replay: Callable[[], None] | None = None
-
-    def only_first(self, rows: int) -> None:
-        super().only_first(rows)
-        self.fix()
-
-    def step(self, ids: Tensor) -> None:
-        self.ids.copy_(ids)
-        self.place.fill_(self.used)
-        if self.replay is None:
-            self.replay = capture(self.one) if self.ids.device.type == "cuda" else self.one
-        self.replay()
-        self.used += 1
-
-    def one(self) -> None:
-        """self.ids at self.place -> self.hidden."""
-        visible = self.visible.masked_fill(self.places > self.place, -torch.inf)
-        self.hidden.copy_(self.fixed(self.ids, self.place, visible, self.cos, self.sin, self.caches)[:, None])
-
-
-def capture(one: Callable[[], None]) -> Callable[[], None]:
-    """`one` as a CUDA graph; as it is, with a word, where it cannot be captured. Runs it (again and again: it must not mind)."""
-    side = torch.cuda.Stream()
-    side.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(side):
-        one()
-        one()
-    torch.cuda.current_stream().wait_stream(side)
-    graph = torch.cuda.CUDAGraph()
-    try:
-        with torch.cuda.graph(graph):
-            one()
-    except RuntimeError as error:
-        warnings.warn(f"sampling without a CUDA graph, which is slower: {error}", stacklevel=2)
-        return one
-    return graph.replay
-
-
-class HubStream:
-    """A batch of sequences in any causal LM, through its own forward and cache."""
-
-    def __init__(self, model: Any, prompts: Tensor):  # (B, P)
-        self.model = model
-        out = model(input_ids=prompts, use_cache=True, logits_to_keep=1)
-        self.cache, self.last = out.past_key_values, out.logits[:, -1]
-
-    def step(self, ids: Tensor) -> None:  # (B,)
-        out = self.model(input_ids=ids[:, None], past_key_values=self.cache, use_cache=True)
-        self.cache, self.last = out.past_key_values, out.logits[:, -1]
-
-
-class HubStreams:
-    """The calls of `Stream` over groups of them. Rows that have ended stay."""
-
-    def __init__(self, streams: list[HubStream]):
-        self.streams = streams
-
-    def step(self, ids: Tensor) -> None:
-        for stream, part in zip(self.streams, ids.chunk(len(self.streams))):
-            stream.step(part)
-
-    def logits(self, part: slice) -> Tensor:
-        return torch.cat([stream.last[:, part] for stream in self.streams])
-
-    def only_first(self, rows: int) -> None:
-        self.streams = self.streams[:1]
 
 
 def row_counts(model: Any, widths: Sequence[int]) -> tuple[int, ...]:

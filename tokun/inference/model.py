@@ -10,8 +10,7 @@ from __future__ import annotations
 import copy
 import json
 import math
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -23,21 +22,33 @@ from torch import Tensor
 
 from tokun.config import SamplingConfig, SamplingOptions
 from tokun.data import framing
-from tokun.inference import adapters, choice, decoder, directions, hub, latents, preferences, sampling, seeing
-from tokun.inference.tags import Frequencies, TagCounts, count_tags, grid_of, read_counts, settings_json
+from tokun.inference import adapters, choice, decoder, directions, hub, latents, pieces, preferences, sampling, seeing
+from tokun.inference.choice import require_scale
+from tokun.inference.folder import (
+    BUNDLED,
+    CARD,
+    GENERATOR,
+    IMAGE_TOKENIZER,
+    TEXT_TOKENIZER,
+    load_generator,
+    read_settings,
+    require_device,
+    require_same_ids,
+    require_whole,
+    resolve,
+    without_bars,
+)
+from tokun.inference.pieces import forbidden_text_of
+from tokun.inference.tags import Frequencies, TagCounts, count_tags, grid_of, settings_json
 from tokun.render.grids import to_pil
 from tokun.tokenizers import sequences
 from tokun.tokenizers.image import ImageTokenizer
 from tokun.tokenizers.text import PretrainedTextTokenizer, TextTokenizer, normalize, text_tokenizer_at
 from tokun.tokenizers.vocabulary import Tags, Vocabulary, tag_word
-from tokun.utils import reach
-from tokun.utils.checkpoint import require_safetensors
 from tokun.utils.errors import UserError
 
-__all__ = ["Pair", "Plan", "Tokun", "count_tags", "load"]
+__all__ = ["BUNDLED", "GENERATOR", "TEXT_TOKENIZER", "Pair", "Plan", "Tokun", "count_tags", "load", "read_settings", "resolve"]
 
-BUNDLED = Path(__file__).parents[1] / "bundled" / "engraving"
-GENERATOR, IMAGE_TOKENIZER, TEXT_TOKENIZER, CARD = "generator", "image_tokenizer", "text_tokenizer.model", "README.md"
 Watch = Callable[[list[int], list[int]], None]  # the codes 0..K-1 and the caption's ids that a sample has so far
 
 
@@ -378,20 +389,15 @@ class Tokun:
 
     @cached_property
     def _word_starts(self) -> list[int]:
-        """Text ids that begin a word, and so may follow a blank."""
-        return [i for i, text in self._after_a_letter.items() if text.startswith("a ")]
+        return pieces.word_starts(self._after_a_letter)
 
     @cached_property
     def _marks(self) -> list[int]:
-        """Text ids that are neither letters nor digits: commas, quotes, dashes. The parts of a character (bytes) are none, nor are full stops: "W. W. Skeat"."""
-        texts = {i: text[1:].strip() for i, text in self._after_a_letter.items()}
-        return [i for i, text in texts.items() if text and not any(letter.isalnum() or letter in ".\ufffd" for letter in text)]
+        return pieces.marks(self._after_a_letter)
 
     @cached_property
     def _after_a_letter(self) -> dict[int, str]:
-        """What each text id makes of "a" when it follows."""
-        shown, before = self.text_tokenizer.decode, self.text_tokenizer.encode("a")
-        return {i: shown([*before, i]) for i in range(self.vocabulary.text_size) if i not in self.vocabulary.illegal_text}
+        return pieces.after_a_letter(self.text_tokenizer, self.vocabulary)
 
     def pieces_for(self, choice: sampling.Choice) -> sampling.Pieces:
         """What `sampling.generate` has to know of the text ids for this choice: nothing, unless words are not to be repeated."""
@@ -460,12 +466,6 @@ class Tokun:
         return load(checkpoint, **options)
 
 
-def require_scale(name: str, scale: float) -> float:
-    if not choice.is_number(scale) or not 0 <= scale <= choice.MOST:
-        raise UserError(f"{name} is {scale!r}; it must be a number from 0 to {choice.MOST:,} (1 is off)")
-    return float(scale)
-
-
 def load(
     checkpoint: str | Path | None = None, *, device: str | None = None, dtype: torch.dtype = torch.float32, compile: bool | None = None,
     adapter: str | Path | Sequence[str | Path] | None = None,
@@ -510,141 +510,3 @@ def load(
     named = [] if adapter is None else [adapter] if isinstance(adapter, (str, Path)) else list(adapter)
     added = [model.add_adapter(one) for one in named]
     return model.use_adapter(added[0]) if added else model
-
-
-def require_device(device: str | None) -> None:
-    """Raise UserError where torch cannot compute on the device."""
-    try:
-        if torch.empty(0, device=device).is_meta:
-            raise UserError("device 'meta' holds no numbers: choose cpu, or cuda")
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        raise UserError(f"device {device!r} cannot be used here: {first_line(error)}") from error
-
-
-def require_whole(folder: Path) -> None:
-    """Raise FileNotFoundError for a checkpoint that lacks a file, UserError for one whose weights are a pickle."""
-    for part in (GENERATOR, IMAGE_TOKENIZER):
-        require_safetensors(folder / part)
-    names = (
-        *(f"{GENERATOR}/{name}" for name in ("config.json", "model.safetensors", "tokenizer.json")),
-        "vocabulary.json",
-        "sampling.json",
-    )
-    sharded = folder / GENERATOR / "model.safetensors.index.json"
-    for name in names:
-        if not (folder / name).is_file() and not (name.endswith("model.safetensors") and sharded.is_file()):
-            raise FileNotFoundError(f"{folder / name} is missing: the checkpoint is not whole. Copy or download {folder} again")
-
-
-@dataclass(frozen=True)
-class Settings:
-    """What a checkpoint's sampling.json says."""
-
-    defaults: SamplingConfig
-    tag_counts: list[tuple[Any, ...]]
-    tasks: tuple[str, ...]
-    fit: str  # of a picture to its grid
-    image_tokenizer: str  # its fingerprint
-    text_tokenizer: str | None  # its fingerprint; older checkpoints do not say it
-
-
-def read_settings(path: Path) -> Settings:
-    """Raises UserError where the file cannot be read."""
-    try:
-        tree = json.loads(path.read_text(encoding="utf-8"))
-        worded_with = tree.get("text_tokenizer")
-        settings = Settings(
-            SamplingConfig(**tree["defaults"]), read_counts(tree["tag_counts"]), tuple(str(task) for task in tree.get("tasks", ())),
-            tree.get("fit", ""), str(tree["image_tokenizer"]), None if worded_with is None else str(worded_with),
-        )  # fmt: skip
-        if settings.fit not in ("", *framing.FITS):
-            raise UserError(f"fit is {settings.fit!r}, not one of {', '.join(framing.FITS)}")
-        defaults = settings.defaults
-        for temperature in (defaults.temperature, defaults.text_temperature):
-            sampling.Choice(temperature, defaults.top_k, defaults.top_p)
-        for name in ("guidance_scale", "text_guidance_scale"):
-            require_scale(name, getattr(defaults, name))
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UserError(f"{path} cannot be read: {error!r}. Copy the whole checkpoint again") from error
-    return settings
-
-
-def load_generator(folder: Path, dtype: torch.dtype) -> Any:
-    """The causal LM of a checkpoint, on the CPU. Raises UserError where it cannot be read or lacks weights."""
-    from transformers import AutoModelForCausalLM
-
-    auto: Any = AutoModelForCausalLM
-    try:
-        with without_bars():
-            generator, found = auto.from_pretrained(
-                folder, dtype=dtype, use_safetensors=True, trust_remote_code=False, output_loading_info=True
-            )
-    except (MemoryError, ImportError):
-        raise
-    except Exception as error:  # a config.json that is not the weights' own ends in errors of any kind
-        raise UserError(f"{folder} cannot be read: {type(error).__name__}: {first_line(error)}. Copy the whole checkpoint again") from error
-    if found["missing_keys"]:  # transformers would fill them with random numbers
-        raise UserError(f"{folder} lacks the weights {sorted(found['missing_keys'])[:3]}. Copy the whole checkpoint again")
-    return generator
-
-
-@contextmanager
-def without_bars() -> Iterator[None]:
-    """Without the progress bars of transformers, where they were on."""
-    from transformers.utils import logging
-
-    shown = logging.is_progress_bar_enabled()
-    if shown:
-        logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        if shown:
-            logging.enable_progress_bar()
-
-
-def first_line(error: BaseException) -> str:
-    return (str(error).splitlines() or [""])[0][:300]
-
-
-def require_same_ids(path: Path, vocabulary: Vocabulary) -> None:
-    """Raise UserError where the generator's tokenizer.json gives the control tokens and codes other ids than the vocabulary does."""
-    try:
-        ids = {str(token["content"]): int(token["id"]) for token in json.loads(path.read_text(encoding="utf-8"))["added_tokens"]}
-    except (ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{path} cannot be read: {error!r}. Copy the whole checkpoint again") from error
-    told = f"{path.parents[1] / 'vocabulary.json'} does not match the generator: "
-    for number, name in enumerate(vocabulary.added_tokens, vocabulary.text_size):
-        if ids.get(name) != number:
-            raise UserError(f"{told}{name} has id {number} there, {ids.get(name, 'none')} in {path}. Copy the whole checkpoint again")
-    if max(ids.values()) >= vocabulary.size:
-        raise UserError(f"{told}it ends at id {vocabulary.size - 1}, {path} at {max(ids.values())}. Copy the whole checkpoint again")
-
-
-def resolve(checkpoint: str | Path | None) -> Path:
-    """The folder of a checkpoint, downloading it when it is a Hub id."""
-    if checkpoint is None:
-        if not BUNDLED.is_dir():
-            raise FileNotFoundError(f"no checkpoint is bundled here ({BUNDLED}); name one with --checkpoint")
-        return BUNDLED
-    path = Path(checkpoint).expanduser()
-    for candidate in (path, path / "checkpoint"):  # a training run's folder holds its checkpoint
-        is_adapter = (candidate / adapters.CONFIG).is_file()
-        if not is_adapter and ((candidate / "vocabulary.json").is_file() or (candidate / GENERATOR).is_dir()):
-            return candidate
-    for candidate in (path, path / "adapter"):
-        if (candidate / adapters.CONFIG).is_file():
-            raise FileNotFoundError(
-                f"{path} holds an adapter, which is loaded with its base: tokun.load(BASE, adapter={str(path)!r}), sample.py --adapter {path}"
-            )
-    if path.exists():
-        raise FileNotFoundError(f"{path} holds no checkpoint: vocabulary.json and {GENERATOR}/ are not there. Has its training finished?")
-    return reach.downloaded(str(checkpoint), "checkpoint")
-
-
-def forbidden_text_of(tokenizer: TextTokenizer | PretrainedTextTokenizer, vocabulary: Vocabulary) -> tuple[list[int], list[int]]:
-    """Text ids that are never sampled (control characters), and those that may not begin a caption (blanks)."""
-    shown = {i: tokenizer.decode([i]) for i in range(vocabulary.text_size) if i not in vocabulary.illegal_text}
-    control = [i for i, text in shown.items() if text and not text.isspace() and not text.isprintable() and "\ufffd" not in text]
-    control += [i for i, text in shown.items() if text in ("\t", "\n", "\r", "\v", "\f")]
-    return control, [i for i, text in shown.items() if not text.strip()]

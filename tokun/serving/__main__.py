@@ -18,7 +18,8 @@ from pathlib import Path
 from typing import Any
 
 from tokun.inference import latents
-from tokun.inference.model import GENERATOR, Plan, Tokun, load, resolve
+from tokun.inference.folder import GENERATOR, resolve
+from tokun.inference.model import Plan, Tokun, load
 from tokun.tokenizers import sequences
 from tokun.tokenizers.vocabulary import Tags
 from tokun.utils import checkpoint, console

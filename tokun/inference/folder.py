@@ -1,0 +1,155 @@
+"""A checkpoint's folder: where it is, whether it is whole, and what its files say. `model.load` makes a `Tokun` of it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from tokun.config import SamplingConfig
+from tokun.data import framing
+from tokun.inference import adapters, sampling
+from tokun.inference.choice import require_scale
+from tokun.inference.tags import read_counts
+from tokun.tokenizers.vocabulary import Vocabulary
+from tokun.utils import reach
+from tokun.utils.checkpoint import require_safetensors
+from tokun.utils.errors import UserError
+
+BUNDLED = Path(__file__).parents[1] / "bundled" / "engraving"
+GENERATOR, IMAGE_TOKENIZER, TEXT_TOKENIZER, CARD = "generator", "image_tokenizer", "text_tokenizer.model", "README.md"
+
+
+def require_device(device: str | None) -> None:
+    """Raise UserError where torch cannot compute on the device."""
+    try:
+        if torch.empty(0, device=device).is_meta:
+            raise UserError("device 'meta' holds no numbers: choose cpu, or cuda")
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise UserError(f"device {device!r} cannot be used here: {first_line(error)}") from error
+
+
+def require_whole(folder: Path) -> None:
+    """Raise FileNotFoundError for a checkpoint that lacks a file, UserError for one whose weights are a pickle."""
+    for part in (GENERATOR, IMAGE_TOKENIZER):
+        require_safetensors(folder / part)
+    names = (
+        *(f"{GENERATOR}/{name}" for name in ("config.json", "model.safetensors", "tokenizer.json")),
+        "vocabulary.json",
+        "sampling.json",
+    )
+    sharded = folder / GENERATOR / "model.safetensors.index.json"
+    for name in names:
+        if not (folder / name).is_file() and not (name.endswith("model.safetensors") and sharded.is_file()):
+            raise FileNotFoundError(f"{folder / name} is missing: the checkpoint is not whole. Copy or download {folder} again")
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What a checkpoint's sampling.json says."""
+
+    defaults: SamplingConfig
+    tag_counts: list[tuple[Any, ...]]
+    tasks: tuple[str, ...]
+    fit: str  # of a picture to its grid
+    image_tokenizer: str  # its fingerprint
+    text_tokenizer: str | None  # its fingerprint; older checkpoints do not say it
+
+
+def read_settings(path: Path) -> Settings:
+    """Raises UserError where the file cannot be read."""
+    try:
+        tree = json.loads(path.read_text(encoding="utf-8"))
+        worded_with = tree.get("text_tokenizer")
+        settings = Settings(
+            SamplingConfig(**tree["defaults"]), read_counts(tree["tag_counts"]), tuple(str(task) for task in tree.get("tasks", ())),
+            tree.get("fit", ""), str(tree["image_tokenizer"]), None if worded_with is None else str(worded_with),
+        )  # fmt: skip
+        if settings.fit not in ("", *framing.FITS):
+            raise UserError(f"fit is {settings.fit!r}, not one of {', '.join(framing.FITS)}")
+        defaults = settings.defaults
+        for temperature in (defaults.temperature, defaults.text_temperature):
+            sampling.Choice(temperature, defaults.top_k, defaults.top_p)
+        for name in ("guidance_scale", "text_guidance_scale"):
+            require_scale(name, getattr(defaults, name))
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(f"{path} cannot be read: {error!r}. Copy the whole checkpoint again") from error
+    return settings
+
+
+def load_generator(folder: Path, dtype: torch.dtype) -> Any:
+    """The causal LM of a checkpoint, on the CPU. Raises UserError where it cannot be read or lacks weights."""
+    from transformers import AutoModelForCausalLM
+
+    auto: Any = AutoModelForCausalLM
+    try:
+        with without_bars():
+            generator, found = auto.from_pretrained(
+                folder, dtype=dtype, use_safetensors=True, trust_remote_code=False, output_loading_info=True
+            )
+    except (MemoryError, ImportError):
+        raise
+    except Exception as error:  # a config.json that is not the weights' own ends in errors of any kind
+        raise UserError(f"{folder} cannot be read: {type(error).__name__}: {first_line(error)}. Copy the whole checkpoint again") from error
+    if found["missing_keys"]:  # transformers would fill them with random numbers
+        raise UserError(f"{folder} lacks the weights {sorted(found['missing_keys'])[:3]}. Copy the whole checkpoint again")
+    return generator
+
+
+@contextmanager
+def without_bars() -> Iterator[None]:
+    """Without the progress bars of transformers, where they were on."""
+    from transformers.utils import logging
+
+    shown = logging.is_progress_bar_enabled()
+    if shown:
+        logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()
+
+
+def first_line(error: BaseException) -> str:
+    return (str(error).splitlines() or [""])[0][:300]
+
+
+def require_same_ids(path: Path, vocabulary: Vocabulary) -> None:
+    """Raise UserError where the generator's tokenizer.json gives the control tokens and codes other ids than the vocabulary does."""
+    try:
+        ids = {str(token["content"]): int(token["id"]) for token in json.loads(path.read_text(encoding="utf-8"))["added_tokens"]}
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{path} cannot be read: {error!r}. Copy the whole checkpoint again") from error
+    told = f"{path.parents[1] / 'vocabulary.json'} does not match the generator: "
+    for number, name in enumerate(vocabulary.added_tokens, vocabulary.text_size):
+        if ids.get(name) != number:
+            raise UserError(f"{told}{name} has id {number} there, {ids.get(name, 'none')} in {path}. Copy the whole checkpoint again")
+    if max(ids.values()) >= vocabulary.size:
+        raise UserError(f"{told}it ends at id {vocabulary.size - 1}, {path} at {max(ids.values())}. Copy the whole checkpoint again")
+
+
+def resolve(checkpoint: str | Path | None) -> Path:
+    """The folder of a checkpoint, downloading it when it is a Hub id."""
+    if checkpoint is None:
+        if not BUNDLED.is_dir():
+            raise FileNotFoundError(f"no checkpoint is bundled here ({BUNDLED}); name one with --checkpoint")
+        return BUNDLED
+    path = Path(checkpoint).expanduser()
+    for candidate in (path, path / "checkpoint"):  # a training run's folder holds its checkpoint
+        is_adapter = (candidate / adapters.CONFIG).is_file()
+        if not is_adapter and ((candidate / "vocabulary.json").is_file() or (candidate / GENERATOR).is_dir()):
+            return candidate
+    for candidate in (path, path / "adapter"):
+        if (candidate / adapters.CONFIG).is_file():
+            raise FileNotFoundError(
+                f"{path} holds an adapter, which is loaded with its base: tokun.load(BASE, adapter={str(path)!r}), sample.py --adapter {path}"
+            )
+    if path.exists():
+        raise FileNotFoundError(f"{path} holds no checkpoint: vocabulary.json and {GENERATOR}/ are not there. Has its training finished?")
+    return reach.downloaded(str(checkpoint), "checkpoint")

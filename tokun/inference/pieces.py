@@ -1,0 +1,33 @@
+"""What text ids look like: which are never sampled, may not begin a caption, begin a word, or are no words."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from tokun.tokenizers.text import PretrainedTextTokenizer, TextTokenizer
+from tokun.tokenizers.vocabulary import Vocabulary
+
+
+def forbidden_text_of(tokenizer: TextTokenizer | PretrainedTextTokenizer, vocabulary: Vocabulary) -> tuple[list[int], list[int]]:
+    """Text ids that are never sampled (control characters), and those that may not begin a caption (blanks)."""
+    shown = {i: tokenizer.decode([i]) for i in range(vocabulary.text_size) if i not in vocabulary.illegal_text}
+    control = [i for i, text in shown.items() if text and not text.isspace() and not text.isprintable() and "\ufffd" not in text]
+    control += [i for i, text in shown.items() if text in ("\t", "\n", "\r", "\v", "\f")]
+    return control, [i for i, text in shown.items() if not text.strip()]
+
+
+def after_a_letter(tokenizer: TextTokenizer | PretrainedTextTokenizer, vocabulary: Vocabulary) -> dict[int, str]:
+    """What each text id makes of "a" when it follows."""
+    before = tokenizer.encode("a")
+    return {i: tokenizer.decode([*before, i]) for i in range(vocabulary.text_size) if i not in vocabulary.illegal_text}
+
+
+def word_starts(after: Mapping[int, str]) -> list[int]:
+    """Text ids that begin a word, and so may follow a blank."""
+    return [i for i, text in after.items() if text.startswith("a ")]
+
+
+def marks(after: Mapping[int, str]) -> list[int]:
+    """Text ids that are neither letters nor digits: commas, quotes, dashes. The parts of a character (bytes) are none, nor are full stops: "W. W. Skeat"."""
+    texts = {i: text[1:].strip() for i, text in after.items()}
+    return [i for i, text in texts.items() if text and not any(letter.isalnum() or letter in ".\ufffd" for letter in text)]
