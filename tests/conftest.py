@@ -10,6 +10,7 @@ os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", "1")  # more are processe
 
 LONG = (
     "launch",
+    "tuning_launch",
     "coherence",
     "resume",
     "training",
@@ -18,6 +19,7 @@ LONG = (
     "notebook",
     "sample",
     "generator",
+    "kernels",
     "encode",
     "caption",
     "prepare",
