@@ -8,7 +8,6 @@ pairs = model.sample(seed=42, n=16)       # sample k of seed s is the same pair 
 from __future__ import annotations
 
 import copy
-import json
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
