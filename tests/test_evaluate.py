@@ -407,7 +407,7 @@ def test_every_room_measures_a_model_of_several_shapes(shaped_folder, shaped_sha
     command.main(arguments)
     record = json.loads((tmp_path / "figures.json").read_text(encoding="utf-8"))["figures"]
     missing = {figure["name"]: figure["note"] for figures in record.values() for figure in figures if figure["value"] is None}
-    assert not {name: note for name, note in missing.items() if "takes" not in note and "LPIPS" not in name}, (
+    assert not {name: note for name, note in missing.items() if "at least" not in note and "LPIPS" not in name}, (
         "nothing but what is too few, or not here"
     )
     assert {"codes.png", "spectrum.png", "samples.png", "doctor.png", "entropy.png", "nearest.png"} <= {
