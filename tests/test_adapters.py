@@ -108,7 +108,7 @@ def test_adapters_are_switched_and_the_base_stays_what_it_was(base, tmp_path):
         model.sample(1, 1, subject="moths")
     after = model.generator.state_dict()
     assert all(torch.equal(after[name], p) for name, p in before.items())
-    with pytest.raises(ValueError, match=r"no adapter 'third' here \(one, second\)"):
+    with pytest.raises(ValueError, match=r"no adapter 'third' \(one, second\)"):
         model.use_adapter("third")
 
 
