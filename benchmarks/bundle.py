@@ -53,7 +53,7 @@ DATA = (
     '"Project Gutenberg" is a registered trademark and is used only to name the source.'
 )
 TOKENIZER = "The image tokenizer before it: {steps} steps of {batch} pictures in {hours:g} hours on two CPU cores, peak learning rate {lr:g}, perceptual loss by SqueezeNet features."
-SHARPENED = "Then the decoder alone, encoder and codebook standing still: {steps:,} steps of {recipe[batch_size]} pictures against a discriminator (tokun.sharpen)."
+SHARPENED = "Then the decoder alone, encoder and codebook frozen: {steps:,} steps of {recipe[batch_size]} pictures against a discriminator (tokun.sharpen)."
 VIEWS = "Each picture in {views} views: whole, and crops that leave a tenth of a side away at most, half of them mirrored where no words speak of writing (left and right change places in the words)."
 LIMITS = """- A small model ({parameters:.1f}M parameters), trained for {hours} hours on two shared CPU cores. Single things on blank paper come best; crowded scenes, faces and hands stay vague.
 - Its words name kinds, poses and settings as the descriptions do. Numbers, directions, species and small things are often wrong. The figures above say how often words and picture fit.
@@ -154,9 +154,11 @@ def take_decoder(model: Tokun, folder: Path) -> dict[str, object]:
     record = checkpoint.read_record(folder / "sharpened.json")
     if record is None:
         raise UserError(f"{folder / 'sharpened.json'} is not there: --sharpened names what tokun.sharpen wrote")
-    if record["from"] != model.image_tokenizer.fingerprint():
+    sharpened = ImageTokenizer.load(folder / IMAGE_TOKENIZER).eval()
+    own, others = ({k: v for k, v in t.state_dict().items() if not k.startswith("decoder.")} for t in (model.image_tokenizer, sharpened))
+    if own.keys() != others.keys() or not all(torch.equal(own[k], others[k]) for k in own):
         raise UserError(f"{folder} was sharpened from another image tokenizer than the checkpoint's")
-    model.image_tokenizer = ImageTokenizer.load(folder / IMAGE_TOKENIZER).eval()
+    model.image_tokenizer = sharpened
     return record
 
 

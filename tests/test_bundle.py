@@ -92,24 +92,25 @@ def test_the_recipe_of_another_model_is_refused(checkpoint, config, setting, nam
         bundle.require_shapes(tokun.load(checkpoint), load_config(str(config), [setting]))
 
 
-def sharpened(model: Tokun, folder, start: str) -> str:
-    """A checkpoint as tokun.sharpen writes it, with another decoder. Returns the new fingerprint."""
+def sharpened(model: Tokun, folder, *, encoder: float = 1.0) -> str:
+    """A checkpoint as tokun.sharpen writes it after a second sharpening: another decoder, "from" the first. Returns the new fingerprint."""
     model.save(folder)
     copy = tokun.load(folder)
     with torch.no_grad():
         copy.image_tokenizer.decoder.last.weight.mul_(1.5)
+        next(copy.image_tokenizer.encoder.parameters()).mul_(encoder)
     copy.save(folder)
-    record = {"recipe": {"batch_size": 16}, "from": start, "steps": 40, "seconds": 1800}
+    record = {"recipe": {"batch_size": 16}, "from": "0" * 64, "steps": 40, "seconds": 1800}
     (folder / "sharpened.json").write_text(json.dumps(record), encoding="utf-8")
     return copy.image_tokenizer.fingerprint()
 
 
 def test_a_sharpened_decoder_is_taken_where_it_draws_the_same_codes(shaped_model, checkpoint, config, tmp_path):
-    new = sharpened(shaped_model, tmp_path / "sharp", shaped_model.image_tokenizer.fingerprint())
+    new = sharpened(shaped_model, tmp_path / "sharp")
     make(checkpoint, config, tmp_path / "new", "--sharpened", str(tmp_path / "sharp"))
     assert tokun.load(tmp_path / "new").image_tokenizer.fingerprint() == new
     assert "40 steps of 16 pictures against a discriminator" in (tmp_path / "new" / "README.md").read_text(encoding="utf-8")
-    sharpened(shaped_model, tmp_path / "other", "0" * 64)
+    sharpened(shaped_model, tmp_path / "other", encoder=1.5)
     with pytest.raises(UserError, match="from another image tokenizer"):
         make(checkpoint, config, tmp_path / "newer", "--sharpened", str(tmp_path / "other"))
 
