@@ -38,7 +38,7 @@ from tokun.tokenizers.sequences import Packed
 from tokun.tokenizers.vocabulary import Tags
 from tokun.training import adapters as tuning
 from tokun.training.codes import encode_shard
-from tokun.training.words import pack_rows
+from tokun.training.text_only import pack_rows
 from tokun.utils import console
 from tokun.utils.errors import UserError
 

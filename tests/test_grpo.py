@@ -288,7 +288,7 @@ ENGINES = {
     "zero2": (),
     "zero3": (),
     "zero3 adapter": ("adapter.rank=2",),
-}  # zero1: by the real launcher, in test_tuning_launch.py
+}  # zero1: by the real launcher, in test_fine_tuning_launch.py
 SPREAD = {"grpo__kl": 0.01, "grpo__minibatches": 2, "grpo__eval_n": 4}
 COMPARED = ("reward/tests.test_grpo:paper", "train/kl", "train/entropy_image", "train/grad_norm")
 

@@ -1,9 +1,9 @@
-"""The modules' names of before they were grouped: `from tokun.grids import captioned_grid` goes on working, and is the module tokun.render.grids."""
+"""The modules' former names go on working: `from tokun.grids import captioned_grid` imports the module tokun.render.grids."""
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib import import_module
 from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec
@@ -20,7 +20,22 @@ _ROOMS = {
     "training": ("engine", "health", "optim", "stages", "tracking"),
     "app": ("demo", "gate"),
 }
-FORMER = {f"tokun.{name}": f"tokun.{room}.{name}" for room, names in _ROOMS.items() for name in names}
+_RENAMED = {
+    "training": {
+        "engine_stage": "distributed_stage", "records": "resume_settings", "shapes": "image_shapes", "start": "initial_checkpoint",
+        "starting": "start_report", "tuning": "fine_tuning", "words": "text_only",
+    },
+}  # fmt: skip
+
+
+def former_names(package: str, rooms: Mapping[str, Sequence[str]], renamed: Mapping[str, Mapping[str, str]]) -> dict[str, str]:
+    """Former module names -> present ones. `rooms`: modules that stood in the package itself; `renamed`: by room, former name -> present one."""
+    within = {f"{package}.{room}.{old}": f"{package}.{room}.{new}" for room, names in renamed.items() for old, new in names.items()}
+    moved = {f"{package}.{name}": f"{package}.{room}.{name}" for room, names in rooms.items() for name in names}
+    return within | {former: within.get(name, name) for former, name in moved.items()}
+
+
+FORMER = former_names("tokun", _ROOMS, _RENAMED)
 FORMER |= {"tokun.text_tokenizer": "tokun.tokenizers.text", "tokun.image_tokenizer": "tokun.tokenizers.image"}
 
 

@@ -35,12 +35,12 @@ from tokun.inference import decoder, many
 from tokun.inference.model import Pair, Tokun
 from tokun.render.grids import captioned_grid
 from tokun.training import adapters, loop
+from tokun.training.distributed_stage import EngineStage
 from tokun.training.engine import Engine
-from tokun.training.engine_stage import EngineStage
 from tokun.training.generator import FREE_KEYS, log_samples, training_seed, where_to
-from tokun.training.records import LOGGING_KEYS, figures_line, idle_settings, require_same, stopped_early, without
+from tokun.training.initial_checkpoint import starting_model
+from tokun.training.resume_settings import LOGGING_KEYS, figures_line, idle_settings, require_same, stopped_early, without
 from tokun.training.run import Run, micro_batch, states_on_disk
-from tokun.training.start import starting_model
 from tokun.utils import checkpoint
 from tokun.utils.errors import UserError
 

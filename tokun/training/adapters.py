@@ -26,7 +26,7 @@ from tokun.inference.model import Tokun
 from tokun.inference.tags import TagCount
 from tokun.models.shares import collected, own_share
 from tokun.tokenizers.vocabulary import STRUCTURE, TAG_KINDS, Vocabulary
-from tokun.training.start import starting_model
+from tokun.training.initial_checkpoint import starting_model
 from tokun.utils.errors import UserError
 from tokun.utils.extras import need
 

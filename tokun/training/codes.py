@@ -26,10 +26,10 @@ from tokun.data.codes import questions_of
 from tokun.inference.tags import count_tags
 from tokun.tokenizers.image import ImageTokenizer
 from tokun.tokenizers.vocabulary import tag_word
-from tokun.training.records import without
+from tokun.training.image_shapes import shape_options, shape_settings
+from tokun.training.resume_settings import without
 from tokun.training.run import Run
-from tokun.training.shapes import shape_options, shape_settings
-from tokun.training.starting import style_of
+from tokun.training.start_report import style_of
 from tokun.training.text_tokenizer import captions_of
 from tokun.utils import checkpoint
 from tokun.utils.errors import BadSample, UserError

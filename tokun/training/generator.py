@@ -39,11 +39,12 @@ from tokun.tokenizers import sequences
 from tokun.tokenizers.image import ImageTokenizer
 from tokun.tokenizers.text import PretrainedTextTokenizer, TextTokenizer
 from tokun.tokenizers.vocabulary import REGISTERS, Vocabulary
-from tokun.training import adapters, health, loop
+from tokun.training import adapters, health, loop, step_log
 from tokun.training.codes import common_things, require_codes_of
+from tokun.training.distributed_stage import EngineStage
 from tokun.training.engine import Engine
-from tokun.training.engine_stage import EngineStage
-from tokun.training.records import (
+from tokun.training.initial_checkpoint import starting_model
+from tokun.training.resume_settings import (
     LOGGING_KEYS,
     figures_line,
     idle_settings,
@@ -54,8 +55,7 @@ from tokun.training.records import (
     without,
 )
 from tokun.training.run import Run, micro_batch, states_on_disk
-from tokun.training.start import starting_model
-from tokun.training.starting import time_line
+from tokun.training.start_report import time_line
 from tokun.training.text_tokenizer import load_text_tokenizer
 from tokun.training.token_loss import TokenLoss
 from tokun.utils import checkpoint
@@ -313,22 +313,8 @@ class GeneratorStage(EngineStage):
         self.last = losses_here, norm, lr
 
     def figures(self) -> tuple[dict[str, float], str]:
-        run, train, samples = self.run, self.train, self.training_batches.samples
-        losses_here, norm, lr = self.last
-        if run.world > 1:
-            dist.all_reduce(losses_here)
-        image, text, z = losses_here.tolist()
-        window, seconds = self.window, self.window.seconds()
-        tokens, width = window.counts["tokens"], window.counts["width"]
-        self.logged = {
-            "train/loss": train.image_weight * image + train.text_weight * text, "train/image_loss": image, "train/text_loss": text, "train/z": z,
-            "train/lr": lr, "train/grad_norm": norm, "train/tokens_per_second": tokens / seconds, "train/data_wait": window.waited / seconds,
-            "train/padding": 1 - tokens / width, "train/mfu": self.flops * tokens / seconds / (self.rate * run.world),
-            "train/skipped_spikes": self.spikes.count, "train/peak_memory_gb": health.peak_memory(self.engine.device) / 2**30,
-            "train/epoch": self.step * train.batch_size / len(samples), "train/skipped": sum(samples.index.skipped.values()),
-            "train/cut_captions": self.training_batches.cut_captions,
-        }  # fmt: skip
-        return self.logged, f"image {image:.3f} text {text:.3f} {tokens / seconds:.0f} tok/s"
+        self.logged, words = step_log.of_generator(self)
+        return self.logged, words
 
     def evaluate(self) -> str:
         with self.averaged():

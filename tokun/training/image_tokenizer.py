@@ -18,11 +18,13 @@ from tokun.data import framing
 from tokun.models import losses
 from tokun.models.generator import can_compile, count_parameters
 from tokun.tokenizers.image import ImageTokenizer
-from tokun.training import loop, optim
+from tokun.training import loop, optim, step_log
 from tokun.training.engine import make_accelerator
 from tokun.training.gan import Adversary
+from tokun.training.image_shapes import held_out_pictures, shape_options, shape_settings, shapes_line, sizes_line
+from tokun.training.initial_checkpoint import starting_model
 from tokun.training.reconstruction import gate, gate_problems, inspect_image_tokenizer
-from tokun.training.records import (
+from tokun.training.resume_settings import (
     GATE_KEYS,
     LOGGING_KEYS,
     figures_line,
@@ -33,9 +35,7 @@ from tokun.training.records import (
     without,
 )
 from tokun.training.run import Run, states_on_disk
-from tokun.training.shapes import held_out_pictures, shape_options, shape_settings, shapes_line, sizes_line
-from tokun.training.start import starting_model
-from tokun.training.starting import tags_line, verdict
+from tokun.training.start_report import tags_line, verdict
 from tokun.utils import checkpoint
 
 
@@ -181,14 +181,7 @@ class ImageTokenizerStage(loop.Stage):
         return loss, terms, out
 
     def figures(self) -> tuple[dict[str, float], str]:
-        figures = {name: value.item() if isinstance(value, Tensor) else value for name, value in self.last.items() if name != "codes"}
-        figures |= {
-            "batch_usage": self.last["codes"].unique().numel() / self.model.codebook_size,
-            "images_per_second": self.train.batch_size * self.window.steps / self.window.seconds(),
-            "skipped": sum(self.samples.index.skipped.values()),
-        }
-        words = f"loss {figures['loss']:.3f} l1 {figures['l1']:.3f} {figures['images_per_second']:.0f} img/s"
-        return {f"image_tokenizer/{name}": value for name, value in figures.items()}, words
+        return step_log.of_image_tokenizer(self)
 
     def evaluate(self) -> str:
         if self.run.rank != 0:

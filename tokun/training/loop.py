@@ -4,12 +4,12 @@ A kind of training is a subclass of `Stage`. Its constructor creates model, opti
 evaluated and saved. `train(stage)` does the rest: it resumes, follows the schedule and the clock, writes trainer states, and stops on request.
 The hooks read `self.step` (steps done; within `take_step` the number of this step), `self.window` and `self.clock`.
 
-    class Distilling(Stage):                        # or EngineStage (engine_stage.py), with engine, average and trainer states
+    class Distilling(Stage):                        # or EngineStage (distributed_stage.py), with engine, average and trainer states
         name = "distilling"
         def describe(self): ...                     # the line logged at the start
         def batches(self, start): ...               # an iterator, from step `start` on
         def take_step(self, batch, lr): ...         # forward, backward, update
-        def figures(self): ...                      # what is logged
+        def figures(self): ...                      # what is logged (step_log.py)
         def snapshot(self): ...                     # a trainer state …
         def restore(self, folder): ...              # … and back
 
@@ -26,7 +26,6 @@ import json
 import math
 import time
 from abc import ABC, abstractmethod
-from collections import defaultdict
 from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -41,6 +40,7 @@ from tqdm import tqdm
 from tokun.models.shares import collective_device, own_share
 from tokun.training import optim
 from tokun.training.run import Run
+from tokun.training.step_log import Window, log_step
 from tokun.utils import checkpoint
 from tokun.utils.errors import Diverged
 
@@ -83,19 +83,6 @@ class Clock:
 
     def seconds(self) -> float:
         return self.before + time.monotonic() - self.start
-
-
-class Window:
-    """Counts since the last logging, evaluation or sampling, so that throughput excludes these."""
-
-    def __init__(self) -> None:
-        self.start = time.monotonic()
-        self.steps = 0
-        self.waited = 0.0  # seconds waiting for batches
-        self.counts: defaultdict[str, float] = defaultdict(float)  # totals of the stage, such as tokens
-
-    def seconds(self) -> float:
-        return max(time.monotonic() - self.start, 1e-9)
 
 
 class Stage(ABC):
@@ -204,10 +191,7 @@ def _after_step(stage: Stage, states: checkpoint.TrainerStates, bar: tqdm) -> No
         return every > 0 and step % every == 0
 
     if due(schedule.log_every) or step == 1:
-        figures, words = stage.figures()
-        stage.window = Window()
-        run.tracker.log(figures, step=step)
-        bar.set_postfix_str(words)
+        log_step(stage, bar)
     if due(schedule.eval_every):
         line = stage.evaluate()
         if line and run.rank == 0:

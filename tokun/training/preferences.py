@@ -28,9 +28,9 @@ from tokun.models.generator import uncompiled
 from tokun.models.shares import collective_device
 from tokun.tokenizers.sequences import Packed
 from tokun.tokenizers.vocabulary import Vocabulary
+from tokun.training.fine_tuning import TuningStage, run_stage, settings_of
+from tokun.training.initial_checkpoint import starting_model
 from tokun.training.run import Run
-from tokun.training.start import starting_model
-from tokun.training.tuning import TuningStage, run_stage, settings_of
 from tokun.utils import checkpoint
 from tokun.utils.errors import UserError
 

@@ -23,7 +23,7 @@ from tokun.models.generator import intermediate_size
 from tokun.models.shares import collective_device
 from tokun.training import adapters, health
 from tokun.training.engine import deepspeed_settings
-from tokun.training.start import starting_model
+from tokun.training.initial_checkpoint import starting_model
 from tokun.training.tracking import Tracker, make_tracker
 from tokun.utils import checkpoint, lock
 from tokun.utils.errors import UserError

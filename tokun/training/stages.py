@@ -16,8 +16,8 @@ from tokun.training.generator import train_generator
 from tokun.training.image_tokenizer import train_image_tokenizer
 from tokun.training.preferences import train_preferences
 from tokun.training.run import Run
+from tokun.training.text_only import train_words
 from tokun.training.text_tokenizer import train_text_tokenizer
-from tokun.training.words import train_words
 from tokun.utils.errors import UserError
 
 STAGES = (train_text_tokenizer, train_image_tokenizer, encode_shards, train_generator)

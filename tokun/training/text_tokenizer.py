@@ -13,9 +13,9 @@ from tokun.data import captions
 from tokun.data.codes import captions_by_register, questions_of
 from tokun.inference.folder import TEXT_TOKENIZER
 from tokun.tokenizers.text import PretrainedTextTokenizer, TextTokenizer, normalize
-from tokun.training.records import started_from
+from tokun.training.initial_checkpoint import starting_model
+from tokun.training.resume_settings import started_from
 from tokun.training.run import Run
-from tokun.training.start import starting_model
 from tokun.utils import checkpoint
 from tokun.utils.errors import BadSample
 

@@ -14,7 +14,7 @@ from tokun.models.generator import uncompiled
 from tokun.training import health, optim
 from tokun.training.engine import Engine
 from tokun.training.loop import Schedule, Stage, averaged
-from tokun.training.records import require_same_but_retry
+from tokun.training.resume_settings import require_same_but_retry
 from tokun.training.run import Run
 from tokun.utils import checkpoint
 

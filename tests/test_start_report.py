@@ -9,7 +9,7 @@ from PIL import Image
 from tests.small_runs import write_config
 from tokun.config import ImageTokenizerTrainConfig, load_config
 from tokun.data import ShardIndex, captions, write_shard
-from tokun.training import starting
+from tokun.training import start_report
 from tokun.training.run import open_run
 
 
@@ -110,7 +110,7 @@ KNOWN = ("copper-engraving", "engraving", "etching", "wood-engraving")
      ("old-copper-engravings", "copper-engraving"), ("prints", ""), ("", ""), ("grass", ""), ("engraving-after-a-drawing", "")],
 )  # fmt: skip
 def test_the_fitting_tag_is_the_known_one_that_the_word_means(word, fits):
-    assert starting.fitting_tag(word, KNOWN) == fits
+    assert start_report.fitting_tag(word, KNOWN) == fits
 
 
 def test_the_bundle_names_its_styles_and_what_becomes_of_the_pictures_own(tmp_path):
@@ -121,18 +121,18 @@ def test_the_bundle_names_its_styles_and_what_becomes_of_the_pictures_own(tmp_pa
     ]
     write_shard(shards / "train-00000.tar", samples)
     config = load_config(write_config(tmp_path, shards), ["start=bundled"])
-    line = starting.tags_line(config)
+    line = start_report.tags_line(config)
     assert "wood-engraving" in line.partition(". Of these")[0]
     for part in ("engravings (3) becomes its engraving", "prints (1) is new and will be learned", "1 pictures have no style (data.style="):
         assert part in line
-    assert [starting.style_of({"style": style}, config) for style in ("engravings", "prints", "Wood Engraving", "")] == [
+    assert [start_report.style_of({"style": style}, config) for style in ("engravings", "prints", "Wood Engraving", "")] == [
         "engraving",
         "prints",
         "wood-engraving",
         "",
     ]
     config.start = ""
-    assert starting.style_of({"style": "engravings"}, config) == "engravings", "where nothing is gone on from, a tag stays as it is"
+    assert start_report.style_of({"style": "engravings"}, config) == "engravings", "where nothing is gone on from, a tag stays as it is"
 
 
 def test_the_verdict_gives_figures_and_where_the_sheet_lies(tmp_path):
@@ -142,15 +142,17 @@ def test_the_verdict_gives_figures_and_where_the_sheet_lies(tmp_path):
         (13.0, [], "roughly"),
         (9.0, ["PSNR is 9.0 dB"], "cannot draw these pictures (PSNR is 9.0 dB)"),
     ):
-        line = starting.verdict({"psnr": psnr, "usage": 0.9}, train, tmp_path / "reconstructions.png", problems)
+        line = start_report.verdict({"psnr": psnr, "usage": 0.9}, train, tmp_path / "reconstructions.png", problems)
         assert said in line and str(tmp_path / "reconstructions.png") in line and (problems or f"{psnr:.1f} dB, 90% of its codes" in line)
 
 
 def test_the_time_is_told_in_passes_and_what_max_minutes_counts():
-    line = starting.time_line(steps=20_000, batch_size=32, pictures=163, max_minutes=45, going_on=True, name="train")
+    line = start_report.time_line(steps=20_000, batch_size=32, pictures=163, max_minutes=45, going_on=True, name="train")
     assert "3,926 passes over 163 pictures; about 20 passes (102 steps) are sensible; more would memorise them" in line
     assert "train.max_minutes 45 counts this stage alone" in line
-    assert "max_minutes is not set" in starting.time_line(steps=10, batch_size=4, pictures=163, max_minutes=0, going_on=False, name="train")
+    assert "max_minutes is not set" in start_report.time_line(
+        steps=10, batch_size=4, pictures=163, max_minutes=0, going_on=False, name="train"
+    )
 
 
 def test_held_out_shards_that_are_not_there_are_told_before_the_first_stage(tmp_path):

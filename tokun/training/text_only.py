@@ -21,10 +21,10 @@ from tokun.tokenizers import sequences
 from tokun.tokenizers.sequences import Packed
 from tokun.tokenizers.text import normalize
 from tokun.tokenizers.vocabulary import Vocabulary, tag_word
+from tokun.training.fine_tuning import TuningStage, run_stage, settings_of
+from tokun.training.initial_checkpoint import starting_model
 from tokun.training.run import Run
-from tokun.training.start import starting_model
 from tokun.training.token_loss import TokenLoss
-from tokun.training.tuning import TuningStage, run_stage, settings_of
 from tokun.utils import checkpoint
 from tokun.utils.errors import UserError
 

@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
 
 from tokun import data
@@ -23,11 +22,11 @@ from tokun.inference.adapters import fingerprint
 from tokun.inference.model import Tokun
 from tokun.models.generator import add_dropout, can_compile, compile_layers, count_parameters, tune_for, uncompiled
 from tokun.tokenizers.vocabulary import Vocabulary
-from tokun.training import adapters, health, loop
+from tokun.training import adapters, loop, step_log
+from tokun.training.distributed_stage import EngineStage
 from tokun.training.engine import Engine
-from tokun.training.engine_stage import EngineStage
 from tokun.training.generator import FREE_KEYS, training_seed, where_to
-from tokun.training.records import LOGGING_KEYS, figures_line, idle_settings, require_same, started_from, stopped_early, without
+from tokun.training.resume_settings import LOGGING_KEYS, figures_line, idle_settings, require_same, started_from, stopped_early, without
 from tokun.training.run import Run, micro_batch, states_on_disk
 from tokun.utils import checkpoint
 
@@ -114,15 +113,8 @@ class TuningStage(EngineStage):
         self.last = total, self.update(), lr
 
     def figures(self) -> tuple[dict[str, float], str]:
-        total, norm, lr = self.last
-        if self.run.world > 1:
-            dist.all_reduce(total)
-        found = self.figures_of(dict(zip(self.sums, total.tolist(), strict=True)))
-        self.logged = {f"train/{name}": value for name, value in found.items()} | {
-            "train/lr": lr, "train/grad_norm": norm, "train/skipped_spikes": self.spikes.count, "train/epoch": self.step * self.train.batch_size / len(self.items),
-            "train/items_per_second": self.window.counts["items"] / self.window.seconds(), "train/peak_memory_gb": health.peak_memory(self.engine.device) / 2**30,
-        }  # fmt: skip
-        return self.logged, figures_line(found)
+        self.logged, words = step_log.of_fine_tuning(self)
+        return self.logged, words
 
     @torch.no_grad()
     def held_out_figures(self, batches: Sequence[Any]) -> dict[str, float]:

@@ -14,7 +14,7 @@ from tests.small_runs import needs
 from tokun.config import from_dict
 from tokun.tokenizers import sequences
 from tokun.training.run import open_run
-from tokun.training.words import pack_rows, read_rows, train_words
+from tokun.training.text_only import pack_rows, read_rows, train_words
 
 pytestmark = needs("accelerate", reason="training needs the extra 'train'")
 
