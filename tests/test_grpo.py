@@ -1,4 +1,4 @@
-"""Promises of tokun/align/grpo.py and real.py: a checkpoint learns from a reward, goes on exactly, and a reward that is hacked is caught."""
+"""Promises of tokun/align/grpo.py and reward_hacking.py: a checkpoint learns from a reward, goes on exactly, and a reward that is hacked is caught."""
 
 import json
 import os
@@ -14,7 +14,7 @@ import tokun
 from benchmarks.zero import largest_difference
 from tests.small_runs import ROOT, needs, write_tree
 from tests.test_launch import forked
-from tokun.align import grpo, real, rollouts
+from tokun.align import grpo, reward_hacking, rollouts
 from tokun.config import from_dict, load_config
 from tokun.training.health import Preempted
 from tokun.training.run import open_run
@@ -167,11 +167,11 @@ def test_the_verdict_is_real_only_where_a_judge_rises_with_the_reward():
     flat, up = rng.normal(0, 1, 64), rng.normal(2, 1, 64)
     cases = {"real": (up, up), "hacked": (up, flat), "no gain": (flat, up)}
     for word, (reward, judge) in cases.items():
-        found = real.compare(record(flat, flat), record(reward, judge))
+        found = reward_hacking.compare(record(flat, flat), record(reward, judge))
         assert found["whole"] == word, word
-    assert real.compare(record(flat, up), record(up, flat))["whole"] == "hacked"
-    assert real.compare(record(flat, None), record(up, None))["whole"] == "not judged"
-    less = real.compare(record(flat, flat), record(up, up, diversity=0.5, near=0.25))
+    assert reward_hacking.compare(record(flat, up), record(up, flat))["whole"] == "hacked"
+    assert reward_hacking.compare(record(flat, None), record(up, None))["whole"] == "not judged"
+    less = reward_hacking.compare(record(flat, flat), record(up, up, diversity=0.5, near=0.25))
     assert less["verdict"] == "Verdict: real (less varied: 0.50 of before; more near copies of training pictures: 25.0% (before 0.0%))."
 
 

@@ -10,7 +10,7 @@ from PIL import Image, ImageDraw
 from safetensors.torch import save_file
 
 from tests.test_clip import tiny_clip
-from tokun.align import of_drawings, perturb, rewards
+from tokun.align import drawing_rewards, perturb, rewards
 from tokun.config import RewardConfig
 
 
@@ -140,7 +140,7 @@ def test_a_drawing_is_rendered_at_the_side_that_is_asked_for():
     pytest.importorskip("resvg_py")
     from tokun.render.svg import to_svg
 
-    made = of_drawings.render(to_svg(drawn("disc").resize((64, 32))), 96)
+    made = drawing_rewards.render(to_svg(drawn("disc").resize((64, 32))), 96)
     assert made.size == (96, 48) and made.mode == "RGB"
 
 

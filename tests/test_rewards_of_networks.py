@@ -1,4 +1,4 @@
-"""Promises of tokun/align/of_pictures.py: rewards by networks that are made on the spot, with weights by chance."""
+"""Promises of tokun/align/image_rewards.py: rewards by networks that are made on the spot, with weights by chance."""
 
 import copy
 from dataclasses import replace

@@ -25,6 +25,7 @@ _RENAMED = {
         "engine_stage": "distributed_stage", "records": "resume_settings", "shapes": "image_shapes", "start": "initial_checkpoint",
         "starting": "start_report", "tuning": "fine_tuning", "words": "text_only",
     },
+    "align": {"of_drawings": "drawing_rewards", "of_pictures": "image_rewards", "of_words": "caption_rewards", "real": "reward_hacking"},
 }  # fmt: skip
 
 

@@ -28,7 +28,7 @@ import numpy as np
 from tqdm import tqdm
 
 import tokun
-from tokun.align import of_drawings, perturb, rewards
+from tokun.align import drawing_rewards, perturb, rewards
 from tokun.align.rollouts import texts_of
 from tokun.evaluate import figures
 from tokun.evaluate.figures import Figure
@@ -139,10 +139,10 @@ def drawn(model: Tokun, one: Described, score: rewards.Mixed, judges: Judges, pa
     (pair,) = model.best_of(args.seed, 1, args.best_of, score=score.total, prompt=one.text)
     text = to_svg(pair.image, args.max_bytes)
     checkpoint.write_text(path, text)
-    shown = of_drawings.render(text, SIDE)
+    shown = drawing_rewards.render(text, SIDE)
     (changed,) = perturb.changer(["crop", "jpeg"], args.seed)([dataclasses.replace(pair, image=shown)])
     scores = judges(changed.image, one)
-    scores |= {"likeness": of_drawings.likeness(pair.image, shown), "kilobytes": len(text.encode()) / 1000}
+    scores |= {"likeness": drawing_rewards.likeness(pair.image, shown), "kilobytes": len(text.encode()) / 1000}
     return {"scores": scores, "index": pair.index}
 
 

@@ -27,7 +27,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tokun.align import objective, perturb, real, rewards, rollouts
+from tokun.align import objective, perturb, reward_hacking, rewards, rollouts
 from tokun.align.objective import Chosen
 from tokun.align.policy import Policy
 from tokun.config import Config
@@ -181,7 +181,7 @@ class GrpoStage(EngineStage):
         change = perturb.changer(self.grpo.perturb, self.seed)
         made = rewards.make(self.grpo.rewards, before)
         self.rewards = [rewards.perturbed(reward, change) if self.grpo.perturb else reward for reward in made]
-        self.evaluator = real.Evaluator(self.grpo, before, made, run.out / "real") if run.rank == 0 else None
+        self.evaluator = reward_hacking.Evaluator(self.grpo, before, made, run.out / "real") if run.rank == 0 else None
         self.seconds, self.logged, self.latest = Seconds(), dict[str, float](), Rollout([], {})
 
     def describe(self) -> str:
@@ -392,7 +392,7 @@ class GrpoStage(EngineStage):
             if self.config.sampling.n > 0:
                 log_samples(self.run, whole, self.step)
             self.run.remove_states(self.folder)
-            self.run.say(real.lines(report))
+            self.run.say(reward_hacking.lines(report))
             self.run.say(f"grpo: {self.run.out / 'real' / 'report.html'} shows whether the gain is real. " + where_to(target, self.config))
         self.run.wait()
 

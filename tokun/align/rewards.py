@@ -32,7 +32,7 @@ from typing import TYPE_CHECKING, Any, cast
 import numpy as np
 from torch import Tensor
 
-from tokun.align import of_drawings, of_pictures, of_words
+from tokun.align import caption_rewards, drawing_rewards, image_rewards
 from tokun.config import RewardConfig
 from tokun.utils.errors import UserError
 
@@ -41,11 +41,11 @@ if TYPE_CHECKING:
 
 Score = Callable[[Sequence["Pair"]], Sequence[float]]
 MAKERS: dict[str, Callable[[RewardConfig, Any], Score]] = {
-    "pmi": of_words.pmi, "caption": of_words.caption,
-    "clip": of_pictures.clip, "clip_first": of_pictures.clip_first, "aesthetic": of_pictures.aesthetic, "vqa": of_pictures.vqa,
-    "own_yes": of_pictures.own_yes, "style": of_pictures.style, "recognition": of_pictures.recognition,
-    "description": of_pictures.description, "reference": of_pictures.reference,
-    "svg": of_drawings.likeness_within, "svg_bytes": of_drawings.shortness,
+    "pmi": caption_rewards.pmi, "caption": caption_rewards.caption,
+    "clip": image_rewards.clip, "clip_first": image_rewards.clip_first, "aesthetic": image_rewards.aesthetic, "vqa": image_rewards.vqa,
+    "own_yes": image_rewards.own_yes, "style": image_rewards.style, "recognition": image_rewards.recognition,
+    "description": image_rewards.description, "reference": image_rewards.reference,
+    "svg": drawing_rewards.likeness_within, "svg_bytes": drawing_rewards.shortness,
 }  # fmt: skip
 
 
