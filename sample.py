@@ -37,7 +37,7 @@ from tqdm import tqdm
 
 import tokun
 from tokun.config import SamplingOptions
-from tokun.data import pictures
+from tokun.data import image_files
 from tokun.inference import directions, many, preferences
 from tokun.inference.clip import Clip
 from tokun.render import video
@@ -58,8 +58,8 @@ if TYPE_CHECKING:
 def main(argv: list[str] | None = None) -> None:
     args = parse(argv)
     if args.max_megapixels is not None:
-        pictures.max_pixels(args.max_megapixels)
-        os.environ[pictures.LIMIT] = f"{args.max_megapixels:.17g}"
+        image_files.max_pixels(args.max_megapixels)
+        os.environ[image_files.LIMIT] = f"{args.max_megapixels:.17g}"
     if args.video:
         video.require_ffmpeg()
     checkpoint.require_writable(args.out, option="--out")

@@ -25,7 +25,7 @@ from PIL import Image
 
 from data_tools.pipeline.output import RECORD
 from tokun.data import captions as captions_of_data
-from tokun.data import pictures, tars
+from tokun.data import image_files, tars
 from tokun.data.shards import key_and_suffix
 from tokun.render.grids import captioned_grid
 from tokun.utils import console
@@ -147,8 +147,8 @@ def read_record(pair: Pair, damaged: list[Damage]) -> dict[str, Any]:
 def open_image(pair: Pair, damaged: list[Damage]) -> Image.Image | None:
     """The pair's picture, decoded as in training: upright, in sRGB. None if it is missing or damaged."""
     try:
-        return pictures.decode(pair.image) if pair.image is not None else None
-    except pictures.PictureError as error:
+        return image_files.decode(pair.image) if pair.image is not None else None
+    except image_files.PictureError as error:
         damaged.append(Damage(pair.shard.name, pair.key, f"undecodable picture: {error}"))
         return None
 
@@ -158,9 +158,9 @@ def read_head(pair: Pair, damaged: list[Damage]) -> tuple[str, tuple[int, int]] 
     if pair.image is None:
         return None
     try:
-        with pictures.quiet():
-            return str(pictures.read_header(pair.image).format), pictures.size_of(pair.image)
-    except pictures.PictureError as error:
+        with image_files.quiet():
+            return str(image_files.read_header(pair.image).format), image_files.size_of(pair.image)
+    except image_files.PictureError as error:
         damaged.append(Damage(pair.shard.name, pair.key, f"undecodable picture: {error}"))
         return None
 

@@ -19,7 +19,7 @@ from tests import small_runs
 from tests.fixtures import TINY
 from tokun import data
 from tokun.config import ImageTokenizerConfig, from_dict, load_config
-from tokun.data import framing, pictures
+from tokun.data import framing, image_files
 from tokun.tokenizers import sequences
 from tokun.tokenizers.image import ImageTokenizer
 from tokun.tokenizers.vocabulary import REGISTERS
@@ -256,8 +256,8 @@ def test_a_broken_picture_is_stood_in_for_by_one_of_its_shape(tmp_path):
 def test_sizes_are_read_once_and_kept_until_a_shard_changes(tmp_path, monkeypatch):
     write(tmp_path)
     kept, reads = tmp_path / "cache" / "images.index", []
-    real = pictures.size_of
-    monkeypatch.setattr(pictures, "size_of", lambda content: reads.append(1) or real(content))
+    real = image_files.size_of
+    monkeypatch.setattr(image_files, "size_of", lambda content: reads.append(1) or real(content))
     first = opened(tmp_path, cache_file=kept).shapes
     assert len(reads) == 24 and (tmp_path / "cache" / "images.index.sizes").is_file()
     assert (opened(tmp_path, cache_file=kept).shapes == first).all() and len(reads) == 24

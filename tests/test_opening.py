@@ -15,7 +15,7 @@ from PIL import Image, ImageCms
 from data_tools.images.pictures import encode
 from tokun import data
 from tokun.app import demo
-from tokun.data import pictures
+from tokun.data import image_files
 from tokun.inference import seeing
 
 
@@ -58,12 +58,12 @@ def test_a_turned_picture_is_upright_wherever_it_is_opened(orientation, tmp_path
     (tmp_path / "phone.png").write_bytes(content)
     samples = shard(tmp_path / "train-00000.tar", content, "png")
     seen = {
-        "prepare": pictures.decode(content), "the demo": demo.open_upload(content, 1), "--image": seeing.open_picture(tmp_path / "phone.png", 1),
+        "prepare": image_files.decode(content), "the demo": demo.open_upload(content, 1), "--image": seeing.open_picture(tmp_path / "phone.png", 1),
         "bytes": seeing.open_picture(content, 1), "a PIL picture": seeing.open_picture(Image.open(io.BytesIO(content)), 1), "training": samples.picture(0),
     }  # fmt: skip
     for where, image in seen.items():
         assert np.array_equal(np.asarray(image), np.asarray(upright())), where
-    assert samples.sizes.tolist() == [[200, 100]] and pictures.size_of(content) == (200, 100), "by the header alone too"
+    assert samples.sizes.tolist() == [[200, 100]] and image_files.size_of(content) == (200, 100), "by the header alone too"
 
 
 @pytest.mark.parametrize("kind", ["webp", "jpg", "png"])
@@ -102,19 +102,19 @@ def test_transparency_lies_on_white_and_a_profile_is_applied_in_training_too():
 
 def test_the_limit_of_pixels_can_be_raised_and_lowered(monkeypatch):
     content = saved(Image.effect_noise((300, 200), 50), "PNG")
-    monkeypatch.setenv(pictures.LIMIT, "0.05")
-    for opened in (lambda: pictures.decode(content), lambda: data.decode_image(content, 1)):
-        with pytest.raises(pictures.PictureError, match="too many pixels"):
+    monkeypatch.setenv(image_files.LIMIT, "0.05")
+    for opened in (lambda: image_files.decode(content), lambda: data.decode_image(content, 1)):
+        with pytest.raises(image_files.PictureError, match="too many pixels"):
             opened()
     with pytest.raises(seeing.TooLarge, match=r"more than 50,000 pixels.*--max-megapixels"):
         seeing.open_picture(content, 1)
-    assert pictures.decode(content, most=pictures.max_pixels(0.06)).size == (300, 200)
-    monkeypatch.setenv(pictures.LIMIT, "0.06")
+    assert image_files.decode(content, most=image_files.max_pixels(0.06)).size == (300, 200)
+    monkeypatch.setenv(image_files.LIMIT, "0.06")
     assert seeing.open_picture(content, 1).size == (300, 200)
     for wrong in ("many", "-3", "nan", "0"):
-        monkeypatch.setenv(pictures.LIMIT, wrong)
-        with pytest.raises(ValueError, match=pictures.LIMIT):
-            pictures.max_pixels()
+        monkeypatch.setenv(image_files.LIMIT, wrong)
+        with pytest.raises(ValueError, match=image_files.LIMIT):
+            image_files.max_pixels()
 
 
 def test_heic_is_read_with_its_library_and_refused_in_one_line_without(monkeypatch):
@@ -123,22 +123,22 @@ def test_heic_is_read_with_its_library_and_refused_in_one_line_without(monkeypat
     content = saved(upright().convert("RGB"), "HEIF", quality=95)
     found = np.asarray(data.decode_image(content, 1)).astype(int)
     assert found.shape == (100, 200) and abs(found - np.asarray(upright()))[:, 5:90].mean() < 4
-    assert pictures.size_of(content) == (200, 100)
+    assert image_files.size_of(content) == (200, 100)
     monkeypatch.setattr(Image, "OPEN", {name: opener for name, opener in Image.OPEN.items() if name not in ("HEIF", "AVIF")})
-    monkeypatch.setattr(pictures, "know_formats", lambda: None)
-    with pytest.raises(pictures.PictureError, match="pillow-heif"):
+    monkeypatch.setattr(image_files, "know_formats", lambda: None)
+    with pytest.raises(image_files.PictureError, match="pillow-heif"):
         data.decode_image(content, 1)
     with pytest.raises(ValueError, match=r"the picture is not .* pillow-heif"):
         seeing.open_picture(content, 1)
-    with pytest.raises(pictures.PictureError, match=r"AVIF .*Pillow"):
-        pictures.decode(b"\0\0\0\x1cftypavif\0\0\0\0mif1avifmiaf" + bytes(50))
+    with pytest.raises(image_files.PictureError, match=r"AVIF .*Pillow"):
+        image_files.decode(b"\0\0\0\x1cftypavif\0\0\0\0mif1avifmiaf" + bytes(50))
 
 
 def test_threads_that_open_pictures_leave_the_filters_of_warnings_as_they_are():
     content, before = as_a_phone_saves_it(6, "JPEG"), warnings.filters[:]
-    pictures.decode(content)
+    image_files.decode(content)
     assert warnings.filters == before
-    threads = [threading.Thread(target=lambda: [pictures.decode(content) for _ in range(20)]) for _ in range(4)]
+    threads = [threading.Thread(target=lambda: [image_files.decode(content) for _ in range(20)]) for _ in range(4)]
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -211,7 +211,7 @@ def test_inspect_keeps_the_same_limit_of_pixels(tmp_path, monkeypatch):
     from data_tools import inspect
 
     shard(tmp_path / "train-00000.tar", saved(Image.effect_noise((300, 200), 50), "PNG"), "png")
-    monkeypatch.setenv(pictures.LIMIT, "0.05")
+    monkeypatch.setenv(image_files.LIMIT, "0.05")
     for verify in (False, True):
         (damage,) = inspect.take_inventory(inspect.find_shards([tmp_path]), verify=verify).damaged
         assert "too many pixels" in str(damage)

@@ -1,4 +1,4 @@
-"""Promises of tokun/data/pictures.py and data_tools/images/pictures.py: each file ends as the right pixels or as a reason, on files built byte by byte."""
+"""Promises of tokun/data/image_files.py and data_tools/images/pictures.py: each file ends as the right pixels or as a reason, on files built byte by byte."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from hypothesis import strategies as st
 from PIL import Image, ImageCms
 
 from data_tools.images.pictures import decode_reduced, dhash, encode, resize
-from tokun.data import pictures
-from tokun.data.pictures import PILLOW_13, PictureError, decode
+from tokun.data import image_files
+from tokun.data.image_files import PILLOW_13, PictureError, decode
 
 ROOT = Path(__file__).resolve().parents[1]
 Image.init()
@@ -506,7 +506,7 @@ def test_the_first_frame_of_an_avif_is_taken():
 def test_a_large_picture_is_worked_on_in_strips_without_seams():
     """5.2 million pixels are two strips."""
     values = np.arange(2600, dtype=np.uint16)[:, None] * np.ones((1, 2000), np.uint16) * 25
-    assert len(list(pictures.strips(Image.new("1", (2000, 2600))))) == 2
+    assert len(list(image_files.strips(Image.new("1", (2000, 2600))))) == 2
     wide = np.asarray(decode(save(Image.fromarray(values), "PNG", compress_level=1)))
     assert (wide == np.round(values / 257)).all()
     gray = Image.fromarray((values >> 8).astype(np.uint8))

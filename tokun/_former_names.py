@@ -26,6 +26,7 @@ _RENAMED = {
         "starting": "start_report", "tuning": "fine_tuning", "words": "text_only",
     },
     "align": {"of_drawings": "drawing_rewards", "of_pictures": "image_rewards", "of_words": "caption_rewards", "real": "reward_hacking"},
+    "data": {"images": "image_dataset", "order": "sample_order", "pictures": "image_files"},
 }  # fmt: skip
 
 

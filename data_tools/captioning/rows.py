@@ -15,7 +15,7 @@ from data_tools.captioning.journal import ALL, Rows, read_record, sha256
 from data_tools.captioning.registers import Facts
 from data_tools.captioning.settings import Settings
 from data_tools.inspect import Pair, read_pairs
-from tokun.data.pictures import PictureError, decode_as
+from tokun.data.image_files import PictureError, decode_as
 
 
 @dataclass

@@ -1,4 +1,4 @@
-"""Pictures for shards: hashing, resizing, encoding. `tokun.data.pictures` opens them, for all of tokun.
+"""Pictures for shards: hashing, resizing, encoding. `tokun.data.image_files` opens them, for all of tokun.
 
 Uses Pillow, and OpenCV for two filters. Knows nothing of folders, captions or shards, and runs without torch.
 """
@@ -13,7 +13,7 @@ from types import ModuleType
 import numpy as np
 from PIL import Image
 
-from tokun.data.pictures import DECODE_ERRORS, PictureError, decode, decode_reduced
+from tokun.data.image_files import DECODE_ERRORS, PictureError, decode, decode_reduced
 from tokun.utils.extras import need
 
 __all__ = [

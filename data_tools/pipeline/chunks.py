@@ -33,7 +33,7 @@ from data_tools.readers import CaptionError, Found, Words, find_words, read_pict
 from data_tools.readers.book_page import HEADING_ABOVE
 from data_tools.text.captions import Caption, clean_caption, plain_text
 from data_tools.verdicts import REJECT, Verdict, decide
-from tokun.data.pictures import max_pixels
+from tokun.data.image_files import max_pixels
 from tokun.utils.errors import UserError
 
 KEPT, AMBIGUOUS, REJECTED = "kept", "ambiguous", "rejected"

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from tokun.config import GrpoConfig
-from tokun.data.order import Order
+from tokun.data.sample_order import Order
 from tokun.evaluate.material import read_captions
 from tokun.inference import latents, sampling
 from tokun.inference.directions import require_task

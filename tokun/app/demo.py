@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from PIL import Image
 
-from tokun.data import framing, pictures
+from tokun.data import framing, image_files
 from tokun.inference import directions, latents, preferences
 from tokun.render.svg import to_svg
 from tokun.utils.errors import UserError
@@ -83,9 +83,9 @@ def open_upload(content: object, channels: int) -> Image.Image:
     if len(content) > MAX_FILE_BYTES:
         raise UserError(f"The file has {len(content):,} bytes; up to {MAX_FILE_BYTES:,} are read. Please scale it down.")
     try:
-        opened = pictures.decode_as(content, channels, most=MAX_PIXELS, formats=FORMATS)
-    except pictures.PictureError as error:
-        if str(error) == pictures.TOO_MANY:
+        opened = image_files.decode_as(content, channels, most=MAX_PIXELS, formats=FORMATS)
+    except image_files.PictureError as error:
+        if str(error) == image_files.TOO_MANY:
             raise UserError(f"The picture has too many pixels; up to {MAX_PIXELS:,} are read. Please scale it down.") from None
         raise UserError(f"This file is not a whole picture that can be read; {', '.join(FORMATS)} are.") from None
     opened.thumbnail((SIDE, SIDE))

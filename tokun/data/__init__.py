@@ -15,9 +15,9 @@ from typing import Any
 
 _NAMES = {
     "shards": ("CODES_SUFFIX", "IMAGE_SUFFIXES", "ShardIndex", "expand_shards", "write_shard"),
-    "order": ("BucketOrder", "Order", "check_batch", "positions_of", "rng_for"),
+    "sample_order": ("BucketOrder", "Order", "check_batch", "positions_of", "rng_for"),
     "prefetching": ("prefetch",),
-    "images": (
+    "image_dataset": (
         "ONE_SQUARE", "Box", "ImageBatches", "ImageSamples", "centre_box", "centre_crops", "crop", "decode_image", "first_frames", "random_box", "to_float",
         "view_boxes",
     ),

@@ -1,4 +1,4 @@
-"""How a picture is fitted to a grid of codes: all cropping and padding happens here. Knows PIL and numpy; no torch, no model. pictures.py opens pictures.
+"""How a picture is fitted to a grid of codes: all cropping and padding happens here. Knows PIL and numpy; no torch, no model. image_files.py opens pictures.
 
 A grid is (rows, columns) of codes; at `downsample` pixels a code it needs a picture of rows * downsample by columns * downsample pixels.
 A box is (left, top, width, height) in pixels of the picture. It has the grid's aspect; where it extends beyond the picture, paper fills it.

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from tokun.data import mirror
 from tokun.data.codes import CodeSamples, Record
-from tokun.data.order import Order, check_batch, positions_of, rng_for
+from tokun.data.sample_order import Order, check_batch, positions_of, rng_for
 from tokun.tokenizers import sequences
 from tokun.tokenizers.vocabulary import TASKS, Tags
 from tokun.utils.errors import UserError

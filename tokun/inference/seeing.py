@@ -13,7 +13,7 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from tokun import data
-from tokun.data import framing, pictures
+from tokun.data import framing, image_files
 from tokun.utils.errors import UserError
 
 if TYPE_CHECKING:
@@ -32,7 +32,7 @@ TIFF_MODES = ("1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "I", "F")
 
 
 def open_picture(source: Picture, channels: int) -> Image.Image:
-    """A file, its bytes or a PIL picture -> 'L' or 'RGB', upright (`pictures.decode`). Raises FileNotFoundError, or UserError with the reason."""
+    """A file, its bytes or a PIL picture -> 'L' or 'RGB', upright (`image_files.decode`). Raises FileNotFoundError, or UserError with the reason."""
     name = "the picture"
     if isinstance(source, Image.Image):
         require_size(source, name)
@@ -44,17 +44,17 @@ def open_picture(source: Picture, channels: int) -> Image.Image:
         name = str(path)
         if not path.is_file():
             raise FileNotFoundError(f"{name!r} is not a file: name a picture")
-        if path.stat().st_size > (most := max(MAX_BYTES, pictures.max_pixels() // 2)):
+        if path.stat().st_size > (most := max(MAX_BYTES, image_files.max_pixels() // 2)):
             raise UserError(
                 f"{path} has {path.stat().st_size:,} bytes, more than the limit of {most:,}: scale it down, or raise the limit with {HIGHER}"
             )
         source = path.read_bytes()
     try:
-        return pictures.decode_as(source, channels)
-    except pictures.PictureError as error:
-        if str(error) == pictures.TOO_MANY:
+        return image_files.decode_as(source, channels)
+    except image_files.PictureError as error:
+        if str(error) == image_files.TOO_MANY:
             raise TooLarge(
-                f"{name} has more than {pictures.max_pixels():,} pixels: scale it down, or raise the limit with {HIGHER}. For a file that is tiny for its pixels the limit is a tenth of that"
+                f"{name} has more than {image_files.max_pixels():,} pixels: scale it down, or raise the limit with {HIGHER}. For a file that is tiny for its pixels the limit is a tenth of that"
             ) from error
         reason = "unknown format, or empty" if str(error) in ("empty file", "not a picture that can be read") else error
         raise UserError(f"{name} is not a picture that can be read: {reason}") from error
@@ -82,12 +82,12 @@ def as_tiff(picture: Image.Image) -> bytes:
 
 def require_size(image: Image.Image, name: str) -> None:
     """Raise TooLarge for a picture with more pixels than the limit, before decoding."""
-    (width, height), most = image.size, pictures.max_pixels()
+    (width, height), most = image.size, image_files.max_pixels()
     if width * height > most:
         raise TooLarge(f"{name} has {width} x {height} pixels, more than {most:,}: scale it down, or raise the limit with {HIGHER}")
 
 
-HIGHER = f"--max-megapixels N, or {pictures.LIMIT}=N in the environment"
+HIGHER = f"--max-megapixels N, or {image_files.LIMIT}=N in the environment"
 
 
 @dataclass(frozen=True)

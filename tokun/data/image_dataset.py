@@ -15,8 +15,8 @@ from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
-from tokun.data import framing, pictures
-from tokun.data.order import BucketOrder, Order, check_batch, positions_of, rng_for
+from tokun.data import framing, image_files
+from tokun.data.sample_order import BucketOrder, Order, check_batch, positions_of, rng_for
 from tokun.data.shards import IMAGE_SUFFIXES, ShardIndex, expand_shards, load_arrays, save_arrays
 from tokun.utils.errors import BadSample, UserError
 
@@ -53,7 +53,7 @@ def crop(image: Image.Image, box: Box, size: int) -> np.ndarray:
     return framing.cut(image, (*box, abs(box[2])), (size, size))
 
 
-decode_image = pictures.decode_as
+decode_image = image_files.decode_as
 
 
 def to_float(images: np.ndarray | Tensor) -> Tensor:
@@ -119,7 +119,7 @@ class ImageSamples:
 
     def picture(self, i: int) -> Image.Image:
         """Sample i, upright and in full size. Raises OSError or BadSample if it is broken."""
-        return pictures.decode_as(self.read(i), self.channels)
+        return image_files.decode_as(self.read(i), self.channels)
 
     def whole(self, i: int) -> framing.Framed:
         """Like `framed`, but a broken sample is counted and replaced by the next intact one, of the same grid if possible."""
@@ -158,7 +158,7 @@ class ImageSamples:
         sizes = np.zeros((len(self), 2), np.int32)
         for i in tqdm(range(len(self)), desc="sizes of pictures", unit="picture", dynamic_ncols=True, leave=False, delay=2):
             with contextlib.suppress(OSError, BadSample):
-                sizes[i] = pictures.size_of(self.read(i))
+                sizes[i] = image_files.size_of(self.read(i))
         if self.cache_file is not None:
             with contextlib.suppress(OSError):  # as with the index
                 save_arrays(self.cache_file, stamp, [sizes])
