@@ -204,7 +204,7 @@ def ranks(folder: Path, args: argparse.Namespace, overrides: list[str]) -> dict[
     import tokun
     from tokun.config import load_config
     from tokun.evaluate import coherence, figures
-    from tokun.evaluate.material import read_pairs
+    from tokun.evaluate.held_out_pairs import read_pairs
 
     config = load_config(args.config, overrides)
     model = tokun.load(folder)

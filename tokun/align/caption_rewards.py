@@ -7,8 +7,8 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
-from tokun.evaluate.material import read_captions
-from tokun.evaluate.words import loops, unfinished, words
+from tokun.evaluate.captions import loops, unfinished, words
+from tokun.evaluate.held_out_pairs import read_captions
 
 if TYPE_CHECKING:
     from tokun.config import RewardConfig

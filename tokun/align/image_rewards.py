@@ -14,8 +14,8 @@ from tokun import data
 from tokun.evaluate import recognition as recognitions
 from tokun.evaluate import style as styles
 from tokun.evaluate.features import LITE0, Features, last_layer, open_features
+from tokun.evaluate.held_out_pairs import described, framed_for
 from tokun.evaluate.judges import AESTHETIC_CLIP, Aesthetic, Own, Vqa
-from tokun.evaluate.material import described, framed_for
 from tokun.inference.clip import Clip
 from tokun.tokenizers.wordings import SHOWS
 from tokun.utils.errors import UserError
@@ -135,7 +135,7 @@ def reference(asked: RewardConfig, model: Tokun) -> Score:
 
 def real_pictures(asked: RewardConfig, model: Tokun, least: int = 16) -> list[Image.Image]:
     """The first `n` pictures of the shards, framed like the model's. Raises UserError for fewer than `least`."""
-    from tokun.evaluate.material import samples_of
+    from tokun.evaluate.held_out_pairs import samples_of
     from tokun.evaluate.memorisation import shown_of
 
     shards = needed(asked.shards, "shards", "shards of real pictures")

@@ -32,7 +32,7 @@ from tokun.align.rollouts import Prompts
 from tokun.config import GrpoConfig
 from tokun.evaluate import distances, figures, memorisation, viewer
 from tokun.evaluate.features import open_features
-from tokun.evaluate.material import samples_of
+from tokun.evaluate.held_out_pairs import samples_of
 from tokun.render.grids import captioned_grid
 from tokun.utils import checkpoint
 

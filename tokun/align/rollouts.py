@@ -16,7 +16,7 @@ from torch import Tensor
 
 from tokun.config import GrpoConfig
 from tokun.data.sample_order import Order
-from tokun.evaluate.material import read_captions
+from tokun.evaluate.held_out_pairs import read_captions
 from tokun.inference import latents, sampling
 from tokun.inference.directions import require_task
 from tokun.tokenizers.sequences import pack_joint, pack_text_to_image, padded

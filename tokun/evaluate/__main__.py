@@ -36,11 +36,11 @@ if TYPE_CHECKING:
     from PIL import Image
 
     from tokun.evaluate.features import Features
-    from tokun.evaluate.material import RealPair
+    from tokun.evaluate.held_out_pairs import RealPair
     from tokun.evaluate.recognition import Judge
     from tokun.inference.model import Pair, Tokun
 
-SOURCES = ("generated", "reconstructions", "originals", "prompted")  # see `eyes`
+SOURCES = ("generated", "reconstructions", "originals", "prompted")  # see `viewer_pairs`
 PACKAGES = ("tokun", "torch", "transformers", "torchmetrics", "torch-fidelity", "open_clip_torch", "lpips", "numpy", "Pillow")
 
 
@@ -73,7 +73,7 @@ class Case:
         """Load the model and the data. A missing file or folder given by the user raises here."""
         import tokun
         from tokun.evaluate.features import open_features
-        from tokun.evaluate.material import read_pairs
+        from tokun.evaluate.held_out_pairs import read_pairs
 
         for package in ("torchmetrics", "matplotlib", "imagehash"):
             need(package, extra="eval")
@@ -106,14 +106,14 @@ class Case:
 
     @cached_property
     def samples(self) -> list[Pair]:
-        from tokun.evaluate.drawn import draw
+        from tokun.evaluate.stored_samples import draw
 
         return draw(self.model, self.args.out / "samples", self.args.n_samples, self.args.seed, batch_size=self.args.batch_size)
 
     @cached_property
     def train(self) -> list[RealPair]:
         """Training pairs to compare with: as many as held-out pairs or samples, whichever are more."""
-        from tokun.evaluate.material import read_pairs
+        from tokun.evaluate.held_out_pairs import read_pairs
 
         if not self.args.train_shards:
             return []
@@ -127,7 +127,7 @@ class Case:
         from tokun import data
         from tokun.evaluate import recognition
         from tokun.evaluate.features import last_layer
-        from tokun.evaluate.material import described, framed_for
+        from tokun.evaluate.held_out_pairs import described, framed_for
 
         which = self.args.recognition or ("" if self.args.features in ("", "inception") else self.args.features)
         if not self.args.train_shards or not which:
@@ -199,11 +199,11 @@ def images(case: Case) -> list[Figure]:
 
 
 def words(case: Case) -> list[Figure]:
-    from tokun.evaluate import words
-    from tokun.evaluate.material import read_captions
+    from tokun.evaluate import captions
+    from tokun.evaluate.held_out_pairs import read_captions
 
     known = read_captions(case.args.train_shards) if case.args.train_shards else []
-    return words.measure(case.model, case.held_out, case.samples, seed=case.args.seed, training=known)
+    return captions.measure(case.model, case.held_out, case.samples, seed=case.args.seed, training=known)
 
 
 def coherence(case: Case) -> list[Figure]:
@@ -233,9 +233,9 @@ def memorisation(case: Case) -> list[Figure]:
 
 
 def viewer(case: Case) -> list[Figure]:
-    from tokun.evaluate import eyes
+    from tokun.evaluate import viewer_pairs
 
-    return eyes.measure(case)
+    return viewer_pairs.measure(case)
 
 
 ROOMS: dict[str, Callable[[Case], list[Figure]]] = {
@@ -253,7 +253,7 @@ def draw_plots(case: Case) -> None:
 
     from tokun.evaluate import plots
     from tokun.evaluate.doctor import BAND, mean_spectrum, reconstruct
-    from tokun.evaluate.material import grids_of
+    from tokun.evaluate.held_out_pairs import grids_of
     from tokun.render.grids import captioned_grid
 
     size, out, codes = case.model.image_tokenizer.codebook_size, case.args.out, [pair.codes for pair in case.held_out]

@@ -19,7 +19,7 @@ import torch
 from tokun.evaluate import figures, plots
 from tokun.evaluate.doctor import reconstruct
 from tokun.evaluate.figures import Figure
-from tokun.evaluate.material import RealPair, grids_of
+from tokun.evaluate.held_out_pairs import RealPair, grids_of
 from tokun.inference.clip import Clip
 from tokun.tokenizers import sequences
 from tokun.tokenizers.grammar import STATES

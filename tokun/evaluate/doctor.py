@@ -19,7 +19,7 @@ from tokun.evaluate import plots, recognition
 from tokun.evaluate.distances import frechet, jackknife
 from tokun.evaluate.features import Features, alike, stack
 from tokun.evaluate.figures import Figure, mean, skipped
-from tokun.evaluate.material import RealPair, grids_of
+from tokun.evaluate.held_out_pairs import RealPair, grids_of
 from tokun.inference.model import Tokun
 from tokun.models.losses import LpipsDistance
 from tokun.render.grids import pair_sheet

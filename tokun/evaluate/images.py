@@ -18,7 +18,7 @@ from tokun.evaluate.distances import FEWEST, frechet, jackknife, kid, manifold, 
 from tokun.evaluate.doctor import reconstruct
 from tokun.evaluate.features import Features
 from tokun.evaluate.figures import Figure, share, skipped
-from tokun.evaluate.material import RealPair, grids_of
+from tokun.evaluate.held_out_pairs import RealPair, grids_of
 from tokun.inference.model import Pair, Tokun
 
 

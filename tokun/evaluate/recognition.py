@@ -76,7 +76,7 @@ class Judge:
 
 
 def look(pictures: Iterable[tuple[str, Image.Image, str]], network: Features, what: str) -> tuple[np.ndarray, list[str]]:
-    """Keys, pictures and texts (see `material.described`) -> float32 (n, d) and the n texts. Raises UserError if there are none."""
+    """Keys, pictures and texts (see `held_out_pairs.described`) -> float32 (n, d) and the n texts. Raises UserError if there are none."""
     rows, texts, rest = [], [], iter(pictures)
     with tqdm(desc=what, unit="picture", leave=False) as bar:
         while chunk := list(islice(rest, CHUNK)):

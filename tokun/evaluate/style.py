@@ -19,7 +19,7 @@ from torch import Tensor
 
 from tokun import data
 from tokun.data import framing
-from tokun.evaluate.material import as_picture
+from tokun.evaluate.held_out_pairs import as_picture
 from tokun.inference.seeing import open_picture
 from tokun.utils.errors import UserError
 

@@ -22,7 +22,7 @@ from tqdm import tqdm
 from tokun.evaluate import viewer
 from tokun.evaluate.doctor import reconstruct
 from tokun.evaluate.figures import Figure, skipped
-from tokun.evaluate.material import grids_of
+from tokun.evaluate.held_out_pairs import grids_of
 from tokun.evaluate.viewer import Question, Shown
 from tokun.utils import checkpoint
 from tokun.utils.errors import UserError

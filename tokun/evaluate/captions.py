@@ -16,7 +16,7 @@ import numpy as np
 
 from tokun.evaluate import figures
 from tokun.evaluate.figures import Figure, bootstrap
-from tokun.evaluate.material import RealPair, grids_of
+from tokun.evaluate.held_out_pairs import RealPair, grids_of
 from tokun.inference import directions
 from tokun.tokenizers import sequences
 from tokun.tokenizers.vocabulary import Tags

@@ -16,8 +16,9 @@ from safetensors.torch import save_file
 from torch import nn
 
 from tests import test_captioners, test_clip
-from tokun.evaluate import coherence, judges, words
-from tokun.evaluate.material import RealPair, read_pairs
+from tokun.evaluate import captions as caption_figures
+from tokun.evaluate import coherence, judges
+from tokun.evaluate.held_out_pairs import RealPair, read_pairs
 from tokun.tokenizers import sequences
 
 TEXTS = [
@@ -99,7 +100,7 @@ def test_one_caption_for_all_leaves_nothing_to_choose(tiny_model, pairs):
 
 
 def test_every_figure_has_a_name_of_its_own_and_a_value(tiny_model, pairs, held_out, tiny_clip, tmp_path):
-    found = words.measure(tiny_model, held_out, pairs, seed=0, training=[held_out[0].caption])
+    found = caption_figures.measure(tiny_model, held_out, pairs, seed=0, training=[held_out[0].caption])
     found += coherence.measure(tiny_model, held_out, pairs, seed=0, clip=tiny_clip, judge=tiny_clip, out=tmp_path)
     with Image.open(tmp_path / "ranks.png") as plot:
         assert plot.size == (900, 600)
@@ -124,14 +125,14 @@ def test_every_figure_has_a_name_of_its_own_and_a_value(tiny_model, pairs, held_
 
 
 def test_identical_texts_agree_fully_and_those_of_other_pictures_hardly():
-    found = {figure.name: figure.value for figure in words.agreement(TEXTS, TEXTS, seed=0)}
+    found = {figure.name: figure.value for figure in caption_figures.agreement(TEXTS, TEXTS, seed=0)}
     assert found["BLEU-1"] == found["BLEU-4"] == pytest.approx(1) and found["CIDEr"] == pytest.approx(10)
     assert found["BLEU-4, chance"] == 0 and found["BLEU-1, chance"] < 0.3 and found["CIDEr, chance"] < 1
 
 
 def test_bleu_clips_repeated_words_and_punishes_short_captions():
     def score(candidate, reference, n):
-        return words.bleu(np.array([words.bleu_counts(candidate.split(), reference.split())]), n)
+        return caption_figures.bleu(np.array([caption_figures.bleu_counts(candidate.split(), reference.split())]), n)
 
     assert score("the the the the the the the", "the cat is on the mat", 1) == pytest.approx(2 / 7)  # the paper's own example
     assert score("the cat", "the cat is on", 2) == pytest.approx(np.exp(1 - 4 / 2))
@@ -140,15 +141,15 @@ def test_bleu_clips_repeated_words_and_punishes_short_captions():
 
 def test_cider_weighs_rare_words_above_common_ones():
     real = ["the ship sails", "the horse runs", "the mill turns"]
-    rare, common = (words.cider([text, *real[1:]], real)[0] for text in ("a ship", "the mouse"))
+    rare, common = (caption_figures.cider([text, *real[1:]], real)[0] for text in ("a ship", "the mouse"))
     assert rare > common == 0  # "the" stands in every reference and tells nothing
 
 
 def test_looped_and_repeating_captions_are_counted():
     texts = ["A ship, a ship", "the old mill by the old mill by the river", "The quick, quick fox", "A ship at sea"]
-    assert [words.loops(text) for text in texts] == [True, True, True, False]
-    assert [words.repeats(text) for text in texts] == [False, True, False, False]
-    assert words.distinct(["a a", "a b"], 1) == 2 / 4 and words.distinct(["a b", "a b"], 2) == 1 / 2
+    assert [caption_figures.loops(text) for text in texts] == [True, True, True, False]
+    assert [caption_figures.repeats(text) for text in texts] == [False, True, False, False]
+    assert caption_figures.distinct(["a a", "a b"], 1) == 2 / 4 and caption_figures.distinct(["a b", "a b"], 2) == 1 / 2
 
 
 @pytest.mark.parametrize(
@@ -159,9 +160,9 @@ def test_looped_and_repeating_captions_are_counted():
     ],
 )  # fmt: skip
 def test_unfinished_captions_are_told_by_their_ends(text, cut):
-    known = Counter(words.words("View of the cathedral. A ship at sea. Plan"))
-    assert words.unfinished(text, known, no_room=False) is cut
-    assert words.unfinished(text, known, no_room=True)
+    known = Counter(caption_figures.words("View of the cathedral. A ship at sea. Plan"))
+    assert caption_figures.unfinished(text, known, no_room=False) is cut
+    assert caption_figures.unfinished(text, known, no_room=True)
 
 
 # --- judges -----------------------------------------------------------------------------------------------------------
@@ -298,7 +299,7 @@ def test_the_clip_judge_trains_goes_on_and_is_loaded(tmp_path, toy_shards, capsy
 
 def test_the_clip_judge_learns_descriptions_out_of_a_table(tmp_path, toy_shards):
     from benchmarks import clip_judge
-    from tokun.evaluate.material import described, read_table, squares
+    from tokun.evaluate.held_out_pairs import described, read_table, squares
 
     keys = [key for key, _, _ in described(str(toy_shards), squares(32))][:4]
     rows = "".join(f'{toy_shards.name}\t{key}\t{i % 2}\tA "thing" number {i}.\n' for i, key in enumerate(keys))
