@@ -38,7 +38,7 @@ from tqdm import tqdm
 import tokun
 from tokun.config import SamplingOptions
 from tokun.data import image_files
-from tokun.inference import directions, many, preferences
+from tokun.inference import bulk, conditional_generation, preferences
 from tokun.inference.clip import Clip
 from tokun.render import video
 from tokun.render.grids import captioned_grid, gif, strip
@@ -51,7 +51,7 @@ from tokun.utils.errors import UserError
 if TYPE_CHECKING:
     from PIL import Image
 
-    from tokun.inference.directions import Words
+    from tokun.inference.conditional_generation import Words
     from tokun.inference.model import Pair, Tokun
 
 
@@ -94,12 +94,12 @@ def write_shards(model: Tokun, args: argparse.Namespace, *, rank: int, world: in
     size = args.shard_size or 1000
     if rank == 0 and args.shard_size is None:
         print(
-            f"--n {args.n} is more than {many.FROM:,}: written as shards of {size:,} pairs, not as single PNGs. An interruption loses only the current batch"
+            f"--n {args.n} is more than {bulk.FROM:,}: written as shards of {size:,} pairs, not as single PNGs. An interruption loses only the current batch"
         )
-    many.generate(model, args.seed, args.n, args.out, options_of(args), shard_size=size, rank=rank, world=world)
+    bulk.generate(model, args.seed, args.n, args.out, options_of(args), shard_size=size, rank=rank, world=world)
     if rank == 0:
-        table = f", {many.TABLE}" if (args.out / many.TABLE).is_file() else "; the table follows when the other processes are done"
-        print(f"{args.n} pairs in {args.out}: {many.RECORD}, shards{table}")
+        table = f", {bulk.TABLE}" if (args.out / bulk.TABLE).is_file() else "; the table follows when the other processes are done"
+        print(f"{args.n} pairs in {args.out}: {bulk.RECORD}, shards{table}")
 
 
 def write_pairs(pairs: list[Pair], args: argparse.Namespace) -> None:
@@ -170,7 +170,7 @@ def draw(model: Tokun, args: argparse.Namespace) -> list[Pair]:
     if args.complete is not None:
         found = {"register": args.register, "temperature": args.temperature, "top_p": args.top_p, **tags}
         print(
-            f"--keep {args.keep if isinstance(args.keep, str) else ','.join(f'{share:g}' for share in args.keep)}: {directions.kept(model, args.complete, args.keep)}"
+            f"--keep {args.keep if isinstance(args.keep, str) else ','.join(f'{share:g}' for share in args.keep)}: {conditional_generation.kept(model, args.complete, args.keep)}"
         )
         return model.complete(args.complete, args.keep, seed=args.seed, n=args.n, **found)
     if args.invert is not None:
@@ -213,7 +213,7 @@ def score_of(model: Tokun, args: argparse.Namespace) -> Callable[[list[Pair]], l
 
 
 def shards_wanted(args: argparse.Namespace) -> bool:
-    return mode_of(args) == "plain" and (args.n > many.FROM or args.shard_size is not None)
+    return mode_of(args) == "plain" and (args.n > bulk.FROM or args.shard_size is not None)
 
 
 def options_of(args: argparse.Namespace) -> dict[str, Any]:
@@ -270,7 +270,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         args.n = 1 if args.image is not None or args.rewrite is not None else 16
     if shards_wanted(args) and (args.svg or args.wandb):
         parser.error(
-            f"--{'svg' if args.svg else 'wandb'} has no effect on shards: leave it out, or ask for at most {many.FROM:,} samples without --shard-size"
+            f"--{'svg' if args.svg else 'wandb'} has no effect on shards: leave it out, or ask for at most {bulk.FROM:,} samples without --shard-size"
         )
     return args
 
@@ -292,7 +292,7 @@ def mistake_in(args: argparse.Namespace, given: list[str]) -> str:
         (args.svg and args.max_bytes < LEAST_BYTES, f"--max-bytes {args.max_bytes} is too small: a picture takes at least {LEAST_BYTES} bytes"),
         ("registers" in given and "register" in given, "--registers already names all registers: leave out --register"),
         (mode == "interpolate" and ("seed" in given or "n" in given), "--interpolate A B gives the seeds, --steps the number of pairs: leave out --seed and --n"),
-        (mode not in ("plain", "best_of") and (args.n or 0) > many.FROM, f"--n {args.n}: {where_of(mode)} the limit is {many.FROM:,} at a time"),
+        (mode not in ("plain", "best_of") and (args.n or 0) > bulk.FROM, f"--n {args.n}: {where_of(mode)} the limit is {bulk.FROM:,} at a time"),
     ]  # fmt: skip
     return next((told for wrong, told in mistakes if wrong), "")
 

@@ -9,7 +9,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import tokun
-from tokun.inference import adapters, seeing
+from tokun.inference import adapters, image_to_codes
 from tokun.inference.model import Tokun, load
 from tokun.inference.model_card import OWN_ID
 from tokun.tokenizers import sequences
@@ -163,7 +163,10 @@ def test_a_pair_is_scored_as_its_own_tokens_are(tiny_model):
     v, pair = tiny_model.vocabulary, tiny_model.sample(5, n=1)[0]
     assert tiny_model.image_nll([pair.tags], [pair.codes]) == pytest.approx([pair.image_nll], abs=1e-3)
     score = tiny_model.score(pair.image, "a ship", style=pair.tags.style, subject=pair.tags.subject)
-    seen, words = seeing.see(tiny_model, [pair.image], tiny_model.vocabulary.default_grid)[0].codes, tiny_model.encode_text("a ship")
+    seen, words = (
+        image_to_codes.see(tiny_model, [pair.image], tiny_model.vocabulary.default_grid)[0].codes,
+        tiny_model.encode_text("a ship"),
+    )
     ids = torch.tensor([sequences.pack_joint(v, pair.tags, seen, words).input_ids])
     logits, start = tiny_model.generator(input_ids=ids).logits[0].detach(), ids[0].tolist().index(v.id("<boi>"))
     over_codes = logits[start : start + 16, v.code_offset : v.size].log_softmax(-1)

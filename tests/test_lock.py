@@ -16,7 +16,7 @@ import pytest
 import train
 from tests.kills import kills
 from tests.small_runs import write_config
-from tokun.inference import many
+from tokun.inference import bulk
 from tokun.utils import console, lock
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -238,7 +238,7 @@ def test_every_command_that_writes_a_folder_is_refused_while_another_process_hol
         "questions": lambda: questions.main([str(shards), *out]),
         "encode": lambda: console.status("encode", lambda: encode.main(["--config", str(config), f"out={tmp_path}", "data.val="])),
         "train": lambda: console.status("train", lambda: train.main(["--config", str(config), f"out={tmp_path}"])),
-        "sample": lambda: console.status("sample", lambda: many.generate(tiny_model, 1, 4, tmp_path, {}, shard_size=2)),
+        "sample": lambda: console.status("sample", lambda: bulk.generate(tiny_model, 1, 4, tmp_path, {}, shard_size=2)),
     }[command]()
     assert done == 2 and f"{tmp_path} is in use by process" in capsys.readouterr().err
     assert sorted(tmp_path.rglob("*")) == before

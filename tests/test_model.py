@@ -14,7 +14,7 @@ from PIL import Image
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import tokun
-from tokun.inference import directions
+from tokun.inference import conditional_generation
 from tokun.inference.model import Tokun, count_tags, load
 from tokun.tokenizers import sequences
 from tokun.tokenizers.text import normalize
@@ -140,7 +140,7 @@ def test_a_mistake_is_named_with_the_way_out(tiny_model, options, words):
 @pytest.mark.parametrize("seed", ["x", "7", 1.5, 7.0, True, None, -1, 2**63, 2**70, float("nan")])
 def test_a_seed_that_is_no_whole_number_is_refused_wherever_one_is_given(tiny_model, seed):
     picture = Image.new("L", (32, 32))
-    inverted = directions.Inverted(torch.zeros(tiny_model.slots.size), Tags(), [], 0)
+    inverted = conditional_generation.Inverted(torch.zeros(tiny_model.slots.size), Tags(), [], 0)
     for call in (
         lambda: tiny_model(seed), lambda: tiny_model.sample(seed, n=2), lambda: tiny_model.best_of(seed, 1, 2), lambda: tiny_model.interpolate(1, seed),
         lambda: tiny_model.caption(picture, seed=seed), lambda: tiny_model.ask(picture, "what?", seed=seed), lambda: tiny_model.vary(inverted, 0.1, seed=seed),

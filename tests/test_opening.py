@@ -16,7 +16,7 @@ from data_tools.images.pictures import encode
 from tokun import data
 from tokun.app import demo
 from tokun.data import image_files
-from tokun.inference import seeing
+from tokun.inference import image_to_codes
 
 
 def upright():
@@ -58,8 +58,8 @@ def test_a_turned_picture_is_upright_wherever_it_is_opened(orientation, tmp_path
     (tmp_path / "phone.png").write_bytes(content)
     samples = shard(tmp_path / "train-00000.tar", content, "png")
     seen = {
-        "prepare": image_files.decode(content), "the demo": demo.open_upload(content, 1), "--image": seeing.open_picture(tmp_path / "phone.png", 1),
-        "bytes": seeing.open_picture(content, 1), "a PIL picture": seeing.open_picture(Image.open(io.BytesIO(content)), 1), "training": samples.picture(0),
+        "prepare": image_files.decode(content), "the demo": demo.open_upload(content, 1), "--image": image_to_codes.open_picture(tmp_path / "phone.png", 1),
+        "bytes": image_to_codes.open_picture(content, 1), "a PIL picture": image_to_codes.open_picture(Image.open(io.BytesIO(content)), 1), "training": samples.picture(0),
     }  # fmt: skip
     for where, image in seen.items():
         assert np.array_equal(np.asarray(image), np.asarray(upright())), where
@@ -106,11 +106,11 @@ def test_the_limit_of_pixels_can_be_raised_and_lowered(monkeypatch):
     for opened in (lambda: image_files.decode(content), lambda: data.decode_image(content, 1)):
         with pytest.raises(image_files.PictureError, match="too many pixels"):
             opened()
-    with pytest.raises(seeing.TooLarge, match=r"more than 50,000 pixels.*--max-megapixels"):
-        seeing.open_picture(content, 1)
+    with pytest.raises(image_to_codes.TooLarge, match=r"more than 50,000 pixels.*--max-megapixels"):
+        image_to_codes.open_picture(content, 1)
     assert image_files.decode(content, most=image_files.max_pixels(0.06)).size == (300, 200)
     monkeypatch.setenv(image_files.LIMIT, "0.06")
-    assert seeing.open_picture(content, 1).size == (300, 200)
+    assert image_to_codes.open_picture(content, 1).size == (300, 200)
     for wrong in ("many", "-3", "nan", "0"):
         monkeypatch.setenv(image_files.LIMIT, wrong)
         with pytest.raises(ValueError, match=image_files.LIMIT):
@@ -129,7 +129,7 @@ def test_heic_is_read_with_its_library_and_refused_in_one_line_without(monkeypat
     with pytest.raises(image_files.PictureError, match="pillow-heif"):
         data.decode_image(content, 1)
     with pytest.raises(ValueError, match=r"the picture is not .* pillow-heif"):
-        seeing.open_picture(content, 1)
+        image_to_codes.open_picture(content, 1)
     with pytest.raises(image_files.PictureError, match=r"AVIF .*Pillow"):
         image_files.decode(b"\0\0\0\x1cftypavif\0\0\0\0mif1avifmiaf" + bytes(50))
 

@@ -8,8 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tokun.inference import latents
-from tokun.inference.choice import Choice, choose, narrow
 from tokun.inference.sampling import generate, span_nll
+from tokun.inference.token_choice import Choice, choose, narrow
 from tokun.tokenizers import sequences
 from tokun.tokenizers.grammar import STATES
 from tokun.tokenizers.vocabulary import Tags, parse_grid

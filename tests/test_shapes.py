@@ -16,7 +16,7 @@ from tests.test_serving import vllm  # noqa: F401
 from tokun import data
 from tokun.app import demo
 from tokun.data import framing
-from tokun.inference import decoder, directions, latents, many, native, sampling, seeing
+from tokun.inference import bulk, conditional_generation, decoder, image_to_codes, latents, native, sampling
 from tokun.inference.model import load
 from tokun.inference.sampling import Choice
 from tokun.serving import __main__ as serving
@@ -196,7 +196,7 @@ def test_a_register_that_was_not_trained_is_refused_in_every_direction(shaped_mo
         lambda: able.sample(1, 1, register="poetic"), lambda: able.best_of(1, 1, 2, register="poetic"), lambda: able.interpolate(1, 2, register="poetic"),
         lambda: able.caption(picture, ["plain", "poetic"]), lambda: able.rewrite("a ship", "poetic"), lambda: able.score(picture, "a ship", register="poetic"),
         lambda: able.invert(picture, inverted, register="poetic"), lambda: able.complete(picture, "top", register="poetic"),
-        lambda: many.generate(able, 1, 2, tmp_path / "many", {"register": "poetic"}),
+        lambda: bulk.generate(able, 1, 2, tmp_path / "many", {"register": "poetic"}),
         lambda: sample.main(["--checkpoint", str(shaped_folder), "--out", str(tmp_path), "--register", "poetic"]),
     ):  # fmt: skip
         with pytest.raises(ValueError, match=named):
@@ -217,7 +217,7 @@ def test_a_task_that_was_not_trained_is_refused_in_every_direction(shaped_model,
         (lambda: shaped_model.ask(picture, "what is shown?"), "question"), (lambda: shaped_model.rewrite("a ship", "era"), "rewrite"),
         (lambda: sample.main([*common, "--image", plate, "--question", "what?"]), "question"), (lambda: sample.main([*common, "--rewrite", "a ship"]), "rewrite"),
         (lambda: teller.sample(1, 1, prompt="a ship"), "text_to_image"), (lambda: teller.best_of(1, 1, 2, prompt="a ship"), "text_to_image"),
-        (lambda: list(demo.Studio(teller).draw(1, 1, prompt="a ship")), "text_to_image"), (lambda: many.generate(teller, 1, 2, tmp_path / "many", {"prompt": "a"}), "text_to_image"),
+        (lambda: list(demo.Studio(teller).draw(1, 1, prompt="a ship")), "text_to_image"), (lambda: bulk.generate(teller, 1, 2, tmp_path / "many", {"prompt": "a"}), "text_to_image"),
         (lambda: drawer.caption(picture), "joint"), (lambda: drawer.score(picture, "a ship"), "joint"), (lambda: drawer.invert(picture, "a ship"), "joint"),
         (lambda: drawer.complete(picture, "top"), "joint"),
     ):  # fmt: skip
@@ -237,7 +237,7 @@ def test_a_pictures_own_grid_goes_into_the_prompt(shaped_model, monkeypatch):
     v, able, wide = shaped_model.vocabulary, replace(shaped_model, tasks=()), Image.effect_noise((160, 40), 90)
     (said,), (answer,) = able.caption(wide), able.ask(wide, "what?")
     assert all(v.id("<grid:2x8>") in prompts[0].tolist() for prompts in asked) and answer.text
-    codes, grid = seeing.encode_whole(able, wide)
+    codes, grid = image_to_codes.encode_whole(able, wide)
     assert grid == (2, 8) and len(codes) == 16
     tags = [Tags(register="plain", grid=grid)]
     assert said.nll == pytest.approx(able.caption_nll(tags, [said.ids], [codes])[0], abs=1e-3)
@@ -255,8 +255,8 @@ def test_a_model_of_squares_codes_a_picture_as_it_always_did(tiny_model):
         picture = blank_with_a_thing(size)
         crop = data.crop(picture, data.centre_box(*picture.size), 32)
         expected = old.image_tokenizer.encode(data.to_float(np.array(crop)[None]), rows=16)
-        assert seeing.see(old, [picture], (4, 4))[0].codes == expected[0].tolist()
-        assert seeing.encode_whole(old, picture) == (expected[0].tolist(), (4, 4))
+        assert image_to_codes.see(old, [picture], (4, 4))[0].codes == expected[0].tolist()
+        assert image_to_codes.encode_whole(old, picture) == (expected[0].tolist(), (4, 4))
 
 
 def blank_with_a_thing(size) -> Image.Image:
@@ -352,7 +352,7 @@ def test_between_two_shapes_the_grid_changes_in_the_middle_and_the_picture_stays
         lambda p: (p.codes, p.caption)
     )(shaped_model.sample(last, 1)[0])
     for half, end in ((way[:4], way[0]), (way[4:], way[-1])):
-        other = directions.through(shaped_model, way[-1] if end is way[0] else way[0], end.tags.grid)
+        other = conditional_generation.through(shaped_model, way[-1] if end is way[0] else way[0], end.tags.grid)
         own, codes = np.array(end.codes), np.array([p.codes for p in half])
         assert ((codes == own) | (codes == other)).all() and ((codes[1:] != codes[:-1]).sum(1) <= np.ceil((own != other).sum() / 7)).all()
     back = shaped_model.interpolate(last, first, 8)
@@ -361,17 +361,17 @@ def test_between_two_shapes_the_grid_changes_in_the_middle_and_the_picture_stays
 
 def test_many_samples_keep_their_shapes_and_go_on_from_records_of_earlier_versions(shaped_model, tmp_path):
     pq = pytest.importorskip("pyarrow.parquet", reason="the table needs the extra 'data'")
-    out = many.generate(shaped_model, 5, 12, tmp_path / "out", {"thing": "tree"}, shard_size=6)
+    out = bulk.generate(shaped_model, 5, 12, tmp_path / "out", {"thing": "tree"}, shard_size=6)
     rows = pq.read_table(out / "samples.parquet").to_pylist()
     assert [(r["thing"], r["grid"]) for r in rows] == [
         ("tree", f"{p.tags.grid[0]}x{p.tags.grid[1]}") for p in shaped_model.sample(5, n=12, thing="tree")
     ]
     with pytest.raises(ValueError, match="aspect: '' there, 'wide' here"):
-        many.generate(shaped_model, 5, 12, out, {"thing": "tree", "aspect": "wide"}, shard_size=6)
-    plain = many.generate(shaped_model, 5, 12, tmp_path / "plain", {}, shard_size=6)
+        bulk.generate(shaped_model, 5, 12, out, {"thing": "tree", "aspect": "wide"}, shard_size=6)
+    plain = bulk.generate(shaped_model, 5, 12, tmp_path / "plain", {}, shard_size=6)
     record = json.loads((plain / "samples.json").read_text())
     (plain / "samples.json").write_text(json.dumps({k: v for k, v in record.items() if k not in ("thing", "aspect", "style", "prompt")}))
-    many.generate(shaped_model, 5, 12, plain, {}, shard_size=6)
+    bulk.generate(shaped_model, 5, 12, plain, {}, shard_size=6)
 
 
 def test_an_engine_draws_the_pairs_of_every_shape_that_tokun_draws(shaped_model, shaped_folder, vllm, tmp_path):  # noqa: F811

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from tokun._former_names import FORMER, FormerNames
 
 if TYPE_CHECKING:
-    from tokun.inference import many
+    from tokun.inference import bulk as many
     from tokun.inference.model import Pair, Tokun, load
     from tokun.render import grids, svg
 

@@ -33,8 +33,8 @@ from tokun.align.rollouts import texts_of
 from tokun.evaluate import figures
 from tokun.evaluate.figures import Figure
 from tokun.evaluate.judges import AESTHETIC_CLIP, BETA, Aesthetic, Vqa, f_beta
-from tokun.inference import many
-from tokun.inference.directions import require_task
+from tokun.inference import bulk
+from tokun.inference.conditional_generation import require_task
 from tokun.render.svg import LEAST_BYTES, to_svg
 from tokun.tokenizers.wordings import SHOWS
 from tokun.utils import checkpoint, console
@@ -114,7 +114,7 @@ def judged(
     folder = args.out / name
     checkpoint.require_writable(folder, option="--out")
     asked = {
-        **many.identity(model),
+        **bulk.identity(model),
         **{key: str(getattr(args, key)) for key in ("seed", "best_of", "reward", "max_bytes", "vqa", "aesthetic", "clip")},
     }
     if (there := checkpoint.read_record(folder / "asked.json")) is not None:

@@ -31,7 +31,7 @@ from tokun.align import objective, perturb, reward_hacking, rewards, rollouts
 from tokun.align.objective import Chosen
 from tokun.align.policy import Policy
 from tokun.config import Config
-from tokun.inference import decoder, many
+from tokun.inference import bulk, decoder
 from tokun.inference.model import Pair, Tokun
 from tokun.render.grids import captioned_grid
 from tokun.training import adapters, loop
@@ -114,7 +114,7 @@ def check(config: Config, world: int) -> None:
 
 def settings_of(config: Config, before: Tokun) -> dict[str, Any]:
     """The settings recorded in a trainer state and in the result."""
-    identity = many.identity(before)
+    identity = bulk.identity(before)
     grpo = without(dataclasses.asdict(config.grpo), EVALUATION_KEYS)
     grpo["rewards"] = {str(number): reward for number, reward in enumerate(grpo["rewards"])}
     return {

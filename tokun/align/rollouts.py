@@ -18,7 +18,7 @@ from tokun.config import GrpoConfig
 from tokun.data.sample_order import Order
 from tokun.evaluate.held_out_pairs import read_captions
 from tokun.inference import latents, sampling
-from tokun.inference.directions import require_task
+from tokun.inference.conditional_generation import require_task
 from tokun.tokenizers.sequences import pack_joint, pack_text_to_image, padded
 from tokun.utils.errors import UserError
 

@@ -23,7 +23,7 @@ import numpy as np
 from PIL import Image
 
 from tokun.data import framing, image_files
-from tokun.inference import directions, latents, preferences
+from tokun.inference import conditional_generation, latents, preferences
 from tokun.render.svg import to_svg
 from tokun.utils.errors import UserError
 
@@ -212,7 +212,7 @@ class Studio:
         array = framing.cut(picture, found.box, (grid[1] * downsample * scale, grid[0] * downsample * scale), found.paper)
         return Image.fromarray(array[0] if len(array) == 1 else array.transpose(1, 2, 0))
 
-    def say(self, picture: Image.Image | None, registers: object) -> list[directions.Words]:
+    def say(self, picture: Image.Image | None, registers: object) -> list[conditional_generation.Words]:
         """A caption of the picture in each register."""
         shown = given(picture)
         if not isinstance(registers, list) or not registers:
@@ -220,7 +220,7 @@ class Studio:
         asked = [one_of(name, self.registers, "register") for name in dict.fromkeys(map(str, registers))]
         return self._lane.submit(self.model.caption, shown, asked).result()
 
-    def answer(self, picture: Image.Image | None, question: object) -> list[directions.Words]:
+    def answer(self, picture: Image.Image | None, question: object) -> list[conditional_generation.Words]:
         shown, asked = given(picture), text(question, "question")
         if not self.can_answer:
             raise UserError("This model was not trained on questions; it can caption the picture.")
@@ -241,7 +241,7 @@ class Studio:
 
     def complete(self, picture: Image.Image | None, keep: object, seed: object) -> list[Pair]:
         """Pairs that go on from a half of the picture."""
-        shown, part, start = given(picture), one_of(keep, list(directions.KEEP), "half"), whole(seed, 0, MAX_SEED, "seed")
+        shown, part, start = given(picture), one_of(keep, list(conditional_generation.KEEP), "half"), whole(seed, 0, MAX_SEED, "seed")
         return self._lane.submit(self.model.complete, shown, part, seed=start, n=VARIATIONS).result()
 
 

@@ -20,7 +20,7 @@ from typing import Any
 from tokun.app import demo, views
 from tokun.app.events import Events
 from tokun.app.gate import Gate
-from tokun.inference import directions
+from tokun.inference import conditional_generation
 from tokun.utils.errors import UserError
 from tokun.utils.extras import need
 
@@ -171,7 +171,7 @@ def from_a_picture(gr: Any, studio: demo.Studio) -> Part:
             amount = gr.Slider(0, 1, 0.1, step=0.05, label="Distance", info="how much is drawn anew; 1: all of it")
         vary = gr.Button("Variations", elem_id="vary")
         with gr.Row(elem_classes="level"):
-            keep = gr.Radio(list(directions.KEEP), value="top", label="Keep one half")
+            keep = gr.Radio(list(conditional_generation.KEEP), value="top", label="Keep one half")
             complete = gr.Button("Draw the rest anew", elem_id="complete")
     return Part(
         upload=upload, take=take, shown=shown, said=said, voices=voices, caption=caption, question=question, ask=ask, meaning=meaning,

@@ -10,7 +10,7 @@ from typing import Any
 from PIL import Image
 
 from tokun.app import demo
-from tokun.inference import directions
+from tokun.inference import conditional_generation
 
 
 def quoted(text: str) -> str:
@@ -54,7 +54,7 @@ def links(files: dict[str, str]) -> str:
     return f'<nav class="files">{"Take it home: " + found if found else "&nbsp;"}</nav>'
 
 
-def spoken(words: Sequence[directions.Words]) -> str:
+def spoken(words: Sequence[conditional_generation.Words]) -> str:
     rows = "".join(
         f"<dt>{quoted(w.register or 'answer')}<small>confidence {w.confidence:.2f}</small></dt><dd>{quoted(w.text)}</dd>" for w in words
     )

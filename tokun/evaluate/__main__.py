@@ -100,9 +100,9 @@ class Case:
 
     @cached_property
     def identity(self) -> dict[str, Any]:
-        from tokun.inference import many
+        from tokun.inference import bulk
 
-        return many.identity(self.model)
+        return bulk.identity(self.model)
 
     @cached_property
     def samples(self) -> list[Pair]:

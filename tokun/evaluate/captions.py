@@ -17,7 +17,7 @@ import numpy as np
 from tokun.evaluate import figures
 from tokun.evaluate.figures import Figure, bootstrap
 from tokun.evaluate.held_out_pairs import RealPair, grids_of
-from tokun.inference import directions
+from tokun.inference import conditional_generation
 from tokun.tokenizers import sequences
 from tokun.tokenizers.vocabulary import Tags
 
@@ -163,7 +163,7 @@ def captions_for(model: Tokun, pairs: Sequence[RealPair], seed: int, rows: int =
         for at in range(0, len(own), rows):
             part = own[at : at + rows]
             prompts = [sequences.caption_prompt(v, tags, pairs[i].codes) for i in part]
-            made, _ = directions.write(model, prompts, seed + part[0], len(prompts), None, None)
+            made, _ = conditional_generation.write(model, prompts, seed + part[0], len(prompts), None, None)
             out |= {i: model.text_tokenizer.decode(sequences.unpack(v, ids).caption or []) for i, ids in zip(part, made)}
     return [out[i] for i in range(len(pairs))]
 

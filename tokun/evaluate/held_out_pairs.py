@@ -15,8 +15,8 @@ from PIL import Image
 from tokun import data
 from tokun.data import framing
 from tokun.data.codes import captions_by_register
+from tokun.inference.image_to_codes import see
 from tokun.inference.model import Pair, Tokun
-from tokun.inference.seeing import see
 from tokun.tokenizers.vocabulary import Tags, tag_word
 from tokun.utils.errors import BadSample, UserError, reading
 

@@ -23,8 +23,8 @@ from torch import Tensor, nn
 from tokun.evaluate import figures
 from tokun.evaluate.figures import Figure
 from tokun.inference.clip import Clip
-from tokun.inference.directions import require_task
-from tokun.inference.seeing import see
+from tokun.inference.conditional_generation import require_task
+from tokun.inference.image_to_codes import see
 from tokun.tokenizers import sequences
 from tokun.tokenizers.vocabulary import Tags
 from tokun.tokenizers.wordings import SHOWS

@@ -25,8 +25,8 @@ from tokun.evaluate.doctor import reconstruct
 from tokun.evaluate.features import BATCH, Features
 from tokun.evaluate.figures import Figure, bootstrap, mean, share, skipped
 from tokun.evaluate.held_out_pairs import RealPair, as_picture, grids_of, samples_of
+from tokun.inference.image_to_codes import see
 from tokun.inference.model import Pair, Tokun
-from tokun.inference.seeing import see
 from tokun.render.grids import pair_sheet
 from tokun.utils.extras import need
 

@@ -16,7 +16,7 @@ from typing import Any
 from PIL import Image
 from tqdm import tqdm
 
-from tokun.inference import many
+from tokun.inference import bulk
 from tokun.inference.model import Pair, Tokun
 from tokun.tokenizers.vocabulary import Tags
 from tokun.utils import checkpoint
@@ -27,7 +27,7 @@ RECORD, LINES = "samples.json", "samples.jsonl"
 def draw(model: Tokun, folder: Path, n: int, seed: int, *, batch_size: int = 16) -> list[Pair]:
     """Samples 0 … n-1 of the seed, with the checkpoint's settings. Raises UserError if the folder holds others."""
     checkpoint.require_writable(folder)
-    asked = json.loads(json.dumps({"seed": seed, **many.identity(model)}))
+    asked = json.loads(json.dumps({"seed": seed, **bulk.identity(model)}))
     there = checkpoint.read_record(folder / RECORD)
     if there is not None:
         checkpoint.require_same(folder, there, asked)

@@ -28,8 +28,8 @@ from torch import Tensor, nn
 
 from tokun.config import SamplingConfig
 from tokun.inference import decoder
-from tokun.inference.choice import is_number, is_whole
 from tokun.inference.tags import TagCounts, read_counts, settings_json
+from tokun.inference.token_choice import is_number, is_whole
 from tokun.tokenizers.vocabulary import Vocabulary
 from tokun.utils import reach
 from tokun.utils.checkpoint import require_safetensors

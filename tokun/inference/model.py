@@ -21,9 +21,19 @@ from torch import Tensor
 
 from tokun.config import SamplingConfig, SamplingOptions
 from tokun.data import framing
-from tokun.inference import adapters, choice, decoder, directions, hub, latents, pieces, preferences, sampling, seeing
-from tokun.inference.choice import require_scale
-from tokun.inference.folder import (
+from tokun.inference import (
+    adapters,
+    conditional_generation,
+    decoder,
+    hub,
+    image_to_codes,
+    latents,
+    preferences,
+    sampling,
+    text_token_classes,
+    token_choice,
+)
+from tokun.inference.checkpoint_folder import (
     BUNDLED,
     CARD,
     GENERATOR,
@@ -37,8 +47,9 @@ from tokun.inference.folder import (
     resolve,
     without_bars,
 )
-from tokun.inference.pieces import forbidden_text_of
 from tokun.inference.tags import Frequencies, TagCounts, count_tags, grid_of, settings_json
+from tokun.inference.text_token_classes import forbidden_text_of
+from tokun.inference.token_choice import require_scale
 from tokun.render.grids import to_pil
 from tokun.tokenizers import sequences
 from tokun.tokenizers.image import ImageTokenizer
@@ -180,7 +191,7 @@ class Tokun:
         every choice what the first sample of the batch has so far. Raises UserError for values outside their range, or what the
         checkpoint was not trained on.
         """
-        if indices is None and (not choice.is_whole(n) or n < 1):
+        if indices is None and (not token_choice.is_whole(n) or n < 1):
             raise UserError(f"n is {n!r}; it must be an integer, at least 1")
         numbers = list(range(n)) if indices is None else list(indices)
         u = latents.uniform(latents.draw(seed, numbers, self.slots.size))
@@ -200,7 +211,7 @@ class Tokun:
     def plan(self, **options: Any) -> Plan:
         """Raises UserError as `sample` does, TypeError for an option that there is not."""
         asked, d = SamplingOptions(**options), self.defaults
-        if not choice.is_whole(asked.batch_size) or asked.batch_size < 1:
+        if not token_choice.is_whole(asked.batch_size) or asked.batch_size < 1:
             raise UserError(f"batch_size is {asked.batch_size!r}; it must be an integer, at least 1")
         given = {
             name: getattr(d, name) if getattr(asked, name) is None else getattr(asked, name)
@@ -218,7 +229,7 @@ class Tokun:
         if caption == []:
             raise UserError(f"prompt {asked.prompt!r} holds no text; leave it out or describe a picture")
         if caption is not None:
-            directions.require_task(self, "text_to_image")
+            conditional_generation.require_task(self, "text_to_image")
         return Plan(asked, wanted, caption, {"image": image, "text": text, "guidance_scale": guidance, "text_guidance_scale": worded})
 
     def tags_of(self, u: Tensor, plan: Plan) -> list[Tags]:
@@ -297,49 +308,51 @@ class Tokun:
         found = Frequencies(self.tag_counts, self.vocabulary)
         return [found.draw(row, wanted, prompted=prompted) for row in u[:, : latents.TAG_SLOTS].tolist()]
 
-    # --- the other directions (directions.py) -----------------------------------------------------------------------------
+    # --- the other directions (conditional_generation.py) -----------------------------------------------------------------
 
-    def caption(self, picture: seeing.Picture, registers: Sequence[str] | None = None, **options: Any) -> list[directions.Words]:
-        """Captions of a picture, with their confidence: see `directions.caption`."""
-        return directions.caption(self, picture, registers, **options)
+    def caption(
+        self, picture: image_to_codes.Picture, registers: Sequence[str] | None = None, **options: Any
+    ) -> list[conditional_generation.Words]:
+        """Captions of a picture, with their confidence: see `conditional_generation.caption`."""
+        return conditional_generation.caption(self, picture, registers, **options)
 
-    def ask(self, picture: seeing.Picture, question: str, **options: Any) -> list[directions.Words]:
-        """Answers to a question about a picture: see `directions.ask`."""
-        return directions.ask(self, picture, question, **options)
+    def ask(self, picture: image_to_codes.Picture, question: str, **options: Any) -> list[conditional_generation.Words]:
+        """Answers to a question about a picture: see `conditional_generation.ask`."""
+        return conditional_generation.ask(self, picture, question, **options)
 
-    def rewrite(self, caption: str, register: str, **options: Any) -> list[directions.Words]:
-        """A caption in another register: see `directions.rewrite`."""
-        return directions.rewrite(self, caption, register, **options)
+    def rewrite(self, caption: str, register: str, **options: Any) -> list[conditional_generation.Words]:
+        """A caption in another register: see `conditional_generation.rewrite`."""
+        return conditional_generation.rewrite(self, caption, register, **options)
 
     def interpolate(self, first: int, last: int, steps: int = 12, **options: Any) -> list[Pair]:
-        """Pairs on the way from one seed to another: see `directions.interpolate`."""
-        return directions.interpolate(self, first, last, steps, **options)
+        """Pairs on the way from one seed to another: see `conditional_generation.interpolate`."""
+        return conditional_generation.interpolate(self, first, last, steps, **options)
 
     def best_of(self, seed: int, n: int, candidates: int, **options: Any) -> list[Pair]:
-        """The best of several samples for each place, by PMI: see `directions.best_of`."""
-        return directions.best_of(self, seed, n, candidates, **options)
+        """The best of several samples for each place, by PMI: see `conditional_generation.best_of`."""
+        return conditional_generation.best_of(self, seed, n, candidates, **options)
 
     def best_and_worst(self, seed: int, n: int, candidates: int, **options: Any) -> list[tuple[Pair, Pair]]:
         """The best and the worst of several samples for each place, of one wish: see `preferences.best_and_worst`."""
         return preferences.best_and_worst(self, seed, n, candidates, **options)
 
-    def complete(self, picture: seeing.Picture, keep: str | tuple[float, float, float, float], **options: Any) -> list[Pair]:
-        """Pairs that go on from a part of a picture: see `directions.complete`."""
-        return directions.complete(self, picture, keep, **options)
+    def complete(self, picture: image_to_codes.Picture, keep: str | tuple[float, float, float, float], **options: Any) -> list[Pair]:
+        """Pairs that go on from a part of a picture: see `conditional_generation.complete`."""
+        return conditional_generation.complete(self, picture, keep, **options)
 
-    def invert(self, picture: seeing.Picture, caption: str, **options: Any) -> directions.Inverted:
-        """A latent that draws this very pair: see `directions.invert`."""
-        return directions.invert(self, picture, caption, **options)
+    def invert(self, picture: image_to_codes.Picture, caption: str, **options: Any) -> conditional_generation.Inverted:
+        """A latent that draws this very pair: see `conditional_generation.invert`."""
+        return conditional_generation.invert(self, picture, caption, **options)
 
-    def vary(self, inverted: directions.Inverted, amount: float, **options: Any) -> list[Pair]:
-        """Pairs near an inverted one: see `directions.vary`."""
-        return directions.vary(self, inverted, amount, **options)
+    def vary(self, inverted: conditional_generation.Inverted, amount: float, **options: Any) -> list[Pair]:
+        """Pairs near an inverted one: see `conditional_generation.vary`."""
+        return conditional_generation.vary(self, inverted, amount, **options)
 
     # --- scoring ----------------------------------------------------------------------------------------------------
 
-    def score(self, picture: seeing.Picture, caption: str, **options: Any) -> directions.Score:
-        """How likely a picture is, its caption, and the two together: see `directions.score`."""
-        return directions.score(self, picture, caption, **options)
+    def score(self, picture: image_to_codes.Picture, caption: str, **options: Any) -> conditional_generation.Score:
+        """How likely a picture is, its caption, and the two together: see `conditional_generation.score`."""
+        return conditional_generation.score(self, picture, caption, **options)
 
     def caption_nll(
         self, tags: Sequence[Tags], captions: Sequence[list[int]], codes: Sequence[list[int]] | None = None, batch_size: int = 32
@@ -388,15 +401,15 @@ class Tokun:
 
     @cached_property
     def _word_starts(self) -> list[int]:
-        return pieces.word_starts(self._after_a_letter)
+        return text_token_classes.word_starts(self._after_a_letter)
 
     @cached_property
     def _marks(self) -> list[int]:
-        return pieces.marks(self._after_a_letter)
+        return text_token_classes.marks(self._after_a_letter)
 
     @cached_property
     def _after_a_letter(self) -> dict[int, str]:
-        return pieces.after_a_letter(self.text_tokenizer, self.vocabulary)
+        return text_token_classes.after_a_letter(self.text_tokenizer, self.vocabulary)
 
     def pieces_for(self, choice: sampling.Choice) -> sampling.Pieces:
         """What `sampling.generate` has to know of the text ids for this choice: nothing, unless words are not to be repeated."""

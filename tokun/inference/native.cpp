@@ -445,7 +445,7 @@ float masked(const float* logits, const bool* legal, int64_t count, float* x) {
   return most;
 }
 
-// For one row: see choose in choice.py. x (2 count,) is a buffer.
+// For one row: see choose in token_choice.py. x (2 count,) is a buffer.
 int64_t choose(const float* logits, const bool* legal, int64_t count, float u, float temperature, int64_t top_k, double top_p, float* x) {
   const float most = masked(logits, legal, count, x);
   if (temperature == 0 || most == NONE) return std::max_element(x, x + count) - x;

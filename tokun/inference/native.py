@@ -3,7 +3,7 @@
     program()                              the program; RuntimeError if it cannot be built
     Weights(model)                         the matrices of a Qwen3, packed for it
     step(weights, ...), head(...)          ids -> hidden (rows, size) float32 -> logits (rows, ids of a part) float32
-    choose(logits, legal, u, choice), nats(logits, legal, ids)     as in `choice`
+    choose(logits, legal, u, choice), nats(logits, legal, ids)     as in `token_choice`
 
 It is built once per machine, by the C++ compiler (g++, clang++ or CXX) against torch's headers, in a few seconds, and stored in the user's cache.
 On processors with AVX-512 or AMX, matrix products use oneDNN through torch (`brgemm`); elsewhere plain loops. bfloat16 weights stay bfloat16 if the
@@ -372,7 +372,7 @@ class Rows:
 
 
 def choose(logits: Tensor, legal: Tensor | None, u: Tensor, choice: Any) -> Tensor:
-    """As `choice.choose`, for float32 logits (B, V)."""
+    """As `token_choice.choose`, for float32 logits (B, V)."""
     (B, V), legal, logits, u = logits.shape, None if legal is None else legal.contiguous(), logits.contiguous(), u.float().contiguous()
     chosen = torch.empty(B, dtype=torch.long)
     program().tokun_choose(

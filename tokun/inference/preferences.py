@@ -19,7 +19,7 @@ from tqdm import tqdm
 
 from tokun import data
 from tokun.inference import latents
-from tokun.inference.directions import MAX_CANDIDATES
+from tokun.inference.conditional_generation import MAX_CANDIDATES
 from tokun.tokenizers import sequences
 from tokun.tokenizers.sequences import Packed
 from tokun.tokenizers.vocabulary import Tags, Vocabulary
@@ -51,7 +51,7 @@ def lines(pairs: Sequence[tuple[Pair, Pair]]) -> str:
 def best_and_worst(
     model: Tokun, seed: int, n: int, candidates: int, score: Callable[[list[Pair]], list[float]] | None = None, **options: Any
 ) -> list[tuple[Pair, Pair]]:
-    """As `directions.best_of`, but the best and the worst candidate of each sample. All candidates of a sample have the tags drawn by the
+    """As `conditional_generation.best_of`, but the best and the worst candidate of each sample. All candidates of a sample have the tags drawn by the
     first one, so that both are comparable."""
     if not 2 <= candidates <= MAX_CANDIDATES:
         raise UserError(f"best-of is {candidates}; for preferences it must be from 2 to {MAX_CANDIDATES:,}")

@@ -21,9 +21,9 @@ import torch
 from torch import Tensor
 
 from tokun.inference import decoder, native
-from tokun.inference.choice import AS_IT_IS, REPEATED, Choice, choose, interval, nats
 from tokun.inference.decoder import SAFE, HubStreams, NativeStream, Stream, open_stream, row_counts
 from tokun.inference.latents import Slots
+from tokun.inference.token_choice import AS_IT_IS, REPEATED, Choice, choose, interval, nats
 from tokun.tokenizers import sequences
 from tokun.tokenizers.grammar import END, START, STATES, TAG_KINDS, Grammar, Tables
 from tokun.tokenizers.vocabulary import Vocabulary

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from tokun.inference import latents
-from tokun.inference.folder import GENERATOR, resolve
+from tokun.inference.checkpoint_folder import GENERATOR, resolve
 from tokun.inference.model import Plan, Tokun, load
 from tokun.tokenizers import sequences
 from tokun.tokenizers.vocabulary import Tags

@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 
 from tokun.inference import latents, sampling
-from tokun.inference.folder import TEXT_TOKENIZER, read_settings
-from tokun.inference.pieces import forbidden_text_of
+from tokun.inference.checkpoint_folder import TEXT_TOKENIZER, read_settings
+from tokun.inference.text_token_classes import forbidden_text_of
 from tokun.tokenizers import sequences
 from tokun.tokenizers.grammar import IMAGE_STATES, START, STATES
 from tokun.tokenizers.text import text_tokenizer_at

@@ -21,7 +21,7 @@ from tokun.config import Config, Fit, SamplingConfig
 from tokun.data.framing import grid_text
 from tokun.inference import adapters
 from tokun.inference.adapters import Adapter
-from tokun.inference.folder import GENERATOR, resolve
+from tokun.inference.checkpoint_folder import GENERATOR, resolve
 from tokun.inference.model import Tokun
 from tokun.inference.tags import TagCount
 from tokun.models.shares import collected, own_share

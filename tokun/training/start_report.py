@@ -13,7 +13,7 @@ from typing import Any
 
 from tokun import data
 from tokun.config import Config, ImageTokenizerTrainConfig
-from tokun.inference.folder import resolve
+from tokun.inference.checkpoint_folder import resolve
 from tokun.tokenizers.vocabulary import Vocabulary, tag_word
 
 PASSES = 60  # sensible passes over the pictures: after as many, a model of 5.2M parameters had memorised half of its 17,568 captions

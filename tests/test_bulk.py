@@ -1,4 +1,4 @@
-"""Promises of tokun/inference/many.py: many samples in shards, the same bytes for any number of processes and interruptions."""
+"""Promises of tokun/inference/bulk.py: many samples in shards, the same bytes for any number of processes and interruptions."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from PIL import Image
 import sample
 from tests.kills import kills
 from tests.small_runs import start_fork
-from tokun.inference import many
+from tokun.inference import bulk
 
 pq = pytest.importorskip("pyarrow.parquet", reason="the table needs the extra 'data'")
 
@@ -29,7 +29,7 @@ def files(out: Path) -> dict[str, str]:
 
 @pytest.fixture(scope="module")
 def whole(tiny_model, tmp_path_factory) -> Path:
-    return many.generate(tiny_model, 5, 70, tmp_path_factory.mktemp("many") / "out", {"batch_size": 16}, shard_size=20)
+    return bulk.generate(tiny_model, 5, 70, tmp_path_factory.mktemp("many") / "out", {"batch_size": 16}, shard_size=20)
 
 
 def test_shards_and_table_hold_the_samples_of_the_seed(tiny_model, whole):
@@ -55,22 +55,22 @@ def test_shards_and_table_hold_the_samples_of_the_seed(tiny_model, whole):
 
 def test_the_files_do_not_depend_on_processes_or_interruptions(tiny_model, whole, tmp_path):
     for rank in (1, 0):
-        many.generate(tiny_model, 5, 70, tmp_path / "shared", {"batch_size": 16}, shard_size=20, rank=rank, world=2)
+        bulk.generate(tiny_model, 5, 70, tmp_path / "shared", {"batch_size": 16}, shard_size=20, rank=rank, world=2)
     assert files(tmp_path / "shared") == files(whole)
     (tmp_path / "shared" / "samples-00002.tar").unlink()
     (tmp_path / "shared" / "samples-00003.tar.partial").write_bytes(b"half")
     (tmp_path / "shared" / "samples.parquet").unlink()
-    many.generate(tiny_model, 5, 70, tmp_path / "shared", {"batch_size": 16}, shard_size=20)
+    bulk.generate(tiny_model, 5, 70, tmp_path / "shared", {"batch_size": 16}, shard_size=20)
     (tmp_path / "shared" / "samples-00003.tar.partial").unlink()
     assert files(tmp_path / "shared") == files(whole)
 
 
 def test_a_record_of_an_earlier_version_without_a_batch_size_is_gone_on_with(tiny_model, whole, tmp_path):
-    many.generate(tiny_model, 5, 20, tmp_path / "out", {}, shard_size=20)
+    bulk.generate(tiny_model, 5, 20, tmp_path / "out", {}, shard_size=20)
     record = json.loads((tmp_path / "out" / "samples.json").read_text())
     assert record.pop("batch_size") == 16
     (tmp_path / "out" / "samples.json").write_text(json.dumps(record))
-    many.generate(tiny_model, 5, 20, tmp_path / "out", {}, shard_size=20)
+    bulk.generate(tiny_model, 5, 20, tmp_path / "out", {}, shard_size=20)
 
 
 @pytest.mark.parametrize(
@@ -80,7 +80,7 @@ def test_a_record_of_an_earlier_version_without_a_batch_size_is_gone_on_with(tin
 )  # fmt: skip
 def test_what_is_refused_leaves_nothing_that_stands_in_the_way(tiny_model, tmp_path, seed, n, options, named):
     with pytest.raises(ValueError, match=named):
-        many.generate(tiny_model, seed, n, tmp_path / "out", options, shard_size=20)
+        bulk.generate(tiny_model, seed, n, tmp_path / "out", options, shard_size=20)
     assert not (tmp_path / "out").exists()
 
 
@@ -90,9 +90,9 @@ def test_a_damaged_shard_is_named_with_the_way_out(tiny_model, whole, tmp_path):
     shard = tmp_path / "out" / "samples-00001.tar"
     shard.write_bytes(shard.read_bytes()[:1000])
     with pytest.raises(ValueError, match=r"samples-00001\.tar is damaged .* delete it"):
-        many.generate(tiny_model, 5, 70, tmp_path / "out", {}, shard_size=20)
+        bulk.generate(tiny_model, 5, 70, tmp_path / "out", {}, shard_size=20)
     shard.unlink()
-    many.generate(tiny_model, 5, 70, tmp_path / "out", {}, shard_size=20)
+    bulk.generate(tiny_model, 5, 70, tmp_path / "out", {}, shard_size=20)
     assert files(tmp_path / "out") == files(whole)
 
 
@@ -105,23 +105,23 @@ def test_other_samples_are_not_mixed_in(tiny_model, whole):
         (5, 70, {"batch_size": 7}, "batch_size"),
     ):
         with pytest.raises(ValueError, match=named):
-            many.generate(tiny_model, seed, n, whole, options, shard_size=20)
+            bulk.generate(tiny_model, seed, n, whole, options, shard_size=20)
     colder = copy.copy(tiny_model)
     colder.defaults = replace(tiny_model.defaults, text_temperature=0.1)  # the checkpoint's own settings draw them too
     with pytest.raises(ValueError, match="text_temperature"):
-        many.generate(colder, 5, 70, whole, {}, shard_size=20)
+        bulk.generate(colder, 5, 70, whole, {}, shard_size=20)
     assert files(whole) == before
     (whole / "samples.json").rename(whole / "aside.json")
     with pytest.raises(ValueError, match=r"without a complete samples\.json"):
-        many.generate(tiny_model, 5, 70, whole, {}, shard_size=20)
+        bulk.generate(tiny_model, 5, 70, whole, {}, shard_size=20)
     (whole / "aside.json").rename(whole / "samples.json")
 
 
 def test_compiled_samples_are_not_mixed_with_plain_ones(tiny_model, whole, monkeypatch):
-    other = not many.decoder.is_compiled(tiny_model.generator)
-    monkeypatch.setattr(many.decoder, "is_compiled", lambda generator: other)
+    other = not bulk.decoder.is_compiled(tiny_model.generator)
+    monkeypatch.setattr(bulk.decoder, "is_compiled", lambda generator: other)
     with pytest.raises(ValueError, match="compiled: None there, 'native' here" if other else "compiled: 'native' there, None here"):
-        many.generate(tiny_model, 5, 70, whole, {"batch_size": 16}, shard_size=20)
+        bulk.generate(tiny_model, 5, 70, whole, {"batch_size": 16}, shard_size=20)
 
 
 def test_killed_and_typed_again_the_command_ends_with_the_same_files(checkpoint_folder, tmp_path):
@@ -165,17 +165,17 @@ def test_a_stop_within_a_shard_loses_the_batch_that_was_being_drawn_and_no_other
 
     monkeypatch.setattr(type(tiny_model), "sample", sample_until)
     with pytest.raises(KeyboardInterrupt):
-        many.generate(tiny_model, 5, 70, tmp_path / "out", {"batch_size": 16}, shard_size=70)
+        bulk.generate(tiny_model, 5, 70, tmp_path / "out", {"batch_size": 16}, shard_size=70)
     assert drawn == [range(0, 16), range(16, 32), range(32, 48)]
     part = next((tmp_path / "out" / ".samples-00000").glob("*16.tar"))
     part.write_bytes(part.read_bytes()[:700])  # one is damaged: it is drawn again
     drawn.clear()
     stop = 100
-    many.generate(tiny_model, 5, 70, tmp_path / "out", {"batch_size": 16}, shard_size=70)
+    bulk.generate(tiny_model, 5, 70, tmp_path / "out", {"batch_size": 16}, shard_size=70)
     assert drawn == [range(16, 32), range(48, 64), range(64, 70)]
     assert list(files(tmp_path / "out")) == ["samples-00000.tar", "samples.json", "samples.parquet"]
     drawn.clear()
-    many.generate(tiny_model, 5, 70, tmp_path / "fresh", {"batch_size": 16}, shard_size=70)
+    bulk.generate(tiny_model, 5, 70, tmp_path / "fresh", {"batch_size": 16}, shard_size=70)
     assert files(tmp_path / "out") == files(tmp_path / "fresh")
 
 
@@ -183,10 +183,10 @@ def test_killed_at_every_change_of_the_disk_and_typed_again_it_ends_with_the_sam
     """With the folder's lock and the batches of an unfinished shard in place."""
     pairs = tiny_model.sample(5, 4)
     monkeypatch.setattr(type(tiny_model), "sample", lambda model, seed, indices, **options: [pairs[i] for i in indices])
-    monkeypatch.setattr(many, "identity", lambda model: {})
+    monkeypatch.setattr(bulk, "identity", lambda model: {})
 
     def generate(out: Path) -> None:
-        many.generate(tiny_model, 5, 4, out, {"batch_size": 1}, shard_size=2)
+        bulk.generate(tiny_model, 5, 4, out, {"batch_size": 1}, shard_size=2)
 
     generate(tmp_path / "whole")
     out, times = tmp_path / "out", 0

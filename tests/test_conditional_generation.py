@@ -1,4 +1,4 @@
-"""Promises of tokun/inference/directions.py, on the tiny random model of fixtures.py."""
+"""Promises of tokun/inference/conditional_generation.py, on the tiny random model of fixtures.py."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from PIL import Image, ImageFile
 from data_tools import toy
 from tests.test_losses import random_squeezenet
 from tokun.data import to_float
-from tokun.inference import directions, latents, sampling, seeing
+from tokun.inference import conditional_generation, image_to_codes, latents, sampling
 from tokun.models.losses import SqueezeNetDistance
 from tokun.tokenizers import sequences
 from tokun.tokenizers.vocabulary import Tags
@@ -38,7 +38,7 @@ def tokens(pairs):
 def test_a_picture_is_captioned_in_each_register_with_the_models_own_likelihood(tiny_model, picture):
     said = tiny_model.caption(picture, ["plain", "poetic"], seed=4, n=3)
     assert [w.register for w in said] == ["plain"] * 3 + ["poetic"] * 3 and all(w.text.strip() for w in said)
-    codes = seeing.see(tiny_model, [picture])[0].codes
+    codes = image_to_codes.see(tiny_model, [picture])[0].codes
     tags = [Tags(register=w.register, grid=(4, 4)) for w in said]
     given, alone = tiny_model.caption_nll(tags, [w.ids for w in said], [codes] * 6), tiny_model.caption_nll(tags, [w.ids for w in said])
     for w, with_picture, without in zip(said, given, alone):
@@ -147,7 +147,7 @@ def test_an_inverted_pair_is_drawn_again_to_the_token(tiny_model, picture, tempe
     found = tiny_model.invert(picture, "a ship on a dark ground", style="etching", temperature=temperature)
     assert found.missed == 0 and found.tags.style == "etching"
     (again,) = tiny_model.vary(found, 0.0, n=1, temperature=temperature)
-    assert again.codes == found.codes == seeing.see(tiny_model, [picture])[0].codes
+    assert again.codes == found.codes == image_to_codes.see(tiny_model, [picture])[0].codes
     assert again.caption_ids == tiny_model.encode_text("a ship on a dark ground") and again.tags == found.tags
 
 
@@ -179,7 +179,7 @@ def test_variations_leave_a_picture_the_further_the_larger_their_amount(tiny_mod
     ("keep", "kept"), [("top", range(8)), ("right", [2, 3, 6, 7, 10, 11, 14, 15]), ((0.25, 0.0, 0.75, 0.5), [1, 2, 5, 6])]
 )
 def test_a_completion_keeps_the_codes_that_were_kept(tiny_model, picture, keep, kept):
-    own = seeing.see(tiny_model, [picture])[0].codes
+    own = image_to_codes.see(tiny_model, [picture])[0].codes
     pairs = tiny_model.complete(picture, keep, seed=2, n=3, candidates=2)
     assert len(pairs) == 3 and [p.index for p in pairs] == [0, 1, 2]
     for pair in pairs:
@@ -205,14 +205,16 @@ def test_of_several_completions_the_one_that_makes_what_is_kept_behind_it_likeli
 def test_what_is_kept_is_a_part_of_the_users_picture_in_whole_codes(tiny_model):
     one = replace(tiny_model, vocabulary=replace(tiny_model.vocabulary, grids=((4, 4),)), fit="crop")
     wide = Image.effect_noise((64, 32), 90)  # the middle half of its width is seen
-    assert directions.kept(one, wide, (0, 0, 0.5, 1)).columns == range(2) and directions.kept(one, wide, (0, 0, 0.4, 1)).columns == range(1)
+    assert conditional_generation.kept(one, wide, (0, 0, 0.5, 1)).columns == range(2) and conditional_generation.kept(
+        one, wide, (0, 0, 0.4, 1)
+    ).columns == range(1)
     padded = replace(one, fit="pad")  # paper above and below: rows 1 and 2 hold the picture
-    found = directions.kept(padded, wide, (0, 0, 1, 0.6))
+    found = conditional_generation.kept(padded, wide, (0, 0, 1, 0.6))
     assert found.rows == range(2) and found.mask.sum() == 8, "the paper above it is kept as well"
     assert str(found) == "rows 1 to 2 of 4, columns 1 to 4 of 4 (whole codes)"
-    assert directions.kept(tiny_model, Image.effect_noise((60, 20), 90), "left").columns == range(3)
+    assert conditional_generation.kept(tiny_model, Image.effect_noise((60, 20), 90), "left").columns == range(3)
     (pair,) = padded.complete(wide, (0, 0, 1, 0.6), n=1, candidates=1)
-    assert pair.codes[:8] == seeing.see(padded, [wide])[0].codes[:8]
+    assert pair.codes[:8] == image_to_codes.see(padded, [wide])[0].codes[:8]
 
 
 @pytest.mark.parametrize("keep", ["middle", (0.5, 0, 0.2, 1), (0, 0, 1, 1), (0.1, 0.1, 0.2, 0.2), (0, 0, 2, 1)])
@@ -242,12 +244,12 @@ def white(side: int) -> bytes:
 def test_a_picture_too_large_to_decode_is_refused_by_its_size_in_every_direction(tiny_model, tmp_path, monkeypatch):
     huge = white(30_000)
     (tmp_path / "huge.png").write_bytes(huge)
-    assert seeing.open_picture(white(400), 1).size == (400, 400)
+    assert image_to_codes.open_picture(white(400), 1).size == (400, 400)
     monkeypatch.setattr(ImageFile.ImageFile, "load", lambda *_: pytest.fail("it was decoded"))
     with pytest.raises(pytest.fail.Exception):
-        seeing.open_picture(white(400), 1)
+        image_to_codes.open_picture(white(400), 1)
     with pytest.raises(ValueError, match=r"more than 100,000,000 pixels: scale it down"):
-        seeing.open_picture(huge, 1)
+        image_to_codes.open_picture(huge, 1)
     for call in (
         lambda p: tiny_model.caption(p), lambda p: tiny_model.ask(p, "what?"), lambda p: tiny_model.invert(p, "a ship"),
         lambda p: tiny_model.complete(p, "top"), lambda p: tiny_model.score(p, "a ship"),
@@ -255,12 +257,12 @@ def test_a_picture_too_large_to_decode_is_refused_by_its_size_in_every_direction
         with pytest.raises(ValueError, match=r"more than 100,000,000 pixels: scale it down"):
             call(tmp_path / "huge.png")
     with pytest.raises(ValueError, match="20000 x 6000 pixels"):
-        seeing.open_picture(Image.new("1", (20_000, 6_000)), 1)
+        image_to_codes.open_picture(Image.new("1", (20_000, 6_000)), 1)
 
 
 def test_pictures_of_every_mode_and_form_are_taken_and_others_refused(tiny_model, picture, tmp_path):
     picture.save(tmp_path / "a.png")
-    same = seeing.see(tiny_model, [picture, tmp_path / "a.png", (tmp_path / "a.png").read_bytes(), picture.convert("RGB")])
+    same = image_to_codes.see(tiny_model, [picture, tmp_path / "a.png", (tmp_path / "a.png").read_bytes(), picture.convert("RGB")])
     assert all(seen == same[0] for seen in same)
     deep = np.asarray(picture).astype(np.uint16) * 257
     Image.frombytes("I;16B", picture.size, deep.astype(">u2").tobytes()).save(tmp_path / "big endian.tif")
@@ -271,16 +273,16 @@ def test_pictures_of_every_mode_and_form_are_taken_and_others_refused(tiny_model
             tmp_path / "big endian.tif",
             *[entry for entry in os.scandir(tmp_path) if entry.name == "big endian.tif"],
         ):
-            assert np.abs(np.asarray(seeing.open_picture(source, 1), int) - np.asarray(picture, int)).max() <= 1
+            assert np.abs(np.asarray(image_to_codes.open_picture(source, 1), int) - np.asarray(picture, int)).max() <= 1
     for mode in ("CMYK", "P", "LA", "1", "I;16", "YCbCr", "HSV"):  # as PIL pictures, not as files
         other = Image.fromarray(np.asarray(picture).astype(np.uint16) * 257) if mode == "I;16" else picture.convert("RGB").convert(mode)
-        assert len(seeing.see(tiny_model, [other], (4, 4))[0].codes) == 16
+        assert len(image_to_codes.see(tiny_model, [other], (4, 4))[0].codes) == 16
     for mode in ("1", "P", "RGBA", "CMYK", "I;16", "LA"):
         buffer = io.BytesIO()
         picture.convert("I").convert(mode).save(buffer, "TIFF") if mode == "I;16" else picture.convert("RGB").convert(mode).save(
             buffer, "TIFF"
         )
-        assert len(seeing.see(tiny_model, [buffer.getvalue()], (4, 4))[0].codes) == 16
+        assert len(image_to_codes.see(tiny_model, [buffer.getvalue()], (4, 4))[0].codes) == 16
     for unread, named in ((Image.new("L", (0, 8)), "0 x 8 pixels"), (None, "NoneType is not a picture"), (b"<svg/>", "unknown format")):
         with pytest.raises(ValueError, match=named):
             tiny_model.caption(unread)

@@ -14,8 +14,8 @@ import torch
 from tokun.config import SamplingConfig
 from tokun.data import framing
 from tokun.inference import adapters, sampling
-from tokun.inference.choice import require_scale
 from tokun.inference.tags import read_counts
+from tokun.inference.token_choice import require_scale
 from tokun.tokenizers.vocabulary import Vocabulary
 from tokun.utils import reach
 from tokun.utils.checkpoint import require_safetensors

@@ -1,4 +1,4 @@
-"""Directions: other uses of the one model. Picture to words, questions, rewriting, completion, interpolation, inversion.
+"""Conditional generation: what one model gives besides pairs of a seed. Picture to words, questions, rewriting, completion, interpolation, inversion.
 
 Each function takes a Tokun and uses the same loop, `sampling.generate`, with another prompt, other uniforms or given codes.
 Users call them as methods of Tokun.
@@ -17,7 +17,7 @@ from torch import Tensor
 
 from tokun.data import framing
 from tokun.inference import latents, sampling
-from tokun.inference.seeing import Picture, encode_whole, open_picture, see
+from tokun.inference.image_to_codes import Picture, encode_whole, open_picture, see
 from tokun.tokenizers import sequences
 from tokun.tokenizers.vocabulary import Tags, tag_word
 from tokun.utils.errors import UserError
