@@ -17,7 +17,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from tokun.inference.sampling import legal_cases
-from tokun.models.shares import collective_device
+from tokun.models.partitioned_parameters import collective_device
 from tokun.tokenizers.grammar import IMAGE_STATES, STATES
 from tokun.tokenizers.vocabulary import Vocabulary
 

@@ -15,7 +15,7 @@ from tokun.inference import adapters as loras
 from tokun.inference import decoder
 from tokun.inference.model import Tokun
 from tokun.models.generator import count_parameters, tune_for
-from tokun.models.shares import gathered, is_partitioned, own_share
+from tokun.models.partitioned_parameters import gathered, is_partitioned, own_share
 from tokun.training import adapters
 from tokun.training.engine import Engine
 

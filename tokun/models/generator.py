@@ -22,7 +22,7 @@ from torch import nn
 
 from tokun.config import GeneratorConfig
 from tokun.models import kernels, losses
-from tokun.models.shares import is_partitioned
+from tokun.models.partitioned_parameters import is_partitioned
 from tokun.utils import reach
 from tokun.utils.errors import UserError, reading
 

@@ -24,7 +24,7 @@ from tokun.inference.adapters import Adapter
 from tokun.inference.checkpoint_folder import GENERATOR, resolve
 from tokun.inference.model import Tokun
 from tokun.inference.tags import TagCount
-from tokun.models.shares import collected, own_share
+from tokun.models.partitioned_parameters import collected, own_share
 from tokun.tokenizers.vocabulary import STRUCTURE, TAG_KINDS, Vocabulary
 from tokun.training.initial_checkpoint import starting_model
 from tokun.utils.errors import UserError

@@ -20,7 +20,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from tokun.config import TrainConfig
-from tokun.models.shares import collected, own_share
+from tokun.models.partitioned_parameters import collected, own_share
 from tokun.training import optim
 from tokun.training.zero import MOMENTS, ZeroOptimizer, skip_inference_kernel
 from tokun.utils import checkpoint

@@ -37,7 +37,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from tokun.models.shares import collective_device, own_share
+from tokun.models.partitioned_parameters import collective_device, own_share
 from tokun.training import optim
 from tokun.training.run import Run
 from tokun.training.step_log import Window, log_step

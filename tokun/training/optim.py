@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tokun.models.shares import collected, own_share, share_of
+from tokun.models.partitioned_parameters import collected, own_share, share_of
 from tokun.utils.errors import UserError
 
 

@@ -25,7 +25,7 @@ from tokun.inference import preferences
 from tokun.inference.model import Tokun
 from tokun.models import losses
 from tokun.models.generator import uncompiled
-from tokun.models.shares import collective_device
+from tokun.models.partitioned_parameters import collective_device
 from tokun.tokenizers.sequences import Packed
 from tokun.tokenizers.vocabulary import Vocabulary
 from tokun.training.fine_tuning import TuningStage, run_stage, settings_of

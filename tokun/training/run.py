@@ -20,7 +20,7 @@ from tokun import config as configs
 from tokun import data
 from tokun.config import Config
 from tokun.models.generator import intermediate_size
-from tokun.models.shares import collective_device
+from tokun.models.partitioned_parameters import collective_device
 from tokun.training import adapters, health
 from tokun.training.engine import deepspeed_settings
 from tokun.training.initial_checkpoint import starting_model

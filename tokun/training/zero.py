@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tokun.models.shares import share_of
+from tokun.models.partitioned_parameters import share_of
 
 MOMENTS = ("exp_avg", "exp_avg_sq")  # AdamW's state of each parameter
 # names by stage; stages 1 and 2 share a class
