@@ -40,7 +40,7 @@ from tokun.evaluate.held_out_pairs import Table, described, read_table, squares
 from tokun.inference.clip import Clip
 from tokun.utils import console
 from tokun.utils.errors import UserError
-from tokun.utils.extras import need
+from tokun.utils.optional_packages import need
 
 SIZE = 64  # input side of the network in pixels
 CROP = 8 / 9  # least side of a crop, as a share of the stored side

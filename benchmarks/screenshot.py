@@ -12,7 +12,7 @@ from pathlib import Path
 import tokun
 from tokun.app import page as app
 from tokun.utils import console
-from tokun.utils.extras import need
+from tokun.utils.optional_packages import need
 
 
 def main() -> None:

@@ -46,9 +46,9 @@ from data_tools.readers.tables import with_captions
 from tokun.utils import console
 from tokun.utils.console import home_path, home_text
 from tokun.utils.errors import UserError
-from tokun.utils.extras import need
 from tokun.utils.lock import alone_in
 from tokun.utils.memory import keep_memory
+from tokun.utils.optional_packages import need
 
 
 @dataclass(frozen=True)

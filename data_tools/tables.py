@@ -36,7 +36,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from tokun.utils.errors import UserError
-from tokun.utils.extras import need
+from tokun.utils.optional_packages import need
 
 TABLE_SUFFIXES = (".csv", ".tsv", ".tab", ".jsonl", ".ndjson", ".parquet")
 CAPTION_COLUMNS = ("caption", "captions", "text", "txt", "description", "prompt", "sentence", "title", "alt_text")

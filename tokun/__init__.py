@@ -26,7 +26,7 @@ __version__ = "0.1.0"
 sys.meta_path.insert(0, FormerNames(FORMER))
 
 
-def __getattr__(name: str) -> Any:  # torch is imported when a model is, not when data tools import tokun.utils.extras
+def __getattr__(name: str) -> Any:  # torch is imported when a model is, not when data tools import tokun.utils.optional_packages
     if name in ("grids", "many", "svg"):
         return import_module(f"tokun.{name}")
     if name in __all__:

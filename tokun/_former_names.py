@@ -30,6 +30,7 @@ _RENAMED = {
     "evaluate": {"drawn": "stored_samples", "eyes": "viewer_pairs", "material": "held_out_pairs", "words": "captions"},
     "inference": {"choice": "token_choice", "directions": "conditional_generation", "folder": "checkpoint_folder", "many": "bulk", "pieces": "text_token_classes", "seeing": "image_to_codes"},
     "models": {"shares": "partitioned_parameters"},
+    "utils": {"extras": "optional_packages", "reach": "network_access"},
 }  # fmt: skip
 
 

@@ -24,7 +24,7 @@ from PIL import Image
 from safetensors import SafetensorError
 
 from tokun.inference.clip import choose_device
-from tokun.utils import reach
+from tokun.utils import network_access
 from tokun.utils.errors import UserError
 
 T = TypeVar("T")
@@ -250,9 +250,9 @@ def load_rewriter(model: str, *, generation: Generation) -> TextModel:
 def from_pretrained(kind: Any, model: str, revision: str | None, *, flag: str, **options: Any) -> Any:
     """`kind.from_pretrained`, with its many errors turned into one that names the flag."""
     try:
-        with reach.fetched(model, flag):
+        with network_access.fetched(model, flag):
             return kind.from_pretrained(model, revision=revision, **options)
-    except reach.NotFetched:
+    except network_access.NotFetched:
         raise
     except (OSError, ValueError, KeyError, TypeError, RuntimeError, ImportError, SafetensorError) as error:
         what = "folder" if Path(model).is_dir() else "name"

@@ -14,7 +14,7 @@ import numpy as np
 from PIL import Image
 
 from tokun.data.image_files import DECODE_ERRORS, PictureError, decode, decode_reduced
-from tokun.utils.extras import need
+from tokun.utils.optional_packages import need
 
 __all__ = [
     "DECODE_ERRORS",

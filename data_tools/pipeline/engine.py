@@ -20,8 +20,8 @@ from multiprocessing import get_context, parent_process
 from typing import Any
 
 from tokun.utils.errors import UserError
-from tokun.utils.extras import need
 from tokun.utils.memory import keep_memory
+from tokun.utils.optional_packages import need
 
 ENGINES = ("local", "ray")
 

@@ -17,7 +17,7 @@ from data_tools.pipeline.settle import Settled
 from data_tools.pipeline.stores import Store
 from data_tools.pipeline.tasks import Tasks
 from data_tools.readers import Found, Listing, shown
-from tokun.utils.extras import need
+from tokun.utils.optional_packages import need
 
 MANIFEST = "manifest.parquet"
 FIELDS = (

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from tokun.utils.extras import need
+from tokun.utils.optional_packages import need
 
 
 def is_url(text: str | Path) -> bool:

@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from data_tools.text.captions import clean_caption, plain_text
-from tokun.utils.extras import need
+from tokun.utils.optional_packages import need
 
 BLOCK_TAGS = frozenset({
     "address", "article", "aside", "blockquote", "body", "caption", "center", "dd", "div", "dl", "dt", "fieldset",

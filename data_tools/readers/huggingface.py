@@ -15,9 +15,9 @@ from data_tools.readers.listing import Found, Listing, Options, Row
 from data_tools.readers.tables import check_caption_column, note_on
 from data_tools.readers.words import COLUMNS, group_of, normal, style_of, words_from
 from data_tools.tables import PATH_COLUMNS, Table, column_name
-from tokun.utils import reach
+from tokun.utils import network_access
 from tokun.utils.errors import UserError
-from tokun.utils.extras import need
+from tokun.utils.optional_packages import need
 
 PICTURES = "__picture__"  # our name for the picture column
 PICTURE_COLUMNS = (
@@ -52,9 +52,9 @@ def open_splits(source: str) -> dict[str, Any]:
                 "parquet", data_files={split: [str(folder / path) for path in paths] for split, paths in files.items()}
             )
         else:
-            with reach.fetched(source, "SOURCE", repo_type="dataset"):
+            with network_access.fetched(source, "SOURCE", repo_type="dataset"):
                 splits = datasets.load_dataset(source)
-    except reach.NotFetched:
+    except network_access.NotFetched:
         raise
     except (OSError, ValueError, RuntimeError, LookupError, datasets.exceptions.DatasetsError) as error:
         raise FileNotFoundError(f"SOURCE {source} is not a data set that `datasets` can open: {error}") from error

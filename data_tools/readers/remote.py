@@ -18,7 +18,7 @@ from data_tools.readers.survey import LONE_JSON, NOTHING_KNOWN, OTHER_TABLE, is_
 from data_tools.readers.tables import Rows
 from data_tools.readers.webdataset import Tars
 from tokun.utils.errors import UserError
-from tokun.utils.extras import need
+from tokun.utils.optional_packages import need
 
 MAX_TABLE_BYTES = 2**30  # of one table in object storage
 REMOTE_REASONS = {

@@ -7,7 +7,7 @@ import re
 import sys
 from pathlib import Path
 
-from tokun.utils.extras import need
+from tokun.utils.optional_packages import need
 
 URL = re.compile(r"[a-z][a-z0-9+.-]+://", re.I)
 

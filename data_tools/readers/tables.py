@@ -17,7 +17,7 @@ from data_tools.readers.listing import NOTHING, Found, Listing, Options
 from data_tools.readers.words import group_of, join_words, normal, path_in, style_of, words_from
 from data_tools.tables import CAPTION_COLUMNS, PATH_COLUMNS, Table, TableError, caption_column, column_name, read_table
 from tokun.utils.errors import UserError
-from tokun.utils.extras import need
+from tokun.utils.optional_packages import need
 
 Opener = Callable[[], BinaryIO]
 

@@ -22,7 +22,7 @@ from data_tools.images.pictures import PictureError, decode
 from data_tools.report.reasons import family
 from tokun.data import tars
 from tokun.utils.errors import UserError
-from tokun.utils.extras import need
+from tokun.utils.optional_packages import need
 
 MANIFEST = "manifest.parquet"
 RECORD = "prepare.json"

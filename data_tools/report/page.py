@@ -12,7 +12,7 @@ from typing import Any
 
 from data_tools.report.counting import MAX_NAME, Opener, Summary, thumbnail
 from data_tools.report.reasons import EXPLANATIONS, KEEP_AMBIGUOUS, KEEP_REJECTED, UNKNOWN
-from tokun.utils.extras import need
+from tokun.utils.optional_packages import need
 
 REASON_SHEETS = 20  # reasons shown with pictures; others are only counted
 COLOURS = ("kept", "ambiguous", "rejected")

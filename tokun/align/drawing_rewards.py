@@ -12,7 +12,7 @@ from PIL import Image
 
 from tokun.render import svg
 from tokun.utils.errors import UserError
-from tokun.utils.extras import need
+from tokun.utils.optional_packages import need
 
 if TYPE_CHECKING:
     from tokun.config import RewardConfig

@@ -22,7 +22,7 @@ from tokun.app.events import Events
 from tokun.app.gate import Gate
 from tokun.inference import conditional_generation
 from tokun.utils.errors import UserError
-from tokun.utils.extras import need
+from tokun.utils.optional_packages import need
 
 STYLE = Path(__file__).with_suffix(".css")
 QUEUE, SESSIONS, HOUR = 20, 200, 3600

@@ -30,7 +30,7 @@ from tokun.evaluate.figures import Figure, as_dict, skipped, table
 from tokun.utils import checkpoint, console
 from tokun.utils.console import home_path
 from tokun.utils.errors import MissingPackage, UserError
-from tokun.utils.extras import need
+from tokun.utils.optional_packages import need
 
 if TYPE_CHECKING:
     from PIL import Image

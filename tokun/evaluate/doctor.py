@@ -25,8 +25,8 @@ from tokun.models.losses import LpipsDistance
 from tokun.render.grids import pair_sheet
 from tokun.training import reconstruction
 from tokun.utils import metrics
-from tokun.utils.extras import need
 from tokun.utils.metrics import BAND, gradients, spectra, spectrum_error, ssim
+from tokun.utils.optional_packages import need
 
 VGG = "vgg16-397923af.pth"  # torchvision's file, which LPIPS needs
 

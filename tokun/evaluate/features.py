@@ -29,7 +29,7 @@ from tqdm import tqdm
 from tokun import data
 from tokun.models.losses import SqueezeNetDistance, load_squeezenet
 from tokun.utils.errors import UserError
-from tokun.utils.extras import need
+from tokun.utils.optional_packages import need
 
 SMALLEST = 128  # px: smaller pictures are enlarged by an integer factor, so that deep layers have several positions to average
 BATCH = 32

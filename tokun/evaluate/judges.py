@@ -28,7 +28,7 @@ from tokun.inference.image_to_codes import see
 from tokun.tokenizers import sequences
 from tokun.tokenizers.vocabulary import Tags
 from tokun.tokenizers.wordings import SHOWS
-from tokun.utils import reach
+from tokun.utils import network_access
 from tokun.utils.errors import UserError
 
 if TYPE_CHECKING:
@@ -194,12 +194,12 @@ class Vqa:
 
         self.name, self.device = name, device
         try:
-            with reach.fetched(name, "the judge"):
+            with network_access.fetched(name, "the judge"):
                 self.processor = transformers.AutoProcessor.from_pretrained(name)
                 kind: Any = transformers.AutoModelForImageTextToText
                 dtype = torch.float32 if device == "cpu" else torch.bfloat16
                 self.model, told = kind.from_pretrained(name, dtype=dtype, use_safetensors=True, output_loading_info=True)
-        except reach.NotFetched:
+        except network_access.NotFetched:
             raise
         except (OSError, ValueError, KeyError, TypeError, RuntimeError, ImportError, safetensors.SafetensorError) as error:
             reason = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(". ")

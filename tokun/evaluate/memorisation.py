@@ -28,7 +28,7 @@ from tokun.evaluate.held_out_pairs import RealPair, as_picture, grids_of, sample
 from tokun.inference.image_to_codes import see
 from tokun.inference.model import Pair, Tokun
 from tokun.render.grids import pair_sheet
-from tokun.utils.extras import need
+from tokun.utils.optional_packages import need
 
 HASH_BITS = 10  # of 64
 CODES_SHARE = 0.25

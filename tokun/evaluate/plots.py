@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from tokun.utils.extras import need
+from tokun.utils.optional_packages import need
 
 
 def code_histogram(counts: Mapping[str, np.ndarray], path: Path) -> None:

@@ -31,7 +31,7 @@ from tokun.inference import decoder
 from tokun.inference.tags import TagCounts, read_counts, settings_json
 from tokun.inference.token_choice import is_number, is_whole
 from tokun.tokenizers.vocabulary import Vocabulary
-from tokun.utils import reach
+from tokun.utils import network_access
 from tokun.utils.checkpoint import require_safetensors
 from tokun.utils.errors import UserError
 
@@ -134,7 +134,7 @@ def resolve(path: str | Path) -> Path:
         raise FileNotFoundError(f"{given} is a checkpoint, not an adapter: give it as the checkpoint (--checkpoint)")
     if given.exists():
         raise FileNotFoundError(f"{given} holds no adapter: {CONFIG} is missing. Has its training finished?")
-    return reach.downloaded(str(path), "adapter")
+    return network_access.downloaded(str(path), "adapter")
 
 
 def require_mergeable(config: dict[str, Any]) -> None:

@@ -27,8 +27,8 @@ from tokun.config import SamplingOptions
 from tokun.inference import decoder, latents
 from tokun.utils import checkpoint
 from tokun.utils.errors import UserError
-from tokun.utils.extras import need
 from tokun.utils.lock import alone_in
+from tokun.utils.optional_packages import need
 
 if TYPE_CHECKING:
     from tokun.inference.model import Pair, Tokun

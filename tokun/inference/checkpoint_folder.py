@@ -17,7 +17,7 @@ from tokun.inference import adapters, sampling
 from tokun.inference.tags import read_counts
 from tokun.inference.token_choice import require_scale
 from tokun.tokenizers.vocabulary import Vocabulary
-from tokun.utils import reach
+from tokun.utils import network_access
 from tokun.utils.checkpoint import require_safetensors
 from tokun.utils.errors import UserError
 
@@ -152,4 +152,4 @@ def resolve(checkpoint: str | Path | None) -> Path:
             )
     if path.exists():
         raise FileNotFoundError(f"{path} holds no checkpoint: vocabulary.json and {GENERATOR}/ are not there. Has its training finished?")
-    return reach.downloaded(str(checkpoint), "checkpoint")
+    return network_access.downloaded(str(checkpoint), "checkpoint")

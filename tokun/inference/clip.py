@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING
 
 from PIL import Image
 
-from tokun.utils import reach
+from tokun.utils import network_access
 from tokun.utils.errors import UserError
-from tokun.utils.extras import need
+from tokun.utils.optional_packages import need
 
 if TYPE_CHECKING:
     import numpy as np
@@ -38,10 +38,10 @@ class Clip:
         self.name, self.device = name, choose_device(device)
         model, weights = split_clip_name(name)
         try:
-            with reach.fetched(weights or model.partition(":")[2], "--clip"):
+            with network_access.fetched(weights or model.partition(":")[2], "--clip"):
                 self.model, self.transform = open_clip.create_model_from_pretrained(model, pretrained=weights, device=self.device)
                 self.tokenizer = open_clip.get_tokenizer(model)
-        except reach.NotFetched:
+        except network_access.NotFetched:
             raise
         except (RuntimeError, ValueError, OSError, KeyError, AssertionError, UnpicklingError, EOFError) as error:
             told = (

@@ -23,7 +23,7 @@ from torch import nn
 from tokun.config import GeneratorConfig
 from tokun.models import kernels, losses
 from tokun.models.partitioned_parameters import is_partitioned
-from tokun.utils import reach
+from tokun.utils import network_access
 from tokun.utils.errors import UserError, reading
 
 
@@ -33,7 +33,7 @@ def make_generator(config: GeneratorConfig, *, vocab_size: int, max_length: int,
     from transformers import AutoModelForCausalLM, Qwen3Config
 
     if config.pretrained:
-        with reading(f"generator.pretrained {config.pretrained}"), reach.fetched(config.pretrained, "generator.pretrained"):
+        with reading(f"generator.pretrained {config.pretrained}"), network_access.fetched(config.pretrained, "generator.pretrained"):
             model: Any = AutoModelForCausalLM.from_pretrained(config.pretrained, dtype=torch.float32)
         limit = getattr(model.config, "max_position_embeddings", max_length)
         if limit < max_length:

@@ -14,9 +14,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tokun.utils import reach
+from tokun.utils import network_access
 from tokun.utils.errors import UserError
-from tokun.utils.extras import need
+from tokun.utils.optional_packages import need
 
 IGNORE = -100  # label of a position without loss, as in torch and transformers
 SQUEEZENET_URL = "https://download.pytorch.org/models/squeezenet1_1-b8a52dc0.pth"  # torchvision's, BSD
@@ -131,7 +131,7 @@ def load_squeezenet(weights: str) -> dict[str, Tensor]:
     if not weights:
         kept = Path(torch.hub.get_dir()) / "checkpoints" / SQUEEZENET_URL.rpartition("/")[2]
         try:
-            if not kept.is_file() and (why := reach.out_of_reach(SQUEEZENET_URL)):  # within seconds, not minutes
+            if not kept.is_file() and (why := network_access.out_of_reach(SQUEEZENET_URL)):  # within seconds, not minutes
                 raise OSError(why)
             return torch.hub.load_state_dict_from_url(SQUEEZENET_URL, map_location="cpu", weights_only=True)
         except OSError as error:

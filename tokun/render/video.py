@@ -8,7 +8,7 @@ from pathlib import Path
 from PIL import Image
 
 from tokun.render.grids import on_one_size
-from tokun.utils.extras import need
+from tokun.utils.optional_packages import need
 
 SECONDS = 0.15  # per picture
 LEAST = 256  # pixels: smaller pictures are enlarged by a whole factor, since players would blur them

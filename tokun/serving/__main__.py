@@ -24,7 +24,7 @@ from tokun.tokenizers import sequences
 from tokun.tokenizers.vocabulary import Tags
 from tokun.utils import checkpoint, console
 from tokun.utils.console import home_path
-from tokun.utils.extras import need
+from tokun.utils.optional_packages import need
 
 PROCESSOR = "tokun.serving.processor:SpanProcessor"
 BATCH = 256  # samples passed to vLLM at once; vLLM batches them as its memory allows

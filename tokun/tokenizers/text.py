@@ -28,7 +28,7 @@ from typing import TYPE_CHECKING
 
 import sentencepiece
 
-from tokun.utils import reach
+from tokun.utils import network_access
 from tokun.utils.errors import UserError, reading
 
 if TYPE_CHECKING:
@@ -269,7 +269,7 @@ class PretrainedTextTokenizer:
         """The tokenizer of a model on the Hugging Face hub, or in a local directory. Raises UserError if it is a slow one."""
         from transformers import AutoTokenizer
 
-        with reading(f"the tokenizer of {id_or_path}"), reach.fetched(id_or_path, "the pretrained model"):
+        with reading(f"the tokenizer of {id_or_path}"), network_access.fetched(id_or_path, "the pretrained model"):
             tokenizer = AutoTokenizer.from_pretrained(str(id_or_path))
         if getattr(tokenizer, "backend_tokenizer", None) is None:
             raise UserError(f"{id_or_path} has no fast tokenizer (tokenizer.json): choose a model that has one")

@@ -28,7 +28,7 @@ from tokun.models.partitioned_parameters import collected, own_share
 from tokun.tokenizers.vocabulary import STRUCTURE, TAG_KINDS, Vocabulary
 from tokun.training.initial_checkpoint import starting_model
 from tokun.utils.errors import UserError
-from tokun.utils.extras import need
+from tokun.utils.optional_packages import need
 
 SHAPE = {
     "hidden_size": "hidden_size", "head_dim": "head_dim", "num_layers": "num_hidden_layers", "num_heads": "num_attention_heads",

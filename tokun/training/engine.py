@@ -25,8 +25,8 @@ from tokun.training import optim
 from tokun.training.zero import MOMENTS, ZeroOptimizer, skip_inference_kernel
 from tokun.utils import checkpoint
 from tokun.utils.errors import UserError
-from tokun.utils.extras import need
 from tokun.utils.memory import keep_memory
+from tokun.utils.optional_packages import need
 
 
 def start_processes() -> bool:

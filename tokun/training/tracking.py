@@ -21,7 +21,7 @@ import numpy as np
 from PIL import Image
 
 from tokun.utils.errors import UserError
-from tokun.utils.extras import need
+from tokun.utils.optional_packages import need
 
 KINDS = ("wandb", "tensorboard", "none")
 WANDB_ID_FILE = "wandb_id.txt"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from tokun.utils.extras import need
+from tokun.utils.optional_packages import need
 
 BAND = 1 / 6  # cycles per pixel: hatching lines are six pixels apart or closer
 

@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from tokun.utils import reach
+from tokun.utils import network_access
 
 constants = pytest.importorskip("huggingface_hub.constants")
 
@@ -27,7 +27,7 @@ def silent(monkeypatch):
     with socket.create_server(("127.0.0.1", 0)) as server:
         monkeypatch.setattr(constants, "ENDPOINT", f"http://127.0.0.1:{server.getsockname()[1]}")
         monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-        monkeypatch.setattr(reach, "SECONDS", 0.3)
+        monkeypatch.setattr(network_access, "SECONDS", 0.3)
         yield
 
 
@@ -37,10 +37,10 @@ def test_what_is_neither_here_nor_reached_is_one_line_with_the_way_out(network, 
     start = time.monotonic()
     with (
         pytest.raises(
-            reach.NotFetched,
+            network_access.NotFetched,
             match=r"--checkpoint name/model is neither a local folder.*Hub \(http://127.*hf download name/model --local-dir FOLDER",
         ),
-        reach.fetched("name/model", "--checkpoint"),
+        network_access.fetched("name/model", "--checkpoint"),
     ):
         import huggingface_hub
 
@@ -49,8 +49,8 @@ def test_what_is_neither_here_nor_reached_is_one_line_with_the_way_out(network, 
 
 
 def test_what_is_in_the_cache_is_used_and_the_switches_are_put_back(nobody):
-    with reach.fetched("name/model", "--checkpoint"):
-        assert constants.HF_HUB_OFFLINE and reach.os.environ[reach.OFFLINE] == "1"
+    with network_access.fetched("name/model", "--checkpoint"):
+        assert constants.HF_HUB_OFFLINE and network_access.os.environ[network_access.OFFLINE] == "1"
     assert not constants.HF_HUB_OFFLINE
 
 
@@ -58,7 +58,7 @@ def test_what_is_in_the_cache_is_used_and_the_switches_are_put_back(nobody):
     "error", [KeyError("hidden_size"), RuntimeError("shapes differ"), ValueError("no such class"), OSError(28, "No space left")]
 )
 def test_what_is_wrong_with_something_in_the_cache_passes_as_it_is(nobody, error):
-    with pytest.raises(type(error)) as told, reach.fetched("name/model", "--checkpoint"):
+    with pytest.raises(type(error)) as told, network_access.fetched("name/model", "--checkpoint"):
         raise error
     assert told.value is error
 
@@ -67,8 +67,8 @@ def test_what_is_wrong_with_something_in_the_cache_passes_as_it_is(nobody, error
 def test_a_model_that_transformers_does_not_find_is_one_line(nobody, tmp_path, kind):
     transformers = pytest.importorskip("transformers")
     with (
-        pytest.raises(reach.NotFetched, match="--model nobody/no-model is neither a local folder"),
-        reach.fetched("nobody/no-model", "--model"),
+        pytest.raises(network_access.NotFetched, match="--model nobody/no-model is neither a local folder"),
+        network_access.fetched("nobody/no-model", "--model"),
     ):
         getattr(transformers, kind).from_pretrained("nobody/no-model", cache_dir=str(tmp_path))
 
@@ -76,7 +76,7 @@ def test_a_model_that_transformers_does_not_find_is_one_line(nobody, tmp_path, k
 def test_an_error_raised_from_a_missing_entry_is_one_line(nobody):
     errors = pytest.importorskip("huggingface_hub.errors")
     for missing in (errors.LocalEntryNotFoundError("not in the cache"), errors.OfflineModeIsEnabled("offline")):
-        with pytest.raises(reach.NotFetched), reach.fetched("name/model", "--checkpoint"):
+        with pytest.raises(network_access.NotFetched), network_access.fetched("name/model", "--checkpoint"):
             try:
                 raise missing
             except OSError as error:
@@ -84,9 +84,9 @@ def test_an_error_raised_from_a_missing_entry_is_one_line(nobody):
 
 
 def test_a_folder_or_a_path_asks_nobody(tmp_path, monkeypatch):
-    monkeypatch.setattr(reach, "out_of_reach", lambda address: pytest.fail("it was asked"))
+    monkeypatch.setattr(network_access, "out_of_reach", lambda address: pytest.fail("it was asked"))
     for name in (tmp_path, tmp_path / "nowhere", "./a/b", "~/model"):
-        with reach.fetched(name, "--model"):
+        with network_access.fetched(name, "--model"):
             pass
 
 
@@ -96,12 +96,12 @@ def test_a_server_that_refuses_is_reached():
 
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), http.server.BaseHTTPRequestHandler) as server:  # knows no HEAD: 501
         threading.Thread(target=server.serve_forever, daemon=True).start()
-        assert reach.out_of_reach(f"http://127.0.0.1:{server.server_port}") == ""
+        assert network_access.out_of_reach(f"http://127.0.0.1:{server.server_port}") == ""
         server.shutdown()
 
 
 def test_the_module_needs_no_library_of_the_hub():
-    assert "huggingface_hub" in sys.modules and "huggingface_hub" not in vars(reach)
+    assert "huggingface_hub" in sys.modules and "huggingface_hub" not in vars(network_access)
 
 
 @pytest.mark.parametrize("what", ["checkpoint", "adapter"])
@@ -111,7 +111,7 @@ def test_checkpoints_and_adapters_are_fetched_alike_and_without_a_network_told_s
 
     read = tokun.load if what == "checkpoint" else adapters.read
     with pytest.raises(
-        reach.NotFetched, match=rf"the {what} name/model is neither a local folder nor in the cache.*hf download name/model"
+        network_access.NotFetched, match=rf"the {what} name/model is neither a local folder nor in the cache.*hf download name/model"
     ):
         read("name/model")
     with pytest.raises(
