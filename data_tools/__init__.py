@@ -2,7 +2,7 @@
 
 import sys
 
-from tokun._former_names import FormerNames
+from tokun._former_names import FormerNames, former_names
 
 _ROOMS = {
     "captioning": ("from_table", "journal", "registers"),
@@ -10,7 +10,10 @@ _ROOMS = {
     "pipeline": ("chunks", "disk", "engine", "stores"),
     "text": ("things", "yes_or_no"),
 }
-FORMER = {f"data_tools.{name}": f"data_tools.{room}.{name}" for room, names in _ROOMS.items() for name in names}
+_RENAMED = {
+    "pipeline": {"advice": "next_steps", "settle": "selection", "stores": "storage_backends"},
+}  # fmt: skip
+FORMER = former_names("data_tools", _ROOMS, _RENAMED)
 """Former module names, which keep working: old name -> new name."""
 
 sys.meta_path.insert(0, FormerNames(FORMER))

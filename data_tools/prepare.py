@@ -31,14 +31,15 @@ from tqdm import tqdm
 
 from data_tools import report
 from data_tools.images.pictures import OF_OPENCV, opencv
-from data_tools.pipeline.advice import captions_warning, steps, write_captions_to_fill
-from data_tools.pipeline.chunks import KEPT, Settings, Shard, measure_chunk, rows_name, write_shard
+from data_tools.pipeline.chunks import KEPT, Settings, measure_chunk, rows_name
 from data_tools.pipeline.disk import DiskDict
 from data_tools.pipeline.engine import ENGINES, Engine, open_engine
 from data_tools.pipeline.manifest import MANIFEST, manifest
+from data_tools.pipeline.next_steps import captions_warning, steps, write_captions_to_fill
 from data_tools.pipeline.output import PARTIAL, PUBLISH, RECORD, begin, publish, refuse_other_shards
-from data_tools.pipeline.settle import Columns, Settled, settle, shards_to_write
-from data_tools.pipeline.stores import Store, is_url, open_store
+from data_tools.pipeline.selection import Columns, Settled, settle, shards_to_write
+from data_tools.pipeline.shard_writer import Shard, write_shard
+from data_tools.pipeline.storage_backends import Store, is_url, open_store
 from data_tools.pipeline.tasks import Progress, Tasks
 from data_tools.readers import READERS, Listing, Options, PictureError, choose_reader, read_picture, shown
 from data_tools.readers.survey import RECOGNISED

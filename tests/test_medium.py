@@ -8,7 +8,7 @@ from PIL import Image
 
 from data_tools.images import medium
 from data_tools.pipeline import chunks
-from data_tools.pipeline.stores import Store
+from data_tools.pipeline.storage_backends import Store
 from data_tools.readers import Found, Words
 from tests.test_clip import tiny_clip
 

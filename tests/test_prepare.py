@@ -21,10 +21,11 @@ import pytest
 from PIL import Image
 
 from data_tools.pipeline import manifest as rows_of_all
-from data_tools.pipeline import settle
-from data_tools.pipeline.advice import steps
-from data_tools.pipeline.chunks import Piece, Settings, Shard, add_member, cleaned, write_shard
-from data_tools.pipeline.stores import Store
+from data_tools.pipeline import selection
+from data_tools.pipeline.chunks import Settings, cleaned
+from data_tools.pipeline.next_steps import steps
+from data_tools.pipeline.shard_writer import Piece, Shard, add_member, write_shard
+from data_tools.pipeline.storage_backends import Store
 from data_tools.prepare import main, prepare
 from data_tools.readers import Found, Words
 from tests.kills import dies, kills
@@ -314,24 +315,24 @@ def test_folders_stay_whole_and_validation_is_never_empty(tmp_path):
     assert len(splits) > 1, "the seed decides"
 
 
-def columns(shas: list[int]) -> settle.Columns:
+def columns(shas: list[int]) -> selection.Columns:
     """Columns of kept pictures without any likeness."""
     rng, count = np.random.default_rng(0), len(shas)
     numbers = rng.integers(0, 2**63, (count, 5)).astype(np.uint64)
     sha256 = np.array([sha.to_bytes(32, "big") for sha in shas], dtype="V32")
     whole = np.ones(count, dtype=bool)
-    return settle.Columns(
+    return selection.Columns(
         np.zeros(count, np.uint8), whole, sha256, numbers[:, 0], numbers[:, 1:], whole * 1, whole, np.zeros((count, 4), int)
     )
 
 
-def splits_of(settled: settle.Settled) -> dict[int, str]:
+def splits_of(settled: selection.Settled) -> dict[int, str]:
     """{index: split} of what is written."""
     places = {index: settled.place(index) for index in range(len(settled.cause))}
     return {index: shard.split("-")[0] for index, (shard, _) in places.items() if shard}
 
 
-def reasons_of(settled: settle.Settled, found: list[Found]) -> list[str]:
+def reasons_of(settled: selection.Settled, found: list[Found]) -> list[str]:
     """The reasons of what was kept by its own verdict and is not written."""
     return [settled.verdict(index, ("kept", ""), found)[1] for index in range(len(found)) if index not in splits_of(settled)]
 
@@ -339,12 +340,12 @@ def reasons_of(settled: settle.Settled, found: list[Found]) -> list[str]:
 def test_without_folders_single_pictures_are_drawn():
     found = [Found(f"{index}.png") for index in range(2001)]
     settings = Settings(style="engraving", val=0.1)
-    val = settle.split_by_group(columns([*range(2000)]), found, np.arange(2000), settings)
+    val = selection.split_by_group(columns([*range(2000)]), found, np.arange(2000), settings)
     assert 150 < sum(val) < 250
-    more = settle.split_by_group(columns([*range(2000), 2**255]), found, np.arange(2001), settings)
+    more = selection.split_by_group(columns([*range(2000), 2**255]), found, np.arange(2001), settings)
     assert (more[:2000] == val).all(), "a new file moves no other"
-    assert not any(settle.split_by_group(columns([*range(2000)]), found, np.arange(2000), Settings(style="engraving", val=0)))
-    assert settle.split_by_group(columns([0]), found, np.arange(1), settings).tolist() == [False]
+    assert not any(selection.split_by_group(columns([*range(2000)]), found, np.arange(2000), Settings(style="engraving", val=0)))
+    assert selection.split_by_group(columns([0]), found, np.arange(1), settings).tolist() == [False]
 
 
 def test_no_lookalike_of_a_training_picture_is_in_validation():
@@ -353,7 +354,7 @@ def test_no_lookalike_of_a_training_picture_is_in_validation():
         data.coarse[index + 1] = data.coarse[index] ^ np.uint64(0b10101)
         data.fine[index + 1] = data.fine[index] ^ np.array([(1 << 60) - 1, 0, 0, 0], dtype=np.uint64)
     found = [Found(f"{index}.png") for index in range(1000)]
-    settled = settle.settle(data, found, Settings(style="engraving", val=0.2))
+    settled = selection.settle(data, found, Settings(style="engraving", val=0.2))
     splits = splits_of(settled)
     assert 25 < list(splits.values()).count("val") < 75
     across = [index for index in range(0, 1000, 2) if len({splits.get(index), splits.get(index + 1)} - {None}) > 1]
@@ -371,7 +372,7 @@ def test_a_validation_picture_may_have_several_lookalikes_in_training():
             flipped[other // 2] = ((1 << 30) - 1) << (30 * (other % 2))
             data.coarse[index + other], data.fine[index + other] = data.coarse[index], first ^ flipped
     found = [Found(f"{index}.png") for index in range(1000)]
-    settled = settle.settle(data, found, Settings(style="engraving", val=0.2))
+    settled = selection.settle(data, found, Settings(style="engraving", val=0.2))
     splits = splits_of(settled)
     four = [{splits.get(index + other) for other in range(4)} - {None} for index in range(0, 1000, 4)]
     assert {"train"} in four and all(len(kinds) == 1 for kinds in four)

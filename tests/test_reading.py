@@ -15,7 +15,7 @@ import pytest
 from PIL import Image, ImageDraw
 
 from data_tools.images.sketches import look_the_same, sketch
-from data_tools.pipeline.advice import CAPTIONS, steps
+from data_tools.pipeline.next_steps import CAPTIONS, steps
 from data_tools.prepare import main
 from data_tools.readers import READERS, Listing, Options, Words, choose_reader, find_words, shown
 from tests.test_readers import captions, make_tar, problems, put

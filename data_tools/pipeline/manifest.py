@@ -11,10 +11,10 @@ from itertools import chain, islice
 from typing import Any
 
 from data_tools import report
-from data_tools.pipeline.advice import Captions
 from data_tools.pipeline.chunks import REJECTED, read_rows, rows_name
-from data_tools.pipeline.settle import Settled
-from data_tools.pipeline.stores import Store
+from data_tools.pipeline.next_steps import Captions
+from data_tools.pipeline.selection import Settled
+from data_tools.pipeline.storage_backends import Store
 from data_tools.pipeline.tasks import Tasks
 from data_tools.readers import Found, Listing, shown
 from tokun.utils.optional_packages import need

@@ -13,7 +13,7 @@ from typing import Any
 from data_tools import report
 from data_tools.pipeline.chunks import Settings
 from data_tools.pipeline.manifest import MANIFEST
-from data_tools.pipeline.stores import Store, is_url
+from data_tools.pipeline.storage_backends import Store, is_url
 from data_tools.readers import Listing
 from tokun.utils.errors import UserError
 

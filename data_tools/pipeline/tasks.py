@@ -10,7 +10,7 @@ from tqdm import tqdm
 
 from data_tools import report
 from data_tools.pipeline.chunks import Chunk, Settings
-from data_tools.pipeline.stores import Store
+from data_tools.pipeline.storage_backends import Store
 from data_tools.readers import Listing, Words
 
 CHUNK_FILES = 128  # most files in one task

@@ -1,8 +1,9 @@
 """Shards in, batches out. Knows tar files, pictures, captions and the order of samples; knows no model.
 
     tars      offsets of the files in a tar, quickly     shards    the index of a shard's samples; writing shards
-    order     which sample comes when                    prefetching  batches prepared ahead in a thread
-    framing   a picture -> the grid nearest to it        images    image shards -> batches of crops
+    sample_order   which sample comes when               prefetching    batches prepared ahead in a thread
+    image_files    bytes -> an upright picture           image_dataset  image shards -> batches of crops
+    framing   a picture -> the grid nearest to it        captions  are they good enough to train on?
     codes     samples of code shards                     tokens    code shards -> batches of packed sequences
 
 `data.X` finds what these modules define. Each is imported on first use, so that reading tars needs no torch.

@@ -16,9 +16,10 @@ import numpy as np
 
 from data_tools.images.duplicates import alike_pairs, clusters
 from data_tools.images.sketches import Sketch, look_the_same
-from data_tools.pipeline.chunks import AMBIGUOUS, KEPT, REJECTED, Piece, Row, Settings, Shard, data_name, read_rows, rows_name
+from data_tools.pipeline.chunks import AMBIGUOUS, KEPT, REJECTED, Row, Settings, data_name, read_rows, rows_name
 from data_tools.pipeline.disk import DiskDict
-from data_tools.pipeline.stores import Store
+from data_tools.pipeline.shard_writer import Piece, Shard
+from data_tools.pipeline.storage_backends import Store
 from data_tools.pipeline.tasks import Tasks
 from data_tools.readers import Found, shown
 

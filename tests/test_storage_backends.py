@@ -1,10 +1,10 @@
-"""Promises of data_tools/pipeline/stores.py, the same for a folder and for object storage."""
+"""Promises of data_tools/pipeline/storage_backends.py, the same for a folder and for object storage."""
 
 from __future__ import annotations
 
 import pytest
 
-from data_tools.pipeline.stores import Store, is_url, open_store
+from data_tools.pipeline.storage_backends import Store, is_url, open_store
 
 
 @pytest.fixture(params=["folder", "file://", "memory://"])

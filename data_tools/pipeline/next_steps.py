@@ -8,7 +8,7 @@ import shlex
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from data_tools.pipeline.stores import Store, is_url
+from data_tools.pipeline.storage_backends import Store, is_url
 from data_tools.readers.listing import NOTHING, Listing
 from data_tools.tables import TableError, read_table
 from tokun.data.captions import MOST_TEXTS, alike
