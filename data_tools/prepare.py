@@ -30,7 +30,7 @@ from typing import Any
 from tqdm import tqdm
 
 from data_tools import report
-from data_tools.images.pictures import OF_OPENCV, opencv
+from data_tools.images.image_ops import OF_OPENCV, opencv
 from data_tools.pipeline.chunks import KEPT, Settings, measure_chunk, rows_name
 from data_tools.pipeline.disk import DiskDict
 from data_tools.pipeline.engine import ENGINES, Engine, open_engine

@@ -8,7 +8,7 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from data_tools.images.duplicates import DISTANCE, alike_pairs, bit_counts, clusters
-from data_tools.images.pictures import dhash
+from data_tools.images.image_ops import dhash
 from data_tools.pipeline.chunks import fine_hash
 
 

@@ -1,4 +1,4 @@
-"""Promises of tokun/data/image_files.py and data_tools/images/pictures.py: each file ends as the right pixels or as a reason, on files built byte by byte."""
+"""Promises of tokun/data/image_files.py and data_tools/images/image_ops.py: each file ends as the right pixels or as a reason, on files built byte by byte."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageCms
 
-from data_tools.images.pictures import decode_reduced, dhash, encode, resize
+from data_tools.images.image_ops import decode_reduced, dhash, encode, resize
 from tokun.data import image_files
 from tokun.data.image_files import PILLOW_13, PictureError, decode
 
@@ -607,7 +607,7 @@ def test_a_png_comes_back_to_the_bit_and_a_webp_nearly_and_neither_has_metadata(
 def test_it_runs_without_torch(tmp_path):
     (tmp_path / "torch.py").write_text("raise ImportError('torch is blocked')")
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), str(ROOT)])}
-    command = [sys.executable, "-W", "error", "-c", "from data_tools.images.pictures import decode; decode(b'P5 1 1 255 x')"]
+    command = [sys.executable, "-W", "error", "-c", "from data_tools.images.image_ops import decode; decode(b'P5 1 1 255 x')"]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stderr
 

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageCms
 
-from data_tools.images.pictures import encode
+from data_tools.images.image_ops import encode
 from tokun import data
 from tokun.app import demo
 from tokun.data import image_files

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import pytest
 
-from data_tools.images.pictures import PictureError
+from data_tools.images.image_ops import PictureError
 from data_tools.readers import (
     MAX_TEXT_BYTES,
     READERS,

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageDraw
 
-from data_tools.images.sketches import look_the_same, sketch
+from data_tools.images.line_art_duplicates import look_the_same, sketch
 from data_tools.pipeline.next_steps import CAPTIONS, steps
 from data_tools.prepare import main
 from data_tools.readers import READERS, Listing, Options, Words, choose_reader, find_words, shown

@@ -21,10 +21,10 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from data_tools.images.image_ops import FILTERS, KINDS, WEBP_LIMIT, PictureError, as_gray, decode_reduced, dhash, encode, resize
 from data_tools.images.judge import reasons
+from data_tools.images.line_art_duplicates import sketch
 from data_tools.images.measure import BLANK, Look, look, plain_share
-from data_tools.images.pictures import FILTERS, KINDS, WEBP_LIMIT, PictureError, as_gray, decode_reduced, dhash, encode, resize
-from data_tools.images.sketches import sketch
 from data_tools.images.trim import trim
 from data_tools.pipeline.storage_backends import Store
 from data_tools.readers import CaptionError, Found, Words, find_words, read_picture, shown

@@ -15,7 +15,7 @@ from posixpath import dirname
 import numpy as np
 
 from data_tools.images.duplicates import alike_pairs, clusters
-from data_tools.images.sketches import Sketch, look_the_same
+from data_tools.images.line_art_duplicates import Sketch, look_the_same
 from data_tools.pipeline.chunks import AMBIGUOUS, KEPT, REJECTED, Row, Settings, data_name, read_rows, rows_name
 from data_tools.pipeline.disk import DiskDict
 from data_tools.pipeline.shard_writer import Piece, Shard

@@ -16,7 +16,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from data_tools.images.pictures import PictureError
+from data_tools.images.image_ops import PictureError
 from data_tools.readers.book_page import BOOK_PAGE
 from data_tools.readers.books import read_gutenberg
 from data_tools.readers.coco import read_coco

@@ -13,7 +13,7 @@ import unicodedata
 from collections.abc import Iterator
 from pathlib import Path
 
-from data_tools.images.pictures import PictureError
+from data_tools.images.image_ops import PictureError
 from data_tools.readers.listing import Found, Span
 
 MAX_BYTES = 256 * 2**20  # of one picture file

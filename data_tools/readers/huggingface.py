@@ -8,7 +8,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from data_tools.images.pictures import PictureError
+from data_tools.images.image_ops import PictureError
 from data_tools.pipeline.disk import DiskDict, DiskList
 from data_tools.readers.files import checked, find_files, read_file
 from data_tools.readers.listing import Found, Listing, Options, Row

@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from data_tools.images.pictures import PictureError
+from data_tools.images.image_ops import PictureError
 from data_tools.pipeline.disk import DiskDict, DiskList
 from data_tools.readers.files import MAX_BYTES, checked
 from data_tools.readers.listing import Found, Listing, Options, Remote

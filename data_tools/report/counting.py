@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageFile
 
-from data_tools.images.pictures import PictureError, decode
+from data_tools.images.image_ops import PictureError, decode
 from data_tools.report.reasons import family
 from tokun.data import tars
 from tokun.utils.errors import UserError
