@@ -38,7 +38,7 @@ from data_tools.captioning.journal import read_record, write_shard, write_whole
 from data_tools.captioning.registers import facts_of
 from data_tools.captioning.run import checked_shards
 from data_tools.inspect import Pair, open_image, read_pairs
-from data_tools.text.things import BEFORE, NUMBERS, Lexicon, tokens_of
+from data_tools.text.main_noun import BEFORE, NUMBERS, Lexicon, tokens_of
 from data_tools.text.yes_or_no import PEOPLE, Shown, is_this, named, with_article
 from tokun.tokenizers.wordings import SHOWS
 from tokun.utils import console

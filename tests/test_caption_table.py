@@ -11,7 +11,7 @@ from data_tools.captioning import from_table
 from data_tools.captioning.from_table import Options, merge
 from data_tools.inspect import read_pairs
 from data_tools.tables import TableError
-from data_tools.text.things import Lexicon
+from data_tools.text.main_noun import Lexicon
 from tests.kills import kills
 from tests.test_caption import everything, picture, records, write_tar
 

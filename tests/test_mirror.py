@@ -14,7 +14,7 @@ from PIL import Image
 
 from data_tools.captioning.from_table import alt_text
 from data_tools.questions import Plan, questions_of
-from data_tools.text.things import Lexicon
+from data_tools.text.main_noun import Lexicon
 from tokun import data
 from tokun.config import from_dict
 from tokun.data import mirror

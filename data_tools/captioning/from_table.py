@@ -6,7 +6,7 @@
 A row names its picture by `key` (plus `folder`, the name of the shards' folder, if several hold the same keys) or by path
 (`file_name`, `path` …, as recorded by `prepare` or as in the shard). Columns are registers: the caption column is `plain`; `poetic`,
 `social`, `era`, `alt` keep their names. `kind` (or `subject`) becomes the subject, `thing` the thing; rows with `use` 0 are left
-out. Rules fill in what the table lacks: `alt` from technique and description, `thing` from the description (text/things.py,
+out. Rules fill in what the table lacks: `alt` from technique and description, `thing` from the description (text/main_noun.py,
 English), `era` from the earlier caption, if it differs. The pictures' bytes do not change.
 
 Shards of one folder keep their names and order; those of several are shuffled together within each split (train-*, val-*) and written
@@ -47,7 +47,7 @@ from data_tools.captioning.journal import (
 from data_tools.inspect import IMAGE_EXTENSIONS, Pair, find_shards, read_pairs
 from data_tools.pipeline.disk import DiskDict
 from data_tools.tables import CAPTION_COLUMNS, PATH_COLUMNS, Table, TableError, caption_column, read_table
-from data_tools.text.things import Lexicon
+from data_tools.text.main_noun import Lexicon
 from tokun.data.captions import alike
 from tokun.data.shards import key_and_suffix
 from tokun.utils.errors import UserError, reading
