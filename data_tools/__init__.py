@@ -14,6 +14,7 @@ _RENAMED = {
     "pipeline": {"advice": "next_steps", "settle": "selection", "stores": "storage_backends"},
     "images": {"pictures": "image_ops", "sketches": "line_art_duplicates"},
     "text": {"things": "main_noun"},
+    "readers": {"survey": "folder_scan"},
 }  # fmt: skip
 FORMER = former_names("data_tools", _ROOMS, _RENAMED)
 """Former module names, which keep working: old name -> new name."""

@@ -42,7 +42,7 @@ from data_tools.pipeline.shard_writer import Shard, write_shard
 from data_tools.pipeline.storage_backends import Store, is_url, open_store
 from data_tools.pipeline.tasks import Progress, Tasks
 from data_tools.readers import READERS, Listing, Options, PictureError, choose_reader, read_picture, shown
-from data_tools.readers.survey import RECOGNISED
+from data_tools.readers.folder_scan import RECOGNISED
 from data_tools.readers.tables import with_captions
 from tokun.utils import console
 from tokun.utils.console import home_path, home_text

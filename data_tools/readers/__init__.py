@@ -22,12 +22,12 @@ from data_tools.readers.books import read_gutenberg
 from data_tools.readers.coco import read_coco
 from data_tools.readers.files import MAX_TEXT_BYTES, PICTURE_SUFFIXES, find_files, read_file
 from data_tools.readers.folder import CLASS_STYLES, class_of, read_classes, read_folder
+from data_tools.readers.folder_scan import TARS
 from data_tools.readers.huggingface import data_files, is_saved, read_huggingface, read_row
 from data_tools.readers.listing import CaptionError, Found, Listing, Options, Remote, Row, Span, Words, shown
 from data_tools.readers.remote import read_remote, read_remote_picture
 from data_tools.readers.sidecars import find_words
 from data_tools.readers.storage import URL, local_path
-from data_tools.readers.survey import TARS
 from data_tools.readers.tables import read_manifest
 from data_tools.readers.webdataset import read_webdataset
 from tokun.utils.errors import UserError

@@ -13,8 +13,8 @@ from data_tools.pipeline.disk import DiskDict, DiskList
 from data_tools.readers.book_page import BOOK_PAGE, Page, book_facts, illustrations
 from data_tools.readers.files import MAX_PAGE_BYTES, PICTURE_SUFFIXES, as_path, why_not_open
 from data_tools.readers.folder import read_folder
+from data_tools.readers.folder_scan import LONE_PAGE, NO_PAGE
 from data_tools.readers.listing import CaptionError, Found, Listing, Options, Words
-from data_tools.readers.survey import LONE_PAGE, NO_PAGE
 from data_tools.text.captions import plain_text
 from data_tools.text.encoding import decode_text
 

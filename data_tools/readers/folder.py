@@ -8,9 +8,7 @@ from pathlib import Path
 
 from data_tools.pipeline.disk import DiskList
 from data_tools.readers.book_page import BOOK_PAGE
-from data_tools.readers.huggingface import kind_of_parquet, read_huggingface
-from data_tools.readers.listing import Found, Listing, Options
-from data_tools.readers.survey import (
+from data_tools.readers.folder_scan import (
     BROKEN_PARQUET,
     LONE_PAGE,
     NO_PAGE,
@@ -20,6 +18,8 @@ from data_tools.readers.survey import (
     survey,
     table_rank,
 )
+from data_tools.readers.huggingface import kind_of_parquet, read_huggingface
+from data_tools.readers.listing import Found, Listing, Options
 from data_tools.readers.tables import Rows
 from data_tools.readers.webdataset import Tars
 from data_tools.readers.words import kebab

@@ -12,9 +12,9 @@ from pathlib import Path
 from urllib.parse import unquote
 
 from data_tools.readers.files import MAX_TEXT_BYTES, why_not_open
+from data_tools.readers.folder_scan import with_sidecars
 from data_tools.readers.listing import CaptionError, Found, Remote, Words
 from data_tools.readers.storage import fetch
-from data_tools.readers.survey import with_sidecars
 from data_tools.readers.words import json_object, normal, words_from
 from data_tools.tables import value_of
 from data_tools.text.captions import plain_text, raw_of

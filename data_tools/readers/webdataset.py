@@ -15,8 +15,8 @@ from typing import Any, BinaryIO
 
 from data_tools.pipeline.disk import DiskDict, DiskList
 from data_tools.readers.files import MAX_TEXT_BYTES, PICTURE_SUFFIXES, as_path, why_not_open
+from data_tools.readers.folder_scan import TAR_PACKED
 from data_tools.readers.listing import Found, Listing, Options, Remote, Span, Words
-from data_tools.readers.survey import TAR_PACKED
 from data_tools.readers.words import COLUMNS, group_of, json_object, normal, style_of, words_from
 from data_tools.tables import column_name, value_of
 from data_tools.text.captions import plain_text, raw_of
