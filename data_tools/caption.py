@@ -26,7 +26,7 @@ from pathlib import Path
 
 from data_tools import captioning as captioners
 from data_tools.captioning import from_table, registers
-from data_tools.captioning.journal import RECORD
+from data_tools.captioning.caption_results import RECORD
 from data_tools.captioning.run import PREVIEW, caption, preview
 from data_tools.captioning.settings import Settings, Work
 from data_tools.tables import QUOTING

@@ -32,7 +32,7 @@ import numpy as np
 from tqdm import tqdm
 
 from data_tools.captioning import registers
-from data_tools.captioning.journal import (
+from data_tools.captioning.caption_results import (
     LEFT_OUT,
     RECORD,
     STATE,

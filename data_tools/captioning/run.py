@@ -13,7 +13,7 @@ from typing import Any
 from tqdm import tqdm
 
 from data_tools import captioning as captioners
-from data_tools.captioning.journal import (
+from data_tools.captioning.caption_results import (
     Folder,
     Journal,
     Report,
