@@ -1,4 +1,4 @@
-"""Journals: the results of `caption`, row by row, and the shards made from them.
+"""Caption results: the journals of `caption`, row by row, and the shards made from them.
 
     OUT/.caption/SHARD.jsonl          one line per batch of captioned rows, appended when it is done
     OUT/.caption/SHARD.scores.jsonl   the same of CLIP scores

@@ -1,4 +1,4 @@
-"""Sketches: do two drawings on plain paper with nearly the same hashes really look the same?
+"""Duplicates among line art: do two drawings on plain paper with nearly the same hashes really look the same?
 
 In a drawing of few lines most cells of the hash are paper, so the hashes of an F and an E differ in a few bits only. Their
 sketches, 32 x 32 tones, are aligned by a small shift and scale, and the remaining difference is compared place by place. An E

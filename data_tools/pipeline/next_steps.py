@@ -1,4 +1,4 @@
-"""Advice: what prepare prints if captions are missing or useless, and the next commands to paste."""
+"""Next steps: what prepare prints if captions are missing or useless, and the next commands to paste."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Settle: the whole collection -> which files are kept, and their split and shard.
+"""Selection: the whole collection -> which files are kept, and their split and shard.
 
 Duplicates, the split by groups and the order depend on all files. They are computed from the measured rows; no picture is
 decoded here.

@@ -1,4 +1,4 @@
-"""Stores: a folder for results, on disk or in object storage, with atomic writes.
+"""Storage backends: a folder for results, on disk or in object storage, with atomic writes.
 
     store = open_store("shards/")                 # or s3://bucket/shards, through fsspec
     store.write("train-00000.tar", data)

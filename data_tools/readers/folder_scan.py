@@ -1,4 +1,4 @@
-"""Survey: every file below a folder, by kind: pictures, sidecar files, tables, tars, book pages, data sets, and the rest.
+"""Folder scan: every file below a folder, by kind: pictures, sidecar files, tables, tars, book pages, data sets, and the rest.
 
 Nothing is skipped silently: a file that no reader takes is listed with the reason, "not read: …".
 """

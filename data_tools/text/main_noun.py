@@ -1,4 +1,4 @@
-"""Things: the main noun of a description, by rules and statistics of all descriptions. English only; no model, no word list to download.
+"""Main noun: the thing that a description is about, by rules and statistics of all descriptions. English only; no model, no word list to download.
 
     lexicon = Lexicon.learn(descriptions)
     lexicon.thing("A large moth with spread wings, seen from above.")      # "moth"

@@ -1,4 +1,4 @@
-"""Rewards for words: how well the picture explains them, and whether they form a proper caption. Each maker takes a reward's config
+"""Rewards for captions: how well the picture explains them, and whether they form a proper caption. Each maker takes a reward's config
 and the frozen model, and returns a function from pairs to numbers."""
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Is the gain real? Compares held-out pairs of the same latents before and after, by rewards, by judges that were not optimised, and as a set.
+"""Was a reward hacked, or is the gain real? Compares held-out pairs of the same latents before and after, by rewards, by judges that were not optimised, and as a set.
 
     a reward rose, and so did a judge, and none fell    real
     a reward rose, and no judge did, or one fell        hacked

@@ -1,4 +1,4 @@
-"""The material to measure: pairs of image shards as the model sees them. Knows shards and tokenizers, measures nothing."""
+"""Held-out pairs, to be measured: pairs of image shards as the model sees them. Knows shards and tokenizers, measures nothing."""
 
 from __future__ import annotations
 

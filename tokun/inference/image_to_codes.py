@@ -1,4 +1,4 @@
-"""Pictures as the model sees them: opened, fitted to a grid as in training, encoded."""
+"""Pictures to codes: opened, fitted to a grid as in training, encoded."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""One choice: from logits and a uniform number to an id, and back. Knows ids, not sequences.
+"""The choice of one token: from logits and a uniform number to an id, and back. Knows ids, not sequences.
 
 choose:   logits (B, V), legal (B, V), u (B,)    ->  ids (B,)         the inverse CDF over legal ids, in id order
 interval: logits (B, V), legal (B, V), ids (B,)  ->  low, high (B,)   the u for which `choose` takes these ids
