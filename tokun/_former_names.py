@@ -28,7 +28,10 @@ _RENAMED = {
     "align": {"of_drawings": "drawing_rewards", "of_pictures": "image_rewards", "of_words": "caption_rewards", "real": "reward_hacking"},
     "data": {"images": "image_dataset", "order": "sample_order", "pictures": "image_files"},
     "evaluate": {"drawn": "stored_samples", "eyes": "viewer_pairs", "material": "held_out_pairs", "words": "captions"},
-    "inference": {"choice": "token_choice", "directions": "conditional_generation", "folder": "checkpoint_folder", "many": "bulk", "pieces": "text_token_classes", "seeing": "image_to_codes"},
+    "inference": {
+        "choice": "token_choice", "directions": "conditional_generation", "folder": "checkpoint_folder", "many": "bulk",
+        "pieces": "text_token_classes", "seeing": "image_to_codes",
+    },
     "models": {"shares": "partitioned_parameters"},
     "utils": {"extras": "optional_packages", "reach": "network_access"},
 }  # fmt: skip
