@@ -55,9 +55,10 @@ DATA = (
 TOKENIZER = "The image tokenizer before it: {steps} steps of {batch} pictures in {hours:g} hours on two CPU cores, peak learning rate {lr:g}, perceptual loss by SqueezeNet features."
 SHARPENED = "Then the decoder alone, encoder and codebook frozen: {steps:,} steps of {recipe[batch_size]} pictures against a discriminator (tokun.sharpen)."
 VIEWS = "Each picture in {views} views: whole, and crops that leave a tenth of a side away at most, half of them mirrored where no words speak of writing (left and right change places in the words)."
-LIMITS = """- A small model ({parameters:.1f}M parameters), trained for {hours} hours on two shared CPU cores. Single things on blank paper come best; crowded scenes, faces and hands stay vague.
+LIMITS = """- A small model ({parameters:.1f}M parameters), trained for {hours} hours on two shared CPU cores. Its pictures often show the kind of a thing (a bird's head, a shield, a church, a crowd, the sea), and seldom the very thing; faces, hands and crowded scenes stay vague.
 - Its words name kinds, poses and settings as the descriptions do. Numbers, directions, species and small things are often wrong. The figures above say how often words and picture fit.
 - `poetic` and `social` are learnt from some 3,300 pictures, `era` from printed captions, which often do not say what is seen. It knows the questions that data_tools.questions asks, and no others.
+- It draws little of what a text asks for beyond the kind and the layout.
 - Words are drawn with text_guidance_scale {guidance:g}, which keeps them closer to what the model sees in its picture{repeats}.
 - A code stands for 8x8 pixels: lettering and the finest lines are lost in the codes already.
 - The books are of their time (sixteenth to early twentieth century): depictions and words that are demeaning by present standards,
