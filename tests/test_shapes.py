@@ -151,7 +151,7 @@ def test_a_thing_and_a_shape_are_drawn_as_asked(shaped_model):
         ({"thing": "mouth"}, "thing can be: house, moth, tree"),
         ({"aspect": "9x9"}, "4x4, 2x8"),
         ({"aspect": 2}, "give a str"),
-        ({"thing": 3}, "no tag"),
+        ({"thing": 3}, "3 is not a tag"),
     ],
 )
 def test_a_thing_or_shape_that_there_is_not_is_refused(shaped_model, options, words):

@@ -14,7 +14,7 @@ from tokun.config import Config
 from tokun.models.generator import add_dropout, make_generator, tune_for
 from tokun.planner.sizes import generator_sizes
 from tokun.training import optim
-from tokun.training.engine import make_accelerator
+from tokun.training.engine import Engine
 from tokun.training.token_loss import TokenLoss
 
 
@@ -26,29 +26,29 @@ def measure_memory(config: Config, *, micro: int) -> dict[str, float]:
     for short sequences that it uses in training.
     """
     t, sizes = config.train, generator_sizes(config)
-    accelerator = make_accelerator(t.precision)
-    device, V = accelerator.device, sizes.shape.V
+    V = sizes.shape.V
     ids, is_image = torch.randint(3, V, (micro, sizes.width)), torch.arange(V) >= V - config.image_tokenizer.codebook_size
     plain = make_generator(config.generator, vocab_size=V, max_length=2 * sizes.width, pad=0, bos=1, eos=2)
     add_dropout(plain, config.generator.dropout)
     if t.gradient_checkpointing:
         plain.gradient_checkpointing_enable()
     tune_for(plain, torch.device("cuda"))
-    plain.to(device).train()
+    plain.train()
     vocabulary: Any = SimpleNamespace(size=V, is_image=is_image)  # all of it that the loss reads
     token_loss = TokenLoss(plain, vocabulary, rows=micro, length=sizes.width, chunk=t.loss_chunk, compile=False, say=print)
-    own = optim.make_optimizer(t.optimizer, plain, lr=t.lr, betas=t.betas, weight_decay=t.weight_decay)
-    model, optimizer = accelerator.prepare(plain, own)
+    engine = Engine(t, plain, micro, 1)
+    device, optimizer = engine.device, engine.optimizer
+    own = optimizer.optimizer  # without accelerate's wrapper
     ema = optim.Ema(plain, t.ema_decay)
     found: dict[str, float] = {}
 
     def forward() -> torch.Tensor:
-        return token_loss(accelerator, model, ids, ids, torch.tensor([1.0, 1.0, t.z_loss], device=device))[0]
+        return token_loss(engine, engine.model, ids, ids, torch.tensor([1.0, 1.0, t.z_loss], device=device))[0]
 
     def step() -> None:
-        accelerator.backward(forward())
+        engine.backward(forward())
         found["gradients"] = float(sum(p.grad.nbytes for p in plain.parameters()))
-        accelerator.clip_grad_norm_(plain.parameters(), t.max_grad_norm)
+        engine.accelerator.clip_grad_norm_(plain.parameters(), t.max_grad_norm)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
         ema.update(plain)
