@@ -21,6 +21,7 @@ from tokun.evaluate.doctor import reconstruct
 from tokun.evaluate.figures import Figure
 from tokun.evaluate.held_out_pairs import RealPair, grids_of
 from tokun.inference.clip import Clip
+from tokun.inference.streams import cache_name
 from tokun.tokenizers import sequences
 from tokun.tokenizers.grammar import STATES
 from tokun.tokenizers.vocabulary import Tags
@@ -105,6 +106,7 @@ def caption_nats(model: Tokun, prompt: Sequence[int], captions: Sequence[Sequenc
     v, device = model.vocabulary, model.device
     begun = torch.tensor([prompt], device=device)
     seen = model.generator(input_ids=begun, use_cache=True, logits_to_keep=1)
+    name = cache_name(seen)
     legal = legal_in_caption(model, max(map(len, captions)) + 1)
     nats = [0.0] * len(captions)
     by_length = sorted(range(len(captions)), key=lambda i: len(captions[i]))
@@ -112,9 +114,9 @@ def caption_nats(model: Tokun, prompt: Sequence[int], captions: Sequence[Sequenc
         part = by_length[at : at + rows]
         width = len(captions[part[-1]]) + 1
         ids = torch.tensor(sequences.padded(v, [sequences.text_end(v, captions[i]) for i in part]), device=device)
-        cache = copy.deepcopy(seen.past_key_values)
+        cache = copy.deepcopy(seen[name])
         cache.batch_repeat_interleave(len(part))
-        rest = model.generator(input_ids=ids[:, :-1], past_key_values=cache, use_cache=True).logits
+        rest = model.generator(input_ids=ids[:, :-1], use_cache=True, **{name: cache}).logits
         logits = torch.cat([seen.logits[:, -1:].expand(len(part), -1, -1), rest], 1)[..., : v.size].float()
         nll = -logits.masked_fill(~legal[:width], -torch.inf).log_softmax(-1).gather(2, ids[..., None])[..., 0]
         total = torch.where(ids == v.id("<pad>"), 0.0, nll.double()).sum(1)

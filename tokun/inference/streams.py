@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -246,17 +246,23 @@ def capture(one: Callable[[], None]) -> Callable[[], None]:
     return graph.replay
 
 
+def cache_name(output: Mapping[str, Any]) -> str:
+    """What a causal LM calls its cache of keys and values, in its output and as an argument: "cache", or "past_key_values" in earlier transformers."""
+    return "cache" if "cache" in output else "past_key_values"
+
+
 class HubStream:
     """A batch of sequences in any causal LM, through its own forward and cache."""
 
     def __init__(self, model: Any, prompts: Tensor):  # (B, P)
         self.model = model
         out = model(input_ids=prompts, use_cache=True, logits_to_keep=1)
-        self.cache, self.last = out.past_key_values, out.logits[:, -1]
+        self.cache_name = cache_name(out)
+        self.cache, self.last = out[self.cache_name], out.logits[:, -1]
 
     def step(self, ids: Tensor) -> None:  # (B,)
-        out = self.model(input_ids=ids[:, None], past_key_values=self.cache, use_cache=True)
-        self.cache, self.last = out.past_key_values, out.logits[:, -1]
+        out = self.model(input_ids=ids[:, None], use_cache=True, **{self.cache_name: self.cache})
+        self.cache, self.last = out[self.cache_name], out.logits[:, -1]
 
 
 class HubStreams:
