@@ -145,6 +145,13 @@ def test_a_seed_is_the_same_pair_as_anywhere_else(studio, tiny_model):
     assert tokens(list(studio.between(7, 8, 4))[-1]) == tokens(tiny_model.interpolate(7, 8, 4, register="plain"))
 
 
+def test_a_model_that_is_sampled_with_guidance_is_so_here_too(tiny_model):
+    guided = replace(tiny_model, defaults=replace(tiny_model.defaults, guidance_scale=3.0))
+    own = demo.Studio(guided)
+    drawn, plain = tokens(list(own.draw(42, 2))[-1]), tokens(list(own.draw(42, 2, guidance=1.0))[-1])
+    assert drawn == tokens(guided.sample(42, 2)) != plain == tokens(tiny_model.sample(42, 2))
+
+
 def test_a_pair_appears_row_by_row_and_then_word_by_word(studio, tiny_model, monkeypatch):
     monkeypatch.setattr(demo, "PAUSE", 0.001)
     told: list[tuple[list[int], list[int]]] = []

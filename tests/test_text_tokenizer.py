@@ -313,9 +313,11 @@ def test_transformers_gives_the_ids_and_the_text_of_sentencepiece(coverage, tmp_
 
 
 @given(text=ANY_TEXT)
+@example(text="<eoc>")
 def test_transformers_agrees_on_any_normalized_text(tokenizer, exported, text):
     ids = tokenizer.encode(text)
-    assert exported(normalize(text))["input_ids"] == ids
+    # a text may spell a special token, such as "<eoc>": as words of a caption its pieces are meant, not the token
+    assert exported(normalize(text), split_special_tokens=True)["input_ids"] == ids
     assert exported.decode(ids) == normalize(text)
 
 

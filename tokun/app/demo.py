@@ -145,16 +145,19 @@ class Studio:
         return "question" in self.model.tasks
 
     def wishes(
-        self, prompt: object = "", style: object = "", subject: object = "", register: object = None, temperature: object = None, guidance: object = 1.0,
+        self, prompt: object = "", style: object = "", subject: object = "", register: object = None, temperature: object = None, guidance: object = None,
         thing: object = "", aspect: object = "",
     ) -> dict[str, Any]:  # fmt: skip
-        """Options for `Tokun.sample`. At its default a temperature is left out: then the seed's pair is the one `sample.py` draws."""
+        """Options for `Tokun.sample`. A temperature and a guidance that are None or the model's defaults are left out: then the seed's pair is the one
+        that `sample.py` draws."""
         default = self.model.defaults.temperature
         chosen = default if temperature is None else number(temperature, *TEMPERATURES, "temperature")
+        usual = self.model.defaults.guidance_scale
+        scale = usual if guidance is None else number(guidance, *GUIDANCES, "guidance")
         return {
             "prompt": text(prompt, "prompt") or None, "style": one_of(style, self.styles, "style"), "subject": one_of(subject, self.subjects, "subject"),
             "register": "" if register is None else one_of(register, self.registers, "register"), "temperature": None if math.isclose(chosen, default) else chosen,
-            "guidance_scale": number(guidance, *GUIDANCES, "guidance"), "thing": text(thing, "thing"), "aspect": one_of(aspect, [grid for _, grid in self.aspects], "shape"),
+            "guidance_scale": None if math.isclose(scale, usual) else scale, "thing": text(thing, "thing"), "aspect": one_of(aspect, [grid for _, grid in self.aspects], "shape"),
         }  # fmt: skip
 
     def draw(self, seed: object, n: object, **wishes: object) -> Iterator[Sketch | list[Pair]]:
