@@ -120,7 +120,7 @@ def test_a_sharpened_decoder_is_taken_where_it_draws_the_same_codes(shaped_model
     [
         ('{"a": "/root/x"}', True),
         ("see /home/me/x", True),
-        ("https://www.gutenberg.org/work/1", False),
+        ("https://example.org/data/1", False),
         ("data/described/train-*.tar", False),
     ],
 )

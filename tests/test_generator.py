@@ -226,6 +226,33 @@ def test_compiled_layers_give_the_same_loss_and_gradients_and_the_same_names(com
 @pytest.mark.slow
 @compiles
 @quiet
+def test_compiled_layers_without_dropout_give_the_same_loss_and_gradients():
+    torch._dynamo.reset()  # graphs of a model with dropout
+    model = make()
+    tune_for(model, torch.device("cpu"))
+    ids = torch.randint(0, 50, (2, 9))
+
+    def loss_and_gradients():
+        model.zero_grad()
+        loss = model(input_ids=ids, labels=ids).loss
+        loss.backward()
+        return loss.detach(), {n: p.grad.clone() for n, p in model.named_parameters()}
+
+    plain, gradients = loss_and_gradients()
+    compile_layers(model)
+    fast, compiled_gradients = loss_and_gradients()
+    torch.testing.assert_close(fast, plain)
+    assert compiled_gradients.keys() == gradients.keys()
+    for name in gradients:
+        torch.testing.assert_close(compiled_gradients[name], gradients[name], atol=1e-5, rtol=1e-4)
+    with uncompiled(model):
+        torch.testing.assert_close(loss_and_gradients()[0], plain, atol=0, rtol=0)
+    assert any(m._compiled_call_impl is not None for m in model.modules()), "compiled again after the block"
+
+
+@pytest.mark.slow
+@compiles
+@quiet
 def test_compiled_layers_drop_what_their_seeds_say_and_no_two_branches_the_same(compiled):
     model, first, again, other = compiled.model, compiled.fast, compiled.again, compiled.other
     assert all(torch.equal(first[name], again[name]) for name in first) and not torch.equal(first["loss"], other["loss"])
