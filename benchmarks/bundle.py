@@ -19,6 +19,7 @@ import csv
 import re
 import sys
 from pathlib import Path
+from typing import Any
 
 import torch
 from PIL import Image
@@ -27,6 +28,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import tokun
 from tokun.config import Config, load_config
+from tokun.inference.checkpoint_folder import resolve
 from tokun.inference.model import BUNDLED, IMAGE_TOKENIZER, Tokun
 from tokun.inference.model_card import model_card
 from tokun.render.grids import captioned_grid
@@ -78,18 +80,20 @@ def main(argv: list[str] | None = None) -> None:
     if args.checkpoint is None:
         return lay_sheets(args.sheets, args.out)
     config = load_config(args.config)
-    model = tokun.load(args.checkpoint, device="cpu")
+    folder = resolve(args.checkpoint)
+    model = tokun.load(folder, device="cpu")
     model.defaults = config.sampling
     require_shapes(model, config)
     sharpened = take_decoder(model, args.sharpened) if args.sharpened else None
     config.data.train, config.data.val, config.tracking.name, config.card.license = PICTURES, "held out", NAME, "apache-2.0"
-    card = model_card(config, record_of(args, model), **texts(args, config, model, sharpened))
-    with checkpoint.whole_directory(args.out) as folder:
-        model.save(folder, dtype=torch.float16, card=card)
-        size = sum(p.stat().st_size for p in folder.rglob("*.safetensors"))
+    record = record_of(args, folder, model)
+    card = model_card(config, record, **texts(args, config, record, model, sharpened))
+    with checkpoint.whole_directory(args.out) as new:
+        model.save(new, dtype=torch.float16, card=card)
+        size = sum(p.stat().st_size for p in new.rglob("*.safetensors"))
         if size > LIMIT:
             raise SystemExit(f"bundle.py: {size / 2**20:.1f} MB of weights; at most {LIMIT / 2**20:.0f} MB are bundled")
-        if found := machine_paths(folder):
+        if found := machine_paths(new):
             raise SystemExit(f"bundle.py: a path of this machine stands in {', '.join(found)}")
     lay_sheets(args.sheets, args.out)
     print(f"{args.out}: {size / 2**20:.1f} MB of weights")
@@ -120,6 +124,8 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     args = parser.parse_args(argv)
     if args.checkpoint is None and not args.sheets:
         parser.error("neither a checkpoint nor --sheets: there is nothing to bundle")
+    if (args.tokenizer_steps is None) != (args.tokenizer_hours is None):
+        parser.error("--tokenizer-steps and --tokenizer-hours belong together")
     return args
 
 
@@ -163,9 +169,8 @@ def take_decoder(model: Tokun, folder: Path) -> dict[str, object]:
     return record
 
 
-def record_of(args: argparse.Namespace, model: Tokun) -> dict[str, object]:
-    """training.json of a finished run, and over it what was said on the command line."""
-    folder = args.checkpoint / "checkpoint" if (args.checkpoint / "checkpoint").is_dir() else args.checkpoint
+def record_of(args: argparse.Namespace, folder: Path, model: Tokun) -> dict[str, Any]:
+    """training.json of the checkpoint's folder, and over it what was said on the command line."""
     record = checkpoint.read_record(folder / "training.json") or {"image_tokenizer": {}, "val": None}
     if args.steps is not None:
         record["steps"] = args.steps
@@ -176,20 +181,22 @@ def record_of(args: argparse.Namespace, model: Tokun) -> dict[str, object]:
     return record | {"parameters": sum(p.numel() for p in model.generator.parameters()), "settings": {"counts": {}}}
 
 
-def texts(args: argparse.Namespace, config: Config, model: Tokun, sharpened: dict[str, object] | None) -> dict[str, str]:
+def texts(
+    args: argparse.Namespace, config: Config, record: dict[str, Any], model: Tokun, sharpened: dict[str, object] | None
+) -> dict[str, str]:
     """What the card says in words."""
     codes, t, d = sorted(rows * columns for rows, columns in model.grids), config.image_tokenizer_train, model.defaults
     recipe = [VIEWS.format(views=config.codes.views)]
     if args.tokenizer_steps:
-        recipe.append(TOKENIZER.format(steps=f"{args.tokenizer_steps:,}", batch=t.batch_size, hours=args.tokenizer_hours or 0, lr=t.lr))
+        recipe.append(TOKENIZER.format(steps=f"{args.tokenizer_steps:,}", batch=t.batch_size, hours=args.tokenizer_hours, lr=t.lr))
     if sharpened:
         recipe.append(SHARPENED.format(**sharpened))
-    hours = record_of(args, model)["seconds"] / 3600 + (args.tokenizer_hours or 0) + (sharpened["seconds"] / 3600 if sharpened else 0)
+    hours = record["seconds"] / 3600 + (args.tokenizer_hours or 0) + (sharpened["seconds"] / 3600 if sharpened else 0)
     return {
         "about": ABOUT.format(fewest=codes[0], most=codes[-1]),
         "data": DATA + books_text(args.sources),
         "limits": LIMITS.format(
-            parameters=sum(p.numel() for p in model.generator.parameters()) / 1e6,
+            parameters=record["parameters"] / 1e6,
             hours=round(hours),
             guidance=d.text_guidance_scale,
             repeats=", and with no_repeats: no word and no short phrase twice in a row" if d.no_repeats else "",

@@ -10,7 +10,7 @@ os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", "1")  # more are processe
 
 LONG = (
     "launch",
-    "tuning_launch",
+    "fine_tuning_launch",
     "coherence",
     "resume",
     "training",
@@ -28,7 +28,7 @@ LONG = (
 )
 # left out by `pytest -m "not slow"`, beside what is marked where it stands: files that start launchers, clusters, notebooks or train whole runs, and tests of a finished run
 SLOW_FILES = {
-    f"test_{name}" for name in ("launch", "tuning_launch", "resume", "training", "coherence", "notebook", "ray", "real_engravings")
+    f"test_{name}" for name in ("launch", "fine_tuning_launch", "resume", "training", "coherence", "notebook", "ray", "real_engravings")
 }
 SLOW_FIXTURES = {"finished", "browser"}
 

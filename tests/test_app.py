@@ -145,10 +145,13 @@ def test_a_seed_is_the_same_pair_as_anywhere_else(studio, tiny_model):
     assert tokens(list(studio.between(7, 8, 4))[-1]) == tokens(tiny_model.interpolate(7, 8, 4, register="plain"))
 
 
-def test_a_model_that_is_sampled_with_guidance_is_so_here_too(tiny_model):
-    guided = replace(tiny_model, defaults=replace(tiny_model.defaults, guidance_scale=3.0))
+@pytest.mark.parametrize("scale", [3.0, 8.0])  # 8: beyond the slider's usual end
+def test_a_model_that_is_sampled_with_guidance_is_so_here_too(tiny_model, scale):
+    guided = replace(tiny_model, defaults=replace(tiny_model.defaults, guidance_scale=scale))
     own = demo.Studio(guided)
     drawn, plain = tokens(list(own.draw(42, 2))[-1]), tokens(list(own.draw(42, 2, guidance=1.0))[-1])
+    assert drawn == tokens(list(own.draw(42, 2, guidance=scale))[-1]), "as the slider sends it"
+    assert demo.including(demo.GUIDANCES, scale) == (1.0, max(6.0, scale))
     assert drawn == tokens(guided.sample(42, 2)) != plain == tokens(tiny_model.sample(42, 2))
 
 

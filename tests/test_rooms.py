@@ -1,7 +1,6 @@
 """Promises of the package's layout: the names that users know stay, and nothing inside relies on those of before."""
 
 import ast
-import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -10,7 +9,6 @@ import pytest
 
 import tokun
 from data_tools import FORMER as FORMER_TOOLS
-from tests.small_runs import start_fork
 from tokun._former_names import FORMER
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -38,23 +36,11 @@ def test_the_names_of_the_readme_are_reached_from_the_package():
     assert callable(tokun.load) and callable(tokun.Tokun.from_pretrained) and callable(build) and callable(serve)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("command", ["adapters", "align.drawings", "app", "evaluate", "evaluate.viewer", "planner", "serving", "sharpen"])
-def test_a_command_is_run_by_its_name(command, tmp_path):
-    """Forked, since each fresh interpreter takes seconds to import torch."""
-    process = start_fork(tmp_path / "said.txt", as_main, f"tokun.{command}", "--help")
-    process.join(200)
-    said = (tmp_path / "said.txt").read_text()
-    assert process.exitcode == 0 and f"tokun.{command}" in said, said
-
-
-def as_main(module: str, *arguments: str) -> None:
-    sys.argv = [module, *arguments]
-    runpy.run_module(module, run_name="__main__", alter_sys=True)
-
-
-def test_a_command_is_run_by_a_fresh_interpreter():
-    done = subprocess.run([sys.executable, "-m", "tokun.evaluate", "--help"], capture_output=True, text=True, timeout=200, cwd=ROOT)
-    assert done.returncode == 0 and "tokun.evaluate" in done.stdout, done.stderr
+def test_a_command_is_run_by_its_name(command):
+    done = subprocess.run([sys.executable, "-m", f"tokun.{command}", "--help"], capture_output=True, text=True, timeout=200, cwd=ROOT)
+    assert done.returncode == 0 and f"tokun.{command}" in done.stdout, done.stderr
 
 
 def test_no_module_imports_another_by_its_former_name():
@@ -96,3 +82,10 @@ def test_what_is_read_from_beside_the_code_lies_there():
 def test_data_tools_that_prepare_and_inspect_do_not_import_torch():
     code = "import sys, data_tools.prepare, data_tools.inspect; assert 'torch' not in sys.modules"
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, timeout=200).returncode == 0
+
+
+def test_the_files_that_the_test_order_names_exist():
+    from tests import conftest
+
+    named = {f"test_{name}" for name in conftest.LONG} | conftest.SLOW_FILES
+    assert not [name for name in named if not (ROOT / "tests" / f"{name}.py").is_file()]

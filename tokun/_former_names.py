@@ -29,8 +29,7 @@ _RENAMED = {
     "data": {"images": "image_dataset", "order": "sample_order", "pictures": "image_files"},
     "evaluate": {"drawn": "stored_samples", "eyes": "viewer_pairs", "material": "held_out_pairs", "words": "captions"},
     "inference": {
-        "choice": "token_choice", "directions": "conditional_generation", "folder": "checkpoint_folder", "many": "bulk",
-        "pieces": "text_token_classes", "seeing": "image_to_codes",
+        "choice": "token_choice", "directions": "conditional_generation", "many": "bulk", "seeing": "image_to_codes",
     },
     "models": {"shares": "partitioned_parameters"},
     "utils": {"extras": "optional_packages", "reach": "network_access"},

@@ -53,6 +53,18 @@ def number(value: object, low: float, high: float, what: str) -> float:
     return value
 
 
+def unless_usual(value: object, usual: float, bounds: tuple[float, float], what: str) -> float | None:
+    """None for the checkpoint's default, also outside the bounds; else the number. Raises UserError as `number` does."""
+    if value is None or (isinstance(value, (int, float)) and math.isclose(value, usual)):
+        return None
+    return number(value, *bounds, what)
+
+
+def including(bounds: tuple[float, float], usual: float) -> tuple[float, float]:
+    """The bounds of a slider that starts at the checkpoint's default."""
+    return min(bounds[0], usual), max(bounds[1], usual)
+
+
 def whole(value: object, low: int, high: int, what: str) -> int:
     """Raises UserError for what is no whole number from low to high."""
     found = number(value, low, high, what)
@@ -150,14 +162,11 @@ class Studio:
     ) -> dict[str, Any]:  # fmt: skip
         """Options for `Tokun.sample`. A temperature and a guidance that are None or the model's defaults are left out: then the seed's pair is the one
         that `sample.py` draws."""
-        default = self.model.defaults.temperature
-        chosen = default if temperature is None else number(temperature, *TEMPERATURES, "temperature")
-        usual = self.model.defaults.guidance_scale
-        scale = usual if guidance is None else number(guidance, *GUIDANCES, "guidance")
+        usual = self.model.defaults
         return {
             "prompt": text(prompt, "prompt") or None, "style": one_of(style, self.styles, "style"), "subject": one_of(subject, self.subjects, "subject"),
-            "register": "" if register is None else one_of(register, self.registers, "register"), "temperature": None if math.isclose(chosen, default) else chosen,
-            "guidance_scale": None if math.isclose(scale, usual) else scale, "thing": text(thing, "thing"), "aspect": one_of(aspect, [grid for _, grid in self.aspects], "shape"),
+            "register": "" if register is None else one_of(register, self.registers, "register"), "temperature": unless_usual(temperature, usual.temperature, TEMPERATURES, "temperature"),
+            "guidance_scale": unless_usual(guidance, usual.guidance_scale, GUIDANCES, "guidance"), "thing": text(thing, "thing"), "aspect": one_of(aspect, [grid for _, grid in self.aspects], "shape"),
         }  # fmt: skip
 
     def draw(self, seed: object, n: object, **wishes: object) -> Iterator[Sketch | list[Pair]]:

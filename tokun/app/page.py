@@ -128,8 +128,20 @@ def from_a_seed(gr: Any, studio: demo.Studio, model: Any) -> Part:
             aspect = gr.Dropdown(list(studio.aspects), value="", label="Shape", min_width=120, visible=len(model.grids) > 1)
         with gr.Row():
             defaults = model.defaults
-            temperature = gr.Slider(*demo.TEMPERATURES, defaults.temperature, step=0.05, label="Temperature", info="how daring")
-            guidance = gr.Slider(*demo.GUIDANCES, defaults.guidance_scale, step=0.25, label="Guidance", info="how literal; 1 is off")
+            temperature = gr.Slider(
+                *demo.including(demo.TEMPERATURES, defaults.temperature),
+                defaults.temperature,
+                step=0.05,
+                label="Temperature",
+                info="how daring",
+            )
+            guidance = gr.Slider(
+                *demo.including(demo.GUIDANCES, defaults.guidance_scale),
+                defaults.guidance_scale,
+                step=0.25,
+                label="Guidance",
+                info="how literal; 1 is off",
+            )
         count = gr.Slider(1, demo.MAX_PAIRS, 1, step=1, label="Prints of this seed")
         draw = gr.Button("Generate", variant="primary", elem_id="generate")
     wishes = [seed, count, prompt, style, subject, thing, register, aspect, temperature, guidance]

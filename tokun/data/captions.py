@@ -11,12 +11,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from tokun.data.shards import ShardIndex
-from tokun.utils.errors import BadSample
 
 MOST_TEXTS = 1000  # distinct captions that are counted
 ALIKE = 20  # captions below which no warning says that they are nearly all the same
 FEW = 1000  # captioned pictures below which a generator trained from scratch memorises them
-MOST_READ = 20_000  # samples that are read
 CAPTION = "python -m data_tools.caption SHARDS --model … (or --endpoint …, or --from TABLE)"
 
 
@@ -83,14 +81,6 @@ class Seen:
         return found
 
 
-def doubts(records: Iterable[Mapping[str, Any]], *, caption_key: str = "caption", from_nothing: bool = True) -> list[str]:
-    """`Seen.doubts` of all these records."""
-    seen = Seen(caption_key)
-    for record in records:
-        seen.add(record)
-    return seen.doubts(from_nothing=from_nothing)
-
-
 def only_templates(captioned: int, *, looked_at: str = "") -> str:
     return (
         f"All {captioned:,} captions{looked_at} are templates filled with metadata, not written from the pictures. Caption them: {CAPTION}."
@@ -122,13 +112,13 @@ def words_of(record: Mapping[str, Any], caption_key: str) -> tuple[str, bool]:
 
 
 def tell(say: Callable[[str], object], index: ShardIndex, *, caption_key: str, from_nothing: bool) -> None:
-    """Print the warnings about training on these samples' captions. Reads an even subsample of at most MOST_READ."""
+    """Print the warnings about training on these samples' captions. Reads an even subsample."""
     seen = Seen(caption_key)
-    for i in range(0, len(index), -(-len(index) // MOST_READ)):
-        try:
-            seen.add(index.read_json(i))
-        except (OSError, BadSample):
+    for record in index.some_records():
+        if record is None:
             seen.broken += 1  # counted by its reason where the sample is encoded
+        else:
+            seen.add(record)
     warn(say, seen.doubts(from_nothing=from_nothing, of=len(index)))
 
 

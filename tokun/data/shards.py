@@ -29,6 +29,7 @@ CODES_SUFFIX = "codes.npy"
 TWICE = "ambiguous: its key is there twice"
 SEVERAL = "ambiguous: several pictures under one key"
 MOST_NAMED = 5  # keys listed per reason
+MOST_READ = 20_000  # records of `some_records`
 MOST_OPEN = 256  # shards that an index keeps open at once
 
 
@@ -109,6 +110,14 @@ class ShardIndex:
         if not isinstance(record, dict):
             raise BadSample(f"{self.key(index)}.json is not a JSON object")
         return record
+
+    def some_records(self) -> Iterator[dict[str, Any] | None]:
+        """The records of an even subsample, at most `MOST_READ`; None for one that cannot be read."""
+        for i in range(0, len(self), -(-len(self) // MOST_READ)):
+            try:
+                yield self.read_json(i)
+            except (OSError, BadSample):
+                yield None
 
     def image_suffix(self, index: int) -> str:
         return next(s for s in IMAGE_SUFFIXES if s in self._columns and self._offset.item(index, self._columns[s]) >= 0)

@@ -191,7 +191,11 @@ def parted(config: dict[str, Any], tensors: dict[str, Tensor]) -> Parts:
             parts.products[module.removeprefix(FRONT)] = down, up, sizes
         elif key.endswith(TOKENS):
             module, named = key.removesuffix(TOKENS).removeprefix(FRONT), config.get("trainable_token_indices") or {}
-            ids = next((ids for name, ids in named.items() if module.endswith(name)), [])
+            ids = next((ids for name, ids in named.items() if module.endswith(name)), None)
+            if ids is None:
+                raise UserError(
+                    f"the adapter's {CONFIG} does not name the ids of {module} (trainable_token_indices): it is incomplete. Copy the whole adapter again"
+                )
             parts.rows[module] = ids, take(key, len(ids), None)
     if left:
         raise UserError(f"the adapter holds {min(left)}, which is not supported: merge it with peft, and load the merged checkpoint")

@@ -19,7 +19,7 @@ from tokun.inference.token_choice import require_scale
 from tokun.tokenizers.vocabulary import Vocabulary
 from tokun.utils import network_access
 from tokun.utils.checkpoint import require_safetensors
-from tokun.utils.errors import UserError
+from tokun.utils.errors import UserError, first_line
 
 BUNDLED = Path(__file__).parents[1] / "bundled" / "engraving"
 GENERATOR, IMAGE_TOKENIZER, TEXT_TOKENIZER, CARD = "generator", "image_tokenizer", "text_tokenizer.model", "README.md"
@@ -114,10 +114,6 @@ def without_bars() -> Iterator[None]:
     finally:
         if shown:
             logging.enable_progress_bar()
-
-
-def first_line(error: BaseException) -> str:
-    return (str(error).splitlines() or [""])[0][:300]
 
 
 def require_same_ids(path: Path, vocabulary: Vocabulary) -> None:

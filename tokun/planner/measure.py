@@ -37,8 +37,8 @@ def measure_memory(config: Config, *, micro: int) -> dict[str, float]:
     vocabulary: Any = SimpleNamespace(size=V, is_image=is_image)  # all of it that the loss reads
     token_loss = TokenLoss(plain, vocabulary, rows=micro, length=sizes.width, chunk=t.loss_chunk, compile=False, say=print)
     engine = Engine(t, plain, micro, 1)
-    device, optimizer = engine.device, engine.optimizer
-    own = optimizer.optimizer  # without accelerate's wrapper
+    device = engine.device
+    own = engine.optimizer.optimizer  # without accelerate's wrapper
     ema = optim.Ema(plain, t.ema_decay)
     found: dict[str, float] = {}
 
@@ -48,9 +48,8 @@ def measure_memory(config: Config, *, micro: int) -> dict[str, float]:
     def step() -> None:
         engine.backward(forward())
         found["gradients"] = float(sum(p.grad.nbytes for p in plain.parameters()))
-        engine.accelerator.clip_grad_norm_(plain.parameters(), t.max_grad_norm)
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
+        engine.norm()
+        engine.step()
         ema.update(plain)
 
     step()  # makes the optimizer's moments

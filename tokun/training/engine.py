@@ -105,14 +105,14 @@ def end_processes() -> None:
         dist.destroy_process_group()
 
 
-def make_accelerator(precision: str, **kwargs: Any) -> Any:
+def make_accelerator(precision: str) -> Any:
     """A new accelerate.Accelerator. Stages differ in precision and engine, so its shared state is reset."""
     accelerate = need("accelerate", extra="train")
     from accelerate.state import AcceleratorState
 
     AcceleratorState._reset_state(reset_partial_state=False)
     on_cpu = dist.is_initialized() and dist.get_backend() == "gloo"  # accelerate does not recognise a group of CPU processes by itself
-    accelerator = accelerate.Accelerator(mixed_precision=precision, cpu=on_cpu, **kwargs)
+    accelerator = accelerate.Accelerator(mixed_precision=precision, cpu=on_cpu)
     if on_cpu:
         accelerator.state.device = torch.device("cpu")  # it is cpu:0, which torch.load does not know
     assert accelerator.num_processes == int(os.environ.get("WORLD_SIZE", 1)), accelerator.state

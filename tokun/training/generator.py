@@ -144,7 +144,7 @@ FREE_KEYS = {
     "gradient_checkpointing",
     "compile",
     "loss_chunk",
-}  # affect only speed and memory
+}  # affect only speed and memory, or are recorded by themselves (seed)
 
 
 def _settings(config: Config, parts: Parts) -> dict[str, Any]:

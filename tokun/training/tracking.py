@@ -20,7 +20,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from tokun.utils.errors import UserError
+from tokun.utils.errors import UserError, first_line
 from tokun.utils.optional_packages import need
 
 KINDS = ("wandb", "tensorboard", "none")
@@ -134,7 +134,7 @@ class WandbTracker(Tracker):
         except self.survivable as error:
             if mode != "online":
                 raise
-            mode, reason = "offline", f"online failed: {_first_line(error)}"
+            mode, reason = "offline", f"online failed: {first_line(error)}"
             wandb.teardown()  # its service still holds the id of the run that failed to start
             self._run = start(mode)
         self._run.define_metric("step", hidden=True)
@@ -250,7 +250,7 @@ def _wandb_mode(wandb) -> tuple[str, str]:
         else:  # before W&B 0.31 `login` always asks; this looks in the same places without asking
             key = wandb.api.api_key
     except wandb.errors.Error as error:
-        return "offline", f"the key could not be used: {_first_line(error)}"
+        return "offline", f"the key could not be used: {first_line(error)}"
     return ("online", "a key was found") if key else ("offline", "no key: `wandb login` or WANDB_API_KEY gives one")
 
 
@@ -259,10 +259,6 @@ def _wandb_failures(wandb) -> tuple[type[Exception], ...]:
     mailbox = sys.modules.get("wandb.sdk.mailbox")
     names = ("HandleAbandonedError", "MailboxClosedError")
     return (wandb.errors.Error, OSError, *(getattr(mailbox, name) for name in names if hasattr(mailbox, name)))
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]
 
 
 def _read_id(path: Path) -> str | None:

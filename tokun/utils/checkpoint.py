@@ -21,7 +21,7 @@ from typing import Any
 
 import torch
 
-from tokun.utils.errors import UserError
+from tokun.utils.errors import UserError, first_line
 
 
 @contextmanager
@@ -190,7 +190,7 @@ def read_part(path: Path, **options: Any) -> Any:
         raise
     except (RuntimeError, EOFError, KeyError, ValueError, pickle.UnpicklingError, FileNotFoundError) as error:  # a truncated file
         raise UserError(
-            f"the trainer state {path.parent} is damaged ({path.name}: {type(error).__name__}: {(str(error).splitlines() or [''])[0][:200]}). It was "
+            f"the trainer state {path.parent} is damaged ({path.name}: {type(error).__name__}: {first_line(error, 200)}). It was "
             "intact when it was written: check the disk. Delete it, and the same command resumes from the previous state, or from the beginning"
         ) from error
 

@@ -26,6 +26,11 @@ class Diverged(UserError, FloatingPointError):
     """The loss or gradient of a training is no longer finite."""
 
 
+def first_line(error: BaseException, most: int = 300) -> str:
+    """The first line of the error's message, or its type's name if it has none."""
+    return (str(error).splitlines() or [type(error).__name__])[0][:most]
+
+
 @contextmanager
 def reading(what: object, way_out: str = "") -> Iterator[None]:
     """Raise a ValueError (invalid JSON, UTF-8 or number) or csv.Error of the block as UserError: the user's file `what` is broken."""
