@@ -17,9 +17,10 @@ import train as command
 from tests.small_runs import assert_same_weights, needs, run_stages, start_fork, take_over, write_config
 from tokun import data
 from tokun.config import load_config
-from tokun.training import health, loop
+from tokun.training import health, loop, resume_settings
 from tokun.training.run import open_run
 from tokun.utils.checkpoint import BestCheckpoints
+from tokun.utils.errors import UserError
 
 pytestmark = needs("accelerate", reason="training needs the extra 'train'")
 
@@ -225,3 +226,13 @@ def test_killed_between_code_shards_it_goes_on_and_writes_the_same_bytes(finishe
     (out / "state" / "generator" / "step-00000008").mkdir(parents=True)
     run_stages(write_config(tmp_path, small_shards))
     assert not list(out.glob("state/*"))
+
+
+def test_a_state_of_an_adapter_names_the_adapter_where_there_is_none_now(tmp_path):
+    """Not the weights that it started from, whose fingerprint only runs with an adapter record."""
+    with_adapter = {"start": "bundled", resume_settings.START: "f" * 64, "adapter": {"rank": 8}}
+    with pytest.raises(UserError, match=r"other settings \(adapter\.rank: 8 there, None here\)"):
+        resume_settings.require_same(tmp_path, with_adapter, {"start": "bundled"})
+    with pytest.raises(UserError, match="started from other weights"):
+        resume_settings.require_same(tmp_path, with_adapter, with_adapter | {resume_settings.START: "0" * 64})
+    resume_settings.require_same(tmp_path, with_adapter, dict(with_adapter))

@@ -8,7 +8,7 @@ from PIL import Image
 
 from tests.small_runs import write_config
 from tokun.config import ImageTokenizerTrainConfig, load_config
-from tokun.data import ShardIndex, captions, write_shard
+from tokun.data import ShardIndex, captions, shards, write_shard
 from tokun.training import start_report
 from tokun.training.run import open_run
 

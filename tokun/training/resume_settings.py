@@ -26,12 +26,12 @@ def require_same(path: Path, made_with: dict[str, Any], asked: dict[str, Any], *
     def strip(tree: dict[str, Any]) -> dict[str, Any]:
         return {k: without(v, idle_in(v) | (but or set())) if k in ("train", "image_tokenizer_train") else v for k, v in tree.items()}
 
-    if START not in made_with:
-        asked = without(asked, {START})
-    elif made_with.get("start") == asked.get("start") and made_with[START] != asked.get(START):
+    if START not in made_with or START not in asked:  # an older record, or one without an adapter: the other settings tell
+        made_with, asked = without(made_with, {START}), without(asked, {START})
+    elif made_with.get("start") == asked.get("start") and made_with[START] != asked[START]:
         raise UserError(
             f"{path} started from other weights than start {asked.get('start')} holds now (fingerprint {made_with[START][:12]}… there, "
-            f"{str(asked.get(START))[:12]}… here): put the old checkpoint back, choose another folder with out=…, or delete {path}"
+            f"{asked[START][:12]}… here): put the old checkpoint back, choose another folder with out=…, or delete {path}"
         )
     checkpoint.require_same(path, strip(made_with), strip(asked))
 
