@@ -29,6 +29,7 @@ from tokun.inference import (
     image_to_codes,
     latents,
     preferences,
+    prompt_tags,
     sampling,
     text_token_classes,
     token_choice,
@@ -96,6 +97,8 @@ class Plan:
     wanted: Tags
     caption: list[int] | None
     """The ids of the prompt."""
+    tags: Frequencies
+    """What the tags are drawn from."""
     how: dict[str, Any]
     """Options of `Tokun.pairs_from`."""
 
@@ -230,11 +233,12 @@ class Tokun:
             raise UserError(f"prompt {asked.prompt!r} holds no text; leave it out or describe a picture")
         if caption is not None:
             conditional_generation.require_task(self, "text_to_image")
-        return Plan(asked, wanted, caption, {"image": image, "text": text, "guidance_scale": guidance, "text_guidance_scale": worded})
+        how = {"image": image, "text": text, "guidance_scale": guidance, "text_guidance_scale": worded}
+        return Plan(asked, wanted, caption, self.frequencies(wanted, caption), how)
 
     def tags_of(self, u: Tensor, plan: Plan) -> list[Tags]:
         """The tags of the samples whose uniforms are u (B, slots.size)."""
-        return self.choose_tags(u, plan.wanted, prompted=plan.caption is not None)
+        return [plan.tags.draw(row, plan.wanted) for row in u[:, : latents.TAG_SLOTS].tolist()]
 
     def text_choice(self, temperature: float | None = None, top_p: float | None = None, no_repeats: bool | None = None) -> sampling.Choice:
         """How words are chosen; None means the checkpoint's default."""
@@ -303,10 +307,15 @@ class Tokun:
             self.vocabulary.id(name)
         return wanted
 
-    def choose_tags(self, u: Tensor, wanted: Tags, *, prompted: bool = False) -> list[Tags]:
+    def choose_tags(self, u: Tensor, wanted: Tags, caption: Sequence[int] | None = None) -> list[Tags]:
         """Fill the tags that are not asked for from the training frequencies, by the tag slots of u (B, at least TAG_SLOTS): see `tags.Frequencies`."""
+        found = self.frequencies(wanted, caption)
+        return [found.draw(row, wanted) for row in u[:, : latents.TAG_SLOTS].tolist()]
+
+    def frequencies(self, wanted: Tags, caption: Sequence[int] | None = None) -> Frequencies:
+        """How often tags stand together in training; with a caption (text ids), times how well subject and thing fit it: see `prompt_tags`."""
         found = Frequencies(self.tag_counts, self.vocabulary)
-        return [found.draw(row, wanted, prompted=prompted) for row in u[:, : latents.TAG_SLOTS].tolist()]
+        return found if caption is None else found.given(prompt_tags.likelihoods(self, caption, wanted, found))
 
     # --- the other directions (conditional_generation.py) -----------------------------------------------------------------
 
