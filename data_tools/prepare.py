@@ -1,6 +1,6 @@
 """Prepare: raw pictures -> clean, captioned image shards, and a manifest that accounts for every file.
 
-    python -m data_tools.prepare my-pictures/ --style engraving --out shards/
+    tokun prepare my-pictures/ --style engraving --out shards/
 
 SOURCE is a folder of pictures, of classes, of books or of tar files, a table of paths, a data set, or the address of one of
 these in object storage: see readers/. The work is two lists of independent tasks (pipeline/chunks.py). Each task of the first
@@ -260,11 +260,11 @@ def source_id(source: Path | str, root: Path | None) -> str:
     return hashlib.sha256(b"\0".join(paths)).hexdigest()[:16]
 
 
-def parse(argv: list[str] | None) -> argparse.Namespace:
+def make_parser() -> argparse.ArgumentParser:
     default = Settings(style="any")
-    parser = argparse.ArgumentParser(
-        prog="python -m data_tools.prepare",
-        description="Raw pictures -> clean, captioned image shards.",
+    parser = console.make_parser(
+        "python -m data_tools.prepare",
+        "Raw pictures -> clean, captioned image shards.",
         epilog=f"{RECOGNISED}. A file beside a picture takes precedence over a table. Files that were not read are listed in the manifest. "
         "The same command resumes a killed run.",
     )
@@ -329,12 +329,12 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     add("--engine", default="local", metavar="NAME", help=f"{' or '.join(ENGINES)} (%(default)s): where the tasks run")
     add("--ray-address", default="", metavar="HOST:PORT", help="of a Ray cluster; its nodes must reach SOURCE and --out")
     add("--overwrite", action="store_true", help="replace shards made with other settings in --out")
-    return parser.parse_args(argv)
+    return parser
 
 
 def main(argv: list[str] | None = None) -> int:
     command = sys.argv[1:] if argv is None else list(argv)
-    args = parse(argv)
+    args = make_parser().parse_args(argv)
     keep_memory()
     return console.status("prepare", lambda: run(args, command))
 

@@ -7,7 +7,7 @@ import argparse
 import json
 from pathlib import Path
 
-import train
+from tokun.cli import train
 from tokun.config import load_config
 from tokun.training import engine
 

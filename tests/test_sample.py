@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-import sample
+from tokun.cli import sample
 from tokun.inference.model import BUNDLED, load
 from tokun.utils import console
 

@@ -10,11 +10,11 @@ import pytest
 import torch
 from PIL import Image
 
-import sample
 from tests.test_sampling import slow_generate
 from tests.test_serving import vllm  # noqa: F401
 from tokun import data
 from tokun.app import demo
+from tokun.cli import sample
 from tokun.data import framing
 from tokun.inference import bulk, conditional_generation, decoder, image_to_codes, latents, native, sampling
 from tokun.inference.model import load

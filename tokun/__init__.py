@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from tokun.render import grids, svg
 
 __all__ = ["Pair", "Tokun", "grids", "load", "many", "svg"]
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 sys.meta_path.insert(0, FormerNames(FORMER))
 

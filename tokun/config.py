@@ -23,6 +23,7 @@ import yaml
 from tokun.utils.errors import UserError
 
 Fit = Literal["auto", "pad", "crop"]
+SHARDS_FROM = 1000  # more samples than this are written as shards
 
 
 @dataclass

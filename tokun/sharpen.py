@@ -1,6 +1,6 @@
 """Sharpen a trained model: fine-tune its image decoder alone, against a discriminator.
 
-    python -m tokun.sharpen --checkpoint runs/mine --train 'shards/train-*.tar' --out runs/mine-sharp --minutes 30
+    tokun sharpen --checkpoint runs/mine --train 'shards/train-*.tar' --out runs/mine-sharp --minutes 30
 
 Encoder and codebook are frozen, so every picture keeps its codes, and the generator is unchanged: a seed gives the same codes
 and the same words, drawn in finer lines. The losses are the image tokenizer's (Esser et al. 2021: L1, perceptual, PatchGAN
@@ -57,16 +57,20 @@ class Recipe:
     save_every: int = 200  # steps
 
 
-def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def make_parser() -> argparse.ArgumentParser:
+    parser = console.make_parser("python -m tokun.sharpen", __doc__)
     parser.add_argument("--checkpoint", default=None, help="a folder or a Hub id; default: the bundled model")
     parser.add_argument("--train", required=True, help="image shards, as in data.train")
     parser.add_argument("--out", type=home_path, required=True, help="folder of the new checkpoint")
-    parser.add_argument("--device", default=None)
+    parser.add_argument("--device", default=None, help="cpu, cuda …; default: a GPU if there is one")
     for field in dataclasses.fields(Recipe):
         if field.name != "crop_scale":
             parser.add_argument(f"--{field.name.replace('_', '-')}", type=type(field.default), default=field.default, help="%(default)s")
-    args = parser.parse_args(argv)
+    return parser
+
+
+def main(argv: list[str] | None = None) -> None:
+    args = make_parser().parse_args(argv)
     recipe = Recipe(**{field.name: getattr(args, field.name) for field in dataclasses.fields(Recipe) if hasattr(args, field.name)})
     sharpen(args.checkpoint, args.train, args.out, recipe, device=args.device)
 
