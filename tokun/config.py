@@ -20,6 +20,7 @@ from typing import Any, Literal
 
 import yaml
 
+from tokun.utils import shipped_configs
 from tokun.utils.errors import UserError
 
 Fit = Literal["auto", "pad", "crop"]
@@ -326,15 +327,15 @@ class Config:
 
 
 def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
-    """Read a YAML file, apply `a.b=c` overrides, check every key and type.
+    """Read a YAML file, or the config of that name that comes with tokun; apply `a.b=c` overrides, check every key and type.
 
     Raises FileNotFoundError for a missing file, UserError for unreadable YAML, an unknown key or a wrong type.
     """
-    path = Path(path)
+    path = shipped_configs.find(path)
     if not path.is_file():
         near = difflib.get_close_matches(path.name, [p.name for p in path.parent.glob("*.yaml")], n=1, cutoff=0.3)
         hint = f" Did you mean {path.parent / near[0]}?" if near else ""
-        raise FileNotFoundError(f"config {path} does not exist.{hint}")
+        raise FileNotFoundError(f"config {path} does not exist.{hint} Tokun comes with {', '.join(shipped_configs.names())}")
     try:
         tree = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
