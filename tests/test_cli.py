@@ -16,7 +16,6 @@ import train as train_script
 from tokun.cli import command, completion, sample, sample_options, train
 from tokun.cli.commands import COMMANDS
 from tokun.utils import console
-from tokun.utils.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[1]
 PROMISED = ("sample", "train", "prepare", "caption", "inspect", "evaluate", "app", "serve", "info")
@@ -233,35 +232,3 @@ def test_info_without_an_argument_is_of_the_bundled_model_with_the_figures_of_it
     assert (
         len(found["things"]) > 100 and len(found["figures"]) > 50 and found["parameters"] == 6_630_144 and found["license"] == "apache-2.0"
     )
-
-
-def test_a_model_in_memory_and_its_folder_are_told_alike(tiny_model, checkpoint_folder):
-    from tokun.inference.description import describe, of_model
-
-    folder, memory = describe(checkpoint_folder).record(), of_model(tiny_model).record()
-    same = set(folder) - {"name", "where", "dtype", "figures", "license"}
-    assert {name: folder[name] for name in same} == {name: memory[name] for name in same}
-
-
-@pytest.mark.parametrize(
-    "name, text", [("vocabulary.json", "{}"), ("sampling.json", "[1]"), ("generator/config.json", "{"), ("vocabulary.json", None)]
-)
-def test_a_damaged_folder_is_told_in_one_line(name, text, checkpoint_folder, tmp_path):
-    import shutil
-
-    from tokun.inference.description import describe
-
-    shutil.copytree(checkpoint_folder, tmp_path / "copy")
-    (tmp_path / "copy" / name).unlink()
-    if text is not None:
-        (tmp_path / "copy" / name).write_text(text)
-    with pytest.raises((UserError, FileNotFoundError), match="again"):
-        describe(tmp_path / "copy")
-
-
-def test_the_figures_of_a_card_are_its_tables_rows():
-    from tokun.inference.description import figures, front_matter, title
-
-    card = "---\nlicense: cc0-1.0\ntags: [a]\n---\n\n# A model\n\n| name | x |\n| - | - |\n| no | 1 |\n\n| figure | value | note |\n| --- | --- | --- |\n| PSNR | 16.9 dB | |\n| FID | 7 | x |\n\ntext\n"
-    assert figures(card) == {"PSNR": "16.9 dB", "FID": "7"} and title(card) == "A model" and front_matter(card, "license") == "cc0-1.0"
-    assert figures("") == {} and title("") == "" and front_matter("", "license") == ""

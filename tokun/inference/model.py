@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from PIL import Image
@@ -25,10 +25,8 @@ from tokun.inference import (
     adapters,
     conditional_generation,
     decoder,
-    hub,
-    image_to_codes,
+    description,
     latents,
-    preferences,
     prompt_tags,
     sampling,
     text_token_classes,
@@ -48,6 +46,8 @@ from tokun.inference.checkpoint_folder import (
     resolve,
     without_bars,
 )
+from tokun.inference.model_directions import Directions
+from tokun.inference.sampling_arguments import with_sampling_options
 from tokun.inference.tags import Frequencies, TagCounts, count_tags, grid_of, settings_json
 from tokun.inference.text_token_classes import forbidden_text_of
 from tokun.inference.token_choice import require_scale
@@ -57,6 +57,11 @@ from tokun.tokenizers.image import ImageTokenizer
 from tokun.tokenizers.text import PretrainedTextTokenizer, TextTokenizer, normalize, text_tokenizer_at
 from tokun.tokenizers.vocabulary import Tags, Vocabulary, tag_word
 from tokun.utils.errors import UserError
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+    from tokun.inference.sampling_arguments import SamplingArguments
 
 __all__ = ["BUNDLED", "GENERATOR", "TEXT_TOKENIZER", "Pair", "Plan", "Tokun", "count_tags", "load", "read_settings", "resolve"]
 
@@ -103,9 +108,9 @@ class Plan:
     """Options of `Tokun.pairs_from`."""
 
 
-@dataclass
-class Tokun:
-    """A whole checkpoint in memory."""
+@dataclass(repr=False)
+class Tokun(Directions):
+    """A whole checkpoint in memory. `print(model)` says what it is; the other directions are methods of `model_directions.Directions`."""
 
     image_tokenizer: ImageTokenizer
     text_tokenizer: TextTokenizer | PretrainedTextTokenizer
@@ -115,7 +120,7 @@ class Tokun:
     tag_counts: TagCounts = field(default_factory=list)
     tasks: tuple[str, ...] = ()
     """What it was trained on (see `vocabulary.TASKS`); empty: not known."""
-    card: str = field(default="", repr=False)
+    card: str = ""
     """Its model card (README.md), in Markdown."""
     fit: str = ""
     """How pictures were fitted to their grids in training (`framing.FITS`); left empty, `framing.usual_fit`."""
@@ -137,6 +142,9 @@ class Tokun:
         self.adapter = ""  # the name of the one in use
         self.base: adapters.Base | None = None  # what the model is without it
         self.eval()
+
+    def __repr__(self) -> str:
+        return description.of_model(self).brief()
 
     @property
     def device(self) -> torch.device:
@@ -179,20 +187,21 @@ class Tokun:
 
     # --- sampling ---------------------------------------------------------------------------------------------------
 
-    def __call__(self, seed: int, **options: Any) -> tuple[Image.Image, str]:
+    @with_sampling_options
+    def __call__(self, seed: int, **options: Unpack[SamplingArguments]) -> tuple[Image.Image, str]:
         """The picture of a seed and the caption that describes it: sample 0 of `sample`, which takes the same options."""
         pair = self.sample(seed, n=1, **options)[0]
         return pair.image, pair.caption
 
+    @with_sampling_options
     def sample(
-        self, seed: int = 42, n: int = 16, *, indices: Sequence[int] | None = None, watch: Watch | None = None, **options: Any
+        self, seed: int = 42, n: int = 16, *, indices: Sequence[int] | None = None, watch: Watch | None = None, **options: Unpack[SamplingArguments]
     ) -> list[Pair]:  # fmt: skip
         """Samples `indices` (default 0 … n-1) of `seed`.
 
-        options: style, subject, thing, register, aspect, prompt, temperature, text_temperature, top_k, top_p, guidance_scale,
-        text_guidance_scale, no_repeats, batch_size; what each means and its default stand in `config.SamplingOptions`. `watch` is told after
-        every choice what the first sample of the batch has so far. Raises UserError for values outside their range, or what the
-        checkpoint was not trained on.
+        What each option means stands in `config.SamplingOptions`; None is the checkpoint's default. `watch` is told after every choice
+        what the first sample of the batch has so far. Raises UserError for values outside their range, or what the checkpoint was not
+        trained on.
         """
         if indices is None and (not token_choice.is_whole(n) or n < 1):
             raise UserError(f"n is {n!r}; it must be an integer, at least 1")
@@ -200,7 +209,10 @@ class Tokun:
         u = latents.uniform(latents.draw(seed, numbers, self.slots.size))
         return self.sample_from(u, seed, numbers, watch=watch, **options)
 
-    def sample_from(self, u: Tensor, seed: int, indices: Sequence[int], *, watch: Watch | None = None, **options: Any) -> list[Pair]:
+    @with_sampling_options
+    def sample_from(
+        self, u: Tensor, seed: int, indices: Sequence[int], *, watch: Watch | None = None, **options: Unpack[SamplingArguments]
+    ) -> list[Pair]:
         """As `sample`, from uniforms u float32 (B, slots.size); the pairs are named by `seed` and `indices`."""
         plan = self.plan(**options)
         out: list[Pair] = []
@@ -211,7 +223,8 @@ class Tokun:
             )[0]
         return out
 
-    def plan(self, **options: Any) -> Plan:
+    @with_sampling_options
+    def plan(self, **options: Unpack[SamplingArguments]) -> Plan:
         """Raises UserError as `sample` does, TypeError for an option that there is not."""
         asked, d = SamplingOptions(**options), self.defaults
         if not token_choice.is_whole(asked.batch_size) or asked.batch_size < 1:
@@ -317,51 +330,7 @@ class Tokun:
         found = Frequencies(self.tag_counts, self.vocabulary)
         return found if caption is None else found.given(prompt_tags.likelihoods(self, caption, wanted, found))
 
-    # --- the other directions (conditional_generation.py) -----------------------------------------------------------------
-
-    def caption(
-        self, picture: image_to_codes.Picture, registers: Sequence[str] | None = None, **options: Any
-    ) -> list[conditional_generation.Words]:
-        """Captions of a picture, with their confidence: see `conditional_generation.caption`."""
-        return conditional_generation.caption(self, picture, registers, **options)
-
-    def ask(self, picture: image_to_codes.Picture, question: str, **options: Any) -> list[conditional_generation.Words]:
-        """Answers to a question about a picture: see `conditional_generation.ask`."""
-        return conditional_generation.ask(self, picture, question, **options)
-
-    def rewrite(self, caption: str, register: str, **options: Any) -> list[conditional_generation.Words]:
-        """A caption in another register: see `conditional_generation.rewrite`."""
-        return conditional_generation.rewrite(self, caption, register, **options)
-
-    def interpolate(self, first: int, last: int, steps: int = 12, **options: Any) -> list[Pair]:
-        """Pairs on the way from one seed to another: see `conditional_generation.interpolate`."""
-        return conditional_generation.interpolate(self, first, last, steps, **options)
-
-    def best_of(self, seed: int, n: int, candidates: int, **options: Any) -> list[Pair]:
-        """The best of several samples for each place, by PMI: see `conditional_generation.best_of`."""
-        return conditional_generation.best_of(self, seed, n, candidates, **options)
-
-    def best_and_worst(self, seed: int, n: int, candidates: int, **options: Any) -> list[tuple[Pair, Pair]]:
-        """The best and the worst of several samples for each place, of one wish: see `preferences.best_and_worst`."""
-        return preferences.best_and_worst(self, seed, n, candidates, **options)
-
-    def complete(self, picture: image_to_codes.Picture, keep: str | tuple[float, float, float, float], **options: Any) -> list[Pair]:
-        """Pairs that go on from a part of a picture: see `conditional_generation.complete`."""
-        return conditional_generation.complete(self, picture, keep, **options)
-
-    def invert(self, picture: image_to_codes.Picture, caption: str, **options: Any) -> conditional_generation.Inverted:
-        """A latent that draws this very pair: see `conditional_generation.invert`."""
-        return conditional_generation.invert(self, picture, caption, **options)
-
-    def vary(self, inverted: conditional_generation.Inverted, amount: float, **options: Any) -> list[Pair]:
-        """Pairs near an inverted one: see `conditional_generation.vary`."""
-        return conditional_generation.vary(self, inverted, amount, **options)
-
     # --- scoring ----------------------------------------------------------------------------------------------------
-
-    def score(self, picture: image_to_codes.Picture, caption: str, **options: Any) -> conditional_generation.Score:
-        """How likely a picture is, its caption, and the two together: see `conditional_generation.score`."""
-        return conditional_generation.score(self, picture, caption, **options)
 
     def caption_nll(
         self, tags: Sequence[Tags], captions: Sequence[list[int]], codes: Sequence[list[int]] | None = None, batch_size: int = 32
@@ -402,6 +371,23 @@ class Tokun:
     def grids(self) -> tuple[tuple[int, int], ...]:
         """The shapes of its pictures, (rows, columns) of codes; the first is the default."""
         return self.vocabulary.grids
+
+    @property
+    def styles(self) -> tuple[str, ...]:
+        """The style tags that it knows; `subjects`, `things` and `registers` likewise."""
+        return self.vocabulary.styles
+
+    @property
+    def subjects(self) -> tuple[str, ...]:
+        return self.vocabulary.subjects
+
+    @property
+    def things(self) -> tuple[str, ...]:
+        return self.vocabulary.things
+
+    @property
+    def registers(self) -> tuple[str, ...]:
+        return self.vocabulary.registers
 
     @cached_property
     def forbidden_text(self) -> tuple[list[int], list[int]]:
@@ -473,18 +459,13 @@ class Tokun:
         if card:
             (directory / CARD).write_text(card, encoding="utf-8")
 
-    def save_pretrained(self, directory: str | Path, **options: Any) -> Path:
-        """Write the whole checkpoint, card and all, or nothing: see `hub.save_pretrained`."""
-        return hub.save_pretrained(self, directory, **options)
-
-    def push_to_hub(self, name: str, **options: Any) -> str:
-        """Upload the checkpoint to the Hugging Face Hub: see `hub.push_to_hub`."""
-        return hub.push_to_hub(self, name, **options)
-
     @staticmethod
-    def from_pretrained(checkpoint: str | Path | None = None, **options: Any) -> Tokun:
+    def from_pretrained(
+        checkpoint: str | Path | None = None, *, device: str | None = None, dtype: torch.dtype = torch.float32, compile: bool | None = None,
+        adapter: str | Path | Sequence[str | Path] | None = None,
+    ) -> Tokun:  # fmt: skip
         """`load`, by the name that users of Hugging Face libraries expect."""
-        return load(checkpoint, **options)
+        return load(checkpoint, device=device, dtype=dtype, compile=compile, adapter=adapter)
 
 
 def load(
