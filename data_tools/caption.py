@@ -180,7 +180,7 @@ def main_from_table(args: argparse.Namespace, out: Path) -> int:
     options = from_table.Options(**{name: value for name, value in vars(args).items() if name in from_table.Options.__dataclass_fields__})
     report = from_table.merge(args.shards, args.table, out, options, progress=True)
     print(report.text(out))
-    print(f"Next:\n  python -m data_tools.questions {shlex.quote(str(out))} --out {shlex.quote(str(out.with_name(f'{out.name}-asked')))}")
+    print(f"Next:\n  tokun questions {shlex.quote(str(out))} --out {shlex.quote(str(out.with_name(f'{out.name}-asked')))}")
     return 0
 
 
@@ -211,7 +211,7 @@ def run(args: argparse.Namespace) -> int:
         print(f"caption: WARNING: {told}", file=sys.stderr)
     if report.is_useless():
         return 1
-    print(f"Next:\n  python -m data_tools.inspect {shlex.quote(str(out))} --verify --sheet sheet.png")
+    print(f"Next:\n  tokun inspect {shlex.quote(str(out))} --verify --sheet sheet.png")
     return 0
 
 

@@ -80,7 +80,7 @@ def find_shards(paths: Iterable[Path]) -> list[Path]:
             raise FileNotFoundError(f"{path} does not exist: give shards (.tar) or a folder of them")
         inside = sorted(path.glob("*.tar")) if path.is_dir() else [path]
         if not inside:
-            raise FileNotFoundError(f"no shards (*.tar) in {path}: make some with python -m data_tools.prepare")
+            raise FileNotFoundError(f"no shards (*.tar) in {path}: make some with tokun prepare")
         shards += inside
     return shards
 
@@ -348,7 +348,7 @@ def describe(inventory: Inventory) -> str:
         if 0 < inventory.captioned < captions_of_data.FEW:
             lines.append(f"            {captions_of_data.few(inventory.captioned)}")
         if 2 * empty > len(inventory.characters):
-            lines.append("            More than half have no caption: caption them (python -m data_tools.caption) before training.")
+            lines.append("            More than half have no caption: caption them (tokun caption) before training.")
         lines.append(f"characters  {spread(inventory.characters)}")
         lines.append(f"words       {spread(inventory.words)}")
     lines += [f"{name:<11} {most_common(counts)}" for name, counts in inventory.tags.items() if counts]

@@ -541,7 +541,7 @@ def test_the_preview_is_a_sheet_and_nothing_else(toy_shards, tmp_path):
 def test_the_command_tells_what_it_did_and_what_comes_next(toy_shards, tmp_path, capsys):
     assert main([str(toy_shards), "--out", str(tmp_path / "out"), "--registers", "plain,social", "--no-hashtags", "--limit", "5"]) == 0
     told = capsys.readouterr()
-    assert "captioned" in told.out and "template 5" in told.out and "python -m data_tools.inspect" in told.out
+    assert "captioned" in told.out and "template 5" in told.out and "tokun inspect" in told.out
     assert "row/s" in told.err and "captioned 5" in told.err  # the bar: rate, time left, counts
     assert not any("#" in record["captions"]["social"] for record in records(tmp_path / "out").values())
     assert main([str(toy_shards), "--out", str(tmp_path / "out"), "--preview", "3"]) == 0

@@ -1,7 +1,7 @@
 """From a table: merges captions that people wrote into image shards. Implements `data_tools.caption --from`.
 
-    python -m data_tools.caption shards/ --from captions.tsv --out described/
-    python -m data_tools.caption engravings/ plates/ --from descriptions.tsv --out described/ --seed 0
+    tokun caption shards/ --from captions.tsv --out described/
+    tokun caption engravings/ plates/ --from descriptions.tsv --out described/ --seed 0
 
 A row names its picture by `key` (plus `folder`, the name of the shards' folder, if several hold the same keys) or by path
 (`file_name`, `path` …, as recorded by `prepare` or as in the shard). Columns are registers: the caption column is `plain`; `poetic`,

@@ -174,7 +174,7 @@ def preview(paths: list[Path], out: Path, settings: Settings, work: Work, count:
             rows += sorted((row for block in run_stages(stages, task.blocks({})) for row in block), key=lambda row: row.number)
     rows = [row for row in rows if row.image is not None]
     if not rows:
-        raise UserError(f"no picture of {shards[0]} can be decoded: python -m data_tools.inspect --verify shows what is wrong")
+        raise UserError(f"no picture of {shards[0]} can be decoded: tokun inspect --verify shows what is wrong")
     cells = [(row.image, text_on_sheet(row, name)) for row in rows for name in settings.registers]
     columns = len(settings.registers) if len(settings.registers) > 1 else None
     out.mkdir(parents=True, exist_ok=True)

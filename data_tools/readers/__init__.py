@@ -1,6 +1,6 @@
 """Readers: a source given to prepare -> its pictures and the words about each.
 
-    python -m data_tools.prepare book-folder/ --reader gutenberg --style engraving --out shards/
+    tokun prepare book-folder/ --reader gutenberg --style engraving --out shards/
 
 One function for each kind of source, in the table READERS: (source, Options) -> Listing. A listing depends only on the
 source, and its order is fixed. `read_picture` fetches the bytes of one picture later, in any process. Readers know

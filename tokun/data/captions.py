@@ -15,7 +15,7 @@ from tokun.data.shards import ShardIndex
 MOST_TEXTS = 1000  # distinct captions that are counted
 ALIKE = 20  # captions below which no warning says that they are nearly all the same
 FEW = 1000  # captioned pictures below which a generator trained from scratch memorises them
-CAPTION = "python -m data_tools.caption SHARDS --model … (or --endpoint …, or --from TABLE)"
+CAPTION = "tokun caption SHARDS --model … (or --endpoint …, or --from TABLE)"
 
 
 def alike(captions: Mapping[str, int], *, looked_at: str = "") -> str:
@@ -28,7 +28,7 @@ def alike(captions: Mapping[str, int], *, looked_at: str = "") -> str:
         return ""
     return (
         f"The {kept:,} captions{looked_at} are only {distinct:,} different text{'' if distinct == 1 else 's'}: a model cannot learn from them "
-        "what a picture shows. Caption the pictures again (python -m data_tools.caption, with a captioner), or by hand."
+        "what a picture shows. Caption the pictures again (tokun caption, with a captioner), or by hand."
     )
 
 

@@ -231,7 +231,7 @@ def expand_shards(pattern: str) -> list[Path]:
                     )
                 found += hits
         if not found:
-            raise FileNotFoundError(f"the folder {part} holds no .tar shards; make them with python -m data_tools.prepare")
+            raise FileNotFoundError(f"the folder {part} holds no .tar shards; make them with tokun prepare")
         paths += found
     if not paths:
         raise FileNotFoundError("no shards are named. Set data.train, for example data.train='shards/train-*.tar'")

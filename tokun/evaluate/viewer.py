@@ -1,6 +1,6 @@
 """Sheets for human viewers: what can be named in each picture, and which of four captions belongs to it?
 
-    python -m tokun.evaluate --only viewer --shards 'shards/val-*.tar' --viewer-of generated --viewer-n 96 --out report
+    tokun evaluate --only viewer --shards 'shards/val-*.tar' --viewer-of generated --viewer-n 96 --out report
     python -m tokun.evaluate.viewer score report/viewer-keys/generated.json report/viewer/generated/answers.csv
 
     OUT/viewer/NAME/naming-1.png …, names.txt       first: pictures with only numbers, and a form with a line for each

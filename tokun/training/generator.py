@@ -407,9 +407,9 @@ class GeneratorStage(EngineStage):
 def where_to(target: Path, config: Config) -> str:
     """The closing message: where the result is, and how to sample from it."""
     if not config.adapter.rank:
-        return f"checkpoint: {target}\n  python sample.py --checkpoint {shlex.quote(str(target))} --seed 42 --n 16"
+        return f"checkpoint: {target}\n  tokun sample --checkpoint {shlex.quote(str(target))} --seed 42 --n 16"
     base = "" if config.start == "bundled" else f"--checkpoint {shlex.quote(config.start)} "
-    return f"adapter: {target}\n  python sample.py {base}--adapter {shlex.quote(str(target))} --seed 42 --n 16"
+    return f"adapter: {target}\n  tokun sample {base}--adapter {shlex.quote(str(target))} --seed 42 --n 16"
 
 
 def tasks_of(samples: data.CodeSamples, task_mix: dict[str, float]) -> tuple[str, ...]:
