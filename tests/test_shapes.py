@@ -17,7 +17,7 @@ from tokun import data
 from tokun.app import demo
 from tokun.data import framing
 from tokun.inference import bulk, conditional_generation, decoder, image_to_codes, latents, native, sampling
-from tokun.inference.model import load
+from tokun.inference.load import load
 from tokun.inference.sampling import Choice
 from tokun.serving import __main__ as serving
 from tokun.tokenizers import sequences

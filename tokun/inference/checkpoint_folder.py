@@ -1,4 +1,4 @@
-"""A checkpoint's folder: where it is, whether it is whole, and what its files say. `model.load` makes a `Tokun` of it."""
+"""A checkpoint's folder: where it is, whether it is whole, and what its files say. `load.load` makes a `Tokun` of it."""
 
 from __future__ import annotations
 

@@ -181,7 +181,13 @@ class ImageTokenizerStage(loop.Stage):
         return loss, terms, out
 
     def figures(self) -> tuple[dict[str, float], str]:
-        return step_log.of_image_tokenizer(self)
+        return step_log.of_image_tokenizer(
+            self.window,
+            self.last,
+            batch_size=self.train.batch_size,
+            codebook_size=self.model.codebook_size,
+            skipped=self.samples.index.skipped,
+        )
 
     def evaluate(self) -> str:
         if self.run.rank != 0:
