@@ -20,7 +20,7 @@ from PIL import Image
 from torch import Tensor
 
 from tokun.config import SamplingConfig, SamplingOptions
-from tokun.data import framing
+from tokun.data import cropping
 from tokun.inference import (
     adapters,
     conditional_generation,
@@ -111,10 +111,10 @@ class Tokun:
     card: str = field(default="", repr=False)
     """Its model card (README.md), in Markdown."""
     fit: str = ""
-    """How pictures were fitted to their grids in training (`framing.FITS`); left empty, `framing.usual_fit`."""
+    """How pictures were fitted to their grids in training (`cropping.FITS`); left empty, `cropping.usual_fit`."""
 
     def __post_init__(self) -> None:
-        self.fit = self.fit or framing.usual_fit(self.vocabulary.grids)
+        self.fit = self.fit or cropping.usual_fit(self.vocabulary.grids)
         v, rows = self.vocabulary, self.generator.get_input_embeddings().num_embeddings
         if self.image_tokenizer.codebook_size != v.codebook_size:
             raise UserError(

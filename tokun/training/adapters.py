@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from tokun.config import Config, Fit, SamplingConfig
-from tokun.data.framing import grid_text
+from tokun.data.cropping import grid_text
 from tokun.inference import adapters
 from tokun.inference.adapters import Adapter
 from tokun.inference.checkpoint_folder import GENERATOR, resolve

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from tokun import data
 from tokun.config import Config
-from tokun.data import framing
+from tokun.data import cropping
 from tokun.models import losses
 from tokun.models.generator import can_compile, count_parameters
 from tokun.tokenizers.image import ImageTokenizer
@@ -135,7 +135,7 @@ class ImageTokenizerStage(loop.Stage):
         self.adversary = Adversary.make(discriminator, train, self.accelerator)
 
     def describe(self) -> str:
-        grids = ", ".join(self.config.data.grids) or framing.grid_text(self.model.grid)
+        grids = ", ".join(self.config.data.grids) or cropping.grid_text(self.model.grid)
         return (
             f"{count_parameters(self.model) / 1e6:.2f}M parameters, {len(self.samples)} pictures, {sizes_line(self.config)} -> "
             f"{grids} codes of {self.model.codebook_size}, {self.run.world} process(es) on {self.device}"
