@@ -10,7 +10,8 @@ import pytest
 from PIL import Image
 
 import sample
-from tokun.inference.model import BUNDLED, load
+from tokun.inference.load import load
+from tokun.inference.model import BUNDLED
 from tokun.utils import console
 
 ROOT = Path(__file__).resolve().parent.parent

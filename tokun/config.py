@@ -6,13 +6,10 @@ wrong type an error that names the type. All defaults are here.
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import difflib
 import os
 import re
-import types
-import typing
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,6 +17,7 @@ from typing import Any, Literal
 
 import yaml
 
+from tokun.utils import typed_tree
 from tokun.utils.errors import UserError
 
 Fit = Literal["auto", "pad", "crop"]
@@ -343,13 +341,13 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
     if not isinstance(tree, dict):
         raise UserError(f"config {path} holds a {type(tree).__name__}, not a mapping of settings such as `seed: 0`")
     for override in overrides:
-        _override(tree, override)
+        typed_tree.override(tree, override)
     return from_dict(tree, where=str(path))
 
 
 def from_dict(tree: dict[str, Any], *, where: str = "config") -> Config:
     """Nested dict -> checked Config. Raises UserError naming the key, the value and the way out."""
-    config = _build(Config, tree, key="", where=where)
+    config = typed_tree.build(Config, tree, where=where)
     for section, name in PATHS:
         place = getattr(config, section) if section else config
         setattr(place, name, os.path.expanduser(getattr(place, name)))
@@ -434,69 +432,3 @@ def parse_grids(names: Sequence[str]) -> tuple[tuple[int, int], ...]:
 def to_dict(config: Any) -> dict[str, Any]:
     """Config (or one of its sections) -> nested dict; `from_dict` is its inverse."""
     return dataclasses.asdict(config)
-
-
-def _override(tree: dict[str, Any], override: str) -> None:
-    key, equals, value = override.partition("=")
-    if not equals or not key:
-        raise UserError(f"override {override!r} is not of the form a.b=c, for example train.lr=3e-4")
-    try:
-        parsed = yaml.safe_load(value) if value else ""
-    except yaml.YAMLError as error:
-        raise UserError(f"override {override!r}: {value!r} is not a YAML value: {error}") from error
-    *parents, last = key.split(".")
-    for parent in parents:
-        tree = tree.setdefault(parent, {})
-        if not isinstance(tree, dict):
-            raise UserError(f"override {override!r}: {parent!r} is a value, not a section")
-    tree[last] = parsed
-
-
-def _build(cls: type, tree: Any, *, key: str, where: str) -> Any:
-    if not isinstance(tree, dict):
-        raise UserError(f"{where}: {key or 'the file'} is {tree!r}, but it must be a section with keys of its own")
-    hints = typing.get_type_hints(cls)
-    for name in tree:
-        if name not in hints:
-            near = difflib.get_close_matches(str(name), hints, n=1, cutoff=0.0)
-            raise UserError(
-                f"{where}: unknown key {_join(key, name)!r}. The nearest is {_join(key, near[0])!r}; this section knows: {', '.join(hints)}"
-            )
-    return cls(**{n: _value(hints[n], v, key=_join(key, n), where=where) for n, v in tree.items()})
-
-
-def _value(hint: Any, value: Any, *, key: str, where: str) -> Any:
-    origin, args = typing.get_origin(hint), typing.get_args(hint)
-    if dataclasses.is_dataclass(hint) and isinstance(hint, type):
-        value = {} if value is None else value  # a section with every line commented out
-        return _build(hint, value, key=key, where=where)
-    if origin is Literal:
-        if value is False and "no" in args:  # YAML reads a bare `no` as false
-            value = "no"
-        if value not in args:
-            raise UserError(f"{where}: {key} is {value!r}; it must be one of {', '.join(map(repr, args))}")
-        return value
-    if origin is list:
-        if not isinstance(value, list):
-            raise UserError(f"{where}: {key} is {value!r}; it must be a list such as [1, 2]")
-        return [_value(args[0], v, key=f"{key}[{i}]", where=where) for i, v in enumerate(value)]
-    if origin is dict:
-        if not isinstance(value, dict):
-            raise UserError(f"{where}: {key} is {value!r}; it must be a mapping such as {{joint: 1.0}}")
-        return {str(k): _value(args[1], v, key=f"{key}.{k}", where=where) for k, v in value.items()}
-    assert not isinstance(origin, types.UnionType)
-    if hint is float and isinstance(value, str):  # YAML 1.1 reads 1e-3 as a string
-        with contextlib.suppress(ValueError):
-            value = float(value)
-    if hint is float and isinstance(value, int) and not isinstance(value, bool):
-        value = float(value)
-    if hint is str and value is None:
-        value = ""
-    if type(value) is not hint:
-        name = getattr(hint, "__name__", hint)
-        raise UserError(f"{where}: {key} is {value!r} ({type(value).__name__}); it must be a {name}")
-    return value
-
-
-def _join(prefix: str, name: object) -> str:
-    return f"{prefix}.{name}" if prefix else str(name)
