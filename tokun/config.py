@@ -441,7 +441,7 @@ def _override(tree: dict[str, Any], override: str) -> None:
     if not equals or not key:
         raise UserError(f"override {override!r} is not of the form a.b=c, for example train.lr=3e-4")
     try:
-        parsed = yaml.safe_load(value) if value else ""
+        parsed = value if _is_literal(key, value) else yaml.safe_load(value) if value else ""
     except yaml.YAMLError as error:
         raise UserError(f"override {override!r}: {value!r} is not a YAML value: {error}") from error
     *parents, last = key.split(".")
@@ -450,6 +450,15 @@ def _override(tree: dict[str, Any], override: str) -> None:
         if not isinstance(tree, dict):
             raise UserError(f"override {override!r}: {parent!r} is a value, not a section")
     tree[last] = parsed
+
+
+def _is_literal(key: str, value: str) -> bool:
+    """Whether the value of a setting that is text is taken as typed: a path may contain what means something in YAML ({a,b}, #, a line break).
+    Only a quoted text and null are read as YAML."""
+    hint: Any = Config
+    for name in key.split("."):
+        hint = typing.get_type_hints(hint).get(name) if dataclasses.is_dataclass(hint) else None
+    return hint is str and value.strip().lower() != "null" and not (value[:1] == value[-1:] and value[:1] in ("'", '"'))
 
 
 def _build(cls: type, tree: Any, *, key: str, where: str) -> Any:
