@@ -341,7 +341,7 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
     if not isinstance(tree, dict):
         raise UserError(f"config {path} holds a {type(tree).__name__}, not a mapping of settings such as `seed: 0`")
     for override in overrides:
-        typed_tree.override(tree, override)
+        typed_tree.override(tree, override, Config)
     return from_dict(tree, where=str(path))
 
 

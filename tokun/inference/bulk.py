@@ -34,7 +34,6 @@ if TYPE_CHECKING:
     from tokun.inference.model import Pair, Tokun
 
 MOST = 1_000_000_000
-FROM = 1000  # more samples than this are written as shards
 RECORD, TABLE = "samples.json", "samples.parquet"
 TAGS = ("style", "subject", "thing", "register", "grid")
 COLUMNS = ("seed", "index", "caption", *TAGS, "image_nll", "caption_nll", "pmi", "shard")

@@ -229,15 +229,22 @@ def through(model: Tokun, pair: Pair, grid: cropping.Grid) -> list[int]:
 
 
 def best_of(
-    model: Tokun, seed: int, n: int, candidates: int, score: Callable[[list[Pair]], list[float]] | None = None, **options: Any
+    model: Tokun,
+    seed: int,
+    n: int,
+    candidates: int,
+    score: Callable[[list[Pair]], list[float]] | None = None,
+    *,
+    first: int = 0,
+    **options: Any,
 ) -> list[Pair]:
     """For each of n samples, the candidate with the highest score (default: PMI).
 
-    Choice i is among the samples i * candidates … of the seed, so it does not depend on n.
+    Choice i, counted from `first`, is among the samples i * candidates … of the seed, so it does not depend on n.
     """
     if not 1 <= candidates <= MAX_CANDIDATES:
         raise UserError(f"best-of is {candidates}; it must be from 1 to {MAX_CANDIDATES:,}")
-    pairs = model.sample(seed, indices=range(n * candidates), **options)
+    pairs = model.sample(seed, indices=range(first * candidates, (first + n) * candidates), **options)
     scores = [pair.pmi for pair in pairs] if score is None else score(pairs)
     best = [max(range(i * candidates, (i + 1) * candidates), key=lambda j: scores[j]) for i in range(n)]
     return [pairs[j] for j in best]

@@ -14,13 +14,13 @@ import yaml
 from tokun.utils.errors import UserError
 
 
-def override(tree: dict[str, Any], text: str) -> None:
-    """Set a value of the tree from `a.b=c`, c being YAML. Raises UserError for another form."""
+def override(tree: dict[str, Any], text: str, cls: type) -> None:
+    """Set a value of the tree of a `cls` from `a.b=c`, c being YAML, or as typed where the setting is text. Raises UserError for another form."""
     key, equals, value = text.partition("=")
     if not equals or not key:
         raise UserError(f"override {text!r} is not of the form a.b=c, for example train.lr=3e-4")
     try:
-        parsed = yaml.safe_load(value) if value else ""
+        parsed = value if _is_literal(cls, key, value) else yaml.safe_load(value) if value else ""
     except yaml.YAMLError as error:
         raise UserError(f"override {text!r}: {value!r} is not a YAML value: {error}") from error
     *parents, last = key.split(".")
@@ -29,6 +29,15 @@ def override(tree: dict[str, Any], text: str) -> None:
         if not isinstance(tree, dict):
             raise UserError(f"override {text!r}: {parent!r} is a value, not a section")
     tree[last] = parsed
+
+
+def _is_literal(cls: type, key: str, value: str) -> bool:
+    """Whether the value of a setting that is text is taken as typed: a path may contain what means something in YAML ({a,b}, #, a line break).
+    Only a quoted text and null are read as YAML."""
+    hint: Any = cls
+    for name in key.split("."):
+        hint = typing.get_type_hints(hint).get(name) if dataclasses.is_dataclass(hint) else None
+    return hint is str and value.strip().lower() != "null" and not (value[:1] == value[-1:] and value[:1] in ("'", '"'))
 
 
 def build(cls: type, tree: Any, *, where: str, key: str = "") -> Any:
