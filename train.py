@@ -3,7 +3,7 @@
     python train.py --config configs/tiny.yaml                            one process
     deepspeed train.py --config configs/engraving.yaml                    every GPU of this machine
     deepspeed --num_gpus 2 train.py --config configs/tiny.yaml            two processes (gloo on a machine without GPUs)
-    torchrun --nproc_per_node 8 train.py --config configs/engraving.yaml  or srun; several machines: docs/clusters.md
+    torchrun --nproc_per_node 8 train.py --config configs/engraving.yaml  or srun; several machines: docs/tutorials/cluster.md
     python train.py --config configs/engraving-cpu.yaml data.train='shards/train-*.tar' data.val='shards/val-*.tar' out=runs/mine
 
     python train.py --config configs/grpo.yaml start=runs/mine out=runs/mine-grpo      train a checkpoint on rewards

@@ -426,7 +426,7 @@ def compare_gains(settings: Config, folder: Path, device: torch.device, rate: fl
     for name, overrides, context in gains(settings, device):
         tree = config.to_dict(settings)
         for override in overrides:
-            typed_tree.override(tree, override)
+            typed_tree.override(tree, override, Config)
         changed = Setting(config.from_dict(tree), folder, device, base.steps) if overrides else base
         loops = [Loop("as it is", ours, base), Loop(name, ours, changed, context)]
         turns = compare(loops, steps=steps, rounds=rounds)

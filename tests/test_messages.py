@@ -160,7 +160,7 @@ def blocks():
 
 @pytest.mark.parametrize("code", blocks())
 def test_every_name_in_the_pages_python_exists(code):
-    """docs/serving.md called v.prefix and docs/scaling.md planner.best_interval when both had moved."""
+    """docs/guides/serving.md called v.prefix and docs/guides/scaling.md planner.best_interval when both had moved."""
     assert not unknown_names(code)
 
 

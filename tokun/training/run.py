@@ -149,7 +149,7 @@ def require_shared_folder(out: Path, *, seconds: float = 30.0) -> None:
         if time.monotonic() > end:
             raise UserError(
                 f"out={out} on {socket.gethostname()} does not contain the config.yaml that the first process wrote: all nodes must share "
-                "this folder (docs/clusters.md); only data may be copied to each node"
+                "this folder (docs/tutorials/cluster.md); only data may be copied to each node"
             )
         if out.is_dir():
             os.listdir(out)  # makes a network folder refresh
