@@ -15,7 +15,7 @@ _RENAMED = {
     "images": {"pictures": "image_ops", "sketches": "line_art_duplicates"},
     "text": {"things": "main_noun"},
     "readers": {"survey": "folder_scan"},
-    "captioning": {"journal": "caption_results"},
+    "captioning": {"journal": "journals"},
 }  # fmt: skip
 FORMER = former_names("data_tools", _ROOMS, _RENAMED)
 """Former module names, which keep working: old name -> new name."""

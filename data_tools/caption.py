@@ -10,7 +10,7 @@ any of these, a template puts the metadata into words, and the record says so. T
 written by people are merged from a table (--from, captioning/from_table.py).
 
 KEY.json stores each new caption under `captions` and its origin under `caption_sources`: model, revision, prompt hash,
-seed, scores. The source text, `caption`, stays unchanged. A killed run resumes (caption_results.py), and every row ends with
+seed, scores. The source text, `caption`, stays unchanged. A killed run resumes (captioning/journals.py), and every row ends with
 captions or with a counted reason. Batches do not depend on earlier progress or on the number of processes, so the
 captions are the same for the same --batch-size, as long as memory suffices and the server, if any, answers the same.
 This module handles rows and registers; the models are in captioning/.

@@ -209,8 +209,7 @@ class Inventory:
     characters: list[int] = field(default_factory=list)  # of each caption
     words: list[int] = field(default_factory=list)
     distinct: set[int] = field(default_factory=set)  # hashes of captions
-    captioned: int = 0  # pictures with words in any register
-    templates: int = 0  # of these, pictures whose captions are all templates
+    seen: captions_of_data.Seen = field(default_factory=captions_of_data.Seen)  # decides whether the captions say enough
     tags: dict[str, Counter[str]] = field(
         default_factory=lambda: {name: Counter() for name in ("style", "subject", "source", "license", "register")}
     )
@@ -269,9 +268,7 @@ def count_pair(inventory: Inventory, pair: Pair, *, verify: bool, keep: bool) ->
         inventory.characters.append(len(caption))
         inventory.words.append(len(caption.split()))
         inventory.distinct.add(hash(caption))
-        said, looked_at = captions_of_data.words_of(record, "caption")
-        inventory.captioned += bool(said)
-        inventory.templates += bool(said) and not looked_at
+        inventory.seen.add(record)
         for name in ("style", "subject", "source", "license"):
             inventory.tags[name][str(record.get(name) or "")] += 1
         captions = record.get("captions")
@@ -339,16 +336,7 @@ def describe(inventory: Inventory) -> str:
     if inventory.characters:
         empty = inventory.characters.count(0)
         lines.append(f"captions    {len(inventory.distinct):,} distinct, {empty:,} empty")
-        if told := captions_of_data.alike(
-            {"kept": len(inventory.characters), "empty": empty, "distinct": len(inventory.distinct) - bool(empty)}
-        ):
-            lines.append(f"            {told}")
-        if inventory.captioned and inventory.templates == inventory.captioned:
-            lines.append(f"            {captions_of_data.only_templates(inventory.captioned)}")
-        if 0 < inventory.captioned < captions_of_data.FEW:
-            lines.append(f"            {captions_of_data.few(inventory.captioned)}")
-        if 2 * empty > len(inventory.characters):
-            lines.append("            More than half have no caption: caption them (tokun caption) before training.")
+        lines += [f"            {doubt}" for doubt in inventory.seen.doubts()]
         lines.append(f"characters  {spread(inventory.characters)}")
         lines.append(f"words       {spread(inventory.words)}")
     lines += [f"{name:<11} {most_common(counts)}" for name, counts in inventory.tags.items() if counts]

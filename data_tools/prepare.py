@@ -22,7 +22,6 @@ import os
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -37,6 +36,7 @@ from data_tools.pipeline.engine import ENGINES, Engine, open_engine
 from data_tools.pipeline.manifest import MANIFEST, manifest
 from data_tools.pipeline.next_steps import captions_warning, steps, write_captions_to_fill
 from data_tools.pipeline.output import PARTIAL, PUBLISH, RECORD, begin, publish, refuse_other_shards
+from data_tools.pipeline.remote_lock import alone_in
 from data_tools.pipeline.selection import Columns, Settled, settle, shards_to_write
 from data_tools.pipeline.shard_writer import Shard, write_shard
 from data_tools.pipeline.storage_backends import Store, is_url, open_store
@@ -47,7 +47,6 @@ from data_tools.readers.tables import with_captions
 from tokun.utils import console
 from tokun.utils.console import home_path, home_text
 from tokun.utils.errors import UserError
-from tokun.utils.lock import alone_in
 from tokun.utils.memory import keep_memory
 from tokun.utils.optional_packages import need
 
@@ -146,12 +145,13 @@ def prepare(
     check_listing(listing, source, settings)
     if work.progress and (told := captions_warning(listing, from_names=settings.captions_from_names)):
         tqdm.write(f"prepare: {told}", file=sys.stderr)
-    with nullcontext() if leave_out is None else alone_in(leave_out, option="--out"):
+    with alone_in(store) as require_lock:
         refuse_other_shards(store, record, overwrite=overwrite)  # again: another process may have written meanwhile
         begin(aside, record, listing)
         if not aside.exists(PUBLISH):
             with open_engine(work.engine, workers=work.workers, address=work.ray_address) as engine:
                 make(aside, listing, settings, engine, record, progress=work.progress)
+        require_lock()
         names = json.loads(aside.read(PUBLISH))
         publish(store, names["files"])
         made = json.loads(store.read(RECORD))

@@ -33,8 +33,9 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from data_tools.captioning.caption_results import read_record, write_shard, write_whole
-from data_tools.captioning.from_table import split_of
+from data_tools.captioning.captioned_shards import read_record, write_shard
+from data_tools.captioning.journals import write_whole
+from data_tools.captioning.merge_plan import split_of
 from data_tools.captioning.registers import facts_of
 from data_tools.captioning.run import checked_shards
 from data_tools.inspect import Pair, open_image, read_pairs

@@ -9,7 +9,7 @@ with more or fewer fields than the header, bytes that are not UTF-8, duplicate c
 file, line, the text found and the way out. Rows are then read one by one, from the file again.
 
 How a table is read
-- `.csv`: separated by comma, semicolon or tab, whichever is most frequent in the header; quoted as in RFC 4180. If a quoted cell
+- `.csv`: separated by comma, semicolon, tab or |, whichever is most frequent in the header; quoted as in RFC 4180. If a quoted cell
   spans several lines and one of them looks like a row of its own, a quote was probably forgotten, and the table is refused.
 - `.tsv`, `.tab`, and CSV separated by tabs: read literally, quotes included, as in IANA's text/tab-separated-values, unless
   something shows that fields are quoted: all names of the header are in quotes; or a field that begins and ends with a quote
@@ -45,6 +45,8 @@ PATH_COLUMNS = (
     "image_path", "file_name", "filename", "file_path", "filepath", "image_file", "path", "file", "image", "img_path", "img",
 )  # fmt: skip
 NO_VALUES = frozenset({"", "nan", "<na>", "none", "null"})
+NO_CAPTIONS = NO_VALUES | {"na", "n/a", "#n/a", "#na", "-nan", "#n/a n/a"}
+"""Cells without a caption: NO_VALUES and what else spreadsheets and pandas write into empty cells. Keys and paths may be called na."""
 QUOTING = ("auto", "none", "csv")
 ENCLOSED = re.compile(r'"(?:[^"]|"")*"')
 SHOWN = 80  # characters of a faulty line in an error
@@ -75,6 +77,8 @@ class Table:
     how: str
     """How it was read, in words, for messages."""
     rows: Callable[[], Iterator[Row]] = field(repr=False)
+    not_text: tuple[str, ...] = ()
+    """Columns of bytes, which are not read."""
 
     def __iter__(self) -> Iterator[Row]:
         return self.rows()
@@ -123,6 +127,11 @@ def value_of(value: Any) -> Any:
     return None if isinstance(value, float) and math.isnan(value) else value
 
 
+def caption_of(value: Any) -> Any:
+    """As `value_of`, and None for every text that stands for an empty cell."""
+    return None if isinstance(value, str) and value.strip().lower() in NO_CAPTIONS else value_of(value)
+
+
 def caption_column(table: Table, wanted: str = "", *, known: Iterable[str] = CAPTION_COLUMNS) -> str:
     """The column with the captions: `wanted`, or the first known name present. Raises TableError that lists the columns."""
     if wanted:
@@ -133,8 +142,8 @@ def caption_column(table: Table, wanted: str = "", *, known: Iterable[str] = CAP
         if name in table.columns:
             return name
     raise TableError(
-        f"{table.name} has no caption column with a known name ({', '.join(known)}): its columns are {', '.join(table.columns)}. "
-        "Name the right one with --caption-column"
+        f"{table.name} has no caption column with a known name ({', '.join(known)}): its columns are {', '.join(table.columns)}"
+        f"{' (' + ', '.join(table.not_text) + ': bytes, not text)' if table.not_text else ''}. Name the right one with --caption-column"
     )
 
 
@@ -161,7 +170,8 @@ class _Text:
             with io.TextIOWrapper(self.open(), encoding=encoding, newline=end) as file:
                 for number, line in enumerate(file, start=1):
                     if "\0" in line:
-                        raise self.error(number, "contains a zero byte, so it is not text", "save the table as UTF-8 text")
+                        way_out = "save the table as UTF-8 text, or, if it is UTF-16, name that: --encoding utf-16-le"
+                        raise self.error(number, "contains a zero byte, so it is not text", way_out)
                     yield line
         except UnicodeError as error:
             raise self.undecodable(error) from error
@@ -213,7 +223,7 @@ def _names(text_error: Callable[[str, str], TableError], head: Iterable[Any]) ->
 
 def _separated(text: _Text, separator: str, quoting: str) -> Table:
     first = next(text.lines(), "")
-    separator = separator or max(",;\t", key=first.count)
+    separator = separator or max(",;\t|", key=first.count)
     quoted = quoting == "csv" or (quoting == "auto" and (separator != "\t" or _is_quoted_tsv(text)))
     fields = _quoted_fields if quoted else _plain_fields
 
@@ -279,6 +289,12 @@ def _quoted_fields(text: _Text, separator: str) -> Iterator[tuple[int, list[str]
 
 
 def _quote_error(text: _Text, start: int, end: int, taken: list[str], error: csv.Error) -> TableError:
+    if "new-line" in str(error):
+        way_out = "save the table with one kind of line end"
+        return text.error(start, f"contains a carriage return without a line feed, an old line end: {_shown(taken[0])}", way_out)
+    if "field limit" in str(error) and len(taken) == 1 and taken[0].count('"') % 2 == 0:
+        what = f"has a field of more than {MOST_CHARACTERS:,} characters: {_shown(taken[0])}"
+        return text.error(start, what, "shorten it, or remove the row: no caption is that long")
     if "end of data" in str(error) or "field limit" in str(error):
         what = f"a quote is not closed: {_shown(taken[0])}"
     elif end > start:
@@ -295,8 +311,12 @@ def _check_count(text: _Text, line: int, cells: list[str], wanted: int, separato
         return
     sign = {"\t": "tab", ",": "comma", ";": "semicolon"}.get(separator, separator)
     what = f"{len(cells)} fields where the header has {wanted}: {_shown(separator.join(cells))}"
+    if others := _also_wrong(text, line, wanted, separator, quoted=quoted):
+        what += f" ({others})"
     more = (
-        f"put a field that contains a {sign} in double quotes"
+        f"leave no space between the {sign} and the opening quote"
+        if quoted and any(cell.startswith(' "') for cell in cells)
+        else f"put a field that contains a {sign} in double quotes"
         if quoted
         else f"a field cannot contain a {sign}: remove it, or quote all fields that do"
     )
@@ -307,6 +327,24 @@ def _check_count(text: _Text, line: int, cells: list[str], wanted: int, separato
         if len(cells) > wanted
         else f"give every row all fields, empty ones too, and no line break outside of quotes ({sign}s separate)",
     )
+
+
+def _also_wrong(text: _Text, line: int, wanted: int, separator: str, *, quoted: bool) -> str:
+    """Which later rows have a wrong number of fields too, in words; "" for none. Lines, where quotes cannot be followed any more."""
+    found = []
+    try:
+        lines = itertools.islice(text.lines(), line, None)
+        reader = csv.reader(lines, delimiter=separator) if quoted else (one.rstrip("\r\n").split(separator) for one in lines)
+        for number, cells in enumerate(reader, start=line + 1):
+            number = line + reader.line_num if isinstance(reader, type(csv.reader([]))) else number
+            if len(cells) not in (0, wanted) and any(cells):
+                found.append(number)
+    except (csv.Error, TableError):
+        pass
+    if not found:
+        return ""
+    some = ", ".join(map(str, found[:5])) + (" …" if len(found) > 5 else "")
+    return f"so have {len(found):,} more: line{'s' if len(found) > 1 else ''} {some}"
 
 
 def _check_swallowed(text: _Text, start: int, taken: list[str], wanted: int, separator: str) -> None:
@@ -425,9 +463,13 @@ def _parquet(name: str, opener: Callable[[], BinaryIO]) -> Table:
     _names(fault, schema.names)
     written = [column.name for column in schema if not _holds_bytes(pa, column.type)]
     names = tuple(map(column_name, written))
-    return Table(name, names, count, "Parquet", rows)
+    not_text = tuple(column_name(column.name) for column in schema if _is_bytes(pa, column.type))
+    return Table(name, names, count, "Parquet", rows, not_text)
 
 
 def _holds_bytes(pa: Any, kind: Any) -> bool:
-    struct = pa.types.is_struct(kind) and any(pa.types.is_binary(column.type) or pa.types.is_large_binary(column.type) for column in kind)
-    return pa.types.is_binary(kind) or pa.types.is_large_binary(kind) or struct
+    return _is_bytes(pa, kind) or (pa.types.is_struct(kind) and any(_is_bytes(pa, column.type) for column in kind))
+
+
+def _is_bytes(pa: Any, kind: Any) -> bool:
+    return pa.types.is_binary(kind) or pa.types.is_large_binary(kind)

@@ -28,6 +28,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw
 
+from tokun.data import tars
 from tokun.utils import console
 from tokun.utils.console import home_path
 from tokun.utils.errors import UserError
@@ -405,12 +406,11 @@ def _write_shard(path: Path, seed: int, indices: range, side: int) -> None:
     """Write one tar to a temporary file and rename it, so that `path` is either complete or missing."""
     aside = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
-        with tarfile.open(aside, "w", format=tarfile.USTAR_FORMAT) as tar:
+        with open(aside, "wb") as tar:
             for index in indices:
                 for name, data in _members(seed, index, side):
-                    info = tarfile.TarInfo(name)  # mtime 0, uid 0, no names: the same bytes every time
-                    info.size = len(data)
-                    tar.addfile(info, io.BytesIO(data))
+                    tars.write_member(tar, name, data)
+            tars.write_end(tar)
         os.replace(aside, path)
     finally:
         aside.unlink(missing_ok=True)

@@ -20,7 +20,7 @@ from PIL import Image
 from data_tools import caption as tool
 from data_tools import captioning as captioners
 from data_tools.caption import main
-from data_tools.captioning import caption_results, registers, rows, run, writers
+from data_tools.captioning import caption_results, captioned_shards, journals, ranking, registers, rows, run, writers
 from data_tools.captioning.run import caption, preview
 from data_tools.captioning.settings import Settings, Work
 from data_tools.inspect import read_pairs
@@ -62,9 +62,7 @@ def words_for(body: dict) -> str:
     """The answer of an honest server: a sentence for each register of the schema, which depends on the question alone."""
     names = body["response_format"]["json_schema"]["schema"]["required"]
     question = json.dumps(body["messages"], sort_keys=True)
-    return json.dumps(
-        {name: f"{name.title()} words {registers.words_of(caption_results.sha256(question + name))[0][:12]}." for name in names}
-    )
+    return json.dumps({name: f"{name.title()} words {registers.words_of(journals.sha256(question + name))[0][:12]}." for name in names})
 
 
 @pytest.fixture
@@ -94,7 +92,7 @@ def test_templates_caption_every_row_and_say_that_they_are_templates(toy_shards,
             assert (
                 source["source"] == "template"
                 and source["model"] == ""
-                and source["prompt_sha256"] == caption_results.sha256(registers.TEMPLATES[name])
+                and source["prompt_sha256"] == journals.sha256(registers.TEMPLATES[name])
             )
         for name, text in before[key].get("captions", {}).items():  # what was there is kept beside
             kept = [record["captions"][name], record["caption"], *(one["text"] for one in record["earlier_captions"])]
@@ -109,8 +107,8 @@ def test_captions_of_several_models_are_kept_side_by_side():
     record = {"caption": "Fig. 3", "captions": {"plain": "Fig. 3", "alt": "By hand"}}
     first = {"captions": {name: {"text": f"{name} A", "source": "model", "model": "A"} for name in ("plain", "alt")}, "failures": {}}
     second = {"captions": {"plain": {"text": "plain B", "source": "model", "model": "B"}}, "failures": {"alt": "loop"}}
-    after = caption_results.new_record(record, first, ("plain", "alt"), {"plain": {"clip": 0.3}})
-    again = caption_results.new_record(after, second, ("plain", "alt"), {})
+    after = captioned_shards.new_record(record, first, ("plain", "alt"), {"plain": {"clip": 0.3}})
+    again = captioned_shards.new_record(after, second, ("plain", "alt"), {})
     assert record == {"caption": "Fig. 3", "captions": {"plain": "Fig. 3", "alt": "By hand"}}
     assert again["caption"] == "Fig. 3" and again["captions"] == {"plain": "plain B", "alt": "alt A"}
     assert [(one["register"], one["text"]) for one in again["earlier_captions"]] == [("alt", "By hand"), ("plain", "plain A")]
@@ -120,7 +118,7 @@ def test_captions_of_several_models_are_kept_side_by_side():
 
 def test_an_empty_source_text_is_filled_and_the_record_says_by_whom():
     row = {"captions": {"plain": {"text": "A ship.", "source": "model", "model": "A"}}, "failures": {}}
-    record = caption_results.new_record({"caption": "", "style": "etching"}, row, ("plain",), {})
+    record = captioned_shards.new_record({"caption": "", "style": "etching"}, row, ("plain",), {})
     assert record["caption"] == "A ship." and record["caption_source"] == {"register": "plain", "source": "model", "model": "A"}
 
 
@@ -267,10 +265,10 @@ def test_a_round_of_retries_that_is_killed_goes_on_and_tries_nothing_twice(toy_s
     for out in ("whole", "cut"):
         caption([toy_shards], tmp_path / out, asking(server), Work(**QUICK))
     caption([toy_shards], tmp_path / "whole", asking(server), Work(retry_failed=True, **QUICK))
-    folder = caption_results.Folder(tmp_path / "cut")
+    folder = journals.Folder(tmp_path / "cut")
     assert folder.retry_attempt(sorted(toy_shards.glob("*.tar"))) == 1
     task = rows.Task(toy_shards / "train-00000.tar", asking(server), attempt=1)
-    with caption_results.Journal(folder.journal(task.shard), json.loads(folder.journal(task.shard).read_text().splitlines()[0])) as kept:
+    with journals.Journal(folder.journal(task.shard), json.loads(folder.journal(task.shard).read_text().splitlines()[0])) as kept:
         for block in writers.run_stages(writers.make_stages(asking(server), Work(**QUICK)), list(task.blocks(kept.rows))[:3]):
             kept.add([row.as_json() for row in block])  # three rows, and then it is killed
     before = len(server.requests)
@@ -296,7 +294,7 @@ def test_a_shard_that_breaks_off_is_captioned_as_far_as_it_goes_and_told(toy_sha
 
 def test_pairs_are_counted_as_they_are_read(tmp_path):
     write_tar(tmp_path / "a.tar", {"./a.png": b"", "a.json": b"", "b.png": b"", "./in/b.png": b"", "in/b.JSON": b"", ".json": b""})
-    assert caption_results.count_pairs(tmp_path / "a.tar") == len(list(read_pairs(tmp_path / "a.tar", []))) == 4
+    assert journals.count_pairs(tmp_path / "a.tar") == len(list(read_pairs(tmp_path / "a.tar", []))) == 4
 
 
 def test_code_shards_among_others_are_refused_by_their_own_folder(toy_shards, tmp_path, capsys):
@@ -364,12 +362,12 @@ def test_two_processes_of_accelerate_make_the_bytes_of_one(toy_shards, tmp_path)
 
 
 def test_a_shard_whose_rows_change_and_change_back_is_what_its_rows_say_whatever_was_killed_between(toy_shards, tmp_path):
-    shard, folder = toy_shards / "train-00000.tar", caption_results.Folder(tmp_path / "out")
+    shard, folder = toy_shards / "train-00000.tar", journals.Folder(tmp_path / "out")
     caption([shard], tmp_path / "out", Settings(), Work())
-    rows, before = caption_results.read_journal(folder.journal(shard))[1], everything(tmp_path / "out")
+    rows, before = journals.read_journal(folder.journal(shard))[1], everything(tmp_path / "out")
 
     def publish(left_out: set[int]) -> None:
-        caption_results.publish_shard(folder, shard, rows, ("plain",), {}, left_out)
+        captioned_shards.publish_shard(folder, shard, rows, ("plain",), {}, left_out)
 
     for _ in kills(lambda: publish({0}), tmp_path):
         publish(set())
@@ -412,14 +410,14 @@ def test_a_run_killed_at_any_moment_ends_with_the_bytes_of_one_that_was_not(toy_
 def test_a_journal_cut_anywhere_is_taken_up_at_its_last_whole_line(tmp_path):
     head, rows = {"shard": "a"}, [[{"row": 0, "failures": {}}, {"row": 1, "failures": {}}], [{"row": 2, "failures": {}}]]
     path = tmp_path / "a.jsonl"
-    with caption_results.Journal(path, head) as kept:
+    with journals.Journal(path, head) as kept:
         for block in rows:
             kept.add(block)
     whole = path.read_bytes()
     ends = [i + 1 for i, byte in enumerate(whole) if byte == 10]
     for cut in range(len(whole) + 1):
         path.write_bytes(whole[:cut])
-        with caption_results.Journal(path, head) as kept:
+        with journals.Journal(path, head) as kept:
             lines = sum(end <= cut for end in ends)
             assert sorted(kept.rows) == [0, 1, 2][: (0, 0, 2, 3)[lines]]  # a batch is there whole, or not
             for block in rows[max(0, lines - 1) :]:
@@ -439,7 +437,7 @@ def test_a_folder_of_other_settings_or_other_things_is_refused(toy_shards, tmp_p
     write_tar(tmp_path / "other.tar", {})
     with pytest.raises(ValueError, match="holds shards that this tool did not write"):
         caption([toy_shards], tmp_path, Settings(), Work())
-    with open(caption_results.Folder(out).journal(toy_shards / "train-00000.tar")) as held:
+    with open(journals.Folder(out).journal(toy_shards / "train-00000.tar")) as held:
         fcntl.flock(held, fcntl.LOCK_EX)
         with pytest.raises(ValueError, match="is in use by another run"):
             caption([toy_shards], out, Settings(), Work())
@@ -447,7 +445,7 @@ def test_a_folder_of_other_settings_or_other_things_is_refused(toy_shards, tmp_p
 
 def test_a_damaged_journal_is_named_with_the_way_out(toy_shards, tmp_path):
     caption([toy_shards], tmp_path / "out", Settings(), Work())
-    path = caption_results.Folder(tmp_path / "out").journal(toy_shards / "train-00001.tar")
+    path = journals.Folder(tmp_path / "out").journal(toy_shards / "train-00001.tar")
     path.write_bytes(path.read_bytes().replace(b'"row"', b'"rou"', 1))
     with pytest.raises(ValueError, match=r"line 2 of .*train-00001.jsonl is damaged: delete the file"):
         caption([toy_shards], tmp_path / "out", Settings(), Work())
@@ -482,7 +480,7 @@ def test_keep_best_leaves_out_the_worst_by_percentile_and_says_which(toy_shards,
 
 
 def test_percentiles_count_ties_half():
-    assert caption_results.percentiles([0.1, 0.3, 0.3, 0.5]) == [12.5, 50.0, 50.0, 87.5]
+    assert ranking.percentiles([0.1, 0.3, 0.3, 0.5]) == [12.5, 50.0, 50.0, 87.5]
     assert tool.parse_share("90%") == tool.parse_share("0.9") == 0.9
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from data_tools.caption import main
-from data_tools.captioning import from_table
+from data_tools.captioning import described_rows
 from data_tools.captioning.from_table import Options, merge
 from data_tools.inspect import read_pairs
 from data_tools.tables import TableError
@@ -326,7 +326,7 @@ def made_descriptions():
 @pytest.fixture(scope="module", params=["made", pytest.param("real", marks=real)])
 def lexicon(request):
     """Of sentences made on the spot, and of the real descriptions where they lie beside the project."""
-    table = from_table.read_table(DATA / "descriptions.tsv") if request.param == "real" else ()
+    table = described_rows.read_table(DATA / "descriptions.tsv") if request.param == "real" else ()
     return Lexicon.learn((row.values["description"] for row in table) if request.param == "real" else made_descriptions())
 
 
@@ -358,9 +358,9 @@ def test_the_thing_is_the_main_noun(lexicon, description, thing):
 
 
 def test_alt_text_keeps_names_large(lexicon):
-    assert from_table.alt_text("wood engraving", "A moth with spread wings.", lexicon) == "Wood engraving: a moth with spread wings."
-    assert from_table.alt_text("", "A moth.", lexicon) == "A moth."
-    assert from_table.alt_text("etching", "Two owls.", lexicon) == "Etching: two owls."
+    assert described_rows.alt_text("wood engraving", "A moth with spread wings.", lexicon) == "Wood engraving: a moth with spread wings."
+    assert described_rows.alt_text("", "A moth.", lexicon) == "A moth."
+    assert described_rows.alt_text("etching", "Two owls.", lexicon) == "Etching: two owls."
 
 
 @real

@@ -94,7 +94,7 @@ def test_what_another_host_left_is_told(tmp_path, capsys):
 def test_without_flock_the_file_is_the_lock_and_a_process_that_is_gone_lets_go(tmp_path, monkeypatch, holder):
     gone = subprocess.Popen([sys.executable, "-c", ""])
     gone.wait()
-    mine = lock._this_process()
+    mine = {name: value for name, value in lock.this_process().items() if name != "started"}  # as earlier versions wrote it
     monkeypatch.setattr(lock, "fcntl", None)
     for pid, host, word in ((os.getppid(), mine["host"], "delete"), (gone.pid, "elsewhere", "delete")):
         (tmp_path / lock.NAME).write_text(json.dumps({**mine, "pid": pid, "host": host}))
@@ -242,3 +242,19 @@ def test_every_command_that_writes_a_folder_is_refused_while_another_process_hol
     }[command]()
     assert done == 2 and f"{tmp_path} is in use by process" in capsys.readouterr().err
     assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_without_flock_a_pid_that_was_given_to_another_process_since_does_not_hold_the_folder(tmp_path, monkeypatch, holder):
+    """A lock file left by a crash, and months later some other program has that number."""
+    alive = holder("import time; print('held', flush=True); time.sleep(60)")
+    monkeypatch.setattr(lock, "fcntl", None)
+    here = {**lock.this_process(), "pid": alive.pid}
+    (tmp_path / lock.NAME).write_text(json.dumps({**here, "started": lock._started(alive.pid)}))
+    with pytest.raises(lock.InUse, match=rf"process {alive.pid} on"):
+        lock.hold(tmp_path)
+    (tmp_path / lock.NAME).write_text(json.dumps({**here, "started": "1"}))
+    with lock.alone_in(tmp_path):
+        pass
+    (tmp_path / lock.NAME).write_text(json.dumps({**here, "pid": os.getpid(), "machine": "a container of the same name"}))
+    with pytest.raises(lock.InUse, match="delete"):
+        lock.hold(tmp_path)

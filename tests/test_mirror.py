@@ -12,7 +12,7 @@ import pytest
 import torch
 from PIL import Image
 
-from data_tools.captioning.from_table import alt_text
+from data_tools.captioning.described_rows import alt_text
 from data_tools.questions import Plan, questions_of
 from data_tools.text.main_noun import Lexicon
 from tokun import data

@@ -10,7 +10,8 @@ import pytest
 from PIL import Image
 
 from tokun.cli import sample
-from tokun.inference.model import BUNDLED, load
+from tokun.inference.load import load
+from tokun.inference.model import BUNDLED
 from tokun.utils import console
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -135,7 +136,7 @@ def test_completion_interpolation_variation_and_choice_write_pairs(checkpoint_fo
         (["--invert", "a.png", "--caption", "a", "--top-p", "0.5"], "--top-p has no effect with --invert"), (["--interpolate", "1", "2", "--n", "4"], "--steps the number"),
         (["--best-of", "2", "--shard-size", "2"], "--shard-size has no effect with --best-of"), (["--vary", "7"], "--vary has no effect here"), (["--steps", "3"], "--steps has no effect"),
         (["--max-bytes", "3000"], "add --svg"), (["--steps", "12"], "--steps has no effect"), (["--interpolate", "1", "2", "--seed", "42"], "leave out --seed"),
-        (["--image", "a.png", "--registers", "alt", "--register", "plain"], "leave out --register"), (["--svg", "--max-bytes", "10"], "is too small"), (["--svg", "--n", "2000"], "--svg has no effect on shards"),
+        (["--image", "a.png", "--registers", "alt", "--register", "plain"], "leave out --register"), (["--svg", "--max-bytes", "10"], "is too small"), (["--svg", "--shard-size", "5"], "--svg has no effect on shards"),
         (["--wandb", "--shard-size", "5"], "--wandb has no effect on shards"), (["--n", "²"], "whole number"),
         (["--seed", "1.5"], "--seed"), (["--seed", ""], "--seed"), (["--interpolate", "1", "x"], "--interpolate"),
     ],

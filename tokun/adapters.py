@@ -9,7 +9,7 @@ from __future__ import annotations
 import argparse
 
 from tokun.inference import adapters
-from tokun.inference.model import load
+from tokun.inference.load import load
 from tokun.utils import console
 from tokun.utils.console import home_path
 

@@ -24,7 +24,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from tokun import data
-from tokun.data import framing
+from tokun.data import cropping
 from tokun.inference import model
 from tokun.inference.tags import settings_json
 from tokun.models import losses
@@ -90,7 +90,7 @@ def sharpen(source: str | Path | None, shards: str, out: Path, recipe: Recipe, *
         "from": tokenizer.fingerprint(),
     }
     grids = Vocabulary.load(folder / "vocabulary.json").grids
-    fit = model.read_settings(folder / "sampling.json").fit or framing.usual_fit(grids)
+    fit = model.read_settings(folder / "sampling.json").fit or cropping.usual_fit(grids)
     trainer = Trainer(
         tokenizer, shards, recipe, grids if grids != (tokenizer.grid,) else None, fit
     )  # one square grid: as models of squares are trained
@@ -113,7 +113,7 @@ class Trainer:
     """The decoder, its discriminator, and their progress."""
 
     def __init__(
-        self, tokenizer: ImageTokenizer, shards: str, recipe: Recipe, grids: tuple[framing.Grid, ...] | None = None, fit: str = "auto"
+        self, tokenizer: ImageTokenizer, shards: str, recipe: Recipe, grids: tuple[cropping.Grid, ...] | None = None, fit: str = "auto"
     ):
         c, self.recipe, self.tokenizer = tokenizer.config, recipe, tokenizer.eval()
         self.device = next(tokenizer.parameters()).device

@@ -11,7 +11,8 @@ from typing import Any
 from PIL import Image
 
 from data_tools.captioning import registers
-from data_tools.captioning.caption_results import ALL, Rows, read_record, sha256
+from data_tools.captioning.captioned_shards import read_record
+from data_tools.captioning.journals import ALL, Rows, sha256
 from data_tools.captioning.registers import Facts
 from data_tools.captioning.settings import Settings
 from data_tools.inspect import Pair, read_pairs

@@ -13,17 +13,15 @@ from typing import Any
 from tqdm import tqdm
 
 from data_tools import captioning as captioners
-from data_tools.captioning.caption_results import (
+from data_tools.captioning.caption_results import Report, finish, outcome
+from data_tools.captioning.captioned_shards import publish_shard
+from data_tools.captioning.journals import (
     Folder,
     Journal,
-    Report,
     Rows,
     done_rows,
-    finish,
     is_scored,
     limits_of,
-    outcome,
-    publish_shard,
     read_journal,
     require_image_shards,
     rows_left,

@@ -10,7 +10,7 @@ from typing import Any
 
 from data_tools import captioning as captioners
 from data_tools.captioning import registers
-from data_tools.captioning.caption_results import sha256
+from data_tools.captioning.journals import sha256
 from data_tools.captioning.registers import Facts
 from data_tools.captioning.rows import Block, Row, Stage
 from data_tools.captioning.settings import Settings, Work

@@ -22,7 +22,7 @@ from data_tools.readers.books import read_gutenberg
 from data_tools.readers.coco import read_coco
 from data_tools.readers.files import MAX_TEXT_BYTES, PICTURE_SUFFIXES, find_files, read_file
 from data_tools.readers.folder import CLASS_STYLES, class_of, read_classes, read_folder
-from data_tools.readers.folder_scan import TARS
+from data_tools.readers.folder_scan import ARCHIVES, TAR_PACKED, TARS
 from data_tools.readers.huggingface import data_files, is_saved, read_huggingface, read_row
 from data_tools.readers.listing import CaptionError, Found, Listing, Options, Remote, Row, Span, Words, shown
 from data_tools.readers.remote import read_remote, read_remote_picture
@@ -121,6 +121,8 @@ def check_remote(source: str, name: str) -> str:
 
 def recognise_file(source: Path) -> str:
     suffix = source.suffix.lower()
+    if suffix in ARCHIVES or source.name.lower().endswith(TAR_PACKED):
+        raise FileNotFoundError(f"SOURCE {source} is compressed: unpack it, and give the folder or the .tar")
     if suffix not in FILE_READERS:
         raise FileNotFoundError(
             f"SOURCE {source} is a file: give a folder of pictures, or a table of pictures ({' '.join(sorted(FILE_READERS))})"

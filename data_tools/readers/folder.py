@@ -36,6 +36,7 @@ def read_folder(source: Path, options: Options) -> Listing:
     tars = Tars(options, pictures, words, there.unread)
     for path in there.tars:
         tars.read(source, path)
+    notes = (*notes, *tars.notes)
     if has_data_set(there, source):
         data = read_huggingface(source, options)
         for one in data.found:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import posixpath
+import re
 import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
@@ -23,6 +24,7 @@ TEXTS = (".txt", ".caption", ".text")  # suffixes of files with the caption of o
 SIDECARS = (*TEXTS, ".json")
 TABLE_STEMS = ("metadata", "captions")  # names of caption tables beside pictures, in reading order
 TABLE_KINDS = (".csv", ".jsonl", ".tsv", ".tab", ".ndjson", ".parquet", ".json")
+COCO_NAME = re.compile(r"captions|annotations|coco|instances", re.I)
 TAR_PACKED = (".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst")
 TARS = (".tar", *TAR_PACKED)
 PAGES = (".htm", ".html", ".html.utf8")
@@ -33,7 +35,18 @@ RECOGNISED = (
 )
 """The text of --help on caption files."""
 
+OTHER_PICTURES = (
+    ".ai", ".arw", ".cr2", ".cr3", ".dcm", ".dds", ".djvu", ".dng", ".eps", ".exr", ".hdr", ".ico", ".jxl", ".nef", ".orf", ".pcx", ".psb", ".psd",
+    ".raf", ".rw2", ".svg", ".svgz", ".tga", ".xcf",
+)  # fmt: skip
+ARCHIVES = (".7z", ".bz2", ".gz", ".rar", ".xz", ".zip", ".zst")
+LISTS = (".ods", ".txt", ".xls", ".xlsx", ".xml", ".yaml", ".yml")  # in which captions may be listed, but are not read
+
 NOTHING_KNOWN = "not read: neither a picture nor words for one"
+OTHER_FORMAT = "not read: a picture in a format that is not read; save it as PNG or JPEG"
+PACKED = "not read: compressed; unpack it"
+OTHER_LIST = "not read: captions in another form; see --help for the tables that are read"
+COCO_FILE = "not read: a COCO file; give it as SOURCE, or name it captions.json"
 LONE_TEXT = "not read: a text without a picture of its name"
 LONE_JSON = "not read: JSON without a picture of its name"
 SECOND_WORDS = "not read: its picture has another file of words, which is read"
@@ -94,6 +107,7 @@ def survey(source: Path, *, leave_out: Path | None = None) -> Survey:
 def sort_folder(result: Survey, within: str, folder: str, names: list[str], root: Path) -> None:
     """Sort the files of one folder by kind. `within` is its path within the source, with a trailing slash."""
     problems: dict[str, str] = {}  # of pictures
+    unsure: dict[str, str] = {}  # of those that only their first bytes show
     words: list[str] = []
     for name in names:
         kind = kind_of(name)
@@ -105,20 +119,54 @@ def sort_folder(result: Survey, within: str, folder: str, names: list[str], root
             if problem:
                 raise UserError(f"{folder}/{name} cannot be read for captions ({problem}): put a copy of the file there")
             result.tables.append(within + name)
-        elif kind == "picture" or (not kind and not problem and starts_like_a_picture(f"{folder}/{name}")):
+        elif kind == "picture":
             problems[name] = problem
+        elif not kind and not problem and starts_like_a_picture(f"{folder}/{name}"):
+            unsure[name] = problem
         elif kind in ("tar", "page", "parquet"):
             {"tar": result.tars, "page": result.pages, "parquet": result.parquet}[kind].append(within + name)
         else:
-            result.unread[within + name] = OTHER_TABLE if kind == "other table" else NOTHING_KNOWN
+            result.unread[within + name] = OTHER_TABLE if kind == "other table" else why_unknown(name)
     pairs, unread = pair_words(problems, words)
+    if unsure:  # a picture under another suffix, such as a camera's raw file beside its JPEG, has the words that no other picture has
+        shared = {name: reason for name, reason in unread.items() if reason in (SHARED_WORDS, SECOND_WORDS)}
+        more, unread = pair_words(unsure, [name for name in unread if name not in shared])
+        pairs, problems, unread = pairs | more, problems | unsure, unread | shared
     for name, problem in problems.items():
         result.pictures[within + name] = Found(within + name, problem, sidecars=pairs.get(name, ()))
     for name, reason in unread.items():
         if is_table(name) and reason == LONE_JSON:
             result.tables.append(within + name)
+        elif reason == LONE_JSON and is_coco(f"{folder}/{name}"):
+            result.unread[within + name] = COCO_FILE
         else:
-            result.unread[within + name] = reason
+            result.unread[within + name] = OTHER_LIST if reason == LONE_TEXT and is_list(name) else reason
+
+
+def why_unknown(name: str) -> str:
+    """Why a file of no known kind is not read."""
+    suffix = posixpath.splitext(name.lower())[1]
+    if is_list(name):
+        return OTHER_LIST
+    return OTHER_FORMAT if suffix in OTHER_PICTURES else PACKED if suffix in ARCHIVES else NOTHING_KNOWN
+
+
+def is_list(name: str) -> bool:
+    """Whether a file is named like a list of captions in a form that is not read."""
+    stem, suffix = posixpath.splitext(name.lower())
+    return suffix in (*LISTS, *ARCHIVES) and stem.partition(".")[0] in TABLE_STEMS
+
+
+def is_coco(path: str) -> bool:
+    """Whether a JSON file begins like one of COCO, by its name and its first bytes."""
+    if not COCO_NAME.search(posixpath.basename(path)):
+        return False
+    try:
+        with open(path, "rb") as file:
+            start = file.read(1 << 16)
+    except OSError:
+        return False
+    return b'"images"' in start or b'"annotations"' in start
 
 
 def kind_of(name: str) -> str:
@@ -233,6 +281,6 @@ def with_sidecars(folder: Path, found: Found) -> Found:
         names = os.listdir(folder / posixpath.dirname(found.path))
     except (OSError, ValueError):
         names = []
-    pictures = {posixpath.basename(found.path), *(name for name in names if kind_of(name) in ("picture", ""))}
+    pictures = {posixpath.basename(found.path), *(name for name in names if kind_of(name) == "picture")}
     pairs, _ = pair_words(pictures, [name for name in names if kind_of(name) == "words"])
     return replace(found, sidecars=pairs.get(posixpath.basename(found.path), ()))

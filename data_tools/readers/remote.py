@@ -12,7 +12,7 @@ from typing import Any
 from data_tools.images.image_ops import PictureError
 from data_tools.pipeline.disk import DiskDict, DiskList
 from data_tools.readers.files import MAX_BYTES, checked
-from data_tools.readers.folder_scan import LONE_JSON, NOTHING_KNOWN, OTHER_TABLE, is_table, kind_of, pair_words, table_rank
+from data_tools.readers.folder_scan import LONE_JSON, OTHER_TABLE, is_table, kind_of, pair_words, table_rank, why_unknown
 from data_tools.readers.listing import Found, Listing, Options, Remote
 from data_tools.readers.storage import cannot_be_opened, fetch, storage_errors
 from data_tools.readers.tables import Rows
@@ -54,14 +54,14 @@ def read_remote(source: Path | str, options: Options) -> Listing:
             problem = "file too large" if (place.size or 0) > MAX_BYTES else ""
             found.append(Found(path, problem, where=place, sidecars=pairs.get(path, ())))
         elif kind not in ("words", "table"):
-            unread[path] = REMOTE_REASONS.get(kind, NOTHING_KNOWN)
+            unread[path] = REMOTE_REASONS.get(kind) or why_unknown(posixpath.basename(path))
     tables = [path for path in within if is_table(path) and (kind_of(posixpath.basename(path)) == "table" or unread.get(path) == LONE_JSON)]
     for table in sorted(tables, key=table_rank):
         unread.pop(table, None)
         read_remote_table(within[table], fs, table, rows)
     said, missing, notes = rows.match(found)
     words.update(said)
-    return Listing(url, found, words, missing, unread, notes)
+    return Listing(url, found, words, missing, unread, (*notes, *tars.notes))
 
 
 def pair_all(paths: Iterable[str], unread: DiskDict) -> dict[str, tuple[str, ...]]:

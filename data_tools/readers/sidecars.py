@@ -16,7 +16,7 @@ from data_tools.readers.folder_scan import with_sidecars
 from data_tools.readers.listing import CaptionError, Found, Remote, Words
 from data_tools.readers.storage import fetch
 from data_tools.readers.words import json_object, normal, words_from
-from data_tools.tables import value_of
+from data_tools.tables import caption_of
 from data_tools.text.captions import plain_text, raw_of
 from data_tools.text.encoding import decode_text
 from tokun.utils.errors import BadSample
@@ -34,7 +34,7 @@ def find_words(source: Path, found: Found, row: Words, *, from_names: bool = Fal
     for name in with_sidecars(Path(source), found).sidecars or ():
         text, path = read_beside(source, found, name), posixpath.join(posixpath.dirname(found.path), name)
         if not name.lower().endswith(".json"):
-            words = Words(caption=plain_text(value_of(text) or ""), raw=raw_of(text))
+            words = Words(caption=plain_text(caption_of(text) or ""), raw=raw_of(text))
         elif text:
             try:
                 said = words_from(normal(json_object(text, where="caption file")), caption_column)

@@ -5,15 +5,16 @@ from __future__ import annotations
 import json
 import posixpath
 import unicodedata
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
+from types import NoneType
 from typing import Any, BinaryIO
 
 from data_tools.pipeline.disk import DiskDict, DiskList
 from data_tools.readers.coco import coco_records
 from data_tools.readers.files import MAX_PAGE_BYTES, as_path, listed
-from data_tools.readers.listing import NOTHING, Found, Listing, Options
+from data_tools.readers.listing import NOTHING, Found, Listing, Options, Words
 from data_tools.readers.words import group_of, join_words, normal, path_in, style_of, words_from
 from data_tools.tables import CAPTION_COLUMNS, PATH_COLUMNS, Table, TableError, caption_column, column_name, read_table
 from tokun.utils.errors import UserError
@@ -35,13 +36,22 @@ class Rows:
     def add(self, table: str, name: str, open_file: Opener | None = None) -> None:
         """Add the rows of a table. `table` is its path within the source, `name` its location. Raises UserError."""
         folder, own = posixpath.dirname(table), DiskDict()
+        checked = Checked(name, self.options)
         for record in self.records(name, open_file):
             if path := as_path(path_in(record)):
                 words = replace(words_from(record, self.options.caption_column), words_from=table)
+                checked.add(record, words)
                 key = composed(posixpath.normpath(posixpath.join(folder, path)))
                 own[key] = join_words(own.get(key), words)
+        self.notes.update(dict.fromkeys(checked.notes()))
+        others = 0
         for path, words in own.pairs():
-            self.words.setdefault(path, words)
+            there = self.words.get(path)
+            others += there is not None and bool(words.caption) and words.caption != there.caption
+            if there is None:
+                self.words[path] = words
+        if others:
+            self.notes[f"Captions of {table} that are not read, since an earlier table has others for their pictures: {others:,}."] = None
 
     def records(self, name: str, open_file: Opener | None) -> Iterator[dict[str, Any]]:
         if name.lower().endswith(".json"):
@@ -52,6 +62,12 @@ class Rows:
         if note := note_on(table, self.options):
             self.notes[note] = None
         yield from (row.values for row in table)
+
+    def elsewhere(self, path: str, found: DiskList) -> str:
+        """Where the picture of a row may lie, in words; "" if there is none of its name."""
+        name = posixpath.basename(path).casefold()
+        other = next((one.path for one in found if composed(posixpath.basename(one.path)).casefold() == name), "")
+        return f" Is that {other}? Paths are counted from the table's folder." if other else ""
 
     def match(self, found: DiskList) -> tuple[DiskDict, int, tuple[str, ...]]:
         """({path of a picture: its words}, number of rows without a picture, notes about them).
@@ -81,7 +97,9 @@ class Rows:
                 missing += [path] if len(missing) < 3 else []
         notes = list(self.notes)
         if missing:
-            notes.append(f"Caption rows without a picture: {count:,}, the first for {', '.join(missing)}.")
+            notes.append(
+                f"Caption rows without a picture: {count:,}, the first for {', '.join(missing)}.{self.elsewhere(missing[0], found)}"
+            )
         return words, count, tuple(notes)
 
 
@@ -109,12 +127,45 @@ def check_caption_column(table: Table, options: Options) -> None:
         raise TableError(f"{error}, or do without captions with --allow-missing-captions") from error
 
 
+class Checked:
+    """Counts the rows of one table whose caption is no text, and whether there are rows at all."""
+
+    def __init__(self, name: str, options: Options) -> None:
+        self.name, self.options = name, options
+        self.columns = [column_name(options.caption_column)] if options.caption_column else list(CAPTION_COLUMNS)
+        self.rows = self.said = self.odd = self.known = 0
+        self.first = ""
+
+    def add(self, record: Mapping[str, Any], words: Words) -> None:
+        self.rows += 1
+        self.said += bool(words.caption or words.captions)
+        self.known += any(name in record for name in self.columns)
+        if not words.caption and not words.captions:
+            odd = next((record[name] for name in self.columns if name in record and not isinstance(record[name], (str, NoneType))), None)
+            self.odd += odd is not None
+            self.first = self.first or ("" if odd is None else f"{odd!r:.60}")
+
+    def notes(self) -> list[str]:
+        """Sentences for the user. Raises TableError if captions are needed and every row holds something else than text."""
+        name = Path(self.name).name
+        if not self.rows:
+            return [f"{name} has no rows below its header."]
+        if self.odd == self.rows and self.options.captions_needed:
+            raise TableError(
+                f"{self.name}: the caption is no text in any of its {self.rows:,} rows, the first is {self.first}. "
+                "Name a column of text with --caption-column, write the texts into a column of their own, or add --allow-missing-captions"
+            )
+        if self.odd:
+            return [f"Rows of {name} whose caption is no text: {self.odd:,}, the first {self.first}."]
+        return [] if self.said or not self.known else [f"All {self.rows:,} captions in {name} are empty."]
+
+
 def note_on(table: Table, options: Options) -> str:
     """A note on the caption column if it is not named caption."""
     names = [column_name(options.caption_column)] if options.caption_column else [name for name in CAPTION_COLUMNS if name in table.columns]
-    if not names or names[0] == "caption":
+    if not names or names == ["caption"]:
         return ""
-    others = f" (also present: {', '.join(names[1:])}; choose with --caption-column)" if len(names) > 1 else ""
+    others = f" and, where that is empty, from {', '.join(names[1:])}; choose with --caption-column" if len(names) > 1 else ""
     return f"The captions of {Path(table.name).name} are read from its column {names[0]}{others}."
 
 
@@ -157,6 +208,7 @@ def read_manifest(source: Path, options: Options) -> Listing:
         raise TableError(no_path_column(str(source), need("pyarrow.parquet", extra="data").read_schema(source).names))
     check_columns(table, options)
     found, words = DiskDict(), DiskDict()
+    checked = Checked(str(source), options)
     without: list[int] = []
     for row in table:
         if not (name := path_in(row.values)):
@@ -165,10 +217,11 @@ def read_manifest(source: Path, options: Options) -> Listing:
         one = replace(listed(base, root, name), group=group_of(row.values), style=style_of(row.values))
         found.setdefault(one.path, one)
         said = replace(words_from(row.values, options.caption_column), words_from=source.name)
+        checked.add(row.values, said)
         words[one.path] = join_words(words.get(one.path), said)
     if without and not found:
         raise UserError(no_path_column(str(source), table.columns))
-    notes = [note for note in (note_on(table, options),) if note]
+    notes = [note for note in (note_on(table, options), *checked.notes()) if note]
     if without:
         notes.append(f"Rows of {source.name} that name no picture: {len(without):,}, the first in line {without[0]}.")
     return Listing(base, DiskList(found.ordered()), words, len(without), notes=tuple(notes))

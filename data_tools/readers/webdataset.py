@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import posixpath
 import tarfile
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -15,10 +16,10 @@ from typing import Any, BinaryIO
 
 from data_tools.pipeline.disk import DiskDict, DiskList
 from data_tools.readers.files import MAX_TEXT_BYTES, PICTURE_SUFFIXES, as_path, why_not_open
-from data_tools.readers.folder_scan import TAR_PACKED
+from data_tools.readers.folder_scan import NOTHING_KNOWN, SECOND_WORDS, TAR_PACKED, kind_of
 from data_tools.readers.listing import Found, Listing, Options, Remote, Span, Words
 from data_tools.readers.words import COLUMNS, group_of, json_object, normal, style_of, words_from
-from data_tools.tables import column_name, value_of
+from data_tools.tables import caption_of, column_name
 from data_tools.text.captions import plain_text, raw_of
 from data_tools.text.encoding import decode_text
 from tokun.data.shards import SEVERAL, TWICE, key_and_suffix
@@ -28,6 +29,7 @@ from tokun.utils.errors import BadSample
 Place = Callable[[int, int], Span | Remote]
 OF_ANOTHER = "not read: beside the picture of its sample (a mask, a depth map, a thumbnail)"
 NO_PICTURE = "not read: words without a picture of their key"
+TABLE_IN_TAR = "not read: a table in a tar: unpack the tar to use it"
 PICTURE_NAMES = frozenset(
     {"", "color", "colour", "full", "image", "img", "input", "main", "orig", "original", "photo", "pic", "picture", "rgb"}
 )
@@ -38,7 +40,7 @@ def read_webdataset(source: Path, options: Options) -> Listing:
     """One tar file."""
     tars = Tars(options)
     tars.read(source.parent, source.name)
-    return Listing(source.parent, tars.found, tars.words, unread=tars.unread)
+    return Listing(source.parent, tars.found, tars.words, unread=tars.unread, notes=tars.notes)
 
 
 @dataclass
@@ -59,6 +61,8 @@ class Sample:
     """(name, extension, picture)."""
     said: dict[str, MemberWords] = field(default_factory=dict)
     """Words by name."""
+    others: list[str] = field(default_factory=list)
+    """Paths of members that are neither."""
     extensions: dict[str, None] = field(default_factory=dict)
 
     def told(self) -> Iterator[tuple[Found, MemberWords | None, str]]:
@@ -88,6 +92,16 @@ class Tars:
         self.found = DiskList() if found is None else found
         self.words = DiskDict() if words is None else words
         self.unread = DiskDict() if unread is None else unread
+        self.beside: Counter[str] = Counter()  # members beside a picture that are not read, by extension
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """Sentences about the members that are not read."""
+        if not self.beside:
+            return ()
+        return (
+            f"Members of the tars beside pictures that are not read: {', '.join(f'{n:,} × .{name}' for name, n in self.beside.most_common(8))}.",
+        )
 
     def read(self, base: Path, path: str) -> None:
         """Add a tar file on disk."""
@@ -135,7 +149,9 @@ class Tars:
             said = sample.said.setdefault(name, MemberWords(as_path(member.name).removeprefix("./")))
             if kind != ".json":
                 if not said.caption:
-                    said.caption, said.raw = plain_text(value_of(text) or ""), raw_of(text)
+                    said.caption, said.raw = plain_text(caption_of(text) or ""), raw_of(text)
+                else:
+                    self.unread[path] = SECOND_WORDS
                 return
             try:
                 record = normal(json_object(text, where=member.name))
@@ -143,12 +159,16 @@ class Tars:
                 return
             wanted = {*COLUMNS, column_name(self.caption_column)}
             said.record = {name: value for name, value in record.items() if name in wanted}
+        elif not member.isdir():
+            sample.others.append(path)
 
     def add_samples(self, samples: list[Sample], tar_path: str) -> None:
         """Add the samples of one key. Samples with the same key are told apart if all are complete and have the same members."""
         twice = len(samples) > 1 and any(sample.extensions.keys() != samples[0].extensions.keys() for sample in samples)
         for sample in samples:
+            read: list[MemberWords] = []
             for one, said, why_not in sample.told():
+                read += [said] if said else []
                 words = Words(caption=said.caption, raw=said.raw).or_else(words_from(said.record, self.caption_column)) if said else Words()
                 words = replace(words, words_from=f"{tar_path}/{said.member}") if said and words.caption else words
                 problem = one.problem or (TWICE if twice else "") or why_not
@@ -156,9 +176,13 @@ class Tars:
                 self.words[path] = words if not problem else Words()
                 group, style = (group_of(said.record) or "", style_of(said.record)) if said else ("", "")
                 self.found.append(replace(one, path=path, problem=problem, group=group, style=style))
-            if not sample.pictures:
+            spare = f"not read: {TWICE}" if twice else SECOND_WORDS if sample.pictures else NO_PICTURE
+            self.unread.update({f"{tar_path}/{said.member}": spare for said in sample.said.values() if said not in read})
+            if sample.pictures:
+                self.beside.update(posixpath.basename(path).partition(".")[2] for path in sample.others)
+            else:
                 self.unread.update(
-                    {f"{tar_path}/{said.member}": f"not read: {TWICE}" if twice else NO_PICTURE for said in sample.said.values()}
+                    {path: TABLE_IN_TAR if "table" in kind_of(posixpath.basename(path)) else NOTHING_KNOWN for path in sample.others}
                 )
 
 

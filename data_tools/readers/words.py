@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import ast
 import json
+import posixpath
 import re
 from dataclasses import replace
 from typing import Any
 
-from data_tools.readers.files import utf8
+from data_tools.readers.files import PICTURE_SUFFIXES, utf8
 from data_tools.readers.listing import Words
-from data_tools.tables import CAPTION_COLUMNS, PATH_COLUMNS, column_name, value_of
+from data_tools.tables import CAPTION_COLUMNS, PATH_COLUMNS, caption_of, column_name
 from data_tools.text.captions import plain_text, raw_of
 from tokun.utils.errors import BadSample
 
@@ -32,6 +34,7 @@ def words_from(record: dict[str, Any], caption_column: str = "") -> Words:
 
     `caption_column` is the caption column; "": the first of CAPTION_COLUMNS that is not empty.
     """
+    record = without_file_name(record)
     names = (column_name(caption_column),) if caption_column else CAPTION_COLUMNS
     captions = {name: texts for name in names if (texts := texts_in(record.get(name)))}
     caption = next(iter(captions.values()), [""])[0]
@@ -67,9 +70,32 @@ def texts_in(value: Any) -> list[str]:
 
 
 def raw_texts_in(value: Any) -> list[str]:
-    """The texts in a text, a number or a list of texts, unchanged."""
+    """The texts in a text, a number or a list of texts, unchanged. A text may be such a list: "['A wolf.', 'A fox.']"."""
+    value = listed_in(value) if isinstance(value, str) else value
     values = [str(value)] if isinstance(value, (str, int)) else value if isinstance(value, (list, tuple)) else []
-    return [one for one in values if isinstance(one, str) and value_of(one)]
+    return [one for one in values if isinstance(one, str) and caption_of(one)]
+
+
+def listed_in(text: str) -> str | list[Any]:
+    """The texts of a list that was written into a cell, as pandas does; the text itself if it is no such list."""
+    if not re.fullmatch(r"""\s*\[\s*(['"]).*\1\s*\]\s*""", text, re.S):
+        return text
+    try:
+        value = ast.literal_eval(text.strip())
+    except (ValueError, SyntaxError, RecursionError, MemoryError):
+        return text
+    return value if isinstance(value, list) and value and all(isinstance(one, str) for one in value) else text
+
+
+FILE_NAME = re.compile(rf"[^\s/\\]+(?:{'|'.join(map(re.escape, sorted(PICTURE_SUFFIXES)))})", re.I)
+
+
+def without_file_name(record: dict[str, Any]) -> dict[str, Any]:
+    """A normalised record without the title that is only the picture's file name, as photo services write it: it is no caption."""
+    title = record.get("title")
+    if isinstance(title, str) and (FILE_NAME.fullmatch(title.strip()) or title.strip() == posixpath.basename(path_in(record) or "/")):
+        return {name: value for name, value in record.items() if name != "title"}
+    return record
 
 
 def path_in(record: dict[str, Any]) -> str:

@@ -112,6 +112,23 @@ EXPLANATIONS: dict[str, tuple[str, str]] = {
 NOT_READ = "Nothing to do, unless it holds pictures or captions: see tokun prepare --help for the files that are read and their names."
 EXPLANATIONS |= {
     "not read: neither a picture nor words for one": ("A file of another kind.", NOT_READ),
+    "not read: a picture in a format that is not read; save it as PNG or JPEG": (
+        "A drawing, a camera's raw file or another format that this tool cannot open.",
+        "Save it as PNG or JPEG, under the same name, and run again.",
+    ),
+    "not read: compressed; unpack it": ("An archive, which is not opened.", "Unpack it into the folder, and run again."),
+    "not read: captions in another form; see --help for the tables that are read": (
+        "It is named like a list of captions, but is no table with a header that can be read.",
+        "Save it as captions.csv, with the columns file_name and caption.",
+    ),
+    "not read: a COCO file; give it as SOURCE, or name it captions.json": (
+        "A list of pictures and captions in the form of COCO.",
+        "Give this file itself as SOURCE, or name it captions.json and put it beside its pictures.",
+    ),
+    "not read: a table in a tar: unpack the tar to use it": (
+        "A table among the members of a tar file; only KEY.txt and KEY.json are read there.",
+        "Unpack the tar, and give the folder as SOURCE.",
+    ),
     "not read: a text without a picture of its name": (
         "A text beside pictures that has the name of none of them.",
         "If it is a caption, give it the name of its picture (wolf.jpg, wolf.txt).",

@@ -5,26 +5,26 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import re
 from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from tqdm import tqdm
 
 import tokun
-from tokun.cli.sample_options import OPTIONS, parse, shards_wanted, vars_of
+from tokun.cli.sample_options import MANY, OPTIONS, mode_of, parse, shards_wanted, vars_of
 from tokun.data import image_files
-from tokun.inference import bulk, conditional_generation, preferences
+from tokun.inference import bulk, conditional_generation, picture_files, preferences
 from tokun.inference.clip import Clip
+from tokun.inference.picture_files import LISTED, remove_earlier
 from tokun.render import video
 from tokun.render.grids import captioned_grid, gif, strip
 from tokun.render.svg import to_svg
 from tokun.training import tracking
 from tokun.utils import checkpoint, console
 from tokun.utils.errors import UserError
+from tokun.utils.lock import alone_in
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -57,7 +57,11 @@ def main(argv: list[str] | None = None) -> None:
             rows, columns = grid
             known = ", ".join(f"{height}x{width}" for height, width in model.grids)
             print(f"--aspect {args.aspect}: grid {rows}x{columns} (rows x columns of codes), of {known}")
-        write_pairs(draw(model, args), args)
+        with alone_in(args.out, option="--out"):
+            if args.pairs or mode_of(args) not in ("plain", "best_of"):
+                write_pairs(draw(model, args), args)
+            else:
+                write_samples(model, args)
 
 
 def require_file(path: Path, option: str) -> None:
@@ -69,53 +73,73 @@ def require_file(path: Path, option: str) -> None:
 
 def write_shards(model: Tokun, args: argparse.Namespace, *, rank: int, world: int) -> None:
     """Draw this process's share of very many pairs, as shards."""
-    size = args.shard_size or 1000
-    if rank == 0 and args.shard_size is None:
-        print(
-            f"--n {args.n} is more than {bulk.FROM:,}: written as shards of {size:,} pairs, not as single PNGs. An interruption loses only the current batch"
-        )
-    bulk.generate(model, args.seed, args.n, args.out, options_of(args), shard_size=size, rank=rank, world=world)
+    bulk.generate(model, args.seed, args.n, args.out, options_of(args), shard_size=args.shard_size, rank=rank, world=world)
     if rank == 0:
         table = f", {bulk.TABLE}" if (args.out / bulk.TABLE).is_file() else "; the table follows when the other processes are done"
         print(f"{args.n} pairs in {args.out}: {bulk.RECORD}, shards{table}")
+
+
+def write_samples(model: Tokun, args: argparse.Namespace) -> None:
+    """Draw samples of the seed and write each batch as it comes."""
+    if args.n > MANY or int(os.environ.get("WORLD_SIZE", 1)) > 1:
+        print(
+            f"{args.n} single PNGs, by one process. --shard-size 1000 writes WebDataset shards and a table instead, by all processes of torchrun"
+        )
+    options, score = options_of(args), score_of(model, args) if args.best_of > 1 else None
+    chosen = {"best_of": args.best_of, "reward": args.reward, "clip": args.clip}
+    several = bulk.identity(model) if args.n > args.batch_size else {}  # one batch is never resumed
+
+    def draw_batch(indices: range) -> list[Pair]:
+        if args.best_of > 1:
+            return model.best_of(args.seed, len(indices), args.best_of, score=score, first=indices.start, **options)
+        return model.sample(args.seed, indices=indices, **options)
+
+    asked = {**options, **chosen, **several, "seed": args.seed}
+    picture_files.write(draw_batch, args.n, args.out, asked, batch_size=args.batch_size, svg_bytes=args.max_bytes if args.svg else 0)
+    tell_written(args, picture_files.first_of(args.out, MANY), args.n)
+
+
+def tell_written(args: argparse.Namespace, records: list[dict[str, Any]], n: int) -> None:
+    """Print what was written. `records`: of the first pairs."""
+    for one in records:
+        print(f"{one['seed']}-{one['index']:02d}  {one['caption']}")
+    if n > len(records):
+        print(f"… {n - len(records)} more in {args.out / LISTED}")
+    first = records[0]["file_name"]
+    written = ["grid.png", f"{first} …" if n > 1 else first, *(["an SVG of each"] if args.svg else []), LISTED]
+    written += ["strip.png", "interpolation.gif"] if args.interpolate else []
+    print(f"{n} pairs in {args.out}: {', '.join([*written, *(['interpolation.mp4'] if args.video else [])])}")
+    if args.wandb:
+        log_to_wandb(records, args)
 
 
 def write_pairs(pairs: list[Pair], args: argparse.Namespace) -> None:
     """Write pictures, samples.jsonl, the grid and anything else requested into --out."""
     remove_earlier(args.out)
     names = [name_of(pair, args) for pair in pairs]
-    images, captions = [pair.image for pair in pairs], [pair.caption for pair in pairs]
+    images = [pair.image for pair in pairs]
     for image, name in zip(images, names):
         image.save(args.out / f"{name}.png")
         if args.svg:
             checkpoint.write_text(args.out / f"{name}.svg", to_svg(image, args.max_bytes))
-    lines = [json.dumps({**pair.record(), "file_name": f"{name}.png"}, ensure_ascii=False) for pair, name in zip(pairs, names)]
-    checkpoint.write_text(args.out / LISTED, "\n".join(lines) + "\n")
-    grid = captioned_grid(images[:64], captions[:64])
-    grid.save(args.out / "grid.png")
+    records = [{**pair.record(), "file_name": f"{name}.png"} for pair, name in zip(pairs, names)]
+    checkpoint.write_text(args.out / LISTED, "".join(json.dumps(one, ensure_ascii=False) + "\n" for one in records))
+    picture_files.write_grid(args.out)
     if args.interpolate:
         save_interpolation(images, args.out)
     if args.video:
         video.write_mp4(images, args.out / "interpolation.mp4")
-    for pair in pairs:
-        print(f"{pair.seed}-{pair.index:02d}  {pair.caption}")
-    written = ["grid.png", f"{names[0]}.png …" if len(names) > 1 else f"{names[0]}.png", *(["an SVG of each"] if args.svg else []), LISTED]
-    written += ["strip.png", "interpolation.gif"] if args.interpolate else []
-    print(f"{len(pairs)} pairs in {args.out}: {', '.join([*written, *(['interpolation.mp4'] if args.video else [])])}")
-    if args.wandb:
-        log_to_wandb(pairs, grid, args)
+    tell_written(args, records, len(records))
 
 
-def log_to_wandb(pairs: list[Pair], grid: Image.Image, args: argparse.Namespace) -> None:
+def log_to_wandb(records: list[dict[str, Any]], args: argparse.Namespace) -> None:
+    first = records[: picture_files.ON_GRID]
+    images, captions = list(picture_files.images_of(args.out, first)), [one["caption"] for one in first]
     folder = args.out / "tracking" / f"seed-{args.seed}"
     tracker = tracking.make_tracker("wandb", project="tokun", name=f"sample-{args.seed}", directory=folder, config=vars_of(args))
-    tracker.log_grid("samples", grid, [pair.image for pair in pairs], [pair.caption for pair in pairs], step=0)
-    tracker.log({"samples/pmi": sum(pair.pmi for pair in pairs) / len(pairs)}, step=0)
+    tracker.log_grid("samples", captioned_grid(images, captions), images, captions, step=0)
+    tracker.log({"samples/pmi": sum(one["pmi"] for one in records) / len(records)}, step=0)
     tracker.finish()
-
-
-LISTED = "samples.jsonl"
-OURS = re.compile(r"(steps-\d+-|completed-|varied-)?\d{6,}-\d{2,}\.png")
 
 
 def name_of(pair: Pair, args: argparse.Namespace) -> str:
@@ -127,23 +151,8 @@ def name_of(pair: Pair, args: argparse.Namespace) -> str:
     return f"{what}{pair.seed:06d}-{pair.index:02d}"
 
 
-def remove_earlier(out: Path) -> None:
-    """Remove only the files listed in the previous run's samples.jsonl, which would otherwise be mistaken for the new run's."""
-    try:
-        records = [json.loads(line) for line in (out / LISTED).read_text(encoding="utf-8").splitlines() if line.strip()]
-        names = [str(one.get("file_name") or f"{one['seed']:06d}-{one['index']:02d}.png") for one in records]
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        return
-    for name in filter(OURS.fullmatch, names):
-        for path in (out / name, (out / name).with_suffix(".svg")):
-            path.unlink(missing_ok=True)
-    if any(name.startswith("steps-") for name in names):
-        for name in ("strip.png", "interpolation.gif", "interpolation.mp4"):
-            (out / name).unlink(missing_ok=True)
-
-
 def draw(model: Tokun, args: argparse.Namespace) -> list[Pair]:
-    """The requested pairs."""
+    """The requested pairs, of every direction but samples of a seed."""
     tags = {"style": args.style, "subject": args.subject, "thing": args.thing}
     if args.complete is not None:
         found = {"register": args.register, "temperature": args.temperature, "top_p": args.top_p, **tags}
@@ -161,23 +170,15 @@ def draw(model: Tokun, args: argparse.Namespace) -> list[Pair]:
     if args.interpolate:
         first, last = args.interpolate
         return model.interpolate(first, last, args.steps, **options)
-    if args.best_of > 1:
-        score = score_of(model, args)
-        if args.pairs:
-            found = model.best_and_worst(args.seed, args.n, args.best_of, score=score, **options)
-            if not found:
-                raise UserError(
-                    f"all candidates of each of the {args.n} samples score the same, so there are no preferences to write to {args.pairs}: "
-                    "ask for more with --best-of or --n, or use another --reward"
-                )
-            checkpoint.write_text(args.pairs, preferences.lines(found))
-            print(f"{len(found)} preferences in {args.pairs}")
-            return [best for best, _ in found]
-        return model.best_of(args.seed, args.n, args.best_of, score=score, **options)
-    pairs = []
-    for first in tqdm(range(0, args.n, args.batch_size), desc="sampling", unit="batch", disable=args.n <= args.batch_size):
-        pairs += model.sample(args.seed, indices=range(first, min(args.n, first + args.batch_size)), **options)
-    return pairs
+    found = model.best_and_worst(args.seed, args.n, args.best_of, score=score_of(model, args), **options)
+    if not found:
+        raise UserError(
+            f"all candidates of each of the {args.n} samples score the same, so there are no preferences to write to {args.pairs}: "
+            "ask for more with --best-of or --n, or use another --reward"
+        )
+    checkpoint.write_text(args.pairs, preferences.lines(found))
+    print(f"{len(found)} preferences in {args.pairs}")
+    return [best for best, _ in found]
 
 
 def score_of(model: Tokun, args: argparse.Namespace) -> Callable[[list[Pair]], list[float]] | None:

@@ -10,7 +10,7 @@
     tokun sample --complete torn.png --keep top --n 4                   complete a part of a picture
     tokun sample --interpolate 42 43 --steps 12 --video                 from one seed to another: a strip, a GIF and an MP4
     tokun sample --invert plate.png --caption "A ship." --vary 0.3      variations of a picture
-    tokun sample --seed 42 --n 100000 --out shards/                     WebDataset shards and a table; torchrun shares the work
+    tokun sample --seed 42 --n 100000 --shard-size 1000 --out shards/   WebDataset shards and a table; torchrun shares the work
     tokun sample --svg --max-bytes 10000                                vector drawings too
     tokun sample --best-of 8 --n 4                                      the best of eight candidates by PMI of picture and words
     tokun sample --best-of 8 --n 200 --pairs pairs.jsonl                best and worst of each eight, for training (configs/dpo.yaml)
@@ -18,7 +18,7 @@
     tokun sample --best-of 8 --clip ViT-B-32:laion2b_s34b_b79k          by CLIP score instead (any open_clip model, or a folder)
 
 Writes grid.png, one PNG per sample and samples.jsonl into --out (words.jsonl if only words are requested). Sample k of seed s is
-the same for every --n and --batch-size.
+the same for every --n and --batch-size. Stopped or killed, it loses one batch; the same command goes on and ends with the same files.
 """
 
 # the options of `tokun sample`, and which direction reads which; `--help` must be quick, so nothing here imports torch
@@ -31,7 +31,7 @@ from collections.abc import Sequence
 from dataclasses import fields
 from pathlib import Path
 
-from tokun.config import SHARDS_FROM, SamplingOptions
+from tokun.config import SamplingOptions
 from tokun.render.svg import LEAST_BYTES
 from tokun.utils import console
 from tokun.utils.console import home_path
@@ -60,9 +60,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     if args.n is None:
         args.n = 1 if args.image is not None or args.rewrite is not None else 16
     if shards_wanted(args) and (args.svg or args.wandb):
-        parser.error(
-            f"--{'svg' if args.svg else 'wandb'} has no effect on shards: leave it out, or ask for at most {SHARDS_FROM:,} samples without --shard-size"
-        )
+        parser.error(f"--{'svg' if args.svg else 'wandb'} has no effect on shards: leave it out, or leave out --shard-size")
     return args
 
 
@@ -101,7 +99,7 @@ def mistake_in(args: argparse.Namespace, given: list[str]) -> str:
         (args.svg and args.max_bytes < LEAST_BYTES, f"--max-bytes {args.max_bytes} is too small: a picture takes at least {LEAST_BYTES} bytes"),
         ("registers" in given and "register" in given, "--registers already names all registers: leave out --register"),
         (mode == "interpolate" and ("seed" in given or "n" in given), "--interpolate A B gives the seeds, --steps the number of pairs: leave out --seed and --n"),
-        (mode not in ("plain", "best_of") and (args.n or 0) > SHARDS_FROM, f"--n {args.n}: {where_of(mode)} the limit is {SHARDS_FROM:,} at a time"),
+        (mode not in ("plain", "best_of") and (args.n or 0) > MANY, f"--n {args.n}: {where_of(mode)} the limit is {MANY:,} at a time"),
     ]  # fmt: skip
     return next((told for wrong, told in mistakes if wrong), "")
 
@@ -160,7 +158,7 @@ def add_forms(parser: argparse.ArgumentParser) -> None:
         type=_positive,
         default=None,
         metavar="N",
-        help="write shards of N samples (default for more than 1000 samples: 1000)",
+        help="write WebDataset shards of N samples and a table instead of single pictures",
     )
     add("--best-of", type=_positive, default=1, metavar="K", help="for each sample, the best of K candidates by PMI")
     add(
@@ -214,6 +212,7 @@ def add_directions(parser: argparse.ArgumentParser) -> None:
     )
 
 
+MANY = 1000  # captions that are printed, and pairs that the other directions draw at a time
 OPTIONS = {option.name for option in fields(SamplingOptions)}  # of `Tokun.sample`
 EVERYWHERE = {"checkpoint", "adapter", "seed", "n", "out", "device", "dtype", "compile"}
 DRAWN = {"style", "subject", "thing", "register", "temperature", "svg", "max_bytes", "wandb"}
@@ -274,4 +273,4 @@ def _positive(text: str) -> int:
 
 
 def shards_wanted(args: argparse.Namespace) -> bool:
-    return mode_of(args) == "plain" and (args.n > SHARDS_FROM or args.shard_size is not None)
+    return mode_of(args) == "plain" and args.shard_size is not None

@@ -4,7 +4,7 @@
     tokun train --config engraving-cpu data.train='shards/train-*.tar' data.val='shards/val-*.tar' out=runs/mine
     deepspeed --module tokun.cli.train --config engraving                 every GPU of this machine; in a clone also: deepspeed train.py …
     deepspeed --num_gpus 2 train.py --config configs/tiny.yaml            two processes (gloo on a machine without GPUs)
-    torchrun --nproc_per_node 8 -m tokun.cli.train --config engraving     or srun; several machines: docs/clusters.md
+    torchrun --nproc_per_node 8 -m tokun.cli.train --config engraving     or srun; several machines: docs/tutorials/cluster.md
 
     tokun train --config grpo start=runs/mine out=runs/mine-grpo          train a checkpoint on rewards
 

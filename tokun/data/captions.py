@@ -70,7 +70,8 @@ class Seen:
         found = []
         if 2 * self.captioned < self.pictures:
             found.append(
-                f"Only {self.captioned:,} of {self.pictures:,} pictures{sample} have a caption; the others are skipped. Caption them: {CAPTION}."
+                f"Only {self.captioned:,} of {self.pictures:,} pictures{sample} have a caption. More than half have no caption and are skipped. "
+                f"Caption them: {CAPTION}."
             )
         if self.templates == self.captioned:
             found.append(only_templates(self.captioned, looked_at=sample))

@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tokun import data
-from tokun.config import SHARDS_FROM, SamplingOptions
+from tokun.config import SamplingOptions
 from tokun.inference import decoder, latents
 from tokun.utils import checkpoint
 from tokun.utils.errors import UserError
@@ -34,7 +34,6 @@ if TYPE_CHECKING:
     from tokun.inference.model import Pair, Tokun
 
 MOST = 1_000_000_000
-FROM = SHARDS_FROM
 RECORD, TABLE = "samples.json", "samples.parquet"
 TAGS = ("style", "subject", "thing", "register", "grid")
 COLUMNS = ("seed", "index", "caption", *TAGS, "image_nll", "caption_nll", "pmi", "shard")

@@ -1,4 +1,4 @@
-"""A checkpoint's folder: whether it is whole, and what its files say (where it is: folders.py). `model.load` makes a `Tokun` of it."""
+"""A checkpoint's folder: whether it is whole, and what its files say (where it is: folders.py). `load.load` makes a `Tokun` of it."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from tokun.config import SamplingConfig
-from tokun.data import framing
+from tokun.data import cropping
 from tokun.inference import sampling
 from tokun.inference.folders import BUNDLED, CARD, GENERATOR, IMAGE_TOKENIZER, TEXT_TOKENIZER, resolve
 from tokun.inference.tags import read_counts
@@ -69,8 +69,8 @@ def read_settings(path: Path) -> Settings:
             SamplingConfig(**tree["defaults"]), read_counts(tree["tag_counts"]), tuple(str(task) for task in tree.get("tasks", ())),
             tree.get("fit", ""), str(tree["image_tokenizer"]), None if worded_with is None else str(worded_with),
         )  # fmt: skip
-        if settings.fit not in ("", *framing.FITS):
-            raise UserError(f"fit is {settings.fit!r}, not one of {', '.join(framing.FITS)}")
+        if settings.fit not in ("", *cropping.FITS):
+            raise UserError(f"fit is {settings.fit!r}, not one of {', '.join(cropping.FITS)}")
         defaults = settings.defaults
         for temperature in (defaults.temperature, defaults.text_temperature):
             sampling.Choice(temperature, defaults.top_k, defaults.top_p)

@@ -8,10 +8,10 @@ pairs = model.sample(seed=42, n=16)       # sample k of seed s is the same pair 
 from __future__ import annotations
 
 import copy
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,7 +20,7 @@ from PIL import Image
 from torch import Tensor
 
 from tokun.config import SamplingConfig, SamplingOptions
-from tokun.data import framing
+from tokun.data import cropping
 from tokun.inference import (
     adapters,
     conditional_generation,
@@ -38,11 +38,7 @@ from tokun.inference.checkpoint_folder import (
     GENERATOR,
     IMAGE_TOKENIZER,
     TEXT_TOKENIZER,
-    load_generator,
     read_settings,
-    require_device,
-    require_same_ids,
-    require_whole,
     resolve,
     without_bars,
 )
@@ -54,7 +50,7 @@ from tokun.inference.token_choice import require_scale
 from tokun.render.grids import to_pil
 from tokun.tokenizers import sequences
 from tokun.tokenizers.image import ImageTokenizer
-from tokun.tokenizers.text import PretrainedTextTokenizer, TextTokenizer, normalize, text_tokenizer_at
+from tokun.tokenizers.text import PretrainedTextTokenizer, TextTokenizer, normalize
 from tokun.tokenizers.vocabulary import Tags, Vocabulary, tag_word
 from tokun.utils.errors import UserError
 
@@ -63,7 +59,7 @@ if TYPE_CHECKING:
 
     from tokun.inference.sampling_arguments import SamplingArguments
 
-__all__ = ["BUNDLED", "GENERATOR", "TEXT_TOKENIZER", "Pair", "Plan", "Tokun", "count_tags", "load", "read_settings", "resolve"]
+__all__ = ["BUNDLED", "GENERATOR", "TEXT_TOKENIZER", "Pair", "Plan", "Tokun", "count_tags", "read_settings", "resolve"]
 
 Watch = Callable[[list[int], list[int]], None]  # the codes 0..K-1 and the caption's ids that a sample has so far
 
@@ -123,10 +119,10 @@ class Tokun(Directions):
     card: str = ""
     """Its model card (README.md), in Markdown."""
     fit: str = ""
-    """How pictures were fitted to their grids in training (`framing.FITS`); left empty, `framing.usual_fit`."""
+    """How pictures were fitted to their grids in training (`cropping.FITS`); left empty, `cropping.usual_fit`."""
 
     def __post_init__(self) -> None:
-        self.fit = self.fit or framing.usual_fit(self.vocabulary.grids)
+        self.fit = self.fit or cropping.usual_fit(self.vocabulary.grids)
         v, rows = self.vocabulary, self.generator.get_input_embeddings().num_embeddings
         if self.image_tokenizer.codebook_size != v.codebook_size:
             raise UserError(
@@ -465,50 +461,11 @@ class Tokun(Directions):
         adapter: str | Path | Sequence[str | Path] | None = None,
     ) -> Tokun:  # fmt: skip
         """`load`, by the name that users of Hugging Face libraries expect."""
+        load = import_module("tokun.inference.load").load  # which imports this module
         return load(checkpoint, device=device, dtype=dtype, compile=compile, adapter=adapter)
 
 
-def load(
-    checkpoint: str | Path | None = None, *, device: str | None = None, dtype: torch.dtype = torch.float32, compile: bool | None = None,
-    adapter: str | Path | Sequence[str | Path] | None = None,
-) -> Tokun:  # fmt: skip
-    """A checkpoint folder, a Hugging Face Hub id ('name/model'), or None for the bundled engraving model. `compile`: see `Tokun.compile`; None: where it can be.
-    `adapter`: one that was trained on it, or several, of which the first is used (`Tokun.use_adapter`).
-
-    Raises FileNotFoundError or UserError naming the file that is missing or broken.
-    """
-    require_device(device)
-    folder = resolve(checkpoint)
-    require_whole(folder)
-    vocabulary = Vocabulary.load(folder / "vocabulary.json")
-    require_same_ids(folder / GENERATOR / "tokenizer.json", vocabulary)
-    text_path = folder / TEXT_TOKENIZER
-    text_tokenizer = text_tokenizer_at(text_path)
-    image_tokenizer = ImageTokenizer.load(folder / IMAGE_TOKENIZER)
-    settings = read_settings(folder / "sampling.json")
-    generator = load_generator(folder / GENERATOR, dtype)
-    for path, asked, found in (
-        (folder / IMAGE_TOKENIZER, settings.image_tokenizer, image_tokenizer.fingerprint()),
-        (text_path, settings.text_tokenizer, text_tokenizer.fingerprint()),
-    ):
-        if asked not in (None, found):
-            raise UserError(
-                f"{path} is not the tokenizer this generator was trained with: its fingerprint is "
-                f"{found[:16]}…, the generator asks for {asked[:16]}…. Copy the whole checkpoint again"
-            )
-    places = getattr(generator.config.get_text_config(), "max_position_embeddings", math.inf)
-    needed = sequences.least_positions(vocabulary)
-    if needed > places:
-        raise UserError(
-            f"{folder / 'vocabulary.json'} speaks of {needed} codes and pieces, the generator has {places} places. Copy the whole checkpoint again"
-        )
-    card = (folder / CARD).read_text(encoding="utf-8", errors="replace") if (folder / CARD).is_file() else ""
-    model = Tokun(
-        image_tokenizer, text_tokenizer, vocabulary, generator, settings.defaults, settings.tag_counts, settings.tasks, card, settings.fit
-    )
-    model.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    if compile is not None:
-        model.compile(compile)
-    named = [] if adapter is None else [adapter] if isinstance(adapter, (str, Path)) else list(adapter)
-    added = [model.add_adapter(one) for one in named]
-    return model.use_adapter(added[0]) if added else model
+def __getattr__(name: str) -> Any:
+    if name == "load":  # which stood here
+        return import_module("tokun.inference.load").load
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -59,10 +59,10 @@ class Directions:
 
     @with_sampling_options
     def best_of(
-        self: Any, seed: int, n: int, candidates: int, score: Scorer | None = None, **options: Unpack[SamplingArguments]
+        self: Any, seed: int, n: int, candidates: int, score: Scorer | None = None, *, first: int = 0, **options: Unpack[SamplingArguments]
     ) -> list[Pair]:
         """The best of several samples for each place, by PMI or a score of yours: see `conditional_generation.best_of`."""
-        return conditional_generation.best_of(self, seed, n, candidates, score, **options)
+        return conditional_generation.best_of(self, seed, n, candidates, score, first=first, **options)
 
     @with_sampling_options
     def best_and_worst(

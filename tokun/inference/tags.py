@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from tokun.data.framing import nearest_grid
+from tokun.data.cropping import nearest_grid
 from tokun.tokenizers.vocabulary import Tags, Vocabulary, parse_grid
 from tokun.utils.errors import UserError
 

@@ -7,5 +7,5 @@ grammar.py    the ids that may come next, and the one a seed picks. Plain torch,
 processor.py  the same behind vLLM's interface
 __main__.py   prompts in, pairs out
 
-docs/serving.md says what is tested and what is not.
+docs/guides/serving.md says what is tested and what is not.
 """

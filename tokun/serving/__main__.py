@@ -19,7 +19,8 @@ from typing import Any
 
 from tokun.inference import latents
 from tokun.inference.checkpoint_folder import GENERATOR, resolve
-from tokun.inference.model import Plan, Tokun, load
+from tokun.inference.load import load
+from tokun.inference.model import Plan, Tokun
 from tokun.tokenizers import sequences
 from tokun.tokenizers.vocabulary import Tags
 from tokun.utils import checkpoint, console

@@ -4,7 +4,7 @@
 
 A request with `tokun_seed` (and `tokun_index`) in its extra arguments gets exactly that sample; others are sampled by vLLM within
 the grammar, with the request's settings. Interface: vllm.v1.sample.logits_processor, documented in vLLM's "Custom Logits
-Processors". Not yet run with vLLM itself: see docs/serving.md.
+Processors". Not yet run with vLLM itself: see docs/guides/serving.md.
 """
 
 from __future__ import annotations

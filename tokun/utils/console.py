@@ -52,7 +52,7 @@ def make_parser(name: str, about: str | None, *, epilog: str | None = None) -> a
 
 def home_path(text: str) -> Path:
     """A path as typed, with a leading ~ expanded: the shell does not expand it after an =."""
-    return Path(text).expanduser()
+    return Path(os.path.expanduser(text))  # unlike Path.expanduser, leaves ~name of no user as it is
 
 
 def home_text(text: str) -> str:

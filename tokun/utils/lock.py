@@ -2,7 +2,8 @@
 
 The lock is `flock` on `FOLDER/.lock`, which the kernel releases when the process ends, however it ends. The file names the holder. The other
 processes of a job hold `FOLDER/.lock-RANK`, so that a job whose first process has ended is still seen. Jobs are told apart by their launcher's
-address. Where there is no flock (Windows, some network folders), the file itself is the lock; it is stale when its holder's pid is gone.
+address. Where there is no flock (Windows, some network folders), the file itself is the lock; it is stale when its holder is gone from this machine,
+even if another process has its pid.
 """
 
 from __future__ import annotations
@@ -90,7 +91,7 @@ def _refuse_other_jobs(own: Path, folder: Path, option: str) -> None:
     for path in sorted(path for path in own.parent.glob(f"{NAME}*") if LOCKS.fullmatch(path.name)):
         while path != own and (holder := _holder_of(path)) is not None and holder.get("job") != _job():
             if time.monotonic() > end:
-                raise InUse(_in_use(folder, holder, option))
+                raise InUse(in_use(folder, holder, option))
             time.sleep(0.02)
 
 
@@ -110,7 +111,7 @@ def _holder_of(path: Path) -> dict[str, Any] | None:
         return _read(descriptor)
     except OSError:  # no flock on this disk
         holder = _read(descriptor)
-        return holder if holder and not _is_gone(holder) else None
+        return holder if holder and not is_gone(holder) else None
     finally:
         os.close(descriptor)
     return None
@@ -133,7 +134,7 @@ def _write_holder(descriptor: int, folder: Path) -> None:
         )
     os.ftruncate(descriptor, 0)
     os.lseek(descriptor, 0, os.SEEK_SET)
-    os.write(descriptor, json.dumps(_this_process()).encode())
+    os.write(descriptor, json.dumps(this_process()).encode())
 
 
 def release(path: Path) -> None:
@@ -173,15 +174,15 @@ def _locked(path: Path, folder: Path, option: str) -> int:
             holder = _read(descriptor)
             os.close(descriptor)
             # unknown: another process of this job is checking the lock, or its holder is just signing
-            if (not holder or _is_gone(holder)) and time.monotonic() < end:
+            if (not holder or is_gone(holder)) and time.monotonic() < end:
                 time.sleep(0.02)
                 continue
-            raise InUse(_in_use(folder, holder, option)) from None
+            raise InUse(in_use(folder, holder, option)) from None
         except OSError:  # no flock on this disk
             holder = _read(descriptor)
-            if holder and not _is_gone(holder):
+            if holder and not is_gone(holder):
                 os.close(descriptor)
-                raise InUse(f"{_in_use(folder, holder, option)}. If that process no longer runs, delete {path}") from None
+                raise InUse(f"{in_use(folder, holder, option)}. If that process no longer runs, delete {path}") from None
             return descriptor
         with contextlib.suppress(OSError):
             if os.path.samestat(os.fstat(descriptor), os.stat(path)):
@@ -189,7 +190,7 @@ def _locked(path: Path, folder: Path, option: str) -> int:
         os.close(descriptor)  # its holder exited and removed it meanwhile
 
 
-def _in_use(folder: Path, holder: dict[str, Any], option: str) -> str:
+def in_use(folder: object, holder: dict[str, Any], option: str) -> str:
     who = (
         f"process {holder.get('pid')} on {holder.get('host')} since {holder.get('since')} ({holder.get('command')})"
         if holder
@@ -198,11 +199,15 @@ def _in_use(folder: Path, holder: dict[str, Any], option: str) -> str:
     return f"{folder} is in use by {who}: wait until it ends, stop it, or choose another folder with {option}"
 
 
-def _is_gone(holder: dict[str, Any]) -> bool:
-    """Whether the holder was a process of this machine that no longer runs."""
+def is_gone(holder: dict[str, Any]) -> bool:
+    """Whether the holder was a process of this machine that no longer runs: its pid is free, or was given to another process since."""
     if holder.get("host") != socket.gethostname() or not isinstance(holder.get("pid"), int):
         return False
-    if holder["pid"] == os.getpid():
+    if (
+        holder.get("machine", _machine()) != _machine()
+    ):  # another container or machine of the same name, or this one before it was restarted
+        return False
+    if holder["pid"] == os.getpid() or holder.get("started", _started(holder["pid"])) != _started(holder["pid"]):
         return True
     try:
         os.kill(holder["pid"], 0)
@@ -213,11 +218,28 @@ def _is_gone(holder: dict[str, Any]) -> bool:
     return False
 
 
-def _this_process() -> dict[str, Any]:
+def this_process() -> dict[str, Any]:
     command = shlex.join([os.path.basename(sys.executable or "python"), *sys.argv])
     return {
-        "pid": os.getpid(), "host": socket.gethostname(), "job": _job(), "command": command[:300], "since": time.strftime("%Y-%m-%d %H:%M:%S"),
+        "pid": os.getpid(), "started": _started(os.getpid()), "host": socket.gethostname(), "machine": _machine(), "job": _job(), "command": command[:300], "since": time.strftime("%Y-%m-%d %H:%M:%S"),
     }  # fmt: skip
+
+
+def _machine() -> str:
+    """The running system and the set of process ids that this process sees, on Linux; "" elsewhere. A pid means something only within it."""
+    try:
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        return f"{boot} {os.readlink('/proc/self/ns/pid')}"
+    except OSError:
+        return ""
+
+
+def _started(pid: int) -> str:
+    """When a process was started, in ticks since the system's start, on Linux; "" elsewhere and for no such process."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text(errors="replace").rpartition(")")[2].split()[19]
+    except (OSError, IndexError):
+        return ""
 
 
 def _read(descriptor: int) -> dict[str, Any]:

@@ -1,0 +1,231 @@
+"""Rows that people wrote: the table of `data_tools.caption --from`, the row of each picture, and what a row makes of its picture's record."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from data_tools.captioning import registers
+from data_tools.captioning.captioned_shards import new_record, read_record
+from data_tools.inspect import IMAGE_EXTENSIONS, Pair
+from data_tools.pipeline.disk import DiskDict
+from data_tools.tables import CAPTION_COLUMNS, PATH_COLUMNS, Table, TableError, caption_column, read_table
+from data_tools.text.main_noun import Lexicon
+from tokun.utils.errors import UserError
+
+KEY_COLUMNS = ("key", "__key__")
+KINDS = ("kind", "subject")
+NO = frozenset({"0", "0.0", "false", "no"})
+PATHS_IN_RECORD = ("path", "source_file", "file_name")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """The settings that decide the output, beside the table and the shards."""
+
+    caption_column: str = ""
+    """The column of the plain caption; "": the first known column."""
+    encoding: str = "utf-8"
+    quoting: str = "auto"
+    seed: int = 0
+    """Seed of the order in which several folders are mixed."""
+    shard_size: int = 1000
+    """Pictures per shard when several folders are mixed."""
+    min_things: int = 20
+    """Fewest pictures for a thing to be kept."""
+    keep_undescribed: bool = False
+    """Keep pictures without a row, unchanged."""
+
+    def __post_init__(self) -> None:
+        for name in ("shard_size", "min_things"):
+            if getattr(self, name) < 1:
+                raise UserError(f"--{name.replace('_', '-')} {getattr(self, name)} must be 1 or more")
+
+
+@dataclass(frozen=True)
+class Columns:
+    """The role of each column."""
+
+    texts: dict[str, str]
+    """register -> its column"""
+    keys: str
+    """The column with the picture's key; "" if paths name the pictures."""
+    paths: str
+    folder: str
+    kind: str
+    thing: str
+    unused: tuple[str, ...]
+
+    @classmethod
+    def of(cls, table: Table, wanted: str) -> Columns:
+        """Raises TableError if no column names pictures, or none holds captions."""
+
+        def first(names: Iterable[str]) -> str:
+            return next((name for name in names if name in table.columns), "")
+
+        texts = {name: name for name in registers.REGISTERS if name in table.columns}
+        if wanted or not texts or ("plain" not in texts and first(CAPTION_COLUMNS)):
+            texts["plain"] = caption_column(table, wanted)
+        keys, paths = first(KEY_COLUMNS), first(PATH_COLUMNS)
+        if not keys and not paths:
+            raise TableError(
+                f"{table.name} names no pictures: its columns are {', '.join(table.columns)}. Add a column key (the member's key in the shard), "
+                f"or a column of paths ({', '.join(PATH_COLUMNS[:4])} …)"
+            )
+        known = {*texts.values(), keys or paths, "use", first(["folder"]), first(KINDS), first(["thing"])}
+        order = ("plain", *registers.REGISTERS)
+        return cls(
+            {name: texts[name] for name in dict.fromkeys(order) if name in texts}, keys, "" if keys else paths, first(["folder"]) if keys else "",
+            first(KINDS), first(["thing"]), tuple(name for name in table.columns if name not in known),
+        )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Described:
+    """What one row says about its picture."""
+
+    line: int
+    use: bool
+    texts: dict[str, str]
+    kind: str
+    thing: str
+    where: str
+    """Folder and key, or path, as in the row."""
+
+
+@dataclass
+class Rows:
+    """A table's rows by the picture they name, and the lexicon learnt from all of them."""
+
+    table: Table
+    columns: Columns
+    fingerprint: str
+    """SHA-256 of the file, in hexadecimal."""
+    by_id: DiskDict = field(default_factory=DiskDict)  # key, folder/key or path -> Described
+    by_name: DiskDict = field(default_factory=DiskDict)  # last part of a path -> [paths]
+    lexicon: Lexicon = field(default_factory=lambda: Lexicon(Counter(), Counter(), Counter()))
+    things: frozenset[str] = frozenset()
+
+    @classmethod
+    def read(cls, path: Path, options: Options) -> Rows:
+        """Raises TableError if the table cannot be read, or two rows name the same picture."""
+        table = read_table(path, encoding=options.encoding, quoting=options.quoting)
+        columns = Columns.of(table, options.caption_column)
+        rows = cls(table, columns, hashlib.sha256(path.read_bytes()).hexdigest())
+        for row in table:
+            rows.add(row.line, row.values)
+        rows.lexicon = Lexicon.learn(plain for one in rows.by_id.values() if (plain := one.texts.get("plain")))
+        found = Counter(rows.thing_of(one) for one in rows.by_id.values() if one.use)
+        rows.things = frozenset(thing for thing, count in found.items() if thing and (columns.thing or count >= options.min_things))
+        return rows
+
+    def add(self, line: int, values: dict[str, Any]) -> None:
+        c = self.columns
+        name = values[c.keys or c.paths]
+        if name is None:
+            raise TableError(
+                f"{self.table.name}, line {line}: {c.keys or c.paths} is empty, so the picture is unknown. Fill it in, or remove the row"
+            )
+        name = str(name) if c.keys else clean_path(str(name))
+        where = f"{values[c.folder]}/{name}" if c.folder and values[c.folder] is not None else name
+        if before := self.by_id.get(where):
+            raise TableError(
+                f"{self.table.name}, lines {before.line} and {line} are both about {where}: keep one row per picture, with a column for each register"
+            )
+        texts = {register: " ".join(str(values[column]).split()) for register, column in c.texts.items() if values[column] is not None}
+        use = str(values.get("use", 1)).strip().lower() not in NO
+        kind, thing = (str(values[column]).strip() if column and values[column] is not None else "" for column in (c.kind, c.thing))
+        self.by_id[where] = Described(line, use, texts, kind, thing, where)
+        if c.paths:
+            last = where.rpartition("/")[2]
+            self.by_name[last] = [*self.by_name.get(last, []), where]
+
+    def thing_of(self, row: Described) -> str:
+        return row.thing or (self.lexicon.thing(row.texts["plain"]) if "plain" in row.texts else "")
+
+    def find(self, folder: str, pair: Pair) -> Described | None:
+        """The row of a picture. Raises TableError if two rows may apply."""
+        if self.columns.keys:
+            return self.by_id.get(f"{folder}/{pair.key}" if self.columns.folder else pair.key) or (
+                self.by_id.get(pair.key) if self.columns.folder else None
+            )
+        record = read_record(pair) or {}
+        own = [clean_path(record[name]) for name in PATHS_IN_RECORD if isinstance(record.get(name), str)]
+        own += [f"{pair.key}.{name}" for name in IMAGE_EXTENSIONS if name in pair.members]
+        for path in own:
+            if row := self.by_id.get(path):
+                return row
+        close = sorted({row for path in own for row in self.by_name.get(path.rpartition("/")[2], []) if same_ending(row, path)})
+        if len(close) > 1:
+            raise TableError(
+                f"{self.table.name}: rows {' and '.join(close[:2])} may both be about {own[0]}. Give paths as in the shards' JSON"
+            )
+        return self.by_id[close[0]] if close else None
+
+
+def clean_path(path: str) -> str:
+    return re.sub(r"^(?:\./)+", "", re.sub(r"/+", "/", path.strip().replace("\\", "/")))
+
+
+def same_ending(one: str, other: str) -> bool:
+    return f"/{one}".endswith(f"/{other}") or f"/{other}".endswith(f"/{one}")
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# the new records
+
+
+@dataclass(frozen=True)
+class Counted:
+    """The facts about one new record that the report counts."""
+
+    registers: tuple[str, ...] = ()
+    subject: str = ""
+    thing: str = ""
+    plain: int = 0
+    """A hash of the plain caption, within this process."""
+
+
+def described_record(record: dict[str, Any], row: Described, rows: Rows) -> dict[str, Any]:
+    """A pair's record with its row's values and what the rules derive from them.
+
+    `caption` becomes the row's plain caption, if any. The earlier caption becomes register `era` or, if the row has an `era`, moves to
+    `earlier_captions`. `caption_sources` states the origin of each: table, printed or rule.
+    """
+    table = {"source": "table", "model": "", "table": Path(rows.table.name).name, "sha256": rows.fingerprint[:16]}
+    captions = {name: {"text": text, **table, "column": rows.columns.texts[name]} for name, text in row.texts.items()}
+    printed = record["caption"].strip() if isinstance(record.get("caption"), str) else ""
+    there = found if isinstance(found := record.get("captions"), dict) else {}
+    plain = row.texts.get("plain", "")
+    if plain and printed and printed != plain and "era" not in captions and not there.get("era") and printed != there.get("plain"):
+        captions["era"] = {"text": printed, "source": "printed", "model": ""}
+    technique = registers.facts_of(record).technique
+    if plain and "alt" not in captions:
+        captions["alt"] = {"text": alt_text(technique, plain, rows.lexicon), "source": "rule", "model": ""}
+    tree = new_record(record, {"captions": captions, "failures": {}}, captions, {})
+    if plain:
+        if printed and printed != plain and printed not in tree["captions"].values():
+            tree["earlier_captions"] = [*tree.get("earlier_captions", []), {"register": "caption", "text": printed, "source": None}]
+        tree["caption"] = plain
+        tree.pop("caption_source", None)
+    if row.kind:
+        tree["subject"] = row.kind
+    if (thing := rows.thing_of(row)) in rows.things:
+        tree["thing"] = thing
+    return tree
+
+
+def count_facts(record: dict[str, Any]) -> Counted:
+    return Counted(tuple(record["captions"]), str(record.get("subject", "")), str(record.get("thing", "")), hash(record.get("caption", "")))
+
+
+def alt_text(technique: str, description: str, lexicon: Lexicon) -> str:
+    """ "wood engraving", "A moth." -> "Wood engraving: a moth." """
+    if not technique:
+        return description
+    return f"{technique[0].upper()}{technique[1:]}: {lexicon.lowercase_start(description)}"

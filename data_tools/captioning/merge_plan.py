@@ -1,0 +1,174 @@
+"""The plan of a merge: every pair of the source shards, the row about it, and the new shard that it goes into."""
+
+from __future__ import annotations
+
+import io
+import re
+import tarfile
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from glob import glob
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tqdm import tqdm
+
+from data_tools.captioning.captioned_shards import read_record
+from data_tools.captioning.described_rows import Counted, Options, Rows, count_facts, described_record
+from data_tools.captioning.journals import require_image_shards, sha256
+from data_tools.inspect import Pair, find_shards, read_pairs
+from data_tools.tables import TableError
+from tokun.data.shards import key_and_suffix
+from tokun.utils.errors import UserError
+
+
+@dataclass
+class Plan:
+    """Every source pair, in a few arrays, and where it goes."""
+
+    shards: list[Path]
+    shard: list[int] = field(default_factory=list)
+    start: list[int] = field(default_factory=list)
+    end: list[int] = field(default_factory=list)
+    key: list[str] = field(default_factory=list)
+    row: list[str] = field(default_factory=list)  # the row's name for the picture, "" without a row
+    told: list[Counted] = field(default_factory=list)
+    left_out: list[dict[str, Any]] = field(default_factory=list)
+    damaged: list[str] = field(default_factory=list)
+    folders: list[str] = field(default_factory=list)  # name of each shard's folder
+    named: dict[str, int] = field(default_factory=dict)  # rows with a picture -> the shard of the first
+    pictures: int = 0
+
+    @property
+    def several(self) -> bool:
+        return len({shard.parent for shard in self.shards}) > 1
+
+    def outputs(self, options: Options) -> Iterator[tuple[str, list[int]]]:
+        """(name of a new shard, numbers of its pairs in order) of each shard."""
+        of_shard: dict[int, list[int]] = {}
+        for number, shard in enumerate(self.shard):
+            of_shard.setdefault(shard, []).append(number)
+        if not self.several:
+            yield from ((self.shards[shard].name, numbers) for shard, numbers in of_shard.items())
+            return
+        splits: dict[str, list[int]] = {}
+        for shard, numbers in of_shard.items():
+            splits.setdefault(split_of(self.shards[shard]), []).extend(numbers)
+        for split, numbers in splits.items():
+            seed = [options.seed, int(sha256(split)[:8], 16)]
+            mixed = [numbers[i] for i in np.random.Generator(np.random.Philox(np.random.SeedSequence(seed))).permutation(len(numbers))]
+            for part, start in enumerate(range(0, len(mixed), options.shard_size)):
+                yield f"{split}-{part:05d}.tar", mixed[start : start + options.shard_size]
+
+    def pair(self, number: int) -> Pair:
+        """A pair, read from its source shard."""
+        shard = self.shards[self.shard[number]]
+        with open(shard, "rb") as file:
+            file.seek(self.start[number])
+            data = file.read(self.end[number] - self.start[number])
+        found = list(read_pairs_in(shard, data))
+        if len(found) != 1 or found[0].key != self.key[number]:
+            raise UserError(f"{shard} changed while it was being read: run again")
+        return found[0]
+
+
+def read_pairs_in(shard: Path, data: bytes) -> Iterator[Pair]:
+    """The pairs in a part of a tar file."""
+    with tarfile.open(fileobj=io.BytesIO(data), mode="r:") as tar:
+        pair: Pair | None = None
+        for info in tar:
+            if info.isfile():
+                key, extension = key_and_suffix(info.name)
+                pair = pair or Pair(shard, key)
+                pair.members[extension] = tar.extractfile(info).read()  # type: ignore[union-attr]
+        if pair is not None:
+            yield pair
+
+
+def split_of(shard: Path) -> str:
+    """train-00003.tar -> train"""
+    return re.sub(r"[-_.]?\d+$", "", shard.stem) or "shard"
+
+
+def sources(paths: Iterable[str | Path], out: Path) -> list[Path]:
+    """The shards given by path, folder or pattern. Raises UserError or FileNotFoundError, with the way out."""
+    found: list[Path] = []
+    for path in map(Path, paths):
+        path = path.expanduser()
+        typed = sorted(map(Path, glob(str(path)))) if not path.exists() else []
+        found += find_shards(typed or [path])
+    require_image_shards(found, out)
+    return list(dict.fromkeys(found))
+
+
+def make_plan(shards: list[Path], rows: Rows, options: Options, *, progress: bool) -> Plan:
+    """Find each pair's row. Raises TableError if a row is ambiguous."""
+    plan = Plan(shards, folders=[shard.resolve().parent.name for shard in shards])
+    parents = {shard.resolve().parent for shard in shards}
+    if rows.columns.folder and len({parent.name for parent in parents}) < len(parents):
+        raise UserError(
+            f"two shard folders have the same name ({', '.join(sorted(plan.folders))}), so {rows.table.name} cannot tell them apart: rename one"
+        )
+    twice = Counter[tuple[str, str]]()
+    for number, shard in enumerate(tqdm(shards, desc="matching", unit="shard", disable=not progress)):
+        damaged: list[Any] = []
+        for pair in read_pairs(shard, damaged):
+            plan.pictures += 1
+            _match(plan, number, pair, rows, options)
+            twice[str(shard.parent), pair.key] += 1
+        plan.damaged += map(str, damaged)
+    _refuse_twice(plan, {place for place, count in twice.items() if count > 1})
+    unmatched = [one for one in rows.by_id.values() if one.where not in plan.named]
+    plan.left_out += [
+        {"line": one.line, "row": one.where, "reason": "row without a picture"} for one in sorted(unmatched, key=lambda one: one.line)
+    ]
+    return plan
+
+
+def _match(plan: Plan, number: int, pair: Pair, rows: Rows, options: Options) -> None:
+    """Add one pair to the plan, or to what is left out, with the reason."""
+    folder = plan.folders[number]
+    found = rows.find(folder, pair)
+    record = read_record(pair)
+    if found is not None:
+        first = plan.named.setdefault(found.where, number)
+        if plan.shards[first].parent != plan.shards[number].parent:
+            raise TableError(
+                f"{rows.table.name}, line {found.line}: {found.where} is in {plan.folders[first]} and in {plan.folders[number]}. "
+                "Add a column folder to the table, with the name of the shards' folder"
+            )
+    reason = ""
+    if pair.image is None:
+        reason = "no picture in the shard"
+    elif record is None:
+        reason = "damaged record"
+    elif found is None:
+        reason = "" if options.keep_undescribed else "picture without a row"
+    elif not found.use:
+        reason = "use 0"
+    elif not found.texts:
+        reason = "row without a caption"
+    if reason:
+        plan.left_out.append({"shard": f"{folder}/{plan.shards[number].name}", "key": pair.key, "reason": reason})
+    else:
+        plan.shard.append(number)
+        plan.start.append(pair.start)
+        plan.end.append(pair.end)
+        plan.key.append(pair.key)
+        plan.row.append(found.where if found else "")
+        plan.told.append(count_facts(described_record(record or {}, found, rows)) if found else Counted())
+
+
+def _refuse_twice(plan: Plan, twice: set[tuple[str, str]]) -> None:
+    """Remove all pairs whose key occurs several times in one folder: it is unknown which of them a row is about."""
+    keep = [n for n in range(len(plan.key)) if (str(plan.shards[plan.shard[n]].parent), plan.key[n]) not in twice]
+    for n in sorted(set(range(len(plan.key))) - set(keep)):
+        shard = plan.shard[n]
+        plan.left_out.append(
+            {"shard": f"{plan.folders[shard]}/{plan.shards[shard].name}", "key": plan.key[n], "reason": "key twice in one folder"}
+        )
+    for name in ("shard", "start", "end", "key", "row", "told"):
+        values = getattr(plan, name)
+        setattr(plan, name, [values[n] for n in keep])
