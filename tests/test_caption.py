@@ -532,7 +532,9 @@ def test_the_preview_is_a_sheet_and_nothing_else(toy_shards, tmp_path):
     assert counts == {"captioned": 5} and [file.name for file in (tmp_path / "out").iterdir()] == ["preview.png"]
     with Image.open(path) as sheet:
         assert sheet.height > sheet.width  # five rows of two
-    row = rows.Row("s", 0, "k", ("plain", "alt"), captions={"plain": {"text": "A ship.", "source": "template"}}, failures={"alt": "loop"})
+    row = rows.CaptionRow(
+        "s", 0, "k", ("plain", "alt"), captions={"plain": {"text": "A ship.", "source": "template"}}, failures={"alt": "loop"}
+    )
     assert [run.text_on_sheet(row, name) for name in row.wanted] == ["plain (template): A ship.", "alt: FAILED, loop"]
 
 

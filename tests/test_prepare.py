@@ -24,7 +24,7 @@ from data_tools.pipeline import manifest as rows_of_all
 from data_tools.pipeline import selection
 from data_tools.pipeline.chunks import Settings, cleaned
 from data_tools.pipeline.next_steps import steps
-from data_tools.pipeline.shard_writer import Piece, Shard, write_shard
+from data_tools.pipeline.shard_writer import Piece, Shard, write_pieces
 from data_tools.pipeline.storage_backends import Store
 from data_tools.prepare import main, prepare
 from data_tools.readers import Found, Words
@@ -416,10 +416,10 @@ def test_a_chunk_that_is_cut_off_makes_no_shard(tmp_path):
     store = Store(str(tmp_path))
     store.write("chunk.data", b"picture{}")
     piece = Piece("000000001", "chunk.data", 0, 7, 2)
-    assert write_shard(Shard("a.tar", "jpg", [piece], store)) == 1
+    assert write_pieces(Shard("a.tar", "jpg", [piece], store)) == 1
     store.write("chunk.data", b"picture{")
     with pytest.raises(OSError, match=r"chunk.data in .* is truncated.*remove"):
-        write_shard(Shard("b.tar", "jpg", [piece], store))
+        write_pieces(Shard("b.tar", "jpg", [piece], store))
     assert not store.exists("b.tar")
 
 
