@@ -13,8 +13,8 @@ from PIL import Image, ImageFilter
 
 import tokun
 from tests.small_runs import needs
-from tests.test_framing import SIZES
-from tests.test_framing import write as write_shapes
+from tests.test_cropping import SIZES
+from tests.test_cropping import write as write_shapes
 from tests.test_losses import WEIGHTS, random_squeezenet
 from tokun import data
 from tokun.config import ImageTokenizerTrainConfig
