@@ -398,6 +398,7 @@ def test_codes_of_other_grids_have_none_in_common():
     assert memorisation.codes_apart([one, other], [same, other]).tolist() == [[0.25, 1], [1, 0]]
 
 
+@pytest.mark.slow
 def test_every_room_measures_a_model_of_several_shapes(shaped_folder, shaped_shards, network, tmp_path):
     (tmp_path / "others").mkdir()
     for name, size in (("a", (90, 40)), ("b", (40, 90))):

@@ -473,6 +473,7 @@ def test_pictures_are_judged_in_groups_as_one_by_one(tmp_path, monkeypatch):
 # ---- the output folder ----------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(os.name == "nt", reason="kills by signal")
 def test_killed_at_random_moments_the_result_is_that_of_a_run_that_was_not(tmp_path):
     source, out, whole = many(tmp_path / "in", 4, 40), tmp_path / "out", tmp_path / "whole"
@@ -495,7 +496,7 @@ def test_killed_at_random_moments_the_result_is_that_of_a_run_that_was_not(tmp_p
     assert files(out) == files(whole)
 
 
-@pytest.mark.parametrize("there", ["nothing", "the same", "others"])
+@pytest.mark.parametrize("there", ["nothing", *(pytest.param(there, marks=pytest.mark.slow) for there in ("the same", "others"))])
 def test_killed_before_any_change_of_the_disk_it_goes_on(tmp_path, there):
     source, before = many(tmp_path / "in", 1, 5), tmp_path / "before"
     assert run(source, tmp_path / "fresh", "--shard-size", "2") == 0
