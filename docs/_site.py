@@ -37,7 +37,7 @@ COMMANDS = (  # as they are typed, in the order of the page
     "python -m tokun.adapters",
     "python -m tokun.sharpen",
     "python -m tokun.evaluate",
-    "python -m tokun.evaluate.viewer score",
+    "python -m tokun.evaluate.viewer",
     "python -m tokun.align.drawings",
     "python -m tokun.planner",
     "python -m tokun.serving",
