@@ -61,7 +61,7 @@ class Report:
     notes: tuple[str, ...] = ()
     """The reader's notes."""
     captions: Mapping[str, int] = field(default_factory=dict)
-    """Counts of pictures: without a caption (missing), kept, kept without a caption (empty); and of distinct captions (distinct)."""
+    """Counts of pictures: without a caption (missing), kept, kept without a caption (empty); and of distinct captions (distinct), and of the most frequent one (most)."""
 
     @property
     def kept(self) -> int:

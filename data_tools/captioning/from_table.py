@@ -121,7 +121,8 @@ def report_of(plan: Plan, rows: Rows) -> Report:
         if len(names) < NAMED:
             names.append(f"line {one['line']} ({one['row']})" if "line" in one else one["key"])
     described = [one.plain for one in plan.told if "plain" in one.registers]
-    report.alike = alike({"kept": len(described), "distinct": len(set(described))})
+    times = Counter(described)
+    report.alike = alike({"kept": len(described), "distinct": len(times), "most": max(times.values(), default=0)})
     return report
 
 
