@@ -41,7 +41,7 @@ if TYPE_CHECKING:
     from tokun.inference.model import Pair, Tokun
 
 SOURCES = ("generated", "reconstructions", "originals", "prompted")  # see `viewer_pairs`
-PACKAGES = ("tokun", "torch", "transformers", "torchmetrics", "torch-fidelity", "open_clip_torch", "lpips", "numpy", "Pillow")
+PACKAGES = ("torch", "transformers", "torchmetrics", "torch-fidelity", "open_clip_torch", "lpips", "numpy", "Pillow")
 
 
 def main(argv: list[str] | None = None) -> None:
