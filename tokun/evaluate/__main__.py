@@ -296,7 +296,9 @@ def write(args: argparse.Namespace, case: Case, rooms: dict[str, list[Figure]], 
 
 
 def versions() -> dict[str, str]:
-    found = {}
+    import tokun
+
+    found = {"tokun": tokun.__version__}  # not the installed metadata: PyPI's tokun is another project
     for name in PACKAGES:
         try:
             found[name] = metadata.version(name)
