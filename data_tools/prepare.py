@@ -32,13 +32,13 @@ from data_tools import report
 from data_tools.images.image_ops import OF_OPENCV, opencv
 from data_tools.pipeline.chunks import KEPT, Settings, measure_chunk, rows_name
 from data_tools.pipeline.disk import DiskDict
-from data_tools.pipeline.engine import ENGINES, Engine, open_engine
+from data_tools.pipeline.engine import ENGINES, TaskEngine, open_engine
 from data_tools.pipeline.manifest import MANIFEST, manifest
 from data_tools.pipeline.next_steps import captions_warning, steps, write_captions_to_fill
 from data_tools.pipeline.output import PARTIAL, PUBLISH, RECORD, begin, publish, refuse_other_shards
 from data_tools.pipeline.remote_lock import alone_in
 from data_tools.pipeline.selection import Columns, Settled, settle, shards_to_write
-from data_tools.pipeline.shard_writer import Shard, write_shard
+from data_tools.pipeline.shard_writer import Shard, write_pieces
 from data_tools.pipeline.storage_backends import Store, is_url, open_store
 from data_tools.pipeline.tasks import Progress, Tasks
 from data_tools.readers import READERS, Listing, Options, PictureError, choose_reader, read_picture, shown
@@ -61,7 +61,7 @@ class Report:
     notes: tuple[str, ...] = ()
     """The reader's notes."""
     captions: Mapping[str, int] = field(default_factory=dict)
-    """Counts of pictures: without a caption (missing), kept, kept without a caption (empty); and of distinct captions (distinct)."""
+    """Counts of pictures: without a caption (missing), kept, kept without a caption (empty); and of distinct captions (distinct), and of the most frequent one (most)."""
 
     @property
     def kept(self) -> int:
@@ -188,7 +188,7 @@ def check_listing(listing: Listing, source: Path | str, settings: Settings) -> N
         raise UserError(f"--style is needed: {source} does not give the style of every picture. Add --style engraving, or another tag")
 
 
-def make(aside: Store, listing: Listing, settings: Settings, engine: Engine, record: dict[str, Any], *, progress: bool) -> None:
+def make(aside: Store, listing: Listing, settings: Settings, engine: TaskEngine, record: dict[str, Any], *, progress: bool) -> None:
     """Write everything to publish into `aside`, and the list of it last."""
     tasks, there = Tasks(len(listing.found)), set(aside.list())
     with Progress("measure", "file", tasks.files, progress) as bar:
@@ -210,7 +210,7 @@ def make(aside: Store, listing: Listing, settings: Settings, engine: Engine, rec
 
 
 def write_shards(
-    aside: Store, tasks: Tasks, listing: Listing, settings: Settings, engine: Engine, there: set[str], *, progress: bool
+    aside: Store, tasks: Tasks, listing: Listing, settings: Settings, engine: TaskEngine, there: set[str], *, progress: bool
 ) -> tuple[Settled, dict[str, int]]:
     """Settle the collection and write the missing shards. Returns the settled plan and {shard: pairs}."""
     columns = Columns.read(aside, tasks)
@@ -226,7 +226,7 @@ def write_shards(
                 else:
                     yield shard
 
-        for _, count in engine.run(write_shard, to_write()):
+        for _, count in engine.run(write_pieces, to_write()):
             bar.update(count)
     return settled, pairs
 

@@ -33,7 +33,7 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from data_tools.captioning.captioned_shards import read_record, write_shard
+from data_tools.captioning.captioned_shards import read_record, write_pairs
 from data_tools.captioning.journals import write_whole
 from data_tools.captioning.merge_plan import split_of
 from data_tools.captioning.registers import facts_of
@@ -283,7 +283,7 @@ def ask_all(shards: list[Path], out: Path, seed: int) -> Counter[str]:
     for split in dict.fromkeys(map(split_of, shards if todo else ())):  # each split is balanced on its own
         plans |= survey([shard for shard in shards if split_of(shard) == split]).plans(seed)
     for shard in tqdm(todo, desc="questions", unit="shard"):
-        write_shard(out / shard.name, asked(shard, seed, counts, plans))
+        write_pairs(out / shard.name, asked(shard, seed, counts, plans))
     return counts
 
 

@@ -10,6 +10,7 @@ import argparse
 import ast
 import contextlib
 import io
+import itertools
 import re
 import runpy
 import sys
@@ -38,7 +39,7 @@ COMMANDS = (  # as they are typed, in the order of the page
     "python -m tokun.adapters",
     "python -m tokun.sharpen",
     "python -m tokun.evaluate",
-    "python -m tokun.evaluate.viewer score",
+    "python -m tokun.evaluate.viewer",
     "python -m tokun.align.drawings",
     "python -m tokun.planner",
     "python -m tokun.serving",
@@ -84,15 +85,26 @@ def start(words: Sequence[str]) -> None:
         sys.argv = kept
 
 
+def files_of(words: Sequence[str]) -> list[Path]:
+    """The file that a command starts, or all of its package; none if it is not there."""
+    path = ROOT.joinpath(*words[2].split(".")) if words[1] == "-m" else ROOT / words[1]
+    found = sorted(path.rglob("*.py")) if path.is_dir() else [path if path.suffix else path.with_suffix(".py")]
+    return [file for file in found if file.is_file()]
+
+
 def parser_of(command: str) -> argparse.ArgumentParser:
-    """The parser of a command of this repository. Raises LookupError for one that parses nothing."""
+    """The parser of a command of this repository. Raises LookupError for one that parses nothing, which is not started."""
+    words = command.split()
+    files = files_of(words)
+    if not files or (files[0].is_relative_to(ROOT / "benchmarks") and "parser" not in files[0].read_text(encoding="utf-8")):
+        raise LookupError(f"{command} parses no arguments")
 
     def reached(parser: argparse.ArgumentParser, *_: Any, **__: Any) -> None:
         raise _Reached(parser)
 
     try:
         with _parsing(reached):
-            start(command.split())
+            start(words)
     except _Reached as found:
         return found.parser
     raise LookupError(f"{command} parses no arguments")
@@ -121,9 +133,14 @@ def _command(name: str, parser: argparse.ArgumentParser, *, level: int) -> str:
 
 
 def _description(text: str) -> list[str]:
-    """First paragraph as text; examples, which are laid out by hand, as they stand."""
-    first, _, rest = text.strip().partition("\n\n")
-    return [_text(" ".join(first.split())), "", *(["```text", textwrap.dedent(rest.strip("\n")), "```", ""] if rest.strip() else [])]
+    """Paragraphs as text; what is laid out by hand (examples), as it stands."""
+    lines: list[str] = []
+    for laid_out, blocks in itertools.groupby(text.strip().split("\n\n"), key=lambda block: bool(re.search(r"(?m)^ {2,}\S", block))):
+        if laid_out:
+            lines += ["```text", textwrap.dedent("\n\n".join(blocks)).strip("\n"), "```", ""]
+        else:
+            lines += [line for block in blocks for line in (_text(" ".join(block.split())), "")]
+    return lines
 
 
 def _options(parser: argparse.ArgumentParser, actions: Sequence[argparse.Action]) -> list[str]:
@@ -260,7 +277,8 @@ MADE = {"commands": commands, "config": config_page, "measurements": measurement
 
 
 def on_page_markdown(markdown: str, **_: Any) -> str:
-    return re.sub(r"<!-- made: ([\w-]+) -->", lambda match: MADE[match[1]](), markdown)
+    """What stands between the two marks is for readers of the repository; the site has the page itself there."""
+    return re.sub(r"(?s)<!-- made: ([\w-]+) -->.*?<!-- /made -->", lambda match: MADE[match[1]](), markdown)
 
 
 def on_files(files: Any, config: Any) -> Any:

@@ -17,7 +17,7 @@ LONG = (
 SLOW_FILES = {
     f"test_{name}" for name in ("launch", "fine_tuning_launch", "resume", "training", "coherence", "notebook", "ray", "real_engravings")
 }
-SLOW_FIXTURES = {"finished", "browser"}
+SLOW_FIXTURES = {"finished", "browser", "offline_runs"}
 
 
 def pytest_configure(config: pytest.Config) -> None:

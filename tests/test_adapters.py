@@ -114,7 +114,7 @@ def test_adapters_are_switched_and_the_base_stays_what_it_was(base, tmp_path):
 
 def test_the_fast_decoders_draw_what_the_models_own_forward_draws(base, tmp_path, monkeypatch):
     model = tokun.load(base, adapter=made(base, tmp_path / "mine", words={"styles": ("lithograph",)}))
-    assert decoder.Decoder.fits(model.generator)
+    assert decoder.TorchDecoder.fits(model.generator)
     fast = pairs_of(model, style="lithograph")
     plain = pairs_of(model.compile(False), style="lithograph")
     monkeypatch.setattr(decoder, "decoder_of", lambda _: None)

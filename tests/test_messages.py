@@ -18,7 +18,7 @@ ROOT = Path(__file__).resolve().parents[1]
 SOURCES = sorted(
     path for pattern in ("tokun/**/*.py", "data_tools/**/*.py", "train.py", "sample.py", "space/*.py") for path in ROOT.glob(pattern)
 )
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), *sorted((ROOT / "configs").rglob("*.yaml"))]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md")), *sorted((ROOT / "configs").rglob("*.yaml"))]
 SECTIONS = {
     field.name: {key.name for key in dataclasses.fields(field.default_factory)}
     for field in dataclasses.fields(Config)
@@ -153,7 +153,7 @@ def unknown_names(code):
 def blocks():
     return [
         pytest.param(one or other, id=f"{path.relative_to(ROOT)}-{number}")
-        for path in [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+        for path in [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
         for number, (one, other) in enumerate(BLOCK.findall(path.read_text(encoding="utf-8")))
     ]
 

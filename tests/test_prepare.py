@@ -24,7 +24,7 @@ from data_tools.pipeline import manifest as rows_of_all
 from data_tools.pipeline import selection
 from data_tools.pipeline.chunks import Settings, cleaned
 from data_tools.pipeline.next_steps import steps
-from data_tools.pipeline.shard_writer import Piece, Shard, write_shard
+from data_tools.pipeline.shard_writer import Piece, Shard, write_pieces
 from data_tools.pipeline.storage_backends import Store
 from data_tools.prepare import main, prepare
 from data_tools.readers import Found, Words
@@ -416,10 +416,10 @@ def test_a_chunk_that_is_cut_off_makes_no_shard(tmp_path):
     store = Store(str(tmp_path))
     store.write("chunk.data", b"picture{}")
     piece = Piece("000000001", "chunk.data", 0, 7, 2)
-    assert write_shard(Shard("a.tar", "jpg", [piece], store)) == 1
+    assert write_pieces(Shard("a.tar", "jpg", [piece], store)) == 1
     store.write("chunk.data", b"picture{")
     with pytest.raises(OSError, match=r"chunk.data in .* is truncated.*remove"):
-        write_shard(Shard("b.tar", "jpg", [piece], store))
+        write_pieces(Shard("b.tar", "jpg", [piece], store))
     assert not store.exists("b.tar")
 
 
@@ -473,6 +473,7 @@ def test_pictures_are_judged_in_groups_as_one_by_one(tmp_path, monkeypatch):
 # ---- the output folder ----------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(os.name == "nt", reason="kills by signal")
 def test_killed_at_random_moments_the_result_is_that_of_a_run_that_was_not(tmp_path):
     source, out, whole = many(tmp_path / "in", 4, 40), tmp_path / "out", tmp_path / "whole"
@@ -495,7 +496,7 @@ def test_killed_at_random_moments_the_result_is_that_of_a_run_that_was_not(tmp_p
     assert files(out) == files(whole)
 
 
-@pytest.mark.parametrize("there", ["nothing", "the same", "others"])
+@pytest.mark.parametrize("there", ["nothing", *(pytest.param(there, marks=pytest.mark.slow) for there in ("the same", "others"))])
 def test_killed_before_any_change_of_the_disk_it_goes_on(tmp_path, there):
     source, before = many(tmp_path / "in", 1, 5), tmp_path / "before"
     assert run(source, tmp_path / "fresh", "--shard-size", "2") == 0

@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import Any
 
 from data_tools.captioning.captioned_shards import publish_shard
-from data_tools.captioning.journals import STATE, Folder, Rows, done_rows, read_journal, sha256, write_whole
+from data_tools.captioning.journals import STATE, Folder, Rows, done_rows, read_journal, write_whole
 from data_tools.captioning.ranking import Ranking, rank_rows
-from tokun.data.captions import MOST_TEXTS, alike
+from tokun.data.captions import Texts, alike
 
 RECORD = "caption.json"
 LEFT_OUT = "left-out.jsonl"
@@ -43,8 +43,8 @@ class Report:
     cost: float = 0.0
     left_out: int = 0
     damaged: list[str] = field(default_factory=list)
-    texts: dict[str, set[str]] = field(default_factory=dict)
-    """Register -> hashes of its distinct captions, at most `MOST_TEXTS`."""
+    texts: dict[str, Texts] = field(default_factory=dict)
+    """Of each register."""
 
     def add(self, row: dict[str, Any]) -> None:
         self.rows += 1
@@ -55,8 +55,7 @@ class Report:
         for register, result in results.items():
             self.registers.setdefault(register, Counter())[result] += 1
         for register, entry in row["captions"].items():
-            if len(texts := self.texts.setdefault(register, set())) < MOST_TEXTS:
-                texts.add(sha256(entry["text"])[:16])
+            self.texts.setdefault(register, Texts()).add(entry["text"])
 
     def doubts(self) -> list[str]:
         """Warnings about captions that are useless for training, as sentences: too few, only templates, nearly all alike."""
@@ -80,7 +79,7 @@ class Report:
         return {name: count for name, count in counts.items() if count}
 
     def alike(self, register: str, written: int) -> str:
-        return alike({"kept": written, "distinct": len(self.texts[register])})
+        return alike({"kept": written, **self.texts[register].counts()})
 
     def is_useless(self) -> bool:
         """Whether, in every register, the captions are templates and nearly all alike."""

@@ -27,7 +27,7 @@ from typing import Any
 from tqdm import tqdm
 
 from data_tools.captioning.caption_results import LEFT_OUT, RECORD
-from data_tools.captioning.captioned_shards import read_record, write_shard
+from data_tools.captioning.captioned_shards import read_record, write_pairs
 from data_tools.captioning.described_rows import Options, Rows, described_record
 from data_tools.captioning.journals import STATE, Folder, sha256, write_whole
 from data_tools.captioning.merge_plan import Plan, make_plan, sources
@@ -121,7 +121,8 @@ def report_of(plan: Plan, rows: Rows) -> Report:
         if len(names) < NAMED:
             names.append(f"line {one['line']} ({one['row']})" if "line" in one else one["key"])
     described = [one.plain for one in plan.told if "plain" in one.registers]
-    report.alike = alike({"kept": len(described), "distinct": len(set(described))})
+    times = Counter(described)
+    report.alike = alike({"kept": len(described), "distinct": len(times), "most": max(times.values(), default=0)})
     return report
 
 
@@ -187,7 +188,7 @@ def write_all(folder: Folder, plan: Plan, rows: Rows, options: Options, report: 
                 bar.update(len(numbers))
             else:
                 stamp_path.unlink(missing_ok=True)  # else, after a kill, the stamp could belong to another shard's contents
-                write_shard(path, pairs(numbers, bar))
+                write_pairs(path, pairs(numbers, bar))
                 write_whole(stamp_path, stamp)
             report.shards[name] = len(numbers)
 

@@ -11,7 +11,7 @@ from typing import Any
 from data_tools.pipeline.storage_backends import Store, is_url
 from data_tools.readers.listing import NOTHING, Listing
 from data_tools.tables import TableError, read_table
-from tokun.data.captions import MOST_TEXTS, alike
+from tokun.data.captions import Texts, alike
 
 CAPTIONS = "captions.csv"
 """The table in the output folder, to be filled in by hand."""
@@ -43,18 +43,18 @@ class Captions:
 
     def __init__(self) -> None:
         self.missing = self.kept = self.empty = 0
-        self.texts: set[str] = set()
+        self.texts = Texts()
 
     def add(self, row: Mapping[str, Any]) -> None:
         self.missing += lacks_caption(row)
         if row["shard"]:
             self.kept += 1
             self.empty += not row["caption"]
-            if row["caption"] and len(self.texts) < MOST_TEXTS:
+            if row["caption"]:
                 self.texts.add(row["caption"])
 
     def as_json(self) -> dict[str, int]:
-        return {"missing": self.missing, "kept": self.kept, "empty": self.empty, "distinct": len(self.texts)}
+        return {"missing": self.missing, "kept": self.kept, "empty": self.empty, **self.texts.counts()}
 
 
 def lacks_caption(row: Mapping[str, Any]) -> bool:

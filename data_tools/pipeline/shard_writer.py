@@ -33,7 +33,7 @@ class Shard:
     store: Store
 
 
-def write_shard(shard: Shard) -> int:
+def write_pieces(shard: Shard) -> int:
     """Copy the pairs into the tar, in order. Returns their number."""
     wanted: dict[str, list[Piece]] = {}
     for piece in shard.pieces:

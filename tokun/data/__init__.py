@@ -23,7 +23,7 @@ _NAMES = {
         "view_boxes",
     ),
     "codes": ("CodeSamples", "Record", "read_codes"),
-    "tokens": ("Row", "TokenBatch", "TokenBatches", "check_task_mix", "collate"),
+    "tokens": ("PackedRow", "TokenBatch", "TokenBatches", "check_task_mix", "collate"),
 }  # fmt: skip
 _MODULE_OF = {name: module for module, names in _NAMES.items() for name in names}
 

@@ -6,6 +6,8 @@ and when they were not written from the pictures (templates filled with metadata
 
 from __future__ import annotations
 
+import re
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -19,17 +21,43 @@ CAPTION = "tokun caption SHARDS --model … (or --endpoint …, or --from TABLE)
 
 
 def alike(captions: Mapping[str, int], *, looked_at: str = "") -> str:
-    """The warning when the kept captions are nearly all the same; "" when they differ. `captions`: counts kept, empty, distinct.
+    """The warning when the kept captions are nearly all the same; "" when they differ. `captions`: counts kept, empty, distinct, most (of the
+    most frequent one).
 
     `looked_at` says which captions were read, if not all.
     """
     kept, distinct = captions.get("kept", 0) - captions.get("empty", 0), captions.get("distinct", 0)
-    if kept < ALIKE or 10 * distinct > kept or distinct >= MOST_TEXTS:
+    if kept < ALIKE:
+        return ""
+    if 10 * distinct <= kept and distinct < MOST_TEXTS:
+        what = f"The {kept:,} captions{looked_at} are only {distinct:,} different text{'' if distinct == 1 else 's'}"
+    elif 2 * (most := captions.get("most", 0)) > kept:
+        what = f"{most:,} of the {kept:,} captions{looked_at} are the same text"
+    else:
         return ""
     return (
-        f"The {kept:,} captions{looked_at} are only {distinct:,} different text{'' if distinct == 1 else 's'}: a model cannot learn from them "
-        "what a picture shows. Caption the pictures again (tokun caption, with a captioner), or by hand."
+        f"{what}: a model cannot learn from them what a picture shows. Caption the pictures again (tokun caption, with a "
+        "captioner), or by hand."
     )
+
+
+class Texts:
+    """Counts how often each caption occurs, of MOST_TEXTS different ones at most. Case, punctuation and spaces make no difference."""
+
+    def __init__(self) -> None:
+        self.times: Counter[str] = Counter()
+
+    def __len__(self) -> int:
+        return len(self.times)
+
+    def add(self, text: str) -> None:
+        gist = " ".join(re.findall(r"\w+", text.casefold())) or text
+        if gist in self.times or len(self.times) < MOST_TEXTS:
+            self.times[gist] += 1
+
+    def counts(self) -> dict[str, int]:
+        """The counts that `alike` reads: distinct and most."""
+        return {"distinct": len(self), "most": max(self.times.values(), default=0)}
 
 
 @dataclass
@@ -41,15 +69,14 @@ class Seen:
     broken: int = 0
     captioned: int = 0
     templates: int = 0
-    texts: set[str] = field(default_factory=set)
-    """Distinct captions, `MOST_TEXTS` at most."""
+    texts: Texts = field(default_factory=Texts)
 
     def add(self, record: Mapping[str, Any]) -> None:
         self.pictures += 1
         said, looked_at = words_of(record, self.caption_key)
         self.captioned += bool(said)
         self.templates += bool(said) and not looked_at
-        if said and len(self.texts) < MOST_TEXTS:
+        if said:
             self.texts.add(said)
 
     def doubts(self, *, from_nothing: bool = True, of: int = 0) -> list[str]:
@@ -75,7 +102,7 @@ class Seen:
             )
         if self.templates == self.captioned:
             found.append(only_templates(self.captioned, looked_at=sample))
-        if same := alike({"kept": self.captioned, "distinct": len(self.texts)}, looked_at=sample):
+        if same := alike({"kept": self.captioned, **self.texts.counts()}, looked_at=sample):
             found.append(same)
         if from_nothing and (captioned := round(share * self.captioned)) < FEW:
             found.append(few(captioned))

@@ -43,6 +43,7 @@ NO_AVIF = "AVIF cannot be read here: pip install 'Pillow>=11.3', or save it as J
 SLOW_DECODERS = ("ppm", "ppm_plain", "bmp_rle")  # Pillow's names
 TOO_MANY = "too many pixels"
 LFS_POINTER = "a pointer of Git LFS, not the picture: run git lfs pull"
+IMAGE_WIDTH, IMAGE_LENGTH = 256, 257  # tags of TIFF
 ORIENTATION, TURNED = 0x112, (5, 6, 7, 8)  # EXIF tag, and its values that swap width and height
 BITS_PER_SAMPLE, PHOTOMETRIC, TILE_WIDTH, TILE_LENGTH, SAMPLE_FORMAT = 258, 262, 322, 323, 339  # tags of TIFF
 COMPRESSION = 259
@@ -93,9 +94,15 @@ def size_of(data: bytes) -> tuple[int, int]:
         image = read_header(data)
         size = image.size
         with contextlib.suppress(*DECODE_ERRORS):
-            if image.getexif().get(ORIENTATION) in TURNED:
+            if image.getexif().get(ORIENTATION) in TURNED and not is_turned(image):
                 size = (size[1], size[0])
     return size
+
+
+def is_turned(image: Image.Image) -> bool:
+    """Whether Pillow has swapped a TIFF's width and height by its orientation already."""
+    tags = getattr(image, "tag_v2", {})
+    return image.size != (tags.get(IMAGE_WIDTH, image.width), tags.get(IMAGE_LENGTH, image.height))
 
 
 def decode_reduced(

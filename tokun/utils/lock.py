@@ -207,8 +207,10 @@ def is_gone(holder: dict[str, Any]) -> bool:
         holder.get("machine", _machine()) != _machine()
     ):  # another container or machine of the same name, or this one before it was restarted
         return False
-    if holder["pid"] == os.getpid() or holder.get("started", _started(holder["pid"])) != _started(holder["pid"]):
+    if "started" in holder and holder["started"] != _started(holder["pid"]):
         return True
+    if holder["pid"] == os.getpid():
+        return not holder.get("started")  # else it is this very process
     try:
         os.kill(holder["pid"], 0)
     except ProcessLookupError:

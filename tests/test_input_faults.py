@@ -1,0 +1,253 @@
+"""Faults of input, by their kinds: what is not read is named with the way out, and nothing disagrees."""
+
+import io
+import json
+import shlex
+import unicodedata
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from data_tools import inspect, prepare
+from data_tools.pipeline import next_steps
+from data_tools.readers import choose_reader
+from data_tools.report.reasons import EXPLANATIONS
+from data_tools.tables import TableError, read_table
+from tests.test_reported import Made, image, table, tar
+from tokun.config import load_config
+from tokun.data import captions, image_files
+from tokun.data.shards import expand_shards
+from tokun.utils.console import home_path
+
+pa = pytest.importorskip("pyarrow")
+A, B = image(1), image(2)
+
+
+@pytest.fixture
+def made(tmp_path, capsys):
+    return lambda files, *options, source="": Made(tmp_path, files, capsys, *options, source=source)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# files that vanish
+
+
+def test_files_of_other_kinds_are_named_for_what_they_are(made):
+    """Drawings, a camera's raw files, archives, spreadsheets: "neither a picture nor words" told nobody what to do."""
+    other = {"a.svg": "<svg/>", "b.psd": "8BPS", "c.jxl": b"\xff\x0a", "d.NEF": "x"}
+    packed = {"e.zip": "PK", "f.7z": "7z", "more.rar": "Rar!"}
+    lists = {"captions.xlsx": "PK", "captions.yaml": "a.png: A wolf.", "captions.txt": "a.png\tA wolf.", "metadata.csv.gz": b"\x1f\x8b"}
+    found = made({"a.png": A, "a.json": '{"caption": "A wolf."}', "coco_annotations.json": '{"images": []}', **other, **packed, **lists})
+    reasons = found.reasons()
+    assert found.captions == {"a.png": "A wolf."} and set(reasons) == {"coco_annotations.json", *other, *packed, *lists}
+    for names, word in ((other, "format"), (packed, "unpack"), (lists, "captions in another form"), (["coco_annotations.json"], "COCO")):
+        assert all(word in reasons[name] for name in names)
+    assert set(reasons.values()) <= EXPLANATIONS.keys()
+
+
+def test_members_of_a_tar_that_are_not_read_are_listed_or_counted(made):
+    """A tar in a tar, a table in a tar, arrays and classes beside the pictures: in no row and in no count."""
+    members = [
+        ("a.png", A), ("a.txt", b"A wolf."), ("a.cls", b"5"), ("a.npy", b"x"), ("inner.tar", b"x"), ("metadata.csv", b"file_name,caption\n"),
+        ("b.mp3", b"ID3"), ("b.txt", b"A song."), ("c.png", B), ("c.txt", b"A fox."), ("c.caption", b"A second."), ("c.png.txt", b"A third."),
+    ]  # fmt: skip
+    found = made({"t.tar": tar(members)})
+    assert found.captions == {"t.tar/a.png": "A wolf.", "t.tar/c.png": "A fox."}
+    assert {path.removeprefix("t.tar/") for path in found.reasons()} == {
+        "inner.tar", "metadata.csv", "b.mp3", "b.txt", "c.caption", "c.png.txt",
+    }  # fmt: skip
+    assert "not read: 1 × .cls, 1 × .npy" in found.said and "unpack the tar" in found.reasons()["t.tar/metadata.csv"]
+
+
+@pytest.mark.parametrize("name", ["pictures.zip", "shards.tar.gz", "PICTURES.TGZ", "x.7z"])
+def test_a_compressed_source_is_told_to_be_one(tmp_path, name):
+    (tmp_path / name).write_bytes(b"PK")
+    with pytest.raises(FileNotFoundError, match="is compressed: unpack it"):
+        choose_reader(tmp_path / name)
+
+
+def test_tables_that_disagree_are_told(made):
+    """metadata.csv and metadata.jsonl of two versions of a data set: one of them won, and nobody knew which."""
+    found = made({"a.png": A, "metadata.csv": "file_name,caption\na.png,A wolf.\n", "captions.json": '{"a.png": "A fox."}'})
+    assert found.captions == {"a.png": "A wolf."} and "Captions of captions.json that are not read" in found.said
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# tables
+
+
+@pytest.mark.parametrize(
+    ("content", "told"),
+    [
+        ("file_name,caption\na.png,A ship, a mill\nb.png,A cow\nc.png,A fox, a hen\nd.png,A, b\n", r"line 2: 3 fields.*2 more: lines 4, 5"),
+        (b"file_name,caption\r\na.png,A wolf\rb.png,A fox\r\n", "carriage return without a line feed"),
+        ("file_name,caption\na.png," + "a " * (1 << 20) + "\n", r"field of more than 1,048,576 characters"),
+        ("file_name,caption\na.png,A wolf\n".encode("utf-16-le"), "--encoding utf-16-le"),
+        ('file_name, caption\na.png, "A ship, a mill"\n', "no space between the comma and the opening quote"),
+        ("﻿# by me\nfile_name,caption\na.png,A wolf\n", r"line 2: 2 fields where the header has 1"),
+    ],
+)
+def test_a_fault_of_a_table_is_told_as_what_it_is(tmp_path, content, told):
+    (tmp_path / "t.csv").write_bytes(content if isinstance(content, bytes) else content.encode())
+    with pytest.raises(TableError, match=told):
+        read_table(tmp_path / "t.csv")
+
+
+def test_lines_separated_by_bars_and_an_unpaired_quote_inside_a_field(tmp_path):
+    (tmp_path / "t.csv").write_text('file_name|caption\r\na.png|A 5" ship, a mill\r\n')
+    assert [row.values for row in read_table(tmp_path / "t.csv")] == [{"file_name": "a.png", "caption": 'A 5" ship, a mill'}]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "status", "told"),
+    [
+        ("metadata.csv", "file_name,caption\n", 1, "metadata.csv has no rows below its header"),
+        ("metadata.csv", "file_name,caption\na.png,N/A\nb.png,#N/A\n", 1, "All 2 captions in metadata.csv are empty"),
+        ("metadata.csv", "file_name,text,caption\na.png,A wolf,\nb.png,x,A fox\n", 0, "from its column caption and, where that is empty, from text"),
+        ("metadata.parquet", table([{"file_name": "a.png", "caption": {"en": "A wolf"}}]), 2, "the caption is no text in any of its 1 rows"),
+        ("metadata.parquet", table([{"file_name": "a.png", "caption": b"A wolf"}]), 2, r"caption: bytes, not text"),
+        ("metadata.jsonl", '{"file_name": "a.png", "text": {"en": "A"}}\n{"file_name": "b.png", "text": "A fox"}\n', 0, "Rows of metadata.jsonl whose caption is no text: 1"),
+        ("metadata.jsonl", '[{"file_name": "a.png", "text": "A wolf"}]', 2, "is not a JSON object"),
+        ("metadata.jsonl", '{"file_name": "a.png", "text": "A wolf"},\n', 2, "line 1: is not valid JSON"),
+    ],
+)  # fmt: skip
+def test_a_table_whose_captions_are_none_says_why(made, name, content, status, told):
+    """Header only, nested columns, bytes, other words for nothing: "no caption 100 %", and no word about the table."""
+    found = made({"a.png": A, "b.png": B, name: content})
+    assert found.status == status and told in found.said
+
+
+def test_a_list_that_a_data_frame_wrote_into_a_cell_is_several_captions(made):
+    """['A wolf.', 'A fox.'] became the caption, brackets and all."""
+    found = made(
+        {"a.png": A, "b.png": B, "metadata.csv": "file_name,caption\na.png,\"['A wolf.', 'A wolf by a mill.']\"\nb.png,['not a list\n"}
+    )
+    assert found.captions == {"a.png": "A wolf.", "b.png": "['not a list"}
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# sidecars and names
+
+
+def test_a_raw_file_beside_its_picture_does_not_take_its_words(made):
+    """IMG_1.CR2 begins like a TIFF: IMG_1.txt was called ambiguous, and IMG_1.jpg lost its caption."""
+    raw = b"II*\0\x10\0\0\0CR\2\0"
+    found = made({"a.jpg": image(1, "JPEG"), "a.CR2": raw, "a.txt": "A wolf.", "b": image(2), "b.txt": "A fox.", "c.dng": raw})
+    assert found.captions == {"a.jpg": "A wolf.", "b": "A fox."} and set(found.reasons()) == {"a.CR2", "c.dng"}
+
+
+def test_the_title_that_is_the_files_name_is_no_caption(made):
+    """A photo service's IMG_1.jpg.json with "title": "IMG_1.jpg" and an empty description."""
+    say = lambda title, text: json.dumps({"title": title, "description": text})  # noqa: E731
+    found = made({"IMG_1.jpg": image(1, "JPEG"), "IMG_1.jpg.json": say("IMG_1.jpg", ""), "b.png": B, "b.png.json": say("b.png", "A fox."),
+                  "c.png": image(3), "c.json": say("The owl", "")})  # fmt: skip
+    assert found.captions == {"b.png": "A fox.", "c.png": "The owl"} and found.reasons() == {"IMG_1.jpg": "no caption"}
+
+
+def test_rows_whose_pictures_lie_in_another_folder_are_told_where(made):
+    """metadata.jsonl above images/, with bare names."""
+    found = made({"images/a.png": A, "metadata.jsonl": '{"file_name": "a.png", "text": "A wolf."}\n'})
+    assert not found.captions and "Is that images/a.png? Paths are counted from the table's folder" in found.said
+
+
+def test_upper_case_decomposed_names_and_backslashes_find_their_pictures(made):
+    e = unicodedata.normalize("NFD", "é")
+    found = made({"IMG.JPEG": image(1, "JPEG"), "IMG.JPEG.TXT": "A wolf.", f"caf{e}.png": B, "café.json": '{"caption": "A café."}',
+                  "x y/c.png": image(3), "metadata.csv": "file_name,caption\n.\\x y\\c.png,An owl.\n"})  # fmt: skip
+    assert set(found.captions.values()) == {"A wolf.", "A café.", "An owl."}
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# one way to open a picture
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "TIFF", "MPO"])
+def test_the_size_in_the_header_is_that_of_the_upright_picture(kind):
+    """Pillow turns a TIFF's size itself: the header's and the picture's disagreed, and bucketing took tall for wide."""
+    exif = Image.Exif()
+    exif[image_files.ORIENTATION] = 6
+    upright = Image.new("RGB", (60, 30), "white")
+    upright.paste("black", (0, 0, 30, 30))
+    buffer = io.BytesIO()
+    upright.rotate(90, expand=True).save(buffer, kind, exif=exif)
+    opened = image_files.decode(buffer.getvalue())
+    assert opened.size == image_files.size_of(buffer.getvalue()) == (60, 30)
+    assert np.asarray(opened.convert("L"))[:, :25].max() < 60
+
+
+@pytest.mark.parametrize("kind", ["GIF", "WEBP", "PNG", "TIFF"])
+def test_of_an_animation_the_first_frame_is_taken_at_its_own_size(kind):
+    buffer = io.BytesIO()
+    Image.new("RGB", (60, 30), "black").save(buffer, kind, save_all=True, append_images=[Image.new("RGB", (60, 30), "white")])
+    opened = image_files.decode(buffer.getvalue())
+    assert opened.size == (60, 30) and np.asarray(opened).max() < 20
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# paths
+
+FOLDERS = ["{a,b}", "{00..03}", "a #1", "#1", "a: b", "`x`", "trail\n", "null", "1e5", "@x", "'q'", "*all", "&ref", "!tag", " lead", "- x"]
+
+
+@pytest.mark.parametrize("folder", FOLDERS)
+def test_the_printed_command_trains_on_the_folder_whatever_its_name_means_in_yaml(tmp_path, monkeypatch, folder):
+    """data.train={a,b}/… was refused as YAML, "a #1" lost what follows the sign, and a line break became a space."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / folder).mkdir()
+    (tmp_path / folder / "train-00000.tar").write_bytes(b"")
+    (tmp_path / "c.yaml").write_text("seed: 1\n")
+    typed = shlex.split(next_steps.training(folder, val=False))
+    config = load_config("c.yaml", [one for one in typed if one.startswith("data.train=")])
+    assert [str(path) for path in expand_shards(config.data.train)] == [f"{folder}/train-00000.tar"]
+
+
+@pytest.mark.parametrize("folder", ["-dash", "~nobody-of-this-name"])
+def test_a_folder_that_looks_like_an_option_or_a_home_is_printed_so_that_it_is_none(tmp_path, monkeypatch, folder, capsys):
+    monkeypatch.chdir(tmp_path)
+    Image.open(io.BytesIO(A)).save(tmp_path / "a.png")
+    (tmp_path / "a.txt").write_text("A wolf.")
+    assert prepare.main([".", f"--out={folder}", "--style", "engraving", "--no-clean", "--workers", "1", "--val", "0"]) == 0
+    line = next(one for one in capsys.readouterr().out.splitlines() if "data_tools.inspect" in one)
+    (shards,) = (one for one in shlex.split(line) if folder in one)
+    assert inspect.main([shards]) == 0 and home_path(folder).name == folder
+
+
+def test_settings_that_are_text_are_taken_as_typed_and_others_are_yaml(tmp_path):
+    (tmp_path / "c.yaml").write_text("seed: 1\n")
+    typed = ["out=2026", "start=null", "data.val=", "out='a b'", "train.steps=7", "train.precision=no", "seed=3"]
+    config = load_config(tmp_path / "c.yaml", typed)
+    assert (config.out, config.start, config.data.val, config.train.steps, config.train.precision, config.seed) == (
+        "a b",
+        "",
+        "",
+        7,
+        "no",
+        3,
+    )
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# captions that say nothing
+
+
+@pytest.mark.parametrize(
+    ("texts", "told"),
+    [
+        ([*["An engraving."] * 60, *(f"A ship, number {i}." for i in range(40))], "60 of the 100 captions are the same text"),
+        (["An engraving.", "an engraving", "AN ENGRAVING!", " An  engraving "] * 10, "40 captions are only 1 different text"),
+        ([f"A ship with {i} masts." for i in range(40)], ""),
+        ([*["An engraving."] * 19], ""),
+        (["…", "!!!"] * 15, "only 2 different texts"),
+    ],
+)
+def test_captions_that_are_mostly_alike_are_told(texts, told):
+    seen = captions.Seen()
+    for text in texts:
+        seen.add({"caption": text})
+    doubts = " ".join(seen.doubts(from_nothing=False))
+    assert told in doubts and bool(doubts) == bool(told)
+    counted = next_steps.Captions()
+    for text in texts:
+        counted.add({"shard": "train-00000.tar", "caption": text, "status": "kept", "reason": ""})
+    assert captions.alike(counted.as_json()) == doubts
