@@ -26,8 +26,6 @@ CARD = ROOT / "tokun" / "bundled" / "engraving"
 COMMANDS = (  # as they are typed, in the order of the page
     "python sample.py",
     "python train.py",
-    "python -m tokun.cli.info",
-    "python -m tokun.cli.completion",
     "python -m data_tools.prepare",
     "python -m data_tools.caption",
     "python -m data_tools.questions",
