@@ -11,7 +11,7 @@ folder=$(mkdir -p "$1" && cd "$1" && pwd)
 shift
 MATRIX=("3.10 2.8.0 4.56.0" "3.11 2.8.0 4.56.0" "3.12 2.8.0 4.56.0" "3.13 - -")
 [ $# -eq 0 ] || MATRIX=("$1 ${2:--} ${3:--}")
-TESTS=(cli config vocabulary sequences sampling latents shards_and_codes model hub data tags text_tokenizer)
+TESTS=(cli description config vocabulary sequences tags text_tokenizer latents model)
 
 find_python() {
   command -v "python$1" || find "$HOME/.pyenv/versions" -maxdepth 3 -path "*/$1.*/bin/python" 2>/dev/null | sort | tail -n 1
