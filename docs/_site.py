@@ -274,6 +274,12 @@ def _nested(text: str) -> str:
 MADE = {"commands": commands, "config": config_page, "measurements": measurements, "model-card": model_card}
 
 
+def on_config(config: Any) -> Any:
+    """The checkout that holds these pages is the one that they describe. (MkDocs restores the path that a hook changes while it is loaded.)"""
+    sys.path.insert(0, str(ROOT))
+    return config
+
+
 def on_page_markdown(markdown: str, **_: Any) -> str:
     """What stands between the two marks is for readers of the repository; the site has the page itself there."""
     return re.sub(r"(?s)<!-- made: ([\w-]+) -->.*?<!-- /made -->", lambda match: MADE[match[1]](), markdown)
@@ -287,5 +293,3 @@ def on_files(files: Any, config: Any) -> Any:
         files.append(File.generated(config, f"results/sheets/{sheet.name}", abs_src_path=str(sheet)))
     return files
 
-
-sys.path.insert(0, str(ROOT))
