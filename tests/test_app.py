@@ -358,7 +358,9 @@ def test_a_form_offers_what_the_model_knows_and_no_more(tiny_model, adapted):
         page = app.build(model)
         return {label for block in page.blocks.values() if getattr(block, "visible", False) and (label := getattr(block, "label", None))}
 
-    full = offered(replace(adapted, tasks=(*adapted.tasks, "question")))
+    able = replace(adapted, tasks=(*adapted.tasks, "question"))
+    able.adapters.update(adapted.adapters)
+    full = offered(able)
     silent = replace(tiny_model.vocabulary, registers=("plain",), subjects=(), grids=((4, 4),))
     plain = offered(replace(tiny_model, tasks=("joint",), vocabulary=silent, generator=random_generator(silent)))
     named = {
