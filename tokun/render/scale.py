@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
-from PIL import Image
+from PIL import Image, ImageDraw
 
 from tokun.render import svg
-from tokun.render.grids import captioned_grid
+from tokun.render.grids import LARGE, captioned_grid
 from tokun.utils.errors import UserError
 from tokun.utils.optional_packages import need
 
 METHODS = ("nearest", "lanczos", "svg")
 LARGEST = 32  # times; 128 px become 4096
+CUT = (176, 32, 24)
 PAGE = 8192  # px: about the width of a grid of pictures, whose pictures are reduced if there are many
 
 
@@ -48,9 +50,28 @@ def require(scale: int, by: str) -> None:
         svg.renderer()
 
 
-def grid(images: Sequence[Image.Image], captions: Sequence[str], scale: int = 1) -> Image.Image:
-    """`grids.captioned_grid` of pictures that have been enlarged by `scale`, each at its own size unless the page would get much wider than PAGE."""
-    if scale == 1:
-        return captioned_grid(images, captions)
-    side, columns = max(max(image.size) for image in images), max(1, round(len(images) ** 0.5))
-    return captioned_grid(images, captions, cell=min(side, max(1, PAGE // columns)))
+def grid(images: Sequence[Image.Image], captions: Sequence[str]) -> Image.Image:
+    """`grids.captioned_grid` of pictures that have been enlarged: those above its usual cell keep their size, unless the page gets wider than PAGE."""
+    side, columns = max(max(image.size) for image in images), math.ceil(math.sqrt(len(images)))
+    return captioned_grid(images, captions, cell=max(LARGE, min(side, PAGE // columns)) if side > LARGE else None)
+
+
+def with_cut(image: Image.Image, box: tuple[float, float, float, float]) -> Image.Image:
+    """The picture with the border of the part in `box` (left, top, right, bottom, in shares of it) drawn in: 'RGB', enlarged until a line of a pixel
+    is thin. A border at the picture's own edge is left out."""
+    large = scaled(image, max(1, math.ceil(LARGE / max(image.size)))).convert("RGB")
+    (width, height), draw, line = large.size, ImageDraw.Draw(large), max(2, round(max(large.size) / 200))
+    left, top, right, bottom = (round(share * side) for share, side in zip(box, (width, height) * 2))
+    dash = 6 * line
+    for x in {left, right} - {0, width}:
+        for y in range(top, bottom, dash):
+            _dash(draw, (x, y, x, min(y + dash, bottom)), line, y // dash)
+    for y in {top, bottom} - {0, height}:
+        for x in range(left, right, dash):
+            _dash(draw, (x, y, min(x + dash, right), y), line, x // dash)
+    return large
+
+
+def _dash(draw: ImageDraw.ImageDraw, ends: tuple[int, int, int, int], line: int, number: int) -> None:
+    """Red and white in turns, so that it is seen on light and on dark."""
+    draw.line(ends, fill=CUT if number % 2 == 0 else "white", width=line)
