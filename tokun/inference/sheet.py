@@ -16,17 +16,18 @@ if TYPE_CHECKING:
 
 
 def beside(
-    model: Tokun, picture: Picture, pairs: Sequence[Pair], *, keep: str | tuple[float, float, float, float] | None = None, times: int = 1, by: str = "lanczos"
+    model: Tokun, picture: Picture, pairs: Sequence[Pair], *, keep: str | tuple[float, float, float, float] | None = None, enlarge: scale.Enlarge = scale.NOT
 ) -> Image.Image:  # fmt: skip
-    """A captioned page -> 'RGB': the picture as the model frames it, what its codes hold of it, and the pairs, enlarged as `scale.scaled` does. With `keep`,
-    as for `Tokun.complete`, the cut between what was kept and what was drawn is drawn in, and the codes are left out."""
+    """A captioned page -> 'RGB': the picture as the model frames it, what its codes hold of it, and the pairs, enlarged by `enlarge`. With `keep`, as
+    for `Tokun.complete`, the cut between what was kept and what was drawn is drawn in, and the codes are left out."""
+    times = enlarge.scale
     size = pairs[0].image.width * times, pairs[0].image.height * times
     original = framed(model, picture, largest=times)
     original = original if original.size == size else original.resize(size, Image.Resampling.LANCZOS)
-    images, captions = [scale.scaled(pair.image, times, by) for pair in pairs], [pair.caption for pair in pairs]
+    images, captions = [enlarge(pair.image) for pair in pairs], [pair.caption for pair in pairs]
     if keep is None:
         codes, grid = encode_whole(model, picture)
-        coded = scale.scaled(model.decode_images([codes], [grid])[0], times, by)
+        coded = enlarge(model.decode_images([codes], [grid])[0])
         return scale.grid([original, coded, *images], ["the original", "its codes", *captions])
     kept = conditional_generation.kept(model, picture, keep)
     rows, columns = kept.grid

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
 
 from PIL import Image, ImageDraw
 
@@ -16,6 +18,24 @@ METHODS = ("nearest", "lanczos", "svg")
 LARGEST = 32  # times; 128 px become 4096
 CUT = (176, 32, 24)
 PAGE = 8192  # px: about the width of a grid of pictures, whose pictures are reduced if there are many
+
+
+@dataclass(frozen=True)
+class Enlarge:
+    """`scaled` by a fixed scale and method. Raises UserError as `require` does."""
+
+    scale: int = 1
+    by: str = "lanczos"
+
+    def __post_init__(self) -> None:
+        require(self.scale, self.by)
+
+    def __call__(self, image: Image.Image) -> Image.Image:
+        return scaled(image, self.scale, self.by)
+
+    def record(self) -> dict[str, Any]:
+        """What samples.jsonl says of it: nothing for pictures as they are."""
+        return {"scale": self.scale, "scale_by": self.by} if self.scale != 1 else {}
 
 
 def scaled(image: Image.Image, scale: int, by: str = "lanczos") -> Image.Image:
@@ -75,3 +95,6 @@ def with_cut(image: Image.Image, box: tuple[float, float, float, float]) -> Imag
 def _dash(draw: ImageDraw.ImageDraw, ends: tuple[int, int, int, int], line: int, number: int) -> None:
     """Red and white in turns, so that it is seen on light and on dark."""
     draw.line(ends, fill=CUT if number % 2 == 0 else "white", width=line)
+
+
+NOT = Enlarge()
