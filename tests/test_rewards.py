@@ -10,7 +10,7 @@ from PIL import Image, ImageDraw
 from safetensors.torch import save_file
 
 from tests.test_clip import tiny_clip
-from tokun.align import caption_rewards, drawing_rewards, perturb, rewards
+from tokun.align import caption_rewards, perturb, rewards
 from tokun.config import RewardConfig
 from tokun.utils.errors import UserError
 
