@@ -1,6 +1,6 @@
-"""docs/demo.png: the demo as a visitor sees it, with eight prints of seed 42, one of them selected.
+"""docs/demo.png: the demo as a visitor sees it, with eight prints of seed 42, one of them selected; docs/demo-phone.png: the same on a phone.
 
-python -m benchmarks.screenshot --out docs/demo.png      needs the extras app, svg and dev, and Chromium
+python -m benchmarks.screenshot --out docs/demo.png --phone docs/demo-phone.png      needs the extras app, svg and dev, and Chromium
 """
 
 from __future__ import annotations
@@ -21,30 +21,36 @@ def main() -> None:
     parser.add_argument("--port", type=int, default=7861)
     parser.add_argument("--print", type=int, default=1, dest="taken", help="which of the eight to select (%(default)s)")
     parser.add_argument("--out", type=Path, default=Path("docs/demo.png"))
+    parser.add_argument("--phone", type=Path, default=None, help="also as a phone shows it, 390 px wide, into this file")
     args = parser.parse_args()
     page = app.build(tokun.load(args.checkpoint))
     app.serve(page, port=args.port, wait=False)
     try:
-        photograph(f"http://127.0.0.1:{args.port}", args.taken, args.out)
+        photograph(f"http://127.0.0.1:{args.port}", args.taken, {args.out: (1240, 960), **({args.phone: PHONE} if args.phone else {})})
     finally:
         page.close(verbose=False)
-    print(f"{args.out}: {args.out.stat().st_size:,} bytes")
+    for out in filter(None, (args.out, args.phone)):
+        print(f"{out}: {out.stat().st_size:,} bytes")
 
 
-def photograph(address: str, taken: int, out: Path) -> None:
+PHONE = 390, 844
+
+
+def photograph(address: str, taken: int, sizes: dict[Path, tuple[int, int]]) -> None:
+    """Write a picture of the page for each file, in a window of that width and height."""
     with need("playwright.sync_api", extra="dev").sync_playwright() as driver:
         browser = driver.chromium.launch(executable_path=shutil.which("chromium"), args=["--no-sandbox"])
-        visitor = browser.new_page(viewport={"width": 1240, "height": 960})
-        visitor.set_default_timeout(120_000)
-        visitor.goto(address)
-        visitor.get_by_label("Prints of this seed").first.fill("8")
-        visitor.click("#generate")
-        visitor.wait_for_selector(".plate.sheet")
-        visitor.locator("#history .thumbnail-item").nth(taken).click()
-        visitor.wait_for_selector("a[download]")
-        visitor.mouse.move(5, 5)
-        visitor.wait_for_timeout(1000)
-        visitor.screenshot(path=out, full_page=True)
+        for out, (width, height) in sizes.items():
+            visitor = browser.new_page(viewport={"width": width, "height": height})
+            visitor.set_default_timeout(600_000)
+            visitor.goto(f"{address}/?seed=42&n=8")
+            visitor.wait_for_selector(".plate.sheet")
+            visitor.locator("#history .thumbnail-item").nth(taken).click()
+            visitor.wait_for_selector("a[download]")
+            visitor.mouse.move(5, 5)
+            visitor.wait_for_timeout(1000)
+            visitor.screenshot(path=out, full_page=(width, height) != PHONE)
+            visitor.close()
         browser.close()
 
 

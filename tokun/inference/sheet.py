@@ -28,7 +28,7 @@ def beside(
     if keep is None:
         codes, grid = encode_whole(model, picture)
         coded = enlarge(model.decode_images([codes], [grid])[0])
-        return scale.grid([original, coded, *images], ["the original", "its codes", *captions])
+        return scale.grid([original, coded, *images], ["the original", "drawn from its codes", *captions])
     kept = conditional_generation.kept(model, picture, keep)
     rows, columns = kept.grid
     box = kept.columns.start / columns, kept.rows.start / rows, kept.columns.stop / columns, kept.rows.stop / rows

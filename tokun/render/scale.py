@@ -16,6 +16,7 @@ from tokun.utils.optional_packages import need
 
 METHODS = ("nearest", "lanczos", "svg")
 LARGEST = 32  # times; 128 px become 4096
+FINE = 12, 512, 3  # as `svg.DETAILS`, for a drawing without a limit of bytes
 CUT = (176, 32, 24)
 PAGE = 8192  # px: about the width of a grid of pictures, whose pictures are reduced if there are many
 
@@ -43,7 +44,7 @@ def scaled(image: Image.Image, scale: int, by: str = "lanczos") -> Image.Image:
 
     nearest   each pixel becomes a square
     lanczos   smooth; mode kept
-    svg       traced as finely as `svg.DETAILS` has it, and drawn again at that size: sharp edges, flat tones; 'L' stays 'L'. Needs the extra `svg`
+    svg       traced in twelve tones, and drawn again at that size: sharp edges, flat tones; 'L' stays 'L'. Needs the extra `svg`
 
     Raises UserError for another method, or a scale that is not from 1 to LARGEST.
     """
@@ -52,7 +53,7 @@ def scaled(image: Image.Image, scale: int, by: str = "lanczos") -> Image.Image:
         return image
     width, height = image.width * scale, image.height * scale
     if by == "svg":
-        fine = svg.traced(svg.flat(image), *image.size, *svg.DETAILS[0])
+        fine = svg.traced(svg.flat(image), *image.size, *FINE)
         drawn = svg.rendered(fine or svg.to_svg(image), side=max(width, height))
         drawn = drawn if drawn.size == (width, height) else drawn.resize((width, height), Image.Resampling.LANCZOS)
         return drawn.convert(image.mode) if image.mode in ("1", "L") else drawn
