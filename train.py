@@ -1,116 +1,12 @@
-"""Train a tokun model: pictures with captions in, a checkpoint out.
+"""Train a tokun model: `tokun train`, as a script for launchers. `python train.py --help` says the rest.
 
-    python train.py --config configs/tiny.yaml                            one process
-    deepspeed train.py --config configs/engraving.yaml                    every GPU of this machine
-    deepspeed --num_gpus 2 train.py --config configs/tiny.yaml            two processes (gloo on a machine without GPUs)
-    torchrun --nproc_per_node 8 train.py --config configs/engraving.yaml  or srun; several machines: docs/clusters.md
-    python train.py --config configs/engraving-cpu.yaml data.train='shards/train-*.tar' data.val='shards/val-*.tar' out=runs/mine
-
-    python train.py --config configs/grpo.yaml start=runs/mine out=runs/mine-grpo      train a checkpoint on rewards
-
-    python train.py --config configs/ladder/350m.yaml --plan --gpu H100 --gpus 8
-
-Four stages: text tokenizer, image tokenizer, code shards, generator. Each is skipped when its result exists and
-matches; the same command resumes a killed run.
+deepspeed train.py --config configs/engraving.yaml
 """
 
-from __future__ import annotations
+from tokun.cli.train import draw_toy_pictures, main, parse, train
+from tokun.utils import console
 
-import argparse
-import json
-import os
-from pathlib import Path
-
-from tokun import planner
-from tokun.config import Config, load_config
-from tokun.training import engine
-from tokun.training.health import Preempted
-from tokun.training.run import Run, lock_out, open_run, write_config
-from tokun.training.stages import stages_of
-from tokun.utils import checkpoint, console, lock
-from tokun.utils.errors import UserError
-
-
-def main(argv: list[str] | None = None) -> None:
-    config, args = parse(argv)
-    if args.plan:
-        planner.main_plan(config, args)
-        return
-    launched = engine.start_processes()
-    held = lock_out(config)
-    try:
-        train(config, launched)
-    finally:
-        if held is not None:
-            lock.release(held)
-    engine.end_processes()
-
-
-def train(config: Config, launched: bool) -> None:
-    """Run all stages. `launched`: whether a process launcher started this process."""
-    draw_toy_pictures(config)
-    convert_tables(config)
-    run = open_run(config, deepspeed=launched)
-    try:
-        for stage in stages_of(config) if not config.grpo.rewards else (train_on_rewards,):
-            stage(run)
-            run.stop_if_asked()
-        if run.rank == 0:
-            write_config(run.out, config)
-    except Preempted:
-        run.say("train.py: asked to stop (SIGTERM). Everything is saved: the same command resumes")
-    run.close()
-
-
-def train_on_rewards(run: Run) -> Path:
-    from tokun.align.grpo import train_grpo  # tokun.align is above tokun.training
-
-    return train_grpo(run)
-
-
-def draw_toy_pictures(config: Config) -> None:
-    """With `data.toy: N`, draw the training set by code, once, into the run's folder."""
-    if not config.data.toy:
-        return
-    if config.data.train:
-        raise UserError("data.toy and data.train are both set; choose one of them")
-    from data_tools import toy
-
-    folder, side = Path(config.out) / "toy", config.image_tokenizer.image_size
-    if int(os.environ.get("RANK", 0)) == 0:
-        toy.write_shards(folder, config.data.toy, config.data.toy_seed, side, "train")
-        toy.write_shards(folder, max(64, config.data.toy // 16), config.data.toy_seed + 1, side, "val")
-    engine.wait_for_processes()
-    config.data.train, config.data.val = str(folder / "train-*.tar"), str(folder / "val-*.tar")
-    config.data.toy = 0  # they are in shards now, so the run's config.yaml can be reused unchanged
-
-
-def convert_tables(config: Config) -> None:
-    """Convert the tables of `words` (CSV, TSV, Parquet) to JSONL in the run's folder."""
-    for split in ("train", "val"):
-        table = getattr(config.words, split)
-        if not table or table.endswith(".jsonl"):
-            continue
-        from data_tools import tables
-
-        target = Path(config.out) / "words" / f"{split}.jsonl"
-        if int(os.environ.get("RANK", 0)) == 0:
-            rows = (json.dumps(row.values, ensure_ascii=False, default=str) for row in tables.read_table(table))
-            checkpoint.write_text(target, "".join(f"{row}\n" for row in rows))
-        setattr(config.words, split, str(target))
-    engine.wait_for_processes()
-
-
-def parse(argv: list[str] | None) -> tuple[Config, argparse.Namespace]:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--config", required=True, help="a YAML file, for example configs/tiny.yaml")
-    parser.add_argument("--plan", action="store_true", help="print memory, operations and hours of this config, and train nothing")
-    planner.add_arguments(parser)
-    parser.add_argument("overrides", nargs="*", metavar="a.b=c", help="settings that override the file's, for example train.lr=3e-4")
-    parser.add_argument("--local_rank", "--local-rank", type=int, default=None, help=argparse.SUPPRESS)  # given by the deepspeed launcher
-    args = parser.parse_args(argv)
-    return load_config(args.config, args.overrides), args
-
+__all__ = ["draw_toy_pictures", "main", "parse", "train"]
 
 if __name__ == "__main__":
     console.run("train.py", main)

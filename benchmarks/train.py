@@ -57,7 +57,7 @@ from tokun.tokenizers.text import TextTokenizer  # noqa: E402
 from tokun.training import engine, health, optim  # noqa: E402
 from tokun.training.generator import build_vocabulary, train_generator  # noqa: E402
 from tokun.training.run import open_run  # noqa: E402
-from tokun.utils import checkpoint, console  # noqa: E402
+from tokun.utils import checkpoint, console, typed_tree  # noqa: E402
 
 SAMPLES = 4096
 PARTS = ("text_tokenizer", "image_tokenizer", "codes")
@@ -426,7 +426,7 @@ def compare_gains(settings: Config, folder: Path, device: torch.device, rate: fl
     for name, overrides, context in gains(settings, device):
         tree = config.to_dict(settings)
         for override in overrides:
-            config._override(tree, override)
+            typed_tree.override(tree, override, Config)
         changed = Setting(config.from_dict(tree), folder, device, base.steps) if overrides else base
         loops = [Loop("as it is", ours, base), Loop(name, ours, changed, context)]
         turns = compare(loops, steps=steps, rounds=rounds)

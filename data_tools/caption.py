@@ -1,8 +1,8 @@
 """Caption: image shards -> the same shards with more captions, side by side, in several registers.
 
-    python -m data_tools.caption shards/ --model Salesforce/blip2-opt-2.7b --registers plain,poetic,era
-    python -m data_tools.caption shards/ --endpoint http://localhost:8000/v1 --endpoint-model Qwen/Qwen2.5-VL-7B-Instruct
-    python -m data_tools.caption shards/ --from captions.tsv --out described/
+    tokun caption shards/ --model Salesforce/blip2-opt-2.7b --registers plain,poetic,era
+    tokun caption shards/ --endpoint http://localhost:8000/v1 --endpoint-model Qwen/Qwen2.5-VL-7B-Instruct
+    tokun caption shards/ --from captions.tsv --out described/
     accelerate launch -m data_tools.caption shards/ --model Qwen/Qwen2.5-VL-7B-Instruct --registers plain,social
 
 Captions come from a captioner that sees the picture (--model), a language model (--rewriter) or a server (--endpoint). Without
@@ -35,11 +35,11 @@ from tokun.utils.console import home_path
 from tokun.utils.errors import UserError
 
 
-def parse(argv: list[str] | None) -> argparse.Namespace:
+def make_parser() -> argparse.ArgumentParser:
     words = Settings()
-    parser = argparse.ArgumentParser(
-        prog="python -m data_tools.caption",
-        description="Image shards -> the same shards with captions in several registers.",
+    parser = console.make_parser(
+        "python -m data_tools.caption",
+        "Image shards -> the same shards with captions in several registers.",
         epilog="The same command resumes a stopped run. Several GPUs: accelerate launch -m data_tools.caption … divides the shards.",
     )
     add = parser.add_argument
@@ -50,7 +50,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     add("--hints", default=",".join(words.hints), help="metadata to put into prompts, or none (%(default)s)")
     for group in (add_writers, add_table, add_rows):
         group(parser)
-    return parser.parse_args(argv)
+    return parser
 
 
 def add_writers(parser: argparse.ArgumentParser) -> None:
@@ -114,10 +114,10 @@ def add_rows(parser: argparse.ArgumentParser) -> None:
     """Options for how the work is done and on which rows."""
     words, work = Settings(), Work()
     how = parser.add_argument_group("how").add_argument
-    how("--seed", type=int, default=words.seed)
+    how("--seed", type=int, default=words.seed, help="of wordings and draws (%(default)s)")
     how("--temperature", type=float, default=words.temperature, help="0: the most likely words (%(default)s)")
     how("--max-new-tokens", type=int, default=words.max_new_tokens, help="per caption (%(default)s)")
-    how("--dtype", default=words.dtype, choices=("auto", "float32", "bfloat16", "float16"))
+    how("--dtype", default=words.dtype, choices=("auto", "float32", "bfloat16", "float16"), help="of the models (%(default)s)")
     how("--image-side", type=int, default=words.image_side, help="longer side of the pictures shown, in pixels (%(default)s)")
     how("--device", default=work.device, help="auto, cpu, cuda, cuda:1 (%(default)s)")
     how("--batch-size", type=int, default=work.batch_size, help="halved when memory runs out (%(default)s)")
@@ -180,12 +180,12 @@ def main_from_table(args: argparse.Namespace, out: Path) -> int:
     options = from_table.Options(**{name: value for name, value in vars(args).items() if name in from_table.Options.__dataclass_fields__})
     report = from_table.merge(args.shards, args.table, out, options, progress=True)
     print(report.text(out))
-    print(f"Next:\n  python -m data_tools.questions {shlex.quote(str(out))} --out {shlex.quote(str(out.with_name(f'{out.name}-asked')))}")
+    print(f"Next:\n  tokun questions {shlex.quote(str(out))} --out {shlex.quote(str(out.with_name(f'{out.name}-asked')))}")
     return 0
 
 
 def main(argv: list[str] | None = None) -> int:
-    args = parse(argv)
+    args = make_parser().parse_args(argv)
     return console.status("caption", lambda: run(args))
 
 
@@ -211,7 +211,7 @@ def run(args: argparse.Namespace) -> int:
         print(f"caption: WARNING: {told}", file=sys.stderr)
     if report.is_useless():
         return 1
-    print(f"Next:\n  python -m data_tools.inspect {shlex.quote(str(out))} --verify --sheet sheet.png")
+    print(f"Next:\n  tokun inspect {shlex.quote(str(out))} --verify --sheet sheet.png")
     return 0
 
 

@@ -1,8 +1,8 @@
 """Image shards -> code shards, with a trained image tokenizer: the third stage of train.py on its own.
 
-    python -m data_tools.encode --config configs/engraving.yaml data.train='shards/train-*.tar' out=runs/mine
+    tokun encode --config configs/engraving.yaml data.train='shards/train-*.tar' out=runs/mine
     accelerate launch -m data_tools.encode --config …                                    one process per GPU
-    python -m data_tools.encode --config … --engine ray --ray-address HEAD:6379 --gpus-per-task 1
+    tokun encode --config … --engine ray --ray-address HEAD:6379 --gpus-per-task 1
 
 Reads out/image_tokenizer and writes out/codes, one task per shard. A restarted run resumes after the last complete shard, and
 the bytes do not depend on the engine.
@@ -24,15 +24,19 @@ from tokun.utils import console
 from tokun.utils.errors import UserError
 
 
-def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def make_parser() -> argparse.ArgumentParser:
+    parser = console.make_parser("python -m data_tools.encode", __doc__)
     parser.add_argument("--config", required=True, help="the run's YAML file")
     parser.add_argument("--workers", type=int, default=1, help="processes that encode shards in parallel (%(default)s)")
     parser.add_argument("--engine", default="local", metavar="NAME", help=f"{' or '.join(ENGINES)} (%(default)s)")
     parser.add_argument("--ray-address", default="", metavar="HOST:PORT", help="of a Ray cluster whose nodes can reach the shards and out")
     parser.add_argument("--gpus-per-task", type=float, default=0, metavar="N", help="GPUs of a Ray cluster for each shard (%(default)s)")
     parser.add_argument("overrides", nargs="*", metavar="a.b=c", help="settings that override the file's")
-    args = parser.parse_intermixed_args(argv)
+    return parser
+
+
+def main(argv: list[str] | None = None) -> None:
+    args = make_parser().parse_intermixed_args(argv)
     start_processes()
     run = open_run(load_config(args.config, [*args.overrides, "tracking.kind=none"]))
     try:

@@ -1,6 +1,6 @@
 """Inspect: what does a folder of shards hold, and is any of it damaged?
 
-    python -m data_tools.inspect shards/ --verify --sheet sheet.png
+    tokun inspect shards/ --verify --sheet sheet.png
 
 Prints counts, sizes, captions and tags of image shards (KEY.webp + KEY.json) and code shards (KEY.codes.npy + KEY.json).
 With --verify every member is read and decoded, damage is listed, and the exit code is 1 if there is any.
@@ -80,7 +80,7 @@ def find_shards(paths: Iterable[Path]) -> list[Path]:
             raise FileNotFoundError(f"{path} does not exist: give shards (.tar) or a folder of them")
         inside = sorted(path.glob("*.tar")) if path.is_dir() else [path]
         if not inside:
-            raise FileNotFoundError(f"no shards (*.tar) in {path}: make some with python -m data_tools.prepare")
+            raise FileNotFoundError(f"no shards (*.tar) in {path}: make some with tokun prepare")
         shards += inside
     return shards
 
@@ -362,12 +362,16 @@ def write_sheet(inventory: Inventory, path: Path) -> None:
     captioned_grid(images, captions, columns=8, cell=192).save(path)
 
 
-def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m data_tools.inspect", description="What is in these shards?")
+def make_parser() -> argparse.ArgumentParser:
+    parser = console.make_parser("python -m data_tools.inspect", "What is in these shards?")
     parser.add_argument("shards", type=home_path, nargs="+", metavar="SHARDS", help="folders of shards, or .tar files")
     parser.add_argument("--verify", action="store_true", help="decode every member; exit 1 if anything is damaged")
     parser.add_argument("--sheet", type=home_path, metavar="FILE.png", help=f"draw {SHEET} pictures with their captions")
-    args = parser.parse_args(argv)
+    return parser
+
+
+def main(argv: list[str] | None = None) -> int:
+    args = make_parser().parse_args(argv)
     return console.status("inspect", lambda: inspect(args))
 
 

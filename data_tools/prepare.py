@@ -1,6 +1,6 @@
 """Prepare: raw pictures -> clean, captioned image shards, and a manifest that accounts for every file.
 
-    python -m data_tools.prepare my-pictures/ --style engraving --out shards/
+    tokun prepare my-pictures/ --style engraving --out shards/
 
 SOURCE is a folder of pictures, of classes, of books or of tar files, a table of paths, a data set, or the address of one of
 these in object storage: see readers/. The work is two lists of independent tasks (pipeline/chunks.py). Each task of the first
@@ -32,13 +32,13 @@ from data_tools import report
 from data_tools.images.image_ops import OF_OPENCV, opencv
 from data_tools.pipeline.chunks import KEPT, Settings, measure_chunk, rows_name
 from data_tools.pipeline.disk import DiskDict
-from data_tools.pipeline.engine import ENGINES, Engine, open_engine
+from data_tools.pipeline.engine import ENGINES, TaskEngine, open_engine
 from data_tools.pipeline.manifest import MANIFEST, manifest
 from data_tools.pipeline.next_steps import captions_warning, steps, write_captions_to_fill
 from data_tools.pipeline.output import PARTIAL, PUBLISH, RECORD, begin, publish, refuse_other_shards
 from data_tools.pipeline.remote_lock import alone_in
 from data_tools.pipeline.selection import Columns, Settled, settle, shards_to_write
-from data_tools.pipeline.shard_writer import Shard, write_shard
+from data_tools.pipeline.shard_writer import Shard, write_pieces
 from data_tools.pipeline.storage_backends import Store, is_url, open_store
 from data_tools.pipeline.tasks import Progress, Tasks
 from data_tools.readers import READERS, Listing, Options, PictureError, choose_reader, read_picture, shown
@@ -188,7 +188,7 @@ def check_listing(listing: Listing, source: Path | str, settings: Settings) -> N
         raise UserError(f"--style is needed: {source} does not give the style of every picture. Add --style engraving, or another tag")
 
 
-def make(aside: Store, listing: Listing, settings: Settings, engine: Engine, record: dict[str, Any], *, progress: bool) -> None:
+def make(aside: Store, listing: Listing, settings: Settings, engine: TaskEngine, record: dict[str, Any], *, progress: bool) -> None:
     """Write everything to publish into `aside`, and the list of it last."""
     tasks, there = Tasks(len(listing.found)), set(aside.list())
     with Progress("measure", "file", tasks.files, progress) as bar:
@@ -210,7 +210,7 @@ def make(aside: Store, listing: Listing, settings: Settings, engine: Engine, rec
 
 
 def write_shards(
-    aside: Store, tasks: Tasks, listing: Listing, settings: Settings, engine: Engine, there: set[str], *, progress: bool
+    aside: Store, tasks: Tasks, listing: Listing, settings: Settings, engine: TaskEngine, there: set[str], *, progress: bool
 ) -> tuple[Settled, dict[str, int]]:
     """Settle the collection and write the missing shards. Returns the settled plan and {shard: pairs}."""
     columns = Columns.read(aside, tasks)
@@ -226,7 +226,7 @@ def write_shards(
                 else:
                     yield shard
 
-        for _, count in engine.run(write_shard, to_write()):
+        for _, count in engine.run(write_pieces, to_write()):
             bar.update(count)
     return settled, pairs
 
@@ -260,11 +260,11 @@ def source_id(source: Path | str, root: Path | None) -> str:
     return hashlib.sha256(b"\0".join(paths)).hexdigest()[:16]
 
 
-def parse(argv: list[str] | None) -> argparse.Namespace:
+def make_parser() -> argparse.ArgumentParser:
     default = Settings(style="any")
-    parser = argparse.ArgumentParser(
-        prog="python -m data_tools.prepare",
-        description="Raw pictures -> clean, captioned image shards.",
+    parser = console.make_parser(
+        "python -m data_tools.prepare",
+        "Raw pictures -> clean, captioned image shards.",
         epilog=f"{RECOGNISED}. A file beside a picture takes precedence over a table. Files that were not read are listed in the manifest. "
         "The same command resumes a killed run.",
     )
@@ -329,12 +329,12 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     add("--engine", default="local", metavar="NAME", help=f"{' or '.join(ENGINES)} (%(default)s): where the tasks run")
     add("--ray-address", default="", metavar="HOST:PORT", help="of a Ray cluster; its nodes must reach SOURCE and --out")
     add("--overwrite", action="store_true", help="replace shards made with other settings in --out")
-    return parser.parse_args(argv)
+    return parser
 
 
 def main(argv: list[str] | None = None) -> int:
     command = sys.argv[1:] if argv is None else list(argv)
-    args = parse(argv)
+    args = make_parser().parse_args(argv)
     keep_memory()
     return console.status("prepare", lambda: run(args, command))
 

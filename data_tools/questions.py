@@ -1,6 +1,6 @@
 """Questions: question-answer pairs for each picture, from its caption, metadata and tones, without a model.
 
-    python -m data_tools.questions shards/ --out asked/
+    tokun questions shards/ --out asked/
 
 Each KEY.json gets `questions`, a list of {"question", "answer"}, which training reads (`train.task_mix.question`); existing ones
 are kept. Only known facts are asked: what is shown (the caption), the main thing (`thing`), the technique, the subject, a number
@@ -33,7 +33,7 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from data_tools.captioning.captioned_shards import read_record, write_shard
+from data_tools.captioning.captioned_shards import read_record, write_pairs
 from data_tools.captioning.journals import write_whole
 from data_tools.captioning.merge_plan import split_of
 from data_tools.captioning.registers import facts_of
@@ -283,16 +283,20 @@ def ask_all(shards: list[Path], out: Path, seed: int) -> Counter[str]:
     for split in dict.fromkeys(map(split_of, shards if todo else ())):  # each split is balanced on its own
         plans |= survey([shard for shard in shards if split_of(shard) == split]).plans(seed)
     for shard in tqdm(todo, desc="questions", unit="shard"):
-        write_shard(out / shard.name, asked(shard, seed, counts, plans))
+        write_pairs(out / shard.name, asked(shard, seed, counts, plans))
     return counts
 
 
-def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def make_parser() -> argparse.ArgumentParser:
+    parser = console.make_parser("python -m data_tools.questions", __doc__)
     parser.add_argument("shards", type=home_path, nargs="+", metavar="SHARDS", help="image shards, or folders of them")
-    parser.add_argument("--out", type=home_path, required=True, metavar="DIR")
+    parser.add_argument("--out", type=home_path, required=True, metavar="DIR", help="a new folder")
     parser.add_argument("--seed", type=int, default=0, help="of the wordings (%(default)s)")
-    args = parser.parse_args(argv)
+    return parser
+
+
+def main(argv: list[str] | None = None) -> int:
+    args = make_parser().parse_args(argv)
 
     def write() -> None:
         counts = ask(args.shards, args.out, args.seed)

@@ -1,6 +1,6 @@
 """The toy set: small engravings drawn by code, with captions that state exactly what is drawn and how.
 
-    python -m data_tools.toy --out data/toy --n 4096 --seed 0 --side 64
+    tokun toy --out data/toy --n 4096 --seed 0 --side 64
 
 Discs, squares, triangles, stars, trees, houses, ships, moons and mountains, one to three per picture, with
 parallel, cross or stipple hatching, on a light or dark ground. An item is a pure function of (seed, index): any number
@@ -28,6 +28,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw
 
+from tokun.data import tars
 from tokun.utils import console
 from tokun.utils.console import home_path
 from tokun.utils.errors import UserError
@@ -405,12 +406,11 @@ def _write_shard(path: Path, seed: int, indices: range, side: int) -> None:
     """Write one tar to a temporary file and rename it, so that `path` is either complete or missing."""
     aside = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
-        with tarfile.open(aside, "w", format=tarfile.USTAR_FORMAT) as tar:
+        with open(aside, "wb") as tar:
             for index in indices:
                 for name, data in _members(seed, index, side):
-                    info = tarfile.TarInfo(name)  # mtime 0, uid 0, no names: the same bytes every time
-                    info.size = len(data)
-                    tar.addfile(info, io.BytesIO(data))
+                    tars.write_member(tar, name, data)
+            tars.write_end(tar)
         os.replace(aside, path)
     finally:
         aside.unlink(missing_ok=True)
@@ -437,15 +437,19 @@ def write_shards(out_dir: str | Path, n: int, seed: int, side: int, prefix: str 
     return paths
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description="Draw the toy set and write it as WebDataset shards.")
+def make_parser() -> argparse.ArgumentParser:
+    parser = console.make_parser("python -m data_tools.toy", "Draw the toy set and write it as WebDataset shards.")
     parser.add_argument("--out", type=home_path, required=True, help="folder for the shards")
     parser.add_argument("--n", type=int, default=4096, help="number of pictures")
     parser.add_argument("--seed", type=int, default=0, help="use another seed for another split")
     parser.add_argument("--side", type=int, default=64, help="pixels; a multiple of 16 from 32 to 256")
     parser.add_argument("--shard-size", type=int, default=1000, help="pictures per shard")
     parser.add_argument("--prefix", default="train", help="shards are named PREFIX-00000.tar …")
-    args = parser.parse_args()
+    return parser
+
+
+def main(argv: list[str] | None = None) -> None:
+    args = make_parser().parse_args(argv)
     paths = write_shards(args.out, args.n, args.seed, args.side, args.prefix, args.shard_size)
     print(f"{args.n} pictures of {args.side} px in {len(paths)} shards: {paths[0]} … {paths[-1].name}")
 

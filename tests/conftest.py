@@ -7,30 +7,17 @@ import pytest
 # one thread for each process of the tests: several tests run at once (pytest-xdist), and these sizes gain nothing from more
 os.environ |= {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
 os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", "1")  # more are processes that import torch once again, seconds each
+os.environ.setdefault("TORCHINDUCTOR_VEC_ISA_OK", "1")  # what the processor says that it can do is not tried by six compilations
 
 LONG = (
-    "launch",
-    "fine_tuning_launch",
-    "coherence",
-    "resume",
-    "training",
-    "grpo",
-    "ray",
-    "notebook",
-    "sample",
-    "generator",
-    "kernels",
-    "encode",
-    "caption",
-    "prepare",
-    "app",
-    "evaluate",
-)
+    "launch", "generator", "fine_tuning_launch", "grpo", "prepare", "coherence", "kernels", "app", "caption", "ray", "sample", "training", "resume",
+    "evaluate", "notebook", "encode", "svg", "caption_table", "tracking", "questions", "planner", "recognition", "adapters", "native", "reported_runs",
+)  # fmt: skip
 # left out by `pytest -m "not slow"`, beside what is marked where it stands: files that start launchers, clusters, notebooks or train whole runs, and tests of a finished run
 SLOW_FILES = {
     f"test_{name}" for name in ("launch", "fine_tuning_launch", "resume", "training", "coherence", "notebook", "ray", "real_engravings")
 }
-SLOW_FIXTURES = {"finished", "browser"}
+SLOW_FIXTURES = {"finished", "browser", "offline_runs"}
 
 
 def pytest_configure(config: pytest.Config) -> None:

@@ -52,6 +52,18 @@ def write_config(folder: Path, shards: Path, **changes) -> Path:
     return write_tree(folder / "small.yaml", tree, **changes)
 
 
+def preference_tree(start: Path, pairs: Path, *, steps: int = 5) -> dict[str, Any]:
+    """The config of a small adapter that learns preferences."""
+    train = {
+        "steps": steps, "batch_size": 4, "precision": "no", "lr": 0.01, "warmup_steps": 1, "weight_decay": 0.0, "log_every": 1, "save_every": 100,
+        "eval_every": 100,
+    }  # fmt: skip
+    return {
+        "start": str(start), "threads": 1, "tracking": {"kind": "none"}, "generator": {"dropout": 0.0}, "adapter": {"rank": 2, "alpha": 4.0},
+        "dpo": {"pairs": str(pairs), "beta": 0.5}, "train": train,
+    }  # fmt: skip
+
+
 def write_tree(path: Path, tree: dict[str, Any], **changes) -> Path:
     """The config `tree` as YAML, its run beside it, with `section__name=value` changed."""
     tree = json.loads(json.dumps(tree)) | {"out": str(path.parent / "run")}

@@ -114,7 +114,7 @@ def test_adapters_are_switched_and_the_base_stays_what_it_was(base, tmp_path):
 
 def test_the_fast_decoders_draw_what_the_models_own_forward_draws(base, tmp_path, monkeypatch):
     model = tokun.load(base, adapter=made(base, tmp_path / "mine", words={"styles": ("lithograph",)}))
-    assert decoder.Decoder.fits(model.generator)
+    assert decoder.TorchDecoder.fits(model.generator)
     fast = pairs_of(model, style="lithograph")
     plain = pairs_of(model.compile(False), style="lithograph")
     monkeypatch.setattr(decoder, "decoder_of", lambda _: None)
@@ -356,9 +356,9 @@ def test_what_an_adapter_cannot_be_is_told_in_one_line(checkpoint_folder, small_
 
 
 def test_the_commands_take_an_adapter_and_tell_what_it_is(base, tmp_path, capsys):
-    import sample
     from tokun.adapters import main
     from tokun.app.page import parse
+    from tokun.cli import sample
 
     folder = made(base, tmp_path / "mine", words={"styles": ("lithograph",)})
     sample.main(
@@ -403,7 +403,7 @@ def test_an_adapter_is_in_use_within_a_second_and_takes_two_megabytes_at_most_be
 
 
 def test_a_plan_of_an_adapter_is_refused():
-    from train import main
+    from tokun.cli.train import main
 
     with pytest.raises(ValueError, match="covers only the training of a whole model"):
         main(["--config", "configs/lora.yaml", "--plan"])

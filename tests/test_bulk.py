@@ -15,9 +15,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-import sample
 from tests.kills import kills
 from tests.small_runs import start_fork
+from tokun.cli import sample
 from tokun.inference import bulk
 
 pq = pytest.importorskip("pyarrow.parquet", reason="the table needs the extra 'data'")

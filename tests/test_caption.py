@@ -330,6 +330,7 @@ def test_processes_that_share_the_shards_make_the_bytes_of_one(toy_shards, tmp_p
     assert everything(tmp_path / "two") == everything(tmp_path / "one")
 
 
+@pytest.mark.slow
 def test_two_processes_of_accelerate_make_the_bytes_of_one(toy_shards, tmp_path):
     settings = [
         "--registers",
@@ -374,6 +375,7 @@ def test_a_shard_whose_rows_change_and_change_back_is_what_its_rows_say_whatever
         assert {name: data for name, data in everything(tmp_path / "out").items() if not name.endswith(".partial")} == before
 
 
+@pytest.mark.slow
 def test_a_run_killed_at_any_moment_ends_with_the_bytes_of_one_that_was_not(toy_shards, tmp_path):
     """Killed behind 1, 3, 5, 2 and 4 more answers: the server holds the next one back."""
     turn, moved = SimpleNamespace(number=0, left=1000), threading.Condition()
@@ -532,14 +534,16 @@ def test_the_preview_is_a_sheet_and_nothing_else(toy_shards, tmp_path):
     assert counts == {"captioned": 5} and [file.name for file in (tmp_path / "out").iterdir()] == ["preview.png"]
     with Image.open(path) as sheet:
         assert sheet.height > sheet.width  # five rows of two
-    row = rows.Row("s", 0, "k", ("plain", "alt"), captions={"plain": {"text": "A ship.", "source": "template"}}, failures={"alt": "loop"})
+    row = rows.CaptionRow(
+        "s", 0, "k", ("plain", "alt"), captions={"plain": {"text": "A ship.", "source": "template"}}, failures={"alt": "loop"}
+    )
     assert [run.text_on_sheet(row, name) for name in row.wanted] == ["plain (template): A ship.", "alt: FAILED, loop"]
 
 
 def test_the_command_tells_what_it_did_and_what_comes_next(toy_shards, tmp_path, capsys):
     assert main([str(toy_shards), "--out", str(tmp_path / "out"), "--registers", "plain,social", "--no-hashtags", "--limit", "5"]) == 0
     told = capsys.readouterr()
-    assert "captioned" in told.out and "template 5" in told.out and "python -m data_tools.inspect" in told.out
+    assert "captioned" in told.out and "template 5" in told.out and "tokun inspect" in told.out
     assert "row/s" in told.err and "captioned 5" in told.err  # the bar: rate, time left, counts
     assert not any("#" in record["captions"]["social"] for record in records(tmp_path / "out").values())
     assert main([str(toy_shards), "--out", str(tmp_path / "out"), "--preview", "3"]) == 0

@@ -363,6 +363,7 @@ def test_alt_text_keeps_names_large(lexicon):
     assert described_rows.alt_text("etching", "Two owls.", lexicon) == "Etching: two owls."
 
 
+@pytest.mark.slow
 @real
 def test_the_real_validation_prints_are_described(tmp_path):
     shards = [DATA / "engravings/val-00000.tar", DATA / "plates/val-00000.tar"]

@@ -8,7 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
-import sample
+from tokun.cli import sample
 from tokun.inference import clip as module
 from tokun.inference.clip import Clip
 

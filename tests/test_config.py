@@ -98,7 +98,7 @@ def test_a_mistake_in_an_override_is_named(tmp_path, override):
         load_config(write(tmp_path, "train:\n  lr: 0.1\n"), [override])
 
 
-@pytest.mark.parametrize("name", ["train.loss_chunk", "train.keep_best"])
+@pytest.mark.parametrize("name", ["train.loss_chunk", "train.keep_best", "adapter.rank"])
 def test_a_number_of_0_or_more_is_refused_below(name, tmp_path):
     for override, wrong in ((f"{name}=0", False), (f"{name}=1", False), (f"{name}=-1", True)):
         with pytest.raises(ValueError, match=rf"{name} is -1; it must be 0 or more") if wrong else nullcontext():

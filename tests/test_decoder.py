@@ -7,7 +7,7 @@ import torch
 from transformers import AutoModelForCausalLM, LlamaConfig
 
 from tokun.inference import decoder, latents, native, sampling
-from tokun.inference.decoder import Decoder, GraphStream, HubStreams, Stream, decoder_of, open_stream, row_counts
+from tokun.inference.decoder import GraphStream, HubStreams, Stream, TorchDecoder, decoder_of, open_stream, row_counts
 from tokun.tokenizers import sequences
 from tokun.tokenizers.vocabulary import Tags
 
@@ -45,8 +45,8 @@ def test_steps_are_the_models_own_forward(tiny_model, ids, prompt, stream_of):
 @torch.inference_mode()
 def test_fixed_shapes_give_what_growing_ones_give(tiny_model, ids):
     """What a GPU replays as a graph, here run as it is."""
-    prompts, plain = [ids[:, :3], ids[:, :1]], Decoder(tiny_model.generator, pack=False)  # as on a GPU
-    growing, fixed = Stream(Decoder(tiny_model.generator), prompts, 40), GraphStream(plain, prompts, 40)
+    prompts, plain = [ids[:, :3], ids[:, :1]], TorchDecoder(tiny_model.generator, pack=False)  # as on a GPU
+    growing, fixed = Stream(TorchDecoder(tiny_model.generator), prompts, 40), GraphStream(plain, prompts, 40)
     for t in range(3, 20):
         for stream in (growing, fixed):
             stream.step(ids[:, t].repeat(2))

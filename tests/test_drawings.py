@@ -6,9 +6,9 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-import sample
 from tests.test_clip import tiny_clip
 from tokun.align import drawings
+from tokun.cli import sample
 
 pytest.importorskip("resvg_py", reason="rendering back needs resvg_py (extra 'svg')")
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 
 import numpy as np
+import pytest
 from PIL import Image, ImageOps
 
 from data_tools.images.duplicates import DISTANCE, alike_pairs, bit_counts, clusters
@@ -58,8 +59,18 @@ def test_clusters_join_chains():
     assert clusters(6, np.array([[4, 5], [0, 2], [2, 4]])).tolist() == [0, 1, 0, 3, 0, 0]
 
 
-def test_a_scan_a_thumbnail_and_a_trimmed_copy_of_a_real_engraving_are_alike_and_others_are_not(engravings):
-    originals = [image.convert("L") for image in engravings(24)]
+def made(count: int) -> list[Image.Image]:
+    """Pictures of broad light and shade under fine lines, as prints are."""
+    rng = np.random.default_rng(5)
+    shades = (Image.fromarray(rng.integers(60, 256, (7, 6), np.uint8)).resize((192, 224), Image.Resampling.BICUBIC) for _ in range(count))
+    lines = np.where(np.add.outer(np.arange(224), np.arange(192)) % 5 < 2, 40, 0)
+    return [Image.fromarray(np.clip(np.asarray(shade, int) - lines, 0, 255).astype(np.uint8)) for shade in shades]
+
+
+@pytest.mark.parametrize("kind", ["real", "made"])
+def test_a_scan_a_thumbnail_and_a_trimmed_copy_of_an_engraving_are_alike_and_others_are_not(kind, request):
+    pictures = made(24) if kind == "made" else request.getfixturevalue("engravings")(24)
+    originals = [image.convert("L") for image in pictures]
     copies = [
         copy
         for image in originals

@@ -110,6 +110,7 @@ def test_a_code_shard_holds_the_codes_of_each_view_encoded_alone(folder, tmp_pat
             assert (tokenizer.encode(data.to_float(np.stack([view])), rows=16)[0].numpy() == own).all()
 
 
+@pytest.mark.slow
 def test_the_command_writes_codes_and_goes_on_with_the_same_bytes(folder):
     command = [sys.executable, "-m", "data_tools.encode", "--config", str(folder / "config.yaml")]
 

@@ -13,8 +13,8 @@ from PIL import Image, ImageFilter
 
 import tokun
 from tests.small_runs import needs
-from tests.test_framing import SIZES
-from tests.test_framing import write as write_shapes
+from tests.test_cropping import SIZES
+from tests.test_cropping import write as write_shapes
 from tests.test_losses import WEIGHTS, random_squeezenet
 from tokun import data
 from tokun.config import ImageTokenizerTrainConfig
@@ -398,6 +398,7 @@ def test_codes_of_other_grids_have_none_in_common():
     assert memorisation.codes_apart([one, other], [same, other]).tolist() == [[0.25, 1], [1, 0]]
 
 
+@pytest.mark.slow
 def test_every_room_measures_a_model_of_several_shapes(shaped_folder, shaped_shards, network, tmp_path):
     (tmp_path / "others").mkdir()
     for name, size in (("a", (90, 40)), ("b", (40, 90))):

@@ -276,6 +276,7 @@ def test_f_beta_joins_answers_and_beauty_as_in_the_competition(tmp_path, tiny_mo
 # --- the judge of benchmarks/clip_judge.py ------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_the_clip_judge_trains_goes_on_and_is_loaded(tmp_path, toy_shards, capsys):
     pytest.importorskip("open_clip", reason="open_clip is not installed (extra 'clip')")
     from benchmarks import clip_judge

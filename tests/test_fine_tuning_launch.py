@@ -13,12 +13,10 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
-import tokun
 from benchmarks.zero import Case, largest_difference, launch, train_case
 from data_tools import toy
-from tests import test_grpo
-from tests.small_runs import ROOT, needs, write_config
-from tests.test_launch import ZERO1, deepspeed, forked
+from tests.launchers import forked
+from tests.small_runs import ROOT, needs, preference_tree, write_config
 from tokun.config import load_config
 from tokun.inference import preferences
 from tokun.training.run import open_run
@@ -43,23 +41,10 @@ BF16 = ("zero0", "zero1", "zero3")  # DPO of all weights in bf16
 def configs(tiny_model, checkpoint_folder, small_shards, tmp_path_factory) -> dict[str, Path]:
     """A config file by the kind of training, and beside that of lora the stages before."""
     folder = tmp_path_factory.mktemp("configs")
-    tuned = {"rank": 2, "alpha": 4.0}
-    train = {
-        "steps": STEPS,
-        "batch_size": 4,
-        "precision": "no",
-        "lr": 0.01,
-        "warmup_steps": 1,
-        "weight_decay": 0.0,
-        "log_every": 1,
-        "save_every": 100,
-        "eval_every": 100,
-    }
     lora = yaml.safe_load(write_config(folder, small_shards, generator__dropout=0.0, codes__views=1, sampling__n=0).read_text())
-    lora |= {"start": str(checkpoint_folder), "adapter": tuned, "train": {**lora["train"], **train}}
     (folder / "pairs.jsonl").write_text(preferences.lines(tiny_model.best_and_worst(3, 6, 2)))
-    dpo = {"start": str(checkpoint_folder), "threads": 1, "tracking": {"kind": "none"}, "generator": {"dropout": 0.0}, "adapter": tuned,
-           "dpo": {"pairs": str(folder / "pairs.jsonl"), "beta": 0.5}, "train": train}  # fmt: skip
+    dpo = preference_tree(checkpoint_folder, folder / "pairs.jsonl", steps=STEPS)
+    lora |= {"start": str(checkpoint_folder), "adapter": dpo["adapter"], "train": {**lora["train"], **dpo["train"]}}
     rows = [
         {"description": text, "caption": f"{text.split()[0]} {text.split()[-1]}"}
         for text in (toy.draw(5, i, 32)[1]["captions"]["plain"] for i in range(12))
@@ -119,34 +104,3 @@ def test_what_preferences_are_compared_with_is_computed_as_training_computes(los
     """In bf16, too: at the first step margins are about 0, so that the loss is that of a coin, but for what rounding does without DeepSpeed."""
     two, alone = (losses[f"dpo-full {how} train.precision=bf16"]["losses"]["1"] for how in (engine, "alone"))
     assert two == pytest.approx(math.log(2), abs=0.015) and two == pytest.approx(alone, abs=1e-4)
-
-
-@pytest.fixture(scope="module")
-def launched(configs, checkpoint_folder, tmp_path_factory) -> Path:
-    """A folder with two runs of one launch by the real launcher: preferences in `dpo`, rewards in `run`."""
-    folder = tmp_path_factory.mktemp("launched")
-    rewarded = test_grpo.write(folder, checkpoint_folder, **test_grpo.SPREAD, tracking__kind="tensorboard")
-    runs = [[str(configs["dpo"]), ZERO1, f"out={folder / 'dpo'}"], [str(rewarded), ZERO1]]
-    (folder / "runs.json").write_text(json.dumps(runs))
-    deepspeed("--module", "tests.several", str(folder / "runs.json"), processes=2)
-    return folder
-
-
-def test_the_real_launcher_leaves_an_adapter_that_loads(launched, checkpoint_folder):
-    assert tokun.load(checkpoint_folder, adapter=launched / "dpo").sample(1, 1)
-
-
-def test_under_the_real_launcher_rewards_are_learned_as_by_one_process(launched, checkpoint_folder, tmp_path):
-    one = test_grpo.Noted(test_grpo.write(tmp_path, checkpoint_folder, **test_grpo.SPREAD))
-    two = curves(launched / "run" / "tracking")
-    for name in test_grpo.COMPARED:
-        mine = {str(step): told[name] for step, told in one.told.items() if name in told}
-        assert two[name].keys() == mine.keys() and largest_difference(two[name], mine) < 1e-3, name
-    assert (launched / "run" / "checkpoint" / "training.json").is_file()
-
-
-def curves(folder: Path) -> dict[str, dict[str, float]]:
-    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-
-    events = EventAccumulator(str(folder)).Reload()
-    return {name: {str(e.step): e.value for e in events.Scalars(name)} for name in events.Tags()["scalars"]}

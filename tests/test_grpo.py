@@ -12,10 +12,11 @@ from safetensors.torch import load_file
 
 import tokun
 from benchmarks.zero import largest_difference
+from tests.launchers import forked
 from tests.small_runs import ROOT, needs, write_tree
-from tests.test_launch import forked
 from tokun.align import grpo, reward_hacking, rollouts
 from tokun.config import from_dict, load_config
+from tokun.training import initial_checkpoint
 from tokun.training.health import Preempted
 from tokun.training.run import open_run
 
@@ -133,6 +134,9 @@ def test_an_adapter_learns_too_and_goes_on_exactly(checkpoint_folder, tmp_path):
 def test_a_finished_run_is_left_alone_and_other_settings_are_refused(whole, checkpoint_folder, tmp_path):
     shutil.copytree(whole.out, tmp_path / "run")
     config = write(tmp_path, checkpoint_folder, grpo__minibatches=2, grpo__kl=0.01)
+    older = json.loads((tmp_path / "run" / "checkpoint" / "training.json").read_text())
+    older["settings"]["train"]["ema_decay"] = 0.999  # of a run that kept an average
+    (tmp_path / "run" / "checkpoint" / "training.json").write_text(json.dumps(older))
     assert not Noted(config).told
     with pytest.raises(ValueError, match=r"made with other settings .*grpo.kl: 0.01 there, 0.5 here"):
         Noted(config, "grpo.kl=0.5")
@@ -261,10 +265,20 @@ def test_no_average_is_kept_and_a_run_begun_with_one_goes_on(whole, checkpoint_f
     assert {path.name for path in state.iterdir()} == {"engine.pt", "state.json"}
     torch.save({"step": torch.tensor(4)}, state / "ema.pt")
     record = json.loads((state / "state.json").read_text())
-    record["settings"]["train"] |= {"ema_every": 1, "word_dropout": 0.0, "lr_hold": 0.0}
+    assert not {"ema_decay", "ema_every"} & record["settings"]["train"].keys()
+    record["settings"]["train"] |= {"ema_decay": 0.999, "ema_every": 1, "word_dropout": 0.0, "lr_hold": 0.0}
     (state / "state.json").write_text(json.dumps(record))
     resumed = Noted(config)
     assert all(torch.equal(weight, whole.weights()[name]) for name, weight in resumed.weights().items())
+
+
+def test_the_start_is_read_once(checkpoint_folder, tmp_path, monkeypatch):
+    """With an adapter, too, whose evaluations need the base as its files hold it."""
+    read, load = [], initial_checkpoint.load
+    monkeypatch.setattr(initial_checkpoint, "load", lambda *arguments, **options: read.append(arguments) or load(*arguments, **options))
+    few = {"train__steps": 1, "train__eval_every": 1, "grpo__eval_n": 4}
+    done = Noted(write(tmp_path, checkpoint_folder, **few), "adapter.rank=2")
+    assert len(read) == 1 and (done.out / "adapter").is_dir()
 
 
 def test_descriptions_are_learned_to_be_drawn(shaped_folder, tmp_path):

@@ -10,7 +10,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import tokun
 from tokun.inference import adapters, image_to_codes
-from tokun.inference.model import Tokun, load
+from tokun.inference.load import load
+from tokun.inference.model import Tokun
 from tokun.inference.model_card import OWN_ID
 from tokun.tokenizers import sequences
 from tokun.tokenizers.vocabulary import Tags

@@ -208,7 +208,7 @@ def test_a_folder_that_looks_like_an_option_or_a_home_is_printed_so_that_it_is_n
     Image.open(io.BytesIO(A)).save(tmp_path / "a.png")
     (tmp_path / "a.txt").write_text("A wolf.")
     assert prepare.main([".", f"--out={folder}", "--style", "engraving", "--no-clean", "--workers", "1", "--val", "0"]) == 0
-    line = next(one for one in capsys.readouterr().out.splitlines() if "data_tools.inspect" in one)
+    line = next(one for one in capsys.readouterr().out.splitlines() if " inspect " in one)
     (shards,) = (one for one in shlex.split(line) if folder in one)
     assert inspect.main([shards]) == 0 and home_path(folder).name == folder
 

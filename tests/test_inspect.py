@@ -177,7 +177,7 @@ def test_captions_that_say_nothing_are_told_with_what_to_do(tmp_path, capsys, ca
     assert tool.main([str(tmp_path)]) == 0
     told = capsys.readouterr().out
     assert all(words in told for words in said) and not any(words in told for words in unsaid)
-    assert ("python -m data_tools.caption" in told) == bool(said)
+    assert ("tokun caption" in told) == bool(said)
 
 
 @pytest.mark.parametrize(
@@ -251,4 +251,4 @@ def test_the_contact_sheet_shows_at_most_32_pictures(tmp_path, capsys):
 
 def test_mistakes_are_told_with_the_way_out(tmp_path, capsys):
     assert tool.main([str(tmp_path / "absent")]) == 2 and "does not exist" in capsys.readouterr().err
-    assert tool.main([str(tmp_path)]) == 2 and "data_tools.prepare" in capsys.readouterr().err
+    assert tool.main([str(tmp_path)]) == 2 and "tokun prepare" in capsys.readouterr().err

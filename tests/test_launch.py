@@ -1,13 +1,11 @@
 """Under the launchers: the real deepspeed command, one process and two."""
 
-import importlib
 import json
 import platform
 import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +14,12 @@ import torch
 from safetensors.torch import load_file
 
 import tokun
-from benchmarks.zero import Case, free_port, largest_difference, launch, make_out, train_case, worker
-from tests.small_runs import ROOT, needs, run, start_fork, write_config
+from benchmarks.zero import Case, largest_difference, launch, make_out, train_case
+from tests import test_grpo
+from tests.launchers import ZERO1, deepspeed, forked
+from tests.small_runs import ROOT, needs, preference_tree, write_config, write_tree
 from tokun.config import TrainConfig
+from tokun.inference import preferences
 from tokun.training import engine
 from tokun.training.engine import deepspeed_settings, first_host, idle_gpus, slurm_processes
 from tokun.training.run import require_shared_folder
@@ -27,37 +28,6 @@ pytestmark = [
     needs("accelerate", reason="training needs the extra 'train'"),
     pytest.mark.timeout(600),  # a launch is a minute where others use the processors too
 ]
-
-
-ZERO1 = f"train.deepspeed={ROOT / 'configs/deepspeed/zero1.json'}"
-
-
-def deepspeed(*arguments: str, processes: int) -> subprocess.CompletedProcess:
-    """The real launcher, of a script with `arguments`; skips where it cannot run."""
-    pytest.importorskip("deepspeed", reason="the deepspeed launcher needs the extra 'train'")
-    launcher = Path(sys.executable).with_name("deepspeed")
-    if torch.cuda.is_available():
-        pytest.skip("this test is about machines without GPUs")
-    port = free_port()
-    command = (sys.executable, str(launcher), "--num_gpus", str(processes), "--master_port", str(port))
-    done = run([*command, *arguments], timeout=500)
-    assert not list(Path("/dev/shm").glob(f"deepspeed_allreduce_buffer_*_{port}_*")), "66 MiB of memory a process, for good"
-    assert "deepspeed_shm_comm" not in done.stdout + done.stderr, "a kernel that training never calls, compiled for a minute"
-    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
-    assert f"{processes} process(es), DeepSpeed ZeRO-1" in done.stdout + done.stderr
-    return done
-
-
-def forked(folder: Path, processes: int, *, work: Callable[[Path], None] = worker) -> None:
-    """The workers of benchmarks.zero, or others, with the environment that the launchers give."""
-    importlib.import_module("torch._dynamo")  # which DeepSpeed's engine takes seconds to import: once, not in every fork
-    world, port = {"WORLD_SIZE": str(processes), "LOCAL_WORLD_SIZE": str(processes), "MASTER_ADDR": "127.0.0.1"}, str(free_port())
-    said = [folder / f"said-{rank}.txt" for rank in range(processes)]
-    ranks = [start_fork(path, work, folder, **world, MASTER_PORT=port, RANK=str(r), LOCAL_RANK=str(r)) for r, path in enumerate(said)]
-    for process in ranks:
-        process.join(400)
-        process.kill()
-    assert all(process.exitcode == 0 for process in ranks), "".join(path.read_text()[-3000:] for path in said)
 
 
 STEPS, STOP = 6, 3
@@ -250,17 +220,50 @@ def test_every_zero_json_is_taken_and_muon_refused_with_it(name):
         deepspeed_settings(TrainConfig(deepspeed=path, optimizer="muon"), micro=2, accumulation=3)
 
 
-def test_two_processes_tell_the_whole_story_from_pictures_to_pairs(finished, tmp_path, small_shards):
+@pytest.fixture(scope="module")
+def two_launched(tiny_model, checkpoint_folder, small_shards, tmp_path_factory) -> Path:
+    """A folder with three runs of one launch by the real launcher, which takes longer to start than what they do: preferences in `dpo`, rewards
+    in `grpo`, and in `run` the whole story by train.py as it is typed."""
+    folder = tmp_path_factory.mktemp("two")
+    (folder / "pairs.jsonl").write_text(preferences.lines(tiny_model.best_and_worst(3, 6, 2)))
+    dpo = write_tree(folder / "dpo.yaml", preference_tree(checkpoint_folder, folder / "pairs.jsonl"))
+    rewarded = test_grpo.write(folder, checkpoint_folder, **test_grpo.SPREAD, tracking__kind="tensorboard")
+    story = write_config(folder, small_shards)
+    runs = [[str(dpo), ZERO1, f"out={folder / 'dpo'}"], [str(rewarded), ZERO1, f"out={folder / 'grpo'}"], [str(story), ZERO1]]
+    (folder / "runs.json").write_text(json.dumps(runs))
+    deepspeed("--module", "tests.several", str(folder / "runs.json"), processes=2)
+    return folder
+
+
+def test_two_processes_tell_the_whole_story_from_pictures_to_pairs(finished, two_launched):
     """Same global batches as one process, so every weight that is not re-drawn by the quantizer stays near."""
-    config = write_config(tmp_path, small_shards)
-    deepspeed("train.py", "--config", str(config), ZERO1, processes=2)
-    out = tmp_path / "run"
+    out = two_launched / "run"
     one, two = (json.loads((o / "image_tokenizer" / "stage.json").read_text())["figures"] for o in (finished[1], out))
     assert two["psnr"] == pytest.approx(one["psnr"], abs=0.5)
     first, second = (json.loads((o / "checkpoint" / "training.json").read_text())["val"] for o in (finished[1], out))
     assert second["text_loss"] == pytest.approx(first["text_loss"], rel=0.05)
     image, caption = tokun.load(out)(42)
     assert image.size == (32, 32) and caption
+
+
+def test_the_real_launcher_leaves_an_adapter_that_loads(two_launched, checkpoint_folder):
+    assert tokun.load(checkpoint_folder, adapter=two_launched / "dpo").sample(1, 1)
+
+
+def test_under_the_real_launcher_rewards_are_learned_as_by_one_process(two_launched, checkpoint_folder, tmp_path):
+    one = test_grpo.Noted(test_grpo.write(tmp_path, checkpoint_folder, **test_grpo.SPREAD))
+    two = curves(two_launched / "grpo" / "tracking")
+    for name in test_grpo.COMPARED:
+        mine = {str(step): told[name] for step, told in one.told.items() if name in told}
+        assert two[name].keys() == mine.keys() and largest_difference(two[name], mine) < 1e-3, name
+    assert (two_launched / "grpo" / "checkpoint" / "training.json").is_file()
+
+
+def curves(folder: Path) -> dict[str, dict[str, float]]:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    events = EventAccumulator(str(folder)).Reload()
+    return {name: {str(e.step): e.value for e in events.Scalars(name)} for name in events.Tags()["scalars"]}
 
 
 STEPS_OF_128_MIB = """

@@ -13,9 +13,9 @@ from pathlib import Path
 
 import pytest
 
-import train
 from tests.kills import kills
 from tests.small_runs import write_config
+from tokun.cli import train
 from tokun.inference import bulk
 from tokun.utils import console, lock
 

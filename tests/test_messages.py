@@ -2,6 +2,7 @@
 
 import ast
 import dataclasses
+import functools
 import inspect
 import re
 from pathlib import Path
@@ -17,7 +18,7 @@ ROOT = Path(__file__).resolve().parents[1]
 SOURCES = sorted(
     path for pattern in ("tokun/**/*.py", "data_tools/**/*.py", "train.py", "sample.py", "space/*.py") for path in ROOT.glob(pattern)
 )
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), *sorted((ROOT / "configs").rglob("*.yaml"))]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md")), *sorted((ROOT / "configs").rglob("*.yaml"))]
 SECTIONS = {
     field.name: {key.name for key in dataclasses.fields(field.default_factory)}
     for field in dataclasses.fields(Config)
@@ -36,16 +37,23 @@ OTHERS = {
 MADE = {"gan-weight", "gan-lr", "options"}  # sharpen's, from the names of its settings; the report's word for any option
 
 
+@functools.cache
+def parsed(path):
+    return ast.parse(path.read_text(encoding="utf-8"))
+
+
+@functools.cache
 def literals(path):
     """(line, text) of every string in a module that is no docstring; of an f-string the parts that stand there, with {} between them."""
-    tree = ast.parse(path.read_text(encoding="utf-8"))
+    tree, found = parsed(path), []
     inside = {id(part) for node in ast.walk(tree) if isinstance(node, ast.JoinedStr) for part in node.values}
     inside |= {id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Expr)}
     for node in ast.walk(tree):
         if isinstance(node, ast.JoinedStr):
-            yield node.lineno, "".join(part.value if isinstance(part, ast.Constant) else "{}" for part in node.values)
+            found.append((node.lineno, "".join(part.value if isinstance(part, ast.Constant) else "{}" for part in node.values)))
         elif isinstance(node, ast.Constant) and isinstance(node.value, str) and id(node) not in inside:
-            yield node.lineno, node.value
+            found.append((node.lineno, node.value))
+    return found
 
 
 def texts(pages):
@@ -61,7 +69,7 @@ def options():
     """Every option that a parser of the project knows."""
     known = set()
     for path in [*SOURCES, *(ROOT / "benchmarks").glob("*.py")]:
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        for node in ast.walk(parsed(path)):
             if isinstance(node, ast.Call):
                 known |= {
                     arg.value[2:]
@@ -145,14 +153,14 @@ def unknown_names(code):
 def blocks():
     return [
         pytest.param(one or other, id=f"{path.relative_to(ROOT)}-{number}")
-        for path in [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+        for path in [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
         for number, (one, other) in enumerate(BLOCK.findall(path.read_text(encoding="utf-8")))
     ]
 
 
 @pytest.mark.parametrize("code", blocks())
 def test_every_name_in_the_pages_python_exists(code):
-    """docs/serving.md called v.prefix and docs/scaling.md planner.best_interval when both had moved."""
+    """docs/guides/serving.md called v.prefix and docs/guides/scaling.md planner.best_interval when both had moved."""
     assert not unknown_names(code)
 
 

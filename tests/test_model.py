@@ -15,7 +15,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import tokun
 from tokun.inference import conditional_generation
-from tokun.inference.model import Tokun, count_tags, load
+from tokun.inference.load import load
+from tokun.inference.model import Tokun, count_tags
 from tokun.tokenizers import sequences
 from tokun.tokenizers.text import normalize
 from tokun.tokenizers.vocabulary import Tags, Vocabulary

@@ -8,7 +8,7 @@ import torch
 from transformers import AutoModelForCausalLM, Qwen3Config
 
 from tokun.inference import decoder, latents, native, sampling
-from tokun.inference.decoder import Decoder, NativeDecoder, NativeStream, Stream
+from tokun.inference.decoder import NativeDecoder, NativeStream, Stream, TorchDecoder
 from tokun.inference.sampling import Choice
 from tokun.tokenizers import sequences
 from tokun.tokenizers.vocabulary import Tags
@@ -104,7 +104,11 @@ def test_half_precision_is_as_near_to_float32_as_torch_is(ids, starts):
     exact = model_of()
     half = copy.deepcopy(exact).bfloat16()
     prompts, errors = [ids[:, : starts[0]], ids[:, : starts[1]]], torch.zeros(2)
-    streams = [Stream(Decoder(exact), prompts, 100), Stream(Decoder(half), prompts, 100), NativeStream(NativeDecoder(half), prompts, 100)]
+    streams = [
+        Stream(TorchDecoder(exact), prompts, 100),
+        Stream(TorchDecoder(half), prompts, 100),
+        NativeStream(NativeDecoder(half), prompts, 100),
+    ]
     for t in range(70, 89):
         expected, *found = (stream.logits(slice(0, VOCABULARY)).float() for stream in streams)
         errors += torch.stack([(logits - expected).abs().mean() for logits in found])

@@ -65,6 +65,7 @@ def test_the_planned_memory_of_a_step_is_what_a_real_step_takes(bf16, checkpoint
     check_memory(small(bf16=bf16, checkpointing=checkpointing, dropout=dropout, optimizer=optimizer), micro=4)
 
 
+@pytest.mark.slow
 def test_the_planned_memory_of_a_rung_is_what_its_step_takes():
     check_memory(rung("8m"), micro=2)
 

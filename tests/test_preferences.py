@@ -196,7 +196,7 @@ def test_prompted_pictures_are_compared_for_one_prompt_and_their_words_are_not_s
 
 
 def test_sample_py_writes_pairs_that_a_run_takes(checkpoint_folder, tmp_path):
-    import sample
+    from tokun.cli import sample
 
     sample.main(
         ["--checkpoint", str(checkpoint_folder), "--out", str(tmp_path), "--best-of", "3", "--n", "4", "--pairs", str(tmp_path / "p.jsonl")]
@@ -210,7 +210,7 @@ def test_sample_py_writes_pairs_that_a_run_takes(checkpoint_folder, tmp_path):
 @pytest.fixture
 def earlier(checkpoint_folder, tmp_path) -> tuple[list[str], Path, dict[str, bytes]]:
     """Options of sample.py, its --out, and what an earlier call left there."""
-    import sample
+    from tokun.cli import sample
 
     out = tmp_path / "out"
     options = ["--checkpoint", str(checkpoint_folder), "--out", str(out), "--n", "2"]
@@ -219,7 +219,7 @@ def earlier(checkpoint_folder, tmp_path) -> tuple[list[str], Path, dict[str, byt
 
 
 def test_where_all_candidates_score_the_same_nothing_is_written_or_removed(earlier, tmp_path, monkeypatch):
-    import sample
+    from tokun.cli import sample
 
     options, out, files = earlier
     (tmp_path / "even.py").write_text("def score(pairs):\n    return [1.0 for _ in pairs]\n")
@@ -230,7 +230,7 @@ def test_where_all_candidates_score_the_same_nothing_is_written_or_removed(earli
 
 
 def test_pairs_that_cannot_be_written_are_told_before_anything_is_drawn(earlier, tmp_path, monkeypatch):
-    import sample
+    from tokun.cli import sample
 
     options, out, files = earlier
     monkeypatch.setattr(sample.tokun, "load", lambda *_, **__: pytest.fail("a model was loaded"))

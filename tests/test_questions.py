@@ -167,6 +167,7 @@ def asked_of(records, start):
     ]
 
 
+@pytest.mark.slow
 def test_who_sees_the_question_alone_guesses_yes_or_no_at_chance(described):
     for start in ("Is this ", "Is the subject "):
         answers = asked_of(described, start)

@@ -24,16 +24,13 @@ ROOT = Path(__file__).resolve().parents[1]
 
 SCRIPT = """
 import sys
-import ray
 from ray.cluster_utils import Cluster
 from data_tools import encode, prepare
 
 config, source, out, options = sys.argv[1], sys.argv[2], sys.argv[3], sys.argv[4:]
 cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
 cluster.add_node(num_cpus=1)
-ray.init(address=cluster.address, log_to_driver=False)
-assert len([node for node in ray.nodes() if node["Alive"]]) == 2
-ray.shutdown()
+cluster.wait_for_nodes(60)  # raises unless both are alive
 code = prepare.main([source, "--out", out, "--engine", "ray", "--ray-address", cluster.address, *options])
 encode.main(["--config", config, "--engine", "ray", "--ray-address", cluster.address])
 cluster.shutdown()

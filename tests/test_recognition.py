@@ -175,6 +175,7 @@ def _easy(x: np.ndarray, texts: list[str]) -> recognition.Judge:
     return recognition.Judge(rarity, x.mean(0), np.ones(x.shape[1], np.float32), matrix.astype(np.float32), len(x), 1e-2, 0.5)
 
 
+@pytest.mark.slow
 @needs("torchmetrics", reason="the extra eval is not installed")
 def test_the_doctor_tells_what_is_kept_or_why_not(checkpoint_folder, small_shards, network, tmp_path, monkeypatch):
     arguments = [

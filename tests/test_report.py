@@ -306,7 +306,7 @@ def test_a_missing_or_broken_manifest_is_refused_with_the_way_out(tmp_path, caps
     elif content is not None:
         pq.write_table(content, tmp_path / "manifest.parquet")
     assert main([str(tmp_path)]) == 2
-    assert re.search("data_tools.prepare", capsys.readouterr().err)
+    assert re.search("tokun prepare", capsys.readouterr().err)
     assert not (tmp_path / "report.html").exists()
 
 

@@ -13,9 +13,9 @@ import pytest
 import torch
 
 import tokun
-import train as command
 from tests.small_runs import assert_same_weights, needs, run_stages, start_fork, take_over, write_config
 from tokun import data
+from tokun.cli import train as command
 from tokun.config import load_config
 from tokun.training import health, loop, resume_settings
 from tokun.training.run import open_run

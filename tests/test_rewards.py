@@ -10,8 +10,9 @@ from PIL import Image, ImageDraw
 from safetensors.torch import save_file
 
 from tests.test_clip import tiny_clip
-from tokun.align import drawing_rewards, perturb, rewards
+from tokun.align import caption_rewards, drawing_rewards, perturb, rewards
 from tokun.config import RewardConfig
+from tokun.utils.errors import UserError
 
 
 @pytest.fixture(scope="module")
@@ -33,6 +34,16 @@ def test_pmi_is_the_models_own_and_does_not_depend_on_the_company(tiny_model, pa
     together = reward(pairs)
     assert np.allclose(together, [pair.pmi for pair in pairs], atol=1e-3)
     assert np.allclose(together, [reward([pair])[0] for pair in pairs], atol=1e-3)
+
+
+def test_pmi_first_is_a_share_among_the_batch_and_wants_rivals(tiny_model, pairs):
+    reward, many = made(tiny_model, "pmi_first"), tiny_model.sample(3, n=20)
+    got, others = reward(many), caption_rewards.rivals(many, 4)
+    assert all(0 <= value <= 1 for value in got) and len({many[j].caption for j in others} - {many[4].caption}) == 15
+    nats = tiny_model.pmi([many[4].tags] * 16, [many[j].caption_ids for j in (4, *others)], [many[4].codes] * 16)
+    assert got[4] == pytest.approx(float(torch.tensor(nats).softmax(0)[0]), abs=1e-4)
+    with pytest.raises(UserError, match=r"15 are needed: raise train\.batch_size"):
+        reward(pairs)
 
 
 def test_a_function_of_ones_own_is_a_reward(tiny_model, pairs):

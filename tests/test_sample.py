@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-import sample
-from tokun.inference.model import BUNDLED, load
+from tokun.cli import sample
+from tokun.inference.load import load
+from tokun.inference.model import BUNDLED
 from tokun.utils import console
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -64,6 +65,7 @@ def test_a_mistake_is_named(checkpoint_folder, tmp_path, arguments, named):
         sample.main([*checkpoint, "--n", "1", "--out", str(tmp_path), *arguments])
 
 
+@pytest.mark.slow
 @needs_bundle
 def test_the_bundled_model_gives_sixteen_captioned_pictures_and_keeps_its_seed(tmp_path):
     environment = os.environ | {"PYTHONPATH": str(ROOT)}

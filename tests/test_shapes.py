@@ -10,14 +10,14 @@ import pytest
 import torch
 from PIL import Image
 
-import sample
 from tests.test_sampling import slow_generate
 from tests.test_serving import vllm  # noqa: F401
 from tokun import data
 from tokun.app import demo
-from tokun.data import framing
+from tokun.cli import sample
+from tokun.data import cropping
 from tokun.inference import bulk, conditional_generation, decoder, image_to_codes, latents, native, sampling
-from tokun.inference.model import load
+from tokun.inference.load import load
 from tokun.inference.sampling import Choice
 from tokun.serving import __main__ as serving
 from tokun.tokenizers import sequences
@@ -266,15 +266,15 @@ def blank_with_a_thing(size) -> Image.Image:
     return page
 
 
-@pytest.mark.parametrize("fit", framing.FITS)
+@pytest.mark.parametrize("fit", cropping.FITS)
 def test_a_picture_is_framed_as_training_framed_it_in_every_direction(shaped_model, fit, monkeypatch, tmp_path):
-    """What reaches the image tokenizer is what `framing.frame` makes, with the fit that the checkpoint keeps."""
+    """What reaches the image tokenizer is what `cropping.frame` makes, with the fit that the checkpoint keeps."""
     model = replace(shaped_model, tasks=(), fit=fit)
     model.save(tmp_path)
     model = load(tmp_path, device="cpu", compile=False)
     picture, seen = blank_with_a_thing((100, 58)), []
-    grid = model.grids[framing.nearest_grid(*picture.size, model.grids)]
-    expected = data.to_float(np.array(framing.frame(picture, grid, 8, fit)[0]))
+    grid = model.grids[cropping.nearest_grid(*picture.size, model.grids)]
+    expected = data.to_float(np.array(cropping.frame(picture, grid, 8, fit)[0]))
     inner = type(model.image_tokenizer).encode
     monkeypatch.setattr(type(model.image_tokenizer), "encode", lambda self, pixels, **o: seen.append(pixels) or inner(self, pixels, **o))
     model.caption(picture), model.ask(picture, "what?"), model.score(picture, "a ship"), model.complete(picture, "top", n=1, candidates=1)

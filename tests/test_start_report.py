@@ -48,7 +48,7 @@ def doubts(records: list[dict], **options) -> list[str]:
 def test_captions_that_say_nothing_are_told_with_what_to_do(records, told):
     found = doubts(records)
     assert len(found) == len(told) and all(one.startswith(start) or start in one for one, start in zip(found, told))
-    assert all("data_tools.caption" in one or "start=bundled" in one for one in found)
+    assert all("tokun caption" in one or "start=bundled" in one for one in found)
 
 
 @pytest.mark.parametrize(

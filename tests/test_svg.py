@@ -52,6 +52,7 @@ def picture_of_a_kind(index: int) -> Image.Image:
     return gray.convert("RGB").convert(mode) if mode != "LA" else gray.convert("LA")
 
 
+@pytest.mark.slow
 def test_of_a_thousand_pictures_of_all_kinds_none_is_above_the_limit_invalid_or_another_picture():
     limits = (10_000, 2_000, 600, svg.LEAST_BYTES)
     for index in range(1000):

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 import tokun
-import train
 from data_tools import toy
 from tests.small_runs import needs
+from tokun.cli import train
 from tokun.config import from_dict
 from tokun.tokenizers import sequences
 from tokun.training.run import open_run

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-import sample
+from tokun.cli import sample
 from tokun.render import video
 
 film = pytest.importorskip("imageio_ffmpeg", reason="imageio-ffmpeg is not installed (extra 'video')")

@@ -17,11 +17,12 @@ from tokun._former_names import FORMER, FormerNames
 
 if TYPE_CHECKING:
     from tokun.inference import bulk as many
-    from tokun.inference.model import Pair, Tokun, load
+    from tokun.inference.load import load
+    from tokun.inference.model import Pair, Tokun
     from tokun.render import grids, svg
 
 __all__ = ["Pair", "Tokun", "grids", "load", "many", "svg"]
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 sys.meta_path.insert(0, FormerNames(FORMER))
 
@@ -30,5 +31,5 @@ def __getattr__(name: str) -> Any:  # torch is imported when a model is, not whe
     if name in ("grids", "many", "svg"):
         return import_module(f"tokun.{name}")
     if name in __all__:
-        return getattr(import_module("tokun.inference.model"), name)
+        return getattr(import_module(f"tokun.inference.{'load' if name == 'load' else 'model'}"), name)
     raise AttributeError(f"module 'tokun' has no attribute {name!r}")

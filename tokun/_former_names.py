@@ -26,7 +26,7 @@ _RENAMED = {
         "starting": "start_report", "tuning": "fine_tuning", "words": "text_only",
     },
     "align": {"of_drawings": "drawing_rewards", "of_pictures": "image_rewards", "of_words": "caption_rewards", "real": "reward_hacking"},
-    "data": {"images": "image_dataset", "order": "sample_order", "pictures": "image_files"},
+    "data": {"framing": "cropping", "images": "image_dataset", "order": "sample_order", "pictures": "image_files"},
     "evaluate": {"drawn": "stored_samples", "eyes": "viewer_pairs", "material": "held_out_pairs", "words": "captions"},
     "inference": {
         "choice": "token_choice", "directions": "conditional_generation", "many": "bulk", "seeing": "image_to_codes",

@@ -1,7 +1,7 @@
 """Commands for adapters: describe one, or merge it with its base into one checkpoint.
 
-python -m tokun.adapters show runs/mine-lora
-python -m tokun.adapters merge bundled runs/mine-lora --out merged      sample.py --checkpoint merged draws the same samples
+tokun adapters show runs/mine-lora
+tokun adapters merge bundled runs/mine-lora --out merged      sample.py --checkpoint merged draws the same samples
 """
 
 from __future__ import annotations
@@ -9,15 +9,13 @@ from __future__ import annotations
 import argparse
 
 from tokun.inference import adapters
-from tokun.inference.model import load
+from tokun.inference.load import load
 from tokun.utils import console
 from tokun.utils.console import home_path
 
 
-def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(
-        prog="python -m tokun.adapters", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+def make_parser() -> argparse.ArgumentParser:
+    parser = console.make_parser("python -m tokun.adapters", __doc__)
     commands = parser.add_subparsers(dest="command", required=True)
     shown = commands.add_parser("show", help="describe an adapter")
     merging = commands.add_parser("merge", help="merge the adapter into its base and write an ordinary checkpoint")
@@ -28,7 +26,11 @@ def main(argv: list[str] | None = None) -> None:
     merging.add_argument(
         "--dtype", choices=("float32", "bfloat16", "float16"), default="float32", help="dtype of the saved weights (%(default)s)"
     )
-    args = parser.parse_args(argv)
+    return parser
+
+
+def main(argv: list[str] | None = None) -> None:
+    args = make_parser().parse_args(argv)
     if args.command == "show":
         print(adapters.described(adapters.read(args.adapter)))
         return

@@ -6,13 +6,10 @@ wrong type an error that names the type. All defaults are here.
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import difflib
 import os
 import re
-import types
-import typing
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,6 +17,7 @@ from typing import Any, Literal
 
 import yaml
 
+from tokun.utils import shipped_configs, typed_tree
 from tokun.utils.errors import UserError
 
 Fit = Literal["auto", "pad", "crop"]
@@ -30,7 +28,7 @@ class DataConfig:
     train: str = ""  # image shards: a path, a glob or a list joined by commas; empty when `toy` draws them
     val: str = ""  # held-out image shards; empty: no validation
     toy: int = 0  # draw this many training pictures with data_tools/toy.py (and a sixteenth as many for validation)
-    toy_seed: int = 0
+    toy_seed: int = 0  # of these pictures
     style: str = ""  # the style of samples without one
     style_key: str = "style"  # the JSON key that holds the style tag …
     subject_key: str = "subject"  # … the subject tag …
@@ -48,7 +46,7 @@ class DataConfig:
 
 @dataclass
 class TextTokenizerConfig:
-    vocab_size: int = 2048
+    vocab_size: int = 2048  # sentencepiece pieces
 
 
 @dataclass
@@ -61,43 +59,43 @@ class ImageTokenizerConfig:
     blocks: int = 2  # residual blocks per resolution
     attention: bool = False  # one self-attention block at the code resolution: slow on CPUs
     latent_dim: int = 32  # channels between encoder and quantizer
-    quantizer: Literal["VectorQuantize", "FSQ", "LFQ", "SimVQ"] = "VectorQuantize"
-    codebook_size: int = 1024
+    quantizer: Literal["VectorQuantize", "FSQ", "LFQ", "SimVQ"] = "VectorQuantize"  # what turns latents into codes
+    codebook_size: int = 1024  # number of codes, 8 to 65536; a power of two for FSQ and LFQ
     codebook_dim: int = 8  # VectorQuantize only
-    commitment_weight: float = 0.25
+    commitment_weight: float = 0.25  # of the loss that keeps the encoder near the codes
     decay: float = 0.99  # EMA of the codebook, VectorQuantize only
     dead_code_threshold: float = 1.0  # EMA cluster size below which a code is replaced, VectorQuantize only
 
 
 @dataclass
 class ImageTokenizerTrainConfig:
-    steps: int = 10000
+    steps: int = 10000  # of training; the learning rate's cosine ends there
     max_minutes: float = 0.0  # stop early after this much time; 0: never
     batch_size: int = 32  # global, over all processes
-    lr: float = 1e-3
+    lr: float = 1e-3  # peak learning rate of AdamW
     lr_hold: float = 0.0  # share of the training at full lr before the cosine decay; until then max_minutes can be raised without loss
-    warmup_steps: int = 100
-    weight_decay: float = 0.01
-    betas: list[float] = field(default_factory=lambda: [0.9, 0.95])
-    max_grad_norm: float = 1.0
-    precision: Literal["bf16", "no"] = "bf16"
-    ema_decay: float = 0.999
+    warmup_steps: int = 100  # linear rise of the learning rate
+    weight_decay: float = 0.01  # of AdamW
+    betas: list[float] = field(default_factory=lambda: [0.9, 0.95])  # of AdamW
+    max_grad_norm: float = 1.0  # gradients are clipped to this norm
+    precision: Literal["bf16", "no"] = "bf16"  # autocast to bfloat16, or float32
+    ema_decay: float = 0.999  # of the moving average of the weights, which is what is kept
     crop_scale: list[float] = field(default_factory=lambda: [1.0, 1.4])  # short side / image_size before cropping
-    l1_weight: float = 1.0
+    l1_weight: float = 1.0  # of the absolute error
     mse_weight: float = 1.0  # in addition to L1, which alone converges to the median of a hatched patch: plain grey
-    perceptual: Literal["lpips", "squeezenet", "none"] = "lpips"
+    perceptual: Literal["lpips", "squeezenet", "none"] = "lpips"  # whose features are compared; lpips needs torchvision
     perceptual_weights: str = ""  # squeezenet: safetensors or .pth in torchvision's layout; empty: download
-    perceptual_weight: float = 0.3
+    perceptual_weight: float = 0.3  # of that distance
     line_weight: float = 0.2  # local spectra: preserves spacing, direction and contrast of hatching
     gan_weight: float = 0.0  # 0: no discriminator
     gan_start: int = 5000  # the step at which the discriminator's gradient reaches the decoder
-    gan_lr: float = 4e-4
+    gan_lr: float = 4e-4  # of the discriminator's AdamW
     compile: bool = (
         False  # compare perceptual features (squeezenet) in one compiled kernel: half a minute to start, then steps 10 % shorter on CPUs
     )
-    log_every: int = 20
-    eval_every: int = 500
-    save_every: int = 500
+    log_every: int = 20  # steps, here and below
+    eval_every: int = 500  # held-out figures and the sheet of reconstructions
+    save_every: int = 500  # trainer states
     min_usage: float = 0.5  # the gate on held-out pictures: share of the codebook in use …
     min_perplexity: float = 0.1  # … perplexity as a share of the codebook …
     min_psnr: float = 12.0  # … and dB; the run stops before the generator if any is lower
@@ -109,44 +107,44 @@ class CodesConfig:
     crop_scale: list[float] = field(default_factory=lambda: [1.0, 1.1])  # short side / crop size: from, to
     positions: str = "random"  # of the crops; five: corners and centre at the two ends of crop_scale, as in LlamaGen (at most 11 views)
     mirror: bool = False  # mirror about half of the views except the first, unless the captions mention writing; left and right are swapped in the captions
-    batch_size: int = 64
+    batch_size: int = 64  # crops encoded together; does not change the codes
 
 
 @dataclass
 class GeneratorConfig:
     pretrained: str = ""  # a causal LM's Hub id or path to start from; its own text tokenizer is then used
-    hidden_size: int = 256
-    num_layers: int = 8
-    num_heads: int = 4
-    num_kv_heads: int = 2
-    head_dim: int = 64
+    hidden_size: int = 256  # width
+    num_layers: int = 8  # depth
+    num_heads: int = 4  # attention heads
+    num_kv_heads: int = 2  # heads of keys and values, which queries share
+    head_dim: int = 64  # width of a head
     intermediate_size: int = 0  # 0: 8/3 of hidden_size, rounded up to a multiple of 64
-    rope_theta: float = 10000.0
-    tie_embeddings: bool = True
+    rope_theta: float = 10000.0  # base of the rotary positions
+    tie_embeddings: bool = True  # one matrix for input and output embeddings
     dropout: float = 0.1  # on the embeddings and on each residual branch, in training only
     codebook_start: bool = False  # initialise code embeddings with a random projection of the codebook: similar codes start similar
 
 
 @dataclass
 class TrainConfig:
-    steps: int = 10000
+    steps: int = 10000  # of training; the learning rate's cosine ends there
     seed: int = -1  # of initial weights, order, dropout and tasks, so that runs over the same codes can differ; -1: the run's seed
     max_minutes: float = 0.0  # stop early after this much time; 0: never
     batch_size: int = 32  # global: processes x micro batch x accumulation
     micro_batch_size: int = 0  # per process and forward pass; 0: batch_size / processes
     optimizer: Literal["adamw", "muon"] = "adamw"  # muon: for the hidden matrices, AdamW for the rest; DDP or ZeRO stage 0
-    lr: float = 1e-3
+    lr: float = 1e-3  # peak learning rate
     min_lr_ratio: float = 0.05  # the cosine ends at lr times this
     lr_hold: float = 0.0  # share of the training at full lr before the cosine begins, as above
-    warmup_steps: int = 200
-    weight_decay: float = 0.1
-    betas: list[float] = field(default_factory=lambda: [0.9, 0.95])
-    max_grad_norm: float = 1.0
+    warmup_steps: int = 200  # linear rise of the learning rate
+    weight_decay: float = 0.1  # of the matrices
+    betas: list[float] = field(default_factory=lambda: [0.9, 0.95])  # of AdamW
+    max_grad_norm: float = 1.0  # gradients are clipped to this norm
     spike_factor: float = 0.0  # skip and count a step whose gradient norm is this many times its running 90 % quantile; 0: off
-    precision: Literal["bf16", "no"] = "bf16"
-    ema_decay: float = 0.999
+    precision: Literal["bf16", "no"] = "bf16"  # autocast to bfloat16, or float32
+    ema_decay: float = 0.999  # of the moving average of the weights, which is what is sampled and kept
     ema_every: int = 1  # steps between updates of the average, whose decay is adjusted. 4 saves a small model on a CPU 2 to 3 % of its time
-    z_loss: float = 1e-4
+    z_loss: float = 1e-4  # weight of the squared logarithm of the softmax normaliser (PaLM)
     image_weight: float = 1.0  # of the mean loss over image tokens
     text_weight: float = 1.0  # of the mean loss over text tokens
     word_dropout: float = 0.0  # share of input words (never of targets) replaced by random ones, so that the model must use the picture
@@ -156,15 +154,15 @@ class TrainConfig:
         default_factory=lambda: {"joint": 0.7, "text_to_image": 0.2, "question": 0.05, "rewrite": 0.05}
     )  # a task whose fields a sample lacks falls back to joint
     deepspeed: str = ""  # DeepSpeed JSON, used under any launcher (deepspeed, torchrun, srun); empty: DDP
-    gradient_checkpointing: bool = False
+    gradient_checkpointing: bool = False  # compute layers again in the backward pass: less memory, more time
     loss_chunk: int = (
         0  # positions whose logits are computed at once; 0: as many as fit 1 GiB in float32, usually all; on a CPU 32 MiB, about its cache
     )
     compile: bool = False  # torch.compile of the decoder layers and the loss: half a minute to start, then up to twice the speed
-    log_every: int = 20
-    eval_every: int = 500
-    save_every: int = 500
-    sample_every: int = 1000
+    log_every: int = 20  # steps, here and below
+    eval_every: int = 500  # held-out losses
+    save_every: int = 500  # trainer states
+    sample_every: int = 1000  # the captioned grid of the same seeds
     keep_last: int = 2  # trainer states kept
     # number of checkpoints of averaged weights with the lowest held-out loss (image_weight x image loss + text_weight x text loss, at eval_every)
     # kept in out/best/step-…, each complete, for sample.py and tokun.load; out/checkpoint always holds the last weights. 0: none
@@ -178,6 +176,7 @@ class AdapterConfig:
     rank: int = 0  # of the two matrices added to each target; 0: no adapter, all weights are trained
     alpha: float = 32.0  # the change is scaled by alpha / rank
     dropout: float = 0.0  # on the input of the added matrices
+    # linear layers that get an adapter
     targets: list[str] = field(default_factory=lambda: ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"])
     dora: bool = False  # DoRA (Liu et al. 2024): direction and magnitude of each row separately
     bits: int = 0  # 8 or 4: quantize the base's weights while training (QLoRA, Dettmers et al. 2023), with bitsandbytes on NVIDIA GPUs
@@ -209,12 +208,12 @@ class WordsConfig:
 @dataclass
 class SamplingConfig:
     n: int = 16  # pairs in the grid that training logs
-    seed: int = 42
-    temperature: float = 1.0
-    text_temperature: float = 0.7
-    top_k: int = 0  # 0: off
-    top_p: float = 1.0
-    guidance_scale: float = 1.0  # 1: off
+    seed: int = 42  # of that grid
+    temperature: float = 1.0  # of codes; all from here on are also the defaults that the checkpoint is sampled with
+    text_temperature: float = 0.7  # of words
+    top_k: int = 0  # of codes; 0: off
+    top_p: float = 1.0  # of codes; 1: off
+    guidance_scale: float = 1.0  # of codes by tags and prompt; 1: off
     no_repeats: bool = False  # no word and no phrase of up to six pieces twice in a row, with or without punctuation between them
     text_guidance_scale: float = 1.0  # of words by their picture; 1: off; above 1, fit to the picture counts for more than fluency
 
@@ -243,9 +242,9 @@ class SamplingOptions:
 
 @dataclass
 class TrackingConfig:
-    kind: Literal["wandb", "tensorboard", "none"] = "wandb"
-    project: str = "tokun"
-    name: str = ""
+    kind: Literal["wandb", "tensorboard", "none"] = "wandb"  # where logs go
+    project: str = "tokun"  # of Weights & Biases
+    name: str = ""  # of the run there; empty: the folder's
 
 
 @dataclass
@@ -271,7 +270,7 @@ class RewardConfig:
 class GrpoConfig:
     """Post-training by rewards (`tokun/align/grpo.py`): runs if `rewards` is not empty. `train` sets lr, steps (rollouts) and batch_size (pairs per update)."""
 
-    rewards: list[RewardConfig] = field(default_factory=list)
+    rewards: list[RewardConfig] = field(default_factory=list)  # what is optimised: entries as in RewardConfig
     judges: list[RewardConfig] = field(default_factory=list)  # measured, never optimised: do they rise with the rewards?
     prompts: str = ""  # descriptions to draw, a text file or image shards; empty: pictures and their captions, both from seeds
     eval_prompts: str = ""  # held-out prompts; empty: the last sixteenth of the prompts
@@ -282,7 +281,7 @@ class GrpoConfig:
     temperature: float = 1.0  # of codes in rollouts; the policy is trained at this temperature
     text_temperature: float = 1.0  # of words
     guidance_scale: float = 1.0  # of rollouts; the model is trained without guidance, so other values than 1 are off-policy
-    text_guidance_scale: float = 1.0
+    text_guidance_scale: float = 1.0  # the same for words
     scale: Literal["group", "batch", "none"] = (
         "group"  # what a reward is divided by: its standard deviation in the group, in the whole rollout, nothing (Liu et al. 2025)
     )
@@ -295,7 +294,7 @@ class GrpoConfig:
     similar: float = 0.0  # 0 to 1: train codes less if the group's other pictures have similar ones at their position, since they are pushed both ways (STAGE)
     perturb: list[str] = field(default_factory=list)  # before scoring: crop, noise, jpeg
     eval_n: int = 64  # pairs drawn and judged before, at train.eval_every and at the end
-    eval_seed: int = 1_000_003
+    eval_seed: int = 1_000_003  # of these pairs
     copies_of: str = ""  # image shards of training pictures, searched for near copies
     features: str = ""  # weights of SqueezeNet 1.1 or Inception v3, for diversity; empty: small grey pictures
 
@@ -303,7 +302,7 @@ class GrpoConfig:
 @dataclass
 class Config:
     out: str = "runs/default"  # folder of everything that the run makes
-    seed: int = 0
+    seed: int = 0  # of initial weights, order, dropout and crops
     start: str = (
         ""  # "bundled", a checkpoint's folder or Hub id: use its tokenizers and fine-tune its generator; empty: train all from scratch
     )
@@ -325,15 +324,15 @@ class Config:
 
 
 def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
-    """Read a YAML file, apply `a.b=c` overrides, check every key and type.
+    """Read a YAML file, or the config of that name that comes with tokun; apply `a.b=c` overrides, check every key and type.
 
     Raises FileNotFoundError for a missing file, UserError for unreadable YAML, an unknown key or a wrong type.
     """
-    path = Path(path)
+    path = shipped_configs.find(path)
     if not path.is_file():
         near = difflib.get_close_matches(path.name, [p.name for p in path.parent.glob("*.yaml")], n=1, cutoff=0.3)
         hint = f" Did you mean {path.parent / near[0]}?" if near else ""
-        raise FileNotFoundError(f"config {path} does not exist.{hint}")
+        raise FileNotFoundError(f"config {path} does not exist.{hint} Tokun comes with {', '.join(shipped_configs.names())}")
     try:
         tree = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
@@ -343,13 +342,13 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
     if not isinstance(tree, dict):
         raise UserError(f"config {path} holds a {type(tree).__name__}, not a mapping of settings such as `seed: 0`")
     for override in overrides:
-        _override(tree, override)
+        typed_tree.override(tree, override, Config)
     return from_dict(tree, where=str(path))
 
 
 def from_dict(tree: dict[str, Any], *, where: str = "config") -> Config:
     """Nested dict -> checked Config. Raises UserError naming the key, the value and the way out."""
-    config = _build(Config, tree, key="", where=where)
+    config = typed_tree.build(Config, tree, where=where)
     for section, name in PATHS:
         place = getattr(config, section) if section else config
         setattr(place, name, os.path.expanduser(getattr(place, name)))
@@ -434,78 +433,3 @@ def parse_grids(names: Sequence[str]) -> tuple[tuple[int, int], ...]:
 def to_dict(config: Any) -> dict[str, Any]:
     """Config (or one of its sections) -> nested dict; `from_dict` is its inverse."""
     return dataclasses.asdict(config)
-
-
-def _override(tree: dict[str, Any], override: str) -> None:
-    key, equals, value = override.partition("=")
-    if not equals or not key:
-        raise UserError(f"override {override!r} is not of the form a.b=c, for example train.lr=3e-4")
-    try:
-        parsed = value if _is_literal(key, value) else yaml.safe_load(value) if value else ""
-    except yaml.YAMLError as error:
-        raise UserError(f"override {override!r}: {value!r} is not a YAML value: {error}") from error
-    *parents, last = key.split(".")
-    for parent in parents:
-        tree = tree.setdefault(parent, {})
-        if not isinstance(tree, dict):
-            raise UserError(f"override {override!r}: {parent!r} is a value, not a section")
-    tree[last] = parsed
-
-
-def _is_literal(key: str, value: str) -> bool:
-    """Whether the value of a setting that is text is taken as typed: a path may contain what means something in YAML ({a,b}, #, a line break).
-    Only a quoted text and null are read as YAML."""
-    hint: Any = Config
-    for name in key.split("."):
-        hint = typing.get_type_hints(hint).get(name) if dataclasses.is_dataclass(hint) else None
-    return hint is str and value.strip().lower() != "null" and not (value[:1] == value[-1:] and value[:1] in ("'", '"'))
-
-
-def _build(cls: type, tree: Any, *, key: str, where: str) -> Any:
-    if not isinstance(tree, dict):
-        raise UserError(f"{where}: {key or 'the file'} is {tree!r}, but it must be a section with keys of its own")
-    hints = typing.get_type_hints(cls)
-    for name in tree:
-        if name not in hints:
-            near = difflib.get_close_matches(str(name), hints, n=1, cutoff=0.0)
-            raise UserError(
-                f"{where}: unknown key {_join(key, name)!r}. The nearest is {_join(key, near[0])!r}; this section knows: {', '.join(hints)}"
-            )
-    return cls(**{n: _value(hints[n], v, key=_join(key, n), where=where) for n, v in tree.items()})
-
-
-def _value(hint: Any, value: Any, *, key: str, where: str) -> Any:
-    origin, args = typing.get_origin(hint), typing.get_args(hint)
-    if dataclasses.is_dataclass(hint) and isinstance(hint, type):
-        value = {} if value is None else value  # a section with every line commented out
-        return _build(hint, value, key=key, where=where)
-    if origin is Literal:
-        if value is False and "no" in args:  # YAML reads a bare `no` as false
-            value = "no"
-        if value not in args:
-            raise UserError(f"{where}: {key} is {value!r}; it must be one of {', '.join(map(repr, args))}")
-        return value
-    if origin is list:
-        if not isinstance(value, list):
-            raise UserError(f"{where}: {key} is {value!r}; it must be a list such as [1, 2]")
-        return [_value(args[0], v, key=f"{key}[{i}]", where=where) for i, v in enumerate(value)]
-    if origin is dict:
-        if not isinstance(value, dict):
-            raise UserError(f"{where}: {key} is {value!r}; it must be a mapping such as {{joint: 1.0}}")
-        return {str(k): _value(args[1], v, key=f"{key}.{k}", where=where) for k, v in value.items()}
-    assert not isinstance(origin, types.UnionType)
-    if hint is float and isinstance(value, str):  # YAML 1.1 reads 1e-3 as a string
-        with contextlib.suppress(ValueError):
-            value = float(value)
-    if hint is float and isinstance(value, int) and not isinstance(value, bool):
-        value = float(value)
-    if hint is str and value is None:
-        value = ""
-    if type(value) is not hint:
-        name = getattr(hint, "__name__", hint)
-        raise UserError(f"{where}: {key} is {value!r} ({type(value).__name__}); it must be a {name}")
-    return value
-
-
-def _join(prefix: str, name: object) -> str:
-    return f"{prefix}.{name}" if prefix else str(name)

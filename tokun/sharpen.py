@@ -1,6 +1,6 @@
 """Sharpen a trained model: fine-tune its image decoder alone, against a discriminator.
 
-    python -m tokun.sharpen --checkpoint runs/mine --train 'shards/train-*.tar' --out runs/mine-sharp --minutes 30
+    tokun sharpen --checkpoint runs/mine --train 'shards/train-*.tar' --out runs/mine-sharp --minutes 30
 
 Encoder and codebook are frozen, so every picture keeps its codes, and the generator is unchanged: a seed gives the same codes
 and the same words, drawn in finer lines. The losses are the image tokenizer's (Esser et al. 2021: L1, perceptual, PatchGAN
@@ -24,7 +24,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from tokun import data
-from tokun.data import framing
+from tokun.data import cropping
 from tokun.inference import model
 from tokun.inference.tags import settings_json
 from tokun.models import losses
@@ -57,16 +57,20 @@ class Recipe:
     save_every: int = 200  # steps
 
 
-def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def make_parser() -> argparse.ArgumentParser:
+    parser = console.make_parser("python -m tokun.sharpen", __doc__)
     parser.add_argument("--checkpoint", default=None, help="a folder or a Hub id; default: the bundled model")
     parser.add_argument("--train", required=True, help="image shards, as in data.train")
     parser.add_argument("--out", type=home_path, required=True, help="folder of the new checkpoint")
-    parser.add_argument("--device", default=None)
+    parser.add_argument("--device", default=None, help="cpu, cuda …; default: a GPU if there is one")
     for field in dataclasses.fields(Recipe):
         if field.name != "crop_scale":
             parser.add_argument(f"--{field.name.replace('_', '-')}", type=type(field.default), default=field.default, help="%(default)s")
-    args = parser.parse_args(argv)
+    return parser
+
+
+def main(argv: list[str] | None = None) -> None:
+    args = make_parser().parse_args(argv)
     recipe = Recipe(**{field.name: getattr(args, field.name) for field in dataclasses.fields(Recipe) if hasattr(args, field.name)})
     sharpen(args.checkpoint, args.train, args.out, recipe, device=args.device)
 
@@ -86,7 +90,7 @@ def sharpen(source: str | Path | None, shards: str, out: Path, recipe: Recipe, *
         "from": tokenizer.fingerprint(),
     }
     grids = Vocabulary.load(folder / "vocabulary.json").grids
-    fit = model.read_settings(folder / "sampling.json").fit or framing.usual_fit(grids)
+    fit = model.read_settings(folder / "sampling.json").fit or cropping.usual_fit(grids)
     trainer = Trainer(
         tokenizer, shards, recipe, grids if grids != (tokenizer.grid,) else None, fit
     )  # one square grid: as models of squares are trained
@@ -109,7 +113,7 @@ class Trainer:
     """The decoder, its discriminator, and their progress."""
 
     def __init__(
-        self, tokenizer: ImageTokenizer, shards: str, recipe: Recipe, grids: tuple[framing.Grid, ...] | None = None, fit: str = "auto"
+        self, tokenizer: ImageTokenizer, shards: str, recipe: Recipe, grids: tuple[cropping.Grid, ...] | None = None, fit: str = "auto"
     ):
         c, self.recipe, self.tokenizer = tokenizer.config, recipe, tokenizer.eval()
         self.device = next(tokenizer.parameters()).device

@@ -68,7 +68,7 @@ def with_captions(shard: Path, rows: Rows, order: Iterable[str], scores: Scores,
         yield pair
 
 
-def write_shard(path: Path, pairs: Iterable[Pair]) -> None:
+def write_pairs(path: Path, pairs: Iterable[Pair]) -> None:
     """Write pairs to a temporary tar and rename it. The same pairs give the same bytes on any machine at any time."""
     aside = path.with_name(path.name + ".partial")
     with tarfile.open(aside, "w", format=tarfile.GNU_FORMAT) as tar:
@@ -89,5 +89,5 @@ def publish_shard(folder: Folder, shard: Path, rows: Rows, order: tuple[str, ...
     if (folder.out / shard.name).exists() and path.exists() and path.read_text() == stamp:
         return
     path.unlink(missing_ok=True)  # else, after a kill, the stamp could belong to another shard's contents
-    write_shard(folder.out / shard.name, with_captions(shard, rows, order, scores, left_out))
+    write_pairs(folder.out / shard.name, with_captions(shard, rows, order, scores, left_out))
     write_whole(path, stamp)

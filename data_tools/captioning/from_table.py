@@ -1,7 +1,7 @@
 """From a table: merges captions that people wrote into image shards. Implements `data_tools.caption --from`.
 
-    python -m data_tools.caption shards/ --from captions.tsv --out described/
-    python -m data_tools.caption engravings/ plates/ --from descriptions.tsv --out described/ --seed 0
+    tokun caption shards/ --from captions.tsv --out described/
+    tokun caption engravings/ plates/ --from descriptions.tsv --out described/ --seed 0
 
 A row names its picture by `key` (plus `folder`, the name of the shards' folder, if several hold the same keys) or by path
 (`file_name`, `path` …, as recorded by `prepare` or as in the shard). Columns are registers: the caption column is `plain`; `poetic`,
@@ -27,7 +27,7 @@ from typing import Any
 from tqdm import tqdm
 
 from data_tools.captioning.caption_results import LEFT_OUT, RECORD
-from data_tools.captioning.captioned_shards import read_record, write_shard
+from data_tools.captioning.captioned_shards import read_record, write_pairs
 from data_tools.captioning.described_rows import Options, Rows, described_record
 from data_tools.captioning.journals import STATE, Folder, sha256, write_whole
 from data_tools.captioning.merge_plan import Plan, make_plan, sources
@@ -188,7 +188,7 @@ def write_all(folder: Folder, plan: Plan, rows: Rows, options: Options, report: 
                 bar.update(len(numbers))
             else:
                 stamp_path.unlink(missing_ok=True)  # else, after a kill, the stamp could belong to another shard's contents
-                write_shard(path, pairs(numbers, bar))
+                write_pairs(path, pairs(numbers, bar))
                 write_whole(stamp_path, stamp)
             report.shards[name] = len(numbers)
 

@@ -20,7 +20,7 @@ from tokun.data.image_files import PictureError, decode_as
 
 
 @dataclass
-class Row:
+class CaptionRow:
     """One pair being captioned: its facts, the registers wanted, and the results."""
 
     shard: str
@@ -51,7 +51,7 @@ class Row:
         return {**tree, "tokens": self.tokens} if any(self.tokens) else tree
 
 
-Block = list[Row]  # rows that are captioned and stored together: a batch for a local model, one row for a server
+Block = list[CaptionRow]  # rows that are captioned and stored together: a batch for a local model, one row for a server
 Stage = Callable[[Iterable[Block]], Iterator[Block]]
 
 
@@ -74,9 +74,9 @@ def earlier_description(record: dict[str, Any]) -> str:
     return text if isinstance(text, str) else ""
 
 
-def make_row(pair: Pair, number: int, before: dict[str, Any] | None, settings: Settings, *, attempt: int, looks: bool) -> Row:
+def make_row(pair: Pair, number: int, before: dict[str, Any] | None, settings: Settings, *, attempt: int, looks: bool) -> CaptionRow:
     """A new row, or a row that failed `before`, for another attempt at the missing registers."""
-    row = Row(pair.shard.name, number, pair.key, settings.registers)
+    row = CaptionRow(pair.shard.name, number, pair.key, settings.registers)
     if before is not None:
         row.wanted, row.attempt, row.captions = tuple(before["failures"]), attempt, dict(before["captions"])
         row.tokens = list(before.get("tokens", row.tokens))

@@ -27,7 +27,7 @@ from data_tools.captioning.journals import (
     rows_left,
     texts_id,
 )
-from data_tools.captioning.rows import Block, Row, Task, open_small
+from data_tools.captioning.rows import Block, CaptionRow, Task, open_small
 from data_tools.captioning.settings import Settings, Work
 from data_tools.captioning.writers import ModelWriter, ServerWriter, Writer, block_size, make_stages, run_stages
 from data_tools.inspect import find_shards, read_pairs
@@ -172,7 +172,7 @@ def preview(paths: list[Path], out: Path, settings: Settings, work: Work, count:
             rows += sorted((row for block in run_stages(stages, task.blocks({})) for row in block), key=lambda row: row.number)
     rows = [row for row in rows if row.image is not None]
     if not rows:
-        raise UserError(f"no picture of {shards[0]} can be decoded: python -m data_tools.inspect --verify shows what is wrong")
+        raise UserError(f"no picture of {shards[0]} can be decoded: tokun inspect --verify shows what is wrong")
     cells = [(row.image, text_on_sheet(row, name)) for row in rows for name in settings.registers]
     columns = len(settings.registers) if len(settings.registers) > 1 else None
     out.mkdir(parents=True, exist_ok=True)
@@ -180,7 +180,7 @@ def preview(paths: list[Path], out: Path, settings: Settings, work: Work, count:
     return out / PREVIEW, Counter(outcome(row.as_json()) for row in rows)
 
 
-def text_on_sheet(row: Row, name: str) -> str:
+def text_on_sheet(row: CaptionRow, name: str) -> str:
     if name not in row.captions:
         return f"{name}: FAILED, {row.failures.get(name, 'no answer')}"
     entry = row.captions[name]

@@ -12,7 +12,7 @@ from data_tools import captioning as captioners
 from data_tools.captioning import registers
 from data_tools.captioning.journals import sha256
 from data_tools.captioning.registers import Facts
-from data_tools.captioning.rows import Block, Row, Stage
+from data_tools.captioning.rows import Block, CaptionRow, Stage
 from data_tools.captioning.settings import Settings, Work
 from tokun.utils.errors import BadSample, UserError
 
@@ -33,13 +33,13 @@ class Writer:
         """The same blocks, with what this stage writes in their rows."""
         raise NotImplementedError
 
-    def facts(self, row: Row) -> Facts:
+    def facts(self, row: CaptionRow) -> Facts:
         return row.facts.only(self.settings.hints)
 
-    def temperature_of(self, row: Row) -> float:
+    def temperature_of(self, row: CaptionRow) -> float:
         return max(self.settings.temperature, RETRY_TEMPERATURE) if row.attempt else self.settings.temperature
 
-    def take(self, row: Row, register: str, answer: Any, **source: Any) -> None:
+    def take(self, row: CaptionRow, register: str, answer: Any, **source: Any) -> None:
         """Keep an answer, or the reason for rejecting it."""
         if not isinstance(answer, str):
             row.fail([register], "missing from the answer" if answer is None else "answer is not text")
@@ -50,12 +50,12 @@ class Writer:
         else:
             row.captions[register] = {"text": text, **source}
 
-    def description(self, row: Row) -> str | None:
+    def description(self, row: CaptionRow) -> str | None:
         """The captioner's description, "" if there is none, for a stage that does not see pictures; None for one that does."""
         seen = row.captions.get("plain", {}) if "plain" not in self.names else {}
         return None if self.sees else seen.get("text", row.described)
 
-    def ready(self, row: Row, names: Iterable[str]) -> list[str]:
+    def ready(self, row: CaptionRow, names: Iterable[str]) -> list[str]:
         """Those of these registers that can be written now. The others fail, each with its reason."""
         names = row.open(names)
         if self.sees:
@@ -93,7 +93,7 @@ class ModelWriter(Writer):
                 revision=self.model.revision, prompt_sha256=sha256(prompt), seed=seed,
             )  # fmt: skip
 
-    def write(self, items: list[tuple[Row, str]]) -> list[tuple[str, str, int]]:
+    def write(self, items: list[tuple[CaptionRow, str]]) -> list[tuple[str, str, int]]:
         """(prompt, text, seed) of each row. When sampling, the first row's seed is used for the whole batch."""
         prompts = [self.prompt(row, register) for row, register in items]
         first = items[0][0]
@@ -101,7 +101,7 @@ class ModelWriter(Writer):
         texts = self.model.write([row.image for row, _ in items], prompts, seed=seed, temperature=self.temperature_of(first))
         return [(prompt, text, seed) for prompt, text in zip(prompts, texts)]
 
-    def prompt(self, row: Row, register: str) -> str:
+    def prompt(self, row: CaptionRow, register: str) -> str:
         if self.model.fixed_prompt is not None:
             return self.model.fixed_prompt
         return registers.ask(register, self.facts(row), hashtags=self.settings.hashtags, description=self.description(row))
@@ -149,7 +149,7 @@ class ServerWriter(Writer):
                 open_blocks.remove(entry)
                 yield block
 
-    def answer(self, row: Row) -> None:
+    def answer(self, row: CaptionRow) -> None:
         names = self.ready(row, self.names)
         if not names:
             return
@@ -194,7 +194,7 @@ class ServerWriter(Writer):
 class TemplateWriter(Writer):
     """Metadata put into words by a fixed template, without a model; the record says so."""
 
-    def facts(self, row: Row) -> Facts:
+    def facts(self, row: CaptionRow) -> Facts:
         return row.facts  # all of them: --hints is for prompts
 
     def __call__(self, blocks: Iterable[Block]) -> Iterator[Block]:
@@ -204,7 +204,7 @@ class TemplateWriter(Writer):
                     self.fill(row, name)
             yield block
 
-    def fill(self, row: Row, name: str) -> None:
+    def fill(self, row: CaptionRow, name: str) -> None:
         described, printed = self.description(row), row.facts.caption
         words = printed or described if name == "era" else described or printed  # a book's own caption is of its time
         text = registers.template(name, Facts(**{**vars(row.facts), "caption": words}), hashtags=self.settings.hashtags)

@@ -1,6 +1,6 @@
 """Medium: does CLIP see a print, or something else? A signal in addition to the measurements (measure.py).
 
-    python -m data_tools.prepare pictures/ --style engraving --out shards/ --clip ViT-B-32:laion2b_s34b_b79k
+    tokun prepare pictures/ --style engraving --out shards/ --clip ViT-B-32:laion2b_s34b_b79k
 
 Zero-shot (Radford et al., 2021, section 3.1): the picture is compared with sentences for its own style and for other
 content of print collections. Only the medium is judged; the model is `tokun.inference.clip.Clip`.

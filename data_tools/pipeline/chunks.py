@@ -114,7 +114,7 @@ class Settings:
 
 
 @dataclass(frozen=True)
-class Row:
+class FileResult:
     """The results for one input file. The size is that of the upright original, in pixels."""
 
     path: str
@@ -188,7 +188,7 @@ class Opened:
 class Judged:
     """One judged file, not yet stored."""
 
-    row: Row
+    row: FileResult
     image: Image.Image | None = None
     words: Words = field(default_factory=Words)
     caption: Caption = field(default_factory=lambda: Caption(""))
@@ -268,13 +268,13 @@ def judge(one: Opened, settings: Settings, found: Found) -> Judged:
     """Hash and judge one file on its own."""
     path, words = shown(found.path), one.words
     if one.problem or one.image is None:
-        return Judged(Row(path, REJECTED, one.problem, **one.known))
+        return Judged(FileResult(path, REJECTED, one.problem, **one.known))
     gray = as_gray(one.image)
     caption = cleaned(words) if settings.clean else unchanged_caption(words.caption)
     seen = of_picture(one.look, words.caption, settings, found.style) if one.look else of_blank(gray)
     status, reason = decide([*of_size(one.size, settings), *seen, *of_caption(caption, settings)])
     drawn = sketch(gray)
-    row = Row(
+    row = FileResult(
         path,
         status,
         reason,
@@ -380,10 +380,10 @@ def encoded(one: Judged, settings: Settings) -> tuple[bytes, bytes]:
     return encode(one.image, settings.format), text
 
 
-def read_rows(store: Store, name: str) -> list[Row]:
+def read_rows(store: Store, name: str) -> list[FileResult]:
     """The rows that `measure_chunk` stored."""
     rows = map(json.loads, store.read(name).splitlines())
-    return [Row(**{**row, "fine": tuple(row["fine"])}) for row in rows]
+    return [FileResult(**{**row, "fine": tuple(row["fine"])}) for row in rows]
 
 
 # ---------------------------------------------------------------------------------------------------------------------

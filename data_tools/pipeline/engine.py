@@ -30,7 +30,7 @@ class WorkerDied(UserError, RuntimeError):
     """A worker process was killed from outside, usually because memory ran out."""
 
 
-def open_engine(name: str, *, workers: int = 1, address: str = "", gpus: float = 0) -> Engine:
+def open_engine(name: str, *, workers: int = 1, address: str = "", gpus: float = 0) -> TaskEngine:
     """The engine with that name. `address`: of a Ray cluster; without one Ray starts on this machine. `gpus`: per task, for Ray.
 
     Raises UserError for an unknown name or fewer than one worker, ImportError if Ray is not installed.
@@ -43,10 +43,10 @@ def open_engine(name: str, *, workers: int = 1, address: str = "", gpus: float =
         raise UserError(f"--ray-address {address!r} and --gpus-per-task {gpus} need --engine ray")
     if name == "ray":
         return RayEngine(workers, address, gpus)
-    return Engine() if workers == 1 else ProcessEngine(workers)
+    return TaskEngine() if workers == 1 else ProcessEngine(workers)
 
 
-class Engine(AbstractContextManager):
+class TaskEngine(AbstractContextManager):
     """Runs tasks one after another in this process."""
 
     def run(self, function: Callable[[Any], Any], tasks: Iterable[Any]) -> Iterator[tuple[int, Any]]:
@@ -58,7 +58,7 @@ class Engine(AbstractContextManager):
         pass
 
 
-class ProcessEngine(Engine):
+class ProcessEngine(TaskEngine):
     """Runs tasks in processes on this machine, with few submitted at a time."""
 
     def __init__(self, workers: int) -> None:
@@ -104,7 +104,7 @@ def end_with_parent() -> None:
     threading.Thread(target=lambda: (parent.join(), os._exit(1)), daemon=True).start()
 
 
-class RayEngine(Engine):
+class RayEngine(TaskEngine):
     """Runs tasks on a Ray cluster, one core each. Every node must be able to reach their inputs and outputs."""
 
     def __init__(self, workers: int, address: str, gpus: float) -> None:

@@ -112,16 +112,14 @@ def steps(out: str, command: Sequence[str], captions: Mapping[str, int], *, repo
 def captions_first(out: str, command: Sequence[str], missing: int, captioned: int, empty: int, report: str) -> str:
     again = [one for one in command if one != "--allow-missing-captions"]
     with_captions = [*without_option(again, "--captions"), "--captions", f"{out}/{CAPTIONS}"]
-    captioner = shell(
-        "data_tools.caption", out, "--model", "Qwen/Qwen2.5-VL-3B-Instruct", "--registers", "plain", "--out", f"{out}-captioned"
-    )
+    captioner = shell("caption", out, "--model", "Qwen/Qwen2.5-VL-3B-Instruct", "--registers", "plain", "--out", f"{out}-captioned")
     by_hand = [
         f"  by hand: fill in {out}/{CAPTIONS} ({report} shows its pictures), then",
-        f"    {shell('data_tools.prepare', *with_captions)}",
+        f"    {shell('prepare', *with_captions)}",
     ]
     by_model = ["  by a model (a GPU helps; any captioner or --endpoint will do):"]
     if not empty:
-        by_model.append(f"    {shell('data_tools.prepare', *command, '--allow-missing-captions')}")
+        by_model.append(f"    {shell('prepare', *command, '--allow-missing-captions')}")
     by_model.append(f"    {captioner}")
     one = missing == 1
     where = f"{'is' if one else 'are'} {'kept without one' if empty else 'not in the shards'}"
@@ -138,19 +136,15 @@ def without_option(command: Sequence[str], option: str) -> list[str]:
     return kept
 
 
-def shell(module: str, *arguments: str) -> str:
-    """A command with all arguments quoted for the shell."""
-    return shlex.join(["python", "-m", module, *arguments])
+def shell(command: str, *arguments: str) -> str:
+    """A command of `tokun`, with all arguments quoted for the shell."""
+    return shlex.join(["tokun", command, *arguments])
 
 
 def inspecting(out: str) -> str:
-    return "  " + shell("data_tools.inspect", out, "--verify", "--sheet", "sheet.png")
+    return "  " + shell("inspect", out, "--verify", "--sheet", "sheet.png")
 
 
 def training(out: str, *, val: bool) -> str:
     data = shlex.quote(f"data.train={out}/train-*.tar") + (" " + shlex.quote(f"data.val={out}/val-*.tar") if val else "")
-    return (
-        f"{inspecting(out)}\n"
-        f"  python train.py --config configs/engraving-cpu.yaml {data} out=runs/mine\n"
-        f"  python sample.py --checkpoint runs/mine --seed 0"
-    )
+    return f"{inspecting(out)}\n  tokun train --config engraving-cpu {data} out=runs/mine\n  tokun sample --checkpoint runs/mine --seed 0"

@@ -16,7 +16,7 @@ import numpy as np
 
 from data_tools.images.duplicates import alike_pairs, clusters
 from data_tools.images.line_art_duplicates import Sketch, look_the_same
-from data_tools.pipeline.chunks import AMBIGUOUS, KEPT, REJECTED, Row, Settings, data_name, read_rows, rows_name
+from data_tools.pipeline.chunks import AMBIGUOUS, KEPT, REJECTED, FileResult, Settings, data_name, read_rows, rows_name
 from data_tools.pipeline.disk import DiskDict
 from data_tools.pipeline.shard_writer import Piece, Shard
 from data_tools.pipeline.storage_backends import Store
@@ -61,7 +61,7 @@ class Columns:
                 columns.set(index, row, number)
         return columns
 
-    def set(self, index: int, row: Row, chunk: int) -> None:
+    def set(self, index: int, row: FileResult, chunk: int) -> None:
         self.state[index] = STATES.index(row.status)
         self.captioned[index] = bool(row.caption)
         self.place[index] = chunk, row.start, row.image_bytes, row.json_bytes

@@ -1,6 +1,6 @@
 """Readers: a source given to prepare -> its pictures and the words about each.
 
-    python -m data_tools.prepare book-folder/ --reader gutenberg --style engraving --out shards/
+    tokun prepare book-folder/ --reader gutenberg --style engraving --out shards/
 
 One function for each kind of source, in the table READERS: (source, Options) -> Listing. A listing depends only on the
 source, and its order is fixed. `read_picture` fetches the bytes of one picture later, in any process. Readers know
@@ -24,7 +24,7 @@ from data_tools.readers.files import MAX_TEXT_BYTES, PICTURE_SUFFIXES, find_file
 from data_tools.readers.folder import CLASS_STYLES, class_of, read_classes, read_folder
 from data_tools.readers.folder_scan import ARCHIVES, TAR_PACKED, TARS
 from data_tools.readers.huggingface import data_files, is_saved, read_huggingface, read_row
-from data_tools.readers.listing import CaptionError, Found, Listing, Options, Remote, Row, Span, Words, shown
+from data_tools.readers.listing import CaptionError, DatasetRow, Found, Listing, Options, Remote, Span, Words, shown
 from data_tools.readers.remote import read_remote, read_remote_picture
 from data_tools.readers.sidecars import find_words
 from data_tools.readers.storage import URL, local_path
@@ -33,8 +33,21 @@ from data_tools.readers.webdataset import read_webdataset
 from tokun.utils.errors import UserError
 
 __all__ = [
-    "MAX_TEXT_BYTES", "READERS", "CaptionError", "Found", "Listing", "Options", "PictureError", "Remote", "Row", "Span", "Words",
-    "choose_reader", "find_words", "read_picture", "shown",
+    "MAX_TEXT_BYTES",
+    "READERS",
+    "CaptionError",
+    "DatasetRow",
+    "Found",
+    "Listing",
+    "Options",
+    "PictureError",
+    "Remote",
+    "Span",
+    "Words",
+    "choose_reader",
+    "find_words",
+    "read_picture",
+    "shown",
 ]  # fmt: skip
 
 
@@ -77,7 +90,7 @@ FILE_READERS = {
 def read_picture(base: Path, found: Found) -> bytes:
     """The encoded bytes of one picture that a reader listed. Raises PictureError with the reason."""
     where = found.where
-    if isinstance(where, Row):
+    if isinstance(where, DatasetRow):
         return read_row(base, where)
     if isinstance(where, Remote):
         return read_remote_picture(where)

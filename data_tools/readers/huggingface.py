@@ -11,7 +11,7 @@ from typing import Any
 from data_tools.images.image_ops import PictureError
 from data_tools.pipeline.disk import DiskDict, DiskList
 from data_tools.readers.files import checked, find_files, read_file
-from data_tools.readers.listing import Found, Listing, Options, Row
+from data_tools.readers.listing import DatasetRow, Found, Listing, Options
 from data_tools.readers.tables import check_caption_column, note_on
 from data_tools.readers.words import COLUMNS, group_of, normal, style_of, words_from
 from data_tools.tables import PATH_COLUMNS, Table, column_name
@@ -137,7 +137,7 @@ def read_huggingface(source: Path, options: Options) -> Listing:
                 if isinstance(record[name], int) and 0 <= record[name] < len(names):
                     record[name] = names[record[name]]
             path = f"{split}/{index:08d}"
-            found.append(Found(path, where=Row(split, index), group=group_of(record) or "", style=style_of(record), beside=False))
+            found.append(Found(path, where=DatasetRow(split, index), group=group_of(record) or "", style=style_of(record), beside=False))
             words[path] = words_from(record, options.caption_column)
     return Listing(source, found, words, notes=tuple(notes))
 
@@ -150,7 +150,7 @@ def check_captions(source: Path, columns: tuple[str, ...], options: Options) -> 
     return [note for note in (note_on(table, options),) if note]
 
 
-def read_row(base: Path, row: Row) -> bytes:
+def read_row(base: Path, row: DatasetRow) -> bytes:
     """The bytes of a picture in a row, or of the file within the data set that the row names. Raises PictureError."""
     data = open_splits(base.as_posix())[row.split].select_columns([PICTURES])  # other columns might be decoded
     value = data[row.index][PICTURES] or {}

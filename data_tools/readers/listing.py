@@ -26,7 +26,7 @@ class Span:
 
 
 @dataclass(frozen=True, slots=True)
-class Row:
+class DatasetRow:
     """A row of one split of a Hugging Face data set."""
 
     split: str
@@ -51,7 +51,7 @@ class Found:
 
     path: str
     problem: str = ""
-    where: Span | Row | Remote | None = None
+    where: Span | DatasetRow | Remote | None = None
     """Location of the bytes; None: a separate file at `path`."""
     style: str = ""
     """The picture's own style; "": the requested one."""

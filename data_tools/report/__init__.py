@@ -1,6 +1,6 @@
 """Report: one page that shows what was kept, what was left out and why, for readers who do not program.
 
-    python -m data_tools.report shards/ --source my-pictures/
+    tokun report shards/ --source my-pictures/
 
 Writes `report.html` beside the shards, from their manifest. The page is self-contained, pictures included, needs no network
 and no scripts, and stays below a few megabytes for a collection of any size. Equal input gives equal bytes. Memory does not
@@ -46,11 +46,15 @@ def write_report(out: Path, *, source: Path | None = None, opener: Opener | None
     return out / NAME
 
 
-def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m data_tools.report", description="Write report.html beside prepared shards.")
+def make_parser() -> argparse.ArgumentParser:
+    parser = console.make_parser("python -m data_tools.report", "Write report.html beside prepared shards.")
     parser.add_argument("shards", type=home_path, metavar="SHARDS", help="the folder that prepare wrote")
     parser.add_argument("--source", type=home_path, metavar="FOLDER", help="the folder of the original pictures, to show what was left out")
-    args = parser.parse_args(argv)
+    return parser
+
+
+def main(argv: list[str] | None = None) -> int:
+    args = make_parser().parse_args(argv)
 
     def report() -> None:
         if args.source is not None and not args.source.is_dir():

@@ -1,4 +1,4 @@
-"""python -m data_tools.report SHARDS --source FOLDER"""
+"""tokun report SHARDS --source FOLDER"""
 
 import sys
 

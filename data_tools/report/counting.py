@@ -125,7 +125,7 @@ def manifest_rows(path: Path) -> Iterator[dict[str, Any]]:
     """
     pq = need("pyarrow.parquet", extra="data")
     if not path.is_file():
-        raise FileNotFoundError(f"{path} does not exist: name the folder that python -m data_tools.prepare wrote")
+        raise FileNotFoundError(f"{path} does not exist: name the folder that tokun prepare wrote")
     try:
         with pq.ParquetFile(path) as file:
             there = [name for name in COLUMNS if name in file.schema_arrow.names]
@@ -135,7 +135,7 @@ def manifest_rows(path: Path) -> Iterator[dict[str, Any]]:
                 for row in batch.to_pylist():
                     yield {**dict.fromkeys(COLUMNS), **row}
     except (ValueError, OSError) as error:  # pyarrow's errors are both
-        raise UserError(f"{path} is not a readable manifest ({error}): run python -m data_tools.prepare again") from error
+        raise UserError(f"{path} is not a readable manifest ({error}): run tokun prepare again") from error
 
 
 def count_manifest(summary: Summary, path: Path) -> None:

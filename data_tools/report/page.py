@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import functools
 import hashlib
 import html
 import re
@@ -21,25 +22,35 @@ STATUS_WORDS = {"rejected": "left out", "ambiguous": "unclear, left out by defau
 
 def page(summary: Summary, opener: Opener | None) -> Iterator[str]:
     """The text of the whole page, in pieces. Raises ImportError without jinja2."""
-    environment = need("jinja2", extra="data").Environment(
-        loader=need("jinja2", extra="data").PackageLoader("data_tools.report"), autoescape=True, trim_blocks=True, lstrip_blocks=True
-    )
-    environment.filters |= {
-        "shown": shown, "options_as_code": options_as_code, "share": share, "plural": plural, "short": short,
-        "base64": lambda data: base64.b64encode(data).decode(), "original": lambda name: thumbnail(opener(name)) if opener else b"",
-    }  # fmt: skip
     ordered = sorted(summary.statuses.items(), key=lambda item: ((*COLOURS, item[0]).index(item[0]), item[0]))
-    yield from environment.get_template("report.html").generate(
-        summary=summary,
-        total=summary.total,
-        statuses=[(status, colour(status), count) for status, count in ordered],
-        reasons=[
-            described(summary, *group, count) for group, count in sorted(summary.reasons.items(), key=lambda item: (-item[1], item[0]))
-        ],
-        kept=[summary.tiles.get(place, (b"", "")) for _, place in summary.kept.items()],
-        originals=opener is not None,
-        REASON_SHEETS=REASON_SHEETS,
+    yield from (
+        environment()
+        .get_template("report.html")
+        .generate(
+            original=lambda name: thumbnail(opener(name)) if opener else b"",
+            summary=summary,
+            total=summary.total,
+            statuses=[(status, colour(status), count) for status, count in ordered],
+            reasons=[
+                described(summary, *group, count) for group, count in sorted(summary.reasons.items(), key=lambda item: (-item[1], item[0]))
+            ],
+            kept=[summary.tiles.get(place, (b"", "")) for _, place in summary.kept.items()],
+            originals=opener is not None,
+            REASON_SHEETS=REASON_SHEETS,
+        )
     )
+
+
+@functools.cache
+def environment() -> Any:
+    """The templates, each compiled once."""
+    jinja2 = need("jinja2", extra="data")
+    made = jinja2.Environment(loader=jinja2.PackageLoader("data_tools.report"), autoescape=True, trim_blocks=True, lstrip_blocks=True)
+    made.filters |= {
+        "shown": shown, "options_as_code": options_as_code, "share": share, "plural": plural, "short": short,
+        "base64": lambda data: base64.b64encode(data).decode(),
+    }  # fmt: skip
+    return made
 
 
 def described(summary: Summary, status: str, reason: str, count: int) -> dict[str, Any]:

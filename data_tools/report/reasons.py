@@ -109,7 +109,7 @@ EXPLANATIONS: dict[str, tuple[str, str]] = {
     "not a regular file": ("A device or a pipe named like a picture.", "Remove it from the folder."),
     "changed while being read": ("The file changed during the run.", "Run again when nothing is writing to the folder."),
 }
-NOT_READ = "Nothing to do, unless it holds pictures or captions: see python -m data_tools.prepare --help for the files that are read and their names."
+NOT_READ = "Nothing to do, unless it holds pictures or captions: see tokun prepare --help for the files that are read and their names."
 EXPLANATIONS |= {
     "not read: neither a picture nor words for one": ("A file of another kind.", NOT_READ),
     "not read: a picture in a format that is not read; save it as PNG or JPEG": (

@@ -3,7 +3,7 @@
 rewards.py        one interface for all rewards, their names and their weighted sum; image_rewards.py, caption_rewards.py, drawing_rewards.py: the rewards
 rollouts.py       groups of pairs from seeds, drawn with the ordinary sampler
 objective.py      advantages, clipped ratios, KL divergence
-grpo.py           the loop: python train.py --config configs/grpo.yaml
+grpo.py           the loop: tokun train --config configs/grpo.yaml
 reward_hacking.py rewards compared with judges that were not optimised; the report
-drawings.py       SVG under a byte limit, scored as in a competition: python -m tokun.align.drawings
+drawings.py       SVG under a byte limit, scored as in a competition: tokun drawings
 """

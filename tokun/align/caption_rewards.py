@@ -7,8 +7,14 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
+import numpy as np
+import torch
+
 from tokun.evaluate.captions import loops, unfinished, words
+from tokun.evaluate.coherence import pmi_of
 from tokun.evaluate.held_out_pairs import read_captions
+from tokun.evaluate.recognition import CANDIDATES
+from tokun.utils.errors import UserError
 
 if TYPE_CHECKING:
     from tokun.config import RewardConfig
@@ -18,6 +24,29 @@ if TYPE_CHECKING:
 def pmi(asked: RewardConfig, model: Tokun) -> Callable[[Sequence[Pair]], list[float]]:
     """log p(caption | picture) - log p(caption), in nats, by the frozen model: the trained one could inflate its own score."""
     return lambda pairs: model.pmi([p.tags for p in pairs], [p.caption_ids for p in pairs], [p.codes for p in pairs])
+
+
+def pmi_first(asked: RewardConfig, model: Tokun) -> Callable[[Sequence[Pair]], list[float]]:
+    """The share of the own caption's exp(PMI) in the sum over it and 15 other captions of the batch, by the frozen model: 0 to 1. Raises
+    UserError if a pair has fewer rivals.
+
+    PMI alone has no upper end: captions that are unlikely without their picture raise it, true or not (docs/guides/rewards.md).
+    """
+
+    def score(pairs: Sequence[Pair]) -> list[float]:
+        table = pmi_of(model, pairs, np.array([[i, *rivals(pairs, i)] for i in range(len(pairs))]))
+        return torch.from_numpy(table).softmax(1)[:, 0].tolist()
+
+    return score
+
+
+def rivals(pairs: Sequence[Pair], i: int, count: int = CANDIDATES - 1) -> list[int]:
+    """`count` pairs with captions other than that of pair i, spread evenly over the batch, each caption once."""
+    after = [(i + step) % len(pairs) for step in range(1, len(pairs))]
+    found = {pairs[j].caption: j for j in after if pairs[j].caption != pairs[i].caption}
+    if len(found) < count:
+        raise UserError(f"a batch of {len(pairs)} pairs has {len(found)} other captions; {count} are needed: raise train.batch_size")
+    return list(found.values())[:: max(1, len(found) // count)][:count]
 
 
 def caption(asked: RewardConfig, model: Tokun) -> Callable[[Sequence[Pair]], list[float]]:

@@ -1,7 +1,7 @@
 """Drawings from descriptions, under a byte limit, scored as in a competition ("Drawing with LLMs", Kaggle 2025).
 
-    python -m tokun.align.drawings --descriptions held-out.txt --vqa google/paligemma2-3b-mix-448 --aesthetic head.safetensors --out report
-    python -m tokun.align.drawings … --checkpoint runs/grpo --against runs/mine --best-of 8 --reward svg --max-bytes 10000
+    tokun drawings --descriptions held-out.txt --vqa google/paligemma2-3b-mix-448 --aesthetic head.safetensors --out report
+    tokun drawings … --checkpoint runs/grpo --against runs/mine --best-of 8 --reward svg --max-bytes 10000
 
 Each description is drawn (the best of --best-of by --reward, which is not a judge), written as SVG, rendered at 384 px, and slightly
 perturbed before it is judged: a crop, JPEG. Scores: P(yes) for the description, or P of the right answers in a table of questions; the
@@ -169,10 +169,8 @@ def read(source: str, n: int = 0) -> list[Described]:
     return [Described(text, tuple(some)) for text, some in asked.items()][: n or None]
 
 
-def parse(argv: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, prog="python -m tokun.align.drawings"
-    )
+def make_parser() -> argparse.ArgumentParser:
+    parser = console.make_parser("python -m tokun.align.drawings", __doc__)
     add = parser.add_argument
     add("--checkpoint", default=None, help="a folder or a Hub id; default: the bundled model")
     add("--against", default="", help="another one to compare with, such as the start of a training; bundled for the bundled model")
@@ -188,9 +186,14 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     add("--vqa", default="", help="a judge that answers questions: a transformers id or folder")
     add("--aesthetic", default="", help="a judge: the file of an aesthetic head")
     add("--clip", default="", help="the CLIP model of that head (default: its own)")
-    add("--seed", type=int, default=42)
-    add("--device", default=None)
-    add("--out", type=console.home_path, default=Path("outputs/drawings"))
+    add("--seed", type=int, default=42, help="of the drawings")
+    add("--device", default=None, help="cpu, cuda, cuda:1 …; default: a GPU if there is one")
+    add("--out", type=console.home_path, default=Path("outputs/drawings"), help="the folder of the report and the drawings")
+    return parser
+
+
+def parse(argv: list[str] | None) -> argparse.Namespace:
+    parser = make_parser()
     args = parser.parse_args(argv)
     if args.max_bytes < LEAST_BYTES:
         parser.error(f"--max-bytes {args.max_bytes} is too low: a picture takes at least {LEAST_BYTES} bytes")

@@ -33,13 +33,12 @@ from tokun.align.policy import Policy
 from tokun.config import Config
 from tokun.inference import bulk, decoder
 from tokun.inference.model import Pair, Tokun
-from tokun.render.grids import captioned_grid
+from tokun.render.grids import captioned_grid, save_page
 from tokun.training import adapters, loop
 from tokun.training.distributed_stage import EngineStage
 from tokun.training.engine import Engine
 from tokun.training.generator import FREE_KEYS, log_samples, training_seed, where_to
-from tokun.training.initial_checkpoint import starting_model
-from tokun.training.resume_settings import LOGGING_KEYS, figures_line, idle_settings, require_same, stopped_early, without
+from tokun.training.resume_settings import AVERAGE_KEYS, LOGGING_KEYS, figures_line, idle_settings, require_same, stopped_early, without
 from tokun.training.run import Run, micro_batch, states_on_disk
 from tokun.utils import checkpoint
 from tokun.utils.errors import UserError
@@ -61,11 +60,11 @@ def train_grpo(run: Run) -> Path:
     `out/real/report.html`. Raises UserError for invalid settings, before anything is drawn."""
     config, target = run.config, run.out / ("adapter" if run.config.adapter.rank else "checkpoint")
     check(config, run.world)
-    before = starting_model(config)
+    before = run.take_start()
     settings = settings_of(config, before)
     run.recover(target)
     if (record := checkpoint.read_record(target / "training.json")) is not None:
-        require_same(target, record["settings"], settings)
+        require_same(target, record["settings"], settings, but=AVERAGE_KEYS)
         run.say(f"grpo: {target} already exists and matches" + stopped_early(record, config.train, target))
         run.remove_states(GrpoStage.name)
         return target
@@ -119,7 +118,7 @@ def settings_of(config: Config, before: Tokun) -> dict[str, Any]:
     grpo["rewards"] = {str(number): reward for number, reward in enumerate(grpo["rewards"])}
     return {
         "start": config.start, "started_from": {name: identity[name] for name in ("generator", "image_tokenizer")}, "seed": training_seed(config),
-        "train": without(dataclasses.asdict(config.train), LOGGING_KEYS | FREE_KEYS | idle_settings(config.train)), "grpo": grpo,
+        "train": without(dataclasses.asdict(config.train), LOGGING_KEYS | FREE_KEYS | AVERAGE_KEYS | idle_settings(config.train)), "grpo": grpo,
         **({"adapter": dataclasses.asdict(config.adapter)} if config.adapter.rank else {}),
     }  # fmt: skip
 
@@ -360,7 +359,7 @@ class GrpoStage(EngineStage):
         grid = captioned_grid([pair.image for pair in some], texts, columns=self.grpo.group_size)
         folder = self.run.out / "samples"
         folder.mkdir(exist_ok=True)
-        grid.save(folder / f"rollout-{self.step:08d}.png")
+        save_page(grid, folder / f"rollout-{self.step:08d}.png")
         self.run.tracker.log_grid("rollouts", grid, [pair.image for pair in some], texts, step=self.step)
 
     def evaluate(self) -> str:

@@ -70,7 +70,7 @@ class Policy:
         """The model as users load it. A collective call; only the first process gets it."""
         if self.tuned:
             adapter = self._adapter()
-            return self.tuned.model(adapter).to(self.engine.device) if _rank() == 0 else None
+            return self.tuned.model(adapter, self.before) if _rank() == 0 else None
         generator = self.engine.whole_model()
         if generator is None or _rank() > 0:
             return None

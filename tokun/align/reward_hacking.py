@@ -33,7 +33,7 @@ from tokun.config import GrpoConfig
 from tokun.evaluate import distances, figures, memorisation, viewer
 from tokun.evaluate.features import open_features
 from tokun.evaluate.held_out_pairs import samples_of
-from tokun.render.grids import captioned_grid
+from tokun.render.grids import captioned_grid, save_page
 from tokun.utils import checkpoint
 
 if TYPE_CHECKING:
@@ -130,8 +130,8 @@ class Evaluator:
         checkpoint.write_text(self.folder / "report.md", lines(found) + "\n")
         sheets = {}
         for name, pairs in (("before", old), ("after", new)):
-            sheets[name] = captioned_grid([pair.image for pair in pairs[:SHEET]], [pair.caption for pair in pairs[:SHEET]])
-            sheets[name].save(self.folder / f"{name}.png")
+            sheets[name] = self.folder / f"{name}.png"
+            save_page(captioned_grid([pair.image for pair in pairs[:SHEET]], [pair.caption for pair in pairs[:SHEET]]), sheets[name])
             self.for_viewers(name, pairs)
         checkpoint.write_text(self.folder / "report.html", page(found, sheets))
         return found
@@ -230,14 +230,14 @@ def lines(report: dict[str, Any]) -> str:
     return "\n".join([report["verdict"], "", *text])
 
 
-def page(report: dict[str, Any], sheets: dict[str, Image.Image]) -> str:
-    """The same as one self-contained HTML page, with the sheets."""
+def page(report: dict[str, Any], sheets: dict[str, Path]) -> str:
+    """The same as one self-contained HTML page, with the sheets (PNG files)."""
 
     def row(cells: Sequence[str], tag: str = "td") -> str:
         return "<tr>" + "".join(f"<{tag}>{html.escape(cell)}</{tag}>" for cell in cells) + "</tr>"
 
     table = row(HEAD, "th") + "".join(map(row, rows_of(report)))
-    pictures = "".join(f'<h2>{name}</h2><img alt="{name}" src="{viewer.data_url(sheet)}">' for name, sheet in sheets.items())
+    pictures = "".join(f'<h2>{name}</h2><img alt="{name}" src="{viewer.data_url(sheet.read_bytes())}">' for name, sheet in sheets.items())
     style = (
         "body{font:16px sans-serif;margin:2em}td,th{padding:.2em .8em;text-align:right}td:first-child{text-align:left}img{max-width:100%}"
     )

@@ -96,7 +96,7 @@ def pairs_of(
         caption = None if prompt is None else model.encode_text(prompt)
         for first in range(0, len(mine), rows):
             part = mine[first : first + rows]
-            tags = model.choose_tags(u[part], model.wanted_tags(), prompted=caption is not None)
+            tags = model.choose_tags(u[part], model.wanted_tags(), caption)
             pairs, _ = model.pairs_from(u[part], seed, [indices[i] for i in part], tags, caption=caption, **how)
             out |= dict(zip(part, pairs))
     return [out[i] for i in range(len(u))]

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from PIL import Image
 
-from tokun.data import framing, image_files
+from tokun.data import cropping, image_files
 from tokun.inference import conditional_generation, latents, preferences
 from tokun.render.svg import to_svg
 from tokun.utils.errors import UserError
@@ -146,7 +146,7 @@ class Studio:
             part = math.gcd(rows, columns)
             return f"{'square' if rows == columns else 'wide' if columns > rows else 'tall'} {columns // part}:{rows // part}"
 
-        return [("as it comes", ""), *((called(*grid), framing.grid_text(grid)) for grid in self.model.grids)]
+        return [("as it comes", ""), *((called(*grid), cropping.grid_text(grid)) for grid in self.model.grids)]
 
     @property
     def registers(self) -> list[str]:
@@ -218,10 +218,10 @@ class Studio:
     def framed(self, picture: Image.Image) -> Image.Image:
         """What the model sees of a picture, as large as is good to look at."""
         model, downsample = self.model, self.model.image_tokenizer.config.downsample
-        grid = model.grids[framing.nearest_grid(*picture.size, model.grids)]
-        found = framing.fit_to(picture, grid, downsample, model.fit)
+        grid = model.grids[cropping.nearest_grid(*picture.size, model.grids)]
+        found = cropping.fit_to(picture, grid, downsample, model.fit)
         scale = min(4, max(1, round(found.box[3] / (grid[0] * downsample))))
-        array = framing.cut(picture, found.box, (grid[1] * downsample * scale, grid[0] * downsample * scale), found.paper)
+        array = cropping.cut(picture, found.box, (grid[1] * downsample * scale, grid[0] * downsample * scale), found.paper)
         return Image.fromarray(array[0] if len(array) == 1 else array.transpose(1, 2, 0))
 
     def say(self, picture: Image.Image | None, registers: object) -> list[conditional_generation.Words]:

@@ -1,8 +1,8 @@
 """The demo: a page on which a seed becomes a print and its words. Its layout; what its buttons do is events.py, and demo.py without a page.
 
-    python -m tokun.app                                   the bundled model, http://127.0.0.1:7860
-    python -m tokun.app --checkpoint runs/tiny --port 8000
-    python -m tokun.app --host 0.0.0.0                    for others; --share for a public address by Gradio
+    tokun app                                   the bundled model, http://127.0.0.1:7860
+    tokun app --checkpoint runs/tiny --port 8000
+    tokun app --host 0.0.0.0                    for others; --share for a public address by Gradio
 
 Made to stand on the open web: one drawing at a time, a short queue, checked input, nothing sent to third parties, no file of
 the server within reach. Needs the extra `app` (and `svg`, for traced drawings).
@@ -21,6 +21,7 @@ from tokun.app import demo, views
 from tokun.app.events import Events
 from tokun.app.gate import Gate
 from tokun.inference import conditional_generation
+from tokun.utils import console
 from tokun.utils.errors import UserError
 from tokun.utils.optional_packages import need
 
@@ -40,15 +41,19 @@ def main(argv: list[str] | None = None) -> None:
     serve(page, host=args.host, port=args.port, share=args.share)
 
 
-def parse(argv: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m tokun.app", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def make_parser() -> argparse.ArgumentParser:
+    parser = console.make_parser("python -m tokun.app", __doc__)
     parser.add_argument("--checkpoint", default=None, help="a folder or a Hugging Face Hub id; default: the bundled engraving model")
     parser.add_argument("--adapter", default=None, help="an adapter (LoRA) that was trained on the checkpoint: a folder or a Hub id")
     parser.add_argument("--host", default="127.0.0.1", help="0.0.0.0 lets others in (%(default)s)")
     parser.add_argument("--port", type=int, default=7860, help="(%(default)s)")
     parser.add_argument("--share", action="store_true", help="a public address by Gradio's relay")
     parser.add_argument("--device", default=None, help="cpu, cuda …; default: a GPU if there is one")
-    return parser.parse_args(argv)
+    return parser
+
+
+def parse(argv: list[str] | None) -> argparse.Namespace:
+    return make_parser().parse_args(argv)
 
 
 def serve(page: Any, *, host: str = "127.0.0.1", port: int = 7860, share: bool = False, wait: bool = True) -> Any:

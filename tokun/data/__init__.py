@@ -3,7 +3,7 @@
     tars      offsets of the files in a tar, quickly     shards    the index of a shard's samples; writing shards
     sample_order   which sample comes when               prefetching    batches prepared ahead in a thread
     image_files    bytes -> an upright picture           image_dataset  image shards -> batches of crops
-    framing   a picture -> the grid nearest to it        captions  are they good enough to train on?
+    cropping       a picture -> the grid nearest to it    captions  are they good enough to train on?
     codes     samples of code shards                     tokens    code shards -> batches of packed sequences
 
 `data.X` finds what these modules define. Each is imported on first use, so that reading tars needs no torch.
@@ -23,7 +23,7 @@ _NAMES = {
         "view_boxes",
     ),
     "codes": ("CodeSamples", "Record", "read_codes"),
-    "tokens": ("Row", "TokenBatch", "TokenBatches", "check_task_mix", "collate"),
+    "tokens": ("PackedRow", "TokenBatch", "TokenBatches", "check_task_mix", "collate"),
 }  # fmt: skip
 _MODULE_OF = {name: module for module, names in _NAMES.items() for name in names}
 

@@ -17,7 +17,7 @@ from tokun.data.shards import ShardIndex
 MOST_TEXTS = 1000  # distinct captions that are counted
 ALIKE = 20  # captions below which no warning says that they are nearly all the same
 FEW = 1000  # captioned pictures below which a generator trained from scratch memorises them
-CAPTION = "python -m data_tools.caption SHARDS --model … (or --endpoint …, or --from TABLE)"
+CAPTION = "tokun caption SHARDS --model … (or --endpoint …, or --from TABLE)"
 
 
 def alike(captions: Mapping[str, int], *, looked_at: str = "") -> str:
@@ -35,10 +35,7 @@ def alike(captions: Mapping[str, int], *, looked_at: str = "") -> str:
         what = f"{most:,} of the {kept:,} captions{looked_at} are the same text"
     else:
         return ""
-    return (
-        f"{what}: a model cannot learn from them what a picture shows. Caption the pictures again (python -m data_tools.caption, with a "
-        "captioner), or by hand."
-    )
+    return f"{what}: a model cannot learn from them what a picture shows. Caption the pictures again (tokun caption, with a captioner), or by hand."
 
 
 class Texts:

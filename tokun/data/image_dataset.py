@@ -1,4 +1,4 @@
-"""Pictures of image shards and the image tokenizer's batches of crops. framing.py decides which part of a picture is used."""
+"""Pictures of image shards and the image tokenizer's batches of crops. cropping.py decides which part of a picture is used."""
 
 from __future__ import annotations
 
@@ -15,22 +15,22 @@ from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
-from tokun.data import framing, image_files
+from tokun.data import cropping, image_files
 from tokun.data.sample_order import BucketOrder, Order, check_batch, positions_of, rng_for
 from tokun.data.shards import IMAGE_SUFFIXES, ShardIndex, expand_shards, load_arrays, save_arrays
 from tokun.utils.errors import BadSample, UserError
 
 Box = tuple[float, float, float]  # left, top, side of a square crop, in pixels of the picture; a negative side means mirrored
-ONE_SQUARE: tuple[framing.Grid, ...] = ((1, 1),)  # without grids: pictures of image_size by image_size, treated as one code
+ONE_SQUARE: tuple[cropping.Grid, ...] = ((1, 1),)  # without grids: pictures of image_size by image_size, treated as one code
 
 
 def centre_box(width: int, height: int) -> Box:
-    return framing.crop_box(width, height, ONE_SQUARE[0])[:3]
+    return cropping.crop_box(width, height, ONE_SQUARE[0])[:3]
 
 
 def random_box(width: int, height: int, scale: Sequence[float], rng: np.random.Generator) -> Box:
     """A square of side short / s at a random place, s uniform in `scale` (as if the short side were s times the crop)."""
-    return framing.zoomed(framing.crop_box(width, height, ONE_SQUARE[0]), scale, rng, (width, height))[:3]
+    return cropping.zoomed(cropping.crop_box(width, height, ONE_SQUARE[0]), scale, rng, (width, height))[:3]
 
 
 def view_boxes(
@@ -44,13 +44,13 @@ def view_boxes(
     mirror: bool = False,
 ) -> list[Box]:
     """View 0: the centre, as large as fits. The others: random crops of the whole picture, or at five positions. A negative side means mirrored."""
-    frame = framing.crop_box(width, height, ONE_SQUARE[0])
-    return [box[:3] for box in framing.views(frame, views, scale, rng, (width, height), positions=positions, mirror=mirror)]
+    frame = cropping.crop_box(width, height, ONE_SQUARE[0])
+    return [box[:3] for box in cropping.views(frame, views, scale, rng, (width, height), positions=positions, mirror=mirror)]
 
 
 def crop(image: Image.Image, box: Box, size: int) -> np.ndarray:
     """Cut a square box and resize it: uint8 (C, size, size); mirrored where its side is negative."""
-    return framing.cut(image, (*box, abs(box[2])), (size, size))
+    return cropping.cut(image, (*box, abs(box[2])), (size, size))
 
 
 decode_image = image_files.decode_as
@@ -73,11 +73,11 @@ class ImageSamples:
     channels: int
     cache_bytes: int = 0
     max_scale: float = 1.4
-    grids: tuple[framing.Grid, ...] = ()
+    grids: tuple[cropping.Grid, ...] = ()
     downsample: int = 0
     fit: str = "auto"
     cache_file: Path | None = None  # cache file of the pictures' sizes
-    _cache: dict[int, framing.Framed] = field(default_factory=dict)
+    _cache: dict[int, cropping.Framed] = field(default_factory=dict)
     _cached_bytes: int = 0
     _broken: set[int] = field(default_factory=set)
 
@@ -89,7 +89,7 @@ class ImageSamples:
     @classmethod
     def open(
         cls, pattern: str, *, image_size: int, channels: int, cache_gb: float = 0.0, max_scale: float = 1.4, cache_file: Path | None = None,
-        grids: tuple[framing.Grid, ...] = (), downsample: int = 0, fit: str = "auto",
+        grids: tuple[cropping.Grid, ...] = (), downsample: int = 0, fit: str = "auto",
     ) -> ImageSamples:  # fmt: skip
         index = ShardIndex(expand_shards(pattern), need=(), one_of=IMAGE_SUFFIXES, cache_file=cache_file)
         sizes = cache_file.with_name(cache_file.name + ".sizes") if cache_file else None
@@ -101,7 +101,7 @@ class ImageSamples:
     def read(self, i: int) -> bytes:
         return self.index.read(i, self.index.image_suffix(i))
 
-    def framed(self, i: int, shape: int | None = None) -> framing.Framed:
+    def framed(self, i: int, shape: int | None = None) -> cropping.Framed:
         """Sample i framed for its nearest grid (or grid number `shape`), reduced to at most max_scale times the grid's pixels.
 
         Raises OSError or BadSample if it is broken.
@@ -109,8 +109,8 @@ class ImageSamples:
         if i in self._cache and shape is None:
             return self._cache[i]
         image = self.picture(i)
-        grid = self.grids[framing.nearest_grid(*image.size, self.grids) if shape is None else shape]
-        framed = framing.reduced(framing.fit_to(image, grid, self.downsample, self.fit), self.downsample, self.max_scale)
+        grid = self.grids[cropping.nearest_grid(*image.size, self.grids) if shape is None else shape]
+        framed = cropping.reduced(cropping.fit_to(image, grid, self.downsample, self.fit), self.downsample, self.max_scale)
         size = framed.image.width * framed.image.height * self.channels
         if shape is None and self._cached_bytes + size <= self.cache_bytes:
             self._cache[i] = framed
@@ -121,7 +121,7 @@ class ImageSamples:
         """Sample i, upright and in full size. Raises OSError or BadSample if it is broken."""
         return image_files.decode_as(self.read(i), self.channels)
 
-    def whole(self, i: int) -> framing.Framed:
+    def whole(self, i: int) -> cropping.Framed:
         """Like `framed`, but a broken sample is counted and replaced by the next intact one, of the same grid if possible."""
         several = len(self.grids) > 1
         for j in (j % len(self) for j in range(i, i + len(self))):
@@ -137,16 +137,16 @@ class ImageSamples:
                 return self.framed(j, max(0, int(self.shapes[i])))
         raise UserError(f"no picture of {self.index.paths[0]} and its sibling shards can be decoded")
 
-    def cut(self, framed: framing.Framed, box: framing.Box) -> np.ndarray:
+    def cut(self, framed: cropping.Framed, box: cropping.Box) -> np.ndarray:
         """A box cropped and resized to the grid's pixels: uint8 (C, H, W)."""
         rows, columns = framed.grid
-        return framing.cut(framed.image, box, (columns * self.downsample, rows * self.downsample), framed.paper)
+        return cropping.cut(framed.image, box, (columns * self.downsample, rows * self.downsample), framed.paper)
 
     @cached_property
     def shapes(self) -> np.ndarray:
         """(n,) int16: the index of each picture's grid; -1 if its header cannot be read."""
         sizes = self.sizes
-        known = {(w, h): framing.nearest_grid(w, h, self.grids) if w else -1 for w, h in np.unique(sizes, axis=0).tolist()}
+        known = {(w, h): cropping.nearest_grid(w, h, self.grids) if w else -1 for w, h in np.unique(sizes, axis=0).tolist()}
         return np.fromiter((known[w, h] for w, h in sizes.tolist()), np.int16, len(sizes))
 
     @cached_property
@@ -189,12 +189,12 @@ class ImageBatches:
     def _item(self, item: tuple[int, int]) -> np.ndarray:
         position, i = item
         framed = self.samples.whole(i)
-        return self.samples.cut(framed, framing.zoomed(framed.box, self.scale, rng_for(self.seed, position), framed.image.size))
+        return self.samples.cut(framed, cropping.zoomed(framed.box, self.scale, rng_for(self.seed, position), framed.image.size))
 
 
 def first_frames(samples: ImageSamples, n: int) -> list[Tensor]:
     """The first n pictures framed for their grids: float (k, C, H, W) for each grid in use."""
-    found: dict[framing.Grid, list[np.ndarray]] = {}
+    found: dict[cropping.Grid, list[np.ndarray]] = {}
     for i in range(min(n, len(samples))):
         framed = samples.whole(i)
         found.setdefault(framed.grid, []).append(samples.cut(framed, framed.box))

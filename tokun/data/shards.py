@@ -9,7 +9,6 @@ import hashlib
 import io
 import json
 import os
-import tarfile
 import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -231,7 +230,7 @@ def expand_shards(pattern: str) -> list[Path]:
                     )
                 found += hits
         if not found:
-            raise FileNotFoundError(f"the folder {part} holds no .tar shards; make them with python -m data_tools.prepare")
+            raise FileNotFoundError(f"the folder {part} holds no .tar shards; make them with tokun prepare")
         paths += found
     if not paths:
         raise FileNotFoundError("no shards are named. Set data.train, for example data.train='shards/train-*.tar'")
@@ -340,16 +339,13 @@ def write_shard(path: Path, samples: Iterator[dict[str, bytes]], beside: Callabl
     path.parent.mkdir(parents=True, exist_ok=True)
     aside = path.with_name(path.name + ".partial")
     count = 0
-    with tarfile.open(aside, "w", format=tarfile.USTAR_FORMAT) as tar:
+    with open(aside, "wb") as tar:
         for sample in samples:
-            key = sample["__key__"]
             for suffix, payload in sample.items():
-                if suffix == "__key__":
-                    continue
-                info = tarfile.TarInfo(f"{key}.{suffix}")
-                info.size = len(payload)
-                tar.addfile(info, io.BytesIO(payload))
+                if suffix != "__key__":
+                    tars.write_member(tar, f"{sample['__key__']}.{suffix}", payload)
             count += 1
+        tars.write_end(tar)
     for suffix, payload in beside().items():
         path.with_suffix(suffix).write_bytes(payload)
     try:

@@ -37,7 +37,7 @@ class TokenBatch:
     counts: tuple[int, int, int]  # image targets, other targets, tokens other than padding
 
 
-class Row(NamedTuple):
+class PackedRow(NamedTuple):
     """A packed sequence, before it is batched."""
 
     input_ids: np.ndarray  # int32: a tenth of a list's memory
@@ -76,7 +76,7 @@ class TokenBatches:
         self.multiple = LENGTH_MULTIPLE if len(vocabulary.grids) > 1 else 1
         self.pool = ThreadPoolExecutor(threads) if threads > 0 else None
         self.ahead = ThreadPoolExecutor(1) if self.window > 1 else None
-        self._windows: dict[int, Future[list[list[tuple[int, Row]]]]] = {}
+        self._windows: dict[int, Future[list[list[tuple[int, PackedRow]]]]] = {}
         self._lock = threading.Lock()
 
     def __call__(self, step: int) -> TokenBatch:
@@ -97,15 +97,15 @@ class TokenBatches:
         batch = self._batch(step)
         return [batch[position - first][0] for position in mine]
 
-    def _pack(self, positions: Iterable[int]) -> list[Row]:
+    def _pack(self, positions: Iterable[int]) -> list[PackedRow]:
         items = [(p, self.order[p]) for p in positions]
         groups = [items[start : start + 32] for start in range(0, len(items), 32)]  # one by one, the hand-over costs as much as the packing
         return [row for group in (self.pool.map if self.pool else map)(self._items, groups) for row in group]
 
-    def _items(self, items: Iterable[tuple[int, int]]) -> list[Row]:
+    def _items(self, items: Iterable[tuple[int, int]]) -> list[PackedRow]:
         return [self._item(item) for item in items]
 
-    def _batch(self, step: int) -> list[tuple[int, Row]]:
+    def _batch(self, step: int) -> list[tuple[int, PackedRow]]:
         """(position, sequence) of the whole global batch. A thread packs its window and prefetches the next."""
         window, number = divmod(step, self.window)
         assert self.ahead is not None
@@ -118,7 +118,7 @@ class TokenBatches:
             future = self._windows[window]
         return future.result()[number]
 
-    def _pack_window(self, window: int) -> list[list[tuple[int, Row]]]:
+    def _pack_window(self, window: int) -> list[list[tuple[int, PackedRow]]]:
         size = self.window * self.batch_size
         positions = range(window * size, (window + 1) * size)
         by_length = sorted(zip(positions, self._pack(positions), strict=True), key=lambda item: (len(item[1].input_ids), item[0]))
@@ -127,12 +127,12 @@ class TokenBatches:
         ]
         return [batches[number] for number in rng_for(self.seed, window, stream=4).permutation(self.window)]
 
-    def _item(self, item: tuple[int, int]) -> Row:
+    def _item(self, item: tuple[int, int]) -> PackedRow:
         position, i = item
         rng = rng_for(self.seed, position, stream=2)
         packed = self.pack(self.samples.whole_record(i), rng)
         ids = np.array(packed.input_ids, np.int32)
-        return Row(ids, packed.prompt, self._other_words(ids, packed.prompt, rng) if self.word_dropout else None)
+        return PackedRow(ids, packed.prompt, self._other_words(ids, packed.prompt, rng) if self.word_dropout else None)
 
     def _other_words(self, ids: np.ndarray, prompt: int, rng: np.random.Generator) -> np.ndarray:
         """Word dropout (Bowman et al. 2016): replace a share of the words after the prompt by random ones, so that the model must rely on the picture."""

@@ -1,4 +1,4 @@
-"""Every figure we publish: `python -m tokun.evaluate --checkpoint … --shards …/val-*.tar`. Each module measures one thing.
+"""Every figure we publish: `tokun evaluate --checkpoint … --shards …/val-*.tar`. Each module measures one thing.
 
 held_out_pairs   of image shards, to be measured      stored_samples   the model's own samples, on disk
 figures    a value with its interval, and tables of them

@@ -1,10 +1,10 @@
 """Every figure of a checkpoint in one table.
 
-    python -m tokun.evaluate --shards 'shards/val-*.tar' --train-shards 'shards/train-*.tar' --features squeezenet1_1.safetensors --out report
-    python -m tokun.evaluate --checkpoint runs/mine --shards 'shards/val-*.tar' --only doctor --out report      the image tokenizer alone
-    python -m tokun.evaluate … --style-key technique --subject-key category     shards with other tag names
-    python -m tokun.evaluate … --only viewer --viewer-of generated,prompted     sheets for human viewers (tokun.evaluate.viewer)
-    python -m tokun.evaluate … --clip ViT-B-32 --judge judge/ --aesthetic head.safetensors --vqa google/paligemma-3b-mix-224
+    tokun evaluate --shards 'shards/val-*.tar' --train-shards 'shards/train-*.tar' --features squeezenet1_1.safetensors --out report
+    tokun evaluate --checkpoint runs/mine --shards 'shards/val-*.tar' --only doctor --out report      the image tokenizer alone
+    tokun evaluate … --style-key technique --subject-key category     shards with other tag names
+    tokun evaluate … --only viewer --viewer-of generated,prompted     sheets for human viewers (tokun.evaluate.viewer)
+    tokun evaluate … --clip ViT-B-32 --judge judge/ --aesthetic head.safetensors --vqa google/paligemma-3b-mix-224
 
 Writes table.md, figures.json (with the command, the checkpoint, the split, seeds and versions), plots, sheets and the samples into --out.
 If something cannot be measured, a line of the table says why. A killed run reuses the samples already drawn.
@@ -308,17 +308,17 @@ def versions() -> dict[str, str]:
 # --- arguments ------------------------------------------------------------------------------------------------------
 
 
-def parse(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser("python -m tokun.evaluate", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def make_parser() -> argparse.ArgumentParser:
+    parser = console.make_parser("python -m tokun.evaluate", __doc__)
     add = parser.add_argument
     add("--checkpoint", default=None, help="a folder or a Hugging Face Hub id; default: the bundled engraving model")
     add("--shards", required=True, help="held-out image shards: a pattern, a folder, or several separated by commas")
     add("--train-shards", default="", help="the image shards it was trained on: for memorisation and as a reference")
-    add("--out", type=home_path, required=True)
+    add("--out", type=home_path, required=True, help="folder of the table, the figures, plots, sheets and samples")
     add("--n-held-out", type=int, default=0, help="number of held-out pairs, drawn by the seed; 0: all")
-    add("--n-samples", type=int, default=512)
+    add("--n-samples", type=int, default=512, help="number of samples to draw and measure")
     add("--n-train", type=int, default=0, help="number of training pictures searched for copies; 0: all")
-    add("--seed", type=int, default=1000)
+    add("--seed", type=int, default=1000, help="of the samples and of what is drawn from the shards")
     add("--features", default="", help="inception, or a file of SqueezeNet 1.1 or Inception weights; default: inception if available")
     add(
         "--recognition",
@@ -339,6 +339,11 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--subject-key", default="subject", help="the field with the subject (data.subject_key)")
     add("--batch-size", type=int, default=16, help="samples per batch")
     add("--device", default=None, help="cpu, cuda, cuda:1 …; default: a GPU if there is one")
+    return parser
+
+
+def parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = make_parser()
     args = parser.parse_args(argv)
     args.given = list(sys.argv[1:] if argv is None else argv)
     args.only = [name.strip() for name in args.only.split(",") if name.strip()]

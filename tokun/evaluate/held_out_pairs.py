@@ -13,7 +13,7 @@ import numpy as np
 from PIL import Image
 
 from tokun import data
-from tokun.data import framing
+from tokun.data import cropping
 from tokun.data.codes import captions_by_register
 from tokun.inference.image_to_codes import see
 from tokun.inference.model import Pair, Tokun
@@ -66,8 +66,8 @@ def framed_for(model: Tokun) -> Callable[[Image.Image], Image.Image]:
     """A function: a picture of any size -> the picture framed to the grid nearest to its shape."""
 
     def framed(image: Image.Image) -> Image.Image:
-        grid = model.grids[framing.nearest_grid(*image.size, model.grids)]
-        return as_picture(framing.frame(image, grid, model.image_tokenizer.config.downsample, model.fit)[0])
+        grid = model.grids[cropping.nearest_grid(*image.size, model.grids)]
+        return as_picture(cropping.frame(image, grid, model.image_tokenizer.config.downsample, model.fit)[0])
 
     return framed
 
@@ -77,7 +77,7 @@ def as_picture(array: np.ndarray) -> Image.Image:
     return Image.fromarray(array[0] if len(array) == 1 else array.transpose(1, 2, 0))
 
 
-def grids_of(model: Tokun, pairs: Sequence[RealPair | Pair]) -> list[framing.Grid]:
+def grids_of(model: Tokun, pairs: Sequence[RealPair | Pair]) -> list[cropping.Grid]:
     return [pair.tags.grid or model.vocabulary.default_grid for pair in pairs]
 
 

@@ -18,7 +18,7 @@ from PIL import Image, ImageDraw, ImageFilter, ImageFont
 from torch import Tensor
 
 from tokun import data
-from tokun.data import framing
+from tokun.data import cropping
 from tokun.evaluate.held_out_pairs import as_picture
 from tokun.inference.image_to_codes import open_picture
 from tokun.utils.errors import UserError
@@ -106,7 +106,7 @@ def generated_others(engravings: Sequence[Image.Image], seed: int) -> tuple[list
 
 
 def from_folder(
-    folder: str, size: int, channels: int, seed: int, *, grids: Sequence[framing.Grid] = data.ONE_SQUARE, downsample: int = 0
+    folder: str, size: int, channels: int, seed: int, *, grids: Sequence[cropping.Grid] = data.ONE_SQUARE, downsample: int = 0
 ) -> tuple[list[Image.Image], list[Image.Image]]:
     """Crops of the pictures in a folder and its subfolders: from every other file for training, from the rest for testing. Each has the size
     of the grid nearest to its picture's shape; without `grids`, `size` by `size` px.
@@ -122,10 +122,10 @@ def from_folder(
             picture = open_picture(path, channels)
         except UserError:  # damaged, or too large
             continue
-        grid = grids[framing.nearest_grid(*picture.size, grids)]
-        boxes = framing.views(framing.crop_box(*picture.size, grid), CROPS, (1.0, 1.5), rng, picture.size)
+        grid = grids[cropping.nearest_grid(*picture.size, grids)]
+        boxes = cropping.views(cropping.crop_box(*picture.size, grid), CROPS, (1.0, 1.5), rng, picture.size)
         (examined if i % 2 else taught).extend(
-            as_picture(framing.cut(picture, box, (grid[1] * downsample, grid[0] * downsample))) for box in boxes
+            as_picture(cropping.cut(picture, box, (grid[1] * downsample, grid[0] * downsample))) for box in boxes
         )
     if not taught and not examined:
         raise FileNotFoundError(f"--others {folder} has no readable picture ({', '.join(sorted(SUFFIXES))})")

@@ -1,6 +1,6 @@
 """Sheets for human viewers: what can be named in each picture, and which of four captions belongs to it?
 
-    python -m tokun.evaluate --only viewer --shards 'shards/val-*.tar' --viewer-of generated --viewer-n 96 --out report
+    tokun evaluate --only viewer --shards 'shards/val-*.tar' --viewer-of generated --viewer-n 96 --out report
     python -m tokun.evaluate.viewer score report/viewer-keys/generated.json report/viewer/generated/answers.csv
 
     OUT/viewer/NAME/naming-1.png …, names.txt       first: pictures with only numbers, and a form with a line for each
@@ -107,8 +107,9 @@ def write(questions: Sequence[Question], folder: Path, key: Path, about: dict[st
         checkpoint.require_writable(path)
     for number, at in enumerate(range(0, len(questions), ON_A_SHEET), 1):
         part = questions[at : at + ON_A_SHEET]
-        _sheet(part, [[f"{q.number}"] for q in part]).save(folder / f"naming-{number}.png")
-        _sheet(part, [[f"{q.number}", *map(": ".join, zip(LETTERS, q.options))] for q in part]).save(folder / f"matching-{number}.png")
+        grids.save_page(_sheet(part, [[f"{q.number}"] for q in part]), folder / f"naming-{number}.png")
+        matching = _sheet(part, [[f"{q.number}", *map(": ".join, zip(LETTERS, q.options))] for q in part])
+        grids.save_page(matching, folder / f"matching-{number}.png")
     checkpoint.write_text(folder / "names.txt", "".join(f"{q.number}:\n" for q in questions))
     checkpoint.write_text(folder / "answers.txt", "".join(f"{q.number}:\n" for q in questions))
     checkpoint.write_text(folder / "page.html", page(questions, f"{about.get('of', 'pictures')}, seed {about.get('seed', 0)}"))
@@ -131,14 +132,14 @@ def _large_url(image: Image.Image | None) -> str:
     assert image is not None
     scale = LARGE / max(image.size)
     width, height = (max(1, round(side * scale)) for side in image.size)
-    return data_url(image.resize((width, height), Image.Resampling.LANCZOS))
-
-
-def data_url(image: Image.Image) -> str:
-    """The picture as a PNG data URL."""
     buffer = io.BytesIO()
-    image.save(buffer, "PNG")
-    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
+    grids.save_page(image.resize((width, height), Image.Resampling.LANCZOS), buffer)
+    return data_url(buffer.getvalue())
+
+
+def data_url(png: bytes) -> str:
+    """The data URL of a PNG file."""
+    return "data:image/png;base64," + base64.b64encode(png).decode()
 
 
 if __name__ == "__main__":

@@ -7,7 +7,6 @@ with --missing-wrong it counts as wrong.
 
 from __future__ import annotations
 
-import argparse
 import csv
 import json
 import re
@@ -18,6 +17,7 @@ from typing import Any
 
 from tokun.evaluate.figures import Figure, share, skipped, table
 from tokun.evaluate.recognition import words
+from tokun.utils import console
 from tokun.utils.console import home_path
 from tokun.utils.errors import UserError, reading
 
@@ -27,9 +27,7 @@ NOTHING = frozenset({"", "nothing", "none", "no", "unclear", "unknown"})
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(
-        "python -m tokun.evaluate.viewer", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = console.make_parser("python -m tokun.evaluate.viewer", __doc__)
     score_command = parser.add_subparsers(dest="command", required=True).add_parser("score", help="score an answer file")
     score_command.add_argument("key", type=home_path)
     score_command.add_argument("answers", type=home_path)

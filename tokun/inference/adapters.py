@@ -27,24 +27,19 @@ import torch
 from torch import Tensor, nn
 
 from tokun.config import SamplingConfig
-from tokun.inference import decoder
+from tokun.inference import decoder, folders
+from tokun.inference.folders import ABOUT, CARD, VOCABULARY
+from tokun.inference.folders import ADAPTER_CONFIG as CONFIG
+from tokun.inference.folders import ADAPTER_WEIGHTS as WEIGHTS
 from tokun.inference.tags import TagCounts, read_counts, settings_json
 from tokun.inference.token_choice import is_number, is_whole
 from tokun.tokenizers.vocabulary import Vocabulary
-from tokun.utils import network_access
 from tokun.utils.checkpoint import require_safetensors
 from tokun.utils.errors import UserError
 
 if TYPE_CHECKING:
     from tokun.inference.model import Tokun
 
-CONFIG, WEIGHTS, ABOUT, VOCABULARY, CARD = (
-    "adapter_config.json",
-    "adapter_model.safetensors",
-    "adapter.json",
-    "vocabulary.json",
-    "README.md",
-)
 FRONT = "base_model.model."  # prefix of peft's names
 DOWN, UP, SIZES, TOKENS = ".lora_A.weight", ".lora_B.weight", ".lora_magnitude_vector", ".token_adapter.trainable_tokens_delta"
 SAMPLED = 4096  # weights of each matrix in a fingerprint
@@ -101,7 +96,7 @@ def read(path: str | Path, name: str = "") -> Adapter:
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
-    folder = resolve(path)
+    folder = folders.resolve_adapter(path)
     require_safetensors(folder)
     for part in (WEIGHTS, ABOUT, VOCABULARY):
         if not (folder / part).is_file():
@@ -122,19 +117,6 @@ def read(path: str | Path, name: str = "") -> Adapter:
     card = (folder / CARD).read_text(encoding="utf-8", errors="replace") if (folder / CARD).is_file() else ""
     called = name or (folder.parent if folder.name == "adapter" else folder).name
     return Adapter(called, base, made_on, config, tensors, Vocabulary.load(folder / VOCABULARY), defaults, counts, tasks, card)
-
-
-def resolve(path: str | Path) -> Path:
-    """The folder of an adapter, downloaded if it is a Hub id."""
-    given = Path(path).expanduser()
-    for candidate in (given, given / "adapter"):  # a training run's folder holds its adapter
-        if (candidate / CONFIG).is_file():
-            return candidate
-    if (given / "generator").is_dir() or (given / "checkpoint").is_dir():
-        raise FileNotFoundError(f"{given} is a checkpoint, not an adapter: give it as the checkpoint (--checkpoint)")
-    if given.exists():
-        raise FileNotFoundError(f"{given} holds no adapter: {CONFIG} is missing. Has its training finished?")
-    return network_access.downloaded(str(path), "adapter")
 
 
 def require_mergeable(config: dict[str, Any]) -> None:

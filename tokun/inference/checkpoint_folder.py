@@ -1,4 +1,4 @@
-"""A checkpoint's folder: where it is, whether it is whole, and what its files say. `model.load` makes a `Tokun` of it."""
+"""A checkpoint's folder: whether it is whole, and what its files say (where it is: folders.py). `load.load` makes a `Tokun` of it."""
 
 from __future__ import annotations
 
@@ -12,17 +12,16 @@ from typing import Any
 import torch
 
 from tokun.config import SamplingConfig
-from tokun.data import framing
-from tokun.inference import adapters, sampling
+from tokun.data import cropping
+from tokun.inference import sampling
+from tokun.inference.folders import BUNDLED, CARD, GENERATOR, IMAGE_TOKENIZER, TEXT_TOKENIZER, resolve
 from tokun.inference.tags import read_counts
 from tokun.inference.token_choice import require_scale
 from tokun.tokenizers.vocabulary import Vocabulary
-from tokun.utils import network_access
 from tokun.utils.checkpoint import require_safetensors
 from tokun.utils.errors import UserError, first_line
 
-BUNDLED = Path(__file__).parents[1] / "bundled" / "engraving"
-GENERATOR, IMAGE_TOKENIZER, TEXT_TOKENIZER, CARD = "generator", "image_tokenizer", "text_tokenizer.model", "README.md"
+__all__ = ["BUNDLED", "CARD", "GENERATOR", "IMAGE_TOKENIZER", "TEXT_TOKENIZER", "resolve"]
 
 
 def require_device(device: str | None) -> None:
@@ -70,8 +69,8 @@ def read_settings(path: Path) -> Settings:
             SamplingConfig(**tree["defaults"]), read_counts(tree["tag_counts"]), tuple(str(task) for task in tree.get("tasks", ())),
             tree.get("fit", ""), str(tree["image_tokenizer"]), None if worded_with is None else str(worded_with),
         )  # fmt: skip
-        if settings.fit not in ("", *framing.FITS):
-            raise UserError(f"fit is {settings.fit!r}, not one of {', '.join(framing.FITS)}")
+        if settings.fit not in ("", *cropping.FITS):
+            raise UserError(f"fit is {settings.fit!r}, not one of {', '.join(cropping.FITS)}")
         defaults = settings.defaults
         for temperature in (defaults.temperature, defaults.text_temperature):
             sampling.Choice(temperature, defaults.top_k, defaults.top_p)
@@ -128,24 +127,3 @@ def require_same_ids(path: Path, vocabulary: Vocabulary) -> None:
             raise UserError(f"{told}{name} has id {number} there, {ids.get(name, 'none')} in {path}. Copy the whole checkpoint again")
     if max(ids.values()) >= vocabulary.size:
         raise UserError(f"{told}it ends at id {vocabulary.size - 1}, {path} at {max(ids.values())}. Copy the whole checkpoint again")
-
-
-def resolve(checkpoint: str | Path | None) -> Path:
-    """The folder of a checkpoint, downloading it when it is a Hub id."""
-    if checkpoint is None:
-        if not BUNDLED.is_dir():
-            raise FileNotFoundError(f"no checkpoint is bundled here ({BUNDLED}); name one with --checkpoint")
-        return BUNDLED
-    path = Path(checkpoint).expanduser()
-    for candidate in (path, path / "checkpoint"):  # a training run's folder holds its checkpoint
-        is_adapter = (candidate / adapters.CONFIG).is_file()
-        if not is_adapter and ((candidate / "vocabulary.json").is_file() or (candidate / GENERATOR).is_dir()):
-            return candidate
-    for candidate in (path, path / "adapter"):
-        if (candidate / adapters.CONFIG).is_file():
-            raise FileNotFoundError(
-                f"{path} holds an adapter, which is loaded with its base: tokun.load(BASE, adapter={str(path)!r}), sample.py --adapter {path}"
-            )
-    if path.exists():
-        raise FileNotFoundError(f"{path} holds no checkpoint: vocabulary.json and {GENERATOR}/ are not there. Has its training finished?")
-    return network_access.downloaded(str(checkpoint), "checkpoint")

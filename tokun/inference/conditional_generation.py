@@ -15,7 +15,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from tokun.data import framing
+from tokun.data import cropping
 from tokun.inference import latents, sampling
 from tokun.inference.image_to_codes import Picture, encode_whole, open_picture, see
 from tokun.tokenizers import sequences
@@ -220,7 +220,7 @@ def passage(model: Tokun, start: Pair, end: Pair, noise: Tensor, steps: int) -> 
     return out
 
 
-def through(model: Tokun, pair: Pair, grid: framing.Grid) -> list[int]:
+def through(model: Tokun, pair: Pair, grid: cropping.Grid) -> list[int]:
     """The codes of a pair's picture in a grid: its own, or those of the picture fitted to the grid's shape."""
     if grid == (pair.tags.grid or model.vocabulary.default_grid):
         return pair.codes
@@ -387,7 +387,7 @@ KEEP = {"top": (0, 0, 1, 0.5), "bottom": (0, 0.5, 1, 1), "left": (0, 0, 0.5, 1),
 class Kept:
     """The kept part of a picture, in whole codes."""
 
-    grid: framing.Grid
+    grid: cropping.Grid
     rows: range
     columns: range
 
@@ -406,11 +406,11 @@ class Kept:
 def kept(model: Tokun, picture: Picture, keep: str | tuple[float, float, float, float]) -> Kept:
     """The part of a picture that `complete` keeps. Raises UserError as it does."""
     config, image = model.image_tokenizer.config, open_picture(picture, model.image_tokenizer.config.image_channels)
-    framed = framing.fit_to(image, model.grids[framing.nearest_grid(*image.size, model.grids)], config.downsample, model.fit)
+    framed = cropping.fit_to(image, model.grids[cropping.nearest_grid(*image.size, model.grids)], config.downsample, model.fit)
     return kept_part(keep, framed.grid, framed.box, image.size)
 
 
-def kept_part(keep: str | tuple[float, float, float, float], grid: framing.Grid, box: framing.Box, size: tuple[int, int]) -> Kept:
+def kept_part(keep: str | tuple[float, float, float, float], grid: cropping.Grid, box: cropping.Box, size: tuple[int, int]) -> Kept:
     """The codes whose patch is entirely inside the part to keep of a picture of `size` (width, height), of which the grid shows `box`. If the
     part reaches an edge of the picture, the area beyond that edge is kept too.
 

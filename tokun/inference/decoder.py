@@ -77,7 +77,7 @@ class Layer:
         self.qk_norm = torch.cat([q.expand(heads[0], -1) * len(q) ** -0.5, k.expand(heads[1], -1)])  # with the scale of the scores
 
 
-class Decoder:
+class TorchDecoder:
     """A Qwen3's weights and sizes. The weights are copies: `decoder_of` makes new ones when the model has learned more."""
 
     @staticmethod
@@ -109,7 +109,7 @@ class Decoder:
     def open(self, prompts: Sequence[Tensor], capacity: int) -> Stream:
         return (GraphStream if prompts[0].device.type == "cuda" else Stream)(self, prompts, capacity)
 
-    def first_layer(self) -> Decoder:
+    def first_layer(self) -> TorchDecoder:
         """The same with only its first layer."""
         first = copy.copy(self)
         first.layers = self.layers[:1]
@@ -129,7 +129,7 @@ class Decoder:
 
 
 class NativeDecoder:
-    """A Qwen3's weights and sizes for the C++ program. The weights are copies, as a `Decoder`'s."""
+    """A Qwen3's weights and sizes for the C++ program. The weights are copies, as a `TorchDecoder`'s."""
 
     @torch.inference_mode(False)
     @torch.no_grad()
@@ -153,19 +153,19 @@ class NativeDecoder:
         return self.weights.logits(hidden[:, 0], part)
 
 
-_decoders: weakref.WeakKeyDictionary[Any, tuple[Any, Decoder | NativeDecoder]] = weakref.WeakKeyDictionary()
+_decoders: weakref.WeakKeyDictionary[Any, tuple[Any, TorchDecoder | NativeDecoder]] = weakref.WeakKeyDictionary()
 _plain: weakref.WeakSet[Any] = weakref.WeakSet()
 
 
-def decoder_of(model: Any) -> Decoder | NativeDecoder | None:
+def decoder_of(model: Any) -> TorchDecoder | NativeDecoder | None:
     """The model's decoder, made anew when its weights have changed since; None where the model's own forward must do."""
     stamp = [(p.data_ptr(), p._version, p.dtype) for p in model.parameters()]
     kept = _decoders.get(model)
     if kept is None or kept[0] != stamp:
-        if not Decoder.fits(model):
+        if not TorchDecoder.fits(model):
             return None
         is_native = model.device.type == "cpu" and model not in _plain and native.is_there()
-        kept = _decoders[model] = (stamp, NativeDecoder(model) if is_native else Decoder(model))
+        kept = _decoders[model] = (stamp, NativeDecoder(model) if is_native else TorchDecoder(model))
     return kept[1]
 
 
@@ -187,7 +187,7 @@ def compile_steps(model: Any, wanted: bool = True) -> bool:
         _plain.add(model)
         return False
     _plain.discard(model)
-    if not Decoder.fits(model):
+    if not TorchDecoder.fits(model):
         return _not_compiled(f"{type(model).__name__} goes through its own forward")
     try:
         native.program()
@@ -232,9 +232,9 @@ def row_counts(model: Any, widths: Sequence[int]) -> tuple[int, ...]:
     decoder = decoder_of(model)
     if next(model.parameters()).device.type != "cpu":
         return ()
-    if decoder is None or (isinstance(decoder, Decoder) and not decoder.layers[0].qkv.is_packed):
+    if decoder is None or (isinstance(decoder, TorchDecoder) and not decoder.layers[0].qkv.is_packed):
         return (SAFE,)
-    tried = ROWS if isinstance(decoder, Decoder) else NATIVE_ROWS
+    tried = ROWS if isinstance(decoder, TorchDecoder) else NATIVE_ROWS
     like, config, good = decoder.embedding, model.config, set(tried)
     for width in {min(width, SHORT) for width in widths}:
         key = (
@@ -256,7 +256,7 @@ _row_counts: dict[Any, tuple[int, ...]] = {}
 
 
 @torch.inference_mode()
-def _same_bits(decoder: Decoder | NativeDecoder, tried: Sequence[int], width: int) -> tuple[int, ...]:
+def _same_bits(decoder: TorchDecoder | NativeDecoder, tried: Sequence[int], width: int) -> tuple[int, ...]:
     """Those of `tried` for which random prompts, and two ids behind them, come out as they do in `SAFE` rows."""
     ids = torch.randint(len(decoder.embedding), (max(tried), width + 2), generator=torch.Generator().manual_seed(0))
     first = decoder.first_layer()  # all layers are of one shape
@@ -264,7 +264,7 @@ def _same_bits(decoder: Decoder | NativeDecoder, tried: Sequence[int], width: in
     return tuple(rows for rows in tried if torch.equal(made[rows], made[SAFE][: len(made[rows])]))
 
 
-def _read(decoder: Decoder | NativeDecoder, ids: Tensor, width: int) -> Tensor:
+def _read(decoder: TorchDecoder | NativeDecoder, ids: Tensor, width: int) -> Tensor:
     stream = decoder.open([ids[:, :width]], ids.shape[1])
     for column in ids[:, width:].T:
         stream.step(column)

@@ -13,7 +13,7 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from tokun import data
-from tokun.data import framing, image_files
+from tokun.data import cropping, image_files
 from tokun.utils.errors import UserError
 
 if TYPE_CHECKING:
@@ -95,23 +95,23 @@ class Seen:
     """A picture as the model sees it."""
 
     codes: list[int]  # 0..K-1, raster order
-    grid: framing.Grid
-    box: framing.Box  # the part that the grid shows, in pixels of the picture
+    grid: cropping.Grid
+    box: cropping.Box  # the part that the grid shows, in pixels of the picture
     size: tuple[int, int]  # width and height of the picture
 
 
-def see(model: Tokun, pictures: Sequence[Picture], grid: framing.Grid | None = None) -> list[Seen]:
+def see(model: Tokun, pictures: Sequence[Picture], grid: cropping.Grid | None = None) -> list[Seen]:
     """Pictures of any shapes, each fitted as in training to the grid nearest to its own shape, or all to `grid`, and encoded."""
     config = model.image_tokenizer.config
     opened = [open_picture(picture, config.image_channels) for picture in pictures]
     rows, found = CPU_ROWS if model.device.type == "cpu" else 0, {}
-    for group in framing.encode_ready(opened, model.grids, downsample=config.downsample, fit=model.fit, grid=grid):
+    for group in cropping.encode_ready(opened, model.grids, downsample=config.downsample, fit=model.fit, grid=grid):
         codes = model.image_tokenizer.encode(data.to_float(group.pixels).to(model.device), rows=rows).tolist()
         found |= {place: Seen(own, group.grid, box, opened[place].size) for place, own, box in zip(group.places, codes, group.boxes)}
     return [found[place] for place in range(len(opened))]
 
 
-def encode_whole(model: Tokun, picture: Picture) -> tuple[list[int], framing.Grid]:
+def encode_whole(model: Tokun, picture: Picture) -> tuple[list[int], cropping.Grid]:
     """Codes of a picture, and the model's grid with the shape nearest to its own."""
     (seen,) = see(model, [picture])
     return seen.codes, seen.grid

@@ -8,27 +8,26 @@ pairs = model.sample(seed=42, n=16)       # sample k of seed s is the same pair 
 from __future__ import annotations
 
 import copy
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
+from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from PIL import Image
 from torch import Tensor
 
 from tokun.config import SamplingConfig, SamplingOptions
-from tokun.data import framing
+from tokun.data import cropping
 from tokun.inference import (
     adapters,
     conditional_generation,
     decoder,
-    hub,
-    image_to_codes,
+    description,
     latents,
-    preferences,
+    prompt_tags,
     sampling,
     text_token_classes,
     token_choice,
@@ -39,25 +38,28 @@ from tokun.inference.checkpoint_folder import (
     GENERATOR,
     IMAGE_TOKENIZER,
     TEXT_TOKENIZER,
-    load_generator,
     read_settings,
-    require_device,
-    require_same_ids,
-    require_whole,
     resolve,
     without_bars,
 )
+from tokun.inference.model_directions import Directions
+from tokun.inference.sampling_arguments import with_sampling_options
 from tokun.inference.tags import Frequencies, TagCounts, count_tags, grid_of, settings_json
 from tokun.inference.text_token_classes import forbidden_text_of
 from tokun.inference.token_choice import require_scale
 from tokun.render.grids import to_pil
 from tokun.tokenizers import sequences
 from tokun.tokenizers.image import ImageTokenizer
-from tokun.tokenizers.text import PretrainedTextTokenizer, TextTokenizer, normalize, text_tokenizer_at
+from tokun.tokenizers.text import PretrainedTextTokenizer, TextTokenizer, normalize
 from tokun.tokenizers.vocabulary import Tags, Vocabulary, tag_word
 from tokun.utils.errors import UserError
 
-__all__ = ["BUNDLED", "GENERATOR", "TEXT_TOKENIZER", "Pair", "Plan", "Tokun", "count_tags", "load", "read_settings", "resolve"]
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+    from tokun.inference.sampling_arguments import SamplingArguments
+
+__all__ = ["BUNDLED", "GENERATOR", "TEXT_TOKENIZER", "Pair", "Plan", "Tokun", "count_tags", "read_settings", "resolve"]
 
 Watch = Callable[[list[int], list[int]], None]  # the codes 0..K-1 and the caption's ids that a sample has so far
 
@@ -96,13 +98,15 @@ class Plan:
     wanted: Tags
     caption: list[int] | None
     """The ids of the prompt."""
+    tags: Frequencies
+    """What the tags are drawn from."""
     how: dict[str, Any]
     """Options of `Tokun.pairs_from`."""
 
 
-@dataclass
-class Tokun:
-    """A whole checkpoint in memory."""
+@dataclass(repr=False)
+class Tokun(Directions):
+    """A whole checkpoint in memory. `print(model)` says what it is; the other directions are methods of `model_directions.Directions`."""
 
     image_tokenizer: ImageTokenizer
     text_tokenizer: TextTokenizer | PretrainedTextTokenizer
@@ -112,13 +116,13 @@ class Tokun:
     tag_counts: TagCounts = field(default_factory=list)
     tasks: tuple[str, ...] = ()
     """What it was trained on (see `vocabulary.TASKS`); empty: not known."""
-    card: str = field(default="", repr=False)
+    card: str = ""
     """Its model card (README.md), in Markdown."""
     fit: str = ""
-    """How pictures were fitted to their grids in training (`framing.FITS`); left empty, `framing.usual_fit`."""
+    """How pictures were fitted to their grids in training (`cropping.FITS`); left empty, `cropping.usual_fit`."""
 
     def __post_init__(self) -> None:
-        self.fit = self.fit or framing.usual_fit(self.vocabulary.grids)
+        self.fit = self.fit or cropping.usual_fit(self.vocabulary.grids)
         v, rows = self.vocabulary, self.generator.get_input_embeddings().num_embeddings
         if self.image_tokenizer.codebook_size != v.codebook_size:
             raise UserError(
@@ -134,6 +138,9 @@ class Tokun:
         self.adapter = ""  # the name of the one in use
         self.base: adapters.Base | None = None  # what the model is without it
         self.eval()
+
+    def __repr__(self) -> str:
+        return description.of_model(self).brief()
 
     @property
     def device(self) -> torch.device:
@@ -176,20 +183,21 @@ class Tokun:
 
     # --- sampling ---------------------------------------------------------------------------------------------------
 
-    def __call__(self, seed: int, **options: Any) -> tuple[Image.Image, str]:
+    @with_sampling_options
+    def __call__(self, seed: int, **options: Unpack[SamplingArguments]) -> tuple[Image.Image, str]:
         """The picture of a seed and the caption that describes it: sample 0 of `sample`, which takes the same options."""
         pair = self.sample(seed, n=1, **options)[0]
         return pair.image, pair.caption
 
+    @with_sampling_options
     def sample(
-        self, seed: int = 42, n: int = 16, *, indices: Sequence[int] | None = None, watch: Watch | None = None, **options: Any
+        self, seed: int = 42, n: int = 16, *, indices: Sequence[int] | None = None, watch: Watch | None = None, **options: Unpack[SamplingArguments]
     ) -> list[Pair]:  # fmt: skip
         """Samples `indices` (default 0 … n-1) of `seed`.
 
-        options: style, subject, thing, register, aspect, prompt, temperature, text_temperature, top_k, top_p, guidance_scale,
-        text_guidance_scale, no_repeats, batch_size; what each means and its default stand in `config.SamplingOptions`. `watch` is told after
-        every choice what the first sample of the batch has so far. Raises UserError for values outside their range, or what the
-        checkpoint was not trained on.
+        What each option means stands in `config.SamplingOptions`; None is the checkpoint's default. `watch` is told after every choice
+        what the first sample of the batch has so far. Raises UserError for values outside their range, or what the checkpoint was not
+        trained on.
         """
         if indices is None and (not token_choice.is_whole(n) or n < 1):
             raise UserError(f"n is {n!r}; it must be an integer, at least 1")
@@ -197,7 +205,10 @@ class Tokun:
         u = latents.uniform(latents.draw(seed, numbers, self.slots.size))
         return self.sample_from(u, seed, numbers, watch=watch, **options)
 
-    def sample_from(self, u: Tensor, seed: int, indices: Sequence[int], *, watch: Watch | None = None, **options: Any) -> list[Pair]:
+    @with_sampling_options
+    def sample_from(
+        self, u: Tensor, seed: int, indices: Sequence[int], *, watch: Watch | None = None, **options: Unpack[SamplingArguments]
+    ) -> list[Pair]:
         """As `sample`, from uniforms u float32 (B, slots.size); the pairs are named by `seed` and `indices`."""
         plan = self.plan(**options)
         out: list[Pair] = []
@@ -208,7 +219,8 @@ class Tokun:
             )[0]
         return out
 
-    def plan(self, **options: Any) -> Plan:
+    @with_sampling_options
+    def plan(self, **options: Unpack[SamplingArguments]) -> Plan:
         """Raises UserError as `sample` does, TypeError for an option that there is not."""
         asked, d = SamplingOptions(**options), self.defaults
         if not token_choice.is_whole(asked.batch_size) or asked.batch_size < 1:
@@ -230,11 +242,12 @@ class Tokun:
             raise UserError(f"prompt {asked.prompt!r} holds no text; leave it out or describe a picture")
         if caption is not None:
             conditional_generation.require_task(self, "text_to_image")
-        return Plan(asked, wanted, caption, {"image": image, "text": text, "guidance_scale": guidance, "text_guidance_scale": worded})
+        how = {"image": image, "text": text, "guidance_scale": guidance, "text_guidance_scale": worded}
+        return Plan(asked, wanted, caption, self.frequencies(wanted, caption), how)
 
     def tags_of(self, u: Tensor, plan: Plan) -> list[Tags]:
         """The tags of the samples whose uniforms are u (B, slots.size)."""
-        return self.choose_tags(u, plan.wanted, prompted=plan.caption is not None)
+        return [plan.tags.draw(row, plan.wanted) for row in u[:, : latents.TAG_SLOTS].tolist()]
 
     def text_choice(self, temperature: float | None = None, top_p: float | None = None, no_repeats: bool | None = None) -> sampling.Choice:
         """How words are chosen; None means the checkpoint's default."""
@@ -303,56 +316,17 @@ class Tokun:
             self.vocabulary.id(name)
         return wanted
 
-    def choose_tags(self, u: Tensor, wanted: Tags, *, prompted: bool = False) -> list[Tags]:
+    def choose_tags(self, u: Tensor, wanted: Tags, caption: Sequence[int] | None = None) -> list[Tags]:
         """Fill the tags that are not asked for from the training frequencies, by the tag slots of u (B, at least TAG_SLOTS): see `tags.Frequencies`."""
+        found = self.frequencies(wanted, caption)
+        return [found.draw(row, wanted) for row in u[:, : latents.TAG_SLOTS].tolist()]
+
+    def frequencies(self, wanted: Tags, caption: Sequence[int] | None = None) -> Frequencies:
+        """How often tags stand together in training; with a caption (text ids), times how well subject and thing fit it: see `prompt_tags`."""
         found = Frequencies(self.tag_counts, self.vocabulary)
-        return [found.draw(row, wanted, prompted=prompted) for row in u[:, : latents.TAG_SLOTS].tolist()]
-
-    # --- the other directions (conditional_generation.py) -----------------------------------------------------------------
-
-    def caption(
-        self, picture: image_to_codes.Picture, registers: Sequence[str] | None = None, **options: Any
-    ) -> list[conditional_generation.Words]:
-        """Captions of a picture, with their confidence: see `conditional_generation.caption`."""
-        return conditional_generation.caption(self, picture, registers, **options)
-
-    def ask(self, picture: image_to_codes.Picture, question: str, **options: Any) -> list[conditional_generation.Words]:
-        """Answers to a question about a picture: see `conditional_generation.ask`."""
-        return conditional_generation.ask(self, picture, question, **options)
-
-    def rewrite(self, caption: str, register: str, **options: Any) -> list[conditional_generation.Words]:
-        """A caption in another register: see `conditional_generation.rewrite`."""
-        return conditional_generation.rewrite(self, caption, register, **options)
-
-    def interpolate(self, first: int, last: int, steps: int = 12, **options: Any) -> list[Pair]:
-        """Pairs on the way from one seed to another: see `conditional_generation.interpolate`."""
-        return conditional_generation.interpolate(self, first, last, steps, **options)
-
-    def best_of(self, seed: int, n: int, candidates: int, **options: Any) -> list[Pair]:
-        """The best of several samples for each place, by PMI: see `conditional_generation.best_of`."""
-        return conditional_generation.best_of(self, seed, n, candidates, **options)
-
-    def best_and_worst(self, seed: int, n: int, candidates: int, **options: Any) -> list[tuple[Pair, Pair]]:
-        """The best and the worst of several samples for each place, of one wish: see `preferences.best_and_worst`."""
-        return preferences.best_and_worst(self, seed, n, candidates, **options)
-
-    def complete(self, picture: image_to_codes.Picture, keep: str | tuple[float, float, float, float], **options: Any) -> list[Pair]:
-        """Pairs that go on from a part of a picture: see `conditional_generation.complete`."""
-        return conditional_generation.complete(self, picture, keep, **options)
-
-    def invert(self, picture: image_to_codes.Picture, caption: str, **options: Any) -> conditional_generation.Inverted:
-        """A latent that draws this very pair: see `conditional_generation.invert`."""
-        return conditional_generation.invert(self, picture, caption, **options)
-
-    def vary(self, inverted: conditional_generation.Inverted, amount: float, **options: Any) -> list[Pair]:
-        """Pairs near an inverted one: see `conditional_generation.vary`."""
-        return conditional_generation.vary(self, inverted, amount, **options)
+        return found if caption is None else found.given(prompt_tags.likelihoods(self, caption, wanted, found))
 
     # --- scoring ----------------------------------------------------------------------------------------------------
-
-    def score(self, picture: image_to_codes.Picture, caption: str, **options: Any) -> conditional_generation.Score:
-        """How likely a picture is, its caption, and the two together: see `conditional_generation.score`."""
-        return conditional_generation.score(self, picture, caption, **options)
 
     def caption_nll(
         self, tags: Sequence[Tags], captions: Sequence[list[int]], codes: Sequence[list[int]] | None = None, batch_size: int = 32
@@ -393,6 +367,23 @@ class Tokun:
     def grids(self) -> tuple[tuple[int, int], ...]:
         """The shapes of its pictures, (rows, columns) of codes; the first is the default."""
         return self.vocabulary.grids
+
+    @property
+    def styles(self) -> tuple[str, ...]:
+        """The style tags that it knows; `subjects`, `things` and `registers` likewise."""
+        return self.vocabulary.styles
+
+    @property
+    def subjects(self) -> tuple[str, ...]:
+        return self.vocabulary.subjects
+
+    @property
+    def things(self) -> tuple[str, ...]:
+        return self.vocabulary.things
+
+    @property
+    def registers(self) -> tuple[str, ...]:
+        return self.vocabulary.registers
 
     @cached_property
     def forbidden_text(self) -> tuple[list[int], list[int]]:
@@ -464,61 +455,17 @@ class Tokun:
         if card:
             (directory / CARD).write_text(card, encoding="utf-8")
 
-    def save_pretrained(self, directory: str | Path, **options: Any) -> Path:
-        """Write the whole checkpoint, card and all, or nothing: see `hub.save_pretrained`."""
-        return hub.save_pretrained(self, directory, **options)
-
-    def push_to_hub(self, name: str, **options: Any) -> str:
-        """Upload the checkpoint to the Hugging Face Hub: see `hub.push_to_hub`."""
-        return hub.push_to_hub(self, name, **options)
-
     @staticmethod
-    def from_pretrained(checkpoint: str | Path | None = None, **options: Any) -> Tokun:
+    def from_pretrained(
+        checkpoint: str | Path | None = None, *, device: str | None = None, dtype: torch.dtype = torch.float32, compile: bool | None = None,
+        adapter: str | Path | Sequence[str | Path] | None = None,
+    ) -> Tokun:  # fmt: skip
         """`load`, by the name that users of Hugging Face libraries expect."""
-        return load(checkpoint, **options)
+        load = import_module("tokun.inference.load").load  # which imports this module
+        return load(checkpoint, device=device, dtype=dtype, compile=compile, adapter=adapter)
 
 
-def load(
-    checkpoint: str | Path | None = None, *, device: str | None = None, dtype: torch.dtype = torch.float32, compile: bool | None = None,
-    adapter: str | Path | Sequence[str | Path] | None = None,
-) -> Tokun:  # fmt: skip
-    """A checkpoint folder, a Hugging Face Hub id ('name/model'), or None for the bundled engraving model. `compile`: see `Tokun.compile`; None: where it can be.
-    `adapter`: one that was trained on it, or several, of which the first is used (`Tokun.use_adapter`).
-
-    Raises FileNotFoundError or UserError naming the file that is missing or broken.
-    """
-    require_device(device)
-    folder = resolve(checkpoint)
-    require_whole(folder)
-    vocabulary = Vocabulary.load(folder / "vocabulary.json")
-    require_same_ids(folder / GENERATOR / "tokenizer.json", vocabulary)
-    text_path = folder / TEXT_TOKENIZER
-    text_tokenizer = text_tokenizer_at(text_path)
-    image_tokenizer = ImageTokenizer.load(folder / IMAGE_TOKENIZER)
-    settings = read_settings(folder / "sampling.json")
-    generator = load_generator(folder / GENERATOR, dtype)
-    for path, asked, found in (
-        (folder / IMAGE_TOKENIZER, settings.image_tokenizer, image_tokenizer.fingerprint()),
-        (text_path, settings.text_tokenizer, text_tokenizer.fingerprint()),
-    ):
-        if asked not in (None, found):
-            raise UserError(
-                f"{path} is not the tokenizer this generator was trained with: its fingerprint is "
-                f"{found[:16]}…, the generator asks for {asked[:16]}…. Copy the whole checkpoint again"
-            )
-    places = getattr(generator.config.get_text_config(), "max_position_embeddings", math.inf)
-    needed = sequences.least_positions(vocabulary)
-    if needed > places:
-        raise UserError(
-            f"{folder / 'vocabulary.json'} speaks of {needed} codes and pieces, the generator has {places} places. Copy the whole checkpoint again"
-        )
-    card = (folder / CARD).read_text(encoding="utf-8", errors="replace") if (folder / CARD).is_file() else ""
-    model = Tokun(
-        image_tokenizer, text_tokenizer, vocabulary, generator, settings.defaults, settings.tag_counts, settings.tasks, card, settings.fit
-    )
-    model.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    if compile is not None:
-        model.compile(compile)
-    named = [] if adapter is None else [adapter] if isinstance(adapter, (str, Path)) else list(adapter)
-    added = [model.add_adapter(one) for one in named]
-    return model.use_adapter(added[0]) if added else model
+def __getattr__(name: str) -> Any:
+    if name == "load":  # which stood here
+        return import_module("tokun.inference.load").load
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from tokun.inference import native
 
 if TYPE_CHECKING:
-    from tokun.inference.decoder import Decoder, NativeDecoder
+    from tokun.inference.decoder import NativeDecoder, TorchDecoder
 
 SHORT = 16  # prompts shorter than this are read together
 
@@ -26,7 +26,7 @@ SHORT = 16  # prompts shorter than this are read together
 class Stream:
     """Rows of ids in the model, and what each layer remembers of them: keys, then values (rows, 2 * kv heads, capacity, width)."""
 
-    def __init__(self, decoder: Decoder, prompts: Sequence[Tensor], capacity: int):
+    def __init__(self, decoder: TorchDecoder, prompts: Sequence[Tensor], capacity: int):
         d, like = decoder, decoder.embedding
         self.decoder = d
         longest = max(rows.shape[1] for rows in prompts)
@@ -113,7 +113,7 @@ class Step(nn.Module):
     """A step whose shapes are fixed: what a GPU replays as one graph."""
 
     @torch.inference_mode(False)  # parameters count their versions
-    def __init__(self, decoder: Decoder):
+    def __init__(self, decoder: TorchDecoder):
         super().__init__()
         self.decoder = decoder
         self.embedding = nn.Parameter(decoder.embedding, requires_grad=False)
@@ -193,7 +193,7 @@ class NativeStream(Stream):
 class GraphStream(Stream):
     """A GPU's: steps of fixed shapes, replayed as one graph, that read their place from a tensor and look at the whole cache."""
 
-    def __init__(self, decoder: Decoder, prompts: Sequence[Tensor], capacity: int):
+    def __init__(self, decoder: TorchDecoder, prompts: Sequence[Tensor], capacity: int):
         super().__init__(decoder, prompts, capacity)
         self.fix()
 

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from copy import copy
 from typing import Any
 
 import numpy as np
 
-from tokun.data.framing import nearest_grid
+from tokun.data.cropping import nearest_grid
 from tokun.tokenizers.vocabulary import Tags, Vocabulary, parse_grid
 from tokun.utils.errors import UserError
 
@@ -21,8 +22,8 @@ TagCount = tuple[str, str, int] | tuple[str, str, str, str, int]
 TagCounts = list[TagCount]  # joint counts in training
 RARE = 24  # with fewer pictures, shapes are drawn from those of the whole style and subject, or of the subject
 SHAPES = {"wide": (4, 3), "tall": (3, 4), "square": (1, 1)}  # width and height
-Counts = list[tuple[Any, int]]
-Known = tuple[str, str, str, tuple[int, int] | None, int]  # style, subject, thing, grid, count; "" and None: untagged
+Counts = list[tuple[Any, float]]
+Known = tuple[str, str, str, tuple[int, int] | None, float]  # style, subject, thing, grid, count; "" and None: untagged
 
 
 def read_counts(rows: Iterable[Sequence[Any]]) -> TagCounts:
@@ -67,10 +68,21 @@ class Frequencies:
         for row in self.rows:
             self.by_pair.setdefault(row[:2], []).append(row)
         self.pairs: dict[Tags, Counts] = {}  # cache by requested tags
+        self.likelihoods: Mapping[tuple[str, str], float] | None = None
 
-    def draw(self, u: Sequence[float], wanted: Tags, *, prompted: bool = False) -> Tags:
-        """Tags that are not given are drawn by the tag slots of a latent, u (TAG_SLOTS,) in [0, 1). prompted: there is a caption, which a drawn
-        subject or thing might contradict, so neither is drawn."""
+    def given(self, likelihoods: Mapping[tuple[str, str], float]) -> Frequencies:
+        """The same counts, where styles, subjects and things are drawn by count times the likelihood of (subject, thing), 0 for others.
+        Shapes are still drawn by counts alone."""
+        out = copy(self)
+        out.pairs, out.likelihoods = {}, likelihoods
+        return out
+
+    def subjects_and_things(self, wanted: Tags) -> dict[tuple[str, str], float]:
+        """(subject, thing) -> count, of what occurs with the requested tags."""
+        return {pair: n for pair, n in _summed(self._fitting(wanted), lambda row: row[1:3]) if not wanted.thing or pair[1] == wanted.thing}
+
+    def draw(self, u: Sequence[float], wanted: Tags) -> Tags:
+        """Tags that are not given are drawn by the tag slots of a latent, u (TAG_SLOTS,) in [0, 1)."""
         v, (first, second, third, _) = self.vocabulary, u
         if wanted not in self.pairs:
             self.pairs[wanted] = self._pairs(wanted)
@@ -78,25 +90,33 @@ class Frequencies:
         style, subject = wanted.style or style, wanted.subject or subject
         thing = wanted.thing or _taken(self._things(style, subject, wanted.grid), second) or ""
         grid = wanted.grid or _taken(self._grids(style, subject, thing), third) or v.default_grid
-        if prompted:
-            subject, thing = wanted.subject, wanted.thing
         return Tags(
             style if style in v.styles else "", subject if subject in v.subjects else "", wanted.register or v.default_register, grid, thing
         )
 
     def _pairs(self, wanted: Tags) -> Counts:
-        """Styles and subjects that occur with the requested tags. If none do, the shape is ignored; with a thing, then the style, then the
-        thing."""
+        """Styles and subjects that occur with the requested tags."""
+        return _summed(self._weighted(self._fitting(wanted)), lambda row: row[:2])
+
+    def _fitting(self, wanted: Tags) -> list[Known]:
+        """Rows that have the requested tags. If none do, the shape is ignored; with a thing, then the style, then the thing."""
         asked = {0: wanted.style, 1: wanted.subject, 2: wanted.thing, 3: wanted.grid}
         for left_out in ((), (3,), (0, 3), (2, 3))[: 4 if wanted.thing else 2]:
             kept = [(place, value) for place, value in asked.items() if value and place not in left_out]
             if found := [row for row in self.rows if all(row[place] == value for place, value in kept)]:
-                return _summed(found, lambda row: row[:2])
+                return found
         return []
+
+    def _weighted(self, rows: list[Known]) -> list[Known]:
+        """The rows with their counts times their likelihoods, if there are any; unchanged if none of them is likely at all."""
+        if self.likelihoods is None:
+            return rows
+        found = [(*row[:4], row[4] * self.likelihoods.get(row[1:3], 0.0)) for row in rows]
+        return found if any(row[4] > 0 for row in found) else rows
 
     def _things(self, style: str, subject: str, grid: tuple[int, int] | None) -> Counts:
         own = self.by_pair.get((style, subject), [])
-        return _summed([row for row in own if grid is not None and row[3] == grid] or own, lambda row: row[2])
+        return _summed(self._weighted([row for row in own if grid is not None and row[3] == grid] or own), lambda row: row[2])
 
     def _grids(self, style: str, subject: str, thing: str) -> Counts:
         """Shapes of the thing or, if it is rare, of its style and subject, of its subject, or of all; from the tallest to the widest."""
@@ -110,7 +130,7 @@ class Frequencies:
 
 def _summed(rows: list[Known], key: Callable[[Known], Any]) -> Counts:
     """Counts summed by `key`, most frequent first."""
-    sums: dict[Any, int] = {}
+    sums: dict[Any, float] = {}
     for row in rows:
         sums[key(row)] = sums.get(key(row), 0) + row[4]
     return sorted(sums.items(), key=lambda item: (-item[1], item[0]))

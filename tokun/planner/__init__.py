@@ -1,8 +1,8 @@
 """What a config will need, before it runs: parameters, FLOPs, memory per GPU, communication, hours, failures.
 
-    python train.py --config configs/ladder/1.3b.yaml --plan --gpu H100 --gpus 64 --samples 100000000
-    python -m tokun.planner --config configs/ladder/1.3b.yaml --gpu H100 --gpus 64      the same plan
-    python -m tokun.planner --config configs/ladder/8m.yaml --measure 4                 also measure a real step of 4 samples here
+    tokun train --config configs/ladder/1.3b.yaml --plan --gpu H100 --gpus 64 --samples 100000000
+    tokun plan --config configs/ladder/1.3b.yaml --gpu H100 --gpus 64      the same plan
+    tokun plan --config configs/ladder/8m.yaml --measure 4                 also measure a real step of 4 samples here
 
 Needs no GPU and no data, and allocates no model: parameters are counted on torch's meta device, the image tokenizer is traced with fake
 tensors, and formulas give the memory of the generator's training step from what each layer keeps for its backward pass

@@ -11,6 +11,7 @@ from tokun.planner.gpus import GPUS
 from tokun.planner.measure import measure_memory
 from tokun.planner.memory import planned_memory
 from tokun.planner.plan import make_plan
+from tokun.utils import console
 from tokun.utils.errors import UserError
 
 
@@ -67,16 +68,18 @@ def main_plan(config: Config, args: argparse.Namespace) -> None:
             print(f"  {term:<17}{size / 2**20:12,.1f} MiB, planned {planned[term] / 2**20:12,.1f} MiB ({planned[term] / size - 1:+.1%})")
 
 
-def main(argv: list[str] | None = None) -> None:
+def make_parser() -> argparse.ArgumentParser:
     from tokun import planner
 
-    parser = argparse.ArgumentParser(
-        prog="python -m tokun.planner", description=planner.__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = console.make_parser("python -m tokun.planner", planner.__doc__)
     parser.add_argument("--config", required=True, help="a YAML file, for example configs/ladder/1.3b.yaml")
     parser.add_argument(
         "overrides", nargs="*", metavar="a.b=c", help="settings that replace the file's, for example train.micro_batch_size=4"
     )
     add_arguments(parser)
-    args = parser.parse_args(argv)
+    return parser
+
+
+def main(argv: list[str] | None = None) -> None:
+    args = make_parser().parse_args(argv)
     main_plan(load_config(args.config, args.overrides), args)

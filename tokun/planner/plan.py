@@ -7,7 +7,6 @@ import functools
 import json
 import math
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from tokun import data
@@ -19,6 +18,7 @@ from tokun.planner.memory import STAGES, activation_bytes, largest_micro_batch, 
 from tokun.planner.report import report_lines
 from tokun.planner.sizes import Sizes, count_samples, generator_sizes, mean_caption_tokens
 from tokun.training.run import micro_batch
+from tokun.utils import shipped_configs
 from tokun.utils.errors import UserError, reading
 
 SHARD = 1000  # pictures in a shard, as data_tools.prepare writes them
@@ -111,9 +111,10 @@ def deepspeed_stage(config: Config) -> tuple[str, dict[str, Any]]:
     """('zero1', its bucket settings) of the config's DeepSpeed JSON, ('ddp', {}) without one. Raises FileNotFoundError for a missing file."""
     if not config.train.deepspeed:
         return "ddp", {}
-    path = Path(config.train.deepspeed)
+    path = shipped_configs.find(config.train.deepspeed, ".json")
     if not path.is_file():
-        raise FileNotFoundError(f"train.deepspeed {path} does not exist; configs/deepspeed/ holds zero1.json and others")
+        there = ", ".join(f"configs/{name}.json" for name in shipped_configs.names(".json"))
+        raise FileNotFoundError(f"train.deepspeed {path} does not exist; there are {there}")
     with reading(f"train.deepspeed {path}"):
         zero = json.loads(path.read_text()).get("zero_optimization", {"stage": 1})
     return f"zero{zero.get('stage', 0)}", {

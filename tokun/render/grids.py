@@ -10,6 +10,8 @@ import math
 import unicodedata
 from collections.abc import Sequence
 from functools import lru_cache
+from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
@@ -45,6 +47,11 @@ def to_pil(image) -> Image.Image:
         raise UserError(f"{int((~np.isfinite(pixels)).sum())} of {pixels.size} values are NaN or infinite")
     bytes_CHW = np.rint((pixels.astype(np.float32).clip(-1, 1) + 1) * 127.5).astype(np.uint8)
     return Image.fromarray(bytes_CHW[0] if len(bytes_CHW) == 1 else bytes_CHW.transpose(1, 2, 0))
+
+
+def save_page(page: Image.Image, target: Path | BinaryIO) -> None:
+    """Write a page as PNG at zlib's level 3: in a third of the time of the usual 6, and about as small."""
+    page.save(target, "PNG", compress_level=3)
 
 
 def captioned_grid(

@@ -165,9 +165,10 @@ def mosaics(pixels: Image.Image, width: int, height: int) -> Iterator[str]:
 
 def runs(cells_HW3: np.ndarray) -> str:
     """One path per colour, with a bar for each run of equal cells in a row."""
-    bars: dict[str, list[str]] = {}
-    for y, row in enumerate(cells_HW3):
+    bars: dict[int, list[str]] = {}
+    tones_HW = (cells_HW3.astype(np.int64) @ (2**16, 2**8, 1)).tolist()
+    for y, (row, tones) in enumerate(zip(cells_HW3, tones_HW)):
         ends = [0, *(np.flatnonzero((row[1:] != row[:-1]).any(1)) + 1).tolist(), len(row)]
         for left, right in pairwise(ends):
-            bars.setdefault(colour(row[left]), []).append(f"M{left} {y}h{right - left}v1h-{right - left}z")
-    return "".join(f'<path fill="{fill}" d="{"".join(parts)}"/>' for fill, parts in bars.items())
+            bars.setdefault(tones[left], []).append(f"M{left} {y}h{right - left}v1h-{right - left}z")
+    return "".join(f'<path fill="#{fill:06x}" d="{"".join(parts)}"/>' for fill, parts in bars.items())

@@ -1,11 +1,11 @@
 """Serving with vLLM, for more than one process can do: the span grammar and the seed's latent as a logits processor.
 
     pip install vllm
-    python -m tokun.serving --checkpoint runs/engraving --seed 42 --n 10000 --out outputs/
+    tokun serve --checkpoint runs/engraving --seed 42 --n 10000 --out outputs/
 
 grammar.py    the ids that may come next, and the one a seed picks. Plain torch, tested against tokun's own sampler
 processor.py  the same behind vLLM's interface
 __main__.py   prompts in, pairs out
 
-docs/serving.md says what is tested and what is not.
+docs/guides/serving.md says what is tested and what is not.
 """

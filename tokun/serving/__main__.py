@@ -1,6 +1,6 @@
 """Checkpoint and seed in, pairs out, with vLLM.
 
-    python -m tokun.serving --checkpoint runs/engraving --seed 42 --n 10000 --out outputs/
+    tokun serve --checkpoint runs/engraving --seed 42 --n 10000 --out outputs/
 
 Writes KEY.png and samples.jsonl. Sample k of seed s has the same noise as in `sample.py`. Its tokens are the same unless rounding
 differences between vLLM's kernels and ours change a choice, so use sample.py if every token counts. No guidance, no likelihoods.
@@ -19,7 +19,8 @@ from typing import Any
 
 from tokun.inference import latents
 from tokun.inference.checkpoint_folder import GENERATOR, resolve
-from tokun.inference.model import Plan, Tokun, load
+from tokun.inference.load import load
+from tokun.inference.model import Plan, Tokun
 from tokun.tokenizers import sequences
 from tokun.tokenizers.vocabulary import Tags
 from tokun.utils import checkpoint, console
@@ -93,22 +94,24 @@ def record_of(model: Tokun, seed: int, index: int, tags: Tags, codes: list[int],
     }
 
 
-def parse(argv: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="python -m tokun.serving", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+def make_parser() -> argparse.ArgumentParser:
+    parser = console.make_parser("python -m tokun.serving", __doc__)
     add = parser.add_argument
     add("--checkpoint", default=None, help="a folder or a Hugging Face Hub id; default: the bundled engraving model")
-    add("--seed", type=int, default=42)
-    add("--n", type=int, default=16)
-    add("--out", type=home_path, default=Path("outputs"))
+    add("--seed", type=int, default=42, help="seed of the latents")
+    add("--n", type=int, default=16, help="number of samples")
+    add("--out", type=home_path, default=Path("outputs"), help="the output folder")
     add("--dtype", default="auto", help="vLLM's dtype: auto, bfloat16, float16, float32")
-    add("--style", default="")
-    add("--subject", default="")
-    add("--thing", default="")
-    add("--register", default="")
+    add("--style", default="", help="a style tag, for example engraving")
+    add("--subject", default="", help="a subject tag")
+    add("--thing", default="", help="a thing tag, the main noun, for example moth")
+    add("--register", default="", help="of the captions: plain, poetic, era, social, alt")
     add("--aspect", default="", help="as in sample.py: 4:3, wide, tall, square, or a grid")
-    return parser.parse_args(argv)
+    return parser
+
+
+def parse(argv: list[str] | None) -> argparse.Namespace:
+    return make_parser().parse_args(argv)
 
 
 if __name__ == "__main__":

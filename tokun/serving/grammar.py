@@ -26,7 +26,7 @@ IMAGE = [STATES.index(state) for state in IMAGE_STATES]
 
 
 @dataclass
-class Row:
+class RowState:
     """A request and its grammar state after the first `read` of its ids."""
 
     prompt: Sequence[int]
@@ -58,15 +58,15 @@ class Grammar:
         image, text = sampling.Choice(d.temperature, d.top_k, d.top_p), sampling.Choice(d.text_temperature, 0, d.top_p)
         return cls(v, image=image, text=text, forbid=(*sequences.other_tasks(v), *control), forbid_first=blank)
 
-    def row(self, prompt: Sequence[int], written: Sequence[int], seed: int | None = None, index: int = 0) -> Row:
+    def row(self, prompt: Sequence[int], written: Sequence[int], seed: int | None = None, index: int = 0) -> RowState:
         """A request. With a seed, its latent `index` decides. Raises UserError for an invalid seed."""
-        row = Row(prompt, written, self.vocabulary.n_codes([]))
+        row = RowState(prompt, written, self.vocabulary.n_codes([]))
         self.catch_up(row)
         if seed is not None:
             row.u = latents.uniform(latents.draw(seed, [index], self.slots.size))[0]
         return row
 
-    def catch_up(self, row: Row) -> None:
+    def catch_up(self, row: RowState) -> None:
         """Read the ids generated since. Raises RuntimeError for an illegal id, which means that the engine does not apply the masks."""
         for token in unread(row):
             if row.broken:
@@ -80,7 +80,7 @@ class Grammar:
                 )
             row.state, row.length, row.n_codes, row.read = state, length, n_codes, row.read + 1
 
-    def legal(self, rows: Sequence[Row], device: torch.device | str = "cpu") -> Tensor:
+    def legal(self, rows: Sequence[RowState], device: torch.device | str = "cpu") -> Tensor:
         """(B, V) bool: the ids that may come next in each row."""
         for row in rows:
             self.catch_up(row)
@@ -93,7 +93,7 @@ class Grammar:
         legal[broken] = torch.arange(v.size, device=device) == v.id("<eos>")
         return legal
 
-    def apply(self, logits: Tensor, rows: Sequence[Row]) -> Tensor:
+    def apply(self, logits: Tensor, rows: Sequence[RowState]) -> Tensor:
         """logits (B, at least V) -> the same with -inf for illegal ids; in rows with a seed, for all but the chosen id."""
         legal = self.legal(rows, logits.device)
         seeded = torch.tensor([row.u is not None and not row.broken for row in rows], device=logits.device)
@@ -104,7 +104,7 @@ class Grammar:
         out[:, : self.vocabulary.size] = logits[:, : self.vocabulary.size].masked_fill(~legal, -torch.inf)
         return out
 
-    def choose(self, logits: Tensor, legal: Tensor, rows: Sequence[Row]) -> Tensor:
+    def choose(self, logits: Tensor, legal: Tensor, rows: Sequence[RowState]) -> Tensor:
         """(B,) int64: the id that each row's latent picks; arbitrary for rows without one."""
         in_image = torch.tensor([row.state in IMAGE for row in rows])
         slots = self.slots.deciding(in_image, torch.tensor([row.length for row in rows])).tolist()
@@ -113,7 +113,7 @@ class Grammar:
         return torch.where(in_image, sampling.choose(logits, legal, u, self.image), sampling.choose(logits, legal, u, self.text))
 
 
-def unread(row: Row) -> Iterator[int]:
+def unread(row: RowState) -> Iterator[int]:
     behind = len(row.prompt)
     if row.read >= behind:
         return islice(row.written, row.read - behind, None)

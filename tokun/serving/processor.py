@@ -4,7 +4,7 @@
 
 A request with `tokun_seed` (and `tokun_index`) in its extra arguments gets exactly that sample; others are sampled by vLLM within
 the grammar, with the request's settings. Interface: vllm.v1.sample.logits_processor, documented in vLLM's "Custom Logits
-Processors". Not yet run with vLLM itself: see docs/serving.md.
+Processors". Not yet run with vLLM itself: see docs/guides/serving.md.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from torch import Tensor
 from vllm.v1.sample.logits_processor import BatchUpdate, LogitsProcessor, MoveDirectionality  # pyright: ignore[reportMissingImports]  # not in the extra all
 
 from tokun.inference import latents
-from tokun.serving.grammar import Grammar, Row
+from tokun.serving.grammar import Grammar, RowState
 
 
 class SpanProcessor(LogitsProcessor):
@@ -24,7 +24,7 @@ class SpanProcessor(LogitsProcessor):
 
     def __init__(self, vllm_config: Any, device: Any, is_pin_memory: bool):
         self.grammar = Grammar.of_checkpoint(Path(vllm_config.model_config.model).parent)  # beside generator/
-        self.rows: dict[int, Row] = {}
+        self.rows: dict[int, RowState] = {}
 
     @classmethod
     def validate_params(cls, sampling_params: Any) -> None:

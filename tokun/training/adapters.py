@@ -6,6 +6,7 @@ rows that are trained with the adapter. The result is an adapter (`tokun.inferen
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import importlib.util
 import json
@@ -18,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from tokun.config import Config, Fit, SamplingConfig
-from tokun.data.framing import grid_text
+from tokun.data.cropping import grid_text
 from tokun.inference import adapters
 from tokun.inference.adapters import Adapter
 from tokun.inference.checkpoint_folder import GENERATOR, resolve
@@ -80,10 +81,10 @@ def check(config: Config, *, zero_stage: int = 0) -> None:
         )
 
 
-def take_shape(config: Config) -> None:
-    """Take the base's settings: the shapes of both networks, the grids, the longest caption. The config need not repeat them."""
+def take_shape(config: Config) -> Tokun | None:
+    """Take the base's settings: the shapes of both networks, the grids, the longest caption. The config need not repeat them. Returns the base."""
     if not starts_from_base(config):
-        return
+        return None
     check(config)
     base = starting_model(config)
     config.image_tokenizer = dataclasses.replace(base.image_tokenizer.config)
@@ -104,6 +105,7 @@ def take_shape(config: Config) -> None:
         base.defaults,
         **{name: value for name, value in vars(config.sampling).items() if name in ("n", "seed") or value != getattr(usual, name)},
     )
+    return base
 
 
 def vocabulary_of(base: Tokun, trained: Vocabulary, *, new_tags: bool) -> Vocabulary:
@@ -173,9 +175,10 @@ class Tuned:
             + (f"; new tags {', '.join(new)}" if new else "")
         )
 
-    def model(self, adapter: Adapter) -> Tokun:
-        """The whole model as users load it: the base from its files, with this adapter."""
-        made = starting_model(self.config)
+    def model(self, adapter: Adapter, base: Tokun | None = None) -> Tokun:
+        """The whole model as users load it: the base, from its files unless it is given as they hold it, with this adapter."""
+        made = starting_model(self.config) if base is None else copy.copy(base)
+        made.adapters = {}
         if not adapter.tag_counts:
             adapter = dataclasses.replace(adapter, tag_counts=made.tag_counts)
         adapters.add(made, adapter)

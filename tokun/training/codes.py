@@ -21,7 +21,7 @@ from tqdm import tqdm
 from tokun import config as configs
 from tokun import data
 from tokun.config import Config
-from tokun.data import framing, mirror
+from tokun.data import cropping, mirror
 from tokun.data.codes import questions_of
 from tokun.inference.tags import count_tags
 from tokun.tokenizers.image import ImageTokenizer
@@ -136,7 +136,7 @@ def encode_shards(run: Run) -> Path:
     return target
 
 
-def _count_held(records: Iterable[dict[str, Any]], grids: Sequence[framing.Grid]) -> dict[str, Any]:
+def _count_held(records: Iterable[dict[str, Any]], grids: Sequence[cropping.Grid]) -> dict[str, Any]:
     """Counts over the training samples for codes.json: `tag_counts`, `register_counts`, `grid_counts`.
 
     A row of tag_counts is [style, subject, count]; with things or several grids, it is [style, subject, thing, "HxW", count].
@@ -144,7 +144,7 @@ def _count_held(records: Iterable[dict[str, Any]], grids: Sequence[framing.Grid]
     """
     rows, registers, shapes = [], Counter[str](), Counter[str]()
     for tree in records:
-        grid = framing.grid_text(tree["grid"])
+        grid = cropping.grid_text(tree["grid"])
         rows.append((tree["style"], tree["subject"], tree.get("thing", ""), grid))
         registers.update(
             ["plain", *(register for register, caption in tree.get("captions", {}).items() if caption and register != "plain")]
@@ -155,7 +155,7 @@ def _count_held(records: Iterable[dict[str, Any]], grids: Sequence[framing.Grid]
     wide = bool(things) or len(grids) > 1
     return {
         "tag_counts": count_tags(row if wide else row[:2] for row in rows),
-        "register_counts": dict(sorted(registers.items())), "grid_counts": {framing.grid_text(grid): shapes[framing.grid_text(grid)] for grid in grids},
+        "register_counts": dict(sorted(registers.items())), "grid_counts": {cropping.grid_text(grid): shapes[cropping.grid_text(grid)] for grid in grids},
     }  # fmt: skip
 
 
@@ -216,7 +216,7 @@ def encode_shard(
         if (thing := tag_word(str(tree.get(d.thing_key) or ""))) or "thing" in tree:
             tree["thing"] = thing
         rng, size = data.rng_for(config.seed, i, stream=3), framed.image.size
-        boxes = framing.views(framed.box, c.views, c.crop_scale, rng, None if several else size, positions=c.positions, mirror=turn)
+        boxes = cropping.views(framed.box, c.views, c.crop_scale, rng, None if several else size, positions=c.positions, mirror=turn)
         tree["boxes"] = [[round(x, 2) for x in (box if several else box[:3])] for box in boxes]
         if several:
             tree["boxes_of"] = list(size)  # the boxes are in pixels of the picture at this width and height
@@ -251,7 +251,7 @@ class _Views:
 
     number: int
     tree: dict[str, Any]
-    grid: framing.Grid
+    grid: cropping.Grid
     pixels: list[np.ndarray]  # uint8 (C, H, W) each
 
 

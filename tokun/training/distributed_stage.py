@@ -11,10 +11,10 @@ import torch
 
 from tokun.config import TrainConfig
 from tokun.models.generator import uncompiled
-from tokun.training import health, optim
+from tokun.training import health, optim, step_log
 from tokun.training.engine import Engine
 from tokun.training.loop import Schedule, Stage, averaged
-from tokun.training.resume_settings import require_same_but_retry
+from tokun.training.resume_settings import AVERAGE_KEYS, require_same_but_retry
 from tokun.training.run import Run
 from tokun.utils import checkpoint
 
@@ -38,7 +38,7 @@ class EngineStage(Stage):
     ) -> None:
         """settings: as in the stage's record; a trainer state with others is refused. `average`: whether to average the weights."""
         super().__init__(run, schedule)
-        self.model, self.engine, self.settings = model, engine, settings
+        self.model, self.engine, self.settings, self.train = model, engine, settings, train
         self.ema = optim.Ema(model, train.ema_decay, every=train.ema_every) if average else None
         self.spikes = health.Spikes(train.spike_factor)
 
@@ -53,6 +53,11 @@ class EngineStage(Stage):
             if self.ema is not None:
                 self.ema.update(self.model)
         return norm
+
+    def update_figures(self, norm: float, lr: float, *, items: int) -> dict[str, float]:
+        """What is logged of the last update. `items`: how many the data holds."""
+        epoch = self.step * self.train.batch_size / items
+        return step_log.of_update(lr=lr, norm=norm, spikes=self.spikes.count, epoch=epoch, device=self.engine.device)
 
     @contextlib.contextmanager
     def averaged(self) -> Iterator[None]:
@@ -85,7 +90,7 @@ class EngineStage(Stage):
 
     def restore(self, folder: Path) -> float:
         saved = checkpoint.read_part(folder / "state.json")
-        require_same_but_retry(folder, saved["settings"], self.settings)
+        require_same_but_retry(folder, saved["settings"], self.settings, but=AVERAGE_KEYS if self.ema is None else None)
         self.engine.load(folder)
         if self.ema is not None:  # older states may have one that the stage no longer uses
             self.ema.load_state_dict(checkpoint.read_part(folder / "ema.pt", map_location="cpu"))

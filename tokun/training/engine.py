@@ -23,7 +23,7 @@ from tokun.config import TrainConfig
 from tokun.models.partitioned_parameters import collected, own_share
 from tokun.training import optim
 from tokun.training.zero import MOMENTS, ZeroOptimizer, skip_inference_kernel
-from tokun.utils import checkpoint
+from tokun.utils import checkpoint, shipped_configs
 from tokun.utils.errors import UserError
 from tokun.utils.memory import keep_memory
 from tokun.utils.optional_packages import need
@@ -333,9 +333,10 @@ def deepspeed_settings(train: TrainConfig, *, micro: int, accumulation: int) -> 
 
     Raises FileNotFoundError for a missing file, UserError for a contradictory one.
     """
-    path = Path(train.deepspeed)
+    path = shipped_configs.find(train.deepspeed, ".json")
     if not path.is_file():
-        raise FileNotFoundError(f"train.deepspeed {path} does not exist; configs/deepspeed/ holds zero1.json and others")
+        there = ", ".join(f"configs/{name}.json" for name in shipped_configs.names(".json"))
+        raise FileNotFoundError(f"train.deepspeed {path} does not exist; there are {there}")
     try:
         settings = json.loads(path.read_text())
     except json.JSONDecodeError as error:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 
 from tokun import data
@@ -113,7 +114,11 @@ class TuningStage(EngineStage):
         self.last = total, self.update(), lr
 
     def figures(self) -> tuple[dict[str, float], str]:
-        self.logged, words = step_log.of_fine_tuning(self)
+        total, norm, lr = self.last
+        if self.run.world > 1:
+            dist.all_reduce(total)
+        own, words = step_log.of_fine_tuning(self.window, self.figures_of(dict(zip(self.sums, total.tolist(), strict=True))))
+        self.logged = own | self.update_figures(norm, lr, items=len(self.items))
         return self.logged, words
 
     @torch.no_grad()

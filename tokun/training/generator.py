@@ -34,7 +34,7 @@ from tokun.models.generator import (
     tune_for,
     uncompiled,
 )
-from tokun.render.grids import captioned_grid
+from tokun.render.grids import captioned_grid, save_page
 from tokun.tokenizers import sequences
 from tokun.tokenizers.image import ImageTokenizer
 from tokun.tokenizers.text import PretrainedTextTokenizer, TextTokenizer
@@ -313,7 +313,19 @@ class GeneratorStage(EngineStage):
         self.last = losses_here, norm, lr
 
     def figures(self) -> tuple[dict[str, float], str]:
-        self.logged, words = step_log.of_generator(self)
+        losses_here, norm, lr = self.last
+        if self.run.world > 1:
+            dist.all_reduce(losses_here)
+        train, batches = self.train, self.training_batches
+        own, words = step_log.of_generator(
+            self.window,
+            losses_here.tolist(),
+            weights=(train.image_weight, train.text_weight),
+            flops=self.flops,
+            rate=self.rate * self.run.world,
+        )
+        skipped = step_log.of_samples(batches.samples.index.skipped, batches.cut_captions)
+        self.logged = own | self.update_figures(norm, lr, items=len(batches.samples)) | skipped
         return self.logged, words
 
     def evaluate(self) -> str:
@@ -407,9 +419,9 @@ class GeneratorStage(EngineStage):
 def where_to(target: Path, config: Config) -> str:
     """The closing message: where the result is, and how to sample from it."""
     if not config.adapter.rank:
-        return f"checkpoint: {target}\n  python sample.py --checkpoint {shlex.quote(str(target))} --seed 42 --n 16"
+        return f"checkpoint: {target}\n  tokun sample --checkpoint {shlex.quote(str(target))} --seed 42 --n 16"
     base = "" if config.start == "bundled" else f"--checkpoint {shlex.quote(config.start)} "
-    return f"adapter: {target}\n  python sample.py {base}--adapter {shlex.quote(str(target))} --seed 42 --n 16"
+    return f"adapter: {target}\n  tokun sample {base}--adapter {shlex.quote(str(target))} --seed 42 --n 16"
 
 
 def tasks_of(samples: data.CodeSamples, task_mix: dict[str, float]) -> tuple[str, ...]:
@@ -443,7 +455,7 @@ def log_samples(run: Run, model: Tokun, step: int) -> None:
     grid = captioned_grid([pair.image for pair in pairs], captions)
     folder = run.out / "samples"
     folder.mkdir(exist_ok=True)
-    grid.save(folder / f"step-{step:08d}.png")
+    save_page(grid, folder / f"step-{step:08d}.png")
     run.tracker.log_grid("samples", grid, [pair.image for pair in pairs], captions, step=step)
     run.tracker.log({"samples/pmi": float(np.mean([pair.pmi for pair in pairs]))}, step=step)
 

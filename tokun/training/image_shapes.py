@@ -10,7 +10,7 @@ from torch import Tensor
 from tokun import config as configs
 from tokun import data
 from tokun.config import Config
-from tokun.data import framing
+from tokun.data import cropping
 
 
 def held_out_pictures(config: Config, n: int = 256) -> list[Tensor]:
@@ -35,7 +35,7 @@ def shape_settings(config: Config) -> dict[str, Any]:
 def shapes_line(samples: data.ImageSamples) -> str:
     counts = Counter(samples.shapes.tolist())
     return "image tokenizer: pictures by grid: " + ", ".join(
-        f"{framing.grid_text(grid)} {counts[number]}" for number, grid in enumerate(samples.grids)
+        f"{cropping.grid_text(grid)} {counts[number]}" for number, grid in enumerate(samples.grids)
     )
 
 

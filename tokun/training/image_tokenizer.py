@@ -14,7 +14,7 @@ from torch import Tensor
 
 from tokun import data
 from tokun.config import Config
-from tokun.data import framing
+from tokun.data import cropping
 from tokun.models import losses
 from tokun.models.generator import can_compile, count_parameters
 from tokun.tokenizers.image import ImageTokenizer
@@ -135,7 +135,7 @@ class ImageTokenizerStage(loop.Stage):
         self.adversary = Adversary.make(discriminator, train, self.accelerator)
 
     def describe(self) -> str:
-        grids = ", ".join(self.config.data.grids) or framing.grid_text(self.model.grid)
+        grids = ", ".join(self.config.data.grids) or cropping.grid_text(self.model.grid)
         return (
             f"{count_parameters(self.model) / 1e6:.2f}M parameters, {len(self.samples)} pictures, {sizes_line(self.config)} -> "
             f"{grids} codes of {self.model.codebook_size}, {self.run.world} process(es) on {self.device}"
@@ -181,7 +181,13 @@ class ImageTokenizerStage(loop.Stage):
         return loss, terms, out
 
     def figures(self) -> tuple[dict[str, float], str]:
-        return step_log.of_image_tokenizer(self)
+        return step_log.of_image_tokenizer(
+            self.window,
+            self.last,
+            batch_size=self.train.batch_size,
+            codebook_size=self.model.codebook_size,
+            skipped=self.samples.index.skipped,
+        )
 
     def evaluate(self) -> str:
         if self.run.rank != 0:

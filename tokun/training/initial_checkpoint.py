@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from tokun.config import Config
-from tokun.inference.model import Tokun, load
+from tokun.inference.load import load
+from tokun.inference.model import Tokun
 
 
 def starting_model(config: Config) -> Tokun:

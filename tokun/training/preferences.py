@@ -29,7 +29,6 @@ from tokun.models.partitioned_parameters import collective_device
 from tokun.tokenizers.sequences import Packed
 from tokun.tokenizers.vocabulary import Vocabulary
 from tokun.training.fine_tuning import TuningStage, run_stage, settings_of
-from tokun.training.initial_checkpoint import starting_model
 from tokun.training.run import Run
 from tokun.utils import checkpoint
 from tokun.utils.errors import UserError
@@ -44,7 +43,7 @@ def train_preferences(run: Run) -> Path:
         raise UserError(f"dpo.label_smoothing is {d.label_smoothing}; it must be at least 0 and below 0.5")
     files = checkpoint.files_fingerprint([path for part in (d.pairs, d.val) if part for path in data.expand_shards(part)])
     how = {"beta": d.beta, "over": d.over, "label_smoothing": d.label_smoothing, "pairs": files}
-    base = starting_model(run.config)
+    base = run.take_start()
     settings = settings_of(run.config, base, dpo=how)
     what = {"both": "codes and words", "image": "codes", "text": "words"}[d.over]
     return run_stage(

@@ -13,6 +13,7 @@ from tokun.utils.errors import UserError
 LOGGING_KEYS = {"log_every", "eval_every", "save_every", "sample_every", "keep_last", "keep_best", "max_minutes"}
 RETRY_KEYS = {"lr", "max_grad_norm", "precision"}  # may change when a run resumes from a trainer state
 IDLE = {"ema_every": 1, "word_dropout": 0.0, "lr_hold": 0.0}  # newer training settings, at values without effect
+AVERAGE_KEYS = {"ema_decay", "ema_every"}  # without effect in a stage that keeps no average; its older records hold them
 START = "start_fingerprint"  # key of the fingerprint of the weights of `start`; older records lack it
 GATE_KEYS = {"min_usage", "min_perplexity", "min_psnr"}
 
@@ -36,9 +37,9 @@ def require_same(path: Path, made_with: dict[str, Any], asked: dict[str, Any], *
     checkpoint.require_same(path, strip(made_with), strip(asked))
 
 
-def require_same_but_retry(path: Path, made_with: dict[str, Any], asked: dict[str, Any]) -> None:
+def require_same_but_retry(path: Path, made_with: dict[str, Any], asked: dict[str, Any], *, but: set[str] | None = None) -> None:
     """`require_same` for trainer states. The settings that the error of a non-finite loss suggests changing may differ."""
-    require_same(path, made_with, asked, but=RETRY_KEYS)
+    require_same(path, made_with, asked, but=RETRY_KEYS | (but or set()))
 
 
 def idle_settings(train: configs.TrainConfig | configs.ImageTokenizerTrainConfig) -> set[str]:

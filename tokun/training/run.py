@@ -19,6 +19,7 @@ from tqdm import tqdm
 from tokun import config as configs
 from tokun import data
 from tokun.config import Config
+from tokun.inference.model import Tokun
 from tokun.models.generator import intermediate_size
 from tokun.models.partitioned_parameters import collective_device
 from tokun.training import adapters, health
@@ -42,6 +43,12 @@ class Run:
     stop: health.StopRequest
     writer: checkpoint.Writer
     release: Callable[[], object] = lambda: None  # releases the lock on the run's folder
+    start: Tokun | None = None  # the checkpoint that `config.start` names, where it is loaded already
+
+    def take_start(self) -> Tokun:
+        """The checkpoint that `config.start` names, loaded once for the check of the settings and the stage. The caller may change it."""
+        model, self.start = self.start, None
+        return model or starting_model(self.config)
 
     def any(self, flag: bool) -> bool:
         """Whether the flag is true in any process. A collective call."""
@@ -102,7 +109,7 @@ def open_run(config: Config, *, deepspeed: bool = False) -> Run:
     out = Path(config.out)
     rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
     deepspeed = deepspeed and bool(config.train.deepspeed)
-    adapters.take_shape(config)
+    start = adapters.take_shape(config)
     _check_settings(config, world, deepspeed)
     if config.threads:
         torch.set_num_threads(config.threads)
@@ -118,6 +125,8 @@ def open_run(config: Config, *, deepspeed: bool = False) -> Run:
         main_process=rank == 0,
     )
     run = Run(config, out, tracker, rank, world, deepspeed, health.StopRequest(), checkpoint.Writer(tqdm.write))
+    if config.grpo.rewards or config.dpo.pairs or config.words.train:  # the first stage trains it; other stages come before an adapter's
+        run.start = start
     if held is not None:
         run.release = weakref.finalize(run, lock.release, held)  # also if it is never closed
     run.wait()
@@ -140,7 +149,7 @@ def require_shared_folder(out: Path, *, seconds: float = 30.0) -> None:
         if time.monotonic() > end:
             raise UserError(
                 f"out={out} on {socket.gethostname()} does not contain the config.yaml that the first process wrote: all nodes must share "
-                "this folder (docs/clusters.md); only data may be copied to each node"
+                "this folder (docs/tutorials/cluster.md); only data may be copied to each node"
             )
         if out.is_dir():
             os.listdir(out)  # makes a network folder refresh

@@ -1,16 +1,18 @@
 """What a training step logs: losses, learning rate, gradient norm, speed, memory, passes over the data, under the names in the tracker.
 
-The loop calls `log_step` every `log_every` steps. Each stage's `figures` returns its own: those of the generator, of fine-tuning and of the
-image tokenizer are below, those of GRPO in `tokun.align.grpo`. Held-out figures (`val/…`) are logged by each stage's `evaluate`.
+The loop calls `log_step` every `log_every` steps, and asks the stage for its figures. A stage hands its numbers to the functions below, which
+name them; they know no stage. GRPO's figures are its own (`GrpoStage.summary` in `tokun.align.grpo`). Held-out figures (`val/…`) are logged by
+each stage's `evaluate`.
 """
 
 from __future__ import annotations
 
 import time
 from collections import defaultdict
-from typing import TYPE_CHECKING
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
-import torch.distributed as dist
+import torch
 from torch import Tensor
 from tqdm import tqdm
 
@@ -18,10 +20,9 @@ from tokun.training import health
 from tokun.training.resume_settings import figures_line
 
 if TYPE_CHECKING:
-    from tokun.training.fine_tuning import TuningStage
-    from tokun.training.generator import GeneratorStage
-    from tokun.training.image_tokenizer import ImageTokenizerStage
     from tokun.training.loop import Stage
+
+Figures = tuple[dict[str, float], str]  # metrics by their names in the tracker, and the words for the progress bar
 
 
 class Window:
@@ -45,46 +46,47 @@ def log_step(stage: Stage, bar: tqdm) -> None:
     bar.set_postfix_str(words)
 
 
-def of_generator(stage: GeneratorStage) -> tuple[dict[str, float], str]:
-    """The generator's figures, and the words for the progress bar. Losses are of the last step, in nats a token, over all processes (a collective call)."""
-    run, train, samples = stage.run, stage.train, stage.training_batches.samples
-    losses_here, norm, lr = stage.last
-    if run.world > 1:
-        dist.all_reduce(losses_here)
-    image, text, z = losses_here.tolist()
-    window, seconds = stage.window, stage.window.seconds()
+def of_update(*, lr: float, norm: float, spikes: int, epoch: float, device: torch.device) -> dict[str, float]:
+    """What every update under an engine logs. norm: of the gradients before clipping; epoch: passes over the data so far."""
+    return {
+        "train/lr": lr, "train/grad_norm": norm, "train/skipped_spikes": spikes, "train/epoch": epoch,
+        "train/peak_memory_gb": health.peak_memory(device) / 2**30,
+    }  # fmt: skip
+
+
+def of_generator(window: Window, losses: Sequence[float], *, weights: tuple[float, float], flops: float, rate: float) -> Figures:
+    """The generator's own figures. losses: of images, of text and z, in nats a token over all processes; weights: of the first two; flops: a
+    token; rate: operations a second that the processes can do together."""
+    (image, text, z), seconds = losses, window.seconds()
     tokens, width = window.counts["tokens"], window.counts["width"]
     figures = {
-        "train/loss": train.image_weight * image + train.text_weight * text, "train/image_loss": image, "train/text_loss": text, "train/z": z,
-        "train/lr": lr, "train/grad_norm": norm, "train/tokens_per_second": tokens / seconds, "train/data_wait": window.waited / seconds,
-        "train/padding": 1 - tokens / width, "train/mfu": stage.flops * tokens / seconds / (stage.rate * run.world),
-        "train/skipped_spikes": stage.spikes.count, "train/peak_memory_gb": health.peak_memory(stage.engine.device) / 2**30,
-        "train/epoch": stage.step * train.batch_size / len(samples), "train/skipped": sum(samples.index.skipped.values()),
-        "train/cut_captions": stage.training_batches.cut_captions,
+        "train/loss": weights[0] * image + weights[1] * text, "train/image_loss": image, "train/text_loss": text, "train/z": z,
+        "train/tokens_per_second": tokens / seconds, "train/data_wait": window.waited / seconds, "train/padding": 1 - tokens / width,
+        "train/mfu": flops * tokens / seconds / rate,
     }  # fmt: skip
     return figures, f"image {image:.3f} text {text:.3f} {tokens / seconds:.0f} tok/s"
 
 
-def of_fine_tuning(stage: TuningStage) -> tuple[dict[str, float], str]:
-    """The figures of learning from preferences or from text alone. Losses are of the last step, over all processes (a collective call)."""
-    total, norm, lr = stage.last
-    if stage.run.world > 1:
-        dist.all_reduce(total)
-    found = stage.figures_of(dict(zip(stage.sums, total.tolist(), strict=True)))
-    figures = {f"train/{name}": value for name, value in found.items()} | {
-        "train/lr": lr, "train/grad_norm": norm, "train/skipped_spikes": stage.spikes.count, "train/epoch": stage.step * stage.train.batch_size / len(stage.items),
-        "train/items_per_second": stage.window.counts["items"] / stage.window.seconds(), "train/peak_memory_gb": health.peak_memory(stage.engine.device) / 2**30,
-    }  # fmt: skip
-    return figures, figures_line(found)
+def of_samples(skipped: Mapping[str, int], cut_captions: int) -> dict[str, float]:
+    """Samples that were left out, by reason, and captions that were cut to the longest length."""
+    return {"train/skipped": sum(skipped.values()), "train/cut_captions": cut_captions}
 
 
-def of_image_tokenizer(stage: ImageTokenizerStage) -> tuple[dict[str, float], str]:
+def of_fine_tuning(window: Window, found: Mapping[str, float]) -> Figures:
+    """The own figures of learning from preferences or from text alone. found: of the last step, over all processes."""
+    figures = {f"train/{name}": value for name, value in found.items()}
+    return figures | {"train/items_per_second": window.counts["items"] / window.seconds()}, figures_line(dict(found))
+
+
+def of_image_tokenizer(
+    window: Window, last: Mapping[str, Any], *, batch_size: int, codebook_size: int, skipped: Mapping[str, int]
+) -> Figures:
     """The image tokenizer's figures: the terms of its loss at the last step, the share of codes that the batch used, pictures a second."""
-    figures = {name: value.item() if isinstance(value, Tensor) else value for name, value in stage.last.items() if name != "codes"}
+    figures = {name: value.item() if isinstance(value, Tensor) else value for name, value in last.items() if name != "codes"}
     figures |= {
-        "batch_usage": stage.last["codes"].unique().numel() / stage.model.codebook_size,
-        "images_per_second": stage.train.batch_size * stage.window.steps / stage.window.seconds(),
-        "skipped": sum(stage.samples.index.skipped.values()),
+        "batch_usage": last["codes"].unique().numel() / codebook_size,
+        "images_per_second": batch_size * window.steps / window.seconds(),
+        "skipped": sum(skipped.values()),
     }
     words = f"loss {figures['loss']:.3f} l1 {figures['l1']:.3f} {figures['images_per_second']:.0f} img/s"
     return {f"image_tokenizer/{name}": value for name, value in figures.items()}, words

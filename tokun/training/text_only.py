@@ -22,7 +22,6 @@ from tokun.tokenizers.sequences import Packed
 from tokun.tokenizers.text import normalize
 from tokun.tokenizers.vocabulary import Vocabulary, tag_word
 from tokun.training.fine_tuning import TuningStage, run_stage, settings_of
-from tokun.training.initial_checkpoint import starting_model
 from tokun.training.run import Run
 from tokun.training.token_loss import TokenLoss
 from tokun.utils import checkpoint
@@ -36,7 +35,7 @@ def train_words(run: Run) -> Path:
     if not register:
         raise UserError("words.register is empty: name the register of the captions, for example words.register=social")
     files = checkpoint.files_fingerprint([Path(path) for path in (w.train, w.val) if path])
-    base = starting_model(run.config)
+    base = run.take_start()
     settings = settings_of(
         run.config, base, words={"register": register, "description": w.description, "caption": w.caption, "rows": files}
     )

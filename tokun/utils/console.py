@@ -1,15 +1,53 @@
-"""How a command reads paths and exits: a user's mistake prints one line, anything else a traceback. Knows no command."""
+"""How a command reads its arguments and exits: a user's mistake prints one line, anything else a traceback. Knows no command."""
 
 from __future__ import annotations
 
+import argparse
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from pathlib import Path
 
 from tokun.utils.errors import UserError
 
 MISTAKES = (UserError, OSError)  # OSError: a missing file, a full disk, a host that does not answer
+
+
+_TYPED: ContextVar[str] = ContextVar("typed", default="")
+
+
+@contextmanager
+def typed_as(name: str) -> Iterator[None]:
+    """Within the block, parsers of `make_parser` are called `name`, such as "tokun prepare"."""
+    token = _TYPED.set(name)
+    try:
+        yield
+    finally:
+        _TYPED.reset(token)
+
+
+class HelpFormatter(argparse.RawDescriptionHelpFormatter):
+    """Leaves line breaks of the description alone and shows every default that says something: no None, no empty text, no flag that is off."""
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        told = action.help or ""
+        silent = action.default in (None, "", False, argparse.SUPPRESS) or action.default == [] or action.nargs == 0
+        optional = bool(action.option_strings) or action.nargs in (argparse.OPTIONAL, argparse.ZERO_OR_MORE)
+        if silent or not optional or told == argparse.SUPPRESS or "%(default)" in told or _names(told, action.default):
+            return action.help
+        return f"{told} (%(default)s)".strip()
+
+
+def _names(told: str, default: object) -> bool:
+    """Whether the help names its default in its own words: in brackets, such as (0.3) or (yes)."""
+    return f"({default})" in told or (default is True and "(yes)" in told)
+
+
+def make_parser(name: str, about: str | None, *, epilog: str | None = None) -> argparse.ArgumentParser:
+    """A command's parser. `name`: as it is typed without the `tokun` command, such as "python -m data_tools.prepare"."""
+    return argparse.ArgumentParser(prog=_TYPED.get() or name, description=about, epilog=epilog, formatter_class=HelpFormatter)
 
 
 def home_path(text: str) -> Path:

@@ -19,7 +19,7 @@ from tests import small_runs
 from tests.fixtures import TINY
 from tokun import data
 from tokun.config import ImageTokenizerConfig, from_dict, load_config
-from tokun.data import framing, image_files
+from tokun.data import cropping, image_files
 from tokun.tokenizers import sequences
 from tokun.tokenizers.image import ImageTokenizer
 from tokun.tokenizers.vocabulary import REGISTERS
@@ -68,21 +68,21 @@ def test_a_fit_that_is_unknown_is_refused():
     with pytest.raises(ValueError, match=r"data\.fit is 'stretch'"):
         from_dict({"data": {"fit": "stretch"}})
     with pytest.raises(ValueError, match="stretch"):
-        framing.frame(noise(8, 8), (1, 1), 8, "stretch")
+        cropping.frame(noise(8, 8), (1, 1), 8, "stretch")
 
 
 @given(st.integers(1, 500), st.integers(1, 500))
 def test_the_nearest_grid_loses_least_by_cropping(width, height):
-    lost = [framing.lost(width, height, framing.crop_box(width, height, grid)) for grid in GRIDS]
-    assert lost[framing.nearest_grid(width, height, GRIDS)] == pytest.approx(min(lost))
+    lost = [cropping.lost(width, height, cropping.crop_box(width, height, grid)) for grid in GRIDS]
+    assert lost[cropping.nearest_grid(width, height, GRIDS)] == pytest.approx(min(lost))
 
 
-# --- framing --------------------------------------------------------------------------------------------------------
+# --- cropping --------------------------------------------------------------------------------------------------------
 
 
-@given(st.integers(1, 90), st.integers(1, 90), st.sampled_from(GRIDS), st.sampled_from(framing.FITS), st.sampled_from([1, 3]))
+@given(st.integers(1, 90), st.integers(1, 90), st.sampled_from(GRIDS), st.sampled_from(cropping.FITS), st.sampled_from([1, 3]))
 def test_every_picture_fits_every_grid(width, height, grid, fit, channels):
-    pixels, (left, top, w, h) = framing.frame(noise(width, height, channels=channels), grid, 8, fit)
+    pixels, (left, top, w, h) = cropping.frame(noise(width, height, channels=channels), grid, 8, fit)
     assert pixels.shape == (channels, grid[0] * 8, grid[1] * 8) and pixels.dtype == np.uint8
     assert w / h == pytest.approx(grid[1] / grid[0])
     if fit == "crop":
@@ -94,43 +94,43 @@ def test_every_picture_fits_every_grid(width, height, grid, fit, channels):
 def test_padding_keeps_the_whole_picture_and_lays_its_paper_around():
     image = Image.new("L", (40, 20), 180)
     image.paste(0, (15, 5, 25, 15))
-    pixels, box = framing.frame(image, (4, 4), 8, "pad")
+    pixels, box = cropping.frame(image, (4, 4), 8, "pad")
     assert box == (0, -10, 40, 40) and pixels.shape == (1, 32, 32)
     assert (pixels[0, :8] == 180).all() and (pixels[0, -8:] == 180).all(), "its own paper"
     assert pixels[0, 16, 16] == 0 and (pixels < 90).mean() == pytest.approx(100 / 1600, abs=0.02)
-    print_, _ = framing.frame(thing(40, 20), (4, 4), 8, "pad")
+    print_, _ = cropping.frame(thing(40, 20), (4, 4), 8, "pad")
     assert (print_[0, :8] == 255).all(), "the paper of prints is white"
 
 
 def test_what_is_cut_off_is_the_overhang_half_on_each_side():
     image = Image.fromarray(np.tile(np.arange(80, dtype=np.uint8), (32, 1)))
-    pixels, box = framing.frame(image, (4, 4), 8, "crop")
+    pixels, box = cropping.frame(image, (4, 4), 8, "crop")
     assert box == (24, 0, 32, 32) and (pixels[0] == np.arange(24, 56)).all()
 
 
 def test_auto_keeps_a_thing_on_blank_ground_whole_and_cuts_a_scene_a_little():
     for width, height in ((80, 68), (68, 80)):
-        assert framing.fit_to(thing(width, height), (4, 4), 8, "auto").padded
-        scene = framing.fit_to(noise(width, height), (4, 4), 8, "auto")
-        assert not scene.padded and framing.lost(width, height, scene.box) == pytest.approx(0.15)
-    assert framing.fit_to(noise(200, 50), (3, 5), 8, "auto").padded, "far outside every grid's shape"
-    assert not framing.fit_to(thing(81, 80), (4, 4), 8, "auto").padded, "nothing to speak of is lost"
+        assert cropping.fit_to(thing(width, height), (4, 4), 8, "auto").padded
+        scene = cropping.fit_to(noise(width, height), (4, 4), 8, "auto")
+        assert not scene.padded and cropping.lost(width, height, scene.box) == pytest.approx(0.15)
+    assert cropping.fit_to(noise(200, 50), (3, 5), 8, "auto").padded, "far outside every grid's shape"
+    assert not cropping.fit_to(thing(81, 80), (4, 4), 8, "auto").padded, "nothing to speak of is lost"
 
 
 def test_very_small_pictures_are_enlarged_no_more_than_twice_on_their_paper():
     image = Image.new("L", (8, 4), 0)
-    pixels, _ = framing.frame(image, (4, 4), 8, "pad")
+    pixels, _ = cropping.frame(image, (4, 4), 8, "pad")
     image.putpixel((0, 0), 0)
-    assert framing.pad_box(8, 4, (4, 4), 8) == (-4, -6, 16, 16) and pixels.shape == (1, 32, 32)
+    assert cropping.pad_box(8, 4, (4, 4), 8) == (-4, -6, 16, 16) and pixels.shape == (1, 32, 32)
     white = Image.new("L", (40, 40), 255)
     white.paste(image, (16, 18))
-    assert (framing.frame(white.crop((16, 18, 24, 22)), (4, 4), 8, "pad")[0] == pixels).all()
+    assert (cropping.frame(white.crop((16, 18, 24, 22)), (4, 4), 8, "pad")[0] == pixels).all()
 
 
 @given(st.integers(20, 90), st.integers(20, 90), st.sampled_from(GRIDS), st.booleans(), st.booleans(), st.integers(0, 99))
 def test_zooms_keep_the_aspect_and_stay_where_they_may(width, height, grid, padded, anywhere, seed):
-    frame = framing.pad_box(width, height, grid, 8) if padded else framing.crop_box(width, height, grid)
-    left, _, w, h = framing.zoomed(frame, (1.0, 1.4), np.random.default_rng(seed), (width, height) if anywhere else None)
+    frame = cropping.pad_box(width, height, grid, 8) if padded else cropping.crop_box(width, height, grid)
+    left, _, w, h = cropping.zoomed(frame, (1.0, 1.4), np.random.default_rng(seed), (width, height) if anywhere else None)
     assert w / h == pytest.approx(grid[1] / grid[0]) and 1 - 1e-6 <= frame[2] / w <= 1.4 + 1e-6
     low = min(0, frame[0]) if anywhere else frame[0]
     high = max(width, frame[0] + frame[2]) if anywhere else frame[0] + frame[2]
@@ -139,21 +139,21 @@ def test_zooms_keep_the_aspect_and_stay_where_they_may(width, height, grid, padd
 
 def test_a_reduced_picture_shows_the_same_of_it():
     for image in (noise(400, 300), thing(400, 310)):
-        whole = framing.fit_to(image, (4, 4), 8, "auto")
-        small = framing.reduced(whole, 8, 1.5)
+        whole = cropping.fit_to(image, (4, 4), 8, "auto")
+        small = cropping.reduced(whole, 8, 1.5)
         assert small.padded == whole.padded and small.box[3] == pytest.approx(48, abs=1)
-        one, two = (framing.cut(f.image, f.box, (32, 32), f.paper).astype(int) for f in (whole, small))
+        one, two = (cropping.cut(f.image, f.box, (32, 32), f.paper).astype(int) for f in (whole, small))
         assert abs(one - two).mean() < 8
 
 
 def test_pictures_of_a_user_come_back_in_groups_of_one_grid():
     images = [noise(40, 40), noise(50, 30), noise(41, 40), noise(30, 50)]
-    groups = list(framing.encode_ready(images, GRIDS, downsample=8))
+    groups = list(cropping.encode_ready(images, GRIDS, downsample=8))
     assert [(g.grid, g.places) for g in groups] == [((4, 4), [0, 2]), ((3, 5), [1]), ((5, 3), [3])]
     assert [g.pixels.shape for g in groups] == [(2, 1, 32, 32), (1, 1, 24, 40), (1, 1, 40, 24)]
-    (asked,) = framing.encode_ready(images, GRIDS, downsample=8, grid=(3, 5))
+    (asked,) = cropping.encode_ready(images, GRIDS, downsample=8, grid=(3, 5))
     assert asked.places == [0, 1, 2, 3] and asked.pixels.shape == (4, 1, 24, 40)
-    (square,) = framing.encode_ready([thing(60, 40)], ((4, 4),), downsample=8)
+    (square,) = cropping.encode_ready([thing(60, 40)], ((4, 4),), downsample=8)
     assert (square.pixels[0] == data.crop(thing(60, 40), data.centre_box(60, 40), 32)).all(), "as models of squares were trained"
 
 
@@ -355,7 +355,7 @@ def test_each_sample_has_the_codes_of_its_own_grid(tmp_path, shaped, tiny_image_
         grid = GRIDS[samples.shapes[i]]
         assert one.grid == grid and one.codes.shape == (3, grid[0] * grid[1]) and len(tree["boxes"]) == 3
         image = data.decode_image(samples.read(i), 1)
-        whole, box = framing.frame(image, grid, 8, "auto")
+        whole, box = cropping.frame(image, grid, 8, "auto")
         assert (tiny_image_tokenizer.encode(data.to_float(np.stack([whole])), rows=16)[0].numpy() == one.codes[0]).all(), (
             "view 0 is the picture as framed"
         )

@@ -215,7 +215,7 @@ def encode_ready(
     Each picture goes to the grid nearest to its shape, or all go to `grid`. `fit` is the one used in training; default `usual_fit`. To encode:
 
         codes: list = [None] * len(images)
-        for group in framing.encode_ready(images, vocabulary.grids, downsample=config.downsample):
+        for group in cropping.encode_ready(images, vocabulary.grids, downsample=config.downsample):
             found = tokenizer.encode(data.to_float(group.pixels).to(device), rows=rows).cpu()
             for place, own in zip(group.places, found):
                 codes[place] = (group.grid, own)

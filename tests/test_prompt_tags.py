@@ -1,0 +1,50 @@
+"""Promises of tokun/inference/prompt_tags.py: a prompt's picture has the tags that the prompt calls for."""
+
+import math
+from collections import Counter
+
+import pytest
+
+import tokun
+from tokun.inference import prompt_tags
+from tokun.tokenizers.vocabulary import Tags
+from tokun.utils.errors import UserError
+
+
+@pytest.fixture(scope="module")
+def bundled():
+    return tokun.load()
+
+
+@pytest.mark.parametrize(
+    ("prompt", "subject"),
+    [("A pelican standing in the reeds with a fish in its bill.", "bird"), ("A small ship under full sail at sea.", "ship")],
+)
+def test_the_subject_of_a_prompt_is_found(bundled, prompt, subject):
+    found = bundled.frequencies(Tags(), bundled.encode_text(prompt))
+    subjects = Counter(found.draw(((i + 0.5) / 100, 0.5, 0.5, 0.5), Tags()).subject for i in range(100))
+    assert subjects[subject] >= 60, subjects
+
+
+def test_the_likelihoods_are_the_models_own(tiny_model):
+    counts, caption = tiny_model.frequencies(Tags()), tiny_model.encode_text("a tree")
+    found = prompt_tags.likelihoods(tiny_model, caption, Tags(), counts)
+    pairs = list(found)
+    assert len(pairs) > 1 and max(found.values()) == 1
+    v = tiny_model.vocabulary
+    nats = tiny_model.caption_nll(
+        [Tags("", s if s in v.subjects else "", v.default_register, v.default_grid, t) for s, t in pairs], [caption] * len(pairs)
+    )
+    assert list(found.values()) == pytest.approx([math.exp(min(nats) - n) for n in nats], rel=1e-4)
+
+
+def test_what_is_asked_for_is_not_inferred_and_a_seed_keeps_its_pairs(tiny_model):
+    pairs = tiny_model.sample(5, n=6, prompt="a tree", subject="shapes")
+    assert {p.tags.subject for p in pairs} == {"shapes"}
+    whole = tiny_model.sample(5, n=6, prompt="a tree")
+    assert [p.codes for p in tiny_model.sample(5, indices=[4, 1], prompt="a tree", batch_size=1)] == [whole[4].codes, whole[1].codes]
+
+
+def test_an_unknown_subject_beside_a_prompt_is_refused(tiny_model):
+    with pytest.raises(UserError, match="subject"):
+        tiny_model.sample(5, n=1, prompt="a tree", subject="comets")

@@ -1,0 +1,4 @@
+from tokun.cli.command import main
+from tokun.utils import console
+
+console.run("tokun", main)

@@ -1,0 +1,59 @@
+"""Where checkpoints and adapters lie: the names of their files, and a folder or Hub id found. Opens no weights and imports no torch."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from tokun.utils import network_access
+
+BUNDLED = Path(__file__).parents[1] / "bundled" / "engraving"
+# of a checkpoint
+GENERATOR, IMAGE_TOKENIZER, TEXT_TOKENIZER, CARD = "generator", "image_tokenizer", "text_tokenizer.model", "README.md"
+VOCABULARY, SAMPLING = "vocabulary.json", "sampling.json"
+# of an adapter, which has a card and a vocabulary, too
+ADAPTER_CONFIG, ADAPTER_WEIGHTS, ABOUT = "adapter_config.json", "adapter_model.safetensors", "adapter.json"
+
+
+def resolve(checkpoint: str | Path | None) -> Path:
+    """The folder of a checkpoint, downloading it when it is a Hub id."""
+    if checkpoint is None:
+        if not BUNDLED.is_dir():
+            raise FileNotFoundError(f"no checkpoint is bundled here ({BUNDLED}); name one with --checkpoint")
+        return BUNDLED
+    path = Path(checkpoint).expanduser()
+    for candidate in (path, path / "checkpoint"):  # a training run's folder holds its checkpoint
+        is_adapter = (candidate / ADAPTER_CONFIG).is_file()
+        if not is_adapter and ((candidate / VOCABULARY).is_file() or (candidate / GENERATOR).is_dir()):
+            return candidate
+    for candidate in (path, path / "adapter"):
+        if (candidate / ADAPTER_CONFIG).is_file():
+            raise FileNotFoundError(
+                f"{path} holds an adapter, which is loaded with its base: tokun.load(BASE, adapter={str(path)!r}), tokun sample --adapter {path}"
+            )
+    if path.exists():
+        raise FileNotFoundError(f"{path} holds no checkpoint: {VOCABULARY} and {GENERATOR}/ are not there. Has its training finished?")
+    return network_access.downloaded(str(checkpoint), "checkpoint")
+
+
+def resolve_adapter(path: str | Path) -> Path:
+    """The folder of an adapter, downloaded if it is a Hub id."""
+    given = Path(path).expanduser()
+    for candidate in (given, given / "adapter"):  # a training run's folder holds its adapter
+        if (candidate / ADAPTER_CONFIG).is_file():
+            return candidate
+    if (given / GENERATOR).is_dir() or (given / "checkpoint").is_dir():
+        raise FileNotFoundError(f"{given} is a checkpoint, not an adapter: give it as the checkpoint (--checkpoint)")
+    if given.exists():
+        raise FileNotFoundError(f"{given} holds no adapter: {ADAPTER_CONFIG} is missing. Has its training finished?")
+    return network_access.downloaded(str(path), "adapter")
+
+
+def adapter_at(path: str | Path) -> Path | None:
+    """The adapter's folder, if `path` is one, or a run that made one; None for anything else."""
+    given = Path(path).expanduser()
+    return next((folder for folder in (given, given / "adapter") if (folder / ADAPTER_CONFIG).is_file()), None)
+
+
+def is_local(path: str | Path) -> bool:
+    """Whether it is on this machine by this name, so that reading it downloads nothing."""
+    return Path(path).expanduser().exists()

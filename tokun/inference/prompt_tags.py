@@ -1,0 +1,63 @@
+"""Which subject and thing fit a given caption, by the model itself.
+
+In a sequence the tags come before the caption, so the generator knows p(caption | tags). With Bayes' rule, times the frequencies of the
+tags in training, it tells which tags a prompt calls for: "A pelican in the reeds." calls for a bird. A picture that is drawn
+from a prompt has those tags, for they steer it more strongly than words do.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from tokun.inference.tags import Frequencies
+from tokun.tokenizers.vocabulary import Tags
+
+if TYPE_CHECKING:
+    from tokun.inference.model import Tokun
+
+LEAST = 0.05  # share below which a subject's things are not looked at
+Likelihoods = dict[tuple[str, str], float]  # (subject, thing) -> p(caption | both), over the greatest
+
+
+def likelihoods(model: Tokun, caption: Sequence[int], wanted: Tags, counts: Frequencies) -> Likelihoods:
+    """p(caption | subject, thing), relative to the greatest, of the pairs that occur with `wanted`; those that are left out are unlikely.
+
+    Args:
+        caption: text ids of the prompt.
+        wanted: the tags that are asked for; they are not inferred.
+        counts: how often tags stand together in training.
+
+    First the subjects are compared, then the things of those that are likely: some 200 short sequences at most.
+    """
+    pairs = counts.subjects_and_things(wanted)
+    sums: dict[str, float] = {}
+    for (subject, _), n in pairs.items():
+        sums[subject] = sums.get(subject, 0.0) + n
+    kept = set(sums)
+    if len(sums) > 1:
+        nats = nats_of(model, caption, wanted, [(subject, wanted.thing) for subject in sums])
+        shares = normalised({subject: math.log(n) - nats[subject, wanted.thing] for subject, n in sums.items()})
+        kept = {subject for subject, share in shares.items() if share >= LEAST}
+    asked = [pair for pair in pairs if pair[0] in kept]
+    if len(asked) < 2:  # nothing to compare
+        return dict.fromkeys(asked, 1.0)
+    nats = nats_of(model, caption, wanted, asked)
+    least = min(nats.values(), default=0.0)
+    return {pair: math.exp(least - value) for pair, value in nats.items()}
+
+
+def nats_of(model: Tokun, caption: Sequence[int], wanted: Tags, pairs: Sequence[tuple[str, str]]) -> Likelihoods:
+    """-log p(caption | subject, thing) of each pair, in nats. Subjects without a tag are untagged."""
+    v = model.vocabulary
+    register, grid = wanted.register or v.default_register, wanted.grid or v.default_grid
+    tags = [Tags(wanted.style, subject if subject in v.subjects else "", register, grid, thing) for subject, thing in pairs]
+    return dict(zip(pairs, model.caption_nll(tags, [list(caption)] * len(tags))))
+
+
+def normalised(logs: dict[str, float]) -> dict[str, float]:
+    """Log weights -> shares that sum to 1."""
+    most = max(logs.values())
+    weights = {name: math.exp(value - most) for name, value in logs.items()}
+    return {name: weight / sum(weights.values()) for name, weight in weights.items()}
