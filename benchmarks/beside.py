@@ -69,13 +69,20 @@ train.main(sys.argv[3:])
 """
 
 
+def environment(checkout: Path) -> dict[str, str]:
+    """Of a process of this checkout; modules are compiled once."""
+    kept = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
+    return kept | {"PYTHONPATH": str(checkout), "TQDM_DISABLE": "1", "TOKENIZERS_PARALLELISM": "false"}
+
+
 class Side:
     """A checkout that works in a process of its own, a turn whenever it is asked for one."""
 
     def __init__(self, checkout: Path, script: str, *arguments: str):
-        environment = os.environ | {"PYTHONPATH": str(checkout), "TQDM_DISABLE": "1", "TOKENIZERS_PARALLELISM": "false"}
         command = [sys.executable, "-c", TURNS + script, *arguments]
-        self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment, cwd=checkout)
+        self.process = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment(checkout), cwd=checkout
+        )
 
     def __call__(self) -> tuple[float, float]:
         """Seconds of a turn by the clock, and of processor time."""
@@ -102,12 +109,9 @@ class Preparing:
 
     def __call__(self) -> tuple[float, float]:
         self.runs += 1
-        command = [sys.executable, "-m", "data_tools.prepare", str(self.pictures), "--out", str(self.folder / str(self.runs)), "--style", "engraving",
-                   "--captions-from-names", "--workers", "1"]  # fmt: skip
+        command = [sys.executable, "-m", "data_tools.prepare", str(self.pictures), "--out", str(self.folder / str(self.runs)), "--style", "engraving", "--workers", "1"]  # fmt: skip
         began, spent = time.perf_counter(), children()
-        subprocess.run(
-            command, cwd=self.checkout, env=os.environ | {"PYTHONPATH": str(self.checkout)}, stdout=subprocess.DEVNULL, check=True
-        )
+        subprocess.run(command, cwd=self.checkout, env=environment(self.checkout), stdout=subprocess.DEVNULL, check=True)
         return time.perf_counter() - began, children() - spent
 
     def close(self) -> None:
@@ -160,11 +164,11 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--checkpoint", type=Path, help="sampling: a folder that both can load")
     parser.add_argument("--samples", type=int, default=16, help="sampling: pairs a turn")
-    parser.add_argument("--pictures", type=Path, help="prepare: a folder of pictures")
+    parser.add_argument("--pictures", type=Path, help="prepare: a folder of pictures, each with a text beside it")
     parser.add_argument("--config", type=Path, help="the stages: a config that both know, with its pictures (data.train or data.toy)")
     parser.add_argument("--ours", action="append", default=[], metavar="a.b=c", help="a setting only for this checkout; may be repeated")
     parser.add_argument("overrides", nargs="*", metavar="a.b=c", help="settings for both")
-    args = parser.parse_args()
+    args = parser.parse_intermixed_args()
     for what in args.what.split(","):
         if what not in ("sampling", "prepare", *STAGES):
             raise console.UserError(f"{what!r} cannot be compared; choose sampling, prepare, {', '.join(STAGES)}")

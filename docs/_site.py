@@ -18,30 +18,13 @@ import textwrap
 import tokenize
 import warnings
 from collections.abc import Callable, Iterator, Sequence
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
 CARD = ROOT / "tokun" / "bundled" / "engraving"
-COMMANDS = (  # as they are typed, in the order of the page
-    "python sample.py",
-    "python train.py",
-    "python -m data_tools.prepare",
-    "python -m data_tools.caption",
-    "python -m data_tools.questions",
-    "python -m data_tools.inspect",
-    "python -m data_tools.report",
-    "python -m data_tools.encode",
-    "python -m data_tools.toy",
-    "python -m tokun.app",
-    "python -m tokun.adapters",
-    "python -m tokun.sharpen",
-    "python -m tokun.evaluate",
-    "python -m tokun.evaluate.viewer",
-    "python -m tokun.align.drawings",
-    "python -m tokun.planner",
-    "python -m tokun.serving",
-)
+MORE = ("python -m tokun.evaluate.viewer",)  # commands that `tokun` does not have
 
 
 # --- parsers of commands ----------------------------------------------------------------------------------------------
@@ -108,13 +91,29 @@ def parser_of(command: str) -> argparse.ArgumentParser:
     raise LookupError(f"{command} parses no arguments")
 
 
+def parser_of_tokun(name: str) -> argparse.ArgumentParser:
+    """The parser of `tokun NAME`."""
+    from tokun.cli.commands import COMMANDS
+    from tokun.utils import console
+
+    with console.typed_as(f"tokun {name}"):
+        return import_module(COMMANDS[name].parser or COMMANDS[name].module).make_parser()
+
+
 def commands() -> str:
     """The page of commands, in Markdown."""
-    return "\n".join(_command(name, parser_of(name), level=2) for name in COMMANDS)
+    from tokun.cli.commands import COMMANDS
+
+    lines = []
+    for name, command in COMMANDS.items():
+        script = import_module(command.parser or command.module).make_parser().prog
+        also = [f"The same as `{script}`.", ""] if script.startswith("python") and "tokun.cli" not in script else []
+        lines.append(_command(f"tokun {name}", parser_of_tokun(name), level=2, about=also))
+    return "\n".join([*lines, *(_command(name, parser_of(name), level=2) for name in MORE)])
 
 
-def _command(name: str, parser: argparse.ArgumentParser, *, level: int) -> str:
-    lines = [f"{'#' * level} `{name.removeprefix('python ')}`", "", *_description(parser.description or "")]
+def _command(name: str, parser: argparse.ArgumentParser, *, level: int, about: Sequence[str] = ()) -> str:
+    lines = [f"{'#' * level} `{name}`", "", *about, *_description(parser.description or "")]
     for group in parser._action_groups:  # argparse has no public list of them
         actions = [action for action in group._group_actions if action.help != argparse.SUPPRESS and action.dest != "help"]
         options = [action for action in actions if not isinstance(action, argparse._SubParsersAction)]
@@ -274,6 +273,12 @@ def _nested(text: str) -> str:
 MADE = {"commands": commands, "config": config_page, "measurements": measurements, "model-card": model_card}
 
 
+def on_config(config: Any) -> Any:
+    """The checkout that holds these pages is the one that they describe. (MkDocs restores the path that a hook changes while it is loaded.)"""
+    sys.path.insert(0, str(ROOT))
+    return config
+
+
 def on_page_markdown(markdown: str, **_: Any) -> str:
     """What stands between the two marks is for readers of the repository; the site has the page itself there."""
     return re.sub(r"(?s)<!-- made: ([\w-]+) -->.*?<!-- /made -->", lambda match: MADE[match[1]](), markdown)
@@ -286,6 +291,3 @@ def on_files(files: Any, config: Any) -> Any:
     for sheet in sorted((CARD / "sheets").glob("*.png")):
         files.append(File.generated(config, f"results/sheets/{sheet.name}", abs_src_path=str(sheet)))
     return files
-
-
-sys.path.insert(0, str(ROOT))

@@ -13,8 +13,9 @@ from PIL import Image
 
 from data_tools import toy
 from tests import small_runs
+from tokun import data
 from tokun.config import GeneratorConfig, ImageTokenizerConfig
-from tokun.data import to_float
+from tokun.data import cropping, to_float
 from tokun.inference.model import Tokun
 from tokun.models.generator import make_generator
 from tokun.tokenizers.grammar import GRAMMAR, IMAGE_STATES, TEXT_STATES
@@ -128,6 +129,12 @@ def finished(tmp_path_factory, small_shards) -> tuple[Path, Path]:
     """(config file, output folder) of a small run that ended; nobody may change it."""
     config = small_runs.write_config(tmp_path_factory.mktemp("finished"), small_shards)
     return config, small_runs.run_stages(config)
+
+
+def square_views(width: int, height: int, count: int, scale, rng, **how) -> list[data.Box]:
+    """The views of a picture in a run without grids: (left, top, side) of squares."""
+    frame = cropping.crop_box(width, height, data.ONE_SQUARE[0])
+    return [box[:3] for box in cropping.views(frame, count, scale, rng, (width, height), **how)]
 
 
 ENGRAVINGS = Path(__file__).resolve().parents[2] / "shared" / "data" / "engravings" / "val-00000.tar"

@@ -23,6 +23,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from tests.fixtures import square_views
 from tokun import data
 from tokun.data import (
     CodeSamples,
@@ -621,7 +622,7 @@ def test_prefetching_is_some_steps_ahead_and_no_more():
 @given(st.integers(1, 3000), st.integers(1, 3000), st.floats(1, 2), st.floats(1, 2), st.integers(0, 99))
 def test_crops_lie_inside_the_picture(width, height, low, high, seed):
     scale = sorted([low, high])
-    for left, top, side in data.view_boxes(width, height, 4, scale, np.random.default_rng(seed)):
+    for left, top, side in square_views(width, height, 4, scale, np.random.default_rng(seed)):
         assert left >= 0 and top >= 0 and 0 < side <= min(width, height)
         assert left + side <= width + 1e-6 and top + side <= height + 1e-6
 
@@ -629,12 +630,12 @@ def test_crops_lie_inside_the_picture(width, height, low, high, seed):
 @pytest.mark.parametrize("scale", [(0.9, 1.2), (1.4, 1.0)])
 def test_a_crop_scale_that_does_not_fit_is_refused(scale):
     with pytest.raises(ValueError, match=r"crop_scale is \[.*\]; it takes 1 <= low <= high"):
-        data.random_box(40, 30, scale, np.random.default_rng(0))
+        square_views(40, 30, 2, scale, np.random.default_rng(0))
 
 
 def test_view_zero_is_the_centre_and_a_crop_of_it_is_exact():
     image = Image.fromarray(np.arange(12, dtype=np.uint8).reshape(2, 6))
-    (box,) = data.view_boxes(6, 2, 1, (1, 1), np.random.default_rng(0))
+    (box,) = square_views(6, 2, 1, (1, 1), np.random.default_rng(0))
     assert box == (2, 0, 2)
     assert data.crop(image, box, 2).tolist() == [[[2, 3], [8, 9]]]
     assert data.to_float(np.array([0, 255], np.uint8)).tolist() == [-1, 1]

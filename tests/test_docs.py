@@ -20,6 +20,7 @@ from PIL import Image
 from data_tools import toy
 from docs import _site
 from tests.test_messages import ROOT, SECTIONS
+from tokun.cli.commands import COMMANDS
 from tokun.config import load_config
 from tokun.utils.errors import UserError
 
@@ -31,7 +32,7 @@ EXTRAS = set(
 )
 FENCE = re.compile(r"(?ms)^( *)```(\w*)\n(.*?)^\1```")
 LINK = re.compile(r"\[[^\]]*\]\(([^)\s]+)\)")
-OURS = ("python", "deepspeed", "torchrun", "srun", "pip", "mkdocs")  # programs whose arguments are checked
+OURS = ("tokun", "python", "deepspeed", "torchrun", "srun", "pip", "mkdocs")  # programs whose arguments are checked
 OTHERS = {"cd", "git", "source", "cat", "for", "export", "ssh", "nvidia-smi", "vllm", "hf", "ls", "ray", "tensorboard", "wandb"}
 PLACEHOLDER = re.compile(r"…|\b(NAME|GPU|KEY|ANSWERS|FILE|FOLDER|BASE)\b|-gpus N\b|--measure N\b")
 
@@ -144,28 +145,37 @@ def test_every_command_is_on_its_page():
     """Found by their `__main__`, so that a new command cannot be forgotten."""
     found = {
         path
-        for path in (*(ROOT / "tokun").rglob("*.py"), *(ROOT / "data_tools").rglob("*.py"))
-        if '__name__ == "__main__"' in path.read_text(encoding="utf-8")
+        for folder in ("tokun", "data_tools")
+        for path in (ROOT / folder).rglob("*.py")
+        if path.name == "__main__.py" or '__name__ == "__main__"' in path.read_text(encoding="utf-8")
     }
-    found |= {path for folder in ("tokun", "data_tools") for path in (ROOT / folder).rglob("__main__.py")}
     names = {".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__main__") for path in found}
-    assert {f"python -m {name}" for name in names} - {"python -m tokun.evaluate.viewer_pairs"} <= {
-        command.removesuffix(" score") for command in _site.COMMANDS
-    }
+    shown = {command.module.removesuffix(".__main__").removesuffix(".command").removesuffix(".page") for command in COMMANDS.values()}
+    shown |= {name.removeprefix("python -m ") for name in _site.MORE} | {"tokun", "tokun.evaluate.viewer_pairs"}
+    assert names <= shown
 
 
 def test_the_page_of_commands_has_every_option():
     page = _site.commands()
-    assert [f"## `{command.removeprefix('python ')}`" in page for command in _site.COMMANDS] == [True] * len(_site.COMMANDS)
-    assert "| `--seed` SEED | `42` | seed of the latents" in page and "### `-m tokun.adapters merge`" in page
-    for command in ("python sample.py", "python -m data_tools.prepare"):
-        options = {option for action in parser(command)._actions for option in action.option_strings if action.help != "==SUPPRESS=="}
+    assert all(f"## `tokun {name}`" in page for name in COMMANDS)
+    assert (
+        "| `--seed` SEED | `42` | seed of the latents" in page
+        and "### `tokun adapters merge`" in page
+        and "The same as `python sample.py`." in page
+    )
+    for name in ("sample", "prepare", "train"):
+        options = {
+            option for action in _site.parser_of_tokun(name)._actions for option in action.option_strings if action.help != "==SUPPRESS=="
+        }
         assert {option for option in options if f"`{option}`" not in page} <= {"-h", "--help"}
 
 
 # --- commands ---------------------------------------------------------------------------------------------------------
 
-parser = functools.cache(_site.parser_of)
+
+@functools.cache
+def parser(command):
+    return _site.parser_of_tokun(command.split()[1]) if command.startswith("tokun ") else _site.parser_of(command)
 
 
 def lines_of(code):
@@ -213,15 +223,17 @@ def wrong(words):
         if place is None:
             return f"{words[0]} starts no script"
         words = ["python", *words[place:]]
+    if words[0] == "tokun":
+        if words[1] not in COMMANDS:
+            return "" if words[1].startswith("-") else f"tokun has no command {words[1]}"
+        return refused(f"tokun {words[1]}", words[2:]) if words[2:] or words[1] == "info" else ""
     if words[0] != "python":
         return f"{words[0]} is no program that is known here"
     if words[1:3] in (["-m", "pytest"], ["-m", "venv"]) or words[1:2] == ["-"]:
         return ""
     if not words[3 if words[1] == "-m" else 2 :]:  # named, not called
         return "" if _site.files_of(words) else f"{shlex.join(words)} is not there"
-    command = next(
-        (one for one in _site.COMMANDS if words[: len(one.split())] == one.split()), " ".join(words[: 3 if words[1] == "-m" else 2])
-    )
+    command = " ".join(words[: 3 if words[1] == "-m" else 2])
     return refused(command, words[len(command.split()) :])
 
 
@@ -231,12 +243,12 @@ def refused(command, arguments):
     try:
         with redirect_stderr(told), redirect_stdout(io.StringIO()):
             found = parser(command).parse_args(arguments)
-            if command == "python sample.py":
+            if command in ("python sample.py", "tokun sample"):
                 import sample
 
                 sample.parse(arguments)
         if hasattr(found, "overrides") and getattr(found, "config", None):
-            load_config(ROOT / found.config, found.overrides)
+            load_config(found.config, found.overrides)
     except SystemExit as ended:
         return told.getvalue().splitlines()[-1] if ended.code else ""
     except (UserError, OSError) as error:
@@ -268,6 +280,9 @@ def test_every_command_is_one_that_its_parser_takes(page):
         ("python -m data_tools.prepare my_pictures/ --styl", "--styl"),
         ("python -m tokun.adapters mrege a b", "mrege"),
         ("OMP_NUM_THREADS=1 pyton train.py", "pyton"),
+        ("tokun smaple --seed 42", "smaple"),
+        ("tokun sample --sed 42", "--sed"),
+        ("tokun train --config tiny train.learning_rate=1", "train.learning_rate"),
     ],
 )
 def test_a_wrong_command_is_found(line, told):

@@ -20,6 +20,7 @@ from PIL import Image
 
 from data_tools import encode, toy
 from data_tools.pipeline.engine import open_engine
+from tests.fixtures import square_views
 from tokun import data
 from tokun.config import from_dict, load_config
 from tokun.tokenizers.image import ImageTokenizer
@@ -30,7 +31,7 @@ ROOT = Path(__file__).resolve().parents[1]
 
 
 def boxes(views: int = 11, scale: tuple[float, float] = (1.05, 1.1), **how) -> list[data.Box]:
-    return data.view_boxes(300, 220, views, scale, np.random.default_rng(0), **how)
+    return square_views(300, 220, views, scale, np.random.default_rng(0), **how)
 
 
 def test_five_positions_are_the_corners_and_the_middle_at_two_ranges():
@@ -103,9 +104,7 @@ def test_a_code_shard_holds_the_codes_of_each_view_encoded_alone(folder, tmp_pat
     assert len(made) == 20
     for number, (record, codes) in enumerate(made.values()):
         assert codes.dtype == np.uint16 and codes.shape == (6, 16) and len(record["boxes"]) == 6
-        views = [
-            data.crop(pictures.picture(number), tuple(box), 32) for box in data.view_boxes(32, 32, 6, [1.0, 1.1], None, positions="five")
-        ]
+        views = [data.crop(pictures.picture(number), tuple(box), 32) for box in square_views(32, 32, 6, [1.0, 1.1], None, positions="five")]
         for view, own in zip(views, codes):
             assert (tokenizer.encode(data.to_float(np.stack([view])), rows=16)[0].numpy() == own).all()
 

@@ -10,7 +10,7 @@ from PIL import Image, ImageDraw
 from safetensors.torch import save_file
 
 from tests.test_clip import tiny_clip
-from tokun.align import caption_rewards, drawing_rewards, perturb, rewards
+from tokun.align import caption_rewards, perturb, rewards
 from tokun.config import RewardConfig
 from tokun.utils.errors import UserError
 
@@ -149,9 +149,9 @@ def test_shorter_drawings_are_worth_more(pairs, tiny_model):
 
 def test_a_drawing_is_rendered_at_the_side_that_is_asked_for():
     pytest.importorskip("resvg_py")
-    from tokun.render.svg import to_svg
+    from tokun.render.svg import rendered, to_svg
 
-    made = drawing_rewards.render(to_svg(drawn("disc").resize((64, 32))), 96)
+    made = rendered(to_svg(drawn("disc").resize((64, 32))), 96)
     assert made.size == (96, 48) and made.mode == "RGB"
 
 

@@ -32,9 +32,11 @@ def test_the_names_of_the_readme_are_reached_from_the_package():
 
     from tokun import many, svg
     from tokun.app import build, serve
+    from tokun.inference import model
 
     assert tokun.svg.to_svg is svg.to_svg and tokun.many.generate is many.generate and tokun.grids.captioned_grid is captioned_grid
     assert callable(tokun.load) and callable(tokun.Tokun.from_pretrained) and callable(build) and callable(serve)
+    assert model.load is tokun.load, "it stood there"
 
 
 COMMANDS = ("adapters", "align.drawings", "app", "evaluate", "evaluate.viewer", "planner", "serving", "sharpen")

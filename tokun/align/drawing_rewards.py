@@ -1,11 +1,10 @@
-"""Rewards for drawings: how much of a picture survives as SVG within a byte limit, and how short it is. resvg renders the drawing."""
+"""Rewards for drawings: how much of a picture survives as SVG within a byte limit, and how short it is."""
 
 from __future__ import annotations
 
-import io
 import math
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from PIL import Image
@@ -26,8 +25,8 @@ def likeness_within(asked: RewardConfig, model: Tokun | None = None) -> Callable
     """Likeness of each picture and its drawing of at most `max_bytes` bytes."""
     if asked.max_bytes < svg.LEAST_BYTES:
         raise UserError(f"max_bytes is {asked.max_bytes}; a picture takes at least {svg.LEAST_BYTES} bytes")
-    renderer()
-    return lambda pairs: [likeness(pair.image, render(svg.to_svg(pair.image, asked.max_bytes))) for pair in pairs]
+    svg.renderer()
+    return lambda pairs: [likeness(pair.image, svg.rendered(svg.to_svg(pair.image, asked.max_bytes))) for pair in pairs]
 
 
 def shortness(asked: RewardConfig, model: Tokun | None = None) -> Callable[[Sequence[Pair]], list[float]]:
@@ -38,20 +37,6 @@ def shortness(asked: RewardConfig, model: Tokun | None = None) -> Callable[[Sequ
         return len(svg.traced(svg.flat(image), *image.size, *FINENESS)) or svg.LEAST_BYTES
 
     return lambda pairs: [-size(pair.image) / 1000 for pair in pairs]
-
-
-def render(text: str, side: int = 0) -> Image.Image:
-    """An SVG document as 'RGB' on white; `side`: px of its longer side (0: its own size)."""
-    made = Image.open(io.BytesIO(bytes(renderer().svg_to_bytes(svg_string=text, skip_system_fonts=True))))
-    if side and max(made.size) != side:
-        zoom = side / max(made.size)
-        made = Image.open(io.BytesIO(bytes(renderer().svg_to_bytes(svg_string=text, skip_system_fonts=True, zoom=zoom))))
-    page = Image.new("RGBA", made.size, "white")
-    return Image.alpha_composite(page, made.convert("RGBA")).convert("RGB")
-
-
-def renderer() -> Any:
-    return need("resvg_py", extra="svg")
 
 
 def likeness(one: Image.Image, other: Image.Image) -> float:

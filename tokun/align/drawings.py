@@ -35,7 +35,7 @@ from tokun.evaluate.figures import Figure
 from tokun.evaluate.judges import AESTHETIC_CLIP, BETA, Aesthetic, Vqa, f_beta
 from tokun.inference import bulk
 from tokun.inference.conditional_generation import require_task
-from tokun.render.svg import LEAST_BYTES, to_svg
+from tokun.render.svg import LEAST_BYTES, rendered, to_svg
 from tokun.tokenizers.wordings import SHOWS
 from tokun.utils import checkpoint, console
 from tokun.utils.errors import UserError
@@ -139,7 +139,7 @@ def drawn(model: Tokun, one: Described, score: rewards.Mixed, judges: Judges, pa
     (pair,) = model.best_of(args.seed, 1, args.best_of, score=score.total, prompt=one.text)
     text = to_svg(pair.image, args.max_bytes)
     checkpoint.write_text(path, text)
-    shown = drawing_rewards.render(text, SIDE)
+    shown = rendered(text, SIDE)
     (changed,) = perturb.changer(["crop", "jpeg"], args.seed)([dataclasses.replace(pair, image=shown)])
     scores = judges(changed.image, one)
     scores |= {"likeness": drawing_rewards.likeness(pair.image, shown), "kilobytes": len(text.encode()) / 1000}

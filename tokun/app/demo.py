@@ -1,6 +1,7 @@
-"""What the demo does, without its page: what visitors may ask for, a pair as it appears, what they take home.
+"""What the demo does, without its page: what visitors may ask for, and a pair as it appears.
 
     Studio(model).draw(seed, …)   ->  Sketch, Sketch, … and at last the pairs
+    Studio(model).known[""]       ->  the tags, shapes and tasks that a form may offer
 
 Everything that comes from outside passes one of the checks below, which raise UserError with words for a visitor. Nothing that
 is typed is opened as a path, nothing is written to disk. Knows no Gradio.
@@ -9,8 +10,9 @@ is typed is opened as a path, nothing is written to disk. Knows no Gradio.
 from __future__ import annotations
 
 import base64
+import copy
+import functools
 import io
-import json
 import math
 import threading
 from collections import deque
@@ -23,8 +25,8 @@ import numpy as np
 from PIL import Image
 
 from tokun.data import cropping, image_files
-from tokun.inference import conditional_generation, latents, preferences
-from tokun.render.svg import to_svg
+from tokun.inference import conditional_generation, image_to_codes, latents
+from tokun.render.scale import scaled
 from tokun.utils.errors import UserError
 
 if TYPE_CHECKING:
@@ -36,7 +38,7 @@ MAX_TEXT = 300  # characters
 MAX_SEED = 2**31 - 1
 MAX_PAIRS = 12  # of a sheet, or steps between two seeds
 TEMPERATURES, GUIDANCES = (0.1, 1.5), (1.0, 6.0)
-REMEMBERED = 24  # pairs of a session
+MAX_NUMBER = 9999  # of a print among those of its seed
 SIDE = 1024  # pixels of an uploaded picture's longer side, as it is kept
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF")
 PAUSE = 0.15  # seconds between two sketches
@@ -119,76 +121,116 @@ class Left(Exception):
     """The visitor is gone, the pair is not wanted any more."""
 
 
+@dataclass(frozen=True)
+class Wishes:
+    """What was asked for, checked."""
+
+    adapter: str
+    options: dict[str, Any]
+    """Of `Tokun.sample`."""
+
+
+@dataclass(frozen=True)
+class Known:
+    """What a model knows, as a form offers it; "" stands for what nobody asked for."""
+
+    styles: tuple[str, ...]
+    subjects: tuple[str, ...]
+    things: tuple[str, ...]
+    registers: tuple[str, ...]
+    shapes: tuple[tuple[str, str], ...]
+    """(what it is called, the grid)"""
+    tasks: tuple[str, ...]
+
+    @classmethod
+    def of(cls, model: Tokun) -> Known:
+        v = model.vocabulary
+        shapes = [("as it comes", ""), *((called(*grid), cropping.grid_text(grid)) for grid in model.grids)]
+        tasks = model.tasks or ("joint", "text_to_image")  # an old checkpoint, which does not say
+        return cls(("", *v.styles), ("", *v.subjects), ("", *v.things), tuple(v.registers), tuple(shapes), tuple(tasks))
+
+
+def called(rows: int, columns: int) -> str:
+    part = math.gcd(rows, columns)
+    return f"{'square' if rows == columns else 'wide' if columns > rows else 'tall'} {columns // part}:{rows // part}"
+
+
+def apart(model: Tokun) -> dict[str, Tokun]:
+    """The model with each of its adapters, by the adapter's name, and without any, by ""; they share all weights that no adapter changes."""
+    if not model.adapters:
+        return {"": model}
+    found = {name: copy.copy(model) for name in ("", *model.adapters)}
+    return {name: one.use_adapter(name or None) for name, one in found.items()}
+
+
 class Studio:
-    """One model for all visitors. It does one thing at a time, in a thread of its own."""
+    """One model for all visitors, with its adapters. It does one thing at a time, in a thread of its own."""
 
     def __init__(self, model: Tokun):
-        self.model = model
+        self.models = apart(model)
+        self.usual = model.adapter  # the adapter of those who choose none
+        self.model = self.models[self.usual]
+        self.known = {name: Known.of(one) for name, one in self.models.items()}
         self._lane = ThreadPoolExecutor(1, "tokun")
 
-    @property
-    def styles(self) -> list[str]:
-        return ["", *self.model.vocabulary.styles]
+    def can(self, task: str) -> bool:
+        return task in self.known[self.usual].tasks
 
-    @property
-    def subjects(self) -> list[str]:
-        return ["", *self.model.vocabulary.subjects]
-
-    @property
-    def things(self) -> list[str]:
-        return ["", *self.model.vocabulary.things]
-
-    @property
-    def aspects(self) -> list[tuple[str, str]]:
-        """(what it is called, the grid) of each shape; "" for any."""
-
-        def called(rows: int, columns: int) -> str:
-            part = math.gcd(rows, columns)
-            return f"{'square' if rows == columns else 'wide' if columns > rows else 'tall'} {columns // part}:{rows // part}"
-
-        return [("as it comes", ""), *((called(*grid), cropping.grid_text(grid)) for grid in self.model.grids)]
-
-    @property
-    def registers(self) -> list[str]:
-        return list(self.model.vocabulary.registers)
-
-    @property
-    def can_answer(self) -> bool:
-        return "question" in self.model.tasks
+    def adapter(self, name: object) -> str:
+        """The name of an adapter, "" for none; None means the usual one."""
+        return self.usual if name is None else one_of(name, list(self.models), "adapter")
 
     def wishes(
         self, prompt: object = "", style: object = "", subject: object = "", register: object = None, temperature: object = None, guidance: object = None,
-        thing: object = "", aspect: object = "",
-    ) -> dict[str, Any]:  # fmt: skip
-        """Options for `Tokun.sample`. A temperature and a guidance that are None or the model's defaults are left out: then the seed's pair is the one
-        that `sample.py` draws."""
-        usual = self.model.defaults
-        return {
-            "prompt": text(prompt, "prompt") or None, "style": one_of(style, self.styles, "style"), "subject": one_of(subject, self.subjects, "subject"),
-            "register": "" if register is None else one_of(register, self.registers, "register"), "temperature": unless_usual(temperature, usual.temperature, TEMPERATURES, "temperature"),
-            "guidance_scale": unless_usual(guidance, usual.guidance_scale, GUIDANCES, "guidance"), "thing": text(thing, "thing"), "aspect": one_of(aspect, [grid for _, grid in self.aspects], "shape"),
-        }  # fmt: skip
+        thing: object = "", shape: object = "", adapter: object = None,
+    ) -> Wishes:  # fmt: skip
+        """What may be asked for besides a seed. A temperature and a guidance that are None or the model's defaults are left out: then the seed's pair is
+        the one that `sample.py` draws."""
+        name = self.adapter(adapter)
+        known, usual = self.known[name], self.models[name].defaults
+        return Wishes(name, {
+            "prompt": text(prompt, "prompt") or None, "style": one_of(style, known.styles, "style"), "subject": one_of(subject, known.subjects, "subject"),
+            "register": "" if register is None else one_of(register, known.registers, "register"), "temperature": unless_usual(temperature, usual.temperature, TEMPERATURES, "temperature"),
+            "guidance_scale": unless_usual(guidance, usual.guidance_scale, GUIDANCES, "guidance"), "thing": text(thing, "thing"), "aspect": one_of(shape, [grid for _, grid in known.shapes], "shape"),
+        })  # fmt: skip
 
-    def draw(self, seed: object, n: object, **wishes: object) -> Iterator[Sketch | list[Pair]]:
-        """Samples 0 … n-1 of the seed: sketches of the first, then all."""
-        start, count, options = whole(seed, 0, MAX_SEED, "seed"), whole(n, 1, MAX_PAIRS, "number of prints"), self.wishes(**wishes)
+    def draw(self, seed: object, n: object, no: object = 0, **wishes: object) -> Iterator[Sketch | list[Pair]]:
+        """Samples no … no + n - 1 of the seed: sketches of the first, then all."""
+        start, count, asked = whole(seed, 0, MAX_SEED, "seed"), whole(n, 1, MAX_PAIRS, "number of prints"), self.wishes(**wishes)
+        numbers = range(first := whole(no, 0, MAX_NUMBER, "number of the print"), first + count)
+        model = self.models[asked.adapter]
         return self.watched(
-            lambda watch: self.model.sample(start, count, watch=watch, **options), options["prompt"] or "", self.grid_of(start, options)
+            lambda watch: model.sample(start, indices=numbers, watch=watch, **asked.options), *self.first(start, first, asked)
         )
 
     def between(self, first: object, last: object, steps: object, **wishes: object) -> Iterator[Sketch | list[Pair]]:
         """Pairs on the way from one seed to another: sketches of the first, then all."""
         a, b = whole(first, 0, MAX_SEED, "first seed"), whole(last, 0, MAX_SEED, "last seed")
-        count, options = whole(steps, 2, MAX_PAIRS, "number of steps"), self.wishes(**wishes)
-        return self.watched(
-            lambda watch: self.model.interpolate(a, b, count, watch=watch, **options), options["prompt"] or "", self.grid_of(a, options)
-        )
+        count, asked = whole(steps, 2, MAX_PAIRS, "number of steps"), self.wishes(**wishes)
+        model = self.models[asked.adapter]
+        return self.watched(lambda watch: model.interpolate(a, b, count, watch=watch, **asked.options), *self.first(a, 0, asked))
 
-    def grid_of(self, seed: int, options: dict[str, Any]) -> tuple[int, int]:
-        """The shape of the seed's first sample."""
-        plan = self.model.plan(**options)
-        (tags,) = self.model.tags_of(latents.uniform(latents.draw(seed, [0], latents.TAG_SLOTS)), plan)
-        return tags.grid or self.model.vocabulary.default_grid
+    def versus(self, seed: object, sides: Sequence[dict[str, object]]) -> Iterator[list[Sketch | Pair]]:
+        """Sample 0 of the seed for each of two wishes, one after the other, as far as they are drawn. For two equal wishes, samples 0 and 1."""
+        start, asked = whole(seed, 0, MAX_SEED, "seed"), [self.wishes(**side) for side in sides]
+        numbers = (0, int(asked[0] == asked[1]))
+        first = [self.first(start, number, one) for one, number in zip(asked, numbers)]  # raises before anything is drawn
+        done: list[Sketch | Pair] = []
+        for one, number, known in zip(asked, numbers, first):
+            sample = functools.partial(self.models[one.adapter].sample, start, indices=[number], **one.options)
+            for news in self.watched(lambda watch, sample=sample: sample(watch=watch), *known):
+                if isinstance(news, Sketch):
+                    yield [*done, news]
+                else:
+                    done += news
+        yield done
+
+    def first(self, seed: int, index: int, asked: Wishes) -> tuple[str, tuple[int, int]]:
+        """What is known of a sample before it is drawn: its prompt and its shape."""
+        model = self.models[asked.adapter]
+        plan = model.plan(**asked.options)
+        (tags,) = model.tags_of(latents.uniform(latents.draw(seed, [index], latents.TAG_SLOTS)), plan)
+        return asked.options["prompt"] or "", tags.grid or model.vocabulary.default_grid
 
     def watched(
         self, make: Callable[[Watch], list[Pair]], prompt: str = "", grid: tuple[int, int] | None = None
@@ -217,28 +259,32 @@ class Studio:
 
     def framed(self, picture: Image.Image) -> Image.Image:
         """What the model sees of a picture, as large as is good to look at."""
-        model, downsample = self.model, self.model.image_tokenizer.config.downsample
-        grid = model.grids[cropping.nearest_grid(*picture.size, model.grids)]
-        found = cropping.fit_to(picture, grid, downsample, model.fit)
-        scale = min(4, max(1, round(found.box[3] / (grid[0] * downsample))))
-        array = cropping.cut(picture, found.box, (grid[1] * downsample * scale, grid[0] * downsample * scale), found.paper)
-        return Image.fromarray(array[0] if len(array) == 1 else array.transpose(1, 2, 0))
+        return image_to_codes.framed(self.model, picture, largest=4)
 
     def say(self, picture: Image.Image | None, registers: object) -> list[conditional_generation.Words]:
         """A caption of the picture in each register."""
         shown = given(picture)
         if not isinstance(registers, list) or not registers:
             raise UserError("Please choose a register: in which voice shall it be said?")
-        asked = [one_of(name, self.registers, "register") for name in dict.fromkeys(map(str, registers))]
+        asked = [one_of(name, self.known[self.usual].registers, "register") for name in dict.fromkeys(map(str, registers))]
         return self._lane.submit(self.model.caption, shown, asked).result()
 
     def answer(self, picture: Image.Image | None, question: object) -> list[conditional_generation.Words]:
         shown, asked = given(picture), text(question, "question")
-        if not self.can_answer:
+        if not self.can("question"):
             raise UserError("This model was not trained on questions; it can caption the picture.")
         if not asked:
             raise UserError("Please type a question first.")
         return self._lane.submit(self.model.ask, shown, asked).result()
+
+    def rewrite(self, caption: object, register: object) -> list[conditional_generation.Words]:
+        """The caption in another register."""
+        written, voice = text(caption, "caption"), one_of(register, self.known[self.usual].registers, "register")
+        if not self.can("rewrite"):
+            raise UserError("This model was not trained to rewrite captions; it can caption a picture.")
+        if not written:
+            raise UserError("Please type a caption first.")
+        return self._lane.submit(self.model.rewrite, written, voice).result()
 
     def vary(self, picture: Image.Image | None, caption: object, amount: object, seed: object) -> list[Pair]:
         """Pairs near the picture and its caption; without one, near the picture and what the model says of it."""
@@ -282,13 +328,12 @@ def sketch(model: Tokun, codes: list[int], grid: tuple[int, int] | None = None) 
     )
 
 
-# --- what is shown and taken home -----------------------------------------------------------------------------------
+# --- what is shown -----------------------------------------------------------------------------------
 
 
 def enlarged(image: Image.Image, side: int) -> Image.Image:
-    """A small picture, smoothly enlarged until its longer side has at least so many pixels."""
-    scale = math.ceil(side / max(image.size))
-    return image if scale <= 1 else image.resize((image.width * scale, image.height * scale), Image.Resampling.LANCZOS)
+    """A small picture, smoothly enlarged by a whole factor until its longer side has at least so many pixels."""
+    return scaled(image, max(1, math.ceil(side / max(image.size))))
 
 
 def data_uri(image: Image.Image, kind: str = "JPEG") -> str:
@@ -299,50 +344,3 @@ def data_uri(image: Image.Image, kind: str = "JPEG") -> str:
 
 def inline(content: bytes, mime: str) -> str:
     return f"data:{mime};base64,{base64.b64encode(content).decode()}"
-
-
-def keepsakes(pair: Pair) -> dict[str, str]:
-    """File name -> data URI: the picture as PNG and SVG, and the record as JSON."""
-    name = f"tokun-{pair.seed}-{pair.index:02d}"
-    record = json.dumps(pair.record(), ensure_ascii=False, indent=1).encode()
-    return {
-        f"{name}.png": data_uri(pair.image, "PNG"), f"{name}.svg": inline(to_svg(pair.image).encode(), "image/svg+xml"),
-        f"{name}.json": inline(record, "application/json"),
-    }  # fmt: skip
-
-
-@dataclass(frozen=True)
-class Judged:
-    """What a visitor liked and disliked."""
-
-    better: tuple[Pair, ...] = ()
-    worse: tuple[Pair, ...] = ()
-
-    def mark(self, pair: Pair | None, *, liked: bool) -> Judged:
-        """With this pair on one side, and no longer on the other; the newest first, REMEMBERED of a side."""
-        if pair is None:
-            raise UserError("There is no print yet: draw one first.")
-
-        def without(pairs: tuple[Pair, ...]) -> tuple[Pair, ...]:
-            return tuple(other for other in pairs if (other.codes, other.caption_ids) != (pair.codes, pair.caption_ids))
-
-        better, worse = without(self.better), without(self.worse)
-        return Judged((pair, *better)[:REMEMBERED], worse) if liked else Judged(better, (pair, *worse)[:REMEMBERED])
-
-    def told(self) -> str:
-        found = len(preferences.clicked(self.better, self.worse))
-        return f"{len(self.better)} liked, {len(self.worse)} disliked: {found} preference{'' if found == 1 else 's'}"
-
-    def files(self) -> dict[str, str]:
-        """File name -> data URI: each liked print with each disliked one of the same wish, as `configs/dpo.yaml` learns from."""
-        found = preferences.clicked(self.better, self.worse)
-        return {"tokun-preferences.jsonl": inline(preferences.lines(found).encode(), "application/jsonl")} if found else {}
-
-
-def remember(history: list[Pair], pairs: list[Pair]) -> list[Pair]:
-    """The newest first, each once, REMEMBERED of them."""
-    kept: list[Pair] = []
-    for pair in [*pairs, *history]:
-        if not any(pair.codes == other.codes and pair.caption_ids == other.caption_ids for other in kept):
-            kept.append(pair)
-    return kept[:REMEMBERED]

@@ -9,8 +9,10 @@ from typing import Any
 
 from PIL import Image
 
-from tokun.app import demo
+from tokun.app import demo, visit
 from tokun.inference import conditional_generation
+
+LARGE, SKETCHED = 1024, 512  # px of the longer side of a print: sharp on a screen of two device pixels a pixel; while it is drawn
 
 
 def quoted(text: str) -> str:
@@ -18,9 +20,10 @@ def quoted(text: str) -> str:
     return html.escape(text).translate({ord(c): f"&#{ord(c)};" for c in "{}$`\\"})
 
 
-def figure(image: Image.Image, caption: str, note: str = "", *, side: int = 512) -> str:
+def figure(image: Image.Image, caption: str, note: str = "", *, side: int = LARGE, heading: str = "") -> str:
     shown = f'<img decoding="sync"{shape(image)} alt="{quoted(caption)}" src="{demo.data_uri(demo.enlarged(image, side))}">'
-    return f"<figure>{shown}<figcaption>{quoted(caption) or '&nbsp;'}<small>{quoted(note) or '&nbsp;'}</small></figcaption></figure>"
+    head = f"<h2>{quoted(heading)}</h2>" if heading else ""
+    return f"<figure>{head}{shown}<figcaption>{quoted(caption) or '&nbsp;'}<small>{quoted(note) or '&nbsp;'}</small></figcaption></figure>"
 
 
 def shape(image: Image.Image) -> str:
@@ -33,11 +36,25 @@ def shape(image: Image.Image) -> str:
     )
 
 
-def plate(pairs: Sequence[Any], files: dict[str, str] | None = None) -> str:
+def plate(pairs: Sequence[Any], files: dict[str, str] | None = None, link: str = "") -> str:
     """One pair large, several as a sheet; below them what can be taken home."""
-    kind, side = ("one", 512) if len(pairs) == 1 else ("sheet two", 320) if len(pairs) <= 4 else ("sheet three", 256)
+    kind, side = ("one", LARGE) if len(pairs) == 1 else ("sheet two", 640) if len(pairs) <= 4 else ("sheet three", 512)
     figures = "".join(figure(pair.image, pair.caption, signature(pair) if kind == "one" else "", side=side) for pair in pairs)
-    return f'<div class="plate {kind}">{figures}</div>{links(files or {})}'
+    return f'<div class="plate {kind}">{figures}</div>{links(files or {}, "the print", link)}'
+
+
+def versus(sides: Sequence[Any], notes: Sequence[str] = ()) -> str:
+    """Two pairs side by side, as far as they are drawn: sketches, or pairs; the second may be missing."""
+    figures = ""
+    for number, heading in enumerate(("Left", "Right")):
+        if number < len(sides):
+            one, drawn = sides[number], not isinstance(sides[number], demo.Sketch)
+            note = notes[number] if drawn and number < len(notes) else ""
+            figures += figure(one.image, one.caption, note, side=640 if drawn else SKETCHED, heading=heading)
+        else:
+            figures += f'<figure><h2>{heading}</h2><div class="sheet-of-paper"></div><figcaption>&nbsp;</figcaption></figure>'
+    busy = "" if len(sides) == 2 and not any(isinstance(one, demo.Sketch) for one in sides) else " drawing"
+    return f'<div class="plate sheet two versus{busy}">{figures}</div>{links({})}'
 
 
 def signature(pair: Any) -> str:
@@ -46,12 +63,16 @@ def signature(pair: Any) -> str:
 
 
 def sketched(sketch: demo.Sketch) -> str:
-    return f'<div class="plate one drawing">{figure(sketch.image, sketch.caption, "being drawn …")}</div>{links({})}'
+    return f'<div class="plate one drawing">{figure(sketch.image, sketch.caption, "being drawn …", side=SKETCHED)}</div>{links({})}'
 
 
-def links(files: dict[str, str]) -> str:
+def links(files: dict[str, str], of: str = "", link: str = "") -> str:
+    """What can be downloaded, and the address that draws it again. `of`: what it belongs to, for those who hear the page."""
     found = "".join(f'<a download="{quoted(name)}" href="{uri}">{quoted(Path(name).suffix[1:].upper())}</a>' for name, uri in files.items())
-    return f'<nav class="files">{"Take it home: " + found if found else "&nbsp;"}</nav>'
+    again = f'<a class="address" href="{quoted(link)}">Link</a>' if link else ""
+    if not (found or again):
+        return '<p class="files">&nbsp;</p>'
+    return f'<nav class="files" aria-label="Files of {quoted(of)}">{"Take it home: " if found else "Keep it: "}{found}{again}</nav>'
 
 
 def spoken(words: Sequence[conditional_generation.Words]) -> str:
@@ -62,22 +83,40 @@ def spoken(words: Sequence[conditional_generation.Words]) -> str:
 
 
 def preview(image: Image.Image) -> str:
-    return f'<div class="plate preview"><figure><img{shape(image)} alt="the picture in hand" src="{demo.data_uri(demo.enlarged(image, 256))}"></figure></div>'
+    return f'<div class="plate preview"><figure><img{shape(image)} alt="the picture in hand" src="{demo.data_uri(demo.enlarged(image, 480))}"></figure></div>'
 
 
 EMPTY = '<div class="plate one empty"><figure><div class="sheet-of-paper"></div><figcaption>Nothing is printed yet.<small>&nbsp;</small></figcaption></figure></div>'
 
 
-def opinion(judged: demo.Judged) -> str:
-    """What was liked and disliked, and the file that training learns from; nothing before the first click."""
-    if not (judged.better or judged.worse):
+def opinion(judged: visit.Judged) -> str:
+    """What was liked, disliked and compared, and the file that training learns from; nothing before the first click."""
+    if not (judged.better or judged.worse or judged.compared):
         return ""
-    return f'<p class="aside">{quoted(judged.told())}</p>{links(judged.files())}'
+    return f'<p class="aside">{quoted(judged.told())}</p>{links(judged.files(), "your preferences")}'
 
 
 def way(images: Sequence[Image.Image]) -> str:
-    shown = "".join(f'<img alt="" src="{demo.data_uri(demo.enlarged(image, 96))}">' for image in images)
+    shown = "".join(f'<img alt="" src="{demo.data_uri(demo.enlarged(image, 192))}">' for image in images)
     return f'<div class="strip">{shown}</div>'
+
+
+def gallery(prints: Sequence[visit.Print], address: str = "") -> str:
+    """The prints of a visit as a page of its own, whole in one file; `address`: of the demo that draws them again."""
+    figures = ""
+    for one in prints:
+        again = f'<a href="{quoted(address + one.link)}">draw it again</a>' if address and one.link else ""
+        image = f'<img width="{one.pair.image.width}" height="{one.pair.image.height}" alt="{quoted(one.pair.caption)}" src="{demo.data_uri(one.pair.image, "PNG")}">'
+        figures += f"<figure>{image}<figcaption>{quoted(one.pair.caption)}<small>{quoted(signature(one.pair))} {again}</small></figcaption></figure>\n"
+    return f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width"><title>tokun: {len(prints)} prints</title><style>{GALLERY}</style></head>\n<body><main><h1>tokun: {len(prints)} prints</h1>\n{figures}</main></body></html>\n'
+
+
+GALLERY = (
+    "body{background:#f6f1e6;color:#2a2622;font:17px/1.35 Georgia,serif;margin:0}main{display:grid;gap:24px;padding:24px;"
+    "grid-template-columns:repeat(auto-fill,minmax(min(100%,280px),1fr))}h1{grid-column:1/-1;font-weight:400;margin:0}"
+    "figure{background:#fdfaf3;border:1px solid #d9cfbd;margin:0;padding:16px;text-align:center}img{width:100%;height:auto;max-height:420px;object-fit:contain}"
+    "figcaption{font-style:italic;padding-top:12px}small{display:block;font-style:normal;color:#665d52}a{color:#7a2e21}"
+)
 
 
 def colophon(model: Any) -> str:

@@ -15,11 +15,12 @@ import torch
 import tokun
 from tokun.cli.sample_options import MANY, OPTIONS, mode_of, parse, shards_wanted, vars_of
 from tokun.data import image_files
-from tokun.inference import bulk, conditional_generation, picture_files, preferences
+from tokun.inference import bulk, conditional_generation, picture_files, preferences, sheet
 from tokun.inference.clip import Clip
 from tokun.inference.picture_files import LISTED, remove_earlier
 from tokun.render import video
 from tokun.render.grids import captioned_grid, gif, strip
+from tokun.render.scale import Enlarge
 from tokun.render.svg import to_svg
 from tokun.training import tracking
 from tokun.utils import checkpoint, console
@@ -38,6 +39,7 @@ def main(argv: list[str] | None = None) -> None:
     if args.max_megapixels is not None:
         image_files.max_pixels(args.max_megapixels)
         os.environ[image_files.LIMIT] = f"{args.max_megapixels:.17g}"
+    enlarge = Enlarge(args.scale, args.scale_by)
     if args.video:
         video.require_ffmpeg()
     checkpoint.require_writable(args.out, option="--out")
@@ -59,9 +61,10 @@ def main(argv: list[str] | None = None) -> None:
             print(f"--aspect {args.aspect}: grid {rows}x{columns} (rows x columns of codes), of {known}")
         with alone_in(args.out, option="--out"):
             if args.pairs or mode_of(args) not in ("plain", "best_of"):
-                write_pairs(draw(model, args), args)
+                write_pairs(pairs := draw(model, args), args, enlarge)
+                write_sheet(model, pairs, args, enlarge)
             else:
-                write_samples(model, args)
+                write_samples(model, args, enlarge)
 
 
 def require_file(path: Path, option: str) -> None:
@@ -79,7 +82,7 @@ def write_shards(model: Tokun, args: argparse.Namespace, *, rank: int, world: in
         print(f"{args.n} pairs in {args.out}: {bulk.RECORD}, shards{table}")
 
 
-def write_samples(model: Tokun, args: argparse.Namespace) -> None:
+def write_samples(model: Tokun, args: argparse.Namespace, enlarge: Enlarge) -> None:
     """Draw samples of the seed and write each batch as it comes."""
     if args.n > MANY or int(os.environ.get("WORLD_SIZE", 1)) > 1:
         print(
@@ -95,7 +98,8 @@ def write_samples(model: Tokun, args: argparse.Namespace) -> None:
         return model.sample(args.seed, indices=indices, **options)
 
     asked = {**options, **chosen, **several, "seed": args.seed}
-    picture_files.write(draw_batch, args.n, args.out, asked, batch_size=args.batch_size, svg_bytes=args.max_bytes if args.svg else 0)
+    svg_bytes = args.max_bytes if args.svg else 0
+    picture_files.write(draw_batch, args.n, args.out, asked, batch_size=args.batch_size, svg_bytes=svg_bytes, enlarge=enlarge)
     tell_written(args, picture_files.first_of(args.out, MANY), args.n)
 
 
@@ -113,16 +117,24 @@ def tell_written(args: argparse.Namespace, records: list[dict[str, Any]], n: int
         log_to_wandb(records, args)
 
 
-def write_pairs(pairs: list[Pair], args: argparse.Namespace) -> None:
+def write_sheet(model: Tokun, pairs: list[Pair], args: argparse.Namespace, enlarge: Enlarge) -> None:
+    """Write the original beside its completions or variations, if there is one."""
+    if args.complete is not None or args.invert is not None:
+        keep = args.keep if args.complete is not None else None
+        sheet.beside(model, args.complete or args.invert, pairs, keep=keep, enlarge=enlarge).save(args.out / picture_files.SHEET)
+        print(f"the original beside them: {args.out / picture_files.SHEET}")
+
+
+def write_pairs(pairs: list[Pair], args: argparse.Namespace, enlarge: Enlarge) -> None:
     """Write pictures, samples.jsonl, the grid and anything else requested into --out."""
     remove_earlier(args.out)
     names = [name_of(pair, args) for pair in pairs]
-    images = [pair.image for pair in pairs]
-    for image, name in zip(images, names):
+    images = [enlarge(pair.image) for pair in pairs]
+    for pair, image, name in zip(pairs, images, names):
         image.save(args.out / f"{name}.png")
         if args.svg:
-            checkpoint.write_text(args.out / f"{name}.svg", to_svg(image, args.max_bytes))
-    records = [{**pair.record(), "file_name": f"{name}.png"} for pair, name in zip(pairs, names)]
+            checkpoint.write_text(args.out / f"{name}.svg", to_svg(pair.image, args.max_bytes))
+    records = [{**pair.record(), "file_name": f"{name}.png", **enlarge.record()} for pair, name in zip(pairs, names)]
     checkpoint.write_text(args.out / LISTED, "".join(json.dumps(one, ensure_ascii=False) + "\n" for one in records))
     picture_files.write_grid(args.out)
     if args.interpolate:

@@ -12,12 +12,14 @@
     tokun sample --invert plate.png --caption "A ship." --vary 0.3      variations of a picture
     tokun sample --seed 42 --n 100000 --shard-size 1000 --out shards/   WebDataset shards and a table; torchrun shares the work
     tokun sample --svg --max-bytes 10000                                vector drawings too
+    tokun sample --n 4 --scale 4                                        pictures of four times the side; --scale-by nearest, lanczos or svg
     tokun sample --best-of 8 --n 4                                      the best of eight candidates by PMI of picture and words
     tokun sample --best-of 8 --n 200 --pairs pairs.jsonl                best and worst of each eight, for training (configs/dpo.yaml)
     tokun sample --prompt "A ship" --svg --best-of 8 --reward svg       the one whose drawing is most like its picture (tokun/align/rewards.py)
     tokun sample --best-of 8 --clip ViT-B-32:laion2b_s34b_b79k          by CLIP score instead (any open_clip model, or a folder)
 
-Writes grid.png, one PNG per sample and samples.jsonl into --out (words.jsonl if only words are requested). Sample k of seed s is
+Writes grid.png, one PNG per sample and samples.jsonl into --out (words.jsonl if only words are requested); with --complete and
+--invert also sheet.png, the original beside what was made from it, with the cut between them. Sample k of seed s is
 the same for every --n and --batch-size. Stopped or killed, it loses one batch; the same command goes on and ends with the same files.
 """
 
@@ -32,6 +34,7 @@ from dataclasses import fields
 from pathlib import Path
 
 from tokun.config import SamplingOptions
+from tokun.render.scale import METHODS
 from tokun.render.svg import LEAST_BYTES
 from tokun.utils import console
 from tokun.utils.console import home_path
@@ -59,8 +62,10 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         parser.error(mistake)
     if args.n is None:
         args.n = 1 if args.image is not None or args.rewrite is not None else 16
-    if shards_wanted(args) and (args.svg or args.wandb):
-        parser.error(f"--{'svg' if args.svg else 'wandb'} has no effect on shards: leave it out, or leave out --shard-size")
+    if shards_wanted(args) and (args.svg or args.wandb or args.scale > 1):
+        parser.error(
+            f"--{'svg' if args.svg else 'wandb' if args.wandb else 'scale'} has no effect on shards: leave it out, or leave out --shard-size"
+        )
     return args
 
 
@@ -96,6 +101,7 @@ def mistake_in(args: argparse.Namespace, given: list[str]) -> str:
         (args.video and not args.interpolate, "--video shows an interpolation: name its seeds with --interpolate"),
         (idle, f"--{''.join(idle[:1]).replace('_', '-')} has no effect {where_of(mode)}: leave it out"),
         ("max_bytes" in given and not args.svg and not args.reward, "--max-bytes is the limit of an SVG: add --svg"),
+        ("scale_by" in given and args.scale == 1, "--scale-by says how pictures are enlarged: say how much with --scale"),
         (args.svg and args.max_bytes < LEAST_BYTES, f"--max-bytes {args.max_bytes} is too small: a picture takes at least {LEAST_BYTES} bytes"),
         ("registers" in given and "register" in given, "--registers already names all registers: leave out --register"),
         (mode == "interpolate" and ("seed" in given or "n" in given), "--interpolate A B gives the seeds, --steps the number of pairs: leave out --seed and --n"),
@@ -176,6 +182,19 @@ def add_forms(parser: argparse.ArgumentParser) -> None:
     add("--clip", metavar="MODEL", help="--best-of by CLIP score: hf-hub:ORG/NAME, a folder, or ARCHITECTURE:WEIGHTS of open_clip")
     add("--svg", action="store_true", help="also write each picture as SVG")
     add("--max-bytes", type=_positive, default=10_000, help="size limit of an SVG (%(default)s)")
+    add(
+        "--scale",
+        type=_positive,
+        default=1,
+        metavar="N",
+        help="N times the width and height of each picture, in files and grids (%(default)s)",
+    )
+    add(
+        "--scale-by",
+        choices=METHODS,
+        default="lanczos",
+        help="nearest: each pixel a square; lanczos: smooth; svg: drawn again from the traced drawing (%(default)s)",
+    )
     add("--wandb", action="store_true", help="log the grid to Weights & Biases (offline without a key)")
 
 
@@ -215,7 +234,7 @@ def add_directions(parser: argparse.ArgumentParser) -> None:
 MANY = 1000  # captions that are printed, and pairs that the other directions draw at a time
 OPTIONS = {option.name for option in fields(SamplingOptions)}  # of `Tokun.sample`
 EVERYWHERE = {"checkpoint", "adapter", "seed", "n", "out", "device", "dtype", "compile"}
-DRAWN = {"style", "subject", "thing", "register", "temperature", "svg", "max_bytes", "wandb"}
+DRAWN = {"style", "subject", "thing", "register", "temperature", "svg", "max_bytes", "scale", "scale_by", "wandb"}
 PLAIN = DRAWN | OPTIONS
 READ = {  # the options that each direction reads
     "plain": PLAIN | {"shard_size", "best_of", "clip", "reward", "pairs"},

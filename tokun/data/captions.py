@@ -35,7 +35,10 @@ def alike(captions: Mapping[str, int], *, looked_at: str = "") -> str:
         what = f"{most:,} of the {kept:,} captions{looked_at} are the same text"
     else:
         return ""
-    return f"{what}: a model cannot learn from them what a picture shows. Caption the pictures again (tokun caption, with a captioner), or by hand."
+    return (
+        f"{what}: a model cannot learn from them what a picture shows. Caption the pictures again (tokun caption, with a "
+        "captioner), or by hand."
+    )
 
 
 class Texts:

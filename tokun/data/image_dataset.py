@@ -28,26 +28,6 @@ def centre_box(width: int, height: int) -> Box:
     return cropping.crop_box(width, height, ONE_SQUARE[0])[:3]
 
 
-def random_box(width: int, height: int, scale: Sequence[float], rng: np.random.Generator) -> Box:
-    """A square of side short / s at a random place, s uniform in `scale` (as if the short side were s times the crop)."""
-    return cropping.zoomed(cropping.crop_box(width, height, ONE_SQUARE[0]), scale, rng, (width, height))[:3]
-
-
-def view_boxes(
-    width: int,
-    height: int,
-    views: int,
-    scale: Sequence[float],
-    rng: np.random.Generator,
-    *,
-    positions: str = "random",
-    mirror: bool = False,
-) -> list[Box]:
-    """View 0: the centre, as large as fits. The others: random crops of the whole picture, or at five positions. A negative side means mirrored."""
-    frame = cropping.crop_box(width, height, ONE_SQUARE[0])
-    return [box[:3] for box in cropping.views(frame, views, scale, rng, (width, height), positions=positions, mirror=mirror)]
-
-
 def crop(image: Image.Image, box: Box, size: int) -> np.ndarray:
     """Cut a square box and resize it: uint8 (C, size, size); mirrored where its side is negative."""
     return cropping.cut(image, (*box, abs(box[2])), (size, size))

@@ -41,7 +41,7 @@ if TYPE_CHECKING:
     from tokun.inference.model import Pair, Tokun
 
 SOURCES = ("generated", "reconstructions", "originals", "prompted")  # see `viewer_pairs`
-PACKAGES = ("tokun", "torch", "transformers", "torchmetrics", "torch-fidelity", "open_clip_torch", "lpips", "numpy", "Pillow")
+PACKAGES = ("torch", "transformers", "torchmetrics", "torch-fidelity", "open_clip_torch", "lpips", "numpy", "Pillow")
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -296,7 +296,9 @@ def write(args: argparse.Namespace, case: Case, rooms: dict[str, list[Figure]], 
 
 
 def versions() -> dict[str, str]:
-    found = {}
+    import tokun
+
+    found = {"tokun": tokun.__version__}  # not the installed metadata: PyPI's tokun is another project
     for name in PACKAGES:
         try:
             found[name] = metadata.version(name)

@@ -166,7 +166,7 @@ def score(model: Tokun, picture: Picture, text: str, *, style: str = "", subject
 # --- between seeds --------------------------------------------------------------------------------------------------
 
 
-def interpolate(model: Tokun, first: int, last: int, steps: int = 12, *, watch: Watch | None = None, **options: object) -> list[Pair]:
+def interpolate(model: Tokun, first: int, last: int, steps: int = 12, *, watch: Watch | None = None, **options: Any) -> list[Pair]:
     """Pairs between sample 0 of one seed and sample 0 of another; the ends are those samples.
 
     `options` are those of `Tokun.sample`. A pair's `seed` is the first seed, its `index` the step. In between, the first picture's codes are

@@ -115,3 +115,14 @@ def encode_whole(model: Tokun, picture: Picture) -> tuple[list[int], cropping.Gr
     """Codes of a picture, and the model's grid with the shape nearest to its own."""
     (seen,) = see(model, [picture])
     return seen.codes, seen.grid
+
+
+def framed(model: Tokun, picture: Picture, largest: int = 1) -> Image.Image:
+    """What the model sees of a picture -> 'L' or 'RGB', with up to `largest` times the pixels of its grid's pictures, as far as the picture has them."""
+    downsample = model.image_tokenizer.config.downsample
+    image = open_picture(picture, model.image_tokenizer.config.image_channels)
+    rows, columns = model.grids[cropping.nearest_grid(*image.size, model.grids)]
+    found = cropping.fit_to(image, (rows, columns), downsample, model.fit)
+    scale = min(largest, max(1, round(found.box[3] / (rows * downsample))))
+    array = cropping.cut(image, found.box, (columns * downsample * scale, rows * downsample * scale), found.paper)
+    return Image.fromarray(array[0] if len(array) == 1 else array.transpose(1, 2, 0))

@@ -1,6 +1,6 @@
 """Samples as single pictures, written batch by batch, with resume after a kill.
 
-    out/000042-00.png …   one per sample; with `svg_bytes` an SVG beside each
+    out/000042-00.png …   one per sample, enlarged if so wished; with `svg_bytes` an SVG beside each
     out/samples.jsonl     one record per sample, and out/grid.png of the first 64: written at the end
     out/.samples/         until then: what was asked, and the records of each finished batch
 
@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 from PIL import Image
 from tqdm import tqdm
 
+from tokun.render import scale
 from tokun.render.grids import captioned_grid
 from tokun.render.svg import to_svg
 from tokun.utils import checkpoint
@@ -27,21 +28,23 @@ from tokun.utils import checkpoint
 if TYPE_CHECKING:
     from tokun.inference.model import Pair
 
-LISTED, GRID, STATE, ASKED = "samples.jsonl", "grid.png", ".samples", "asked.json"
+LISTED, GRID, SHEET, STATE, ASKED = "samples.jsonl", "grid.png", "sheet.png", ".samples", "asked.json"
 ON_GRID = 64
 MANY = 1000  # pictures of an unfinished run that are not thrown away for another run
 OURS = re.compile(r"(steps-\d+-|completed-|varied-)?\d{6,}-\d{2,}\.png")
 
 
 def write(
-    draw: Callable[[range], list[Pair]], n: int, out: Path, asked: Mapping[str, Any], *, batch_size: int, svg_bytes: int = 0
+    draw: Callable[[range], list[Pair]], n: int, out: Path, asked: Mapping[str, Any], *, batch_size: int, svg_bytes: int = 0,
+    enlarge: scale.Enlarge = scale.NOT,
 ) -> None:  # fmt: skip
     """Write pairs 0 … n-1. `draw` returns those of a range; `asked` is everything that decides them, as plain JSON.
 
     Batches that an earlier call with the same `asked` finished are kept. Raises UserError if `out` holds more than MANY pictures of an
     unfinished call with another.
     """
-    state, asked = out / STATE, json.loads(json.dumps({**asked, "n": n, "batch_size": batch_size, "svg_bytes": svg_bytes}))
+    asked = json.loads(json.dumps({**asked, **enlarge.record(), "n": n, "batch_size": batch_size, "svg_bytes": svg_bytes}))
+    state = out / STATE
     there = checkpoint.read_record(state / ASKED)
     if there != asked:
         if there is not None and sum(1 for _ in records(state)) > MANY:
@@ -49,12 +52,12 @@ def write(
         drawn = draw(range(min(n, batch_size)))  # first: what is refused removes nothing
         remove_earlier(out)
         checkpoint.write_record(state / ASKED, asked)
-        write_batch(drawn, state / f"{0:010d}.jsonl", out, svg_bytes)
+        write_batch(drawn, state / f"{0:010d}.jsonl", out, svg_bytes, enlarge)
     parts = [state / f"{first:010d}.jsonl" for first in range(0, n, batch_size)]
     for part in tqdm(parts, desc="sampling", unit="batch", disable=len(parts) == 1):
         if not is_whole(part, out):
             first = int(part.stem)
-            write_batch(draw(range(first, min(n, first + batch_size))), part, out, svg_bytes)
+            write_batch(draw(range(first, min(n, first + batch_size))), part, out, svg_bytes, enlarge)
     aside = state / f"{LISTED}.partial"
     with open(aside, "wb") as file:
         for part in parts:
@@ -64,14 +67,14 @@ def write(
     remove_state(state)
 
 
-def write_batch(pairs: list[Pair], part: Path, out: Path, svg_bytes: int) -> None:
+def write_batch(pairs: list[Pair], part: Path, out: Path, svg_bytes: int, enlarge: scale.Enlarge) -> None:
     """Write the pictures of a batch, and its records: under another name until the pictures are there, so that none is unknown."""
     names = [f"{pair.seed:06d}-{pair.index:02d}.png" for pair in pairs]
-    lines = [json.dumps({**pair.record(), "file_name": name}, ensure_ascii=False) for pair, name in zip(pairs, names)]
+    lines = [json.dumps({**pair.record(), "file_name": name, **enlarge.record()}, ensure_ascii=False) for pair, name in zip(pairs, names)]
     begun = part.with_suffix(".begun")
     checkpoint.write_text(begun, "\n".join(lines) + "\n")
     for pair, name in zip(pairs, names):
-        pair.image.save(out / name)
+        enlarge(pair.image).save(out / name)
         if svg_bytes:
             checkpoint.write_text((out / name).with_suffix(".svg"), to_svg(pair.image, svg_bytes))
     os.replace(begun, part)
@@ -108,7 +111,8 @@ def first_of(out: Path, most: int) -> list[dict[str, Any]]:
 
 def write_grid(out: Path) -> None:
     first = first_of(out, ON_GRID)
-    captioned_grid(list(images_of(out, first)), [one["caption"] for one in first]).save(out / GRID)
+    grid = scale.grid if any(one.get("scale", 1) != 1 for one in first) else captioned_grid
+    grid(list(images_of(out, first)), [one["caption"] for one in first]).save(out / GRID)
 
 
 def images_of(out: Path, listed: list[dict[str, Any]]) -> Iterator[Image.Image]:
@@ -128,6 +132,8 @@ def remove_earlier(out: Path) -> None:
     if any(name.startswith("steps-") for name in names):
         for name in ("strip.png", "interpolation.gif", "interpolation.mp4"):
             (out / name).unlink(missing_ok=True)
+    if any(name.startswith(("completed-", "varied-")) for name in names):
+        (out / SHEET).unlink(missing_ok=True)
     if names:
         for name in (GRID, LISTED):
             (out / name).unlink(missing_ok=True)

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -78,6 +78,13 @@ def best_and_worst(
 def clicked(better: Sequence[Pair], worse: Sequence[Pair]) -> list[tuple[Pair, Pair]]:
     """Every liked pair with every disliked one of the same tags and prompt."""
     return [(a, b) for a in better for b in worse if _wish(a) == _wish(b)]
+
+
+def compared(chosen: Pair, rejected: Pair) -> tuple[Pair, Pair]:
+    """Two pairs of which one was preferred. If their prompts differ, they are compared as pairs of picture and words, as if neither had been prompted."""
+    if _wish(chosen) == _wish(rejected):
+        return chosen, rejected
+    return replace(chosen, prompted=False), replace(rejected, prompted=False)
 
 
 def _wish(pair: Pair) -> tuple[Any, ...]:

@@ -14,11 +14,13 @@ import io
 import re
 from collections.abc import Iterator
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 from PIL import Image
 
 from tokun.utils.errors import UserError
+from tokun.utils.optional_packages import need
 
 LEAST_BYTES = 400
 FEW_CELLS = 16  # pixels: a picture of at most this size is not traced, its pixels are drawn as cells
@@ -59,6 +61,21 @@ def document(width: int, height: int, box: tuple[int, int], ground: np.ndarray, 
 def colour(rgb: np.ndarray) -> str:
     red, green, blue = (int(value) for value in np.clip(np.rint(rgb), 0, 255))
     return f"#{red:02x}{green:02x}{blue:02x}"
+
+
+def rendered(text: str, side: int = 0) -> Image.Image:
+    """An SVG document as 'RGB' on white, by resvg; `side`: px of its longer side (0: its own size)."""
+    made = Image.open(io.BytesIO(bytes(renderer().svg_to_bytes(svg_string=text, skip_system_fonts=True))))
+    if side and max(made.size) != side:
+        zoom = side / max(made.size)
+        made = Image.open(io.BytesIO(bytes(renderer().svg_to_bytes(svg_string=text, skip_system_fonts=True, zoom=zoom))))
+    page = Image.new("RGBA", made.size, "white")
+    return Image.alpha_composite(page, made.convert("RGBA")).convert("RGB")
+
+
+def renderer() -> Any:
+    """Raises ImportError if resvg is missing."""
+    return need("resvg_py", extra="svg")
 
 
 # --- traced -----------------------------------------------------------------------------------------------------------

@@ -1,0 +1,56 @@
+#!/usr/bin/env bash
+# The oldest and the newest supported torch and transformers, on each Python: the wheel in an environment of its own, the commands, some tests.
+#
+#     tests/versions.sh FOLDER                       all of MATRIX whose Python is here; environments are kept in FOLDER and used again
+#     tests/versions.sh FOLDER 3.10 2.8.0 4.56.0     one of them; "" is the newest
+#
+# A Python is found as pythonX.Y, or below ~/.pyenv/versions. Some gigabytes are downloaded for each.
+set -euo pipefail
+root=$(cd "$(dirname "$0")/.." && pwd)
+folder=$(mkdir -p "$1" && cd "$1" && pwd)
+shift
+MATRIX=("3.10 2.8.0 4.56.0" "3.11 2.8.0 4.56.0" "3.12 2.8.0 4.56.0" "3.13 - -")
+[ $# -eq 0 ] || MATRIX=("$1 ${2:--} ${3:--}")
+TESTS=(cli description config vocabulary sequences tags text_tokenizer latents model)
+
+find_python() {
+  command -v "python$1" || find "$HOME/.pyenv/versions" -maxdepth 3 -path "*/$1.*/bin/python" 2>/dev/null | sort | tail -n 1
+}
+
+exactly() { [ "$2" = - ] && echo "$1" || echo "$1==$2"; }
+
+wheel_of() {
+  local build="$folder/build"
+  rm -rf "$build" && mkdir -p "$build/wheel"
+  git -C "$root" archive HEAD tokun data_tools configs pyproject.toml setup.py MANIFEST.in README.md LICENSE | tar -x -C "$build"
+  "$1" -m pip wheel -q --no-deps -w "$build/wheel" "$build"
+  ls "$build"/wheel/tokun-*.whl
+}
+
+for line in "${MATRIX[@]}"; do
+  read -r version torch transformers <<<"$line"
+  python=$(find_python "$version")
+  [ -n "$python" ] || { echo "== Python $version: not here, left out"; continue; }
+  place="$folder/python$version-torch$torch-transformers$transformers"
+  echo "== Python $version, torch $torch, transformers $transformers"
+  [ -x "$place/bin/python" ] || "$python" -m venv "$place"
+  "$place/bin/pip" install -q "$(exactly torch "$torch")" "$(exactly transformers "$transformers")"
+  "$place/bin/pip" install -q pytest pytest-timeout pytest-xdist hypothesis accelerate pyarrow webdataset jinja2 setuptools wheel
+  wheel=$(wheel_of "$place/bin/python")
+  "$place/bin/pip" install -q --force-reinstall --no-deps "$wheel"
+  "$place/bin/pip" install -q "$wheel"
+  "$place/bin/python" -c 'import platform, torch, transformers; print(platform.python_version(), torch.__version__, transformers.__version__)'
+  away=$(mktemp -d)
+  (
+    cd "$away"
+    "$place/bin/tokun" --version
+    "$place/bin/tokun" info
+    "$place/bin/tokun" sample --seed 42 --n 16 --out "$away/outputs"
+    "$place/bin/tokun" completion bash | bash -n
+  )
+  test "$(wc -l <"$away/outputs/samples.jsonl")" = 16
+  rm -rf "$away"
+  files=()
+  for name in "${TESTS[@]}"; do [ ! -f "$root/tests/test_$name.py" ] || files+=("tests/test_$name.py"); done
+  (cd "$root" && "$place/bin/python" -m pytest "${files[@]}" -m "not slow" -n 0 -p no:cacheprovider)
+done
