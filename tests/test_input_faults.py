@@ -1,5 +1,6 @@
 """Faults of input, by their kinds: what is not read is named with the way out, and nothing disagrees."""
 
+import csv
 import io
 import json
 import shlex
@@ -208,7 +209,7 @@ def test_a_folder_that_looks_like_an_option_or_a_home_is_printed_so_that_it_is_n
     Image.open(io.BytesIO(A)).save(tmp_path / "a.png")
     (tmp_path / "a.txt").write_text("A wolf.")
     assert prepare.main([".", f"--out={folder}", "--style", "engraving", "--no-clean", "--workers", "1", "--val", "0"]) == 0
-    line = next(one for one in capsys.readouterr().out.splitlines() if "data_tools.inspect" in one)
+    line = next(one for one in capsys.readouterr().out.splitlines() if " inspect " in one)
     (shards,) = (one for one in shlex.split(line) if folder in one)
     assert inspect.main([shards]) == 0 and home_path(folder).name == folder
 
@@ -251,3 +252,21 @@ def test_captions_that_are_mostly_alike_are_told(texts, told):
     for text in texts:
         counted.add({"shard": "train-00000.tar", "caption": text, "status": "kept", "reason": ""})
     assert captions.alike(counted.as_json()) == doubts
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# the museum's path
+
+
+def test_captions_filled_in_by_hand_find_pictures_whatever_their_names(made, tmp_path):
+    """captions.csv names pictures as the manifest does; backslashes, blanks at the end and bytes of another encoding were found again by nobody."""
+    names = ["back\\slash.png", "plain.png", "two\nlines.png", " blank at the start.png", 'comma, and "quote".png', "caf\udce9.png"]
+    found = made({name: image(number) for number, name in enumerate(names)})
+    assert found.status == 1 and set(found.reasons().values()) == {"no caption"}
+    filled = list(csv.reader(io.StringIO((tmp_path / "out" / "captions.csv").read_text())))
+    for number, row in enumerate(filled[1:]):
+        row[1] = f"A wolf, number {number}."
+    with open(tmp_path / "filled.csv", "w", newline="", encoding="utf-8-sig") as file:  # as a spreadsheet saves it
+        csv.writer(file, delimiter=";").writerows(filled)
+    found = made({}, "--captions", str(tmp_path / "filled.csv"))
+    assert found.status == 0 and len(set(found.captions.values())) == len(names) and "without a picture" not in found.said

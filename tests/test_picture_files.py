@@ -9,8 +9,8 @@ from types import SimpleNamespace
 import pytest
 from PIL import Image
 
-import sample
 from tests.kills import kills
+from tokun.cli import sample
 from tokun.inference import picture_files
 
 

@@ -14,7 +14,7 @@ from typing import Any, BinaryIO
 from data_tools.pipeline.disk import DiskDict, DiskList
 from data_tools.readers.coco import coco_records
 from data_tools.readers.files import MAX_PAGE_BYTES, as_path, listed
-from data_tools.readers.listing import NOTHING, Found, Listing, Options, Words
+from data_tools.readers.listing import NOTHING, Found, Listing, Options, Words, shown
 from data_tools.readers.words import group_of, join_words, normal, path_in, style_of, words_from
 from data_tools.tables import CAPTION_COLUMNS, PATH_COLUMNS, Table, TableError, caption_column, column_name, read_table
 from tokun.utils.errors import UserError
@@ -80,7 +80,9 @@ class Rows:
         if len(self.words):
             for one in found:
                 key = composed(one.path)
-                if (row := self.words.get(key)) is not None:
+                if (row := self.words.get(key)) is None and (written := written_path(one.path)) != key:
+                    key, row = written, self.words.get(written)
+                if row is not None:
                     words[one.path], used[key] = row, True
                 else:
                     for form in {key.casefold(), posixpath.splitext(key.casefold())[0]}:
@@ -101,6 +103,12 @@ class Rows:
                 f"Caption rows without a picture: {count:,}, the first for {', '.join(missing)}.{self.elsewhere(missing[0], found)}"
             )
         return words, count, tuple(notes)
+
+
+def written_path(path: str) -> str:
+    """The path of a picture as a row names it that was copied from the manifest: backslashes, blanks at its ends and bytes that are not UTF-8
+    are not written as they are on disk."""
+    return composed(posixpath.normpath(as_path(shown(path))))
 
 
 def composed(path: str) -> str:
