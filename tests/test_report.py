@@ -231,6 +231,7 @@ def test_the_same_input_gives_the_same_bytes_in_any_order_of_rows(tmp_path):
         assert (out / "report.html").read_bytes() == pages[-1]
     assert pages[0] == pages[1]
     assert sorted(path.name for path in (tmp_path / "one").iterdir()) == [
+        "README.md",
         "manifest.parquet",
         "prepare.json",
         "report.html",

@@ -17,12 +17,16 @@ from tokun._former_names import FORMER, FormerNames
 
 if TYPE_CHECKING:
     from tokun.inference import bulk as many
+    from tokun.inference.hub import push_adapter
     from tokun.inference.load import load
     from tokun.inference.model import Pair, Tokun
+    from tokun.inference.pairs_pipeline import pipeline
     from tokun.render import grids, svg
 
-__all__ = ["Pair", "Tokun", "grids", "load", "many", "svg"]
+__all__ = ["Pair", "Tokun", "grids", "load", "many", "pipeline", "push_adapter", "svg"]
 __version__ = "0.2.0"
+
+HOME = {"load": "load", "pipeline": "pairs_pipeline", "push_adapter": "hub"}  # modules in tokun/inference of what is not in model.py
 
 sys.meta_path.insert(0, FormerNames(FORMER))
 
@@ -31,5 +35,5 @@ def __getattr__(name: str) -> Any:  # torch is imported when a model is, not whe
     if name in ("grids", "many", "svg"):
         return import_module(f"tokun.{name}")
     if name in __all__:
-        return getattr(import_module(f"tokun.inference.{'load' if name == 'load' else 'model'}"), name)
+        return getattr(import_module(f"tokun.inference.{HOME.get(name, 'model')}"), name)
     raise AttributeError(f"module 'tokun' has no attribute {name!r}")

@@ -2,7 +2,7 @@
 
     tokun report shards/ --source my-pictures/
 
-Writes `report.html` beside the shards, from their manifest. The page is self-contained, pictures included, needs no network
+Writes `report.html` beside the shards, from their manifest, and `README.md`, by which `datasets` and the Hub read them. The page is self-contained, pictures included, needs no network
 and no scripts, and stays below a few megabytes for a collection of any size. Equal input gives equal bytes. Memory does not
 grow with the collection: tables are read in pieces, and samples are drawn by a hash of the path.
 """
@@ -14,6 +14,7 @@ import os
 from pathlib import Path
 
 from data_tools.report.counting import MANIFEST, Opener, Summary, count_manifest, folder_opener, manifest_rows, read_shards, settings_of
+from data_tools.report.dataset_card import write_card
 from data_tools.report.page import page
 from data_tools.report.reasons import family
 from tokun.utils import console
@@ -25,7 +26,7 @@ NAME = "report.html"
 
 
 def write_report(out: Path, *, source: Path | None = None, opener: Opener | None = None) -> Path:
-    """Write `report.html` into `out`, the folder of the shards and the manifest. Returns its path.
+    """Write `report.html` into `out`, the folder of the shards and the manifest, and the dataset card (`dataset_card`). Returns the report's path.
 
     Pictures that were left out are read from the folder `source`, or by `opener`, which maps a path in the manifest to the bytes
     of a picture file or None. Without either, or for missing files, only their names are shown. Raises FileNotFoundError or
@@ -43,6 +44,7 @@ def write_report(out: Path, *, source: Path | None = None, opener: Opener | None
         os.replace(partial, out / NAME)
     finally:
         partial.unlink(missing_ok=True)
+    write_card(out, summary)
     return out / NAME
 
 

@@ -89,7 +89,7 @@ def write(adapter: Adapter, folder: Path) -> None:
 
 
 def read(path: str | Path, name: str = "") -> Adapter:
-    """Read an adapter from its folder, a run's folder or a Hub id. `name`: its name; default: the folder's.
+    """Read an adapter from its folder, a run's folder or a Hub id. `name`: its name; default: the folder's, or the Hub id's last part.
 
     Raises FileNotFoundError or UserError that says what is missing, damaged, or not a tokun adapter.
     """
@@ -115,7 +115,8 @@ def read(path: str | Path, name: str = "") -> Adapter:
     except (KeyError, TypeError, AttributeError, ValueError, OSError, SafetensorError) as error:
         raise UserError(f"adapter {folder} cannot be read: {error!r}. Copy the whole adapter again") from error
     card = (folder / CARD).read_text(encoding="utf-8", errors="replace") if (folder / CARD).is_file() else ""
-    called = name or (folder.parent if folder.name == "adapter" else folder).name
+    local = Path(path).expanduser().exists()  # a snapshot of the Hub's is named by its commit
+    called = name or ((folder.parent if folder.name == "adapter" else folder).name if local else str(path).rpartition("/")[2])
     return Adapter(called, base, made_on, config, tensors, Vocabulary.load(folder / VOCABULARY), defaults, counts, tasks, card)
 
 

@@ -2,15 +2,17 @@
 
 model.save_pretrained("my-model")               tokun.load("my-model")
 model.push_to_hub("name/my-model")              tokun.load("name/my-model")
+tokun.push_adapter("runs/mine-lora", "name/mine-lora")   tokun.load(BASE, adapter="name/mine-lora")
 """
 
 from __future__ import annotations
 
 import re
 import tempfile
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -79,6 +81,32 @@ def push_to_hub(
     Without `token`, that of `hf auth login` or HF_TOKEN is used. `private` only applies to a new repository. Raises UserError
     for an invalid name, and OSError if the Hub refuses, both with the reason.
     """
+
+    def write(folder: Path, repo_id: str) -> None:
+        save_pretrained(replace(model, card=adapters.card_of(model).replace(OWN_ID, repo_id)), folder)
+
+    return _upload(write, name, private=private, token=token, revision=revision, create_pr=create_pr, commit_message=message)
+
+
+def push_adapter(
+    adapter: str | Path, name: str, *, private: bool = False, token: str | None = None, revision: str | None = None,
+    create_pr: bool = False, message: str = "Upload a tokun adapter",
+) -> str:  # fmt: skip
+    """Upload an adapter, from its folder or a training run's, as `name`: `tokun.load(BASE, adapter=name)`. Otherwise as `push_to_hub`.
+
+    Raises FileNotFoundError or UserError for a folder that holds no whole adapter.
+    """
+    read = adapters.read(adapter)
+
+    def write(folder: Path, repo_id: str) -> None:
+        folder.mkdir()
+        adapters.write(replace(read, card=read.card.replace(OWN_ID, repo_id)), folder)
+
+    return _upload(write, name, private=private, token=token, revision=revision, create_pr=create_pr, commit_message=message)
+
+
+def _upload(write: Callable[[Path, str], None], name: str, *, private: bool, token: str | None, **commit: Any) -> str:
+    """Create the repository and commit the folder that `write(folder, repo_id)` makes."""
     import huggingface_hub
 
     if not isinstance(name, str):
@@ -86,14 +114,14 @@ def push_to_hub(
     api = huggingface_hub.HfApi(token=token)
     try:
         made = api.create_repo(name, private=private, exist_ok=True)
-        with tempfile.TemporaryDirectory() as folder:
-            named = replace(model, card=adapters.card_of(model).replace(OWN_ID, made.repo_id))
-            path = save_pretrained(named, Path(folder) / "checkpoint")
-            api.upload_folder(repo_id=made.repo_id, folder_path=path, commit_message=message, revision=revision, create_pr=create_pr)
+        with tempfile.TemporaryDirectory() as parent:
+            folder = Path(parent) / "files"
+            write(folder, made.repo_id)
+            api.upload_folder(repo_id=made.repo_id, folder_path=folder, **commit)
     except huggingface_hub.errors.HfHubHTTPError as error:
         raise OSError(f"the Hub refuses {name!r}: {error}. Log in with `hf auth login`, or give a token with write access") from error
     except unreachable() as error:
         raise OSError(
-            f"the Hub cannot be reached to upload {name!r}: {error}. Is there a network? save_pretrained writes the same folder locally"
+            f"the Hub cannot be reached to upload {name!r}: {error}. Is there a network? The same files can be written locally and copied"
         ) from error
     return str(made)

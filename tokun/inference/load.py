@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -38,7 +39,17 @@ def load(
     Raises FileNotFoundError or UserError naming the file that is missing or broken.
     """
     require_device(device)
-    folder = resolve(checkpoint)
+    model = assembled(resolve(checkpoint), dtype)
+    model.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    if compile is not None:
+        model.compile(compile)
+    named = [] if adapter is None else [adapter] if isinstance(adapter, (str, Path)) else list(adapter)
+    added = [model.add_adapter(one) for one in named]
+    return model.use_adapter(added[0]) if added else model
+
+
+def assembled(folder: Path, dtype: torch.dtype = torch.float32, *, generator: Any = None) -> Tokun:
+    """The model of a checkpoint's folder, on the CPU. `generator`: the causal LM, where it has been read already. Raises as `load` does."""
     require_whole(folder)
     vocabulary = Vocabulary.load(folder / "vocabulary.json")
     require_same_ids(folder / GENERATOR / "tokenizer.json", vocabulary)
@@ -46,7 +57,8 @@ def load(
     text_tokenizer = text_tokenizer_at(text_path)
     image_tokenizer = ImageTokenizer.load(folder / IMAGE_TOKENIZER)
     settings = read_settings(folder / "sampling.json")
-    generator = load_generator(folder / GENERATOR, dtype)
+    if generator is None:
+        generator = load_generator(folder / GENERATOR, dtype)
     for path, asked, found in (
         (folder / IMAGE_TOKENIZER, settings.image_tokenizer, image_tokenizer.fingerprint()),
         (text_path, settings.text_tokenizer, text_tokenizer.fingerprint()),
@@ -63,12 +75,6 @@ def load(
             f"{folder / 'vocabulary.json'} speaks of {needed} codes and pieces, the generator has {places} places. Copy the whole checkpoint again"
         )
     card = (folder / CARD).read_text(encoding="utf-8", errors="replace") if (folder / CARD).is_file() else ""
-    model = Tokun(
+    return Tokun(
         image_tokenizer, text_tokenizer, vocabulary, generator, settings.defaults, settings.tag_counts, settings.tasks, card, settings.fit
     )
-    model.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    if compile is not None:
-        model.compile(compile)
-    named = [] if adapter is None else [adapter] if isinstance(adapter, (str, Path)) else list(adapter)
-    added = [model.add_adapter(one) for one in named]
-    return model.use_adapter(added[0]) if added else model

@@ -1,0 +1,231 @@
+"""Dataset card: the README.md beside prepared shards, by which `datasets.load_dataset(FOLDER)` reads them with their splits and features.
+
+Its head is the YAML that the Hugging Face Hub and `datasets` know: the files of each split, the type of every field, the numbers of pairs.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import re
+from collections import Counter
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from data_tools.report.counting import IMAGE_SUFFIXES, Summary
+from tokun.data import tars
+from tokun.utils.errors import UserError
+
+NAME = "README.md"
+MARK = "<!-- written by tokun's prepare: what you write here is lost when it runs again, unless you remove this line -->"
+SPLITS = {"train": "train", "val": "validation"}  # by the first word of a shard's name
+SIZES = ((1_000, "n<1K"), (10_000, "1K<n<10K"), (100_000, "10K<n<100K"), (1_000_000, "100K<n<1M"), (10_000_000, "1M<n<10M"))
+LICENCES = frozenset({
+    "apache-2.0", "bsd-3-clause", "cc", "cc-by-2.0", "cc-by-3.0", "cc-by-4.0", "cc-by-nc-4.0", "cc-by-nc-nd-4.0", "cc-by-nc-sa-4.0", "cc-by-nd-4.0",
+    "cc-by-sa-3.0", "cc-by-sa-4.0", "cc0-1.0", "mit", "odbl", "pddl",
+})  # fmt: skip
+"""The Hub's names of licences that pictures have; another licence is `other` with its own name."""
+MOST_REASONS, MOST_LICENCES = 20, 10
+MOST_FIELDS = 256  # of an object; one with more, such as names that are data, has no type
+
+
+@dataclass
+class Records:
+    """What the JSON of all pairs says."""
+
+    fields: dict[str, Any] = field(default_factory=dict)  # name -> type, see `merged`
+    suffixes: set[str] = field(default_factory=set)
+    licences: Counter[str] = field(default_factory=Counter)
+    languages: Counter[str] = field(default_factory=Counter)
+    pairs: Counter[str] = field(default_factory=Counter)  # by split
+    bytes: Counter[str] = field(default_factory=Counter)
+
+    def add(self, record: dict[str, Any], split: str) -> None:
+        fields = merged(self.fields, kind_of(record))
+        self.fields = fields if isinstance(fields, dict) else self.fields
+        self.licences[str(record.get("license") or "")] += 1
+        self.languages[str(record.get("language") or "")] += 1
+        self.pairs[split] += 1
+
+
+def write_card(out: Path, summary: Summary) -> Path | None:
+    """Write README.md into the shards' folder. A README.md without our mark is somebody's own and stays: then None.
+
+    `summary`: as the report counts the manifest. Reads every pair's JSON once, and no picture.
+    """
+    path = out / NAME
+    if path.exists() and MARK not in path.read_text(encoding="utf-8", errors="replace"):
+        return None
+    partial = out / f".{NAME}.partial"
+    try:
+        partial.write_text(card(summary, read_records(out)), encoding="utf-8", errors="replace", newline="\n")
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
+    return path
+
+
+def read_records(out: Path) -> Records:
+    """Of all shards; what cannot be read is left to the report."""
+    records = Records()
+    for shard in sorted(out.glob("*.tar")):
+        if split := SPLITS.get(shard.name.split("-")[0]):
+            with contextlib.suppress(UserError, OSError):
+                read_shard(records, shard, split)
+    return records
+
+
+def read_shard(records: Records, shard: Path, split: str) -> None:
+    names, places = tars.files(shard, Counter())
+    with open(shard, "rb", buffering=0) as file:
+        for name, (offset, size) in zip(names, places.tolist(), strict=True):
+            suffix = name.partition(".")[2]
+            records.bytes[split] += size
+            if suffix in IMAGE_SUFFIXES:
+                records.suffixes.add(suffix)
+            elif suffix == "json":
+                with contextlib.suppress(ValueError, RecursionError):
+                    record = json.loads(os.pread(file.fileno(), size, offset))
+                    records.add(record if isinstance(record, dict) else {}, split)
+
+
+# --- types ------------------------------------------------------------------------------------------------------------
+
+
+def kind_of(value: Any) -> Any:
+    """The type of a JSON value: a name of Arrow's, [type] for a list, {name: type} for an object; "null" if it says nothing."""
+    if isinstance(value, bool):
+        return "bool"
+    if isinstance(value, int):
+        return "int64"
+    if isinstance(value, float):
+        return "float64"
+    if isinstance(value, str):
+        return "string"
+    if isinstance(value, list):
+        kind: Any = "null"
+        for one in value:
+            kind = merged(kind, kind_of(one))
+        return [kind]
+    if isinstance(value, dict):
+        return {str(name): kind_of(one) for name, one in value.items()} if len(value) <= MOST_FIELDS else "json"
+    return "null"
+
+
+def merged(one: Any, other: Any) -> Any:
+    """A type for the values of both; "json" where there is none."""
+    if one == other or other == "null":
+        return one
+    if one == "null":
+        return other
+    if isinstance(one, dict) and isinstance(other, dict):
+        names = list(dict.fromkeys((*one, *other)))
+        return {name: merged(one.get(name, "null"), other.get(name, "null")) for name in names} if len(names) <= MOST_FIELDS else "json"
+    if isinstance(one, list) and isinstance(other, list):
+        return [merged(one[0], other[0])]
+    if {str(one), str(other)} == {"int64", "float64"}:
+        return "float64"
+    return "json"
+
+
+def feature(name: str, kind: Any) -> dict[str, Any] | None:
+    """The YAML of a field, or None for one that has no type of its own: values of several types, or objects without a field."""
+    if isinstance(kind, dict):
+        inner = [one for one in (feature(name, part) for name, part in kind.items()) if one]
+        return {"name": name, "struct": inner} if inner else None
+    if isinstance(kind, list):
+        if isinstance(kind[0], dict):
+            inner = [one for one in (feature(name, part) for name, part in kind[0].items()) if one]
+            return {"name": name, "list": inner} if inner else None
+        if isinstance(kind[0], list) or kind[0] == "json":
+            return None
+        return {"name": name, "sequence": "string" if kind[0] == "null" else kind[0]}
+    if kind == "json":
+        return None
+    return {"name": name, "dtype": "string" if kind == "null" else kind}
+
+
+# --- the card ---------------------------------------------------------------------------------------------------------
+
+
+def card(summary: Summary, records: Records) -> str:
+    """The Markdown, with its YAML head. Equal input gives equal text."""
+    settings = summary.settings
+    name = str(settings.get("source") or "Prepared pictures")
+    return f"---\n{head(records, name)}---\n\n{MARK}\n\n# {line(name)}\n\n{body(summary, records)}"
+
+
+def head(records: Records, name: str) -> str:
+    splits = [split for split in SPLITS.values() if records.pairs[split]]
+    total = sum(records.pairs.values())
+    shards = {split: prefix for prefix, split in SPLITS.items()}
+    tree: dict[str, Any] = {"pretty_name": name}
+    named = [licence for licence in records.licences if licence]
+    if len(records.licences) == 1 and named:
+        known = re.sub(r"[\s_]+", "-", named[0].strip().lower())
+        tree |= {"license": known} if known in LICENCES else {"license": "other", "license_name": named[0][:80]}
+    languages = sorted(language for language in records.languages if re.fullmatch(r"[a-z]{2,3}", language))
+    if languages:
+        tree["language"] = languages
+    tree |= {"task_categories": ["text-to-image", "image-to-text"], "tags": ["tokun", "webdataset"]}
+    tree["size_categories"] = [next((told for most, told in SIZES if total < most), "n>10M")]
+    if splits:
+        files = [{"split": split, "path": f"{shards[split]}-*.tar"} for split in splits]
+        said = feature("json", records.fields)
+        tree["configs"] = [{"config_name": "default", "data_files": files}]
+        tree["dataset_info"] = {
+            "features": [
+                *({"name": suffix, "dtype": "image"} for suffix in sorted(records.suffixes)),
+                *([said] if said else []),
+                {"name": "__key__", "dtype": "string"},
+                {"name": "__url__", "dtype": "string"},
+            ],
+            "splits": [{"name": split, "num_bytes": records.bytes[split], "num_examples": records.pairs[split]} for split in splits],
+            "download_size": sum(records.bytes.values()),
+            "dataset_size": sum(records.bytes.values()),
+        }
+    return yaml.safe_dump(tree, sort_keys=False, allow_unicode=True, width=200)
+
+
+def body(summary: Summary, records: Records) -> str:
+    settings, total = summary.settings, sum(records.pairs.values())
+    style = f" in the style {settings['style']}" if settings.get("style") else ""
+    parts = [
+        f"{total:,} pictures with captions{style}, {settings.get('side', '?')} pixels on the short side, as WebDataset shards: `KEY.{'/'.join(sorted(records.suffixes)) or 'webp'}` and `KEY.json`.",
+        '```python\nfrom datasets import load_dataset\n\npairs = load_dataset("FOLDER", split="train")  # or the id of this data set on the Hub\n'
+        f'pairs[0]["{min(records.suffixes, default="webp")}"], pairs[0]["json"]["caption"]\n```',
+        "## Splits\n\n"
+        + table(
+            ("split", "pairs", "bytes"),
+            [(s, f"{records.pairs[s]:,}", f"{records.bytes[s]:,}") for s in SPLITS.values() if records.pairs[s]],
+        ),
+    ]
+    licences = [(line(name) or "not stated", f"{count:,}") for name, count in records.licences.most_common(MOST_LICENCES)]
+    if any(records.licences):
+        parts.append(
+            "## Licences\n\nAs given with the pictures; each pair has its own in `json.license`.\n\n"
+            + table(("licence", "pairs"), licences)
+        )
+    else:
+        parts.append("## Licences\n\nNone was given. Who publishes these pictures has to state one.")
+    left_out = [(status, line(reason), f"{count:,}") for (status, reason), count in summary.reasons.most_common(MOST_REASONS)]
+    if left_out:
+        more = len(summary.reasons) - len(left_out)
+        parts.append(
+            f"## What was left out\n\n{summary.total:,} files were read. `manifest.parquet` has a row for each; `report.html` shows them."
+            f"{f' {more} rarer reasons are only there.' if more > 0 else ''}\n\n" + table(("status", "reason", "files"), left_out)
+        )
+    return "\n\n".join(parts) + "\n"
+
+
+def table(names: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
+    return "\n".join(f"| {' | '.join(row)} |" for row in (names, ("---",) * len(names), *rows))
+
+
+def line(text: str) -> str:
+    """Text for one cell of a table."""
+    return re.sub(r"\s+", " ", text).replace("|", "\\|").replace("<", "&lt;").strip()[:160]

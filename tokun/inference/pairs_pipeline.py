@@ -1,0 +1,70 @@
+"""Pairs by a `transformers` pipeline, whose task "tokun-pairs" exists once this module is imported.
+
+pairs = tokun.pipeline("name/model")           # a folder, a Hub id, or nothing: the bundled model
+pairs(42)                                      # {"image": a PIL picture, "caption": "…", "seed": 42}
+pairs([1, 2, 3], style="etching")              # a list of them
+
+transformers.pipeline("tokun-pairs", model="my-model/generator")      # the same, by the causal LM of a checkpoint's folder
+transformers.pipeline("tokun-pairs", model="name/model", model_kwargs={"subfolder": "generator"})    # or of the Hub
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from transformers import AutoModelForCausalLM, Pipeline
+from transformers import pipeline as transformers_pipeline
+from transformers.pipelines import PIPELINE_REGISTRY
+
+from tokun.inference.checkpoint_folder import GENERATOR, resolve
+from tokun.inference.load import assembled
+from tokun.utils.errors import UserError
+
+TASK = "tokun-pairs"
+
+
+class PairsPipeline(Pipeline):
+    """Seeds in, pairs out: sample 0 of each seed, as `Tokun.sample` draws it in the generator's own type (`dtype=torch.float32`: as after `tokun.load`).
+
+    `model` is the generator, read by `AutoModelForCausalLM`; tokenizers and settings are read from the checkpoint around it. `tokun` is the whole
+    model. A call takes the options of `Tokun.sample` (style, prompt, temperature …). Raises UserError for a generator without its checkpoint.
+    """
+
+    _load_processor = _load_image_processor = _load_feature_extractor = _load_tokenizer = False
+
+    def __init__(self, *args: Any, **kwargs: Any):
+        super().__init__(*args, **kwargs)
+        self.tokun = assembled(checkpoint_of(self.model), generator=self.model).to(self.device)
+
+    def _sanitize_parameters(self, **options: Any) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
+        return {}, options, {}
+
+    def preprocess(self, input_: int, **_: Any) -> dict[str, Any]:
+        return {"seed": input_}
+
+    def _forward(self, input_tensors: dict[str, Any], **options: Any) -> dict[str, Any]:
+        return {"pairs": self.tokun.sample(input_tensors["seed"], n=1, **options)}
+
+    def postprocess(self, model_outputs: dict[str, Any], **_: Any) -> dict[str, Any]:
+        pair = model_outputs["pairs"][0]
+        return {"image": pair.image, "caption": pair.caption, "seed": pair.seed}
+
+
+def checkpoint_of(generator: Any) -> Path:
+    """The checkpoint's folder of a generator that transformers has read. Raises UserError where it is alone."""
+    name = generator.config.name_or_path
+    folder = Path(name)
+    if not folder.exists():
+        return resolve(name)  # a Hub id; its snapshot is in the cache by now, or comes into it
+    if not (folder.parent / "vocabulary.json").is_file():
+        raise UserError(f"{name} lies in no checkpoint (vocabulary.json is not beside it): give CHECKPOINT/{GENERATOR}")
+    return folder.parent
+
+
+def pipeline(checkpoint: str | Path | None = None, **options: Any) -> Any:
+    """`transformers.pipeline` of the task "tokun-pairs" for a checkpoint folder, a Hub id, or None for the bundled model. `options`: device, dtype, …"""
+    return transformers_pipeline(TASK, model=str(resolve(checkpoint) / GENERATOR), **options)
+
+
+PIPELINE_REGISTRY.register_pipeline(TASK, pipeline_class=PairsPipeline, pt_model=AutoModelForCausalLM)
