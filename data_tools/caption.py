@@ -22,6 +22,7 @@ import argparse
 import os
 import shlex
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 
 from data_tools import captioning as captioners
@@ -32,6 +33,7 @@ from data_tools.captioning.settings import Settings, Work
 from data_tools.tables import QUOTING
 from tokun.utils import console
 from tokun.utils.console import home_path
+from tokun.utils.engine import add_options, engine_of, is_elsewhere
 from tokun.utils.errors import UserError
 
 
@@ -48,7 +50,7 @@ def make_parser() -> argparse.ArgumentParser:
     add("--registers", default=",".join(words.registers), help=f"any of {','.join(registers.REGISTERS)} (%(default)s)")
     add("--hashtags", action=argparse.BooleanOptionalAction, default=words.hashtags, help="add them to social captions (yes)")
     add("--hints", default=",".join(words.hints), help="metadata to put into prompts, or none (%(default)s)")
-    for group in (add_writers, add_table, add_rows):
+    for group in (add_writers, add_table, add_rows, add_places):
         group(parser)
     return parser
 
@@ -139,6 +141,11 @@ def add_rows(parser: argparse.ArgumentParser) -> None:
     what("--keep-best", default="100%", metavar="SHARE", help="share to keep, by score, such as 90%% (%(default)s)")
 
 
+def add_places(parser: argparse.ArgumentParser) -> None:
+    """Where the work is done."""
+    add_options(parser, "a shard", "SHARDS, --out and --endpoint")
+
+
 def parse_share(text: str) -> float:
     """'90%' or '0.9' -> 0.9."""
     try:
@@ -191,6 +198,8 @@ def main(argv: list[str] | None = None) -> int:
 
 def run(args: argparse.Namespace) -> int:
     out = args.out or default_out(args.shards[0])
+    if (args.table or args.preview) and is_elsewhere(args):
+        raise UserError(f"--engine and --workers have no effect with --{'from' if args.table else 'preview'}: leave them out")
     if args.table:
         return main_from_table(args, out)
     settings, work = settings_from(args), work_from(args)
@@ -199,7 +208,8 @@ def run(args: argparse.Namespace) -> int:
         print(" · ".join(f"{name} {count:,}" for name, count in counts.most_common()))
         print(f"preview      {path}: look at it, then run the same command without --preview")
         return 0
-    report = caption(args.shards, out, settings, work, progress=True)
+    with engine_of(args) if is_elsewhere(args) else nullcontext() as engine:
+        report = caption(args.shards, out, settings, work, progress=True, engine=engine)
     if report is None:
         print("caption: this process's shards are done; other processes are still working")
         return 0

@@ -14,13 +14,13 @@ import argparse
 
 from tqdm import tqdm
 
-from data_tools.pipeline.engine import ENGINES, open_engine
 from tokun.config import load_config
 from tokun.training.codes import codes_tasks, encode_shards, run_codes_task
 from tokun.training.engine import end_processes, start_processes
 from tokun.training.health import Preempted
 from tokun.training.run import Run, open_run
 from tokun.utils import console
+from tokun.utils.engine import ENGINES, open_engine
 from tokun.utils.errors import UserError
 
 

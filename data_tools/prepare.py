@@ -32,7 +32,6 @@ from data_tools import report
 from data_tools.images.image_ops import OF_OPENCV, opencv
 from data_tools.pipeline.chunks import KEPT, Settings, measure_chunk, rows_name
 from data_tools.pipeline.disk import DiskDict
-from data_tools.pipeline.engine import ENGINES, TaskEngine, open_engine
 from data_tools.pipeline.manifest import MANIFEST, manifest
 from data_tools.pipeline.next_steps import captions_warning, steps, write_captions_to_fill
 from data_tools.pipeline.output import PARTIAL, PUBLISH, RECORD, begin, publish, refuse_other_shards
@@ -46,6 +45,7 @@ from data_tools.readers.folder_scan import RECOGNISED
 from data_tools.readers.tables import with_captions
 from tokun.utils import console
 from tokun.utils.console import home_path, home_text
+from tokun.utils.engine import ENGINES, TaskEngine, open_engine
 from tokun.utils.errors import UserError
 from tokun.utils.memory import keep_memory
 from tokun.utils.optional_packages import need

@@ -19,13 +19,13 @@ import yaml
 from PIL import Image
 
 from data_tools import encode, toy
-from data_tools.pipeline.engine import open_engine
 from tests.fixtures import square_views
 from tokun import data
 from tokun.config import from_dict, load_config
 from tokun.tokenizers.image import ImageTokenizer
 from tokun.training.codes import codes_tasks, encode_shard, encode_shards, run_codes_task
 from tokun.training.run import open_run
+from tokun.utils.engine import open_engine
 
 ROOT = Path(__file__).resolve().parents[1]
 

@@ -6,9 +6,13 @@ from __future__ import annotations
 import enum
 import importlib
 import json
+import socket
 import sys
+import threading
 import types
 from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
 
 import pytest
 import torch
@@ -20,6 +24,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from tests.fixtures import slow_next
 from tokun.inference import sampling
 from tokun.serving import __main__ as example
+from tokun.serving import backend
 from tokun.serving.grammar import Grammar
 from tokun.tokenizers import sequences
 from tokun.tokenizers.grammar import STATES
@@ -149,6 +154,18 @@ def test_a_code_too_many_is_an_error_of_the_engine():
     row.written.append(SMALL.code_offset)
     with pytest.raises(RuntimeError, match="was generated in a image span"):
         GRAMMAR.legal([row])
+
+
+@settings(max_examples=200, deadline=None, derandomize=True)
+@given(st.lists(st.integers(6, 9), max_size=13))
+def test_a_phrase_twice_in_a_row_is_ruled_out_by_its_last_id(said):
+    grammar = Grammar(SMALL, image=sampling.Choice(), text=sampling.Choice(no_repeats=True), word_starts=(6, 7), marks=(9,))
+    words = [i for i in said if i != 9]
+    twice = lambda text, n: len(text) >= 2 * n and text[-2 * n : -n] == text[-n:] and text[-n] in (6, 7)  # noqa: E731
+    assert {i for i in (6, 7, 8) if any(twice([*words, i], n) for n in range(1, 7))} == set(grammar.repeats(words))
+    row = grammar.row([SMALL.id("<bos>"), SMALL.id("<boc>")], said[:3])
+    assert row.said == [i for i in said[:3] if i != 9]
+    assert not set(grammar.repeats(row.said)) & set(grammar.legal([row])[0].nonzero()[:, 0].tolist())
 
 
 # --- an engine like vLLM's ----------------------------------------------------------------------------------------------
@@ -287,11 +304,139 @@ def test_without_a_seed_the_engine_draws_and_every_sequence_is_whole(tiny_model,
     assert not engine.processor.rows
 
 
-@pytest.mark.parametrize("extra", [{"tokun_seed": "x"}, {"tokun_seed": -1}, {"tokun_seed": 1, "tokun_index": -2}])
+BAD_EXTRAS = [
+    {"tokun_seed": "x"},
+    {"tokun_seed": -1},
+    {"tokun_seed": 1, "tokun_index": -2},
+    {"tokun_uniforms": "not base64!"},
+    {"tokun_uniforms": ""},
+    {"tokun_uniforms": backend.pack(torch.tensor([0.5, 1.5]))},
+    {"tokun_temperature": -1},
+    {"tokun_top_p": 0},
+]
+
+
+@pytest.mark.parametrize("extra", BAD_EXTRAS)
 def test_a_request_with_a_seed_that_is_none_is_refused_at_the_door(checkpoint_folder, vllm, extra):
     engine = example.open_engine(checkpoint_folder / "generator", "auto")
-    with pytest.raises(ValueError, match=r"seed is|indices are"):
+    with pytest.raises(ValueError, match=r"seed is|indices are|tokun_uniforms|temperature is|top_p is"):
         engine.generate([{"prompt_token_ids": [1]}], [Params(extra_args=extra)])
+
+
+def test_a_latent_of_another_checkpoint_is_answered_with_the_end_token_alone(checkpoint_folder, tiny_model, vllm):
+    engine = example.open_engine(checkpoint_folder / "generator", "auto")
+    prompt = sequences.image_prompt(tiny_model.vocabulary, Tags("etching"))
+    (made,) = engine.generate([{"prompt_token_ids": prompt}], [Params(extra_args={"tokun_uniforms": backend.pack(torch.full((9,), 0.5))})])
+    assert made.outputs[0].token_ids == [tiny_model.vocabulary.id("<eos>")]
+
+
+# --- a server like vLLM's -----------------------------------------------------------------------------------------------
+
+
+class Door(BaseHTTPRequestHandler):
+    """The two addresses of vLLM's HTTP interface that are used, in front of the engine above."""
+
+    engine: Any
+    seen: list[dict]
+    lock = threading.Lock()
+
+    def do_GET(self):
+        self.send({"data": [{"id": "the-generator"}]})
+
+    def do_POST(self):
+        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        self.seen.append(body)
+        try:
+            with self.lock:
+                asked = Params(body["temperature"], body["max_tokens"], extra_args=body["vllm_xargs"])
+                (made,) = self.engine.generate([{"prompt_token_ids": body["prompt"]}], [asked])
+        except ValueError as error:
+            return self.send({"error": {"message": str(error)}}, 400)
+        ids = made.outputs[0].token_ids
+        if not body["stream"]:
+            return self.send({"choices": [{"token_ids": ids}]})
+        lines = [f"data: {json.dumps({'choices': [{'token_ids': ids[i : i + 3]}]})}\n\n" for i in range(0, len(ids), 3)]
+        self.send("".join([*lines, "data: [DONE]\n\n"]))
+
+    def send(self, content, status=200):
+        data = content.encode() if isinstance(content, str) else json.dumps(content).encode()
+        self.send_response(status)
+        self.send_header("Content-Length", str(len(data)))
+        self.end_headers()
+        self.wfile.write(data)
+
+    def log_message(self, *_):
+        pass
+
+
+@pytest.fixture
+def server(checkpoint_folder, vllm):
+    handler = type("OneDoor", (Door,), {"engine": example.open_engine(checkpoint_folder / "generator", "auto"), "seen": []})
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as opened:
+        threading.Thread(target=opened.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{opened.server_port}", handler
+        opened.shutdown()
+
+
+def ids_of(pairs):
+    return [(pair.index, pair.tags, pair.codes, pair.caption_ids, pair.caption, pair.image.tobytes()) for pair in pairs]
+
+
+def test_a_server_draws_the_pairs_that_tokun_draws_also_with_other_settings_and_on_the_way_between_seeds(tiny_model, server):
+    far = backend.served(tiny_model, server[0])
+    here, there = tiny_model.sample(3, n=4, style="etching", guidance_scale=1), far.sample(3, n=4, style="etching")
+    assert ids_of(there) == ids_of(here)
+    for pair, own in zip(there, here):
+        assert [pair.image_nll, pair.caption_nll, pair.pmi] == pytest.approx([own.image_nll, own.caption_nll, own.pmi], abs=1e-3)
+    wish = {"temperature": 0.7, "top_k": 5, "top_p": 0.9, "no_repeats": True, "text_guidance_scale": 2.5}
+    assert ids_of(far.sample(4, n=3, **wish)) == ids_of(tiny_model.sample(4, n=3, guidance_scale=1, **wish))
+    words = {"text_guidance_scale": 1, "no_repeats": True, "text_temperature": 2.0}
+    assert ids_of(far.sample(5, n=3, **words)) == ids_of(tiny_model.sample(5, n=3, guidance_scale=1, **words))
+    assert ids_of(far.interpolate(1, 2, 3)) == ids_of(tiny_model.interpolate(1, 2, 3, guidance_scale=1))
+
+
+def test_a_pair_from_a_server_can_be_watched_as_it_is_drawn(tiny_model, server):
+    seen: list[tuple[int, int]] = []
+    (pair,) = backend.served(tiny_model, server[0]).sample(
+        3, n=1, text_guidance_scale=1, watch=lambda codes, ids: seen.append((len(codes), len(ids)))
+    )
+    assert server[1].seen[-1]["stream"] and seen == sorted(seen) and len(seen) > 3 and seen[-1] == (len(pair.codes), len(pair.caption_ids))
+
+
+def test_what_a_server_cannot_draw_is_refused_and_what_needs_no_server_is_done_here(tiny_model, server):
+    far = backend.served(tiny_model, server[0])
+    assert far.defaults.guidance_scale == 1
+    with pytest.raises(ValueError, match="guidance_scale is 3, but a vLLM server draws pictures without guidance: leave it at 1"):
+        far.sample(3, n=1, guidance_scale=3)
+    asked = len(server[1].seen)
+    picture = tiny_model.sample(3, n=1, guidance_scale=1)[0].image
+    assert far.caption(picture, seed=2) == tiny_model.caption(picture, seed=2)
+    assert ids_of(far.complete(picture, "top", n=1)) == ids_of(tiny_model.complete(picture, "top", n=1)) and len(server[1].seen) == asked
+
+
+def test_a_server_that_is_not_there_is_none_or_lacks_the_processor_is_told_in_one_line(tiny_model, server):
+    with pytest.raises(ValueError, match="--backend 'localhost:8000' is not a web address: give one like http://localhost:8000"):
+        backend.served(tiny_model, "localhost:8000")
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    with pytest.raises(ValueError, match=rf"--backend http://127.0.0.1:{port} cannot be reached .*: start it with `vllm serve"):
+        backend.served(tiny_model, f"http://127.0.0.1:{port}")
+    far = backend.served(tiny_model, server[0])
+    server[1].engine = types.SimpleNamespace(
+        generate=lambda *_: [types.SimpleNamespace(outputs=[types.SimpleNamespace(token_ids=[1, 2, 3])])]
+    )
+    with pytest.raises(
+        ValueError, match="which are no picture and words of this model: it serves another checkpoint, or was not started with"
+    ):
+        far.sample(3, n=1)
+
+    def refuses(*_):
+        raise ValueError("This model's maximum context length is 8 tokens")
+
+    server[1].engine = types.SimpleNamespace(generate=refuses)
+    with pytest.raises(ValueError, match=r"answers 400: .*maximum context length is 8"):
+        far.sample(3, n=1)
 
 
 def test_the_exported_generator_says_all_that_an_engine_asks(tiny_model, checkpoint_folder):

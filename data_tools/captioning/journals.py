@@ -15,6 +15,7 @@ import json
 import os
 import sys
 import tarfile
+import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -38,18 +39,19 @@ class Journal:
     """The finished rows of one shard. The first line is a header (inputs and settings); each other line is a list of rows, or the end record.
 
     If a row was written twice, the later one counts. An incomplete last line, left by a killed process, is removed. One process
-    at a time can open it. Raises UserError if another has it open, if it is damaged, or if its header differs.
+    at a time can open it. Raises UserError if another has it open, also after `wait` seconds, if it is damaged, or if its header differs.
     """
 
-    def __init__(self, path: Path, head: dict[str, Any]):
+    def __init__(self, path: Path, head: dict[str, Any], wait: float = 0.0):
         path.parent.mkdir(parents=True, exist_ok=True)
         self.path = path
         self.file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND)
-        try:
-            fcntl.flock(self.file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            os.close(self.file)
-            raise UserError(f"{path} is in use by another run: wait for it to finish, or name another --out") from error
+        end = time.monotonic() + wait
+        while not self._locked():
+            if time.monotonic() >= end:
+                os.close(self.file)
+                raise UserError(f"{path} is in use by another run: wait for it to finish, or name another --out")
+            time.sleep(0.05)
         whole = path.read_bytes()
         whole = whole[: whole.rfind(b"\n") + 1]
         os.ftruncate(self.file, len(whole) if whole.count(b"\n") > 1 else 0)  # a header without rows is discarded
@@ -59,6 +61,13 @@ class Journal:
         if changes := differences(found, head):
             os.close(self.file)
             raise UserError(f"{path} was started with other settings ({changes}): name another --out, or delete that file to start it over")
+
+    def _locked(self) -> bool:
+        try:
+            fcntl.flock(self.file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return False
+        return True
 
     def add(self, rows: list[dict[str, Any]]) -> None:
         """Append rows that belong together: after a kill, either all or none of them are there."""

@@ -5,7 +5,9 @@ from __future__ import annotations
 import math
 import os
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import lru_cache
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -33,9 +35,11 @@ from data_tools.captioning.writers import ModelWriter, ServerWriter, Writer, blo
 from data_tools.inspect import find_shards, read_pairs
 from tokun.inference.clip import Clip
 from tokun.render.grids import captioned_grid
+from tokun.utils.engine import TaskEngine
 from tokun.utils.errors import UserError
 from tokun.utils.lock import alone_in
 
+PATIENCE = 60.0  # seconds that a repeated task waits for the journal of the one that is being ended
 PREVIEW = "preview.png"
 CLIP_BATCH = 64
 CLIP_SIDE = 1024  # pixels: more than any CLIP model sees
@@ -65,16 +69,21 @@ class Progress:
     counts: Counter[str] = field(default_factory=Counter)
 
     def add(self, rows: Block) -> None:
-        self.counts.update(outcome(row.as_json()) for row in rows)
+        self.count(Counter(outcome(row.as_json()) for row in rows))
+
+    def count(self, outcomes: Counter[str]) -> None:
+        self.counts.update(outcomes)
         told = [f"{name} {count:,}" for name, count in self.counts.most_common(4)]
         told += [f"retries {stage.endpoint.counts['retries']:,}" for stage in self.stages if isinstance(stage, ServerWriter)]
-        self.bar.total = max(self.bar.total, self.bar.n + len(rows))  # second attempts were not in the total
+        self.bar.total = max(self.bar.total, self.bar.n + outcomes.total())  # second attempts were not in the total
         self.bar.set_postfix_str(" · ".join(told), refresh=False)
-        self.bar.update(len(rows))
+        self.bar.update(outcomes.total())
 
 
-def caption(paths: list[Path], out: Path, settings: Settings, work: Work, *, progress: bool = False) -> Report | None:
-    """Caption the shards in `paths` into `out`.
+def caption(
+    paths: list[Path], out: Path, settings: Settings, work: Work, *, progress: bool = False, engine: TaskEngine | None = None
+) -> Report | None:
+    """Caption the shards in `paths` into `out`. With an engine, its processes do, a shard each.
 
     Returns None while other processes still have shards to do; the last of them writes the record. Raises FileNotFoundError
     or UserError, with the way out, for missing shards, unsuitable models, and an `out` that holds something else.
@@ -83,26 +92,31 @@ def caption(paths: list[Path], out: Path, settings: Settings, work: Work, *, pro
     shards = checked_shards(paths, out)
     folder = Folder(out)
     folder.check(shards, settings.recorded())
+    if engine is not None and share.world > 1:
+        raise UserError(
+            "--engine and --workers share the shards among processes themselves: leave them out under a process launcher such as accelerate"
+        )
     with alone_in(out, option="--out", rank=share.rank):
-        return caption_all(folder, shards, settings, work, share, progress=progress)
+        return caption_all(folder, shards, settings, work, share, progress=progress, engine=engine)
 
 
-def caption_all(folder: Folder, shards: list[Path], settings: Settings, work: Work, share: Share, *, progress: bool) -> Report | None:
+def caption_all(
+    folder: Folder, shards: list[Path], settings: Settings, work: Work, share: Share, *, progress: bool, engine: TaskEngine | None
+) -> Report | None:
     """Caption this process's share of the shards, with the folder's lock held."""
     limits = limits_of(shards, work.limit)
     attempt = folder.retry_attempt(limits) if work.retry_failed else 0
     mine = share.of(list(limits))
     todo = [shard for shard in mine if done_rows(folder, shard, limit=limits[shard], attempt=attempt) is None]
-    stages = make_stages(settings, work) if todo else []
-    size, looks = block_size(stages, work), any(stage.sees for stage in stages)
+    stages = make_stages(settings, work) if todo and engine is None else []
+    jobs = [Job(folder.out.resolve(), shard.resolve(), settings, work, limits[shard], attempt) for shard in todo]
     total = sum(rows_left(folder, shard, limits[shard], attempt) for shard in todo)
     with tqdm(total=total, unit="row", desc="caption", disable=not (progress and share.rank == 0 and todo)) as bar:
         told = Progress(bar, stages)
-        for shard in todo:
-            rows = caption_shard(folder, Task(shard, settings, limits[shard], size, attempt, looks), stages, told)
+        for number, rows in run_here(jobs, stages, told) if engine is None else run_elsewhere(engine, jobs, told):
             if not work.clip:  # with scores, a shard must wait for all others
                 with folder.locked():
-                    publish_shard(folder, shard, rows, settings.registers, {}, set())
+                    publish_shard(folder, todo[number], rows, settings.registers, {}, set())
     if work.clip:
         stages.clear()  # keeps one model at a time in memory
         score_shards(folder, mine, limits, work)
@@ -110,13 +124,54 @@ def caption_all(folder: Folder, shards: list[Path], settings: Settings, work: Wo
     return finish(folder, limits, settings.recorded(), attempt=attempt, clip=clip, keep_best=work.keep_best, prices=work.prices)
 
 
-def caption_shard(folder: Folder, task: Task, stages: list[Writer], progress: Progress) -> Rows:
-    """Complete the journal of one shard up to the task's limit, and return its rows."""
+@dataclass(frozen=True)
+class Job:
+    """One shard to caption, as it is sent to another process or machine."""
+
+    out: Path
+    shard: Path
+    settings: Settings
+    work: Work
+    limit: int
+    attempt: int
+
+    def run(self, stages: list[Writer], progress: Progress, wait: float = 0.0) -> Rows:
+        task = Task(self.shard, self.settings, self.limit, block_size(stages, self.work), self.attempt, any(stage.sees for stage in stages))
+        return caption_shard(Folder(self.out), task, stages, progress, wait)
+
+
+def run_here(jobs: list[Job], stages: list[Writer], progress: Progress) -> Iterator[tuple[int, Rows]]:
+    """(number of the job, rows of its shard), in order."""
+    for number, job in enumerate(jobs):
+        yield number, job.run(stages, progress)
+
+
+def run_elsewhere(engine: TaskEngine, jobs: list[Job], progress: Progress) -> Iterator[tuple[int, Rows]]:
+    """The same by the processes of an engine, in order of completion."""
+    for number, counts in engine.run(run_job, jobs):
+        progress.count(counts)
+        rows = read_journal(Folder(jobs[number].out).journal(jobs[number].shard))[1]
+        yield number, {row: rows[row] for row in sorted(rows) if row < jobs[number].limit}
+
+
+def run_job(job: Job) -> Counter[str]:
+    """Caption one shard in a process of an engine, which loads its models once. Returns the outcomes of its new rows."""
+    stages = stages_of(job.settings, job.work)
+    progress = Progress(tqdm(total=0, disable=True), stages)
+    job.run(stages, progress, PATIENCE)
+    return progress.counts
+
+
+stages_of = lru_cache(maxsize=1)(make_stages)
+
+
+def caption_shard(folder: Folder, task: Task, stages: list[Writer], progress: Progress, wait: float = 0.0) -> Rows:
+    """Complete the journal of one shard up to the task's limit, and return its rows. `wait`: seconds that another process may still hold it."""
     head = {
         "shard": task.shard.name, "bytes": task.shard.stat().st_size, "settings": task.settings.recorded(),
         "models": [f"{stage.model.name}@{stage.model.revision}" for stage in stages if isinstance(stage, ModelWriter)],
     }  # fmt: skip
-    with Journal(folder.journal(task.shard), head) as journal:
+    with Journal(folder.journal(task.shard), head, wait) as journal:
         for _ in range(2 if task.attempt else 1):  # the second pass retries what failed in the first
             for block in run_stages(stages, task.blocks(dict(journal.rows), journal.end)):
                 journal.add([row.as_json() for row in block])

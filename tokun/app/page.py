@@ -37,8 +37,10 @@ LANE = {"concurrency_limit": 1, "concurrency_id": "model", "show_progress": "min
 def main(argv: list[str] | None = None) -> None:
     args = parse(argv)
     import tokun
+    from tokun.serving.backend import served
 
-    page = build(tokun.load(args.checkpoint, device=args.device, adapter=args.adapter))
+    model = tokun.load(args.checkpoint, device=args.device, adapter=args.adapter)
+    page = build(model if args.backend is None else served(model, args.backend))
     serve(page, host=args.host, port=args.port, share=args.share)
 
 
@@ -50,6 +52,12 @@ def make_parser() -> argparse.ArgumentParser:
         action="append",
         default=None,
         help="an adapter (LoRA) that was trained on the checkpoint: a folder or a Hub id; given several times, visitors may compare them",
+    )
+    parser.add_argument(
+        "--backend",
+        default=None,
+        metavar="URL",
+        help="a vLLM server of the checkpoint that draws the pairs (docs/guides/serving.md): http://localhost:8000",
     )
     parser.add_argument("--host", default="127.0.0.1", help="0.0.0.0 lets others in (%(default)s)")
     parser.add_argument("--port", type=int, default=7860, help="(%(default)s)")

@@ -6,6 +6,7 @@ import argparse
 import json
 import os
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,6 +25,7 @@ from tokun.render.scale import Enlarge
 from tokun.render.svg import to_svg
 from tokun.training import tracking
 from tokun.utils import checkpoint, console
+from tokun.utils.engine import engine_of, is_elsewhere
 from tokun.utils.errors import UserError
 from tokun.utils.lock import alone_in
 
@@ -76,10 +78,24 @@ def require_file(path: Path, option: str) -> None:
 
 def write_shards(model: Tokun, args: argparse.Namespace, *, rank: int, world: int) -> None:
     """Draw this process's share of very many pairs, as shards."""
-    bulk.generate(model, args.seed, args.n, args.out, options_of(args), shard_size=args.shard_size, rank=rank, world=world)
+    if elsewhere := is_elsewhere(args):
+        if world > 1:
+            raise UserError(f"--engine {args.engine} --workers {args.workers}: leave these out under a process launcher such as torchrun")
+        device = args.device or ("cuda" if args.gpus_per_task else None)
+        loading = bulk.Loading(absolute(args.checkpoint), absolute(args.adapter), device, args.dtype, args.compile)
+    with engine_of(args) if elsewhere else nullcontext() as engine:
+        bulk.generate(
+            model, args.seed, args.n, args.out, options_of(args), shard_size=args.shard_size, rank=rank, world=world,
+            engine=engine, loading=loading if elsewhere else None,
+        )  # fmt: skip
     if rank == 0:
         table = f", {bulk.TABLE}" if (args.out / bulk.TABLE).is_file() else "; the table follows when the other processes are done"
         print(f"{args.n} pairs in {args.out}: {bulk.RECORD}, shards{table}")
+
+
+def absolute(place: str | None) -> str | None:
+    """A folder as another process finds it; a Hub id, and None, as they are."""
+    return str(Path(place).resolve()) if place and Path(place).exists() else place
 
 
 def write_samples(model: Tokun, args: argparse.Namespace, enlarge: Enlarge) -> None:

@@ -36,7 +36,7 @@ from pathlib import Path
 from tokun.config import SamplingOptions
 from tokun.render.scale import METHODS
 from tokun.render.svg import LEAST_BYTES
-from tokun.utils import console
+from tokun.utils import console, engine
 from tokun.utils.console import home_path
 from tokun.utils.errors import UserError
 
@@ -45,6 +45,7 @@ def make_parser() -> argparse.ArgumentParser:
     parser = console.make_parser("python sample.py", __doc__)
     for group in (add_places, add_wishes, add_forms, add_directions):
         group(parser)
+    engine.add_options(parser, "a shard", "--checkpoint and --out")
     return parser
 
 
@@ -100,6 +101,7 @@ def mistake_in(args: argparse.Namespace, given: list[str]) -> str:
         (args.reward and args.clip, "--clip MODEL is the same as --reward clip=MODEL: give one of them"),
         (args.video and not args.interpolate, "--video shows an interpolation: name its seeds with --interpolate"),
         (idle, f"--{''.join(idle[:1]).replace('_', '-')} has no effect {where_of(mode)}: leave it out"),
+        (SHARED & {*given} and args.shard_size is None, f"--{next((n for n in given if n in SHARED), '').replace('_', '-')} shares shards among processes: add --shard-size 1000"),
         ("max_bytes" in given and not args.svg and not args.reward, "--max-bytes is the limit of an SVG: add --svg"),
         ("scale_by" in given and args.scale == 1, "--scale-by says how pictures are enlarged: say how much with --scale"),
         (args.svg and args.max_bytes < LEAST_BYTES, f"--max-bytes {args.max_bytes} is too small: a picture takes at least {LEAST_BYTES} bytes"),
@@ -236,8 +238,9 @@ OPTIONS = {option.name for option in fields(SamplingOptions)}  # of `Tokun.sampl
 EVERYWHERE = {"checkpoint", "adapter", "seed", "n", "out", "device", "dtype", "compile"}
 DRAWN = {"style", "subject", "thing", "register", "temperature", "svg", "max_bytes", "scale", "scale_by", "wandb"}
 PLAIN = DRAWN | OPTIONS
+SHARED = {"workers", "engine", "ray_address", "gpus_per_task"}
 READ = {  # the options that each direction reads
-    "plain": PLAIN | {"shard_size", "best_of", "clip", "reward", "pairs"},
+    "plain": PLAIN | SHARED | {"shard_size", "best_of", "clip", "reward", "pairs"},
     "best_of": PLAIN | {"best_of", "clip", "reward", "pairs"},
     "interpolate": PLAIN | {"interpolate", "steps", "video"},
     "complete": DRAWN | {"complete", "max_megapixels", "keep", "top_p"},

@@ -17,8 +17,9 @@ import json
 import os
 import shutil
 import tarfile
-from collections.abc import Iterator, Mapping
-from dataclasses import asdict
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict, dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,6 +27,7 @@ from tokun import data
 from tokun.config import SamplingOptions
 from tokun.inference import decoder, latents
 from tokun.utils import checkpoint
+from tokun.utils.engine import TaskEngine
 from tokun.utils.errors import UserError
 from tokun.utils.lock import alone_in
 from tokun.utils.optional_packages import need
@@ -40,9 +42,11 @@ COLUMNS = ("seed", "index", "caption", *TAGS, "image_nll", "caption_nll", "pmi",
 
 
 def generate(
-    model: Tokun, seed: int, n: int, out: Path, options: Mapping[str, Any], *, shard_size: int = 1000, rank: int = 0, world: int = 1
+    model: Tokun, seed: int, n: int, out: Path, options: Mapping[str, Any], *, shard_size: int = 1000, rank: int = 0, world: int = 1,
+    engine: TaskEngine | None = None, loading: Loading | None = None,
 ) -> Path:  # fmt: skip
-    """Write samples 0 … n-1 of the seed; `options` are those of `Tokun.sample`. Returns `out`.
+    """Write samples 0 … n-1 of the seed; `options` are those of `Tokun.sample`. Returns `out`. With an engine, its processes make the shards,
+    each with the model that it loads as `loading` says.
 
     Each of several processes makes its own shards; the one that finds all of them complete writes the table. Raises ImportError
     without pyarrow, and UserError if `out` holds samples of another model, seed or options, or for options that `Tokun.sample` refuses.
@@ -54,29 +58,88 @@ def generate(
     model.plan(**options)
     checkpoint.require_writable(out)
     with alone_in(out, option="--out", rank=rank):
-        return _generate(model, seed, n, out, options, shard_size, rank, world)
+        return _generate(model, seed, n, out, options, shard_size, rank, world, engine, loading)
 
 
-def _generate(model: Tokun, seed: int, n: int, out: Path, options: Mapping[str, Any], shard_size: int, rank: int, world: int) -> Path:
+def _generate(
+    model: Tokun, seed: int, n: int, out: Path, options: Mapping[str, Any], shard_size: int, rank: int, world: int,
+    engine: TaskEngine | None, loading: Loading | None,
+) -> Path:  # fmt: skip
     from tqdm import tqdm
 
+    assert (engine is None) == (loading is None) and (engine is None or world == 1)
+
     # includes the batch size: samples do not depend on it, but the last digits of their likelihoods do
-    asked = {**asdict(SamplingOptions(**options)), "seed": seed, "n": n, "shard_size": shard_size, **identity(model)}
+    asked = {**asdict(SamplingOptions(**options)), "seed": seed, "n": n, "shard_size": shard_size, **(drawn_by := identity(model))}
     require_same(out, asked, rank=rank)
     paths = [out / f"samples-{number:05d}.tar" for number in range(-(-n // shard_size))]
     mine = list(enumerate(paths))[rank::world]
     done = sum(min(shard_size, n - number * shard_size) for number, path in mine if path.is_file())
     total = sum(min(shard_size, n - number * shard_size) for number, _ in mine)
     with tqdm(total=total, initial=done, desc="sampling", unit="pair", disable=rank != 0, dynamic_ncols=True) as bar:
-        for number, path in mine:
+        missing = {path: range(number * shard_size, min(n, (number + 1) * shard_size)) for number, path in mine if not path.is_file()}
+        if engine is not None and loading is not None:
+            tasks = [ShardTask(loading, drawn_by, seed, indices, dict(options), path.resolve()) for path, indices in missing.items()]
+            for _, count in engine.run(make_shard, tasks):
+                bar.update(count)
+        for _, path in mine:
             if not path.is_file():
-                indices = range(number * shard_size, min(n, (number + 1) * shard_size))
-                data.write_shard(path, members(model, seed, indices, options, bar, parts_of(path)))
+                data.write_shard(path, members(model, seed, missing[path], options, bar.update, parts_of(path)))
             if parts_of(path).is_dir():
                 shutil.rmtree(parts_of(path), ignore_errors=True)
     if all(path.is_file() for path in paths):
         write_table(paths, out / TABLE, aside=out / f"{TABLE}.partial{rank}")  # two processes that finish together write the same bytes
     return out
+
+
+@dataclass(frozen=True)
+class Loading:
+    """How a process of an engine loads the model: as `tokun.load` does. Every node must reach the folders."""
+
+    checkpoint: str | None = None
+    adapter: str | None = None
+    device: str | None = None
+    dtype: str = "float32"
+    compile: bool | None = None
+
+
+@dataclass(frozen=True)
+class ShardTask:
+    """One shard to make, as it is sent to another process or machine."""
+
+    loading: Loading
+    drawn_by: Mapping[str, Any]
+    """The `identity` of the model."""
+    seed: int
+    indices: range
+    options: Mapping[str, Any]
+    path: Path
+
+
+def make_shard(task: ShardTask) -> int:
+    """Make a shard in a process of an engine, which loads the model once. Returns its number of samples.
+
+    Raises UserError where the model is another, or computed in another way, than in the process that gives the tasks."""
+    model, here = _loaded(task.loading)
+    if differing := sorted(name for name in {*here, *task.drawn_by} if here.get(name) != task.drawn_by.get(name)):
+        told = "; ".join(f"{name} is {here.get(name)} here and {task.drawn_by.get(name)} there" for name in differing)
+        raise UserError(
+            f"a worker would draw other samples than the process that started it ({told}): give --device, or --no-compile, or the same files"
+        )
+    data.write_shard(task.path, members(model, task.seed, task.indices, task.options, lambda _: None, parts_of(task.path)))
+    return len(task.indices)
+
+
+@lru_cache(maxsize=1)
+def _loaded(loading: Loading) -> tuple[Tokun, dict[str, Any]]:
+    import torch
+
+    from tokun.inference.load import load
+
+    model = load(
+        loading.checkpoint, device=loading.device, dtype=getattr(torch, loading.dtype), compile=loading.compile, adapter=loading.adapter
+    )
+    return model, identity(model)
 
 
 def identity(model: Tokun) -> dict[str, Any]:
@@ -112,7 +175,9 @@ def parts_of(shard: Path) -> Path:
     return shard.with_name(f".{shard.stem}")
 
 
-def members(model: Tokun, seed: int, indices: range, options: Mapping[str, Any], bar: Any, parts: Path) -> Iterator[dict[str, Any]]:
+def members(
+    model: Tokun, seed: int, indices: range, options: Mapping[str, Any], told: Callable[[int], object], parts: Path
+) -> Iterator[dict[str, Any]]:
     """The pairs of a shard, batch by batch. Batches that an earlier run left in `parts` are reused."""
     batch = SamplingOptions(**options).batch_size
     for first in range(indices.start, indices.stop, batch):
@@ -122,7 +187,7 @@ def members(model: Tokun, seed: int, indices: range, options: Mapping[str, Any],
             parts.mkdir(exist_ok=True)
             data.write_shard(part, found)
         yield from found
-        bar.update(len(own))
+        told(len(own))
 
 
 def read_part(path: Path) -> list[dict[str, Any]] | None:

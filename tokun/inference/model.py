@@ -271,6 +271,28 @@ class Tokun(Directions):
         """One pair a row: codes and caption are read off the uniforms u float32 (B, slots.size). With `forced` int64 (B, slots.size),
         ids that are given (see `sampling.generate`); the second result is what they cost in nats."""
         v = self.vocabulary
+        made = self.sequences_from(
+            u, tags, image=image, text=text, caption=caption, guidance_scale=guidance_scale, text_guidance_scale=text_guidance_scale, forced=forced, watch=watch
+        )  # fmt: skip
+        parts = [sequences.unpack_pair(v, each[0]) for each in made]
+        codes, captions = [own for own, _ in parts], [words for _, words in parts]
+        pictures = self.decode_images(codes, [t.grid or v.default_grid for t in tags])
+        alone = self.caption_nll(tags, captions)
+        given = [each[2] for each in made] if caption is None else self.caption_nll(tags, captions, codes)
+        pairs = [
+            Pair(pictures[i], self.text_tokenizer.decode(captions[i]), seed, indices[i], tags[i], codes[i], captions[i],
+                 made[i][1], given[i], alone[i] - given[i], caption is not None)
+            for i in range(len(tags))
+        ]  # fmt: skip
+        return pairs, [each[3] for each in made]
+
+    @torch.inference_mode()
+    def sequences_from(
+        self, u: Tensor, tags: Sequence[Tags], *, image: sampling.Choice, text: sampling.Choice, caption: list[int] | None = None,
+        guidance_scale: float = 1.0, text_guidance_scale: float = 1.0, forced: Tensor | None = None, watch: Watch | None = None,
+    ) -> list[tuple[list[int], float, float, float]]:  # fmt: skip
+        """(ids, nats of the codes, of the text, of what was given) of each row of `pairs_from`."""
+        v = self.vocabulary
         prompts = [sequences.image_prompt(v, t, caption) for t in tags]
         bare = [sequences.unconditional_image_prompt(v, t.grid) for t in tags]
         made: dict[int, tuple[list[int], float, float, float]] = {}
@@ -287,17 +309,7 @@ class Tokun(Directions):
             )  # fmt: skip
             for j, i in enumerate(rows):
                 made[i] = (out.ids[j].tolist(), float(out.image_nll[j]), float(out.text_nll[j]), float(out.forced_nll[j]))
-        parts = [sequences.unpack_pair(v, made[i][0]) for i in range(len(tags))]
-        codes, captions = [own for own, _ in parts], [words for _, words in parts]
-        pictures = self.decode_images(codes, [t.grid or v.default_grid for t in tags])
-        alone = self.caption_nll(tags, captions)
-        given = [made[i][2] for i in range(len(tags))] if caption is None else self.caption_nll(tags, captions, codes)
-        pairs = [
-            Pair(pictures[i], self.text_tokenizer.decode(captions[i]), seed, indices[i], tags[i], codes[i], captions[i],
-                 made[i][1], given[i], alone[i] - given[i], caption is not None)
-            for i in range(len(tags))
-        ]  # fmt: skip
-        return pairs, [made[i][3] for i in range(len(tags))]
+        return [made[i] for i in range(len(tags))]
 
     def _telling(self, watch: Watch, width: int) -> Callable[[Tensor], None]:
         """Tells `watch` of the first row's codes and words behind a prompt of `width` ids."""

@@ -39,8 +39,6 @@ def main(argv: list[str] | None = None) -> None:
             "serving: the checkpoint's text_guidance_scale is ignored, because it needs two streams per request; captions of sample.py fit their pictures better",
             file=sys.stderr,
         )
-    if model.defaults.no_repeats:
-        print("serving: the checkpoint's no_repeats is ignored, so words may be repeated", file=sys.stderr)
     engine = open_engine(resolve(args.checkpoint) / GENERATOR, args.dtype)
     plan = model.plan(style=args.style, subject=args.subject, thing=args.thing, register=args.register, aspect=args.aspect)
     args.out.mkdir(parents=True, exist_ok=True)

@@ -7,7 +7,7 @@ A row is a request: the ids of its prompt and those generated so far. `Grammar.a
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from itertools import chain, islice
 from pathlib import Path
 
@@ -16,13 +16,36 @@ from torch import Tensor
 
 from tokun.inference import latents, sampling
 from tokun.inference.checkpoint_folder import TEXT_TOKENIZER, read_settings
-from tokun.inference.text_token_classes import forbidden_text_of
+from tokun.inference.text_token_classes import after_a_letter, forbidden_text_of, marks, word_starts
+from tokun.inference.token_choice import AS_IT_IS, REPEATED, Choice
 from tokun.tokenizers import sequences
-from tokun.tokenizers.grammar import IMAGE_STATES, START, STATES
+from tokun.tokenizers.grammar import IMAGE_STATES, START, STATES, TEXT_STATES
 from tokun.tokenizers.text import text_tokenizer_at
 from tokun.tokenizers.vocabulary import Vocabulary
 
 IMAGE = [STATES.index(state) for state in IMAGE_STATES]
+TEXT = [STATES.index(state) for state in TEXT_STATES]
+
+
+@dataclass(frozen=True)
+class Manner:
+    """How the codes and the words of a request are chosen."""
+
+    image: Choice = AS_IT_IS
+    text: Choice = AS_IT_IS
+
+    def changed(
+        self, *, temperature: float | None = None, text_temperature: float | None = None, top_k: int | None = None, top_p: float | None = None,
+        no_repeats: bool | None = None,
+    ) -> Manner:  # fmt: skip
+        """With these where they are given: `temperature` and `top_k` of codes, `top_p` of both. Raises UserError for values outside their range."""
+        image, text = (
+            {"temperature": temperature, "top_k": top_k, "top_p": top_p},
+            {"temperature": text_temperature, "no_repeats": no_repeats, "top_p": top_p},
+        )
+        return Manner(
+            *(replace(own, **{k: v for k, v in new.items() if v is not None}) for own, new in ((self.image, image), (self.text, text)))
+        )
 
 
 @dataclass
@@ -37,33 +60,45 @@ class RowState:
     length: int = 0
     read: int = 0
     broken: bool = False  # the prompt does not fit the grammar: only the end may follow
+    manner: Manner = Manner()
+    said: list[int] = field(default_factory=list)  # the words of its current text, without marks
 
 
 class Grammar:
-    """`image` and `text`: how codes and words are chosen; `forbid` and `forbid_first` as in `sampling.generate`."""
+    """`image` and `text`: how codes and words are chosen, unless a request asks otherwise; `forbid`, `forbid_first`, `word_starts` and `marks` as in
+    `sampling.generate`."""
 
     def __init__(
-        self, vocabulary: Vocabulary, *, image: sampling.Choice, text: sampling.Choice, forbid: Sequence[int] = (), forbid_first: Sequence[int] = ()
+        self, vocabulary: Vocabulary, *, image: Choice, text: Choice, forbid: Sequence[int] = (), forbid_first: Sequence[int] = (),
+        word_starts: Sequence[int] = (), marks: Sequence[int] = (),
     ):  # fmt: skip
         v = self.vocabulary = vocabulary
-        self.image, self.text = image, text
+        self.manner = Manner(image, text)
         self.slots = latents.Slots(v.max_codes, v.max_text)
         self.forbid, self.forbid_first = tuple(forbid), tuple(forbid_first)
+        self.word_starts, self.marks = frozenset(word_starts), frozenset(marks)
 
     @classmethod
     def of_checkpoint(cls, folder: Path) -> Grammar:
         """With the settings in the checkpoint's sampling.json, for pictures with captions, not questions."""
         v, d = Vocabulary.load(folder / "vocabulary.json"), read_settings(folder / "sampling.json").defaults
-        control, blank = forbidden_text_of(text_tokenizer_at(folder / TEXT_TOKENIZER), v)
-        image, text = sampling.Choice(d.temperature, d.top_k, d.top_p), sampling.Choice(d.text_temperature, 0, d.top_p)
-        return cls(v, image=image, text=text, forbid=(*sequences.other_tasks(v), *control), forbid_first=blank)
+        tokenizer = text_tokenizer_at(folder / TEXT_TOKENIZER)
+        (control, blank), after = forbidden_text_of(tokenizer, v), after_a_letter(tokenizer, v)
+        image, text = Choice(d.temperature, d.top_k, d.top_p), Choice(d.text_temperature, 0, d.top_p, d.no_repeats)
+        return cls(
+            v, image=image, text=text, forbid=(*sequences.other_tasks(v), *control), forbid_first=blank, word_starts=word_starts(after), marks=marks(after)
+        )  # fmt: skip
 
-    def row(self, prompt: Sequence[int], written: Sequence[int], seed: int | None = None, index: int = 0) -> RowState:
-        """A request. With a seed, its latent `index` decides. Raises UserError for an invalid seed."""
-        row = RowState(prompt, written, self.vocabulary.n_codes([]))
+    def row(
+        self, prompt: Sequence[int], written: Sequence[int], seed: int | None = None, index: int = 0, *, u: Tensor | None = None, manner: Manner | None = None
+    ) -> RowState:  # fmt: skip
+        """A request. With a seed, its latent `index` decides; or the uniforms u (slots.size,) do, and for a u of another size only the end may follow.
+
+        Raises UserError for an invalid seed."""
+        row = RowState(prompt, written, self.vocabulary.n_codes([]), manner=manner or self.manner)
+        row.broken = u is not None and u.shape != (self.slots.size,)
         self.catch_up(row)
-        if seed is not None:
-            row.u = latents.uniform(latents.draw(seed, [index], self.slots.size))[0]
+        row.u = latents.uniform(latents.draw(seed, [index], self.slots.size))[0] if seed is not None else None if row.broken else u
         return row
 
     def catch_up(self, row: RowState) -> None:
@@ -78,6 +113,10 @@ class Grammar:
                 raise RuntimeError(
                     f"id {token} was generated in a {STATES[row.state]} span: turn off the engine's asynchronous scheduling and speculative decoding"
                 )
+            if state != row.state:
+                row.said = []
+            elif state in TEXT and token not in self.marks:
+                row.said.append(token)
             row.state, row.length, row.n_codes, row.read = state, length, n_codes, row.read + 1
 
     def legal(self, rows: Sequence[RowState], device: torch.device | str = "cpu") -> Tensor:
@@ -90,8 +129,20 @@ class Grammar:
         lengths, n_codes = (torch.tensor([getattr(row, name) for row in rows], device=device) for name in ("length", "n_codes"))
         _, ruled = grammar.chosen_from(self.forbid, self.forbid_first, v.size)
         legal = ruled[grammar.case(states, lengths, grammar.limit(states, n_codes))]
+        for number, row in enumerate(rows):
+            if row.manner.text.no_repeats and row.state in TEXT:
+                legal[number, self.repeats(row.said)] = False
         legal[broken] = torch.arange(v.size, device=device) == v.id("<eos>")
         return legal
+
+    def repeats(self, said: Sequence[int]) -> list[int]:
+        """The ids that would repeat the phrase at the end of a text, as `sampling.Block.repetition_mask` finds them."""
+        found = []
+        for n in range(1, min(REPEATED, (len(said) + 1) // 2) + 1):
+            end = said[len(said) - 2 * n + 1 :]  # a1 … an a1 … a(n-1)
+            if end[0] in self.word_starts and end[: n - 1] == end[n:]:
+                found.append(end[n - 1])
+        return found
 
     def apply(self, logits: Tensor, rows: Sequence[RowState]) -> Tensor:
         """logits (B, at least V) -> the same with -inf for illegal ids; in rows with a seed, for all but the chosen id."""
@@ -109,8 +160,12 @@ class Grammar:
         in_image = torch.tensor([row.state in IMAGE for row in rows])
         slots = self.slots.deciding(in_image, torch.tensor([row.length for row in rows])).tolist()
         u = torch.tensor([0.0 if row.u is None else float(row.u[slot]) for row, slot in zip(rows, slots)], device=logits.device)
-        in_image = in_image.to(logits.device)
-        return torch.where(in_image, sampling.choose(logits, legal, u, self.image), sampling.choose(logits, legal, u, self.text))
+        out = torch.zeros(len(rows), dtype=torch.long, device=logits.device)
+        choices = [row.manner.image if drawn else row.manner.text for row, drawn in zip(rows, in_image.tolist())]
+        for choice in dict.fromkeys(choices):
+            same = torch.tensor([i for i, own in enumerate(choices) if own == choice], device=logits.device)
+            out[same] = sampling.choose(logits[same], legal[same], u[same], choice)
+        return out
 
 
 def unread(row: RowState) -> Iterator[int]:

@@ -2,21 +2,33 @@
 
     vllm serve runs/engraving/checkpoint/generator --logits-processors tokun.serving.processor:SpanProcessor --no-async-scheduling
 
-A request with `tokun_seed` (and `tokun_index`) in its extra arguments gets exactly that sample; others are sampled by vLLM within
-the grammar, with the request's settings. Interface: vllm.v1.sample.logits_processor, documented in vLLM's "Custom Logits
-Processors". Not yet run with vLLM itself: see docs/guides/serving.md.
+Extra arguments of a request (`extra_args`; `vllm_xargs` over HTTP):
+
+    tokun_seed, tokun_index    the sample of that seed; or
+    tokun_uniforms             the uniforms that choose, float32, little-endian, in base64
+    tokun_temperature …        with either: `Manner.changed`; the default is the checkpoint's
+
+A request without the first three is sampled by vLLM within the grammar, with the request's settings. Interface:
+vllm.v1.sample.logits_processor, documented in vLLM's "Custom Logits Processors". docs/guides/serving.md says what was run.
 """
 
 from __future__ import annotations
 
+import base64
+import binascii
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import torch
 from torch import Tensor
 from vllm.v1.sample.logits_processor import BatchUpdate, LogitsProcessor, MoveDirectionality  # pyright: ignore[reportMissingImports]  # not in the extra all
 
 from tokun.inference import latents
-from tokun.serving.grammar import Grammar, RowState
+from tokun.serving.grammar import Grammar, Manner, RowState
+from tokun.utils.errors import UserError
+
+MANNER = ("temperature", "text_temperature", "top_k", "top_p", "no_repeats")
 
 
 class SpanProcessor(LogitsProcessor):
@@ -28,10 +40,11 @@ class SpanProcessor(LogitsProcessor):
 
     @classmethod
     def validate_params(cls, sampling_params: Any) -> None:
-        """Raises UserError for an invalid seed or index."""
+        """Raises UserError for an invalid seed or index, or another invalid extra argument of tokun's."""
         sample = sample_of(sampling_params)
-        if sample:
+        if "seed" in sample:
             latents.draw(sample["seed"], [sample["index"]], 1)
+        Manner().changed(**manner_of(sampling_params))
 
     def is_argmax_invariant(self) -> bool:
         return False
@@ -43,7 +56,8 @@ class SpanProcessor(LogitsProcessor):
         for index in batch_update.removed:
             self.rows.pop(index, None)
         for index, params, prompt, written in batch_update.added:
-            self.rows[index] = self.grammar.row(prompt or [], written, **sample_of(params))
+            manner = self.grammar.manner.changed(**manner_of(params))
+            self.rows[index] = self.grammar.row(prompt or [], written, **sample_of(params), manner=manner)
         for one, other, direction in batch_update.moved:
             moved, there = self.rows.pop(one, None), self.rows.pop(other, None)
             self.rows |= {} if moved is None else {other: moved}
@@ -56,7 +70,26 @@ class SpanProcessor(LogitsProcessor):
         return logits
 
 
-def sample_of(sampling_params: Any) -> dict[str, int]:
-    """The seed and index that a request asks for, or {}."""
+def sample_of(sampling_params: Any) -> dict[str, Any]:
+    """The seed and index that a request asks for, or its uniforms, or {}."""
     extra = getattr(sampling_params, "extra_args", None) or {}
-    return {"seed": extra["tokun_seed"], "index": extra.get("tokun_index", 0)} if "tokun_seed" in extra else {}
+    if "tokun_seed" in extra:
+        return {"seed": extra["tokun_seed"], "index": extra.get("tokun_index", 0)}
+    return {"u": unpack(extra["tokun_uniforms"])} if "tokun_uniforms" in extra else {}
+
+
+def manner_of(sampling_params: Any) -> dict[str, Any]:
+    """How ids are chosen, as far as a request says so."""
+    extra = getattr(sampling_params, "extra_args", None) or {}
+    return {name: extra[f"tokun_{name}"] for name in MANNER if f"tokun_{name}" in extra}
+
+
+def unpack(text: object) -> Tensor:
+    """The uniforms of `tokun_uniforms`, float32 (slots,). Raises UserError for what is none."""
+    try:
+        u = np.frombuffer(base64.b64decode(str(text), validate=True), "<f4").astype(np.float32)
+    except (binascii.Error, ValueError) as error:
+        raise UserError(f"tokun_uniforms is not base64 of float32 numbers ({error})") from error
+    if not len(u) or not ((u >= 0) & (u < 1)).all():
+        raise UserError("tokun_uniforms holds no numbers, or some outside 0 … 1")
+    return torch.from_numpy(u)

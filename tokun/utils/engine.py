@@ -10,6 +10,7 @@ the order. Knows nothing of pictures.
 
 from __future__ import annotations
 
+import argparse
 import os
 import threading
 from collections.abc import Callable, Iterable, Iterator
@@ -28,6 +29,28 @@ ENGINES = ("local", "ray")
 
 class WorkerDied(UserError, RuntimeError):
     """A worker process was killed from outside, usually because memory ran out."""
+
+
+def add_options(parser: argparse.ArgumentParser, task: str, places: str) -> None:
+    """Options that say where the tasks run. `task`: what one of them does; `places`: what every node must reach."""
+    group = parser.add_argument_group(f"where it runs, {task} at a time")
+    add = group.add_argument
+    add("--workers", type=int, default=1, help="processes (%(default)s)")
+    add("--engine", default="local", metavar="NAME", help=f"{' or '.join(ENGINES)} (%(default)s)")
+    add("--ray-address", default="", metavar="HOST:PORT", help=f"of a Ray cluster, whose nodes must reach {places}")
+    add("--gpus-per-task", type=float, default=0, metavar="N", help="GPUs of a Ray cluster for each (%(default)s)")
+
+
+def is_elsewhere(args: argparse.Namespace) -> bool:
+    """Whether the options of `add_options` ask for other processes than this one. Raises UserError for options of Ray without it."""
+    if args.engine == "local" and (args.ray_address or args.gpus_per_task):
+        open_engine(args.engine, address=args.ray_address, gpus=args.gpus_per_task)
+    return args.engine != "local" or args.workers != 1
+
+
+def engine_of(args: argparse.Namespace) -> TaskEngine:
+    """The engine that the options of `add_options` name. Raises as `open_engine` does."""
+    return open_engine(args.engine, workers=args.workers, address=args.ray_address, gpus=args.gpus_per_task)
 
 
 def open_engine(name: str, *, workers: int = 1, address: str = "", gpus: float = 0) -> TaskEngine:
