@@ -35,7 +35,7 @@ OURS = re.compile(r"(steps-\d+-|completed-|varied-)?\d{6,}-\d{2,}\.png")
 
 
 def write(
-    draw: Callable[[range], list[Pair]], n: int, out: Path, asked: Mapping[str, Any], *, batch_size: int, svg_bytes: int = 0,
+    draw: Callable[[range], list[Pair]], n: int, out: Path, asked: dict[str, Any], *, batch_size: int, svg_bytes: int = 0,
     enlarge: scale.Enlarge = scale.NOT,
 ) -> None:  # fmt: skip
     """Write pairs 0 … n-1. `draw` returns those of a range; `asked` is everything that decides them, as plain JSON.
