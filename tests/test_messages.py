@@ -32,6 +32,7 @@ FILES = {"py", "json", "jsonl", "npy", "tar", "index", "yaml", "md", "css", "htm
 OTHERS = {
     "nproc_per_node", "nnodes", "num_gpus", "hostfile", "master_addr", "master_port", "no_ssh", "node_rank",  # of torchrun and deepspeed
     "nodes", "ntasks", "ntasks-per-node", "gpus-per-node", "cpus-per-task", "gpu-bind", "requeue", "signal", "open-mode",  # of srun and sbatch
+    "index-url", "install",  # of pip, xcode-select
     "logits-processors", "no-async-scheduling", "local-dir", "repo-type", "head", "logdir",  # of vllm serve, hf, ray, tensorboard
     "index-url", "install",  # of pip, xcode-select
 }  # fmt: skip
