@@ -66,7 +66,7 @@ def run(code: str, *args: str, cache: Path, hub: str) -> list[str]:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(480)
+@pytest.mark.timeout(600)
 def test_what_is_pushed_is_loaded_by_its_id_and_from_the_cache_when_the_hub_is_gone(tiny_model, checkpoint_folder, tmp_path):
     cache = tmp_path / "cache"
     with local_hub() as hub:
