@@ -34,7 +34,6 @@ OTHERS = {
     "nodes", "ntasks", "ntasks-per-node", "gpus-per-node", "cpus-per-task", "gpu-bind", "requeue", "signal", "open-mode",  # of srun and sbatch
     "index-url", "install",  # of pip, xcode-select
     "logits-processors", "no-async-scheduling", "local-dir", "repo-type", "head", "logdir",  # of vllm serve, hf, ray, tensorboard
-    "index-url", "install",  # of pip, xcode-select
 }  # fmt: skip
 MADE = {"gan-weight", "gan-lr", "options"}  # sharpen's, from the names of its settings; the report's word for any option
 
