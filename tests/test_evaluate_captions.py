@@ -19,6 +19,7 @@ from tests import test_captioners, test_clip
 from tokun.evaluate import captions as caption_figures
 from tokun.evaluate import coherence, judges
 from tokun.evaluate.held_out_pairs import RealPair, read_pairs
+from tokun.inference import conditional_generation
 from tokun.tokenizers import sequences
 
 TEXTS = [
@@ -47,6 +48,15 @@ def pictures() -> list[Image.Image]:
 def tiny_clip(tmp_path_factory) -> str:
     pytest.importorskip("open_clip", reason="open_clip is not installed (extra 'clip')")
     return test_clip.tiny_clip(tmp_path_factory.mktemp("clip") / "clip")
+
+
+def test_captions_of_held_out_pictures_are_written_as_the_checkpoint_writes_them(tiny_model, held_out, monkeypatch):
+    monkeypatch.setattr(tiny_model, "defaults", replace(tiny_model.defaults, text_temperature=1.0, text_guidance_scale=4.0))
+    (guided,) = caption_figures.captions_for(tiny_model, held_out[:1], 5)
+    (own,) = conditional_generation.caption(tiny_model, held_out[0].image, seed=5)
+    assert guided == own.text
+    monkeypatch.setattr(tiny_model.defaults, "text_guidance_scale", 1.0)
+    assert caption_figures.captions_for(tiny_model, held_out[:12], 5)[0] != guided
 
 
 # --- coherence --------------------------------------------------------------------------------------------------------

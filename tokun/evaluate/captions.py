@@ -155,7 +155,7 @@ def unfinished(text: str, known: Counter[str], no_room: bool) -> bool:
 
 
 def captions_for(model: Tokun, pairs: Sequence[RealPair], seed: int, rows: int = 64) -> list[str]:
-    """A caption for each picture, as `model.caption` writes it at the checkpoint's temperature, each with its own latent."""
+    """A caption for each picture, as `model.caption` writes it with the checkpoint's temperature and guidance, each with its own latent."""
     v, grids = model.vocabulary, grids_of(model, pairs)
     out: dict[int, str] = {}
     for grid in dict.fromkeys(grids):  # batches of prompts with one length
@@ -163,7 +163,8 @@ def captions_for(model: Tokun, pairs: Sequence[RealPair], seed: int, rows: int =
         for at in range(0, len(own), rows):
             part = own[at : at + rows]
             prompts = [sequences.caption_prompt(v, tags, pairs[i].codes) for i in part]
-            made, _ = conditional_generation.write(model, prompts, seed + part[0], len(prompts), None, None)
+            bare = [sequences.caption_prompt(v, tags, None)] * len(part)
+            made, _ = conditional_generation.write(model, prompts, seed + part[0], len(part), None, None, bare, model.text_guidance(None))
             out |= {i: model.text_tokenizer.decode(sequences.unpack(v, ids).caption or []) for i, ids in zip(part, made)}
     return [out[i] for i in range(len(pairs))]
 
