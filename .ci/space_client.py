@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-WAIT = 300  # seconds until the page answers
+WAIT = 1200  # seconds until the page answers, or the print is there; a quiet machine needs some twenty
 PNG = "data:image/png;base64,"
 
 

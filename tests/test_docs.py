@@ -331,7 +331,7 @@ def test_the_readmes_three_commands_for_data_run(tmp_path):
     for line in bash_after("README.md", "Dataset and cleaning"):
         run(line, tmp_path)
     assert sorted(path.name for path in (tmp_path / "shards").iterdir()) == [
-        "manifest.parquet", "prepare.json", "report.html", "train-00000.tar", "val-00000.tar",
+        "README.md", "manifest.parquet", "prepare.json", "report.html", "train-00000.tar", "val-00000.tar",
     ]  # fmt: skip
     assert (tmp_path / "captioned" / "train-00000.tar").is_file() and (tmp_path / "sheet.png").is_file()
 

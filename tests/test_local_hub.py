@@ -1,16 +1,16 @@
 """Promises of tokun/inference/hub.py and pairs_pipeline.py against a Hub that answers over HTTP: what is pushed is loaded by its id, by tokun
-and by transformers, and again from the cache when the Hub is gone. In processes of their own: the Hub's address is read on import."""
+and by transformers, and again from the cache when the Hub is gone. In processes of their own, since the Hub's address is read on import."""
 
 import hashlib
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-import tokun
 from tests.local_hub import TOKEN, local_hub
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -56,40 +56,33 @@ print(json.dumps(found))
 """
 
 
-def run(code: str, *args: str, cache: Path, hub: str, **environment: str) -> str:
-    there = (
-        os.environ
-        | {"PYTHONPATH": str(ROOT), "HF_HOME": str(cache), "HF_ENDPOINT": hub, "HF_HUB_DISABLE_XET": "1", "NO_PROXY": "127.0.0.1"}
-        | environment
-    )
-    for name in ("HF_HUB_OFFLINE", "HF_TOKEN", "HF_HUB_CACHE"):
-        there.pop(name, None) if name not in environment else None
+def run(code: str, *args: str, cache: Path, hub: str) -> list[str]:
+    """The lines that Python prints, with this Hub and this cache."""
+    there = {name: value for name, value in os.environ.items() if name not in ("HF_HUB_OFFLINE", "HF_TOKEN", "HF_HUB_CACHE")}
+    there |= {"PYTHONPATH": str(ROOT), "HF_HOME": str(cache), "HF_ENDPOINT": hub, "HF_HUB_DISABLE_XET": "1", "NO_PROXY": "127.0.0.1"}
     done = subprocess.run([sys.executable, "-c", code, *args], env=there, cwd=cache.parent, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-3000:]
-    return done.stdout
+    return done.stdout.splitlines()
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(480)
-def test_what_is_pushed_is_loaded_by_its_id_and_from_the_cache_when_the_hub_is_gone(checkpoint_folder, tmp_path):
-    cache, folder = tmp_path / "cache", tmp_path / "mine"
+@pytest.mark.timeout(600)
+def test_what_is_pushed_is_loaded_by_its_id_and_from_the_cache_when_the_hub_is_gone(tiny_model, checkpoint_folder, tmp_path):
+    cache = tmp_path / "cache"
     with local_hub() as hub:
-        pushed = run(ADAPTER + PUSH, str(checkpoint_folder), str(folder), TOKEN, cache=tmp_path / "pusher", hub=hub.address)
-        assert [line for line in pushed.splitlines() if line.startswith("http")] == [
-            f"{hub.address}/me/mine-lora",
-            f"{hub.address}/me/ships",
-        ]
+        told = run(ADAPTER + PUSH + LOAD, str(checkpoint_folder), str(tmp_path / "mine"), TOKEN, cache=cache, hub=hub.address)
+        pushed, first = [line for line in told if line.startswith("http")], json.loads(told[-1])
+        assert pushed == [f"{hub.address}/me/mine-lora", f"{hub.address}/me/ships"]
         assert hub.private == {"me/mine-lora": False, "me/ships": True}
-        first = json.loads(run(LOAD, cache=cache, hub=hub.address).splitlines()[-1])
-        files = {name: set(held) for name, held in hub.files.items()}
-        address = hub.address
+        asked = "\n".join(hub.asked)
+        assert "PUT /lfs/" in asked and re.search(r"(GET|HEAD) /me/ships/resolve/\w+/generator/model\.safetensors", asked)
+    files = {name: set(held) for name, held in hub.files.items()}
+    again = json.loads(run(LOAD, cache=cache, hub=hub.address)[-1])  # nobody listens there any more
+    assert again == first
     there = {path.relative_to(checkpoint_folder).as_posix() for path in checkpoint_folder.rglob("*") if path.is_file()}
     assert files["me/ships"] == there
     assert files["me/mine-lora"] == {"adapter_config.json", "adapter_model.safetensors", "adapter.json", "vocabulary.json", "README.md"}
-    again = json.loads(run(LOAD, cache=cache, hub=address).splitlines()[-1])  # nobody listens there any more
-    assert again == first
-    model = tokun.load(checkpoint_folder, device="cpu")
-    image, caption = model(7)
+    image, caption = tiny_model(7)
     assert first["without"] == first["pipeline"] == [hashlib.sha256(image.tobytes()).hexdigest(), caption]
     assert first["adapter"] == "mine-lora" and first["with"] != first["without"]
-    assert (first["kind"], first["ids"], first["card"]) == (type(model.generator).__name__, model.vocabulary.size, "# tiny\n")
+    assert (first["kind"], first["ids"], first["card"]) == (type(tiny_model.generator).__name__, tiny_model.vocabulary.size, "# tiny\n")

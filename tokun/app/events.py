@@ -143,7 +143,8 @@ class Events:
             if len(news) < 2 or isinstance(news[-1], demo.Sketch):
                 yield views.versus(news), skip, skip, skip, skip, skip, skip
                 continue
-            prints = [Print(pair, self.link({"seed": pair.seed, "no": pair.index, **side})) for pair, side in zip(news, sides)]
+            drawn = [one for one in news if not isinstance(one, demo.Sketch)]
+            prints = [Print(pair, self.link({"seed": pair.seed, "no": pair.index, **side})) for pair, side in zip(drawn, sides)]
             kept, can = visit.remember(history, prints), self.gr.update(interactive=True)
             notes = [self.note(one.pair, side) for one, side in zip(prints, sides)]
             yield views.versus([one.pair for one in prints], notes), prints[0], prints, kept, shown(kept), can, can

@@ -315,6 +315,7 @@ def connect_seeds(gr: Any, events: Events, kept: Part, shown: Part, seeds: Part,
         yield from events.recall(event.index, history)
 
     shown.gallery.select(recall, kept.history, [plate, kept.current], **QUIET)
+    shown.gallery.select(None, js=SHOW_PLATE, queue=False, **QUIET)
     if len(events.studio.models) > 1:
         fields = [*seeds.tags, seeds.temperature, seeds.guidance]
         seeds.adapter.input(lambda name: fields_of(gr, events.studio, name), seeds.adapter, fields, queue=False, **QUIET)

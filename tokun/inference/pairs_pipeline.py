@@ -64,7 +64,8 @@ def checkpoint_of(generator: Any) -> Path:
 
 def pipeline(checkpoint: str | Path | None = None, **options: Any) -> Any:
     """`transformers.pipeline` of the task "tokun-pairs" for a checkpoint folder, a Hub id, or None for the bundled model. `options`: device, dtype, …"""
-    return transformers_pipeline(TASK, model=str(resolve(checkpoint) / GENERATOR), **options)
+    make: Any = transformers_pipeline  # its overloads know transformers' own tasks only
+    return make(TASK, model=str(resolve(checkpoint) / GENERATOR), **options)
 
 
 PIPELINE_REGISTRY.register_pipeline(TASK, pipeline_class=PairsPipeline, pt_model=AutoModelForCausalLM)

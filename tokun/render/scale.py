@@ -16,7 +16,7 @@ from tokun.utils.optional_packages import need
 
 METHODS = ("nearest", "lanczos", "svg")
 LARGEST = 32  # times; 128 px become 4096
-FINE = 12, 512, 3  # as `svg.DETAILS`, for a drawing without a limit of bytes
+FINE: tuple[int, int, int] = (12, 512, 3)  # as `svg.DETAILS`, for a drawing without a limit of bytes
 CUT = (176, 32, 24)
 PAGE = 8192  # px: about the width of a grid of pictures, whose pictures are reduced if there are many
 
