@@ -403,6 +403,18 @@ def test_a_pair_from_a_server_can_be_watched_as_it_is_drawn(tiny_model, server):
     assert server[1].seen[-1]["stream"] and seen == sorted(seen) and len(seen) > 3 and seen[-1] == (len(pair.codes), len(pair.caption_ids))
 
 
+def test_the_demo_draws_through_a_server(tiny_model, checkpoint_folder, server, monkeypatch):
+    pytest.importorskip("gradio", reason="the demo needs the extra 'app'")
+    from tokun.app import demo, page
+
+    shown = []
+    monkeypatch.setattr(page, "build", shown.append)
+    monkeypatch.setattr(page, "serve", lambda *_, **__: None)
+    page.main(["--checkpoint", str(checkpoint_folder), "--device", "cpu", "--backend", server[0]])
+    *_, pairs = demo.Studio(shown[0]).draw(3, 2, guidance=1.0)
+    assert server[1].seen and ids_of(pairs) == ids_of(tiny_model.sample(3, n=2, guidance_scale=1))
+
+
 def test_what_a_server_cannot_draw_is_refused_and_what_needs_no_server_is_done_here(tiny_model, server):
     far = backend.served(tiny_model, server[0])
     assert far.defaults.guidance_scale == 1
