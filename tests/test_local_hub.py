@@ -37,21 +37,24 @@ PUSH = """
 print(model.push_to_hub("ships", private=True, token=sys.argv[3]))
 """
 LOAD = """
-import hashlib, json
+import contextlib, hashlib, json, sys
 import transformers
 import tokun, tokun.inference.pairs_pipeline
+from tokun.utils import network_access
 
 def told(image, caption):
     return hashlib.sha256(image.tobytes()).hexdigest(), caption
 
 model = tokun.load("me/ships", device="cpu", adapter="me/mine-lora")
 found = {"adapter": model.adapter, "with": told(*model(7)), "without": told(*model.use_adapter(None)(7)), "card": model.card}
-generator = transformers.AutoModelForCausalLM.from_pretrained("me/ships", subfolder="generator")
-tokenizer = transformers.AutoTokenizer.from_pretrained("me/ships", subfolder="generator")
-found["kind"], found["ids"] = type(generator).__name__, len(tokenizer)
-pairs = transformers.pipeline("tokun-pairs", model="me/ships", model_kwargs={"subfolder": "generator"}, device="cpu")
-drawn = pairs(7)
-found["pipeline"] = told(drawn["image"], drawn["caption"])
+gone = len(sys.argv) == 1
+with network_access.offline() if gone else contextlib.nullcontext():  # tokun finds that out by itself; transformers would try again and again
+    generator = transformers.AutoModelForCausalLM.from_pretrained("me/ships", subfolder="generator")
+    tokenizer = transformers.AutoTokenizer.from_pretrained("me/ships", subfolder="generator")
+    found["kind"], found["ids"] = type(generator).__name__, len(tokenizer)
+    pairs = transformers.pipeline("tokun-pairs", model="me/ships", model_kwargs={"subfolder": "generator"}, device="cpu")
+    drawn = pairs(7)
+    found["pipeline"] = told(drawn["image"], drawn["caption"])
 print(json.dumps(found))
 """
 
