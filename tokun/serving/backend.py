@@ -28,7 +28,6 @@ from torch import Tensor
 from tokun.inference import sampling
 from tokun.inference.model import Tokun, Watch
 from tokun.tokenizers import sequences
-from tokun.tokenizers.sequences import Packed
 from tokun.tokenizers.vocabulary import Tags
 from tokun.utils.errors import UserError, first_line
 
@@ -154,9 +153,8 @@ class Served(Tokun):
 
     def checked(self, ids: list[int], prompt: int, n_codes: int, *, whole: bool) -> list[int]:
         """The ids, if they are a pair, or its beginning up to the end of its picture. Raises UserError otherwise."""
-        v, at = self.vocabulary, prompt + n_codes
-        codes = ids[prompt:at]
-        good = len(ids) > at and ids[at] == v.id("<eoi>") and all(v.code_offset <= i < v.code_end for i in codes)
+        v = self.vocabulary
+        good = sequences.is_picture(v, ids[prompt:], n_codes)
         try:
             if good and whole:
                 sequences.unpack_pair(v, ids)
@@ -185,10 +183,8 @@ class Served(Tokun):
 
     def measured(self, made: list[list[int]]) -> list[Drawn]:
         """With the nats of their codes and words."""
-        v, spans = self.vocabulary, []
-        for begin, end in (("<boi>", "<eoi>"), ("<boc>", "<eoc>")):
-            first, last = v.id(begin), v.id(end)
-            spans.append(self.span_nll([Packed(ids[: ids.index(last) + 1], ids.index(first) + 1) for ids in made]))
+        scored = [sequences.pair_scored(self.vocabulary, ids) for ids in made]
+        spans = [self.span_nll(list(own)) for own in zip(*scored)]
         return [(ids, drawn, worded, 0.0) for ids, drawn, worded in zip(made, *spans)]
 
 

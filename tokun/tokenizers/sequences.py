@@ -187,6 +187,20 @@ def caption_scored(v: Vocabulary, tags: Tags, codes: Codes | None, caption: Sequ
     return Packed([*ids, *text_end(v, caption)], len(ids))
 
 
+def pair_scored(v: Vocabulary, ids: Sequence[int]) -> tuple[Packed, Packed]:
+    """The picture of a whole pair, and its caption, each behind what stands before it. Raises ValueError if ids is no pair."""
+    picture_end, caption_end = ids.index(v.id("<eoi>")), ids.index(v.id("<eoc>"))
+    return (
+        Packed([*ids[: picture_end + 1]], ids.index(v.id("<boi>")) + 1),
+        Packed([*ids[: caption_end + 1]], ids.index(v.id("<boc>")) + 1),
+    )
+
+
+def is_picture(v: Vocabulary, ids: Sequence[int], n_codes: int) -> bool:
+    """Whether ids begin with n_codes codes and the end of a picture."""
+    return len(ids) > n_codes and ids[n_codes] == v.id("<eoi>") and all(v.code_offset <= i < v.code_end for i in ids[:n_codes])
+
+
 def image_scored(v: Vocabulary, tags: Tags, codes: Codes) -> Packed:
     """A picture after its tags."""
     ids = prefix(v, tags)
