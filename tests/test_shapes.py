@@ -398,12 +398,12 @@ def test_the_demo_sketches_and_draws_every_shape(shaped_model, monkeypatch):
     for seed in range(4):
         *sketches, pairs = studio.draw(seed, 1)
         assert pairs[0].image.size == pixels(pairs[0].tags.grid) and all(sketch.image.size == pairs[0].image.size for sketch in sketches)
-    (*_, pairs) = studio.draw(1, 1, thing="moth", aspect="2x6")
+    (*_, pairs) = studio.draw(1, 1, thing="moth", shape="2x6")
     assert pairs[0].tags.thing == "moth" and pairs[0].image.size == (48, 16)
     with pytest.raises(ValueError, match="thing can be"):
         list(studio.draw(1, 1, thing="cat"))
     with pytest.raises(ValueError, match="does not know that shape; it knows 4x4, 2x8"):
-        list(studio.draw(1, 1, aspect="9x9"))
-    assert studio.aspects[:3] == [("as it comes", ""), ("square 1:1", "4x4"), ("wide 4:1", "2x8")]
+        list(studio.draw(1, 1, shape="9x9"))
+    assert studio.known[studio.usual].shapes[:3] == (("as it comes", ""), ("square 1:1", "4x4"), ("wide 4:1", "2x8"))
     (*_, way) = studio.between(1, 2, 3)
     assert len(way) == 3
