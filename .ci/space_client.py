@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import re
 import sys
 import time
 import urllib.error
@@ -13,14 +14,14 @@ from pathlib import Path
 from typing import Any
 
 WAIT = 1200  # seconds until the page answers, or the print is there; a quiet machine needs some twenty
-PNG = "data:image/png;base64,"
 
 
 def main(address: str, out: str) -> None:
     assert b"<html" in fetch(address)
     config = json.loads(fetch(f"{address}/config"))
     assert config["title"] == "tokun", config["title"]
-    values = {part["id"]: part["props"].get("value") for part in config["components"]}
+    empty = {"textbox": ""}
+    values = {part["id"]: part["props"].get("value", empty.get(part["type"])) for part in config["components"]}
     button = next(part["id"] for part in config["components"] if part["props"].get("elem_id") == "generate")
     draw = next(one for one in config["dependencies"] if [button, "click"] in one["targets"] and one["backend_fn"])
     asked = {
@@ -32,13 +33,14 @@ def main(address: str, out: str) -> None:
     }
     prefix = address + config.get("api_prefix", "")
     fetch(f"{prefix}/queue/join", asked)
+    shown = ""  # the last picture: the plate is drawn code by code
     for message in told(f"{prefix}/queue/data?session_hash=space"):
+        shown = (re.findall(r"data:image/png;base64,([A-Za-z0-9+/=]+)", json.dumps(message)) or [shown])[-1]
         if message["msg"] == "process_completed":
             assert message["success"], message
             break
-    said = json.dumps(message["output"])
-    encoded = said[said.index(PNG) + len(PNG) :].split('"')[0].split("\\")[0].split("'")[0]
-    Path(out).write_bytes(base64.b64decode(encoded))
+    assert shown, message
+    Path(out).write_bytes(base64.b64decode(shown))
     print(f"one print: {out}, {Path(out).stat().st_size} bytes")
 
 
