@@ -7,7 +7,7 @@ from tokun._former_names import FormerNames, former_names
 _ROOMS = {
     "captioning": ("from_table", "journal", "registers"),
     "images": ("duplicates", "medium", "pictures"),
-    "pipeline": ("chunks", "disk", "engine", "stores"),
+    "pipeline": ("chunks", "disk", "stores"),
     "text": ("things", "yes_or_no"),
 }
 _RENAMED = {
@@ -17,7 +17,8 @@ _RENAMED = {
     "readers": {"survey": "folder_scan"},
     "captioning": {"journal": "journals"},
 }  # fmt: skip
-FORMER = former_names("data_tools", _ROOMS, _RENAMED)
+_MOVED = {"data_tools.engine": "tokun.utils.engine", "data_tools.pipeline.engine": "tokun.utils.engine"}
+FORMER = former_names("data_tools", _ROOMS, _RENAMED) | _MOVED
 """Former module names, which keep working: old name -> new name."""
 
 sys.meta_path.insert(0, FormerNames(FORMER))
