@@ -381,7 +381,7 @@ def test_the_commands_take_an_adapter_and_tell_what_it_is(base, tmp_path, capsys
     assert drawn == [codes for _, codes, _ in pairs_of(tokun.load(base, adapter=folder), 2, style="lithograph")]
     main(["show", str(folder)])
     assert "LoRA of rank 2, alpha 4" in capsys.readouterr().out
-    assert parse(["--adapter", "mine"]).adapter == "mine"
+    assert parse(["--adapter", "mine"]).adapter == ["mine"], "it may be repeated"
 
 
 def test_an_adapter_is_in_use_within_a_second_and_takes_two_megabytes_at_most_beside_the_bundled_model(tmp_path):

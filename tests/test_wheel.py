@@ -62,6 +62,7 @@ def test_the_wheel_holds_all_that_the_repository_has_to_run(wheel):
 
 
 @pytest.mark.slow
+@pytest.mark.skipif("TOKUN_TRY_WHEEL" not in os.environ, reason="half a minute; TOKUN_TRY_WHEEL=1 asks for it, as .ci/run does")
 @needs_setuptools
 def test_the_wheel_alone_draws_prepares_and_trains(wheel, tmp_path):
     """In a virtual environment that has the other packages of this one, and from a folder that has no repository."""
