@@ -21,6 +21,7 @@ import tokun
 from tokun.inference import latents
 from tokun.serving import backend
 from tokun.tokenizers import sequences
+from tokun.utils import console
 
 CLIENTS = 32
 
@@ -70,4 +71,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    console.run("benchmarks/serving.py", main)
