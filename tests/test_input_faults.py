@@ -198,7 +198,7 @@ def test_the_printed_command_trains_on_the_folder_whatever_its_name_means_in_yam
     (tmp_path / folder).mkdir()
     (tmp_path / folder / "train-00000.tar").write_bytes(b"")
     (tmp_path / "c.yaml").write_text("seed: 1\n")
-    typed = shlex.split(next_steps.training(folder, val=False))
+    typed = shlex.split(next_steps.training(folder, 40, val=False))
     config = load_config("c.yaml", [one for one in typed if one.startswith("data.train=")])
     assert [str(path) for path in expand_shards(config.data.train)] == [f"{folder}/train-00000.tar"]
 
@@ -270,3 +270,16 @@ def test_captions_filled_in_by_hand_find_pictures_whatever_their_names(made, tmp
         csv.writer(file, delimiter=";").writerows(filled)
     found = made({}, "--captions", str(tmp_path / "filled.csv"))
     assert found.status == 0 and len(set(found.captions.values())) == len(names) and "without a picture" not in found.said
+
+
+@pytest.mark.parametrize(
+    ("pictures", "told"),
+    [
+        (36, "train --config lora start=bundled"),
+        (3_000, "train --config engraving-cpu start=bundled"),
+        (60_000, "train --config engraving-cpu 'data.train"),
+    ],
+)
+def test_the_printed_training_suits_the_number_of_pictures(pictures, told):
+    """Of 36 pictures a model from nothing was offered as the next step."""
+    assert told in next_steps.training("shards", pictures, val=True)

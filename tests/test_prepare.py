@@ -606,7 +606,7 @@ def test_the_table_counts_every_file_and_names_the_next_steps(tmp_path, capsys):
     lines = [line.split() for line in capsys.readouterr().out.splitlines()]
     assert ["files", "4"] in lines and ["pairs", "written", "3", "75.0%"] in lines
     assert ["rejected:", "empty", "file", "1", "25.0%"] in lines
-    assert ["tokun", "sample", "--checkpoint", "runs/mine", "--seed", "0"] in lines
+    assert ["tokun", "sample", "--adapter", "runs/mine-lora", "--seed", "0"] in lines
     assert "data.val=" in str(lines)
     told = steps("my shards", [], {"kept": 3, "distinct": 3}, report="report.html", val=False)
     assert "data.val=" not in told and "'data.train=my shards/train-*.tar'" in told

@@ -155,7 +155,7 @@ def test_the_verdict_gives_figures_and_where_the_sheet_lies(tmp_path):
 
 def test_the_time_is_told_in_passes_and_what_max_minutes_counts():
     line = start_report.time_line(steps=20_000, batch_size=32, pictures=163, max_minutes=45, going_on=True, name="train")
-    assert "3,926 passes over 163 pictures; about 20 passes (102 steps) are sensible; more would memorise them" in line
+    assert "3,926 passes over 163 pictures; about 20 passes (train.steps=102) are sensible; more would memorise them" in line
     assert "train.max_minutes 45 counts this stage alone" in line
     assert "max_minutes is not set" in start_report.time_line(
         steps=10, batch_size=4, pictures=163, max_minutes=0, going_on=False, name="train"

@@ -16,6 +16,8 @@ from tokun.data.captions import Texts, alike
 CAPTIONS = "captions.csv"
 """The table in the output folder, to be filled in by hand."""
 NO_CAPTION = "no caption"
+FEW_PICTURES, MANY_PICTURES = 500, 20_000
+"""Up to FEW_PICTURES an adapter learns enough, beyond MANY_PICTURES a model can be trained from nothing."""
 FEW = 0.5  # below this share of captioned pictures, captioning is advised before training
 
 
@@ -100,7 +102,7 @@ def steps(out: str, command: Sequence[str], captions: Mapping[str, int], *, repo
     if missing:
         parts.append(captions_first(out, command, missing, captioned, empty, report))
     if captioned and captioned >= FEW * (captioned + missing):
-        parts.append("Next:\n" + training(out, val=val))
+        parts.append("Next:\n" + training(out, captioned, val=val))
     elif captioned:
         parts.append(
             f"Train when more of the pictures have captions: {captioned:,} of {captioned + missing:,} do. To look at the shards as they are:\n"
@@ -145,6 +147,12 @@ def inspecting(out: str) -> str:
     return "  " + shell("inspect", out, "--verify", "--sheet", "sheet.png")
 
 
-def training(out: str, *, val: bool) -> str:
+def training(out: str, pictures: int, *, val: bool) -> str:
+    """The commands that suit so many pictures: an adapter on the bundled model, the bundled model trained on, or a model from nothing."""
     data = shlex.quote(f"data.train={out}/train-*.tar") + (" " + shlex.quote(f"data.val={out}/val-*.tar") if val else "")
-    return f"{inspecting(out)}\n  tokun train --config engraving-cpu {data} out=runs/mine\n  tokun sample --checkpoint runs/mine --seed 0"
+    if pictures <= FEW_PICTURES:
+        train, sample = f"lora start=bundled {data} out=runs/mine-lora", "--adapter runs/mine-lora"
+    else:
+        start = "" if pictures > MANY_PICTURES else "start=bundled "
+        train, sample = f"engraving-cpu {start}{data} out=runs/mine", "--checkpoint runs/mine"
+    return f"{inspecting(out)}\n  tokun train --config {train}\n  tokun sample {sample} --seed 0"

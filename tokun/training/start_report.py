@@ -84,7 +84,7 @@ def time_line(*, steps: int, batch_size: int, pictures: int, max_minutes: float,
     """How many passes the steps make, how many are sensible, and what `max_minutes` counts."""
     passes, sensible = steps * batch_size / max(1, pictures), FINE_TUNING_PASSES if going_on else PASSES
     enough = math.ceil(sensible * pictures / batch_size)
-    line = f"{steps:,} steps of {batch_size} are {passes:,.0f} passes over {pictures:,} pictures; about {sensible} passes ({enough:,} steps) are sensible"
+    line = f"{steps:,} steps of {batch_size} are {passes:,.0f} passes over {pictures:,} pictures; about {sensible} passes ({name}.steps={enough}) are sensible"
     if steps > enough:
         line += "; more would memorise them"
     if max_minutes > 0:

@@ -9,6 +9,7 @@ If the Hub does not answer within SECONDS, its libraries use their cache alone, 
 from __future__ import annotations
 
 import contextlib
+import difflib
 import os
 import re
 import ssl
@@ -84,9 +85,17 @@ def fetched(name: str | Path, option: str, *, repo_type: str = "model") -> Itera
             if not is_missing(error):
                 raise
             raise NotFetched(
-                f"{option} {name} is neither a local folder nor in the cache, and the Hub ({constants.ENDPOINT}) is unreachable: {why}. To work offline, "
+                f"{option} {name}{near(name)} is neither a local folder nor in the cache, and the Hub ({constants.ENDPOINT}) is unreachable: {why}. To work offline, "
                 f"fetch it on a machine with a network (hf download {name}{'' if repo_type == 'model' else f' --repo-type {repo_type}'} --local-dir FOLDER), copy the folder here and give its path"
             ) from error
+
+
+def near(name: str | Path) -> str:
+    """ " (did you mean runs/mine?)" if the folder that should hold `name` is here and holds something of a similar name; else ""."""
+    folder, last = Path(name).parent, Path(name).name
+    if not folder.is_dir() or not (found := difflib.get_close_matches(last, sorted(os.listdir(folder)), 1)):
+        return ""
+    return f" (did you mean {folder / found[0]}?)"
 
 
 def is_missing(error: BaseException | None) -> bool:
@@ -107,7 +116,7 @@ def downloaded(name: str, what: str) -> Path:
     Raises FileNotFoundError if `name` is not such an id, or can be neither found in the cache nor downloaded.
     """
     if "/" not in name or not HUB_ID.fullmatch(name):
-        raise FileNotFoundError(f"{what} {name!r} is neither a local folder nor a Hugging Face Hub id such as 'owner/name'")
+        raise FileNotFoundError(f"{what} {name!r}{near(name)} is neither a local folder nor a Hugging Face Hub id such as 'owner/name'")
     import huggingface_hub
 
     try:
