@@ -4,9 +4,11 @@ import math
 from collections import Counter
 
 import pytest
+import torch
 
 import tokun
 from tokun.inference import prompt_tags
+from tokun.inference.tags import Frequencies
 from tokun.tokenizers.vocabulary import Tags
 from tokun.utils.errors import UserError
 
@@ -48,3 +50,20 @@ def test_what_is_asked_for_is_not_inferred_and_a_seed_keeps_its_pairs(tiny_model
 def test_an_unknown_subject_beside_a_prompt_is_refused(tiny_model):
     with pytest.raises(UserError, match="subject"):
         tiny_model.sample(5, n=1, prompt="a tree", subject="comets")
+
+
+def test_a_plan_infers_its_tags_once_and_only_when_they_are_drawn(tiny_model, monkeypatch):
+    asked = []
+    own = prompt_tags.likelihoods
+    monkeypatch.setattr(prompt_tags, "likelihoods", lambda *given: asked.append(1) or own(*given))
+    plan = tiny_model.plan(prompt="a tree", batch_size=2)
+    assert not asked
+    tiny_model.sample_from(torch.rand(5, tiny_model.slots.size), 1, range(5), prompt="a tree", batch_size=2)
+    assert len(asked) == 1 and plan.tags is plan.tags and len(asked) == 2
+
+
+def test_of_many_even_subjects_the_likeliest_are_kept(tiny_model, monkeypatch):
+    """None of 40 had the least share, and the prompt chose nothing."""
+    counts = Frequencies([("engraving", f"kind {i}", 1) for i in range(40)], tiny_model.vocabulary)
+    monkeypatch.setattr(tiny_model.__class__, "caption_nll", lambda self, tags, captions: [1.0] * len(tags))
+    assert len(prompt_tags.likelihoods(tiny_model, [5], Tags(), counts)) == 40

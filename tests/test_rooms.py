@@ -63,6 +63,11 @@ def helped() -> dict[str, tuple[int, str]]:
     return json.loads(done.stdout)
 
 
+def test_a_command_is_run_by_a_fresh_interpreter():
+    done = subprocess.run([sys.executable, "-m", "tokun.evaluate", "--help"], capture_output=True, text=True, timeout=200, cwd=ROOT)
+    assert done.returncode == 0 and "tokun.evaluate" in done.stdout, done.stderr
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("command", COMMANDS)
 def test_a_command_is_run_by_its_name(helped, command):

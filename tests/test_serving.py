@@ -305,21 +305,21 @@ def test_without_a_seed_the_engine_draws_and_every_sequence_is_whole(tiny_model,
 
 
 BAD_EXTRAS = [
-    {"tokun_seed": "x"},
-    {"tokun_seed": -1},
-    {"tokun_seed": 1, "tokun_index": -2},
-    {"tokun_uniforms": "not base64!"},
-    {"tokun_uniforms": ""},
-    {"tokun_uniforms": backend.pack(torch.tensor([0.5, 1.5]))},
-    {"tokun_temperature": -1},
-    {"tokun_top_p": 0},
+    ({"tokun_seed": "x"}, "seed is"),
+    ({"tokun_seed": -1}, "seed is"),
+    ({"tokun_seed": 1, "tokun_index": -2}, "indices are"),
+    ({"tokun_uniforms": "not base64!"}, "tokun_uniforms"),
+    ({"tokun_uniforms": ""}, "tokun_uniforms"),
+    ({"tokun_uniforms": backend.pack(torch.tensor([0.5, 1.5]))}, "tokun_uniforms"),
+    ({"tokun_temperature": -1}, "temperature is"),
+    ({"tokun_top_p": 0}, "top_p is"),
 ]
 
 
-@pytest.mark.parametrize("extra", BAD_EXTRAS)
-def test_a_request_with_a_seed_that_is_none_is_refused_at_the_door(checkpoint_folder, vllm, extra):
+@pytest.mark.parametrize(("extra", "told"), BAD_EXTRAS)
+def test_a_request_with_a_seed_that_is_none_is_refused_at_the_door(checkpoint_folder, vllm, extra, told):
     engine = example.open_engine(checkpoint_folder / "generator", "auto")
-    with pytest.raises(ValueError, match=r"seed is|indices are|tokun_uniforms|temperature is|top_p is"):
+    with pytest.raises(ValueError, match=told):
         engine.generate([{"prompt_token_ids": [1]}], [Params(extra_args=extra)])
 
 

@@ -43,7 +43,7 @@ def alone_in(store: Store, *, option: str = "--out") -> Iterator[Callable[[], No
 
     def still_ours() -> None:
         there = read(store)
-        if taken or there.get("id") not in (own["id"], None):
+        if taken or there.get("id") != own["id"]:  # also none: whoever took it over may have ended since
             raise lock.InUse(f"the lock of {store} was taken over: {lock.in_use(store, (taken or [there])[0], option)}")
 
     try:
@@ -69,7 +69,8 @@ def acquire(store: RemoteStore, own: dict[str, Any], option: str) -> None:
 
 
 def create(store: RemoteStore, record: bytes, *, over: bool) -> bool:
-    """Write the lock, if possible only where there is none; `over`: replace a stale one. Returns whether it was created exclusively."""
+    """Write the lock, if possible only where there is none; `over`: replace a stale one. Returns whether the
+    storage itself decides who is first, so that there is nothing to wait for."""
     if over:
         store.write(lock.NAME, record)
         return False
@@ -90,7 +91,7 @@ def renew(store: RemoteStore, own: dict[str, Any], over: threading.Event, taken:
     while not over.wait(RENEW):
         with contextlib.suppress(*storage_errors()):  # a network that fails for a moment: again at the next turn
             there = read(store)
-            if there.get("id") not in (own["id"], None):
+            if there.get("id") != own["id"]:
                 taken.append(there)
                 return
             store.write(lock.NAME, stamped(own))

@@ -20,6 +20,7 @@ from PIL import Image, ImageFile
 
 from data_tools.images.image_ops import PictureError, decode
 from data_tools.report.reasons import family
+from data_tools.report.records import SPLITS, Records
 from tokun.data import tars
 from tokun.utils.errors import UserError
 from tokun.utils.optional_packages import need
@@ -108,6 +109,7 @@ class Summary:
     tiles: dict[tuple[str, str], tuple[bytes, str]] = field(default_factory=dict)  # (shard, key) -> picture, caption
     damaged: list[str] = field(default_factory=list)  # shards that could not be read to the end
     settings: dict[str, Any] = field(default_factory=dict)
+    records: Records = field(default_factory=Records)  # for the dataset card
 
     @property
     def total(self) -> int:
@@ -183,12 +185,18 @@ def read_shard(summary: Summary, shard: Path, names: list[str], places: np.ndarr
     with open(shard, "rb", buffering=0) as file:
         for name, (offset, size) in zip(names, places.tolist(), strict=True):
             key, _, suffix = name.partition(".")
-            place = (shard.name, key)
+            place, known = (shard.name, key), SPLITS.get(split, "")
+            if known:
+                summary.records.bytes[known] += size
+                summary.records.suffixes.update({suffix} & {*IMAGE_SUFFIXES})
             if size > MAX_BYTES:
                 continue
             if suffix == "json":
-                caption = caption_of(os.pread(file.fileno(), size, offset))
+                record = record_of(os.pread(file.fileno(), size, offset))
+                caption = caption_of(record)
                 summary.pairs[split] += 1
+                if known:
+                    summary.records.add(record, known)
                 summary.length.add(len(caption), kept=True)
                 if place in wanted:
                     summary.tiles[place] = (summary.tiles.get(place, (b"", ""))[0], caption)
@@ -196,12 +204,17 @@ def read_shard(summary: Summary, shard: Path, names: list[str], places: np.ndarr
                 summary.tiles[place] = (thumbnail(os.pread(file.fileno(), size, offset)), summary.tiles.get(place, (b"", ""))[1])
 
 
-def caption_of(data: bytes) -> str:
+def record_of(data: bytes) -> dict[str, Any]:
+    """The object in a JSON file; {} if there is none."""
     try:
         value = json.loads(data)
     except (ValueError, RecursionError):
-        return ""
-    caption = value.get("caption") if isinstance(value, dict) else None
+        return {}
+    return value if isinstance(value, dict) else {}
+
+
+def caption_of(record: dict[str, Any]) -> str:
+    caption = record.get("caption")
     return caption if isinstance(caption, str) else ""
 
 

@@ -5,24 +5,16 @@ Its head is the YAML that the Hugging Face Hub and `datasets` know: the files of
 
 from __future__ import annotations
 
-import contextlib
-import json
 import os
 import re
-from collections import Counter
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import yaml
-
-from data_tools.report.counting import IMAGE_SUFFIXES, Summary
-from tokun.data import tars
-from tokun.utils.errors import UserError
+from data_tools.report.counting import Summary
+from data_tools.report.records import SPLITS, Records
 
 NAME = "README.md"
 MARK = "<!-- written by tokun's prepare: what you write here is lost when it runs again, unless you remove this line -->"
-SPLITS = {"train": "train", "val": "validation"}  # by the first word of a shard's name
 SIZES = ((1_000, "n<1K"), (10_000, "1K<n<10K"), (100_000, "10K<n<100K"), (1_000_000, "100K<n<1M"), (10_000_000, "1M<n<10M"))
 LICENCES = frozenset({
     "apache-2.0", "bsd-3-clause", "cc", "cc-by-2.0", "cc-by-3.0", "cc-by-4.0", "cc-by-nc-4.0", "cc-by-nc-nd-4.0", "cc-by-nc-sa-4.0", "cc-by-nd-4.0",
@@ -30,106 +22,26 @@ LICENCES = frozenset({
 })  # fmt: skip
 """The Hub's names of licences that pictures have; another licence is `other` with its own name."""
 MOST_REASONS, MOST_LICENCES = 20, 10
-MOST_FIELDS = 256  # of an object; one with more, such as names that are data, has no type
-
-
-@dataclass
-class Records:
-    """What the JSON of all pairs says."""
-
-    fields: dict[str, Any] = field(default_factory=dict)  # name -> type, see `merged`
-    suffixes: set[str] = field(default_factory=set)
-    licences: Counter[str] = field(default_factory=Counter)
-    languages: Counter[str] = field(default_factory=Counter)
-    pairs: Counter[str] = field(default_factory=Counter)  # by split
-    bytes: Counter[str] = field(default_factory=Counter)
-
-    def add(self, record: dict[str, Any], split: str) -> None:
-        fields = merged(self.fields, kind_of(record))
-        self.fields = fields if isinstance(fields, dict) else self.fields
-        self.licences[str(record.get("license") or "")] += 1
-        self.languages[str(record.get("language") or "")] += 1
-        self.pairs[split] += 1
 
 
 def write_card(out: Path, summary: Summary) -> Path | None:
     """Write README.md into the shards' folder. A README.md without our mark is somebody's own and stays: then None.
 
-    `summary`: as the report counts the manifest. Reads every pair's JSON once, and no picture.
+    `summary`: as the report counts the manifest and the shards; nothing is read again.
     """
     path = out / NAME
     if path.exists() and MARK not in path.read_text(encoding="utf-8", errors="replace"):
         return None
     partial = out / f".{NAME}.partial"
     try:
-        partial.write_text(card(summary, read_records(out)), encoding="utf-8", errors="replace", newline="\n")
+        partial.write_text(card(summary, summary.records), encoding="utf-8", errors="replace", newline="\n")
         os.replace(partial, path)
     finally:
         partial.unlink(missing_ok=True)
     return path
 
 
-def read_records(out: Path) -> Records:
-    """Of all shards; what cannot be read is left to the report."""
-    records = Records()
-    for shard in sorted(out.glob("*.tar")):
-        if split := SPLITS.get(shard.name.split("-")[0]):
-            with contextlib.suppress(UserError, OSError):
-                read_shard(records, shard, split)
-    return records
-
-
-def read_shard(records: Records, shard: Path, split: str) -> None:
-    names, places = tars.files(shard, Counter())
-    with open(shard, "rb", buffering=0) as file:
-        for name, (offset, size) in zip(names, places.tolist(), strict=True):
-            suffix = name.partition(".")[2]
-            records.bytes[split] += size
-            if suffix in IMAGE_SUFFIXES:
-                records.suffixes.add(suffix)
-            elif suffix == "json":
-                with contextlib.suppress(ValueError, RecursionError):
-                    record = json.loads(os.pread(file.fileno(), size, offset))
-                    records.add(record if isinstance(record, dict) else {}, split)
-
-
 # --- types ------------------------------------------------------------------------------------------------------------
-
-
-def kind_of(value: Any) -> Any:
-    """The type of a JSON value: a name of Arrow's, [type] for a list, {name: type} for an object; "null" if it says nothing."""
-    if isinstance(value, bool):
-        return "bool"
-    if isinstance(value, int):
-        return "int64"
-    if isinstance(value, float):
-        return "float64"
-    if isinstance(value, str):
-        return "string"
-    if isinstance(value, list):
-        kind: Any = "null"
-        for one in value:
-            kind = merged(kind, kind_of(one))
-        return [kind]
-    if isinstance(value, dict):
-        return {str(name): kind_of(one) for name, one in value.items()} if len(value) <= MOST_FIELDS else "json"
-    return "null"
-
-
-def merged(one: Any, other: Any) -> Any:
-    """A type for the values of both; "json" where there is none."""
-    if one == other or other == "null":
-        return one
-    if one == "null":
-        return other
-    if isinstance(one, dict) and isinstance(other, dict):
-        names = list(dict.fromkeys((*one, *other)))
-        return {name: merged(one.get(name, "null"), other.get(name, "null")) for name in names} if len(names) <= MOST_FIELDS else "json"
-    if isinstance(one, list) and isinstance(other, list):
-        return [merged(one[0], other[0])]
-    if {str(one), str(other)} == {"int64", "float64"}:
-        return "float64"
-    return "json"
 
 
 def feature(name: str, kind: Any) -> dict[str, Any] | None:
@@ -160,6 +72,8 @@ def card(summary: Summary, records: Records) -> str:
 
 
 def head(records: Records, name: str) -> str:
+    import yaml  # where it is needed: every process of prepare imports this module
+
     splits = [split for split in SPLITS.values() if records.pairs[split]]
     total = sum(records.pairs.values())
     shards = {split: prefix for prefix, split in SPLITS.items()}

@@ -94,10 +94,18 @@ def pairs_of(
     for prompt in dict.fromkeys(prompts):
         mine = [i for i, own in enumerate(prompts) if own == prompt]
         caption = None if prompt is None else model.encode_text(prompt)
+        wanted = model.wanted_tags()
+        found = model.frequencies(wanted, caption)
         for first in range(0, len(mine), rows):
             part = mine[first : first + rows]
-            tags = model.choose_tags(u[part], model.wanted_tags(), caption)
-            pairs, _ = model.pairs_from(u[part], seed, [indices[i] for i in part], tags, caption=caption, **how)
+            pairs, _ = model.pairs_from(
+                u[part],
+                seed,
+                [indices[i] for i in part],
+                found.draw_all(u[part, : latents.TAG_SLOTS].tolist(), wanted),
+                caption=caption,
+                **how,
+            )
             out |= dict(zip(part, pairs))
     return [out[i] for i in range(len(u))]
 

@@ -228,8 +228,8 @@ class Studio:
     def first(self, seed: int, index: int, asked: Wishes) -> tuple[str, tuple[int, int]]:
         """What is known of a sample before it is drawn: its prompt and its shape."""
         model = self.models[asked.adapter]
-        plan = model.plan(**asked.options)
-        (tags,) = model.tags_of(latents.uniform(latents.draw(seed, [index], latents.TAG_SLOTS)), plan)
+        plan, u = model.plan(**asked.options), latents.uniform(latents.draw(seed, [index], latents.TAG_SLOTS))
+        (tags,) = self._lane.submit(model.tags_of, u, plan).result()  # with a prompt the generator is run
         return asked.options["prompt"] or "", tags.grid or model.vocabulary.default_grid
 
     def watched(

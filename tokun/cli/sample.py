@@ -19,6 +19,7 @@ from tokun.data import image_files
 from tokun.inference import bulk, conditional_generation, picture_files, preferences, sheet
 from tokun.inference.clip import Clip
 from tokun.inference.picture_files import LISTED, remove_earlier
+from tokun.inference.tags import grid_of
 from tokun.render import video
 from tokun.render.grids import captioned_grid, gif, strip
 from tokun.render.scale import Enlarge
@@ -57,7 +58,7 @@ def main(argv: list[str] | None = None) -> None:
     elif shards_wanted(args):
         write_shards(model, args, rank=rank, world=int(os.environ.get("WORLD_SIZE", 1)))
     else:
-        if args.aspect and (grid := model.plan(**options_of(args)).wanted.grid):
+        if args.aspect and (grid := grid_of(args.aspect, model.vocabulary)):
             rows, columns = grid
             known = ", ".join(f"{height}x{width}" for height, width in model.grids)
             print(f"--aspect {args.aspect}: grid {rows}x{columns} (rows x columns of codes), of {known}")

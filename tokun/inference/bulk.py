@@ -179,11 +179,13 @@ def members(
     model: Tokun, seed: int, indices: range, options: Mapping[str, Any], told: Callable[[int], object], parts: Path
 ) -> Iterator[dict[str, Any]]:
     """The pairs of a shard, batch by batch. Batches that an earlier run left in `parts` are reused."""
-    batch = SamplingOptions(**options).batch_size
+    plan = model.plan(**options)
+    batch = plan.options.batch_size
     for first in range(indices.start, indices.stop, batch):
         part, own = parts / f"{first:010d}.tar", range(first, min(indices.stop, first + batch))
         if (found := read_part(part)) is None:
-            found = [member(pair) for pair in model.sample(seed, indices=own, **options)]
+            u = latents.uniform(latents.draw(seed, own, model.slots.size))
+            found = [member(pair) for pair in model.drawn(u, seed, own, plan)]
             parts.mkdir(exist_ok=True)
             data.write_shard(part, found)
         yield from found

@@ -177,7 +177,7 @@ def interpolate(model: Tokun, first: int, last: int, steps: int = 12, *, watch: 
         raise UserError(f"steps is {steps}; an interpolation needs at least 2 steps, its ends, and at most {MAX_STEPS:,}")
     slots, plan = model.slots, model.plan(**options)
     a, b = (latents.draw(seed, [0], slots.size)[0] for seed in (first, last))
-    start, end = model.sample_from(latents.uniform(torch.stack([a, b])), first, [0, steps - 1], watch=watch, **options)
+    start, end = model.drawn(latents.uniform(torch.stack([a, b])), first, [0, steps - 1], plan, watch=watch)
     listen = (
         None if watch is None else lambda *_: watch(start.codes, start.caption_ids)
     )  # the first picture is complete: later ones are not shown

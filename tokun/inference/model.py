@@ -10,7 +10,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -98,10 +98,14 @@ class Plan:
     wanted: Tags
     caption: list[int] | None
     """The ids of the prompt."""
-    tags: Frequencies
-    """What the tags are drawn from."""
+    infer: Callable[[], Frequencies]
     how: dict[str, Any]
     """Options of `Tokun.pairs_from`."""
+
+    @cached_property
+    def tags(self) -> Frequencies:
+        """What the tags are drawn from. With a prompt the generator is run for it, once."""
+        return self.infer()
 
 
 @dataclass(repr=False)
@@ -210,7 +214,10 @@ class Tokun(Directions):
         self, u: Tensor, seed: int, indices: Sequence[int], *, watch: Watch | None = None, **options: Unpack[SamplingArguments]
     ) -> list[Pair]:
         """As `sample`, from uniforms u float32 (B, slots.size); the pairs are named by `seed` and `indices`."""
-        plan = self.plan(**options)
+        return self.drawn(u, seed, indices, self.plan(**options), watch=watch)
+
+    def drawn(self, u: Tensor, seed: int, indices: Sequence[int], plan: Plan, *, watch: Watch | None = None) -> list[Pair]:
+        """As `sample_from`, for a plan that serves several calls."""
         out: list[Pair] = []
         for i in range(0, len(u), plan.options.batch_size):
             rows = slice(i, i + plan.options.batch_size)
@@ -243,11 +250,11 @@ class Tokun(Directions):
         if caption is not None:
             conditional_generation.require_task(self, "text_to_image")
         how = {"image": image, "text": text, "guidance_scale": guidance, "text_guidance_scale": worded}
-        return Plan(asked, wanted, caption, self.frequencies(wanted, caption), how)
+        return Plan(asked, wanted, caption, partial(self.frequencies, wanted, caption), how)
 
     def tags_of(self, u: Tensor, plan: Plan) -> list[Tags]:
         """The tags of the samples whose uniforms are u (B, slots.size)."""
-        return [plan.tags.draw(row, plan.wanted) for row in u[:, : latents.TAG_SLOTS].tolist()]
+        return plan.tags.draw_all(u[:, : latents.TAG_SLOTS].tolist(), plan.wanted)
 
     def text_choice(self, temperature: float | None = None, top_p: float | None = None, no_repeats: bool | None = None) -> sampling.Choice:
         """How words are chosen; None means the checkpoint's default."""
@@ -330,8 +337,7 @@ class Tokun(Directions):
 
     def choose_tags(self, u: Tensor, wanted: Tags, caption: Sequence[int] | None = None) -> list[Tags]:
         """Fill the tags that are not asked for from the training frequencies, by the tag slots of u (B, at least TAG_SLOTS): see `tags.Frequencies`."""
-        found = self.frequencies(wanted, caption)
-        return [found.draw(row, wanted) for row in u[:, : latents.TAG_SLOTS].tolist()]
+        return self.frequencies(wanted, caption).draw_all(u[:, : latents.TAG_SLOTS].tolist(), wanted)
 
     def frequencies(self, wanted: Tags, caption: Sequence[int] | None = None) -> Frequencies:
         """How often tags stand together in training; with a caption (text ids), times how well subject and thing fit it: see `prompt_tags`."""

@@ -57,7 +57,8 @@ def best_and_worst(
         raise UserError(f"best-of is {candidates}; for preferences it must be from 2 to {MAX_CANDIDATES:,}")
     if n < 1:
         raise UserError(f"n is {n}; it must be at least 1")
-    batch_size = model.plan(**options).options.batch_size
+    plan = model.plan(**options)
+    batch_size = plan.options.batch_size
     together = max(1, batch_size // candidates)  # samples
     found = []
     with tqdm(total=n, desc="preferences", unit="place", dynamic_ncols=True, disable=n * candidates <= batch_size) as bar:
@@ -65,7 +66,7 @@ def best_and_worst(
             numbers = range(first * candidates, min(n, first + together) * candidates)
             u = latents.uniform(latents.draw(seed, numbers, model.slots.size))
             u[:, : latents.TAG_SLOTS] = u[::candidates, : latents.TAG_SLOTS].repeat_interleave(candidates, 0)
-            pairs = model.sample_from(u, seed, numbers, **options)
+            pairs = model.drawn(u, seed, numbers, plan)
             scores = [pair.pmi for pair in pairs] if score is None else score(pairs)
             for i in range(0, len(pairs), candidates):
                 ranked = sorted(range(i, i + candidates), key=lambda j: scores[j])

@@ -17,7 +17,7 @@ from tokun.tokenizers.vocabulary import Tags
 if TYPE_CHECKING:
     from tokun.inference.model import Tokun
 
-LEAST = 0.05  # share below which a subject's things are not looked at
+LEAST = 0.05  # of the likeliest subject's share; below it a subject's things are not looked at
 Likelihoods = dict[tuple[str, str], float]  # (subject, thing) -> p(caption | both), over the greatest
 
 
@@ -38,13 +38,13 @@ def likelihoods(model: Tokun, caption: Sequence[int], wanted: Tags, counts: Freq
     kept = set(sums)
     if len(sums) > 1:
         nats = nats_of(model, caption, wanted, [(subject, wanted.thing) for subject in sums])
-        shares = normalised({subject: math.log(n) - nats[subject, wanted.thing] for subject, n in sums.items()})
-        kept = {subject for subject, share in shares.items() if share >= LEAST}
+        logs = {subject: math.log(n) - nats[subject, wanted.thing] for subject, n in sums.items() if n > 0}
+        kept = {subject for subject, value in logs.items() if value >= max(logs.values()) + math.log(LEAST)}
     asked = [pair for pair in pairs if pair[0] in kept]
     if len(asked) < 2:  # nothing to compare
         return dict.fromkeys(asked, 1.0)
     nats = nats_of(model, caption, wanted, asked)
-    least = min(nats.values(), default=0.0)
+    least = min(nats.values())
     return {pair: math.exp(least - value) for pair, value in nats.items()}
 
 
@@ -54,10 +54,3 @@ def nats_of(model: Tokun, caption: Sequence[int], wanted: Tags, pairs: Sequence[
     register, grid = wanted.register or v.default_register, wanted.grid or v.default_grid
     tags = [Tags(wanted.style, subject if subject in v.subjects else "", register, grid, thing) for subject, thing in pairs]
     return dict(zip(pairs, model.caption_nll(tags, [list(caption)] * len(tags))))
-
-
-def normalised(logs: dict[str, float]) -> dict[str, float]:
-    """Log weights -> shares that sum to 1."""
-    most = max(logs.values())
-    weights = {name: math.exp(value - most) for name, value in logs.items()}
-    return {name: weight / sum(weights.values()) for name, weight in weights.items()}

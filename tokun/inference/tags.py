@@ -94,6 +94,10 @@ class Frequencies:
             style if style in v.styles else "", subject if subject in v.subjects else "", wanted.register or v.default_register, grid, thing
         )
 
+    def draw_all(self, rows: Iterable[Sequence[float]], wanted: Tags) -> list[Tags]:
+        """`draw` for each row of tag slots."""
+        return [self.draw(row, wanted) for row in rows]
+
     def _pairs(self, wanted: Tags) -> Counts:
         """Styles and subjects that occur with the requested tags."""
         return _summed(self._weighted(self._fitting(wanted)), lambda row: row[:2])

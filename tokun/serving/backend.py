@@ -73,7 +73,7 @@ class Server:
             raise UserError(f"--backend {self.url} answers {error.code}: {told[:300]}") from error
         except (OSError, http.client.HTTPException) as error:
             raise UserError(f"--backend {self.url} cannot be reached ({first_line(error)}): start it with `{START}`") from error
-        except (ValueError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, IndexError, TypeError) as error:
             if isinstance(error, UserError):
                 raise
             raise UserError(f"--backend {self.url} does not answer as vLLM does ({first_line(error)}): start it with `{START}`") from error
@@ -86,19 +86,25 @@ class Server:
             "model": self.name, "prompt": list(prompt), "max_tokens": most, "temperature": 1.0, "return_token_ids": True, "vllm_xargs": extra,
             "stream": told is not None,
         }  # fmt: skip
-        ids: list[int] = []
-        with self.answer("completions", body) as response:
-            if told is None:
+        if told is None:
+            with self.answer("completions", body) as response:
                 return list(json.load(response)["choices"][0]["token_ids"])
+        ids: list[int] = []
+        for more in self.streamed(body):  # an error of `told` is its own, not the server's
+            ids += more
+            told(ids)
+        return ids
+
+    def streamed(self, body: dict[str, Any]) -> Iterator[list[int]]:
+        """The ids of an answer as they come."""
+        with self.answer("completions", body) as response:
             for line in response:
                 data = line.decode().removeprefix("data:").strip()
                 if data and data != "[DONE]":
                     tree = json.loads(data)
                     if "error" in tree:
                         raise UserError(f"--backend {self.url}: {tree['error']}")
-                    ids += [i for choice in tree["choices"] for i in choice.get("token_ids") or []]
-                    told(ids)
-        return ids
+                    yield [i for choice in tree["choices"] for i in choice.get("token_ids") or []]
 
 
 class Served(Tokun):

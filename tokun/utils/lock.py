@@ -207,7 +207,8 @@ def is_gone(holder: dict[str, Any]) -> bool:
         holder.get("machine", _machine()) != _machine()
     ):  # another container or machine of the same name, or this one before it was restarted
         return False
-    if "started" in holder and holder["started"] != _started(holder["pid"]):
+    now = _started(holder["pid"])  # "" for one that is free, and for another user's where /proc is hidden
+    if now and "started" in holder and holder["started"] != now:
         return True
     if holder["pid"] == os.getpid():
         return not holder.get("started")  # else it is this very process
