@@ -17,7 +17,7 @@ from tokun.tokenizers.vocabulary import Tags
 if TYPE_CHECKING:
     from tokun.inference.model import Tokun
 
-LEAST = 0.05  # of the likeliest subject's share; below it a subject's things are not looked at
+LEAST = 0.05  # share below which a subject's things are not looked at, unless it is the likeliest
 Likelihoods = dict[tuple[str, str], float]  # (subject, thing) -> p(caption | both), over the greatest
 
 
@@ -39,7 +39,8 @@ def likelihoods(model: Tokun, caption: Sequence[int], wanted: Tags, counts: Freq
     if len(sums) > 1:
         nats = nats_of(model, caption, wanted, [(subject, wanted.thing) for subject in sums])
         logs = {subject: math.log(n) - nats[subject, wanted.thing] for subject, n in sums.items() if n > 0}
-        kept = {subject for subject, value in logs.items() if value >= max(logs.values()) + math.log(LEAST)}
+        weights = {subject: math.exp(value - max(logs.values())) for subject, value in logs.items()}
+        kept = {subject for subject, weight in weights.items() if weight >= min(1.0, LEAST * sum(weights.values()))}
     asked = [pair for pair in pairs if pair[0] in kept]
     if len(asked) < 2:  # nothing to compare
         return dict.fromkeys(asked, 1.0)
