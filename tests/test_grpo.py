@@ -188,6 +188,43 @@ def test_pairs_of_a_group_share_their_tags_and_nothing_else(tiny_model):
     assert [pair.index for pair in pairs] == list(range(16, 24))
 
 
+def test_if_words_are_learned_a_group_is_one_picture_with_several_captions(tiny_model):
+    """The picture is drawn as the checkpoint draws it; likelihoods of the words are those of pairs with that picture given."""
+    config = from_dict({"grpo": {"group_size": 4, "learn": "text", "guidance_scale": 7.0, "text_guidance_scale": 1.5}}).grpo
+    draw = lambda numbers: rollouts.draw(tiny_model, config, rollouts.Prompts([], []), seed=1, step=2, numbers=numbers, size=8)  # noqa: E731
+    pairs = draw(range(8))
+    own = tiny_model.sample(1, indices=[16, 20])
+    assert [pair.codes for pair in pairs] == [own[0].codes] * 4 + [own[1].codes] * 4 and pairs[0].tags == own[0].tags
+    assert len({pair.caption for pair in pairs}) > 4 and [pair.index for pair in pairs] == list(range(16, 24))
+    assert [pair.caption_ids for pair in draw(range(4, 8))] == [pair.caption_ids for pair in pairs[4:]]
+    nll = tiny_model.caption_nll([pair.tags for pair in pairs], [pair.caption_ids for pair in pairs], [pair.codes for pair in pairs])
+    assert [pair.caption_nll for pair in pairs] == pytest.approx(nll, rel=1e-4)
+
+
+def length(pairs):
+    """Short captions win."""
+    return [-float(len(pair.caption_ids)) for pair in pairs]
+
+
+@pytest.mark.slow
+def test_what_is_not_learned_is_kept_near_the_start(checkpoint_folder, tmp_path):
+    """Only words are learned, but the same weights draw the pictures: the KL holds the codes, too."""
+
+    def moved(kl: float) -> float:
+        (tmp_path / f"kl{kl:g}").mkdir()
+        more = {
+            "grpo__rewards": [{"kind": "tests.test_grpo:length"}],
+            "grpo__learn": "text",
+            "grpo__eval_n": 4,
+            "train__steps": 20,
+            "train__lr": 1e-3,
+        }
+        return Noted(write(tmp_path / f"kl{kl:g}", checkpoint_folder, grpo__kl=kl, **more)).told[20]["train/kl_image"]
+
+    free, held = moved(0.0), moved(30.0)
+    assert 0 < held < 0.7 * free
+
+
 def test_groups_of_a_prompt_draw_the_same_description(shaped_model, tmp_path):
     (tmp_path / "prompts.txt").write_text("A disc.\nA square.\n\nA disc.\nA star on a field.\n")
     config = from_dict({"grpo": {"group_size": 2, "prompts": str(tmp_path / "prompts.txt")}}).grpo

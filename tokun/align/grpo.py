@@ -2,7 +2,7 @@
 
     deepspeed train.py --config configs/grpo.yaml start=runs/mine out=runs/mine-grpo
 
-A step is a rollout: groups of pairs that share their tags or their prompt are drawn with the ordinary sampler, rewards are computed,
+A step is a rollout: groups of pairs that share their tags, their prompt or (if words are learned) their picture are drawn with the ordinary sampler, rewards are computed,
 each pair is compared with its group (`objective.advantages`), and the generator is updated once or a few times. Engines, trainer states
 and trackers are those of the other stages; a killed run resumes exactly.
 
@@ -28,7 +28,7 @@ import torch
 from torch import Tensor
 
 from tokun.align import objective, perturb, reward_hacking, rewards, rollouts
-from tokun.align.objective import Chosen
+from tokun.align.objective import Chosen, Guidance
 from tokun.align.policy import Policy
 from tokun.config import Config
 from tokun.inference import bulk, decoder
@@ -125,12 +125,13 @@ def settings_of(config: Config, before: Tokun) -> dict[str, Any]:
 
 @dataclass
 class Part:
-    """A micro batch of a rollout, with data on its N trained tokens, each (N,)."""
+    """A micro batch of a rollout, with data on its N sampled tokens, each (N,)."""
 
     ids: Tensor  # (B, T)
     what: Chosen
+    guidance: Sequence[Guidance]
     advantage: Tensor
-    weight: Tensor
+    weight: Tensor  # of the advantage; 0 for tokens that are not learned
     start: Tensor
     start_entropy: Tensor
     old: Tensor | None = None  # None for a single update, which computes it itself
@@ -231,7 +232,7 @@ class GrpoStage(EngineStage):
             parts = self.parts(batch.pairs, advantage)
             totals, norm = self.learn(parts)
         # computed at every step in every process, for the entropy check
-        self.logged = self.summary(batch.values, advantage, totals, parts) | {"train/grad_norm": norm, "train/lr": lr}
+        self.logged = self.summary(batch.values, advantage, totals) | {"train/grad_norm": norm, "train/lr": lr}
 
     def figures(self) -> tuple[dict[str, float], str]:
         return self.logged, f"reward {self.logged['reward/mean']:.3f} kl {self.logged['train/kl']:.4f}"
@@ -251,21 +252,27 @@ class GrpoStage(EngineStage):
         similar = self.similarities(pairs)
         for first in range(0, len(pairs), self.micro):
             rows = slice(first, first + self.micro)
-            ids = rollouts.sequences(self.before, pairs[rows], prompted=bool(self.prompts))
-            what = objective.chosen(v, ids, self.grpo.learn)
+            ids = rollouts.packed(self.before, pairs[rows], prompted=bool(self.prompts))
+            what, guidance = objective.chosen(v, ids), rollouts.guidance(self.before, self.grpo, pairs[rows], prompted=bool(self.prompts))
             own = advantage[rows].to(device)[what.rows]
-            weight = torch.ones_like(own)
+            weight = torch.where(what.is_image, float(self.grpo.learn != "text"), float(self.grpo.learn != "image"))
             if similar is not None:
                 similarity = similar[rows].to(device)[what.rows, what.slots.clamp_max(similar.shape[1] - 1)]
-                weight = torch.where(what.is_image, 1 - self.grpo.similar * similarity, weight)
+                weight = torch.where(what.is_image, weight * (1 - self.grpo.similar * similarity), weight)
             with self.engine.autocast_bare():
-                start, entropy = objective.likelihoods(self.before.generator, ids, what, v, temperatures=self.temperatures)
-            part = Part(ids, what, own, weight, start, entropy)
+                start, entropy = self.likelihoods(self.before.generator, ids, what, guidance)
+            part = Part(ids, what, guidance, own, weight, start, entropy)
             if self.updates > 1:
                 with self.engine.autocast():
-                    part.old, _ = objective.likelihoods(self.engine.model, ids, what, v, temperatures=self.temperatures)
+                    part.old, _ = self.likelihoods(self.engine.model, ids, what, guidance)
             out.append(part)
         return out
+
+    def likelihoods(
+        self, model: Any, ids: Tensor, what: Chosen, guidance: Sequence[Guidance], *, moved: bool = False
+    ) -> tuple[Tensor, Tensor]:
+        temperatures = self.grpo.temperature, self.grpo.text_temperature
+        return objective.likelihoods(model, ids, what, self.before.vocabulary, temperatures=temperatures, guidance=guidance, moved=moved)
 
     def similarities(self, pairs: Sequence[Pair]) -> Tensor | None:
         """(pairs, codes of the largest picture): similarity of each code to the group's others at its position; None if `similar` is 0."""
@@ -281,7 +288,7 @@ class GrpoStage(EngineStage):
     def learn(self, parts: Sequence[Part]) -> tuple[Tensor, float]:
         """Run all updates of a rollout. Returns the sums of `Terms.totals` over all processes, and the last gradient norm before clipping."""
         each = self.share // self.micro
-        totals, norm = torch.zeros(6, dtype=torch.float64), 0.0
+        totals, norm = torch.zeros(5, 2, dtype=torch.float64), 0.0
         for _ in range(self.grpo.epochs):
             for cut in range(self.grpo.minibatches):
                 totals += self.gradients(parts[cut * each : (cut + 1) * each])
@@ -293,19 +300,12 @@ class GrpoStage(EngineStage):
         train, grpo = self.train, self.grpo
         counts = torch.stack([torch.stack([part.what.is_image.sum(), (~part.what.is_image).sum()]) for part in parts]).sum(0).double()
         image, text = objective.summed(counts.cpu(), self.run.world).clamp_min(1).tolist()
-        totals = torch.zeros(6, dtype=torch.float64)
+        totals = torch.zeros(5, 2, dtype=torch.float64)
         for number, part in enumerate(parts):
             share = torch.where(part.what.is_image, train.image_weight / image, train.text_weight / text)
             with self.engine.micro_batch(last=number == len(parts) - 1):
                 with self.engine.autocast():
-                    new, entropy = objective.likelihoods(
-                        self.engine.model,
-                        part.ids,
-                        part.what,
-                        self.before.vocabulary,
-                        temperatures=self.temperatures,
-                        moved=grpo.entropy > 0,
-                    )
+                    new, entropy = self.likelihoods(self.engine.model, part.ids, part.what, part.guidance, moved=grpo.entropy > 0)
                 old = new.detach() if part.old is None else part.old
                 found = objective.terms(
                     new, entropy, old, part.start, part.advantage, part.weight * ~objective.easy(old, grpo.easy), share, part.what.is_image,
@@ -318,33 +318,29 @@ class GrpoStage(EngineStage):
             totals += found.totals().cpu()
         return totals
 
-    @property
-    def temperatures(self) -> tuple[float, float]:
-        return self.grpo.temperature, self.grpo.text_temperature
-
     # --- logging --------------------------------------------------------------------------------------------------------
 
-    def summary(self, values: dict[str, list[float]], advantage: Tensor, totals: Tensor, parts: Sequence[Part]) -> dict[str, float]:
-        """The figures of a step, over all processes; times are this process's."""
+    def summary(self, values: dict[str, list[float]], advantage: Tensor, totals: Tensor) -> dict[str, float]:
+        """The figures of a step, over all processes; times are this process's. KL, clipping and entropy are those of the learned kinds; the
+        KL of a kind that is not learned tells how far it has moved with them."""
         each = {name: torch.tensor(found, dtype=torch.float64) for name, found in values.items()}
         n, s = len(advantage) * self.run.world, self.seconds
         sums = torch.stack([torch.stack([x.sum(), x.square().sum()]) for x in each.values()])
-        started = torch.stack([part.start_entropy.double().sum().cpu() for part in parts]).sum() * self.grpo.epochs
         idle = (advantage.view(-1, self.grpo.group_size).abs().amax(1) < 1e-6).double().sum()
-        sums, (started, idle) = (
-            objective.summed(sums, self.run.world),
-            objective.summed(torch.stack([started, idle]), self.run.world).tolist(),
-        )
+        sums, idle = objective.summed(sums, self.run.world), objective.summed(idle, self.run.world).item()
         out = {}
         for name, (total, squares) in zip(each, sums.tolist()):
             out |= {f"reward/{name}": total / n, f"reward/{name}_spread": max(0.0, squares / n - (total / n) ** 2) ** 0.5}
-        kl, image_entropy, text_entropy, clipped, image, text = totals.tolist()
-        tokens, whole = (image + text) / self.grpo.epochs, s.rollout + s.scoring + s.learning
+        learned = {"both": slice(None), "image": slice(0, 1), "text": slice(1, 2)}[self.grpo.learn]
+        kl, entropy, start_entropy, clipped, count = totals[:, learned].sum(1).tolist()
+        kl_image, kl_text = (totals[0] / totals[-1].clamp_min(1)).tolist()
+        entropy_image, entropy_text = (totals[1] / totals[-1].clamp_min(1)).tolist()
+        tokens, whole = totals[-1].sum().item() / self.grpo.epochs, s.rollout + s.scoring + s.learning
         return out | {
             "reward/mean": sum(reward.weight * out[f"reward/{reward.name}"] for reward in self.rewards),
-            "train/idle_groups": idle / (n / self.grpo.group_size), "train/kl": kl / (image + text), "train/clipped": clipped / (image + text),
-            "train/entropy_image": image_entropy / max(1, image), "train/entropy_text": text_entropy / max(1, text),
-            "train/entropy_kept": (image_entropy + text_entropy) / max(started, 1e-9),
+            "train/idle_groups": idle / (n / self.grpo.group_size), "train/kl": kl / count, "train/clipped": clipped / count,
+            "train/kl_image": kl_image, "train/kl_text": kl_text, "train/entropy_image": entropy_image, "train/entropy_text": entropy_text,
+            "train/entropy_kept": entropy / max(start_entropy, 1e-9),
             "time/rollout_share": s.rollout / whole, "time/scoring_share": s.scoring / whole, "time/step": whole,
             "time/rollout_tokens_per_second": tokens / s.rollout, "time/learning_tokens_per_second": tokens / s.learning,
         }  # fmt: skip

@@ -1,25 +1,28 @@
 """Rollouts: groups of pairs that share their tags or prompt and differ in the rest of their latents, drawn with the ordinary sampler.
 
 Pair k of rollout s is sample s * n + k of the run's seed, where n is the number of pairs of a rollout over all processes. Samples are a
-function of (seed, step, weights), so a resumed run draws the same ones. All latents of a group have the tag slots of its first.
+function of (seed, step, weights), so a resumed run draws the same ones. All latents of a group have the tag slots of its first. If only words
+are learned, a group is one picture with several captions, so that rewards compare words and not pictures.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
+from tokun.align.objective import Guidance
 from tokun.config import GrpoConfig
 from tokun.data.sample_order import Order
 from tokun.evaluate.held_out_pairs import read_captions
-from tokun.inference import latents, sampling
+from tokun.inference import conditional_generation, latents, sampling
 from tokun.inference.conditional_generation import require_task
-from tokun.tokenizers.sequences import pack_joint, pack_text_to_image, padded
+from tokun.tokenizers import sequences
+from tokun.tokenizers.sequences import padded
 from tokun.utils.errors import UserError
 
 if TYPE_CHECKING:
@@ -73,17 +76,55 @@ def draw(model: Tokun, config: GrpoConfig, prompts: Prompts, *, seed: int, step:
     u = latents.uniform(latents.draw(seed, found, model.slots.size))
     for first in range(0, len(u), config.group_size):
         u[first : first + config.group_size, : latents.TAG_SLOTS] = u[first, : latents.TAG_SLOTS].clone()
+    if config.learn == "text":
+        return captions_of_pictures(model, config, u, seed, found)
     order = Order(len(prompts.train), seed) if prompts else None
     wanted = [prompts.train[order[index // config.group_size]] if order else None for index in found]
     return pairs_of(model, u, seed, found, wanted, how_of(model, config))
 
 
+def captions_of_pictures(model: Tokun, config: GrpoConfig, u: Tensor, seed: int, indices: Sequence[int]) -> list[Pair]:
+    """One pair per row of u; the rows of a group have the first one's picture, which is drawn once."""
+    size, how, v = config.group_size, how_of(model, config), model.vocabulary
+    shown = [pair for pair in pairs_of(model, u[::size], seed, indices[::size], [None] * len(u[::size]), how) for _ in range(size)]
+    tags = [pair.tags for pair in shown]
+    prompts = [sequences.caption_prompt(v, pair.tags, pair.codes) for pair in shown]
+    out: dict[int, Pair] = {}
+    for width in dict.fromkeys(map(len, prompts)):  # rows of a batch have prompts of one length
+        mine = [i for i, prompt in enumerate(prompts) if len(prompt) == width]
+        for first in range(0, len(mine), ROWS):
+            part = mine[first : first + ROWS]
+            unconditional = [sequences.caption_prompt(v, tags[i], None) for i in part]
+            ids, given = conditional_generation.write(
+                model, [prompts[i] for i in part], u[part], how["text"], unconditional, how["text_guidance_scale"]
+            )
+            texts = [sequences.unpack(v, row).caption or [] for row in ids]
+            alone = model.caption_nll([tags[i] for i in part], texts)
+            for i, text, own, without in zip(part, texts, given, alone):
+                words = model.text_tokenizer.decode(text)
+                out[i] = replace(shown[i], index=indices[i], caption=words, caption_ids=text, caption_nll=own, pmi=without - own)
+    return [out[i] for i in range(len(u))]
+
+
 def how_of(model: Tokun, config: GrpoConfig) -> dict[str, Any]:
-    """Sampling options of rollouts from the config: no top-k or top-p, whatever the checkpoint's settings."""
-    return {
-        "image": sampling.Choice(config.temperature), "text": sampling.Choice(config.text_temperature),
-        "guidance_scale": config.guidance_scale, "text_guidance_scale": config.text_guidance_scale,
-    }  # fmt: skip
+    """Sampling options of rollouts: what is learned by the config, without top-k or top-p; what is not, as the checkpoint draws it."""
+    own = model.plan().how
+    image = {"image": sampling.Choice(config.temperature), "guidance_scale": config.guidance_scale}
+    text = {"text": sampling.Choice(config.text_temperature), "text_guidance_scale": config.text_guidance_scale}
+    return own | (image if config.learn != "text" else {}) | (text if config.learn != "image" else {})
+
+
+def guidance(model: Tokun, config: GrpoConfig, pairs: Sequence[Pair], *, prompted: bool) -> list[Guidance]:
+    """How the learned tokens of the pairs were guided; empty if they were not."""
+    v, out = model.vocabulary, []
+    as_ids = lambda rows: torch.tensor(padded(v, rows), device=model.device)  # noqa: E731
+    if config.learn != "text" and config.guidance_scale != 1:
+        rows = [sequences.image_scored(v, v.bare(pair.tags.grid), pair.codes).input_ids for pair in pairs]
+        out.append(Guidance.of_codes(v, config.guidance_scale, as_ids(rows)))
+    if config.learn != "image" and config.text_guidance_scale != 1 and not prompted:
+        rows = [sequences.caption_scored(v, pair.tags, None, pair.caption_ids).input_ids for pair in pairs]
+        out.append(Guidance.of_words(v, config.text_guidance_scale, as_ids(rows)))
+    return out
 
 
 def pairs_of(
@@ -118,8 +159,8 @@ def held_out_pairs(model: Tokun, config: GrpoConfig, prompts: Prompts) -> list[P
     return pairs_of(model, u, config.eval_seed, indices, texts, how)
 
 
-def sequences(model: Tokun, pairs: Sequence[Pair], *, prompted: bool) -> Tensor:
+def packed(model: Tokun, pairs: Sequence[Pair], *, prompted: bool) -> Tensor:
     """The pairs' sequences of ids: int64 (B, T), right-padded, on the model's device."""
     v = model.vocabulary
-    pack = pack_text_to_image if prompted else pack_joint
+    pack = sequences.pack_text_to_image if prompted else sequences.pack_joint
     return torch.tensor(padded(v, [pack(v, pair.tags, pair.codes, pair.caption_ids).input_ids for pair in pairs]), device=model.device)

@@ -68,7 +68,8 @@ def caption(
     tags = [replace(each, grid=grid) for each in wanted]
     prompts = [sequences.caption_prompt(v, t, codes) for t in tags]
     unconditional_text = [sequences.caption_prompt(v, t, None) for t in tags]
-    made, nll = write(model, prompts, seed, n, temperature, top_p, unconditional_text, model.text_guidance(text_guidance_scale))
+    u, choice = text_latents(model, seed, n, len(asked)), model.text_choice(temperature, top_p)
+    made, nll = write(model, prompts, u, choice, unconditional_text, model.text_guidance(text_guidance_scale))
     texts = [sequences.unpack(v, ids).caption or [] for ids in made]
     alone = model.caption_nll(tags, texts)
     return [words(model, *parts) for parts in zip(texts, [t.register for t in tags], nll, alone)]
@@ -81,7 +82,7 @@ def ask(
     require_task(model, "question")
     v, (codes, grid) = model.vocabulary, encode_whole(model, picture)
     prompt = sequences.question_prompt(v, Tags(grid=grid), codes, text_of(model, question, "question"))
-    made, nll = write(model, [prompt] * n, seed, n, temperature, top_p)
+    made, nll = write(model, [prompt] * n, text_latents(model, seed, n), model.text_choice(temperature, top_p))
     texts = [sequences.unpack(v, ids).answer or [] for ids in made]
     return [words(model, text, "", own, own) for text, own in zip(texts, nll)]
 
@@ -94,25 +95,29 @@ def rewrite(
     v, written = model.vocabulary, text_of(model, text, "caption")
     tags = replace(v.bare(), register=tag_word(register))
     prompt = sequences.rewrite_prompt(v, v.bare(), written, tags.register)
-    made, nll = write(model, [prompt] * n, seed, n, temperature, top_p)
+    made, nll = write(model, [prompt] * n, text_latents(model, seed, n), model.text_choice(temperature, top_p))
     texts = [sequences.unpack(v, ids).rewritten or [] for ids in made]
     alone = model.caption_nll([tags] * n, texts)
     return [words(model, *parts) for parts in zip(texts, [tags.register] * n, nll, alone)]
 
 
 def write(
-    model: Tokun, prompts: list[list[int]], seed: int, n: int, temperature: float | None, top_p: float | None,
+    model: Tokun, prompts: list[list[int]], u: Tensor, choice: sampling.Choice,
     unconditional_text: list[list[int]] | None = None, text_guidance_scale: float = 1.0,
 ) -> tuple[list[list[int]], list[float]]:  # fmt: skip
-    """(whole sequences, nats of their text) for prompts of one length. Row i has latent i mod n of the seed. `unconditional_text`: the prompts without their pictures."""
-    u = latents.uniform(latents.draw(seed, range(n), model.slots.size)).repeat(len(prompts) // n, 1)
-    choice = model.text_choice(temperature, top_p)
+    """(whole sequences, nats of their text) for prompts of one length, with uniforms u (B, slots.size). `unconditional_text`: the prompts without
+    their pictures."""
     made = sampling.generate(
         model.generator, model.vocabulary, torch.tensor(prompts, device=model.device), u.to(model.device), model.slots,
         text=choice, forbid=model.forbidden_text[0], forbid_first=model.forbidden_text[1], **model.pieces_for(choice), text_guidance_scale=text_guidance_scale,
         unconditional_text=None if unconditional_text is None else torch.tensor(unconditional_text, device=model.device),
     )  # fmt: skip
     return made.ids.tolist(), made.text_nll.tolist()
+
+
+def text_latents(model: Tokun, seed: int, n: int, times: int = 1) -> Tensor:
+    """The uniforms of samples 0 to n - 1 of a seed, repeated: (times * n, slots.size)."""
+    return latents.uniform(latents.draw(seed, range(n), model.slots.size)).repeat(times, 1)
 
 
 def words(model: Tokun, ids: list[int], register: str, nll: float, alone: float) -> Words:
