@@ -134,7 +134,7 @@ def book_shards(args: argparse.Namespace) -> Path:
     folder = args.out / "shards"
     if (folder / "val.tar").is_file():
         return folder
-    index = data.ShardIndex(data.expand_shards(args.shards), one_of=data.IMAGE_SUFFIXES)
+    index = data.ShardIndex(data.expand_shards(args.shards), one_of=data.IMAGE_SUFFIXES).usable()
     mine = [i for i in range(len(index)) if str(index.read_json(i).get("gutenberg_id")) == args.book]
     if len(mine) <= args.pictures:
         raise UserError(f"book {args.book} has {len(mine)} pictures in {args.shards}: more than --pictures {args.pictures} are needed")

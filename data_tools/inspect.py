@@ -4,7 +4,7 @@
 
 Prints counts, sizes, captions and tags of image shards (KEY.webp + KEY.json) and code shards (KEY.codes.npy + KEY.json).
 With --verify every member is read and decoded, damage is listed, and the exit code is 1 if there is any.
-Tar files are read member by member, one pair in memory at a time. Needs no model and no torch.
+Samples are told apart as in training (`tokun.data.shards.group`), with one pair in memory at a time. Needs no model and no torch.
 """
 
 from __future__ import annotations
@@ -12,8 +12,8 @@ from __future__ import annotations
 import argparse
 import io
 import json
+import os
 import sys
-import tarfile
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -26,17 +26,16 @@ from PIL import Image
 from data_tools.pipeline.output import RECORD
 from tokun.data import captions as captions_of_data
 from tokun.data import image_files, tars
-from tokun.data.shards import key_and_suffix
+from tokun.data.shards import CODES_SUFFIX as CODES
+from tokun.data.shards import IMAGE_SUFFIXES as IMAGE_EXTENSIONS
+from tokun.data.shards import group, shown_key
 from tokun.render.grids import captioned_grid
 from tokun.utils import console
 from tokun.utils.console import home_path
 from tokun.utils.errors import BadSample, UserError
 
-IMAGE_EXTENSIONS = ("webp", "png", "jpg", "jpeg")
-CODES = "codes.npy"
 CODES_RECORD = "codes.json"  # stored beside code shards
 SHEET = 32  # pictures on the contact sheet
-BLOCK = 512  # bytes per tar block; two blocks of zeros end a tar file
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -50,10 +49,8 @@ class Pair:
     shard: Path
     key: str
     members: dict[str, bytes] = field(default_factory=dict)
-    start: int = 0
-    """Offset in the shard of its first member's header, in bytes."""
-    end: int = 0
-    """Offset of the end of its last member, in bytes."""
+    places: dict[str, tuple[int, int]] = field(default_factory=dict)
+    """(offset, size) in the shard of each member."""
 
     @property
     def image(self) -> bytes | None:
@@ -86,45 +83,40 @@ def find_shards(paths: Iterable[Path]) -> list[Path]:
 
 
 def read_pairs(shard: Path, damaged: list[Damage]) -> Iterator[Pair]:
-    """The pairs of one shard, in order, grouped as in WebDataset: neighbouring members with the same key.
+    """The pairs of one shard, in the order of their first members, grouped as in training.
 
-    Members that cannot be read are added to `damaged`; reading ends where the tar file is truncated.
+    What cannot be read, and ambiguous samples, which training leaves out too, are added to `damaged`.
     """
-    pair: Pair | None = None
+    skipped: Counter[str] = Counter()
     try:
-        with tarfile.open(shard, "r:") as tar:
-            for info in tar:
-                if not info.isfile():
-                    damaged.append(Damage(shard.name, info.name, "is not a regular file"))
-                    continue
-                key, extension = key_and_suffix(info.name)
-                file = tar.extractfile(info)
-                assert file is not None
-                data = file.read()
-                if pair is not None and pair.key != key:
-                    yield pair
-                    pair = None
-                pair = pair or Pair(shard, key, start=info.offset)
-                if extension in pair.members:
-                    damaged.append(Damage(shard.name, info.name, "duplicate member: ambiguous"))
-                pair.members[extension] = data
-                pair.end = tar.offset
-            end = tar.offset
-    except (tarfile.TarError, OSError, EOFError) as error:
-        damaged.append(Damage(shard.name, "", f"truncated: {error}"))
-    else:
-        # tarfile takes an unreadable header, or a file that stops between members, for the end
-        with open(shard, "rb") as file:
-            file.seek(end)
-            tail, rest = file.read(2 * BLOCK), file.read(tars.FILLING)
-        if rest.strip(b"\0") and not tail.strip(b"\0"):
-            damaged.append(Damage(shard.name, "", tars.JOINED))
-        elif tail.strip(b"\0"):
-            damaged.append(Damage(shard.name, "", f"broken header at byte {end:,}: nothing after it can be read"))
-        elif len(tail) < 2 * BLOCK:
-            damaged.append(Damage(shard.name, "", f"truncated: no end mark after byte {end:,}"))
-    if pair is not None:
-        yield pair
+        names, where = tars.files(shard, skipped)
+        size = shard.stat().st_size
+    except (UserError, OSError) as error:
+        damaged.append(Damage(shard.name, "", f"cannot be read: {error}"))
+        return
+    places: list[tuple[int, int]] = [(offset, length) for offset, length in where.tolist()]
+    end = max((offset + length for offset, length in places), default=0)
+    if not skipped and size < (2 - -end // tars.BLOCK) * tars.BLOCK:  # it stops in its end mark
+        skipped["truncated shard"] = 1
+    found = group(names, ("json", *IMAGE_EXTENSIONS, CODES), IMAGE_EXTENSIONS, others=True)
+    damaged += [Damage(shard.name, "", what) for what in skipped]
+    damaged += [Damage(shard.name, shown_key(found.keys[row]), what) for what, rows in found.ambiguous.items() for row in rows]
+    members: dict[int, dict[str, int]] = {row: {} for row in range(len(found.keys))}
+    for suffix, of_suffix in found.files.items():
+        for row, number in of_suffix.items():
+            members[row][suffix] = number
+    for row in (row for rows in found.ambiguous.values() for row in rows):
+        del members[row]
+    with open(shard, "rb", buffering=0) as file:
+        for row, own in members.items():
+            order = {suffix: places[number] for suffix, number in sorted(own.items(), key=lambda item: item[1])}
+            yield read_pair(Pair(shard, found.keys[row], places=order), file.fileno())
+
+
+def read_pair(pair: Pair, file: int) -> Pair:
+    """The pair with its members read from the open shard."""
+    pair.members = {suffix: os.pread(file, size, offset) for suffix, (offset, size) in pair.places.items()}
+    return pair
 
 
 def read_record(pair: Pair, damaged: list[Damage]) -> dict[str, Any]:
@@ -208,7 +200,7 @@ class Inventory:
     formats: Counter[str] = field(default_factory=Counter)
     characters: list[int] = field(default_factory=list)  # of each caption
     words: list[int] = field(default_factory=list)
-    distinct: set[int] = field(default_factory=set)  # hashes of captions
+    distinct: set[int] = field(default_factory=set)  # hashes of the captions' gists
     seen: captions_of_data.Seen = field(default_factory=captions_of_data.Seen)  # decides whether the captions say enough
     tags: dict[str, Counter[str]] = field(
         default_factory=lambda: {name: Counter() for name in ("style", "subject", "source", "license", "register")}
@@ -229,16 +221,11 @@ def take_inventory(shards: list[Path], *, verify: bool = False, sheet: int = 0) 
     """Read all shards once. `verify` decodes every picture; `sheet` is how many pictures to keep for the contact sheet."""
     inventory = Inventory()
     for shard in shards:
-        keys: set[str] = set()
-        count = 0
         inventory.bytes += shard.stat().st_size
+        inventory.shards[str(shard)] = 0
         for pair in read_pairs(shard, inventory.damaged):
-            if pair.key in keys:
-                inventory.damaged.append(Damage(shard.name, pair.key, "its members are not adjacent, or the key is used twice: ambiguous"))
-            keys.add(pair.key)
-            count += 1
+            inventory.shards[str(shard)] += 1
             count_pair(inventory, pair, verify=verify, keep=len(inventory.sheet) < sheet)
-        inventory.shards[str(shard)] = count
     for folder in sorted({shard.parent for shard in shards}):
         check_beside(inventory, folder)
     return inventory
@@ -247,8 +234,6 @@ def take_inventory(shards: list[Path], *, verify: bool = False, sheet: int = 0) 
 def count_pair(inventory: Inventory, pair: Pair, *, verify: bool, keep: bool) -> None:
     damaged = inventory.damaged
     record = read_record(pair, damaged)
-    if (several := [name for name in IMAGE_EXTENSIONS if name in pair.members])[1:]:
-        damaged.append(Damage(pair.shard.name, pair.key, f"several pictures under one key ({', '.join(several)}): ambiguous"))
     if pair.image is None and CODES not in pair.members:
         damaged.append(Damage(pair.shard.name, pair.key, "missing partner: neither picture nor codes"))
     if (head := read_head(pair, damaged)) is not None:
@@ -267,8 +252,8 @@ def count_pair(inventory: Inventory, pair: Pair, *, verify: bool, keep: bool) ->
         caption = record["caption"]
         inventory.characters.append(len(caption))
         inventory.words.append(len(caption.split()))
-        inventory.distinct.add(hash(caption))
-        inventory.seen.add(record)
+        if said := inventory.seen.add(record):
+            inventory.distinct.add(hash(captions_of_data.gist(said)))
         for name in ("style", "subject", "source", "license"):
             inventory.tags[name][str(record.get(name) or "")] += 1
         captions = record.get("captions")
@@ -334,7 +319,7 @@ def describe(inventory: Inventory) -> str:
         lines.append(f"long side   {spread([max(size) for size in inventory.sizes])}")
         lines.append(f"shape       width / height: {spread([width / height for width, height in inventory.sizes], digits=2)}")
     if inventory.characters:
-        empty = inventory.characters.count(0)
+        empty = inventory.seen.pictures - inventory.seen.captioned
         lines.append(f"captions    {len(inventory.distinct):,} distinct, {empty:,} empty")
         lines += [f"            {doubt}" for doubt in inventory.seen.doubts()]
         lines.append(f"characters  {spread(inventory.characters)}")

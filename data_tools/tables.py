@@ -253,7 +253,7 @@ def _plain_fields(text: _Text, separator: str) -> Iterator[tuple[int, list[str]]
         if line.strip():
             cells = line.rstrip("\r\n").split(separator)
             wanted = wanted or len(cells)
-            _check_count(text, number, cells, wanted, separator, quoted=False)
+            _check_count(text, number, number, cells, wanted, separator, quoted=False)
             yield number, cells
 
 
@@ -281,7 +281,7 @@ def _quoted_fields(text: _Text, separator: str) -> Iterator[tuple[int, list[str]
             csv.field_size_limit(limit)
         if cells and any(line.strip() for line in taken):
             wanted = wanted or len(cells)
-            _check_count(text, start, cells, wanted, separator, quoted=True)
+            _check_count(text, start, start + len(taken) - 1, cells, wanted, separator, quoted=True)
             _check_swallowed(text, start, taken, wanted, separator)
             yield start, cells
         start += len(taken)
@@ -306,12 +306,13 @@ def _quote_error(text: _Text, start: int, end: int, taken: list[str], error: csv
     )
 
 
-def _check_count(text: _Text, line: int, cells: list[str], wanted: int, separator: str, *, quoted: bool) -> None:
+def _check_count(text: _Text, line: int, end: int, cells: list[str], wanted: int, separator: str, *, quoted: bool) -> None:
+    """Raise TableError unless the row from `line` to `end` has as many fields as wanted."""
     if len(cells) == wanted:
         return
     sign = {"\t": "tab", ",": "comma", ";": "semicolon"}.get(separator, separator)
     what = f"{len(cells)} fields where the header has {wanted}: {_shown(separator.join(cells))}"
-    if others := _also_wrong(text, line, wanted, separator, quoted=quoted):
+    if others := _also_wrong(text, end, wanted, separator, quoted=quoted):
         what += f" ({others})"
     more = (
         f"leave no space between the {sign} and the opening quote"
@@ -329,16 +330,16 @@ def _check_count(text: _Text, line: int, cells: list[str], wanted: int, separato
     )
 
 
-def _also_wrong(text: _Text, line: int, wanted: int, separator: str, *, quoted: bool) -> str:
-    """Which later rows have a wrong number of fields too, in words; "" for none. Lines, where quotes cannot be followed any more."""
-    found = []
+def _also_wrong(text: _Text, end: int, wanted: int, separator: str, *, quoted: bool) -> str:
+    """Which rows after line `end` have a wrong number of fields too, in words; "" for none. Up to where quotes cannot be followed any more."""
+    found, start = [], end + 1
+    lines = itertools.islice(text.lines(), end, None)
+    rows = csv.reader(lines, delimiter=separator) if quoted else None
     try:
-        lines = itertools.islice(text.lines(), line, None)
-        reader = csv.reader(lines, delimiter=separator) if quoted else (one.rstrip("\r\n").split(separator) for one in lines)
-        for number, cells in enumerate(reader, start=line + 1):
-            number = line + reader.line_num if isinstance(reader, type(csv.reader([]))) else number
+        for number, cells in enumerate(rows or (one.rstrip("\r\n").split(separator) for one in lines), start=end + 1):
             if len(cells) not in (0, wanted) and any(cells):
-                found.append(number)
+                found.append(start)
+            start = (end + rows.line_num if rows else number) + 1
     except (csv.Error, TableError):
         pass
     if not found:

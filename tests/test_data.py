@@ -303,7 +303,7 @@ def test_when_no_record_is_whole_that_is_said(tmp_path):
 def test_a_shard_without_samples_says_what_a_sample_needs(tmp_path):
     write_shard(tmp_path / "a.tar", iter([]))
     with pytest.raises(ValueError, match=r"no usable sample in .*a\.tar: each needs KEY\.json"):
-        ShardIndex([tmp_path / "a.tar"])
+        ShardIndex([tmp_path / "a.tar"]).usable()
     (tmp_path / "b.tar").write_bytes(b"not a tar at all" * 99)
     with pytest.raises(ValueError, match=r"b\.tar is not a readable tar"):
         ShardIndex([tmp_path / "b.tar"])
@@ -346,7 +346,7 @@ def by_tarfile(path, need, one_of):
 
 def by_index(path, need, one_of):
     try:
-        index = ShardIndex([path], need=need, one_of=one_of, may_be_empty=True)
+        index = ShardIndex([path], need=need, one_of=one_of)
     except ValueError as error:
         return str(error)
     places = zip(index._offset.tolist(), index._size.tolist(), strict=True)

@@ -13,12 +13,17 @@ from PIL import Image
 from data_tools import inspect, prepare
 from data_tools.pipeline import next_steps
 from data_tools.readers import choose_reader
+from data_tools.readers.folder_scan import SECOND_WORDS
+from data_tools.readers.webdataset import OTHER_NAME
 from data_tools.report.reasons import EXPLANATIONS
 from data_tools.tables import TableError, read_table
+from data_tools.text.captions import plain_text, raw_of
+from tests.test_prepare import pairs
 from tests.test_reported import Made, image, table, tar
 from tokun.config import load_config
 from tokun.data import captions, image_files
 from tokun.data.shards import expand_shards
+from tokun.tokenizers.text import normalize
 from tokun.utils.console import home_path
 
 pa = pytest.importorskip("pyarrow")
@@ -74,8 +79,68 @@ def test_tables_that_disagree_are_told(made):
     assert found.captions == {"a.png": "A wolf."} and "Captions of captions.json that are not read" in found.said
 
 
+def test_empty_files_links_and_folders_named_like_files_all_have_a_row_or_are_entered(made, tmp_path):
+    """A table of no bytes is refused; else an empty tar, a link to nowhere, a folder called x.png: nothing of it is lost."""
+    (tmp_path / "in").mkdir()
+    for name, target in (("gone.txt", "nowhere"), ("gone.dat", "nowhere"), ("b.txt", "real/w.txt")):
+        (tmp_path / "in" / name).symlink_to(target)
+    empty = dict.fromkeys(["e.tar", "p.parquet", "sub/empty.txt", "x.csv", "c.png"], b"")
+    found = made(
+        {
+            "b.png": B,
+            "real/w.txt": "A fox.",
+            "x.png/a.png": A,
+            "x.png/a.txt": "A wolf.",
+            "t.tar/c.png": image(3),
+            "t.tar/c.txt": "",
+            **empty,
+        }
+    )
+    assert found.captions == {"b.png": "A fox.", "x.png/a.png": "A wolf."}
+    assert found.reasons().keys() == {*empty, "gone.txt", "gone.dat", "real/w.txt", "t.tar/c.png"} and all(found.reasons().values())
+
+
 # ---------------------------------------------------------------------------------------------------------------------
 # tables
+
+
+def test_rows_that_name_no_picture_are_counted_with_their_line_wherever_the_table_is(made):
+    """A table with rows was called empty when their path was."""
+    some, none = "file_name,caption\n,x\na.png,A wolf.\n,y\n", "file_name,caption\n,x\n,y\n"
+    for name, source in (("metadata.csv", ""), ("list.csv", "list.csv")):
+        found = made({"a.png": A, name: some}, "--overwrite", source=source)
+        assert found.captions == {"a.png": "A wolf."} and f"Rows of {name} that name no picture: 2, the first in line 2." in found.said
+        found = made({name: none}, "--overwrite", source=source)
+        assert found.status == 2 and "names no pictures: in all of its 2 rows the path is empty" in found.said
+        made({name: some}, "--overwrite", source=source)
+
+
+def test_a_table_that_is_given_may_be_half_filled_and_tells_of_rows_that_name_nothing(made, tmp_path):
+    (tmp_path / "given.csv").write_text("\ufefffile_name;caption\r\na.png;A wolf, a fox\r\nb.png;\r\n;lost\r\n", encoding="utf-8")
+    found = made({"a.png": A, "a.txt": "Old.", "b.png": B, "b.txt": "A hen."}, "--captions", str(tmp_path / "given.csv"))
+    assert found.captions == {"a.png": "A wolf, a fox", "b.png": "A hen."} and "name no picture: 1, the first in line 4" in found.said
+
+
+def test_rows_with_too_many_fields_are_counted_once_behind_a_cell_of_several_lines(tmp_path):
+    """The rest of the cell was counted as rows of its own, and rows by their last lines."""
+    (tmp_path / "t.csv").write_text(
+        'file_name,caption\na.png,"A\nwolf, big\nby a mill", x\nb.png,ok\nc.png,a,b\nd.png,"x\ny",z\ne.png,ok\n'
+    )
+    with pytest.raises(TableError, match=r"line 2: 3 fields .* \(so have 2 more: lines 6, 7\)"):
+        read_table(tmp_path / "t.csv")
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("metadata.csv", '\ufeff"file_name";"caption"\r\n"a.png";"A wolf; big"\r\n'),
+        ("metadata.jsonl", "\ufeff" + json.dumps({"file_name": "a.png", "text": ["A wolf; big"]}) + "\r\n\r\n"),
+        ("captions.parquet", table([{"file_name": "a.png", "caption": ["A wolf; big"]}])),
+        ("captions.json", '\ufeff[{"file_name": "a.png", "Prompt": "A wolf; big"}]'),
+    ],
+)
+def test_marks_of_byte_order_line_ends_and_lists_in_cells_change_no_caption(made, name, content):
+    assert made({"a.png": A, name: content}).captions == {"a.png": "A wolf; big"}
 
 
 @pytest.mark.parametrize(
@@ -157,6 +222,89 @@ def test_upper_case_decomposed_names_and_backslashes_find_their_pictures(made):
     found = made({"IMG.JPEG": image(1, "JPEG"), "IMG.JPEG.TXT": "A wolf.", f"caf{e}.png": B, "café.json": '{"caption": "A café."}',
                   "x y/c.png": image(3), "metadata.csv": "file_name,caption\n.\\x y\\c.png,An owl.\n"})  # fmt: skip
     assert set(found.captions.values()) == {"A wolf.", "A café.", "An owl."}
+
+
+ODD_JSON = {"a": {"caption": {"en": "A wolf", "de": "Ein Wolf"}}, "b": {"captions": [{"text": "A wolf"}]}, "c": {"caption": 0.5}}
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_json_whose_caption_is_no_text_is_told_beside_a_picture_as_in_a_tar(made, packed):
+    """No caption, said the manifest, of a picture with captions in two languages; and of broken JSON, in a tar alone."""
+    files = {f"{name}.{kind}": image(number) if kind == "png" else json.dumps(ODD_JSON[name]).encode()
+             for number, name in enumerate(ODD_JSON) for kind in ("png", "json")}  # fmt: skip
+    files |= {"d.png": image(7), "d.json": b'{"caption": "A wo', "e.png": image(8), "e.json": b'{"caption": ["A fox.", "One fox."]}'}
+    found = made({"t.tar": tar(files.items())} if packed else files)
+    assert list(found.captions.values()) == ["A fox."]
+    reasons = {path.removeprefix("t.tar/"): reason for path, reason in found.reasons().items()}
+    assert reasons.pop("d.png") == "caption file is not valid JSON" and reasons.keys() == {"a.png", "b.png", "c.png"}
+    assert (
+        all(reason.startswith("caption file: its caption is no text: ") for reason in reasons.values())
+        and "'de': 'Ein Wolf'" in reasons["a.png"]
+    )
+
+
+def test_texts_in_two_languages_and_with_a_suffix_twice_are_told_how_to_be_named(made):
+    found = made(
+        {"a.png": A, "a.en.txt": "A wolf", "a.de.txt": "Ein Wolf", "b.png": B, "b.txt.txt": "A fox", "c.png": image(3), "c.Txt": "A hen"}
+    )
+    longer = ["a.en.txt", "a.de.txt", "b.txt.txt"]
+    assert found.captions == {"c.png": "A hen"} and all("name it NAME.txt" in found.reasons()[name] for name in longer)
+    assert set(found.reasons().values()) <= EXPLANATIONS.keys()
+
+
+def test_words_in_a_tar_are_found_under_their_usual_names(made):
+    """KEY.caption.txt was said to be left for another file of words, of which there was none; accents were composed in one name alone."""
+    e, jpeg = unicodedata.normalize("NFD", "é"), image(2, "JPEG")
+    found = made({"t.tar": tar([("a.JPG", jpeg), ("a.caption.TXT", b"A wolf."), ("b.png", A), ("b.prompt.txt", b"P"), ("b.text.txt", b"A fox."),
+                                (f"{e}.png", image(3)), ("é.txt", b"A hen."), ("c.png", image(4)), ("c.notes.txt", b"?")])})  # fmt: skip
+    assert set(found.captions.values()) == {"A wolf.", "A fox.", "A hen."}
+    assert found.reasons() == {"t.tar/b.prompt.txt": SECOND_WORDS, "t.tar/c.notes.txt": OTHER_NAME, "t.tar/c.png": "no caption"}
+    assert {SECOND_WORDS, OTHER_NAME} <= EXPLANATIONS.keys()
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# keys
+
+
+@pytest.mark.parametrize(
+    ("members", "kept"),
+    [
+        ([("a.PNG", A), ("a.png", B), ("a.txt", b"which?")], []),
+        ([("a.left.png", A), ("a.right.png", B), ("a.txt", b"which?")], []),
+        ([("a.png", A), ("A.png", B), ("a.txt", b"small"), ("A.txt", b"BIG")], ["BIG", "small"]),
+        ([("a .png", A), ("a.png", B), ("a .txt", b"blank"), ("a.txt", b"bare")], ["bare", "blank"]),
+        ([("x/a.png", A), ("y/a.png", B), ("x/a.txt", b"of x"), ("y/a.json", b'{"caption": "of y"}')], ["of x", "of y"]),
+        ([("a.png", A), ("a.thumb.JPG", image(3, "JPEG")), ("a.TXT", b"A wolf.")], ["A wolf."]),
+    ],
+)
+def test_a_sample_of_a_tar_has_its_own_words_or_is_refused_as_ambiguous(made, members, kept):
+    found = made({"t.tar": tar(members)})
+    assert sorted(found.captions.values()) == kept
+    assert kept or all("ambiguous" in reason for path, reason in found.reasons().items() if path.lower().endswith("png"))
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# text
+
+KEPT_AS_THEY_ARE = [
+    "ﬁsh m² ½ №5 ＦＵＬＬ 𝒜", "น้ำตก ไทย", "བོད་ཡིག", "ـ كـــتاب", "क़ ख़", "❤️ ❤︎ 1️⃣", "👩🏽‍🎨 👨‍👩‍👧‍👦", "🏴\U000e0067\U000e0062\U000e0065\U000e006e\U000e0067\U000e007f", "葛\U000e0100城",
+    "x\u034fy \u061cع", "ǆ ſ İ ı̇", "a <3 b > c", "C:\\path\\n %20 {a,b}", "〆切 ㍿ ㈱", "H₂O", "𓀀 ᠪᠠ᠎ᠢ", "မြန်မာ ខ្ញុំ",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("text", KEPT_AS_THEY_ARE)
+def test_letters_marks_and_selectors_of_any_script_reach_the_shard_and_the_tokenizer_as_they_are(text):
+    text = unicodedata.normalize("NFC", text)
+    assert plain_text(text) == text == normalize(text) and raw_of(text) == ""
+
+
+def test_what_changes_is_kept_in_the_shard_whichever_file_it_came_from(made):
+    odd = {"a": "co\u00adoperate", "b": "\u2068name\u2069 of a ship", "c": "<i>A</i> wolf &amp; fox"}
+    found = made({**{f"{name}.png": image(number) for number, name in enumerate(odd)}, "a.txt": odd["a"], "b.json": json.dumps({"caption": odd["b"]}),
+                  "metadata.csv": f"file_name,caption\nc.png,{odd['c']}\n"})  # fmt: skip
+    assert found.captions == {"a.png": "cooperate", "b.png": "name of a ship", "c.png": "A wolf & fox"}
+    raw = {path: record["raw_caption"] for path, (record, _) in pairs(found.out).items()}
+    assert raw == {f"{name}.png": text for name, text in odd.items()}
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from data_tools.captioning.journals import count_pairs
 from data_tools.inspect import read_pairs, take_inventory
 from tokun import data
 from tokun.data.shards import SEVERAL, TWICE, key_and_suffix
@@ -27,7 +28,7 @@ def shard(path, members):
     with tarfile.open(path, "w") as tar:
         for name, payload in members:
             info = tarfile.TarInfo(name)
-            info.size = len(payload)
+            info.type, info.size = tarfile.DIRTYPE if name.endswith("/") else tarfile.REGTYPE, len(payload)
             tar.addfile(info, io.BytesIO(payload))
     return path
 
@@ -62,8 +63,31 @@ def test_an_ambiguous_sample_is_left_out_counted_and_named(case, kept, tmp_path)
         assert "a" not in {index.key(i) for i in range(len(index))} and index.key(len(index) - 1) == "z"
         assert index.read_json(len(index) - 1)["caption"] == "whole"
         assert index.skipped[reason] == 1 and f"1 {reason} (train-00000.tar/a)" in index.skipped_summary()
-    if case != "in upper case":
-        assert any(one.member.startswith("a") for one in take_inventory([path]).damaged), "inspect names it too"
+    inventory = take_inventory([path])
+    assert [str(one) for one in inventory.damaged] == [f"train-00000.tar/a: {reason}"] and inventory.pairs == len(index), (
+        "inspect says the same"
+    )
+
+
+UNUSUAL = {
+    "pictures first, words behind them": sorted([(f"{n}.{kind}", kind) for n in range(3) for kind in ("png", "json")], key=lambda one: one[1], reverse=True),
+    "words first, in capitals": [(f"{n}.{kind}", kind.lower()) for kind in ("JSON", "PNG") for n in (2, 0, 1)],
+    "folders, and a note twice that nobody reads": [("set/", ""), ("set/1.5/", ""), ("set/1.5/0.png", "png"), ("set/1.5/0.note", ""), ("set/1.5/0.json", "json"), ("set/1.5/0.note", "")],
+    "masks beside": [("0.mask.png", "png"), ("0.jpg", "jpg"), ("0.mask.png", "png"), ("0.json", "json")],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", UNUSUAL)
+def test_what_training_reads_is_no_damage_and_is_captioned(case, tmp_path):
+    """Members of a sample that lie apart were called damaged by inspect, and captioned as several pairs."""
+    payloads = {"png": picture(3), "jpg": picture(4, "JPEG"), "json": words("x"), "": b""}
+    path = shard(tmp_path / "train-00000.tar", [(name, payloads[kind]) for name, kind in UNUSUAL[case]])
+    index, inventory, damaged = data.ShardIndex([path], one_of=data.IMAGE_SUFFIXES), take_inventory([path], verify=True), []
+    found = list(read_pairs(path, damaged))
+    assert not index.skipped and not inventory.damaged and not damaged and inventory.pairs == len(index) == count_pairs(path)
+    assert [(pair.key, pair.image, pair.members["json"]) for pair in found] == [
+        (index.key(i), index.read(i, index.image_suffix(i)), index.read(i, "json")) for i in range(len(index))
+    ]
 
 
 def test_a_shard_of_nothing_but_ambiguous_samples_says_so_and_names_the_first(tmp_path):
@@ -72,7 +96,7 @@ def test_a_shard_of_nothing_but_ambiguous_samples_says_so_and_names_the_first(tm
         [member for n in range(9) for member in ((f"{n}.png", picture(n)), (f"{n}.jpg", picture(n, "JPEG")), (f"{n}.json", words("x")))],
     )
     with pytest.raises(ValueError, match=r"9 ambiguous: several pictures under one key \(train-00000.tar/0, train-00000.tar/1, .*…\)"):
-        data.ShardIndex([path], one_of=data.IMAGE_SUFFIXES)
+        data.ShardIndex([path], one_of=data.IMAGE_SUFFIXES).usable()
 
 
 def test_a_mask_or_a_depth_map_beside_a_picture_is_not_taken_for_it(tmp_path):

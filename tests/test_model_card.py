@@ -1,6 +1,7 @@
 """A model card says what is true of that model: no licence that nobody chose, what was trained on what, from which start."""
 
 import pytest
+import yaml
 
 from tokun.config import from_dict
 from tokun.inference.model_card import model_card
@@ -20,6 +21,34 @@ def test_a_licence_stands_there_only_where_it_was_chosen(licence):
     head = model_card(from_dict({"card": {"license": licence}}), RECORD).split("---")[1]
     assert (f"license: {licence}\n" in head) if licence else "license" not in head
     assert "engraving" not in head
+
+
+@pytest.mark.parametrize("text", ["no", "CC BY 4.0: see LICENSE", "[mine]", "1.0", "# none"])
+def test_a_licence_or_a_style_that_means_something_else_in_yaml_is_read_back_as_it_was_chosen(text):
+    head = yaml.safe_load(model_card(from_dict({"card": {"license": text}, "data": {"style": text}}), RECORD).split("---\n")[1])
+    assert head["license"] == text and head["tags"][-2:] == ["image-captioning", text]
+
+
+@pytest.mark.parametrize("home", ["/home/anna", "~/prints", "/media/anna/disk 2"])
+def test_it_names_no_home_folder(home):
+    """The card goes to the Hub: the paths of the machine it was trained on do not."""
+    settings = {
+        "data": {"train": f"{home}/shards/train-*.tar,{home}/more"},
+        "start": f"{home}/runs/first",
+        "generator": {"pretrained": f"{home}/models/lm"},
+    }
+    card = model_card(from_dict(settings), RECORD)
+    assert (
+        home not in card
+        and "anna" not in card
+        and "shards/train-*.tar," in card
+        and "went on from runs/first, started from models/lm" in card
+    )
+
+
+@pytest.mark.parametrize(("seconds", "said"), [(20, "less than a minute"), (90, "2 minutes"), (6 * 3600, "6 hours")])
+def test_the_time_is_never_none_at_all(seconds, said):
+    assert f", {said}.\n" in model_card(from_dict({}), {**RECORD, "seconds": seconds})
 
 
 def test_it_says_what_was_trained_on_how_long_and_from_which_start():

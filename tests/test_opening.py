@@ -146,12 +146,12 @@ def test_threads_that_open_pictures_leave_the_filters_of_warnings_as_they_are():
     assert [one for one in warnings.filters if one not in before] in ([], [("ignore", None, Warning, warnings.filters[0][3], 0)])
 
 
-def png_16(values):
-    """(H, W, 3 or 4) uint16 -> a PNG of 16 bits a colour, which Pillow cannot write."""
+def png_16(values, *more):
+    """(H, W, 1, 3 or 4) uint16 -> a PNG of 16 bits a colour, which Pillow cannot write, with `more` chunks (kind, body)."""
     height, width, channels = values.shape
     rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in values)
-    head = struct.pack(">IIBBBBB", width, height, 16, {3: 2, 4: 6}[channels], 0, 0, 0)
-    chunks = ((b"IHDR", head), (b"IDAT", zlib.compress(rows)), (b"IEND", b""))
+    head = struct.pack(">IIBBBBB", width, height, 16, {1: 0, 3: 2, 4: 6}[channels], 0, 0, 0)
+    chunks = ((b"IHDR", head), *more, (b"IDAT", zlib.compress(rows)), (b"IEND", b""))
     return b"\x89PNG\r\n\x1a\n" + b"".join(
         struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body)) for kind, body in chunks
     )
@@ -183,6 +183,32 @@ def test_twelve_bits_of_each_colour_in_sixteen_are_scaled_by_their_own_white(fil
     assert np.array_equal(np.asarray(data.decode_image(file(whole), 3)), whole >> 8), "16 bits are as before"
     dark = np.full((4, 8, 3), 200, np.uint16)
     assert np.asarray(data.decode_image(file(dark), 3)).max() == 0, "a black page stays black"
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("bits", range(9, 15))
+def test_any_number_of_bits_in_sixteen_is_scaled_by_its_own_white(bits, channels):
+    """Data of 10 or 14 bits came out dark. What the file declares counts; else the largest number tells, and a dull 16-bit picture stays dull."""
+
+    def opened(tones, *more):
+        tones = np.asarray(tones, np.uint16)[None, :, None].repeat(4, 0).repeat(channels, 2)
+        return np.asarray(data.decode_image(png_16(tones, *more), channels)).reshape(4, -1, channels)[0, :, 0].astype(int)
+
+    white = 2**bits - 1
+    ramp = np.linspace(0, white, 64).round()
+    assert abs(opened(ramp) - ramp / white * 255).max() <= 0.51
+    declares = lambda number: (b"sBIT", bytes([number] * channels))  # noqa: E731
+    assert abs(opened(ramp / 4, declares(bits)) - ramp / white * 64).max() <= 1, "an underexposed one stays so where its bits are known"
+    assert opened(ramp, declares(16)).max() <= 63 and opened(ramp * 2 ** (16 - bits), declares(bits)).max() >= 254
+    assert opened([0, 2**14]).max() == 64 and opened([0, 200]).max() == 0
+
+
+def test_a_tiff_that_declares_its_white_is_scaled_by_it():
+    tones = np.linspace(0, 900, 64).round().astype(np.uint16)[None].repeat(4, 0)
+    for tag, value in ((image_files.MAX_SAMPLE_VALUE, 4095), (image_files.WHITE_LEVEL, 4000)):
+        content = saved(Image.fromarray(tones), "TIFF", tiffinfo={tag: value})
+        assert abs(np.asarray(data.decode_image(content, 1)).astype(int) - tones / 4095 * 255).max() <= 0.51
+    assert np.asarray(data.decode_image(saved(Image.fromarray(tones), "TIFF"), 1)).max() == round(900 / 1023 * 255)
 
 
 def test_twelve_bits_with_transparency():

@@ -509,7 +509,7 @@ def test_an_empty_sample_list_says_what_is_wanted(tmp_path):
     """Shards whose pictures are called .image or .img: the loader hung without a sample."""
     write_shard(tmp_path / "a.tar", [{"__key__": "a", "image": image(1), "json": b"{}"}])
     with pytest.raises(ValueError, match=r"no usable sample.*webp\|png.*1 incomplete sample"):
-        ShardIndex([tmp_path / "a.tar"], one_of=("webp", "png"))
+        ShardIndex([tmp_path / "a.tar"], one_of=("webp", "png")).usable()
 
 
 # ---------------------------------------------------------------------------------------------------------------------

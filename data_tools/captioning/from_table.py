@@ -182,7 +182,7 @@ def write_all(folder: Folder, plan: Plan, rows: Rows, options: Options, report: 
     with tqdm(total=len(plan.key), desc="writing", unit="picture", disable=not progress) as bar:
         for name, numbers in plan.outputs(options):
             path, stamp_path = folder.out / name, folder.stamp(Path(name))
-            members = [[plan.folders[plan.shard[n]], plan.key[n], plan.end[n] - plan.start[n]] for n in numbers]
+            members = [[plan.folders[plan.shard[n]], plan.key[n], plan.places[n][1].hex()] for n in numbers]
             stamp = sha256(json.dumps([LAYOUT, rows.fingerprint, asdict(options), prefixed, members]))
             if path.exists() and stamp_path.exists() and stamp_path.read_text() == stamp:
                 bar.update(len(numbers))

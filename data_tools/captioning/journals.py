@@ -14,15 +14,16 @@ import hashlib
 import json
 import os
 import sys
-import tarfile
 import time
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tokun.data.shards import key_and_suffix
+from tokun.data import tars
+from tokun.data.shards import CODES_SUFFIX, IMAGE_SUFFIXES, group
 from tokun.utils.errors import UserError
 
 STATE = ".caption"
@@ -199,16 +200,13 @@ def rows_left(folder: Folder, shard: Path, limit: int, attempt: int) -> int:
 
 
 def count_pairs(shard: Path) -> int:
-    """The number of pairs in a shard, from its headers alone; approximate if it is truncated."""
-    count, last = 0, None
+    """The number of pairs that `read_pairs` gives, from the headers alone."""
     try:
-        with tarfile.open(shard, "r:") as tar:
-            for info in filter(tarfile.TarInfo.isfile, tar):
-                key, _ = key_and_suffix(info.name)
-                count, last = count + (key != last), key
-    except (tarfile.TarError, OSError, EOFError):
-        pass  # the readable part is captioned, and the rest is reported at the end
-    return count
+        names, _ = tars.files(shard, Counter())
+    except (UserError, OSError):
+        return 0  # reported at the end
+    found = group(names, ("json", *IMAGE_SUFFIXES, CODES_SUFFIX), IMAGE_SUFFIXES)
+    return len(found.keys) - sum(map(len, found.ambiguous.values()))
 
 
 def limits_of(shards: list[Path], limit: int) -> dict[Path, int]:

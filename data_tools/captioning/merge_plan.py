@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import io
 import re
-import tarfile
+import sys
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
@@ -18,9 +17,8 @@ from tqdm import tqdm
 from data_tools.captioning.captioned_shards import read_record
 from data_tools.captioning.described_rows import Counted, Options, Rows, count_facts, described_record
 from data_tools.captioning.journals import require_image_shards, sha256
-from data_tools.inspect import Pair, find_shards, read_pairs
+from data_tools.inspect import Pair, find_shards, read_pair, read_pairs
 from data_tools.tables import TableError
-from tokun.data.shards import key_and_suffix
 from tokun.utils.errors import UserError
 
 
@@ -30,8 +28,7 @@ class Plan:
 
     shards: list[Path]
     shard: list[int] = field(default_factory=list)
-    start: list[int] = field(default_factory=list)
-    end: list[int] = field(default_factory=list)
+    places: list[tuple[str, bytes]] = field(default_factory=list)  # suffixes of its members, joined by "/"; int64 offsets and sizes
     key: list[str] = field(default_factory=list)
     row: list[str] = field(default_factory=list)  # the row's name for the picture, "" without a row
     told: list[Counted] = field(default_factory=list)
@@ -65,26 +62,13 @@ class Plan:
     def pair(self, number: int) -> Pair:
         """A pair, read from its source shard."""
         shard = self.shards[self.shard[number]]
-        with open(shard, "rb") as file:
-            file.seek(self.start[number])
-            data = file.read(self.end[number] - self.start[number])
-        found = list(read_pairs_in(shard, data))
-        if len(found) != 1 or found[0].key != self.key[number]:
+        with open(shard, "rb", buffering=0) as file:
+            suffixes, places = self.places[number]
+            where = dict(zip(suffixes.split("/"), map(tuple, np.frombuffer(places, np.int64).reshape(-1, 2).tolist())))
+            found = read_pair(Pair(shard, self.key[number], places=where), file.fileno())
+        if any(len(data) != found.places[suffix][1] for suffix, data in found.members.items()):
             raise UserError(f"{shard} changed while it was being read: run again")
-        return found[0]
-
-
-def read_pairs_in(shard: Path, data: bytes) -> Iterator[Pair]:
-    """The pairs in a part of a tar file."""
-    with tarfile.open(fileobj=io.BytesIO(data), mode="r:") as tar:
-        pair: Pair | None = None
-        for info in tar:
-            if info.isfile():
-                key, extension = key_and_suffix(info.name)
-                pair = pair or Pair(shard, key)
-                pair.members[extension] = tar.extractfile(info).read()  # type: ignore[union-attr]
-        if pair is not None:
-            yield pair
+        return found
 
 
 def split_of(shard: Path) -> str:
@@ -154,8 +138,7 @@ def _match(plan: Plan, number: int, pair: Pair, rows: Rows, options: Options) ->
         plan.left_out.append({"shard": f"{folder}/{plan.shards[number].name}", "key": pair.key, "reason": reason})
     else:
         plan.shard.append(number)
-        plan.start.append(pair.start)
-        plan.end.append(pair.end)
+        plan.places.append((sys.intern("/".join(pair.places)), np.array([*pair.places.values()], np.int64).tobytes()))
         plan.key.append(pair.key)
         plan.row.append(found.where if found else "")
         plan.told.append(count_facts(described_record(record or {}, found, rows)) if found else Counted())
@@ -169,6 +152,6 @@ def _refuse_twice(plan: Plan, twice: set[tuple[str, str]]) -> None:
         plan.left_out.append(
             {"shard": f"{plan.folders[shard]}/{plan.shards[shard].name}", "key": plan.key[n], "reason": "key twice in one folder"}
         )
-    for name in ("shard", "start", "end", "key", "row", "told"):
+    for name in ("shard", "places", "key", "row", "told"):
         values = getattr(plan, name)
         setattr(plan, name, [values[n] for n in keep])

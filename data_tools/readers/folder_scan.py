@@ -49,6 +49,7 @@ OTHER_LIST = "not read: captions in another form; see --help for the tables that
 COCO_FILE = "not read: a COCO file; give it as SOURCE, or name it captions.json"
 LONE_TEXT = "not read: a text without a picture of its name"
 LONE_JSON = "not read: JSON without a picture of its name"
+LONGER_NAME = "not read: its name is longer than its picture's; name it NAME.txt"
 SECOND_WORDS = "not read: its picture has another file of words, which is read"
 SHARED_WORDS = "not read: ambiguous: several pictures have its name"
 OTHER_TABLE = "not read: a table under another name than captions or metadata"
@@ -224,7 +225,8 @@ def pair_words(pictures: Iterable[str], words: list[str]) -> tuple[dict[str, tup
         pairs.update((name, taken) for name in alone if (taken := own_words(name, loose, folded)))
         used |= {one for name in alone for one in pairs.get(name, ())}
     taken_for = {form for name in pairs for form in (same_name(name), same_name(posixpath.splitext(name)[0]))}
-    unread = {name: why_unread(name, taken_for) for name in words if name not in used}
+    stems = {same_name(posixpath.splitext(name)[0]) for name in pictures} if len(used) < len(words) else set()
+    unread = {name: why_unread(name, taken_for, stems) for name in words if name not in used}
     users = Counter(one for taken in pairs.values() for one in taken)
     if shared := {one for one, count in users.items() if count > 1}:
         unread |= dict.fromkeys(sorted(shared), SHARED_WORDS)
@@ -232,10 +234,12 @@ def pair_words(pictures: Iterable[str], words: list[str]) -> tuple[dict[str, tup
     return pairs, unread
 
 
-def why_unread(name: str, taken_for: set[str]) -> str:
+def why_unread(name: str, taken_for: set[str], stems: set[str]) -> str:
     stem, suffix = posixpath.splitext(name)
     if same_name(stem) in taken_for:
         return SECOND_WORDS
+    if same_name(posixpath.splitext(stem)[0]) in stems and suffix.lower() in TEXTS:  # wolf.en.txt, wolf.txt.txt
+        return LONGER_NAME
     return LONE_JSON if suffix.lower() == ".json" else LONE_TEXT
 
 

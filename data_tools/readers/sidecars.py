@@ -15,7 +15,7 @@ from data_tools.readers.files import MAX_TEXT_BYTES, why_not_open
 from data_tools.readers.folder_scan import with_sidecars
 from data_tools.readers.listing import CaptionError, Found, Remote, Words
 from data_tools.readers.storage import fetch
-from data_tools.readers.words import json_object, normal, words_from
+from data_tools.readers.words import ODD_CAPTION, json_object, normal, odd_caption, words_from
 from data_tools.tables import caption_of
 from data_tools.text.captions import plain_text, raw_of
 from data_tools.text.encoding import decode_text
@@ -26,24 +26,26 @@ def find_words(source: Path, found: Found, row: Words, *, from_names: bool = Fal
     """The words of one picture: from its text file, then its JSON, then its table `row`, then, with `from_names`, its file name.
 
     `caption_column` is the JSON field with the captions; "": the first with a known name.
-    Raises CaptionError if a sidecar file exists but cannot be read.
+    Raises CaptionError if a sidecar file exists but cannot be read, or holds a caption that is no text.
     """
     if not found.beside:
         return row
-    words = Words()
+    words, odd = Words(), ""
     for name in with_sidecars(Path(source), found).sidecars or ():
         text, path = read_beside(source, found, name), posixpath.join(posixpath.dirname(found.path), name)
         if not name.lower().endswith(".json"):
             words = Words(caption=plain_text(caption_of(text) or ""), raw=raw_of(text))
         elif text:
             try:
-                said = words_from(normal(json_object(text, where="caption file")), caption_column)
+                record = normal(json_object(text, where="caption file"))
             except BadSample as error:
                 raise CaptionError(str(error)) from error
-            words = words.or_else(said)
+            words, odd = words.or_else(words_from(record, caption_column)), odd_caption(record, caption_column)
         if words.caption and not words.words_from:
             words = replace(words, words_from=path)
     words = words.or_else(row)
+    if odd and not words.caption and not words.captions:
+        raise CaptionError(ODD_CAPTION.format(odd))
     if words.caption or not from_names:
         return words
     return words.or_else(Words(caption=caption_from_name(found.path), words_from="the file's name"))

@@ -8,14 +8,13 @@ import unicodedata
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
-from types import NoneType
 from typing import Any, BinaryIO
 
 from data_tools.pipeline.disk import DiskDict, DiskList
 from data_tools.readers.coco import coco_records
 from data_tools.readers.files import MAX_PAGE_BYTES, as_path, listed
 from data_tools.readers.listing import NOTHING, Found, Listing, Options, Words, shown
-from data_tools.readers.words import group_of, join_words, normal, path_in, style_of, words_from
+from data_tools.readers.words import group_of, join_words, normal, odd_caption, path_in, style_of, words_from
 from data_tools.tables import CAPTION_COLUMNS, PATH_COLUMNS, Table, TableError, caption_column, column_name, read_table
 from tokun.utils.errors import UserError
 from tokun.utils.optional_packages import need
@@ -33,14 +32,18 @@ class Rows:
         self.options, self.words = options, DiskDict()
         self.notes: dict[str, None] = {}
 
-    def add(self, table: str, name: str, open_file: Opener | None = None) -> None:
-        """Add the rows of a table. `table` is its path within the source, `name` its location. Raises UserError."""
-        folder, own = posixpath.dirname(table), DiskDict()
+    def add(self, table: str, name: str, open_file: Opener | None = None, *, given: bool = False) -> None:
+        """Add the rows of a table. `table` is its path within the source, `name` its location. Raises UserError.
+
+        `given`: it was named by the user, its paths are counted from the source, and its rows without a caption are left out.
+        """
+        folder, own = "" if given else posixpath.dirname(table), DiskDict()
         checked = Checked(name, self.options)
-        for record in self.records(name, open_file):
-            if path := as_path(path_in(record)):
-                words = replace(words_from(record, self.options.caption_column), words_from=table)
-                checked.add(record, words)
+        for line, record in self.records(name, open_file):
+            words = replace(words_from(record, self.options.caption_column), words_from=table)
+            path = as_path(path_in(record))
+            checked.add(line, path, record, words)
+            if path and (words.caption or not given):
                 key = composed(posixpath.normpath(posixpath.join(folder, path)))
                 own[key] = join_words(own.get(key), words)
         self.notes.update(dict.fromkeys(checked.notes()))
@@ -53,15 +56,16 @@ class Rows:
         if others:
             self.notes[f"Captions of {table} that are not read, since an earlier table has others for their pictures: {others:,}."] = None
 
-    def records(self, name: str, open_file: Opener | None) -> Iterator[dict[str, Any]]:
+    def records(self, name: str, open_file: Opener | None) -> Iterator[tuple[int, dict[str, Any]]]:
+        """(line, record) of each row; in JSON its number."""
         if name.lower().endswith(".json"):
-            yield from json_records(name, open_file)
+            yield from enumerate(json_records(name, open_file), start=1)
             return
         table = open_table(name, self.options, open_file)
         check_columns(table, self.options)
         if note := note_on(table, self.options):
             self.notes[note] = None
-        yield from (row.values for row in table)
+        yield from ((row.line, row.values) for row in table)
 
     def elsewhere(self, path: str, found: DiskList) -> str:
         """Where the picture of a row may lie, in words; "" if there is none of its name."""
@@ -136,36 +140,48 @@ def check_caption_column(table: Table, options: Options) -> None:
 
 
 class Checked:
-    """Counts the rows of one table whose caption is no text, and whether there are rows at all."""
+    """Counts the rows of one table that name no picture, or whose caption is no text, and whether there are rows at all."""
 
     def __init__(self, name: str, options: Options) -> None:
         self.name, self.options = name, options
         self.columns = [column_name(options.caption_column)] if options.caption_column else list(CAPTION_COLUMNS)
-        self.rows = self.said = self.odd = self.known = 0
+        self.rows = self.said = self.odd = self.known = self.nameless = self.first_nameless = 0
         self.first = ""
 
-    def add(self, record: Mapping[str, Any], words: Words) -> None:
+    def add(self, line: int, path: str, record: Mapping[str, Any], words: Words) -> None:
         self.rows += 1
+        if not path:
+            self.nameless += 1
+            self.first_nameless = self.first_nameless or line
         self.said += bool(words.caption or words.captions)
         self.known += any(name in record for name in self.columns)
         if not words.caption and not words.captions:
-            odd = next((record[name] for name in self.columns if name in record and not isinstance(record[name], (str, NoneType))), None)
-            self.odd += odd is not None
-            self.first = self.first or ("" if odd is None else f"{odd!r:.60}")
+            odd = odd_caption(record, self.options.caption_column)
+            self.odd += bool(odd)
+            self.first = self.first or odd
 
     def notes(self) -> list[str]:
-        """Sentences for the user. Raises TableError if captions are needed and every row holds something else than text."""
+        """Sentences for the user. Raises TableError if no row names a picture, or captions are needed and every row holds something else than text."""
         name = Path(self.name).name
         if not self.rows:
             return [f"{name} has no rows below its header."]
+        if self.nameless == self.rows:
+            raise TableError(
+                f"{self.name} names no pictures: in all of its {self.rows:,} rows the path is empty. Fill in the column file_name, or, if the table contains the pictures, use --reader huggingface"
+            )
         if self.odd == self.rows and self.options.captions_needed:
             raise TableError(
                 f"{self.name}: the caption is no text in any of its {self.rows:,} rows, the first is {self.first}. "
                 "Name a column of text with --caption-column, write the texts into a column of their own, or add --allow-missing-captions"
             )
+        told = []
+        if self.nameless:
+            told.append(f"Rows of {name} that name no picture: {self.nameless:,}, the first in line {self.first_nameless}.")
         if self.odd:
-            return [f"Rows of {name} whose caption is no text: {self.odd:,}, the first {self.first}."]
-        return [] if self.said or not self.known else [f"All {self.rows:,} captions in {name} are empty."]
+            told.append(f"Rows of {name} whose caption is no text: {self.odd:,}, the first {self.first}.")
+        elif self.known and not self.said:
+            told.append(f"All {self.rows:,} captions in {name} are empty.")
+        return told
 
 
 def note_on(table: Table, options: Options) -> str:
@@ -217,22 +233,15 @@ def read_manifest(source: Path, options: Options) -> Listing:
     check_columns(table, options)
     found, words = DiskDict(), DiskDict()
     checked = Checked(str(source), options)
-    without: list[int] = []
     for row in table:
-        if not (name := path_in(row.values)):
-            without.append(row.line)
-            continue
-        one = replace(listed(base, root, name), group=group_of(row.values), style=style_of(row.values))
-        found.setdefault(one.path, one)
-        said = replace(words_from(row.values, options.caption_column), words_from=source.name)
-        checked.add(row.values, said)
-        words[one.path] = join_words(words.get(one.path), said)
-    if without and not found:
-        raise UserError(no_path_column(str(source), table.columns))
+        name, said = path_in(row.values), replace(words_from(row.values, options.caption_column), words_from=source.name)
+        checked.add(row.line, name, row.values, said)
+        if name:
+            one = replace(listed(base, root, name), group=group_of(row.values), style=style_of(row.values))
+            found.setdefault(one.path, one)
+            words[one.path] = join_words(words.get(one.path), said)
     notes = [note for note in (note_on(table, options), *checked.notes()) if note]
-    if without:
-        notes.append(f"Rows of {source.name} that name no picture: {len(without):,}, the first in line {without[0]}.")
-    return Listing(base, DiskList(found.ordered()), words, len(without), notes=tuple(notes))
+    return Listing(base, DiskList(found.ordered()), words, checked.nameless, notes=tuple(notes))
 
 
 def no_path_column(source: str, columns: Iterable[str]) -> str:
@@ -246,14 +255,8 @@ def with_captions(listing: Listing, options: Options) -> Listing:
     """The listing with the captions of `options.captions`, which override all others. Raises UserError."""
     if options.captions is None:
         return listing
-    table = open_table(options.captions, options)
-    check_columns(table, replace(options, captions_needed=True))
-    rows = Rows(options)
-    for row in table:
-        said = words_from(row.values, options.caption_column)
-        if said.caption and (path := as_path(path_in(row.values))):
-            key = composed(posixpath.normpath(path))
-            rows.words[key] = join_words(rows.words.get(key), replace(said, words_from=str(options.captions)))
+    rows = Rows(replace(options, captions_needed=True))
+    rows.add(str(options.captions), str(options.captions), given=True)
     given, missing, notes = rows.match(listing.found)
     words = DiskDict(listing.words)
     for path, said in given.pairs():

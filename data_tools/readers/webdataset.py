@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import posixpath
 import tarfile
+import unicodedata
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
@@ -18,8 +19,8 @@ from data_tools.pipeline.disk import DiskDict, DiskList
 from data_tools.readers.files import MAX_TEXT_BYTES, PICTURE_SUFFIXES, as_path, why_not_open
 from data_tools.readers.folder_scan import NOTHING_KNOWN, SECOND_WORDS, TAR_PACKED, kind_of
 from data_tools.readers.listing import Found, Listing, Options, Remote, Span, Words
-from data_tools.readers.words import COLUMNS, group_of, json_object, normal, style_of, words_from
-from data_tools.tables import caption_of, column_name
+from data_tools.readers.words import COLUMNS, ODD_CAPTION, group_of, json_object, normal, odd_caption, style_of, words_from
+from data_tools.tables import CAPTION_COLUMNS, caption_of, column_name
 from data_tools.text.captions import plain_text, raw_of
 from data_tools.text.encoding import decode_text
 from tokun.data.shards import SEVERAL, TWICE, key_and_suffix
@@ -28,6 +29,7 @@ from tokun.utils.errors import BadSample
 
 Place = Callable[[int, int], Span | Remote]
 OF_ANOTHER = "not read: beside the picture of its sample (a mask, a depth map, a thumbnail)"
+OTHER_NAME = "not read: words under another name than their picture's"
 NO_PICTURE = "not read: words without a picture of their key"
 TABLE_IN_TAR = "not read: a table in a tar: unpack the tar to use it"
 PICTURE_NAMES = frozenset(
@@ -51,6 +53,8 @@ class MemberWords:
     caption: str = ""
     raw: str = ""
     record: dict[str, Any] = field(default_factory=dict)
+    problem: str = ""
+    """Why there is no caption, if the member cannot be read."""
 
 
 @dataclass
@@ -78,7 +82,7 @@ class Sample:
         own = plain or [one for name, _, one in self.pictures if name in PICTURE_NAMES or len(self.pictures) == 1]
         own = own or [one for _, _, one in self.pictures]
         for name, extension, one in self.pictures:
-            words = self.said.get("") or self.said.get(extension) or self.said.get(name)
+            words = next((self.said[own] for own in ("", extension, name, *CAPTION_COLUMNS) if own in self.said), None)
             yield one, words, OF_ANOTHER if one not in own else SEVERAL if len(own) > 1 else ""
 
 
@@ -121,7 +125,7 @@ class Tars:
         try:
             for tar, member in () if damage else tar_members(file):
                 key, extension = key_and_suffix(member.name)
-                samples = keys.setdefault(key, [])
+                samples = keys.setdefault(unicodedata.normalize("NFC", key), [])
                 if not samples or extension in samples[-1].extensions:  # a repeated key is another sample
                     samples.append(Sample())
                 self.add_member(tar, member, extension, samples[-1], f"{tar_path}/{as_path(member.name).removeprefix('./')}", place)
@@ -154,11 +158,14 @@ class Tars:
                     self.unread[path] = SECOND_WORDS
                 return
             try:
-                record = normal(json_object(text, where=member.name))
-            except BadSample:  # a sample with broken JSON: its picture then has no caption
+                record = normal(json_object(text, where="caption file"))
+            except BadSample as error:
+                said.problem = str(error)
                 return
             wanted = {*COLUMNS, column_name(self.caption_column)}
             said.record = {name: value for name, value in record.items() if name in wanted}
+            if odd := odd_caption(record, self.caption_column):
+                said.problem = ODD_CAPTION.format(odd)
         elif not member.isdir():
             sample.others.append(path)
 
@@ -172,11 +179,13 @@ class Tars:
                 words = Words(caption=said.caption, raw=said.raw).or_else(words_from(said.record, self.caption_column)) if said else Words()
                 words = replace(words, words_from=f"{tar_path}/{said.member}") if said and words.caption else words
                 problem = one.problem or (TWICE if twice else "") or why_not
+                if said and not problem and not words.caption and not words.captions:
+                    problem = said.problem
                 path = one.path if one.path not in self.words else f"{one.path}+{len(self.words)}"  # the same name again
                 self.words[path] = words if not problem else Words()
                 group, style = (group_of(said.record) or "", style_of(said.record)) if said else ("", "")
                 self.found.append(replace(one, path=path, problem=problem, group=group, style=style))
-            spare = f"not read: {TWICE}" if twice else SECOND_WORDS if sample.pictures else NO_PICTURE
+            spare = f"not read: {TWICE}" if twice else SECOND_WORDS if read else OTHER_NAME if sample.pictures else NO_PICTURE
             self.unread.update({f"{tar_path}/{said.member}": spare for said in sample.said.values() if said not in read})
             if sample.pictures:
                 self.beside.update(posixpath.basename(path).partition(".")[2] for path in sample.others)

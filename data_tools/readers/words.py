@@ -6,7 +6,9 @@ import ast
 import json
 import posixpath
 import re
+from collections.abc import Mapping
 from dataclasses import replace
+from types import NoneType
 from typing import Any
 
 from data_tools.readers.files import PICTURE_SUFFIXES, utf8
@@ -18,6 +20,9 @@ from tokun.utils.errors import BadSample
 GROUPS = ("group", "book", "gutenberg_id", "object", "object_id", "artist")
 MORE = ("title", "author", "artist", "illustrator", "context", "technique", "category", "date")
 COLUMNS = frozenset({*PATH_COLUMNS, *CAPTION_COLUMNS, *GROUPS, *MORE, "style", "subject", "license", "source_url", "url"})
+
+
+ODD_CAPTION = "caption file: its caption is no text: {}"
 
 
 def normal(record: dict[Any, Any]) -> dict[str, Any]:
@@ -62,6 +67,13 @@ def words_from(record: dict[str, Any], caption_column: str = "") -> Words:
         source_url=next((utf8(url).strip() for name in ("source_url", "url") if isinstance(url := record.get(name), str) and url), ""),
         more=more,
     )
+
+
+def odd_caption(record: dict[str, Any] | Mapping[str, Any], caption_column: str = "") -> str:
+    """The caption of a record without one, as it is written, if it is no text but {"en": …} or the like; "" if there is nothing."""
+    names = (column_name(caption_column),) if caption_column else CAPTION_COLUMNS
+    odd = next((record[name] for name in names if not isinstance(record.get(name), (str, NoneType))), None)
+    return "" if odd is None else f"{odd!r:.60}"
 
 
 def texts_in(value: Any) -> list[str]:

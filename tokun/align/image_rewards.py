@@ -139,7 +139,7 @@ def real_pictures(asked: RewardConfig, model: Tokun, least: int = 16) -> list[Im
     from tokun.evaluate.memorisation import shown_of
 
     shards = needed(asked.shards, "shards", "shards of real pictures")
-    samples = samples_of(model, data.ShardIndex(data.expand_shards(shards), need=(), one_of=data.IMAGE_SUFFIXES))
+    samples = samples_of(model, data.ShardIndex(data.expand_shards(shards), need=(), one_of=data.IMAGE_SUFFIXES).usable())
     found = [shown_of(samples, i) for i in range(min(asked.n or len(samples), len(samples)))]
     if len(found) < least:
         raise UserError(f"shards {shards} hold {len(found)} pictures; at least {least} are needed")

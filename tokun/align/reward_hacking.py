@@ -116,7 +116,7 @@ class Evaluator:
             return None
         if self.known is None:
             paths = data.expand_shards(self.config.copies_of)
-            samples = samples_of(self.before, data.ShardIndex(paths, need=(), one_of=data.IMAGE_SUFFIXES))
+            samples = samples_of(self.before, data.ShardIndex(paths, need=(), one_of=data.IMAGE_SUFFIXES).usable())
             self.known = memorisation.coded(self.before, samples, range(min(SEARCHED, len(samples))))
         nearest = memorisation.codes_apart(coded(self.before, pairs), self.known).min(1).values
         return float((nearest <= 1 - memorisation.CODES_SHARE).double().mean())

@@ -41,8 +41,13 @@ def alike(captions: Mapping[str, int], *, looked_at: str = "") -> str:
     )
 
 
+def gist(text: str) -> str:
+    """What a caption has in common with those that count as the same: case, punctuation and spaces make no difference."""
+    return " ".join(re.findall(r"\w+", text.casefold())) or text
+
+
 class Texts:
-    """Counts how often each caption occurs, of MOST_TEXTS different ones at most. Case, punctuation and spaces make no difference."""
+    """Counts how often each caption occurs by its gist, of MOST_TEXTS different ones at most."""
 
     def __init__(self) -> None:
         self.times: Counter[str] = Counter()
@@ -51,9 +56,8 @@ class Texts:
         return len(self.times)
 
     def add(self, text: str) -> None:
-        gist = " ".join(re.findall(r"\w+", text.casefold())) or text
-        if gist in self.times or len(self.times) < MOST_TEXTS:
-            self.times[gist] += 1
+        if (one := gist(text)) in self.times or len(self.times) < MOST_TEXTS:
+            self.times[one] += 1
 
     def counts(self) -> dict[str, int]:
         """The counts that `alike` reads: distinct and most."""
@@ -71,13 +75,15 @@ class Seen:
     templates: int = 0
     texts: Texts = field(default_factory=Texts)
 
-    def add(self, record: Mapping[str, Any]) -> None:
+    def add(self, record: Mapping[str, Any]) -> str:
+        """Count one record. Returns its caption, "" for none."""
         self.pictures += 1
         said, looked_at = words_of(record, self.caption_key)
         self.captioned += bool(said)
         self.templates += bool(said) and not looked_at
         if said:
             self.texts.add(said)
+        return said
 
     def doubts(self, *, from_nothing: bool = True, of: int = 0) -> list[str]:
         """Warnings about training on these captions, in whole sentences; empty if there are none.

@@ -40,7 +40,7 @@ class CodeSamples:
     """Samples of code shards; a broken one is counted and replaced by the next."""
 
     def __init__(self, paths: Sequence[Path], *, cache_file: Path | None = None):
-        self.index = ShardIndex(paths, need=("json", CODES_SUFFIX), cache_file=cache_file)
+        self.index = ShardIndex(paths, need=("json", CODES_SUFFIX), cache_file=cache_file).usable()
         self._broken: set[int] = set()
 
     def __len__(self) -> int:

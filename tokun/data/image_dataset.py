@@ -71,7 +71,7 @@ class ImageSamples:
         cls, pattern: str, *, image_size: int, channels: int, cache_gb: float = 0.0, max_scale: float = 1.4, cache_file: Path | None = None,
         grids: tuple[cropping.Grid, ...] = (), downsample: int = 0, fit: str = "auto",
     ) -> ImageSamples:  # fmt: skip
-        index = ShardIndex(expand_shards(pattern), need=(), one_of=IMAGE_SUFFIXES, cache_file=cache_file)
+        index = ShardIndex(expand_shards(pattern), need=(), one_of=IMAGE_SUFFIXES, cache_file=cache_file).usable()
         sizes = cache_file.with_name(cache_file.name + ".sizes") if cache_file else None
         return cls(index, image_size, channels, int(cache_gb * 2**30), max_scale, grids, downsample, fit, sizes)
 

@@ -47,7 +47,8 @@ IMAGE_WIDTH, IMAGE_LENGTH = 256, 257  # tags of TIFF
 ORIENTATION, TURNED = 0x112, (5, 6, 7, 8)  # EXIF tag, and its values that swap width and height
 BITS_PER_SAMPLE, PHOTOMETRIC, TILE_WIDTH, TILE_LENGTH, SAMPLE_FORMAT = 258, 262, 322, 323, 339  # tags of TIFF
 COMPRESSION = 259
-MOST_OF_12_BITS = 4095
+MAX_SAMPLE_VALUE, WHITE_LEVEL = 281, 50717
+SCALED_BITS = 14  # data of more bits in 16 are not nearly black
 PILLOW_13 = int(PIL.__version__.split(".")[0]) >= 13
 # What Pillow's decoders raise on hostile bytes. There is no common base class: each plugin parses its format in plain Python.
 DECODE_ERRORS = (
@@ -120,12 +121,12 @@ def decode_reduced(
         read_pixels(image, data, scaled if short_side else None)
         try:
             if wide is not None:
-                rescale_12_bits(image, data, raw_mode_of(wide))
+                rescale_low_bits(image, data, raw_mode_of(wide))
             if image.format == "PNG":
                 convert_transparent_colour(image, depth=data[24])
             with contextlib.suppress(*DECODE_ERRORS):  # broken EXIF: leave it as stored
                 ImageOps.exif_transpose(image, in_place=True)
-            image = to_srgb(image)
+            image = to_srgb(image, data)
         except DECODE_ERRORS as error:
             raise PictureError(f"colours cannot be read (mode {image.mode})") from error
     image.info.clear()
@@ -339,11 +340,11 @@ def strips(image: Image.Image) -> Iterator[tuple[int, int, int, int]]:
         yield 0, top, image.width, min(top + rows, image.height)
 
 
-def to_srgb(image: Image.Image) -> Image.Image:
+def to_srgb(image: Image.Image, data: bytes) -> Image.Image:
     """Any mode -> "L" or "RGB", 8 bits, sRGB, on white."""
     profile = image.info.get("icc_profile")
     if image.mode == "F" or image.mode.startswith("I"):  # 16 or 32 bits; convert("L") would clip at 255
-        image = to_8_bits(image)
+        image = to_8_bits(image, data)
     gray = image.mode in ("1", "L", "LA", "La") or (image.mode == "P" and has_gray_palette(image))
     mode = "L" if gray else "RGB"
     if image.has_transparency_data:
@@ -377,9 +378,24 @@ def has_gray_palette(image: Image.Image) -> bool:
     return bool((palette == palette[:, :1]).all())
 
 
-def to_8_bits(image: Image.Image) -> Image.Image:
-    """16 or 32-bit numbers -> "L". White is the largest number of that many bits, 1.0 for floats, or the largest value if that is more. It is 4095
-    for 12-bit camera data in 16 bits, recognised by no value above 4095: scaled as 16 bits it would be nearly black."""
+def white_of(largest: float, image: Image.Image, data: bytes) -> int:
+    """The number that is white in 16-bit data whose largest is `largest`: 65535, or less where a camera or scanner stored 9 to 14 bits in 16.
+
+    The file says how many bits it has (sBIT of PNG; MaxSampleValue or WhiteLevel of TIFF); else they are as many as the largest number has. So a
+    picture with a tone above a quarter of 65535 stays as it is, as does a black page (nothing above 255) and one that is declared to have 16 bits.
+    """
+    if image.format == "PNG":
+        declared = max(next(png_chunks(data, b"sBIT"), b"")[8:-4][:3], default=0)
+    else:
+        tags = getattr(image, "tag_v2", {})
+        level = tags.get(MAX_SAMPLE_VALUE) or tags.get(WHITE_LEVEL) or 0
+        declared = int(max(level) if isinstance(level, tuple) else level).bit_length()
+    bits = declared or (int(largest).bit_length() if 255 < largest < 2**SCALED_BITS else 16)
+    return 2**bits - 1 if largest < 2**bits else 2**16 - 1
+
+
+def to_8_bits(image: Image.Image, data: bytes) -> Image.Image:
+    """16 or 32-bit numbers -> "L". White is `white_of` 16 bits, 1.0 for floats, or the largest value if that is more."""
     tags = getattr(image, "tag_v2", {})
     bits = tags.get(BITS_PER_SAMPLE, (16,))[0]
     unsigned = image.mode == "I" and bits == 32 and tags.get(SAMPLE_FORMAT, (1,))[0] == 1
@@ -392,7 +408,7 @@ def to_8_bits(image: Image.Image) -> Image.Image:
     for box in strips(image):
         numbers = values(box)
         largest = max(largest, float(numbers.max(initial=0, where=np.isfinite(numbers))))
-    white = MOST_OF_12_BITS if white == 2**16 - 1 and 255 < largest <= MOST_OF_12_BITS else max(white, largest)
+    white = max(white_of(largest, image, data) if white == 2**16 - 1 else white, largest)
     result = Image.new("L", image.size)
     for box in strips(image):
         numbers = np.nan_to_num(values(box).astype(np.float64), nan=0.0, posinf=white).clip(0, white)
@@ -420,10 +436,10 @@ def with_raw_mode(tile: Any, mode: str) -> Any:
     return (*tile[:3], (mode, *tile[3][1:]) if isinstance(tile[3], tuple) else mode)
 
 
-def rescale_12_bits(image: Image.Image, data: bytes, raw_mode: str) -> None:
-    """Rescale 12-bit colours stored in 16 bits, in place: Pillow keeps the upper 8 bits, of which they use 4."""
+def rescale_low_bits(image: Image.Image, data: bytes, raw_mode: str) -> None:
+    """Rescale colours of fewer than 16 bits stored in 16, in place (`white_of`): Pillow keeps the upper 8 bits, of which they use a few."""
     other = OTHER_BYTE.get(raw_mode)
-    if other is None or np.asarray(image.getextrema())[:3, 1].max() > MOST_OF_12_BITS >> 8:
+    if other is None or np.asarray(image.getextrema())[:3, 1].max() >= 1 << SCALED_BITS - 8:
         return
     if "transparency" in image.info:  # a transparent colour: not a camera's or scanner's file
         return
@@ -437,12 +453,12 @@ def rescale_12_bits(image: Image.Image, data: bytes, raw_mode: str) -> None:
 
     boxes = list(strips(image))
     colour, opaque = (max(int(values(box)[..., bands].max(initial=0)) for box in boxes) for bands in (slice(3), slice(3, 4)))
-    if not 255 < colour <= MOST_OF_12_BITS:
+    if (white := white_of(colour, image, data)) == 2**16 - 1:
         return
     for box in boxes:
         numbers = values(box)
-        scaled = np.round(numbers.clip(0, MOST_OF_12_BITS) * (255.0 / MOST_OF_12_BITS)).astype(np.uint8)
-        if opaque > MOST_OF_12_BITS:  # the colours have 12 bits, the transparency 16
+        scaled = np.round(numbers.clip(0, white) * (255.0 / white)).astype(np.uint8)
+        if opaque > white:  # the colours have fewer bits than the transparency
             scaled[..., 3:] = numbers[..., 3:] >> 8
         image.paste(Image.fromarray(scaled), box)
 

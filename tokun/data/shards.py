@@ -43,9 +43,8 @@ class ShardIndex:
     """
 
     def __init__(
-        self, paths: Sequence[Path], *, need: Sequence[str] = ("json",), one_of: Sequence[str] = (), may_be_empty: bool = False,
-        cache_file: Path | None = None,
-    ):  # fmt: skip
+        self, paths: Sequence[Path], *, need: Sequence[str] = ("json",), one_of: Sequence[str] = (), cache_file: Path | None = None
+    ):
         self.paths = [Path(p) for p in paths]
         self._asked = (list(need), list(one_of))
         self._columns = {suffix: column for column, suffix in enumerate(dict.fromkeys((*need, *one_of)))}
@@ -54,11 +53,15 @@ class ShardIndex:
         self._shard, self._offset, self._size, self._key_end, self._keys = table.shard, table.offset, table.size, table.key_end, table.keys
         self.skipped: Counter[str] = Counter(table.skipped)
         self.named = {reason: list(keys) for reason, keys in table.named.items()}
-        if not len(self) and not may_be_empty:
-            found = ", ".join(map(str, self.paths[:3]))
+
+    def usable(self) -> ShardIndex:
+        """Itself. Raises UserError, with what was skipped, if it has no sample."""
+        if not len(self):
+            found, (need, one_of) = ", ".join(map(str, self.paths[:3])), self._asked
             raise UserError(
                 f"no usable sample in {found}: each needs KEY.{'/'.join([*need, '|'.join(one_of)])}. Skipped: {self.skipped_summary() or 'nothing'}"
             )
+        return self
 
     def __len__(self) -> int:
         return len(self._shard)
@@ -243,24 +246,20 @@ def _scan_all(paths: Sequence[Path], need: Sequence[str], one_of: Sequence[str])
     named: dict[str, list[str]] = {}
     shards, places, lengths, keys = [], [np.empty((0, len(suffixes), 2), np.int64)], [], []
     with ThreadPoolExecutor(2) as pool:  # one thread reads while the other counts
-        scans = pool.map(lambda path: _scan(path, suffixes), paths)
-    for number, (own, where, twice, broken) in enumerate(scans):
+        scans = pool.map(lambda path: _scan(path, suffixes, one_of), paths)
+    for number, (own, where, ambiguous, broken) in enumerate(scans):
         skipped.update(broken)
         there = where[:, :, 0] >= 0
         whole = there[:, [suffixes.index(s) for s in need]].all(1)
-        ambiguous = {TWICE: twice} if len(twice) else {}
         if one_of:
-            pictures = there[:, [suffixes.index(s) for s in one_of]].sum(1)
-            whole &= pictures > 0
-            if len(several := np.setdiff1d(np.flatnonzero(pictures > 1), twice)):
-                ambiguous[SEVERAL] = several
+            whole &= there[:, [suffixes.index(s) for s in one_of]].any(1)
         if ambiguous:
             for reason, rows in ambiguous.items():
                 skipped[reason] += len(rows)
                 first = named.setdefault(reason, [])
-                first += [f"{paths[number].name}/{_shown(own[row])}" for row in rows[: MOST_NAMED - len(first)].tolist()]
-            where = np.delete(where, left := np.concatenate([*ambiguous.values()]), 0)
-            whole, gone = np.delete(whole, left), set(left.tolist())
+                first += [f"{paths[number].name}/{shown_key(own[row])}" for row in rows[: MOST_NAMED - len(first)]]
+            where = np.delete(where, left := [row for rows in ambiguous.values() for row in rows], 0)
+            whole, gone = np.delete(whole, left), set(left)
             own = [key for row, key in enumerate(own) if row not in gone]
         if not whole.all():
             skipped["incomplete sample"] += int((~whole).sum())
@@ -276,7 +275,7 @@ def _scan_all(paths: Sequence[Path], need: Sequence[str], one_of: Sequence[str])
     )  # fmt: skip
 
 
-def _shown(key: str) -> str:
+def shown_key(key: str) -> str:
     return key.encode(*tars.NAMES).decode("utf-8", "backslashreplace")
 
 
@@ -290,23 +289,49 @@ def key_and_suffix(name: str) -> tuple[str, str]:
     return name[:slash] + key, suffix.lower()
 
 
-def _scan(path: Path, suffixes: Sequence[str]) -> tuple[list[str], np.ndarray, np.ndarray, Counter[str]]:
-    """The keys of one shard, (n, S, 2) offsets and sizes of their files (-1 for a missing suffix), the rows with a duplicate suffix,
-    and the counts of what was skipped."""
-    skipped: Counter[str] = Counter()
-    names, places = tars.files(path, skipped)
+@dataclass(frozen=True)
+class Grouped:
+    """The files of one shard, by their numbers, as samples in the order of their first files."""
+
+    keys: list[str]
+    files: dict[str, dict[int, int]]
+    """suffix -> {sample: its first file of that suffix}."""
+    ambiguous: dict[str, list[int]]
+    """reason -> the samples to refuse, each once."""
+
+
+def group(names: Sequence[str], suffixes: Sequence[str], one_of: Sequence[str], *, others: bool = False) -> Grouped:
+    """Which files are one sample, and which samples are ambiguous, wherever their files lie: with one of `suffixes` twice, or several of `one_of`.
+
+    Files with other suffixes are left out, unless `others`.
+    """
     rows: dict[str, int] = {}
-    numbers: dict[str, dict[int, int]] = {suffix: {} for suffix in suffixes}  # suffix -> row -> number of the file
+    files: dict[str, dict[int, int]] = {suffix: {} for suffix in suffixes}
     twice: set[int] = set()
     for number, name in enumerate(names):
         key, suffix = key_and_suffix(name)
         row = rows.setdefault(key, len(rows))
-        if (of_suffix := numbers.get(suffix)) is not None and of_suffix.setdefault(row, number) != number:
+        of_suffix = files.setdefault(suffix, {}) if others else files.get(suffix)
+        if of_suffix is not None and of_suffix.setdefault(row, number) != number and suffix in suffixes:
             twice.add(row)
-    where = np.full((len(rows), len(suffixes), 2), -1)
-    for column, of_suffix in enumerate(numbers.values()):
+    seen, several = set[int](), set[int]()
+    for suffix in one_of:
+        several |= seen & files[suffix].keys()
+        seen |= files[suffix].keys()
+    found = ((TWICE, twice), (SEVERAL, several - twice))
+    return Grouped(list(rows), files, {reason: sorted(samples) for reason, samples in found if samples})
+
+
+def _scan(path: Path, suffixes: Sequence[str], one_of: Sequence[str]) -> tuple[list[str], np.ndarray, dict[str, list[int]], Counter[str]]:
+    """The keys of one shard, (n, S, 2) offsets and sizes of their files (-1 for a missing suffix), the ambiguous rows by reason, and the
+    counts of what was skipped."""
+    skipped: Counter[str] = Counter()
+    names, places = tars.files(path, skipped)
+    found = group(names, suffixes, one_of)
+    where = np.full((len(found.keys), len(suffixes), 2), -1)
+    for column, of_suffix in enumerate(found.files.values()):
         where[list(of_suffix), column] = places[list(of_suffix.values())]
-    return list(rows), where, np.array(sorted(twice), np.int64), skipped
+    return found.keys, where, found.ambiguous, skipped
 
 
 def _split_commas(pattern: str) -> list[str]:

@@ -35,28 +35,22 @@ PAX_TIME = re.compile(rb"[1-9]\d* [mac]time=-?\d+(\.\d+)?\n")
 
 
 def files(path: Path, skipped: Counter[str]) -> tuple[list[str], np.ndarray]:
-    """The files of a tar in order: their names, and (n, 2) offset and size. Truncation is counted in `skipped`.
+    """The files of a tar in order: their names, and (n, 2) offset and size. Truncation and data after the end are counted in `skipped`.
 
     Raises UserError if nothing of it can be read, OSError if it cannot be opened."""
     with open(path, "rb", buffering=0) as file:
-        plain = plain_files(file.fileno())
-        names, places = any_files(path, skipped) if plain is None else plain
-        if not skipped["truncated shard"] and another_tar_follows(file.fileno(), int(places[-1].sum()) if len(places) else 0):
+        names, places, end = plain_files(file.fileno()) or any_files(path, skipped)
+        # zeros alone follow the end: another tar does after `cat a.tar b.tar`, and a header that cannot be read is taken for the end
+        if not skipped["truncated shard"] and os.pread(file.fileno(), FILLING, end).strip(b"\0"):
             skipped[JOINED] += 1
     return names, places
 
 
-def another_tar_follows(file: int, at: int) -> bool:
-    """Whether another tar follows the first end mark, as after `cat a.tar b.tar`. `at`: where the last file ends."""
-    blocks = np.frombuffer(os.pread(file, FILLING, -(-at // BLOCK) * BLOCK) + bytes(2 * BLOCK), np.uint8)
-    used = np.asarray(blocks[: len(blocks) & -BLOCK].reshape(-1, BLOCK).any(1))
-    return bool(used[int(np.argmin(used)) :].any())
-
-
-def any_files(path: Path, skipped: Counter[str]) -> tuple[list[str], np.ndarray]:
-    """The files of a tar, as `tarfile` reads it: their names, and (n, 2) offset and size."""
+def any_files(path: Path, skipped: Counter[str]) -> tuple[list[str], np.ndarray, int]:
+    """The files of a tar, as `tarfile` reads it: their names, (n, 2) offset and size, and where the end mark begins."""
     names: list[str] = []
     places: list[tuple[int, int]] = []
+    end = 0
     try:
         with tarfile.open(path, "r:", encoding=NAMES[0], errors=NAMES[1]) as tar:
             size = path.stat().st_size
@@ -70,7 +64,7 @@ def any_files(path: Path, skipped: Counter[str]) -> tuple[list[str], np.ndarray]
                 names.append(info.name)
                 places.append((info.offset_data, info.size))
             else:
-                if tar.offset + BLOCK > size:  # no end mark: tarfile stops silently inside a header
+                if (end := tar.offset) + BLOCK > size:  # no end mark: tarfile stops silently inside a header
                     skipped["truncated shard"] += 1
     except (
         tarfile.TarError,
@@ -82,10 +76,10 @@ def any_files(path: Path, skipped: Counter[str]) -> tuple[list[str], np.ndarray]
         if not names:
             raise UserError(f"shard {path} is not a readable tar ({error}); make it again or remove it") from error
         skipped["truncated shard"] += 1
-    return names, np.array(places, np.int64).reshape(-1, 2)
+    return names, np.array(places, np.int64).reshape(-1, 2), end
 
 
-def plain_files(file: int) -> tuple[list[str], np.ndarray] | None:
+def plain_files(file: int) -> tuple[list[str], np.ndarray, int] | None:
     """As `any_files`, twenty times as fast, for an intact tar of plain headers; None for any other, which `tarfile` must read."""
     headers = _close_headers(file) or _far_headers(file)
     return None if headers is None else _names_and_places(*headers, file)
@@ -161,8 +155,8 @@ def _only_times(records: bytes) -> bool:
     return True
 
 
-def _names_and_places(blocks: np.ndarray, ends: np.ndarray, file: int) -> tuple[list[str], np.ndarray] | None:
-    """The files among plain headers (n, BLOCK); None if a header is not plain after all."""
+def _names_and_places(blocks: np.ndarray, ends: np.ndarray, file: int) -> tuple[list[str], np.ndarray, int] | None:
+    """The files among plain headers (n, BLOCK), as `any_files`; None if a header is not plain after all."""
     kind, ended = blocks[:, 156], blocks[:, :100] == 0
     plain = (
         np.isin(kind, (*FILES, DIRECTORY, PAX)).all()
@@ -182,7 +176,7 @@ def _names_and_places(blocks: np.ndarray, ends: np.ndarray, file: int) -> tuple[
     if np.char.endswith(names, b"/").any():  # a folder in the old format
         return None
     decoded = b"\0".join(names.tolist()).decode(*NAMES).split("\0") if len(names) else []
-    return decoded, np.stack([ends, sizes], 1)[files]
+    return decoded, np.stack([ends, sizes], 1)[files], int(ends[-1] + _blocks_of(sizes[-1]) * BLOCK) if len(ends) else 0
 
 
 def _pax_is_harmless(pax: np.ndarray, sizes: np.ndarray, ends: np.ndarray, file: int) -> bool:

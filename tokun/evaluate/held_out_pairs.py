@@ -41,7 +41,7 @@ def read_pairs(
 
     Raises FileNotFoundError if no shard matches the pattern, UserError if nothing is left.
     """
-    samples = samples_of(model, data.ShardIndex(data.expand_shards(shards), need=("json",), one_of=data.IMAGE_SUFFIXES))
+    samples = samples_of(model, data.ShardIndex(data.expand_shards(shards), need=("json",), one_of=data.IMAGE_SUFFIXES).usable())
     chosen: Sequence[int] = range(len(samples))
     if limit and limit < len(samples):
         chosen = sorted(np.random.default_rng(seed).choice(len(samples), limit, replace=False).tolist())
@@ -105,7 +105,7 @@ def _read(model: Tokun, samples: data.ImageSamples, i: int, style_key: str, subj
 
 def read_captions(shards: str) -> list[str]:
     """The plain captions of all pairs of image shards, without unreadable ones."""
-    index = data.ShardIndex(data.expand_shards(shards), need=("json",), one_of=data.IMAGE_SUFFIXES)
+    index = data.ShardIndex(data.expand_shards(shards), need=("json",), one_of=data.IMAGE_SUFFIXES).usable()
     found = []
     for i in range(len(index)):
         try:
@@ -140,7 +140,7 @@ def described(
     Raises FileNotFoundError if no shard matches the pattern.
     """
     for path in data.expand_shards(shards):
-        index = data.ShardIndex([path], need=("json",), one_of=data.IMAGE_SUFFIXES, may_be_empty=True)
+        index = data.ShardIndex([path], need=("json",), one_of=data.IMAGE_SUFFIXES)
         folder = path.resolve().parent.name
         for i in range(len(index)):
             try:

@@ -55,7 +55,7 @@ def measure(
     gap = likelihood_gap(model, held_out, train, seed)
     if features is None:
         return [skipped("near copies", "needs --features"), *gap]
-    pictures = samples_of(model, data.ShardIndex(data.expand_shards(train_shards), need=(), one_of=data.IMAGE_SUFFIXES))
+    pictures = samples_of(model, data.ShardIndex(data.expand_shards(train_shards), need=(), one_of=data.IMAGE_SUFFIXES).usable())
     count = min(limit or len(pictures), len(pictures))
     groups = [[Coded(pair.codes, grid) for pair, grid in zip(pairs, grids_of(model, pairs))] for pairs in (samples, held_out)]
     groups.append(changed_copies(model, pictures, count, len(held_out), seed))

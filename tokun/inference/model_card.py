@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from tokun.config import Config
 
 OWN_ID = "PATH-OR-ID"  # placeholder for the model's own name in a card; pushing to the Hub fills it in
@@ -41,26 +43,26 @@ def model_card(
     lines = "\n".join(["| figure | value |", "| --- | --- |", *(f"| {name} | {value} |" for name, value in rows)]) if rows else ""
     measured = "".join(f"\n{part}\n" for part in ("## Figures", lines, table.strip()) if part) if lines or table else ""
     minutes = record["seconds"] / 60
-    spent = f"{minutes:.0f} minutes" if minutes < 300 else f"{minutes / 60:.0f} hours"
+    spent = "less than a minute" if minutes < 1 else f"{minutes:.0f} minutes" if minutes < 300 else f"{minutes / 60:.0f} hours"
     held = f", held for {t.lr_hold:.0%} of the time" if t.lr_hold else ""
-    licence = f"\nlicense: {config.card.license}" if config.card.license else ""
+    licence = f"\n{yaml_line({'license': config.card.license})}" if config.card.license else ""
     counts = record["settings"]["counts"]
     trained_on = f"{counts.get('train', 0):,} pictures with captions to train" + (
         f", {counts['val']:,} held out" if counts.get("val") else ", none held out"
     )
-    start = "the bundled engraving model" if config.start == "bundled" else config.start
+    start = "the bundled engraving model" if config.start == "bundled" else public(config.start)
     known = (
         f"on the data above, and before on that of {start}"
         if start
-        else f"on the data above, and before on that of {g.pretrained}"
+        else f"on the data above, and before on that of {public(g.pretrained)}"
         if g.pretrained
         else "on the data above and nothing else"
     )
-    style = ", " + config.data.style if config.data.style else ""
+    tags = ["tokun", "vq-vae", "autoregressive", "image-captioning", *filter(None, [config.data.style])]
     return f"""---
 library_name: tokun{licence}
 pipeline_tag: text-to-image
-tags: [tokun, vq-vae, autoregressive, image-captioning{style}]
+tags: {yaml_line(tags)}
 ---
 
 # {config.tracking.name or Path(config.out).name}
@@ -74,12 +76,12 @@ image, caption = tokun.load("{OWN_ID}")(seed=42)
 
 ## Data
 
-{data or f"{trained_on} (shards: `{config.data.train or 'toy pictures drawn by code'}`)."}
+{data or f"{trained_on} (shards: `{public(config.data.train) or 'toy pictures drawn by code'}`)."}
 
 ## Recipe
 
 - Image tokenizer: convolutional VQ-VAE, {"grayscale" if m.image_channels == 1 else "RGB"}, {shapes}, a codebook of {m.codebook_size} ({m.quantizer}){f"; that of {start}, as it was" if start else ""}.
-- Generator: {f"went on from {start}, " if start else ""}{f"started from {g.pretrained}" if g.pretrained else f"Qwen3, {g.num_layers} layers of width {g.hidden_size}"}, {record["parameters"] / 1e6:.1f}M parameters, dropout {g.dropout}.
+- Generator: {f"went on from {start}, " if start else ""}{f"started from {public(g.pretrained)}" if g.pretrained else f"Qwen3, {g.num_layers} layers of width {g.hidden_size}"}, {record["parameters"] / 1e6:.1f}M parameters, dropout {g.dropout}.
 - {record["steps"]:,} steps of {t.batch_size} sequences, {"Muon and AdamW" if t.optimizer == "muon" else "AdamW"}, peak learning rate {t.lr:g}{held}, weight decay {t.weight_decay}, EMA {t.ema_decay}, {spent}.
 - Tasks: {", ".join(f"{k} {v:g}" for k, v in t.task_mix.items())}; tag dropout {t.tag_dropout}{f", word dropout {t.word_dropout}" if t.word_dropout else ""}.
 {f"- {recipe}{chr(10)}" if recipe else ""}{measured}
@@ -87,3 +89,14 @@ image, caption = tokun.load("{OWN_ID}")(seed=42)
 
 {limits or f"Trained for one purpose, {known}: it knows no other styles or words, and it repeats its data's bias."}
 """
+
+
+def yaml_line(value: Any) -> str:
+    """A value as YAML, in one line and quoted where YAML would take it for something else."""
+    return yaml.safe_dump(value, default_flow_style=isinstance(value, list), allow_unicode=True, width=2**20).strip()
+
+
+def public(path: str) -> str:
+    """A path or pattern for others to read: of an absolute path the last two parts at most, without the home folder that it may begin with."""
+    parts = ((part, Path(part).parts[3 if part.startswith("/") else 1 :]) for part in path.split(","))
+    return ",".join("/".join(below[-2:]) or Path(part).name if part.startswith(("/", "~")) else part for part, below in parts)

@@ -116,7 +116,7 @@ def read(pattern: str, vocabulary: Vocabulary, encode: Callable[[str], list[int]
 
 def _trees(path: Path) -> Iterator[tuple[str, Any]]:
     if path.suffix == ".tar":
-        index = data.ShardIndex([path], need=("json",))
+        index = data.ShardIndex([path], need=("json",)).usable()
         yield from ((f"{path}, sample {index.key(i)}", index.read_json(i)) for i in range(len(index)))
         return
     for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):

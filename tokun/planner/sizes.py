@@ -91,7 +91,7 @@ def count_samples(config: Config) -> int:
     if config.data.toy:
         return config.data.toy
     try:
-        return len(data.ShardIndex(data.expand_shards(config.data.train), one_of=data.IMAGE_SUFFIXES))
+        return len(data.ShardIndex(data.expand_shards(config.data.train), one_of=data.IMAGE_SUFFIXES).usable())
     except FileNotFoundError:
         return 0
 
@@ -102,6 +102,6 @@ def mean_caption_tokens(config: Config, most: int = 512) -> float:
     tokenizer, shards = out / "text_tokenizer" / TEXT_TOKENIZER, sorted((out / "codes").glob("train-*.tar"))
     if not tokenizer.is_file() or not shards:
         return 0.0
-    encode, index = TextTokenizer.load(tokenizer).encode, data.ShardIndex(shards[:1], need=("json", data.CODES_SUFFIX))
+    encode, index = TextTokenizer.load(tokenizer).encode, data.ShardIndex(shards[:1], need=("json", data.CODES_SUFFIX)).usable()
     lengths = [min(len(encode(index.read_json(i)["caption"])), config.data.max_caption_tokens) for i in range(min(most, len(index)))]
     return sum(lengths) / len(lengths)

@@ -183,7 +183,7 @@ def encode_shard(
     counts beside the shard (`NAME.skipped`, JSON). A shard without a usable sample becomes an empty one."""
     c, m = config.codes, tokenizer.config
     samples = data.ImageSamples(
-        data.ShardIndex([source], one_of=data.IMAGE_SUFFIXES, may_be_empty=True),
+        data.ShardIndex([source], one_of=data.IMAGE_SUFFIXES),
         m.image_size,
         m.image_channels,
         0,

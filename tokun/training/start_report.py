@@ -64,7 +64,7 @@ def tags_line(config: Config) -> str:
 
 
 def _records(config: Config) -> Iterator[dict[str, Any]]:
-    index = data.ShardIndex(data.expand_shards(config.data.train))
+    index = data.ShardIndex(data.expand_shards(config.data.train)).usable()
     yield from (record for record in index.some_records() if record is not None)
 
 

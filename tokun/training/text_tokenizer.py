@@ -35,7 +35,7 @@ def train_text_tokenizer(run: Run) -> Path:
         run.say(f"text tokenizer: {target} already exists and matches")
     elif run.rank == 0:
         run.say(f"text tokenizer: reading the captions of {len(paths)} shard{'' if len(paths) == 1 else 's'} …")
-        index = data.ShardIndex(paths)
+        index = data.ShardIndex(paths).usable()
         if config.start or config.generator.pretrained:
             captions.tell(run.say, index, caption_key=config.data.caption_key, from_nothing=False)
         tokenizer: TextTokenizer | PretrainedTextTokenizer
