@@ -17,7 +17,7 @@ from tqdm import tqdm
 from tokun.config import load_config
 from tokun.training.codes import codes_tasks, encode_shards, run_codes_task
 from tokun.training.engine import end_processes, start_processes
-from tokun.training.health import Preempted
+from tokun.training.health import CTRL_C, Preempted
 from tokun.training.run import Run, open_run
 from tokun.utils import console
 from tokun.utils.engine import ENGINES, open_engine
@@ -35,7 +35,7 @@ def make_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def main(argv: list[str] | None = None) -> None:
+def main(argv: list[str] | None = None) -> int:
     args = make_parser().parse_intermixed_args(argv)
     start_processes()
     run = open_run(load_config(args.config, [*args.overrides, "tracking.kind=none"]))
@@ -43,10 +43,14 @@ def main(argv: list[str] | None = None) -> None:
         if args.engine != "local" or args.workers != 1:
             encode_elsewhere(run, args)
         encode_shards(run)
+        stopped = ""
     except Preempted:
-        run.say("data_tools.encode: stopped by SIGTERM. The same command resumes")
+        stopped = run.stop.by
     run.close()
     end_processes()
+    if stopped:
+        console.end(f"data_tools.encode: asked to stop ({stopped}). Finished shards are kept: the same command goes on from here")
+    return 130 if stopped == CTRL_C else 0
 
 
 def encode_elsewhere(run: Run, args: argparse.Namespace) -> None:
@@ -58,6 +62,7 @@ def encode_elsewhere(run: Run, args: argparse.Namespace) -> None:
         for number, skipped in tqdm(engine.run(run_codes_task, tasks), total=len(tasks), desc="codes", unit="shard"):
             if skipped:
                 tqdm.write(f"codes: {tasks[number].source.name}: skipped {skipped}")
+            run.stop_if_asked()
 
 
 if __name__ == "__main__":

@@ -275,7 +275,11 @@ def make_parser() -> argparse.ArgumentParser:
         metavar="SOURCE",
         help="a folder of pictures, classes, books or tars; a table; a data set's id; an address like s3://…",
     )
-    add("--style", default="", help="the style tag of all pictures, such as engraving or etching; with --reader classes, the class to take")
+    add(
+        "--style",
+        default="",
+        help="the style tag of all pictures, such as engraving or etching; where folders are styles (--reader classes), the one to take",
+    )
     add("--out", type=home_text, required=True, help="the folder (or address) for the shards, the manifest and the report")
     add("--reader", default="auto", metavar="NAME", help=f"how to read SOURCE: auto, {', '.join(READERS)} (%(default)s)")
     add("--root", type=home_path, metavar="DIR", help="folder that paths in a table are relative to (the table's own)")

@@ -155,11 +155,12 @@ def engravings():
 
 
 @pytest.fixture(autouse=True)
-def sigterm_keeps_its_meaning():
-    """Runs that a test opens in this process catch SIGTERM; after the test it ends the process again."""
-    before = signal.getsignal(signal.SIGTERM)
+def signals_keep_their_meaning():
+    """Runs that a test opens in this process catch SIGTERM and Ctrl-C; after the test they end the process again."""
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
     yield
-    signal.signal(signal.SIGTERM, before)
+    for number, handler in before.items():
+        signal.signal(number, handler)
 
 
 def slow_next(v, state, token, spans, tags):

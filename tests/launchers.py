@@ -1,9 +1,16 @@
 """Processes as launchers start them: the real deepspeed command, and forks of this process with the environment that it gives."""
 
+import fcntl
 import importlib
+import os
+import select
+import signal
+import struct
 import subprocess
 import sys
-from collections.abc import Callable
+import termios
+import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
@@ -29,6 +36,39 @@ def deepspeed(*arguments: str, processes: int) -> subprocess.CompletedProcess:
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     assert f"{processes} process(es), DeepSpeed ZeRO-1" in done.stdout + done.stderr
     return done
+
+
+def in_a_terminal(command: Sequence[str], *, until: str, timeout: float = 500) -> str:
+    """What a command says in a terminal of its own in which Ctrl-C is typed, a second after it has said `until`."""
+    ours, theirs = os.openpty()
+    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 40, 120, 0, 0))
+
+    def take_terminal() -> None:
+        fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+    env = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "WANDB_MODE": "offline"}
+    process = subprocess.Popen(
+        command, cwd=ROOT, env=env, stdin=theirs, stdout=theirs, stderr=theirs, start_new_session=True, preexec_fn=take_terminal
+    )
+    os.close(theirs)
+    said, typed, end = b"", False, time.monotonic() + timeout
+    try:
+        while time.monotonic() < end:
+            if select.select([ours], [], [], 0.2)[0]:
+                try:
+                    said += os.read(ours, 65536)
+                except OSError:  # nobody has it open any longer
+                    break
+            if not typed and until.encode() in said:
+                time.sleep(1)
+                typed = bool(os.write(ours, b"\x03"))
+    finally:
+        process.kill()
+        process.wait()
+        os.close(ours)
+    assert typed and time.monotonic() < end, said.decode()
+    return said.decode().replace("\r", "\n")
 
 
 def forked(folder: Path, processes: int, *, work: Callable[[Path], None] = worker) -> None:

@@ -87,6 +87,24 @@ def test_sigterm_is_noted_and_its_old_meaning_comes_back():
     assert signal.getsignal(signal.SIGTERM) == before
 
 
+@pytest.mark.skipif(os.name == "nt", reason="sends a signal")
+def test_the_first_ctrl_c_is_a_request_and_the_second_stops_at_once(capfd):
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        stop = StopRequest()
+        os.kill(os.getpid(), signal.SIGINT)
+        assert stop.wanted() and stop.by == "Ctrl-C" and "Ctrl-C again stops at once" in capfd.readouterr().err
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGINT)
+        stop.close()
+        assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # as under nohup
+        StopRequest().close()
+        assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
 def test_rates_and_memory_are_those_of_this_machine():
     device = torch.device("cpu")
     assert 1e8 < matmul_rate(device, torch.float32) < 1e16

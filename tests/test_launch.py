@@ -14,10 +14,10 @@ import torch
 from safetensors.torch import load_file
 
 import tokun
-from benchmarks.zero import Case, largest_difference, launch, make_out, train_case
+from benchmarks.zero import Case, free_port, largest_difference, launch, make_out, train_case
 from tests import test_grpo
-from tests.launchers import ZERO1, deepspeed, forked
-from tests.small_runs import ROOT, needs, preference_tree, write_config, write_tree
+from tests.launchers import ZERO1, deepspeed, forked, in_a_terminal
+from tests.small_runs import ROOT, needs, preference_tree, take_over, write_config, write_tree
 from tokun.config import TrainConfig
 from tokun.inference import preferences
 from tokun.training import engine
@@ -145,6 +145,23 @@ def test_under_srun_a_process_finds_the_others_as_under_torchrun():
     assert SRUN | own | slurm_processes(SRUN | own) == SRUN | found | own
     assert slurm_processes(SRUN | {"WORLD_SIZE": "16"}) == {}  # srun torchrun …: the inner launcher has spoken
     assert slurm_processes({"SLURM_NTASKS": "16", "SLURM_PROCID": "0"}) == {} == slurm_processes({})  # a batch script, no srun
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("launcher", ["python", "deepspeed"])
+def test_ctrl_c_in_a_terminal_ends_in_our_line(finished, tmp_path, small_shards, launcher):
+    """It was buried under the tracebacks of the launcher, and of Weights & Biases, whose own process the launcher ends first."""
+    never = dict.fromkeys(("train__steps", "train__eval_every", "train__sample_every", "train__save_every"), 10**6)
+    config = write_config(tmp_path, small_shards, tracking__kind="wandb", **never)
+    take_over(finished[1], tmp_path / "run")
+    command = [sys.executable]
+    if launcher == "deepspeed":
+        pytest.importorskip("deepspeed", reason="the deepspeed launcher needs the extra 'train'")
+        command += [str(Path(sys.executable).with_name("deepspeed")), "--num_gpus", "1", "--master_port", str(free_port())]
+    said = in_a_terminal([*command, "train.py", "--config", str(config)], until="tok/s")
+    last = [line for line in said.splitlines() if line.strip()][-1]
+    assert last.startswith("train: asked to stop (") and "Everything is saved" in last, said[-3000:]
+    assert list((tmp_path / "run" / "state" / "generator").iterdir())
 
 
 @pytest.mark.parametrize(

@@ -38,7 +38,7 @@ def draw(indices):
 
 
 def files(out):
-    return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted(out.iterdir())}
+    return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted(out.iterdir()) if path.is_file()}
 
 
 def write(out, n, *, drawing=draw, **asked):
@@ -80,7 +80,7 @@ def test_a_stop_loses_the_batch_that_was_being_drawn_and_no_other(tmp_path):
 
 
 def test_killed_at_every_change_of_the_disk_and_typed_again_it_ends_with_the_same_bytes(tmp_path):
-    """Over the pictures of an earlier, longer run, none of which may be left."""
+    """Over the pictures of an earlier, longer run: none may be left among the new ones, none lost."""
     write(tmp_path / "before", 9, other=1)
     write(tmp_path / "whole", 6)
     out, times = tmp_path / "out", 0
@@ -88,10 +88,38 @@ def test_killed_at_every_change_of_the_disk_and_typed_again_it_ends_with_the_sam
     for _ in kills(lambda: write(out, 6), out):
         write(out, 6)
         assert files(out) == files(tmp_path / "whole")
+        assert files(out / "earlier" / "1") == files(tmp_path / "before") and len(list((out / "earlier").iterdir())) == 1
         shutil.rmtree(out)
         shutil.copytree(tmp_path / "before", out)
         times += 1
     assert times > 20
+
+
+def test_the_same_run_again_replaces_its_own_files_and_another_leaves_them_in_a_folder_of_their_own(tmp_path, capsys):
+    """A second command replaced the pictures of the first without a word."""
+    write(tmp_path, 6)
+    first = files(tmp_path)
+    write(tmp_path, 6)
+    assert files(tmp_path) == first and not (tmp_path / "earlier").exists() and not capsys.readouterr().out
+    for number, n in enumerate((4, 3), start=1):
+        write(tmp_path, n, drawing=lambda indices: [Drawn(index, seed=9) for index in indices])
+        assert capsys.readouterr().out == f"the pictures that were in {tmp_path} are now in {tmp_path / 'earlier' / str(number)}\n"
+    assert files(tmp_path / "earlier" / "1") == first and len(files(tmp_path / "earlier" / "2")) == 6
+
+
+def test_the_finished_batches_of_a_run_that_was_stopped_are_kept_with_their_list(tmp_path):
+    def stopped(indices):
+        if indices.start:
+            raise KeyboardInterrupt
+        return draw(indices)
+
+    with pytest.raises(KeyboardInterrupt):
+        write(tmp_path, 12, drawing=stopped)
+    write(tmp_path, 2)
+    kept = tmp_path / "earlier" / "1"
+    assert sorted(files(kept)) == [*(f"000003-{k:02d}.png" for k in range(4)), "samples.jsonl"]
+    assert [json.loads(line)["index"] for line in (kept / "samples.jsonl").read_text().splitlines()] == [0, 1, 2, 3]
+    assert len(files(tmp_path)) == 4
 
 
 def test_what_is_refused_removes_nothing_of_the_run_before(tmp_path):

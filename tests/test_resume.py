@@ -19,6 +19,7 @@ from tokun.cli import train as command
 from tokun.config import load_config
 from tokun.training import health, loop, resume_settings
 from tokun.training.run import open_run
+from tokun.utils import console
 from tokun.utils.checkpoint import BestCheckpoints
 from tokun.utils.errors import UserError
 
@@ -110,16 +111,17 @@ def test_killed_in_a_stage_and_started_again_it_finishes_with_the_same_weights(f
     assert_same_weights(finished[1], run_stages(config))
 
 
-def test_asked_to_stop_it_saves_ends_well_and_goes_on_to_the_same_weights(finished, tmp_path, small_shards):
-    """SIGTERM, as a cluster's scheduler sends it, to the command while it trains the generator."""
+@pytest.mark.parametrize(("number", "by", "status"), [(signal.SIGTERM, "SIGTERM", 0), (signal.SIGINT, "Ctrl-C", 130)], ids=["TERM", "INT"])
+def test_asked_to_stop_it_saves_ends_well_and_goes_on_to_the_same_weights(finished, tmp_path, small_shards, number, by, status):
+    """SIGTERM, as a cluster's scheduler sends it, or Ctrl-C, to the command while it trains the generator. Its last line says so."""
     config = write_config(tmp_path, small_shards, train__save_every=1000)
     take_over(finished[1], tmp_path / "run")
     process = start_and_wait(tmp_path, config, "generator", 2)  # it is looked at while the third runs
-    process.terminate()
+    os.kill(process.pid, number)
     (tmp_path / "go").touch()
     process.join(120)
     said = (tmp_path / "said.txt").read_text()
-    assert process.exitcode == 0 and "asked to stop" in said, said
+    assert process.exitcode == status and said.splitlines()[-1].startswith(f"train: asked to stop ({by}). Everything is saved"), said
     assert [path.name for path in (tmp_path / "run" / "state" / "generator").iterdir()] == ["step-00000003"]
     assert_same_weights(finished[1], run_stages(config))
 
@@ -134,6 +136,7 @@ def start_and_wait(folder: Path, config: Path, stage: str, step: int) -> BasePro
 
 
 def train_and_wait(argv: list[str], stage: str, step: int, folder: Path) -> None:
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored where the tests run in the background
     check = loop.require_finite
 
     def stand_still(run, value, at, where, keys, **more):
@@ -144,7 +147,7 @@ def train_and_wait(argv: list[str], stage: str, step: int, folder: Path) -> None
         check(run, value, at, where, keys, **more)
 
     loop.require_finite = stand_still
-    command.main(argv)
+    console.run("train.py", lambda: command.main(argv))
 
 
 def test_asked_to_stop_in_an_earlier_stage_it_saves_that_and_goes_on(finished, tmp_path, small_shards, monkeypatch):

@@ -10,6 +10,7 @@ import pytest
 from PIL import Image
 
 from tokun.cli import sample
+from tokun.inference import picture_files
 from tokun.inference.load import load
 from tokun.inference.model import BUNDLED
 from tokun.utils import console
@@ -168,7 +169,10 @@ def test_a_shorter_run_leaves_no_picture_of_the_longer_one_before_and_nothing_el
     (tmp_path / "000007-99.png").write_bytes(b"of the user")
     (tmp_path / "notes.txt").write_text("mine")
     run(checkpoint_folder, tmp_path, "--seed", "8", "--n", "1")
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["000007-99.png", "000008-00.png", "grid.png", "notes.txt", "samples.jsonl"]
+    there = ["000007-99.png", "000008-00.png", "earlier", "grid.png", "notes.txt", "samples.jsonl"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == there
+    kept = ["000007-00.png", "000007-01.png", "000007-02.png", "grid.png", "samples.jsonl"]
+    assert sorted(path.name for path in (tmp_path / "earlier" / "1").iterdir()) == kept
     run(checkpoint_folder, tmp_path, "--interpolate", "8", "9", "--steps", "3")
     names = {path.name for path in tmp_path.iterdir()}
     assert {"steps-8-000009-00.png", "steps-8-000009-02.png", "strip.png", "interpolation.gif"} <= names and "000008-00.png" not in names, (
@@ -176,6 +180,18 @@ def test_a_shorter_run_leaves_no_picture_of_the_longer_one_before_and_nothing_el
     )
     run(checkpoint_folder, tmp_path, "--seed", "8", "--n", "1")
     assert not {"strip.png", "interpolation.gif"} & {path.name for path in tmp_path.iterdir()}
+    assert {"strip.png", "interpolation.gif", "steps-8-000009-01.png"} <= {path.name for path in (tmp_path / "earlier" / "3").iterdir()}
+
+
+def test_a_print_of_the_run_before_can_be_completed_twice(checkpoint_folder, tmp_path):
+    """The run that completes it must not move it away: sheet.png shows it, and the same command is typed again."""
+    run(checkpoint_folder, tmp_path, "--seed", "7", "--n", "2")
+    plate = tmp_path / "000007-00.png"
+    for _ in range(2):
+        run(checkpoint_folder, tmp_path, "--complete", str(plate), "--keep", "top", "--n", "1")
+        assert plate.is_file() and (tmp_path / "sheet.png").is_file()
+    assert sorted(path.name for path in (tmp_path / "earlier" / "1").glob("*.png")) == ["000007-01.png", "grid.png"]
+    assert not (tmp_path / "earlier" / "2").exists()
 
 
 def test_a_list_of_before_that_names_files_elsewhere_removes_none(checkpoint_folder, tmp_path):
@@ -184,9 +200,9 @@ def test_a_list_of_before_that_names_files_elsewhere_removes_none(checkpoint_fol
     out.mkdir()
     for line in ('{"file_name": "../keep.png"}', '{"seed": "../", "index": 1}', "[1]", '{"seed": 7, "index": 1, "file_name": "grid.jpg"}'):
         (out / "samples.jsonl").write_text(line + "\n")
-        sample.remove_earlier(out)
+        picture_files.put_aside(out)
     assert (tmp_path / "keep.png").exists()
     (out / "000007-01.png").write_bytes(b"x")
     (out / "samples.jsonl").write_text('{"seed": 7, "index": 1}\n')  # as earlier versions wrote it
-    sample.remove_earlier(out)
-    assert not (out / "000007-01.png").exists()
+    moved = picture_files.put_aside(out)
+    assert not (out / "000007-01.png").exists() and (moved / "000007-01.png").exists()

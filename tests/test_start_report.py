@@ -9,7 +9,8 @@ from PIL import Image
 from tests.small_runs import write_config
 from tokun.config import ImageTokenizerTrainConfig, load_config
 from tokun.data import ShardIndex, captions, shards, write_shard
-from tokun.training import start_report
+from tokun.inference import folders
+from tokun.training import image_shapes, start_report
 from tokun.training.run import open_run
 
 
@@ -149,8 +150,32 @@ def test_the_verdict_gives_figures_and_where_the_sheet_lies(tmp_path):
         (13.0, [], "roughly"),
         (9.0, ["PSNR is 9.0 dB"], "cannot draw these pictures (PSNR is 9.0 dB)"),
     ):
-        line = start_report.verdict({"psnr": psnr, "usage": 0.9}, train, tmp_path / "reconstructions.png", problems)
+        line = start_report.verdict({"psnr": psnr, "usage": 0.9}, train, tmp_path / "reconstructions.png", problems, pictures=40)
         assert said in line and str(tmp_path / "reconstructions.png") in line and (problems or f"{psnr:.1f} dB, 90% of its codes" in line)
+
+
+def test_a_verdict_on_a_handful_of_pictures_says_so(tmp_path):
+    train = ImageTokenizerTrainConfig(min_psnr=12.0)
+    said = [start_report.verdict({"psnr": 17.6, "usage": 0.9}, train, tmp_path, [], pictures=n) for n in (1, 16)]
+    assert "only 1 picture: this is no more than a guess" in said[0] and "; 16 pictures)" in said[1]
+
+
+def test_where_few_pictures_are_held_out_the_tokenizer_of_a_start_is_judged_by_training_pictures_too(tmp_path):
+    """A verdict was drawn from the one picture that was held out."""
+    for name, count in (("train", 100), ("val", 1)):
+        write_shard(tmp_path / f"{name}-0.tar", [{"__key__": f"{i}", "png": picture(i), "json": b"{}"} for i in range(count)])
+    config = load_config(write_config(tmp_path, tmp_path))
+    assert [sum(map(len, pictures(config))) for pictures in (image_shapes.held_out_pictures, image_shapes.unseen_pictures)] == [1, 64]
+    config.data.val = ""
+    assert sum(map(len, image_shapes.unseen_pictures(config))) == 100
+
+
+def test_a_start_that_is_misspelt_is_told_the_nearest_and_what_there_is(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "runs" / "ships" / "checkpoint").mkdir(parents=True)
+    with pytest.raises(FileNotFoundError, match=r"'bundeled' \(did you mean bundled\?\).*Known here: bundled, runs/ships$"):
+        folders.resolve("bundeled")
+    assert folders.resolve("bundled") == folders.resolve(None)
 
 
 def test_the_time_is_told_in_passes_and_what_max_minutes_counts():

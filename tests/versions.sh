@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# The oldest and the newest supported torch and transformers, on each Python: the wheel in an environment of its own, its commands, and some tests of the checkout.
+# The oldest and the newest supported torch and transformers, on each Python: the wheel in an environment of its own, its commands (installed.sh: pairs, shards,
+# a few steps of training), and some tests of the checkout.
 #
 #     tests/versions.sh FOLDER                       all of MATRIX whose Python is here; environments are kept in FOLDER and used again
 #     tests/versions.sh FOLDER 3.10 2.8.0 4.56.0     one of them; "" is the newest
@@ -40,16 +41,7 @@ for line in "${MATRIX[@]}"; do
   "$place/bin/pip" install -q --force-reinstall --no-deps "$wheel"
   "$place/bin/pip" install -q "$wheel"
   "$place/bin/python" -c 'import platform, torch, transformers; print(platform.python_version(), torch.__version__, transformers.__version__)'
-  away=$(mktemp -d)
-  (
-    cd "$away"
-    "$place/bin/tokun" --version
-    "$place/bin/tokun" info
-    "$place/bin/tokun" sample --seed 42 --n 16 --out "$away/outputs"
-    "$place/bin/tokun" completion bash | bash -n
-  )
-  test "$(wc -l <"$away/outputs/samples.jsonl")" = 16
-  rm -rf "$away"
+  "$root/tests/installed.sh" "$place"
   files=()
   for name in "${TESTS[@]}"; do [ ! -f "$root/tests/test_$name.py" ] || files+=("tests/test_$name.py"); done
   (cd "$root" && "$place/bin/python" -m pytest "${files[@]}" -m "not slow" -n 0 -p no:cacheprovider)

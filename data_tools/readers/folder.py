@@ -86,7 +86,11 @@ def read_classes(source: Path, options: Options) -> Listing:
     """
     listing = read_folder(source, options)
     turns = ((one for one in listing.found if is_copy(one) == copies) for copies in (False, True))
-    return replace(listing, found=DiskList(classed(one, options.style) for turn in turns for one in turn))
+    found, notes = DiskList(classed(one, options.style) for turn in turns for one in turn), listing.notes
+    if options.style:
+        told = f"the folders are styles here: --style {options.style} takes one of them, and leaves out the others as other style"
+        notes = (*notes, f"{told}. For one style of all folders: --reader folder --style {options.style}")
+    return replace(listing, found=found, notes=notes)
 
 
 def is_copy(one: Found) -> bool:

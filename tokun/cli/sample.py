@@ -18,7 +18,7 @@ from tokun.cli.sample_options import MANY, OPTIONS, mode_of, parse, shards_wante
 from tokun.data import image_files
 from tokun.inference import bulk, conditional_generation, picture_files, preferences, sheet
 from tokun.inference.clip import Clip
-from tokun.inference.picture_files import LISTED, remove_earlier
+from tokun.inference.picture_files import LISTED
 from tokun.inference.tags import grid_of
 from tokun.render import video
 from tokun.render.grids import captioned_grid, gif, strip
@@ -129,7 +129,7 @@ def tell_written(args: argparse.Namespace, records: list[dict[str, Any]], n: int
     first = records[0]["file_name"]
     written = ["grid.png", f"{first} …" if n > 1 else first, *(["an SVG of each"] if args.svg else []), LISTED]
     written += ["strip.png", "interpolation.gif"] if args.interpolate else []
-    print(f"{n} pairs in {args.out}: {', '.join([*written, *(['interpolation.mp4'] if args.video else [])])}")
+    print(f"{n} pair{'' if n == 1 else 's'} in {args.out}: {', '.join([*written, *(['interpolation.mp4'] if args.video else [])])}")
     if args.wandb:
         log_to_wandb(records, args)
 
@@ -144,21 +144,20 @@ def write_sheet(model: Tokun, pairs: list[Pair], args: argparse.Namespace, enlar
 
 def write_pairs(pairs: list[Pair], args: argparse.Namespace, enlarge: Enlarge) -> None:
     """Write pictures, samples.jsonl, the grid and anything else requested into --out."""
-    remove_earlier(args.out)
-    names = [name_of(pair, args) for pair in pairs]
+    lines = picture_files.lines_of(pairs, enlarge, lambda pair: f"{name_of(pair, args)}.png")
+    picture_files.make_room(args.out, lines, len(pairs), but=args.complete or args.invert)
     images = [enlarge(pair.image) for pair in pairs]
-    for pair, image, name in zip(pairs, images, names):
-        image.save(args.out / f"{name}.png")
+    for pair, image in zip(pairs, images):
+        image.save(args.out / f"{name_of(pair, args)}.png")
         if args.svg:
-            checkpoint.write_text(args.out / f"{name}.svg", to_svg(pair.image, args.max_bytes))
-    records = [{**pair.record(), "file_name": f"{name}.png", **enlarge.record()} for pair, name in zip(pairs, names)]
-    checkpoint.write_text(args.out / LISTED, "".join(json.dumps(one, ensure_ascii=False) + "\n" for one in records))
+            checkpoint.write_text(args.out / f"{name_of(pair, args)}.svg", to_svg(pair.image, args.max_bytes))
+    checkpoint.write_text(args.out / LISTED, "".join(f"{line}\n" for line in lines))
     picture_files.write_grid(args.out)
     if args.interpolate:
         save_interpolation(images, args.out)
     if args.video:
         video.write_mp4(images, args.out / "interpolation.mp4")
-    tell_written(args, records, len(records))
+    tell_written(args, [json.loads(line) for line in lines], len(lines))
 
 
 def log_to_wandb(records: list[dict[str, Any]], args: argparse.Namespace) -> None:

@@ -25,30 +25,33 @@ from tokun import planner
 from tokun.cli.commands import data_tool
 from tokun.config import Config, load_config
 from tokun.training import engine
-from tokun.training.health import Preempted
+from tokun.training.health import CTRL_C, Preempted
 from tokun.training.run import Run, lock_out, open_run, write_config
 from tokun.training.stages import stages_of
 from tokun.utils import checkpoint, console, lock
 from tokun.utils.errors import UserError
 
 
-def main(argv: list[str] | None = None) -> None:
+def main(argv: list[str] | None = None) -> int:
     config, args = parse(argv)
     if args.plan:
         planner.main_plan(config, args)
-        return
+        return 0
     launched = engine.start_processes()
     held = lock_out(config)
     try:
-        train(config, launched)
+        stopped = train(config, launched)
     finally:
         if held is not None:
             lock.release(held)
     engine.end_processes()
+    if stopped:
+        console.end(f"train: asked to stop ({stopped}). Everything is saved: the same command goes on from here")
+    return 130 if stopped == CTRL_C else 0
 
 
-def train(config: Config, launched: bool) -> None:
-    """Run all stages. `launched`: whether a process launcher started this process."""
+def train(config: Config, launched: bool) -> str:
+    """Run all stages. `launched`: whether a process launcher started this process. Returns what asked the run to stop, "" if it is done."""
     draw_toy_pictures(config)
     convert_tables(config)
     run = open_run(config, deepspeed=launched)
@@ -59,8 +62,13 @@ def train(config: Config, launched: bool) -> None:
         if run.rank == 0:
             write_config(run.out, config)
     except Preempted:
-        run.say("train: asked to stop (SIGTERM). Everything is saved: the same command resumes")
+        run.close()
+        return run.stop.by
+    except BaseException:
+        run.stop.close()  # Ctrl-C has its usual meaning again
+        raise
     run.close()
+    return ""
 
 
 def train_on_rewards(run: Run) -> Path:

@@ -15,8 +15,8 @@ ADAPTER_CONFIG, ADAPTER_WEIGHTS, ABOUT = "adapter_config.json", "adapter_model.s
 
 
 def resolve(checkpoint: str | Path | None) -> Path:
-    """The folder of a checkpoint, downloading it when it is a Hub id."""
-    if checkpoint is None:
+    """The folder of a checkpoint, downloading it when it is a Hub id. None, and "bundled" where no folder is called so: the bundled one."""
+    if checkpoint is None or (str(checkpoint) == "bundled" and not Path("bundled").exists()):
         if not BUNDLED.is_dir():
             raise FileNotFoundError(f"no checkpoint is bundled here ({BUNDLED}); name one with --checkpoint")
         return BUNDLED
@@ -32,7 +32,7 @@ def resolve(checkpoint: str | Path | None) -> Path:
             )
     if path.exists():
         raise FileNotFoundError(f"{path} holds no checkpoint: {VOCABULARY} and {GENERATOR}/ are not there. Has its training finished?")
-    return network_access.downloaded(str(checkpoint), "checkpoint")
+    return network_access.downloaded(str(checkpoint), "checkpoint", ["bundled", *runs_with("checkpoint")])
 
 
 def resolve_adapter(path: str | Path) -> Path:
@@ -45,7 +45,12 @@ def resolve_adapter(path: str | Path) -> Path:
         raise FileNotFoundError(f"{given} is a checkpoint, not an adapter: give it as the checkpoint (--checkpoint)")
     if given.exists():
         raise FileNotFoundError(f"{given} holds no adapter: {ADAPTER_CONFIG} is missing. Has its training finished?")
-    return network_access.downloaded(str(path), "adapter")
+    return network_access.downloaded(str(path), "adapter", runs_with("adapter"))
+
+
+def runs_with(part: str) -> list[str]:
+    """The runs below runs/ that hold a checkpoint, or an adapter."""
+    return [str(folder.parent) for folder in sorted(Path("runs").glob(f"*/{part}"))]
 
 
 def adapter_at(path: str | Path) -> Path | None:

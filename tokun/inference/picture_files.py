@@ -4,16 +4,18 @@
     out/samples.jsonl     one record per sample, and out/grid.png of the first 64: written at the end
     out/.samples/         until then: what was asked, and the records of each finished batch
 
-An interruption loses only the current batch, and the bytes do not depend on it. An earlier run's pictures, which its samples.jsonl lists,
-are removed first: they would be mistaken for the new run's.
+    out/earlier/1 …       the pictures of earlier runs, each with their samples.jsonl and grid; the same run again replaces its own files
+
+An interruption loses only the current batch, and the bytes do not depend on it. Only pictures that a samples.jsonl lists are ever moved.
 """
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,10 +30,15 @@ from tokun.utils import checkpoint
 if TYPE_CHECKING:
     from tokun.inference.model import Pair
 
-LISTED, GRID, SHEET, STATE, ASKED = "samples.jsonl", "grid.png", "sheet.png", ".samples", "asked.json"
+LISTED, GRID, SHEET, STATE, ASKED, EARLIER = "samples.jsonl", "grid.png", "sheet.png", ".samples", "asked.json", "earlier"
 ON_GRID = 64
 MANY = 1000  # pictures of an unfinished run that are not thrown away for another run
 OURS = re.compile(r"(steps-\d+-|completed-|varied-)?\d{6,}-\d{2,}\.png")
+BESIDE = {
+    "steps-": ("strip.png", "interpolation.gif", "interpolation.mp4"),
+    "completed-": (SHEET,),
+    "varied-": (SHEET,),
+}  # pictures so named
 
 
 def write(
@@ -49,8 +56,8 @@ def write(
     if there != asked:
         if there is not None and sum(1 for _ in records(state)) > MANY:
             checkpoint.require_same(out, there, asked, option="--out")
-        drawn = draw(range(min(n, batch_size)))  # first: what is refused removes nothing
-        remove_earlier(out)
+        drawn = draw(range(min(n, batch_size)))  # first: what is refused moves nothing
+        make_room(out, lines_of(drawn, enlarge), n)
         checkpoint.write_record(state / ASKED, asked)
         write_batch(drawn, state / f"{0:010d}.jsonl", out, svg_bytes, enlarge)
     parts = [state / f"{first:010d}.jsonl" for first in range(0, n, batch_size)]
@@ -58,25 +65,33 @@ def write(
         if not is_whole(part, out):
             first = int(part.stem)
             write_batch(draw(range(first, min(n, first + batch_size))), part, out, svg_bytes, enlarge)
-    aside = state / f"{LISTED}.partial"
-    with open(aside, "wb") as file:
+    joined = state / f"{LISTED}.partial"
+    with open(joined, "wb") as file:
         for part in parts:
             file.write(part.read_bytes())
-    os.replace(aside, out / LISTED)
+    os.replace(joined, out / LISTED)
     write_grid(out)
     remove_state(state)
 
 
+def name_of(pair: Pair) -> str:
+    return f"{pair.seed:06d}-{pair.index:02d}.png"
+
+
+def lines_of(pairs: Sequence[Pair], enlarge: scale.Enlarge, name: Callable[[Pair], str] = name_of) -> list[str]:
+    """The lines of samples.jsonl. `name`: of a pair's picture."""
+    return [json.dumps({**pair.record(), "file_name": name(pair), **enlarge.record()}, ensure_ascii=False) for pair in pairs]
+
+
 def write_batch(pairs: list[Pair], part: Path, out: Path, svg_bytes: int, enlarge: scale.Enlarge) -> None:
     """Write the pictures of a batch, and its records: under another name until the pictures are there, so that none is unknown."""
-    names = [f"{pair.seed:06d}-{pair.index:02d}.png" for pair in pairs]
-    lines = [json.dumps({**pair.record(), "file_name": name, **enlarge.record()}, ensure_ascii=False) for pair, name in zip(pairs, names)]
     begun = part.with_suffix(".begun")
-    checkpoint.write_text(begun, "\n".join(lines) + "\n")
-    for pair, name in zip(pairs, names):
-        enlarge(pair.image).save(out / name)
+    checkpoint.write_text(begun, "\n".join(lines_of(pairs, enlarge)) + "\n")
+    for pair in pairs:
+        path = out / name_of(pair)
+        enlarge(pair.image).save(path)
         if svg_bytes:
-            checkpoint.write_text((out / name).with_suffix(".svg"), to_svg(pair.image, svg_bytes))
+            checkpoint.write_text(path.with_suffix(".svg"), to_svg(pair.image, svg_bytes))
     os.replace(begun, part)
 
 
@@ -122,22 +137,46 @@ def images_of(out: Path, listed: list[dict[str, Any]]) -> Iterator[Image.Image]:
             yield image
 
 
-def remove_earlier(out: Path) -> None:
-    """Remove an earlier run's files: only the pictures that its samples.jsonl or its unfinished batches list, and these lists."""
+def make_room(out: Path, lines: Sequence[str], n: int, *, but: Path | None = None) -> None:
+    """Move an earlier run's files to `out/earlier` and say so, unless it drew the same pairs: `n`, of which `lines` are the first records.
+    The file `but` stays."""
+    there = list(itertools.islice(records(out, LISTED), n + 1))
+    if len(there) == n and there[: len(lines)] == [json.loads(line) for line in lines]:
+        remove_state(out / STATE)  # the files are overwritten by the same ones
+    elif moved := put_aside(out, but=but):
+        tqdm.write(f"the pictures that were in {out} are now in {moved}")
+
+
+def put_aside(out: Path, *, but: Path | None = None) -> Path | None:
+    """Move an earlier run's files to `out/earlier/NUMBER`: the pictures that its samples.jsonl or its finished batches list, and the lists.
+    Pictures of a batch that was never finished are removed. Killed meanwhile, the next call goes on with the same folder. Returns it, None if nothing was moved."""
     state = out / STATE
-    names = [name_in(record) for record in (*records(out, LISTED), *records(state), *records(state, "*.begun"))]
-    for name in filter(OURS.fullmatch, names):
-        for path in (out / name, (out / name).with_suffix(".svg")):
+    for name in filter(OURS.fullmatch, map(name_in, records(state, "*.begun"))):
+        for path in both(out / name):
             path.unlink(missing_ok=True)
-    if any(name.startswith("steps-") for name in names):
-        for name in ("strip.png", "interpolation.gif", "interpolation.mp4"):
-            (out / name).unlink(missing_ok=True)
-    if any(name.startswith(("completed-", "varied-")) for name in names):
-        (out / SHEET).unlink(missing_ok=True)
-    if names:
-        for name in (GRID, LISTED):
-            (out / name).unlink(missing_ok=True)
+    names = [name for record in (*records(out, LISTED), *records(state)) if OURS.fullmatch(name := name_in(record))]
+    made = [path for name in dict.fromkeys(names) for path in both(out / name)]
+    made += [out / name for start, more in BESIDE.items() if any(name.startswith(start) for name in names) for name in more]
+    made = [path for path in made if path.is_file() and not (but and but.is_file() and path.samefile(but))]
+    if names and not (out / LISTED).is_file():  # of a run that was stopped
+        checkpoint.write_text(out / LISTED, "".join(path.read_text(encoding="utf-8") for path in sorted(state.glob("*.jsonl"))))
     remove_state(state)
+    if not names:
+        return None
+    numbers = [int(path.name) for path in (out / EARLIER).glob("*") if path.name.isdecimal()]
+    target = out / EARLIER / str(max(numbers, default=1))
+    if (target / LISTED).is_file() or any((target / path.name).exists() for path in made):
+        target = target.with_name(str(max(numbers) + 1))
+    target.mkdir(parents=True, exist_ok=True)
+    for path in [*made, out / GRID, out / LISTED]:  # the list last: until it is there, the move is not finished
+        if path.is_file():
+            os.replace(path, target / path.name)
+    return target
+
+
+def both(picture: Path) -> tuple[Path, Path]:
+    """A picture, and the drawing beside it."""
+    return picture, picture.with_suffix(".svg")
 
 
 def name_in(record: Mapping[str, Any]) -> str:

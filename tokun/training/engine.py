@@ -32,13 +32,14 @@ from tokun.utils.optional_packages import need
 def start_processes() -> bool:
     """Join the process group of a launcher (deepspeed, torchrun, accelerate, srun); without one, do nothing.
 
-    Returns whether a launcher started this process. Warns prominently if GPUs of this machine will be idle.
+    Returns whether a launcher started this process. Warns prominently if GPUs of this machine will be idle, and says in a line if it has none.
     """
     keep_memory()
     os.environ.update(slurm_processes(os.environ))
     launched, world = "WORLD_SIZE" in os.environ, int(os.environ.get("WORLD_SIZE", 1))
     if warning := idle_gpus(os.environ, gpus=len(list(Path("/dev").glob("nvidia[0-9]*"))), visible=torch.cuda.device_count()):
-        print(f"{'!' * 100}\ntokun: {warning}\n{'!' * 100}", file=sys.stderr, flush=True)
+        frame = "" if warning.startswith("one process") else "!" * 100
+        print("\n".join(line for line in (frame, f"tokun: {warning}", frame) if line), file=sys.stderr, flush=True)
     if world > 1 and not dist.is_initialized():
         if torch.cuda.is_available():
             torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", 0)))
@@ -71,7 +72,7 @@ def first_host(nodes: str) -> str:
 
 
 def idle_gpus(env: Mapping[str, str], *, gpus: int, visible: int) -> str:
-    """The warning when fewer processes were started than this machine has GPUs; "" if there is none.
+    """The warning when fewer processes were started than this machine has GPUs; "one process …" if it has none; "" if all is well.
 
     gpus: of the machine (or container), visible: those that torch sees.
     """
@@ -87,7 +88,7 @@ def idle_gpus(env: Mapping[str, str], *, gpus: int, visible: int) -> str:
     if world == 1 and int(env.get("SLURM_NTASKS", 1)) > 1:
         return f"Slurm has given this job {env['SLURM_NTASKS']} tasks, but 1 process was started: start the command with srun"
     if launched and world == 1 and not gpus:
-        return "the launcher started 1 process on a machine without GPUs; to start several on the CPU, give their number: `deepspeed --num_gpus 2 train.py …`"
+        return "one process, on the CPU: there is no GPU here (several: `deepspeed --num_gpus 2 train.py …`)"
     return ""
 
 
@@ -221,6 +222,8 @@ class DeepSpeedEngine(Engine):
     """
 
     def __init__(self, train: TrainConfig, model: nn.Module, micro: int, accumulation: int):
+        if not torch.cuda.is_available():
+            os.environ.setdefault("DS_ACCELERATOR", "cpu")  # otherwise it warns that it takes the CPU
         deepspeed = need("deepspeed", extra="train")
         self.train, self.plain, self.accumulation = train, model, accumulation
         self.settings = deepspeed_settings(train, micro=micro, accumulation=accumulation)

@@ -6,6 +6,7 @@ Knows models and numbers, no stage and no tracker.
 from __future__ import annotations
 
 import functools
+import os
 import resource
 import signal
 import sys
@@ -19,27 +20,48 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from tokun.utils import launcher
 from tokun.utils.errors import UserError
 
 
 class Preempted(Exception):
-    """The run was asked to stop (SIGTERM) and has saved what it needs to resume."""
+    """The run was asked to stop and has saved what it needs to resume."""
+
+
+CTRL_C = "Ctrl-C"
 
 
 class StopRequest:
-    """`asked` becomes true when SIGTERM arrives. `close` restores the signal's old handler."""
+    """`asked` becomes true when SIGTERM or the first Ctrl-C arrives, and `by` says which; a second Ctrl-C raises KeyboardInterrupt.
+    `close` restores the signals' old handlers."""
 
     def __init__(self) -> None:
-        self.asked = False
-        # only the main thread may set handlers; elsewhere (notebooks' threads) SIGTERM keeps its default
-        self._old = signal.signal(signal.SIGTERM, self._ask) if threading.current_thread() is threading.main_thread() else None
+        self.asked, self.by = False, "SIGTERM"
+        self._launchers, self._old = launcher.launchers(), {}
+        # only the main thread may set handlers; elsewhere (notebooks' threads) the signals keep their defaults
+        if threading.current_thread() is threading.main_thread():
+            self._old[signal.SIGTERM] = signal.signal(signal.SIGTERM, self._ask)
+            if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # elsewhere it is ignored: under nohup, in the background
+                self._old[signal.SIGINT] = signal.signal(signal.SIGINT, self._ask)
 
-    def _ask(self, *_: object) -> None:
+    def _ask(self, number: int, _: object) -> None:
+        if number == signal.SIGINT:
+            if self.asked and self.by == CTRL_C:
+                raise KeyboardInterrupt
+            self.by = CTRL_C
+            if not int(os.environ.get("RANK", 0)):  # not `print`, which may be interrupted in the middle of another
+                os.write(2, b"\nstops after this step and saves it. Ctrl-C again stops at once\n")
         self.asked = True
 
+    def wanted(self) -> bool:
+        """Whether to stop: this process was asked to, or its launcher is no longer there, which does not pass every signal on."""
+        if not self.asked and self._launchers and launcher.gone(self._launchers):
+            self.asked, self.by = True, "its launcher has ended"
+        return self.asked
+
     def close(self) -> None:
-        if self._old is not None:
-            signal.signal(signal.SIGTERM, self._old)
+        for number, handler in self._old.items():
+            signal.signal(number, handler)
 
 
 class Spikes:

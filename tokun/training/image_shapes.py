@@ -12,14 +12,25 @@ from tokun import data
 from tokun.config import Config
 from tokun.data import cropping
 
+ENOUGH = 64  # pictures, to judge a tokenizer by
+
 
 def held_out_pictures(config: Config, n: int = 256) -> list[Tensor]:
-    """Framed held-out pictures, (k, C, H, W) for each grid."""
+    """Framed held-out pictures, (k, C, H, W) for each grid; without held-out shards, training pictures."""
+    return _pictures(config, config.data.val or config.data.train, n)
+
+
+def unseen_pictures(config: Config) -> list[Tensor]:
+    """The same for a tokenizer that was trained elsewhere: few held-out pictures are joined by training pictures, up to ENOUGH."""
+    found = held_out_pictures(config)
+    held_out = sum(map(len, found))
+    return found + (_pictures(config, config.data.train, ENOUGH - held_out) if config.data.val and held_out < ENOUGH else [])
+
+
+def _pictures(config: Config, pattern: str, n: int) -> list[Tensor]:
     m = config.image_tokenizer
-    pattern = config.data.val or config.data.train
-    return data.first_frames(
-        data.ImageSamples.open(pattern, image_size=m.image_size, channels=m.image_channels, **shape_options(config)), n
-    )
+    samples = data.ImageSamples.open(pattern, image_size=m.image_size, channels=m.image_channels, **shape_options(config))
+    return data.first_frames(samples, n)
 
 
 def shape_options(config: Config) -> dict[str, Any]:

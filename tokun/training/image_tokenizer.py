@@ -21,7 +21,7 @@ from tokun.tokenizers.image import ImageTokenizer
 from tokun.training import loop, optim, step_log
 from tokun.training.engine import make_accelerator
 from tokun.training.gan import Adversary
-from tokun.training.image_shapes import held_out_pictures, shape_options, shape_settings, shapes_line, sizes_line
+from tokun.training.image_shapes import held_out_pictures, shape_options, shape_settings, shapes_line, sizes_line, unseen_pictures
 from tokun.training.initial_checkpoint import starting_model
 from tokun.training.reconstruction import gate, gate_problems, inspect_image_tokenizer
 from tokun.training.resume_settings import (
@@ -83,7 +83,8 @@ def _take_from_start(run: Run, settings: dict[str, Any], target: Path) -> dict[s
         run.say(f"image tokenizer: evaluating that of {run.config.start} on these pictures …")
     model = starting_model(run.config).image_tokenizer
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    figures, sheet = inspect_image_tokenizer(model.to(device), held_out_pictures(run.config), device)
+    pictures = unseen_pictures(run.config)
+    figures, sheet = inspect_image_tokenizer(model.to(device), pictures, device)
     if run.rank == 0:
         _write(
             target, model, sheet, {"settings": settings, "figures": figures, "steps": 0, "stopped_by": "steps", "seconds": 0, "skipped": {}}
@@ -92,7 +93,7 @@ def _take_from_start(run: Run, settings: dict[str, Any], target: Path) -> dict[s
     train, sheet_path = run.config.image_tokenizer_train, target / "reconstructions.png"
     problems = gate_problems(figures, train, model.codebook_size)
     run.say(f"image tokenizer: from {run.config.start}. {figures_line(figures)}")
-    run.say(f"image tokenizer: {verdict(figures, train, sheet_path, problems)}")
+    run.say(f"image tokenizer: {verdict(figures, train, sheet_path, problems, pictures=sum(map(len, pictures)))}")
     run.wait()
     return figures
 

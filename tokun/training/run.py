@@ -59,16 +59,16 @@ class Run:
         return bool(value.item())
 
     def stop_if_asked(self, save: Callable[[], object] = lambda: None) -> None:
-        """Save and raise Preempted when any process was asked to stop (SIGTERM)."""
-        if self.any(self.stop.asked):
+        """Save and raise Preempted when any process was asked to stop."""
+        if self.any(self.stop.wanted()):
             save()
             self.writer.wait()
             raise health.Preempted
 
     def close(self) -> None:
         self.writer.close()
+        self.tracker.finish(stopped=self.stop.asked)
         self.stop.close()
-        self.tracker.finish()
         self.release()
 
     def wait(self) -> None:

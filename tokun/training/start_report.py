@@ -18,6 +18,7 @@ from tokun.tokenizers.vocabulary import Vocabulary, tag_word
 
 PASSES = 60  # sensible passes over the pictures: after as many, a model of 5.2M parameters had memorised half of its 17,568 captions
 FINE_TUNING_PASSES = 20  # when the run starts from a checkpoint
+FEW_PICTURES = 16  # by which no verdict is sure
 GOOD_MARGIN = 3.0  # dB above the gate from which a tokenizer draws pictures well
 NAMED = 12  # tags listed in a line
 
@@ -68,9 +69,10 @@ def _records(config: Config) -> Iterator[dict[str, Any]]:
     yield from (record for record in index.some_records() if record is not None)
 
 
-def verdict(figures: dict[str, float], train: ImageTokenizerTrainConfig, sheet: Path, problems: Sequence[str]) -> str:
-    """Whether an image tokenizer can draw the pictures that it was evaluated on, and where to see them."""
-    seen = f"{figures['psnr']:.1f} dB, {figures['usage']:.0%} of its codes"
+def verdict(figures: dict[str, float], train: ImageTokenizerTrainConfig, sheet: Path, problems: Sequence[str], *, pictures: int) -> str:
+    """Whether an image tokenizer can draw the `pictures` that it was evaluated on, and where to see them."""
+    few = f"only {pictures} picture{'' if pictures == 1 else 's'}: this is no more than a guess"
+    seen = f"{figures['psnr']:.1f} dB, {figures['usage']:.0%} of its codes; {few if pictures < FEW_PICTURES else f'{pictures} pictures'}"
     if problems:
         said = f"it cannot draw these pictures ({'; '.join(problems)})"
     elif figures["psnr"] < train.min_psnr + GOOD_MARGIN:

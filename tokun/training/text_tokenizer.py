@@ -34,9 +34,15 @@ def train_text_tokenizer(run: Run) -> Path:
         checkpoint.require_same(target, record["settings"], asked)
         run.say(f"text tokenizer: {target} already exists and matches")
     elif run.rank == 0:
-        run.say(f"text tokenizer: reading the captions of {len(paths)} shard{'' if len(paths) == 1 else 's'} …")
+        taken = config.start or config.generator.pretrained
+        shards = f"{len(paths)} shard{'' if len(paths) == 1 else 's'} …"
+        run.say(
+            f"text tokenizer: that of {taken}; looking at the captions of {shards}"
+            if taken
+            else f"text tokenizer: learning from the captions of {shards}"
+        )
         index = data.ShardIndex(paths).usable()
-        if config.start or config.generator.pretrained:
+        if taken:
             captions.tell(run.say, index, caption_key=config.data.caption_key, from_nothing=False)
         tokenizer: TextTokenizer | PretrainedTextTokenizer
         if config.start:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import inspect
 import json
+import logging
 import os
 import secrets
 import shlex
@@ -36,6 +37,7 @@ class Tracker:
 
     run_id: str | None = None  # for a later `make_tracker(resume_id=...)`, if the tracker has ids
     failures = 0  # calls that did not reach the tracker
+    quiet = False  # failures are not told
     survivable: tuple[type[Exception], ...] = (OSError,)
 
     def log(self, metrics: Mapping[str, float], *, step: int) -> None:
@@ -61,11 +63,13 @@ class Tracker:
         with self._surviving(f"the grid {name!r} of step {step}"):
             self._write_pictures({name: (grid, listing)}, {f"{name}/pairs": list(zip(images, captions))}, step)
 
-    def finish(self) -> None:
-        """Write what is pending and close. Prints how many calls failed, if any."""
+    def finish(self, *, stopped: bool = False) -> None:
+        """Write what is pending and close. Prints how many calls failed, if any, unless the run was stopped: a launcher that is asked to
+        stop ends the tracker's own processes first."""
+        self.quiet = stopped
         with self._surviving("the end of the run"):
             self._close()
-        if self.failures:
+        if self.failures and not stopped:
             print(f"tracking: {self.failures} calls failed; their data is missing from the run")
 
     def _write_numbers(self, numbers: dict[str, float], step: int) -> None: ...
@@ -85,7 +89,7 @@ class Tracker:
             yield
         except self.survivable as error:
             self.failures += 1
-            if self.failures == 1:
+            if self.failures == 1 and not self.quiet:
                 warnings.warn(
                     f"{type(self).__name__} could not write {what}: {type(error).__name__}: {error}. "
                     "Training continues; further failures are only counted.",
@@ -158,6 +162,8 @@ class WandbTracker(Tracker):
         self._run.log({**pictures, **lists, "step": step})
 
     def _close(self) -> None:
+        if self.quiet:
+            logging.getLogger("asyncio").setLevel(logging.ERROR)  # which warns of each line that its service no longer reads
         self._run.finish()
 
 

@@ -10,12 +10,14 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from pathlib import Path
 
+from tokun.utils import launcher
 from tokun.utils.errors import UserError
 
 MISTAKES = (UserError, OSError)  # OSError: a missing file, a full disk, a host that does not answer
 
 
 _TYPED: ContextVar[str] = ContextVar("typed", default="")
+_STOPPED: list[str] = []
 
 
 @contextmanager
@@ -71,9 +73,8 @@ def status(name: str, main: Callable[[], object]) -> int:
     except KeyboardInterrupt:
         if os.environ.get("TOKUN_TRACEBACK"):
             raise
-        print(
-            f"\n{name}: stopped by Ctrl-C. Finished shards and batches and saved states are kept; the same command resumes after them and redoes only the unfinished part",
-            file=sys.stderr,
+        end(
+            f"\n{name}: stopped by Ctrl-C. Finished shards and batches and saved states are kept; the same command resumes after them and redoes only the unfinished part"
         )
         return 130
     except MISTAKES as error:
@@ -84,7 +85,18 @@ def status(name: str, main: Callable[[], object]) -> int:
     return found if isinstance(found, int) else 0
 
 
+def end(text: str) -> None:
+    """Tell that the command was stopped, as its last line on the terminal. Of several processes of a launcher the first one does."""
+    _STOPPED.append(text)
+    if not int(os.environ.get("RANK", 0)):
+        launcher.say_last(text)
+
+
 def run(name: str, main: Callable[[], object]) -> None:
-    """Run `main` and exit with its status if that is not 0."""
-    if code := status(name, main):
+    """Run `main` and exit with its status if that is not 0. What is printed after `end` is not shown."""
+    _STOPPED.clear()
+    code = status(name, main)
+    if _STOPPED:
+        launcher.hush()
+    if code:
         sys.exit(code)

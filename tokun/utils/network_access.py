@@ -17,7 +17,7 @@ import sys
 import threading
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -90,12 +90,12 @@ def fetched(name: str | Path, option: str, *, repo_type: str = "model") -> Itera
             ) from error
 
 
-def near(name: str | Path) -> str:
-    """ " (did you mean runs/mine?)" if the folder that should hold `name` is here and holds something of a similar name; else ""."""
+def near(name: str | Path, known: Sequence[str] = ()) -> str:
+    """ " (did you mean runs/mine?)" if a name in `known`, or something in the folder that should hold `name`, is similar; else ""."""
     folder, last = Path(name).parent, Path(name).name
-    if not folder.is_dir() or not (found := difflib.get_close_matches(last, sorted(os.listdir(folder)), 1)):
-        return ""
-    return f" (did you mean {folder / found[0]}?)"
+    here = {name: str(folder / name) for name in (sorted(os.listdir(folder)) if folder.is_dir() else [])} | {name: name for name in known}
+    found = difflib.get_close_matches(str(name), known, 1) or difflib.get_close_matches(last, list(here), 1)
+    return f" (did you mean {here[found[0]]}?)" if found else ""
 
 
 def is_missing(error: BaseException | None) -> bool:
@@ -110,13 +110,17 @@ def is_missing(error: BaseException | None) -> bool:
     return False
 
 
-def downloaded(name: str, what: str) -> Path:
-    """The local folder of a Hub model repository ("owner/name"), from the cache or the network. `what` names it in messages: "checkpoint".
+def downloaded(name: str, what: str, known: Sequence[str] = ()) -> Path:
+    """The local folder of a Hub model repository ("owner/name"), from the cache or the network. `what` names it in messages: "checkpoint";
+    `known` are names that could have been given.
 
     Raises FileNotFoundError if `name` is not such an id, or can be neither found in the cache nor downloaded.
     """
     if "/" not in name or not HUB_ID.fullmatch(name):
-        raise FileNotFoundError(f"{what} {name!r}{near(name)} is neither a local folder nor a Hugging Face Hub id such as 'owner/name'")
+        there = f". Known here: {', '.join(known)}" if known else ""
+        raise FileNotFoundError(
+            f"{what} {name!r}{near(name, known)} is neither a local folder nor a Hugging Face Hub id such as 'owner/name'{there}"
+        )
     import huggingface_hub
 
     try:
