@@ -17,7 +17,7 @@ _RENAMED = {
     "readers": {"survey": "folder_scan"},
     "captioning": {"journal": "journals"},
 }  # fmt: skip
-_MOVED = {"data_tools.engine": "tokun.utils.engine", "data_tools.pipeline.engine": "tokun.utils.engine"}
+_MOVED = {"data_tools.engine": "tokun.utils.task_engine", "data_tools.pipeline.engine": "tokun.utils.task_engine"}
 FORMER = former_names("data_tools", _ROOMS, _RENAMED) | _MOVED
 """Former module names, which keep working: old name -> new name."""
 

@@ -33,8 +33,8 @@ from data_tools.captioning.settings import Settings, Work
 from data_tools.tables import QUOTING
 from tokun.utils import console
 from tokun.utils.console import home_path
-from tokun.utils.engine import add_options, engine_of, is_elsewhere
 from tokun.utils.errors import UserError
+from tokun.utils.task_engine import add_options, engine_of, is_elsewhere
 
 
 def make_parser() -> argparse.ArgumentParser:

@@ -20,8 +20,8 @@ from tokun.training.engine import end_processes, start_processes
 from tokun.training.health import CTRL_C, Preempted
 from tokun.training.run import Run, open_run
 from tokun.utils import console
-from tokun.utils.engine import ENGINES, open_engine
 from tokun.utils.errors import UserError
+from tokun.utils.task_engine import ENGINES, open_engine
 
 
 def make_parser() -> argparse.ArgumentParser:

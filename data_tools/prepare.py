@@ -45,10 +45,10 @@ from data_tools.readers.folder_scan import RECOGNISED
 from data_tools.readers.tables import with_captions
 from tokun.utils import console
 from tokun.utils.console import home_path, home_text
-from tokun.utils.engine import ENGINES, TaskEngine, open_engine
 from tokun.utils.errors import UserError
 from tokun.utils.memory import keep_memory
 from tokun.utils.optional_packages import need
+from tokun.utils.task_engine import ENGINES, TaskEngine, open_engine
 
 
 @dataclass(frozen=True)

@@ -25,7 +25,7 @@ from tokun.config import from_dict, load_config
 from tokun.tokenizers.image import ImageTokenizer
 from tokun.training.codes import codes_tasks, encode_shard, encode_shards, run_codes_task
 from tokun.training.run import open_run
-from tokun.utils.engine import open_engine
+from tokun.utils.task_engine import open_engine
 
 ROOT = Path(__file__).resolve().parents[1]
 

@@ -32,7 +32,7 @@ _RENAMED = {
         "choice": "token_choice", "directions": "conditional_generation", "many": "bulk", "seeing": "image_to_codes",
     },
     "models": {"shares": "partitioned_parameters"},
-    "utils": {"extras": "optional_packages", "reach": "network_access"},
+    "utils": {"engine": "task_engine", "extras": "optional_packages", "reach": "network_access"},
 }  # fmt: skip
 
 

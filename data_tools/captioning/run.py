@@ -35,9 +35,9 @@ from data_tools.captioning.writers import ModelWriter, ServerWriter, Writer, blo
 from data_tools.inspect import find_shards, read_pairs
 from tokun.inference.clip import Clip
 from tokun.render.grids import captioned_grid
-from tokun.utils.engine import TaskEngine
 from tokun.utils.errors import UserError
 from tokun.utils.lock import alone_in
+from tokun.utils.task_engine import TaskEngine
 
 PATIENCE = 60.0  # seconds that a repeated task waits for the journal of the one that is being ended
 PREVIEW = "preview.png"

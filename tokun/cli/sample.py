@@ -26,9 +26,9 @@ from tokun.render.scale import Enlarge
 from tokun.render.svg import to_svg
 from tokun.training import tracking
 from tokun.utils import checkpoint, console
-from tokun.utils.engine import engine_of, is_elsewhere
 from tokun.utils.errors import UserError
 from tokun.utils.lock import alone_in
+from tokun.utils.task_engine import engine_of, is_elsewhere
 
 if TYPE_CHECKING:
     from PIL import Image

@@ -36,7 +36,7 @@ from pathlib import Path
 from tokun.config import SamplingOptions
 from tokun.render.scale import METHODS
 from tokun.render.svg import LEAST_BYTES
-from tokun.utils import console, engine
+from tokun.utils import console, task_engine
 from tokun.utils.console import home_path
 from tokun.utils.errors import UserError
 
@@ -45,7 +45,7 @@ def make_parser() -> argparse.ArgumentParser:
     parser = console.make_parser("python sample.py", __doc__)
     for group in (add_places, add_wishes, add_forms, add_directions):
         group(parser)
-    engine.add_options(parser, "a shard", "--checkpoint and --out")
+    task_engine.add_options(parser, "a shard", "--checkpoint and --out")
     return parser
 
 

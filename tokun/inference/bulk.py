@@ -27,10 +27,10 @@ from tokun import data
 from tokun.config import SamplingOptions
 from tokun.inference import decoder, latents
 from tokun.utils import checkpoint
-from tokun.utils.engine import TaskEngine
 from tokun.utils.errors import UserError
 from tokun.utils.lock import alone_in
 from tokun.utils.optional_packages import need
+from tokun.utils.task_engine import TaskEngine
 
 if TYPE_CHECKING:
     from tokun.inference.model import Pair, Tokun

@@ -1,4 +1,4 @@
-"""Engine: runs a list of independent tasks in processes on this machine or on a Ray cluster.
+"""Task engines: run a list of independent tasks in processes on this machine or on a Ray cluster.
 
     with open_engine("local", workers=8) as engine:
         for number, result in engine.run(function, tasks):

@@ -1,4 +1,4 @@
-"""Promises of tokun/utils/engine.py, with real processes and a real Ray cluster of two nodes."""
+"""Promises of tokun/utils/task_engine.py, with real processes and a real Ray cluster of two nodes."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import os
 
 import pytest
 
-from tokun.utils.engine import WorkerDied, open_engine
+from tokun.utils.task_engine import WorkerDied, open_engine
 
 
 def square(number: int) -> int:
