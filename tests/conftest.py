@@ -10,7 +10,7 @@ os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", "1")  # more are processe
 os.environ.setdefault("TORCHINDUCTOR_VEC_ISA_OK", "1")  # what the processor says that it can do is not tried by six compilations
 
 LONG = (
-    "launch", "generator", "fine_tuning_launch", "grpo", "prepare", "coherence", "kernels", "app", "caption", "ray", "sample", "training", "resume",
+    "launch", "compiled", "fine_tuning_launch", "grpo", "prepare", "coherence", "app", "caption", "ray", "sample", "training", "resume",
     "evaluate", "notebook", "encode", "svg", "caption_table", "tracking", "questions", "planner", "recognition", "adapters", "native", "reported_runs",
 )  # fmt: skip
 # left out by `pytest -m "not slow"`, beside what is marked where it stands: files that start launchers, clusters, notebooks or train whole runs, and tests of a finished run

@@ -1,8 +1,5 @@
 """Promises of tokun/models/generator.py."""
 
-import warnings
-from types import SimpleNamespace
-
 import pytest
 import torch
 from transformers import AutoModelForCausalLM, Gemma2Config, GPT2Config, LlamaConfig, Qwen3ForCausalLM
@@ -11,8 +8,6 @@ from tokun.config import GeneratorConfig
 from tokun.models import losses
 from tokun.models.generator import (
     add_dropout,
-    can_compile,
-    compile_layers,
     count_parameters,
     flops_per_token,
     fuse_loss_into_forward,
@@ -21,7 +16,6 @@ from tokun.models.generator import (
     make_generator,
     start_from,
     tune_for,
-    uncompiled,
 )
 
 SMALL = dict(hidden_size=32, num_layers=2, num_heads=4, num_kv_heads=2, head_dim=8)
@@ -172,99 +166,6 @@ def test_tuned_equals_stock():
         torch.testing.assert_close(tuned, stock, atol=1e-4, rtol=1e-3)
 
 
-compiles = pytest.mark.skipif(not can_compile(torch.device("cpu")), reason="torch.compile needs a C++ compiler on a CPU")
-quiet = pytest.mark.filterwarnings("ignore")  # torch._dynamo silences warnings of its own in a way that an error filter overrides
-
-
-@pytest.fixture(scope="module")
-def compiled() -> SimpleNamespace:
-    """A model with dropout whose layers are compiled, once for all tests, and its losses and gradients: compiled (of seed 1 twice and of seed 2),
-    as written, and in evaluation before it was compiled and without."""
-    torch._dynamo.reset()  # it does not look at hooks when it takes a graph compiled before, of a model without dropout
-    model, ids = make(), torch.randint(0, 50, (2, 9))
-    add_dropout(model, 0.3)
-    tune_for(model, torch.device("cpu"))
-    model.train()
-
-    def loss_and_gradients(seed):
-        torch.manual_seed(seed)
-        model.zero_grad()
-        loss = model(input_ids=ids, labels=ids).loss
-        loss.backward()
-        return {"loss": loss.detach()} | {name: p.grad.clone() for name, p in model.named_parameters()}
-
-    names = list(model.state_dict())
-    model.eval()
-    still = loss_and_gradients(0)
-    model.train()
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        compile_layers(model)
-        fast, again, other = (loss_and_gradients(seed) for seed in (1, 1, 2))
-    with uncompiled(model):  # the same function of the same seeds, as it is written
-        left = sum(m._compiled_call_impl is not None for m in model.modules())
-        slow = loss_and_gradients(1)
-        model.eval()
-        restored = loss_and_gradients(0)
-    found = dict(fast=fast, again=again, other=other, slow=slow, still=still, restored=restored, left=left)
-    return SimpleNamespace(model=model, ids=ids, names=names, **found)
-
-
-@pytest.mark.slow
-@compiles
-@quiet
-def test_compiled_layers_give_the_same_loss_and_gradients_and_the_same_names(compiled):
-    model = compiled.model
-    assert sum(m._compiled_call_impl is not None for m in model.modules()) == model.config.num_hidden_layers
-    assert compiled.left == 0
-    assert all(torch.equal(compiled.restored[name], still) for name, still in compiled.still.items())
-    assert compiled.fast.keys() == compiled.slow.keys() and list(model.state_dict()) == compiled.names
-    for name, slow in compiled.slow.items():
-        torch.testing.assert_close(compiled.fast[name], slow, atol=1e-5, rtol=1e-4, msg=name)
-
-
-@pytest.mark.slow
-@compiles
-@quiet
-def test_compiled_layers_without_dropout_give_the_same_loss_and_gradients():
-    torch._dynamo.reset()  # graphs of a model with dropout
-    model = make(num_layers=1)  # two of them are compiled above
-    tune_for(model, torch.device("cpu"))
-    ids = torch.randint(0, 50, (2, 9))
-
-    def loss_and_gradients():
-        model.zero_grad()
-        loss = model(input_ids=ids, labels=ids).loss
-        loss.backward()
-        return loss.detach(), {n: p.grad.clone() for n, p in model.named_parameters()}
-
-    plain, gradients = loss_and_gradients()
-    compile_layers(model)
-    fast, compiled_gradients = loss_and_gradients()
-    torch.testing.assert_close(fast, plain)
-    assert compiled_gradients.keys() == gradients.keys()
-    for name in gradients:
-        torch.testing.assert_close(compiled_gradients[name], gradients[name], atol=1e-5, rtol=1e-4)
-    with uncompiled(model):
-        torch.testing.assert_close(loss_and_gradients()[0], plain, atol=0, rtol=0)
-    assert any(m._compiled_call_impl is not None for m in model.modules()), "compiled again after the block"
-
-
-@pytest.mark.slow
-@compiles
-@quiet
-def test_compiled_layers_drop_what_their_seeds_say_and_no_two_branches_the_same(compiled):
-    model, first, again, other = compiled.model, compiled.fast, compiled.again, compiled.other
-    assert all(torch.equal(first[name], again[name]) for name in first) and not torch.equal(first["loss"], other["loss"])
-    seeds = [layer.mlp.down_proj.dropout_seed.item() for layer in model.model.layers] + [
-        layer.self_attn.o_proj.dropout_seed.item() for layer in model.model.layers
-    ]
-    assert len(set(seeds)) == 2 * model.config.num_hidden_layers
-    plain = make().eval()
-    with uncompiled(model):
-        torch.testing.assert_close(model.eval()(input_ids=compiled.ids).logits, plain(input_ids=compiled.ids).logits, atol=1e-4, rtol=1e-3)
-
-
 def test_a_tuned_model_takes_masks_and_caches_as_the_stock_one():
     tuned, stock, ids = make(), make(), torch.randint(0, 50, (2, 9))
     tune_for(tuned, torch.device("cpu"))
@@ -331,15 +232,6 @@ def test_the_loss_in_the_forward_pass_is_that_of_the_models_logits_with_all_grad
     for name, value in loss_and_gradients(model, *labelled, chunk=chunk).items():
         torch.testing.assert_close(value, whole[name], atol=1e-5, rtol=1e-4, msg=name)
     assert model.state_dict().keys() == names and model(input_ids=labelled[0]).logits.shape == (3, 11, 50)  # every other call is as before
-
-
-@pytest.mark.slow
-@compiles
-@quiet
-def test_the_loss_in_compiled_chunks_is_the_whole_one(labelled):
-    whole = loss_and_gradients(make(), *labelled)
-    for name, value in loss_and_gradients(make(), *labelled, chunk=10, compiled=True).items():
-        torch.testing.assert_close(value, whole[name], atol=1e-5, rtol=1e-4, msg=name)
 
 
 def test_a_model_that_does_more_to_its_logits_is_told_from_one_that_does_not():

@@ -103,19 +103,6 @@ def test_squeezenet_features_are_torchvisions(tmp_path):
     torch.testing.assert_close(ours.taps(images)[-1], theirs.features(x))
 
 
-@pytest.mark.slow
-def test_features_are_compared_by_one_compiled_kernel_as_they_are_plainly(tmp_path):
-    path = str(random_squeezenet(tmp_path / "net.safetensors"))
-    plain, compiled = (make_perceptual("squeezenet", path, compiled=wanted).angle for wanted in (False, True))
-    features = [torch.randn(2, 8, 5, 5, requires_grad=True) for _ in range(2)]
-    features[1].data.copy_(features[0].data)
-    target = torch.randn(2, 8, 5, 5)
-    values = [angle(x, target) for angle, x in zip((plain, compiled), features)]
-    torch.testing.assert_close(*values)
-    torch.stack(values).sum().backward()
-    torch.testing.assert_close(features[0].grad, features[1].grad)
-
-
 @pytest.mark.skipif(not WEIGHTS.is_file(), reason="the trained SqueezeNet weights do not lie beside the project")
 def test_trained_squeezenet_distance_ranks_likeness():
     distance = SqueezeNetDistance(str(WEIGHTS))
