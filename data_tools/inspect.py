@@ -43,7 +43,7 @@ SHEET = 32  # pictures on the contact sheet
 
 
 @dataclass
-class Pair:
+class StoredPair:
     """The members of one key as bytes, by extension (everything after the first dot of the name)."""
 
     shard: Path
@@ -82,7 +82,7 @@ def find_shards(paths: Iterable[Path]) -> list[Path]:
     return shards
 
 
-def read_pairs(shard: Path, damaged: list[Damage]) -> Iterator[Pair]:
+def read_pairs(shard: Path, damaged: list[Damage]) -> Iterator[StoredPair]:
     """The pairs of one shard, in the order of their first members, grouped as in training.
 
     What cannot be read, and ambiguous samples, which training leaves out too, are added to `damaged`.
@@ -110,16 +110,16 @@ def read_pairs(shard: Path, damaged: list[Damage]) -> Iterator[Pair]:
     with open(shard, "rb", buffering=0) as file:
         for row, own in members.items():
             order = {suffix: places[number] for suffix, number in sorted(own.items(), key=lambda item: item[1])}
-            yield read_pair(Pair(shard, found.keys[row], places=order), file.fileno())
+            yield read_pair(StoredPair(shard, found.keys[row], places=order), file.fileno())
 
 
-def read_pair(pair: Pair, file: int) -> Pair:
+def read_pair(pair: StoredPair, file: int) -> StoredPair:
     """The pair with its members read from the open shard."""
     pair.members = {suffix: os.pread(file, size, offset) for suffix, (offset, size) in pair.places.items()}
     return pair
 
 
-def read_record(pair: Pair, damaged: list[Damage]) -> dict[str, Any]:
+def read_record(pair: StoredPair, damaged: list[Damage]) -> dict[str, Any]:
     """KEY.json as a dict; empty if it is missing or damaged."""
     if "json" not in pair.members:
         damaged.append(Damage(pair.shard.name, pair.key, "missing partner: no .json"))
@@ -136,7 +136,7 @@ def read_record(pair: Pair, damaged: list[Damage]) -> dict[str, Any]:
     return record
 
 
-def open_image(pair: Pair, damaged: list[Damage]) -> Image.Image | None:
+def open_image(pair: StoredPair, damaged: list[Damage]) -> Image.Image | None:
     """The pair's picture, decoded as in training: upright, in sRGB. None if it is missing or damaged."""
     try:
         return image_files.decode(pair.image) if pair.image is not None else None
@@ -145,7 +145,7 @@ def open_image(pair: Pair, damaged: list[Damage]) -> Image.Image | None:
         return None
 
 
-def read_head(pair: Pair, damaged: list[Damage]) -> tuple[str, tuple[int, int]] | None:
+def read_head(pair: StoredPair, damaged: list[Damage]) -> tuple[str, tuple[int, int]] | None:
     """(format, (width, height) of the upright picture), from its header; None if it is missing or damaged."""
     if pair.image is None:
         return None
@@ -157,7 +157,7 @@ def read_head(pair: Pair, damaged: list[Damage]) -> tuple[str, tuple[int, int]] 
         return None
 
 
-def read_codes(pair: Pair, damaged: list[Damage]) -> np.ndarray | None:
+def read_codes(pair: StoredPair, damaged: list[Damage]) -> np.ndarray | None:
     """The pair's codes (views, N) uint16; None if they are missing or damaged."""
     if CODES not in pair.members:
         return None
@@ -231,7 +231,7 @@ def take_inventory(shards: list[Path], *, verify: bool = False, sheet: int = 0) 
     return inventory
 
 
-def count_pair(inventory: Inventory, pair: Pair, *, verify: bool, keep: bool) -> None:
+def count_pair(inventory: Inventory, pair: StoredPair, *, verify: bool, keep: bool) -> None:
     damaged = inventory.damaged
     record = read_record(pair, damaged)
     if pair.image is None and CODES not in pair.members:
@@ -260,7 +260,7 @@ def count_pair(inventory: Inventory, pair: Pair, *, verify: bool, keep: bool) ->
         inventory.tags["register"].update(map(str, captions) if isinstance(captions, dict) else ())
 
 
-def count_grid(inventory: Inventory, pair: Pair, grid: Any, n: int) -> None:
+def count_grid(inventory: Inventory, pair: StoredPair, grid: Any, n: int) -> None:
     """Count the grid that a record names, or report that the codes do not fill it."""
     if isinstance(grid, list) and len(grid) == 2 and all(isinstance(side, int) for side in grid) and grid[0] * grid[1] == n:
         inventory.grids[f"{grid[0]}x{grid[1]}"] += 1

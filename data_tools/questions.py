@@ -38,7 +38,7 @@ from data_tools.captioning.journals import write_whole
 from data_tools.captioning.merge_plan import split_of
 from data_tools.captioning.registers import facts_of
 from data_tools.captioning.run import checked_shards
-from data_tools.inspect import Pair, open_image, read_pairs
+from data_tools.inspect import StoredPair, open_image, read_pairs
 from data_tools.text.main_noun import BEFORE, NUMBERS, Lexicon, tokens_of
 from data_tools.text.yes_or_no import PEOPLE, Shown, is_this, named, with_article
 from tokun.tokenizers.wordings import SHOWS
@@ -170,7 +170,7 @@ class Survey:
     known: list[dict[str, tuple[str, str]]] = field(default_factory=list)  # of the balanced kinds
     singles: list[bool] = field(default_factory=list)
 
-    def add(self, shard: str, pair: Pair, record: dict[str, Any]) -> None:
+    def add(self, shard: str, pair: StoredPair, record: dict[str, Any]) -> None:
         known = known_of(record, open_image(pair, []))
         thing, tokens = words(record.get("thing")), tokens_of(caption_of(record))
         one = tokens[:1] in (["a"], ["an"], ["the"])  # "a moth on a leaf", or "a moth among others"
@@ -236,7 +236,7 @@ def survey(shards: Iterable[Path]) -> Survey:
     return found
 
 
-def asked(shard: Path, seed: int, counts: Counter[str], plans: dict[tuple[str, str], Plan]) -> Iterator[Pair]:
+def asked(shard: Path, seed: int, counts: Counter[str], plans: dict[tuple[str, str], Plan]) -> Iterator[StoredPair]:
     """The pairs of a shard with their questions. A pair with damaged JSON stays unchanged."""
     before = ""
     for pair in read_pairs(shard, []):

@@ -521,7 +521,7 @@ def test_templates_that_say_nothing_are_no_success_and_it_is_said_what_to_do(tmp
     ],
 )
 def test_a_report_doubts_captions_that_are_few_alike_or_templates(rows, told):
-    report = caption_results.Report()
+    report = caption_results.CaptionReport()
     for row in rows:
         captions = {"plain": {"text": row[0], "source": row[1]}} if row else {}
         report.add({"captions": captions, "failures": {} if row else {"plain": "loop"}})

@@ -32,7 +32,7 @@ SOURCES = ("model", "endpoint", "rewriter", "template")  # of a caption
 
 
 @dataclass
-class Report:
+class CaptionReport:
     """The result of the whole run, from the journals alone."""
 
     rows: int = 0
@@ -115,7 +115,7 @@ def ordered(counts: Counter[str]) -> dict[str, int]:
 def finish(
     folder: Folder, limits: dict[Path, int], settings: dict[str, Any], *,
     attempt: int, clip: str, keep_best: float, prices: tuple[float, float],
-) -> Report | None:  # fmt: skip
+) -> CaptionReport | None:  # fmt: skip
     """Write all shards from their journals, and the record; None while other processes are still working.
 
     `limits`: shard -> number of its rows. `clip`: the scoring model, "" if none. `prices`: per million tokens.
@@ -133,7 +133,7 @@ def finish(
         if any(rows_of(shard) is None for shard in limits):
             return None
         stand = rank_rows(folder, limits, done, keep_best) if clip else Ranking()
-        report, left = Report(left_out=len(stand.reasons)), {}
+        report, left = CaptionReport(left_out=len(stand.reasons)), {}
         for shard in limits:  # keeps only one shard's rows in memory
             rows, left_out = done(shard), stand.left_out.get(shard.name, set())
             publish_shard(folder, shard, rows, tuple(settings["registers"]), stand.scores.get(shard.name, {}), left_out)

@@ -5,21 +5,19 @@ Each shard is either complete or missing, and the same inputs give the same byte
 
 from __future__ import annotations
 
-import io
 import json
-import os
-import tarfile
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 from data_tools.captioning.journals import Folder, Rows, sha256, write_whole
-from data_tools.inspect import Pair, read_pairs
+from data_tools.inspect import StoredPair, read_pairs
+from tokun.data import shards
 
 Scores = dict[int, dict[str, dict[str, float]]]  # row -> register -> {"clip", "clip_percentile"}
 
 
-def read_record(pair: Pair) -> dict[str, Any] | None:
+def read_record(pair: StoredPair) -> dict[str, Any] | None:
     """KEY.json as a dict: empty if missing, None if damaged."""
     try:
         record = json.loads(pair.members.get("json", b"{}"))
@@ -56,7 +54,7 @@ def new_record(record: dict[str, Any], row: dict[str, Any], order: Iterable[str]
     return record
 
 
-def with_captions(shard: Path, rows: Rows, order: Iterable[str], scores: Scores, left_out: set[int]) -> Iterator[Pair]:
+def with_captions(shard: Path, rows: Rows, order: Iterable[str], scores: Scores, left_out: set[int]) -> Iterator[StoredPair]:
     """The pairs of a shard with their new records; rows without a result and left-out rows are skipped."""
     for number, pair in enumerate(read_pairs(shard, [])):
         if number not in rows or number in left_out:
@@ -68,18 +66,9 @@ def with_captions(shard: Path, rows: Rows, order: Iterable[str], scores: Scores,
         yield pair
 
 
-def write_pairs(path: Path, pairs: Iterable[Pair]) -> None:
-    """Write pairs to a temporary tar and rename it. The same pairs give the same bytes on any machine at any time."""
-    aside = path.with_name(path.name + ".partial")
-    with tarfile.open(aside, "w", format=tarfile.GNU_FORMAT) as tar:
-        for pair in pairs:
-            for extension, data in pair.members.items():
-                info = tarfile.TarInfo(f"{pair.key}.{extension}")
-                info.size, info.mode, info.mtime = len(data), 0o644, 0
-                tar.addfile(info, io.BytesIO(data))
-    with open(aside, "rb") as file:
-        os.fsync(file.fileno())
-    os.replace(aside, path)
+def write_pairs(path: Path, pairs: Iterable[StoredPair]) -> None:
+    """Write a shard of these pairs, as `shards.write_shard` does."""
+    shards.write_shard(path, ({**pair.members, "__key__": pair.key} for pair in pairs))
 
 
 def publish_shard(folder: Folder, shard: Path, rows: Rows, order: tuple[str, ...], scores: Scores, left_out: set[int]) -> None:

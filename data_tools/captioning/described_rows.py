@@ -12,7 +12,7 @@ from typing import Any
 
 from data_tools.captioning import registers
 from data_tools.captioning.captioned_shards import new_record, read_record
-from data_tools.inspect import IMAGE_EXTENSIONS, Pair
+from data_tools.inspect import IMAGE_EXTENSIONS, StoredPair
 from data_tools.pipeline.disk import DiskDict
 from data_tools.tables import CAPTION_COLUMNS, PATH_COLUMNS, Table, TableError, caption_column, read_table
 from data_tools.text.main_noun import Lexicon
@@ -148,7 +148,7 @@ class Rows:
     def thing_of(self, row: Described) -> str:
         return row.thing or (self.lexicon.thing(row.texts["plain"]) if "plain" in row.texts else "")
 
-    def find(self, folder: str, pair: Pair) -> Described | None:
+    def find(self, folder: str, pair: StoredPair) -> Described | None:
         """The row of a picture. Raises TableError if two rows may apply."""
         if self.columns.keys:
             return self.by_id.get(f"{folder}/{pair.key}" if self.columns.folder else pair.key) or (

@@ -30,8 +30,8 @@ from data_tools.captioning.caption_results import LEFT_OUT, RECORD
 from data_tools.captioning.captioned_shards import read_record, write_pairs
 from data_tools.captioning.described_rows import Options, Rows, described_record
 from data_tools.captioning.journals import STATE, Folder, sha256, write_whole
-from data_tools.captioning.merge_plan import Plan, make_plan, sources
-from data_tools.inspect import Pair
+from data_tools.captioning.merge_plan import MergePlan, make_plan, sources
+from data_tools.inspect import StoredPair
 from data_tools.tables import TableError
 from tokun.data.captions import alike
 from tokun.utils.errors import UserError, reading
@@ -42,7 +42,7 @@ NAMED = 3  # left-out items named in the report; left-out.jsonl lists all
 
 
 @dataclass
-class Report:
+class MergeReport:
     """The result."""
 
     table: str
@@ -82,7 +82,7 @@ class Report:
         return "\n".join([*lines, *(f"{'damaged':<12} {what}" for what in self.damaged)])
 
 
-def merge(paths: Iterable[str | Path], table: Path, out: Path, options: Options, *, progress: bool = False) -> Report:
+def merge(paths: Iterable[str | Path], table: Path, out: Path, options: Options, *, progress: bool = False) -> MergeReport:
     """Write the shards of `paths` with the captions of `table` into `out`.
 
     Raises TableError, UserError or FileNotFoundError, with the way out: the table or a shard cannot be read, `out` holds something
@@ -107,8 +107,8 @@ def merge(paths: Iterable[str | Path], table: Path, out: Path, options: Options,
     return report
 
 
-def report_of(plan: Plan, rows: Rows) -> Report:
-    report = Report(
+def report_of(plan: MergePlan, rows: Rows) -> MergeReport:
+    report = MergeReport(
         Path(rows.table.name).name, len(rows.table), plan.pictures, len(plan.key), read_as=rows.table.how, columns=rows.columns.texts,
         unused_columns=list(rows.columns.unused), damaged=plan.damaged, things=len({one.thing for one in plan.told} - {""}),
         with_thing=sum(bool(one.thing) for one in plan.told), subjects=len({one.subject for one in plan.told} - {""}),
@@ -126,7 +126,7 @@ def report_of(plan: Plan, rows: Rows) -> Report:
     return report
 
 
-def no_match_reason(rows: Rows, plan: Plan) -> str:
+def no_match_reason(rows: Rows, plan: MergePlan) -> str:
     row = next(iter(rows.by_id.values()), None)
     if row is None:
         return f"{rows.table.name} has a header but no rows"
@@ -160,11 +160,11 @@ def begin(out: Path, shards: list[Path], rows: Rows, options: Options) -> None:
         write_whole(state, json.dumps(settings, indent=1) + "\n")
 
 
-def write_all(folder: Folder, plan: Plan, rows: Rows, options: Options, report: Report, *, progress: bool) -> None:
+def write_all(folder: Folder, plan: MergePlan, rows: Rows, options: Options, report: MergeReport, *, progress: bool) -> None:
     """Write every shard that does not already exist with the same inputs, and count the contents of all."""
     prefixed = plan.several and len(set(plan.key)) < len(plan.key)
 
-    def pairs(numbers: list[int], bar: Any) -> Iterator[Pair]:
+    def pairs(numbers: list[int], bar: Any) -> Iterator[StoredPair]:
         for number in numbers:
             pair, where = plan.pair(number), plan.row[number]
             record = read_record(pair) or {}
@@ -193,7 +193,7 @@ def write_all(folder: Folder, plan: Plan, rows: Rows, options: Options, report: 
             report.shards[name] = len(numbers)
 
 
-def write_end(out: Path, plan: Plan, rows: Rows, options: Options, report: Report) -> None:
+def write_end(out: Path, plan: MergePlan, rows: Rows, options: Options, report: MergeReport) -> None:
     lines = "".join(json.dumps(one, ensure_ascii=False) + "\n" for one in plan.left_out)
     if lines:
         write_whole(out / LEFT_OUT, lines)

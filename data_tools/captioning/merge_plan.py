@@ -17,13 +17,13 @@ from tqdm import tqdm
 from data_tools.captioning.captioned_shards import read_record
 from data_tools.captioning.described_rows import Counted, Options, Rows, count_facts, described_record
 from data_tools.captioning.journals import require_image_shards, sha256
-from data_tools.inspect import Pair, find_shards, read_pair, read_pairs
+from data_tools.inspect import StoredPair, find_shards, read_pair, read_pairs
 from data_tools.tables import TableError
 from tokun.utils.errors import UserError
 
 
 @dataclass
-class Plan:
+class MergePlan:
     """Every source pair, in a few arrays, and where it goes."""
 
     shards: list[Path]
@@ -59,13 +59,13 @@ class Plan:
             for part, start in enumerate(range(0, len(mixed), options.shard_size)):
                 yield f"{split}-{part:05d}.tar", mixed[start : start + options.shard_size]
 
-    def pair(self, number: int) -> Pair:
+    def pair(self, number: int) -> StoredPair:
         """A pair, read from its source shard."""
         shard = self.shards[self.shard[number]]
         with open(shard, "rb", buffering=0) as file:
             suffixes, places = self.places[number]
             where = dict(zip(suffixes.split("/"), map(tuple, np.frombuffer(places, np.int64).reshape(-1, 2).tolist())))
-            found = read_pair(Pair(shard, self.key[number], places=where), file.fileno())
+            found = read_pair(StoredPair(shard, self.key[number], places=where), file.fileno())
         if any(len(data) != found.places[suffix][1] for suffix, data in found.members.items()):
             raise UserError(f"{shard} changed while it was being read: run again")
         return found
@@ -87,9 +87,9 @@ def sources(paths: Iterable[str | Path], out: Path) -> list[Path]:
     return list(dict.fromkeys(found))
 
 
-def make_plan(shards: list[Path], rows: Rows, options: Options, *, progress: bool) -> Plan:
+def make_plan(shards: list[Path], rows: Rows, options: Options, *, progress: bool) -> MergePlan:
     """Find each pair's row. Raises TableError if a row is ambiguous."""
-    plan = Plan(shards, folders=[shard.resolve().parent.name for shard in shards])
+    plan = MergePlan(shards, folders=[shard.resolve().parent.name for shard in shards])
     parents = {shard.resolve().parent for shard in shards}
     if rows.columns.folder and len({parent.name for parent in parents}) < len(parents):
         raise UserError(
@@ -111,7 +111,7 @@ def make_plan(shards: list[Path], rows: Rows, options: Options, *, progress: boo
     return plan
 
 
-def _match(plan: Plan, number: int, pair: Pair, rows: Rows, options: Options) -> None:
+def _match(plan: MergePlan, number: int, pair: StoredPair, rows: Rows, options: Options) -> None:
     """Add one pair to the plan, or to what is left out, with the reason."""
     folder = plan.folders[number]
     found = rows.find(folder, pair)
@@ -144,7 +144,7 @@ def _match(plan: Plan, number: int, pair: Pair, rows: Rows, options: Options) ->
         plan.told.append(count_facts(described_record(record or {}, found, rows)) if found else Counted())
 
 
-def _refuse_twice(plan: Plan, twice: set[tuple[str, str]]) -> None:
+def _refuse_twice(plan: MergePlan, twice: set[tuple[str, str]]) -> None:
     """Remove all pairs whose key occurs several times in one folder: it is unknown which of them a row is about."""
     keep = [n for n in range(len(plan.key)) if (str(plan.shards[plan.shard[n]].parent), plan.key[n]) not in twice]
     for n in sorted(set(range(len(plan.key))) - set(keep)):

@@ -15,7 +15,7 @@ from data_tools.captioning.captioned_shards import read_record
 from data_tools.captioning.journals import ALL, Rows, sha256
 from data_tools.captioning.registers import Facts
 from data_tools.captioning.settings import Settings
-from data_tools.inspect import Pair, read_pairs
+from data_tools.inspect import StoredPair, read_pairs
 from tokun.data.image_files import PictureError, decode_as
 
 
@@ -55,7 +55,7 @@ Block = list[CaptionRow]  # rows that are captioned and stored together: a batch
 Stage = Callable[[Iterable[Block]], Iterator[Block]]
 
 
-def open_small(pair: Pair, side: int) -> Image.Image | None:
+def open_small(pair: StoredPair, side: int) -> Image.Image | None:
     """The pair's picture in RGB, upright, on white, reduced to `side` pixels; None if it is missing or damaged."""
     try:
         image = decode_as(pair.image or b"", 3)
@@ -74,7 +74,7 @@ def earlier_description(record: dict[str, Any]) -> str:
     return text if isinstance(text, str) else ""
 
 
-def make_row(pair: Pair, number: int, before: dict[str, Any] | None, settings: Settings, *, attempt: int, looks: bool) -> CaptionRow:
+def make_row(pair: StoredPair, number: int, before: dict[str, Any] | None, settings: Settings, *, attempt: int, looks: bool) -> CaptionRow:
     """A new row, or a row that failed `before`, for another attempt at the missing registers."""
     row = CaptionRow(pair.shard.name, number, pair.key, settings.registers)
     if before is not None:

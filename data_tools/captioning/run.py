@@ -15,7 +15,7 @@ from typing import Any
 from tqdm import tqdm
 
 from data_tools import captioning as captioners
-from data_tools.captioning.caption_results import Report, finish, outcome
+from data_tools.captioning.caption_results import CaptionReport, finish, outcome
 from data_tools.captioning.captioned_shards import publish_shard
 from data_tools.captioning.journals import (
     Folder,
@@ -82,7 +82,7 @@ class Progress:
 
 def caption(
     paths: list[Path], out: Path, settings: Settings, work: Work, *, progress: bool = False, engine: TaskEngine | None = None
-) -> Report | None:
+) -> CaptionReport | None:
     """Caption the shards in `paths` into `out`. With an engine, its processes do, a shard each.
 
     Returns None while other processes still have shards to do; the last of them writes the record. Raises FileNotFoundError
@@ -102,7 +102,7 @@ def caption(
 
 def caption_all(
     folder: Folder, shards: list[Path], settings: Settings, work: Work, share: Share, *, progress: bool, engine: TaskEngine | None
-) -> Report | None:
+) -> CaptionReport | None:
     """Caption this process's share of the shards, with the folder's lock held."""
     limits = limits_of(shards, work.limit)
     attempt = folder.retry_attempt(limits) if work.retry_failed else 0

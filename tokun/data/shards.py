@@ -11,7 +11,7 @@ import json
 import os
 import tempfile
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, fields
 from glob import glob
@@ -356,7 +356,7 @@ def _expand_braces(pattern: str) -> list[str]:
     return [head + choice + end for choice in choices for end in _expand_braces(tail)]
 
 
-def write_shard(path: Path, samples: Iterator[dict[str, bytes]], beside: Callable[[], dict[str, bytes]] = dict) -> int:
+def write_shard(path: Path, samples: Iterable[Mapping[str, Any]], beside: Callable[[], dict[str, bytes]] = dict) -> int:
     """Write {"__key__": key, suffix: bytes, …} to a temporary tar and rename it: atomic, and the same bytes each time.
 
     `beside` is called after the samples are written and gives further files by the suffix that replaces .tar; they exist before the tar does.

@@ -66,13 +66,8 @@ def any_files(path: Path, skipped: Counter[str]) -> tuple[list[str], np.ndarray,
             else:
                 if (end := tar.offset) + BLOCK > size:  # no end mark: tarfile stops silently inside a header
                     skipped["truncated shard"] += 1
-    except (
-        tarfile.TarError,
-        ValueError,
-        OverflowError,
-        MemoryError,
-        RecursionError,
-    ) as error:  # all but the first: negative or huge sizes, chained headers
+    # all but the first: negative or huge sizes, chained headers
+    except (tarfile.TarError, ValueError, OverflowError, MemoryError, RecursionError) as error:
         if not names:
             raise UserError(f"shard {path} is not a readable tar ({error}); make it again or remove it") from error
         skipped["truncated shard"] += 1
@@ -225,7 +220,10 @@ def _header(name: str, size: int) -> bytes:
     if not name.isascii() or len(name) >= 100:
         info = tarfile.TarInfo(name)
         info.size = size
-        return info.tobuf(tarfile.USTAR_FORMAT, *NAMES)
+        try:
+            return info.tobuf(tarfile.USTAR_FORMAT, *NAMES)
+        except ValueError:  # too long for this format
+            return info.tobuf(tarfile.GNU_FORMAT, *NAMES)
 
     def header(checksum: bytes) -> bytes:
         numbers = b"0000644\0", OWNER, OWNER, b"%011o\0" % size, b"%011o\0" % 0
