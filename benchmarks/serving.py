@@ -18,7 +18,6 @@ import psutil
 import torch
 
 import tokun
-from tokun.inference import latents
 from tokun.serving import backend
 from tokun.tokenizers import sequences
 from tokun.utils import console
@@ -46,7 +45,7 @@ def main() -> None:
 
     by_clock, by_processor = [], []
     for turn in range(args.turns):
-        u = latents.uniform(latents.draw(100 + turn, range(CLIENTS), model.slots.size))
+        u = model.uniforms(100 + turn, range(CLIENTS))
         tags = model.tags_of(u, plan)
         prompts = [sequences.image_prompt(v, each) for each in tags]
 
@@ -56,7 +55,7 @@ def main() -> None:
             return server.complete(prompt, most, {"tokun_uniforms": backend.pack(u[row])})
 
         marks = [(time.perf_counter(), *processor_time())]
-        ours = model.sequences_from(u, tags, **plan.how)
+        ours = model.sequences_from(u, tags, plan.how)
         marks.append((time.perf_counter(), *processor_time()))
         with ThreadPoolExecutor(CLIENTS) as pool:
             theirs = list(pool.map(ask, range(CLIENTS)))

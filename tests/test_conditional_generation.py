@@ -18,6 +18,7 @@ from data_tools import toy
 from tests.test_losses import random_squeezenet
 from tokun.data import to_float
 from tokun.inference import conditional_generation, image_to_codes, latents, sampling
+from tokun.inference.token_choice import DecodingSettings
 from tokun.models.losses import SqueezeNetDistance
 from tokun.tokenizers import sequences
 from tokun.tokenizers.vocabulary import Tags
@@ -163,8 +164,7 @@ def test_variations_leave_a_picture_the_further_the_larger_their_amount(tiny_mod
             0,
             range(8),
             [found.tags] * 8,
-            image=sampling.Choice(),
-            text=sampling.Choice(),
+            DecodingSettings(),
         )[0]
     ]
     alike = latents.slerp(found.z, found.z, 0.5)

@@ -8,6 +8,7 @@ import torch
 from tokun.align import objective, rollouts
 from tokun.config import GrpoConfig
 from tokun.inference import sampling
+from tokun.inference.token_choice import DecodingSettings
 from tokun.tokenizers import sequences
 
 
@@ -43,7 +44,7 @@ def test_likelihoods_are_those_of_the_sampler(tiny_model):
     """At temperature 1: what `generate` says that the codes and the words cost."""
     v, u = tiny_model.vocabulary, torch.rand(3, tiny_model.slots.size, generator=torch.Generator().manual_seed(0))
     tags = tiny_model.choose_tags(u, tiny_model.wanted_tags())
-    pairs, _ = tiny_model.pairs_from(u, 0, [0, 1, 2], tags, image=sampling.Choice(), text=sampling.Choice())
+    pairs, _ = tiny_model.pairs_from(u, 0, [0, 1, 2], tags, DecodingSettings())
     ids = rollouts.packed(tiny_model, pairs, prompted=False)
     what = objective.chosen(v, ids, "both")
     logs, entropy = objective.likelihoods(tiny_model.generator, ids, what, v, temperatures=(1.0, 1.0))
@@ -65,14 +66,14 @@ def test_guided_likelihoods_are_those_of_the_guided_sampler(tiny_model):
     tags = model.choose_tags(u, model.wanted_tags())
     config = GrpoConfig(guidance_scale=3.0, text_guidance_scale=2.0)
     how = rollouts.how_of(model, config)
-    pairs, _ = model.pairs_from(u, 0, [0, 1, 2], tags, **how)
+    pairs, _ = model.pairs_from(u, 0, [0, 1, 2], tags, how)
     ids = rollouts.packed(model, pairs, prompted=False)
     what, guidance = objective.chosen(v, ids), rollouts.guidance(model, config, pairs, prompted=False)
     logs, _ = objective.likelihoods(model.generator, ids, what, v, temperatures=(1.0, 1.0), guidance=guidance)
     for row, pair in enumerate(pairs):
         text = torch.tensor([*pair.caption_ids, v.id("<eoc>")])
         drawn = sampling.generate(
-            model.generator, v, torch.tensor([sequences.image_prompt(v, pair.tags)]), u[row : row + 1], slots, **how,
+            model.generator, v, torch.tensor([sequences.image_prompt(v, pair.tags)]), u[row : row + 1], slots, **vars(how),
             unconditional_image=torch.tensor([sequences.unconditional_image_prompt(v, pair.tags.grid)]),
             unconditional_text=torch.tensor([sequences.prefix(v, pair.tags)]),
             forced=slots.given(codes=torch.tensor(pair.codes) + v.code_offset, text=text), forbid=sequences.other_tasks(v),

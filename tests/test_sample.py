@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from tokun.cli import sample
-from tokun.inference import picture_files
+from tokun.inference import picture_files, prompt_tags
 from tokun.inference.load import load
 from tokun.inference.model import BUNDLED
 from tokun.utils import console
@@ -64,6 +64,14 @@ def test_a_mistake_is_named(checkpoint_folder, tmp_path, arguments, named):
     checkpoint = [] if "--checkpoint" in arguments else ["--checkpoint", str(checkpoint_folder)]
     with pytest.raises((ValueError, FileNotFoundError), match=named):
         sample.main([*checkpoint, "--n", "1", "--out", str(tmp_path), *arguments])
+
+
+@pytest.mark.parametrize("options", [[], ["--best-of", "2"]])
+def test_the_tags_of_a_prompt_are_inferred_once_for_all_batches(checkpoint_folder, tmp_path, monkeypatch, options):
+    asked, own = [], prompt_tags.likelihoods
+    monkeypatch.setattr(prompt_tags, "likelihoods", lambda *given: asked.append(1) or own(*given))
+    run(checkpoint_folder, tmp_path, "--prompt", "a tree", "--n", "3", "--batch-size", "1", *options)
+    assert len(records(tmp_path)) == 3 and len(asked) == 1
 
 
 @pytest.mark.slow

@@ -23,9 +23,10 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from tests.fixtures import slow_next
 from tokun.inference import sampling
+from tokun.inference.token_choice import DecodingSettings
 from tokun.serving import __main__ as example
 from tokun.serving import backend
-from tokun.serving.grammar import Grammar
+from tokun.serving.grammar import RequestGrammar
 from tokun.tokenizers import sequences
 from tokun.tokenizers.grammar import STATES
 from tokun.tokenizers.vocabulary import Tags, Vocabulary
@@ -34,7 +35,7 @@ SMALL = Vocabulary(
     text_size=12, codebook_size=6, styles=("etching",), subjects=("sea", "sky"), grids=((2, 2), (1, 3)), max_text=3, illegal_text=(0, 5)
 )  # fmt: skip
 RULED_OUT, NO_START = (SMALL.id("<boq>"), 7), (3, 4)
-GRAMMAR = Grammar(SMALL, image=sampling.Choice(), text=sampling.Choice(), forbid=RULED_OUT, forbid_first=NO_START)
+GRAMMAR = RequestGrammar(SMALL, image=sampling.Choice(), text=sampling.Choice(), forbid=RULED_OUT, forbid_first=NO_START)
 
 
 # --- the masks --------------------------------------------------------------------------------------------------------
@@ -159,7 +160,7 @@ def test_a_code_too_many_is_an_error_of_the_engine():
 @settings(max_examples=200, deadline=None, derandomize=True)
 @given(st.lists(st.integers(6, 9), max_size=13))
 def test_a_phrase_twice_in_a_row_is_ruled_out_by_its_last_id(said):
-    grammar = Grammar(SMALL, image=sampling.Choice(), text=sampling.Choice(no_repeats=True), word_starts=(6, 7), marks=(9,))
+    grammar = RequestGrammar(SMALL, image=sampling.Choice(), text=sampling.Choice(no_repeats=True), word_starts=(6, 7), marks=(9,))
     words = [i for i in said if i != 9]
     twice = lambda text, n: len(text) >= 2 * n and text[-2 * n : -n] == text[-n:] and text[-n] in (6, 7)  # noqa: E731
     assert {i for i in (6, 7, 8) if any(twice([*words, i], n) for n in range(1, 7))} == set(grammar.repeats(words))
@@ -393,6 +394,14 @@ def test_a_server_draws_the_pairs_that_tokun_draws_also_with_other_settings_and_
     words = {"text_guidance_scale": 1, "no_repeats": True, "text_temperature": 2.0}
     assert ids_of(far.sample(5, n=3, **words)) == ids_of(tiny_model.sample(5, n=3, guidance_scale=1, **words))
     assert ids_of(far.interpolate(1, 2, 3)) == ids_of(tiny_model.interpolate(1, 2, 3, guidance_scale=1))
+
+
+def test_of_a_prompted_pair_the_picture_alone_costs_nats_as_where_tokun_draws_it(tiny_model, server):
+    u, caption = tiny_model.uniforms(3, range(2)), tiny_model.encode_text("a ship on a dark ground")
+    tags = tiny_model.choose_tags(u, tiny_model.wanted_tags("etching"))
+    models = tiny_model, backend.served(tiny_model, server[0])
+    for (ids, *nats), (others, *far) in zip(*(model.sequences_from(u, tags, DecodingSettings(), caption=caption) for model in models)):
+        assert others == ids and far == pytest.approx(nats, abs=1e-3) and nats[1:] == [0.0, 0.0]
 
 
 def test_a_pair_from_a_server_can_be_watched_as_it_is_drawn(tiny_model, server):

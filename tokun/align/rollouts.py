@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -19,8 +19,9 @@ from tokun.align.objective import Guidance
 from tokun.config import GrpoConfig
 from tokun.data.sample_order import Order
 from tokun.evaluate.held_out_pairs import read_captions
-from tokun.inference import conditional_generation, latents, sampling
+from tokun.inference import conditional_generation, latents
 from tokun.inference.conditional_generation import require_task
+from tokun.inference.token_choice import Choice, DecodingSettings
 from tokun.tokenizers import sequences
 from tokun.tokenizers.sequences import padded
 from tokun.utils.errors import UserError
@@ -73,7 +74,7 @@ def texts_of(source: str, option: str) -> list[str]:
 def draw(model: Tokun, config: GrpoConfig, prompts: Prompts, *, seed: int, step: int, numbers: Sequence[int], size: int) -> list[Pair]:
     """Draw pairs `numbers` (whole groups) of the `size` pairs of rollout `step`."""
     found = [step * size + number for number in numbers]
-    u = latents.uniform(latents.draw(seed, found, model.slots.size))
+    u = model.uniforms(seed, found)
     for first in range(0, len(u), config.group_size):
         u[first : first + config.group_size, : latents.TAG_SLOTS] = u[first, : latents.TAG_SLOTS].clone()
     if config.learn == "text":
@@ -95,9 +96,8 @@ def captions_of_pictures(model: Tokun, config: GrpoConfig, u: Tensor, seed: int,
         for first in range(0, len(mine), ROWS):
             part = mine[first : first + ROWS]
             unconditional = [sequences.caption_prompt(v, tags[i], None) for i in part]
-            ids, given = conditional_generation.write(
-                model, [prompts[i] for i in part], u[part], how["text"], unconditional, how["text_guidance_scale"]
-            )
+            given_prompts = [prompts[i] for i in part]
+            ids, given = conditional_generation.write(model, given_prompts, u[part], how.text, unconditional, how.text_guidance_scale)
             texts = [sequences.unpack(v, row).caption or [] for row in ids]
             alone = model.caption_nll([tags[i] for i in part], texts)
             for i, text, own, without in zip(part, texts, given, alone):
@@ -106,12 +106,14 @@ def captions_of_pictures(model: Tokun, config: GrpoConfig, u: Tensor, seed: int,
     return [out[i] for i in range(len(u))]
 
 
-def how_of(model: Tokun, config: GrpoConfig) -> dict[str, Any]:
-    """Sampling options of rollouts: what is learned by the config, without top-k or top-p; what is not, as the checkpoint draws it."""
-    own = model.plan().how
-    image = {"image": sampling.Choice(config.temperature), "guidance_scale": config.guidance_scale}
-    text = {"text": sampling.Choice(config.text_temperature), "text_guidance_scale": config.text_guidance_scale}
-    return own | (image if config.learn != "text" else {}) | (text if config.learn != "image" else {})
+def how_of(model: Tokun, config: GrpoConfig) -> DecodingSettings:
+    """How rollouts are drawn: what is learned by the config, without top-k or top-p; what is not, as the checkpoint draws it."""
+    how = model.plan().how
+    if config.learn != "text":
+        how = replace(how, image=Choice(config.temperature), guidance_scale=config.guidance_scale)
+    if config.learn != "image":
+        how = replace(how, text=Choice(config.text_temperature), text_guidance_scale=config.text_guidance_scale)
+    return how
 
 
 def guidance(model: Tokun, config: GrpoConfig, pairs: Sequence[Pair], *, prompted: bool) -> list[Guidance]:
@@ -128,7 +130,7 @@ def guidance(model: Tokun, config: GrpoConfig, pairs: Sequence[Pair], *, prompte
 
 
 def pairs_of(
-    model: Tokun, u: Tensor, seed: int, indices: Sequence[int], prompts: Sequence[str | None], how: dict[str, Any], rows: int = ROWS
+    model: Tokun, u: Tensor, seed: int, indices: Sequence[int], prompts: Sequence[str | None], how: DecodingSettings, rows: int = ROWS
 ) -> list[Pair]:
     """One pair per row of u, for its prompt if there is one; rows with the same prompt are drawn together."""
     out: dict[int, Pair] = {}
@@ -139,14 +141,8 @@ def pairs_of(
         found = model.frequencies(wanted, caption)
         for first in range(0, len(mine), rows):
             part = mine[first : first + rows]
-            pairs, _ = model.pairs_from(
-                u[part],
-                seed,
-                [indices[i] for i in part],
-                found.draw_all(u[part, : latents.TAG_SLOTS].tolist(), wanted),
-                caption=caption,
-                **how,
-            )
+            tags = found.draw_all(u[part, : latents.TAG_SLOTS].tolist(), wanted)
+            pairs, _ = model.pairs_from(u[part], seed, [indices[i] for i in part], tags, how, caption=caption)
             out |= dict(zip(part, pairs))
     return [out[i] for i in range(len(u))]
 
@@ -154,7 +150,7 @@ def pairs_of(
 def held_out_pairs(model: Tokun, config: GrpoConfig, prompts: Prompts) -> list[Pair]:
     """The pairs for evaluating a model: `eval_n` of `eval_seed`, drawn with the checkpoint's own settings, cycling through the held-out prompts."""
     how, indices = model.plan().how, range(config.eval_n)
-    u = latents.uniform(latents.draw(config.eval_seed, indices, model.slots.size))
+    u = model.uniforms(config.eval_seed, indices)
     texts = [prompts.held_out[i % len(prompts.held_out)] if prompts else None for i in indices]
     return pairs_of(model, u, config.eval_seed, indices, texts, how)
 

@@ -106,13 +106,14 @@ def write_samples(model: Tokun, args: argparse.Namespace, enlarge: Enlarge) -> N
             f"{args.n} single PNGs, by one process. --shard-size 1000 writes WebDataset shards and a table instead, by all processes of torchrun"
         )
     options, score = options_of(args), score_of(model, args) if args.best_of > 1 else None
+    plan = model.plan(**options)  # for all batches: with a prompt its tags are inferred once
     chosen = {"best_of": args.best_of, "reward": args.reward, "clip": args.clip}
     several = bulk.identity(model) if args.n > args.batch_size else {}  # one batch is never resumed
 
     def draw_batch(indices: range) -> list[Pair]:
         if args.best_of > 1:
-            return model.best_of(args.seed, len(indices), args.best_of, score=score, first=indices.start, **options)
-        return model.sample(args.seed, indices=indices, **options)
+            return conditional_generation.best_of(model, args.seed, len(indices), args.best_of, score, first=indices.start, plan=plan)
+        return model.draw(args.seed, indices, plan)
 
     asked = {**options, **chosen, **several, "seed": args.seed}
     svg_bytes = args.max_bytes if args.svg else 0
@@ -233,15 +234,8 @@ def say(model: Tokun, args: argparse.Namespace) -> list[Words]:
         return model.ask(args.image, args.question, **common)
     named = args.registers or args.register or model.vocabulary.default_register
     registers = [name.strip() for name in named.split(",") if name.strip()]
-    return model.caption(
-        args.image,
-        registers,
-        style=args.style,
-        subject=args.subject,
-        thing=args.thing,
-        text_guidance_scale=args.text_guidance_scale,
-        **common,
-    )
+    tags = {"style": args.style, "subject": args.subject, "thing": args.thing}
+    return model.caption(args.image, registers, **tags, text_guidance_scale=args.text_guidance_scale, **common)
 
 
 def tell(found: list[Words], out: Path) -> None:

@@ -164,7 +164,7 @@ def captions_for(model: Tokun, pairs: Sequence[RealPair], seed: int, rows: int =
             part = own[at : at + rows]
             prompts = [sequences.caption_prompt(v, tags, pairs[i].codes) for i in part]
             bare = [sequences.caption_prompt(v, tags, None)] * len(part)
-            u = conditional_generation.text_latents(model, seed + part[0], len(part))
+            u = model.uniforms(seed + part[0], range(len(part)))
             made, _ = conditional_generation.write(model, prompts, u, model.text_choice(), bare, model.text_guidance(None))
             out |= {i: model.text_tokenizer.decode(sequences.unpack(v, ids).caption or []) for i, ids in zip(part, made)}
     return [out[i] for i in range(len(pairs))]

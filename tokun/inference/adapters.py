@@ -140,7 +140,7 @@ def require_mergeable(config: dict[str, Any]) -> None:
 
 
 @dataclass(frozen=True)
-class Parts:
+class AdapterParts:
     """The changes of an adapter, by the name of the module with the weight (out, in)."""
 
     products: dict[str, tuple[Tensor, Tensor, Tensor | None]]
@@ -149,7 +149,7 @@ class Parts:
     """Ids (n,) and their new rows (n, in)."""
 
 
-def parted(config: dict[str, Any], tensors: dict[str, Tensor]) -> Parts:
+def parted(config: dict[str, Any], tensors: dict[str, Tensor]) -> AdapterParts:
     """The tensors by their role. Raises UserError if one is missing, differs from the config in shape, or is of an unsupported kind."""
     left, rank = dict(tensors), config["r"]
 
@@ -165,7 +165,7 @@ def parted(config: dict[str, Any], tensors: dict[str, Tensor]) -> Parts:
             )
         return found
 
-    parts = Parts({}, {})
+    parts = AdapterParts({}, {})
     for key in tensors:
         if key.endswith(DOWN):
             module = key.removesuffix(DOWN)

@@ -159,9 +159,8 @@ def identity(model: Tokun) -> dict[str, Any]:
 def require_same(out: Path, asked: dict[str, Any], *, rank: int) -> None:
     there, asked = checkpoint.read_record(out / RECORD), json.loads(json.dumps(asked))
     if there is not None:
-        checkpoint.require_same(
-            out, {**asdict(SamplingOptions()), "batch_size": asked["batch_size"], **there}, asked, option="--out"
-        )  # earlier versions did not write all options
+        # earlier versions did not write all options
+        checkpoint.require_same(out, {**asdict(SamplingOptions()), "batch_size": asked["batch_size"], **there}, asked, option="--out")
     elif next(out.glob("samples-*.tar"), None) is not None:
         raise UserError(f"{out} holds shards of samples without a complete {RECORD}, which describes them: name another folder with --out")
     else:
@@ -184,8 +183,7 @@ def members(
     for first in range(indices.start, indices.stop, batch):
         part, own = parts / f"{first:010d}.tar", range(first, min(indices.stop, first + batch))
         if (found := read_part(part)) is None:
-            u = latents.uniform(latents.draw(seed, own, model.slots.size))
-            found = [member(pair) for pair in model.drawn(u, seed, own, plan)]
+            found = [member(pair) for pair in model.draw(seed, own, plan)]
             parts.mkdir(exist_ok=True)
             data.write_shard(part, found)
         yield from found

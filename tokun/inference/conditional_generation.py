@@ -1,7 +1,7 @@
 """Conditional generation: what one model gives besides pairs of a seed. Picture to words, questions, rewriting, completion, interpolation, inversion.
 
-Each function takes a Tokun and uses the same loop, `sampling.generate`, with another prompt, other uniforms or given codes.
-Users call them as methods of Tokun.
+Each function uses the same loop, `sampling.generate`, with another prompt, other uniforms or given codes. Those whose first argument is a Tokun
+and that users call are its methods.
 """
 
 from __future__ import annotations
@@ -9,21 +9,26 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from PIL import Image
 from torch import Tensor
 
 from tokun.data import cropping
-from tokun.inference import latents, sampling
+from tokun.inference import latents
 from tokun.inference.image_to_codes import Picture, encode_whole, open_picture, see
+from tokun.inference.sampling_arguments import with_sampling_options
+from tokun.inference.token_choice import Choice, DecodingSettings
 from tokun.tokenizers import sequences
 from tokun.tokenizers.vocabulary import Tags, tag_word
 from tokun.utils.errors import UserError
 
 if TYPE_CHECKING:
-    from tokun.inference.model import Pair, Tokun, Watch
+    from typing_extensions import Unpack
+
+    from tokun.inference.model import Pair, SamplingPlan, Tokun, Watch
+    from tokun.inference.sampling_arguments import SamplingArguments
 
 MAX_STEPS, MAX_CANDIDATES = 10_000, 10_000  # of an interpolation; per sample of `best_of`
 WIDE = 1 / 3  # of a picture's side: width of the regions that change together between two seeds; the wider, the fewer seams
@@ -68,7 +73,7 @@ def caption(
     tags = [replace(each, grid=grid) for each in wanted]
     prompts = [sequences.caption_prompt(v, t, codes) for t in tags]
     unconditional_text = [sequences.caption_prompt(v, t, None) for t in tags]
-    u, choice = text_latents(model, seed, n, len(asked)), model.text_choice(temperature, top_p)
+    u, choice = model.uniforms(seed, range(n)).repeat(len(asked), 1), model.text_choice(temperature, top_p)
     made, nll = write(model, prompts, u, choice, unconditional_text, model.text_guidance(text_guidance_scale))
     texts = [sequences.unpack(v, ids).caption or [] for ids in made]
     alone = model.caption_nll(tags, texts)
@@ -82,42 +87,34 @@ def ask(
     require_task(model, "question")
     v, (codes, grid) = model.vocabulary, encode_whole(model, picture)
     prompt = sequences.question_prompt(v, Tags(grid=grid), codes, text_of(model, question, "question"))
-    made, nll = write(model, [prompt] * n, text_latents(model, seed, n), model.text_choice(temperature, top_p))
+    made, nll = write(model, [prompt] * n, model.uniforms(seed, range(n)), model.text_choice(temperature, top_p))
     texts = [sequences.unpack(v, ids).answer or [] for ids in made]
     return [words(model, text, "", own, own) for text, own in zip(texts, nll)]
 
 
 def rewrite(
-    model: Tokun, text: str, register: str, *, seed: int = 0, n: int = 1, temperature: float | None = None, top_p: float | None = None
+    model: Tokun, caption: str, register: str, *, seed: int = 0, n: int = 1, temperature: float | None = None, top_p: float | None = None
 ) -> list[Words]:  # fmt: skip
     """n versions of a caption in another register. Raises UserError for a model that was not trained to rewrite."""
     require_task(model, "rewrite")
-    v, written = model.vocabulary, text_of(model, text, "caption")
+    v, written = model.vocabulary, text_of(model, caption, "caption")
     tags = replace(v.bare(), register=tag_word(register))
     prompt = sequences.rewrite_prompt(v, v.bare(), written, tags.register)
-    made, nll = write(model, [prompt] * n, text_latents(model, seed, n), model.text_choice(temperature, top_p))
+    made, nll = write(model, [prompt] * n, model.uniforms(seed, range(n)), model.text_choice(temperature, top_p))
     texts = [sequences.unpack(v, ids).rewritten or [] for ids in made]
     alone = model.caption_nll([tags] * n, texts)
     return [words(model, *parts) for parts in zip(texts, [tags.register] * n, nll, alone)]
 
 
 def write(
-    model: Tokun, prompts: list[list[int]], u: Tensor, choice: sampling.Choice,
+    model: Tokun, prompts: list[list[int]], u: Tensor, choice: Choice,
     unconditional_text: list[list[int]] | None = None, text_guidance_scale: float = 1.0,
 ) -> tuple[list[list[int]], list[float]]:  # fmt: skip
     """(whole sequences, nats of their text) for prompts of one length, with uniforms u (B, slots.size). `unconditional_text`: the prompts without
     their pictures."""
-    made = sampling.generate(
-        model.generator, model.vocabulary, torch.tensor(prompts, device=model.device), u.to(model.device), model.slots,
-        text=choice, forbid=model.forbidden_text[0], forbid_first=model.forbidden_text[1], **model.pieces_for(choice), text_guidance_scale=text_guidance_scale,
-        unconditional_text=None if unconditional_text is None else torch.tensor(unconditional_text, device=model.device),
-    )  # fmt: skip
+    how = DecodingSettings(text=choice, text_guidance_scale=text_guidance_scale)
+    made = model.generate(prompts, u, how, unconditional_text=unconditional_text)
     return made.ids.tolist(), made.text_nll.tolist()
-
-
-def text_latents(model: Tokun, seed: int, n: int, times: int = 1) -> Tensor:
-    """The uniforms of samples 0 to n - 1 of a seed, repeated: (times * n, slots.size)."""
-    return latents.uniform(latents.draw(seed, range(n), model.slots.size)).repeat(times, 1)
 
 
 def words(model: Tokun, ids: list[int], register: str, nll: float, alone: float) -> Words:
@@ -153,25 +150,27 @@ class Score:
     """log p(caption | picture) - log p(caption): above 0 if the picture makes the words more likely."""
 
 
-def score(model: Tokun, picture: Picture, text: str, *, style: str = "", subject: str = "", thing: str = "", register: str = "") -> Score:
-    """Likelihoods of a picture and its caption, alone and together. Raises UserError as `caption` does, and for an empty text."""
+def score(
+    model: Tokun, picture: Picture, caption: str, *, style: str = "", subject: str = "", thing: str = "", register: str = ""
+) -> Score:
+    """Likelihoods of a picture and its caption, alone and together. Raises UserError for an unreadable picture, an unknown tag, an empty caption."""
     require_task(model, "joint")
-    written = text_of(model, text, "caption")
+    written = text_of(model, caption, "caption")
     wanted = model.wanted_tags(style, subject, register or model.vocabulary.default_register, thing=thing)
     seen, grid = encode_whole(model, picture)
     tags, codes = [replace(wanted, grid=grid)], [seen]
-    (drawn,), (given,), (alone,) = (
-        model.image_nll(tags, codes),
-        model.caption_nll(tags, [written], codes),
-        model.caption_nll(tags, [written]),
-    )
+    (drawn,), (given,) = model.image_nll(tags, codes), model.caption_nll(tags, [written], codes)
+    (alone,) = model.caption_nll(tags, [written])
     return Score(drawn, given, alone - given)
 
 
 # --- between seeds --------------------------------------------------------------------------------------------------
 
 
-def interpolate(model: Tokun, first: int, last: int, steps: int = 12, *, watch: Watch | None = None, **options: Any) -> list[Pair]:
+@with_sampling_options
+def interpolate(
+    model: Tokun, first: int, last: int, steps: int = 12, *, watch: Watch | None = None, **options: Unpack[SamplingArguments]
+) -> list[Pair]:
     """Pairs between sample 0 of one seed and sample 0 of another; the ends are those samples.
 
     `options` are those of `Tokun.sample`. A pair's `seed` is the first seed, its `index` the step. In between, the first picture's codes are
@@ -182,10 +181,9 @@ def interpolate(model: Tokun, first: int, last: int, steps: int = 12, *, watch: 
         raise UserError(f"steps is {steps}; an interpolation needs at least 2 steps, its ends, and at most {MAX_STEPS:,}")
     slots, plan = model.slots, model.plan(**options)
     a, b = (latents.draw(seed, [0], slots.size)[0] for seed in (first, last))
-    start, end = model.drawn(latents.uniform(torch.stack([a, b])), first, [0, steps - 1], plan, watch=watch)
-    listen = (
-        None if watch is None else lambda *_: watch(start.codes, start.caption_ids)
-    )  # the first picture is complete: later ones are not shown
+    start, end = model.draw(first, [0, steps - 1], plan, u=latents.uniform(torch.stack([a, b])), watch=watch)
+    # the first picture is complete: later ones are not shown
+    listen = None if watch is None else lambda *_: watch(start.codes, start.caption_ids)
     noise = (b - a)[slots.image : slots.image + slots.n_codes]
     between = passage(model, start, end, noise, steps)
     out = [start]
@@ -193,7 +191,7 @@ def interpolate(model: Tokun, first: int, last: int, steps: int = 12, *, watch: 
         z = torch.stack([latents.slerp(a, b, step / (steps - 1)) for step in some])
         forced = torch.cat([slots.given(codes=between[step - 1][0] + model.vocabulary.code_offset) for step in some])
         tags = [between[step - 1][1] for step in some]
-        out += model.pairs_from(latents.uniform(z), first, some, tags, caption=plan.caption, forced=forced, watch=listen, **plan.how)[0]
+        out += model.pairs_from(latents.uniform(z), first, some, tags, plan.how, caption=plan.caption, forced=forced, watch=listen)[0]
     return [*out, end]
 
 
@@ -214,9 +212,8 @@ def passage(model: Tokun, start: Pair, end: Pair, noise: Tensor, steps: int) -> 
         own = torch.nn.functional.interpolate(order, grid, mode="bilinear").flatten()
         ranks, changing = own.argsort(stable=True), (a != b).double()
         when = torch.empty_like(changing)
-        when[ranks] = (changing[ranks].cumsum(0) - changing[ranks] / 2) / changing.sum().clamp_min(
-            1
-        )  # the fraction of the path at which a code changes
+        # the fraction of the path at which a code changes
+        when[ranks] = (changing[ranks].cumsum(0) - changing[ranks] / 2) / changing.sum().clamp_min(1)
         sides.append((side.tags, a, b, when))
     out = []
     for t in (step / (steps - 1) for step in range(1, steps - 1)):
@@ -233,23 +230,18 @@ def through(model: Tokun, pair: Pair, grid: cropping.Grid) -> list[int]:
     return see(model, [pair.image.resize((grid[1] * downsample, grid[0] * downsample), Image.Resampling.LANCZOS)], grid)[0].codes
 
 
+@with_sampling_options
 def best_of(
-    model: Tokun,
-    seed: int,
-    n: int,
-    candidates: int,
-    score: Callable[[list[Pair]], list[float]] | None = None,
-    *,
-    first: int = 0,
-    **options: Any,
-) -> list[Pair]:
-    """For each of n samples, the candidate with the highest score (default: PMI).
+    model: Tokun, seed: int, n: int, candidates: int, score: Callable[[list[Pair]], list[float]] | None = None, *, first: int = 0,
+    plan: SamplingPlan | None = None, **options: Unpack[SamplingArguments],
+) -> list[Pair]:  # fmt: skip
+    """For each of n samples, the candidate with the highest score (default: PMI). A `plan` takes the place of the options and serves several calls.
 
     Choice i, counted from `first`, is among the samples i * candidates … of the seed, so it does not depend on n.
     """
     if not 1 <= candidates <= MAX_CANDIDATES:
         raise UserError(f"best-of is {candidates}; it must be from 1 to {MAX_CANDIDATES:,}")
-    pairs = model.sample(seed, indices=range(first * candidates, (first + n) * candidates), **options)
+    pairs = model.draw(seed, range(first * candidates, (first + n) * candidates), plan or model.plan(**options))
     scores = [pair.pmi for pair in pairs] if score is None else score(pairs)
     best = [max(range(i * candidates, (i + 1) * candidates), key=lambda j: scores[j]) for i in range(n)]
     return [pairs[j] for j in best]
@@ -270,35 +262,24 @@ class Inverted:
 
 
 def invert(
-    model: Tokun,
-    picture: Picture,
-    text: str,
-    *,
-    style: str = "",
-    subject: str = "",
-    thing: str = "",
-    register: str = "",
-    seed: int = 0,
+    model: Tokun, picture: Picture, caption: str, *, style: str = "", subject: str = "", thing: str = "", register: str = "", seed: int = 0,
     temperature: float = 1.0,
-) -> Inverted:
-    """A latent from which `vary` with amount 0 samples the picture's codes and then the text, at this temperature without truncation.
+) -> Inverted:  # fmt: skip
+    """A latent from which `vary` with amount 0 samples the picture's codes and then the caption, at this temperature without truncation.
 
-    If several tags are possible, those of the latent `seed` are used. Raises UserError for a text that is too long, a temperature of 0,
+    If several tags are possible, those of the latent `seed` are used. Raises UserError for a caption that is too long, a temperature of 0,
     or a tag unknown to the model.
     """
     if not temperature > 0:
         raise UserError(f"temperature is {temperature}; it must be above 0, or the latent chooses nothing")
     require_task(model, "joint")
     v, slots, wanted = model.vocabulary, model.slots, model.wanted_tags(style, subject, register, thing=thing)
-    (codes, grid), written = encode_whole(model, picture), text_of(model, text, "caption")
+    (codes, grid), written = encode_whole(model, picture), text_of(model, caption, "caption")
     z = latents.draw(seed, [0], slots.size)[0]
     (tags,) = model.choose_tags(latents.uniform(z)[None], replace(wanted, grid=grid))
     forced = slots.given(codes=torch.tensor(sequences.code_ids(v, codes, tags)), text=torch.tensor(sequences.text_end(v, written)))
-    choice = sampling.Choice(temperature)
-    made = sampling.generate(
-        model.generator, v, torch.tensor([sequences.image_prompt(v, tags)], device=model.device), torch.full(forced.shape, 0.5, device=model.device),
-        slots, image=choice, text=choice, forbid=(*sequences.other_tasks(v), *model.forbidden_text[0]), forbid_first=model.forbidden_text[1], forced=forced.to(model.device),
-    )  # fmt: skip
+    how = DecodingSettings(Choice(temperature), Choice(temperature))
+    made = model.generate([sequences.image_prompt(v, tags)], torch.full(forced.shape, 0.5), how, forced=forced)
     low, high, given = made.low[0].cpu(), made.high[0].cpu(), forced[0] >= 0
     reached = given & (high > low)
     z = torch.where(reached, latents.invert(low, torch.where(high > low, high, 1.0), torch.Generator().manual_seed(seed)), z)
@@ -317,18 +298,19 @@ def vary(model: Tokun, inverted: Inverted, amount: float, *, seed: int = 0, n: i
     slots = model.slots
     noise, places = latents.draw(seed, range(n), slots.size + slots.n_codes).split([slots.size, slots.n_codes], 1)
     z = math.sqrt(1 - amount**2) * inverted.z + amount * noise
-    image = sampling.Choice(temperature)
-    text, guided = (
-        (model.text_choice(), model.text_guidance(None)) if amount else (image, 1.0)
-    )  # its own words are where `invert` found them
+    image = Choice(temperature)
+    # with amount 0 its own words are where `invert` found them
+    how = (
+        DecodingSettings(image, model.text_choice(), text_guidance_scale=model.text_guidance(None))
+        if amount
+        else DecodingSettings(image, image)
+    )
     grid = inverted.tags.grid or model.vocabulary.default_grid
     size = grid[0] * grid[1]
     anew = lowest(hills(places[:, :size], grid), round(amount * size))
     kept = torch.where(anew, -1, torch.tensor(inverted.codes) + model.vocabulary.code_offset) if inverted.codes else None
     forced = slots.given(n, codes=kept)
-    return model.pairs_from(
-        latents.uniform(z), seed, range(n), [inverted.tags] * n, image=image, text=text, text_guidance_scale=guided, forced=forced
-    )[0]
+    return model.pairs_from(latents.uniform(z), seed, range(n), [inverted.tags] * n, how, forced=forced)[0]
 
 
 def hills(noise: Tensor, grid: tuple[int, int], width: float = 1 / 6) -> Tensor:
@@ -363,24 +345,13 @@ def complete(
     (seen,) = see(model, [picture])
     codes, kept = seen.codes, kept_part(keep, seen.grid, seen.box, seen.size).mask
     count = n * candidates
-    u = latents.uniform(latents.draw(seed, range(count), slots.size))
+    u = model.uniforms(seed, range(count))
     tags = model.choose_tags(u, replace(wanted, grid=seen.grid))
     forced = slots.given(count, codes=torch.where(kept, torch.tensor(codes) + v.code_offset, -1))
-    image = sampling.Choice(
-        model.defaults.temperature if temperature is None else temperature,
-        model.defaults.top_k,
-        model.defaults.top_p if top_p is None else top_p,
-    )
-    pairs, nats = model.pairs_from(
-        u,
-        seed,
-        range(count),
-        tags,
-        image=image,
-        text=model.text_choice(None, top_p),
-        forced=forced,
-        text_guidance_scale=model.text_guidance(None),
-    )
+    d = model.defaults
+    image = Choice(d.temperature if temperature is None else temperature, d.top_k, d.top_p if top_p is None else top_p)
+    how = DecodingSettings(image, model.text_choice(None, top_p), text_guidance_scale=model.text_guidance(None))
+    pairs, nats = model.pairs_from(u, seed, range(count), tags, how, forced=forced)
     best = [min(range(i * candidates, (i + 1) * candidates), key=lambda j: nats[j]) for i in range(n)]
     return [replace(pairs[j], index=i) for i, j in enumerate(best)]
 

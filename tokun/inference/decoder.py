@@ -237,15 +237,8 @@ def row_counts(model: Any, widths: Sequence[int]) -> tuple[int, ...]:
     tried = ROWS if isinstance(decoder, TorchDecoder) else NATIVE_ROWS
     like, config, good = decoder.embedding, model.config, set(tried)
     for width in {min(width, SHORT) for width in widths}:
-        key = (
-            tried,
-            tuple(like.shape),
-            str(like.dtype),
-            config.num_attention_heads,
-            config.num_key_value_heads,
-            torch.get_num_threads(),
-            width,
-        )
+        heads = config.num_attention_heads, config.num_key_value_heads
+        key = tried, tuple(like.shape), str(like.dtype), *heads, torch.get_num_threads(), width
         if key not in _row_counts:
             _row_counts[key] = _same_bits(decoder, tried, width)
         good &= set(_row_counts[key])

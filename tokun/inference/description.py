@@ -105,15 +105,14 @@ class Description:
         """Five lines: what `print(model)` shows."""
         kinds = (("style", self.styles), ("subject", self.subjects), ("thing", self.things))
         tags = "; ".join(f"{len(names)} {label}{'' if len(names) == 1 else 's'} ({some(names, 3)})" for label, names in kinds if names)
-        return "\n".join(
-            [
-                f"Tokun: {self.name}",
-                f"  generator  {self.network()}",
-                f"  pictures   {self.pictures()}",
-                f"  tags       {tags or 'none'}; registers: {', '.join(self.registers) or 'none'}",
-                f"  tasks      {', '.join(self.tasks) or 'not recorded'}; sampled at {self.sampling()}",
-            ]
-        )
+        lines = [
+            f"Tokun: {self.name}",
+            f"  generator  {self.network()}",
+            f"  pictures   {self.pictures()}",
+            f"  tags       {tags or 'none'}; registers: {', '.join(self.registers) or 'none'}",
+            f"  tasks      {', '.join(self.tasks) or 'not recorded'}; sampled at {self.sampling()}",
+        ]
+        return "\n".join(lines)
 
     def record(self) -> dict[str, Any]:
         """All of it, as plain JSON."""

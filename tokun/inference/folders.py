@@ -25,11 +25,10 @@ def resolve(checkpoint: str | Path | None) -> Path:
         is_adapter = (candidate / ADAPTER_CONFIG).is_file()
         if not is_adapter and ((candidate / VOCABULARY).is_file() or (candidate / GENERATOR).is_dir()):
             return candidate
-    for candidate in (path, path / "adapter"):
-        if (candidate / ADAPTER_CONFIG).is_file():
-            raise FileNotFoundError(
-                f"{path} holds an adapter, which is loaded with its base: tokun.load(BASE, adapter={str(path)!r}), tokun sample --adapter {path}"
-            )
+    if adapter_at(path):
+        raise FileNotFoundError(
+            f"{path} holds an adapter, which is loaded with its base: tokun.load(BASE, adapter={str(path)!r}), tokun sample --adapter {path}"
+        )
     if path.exists():
         raise FileNotFoundError(f"{path} holds no checkpoint: {VOCABULARY} and {GENERATOR}/ are not there. Has its training finished?")
     return network_access.downloaded(str(checkpoint), "checkpoint", ["bundled", *runs_with("checkpoint")])
@@ -38,9 +37,8 @@ def resolve(checkpoint: str | Path | None) -> Path:
 def resolve_adapter(path: str | Path) -> Path:
     """The folder of an adapter, downloaded if it is a Hub id."""
     given = Path(path).expanduser()
-    for candidate in (given, given / "adapter"):  # a training run's folder holds its adapter
-        if (candidate / ADAPTER_CONFIG).is_file():
-            return candidate
+    if found := adapter_at(path):
+        return found
     if (given / GENERATOR).is_dir() or (given / "checkpoint").is_dir():
         raise FileNotFoundError(f"{given} is a checkpoint, not an adapter: give it as the checkpoint (--checkpoint)")
     if given.exists():

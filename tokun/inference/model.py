@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property, partial
 from importlib import import_module
 from pathlib import Path
@@ -26,7 +26,9 @@ from tokun.inference import (
     conditional_generation,
     decoder,
     description,
+    hub,
     latents,
+    preferences,
     prompt_tags,
     sampling,
     text_token_classes,
@@ -42,11 +44,10 @@ from tokun.inference.checkpoint_folder import (
     resolve,
     without_bars,
 )
-from tokun.inference.model_directions import Directions
 from tokun.inference.sampling_arguments import with_sampling_options
 from tokun.inference.tags import Frequencies, TagCounts, count_tags, grid_of, settings_json
 from tokun.inference.text_token_classes import forbidden_text_of
-from tokun.inference.token_choice import require_scale
+from tokun.inference.token_choice import DecodingSettings, require_scale
 from tokun.render.grids import to_pil
 from tokun.tokenizers import sequences
 from tokun.tokenizers.image import ImageTokenizer
@@ -59,7 +60,7 @@ if TYPE_CHECKING:
 
     from tokun.inference.sampling_arguments import SamplingArguments
 
-__all__ = ["BUNDLED", "GENERATOR", "TEXT_TOKENIZER", "Pair", "Plan", "Tokun", "count_tags", "read_settings", "resolve"]
+__all__ = ["BUNDLED", "GENERATOR", "TEXT_TOKENIZER", "Pair", "SamplingPlan", "Tokun", "count_tags", "read_settings", "resolve"]
 
 Watch = Callable[[list[int], list[int]], None]  # the codes 0..K-1 and the caption's ids that a sample has so far
 
@@ -91,7 +92,7 @@ class Pair:
 
 
 @dataclass(frozen=True)
-class Plan:
+class SamplingPlan:
     """What options of `Tokun.sample` come to."""
 
     options: SamplingOptions
@@ -99,8 +100,7 @@ class Plan:
     caption: list[int] | None
     """The ids of the prompt."""
     infer: Callable[[], Frequencies]
-    how: dict[str, Any]
-    """Options of `Tokun.pairs_from`."""
+    how: DecodingSettings
 
     @cached_property
     def tags(self) -> Frequencies:
@@ -109,8 +109,8 @@ class Plan:
 
 
 @dataclass(repr=False)
-class Tokun(Directions):
-    """A whole checkpoint in memory. `print(model)` says what it is; the other directions are methods of `model_directions.Directions`."""
+class Tokun:
+    """A whole checkpoint in memory. `print(model)` says what it is."""
 
     image_tokenizer: ImageTokenizer
     text_tokenizer: TextTokenizer | PretrainedTextTokenizer
@@ -206,28 +206,34 @@ class Tokun(Directions):
         if indices is None and (not token_choice.is_whole(n) or n < 1):
             raise UserError(f"n is {n!r}; it must be an integer, at least 1")
         numbers = list(range(n)) if indices is None else list(indices)
-        u = latents.uniform(latents.draw(seed, numbers, self.slots.size))
-        return self.sample_from(u, seed, numbers, watch=watch, **options)
+        return self.draw(seed, numbers, self.plan(**options), watch=watch)
 
     @with_sampling_options
     def sample_from(
         self, u: Tensor, seed: int, indices: Sequence[int], *, watch: Watch | None = None, **options: Unpack[SamplingArguments]
     ) -> list[Pair]:
         """As `sample`, from uniforms u float32 (B, slots.size); the pairs are named by `seed` and `indices`."""
-        return self.drawn(u, seed, indices, self.plan(**options), watch=watch)
+        return self.draw(seed, indices, self.plan(**options), u=u, watch=watch)
 
-    def drawn(self, u: Tensor, seed: int, indices: Sequence[int], plan: Plan, *, watch: Watch | None = None) -> list[Pair]:
-        """As `sample_from`, for a plan that serves several calls."""
+    def draw(
+        self, seed: int, indices: Sequence[int], plan: SamplingPlan, *, u: Tensor | None = None, watch: Watch | None = None
+    ) -> list[Pair]:
+        """As `sample`, or with u as `sample_from`, for a plan that serves several calls."""
+        u = self.uniforms(seed, indices) if u is None else u
         out: list[Pair] = []
         for i in range(0, len(u), plan.options.batch_size):
             rows = slice(i, i + plan.options.batch_size)
-            out += self.pairs_from(
-                u[rows], seed, indices[rows], self.tags_of(u[rows], plan), caption=plan.caption, watch=watch, **plan.how
-            )[0]
+            out += self.pairs_from(u[rows], seed, indices[rows], self.tags_of(u[rows], plan), plan.how, caption=plan.caption, watch=watch)[
+                0
+            ]
         return out
 
+    def uniforms(self, seed: int, indices: Sequence[int]) -> Tensor:
+        """The uniforms that decide these samples of a seed: float32 (B, slots.size)."""
+        return latents.uniform(latents.draw(seed, indices, self.slots.size))
+
     @with_sampling_options
-    def plan(self, **options: Unpack[SamplingArguments]) -> Plan:
+    def plan(self, **options: Unpack[SamplingArguments]) -> SamplingPlan:
         """Raises UserError as `sample` does, TypeError for an option that there is not."""
         asked, d = SamplingOptions(**options), self.defaults
         if not token_choice.is_whole(asked.batch_size) or asked.batch_size < 1:
@@ -249,22 +255,18 @@ class Tokun(Directions):
             raise UserError(f"prompt {asked.prompt!r} holds no text; leave it out or describe a picture")
         if caption is not None:
             conditional_generation.require_task(self, "text_to_image")
-        how = {"image": image, "text": text, "guidance_scale": guidance, "text_guidance_scale": worded}
-        return Plan(asked, wanted, caption, partial(self.frequencies, wanted, caption), how)
+        how = DecodingSettings(image, text, guidance, worded)
+        return SamplingPlan(asked, wanted, caption, partial(self.frequencies, wanted, caption), how)
 
-    def tags_of(self, u: Tensor, plan: Plan) -> list[Tags]:
+    def tags_of(self, u: Tensor, plan: SamplingPlan) -> list[Tags]:
         """The tags of the samples whose uniforms are u (B, slots.size)."""
         return plan.tags.draw_all(u[:, : latents.TAG_SLOTS].tolist(), plan.wanted)
 
     def text_choice(self, temperature: float | None = None, top_p: float | None = None, no_repeats: bool | None = None) -> sampling.Choice:
         """How words are chosen; None means the checkpoint's default."""
         d = self.defaults
-        return sampling.Choice(
-            d.text_temperature if temperature is None else temperature,
-            0,
-            d.top_p if top_p is None else top_p,
-            d.no_repeats if no_repeats is None else no_repeats,
-        )
+        temperature, top_p = d.text_temperature if temperature is None else temperature, d.top_p if top_p is None else top_p
+        return sampling.Choice(temperature, 0, top_p, d.no_repeats if no_repeats is None else no_repeats)
 
     def text_guidance(self, scale: float | None) -> float:
         """None means the checkpoint's default. Raises UserError outside the range."""
@@ -272,15 +274,12 @@ class Tokun(Directions):
 
     @torch.inference_mode()
     def pairs_from(
-        self, u: Tensor, seed: int, indices: Sequence[int], tags: Sequence[Tags], *, image: sampling.Choice, text: sampling.Choice,
-        caption: list[int] | None = None, guidance_scale: float = 1.0, text_guidance_scale: float = 1.0, forced: Tensor | None = None, watch: Watch | None = None,
+        self, u: Tensor, seed: int, indices: Sequence[int], tags: Sequence[Tags], how: DecodingSettings, *, caption: list[int] | None = None,
+        forced: Tensor | None = None, watch: Watch | None = None,
     ) -> tuple[list[Pair], list[float]]:  # fmt: skip
         """One pair a row: codes and caption are read off the uniforms u float32 (B, slots.size). With `forced` int64 (B, slots.size),
         ids that are given (see `sampling.generate`); the second result is what they cost in nats."""
-        v = self.vocabulary
-        made = self.sequences_from(
-            u, tags, image=image, text=text, caption=caption, guidance_scale=guidance_scale, text_guidance_scale=text_guidance_scale, forced=forced, watch=watch
-        )  # fmt: skip
+        v, made = self.vocabulary, self.sequences_from(u, tags, how, caption=caption, forced=forced, watch=watch)
         parts = [sequences.unpack_pair(v, each[0]) for each in made]
         codes, captions = [own for own, _ in parts], [words for _, words in parts]
         pictures = self.decode_images(codes, [t.grid or v.default_grid for t in tags])
@@ -295,8 +294,8 @@ class Tokun(Directions):
 
     @torch.inference_mode()
     def sequences_from(
-        self, u: Tensor, tags: Sequence[Tags], *, image: sampling.Choice, text: sampling.Choice, caption: list[int] | None = None,
-        guidance_scale: float = 1.0, text_guidance_scale: float = 1.0, forced: Tensor | None = None, watch: Watch | None = None,
+        self, u: Tensor, tags: Sequence[Tags], how: DecodingSettings, *, caption: list[int] | None = None, forced: Tensor | None = None,
+        watch: Watch | None = None,
     ) -> list[tuple[list[int], float, float, float]]:  # fmt: skip
         """(ids, nats of the codes, of the text, of what was given) of each row of `pairs_from`."""
         v = self.vocabulary
@@ -306,17 +305,33 @@ class Tokun(Directions):
         # rows share a length; a seed's block of rows keeps its place, so equal lengths are grouped in order
         for width in sorted({len(p) for p in prompts}):
             rows = [i for i, p in enumerate(prompts) if len(p) == width]
-            out = sampling.generate(
-                self.generator, v, torch.tensor([prompts[i] for i in rows], device=self.device), u[rows].to(self.device), self.slots,
-                image=image, text=text, guidance_scale=guidance_scale, unconditional_image=torch.tensor([bare[i] for i in rows], device=self.device),
-                text_guidance_scale=text_guidance_scale if caption is None else 1.0, unconditional_text=torch.tensor([sequences.prefix(v, tags[i]) for i in rows], device=self.device),
-                forbid=(*sequences.other_tasks(v), *self.forbidden_text[0]), forbid_first=self.forbidden_text[1], **self.pieces_for(text),
-                forced=None if forced is None else forced[rows].to(self.device),
-                watch=self._telling(watch, width) if watch is not None and rows[0] == 0 else None,
+            out = self.generate(
+                [prompts[i] for i in rows], u[rows], how if caption is None else replace(how, text_guidance_scale=1.0),
+                unconditional_image=[bare[i] for i in rows], unconditional_text=[sequences.prefix(v, tags[i]) for i in rows],
+                forced=None if forced is None else forced[rows], watch=self._telling(watch, width) if watch is not None and rows[0] == 0 else None,
             )  # fmt: skip
             for j, i in enumerate(rows):
                 made[i] = (out.ids[j].tolist(), float(out.image_nll[j]), float(out.text_nll[j]), float(out.forced_nll[j]))
         return [made[i] for i in range(len(tags))]
+
+    def generate(
+        self, prompts: Sequence[Sequence[int]], u: Tensor, how: DecodingSettings, *, unconditional_image: Sequence[Sequence[int]] | None = None,
+        unconditional_text: Sequence[Sequence[int]] | None = None, forced: Tensor | None = None, watch: Callable[[Tensor], None] | None = None,
+    ) -> sampling.Generated:  # fmt: skip
+        """`sampling.generate` by this model, for prompts (and their unconditional ones) of one length: pairs, captions, answers, never a question."""
+
+        def on_device(rows: Sequence[Sequence[int]] | None) -> Tensor | None:
+            return None if rows is None else torch.tensor(rows, device=self.device)
+
+        never, never_first = self.forbidden_text
+        pieces: dict[str, Any] = {"word_starts": self._word_starts, "marks": self._marks} if how.text.no_repeats else {}
+        return sampling.generate(
+            self.generator, self.vocabulary, torch.tensor(prompts, device=self.device), u.to(self.device), self.slots,
+            image=how.image, text=how.text, guidance_scale=how.guidance_scale, unconditional_image=on_device(unconditional_image),
+            text_guidance_scale=how.text_guidance_scale, unconditional_text=on_device(unconditional_text),
+            forbid=(*sequences.other_tasks(self.vocabulary), *never), forbid_first=never_first, **pieces,
+            forced=None if forced is None else forced.to(self.device), watch=watch,
+        )  # fmt: skip
 
     def _telling(self, watch: Watch, width: int) -> Callable[[Tensor], None]:
         """Tells `watch` of the first row's codes and words behind a prompt of `width` ids."""
@@ -343,6 +358,21 @@ class Tokun(Directions):
         """How often tags stand together in training; with a caption (text ids), times how well subject and thing fit it: see `prompt_tags`."""
         found = Frequencies(self.tag_counts, self.vocabulary)
         return found if caption is None else found.given(prompt_tags.likelihoods(self, caption, wanted, found))
+
+    # --- the other directions, each described where it is written -----------------------------------------------------
+
+    caption = conditional_generation.caption
+    ask = conditional_generation.ask
+    rewrite = conditional_generation.rewrite
+    interpolate = conditional_generation.interpolate
+    best_of = conditional_generation.best_of
+    best_and_worst = preferences.best_and_worst
+    complete = conditional_generation.complete
+    invert = conditional_generation.invert
+    vary = conditional_generation.vary
+    score = conditional_generation.score
+    save_pretrained = hub.save_pretrained
+    push_to_hub = hub.push_to_hub
 
     # --- scoring ----------------------------------------------------------------------------------------------------
 
@@ -419,10 +449,6 @@ class Tokun(Directions):
     @cached_property
     def _after_a_letter(self) -> dict[int, str]:
         return text_token_classes.after_a_letter(self.text_tokenizer, self.vocabulary)
-
-    def pieces_for(self, choice: sampling.Choice) -> sampling.Pieces:
-        """What `sampling.generate` has to know of the text ids for this choice: nothing, unless words are not to be repeated."""
-        return {"word_starts": self._word_starts, "marks": self._marks} if choice.no_repeats else {}
 
     def encode_text(self, text: str) -> list[int]:
         """Ids of a caption. Raises UserError when it is longer than the model's text spans, or no text."""

@@ -26,6 +26,7 @@ def model_card(
     )
     figures = record["image_tokenizer"]
     held_out = "held-out " if config.data.val else "training "
+    # of a checkpoint without its run's record: the table says them
     rows = (
         [
             (f"image tokenizer, {held_out}PSNR", f"{figures['psnr']:.2f} dB"),
@@ -34,7 +35,7 @@ def model_card(
         ]
         if figures
         else []
-    )  # of a checkpoint without its run's record: the table says them
+    )
     if record["val"]:
         rows += [
             ("generator, held-out nats per image token", f"{record['val']['image_loss']:.3f}"),

@@ -71,15 +71,8 @@ def has_products() -> bool:
 
 def _flags(products: bool) -> list[str]:
     parallel = [] if platform.system() == "Darwin" else ["-fopenmp"]  # Apple's compiler lacks it
-    return [
-        "-std=c++20",
-        "-O3",
-        "-march=native",
-        "-fno-math-errno",
-        "-fno-trapping-math",
-        *parallel,
-        *(["-DTOKUN_BRGEMM", "-mprefer-vector-width=512"] if products else []),
-    ]
+    wide = ["-DTOKUN_BRGEMM", "-mprefer-vector-width=512"] if products else []
+    return ["-std=c++20", "-O3", "-march=native", "-fno-math-errno", "-fno-trapping-math", *parallel, *wide]
 
 
 def compiler() -> str | None:
@@ -107,12 +100,9 @@ def build(flags: Sequence[str]) -> Path:
             ]  # fmt: skip
             ended = subprocess.run(command, capture_output=True, text=True)
             if ended.returncode:
-                lines = (
-                    [line for line in ended.stderr.splitlines() if "error" in line]
-                    or ended.stderr.splitlines()
-                    or [f"exit code {ended.returncode}"]
-                )
-                raise RuntimeError(f"{name} could not build {SOURCE.name}: {lines[0]}")
+                lines = ended.stderr.splitlines() or [f"exit code {ended.returncode}"]
+                first = next((line for line in lines if "error" in line), lines[0])
+                raise RuntimeError(f"{name} could not build {SOURCE.name}: {first}")
             made.replace(path)
     except OSError as error:  # for example a full disk
         raise RuntimeError(f"{path} cannot be written: {error}") from error
@@ -179,20 +169,13 @@ def _load(path: Path) -> ctypes.CDLL:
     except OSError as error:
         raise RuntimeError(f"{path} cannot be loaded: {error}") from error
     pointer, whole, count = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int
-    loaded.tokun_step.argtypes = [ctypes.POINTER(_Model), ctypes.POINTER(_Rows), pointer, count]
-    loaded.tokun_head.argtypes = [ctypes.POINTER(_Matrix), count, pointer, whole, pointer, count]
-    loaded.tokun_choose.argtypes = [pointer, pointer, whole, whole, pointer, ctypes.c_float, whole, ctypes.c_double, pointer, count]
-    loaded.tokun_draw.argtypes = [
-        ctypes.POINTER(_Model), ctypes.POINTER(_Rows), ctypes.POINTER(_Matrix), pointer, whole, pointer, ctypes.c_float, whole, ctypes.c_double, whole, pointer, pointer, count,
-    ]  # fmt: skip
-    loaded.tokun_write.argtypes = [
-        ctypes.POINTER(_Model),
-        ctypes.POINTER(_Rows),
-        ctypes.POINTER(_Matrix),
-        pointer,
-        ctypes.POINTER(_Words),
-        count,
-    ]
+    model, rows, matrix, words = (ctypes.POINTER(kind) for kind in (_Model, _Rows, _Matrix, _Words))
+    chosen = ctypes.c_float, whole, ctypes.c_double  # temperature, top_k, top_p
+    loaded.tokun_step.argtypes = [model, rows, pointer, count]
+    loaded.tokun_head.argtypes = [matrix, count, pointer, whole, pointer, count]
+    loaded.tokun_choose.argtypes = [pointer, pointer, whole, whole, pointer, *chosen, pointer, count]
+    loaded.tokun_draw.argtypes = [model, rows, matrix, pointer, whole, pointer, *chosen, whole, pointer, pointer, count]
+    loaded.tokun_write.argtypes = [model, rows, matrix, pointer, words, count]
     loaded.tokun_write.restype = whole
     loaded.tokun_nats.argtypes = [pointer, pointer, whole, whole, pointer, pointer, count]
     for name in ("tokun_step", "tokun_head", "tokun_draw", "tokun_choose", "tokun_nats"):
@@ -223,7 +206,7 @@ def interleaved(gate_up: Tensor, half: int) -> Tensor:
     return torch.cat(list(parts), 1).flatten(0, 1)
 
 
-class Packed:
+class PackedMatrix:
     """x (rows, k) -> x W^T (rows, n), W (n, k) in blocks of columns."""
 
     def __init__(self, weight: Tensor, dtype: torch.dtype, block: int = 0):
@@ -245,12 +228,12 @@ class Weights:
         self.is_half = embedding.dtype == torch.bfloat16 and bool(self.program.tokun_has_half()) and all(size % 2 == 0 for size in sizes)
         self.dtype = torch.bfloat16 if self.is_half else torch.float32
         self.embedding, self.head = embedding.to(self.dtype).contiguous(), head
-        self.heads: dict[tuple[int, int], Packed] = {}
+        self.heads: dict[tuple[int, int], PackedMatrix] = {}
         self.layers = []
         for qkv, out, gate_up, down, norms in layers:
             qkv, block = by_kv_head(qkv, config.num_attention_heads, config.num_key_value_heads), block_of(len(gate_up))
             parts = (qkv, 0), (out, 0), (interleaved(gate_up, block // 2), block), (down, 0)
-            self.layers.append(([Packed(part, self.dtype, block) for part, block in parts], norms.float().contiguous()))
+            self.layers.append(([PackedMatrix(part, self.dtype, block) for part, block in parts], norms.float().contiguous()))
         self.told = (_Layer * len(self.layers))(*(_Layer(*(part.told for part in parts), norms.data_ptr()) for parts, norms in self.layers))
         self.width, self.kv_heads = config.head_dim, config.num_key_value_heads
         self.model = _Model(
@@ -323,10 +306,10 @@ class Weights:
         self.program.tokun_head(head.told, self.is_half, hidden.data_ptr(), len(hidden), found.data_ptr(), torch.get_num_threads())
         return found
 
-    def head_of(self, part: slice) -> Packed:
+    def head_of(self, part: slice) -> PackedMatrix:
         key = (part.start, part.stop)
         if key not in self.heads:
-            self.heads[key] = Packed(self.head[part], self.dtype)
+            self.heads[key] = PackedMatrix(self.head[part], self.dtype)
         return self.heads[key]
 
 
@@ -334,13 +317,8 @@ class Rows:
     """The sequences of a cache. starts (B,) int64: the first position of each; cos, sin (positions, width / 2) float32."""
 
     def __init__(self, starts: Tensor, cos: Tensor, sin: Tensor, cache: Tensor):
-        self.starts, self.index, self.cos, self.sin, self.cache = (
-            starts,
-            torch.arange(cache.shape[1]),
-            cos.contiguous(),
-            sin.contiguous(),
-            cache,
-        )
+        self.starts, self.index, self.cache = starts, torch.arange(cache.shape[1]), cache
+        self.cos, self.sin = cos.contiguous(), sin.contiguous()
         self.room = cache.shape[3] // (2 * cos.shape[1])
         self.capacity = min(len(cos), self.room)
 
@@ -358,14 +336,8 @@ class Rows:
             raise IndexError(
                 f"{len(ids)} rows of ids at positions {place} to {place + more}; there are {len(self)} rows of {self.capacity} positions"
             )
-        return _Rows(
-            len(ids),
-            length,
-            place,
-            self.room,
-            self.cache.shape[1],
-            *(part.data_ptr() for part in (ids, self.starts, self.index, self.cos, self.sin, self.cache)),
-        )
+        places = (part.data_ptr() for part in (ids, self.starts, self.index, self.cos, self.sin, self.cache))
+        return _Rows(len(ids), length, place, self.room, self.cache.shape[1], *places)
 
 
 # --- the next id --------------------------------------------------------------------------------------------------------

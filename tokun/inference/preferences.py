@@ -20,13 +20,17 @@ from tqdm import tqdm
 from tokun import data
 from tokun.inference import latents
 from tokun.inference.conditional_generation import MAX_CANDIDATES
+from tokun.inference.sampling_arguments import with_sampling_options
 from tokun.tokenizers import sequences
 from tokun.tokenizers.sequences import Packed
 from tokun.tokenizers.vocabulary import Tags, Vocabulary
 from tokun.utils.errors import UserError
 
 if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
     from tokun.inference.model import Pair, Tokun
+    from tokun.inference.sampling_arguments import SamplingArguments
 
 
 @dataclass(frozen=True)
@@ -48,9 +52,10 @@ def lines(pairs: Sequence[tuple[Pair, Pair]]) -> str:
     return "".join(json.dumps(record(*pair), ensure_ascii=False) + "\n" for pair in pairs)
 
 
+@with_sampling_options
 def best_and_worst(
-    model: Tokun, seed: int, n: int, candidates: int, score: Callable[[list[Pair]], list[float]] | None = None, **options: Any
-) -> list[tuple[Pair, Pair]]:
+    model: Tokun, seed: int, n: int, candidates: int, score: Callable[[list[Pair]], list[float]] | None = None, **options: Unpack[SamplingArguments]
+) -> list[tuple[Pair, Pair]]:  # fmt: skip
     """As `conditional_generation.best_of`, but the best and the worst candidate of each sample. All candidates of a sample have the tags drawn by the
     first one, so that both are comparable."""
     if not 2 <= candidates <= MAX_CANDIDATES:
@@ -64,9 +69,9 @@ def best_and_worst(
     with tqdm(total=n, desc="preferences", unit="place", dynamic_ncols=True, disable=n * candidates <= batch_size) as bar:
         for first in range(0, n, together):
             numbers = range(first * candidates, min(n, first + together) * candidates)
-            u = latents.uniform(latents.draw(seed, numbers, model.slots.size))
+            u = model.uniforms(seed, numbers)
             u[:, : latents.TAG_SLOTS] = u[::candidates, : latents.TAG_SLOTS].repeat_interleave(candidates, 0)
-            pairs = model.drawn(u, seed, numbers, plan)
+            pairs = model.draw(seed, numbers, plan, u=u)
             scores = [pair.pmi for pair in pairs] if score is None else score(pairs)
             for i in range(0, len(pairs), candidates):
                 ranked = sorted(range(i, i + candidates), key=lambda j: scores[j])

@@ -15,7 +15,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from functools import partial
-from typing import Any, TypedDict
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -23,16 +23,15 @@ from torch import Tensor
 from tokun.inference import decoder, native
 from tokun.inference.decoder import SAFE, HubStreams, NativeStream, Stream, open_stream, row_counts
 from tokun.inference.latents import Slots
-from tokun.inference.token_choice import AS_IT_IS, REPEATED, Choice, choose, interval, nats
+from tokun.inference.token_choice import AS_IT_IS, Choice, choose, interval, nats, repetition_mask
 from tokun.tokenizers import sequences
 from tokun.tokenizers.grammar import END, START, STATES, TAG_KINDS, Grammar, Tables
 from tokun.tokenizers.vocabulary import Vocabulary
 from tokun.utils.errors import UserError
 
 LOOK = 16
-PLAUSIBLE = (
-    0.1  # guided text: pieces below this share of the greatest probability are excluded, as in contrastive decoding (Li et al. 2023)
-)
+# guided text: pieces below this share of the greatest probability are excluded, as in contrastive decoding (Li et al. 2023)
+PLAUSIBLE = 0.1
 
 
 @dataclass(frozen=True)
@@ -49,13 +48,6 @@ class Generated:
     def rows(self, n: int) -> Generated:
         """The first n rows."""
         return Generated(*(getattr(self, f.name)[:n] for f in fields(self)))
-
-
-class Pieces(TypedDict, total=False):
-    """What `generate` has to know of text ids where words are not to be repeated: those that begin a word, those that are no words."""
-
-    word_starts: list[int]
-    marks: list[int]
 
 
 @torch.inference_mode()
@@ -100,21 +92,12 @@ def generate(
     groups = 1 if unconditional_image is None else 2
     allowed = row_counts(model, [part.shape[1] for part in (prompts, unconditional_image, unconditional_text) if part is not None])
     counts = [n // groups for n in allowed]
-    if (
-        unconditional_image is not None and unconditional_text is not None
-    ):  # the text's second stream is one group, which also needs a number of rows that gives the same bits
+    if unconditional_image is not None and unconditional_text is not None:
+        # the text's second stream is one group, which also needs a number of rows that gives the same bits
         counts = [n for n in counts if n in allowed] or counts
+    starts = tuple(word_starts) if text.no_repeats else ()
     rules = Rules(
-        vocabulary,
-        slots,
-        image,
-        text,
-        guidance_scale,
-        text_guidance_scale,
-        tuple(forbid),
-        tuple(forbid_first),
-        tuple(word_starts) if text.no_repeats else (),
-        tuple(marks),
+        vocabulary, slots, image, text, guidance_scale, text_guidance_scale, tuple(forbid), tuple(forbid_first), starts, tuple(marks)
     )
     given, parts, most = (forced, unconditional_image, unconditional_text), [], counts[-1] if counts else len(prompts)
     codes = _codes_of(vocabulary, prompts)
@@ -185,10 +168,8 @@ class Block:
         for token in prompts.T:
             self.states, self.lengths = self.grammar.advance(self.states, self.lengths, token)
         self.image_nll, self.text_nll, self.forced_nll = (torch.zeros(B, dtype=torch.float64, device=device) for _ in range(3))
-        self.low, self.high = (
-            torch.zeros(B, slots.size, dtype=torch.float64, device=device),
-            torch.ones(B, slots.size, dtype=torch.float64, device=device),
-        )
+        self.low = torch.zeros(B, slots.size, dtype=torch.float64, device=device)
+        self.high = torch.ones_like(self.low)
         self.rows = torch.arange(B, device=device)  # rows of the block that are still in the batch
         self.told: Callable[[Tensor], None] | None = None
         self.counts = counts
@@ -199,9 +180,8 @@ class Block:
         self.guided = unconditional_image is not None
         self.model, self.unconditional_text = model, unconditional_text
         self.unconditional: Stream | HubStreams | None = None  # the same text without the picture
-        self.begins, self.marks = (
-            torch.zeros(v.size, dtype=torch.bool, device=device) for _ in range(2)
-        )  # ids that begin a word; ids that are not words
+        # ids that begin a word; ids that are not words
+        self.begins, self.marks = (torch.zeros(v.size, dtype=torch.bool, device=device) for _ in range(2))
         self.begins[list(rules.word_starts)] = True
         self.marks[list(rules.marks)] = True
 
@@ -379,21 +359,12 @@ class Block:
         self.length += ids.shape[1]
 
     def repetition_mask(self, in_text: Tensor, width: int) -> Tensor:
-        """(rows, width) bool: the ids that would repeat the phrase at the row's end: a1 … an a1 … an, where a1 begins a word; marks are ignored."""
-        found = torch.zeros(len(self.rows), width, dtype=torch.bool, device=in_text.device)
+        """(rows, width) bool: the ids that would repeat the phrase at the end of a row's text."""
         text = self.ids[self.rows, max(0, self.length - self.rules.vocabulary.max_text) : self.length]
         size = text.shape[1]
         counted = ~self.marks[text] & (torch.arange(size, device=text.device) >= size - self.lengths[:, None])
-        counts, before = (
-            counted.sum(1),
-            text.gather(1, counted.long().argsort(stable=True, dim=1)),
-        )  # non-marks, right-aligned in order
-        for n in range(1, min(REPEATED, (size + 1) // 2) + 1):
-            said = before[:, size - 2 * n + 1 :]  # a1 … an a1 … a(n-1)
-            again = in_text & (counts >= 2 * n - 1) & self.begins[said[:, 0]] & (said[:, : n - 1] == said[:, n:]).all(1)
-            last = said[:, n - 1 : n].clamp_max(width - 1)
-            found.scatter_(1, last, found.gather(1, last) | again[:, None])
-        return found
+        words = text.gather(1, counted.long().argsort(stable=True, dim=1))
+        return repetition_mask(words, torch.where(in_text, counted.sum(1), 0), self.begins, width)
 
     def note_rows(self, kind: Tensor, logits: Tensor, legal: Tensor, chosen: Tensor, slot: Tensor, choice: Choice) -> None:
         """As `note`, for the rows selected by `kind`, each at its own slot."""

@@ -33,10 +33,8 @@ class Stream:
         self.starts = [longest - rows.shape[1] for rows in prompts]  # shorter prompts stand at the right: all rows end together
         self.used = longest
         cos, sin = (part[0] for part in d.rotary(like[:1, None], torch.arange(capacity, device=like.device)[None]))  # (capacity, width)
-        self.cos, self.sin = (
-            cos[:, None],
-            torch.cat([-sin[:, : d.width // 2], sin[:, d.width // 2 :]], -1)[:, None],
-        )  # a rotation is two products
+        # a rotation is two products
+        self.cos, self.sin = cos[:, None], torch.cat([-sin[:, : d.width // 2], sin[:, d.width // 2 :]], -1)[:, None]
         shape = (sum(len(rows) for rows in prompts), 2 * d.kv_heads, capacity, d.width)
         self.caches = [torch.zeros(shape, dtype=like.dtype, device=like.device) for _ in d.layers]
         self.hidden = self.prefill(prompts)

@@ -53,15 +53,24 @@ class Choice:
 AS_IT_IS = Choice()  # the model's own distribution
 
 
+@dataclass(frozen=True)
+class DecodingSettings:
+    """How a pair is drawn: the choice of its codes and of its words, and the scales of their guidance (1: off)."""
+
+    image: Choice = AS_IT_IS
+    text: Choice = AS_IT_IS
+    guidance_scale: float = 1.0
+    text_guidance_scale: float = 1.0
+
+
 def choose(logits: Tensor, legal: Tensor | None, u: Tensor, choice: Choice) -> Tensor:
     """The id at which the cumulative distribution over legal ids (None: all), in id order, exceeds u. float32."""
     if choice.temperature == 0:
         return _masked(logits, legal).argmax(-1)
     cdf = distribution(logits, legal, choice)[1]
     total = cdf[:, -1:]
-    at = torch.minimum(
-        u.float()[:, None] * total, torch.nextafter(total, torch.zeros_like(total))
-    )  # u may be so close to 1 that rounding exceeds the end
+    # u may be so close to 1 that rounding exceeds the end
+    at = torch.minimum(u.float()[:, None] * total, torch.nextafter(total, torch.zeros_like(total)))
     return torch.searchsorted(cdf, at, right=True)[:, 0]
 
 
@@ -96,11 +105,24 @@ def narrow(logits: Tensor, choice: Choice) -> Tensor:
     if choice.top_p < 1:
         mass = logits.softmax(-1)
         likeliest = _descending(mass)
-        inside = (likeliest.cumsum(-1) - likeliest < choice.top_p).sum(
-            -1, keepdim=True
-        )  # ids preceded by less than top_p of the probability
+        # ids preceded by less than top_p of the probability
+        inside = (likeliest.cumsum(-1) - likeliest < choice.top_p).sum(-1, keepdim=True)
         logits = logits.masked_fill(mass < likeliest.gather(-1, inside - 1), -torch.inf)
     return logits
+
+
+def repetition_mask(words: Tensor, counts: Tensor, begins: Tensor, width: int) -> Tensor:
+    """The ids that would repeat the phrase at the end of a text (a1 … an a1 … an, where a1 begins a word): (B, width) bool.
+
+    words (B, T) int64: the ids of each text without its marks, right-aligned; counts (B,): their number; begins (V,) bool: the ids that begin a word.
+    """
+    found, size = torch.zeros(len(words), width, dtype=torch.bool, device=words.device), words.shape[1]
+    for n in range(1, min(REPEATED, (size + 1) // 2) + 1):
+        end = words[:, size - 2 * n + 1 :]  # a1 … an a1 … a(n-1)
+        again = (counts >= 2 * n - 1) & begins[end[:, 0]] & (end[:, : n - 1] == end[:, n:]).all(1)
+        last = end[:, n - 1 : n].clamp_max(width - 1)
+        found.scatter_(1, last, found.gather(1, last) | again[:, None])
+    return found
 
 
 def _descending(x: Tensor) -> Tensor:

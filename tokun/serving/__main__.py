@@ -17,10 +17,9 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from tokun.inference import latents
 from tokun.inference.checkpoint_folder import GENERATOR, resolve
 from tokun.inference.load import load
-from tokun.inference.model import Plan, Tokun
+from tokun.inference.model import SamplingPlan, Tokun
 from tokun.tokenizers import sequences
 from tokun.tokenizers.vocabulary import Tags
 from tokun.utils import checkpoint, console
@@ -57,23 +56,15 @@ def open_engine(generator: Path, dtype: str) -> Any:
     return vllm.LLM(model=str(generator), dtype=dtype, logits_processors=[PROCESSOR], async_scheduling=False)
 
 
-def pairs(model: Tokun, engine: Any, seed: int, n: int, plan: Plan) -> Iterator[tuple[dict[str, Any], Any]]:
+def pairs(model: Tokun, engine: Any, seed: int, n: int, plan: SamplingPlan) -> Iterator[tuple[dict[str, Any], Any]]:
     """(record, picture) of samples 0 … n-1 of the seed."""
     vllm, v = need("vllm", extra="serve"), model.vocabulary
     for first in range(0, n, BATCH):
         numbers = range(first, min(n, first + BATCH))
-        u = latents.uniform(latents.draw(seed, numbers, model.slots.size))
-        tags = model.tags_of(u, plan)
+        tags = model.tags_of(model.uniforms(seed, numbers), plan)
         prompts = [{"prompt_token_ids": sequences.image_prompt(v, t)} for t in tags]
-        asked = [
-            vllm.SamplingParams(
-                temperature=1.0,
-                max_tokens=sequences.longest_from(v, 0, v.max_codes),
-                detokenize=False,
-                extra_args={"tokun_seed": seed, "tokun_index": k},
-            )
-            for k in numbers
-        ]
+        how = {"temperature": 1.0, "max_tokens": sequences.longest_from(v, 0, v.max_codes), "detokenize": False}
+        asked = [vllm.SamplingParams(**how, extra_args={"tokun_seed": seed, "tokun_index": k}) for k in numbers]
         for k, t, prompt, done in zip(numbers, tags, prompts, engine.generate(prompts, asked)):
             codes, caption = sequences.unpack_pair(v, [*prompt["prompt_token_ids"], *done.outputs[0].token_ids])
             yield record_of(model, seed, k, t, codes, caption), model.decode_images([codes], [t.grid or v.default_grid])[0]
@@ -82,14 +73,8 @@ def pairs(model: Tokun, engine: Any, seed: int, n: int, plan: Plan) -> Iterator[
 def record_of(model: Tokun, seed: int, index: int, tags: Tags, codes: list[int], caption: list[int]) -> dict[str, Any]:
     """One line of samples.jsonl."""
     said = {name: value for name, value in asdict(tags).items() if value}
-    return {
-        "seed": seed,
-        "index": index,
-        "tags": said,
-        "caption": model.text_tokenizer.decode(caption),
-        "codes": codes,
-        "caption_ids": caption,
-    }
+    text = model.text_tokenizer.decode(caption)
+    return {"seed": seed, "index": index, "tags": said, "caption": text, "codes": codes, "caption_ids": caption}
 
 
 def make_parser() -> argparse.ArgumentParser:

@@ -25,8 +25,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tokun.inference import sampling
 from tokun.inference.model import Tokun, Watch
+from tokun.inference.token_choice import Choice, DecodingSettings
 from tokun.tokenizers import sequences
 from tokun.tokenizers.vocabulary import Tags
 from tokun.utils.errors import UserError, first_line
@@ -113,24 +113,22 @@ class Served(Tokun):
     server: Server
 
     def sequences_from(
-        self, u: Tensor, tags: Sequence[Tags], *, image: sampling.Choice, text: sampling.Choice, caption: list[int] | None = None,
-        guidance_scale: float = 1.0, text_guidance_scale: float = 1.0, forced: Tensor | None = None, watch: Watch | None = None,
+        self, u: Tensor, tags: Sequence[Tags], how: DecodingSettings, *, caption: list[int] | None = None, forced: Tensor | None = None,
+        watch: Watch | None = None,
     ) -> list[Drawn]:  # fmt: skip
         """As of Tokun. Raises UserError for guidance of pictures, an adapter, and a server that cannot be reached or draws no pairs of this model."""
         if forced is not None:  # some ids are given: here
-            return super().sequences_from(
-                u, tags, image=image, text=text, caption=caption, guidance_scale=guidance_scale, text_guidance_scale=text_guidance_scale, forced=forced, watch=watch
-            )  # fmt: skip
-        if guidance_scale != 1:
+            return super().sequences_from(u, tags, how, caption=caption, forced=forced, watch=watch)
+        if how.guidance_scale != 1:
             raise UserError(
-                f"guidance_scale is {guidance_scale:g}, but a vLLM server draws pictures without guidance: leave it at 1, or draw without --backend"
+                f"guidance_scale is {how.guidance_scale:g}, but a vLLM server draws pictures without guidance: leave it at 1, or draw without --backend"
             )
         if self.adapter:
             raise UserError(
                 f"the adapter {self.adapter} is not on the server {self.server.url}: draw without --backend, or serve a checkpoint it is merged into"
             )
         v = self.vocabulary
-        guided = text_guidance_scale != 1 and caption is None
+        guided = how.text_guidance_scale != 1 and caption is None
         prompts = [sequences.image_prompt(v, t, caption) for t in tags]
         counts = [v.n_codes(prompt) for prompt in prompts]
         positions = self.generator.config.max_position_embeddings
@@ -138,7 +136,7 @@ class Served(Tokun):
             n + 1 if guided else min(positions, sequences.longest_from(v, len(prompt), n)) - len(prompt)
             for prompt, n in zip(prompts, counts)
         ]
-        extra = asked(image, text)
+        extra = asked(how.image, how.text)
 
         def draw(row: int) -> list[int]:
             told, prompt = None, prompts[row]
@@ -154,8 +152,11 @@ class Served(Tokun):
         finally:
             pool.shutdown(cancel_futures=True)
         if guided:
-            made = self.worded(made, u, tags, text, text_guidance_scale)
-        return self.measured(made)
+            made = self.worded(made, u, tags, how)
+        scored = [sequences.pair_scored(v, ids) for ids in made]
+        drawn = self.span_nll([picture for picture, _ in scored])
+        written = self.span_nll([words for _, words in scored]) if caption is None else [0.0] * len(made)
+        return list(zip(made, drawn, written, [0.0] * len(made)))
 
     def checked(self, ids: list[int], prompt: int, n_codes: int, *, whole: bool) -> list[int]:
         """The ids, if they are a pair, or its beginning up to the end of its picture. Raises UserError otherwise."""
@@ -173,25 +174,16 @@ class Served(Tokun):
             )
         return ids
 
-    def worded(self, drawn: list[list[int]], u: Tensor, tags: Sequence[Tags], text: sampling.Choice, scale: float) -> list[list[int]]:
+    def worded(self, drawn: list[list[int]], u: Tensor, tags: Sequence[Tags], how: DecodingSettings) -> list[list[int]]:
         """Write the words of drawn pictures here, with text guidance."""
         made, v = list(drawn), self.vocabulary
         for shape in sorted({(len(ids), len(t.names())) for ids, t in zip(drawn, tags)}):
             rows = [i for i, ids in enumerate(drawn) if (len(ids), len(tags[i].names())) == shape]
-            out = sampling.generate(
-                self.generator, v, torch.tensor([drawn[i] for i in rows], device=self.device), u[rows].to(self.device), self.slots, text=text,
-                text_guidance_scale=scale, unconditional_text=torch.tensor([sequences.prefix(v, tags[i]) for i in rows], device=self.device),
-                forbid=(*sequences.other_tasks(v), *self.forbidden_text[0]), forbid_first=self.forbidden_text[1], **self.pieces_for(text),
-            )  # fmt: skip
+            alone = [sequences.prefix(v, tags[i]) for i in rows]
+            out = self.generate([drawn[i] for i in rows], u[rows], how, unconditional_text=alone)
             for i, ids in zip(rows, out.ids.tolist()):
                 made[i] = ids
         return made
-
-    def measured(self, made: list[list[int]]) -> list[Drawn]:
-        """With the nats of their codes and words."""
-        scored = [sequences.pair_scored(self.vocabulary, ids) for ids in made]
-        spans = [self.span_nll(list(own)) for own in zip(*scored)]
-        return [(ids, drawn, worded, 0.0) for ids, drawn, worded in zip(made, *spans)]
 
 
 def served(model: Tokun, url: str) -> Served:
@@ -206,7 +198,7 @@ def served(model: Tokun, url: str) -> Served:
     return made
 
 
-def asked(image: sampling.Choice, text: sampling.Choice) -> dict[str, Any]:
+def asked(image: Choice, text: Choice) -> dict[str, Any]:
     """The extra arguments of a request that say how its ids are chosen."""
     return {
         "tokun_temperature": image.temperature, "tokun_text_temperature": text.temperature, "tokun_top_k": image.top_k, "tokun_top_p": image.top_p,

@@ -1,6 +1,6 @@
 """The span grammar for external engines: the ids that may come next, and the one a seed's latent picks. Knows ids, no engine.
 
-A row is a request: the ids of its prompt and those generated so far. `Grammar.apply` masks the logits so that only the ids that
+A row is a request: the ids of its prompt and those generated so far. `RequestGrammar.apply` masks the logits so that only the ids that
 `sampling.generate` would choose from remain or, for a row with a seed, only the id it would choose.
 """
 
@@ -17,7 +17,7 @@ from torch import Tensor
 from tokun.inference import latents, sampling
 from tokun.inference.checkpoint_folder import TEXT_TOKENIZER, read_settings
 from tokun.inference.text_token_classes import after_a_letter, forbidden_text_of, marks, word_starts
-from tokun.inference.token_choice import AS_IT_IS, REPEATED, Choice
+from tokun.inference.token_choice import Choice, DecodingSettings, repetition_mask
 from tokun.tokenizers import sequences
 from tokun.tokenizers.grammar import IMAGE_STATES, START, STATES, TEXT_STATES
 from tokun.tokenizers.text import text_tokenizer_at
@@ -27,25 +27,15 @@ IMAGE = [STATES.index(state) for state in IMAGE_STATES]
 TEXT = [STATES.index(state) for state in TEXT_STATES]
 
 
-@dataclass(frozen=True)
-class Manner:
-    """How the codes and the words of a request are chosen."""
-
-    image: Choice = AS_IT_IS
-    text: Choice = AS_IT_IS
-
-    def changed(
-        self, *, temperature: float | None = None, text_temperature: float | None = None, top_k: int | None = None, top_p: float | None = None,
-        no_repeats: bool | None = None,
-    ) -> Manner:  # fmt: skip
-        """With these where they are given: `temperature` and `top_k` of codes, `top_p` of both. Raises UserError for values outside their range."""
-        image, text = (
-            {"temperature": temperature, "top_k": top_k, "top_p": top_p},
-            {"temperature": text_temperature, "no_repeats": no_repeats, "top_p": top_p},
-        )
-        return Manner(
-            *(replace(own, **{k: v for k, v in new.items() if v is not None}) for own, new in ((self.image, image), (self.text, text)))
-        )
+def changed(
+    settings: DecodingSettings, *, temperature: float | None = None, text_temperature: float | None = None, top_k: int | None = None,
+    top_p: float | None = None, no_repeats: bool | None = None,
+) -> DecodingSettings:  # fmt: skip
+    """The settings with these values where they are given: `temperature` and `top_k` of codes, `top_p` of both. Raises UserError outside their range."""
+    image = {"temperature": temperature, "top_k": top_k, "top_p": top_p}
+    text = {"temperature": text_temperature, "no_repeats": no_repeats, "top_p": top_p}
+    own = ((settings.image, image), (settings.text, text))
+    return DecodingSettings(*(replace(choice, **{k: v for k, v in new.items() if v is not None}) for choice, new in own))
 
 
 @dataclass
@@ -60,11 +50,11 @@ class RowState:
     length: int = 0
     read: int = 0
     broken: bool = False  # the prompt does not fit the grammar: only the end may follow
-    manner: Manner = Manner()
+    settings: DecodingSettings = field(default_factory=DecodingSettings)
     said: list[int] = field(default_factory=list)  # the words of its current text, without marks
 
 
-class Grammar:
+class RequestGrammar:
     """`image` and `text`: how codes and words are chosen, unless a request asks otherwise; `forbid`, `forbid_first`, `word_starts` and `marks` as in
     `sampling.generate`."""
 
@@ -73,13 +63,14 @@ class Grammar:
         word_starts: Sequence[int] = (), marks: Sequence[int] = (),
     ):  # fmt: skip
         v = self.vocabulary = vocabulary
-        self.manner = Manner(image, text)
+        self.settings = DecodingSettings(image, text)
         self.slots = latents.Slots(v.max_codes, v.max_text)
         self.forbid, self.forbid_first = tuple(forbid), tuple(forbid_first)
-        self.word_starts, self.marks = frozenset(word_starts), frozenset(marks)
+        self.word_starts, self.marks = torch.zeros(v.size, dtype=torch.bool), frozenset(marks)
+        self.word_starts[list(word_starts)] = True
 
     @classmethod
-    def of_checkpoint(cls, folder: Path) -> Grammar:
+    def of_checkpoint(cls, folder: Path) -> RequestGrammar:
         """With the settings in the checkpoint's sampling.json, for pictures with captions, not questions."""
         v, d = Vocabulary.load(folder / "vocabulary.json"), read_settings(folder / "sampling.json").defaults
         tokenizer = text_tokenizer_at(folder / TEXT_TOKENIZER)
@@ -90,12 +81,12 @@ class Grammar:
         )  # fmt: skip
 
     def row(
-        self, prompt: Sequence[int], written: Sequence[int], seed: int | None = None, index: int = 0, *, u: Tensor | None = None, manner: Manner | None = None
+        self, prompt: Sequence[int], written: Sequence[int], seed: int | None = None, index: int = 0, *, u: Tensor | None = None, settings: DecodingSettings | None = None
     ) -> RowState:  # fmt: skip
         """A request. With a seed, its latent `index` decides; or the uniforms u (slots.size,) do, and for a u of another size only the end may follow.
 
         Raises UserError for an invalid seed."""
-        row = RowState(prompt, written, self.vocabulary.n_codes([]), manner=manner or self.manner)
+        row = RowState(prompt, written, self.vocabulary.n_codes([]), settings=settings or self.settings)
         row.broken = u is not None and u.shape != (self.slots.size,)
         self.catch_up(row)
         row.u = latents.uniform(latents.draw(seed, [index], self.slots.size))[0] if seed is not None else None if row.broken else u
@@ -130,19 +121,15 @@ class Grammar:
         _, ruled = grammar.chosen_from(self.forbid, self.forbid_first, v.size)
         legal = ruled[grammar.case(states, lengths, grammar.limit(states, n_codes))]
         for number, row in enumerate(rows):
-            if row.manner.text.no_repeats and row.state in TEXT:
+            if row.settings.text.no_repeats and row.state in TEXT:
                 legal[number, self.repeats(row.said)] = False
         legal[broken] = torch.arange(v.size, device=device) == v.id("<eos>")
         return legal
 
     def repeats(self, said: Sequence[int]) -> list[int]:
-        """The ids that would repeat the phrase at the end of a text, as `sampling.Block.repetition_mask` finds them."""
-        found = []
-        for n in range(1, min(REPEATED, (len(said) + 1) // 2) + 1):
-            end = said[len(said) - 2 * n + 1 :]  # a1 … an a1 … a(n-1)
-            if end[0] in self.word_starts and end[: n - 1] == end[n:]:
-                found.append(end[n - 1])
-        return found
+        """The ids that would repeat the phrase at the end of a text without marks."""
+        words = torch.tensor([list(said)], dtype=torch.long)
+        return repetition_mask(words, torch.tensor([len(said)]), self.word_starts, self.vocabulary.size)[0].nonzero()[:, 0].tolist()
 
     def apply(self, logits: Tensor, rows: Sequence[RowState]) -> Tensor:
         """logits (B, at least V) -> the same with -inf for illegal ids; in rows with a seed, for all but the chosen id."""
@@ -161,7 +148,7 @@ class Grammar:
         slots = self.slots.deciding(in_image, torch.tensor([row.length for row in rows])).tolist()
         u = torch.tensor([0.0 if row.u is None else float(row.u[slot]) for row, slot in zip(rows, slots)], device=logits.device)
         out = torch.zeros(len(rows), dtype=torch.long, device=logits.device)
-        choices = [row.manner.image if drawn else row.manner.text for row, drawn in zip(rows, in_image.tolist())]
+        choices = [row.settings.image if drawn else row.settings.text for row, drawn in zip(rows, in_image.tolist())]
         for choice in dict.fromkeys(choices):
             same = torch.tensor([i for i, own in enumerate(choices) if own == choice], device=logits.device)
             out[same] = sampling.choose(logits[same], legal[same], u[same], choice)

@@ -1,4 +1,4 @@
-"""`Grammar` behind vLLM's interface: a custom logits processor for its V1 model runner.
+"""`RequestGrammar` behind vLLM's interface: a custom logits processor for its V1 model runner.
 
     vllm serve runs/engraving/checkpoint/generator --logits-processors tokun.serving.processor:SpanProcessor --no-async-scheduling
 
@@ -6,7 +6,7 @@ Extra arguments of a request (`extra_args`; `vllm_xargs` over HTTP):
 
     tokun_seed, tokun_index    the sample of that seed; or
     tokun_uniforms             the uniforms that choose, float32, little-endian, in base64
-    tokun_temperature …        with either: `Manner.changed`; the default is the checkpoint's
+    tokun_temperature …        with either: `grammar.changed`; the default is the checkpoint's
 
 A request without the first three is sampled by vLLM within the grammar, with the request's settings. Interface:
 vllm.v1.sample.logits_processor, documented in vLLM's "Custom Logits Processors". docs/guides/serving.md says what was run.
@@ -25,17 +25,18 @@ from torch import Tensor
 from vllm.v1.sample.logits_processor import BatchUpdate, LogitsProcessor, MoveDirectionality  # pyright: ignore[reportMissingImports]  # not in the extra all
 
 from tokun.inference import latents
-from tokun.serving.grammar import Grammar, Manner, RowState
+from tokun.inference.token_choice import DecodingSettings
+from tokun.serving.grammar import RequestGrammar, RowState, changed
 from tokun.utils.errors import UserError
 
-MANNER = ("temperature", "text_temperature", "top_k", "top_p", "no_repeats")
+SETTINGS = ("temperature", "text_temperature", "top_k", "top_p", "no_repeats")
 
 
 class SpanProcessor(LogitsProcessor):
     """Keeps a row for each position in vLLM's batch, and masks its logits."""
 
     def __init__(self, vllm_config: Any, device: Any, is_pin_memory: bool):
-        self.grammar = Grammar.of_checkpoint(Path(vllm_config.model_config.model).parent)  # beside generator/
+        self.grammar = RequestGrammar.of_checkpoint(Path(vllm_config.model_config.model).parent)  # beside generator/
         self.rows: dict[int, RowState] = {}
 
     @classmethod
@@ -44,7 +45,7 @@ class SpanProcessor(LogitsProcessor):
         sample = sample_of(sampling_params)
         if "seed" in sample:
             latents.draw(sample["seed"], [sample["index"]], 1)
-        Manner().changed(**manner_of(sampling_params))
+        changed(DecodingSettings(), **settings_of(sampling_params))
 
     def is_argmax_invariant(self) -> bool:
         return False
@@ -56,8 +57,8 @@ class SpanProcessor(LogitsProcessor):
         for index in batch_update.removed:
             self.rows.pop(index, None)
         for index, params, prompt, written in batch_update.added:
-            manner = self.grammar.manner.changed(**manner_of(params))
-            self.rows[index] = self.grammar.row(prompt or [], written, **sample_of(params), manner=manner)
+            settings = changed(self.grammar.settings, **settings_of(params))
+            self.rows[index] = self.grammar.row(prompt or [], written, **sample_of(params), settings=settings)
         for one, other, direction in batch_update.moved:
             moved, there = self.rows.pop(one, None), self.rows.pop(other, None)
             self.rows |= {} if moved is None else {other: moved}
@@ -78,10 +79,10 @@ def sample_of(sampling_params: Any) -> dict[str, Any]:
     return {"u": unpack(extra["tokun_uniforms"])} if "tokun_uniforms" in extra else {}
 
 
-def manner_of(sampling_params: Any) -> dict[str, Any]:
+def settings_of(sampling_params: Any) -> dict[str, Any]:
     """How ids are chosen, as far as a request says so."""
     extra = getattr(sampling_params, "extra_args", None) or {}
-    return {name: extra[f"tokun_{name}"] for name in MANNER if f"tokun_{name}" in extra}
+    return {name: extra[f"tokun_{name}"] for name in SETTINGS if f"tokun_{name}" in extra}
 
 
 def unpack(text: object) -> Tensor:
