@@ -76,40 +76,27 @@ def add_table(parser: argparse.ArgumentParser) -> None:
     merged = from_table.Options()
     table = parser.add_argument_group("captions from a table, instead of a model").add_argument
     table(
-        "--from",
-        dest="table",
-        type=home_path,
-        metavar="TABLE",
+        "--from", dest="table", type=home_path, metavar="TABLE",
         help="merge this .csv, .tsv, .jsonl or .parquet: rows by key or path, one column for each register",
-    )
+    )  # fmt: skip
     table(
-        "--caption-column",
-        default="",
-        metavar="NAME",
+        "--caption-column", default="", metavar="NAME",
         help="the column of the plain caption (the first of caption, text, description, prompt, title …)",
-    )
+    )  # fmt: skip
     table("--encoding", default=merged.encoding, help="of a text table (%(default)s)")
     table(
-        "--quoting",
-        default=merged.quoting,
-        choices=QUOTING,
+        "--quoting", default=merged.quoting, choices=QUOTING,
         help="of fields (%(default)s: CSV is quoted, TSV only if its text shows it)",
-    )
+    )  # fmt: skip
     table("--keep-undescribed", action="store_true", help="keep pictures without a row unchanged instead of leaving them out")
     table(
-        "--min-things",
-        type=int,
-        default=merged.min_things,
-        metavar="N",
+        "--min-things", type=int, default=merged.min_things, metavar="N",
         help="fewest pictures for a main noun to become a thing (%(default)s)",
-    )
+    )  # fmt: skip
     table(
-        "--shard-size",
-        type=int,
-        default=merged.shard_size,
-        metavar="N",
+        "--shard-size", type=int, default=merged.shard_size, metavar="N",
         help="pictures per shard when several folders are mixed by --seed (%(default)s)",
-    )
+    )  # fmt: skip
 
 
 def add_rows(parser: argparse.ArgumentParser) -> None:
@@ -132,12 +119,9 @@ def add_rows(parser: argparse.ArgumentParser) -> None:
     what("--limit", type=int, default=0, metavar="N", help="only the first N rows; a later run without it does the rest")
     what("--retry-failed", action="store_true", help="retry failed rows with another wording")
     what(
-        "--clip",
-        default="",
-        type=os.path.expanduser,
-        metavar="MODEL",
+        "--clip", default="", type=os.path.expanduser, metavar="MODEL",
         help="score captions by open_clip: ViT-B-32:laion2b_s34b_b79k, hf-hub:…, a folder",
-    )
+    )  # fmt: skip
     what("--keep-best", default="100%", metavar="SHARE", help="share to keep, by score, such as 90%% (%(default)s)")
 
 

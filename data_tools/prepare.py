@@ -52,7 +52,7 @@ from tokun.utils.task_engine import ENGINES, TaskEngine, open_engine
 
 
 @dataclass(frozen=True)
-class Report:
+class PrepareReport:
     """The result: files by (status, reason), pairs by shard, rows of caption tables without a picture."""
 
     counts: Counter[tuple[str, str]]
@@ -119,7 +119,7 @@ def prepare(
     tables: Tables | None = None,
     work: Work | None = None,
     overwrite: bool = False,
-) -> Report:
+) -> PrepareReport:
     """Turn the pictures of `source` into shards, a manifest and a report in `out`.
 
     `reader` is a name in READERS, or "auto"; `root` is the folder that paths in a table are relative to, `tables` how tables are read. Raises FileNotFoundError or
@@ -161,7 +161,7 @@ def prepare(
             told = write_captions_to_fill(store, report.manifest_rows(leave_out / MANIFEST))
             notes = (*notes, told) if told else notes
             report.write_report(leave_out, opener=opener(listing))
-    return Report(counts, Counter(made["shards"]), listing.unmatched, notes, names.get("captions", {}))
+    return PrepareReport(counts, Counter(made["shards"]), listing.unmatched, notes, names.get("captions", {}))
 
 
 def reader_options(settings: Settings, root: Path | None, leave_out: Path | None, tables: Tables) -> Options:
@@ -270,31 +270,24 @@ def make_parser() -> argparse.ArgumentParser:
     )
     add = parser.add_argument
     add(
-        "source",
-        type=home_text,
-        metavar="SOURCE",
+        "source", type=home_text, metavar="SOURCE",
         help="a folder of pictures, classes, books or tars; a table; a data set's id; an address like s3://…",
-    )
+    )  # fmt: skip
     add(
-        "--style",
-        default="",
+        "--style", default="",
         help="the style tag of all pictures, such as engraving or etching; where folders are styles (--reader classes), the one to take",
-    )
+    )  # fmt: skip
     add("--out", type=home_text, required=True, help="the folder (or address) for the shards, the manifest and the report")
     add("--reader", default="auto", metavar="NAME", help=f"how to read SOURCE: auto, {', '.join(READERS)} (%(default)s)")
     add("--root", type=home_path, metavar="DIR", help="folder that paths in a table are relative to (the table's own)")
     add(
-        "--captions",
-        type=home_path,
-        metavar="TABLE",
+        "--captions", type=home_path, metavar="TABLE",
         help="captions by path in SOURCE (columns file_name, caption), which override all others: the captions.csv of an earlier run",
-    )
+    )  # fmt: skip
     add(
-        "--caption-column",
-        default="",
-        metavar="NAME",
+        "--caption-column", default="", metavar="NAME",
         help="the table column or JSON field with the captions (caption, text, prompt …)",
-    )
+    )  # fmt: skip
     add("--captions-from-names", action="store_true", help="for a picture without a caption, use its file name if it reads like words")
     add("--encoding", default="utf-8", help="of text tables: cp1252, utf-16 … (%(default)s)")
     add("--quoting", default="auto", help="of text tables: auto, none (fields are taken literally) or csv (%(default)s)")
@@ -305,12 +298,9 @@ def make_parser() -> argparse.ArgumentParser:
     add("--min-side", type=int, default=default.min_side, help="reject pictures with a shorter side, in pixels (%(default)s)")
     add("--max-aspect", type=float, default=default.max_aspect, help="reject a greater ratio of long to short side (%(default)s)")
     add(
-        "--max-megapixels",
-        type=float,
-        default=default.max_megapixels,
-        metavar="N",
+        "--max-megapixels", type=float, default=default.max_megapixels, metavar="N",
         help="reject pictures with more million pixels (%(default)g, or the environment variable TOKUN_MAX_MEGAPIXELS)",
-    )
+    )  # fmt: skip
     add("--no-clean", action="store_false", dest="clean", help="check only size, blanks and duplicates; otherwise change nothing")
     add(
         "--duplicates",

@@ -150,9 +150,8 @@ class TrainConfig:
     word_dropout: float = 0.0  # share of input words (never of targets) replaced by random ones, so that the model must use the picture
     tag_dropout: float = 0.1  # applied to each tag, and to all of them together
     plain_share: float = 0.7  # share of samples with the plain caption; the rest draw from all their registers
-    task_mix: dict[str, float] = field(
-        default_factory=lambda: {"joint": 0.7, "text_to_image": 0.2, "question": 0.05, "rewrite": 0.05}
-    )  # a task whose fields a sample lacks falls back to joint
+    # a task whose fields a sample lacks falls back to joint
+    task_mix: dict[str, float] = field(default_factory=lambda: {"joint": 0.7, "text_to_image": 0.2, "question": 0.05, "rewrite": 0.05})
     deepspeed: str = ""  # DeepSpeed JSON, used under any launcher (deepspeed, torchrun, srun); empty: DDP
     gradient_checkpointing: bool = False  # compute layers again in the backward pass: less memory, more time
     loss_chunk: int = (

@@ -91,9 +91,8 @@ def sharpen(source: str | Path | None, shards: str, out: Path, recipe: Recipe, *
     }
     grids = Vocabulary.load(folder / "vocabulary.json").grids
     fit = model.read_settings(folder / "sampling.json").fit or cropping.usual_fit(grids)
-    trainer = Trainer(
-        tokenizer, shards, recipe, grids if grids != (tokenizer.grid,) else None, fit
-    )  # one square grid: as models of squares are trained
+    # one square grid: as models of squares are trained
+    trainer = Trainer(tokenizer, shards, recipe, grids if grids != (tokenizer.grid,) else None, fit)
     states = checkpoint.TrainerStates(out.with_name(out.name + "-state"))
     trainer.resume(states, made_with)
     trainer.run(states, made_with)

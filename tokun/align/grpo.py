@@ -312,9 +312,8 @@ class GrpoStage(EngineStage):
                     low=grpo.clip_low, high=grpo.clip_high, kl=grpo.kl, entropy_weight=grpo.entropy, start_entropy=part.start_entropy,
                 )  # fmt: skip
                 self.require_finite(found.loss)
-                self.engine.backward(
-                    found.loss * self.run.world
-                )  # the engine averages over processes, but the loss is already a share of the global mean
+                # the engine averages over processes, but the loss is already a share of the global mean
+                self.engine.backward(found.loss * self.run.world)
             totals += found.totals().cpu()
         return totals
 

@@ -172,28 +172,16 @@ def compare(before: dict[str, Any], after: dict[str, Any]) -> dict[str, Any]:
     whole = next((word for word in ("hacked", "real", "not judged") if word in found), "no gain")
     sets = {name: {"before": before[name], "after": after[name]} for name in ("diversity", "near_copies", "alike")}
     sentence = f"Verdict: {whole}" + (f" ({'; '.join(warnings)})" if warnings else "") + "."
-    return {
-        **rows,
-        "sets": sets,
-        "diversity_kept": None if math.isnan(kept) else kept,
-        "warnings": warnings,
-        "whole": whole,
-        "verdict": sentence,
-    }
+    told = {"diversity_kept": None if math.isnan(kept) else kept, "warnings": warnings, "whole": whole, "verdict": sentence}
+    return {**rows, "sets": sets, **told}
 
 
 def rise(before: Sequence[float], after: Sequence[float]) -> dict[str, Any]:
     """Means before and after, and the mean paired difference with its 95 % interval."""
     old, new = np.asarray(before, np.float64), np.asarray(after, np.float64)
     low, high = figures.bootstrap(new - old, np.mean)
-    return {
-        "before": float(old.mean()),
-        "after": float(new.mean()),
-        "rise": float((new - old).mean()),
-        "low": low,
-        "high": high,
-        "n": len(old),
-    }
+    means = {"before": float(old.mean()), "after": float(new.mean()), "rise": float((new - old).mean())}
+    return {**means, "low": low, "high": high, "n": len(old)}
 
 
 def verdict(reward: dict[str, Any], judges: Sequence[dict[str, Any]]) -> str:

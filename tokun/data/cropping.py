@@ -132,12 +132,8 @@ def zoomed(frame: Box, scale: Sequence[float], rng: np.random.Generator, anywher
         left, top, right, bottom = min(0.0, left), min(0.0, top), max(anywhere[0], right), max(anywhere[1], bottom)
     s = low + (high - low) * rng.random()
     width, height = width / s, height / s
-    return (
-        float(left + (right - left - width) * rng.random()),
-        float(top + (bottom - top - height) * rng.random()),
-        float(width),
-        float(height),
-    )
+    x, y = left + (right - left - width) * rng.random(), top + (bottom - top - height) * rng.random()
+    return float(x), float(y), float(width), float(height)
 
 
 def five_boxes(frame: Box, scale: float) -> list[Box]:

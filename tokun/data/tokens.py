@@ -61,9 +61,8 @@ class TokenBatches:
     ):  # fmt: skip
         check_batch(batch_size, world)
         self.samples, self.vocabulary = samples, vocabulary
-        self.encode = lru_cache(ENCODED)(
-            encode
-        )  # saves a quarter of the packing time from the second epoch on; the lists are shared and must not be changed
+        # saves a quarter of the packing time from the second epoch on; the lists are shared and must not be changed
+        self.encode = lru_cache(ENCODED)(encode)
         self.batch_size, self.seed, self.tag_dropout, self.rank, self.world, self.views = batch_size, seed, tag_dropout, rank, world, views
         self.plain_share, self.word_dropout = plain_share, word_dropout
         self.words = np.setdiff1d(np.arange(vocabulary.text_size, dtype=np.int32), vocabulary.illegal_text)
@@ -150,9 +149,8 @@ class TokenBatches:
         """One record -> Packed, for a task drawn from `rng`; falls back to joint if the task's fields are missing."""
         v = self.vocabulary
         task = self.tasks[min(bisect_right(self.shares, rng.random()), len(self.tasks) - 1)]
-        view = (
-            int(rng.integers(len(record.codes))) if self.views and len(record.codes) > 1 else 0
-        )  # for a range of one, numpy draws nothing either
+        # for a range of one, numpy draws nothing either
+        view = int(rng.integers(len(record.codes))) if self.views and len(record.codes) > 1 else 0
         codes, turned = record.codes[view], view < len(record.mirrored) and record.mirrored[view]
         registers = [r for r in record.captions if r in v.registers]
         register = "plain" if rng.random() < self.plain_share or len(registers) == 1 else registers[rng.integers(len(registers))]

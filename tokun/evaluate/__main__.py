@@ -134,18 +134,9 @@ class Case:
             raise UserError("needs --train-shards with descriptive captions, and --recognition or SqueezeNet 1.1 as --features")
         config = self.model.image_tokenizer.config
         network = last_layer(which, self.model.device, max(128, config.image_size))
-        shapes = (
-            []
-            if self.model.grids == (self.model.image_tokenizer.grid,) and self.model.fit == "crop"
-            else [self.model.grids, self.model.fit]
-        )
-        settings = [
-            network.name,
-            config.image_size,
-            self.args.seed,
-            checkpoint.files_fingerprint(data.expand_shards(self.args.train_shards)),
-            *shapes,
-        ]
+        squares = self.model.grids == (self.model.image_tokenizer.grid,) and self.model.fit == "crop"
+        shards = checkpoint.files_fingerprint(data.expand_shards(self.args.train_shards))
+        settings = [network.name, config.image_size, self.args.seed, shards, *([] if squares else [self.model.grids, self.model.fit])]
 
         def learn() -> Judge:
             pictures = described(self.args.train_shards, framed_for(self.model), channels=config.image_channels)

@@ -67,35 +67,16 @@ def _without(x: Tensor, group: int) -> Tensor:
 
 def manifold(real: Tensor, made: Tensor, note: str) -> list[Figure]:
     """Precision and recall (Kynkäänniemi et al. 2019), density and coverage (Naeem et al. 2020)."""
-    names = ("precision", "recall", "density", "coverage")
-    if min(len(real), len(made)) < FEWEST:
-        return [
-            skipped(name, f"{min(len(real), len(made))} pictures; at least {FEWEST} are needed", min(len(real), len(made)))
-            for name in names
-        ]
+    n = min(len(real), len(made))
+    if n < FEWEST:
+        return [skipped(name, f"{n} pictures; at least {FEWEST} are needed", n) for name in ("precision", "recall", "density", "coverage")]
     near = within(made, real, COVERAGE_K)  # (made, real)
+    few, more = (f"{k} neighbours, {note}" for k in (MANIFOLD_K, COVERAGE_K))
     return [
-        share(
-            "precision",
-            within(made, real, MANIFOLD_K).any(1).tolist(),
-            better="more",
-            note=f"samples among real pictures; {MANIFOLD_K} neighbours, {note}",
-        ),
-        share(
-            "recall",
-            within(real, made, MANIFOLD_K).any(1).tolist(),
-            better="more",
-            note=f"real pictures among samples; {MANIFOLD_K} neighbours, {note}",
-        ),
-        mean(
-            "density",
-            (near.sum(1) / COVERAGE_K).tolist(),
-            better="more",
-            note=f"1 for samples as dense as real pictures; {COVERAGE_K} neighbours, {note}",
-        ),
-        share(
-            "coverage", near.any(0).tolist(), better="more", note=f"real pictures with a sample near them; {COVERAGE_K} neighbours, {note}"
-        ),
+        share("precision", within(made, real, MANIFOLD_K).any(1).tolist(), better="more", note=f"samples among real pictures; {few}"),
+        share("recall", within(real, made, MANIFOLD_K).any(1).tolist(), better="more", note=f"real pictures among samples; {few}"),
+        mean("density", (near.sum(1) / COVERAGE_K).tolist(), better="more", note=f"1 for samples as dense as real pictures; {more}"),
+        share("coverage", near.any(0).tolist(), better="more", note=f"real pictures with a sample near them; {more}"),
     ]
 
 

@@ -94,15 +94,8 @@ def perceptual(a: Sequence[Image.Image], b: Sequence[Image.Image], features: Fea
     found = []
     if features is not None and features.distance is not None:
         distances = _one_by_one(features.distance, a, b, features.device)
-        found.append(
-            mean(
-                "perceptual distance",
-                distances,
-                better="less",
-                note="SqueezeNet 1.1 features, as in training (tokun.models.losses)",
-                seed=seed,
-            )
-        )
+        note = "SqueezeNet 1.1 features, as in training (tokun.models.losses)"
+        found.append(mean("perceptual distance", distances, better="less", note=note, seed=seed))
     try:
         need("lpips", extra="train")
     except ImportError as error:
@@ -169,10 +162,5 @@ def verdict(psnr: Tensor, codes: Tensor, size: int) -> Figure:
     """1 if a generator may be trained on these codes, by the gate of training with its default limits."""
     figures = {"psnr": float(psnr.mean()), **metrics.code_figures(codes, size)}
     problems = reconstruction.gate_problems(figures, ImageTokenizerTrainConfig(), size)
-    return Figure(
-        "verdict",
-        float(not problems),
-        len(psnr),
-        better="more",
-        note="no go: " + "; ".join(problems) if problems else "go: passes the gate of training",
-    )
+    note = "no go: " + "; ".join(problems) if problems else "go: passes the gate of training"
+    return Figure("verdict", float(not problems), len(psnr), better="more", note=note)

@@ -93,9 +93,8 @@ def squeezenet(weights: str, device: torch.device) -> Features:
         if min(images.shape[2:]) < SMALLEST:
             images = F.interpolate(images, scale_factor=math.ceil(SMALLEST / min(images.shape[2:])), mode="bicubic")
         layers = [F.normalize(tap, dim=1).mean((2, 3)) for tap in net.taps(images)]
-        return (
-            torch.cat(layers, 1) * (sum(layer.shape[1] for layer in layers) / len(layers)) ** 0.5
-        )  # x·y / d is at most 1, as KID's kernel expects
+        # x·y / d is at most 1, as KID's kernel expects
+        return torch.cat(layers, 1) * (sum(layer.shape[1] for layer in layers) / len(layers)) ** 0.5
 
     return Features("SqueezeNet 1.1", vectors, device, net)
 

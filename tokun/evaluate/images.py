@@ -45,10 +45,8 @@ def distances(held_out: Tensor, made: Tensor, further: Tensor, network: str, see
     """Fréchet distance and KID, each with the distance of two sets of real pictures as a reference."""
     note = f"to {len(held_out)} held-out pictures, {network} features"
     if len(further) >= FEWEST:
-        sets, against = (
-            [_some(further, len(made), seed), held_out],
-            f"{min(len(further), len(made))} training pictures against {len(held_out)} held-out ones",
-        )
+        sets = [_some(further, len(made), seed), held_out]
+        against = f"{min(len(further), len(made))} training pictures against {len(held_out)} held-out ones"
     else:
         sets = list(_some(held_out, len(held_out), seed).tensor_split(2))
         against = f"one half of the held-out pictures against the other ({', '.join(str(len(s)) for s in sets)})"
@@ -73,13 +71,8 @@ def consistency(
     if not real:  # train on the first half, test on the second
         half = len(known) // 2
         real, further, known, test, copies = known[:half], vectors[:half], known[half:], vectors[half:], copies[half:]
-    if min(len(real), len(known)) < len(style.KINDS):
-        return [
-            skipped(
-                "style",
-                f"{min(len(real), len(known))} engravings to train and test the classifier; at least {len(style.KINDS)} of each are needed",
-            )
-        ]
+    if (few := min(len(real), len(known))) < (least := len(style.KINDS)):
+        return [skipped("style", f"{few} engravings to train and test the classifier; at least {least} of each are needed")]
     config = model.image_tokenizer.config
     shape = {"grids": model.grids, "downsample": config.downsample}
     shown = style.from_folder(others, config.image_size, config.image_channels, seed, **shape) if others else ([], [])
@@ -89,19 +82,13 @@ def consistency(
     missed = Counter(kind for kind, right in zip(examined[1], said) if not right)
     weakest = f"; most often mistaken: {missed.most_common(1)[0][0]}" if missed else ""
     trained = f"logistic regression on {features.name} features, {len(real)} engravings against {len(taught[0]) + len(shown[0])}: {', '.join(style.KINDS)}"
-    own = judge(test)
+    trained += ", pictures of a folder" if others else ""
+    own, tested = judge(test), f"held-out engravings, and other kinds made of them{weakest}"
     found = [
-        share(
-            "style: samples taken for engravings", judge(made), better="more", note=trained + (", pictures of a folder" if others else "")
-        ),
+        share("style: samples taken for engravings", judge(made), better="more", note=trained),
         share("style: held-out engravings taken for engravings", own, note="as they are"),
         share("style: reconstructions taken for engravings", judge(copies), note="held-out, through the codes: what a sample can reach"),
-        share(
-            "style: the classifier's own accuracy",
-            [*own, *said],
-            better="more",
-            note=f"held-out engravings, and other kinds made of them{weakest}",
-        ),
+        share("style: the classifier's own accuracy", [*own, *said], better="more", note=tested),
     ]
     if shown[1]:
         told = [not verdict for verdict in judge(features(shown[1]))]

@@ -139,25 +139,18 @@ def near_copies(mine: Nearest, held: Nearest, copies: Nearest, count: int, netwo
         "dHash": (HASH_BITS, f"at most {HASH_BITS} of 64 bits differ"),
         "codes": (1 - CODES_SHARE, f"at least {CODES_SHARE:.0%} of the codes are the same"),
     }
+    name, note = "distance to the nearest training picture", f"cosine, {network} features, {count} training pictures"
     figures = [
-        mean(
-            "distance to the nearest training picture, samples",
-            mine["features"][0].tolist(),
-            note=f"cosine, {network} features, {count} training pictures",
-        ),
-        mean("distance to the nearest training picture, held-out", held["features"][0].tolist()),
+        mean(f"{name}, samples", mine["features"][0].tolist(), note=note),
+        mean(f"{name}, held-out", held["features"][0].tolist()),
     ]
+    changed = f"the same for training pictures with {CHANGED:.0%} of their codes changed"
     for way, (most, note) in limits.items():
         near = [(found[way][0] <= most).tolist() for found in (mine, held, copies)]
         figures += [
             share(f"near copies by {way}, samples", near[0], better="less", note=note),
             share(f"near copies by {way}, held-out", near[1], note="the same for held-out pictures"),
-            share(
-                f"near copies by {way}, copies found",
-                near[2],
-                better="more",
-                note=f"the same for training pictures with {CHANGED:.0%} of their codes changed",
-            ),
+            share(f"near copies by {way}, copies found", near[2], better="more", note=changed),
         ]
     return figures
 
@@ -187,18 +180,8 @@ def likelihood_gap(model: Tokun, held_out: Sequence[RealPair], train: Sequence[R
             for _ in range(1000)
         ]
         low, high = np.percentile(again, [2.5, 97.5])
-        gap = _a_token(held) - _a_token(known)
-        found.append(
-            Figure(
-                f"nats per {name} token, gap",
-                gap,
-                len(held),
-                float(low),
-                float(high),
-                "less",
-                "held-out minus training: memorised",
-            )
-        )
+        gap, note = _a_token(held) - _a_token(known), "held-out minus training: memorised"
+        found.append(Figure(f"nats per {name} token, gap", gap, len(held), float(low), float(high), "less", note))
     return found
 
 

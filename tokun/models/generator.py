@@ -241,9 +241,8 @@ def fuse_loss_into_forward(model: Any, *, size: int, chunk: int, token_losses: C
         positions, labels, is_image, weights = targets
         rows = self.base_model(*args, **kwargs)[0].flatten(0, 1).index_select(0, positions)
         head = self.get_output_embeddings()
-        if chunk and not any(
-            map(is_partitioned, head.parameters())
-        ):  # partitioned weights are gathered for one forward and one backward pass only
+        # partitioned weights are gathered for one forward and one backward pass only
+        if chunk and not any(map(is_partitioned, head.parameters())):
             torch.clear_autocast_cache()  # free the layers' copies of their weights during the loss
             return losses.chunked_loss(rows, head, labels, is_image, weights, size=size, chunk=chunk, token_losses=token_losses)
         logits = head(rows)[..., :size]

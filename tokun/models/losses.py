@@ -278,9 +278,8 @@ class _GradientsAlong(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor]:
         loss, totals = hidden.new_zeros((), dtype=torch.float32), hidden.new_zeros(len(PARTS), dtype=torch.float32)
         gradient = torch.empty_like(hidden)
-        sums = [
-            torch.zeros_like(p, dtype=torch.float32) for p in parameters
-        ]  # summed over many chunks: float32 whatever the weights' dtype
+        # summed over many chunks: float32 whatever the weights' dtype
+        sums = [torch.zeros_like(p, dtype=torch.float32) for p in parameters]
         for rows, targets, place in zip(hidden.split(chunk), labels.split(chunk), gradient.split(chunk), strict=True):
             rows = rows.detach().requires_grad_()
             with torch.enable_grad():
@@ -299,8 +298,7 @@ class _GradientsAlong(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, scale: Tensor, *_: Any) -> tuple[Any, ...]:
-        hidden, *parameters = (
-            gradient.mul_(scale) for gradient in ctx.gradients
-        )  # in place: we own them, and they are as large as the weights
+        # in place: we own them, and they are as large as the weights
+        hidden, *parameters = (gradient.mul_(scale) for gradient in ctx.gradients)
         del ctx.gradients
         return None, None, hidden, None, *parameters

@@ -22,20 +22,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--gpus", type=int, default=1, help="how many (%(default)s)")
     add("--samples", type=int, default=0, help="training pairs; 0: counted in the shards, if they exist")
     add(
-        "--caption-tokens",
-        type=float,
-        default=0.0,
+        "--caption-tokens", type=float, default=0.0,
         help="mean length of a caption; 0: measured on the run's shards, else half of the longest",
-    )
+    )  # fmt: skip
     add("--mfu", type=float, default=0.4, help="share of the peak FLOPs reached (%(default)s)")
     add("--disk", type=float, default=2e9, help="bytes per second when writing trainer states (%(default)s)")
     add(
-        "--measure",
-        type=int,
-        default=0,
-        metavar="N",
+        "--measure", type=int, default=0, metavar="N",
         help="also run a real training step of N samples on this machine, and compare its memory",
-    )
+    )  # fmt: skip
     add("--restart", type=float, default=600.0, help="seconds from a failure to the next step (%(default)s)")
 
 
@@ -47,18 +42,8 @@ def main_plan(config: Config, args: argparse.Namespace) -> None:
         raise UserError(
             "--plan covers only the training of a whole model: set adapter.rank=0 and leave dpo.pairs, words.train and grpo.rewards empty"
         )
-    print(
-        make_plan(
-            config,
-            gpu=args.gpu,
-            gpus=args.gpus,
-            samples=args.samples,
-            caption_tokens=args.caption_tokens,
-            mfu=args.mfu,
-            disk=args.disk,
-            restart=args.restart,
-        )
-    )
+    told = {name: getattr(args, name) for name in ("gpu", "gpus", "samples", "caption_tokens", "mfu", "disk", "restart")}
+    print(make_plan(config, **told))
     if args.measure:
         real = measure_memory(config, micro=args.measure)
         on = "cuda" if torch.cuda.is_available() else "cpu"

@@ -81,9 +81,8 @@ def make_plan(
     image = image_tokenizer_sizes(config)
 
     def step_of(micro: int, stage: str) -> dict[str, float]:
-        kind: dict[str, Any] = step_kind(config, sizes, micro) | (
-            {"chunk": 0} if stage == "zero3" else {}
-        )  # zero3 computes all logits at once
+        # zero3 computes all logits at once
+        kind: dict[str, Any] = step_kind(config, sizes, micro) | ({"chunk": 0} if stage == "zero3" else {})
         return activation_bytes(sizes.shape, micro=micro, width=sizes.width, **kind)
 
     stage, zero = deepspeed_stage(config)

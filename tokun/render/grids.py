@@ -88,14 +88,9 @@ def captioned_grid(
     tallest = max(picture.height for picture in pictures)
     text_heights = [max(len(texts[k]) for k in row) * line for row in rows]
     columns = min(columns, len(images))
-    page = Image.new(
-        "RGB",
-        (
-            2 * margin + columns * cell + (columns - 1) * gap,
-            2 * margin + len(rows) * tallest + sum(text_heights) + len(rows) * padding + (len(rows) - 1) * gap,
-        ),
-        PAPER,
-    )
+    width = 2 * margin + columns * cell + (columns - 1) * gap
+    height = 2 * margin + len(rows) * tallest + sum(text_heights) + len(rows) * padding + (len(rows) - 1) * gap
+    page = Image.new("RGB", (width, height), PAPER)
     draw = ImageDraw.Draw(page)
     top = margin
     for row, text_height in zip(rows, text_heights):
@@ -134,14 +129,8 @@ def pair_sheet(rows: Sequence[tuple[Image.Image, ...]], labels: Sequence[str] | 
     lines = [range(start, min(start + blocks, len(rows))) for start in range(0, len(rows), blocks)]
     heights = [max(picture.height for k in line for picture in pictures[k]) for line in lines]
     header = _line_height(font) + max(4, cell // 24) if labels is not None else 0
-    page = Image.new(
-        "RGB",
-        (
-            2 * margin + blocks * block_width + (blocks - 1) * gap,
-            2 * margin + header + sum(heights) + (len(lines) - 1) * gap,
-        ),
-        PAPER,
-    )
+    size = 2 * margin + blocks * block_width + (blocks - 1) * gap, 2 * margin + header + sum(heights) + (len(lines) - 1) * gap
+    page = Image.new("RGB", size, PAPER)
     draw = ImageDraw.Draw(page)
     for block in range(blocks if labels is not None else 0):
         for place, label in enumerate(labels or ()):

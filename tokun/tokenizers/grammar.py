@@ -103,9 +103,8 @@ class Grammar:
     def advance(self, states: Tensor, lengths: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
         """States and lengths of spans after `tokens` (B,)."""
         following = self.following[states, tokens]
-        assert following.device.type != "cpu" or (following >= 0).all(), (
-            "an illegal id was chosen"
-        )  # not checked on a GPU, to avoid waiting for it
+        # not checked on a GPU, to avoid waiting for it
+        assert following.device.type != "cpu" or (following >= 0).all(), "an illegal id was chosen"
         return following, torch.where(following == states, lengths + 1, 0)
 
     def step(self, state: int, length: int, token: int, n_codes: int) -> tuple[int, int]:

@@ -182,14 +182,8 @@ def encode_shard(
     """One image shard -> one code shard. Unusable samples are skipped; returns how many, by reason, and writes the
     counts beside the shard (`NAME.skipped`, JSON). A shard without a usable sample becomes an empty one."""
     c, m = config.codes, tokenizer.config
-    samples = data.ImageSamples(
-        data.ShardIndex([source], one_of=data.IMAGE_SUFFIXES),
-        m.image_size,
-        m.image_channels,
-        0,
-        max(2.0, c.crop_scale[1]),
-        **shape_options(config),
-    )
+    index = data.ShardIndex([source], one_of=data.IMAGE_SUFFIXES)
+    samples = data.ImageSamples(index, m.image_size, m.image_channels, 0, max(2.0, c.crop_scale[1]), **shape_options(config))
     skipped = samples.index.skipped
     if samples.index.named:
         tqdm.write(f"codes: {source.name}: left out {samples.index.skipped_summary()}")
@@ -230,9 +224,8 @@ def encode_shard(
                 yield loaded
 
     def encoded() -> Iterator[dict[str, bytes]]:
-        for group in _grouped(
-            usable(), max(1, c.batch_size // c.views) * len(samples.grids)
-        ):  # with several grids, enough of each for a batch
+        # with several grids, enough of each for a batch
+        for group in _grouped(usable(), max(1, c.batch_size // c.views) * len(samples.grids)):
             for sample, own in zip(group, _encode_views(group, tokenizer, rows=rows, device=device)):
                 buffer = io.BytesIO()
                 np.save(buffer, own, allow_pickle=False)

@@ -137,14 +137,8 @@ def training_seed(config: Config) -> int:
     return config.seed if config.train.seed < 0 else config.train.seed
 
 
-FREE_KEYS = {
-    "seed",
-    "deepspeed",
-    "micro_batch_size",
-    "gradient_checkpointing",
-    "compile",
-    "loss_chunk",
-}  # affect only speed and memory, or are recorded by themselves (seed)
+# affect only speed and memory, or are recorded by themselves (seed)
+FREE_KEYS = {"seed", "deepspeed", "micro_batch_size", "gradient_checkpointing", "compile", "loss_chunk"}
 
 
 def _settings(config: Config, parts: Parts) -> dict[str, Any]:
@@ -207,16 +201,8 @@ def _held_out_batches(run: Run, parts: Parts) -> list[data.TokenBatch]:
         return []
     samples = data.CodeSamples(paths, cache_file=run.index("codes-val"))
     size = min(32, len(samples))
-    batches = data.TokenBatches(
-        samples,
-        parts.vocabulary,
-        parts.text_tokenizer.encode,
-        batch_size=size,
-        seed=0,
-        task_mix={"joint": 1.0},
-        tag_dropout=0.0,
-        views=False,
-    )
+    as_they_are: dict[str, Any] = {"seed": 0, "task_mix": {"joint": 1.0}, "tag_dropout": 0.0, "views": False}
+    batches = data.TokenBatches(samples, parts.vocabulary, parts.text_tokenizer.encode, batch_size=size, **as_they_are)
     return [batches(step) for step in range(min(12, max(1, len(samples) // size)))]
 
 
@@ -301,15 +287,13 @@ class GeneratorStage(EngineStage):
             with engine.micro_batch(last=number == self.accumulation - 1):
                 loss, parts = self.token_loss(engine, engine.model, batch.input_ids[rows], batch.labels[rows], weights)
                 self.require_finite(loss)
-                engine.backward(
-                    loss * self.run.world
-                )  # the engine averages over processes, but the loss is already a share of the global mean
+                # the engine averages over processes, but the loss is already a share of the global mean
+                engine.backward(loss * self.run.world)
             losses_here += means * torch.stack([parts[name].detach() for name in losses.LOSS_SUMS])
         norm = self.update()
         self.window.counts["tokens"] += float(sums["tokens"])
-        self.window.counts["width"] += (
-            batch.input_ids.numel() * self.run.world
-        )  # approximately: other processes' rows may be a token longer
+        # approximately: other processes' rows may be a token longer
+        self.window.counts["width"] += batch.input_ids.numel() * self.run.world
         self.last = losses_here, norm, lr
 
     def figures(self) -> tuple[dict[str, float], str]:
@@ -317,13 +301,8 @@ class GeneratorStage(EngineStage):
         if self.run.world > 1:
             dist.all_reduce(losses_here)
         train, batches = self.train, self.training_batches
-        own, words = step_log.of_generator(
-            self.window,
-            losses_here.tolist(),
-            weights=(train.image_weight, train.text_weight),
-            flops=self.flops,
-            rate=self.rate * self.run.world,
-        )
+        weights, rate = (train.image_weight, train.text_weight), self.rate * self.run.world
+        own, words = step_log.of_generator(self.window, losses_here.tolist(), weights=weights, flops=self.flops, rate=rate)
         skipped = step_log.of_samples(batches.samples.index.skipped, batches.cut_captions)
         self.logged = own | self.update_figures(norm, lr, items=len(batches.samples)) | skipped
         return self.logged, words

@@ -116,13 +116,9 @@ def open_run(config: Config, *, deepspeed: bool = False) -> Run:
     held = lock_out(config)
     if rank == 0 and not (out / "config.yaml").exists():  # an earlier run's config stays until every stage has accepted this one
         write_config(out, config)
+    t, tree = config.tracking, configs.to_dict(config)
     tracker = make_tracker(
-        config.tracking.kind,
-        project=config.tracking.project,
-        name=config.tracking.name or out.name,
-        directory=out / "tracking",
-        config=configs.to_dict(config),
-        main_process=rank == 0,
+        t.kind, project=t.project, name=t.name or out.name, directory=out / "tracking", config=tree, main_process=rank == 0
     )
     run = Run(config, out, tracker, rank, world, deepspeed, health.StopRequest(), checkpoint.Writer(tqdm.write))
     if config.grpo.rewards or config.dpo.pairs or config.words.train:  # the first stage trains it; other stages come before an adapter's
@@ -182,11 +178,12 @@ def _check_settings(config: Config, world: int, deepspeed: bool) -> None:
     if deepspeed:
         settings = deepspeed_settings(train, micro=micro, accumulation=train.batch_size // world // micro)
         adapters.check(config, zero_stage=settings["zero_optimization"].get("stage", 0))
+    # later stages do not need it
     if (
         config.start
         and not adapters.starts_from_base(config)
         and not any((Path(config.out) / part).is_dir() for part in ("checkpoint", "state/generator"))
-    ):  # later stages do not need it
+    ):
         _check_start(config)
     if train.ema_every < 1:
         raise UserError(f"train.ema_every is {train.ema_every}; it must be a number of steps, 1 or more")

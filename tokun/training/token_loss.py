@@ -42,9 +42,8 @@ class TokenLoss:
         weights = torch.ones(len(losses.LOSS_SUMS), device=engine.device) if weights is None else weights
         cast = engine.autocast if model is engine.model else engine.autocast_bare
         if self.fused:
-            targets = (
-                t.to(engine.device, non_blocking=True) for t in labelled(labels)
-            )  # computed on the CPU, so that the device need not wait
+            # computed on the CPU, so that the device need not wait
+            targets = (t.to(engine.device, non_blocking=True) for t in labelled(labels))
             with cast():
                 return model(input_ids=ids, use_cache=False, targets=(*targets, is_image, weights))
         with cast():

@@ -120,17 +120,11 @@ class WandbTracker(Tracker):
 
         def start(mode: str):
             # quiet: its banner repeats our line. Offline it prints nothing else; online it reports a lost network
-            settings = wandb.Settings(quiet=True, silent=mode == "offline")
-            return wandb.init(
-                project=project,
-                name=name,
-                dir=str(directory),
-                id=self.run_id,
-                resume="allow",
-                mode=mode,
-                config=_plain(config),
-                settings=settings,
+            settings, place = (
+                wandb.Settings(quiet=True, silent=mode == "offline"),
+                {"project": project, "name": name, "dir": str(directory)},
             )
+            return wandb.init(**place, id=self.run_id, resume="allow", mode=mode, config=_plain(config), settings=settings)
 
         mode, reason = _wandb_mode(wandb)
         try:

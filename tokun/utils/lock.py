@@ -203,9 +203,8 @@ def is_gone(holder: dict[str, Any]) -> bool:
     """Whether the holder was a process of this machine that no longer runs: its pid is free, or was given to another process since."""
     if holder.get("host") != socket.gethostname() or not isinstance(holder.get("pid"), int):
         return False
-    if (
-        holder.get("machine", _machine()) != _machine()
-    ):  # another container or machine of the same name, or this one before it was restarted
+    # another container or machine of the same name, or this one before it was restarted
+    if holder.get("machine", _machine()) != _machine():
         return False
     now = _started(holder["pid"])  # "" for one that is free, and for another user's where /proc is hidden
     if now and "started" in holder and holder["started"] != now:

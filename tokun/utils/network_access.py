@@ -51,9 +51,8 @@ def out_of_reach(address: str) -> str:
             found[0] = ""
         except (OSError, ValueError) as error:
             reason: Any = getattr(error, "reason", error)
-            found[0] = (
-                "" if isinstance(reason, ssl.SSLError) else str(reason) or type(reason).__name__
-            )  # the libraries have certificates of their own
+            # the libraries have certificates of their own
+            found[0] = "" if isinstance(reason, ssl.SSLError) else str(reason) or type(reason).__name__
 
     asking = threading.Thread(target=ask, daemon=True)  # name resolution has no timeout of its own
     asking.start()
