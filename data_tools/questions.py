@@ -34,7 +34,6 @@ from PIL import Image
 from tqdm import tqdm
 
 from data_tools.captioning.captioned_shards import read_record, write_pairs
-from data_tools.captioning.journals import write_whole
 from data_tools.captioning.merge_plan import split_of
 from data_tools.captioning.registers import facts_of
 from data_tools.captioning.run import checked_shards
@@ -45,6 +44,7 @@ from tokun.tokenizers.wordings import SHOWS
 from tokun.utils import console
 from tokun.utils.console import home_path
 from tokun.utils.errors import UserError, reading
+from tokun.utils.files import write_text
 from tokun.utils.lock import alone_in
 
 WORDINGS = {
@@ -275,7 +275,7 @@ def ask_all(shards: list[Path], out: Path, seed: int) -> Counter[str]:
             raise UserError(
                 f"--out {out} holds questions of other shards, another seed or an older version ({record.name}): name another folder"
             )
-    write_whole(record, json.dumps(settings, indent=1) + "\n")
+    write_text(record, json.dumps(settings, indent=1) + "\n")
     counts: Counter[str] = Counter()
     todo = [shard for shard in shards if not (out / shard.name).exists()]
     counts.update({"shards already there": len(shards) - len(todo)} if len(todo) < len(shards) else {})

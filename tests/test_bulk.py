@@ -155,15 +155,15 @@ def test_killed_and_typed_again_the_command_ends_with_the_same_files(checkpoint_
 
 def test_a_stop_within_a_shard_loses_the_batch_that_was_being_drawn_and_no_other(tiny_model, whole, tmp_path, monkeypatch):
     """Ctrl-C in the middle of a shard of a thousand: what was drawn of it is there when the same command is typed again."""
-    drawn, stop, draw_once = [], 3, type(tiny_model).drawn
+    drawn, stop, draw_once = [], 3, type(tiny_model).draw
 
-    def draw_until(model, u, seed, indices, plan):
+    def draw_until(model, seed, indices, plan):
         if len(drawn) == stop:
             raise KeyboardInterrupt
         drawn.append(indices)
-        return draw_once(model, u, seed, indices, plan)
+        return draw_once(model, seed, indices, plan)
 
-    monkeypatch.setattr(type(tiny_model), "drawn", draw_until)
+    monkeypatch.setattr(type(tiny_model), "draw", draw_until)
     with pytest.raises(KeyboardInterrupt):
         bulk.generate(tiny_model, 5, 70, tmp_path / "out", {"batch_size": 16}, shard_size=70)
     assert drawn == [range(0, 16), range(16, 32), range(32, 48)]
@@ -182,7 +182,7 @@ def test_a_stop_within_a_shard_loses_the_batch_that_was_being_drawn_and_no_other
 def test_killed_at_every_change_of_the_disk_and_typed_again_it_ends_with_the_same_bytes(tiny_model, tmp_path, monkeypatch):
     """With the folder's lock and the batches of an unfinished shard in place."""
     pairs = tiny_model.sample(5, 4)
-    monkeypatch.setattr(type(tiny_model), "drawn", lambda model, u, seed, indices, plan: [pairs[i] for i in indices])
+    monkeypatch.setattr(type(tiny_model), "draw", lambda model, seed, indices, plan: [pairs[i] for i in indices])
     monkeypatch.setattr(bulk, "identity", lambda model: {})
 
     def generate(out: Path) -> None:

@@ -15,9 +15,10 @@ from pathlib import Path
 from typing import Any
 
 from data_tools.captioning.captioned_shards import publish_shard
-from data_tools.captioning.journals import STATE, Folder, Rows, done_rows, read_journal, write_whole
+from data_tools.captioning.journals import STATE, Folder, Rows, done_rows, read_journal
 from data_tools.captioning.ranking import Ranking, rank_rows
 from tokun.data.captions import Texts, alike
+from tokun.utils.files import write_text
 
 RECORD = "caption.json"
 LEFT_OUT = "left-out.jsonl"
@@ -148,8 +149,8 @@ def finish(
 
 def write_end(folder: Folder, reasons: list[dict[str, Any]], record: dict[str, Any]) -> None:
     if reasons:
-        write_whole(folder.out / LEFT_OUT, "".join(json.dumps(one, ensure_ascii=False) + "\n" for one in reasons))
+        write_text(folder.out / LEFT_OUT, "".join(json.dumps(one, ensure_ascii=False) + "\n" for one in reasons))
     else:
         (folder.out / LEFT_OUT).unlink(missing_ok=True)
-    write_whole(folder.out / RECORD, json.dumps(record, indent=1, ensure_ascii=False) + "\n")
+    write_text(folder.out / RECORD, json.dumps(record, indent=1, ensure_ascii=False) + "\n")
     (folder.out / STATE / "retry").unlink(missing_ok=True)

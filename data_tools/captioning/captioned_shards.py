@@ -10,9 +10,10 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from data_tools.captioning.journals import Folder, Rows, sha256, write_whole
+from data_tools.captioning.journals import Folder, Rows, sha256
 from data_tools.inspect import StoredPair, read_pairs
 from tokun.data import shards
+from tokun.utils.files import write_text
 
 Scores = dict[int, dict[str, dict[str, float]]]  # row -> register -> {"clip", "clip_percentile"}
 
@@ -79,4 +80,4 @@ def publish_shard(folder: Folder, shard: Path, rows: Rows, order: tuple[str, ...
         return
     path.unlink(missing_ok=True)  # else, after a kill, the stamp could belong to another shard's contents
     write_pairs(folder.out / shard.name, with_captions(shard, rows, order, scores, left_out))
-    write_whole(path, stamp)
+    write_text(path, stamp)

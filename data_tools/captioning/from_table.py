@@ -29,12 +29,13 @@ from tqdm import tqdm
 from data_tools.captioning.caption_results import LEFT_OUT, RECORD
 from data_tools.captioning.captioned_shards import read_record, write_pairs
 from data_tools.captioning.described_rows import Options, Rows, described_record
-from data_tools.captioning.journals import STATE, Folder, sha256, write_whole
+from data_tools.captioning.journals import STATE, Folder, sha256
 from data_tools.captioning.merge_plan import MergePlan, make_plan, sources
 from data_tools.inspect import StoredPair
 from data_tools.tables import TableError
 from tokun.data.captions import alike
 from tokun.utils.errors import UserError, reading
+from tokun.utils.files import write_text
 from tokun.utils.lock import alone_in
 
 LAYOUT = 1  # version of the output, part of the stamp
@@ -157,7 +158,7 @@ def begin(out: Path, shards: list[Path], rows: Rows, options: Options) -> None:
                 f"--out {out} was started with other inputs ({', '.join(changed)} differ). Give the same to resume, name another --out, or delete it"
             )
     else:
-        write_whole(state, json.dumps(settings, indent=1) + "\n")
+        write_text(state, json.dumps(settings, indent=1) + "\n")
 
 
 def write_all(folder: Folder, plan: MergePlan, rows: Rows, options: Options, report: MergeReport, *, progress: bool) -> None:
@@ -189,15 +190,15 @@ def write_all(folder: Folder, plan: MergePlan, rows: Rows, options: Options, rep
             else:
                 stamp_path.unlink(missing_ok=True)  # else, after a kill, the stamp could belong to another shard's contents
                 write_pairs(path, pairs(numbers, bar))
-                write_whole(stamp_path, stamp)
+                write_text(stamp_path, stamp)
             report.shards[name] = len(numbers)
 
 
 def write_end(out: Path, plan: MergePlan, rows: Rows, options: Options, report: MergeReport) -> None:
     lines = "".join(json.dumps(one, ensure_ascii=False) + "\n" for one in plan.left_out)
     if lines:
-        write_whole(out / LEFT_OUT, lines)
+        write_text(out / LEFT_OUT, lines)
     else:
         (out / LEFT_OUT).unlink(missing_ok=True)
     tree = {"from": {"table": report.table, "sha256": rows.fingerprint}, "settings": asdict(options), **asdict(report)}
-    write_whole(out / RECORD, json.dumps(tree, indent=1, ensure_ascii=False) + "\n")
+    write_text(out / RECORD, json.dumps(tree, indent=1, ensure_ascii=False) + "\n")

@@ -25,6 +25,7 @@ from typing import Any
 from tokun.data import tars
 from tokun.data.shards import CODES_SUFFIX, IMAGE_SUFFIXES, group
 from tokun.utils.errors import UserError
+from tokun.utils.files import write_text
 
 STATE = ".caption"
 ALL = sys.maxsize  # rows of a shard without a limit
@@ -162,7 +163,7 @@ class Folder:
         with self.locked():
             if not path.exists():
                 attempts = [row["attempt"] for shard in shards for row in read_journal(self.journal(shard))[1].values() if row["failures"]]
-                write_whole(path, str(1 + max(attempts, default=0)))
+                write_text(path, str(1 + max(attempts, default=0)))
             return int(path.read_text())
 
 
@@ -173,13 +174,6 @@ def require_image_shards(shards: Iterable[Path], out: Path) -> None:
             raise UserError(f"--out {out} is the folder of {shard.name} itself: name another, so that the source is not changed")
         if (shard.parent / "codes.json").exists():
             raise UserError(f"{shard.parent} holds code shards (codes.json), which have no pictures: give the image shards")
-
-
-def write_whole(path: Path, text: str) -> None:
-    """Write a small text file atomically."""
-    aside = path.with_name(f"{path.name}.partial")
-    aside.write_text(text, encoding="utf-8")
-    os.replace(aside, path)
 
 
 def done_rows(folder: Folder, shard: Path, *, limit: int, attempt: int, clip: bool = False) -> Rows | None:

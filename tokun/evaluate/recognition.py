@@ -29,6 +29,7 @@ from tokun.evaluate import figures
 from tokun.evaluate.features import Features
 from tokun.evaluate.figures import Figure
 from tokun.utils.errors import UserError
+from tokun.utils.files import whole_file
 
 WORDS = 3000
 SEEN = 5  # fewest descriptions with a word for it to count
@@ -202,12 +203,9 @@ def measure(
 
 def save(path: Path, judge: Judge, settings: str, **further: np.ndarray) -> None:
     """Write the judge, its settings and any further arrays to an .npz file, atomically."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(path.name + ".partial")
-    with aside.open("wb") as file:
-        arrays: dict[str, Any] = {**judge.arrays(), "settings": np.array(settings), **further}
+    arrays: dict[str, Any] = {**judge.arrays(), "settings": np.array(settings), **further}
+    with whole_file(path) as aside, aside.open("wb") as file:
         np.savez(file, **arrays)
-    aside.replace(path)
 
 
 def fitted(path: Path, settings: str, learn: Callable[[], Judge]) -> Judge:

@@ -9,7 +9,6 @@ Sample k of a seed does not depend on the other samples, so asking for more adds
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +19,7 @@ from tokun.inference import bulk
 from tokun.inference.model import Pair, Tokun
 from tokun.tokenizers.vocabulary import Tags
 from tokun.utils import checkpoint
+from tokun.utils.files import whole_file
 
 RECORD, LINES = "samples.json", "samples.jsonl"
 
@@ -45,9 +45,8 @@ def draw(model: Tokun, folder: Path, n: int, seed: int, *, batch_size: int = 16)
 
 
 def _keep(pair: Pair, folder: Path) -> None:
-    aside = folder / f"{pair.index:06d}.png.partial"
-    pair.image.save(aside, "PNG")
-    os.replace(aside, _picture(folder, pair.index))
+    with whole_file(_picture(folder, pair.index)) as aside:
+        pair.image.save(aside, "PNG")
     with (folder / LINES).open("a", encoding="utf-8") as file:  # after its picture: a line means that both exist
         file.write(_line(pair.record()))
 

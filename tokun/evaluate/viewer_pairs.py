@@ -9,7 +9,6 @@ prompted          pictures that the model draws from held-out captions
 from __future__ import annotations
 
 import hashlib
-import os
 import shlex
 from collections.abc import Sequence
 from dataclasses import replace
@@ -26,6 +25,7 @@ from tokun.evaluate.held_out_pairs import grids_of
 from tokun.evaluate.viewer import Question, Shown
 from tokun.utils import checkpoint
 from tokun.utils.errors import UserError
+from tokun.utils.files import whole_file
 
 if TYPE_CHECKING:
     from tokun.evaluate.__main__ import Case
@@ -84,8 +84,8 @@ def _drawn(case: Case, folder: Path, pair: Shown) -> Image.Image:
     path = folder / f"{hashlib.sha256(f'{pair.key} {pair.caption}'.encode()).hexdigest()[:16]}.png"
     if not path.is_file():
         (made,) = case.model.sample(case.args.seed, indices=[0], prompt=pair.caption, batch_size=1)
-        made.image.save(path.with_suffix(".partial"), "PNG")
-        os.replace(path.with_suffix(".partial"), path)
+        with whole_file(path) as aside:
+            made.image.save(aside, "PNG")
     with Image.open(path) as image:
         image.load()
     return image

@@ -17,11 +17,13 @@ import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
 
 from tokun.utils.errors import UserError, first_line
+from tokun.utils.files import write_text
 from tokun.utils.optional_packages import need
 
 KINDS = ("wandb", "tensorboard", "none")
@@ -75,10 +77,7 @@ class Tracker:
     def _write_numbers(self, numbers: dict[str, float], step: int) -> None: ...
 
     def _write_pictures(
-        self,
-        single: dict[str, tuple[Image.Image, str]],
-        listed: dict[str, list[tuple[Image.Image, str]]],
-        step: int,
+        self, single: dict[str, tuple[Image.Image, str]], listed: dict[str, list[tuple[Image.Image, str]]], step: int
     ) -> None: ...
 
     def _close(self) -> None: ...
@@ -116,15 +115,13 @@ class WandbTracker(Tracker):
         directory.mkdir(parents=True, exist_ok=True)
         id_file = directory / WANDB_ID_FILE
         self.run_id = resume_id or _read_id(id_file) or secrets.token_hex(4)
-        _write_id(id_file, self.run_id)
+        write_text(id_file, self.run_id + "\n")  # whole: half an id would start another run
 
         def start(mode: str):
             # quiet: its banner repeats our line. Offline it prints nothing else; online it reports a lost network
-            settings, place = (
-                wandb.Settings(quiet=True, silent=mode == "offline"),
-                {"project": project, "name": name, "dir": str(directory)},
-            )
-            return wandb.init(**place, id=self.run_id, resume="allow", mode=mode, config=_plain(config), settings=settings)
+            settings = wandb.Settings(quiet=True, silent=mode == "offline")
+            run: dict[str, Any] = {"project": project, "name": name, "id": self.run_id, "config": _plain(config)}
+            return wandb.init(**run, dir=str(directory), resume="allow", mode=mode, settings=settings)
 
         mode, reason = _wandb_mode(wandb)
         try:
@@ -202,15 +199,8 @@ class TensorBoardTracker(Tracker):
 
 
 def make_tracker(
-    kind: str,
-    *,
-    project: str,
-    name: str | None,
-    directory: Path | str,
-    config: dict,
-    resume_id: str | None = None,
-    main_process: bool = True,
-) -> Tracker:
+    kind: str, *, project: str, name: str | None, directory: Path | str, config: dict, resume_id: str | None = None, main_process: bool = True
+) -> Tracker:  # fmt: skip
     """A tracker of kind 'wandb', 'tensorboard' or 'none'; always a NullTracker outside the main process.
 
     `directory` holds the run's files and is created if needed. `config` is the settings to show; values that JSON
@@ -266,10 +256,3 @@ def _read_id(path: Path) -> str | None:
         return path.read_text(encoding="utf-8").strip() or None
     except FileNotFoundError:
         return None
-
-
-def _write_id(path: Path, run_id: str) -> None:
-    """Write atomically: half an id would start another run."""
-    aside = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    aside.write_text(run_id + "\n", encoding="utf-8")
-    os.replace(aside, path)

@@ -22,6 +22,7 @@ from typing import Any
 import torch
 
 from tokun.utils.errors import UserError, first_line
+from tokun.utils.files import fsync, write_text
 
 
 @contextmanager
@@ -38,7 +39,7 @@ def whole_directory(target: Path) -> Iterator[Path]:
     if target.exists():
         os.rename(target, old)
     os.rename(aside, target)
-    _fsync(target.parent)
+    fsync(target.parent)
     shutil.rmtree(old, ignore_errors=True)
 
 
@@ -81,7 +82,7 @@ def require_space(folder: Path, needed: int) -> None:
 def sync(folder: Path) -> None:
     """Flush every file below `folder` to disk."""
     for path in [*folder.rglob("*"), folder]:
-        _fsync(path)
+        fsync(path)
 
 
 PICKLES = (".bin", ".pt", ".pth", ".pkl", ".ckpt")
@@ -122,15 +123,6 @@ def recover_directory(target: Path) -> None:
 
 def _old(target: Path) -> Path:
     return target.with_name(f".{target.name}.old")  # hidden: a user's own copy beside it may be called target.old
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write a small file atomically: to a temporary file, then rename it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(path.name + ".partial")
-    aside.write_text(text, encoding="utf-8")
-    _fsync(aside)
-    os.replace(aside, path)
 
 
 def snapshot(tree: Any) -> Any:
@@ -289,11 +281,3 @@ def _flatten(tree: Any, prefix: str = "") -> dict[str, Any]:
     if not isinstance(tree, dict):
         return {prefix: tree}
     return {k: v for name, sub in tree.items() for k, v in _flatten(sub, f"{prefix}.{name}" if prefix else str(name)).items()}
-
-
-def _fsync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
