@@ -35,10 +35,10 @@ from tokun.inference import bulk, decoder
 from tokun.inference.model import Pair, Tokun
 from tokun.render.grids import captioned_grid, save_page
 from tokun.training import adapters, loop
-from tokun.training.distributed_stage import EngineStage
+from tokun.training.distributed_stage import EngineStage, is_finished, result_folder
 from tokun.training.engine import Engine
-from tokun.training.generator import FREE_KEYS, log_samples, training_seed, where_to
-from tokun.training.resume_settings import AVERAGE_KEYS, LOGGING_KEYS, figures_line, idle_settings, require_same, stopped_early, without
+from tokun.training.generator import log_samples, training_seed, where_to
+from tokun.training.resume_settings import AVERAGE_KEYS, figures_line, recorded, without
 from tokun.training.run import Run, micro_batch, states_on_disk
 from tokun.utils import checkpoint
 from tokun.utils.errors import UserError
@@ -58,15 +58,11 @@ class Collapsed(Exception):
 def train_grpo(run: Run) -> Path:
     """Train the generator of `config.start` on `config.grpo.rewards` -> `out/checkpoint` (with an adapter `out/adapter`) and
     `out/real/report.html`. Raises UserError for invalid settings, before anything is drawn."""
-    config, target = run.config, run.out / ("adapter" if run.config.adapter.rank else "checkpoint")
+    config, target = run.config, result_folder(run)
     check(config, run.world)
     before = run.take_start()
     settings = settings_of(config, before)
-    run.recover(target)
-    if (record := checkpoint.read_record(target / "training.json")) is not None:
-        require_same(target, record["settings"], settings, but=AVERAGE_KEYS)
-        run.say(f"grpo: {target} already exists and matches" + stopped_early(record, config.train, target))
-        run.remove_states(GrpoStage.name)
+    if is_finished(run, GrpoStage.name, target, settings, but=AVERAGE_KEYS):
         return target
     if idle := [name for name in UNUSED if getattr(config.train, name)]:
         run.say(
@@ -118,8 +114,7 @@ def settings_of(config: Config, before: Tokun) -> dict[str, Any]:
     grpo["rewards"] = {str(number): reward for number, reward in enumerate(grpo["rewards"])}
     return {
         "start": config.start, "started_from": {name: identity[name] for name in ("generator", "image_tokenizer")}, "seed": training_seed(config),
-        "train": without(dataclasses.asdict(config.train), LOGGING_KEYS | FREE_KEYS | AVERAGE_KEYS | idle_settings(config.train)), "grpo": grpo,
-        **({"adapter": dataclasses.asdict(config.adapter)} if config.adapter.rank else {}),
+        "grpo": grpo, **recorded(config, but=AVERAGE_KEYS),
     }  # fmt: skip
 
 

@@ -14,9 +14,27 @@ from tokun.models.generator import uncompiled
 from tokun.training import health, optim, step_log
 from tokun.training.engine import Engine
 from tokun.training.loop import Schedule, Stage, averaged
-from tokun.training.resume_settings import AVERAGE_KEYS, require_same_but_retry
+from tokun.training.resume_settings import AVERAGE_KEYS, require_same, require_same_but_retry, stopped_early
 from tokun.training.run import Run
 from tokun.utils import checkpoint
+
+
+def result_folder(run: Run) -> Path:
+    """Where a trained generator is written: `out/checkpoint`; with `adapter.rank`, `out/adapter`."""
+    return run.out / ("adapter" if run.config.adapter.rank else "checkpoint")
+
+
+def is_finished(run: Run, name: str, target: Path, settings: dict[str, Any], *, but: set[str] | None = None) -> bool:
+    """Whether the stage `name` has already written `target` with the same settings (`but`: training settings that may differ); its trainer
+    states are then removed. Raises UserError if it was written with others."""
+    run.recover(target)
+    record = checkpoint.read_record(target / "training.json")
+    if record is None:
+        return False
+    require_same(target, record["settings"], settings, but=but)
+    run.say(f"{name}: {target} already exists and matches" + stopped_early(record, run.config.train, target))
+    run.remove_states(name)
+    return True
 
 
 class EngineStage(Stage):
@@ -26,16 +44,8 @@ class EngineStage(Stage):
     """
 
     def __init__(
-        self,
-        run: Run,
-        schedule: Schedule,
-        train: TrainConfig,
-        *,
-        model: Any,
-        engine: Engine,
-        settings: dict[str, Any],
-        average: bool = True,
-    ) -> None:
+        self, run: Run, schedule: Schedule, train: TrainConfig, *, model: Any, engine: Engine, settings: dict[str, Any], average: bool = True
+    ) -> None:  # fmt: skip
         """settings: as in the stage's record; a trainer state with others is refused. `average`: whether to average the weights."""
         super().__init__(run, schedule)
         self.model, self.engine, self.settings, self.train = model, engine, settings, train

@@ -24,10 +24,10 @@ from tokun.inference.model import Tokun
 from tokun.models.generator import add_dropout, can_compile, compile_layers, count_parameters, tune_for, uncompiled
 from tokun.tokenizers.vocabulary import Vocabulary
 from tokun.training import adapters, loop, step_log
-from tokun.training.distributed_stage import EngineStage
+from tokun.training.distributed_stage import EngineStage, is_finished, result_folder
 from tokun.training.engine import Engine
-from tokun.training.generator import FREE_KEYS, training_seed, where_to
-from tokun.training.resume_settings import LOGGING_KEYS, figures_line, idle_settings, require_same, started_from, stopped_early, without
+from tokun.training.generator import training_seed, where_to
+from tokun.training.resume_settings import figures_line, recorded, started_from
 from tokun.training.run import Run, micro_batch, states_on_disk
 from tokun.utils import checkpoint
 
@@ -180,23 +180,14 @@ class TuningStage(EngineStage):
 
 def settings_of(config: Config, base: Tokun, **more: Any) -> dict[str, Any]:
     """The settings in the record of such a stage. `base`: as loaded."""
-    train, made_on = config.train, fingerprint(base.generator, base.vocabulary)
-    return {
-        "dropout": config.generator.dropout, "seed": training_seed(config), **started_from(config, made_on), **more,
-        "train": without(dataclasses.asdict(train), LOGGING_KEYS | FREE_KEYS | idle_settings(train)),
-        **({"adapter": dataclasses.asdict(config.adapter)} if config.adapter.rank else {}),
-    }  # fmt: skip
+    made_on = fingerprint(base.generator, base.vocabulary)
+    return {"dropout": config.generator.dropout, "seed": training_seed(config), **started_from(config, made_on), **more, **recorded(config)}
 
 
 def run_stage(run: Run, name: str, settings: dict[str, Any], make: Callable[[], TuningStage], about: Callable[[TuningStage], str]) -> Path:
     """Train the stage `name` that `make` creates -> `out/adapter` or `out/checkpoint`; reuse that if it was made with the same settings."""
-    target = run.out / ("adapter" if run.config.adapter.rank else "checkpoint")
-    run.recover(target)
-    record = checkpoint.read_record(target / "training.json")
-    if record is not None:
-        require_same(target, record["settings"], settings)
-        run.say(f"{target} already exists and matches" + stopped_early(record, run.config.train, target))
-        run.remove_states(name)
+    target = result_folder(run)
+    if is_finished(run, name, target, settings):
         return target
     stage = make()
     loop.train(stage)

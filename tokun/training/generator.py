@@ -41,19 +41,10 @@ from tokun.tokenizers.text import PretrainedTextTokenizer, TextTokenizer
 from tokun.tokenizers.vocabulary import REGISTERS, Vocabulary
 from tokun.training import adapters, health, loop, step_log
 from tokun.training.codes import common_things, require_codes_of
-from tokun.training.distributed_stage import EngineStage
+from tokun.training.distributed_stage import EngineStage, is_finished, result_folder
 from tokun.training.engine import Engine
 from tokun.training.initial_checkpoint import starting_model
-from tokun.training.resume_settings import (
-    LOGGING_KEYS,
-    figures_line,
-    idle_settings,
-    require_same,
-    require_same_but_retry,
-    started_from,
-    stopped_early,
-    without,
-)
+from tokun.training.resume_settings import figures_line, recorded, require_same_but_retry, started_from, without
 from tokun.training.run import Run, micro_batch, states_on_disk
 from tokun.training.start_report import time_line
 from tokun.training.text_tokenizer import load_text_tokenizer
@@ -81,15 +72,9 @@ def build_vocabulary(config: Config, text_tokenizer: Any, codes: dict[str, Any])
 
 def train_generator(run: Run) -> Path:
     """Train the causal LM on the run's code shards -> `out/checkpoint`, the folder that users load; with `adapter.rank`, `out/adapter`."""
-    target = run.out / ("adapter" if run.config.adapter.rank else "checkpoint")
-    parts = Parts.of(run)
+    target, parts = result_folder(run), Parts.of(run)
     settings = _settings(run.config, parts)
-    run.recover(target)
-    record = checkpoint.read_record(target / "training.json")
-    if record is not None:
-        require_same(target, record["settings"], settings)
-        run.say(f"generator: {target} already exists and matches" + stopped_early(record, run.config.train, target))
-        run.remove_states("generator")
+    if is_finished(run, "generator", target, settings):
         return target
     stage = GeneratorStage(run, parts, settings)
     loop.train(stage)
@@ -137,19 +122,14 @@ def training_seed(config: Config) -> int:
     return config.seed if config.train.seed < 0 else config.train.seed
 
 
-# affect only speed and memory, or are recorded by themselves (seed)
-FREE_KEYS = {"seed", "deepspeed", "micro_batch_size", "gradient_checkpointing", "compile", "loss_chunk"}
-
-
 def _settings(config: Config, parts: Parts) -> dict[str, Any]:
     """The settings in the stage's record."""
-    train, idle = config.train, set() if config.generator.codebook_start else {"codebook_start"}
+    idle = set() if config.generator.codebook_start else {"codebook_start"}
     return {
         "generator": without(dataclasses.asdict(config.generator), idle), "seed": training_seed(config), "codes": parts.codes["fingerprint"],
         "counts": parts.codes["counts"], "codes_settings": parts.codes["settings"], "text_tokenizer": parts.text_tokenizer.fingerprint(),
         "max_caption_tokens": config.data.max_caption_tokens, "sort_window": config.data.sort_window, **started_from(config, parts.base),
-        "train": without(dataclasses.asdict(train), LOGGING_KEYS | FREE_KEYS | idle_settings(train)),
-        **({"adapter": dataclasses.asdict(config.adapter)} if config.adapter.rank else {}),
+        **recorded(config),
     }  # fmt: skip
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Set
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,14 @@ IDLE = {"ema_every": 1, "word_dropout": 0.0, "lr_hold": 0.0}  # newer training s
 AVERAGE_KEYS = {"ema_decay", "ema_every"}  # without effect in a stage that keeps no average; its older records hold them
 START = "start_fingerprint"  # key of the fingerprint of the weights of `start`; older records lack it
 GATE_KEYS = {"min_usage", "min_perplexity", "min_psnr"}
+# of config.train: they affect only speed and memory, or are recorded by themselves (seed)
+FREE_KEYS = {"seed", "deepspeed", "micro_batch_size", "gradient_checkpointing", "compile", "loss_chunk"}
+
+
+def recorded(config: Config, *, but: Set[str] = frozenset()) -> dict[str, Any]:
+    """`config.train` without the keys `but`, and any `config.adapter`, as the record of a generator's training holds them."""
+    train = without(asdict(config.train), LOGGING_KEYS | FREE_KEYS | idle_settings(config.train) | but)
+    return {"train": train, **({"adapter": asdict(config.adapter)} if config.adapter.rank else {})}
 
 
 def require_same(path: Path, made_with: dict[str, Any], asked: dict[str, Any], *, but: set[str] | None = None) -> None:
@@ -57,7 +67,7 @@ def started_from(config: Config, base: str = "") -> dict[str, str]:
     return {"start": config.start, **({START: base} if base else {})} if config.start else {}
 
 
-def without(tree: dict[str, Any], keys: set[str]) -> dict[str, Any]:
+def without(tree: dict[str, Any], keys: Set[str]) -> dict[str, Any]:
     """A copy of the mapping without these keys."""
     return {k: v for k, v in tree.items() if k not in keys}
 
