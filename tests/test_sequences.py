@@ -33,8 +33,8 @@ def test_a_prompt_is_the_front_of_the_sequence_that_is_trained_on(tags):
     assert starts(sequences.pack_rewrite(V, tags, WORDS, "era", OTHER).input_ids, sequences.rewrite_prompt(V, tags, WORDS, "era"))
     asked = sequences.pack_question(V, tags, CODES, WORDS, OTHER)
     assert asked.input_ids[: asked.prompt] == sequences.question_prompt(V, tags, CODES, WORDS)
-    told = sequences.pack_image_to_text(V, tags, CODES, WORDS)
-    assert told.input_ids[: told.prompt] == sequences.caption_prompt(V, tags, CODES)
+    told = sequences.caption_scored(V, tags, CODES, WORDS)
+    assert told.input_ids[: told.prompt] == sequences.caption_prompt(V, tags, CODES) and starts(joint, told.input_ids)
 
 
 def test_what_guidance_leads_away_from_has_no_tags_but_the_grid():

@@ -38,11 +38,9 @@ def packed_sequences(draw):
     tags, caption, other = draw(tags_of), TEXT.encode(draw(any_text)), TEXT.encode(draw(any_text))
     rows, columns = tags.grid or V.default_grid
     codes = draw(st.lists(st.integers(0, 15), min_size=rows * columns, max_size=rows * columns))
-    match draw(st.sampled_from(["joint", "text_to_image", "image_to_text", "question", "rewrite"])):
+    match draw(st.sampled_from(["joint", "text_to_image", "question", "rewrite"])):
         case "joint":
             return sequences.pack_joint(V, tags, codes, caption), Unpacked("joint", tags, codes, caption)
-        case "image_to_text":
-            return sequences.pack_image_to_text(V, tags, codes, caption), Unpacked("joint", tags, codes, caption)
         case "text_to_image":
             return sequences.pack_text_to_image(V, tags, codes, caption), Unpacked("text_to_image", tags, codes, caption)
         case "question":
@@ -188,10 +186,9 @@ def test_no_state_is_a_dead_end():
 
 
 def test_prompts_carry_no_loss_and_everything_else_does():
-    codes, text, boc = [1] * 6, [5, 6], V.id("<boc>")
-    joint, image_to_text = sequences.pack_joint(V, Tags(), codes, text), sequences.pack_image_to_text(V, Tags(), codes, text)
-    assert joint.prompt == 1 and image_to_text.input_ids == joint.input_ids
-    assert joint.input_ids[image_to_text.prompt - 1] == boc
+    codes, text = [1] * 6, [5, 6]
+    joint, scored = sequences.pack_joint(V, Tags(), codes, text), sequences.caption_scored(V, Tags(), codes, text)
+    assert joint.prompt == 1 and joint.input_ids[scored.prompt - 1] == V.id("<boc>")
     question = sequences.pack_question(V, Tags("engraving"), codes, text, [7])
     assert question.input_ids[question.prompt - 1 :] == [V.id("<boa>"), 7, V.id("<eoa>"), V.id("<eos>")]
 

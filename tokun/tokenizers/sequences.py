@@ -132,12 +132,6 @@ def pack_text_to_image(v: Vocabulary, tags: Tags, codes: Codes, caption: Sequenc
     return Packed([*ids, *picture(v, tags, codes), v.id("<eos>")], 1)
 
 
-def pack_image_to_text(v: Vocabulary, tags: Tags, codes: Codes, caption: Sequence[int]) -> Packed:
-    """The joint sequence with the picture given."""
-    joint = pack_joint(v, tags, codes, caption)
-    return Packed(joint.input_ids, joint.input_ids.index(v.id("<boc>")) + 1)
-
-
 def pack_question(v: Vocabulary, tags: Tags, codes: Codes, question: Sequence[int], answer: Sequence[int]) -> Packed:
     ids = question_prompt(v, tags, codes, question)
     return Packed([*ids, *text_ids(v, answer), v.id("<eoa>"), v.id("<eos>")], len(ids))
