@@ -110,16 +110,9 @@ class Work:
 
 
 def prepare(
-    source: Path | str,
-    out: Path | str,
-    settings: Settings,
-    *,
-    reader: str = "auto",
-    root: Path | None = None,
-    tables: Tables | None = None,
-    work: Work | None = None,
-    overwrite: bool = False,
-) -> PrepareReport:
+    source: Path | str, out: Path | str, settings: Settings, *, reader: str = "auto", root: Path | None = None, tables: Tables | None = None,
+    work: Work | None = None, overwrite: bool = False,
+) -> PrepareReport:  # fmt: skip
     """Turn the pictures of `source` into shards, a manifest and a report in `out`.
 
     `reader` is a name in READERS, or "auto"; `root` is the folder that paths in a table are relative to, `tables` how tables are read. Raises FileNotFoundError or

@@ -272,18 +272,9 @@ class Weights:
         return hidden, ids, nats
 
     def write(
-        self,
-        hidden: Tensor,
-        place: int,
-        rows: Rows,
-        part: slice,
-        u: Tensor,
-        choice: Any,
-        tables: Sequence[Tensor],
-        states: Tensor,
-        lengths: Tensor,
-        end: int,
-    ) -> tuple[Tensor, Tensor]:
+        self, hidden: Tensor, place: int, rows: Rows, part: slice, u: Tensor, choice: Any, tables: Sequence[Tensor], states: Tensor,
+        lengths: Tensor, end: int,
+    ) -> tuple[Tensor, Tensor]:  # fmt: skip
         """Generate each row to its end from position `place`: (ids (B, n) int64, -1 after the end, the nats of its texts (B,) float64).
 
         tables: `grammar.Tables`, with `allowed` and `ruled` for the part's ids. u (B, slots) float32; states, lengths (B,) int64 are updated."""

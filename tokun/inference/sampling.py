@@ -52,25 +52,11 @@ class Generated:
 
 @torch.inference_mode()
 def generate(
-    model: Any,
-    vocabulary: Vocabulary,
-    prompts: Tensor,
-    u: Tensor,
-    slots: Slots,
-    *,
-    image: Choice = AS_IT_IS,
-    text: Choice = AS_IT_IS,
-    guidance_scale: float = 1.0,
-    unconditional_image: Tensor | None = None,
-    text_guidance_scale: float = 1.0,
-    unconditional_text: Tensor | None = None,
-    forbid: Sequence[int] = (),
-    forbid_first: Sequence[int] = (),
-    word_starts: Sequence[int] = (),
-    marks: Sequence[int] = (),
-    forced: Tensor | None = None,
-    watch: Callable[[Tensor], None] | None = None,
-) -> Generated:
+    model: Any, vocabulary: Vocabulary, prompts: Tensor, u: Tensor, slots: Slots, *, image: Choice = AS_IT_IS, text: Choice = AS_IT_IS,
+    guidance_scale: float = 1.0, unconditional_image: Tensor | None = None, text_guidance_scale: float = 1.0,
+    unconditional_text: Tensor | None = None, forbid: Sequence[int] = (), forbid_first: Sequence[int] = (), word_starts: Sequence[int] = (),
+    marks: Sequence[int] = (), forced: Tensor | None = None, watch: Callable[[Tensor], None] | None = None,
+) -> Generated:  # fmt: skip
     """Complete every row of `prompts` (B, P) int64 to its <eos> with the uniforms `u` (B, slots.size). A row's grid tag determines the
     number of codes of its picture; without one it is the default grid's.
 

@@ -53,16 +53,9 @@ class Plan:
 
 
 def make_plan(
-    config: Config,
-    *,
-    gpu: str = "H100",
-    gpus: int = 1,
-    samples: int = 0,
-    caption_tokens: float = 0.0,
-    mfu: float = 0.4,
-    disk: float = 2e9,
+    config: Config, *, gpu: str = "H100", gpus: int = 1, samples: int = 0, caption_tokens: float = 0.0, mfu: float = 0.4, disk: float = 2e9,
     restart: float = 600.0,
-) -> Plan:
+) -> Plan:  # fmt: skip
     """The plan of a config on `gpus` GPUs named `gpu`.
 
     samples: training pairs (0: counted in the shards, if they exist); caption_tokens: mean caption length (0: measured on the run's

@@ -55,13 +55,9 @@ def save_page(page: Image.Image, target: Path | BinaryIO) -> None:
 
 
 def captioned_grid(
-    images: Sequence[Image.Image],
-    captions: Sequence[str | Sequence[str]],
-    *,
-    columns: int | None = None,
-    cell: int | None = None,
+    images: Sequence[Image.Image], captions: Sequence[str | Sequence[str]], *, columns: int | None = None, cell: int | None = None,
     font_size: int | None = None,
-) -> Image.Image:
+) -> Image.Image:  # fmt: skip
     """A white page of pictures in reading order, each with its caption beneath it -> 'RGB'.
 
     `cell` is the side in px of the square that the largest picture is fitted into. By default pictures keep their size, except that those
