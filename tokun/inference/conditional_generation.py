@@ -299,12 +299,9 @@ def vary(model: Tokun, inverted: Inverted, amount: float, *, seed: int = 0, n: i
     noise, places = latents.draw(seed, range(n), slots.size + slots.n_codes).split([slots.size, slots.n_codes], 1)
     z = math.sqrt(1 - amount**2) * inverted.z + amount * noise
     image = Choice(temperature)
-    # with amount 0 its own words are where `invert` found them
-    how = (
-        DecodingSettings(image, model.text_choice(), text_guidance_scale=model.text_guidance(None))
-        if amount
-        else DecodingSettings(image, image)
-    )
+    how = DecodingSettings(image, image)  # with amount 0 its own words are where `invert` found them
+    if amount:
+        how = DecodingSettings(image, model.text_choice(), text_guidance_scale=model.text_guidance(None))
     grid = inverted.tags.grid or model.vocabulary.default_grid
     size = grid[0] * grid[1]
     anew = lowest(hills(places[:, :size], grid), round(amount * size))

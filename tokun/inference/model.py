@@ -223,9 +223,8 @@ class Tokun:
         out: list[Pair] = []
         for i in range(0, len(u), plan.options.batch_size):
             rows = slice(i, i + plan.options.batch_size)
-            out += self.pairs_from(u[rows], seed, indices[rows], self.tags_of(u[rows], plan), plan.how, caption=plan.caption, watch=watch)[
-                0
-            ]
+            tags = self.tags_of(u[rows], plan)
+            out += self.pairs_from(u[rows], seed, indices[rows], tags, plan.how, caption=plan.caption, watch=watch)[0]
         return out
 
     def uniforms(self, seed: int, indices: Sequence[int]) -> Tensor:
