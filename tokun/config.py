@@ -147,6 +147,11 @@ class TrainConfig:
     z_loss: float = 1e-4  # weight of the squared logarithm of the softmax normaliser (PaLM)
     image_weight: float = 1.0  # of the mean loss over image tokens
     text_weight: float = 1.0  # of the mean loss over text tokens
+    # of predicting an image network's features of the picture from the hidden states at its codes (after REPA, Yu et al. 2025); 0: off. At 1 words and
+    # pictures agree better (benchmarks/README.md)
+    align_weight: float = 0.0
+    align_features: str = ""  # its weights, SqueezeNet 1.1: safetensors or .pth in torchvision's layout; empty: download them
+    align_layer: int = 0  # the layer whose output predicts them, from 1; 0: five eighths of the layers
     word_dropout: float = 0.0  # share of input words (never of targets) replaced by random ones, so that the model must use the picture
     tag_dropout: float = 0.1  # applied to each tag, and to all of them together
     plain_share: float = 0.7  # share of samples with the plain caption; the rest draw from all their registers
@@ -377,6 +382,7 @@ PATHS = (
     ("image_tokenizer_train", "perceptual_weights"),
     ("generator", "pretrained"),
     ("train", "deepspeed"),
+    ("train", "align_features"),
     ("words", "train"),
     ("words", "val"),
     ("grpo", "prompts"),

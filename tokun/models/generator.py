@@ -230,16 +230,25 @@ def fuse_loss_into_forward(model: Any, *, size: int, chunk: int, token_losses: C
 
     positions (N,) into the flattened input_ids (B, T), labels (N,): positions without a label cost no logits, and no logits are cast on
     output. Every other call is unchanged. It is an ordinary call of the model, so DDP and DeepSpeed see it. Call before `prepare`.
+    With `aligned=(positions, whole, place, weight)` for its `models.alignment` head, parts["align_sum"] is added to the loss with that weight.
     Not saved with the model. Needs `head_is_last`.
     """
     stock = model.forward
 
     @functools.wraps(stock)
-    def forward(self: Any, *args: Any, targets: tuple[torch.Tensor, ...] | None = None, **kwargs: Any) -> Any:
+    def forward(
+        self: Any, *args: Any, targets: tuple[torch.Tensor, ...] | None = None, aligned: tuple[torch.Tensor, ...] = (), **kwargs: Any
+    ) -> Any:
         if targets is None:
             return stock(*args, **kwargs)
-        positions, labels, is_image, weights = targets
-        rows = self.base_model(*args, **kwargs)[0].flatten(0, 1).index_select(0, positions)
+        rows = self.base_model(*args, **kwargs)[0].flatten(0, 1).index_select(0, targets[0])
+        found, parts = predicted(self, rows, *targets[1:])
+        if aligned:
+            parts = parts | {"align_sum": self.alignment(*aligned[:3])}
+            found = found + aligned[3] * parts["align_sum"]
+        return found, parts
+
+    def predicted(self: Any, rows: torch.Tensor, labels: torch.Tensor, is_image: torch.Tensor, weights: torch.Tensor) -> Any:
         head = self.get_output_embeddings()
         # partitioned weights are gathered for one forward and one backward pass only
         if chunk and not any(map(is_partitioned, head.parameters())):

@@ -20,6 +20,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from tokun.config import TrainConfig
+from tokun.models.alignment import HEAD, without_head
 from tokun.models.partitioned_parameters import collected, own_share
 from tokun.training import optim
 from tokun.training.zero import MOMENTS, ZeroOptimizer, skip_inference_kernel
@@ -298,7 +299,9 @@ class DeepSpeedEngine(Engine):
             return None
         model = type(self.plain)(self.plain.config)
         tied = {name: weights[names[0]] for names in self.names.values() for name in names}
-        model.load_state_dict(self.plain.state_dict() | tied)
+        model.load_state_dict(
+            without_head(self.plain).state_dict() | {name: tied[name] for name in tied if not name.startswith(f"{HEAD}.")}
+        )
         return model.to(self.device)
 
     @torch.no_grad()

@@ -21,13 +21,14 @@ from tokun.inference.adapters import fingerprint
 from tokun.inference.latents import Slots
 from tokun.inference.model import Tokun
 from tokun.inference.model_card import model_card
-from tokun.models import losses
+from tokun.models import alignment, losses
 from tokun.models.generator import (
     add_dropout,
     can_compile,
     compile_layers,
     count_parameters,
     flops_per_token,
+    head_is_last,
     make_generator,
     start_from,
     start_from_codebook,
@@ -40,6 +41,8 @@ from tokun.tokenizers.image import ImageTokenizer
 from tokun.tokenizers.text import PretrainedTextTokenizer, TextTokenizer
 from tokun.tokenizers.vocabulary import REGISTERS, Vocabulary
 from tokun.training import adapters, health, loop, step_log
+from tokun.training.alignment import Targets
+from tokun.training.alignment import targets as alignment_targets
 from tokun.training.codes import common_things, require_codes_of
 from tokun.training.distributed_stage import EngineStage, is_finished, result_folder
 from tokun.training.engine import Engine
@@ -50,6 +53,7 @@ from tokun.training.start_report import time_line
 from tokun.training.text_tokenizer import load_text_tokenizer
 from tokun.training.token_loss import TokenLoss
 from tokun.utils import checkpoint
+from tokun.utils.errors import UserError
 
 MOST_TAGS = 64  # styles and subjects that become tags; rarer ones stay untagged
 
@@ -199,6 +203,7 @@ class GeneratorStage(EngineStage):
         model, self.tuned = _make_model(run, parts)
         self.trained = self.tuned.size if self.tuned else count_parameters(model)
         self.parameters, self.flops = count_parameters(model), flops_per_token(model, parts.slots.size)  # before ZeRO-3 partitions it
+        targets = self._align(run, model)
         if train.compile:
             run.say("generator: preparing; compiling takes the first step half a minute to some minutes …")
         compiled = train.compile and can_compile(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
@@ -210,16 +215,30 @@ class GeneratorStage(EngineStage):
             compile_layers(model)
         elif train.compile:
             run.say("generator: train.compile is on, but this machine has no C++ compiler (g++, clang++): training uncompiled, more slowly")
+        if targets:
+            model.alignment.watch(alignment.watched_layer(model, train.align_layer))
         self.held_out = _held_out_batches(run, parts)
         schedule = loop.Schedule.of(
             train, eval_every=train.eval_every if self.held_out else 0, sample_every=train.sample_every if run.config.sampling.n > 0 else 0
         )
         super().__init__(run, schedule, train, model=model, engine=engine, settings=settings)
+        self.targets = targets
         self.training_batches = _training_batches(run, parts)
         self.tasks = tasks_of(self.training_batches.samples, train.task_mix)
         self.best = self._open_best()
         self.rate = health.matmul_rate(engine.device, torch.bfloat16 if train.precision == "bf16" else torch.float32)
         self.logged: dict[str, float] = {}
+
+    def _align(self, run: Run, model: Any) -> Targets | None:
+        """With `train.align_weight`, give the model its alignment head. Returns the head's targets."""
+        if not self.train.align_weight:
+            return None
+        if not head_is_last(model):
+            raise UserError(
+                f"train.align_weight needs a model whose logits are its output embedding, not {type(model).__name__}: set it to 0"
+            )
+        alignment.attach(model)
+        return alignment_targets(run, self.parts.image_tokenizer, self.parts.codes["fingerprint"], self.parts.vocabulary)
 
     def _open_best(self) -> checkpoint.BestCheckpoints:
         best = checkpoint.BestCheckpoints(self.run.out / "best", keep=self.train.keep_best)
@@ -261,15 +280,20 @@ class GeneratorStage(EngineStage):
         loop.seed_device(loop.step_seed(self.seed, self.step, self.run.rank), engine.device)  # dropout is a function of (seed, step, rank)
         if not self.model.training:  # visiting all modules takes as long as a small kernel
             self.model.train()
-        losses_here = torch.zeros(3, device=engine.device)
+        if self.targets:
+            means = torch.cat([means, 1 / _global(self.run, [self.targets.count(batch.input_ids)], engine.device)])
+        names = losses.LOSS_SUMS if self.targets is None else (*losses.LOSS_SUMS, "align_sum")
+        losses_here = torch.zeros(len(names), device=engine.device)
         for number in range(self.accumulation):
             rows = slice(number * self.micro, (number + 1) * self.micro)
             with engine.micro_batch(last=number == self.accumulation - 1):
-                loss, parts = self.token_loss(engine, engine.model, batch.input_ids[rows], batch.labels[rows], weights)
+                ids = batch.input_ids[rows]
+                aligned = (*self.targets(ids), train.align_weight * means[-1]) if self.targets else ()
+                loss, parts = self.token_loss(engine, engine.model, ids, batch.labels[rows], weights, aligned)
                 self.require_finite(loss)
                 # the engine averages over processes, but the loss is already a share of the global mean
                 engine.backward(loss * self.run.world)
-            losses_here += means * torch.stack([parts[name].detach() for name in losses.LOSS_SUMS])
+            losses_here += means * torch.stack([parts[name].detach() for name in names])
         norm = self.update()
         self.window.counts["tokens"] += float(sums["tokens"])
         # approximately: other processes' rows may be a token longer
@@ -282,7 +306,10 @@ class GeneratorStage(EngineStage):
             dist.all_reduce(losses_here)
         train, batches = self.train, self.training_batches
         weights, rate = (train.image_weight, train.text_weight), self.rate * self.run.world
-        own, words = step_log.of_generator(self.window, losses_here.tolist(), weights=weights, flops=self.flops, rate=rate)
+        *predicted, aligned = losses_here.tolist() if self.targets else (*losses_here.tolist(), None)
+        own, words = step_log.of_generator(self.window, predicted, weights=weights, flops=self.flops, rate=rate)
+        if aligned is not None:
+            own["train/align_loss"] = aligned
         skipped = step_log.of_samples(batches.samples.index.skipped, batches.cut_captions)
         self.logged = own | self.update_figures(norm, lr, items=len(batches.samples)) | skipped
         return self.logged, words
@@ -308,7 +335,7 @@ class GeneratorStage(EngineStage):
             generator = self.engine.whole_model()
             if generator is None or self.run.rank > 0:
                 return None
-            return self.parts.checkpoint(generator, self.config, self.tasks, self.engine.device)
+            return self.parts.checkpoint(alignment.without_head(generator), self.config, self.tasks, self.engine.device)
         tensors = self.tuned.tensors()
         if self.run.rank > 0:
             return None
@@ -421,8 +448,12 @@ def log_samples(run: Run, model: Tokun, step: int) -> None:
 
 def _global_sums(run: Run, batch: data.TokenBatch, device: torch.device) -> dict[str, Tensor]:
     """Counts over the global batch, at least one each: image targets, text targets, and all tokens except padding."""
-    counts = torch.tensor(batch.counts, dtype=torch.float32, device=device)
+    return dict(zip(("image", "text", "tokens"), _global(run, batch.counts, device)))
+
+
+def _global(run: Run, counts: Sequence[float], device: torch.device) -> Tensor:
+    """Sums of counts over all processes, at least one each: float32."""
+    found = torch.tensor(counts, dtype=torch.float32, device=device)
     if run.world > 1:
-        dist.all_reduce(counts)
-    counts = counts.clamp_min(1)
-    return {"image": counts[0], "text": counts[1], "tokens": counts[2]}
+        dist.all_reduce(found)
+    return found.clamp_min(1)

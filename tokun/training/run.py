@@ -185,6 +185,7 @@ def _check_settings(config: Config, world: int, deepspeed: bool) -> None:
         and not any((Path(config.out) / part).is_dir() for part in ("checkpoint", "state/generator"))
     ):
         _check_start(config)
+    _check_alignment(config)
     if train.ema_every < 1:
         raise UserError(f"train.ema_every is {train.ema_every}; it must be a number of steps, 1 or more")
     if config.data.val:
@@ -197,6 +198,32 @@ def _check_settings(config: Config, world: int, deepspeed: bool) -> None:
     if weights and config.image_tokenizer_train.perceptual_weight > 0 and not Path(weights).is_file():
         raise FileNotFoundError(
             f"image_tokenizer_train.perceptual_weights {weights} does not exist; name a SqueezeNet file, or set image_tokenizer_train.perceptual=none"
+        )
+
+
+def _check_alignment(config: Config) -> None:
+    """Raise UserError if the alignment cannot be trained with these settings."""
+    train = config.train
+    if train.align_weight < 0:
+        raise UserError(f"train.align_weight is {train.align_weight}; it must be 0 (off) or more")
+    if not train.align_weight:
+        return
+    others = {
+        "adapter.rank": config.adapter.rank,
+        "train.gradient_checkpointing": train.gradient_checkpointing,
+        "generator.pretrained": config.generator.pretrained,
+    }
+    if clash := [name for name, value in others.items() if value]:
+        raise UserError(
+            f"train.align_weight is {train.align_weight:g}, which does not go together with {' and '.join(clash)}: set one of them to 0"
+        )
+    if train.align_features and not Path(train.align_features).is_file():
+        raise FileNotFoundError(
+            f"train.align_features {train.align_features} does not exist; name a SqueezeNet file, or set train.align_weight=0"
+        )
+    if not 0 <= train.align_layer <= config.generator.num_layers:
+        raise UserError(
+            f"train.align_layer is {train.align_layer}; it must be from 1 to {config.generator.num_layers} (generator.num_layers), or 0 for the middle"
         )
 
 

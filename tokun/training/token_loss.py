@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -33,10 +33,11 @@ class TokenLoss:
             )
 
     def __call__(
-        self, engine: Engine, model: Any, input_ids: Tensor, labels: Tensor, weights: Tensor | None = None
+        self, engine: Engine, model: Any, input_ids: Tensor, labels: Tensor, weights: Tensor | None = None, aligned: Sequence[Tensor] = ()
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """input_ids and labels (B, T) on the CPU, weights (3,) of `losses.LOSS_SUMS` on the engine's device (None: all one) -> the loss,
-        and the parts of `losses.next_token_losses`. `model` is the engine's for gradients, else the bare one."""
+        and the parts of `losses.next_token_losses`. `model` is the engine's for gradients, else the bare one. `aligned`: targets of its alignment
+        head, and their weight."""
         ids = input_ids.to(engine.device, non_blocking=True)
         self.is_image = is_image = self.is_image.to(engine.device)
         weights = torch.ones(len(losses.LOSS_SUMS), device=engine.device) if weights is None else weights
@@ -45,7 +46,8 @@ class TokenLoss:
             # computed on the CPU, so that the device need not wait
             targets = (t.to(engine.device, non_blocking=True) for t in labelled(labels))
             with cast():
-                return model(input_ids=ids, use_cache=False, targets=(*targets, is_image, weights))
+                on_device = tuple(t.to(engine.device, non_blocking=True) for t in aligned)
+                return model(input_ids=ids, use_cache=False, targets=(*targets, is_image, weights), aligned=on_device)
         with cast():
             logits = model(input_ids=ids, use_cache=False).logits[..., : self.size]
         parts = self.losses(logits, labels.to(engine.device, non_blocking=True), is_image)
