@@ -56,6 +56,7 @@ DATA = (
 )
 TOKENIZER = "The image tokenizer before it: {steps} steps of {batch} pictures in {hours:g} hours on two CPU cores, peak learning rate {lr:g}, perceptual loss by SqueezeNet features."
 SHARPENED = "Then the decoder alone, encoder and codebook frozen: {steps:,} steps of {recipe[batch_size]} pictures against a discriminator (tokun.sharpen)."
+ALIGNED = "From step {step:,} on aligned with SqueezeNet 1.1's features of the pictures (train.align_weight 1)."
 VIEWS = "Each picture in {views} views: whole, and crops that leave a tenth of a side away at most, half of them mirrored where no words speak of writing (left and right change places in the words)."
 LIMITS = """- A small model ({parameters:.1f}M parameters), trained for {hours} hours on two shared CPU cores. Its pictures often show the kind of a thing (a bird's head, a shield, a church, a crowd, the sea), and seldom the very thing; faces, hands and crowded scenes stay vague.
 - Its words name kinds, poses and settings as the descriptions do. Numbers, directions, species and small things are often wrong. The figures above say how often words and picture fit.
@@ -115,6 +116,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     add("--steps", type=int, help="of the generator")
     add("--hours", type=float, help="of the generator")
     add("--tokenizer-steps", type=int, help="of the image tokenizer")
+    add("--aligned-from", type=int, help="the step from which train.align_weight was 1 (never)")
     add("--tokenizer-hours", type=float, help="of the image tokenizer")
     add("--sharpened", type=Path, help="a checkpoint with the same codes whose decoder has gone on")
     add("--sources", type=Path, nargs="*", default=[], help="tables of the books")
@@ -186,7 +188,7 @@ def texts(
 ) -> dict[str, str]:
     """What the card says in words."""
     codes, t, d = sorted(rows * columns for rows, columns in model.grids), config.image_tokenizer_train, model.defaults
-    recipe = [VIEWS.format(views=config.codes.views)]
+    recipe = [VIEWS.format(views=config.codes.views), *([ALIGNED.format(step=args.aligned_from)] if args.aligned_from else [])]
     if args.tokenizer_steps:
         recipe.append(TOKENIZER.format(steps=f"{args.tokenizer_steps:,}", batch=t.batch_size, hours=args.tokenizer_hours, lr=t.lr))
     if sharpened:
