@@ -37,7 +37,7 @@ from data_tools.captioning.captioned_shards import read_record, write_pairs
 from data_tools.captioning.merge_plan import split_of
 from data_tools.captioning.registers import facts_of
 from data_tools.captioning.run import checked_shards
-from data_tools.inspect import StoredPair, open_image, read_pairs
+from data_tools.inspect import Damage, StoredPair, open_image, read_pairs
 from data_tools.text.main_noun import BEFORE, NUMBERS, Lexicon, tokens_of
 from data_tools.text.yes_or_no import PEOPLE, Shown, is_this, named, with_article
 from tokun.tokenizers.wordings import SHOWS
@@ -237,9 +237,9 @@ def survey(shards: Iterable[Path]) -> Survey:
 
 
 def asked(shard: Path, seed: int, counts: Counter[str], plans: dict[tuple[str, str], Plan]) -> Iterator[StoredPair]:
-    """The pairs of a shard with their questions. A pair with damaged JSON stays unchanged."""
-    before = ""
-    for pair in read_pairs(shard, []):
+    """The pairs of a shard with their questions. A pair with damaged JSON stays unchanged; what cannot be read, and ambiguous samples, are told."""
+    before, damaged = "", list[Damage]()
+    for pair in read_pairs(shard, damaged):
         record = read_record(pair)
         if record is None:
             counts["damaged records"] += 1
@@ -253,6 +253,9 @@ def asked(shard: Path, seed: int, counts: Counter[str], plans: dict[tuple[str, s
             counts["questions"] += len(record["questions"])
             pair.members["json"] = json.dumps(record, ensure_ascii=False).encode("utf-8", "backslashreplace")
         yield pair
+    for one in damaged:
+        counts["left out as damaged or ambiguous"] += 1
+        tqdm.write(f"data_tools.questions: left out: {one}", file=sys.stderr)
 
 
 def ask(paths: list[Path], out: Path, seed: int = 0) -> Counter[str]:

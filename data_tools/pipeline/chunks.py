@@ -12,6 +12,7 @@ import io
 import json
 import re
 import struct
+import zlib
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
@@ -125,7 +126,7 @@ class FileResult:
     fine: tuple[int, ...] = ()
     """The 256-bit hash that confirms a duplicate, as four numbers."""
     sketch: str = ""
-    """Sketch of a drawing on plain paper, in base64: it tells drawings with similar hashes apart."""
+    """Sketch of a drawing on plain paper, compressed, in base64: it tells drawings with similar hashes apart."""
     aspect: float = 0.0
     """Of the sketch (width over height)."""
     width: int | None = None
@@ -157,6 +158,9 @@ class Chunk:
     settings: Settings
     store: Store
     """The store for the rows and the data."""
+
+
+ROWS = 2  # version of what a row holds
 
 
 def rows_name(number: int) -> str:
@@ -281,7 +285,7 @@ def judge(one: Opened, settings: Settings, found: Found) -> Judged:
         **one.known,
         dhash=dhash(reduced_to(gray, HASH_SIDE)),
         fine=fine_hash(gray),
-        sketch=base64.b64encode(drawn.tones).decode() if drawn else "",
+        sketch=base64.b64encode(zlib.compress(drawn.tones)).decode() if drawn else "",
         aspect=drawn.aspect if drawn else 0.0,
         caption=caption.text,
         words_from=shown(words.words_from),

@@ -11,7 +11,7 @@ from posixpath import dirname, join
 from typing import Any
 
 from data_tools import report
-from data_tools.pipeline.chunks import Settings
+from data_tools.pipeline.chunks import ROWS, Settings
 from data_tools.pipeline.manifest import MANIFEST
 from data_tools.pipeline.storage_backends import Store, is_url
 from data_tools.readers import Listing
@@ -68,8 +68,8 @@ def publish(out: Store, names: list[str]) -> None:
 
 
 def begin(aside: Store, record: dict[str, Any], listing: Listing) -> None:
-    """Resume the work in `aside` if it has the same settings and files; otherwise start over."""
-    plan = json.dumps({"settings": record, "files": identity(listing)}).encode()
+    """Resume the work in `aside` if it has the same settings and files, and was begun by a version with the same rows; otherwise start over."""
+    plan = json.dumps({"settings": record, "files": identity(listing), "rows": ROWS}).encode()
     if not aside.exists(PLAN) or aside.read(PLAN) != plan:
         for name in sorted(aside.list(), key=lambda name: name != PUBLISH):  # PUBLISH first, so that a part of the rest is never published
             if name != PLAN:

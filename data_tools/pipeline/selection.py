@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from posixpath import dirname
@@ -71,7 +72,7 @@ class Columns:
             self.coarse[index], self.fine[index] = row.dhash, row.fine
             self.area[index] = (row.width or 0) * (row.height or 0)
             if row.sketch:
-                self.sketches[str(index)] = Sketch(base64.b64decode(row.sketch), row.aspect)
+                self.sketches[str(index)] = Sketch(zlib.decompress(base64.b64decode(row.sketch)), row.aspect)
 
     def alike(self, among: np.ndarray, settings: Settings, **distance: int) -> np.ndarray:
         """Pairs (P, 2) of files, first < second, that look the same, or are identical if `settings` ask only for that."""

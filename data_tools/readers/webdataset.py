@@ -17,7 +17,7 @@ from typing import Any, BinaryIO
 
 from data_tools.pipeline.disk import DiskDict, DiskList
 from data_tools.readers.files import MAX_TEXT_BYTES, PICTURE_SUFFIXES, as_path, why_not_open
-from data_tools.readers.folder_scan import NOTHING_KNOWN, SECOND_WORDS, TAR_PACKED, kind_of
+from data_tools.readers.folder_scan import SECOND_WORDS, TAR_PACKED, kind_of, why_unknown
 from data_tools.readers.listing import Found, Listing, Options, Remote, Span, Words
 from data_tools.readers.words import COLUMNS, ODD_CAPTION, group_of, json_object, normal, odd_caption, style_of, words_from
 from data_tools.tables import CAPTION_COLUMNS, caption_of, column_name
@@ -191,7 +191,10 @@ class Tars:
                 self.beside.update(posixpath.basename(path).partition(".")[2] for path in sample.others)
             else:
                 self.unread.update(
-                    {path: TABLE_IN_TAR if "table" in kind_of(posixpath.basename(path)) else NOTHING_KNOWN for path in sample.others}
+                    {
+                        path: TABLE_IN_TAR if "table" in kind_of(posixpath.basename(path)) else why_unknown(posixpath.basename(path))
+                        for path in sample.others
+                    }
                 )
 
 

@@ -72,7 +72,7 @@ def words_from(record: dict[str, Any], caption_column: str = "") -> Words:
 def odd_caption(record: dict[str, Any] | Mapping[str, Any], caption_column: str = "") -> str:
     """The caption of a record without one, as it is written, if it is no text but {"en": …} or the like; "" if there is nothing."""
     names = (column_name(caption_column),) if caption_column else CAPTION_COLUMNS
-    odd = next((record[name] for name in names if not isinstance(record.get(name), (str, NoneType))), None)
+    odd = next((one for name in names if not isinstance(one := record.get(name), (str, NoneType)) and one not in ([], {})), None)
     return "" if odd is None else f"{odd!r:.60}"
 
 
@@ -84,8 +84,9 @@ def texts_in(value: Any) -> list[str]:
 def raw_texts_in(value: Any) -> list[str]:
     """The texts in a text, a number or a list of texts, unchanged. A text may be such a list: "['A wolf.', 'A fox.']"."""
     value = listed_in(value) if isinstance(value, str) else value
-    values = [str(value)] if isinstance(value, (str, int)) else value if isinstance(value, (list, tuple)) else []
-    return [one for one in values if isinstance(one, str) and caption_of(one)]
+    if isinstance(value, (str, int)) and not isinstance(value, bool):
+        value = [str(value)]
+    return [one for one in (value if isinstance(value, (list, tuple)) else ()) if isinstance(one, str) and caption_of(one)]
 
 
 def listed_in(text: str) -> str | list[Any]:
