@@ -121,11 +121,17 @@ def captions_first(out: str, command: Sequence[str], missing: int, captioned: in
     ]
     by_model = ["  by a model (a GPU helps; any captioner or --endpoint will do):"]
     if not empty:
-        by_model.append(f"    {shell('prepare', *command, '--allow-missing-captions')}")
+        over = ["--overwrite"] if captioned and "--overwrite" not in command else []  # the shards that are there were made without it
+        by_model.append(f"    {shell('prepare', *command, '--allow-missing-captions', *over)}")
     by_model.append(f"    {captioner}")
     one = missing == 1
     where = f"{'is' if one else 'are'} {'kept without one' if empty else 'not in the shards'}"
-    head = f"{missing:,} picture{' has' if one else 's have'} no caption and {where}. Captions come"
+    first = (
+        "Give captions first"
+        if captioned < FEW * (captioned + missing)
+        else f"Train without {'it' if one else 'them'} (Next), or give captions first"
+    )
+    head = f"{missing:,} picture{' has' if one else 's have'} no caption and {where}. {first}:"
     return "\n".join([head, *(by_hand if not is_url(out) else []), *by_model])
 
 
