@@ -88,15 +88,20 @@ def write_captions_to_fill(out: Store, rows: Iterable[Mapping[str, Any]]) -> str
     return ""
 
 
-def steps(out: str, command: Sequence[str], captions: Mapping[str, int], *, report: str, val: bool) -> str:
+def steps(out: str, command: Sequence[str], captions: Mapping[str, int], *, report: str, val: bool, doubtful: int = 0) -> str:
     """What to look at, and the commands to paste after prepare: captions first if they are few, then training.
 
-    `command`: the arguments given to prepare.
+    `command`: the arguments given to prepare. `doubtful`: pictures that were left out as ambiguous.
     """
     out = f"./{out}" if out[:1] in ("-", "~") else out  # no option, nobody's home
     missing, kept, empty = (captions.get(name, 0) for name in ("missing", "kept", "empty"))
     captioned = kept - empty
     parts = [] if is_url(out) else [f"Look at {out}/{report} in a browser: it shows what was kept, what was left out, and why."]
+    if doubtful:
+        one = doubtful == 1
+        parts.append(
+            f"{doubtful:,} doubtful picture{' is' if one else 's are'} left out (ambiguous); --keep-ambiguous keeps {'it' if one else 'them'}."
+        )
     if told := alike(captions):
         parts.append(told)
     if missing:
