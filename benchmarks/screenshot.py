@@ -47,6 +47,7 @@ def photograph(address: str, taken: int, sizes: dict[Path, tuple[int, int]]) -> 
             visitor.wait_for_selector(".plate.sheet")
             visitor.locator("#history .thumbnail-item").nth(taken).click()
             visitor.wait_for_selector("a[download]")
+            visitor.wait_for_timeout(2000)  # the page scrolls to the print by itself, and smoothly
             visitor.evaluate("scrollTo(0, 0)")
             visitor.mouse.move(5, 5)
             visitor.wait_for_timeout(1000)

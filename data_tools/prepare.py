@@ -336,7 +336,8 @@ def run(args: argparse.Namespace, command: list[str]) -> int:
     if not made.kept:
         print(f"prepare: no picture was kept; {args.out}/{MANIFEST} gives the reason for each", file=sys.stderr)
     if made.kept or made.captions.get("missing"):
-        print(steps(args.out.rstrip("/"), command, made.captions, report=report.NAME, val=bool(made.pairs("val"))))
+        doubtful = 0 if args.keep_ambiguous else sum(count for (status, _), count in made.counts.items() if status == "ambiguous")
+        print(steps(args.out.rstrip("/"), command, made.captions, report=report.NAME, val=bool(made.pairs("val")), doubtful=doubtful))
     return 0 if made.kept else 1
 
 

@@ -609,7 +609,9 @@ def test_the_table_counts_every_file_and_names_the_next_steps(tmp_path, capsys):
     assert ["tokun", "sample", "--adapter", "runs/mine-lora", "--seed", "0"] in lines
     assert "data.val=" in str(lines)
     told = steps("my shards", [], {"kept": 3, "distinct": 3}, report="report.html", val=False)
-    assert "data.val=" not in told and "'data.train=my shards/train-*.tar'" in told
+    assert "data.val=" not in told and "'data.train=my shards/train-*.tar'" in told and "doubtful" not in told
+    told = steps("shards", [], {"kept": 3, "distinct": 3}, report="report.html", val=False, doubtful=2)
+    assert "2 doubtful pictures are left out (ambiguous); --keep-ambiguous keeps them." in told
 
 
 def test_prepare_and_inspect_run_without_torch(tmp_path):

@@ -372,7 +372,12 @@ def test_the_way_of_a_museum_captions_first_and_then_training(tmp_path, capsys):
     assert main(shlex.split(command)[2:]) == 0
     kept = {path: row["caption"] for path, row in manifest(out).items() if row["status"] == "kept"}
     assert kept == {"IMG_0000.png": "A wolf.", "IMG_0002.png": "A fox, and an owl.", "IMG_0003.png": "A stork."}
-    assert "A stork." in (out / CAPTIONS).read_text() and "tokun train" in capsys.readouterr().out
+    told = capsys.readouterr().out
+    assert "A stork." in (out / CAPTIONS).read_text() and "tokun train" in told
+    assert "2 pictures have no caption and are not in the shards. Train without them (Next), or give captions first:" in told
+    command = next(line for line in told.splitlines() if "--allow-missing-captions" in line)
+    assert main(shlex.split(command)[2:]) == 0, "the shards that are there are replaced"
+    assert "2 pictures have no caption and are kept without one" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("texts", [["An engraving."], ["An engraving.", "A print."]])

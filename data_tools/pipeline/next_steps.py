@@ -88,15 +88,20 @@ def write_captions_to_fill(out: Store, rows: Iterable[Mapping[str, Any]]) -> str
     return ""
 
 
-def steps(out: str, command: Sequence[str], captions: Mapping[str, int], *, report: str, val: bool) -> str:
+def steps(out: str, command: Sequence[str], captions: Mapping[str, int], *, report: str, val: bool, doubtful: int = 0) -> str:
     """What to look at, and the commands to paste after prepare: captions first if they are few, then training.
 
-    `command`: the arguments given to prepare.
+    `command`: the arguments given to prepare. `doubtful`: pictures that were left out as ambiguous.
     """
     out = f"./{out}" if out[:1] in ("-", "~") else out  # no option, nobody's home
     missing, kept, empty = (captions.get(name, 0) for name in ("missing", "kept", "empty"))
     captioned = kept - empty
     parts = [] if is_url(out) else [f"Look at {out}/{report} in a browser: it shows what was kept, what was left out, and why."]
+    if doubtful:
+        one = doubtful == 1
+        parts.append(
+            f"{doubtful:,} doubtful picture{' is' if one else 's are'} left out (ambiguous); --keep-ambiguous keeps {'it' if one else 'them'}."
+        )
     if told := alike(captions):
         parts.append(told)
     if missing:
@@ -121,11 +126,17 @@ def captions_first(out: str, command: Sequence[str], missing: int, captioned: in
     ]
     by_model = ["  by a model (a GPU helps; any captioner or --endpoint will do):"]
     if not empty:
-        by_model.append(f"    {shell('prepare', *command, '--allow-missing-captions')}")
+        over = ["--overwrite"] if captioned and "--overwrite" not in command else []  # the shards that are there were made without it
+        by_model.append(f"    {shell('prepare', *command, '--allow-missing-captions', *over)}")
     by_model.append(f"    {captioner}")
     one = missing == 1
     where = f"{'is' if one else 'are'} {'kept without one' if empty else 'not in the shards'}"
-    head = f"{missing:,} picture{' has' if one else 's have'} no caption and {where}. Captions come"
+    first = (
+        "Give captions first"
+        if captioned < FEW * (captioned + missing)
+        else f"Train without {'it' if one else 'them'} (Next), or give captions first"
+    )
+    head = f"{missing:,} picture{' has' if one else 's have'} no caption and {where}. {first}:"
     return "\n".join([head, *(by_hand if not is_url(out) else []), *by_model])
 
 

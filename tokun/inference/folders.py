@@ -59,4 +59,4 @@ def adapter_at(path: str | Path) -> Path | None:
 
 def is_local(path: str | Path) -> bool:
     """Whether it is on this machine by this name, so that reading it downloads nothing."""
-    return Path(path).expanduser().exists()
+    return str(path) == "bundled" or Path(path).expanduser().exists()

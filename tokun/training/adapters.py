@@ -10,6 +10,7 @@ import copy
 import dataclasses
 import importlib.util
 import json
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -208,7 +209,10 @@ def attach(config: Config, base: Tokun, vocabulary: Vocabulary) -> Tuned:
         r=a.rank, lora_alpha=a.alpha, lora_dropout=a.dropout, target_modules=list(a.targets), use_dora=a.dora, bias="none",
         task_type="CAUSAL_LM", trainable_token_indices=rows,
     )  # fmt: skip
-    return Tuned(config, generator, peft.get_peft_model(generator, settings), vocabulary, made_on)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # peft asks transformers by a name that it will give up
+        tuned = peft.get_peft_model(generator, settings)
+    return Tuned(config, generator, tuned, vocabulary, made_on)
 
 
 @torch.no_grad()

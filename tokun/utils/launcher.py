@@ -12,6 +12,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+_OPEN: list[Any] = []
 NAMES = {"deepspeed", "torchrun", "accelerate"}
 MODULES = {"deepspeed.launcher.launch", "deepspeed.launcher.runner", "torch.distributed.run", "torch.distributed.launch", "accelerate.commands.launch"}  # fmt: skip
 # waits, at most a minute, until the processes $2, $3 … have ended, and prints $1. The shell that was started ends at once, so no launcher waits for it.
@@ -71,4 +72,6 @@ def hush() -> None:
     """Show nothing more of this process: what other packages print while it ends would bury its last line."""
     sys.stdout.flush()
     sys.stderr.flush()
-    sys.stdout = sys.stderr = open(os.devnull, "w")  # noqa: SIM115  until the process has ended
+    nowhere = open(os.devnull, "w")  # noqa: SIM115  until the process has ended
+    sys.stdout = sys.stderr = nowhere
+    _OPEN.append(nowhere)
