@@ -87,7 +87,7 @@ def test_targets_are_what_the_network_sees_in_the_decoded_picture(aligned, netwo
     folder = aligned / "features" / "train-00000"
     tokenizer = ImageTokenizer.load(aligned / "image_tokenizer")
     seer = Seer(tokenizer, str(network), torch.device("cpu"))
-    seer.read_basis(aligned / "features" / "basis.npz")
+    seer.read_basis(aligned / "features" / "basis.safetensors")
     record = data.CodeSamples([aligned / "codes" / "train-00000.tar"]).whole_record(0)
     whole, places = seer.seen(record.codes[1:2], record.grid)
     model = tokun.load(aligned / "checkpoint")

@@ -64,7 +64,9 @@ class MergePlan:
         shard = self.shards[self.shard[number]]
         with open(shard, "rb", buffering=0) as file:
             suffixes, places = self.places[number]
-            where = dict(zip(suffixes.split("/"), map(tuple, np.frombuffer(places, np.int64).reshape(-1, 2).tolist())))
+            where = {
+                name: (int(at), int(size)) for name, (at, size) in zip(suffixes.split("/"), np.frombuffer(places, np.int64).reshape(-1, 2))
+            }
             found = read_pair(StoredPair(shard, self.key[number], places=where), file.fileno())
         if any(len(data) != found.places[suffix][1] for suffix, data in found.members.items()):
             raise UserError(f"{shard} changed while it was being read: run again")

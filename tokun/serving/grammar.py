@@ -34,8 +34,8 @@ def changed(
     """The settings with these values where they are given: `temperature` and `top_k` of codes, `top_p` of both. Raises UserError outside their range."""
     image = {"temperature": temperature, "top_k": top_k, "top_p": top_p}
     text = {"temperature": text_temperature, "no_repeats": no_repeats, "top_p": top_p}
-    own = ((settings.image, image), (settings.text, text))
-    return DecodingSettings(*(replace(choice, **{k: v for k, v in new.items() if v is not None}) for choice, new in own))
+    given = [{name: value for name, value in new.items() if value is not None} for new in (image, text)]
+    return DecodingSettings(replace(settings.image, **given[0]), replace(settings.text, **given[1]))
 
 
 @dataclass

@@ -2,7 +2,7 @@
 
 Each view of each code shard is decoded, seen by SqueezeNet 1.1 (Iandola et al. 2016), and described by the principal components of its last layer:
 
-    basis.npz              means, deviations and components of some pictures
+    basis.safetensors      means, deviations and components of some pictures
     train-00000/keys.npy   uint64 (n,) hash of each view's codes
     .../whole.npy          float16 (n, WHOLE)
     .../places.npy         float16 (cells, PLACE): a cell for every 2 x 2 codes, view after view
@@ -21,6 +21,7 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 from tqdm import tqdm
 
@@ -62,11 +63,9 @@ class Targets:
             positions.append(at + row * ids.shape[1])
             whole.append(np.broadcast_to(self.whole[folder][number], (len(at), WHOLE)))
             places.append(self.places[folder][self.starts[folder][number] + _cell_of_code(*self.grids[folder][number])])
-        parts = [
-            np.concatenate(part) if part else np.zeros((0, *shape))
-            for part, shape in ((positions, ()), (whole, (WHOLE,)), (places, (PLACE,)))
-        ]
-        return torch.from_numpy(parts[0].astype(np.int64)), *(torch.from_numpy(part.astype(np.float32)) for part in parts[1:])
+        if not positions:
+            return torch.zeros(0, dtype=torch.long), torch.zeros(0, WHOLE), torch.zeros(0, PLACE)
+        return torch.from_numpy(np.concatenate(positions)), _floats(whole), _floats(places)
 
     def count(self, ids: Tensor) -> int:
         """The number of codes in ids."""
@@ -97,11 +96,11 @@ def targets(run: Run, tokenizer: ImageTokenizer, codes: str, vocabulary: Vocabul
     if not all(map(Path.is_dir, folders)):
         device = torch.device(f"cuda:{torch.cuda.current_device()}" if torch.cuda.is_available() else "cpu")
         seer = Seer(tokenizer.to(device), weights, device)
-        if run.rank == 0 and not (folder / "basis.npz").is_file():
+        if run.rank == 0 and not (folder / "basis.safetensors").is_file():
             run.say(f"generator: looking at {SAMPLED:,} pictures for train.align_weight …")
-            seer.write_basis(paths, folder / "basis.npz")
+            seer.write_basis(paths, folder / "basis.safetensors")
         run.wait()
-        seer.read_basis(folder / "basis.npz")
+        seer.read_basis(folder / "basis.safetensors")
         for path, target in tqdm(list(zip(paths, folders))[run.rank :: run.world], desc="features", unit="shard", disable=run.rank != 0):
             if run.world == 1:  # several processes wait for each other after the last shard
                 run.stop_if_asked()
@@ -116,7 +115,7 @@ class Seer:
 
     def __init__(self, tokenizer: ImageTokenizer, weights: str, device: torch.device):
         self.tokenizer, self.device = tokenizer, device
-        self.network = SqueezeNetDistance(weights).to(device, memory_format=torch.channels_last)
+        self.network = SqueezeNetDistance(weights).to(device)
         self.half = device.type == "cuda" or torch.ops.mkldnn._is_mkldnn_bf16_supported()
         self.basis: dict[str, Tensor] = {}
 
@@ -138,12 +137,11 @@ class Seer:
             wholes.append(whole)
             places.append(own[:, :: max(1, own.shape[1] // 4)].flatten(0, 1))
         basis = _components("whole", torch.cat(wholes), WHOLE) | _components("place", torch.cat(places), PLACE)
-        with files.whole_file(target) as aside, aside.open("wb") as file:
-            np.savez(file, **basis)
+        with files.whole_file(target) as aside:
+            save_file(basis, aside)
 
     def read_basis(self, path: Path) -> None:
-        with np.load(path) as found:
-            self.basis = {name: torch.from_numpy(found[name]) for name in found}
+        self.basis = load_file(path)
 
     def write_shard(self, path: Path, target: Path) -> None:
         samples = data.CodeSamples([path])
@@ -168,11 +166,15 @@ class Seer:
         return (scaled @ self.basis[f"{what}_components"]).half().numpy()
 
 
-def _components(what: str, channels: Tensor, size: int) -> dict[str, np.ndarray]:
+def _floats(parts: Sequence[np.ndarray]) -> Tensor:
+    return torch.from_numpy(np.concatenate(parts).astype(np.float32))
+
+
+def _components(what: str, channels: Tensor, size: int) -> dict[str, Tensor]:
     mean, spread = channels.mean(0), channels.std(0, correction=0) + 1e-3
     scaled = ((channels - mean) / spread).double()
     vectors = torch.linalg.eigh(scaled.T @ scaled).eigenvectors[:, -size:].flip(1)
-    return {f"{what}_mean": mean.numpy(), f"{what}_spread": spread.numpy(), f"{what}_components": vectors.float().numpy()}
+    return {f"{what}_mean": mean, f"{what}_spread": spread, f"{what}_components": vectors.float().contiguous()}
 
 
 def _batches(views: Iterator[tuple[np.ndarray, tuple[int, int]]]) -> Iterator[tuple[np.ndarray, tuple[int, int]]]:
