@@ -10,6 +10,7 @@ import torch
 from safetensors.torch import load_file
 
 import tokun
+from tests.launchers import forked
 from tests.small_runs import assert_same_weights, needs, run_stages, take_over, write_config
 from tests.test_losses import random_squeezenet
 from tests.test_resume import run_until
@@ -17,6 +18,7 @@ from tokun import data
 from tokun.models import alignment
 from tokun.tokenizers import sequences
 from tokun.tokenizers.image import ImageTokenizer
+from tokun.training import engine
 from tokun.training.alignment import Seer, Targets
 
 pytestmark = needs("accelerate", reason="training needs the extra 'train'")
@@ -110,6 +112,23 @@ def test_killed_and_typed_again_it_ends_in_the_same_weights(finished, small_shar
     config = config_of(tmp_path / "killed", finished, small_shards, network)
     run_until(config, monkeypatch, 5, "generator")
     assert_same_weights(whole, run_stages(config))
+
+
+def align_in_two(folder: Path) -> None:
+    engine.start_processes()
+    run_stages(folder / "small.yaml", f"out={folder / 'two'}")
+    engine.wait_for_processes()
+    engine.end_processes()
+
+
+@pytest.mark.slow
+def test_two_processes_have_the_loss_of_one(finished, small_shards, network, tmp_path):
+    """Each computes the features of half of the shards."""
+    more = {"train__steps": 3, "generator__dropout": 0.0, "sampling__n": 0}
+    alone = run_stages(config_of(tmp_path, finished, small_shards, network, **more))
+    take_over(finished[1], tmp_path / "two")
+    forked(tmp_path, 2, work=align_in_two)
+    assert aligned_loss(tmp_path / "two") == pytest.approx(aligned_loss(alone), abs=1e-4)
 
 
 def test_features_of_other_weights_are_refused(finished, small_shards, network, tmp_path):

@@ -1,6 +1,7 @@
 """Promises of what torch.compile makes of the models' layers, kernels and losses. In one file, since to import the compiler and to compile takes
 half of the time."""
 
+import contextlib
 import warnings
 from types import SimpleNamespace
 
@@ -11,6 +12,7 @@ from torch._dynamo.utils import counters
 from tests.test_generator import labelled, loss_and_gradients, make
 from tests.test_losses import random_squeezenet
 from tokun.models import kernels
+from tokun.models.alignment import AlignmentHead
 from tokun.models.generator import add_dropout, can_compile, compile_layers, tune_for, uncompiled
 from tokun.models.losses import make_perceptual
 
@@ -101,6 +103,15 @@ def test_layers_compiled_once_without_dropout_serve_all_lengths_with_the_same_lo
             torch.testing.assert_close(found[name], value, atol=1e-5, rtol=1e-4, msg=name)
         graphs.append(counters["stats"]["unique_graphs"])
     assert graphs[0] == graphs[-1], "compiled again for another length"
+    hidden = []
+    for block in (contextlib.nullcontext(), uncompiled(model)):  # what an alignment head sees of a layer, compiled and as it is written
+        with block:
+            head = AlignmentHead(model.config.hidden_size)
+            head.watch(model.model.layers[0])
+            model(input_ids=rows[0], use_cache=False)
+            hidden.append(head._hidden)
+    assert hidden[0].requires_grad
+    torch.testing.assert_close(*hidden, atol=1e-5, rtol=1e-4)
     with uncompiled(model):
         torch.testing.assert_close(loss_and_gradients(rows[0])["loss"], plain[0]["loss"], atol=0, rtol=0)
     assert any(m._compiled_call_impl is not None for m in model.modules()), "compiled again after the block"

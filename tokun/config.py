@@ -278,18 +278,15 @@ class GrpoConfig:
     judges: list[RewardConfig] = field(default_factory=list)  # measured, never optimised: do they rise with the rewards?
     prompts: str = ""  # descriptions to draw, a text file or image shards; empty: pictures and their captions, both from seeds
     eval_prompts: str = ""  # held-out prompts; empty: the last sixteenth of the prompts
-    learn: Literal["both", "image", "text"] = (
-        "both"  # which tokens are trained; with prompts only the picture's can be. The others keep near the start (kl)
-    )
+    # which tokens are trained; with prompts only the picture's can be. The others keep near the start (kl), and are drawn as the checkpoint draws them
+    learn: Literal["both", "image", "text"] = "both"
     group_size: int = 8  # pairs that share tags or a prompt and are compared; with learn text: captions of one picture
     minibatches: int = 1  # updates into which a rollout is split …
     epochs: int = 1  # … and passes over them
-    temperature: float = (
-        1.0  # of codes in rollouts; the policy is trained at this temperature. What is not learned is drawn as the checkpoint draws it
-    )
+    temperature: float = 1.0  # of codes in rollouts; the policy is trained at this temperature
     text_temperature: float = 1.0  # of words
     guidance_scale: float = (
-        1.0  # of codes in rollouts. The guided distribution is what is trained; other values than 1 cost a second pass without tags
+        1.0  # of codes in rollouts. The guided distribution is trained; values other than 1 cost a second pass without tags
     )
     text_guidance_scale: float = 1.0  # of words. Train with the scale that is sampled with: a gain without guidance is overshot with it
     scale: Literal["group", "batch", "none"] = (

@@ -132,7 +132,7 @@ class Seer:
         samples = data.CodeSamples(paths)
         some = range(0, len(samples), max(1, len(samples) // SAMPLED))
         wholes, places = [], []
-        for codes, grid in _batches((samples.whole_record(i).codes[:1], samples.whole_record(i).grid) for i in some):
+        for codes, grid in _batches((record.codes[:1], record.grid) for record in map(samples.whole_record, some)):
             whole, own = self.seen(codes, grid)
             wholes.append(whole)
             places.append(own[:, :: max(1, own.shape[1] // 4)].flatten(0, 1))

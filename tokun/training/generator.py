@@ -28,7 +28,6 @@ from tokun.models.generator import (
     compile_layers,
     count_parameters,
     flops_per_token,
-    head_is_last,
     make_generator,
     start_from,
     start_from_codebook,
@@ -53,7 +52,6 @@ from tokun.training.start_report import time_line
 from tokun.training.text_tokenizer import load_text_tokenizer
 from tokun.training.token_loss import TokenLoss
 from tokun.utils import checkpoint
-from tokun.utils.errors import UserError
 
 MOST_TAGS = 64  # styles and subjects that become tags; rarer ones stay untagged
 
@@ -233,10 +231,6 @@ class GeneratorStage(EngineStage):
         """With `train.align_weight`, give the model its alignment head. Returns the head's targets."""
         if not self.train.align_weight:
             return None
-        if not head_is_last(model):
-            raise UserError(
-                f"train.align_weight needs a model whose logits are its output embedding, not {type(model).__name__}: set it to 0"
-            )
         alignment.attach(model)
         return alignment_targets(run, self.parts.image_tokenizer, self.parts.codes["fingerprint"], self.parts.vocabulary)
 
@@ -306,10 +300,10 @@ class GeneratorStage(EngineStage):
             dist.all_reduce(losses_here)
         train, batches = self.train, self.training_batches
         weights, rate = (train.image_weight, train.text_weight), self.rate * self.run.world
-        *predicted, aligned = losses_here.tolist() if self.targets else (*losses_here.tolist(), None)
-        own, words = step_log.of_generator(self.window, predicted, weights=weights, flops=self.flops, rate=rate)
-        if aligned is not None:
-            own["train/align_loss"] = aligned
+        image, text, z, *aligned = losses_here.tolist()
+        own, words = step_log.of_generator(self.window, [image, text, z], weights=weights, flops=self.flops, rate=rate)
+        if aligned:
+            own["train/align_loss"] = aligned[0]
         skipped = step_log.of_samples(batches.samples.index.skipped, batches.cut_captions)
         self.logged = own | self.update_figures(norm, lr, items=len(batches.samples)) | skipped
         return self.logged, words
