@@ -199,6 +199,8 @@ def test_any_number_of_bits_in_sixteen_is_scaled_by_its_own_white(bits, channels
     assert abs(opened(ramp) - ramp / white * 255).max() <= 0.51
     declares = lambda number: (b"sBIT", bytes([number] * channels))  # noqa: E731
     assert abs(opened(ramp / 4, declares(bits)) - ramp / white * 64).max() <= 1, "an underexposed one stays so where its bits are known"
+    for wrong in (15, 17, 32, 200):  # taken for 16
+        assert opened(ramp * 2 ** (16 - bits), declares(wrong)).max() >= 254
     assert opened(ramp, declares(16)).max() <= 64 and opened(ramp * 2 ** (16 - bits), declares(bits)).max() >= 254
     assert opened([0, 2**14]).max() == 64 and opened([0, 200]).max() <= 1  # 0.8, cut off or rounded
 

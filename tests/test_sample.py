@@ -198,8 +198,17 @@ def test_a_print_of_the_run_before_can_be_completed_twice(checkpoint_folder, tmp
     for _ in range(2):
         run(checkpoint_folder, tmp_path, "--complete", str(plate), "--keep", "top", "--n", "1")
         assert plate.is_file() and (tmp_path / "sheet.png").is_file()
-    assert sorted(path.name for path in (tmp_path / "earlier" / "1").glob("*.png")) == ["000007-01.png", "grid.png"]
+    assert sorted(path.name for path in (tmp_path / "earlier" / "1").glob("*.png")) == ["000007-00.png", "000007-01.png", "grid.png"]
     assert not (tmp_path / "earlier" / "2").exists()
+
+
+def test_a_completion_completed_again_under_its_own_name_is_kept(checkpoint_folder, tmp_path):
+    run(checkpoint_folder, tmp_path, "--seed", "7", "--n", "1")
+    run(checkpoint_folder, tmp_path, "--seed", "7", "--complete", str(tmp_path / "000007-00.png"), "--keep", "top", "--n", "1")
+    made = tmp_path / "completed-000007-00.png"
+    before = made.read_bytes()
+    run(checkpoint_folder, tmp_path, "--seed", "7", "--complete", str(made), "--keep", "left", "--n", "1")
+    assert [path.read_bytes() for path in (tmp_path / "earlier").rglob(made.name)] == [before]
 
 
 def test_a_list_of_before_that_names_files_elsewhere_removes_none(checkpoint_folder, tmp_path):

@@ -17,8 +17,9 @@ from tqdm import tqdm
 from data_tools.captioning.captioned_shards import read_record
 from data_tools.captioning.described_rows import Counted, Options, Rows, count_facts, described_record
 from data_tools.captioning.journals import require_image_shards, sha256
-from data_tools.inspect import StoredPair, find_shards, read_pair, read_pairs
+from data_tools.inspect import Damage, StoredPair, find_shards, read_pair, read_pairs
 from data_tools.tables import TableError
+from tokun.data.shards import SEVERAL, TWICE
 from tokun.utils.errors import UserError
 
 
@@ -99,11 +100,15 @@ def make_plan(shards: list[Path], rows: Rows, options: Options, *, progress: boo
         )
     twice = Counter[tuple[str, str]]()
     for number, shard in enumerate(tqdm(shards, desc="matching", unit="shard", disable=not progress)):
-        damaged: list[Any] = []
+        damaged: list[Damage] = []
         for pair in read_pairs(shard, damaged):
             plan.pictures += 1
             _match(plan, number, pair, rows, options)
             twice[str(shard.parent), pair.key] += 1
+        for one in damaged:
+            if one.what in (TWICE, SEVERAL):
+                twice[str(shard.parent), one.member] += 1
+                plan.left_out.append({"shard": f"{plan.folders[number]}/{shard.name}", "key": one.member, "reason": one.what})
         plan.damaged += map(str, damaged)
     _refuse_twice(plan, {place for place, count in twice.items() if count > 1})
     unmatched = [one for one in rows.by_id.values() if one.where not in plan.named]

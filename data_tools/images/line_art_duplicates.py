@@ -58,7 +58,7 @@ def look_the_same(one: Sketch, other: Sketch) -> bool:
     if min(greatest_difference(a_HW, b_HW), greatest_difference(a_HW, aligned_HW)) > STANDS_OUT:
         return False
     a_HW, b_HW = one.ink(SIDE), other.ink(SIDE)
-    return min(uncovered(a_HW, b_HW), uncovered(a_HW, finely_aligned(a_HW, b_HW, across, down))) <= UNCOVERED
+    return uncovered(a_HW, b_HW) <= UNCOVERED or uncovered(a_HW, finely_aligned(a_HW, b_HW, across, down)) <= UNCOVERED
 
 
 def greatest_difference(a_HW: np.ndarray, b_HW: np.ndarray) -> float:

@@ -69,11 +69,17 @@ def words_from(record: dict[str, Any], caption_column: str = "") -> Words:
     )
 
 
-def odd_caption(record: dict[str, Any] | Mapping[str, Any], caption_column: str = "") -> str:
+def odd_caption(record: Mapping[str, Any], caption_column: str = "") -> str:
     """The caption of a record without one, as it is written, if it is no text but {"en": …} or the like; "" if there is nothing."""
     names = (column_name(caption_column),) if caption_column else CAPTION_COLUMNS
-    odd = next((one for name in names if not isinstance(one := record.get(name), (str, NoneType)) and one not in ([], {})), None)
+    odd = next((one for name in names if _is_odd(one := record.get(name))), None)
     return "" if odd is None else f"{odd!r:.60}"
+
+
+def _is_odd(value: Any) -> bool:
+    if isinstance(value, (list, tuple)):
+        return any(map(_is_odd, value))
+    return not isinstance(value, (str, NoneType)) and value != {}
 
 
 def texts_in(value: Any) -> list[str]:

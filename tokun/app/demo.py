@@ -30,7 +30,7 @@ from tokun.render.scale import scaled
 from tokun.utils.errors import UserError
 
 if TYPE_CHECKING:
-    from tokun.inference.model import Pair, Tokun, Watch
+    from tokun.inference.model import Pair, SamplingPlan, Tokun, Watch
 
 MAX_FILE_BYTES = 10_000_000
 MAX_PIXELS = 25_000_000
@@ -199,25 +199,26 @@ class Studio:
         start, count, asked = whole(seed, 0, MAX_SEED, "seed"), whole(n, 1, MAX_PAIRS, "number of prints"), self.wishes(**wishes)
         numbers = range(first := whole(no, 0, MAX_NUMBER, "number of the print"), first + count)
         model = self.models[asked.adapter]
-        return self.watched(
-            lambda watch: model.sample(start, indices=numbers, watch=watch, **asked.options), *self.first(start, first, asked)
-        )
+        plan = model.plan(**asked.options)
+        return self.watched(lambda watch: model.draw(start, numbers, plan, watch=watch), *self.first(start, first, asked, plan))
 
     def between(self, first: object, last: object, steps: object, **wishes: object) -> Iterator[Sketch | list[Pair]]:
         """Pairs on the way from one seed to another: sketches of the first, then all."""
         a, b = whole(first, 0, MAX_SEED, "first seed"), whole(last, 0, MAX_SEED, "last seed")
         count, asked = whole(steps, 2, MAX_PAIRS, "number of steps"), self.wishes(**wishes)
         model = self.models[asked.adapter]
-        return self.watched(lambda watch: model.interpolate(a, b, count, watch=watch, **asked.options), *self.first(a, 0, asked))
+        known = self.first(a, 0, asked, model.plan(**asked.options))
+        return self.watched(lambda watch: model.interpolate(a, b, count, watch=watch, **asked.options), *known)
 
     def versus(self, seed: object, sides: Sequence[dict[str, object]]) -> Iterator[list[Sketch | Pair]]:
         """Sample 0 of the seed for each of two wishes, one after the other, as far as they are drawn. For two equal wishes, samples 0 and 1."""
         start, asked = whole(seed, 0, MAX_SEED, "seed"), [self.wishes(**side) for side in sides]
         numbers = (0, int(asked[0] == asked[1]))
-        first = [self.first(start, number, one) for one, number in zip(asked, numbers)]  # raises before anything is drawn
+        plans = [self.models[one.adapter].plan(**one.options) for one in asked]
+        first = [self.first(start, *one) for one in zip(numbers, asked, plans)]  # raises before anything is drawn
         done: list[Sketch | Pair] = []
-        for one, number, known in zip(asked, numbers, first):
-            sample = functools.partial(self.models[one.adapter].sample, start, indices=[number], **one.options)
+        for one, number, plan, known in zip(asked, numbers, plans, first):
+            sample = functools.partial(self.models[one.adapter].draw, start, [number], plan)
             for news in self.watched(lambda watch, sample=sample: sample(watch=watch), *known):
                 if isinstance(news, Sketch):
                     yield [*done, news]
@@ -225,10 +226,9 @@ class Studio:
                     done += news
         yield done
 
-    def first(self, seed: int, index: int, asked: Wishes) -> tuple[str, tuple[int, int]]:
+    def first(self, seed: int, index: int, asked: Wishes, plan: SamplingPlan) -> tuple[str, tuple[int, int]]:
         """What is known of a sample before it is drawn: its prompt and its shape."""
-        model = self.models[asked.adapter]
-        plan, u = model.plan(**asked.options), latents.uniform(latents.draw(seed, [index], latents.TAG_SLOTS))
+        model, u = self.models[asked.adapter], latents.uniform(latents.draw(seed, [index], latents.TAG_SLOTS))
         (tags,) = self._lane.submit(model.tags_of, u, plan).result()  # with a prompt the generator is run
         return asked.options["prompt"] or "", tags.grid or model.vocabulary.default_grid
 

@@ -64,8 +64,12 @@ def main(argv: list[str] | None = None) -> None:
             print(f"--aspect {args.aspect}: grid {rows}x{columns} (rows x columns of codes), of {known}")
         with alone_in(args.out, option="--out"):
             if args.pairs or mode_of(args) not in ("plain", "best_of"):
-                write_pairs(pairs := draw(model, args), args, enlarge)
-                write_sheet(model, pairs, args, enlarge)
+                pairs = draw(model, args)
+                shown = sheet_of(model, pairs, args, enlarge)  # before the pairs are written: one of them may replace the original
+                write_pairs(pairs, args, enlarge)
+                if shown is not None:
+                    shown.save(args.out / picture_files.SHEET)
+                    print(f"the original beside them: {args.out / picture_files.SHEET}")
             else:
                 write_samples(model, args, enlarge)
 
@@ -135,12 +139,12 @@ def tell_written(args: argparse.Namespace, records: list[dict[str, Any]], n: int
         log_to_wandb(records, args)
 
 
-def write_sheet(model: Tokun, pairs: list[Pair], args: argparse.Namespace, enlarge: Enlarge) -> None:
-    """Write the original beside its completions or variations, if there is one."""
-    if args.complete is not None or args.invert is not None:
-        keep = args.keep if args.complete is not None else None
-        sheet.beside(model, args.complete or args.invert, pairs, keep=keep, enlarge=enlarge).save(args.out / picture_files.SHEET)
-        print(f"the original beside them: {args.out / picture_files.SHEET}")
+def sheet_of(model: Tokun, pairs: list[Pair], args: argparse.Namespace, enlarge: Enlarge) -> Image.Image | None:
+    """The original beside its completions or variations, if there is one."""
+    if args.complete is None and args.invert is None:
+        return None
+    keep = args.keep if args.complete is not None else None
+    return sheet.beside(model, args.complete or args.invert, pairs, keep=keep, enlarge=enlarge)
 
 
 def write_pairs(pairs: list[Pair], args: argparse.Namespace, enlarge: Enlarge) -> None:

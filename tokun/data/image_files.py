@@ -387,9 +387,12 @@ def white_of(largest: float, image: Image.Image, data: bytes) -> int:
     if image.format == "PNG":
         declared = max(next(png_chunks(data, b"sBIT"), b"")[8:-4][:3], default=0)
     else:
-        tags = getattr(image, "tag_v2", {})
+        tags, declared = getattr(image, "tag_v2", {}), 0
         level = tags.get(MAX_SAMPLE_VALUE) or tags.get(WHITE_LEVEL) or 0
-        declared = int(max(level) if isinstance(level, tuple) else level).bit_length()
+        with contextlib.suppress(ValueError, TypeError, ArithmeticError):  # text, or a fraction of nothing
+            declared = int(max(level) if isinstance(level, tuple) else level).bit_length()
+    if declared > SCALED_BITS:
+        declared = 16
     bits = declared or (int(largest).bit_length() if 255 < largest < 2**SCALED_BITS else 16)
     return 2**bits - 1 if largest < 2**bits else 2**16 - 1
 

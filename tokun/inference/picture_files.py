@@ -15,6 +15,7 @@ import itertools
 import json
 import os
 import re
+import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -139,7 +140,7 @@ def images_of(out: Path, listed: list[dict[str, Any]]) -> Iterator[Image.Image]:
 
 def make_room(out: Path, lines: Sequence[str], n: int, *, but: Path | None = None) -> None:
     """Move an earlier run's files to `out/earlier` and say so, unless it drew the same pairs: `n`, of which `lines` are the first records.
-    The file `but` stays."""
+    The file `but` also stays where it is."""
     there = list(itertools.islice(records(out, LISTED), n + 1))
     if len(there) == n and there[: len(lines)] == [json.loads(line) for line in lines]:
         remove_state(out / STATE)  # the files are overwritten by the same ones
@@ -157,7 +158,7 @@ def put_aside(out: Path, *, but: Path | None = None) -> Path | None:
     names = [name for record in (*records(out, LISTED), *records(state)) if OURS.fullmatch(name := name_in(record))]
     made = [path for name in dict.fromkeys(names) for path in both(out / name)]
     made += [out / name for start, more in BESIDE.items() if any(name.startswith(start) for name in names) for name in more]
-    made = [path for path in made if path.is_file() and not (but and but.is_file() and path.samefile(but))]
+    made = [path for path in made if path.is_file()]
     if names and not (out / LISTED).is_file():  # of a run that was stopped
         checkpoint.write_text(out / LISTED, "".join(path.read_text(encoding="utf-8") for path in sorted(state.glob("*.jsonl"))))
     remove_state(state)
@@ -170,7 +171,8 @@ def put_aside(out: Path, *, but: Path | None = None) -> Path | None:
     target.mkdir(parents=True, exist_ok=True)
     for path in [*made, out / GRID, out / LISTED]:  # the list last: until it is there, the move is not finished
         if path.is_file():
-            os.replace(path, target / path.name)
+            stays = but is not None and but.is_file() and path.samefile(but)
+            (shutil.copy2 if stays else os.replace)(path, target / path.name)
     return target
 
 

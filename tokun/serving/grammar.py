@@ -35,7 +35,7 @@ def changed(
     image = {"temperature": temperature, "top_k": top_k, "top_p": top_p}
     text = {"temperature": text_temperature, "no_repeats": no_repeats, "top_p": top_p}
     given = [{name: value for name, value in new.items() if value is not None} for new in (image, text)]
-    return DecodingSettings(replace(settings.image, **given[0]), replace(settings.text, **given[1]))
+    return replace(settings, image=replace(settings.image, **given[0]), text=replace(settings.text, **given[1]))
 
 
 @dataclass
@@ -120,16 +120,16 @@ class RequestGrammar:
         lengths, n_codes = (torch.tensor([getattr(row, name) for row in rows], device=device) for name in ("length", "n_codes"))
         _, ruled = grammar.chosen_from(self.forbid, self.forbid_first, v.size)
         legal = ruled[grammar.case(states, lengths, grammar.limit(states, n_codes))]
-        for number, row in enumerate(rows):
-            if row.settings.text.no_repeats and row.state in TEXT:
-                legal[number, self.repeats(row.said)] = False
+        if writing := [i for i, row in enumerate(rows) if row.settings.text.no_repeats and row.state in TEXT and row.said]:
+            legal[writing] &= ~self.repeats([rows[i].said for i in writing]).to(legal.device)
         legal[broken] = torch.arange(v.size, device=device) == v.id("<eos>")
         return legal
 
-    def repeats(self, said: Sequence[int]) -> list[int]:
-        """The ids that would repeat the phrase at the end of a text without marks."""
-        words = torch.tensor([list(said)], dtype=torch.long)
-        return repetition_mask(words, torch.tensor([len(said)]), self.word_starts, self.vocabulary.size)[0].nonzero()[:, 0].tolist()
+    def repeats(self, said: Sequence[Sequence[int]]) -> Tensor:
+        """(B, V) bool: the ids that would repeat the phrase at the end of each text without marks."""
+        counts = torch.tensor([len(own) for own in said])
+        words = torch.tensor([[0] * (int(counts.max()) - len(own)) + [*own] for own in said], dtype=torch.long)
+        return repetition_mask(words, counts, self.word_starts, self.vocabulary.size)
 
     def apply(self, logits: Tensor, rows: Sequence[RowState]) -> Tensor:
         """logits (B, at least V) -> the same with -inf for illegal ids; in rows with a seed, for all but the chosen id."""

@@ -215,7 +215,7 @@ def _check_alignment(config: Config) -> None:
     }
     if clash := [name for name, value in others.items() if value]:
         raise UserError(
-            f"train.align_weight is {train.align_weight:g}, which does not go together with {' and '.join(clash)}: leave one of them out"
+            f"train.align_weight is {train.align_weight:g}, which does not go together with {' and '.join(clash)}: set train.align_weight=0, or leave the other at its default"
         )
     if train.align_features and not Path(train.align_features).is_file():
         raise FileNotFoundError(
