@@ -28,7 +28,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import tokun
 from tokun.config import Config, load_config
-from tokun.inference.checkpoint_folder import resolve
+from tokun.inference.folders import resolve
 from tokun.inference.model import BUNDLED, IMAGE_TOKENIZER, Tokun
 from tokun.inference.model_card import model_card
 from tokun.render.grids import captioned_grid

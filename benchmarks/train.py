@@ -46,8 +46,8 @@ sys.path.insert(0, str(ROOT))
 from benchmarks.turns import Gate, Loop, Turn, compare, median, ratio  # noqa: E402
 from tokun import config, data  # noqa: E402
 from tokun.config import Config  # noqa: E402
+from tokun.inference.folders import TEXT_TOKENIZER  # noqa: E402
 from tokun.inference.latents import Slots  # noqa: E402
-from tokun.inference.model import TEXT_TOKENIZER  # noqa: E402
 from tokun.models import generator, losses  # noqa: E402
 from tokun.planner.measure import measure_memory  # noqa: E402
 from tokun.planner.memory import planned_memory  # noqa: E402

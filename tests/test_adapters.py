@@ -387,7 +387,7 @@ def test_the_commands_take_an_adapter_and_tell_what_it_is(base, tmp_path, capsys
 def test_an_adapter_is_in_use_within_a_second_and_takes_two_megabytes_at_most_beside_the_bundled_model(tmp_path):
     import time
 
-    from tokun.inference.model import BUNDLED
+    from tokun.inference.folders import BUNDLED
 
     if not BUNDLED.is_dir():
         pytest.skip("no checkpoint is bundled in this checkout")

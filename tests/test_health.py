@@ -105,6 +105,20 @@ def test_the_first_ctrl_c_is_a_request_and_the_second_stops_at_once(capfd):
         signal.signal(signal.SIGINT, before)
 
 
+@pytest.mark.parametrize(
+    ("causes", "told"),
+    [(("", "SIGTERM", "Ctrl-C"), "Ctrl-C"), (("its launcher has ended", "", "SIGTERM"), "SIGTERM"), (("its launcher has ended", ""), "its launcher has ended"), (("", ""), "")],
+)  # fmt: skip
+def test_processes_that_were_asked_in_several_ways_all_name_one_cause(causes, told):
+    stops, sent = [StopRequest() for _ in causes], []
+    for stop, cause in zip(stops, causes):
+        stop.close()
+        stop.asked, stop.by = bool(cause), cause or stop.by
+        stop.agree(lambda value: sent.append(value) or 0)
+    assert [stop.agree(lambda _: max(sent)) for stop in stops] == [bool(told)] * len(stops)
+    assert {stop.by if stop.asked else "" for stop in stops} == {told}
+
+
 def test_rates_and_memory_are_those_of_this_machine():
     device = torch.device("cpu")
     assert 1e8 < matmul_rate(device, torch.float32) < 1e16

@@ -9,8 +9,8 @@ import torch
 
 from tests.small_runs import run_stages, take_over, write_config
 from tokun.inference import hub
+from tokun.inference.folders import resolve
 from tokun.inference.load import load
-from tokun.inference.model import resolve
 from tokun.training import loop, tracking
 from tokun.utils import checkpoint
 

@@ -99,10 +99,10 @@ PUBLIC = ("tokun.grids", "tokun.many", "tokun.svg")  # attributes of the package
 def test_what_is_read_from_beside_the_code_lies_there():
     from tokun.app import page
     from tokun.evaluate import viewer
-    from tokun.inference import model, native
+    from tokun.inference import folders, native
 
     kept = (
-        model.BUNDLED / "vocabulary.json",
+        folders.BUNDLED / "vocabulary.json",
         native.SOURCE,
         page.STYLE,
         Path(viewer.__file__).with_name("viewer.html"),

@@ -11,8 +11,8 @@ from PIL import Image
 
 from tokun.cli import sample
 from tokun.inference import picture_files, prompt_tags
+from tokun.inference.folders import BUNDLED
 from tokun.inference.load import load
-from tokun.inference.model import BUNDLED
 from tokun.utils import console
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -18,7 +18,7 @@ import torch
 
 import tokun
 from tests.small_runs import ROOT
-from tokun.inference.checkpoint_folder import BUNDLED
+from tokun.inference.folders import BUNDLED
 from tokun.serving import backend
 from tokun.tokenizers import sequences
 from tokun.tokenizers.vocabulary import Tags

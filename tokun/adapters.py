@@ -34,7 +34,7 @@ def main(argv: list[str] | None = None) -> None:
     if args.command == "show":
         print(adapters.described(adapters.read(args.adapter)))
         return
-    model = load(None if args.base == "bundled" else args.base, device="cpu", adapter=args.adapter)
+    model = load(args.base, device="cpu", adapter=args.adapter)
     target = model.save_pretrained(args.out, dtype=args.dtype)
     print(f"{args.base} with {model.adapter}: {target}")
 

@@ -25,7 +25,8 @@ from tqdm import tqdm
 
 from tokun import data
 from tokun.data import cropping
-from tokun.inference import model
+from tokun.inference.checkpoint_folder import read_settings
+from tokun.inference.folders import IMAGE_TOKENIZER, SAMPLING, VOCABULARY, resolve
 from tokun.inference.tags import settings_json
 from tokun.models import losses
 from tokun.tokenizers.image import ImageTokenizer
@@ -83,24 +84,24 @@ def sharpen(source: str | Path | None, shards: str, out: Path, recipe: Recipe, *
     if out.exists():
         raise UserError(f"{out} already exists; name a new folder, or remove it")
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    folder = model.resolve(source)
-    tokenizer = ImageTokenizer.load(folder / model.IMAGE_TOKENIZER).to(device)
+    folder = resolve(source)
+    tokenizer = ImageTokenizer.load(folder / IMAGE_TOKENIZER).to(device)
     made_with = {
         "recipe": {k: v for k, v in dataclasses.asdict(recipe).items() if k not in ("minutes", "save_every")},
         "from": tokenizer.fingerprint(),
     }
-    grids = Vocabulary.load(folder / "vocabulary.json").grids
-    fit = model.read_settings(folder / "sampling.json").fit or cropping.usual_fit(grids)
+    grids = Vocabulary.load(folder / VOCABULARY).grids
+    fit = read_settings(folder / SAMPLING).fit or cropping.usual_fit(grids)
     # one square grid: as models of squares are trained
     trainer = Trainer(tokenizer, shards, recipe, grids if grids != (tokenizer.grid,) else None, fit)
     states = checkpoint.TrainerStates(out.with_name(out.name + "-state"))
     trainer.resume(states, made_with)
     trainer.run(states, made_with)
     with checkpoint.whole_directory(out) as new:
-        shutil.copytree(folder, new, dirs_exist_ok=True, ignore=shutil.ignore_patterns(model.IMAGE_TOKENIZER))
-        tokenizer.cpu().save(new / model.IMAGE_TOKENIZER)
-        settings = json.loads((new / "sampling.json").read_text(encoding="utf-8"))
-        (new / "sampling.json").write_text(settings_json(settings | {"image_tokenizer": tokenizer.fingerprint()}), encoding="utf-8")
+        shutil.copytree(folder, new, dirs_exist_ok=True, ignore=shutil.ignore_patterns(IMAGE_TOKENIZER))
+        tokenizer.cpu().save(new / IMAGE_TOKENIZER)
+        settings = json.loads((new / SAMPLING).read_text(encoding="utf-8"))
+        (new / SAMPLING).write_text(settings_json(settings | {"image_tokenizer": tokenizer.fingerprint()}), encoding="utf-8")
         earlier = checkpoint.read_record(folder / "sharpened.json") or {"steps": 0, "seconds": 0}
         done = {"steps": earlier["steps"] + trainer.step, "seconds": earlier["seconds"] + round(trainer.spent)}
         checkpoint.write_record(new / "sharpened.json", {**made_with, **done})

@@ -82,7 +82,7 @@ def main(argv: list[str] | None = None) -> None:
 def named(args: argparse.Namespace) -> list[tuple[str, str | None]]:
     """(name in the table, checkpoint) of each model."""
     models = [(args.checkpoint or "bundled", args.checkpoint)]
-    return models + ([(args.against, None if args.against == "bundled" else args.against)] if args.against else [])
+    return models + ([(args.against, args.against)] if args.against else [])
 
 
 class Judges:

@@ -32,6 +32,7 @@ from tokun.align.objective import Chosen, Guidance
 from tokun.align.policy import Policy
 from tokun.config import Config
 from tokun.inference import bulk, decoder
+from tokun.inference.folders import is_bundled
 from tokun.inference.model import Pair, Tokun
 from tokun.render.grids import captioned_grid, save_page
 from tokun.training import adapters, loop
@@ -389,7 +390,7 @@ class GrpoStage(EngineStage):
         """The card of the start, or of the adapter, extended by this training."""
         g, t = self.grpo, self.train
         mix = ", ".join(f"{reward.weight:g} x {reward.kind}" for reward in g.rewards)
-        start = "the bundled model" if self.config.start == "bundled" else Path(self.config.start).name
+        start = "the bundled model" if is_bundled(self.config.start) else Path(self.config.start).name
         about = (
             f"GRPO from {start}: {record['steps']} rollouts of {t.batch_size * g.minibatches} pairs in groups of {g.group_size}, rewards {mix}, "
             f"learning rate {t.lr:g}, KL {g.kl:g}, {record['seconds'] / 60:.0f} minutes. {record['real']['verdict']}"

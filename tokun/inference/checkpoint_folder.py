@@ -14,14 +14,12 @@ import torch
 from tokun.config import SamplingConfig
 from tokun.data import cropping
 from tokun.inference import sampling
-from tokun.inference.folders import BUNDLED, CARD, GENERATOR, IMAGE_TOKENIZER, TEXT_TOKENIZER, resolve
+from tokun.inference.folders import GENERATOR, IMAGE_TOKENIZER, VOCABULARY
 from tokun.inference.tags import read_counts
 from tokun.inference.token_choice import require_scale
 from tokun.tokenizers.vocabulary import Vocabulary
 from tokun.utils.checkpoint import require_safetensors
 from tokun.utils.errors import UserError, first_line
-
-__all__ = ["BUNDLED", "CARD", "GENERATOR", "IMAGE_TOKENIZER", "TEXT_TOKENIZER", "resolve"]
 
 
 def require_device(device: str | None) -> None:
@@ -39,7 +37,7 @@ def require_whole(folder: Path) -> None:
         require_safetensors(folder / part)
     names = (
         *(f"{GENERATOR}/{name}" for name in ("config.json", "model.safetensors", "tokenizer.json")),
-        "vocabulary.json",
+        VOCABULARY,
         "sampling.json",
     )
     sharded = folder / GENERATOR / "model.safetensors.index.json"
@@ -121,7 +119,7 @@ def require_same_ids(path: Path, vocabulary: Vocabulary) -> None:
         ids = {str(token["content"]): int(token["id"]) for token in json.loads(path.read_text(encoding="utf-8"))["added_tokens"]}
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(f"{path} cannot be read: {error!r}. Copy the whole checkpoint again") from error
-    told = f"{path.parents[1] / 'vocabulary.json'} does not match the generator: "
+    told = f"{path.parents[1] / VOCABULARY} does not match the generator: "
     for number, name in enumerate(vocabulary.added_tokens, vocabulary.text_size):
         if ids.get(name) != number:
             raise UserError(f"{told}{name} has id {number} there, {ids.get(name, 'none')} in {path}. Copy the whole checkpoint again")

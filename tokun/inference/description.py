@@ -149,9 +149,9 @@ def _of_adapter(folder: Path) -> Description:
     with _whole(folder, "adapter"):
         vocabulary, about = _json(folder / folders.VOCABULARY), _json(folder / folders.ABOUT)
         config, card, base = _json(folder / folders.ADAPTER_CONFIG), _card(folder), str(about["base"])
-        under, network, tokenizer = None if base == "bundled" else base, {}, {}
-        if under is None or folders.is_local(under):  # a base elsewhere is not downloaded only to be described
-            at = folders.resolve(under)
+        network, tokenizer = {}, {}
+        if folders.is_local(base):  # a base elsewhere is not downloaded only to be described
+            at = folders.resolve(base)
             network, tokenizer = _json(at / folders.GENERATOR / "config.json"), _json(at / folders.IMAGE_TOKENIZER / "config.json")
         return _made(
             vocabulary, about, network, tokenizer, card,

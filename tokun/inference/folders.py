@@ -14,17 +14,20 @@ VOCABULARY, SAMPLING = "vocabulary.json", "sampling.json"
 ADAPTER_CONFIG, ADAPTER_WEIGHTS, ABOUT = "adapter_config.json", "adapter_model.safetensors", "adapter.json"
 
 
+def is_bundled(checkpoint: str | Path | None) -> bool:
+    """Whether it names the bundled checkpoint: None, or "bundled" where no folder is called so."""
+    return checkpoint is None or (str(checkpoint) == "bundled" and not Path("bundled").exists())
+
+
 def resolve(checkpoint: str | Path | None) -> Path:
-    """The folder of a checkpoint, downloading it when it is a Hub id. None, and "bundled" where no folder is called so: the bundled one."""
-    if checkpoint is None or (str(checkpoint) == "bundled" and not Path("bundled").exists()):
+    """The folder of a checkpoint, downloading it when it is a Hub id."""
+    if checkpoint is None or is_bundled(checkpoint):
         if not BUNDLED.is_dir():
             raise FileNotFoundError(f"no checkpoint is bundled here ({BUNDLED}); name one with --checkpoint")
         return BUNDLED
+    if found := checkpoint_at(checkpoint):
+        return found
     path = Path(checkpoint).expanduser()
-    for candidate in (path, path / "checkpoint"):  # a training run's folder holds its checkpoint
-        is_adapter = (candidate / ADAPTER_CONFIG).is_file()
-        if not is_adapter and ((candidate / VOCABULARY).is_file() or (candidate / GENERATOR).is_dir()):
-            return candidate
     if adapter_at(path):
         raise FileNotFoundError(
             f"{path} holds an adapter, which is loaded with its base: tokun.load(BASE, adapter={str(path)!r}), tokun sample --adapter {path}"
@@ -34,21 +37,28 @@ def resolve(checkpoint: str | Path | None) -> Path:
     return network_access.downloaded(str(checkpoint), "checkpoint", ["bundled", *runs_with("checkpoint")])
 
 
-def resolve_adapter(path: str | Path) -> Path:
-    """The folder of an adapter, downloaded if it is a Hub id."""
-    given = Path(path).expanduser()
-    if found := adapter_at(path):
+def resolve_adapter(adapter: str | Path) -> Path:
+    """The folder of an adapter, downloading it when it is a Hub id."""
+    if found := adapter_at(adapter):
         return found
-    if (given / GENERATOR).is_dir() or (given / "checkpoint").is_dir():
-        raise FileNotFoundError(f"{given} is a checkpoint, not an adapter: give it as the checkpoint (--checkpoint)")
-    if given.exists():
-        raise FileNotFoundError(f"{given} holds no adapter: {ADAPTER_CONFIG} is missing. Has its training finished?")
-    return network_access.downloaded(str(path), "adapter", runs_with("adapter"))
+    path = Path(adapter).expanduser()
+    if checkpoint_at(path):
+        raise FileNotFoundError(f"{path} is a checkpoint, not an adapter: give it as the checkpoint (--checkpoint)")
+    if path.exists():
+        raise FileNotFoundError(f"{path} holds no adapter: {ADAPTER_CONFIG} is missing. Has its training finished?")
+    return network_access.downloaded(str(adapter), "adapter", runs_with("adapter"))
 
 
 def runs_with(part: str) -> list[str]:
     """The runs below runs/ that hold a checkpoint, or an adapter."""
     return [str(folder.parent) for folder in sorted(Path("runs").glob(f"*/{part}"))]
+
+
+def checkpoint_at(path: str | Path) -> Path | None:
+    """The checkpoint's folder, if `path` is one, or a run that made one; None for anything else."""
+    given = Path(path).expanduser()
+    folders = [folder for folder in (given, given / "checkpoint") if not (folder / ADAPTER_CONFIG).is_file()]
+    return next((folder for folder in folders if (folder / VOCABULARY).is_file() or (folder / GENERATOR).is_dir()), None)
 
 
 def adapter_at(path: str | Path) -> Path | None:
@@ -59,4 +69,4 @@ def adapter_at(path: str | Path) -> Path | None:
 
 def is_local(path: str | Path) -> bool:
     """Whether it is on this machine by this name, so that reading it downloads nothing."""
-    return str(path) == "bundled" or Path(path).expanduser().exists()
+    return is_bundled(path) or Path(path).expanduser().exists()

@@ -9,18 +9,8 @@ from typing import Any
 
 import torch
 
-from tokun.inference.checkpoint_folder import (
-    CARD,
-    GENERATOR,
-    IMAGE_TOKENIZER,
-    TEXT_TOKENIZER,
-    load_generator,
-    read_settings,
-    require_device,
-    require_same_ids,
-    require_whole,
-    resolve,
-)
+from tokun.inference.checkpoint_folder import load_generator, read_settings, require_device, require_same_ids, require_whole
+from tokun.inference.folders import CARD, GENERATOR, IMAGE_TOKENIZER, SAMPLING, TEXT_TOKENIZER, VOCABULARY, resolve
 from tokun.inference.model import Tokun
 from tokun.tokenizers import sequences
 from tokun.tokenizers.image import ImageTokenizer
@@ -51,12 +41,12 @@ def load(
 def assembled(folder: Path, dtype: torch.dtype = torch.float32, *, generator: Any = None) -> Tokun:
     """The model of a checkpoint's folder, on the CPU. `generator`: the causal LM, where it has been read already. Raises as `load` does."""
     require_whole(folder)
-    vocabulary = Vocabulary.load(folder / "vocabulary.json")
+    vocabulary = Vocabulary.load(folder / VOCABULARY)
     require_same_ids(folder / GENERATOR / "tokenizer.json", vocabulary)
     text_path = folder / TEXT_TOKENIZER
     text_tokenizer = text_tokenizer_at(text_path)
     image_tokenizer = ImageTokenizer.load(folder / IMAGE_TOKENIZER)
-    settings = read_settings(folder / "sampling.json")
+    settings = read_settings(folder / SAMPLING)
     if generator is None:
         generator = load_generator(folder / GENERATOR, dtype)
     for path, asked, found in (
@@ -72,7 +62,7 @@ def assembled(folder: Path, dtype: torch.dtype = torch.float32, *, generator: An
     needed = sequences.least_positions(vocabulary)
     if needed > places:
         raise UserError(
-            f"{folder / 'vocabulary.json'} speaks of {needed} codes and pieces, the generator has {places} places. Copy the whole checkpoint again"
+            f"{folder / VOCABULARY} speaks of {needed} codes and pieces, the generator has {places} places. Copy the whole checkpoint again"
         )
     card = (folder / CARD).read_text(encoding="utf-8", errors="replace") if (folder / CARD).is_file() else ""
     return Tokun(

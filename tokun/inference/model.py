@@ -34,16 +34,8 @@ from tokun.inference import (
     text_token_classes,
     token_choice,
 )
-from tokun.inference.checkpoint_folder import (
-    BUNDLED,
-    CARD,
-    GENERATOR,
-    IMAGE_TOKENIZER,
-    TEXT_TOKENIZER,
-    read_settings,
-    resolve,
-    without_bars,
-)
+from tokun.inference.checkpoint_folder import read_settings, without_bars
+from tokun.inference.folders import BUNDLED, CARD, GENERATOR, IMAGE_TOKENIZER, SAMPLING, TEXT_TOKENIZER, VOCABULARY, resolve
 from tokun.inference.sampling_arguments import with_sampling_options
 from tokun.inference.tags import Frequencies, TagCounts, count_tags, grid_of, settings_json
 from tokun.inference.text_token_classes import forbidden_text_of
@@ -485,7 +477,7 @@ class Tokun:
         self.text_tokenizer.save_hf(directory / GENERATOR, v.added_tokens, bos="<bos>", eos="<eos>", pad="<pad>")
         self.image_tokenizer.save(directory / IMAGE_TOKENIZER)
         self.text_tokenizer.save(directory / TEXT_TOKENIZER)
-        v.save(directory / "vocabulary.json")
+        v.save(directory / VOCABULARY)
         settings = {
             "defaults": asdict(self.defaults),
             "tag_counts": self.tag_counts,
@@ -494,7 +486,7 @@ class Tokun:
             "image_tokenizer": self.image_tokenizer.fingerprint(),
             "text_tokenizer": self.text_tokenizer.fingerprint(),
         }
-        (directory / "sampling.json").write_text(settings_json(settings), encoding="utf-8")
+        (directory / SAMPLING).write_text(settings_json(settings), encoding="utf-8")
         if card:
             (directory / CARD).write_text(card, encoding="utf-8")
 

@@ -8,6 +8,7 @@ from typing import Any
 import yaml
 
 from tokun.config import Config
+from tokun.inference.folders import is_bundled
 
 OWN_ID = "PATH-OR-ID"  # placeholder for the model's own name in a card; pushing to the Hub fills it in
 
@@ -51,7 +52,7 @@ def model_card(
     trained_on = f"{counts.get('train', 0):,} pictures with captions to train" + (
         f", {counts['val']:,} held out" if counts.get("val") else ", none held out"
     )
-    start = "the bundled engraving model" if config.start == "bundled" else public(config.start)
+    start = "the bundled engraving model" if is_bundled(config.start) else public(config.start)
     known = (
         f"on the data above, and before on that of {start}"
         if start

@@ -17,7 +17,7 @@ from transformers import AutoModelForCausalLM, Pipeline
 from transformers import pipeline as transformers_pipeline
 from transformers.pipelines import PIPELINE_REGISTRY
 
-from tokun.inference.checkpoint_folder import GENERATOR, resolve
+from tokun.inference.folders import GENERATOR, VOCABULARY, resolve
 from tokun.inference.load import assembled
 from tokun.utils.errors import UserError
 
@@ -57,7 +57,7 @@ def checkpoint_of(generator: Any) -> Path:
     folder = Path(name)
     if not folder.exists():
         return resolve(name)  # a Hub id; its snapshot is in the cache by now, or comes into it
-    if not (folder.parent / "vocabulary.json").is_file():
+    if not (folder.parent / VOCABULARY).is_file():
         raise UserError(f"{name} lies in no checkpoint (vocabulary.json is not beside it): give CHECKPOINT/{GENERATOR}")
     return folder.parent
 

@@ -10,7 +10,7 @@ import torch
 
 from tokun import data
 from tokun.config import Config, parse_grids
-from tokun.inference.checkpoint_folder import TEXT_TOKENIZER
+from tokun.inference.folders import TEXT_TOKENIZER
 from tokun.models.generator import count_parameters, flops_per_token, make_generator
 from tokun.tokenizers import sequences
 from tokun.tokenizers.text import TextTokenizer

@@ -17,7 +17,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from tokun.inference.checkpoint_folder import GENERATOR, resolve
+from tokun.inference.folders import GENERATOR, resolve
 from tokun.inference.load import load
 from tokun.inference.model import SamplingPlan, Tokun
 from tokun.tokenizers import sequences

@@ -15,7 +15,8 @@ import torch
 from torch import Tensor
 
 from tokun.inference import latents, sampling
-from tokun.inference.checkpoint_folder import TEXT_TOKENIZER, read_settings
+from tokun.inference.checkpoint_folder import read_settings
+from tokun.inference.folders import SAMPLING, TEXT_TOKENIZER, VOCABULARY
 from tokun.inference.text_token_classes import after_a_letter, forbidden_text_of, marks, word_starts
 from tokun.inference.token_choice import Choice, DecodingSettings, repetition_mask
 from tokun.tokenizers import sequences
@@ -72,7 +73,7 @@ class RequestGrammar:
     @classmethod
     def of_checkpoint(cls, folder: Path) -> RequestGrammar:
         """With the settings in the checkpoint's sampling.json, for pictures with captions, not questions."""
-        v, d = Vocabulary.load(folder / "vocabulary.json"), read_settings(folder / "sampling.json").defaults
+        v, d = Vocabulary.load(folder / VOCABULARY), read_settings(folder / SAMPLING).defaults
         tokenizer = text_tokenizer_at(folder / TEXT_TOKENIZER)
         (control, blank), after = forbidden_text_of(tokenizer, v), after_a_letter(tokenizer, v)
         image, text = Choice(d.temperature, d.top_k, d.top_p), Choice(d.text_temperature, 0, d.top_p, d.no_repeats)

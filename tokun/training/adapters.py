@@ -23,7 +23,7 @@ from tokun.config import Config, Fit, SamplingConfig
 from tokun.data.cropping import grid_text
 from tokun.inference import adapters
 from tokun.inference.adapters import Adapter
-from tokun.inference.checkpoint_folder import GENERATOR, resolve
+from tokun.inference.folders import GENERATOR, is_bundled, resolve
 from tokun.inference.model import Tokun
 from tokun.inference.tags import TagCount
 from tokun.models.partitioned_parameters import collected, own_share
@@ -188,7 +188,7 @@ class Tuned:
 
 def base_path(config: Config) -> str | None:
     """The base's path for plain peft, if known."""
-    return None if config.start == "bundled" else f"{config.start}/{GENERATOR}"
+    return None if is_bundled(config.start) else f"{config.start}/{GENERATOR}"
 
 
 def attach(config: Config, base: Tokun, vocabulary: Vocabulary) -> Tuned:
@@ -244,7 +244,7 @@ def quantized_generator(config: Config, peft: Any) -> Any:
     settings = BitsAndBytesConfig(
         load_in_8bit=not four, load_in_4bit=four, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=torch.bfloat16
     )  # fmt: skip
-    folder = resolve(None if config.start == "bundled" else config.start) / GENERATOR
+    folder = resolve(config.start) / GENERATOR
     generator = AutoModelForCausalLM.from_pretrained(
         folder, quantization_config=settings, device_map={"": torch.cuda.current_device()}, use_safetensors=True, trust_remote_code=False
     )  # fmt: skip
@@ -272,7 +272,7 @@ def card(config: Config, record: dict[str, Any], tuned: Tuned, *, about: str = "
 
 ```python
 import tokun
-model = tokun.load({"" if config.start == "bundled" else repr(config.start) + ", "}adapter="{name}")
+model = tokun.load({"" if is_bundled(config.start) else repr(config.start) + ", "}adapter="{name}")
 ```
 
 With plain peft: `PeftModel.from_pretrained(generator, FOLDER)` on the base's `generator`{f", after `generator.resize_token_embeddings({tuned.vocabulary.size})` for its new tags" if new else ""}.

@@ -18,6 +18,7 @@ from tokun import data
 from tokun.config import Config
 from tokun.inference import decoder
 from tokun.inference.adapters import fingerprint
+from tokun.inference.folders import is_bundled
 from tokun.inference.latents import Slots
 from tokun.inference.model import Tokun
 from tokun.inference.model_card import model_card
@@ -400,7 +401,7 @@ def where_to(target: Path, config: Config) -> str:
     """The closing message: where the result is, and how to sample from it."""
     if not config.adapter.rank:
         return f"checkpoint: {target}\n  tokun sample --checkpoint {shlex.quote(str(target))} --seed 42 --n 16"
-    base = "" if config.start == "bundled" else f"--checkpoint {shlex.quote(config.start)} "
+    base = "" if is_bundled(config.start) else f"--checkpoint {shlex.quote(config.start)} "
     return f"adapter: {target}\n  tokun sample {base}--adapter {shlex.quote(str(target))} --seed 42 --n 16"
 
 

@@ -13,7 +13,7 @@ import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -29,14 +29,19 @@ class Preempted(Exception):
 
 
 CTRL_C = "Ctrl-C"
+CAUSES = (
+    "its launcher has ended",
+    "SIGTERM",
+    CTRL_C,
+)  # of a request to stop; where several processes have several, the last of these counts
 
 
 class StopRequest:
     """`asked` becomes true when SIGTERM or the first Ctrl-C arrives, and `by` says which; a second Ctrl-C raises KeyboardInterrupt.
-    `close` restores the signals' old handlers."""
+    `agree` lets all processes have the same cause. `close` restores the signals' old handlers."""
 
     def __init__(self) -> None:
-        self.asked, self.by = False, "SIGTERM"
+        self.asked, self.by, self._interrupted = False, "SIGTERM", False
         self._launchers, self._old = launcher.launchers(), {}
         # only the main thread may set handlers; elsewhere (notebooks' threads) the signals keep their defaults
         if threading.current_thread() is threading.main_thread():
@@ -46,9 +51,9 @@ class StopRequest:
 
     def _ask(self, number: int, _: object) -> None:
         if number == signal.SIGINT:
-            if self.asked and self.by == CTRL_C:
+            if self._interrupted:
                 raise KeyboardInterrupt
-            self.by = CTRL_C
+            self.by, self._interrupted = CTRL_C, True
             if not int(os.environ.get("RANK", 0)):  # not `print`, which may be interrupted in the middle of another
                 os.write(2, b"\nstops after this step and saves it. Ctrl-C again stops at once\n")
         self.asked = True
@@ -56,8 +61,15 @@ class StopRequest:
     def wanted(self) -> bool:
         """Whether to stop: this process was asked to, or its launcher is no longer there, which does not pass every signal on."""
         if not self.asked and self._launchers and launcher.gone(self._launchers):
-            self.asked, self.by = True, "its launcher has ended"
+            self.asked, self.by = True, CAUSES[0]
         return self.asked
+
+    def agree(self, largest: Callable[[int], int]) -> bool:
+        """Whether any process is to stop. All of them then have the same cause. `largest`: of a number, the largest that any process has."""
+        cause = largest(1 + CAUSES.index(self.by) if self.wanted() else 0)
+        if cause:
+            self.asked, self.by = True, CAUSES[cause - 1]
+        return bool(cause)
 
     def close(self) -> None:
         for number, handler in self._old.items():

@@ -9,4 +9,4 @@ from tokun.inference.model import Tokun
 
 def starting_model(config: Config) -> Tokun:
     """Load it on the CPU. Raises what `tokun.load` raises."""
-    return load(None if config.start == "bundled" else config.start, device="cpu")
+    return load(config.start, device="cpu")

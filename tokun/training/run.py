@@ -50,17 +50,21 @@ class Run:
         model, self.start = self.start, None
         return model or starting_model(self.config)
 
+    def largest(self, value: int) -> int:
+        """The largest value of any process. A collective call."""
+        if self.world == 1:
+            return value
+        found = torch.tensor(float(value), device=collective_device())
+        dist.all_reduce(found, op=dist.ReduceOp.MAX)
+        return int(found.item())
+
     def any(self, flag: bool) -> bool:
         """Whether the flag is true in any process. A collective call."""
-        if self.world == 1:
-            return flag
-        value = torch.tensor(float(flag), device=collective_device())
-        dist.all_reduce(value, op=dist.ReduceOp.MAX)
-        return bool(value.item())
+        return bool(self.largest(flag))
 
     def stop_if_asked(self, save: Callable[[], object] = lambda: None) -> None:
-        """Save and raise Preempted when any process was asked to stop."""
-        if self.any(self.stop.wanted()):
+        """Save and raise Preempted when any process was asked to stop; `stop.by` then says the same in all of them."""
+        if self.stop.agree(self.largest):
             save()
             self.writer.wait()
             raise health.Preempted

@@ -13,7 +13,7 @@ from typing import Any
 
 from tokun import data
 from tokun.config import Config, ImageTokenizerTrainConfig
-from tokun.inference.checkpoint_folder import resolve
+from tokun.inference.folders import VOCABULARY, resolve
 from tokun.tokenizers.vocabulary import Vocabulary, tag_word
 
 PASSES = 60  # sensible passes over the pictures: after as many, a model of 5.2M parameters had memorised half of its 17,568 captions
@@ -26,7 +26,7 @@ NAMED = 12  # tags listed in a line
 @functools.lru_cache(maxsize=2)
 def known_styles(start: str) -> tuple[str, ...]:
     """The style tags of the checkpoint that a run starts from."""
-    return Vocabulary.load(resolve(None if start == "bundled" else start) / "vocabulary.json").styles
+    return Vocabulary.load(resolve(start) / VOCABULARY).styles
 
 
 def fitting_tag(word: str, known: Sequence[str]) -> str:

@@ -11,7 +11,7 @@ from tokun import data
 from tokun.config import Config
 from tokun.data import captions
 from tokun.data.codes import captions_by_register, questions_of
-from tokun.inference.checkpoint_folder import TEXT_TOKENIZER
+from tokun.inference.folders import TEXT_TOKENIZER
 from tokun.tokenizers.text import PretrainedTextTokenizer, TextTokenizer, normalize
 from tokun.training.initial_checkpoint import starting_model
 from tokun.training.resume_settings import started_from
