@@ -72,7 +72,7 @@ def prepare(source: Path, out: Path) -> dict[str, Verdict]:
     options = ["--style", "engraving", "--val", "0", "--workers", "1"]  # no validation split, whose similarity check does not matter here
     command = [sys.executable, "-m", "data_tools.prepare", str(source.resolve()), "--out", str(out), *options]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-    if not (out / "manifest.parquet").is_file():
+    if done.returncode == 2 or not (out / "manifest.parquet").is_file():
         raise RuntimeError(f"prepare failed on {source}: {done.stderr[-2000:]}")
     rows = pq.read_table(out / "manifest.parquet", columns=["path", "status", "reason", "caption"]).to_pylist()
     return {row["path"]: Verdict(row["status"], row["reason"] or "", row["caption"] or "") for row in rows}

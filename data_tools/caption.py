@@ -20,7 +20,6 @@ from __future__ import annotations
 
 import argparse
 import os
-import shlex
 import sys
 from contextlib import nullcontext
 from pathlib import Path
@@ -30,6 +29,7 @@ from data_tools.captioning import from_table, registers
 from data_tools.captioning.caption_results import RECORD
 from data_tools.captioning.run import PREVIEW, caption, preview
 from data_tools.captioning.settings import Settings, Work
+from data_tools.pipeline.next_steps import inspecting, shell
 from data_tools.tables import QUOTING
 from tokun.utils import console
 from tokun.utils.console import home_path
@@ -171,7 +171,7 @@ def main_from_table(args: argparse.Namespace, out: Path) -> int:
     options = from_table.Options(**{name: value for name, value in vars(args).items() if name in from_table.Options.__dataclass_fields__})
     report = from_table.merge(args.shards, args.table, out, options, progress=True)
     print(report.text(out))
-    print(f"Next:\n  tokun questions {shlex.quote(str(out))} --out {shlex.quote(str(out.with_name(f'{out.name}-asked')))}")
+    print(f"Next:\n  {shell('questions', str(out), '--out', str(out.with_name(f'{out.name}-asked')))}")
     return 0
 
 
@@ -205,7 +205,7 @@ def run(args: argparse.Namespace) -> int:
         print(f"caption: WARNING: {told}", file=sys.stderr)
     if report.is_useless():
         return 1
-    print(f"Next:\n  tokun inspect {shlex.quote(str(out))} --verify --sheet sheet.png")
+    print(f"Next:\n{inspecting(str(out))}")
     return 0
 
 

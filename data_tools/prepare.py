@@ -35,6 +35,7 @@ from data_tools.pipeline.disk import DiskDict
 from data_tools.pipeline.manifest import MANIFEST, manifest
 from data_tools.pipeline.next_steps import captions_warning, steps, write_captions_to_fill
 from data_tools.pipeline.output import PARTIAL, PUBLISH, RECORD, begin, publish, refuse_other_shards
+from data_tools.pipeline.refusal import record_refusal
 from data_tools.pipeline.remote_lock import alone_in
 from data_tools.pipeline.selection import Columns, Settled, settle, shards_to_write
 from data_tools.pipeline.shard_writer import Shard, write_pieces
@@ -43,6 +44,7 @@ from data_tools.pipeline.tasks import Progress, Tasks
 from data_tools.readers import READERS, Listing, Options, PictureError, choose_reader, read_picture, shown
 from data_tools.readers.folder_scan import RECOGNISED
 from data_tools.readers.tables import with_captions
+from data_tools.tables import TableError
 from tokun.utils import console
 from tokun.utils.console import home_path, home_text
 from tokun.utils.errors import UserError
@@ -331,7 +333,13 @@ def run(args: argparse.Namespace, command: list[str]) -> int:
     work = Work(workers=args.workers, engine=args.engine, ray_address=args.ray_address, progress=True)
     settings = Settings(source=args.name, **options)
     tables = Tables(encoding=args.encoding, quoting=args.quoting, captions=args.captions)
-    made = prepare(args.source, args.out, settings, reader=args.reader, root=args.root, tables=tables, work=work, overwrite=args.overwrite)
+    try:
+        made = prepare(
+            args.source, args.out, settings, reader=args.reader, root=args.root, tables=tables, work=work, overwrite=args.overwrite
+        )
+    except TableError as error:
+        told = record_refusal(args.source, args.out, error)
+        raise TableError(f"{error}. {told}" if told else str(error)) from error
     print(made.table())
     if not made.kept:
         print(f"prepare: no picture was kept; {args.out}/{MANIFEST} gives the reason for each", file=sys.stderr)

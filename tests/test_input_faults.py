@@ -4,7 +4,9 @@ import csv
 import io
 import json
 import shlex
+import sys
 import unicodedata
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -12,13 +14,14 @@ from PIL import Image
 
 from data_tools import inspect, prepare
 from data_tools.pipeline import next_steps
+from data_tools.pipeline.refusal import STOPPED
 from data_tools.readers import choose_reader
 from data_tools.readers.folder_scan import SECOND_WORDS
 from data_tools.readers.webdataset import OTHER_NAME
-from data_tools.report.reasons import EXPLANATIONS
+from data_tools.report.reasons import EXPLANATIONS, family
 from data_tools.tables import TableError, read_table
 from data_tools.text.captions import plain_text, raw_of
-from tests.test_prepare import pairs
+from tests.test_prepare import ROOT, pairs
 from tests.test_reported import Made, image, table, tar
 from tokun.config import load_config
 from tokun.data import captions, image_files
@@ -192,6 +195,30 @@ def test_a_list_that_a_data_frame_wrote_into_a_cell_is_several_captions(made):
     assert found.captions == {"a.png": "A wolf.", "b.png": "['not a list"}
 
 
+FAULTY = {
+    "metadata.csv": "file_name,caption\na.png,A ship, a mill\nb.png,A wolf\n",
+    "sub/captions.jsonl": '{"file_name": "a.png", "text": "A wolf"\n',
+    "captions.json": "A wolf.",
+    "metadata.parquet": table([{"file": 1, "title": b"x"}]),
+}
+
+
+@pytest.mark.parametrize("name", FAULTY)
+def test_of_a_refused_source_the_manifest_lists_every_file_and_the_fault(made, tmp_path, name):
+    """Nothing was written at all: of ten tables one had a fault, and what else lay there was told by nobody."""
+    found = made({"a.png": A, "b.png": B, "notes.pdf": "%PDF", name: FAULTY[name]})
+    assert found.status == 2 and not found.captions and "out/manifest.parquet lists the files" in found.said
+    assert found.rows.keys() == {"a.png", "b.png", "notes.pdf", name} and not any(row["shard"] for row in found.rows.values())
+    reasons = found.reasons()
+    assert reasons.pop(name).startswith(f"caption table: {name}") and set(reasons.values()) == {STOPPED}
+    assert {family(reason) for reason in found.reasons().values()} <= EXPLANATIONS.keys()
+    (tmp_path / "in" / name).unlink()
+    found = made({"a.txt": "A wolf.", "b.txt": "A fox."}, "--max-aspect", "3")
+    assert found.status == 0 and len(found.captions) == 2, "the record of a refusal is replaced by any run"
+    found = made({name: FAULTY[name]}, "--max-aspect", "3")
+    assert found.status == 2 and len(found.captions) == 2 and "lists the files" not in found.said, "shards and their manifest stay"
+
+
 # ---------------------------------------------------------------------------------------------------------------------
 # sidecars and names
 
@@ -355,6 +382,18 @@ def test_the_printed_command_trains_on_the_folder_whatever_its_name_means_in_yam
     typed = shlex.split(next_steps.training(folder, 40, val=False))
     config = load_config("c.yaml", [one for one in typed if one.startswith("data.train=")])
     assert [str(path) for path in expand_shards(config.data.train)] == [f"{folder}/train-00000.tar"]
+
+
+def test_the_printed_commands_are_typed_as_the_running_one_was(tmp_path, monkeypatch):
+    """`tokun train` was offered to someone who runs `python -m data_tools.prepare` in a clone and may have no command tokun."""
+    offered = lambda: [line.split("--")[0].strip() for line in next_steps.training("s", 40, val=False).splitlines()]  # noqa: E731
+    assert offered() == ["tokun inspect s", "tokun train", "tokun sample"]
+    monkeypatch.setattr(sys.modules["__main__"], "__spec__", SimpleNamespace(name="data_tools.prepare"))
+    monkeypatch.chdir(ROOT)
+    assert offered() == ["python -m data_tools.inspect s", "python train.py", "python sample.py"]
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "train.py").write_text("another project's")
+    assert offered() == ["python -m data_tools.inspect s", "python -m tokun train", "python -m tokun sample"]
 
 
 @pytest.mark.parametrize("folder", ["-dash", "~nobody-of-this-name"])

@@ -31,27 +31,38 @@ def manifest(store: Store, tasks: Tasks, settled: Settled, listing: Listing) -> 
 
     Returns the counts of files by (status, reason), and the caption counts.
     """
-    pa, pq = need("pyarrow", extra="data"), need("pyarrow.parquet", extra="data")
-    schema = pa.schema([(name, pa.int32() if name in ("width", "height") else pa.string()) for name in FIELDS])
     counts: Counter[tuple[str, str]] = Counter()
     captions = Captions()
+
+    def counted() -> Iterator[dict[str, Any]]:
+        for row in chain(manifest_rows(store, tasks, settled, listing.found), unread_rows(listing)):
+            counts[row["status"], report.family(row["reason"])] += 1
+            captions.add(row)
+            yield row
+
+    write_rows(store, counted())
+    return counts, captions
+
+
+def write_rows(store: Store, rows: Iterator[dict[str, Any]]) -> None:
+    """Write the rows of a manifest as Parquet."""
+    pa, pq = need("pyarrow", extra="data"), need("pyarrow.parquet", extra="data")
+    schema = pa.schema([(name, pa.int32() if name in ("width", "height") else pa.string()) for name in FIELDS])
     with tempfile.TemporaryFile() as file:
         with pq.ParquetWriter(file, schema, compression="zstd") as writer:
-            rows = chain(manifest_rows(store, tasks, settled, listing.found), unread_rows(listing))
             while part := list(islice(rows, ROW_GROUP)):
-                counts.update((row["status"], report.family(row["reason"])) for row in part)
-                for row in part:
-                    captions.add(row)
                 writer.write_table(as_table(part, schema))
         file.seek(0)
         store.write_from(MANIFEST, file)
-    return counts, captions
 
 
 def unread_rows(listing: Listing) -> Iterator[dict[str, Any]]:
     """Rows for the files that no reader takes, with the reasons."""
-    for path, reason in listing.unread.items():
-        yield {**dict.fromkeys(FIELDS), "path": shown(path), "status": REJECTED, "reason": reason, "caption": ""}
+    return (unread_row(path, reason) for path, reason in listing.unread.items())
+
+
+def unread_row(path: str, reason: str) -> dict[str, Any]:
+    return {**dict.fromkeys(FIELDS), "path": shown(path), "status": REJECTED, "reason": reason, "caption": ""}
 
 
 def manifest_rows(store: Store, tasks: Tasks, settled: Settled, found: Sequence[Found]) -> Iterator[dict[str, Any]]:

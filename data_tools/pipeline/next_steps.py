@@ -5,12 +5,16 @@ from __future__ import annotations
 import csv
 import io
 import shlex
+import sys
 from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
+import tokun
 from data_tools.pipeline.storage_backends import Store, is_url
 from data_tools.readers.listing import NOTHING, Listing
 from data_tools.tables import TableError, read_table
+from tokun.cli.commands import COMMANDS
 from tokun.data.captions import Texts, alike
 
 CAPTIONS = "captions.csv"
@@ -150,8 +154,21 @@ def without_option(command: Sequence[str], option: str) -> list[str]:
 
 
 def shell(command: str, *arguments: str) -> str:
-    """A command of `tokun`, with all arguments quoted for the shell."""
-    return shlex.join(["tokun", command, *arguments])
+    """A command to paste, with all arguments quoted for the shell."""
+    return shlex.join([*typed(command), *arguments])
+
+
+def typed(command: str) -> list[str]:
+    """How a subcommand of `tokun` is typed: as the running command was. After `python -m data_tools.NAME` the command tokun may not be
+    on the path; in a clone's folder the next ones are then `python -m data_tools.inspect`, `python train.py`, as in the README."""
+    spec = getattr(sys.modules["__main__"], "__spec__", None)
+    if spec is None or not spec.name.startswith("data_tools."):
+        return ["tokun", command]
+    module, script = COMMANDS[command].module, Path(f"{command}.py")
+    if module.startswith("data_tools."):
+        return ["python", "-m", module]
+    clone = Path(tokun.__file__).parents[1]
+    return ["python", str(script)] if script.is_file() and script.samefile(clone / script) else ["python", "-m", "tokun", command]
 
 
 def inspecting(out: str) -> str:
@@ -166,4 +183,4 @@ def training(out: str, pictures: int, *, val: bool) -> str:
     else:
         start = "" if pictures > MANY_PICTURES else "start=bundled "
         train, sample = f"engraving-cpu {start}{data} out=runs/mine", "--checkpoint runs/mine"
-    return f"{inspecting(out)}\n  tokun train --config {train}\n  tokun sample {sample} --seed 0"
+    return f"{inspecting(out)}\n  {shell('train')} --config {train}\n  {shell('sample')} {sample} --seed 0"

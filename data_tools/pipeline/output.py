@@ -21,6 +21,8 @@ RECORD = "prepare.json"
 PARTIAL = ".prepare-partial"
 PLAN = "plan.json"
 PUBLISH = "publish.json"
+REFUSED = "refused"
+"""In RECORD: why nothing was made."""
 SHARD_NAME = re.compile(r"(train|val)-\d{5,}\.tar")
 
 
@@ -29,7 +31,7 @@ def refuse_other_shards(out: Store, record: dict[str, Any], *, overwrite: bool) 
     names = out.list()
     if "codes.json" in names:
         raise UserError(f"--out {out} holds code shards (codes.json), which prepare does not replace: name another folder")
-    if overwrite or not any(is_ours(name) for name in names):
+    if overwrite or not any(is_ours(name) for name in names) or was_refused(out):
         return
     way_out = "Name another --out, or add --overwrite to replace the shards there"
     # a run killed while publishing: its files follow the plan in the partial folder, and the record may be missing
@@ -44,6 +46,14 @@ def refuse_other_shards(out: Store, record: dict[str, Any], *, overwrite: bool) 
     changes = [f"{name}: {there.get(name)!r} then, {value!r} now" for name, value in record.items() if there.get(name) != value]
     if changes:
         raise UserError(f"--out {out} holds shards made with other settings ({'; '.join(changes)}). {way_out}")
+
+
+def was_refused(out: Store) -> bool:
+    """Whether `out` holds nothing but the record of a refused source."""
+    try:
+        return REFUSED in json.loads(out.read(RECORD))
+    except (OSError, ValueError, TypeError):
+        return False
 
 
 def is_ours(name: str) -> bool:

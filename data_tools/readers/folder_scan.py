@@ -17,8 +17,7 @@ from pathlib import Path
 from data_tools.pipeline.disk import DiskDict
 from data_tools.readers.files import PICTURE_SUFFIXES, starts_like_a_picture, why_not_open
 from data_tools.readers.listing import Found
-from data_tools.tables import TABLE_SUFFIXES
-from tokun.utils.errors import UserError
+from data_tools.tables import TABLE_SUFFIXES, TableError
 
 TEXTS = (".txt", ".caption", ".text")  # suffixes of files with the caption of one picture; the first one present is read
 SIDECARS = (*TEXTS, ".json")
@@ -76,7 +75,7 @@ class Survey:
 def survey(source: Path, *, leave_out: Path | None = None) -> Survey:
     """Everything under `source`. A picture has a picture's suffix, or a picture's first bytes under any other name.
 
-    `leave_out` is a folder to skip (the output, if it is inside the source). Raises UserError for a caption table that must
+    `leave_out` is a folder to skip (the output, if it is inside the source). Raises TableError for a caption table that must
     not be opened.
     """
     root, out = source.resolve(), leave_out.resolve() if leave_out else None
@@ -118,7 +117,7 @@ def sort_folder(result: Survey, within: str, folder: str, names: list[str], root
         problem = why_not_open(f"{folder}/{name}", root)
         if kind == "table":
             if problem:
-                raise UserError(f"{folder}/{name} cannot be read for captions ({problem}): put a copy of the file there")
+                raise TableError(f"{folder}/{name} cannot be read for captions ({problem}): put a copy of the file there")
             result.tables.append(within + name)
         elif kind == "picture":
             problems[name] = problem

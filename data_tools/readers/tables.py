@@ -16,7 +16,6 @@ from data_tools.readers.files import MAX_PAGE_BYTES, as_path, listed
 from data_tools.readers.listing import NOTHING, Found, Listing, Options, Words, shown
 from data_tools.readers.words import group_of, join_words, normal, odd_caption, path_in, style_of, words_from
 from data_tools.tables import CAPTION_COLUMNS, PATH_COLUMNS, Table, TableError, caption_column, column_name, read_table
-from tokun.utils.errors import UserError
 from tokun.utils.optional_packages import need
 
 Opener = Callable[[], BinaryIO]
@@ -194,16 +193,16 @@ def note_on(table: Table, options: Options) -> str:
 
 
 def json_records(name: str, open_file: Opener | None) -> Iterator[dict[str, Any]]:
-    """The normalised records of captions.json or metadata.json: a list of objects, {file name: caption or object}, or COCO. Raises UserError."""
+    """The normalised records of captions.json or metadata.json: a list of objects, {file name: caption or object}, or COCO. Raises TableError."""
     with open_file() if open_file else open(name, "rb") as file:
         data = file.read(MAX_PAGE_BYTES * 8 + 1)
     way_out = 'Write {"wolf.jpg": "A wolf."}, a list of objects with file_name and caption, or a table as captions.csv'
     try:
         if len(data) > MAX_PAGE_BYTES * 8:
-            raise UserError("it is too large for a JSON file; write it as captions.jsonl")
+            raise ValueError("it is too large for a JSON file; write it as captions.jsonl")
         tree = json.loads(data.decode("utf-8-sig"))
     except (ValueError, RecursionError) as error:
-        raise UserError(f"{name} cannot be read for captions: {error}. {way_out}") from error
+        raise TableError(f"{name} cannot be read for captions: {error}. {way_out}") from error
     if isinstance(tree, dict) and isinstance(tree.get("images"), list) and isinstance(tree.get("annotations"), list):
         yield from coco_records(tree)
     elif isinstance(tree, dict):
@@ -212,7 +211,7 @@ def json_records(name: str, open_file: Opener | None) -> Iterator[dict[str, Any]
     elif isinstance(tree, list) and all(isinstance(one, dict) for one in tree):
         yield from map(normal, tree)
     else:
-        raise UserError(f"{name} cannot be read for captions: it holds neither an object nor a list of objects. {way_out}")
+        raise TableError(f"{name} cannot be read for captions: it holds neither an object nor a list of objects. {way_out}")
 
 
 # ---------------------------------------------------------------------------------------------------------------------

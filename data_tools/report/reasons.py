@@ -42,6 +42,14 @@ EXPLANATIONS: dict[str, tuple[str, str]] = {
         "There is a caption file beside the picture, but it is damaged or in an unsupported format.",
         "Open it in a text editor and save it again as plain text (UTF-8), or remove it.",
     ),
+    "caption table cannot be read": (
+        "Nothing was prepared, since this table of captions has a fault.",
+        "Correct the fault that its reason names, and run prepare again.",
+    ),
+    "not read: prepare stopped at a fault of another file": (
+        "Nothing was prepared, since a table of captions has a fault.",
+        "Correct that table, and run prepare again.",
+    ),
     "too small": (
         "The picture has too few pixels. It is usually an initial, an ornament or a thumbnail.",
         "Find a larger scan, or lower --min-side if small pictures are wanted.",
@@ -173,6 +181,7 @@ FAMILIES = tuple(
         (r"(thumbnail|near duplicate) of ", r"\1"),
         (r"too like ", "too like a picture for training"),
         (r"CLIP sees", "another medium"),
+        (r"caption table: ", "caption table cannot be read"),
         (r"caption file", "caption file cannot be read"),
         (r"(colours cannot be read)", r"\1"),
     )

@@ -1,0 +1,56 @@
+"""Refusal: the record of a source that was not prepared, since a table of captions in it cannot be read.
+
+A manifest with a row for every file and the fault, as after any run, and a prepare.json that says that nothing was made. The next run
+replaces both without --overwrite. Shards that are already there stay as they are, with their own manifest.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from data_tools.pipeline.disk import DiskDict
+from data_tools.pipeline.manifest import MANIFEST, unread_row, write_rows
+from data_tools.pipeline.output import RECORD, REFUSED, is_ours, was_refused
+from data_tools.pipeline.remote_lock import alone_in
+from data_tools.pipeline.storage_backends import Store, is_url, open_store
+from data_tools.readers.files import find_files
+from data_tools.tables import TableError
+from tokun.utils.errors import UserError
+
+FAULTY, STOPPED = "caption table: ", "not read: prepare stopped at a fault of another file"
+
+
+def record_refusal(source: str, out: str, error: TableError) -> str:
+    """Write the manifest of a source that was refused. Returns a sentence that names it; "" if it was not written: one of the two is an address,
+    or `out` holds shards, is in use or cannot be written."""
+    if is_url(source) or is_url(out) or not Path(source).exists():
+        return ""
+    store = open_store(out)
+    with contextlib.suppress(OSError, UserError):
+        if not may_be_replaced(store):
+            return ""
+        with alone_in(store):
+            if not may_be_replaced(store):  # again: another process may have written meanwhile
+                return ""
+            record = {REFUSED: str(error), "kept": 0, "shards": {}}
+            store.write(RECORD, (json.dumps(record, indent=1, ensure_ascii=False) + "\n").encode("utf-8", "replace"))
+            write_rows(store, refused_rows(Path(source), str(error), Path(out)))
+        return f"{out}/{MANIFEST} lists the files"
+    return ""
+
+
+def may_be_replaced(out: Store) -> bool:
+    return not any(map(is_ours, out.list())) or was_refused(out)
+
+
+def refused_rows(source: Path, error: str, leave_out: Path) -> Iterator[dict[str, Any]]:
+    """A row for each file below `source`, in order; the faulty one, which the error begins with, has the fault as its reason."""
+    base = source if source.is_dir() else source.parent
+    paths = DiskDict((path, None) for path in find_files(source, leave_out)) if source.is_dir() else [source.name]
+    faulty = max((path for path in paths if error.startswith(str(base / path))), key=len, default="")
+    for path in paths:
+        yield unread_row(path, FAULTY + error.removeprefix(f"{base}/") if path == faulty else STOPPED)
