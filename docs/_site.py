@@ -25,6 +25,7 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[1]
 CARD = ROOT / "tokun" / "bundled" / "engraving"
 MORE = ("python -m tokun.evaluate.viewer",)  # commands that `tokun` does not have
+SHOWN_AS = {"benchmarks/README.md": "results/measurements.md", "tokun/bundled/engraving/README.md": "results/model-card.md"}
 
 
 # --- parsers of commands ----------------------------------------------------------------------------------------------
@@ -279,8 +280,11 @@ def on_config(config: Any) -> Any:
     return config
 
 
-def on_page_markdown(markdown: str, **_: Any) -> str:
-    """What stands between the two marks is for readers of the repository; the site has the page itself there."""
+def on_page_markdown(markdown: str, *, page: Any, **_: Any) -> str:
+    """What stands between the two marks is for readers of the repository; the site has the page itself there, and links to that page."""
+    up = "../" * page.file.src_uri.count("/")
+    for file, shown in SHOWN_AS.items():
+        markdown = markdown.replace(f"]({up}../{file}", f"]({up}{shown}")
     return re.sub(r"(?s)<!-- made: ([\w-]+) -->.*?<!-- /made -->", lambda match: MADE[match[1]](), markdown)
 
 

@@ -11,6 +11,7 @@ import shlex
 import subprocess
 import sys
 from contextlib import redirect_stderr, redirect_stdout
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -26,6 +27,10 @@ from tokun.utils.errors import UserError
 
 README = ROOT / "README.md"
 PAGES = [README, *sorted((ROOT / "docs").rglob("*.md"))]
+BESIDE = [
+    ROOT / name
+    for name in ("CHANGELOG.md", "CONTRIBUTING.md", "benchmarks/README.md", "space/README.md", "tokun/bundled/engraving/README.md")
+]
 MOST_WORDS = 35
 EXTRAS = set(
     re.findall(r"(?m)^(\w+) = \[", (ROOT / "pyproject.toml").read_text().partition("optional-dependencies")[2].partition("[tool")[0])
@@ -93,24 +98,37 @@ def anchors(path):
 
 
 def dangling(page, text):
-    """Links of a page to files or anchors that are not there. On pages that the site makes, it is the site's strict build that looks for anchors."""
+    """Links of a page to files or anchors that are not there for a reader of the repository, who sees of a page that the site makes only the frame."""
     for target in LINK.findall(FENCE.sub("", text)):
         path, _, anchor = target.partition("#")
         file = (page.parent / path).resolve() if path else page
         if re.match(r"https?:|mailto:", target):
             continue
-        made = file.suffix == ".md" and file.is_file() and "<!-- made:" in file.read_text(encoding="utf-8")
-        if not file.exists() or (anchor and not made and anchor not in anchors(file)):
+        if not file.exists() or (anchor and anchor not in anchors(file)):
             yield target
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+@pytest.mark.parametrize("page", [*PAGES, *BESIDE], ids=lambda page: str(page.relative_to(ROOT)))
 def test_every_link_leads_somewhere(page):
     assert not list(dangling(page, page.read_text(encoding="utf-8")))
 
 
 def test_a_dangling_link_is_found():
     assert list(dangling(README, "[a](docs/no.md) [b](#no-such) [c](docs/index.md#begin-here)")) == ["docs/no.md", "#no-such"]
+
+
+def test_what_lies_beside_the_scripts_is_linked_there_and_shown_by_the_site():
+    """A link to the page of the site alone would lead a reader of the repository to an empty one."""
+    frames = {(ROOT / "docs" / shown).resolve() for shown in _site.SHOWN_AS.values()}
+    for page in PAGES:
+        links = {
+            (page.parent / target.partition("#")[0]).resolve() for target in LINK.findall(FENCE.sub("", page.read_text(encoding="utf-8")))
+        }
+        assert not links & frames, page
+    page = SimpleNamespace(file=SimpleNamespace(src_uri="guides/adapters.md"))
+    assert _site.on_page_markdown("[a](../../benchmarks/README.md#adapters)", page=page) == "[a](../results/measurements.md#adapters)"
+    page = SimpleNamespace(file=SimpleNamespace(src_uri="results.md"))
+    assert _site.on_page_markdown("[a](../tokun/bundled/engraving/README.md)", page=page) == "[a](results/model-card.md)"
 
 
 def test_every_page_is_in_the_sites_navigation():
