@@ -375,6 +375,7 @@ def test_codes_count_tags_things_and_grids(tmp_path, tiny_image_tokenizer, text_
     monkeypatch.setattr("tokun.training.codes.MOST_THINGS", 2)
     config, codes, record = encoded(tmp_path, tiny_image_tokenizer, tmp_path, views=1)
     assert codes.record(2).thing == "fish-dried"
+    assert record["unrepeated_words"] == [], "of two dozen captions nothing is said"
     rows = record["tag_counts"]
     assert all(len(row) == 5 for row in rows) and sum(row[-1] for row in rows) == 24
     assert {row[3] for row in rows} == set(NAMES) and {row[2] for row in rows} == {"", "moth", "fish-dried"}, "the two most frequent"

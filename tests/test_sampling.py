@@ -142,7 +142,7 @@ def run(model, prompts, u, **options):
 
 
 @torch.no_grad()
-def slow_generate(model, prompt, u, image, text, scale=1.0, unconditional_image=None, text_scale=1.0, starts=(), marks=()):
+def slow_generate(model, prompt, u, image, text, scale=1.0, unconditional_image=None, text_scale=1.0, starts=(), marks=(), unrepeated=()):
     """One row, the whole sequence anew for every id, no cache, the grammar asked by trial."""
     v, slots, ids = model.vocabulary, model.slots, list(prompt)
     rows, columns = next((parse_grid(v.name(token)[6:-1]) for token in prompt if v.class_of(token) == "grid"), v.default_grid)
@@ -156,6 +156,7 @@ def slow_generate(model, prompt, u, image, text, scale=1.0, unconditional_image=
             words = ids[ids.index(v.id("<boc>")) + 1 :]
             for piece in range(v.text_size):
                 legal[0, piece] &= not (piece not in marks and stutters([*words, piece], starts, marks, at_the_end=True))
+                legal[0, piece] &= not any(piece in word and set(word) & set(words) for word in unrepeated)
         logits = model.generator(input_ids=torch.tensor([ids])).logits[:, -1]
         in_image = STATES[int(states)] in ("image", "drawn")
         if scale != 1 and in_image:
@@ -232,7 +233,7 @@ def test_forbidden_ids_rule_out_a_task_and_without_them_questions_come_too(tiny_
 
 def test_the_likelihoods_of_a_sample_are_those_of_scoring_it(tiny_model):
     v = tiny_model.vocabulary
-    out = run(tiny_model, [prompt_ids(v)] * 8, uniforms(tiny_model, range(8)), image=Choice(0.5, 5), text=Choice(0.3))
+    out = run(tiny_model, [prompt_ids(v)] * 8, uniforms(tiny_model, range(8)), image=Choice(0.5, 5), text=Choice(0.15))
     first = torch.full((8,), len(prompt_ids(v)))
     whole = span_nll(tiny_model.generator, v, out.ids, first)
     caption = span_nll(tiny_model.generator, v, out.ids, first + 16 + 2)  # behind <eoi> <boc>
@@ -294,6 +295,27 @@ def stutters(words, starts, marks=(), at_the_end=False):
         (i, n) for n in range(1, 7) for i in range(len(words) - 2 * n + 1) if words[i] in starts and words[i : i + n] == words[i + n : i + 2 * n]
     ]  # fmt: skip
     return any(i + 2 * n == len(words) for i, n in doubled) if at_the_end else bool(doubled)
+
+
+@pytest.mark.parametrize("text_scale", [1.0, 2.0])
+def test_an_unrepeated_word_stands_at_most_once_in_a_caption(tiny_model, text_scale):
+    v, n, words = tiny_model.vocabulary, 24, [(i, i + 1) for i in range(1, tiny_model.vocabulary.text_size - 1, 4)]
+    options = {
+        "text_guidance_scale": text_scale, "unconditional_text": torch.tensor([prompt_ids(v)[:-1]] * n),
+        "word_starts": range(1, v.text_size, 2), "unrepeated": words,
+    }  # fmt: skip
+    u, captions = uniforms(tiny_model, range(n), seed=3), {}
+    prompts = [prompt_ids(v)] * n
+    for choice in (Choice(0.15), Choice(0.15, no_repeats=True)):
+        made = run(tiny_model, prompts, u, text=choice, **options)
+        captions[choice.no_repeats] = [sequences.unpack(v, ids).caption for ids in made.ids.tolist()]
+    most = {how: max(sum(piece in word for piece in text) for text in found for word in words) for how, found in captions.items()}
+    assert most[True] == 1 < most[False]
+    row = next(i for i, (a, b) in enumerate(zip(*captions.values())) if a != b)
+    slow = slow_generate(
+        tiny_model, prompt_ids(v), u[row], Choice(), Choice(0.15, no_repeats=True), text_scale=text_scale, starts=range(1, v.text_size, 2), unrepeated=words
+    )  # fmt: skip
+    assert sequences.unpack(v, slow).caption == captions[True][row]
 
 
 @pytest.mark.parametrize(("text_scale", "every"), [(1.0, 0), (2.0, 0), (1.0, 3), (2.0, 5)])

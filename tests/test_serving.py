@@ -170,6 +170,14 @@ def test_a_phrase_twice_in_a_row_is_ruled_out_by_its_last_id(said):
     assert not ruled_out(row.said) & set(grammar.legal([row])[0].nonzero()[:, 0].tolist())
 
 
+def test_an_unrepeated_word_is_ruled_out_once_it_is_said():
+    grammar = RequestGrammar(
+        SMALL, image=sampling.Choice(), text=sampling.Choice(no_repeats=True), word_starts=(6, 7), unrepeated=[(6, 8), (9,)]
+    )
+    ruled_out = [set(row.nonzero()[:, 0].tolist()) for row in grammar.repeats([[8, 7], [7, 9, 6]])]
+    assert ruled_out == [{6, 8, 7}, {6, 8, 9}]
+
+
 # --- an engine like vLLM's ----------------------------------------------------------------------------------------------
 
 

@@ -7,13 +7,13 @@ target, not 0 or 1. Knows texts and likelihoods, no pixels.
 from __future__ import annotations
 
 import math
-import re
 from collections import Counter
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from tokun.data.caption_words import words
 from tokun.evaluate import figures
 from tokun.evaluate.figures import Figure, bootstrap
 from tokun.evaluate.held_out_pairs import RealPair, grids_of
@@ -25,7 +25,6 @@ if TYPE_CHECKING:
     from tokun.inference.model import Pair, Tokun
 
 ORDERS = 4  # longest n-grams, in words
-WORD = re.compile(r"[^\W_]+(?:[’'-][^\W_]+)*")
 LEADS_ON = (
     "a an the of and or in on at to by for from with into upon over under between near his her its their our your this these those "
     "as is are was were be being been has have had that which who whose when where while than through after before against among"
@@ -44,11 +43,6 @@ def measure(
         found += repetition(texts, what) + (copies(texts, training, what) if training else [])
     found += wholeness([(pair.caption, len(pair.caption_ids) >= model.vocabulary.max_text) for pair in samples], real)
     return found + agreement(captions_for(model, held_out, seed), real, seed)
-
-
-def words(text: str) -> list[str]:
-    """Words in lower case, without punctuation."""
-    return WORD.findall(text.lower())
 
 
 def grams(tokens: Sequence[str], n: int) -> Counter[tuple[str, ...]]:

@@ -54,6 +54,7 @@ class Settings:
     tag_counts: list[tuple[Any, ...]]
     tasks: tuple[str, ...]
     fit: str  # of a picture to its grid
+    unrepeated_words: tuple[str, ...]  # that a caption has at most once
     image_tokenizer: str  # its fingerprint
     text_tokenizer: str | None  # its fingerprint; older checkpoints do not say it
 
@@ -65,7 +66,7 @@ def read_settings(path: Path) -> Settings:
         worded_with = tree.get("text_tokenizer")
         settings = Settings(
             SamplingConfig(**tree["defaults"]), read_counts(tree["tag_counts"]), tuple(str(task) for task in tree.get("tasks", ())),
-            tree.get("fit", ""), str(tree["image_tokenizer"]), None if worded_with is None else str(worded_with),
+            tree.get("fit", ""), tuple(map(str, tree.get("unrepeated_words", ()))), str(tree["image_tokenizer"]), None if worded_with is None else str(worded_with),
         )  # fmt: skip
         if settings.fit not in ("", *cropping.FITS):
             raise UserError(f"fit is {settings.fit!r}, not one of {', '.join(cropping.FITS)}")

@@ -66,5 +66,14 @@ def assembled(folder: Path, dtype: torch.dtype = torch.float32, *, generator: An
         )
     card = (folder / CARD).read_text(encoding="utf-8", errors="replace") if (folder / CARD).is_file() else ""
     return Tokun(
-        image_tokenizer, text_tokenizer, vocabulary, generator, settings.defaults, settings.tag_counts, settings.tasks, card, settings.fit
+        image_tokenizer,
+        text_tokenizer,
+        vocabulary,
+        generator,
+        settings.defaults,
+        settings.tag_counts,
+        settings.tasks,
+        card,
+        settings.fit,
+        settings.unrepeated_words,
     )

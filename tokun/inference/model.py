@@ -116,6 +116,8 @@ class Tokun:
     """Its model card (README.md), in Markdown."""
     fit: str = ""
     """How pictures were fitted to their grids in training (`cropping.FITS`); left empty, `cropping.usual_fit`."""
+    unrepeated_words: tuple[str, ...] = ()
+    """What training captions hardly ever have twice (`data.unrepeated_words`), nor do texts written with `no_repeats`."""
 
     def __post_init__(self) -> None:
         self.fit = self.fit or cropping.usual_fit(self.vocabulary.grids)
@@ -315,7 +317,9 @@ class Tokun:
             return None if rows is None else torch.tensor(rows, device=self.device)
 
         never, never_first = self.forbidden_text
-        pieces: dict[str, Any] = {"word_starts": self._word_starts, "marks": self._marks} if how.text.no_repeats else {}
+        pieces: dict[str, Any] = (
+            {"word_starts": self._word_starts, "marks": self._marks, "unrepeated": self._unrepeated} if how.text.no_repeats else {}
+        )
         return sampling.generate(
             self.generator, self.vocabulary, torch.tensor(prompts, device=self.device), u.to(self.device), self.slots,
             image=how.image, text=how.text, guidance_scale=how.guidance_scale, unconditional_image=on_device(unconditional_image),
@@ -438,6 +442,10 @@ class Tokun:
         return text_token_classes.marks(self._after_a_letter)
 
     @cached_property
+    def _unrepeated(self) -> list[list[int]]:
+        return text_token_classes.ids_of_words(self._after_a_letter, self.unrepeated_words)
+
+    @cached_property
     def _after_a_letter(self) -> dict[int, str]:
         return text_token_classes.after_a_letter(self.text_tokenizer, self.vocabulary)
 
@@ -483,6 +491,7 @@ class Tokun:
             "tag_counts": self.tag_counts,
             "tasks": list(self.tasks),
             "fit": self.fit,
+            "unrepeated_words": list(self.unrepeated_words),
             "image_tokenizer": self.image_tokenizer.fingerprint(),
             "text_tokenizer": self.text_tokenizer.fingerprint(),
         }

@@ -23,7 +23,7 @@ from torch import Tensor
 from tokun.inference import decoder, native
 from tokun.inference.decoder import SAFE, HubStreams, NativeStream, Stream, open_stream, row_counts
 from tokun.inference.latents import Slots
-from tokun.inference.token_choice import AS_IT_IS, Choice, choose, interval, nats, repetition_mask
+from tokun.inference.token_choice import AS_IT_IS, Choice, choose, interval, nats, repetition_mask, word_numbers
 from tokun.tokenizers import sequences
 from tokun.tokenizers.grammar import END, START, STATES, TAG_KINDS, Grammar, Tables
 from tokun.tokenizers.vocabulary import Vocabulary
@@ -55,7 +55,8 @@ def generate(
     model: Any, vocabulary: Vocabulary, prompts: Tensor, u: Tensor, slots: Slots, *, image: Choice = AS_IT_IS, text: Choice = AS_IT_IS,
     guidance_scale: float = 1.0, unconditional_image: Tensor | None = None, text_guidance_scale: float = 1.0,
     unconditional_text: Tensor | None = None, forbid: Sequence[int] = (), forbid_first: Sequence[int] = (), word_starts: Sequence[int] = (),
-    marks: Sequence[int] = (), forced: Tensor | None = None, watch: Callable[[Tensor], None] | None = None,
+    marks: Sequence[int] = (), unrepeated: Sequence[Sequence[int]] = (), forced: Tensor | None = None,
+    watch: Callable[[Tensor], None] | None = None,
 ) -> Generated:  # fmt: skip
     """Complete every row of `prompts` (B, P) int64 to its <eos> with the uniforms `u` (B, slots.size). A row's grid tag determines the
     number of codes of its picture; without one it is the default grid's.
@@ -64,8 +65,8 @@ def generate(
     `unconditional_image` (B, Q), a prompt without tags or caption. With text_guidance_scale != 1, text after a picture is drawn the same way, among
     the `PLAUSIBLE` pieces, with unconditional logits after `unconditional_text` (B, R), the prompt without its picture. `forbid`: ids that the task
     excludes (a question if a caption is wanted); `forbid_first`: ids that may not begin a text (blanks); `word_starts`: ids that begin a word,
-    for `text.no_repeats`, and `marks`: ids that are not words, which it ignores. None of these affects the log-likelihoods, which are over all
-    ids that the grammar allows.
+    for `text.no_repeats`, `marks`: ids that are not words, which it ignores, and `unrepeated`: for each word that a text has at most once, its
+    ids. None of these affects the log-likelihoods, which are over all ids that the grammar allows.
     `forced` (B, slots.size) int64: ids taken regardless of u, in the slot that would choose them; -1 if u chooses.
     `watch` is called after every choice with the ids (rows, T) of row 0 and the rows computed together with it.
     """
@@ -83,8 +84,9 @@ def generate(
         counts = [n for n in counts if n in allowed] or counts
     starts = tuple(word_starts) if text.no_repeats else ()
     rules = Rules(
-        vocabulary, slots, image, text, guidance_scale, text_guidance_scale, tuple(forbid), tuple(forbid_first), starts, tuple(marks)
-    )
+        vocabulary, slots, image, text, guidance_scale, text_guidance_scale, tuple(forbid), tuple(forbid_first), starts, tuple(marks),
+        tuple(map(tuple, unrepeated)),
+    )  # fmt: skip
     given, parts, most = (forced, unconditional_image, unconditional_text), [], counts[-1] if counts else len(prompts)
     codes = _codes_of(vocabulary, prompts)
     together = (
@@ -135,6 +137,7 @@ class Rules:
     forbid_first: tuple[int, ...]
     word_starts: tuple[int, ...]
     marks: tuple[int, ...]
+    unrepeated: tuple[tuple[int, ...], ...]
 
 
 class Block:
@@ -170,6 +173,7 @@ class Block:
         self.begins, self.marks = (torch.zeros(v.size, dtype=torch.bool, device=device) for _ in range(2))
         self.begins[list(rules.word_starts)] = True
         self.marks[list(rules.marks)] = True
+        self.unrepeated = word_numbers(rules.unrepeated, v.size).to(device)
 
     def run(self) -> Generated:
         draws = bool(self.grammar.may_draw[self.states].any())
@@ -350,7 +354,7 @@ class Block:
         size = text.shape[1]
         counted = ~self.marks[text] & (torch.arange(size, device=text.device) >= size - self.lengths[:, None])
         words = text.gather(1, counted.long().argsort(stable=True, dim=1))
-        return repetition_mask(words, torch.where(in_text, counted.sum(1), 0), self.begins, width)
+        return repetition_mask(words, torch.where(in_text, counted.sum(1), 0), self.begins, self.unrepeated, width)
 
     def note_rows(self, kind: Tensor, logits: Tensor, legal: Tensor, chosen: Tensor, slot: Tensor, choice: Choice) -> None:
         """As `note`, for the rows selected by `kind`, each at its own slot."""

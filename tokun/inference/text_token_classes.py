@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 from tokun.tokenizers.text import PretrainedTextTokenizer, TextTokenizer
 from tokun.tokenizers.vocabulary import Vocabulary
@@ -25,6 +25,15 @@ def after_a_letter(tokenizer: TextTokenizer | PretrainedTextTokenizer, vocabular
 def word_starts(after: Mapping[int, str]) -> list[int]:
     """Text ids that begin a word, and so may follow a blank."""
     return [i for i, text in after.items() if text.startswith("a ")]
+
+
+def ids_of_words(after: Mapping[int, str], words: Iterable[str]) -> list[list[int]]:
+    """For each word that has an id of its own, its ids, in upper and lower case."""
+    found: dict[str, list[int]] = {word: [] for word in words}
+    for i in word_starts(after):
+        if (own := found.get(after[i].removeprefix("a ").lower())) is not None:
+            own.append(i)
+    return [ids for ids in found.values() if ids]
 
 
 def marks(after: Mapping[int, str]) -> list[int]:

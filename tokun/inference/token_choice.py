@@ -7,6 +7,7 @@ interval: logits (B, V), legal (B, V), ids (B,)  ->  low, high (B,)   the u for 
 from __future__ import annotations
 
 import numbers
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -37,7 +38,9 @@ class Choice:
     temperature: float = 1.0
     top_k: int = 0  # 0: off
     top_p: float = 1.0  # 1: off
-    no_repeats: bool = False  # for text: no word and no phrase of up to `REPEATED` pieces twice in a row, ignoring punctuation between them
+    # for text: no word and no phrase of up to `REPEATED` pieces twice in a row, ignoring punctuation between them; none of the checkpoint's
+    # unrepeated words twice
+    no_repeats: bool = False
 
     def __post_init__(self) -> None:
         if not is_number(self.temperature) or not 0 <= self.temperature <= MOST:
@@ -111,10 +114,11 @@ def narrow(logits: Tensor, choice: Choice) -> Tensor:
     return logits
 
 
-def repetition_mask(words: Tensor, counts: Tensor, begins: Tensor, width: int) -> Tensor:
-    """The ids that would repeat the phrase at the end of a text (a1 … an a1 … an, where a1 begins a word): (B, width) bool.
+def repetition_mask(words: Tensor, counts: Tensor, begins: Tensor, unrepeated: Tensor, width: int) -> Tensor:
+    """The ids that would repeat the phrase at the end of a text (a1 … an a1 … an, where a1 begins a word), or a word that is unrepeated: (B, width) bool.
 
-    words (B, T) int64: the ids of each text without its marks, right-aligned; counts (B,): their number; begins (V,) bool: the ids that begin a word.
+    words (B, T) int64: the ids of each text without its marks, right-aligned; counts (B,): their number; begins (V,) bool: the ids that begin a word;
+    unrepeated (V,) int64: numbers of the words that a text has at most once, 0 for all other ids.
     """
     found, size = torch.zeros(len(words), width, dtype=torch.bool, device=words.device), words.shape[1]
     for n in range(1, min(REPEATED, (size + 1) // 2) + 1):
@@ -122,7 +126,19 @@ def repetition_mask(words: Tensor, counts: Tensor, begins: Tensor, width: int) -
         again = (counts >= 2 * n - 1) & begins[end[:, 0]] & (end[:, : n - 1] == end[:, n:]).all(1)
         last = end[:, n - 1 : n].clamp_max(width - 1)
         found.scatter_(1, last, found.gather(1, last) | again[:, None])
-    return found
+    there = torch.arange(size, device=words.device) >= size - counts[:, None]
+    said = torch.zeros(len(words), int(unrepeated.max()) + 1, dtype=torch.bool, device=words.device)
+    said.scatter_(1, torch.where(there, unrepeated[words], 0), True)
+    said[:, 0] = False
+    return found | said[:, unrepeated[:width]]
+
+
+def word_numbers(words: Sequence[Sequence[int]], size: int) -> Tensor:
+    """`repetition_mask`'s numbers (size,) int64 of words, each given by its ids."""
+    numbers = torch.zeros(size, dtype=torch.long)
+    for number, ids in enumerate(words, 1):
+        numbers[list(ids)] = number
+    return numbers
 
 
 def _descending(x: Tensor) -> Tensor:

@@ -17,8 +17,8 @@ from torch import Tensor
 from tokun.inference import latents, sampling
 from tokun.inference.checkpoint_folder import read_settings
 from tokun.inference.folders import SAMPLING, TEXT_TOKENIZER, VOCABULARY
-from tokun.inference.text_token_classes import after_a_letter, forbidden_text_of, marks, word_starts
-from tokun.inference.token_choice import Choice, DecodingSettings, repetition_mask
+from tokun.inference.text_token_classes import after_a_letter, forbidden_text_of, ids_of_words, marks, word_starts
+from tokun.inference.token_choice import Choice, DecodingSettings, repetition_mask, word_numbers
 from tokun.tokenizers import sequences
 from tokun.tokenizers.grammar import IMAGE_STATES, START, STATES, TEXT_STATES
 from tokun.tokenizers.text import text_tokenizer_at
@@ -61,7 +61,7 @@ class RequestGrammar:
 
     def __init__(
         self, vocabulary: Vocabulary, *, image: Choice, text: Choice, forbid: Sequence[int] = (), forbid_first: Sequence[int] = (),
-        word_starts: Sequence[int] = (), marks: Sequence[int] = (),
+        word_starts: Sequence[int] = (), marks: Sequence[int] = (), unrepeated: Sequence[Sequence[int]] = (),
     ):  # fmt: skip
         v = self.vocabulary = vocabulary
         self.settings = DecodingSettings(image, text)
@@ -69,16 +69,19 @@ class RequestGrammar:
         self.forbid, self.forbid_first = tuple(forbid), tuple(forbid_first)
         self.word_starts, self.marks = torch.zeros(v.size, dtype=torch.bool), frozenset(marks)
         self.word_starts[list(word_starts)] = True
+        self.unrepeated = word_numbers(unrepeated, v.size)
 
     @classmethod
     def of_checkpoint(cls, folder: Path) -> RequestGrammar:
         """With the settings in the checkpoint's sampling.json, for pictures with captions, not questions."""
-        v, d = Vocabulary.load(folder / VOCABULARY), read_settings(folder / SAMPLING).defaults
+        v, settings = Vocabulary.load(folder / VOCABULARY), read_settings(folder / SAMPLING)
+        d = settings.defaults
         tokenizer = text_tokenizer_at(folder / TEXT_TOKENIZER)
         (control, blank), after = forbidden_text_of(tokenizer, v), after_a_letter(tokenizer, v)
         image, text = Choice(d.temperature, d.top_k, d.top_p), Choice(d.text_temperature, 0, d.top_p, d.no_repeats)
         return cls(
-            v, image=image, text=text, forbid=(*sequences.other_tasks(v), *control), forbid_first=blank, word_starts=word_starts(after), marks=marks(after)
+            v, image=image, text=text, forbid=(*sequences.other_tasks(v), *control), forbid_first=blank, word_starts=word_starts(after), marks=marks(after),
+            unrepeated=ids_of_words(after, settings.unrepeated_words),
         )  # fmt: skip
 
     def row(
@@ -130,7 +133,7 @@ class RequestGrammar:
         """(B, V) bool: the ids that would repeat the phrase at the end of each text without marks."""
         counts = torch.tensor([len(own) for own in said])
         words = torch.tensor([[0] * (int(counts.max()) - len(own)) + [*own] for own in said], dtype=torch.long)
-        return repetition_mask(words, counts, self.word_starts, self.vocabulary.size)
+        return repetition_mask(words, counts, self.word_starts, self.unrepeated, self.vocabulary.size)
 
     def apply(self, logits: Tensor, rows: Sequence[RowState]) -> Tensor:
         """logits (B, at least V) -> the same with -inf for illegal ids; in rows with a seed, for all but the chosen id."""

@@ -22,6 +22,7 @@ from tokun import config as configs
 from tokun import data
 from tokun.config import Config
 from tokun.data import cropping, mirror
+from tokun.data.caption_words import RepetitionCounts
 from tokun.data.codes import questions_of
 from tokun.inference.tags import count_tags
 from tokun.tokenizers.image import ImageTokenizer
@@ -137,18 +138,19 @@ def encode_shards(run: Run) -> Path:
 
 
 def _count_held(records: Iterable[dict[str, Any]], grids: Sequence[cropping.Grid]) -> dict[str, Any]:
-    """Counts over the training samples for codes.json: `tag_counts`, `register_counts`, `grid_counts`.
+    """What codes.json says of the training samples: `tag_counts`, `register_counts`, `grid_counts`, `unrepeated_words`.
 
     A row of tag_counts is [style, subject, count]; with things or several grids, it is [style, subject, thing, "HxW", count].
     Things that are too rare for a tag (`common_things`) are left empty.
     """
-    rows, registers, shapes = [], Counter[str](), Counter[str]()
+    rows, registers, shapes, repetition = [], Counter[str](), Counter[str](), RepetitionCounts()
     for tree in records:
         grid = cropping.grid_text(tree["grid"])
         rows.append((tree["style"], tree["subject"], tree.get("thing", ""), grid))
-        registers.update(
-            ["plain", *(register for register, caption in tree.get("captions", {}).items() if caption and register != "plain")]
-        )
+        others = {register: caption for register, caption in tree.get("captions", {}).items() if caption and register != "plain"}
+        registers.update(["plain", *others])
+        for caption in (tree["caption"], *others.values()):
+            repetition.add(caption)
         shapes[grid] += 1
     things = common_things(Counter(row[2] for row in rows if row[2]))
     rows = [(style, subject, thing if thing in things else "", grid) for style, subject, thing, grid in rows]
@@ -156,6 +158,7 @@ def _count_held(records: Iterable[dict[str, Any]], grids: Sequence[cropping.Grid
     return {
         "tag_counts": count_tags(row if wide else row[:2] for row in rows),
         "register_counts": dict(sorted(registers.items())), "grid_counts": {cropping.grid_text(grid): shapes[cropping.grid_text(grid)] for grid in grids},
+        "unrepeated_words": repetition.unrepeated(),
     }  # fmt: skip
 
 

@@ -18,7 +18,8 @@ from tokun import data
 from tokun.config import Config
 from tokun.inference import decoder
 from tokun.inference.adapters import fingerprint
-from tokun.inference.folders import is_bundled
+from tokun.inference.checkpoint_folder import read_settings
+from tokun.inference.folders import SAMPLING, is_bundled, resolve
 from tokun.inference.latents import Slots
 from tokun.inference.model import Tokun
 from tokun.inference.model_card import model_card
@@ -93,6 +94,7 @@ class Parts:
     text_tokenizer: TextTokenizer | PretrainedTextTokenizer
     codes: dict[str, Any]  # the record of the code shards
     vocabulary: Vocabulary
+    unrepeated_words: tuple[str, ...]  # of the training captions and of `start`
     base: str = ""  # the fingerprint of an adapter's base
 
     @classmethod
@@ -105,7 +107,10 @@ class Parts:
             before = starting_model(run.config)
             base = fingerprint(before.generator, before.vocabulary)
             vocabulary = adapters.vocabulary_of(before, vocabulary, new_tags=run.config.adapter.new_tags)
-        return cls(image_tokenizer, text_tokenizer, codes, vocabulary, base)
+        words = set(codes.get("unrepeated_words", ()))  # older records do not count them
+        if run.config.start:
+            words.update(read_settings(resolve(run.config.start) / SAMPLING).unrepeated_words)
+        return cls(image_tokenizer, text_tokenizer, codes, vocabulary, tuple(sorted(words)), base)
 
     @property
     def slots(self) -> Slots:
@@ -116,7 +121,7 @@ class Parts:
         tags = [tuple(c) for c in self.codes["tag_counts"]]
         return Tokun(
             self.image_tokenizer.to(device), self.text_tokenizer, self.vocabulary, generator, config.sampling, tags, tuple(tasks),
-            fit=self.codes.get("fit", ""),
+            fit=self.codes.get("fit", ""), unrepeated_words=self.unrepeated_words,
         )  # fmt: skip
 
 
