@@ -218,7 +218,8 @@ class SamplingConfig:
     top_k: int = 0  # of codes; 0: off
     top_p: float = 1.0  # of codes; 1: off
     guidance_scale: float = 1.0  # of codes by tags and prompt; 1: off
-    no_repeats: bool = False  # no word and no phrase of up to six pieces twice in a row, with or without punctuation between them
+    # no word and no phrase of up to six pieces twice in a row, no word twice that training captions hardly ever have twice
+    no_repeats: bool = False
     text_guidance_scale: float = 1.0  # of words by their picture; 1: off; above 1, fit to the picture counts for more than fluency
 
 
@@ -240,7 +241,7 @@ class SamplingOptions:
     top_p: float | None = None  # keep the likeliest tokens that make up this share; 1 is off
     guidance_scale: float | None = None  # of codes by tags and prompt; 1 is off
     text_guidance_scale: float | None = None  # of words by their picture; 1 is off
-    no_repeats: bool | None = None  # no word and no short phrase twice in a row
+    no_repeats: bool | None = None  # no word and no short phrase twice in a row, no unrepeated word twice
     batch_size: int = 16  # samples drawn together; does not change them
 
 

@@ -155,7 +155,13 @@ def add_wishes(parser: argparse.ArgumentParser) -> None:
     add("--top-p", type=float, default=None, help="nucleus sampling: the most likely ids with this total probability; 1 is off")
     add("--guidance-scale", type=float, default=None, help="1 is off; needs a prompt or tags")
     add("--text-guidance-scale", type=float, default=None, help="how closely the words follow their picture; 1 is off")
-    add("--no-repeats", action="store_const", const=True, default=None, help="no word or short phrase twice in a row")
+    add(
+        "--no-repeats",
+        action="store_const",
+        const=True,
+        default=None,
+        help="no word or short phrase twice in a row, no word twice that training captions do not repeat",
+    )
 
 
 def add_forms(parser: argparse.ArgumentParser) -> None:

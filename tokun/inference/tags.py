@@ -41,10 +41,13 @@ def read_counts(rows: Iterable[Sequence[Any]]) -> TagCounts:
 
 
 def settings_json(settings: dict[str, Any]) -> str:
-    """Settings as a file holds them, each row of `tag_counts` on a line of its own: there are thousands."""
+    """Settings as a file holds them: each row of `tag_counts`, and all of `unrepeated_words`, on one line, since there are thousands."""
     rows = ",\n  ".join(json.dumps(row) for row in settings["tag_counts"])
-    text = json.dumps(settings | {"tag_counts": []}, indent=1)
-    return text.replace('"tag_counts": []', f'"tag_counts": [\n  {rows}\n ]', 1) + "\n"
+    long = {"tag_counts": f"[\n  {rows}\n ]", "unrepeated_words": json.dumps(settings.get("unrepeated_words"))}
+    text = json.dumps({name: [] if name in long else value for name, value in settings.items()}, indent=1)
+    for name, written in long.items():
+        text = text.replace(f'"{name}": []', f'"{name}": {written}', 1)
+    return text + "\n"
 
 
 def count_tags(samples: Iterable[tuple[str, ...]]) -> TagCounts:
