@@ -8,6 +8,7 @@ import itertools
 import json
 import os
 import random
+import shlex
 import shutil
 import subprocess
 import sys
@@ -567,6 +568,27 @@ def test_shards_of_other_settings_are_not_replaced_unasked(tmp_path, capsys):
     assert run(source, out) == 2 and "interrupted run" in capsys.readouterr().err
     (out / "codes.json").write_text("{}")
     assert run(source, out, "--overwrite") == 2 and "code shards" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("way", ["by hand", "by a model, then by hand"])
+def test_the_suggested_commands_for_pictures_without_captions_run_as_they_stand(way, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    save(Path("pictures/scan 1.png"), picture(1))
+
+    def suggested() -> list[list[str]]:
+        told = capsys.readouterr()
+        assert "out//" not in told.out + told.err
+        return [words[words.index("prepare") + 1 :] for words in map(shlex.split, told.out.splitlines()) if "prepare" in words]
+
+    assert main(["pictures", "--style", "engraving", "--out", "out/"]) == 1
+    by_hand, by_model = suggested()
+    assert "--overwrite" not in by_hand + by_model, "nothing is there to be lost"
+    if "model" in way:
+        assert main(by_model) == 0 and [record["caption"] for record, _ in pairs(Path("out")).values()] == [""]
+        (by_hand,) = suggested()
+    Path("out/captions.csv").write_text("file_name,caption\nscan 1.png,A wolf.\n")
+    assert main(by_hand) == 0
+    assert [record["caption"] for record, _ in pairs(Path("out")).values()] == ["A wolf."]
 
 
 def test_out_may_lie_inside_the_source(tmp_path):

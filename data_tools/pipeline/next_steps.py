@@ -122,7 +122,8 @@ def steps(out: str, command: Sequence[str], captions: Mapping[str, int], *, repo
 
 def captions_first(out: str, command: Sequence[str], missing: int, captioned: int, empty: int, report: str) -> str:
     again = [one for one in command if one != "--allow-missing-captions"]
-    with_captions = [*without_option(again, "--captions"), "--captions", f"{out}/{CAPTIONS}"]
+    replaced = ["--overwrite"] if "--overwrite" not in command else []  # shards made with other settings
+    with_captions = [*without_option(again, "--captions"), "--captions", f"{out}/{CAPTIONS}", *(replaced if again != command else [])]
     captioner = shell("caption", out, "--model", "Qwen/Qwen2.5-VL-3B-Instruct", "--registers", "plain", "--out", f"{out}-captioned")
     by_hand = [
         f"  by hand: fill in {out}/{CAPTIONS} ({report} shows its pictures), then",
@@ -130,8 +131,7 @@ def captions_first(out: str, command: Sequence[str], missing: int, captioned: in
     ]
     by_model = ["  by a model (a GPU helps; any captioner or --endpoint will do):"]
     if not empty:
-        over = ["--overwrite"] if captioned and "--overwrite" not in command else []  # the shards that are there were made without it
-        by_model.append(f"    {shell('prepare', *command, '--allow-missing-captions', *over)}")
+        by_model.append(f"    {shell('prepare', *command, '--allow-missing-captions', *(replaced if captioned else []))}")
     by_model.append(f"    {captioner}")
     one = missing == 1
     where = f"{'is' if one else 'are'} {'kept without one' if empty else 'not in the shards'}"
