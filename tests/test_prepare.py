@@ -30,6 +30,7 @@ from data_tools.pipeline.storage_backends import Store
 from data_tools.prepare import main, prepare
 from data_tools.readers import Found, Words
 from tests.kills import dies, kills
+from tokun.data.shards import expand_shards
 
 pq = pytest.importorskip("pyarrow.parquet", reason="prepare writes Parquet: pip install -e '.[data]'")
 
@@ -583,6 +584,9 @@ def test_the_suggested_commands_for_pictures_without_captions_run_as_they_stand(
     assert main(["pictures", "--style", "engraving", "--out", "out/"]) == 1
     by_hand, by_model = suggested()
     assert "--overwrite" not in by_hand + by_model, "nothing is there to be lost"
+    for named in ("out", "out/train-*.tar"):
+        with pytest.raises(FileNotFoundError, match=r"prepare kept no picture there, and out/report.html says why"):
+            expand_shards(named)
     if "model" in way:
         assert main(by_model) == 0 and [record["caption"] for record, _ in pairs(Path("out")).values()] == [""]
         (by_hand,) = suggested()
