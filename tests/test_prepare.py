@@ -8,6 +8,7 @@ import itertools
 import json
 import os
 import random
+import re
 import shlex
 import shutil
 import subprocess
@@ -30,7 +31,9 @@ from data_tools.pipeline.storage_backends import Store
 from data_tools.prepare import main, prepare
 from data_tools.readers import Found, Words
 from tests.kills import dies, kills
+from tokun.config import load_config
 from tokun.data.shards import expand_shards
+from tokun.training import start_report
 
 pq = pytest.importorskip("pyarrow.parquet", reason="prepare writes Parquet: pip install -e '.[data]'")
 
@@ -636,7 +639,12 @@ def test_the_table_counts_every_file_and_names_the_next_steps(tmp_path, capsys):
     assert "data.val=" in str(lines)
     told = steps("my shards", [], {"kept": 3, "distinct": 3}, report="report.html", val=False)
     assert "data.val=" not in told and "'data.train=my shards/train-*.tar'" in told and "doubtful" not in told
-    told = steps("shards", [], {"kept": 3, "distinct": 3}, report="report.html", val=False, doubtful=2)
+    told = steps("shards", [], {"kept": 60, "distinct": 60}, report="report.html", val=6, doubtful=2)
+    passes = start_report.time_line(
+        steps=1, batch_size=load_config("lora").train.batch_size, pictures=54, max_minutes=0, going_on=True, name="train"
+    )
+    assert (enough := re.search(r"train\.steps=\d+ ", told)[0].strip()) in passes, "what training says of so many pictures"
+    assert enough == "train.steps=68"
     assert "2 doubtful pictures are left out (ambiguous); --keep-ambiguous keeps them." in told
 
 
