@@ -341,11 +341,12 @@ def run(args: argparse.Namespace, command: list[str]) -> int:
         told = record_refusal(args.source, args.out, error)
         raise TableError(f"{error}. {told}" if told else str(error)) from error
     print(made.table())
+    out = args.out.rstrip("/")
     if not made.kept:
-        print(f"prepare: no picture was kept; {args.out}/{MANIFEST} gives the reason for each", file=sys.stderr)
+        print(f"prepare: no picture was kept; {out}/{MANIFEST} gives the reason for each", file=sys.stderr)
     if made.kept or made.captions.get("missing"):
         doubtful = 0 if args.keep_ambiguous else sum(count for (status, _), count in made.counts.items() if status == "ambiguous")
-        print(steps(args.out.rstrip("/"), command, made.captions, report=report.NAME, val=bool(made.pairs("val")), doubtful=doubtful))
+        print(steps(out, command, made.captions, report=report.NAME, val=made.pairs("val"), doubtful=doubtful))
     return 0 if made.kept else 1
 
 

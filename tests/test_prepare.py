@@ -8,6 +8,8 @@ import itertools
 import json
 import os
 import random
+import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -29,6 +31,9 @@ from data_tools.pipeline.storage_backends import Store
 from data_tools.prepare import main, prepare
 from data_tools.readers import Found, Words
 from tests.kills import dies, kills
+from tokun.config import load_config
+from tokun.data.shards import expand_shards
+from tokun.training import start_report
 
 pq = pytest.importorskip("pyarrow.parquet", reason="prepare writes Parquet: pip install -e '.[data]'")
 
@@ -569,6 +574,30 @@ def test_shards_of_other_settings_are_not_replaced_unasked(tmp_path, capsys):
     assert run(source, out, "--overwrite") == 2 and "code shards" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("way", ["by hand", "by a model, then by hand"])
+def test_the_suggested_commands_for_pictures_without_captions_run_as_they_stand(way, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    save(Path("pictures/scan 1.png"), picture(1))
+
+    def suggested() -> list[list[str]]:
+        told = capsys.readouterr()
+        assert "out//" not in told.out + told.err
+        return [words[words.index("prepare") + 1 :] for words in map(shlex.split, told.out.splitlines()) if "prepare" in words]
+
+    assert main(["pictures", "--style", "engraving", "--out", "out/"]) == 1
+    by_hand, by_model = suggested()
+    assert "--overwrite" not in by_hand + by_model, "nothing is there to be lost"
+    for named in ("out", "out/train-*.tar"):
+        with pytest.raises(FileNotFoundError, match=r"prepare kept no picture there, and out/report.html says why"):
+            expand_shards(named)
+    if "model" in way:
+        assert main(by_model) == 0 and [record["caption"] for record, _ in pairs(Path("out")).values()] == [""]
+        (by_hand,) = suggested()
+    Path("out/captions.csv").write_text("file_name,caption\nscan 1.png,A wolf.\n")
+    assert main(by_hand) == 0
+    assert [record["caption"] for record, _ in pairs(Path("out")).values()] == ["A wolf."]
+
+
 def test_out_may_lie_inside_the_source(tmp_path):
     source = many(tmp_path / "in", 1, 3)
     assert run(source, source / "shards") == 0
@@ -610,7 +639,12 @@ def test_the_table_counts_every_file_and_names_the_next_steps(tmp_path, capsys):
     assert "data.val=" in str(lines)
     told = steps("my shards", [], {"kept": 3, "distinct": 3}, report="report.html", val=False)
     assert "data.val=" not in told and "'data.train=my shards/train-*.tar'" in told and "doubtful" not in told
-    told = steps("shards", [], {"kept": 3, "distinct": 3}, report="report.html", val=False, doubtful=2)
+    told = steps("shards", [], {"kept": 60, "distinct": 60}, report="report.html", val=6, doubtful=2)
+    passes = start_report.time_line(
+        steps=1, batch_size=load_config("lora").train.batch_size, pictures=54, max_minutes=0, going_on=True, name="train"
+    )
+    assert (enough := re.search(r"train\.steps=\d+ ", told)[0].strip()) in passes, "what training says of so many pictures"
+    assert enough == "train.steps=68"
     assert "2 doubtful pictures are left out (ambiguous); --keep-ambiguous keeps them." in told
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import math
 import shlex
 import sys
 from collections.abc import Iterable, Mapping, Sequence
@@ -22,6 +23,8 @@ CAPTIONS = "captions.csv"
 NO_CAPTION = "no caption"
 FEW_PICTURES, MANY_PICTURES = 500, 20_000
 """Up to FEW_PICTURES an adapter learns enough, beyond MANY_PICTURES a model can be trained from nothing."""
+STEPS_A_PICTURE = 1.25
+"""20 passes, which are sensible for few pictures (tokun.training.start_report), in batches of 16 (configs/lora.yaml)."""
 FEW = 0.5  # below this share of captioned pictures, captioning is advised before training
 
 
@@ -92,10 +95,10 @@ def write_captions_to_fill(out: Store, rows: Iterable[Mapping[str, Any]]) -> str
     return ""
 
 
-def steps(out: str, command: Sequence[str], captions: Mapping[str, int], *, report: str, val: bool, doubtful: int = 0) -> str:
+def steps(out: str, command: Sequence[str], captions: Mapping[str, int], *, report: str, val: int, doubtful: int = 0) -> str:
     """What to look at, and the commands to paste after prepare: captions first if they are few, then training.
 
-    `command`: the arguments given to prepare. `doubtful`: pictures that were left out as ambiguous.
+    `command`: the arguments given to prepare. `val`: pictures held out. `doubtful`: pictures that were left out as ambiguous.
     """
     out = f"./{out}" if out[:1] in ("-", "~") else out  # no option, nobody's home
     missing, kept, empty = (captions.get(name, 0) for name in ("missing", "kept", "empty"))
@@ -122,7 +125,8 @@ def steps(out: str, command: Sequence[str], captions: Mapping[str, int], *, repo
 
 def captions_first(out: str, command: Sequence[str], missing: int, captioned: int, empty: int, report: str) -> str:
     again = [one for one in command if one != "--allow-missing-captions"]
-    with_captions = [*without_option(again, "--captions"), "--captions", f"{out}/{CAPTIONS}"]
+    replaced = ["--overwrite"] if "--overwrite" not in command else []  # shards made with other settings
+    with_captions = [*without_option(again, "--captions"), "--captions", f"{out}/{CAPTIONS}", *(replaced if again != command else [])]
     captioner = shell("caption", out, "--model", "Qwen/Qwen2.5-VL-3B-Instruct", "--registers", "plain", "--out", f"{out}-captioned")
     by_hand = [
         f"  by hand: fill in {out}/{CAPTIONS} ({report} shows its pictures), then",
@@ -130,8 +134,7 @@ def captions_first(out: str, command: Sequence[str], missing: int, captioned: in
     ]
     by_model = ["  by a model (a GPU helps; any captioner or --endpoint will do):"]
     if not empty:
-        over = ["--overwrite"] if captioned and "--overwrite" not in command else []  # the shards that are there were made without it
-        by_model.append(f"    {shell('prepare', *command, '--allow-missing-captions', *over)}")
+        by_model.append(f"    {shell('prepare', *command, '--allow-missing-captions', *(replaced if captioned else []))}")
     by_model.append(f"    {captioner}")
     one = missing == 1
     where = f"{'is' if one else 'are'} {'kept without one' if empty else 'not in the shards'}"
@@ -175,11 +178,12 @@ def inspecting(out: str) -> str:
     return "  " + shell("inspect", out, "--verify", "--sheet", "sheet.png")
 
 
-def training(out: str, pictures: int, *, val: bool) -> str:
+def training(out: str, pictures: int, *, val: int) -> str:
     """The commands that suit so many pictures: an adapter on the bundled model, the bundled model trained on, or a model from nothing."""
     data = shlex.quote(f"data.train={out}/train-*.tar") + (" " + shlex.quote(f"data.val={out}/val-*.tar") if val else "")
     if pictures <= FEW_PICTURES:
-        train, sample = f"lora start=bundled {data} out=runs/mine-lora", "--adapter runs/mine-lora"
+        enough = math.ceil(STEPS_A_PICTURE * max(1, pictures - val))
+        train, sample = f"lora start=bundled {data} train.steps={enough} out=runs/mine-lora", "--adapter runs/mine-lora"
     else:
         start = "" if pictures > MANY_PICTURES else "start=bundled "
         train, sample = f"engraving-cpu {start}{data} out=runs/mine", "--checkpoint runs/mine"

@@ -33,6 +33,8 @@ def refuse_other_shards(out: Store, record: dict[str, Any], *, overwrite: bool) 
         raise UserError(f"--out {out} holds code shards (codes.json), which prepare does not replace: name another folder")
     if overwrite or not any(is_ours(name) for name in names) or was_refused(out):
         return
+    if RECORD in names and not out.exists(f"{PARTIAL}/{PUBLISH}") and not any(SHARD_NAME.fullmatch(name) for name in names):
+        return  # a run that kept no picture: nothing is lost
     way_out = "Name another --out, or add --overwrite to replace the shards there"
     # a run killed while publishing: its files follow the plan in the partial folder, and the record may be missing
     begun = out.exists(f"{PARTIAL}/{PLAN}") and (RECORD not in names or out.exists(f"{PARTIAL}/{PUBLISH}"))

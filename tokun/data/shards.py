@@ -206,6 +206,17 @@ def load_arrays(path: Path, stamp: bytes, count: int) -> list[np.ndarray] | None
     return [np.lib.format.read_array(buffer, allow_pickle=False) for _ in range(count)]
 
 
+def without_shards(folder: Path) -> str:
+    """The message for a folder that holds no shards."""
+    if _kept_nothing(folder):
+        return f"no shards (*.tar) in {folder}: prepare kept no picture there, and {folder}/report.html says why"
+    return f"no shards (*.tar) in {folder}: make some with tokun prepare"
+
+
+def _kept_nothing(folder: Path) -> bool:
+    return (folder / "prepare.json").is_file() and not any(folder.glob("*.tar"))
+
+
 def expand_shards(pattern: str) -> list[Path]:
     """'a/train-*.tar,b/x.tar' or 'a/train-{00000..00007}.tar' or a folder of tars -> sorted existing paths.
 
@@ -227,13 +238,16 @@ def expand_shards(pattern: str) -> list[Path]:
             for one in _expand_braces(part):
                 hits = [Path(one)] if Path(one).is_file() else sorted(map(Path, glob(one)))  # a file name may contain brackets
                 if not hits:
+                    folder = Path(one).parent
+                    if _kept_nothing(folder):
+                        raise FileNotFoundError(without_shards(folder))
                     raise FileNotFoundError(
-                        f"shard {one} does not exist (from {pattern!r}, looked in {Path(one).parent.resolve()}). "
+                        f"shard {one} does not exist (from {pattern!r}, looked in {folder.resolve()}). "
                         "Set data.train and data.val to your shards, for example data.train='shards/train-*.tar'"
                     )
                 found += hits
         if not found:
-            raise FileNotFoundError(f"the folder {part} holds no .tar shards; make them with tokun prepare")
+            raise FileNotFoundError(without_shards(Path(part)))
         paths += found
     if not paths:
         raise FileNotFoundError("no shards are named. Set data.train, for example data.train='shards/train-*.tar'")
