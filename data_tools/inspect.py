@@ -28,7 +28,7 @@ from tokun.data import captions as captions_of_data
 from tokun.data import image_files, tars
 from tokun.data.shards import CODES_SUFFIX as CODES
 from tokun.data.shards import IMAGE_SUFFIXES as IMAGE_EXTENSIONS
-from tokun.data.shards import group, shown_key, without_shards
+from tokun.data.shards import Grouped, group, shown_key, without_shards
 from tokun.render.grids import captioned_grid
 from tokun.utils import console
 from tokun.utils.console import home_path
@@ -96,9 +96,9 @@ def read_pairs(shard: Path, damaged: list[Damage]) -> Iterator[StoredPair]:
         return
     places: list[tuple[int, int]] = [(offset, length) for offset, length in where.tolist()]
     end = max((offset + length for offset, length in places), default=0)
-    if not skipped and size < (2 - -end // tars.BLOCK) * tars.BLOCK:  # it stops in its end mark
+    if not skipped.keys() - {tars.NO_FILE} and size < (2 - -end // tars.BLOCK) * tars.BLOCK:  # it stops in its end mark
         skipped["truncated shard"] = 1
-    found = group(names, ("json", *IMAGE_EXTENSIONS, CODES), IMAGE_EXTENSIONS, others=True)
+    found = grouped(names, others=True)
     damaged += [Damage(shard.name, "", what) for what in skipped]
     damaged += [Damage(shard.name, shown_key(found.keys[row]), what) for what, rows in found.ambiguous.items() for row in rows]
     members: dict[int, dict[str, int]] = {row: {} for row in range(len(found.keys))}
@@ -111,6 +111,11 @@ def read_pairs(shard: Path, damaged: list[Damage]) -> Iterator[StoredPair]:
         for row, own in members.items():
             order = {suffix: places[number] for suffix, number in sorted(own.items(), key=lambda item: item[1])}
             yield read_pair(StoredPair(shard, found.keys[row], places=order), file.fileno())
+
+
+def grouped(names: Sequence[str], *, others: bool = False) -> Grouped:
+    """The samples of a shard of pictures or codes."""
+    return group(names, ("json", *IMAGE_EXTENSIONS, CODES), IMAGE_EXTENSIONS, others=others)
 
 
 def read_pair(pair: StoredPair, file: int) -> StoredPair:

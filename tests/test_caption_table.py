@@ -7,13 +7,14 @@ from pathlib import Path
 import pytest
 
 from data_tools.caption import main
-from data_tools.captioning import described_rows
+from data_tools.captioning import described_rows, from_table
 from data_tools.captioning.from_table import Options, merge
 from data_tools.inspect import read_pairs
 from data_tools.tables import TableError
 from data_tools.text.main_noun import Lexicon
 from tests.kills import kills
 from tests.test_caption import everything, picture, records, write_tar
+from tokun.utils.errors import UserError
 
 DATA = Path(__file__).parents[2] / "shared/data"
 HEAD = "key\tuse\tkind\tdescription\tpoetic\n"
@@ -39,6 +40,20 @@ def museum(tmp_path):
     shard(tmp_path / "shards", "train-00000.tar", a="Fig. 3", b="The Duke", c="", d="A mill")
     shard(tmp_path / "shards", "val-00000.tar", e="Plate 2")
     return tmp_path / "shards"
+
+
+def test_a_shard_that_is_replaced_meanwhile_is_noticed_whatever_its_size(museum, tmp_path, monkeypatch):
+    """The new shard's bytes would have been read from the old one's places: one picture with another's words."""
+    begin = from_table.begin
+
+    def replaced(out, shards, *more):
+        begin(out, shards, *more)
+        (tmp_path / "other.tar").write_bytes((museum / "train-00000.tar").read_bytes())
+        (tmp_path / "other.tar").replace(museum / "train-00000.tar")
+
+    monkeypatch.setattr(from_table, "begin", replaced)
+    with pytest.raises(UserError, match=r"train-00000\.tar changed while it was being read"):
+        merge([museum], table(tmp_path / "c.tsv", ROWS), tmp_path / "out", Options())
 
 
 ROWS = (

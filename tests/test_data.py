@@ -43,7 +43,7 @@ from tokun.data import (
     write_shard,
 )  # fmt: skip
 from tokun.data.shards import SEVERAL, TWICE
-from tokun.data.tars import JOINED
+from tokun.data.tars import JOINED, NO_FILE
 from tokun.tokenizers import sequences
 from tokun.tokenizers.sequences import Packed
 from tokun.tokenizers.vocabulary import Tags, Vocabulary
@@ -319,6 +319,8 @@ def by_tarfile(path, need, one_of):
         with tarfile.open(path, "r:") as tar:
             for info in tar:
                 if not info.isfile():
+                    if not info.isdir():
+                        skipped[NO_FILE] += 1
                     continue
                 if not 0 <= info.size <= path.stat().st_size - info.offset_data:
                     skipped["truncated shard"] += 1

@@ -316,6 +316,18 @@ def test_a_sample_of_a_tar_has_its_own_words_or_is_refused_as_ambiguous(made, me
     assert kept or (len(refused) == 2 and all("ambiguous" in reason for reason in refused))
 
 
+def test_a_given_caption_saves_a_picture_of_a_tar_whose_own_words_cannot_be_read_or_told_apart(made, tmp_path):
+    """In a folder --captions did, in a tar the picture of a broken JSON stayed rejected."""
+    members = [("a.png", A), ("a.json", b'{"caption": "A wo'), ("b.left.png", B), ("b.right.png", image(3)), ("b.txt", b"which?"),
+               ("c.png", image(4)), ("c.json", b'{"caption": {"en": "A hen"}}'), ("d.png", image(5)), ("d.txt", b"An owl.")]  # fmt: skip
+    names = ["a.png", "b.left.png", "b.right.png", "c.png"]
+    found = made({"t.tar": tar(members)})
+    assert found.captions == {"t.tar/d.png": "An owl."} and {f"t.tar/{name}" for name in names} <= found.reasons().keys()
+    (tmp_path / "given.csv").write_text("file_name,caption\n" + "".join(f"t.tar/{name},A wolf of {name}.\n" for name in names))
+    found = made({}, "--captions", str(tmp_path / "given.csv"), "--overwrite")
+    assert found.captions == {**{f"t.tar/{name}": f"A wolf of {name}." for name in names}, "t.tar/d.png": "An owl."}
+
+
 # ---------------------------------------------------------------------------------------------------------------------
 # text
 

@@ -11,7 +11,8 @@ from PIL import Image
 from data_tools.captioning.journals import count_pairs
 from data_tools.inspect import read_pairs, take_inventory
 from tokun import data
-from tokun.data.shards import SEVERAL, TWICE, key_and_suffix
+from tokun.data.shards import SEVERAL, TWICE, expand_shards, key_and_suffix
+from tokun.data.tars import NO_FILE
 
 
 def picture(shade, kind="PNG"):
@@ -90,6 +91,29 @@ def test_what_training_reads_is_no_damage_and_is_captioned(case, tmp_path):
     ]
 
 
+def test_links_in_a_shard_are_counted_and_no_damage_of_the_rest(tmp_path):
+    """GNU tar stores the second copy of a file as a link: its sample was incomplete, and nothing said why."""
+    path = tmp_path / "train-00000.tar"
+    with tarfile.open(path, "w") as tar:
+        for name, payload in WHOLE:
+            info = tarfile.TarInfo(name)
+            info.size = len(payload)
+            tar.addfile(info, io.BytesIO(payload))
+        for name, kind in (("y.png", tarfile.SYMTYPE), ("x.png", tarfile.LNKTYPE), ("folder", tarfile.DIRTYPE)):
+            info = tarfile.TarInfo(name)
+            info.type, info.linkname = kind, "z.png"
+            tar.addfile(info)
+    index = data.ShardIndex([path], need=("json",), one_of=data.IMAGE_SUFFIXES)
+    assert len(index) == 1 and index.skipped == {NO_FILE: 2}
+    damaged = []
+    assert [pair.key for pair in read_pairs(path, damaged)] == ["z"] and [one.what for one in damaged] == [NO_FILE]
+    with tarfile.open(path, "w") as tar:  # a folder of a long name alone, which `tarfile` reads too
+        info = tarfile.TarInfo("folder/" * 30)
+        info.type = tarfile.DIRTYPE
+        tar.addfile(info)
+    assert not take_inventory([path], verify=True).damaged
+
+
 def test_a_shard_of_nothing_but_ambiguous_samples_says_so_and_names_the_first(tmp_path):
     path = shard(
         tmp_path / "train-00000.tar",
@@ -133,3 +157,9 @@ def test_dots_in_a_folder_belong_to_the_key(folder, tmp_path):
 )
 def test_a_members_key_ends_at_the_first_dot_behind_the_last_slash(name, key, suffix):
     assert key_and_suffix(name) == (key, suffix)
+
+
+@pytest.mark.parametrize("name", ["{a..b}", "{1..}", "x{..}"])
+def test_braces_that_are_no_range_of_numbers_are_told_to_name_no_shard(tmp_path, name):
+    with pytest.raises(FileNotFoundError, match="does not exist"):
+        expand_shards(f"{tmp_path}/nowhere/{name}.tar")

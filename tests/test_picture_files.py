@@ -107,6 +107,20 @@ def test_the_same_run_again_replaces_its_own_files_and_another_leaves_them_in_a_
     assert files(tmp_path / "earlier" / "1") == first and len(files(tmp_path / "earlier" / "2")) == 6
 
 
+def test_a_caption_with_a_line_separator_hides_no_picture(tmp_path, monkeypatch, capsys):
+    """U+2028 ends a line for Python's splitlines: the record fell in two, the picture stayed beside the next run's list, and its batch was drawn again."""
+    monkeypatch.setattr(Drawn, "caption", property(lambda self: f"A ship\u2028and \x85 a mill, {self.index}."))
+    write(tmp_path, 6)
+    write(tmp_path, 3)
+    assert sorted(path.name for path in tmp_path.glob("*.png")) == ["000003-00.png", "000003-01.png", "000003-02.png", "grid.png"]
+    assert len(list((tmp_path / "earlier/1").glob("000003-*.png"))) == 6
+    with pytest.raises(KeyboardInterrupt):
+        write(tmp_path / "b", 8, drawing=lambda indices: draw(indices) if indices[0] < 4 else (_ for _ in ()).throw(KeyboardInterrupt))
+    drawn = []
+    write(tmp_path / "b", 8, drawing=lambda indices: drawn.extend(indices) or draw(indices))
+    assert drawn == [4, 5, 6, 7]
+
+
 def test_the_finished_batches_of_a_run_that_was_stopped_are_kept_with_their_list(tmp_path):
     def stopped(indices):
         if indices.start:

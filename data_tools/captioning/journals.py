@@ -22,8 +22,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from data_tools.inspect import grouped
 from tokun.data import tars
-from tokun.data.shards import CODES_SUFFIX, IMAGE_SUFFIXES, group
 from tokun.utils.errors import UserError
 from tokun.utils.files import write_text
 
@@ -199,7 +199,7 @@ def count_pairs(shard: Path) -> int:
         names, _ = tars.files(shard, Counter())
     except (UserError, OSError):
         return 0  # reported at the end
-    found = group(names, ("json", *IMAGE_SUFFIXES, CODES_SUFFIX), IMAGE_SUFFIXES)
+    found = grouped(names)
     return len(found.keys) - sum(map(len, found.ambiguous.values()))
 
 

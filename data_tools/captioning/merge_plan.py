@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import sys
 from collections import Counter
@@ -29,6 +30,8 @@ class MergePlan:
 
     shards: list[Path]
     shard: list[int] = field(default_factory=list)
+    stamps: list[tuple[int, ...]] = field(default_factory=list)
+    """Which file each shard was when it was planned."""
     places: list[tuple[str, bytes]] = field(default_factory=list)  # suffixes of its members, joined by "/"; int64 offsets and sizes
     key: list[str] = field(default_factory=list)
     row: list[str] = field(default_factory=list)  # the row's name for the picture, "" without a row
@@ -64,14 +67,18 @@ class MergePlan:
         """A pair, read from its source shard."""
         shard = self.shards[self.shard[number]]
         with open(shard, "rb", buffering=0) as file:
+            if stamp(os.fstat(file.fileno())) != self.stamps[self.shard[number]]:
+                raise UserError(f"{shard} changed while it was being read: run again")
             suffixes, places = self.places[number]
             where = {
                 name: (int(at), int(size)) for name, (at, size) in zip(suffixes.split("/"), np.frombuffer(places, np.int64).reshape(-1, 2))
             }
-            found = read_pair(StoredPair(shard, self.key[number], places=where), file.fileno())
-        if any(len(data) != found.places[suffix][1] for suffix, data in found.members.items()):
-            raise UserError(f"{shard} changed while it was being read: run again")
-        return found
+            return read_pair(StoredPair(shard, self.key[number], places=where), file.fileno())
+
+
+def stamp(file: os.stat_result) -> tuple[int, ...]:
+    """What tells a file from one that replaced it or was written over it."""
+    return file.st_dev, file.st_ino, file.st_size, file.st_mtime_ns
 
 
 def split_of(shard: Path) -> str:
@@ -92,7 +99,7 @@ def sources(paths: Iterable[str | Path], out: Path) -> list[Path]:
 
 def make_plan(shards: list[Path], rows: Rows, options: Options, *, progress: bool) -> MergePlan:
     """Find each pair's row. Raises TableError if a row is ambiguous."""
-    plan = MergePlan(shards, folders=[shard.resolve().parent.name for shard in shards])
+    plan = MergePlan(shards, folders=[shard.resolve().parent.name for shard in shards], stamps=[stamp(shard.stat()) for shard in shards])
     parents = {shard.resolve().parent for shard in shards}
     if rows.columns.folder and len({parent.name for parent in parents}) < len(parents):
         raise UserError(

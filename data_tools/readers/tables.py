@@ -265,5 +265,5 @@ def with_captions(listing: Listing, options: Options) -> Listing:
 
 
 def only_from_table(one: Found) -> Found:
-    """A picture whose caption is given, so sidecar files are ignored."""
-    return replace(one, beside=False)
+    """A picture whose caption is given, so the words beside it are ignored."""
+    return replace(one, beside=False, unread_words="")

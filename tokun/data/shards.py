@@ -170,7 +170,7 @@ def _stamp(paths: Sequence[Path], need: Sequence[str], one_of: Sequence[str]) ->
     """The inputs of an index: the shards, their sizes and times, and the required suffixes."""
     states = [path.stat() for path in paths]
     shards = [(os.path.abspath(path), state.st_size, state.st_mtime_ns) for path, state in zip(paths, states, strict=True)]
-    return json.dumps([2, list(need), list(one_of), shards]).encode()  # 2: version of the layout
+    return json.dumps([3, list(need), list(one_of), shards]).encode()  # 3: version of the layout
 
 
 def save_arrays(path: Path, stamp: bytes, arrays: Sequence[np.ndarray]) -> None:
@@ -366,7 +366,8 @@ def _expand_braces(pattern: str) -> list[str]:
         return [pattern]
     inner, _, tail = rest.partition("}")
     first, dots, last = inner.partition("..")
-    choices = [f"{i:0{len(first)}d}" for i in range(int(first), int(last) + 1)] if dots else inner.split(",")
+    numbers = dots and first.isdecimal() and last.isdecimal()
+    choices = [f"{i:0{len(first)}d}" for i in range(int(first), int(last) + 1)] if numbers else inner.split(",")
     return [head + choice + end for choice in choices for end in _expand_braces(tail)]
 
 

@@ -28,6 +28,7 @@ NUMBERS = np.r_[100:156, 329:345]  # bytes of a header that hold octal numbers: 
 FIRST_DIGIT = np.isin(NUMBERS, (100, 108, 116, 124, 136, 148, 329, 337))
 ALL_DIGITS = np.isin(NUMBERS, np.r_[124:135, 148:154])  # of sizes and checksums
 JOINED = "data after the end mark (joined tars, or a broken header): not read"
+NO_FILE = "a link or a device in a tar: not read"
 FILLING = 1 << 16  # bytes examined after the last file: tar pads to a multiple of 10,240
 HEADER = "100s8s8s8s12s12s8s1s100s8s32s32s8s8s155s12x"  # of a member
 OWNER = b"%07o\0" % 0  # user and group
@@ -57,6 +58,8 @@ def any_files(path: Path, skipped: Counter[str]) -> tuple[list[str], np.ndarray,
             for info in tar:
                 tar.members.clear()  # pyright: ignore[reportAttributeAccessIssue]  # unknown to typeshed; else it keeps them all in memory
                 if not info.isfile():
+                    if not info.isdir():
+                        skipped[NO_FILE] += 1
                     continue
                 if not 0 <= info.size <= size - info.offset_data:
                     skipped["truncated shard"] += 1

@@ -11,6 +11,7 @@ An interruption loses only the current batch, and the bytes do not depend on it.
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import json
 import os
@@ -99,7 +100,8 @@ def write_batch(pairs: list[Pair], part: Path, out: Path, svg_bytes: int, enlarg
 def is_whole(part: Path, out: Path) -> bool:
     """Whether a batch was finished, and its pictures are still there."""
     try:
-        return all((out / json.loads(line)["file_name"]).is_file() for line in part.read_text(encoding="utf-8").splitlines())
+        with open(part, encoding="utf-8") as file:
+            return all((out / json.loads(line)["file_name"]).is_file() for line in file)
     except (OSError, ValueError, KeyError, TypeError):
         return False
 
@@ -108,16 +110,14 @@ def records(folder: Path, pattern: str = "*.jsonl") -> Iterator[dict[str, Any]]:
     """The records in the files of a folder, in order; unreadable lines are left out."""
     for path in sorted(folder.glob(pattern)):
         try:
-            lines = path.read_text(encoding="utf-8").splitlines()
-        except (OSError, ValueError):
+            with open(path, encoding="utf-8", errors="replace") as file:
+                for line in file:  # of no more than one line each: a caption may hold what `str.splitlines` takes for a line's end
+                    with contextlib.suppress(ValueError):
+                        record = json.loads(line)
+                        if isinstance(record, dict):
+                            yield record
+        except OSError:
             continue
-        for line in lines:
-            try:
-                record = json.loads(line)
-            except ValueError:
-                continue
-            if isinstance(record, dict):
-                yield record
 
 
 def first_of(out: Path, most: int) -> list[dict[str, Any]]:
@@ -141,8 +141,9 @@ def images_of(out: Path, listed: list[dict[str, Any]]) -> Iterator[Image.Image]:
 def make_room(out: Path, lines: Sequence[str], n: int, *, but: Path | None = None) -> None:
     """Move an earlier run's files to `out/earlier` and say so, unless it drew the same pairs: `n`, of which `lines` are the first records.
     The file `but` also stays where it is."""
-    there = list(itertools.islice(records(out, LISTED), n + 1))
-    if len(there) == n and there[: len(lines)] == [json.loads(line) for line in lines]:
+    there = records(out, LISTED)
+    first = list(itertools.islice(there, len(lines)))
+    if first == list(map(json.loads, lines)) and len(first) + sum(1 for _ in there) == n:
         remove_state(out / STATE)  # the files are overwritten by the same ones
     elif moved := put_aside(out, but=but):
         tqdm.write(f"the pictures that were in {out} are now in {moved}")
@@ -155,7 +156,7 @@ def put_aside(out: Path, *, but: Path | None = None) -> Path | None:
     for name in filter(OURS.fullmatch, map(name_in, records(state, "*.begun"))):
         for path in both(out / name):
             path.unlink(missing_ok=True)
-    names = [name for record in (*records(out, LISTED), *records(state)) if OURS.fullmatch(name := name_in(record))]
+    names = [name for record in itertools.chain(records(out, LISTED), records(state)) if OURS.fullmatch(name := name_in(record))]
     made = [path for name in dict.fromkeys(names) for path in both(out / name)]
     made += [out / name for start, more in BESIDE.items() if any(name.startswith(start) for name in names) for name in more]
     made = [path for path in made if path.is_file()]

@@ -124,7 +124,7 @@ def _trees(path: Path) -> Iterator[tuple[str, Any]]:
         index = data.ShardIndex([path], need=("json",)).usable()
         yield from ((f"{path}, sample {index.key(i)}", index.read_json(i)) for i in range(len(index)))
         return
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+    for number, line in enumerate(path.read_text(encoding="utf-8").split("\n"), 1):
         if line.strip():
             try:
                 yield f"{path}, line {number}", json.loads(line)

@@ -49,7 +49,7 @@ def train_words(run: Run) -> Path:
 def read_rows(path: str | Path, description: str, caption: str) -> list[tuple[str, str]]:
     """(description, caption) pairs of a JSONL file, without incomplete rows. Raises UserError if none are left."""
     rows = []
-    for number, line in enumerate(Path(path).read_text(encoding="utf-8").splitlines(), 1):
+    for number, line in enumerate(Path(path).read_text(encoding="utf-8").split("\n"), 1):
         try:
             rows += [json.loads(line)] if line.strip() else []
         except json.JSONDecodeError as error:
