@@ -1,5 +1,6 @@
 """How the tests run: one thread for each process, the fixtures of tests/fixtures.py, the files that take long before the others."""
 
+import gc
 import os
 
 import pytest
@@ -24,6 +25,13 @@ def pytest_configure(config: pytest.Config) -> None:
     """The fixtures import torch: the process that only hands the tests to others (pytest-xdist) does without."""
     if "PYTEST_XDIST_WORKER" in os.environ or config.option.collectonly or not config.getoption("numprocesses", None):
         config.pluginmanager.import_plugin("tests.fixtures")
+
+
+def pytest_collection_finish() -> None:
+    """What is imported stays: without it, garbage is collected in a tenth less of all the time."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(20_000, 20, 20)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

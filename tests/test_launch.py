@@ -37,7 +37,8 @@ STEPS, STOP = 6, 3
 def launched(finished, tmp_path_factory, small_shards) -> dict[str, Any]:
     """Trainings of one generator from the same codes, each with a spike at its second step: in this process, in two with
     the environment that the deepspeed launcher gives them, then in one; whole ones, and ones that are stopped and go on elsewhere. By
-    name what benchmarks.zero.train_case returns, and `weights`. One process is started by the launcher itself; two are in test_two_processes_tell_the_whole_story."""
+    name what benchmarks.zero.train_case returns, and `weights`. The launcher itself starts one process in test_ctrl_c_in_a_terminal_ends_in_our_line,
+    two in `two_launched`."""
     pytest.importorskip("deepspeed", reason="the deepspeed launcher needs the extra 'train'")
     if torch.cuda.is_available():
         pytest.skip("this test is about machines without GPUs")
@@ -67,13 +68,8 @@ def launched(finished, tmp_path_factory, small_shards) -> dict[str, Any]:
         case("1 -> 2 ddp", goes_on="1 stopped"),
     ]  # fmt: skip
     keep(launch(two, folder / "two", processes=2, start=forked))
-    keep(
-        launch(
-            [case("1 zero1", "zero1"), case("2 -> 1 zero3-offload", "zero3-offload", goes_on="2 zero3 stopped")],
-            folder / "one",
-            processes=1,
-        )
-    )
+    one = [case("1 zero1", "zero1"), case("2 -> 1 zero3-offload", "zero3-offload", goes_on="2 zero3 stopped")]
+    keep(launch(one, folder / "one", processes=1, start=forked))
     here(case("2 zero1 -> plain", goes_on="2 zero1 stopped"))
     return found
 

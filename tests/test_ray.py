@@ -37,22 +37,23 @@ root, config, source, model, *options = sys.argv[1:]
 cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
 places = ["--engine", "ray", "--ray-address", cluster.address]
 
+second = []
+
 def on_two_nodes(run, killed_when=None, name=""):
-    node = cluster.add_node(num_cpus=1)
-    cluster.wait_for_nodes(60)  # raises unless both are alive
+    if not second:
+        second.append(cluster.add_node(num_cpus=1))
+        cluster.wait_for_nodes(60)  # raises unless both are alive
     ended = threading.Event()
     def watch():
         while not ended.wait(0.005):
             if killed_when():
-                cluster.remove_node(node, allow_graceful=False)
+                cluster.remove_node(second.pop(), allow_graceful=False)
                 return print(name, "killed", flush=True)
     watcher = threading.Thread(target=watch) if killed_when else None
     watcher and watcher.start()
     code = run()
     ended.set()
     watcher and watcher.join()
-    if not killed_when:
-        cluster.remove_node(node)
     assert not code, (name, code)
 
 def whole():

@@ -44,7 +44,7 @@ def sketch(gray: Image.Image) -> Sketch | None:
 
 
 def ink_of(tones_HW: np.ndarray) -> np.ndarray:
-    paper, ink = (float(np.percentile(tones_HW, percent)) for percent in (97, 1))
+    paper, ink = map(float, np.percentile(tones_HW, (97, 1)))
     return ((paper - tones_HW.astype(np.float32)) / max(32.0, paper - ink)).clip(0, 1)
 
 

@@ -120,10 +120,10 @@ def coloured_share(image: Image.Image) -> float:
     """
     if image.mode != "RGB":
         return 0.0
-    rgb_N3 = np.asarray(reduced(image, 128)).reshape(-1, 3).astype(np.float32)
-    light_N = rgb_N3.mean(1) / 255
+    red_N, green_N, blue_N = np.asarray(reduced(image, 128)).reshape(-1, 3).T.astype(np.float32)
+    light_N = (red_N + green_N + blue_N) / 3 / 255
     basis_N3 = np.stack([np.ones_like(light_N), light_N, light_N**2], 1)
-    chroma_N2 = np.stack([rgb_N3[:, 0] - rgb_N3[:, 1], rgb_N3[:, :2].mean(1) - rgb_N3[:, 2]], 1)
+    chroma_N2 = np.stack([red_N - green_N, (red_N + green_N) / 2 - blue_N], 1)
     fit_32 = np.linalg.lstsq(basis_N3, chroma_N2, rcond=None)[0]
     rest_N2 = chroma_N2 - basis_N3 @ fit_32
     return float((np.hypot(rest_N2[:, 0], rest_N2[:, 1]) > 20).mean())

@@ -132,6 +132,7 @@ class Tokun:
             )
         if rows < v.size:
             raise UserError(f"the generator has {rows} embeddings, the vocabulary needs {v.size}: parts of two checkpoints")
+        self._frequencies = Frequencies(self.tag_counts, v)
         self.adapters: dict[str, adapters.Adapter] = {}
         self.adapter = ""  # the name of the one in use
         self.base: adapters.Base | None = None  # what the model is without it
@@ -351,7 +352,11 @@ class Tokun:
 
     def frequencies(self, wanted: Tags, caption: Sequence[int] | None = None) -> Frequencies:
         """How often tags stand together in training; with a caption (text ids), times how well subject and thing fit it: see `prompt_tags`."""
-        found = Frequencies(self.tag_counts, self.vocabulary)
+        if (
+            self._frequencies.counts is not self.tag_counts or self._frequencies.vocabulary is not self.vocabulary
+        ):  # an adapter brings its own
+            self._frequencies = Frequencies(self.tag_counts, self.vocabulary)
+        found = self._frequencies
         return found if caption is None else found.given(prompt_tags.likelihoods(self, caption, wanted, found))
 
     # --- the other directions, each described where it is written -----------------------------------------------------

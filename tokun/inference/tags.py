@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import re
+from bisect import bisect_right
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from copy import copy
 from typing import Any
@@ -58,11 +59,22 @@ def count_tags(samples: Iterable[tuple[str, ...]]) -> TagCounts:
     return read_counts((*words, n) for words, n in sorted(counts.items(), key=lambda item: (-item[1], item[0])))
 
 
+class InverseCdf:
+    """The inverse of the distribution function of counts."""
+
+    def __init__(self, counts: Counts) -> None:
+        self.values, self.sums = [value for value, _ in counts], np.cumsum([n for _, n in counts]).tolist()
+
+    def at(self, u: float) -> Any:
+        """The value drawn by u in [0, 1); None without counts."""
+        return self.values[min(bisect_right(self.sums, u * self.sums[-1]), len(self.values) - 1)] if self.values else None
+
+
 class Frequencies:
     """Counts in the vocabulary's tags. Rare words have no tag: they are counted, but stay untagged as in training."""
 
     def __init__(self, counts: TagCounts, vocabulary: Vocabulary):
-        v = self.vocabulary = vocabulary
+        self.counts, self.vocabulary, v = counts, vocabulary, vocabulary
         split = ((c[0], c[1], *(("", "") if len(c) == 3 else c[2:4]), c[-1]) for c in counts)
         things = {thing: thing for thing in v.things}
         rows = ((style, subject, things.get(thing, ""), parse_grid(text) if text else None, n) for style, subject, thing, text, n in split)
@@ -70,14 +82,14 @@ class Frequencies:
         self.by_pair: dict[tuple[str, str], list[Known]] = {}
         for row in self.rows:
             self.by_pair.setdefault(row[:2], []).append(row)
-        self.pairs: dict[Tags, Counts] = {}  # cache by requested tags
+        self.made: dict[tuple[Any, ...], InverseCdf] = {}  # cache: what is drawn, and given what
         self.likelihoods: Mapping[tuple[str, str], float] | None = None
 
     def given(self, likelihoods: Mapping[tuple[str, str], float]) -> Frequencies:
         """The same counts, where styles, subjects and things are drawn by count times the likelihood of (subject, thing), 0 for others.
         Shapes are still drawn by counts alone."""
         out = copy(self)
-        out.pairs, out.likelihoods = {}, likelihoods
+        out.made, out.likelihoods = {}, likelihoods
         return out
 
     def subjects_and_things(self, wanted: Tags) -> dict[tuple[str, str], float]:
@@ -87,12 +99,10 @@ class Frequencies:
     def draw(self, u: Sequence[float], wanted: Tags) -> Tags:
         """Tags that are not given are drawn by the tag slots of a latent, u (TAG_SLOTS,) in [0, 1)."""
         v, (first, second, third, _) = self.vocabulary, u
-        if wanted not in self.pairs:
-            self.pairs[wanted] = self._pairs(wanted)
-        style, subject = _taken(self.pairs[wanted], first) or ("", "")
+        style, subject = self._inverse(self._pairs, wanted).at(first) or ("", "")
         style, subject = wanted.style or style, wanted.subject or subject
-        thing = wanted.thing or _taken(self._things(style, subject, wanted.grid), second) or ""
-        grid = wanted.grid or _taken(self._grids(style, subject, thing), third) or v.default_grid
+        thing = wanted.thing or self._inverse(self._things, style, subject, wanted.grid).at(second) or ""
+        grid = wanted.grid or self._inverse(self._grids, style, subject, thing).at(third) or v.default_grid
         return Tags(
             style if style in v.styles else "", subject if subject in v.subjects else "", wanted.register or v.default_register, grid, thing
         )
@@ -100,6 +110,13 @@ class Frequencies:
     def draw_all(self, rows: Iterable[Sequence[float]], wanted: Tags) -> list[Tags]:
         """`draw` for each row of tag slots."""
         return [self.draw(row, wanted) for row in rows]
+
+    def _inverse(self, counts: Callable[..., Counts], *given: Any) -> InverseCdf:
+        """Of `counts(*given)`, made once."""
+        key = counts.__name__, *given
+        if key not in self.made:
+            self.made[key] = InverseCdf(counts(*given))
+        return self.made[key]
 
     def _pairs(self, wanted: Tags) -> Counts:
         """Styles and subjects that occur with the requested tags."""
@@ -141,14 +158,6 @@ def _summed(rows: list[Known], key: Callable[[Known], Any]) -> Counts:
     for row in rows:
         sums[key(row)] = sums.get(key(row), 0) + row[4]
     return sorted(sums.items(), key=lambda item: (-item[1], item[0]))
-
-
-def _taken(counts: Counts, u: float) -> Any:
-    """The inverse CDF of the counts at u; None without counts."""
-    if not counts:
-        return None
-    passed = np.cumsum([n for _, n in counts])
-    return counts[min(int(np.searchsorted(passed, u * passed[-1], side="right")), len(counts) - 1)][0]
 
 
 def grid_of(aspect: str, vocabulary: Vocabulary) -> tuple[int, int] | None:
