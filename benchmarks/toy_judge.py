@@ -5,6 +5,7 @@
 A small CNN trained independently, on pictures drawn only for it, with slight blur and noise, so that reconstructions of a
 VQ-VAE are judged fairly. With it, "does the caption say what the picture shows" is one comparison:
 `judge.judge(images)` against `data_tools.toy.parse_caption(captions)`. Knows nothing of tokun's models.
+`benchmarks.toy_judge:named` makes it a judge of grpo.judges.
 
 Shapes in the margin: B batch, S side, K kinds of shape.
 """
@@ -12,11 +13,13 @@ Shapes in the margin: B batch, S side, K kinds of shape.
 from __future__ import annotations
 
 import argparse
+import functools
 import hashlib
 import os
 import sys
 import time
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -27,7 +30,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # so that the command also works without installation
-from data_tools.toy import GROUNDS, HATCHINGS, SHAPES, draw
+from data_tools.toy import GROUNDS, HATCHINGS, SHAPES, draw, parse_caption
+from tokun.inference.model import Pair
 from tokun.utils import console
 from tokun.utils.errors import UserError
 
@@ -167,6 +171,23 @@ def train_judge(side: int = 64, steps: int = 1500, seed: int = 0, cache: Path | 
         save_file(judge.state_dict(), aside, metadata=recipe)
         os.replace(aside, path)
     return judge
+
+
+@functools.lru_cache
+def _judge_of(side: int) -> Judge:
+    return train_judge(side, steps=1500 if side > 32 else 500)
+
+
+def named(pairs: Sequence[Pair]) -> list[float]:
+    """For grpo.judges and grpo.rewards (`benchmarks.toy_judge:named`): the share of shapes and hatching on which caption and picture agree."""
+    images = torch.stack([torch.from_numpy(np.asarray(pair.image.convert("L"), np.float32))[None] / 127.5 - 1 for pair in pairs])
+    shares = []
+    for pair, seen in zip(pairs, _judge_of(images.shape[-1]).judge(images)):
+        said = parse_caption(pair.caption)
+        common = (Counter(said["shapes"]) & Counter(seen["shapes"])).total()
+        most = max(len(said["shapes"]), len(seen["shapes"]), 1)
+        shares.append((common / most + (said["hatching"] == seen["hatching"])) / 2)
+    return shares
 
 
 def _training_set(side: int, steps: int, seed: int) -> tuple[Tensor, list[dict]]:

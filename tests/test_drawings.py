@@ -1,5 +1,6 @@
 """Promises of tokun/align/drawings.py and of sample.py --reward: drawings under a limit, chosen and judged."""
 
+import dataclasses
 import json
 
 import pytest
@@ -53,6 +54,20 @@ def test_descriptions_are_drawn_judged_and_compared_and_taken_up_again(shaped_fo
     before = [path.stat().st_mtime_ns for path in svgs]
     drawings.main(argv)
     assert before == [path.stat().st_mtime_ns for path in svgs] and "| difference: likeness" in capsys.readouterr().out
+
+
+def test_without_another_model_the_start_answers_about_both(tiny_model, checkpoint_folder, shaped_folder, tmp_path):
+    asked = tmp_path / "asked.tsv"
+    asked.write_text("description\tquestion\tanswer\nA disc.\tIs it round?\tyes\nA disc.\tIs it a ship?\tno\n")
+    answering = dataclasses.replace(tiny_model, tasks=("joint", "text_to_image", "question"))
+    answering.save(tmp_path / "answering")
+    argv = ["--checkpoint", str(checkpoint_folder), "--descriptions", str(asked), "--vqa", "own", "--out", str(tmp_path / "report")]
+    drawings.main([*argv, "--against", str(tmp_path / "answering")])
+    found = json.loads((tmp_path / "report" / "figures.json").read_text())["scores"]
+    assert all(0 < scores["right answers"][0] < 1 for scores in found.values()) and len(found) == 2
+    (tmp_path / "silent").symlink_to(shaped_folder)
+    with pytest.raises(ValueError, match="not trained on the task 'question'"):
+        drawings.main([*argv[:-1], str(tmp_path / "refused"), "--against", str(tmp_path / "silent")])
 
 
 def test_right_answers_and_beauty_make_one_score():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 import tokun
@@ -12,9 +13,10 @@ from data_tools import toy
 from tests.small_runs import needs
 from tokun.cli import train
 from tokun.config import from_dict
+from tokun.data.tokens import OtherWords
 from tokun.tokenizers import sequences
 from tokun.training.run import open_run
-from tokun.training.text_only import pack_rows, read_rows, train_words
+from tokun.training.text_only import WordsStage, pack_rows, read_rows, train_words
 
 pytestmark = needs("accelerate", reason="training needs the extra 'train'")
 
@@ -67,6 +69,18 @@ def test_only_the_caption_is_learnt(tiny_model):
     (packed,) = pack_rows([("a house", "a ship and a tree")], tiny_model, v, "poetic")
     assert sequences.unpack(v, packed.input_ids).task == "rewrite"
     assert packed.input_ids[packed.prompt :] == [*tiny_model.encode_text("a ship and a tree"), v.id("<eoc>"), v.id("<eos>")]
+
+
+def test_words_of_the_caption_alone_are_dropped_where_they_are_read(tiny_model):
+    v, stage = tiny_model.vocabulary, object.__new__(WordsStage)
+    stage.rows = pack_rows([("a house and two ships", "a ship and a tree on a light ground")], tiny_model, v, "poetic")
+    stage.seed, stage.other = 3, OtherWords(v, 0.5)
+    (packed,), drawn = stage.rows, [stage.row(0, position) for position in range(20)]
+    ids = np.array(packed.input_ids)
+    words = (np.arange(len(ids)) >= packed.prompt) & (ids < v.text_size)
+    assert all((row.input_ids == ids).all() and (row.read[~words] == ids[~words]).all() for row in drawn)
+    assert 0.3 < np.mean([(row.read != ids)[words].mean() for row in drawn]) < 0.7
+    assert (stage.row(0, 7).read == drawn[7].read).all() and (drawn[7].read != drawn[8].read).any()
 
 
 def test_a_table_without_its_columns_or_register_is_told_so(checkpoint_folder, table, tmp_path):

@@ -32,7 +32,7 @@ from tokun.align import drawing_rewards, perturb, rewards
 from tokun.align.rollouts import texts_of
 from tokun.evaluate import figures
 from tokun.evaluate.figures import Figure
-from tokun.evaluate.judges import AESTHETIC_CLIP, BETA, Aesthetic, Vqa, f_beta
+from tokun.evaluate.judges import AESTHETIC_CLIP, BETA, Aesthetic, Own, Vqa, f_beta
 from tokun.inference import bulk
 from tokun.inference.conditional_generation import require_task
 from tokun.render.svg import LEAST_BYTES, rendered, to_svg
@@ -47,6 +47,7 @@ if TYPE_CHECKING:
 
 SIDE = 384  # px at which drawings are judged
 ANSWERS = ("yes", "no")
+OWN = "own"
 
 
 @dataclass(frozen=True)
@@ -90,7 +91,7 @@ class Judges:
 
     def __init__(self, args: argparse.Namespace):
         device = args.device or "cpu"
-        self.vqa = Vqa(args.vqa, device=device) if args.vqa else None
+        self.vqa = None if not args.vqa else Own(start_of(args)) if args.vqa == OWN else Vqa(args.vqa, device=device)
         self.aesthetic = Aesthetic(args.aesthetic, args.clip or AESTHETIC_CLIP, device=device) if args.aesthetic else None
 
     def __call__(self, image: Image.Image, described: Described) -> dict[str, float]:
@@ -103,6 +104,12 @@ class Judges:
         if len(out) == 2:
             out["F-beta"] = f_beta(out["right answers"], max(0.0, out["aesthetic"]), BETA)
         return out
+
+
+def start_of(args: argparse.Namespace) -> Tokun:
+    """The model that --vqa own asks: --against, else --checkpoint, so that both are judged by the one that was not trained."""
+    _, which = named(args)[-1]
+    return tokun.load(which, device=args.device)
 
 
 def judged(
@@ -183,7 +190,11 @@ def make_parser() -> argparse.ArgumentParser:
         default="svg",
         help="reward that chooses among them: a kind of tokun/align/rewards.py, KIND=MODEL, or module:function (%(default)s)",
     )
-    add("--vqa", default="", help="a judge that answers questions: a transformers id or folder")
+    add(
+        "--vqa",
+        default="",
+        help=f"a judge that answers questions: a transformers id or folder, or {OWN}: the model of --against itself, or of --checkpoint",
+    )
     add("--aesthetic", default="", help="a judge: the file of an aesthetic head")
     add("--clip", default="", help="the CLIP model of that head (default: its own)")
     add("--seed", type=int, default=42, help="of the drawings")

@@ -37,6 +37,19 @@ class TokenBatch:
     counts: tuple[int, int, int]  # image targets, other targets, tokens other than padding
 
 
+class OtherWords:
+    """Word dropout (Bowman et al. 2016): a share of the words after the prompt is read as random ones, so that the model must rely on what it is given."""
+
+    def __init__(self, vocabulary: Any, share: float) -> None:
+        self.share, self.size = share, vocabulary.text_size
+        self.words = np.setdiff1d(np.arange(self.size, dtype=np.int32), vocabulary.illegal_text)
+
+    def __call__(self, ids: np.ndarray, prompt: int, rng: np.random.Generator) -> np.ndarray:
+        """ids (N,) -> what is read in their place."""
+        chosen = (rng.random(len(ids)) < self.share) & (ids < self.size) & (np.arange(len(ids)) >= prompt)
+        return np.where(chosen, rng.choice(self.words, len(ids)), ids)
+
+
 class PackedRow(NamedTuple):
     """A packed sequence, before it is batched."""
 
@@ -64,8 +77,8 @@ class TokenBatches:
         # saves a quarter of the packing time from the second epoch on; the lists are shared and must not be changed
         self.encode = lru_cache(ENCODED)(encode)
         self.batch_size, self.seed, self.tag_dropout, self.rank, self.world, self.views = batch_size, seed, tag_dropout, rank, world, views
-        self.plain_share, self.word_dropout = plain_share, word_dropout
-        self.words = np.setdiff1d(np.arange(vocabulary.text_size, dtype=np.int32), vocabulary.illegal_text)
+        self.plain_share = plain_share
+        self.other = OtherWords(vocabulary, word_dropout) if word_dropout else None
         self.order = Order(len(samples), seed)
         check_task_mix(task_mix)
         self.tasks = list(task_mix)
@@ -131,12 +144,7 @@ class TokenBatches:
         rng = rng_for(self.seed, position, stream=2)
         packed = self.pack(self.samples.whole_record(i), rng)
         ids = np.array(packed.input_ids, np.int32)
-        return PackedRow(ids, packed.prompt, self._other_words(ids, packed.prompt, rng) if self.word_dropout else None)
-
-    def _other_words(self, ids: np.ndarray, prompt: int, rng: np.random.Generator) -> np.ndarray:
-        """Word dropout (Bowman et al. 2016): replace a share of the words after the prompt by random ones, so that the model must rely on the picture."""
-        chosen = (rng.random(len(ids)) < self.word_dropout) & (ids < self.vocabulary.text_size) & (np.arange(len(ids)) >= prompt)
-        return np.where(chosen, rng.choice(self.words, len(ids)), ids)
+        return PackedRow(ids, packed.prompt, self.other(ids, packed.prompt, rng) if self.other else None)
 
     def text(self, text: str) -> list[int]:
         """Ids of a text, truncated to the longest span; truncations are counted."""

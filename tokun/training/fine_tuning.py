@@ -76,8 +76,8 @@ class TuningStage(EngineStage):
         """The items that the order shuffles."""
 
     @abstractmethod
-    def pack(self, items: Sequence[int]) -> Any:
-        """The batch of these items, for one process."""
+    def pack(self, items: Sequence[int], positions: Sequence[int]) -> Any:
+        """The batch of these items, for one process; `positions`: of the stream, one per item."""
 
     @abstractmethod
     def loss(self, batch: Any, rows: slice) -> tuple[Tensor, Tensor]:
@@ -96,7 +96,8 @@ class TuningStage(EngineStage):
     def batches(self, start: int) -> Generator[Any, None, None]:
         order = data.Order(len(self.items), self.seed)
         for step in itertools.count(start):
-            yield self.pack([order[p] for p in data.positions_of(step, self.train.batch_size, self.run.rank, self.run.world)])
+            positions = data.positions_of(step, self.train.batch_size, self.run.rank, self.run.world)
+            yield self.pack([order[p] for p in positions], positions)
 
     def take_step(self, batch: Any, lr: float) -> None:
         engine = self.engine

@@ -88,7 +88,7 @@ class PreferenceStage(TuningStage):
     def items(self) -> Sequence[preferences.Preference]:
         return self.pairs
 
-    def pack(self, items: Sequence[int]) -> PairBatch:
+    def pack(self, items: Sequence[int], positions: Sequence[int]) -> PairBatch:
         return self._batch([self.pairs[i] for i in items], self.reference[:, list(items)], share=1 / self.train.batch_size)
 
     def _batch(self, pairs: Sequence[preferences.Preference], reference: Tensor, *, share: float) -> PairBatch:

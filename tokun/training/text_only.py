@@ -10,12 +10,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
 from tokun import data
-from tokun.data.tokens import collate
+from tokun.data.sample_order import rng_for
+from tokun.data.tokens import OtherWords, PackedRow, collate
 from tokun.inference.model import Tokun
 from tokun.tokenizers import sequences
 from tokun.tokenizers.sequences import Packed
@@ -85,6 +87,8 @@ class WordsStage(TuningStage):
         self.rows = pack_rows(read_rows(w.train, w.description, w.caption), base, vocabulary, register)
         held = pack_rows(read_rows(w.val, w.description, w.caption), base, vocabulary, register) if w.val else []
         self.pad = vocabulary.id("<pad>")
+        dropped = run.config.train.word_dropout
+        self.other = OtherWords(vocabulary, dropped) if dropped else None
         super().__init__(run, base, vocabulary, settings, evaluates=bool(held))
         self.held_out = [collate(held[i : i + 32], self.pad) for i in range(0, len(held), 32)]
 
@@ -98,8 +102,13 @@ class WordsStage(TuningStage):
             model, self.vocabulary, rows=self.micro, length=longest, chunk=self.train.loss_chunk, compile=False, say=lambda _: None
         )  # fmt: skip
 
-    def pack(self, items: Sequence[int]) -> data.TokenBatch:
-        batch = collate([self.rows[i] for i in items], self.pad)
+    def row(self, item: int, position: int) -> PackedRow:
+        packed = self.rows[item]
+        ids = np.array(packed.input_ids, np.int32)
+        return PackedRow(ids, packed.prompt, self.other(ids, packed.prompt, rng_for(self.seed, position, stream=2)) if self.other else None)
+
+    def pack(self, items: Sequence[int], positions: Sequence[int]) -> data.TokenBatch:
+        batch = collate([self.row(i, position) for i, position in zip(items, positions, strict=True)], self.pad)
         self.tokens = torch.tensor(float(batch.counts[1]), device=self.engine.device)
         if self.run.world > 1:
             dist.all_reduce(self.tokens)
