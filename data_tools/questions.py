@@ -40,7 +40,7 @@ from data_tools.captioning.run import checked_shards
 from data_tools.inspect import Damage, StoredPair, open_image, read_pairs
 from data_tools.text.main_noun import BEFORE, NUMBERS, Lexicon, tokens_of
 from data_tools.text.yes_or_no import PEOPLE, Shown, is_this, named, with_article
-from tokun.tokenizers.wordings import SHOWS
+from tokun.tokenizers.wordings import SHOWS, SUBJECT
 from tokun.utils import console
 from tokun.utils.console import home_path
 from tokun.utils.errors import UserError, reading
@@ -50,7 +50,7 @@ from tokun.utils.lock import alone_in
 WORDINGS = {
     "what": ("What is shown?", "What does the picture show?", "What can be seen here?"),
     "technique": ("Which technique is it?", "How was this print made?", "What kind of print is this?"),
-    "subject": ("What is its subject?", "What is it about?"),
+    "subject": (SUBJECT, "What is it about?"),
     "number": ("How many {} are there?", "How many {} can be seen?"),
     "tone": ("Is it light or dark?", "Is the picture light or dark?"),
     "ground": ("Is the ground light or dark?", "Is the background light or dark?"),

@@ -21,6 +21,7 @@ from tokun.evaluate import coherence, judges
 from tokun.evaluate.held_out_pairs import RealPair, read_pairs
 from tokun.inference import conditional_generation
 from tokun.tokenizers import sequences
+from tokun.tokenizers.vocabulary import tag_word
 
 TEXTS = [
     "A ship on the open sea", "Two horses before an old mill", "Portrait of a lady with a fan", "The cathedral of Amiens from the west",
@@ -57,6 +58,22 @@ def test_captions_of_held_out_pictures_are_written_as_the_checkpoint_writes_them
     assert guided == own.text
     monkeypatch.setattr(tiny_model.defaults, "text_guidance_scale", 1.0)
     assert caption_figures.captions_for(tiny_model, held_out[:12], 5)[0] != guided
+
+
+def test_subjects_are_named_as_the_model_answers(tiny_model, held_out, monkeypatch):
+    assert caption_figures.subjects_named(tiny_model, held_out) == [], "of a model without questions nothing is said"
+    monkeypatch.setattr(tiny_model, "tasks", ("joint", "question"))
+    answers = [tiny_model.ask(pair.image, "What is its subject?", temperature=0.0)[0].text for pair in held_out]
+    assert caption_figures.answers_to(tiny_model, "What is its subject?", held_out) == answers
+    told = [
+        replace(pair, tags=replace(pair.tags, subject=tag_word(answer) if i % 3 else ""))
+        for i, (pair, answer) in enumerate(zip(held_out, answers))
+    ]
+    (all_right,) = caption_figures.subjects_named(tiny_model, told)
+    assert (all_right.value, all_right.n) == (1.0, sum(bool(pair.tags.subject) for pair in told)) and all_right.n > 0
+    wrong = [replace(pair, tags=replace(pair.tags, subject="a-comet")) for pair in held_out]
+    (none_right,) = caption_figures.subjects_named(tiny_model, wrong)
+    assert (none_right.value, none_right.n) == (0.0, len(held_out)) and "commonest is 100.0%" in none_right.note
 
 
 # --- coherence --------------------------------------------------------------------------------------------------------

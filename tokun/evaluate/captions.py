@@ -19,7 +19,8 @@ from tokun.evaluate.figures import Figure, bootstrap
 from tokun.evaluate.held_out_pairs import RealPair, grids_of
 from tokun.inference import conditional_generation
 from tokun.tokenizers import sequences
-from tokun.tokenizers.vocabulary import Tags
+from tokun.tokenizers.vocabulary import Tags, tag_word
+from tokun.tokenizers.wordings import SUBJECT
 
 if TYPE_CHECKING:
     from tokun.inference.model import Pair, Tokun
@@ -42,7 +43,7 @@ def measure(
     for what, texts in (("generated", made), ("held-out", real)):
         found += repetition(texts, what) + (copies(texts, training, what) if training else [])
     found += wholeness([(pair.caption, len(pair.caption_ids) >= model.vocabulary.max_text) for pair in samples], real)
-    return found + agreement(captions_for(model, held_out, seed), real, seed)
+    return found + agreement(captions_for(model, held_out, seed), real, seed) + subjects_named(model, held_out)
 
 
 def grams(tokens: Sequence[str], n: int) -> Counter[tuple[str, ...]]:
@@ -143,6 +144,38 @@ def unfinished(text: str, known: Counter[str], no_room: bool) -> bool:
         return False
     last = said[-1]
     return last in HANGING or (known[last] <= 0 and len(last) > 1 and any(word.startswith(last) for word in known))
+
+
+# --- answers ----------------------------------------------------------------------------------------------------------
+
+
+def subjects_named(model: Tokun, held_out: Sequence[RealPair]) -> list[Figure]:
+    """How often the model names a picture's subject, one of its subject tags, when it is asked. Nothing without subjects, or of a model that was not
+    trained on questions."""
+    pairs = [pair for pair in held_out if pair.tags.subject]
+    if not pairs or "question" not in model.tasks:
+        return []
+    named = answers_to(model, SUBJECT, pairs)
+    commonest = Counter(pair.tags.subject for pair in pairs).most_common(1)[0][1] / len(pairs)
+    return [
+        figures.share(
+            "subject named right, held-out", [tag_word(answer) == pair.tags.subject for answer, pair in zip(named, pairs)], better="more",
+            note=f"likeliest answer to {SUBJECT!r}; {len(model.subjects)} subjects, the commonest is {commonest:.1%}",
+        )
+    ]  # fmt: skip
+
+
+def answers_to(model: Tokun, question: str, pairs: Sequence[RealPair], rows: int = 64) -> list[str]:
+    """The likeliest answer to a question about each picture, as `model.ask` gives it at temperature 0."""
+    v, grids, asked = model.vocabulary, grids_of(model, pairs), model.encode_text(question)
+    out: dict[int, str] = {}
+    for grid in dict.fromkeys(grids):  # batches of prompts with one length
+        own = [i for i, other in enumerate(grids) if other == grid]
+        for part in (own[at : at + rows] for at in range(0, len(own), rows)):
+            prompts = [sequences.question_prompt(v, Tags(grid=grid), pairs[i].codes, asked) for i in part]
+            made, _ = conditional_generation.write(model, prompts, model.uniforms(0, range(len(part))), model.text_choice(0.0))
+            out |= {i: model.text_tokenizer.decode(sequences.unpack(v, ids).answer or []) for i, ids in zip(part, made)}
+    return [out[i] for i in range(len(pairs))]
 
 
 # --- agreement with human captions ------------------------------------------------------------------------------------

@@ -1,3 +1,4 @@
-"""The wording of the question that training data and evaluation share."""
+"""The wordings of questions that training data and evaluation share."""
 
 SHOWS = "Does the picture show this: {}"
+SUBJECT = "What is its subject?"
