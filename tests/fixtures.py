@@ -22,6 +22,9 @@ from tokun.tokenizers.grammar import GRAMMAR, IMAGE_STATES, TEXT_STATES
 from tokun.tokenizers.image import ImageTokenizer
 from tokun.tokenizers.text import TextTokenizer
 from tokun.tokenizers.vocabulary import Vocabulary
+from tokun.utils.memory import keep_memory
+
+keep_memory()  # as training does: the system clears no pages for memory that the next test takes again
 
 TINY = dict(image_size=32, downsample=8, channels=[16, 16], blocks=1, attention=True, latent_dim=8, codebook_size=64, codebook_dim=4)
 
