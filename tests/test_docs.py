@@ -146,6 +146,13 @@ def test_every_page_is_in_the_sites_navigation():
 # --- what the site makes ----------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("package", ["tokun", "data_tools"])
+def test_every_module_stands_on_the_page_that_says_where_things_are(package):
+    page = (ROOT / "docs/reference/layout.md").read_text(encoding="utf-8")
+    modules = [path for path in (ROOT / package).rglob("*.py") if not path.name.startswith("_")]
+    assert [path.name for path in modules if f"`{path.name}`" not in page] == []
+
+
 def test_every_config_key_has_a_meaning():
     keys = _site.config_keys()
     assert {name for name, _, _, _ in keys["Config"]} >= SECTIONS.keys()
