@@ -100,7 +100,7 @@ def steps(out: str, command: Sequence[str], captions: Mapping[str, int], *, repo
 
     `command`: the arguments given to prepare. `val`: pictures held out. `doubtful`: pictures that were left out as ambiguous.
     """
-    out = f"./{out}" if out[:1] in ("-", "~") else out  # no option, nobody's home
+    out = f"./{out}" if out[:1] in ("-", "~") else out  # else it would be an option, or a home folder
     missing, kept, empty = (captions.get(name, 0) for name in ("missing", "kept", "empty"))
     captioned = kept - empty
     parts = [] if is_url(out) else [f"Look at {out}/{report} in a browser: it shows what was kept, what was left out, and why."]

@@ -139,7 +139,7 @@ def check_caption_column(table: Table, options: Options) -> None:
 
 
 class Checked:
-    """Counts the rows of one table that name no picture, or whose caption is no text, and whether there are rows at all."""
+    """Counts the rows of one table that name no picture or have no text as their caption, and whether there are rows at all."""
 
     def __init__(self, name: str, options: Options) -> None:
         self.name, self.options = name, options

@@ -70,7 +70,7 @@ def words_from(record: dict[str, Any], caption_column: str = "") -> Words:
 
 
 def odd_caption(record: Mapping[str, Any], caption_column: str = "") -> str:
-    """The caption of a record without one, as it is written, if it is no text but {"en": …} or the like; "" if there is nothing."""
+    """The value of the caption column as it is written, where it is not text but {"en": …} or the like; "" if there is none."""
     names = (column_name(caption_column),) if caption_column else CAPTION_COLUMNS
     odd = next((one for name in names if _is_odd(one := record.get(name))), None)
     return "" if odd is None else f"{odd!r:.60}"
@@ -96,7 +96,7 @@ def raw_texts_in(value: Any) -> list[str]:
 
 
 def listed_in(text: str) -> str | list[Any]:
-    """The texts of a list that was written into a cell, as pandas does; the text itself if it is no such list."""
+    """The texts of a list that was written into a cell, as pandas does; any other text as it is."""
     if not re.fullmatch(r"""\s*\[\s*(['"]).*\1\s*\]\s*""", text, re.S):
         return text
     try:
@@ -110,7 +110,7 @@ FILE_NAME = re.compile(rf"[^\s/\\]+(?:{'|'.join(map(re.escape, sorted(PICTURE_SU
 
 
 def without_file_name(record: dict[str, Any]) -> dict[str, Any]:
-    """A normalised record without the title that is only the picture's file name, as photo services write it: it is no caption."""
+    """A normalised record without the title that is only the picture's file name, as photo services write it."""
     title = record.get("title")
     if isinstance(title, str) and (FILE_NAME.fullmatch(title.strip()) or title.strip() == posixpath.basename(path_in(record) or "/")):
         return {name: value for name, value in record.items() if name != "title"}

@@ -25,7 +25,7 @@ MOST_REASONS, MOST_LICENCES = 20, 10
 
 
 def write_card(out: Path, summary: Summary) -> Path | None:
-    """Write README.md into the shards' folder. A README.md without our mark is somebody's own and stays: then None.
+    """Write README.md into the shards' folder. A README.md without our mark was written by someone else and stays: then None.
 
     `summary`: as the report counts the manifest and the shards; nothing is read again.
     """

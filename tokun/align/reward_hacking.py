@@ -39,7 +39,7 @@ from tokun.utils import checkpoint
 if TYPE_CHECKING:
     from tokun.inference.model import Pair, Tokun
 
-LEAST_DIVERSITY = 0.9  # of before
+LEAST_DIVERSITY = 0.9  # as a share of the diversity before training
 THUMBNAIL = 16  # px, of the grey thumbnails that measure diversity if no network is named
 SEARCHED = 2000  # training pictures searched for copies
 SHEET = 24  # pairs per sheet of the report

@@ -49,7 +49,7 @@ VARIATIONS = 4  # and completions, of four candidates each: sixteen rows, which 
 
 
 def number(value: object, low: float, high: float, what: str) -> float:
-    """Raises UserError for what is no finite number from low to high."""
+    """The value, if it is a finite number from low to high; else UserError."""
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not low <= value <= high:
         raise UserError(f"The {what} is a number from {low:g} to {high:,.15g}.")
     return value
@@ -68,7 +68,7 @@ def including(bounds: tuple[float, float], usual: float) -> tuple[float, float]:
 
 
 def whole(value: object, low: int, high: int, what: str) -> int:
-    """Raises UserError for what is no whole number from low to high."""
+    """The value, if it is a whole number from low to high; else UserError."""
     found = number(value, low, high, what)
     if found != int(found):
         raise UserError(f"The {what} is a whole number, not {found:g}.")
@@ -91,7 +91,7 @@ def one_of(value: object, choices: Sequence[str], what: str) -> str:
 
 
 def open_upload(content: object, channels: int) -> Image.Image:
-    """The bytes of a file somebody sent -> 'L' or 'RGB', upright, no side above SIDE. Its size is checked before its pixels are read."""
+    """The bytes of an uploaded file -> 'L' or 'RGB', upright, no side above SIDE. The size is checked before the pixels are decoded."""
     if not isinstance(content, bytes) or not content:
         raise UserError("Please choose a picture first.")
     if len(content) > MAX_FILE_BYTES:
@@ -132,7 +132,7 @@ class Wishes:
 
 @dataclass(frozen=True)
 class Known:
-    """What a model knows, as a form offers it; "" stands for what nobody asked for."""
+    """What a model knows, as a form offers it; "" means that nothing is requested."""
 
     styles: tuple[str, ...]
     subjects: tuple[str, ...]
@@ -235,7 +235,7 @@ class Studio:
     def watched(
         self, make: Callable[[Watch], list[Pair]], prompt: str = "", grid: tuple[int, int] | None = None
     ) -> Iterator[Sketch | list[Pair]]:
-        """What `make` has so far, as often as can be looked at, and its result. Ends its work when nobody listens any more. `grid`: of its first pair."""
+        """Yields what `make` has so far, then its result. Stops the work when the visitor has left. `grid`: of the first pair."""
         news: deque[tuple[list[int], list[int]]] = deque(maxlen=1)
         left = threading.Event()
 
@@ -298,7 +298,7 @@ class Studio:
         return self._lane.submit(work).result()
 
     def complete(self, picture: Image.Image | None, keep: object, seed: object) -> list[Pair]:
-        """Pairs that go on from a half of the picture."""
+        """Pairs that continue one half of the picture."""
         shown, part, start = given(picture), one_of(keep, list(conditional_generation.KEEP), "half"), whole(seed, 0, MAX_SEED, "seed")
         return self._lane.submit(self.model.complete, shown, part, seed=start, n=VARIATIONS).result()
 

@@ -14,7 +14,7 @@ from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
 
 UPLOADS, IDLE, PATIENCE = 64, 15, 600  # that are being received at a time; seconds without a byte, and in all, that one may take
-MAX_BODY = 200_000  # bytes of a request that is no upload: the texts of all fields are a hundredth of that
+MAX_BODY = 200_000  # bytes of a request other than an upload; the texts of all fields take a hundredth of that
 Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
@@ -49,7 +49,7 @@ class Gate:
             return await asyncio.wait_for(receive(), IDLE)
 
         try:
-            begun = [await patiently()]  # a connection that sends nothing takes nobody's place
+            begun = [await patiently()]  # a connection that sends nothing does not count as an upload
             if self.uploads >= UPLOADS:
                 return 429
             self.uploads += 1
@@ -94,7 +94,7 @@ async def pop_or(messages: list[Message], receive: Receive) -> Message:
 
 
 def names_remote_file(body: bytes) -> bool:
-    """Whether somewhere in the JSON stands a file whose path is an address. What is no JSON names none."""
+    """Whether the JSON names a file by an address, at any depth. False for a body that is not JSON."""
     try:
         waiting = [json.loads(body)] if body else []
     except (ValueError, RecursionError):

@@ -33,7 +33,7 @@ def link(values: Mapping[str, object], usual: Mapping[str, object] | None = None
 
 
 def read(parameters: Mapping[str, str]) -> dict[str, object]:
-    """The options of a print in an address; empty for an address without any. What is no number where one belongs stays a text, for `Studio` to refuse."""
+    """The options of a print in an address; empty for an address without any. A value that should be a number and is not stays text, and `Studio` refuses it."""
     found: dict[str, object] = {name: parameters[name] for name in TEXTS if name in parameters}
     return {**found, **{name: _number(parameters[name]) for name in NUMBERS if name in parameters}}
 

@@ -369,7 +369,7 @@ def connect_links(gr: Any, page: Any, events: Events, kept: Part, shown: Part, s
         tab = gr.update(selected="walk" if form["walk"] else "seed")
         return form, tab, *counted, form["prompt"], form["adapter"], *fields_of(gr, studio, form["adapter"], form)
 
-    # queued: Gradio tells of a changed State then only
+    # queued: only then does Gradio notice that the State has changed
     page.load(ask, None, [kept.asked, shown.tabs, *numbers, seeds.prompt, seeds.adapter, *fields], **QUIET)
     drawn = [shown.plate, kept.current, kept.history, shown.gallery, kept.steps, between.step, between.taken]
     kept.asked.change(events.opened, [kept.asked, kept.history], drawn, show_progress_on=shown.plate, **LANE)

@@ -123,7 +123,7 @@ class TorchDecoder:
         return self.heads_of[key](hidden)[:, 0]
 
     def norm(self, x: Tensor) -> Tensor:
-        """Root mean square over the last dimension; its weight is in the matrix behind."""
+        """x over its root mean square in the last dimension; the weight is part of the matrix that follows."""
         length = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=torch.float32)  # half of F.rms_norm's time on a CPU
         return x * torch.addcmul(self.eps, length, length, value=1 / x.shape[-1]).rsqrt_().to(x.dtype)
 
@@ -227,8 +227,8 @@ def open_stream(model: Any, prompts: Sequence[Tensor], capacity: int) -> Stream 
 
 
 def row_counts(model: Any, widths: Sequence[int]) -> tuple[int, ...]:
-    """How many rows may be computed together behind prompts of these widths: whichever is taken, a row comes out as the same bits. On a CPU
-    matrix libraries may sum in another order for fewer rows, so it is tried, once for each shape of model, dtype and number of threads."""
+    """The numbers of rows that may be computed together after prompts of these widths: with each of them a row has the same bits. On a CPU
+    matrix libraries may sum fewer rows in another order, so this is tried out, once for each shape of model, dtype and number of threads."""
     decoder = decoder_of(model)
     if next(model.parameters()).device.type != "cpu":
         return ()
@@ -250,7 +250,7 @@ _row_counts: dict[Any, tuple[int, ...]] = {}
 
 @torch.inference_mode()
 def _same_bits(decoder: TorchDecoder | NativeDecoder, tried: Sequence[int], width: int) -> tuple[int, ...]:
-    """Those of `tried` for which random prompts, and two ids behind them, come out as they do in `SAFE` rows."""
+    """Those of `tried` for which random prompts, and two ids after them, give the same bits as in `SAFE` rows."""
     ids = torch.randint(len(decoder.embedding), (max(tried), width + 2), generator=torch.Generator().manual_seed(0))
     first = decoder.first_layer()  # all layers are of one shape
     made = {rows: _read(first, ids[:rows], width)[: min(rows, SAFE)] for rows in tried}

@@ -330,7 +330,7 @@ class Tokun:
         )  # fmt: skip
 
     def _telling(self, watch: Watch, width: int) -> Callable[[Tensor], None]:
-        """Tells `watch` of the first row's codes and words behind a prompt of `width` ids."""
+        """A function that passes the first row's codes and words, after a prompt of `width` ids, to `watch`."""
         v = self.vocabulary
 
         def tell(ids: Tensor) -> None:
@@ -391,7 +391,7 @@ class Tokun:
 
     @torch.inference_mode()
     def span_nll(self, scored: Sequence[sequences.Packed], batch_size: int = 32) -> list[float]:
-        """Nats of what stands behind the prompt of each sequence, up to and with the end of that span (`sampling.span_nll`), in batches."""
+        """Nats of the span that follows the prompt of each sequence, with its end token (`sampling.span_nll`), in batches."""
         out: list[float] = []
         for i in range(0, len(scored), batch_size):
             part = scored[i : i + batch_size]
@@ -515,6 +515,6 @@ class Tokun:
 
 
 def __getattr__(name: str) -> Any:
-    if name == "load":  # which stood here
+    if name == "load":  # its former place
         return import_module("tokun.inference.load").load
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

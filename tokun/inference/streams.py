@@ -143,7 +143,7 @@ class Step(nn.Module):
 
 
 class NativeStream(Stream):
-    """A CPU's, by the C++ program. Rows that leave cost nothing: the others go on where they are in the cache."""
+    """On a CPU, by the C++ program. Removing rows costs nothing: the others keep their places in the cache."""
 
     def __init__(self, decoder: NativeDecoder, prompts: Sequence[Tensor], capacity: int):
         self.decoder, weights = decoder, decoder.weights
@@ -162,8 +162,8 @@ class NativeStream(Stream):
         self.used += 1
 
     def draw(self, part: slice, u: Tensor, choice: Any, before: Tensor) -> tuple[Tensor, Tensor]:
-        """For each row as many ids of the part as u (rows, n) has columns, each chosen from what follows the last, and read: (ids (rows, n), their
-        nats added to those `before` (rows,), one by one, so that a picture drawn in two calls has the same sum)."""
+        """Choose and read n ids of the part for each row, one after the other, by u (rows, n) -> (ids (rows, n), their nats added to those
+        `before` (rows,)). They are added one by one, so that a picture drawn in two calls has the same sum."""
         hidden, ids, nats = self.decoder.weights.draw(self.hidden[:, 0], self.used, self.rows, part, u, choice, before)
         self.hidden, self.used = hidden[:, None], self.used + ids.shape[1]
         return ids, nats
@@ -175,7 +175,7 @@ class NativeStream(Stream):
         return self.decoder.weights.write(self.hidden[:, 0], self.used, self.rows, part, u, choice, tables, states, lengths, end)
 
     def fork(self, rows: Tensor) -> NativeStream:
-        """These rows (of all groups alike, int64) from where they are, in the same cache; this stream may go on, too."""
+        """A stream that continues these rows (int64, the same in all groups) in the same cache; this one may go on, too."""
         other = copy.copy(self)
         other.keep(rows)
         return other

@@ -81,7 +81,7 @@ class Server:
     def complete(
         self, prompt: Sequence[int], most: int, extra: dict[str, Any], told: Callable[[list[int]], None] | None = None
     ) -> list[int]:
-        """The ids that follow the prompt, at most `most`. `told` hears of all ids so far, as they come."""
+        """The ids that follow the prompt, at most `most`. `told` is called with all ids so far whenever some arrive."""
         body = {
             "model": self.name, "prompt": list(prompt), "max_tokens": most, "temperature": 1.0, "return_token_ids": True, "vllm_xargs": extra,
             "stream": told is not None,

@@ -182,7 +182,7 @@ def caption_scored(v: Vocabulary, tags: Tags, codes: Codes | None, caption: Sequ
 
 
 def pair_scored(v: Vocabulary, ids: Sequence[int]) -> tuple[Packed, Packed]:
-    """The picture of a whole pair, and its caption, each behind what stands before it. Raises ValueError if ids is no pair."""
+    """The picture of a whole pair and its caption, each with the ids before it as its prompt. Raises ValueError if ids is not a pair."""
     picture_end, caption_end = ids.index(v.id("<eoi>")), ids.index(v.id("<eoc>"))
     return (
         Packed([*ids[: picture_end + 1]], ids.index(v.id("<boi>")) + 1),

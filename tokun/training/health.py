@@ -59,7 +59,7 @@ class StopRequest:
         self.asked = True
 
     def wanted(self) -> bool:
-        """Whether to stop: this process was asked to, or its launcher is no longer there, which does not pass every signal on."""
+        """Whether to stop: this process was asked to, or its launcher has ended. Launchers do not pass every signal on."""
         if not self.asked and self._launchers and launcher.gone(self._launchers):
             self.asked, self.by = True, CAUSES[0]
         return self.asked
