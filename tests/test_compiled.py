@@ -24,6 +24,14 @@ pytestmark = [
 __all__ = ["labelled"]  # the fixture
 
 
+def step(model, ids) -> dict[str, torch.Tensor]:
+    """The loss of a training step on these ids, and the gradients by name."""
+    model.zero_grad()
+    loss = model(input_ids=ids, labels=ids, use_cache=False).loss
+    loss.backward()
+    return {"loss": loss.detach()} | {name: p.grad.clone() for name, p in model.named_parameters()}
+
+
 @pytest.fixture(scope="module")
 def compiled() -> SimpleNamespace:
     """A model with dropout whose layers are compiled, once for all tests, and its losses and gradients: compiled (of seed 1 twice and of seed 2),
@@ -34,27 +42,24 @@ def compiled() -> SimpleNamespace:
     tune_for(model, torch.device("cpu"))
     model.train()
 
-    def loss_and_gradients(seed):
+    def seeded(seed):
         torch.manual_seed(seed)
-        model.zero_grad()
-        loss = model(input_ids=ids, labels=ids, use_cache=False).loss
-        loss.backward()
-        return {"loss": loss.detach()} | {name: p.grad.clone() for name, p in model.named_parameters()}
+        return step(model, ids)
 
     names, graphs = list(model.state_dict()), counters["stats"]["unique_graphs"]
     model.eval()
-    still = loss_and_gradients(0)
+    still = seeded(0)
     model.train()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         compile_layers(model)
-        fast, again, other = (loss_and_gradients(seed) for seed in (1, 1, 2))
+        fast, again, other = (seeded(seed) for seed in (1, 1, 2))
     graphs = counters["stats"]["unique_graphs"] - graphs
     with uncompiled(model):  # the same function of the same seeds, as it is written
         left = sum(m._compiled_call_impl is not None for m in model.modules())
-        slow = loss_and_gradients(1)
+        slow = seeded(1)
         model.eval()
-        restored = loss_and_gradients(0)
+        restored = seeded(0)
     found = dict(fast=fast, again=again, other=other, slow=slow, still=still, restored=restored, left=left, graphs=graphs)
     return SimpleNamespace(model=model, ids=ids, names=names, **found)
 
@@ -85,19 +90,12 @@ def test_layers_compiled_once_without_dropout_serve_all_lengths_with_the_same_lo
     torch._dynamo.reset()  # graphs of a model with dropout
     model = make(num_layers=1)  # two of them are compiled above
     tune_for(model, torch.device("cpu"))
-
-    def loss_and_gradients(ids):
-        model.zero_grad()
-        loss = model(input_ids=ids, labels=ids, use_cache=False).loss
-        loss.backward()
-        return {"loss": loss.detach()} | {name: p.grad.clone() for name, p in model.named_parameters()}
-
     rows = [torch.randint(0, 50, (2, length)) for length in (9, 20, 13)]
-    plain = [loss_and_gradients(ids) for ids in rows]
+    plain = [step(model, ids) for ids in rows]
     compile_layers(model)
     graphs = []
     for ids, wanted in zip(rows, plain):
-        found = loss_and_gradients(ids)
+        found = step(model, ids)
         assert found.keys() == wanted.keys()
         for name, value in wanted.items():
             torch.testing.assert_close(found[name], value, atol=1e-5, rtol=1e-4, msg=name)
@@ -113,7 +111,7 @@ def test_layers_compiled_once_without_dropout_serve_all_lengths_with_the_same_lo
     assert hidden[0].requires_grad
     torch.testing.assert_close(*hidden, atol=1e-5, rtol=1e-4)
     with uncompiled(model):
-        torch.testing.assert_close(loss_and_gradients(rows[0])["loss"], plain[0]["loss"], atol=0, rtol=0)
+        torch.testing.assert_close(step(model, rows[0])["loss"], plain[0]["loss"], atol=0, rtol=0)
     assert any(m._compiled_call_impl is not None for m in model.modules()), "compiled again after the block"
 
 
