@@ -41,7 +41,8 @@ ls shards/train-*.tar shards/report.html
 "$bin/tokun" inspect shards --verify
 
 if [ -z "$light" ]; then
-  "$bin/tokun" train --config tiny data.toy=64 image_tokenizer_train.steps=2 train.steps=2 train.sample_every=100 train.compile=false tracking.kind=none \
+  optimizer=$("$bin/python" -c 'import torch; print("muon" if hasattr(torch.optim, "Muon") else "adamw")')  # torch 2.8 has no Muon
+  "$bin/tokun" train --config tiny train.optimizer="$optimizer" data.toy=64 image_tokenizer_train.steps=2 train.steps=2 train.sample_every=100 train.compile=false tracking.kind=none \
     image_tokenizer_train.min_usage=0 image_tokenizer_train.min_perplexity=0 image_tokenizer_train.min_psnr=0
   "$bin/tokun" sample --checkpoint runs/tiny --n 2
   test "$(wc -l < outputs/samples.jsonl)" = 2 && test -s outputs/earlier/1/grid.png

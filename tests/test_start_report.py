@@ -4,6 +4,7 @@ import io
 import json
 
 import pytest
+import torch
 from PIL import Image
 
 from tests.small_runs import write_config
@@ -185,6 +186,14 @@ def test_the_time_is_told_in_passes_and_what_max_minutes_counts():
     assert "max_minutes is not set" in start_report.time_line(
         steps=10, batch_size=4, pictures=163, max_minutes=0, going_on=False, name="train"
     )
+
+
+def test_an_optimizer_that_this_torch_lacks_is_told_before_the_first_stage(tmp_path, monkeypatch):
+    monkeypatch.delattr(torch.optim, "Muon", raising=False)
+    config = load_config(write_config(tmp_path, tmp_path / "shards"), ["train.optimizer=muon"])
+    with pytest.raises(ValueError, match=r"muon needs torch 2\.9 or newer.*update torch, or set train\.optimizer=adamw"):
+        open_run(config)
+    assert not (tmp_path / "run").exists()
 
 
 def test_held_out_shards_that_are_not_there_are_told_before_the_first_stage(tmp_path):

@@ -12,7 +12,7 @@ root=$(cd "$(dirname "$0")/.." && pwd)
 folder=$(mkdir -p "$1" && cd "$1" && pwd)
 shift
 MATRIX=("3.10 2.8.0 4.56.0" "3.11 2.8.0 4.56.0" "3.12 - -" "3.13 - -")
-WITHOUT_TORCH=(numpy Pillow PyYAML tqdm shtab pyarrow jinja2 imagehash)
+WITHOUT_TORCH=(numpy Pillow PyYAML tqdm shtab safetensors pyarrow jinja2)
 light=""
 if [ "${1:-}" = --without-torch ]; then
   light=$1

@@ -33,8 +33,7 @@ class Muon(torch.optim.Optimizer):
     """
 
     def __init__(self, module: nn.Module, *, lr: float, betas: Iterable[float], weight_decay: float):
-        if not hasattr(torch.optim, "Muon"):
-            raise UserError(f"train.optimizer muon needs torch 2.9 or newer, this is {torch.__version__}; use adamw, or update torch")
+        require("muon")
         embeddings = {id(p) for m in module.modules() if isinstance(m, nn.Embedding) for p in m.parameters()}
         head = getattr(module, "lm_head", None)
         if head is not None:
@@ -68,6 +67,14 @@ class Muon(torch.optim.Optimizer):
         for part, state in zip(self.parts, state_dict["parts"], strict=True):
             part.load_state_dict(state)
         self.param_groups = [group for part in self.parts for group in part.param_groups]
+
+
+def require(kind: str) -> None:
+    """Raise UserError if this torch lacks the optimizer."""
+    if kind == "muon" and not hasattr(torch.optim, "Muon"):
+        raise UserError(
+            f"train.optimizer muon needs torch 2.9 or newer, this is {torch.__version__}: update torch, or set train.optimizer=adamw"
+        )
 
 
 def make_optimizer(kind: str, module: nn.Module, *, lr: float, betas: Iterable[float], weight_decay: float) -> torch.optim.Optimizer:

@@ -22,7 +22,7 @@ from tokun.config import Config
 from tokun.inference.model import Tokun
 from tokun.models.generator import intermediate_size
 from tokun.models.partitioned_parameters import collective_device
-from tokun.training import adapters, health
+from tokun.training import adapters, health, optim
 from tokun.training.engine import deepspeed_settings
 from tokun.training.initial_checkpoint import starting_model
 from tokun.training.tracking import Tracker, make_tracker
@@ -166,6 +166,7 @@ def _check_settings(config: Config, world: int, deepspeed: bool) -> None:
     data.check_batch(train.batch_size, world, "train.batch_size")
     micro = micro_batch(train, world)
     data.check_task_mix(train.task_mix)
+    optim.require(train.optimizer)
     shares = {
         "train.word_dropout": train.word_dropout,
         "train.tag_dropout": train.tag_dropout,

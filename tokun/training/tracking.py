@@ -149,13 +149,27 @@ class WandbTracker(Tracker):
             return self._wandb.Image(pair[0], caption=pair[1])
 
         pictures = {name: wrapped(pair) for name, pair in single.items()}
-        lists = {name: [wrapped(pair) for pair in pairs] for name, pairs in listed.items()}
+        lists = {name: [wrapped(pair) for pair in of_one_size(pairs)] for name, pairs in listed.items()}
         self._run.log({**pictures, **lists, "step": step})
 
     def _close(self) -> None:
         if self.quiet:
             logging.getLogger("asyncio").setLevel(logging.ERROR)  # which warns of each line that its service no longer reads
         self._run.finish()
+
+
+def of_one_size(pairs: Sequence[tuple[Image.Image, str]]) -> list[tuple[Image.Image, str]]:
+    """The pictures in the middle of white ones as large as the largest: W&B distorts a list of several shapes."""
+    size = tuple(max((picture.size[side] for picture, _ in pairs), default=0) for side in (0, 1))
+
+    def padded(picture: Image.Image) -> Image.Image:
+        if picture.size == size:
+            return picture
+        white = Image.new(picture.mode, size, "white")
+        white.paste(picture, ((size[0] - picture.width) // 2, (size[1] - picture.height) // 2))
+        return white
+
+    return [(padded(picture), caption) for picture, caption in pairs]
 
 
 class TensorBoardTracker(Tracker):
