@@ -525,12 +525,13 @@ def test_a_request_cannot_name_a_file_it_did_not_upload_nor_be_endless(site):
 
 @pytest.fixture(scope="module")
 def browser():
+    """Of one visitor: what Gradio's page is made of is loaded once for all tests."""
     playwright = pytest.importorskip("playwright.sync_api", reason="driving a browser needs playwright, the extra 'dev'")
     if CHROMIUM is None:
         pytest.skip("no chromium is installed here")
     with playwright.sync_playwright() as driver:
         browser = driver.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        yield browser
+        yield browser.new_context()
         browser.close()
 
 
@@ -650,7 +651,8 @@ KNOWN_VIOLATIONS: dict[str, str] = {}  # of Gradio, that nothing here can mend: 
 
 def test_the_page_is_used_by_keyboard_on_a_phone_and_has_no_accessibility_error(site, browser, tiny_model):
     axe = pytest.importorskip("axe_playwright_python.sync_playwright", reason="axe comes with the extra 'dev'").Axe()
-    page = browser.new_page(viewport={"width": 390, "height": 844})
+    page = browser.new_page()
+    page.set_viewport_size({"width": 390, "height": 844})
 
     def require_accessible(where: str) -> None:
         for width in (390, 1280):
