@@ -69,10 +69,10 @@ def look(image: Image.Image) -> Look:
     """Measure a picture of at least one pixel. Deterministic; takes a few milliseconds at any size."""
     gray = image if image.mode == "L" else image.convert("L")
     gray_HW = np.asarray(reduced(gray, WORK))
-    paper, ink = paper_and_ink(gray_HW)
+    counts = np.bincount(gray_HW.ravel(), minlength=256)
+    paper, ink = paper_and_ink(counts)
     contrast = max(64, paper - ink)  # the grain of an empty page then counts as paper
     tone_HW = 1 - (paper - gray_HW.astype(np.float32)) / contrast  # 1: paper, 0: ink
-    counts = np.bincount(gray_HW.ravel(), minlength=256)
     text, text_lines = text_rows(gray_HW < paper - 0.4 * contrast)
     return Look(
         width=image.width,
@@ -88,7 +88,7 @@ def look(image: Image.Image) -> Look:
         smooth=smooth_share(gray, paper, contrast),
         text=text,
         text_lines=text_lines,
-        staves=count_staves((tone_HW < 0.8).mean(1)),
+        staves=count_staves((tone_HW < 0.8).mean(1).tolist()),
     )
 
 
@@ -106,9 +106,10 @@ def reduced(image: Image.Image, long_side: int) -> Image.Image:
     return image.reduce(factor) if factor > 1 else image
 
 
-def paper_and_ink(gray_HW: np.ndarray) -> tuple[int, int]:
-    """The tones of paper and ink: nearly the lightest and the darkest that occur."""
-    shares = np.cumsum(np.bincount(gray_HW.ravel(), minlength=256)) / gray_HW.size
+def paper_and_ink(counts: np.ndarray) -> tuple[int, int]:
+    """The tones of paper and ink, from a histogram of 256 tones: nearly the lightest and the darkest that occur."""
+    sums = np.cumsum(counts)
+    shares = sums / sums[-1]
     return int(np.searchsorted(shares, 0.97)), int(np.searchsorted(shares, 0.01))
 
 
@@ -167,7 +168,17 @@ def runs(flags: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return changes[0::2], changes[1::2]
 
 
-def count_staves(rows_H: np.ndarray) -> int:
+def percentiles(tones: np.ndarray, percents: Sequence[float]) -> list[float]:
+    """`np.percentile` of bytes, from their histogram, which takes a third of the time."""
+    sums, last, found = np.cumsum(np.bincount(tones, minlength=256)), len(tones) - 1, []
+    for percent in percents:
+        place = last * (percent / 100)
+        low, high = (int(np.searchsorted(sums, math.floor(place) + more, side="right")) for more in (0, 1 if place % 1 else 0))
+        found.append(low + (high - low) * (place % 1))
+    return found
+
+
+def count_staves(rows_H: Sequence[float]) -> int:
     """Number of groups of exactly five sharp peaks at equal distances, in each row's share that is not paper."""
     peaks = [
         y
@@ -175,7 +186,7 @@ def count_staves(rows_H: np.ndarray) -> int:
         if rows_H[y] > 0.55
         and rows_H[y] >= rows_H[y - 1]
         and rows_H[y] > rows_H[y + 1]
-        and rows_H[y] - rows_H[max(0, y - 2) : y + 3].min() > 0.25
+        and rows_H[y] - min(rows_H[max(0, y - 2) : y + 3]) > 0.25
     ]
     staves = start = 0
     while start + 5 <= len(peaks):

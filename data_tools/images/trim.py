@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from PIL import Image
 
-from data_tools.images.measure import runs
+from data_tools.images.measure import percentiles, runs
 
 Box = tuple[int, int, int, int]
 
@@ -20,7 +20,7 @@ def trim(image: Image.Image) -> tuple[Image.Image, Box]:
     gray_HW = np.asarray(image if image.mode == "L" else image.convert("L"))
     edge = max(1, min(gray_HW.shape) // 100)
     ring = np.concatenate([part.ravel() for part in (gray_HW[:edge], gray_HW[-edge:], gray_HW[:, :edge], gray_HW[:, -edge:])])
-    quarter, paper = np.percentile(ring, (25, 80))
+    quarter, paper = percentiles(ring, (25, 80))
     if paper < 160:
         return image, whole
     mark_HW = gray_HW < paper - np.clip(2 * (paper - quarter), 24, 48)
