@@ -13,6 +13,7 @@ os.environ.setdefault("TORCHINDUCTOR_VEC_ISA_OK", "1")  # what the processor say
 LONG = (
     "launch", "compiled", "fine_tuning_launch", "grpo", "prepare", "coherence", "app", "caption", "ray", "sample", "training", "resume",
     "evaluate", "notebook", "encode", "svg", "caption_table", "tracking", "questions", "planner", "recognition", "adapters", "native", "reported_runs",
+    "shapes", "local_hub", "viewer", "cropping",
 )  # fmt: skip
 # left out by `pytest -m "not slow"`, beside what is marked where it stands: files that start launchers, clusters, notebooks or train whole runs, and tests of a finished run
 SLOW_FILES = {
