@@ -11,6 +11,7 @@ import re
 import unicodedata
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import lru_cache
 
 from data_tools.text.language import language
 from data_tools.verdicts import AMBIGUOUS, REJECT, Verdict
@@ -33,6 +34,7 @@ class Caption:
         return [Verdict(kind, self.reason)] if self.reason else []
 
 
+@lru_cache(maxsize=64)  # for itself, and where its picture is judged: files are processed in groups
 def clean_caption(text: str, *, min_characters: int = 3, max_characters: int = 300) -> Caption:
     """Any text found beside a picture -> its caption. Never raises; cleaning is idempotent.
 
