@@ -144,7 +144,10 @@ def made_prints(folder, n=1000):
                 tar.addfile(info, io.BytesIO(content))
 
 
-real = pytest.mark.skipif(not (DATA / "descriptions.tsv").is_file(), reason="the engravings are not beside the project (../shared)")
+real = [
+    pytest.mark.skipif(not (DATA / "descriptions.tsv").is_file(), reason="the engravings are not beside the project (../shared)"),
+    pytest.mark.slow,
+]
 
 
 @pytest.fixture(scope="module", params=["made", pytest.param("real", marks=real)])
