@@ -4,7 +4,7 @@
 #
 #     tests/versions.sh FOLDER                       all of MATRIX whose Python is here; environments are kept in FOLDER and used again
 #     tests/versions.sh FOLDER 3.10 2.8.0 4.56.0     one of them; "-" is the newest
-#     tests/versions.sh FOLDER --without-torch       each Python that is here, in seconds: what needs no torch. WHEEL names a wheel that is built already
+#     tests/versions.sh FOLDER --without-torch       each Python that is here but python3 itself, in seconds: what needs no torch. WHEEL names a built wheel
 #
 # A Python is found as pythonX.Y, or below ~/.pyenv/versions. Some gigabytes are downloaded for each that has torch.
 set -euo pipefail
@@ -39,6 +39,7 @@ wheel_of() {
 if [ -n "$light" ]; then
   for line in "${MATRIX[@]}"; do
     version=${line%% *}
+    [ "$version" != "$(python3 -c 'import sys; print("%d.%d" % sys.version_info[:2])')" ] || continue
     python=$(find_python "$version")
     [ -n "$python" ] || { echo "== Python $version: not here, left out"; continue; }
     echo "== Python $version, without torch"
