@@ -4,13 +4,14 @@ import csv
 import io
 import json
 import shlex
+import struct
 import sys
 import unicodedata
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageCms, TiffImagePlugin
 
 from data_tools import inspect, prepare
 from data_tools.pipeline import next_steps
@@ -378,6 +379,99 @@ def test_of_an_animation_the_first_frame_is_taken_at_its_own_size(kind):
     assert opened.size == (60, 30) and np.asarray(opened).max() < 20
 
 
+def pages(*images):
+    """A TIFF of (picture, type of its page)."""
+    buffer = io.BytesIO()
+    with TiffImagePlugin.AppendingTiffWriter(buffer) as file:
+        for one, kind in images:
+            one.save(file, "TIFF", tiffinfo={254: kind, 0x112: 1})
+            file.newFrame()
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize("mode", ["L", "RGB", "I;16"])
+def test_the_thumbnail_that_a_scanner_writes_first_is_not_the_picture(mode):
+    """A TIFF whose first page is a reduced copy: 96 pixels of it were kept as the plate."""
+    whole, small = Image.new(mode, (60, 30)), Image.new(mode, (20, 10))
+    for made, size in (
+        (pages((small, 1), (whole, 0)), (60, 30)),
+        (pages((whole, 0), (small, 1)), (60, 30)),
+        (pages((small, 1), (small, 1)), (20, 10)),
+        (pages((small, 1)), (20, 10)),
+    ):
+        assert image_files.decode(made).size == image_files.size_of(made) == size
+
+
+def test_a_tiff_of_two_pages_is_scaled_by_the_page_that_is_taken():
+    low = Image.fromarray((np.arange(1800).reshape(30, 60) * 2).astype(np.uint16))
+    opened = image_files.decode(pages((Image.new("I;16", (20, 10), 65535), 1), (low, 0)))
+    assert opened.size == (60, 30) and np.asarray(opened).max() > 200
+
+
+GRAYS = np.linspace(0, 255, 60).astype(np.uint8)[None].repeat(30, 0)
+
+
+def gray_profile(gamma):
+    """An ICC profile of one tone curve, as scanners of prints embed it."""
+    tags = {
+        b"desc": b"desc" + bytes(4) + (5).to_bytes(4, "big") + b"gray\0" + bytes(78),
+        b"wtpt": b"XYZ " + bytes(4) + struct.pack(">3i", 63190, 65536, 54061),
+        b"kTRC": b"curv" + bytes(4) + struct.pack(">IH", 1, round(gamma * 256)) + bytes(2),
+    }
+    body, table, start = b"", b"", 132 + 12 * len(tags)
+    for name, data in tags.items():
+        table += name + struct.pack(">II", start + len(body), len(data))
+        body += data + bytes(-len(data) % 4)
+    head = struct.pack(">I4sI4s4s4s6H4s", start + len(body), b"", 0x02400000, b"mntr", b"GRAY", b"XYZ ", 2026, 1, 1, 0, 0, 0, b"acsp")
+    return head + bytes(28) + struct.pack(">3i", 63190, 65536, 54061) + bytes(48) + struct.pack(">I", len(tags)) + table + body
+
+
+def saved(image, kind, **options):
+    buffer = io.BytesIO()
+    image.save(buffer, kind, **options)
+    return buffer.getvalue()
+
+
+L, RGB, WIDE = Image.fromarray(GRAYS), Image.fromarray(GRAYS).convert("RGB"), Image.fromarray(GRAYS.astype(np.uint16) * 257)
+OPAQUE = Image.new("L", L.size, 255)
+SAME = {
+    "CMYK with Adobe's mark, whose inks are stored inverted": saved(RGB.convert("CMYK"), "JPEG", quality=95),
+    "CMYK in a TIFF": saved(RGB.convert("CMYK"), "TIFF"),
+    "luma and chroma in a TIFF of JPEG": saved(RGB.convert("YCbCr"), "TIFF", compression="jpeg", quality=95),
+    "LAB": saved(ImageCms.profileToProfile(RGB, ImageCms.createProfile("sRGB"), ImageCms.createProfile("LAB"), outputMode="LAB"), "TIFF"),
+    "a palette of grays with an opaque alpha": saved(L.convert("P"), "PNG", transparency=bytes([255] * 256)),
+    "16 bits in a big-endian TIFF": saved(Image.fromarray(np.asarray(WIDE).astype(">u2")), "TIFF"),
+    "16 bits with a predictor": saved(WIDE, "TIFF", compression="tiff_adobe_deflate", tiffinfo={317: 2}),
+    "16 bits where white is 0": saved(Image.fromarray(65535 - np.asarray(WIDE)), "TIFF", tiffinfo={262: 0}),
+    "16 bits in JPEG 2000": saved(WIDE, "JPEG2000"),
+    "12 bits in a PGM": b"P5 60 30 4095\n" + (np.asarray(WIDE) >> 4).astype(">u2").tobytes(),
+    "floats up to 1": saved(Image.fromarray((GRAYS / 255).astype(np.float32)), "TIFF"),
+    "an APNG whose default image is not of its animation": saved(
+        L, "PNG", save_all=True, default_image=True, append_images=[Image.fromarray(255 - GRAYS)]
+    ),
+    "bytes behind the end": saved(L, "JPEG", quality=95) + b"rest" * 99,
+    "a profile of gray's usual curve": saved(L, "PNG", icc_profile=gray_profile(2.2)),
+    "a profile that is none": saved(L, "PNG", icc_profile=b"none"),
+    "a profile of gray in a picture of colours": saved(RGB, "PNG", icc_profile=gray_profile(1.0)),
+    "turned by XMP alone": saved(L.transpose(Image.Transpose.ROTATE_90), "JPEG", quality=95, xmp=b'<x tiff:Orientation="6"/>'),
+    "an orientation that there is not": saved(L, "PNG", exif=b"Exif\0\0MM\0*\0\0\0\x08\0\x01\x01\x12\0\x03\0\0\0\x01\0\x09\0\0\0\0\0\0"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", SAME)
+def test_the_same_picture_in_another_coding_is_the_same_picture(kind):
+    opened = image_files.decode_as(SAME[kind], 1)
+    assert opened.size == image_files.size_of(SAME[kind]) == (60, 30)
+    assert np.abs(np.asarray(opened).astype(int) - GRAYS).max() <= 8
+
+
+@pytest.mark.parametrize("made", [L, WIDE, Image.merge("LA", (L, OPAQUE)), L.convert("P")], ids=["8", "16", "alpha", "palette"])
+def test_a_profile_of_gray_is_applied_whatever_the_coding(made):
+    opened = np.asarray(image_files.decode(saved(made, "PNG", icc_profile=gray_profile(1.0)))).astype(int)
+    expected = 255 * np.where(GRAYS / 255 <= 0.0031308, 12.92 * GRAYS / 255, 1.055 * (GRAYS / 255) ** (1 / 2.4) - 0.055)
+    assert np.abs(opened - expected).mean() < 1  # a table of tones, which is coarse in the darkest ones
+
+
 # ---------------------------------------------------------------------------------------------------------------------
 # paths
 
@@ -444,6 +538,15 @@ def test_settings_that_are_text_are_taken_as_typed_and_others_are_yaml(tmp_path)
         (["An engraving.", "an engraving", "AN ENGRAVING!", " An  engraving "] * 10, "40 captions are only 1 different text"),
         ([f"A ship with {i} masts." for i in range(40)], ""),
         ([*["An engraving."] * 19], ""),
+        ([f"Plate {i}." for i in range(40)], "40 of the 40 captions are only numbers, file names or addresses"),
+        ([f"An engraving, no. {i} of {i + 100}" for i in range(30)], "only numbers"),
+        ([f"IMG_{i:04}" for i in range(30)], "only numbers"),
+        ([f"The wolf {i}.JPG" for i in range(30)], "file names"),
+        ([f"https://example.org/prints?id={i}&lang=en" for i in range(30)], "addresses"),
+        ([*(f"Fig. {i}" for i in range(25)), *(f"A wolf, fig. {i}" for i in range(15))], "25 of the 40"),
+        ([*(f"Plate {i}" for i in range(15)), *(f"A wolf by tower {i}" for i in range(25))], ""),
+        ([f"{i}年の狼" for i in range(30)], ""),
+        ([f"Volk nr. {i}" for i in range(30)], ""),
         (["…", "!!!"] * 15, "only 2 different texts"),
     ],
 )

@@ -107,6 +107,22 @@ def test_the_same_run_again_replaces_its_own_files_and_another_leaves_them_in_a_
     assert files(tmp_path / "earlier" / "1") == first and len(files(tmp_path / "earlier" / "2")) == 6
 
 
+def test_a_batch_begun_again_by_the_same_run_loses_no_picture_of_the_finished_one(tmp_path):
+    """Killed in the second, equal run, the pictures of the first went as those of an unfinished batch, though its list has them."""
+    write(tmp_path / "before", 6)
+    out, times = tmp_path / "out", 0
+    shutil.copytree(tmp_path / "before", out)
+    for _ in kills(lambda: write(out, 6), out):
+        write(out, 3, other=1)
+        listed = [json.loads(line)["file_name"] for line in (out / "earlier/1/samples.jsonl").read_text().splitlines()]
+        assert listed and {path.name for path in (out / "earlier/1").glob("*.png")} >= {*listed}
+        assert len(list(out.glob("000003-*.png"))) == 3
+        shutil.rmtree(out)
+        shutil.copytree(tmp_path / "before", out)
+        times += 1
+    assert times > 20
+
+
 def test_a_caption_with_a_line_separator_hides_no_picture(tmp_path, monkeypatch, capsys):
     """U+2028 ends a line for Python's splitlines: the record fell in two, the picture stayed beside the next run's list, and its batch was drawn again."""
     monkeypatch.setattr(Drawn, "caption", property(lambda self: f"A ship\u2028and \x85 a mill, {self.index}."))
