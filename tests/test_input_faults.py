@@ -3,8 +3,10 @@
 import csv
 import io
 import json
+import os
 import shlex
 import struct
+import subprocess
 import sys
 import unicodedata
 from types import SimpleNamespace
@@ -490,6 +492,45 @@ def test_the_printed_command_trains_on_the_folder_whatever_its_name_means_in_yam
     assert [str(path) for path in expand_shards(config.data.train)] == [f"{folder}/train-00000.tar"]
 
 
+ODD_FOLDERS = ["a b [v1]", "*", "s3:x", "caf\udce9", "new\nline", "~", "{a,b}", "hf:"]
+
+
+@pytest.mark.parametrize("folder", ODD_FOLDERS)
+def test_a_data_set_of_parquet_files_is_read_whatever_its_name(made, tmp_path, folder):
+    """A second download called "train [1].parquet", and any folder with brackets: `datasets` takes names for patterns and found nothing."""
+    rows = [{"image": {"bytes": data, "path": None}, "text": text} for data, text in ((A, "A wolf."), (B, "A fox."))]
+    found = made({f"{folder}/train [1].parquet": table(rows)})
+    assert found.status == 0 and sorted(found.captions.values()) == ["A fox.", "A wolf."]
+
+
+@pytest.mark.parametrize("folder", ["a b [v1]", "s3:x", "caf\udce9"])
+def test_shards_are_written_and_the_next_commands_printed_whatever_the_folders_name(tmp_path, folder):
+    """The report took s3:x for an address, and a name that is not UTF-8 could be neither opened nor printed."""
+    for name, content in (("in/a.png", A), ("in/a.txt", b"A wolf.")):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(content)
+    command = [
+        sys.executable,
+        "-m",
+        "data_tools.prepare",
+        "in",
+        f"--out={folder}",
+        "--style",
+        "engraving",
+        "--no-clean",
+        "--workers",
+        "1",
+        "--val",
+        "0",
+    ]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "HOME": str(tmp_path / "home"), "PYTHONIOENCODING": "utf-8:strict"}
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True)
+    line = next(one for one in done.stdout.split(b"\n  python ") if b"inspect" in one)
+    again = b"cd %b && %b %b" % (os.fsencode(tmp_path), os.fsencode(sys.executable), line)
+    inspected = subprocess.run(["bash", "-c", again], env=environment, capture_output=True)
+    assert done.returncode == inspected.returncode == 0 and b"1 pairs" in inspected.stdout, done.stderr + inspected.stderr
+
+
 def test_the_printed_commands_are_typed_as_the_running_one_was(tmp_path, monkeypatch):
     """`tokun train` was offered to someone who runs `python -m data_tools.prepare` in a clone and may have no command tokun."""
     offered = lambda: [line.split("--")[0].strip() for line in next_steps.training("s", 40, val=False).splitlines()]  # noqa: E731
@@ -578,6 +619,39 @@ def test_captions_filled_in_by_hand_find_pictures_whatever_their_names(made, tmp
         csv.writer(file, delimiter=";").writerows(filled)
     found = made({}, "--captions", str(tmp_path / "filled.csv"))
     assert found.status == 0 and len(set(found.captions.values())) == len(names) and "without a picture" not in found.said
+
+
+NAMES = ("0.png", "1.png")
+PICTURES = dict(zip(NAMES, (A, B), strict=True))
+WITHOUT_CAPTIONS = {
+    "a data set of pictures alone": ({"data/train.parquet": table([{"image": {"bytes": one, "path": None}} for one in (A, B)])}, ""),
+    "a data set with columns of another kind": (
+        {"train.parquet": table([{"image": {"bytes": one, "path": None}, "year": 1800} for one in (A, B)])},
+        "",
+    ),
+    "a tar without words": ({"t.tar": tar(list(PICTURES.items()))}, ""),
+    "a tar of empty words": ({"t.tar": tar([(name, one) for key, one in PICTURES.items() for name, one in ((key, one), (f"{key[0]}.txt", b" \n"))])}, ""),
+    "folders of classes": ({f"engraving/{name}": one for name, one in PICTURES.items()} | {"woodcut/a.png": image(3)}, ""),
+    "a list of paths": ({**PICTURES, "list.csv": "file_name,year\n0.png,1800\n1.png,1801\n"}, "list.csv"),
+    "a table of other columns beside them": ({**PICTURES, "metadata.csv": "file_name,year\n0.png,1800\n1.png,1801\n"}, ""),
+    "a table whose captions are empty": ({**PICTURES, "metadata.jsonl": '{"file_name": "0.png", "text": ""}\n{"file_name": "1.png", "text": null}\n'}, ""),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", WITHOUT_CAPTIONS)
+def test_pictures_without_captions_get_them_from_the_table_that_is_filled_in_whatever_they_lie_in(made, tmp_path, kind):
+    """The printed way out, prepare again with the filled captions.csv, was refused: the source itself had no caption column."""
+    files, source = WITHOUT_CAPTIONS[kind]
+    found = made(files, source=source)
+    if found.status == 2:  # a table with columns, none of them known: perhaps one has the captions
+        assert "--caption-column" in found.said and "--allow-missing-captions" in found.said
+        found = made(files, "--allow-missing-captions", source=source)
+    assert "2 pictures have no caption" in found.said and "tokun train" not in found.said
+    lines = (tmp_path / "out" / "captions.csv").read_text().splitlines()
+    filled = [lines[0], *(f"{line}A wolf of {number}." for number, line in enumerate(lines[1:]))]
+    (tmp_path / "filled.csv").write_text("\n".join(filled) + "\n")
+    found = made({}, "--overwrite", "--captions", str(tmp_path / "filled.csv"), source=source)
+    assert found.status == 0 and sorted(found.captions.values()) == ["A wolf of 0.", "A wolf of 1."]
 
 
 @pytest.mark.parametrize(

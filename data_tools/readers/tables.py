@@ -228,7 +228,9 @@ def read_manifest(source: Path, options: Options) -> Listing:
     root = base.resolve()
     table = open_table(source, options)
     if source.suffix.lower() == ".parquet" and not set(table.columns).intersection(PATH_COLUMNS):
-        raise TableError(no_path_column(str(source), need("pyarrow.parquet", extra="data").read_schema(source).names))
+        with open(source, "rb") as file:
+            names = need("pyarrow.parquet", extra="data").read_schema(file).names
+        raise TableError(no_path_column(str(source), names))
     check_columns(table, options)
     found, words = DiskDict(), DiskDict()
     checked = Checked(str(source), options)
