@@ -19,18 +19,19 @@ from data_tools import inspect, prepare
 from data_tools.pipeline import next_steps
 from data_tools.pipeline.refusal import STOPPED
 from data_tools.readers import choose_reader
-from data_tools.readers.folder_scan import SECOND_WORDS
+from data_tools.readers.folder_scan import ELSEWHERE, LONE_TEXT, NOTHING_KNOWN, OTHER_SUFFIX, SAVED, SECOND_WORDS
 from data_tools.readers.webdataset import OTHER_NAME
 from data_tools.report.reasons import EXPLANATIONS, family
 from data_tools.tables import TableError, read_table
 from data_tools.text.captions import plain_text, raw_of
 from tests.test_prepare import ROOT, pairs
 from tests.test_reported import Made, image, table, tar
-from tokun.config import load_config
+from tokun.config import Config, load_config
 from tokun.data import captions, image_files
 from tokun.data.shards import expand_shards
 from tokun.tokenizers.text import normalize
 from tokun.utils.console import home_path
+from tokun.utils.errors import UserError
 
 pa = pytest.importorskip("pyarrow")
 A, B = image(1), image(2)
@@ -276,6 +277,40 @@ def test_json_whose_caption_is_no_text_is_told_beside_a_picture_as_in_a_tar(made
         all(reason.startswith("caption file: its caption is no text: ") for reason in reasons.values())
         and "'de': 'Ein Wolf'" in reasons["a.png"]
     )
+
+
+def test_words_that_lie_or_are_named_as_no_words_are_read_are_told_where_to_put_them(made):
+    """A folder of texts beside the folder of pictures, NAME.tags, NAME.xmp of a photo manager: "neither a picture nor words for one"."""
+    beside = {"captions/a.txt": "A wolf", "labels/B.TXT": "A fox"}
+    other = {"images/a.tags": "wolf", "images/a.png.md": "A wolf", "images/B.xmp": "<x/>", "images/b.yaml": "caption: A fox"}
+    rest = {"images/notes.md": "#", "data.arrow": "ARROW1", "images/c.txt": "A hen"}
+    found = made({"images/a.png": A, "images/b.png": B, **beside, **other, **rest})
+    reasons = found.reasons()
+    assert {reasons[name] for name in beside} == {ELSEWHERE} and {reasons[name] for name in other} == {OTHER_SUFFIX}
+    assert [reasons[name] for name in rest] == [NOTHING_KNOWN, SAVED, LONE_TEXT] and set(reasons.values()) <= EXPLANATIONS.keys()
+
+
+@pytest.mark.parametrize("name", ["data", "images", "annotations"])
+def test_the_rows_of_a_json_may_stand_under_a_name(made, name):
+    """{"data": [{"file_name": …}]} was taken for one picture called data whose caption is a list."""
+    rows = [{"file_name": "a.png", "text": "A wolf."}, {"file_name": "b.png", "text": ["A fox.", "A red fox."]}]
+    found = made({"a.png": A, "b.png": B, "metadata.json": json.dumps({"version": 1, name: rows})})
+    assert found.captions == {"a.png": "A wolf.", "b.png": "A fox."}
+
+
+@pytest.mark.parametrize(
+    ("files", "told"),
+    [
+        ({"captions.csv": "a.png,A wolf\nb.png,A fox\n"}, "has no header: its first line is"),
+        ({"captions.tsv": "a.png\tA wolf, big\n"}, "has no header: its first line is"),
+        ({"captions.csv": "caption,where\nA wolf,a.png\n"}, "names no pictures: its columns are ['caption', 'where']"),
+        ({"x.parquet": table([{"url": "http://example.org/a.png", "caption": "A wolf"}])}, "img2dataset"),
+    ],
+)
+def test_a_table_without_header_or_with_addresses_alone_is_told_as_that(made, files, told):
+    pictures = {} if "x.parquet" in files else {"a.png": A}
+    found = made({**pictures, **files})
+    assert found.status == 2 and told in found.said
 
 
 def test_texts_in_two_languages_and_with_a_suffix_twice_are_told_how_to_be_named(made):
@@ -552,6 +587,16 @@ def test_a_folder_that_looks_like_an_option_or_a_home_is_printed_so_that_it_is_n
     line = next(one for one in capsys.readouterr().out.splitlines() if " inspect " in one)
     (shards,) = (one for one in shlex.split(line) if folder in one)
     assert inspect.main([shards]) == 0 and home_path(folder).name == folder
+
+
+def test_a_run_in_a_folder_that_cannot_hold_its_weights_is_refused_at_once(tmp_path, monkeypatch):
+    """Only safetensors refuses a name that is not UTF-8, after the first stage was trained."""
+    from tokun.training.run import lock_out
+
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match=r"out='caf\\udce9' is not UTF-8"):
+        lock_out(Config(out="caf\udce9"))
+    assert not list(tmp_path.iterdir())
 
 
 def test_settings_that_are_text_are_taken_as_typed_and_others_are_yaml(tmp_path):

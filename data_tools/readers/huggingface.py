@@ -128,7 +128,9 @@ def picture_column(datasets: Any, data: Any, source: str) -> str:
         feature = data.features.get(name)
         if getattr(feature, "dtype", "") in ("binary", "large_binary") or (isinstance(feature, dict) and "bytes" in feature):
             return name
-    raise UserError(f"{source} has no picture column: its columns are {sorted(data.features)}. Rename the one with the bytes to image")
+    urls = "url" in features or "image_url" in features
+    way_out = "Download the pictures at its addresses first (img2dataset does)" if urls else "Rename the one with the bytes to image"
+    raise UserError(f"{source} has no picture column: its columns are {sorted(data.features)}. {way_out}")
 
 
 def read_huggingface(source: Path, options: Options) -> Listing:
