@@ -9,6 +9,8 @@ import struct
 import subprocess
 import sys
 import unicodedata
+from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -587,6 +589,23 @@ def test_a_folder_that_looks_like_an_option_or_a_home_is_printed_so_that_it_is_n
     line = next(one for one in capsys.readouterr().out.splitlines() if " inspect " in one)
     (shards,) = (one for one in shlex.split(line) if folder in one)
     assert inspect.main([shards]) == 0 and home_path(folder).name == folder
+
+
+@pytest.mark.parametrize("out", ["-dash", "~nobody-of-this-name/x", "a [1], {b}\nc", "$HOME `x`"])
+def test_the_line_that_training_ends_with_names_the_checkpoint_whatever_the_folder(tmp_path, monkeypatch, out):
+    """`tokun sample --checkpoint -dash/checkpoint` is an option without its value."""
+    from tokun.cli.sample_options import parse
+    from tokun.training.generator import where_to
+
+    (tmp_path / out / "checkpoint").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    config = Config(out=out)
+    typed = shlex.split(where_to(Path(out) / "checkpoint", config).partition("tokun sample ")[2])
+    assert home_path(parse(typed).checkpoint).samefile(tmp_path / out / "checkpoint")
+    typed = shlex.split(
+        where_to(Path(out), replace(config, start=out, adapter=replace(config.adapter, rank=4))).partition("tokun sample ")[2]
+    )
+    assert parse(typed).adapter == parse(typed).checkpoint == (f"./{out}" if out[0] in "-~" else out)
 
 
 def test_a_run_in_a_folder_that_cannot_hold_its_weights_is_refused_at_once(tmp_path, monkeypatch):

@@ -53,6 +53,11 @@ def make_parser(name: str, about: str | None, *, epilog: str | None = None) -> a
     return argparse.ArgumentParser(prog=_TYPED.get() or name, description=about, epilog=epilog, formatter_class=HelpFormatter)
 
 
+def typed_path(path: object) -> str:
+    """A path as it is typed to mean this path, not quoted: ./ in front of what would be an option, or a home folder."""
+    return f"./{path}" if str(path)[:1] in ("-", "~") else str(path)
+
+
 def home_path(text: str) -> Path:
     """A path as typed, with a leading ~ expanded: the shell does not expand it after an =."""
     return Path(os.path.expanduser(text))  # unlike Path.expanduser, leaves ~name of no user as it is
