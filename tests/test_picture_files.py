@@ -12,6 +12,7 @@ from PIL import Image
 from tests.kills import kills
 from tokun.cli import sample
 from tokun.inference import picture_files
+from tokun.render import scale
 
 
 @dataclass
@@ -121,6 +122,30 @@ def test_a_batch_begun_again_by_the_same_run_loses_no_picture_of_the_finished_on
         shutil.copytree(tmp_path / "before", out)
         times += 1
     assert times > 20
+
+
+def interpolate(out, n, first):
+    out.mkdir(exist_ok=True)
+    asked = SimpleNamespace(out=out, complete=None, invert=None, interpolate=(first, first + 1), svg=False, video=False, wandb=False)
+    sample.write_pairs([Drawn(index, seed=first) for index in range(n)], asked, scale.NOT)
+
+
+def test_steps_of_an_interpolation_that_was_killed_do_not_stay_beside_those_of_the_next(tmp_path):
+    """No list had them yet, so the next run took them for a user's own files."""
+    out, times = tmp_path / "out", 0
+    for _ in kills(lambda: interpolate(out, 4, 1), out):
+        out.mkdir(exist_ok=True)
+        interpolate(out, 2, 5)
+        assert sorted(path.name for path in out.glob("steps-*.png")) == ["steps-5-000006-00.png", "steps-5-000006-01.png"]
+        assert len(records(out)) == 2 and not (out / ".samples").exists()
+        shutil.rmtree(out)
+        out.mkdir()
+        times += 1
+    assert times > 6
+
+
+def records(out):
+    return [json.loads(line) for line in (out / "samples.jsonl").read_text().splitlines()]
 
 
 def test_a_caption_with_a_line_separator_hides_no_picture(tmp_path, monkeypatch, capsys):

@@ -164,7 +164,7 @@ def put_aside(out: Path, *, but: Path | None = None) -> Path | None:
     listed = set(map(name_in, records(out, LISTED)))  # the same pictures, if a batch of the same run was begun again
     for name in filter(OURS.fullmatch, map(name_in, records(state, "*.begun"))):
         for path in both(out / name):
-            if name not in listed and path != but:
+            if name not in listed and not is_same(path, but):
                 path.unlink(missing_ok=True)
     names = [name for record in itertools.chain(records(out, LISTED), records(state)) if OURS.fullmatch(name := name_in(record))]
     made = [path for name in dict.fromkeys(names) for path in both(out / name)]
@@ -182,9 +182,12 @@ def put_aside(out: Path, *, but: Path | None = None) -> Path | None:
     target.mkdir(parents=True, exist_ok=True)
     for path in [*made, out / GRID, out / LISTED]:  # the list last: until it is there, the move is not finished
         if path.is_file():
-            stays = but is not None and but.is_file() and path.samefile(but)
-            (shutil.copy2 if stays else os.replace)(path, target / path.name)
+            (shutil.copy2 if is_same(path, but) else os.replace)(path, target / path.name)
     return target
+
+
+def is_same(path: Path, other: Path | None) -> bool:
+    return other is not None and path.is_file() and other.is_file() and path.samefile(other)
 
 
 def both(picture: Path) -> tuple[Path, Path]:
