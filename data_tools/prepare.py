@@ -162,7 +162,7 @@ def prepare(
 def reader_options(settings: Settings, root: Path | None, leave_out: Path | None, tables: Tables) -> Options:
     return Options(
         style=settings.style, root=root, leave_out=leave_out, caption_column=settings.caption_column,
-        captions_needed=not settings.allow_missing_captions, **vars(tables),
+        captions_needed=not settings.allow_missing_captions and tables.captions is None, **vars(tables),
     )  # fmt: skip
 
 

@@ -32,6 +32,7 @@ from tokun.data import tars
 from tokun.utils import console
 from tokun.utils.console import home_path
 from tokun.utils.errors import UserError
+from tokun.utils.lock import alone_in
 
 SHAPES = ("disc", "square", "triangle", "star", "tree", "house", "ship", "moon", "mountain")
 SCENERY = frozenset({"tree", "house", "ship", "moon", "mountain"})
@@ -450,7 +451,8 @@ def make_parser() -> argparse.ArgumentParser:
 
 def main(argv: list[str] | None = None) -> None:
     args = make_parser().parse_args(argv)
-    paths = write_shards(args.out, args.n, args.seed, args.side, args.prefix, args.shard_size)
+    with alone_in(args.out, option="--out"):
+        paths = write_shards(args.out, args.n, args.seed, args.side, args.prefix, args.shard_size)
     print(f"{args.n} pictures of {args.side} px in {len(paths)} shards: {paths[0]} … {paths[-1].name}")
 
 

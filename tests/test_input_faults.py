@@ -3,31 +3,37 @@
 import csv
 import io
 import json
+import os
 import shlex
+import struct
+import subprocess
 import sys
 import unicodedata
+from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageCms, TiffImagePlugin
 
 from data_tools import inspect, prepare
 from data_tools.pipeline import next_steps
 from data_tools.pipeline.refusal import STOPPED
 from data_tools.readers import choose_reader
-from data_tools.readers.folder_scan import SECOND_WORDS
+from data_tools.readers.folder_scan import ELSEWHERE, LONE_TEXT, NOTHING_KNOWN, OTHER_SUFFIX, SAVED, SECOND_WORDS
 from data_tools.readers.webdataset import OTHER_NAME
 from data_tools.report.reasons import EXPLANATIONS, family
 from data_tools.tables import TableError, read_table
 from data_tools.text.captions import plain_text, raw_of
 from tests.test_prepare import ROOT, pairs
 from tests.test_reported import Made, image, table, tar
-from tokun.config import load_config
+from tokun.config import Config, load_config
 from tokun.data import captions, image_files
 from tokun.data.shards import expand_shards
 from tokun.tokenizers.text import normalize
 from tokun.utils.console import home_path
+from tokun.utils.errors import UserError
 
 pa = pytest.importorskip("pyarrow")
 A, B = image(1), image(2)
@@ -275,6 +281,40 @@ def test_json_whose_caption_is_no_text_is_told_beside_a_picture_as_in_a_tar(made
     )
 
 
+def test_words_that_lie_or_are_named_as_no_words_are_read_are_told_where_to_put_them(made):
+    """A folder of texts beside the folder of pictures, NAME.tags, NAME.xmp of a photo manager: "neither a picture nor words for one"."""
+    beside = {"captions/a.txt": "A wolf", "labels/B.TXT": "A fox"}
+    other = {"images/a.tags": "wolf", "images/a.png.md": "A wolf", "images/B.xmp": "<x/>", "images/b.yaml": "caption: A fox"}
+    rest = {"images/notes.md": "#", "data.arrow": "ARROW1", "images/c.txt": "A hen"}
+    found = made({"images/a.png": A, "images/b.png": B, **beside, **other, **rest})
+    reasons = found.reasons()
+    assert {reasons[name] for name in beside} == {ELSEWHERE} and {reasons[name] for name in other} == {OTHER_SUFFIX}
+    assert [reasons[name] for name in rest] == [NOTHING_KNOWN, SAVED, LONE_TEXT] and set(reasons.values()) <= EXPLANATIONS.keys()
+
+
+@pytest.mark.parametrize("name", ["data", "images", "annotations"])
+def test_the_rows_of_a_json_may_stand_under_a_name(made, name):
+    """{"data": [{"file_name": …}]} was taken for one picture called data whose caption is a list."""
+    rows = [{"file_name": "a.png", "text": "A wolf."}, {"file_name": "b.png", "text": ["A fox.", "A red fox."]}]
+    found = made({"a.png": A, "b.png": B, "metadata.json": json.dumps({"version": 1, name: rows})})
+    assert found.captions == {"a.png": "A wolf.", "b.png": "A fox."}
+
+
+@pytest.mark.parametrize(
+    ("files", "told"),
+    [
+        ({"captions.csv": "a.png,A wolf\nb.png,A fox\n"}, "has no header: its first line is"),
+        ({"captions.tsv": "a.png\tA wolf, big\n"}, "has no header: its first line is"),
+        ({"captions.csv": "caption,where\nA wolf,a.png\n"}, "names no pictures: its columns are ['caption', 'where']"),
+        ({"x.parquet": table([{"url": "http://example.org/a.png", "caption": "A wolf"}])}, "img2dataset"),
+    ],
+)
+def test_a_table_without_header_or_with_addresses_alone_is_told_as_that(made, files, told):
+    pictures = {} if "x.parquet" in files else {"a.png": A}
+    found = made({**pictures, **files})
+    assert found.status == 2 and told in found.said
+
+
 def test_texts_in_two_languages_and_with_a_suffix_twice_are_told_how_to_be_named(made):
     found = made(
         {"a.png": A, "a.en.txt": "A wolf", "a.de.txt": "Ein Wolf", "b.png": B, "b.txt.txt": "A fox", "c.png": image(3), "c.Txt": "A hen"}
@@ -378,6 +418,99 @@ def test_of_an_animation_the_first_frame_is_taken_at_its_own_size(kind):
     assert opened.size == (60, 30) and np.asarray(opened).max() < 20
 
 
+def pages(*images):
+    """A TIFF of (picture, type of its page)."""
+    buffer = io.BytesIO()
+    with TiffImagePlugin.AppendingTiffWriter(buffer) as file:
+        for one, kind in images:
+            one.save(file, "TIFF", tiffinfo={254: kind, 0x112: 1})
+            file.newFrame()
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize("mode", ["L", "RGB", "I;16"])
+def test_the_thumbnail_that_a_scanner_writes_first_is_not_the_picture(mode):
+    """A TIFF whose first page is a reduced copy: 96 pixels of it were kept as the plate."""
+    whole, small = Image.new(mode, (60, 30)), Image.new(mode, (20, 10))
+    for made, size in (
+        (pages((small, 1), (whole, 0)), (60, 30)),
+        (pages((whole, 0), (small, 1)), (60, 30)),
+        (pages((small, 1), (small, 1)), (20, 10)),
+        (pages((small, 1)), (20, 10)),
+    ):
+        assert image_files.decode(made).size == image_files.size_of(made) == size
+
+
+def test_a_tiff_of_two_pages_is_scaled_by_the_page_that_is_taken():
+    low = Image.fromarray((np.arange(1800).reshape(30, 60) * 2).astype(np.uint16))
+    opened = image_files.decode(pages((Image.new("I;16", (20, 10), 65535), 1), (low, 0)))
+    assert opened.size == (60, 30) and np.asarray(opened).max() > 200
+
+
+GRAYS = np.linspace(0, 255, 60).astype(np.uint8)[None].repeat(30, 0)
+
+
+def gray_profile(gamma):
+    """An ICC profile of one tone curve, as scanners of prints embed it."""
+    tags = {
+        b"desc": b"desc" + bytes(4) + (5).to_bytes(4, "big") + b"gray\0" + bytes(78),
+        b"wtpt": b"XYZ " + bytes(4) + struct.pack(">3i", 63190, 65536, 54061),
+        b"kTRC": b"curv" + bytes(4) + struct.pack(">IH", 1, round(gamma * 256)) + bytes(2),
+    }
+    body, table, start = b"", b"", 132 + 12 * len(tags)
+    for name, data in tags.items():
+        table += name + struct.pack(">II", start + len(body), len(data))
+        body += data + bytes(-len(data) % 4)
+    head = struct.pack(">I4sI4s4s4s6H4s", start + len(body), b"", 0x02400000, b"mntr", b"GRAY", b"XYZ ", 2026, 1, 1, 0, 0, 0, b"acsp")
+    return head + bytes(28) + struct.pack(">3i", 63190, 65536, 54061) + bytes(48) + struct.pack(">I", len(tags)) + table + body
+
+
+def saved(image, kind, **options):
+    buffer = io.BytesIO()
+    image.save(buffer, kind, **options)
+    return buffer.getvalue()
+
+
+L, RGB, WIDE = Image.fromarray(GRAYS), Image.fromarray(GRAYS).convert("RGB"), Image.fromarray(GRAYS.astype(np.uint16) * 257)
+OPAQUE = Image.new("L", L.size, 255)
+SAME = {
+    "CMYK with Adobe's mark, whose inks are stored inverted": saved(RGB.convert("CMYK"), "JPEG", quality=95),
+    "CMYK in a TIFF": saved(RGB.convert("CMYK"), "TIFF"),
+    "luma and chroma in a TIFF of JPEG": saved(RGB.convert("YCbCr"), "TIFF", compression="jpeg", quality=95),
+    "LAB": saved(ImageCms.profileToProfile(RGB, ImageCms.createProfile("sRGB"), ImageCms.createProfile("LAB"), outputMode="LAB"), "TIFF"),
+    "a palette of grays with an opaque alpha": saved(L.convert("P"), "PNG", transparency=bytes([255] * 256)),
+    "16 bits in a big-endian TIFF": saved(Image.fromarray(np.asarray(WIDE).astype(">u2")), "TIFF"),
+    "16 bits with a predictor": saved(WIDE, "TIFF", compression="tiff_adobe_deflate", tiffinfo={317: 2}),
+    "16 bits where white is 0": saved(Image.fromarray(65535 - np.asarray(WIDE)), "TIFF", tiffinfo={262: 0}),
+    "16 bits in JPEG 2000": saved(WIDE, "JPEG2000"),
+    "12 bits in a PGM": b"P5 60 30 4095\n" + (np.asarray(WIDE) >> 4).astype(">u2").tobytes(),
+    "floats up to 1": saved(Image.fromarray((GRAYS / 255).astype(np.float32)), "TIFF"),
+    "an APNG whose default image is not of its animation": saved(
+        L, "PNG", save_all=True, default_image=True, append_images=[Image.fromarray(255 - GRAYS)]
+    ),
+    "bytes behind the end": saved(L, "JPEG", quality=95) + b"rest" * 99,
+    "a profile of gray's usual curve": saved(L, "PNG", icc_profile=gray_profile(2.2)),
+    "a profile that is none": saved(L, "PNG", icc_profile=b"none"),
+    "a profile of gray in a picture of colours": saved(RGB, "PNG", icc_profile=gray_profile(1.0)),
+    "turned by XMP alone": saved(L.transpose(Image.Transpose.ROTATE_90), "JPEG", quality=95, xmp=b'<x tiff:Orientation="6"/>'),
+    "an orientation that there is not": saved(L, "PNG", exif=b"Exif\0\0MM\0*\0\0\0\x08\0\x01\x01\x12\0\x03\0\0\0\x01\0\x09\0\0\0\0\0\0"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", SAME)
+def test_the_same_picture_in_another_coding_is_the_same_picture(kind):
+    opened = image_files.decode_as(SAME[kind], 1)
+    assert opened.size == image_files.size_of(SAME[kind]) == (60, 30)
+    assert np.abs(np.asarray(opened).astype(int) - GRAYS).max() <= 8
+
+
+@pytest.mark.parametrize("made", [L, WIDE, Image.merge("LA", (L, OPAQUE)), L.convert("P")], ids=["8", "16", "alpha", "palette"])
+def test_a_profile_of_gray_is_applied_whatever_the_coding(made):
+    opened = np.asarray(image_files.decode(saved(made, "PNG", icc_profile=gray_profile(1.0)))).astype(int)
+    expected = 255 * np.where(GRAYS / 255 <= 0.0031308, 12.92 * GRAYS / 255, 1.055 * (GRAYS / 255) ** (1 / 2.4) - 0.055)
+    assert np.abs(opened - expected).mean() < 1  # a table of tones, which is coarse in the darkest ones
+
+
 # ---------------------------------------------------------------------------------------------------------------------
 # paths
 
@@ -394,6 +527,45 @@ def test_the_printed_command_trains_on_the_folder_whatever_its_name_means_in_yam
     typed = shlex.split(next_steps.training(folder, 40, val=False))
     config = load_config("c.yaml", [one for one in typed if one.startswith("data.train=")])
     assert [str(path) for path in expand_shards(config.data.train)] == [f"{folder}/train-00000.tar"]
+
+
+ODD_FOLDERS = ["a b [v1]", "*", "s3:x", "caf\udce9", "new\nline", "~", "{a,b}", "hf:"]
+
+
+@pytest.mark.parametrize("folder", ODD_FOLDERS)
+def test_a_data_set_of_parquet_files_is_read_whatever_its_name(made, tmp_path, folder):
+    """A second download called "train [1].parquet", and any folder with brackets: `datasets` takes names for patterns and found nothing."""
+    rows = [{"image": {"bytes": data, "path": None}, "text": text} for data, text in ((A, "A wolf."), (B, "A fox."))]
+    found = made({f"{folder}/train [1].parquet": table(rows)})
+    assert found.status == 0 and sorted(found.captions.values()) == ["A fox.", "A wolf."]
+
+
+@pytest.mark.parametrize("folder", ["a b [v1]", "s3:x", "caf\udce9"])
+def test_shards_are_written_and_the_next_commands_printed_whatever_the_folders_name(tmp_path, folder):
+    """The report took s3:x for an address, and a name that is not UTF-8 could be neither opened nor printed."""
+    for name, content in (("in/a.png", A), ("in/a.txt", b"A wolf.")):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(content)
+    command = [
+        sys.executable,
+        "-m",
+        "data_tools.prepare",
+        "in",
+        f"--out={folder}",
+        "--style",
+        "engraving",
+        "--no-clean",
+        "--workers",
+        "1",
+        "--val",
+        "0",
+    ]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "HOME": str(tmp_path / "home"), "PYTHONIOENCODING": "utf-8:strict"}
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True)
+    line = next(one for one in done.stdout.split(b"\n  python ") if b"inspect" in one)
+    again = b"cd %b && %b %b" % (os.fsencode(tmp_path), os.fsencode(sys.executable), line)
+    inspected = subprocess.run(["bash", "-c", again], env=environment, capture_output=True)
+    assert done.returncode == inspected.returncode == 0 and b"1 pairs" in inspected.stdout, done.stderr + inspected.stderr
 
 
 def test_the_printed_commands_are_typed_as_the_running_one_was(tmp_path, monkeypatch):
@@ -417,6 +589,33 @@ def test_a_folder_that_looks_like_an_option_or_a_home_is_printed_so_that_it_is_n
     line = next(one for one in capsys.readouterr().out.splitlines() if " inspect " in one)
     (shards,) = (one for one in shlex.split(line) if folder in one)
     assert inspect.main([shards]) == 0 and home_path(folder).name == folder
+
+
+@pytest.mark.parametrize("out", ["-dash", "~nobody-of-this-name/x", "a [1], {b}\nc", "$HOME `x`"])
+def test_the_line_that_training_ends_with_names_the_checkpoint_whatever_the_folder(tmp_path, monkeypatch, out):
+    """`tokun sample --checkpoint -dash/checkpoint` is an option without its value."""
+    from tokun.cli.sample_options import parse
+    from tokun.training.generator import where_to
+
+    (tmp_path / out / "checkpoint").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    config = Config(out=out)
+    typed = shlex.split(where_to(Path(out) / "checkpoint", config).partition("tokun sample ")[2])
+    assert home_path(parse(typed).checkpoint).samefile(tmp_path / out / "checkpoint")
+    typed = shlex.split(
+        where_to(Path(out), replace(config, start=out, adapter=replace(config.adapter, rank=4))).partition("tokun sample ")[2]
+    )
+    assert parse(typed).adapter == parse(typed).checkpoint == (f"./{out}" if out[0] in "-~" else out)
+
+
+def test_a_run_in_a_folder_that_cannot_hold_its_weights_is_refused_at_once(tmp_path, monkeypatch):
+    """Only safetensors refuses a name that is not UTF-8, after the first stage was trained."""
+    from tokun.training.run import lock_out
+
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match=r"out='caf\\udce9' is not UTF-8"):
+        lock_out(Config(out="caf\udce9"))
+    assert not list(tmp_path.iterdir())
 
 
 def test_settings_that_are_text_are_taken_as_typed_and_others_are_yaml(tmp_path):
@@ -444,6 +643,15 @@ def test_settings_that_are_text_are_taken_as_typed_and_others_are_yaml(tmp_path)
         (["An engraving.", "an engraving", "AN ENGRAVING!", " An  engraving "] * 10, "40 captions are only 1 different text"),
         ([f"A ship with {i} masts." for i in range(40)], ""),
         ([*["An engraving."] * 19], ""),
+        ([f"Plate {i}." for i in range(40)], "40 of the 40 captions are only numbers, file names or addresses"),
+        ([f"An engraving, no. {i} of {i + 100}" for i in range(30)], "only numbers"),
+        ([f"IMG_{i:04}" for i in range(30)], "only numbers"),
+        ([f"The wolf {i}.JPG" for i in range(30)], "file names"),
+        ([f"https://example.org/prints?id={i}&lang=en" for i in range(30)], "addresses"),
+        ([*(f"Fig. {i}" for i in range(25)), *(f"A wolf, fig. {i}" for i in range(15))], "25 of the 40"),
+        ([*(f"Plate {i}" for i in range(15)), *(f"A wolf by tower {i}" for i in range(25))], ""),
+        ([f"{i}年の狼" for i in range(30)], ""),
+        ([f"Volk nr. {i}" for i in range(30)], ""),
         (["…", "!!!"] * 15, "only 2 different texts"),
     ],
 )
@@ -475,6 +683,39 @@ def test_captions_filled_in_by_hand_find_pictures_whatever_their_names(made, tmp
         csv.writer(file, delimiter=";").writerows(filled)
     found = made({}, "--captions", str(tmp_path / "filled.csv"))
     assert found.status == 0 and len(set(found.captions.values())) == len(names) and "without a picture" not in found.said
+
+
+NAMES = ("0.png", "1.png")
+PICTURES = dict(zip(NAMES, (A, B), strict=True))
+WITHOUT_CAPTIONS = {
+    "a data set of pictures alone": ({"data/train.parquet": table([{"image": {"bytes": one, "path": None}} for one in (A, B)])}, ""),
+    "a data set with columns of another kind": (
+        {"train.parquet": table([{"image": {"bytes": one, "path": None}, "year": 1800} for one in (A, B)])},
+        "",
+    ),
+    "a tar without words": ({"t.tar": tar(list(PICTURES.items()))}, ""),
+    "a tar of empty words": ({"t.tar": tar([(name, one) for key, one in PICTURES.items() for name, one in ((key, one), (f"{key[0]}.txt", b" \n"))])}, ""),
+    "folders of classes": ({f"engraving/{name}": one for name, one in PICTURES.items()} | {"woodcut/a.png": image(3)}, ""),
+    "a list of paths": ({**PICTURES, "list.csv": "file_name,year\n0.png,1800\n1.png,1801\n"}, "list.csv"),
+    "a table of other columns beside them": ({**PICTURES, "metadata.csv": "file_name,year\n0.png,1800\n1.png,1801\n"}, ""),
+    "a table whose captions are empty": ({**PICTURES, "metadata.jsonl": '{"file_name": "0.png", "text": ""}\n{"file_name": "1.png", "text": null}\n'}, ""),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", WITHOUT_CAPTIONS)
+def test_pictures_without_captions_get_them_from_the_table_that_is_filled_in_whatever_they_lie_in(made, tmp_path, kind):
+    """The printed way out, prepare again with the filled captions.csv, was refused: the source itself had no caption column."""
+    files, source = WITHOUT_CAPTIONS[kind]
+    found = made(files, source=source)
+    if found.status == 2:  # a table with columns, none of them known: perhaps one has the captions
+        assert "--caption-column" in found.said and "--allow-missing-captions" in found.said
+        found = made(files, "--allow-missing-captions", source=source)
+    assert "2 pictures have no caption" in found.said and "tokun train" not in found.said
+    lines = (tmp_path / "out" / "captions.csv").read_text().splitlines()
+    filled = [lines[0], *(f"{line}A wolf of {number}." for number, line in enumerate(lines[1:]))]
+    (tmp_path / "filled.csv").write_text("\n".join(filled) + "\n")
+    found = made({}, "--overwrite", "--captions", str(tmp_path / "filled.csv"), source=source)
+    assert found.status == 0 and sorted(found.captions.values()) == ["A wolf of 0.", "A wolf of 1."]
 
 
 @pytest.mark.parametrize(

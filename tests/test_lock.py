@@ -1,9 +1,11 @@
 """One run at a time in a folder: the second is refused and told who holds it, a kill lets go, a child that outlives its parent does not hold on."""
 
+import errno
 import fcntl
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import tarfile
@@ -18,6 +20,7 @@ from tests.small_runs import write_config
 from tokun.cli import train
 from tokun.inference import bulk
 from tokun.utils import console, lock
+from tokun.utils.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[1]
 HOLD = "import sys, time; from pathlib import Path; from tokun.utils import lock; lock.hold(Path(sys.argv[1])); print('held', flush=True); time.sleep(60)"
@@ -207,6 +210,37 @@ def test_four_processes_of_one_job_that_start_at_once_all_hold_the_folder(tmp_pa
     job = os.environ | {"MASTER_ADDR": "here", "MASTER_PORT": "1"}
     done = subprocess.run([sys.executable, "-c", START, str(tmp_path)], cwd=ROOT, env=job, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("number", [errno.EACCES, errno.EROFS])
+def test_a_folder_that_cannot_be_written_is_told_with_the_option_for_another(tmp_path, monkeypatch, number):
+    """A disk mounted read-only, a share of somebody else's: the lock's own path and an errno were all that was said."""
+
+    def refused(*arguments):
+        raise OSError(number, os.strerror(number), arguments[0])
+
+    monkeypatch.setattr(lock.os, "open", refused)
+    with pytest.raises(UserError, match=r"cannot be written \(.*\): choose another folder with --out"):
+        lock.hold(tmp_path, option="--out")
+
+
+@pytest.mark.parametrize("content", [b"", b"[]", b"\xff\xfe", b"{", json.dumps({"pid": 10**20, "host": socket.gethostname()}).encode()])
+def test_a_lock_file_that_says_nothing_is_held_by_nobody(tmp_path, monkeypatch, content):
+    """An empty file of a full disk, one cut short, one of another tool."""
+    for flock in (lock.fcntl, None):
+        monkeypatch.setattr(lock, "fcntl", flock)
+        (tmp_path / lock.NAME).write_bytes(content)
+        with lock.alone_in(tmp_path):
+            assert json.loads((tmp_path / lock.NAME).read_bytes())["pid"] == os.getpid()
+
+
+def test_a_folder_reached_by_a_link_or_another_spelling_is_the_same_folder(tmp_path, holder):
+    holder()
+    link = tmp_path.with_name(f"{tmp_path.name}-link")
+    link.symlink_to(tmp_path)
+    for name in (link, f"{tmp_path}/./", tmp_path / "not-there" / ".."):
+        with pytest.raises(lock.InUse, match="in use by process"):
+            lock.hold(Path(name))
 
 
 def test_a_file_of_the_users_whose_name_begins_like_a_lock_stays(tmp_path):

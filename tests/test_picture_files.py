@@ -12,6 +12,7 @@ from PIL import Image
 from tests.kills import kills
 from tokun.cli import sample
 from tokun.inference import picture_files
+from tokun.render import scale
 
 
 @dataclass
@@ -105,6 +106,46 @@ def test_the_same_run_again_replaces_its_own_files_and_another_leaves_them_in_a_
         write(tmp_path, n, drawing=lambda indices: [Drawn(index, seed=9) for index in indices])
         assert capsys.readouterr().out == f"the pictures that were in {tmp_path} are now in {tmp_path / 'earlier' / str(number)}\n"
     assert files(tmp_path / "earlier" / "1") == first and len(files(tmp_path / "earlier" / "2")) == 6
+
+
+def test_a_batch_begun_again_by_the_same_run_loses_no_picture_of_the_finished_one(tmp_path):
+    """Killed in the second, equal run, the pictures of the first went as those of an unfinished batch, though its list has them."""
+    write(tmp_path / "before", 6)
+    out, times = tmp_path / "out", 0
+    shutil.copytree(tmp_path / "before", out)
+    for _ in kills(lambda: write(out, 6), out):
+        write(out, 3, other=1)
+        listed = [json.loads(line)["file_name"] for line in (out / "earlier/1/samples.jsonl").read_text().splitlines()]
+        assert listed and {path.name for path in (out / "earlier/1").glob("*.png")} >= {*listed}
+        assert len(list(out.glob("000003-*.png"))) == 3
+        shutil.rmtree(out)
+        shutil.copytree(tmp_path / "before", out)
+        times += 1
+    assert times > 20
+
+
+def interpolate(out, n, first):
+    out.mkdir(exist_ok=True)
+    asked = SimpleNamespace(out=out, complete=None, invert=None, interpolate=(first, first + 1), svg=False, video=False, wandb=False)
+    sample.write_pairs([Drawn(index, seed=first) for index in range(n)], asked, scale.NOT)
+
+
+def test_steps_of_an_interpolation_that_was_killed_do_not_stay_beside_those_of_the_next(tmp_path):
+    """No list had them yet, so the next run took them for a user's own files."""
+    out, times = tmp_path / "out", 0
+    for _ in kills(lambda: interpolate(out, 4, 1), out):
+        out.mkdir(exist_ok=True)
+        interpolate(out, 2, 5)
+        assert sorted(path.name for path in out.glob("steps-*.png")) == ["steps-5-000006-00.png", "steps-5-000006-01.png"]
+        assert len(records(out)) == 2 and not (out / ".samples").exists()
+        shutil.rmtree(out)
+        out.mkdir()
+        times += 1
+    assert times > 6
+
+
+def records(out):
+    return [json.loads(line) for line in (out / "samples.jsonl").read_text().splitlines()]
 
 
 def test_a_caption_with_a_line_separator_hides_no_picture(tmp_path, monkeypatch, capsys):

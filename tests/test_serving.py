@@ -22,7 +22,7 @@ from PIL import Image
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from tests.fixtures import slow_next
-from tokun.inference import sampling
+from tokun.inference import picture_files, sampling
 from tokun.inference.token_choice import DecodingSettings
 from tokun.serving import __main__ as example
 from tokun.serving import backend
@@ -298,6 +298,19 @@ def test_an_engine_with_the_processor_draws_the_pairs_that_tokun_draws(tiny_mode
         with Image.open(tmp_path / f"000003-{pair.index:02d}.png") as image:
             assert image.tobytes() == pair.image.tobytes()
     assert example.os.environ["VLLM_USE_V2_MODEL_RUNNER"] == "0" and "7 pairs" in capsys.readouterr().out
+
+
+def test_pictures_of_an_earlier_longer_run_do_not_stay_beside_a_shorter_list(checkpoint_folder, vllm, tmp_path, capsys):
+    """The default folder is that of `tokun sample`: its pictures stayed among the new ones, as did those of a run that was killed."""
+    command = ["--checkpoint", str(checkpoint_folder), "--seed", "3", "--out", str(tmp_path)]
+    example.main([*command, "--n", "4"])
+    example.main([*command, "--n", "2"])
+    assert f"are now in {tmp_path / 'earlier' / '1'}" in capsys.readouterr().out
+    assert sorted(path.name for path in tmp_path.glob("*.png")) == ["000003-00.png", "000003-01.png"]
+    with picture_files.announced(tmp_path / "killed", ['{"seed": 3, "index": 5}']):
+        (tmp_path / "killed" / "000003-05.png").write_bytes(b"")
+        example.main([*command[:-1], str(tmp_path / "killed"), "--n", "1"])
+    assert [path.name for path in (tmp_path / "killed").glob("*.png")] == ["000003-00.png"]
 
 
 def test_without_a_seed_the_engine_draws_and_every_sequence_is_whole(tiny_model, checkpoint_folder, vllm):

@@ -35,6 +35,7 @@ from tokun.training import optim
 from tokun.utils import checkpoint, console
 from tokun.utils.console import home_path
 from tokun.utils.errors import UserError
+from tokun.utils.lock import alone_in
 
 DISCRIMINATOR_AHEAD = 100  # steps that train the discriminator alone first
 
@@ -81,8 +82,17 @@ def sharpen(source: str | Path | None, shards: str, out: Path, recipe: Recipe, *
 
     Raises UserError if `out` exists or was started with other settings, and whatever `tokun.load` raises.
     """
-    if out.exists():
-        raise UserError(f"{out} already exists; name a new folder, or remove it")
+    folder = out.with_name(out.name + "-state")
+    with alone_in(folder, option="--out"):
+        if out.exists():
+            raise UserError(f"{out} already exists; name a new folder, or remove it")
+        return _sharpen(source, shards, out, recipe, checkpoint.TrainerStates(folder), device=device)
+
+
+def _sharpen(
+    source: str | Path | None, shards: str, out: Path, recipe: Recipe, states: checkpoint.TrainerStates, *, device: str | None
+) -> Path:
+    """`sharpen`, with the lock on the folder of its states held."""
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     folder = resolve(source)
     tokenizer = ImageTokenizer.load(folder / IMAGE_TOKENIZER).to(device)
@@ -94,7 +104,6 @@ def sharpen(source: str | Path | None, shards: str, out: Path, recipe: Recipe, *
     fit = read_settings(folder / SAMPLING).fit or cropping.usual_fit(grids)
     # one square grid: as models of squares are trained
     trainer = Trainer(tokenizer, shards, recipe, grids if grids != (tokenizer.grid,) else None, fit)
-    states = checkpoint.TrainerStates(out.with_name(out.name + "-state"))
     trainer.resume(states, made_with)
     trainer.run(states, made_with)
     with checkpoint.whole_directory(out) as new:

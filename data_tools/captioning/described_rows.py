@@ -16,6 +16,7 @@ from data_tools.inspect import IMAGE_EXTENSIONS, StoredPair
 from data_tools.pipeline.disk import DiskDict
 from data_tools.tables import CAPTION_COLUMNS, PATH_COLUMNS, Table, TableError, caption_column, read_table
 from data_tools.text.main_noun import Lexicon
+from tokun.data.captions import gist, is_label
 from tokun.utils.errors import UserError
 
 KEY_COLUMNS = ("key", "__key__")
@@ -188,7 +189,9 @@ class Counted:
     subject: str = ""
     thing: str = ""
     plain: int = 0
-    """A hash of the plain caption, within this process."""
+    """A hash of the plain caption's gist, within this process."""
+    label: bool = False
+    """Whether the plain caption says nothing but a number."""
 
 
 def described_record(record: dict[str, Any], row: Described, rows: Rows) -> dict[str, Any]:
@@ -221,7 +224,8 @@ def described_record(record: dict[str, Any], row: Described, rows: Rows) -> dict
 
 
 def count_facts(record: dict[str, Any]) -> Counted:
-    return Counted(tuple(record["captions"]), str(record.get("subject", "")), str(record.get("thing", "")), hash(record.get("caption", "")))
+    plain, tags = str(record.get("caption", "")), (str(record.get("subject", "")), str(record.get("thing", "")))
+    return Counted(tuple(record["captions"]), *tags, hash(gist(plain)), is_label(plain))
 
 
 def alt_text(technique: str, description: str, lexicon: Lexicon) -> str:

@@ -121,9 +121,9 @@ def report_of(plan: MergePlan, rows: Rows) -> MergeReport:
         names = report.named.setdefault(one["reason"], [])
         if len(names) < NAMED:
             names.append(f"line {one['line']} ({one['row']})" if "line" in one else one["key"])
-    described = [one.plain for one in plan.told if "plain" in one.registers]
-    times = Counter(described)
-    report.alike = alike({"kept": len(described), "distinct": len(times), "most": max(times.values(), default=0)})
+    described = [one for one in plan.told if "plain" in one.registers]
+    times, labels = Counter(one.plain for one in described), sum(one.label for one in described)
+    report.alike = alike({"kept": len(described), "distinct": len(times), "most": max(times.values(), default=0), "labels": labels})
     return report
 
 

@@ -17,6 +17,7 @@ from data_tools.readers.listing import NOTHING, Listing
 from data_tools.tables import TableError, read_table
 from tokun.cli.commands import COMMANDS
 from tokun.data.captions import Texts, alike
+from tokun.utils.console import typed_path
 
 CAPTIONS = "captions.csv"
 """The table in the output folder, to be filled in by hand."""
@@ -100,7 +101,7 @@ def steps(out: str, command: Sequence[str], captions: Mapping[str, int], *, repo
 
     `command`: the arguments given to prepare. `val`: pictures held out. `doubtful`: pictures that were left out as ambiguous.
     """
-    out = f"./{out}" if out[:1] in ("-", "~") else out  # else it would be an option, or a home folder
+    out = typed_path(out)
     missing, kept, empty = (captions.get(name, 0) for name in ("missing", "kept", "empty"))
     captioned = kept - empty
     parts = [] if is_url(out) else [f"Look at {out}/{report} in a browser: it shows what was kept, what was left out, and why."]

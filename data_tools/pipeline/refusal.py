@@ -48,9 +48,9 @@ def may_be_replaced(out: Store) -> bool:
 
 
 def refused_rows(source: Path, error: str, leave_out: Path) -> Iterator[dict[str, Any]]:
-    """A row for each file below `source`, in order; the faulty one, which the error begins with, has the fault as its reason."""
+    """A row for each file below `source`, in order; the faulty one, which the error begins with, has the fault as its reason, or all have it."""
     base = source if source.is_dir() else source.parent
     paths = DiskDict((path, None) for path in find_files(source, leave_out)) if source.is_dir() else [source.name]
     faulty = max((path for path in paths if error.startswith(str(base / path))), key=len, default="")
     for path in paths:
-        yield unread_row(path, FAULTY + error.removeprefix(f"{base}/") if path == faulty else STOPPED)
+        yield unread_row(path, FAULTY + error.removeprefix(f"{base}/") if path == faulty or not faulty else STOPPED)

@@ -41,6 +41,25 @@ OTHER_PICTURES = (
 ARCHIVES = (".7z", ".bz2", ".gz", ".rar", ".xz", ".zip", ".zst")
 LISTS = (".ods", ".txt", ".xls", ".xlsx", ".xml", ".yaml", ".yml")  # in which captions may be listed, but are not read
 
+OTHER_WORDS = (
+    ".ann",
+    ".cap",
+    ".doc",
+    ".docx",
+    ".lab",
+    ".md",
+    ".odt",
+    ".rtf",
+    ".tag",
+    ".tags",
+    ".xml",
+    ".xmp",
+    ".yaml",
+    ".yml",
+)  # which other tools write
+SAVED = "not read: a part of a saved data set; give its folder as SOURCE"
+OTHER_SUFFIX = "not read: has a picture's name, but no suffix of words that are read; name it NAME.txt"
+ELSEWHERE = "not read: a text with the name of a picture in another folder; put it beside the picture"
 NOTHING_KNOWN = "not read: neither a picture nor words for one"
 OTHER_FORMAT = "not read: a picture in a format that is not read; save it as PNG or JPEG"
 PACKED = "not read: compressed; unpack it"
@@ -99,9 +118,21 @@ def survey(source: Path, *, leave_out: Path | None = None) -> Survey:
                 continue
             subfolders.remove(name)
         sort_folder(result, "" if within == "." else f"{within}/", folder, names, root)
+    tell_elsewhere(result)
     for listed in (result.tables, result.tars, result.pages, result.parquet):
         listed.sort()
     return result
+
+
+def tell_elsewhere(result: Survey) -> None:
+    """Tell which texts without a picture have the name of one in another folder: images/a.png and captions/a.txt."""
+    lone: dict[str, list[str]] = {}
+    for path, reason in result.unread.items():
+        if reason == LONE_TEXT:
+            lone.setdefault(folded_stem(posixpath.basename(path)), []).append(path)
+    for picture in result.pictures if lone else ():
+        for path in lone.pop(folded_stem(posixpath.basename(picture)), ()):
+            result.unread[path] = ELSEWHERE
 
 
 def sort_folder(result: Survey, within: str, folder: str, names: list[str], root: Path) -> None:
@@ -132,6 +163,9 @@ def sort_folder(result: Survey, within: str, folder: str, names: list[str], root
         shared = {name: reason for name, reason in unread.items() if reason in (SHARED_WORDS, SECOND_WORDS)}
         more, unread = pair_words(unsure, [name for name in unread if name not in shared])
         pairs, problems, unread = pairs | more, problems | unsure, unread | shared
+    others = [name for name in names if name.lower().endswith(OTHER_WORDS) and result.unread.get(within + name) == NOTHING_KNOWN]
+    named = {form for name in problems for form in (folded(name), folded_stem(name))} if others else set()
+    result.unread.update({within + name: OTHER_SUFFIX for name in others if folded_stem(name) in named})
     for name, problem in problems.items():
         result.pictures[within + name] = Found(within + name, problem, sidecars=pairs.get(name, ()))
     for name, reason in unread.items():
@@ -148,6 +182,8 @@ def why_unknown(name: str) -> str:
     suffix = posixpath.splitext(name.lower())[1]
     if is_list(name):
         return OTHER_LIST
+    if suffix == ".arrow":
+        return SAVED
     return OTHER_FORMAT if suffix in OTHER_PICTURES else PACKED if suffix in ARCHIVES else NOTHING_KNOWN
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import glob
+import os
 import posixpath
 import re
 from functools import lru_cache
@@ -11,7 +13,7 @@ from typing import Any
 from data_tools.images.image_ops import PictureError
 from data_tools.pipeline.disk import DiskDict, DiskList
 from data_tools.readers.files import checked, find_files, read_file
-from data_tools.readers.listing import DatasetRow, Found, Listing, Options
+from data_tools.readers.listing import DatasetRow, Found, Listing, Options, shown
 from data_tools.readers.tables import check_caption_column, note_on
 from data_tools.readers.words import COLUMNS, group_of, normal, style_of, words_from
 from data_tools.tables import PATH_COLUMNS, Table, column_name
@@ -44,12 +46,12 @@ def open_splits(source: str) -> dict[str, Any]:
     folder = Path(source)
     try:
         if is_saved(folder):
-            splits = datasets.load_from_disk(source)
+            splits = datasets.load_from_disk(os.path.abspath(source))
         elif folder.is_file():
-            splits = datasets.load_dataset("parquet", data_files={"train": source})
+            splits = datasets.load_dataset("parquet", data_files={"train": literal(folder)})
         elif folder.is_dir() and (files := data_files(folder)):
             splits = datasets.load_dataset(
-                "parquet", data_files={split: [str(folder / path) for path in paths] for split, paths in files.items()}
+                "parquet", data_files={split: [literal(folder / path) for path in paths] for split, paths in files.items()}
             )
         else:
             with network_access.fetched(source, "SOURCE", repo_type="dataset"):
@@ -57,13 +59,23 @@ def open_splits(source: str) -> dict[str, Any]:
     except network_access.NotFetched:
         raise
     except (OSError, ValueError, RuntimeError, LookupError, datasets.exceptions.DatasetsError) as error:
-        raise FileNotFoundError(f"SOURCE {source} is not a data set that `datasets` can open: {error}") from error
+        rename = "; it reads no path with :: or with bytes that are not UTF-8: rename the folder" if is_odd(source) else ""
+        raise FileNotFoundError(f"SOURCE {shown(source)} is not a data set that `datasets` can open: {error}{rename}") from error
     splits = dict(splits) if isinstance(splits, dict) else {"all": splits}
     undecoded = {}
     for name, data in splits.items():
         column = picture_column(datasets, data, source)
         undecoded[name] = data.cast_column(column, datasets.Image(decode=False)).rename_column(column, PICTURES)
     return undecoded
+
+
+def is_odd(path: str) -> bool:
+    return "::" in path or shown(path) != path
+
+
+def literal(path: Path) -> str:
+    """A path that `datasets`, which takes names for patterns, reads as this one file."""
+    return glob.escape(os.path.abspath(path))
 
 
 def is_saved(folder: Path) -> bool:
@@ -85,7 +97,8 @@ def kind_of_parquet(path: Path) -> str:
     """What a Parquet file's columns hold: pictures, paths or nothing; broken if it cannot be opened."""
     pa, pq = need("pyarrow", extra="data"), need("pyarrow.parquet", extra="data")
     try:
-        schema = pq.read_schema(path)
+        with open(path, "rb") as file:
+            schema = pq.read_schema(file)
     except (pa.ArrowException, OSError, ValueError):
         return "broken"
     names = {column_name(name) for name in schema.names}
@@ -115,7 +128,9 @@ def picture_column(datasets: Any, data: Any, source: str) -> str:
         feature = data.features.get(name)
         if getattr(feature, "dtype", "") in ("binary", "large_binary") or (isinstance(feature, dict) and "bytes" in feature):
             return name
-    raise UserError(f"{source} has no picture column: its columns are {sorted(data.features)}. Rename the one with the bytes to image")
+    urls = "url" in features or "image_url" in features
+    way_out = "Download the pictures at its addresses first (img2dataset does)" if urls else "Rename the one with the bytes to image"
+    raise UserError(f"{source} has no picture column: its columns are {sorted(data.features)}. {way_out}")
 
 
 def read_huggingface(source: Path, options: Options) -> Listing:
@@ -145,7 +160,7 @@ def read_huggingface(source: Path, options: Options) -> Listing:
 def check_captions(source: Path, columns: tuple[str, ...], options: Options) -> list[str]:
     """Notes on the caption column. Raises TableError if captions are needed and there is none."""
     table = Table(str(source), tuple(name for name in columns if name != PICTURES), 0, "", lambda: iter(()))
-    if options.caption_column or options.captions_needed:
+    if options.caption_column or (options.captions_needed and table.columns):  # of pictures alone: as a folder without captions
         check_caption_column(table, options)
     return [note for note in (note_on(table, options),) if note]
 

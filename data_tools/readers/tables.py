@@ -12,7 +12,7 @@ from typing import Any, BinaryIO
 
 from data_tools.pipeline.disk import DiskDict, DiskList
 from data_tools.readers.coco import coco_records
-from data_tools.readers.files import MAX_PAGE_BYTES, as_path, listed
+from data_tools.readers.files import MAX_PAGE_BYTES, PICTURE_SUFFIXES, as_path, listed
 from data_tools.readers.listing import NOTHING, Found, Listing, Options, Words, shown
 from data_tools.readers.words import group_of, join_words, normal, odd_caption, path_in, style_of, words_from
 from data_tools.tables import CAPTION_COLUMNS, PATH_COLUMNS, Table, TableError, caption_column, column_name, read_table
@@ -193,7 +193,7 @@ def note_on(table: Table, options: Options) -> str:
 
 
 def json_records(name: str, open_file: Opener | None) -> Iterator[dict[str, Any]]:
-    """The normalised records of captions.json or metadata.json: a list of objects, {file name: caption or object}, or COCO. Raises TableError."""
+    """The normalised records of captions.json or metadata.json: a list of objects, alone or under a name, {file name: caption or object}, or COCO. Raises TableError."""
     with open_file() if open_file else open(name, "rb") as file:
         data = file.read(MAX_PAGE_BYTES * 8 + 1)
     way_out = 'Write {"wolf.jpg": "A wolf."}, a list of objects with file_name and caption, or a table as captions.csv'
@@ -205,6 +205,8 @@ def json_records(name: str, open_file: Opener | None) -> Iterator[dict[str, Any]
         raise TableError(f"{name} cannot be read for captions: {error}. {way_out}") from error
     if isinstance(tree, dict) and isinstance(tree.get("images"), list) and isinstance(tree.get("annotations"), list):
         yield from coco_records(tree)
+    elif isinstance(tree, dict) and (rows := rows_under_a_name(tree)):
+        yield from rows
     elif isinstance(tree, dict):
         for path, value in tree.items():
             yield {"file_name": path, **(normal(value) if isinstance(value, dict) else {"caption": value})}
@@ -212,6 +214,13 @@ def json_records(name: str, open_file: Opener | None) -> Iterator[dict[str, Any]
         yield from map(normal, tree)
     else:
         raise TableError(f"{name} cannot be read for captions: it holds neither an object nor a list of objects. {way_out}")
+
+
+def rows_under_a_name(tree: dict[str, Any]) -> list[dict[str, Any]]:
+    """The records of {"data": [{"file_name": …, "caption": …}]}, whatever the list is called; [] if there is no such list, or several."""
+    lists = [value for value in tree.values() if isinstance(value, list) and value and all(isinstance(one, dict) for one in value)]
+    rows = list(map(normal, lists[0])) if len(lists) == 1 else []
+    return rows if any(map(path_in, rows)) else []
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -228,7 +237,9 @@ def read_manifest(source: Path, options: Options) -> Listing:
     root = base.resolve()
     table = open_table(source, options)
     if source.suffix.lower() == ".parquet" and not set(table.columns).intersection(PATH_COLUMNS):
-        raise TableError(no_path_column(str(source), need("pyarrow.parquet", extra="data").read_schema(source).names))
+        with open(source, "rb") as file:
+            names = need("pyarrow.parquet", extra="data").read_schema(file).names
+        raise TableError(no_path_column(str(source), names))
     check_columns(table, options)
     found, words = DiskDict(), DiskDict()
     checked = Checked(str(source), options)
@@ -244,8 +255,11 @@ def read_manifest(source: Path, options: Options) -> Listing:
 
 
 def no_path_column(source: str, columns: Iterable[str]) -> str:
+    columns = list(columns)
+    if any(posixpath.splitext(name)[1] in PICTURE_SUFFIXES for name in columns):
+        return f"{source} has no header: its first line is {columns}. Put a line with the names of the columns above it, such as file_name and caption"
     return (
-        f"{source} names no pictures: its columns are {list(columns)}, and none of {', '.join(PATH_COLUMNS)} holds paths. "
+        f"{source} names no pictures: its columns are {columns}, and none of {', '.join(PATH_COLUMNS)} holds paths. "
         "Rename the path column to file_name, or, if the table contains the pictures, use --reader huggingface"
     )
 

@@ -129,7 +129,10 @@ def manifest_rows(path: Path) -> Iterator[dict[str, Any]]:
     if not path.is_file():
         raise FileNotFoundError(f"{path} does not exist: name the folder that tokun prepare wrote")
     try:
-        with pq.ParquetFile(path) as file:
+        with (
+            open(path, "rb") as binary,
+            pq.ParquetFile(binary) as file,
+        ):  # pyarrow takes s3:x for an address, and no bytes that are not UTF-8
             there = [name for name in COLUMNS if name in file.schema_arrow.names]
             if missing := {"path", "status"} - set(there):
                 raise UserError(f"it has no column {' and '.join(sorted(missing))}")

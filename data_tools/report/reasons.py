@@ -137,6 +137,18 @@ EXPLANATIONS |= {
         "A table among the members of a tar file; only KEY.txt and KEY.json are read there.",
         "Unpack the tar, and give the folder as SOURCE.",
     ),
+    "not read: a part of a saved data set; give its folder as SOURCE": (
+        "An Arrow file of a data set that was saved by `save_to_disk`.",
+        "Give its folder, with dataset_dict.json or state.json in it, as SOURCE.",
+    ),
+    "not read: has a picture's name, but no suffix of words that are read; name it NAME.txt": (
+        "It may hold words about the picture of its name, but in a form that is not read.",
+        "Put the caption into a text file with the picture's name (wolf.jpg, wolf.txt).",
+    ),
+    "not read: a text with the name of a picture in another folder; put it beside the picture": (
+        "Texts are read beside their pictures alone, not from a folder of their own.",
+        "Put the texts into the folder of the pictures, or write the captions into captions.csv.",
+    ),
     "not read: a text without a picture of its name": (
         "A text beside pictures that has the name of none of them.",
         "If it is a caption, give it the name of its picture (wolf.jpg, wolf.txt).",

@@ -152,11 +152,12 @@ def write_pairs(pairs: list[Pair], args: argparse.Namespace, enlarge: Enlarge) -
     lines = picture_files.lines_of(pairs, enlarge, lambda pair: f"{name_of(pair, args)}.png")
     picture_files.make_room(args.out, lines, len(pairs), but=args.complete or args.invert)
     images = [enlarge(pair.image) for pair in pairs]
-    for pair, image in zip(pairs, images):
-        image.save(args.out / f"{name_of(pair, args)}.png")
-        if args.svg:
-            checkpoint.write_text(args.out / f"{name_of(pair, args)}.svg", to_svg(pair.image, args.max_bytes))
-    checkpoint.write_text(args.out / LISTED, "".join(f"{line}\n" for line in lines))
+    with picture_files.announced(args.out, lines):
+        for pair, image in zip(pairs, images):
+            image.save(args.out / f"{name_of(pair, args)}.png")
+            if args.svg:
+                checkpoint.write_text(args.out / f"{name_of(pair, args)}.svg", to_svg(pair.image, args.max_bytes))
+        checkpoint.write_text(args.out / LISTED, "".join(f"{line}\n" for line in lines))
     picture_files.write_grid(args.out)
     if args.interpolate:
         save_interpolation(images, args.out)

@@ -21,8 +21,8 @@ CAPTION = "tokun caption SHARDS --model … (or --endpoint …, or --from TABLE)
 
 
 def alike(captions: Mapping[str, int], *, looked_at: str = "") -> str:
-    """The warning when the kept captions are nearly all the same; "" when they differ. `captions`: counts kept, empty, distinct, most (of the
-    most frequent one).
+    """The warning when the kept captions are nearly all the same, or labels; "" when they differ. `captions`: counts kept, empty, distinct, most
+    (of the most frequent one), labels (see `is_label`).
 
     `looked_at` says which captions were read, if not all.
     """
@@ -33,6 +33,8 @@ def alike(captions: Mapping[str, int], *, looked_at: str = "") -> str:
         what = f"The {kept:,} captions{looked_at} are only {distinct:,} different text{'' if distinct == 1 else 's'}"
     elif 2 * (most := captions.get("most", 0)) > kept:
         what = f"{most:,} of the {kept:,} captions{looked_at} are the same text"
+    elif 2 * (labels := captions.get("labels", 0)) > kept:
+        what = f"{labels:,} of the {kept:,} captions{looked_at} are only numbers, file names or addresses"
     else:
         return ""
     return (
@@ -41,27 +43,43 @@ def alike(captions: Mapping[str, int], *, looked_at: str = "") -> str:
     )
 
 
+NO_CAPTION = re.compile(r"\s*(\w+://|www\.)\S+\s*|.*\.(avif|bmp|gif|heic|jpe?g|png|tiff?|webp)\s*", re.I | re.S)
+NUMBER = re.compile(r"[a-z]{0,8}\d[a-z\d]*|m*(cm|cd|d?c{0,3})(xc|xl|l?x{0,3})(ix|iv|v?i{0,3})")
+OF_LABELS = re.compile(
+    "an?|and|by|de|drawing|dsc[fn]?|engraving|etching|file|fig(ure)?|folio|frame|from|ill(us|ustration)?|images?|img|in|item|lithograph|n|no|nr|number|"
+    "object|of|p|page|painting|photo(graph)?|pic(ture)?|pl(ate)?|print|pxl|scan(ned)?|sheet|tab|tafel|the|unknown|untitled|vol(ume)?|with|wood(cut)?"
+)
+
+
+def is_label(text: str) -> bool:
+    """Whether a caption is a file's name, an address, or says no more than a number and the kind of picture: "Plate 17." """
+    words = re.findall(r"[^\W_]+", text.casefold())
+    return bool(NO_CAPTION.fullmatch(text)) or all(OF_LABELS.fullmatch(word) or NUMBER.fullmatch(word) for word in words)
+
+
 def gist(text: str) -> str:
     """What a caption has in common with those that count as the same: case, punctuation and spaces make no difference."""
     return " ".join(re.findall(r"\w+", text.casefold())) or text
 
 
 class Texts:
-    """Counts how often each caption occurs by its gist, of MOST_TEXTS different ones at most."""
+    """Counts how often each caption occurs by its gist, of MOST_TEXTS different ones at most, and how many are labels."""
 
     def __init__(self) -> None:
         self.times: Counter[str] = Counter()
+        self.labels = 0
 
     def __len__(self) -> int:
         return len(self.times)
 
     def add(self, text: str) -> None:
+        self.labels += is_label(text)
         if (one := gist(text)) in self.times or len(self.times) < MOST_TEXTS:
             self.times[one] += 1
 
     def counts(self) -> dict[str, int]:
-        """The counts that `alike` reads: distinct and most."""
-        return {"distinct": len(self), "most": max(self.times.values(), default=0)}
+        """The counts that `alike` reads: distinct, most and labels."""
+        return {"distinct": len(self), "most": max(self.times.values(), default=0), "labels": self.labels}
 
 
 @dataclass

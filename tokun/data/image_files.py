@@ -46,7 +46,8 @@ LFS_POINTER = "a pointer of Git LFS, not the picture: run git lfs pull"
 IMAGE_WIDTH, IMAGE_LENGTH = 256, 257  # tags of TIFF
 ORIENTATION, TURNED = 0x112, (5, 6, 7, 8)  # EXIF tag, and its values that swap width and height
 BITS_PER_SAMPLE, PHOTOMETRIC, TILE_WIDTH, TILE_LENGTH, SAMPLE_FORMAT = 258, 262, 322, 323, 339  # tags of TIFF
-COMPRESSION = 259
+COMPRESSION, SUBFILE_TYPE = 259, 254
+MOST_THUMBNAILS = 8  # pages of a TIFF that are looked at for a whole one
 MAX_SAMPLE_VALUE, WHITE_LEVEL = 281, 50717
 SCALED_BITS = 14  # data of more bits in 16 are not nearly black
 PILLOW_13 = int(PIL.__version__.split(".")[0]) >= 13
@@ -187,6 +188,7 @@ def read_header(data: bytes, *, most: int | None = None, formats: Sequence[str] 
             raise PictureError(TOO_MANY)
     try:
         image = Image.open(io.BytesIO(data), formats=[name for name in formats if name in Image.OPEN])
+        pass_thumbnails(image)
         bomb, slow = is_bomb(image, data, most), any(tile[0] in SLOW_DECODERS for tile in image.tile)
     except Image.DecompressionBombError as error:
         raise PictureError(TOO_MANY) from error
@@ -199,6 +201,18 @@ def read_header(data: bytes, *, most: int | None = None, formats: Sequence[str] 
     if slow and (len(data) > MAX_SLOW_BYTES or data.count(b"#") > 1000):  # the cost of comments is quadratic in their number
         raise PictureError("file too large")
     return image
+
+
+def pass_thumbnails(image: ImageFile.ImageFile) -> None:
+    """Go to the first whole page of a TIFF that begins with reduced ones, as scanners write them; else stay at the first."""
+    for page in range(1, MOST_THUMBNAILS + 2):
+        if not getattr(image, "tag_v2", {}).get(SUBFILE_TYPE, 0) & 1:
+            return
+        try:
+            image.seek(page)
+        except EOFError:
+            break
+    image.seek(0)
 
 
 def is_misread(image: Image.Image) -> bool:
@@ -447,6 +461,7 @@ def rescale_low_bits(image: Image.Image, data: bytes, raw_mode: str) -> None:
     if "transparency" in image.info:  # a transparent colour: not a camera's or scanner's file
         return
     low = Image.open(io.BytesIO(data), formats=[str(image.format)])
+    low.seek(image.tell())
     low.tile = [with_raw_mode(tile, other) for tile in low.tile]
     low.load()
 

@@ -17,7 +17,7 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -125,6 +125,14 @@ def first_of(out: Path, most: int) -> list[dict[str, Any]]:
     return [record for _, record in zip(range(most), records(out, LISTED))]
 
 
+@contextlib.contextmanager
+def announced(out: Path, lines: Iterable[str]) -> Iterator[None]:
+    """Within the block the pictures of these records are written, and their list. Killed meanwhile, the next run removes those that no list has."""
+    checkpoint.write_text(out / STATE / "pairs.begun", "".join(f"{line}\n" for line in lines))
+    yield
+    remove_state(out / STATE)
+
+
 def write_grid(out: Path) -> None:
     first = first_of(out, ON_GRID)
     grid = scale.grid if any(one.get("scale", 1) != 1 for one in first) else captioned_grid
@@ -153,9 +161,11 @@ def put_aside(out: Path, *, but: Path | None = None) -> Path | None:
     """Move an earlier run's files to `out/earlier/NUMBER`: the pictures that its samples.jsonl or its finished batches list, and the lists.
     Pictures of a batch that was never finished are removed. Killed meanwhile, the next call goes on with the same folder. Returns it, None if nothing was moved."""
     state = out / STATE
+    listed = set(map(name_in, records(out, LISTED)))  # the same pictures, if a batch of the same run was begun again
     for name in filter(OURS.fullmatch, map(name_in, records(state, "*.begun"))):
         for path in both(out / name):
-            path.unlink(missing_ok=True)
+            if name not in listed and not is_same(path, but):
+                path.unlink(missing_ok=True)
     names = [name for record in itertools.chain(records(out, LISTED), records(state)) if OURS.fullmatch(name := name_in(record))]
     made = [path for name in dict.fromkeys(names) for path in both(out / name)]
     made += [out / name for start, more in BESIDE.items() if any(name.startswith(start) for name in names) for name in more]
@@ -172,9 +182,12 @@ def put_aside(out: Path, *, but: Path | None = None) -> Path | None:
     target.mkdir(parents=True, exist_ok=True)
     for path in [*made, out / GRID, out / LISTED]:  # the list last: until it is there, the move is not finished
         if path.is_file():
-            stays = but is not None and but.is_file() and path.samefile(but)
-            (shutil.copy2 if stays else os.replace)(path, target / path.name)
+            (shutil.copy2 if is_same(path, but) else os.replace)(path, target / path.name)
     return target
+
+
+def is_same(path: Path, other: Path | None) -> bool:
+    return other is not None and path.is_file() and other.is_file() and path.samefile(other)
 
 
 def both(picture: Path) -> tuple[Path, Path]:

@@ -17,6 +17,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from tokun.inference import picture_files
 from tokun.inference.folders import GENERATOR, resolve
 from tokun.inference.load import load
 from tokun.inference.model import SamplingPlan, Tokun
@@ -24,6 +25,7 @@ from tokun.tokenizers import sequences
 from tokun.tokenizers.vocabulary import Tags
 from tokun.utils import checkpoint, console
 from tokun.utils.console import home_path
+from tokun.utils.lock import alone_in
 from tokun.utils.optional_packages import need
 
 PROCESSOR = "tokun.serving.processor:SpanProcessor"
@@ -40,12 +42,16 @@ def main(argv: list[str] | None = None) -> None:
         )
     engine = open_engine(resolve(args.checkpoint) / GENERATOR, args.dtype)
     plan = model.plan(style=args.style, subject=args.subject, thing=args.thing, register=args.register, aspect=args.aspect)
-    args.out.mkdir(parents=True, exist_ok=True)
-    lines = []
-    for record, image in pairs(model, engine, args.seed, args.n, plan):
-        image.save(args.out / f"{record['seed']:06d}-{record['index']:02d}.png")
-        lines.append(json.dumps(record, ensure_ascii=False))
-    checkpoint.write_text(args.out / "samples.jsonl", "\n".join(lines) + "\n")
+    names = [json.dumps({"seed": args.seed, "index": index}) for index in range(args.n)]
+    with alone_in(args.out, option="--out"):
+        if moved := picture_files.put_aside(args.out):
+            print(f"the pictures that were in {args.out} are now in {moved}")
+        with picture_files.announced(args.out, names):
+            lines = []
+            for record, image in pairs(model, engine, args.seed, args.n, plan):
+                image.save(args.out / picture_files.name_in(record))
+                lines.append(json.dumps(record, ensure_ascii=False) + "\n")
+            checkpoint.write_text(args.out / picture_files.LISTED, "".join(lines))
     print(f"{args.n} pairs in {args.out}: PNGs, samples.jsonl")
 
 

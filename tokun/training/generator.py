@@ -54,6 +54,7 @@ from tokun.training.start_report import time_line
 from tokun.training.text_tokenizer import load_text_tokenizer
 from tokun.training.token_loss import TokenLoss
 from tokun.utils import checkpoint
+from tokun.utils.console import typed_path
 
 MOST_TAGS = 64  # styles and subjects that become tags; rarer ones stay untagged
 
@@ -405,9 +406,9 @@ class GeneratorStage(EngineStage):
 def where_to(target: Path, config: Config) -> str:
     """The closing message: where the result is, and how to sample from it."""
     if not config.adapter.rank:
-        return f"checkpoint: {target}\n  tokun sample --checkpoint {shlex.quote(str(target))} --seed 42 --n 16"
-    base = "" if is_bundled(config.start) else f"--checkpoint {shlex.quote(config.start)} "
-    return f"adapter: {target}\n  tokun sample {base}--adapter {shlex.quote(str(target))} --seed 42 --n 16"
+        return f"checkpoint: {target}\n  tokun sample --checkpoint {shlex.quote(typed_path(target))} --seed 42 --n 16"
+    base = "" if is_bundled(config.start) else f"--checkpoint {shlex.quote(typed_path(config.start))} "
+    return f"adapter: {target}\n  tokun sample {base}--adapter {shlex.quote(typed_path(target))} --seed 42 --n 16"
 
 
 def tasks_of(samples: data.CodeSamples, task_mix: dict[str, float]) -> tuple[str, ...]:

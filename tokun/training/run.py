@@ -138,6 +138,8 @@ def lock_out(config: Config) -> Path | None:
     """In the first process, create the run's folder and lock it until the run ends, for all processes. Raises UserError if another run holds it."""
     if int(os.environ.get("RANK", 0)):
         return None
+    if os.fsencode(config.out).decode("utf-8", "replace") != config.out:
+        raise UserError(f"out={config.out!r} is not UTF-8, so safetensors can write no weights there: choose another folder with out=…")
     checkpoint.require_writable(Path(config.out))
     return lock.hold(Path(config.out), option="out=…")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import io
 import os
 import sys
 from collections.abc import Callable, Iterator
@@ -52,6 +53,11 @@ def make_parser(name: str, about: str | None, *, epilog: str | None = None) -> a
     return argparse.ArgumentParser(prog=_TYPED.get() or name, description=about, epilog=epilog, formatter_class=HelpFormatter)
 
 
+def typed_path(path: object) -> str:
+    """A path as it is typed to mean this path, not quoted: ./ in front of what would be an option, or a home folder."""
+    return f"./{path}" if str(path)[:1] in ("-", "~") else str(path)
+
+
 def home_path(text: str) -> Path:
     """A path as typed, with a leading ~ expanded: the shell does not expand it after an =."""
     return Path(os.path.expanduser(text))  # unlike Path.expanduser, leaves ~name of no user as it is
@@ -68,6 +74,8 @@ def status(name: str, main: Callable[[], object]) -> int:
     MISTAKES print one line `name: …` to stderr and give status 2; Ctrl-C does the same with status 130. With TOKUN_TRACEBACK set,
     both are raised. Any other exception is a bug and propagates.
     """
+    if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.errors == "strict":
+        sys.stdout.reconfigure(errors="surrogateescape")  # a path that is not UTF-8 is printed as it is
     try:
         found = main()
     except KeyboardInterrupt:

@@ -9,6 +9,7 @@ even if another process has its pid.
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
 import re
@@ -31,6 +32,7 @@ except ImportError:  # Windows
 
 NAME = ".lock"
 LOCKS = re.compile(r"\.lock(-[0-9]+)?")  # of all ranks; other names with this beginning are a user's
+READ_ONLY = (errno.EACCES, errno.EPERM, errno.EROFS)
 WAIT = 5.0  # seconds to wait for a lock whose holder is gone (a child that it forked releases it as soon as it runs) or unknown
 
 
@@ -69,8 +71,13 @@ def hold(folder: Path, *, option: str = "out", rank: int = 0) -> Path:
         own.times += 1
         return path
     made = not path.parent.exists()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor = _locked(path, folder, option)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        descriptor = _locked(path, folder, option)
+    except OSError as error:
+        if error.errno in READ_ONLY:
+            raise UserError(f"{folder} cannot be written ({error.strerror}): choose another folder with {option}") from error
+        raise
     try:
         _write_holder(descriptor, folder)
     except BaseException:
@@ -213,7 +220,7 @@ def is_gone(holder: dict[str, Any]) -> bool:
         return not holder.get("started")  # else it is this very process
     try:
         os.kill(holder["pid"], 0)
-    except ProcessLookupError:
+    except (ProcessLookupError, OverflowError):  # no system has such a number
         return True
     except OSError:
         return False
