@@ -81,7 +81,7 @@ def train_generator(run: Run) -> Path:
     settings = _settings(run.config, parts)
     if is_finished(run, "generator", target, settings):
         return target
-    stage = GeneratorStage(run, parts, settings)
+    stage = GeneratorStage(run, parts.with_words_of(run.config.start), settings)
     loop.train(stage)
     stage.finish(target)
     return target
@@ -108,10 +108,15 @@ class Parts:
             before = starting_model(run.config)
             base = fingerprint(before.generator, before.vocabulary)
             vocabulary = adapters.vocabulary_of(before, vocabulary, new_tags=run.config.adapter.new_tags)
-        words = set(codes.get("unrepeated_words", ()))  # older records do not count them
-        if run.config.start:
-            words.update(read_settings(resolve(run.config.start) / SAMPLING).unrepeated_words)
-        return cls(image_tokenizer, text_tokenizer, codes, vocabulary, tuple(sorted(words)), base)
+        words = tuple(codes.get("unrepeated_words", ()))  # older records do not count them
+        return cls(image_tokenizer, text_tokenizer, codes, vocabulary, words, base)
+
+    def with_words_of(self, start: str) -> Parts:
+        """With the unrepeated words of the checkpoint `start`, too. Not needed, and not asked for, where the stage is finished."""
+        if not start:
+            return self
+        words = read_settings(resolve(start) / SAMPLING).unrepeated_words
+        return dataclasses.replace(self, unrepeated_words=tuple(sorted({*self.unrepeated_words, *words})))
 
     @property
     def slots(self) -> Slots:
