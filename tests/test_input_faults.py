@@ -218,6 +218,8 @@ def test_of_a_refused_source_the_manifest_lists_every_file_and_the_fault(made, t
     reasons = found.reasons()
     assert reasons.pop(name).startswith(f"caption table: {name}") and set(reasons.values()) == {STOPPED}
     assert {family(reason) for reason in found.reasons().values()} <= EXPLANATIONS.keys()
+    with pytest.raises(FileNotFoundError, match=r"prepare kept no picture there, and .*/manifest\.parquet says why"):
+        expand_shards(str(tmp_path / "out"))
     (tmp_path / "in" / name).unlink()
     found = made({"a.txt": "A wolf.", "b.txt": "A fox."}, "--max-aspect", "3")
     assert found.status == 0 and len(found.captions) == 2, "the record of a refusal is replaced by any run"

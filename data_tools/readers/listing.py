@@ -61,8 +61,8 @@ class Found:
     """Whether to look for words in files beside it and in its name."""
     sidecars: tuple[str, ...] | None = None
     """Names of its sidecar files in its folder: text first, then JSON. None: not searched yet."""
-    unread_words: str = ""
-    """Why its words cannot be read, if they are there: it needs a caption that is given (`Options.captions`)."""
+    of_words: bool = False
+    """Whether the problem is one of its words alone: a caption that is given (`Options.captions`) removes it."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -26,11 +26,9 @@ def find_words(source: Path, found: Found, row: Words, *, from_names: bool = Fal
     """The words of one picture: from its text file, then its JSON, then its table `row`, then, with `from_names`, its file name.
 
     `caption_column` is the JSON field with the captions; "": the first with a known name.
-    Raises CaptionError if a sidecar file or a tar's member exists but cannot be read, or holds a caption that is no text.
+    Raises CaptionError if a sidecar file exists but cannot be read, or holds a caption that is no text.
     """
     if not found.beside:
-        if found.unread_words:
-            raise CaptionError(found.unread_words)
         return row
     words, odd = Words(), ""
     for name in with_sidecars(Path(source), found).sidecars or ():

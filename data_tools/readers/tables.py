@@ -280,4 +280,4 @@ def with_captions(listing: Listing, options: Options) -> Listing:
 
 def only_from_table(one: Found) -> Found:
     """A picture whose caption is given, so the words beside it are ignored."""
-    return replace(one, beside=False, unread_words="")
+    return replace(one, beside=False, problem="" if one.of_words else one.problem)

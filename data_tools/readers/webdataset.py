@@ -178,12 +178,14 @@ class Tars:
                 read += [said] if said else []
                 words = Words(caption=said.caption, raw=said.raw).or_else(words_from(said.record, self.caption_column)) if said else Words()
                 words = replace(words, words_from=f"{tar_path}/{said.member}") if said and words.caption else words
-                problem = one.problem or (TWICE if twice else "") or (why_not if why_not != SEVERAL else "")
-                unread = why_not or (said.problem if said and not words.caption and not words.captions else "")
+                problem = one.problem or (TWICE if twice else "") or why_not
+                of_words = problem == SEVERAL
+                if said and not problem and not words.caption and not words.captions:
+                    problem, of_words = said.problem, True
                 path = one.path if one.path not in self.words else f"{one.path}+{len(self.words)}"  # the same name again
-                self.words[path] = words if not problem and not unread else Words()
+                self.words[path] = words if not problem else Words()
                 group, style = (group_of(said.record) or "", style_of(said.record)) if said else ("", "")
-                self.found.append(replace(one, path=path, problem=problem, unread_words=unread, group=group, style=style))
+                self.found.append(replace(one, path=path, problem=problem, of_words=of_words, group=group, style=style))
             spare = f"not read: {TWICE}" if twice else SECOND_WORDS if read else OTHER_NAME if sample.pictures else NO_PICTURE
             self.unread.update({f"{tar_path}/{said.member}": spare for said in sample.said.values() if said not in read})
             if sample.pictures:

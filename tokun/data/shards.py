@@ -209,7 +209,8 @@ def load_arrays(path: Path, stamp: bytes, count: int) -> list[np.ndarray] | None
 def without_shards(folder: Path) -> str:
     """The message for a folder that holds no shards."""
     if _kept_nothing(folder):
-        return f"no shards (*.tar) in {folder}: prepare kept no picture there, and {folder}/report.html says why"
+        told = next((name for name in ("report.html", "manifest.parquet") if (folder / name).is_file()), "prepare.json")
+        return f"no shards (*.tar) in {folder}: prepare kept no picture there, and {folder}/{told} says why"
     return f"no shards (*.tar) in {folder}: make some with tokun prepare"
 
 
