@@ -193,6 +193,7 @@ def scores(model: Tokun, held: dict[str, list[Record]], style: str) -> dict[str,
     """Nats per token of each picture's codes and of its caption, and of all its tokens, given the tags that the model knows, and `style` where it does
     not know the picture's: "book image" … -> (pictures,)."""
     v, found = model.vocabulary, {}
+    style = style if style in v.styles else ""  # all weights know only the tags of their own pictures
     for name, records in held.items():
         tags = [
             Tags(r.style if r.style in v.styles else style, r.subject if r.subject in v.subjects else "", v.default_register, r.grid, r.thing if r.thing in v.things else "")
