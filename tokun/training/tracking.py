@@ -160,7 +160,7 @@ class WandbTracker(Tracker):
 
 def of_one_size(pairs: Sequence[tuple[Image.Image, str]]) -> list[tuple[Image.Image, str]]:
     """The pictures in the middle of white ones as large as the largest: W&B distorts a list of several shapes."""
-    size = tuple(max((picture.size[side] for picture, _ in pairs), default=0) for side in (0, 1))
+    size = max((picture.width for picture, _ in pairs), default=0), max((picture.height for picture, _ in pairs), default=0)
 
     def padded(picture: Image.Image) -> Image.Image:
         if picture.size == size:
