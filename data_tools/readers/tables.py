@@ -197,9 +197,9 @@ def json_records(name: str, open_file: Opener | None) -> Iterator[dict[str, Any]
     with open_file() if open_file else open(name, "rb") as file:
         data = file.read(MAX_PAGE_BYTES * 8 + 1)
     way_out = 'Write {"wolf.jpg": "A wolf."}, a list of objects with file_name and caption, or a table as captions.csv'
+    if len(data) > MAX_PAGE_BYTES * 8:
+        raise TableError(f"{name} cannot be read for captions: it is too large for a JSON file; write it as captions.jsonl. {way_out}")
     try:
-        if len(data) > MAX_PAGE_BYTES * 8:
-            raise ValueError("it is too large for a JSON file; write it as captions.jsonl")
         tree = json.loads(data.decode("utf-8-sig"))
     except (ValueError, RecursionError) as error:
         raise TableError(f"{name} cannot be read for captions: {error}. {way_out}") from error
