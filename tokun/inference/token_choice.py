@@ -2,6 +2,8 @@
 
 choose:   logits (B, V), legal (B, V), u (B,)    ->  ids (B,)         the inverse CDF over legal ids, in id order
 interval: logits (B, V), legal (B, V), ids (B,)  ->  low, high (B,)   the u for which `choose` takes these ids
+
+On a CPU `native.cpp` makes the same choice. Guidance, and which ids are legal, are `sampling.py`'s.
 """
 
 from __future__ import annotations

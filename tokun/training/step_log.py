@@ -1,7 +1,7 @@
 """What a training step logs: losses, learning rate, gradient norm, speed, memory, passes over the data, under the names in the tracker.
 
 The loop calls `log_step` every `log_every` steps, and asks the stage for its figures. A stage hands its numbers to the functions below, which
-name them; they know no stage. GRPO's figures are its own (`GrpoStage.summary` in `tokun.align.grpo`). Held-out figures (`val/…`) are logged by
+name them; they know no stage. GRPO's figures are its own (`GrpoStage.summary` in `tokun.align.grpo`), and the generator adds its `train/align_loss`. Held-out figures (`val/…`) are logged by
 each stage's `evaluate`.
 """
 
