@@ -258,7 +258,7 @@ def on_words(args: argparse.Namespace) -> None:
 def rewritten(model: Tokun, held: Sequence[tuple[str, str]], register: str, path: Path, rows: int = 64) -> list[str]:
     """The likeliest caption of each description, written to a table beside the wanted one. A finished table is reused."""
     if path.is_file():
-        return [line.split("\t")[2] for line in path.read_text(encoding="utf-8").splitlines()]
+        return [line.split("\t")[2] for line in path.read_text(encoding="utf-8").removesuffix("\n").split("\n")]
     v = model.vocabulary
     prompts = [
         sequences.rewrite_prompt(v, v.bare(), model.text_tokenizer.encode(description)[: v.max_text], register) for description, _ in held
@@ -315,7 +315,9 @@ def on_preferences(args: argparse.Namespace) -> None:
     (chosen,) = rewards.make([reward], base, "--reward")
     for split, seed, n in (("train", 1, args.n), ("val", 2, max(32, args.n // 4))):
         if not (args.out / f"{split}.jsonl").is_file():
-            (args.out / f"{split}.jsonl").write_text(preferences.lines(base.best_and_worst(seed, n, args.best_of, chosen)))
+            (args.out / f"{split}.jsonl").write_text(
+                preferences.lines(base.best_and_worst(seed, n, args.best_of, chosen)), encoding="utf-8"
+            )
     given = [f"dpo.{name}={(args.out / f'{split}.jsonl').resolve()}" for name, split in (("pairs", "train"), ("val", "val"))]
     record = train(ROOT / "configs" / "dpo.yaml", args.out / "lora", start_of(args), *given, *args.set)
     measures = [chosen, *rewards.make(judges, base, "--judge")]

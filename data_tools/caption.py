@@ -32,7 +32,7 @@ from data_tools.captioning.settings import Settings, Work
 from data_tools.pipeline.next_steps import inspecting, shell
 from data_tools.tables import QUOTING
 from tokun.utils import console
-from tokun.utils.console import home_path
+from tokun.utils.console import home_path, typed_path
 from tokun.utils.errors import UserError
 from tokun.utils.task_engine import add_options, engine_of, is_elsewhere
 
@@ -171,7 +171,7 @@ def main_from_table(args: argparse.Namespace, out: Path) -> int:
     options = from_table.Options(**{name: value for name, value in vars(args).items() if name in from_table.Options.__dataclass_fields__})
     report = from_table.merge(args.shards, args.table, out, options, progress=True)
     print(report.text(out))
-    print(f"Next:\n  {shell('questions', str(out), '--out', str(out.with_name(f'{out.name}-asked')))}")
+    print(f"Next:\n  {shell('questions', typed_path(out), '--out', typed_path(out.with_name(f'{out.name}-asked')))}")
     return 0
 
 

@@ -16,7 +16,7 @@ from PIL import Image, ImageDraw
 
 from benchmarks import cleaning as benchmark
 from data_tools.images.judge import reasons
-from data_tools.images.measure import look
+from data_tools.images.measure import look, percentiles
 from data_tools.images.trim import trim
 from data_tools.text.captions import BLOCK_TAG, INLINE_TAG, clean_caption, plain_once, plain_text, settled
 from data_tools.text.language import language
@@ -425,3 +425,10 @@ def test_a_broken_line_of_labels_is_refused_with_its_number(tmp_path, line):
 @given(st.text(st.sampled_from("aB .,-'\"`<&;>_\t[1é")))
 def test_the_short_way_of_plain_text_is_the_long_way(text):
     assert plain_text(text) == settled(plain_once, text)
+
+
+def test_percentiles_of_a_histogram_are_numpys():
+    rng = np.random.default_rng(0)
+    for size, width in ((1, 256), (2, 3), (37, 256), (5_000, 20)):
+        tones = rng.integers(0, width, size, dtype=np.uint8)
+        assert percentiles(tones, (0, 25, 80, 97.5, 100)) == pytest.approx(np.percentile(tones, (0, 25, 80, 97.5, 100)), abs=1e-9)

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from tokun.config import Config, from_dict, load_config, to_dict
+from tokun.training.run import check_settings
 
 CONFIGS = sorted((Path(__file__).parent.parent / "configs").glob("*.yaml"))
 
@@ -96,6 +97,13 @@ def test_an_integer_will_do_for_a_float(tmp_path):
 def test_a_mistake_in_an_override_is_named(tmp_path, override):
     with pytest.raises(ValueError, match=r"train|=3"):
         load_config(write(tmp_path, "train:\n  lr: 0.1\n"), [override])
+
+
+def test_the_adapter_recipe_needs_no_held_out_pictures(small_shards, tmp_path):
+    """README's command without data.val was refused, since the recipe keeps the best."""
+    config = load_config("lora", ["start=bundled", f"data.train={small_shards / 'train-*.tar'}", f"out={tmp_path}"])
+    assert config.train.keep_best == 1 and not config.data.val
+    check_settings(config, 1, False)
 
 
 @pytest.mark.parametrize("name", ["train.loss_chunk", "train.keep_best", "adapter.rank"])

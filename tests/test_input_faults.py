@@ -19,7 +19,7 @@ from PIL import Image, ImageCms, TiffImagePlugin
 
 from data_tools import inspect, prepare
 from data_tools.pipeline import next_steps
-from data_tools.pipeline.refusal import STOPPED
+from data_tools.pipeline.refusal import STOPPED, record_refusal
 from data_tools.readers import choose_reader
 from data_tools.readers.folder_scan import ELSEWHERE, LONE_TEXT, NOTHING_KNOWN, OTHER_SUFFIX, SAVED, SECOND_WORDS
 from data_tools.readers.webdataset import OTHER_NAME
@@ -36,6 +36,7 @@ from tokun.utils.console import home_path
 from tokun.utils.errors import UserError
 
 pa = pytest.importorskip("pyarrow")
+pq = pytest.importorskip("pyarrow.parquet")
 A, B = image(1), image(2)
 
 
@@ -225,6 +226,44 @@ def test_of_a_refused_source_the_manifest_lists_every_file_and_the_fault(made, t
     assert found.status == 0 and len(found.captions) == 2, "the record of a refusal is replaced by any run"
     found = made({name: FAULTY[name]}, "--max-aspect", "3")
     assert found.status == 2 and len(found.captions) == 2 and "lists the files" not in found.said, "shards and their manifest stay"
+
+
+def test_shards_laid_beside_the_record_of_a_refusal_are_not_replaced(made, tmp_path):
+    """The record alone was asked, so another tool's shards went without --overwrite."""
+    made({"a.png": A, "captions.json": "A wolf."})
+    others = tar([("x.png", B), ("x.json", b'{"path": "x.png", "caption": "A mill."}')])
+    (tmp_path / "out" / "train-00000.tar").write_bytes(others)
+    (tmp_path / "in" / "captions.json").unlink()
+    found = made({"a.txt": "A wolf."})
+    assert found.status == 2 and "--overwrite" in found.said
+    assert (tmp_path / "out" / "train-00000.tar").read_bytes() == others
+
+
+def test_the_fault_of_a_table_in_a_folder_whose_name_is_not_utf8_is_recorded(tmp_path):
+    """pyarrow refused the name in the manifest's reason, and its traceback hid the fault."""
+    table = tmp_path / "in" / os.fsdecode(b"caf\xe9") / "captions.json"
+    table.parent.mkdir(parents=True)
+    table.write_text("A wolf.")
+    (tmp_path / "in" / "a.png").write_bytes(A)
+    error = TableError(f"{table} cannot be read for captions")
+    assert record_refusal(str(tmp_path / "in"), str(tmp_path / "out"), error) == f"{tmp_path / 'out'}/manifest.parquet lists the files"
+    reasons = {row["path"]: row["reason"] for row in pq.read_table(tmp_path / "out" / "manifest.parquet").to_pylist()}
+    name = "caf\\xe9/captions.json"
+    assert reasons == {"a.png": STOPPED, name: f"caption table: {name} cannot be read for captions"}
+    assert name in json.loads((tmp_path / "out" / "prepare.json").read_text())["refused"]
+
+
+def test_the_fault_of_a_linked_table_is_its_own(tmp_path, monkeypatch, capsys):
+    """With SOURCE . the message begins with ./: every picture got the table's fault as its own reason."""
+    (tmp_path / "elsewhere.csv").write_text("file_name,caption\na.png,A wolf.\n")
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "a.png").write_bytes(A)
+    (tmp_path / "in" / "captions.csv").symlink_to(tmp_path / "elsewhere.csv")
+    monkeypatch.chdir(tmp_path / "in")
+    assert prepare.main([".", "--out", str(tmp_path / "out")]) == 2 and "captions.csv cannot be read" in capsys.readouterr().err
+    rows = pq.read_table(tmp_path / "out" / "manifest.parquet").to_pylist()
+    reasons = {row["path"]: row["reason"] for row in rows}
+    assert reasons["a.png"] == STOPPED and reasons["captions.csv"].startswith("caption table: captions.csv cannot be read")
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -441,6 +480,26 @@ def test_the_thumbnail_that_a_scanner_writes_first_is_not_the_picture(mode):
         (pages((small, 1)), (20, 10)),
     ):
         assert image_files.decode(made).size == image_files.size_of(made) == size
+
+
+@pytest.mark.parametrize("what", ["pointer", "tag"])
+def test_of_a_tiff_that_begins_with_a_reduced_page_and_is_damaged_behind_it_the_first_page_is_read(what):
+    """A broken pointer to the next page, a text in the tag of reduced pages: Pillow reads the first page, and so did prepare."""
+    small = Image.new("L", (20, 10), 7)
+    if what == "pointer":
+        made = bytearray(pages((small, 1)))
+        order = "little" if made[:2] == b"II" else "big"
+        at = int.from_bytes(made[4:8], order)
+        entries = int.from_bytes(made[at : at + 2], order)
+        made[at + 2 + 12 * entries : at + 6 + 12 * entries] = (len(made) + 10_000).to_bytes(4, order)
+    else:
+        info = TiffImagePlugin.ImageFileDirectory_v2()
+        info.tagtype[254] = 2
+        info[254] = "one"
+        buffer = io.BytesIO()
+        small.save(buffer, "TIFF", tiffinfo=info)
+        made = buffer.getvalue()
+    assert image_files.decode(bytes(made)).size == (20, 10)
 
 
 def test_a_tiff_of_two_pages_is_scaled_by_the_page_that_is_taken():
@@ -709,6 +768,9 @@ def test_pictures_without_captions_get_them_from_the_table_that_is_filled_in_wha
     """The printed way out, prepare again with the filled captions.csv, was refused: the source itself had no caption column."""
     files, source = WITHOUT_CAPTIONS[kind]
     found = made(files, source=source)
+    assert (found.status == 2) == (
+        kind in ("a data set with columns of another kind", "a list of paths", "a table of other columns beside them")
+    )
     if found.status == 2:  # a table with columns, none of them known: perhaps one has the captions
         assert "--caption-column" in found.said and "--allow-missing-captions" in found.said
         found = made(files, "--allow-missing-captions", source=source)

@@ -645,6 +645,10 @@ def test_the_table_counts_every_file_and_names_the_next_steps(tmp_path, capsys):
     )
     assert (enough := re.search(r"train\.steps=\d+ ", told)[0].strip()) in passes, "what training says of so many pictures"
     assert enough == "train.steps=68"
+    few = steps("shards", [], {"kept": 3, "distinct": 3}, report="report.html", val=1)
+    assert "train.steps=40 " in few and load_config("lora").train.warmup_steps < 40, (
+        "a run that ends before its learning rate is there learns nothing"
+    )
     assert "2 doubtful pictures are left out (ambiguous); --keep-ambiguous keeps them." in told
 
 

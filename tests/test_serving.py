@@ -174,8 +174,8 @@ def test_an_unrepeated_word_is_ruled_out_once_it_is_said():
     grammar = RequestGrammar(
         SMALL, image=sampling.Choice(), text=sampling.Choice(no_repeats=True), word_starts=(6, 7), unrepeated=[(6, 8), (9,)]
     )
-    ruled_out = [set(row.nonzero()[:, 0].tolist()) for row in grammar.repeats([[8, 7], [7, 9, 6]])]
-    assert ruled_out == [{6, 8, 7}, {6, 8, 9}]
+    ruled_out = [set(row.nonzero()[:, 0].tolist()) for row in grammar.repeats([[8, 7], [7, 9, 6], [7, 9, 8, 8]])]
+    assert ruled_out == [{6, 8, 7}, {6, 8, 9}, {6, 8}], "in the last, 8 goes on with the word that 9 began"
 
 
 # --- an engine like vLLM's ----------------------------------------------------------------------------------------------

@@ -4,6 +4,7 @@ import copy
 import json
 import shutil
 from dataclasses import replace
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -346,17 +347,24 @@ def test_a_way_between_shapes_is_shown_whole(shaped_folder, shaped_model, tmp_pa
         assert strip.height == 40 and strip.width >= 64 + 24 and moving.n_frames == 6
 
 
-def test_between_two_shapes_the_grid_changes_in_the_middle_and_the_picture_stays(shaped_model):
+def test_between_two_shapes_the_grids_between_are_passed_and_the_picture_stays(shaped_model):
     first, last = (next(s for s in range(50) if shaped_model.sample(s, 1)[0].tags.grid == grid) for grid in ((2, 8), (5, 3)))
     way = shaped_model.interpolate(first, last, 8)
-    assert [p.tags.grid for p in way] == [(2, 8)] * 4 + [(5, 3)] * 4 and all(p.image.size == pixels(p.tags.grid) for p in way)
+    assert [p.tags.grid for p in way] == [(2, 8), (2, 6), (2, 6), (3, 5), (3, 5), (4, 4), (4, 4), (5, 3)]
+    assert all(p.image.size == pixels(p.tags.grid) for p in way)
     assert tokens(way[:1]) == tokens(shaped_model.sample(first, 1)) and (way[-1].codes, way[-1].caption) == (
         lambda p: (p.codes, p.caption)
     )(shaped_model.sample(last, 1)[0])
-    for half, end in ((way[:4], way[0]), (way[4:], way[-1])):
-        other = conditional_generation.through(shaped_model, way[-1] if end is way[0] else way[0], end.tags.grid)
-        own, codes = np.array(end.codes), np.array([p.codes for p in half])
-        assert ((codes == own) | (codes == other)).all() and ((codes[1:] != codes[:-1]).sum(1) <= np.ceil((own != other).sum() / 7)).all()
+    for step, pair in enumerate(way):
+        start, end = (np.array(conditional_generation.through(shaped_model, one, pair.tags.grid)) for one in (way[0], way[-1]))
+        codes, differs = np.array(pair.codes), start != end
+        assert ((codes == start) | (codes == end)).all()
+        assert abs((codes == end)[differs].sum() - differs.sum() * step / 7) <= 1, "all steps change about equally many codes"
+        others = (way[0] if step < 4 else way[-1]).tags
+        assert pair.tags == replace(others, grid=pair.tags.grid)
+    for before, after in pairwise(way):
+        if before.tags.grid == after.tags.grid:
+            assert 0 < np.not_equal(before.codes, after.codes).sum() <= np.ceil(len(after.codes) / 7)
     back = shaped_model.interpolate(last, first, 8)
     assert [p.codes for p in back] == [p.codes for p in way[::-1]]
 

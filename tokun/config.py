@@ -241,7 +241,7 @@ class SamplingOptions:
     top_p: float | None = None  # keep the likeliest tokens that make up this share; 1 is off
     guidance_scale: float | None = None  # of codes by tags and prompt; 1 is off
     text_guidance_scale: float | None = None  # of words by their picture; 1 is off
-    no_repeats: bool | None = None  # no word and no short phrase twice in a row, no unrepeated word twice
+    no_repeats: bool | None = None  # no word and no short phrase twice in a row, no word twice that training captions do not repeat
     batch_size: int = 16  # samples drawn together; does not change them
 
 

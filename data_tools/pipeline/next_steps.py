@@ -26,6 +26,7 @@ FEW_PICTURES, MANY_PICTURES = 500, 20_000
 """Up to FEW_PICTURES an adapter learns enough, beyond MANY_PICTURES a model can be trained from nothing."""
 STEPS_A_PICTURE = 1.25
 """20 passes, which are sensible for few pictures (tokun.training.start_report), in batches of 16 (configs/lora.yaml)."""
+LEAST_STEPS = 40  # twice the warm-up of configs/lora.yaml
 FEW = 0.5  # below this share of captioned pictures, captioning is advised before training
 
 
@@ -163,7 +164,7 @@ def shell(command: str, *arguments: str) -> str:
 
 
 def typed(command: str) -> list[str]:
-    """How a subcommand of `tokun` is typed: as the running command was. After `python -m data_tools.NAME` the command tokun may not be
+    """How a subcommand of `tokun` is typed. After `python -m data_tools.NAME` the command tokun may not be
     on the path; in a clone's folder the next ones are then `python -m data_tools.inspect`, `python train.py`, as in the README."""
     spec = getattr(sys.modules["__main__"], "__spec__", None)
     if spec is None or not spec.name.startswith("data_tools."):
@@ -176,14 +177,14 @@ def typed(command: str) -> list[str]:
 
 
 def inspecting(out: str) -> str:
-    return "  " + shell("inspect", out, "--verify", "--sheet", "sheet.png")
+    return "  " + shell("inspect", typed_path(out), "--verify", "--sheet", "sheet.png")
 
 
 def training(out: str, pictures: int, *, val: int) -> str:
     """The commands that suit so many pictures: an adapter on the bundled model, the bundled model trained on, or a model from nothing."""
     data = shlex.quote(f"data.train={out}/train-*.tar") + (" " + shlex.quote(f"data.val={out}/val-*.tar") if val else "")
     if pictures <= FEW_PICTURES:
-        enough = math.ceil(STEPS_A_PICTURE * max(1, pictures - val))
+        enough = max(LEAST_STEPS, math.ceil(STEPS_A_PICTURE * (pictures - val)))
         train, sample = f"lora start=bundled {data} train.steps={enough} out=runs/mine-lora", "--adapter runs/mine-lora"
     else:
         start = "" if pictures > MANY_PICTURES else "start=bundled "

@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import re
+from collections.abc import Collection
 from dataclasses import asdict
 from posixpath import dirname, join
 from typing import Any
@@ -21,8 +22,6 @@ RECORD = "prepare.json"
 PARTIAL = ".prepare-partial"
 PLAN = "plan.json"
 PUBLISH = "publish.json"
-REFUSED = "refused"
-"""In RECORD: why nothing was made."""
 SHARD_NAME = re.compile(r"(train|val)-\d{5,}\.tar")
 
 
@@ -31,10 +30,8 @@ def refuse_other_shards(out: Store, record: dict[str, Any], *, overwrite: bool) 
     names = out.list()
     if "codes.json" in names:
         raise UserError(f"--out {out} holds code shards (codes.json), which prepare does not replace: name another folder")
-    if overwrite or not any(is_ours(name) for name in names) or was_refused(out):
+    if overwrite or holds_no_pictures(out, names):
         return
-    if RECORD in names and not out.exists(f"{PARTIAL}/{PUBLISH}") and not any(SHARD_NAME.fullmatch(name) for name in names):
-        return  # a run that kept no picture: nothing is lost
     way_out = "Name another --out, or add --overwrite to replace the shards there"
     # a run killed while publishing: its files follow the plan in the partial folder, and the record may be missing
     begun = out.exists(f"{PARTIAL}/{PLAN}") and (RECORD not in names or out.exists(f"{PARTIAL}/{PUBLISH}"))
@@ -50,12 +47,11 @@ def refuse_other_shards(out: Store, record: dict[str, Any], *, overwrite: bool) 
         raise UserError(f"--out {out} holds shards made with other settings ({'; '.join(changes)}). {way_out}")
 
 
-def was_refused(out: Store) -> bool:
-    """Whether `out` holds nothing but the record of a refused source."""
-    try:
-        return REFUSED in json.loads(out.read(RECORD))
-    except (OSError, ValueError, TypeError):
-        return False
+def holds_no_pictures(out: Store, names: Collection[str]) -> bool:
+    """Whether nothing is lost when `out`, which holds these names, is written: it has no shards, but at most the record of a run that kept no picture."""
+    if not any(map(is_ours, names)):
+        return True
+    return RECORD in names and not any(map(SHARD_NAME.fullmatch, names)) and not out.exists(f"{PARTIAL}/{PUBLISH}")
 
 
 def is_ours(name: str) -> bool:

@@ -8,16 +8,18 @@ from __future__ import annotations
 
 import contextlib
 import json
+import sqlite3
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from data_tools.pipeline.disk import DiskDict
 from data_tools.pipeline.manifest import MANIFEST, unread_row, write_rows
-from data_tools.pipeline.output import RECORD, REFUSED, is_ours, was_refused
+from data_tools.pipeline.output import RECORD, holds_no_pictures
 from data_tools.pipeline.remote_lock import alone_in
-from data_tools.pipeline.storage_backends import Store, is_url, open_store
+from data_tools.pipeline.storage_backends import is_url, open_store
 from data_tools.readers.files import find_files
+from data_tools.readers.listing import shown
 from data_tools.tables import TableError
 from tokun.utils.errors import UserError
 
@@ -30,27 +32,26 @@ def record_refusal(source: str, out: str, error: TableError) -> str:
     if is_url(source) or is_url(out) or not Path(source).exists():
         return ""
     store = open_store(out)
-    with contextlib.suppress(OSError, UserError):
-        if not may_be_replaced(store):
+    with contextlib.suppress(OSError, UserError, sqlite3.Error):  # the fault is told, with its record or without
+        if not holds_no_pictures(store, store.list()):
             return ""
         with alone_in(store):
-            if not may_be_replaced(store):  # again: another process may have written meanwhile
+            if not holds_no_pictures(store, store.list()):  # again: another process may have written meanwhile
                 return ""
-            record = {REFUSED: str(error), "kept": 0, "shards": {}}
-            store.write(RECORD, (json.dumps(record, indent=1, ensure_ascii=False) + "\n").encode("utf-8", "replace"))
-            write_rows(store, refused_rows(Path(source), str(error), Path(out)))
+            record = {"refused": shown(str(error)), "kept": 0, "shards": {}}
+            store.write(RECORD, (json.dumps(record, indent=1, ensure_ascii=False) + "\n").encode())
+            write_rows(store, refused_rows(source, str(error), Path(out)))
         return f"{out}/{MANIFEST} lists the files"
     return ""
 
 
-def may_be_replaced(out: Store) -> bool:
-    return not any(map(is_ours, out.list())) or was_refused(out)
-
-
-def refused_rows(source: Path, error: str, leave_out: Path) -> Iterator[dict[str, Any]]:
+def refused_rows(source: str, error: str, leave_out: Path) -> Iterator[dict[str, Any]]:
     """A row for each file below `source`, in order; the faulty one, which the error begins with, has the fault as its reason, or all have it."""
-    base = source if source.is_dir() else source.parent
-    paths = DiskDict((path, None) for path in find_files(source, leave_out)) if source.is_dir() else [source.name]
-    faulty = max((path for path in paths if error.startswith(str(base / path))), key=len, default="")
+    given = Path(source)
+    base = given if given.is_dir() else given.parent
+    paths = DiskDict((path, None) for path in find_files(given, leave_out)) if given.is_dir() else [given.name]
+    for prefix in (f"{base}/", f"{source}/", "./"):
+        error = error.removeprefix(prefix)
+    faulty = max((path for path in paths if error.startswith(path)), key=len, default="")
     for path in paths:
-        yield unread_row(path, FAULTY + error.removeprefix(f"{base}/") if path == faulty or not faulty else STOPPED)
+        yield unread_row(path, FAULTY + shown(error) if path == faulty or not faulty else STOPPED)

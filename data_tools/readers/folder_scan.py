@@ -42,23 +42,11 @@ ARCHIVES = (".7z", ".bz2", ".gz", ".rar", ".xz", ".zip", ".zst")
 LISTS = (".ods", ".txt", ".xls", ".xlsx", ".xml", ".yaml", ".yml")  # in which captions may be listed, but are not read
 
 OTHER_WORDS = (
-    ".ann",
-    ".cap",
-    ".doc",
-    ".docx",
-    ".lab",
-    ".md",
-    ".odt",
-    ".rtf",
-    ".tag",
-    ".tags",
-    ".xml",
-    ".xmp",
-    ".yaml",
-    ".yml",
-)  # which other tools write
+    ".ann", ".cap", ".doc", ".docx", ".lab", ".md", ".odt", ".rtf", ".tag", ".tags", ".xml", ".xmp", ".yaml", ".yml",
+)  # fmt: skip
+"""Suffixes of words that other tools write."""
 SAVED = "not read: a part of a saved data set; give its folder as SOURCE"
-OTHER_SUFFIX = "not read: has a picture's name, but no suffix of words that are read; name it NAME.txt"
+OTHER_SUFFIX = "not read: has a picture's name, but no suffix of words that are read; write its words into NAME.txt"
 ELSEWHERE = "not read: a text with the name of a picture in another folder; put it beside the picture"
 NOTHING_KNOWN = "not read: neither a picture nor words for one"
 OTHER_FORMAT = "not read: a picture in a format that is not read; save it as PNG or JPEG"
@@ -131,6 +119,8 @@ def tell_elsewhere(result: Survey) -> None:
         if reason == LONE_TEXT:
             lone.setdefault(folded_stem(posixpath.basename(path)), []).append(path)
     for picture in result.pictures if lone else ():
+        if not lone:
+            break
         for path in lone.pop(folded_stem(posixpath.basename(picture)), ()):
             result.unread[path] = ELSEWHERE
 

@@ -141,7 +141,7 @@ EXPLANATIONS |= {
         "An Arrow file of a data set that was saved by `save_to_disk`.",
         "Give its folder, with dataset_dict.json or state.json in it, as SOURCE.",
     ),
-    "not read: has a picture's name, but no suffix of words that are read; name it NAME.txt": (
+    "not read: has a picture's name, but no suffix of words that are read; write its words into NAME.txt": (
         "It may hold words about the picture of its name, but in a form that is not read.",
         "Put the caption into a text file with the picture's name (wolf.jpg, wolf.txt).",
     ),

@@ -91,7 +91,9 @@ class Judges:
 
     def __init__(self, args: argparse.Namespace):
         device = args.device or "cpu"
-        self.vqa = None if not args.vqa else Own(start_of(args)) if args.vqa == OWN else Vqa(args.vqa, device=device)
+        start = start_of(args) if args.vqa == OWN else None
+        self.vqa = Own(start) if start else Vqa(args.vqa, device=device) if args.vqa else None
+        self.own = bulk.identity(start)["generator"] if start else ""  # which model answers
         self.aesthetic = Aesthetic(args.aesthetic, args.clip or AESTHETIC_CLIP, device=device) if args.aesthetic else None
 
     def __call__(self, image: Image.Image, described: Described) -> dict[str, float]:
@@ -123,6 +125,7 @@ def judged(
     asked = {
         **bulk.identity(model),
         **{key: str(getattr(args, key)) for key in ("seed", "best_of", "reward", "max_bytes", "vqa", "aesthetic", "clip")},
+        **({"vqa_generator": judges.own} if judges.own else {}),
     }
     if (there := checkpoint.read_record(folder / "asked.json")) is not None:
         checkpoint.require_same(folder, there, json.loads(json.dumps(asked)), option="--out")

@@ -29,9 +29,11 @@ class RepetitionCounts:
         self.found.update(counts.keys())
         self.repeated.update(word for word, count in counts.items() if count > 1)
 
-    def unrepeated(self) -> list[str]:
-        """The words, in alphabetical order, that at most 2 % of the captions that have them have twice ("tree", "standing"; not "a" or "man").
+    def unrepeated(self, known: Iterable[str] = ()) -> list[str]:
+        """The words, in alphabetical order, that captions hardly ever have twice ("tree", "standing"; not "a" or "man"), and those of `known` about
+        which these captions say nothing, since too few have them.
 
-        Models repeat them more often than people: "a low headland on a low headland". Words of fewer than 50 captions are left out.
+        Models repeat such words more often than people: "a low headland on a low headland".
         """
-        return sorted(word for word, n in self.found.items() if n >= LEAST_CAPTIONS and self.repeated[word] <= MOST_REPEATED * n)
+        frequent = {word for word, n in self.found.items() if n >= LEAST_CAPTIONS}
+        return sorted({word for word in frequent if self.repeated[word] <= MOST_REPEATED * self.found[word]} | (set(known) - frequent))

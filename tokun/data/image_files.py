@@ -205,13 +205,13 @@ def read_header(data: bytes, *, most: int | None = None, formats: Sequence[str] 
 
 def pass_thumbnails(image: ImageFile.ImageFile) -> None:
     """Go to the first whole page of a TIFF that begins with reduced ones, as scanners write them; else stay at the first."""
-    for page in range(1, MOST_THUMBNAILS + 2):
-        if not getattr(image, "tag_v2", {}).get(SUBFILE_TYPE, 0) & 1:
-            return
-        try:
+    try:
+        for page in range(1, MOST_THUMBNAILS + 2):
+            if not int(getattr(image, "tag_v2", {}).get(SUBFILE_TYPE, 0)) & 1:
+                return
             image.seek(page)
-        except EOFError:
-            break
+    except (*DECODE_ERRORS, EOFError):
+        pass  # no further page, or one that is damaged, as tags may be: the first is the picture
     image.seek(0)
 
 

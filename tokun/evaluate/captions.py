@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from tokun.data.caption_words import words
+from tokun.data.cropping import Grid
 from tokun.evaluate import figures
 from tokun.evaluate.figures import Figure, bootstrap
 from tokun.evaluate.held_out_pairs import RealPair, grids_of
@@ -167,15 +168,21 @@ def subjects_named(model: Tokun, held_out: Sequence[RealPair]) -> list[Figure]:
 
 def answers_to(model: Tokun, question: str, pairs: Sequence[RealPair], rows: int = 64) -> list[str]:
     """The likeliest answer to a question about each picture, as `model.ask` gives it at temperature 0."""
-    v, grids, asked = model.vocabulary, grids_of(model, pairs), model.encode_text(question)
+    v, asked = model.vocabulary, model.encode_text(question)
     out: dict[int, str] = {}
-    for grid in dict.fromkeys(grids):  # batches of prompts with one length
-        own = [i for i, other in enumerate(grids) if other == grid]
-        for part in (own[at : at + rows] for at in range(0, len(own), rows)):
-            prompts = [sequences.question_prompt(v, Tags(grid=grid), pairs[i].codes, asked) for i in part]
-            made, _ = conditional_generation.write(model, prompts, model.uniforms(0, range(len(part))), model.text_choice(0.0))
-            out |= {i: model.text_tokenizer.decode(sequences.unpack(v, ids).answer or []) for i, ids in zip(part, made)}
+    for grid, part in batches(model, pairs, rows):
+        prompts = [sequences.question_prompt(v, Tags(grid=grid), pairs[i].codes, asked) for i in part]
+        made, _ = conditional_generation.write(model, prompts, model.uniforms(0, range(len(part))), model.text_choice(0.0))
+        out |= {i: model.text_tokenizer.decode(sequences.unpack(v, ids).answer or []) for i, ids in zip(part, made)}
     return [out[i] for i in range(len(pairs))]
+
+
+def batches(model: Tokun, pairs: Sequence[RealPair], rows: int) -> Iterator[tuple[Grid, list[int]]]:
+    """(grid, indices of at most `rows` pairs that have it): their prompts have one length."""
+    grids = grids_of(model, pairs)
+    for grid in dict.fromkeys(grids):
+        own = [i for i, other in enumerate(grids) if other == grid]
+        yield from ((grid, own[at : at + rows]) for at in range(0, len(own), rows))
 
 
 # --- agreement with human captions ------------------------------------------------------------------------------------
@@ -183,17 +190,15 @@ def answers_to(model: Tokun, question: str, pairs: Sequence[RealPair], rows: int
 
 def captions_for(model: Tokun, pairs: Sequence[RealPair], seed: int, rows: int = 64) -> list[str]:
     """A caption for each picture, as `model.caption` writes it with the checkpoint's temperature and guidance, each with its own latent."""
-    v, grids = model.vocabulary, grids_of(model, pairs)
+    v = model.vocabulary
     out: dict[int, str] = {}
-    for grid in dict.fromkeys(grids):  # batches of prompts with one length
-        tags, own = Tags(register="plain", grid=grid), [i for i, other in enumerate(grids) if other == grid]
-        for at in range(0, len(own), rows):
-            part = own[at : at + rows]
-            prompts = [sequences.caption_prompt(v, tags, pairs[i].codes) for i in part]
-            bare = [sequences.caption_prompt(v, tags, None)] * len(part)
-            u = model.uniforms(seed + part[0], range(len(part)))
-            made, _ = conditional_generation.write(model, prompts, u, model.text_choice(), bare, model.text_guidance(None))
-            out |= {i: model.text_tokenizer.decode(sequences.unpack(v, ids).caption or []) for i, ids in zip(part, made)}
+    for grid, part in batches(model, pairs, rows):
+        tags = Tags(register="plain", grid=grid)
+        prompts = [sequences.caption_prompt(v, tags, pairs[i].codes) for i in part]
+        bare = [sequences.caption_prompt(v, tags, None)] * len(part)
+        u = model.uniforms(seed + part[0], range(len(part)))
+        made, _ = conditional_generation.write(model, prompts, u, model.text_choice(), bare, model.text_guidance(None))
+        out |= {i: model.text_tokenizer.decode(sequences.unpack(v, ids).caption or []) for i, ids in zip(part, made)}
     return [out[i] for i in range(len(pairs))]
 
 

@@ -152,6 +152,8 @@ def identity(model: Tokun) -> dict[str, Any]:
         "generator": digest.hexdigest(), "image_tokenizer": model.image_tokenizer.fingerprint(),
         "defaults": {k: v for k, v in asdict(model.defaults).items() if k not in ("n", "seed")},
         "dtype": str(model.generator.dtype).removeprefix("torch."), "device": model.device.type,
+        # of settings that older checkpoints do not have
+        **({"unrepeated_words": hashlib.sha256(" ".join(model.unrepeated_words).encode()).hexdigest()} if model.unrepeated_words else {}),
         **({"compiled": "native"} if decoder.is_compiled(model.generator) else {}),
     }  # fmt: skip
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 from typing import TYPE_CHECKING
 
 import torch
@@ -175,7 +176,7 @@ def interpolate(
 
     `options` are those of `Tokun.sample`. A pair's `seed` is the first seed, its `index` the step. In between, the first picture's codes are
     replaced one by one by the last's and then stay, so that neighbours differ only in one step's share (`passage`). Each picture's words are
-    sampled with latents on the great circle between the ends'. Tags, including the grid, change in the middle.
+    sampled with latents on the great circle between the ends'. Tags change in the middle; the shape goes through those between the ends'.
     """
     if not 2 <= steps <= MAX_STEPS:
         raise UserError(f"steps is {steps}; an interpolation needs at least 2 steps, its ends, and at most {MAX_STEPS:,}")
@@ -200,25 +201,30 @@ def passage(model: Tokun, start: Pair, end: Pair, noise: Tensor, steps: int) -> 
 
     Each code is the start's or the end's. They change in the order of smooth noise over the picture, from `noise` (n_codes,), so that
     each step moves the borders of a few regions, and all steps change about equally many codes. Negated noise gives the same path reversed.
-    Between pictures of two grids, each is also encoded in the other's grid; the grid changes in the middle.
+    Between pictures of two grids, the path takes the grids between theirs, from wide to tall or back, and both are encoded in each of them.
+    The other tags change in the middle.
     """
-    ends = [start, end]
-    larger = max((pair.tags.grid or model.vocabulary.default_grid for pair in ends), key=lambda grid: (math.prod(grid), grid))
+    ends, default = (start, end), model.vocabulary.default_grid
+    grids = sorted(model.vocabulary.grids, key=lambda grid: (grid[0] / grid[1], grid))
+    first, last = (grids.index(pair.tags.grid or default) for pair in ends)
+    larger = max((grids[first], grids[last]), key=lambda grid: (math.prod(grid), grid))
     order = hills(noise[None, : math.prod(larger)], larger, WIDE).view(1, 1, *larger)
-    sides = []
-    for side in ends:
-        grid = side.tags.grid or model.vocabulary.default_grid
+
+    @cache
+    def encoded(grid: cropping.Grid) -> tuple[Tensor, Tensor, Tensor]:
+        """The codes of both pictures in a grid, and the fraction of the path at which each changes."""
         a, b = (torch.tensor(through(model, pair, grid)) for pair in ends)
-        own = torch.nn.functional.interpolate(order, grid, mode="bilinear").flatten()
-        ranks, changing = own.argsort(stable=True), (a != b).double()
+        ranks = torch.nn.functional.interpolate(order, grid, mode="bilinear").flatten().argsort(stable=True)
+        changing = (a != b).double()
         when = torch.empty_like(changing)
-        # the fraction of the path at which a code changes
         when[ranks] = (changing[ranks].cumsum(0) - changing[ranks] / 2) / changing.sum().clamp_min(1)
-        sides.append((side.tags, a, b, when))
+        return a, b, when
+
     out = []
     for t in (step / (steps - 1) for step in range(1, steps - 1)):
-        tags, a, b, when = sides[t >= 0.5]
-        out.append((torch.where(when < t, b, a), tags))
+        grid, tags = grids[round(first + (last - first) * t)], ends[t >= 0.5].tags
+        a, b, when = encoded(grid)
+        out.append((torch.where(when < t, b, a), tags if grid == (tags.grid or default) else replace(tags, grid=grid)))
     return out
 
 

@@ -117,7 +117,7 @@ class Tokun:
     fit: str = ""
     """How pictures were fitted to their grids in training (`cropping.FITS`); left empty, `cropping.usual_fit`."""
     unrepeated_words: tuple[str, ...] = ()
-    """What training captions hardly ever have twice (`data.unrepeated_words`), nor do texts written with `no_repeats`."""
+    """What training captions hardly ever have twice (`data.caption_words`), nor do texts written with `no_repeats`. An adapter keeps its base's."""
 
     def __post_init__(self) -> None:
         self.fit = self.fit or cropping.usual_fit(self.vocabulary.grids)
@@ -132,7 +132,7 @@ class Tokun:
             )
         if rows < v.size:
             raise UserError(f"the generator has {rows} embeddings, the vocabulary needs {v.size}: parts of two checkpoints")
-        self._frequencies = Frequencies(self.tag_counts, v)
+        self._frequencies: Frequencies | None = None
         self.adapters: dict[str, adapters.Adapter] = {}
         self.adapter = ""  # the name of the one in use
         self.base: adapters.Base | None = None  # what the model is without it
@@ -352,11 +352,9 @@ class Tokun:
 
     def frequencies(self, wanted: Tags, caption: Sequence[int] | None = None) -> Frequencies:
         """How often tags stand together in training; with a caption (text ids), times how well subject and thing fit it: see `prompt_tags`."""
-        if (
-            self._frequencies.counts is not self.tag_counts or self._frequencies.vocabulary is not self.vocabulary
-        ):  # an adapter brings its own
-            self._frequencies = Frequencies(self.tag_counts, self.vocabulary)
         found = self._frequencies
+        if found is None or found.counts is not self.tag_counts or found.vocabulary is not self.vocabulary:  # an adapter brings its own
+            found = self._frequencies = Frequencies(self.tag_counts, self.vocabulary)
         return found if caption is None else found.given(prompt_tags.likelihoods(self, caption, wanted, found))
 
     # --- the other directions, each described where it is written -----------------------------------------------------

@@ -120,7 +120,8 @@ def repetition_mask(words: Tensor, counts: Tensor, begins: Tensor, unrepeated: T
     """The ids that would repeat the phrase at the end of a text (a1 … an a1 … an, where a1 begins a word), or a word that is unrepeated: (B, width) bool.
 
     words (B, T) int64: the ids of each text without its marks, right-aligned; counts (B,): their number; begins (V,) bool: the ids that begin a word;
-    unrepeated (V,) int64: numbers of the words that a text has at most once, 0 for all other ids.
+    unrepeated (V,) int64: numbers of the words that a text has at most once, 0 for all other ids. An id that is ruled out cannot begin a longer word
+    either: "churchyard" after "church", if it has no id of its own.
     """
     found, size = torch.zeros(len(words), width, dtype=torch.bool, device=words.device), words.shape[1]
     for n in range(1, min(REPEATED, (size + 1) // 2) + 1):
@@ -128,9 +129,11 @@ def repetition_mask(words: Tensor, counts: Tensor, begins: Tensor, unrepeated: T
         again = (counts >= 2 * n - 1) & begins[end[:, 0]] & (end[:, : n - 1] == end[:, n:]).all(1)
         last = end[:, n - 1 : n].clamp_max(width - 1)
         found.scatter_(1, last, found.gather(1, last) | again[:, None])
-    there = torch.arange(size, device=words.device) >= size - counts[:, None]
-    said = torch.zeros(len(words), int(unrepeated.max()) + 1, dtype=torch.bool, device=words.device)
-    said.scatter_(1, torch.where(there, unrepeated[words], 0), True)
+    whole = torch.ones_like(words, dtype=torch.bool)  # not "church" in "churchyard", where the word goes on
+    whole[:, :-1] = begins[words[:, 1:]]
+    whole &= torch.arange(size, device=words.device) >= size - counts[:, None]
+    said = torch.zeros(len(words), len(unrepeated), dtype=torch.bool, device=words.device)  # by number: there are fewer words than ids
+    said.scatter_(1, torch.where(whole, unrepeated[words], 0), True)
     said[:, 0] = False
     return found | said[:, unrepeated[:width]]
 
@@ -138,8 +141,9 @@ def repetition_mask(words: Tensor, counts: Tensor, begins: Tensor, unrepeated: T
 def word_numbers(words: Sequence[Sequence[int]], size: int) -> Tensor:
     """`repetition_mask`'s numbers (size,) int64 of words, each given by its ids."""
     numbers = torch.zeros(size, dtype=torch.long)
-    for number, ids in enumerate(words, 1):
-        numbers[list(ids)] = number
+    numbers[[i for ids in words for i in ids]] = torch.tensor(
+        [number for number, ids in enumerate(words, 1) for _ in ids], dtype=torch.long
+    )
     return numbers
 
 

@@ -24,6 +24,8 @@ from tokun.config import Config
 from tokun.data import cropping, mirror
 from tokun.data.caption_words import RepetitionCounts
 from tokun.data.codes import questions_of
+from tokun.inference.checkpoint_folder import read_settings
+from tokun.inference.folders import SAMPLING, resolve
 from tokun.inference.tags import count_tags
 from tokun.tokenizers.image import ImageTokenizer
 from tokun.tokenizers.vocabulary import tag_word
@@ -125,7 +127,7 @@ def encode_shards(run: Run) -> Path:
             index = data.CodeSamples(sorted(target.glob(f"{split}-*.tar")), cache_file=run.index(f"codes-{split}")).index
             counts[split] = len(index)
             if split == "train":
-                held = _count_held(map(index.read_json, range(len(index))), grids)
+                held = _count_held(map(index.read_json, range(len(index))), grids, config.start)
         checkpoint.write_record(
             target / "codes.json",
             {"fingerprint": asked["fingerprint"], "grid": list(grids[0]), "grids": [list(grid) for grid in grids], "fit": config.data.fit if config.data.grids else "crop",
@@ -137,11 +139,12 @@ def encode_shards(run: Run) -> Path:
     return target
 
 
-def _count_held(records: Iterable[dict[str, Any]], grids: Sequence[cropping.Grid]) -> dict[str, Any]:
+def _count_held(records: Iterable[dict[str, Any]], grids: Sequence[cropping.Grid], start: str = "") -> dict[str, Any]:
     """What codes.json says of the training samples: `tag_counts`, `register_counts`, `grid_counts`, `unrepeated_words`.
 
     A row of tag_counts is [style, subject, count]; with things or several grids, it is [style, subject, thing, "HxW", count].
-    Things that are too rare for a tag (`common_things`) are left empty.
+    Things that are too rare for a tag (`common_things`) are left empty. Unrepeated words are also those of the checkpoint `start`, where these
+    captions say nothing about them.
     """
     rows, registers, shapes, repetition = [], Counter[str](), Counter[str](), RepetitionCounts()
     for tree in records:
@@ -158,7 +161,7 @@ def _count_held(records: Iterable[dict[str, Any]], grids: Sequence[cropping.Grid
     return {
         "tag_counts": count_tags(row if wide else row[:2] for row in rows),
         "register_counts": dict(sorted(registers.items())), "grid_counts": {cropping.grid_text(grid): shapes[cropping.grid_text(grid)] for grid in grids},
-        "unrepeated_words": repetition.unrepeated(),
+        "unrepeated_words": repetition.unrepeated(read_settings(resolve(start) / SAMPLING).unrepeated_words if start else ()),
     }  # fmt: skip
 
 

@@ -18,8 +18,7 @@ from tokun import data
 from tokun.config import Config
 from tokun.inference import decoder
 from tokun.inference.adapters import fingerprint
-from tokun.inference.checkpoint_folder import read_settings
-from tokun.inference.folders import SAMPLING, is_bundled, resolve
+from tokun.inference.folders import is_bundled
 from tokun.inference.latents import Slots
 from tokun.inference.model import Tokun
 from tokun.inference.model_card import model_card
@@ -81,7 +80,7 @@ def train_generator(run: Run) -> Path:
     settings = _settings(run.config, parts)
     if is_finished(run, "generator", target, settings):
         return target
-    stage = GeneratorStage(run, parts.with_words_of(run.config.start), settings)
+    stage = GeneratorStage(run, parts, settings)
     loop.train(stage)
     stage.finish(target)
     return target
@@ -95,7 +94,6 @@ class Parts:
     text_tokenizer: TextTokenizer | PretrainedTextTokenizer
     codes: dict[str, Any]  # the record of the code shards
     vocabulary: Vocabulary
-    unrepeated_words: tuple[str, ...]  # of the training captions and of `start`
     base: str = ""  # the fingerprint of an adapter's base
 
     @classmethod
@@ -108,15 +106,7 @@ class Parts:
             before = starting_model(run.config)
             base = fingerprint(before.generator, before.vocabulary)
             vocabulary = adapters.vocabulary_of(before, vocabulary, new_tags=run.config.adapter.new_tags)
-        words = tuple(codes.get("unrepeated_words", ()))  # older records do not count them
-        return cls(image_tokenizer, text_tokenizer, codes, vocabulary, words, base)
-
-    def with_words_of(self, start: str) -> Parts:
-        """With the unrepeated words of the checkpoint `start`, too. Not needed, and not asked for, where the stage is finished."""
-        if not start:
-            return self
-        words = read_settings(resolve(start) / SAMPLING).unrepeated_words
-        return dataclasses.replace(self, unrepeated_words=tuple(sorted({*self.unrepeated_words, *words})))
+        return cls(image_tokenizer, text_tokenizer, codes, vocabulary, base)
 
     @property
     def slots(self) -> Slots:
@@ -127,7 +117,7 @@ class Parts:
         tags = [tuple(c) for c in self.codes["tag_counts"]]
         return Tokun(
             self.image_tokenizer.to(device), self.text_tokenizer, self.vocabulary, generator, config.sampling, tags, tuple(tasks),
-            fit=self.codes.get("fit", ""), unrepeated_words=self.unrepeated_words,
+            fit=self.codes.get("fit", ""), unrepeated_words=tuple(self.codes.get("unrepeated_words", ())),  # older records have none
         )  # fmt: skip
 
 
@@ -247,6 +237,8 @@ class GeneratorStage(EngineStage):
         return alignment_targets(run, self.parts.image_tokenizer, self.parts.codes["fingerprint"], self.parts.vocabulary)
 
     def _open_best(self) -> checkpoint.BestCheckpoints:
+        if self.train.keep_best and not self.run.config.data.val:
+            self.run.say("generator: train.keep_best has nothing to go by: name held-out pictures with data.val")
         best = checkpoint.BestCheckpoints(self.run.out / "best", keep=self.train.keep_best)
         if self.run.rank == 0:
             checkpoint.remove_partial(best.folder)

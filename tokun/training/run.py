@@ -114,7 +114,7 @@ def open_run(config: Config, *, deepspeed: bool = False) -> Run:
     rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
     deepspeed = deepspeed and bool(config.train.deepspeed)
     start = adapters.take_shape(config)
-    _check_settings(config, world, deepspeed)
+    check_settings(config, world, deepspeed)
     if config.threads:
         torch.set_num_threads(config.threads)
     held = lock_out(config)
@@ -162,7 +162,8 @@ def write_config(out: Path, config: Config) -> None:
     checkpoint.write_text(out / "config.yaml", yaml.safe_dump(configs.to_dict(config), sort_keys=False))
 
 
-def _check_settings(config: Config, world: int, deepspeed: bool) -> None:
+def check_settings(config: Config, world: int, deepspeed: bool) -> None:
+    """Raise UserError for settings that cannot be trained with, of any stage. Creates nothing."""
     train = config.train
     data.check_batch(config.image_tokenizer_train.batch_size, world, "image_tokenizer_train.batch_size")
     data.check_batch(train.batch_size, world, "train.batch_size")
@@ -197,10 +198,6 @@ def _check_settings(config: Config, world: int, deepspeed: bool) -> None:
         raise UserError(f"train.ema_every is {train.ema_every}; it must be a number of steps, 1 or more")
     if config.data.val:
         data.expand_shards(config.data.val)  # first opened in the second stage
-    if train.keep_best and not config.data.val:
-        raise UserError(
-            f"train.keep_best is {train.keep_best}, but finding the best checkpoint needs held-out pictures: name them with data.val, or set keep_best to 0"
-        )
     weights = config.image_tokenizer_train.perceptual_weights
     if weights and config.image_tokenizer_train.perceptual_weight > 0 and not Path(weights).is_file():
         raise FileNotFoundError(
