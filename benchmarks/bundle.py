@@ -67,6 +67,7 @@ LIMITS = """- A small model ({parameters:.1f}M parameters), trained for {hours} 
 - The books are of their time (sixteenth to early twentieth century): depictions and words that are demeaning by present standards,
   war and execution occur in the data and may show in samples.
 - English only. Technique is known for whole books; of plates it is not known and says `engraving`."""
+REPEATS = ", and with no_repeats: no word and no short phrase twice in a row, no word\n  at all twice that training captions hardly ever have twice"
 SHEETS = {  # of tokun.evaluate, and what they show
     "samples": "The first 64 samples of seed 1000, as they come, each with the caption of its own sequence",
     "nearest": "The samples that are nearest to a training picture (by SqueezeNet features), and what they are nearest to",
@@ -201,7 +202,7 @@ def texts(
             parameters=record["parameters"] / 1e6,
             hours=round(hours),
             guidance=d.text_guidance_scale,
-            repeats=", and with no_repeats: no word and no short phrase twice in a row" if d.no_repeats else "",
+            repeats=REPEATS if d.no_repeats else "",
         ),
         "recipe": "\n- ".join(recipe),
         "table": without_folders(args.table.read_text(encoding="utf-8")) if args.table else "",
@@ -220,12 +221,14 @@ def machine_paths(folder: Path) -> list[str]:
 
 
 def lay_sheets(folders: list[Path], out: Path) -> None:
-    """The sheets that these folders hold, in 16 greys, beside the card; the card's last section shows them."""
+    """The sheets that these folders hold, in 16 greys, beside the card. The card's last section shows all that lie there."""
     shown = []
     for name, what in SHEETS.items():
+        target = out / "sheets" / f"{name}.png"
         for source in (folder / f"{name}.png" for folder in folders if (folder / f"{name}.png").is_file()):
-            (out / "sheets").mkdir(exist_ok=True)
-            Image.open(source).convert("L").quantize(16).save(out / "sheets" / f"{name}.png", optimize=True)
+            target.parent.mkdir(exist_ok=True)
+            Image.open(source).convert("L").quantize(16).save(target, optimize=True)
+        if target.is_file():
             shown.append(f"{what}:\n\n![{name}](sheets/{name}.png)\n")
     card = (out / "README.md").read_text(encoding="utf-8").partition(HEADING)[0].rstrip("\n") + "\n"
     (out / "README.md").write_text(card + (HEADING + "\n\n" + "\n".join(shown) if shown else ""), encoding="utf-8")

@@ -6,6 +6,7 @@ from dataclasses import asdict
 
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file
 
 import tokun
@@ -158,3 +159,16 @@ def test_whatever_the_bundle_is_its_card_names_its_shapes_and_its_tasks():
     assert all(f"{rows}x{columns}" in card for rows, columns in model.grids)
     assert all(task in card for task in model.tasks) and str(model.vocabulary.codebook_size) in card
     assert model.tag_counts and set(asdict(model.defaults)) >= {"temperature", "text_temperature"}
+
+
+def test_sheets_laid_again_leave_the_others_on_the_card(tmp_path):
+    (tmp_path / "README.md").write_text("# A model\n", encoding="utf-8")
+    for folder, names in (("all", ("samples", "nearest", "doctor")), ("again", ("samples",))):
+        (tmp_path / folder).mkdir()
+        for name in names:
+            Image.new("L", (8, 8), 255 if folder == "all" else 0).save(tmp_path / folder / f"{name}.png")
+        bundle.main(["--sheets", str(tmp_path / folder), "--out", str(tmp_path)])
+        card = (tmp_path / "README.md").read_text(encoding="utf-8")
+        assert [card.count(f"![{name}]") for name in bundle.SHEETS] == [1, 1, 1]
+    with Image.open(tmp_path / "sheets" / "samples.png") as laid:
+        assert laid.convert("L").getextrema() == (0, 0)
