@@ -20,6 +20,7 @@ from tokun.inference.token_choice import require_scale
 from tokun.tokenizers.vocabulary import Vocabulary
 from tokun.utils.checkpoint import require_safetensors
 from tokun.utils.errors import UserError, first_line
+from tokun.utils.optional_packages import quiet_deepspeed
 
 
 def require_device(device: str | None) -> None:
@@ -86,7 +87,7 @@ def load_generator(folder: Path, dtype: torch.dtype) -> Any:
 
     auto: Any = AutoModelForCausalLM
     try:
-        with without_bars():
+        with quiet_transformers():
             generator, found = auto.from_pretrained(
                 folder, dtype=dtype, use_safetensors=True, trust_remote_code=False, output_loading_info=True
             )
@@ -100,10 +101,11 @@ def load_generator(folder: Path, dtype: torch.dtype) -> Any:
 
 
 @contextmanager
-def without_bars() -> Iterator[None]:
-    """Without the progress bars of transformers, where they were on."""
+def quiet_transformers() -> Iterator[None]:
+    """Without the progress bars of transformers, where they were on, and without DeepSpeed's warning, which it imports."""
     from transformers.utils import logging
 
+    quiet_deepspeed()
     shown = logging.is_progress_bar_enabled()
     if shown:
         logging.disable_progress_bar()

@@ -34,7 +34,7 @@ from tokun.inference import (
     text_token_classes,
     token_choice,
 )
-from tokun.inference.checkpoint_folder import read_settings, without_bars
+from tokun.inference.checkpoint_folder import read_settings, quiet_transformers
 from tokun.inference.folders import BUNDLED, CARD, GENERATOR, IMAGE_TOKENIZER, SAMPLING, TEXT_TOKENIZER, VOCABULARY, resolve
 from tokun.inference.sampling_arguments import with_sampling_options
 from tokun.inference.tags import Frequencies, TagCounts, count_tags, grid_of, settings_json
@@ -483,7 +483,7 @@ class Tokun:
         v = self.vocabulary
         own = next(self.generator.parameters()).dtype
         written = self.generator if dtype == own else copy.deepcopy(self.generator).to(dtype)  # the live weights stay as they are
-        with without_bars():
+        with quiet_transformers():
             written.save_pretrained(directory / GENERATOR)
         self.text_tokenizer.save_hf(directory / GENERATOR, v.added_tokens, bos="<bos>", eos="<eos>", pad="<pad>")
         self.image_tokenizer.save(directory / IMAGE_TOKENIZER)

@@ -27,7 +27,7 @@ from tokun.training.zero import MOMENTS, ZeroOptimizer, skip_inference_kernel
 from tokun.utils import checkpoint, shipped_configs
 from tokun.utils.errors import UserError
 from tokun.utils.memory import keep_memory
-from tokun.utils.optional_packages import need
+from tokun.utils.optional_packages import need, quiet_deepspeed
 
 
 def start_processes() -> bool:
@@ -223,8 +223,7 @@ class DeepSpeedEngine(Engine):
     """
 
     def __init__(self, train: TrainConfig, model: nn.Module, micro: int, accumulation: int):
-        if not torch.cuda.is_available():
-            os.environ.setdefault("DS_ACCELERATOR", "cpu")  # otherwise it warns that it takes the CPU
+        quiet_deepspeed()
         deepspeed = need("deepspeed", extra="train")
         self.train, self.plain, self.accumulation = train, model, accumulation
         self.settings = deepspeed_settings(train, micro=micro, accumulation=accumulation)
