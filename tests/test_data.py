@@ -907,3 +907,15 @@ def test_members_are_those_of_tarfile():
     assert ours == theirs or (set(theirs[329:345]) == set(b"0\0") and ours[:148] + ours[156:329] == theirs[:148] + theirs[156:329])
     with tarfile.open(fileobj=io.BytesIO(ours + bytes(1024))) as tar:
         assert {info.name: tar.extractfile(info).read() for info in tar} == members
+
+
+def test_a_share_has_no_tag_that_names_the_picture_and_questions_have_none_at_all(code_shards):
+    """As a picture of an unknown kind is captioned and asked about."""
+    batches = token_batches(code_shards, untagged_share=0.5)
+    tags = [p.tags for p in packed_many(batches, 4000)]
+    untagged = [t for t in tags if not (t.style or t.subject)]
+    assert abs(len(untagged) / 4000 - (0.5 + 0.5 * (0.1 + 0.9 * 0.01))) < 0.03
+    assert abs(sum(bool(t.register) for t in untagged) / len(untagged) - (0.5 * 0.81 + 0.5 * 0.009 * 0.9) / 0.5545) < 0.04
+    asked = packed_many(token_batches(code_shards, untagged_share=0.01, task_mix={"question": 1}), 200)
+    assert {p.task for p in asked} == {"question"} and not any(name for p in asked for name in p.tags.names() if "grid" not in name)
+    assert any(p.tags.subject for p in packed_many(token_batches(code_shards, task_mix={"question": 1}), 200))

@@ -154,6 +154,9 @@ class TrainConfig:
     align_layer: int = 0  # the layer whose output predicts them, from 1; 0: five eighths of the layers
     word_dropout: float = 0.0  # share of input words (never of targets) replaced by random ones, so that the model must use the picture
     tag_dropout: float = 0.1  # applied to each tag, and to all of them together
+    # share of the sequences without style, subject and thing, as pictures of an unknown kind are captioned; above 0 questions never have them, nor a
+    # register: a model that is told what a picture shows need not look (benchmarks/README.md)
+    untagged_share: float = 0.0
     plain_share: float = 0.7  # share of samples with the plain caption; the rest draw from all their registers
     # a task whose fields a sample lacks falls back to joint
     task_mix: dict[str, float] = field(default_factory=lambda: {"joint": 0.7, "text_to_image": 0.2, "question": 0.05, "rewrite": 0.05})

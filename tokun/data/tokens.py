@@ -70,14 +70,14 @@ class TokenBatches:
     def __init__(
         self, samples: CodeSamples, vocabulary: Any, encode: Callable[[str], list[int]], *, batch_size: int, seed: int,
         task_mix: dict[str, float], tag_dropout: float, plain_share: float = 1.0, rank: int = 0, world: int = 1, views: bool = True, threads: int = 0,
-        sort_window: int = 0, word_dropout: float = 0.0,
+        sort_window: int = 0, word_dropout: float = 0.0, untagged_share: float = 0.0,
     ):  # fmt: skip
         check_batch(batch_size, world)
         self.samples, self.vocabulary = samples, vocabulary
         # saves a quarter of the packing time from the second epoch on; the lists are shared and must not be changed
         self.encode = lru_cache(ENCODED)(encode)
         self.batch_size, self.seed, self.tag_dropout, self.rank, self.world, self.views = batch_size, seed, tag_dropout, rank, world, views
-        self.plain_share = plain_share
+        self.plain_share, self.untagged_share = plain_share, untagged_share
         self.other = OtherWords(vocabulary, word_dropout) if word_dropout else None
         self.order = Order(len(samples), seed)
         check_task_mix(task_mix)
@@ -164,6 +164,8 @@ class TokenBatches:
         register = "plain" if rng.random() < self.plain_share or len(registers) == 1 else registers[rng.integers(len(registers))]
         dropped, bare = rng.random(5 if v.things else 4).tolist(), rng.random() < self.tag_dropout
         keep = [not bare and number >= self.tag_dropout for number in dropped]
+        if self.untagged_share and (task == "question" or rng.random() < self.untagged_share):
+            keep = [False, False, keep[2] and task != "question", keep[3], False]
         only_grid = len(v.grids) > 1 or record.grid != v.default_grid  # one of several grids cannot be guessed
         tags = Tags(
             style=record.style if keep[0] and record.style in v.styles else "",

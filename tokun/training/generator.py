@@ -174,7 +174,7 @@ def _training_batches(run: Run, parts: Parts) -> data.TokenBatches:
     return data.TokenBatches(
         samples, parts.vocabulary, parts.text_tokenizer.encode, batch_size=train.batch_size, rank=run.rank, world=run.world,
         threads=config.data.num_workers, sort_window=config.data.sort_window, seed=training_seed(config), task_mix=train.task_mix,
-        tag_dropout=train.tag_dropout, plain_share=train.plain_share, word_dropout=train.word_dropout,
+        tag_dropout=train.tag_dropout, plain_share=train.plain_share, word_dropout=train.word_dropout, untagged_share=train.untagged_share,
     )  # fmt: skip
 
 

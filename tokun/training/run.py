@@ -173,6 +173,7 @@ def check_settings(config: Config, world: int, deepspeed: bool) -> None:
     shares = {
         "train.word_dropout": train.word_dropout,
         "train.tag_dropout": train.tag_dropout,
+        "train.untagged_share": train.untagged_share,
         "train.plain_share": train.plain_share,
         "generator.dropout": config.generator.dropout,
         "train.lr_hold": train.lr_hold,
