@@ -151,16 +151,18 @@ def unfinished(text: str, known: Counter[str], no_room: bool) -> bool:
 
 
 def subjects_named(model: Tokun, held_out: Sequence[RealPair]) -> list[Figure]:
-    """How often the model names a picture's subject, one of its subject tags, when it is asked. Nothing without subjects, or of a model that was not
-    trained on questions."""
+    """How often the model names a picture's subject, one of its subject tags, when it is asked. Nothing without subjects, of a model that was not
+    trained on questions, or of one that never answers with a subject: it knows other questions."""
     pairs = [pair for pair in held_out if pair.tags.subject]
     if not pairs or "question" not in model.tasks:
         return []
-    named = answers_to(model, SUBJECT, pairs)
+    named = [tag_word(answer) for answer in answers_to(model, SUBJECT, pairs)]
+    if not set(named) & set(model.subjects):
+        return []
     commonest = Counter(pair.tags.subject for pair in pairs).most_common(1)[0][1] / len(pairs)
     return [
         figures.share(
-            "subject named right, held-out", [tag_word(answer) == pair.tags.subject for answer, pair in zip(named, pairs)], better="more",
+            "subject named right, held-out", [answer == pair.tags.subject for answer, pair in zip(named, pairs)], better="more",
             note=f"likeliest answer to {SUBJECT!r}; {len(model.subjects)} subjects, the commonest is {commonest:.1%}",
         )
     ]  # fmt: skip
