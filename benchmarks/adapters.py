@@ -108,7 +108,7 @@ def start_of(args: argparse.Namespace) -> str:
 def on_a_book(args: argparse.Namespace) -> None:
     shards, known = book_shards(args)
     given = [start_of(args), f"data.train={shards}/train.tar", f"data.val={shards}/val.tar", f"seed={args.seed}", f"train.max_minutes={args.minutes}",
-             f"train.steps={args.steps}", "train.save_every=100000", "train.sample_every=100000", f"train.eval_every={args.eval_every}", "train.keep_best=1", "sampling.n=0", *TAGS]  # fmt: skip
+             f"train.steps={args.steps}", "train.passes=0", "train.save_every=100000", "train.sample_every=100000", f"train.eval_every={args.eval_every}", "train.keep_best=1", "sampling.n=0", *TAGS]  # fmt: skip
     lora = ROOT / "configs" / "lora.yaml"
     records = {"LoRA": train(lora, args.out / "lora", *given, *args.set)}
     whole = full_config(lora, [*given, *args.set], args.out / "full.yaml")

@@ -74,7 +74,9 @@ def find_shards(paths: Iterable[Path]) -> list[Path]:
     shards: list[Path] = []
     for path in paths:
         if not path.exists():
-            raise FileNotFoundError(f"{path} does not exist: give shards (.tar) or a folder of them")
+            raise FileNotFoundError(
+                f"{path} does not exist: give shards (.tar) or a folder of them; `python -m data_tools.prepare PICTURES --out {path}` makes some"
+            )
         inside = sorted(path.glob("*.tar")) if path.is_dir() else [path]
         if not inside:
             raise FileNotFoundError(without_shards(path))

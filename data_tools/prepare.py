@@ -33,7 +33,7 @@ from data_tools.images.image_ops import OF_OPENCV, opencv
 from data_tools.pipeline.chunks import KEPT, Settings, measure_chunk, rows_name
 from data_tools.pipeline.disk import DiskDict
 from data_tools.pipeline.manifest import MANIFEST, manifest
-from data_tools.pipeline.next_steps import captions_warning, steps, write_captions_to_fill
+from data_tools.pipeline.next_steps import captions_warning, near_style, steps, write_captions_to_fill
 from data_tools.pipeline.output import PARTIAL, PUBLISH, RECORD, begin, publish, refuse_other_shards
 from data_tools.pipeline.refusal import record_refusal
 from data_tools.pipeline.remote_lock import alone_in
@@ -343,7 +343,11 @@ def run(args: argparse.Namespace, command: list[str]) -> int:
     print(made.table())
     out = args.out.rstrip("/")
     if not made.kept:
-        print(f"prepare: no picture was kept; {out}/{MANIFEST} gives the reason for each", file=sys.stderr)
+        print(f"prepare: no picture was kept; {out}/{report.NAME} shows the reason for each", file=sys.stderr)
+    if args.style and (meant := near_style(args.style)):
+        print(
+            f"--style is {args.style}, which the bundled model does not know; did you mean {meant}? Any other word becomes a style of its own."
+        )
     if made.kept or made.captions.get("missing"):
         doubtful = 0 if args.keep_ambiguous else sum(count for (status, _), count in made.counts.items() if status == "ambiguous")
         print(steps(out, command, made.captions, report=report.NAME, val=made.pairs("val"), doubtful=doubtful))

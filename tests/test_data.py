@@ -570,7 +570,7 @@ def test_a_missing_shard_is_named(tmp_path):
     write_shard(tmp_path / "a-00000.tar", iter(pictures(1)))
     with pytest.raises(FileNotFoundError, match=r"a-00001\.tar does not exist"):
         expand_shards(f"{tmp_path}/a-{{00000..00001}}.tar")
-    with pytest.raises(FileNotFoundError, match=r"b-\*\.tar does not exist.*Set data\.train"):
+    with pytest.raises(FileNotFoundError, match=r"b-\*\.tar does not exist.*name them with data\.train"):
         expand_shards(f"{tmp_path}/a-*.tar,{tmp_path}/b-*.tar")
     with pytest.raises(FileNotFoundError, match="no shards are named"):
         expand_shards("")

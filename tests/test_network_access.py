@@ -123,4 +123,5 @@ def test_checkpoints_and_adapters_are_fetched_alike_and_without_a_network_told_s
 def test_a_folder_with_a_similar_name_is_named(tmp_path):
     (tmp_path / "runs" / "mine").mkdir(parents=True)
     assert network_access.near(tmp_path / "runs" / "mien") == f" (did you mean {tmp_path / 'runs' / 'mine'}?)"
-    assert network_access.near(tmp_path / "runs" / "quite-another") == "" == network_access.near("owner/model")
+    assert network_access.near(tmp_path / "runs" / "quite-another") == f" ({tmp_path / 'runs'} holds mine)"
+    assert network_access.near("owner/model") == ""

@@ -8,7 +8,6 @@ import itertools
 import json
 import os
 import random
-import re
 import shlex
 import shutil
 import subprocess
@@ -31,9 +30,7 @@ from data_tools.pipeline.storage_backends import Store
 from data_tools.prepare import main, prepare
 from data_tools.readers import Found, Words
 from tests.kills import dies, kills
-from tokun.config import load_config
 from tokun.data.shards import expand_shards
-from tokun.training import start_report
 
 pq = pytest.importorskip("pyarrow.parquet", reason="prepare writes Parquet: pip install -e '.[data]'")
 
@@ -640,15 +637,6 @@ def test_the_table_counts_every_file_and_names_the_next_steps(tmp_path, capsys):
     told = steps("my shards", [], {"kept": 3, "distinct": 3}, report="report.html", val=False)
     assert "data.val=" not in told and "'data.train=my shards/train-*.tar'" in told and "doubtful" not in told
     told = steps("shards", [], {"kept": 60, "distinct": 60}, report="report.html", val=6, doubtful=2)
-    passes = start_report.time_line(
-        steps=1, batch_size=load_config("lora").train.batch_size, pictures=54, max_minutes=0, going_on=True, name="train"
-    )
-    assert (enough := re.search(r"train\.steps=\d+ ", told)[0].strip()) in passes, "what training says of so many pictures"
-    assert enough == "train.steps=68"
-    few = steps("shards", [], {"kept": 3, "distinct": 3}, report="report.html", val=1)
-    assert "train.steps=40 " in few and load_config("lora").train.warmup_steps < 40, (
-        "a run that ends before its learning rate is there learns nothing"
-    )
     assert "2 doubtful pictures are left out (ambiguous); --keep-ambiguous keeps them." in told
 
 
@@ -684,3 +672,12 @@ def test_shards_of_before_there_was_a_limit_of_pixels_to_choose_are_gone_on_with
     assert run(source, out) == 0
     assert run(source, out, "--max-megapixels", "400") == 2 and "max_megapixels: 100.0 then, 400.0 now" in capsys.readouterr().err
     assert run(source, tmp_path / "few", "--max-megapixels", "0.001") != 0, "each picture has more pixels than that"
+
+
+def test_a_style_spelt_almost_like_one_of_the_bundled_model_is_asked_about(tmp_path, capsys):
+    source = many(tmp_path / "in", 1, 3)
+    assert run(source, tmp_path / "out", "--style", "engravnig") == 0
+    assert "--style is engravnig, which the bundled model does not know; did you mean engraving?" in capsys.readouterr().out
+    for style in ("engraving", "lunar-maps"):
+        assert run(source, tmp_path / style, "--style", style) == 0
+        assert "did you mean" not in capsys.readouterr().out

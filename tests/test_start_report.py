@@ -183,6 +183,8 @@ def test_the_time_is_told_in_passes_and_what_max_minutes_counts():
     line = start_report.time_line(steps=20_000, batch_size=32, pictures=163, max_minutes=45, going_on=True, name="train")
     assert "3,926 passes over 163 pictures; about 20 passes (train.steps=102) are sensible; more would memorise them" in line
     assert "train.max_minutes 45 counts this stage alone" in line
+    line = start_report.time_line(steps=84, batch_size=16, pictures=67, max_minutes=10, going_on=True, name="train", most_passes=20)
+    assert line.startswith("84 steps of 16 are 20 passes over 67 pictures (train.passes). ")
     assert "max_minutes is not set" in start_report.time_line(
         steps=10, batch_size=4, pictures=163, max_minutes=0, going_on=False, name="train"
     )
@@ -202,3 +204,19 @@ def test_held_out_shards_that_are_not_there_are_told_before_the_first_stage(tmp_
     with pytest.raises(FileNotFoundError, match=r"nowhere/val-.*data\.val"):
         open_run(config)
     assert not (tmp_path / "run").exists()
+
+
+def test_training_shards_that_are_not_there_are_told_before_anything_is_made_and_how_to_make_them(tmp_path):
+    config = load_config(write_config(tmp_path, tmp_path / "shards"), ["data.train=nowhere/train-*.tar", "data.val="])
+    with pytest.raises(FileNotFoundError, match=r"nowhere/train-.*python -m data_tools\.prepare"):
+        open_run(config)
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(("words", "told"), [("Bottle: Arkansas {}", True), ("A bottle with a long neck {}", False)])
+def test_captions_that_are_titles_are_told(words, told):
+    seen = captions.Seen()
+    for number in range(40):
+        seen.add({"caption": words.format(number)})
+    doubts = " ".join(seen.doubts(from_nothing=False))
+    assert ("40 of the 40 captions have fewer than 4 words" in doubts) == told and bool(doubts) == told

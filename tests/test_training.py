@@ -18,6 +18,7 @@ from tokun.models import losses
 from tokun.tokenizers.image import ImageTokenizer
 from tokun.training import engine
 from tokun.training.codes import require_codes_of
+from tokun.training.generator import steps_of
 from tokun.training.loop import seed_device
 from tokun.training.run import open_run
 from tokun.training.token_loss import labelled
@@ -275,3 +276,17 @@ def test_settings_that_came_later_do_not_part_a_run_from_what_it_was_before_them
     assert "codebook_start" not in settings["generator"] and not {"ema_every", "seed"} & set(settings["train"])
     with pytest.raises(ValueError, match="codebook_start"):
         run_stages(config, "generator.codebook_start=true")
+
+
+@pytest.mark.parametrize(
+    ("settings", "pictures", "steps"),
+    [
+        ({"steps": 2000}, 67, 2000),
+        ({"steps": 2000, "passes": 20.0, "batch_size": 16, "warmup_steps": 20}, 67, 84),
+        ({"steps": 50, "passes": 20.0, "batch_size": 16, "warmup_steps": 20}, 67, 50),
+        ({"steps": 2000, "passes": 20.0, "batch_size": 16, "warmup_steps": 20}, 3, 40),  # a run that ends in its warm-up learns nothing
+        ({"steps": 2000, "passes": 0.5, "batch_size": 16, "warmup_steps": 0}, 3200, 100),
+    ],
+)
+def test_passes_over_the_pictures_end_a_training_before_its_steps(settings, pictures, steps):
+    assert steps_of(TrainConfig(**settings), pictures) == steps

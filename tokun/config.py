@@ -128,6 +128,7 @@ class GeneratorConfig:
 @dataclass
 class TrainConfig:
     steps: int = 10000  # of training; the learning rate's cosine ends there
+    passes: float = 0.0  # end after so many passes over the training pictures, if that is sooner (at least twice the warm-up); 0: off
     seed: int = -1  # of initial weights, order, dropout and tasks, so that runs over the same codes can differ; -1: the run's seed
     max_minutes: float = 0.0  # stop early after this much time; 0: never
     batch_size: int = 32  # global: processes x micro batch x accumulation

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import csv
+import difflib
 import io
-import math
+import json
 import shlex
 import sys
 from collections.abc import Iterable, Mapping, Sequence
@@ -16,7 +17,8 @@ from data_tools.pipeline.storage_backends import Store, is_url
 from data_tools.readers.listing import NOTHING, Listing
 from data_tools.tables import TableError, read_table
 from tokun.cli.commands import COMMANDS
-from tokun.data.captions import Texts, alike
+from tokun.data.captions import Texts, alike, titles
+from tokun.inference.folders import BUNDLED, VOCABULARY
 from tokun.utils.console import typed_path
 
 CAPTIONS = "captions.csv"
@@ -24,9 +26,6 @@ CAPTIONS = "captions.csv"
 NO_CAPTION = "no caption"
 FEW_PICTURES, MANY_PICTURES = 500, 20_000
 """Up to FEW_PICTURES an adapter learns enough, beyond MANY_PICTURES a model can be trained from nothing."""
-STEPS_A_PICTURE = 1.25
-"""20 passes, which are sensible for few pictures (tokun.training.start_report), in batches of 16 (configs/lora.yaml)."""
-LEAST_STEPS = 40  # twice the warm-up of configs/lora.yaml
 FEW = 0.5  # below this share of captioned pictures, captioning is advised before training
 
 
@@ -111,7 +110,7 @@ def steps(out: str, command: Sequence[str], captions: Mapping[str, int], *, repo
         parts.append(
             f"{doubtful:,} doubtful picture{' is' if one else 's are'} left out (ambiguous); --keep-ambiguous keeps {'it' if one else 'them'}."
         )
-    if told := alike(captions):
+    if told := alike(captions) or titles(captions):
         parts.append(told)
     if missing:
         parts.append(captions_first(out, command, missing, captioned, empty, report))
@@ -176,6 +175,13 @@ def typed(command: str) -> list[str]:
     return ["python", str(script)] if script.is_file() and script.samefile(clone / script) else ["python", "-m", "tokun", command]
 
 
+def near_style(style: str) -> str:
+    """The style of the bundled model that a word may be a misspelling of; "" for its own styles and for words unlike them."""
+    vocabulary = BUNDLED / VOCABULARY
+    known = json.loads(vocabulary.read_text(encoding="utf-8"))["styles"] if vocabulary.is_file() else []
+    return "" if style in known else next(iter(difflib.get_close_matches(style, known, 1, 0.8)), "")
+
+
 def inspecting(out: str) -> str:
     return "  " + shell("inspect", typed_path(out), "--verify", "--sheet", "sheet.png")
 
@@ -184,8 +190,7 @@ def training(out: str, pictures: int, *, val: int) -> str:
     """The commands that suit so many pictures: an adapter on the bundled model, the bundled model trained on, or a model from nothing."""
     data = shlex.quote(f"data.train={out}/train-*.tar") + (" " + shlex.quote(f"data.val={out}/val-*.tar") if val else "")
     if pictures <= FEW_PICTURES:
-        enough = max(LEAST_STEPS, math.ceil(STEPS_A_PICTURE * (pictures - val)))
-        train, sample = f"lora start=bundled {data} train.steps={enough} out=runs/mine-lora", "--adapter runs/mine-lora"
+        train, sample = f"lora start=bundled {data} out=runs/mine-lora", "--adapter runs/mine-lora"
     else:
         start = "" if pictures > MANY_PICTURES else "start=bundled "
         train, sample = f"engraving-cpu {start}{data} out=runs/mine", "--checkpoint runs/mine"

@@ -83,8 +83,10 @@ def serve(page: Any, *, host: str = "127.0.0.1", port: int = 7860, share: bool =
             probe.bind((host, port))
     except (OSError, OverflowError) as error:
         raise UserError(f"{host}, port {port}: cannot be listened on ({error}). Choose another --host or --port") from error
+    if wait:
+        print(f"The demo will be at http://{f'[{host}]' if ':' in host else host}:{port} in a moment; Ctrl-C ends it", flush=True)
     return page.launch(
-        server_name=f"[{host}]" if ":" in host else host, server_port=port, share=share, prevent_thread_lock=not wait, quiet=not wait, ssr_mode=False, show_error=False,
+        server_name=f"[{host}]" if ":" in host else host, server_port=port, share=share, prevent_thread_lock=not wait, quiet=not share, ssr_mode=False, show_error=False,
         max_file_size=demo.MAX_FILE_BYTES, allowed_paths=[], state_session_capacity=SESSIONS, max_threads=16, footer_links=[], enable_monitoring=False,
         app_kwargs={"middleware": [Middleware(Gate, max_file_bytes=demo.MAX_FILE_BYTES)], "docs_url": None, "redoc_url": None, "openapi_url": None},
         theme=gr.themes.Base(font=["Georgia", "serif"], font_mono=["monospace"]), css_paths=STYLE,

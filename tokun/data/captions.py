@@ -16,6 +16,7 @@ from tokun.data.shards import ShardIndex
 
 MOST_TEXTS = 1000  # distinct captions that are counted
 ALIKE = 20  # captions below which no warning says that they are nearly all the same
+SENTENCE = 4  # words of a caption that says what is seen
 FEW = 1000  # captioned pictures below which a generator trained from scratch memorises them
 CAPTION = "tokun caption SHARDS --model … (or --endpoint …, or --from TABLE)"
 
@@ -43,6 +44,17 @@ def alike(captions: Mapping[str, int], *, looked_at: str = "") -> str:
     )
 
 
+def titles(captions: Mapping[str, int], *, looked_at: str = "") -> str:
+    """The warning when most of the kept captions have fewer than SENTENCE words, as titles do; else "". `captions`: counts kept, empty, short."""
+    kept, short = captions.get("kept", 0) - captions.get("empty", 0), captions.get("short", 0)
+    if kept < ALIKE or 2 * short <= kept:
+        return ""
+    return (
+        f"{short:,} of the {kept:,} captions{looked_at} have fewer than {SENTENCE} words: titles and names teach a model little. A sentence that says "
+        "what is seen teaches more (tokun caption, with a captioner, or by hand)."
+    )
+
+
 NO_CAPTION = re.compile(r"\s*(\w+://|www\.)\S+\s*|.*\.(avif|bmp|gif|heic|jpe?g|png|tiff?|webp)\s*", re.I | re.S)
 NUMBER = re.compile(r"[a-z]{0,8}\d[a-z\d]*|m*(cm|cd|d?c{0,3})(xc|xl|l?x{0,3})(ix|iv|v?i{0,3})")
 OF_LABELS = re.compile(
@@ -67,19 +79,20 @@ class Texts:
 
     def __init__(self) -> None:
         self.times: Counter[str] = Counter()
-        self.labels = 0
+        self.labels = self.short = 0
 
     def __len__(self) -> int:
         return len(self.times)
 
     def add(self, text: str) -> None:
         self.labels += is_label(text)
+        self.short += len(text.split()) < SENTENCE
         if (one := gist(text)) in self.times or len(self.times) < MOST_TEXTS:
             self.times[one] += 1
 
     def counts(self) -> dict[str, int]:
-        """The counts that `alike` reads: distinct, most and labels."""
-        return {"distinct": len(self), "most": max(self.times.values(), default=0), "labels": self.labels}
+        """The counts that `alike` and `titles` read: distinct, most, labels and short."""
+        return {"distinct": len(self), "most": max(self.times.values(), default=0), "labels": self.labels, "short": self.short}
 
 
 @dataclass
@@ -126,7 +139,8 @@ class Seen:
             )
         if self.templates == self.captioned:
             found.append(only_templates(self.captioned, looked_at=sample))
-        if same := alike({"kept": self.captioned, **self.texts.counts()}, looked_at=sample):
+        counts = {"kept": self.captioned, **self.texts.counts()}
+        if same := alike(counts, looked_at=sample) or (self.templates < self.captioned and titles(counts, looked_at=sample)):
             found.append(same)
         if from_nothing and (captioned := round(share * self.captioned)) < FEW:
             found.append(few(captioned))

@@ -244,7 +244,7 @@ def expand_shards(pattern: str) -> list[Path]:
                         raise FileNotFoundError(without_shards(folder))
                     raise FileNotFoundError(
                         f"shard {one} does not exist (from {pattern!r}, looked in {folder.resolve()}). "
-                        "Set data.train and data.val to your shards, for example data.train='shards/train-*.tar'"
+                        "Shards are made from pictures by `python -m data_tools.prepare PICTURES --out shards/`; name them with data.train and data.val, for example data.train='shards/train-*.tar'"
                     )
                 found += hits
         if not found:

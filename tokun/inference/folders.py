@@ -33,7 +33,7 @@ def resolve(checkpoint: str | Path | None) -> Path:
             f"{path} holds an adapter, which is loaded with its base: tokun.load(BASE, adapter={str(path)!r}), tokun sample --adapter {path}"
         )
     if path.exists():
-        raise FileNotFoundError(f"{path} holds no checkpoint: {VOCABULARY} and {GENERATOR}/ are not there. Has its training finished?")
+        raise FileNotFoundError(f"{path} holds no checkpoint: {VOCABULARY} and {GENERATOR}/ are not there{unfinished(path)}")
     return network_access.downloaded(str(checkpoint), "checkpoint", ["bundled", *runs_with("checkpoint")])
 
 
@@ -45,8 +45,16 @@ def resolve_adapter(adapter: str | Path) -> Path:
     if checkpoint_at(path):
         raise FileNotFoundError(f"{path} is a checkpoint, not an adapter: give it as the checkpoint (--checkpoint)")
     if path.exists():
-        raise FileNotFoundError(f"{path} holds no adapter: {ADAPTER_CONFIG} is missing. Has its training finished?")
+        raise FileNotFoundError(f"{path} holds no adapter: {ADAPTER_CONFIG} is missing{unfinished(path)}")
     return network_access.downloaded(str(adapter), "adapter", runs_with("adapter"))
+
+
+def unfinished(run: Path) -> str:
+    """What is said of a folder without the result of a training."""
+    asked = ". Has its training finished?"
+    if not (run / "state").is_dir():
+        return asked
+    return f"{asked} Its command typed again goes on; with train.max_minutes=1 added it ends soon and keeps what it has learned"
 
 
 def runs_with(part: str) -> list[str]:

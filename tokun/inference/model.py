@@ -34,7 +34,7 @@ from tokun.inference import (
     text_token_classes,
     token_choice,
 )
-from tokun.inference.checkpoint_folder import read_settings, quiet_transformers
+from tokun.inference.checkpoint_folder import quiet_transformers, read_settings
 from tokun.inference.folders import BUNDLED, CARD, GENERATOR, IMAGE_TOKENIZER, SAMPLING, TEXT_TOKENIZER, VOCABULARY, resolve
 from tokun.inference.sampling_arguments import with_sampling_options
 from tokun.inference.tags import Frequencies, TagCounts, count_tags, grid_of, settings_json

@@ -172,7 +172,9 @@ class Vocabulary:
         if name not in self._ids:
             kind, _, word = name[1:-1].partition(":")
             known = [c[len(kind) + 2 : -1] for c in self.controls if c.startswith(f"<{kind}:")]
-            raise UserError(f"{name} is not in this vocabulary; {kind} can be: {listed(word, known)}")
+            near = difflib.get_close_matches(word, known, 1) if len(known) <= MANY else []  # `listed` has the nearest of many
+            meant = f"did you mean {near[0]}? " if near else ""
+            raise UserError(f"{name} is not in this vocabulary; {meant}{kind} can be: {listed(word, known)}")
         return self._ids[name]
 
     def name(self, token: int) -> str:

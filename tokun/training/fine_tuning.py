@@ -174,7 +174,7 @@ class TuningStage(EngineStage):
                     )
                 checkpoint.write_record(folder / "training.json", record)
             self.run.remove_states(self.folder)
-            self.run.say(f"{self.name}: finished after {self.step} steps, {record['seconds'] / 60:.1f} minutes. {figures_line(held)}")
+            self.run.say(f"{self.name}: {self.schedule.ended(self.step)}, {record['seconds'] / 60:.1f} minutes. {figures_line(held)}")
             self.run.say(where_to(target, self.config))
         self.run.wait()
 

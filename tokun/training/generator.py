@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import shlex
 from collections import Counter
 from collections.abc import Generator, Sequence
@@ -15,7 +16,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from tokun import data
-from tokun.config import Config
+from tokun.config import Config, TrainConfig
 from tokun.inference import decoder
 from tokun.inference.adapters import fingerprint
 from tokun.inference.folders import is_bundled
@@ -121,6 +122,13 @@ class Parts:
         )  # fmt: skip
 
 
+def steps_of(train: TrainConfig, pictures: int) -> int:
+    """The steps of a training on so many pictures: `steps`, or fewer with `passes`."""
+    if not train.passes:
+        return train.steps
+    return min(train.steps, max(2 * train.warmup_steps, math.ceil(train.passes * pictures / train.batch_size)))
+
+
 def training_seed(config: Config) -> int:
     """The seed of the generator's initial weights, order, dropout and tasks."""
     return config.seed if config.train.seed < 0 else config.train.seed
@@ -219,7 +227,10 @@ class GeneratorStage(EngineStage):
             model.alignment.watch(alignment.watched_layer(model, train.align_layer))
         self.held_out = _held_out_batches(run, parts)
         schedule = loop.Schedule.of(
-            train, eval_every=train.eval_every if self.held_out else 0, sample_every=train.sample_every if run.config.sampling.n > 0 else 0
+            train,
+            steps=steps_of(train, parts.codes["counts"]["train"]),
+            eval_every=train.eval_every if self.held_out else 0,
+            sample_every=train.sample_every if run.config.sampling.n > 0 else 0,
         )
         super().__init__(run, schedule, train, model=model, engine=engine, settings=settings)
         self.targets = targets
@@ -252,8 +263,8 @@ class GeneratorStage(EngineStage):
             f"{self.parameters / 1e6:.2f}M parameters, vocabulary {v.size} ({v.text_size} text + {len(v.controls)} control + "
             f"{v.codebook_size} image), {len(self.training_batches.samples)} samples, {self.run.world} process(es), {self.engine}\n"
             + time_line(
-                steps=self.train.steps, batch_size=self.train.batch_size, pictures=len(self.training_batches.samples),
-                max_minutes=self.train.max_minutes, going_on=bool(self.config.start), name="train",
+                steps=self.schedule.steps, batch_size=self.train.batch_size, pictures=len(self.training_batches.samples),
+                max_minutes=self.train.max_minutes, going_on=bool(self.config.start), name="train", most_passes=self.train.passes,
             )
         )  # fmt: skip
 
@@ -393,7 +404,7 @@ class GeneratorStage(EngineStage):
             with uncompiled(whole.generator):
                 log_samples(run, whole, self.step)
         run.remove_states("generator")
-        run.say(f"generator: finished after {self.step} steps, {record['seconds'] / 60:.1f} minutes. {figures_line(held)}")
+        run.say(f"generator: {self.schedule.ended(self.step)}, {record['seconds'] / 60:.1f} minutes. {figures_line(held)}")
         for top in best[:1]:
             weights = self.best.path(top["step"])
             run.say(f"generator: lowest held-out loss {top['loss']:.4f} at step {top['step']}; its averaged weights: {weights}")

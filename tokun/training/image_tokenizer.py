@@ -241,7 +241,7 @@ class ImageTokenizerStage(loop.Stage):
         self._log_held_out(figures, sheet)
         if skipped:
             run.say(f"image tokenizer: skipped {self.samples.index.skipped_summary()}")
-        run.say(f"image tokenizer: finished after {self.step} steps. {figures_line(figures)}")
+        run.say(f"image tokenizer: {self.schedule.ended(self.step)}. {figures_line(figures)}")
         run.wait()
         return figures
 

@@ -74,6 +74,11 @@ class Schedule:
         """What ended a training after `step` steps, as in its record."""
         return "steps" if step >= self.steps else f"max_minutes {self.max_minutes:g}"
 
+    def ended(self, step: int) -> str:
+        """The words for the end of a training after `step` steps."""
+        why = "" if step >= self.steps else f" of {self.steps:,}, ended by {self.stopped_by(step)}"
+        return f"finished after {step:,} steps{why}"
+
 
 class Clock:
     """Seconds of training, including earlier starts (`before`)."""

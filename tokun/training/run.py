@@ -197,8 +197,8 @@ def check_settings(config: Config, world: int, deepspeed: bool) -> None:
     _check_alignment(config)
     if train.ema_every < 1:
         raise UserError(f"train.ema_every is {train.ema_every}; it must be a number of steps, 1 or more")
-    if config.data.val:
-        data.expand_shards(config.data.val)  # first opened in the second stage
+    for pattern in filter(None, (config.data.val, config.data.train)):
+        data.expand_shards(pattern)
     weights = config.image_tokenizer_train.perceptual_weights
     if weights and config.image_tokenizer_train.perceptual_weight > 0 and not Path(weights).is_file():
         raise FileNotFoundError(

@@ -82,13 +82,18 @@ def verdict(figures: dict[str, float], train: ImageTokenizerTrainConfig, sheet: 
     return f"{said}. {sheet} shows each picture beside its reconstruction"
 
 
-def time_line(*, steps: int, batch_size: int, pictures: int, max_minutes: float, going_on: bool, name: str) -> str:
-    """How many passes the steps make, how many are sensible, and what `max_minutes` counts."""
+def time_line(
+    *, steps: int, batch_size: int, pictures: int, max_minutes: float, going_on: bool, name: str, most_passes: float = 0.0
+) -> str:
+    """How many passes the steps make, how many are sensible, and what `max_minutes` counts. `most_passes`: the setting `passes` that ends the training."""
     passes, sensible = steps * batch_size / max(1, pictures), FINE_TUNING_PASSES if going_on else PASSES
     enough = math.ceil(sensible * pictures / batch_size)
-    line = f"{steps:,} steps of {batch_size} are {passes:,.0f} passes over {pictures:,} pictures; about {sensible} passes ({name}.steps={enough}) are sensible"
-    if steps > enough:
-        line += "; more would memorise them"
+    line = f"{steps:,} steps of {batch_size} are {passes:,.0f} passes over {pictures:,} pictures"
+    if most_passes and math.ceil(most_passes * pictures / batch_size) <= steps:
+        line += f" ({name}.passes)"
+    else:
+        line += f"; about {sensible} passes ({name}.steps={enough}) are sensible"
+        line += "; more would memorise them" if steps > enough else ""
     if max_minutes > 0:
         return f"{line}. {name}.max_minutes {max_minutes:g} counts this stage alone: its steps, evaluations and compiling, including earlier starts"
     return f"{line}. {name}.max_minutes is not set: the stage ends after its steps. It would count this stage alone, including compiling"

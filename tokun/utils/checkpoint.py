@@ -263,12 +263,18 @@ def read_record(path: Path) -> dict[str, Any] | None:
 def require_same(path: Path, made_with: dict[str, Any], asked: dict[str, Any], *, option: str = "out") -> None:
     """Raise UserError naming the settings in which a result on disk differs from those requested. `option` chooses another folder."""
     old, new = _flatten(made_with), _flatten(asked)
-    differing = [f"{k}: {old.get(k)!r} there, {new.get(k)!r} here" for k in sorted({*old, *new}) if old.get(k) != new.get(k)]
+    differing = [f"{k}: {_difference(old.get(k), new.get(k))}" for k in sorted({*old, *new}) if old.get(k) != new.get(k)]
     if differing:
         shown = "; ".join(differing[:6]) + (f"; and {len(differing) - 6} more" if len(differing) > 6 else "")
         raise UserError(
             f"{path} was made with other settings ({shown}). Choose another folder with {option}=…, restore the old settings, or delete {path}"
         )
+
+
+def _difference(old: Any, new: Any) -> str:
+    if all(isinstance(value, str) and re.fullmatch(r"[0-9a-f]{16}", value) for value in (old, new)):  # of `files_fingerprint`
+        return "other files than there"
+    return f"{old!r} there, {new!r} here"
 
 
 def files_fingerprint(paths: list[Path]) -> str:

@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 SECONDS = 5.0
+SHOWN = 6  # names of a folder's content in a message
 MISSING = re.compile(r"[Cc]an't load|couldn't (?:connect|find|reach)|does not appear to have|not cached")  # in transformers' OSErrors
 HUB_ID = re.compile(r"[\w][\w.-]*(/[\w][\w.-]*)?")
 OFFLINE = "HF_HUB_OFFLINE"  # the libraries' own switch, read when they are imported
@@ -90,11 +91,16 @@ def fetched(name: str | Path, option: str, *, repo_type: str = "model") -> Itera
 
 
 def near(name: str | Path, known: Sequence[str] = ()) -> str:
-    """ " (did you mean runs/mine?)" if a name in `known`, or something in the folder that should hold `name`, is similar; else ""."""
+    """ " (did you mean runs/mine?)" if a name in `known`, or something in the folder that should hold `name`, is similar; what that folder
+    holds if it is there and nothing is; else ""."""
     folder, last = Path(name).parent, Path(name).name
     here = {name: str(folder / name) for name in (sorted(os.listdir(folder)) if folder.is_dir() else [])} | {name: name for name in known}
     found = difflib.get_close_matches(str(name), known, 1) or difflib.get_close_matches(last, list(here), 1)
-    return f" (did you mean {here[found[0]]}?)" if found else ""
+    if found:
+        return f" (did you mean {here[found[0]]}?)"
+    if folder == Path(".") or not folder.is_dir():
+        return ""
+    return f" ({folder} holds {', '.join(sorted(os.listdir(folder))[:SHOWN]) or 'nothing'})"
 
 
 def is_missing(error: BaseException | None) -> bool:
