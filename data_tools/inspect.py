@@ -75,7 +75,7 @@ def find_shards(paths: Iterable[Path]) -> list[Path]:
     for path in paths:
         if not path.exists():
             raise FileNotFoundError(
-                f"{path} does not exist: give shards (.tar) or a folder of them; `python -m data_tools.prepare PICTURES --out {path}` makes some"
+                f"{path} does not exist: give shards (.tar) or a folder of them; `python -m data_tools.prepare PICTURES --out shards/` makes some"
             )
         inside = sorted(path.glob("*.tar")) if path.is_dir() else [path]
         if not inside:

@@ -575,7 +575,7 @@ def test_a_missing_shard_is_named(tmp_path):
     with pytest.raises(FileNotFoundError, match="no shards are named"):
         expand_shards("")
     (tmp_path / "empty").mkdir()
-    with pytest.raises(FileNotFoundError, match=r"no shards \(\*\.tar\) in .*make some with tokun prepare"):
+    with pytest.raises(FileNotFoundError, match=r"no shards \(\*\.tar\) in .*made from pictures by `python -m data_tools\.prepare"):
         expand_shards(str(tmp_path / "empty"))
     with pytest.raises(FileNotFoundError, match=r"gone\.tar does not exist"):
         ShardIndex([tmp_path / "gone.tar"])
@@ -911,9 +911,11 @@ def test_members_are_those_of_tarfile():
 
 def test_a_share_has_no_tag_that_names_the_picture_and_questions_have_none_at_all(code_shards):
     """As a picture of an unknown kind is captioned and asked about."""
-    batches = token_batches(code_shards, untagged_share=0.5)
-    tags = [p.tags for p in packed_many(batches, 4000)]
+    thing = dataclasses.replace(V, things=("moth",))
+    moth = dataclasses.replace(CodeSamples(code_shards).whole_record(0), thing="moth")
+    tags = [p.tags for p in packed_many(token_batches(code_shards, untagged_share=0.5, vocabulary=thing), 4000, moth)]
     untagged = [t for t in tags if not (t.style or t.subject)]
+    assert sum(bool(t.thing) for t in untagged) < 60 < sum(bool(t.thing) for t in tags), "a thing alone names the picture, too"
     assert abs(len(untagged) / 4000 - (0.5 + 0.5 * (0.1 + 0.9 * 0.01))) < 0.03
     assert abs(sum(bool(t.register) for t in untagged) / len(untagged) - (0.5 * 0.81 + 0.5 * 0.009 * 0.9) / 0.5545) < 0.04
     asked = packed_many(token_batches(code_shards, untagged_share=0.01, task_mix={"question": 1}), 200)

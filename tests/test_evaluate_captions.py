@@ -1,6 +1,7 @@
 """The figures of words, of coherence and of other models' opinions: fast ways against slow ones, extremes, chance, every loader."""
 
 import json
+import math
 import os
 import re
 from collections import Counter
@@ -72,6 +73,9 @@ def test_subjects_are_named_as_the_model_answers(tiny_model, held_out, monkeypat
     (all_right,) = caption_figures.subjects_named(tiny_model, told)
     assert (all_right.value, all_right.n) == (1.0, sum(bool(pair.tags.subject) for pair in told)) and all_right.n > 0
     wrong = [replace(pair, tags=replace(pair.tags, subject="a-comet")) for pair in held_out]
+    (other_questions,) = caption_figures.subjects_named(tiny_model, wrong)
+    assert math.isnan(other_questions.value) and "no answer to 'What is its subject?' is a subject" in other_questions.note
+    monkeypatch.setattr(caption_figures, "answers_to", lambda model, _, pairs: [model.subjects[0]] * len(pairs))
     (none_right,) = caption_figures.subjects_named(tiny_model, wrong)
     assert (none_right.value, none_right.n) == (0.0, len(held_out)) and "commonest is 100.0%" in none_right.note
 

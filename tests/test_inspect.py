@@ -246,4 +246,4 @@ def test_the_contact_sheet_shows_at_most_32_pictures(tmp_path, capsys):
 
 def test_mistakes_are_told_with_the_way_out(tmp_path, capsys):
     assert tool.main([str(tmp_path / "absent")]) == 2 and "does not exist" in capsys.readouterr().err
-    assert tool.main([str(tmp_path)]) == 2 and "tokun prepare" in capsys.readouterr().err
+    assert tool.main([str(tmp_path)]) == 2 and "python -m data_tools.prepare PICTURES" in capsys.readouterr().err

@@ -14,7 +14,7 @@ from PIL import Image
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import tokun
-from tokun.inference import conditional_generation
+from tokun.inference import conditional_generation, folders
 from tokun.inference.load import load
 from tokun.inference.model import Tokun, count_tags
 from tokun.tokenizers import sequences
@@ -383,3 +383,22 @@ def test_a_watcher_sees_every_choice_of_the_first_sample_as_it_is_made(tiny_mode
     assert seen[-1] == (pair.codes, pair.caption_ids)
     assert all(pair.codes[: len(codes)] == codes and pair.caption_ids[: len(words)] == words for codes, words in seen)
     assert [len(codes) for codes, _ in seen[: len(pair.codes)]] == list(range(1, len(pair.codes) + 1))
+
+
+def test_a_run_that_has_not_ended_is_said_how_to_go_on_and_where_its_best_is(tmp_path):
+    (tmp_path / "state" / "image_tokenizer" / "step-1").mkdir(parents=True)
+    with pytest.raises(FileNotFoundError, match=r"Has its training finished\?$"):
+        folders.resolve(tmp_path)
+    (tmp_path / "state" / "generator" / "step-1").mkdir(parents=True)
+    for resolve in (folders.resolve, folders.resolve_adapter):
+        with pytest.raises(FileNotFoundError, match=r"typed again goes on; with train\.max_minutes=1 added it ends for good"):
+            resolve(tmp_path)
+    (tmp_path / "best" / "step-40").mkdir(parents=True)
+    with pytest.raises(FileNotFoundError, match=r"best/step-40 is the best so far"):
+        folders.resolve_adapter(tmp_path)
+
+
+def test_a_misspelt_tag_is_told_the_nearest(tiny_model):
+    style = tiny_model.styles[0]
+    with pytest.raises(ValueError, match=rf"did you mean {style}\? style can be: "):
+        tiny_model.vocabulary.id(f"<style:{style}x>")

@@ -678,6 +678,6 @@ def test_a_style_spelt_almost_like_one_of_the_bundled_model_is_asked_about(tmp_p
     source = many(tmp_path / "in", 1, 3)
     assert run(source, tmp_path / "out", "--style", "engravnig") == 0
     assert "--style is engravnig, which the bundled model does not know; did you mean engraving?" in capsys.readouterr().out
-    for style in ("engraving", "lunar-maps"):
+    for style in ("engraving", "engravings", "stipple-engraving", "lunar-maps"):
         assert run(source, tmp_path / style, "--style", style) == 0
         assert "did you mean" not in capsys.readouterr().out

@@ -11,6 +11,7 @@ from tests.small_runs import write_config
 from tokun.config import ImageTokenizerTrainConfig, load_config
 from tokun.data import ShardIndex, captions, shards, write_shard
 from tokun.inference import folders
+from tokun.tokenizers.wordings import fitting_tag
 from tokun.training import image_shapes, start_report
 from tokun.training.run import open_run
 
@@ -119,7 +120,7 @@ KNOWN = ("copper-engraving", "engraving", "etching", "wood-engraving")
      ("old-copper-engravings", "copper-engraving"), ("prints", ""), ("", ""), ("grass", ""), ("engraving-after-a-drawing", "")],
 )  # fmt: skip
 def test_the_fitting_tag_is_the_known_one_that_the_word_means(word, fits):
-    assert start_report.fitting_tag(word, KNOWN) == fits
+    assert fitting_tag(word, KNOWN) == fits
 
 
 def test_the_bundle_names_its_styles_and_what_becomes_of_the_pictures_own(tmp_path):

@@ -19,7 +19,7 @@ from tokun.tokenizers.image import ImageTokenizer
 from tokun.training import engine
 from tokun.training.codes import require_codes_of
 from tokun.training.generator import steps_of
-from tokun.training.loop import seed_device
+from tokun.training.loop import Schedule, seed_device
 from tokun.training.run import open_run
 from tokun.training.token_loss import labelled
 
@@ -290,3 +290,19 @@ def test_settings_that_came_later_do_not_part_a_run_from_what_it_was_before_them
 )
 def test_passes_over_the_pictures_end_a_training_before_its_steps(settings, pictures, steps):
     assert steps_of(TrainConfig(**settings), pictures) == steps
+
+
+def test_a_run_ends_with_its_passes_and_one_that_time_ended_says_of_how_many_steps(finished, small_shards, tmp_path, capfd):
+    take_over(finished[1], tmp_path / "run")
+    out = run_stages(write_config(tmp_path, small_shards, train__passes=0.75, train__steps=100, sampling__n=0))
+    record = json.loads((out / "checkpoint" / "training.json").read_text())
+    assert record["steps"] == record["planned"] == 5, "48 pictures in batches of eight, three quarters of them"
+    assert "5 steps of 8 are 1 passes over 48 pictures (train.passes)" in capfd.readouterr().out
+    schedule = Schedule(steps=84, lr=1.0, warmup_steps=2, log_every=1, save_every=1, max_minutes=10)
+    assert schedule.ended(50) == "finished after 50 of 84 steps (max_minutes 10)" and schedule.ended(84) == "finished after 84 steps"
+
+
+def test_passes_below_none_are_refused(small_shards, tmp_path):
+    with pytest.raises(ValueError, match=r"train\.passes is -1"):
+        open_run(load_config(write_config(tmp_path, small_shards, train__passes=-1.0)))
+    assert load_config("lora").train.passes == 20

@@ -128,7 +128,8 @@ class GeneratorConfig:
 @dataclass
 class TrainConfig:
     steps: int = 10000  # of training; the learning rate's cosine ends there
-    passes: float = 0.0  # end after so many passes over the training pictures, if that is sooner (at least twice the warm-up); 0: off
+    # training on pictures ends after so many passes over them, if that is sooner than steps (at least twice the warm-up); 0: off
+    passes: float = 0.0
     seed: int = -1  # of initial weights, order, dropout and tasks, so that runs over the same codes can differ; -1: the run's seed
     max_minutes: float = 0.0  # stop early after this much time; 0: never
     batch_size: int = 32  # global: processes x micro batch x accumulation
@@ -155,8 +156,8 @@ class TrainConfig:
     align_layer: int = 0  # the layer whose output predicts them, from 1; 0: five eighths of the layers
     word_dropout: float = 0.0  # share of input words (never of targets) replaced by random ones, so that the model must use the picture
     tag_dropout: float = 0.1  # applied to each tag, and to all of them together
-    # share of the sequences without style, subject and thing, as pictures of an unknown kind are captioned; above 0 questions never have them, nor a
-    # register: a model that is told what a picture shows need not look (benchmarks/README.md)
+    # share of the sequences without style, subject and thing, as pictures of an unknown kind are captioned: a model that is told what a picture shows
+    # need not look. If it is above 0, questions never have them, nor a register
     untagged_share: float = 0.0
     plain_share: float = 0.7  # share of samples with the plain caption; the rest draw from all their registers
     # a task whose fields a sample lacks falls back to joint

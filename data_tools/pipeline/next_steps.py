@@ -19,6 +19,7 @@ from data_tools.tables import TableError, read_table
 from tokun.cli.commands import COMMANDS
 from tokun.data.captions import Texts, alike, titles
 from tokun.inference.folders import BUNDLED, VOCABULARY
+from tokun.tokenizers.wordings import fitting_tag
 from tokun.utils.console import typed_path
 
 CAPTIONS = "captions.csv"
@@ -176,10 +177,10 @@ def typed(command: str) -> list[str]:
 
 
 def near_style(style: str) -> str:
-    """The style of the bundled model that a word may be a misspelling of; "" for its own styles and for words unlike them."""
+    """The style of the bundled model that a word may be a misspelling of; "" for words that training takes for its styles, or unlike them."""
     vocabulary = BUNDLED / VOCABULARY
     known = json.loads(vocabulary.read_text(encoding="utf-8"))["styles"] if vocabulary.is_file() else []
-    return "" if style in known else next(iter(difflib.get_close_matches(style, known, 1, 0.8)), "")
+    return "" if fitting_tag(style, known) else next(iter(difflib.get_close_matches(style, known, 1, 0.8)), "")
 
 
 def inspecting(out: str) -> str:

@@ -206,12 +206,18 @@ def load_arrays(path: Path, stamp: bytes, count: int) -> list[np.ndarray] | None
     return [np.lib.format.read_array(buffer, allow_pickle=False) for _ in range(count)]
 
 
+HOW = (
+    "Shards are made from pictures by `python -m data_tools.prepare PICTURES --out shards/`; name them with data.train and data.val, "
+    "for example data.train='shards/train-*.tar'"
+)
+
+
 def without_shards(folder: Path) -> str:
     """The message for a folder that holds no shards."""
     if _kept_nothing(folder):
         told = next((name for name in ("report.html", "manifest.parquet") if (folder / name).is_file()), "prepare.json")
         return f"no shards (*.tar) in {folder}: prepare kept no picture there, and {folder}/{told} says why"
-    return f"no shards (*.tar) in {folder}: make some with tokun prepare"
+    return f"no shards (*.tar) in {folder}. {HOW}"
 
 
 def _kept_nothing(folder: Path) -> bool:
@@ -242,16 +248,14 @@ def expand_shards(pattern: str) -> list[Path]:
                     folder = Path(one).parent
                     if _kept_nothing(folder):
                         raise FileNotFoundError(without_shards(folder))
-                    raise FileNotFoundError(
-                        f"shard {one} does not exist (from {pattern!r}, looked in {folder.resolve()}). "
-                        "Shards are made from pictures by `python -m data_tools.prepare PICTURES --out shards/`; name them with data.train and data.val, for example data.train='shards/train-*.tar'"
-                    )
+                    looked = f"{one} does not exist (from {pattern!r}, looked in {folder.resolve()})"
+                    raise FileNotFoundError(f"shard {looked}. {HOW}" if one.endswith(".tar") else looked)
                 found += hits
         if not found:
             raise FileNotFoundError(without_shards(Path(part)))
         paths += found
     if not paths:
-        raise FileNotFoundError("no shards are named. Set data.train, for example data.train='shards/train-*.tar'")
+        raise FileNotFoundError(f"no shards are named. {HOW}")
     return paths
 
 

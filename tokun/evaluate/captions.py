@@ -152,13 +152,13 @@ def unfinished(text: str, known: Counter[str], no_room: bool) -> bool:
 
 def subjects_named(model: Tokun, held_out: Sequence[RealPair]) -> list[Figure]:
     """How often the model names a picture's subject, one of its subject tags, when it is asked. Nothing without subjects, of a model that was not
-    trained on questions, or of one that never answers with a subject: it knows other questions."""
+    trained on questions. Skipped for one that never answers with a subject."""
     pairs = [pair for pair in held_out if pair.tags.subject]
     if not pairs or "question" not in model.tasks:
         return []
     named = [tag_word(answer) for answer in answers_to(model, SUBJECT, pairs)]
-    if not set(named) & set(model.subjects):
-        return []
+    if not {*named} & {*model.subjects, *(pair.tags.subject for pair in pairs)}:
+        return [figures.skipped("subject named right, held-out", f"no answer to {SUBJECT!r} is a subject")]
     commonest = Counter(pair.tags.subject for pair in pairs).most_common(1)[0][1] / len(pairs)
     return [
         figures.share(

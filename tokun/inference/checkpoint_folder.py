@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -20,7 +21,7 @@ from tokun.inference.token_choice import require_scale
 from tokun.tokenizers.vocabulary import Vocabulary
 from tokun.utils.checkpoint import require_safetensors
 from tokun.utils.errors import UserError, first_line
-from tokun.utils.optional_packages import quiet_deepspeed
+from tokun.utils.optional_packages import DEEPSPEED_DEVICE, quiet_deepspeed
 
 
 def require_device(device: str | None) -> None:
@@ -105,6 +106,7 @@ def quiet_transformers() -> Iterator[None]:
     """Without the progress bars of transformers, where they were on, and without DeepSpeed's warning, which it imports."""
     from transformers.utils import logging
 
+    accelerator = os.environ.get(DEEPSPEED_DEVICE)
     quiet_deepspeed()
     shown = logging.is_progress_bar_enabled()
     if shown:
@@ -114,6 +116,8 @@ def quiet_transformers() -> Iterator[None]:
     finally:
         if shown:
             logging.enable_progress_bar()
+        if accelerator is None:
+            os.environ.pop(DEEPSPEED_DEVICE, None)
 
 
 def require_same_ids(path: Path, vocabulary: Vocabulary) -> None:

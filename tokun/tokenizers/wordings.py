@@ -1,4 +1,17 @@
-"""The wordings of questions that training data and evaluation share."""
+"""Words: of questions that training data and evaluation share, and of tags. Imports no torch."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
 
 SHOWS = "Does the picture show this: {}"
 SUBJECT = "What is its subject?"
+
+
+def fitting_tag(word: str, known: Sequence[str]) -> str:
+    """The known tag for a word: the word itself, its singular, or the longest tag that it ends in (steel-engravings -> engraving); "" for none."""
+    forms = [word, *([word[:-1]] if word.endswith("s") and not word.endswith("ss") else [])]
+    for form in forms:
+        if form in known:
+            return form
+    return max((tag for tag in known for form in forms if form.endswith(f"-{tag}")), key=len, default="")

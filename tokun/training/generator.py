@@ -368,7 +368,7 @@ class GeneratorStage(EngineStage):
         image_tokenizer = checkpoint.read_record(self.run.out / "image_tokenizer" / "stage.json")
         assert image_tokenizer is not None, "the stage before has ended"
         return {
-            "settings": self.settings, "steps": self.step, "stopped_by": self.schedule.stopped_by(self.step), "seconds": round(self.clock.seconds()),
+            "settings": self.settings, "steps": self.step, "planned": self.schedule.steps, "stopped_by": self.schedule.stopped_by(self.step), "seconds": round(self.clock.seconds()),
             "train": self.logged, "val": held, "parameters": self.parameters, "trained": self.trained, "image_tokenizer": image_tokenizer["figures"],
         }  # fmt: skip
 

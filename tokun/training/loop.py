@@ -76,8 +76,9 @@ class Schedule:
 
     def ended(self, step: int) -> str:
         """The words for the end of a training after `step` steps."""
-        why = "" if step >= self.steps else f" of {self.steps:,}, ended by {self.stopped_by(step)}"
-        return f"finished after {step:,} steps{why}"
+        if step >= self.steps:
+            return f"finished after {step:,} steps"
+        return f"finished after {step:,} of {self.steps:,} steps ({self.stopped_by(step)})"
 
 
 class Clock:

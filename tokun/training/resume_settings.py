@@ -78,7 +78,7 @@ def stopped_early(record: dict[str, Any], train: Any, target: Path) -> str:
     before = record.get("stopped_by", "steps")
     if before in ("steps", f"max_minutes {train.max_minutes:g}"):
         return ""
-    return f". It was stopped by {before} after {record['steps']} of {train.steps} steps; to train longer choose another out=, or delete {target}"
+    return f". It was stopped by {before} after {record['steps']} of {record.get('planned', train.steps)} steps; to train longer choose another out=, or delete {target}"
 
 
 def figures_line(figures: dict[str, float]) -> str:

@@ -195,10 +195,13 @@ def check_settings(config: Config, world: int, deepspeed: bool) -> None:
     ):
         _check_start(config)
     _check_alignment(config)
+    if train.passes < 0:
+        raise UserError(f"train.passes is {train.passes:g}; it must be a number of passes over the pictures, or 0 for none")
     if train.ema_every < 1:
         raise UserError(f"train.ema_every is {train.ema_every}; it must be a number of steps, 1 or more")
-    for pattern in filter(None, (config.data.val, config.data.train)):
-        data.expand_shards(pattern)
+    if not (config.grpo.rewards or config.dpo.pairs or config.words.train):
+        for pattern in (*filter(None, [config.data.val]), config.data.train):
+            data.expand_shards(pattern)
     weights = config.image_tokenizer_train.perceptual_weights
     if weights and config.image_tokenizer_train.perceptual_weight > 0 and not Path(weights).is_file():
         raise FileNotFoundError(

@@ -15,6 +15,7 @@ from tokun import data
 from tokun.config import Config, ImageTokenizerTrainConfig
 from tokun.inference.folders import VOCABULARY, resolve
 from tokun.tokenizers.vocabulary import Vocabulary, tag_word
+from tokun.tokenizers.wordings import fitting_tag
 
 PASSES = 60  # sensible passes over the pictures: after as many, a model of 5.2M parameters had memorised half of its 17,568 captions
 FINE_TUNING_PASSES = 20  # when the run starts from a checkpoint
@@ -27,15 +28,6 @@ NAMED = 12  # tags listed in a line
 def known_styles(start: str) -> tuple[str, ...]:
     """The style tags of the checkpoint that a run starts from."""
     return Vocabulary.load(resolve(start) / VOCABULARY).styles
-
-
-def fitting_tag(word: str, known: Sequence[str]) -> str:
-    """The known tag for a word: the word itself, its singular, or the longest tag that it ends in (steel-engravings -> engraving); "" for none."""
-    forms = [word, *([word[:-1]] if word.endswith("s") and not word.endswith("ss") else [])]
-    for form in forms:
-        if form in known:
-            return form
-    return max((tag for tag in known for form in forms if form.endswith(f"-{tag}")), key=len, default="")
 
 
 def style_of(tree: dict[str, Any], config: Config) -> str:
@@ -89,7 +81,7 @@ def time_line(
     passes, sensible = steps * batch_size / max(1, pictures), FINE_TUNING_PASSES if going_on else PASSES
     enough = math.ceil(sensible * pictures / batch_size)
     line = f"{steps:,} steps of {batch_size} are {passes:,.0f} passes over {pictures:,} pictures"
-    if most_passes and math.ceil(most_passes * pictures / batch_size) <= steps:
+    if most_passes and steps <= enough:
         line += f" ({name}.passes)"
     else:
         line += f"; about {sensible} passes ({name}.steps={enough}) are sensible"

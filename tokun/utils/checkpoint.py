@@ -273,7 +273,7 @@ def require_same(path: Path, made_with: dict[str, Any], asked: dict[str, Any], *
 
 def _difference(old: Any, new: Any) -> str:
     if all(isinstance(value, str) and re.fullmatch(r"[0-9a-f]{16}", value) for value in (old, new)):  # of `files_fingerprint`
-        return "other files than there"
+        return "the files are not those that it was made with"
     return f"{old!r} there, {new!r} here"
 
 

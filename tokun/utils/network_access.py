@@ -100,7 +100,8 @@ def near(name: str | Path, known: Sequence[str] = ()) -> str:
         return f" (did you mean {here[found[0]]}?)"
     if folder == Path(".") or not folder.is_dir():
         return ""
-    return f" ({folder} holds {', '.join(sorted(os.listdir(folder))[:SHOWN]) or 'nothing'})"
+    held = sorted(name for name in os.listdir(folder) if not name.startswith("."))
+    return f" ({folder} holds {', '.join([*held[:SHOWN], *['…'][: len(held) - SHOWN > 0]]) or 'nothing'})"
 
 
 def is_missing(error: BaseException | None) -> bool:

@@ -8,6 +8,8 @@ from types import ModuleType
 
 from tokun.utils.errors import MissingPackage
 
+DEEPSPEED_DEVICE = "DS_ACCELERATOR"  # the environment variable that DeepSpeed reads when it is imported
+
 
 def need(module: str, *, extra: str) -> ModuleType:
     """Import `module`, or say which extra provides it.
@@ -30,4 +32,4 @@ def quiet_deepspeed() -> None:
     import torch
 
     if not torch.cuda.is_available():
-        os.environ.setdefault("DS_ACCELERATOR", "cpu")
+        os.environ.setdefault(DEEPSPEED_DEVICE, "cpu")
