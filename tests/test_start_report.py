@@ -199,9 +199,9 @@ def test_an_optimizer_that_this_torch_lacks_is_told_before_the_first_stage(tmp_p
     assert not (tmp_path / "run").exists()
 
 
-def test_held_out_shards_that_are_not_there_are_told_before_the_first_stage(tmp_path):
+def test_held_out_shards_that_are_not_there_are_told_before_the_first_stage(small_shards, tmp_path):
     """The pattern of an example config, left as it was: told behind the first stage, or behind an hour of it."""
-    config = load_config(write_config(tmp_path, tmp_path / "shards"), ["data.val=nowhere/val-*.tar"])
+    config = load_config(write_config(tmp_path, small_shards), ["data.val=nowhere/val-*.tar"])
     with pytest.raises(FileNotFoundError, match=r"nowhere/val-.*data\.val"):
         open_run(config)
     assert not (tmp_path / "run").exists()

@@ -187,12 +187,17 @@ def inspecting(out: str) -> str:
     return "  " + shell("inspect", typed_path(out), "--verify", "--sheet", "sheet.png")
 
 
+def config(name: str) -> str:
+    """How a config is named: in a clone by its file, as in the README."""
+    return f"configs/{name}.yaml" if typed("train") == ["python", "train.py"] else name
+
+
 def training(out: str, pictures: int, *, val: int) -> str:
     """The commands that suit so many pictures: an adapter on the bundled model, the bundled model trained on, or a model from nothing."""
     data = shlex.quote(f"data.train={out}/train-*.tar") + (" " + shlex.quote(f"data.val={out}/val-*.tar") if val else "")
     if pictures <= FEW_PICTURES:
-        train, sample = f"lora start=bundled {data} out=runs/mine-lora", "--adapter runs/mine-lora"
+        train, sample = f"{config('lora')} start=bundled {data} out=runs/mine-lora", "--adapter runs/mine-lora"
     else:
         start = "" if pictures > MANY_PICTURES else "start=bundled "
-        train, sample = f"engraving-cpu {start}{data} out=runs/mine", "--checkpoint runs/mine"
+        train, sample = f"{config('engraving-cpu')} {start}{data} out=runs/mine", "--checkpoint runs/mine"
     return f"{inspecting(out)}\n  {shell('train')} --config {train}\n  {shell('sample')} {sample} --seed 0"

@@ -314,7 +314,12 @@ def use(model: Tokun, name: str | None) -> None:
     decoder.sample_as(generator, base.generator)
     model.base, model.adapter = base, name
     card = adapter.card or base.card
-    _become(model, Base(generator, adapter.vocabulary, adapter.defaults, adapter.tag_counts, adapter.tasks or base.tasks, card))
+    _become(
+        model,
+        Base(
+            generator, adapter.vocabulary, adapter.defaults, adapter.tag_counts, tuple(dict.fromkeys((*base.tasks, *adapter.tasks))), card
+        ),
+    )
 
 
 def base_of(model: Tokun) -> Base:

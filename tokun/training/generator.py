@@ -404,7 +404,9 @@ class GeneratorStage(EngineStage):
             with uncompiled(whole.generator):
                 log_samples(run, whole, self.step)
         run.remove_states("generator")
-        run.say(f"generator: {self.schedule.ended(self.step)}, {record['seconds'] / 60:.1f} minutes. {figures_line(held)}")
+        run.say(
+            f"generator: {self.schedule.ended(self.step)}, {record['seconds'] / 60:.1f} minutes. {f'Held out: {figures_line(held)}' if held else 'Nothing was held out'}"
+        )
         for top in best[:1]:
             weights = self.best.path(top["step"])
             run.say(f"generator: lowest held-out loss {top['loss']:.4f} at step {top['step']}; its averaged weights: {weights}")

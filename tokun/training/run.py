@@ -200,7 +200,7 @@ def check_settings(config: Config, world: int, deepspeed: bool) -> None:
     if train.ema_every < 1:
         raise UserError(f"train.ema_every is {train.ema_every}; it must be a number of steps, 1 or more")
     if not (config.grpo.rewards or config.dpo.pairs or config.words.train):
-        for pattern in (*filter(None, [config.data.val]), config.data.train):
+        for pattern in (config.data.train, *filter(None, [config.data.val])):
             data.expand_shards(pattern)
     weights = config.image_tokenizer_train.perceptual_weights
     if weights and config.image_tokenizer_train.perceptual_weight > 0 and not Path(weights).is_file():
