@@ -66,10 +66,11 @@ def test_crops_that_cannot_be_are_refused(codes, named):
 @pytest.mark.parametrize("threads", [1, 2])
 def test_codes_in_a_batch_are_those_of_one_by_one_to_the_bit(tiny_image_tokenizer, toy_images, threads):
     tokenizer, before = tiny_image_tokenizer, torch.get_num_threads()
+    images = toy_images if threads == 1 else toy_images[:20]  # two threads beside other tests mostly wait for each other
     torch.set_num_threads(threads)
     try:
-        together = tokenizer.encode(toy_images, rows=16)
-        alone = torch.cat([tokenizer.encode(image[None], rows=16) for image in toy_images])
+        together = tokenizer.encode(images, rows=16)
+        alone = torch.cat([tokenizer.encode(image[None], rows=16) for image in images])
     finally:
         torch.set_num_threads(before)
     assert torch.equal(together, alone) and len(together.unique()) > 8
