@@ -138,7 +138,7 @@ class WandbTracker(Tracker):
             # one folder per start of the run: the shell expands the pattern, so it is outside the quotes
             parts = f"{shlex.quote(str(Path(self._run.dir).parent.parent))}/offline-run-*-{self.run_id}"
             print(
-                f"W&B offline, nothing is sent ({reason}; tracking.kind=none: no log), run {self.run_id}; upload it with: wandb sync {parts}"
+                f"W&B offline ({reason}), run {self.run_id}; nothing is sent, and tracking.kind=none keeps no log at all; upload it with: wandb sync {parts}"
             )
         else:
             print(f"W&B {mode} ({reason}), run {self.run_id}" + (f": {self._run.url}" if mode == "online" else ""))
