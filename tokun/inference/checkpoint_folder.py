@@ -21,7 +21,14 @@ from tokun.inference.token_choice import require_scale
 from tokun.tokenizers.vocabulary import Vocabulary
 from tokun.utils.checkpoint import require_safetensors
 from tokun.utils.errors import UserError, first_line
-from tokun.utils.optional_packages import DEEPSPEED_DEVICE, quiet_deepspeed
+
+DEEPSPEED_DEVICE = "DS_ACCELERATOR"  # the environment variable that DeepSpeed reads when it is imported
+
+
+def quiet_deepspeed() -> None:
+    """Without a GPU, DeepSpeed warns that it takes the CPU, also where another package imports it (transformers does, to save a model)."""
+    if not torch.cuda.is_available():
+        os.environ.setdefault(DEEPSPEED_DEVICE, "cpu")
 
 
 def require_device(device: str | None) -> None:

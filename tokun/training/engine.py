@@ -20,6 +20,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from tokun.config import TrainConfig
+from tokun.inference.checkpoint_folder import quiet_deepspeed
 from tokun.models.alignment import HEAD, without_head
 from tokun.models.partitioned_parameters import collected, own_share
 from tokun.training import optim
@@ -27,7 +28,7 @@ from tokun.training.zero import MOMENTS, ZeroOptimizer, skip_inference_kernel
 from tokun.utils import checkpoint, shipped_configs
 from tokun.utils.errors import UserError
 from tokun.utils.memory import keep_memory
-from tokun.utils.optional_packages import need, quiet_deepspeed
+from tokun.utils.optional_packages import need
 
 
 def start_processes() -> bool:

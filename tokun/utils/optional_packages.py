@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import importlib
-import os
 from types import ModuleType
 
 from tokun.utils.errors import MissingPackage
-
-DEEPSPEED_DEVICE = "DS_ACCELERATOR"  # the environment variable that DeepSpeed reads when it is imported
 
 
 def need(module: str, *, extra: str) -> ModuleType:
@@ -25,11 +22,3 @@ def need(module: str, *, extra: str) -> ModuleType:
         raise MissingPackage(
             f"{module} is not installed. It comes with the extra '{extra}': in tokun's own folder, pip install -e '.[{extra}]'"
         ) from error
-
-
-def quiet_deepspeed() -> None:
-    """Without a GPU, DeepSpeed warns that it takes the CPU, also where another package imports it (transformers does, to save a model)."""
-    import torch
-
-    if not torch.cuda.is_available():
-        os.environ.setdefault(DEEPSPEED_DEVICE, "cpu")
