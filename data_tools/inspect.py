@@ -28,7 +28,7 @@ from tokun.data import captions as captions_of_data
 from tokun.data import image_files, tars
 from tokun.data.shards import CODES_SUFFIX as CODES
 from tokun.data.shards import IMAGE_SUFFIXES as IMAGE_EXTENSIONS
-from tokun.data.shards import Grouped, group, shown_key, without_shards
+from tokun.data.shards import MADE, Grouped, group, shown_key, without_shards
 from tokun.render.grids import captioned_grid
 from tokun.utils import console
 from tokun.utils.console import home_path
@@ -74,9 +74,7 @@ def find_shards(paths: Iterable[Path]) -> list[Path]:
     shards: list[Path] = []
     for path in paths:
         if not path.exists():
-            raise FileNotFoundError(
-                f"{path} does not exist: give shards (.tar) or a folder of them; `python -m data_tools.prepare PICTURES --out shards/` makes some"
-            )
+            raise FileNotFoundError(f"{path} does not exist: give shards (.tar) or a folder of them. {MADE}")
         inside = sorted(path.glob("*.tar")) if path.is_dir() else [path]
         if not inside:
             raise FileNotFoundError(without_shards(path))

@@ -343,7 +343,7 @@ def run(args: argparse.Namespace, command: list[str]) -> int:
     print(made.table())
     out = args.out.rstrip("/")
     if not made.kept:
-        print(f"prepare: no picture was kept; {out}/{report.NAME} shows the reason for each", file=sys.stderr)
+        print(f"prepare: no picture was kept; {out}/{MANIFEST if is_url(out) else report.NAME} shows the reason for each", file=sys.stderr)
     if args.style and (meant := near_style(args.style)):
         print(
             f"--style is {args.style}, which the bundled model does not know; did you mean {meant}? Any other word becomes a style of its own."

@@ -407,3 +407,14 @@ def test_a_plan_of_an_adapter_is_refused():
 
     with pytest.raises(ValueError, match="covers only the training of a whole model"):
         main(["--config", "configs/lora.yaml", "--plan"])
+
+
+def test_an_adapter_keeps_its_bases_tasks(base, tmp_path):
+    """One that was trained on pairs alone could not be asked questions any more."""
+    folder = made(base, tmp_path / "mine")
+    about = json.loads((folder / "adapter.json").read_text())
+    (folder / "adapter.json").write_text(json.dumps(about | {"tasks": ["joint"]}))
+    assert tokun.load(base, adapter=folder).tasks == ("joint", "text_to_image")
+    older = tokun.load(base)
+    older.tasks = ()  # not recorded: nothing is refused
+    assert older.use_adapter(older.add_adapter(folder)).tasks == ()

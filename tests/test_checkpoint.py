@@ -183,3 +183,9 @@ def test_the_best_are_kept_whatever_the_order_and_none_that_is_not_a_number(tmp_
     assert sorted(p.name for p in (tmp_path / "best").iterdir()) == ["step-00000020", "step-00000050"]
     assert best.wants(20, 2.0)  # a resumed run comes by again, and writes the same
     assert not BestCheckpoints(tmp_path / "none", keep=0).wants(1, 0.0)
+
+
+def test_other_shards_are_said_in_words_and_other_settings_by_their_values(tmp_path):
+    made, asked = {"shards": "0" * 16, "lr": 1.0, "fingerprint": "a"}, {"shards": "1" * 16, "lr": 2.0, "fingerprint": "b"}
+    with pytest.raises(ValueError, match=r"fingerprint: 'a' there, 'b' here; lr: 1.0 there, 2.0 here; shards: the files are not those"):
+        checkpoint.require_same(tmp_path, made, asked)

@@ -570,7 +570,7 @@ def test_a_missing_shard_is_named(tmp_path):
     write_shard(tmp_path / "a-00000.tar", iter(pictures(1)))
     with pytest.raises(FileNotFoundError, match=r"a-00001\.tar does not exist"):
         expand_shards(f"{tmp_path}/a-{{00000..00001}}.tar")
-    with pytest.raises(FileNotFoundError, match=r"b-\*\.tar does not exist.*name them with data\.train"):
+    with pytest.raises(FileNotFoundError, match=r"b-\*\.tar does not exist.*python -m data_tools\.prepare"):
         expand_shards(f"{tmp_path}/a-*.tar,{tmp_path}/b-*.tar")
     with pytest.raises(FileNotFoundError, match="no shards are named"):
         expand_shards("")
@@ -921,3 +921,9 @@ def test_a_share_has_no_tag_that_names_the_picture_and_questions_have_none_at_al
     asked = packed_many(token_batches(code_shards, untagged_share=0.01, task_mix={"question": 1}), 200)
     assert {p.task for p in asked} == {"question"} and not any(name for p in asked for name in p.tags.names() if "grid" not in name)
     assert any(p.tags.subject for p in packed_many(token_batches(code_shards, task_mix={"question": 1}), 200))
+
+
+def test_without_questions_a_sequence_that_falls_back_keeps_its_tags(code_shards):
+    bare = dataclasses.replace(CodeSamples(code_shards).whole_record(0), questions=[])
+    tags = [p.tags for p in packed_many(token_batches(code_shards, untagged_share=0.01, task_mix={"question": 1}), 200, bare)]
+    assert sum(bool(t.subject) for t in tags) > 140

@@ -266,6 +266,20 @@ def test_the_fault_of_a_linked_table_is_its_own(tmp_path, monkeypatch, capsys):
     assert reasons["a.png"] == STOPPED and reasons["captions.csv"].startswith("caption table: captions.csv cannot be read")
 
 
+def test_the_fault_of_a_table_in_a_folder_of_the_sources_name_is_its_own_and_no_older_page_speaks_of_it(tmp_path, monkeypatch):
+    """SOURCE in, with in/in/captions.csv: the folder was taken off twice, and every picture got the table's fault."""
+    (tmp_path / "in" / "in").mkdir(parents=True)
+    (tmp_path / "in" / "a.png").write_bytes(A)
+    monkeypatch.chdir(tmp_path)
+    assert prepare.main(["in", "--style", "engraving", "--out", "out"]) == 1 and (tmp_path / "out" / "report.html").is_file(), "no caption: nothing is kept"
+    table = tmp_path / "in" / "in" / "captions.json"
+    table.write_text("{", encoding="utf-8")
+    told = record_refusal("in", "out", TableError("in/in/captions.json cannot be read"))
+    assert told == "out/manifest.parquet lists the files" and not (tmp_path / "out" / "report.html").exists()
+    reasons = {row["path"]: row["reason"] for row in pq.read_table(tmp_path / "out" / "manifest.parquet").to_pylist()}
+    assert reasons["a.png"] == STOPPED and reasons["in/captions.json"] == "caption table: in/captions.json cannot be read"
+
+
 # ---------------------------------------------------------------------------------------------------------------------
 # sidecars and names
 

@@ -393,8 +393,11 @@ def test_a_run_that_has_not_ended_is_said_how_to_go_on_and_where_its_best_is(tmp
     for resolve in (folders.resolve, folders.resolve_adapter):
         with pytest.raises(FileNotFoundError, match=r"typed again goes on; with train\.max_minutes=1 added it ends for good"):
             resolve(tmp_path)
-    (tmp_path / "best" / "step-40").mkdir(parents=True)
-    with pytest.raises(FileNotFoundError, match=r"best/step-40 is the best so far"):
+    (tmp_path / "best" / "step-00000040.partial").mkdir(parents=True)
+    with pytest.raises(FileNotFoundError, match=r"ends for good"):
+        folders.resolve_adapter(tmp_path)
+    (tmp_path / "best" / "step-00000020").mkdir(parents=True)
+    with pytest.raises(FileNotFoundError, match=r"goes on; .*/best holds the best so far"):
         folders.resolve_adapter(tmp_path)
 
 

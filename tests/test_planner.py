@@ -213,6 +213,12 @@ def test_twice_the_gpus_halve_the_computing_and_samples_give_epochs():
     assert one.times["compute_seconds"] == pytest.approx(by_hand)
 
 
+def test_passes_over_the_pictures_end_the_planned_training_too():
+    config = rung("350m")
+    config.train.passes = 2.0
+    assert make_plan(config, gpus=4, samples=10_000_000).times["epochs"] == pytest.approx(2, abs=0.01)
+
+
 def test_no_interval_loses_less_than_the_best():
     best = best_interval(54.0, 1.8e5)
     lost = [lost_share(best * f, 54.0, 1.8e5, 600.0) for f in (0.5, 0.9, 1.0, 1.1, 2.0)]

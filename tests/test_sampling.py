@@ -303,12 +303,13 @@ def complete_words(text, starts):
     return [piece for piece, following in zip(text, [*text[1:], None]) if following is None or following in starts]
 
 
-@pytest.mark.parametrize("text_scale", [1.0, 2.0])
-def test_an_unrepeated_word_stands_at_most_once_in_a_caption(tiny_model, text_scale):
+@pytest.mark.parametrize(("text_scale", "every"), [(1.0, 0), (2.0, 0), (1.0, 5)])
+def test_an_unrepeated_word_stands_at_most_once_in_a_caption(tiny_model, text_scale, every):
     v, n, starts = tiny_model.vocabulary, 24, range(1, tiny_model.vocabulary.text_size, 2)
-    words = [(i, i + 2) for i in range(1, v.text_size - 2, 6)]
+    words, marks = [(i, i + 2) for i in range(1, v.text_size - 2, 6)], range(0, v.text_size, every) if every else ()
     options = {
         "text_guidance_scale": text_scale, "unconditional_text": torch.tensor([prompt_ids(v)[:-1]] * n), "word_starts": starts, "unrepeated": words,
+        "marks": marks,
     }  # fmt: skip
     u, captions = uniforms(tiny_model, range(n), seed=3), {}
     for choice in (Choice(0.15), Choice(0.15, no_repeats=True)):
@@ -316,12 +317,21 @@ def test_an_unrepeated_word_stands_at_most_once_in_a_caption(tiny_model, text_sc
         captions[choice.no_repeats] = [sequences.unpack(v, ids).caption for ids in made.ids.tolist()]
 
     def again(text):
-        return any(piece in word and set(word) & set(complete_words(text[:i], starts)) for i, piece in enumerate(text) for word in words)
+        own = [piece for piece in text if piece not in marks]
+        return any(piece in word and set(word) & set(complete_words(own[:i], starts)) for i, piece in enumerate(own) for word in words)
 
     assert not any(map(again, captions[True])) and any(map(again, captions[False]))
     row = next(i for i, (a, b) in enumerate(zip(*captions.values())) if a != b)
     slow = slow_generate(
-        tiny_model, prompt_ids(v), u[row], Choice(), Choice(0.15, no_repeats=True), text_scale=text_scale, starts=starts, unrepeated=words
+        tiny_model,
+        prompt_ids(v),
+        u[row],
+        Choice(),
+        Choice(0.15, no_repeats=True),
+        text_scale=text_scale,
+        starts=starts,
+        marks=marks,
+        unrepeated=words,
     )
     assert sequences.unpack(v, slow).caption == captions[True][row]
 

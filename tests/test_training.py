@@ -1,5 +1,6 @@
 """The whole story at the smallest size: train, skip, refuse. Real stages, real shards."""
 
+import dataclasses
 import io
 import json
 import re
@@ -18,7 +19,7 @@ from tokun.models import losses
 from tokun.tokenizers.image import ImageTokenizer
 from tokun.training import engine
 from tokun.training.codes import require_codes_of
-from tokun.training.generator import steps_of
+from tokun.training.generator import Parts, steps_of
 from tokun.training.loop import Schedule, seed_device
 from tokun.training.run import open_run
 from tokun.training.token_loss import labelled
@@ -302,7 +303,15 @@ def test_a_run_ends_with_its_passes_and_one_that_time_ended_says_of_how_many_ste
     assert schedule.ended(50) == "finished after 50 of 84 steps (max_minutes 10)" and schedule.ended(84) == "finished after 84 steps"
 
 
-def test_passes_below_none_are_refused(small_shards, tmp_path):
-    with pytest.raises(ValueError, match=r"train\.passes is -1"):
-        open_run(load_config(write_config(tmp_path, small_shards, train__passes=-1.0)))
-    assert load_config("lora").train.passes == 20
+def test_without_held_out_pictures_keep_best_is_said_to_have_nothing_to_go_by(finished, small_shards, tmp_path, capfd):
+    take_over(finished[1], tmp_path / "run", ("text_tokenizer", "image_tokenizer"))
+    config = write_config(tmp_path, small_shards, train__keep_best=1, train__steps=2, sampling__n=0, data__val="")
+    assert not list((run_stages(config) / "best").glob("step-*"))
+    assert "train.keep_best has nothing to go by: name held-out pictures with data.val" in capfd.readouterr().out
+
+
+def test_codes_of_before_words_were_counted_have_those_of_the_start(finished, monkeypatch):
+    parts = Parts.of(open_run(load_config(finished[0])))
+    assert parts.unrepeated_words("") == tuple(parts.codes["unrepeated_words"])
+    older = dataclasses.replace(parts, codes={k: v for k, v in parts.codes.items() if k != "unrepeated_words"})
+    assert older.unrepeated_words("") == () and len(older.unrepeated_words("bundled")) > 1000

@@ -392,7 +392,7 @@ PATHS = (
     ("grpo", "eval_prompts"),
     ("grpo", "features"),
 )
-NOT_NEGATIVE = {"loss_chunk", "keep_best", "rank"}
+NOT_NEGATIVE = {"loss_chunk", "keep_best", "rank", "passes"}
 PAIRS = {"crop_scale", "betas"}  # lists of exactly two numbers
 MOST_RATIO = 3  # of the largest grid's codes to the smallest's, so that batches of all grids cost about the same
 

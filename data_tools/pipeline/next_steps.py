@@ -198,6 +198,6 @@ def training(out: str, pictures: int, *, val: int) -> str:
     if pictures <= FEW_PICTURES:
         train, sample = f"{config('lora')} start=bundled {data} out=runs/mine-lora", "--adapter runs/mine-lora"
     else:
-        start = "" if pictures > MANY_PICTURES else "start=bundled "
+        start = "" if pictures > MANY_PICTURES else "start=bundled train.passes=20 "
         train, sample = f"{config('engraving-cpu')} {start}{data} out=runs/mine", "--checkpoint runs/mine"
     return f"{inspecting(out)}\n  {shell('train')} --config {train}\n  {shell('sample')} {sample} --seed 0"

@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from data_tools import report
 from data_tools.pipeline.disk import DiskDict
 from data_tools.pipeline.manifest import MANIFEST, unread_row, write_rows
 from data_tools.pipeline.output import RECORD, holds_no_pictures
@@ -38,6 +39,7 @@ def record_refusal(source: str, out: str, error: TableError) -> str:
         with alone_in(store):
             if not holds_no_pictures(store, store.list()):  # again: another process may have written meanwhile
                 return ""
+            store.remove(report.NAME)  # of an earlier run that kept nothing
             record = {"refused": shown(str(error)), "kept": 0, "shards": {}}
             store.write(RECORD, (json.dumps(record, indent=1, ensure_ascii=False) + "\n").encode())
             write_rows(store, refused_rows(source, str(error), Path(out)))
@@ -50,8 +52,8 @@ def refused_rows(source: str, error: str, leave_out: Path) -> Iterator[dict[str,
     given = Path(source)
     base = given if given.is_dir() else given.parent
     paths = DiskDict((path, None) for path in find_files(given, leave_out)) if given.is_dir() else [given.name]
-    for prefix in (f"{base}/", f"{source}/", "./"):
-        error = error.removeprefix(prefix)
+    before = next((prefix for prefix in (f"{base}/", f"{source}/", "./") if error.startswith(prefix)), "")
+    error = error.removeprefix(before)
     faulty = max((path for path in paths if error.startswith(path)), key=len, default="")
     for path in paths:
         yield unread_row(path, FAULTY + shown(error) if path == faulty or not faulty else STOPPED)

@@ -118,7 +118,7 @@ def tell_elsewhere(result: Survey) -> None:
     for path, reason in result.unread.items():
         if reason == LONE_TEXT:
             lone.setdefault(folded_stem(posixpath.basename(path)), []).append(path)
-    for picture in result.pictures if lone else ():
+    for picture in result.pictures:
         if not lone:
             break
         for path in lone.pop(folded_stem(posixpath.basename(picture)), ()):

@@ -1,7 +1,7 @@
 """Are the captions good enough to train on? Knows shards and the records of their samples; knows no model and no torch.
 
-Warns, each time with a remedy, when few pictures have a caption, when there are few pictures at all, when captions are nearly all the same,
-and when they were not written from the pictures (templates filled with metadata).
+Warns, each time with a remedy, when few pictures have a caption, when there are few pictures at all, when captions are nearly all the same
+or titles, and when they were not written from the pictures (templates filled with metadata).
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Any
 from tokun.data.shards import ShardIndex
 
 MOST_TEXTS = 1000  # distinct captions that are counted
-ALIKE = 20  # captions below which no warning says that they are nearly all the same
+ALIKE = 20  # captions below which nothing is said of them as a whole
 SENTENCE = 4  # words of a caption that says what is seen
 FEW = 1000  # captioned pictures below which a generator trained from scratch memorises them
 CAPTION = "tokun caption SHARDS --model … (or --endpoint …, or --from TABLE)"
@@ -78,7 +78,7 @@ def gist(text: str) -> str:
 
 
 class Texts:
-    """Counts how often each caption occurs by its gist, of MOST_TEXTS different ones at most, and how many are labels."""
+    """Counts how often each caption occurs by its gist, of MOST_TEXTS different ones at most, how many are labels, and how many are short."""
 
     def __init__(self) -> None:
         self.times: Counter[str] = Counter()

@@ -210,7 +210,7 @@ def pass_thumbnails(image: ImageFile.ImageFile) -> None:
             if not int(getattr(image, "tag_v2", {}).get(SUBFILE_TYPE, 0)) & 1:
                 return
             image.seek(page)
-    except (*DECODE_ERRORS, EOFError):
+    except DECODE_ERRORS:
         pass  # no further page, or one that is damaged, as tags may be: the first is the picture
     image.seek(0)
 

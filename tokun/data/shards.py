@@ -206,10 +206,7 @@ def load_arrays(path: Path, stamp: bytes, count: int) -> list[np.ndarray] | None
     return [np.lib.format.read_array(buffer, allow_pickle=False) for _ in range(count)]
 
 
-HOW = (
-    "Shards are made from pictures by `python -m data_tools.prepare PICTURES --out shards/`; name them with data.train and data.val, "
-    "for example data.train='shards/train-*.tar'"
-)
+MADE = "Shards are made from pictures by `python -m data_tools.prepare PICTURES --out shards/`"
 
 
 def without_shards(folder: Path) -> str:
@@ -217,7 +214,7 @@ def without_shards(folder: Path) -> str:
     if _kept_nothing(folder):
         told = next((name for name in ("report.html", "manifest.parquet") if (folder / name).is_file()), "prepare.json")
         return f"no shards (*.tar) in {folder}: prepare kept no picture there, and {folder}/{told} says why"
-    return f"no shards (*.tar) in {folder}. {HOW}"
+    return f"no shards (*.tar) in {folder}. {MADE}"
 
 
 def _kept_nothing(folder: Path) -> bool:
@@ -249,13 +246,13 @@ def expand_shards(pattern: str) -> list[Path]:
                     if _kept_nothing(folder):
                         raise FileNotFoundError(without_shards(folder))
                     looked = f"{one} does not exist (from {pattern!r}, looked in {folder.resolve()})"
-                    raise FileNotFoundError(f"shard {looked}. {HOW}" if one.endswith(".tar") else looked)
+                    raise FileNotFoundError(looked if one.endswith(".jsonl") else f"shard {looked}. {MADE}")
                 found += hits
         if not found:
             raise FileNotFoundError(without_shards(Path(part)))
         paths += found
     if not paths:
-        raise FileNotFoundError(f"no shards are named. {HOW}")
+        raise FileNotFoundError(f"no shards are named. {MADE}")
     return paths
 
 

@@ -164,8 +164,9 @@ class TokenBatches:
         register = "plain" if rng.random() < self.plain_share or len(registers) == 1 else registers[rng.integers(len(registers))]
         dropped, bare = rng.random(5 if v.things else 4).tolist(), rng.random() < self.tag_dropout
         keep = [not bare and number >= self.tag_dropout for number in dropped]
-        if self.untagged_share and (task == "question" or rng.random() < self.untagged_share):
-            keep = [False, False, keep[2] and task != "question", keep[3], False]
+        asked = task == "question" and bool(record.questions)
+        if self.untagged_share and (asked or rng.random() < self.untagged_share):
+            keep = [False, False, keep[2] and not asked, keep[3], False]
         only_grid = len(v.grids) > 1 or record.grid != v.default_grid  # one of several grids cannot be guessed
         tags = Tags(
             style=record.style if keep[0] and record.style in v.styles else "",
@@ -181,7 +182,7 @@ class TokenBatches:
         caption = text(record.captions[register])
         if task == "text_to_image":
             return sequences.pack_text_to_image(v, tags, codes, caption)
-        if task == "question" and record.questions:
+        if asked:
             question, answer = record.questions[rng.integers(len(record.questions))]
             return sequences.pack_question(v, tags, codes, text(question), text(answer))
         others = [r for r in registers if r != register]

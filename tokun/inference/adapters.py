@@ -314,12 +314,8 @@ def use(model: Tokun, name: str | None) -> None:
     decoder.sample_as(generator, base.generator)
     model.base, model.adapter = base, name
     card = adapter.card or base.card
-    _become(
-        model,
-        Base(
-            generator, adapter.vocabulary, adapter.defaults, adapter.tag_counts, tuple(dict.fromkeys((*base.tasks, *adapter.tasks))), card
-        ),
-    )
+    tasks = tuple(dict.fromkeys((*base.tasks, *adapter.tasks))) if base.tasks else ()  # an older base does not know its own
+    _become(model, Base(generator, adapter.vocabulary, adapter.defaults, adapter.tag_counts, tasks, card))
 
 
 def base_of(model: Tokun) -> Base:

@@ -175,7 +175,7 @@ def interpolate(
     """Pairs between sample 0 of one seed and sample 0 of another; the ends are those samples.
 
     `options` are those of `Tokun.sample`. A pair's `seed` is the first seed, its `index` the step. In between, the first picture's codes are
-    replaced one by one by the last's and then stay, so that neighbours differ only in one step's share (`passage`). Each picture's words are
+    replaced one by one by the last's and then stay, so that neighbours of one shape differ only in one step's share (`passage`). Each picture's words are
     sampled with latents on the great circle between the ends'. Tags change in the middle; the shape goes through those between the ends'.
     """
     if not 2 <= steps <= MAX_STEPS:

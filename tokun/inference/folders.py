@@ -52,8 +52,8 @@ def resolve_adapter(adapter: str | Path) -> Path:
 def unfinished(run: Path) -> str:
     """What is said of a folder without the result of a training."""
     asked = ". Has its training finished?"
-    if best := sorted((run / "best").glob("step-*")):
-        return f"{asked} Its command typed again goes on; {best[-1]} is the best so far"
+    if any(not folder.suffix for folder in (run / "best").glob("step-*")):  # .partial: killed while it was written
+        return f"{asked} Its command typed again goes on; {run / 'best'} holds the best so far"
     if any(folder.name != "image_tokenizer" for folder in (run / "state").glob("*")):
         return f"{asked} Its command typed again goes on; with train.max_minutes=1 added it ends for good, and keeps what it has learned"
     return asked

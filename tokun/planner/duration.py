@@ -8,6 +8,7 @@ from tokun.config import Config
 from tokun.planner.gpus import Gpu
 from tokun.planner.image_tokenizer import ImageSizes
 from tokun.planner.sizes import Sizes
+from tokun.training.generator import steps_of
 
 # 419 unexpected interruptions in 54 days on 16,384 GPUs: Llama Team 2024, "The Llama 3 Herd of Models", section 3.3.4
 GPU_DAYS_PER_FAILURE = 16384 * 54 / 419
@@ -41,12 +42,13 @@ def times_of(
     recomputed = 4 / 3 if t.gradient_checkpointing else 1.0
     compute = t.batch_size * sizes.width * sizes.flops_per_token * recomputed / rate
     step = compute + communication
-    tokens = t.steps * t.batch_size * sizes.tokens_per_sample
+    steps = steps_of(t, samples) if samples else t.steps
+    tokens = steps * t.batch_size * sizes.tokens_per_sample
     return {
-        "compute_seconds": compute, "communication_seconds": communication, "step_seconds": step, "hours": t.steps * step / 3600,
+        "compute_seconds": compute, "communication_seconds": communication, "step_seconds": step, "hours": steps * step / 3600,
         "tokens_per_step": t.batch_size * sizes.tokens_per_sample, "tokens": tokens, "tokens_per_parameter": tokens / sizes.parameters,
-        "tokens_per_epoch": samples * sizes.tokens_per_sample, "epochs": t.steps * t.batch_size / samples if samples else 0.0,
-        "flops": float(t.steps) * t.batch_size * sizes.width * sizes.flops_per_token,
+        "tokens_per_epoch": samples * sizes.tokens_per_sample, "epochs": steps * t.batch_size / samples if samples else 0.0,
+        "flops": float(steps) * t.batch_size * sizes.width * sizes.flops_per_token,
         "image_tokenizer_hours": it.steps * it.batch_size * image.step_flops / rate / 3600,
         # the codes stage runs in float32, through TF32 kernels at half of bfloat16's peak
         "encode_hours": samples * config.codes.views * image.encode_flops / (rate / 2) / 3600,

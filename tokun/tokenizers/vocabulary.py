@@ -172,9 +172,7 @@ class Vocabulary:
         if name not in self._ids:
             kind, _, word = name[1:-1].partition(":")
             known = [c[len(kind) + 2 : -1] for c in self.controls if c.startswith(f"<{kind}:")]
-            near = difflib.get_close_matches(word, known, 1) if len(known) <= MANY else []  # `listed` has the nearest of many
-            meant = f"did you mean {near[0]}? " if near else ""
-            raise UserError(f"{name} is not in this vocabulary; {meant}{kind} can be: {listed(word, known)}")
+            raise UserError(f"{name} is not in this vocabulary; {choices(kind, word, known)}")
         return self._ids[name]
 
     def name(self, token: int) -> str:
@@ -249,16 +247,12 @@ class Vocabulary:
             raise UserError(f"{path} is not a vocabulary: {error}") from error
 
 
-def listed(word: str, known: Sequence[str]) -> str:
-    """The alternatives to an unknown word: all of them, or if more than `MANY` those spelt most like it and the total."""
-    if len(known) <= MANY:
-        return ", ".join(known) or "nothing here"
+def choices(kind: str, word: str, known: Sequence[str]) -> str:
+    """The alternatives to an unknown word: all of them and the nearest, or if more than `MANY` those spelt most like it and the total."""
     near = difflib.get_close_matches(word, known, n=NEAR, cutoff=0.5)
-    return (
-        f"{', '.join(near)} … ({len(known):,} in all)"
-        if near
-        else f"{', '.join(known[:NEAR])} … ({len(known):,} in all, none spelt like it)"
-    )
+    if len(known) <= MANY:
+        return (f"did you mean {near[0]}? " if near else "") + f"{kind} can be: {', '.join(known) or 'nothing here'}"
+    return f"{kind} can be: {', '.join(near or known[:NEAR])} … ({len(known):,} in all{'' if near else ', none spelt like it'})"
 
 
 def grid_name(grid: tuple[int, int]) -> str:

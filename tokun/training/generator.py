@@ -19,7 +19,8 @@ from tokun import data
 from tokun.config import Config, TrainConfig
 from tokun.inference import decoder
 from tokun.inference.adapters import fingerprint
-from tokun.inference.folders import is_bundled
+from tokun.inference.checkpoint_folder import read_settings
+from tokun.inference.folders import SAMPLING, is_bundled, resolve
 from tokun.inference.latents import Slots
 from tokun.inference.model import Tokun
 from tokun.inference.model_card import model_card
@@ -118,8 +119,14 @@ class Parts:
         tags = [tuple(c) for c in self.codes["tag_counts"]]
         return Tokun(
             self.image_tokenizer.to(device), self.text_tokenizer, self.vocabulary, generator, config.sampling, tags, tuple(tasks),
-            fit=self.codes.get("fit", ""), unrepeated_words=tuple(self.codes.get("unrepeated_words", ())),  # older records have none
+            fit=self.codes.get("fit", ""), unrepeated_words=self.unrepeated_words(config.start),
         )  # fmt: skip
+
+    def unrepeated_words(self, start: str) -> tuple[str, ...]:
+        """Those of the codes' record, which has those of the checkpoint `start`; older records have none."""
+        if "unrepeated_words" in self.codes or not start:
+            return tuple(self.codes.get("unrepeated_words", ()))
+        return tuple(read_settings(resolve(start) / SAMPLING).unrepeated_words)
 
 
 def steps_of(train: TrainConfig, pictures: int) -> int:
@@ -248,7 +255,7 @@ class GeneratorStage(EngineStage):
         return alignment_targets(run, self.parts.image_tokenizer, self.parts.codes["fingerprint"], self.parts.vocabulary)
 
     def _open_best(self) -> checkpoint.BestCheckpoints:
-        if self.train.keep_best and not self.run.config.data.val:
+        if self.train.keep_best and not self.held_out:
             self.run.say("generator: train.keep_best has nothing to go by: name held-out pictures with data.val")
         best = checkpoint.BestCheckpoints(self.run.out / "best", keep=self.train.keep_best)
         if self.run.rank == 0:
@@ -264,7 +271,7 @@ class GeneratorStage(EngineStage):
             f"{v.codebook_size} image), {len(self.training_batches.samples)} samples, {self.run.world} process(es), {self.engine}\n"
             + time_line(
                 steps=self.schedule.steps, batch_size=self.train.batch_size, pictures=len(self.training_batches.samples),
-                max_minutes=self.train.max_minutes, going_on=bool(self.config.start), name="train", most_passes=self.train.passes,
+                max_minutes=self.train.max_minutes, going_on=bool(self.config.start), name="train", by_passes=self.schedule.steps < self.train.steps,
             )
         )  # fmt: skip
 

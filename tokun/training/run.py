@@ -162,6 +162,16 @@ def write_config(out: Path, config: Config) -> None:
     checkpoint.write_text(out / "config.yaml", yaml.safe_dump(configs.to_dict(config), sort_keys=False))
 
 
+def require_shards(config: Config) -> None:
+    """Raise FileNotFoundError, with the setting that names them, where the shards of a training on pictures are not there."""
+    for name, pattern in (("train", config.data.train), ("val", config.data.val)):
+        if pattern or name == "train":
+            try:
+                data.expand_shards(pattern)
+            except FileNotFoundError as error:
+                raise FileNotFoundError(f"{error}; name them with data.{name}, for example data.{name}='shards/{name}-*.tar'") from error
+
+
 def check_settings(config: Config, world: int, deepspeed: bool) -> None:
     """Raise UserError for settings that cannot be trained with, of any stage. Creates nothing."""
     train = config.train
@@ -195,13 +205,10 @@ def check_settings(config: Config, world: int, deepspeed: bool) -> None:
     ):
         _check_start(config)
     _check_alignment(config)
-    if train.passes < 0:
-        raise UserError(f"train.passes is {train.passes:g}; it must be a number of passes over the pictures, or 0 for none")
     if train.ema_every < 1:
         raise UserError(f"train.ema_every is {train.ema_every}; it must be a number of steps, 1 or more")
     if not (config.grpo.rewards or config.dpo.pairs or config.words.train):
-        for pattern in (config.data.train, *filter(None, [config.data.val])):
-            data.expand_shards(pattern)
+        require_shards(config)
     weights = config.image_tokenizer_train.perceptual_weights
     if weights and config.image_tokenizer_train.perceptual_weight > 0 and not Path(weights).is_file():
         raise FileNotFoundError(

@@ -74,14 +74,12 @@ def verdict(figures: dict[str, float], train: ImageTokenizerTrainConfig, sheet: 
     return f"{said}. {sheet} shows each picture beside its reconstruction"
 
 
-def time_line(
-    *, steps: int, batch_size: int, pictures: int, max_minutes: float, going_on: bool, name: str, most_passes: float = 0.0
-) -> str:
-    """How many passes the steps make, how many are sensible, and what `max_minutes` counts. `most_passes`: the setting `passes` that ends the training."""
+def time_line(*, steps: int, batch_size: int, pictures: int, max_minutes: float, going_on: bool, name: str, by_passes: bool = False) -> str:
+    """How many passes the steps make, how many are sensible, and what `max_minutes` counts. `by_passes`: the steps are those of the setting `passes`."""
     passes, sensible = steps * batch_size / max(1, pictures), FINE_TUNING_PASSES if going_on else PASSES
     enough = math.ceil(sensible * pictures / batch_size)
     line = f"{steps:,} steps of {batch_size} are {passes:,.0f} passes over {pictures:,} pictures"
-    if most_passes and steps <= enough:
+    if by_passes:
         line += f" ({name}.passes)"
     else:
         line += f"; about {sensible} passes ({name}.steps={enough}) are sensible"

@@ -263,7 +263,7 @@ def read_record(path: Path) -> dict[str, Any] | None:
 def require_same(path: Path, made_with: dict[str, Any], asked: dict[str, Any], *, option: str = "out") -> None:
     """Raise UserError naming the settings in which a result on disk differs from those requested. `option` chooses another folder."""
     old, new = _flatten(made_with), _flatten(asked)
-    differing = [f"{k}: {_difference(old.get(k), new.get(k))}" for k in sorted({*old, *new}) if old.get(k) != new.get(k)]
+    differing = [f"{k}: {_difference(k, old.get(k), new.get(k))}" for k in sorted({*old, *new}) if old.get(k) != new.get(k)]
     if differing:
         shown = "; ".join(differing[:6]) + (f"; and {len(differing) - 6} more" if len(differing) > 6 else "")
         raise UserError(
@@ -271,10 +271,13 @@ def require_same(path: Path, made_with: dict[str, Any], asked: dict[str, Any], *
         )
 
 
-def _difference(old: Any, new: Any) -> str:
-    if all(isinstance(value, str) and re.fullmatch(r"[0-9a-f]{16}", value) for value in (old, new)):  # of `files_fingerprint`
+def _difference(name: str, old: Any, new: Any) -> str:
+    if name.rpartition(".")[2] in OF_FILES and old and new:
         return "the files are not those that it was made with"
     return f"{old!r} there, {new!r} here"
+
+
+OF_FILES = {"shards", "pairs", "files"}  # settings that are recorded as `files_fingerprint`
 
 
 def files_fingerprint(paths: list[Path]) -> str:

@@ -94,14 +94,15 @@ def near(name: str | Path, known: Sequence[str] = ()) -> str:
     """ " (did you mean runs/mine?)" if a name in `known`, or something in the folder that should hold `name`, is similar; what that folder
     holds if it is there and nothing is; else ""."""
     folder, last = Path(name).parent, Path(name).name
-    here = {name: str(folder / name) for name in (sorted(os.listdir(folder)) if folder.is_dir() else [])} | {name: name for name in known}
+    held = sorted(name for name in os.listdir(folder) if not name.startswith(".")) if folder.is_dir() else []
+    here = {name: str(folder / name) for name in held} | {name: name for name in known}
     found = difflib.get_close_matches(str(name), known, 1) or difflib.get_close_matches(last, list(here), 1)
     if found:
         return f" (did you mean {here[found[0]]}?)"
     if folder == Path(".") or not folder.is_dir():
         return ""
-    held = sorted(name for name in os.listdir(folder) if not name.startswith("."))
-    return f" ({folder} holds {', '.join([*held[:SHOWN], *['…'][: len(held) - SHOWN > 0]]) or 'nothing'})"
+    more = ", …" if len(held) > SHOWN else ""
+    return f" ({folder} holds {', '.join(held[:SHOWN]) or 'nothing'}{more})"
 
 
 def is_missing(error: BaseException | None) -> bool:
