@@ -271,7 +271,9 @@ def test_the_fault_of_a_table_in_a_folder_of_the_sources_name_is_its_own_and_no_
     (tmp_path / "in" / "in").mkdir(parents=True)
     (tmp_path / "in" / "a.png").write_bytes(A)
     monkeypatch.chdir(tmp_path)
-    assert prepare.main(["in", "--style", "engraving", "--out", "out"]) == 1 and (tmp_path / "out" / "report.html").is_file(), "no caption: nothing is kept"
+    assert prepare.main(["in", "--style", "engraving", "--out", "out"]) == 1 and (tmp_path / "out" / "report.html").is_file(), (
+        "no caption: nothing is kept"
+    )
     table = tmp_path / "in" / "in" / "captions.json"
     table.write_text("{", encoding="utf-8")
     told = record_refusal("in", "out", TableError("in/in/captions.json cannot be read"))
