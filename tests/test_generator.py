@@ -11,6 +11,7 @@ from tokun.models.generator import (
     count_parameters,
     flops_per_token,
     fuse_loss_into_forward,
+    grown_layers,
     head_is_last,
     loss_chunk,
     make_generator,
@@ -141,6 +142,34 @@ def test_a_generator_starts_from_another_whose_ids_have_other_places():
     assert torch.equal(mine[:42], theirs[:42]) and torch.equal(mine[43], theirs[49]) and torch.equal(mine[42], kept)
     ids = torch.arange(40).view(2, 20)
     torch.testing.assert_close(model.eval()(input_ids=ids).logits[..., :42], old.eval()(input_ids=ids).logits[..., :42])
+
+
+def test_a_deeper_generator_starts_as_the_same_function_and_all_its_layers_learn():
+    old, model = make(), make(num_layers=5)
+    assert start_from(model, old, [], [], text_size=50) == []
+    ids = torch.arange(40).view(2, 20)
+    torch.testing.assert_close(model(input_ids=ids).logits, old(input_ids=ids).logits)
+    before = {name: p.clone() for name, p in model.named_parameters()}
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.5)
+    for _ in range(2):  # an added layer's outputs move first, then what feeds them
+        optimizer.zero_grad()
+        model(input_ids=ids, labels=ids).loss.backward()
+        optimizer.step()
+    assert all(not torch.equal(p, before[name]) for name, p in model.named_parameters() if "_proj.weight" in name)
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "expected"),
+    [
+        (2, 2, "0 1"),
+        (4, 6, "0 1 1+ 2 3 3+"),
+        (8, 12, "0 1 1+ 2 3 3+ 4 5 5+ 6 7 7+"),
+        (3, 4, "0 1 2 2+"),
+        (2, 6, "0 0+ 0+ 1 1+ 1+"),
+    ],
+)
+def test_added_layers_lie_evenly_behind_those_they_copy(before, after, expected):
+    assert " ".join(f"{source}{'+' if added else ''}" for source, added in grown_layers(before, after)) == expected
 
 
 def test_tuned_equals_stock():

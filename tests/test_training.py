@@ -71,10 +71,20 @@ def test_a_run_goes_on_from_a_checkpoint_with_its_tokenizers_and_weights(finishe
         run_stages(config)
 
 
+def test_a_run_goes_on_from_a_shallower_checkpoint_as_the_same_model(finished, tmp_path, small_shards, capsys):
+    config = write_config(tmp_path, small_shards, train__lr=0.0, train__steps=2, sampling__n=0)
+    out = run_stages(config, f"start={finished[1] / 'checkpoint'}", "generator.num_layers=3")
+    assert "layers added: 1" in capsys.readouterr().out
+    before, after = tokun.load(finished[1]), tokun.load(out)
+    assert after.generator.config.num_hidden_layers == 3
+    ids = torch.arange(24).view(2, 12)
+    torch.testing.assert_close(after.generator(input_ids=ids).logits, before.generator(input_ids=ids).logits)
+
+
 @pytest.mark.parametrize(
     ("overrides", "error", "named"),
     [
-        (["generator.num_layers=3"], ValueError, "generator.num_layers is 3, the checkpoint's 2"),
+        (["generator.num_layers=1"], ValueError, "generator.num_layers is 1, the checkpoint's 2"),
         (["image_tokenizer.codebook_size=64"], ValueError, "image_tokenizer.codebook_size is 64, the checkpoint's 32"),
         (["generator.pretrained=some/model"], ValueError, "exclude each other"),
         (["start=nowhere/checkpoint"], (FileNotFoundError, ValueError), "nowhere/checkpoint"),

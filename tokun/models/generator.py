@@ -65,19 +65,41 @@ def intermediate_size(config: GeneratorConfig) -> int:
 
 @torch.no_grad()
 def start_from(model: nn.Module, other: nn.Module, others: Sequence[str], added: Sequence[str], *, text_size: int) -> list[str]:
-    """Overwrite the weights with those of another generator of the same shape and text tokenizer. `others` and `added` name the ids after the
-    text pieces in the other and in this one. Ids that the other does not have keep their weights. Returns their names."""
+    """Overwrite the weights with those of another generator of the same width and text tokenizer. `others` and `added` name the ids after the
+    text pieces in the other and in this one. Ids that the other does not have keep their weights. Returns their names.
+
+    This one may have more layers. Those between the other's (`grown_layers`) are copies whose outputs are 0, so that at first it computes the same
+    function (block expansion: Wu et al. 2024, LLaMA Pro).
+    """
     known = {name: text_size + i for i, name in enumerate(others)}
     rows = [(i, i) for i in range(text_size)] + [(text_size + i, known[name]) for i, name in enumerate(added) if name in known]
     here, there = (torch.tensor(side) for side in zip(*rows))
     parameters = dict(other.named_parameters())
+    layers = grown_layers(_depth(other), _depth(model))
     for name, parameter in model.named_parameters():
-        value = parameters[name].to(parameter)
-        if name.endswith(("embed_tokens.weight", "lm_head.weight")):
+        before, middle, rest = name.partition(".layers.")
+        number, _, inner = rest.partition(".")
+        source, is_new = layers[int(number)] if middle else (0, False)
+        value = parameters[f"{before}{middle}{source}.{inner}" if middle else name].to(parameter)
+        if is_new and name.endswith((".o_proj.weight", ".down_proj.weight")):
+            parameter.zero_()
+        elif name.endswith(("embed_tokens.weight", "lm_head.weight")):
             parameter[here.to(parameter.device)] = value[there.to(parameter.device)]
         else:
             parameter.copy_(value)
     return [name for name in added if name not in known]
+
+
+def _depth(model: Any) -> int:
+    return model.config.get_text_config().num_hidden_layers
+
+
+def grown_layers(before: int, after: int) -> list[tuple[int, bool]]:
+    """For each of `after` layers: the layer out of `before` that it starts from, and whether it is added. Those added lie evenly among the others,
+    each behind the layer that it copies. 4 layers become 6: 0, 1, 1 added, 2, 3, 3 added."""
+    added = after - before
+    behind = [math.ceil((i + 1) * before / added) - 1 for i in range(added)]
+    return sorted([(i, False) for i in range(before)] + [(i, True) for i in behind])
 
 
 @torch.no_grad()

@@ -179,7 +179,12 @@ def _first_weights(run: Run, parts: Parts) -> Any:
     if config.start and run.states("generator").latest() is None:
         before = starting_model(config)
         new = start_from(model, before.generator, before.vocabulary.added_tokens, v.added_tokens, text_size=v.text_size)
-        run.say(f"generator: starting from {config.start}" + (f"; new tags: {', '.join(new)}" if new else ""))
+        grown = config.generator.num_layers - before.generator.config.get_text_config().num_hidden_layers
+        run.say(
+            f"generator: starting from {config.start}"
+            + (f"; layers added: {grown}" if grown else "")
+            + (f"; new tags: {', '.join(new)}" if new else "")
+        )
     return model
 
 

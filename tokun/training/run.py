@@ -255,11 +255,14 @@ def _check_start(config: Config) -> None:
     }
     for name, its in adapters.SHAPE.items():
         mine = intermediate_size(asked) if name == "intermediate_size" else getattr(asked, name)
+        if name == "num_layers" and mine > (found.get(its) or mine):
+            continue  # it grows
         shape[f"generator.{name}"] = mine, found.get(its)
     other = [f"{name} is {mine}, the checkpoint's {its}" for name, (mine, its) in shape.items() if mine != its]
     if other:
         raise UserError(
-            f"start {config.start} has another shape than this config: {'; '.join(other)}. Set the same values, or use the config it was trained with"
+            f"start {config.start} has another shape than this config: {'; '.join(other)}. Set the same values (generator.num_layers may be larger), "
+            "or use the config it was trained with"
         )
 
 
