@@ -1,7 +1,7 @@
 """What the site makes when it is built: the pages of commands, config keys, measurements and the model card. A hook of MkDocs (mkdocs.yml).
 
-Commands are read from their own argparse parsers, config keys from the dataclasses of tokun/config.py and the comments beside them, so neither
-page can go stale. The two others are pages of the repository that lie elsewhere.
+Commands are read from their own argparse parsers, config keys from the dataclasses of tokun/config.py and the comments beside them. The pages of the
+repository hold both, too: `python docs/_site.py` writes them there, and a test compares. The two others are pages of the repository that lie elsewhere.
 """
 
 from __future__ import annotations
@@ -271,6 +271,7 @@ def _nested(text: str) -> str:
 
 # --- hooks ------------------------------------------------------------------------------------------------------------
 
+MARKED = re.compile(r"<!-- made: ([\w-]+) -->\n(.*?)<!-- /made -->", re.DOTALL)
 MADE = {"commands": commands, "config": config_page, "measurements": measurements, "model-card": model_card}
 
 
@@ -285,7 +286,17 @@ def on_page_markdown(markdown: str, *, page: Any, **_: Any) -> str:
     up = "../" * page.file.src_uri.count("/")
     for file, shown in SHOWN_AS.items():
         markdown = markdown.replace(f"]({up}../{file}", f"]({up}{shown}")
-    return re.sub(r"(?s)<!-- made: ([\w-]+) -->.*?<!-- /made -->", lambda match: MADE[match[1]](), markdown)
+    return MARKED.sub(lambda match: MADE[match[1]](), markdown)
+
+
+def pages_in_repository() -> dict[Path, str]:
+    """The pages of config keys and commands, as they should stand in the repository."""
+    paths = {ROOT / "docs" / "reference" / name: MADE[made] for name, made in (("cli.md", "commands"), ("config.md", "config"))}
+
+    def filled(path: Path, made: Callable[[], str]) -> str:
+        return MARKED.sub(lambda match: f"<!-- made: {match[1]} -->\n\n{made().strip()}\n\n<!-- /made -->", path.read_text(encoding="utf-8"))
+
+    return {path: filled(path, made) for path, made in paths.items()}
 
 
 def on_files(files: Any, config: Any) -> Any:
@@ -295,3 +306,9 @@ def on_files(files: Any, config: Any) -> Any:
     for sheet in sorted((CARD / "sheets").glob("*.png")):
         files.append(File.generated(config, f"results/sheets/{sheet.name}", abs_src_path=str(sheet)))
     return files
+
+
+if __name__ == "__main__":
+    sys.path.insert(0, str(ROOT))
+    for page, text in pages_in_repository().items():
+        page.write_text(text, encoding="utf-8")

@@ -131,6 +131,11 @@ def test_what_lies_beside_the_scripts_is_linked_there_and_shown_by_the_site():
     assert _site.on_page_markdown("[a](../tokun/bundled/engraving/README.md)", page=page) == "[a](results/model-card.md)"
 
 
+def test_the_repositorys_pages_of_commands_and_config_keys_are_those_of_the_site():
+    for path, text in _site.pages_in_repository().items():
+        assert path.read_text(encoding="utf-8") == text, f"{path.name} is out of date: python docs/_site.py"
+
+
 def test_every_page_is_in_the_sites_navigation():
     def files(node):
         return (

@@ -10,7 +10,7 @@
     tokun sample --complete torn.png --keep top --n 4                   complete a part of a picture
     tokun sample --interpolate 42 43 --steps 12 --video                 from one seed to another: a strip, a GIF and an MP4
     tokun sample --invert plate.png --caption "A ship." --vary 0.3      variations of a picture
-    tokun sample --seed 42 --n 100000 --shard-size 1000 --out shards/   WebDataset shards and a table; torchrun shares the work
+    tokun sample --seed 42 --n 100000 --shard-size 1000 --out drawn/   WebDataset shards and a table; torchrun shares the work
     tokun sample --svg --max-bytes 10000                                vector drawings too
     tokun sample --n 4 --scale 4                                        pictures of four times the side; --scale-by nearest, lanczos or svg
     tokun sample --best-of 8 --n 4                                      the best of eight candidates by PMI of picture and words
@@ -153,7 +153,12 @@ def add_wishes(parser: argparse.ArgumentParser) -> None:
     add("--text-temperature", type=float, default=None, help="of words")
     add("--top-k", type=int, default=None, help="for codes; 0 is off")
     add("--top-p", type=float, default=None, help="nucleus sampling: the most likely ids with this total probability; 1 is off")
-    add("--guidance-scale", type=float, default=None, help="1 is off; needs a prompt or tags")
+    add(
+        "--guidance-scale",
+        type=float,
+        default=None,
+        help="how closely pictures follow their prompt or tags, also tags drawn by the seed; 1 is off",
+    )
     add("--text-guidance-scale", type=float, default=None, help="how closely the words follow their picture; 1 is off")
     add(
         "--no-repeats",

@@ -384,8 +384,11 @@ class GeneratorStage(EngineStage):
             "train": self.logged, "val": held, "parameters": self.parameters, "trained": self.trained, "image_tokenizer": image_tokenizer["figures"],
         }  # fmt: skip
 
+    def _loss_of(self, held: dict[str, float]) -> float:
+        return self.train.image_weight * held["image_loss"] + self.train.text_weight * held["text_loss"]
+
     def _keep_if_best(self, held: dict[str, float]) -> None:
-        loss = self.train.image_weight * held["image_loss"] + self.train.text_weight * held["text_loss"]
+        loss = self._loss_of(held)
         run, best = self.run, self.best
         if not run.any(run.rank == 0 and best.wants(self.step, loss)):
             return
@@ -419,10 +422,16 @@ class GeneratorStage(EngineStage):
         run.say(
             f"generator: {self.schedule.ended(self.step)}, {record['seconds'] / 60:.1f} minutes. {f'Held out: {figures_line(held)}' if held else 'Nothing was held out'}"
         )
+        run.say(where_to(target, self.config))
         for top in best[:1]:
             weights = self.best.path(top["step"])
-            run.say(f"generator: lowest held-out loss {top['loss']:.4f} at step {top['step']}; its averaged weights: {weights}")
-        run.say(where_to(target, self.config))
+            last = self._loss_of(held) if held else float("inf")
+            instead = (
+                f", below the end's {last:.4f}. To sample from it instead:\n{where_to(weights, self.config)}"
+                if top["loss"] < last
+                else f": {weights}"
+            )
+            run.say(f"generator: lowest held-out loss {top['loss']:.4f} at step {top['step']}{instead}")
 
 
 def where_to(target: Path, config: Config) -> str:

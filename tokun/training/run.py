@@ -164,12 +164,15 @@ def write_config(out: Path, config: Config) -> None:
 
 def require_shards(config: Config) -> None:
     """Raise FileNotFoundError, with the setting that names them, where the shards of a training on pictures are not there."""
+    none = ", or hold nothing out with data.val= (empty)"
     for name, pattern in (("train", config.data.train), ("val", config.data.val)):
         if pattern or name == "train":
             try:
                 data.expand_shards(pattern)
             except FileNotFoundError as error:
-                raise FileNotFoundError(f"{error}; name them with data.{name}, for example data.{name}='shards/{name}-*.tar'") from error
+                raise FileNotFoundError(
+                    f"{error}; name them with data.{name}, for example data.{name}='shards/{name}-*.tar'{none if name == 'val' else ''}"
+                ) from error
 
 
 def check_settings(config: Config, world: int, deepspeed: bool) -> None:
