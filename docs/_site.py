@@ -294,7 +294,9 @@ def pages_in_repository() -> dict[Path, str]:
     paths = {ROOT / "docs" / "reference" / name: MADE[made] for name, made in (("cli.md", "commands"), ("config.md", "config"))}
 
     def filled(path: Path, made: Callable[[], str]) -> str:
-        return MARKED.sub(lambda match: f"<!-- made: {match[1]} -->\n\n{made().strip()}\n\n<!-- /made -->", path.read_text(encoding="utf-8"))
+        return MARKED.sub(
+            lambda match: f"<!-- made: {match[1]} -->\n\n{made().strip()}\n\n<!-- /made -->", path.read_text(encoding="utf-8")
+        )
 
     return {path: filled(path, made) for path, made in paths.items()}
 

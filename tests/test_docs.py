@@ -222,7 +222,7 @@ def commands_of(page):
             yield from ((text[: match.start()].count("\n") + 1, line) for line in lines_of(match[3]))
     rest = FENCE.sub(lambda match: "\n" * match[0].count("\n"), text)
     for number, line in enumerate(rest.splitlines(), 1):
-        for code in re.findall(r"`([^`]+)`", line):
+        for code in [] if line.startswith("#") else re.findall(r"`([^`]+)`", line):  # a heading is a command's name
             if re.match(rf"(?:{'|'.join(OURS)}) ", code):
                 yield number, code
         if line.startswith("| `--") and "| option |" not in text[: text.find(line)].rpartition("| ---")[0].rpartition("\n\n")[2]:
