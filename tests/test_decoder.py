@@ -1,12 +1,13 @@
 """Promises of tokun/inference/decoder.py: the model's own function, by another way."""
 
 import copy
+from unittest import mock
 
 import pytest
 import torch
 from transformers import AutoModelForCausalLM, LlamaConfig
 
-from tokun.inference import decoder, latents, native, sampling
+from tokun.inference import decoder, latents, native, sampling, streams
 from tokun.inference.decoder import GraphStream, HubStreams, Stream, TorchDecoder, decoder_of, open_stream, row_counts
 from tokun.tokenizers import sequences
 from tokun.tokenizers.vocabulary import Tags
@@ -72,6 +73,29 @@ def test_without_a_compiler_steps_stay_as_they_are_with_a_word(tiny_model, monke
         assert type(open_stream(generator, [torch.zeros(2, 3, dtype=torch.long)], 8)) is Stream
     finally:
         native.is_there.cache_clear()
+
+
+def test_a_cuda_graph_is_captured_and_replayed_on_the_models_gpu(monkeypatch):
+    current, ran = [torch.device("cuda:0")], []
+
+    class On:  # torch.cuda.device
+        def __init__(self, device):
+            self.device = device
+
+        def __enter__(self):
+            current.append(self.device)
+
+        def __exit__(self, *_):
+            current.pop()
+
+    cuda = mock.MagicMock(device=On)
+    cuda.CUDAGraph.return_value.replay.side_effect = lambda: ran.append(("replayed", current[-1]))
+    monkeypatch.setattr(streams.torch, "cuda", cuda)
+    replay = streams.capture(lambda: ran.append(("ran", current[-1])), torch.device("cuda:1"))
+    cuda.graph.assert_called_once_with(cuda.CUDAGraph.return_value, stream=cuda.Stream.return_value)
+    replay()
+    assert ran == 3 * [("ran", torch.device("cuda:1"))] + [("replayed", torch.device("cuda:1"))]
+    assert current == [torch.device("cuda:0")]
 
 
 @torch.inference_mode()

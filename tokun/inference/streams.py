@@ -216,7 +216,7 @@ class GraphStream(Stream):
         self.ids.copy_(ids)
         self.place.fill_(self.used)
         if self.replay is None:
-            self.replay = capture(self.one) if self.ids.device.type == "cuda" else self.one
+            self.replay = capture(self.one, self.ids.device) if self.ids.device.type == "cuda" else self.one
         self.replay()
         self.used += 1
 
@@ -226,22 +226,32 @@ class GraphStream(Stream):
         self.hidden.copy_(self.fixed(self.ids, self.place, visible, self.cos, self.sin, self.caches)[:, None])
 
 
-def capture(one: Callable[[], None]) -> Callable[[], None]:
-    """`one` as a CUDA graph; as it is, with a word, where it cannot be captured. Runs it (again and again: it must not mind)."""
-    side = torch.cuda.Stream()
-    side.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(side):
-        one()
-        one()
-    torch.cuda.current_stream().wait_stream(side)
-    graph = torch.cuda.CUDAGraph()
-    try:
-        with torch.cuda.graph(graph):
+def capture(one: Callable[[], None], device: torch.device) -> Callable[[], None]:
+    """`one`, which computes on the GPU `device`, as a CUDA graph; as it is, with a word, where it cannot be captured.
+
+    Runs it (again and again: it must not mind). Streams and graphs belong to torch's current GPU, which need not be the model's: a graph
+    captured on another one would be empty.
+    """
+    with torch.cuda.device(device):
+        side = torch.cuda.Stream()
+        side.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(side):
             one()
-    except RuntimeError as error:
-        warnings.warn(f"sampling without a CUDA graph, which is slower: {error}", stacklevel=2)
-        return one
-    return graph.replay
+            one()
+        torch.cuda.current_stream().wait_stream(side)
+        graph = torch.cuda.CUDAGraph()
+        try:
+            with torch.cuda.graph(graph, stream=side):
+                one()
+        except RuntimeError as error:
+            warnings.warn(f"sampling without a CUDA graph, which is slower: {error}", stacklevel=2)
+            return one
+
+    def replay() -> None:
+        with torch.cuda.device(device):
+            graph.replay()
+
+    return replay
 
 
 def cache_name(output: Mapping[str, Any]) -> str:
