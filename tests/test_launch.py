@@ -8,6 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pytest
 import torch
@@ -299,6 +300,21 @@ print(given_back, faults())
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another C library has no such settings")
+@pytest.mark.parametrize("has_cuda", [False, True])
+def test_training_computes_on_nvidias_gpus_or_the_cpu(monkeypatch, has_cuda):
+    """accelerate alone would take the GPU of a Mac."""
+    import accelerate
+
+    from tokun.training import engine
+
+    asked = mock.Mock(return_value=mock.Mock(num_processes=1))
+    monkeypatch.setattr(accelerate, "Accelerator", asked)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: has_cuda)
+    made = engine.make_accelerator("no")
+    asked.assert_called_once_with(mixed_precision="no", cpu=not has_cuda)
+    assert has_cuda or made.state.device == torch.device("cpu")
+
+
 def test_memory_of_a_step_is_kept_for_the_next_one():
     told = subprocess.run([sys.executable, "-c", STEPS_OF_128_MIB], capture_output=True, text=True, check=True, cwd=ROOT).stdout
     given_back, kept = map(int, told.split())

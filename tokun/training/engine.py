@@ -114,7 +114,8 @@ def make_accelerator(precision: str) -> Any:
     from accelerate.state import AcceleratorState
 
     AcceleratorState._reset_state(reset_partial_state=False)
-    on_cpu = dist.is_initialized() and dist.get_backend() == "gloo"  # accelerate does not recognise a group of CPU processes by itself
+    # accelerate does not recognise a group of CPU processes by itself, and would take a Mac's GPU, where the rest of a training takes the CPU
+    on_cpu = not torch.cuda.is_available() or (dist.is_initialized() and dist.get_backend() == "gloo")
     accelerator = accelerate.Accelerator(mixed_precision=precision, cpu=on_cpu)
     if on_cpu:
         accelerator.state.device = torch.device("cpu")  # it is cpu:0, which torch.load does not know
