@@ -20,6 +20,7 @@ from tokun.inference.model import Tokun, count_tags
 from tokun.tokenizers import sequences
 from tokun.tokenizers.text import normalize
 from tokun.tokenizers.vocabulary import Tags, Vocabulary
+from tokun.utils.errors import UserError
 
 PROMPT = "  Two\tships   on a dark ground — “café” "
 
@@ -363,6 +364,11 @@ def test_parts_of_two_checkpoints_are_refused(tiny_model):
         vocabulary = Vocabulary.from_dict({**m.vocabulary.to_dict(), **change})
         with pytest.raises(ValueError, match=words):
             Tokun(m.image_tokenizer, m.text_tokenizer, vocabulary, m.generator)
+
+
+def test_a_gpu_that_lacks_float64_is_refused_with_the_way_out(checkpoint_folder):
+    with pytest.raises(UserError, match=r"^device 'mps' cannot be used: the latents need float64, which MPS lacks\. Choose cpu$"):
+        load(checkpoint_folder, device="mps")
 
 
 def test_a_checkpoint_that_is_not_there_is_named(tmp_path):

@@ -32,7 +32,9 @@ def quiet_deepspeed() -> None:
 
 
 def require_device(device: str | None) -> None:
-    """Raise UserError where torch cannot compute on the device."""
+    """Raise UserError where torch cannot compute on the device, or not in float64, which the latents need."""
+    if str(device).partition(":")[0] == "mps":
+        raise UserError(f"device {device!r} cannot be used: the latents need float64, which MPS lacks. Choose cpu")
     try:
         if torch.empty(0, device=device).is_meta:
             raise UserError("device 'meta' holds no numbers: choose cpu, or cuda")
