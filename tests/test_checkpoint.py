@@ -1,9 +1,11 @@
 """Promises of tokun/utils/checkpoint.py."""
 
 import itertools
+import os
 import shutil
 import threading
 from functools import partial
+from pathlib import Path
 
 import pytest
 import torch
@@ -73,6 +75,18 @@ def test_recovering_changes_nothing_where_nothing_was_lost(tmp_path):
     put(tmp_path / ".a.old", "old")
     recover_directory(tmp_path / "a")
     assert contents(tmp_path / "a") == {"sub/file": "new"}
+
+
+def test_processes_that_ask_at_once_whether_a_folder_can_be_written_do_not_get_in_each_others_way(tmp_path, monkeypatch):
+    names, write = set(), Path.write_bytes
+    monkeypatch.setattr(Path, "write_bytes", lambda path, content: names.add(path.name) or write(path, content))
+    for pid in (7, 8):
+        monkeypatch.setattr(os, "getpid", lambda pid=pid: pid)
+        checkpoint.require_writable(tmp_path)
+    assert len(names) == 2, "each has a file of its own"
+    monkeypatch.setattr(Path, "write_bytes", lambda path, content: len(content))  # another took it away
+    checkpoint.require_writable(tmp_path)
+    assert not list(tmp_path.iterdir())
 
 
 def test_require_same_names_every_difference(tmp_path):

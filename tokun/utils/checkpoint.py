@@ -13,6 +13,7 @@ import os
 import pickle
 import re
 import shutil
+import socket
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
@@ -58,11 +59,11 @@ def write_errors_reported(say: Callable[[str], None], target: Path) -> Iterator[
 
 def require_writable(folder: Path, *, option: str = "out") -> None:
     """Create the folder and check that a file can be written in it. Raises UserError with the reason."""
-    probe = folder / ".writable"
+    probe = folder / f".writable-{socket.gethostname()}-{os.getpid()}"  # several processes may ask at once
     try:
         folder.mkdir(parents=True, exist_ok=True)
         probe.write_bytes(b"x")
-        probe.unlink()
+        probe.unlink(missing_ok=True)
     except OSError as error:
         raise UserError(
             f"{option}={folder} cannot be written ({error.strerror or error}): choose another folder with {option}=…"
