@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -14,7 +15,7 @@ import tokun
 from benchmarks.zero import largest_difference
 from tests.launchers import forked
 from tests.small_runs import ROOT, needs, write_tree
-from tokun.align import grpo, reward_hacking, rollouts
+from tokun.align import grpo, policy, reward_hacking, rollouts
 from tokun.config import from_dict, load_config
 from tokun.training import initial_checkpoint
 from tokun.training.health import Preempted
@@ -294,6 +295,17 @@ def test_settings_that_do_nothing_are_named_at_the_start(checkpoint_folder, tmp_
 
 
 @pytest.mark.slow
+def test_a_checkpoint_of_weights_trained_in_bf16_leaves_them_as_they_are(tiny_model):
+    """DeepSpeed trains on with the very module that is written."""
+    trained = policy.Policy(from_dict({"start": "x"}), tiny_model)
+    module = trained.model.bfloat16()
+    trained.engine = SimpleNamespace(whole_model=lambda: module)
+    whole = trained.whole()
+    assert module.dtype == torch.bfloat16 and whole.generator.dtype == torch.float32
+    for own, written in zip(module.parameters(), whole.generator.parameters(), strict=True):
+        assert torch.equal(own.float(), written)
+
+
 def test_no_average_is_kept_and_a_run_begun_with_one_goes_on(whole, checkpoint_folder, tmp_path):
     """Trainer states once held an average that nobody read, and settings that change nothing."""
     config = write(tmp_path, checkpoint_folder, grpo__minibatches=2, grpo__kl=0.01)
