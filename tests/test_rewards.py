@@ -1,6 +1,7 @@
 """Promises of tokun/align's rewards: one number a pair, finite, or one clear line that names the reward."""
 
 import math
+import sys
 from dataclasses import replace
 
 import numpy as np
@@ -50,6 +51,15 @@ def test_a_function_of_ones_own_is_a_reward(tiny_model, pairs):
     reward = made(tiny_model, f"{__name__}:ink", weight=-0.5)
     assert reward.weight == -0.5 and reward(pairs) == ink(pairs)
     assert rewards.Mixed([reward]).total(pairs) == [-0.5 * value for value in ink(pairs)]
+
+
+def test_a_reward_in_the_current_folder_is_found_however_tokun_was_started(tiny_model, pairs, tmp_path, monkeypatch):
+    """The script `tokun` has its own folder on the path, not the current one."""
+    (tmp_path / "reward_of_mine.py").write_text("def f(pairs):\n    return [2.0 for _ in pairs]\n")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [place for place in sys.path if place not in ("", str(tmp_path))])
+    assert made(tiny_model, "reward_of_mine:f")(pairs) == [2.0] * len(pairs)
+    assert sys.path[-1] == str(tmp_path), "last: it hides no installed module"
 
 
 @pytest.mark.parametrize(

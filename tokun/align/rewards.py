@@ -26,6 +26,8 @@ from __future__ import annotations
 import importlib
 import math
 import numbers
+import os
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, cast
@@ -110,6 +112,8 @@ def own_function(name: str) -> Score:
     """Import the function `module:function`. Raises UserError if there is none."""
     module, _, function = name.partition(":")
     try:
+        if os.getcwd() not in sys.path:  # under the `tokun` script it is not; last, so that it hides no installed module
+            sys.path.append(os.getcwd())
         found = getattr(importlib.import_module(module), function)
     except (ImportError, AttributeError, ValueError) as error:
         raise UserError(
