@@ -305,6 +305,15 @@ def test_a_link_that_asks_for_what_there_is_not_is_refused_in_words(adapted, par
     assert len(noted) == 1 and named in noted[0] and "<script" not in noted[0]
 
 
+def test_the_link_of_several_prints_names_the_first_of_them(studio):
+    class Gradio:
+        skip, Warning = staticmethod(dict), None
+
+    *_, (plate, *_) = Events(Gradio, studio, 1).drawn(7, 2, 3, {}, [])
+    (link,) = re.findall(r'class="address" href="([^"]+)"', plate)
+    assert links.read(dict(urllib.parse.parse_qsl(link.replace("&amp;", "&")[1:]))) == {"seed": 7, "no": 3, "n": 2}
+
+
 def test_a_number_of_a_seed_is_drawn_alone_and_is_the_same_pair(studio, tiny_model):
     assert tokens(list(studio.draw(7, 1, 5))[-1]) == tokens(tiny_model.sample(7, indices=[5])) == tokens(tiny_model.sample(7, 6)[5:])
 

@@ -51,7 +51,9 @@ class Events:
                 yield views.sketched(news), skip, skip, skip
             else:
                 prints = [Print(pair, self.link({"seed": pair.seed, "no": pair.index, **wishes})) for pair in news]
-                sheet = prints[0].link if len(news) == 1 else self.link({"seed": news[0].seed, "n": len(news), **wishes})
+                sheet = (
+                    prints[0].link if len(news) == 1 else self.link({"seed": news[0].seed, "no": news[0].index, "n": len(news), **wishes})
+                )
                 yield printed(prints, history, sheet)
                 if len(news) == 1:
                     yield large(prints[0]), skip, skip, skip
