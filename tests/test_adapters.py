@@ -285,6 +285,18 @@ def test_a_run_leaves_an_adapter_that_is_small_carded_and_better_on_its_pictures
     )
 
 
+def test_sampling_settings_that_are_named_stand_above_the_bases_also_at_their_usual_values(base, tmp_path):
+    own = tmp_path / "base"
+    shutil.copytree(base, own)
+    settings = json.loads((own / "sampling.json").read_text())
+    settings["defaults"] |= {"guidance_scale": 4.0, "text_temperature": 0.4, "top_k": 9}
+    (own / "sampling.json").write_text(json.dumps(settings))
+    config = from_dict({"start": str(own), "adapter": {"rank": 2}, "sampling": {"guidance_scale": 1, "top_k": 5}})
+    tuning.take_shape(config)
+    tuning.take_shape(config)  # and again
+    assert (config.sampling.guidance_scale, config.sampling.text_temperature, config.sampling.top_k) == (1.0, 0.4, 5)
+
+
 def test_stopped_and_typed_again_it_ends_in_the_same_adapter(trained, checkpoint_folder, tmp_path):
     config, overrides, whole = trained
     for part in ("text_tokenizer", "image_tokenizer", "codes"):

@@ -88,6 +88,16 @@ def test_overrides_stand_above_the_file_and_the_file_above_defaults(tmp_path):
     assert config.train.warmup_steps == Config().train.warmup_steps
 
 
+def test_it_is_known_which_sampling_settings_were_named_and_only_settings_are_written(tmp_path):
+    (tmp_path / "c.yaml").write_text("sampling:\n  top_k: 0\n")
+    config = load_config(tmp_path / "c.yaml", ["sampling.guidance_scale=1"])
+    assert (
+        config.sampling_given == {"top_k", "guidance_scale"}
+        and from_dict({"sampling": None}).sampling_given == Config().sampling_given == set()
+    )
+    assert to_dict(config) == to_dict(Config())
+
+
 def test_an_integer_will_do_for_a_float(tmp_path):
     lr = load_config(write(tmp_path, "train:\n  lr: 1\n")).train.lr
     assert lr == 1.0 and isinstance(lr, float)

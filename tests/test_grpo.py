@@ -297,11 +297,13 @@ def test_settings_that_do_nothing_are_named_at_the_start(checkpoint_folder, tmp_
 @pytest.mark.slow
 def test_a_checkpoint_of_weights_trained_in_bf16_leaves_them_as_they_are(tiny_model):
     """DeepSpeed trains on with the very module that is written."""
-    trained = policy.Policy(from_dict({"start": "x"}), tiny_model)
+    config = from_dict({"start": "x", "sampling": {"temperature": 0.6}})
+    trained = policy.Policy(config, tiny_model)
     module = trained.model.bfloat16()
     trained.engine = SimpleNamespace(whole_model=lambda: module)
     whole = trained.whole()
     assert module.dtype == torch.bfloat16 and whole.generator.dtype == torch.float32
+    assert whole.defaults == config.sampling and tiny_model.defaults != config.sampling, "the run's sampling defaults"
     for own, written in zip(module.parameters(), whole.generator.parameters(), strict=True):
         assert torch.equal(own.float(), written)
 

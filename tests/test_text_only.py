@@ -64,6 +64,26 @@ def test_a_table_teaches_a_register_that_the_base_did_not_know(checkpoint_folder
     assert {path.name: path.stat().st_mtime_ns for path in (tmp_path / "run" / "adapter").iterdir()} == written
 
 
+def test_a_whole_model_has_the_runs_sampling_defaults_and_a_finished_one_says_that_it_keeps_them(
+    checkpoint_folder, table, tmp_path, capsys
+):
+    tree = settings(tmp_path / "run", checkpoint_folder, table) | {"adapter": {}, "sampling": {"n": 0, "temperature": 0.6, "top_p": 1.0}}
+    tree["train"] |= {"steps": 2, "eval_every": 10}
+    train.train(from_dict(tree), launched=False)
+    base, made = tokun.load(checkpoint_folder), tokun.load(tmp_path / "run")
+    assert (made.defaults.temperature, made.defaults.top_p) == (0.6, 1.0)
+    assert made.defaults.text_temperature == base.defaults.text_temperature
+    for asked, told in (
+        (0.6, "matches\n"),
+        (0.9, "matches. It keeps its own sampling defaults: temperature 0.6, not 0.9. To change them, edit "),
+    ):
+        tree["sampling"]["temperature"] = asked
+        capsys.readouterr()
+        train.train(from_dict(tree), launched=False)
+        said = capsys.readouterr()
+        assert told in said.out + said.err
+
+
 def test_only_the_caption_is_learnt(tiny_model):
     v = tiny_model.vocabulary
     (packed,) = pack_rows([("a house", "a ship and a tree")], tiny_model, v, "poetic")

@@ -335,6 +335,9 @@ class Config:
     card: CardConfig = field(default_factory=CardConfig)
     grpo: GrpoConfig = field(default_factory=GrpoConfig)
 
+    # no setting, hence no field: the keys of `sampling` that were named, as all others may come from the model of `start`
+    sampling_given = frozenset[str]()
+
 
 def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
     """Read a YAML file, or the config of that name that comes with tokun; apply `a.b=c` overrides, check every key and type.
@@ -362,6 +365,7 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
 def from_dict(tree: dict[str, Any], *, where: str = "config") -> Config:
     """Nested dict -> checked Config. Raises UserError naming the key, the value and the way out."""
     config = typed_tree.build(Config, tree, where=where)
+    config.sampling_given = frozenset(tree.get("sampling") or ())
     for section, name in PATHS:
         place = getattr(config, section) if section else config
         setattr(place, name, os.path.expanduser(getattr(place, name)))

@@ -75,7 +75,7 @@ class Policy:
         if generator is None or _rank() > 0:
             return None
         made = copy.copy(self.before)
-        made.generator = generator
+        made.generator, made.defaults = generator, self.config.sampling
         if generator.dtype != torch.float32:  # of an engine that trains on: its own weights stay as they are
             made.generator = copy.deepcopy(self.before.generator).float()
             made.generator.load_state_dict(generator.state_dict())

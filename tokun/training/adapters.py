@@ -102,9 +102,9 @@ def take_shape(config: Config) -> Tokun | None:
     config.data.fit = cast(Fit, base.fit) if several else config.data.fit
     config.data.max_caption_tokens = base.vocabulary.max_text
     usual = SamplingConfig()
-    config.sampling = dataclasses.replace(  # settings left at their defaults come from the base
-        base.defaults,
-        **{name: value for name, value in vars(config.sampling).items() if name in ("n", "seed") or value != getattr(usual, name)},
+    named = {"n", "seed"} | config.sampling_given  # the others, left at their defaults, come from the base
+    config.sampling = dataclasses.replace(
+        base.defaults, **{name: value for name, value in vars(config.sampling).items() if name in named or value != getattr(usual, name)}
     )
     return base
 

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from tokun.config import TrainConfig
+from tokun.config import SamplingConfig, TrainConfig
+from tokun.inference.folders import ABOUT, SAMPLING
 from tokun.models.generator import uncompiled
 from tokun.training import health, optim, step_log
 from tokun.training.engine import Engine
@@ -32,9 +34,25 @@ def is_finished(run: Run, name: str, target: Path, settings: dict[str, Any], *, 
     if record is None:
         return False
     require_same(target, record["settings"], settings, but=but)
-    run.say(f"{name}: {target} already exists and matches" + stopped_early(record, run.config.train, target))
+    run.say(
+        f"{name}: {target} already exists and matches{stopped_early(record, run.config.train, target)}{other_sampling(target, run.config.sampling)}"
+    )
     run.remove_states(name)
     return True
+
+
+def other_sampling(target: Path, asked: SamplingConfig) -> str:
+    """The message for a finished checkpoint or adapter that samples otherwise than `asked`: the stage does not make it again for that."""
+    path = target / (ABOUT if (target / ABOUT).is_file() else SAMPLING)
+    own = (checkpoint.read_record(path) or {}).get("defaults", {})
+    differ = [
+        f"{key} {own[key]}, not {value}"
+        for key, value in asdict(asked).items()
+        if key in own and key not in ("n", "seed") and own[key] != value
+    ]
+    if not differ:
+        return ""
+    return f". It keeps its own sampling defaults: {'; '.join(differ)}. To change them, edit {path}, or give others when you sample (tokun sample --help)"
 
 
 class EngineStage(Stage):

@@ -150,7 +150,9 @@ class TuningStage(EngineStage):
         generator = self.engine.whole_model()
         if generator is None or self.run.rank > 0:
             return None
-        return dataclasses.replace(self.base, vocabulary=self.vocabulary, generator=generator.float().eval(), tasks=tasks)
+        return dataclasses.replace(
+            self.base, vocabulary=self.vocabulary, generator=generator.float().eval(), tasks=tasks, defaults=self.config.sampling
+        )
 
     def finish(self, target: Path, about: str) -> None:
         """Write the model with its averaged weights to `target`."""
