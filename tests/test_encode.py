@@ -23,7 +23,9 @@ from tests.fixtures import square_views
 from tokun import data
 from tokun.config import from_dict, load_config
 from tokun.tokenizers.image import ImageTokenizer
+from tokun.training import codes as stage
 from tokun.training.codes import codes_tasks, encode_shard, encode_shards, run_codes_task
+from tokun.training.generator import tasks_of
 from tokun.training.run import open_run
 from tokun.utils.task_engine import open_engine
 
@@ -108,6 +110,22 @@ def test_a_code_shard_holds_the_codes_of_each_view_encoded_alone(folder, tmp_pat
         views = [data.crop(pictures.picture(number), tuple(box), 32) for box in square_views(32, 32, 6, [1.0, 1.1], None, positions="five")]
         for view, own in zip(views, codes):
             assert (tokenizer.encode(data.to_float(np.stack([view])), rows=16)[0].numpy() == own).all()
+
+
+def test_a_task_is_trained_however_late_its_first_example_comes():
+    plain = {"caption": "a ship", "captions": {"plain": "a ship"}, "style": "", "subject": "", "grid": [2, 2]}
+    late = plain | {"captions": {"plain": "a ship", "era": "A vessel"}, "questions": [{"question": "what?", "answer": "a ship"}]}
+    mix = {"joint": 0.5, "question": 0.2, "rewrite": 0.2, "text_to_image": 0.0}
+    for trees, tasks in (([plain] * 300, ("joint",)), ([plain] * 300 + [late], ("joint", "question", "rewrite"))):
+        record = json.loads(json.dumps(stage._count_held(trees, [(2, 2)])))
+        assert tasks_of([], mix, record) == tasks
+
+    class Samples(list):  # of an older record, which counts nothing
+        def whole_record(self, i):
+            return self[i]
+
+    seen = data.Record("k", np.zeros((1, 4), np.uint16), (2, 2), "a ship", {"plain": "a ship", "era": "A vessel"}, "", "", [])
+    assert tasks_of(Samples([seen]), mix, {}) == ("joint", "rewrite")
 
 
 @pytest.mark.slow

@@ -140,13 +140,14 @@ def encode_shards(run: Run) -> Path:
 
 
 def _count_held(records: Iterable[dict[str, Any]], grids: Sequence[cropping.Grid], start: str = "") -> dict[str, Any]:
-    """What codes.json says of the training samples: `tag_counts`, `register_counts`, `grid_counts`, `unrepeated_words`.
+    """What codes.json says of the training samples: `tag_counts`, `register_counts`, `question_count` (samples that have questions), `grid_counts`,
+    `unrepeated_words`.
 
     A row of tag_counts is [style, subject, count]; with things or several grids, it is [style, subject, thing, "HxW", count].
     Things that are too rare for a tag (`common_things`) are left empty. Unrepeated words are also those of the checkpoint `start`, where these
     captions say nothing about them.
     """
-    rows, registers, shapes, repetition = [], Counter[str](), Counter[str](), RepetitionCounts()
+    rows, registers, shapes, repetition, asked = [], Counter[str](), Counter[str](), RepetitionCounts(), 0
     for tree in records:
         grid = cropping.grid_text(tree["grid"])
         rows.append((tree["style"], tree["subject"], tree.get("thing", ""), grid))
@@ -155,12 +156,13 @@ def _count_held(records: Iterable[dict[str, Any]], grids: Sequence[cropping.Grid
         for caption in (tree["caption"], *others.values()):
             repetition.add(caption)
         shapes[grid] += 1
+        asked += bool(tree.get("questions"))
     things = common_things(Counter(row[2] for row in rows if row[2]))
     rows = [(style, subject, thing if thing in things else "", grid) for style, subject, thing, grid in rows]
     wide = bool(things) or len(grids) > 1
     return {
         "tag_counts": count_tags(row if wide else row[:2] for row in rows),
-        "register_counts": dict(sorted(registers.items())), "grid_counts": {cropping.grid_text(grid): shapes[cropping.grid_text(grid)] for grid in grids},
+        "register_counts": dict(sorted(registers.items())), "question_count": asked, "grid_counts": {cropping.grid_text(grid): shapes[cropping.grid_text(grid)] for grid in grids},
         "unrepeated_words": repetition.unrepeated(read_settings(resolve(start) / SAMPLING).unrepeated_words if start else ()),
     }  # fmt: skip
 

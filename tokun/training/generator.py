@@ -247,7 +247,7 @@ class GeneratorStage(EngineStage):
         super().__init__(run, schedule, train, model=model, engine=engine, settings=settings)
         self.targets = targets
         self.training_batches = _training_batches(run, parts)
-        self.tasks = tasks_of(self.training_batches.samples, train.task_mix)
+        self.tasks = tasks_of(self.training_batches.samples, train.task_mix, parts.codes)
         self.best = self._open_best()
         self.rate = health.matmul_rate(engine.device, torch.bfloat16 if train.precision == "bf16" else torch.float32)
         self.logged: dict[str, float] = {}
@@ -442,10 +442,15 @@ def where_to(target: Path, config: Config) -> str:
     return f"adapter: {target}\n  tokun sample {base}--adapter {shlex.quote(typed_path(target))} --seed 42 --n 16"
 
 
-def tasks_of(samples: data.CodeSamples, task_mix: dict[str, float]) -> tuple[str, ...]:
-    """The tasks that are trained: those with a positive share whose fields occur in the first two hundred samples."""
-    records = [samples.whole_record(i) for i in range(min(200, len(samples)))]
-    held = {"question": any(r.questions for r in records), "rewrite": any(len(r.captions) > 1 for r in records)}
+def tasks_of(samples: data.CodeSamples, task_mix: dict[str, float], codes: dict[str, Any]) -> tuple[str, ...]:
+    """The tasks that are trained: those with a positive share whose fields occur. `codes`: the codes' record; if it is an older one, which does not
+    count them, the first two hundred samples tell."""
+    registers, asked = codes.get("register_counts"), codes.get("question_count")
+    records = [samples.whole_record(i) for i in range(min(200, len(samples)))] if registers is None or asked is None else []
+    held = {
+        "question": any(r.questions for r in records) if asked is None else asked > 0,
+        "rewrite": any(len(r.captions) > 1 for r in records) if registers is None else len(registers) > 1,
+    }
     return tuple(task for task, share in task_mix.items() if share > 0 and held.get(task, True))
 
 
