@@ -27,6 +27,7 @@ from tokun.training import codes as stage
 from tokun.training.codes import codes_tasks, encode_shard, encode_shards, run_codes_task
 from tokun.training.generator import tasks_of
 from tokun.training.run import open_run
+from tokun.utils.errors import UserError
 from tokun.utils.task_engine import open_engine
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -110,6 +111,36 @@ def test_a_code_shard_holds_the_codes_of_each_view_encoded_alone(folder, tmp_pat
         views = [data.crop(pictures.picture(number), tuple(box), 32) for box in square_views(32, 32, 6, [1.0, 1.1], None, positions="five")]
         for view, own in zip(views, codes):
             assert (tokenizer.encode(data.to_float(np.stack([view])), rows=16)[0].numpy() == own).all()
+
+
+def without_captions(shard: Path, target: Path) -> None:
+    with tarfile.open(shard) as tar:
+        files = {name: tar.extractfile(name).read() for name in tar.getnames()}
+    for name in [name for name in files if name.endswith(".json")]:
+        files[name] = json.dumps({k: v for k, v in json.loads(files[name]).items() if k not in ("caption", "captions")}).encode()
+    with tarfile.open(target, "w") as tar:
+        for name, content in files.items():
+            member = tarfile.TarInfo(name)
+            member.size = len(content)
+            tar.addfile(member, io.BytesIO(content))
+
+
+def test_held_out_pictures_without_a_caption_are_refused_before_anything_is_encoded(folder, tmp_path, monkeypatch):
+    without_captions(folder / "train-00000.tar", tmp_path / "val-00000.tar")
+    shutil.copytree(folder / "run" / "image_tokenizer", tmp_path / "run" / "image_tokenizer")
+    overrides = [f"out={tmp_path / 'run'}", "tracking.kind=none", f"data.val={tmp_path / 'val-*.tar'}"]
+    run = open_run(load_config(folder / "config.yaml", overrides))
+    with pytest.raises(
+        UserError, match=r"^data\.val=\S*val-\*\.tar: none of the 20 pictures has a caption: .*data\.caption_key, now caption.*data\.val= "
+    ):
+        encode_shards(run)
+    assert not list((run.out / "codes").glob("*"))
+    monkeypatch.setattr(stage, "require_captions", lambda *_: None)  # of a shard that changed meanwhile
+    with pytest.raises(
+        UserError, match=r"^data\.val=\S* has no usable picture: 20 no caption\. To go on, .*; then delete \S*codes and start again$"
+    ):
+        encode_shards(run)
+    run.close()
 
 
 def test_a_task_is_trained_however_late_its_first_example_comes():

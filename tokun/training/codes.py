@@ -73,6 +73,7 @@ def codes_tasks(run: Run) -> list[CodesTask]:
         require_codes_of(target, tokenizer)
         checkpoint.require_same(target, record["settings"], asked)
         return []
+    require_captions(config, sources)
     begun = checkpoint.read_record(target / "begun.json")
     if begun is not None:
         checkpoint.require_same(target, begun, asked)
@@ -88,6 +89,39 @@ def codes_tasks(run: Run) -> list[CodesTask]:
 
 def _codes_sources(config: Config) -> dict[str, list[Path]]:
     return {"train": data.expand_shards(config.data.train), "val": data.expand_shards(config.data.val) if config.data.val else []}
+
+
+def require_captions(config: Config, sources: dict[str, list[Path]]) -> None:
+    """Raise UserError where no picture of a split has a caption, before hours of encoding. Reads as far as the first that has one."""
+    for split, paths in sources.items():
+        if not paths:
+            continue
+        looked_at = 0
+        for index in (data.ShardIndex([path], one_of=data.IMAGE_SUFFIXES) for path in paths):
+            looked_at += len(index)
+            if any(_has_caption(index, i, config) for i in range(len(index))):
+                break
+        else:
+            if not looked_at:
+                data.ShardIndex(paths, one_of=data.IMAGE_SUFFIXES).usable()  # says what is missing
+            raise UserError(f"{_split(config, split)}: none of the {looked_at} pictures has a caption: {_remedy(config, split)}")
+
+
+def _has_caption(index: data.ShardIndex, i: int, config: Config) -> bool:
+    try:
+        return "plain" in captions_of(index.read_json(i), config)
+    except (OSError, BadSample):
+        return False
+
+
+def _split(config: Config, split: str) -> str:
+    return f"data.{split}={getattr(config.data, split)}"
+
+
+def _remedy(config: Config, split: str) -> str:
+    """The ways out where a split has no usable picture."""
+    ways = f"name the field of the captions with data.caption_key, now {config.data.caption_key}; or caption them with tokun caption"
+    return ways + ("; or hold nothing out with data.val= (empty)" if split == "val" else "")
 
 
 def _codes_settings(config: Config, tokenizer: ImageTokenizer, sources: dict[str, list[Path]]) -> dict[str, Any]:
@@ -124,7 +158,7 @@ def encode_shards(run: Run) -> Path:
         for split in sources:
             if not sources[split]:
                 continue
-            index = data.CodeSamples(sorted(target.glob(f"{split}-*.tar")), cache_file=run.index(f"codes-{split}")).index
+            index = _encoded(run, target, split, skips)
             counts[split] = len(index)
             if split == "train":
                 held = _count_held(map(index.read_json, range(len(index))), grids, config.start)
@@ -137,6 +171,18 @@ def encode_shards(run: Run) -> Path:
         run.say(f"codes: {counts} samples of {config.codes.views} views" + (f", skipped {dict(total)}" if total else ""))
     run.wait()
     return target
+
+
+def _encoded(run: Run, target: Path, split: str, skips: dict[str, dict[str, int]]) -> data.ShardIndex:
+    """The code shards of a split. Raises UserError, with what was skipped, where they hold no sample."""
+    try:
+        return data.CodeSamples(sorted(target.glob(f"{split}-*.tar")), cache_file=run.index(f"codes-{split}")).index
+    except UserError as error:
+        reasons = sum((Counter(counts) for shard, counts in skips.items() if shard.startswith(f"{split}-")), Counter())
+        told = ", ".join(f"{count} {reason}" for reason, count in reasons.items()) or error
+        raise UserError(
+            f"{_split(run.config, split)} has no usable picture: {told}. To go on, {_remedy(run.config, split)}; then delete {target} and start again"
+        ) from error
 
 
 def _count_held(records: Iterable[dict[str, Any]], grids: Sequence[cropping.Grid], start: str = "") -> dict[str, Any]:
