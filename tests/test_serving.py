@@ -294,7 +294,8 @@ def test_an_engine_with_the_processor_draws_the_pairs_that_tokun_draws(tiny_mode
     expected = tiny_model.sample(3, n=7, style="etching")
     for pair, record in zip(expected, found, strict=True):
         own = json.loads(json.dumps(pair.record()))
-        assert {name: own[name] for name in record} == record
+        assert record.pop("file_name") == f"000003-{pair.index:02d}.png"
+        assert {name: own[name] for name in record} == record and record.keys() == own.keys() - {"image_nll", "caption_nll", "pmi"}
         with Image.open(tmp_path / f"000003-{pair.index:02d}.png") as image:
             assert image.tobytes() == pair.image.tobytes()
     assert example.os.environ["VLLM_USE_V2_MODEL_RUNNER"] == "0" and "7 pairs" in capsys.readouterr().out
@@ -306,11 +307,34 @@ def test_pictures_of_an_earlier_longer_run_do_not_stay_beside_a_shorter_list(che
     example.main([*command, "--n", "4"])
     example.main([*command, "--n", "2"])
     assert f"are now in {tmp_path / 'earlier' / '1'}" in capsys.readouterr().out
-    assert sorted(path.name for path in tmp_path.glob("*.png")) == ["000003-00.png", "000003-01.png"]
+    assert sorted(path.name for path in tmp_path.glob("*.png")) == ["000003-00.png", "000003-01.png", "grid.png"]
     with picture_files.announced(tmp_path / "killed", ['{"seed": 3, "index": 5}']):
         (tmp_path / "killed" / "000003-05.png").write_bytes(b"")
         example.main([*command[:-1], str(tmp_path / "killed"), "--n", "1"])
-    assert [path.name for path in (tmp_path / "killed").glob("*.png")] == ["000003-00.png"]
+    assert sorted(path.name for path in (tmp_path / "killed").glob("*.png")) == ["000003-00.png", "grid.png"]
+
+
+def test_a_killed_run_goes_on_after_its_last_batch(checkpoint_folder, vllm, tmp_path, monkeypatch):
+    monkeypatch.setattr(example, "BATCH", 2)
+    command, asked, generate = ["--checkpoint", str(checkpoint_folder), "--seed", "3", "--n", "5"], [], Engine.generate
+
+    def counted(engine, prompts, params, *, most=99):
+        asked.append([each.extra_args["tokun_index"] for each in params])
+        if len(asked) > most:
+            raise KeyboardInterrupt
+        return generate(engine, prompts, params)
+
+    monkeypatch.setattr(Engine, "generate", lambda *args: counted(*args, most=2))
+    with pytest.raises(KeyboardInterrupt):
+        example.main([*command, "--out", str(tmp_path / "killed")])
+    assert len(list((tmp_path / "killed").glob("*.png"))) == 4
+    asked.clear()
+    monkeypatch.setattr(Engine, "generate", counted)
+    example.main([*command, "--out", str(tmp_path / "killed")])
+    assert asked == [[4]], "only what was missing"
+    example.main([*command, "--out", str(tmp_path / "whole")])
+    for name in ("samples.jsonl", "000003-01.png", "000003-04.png"):
+        assert (tmp_path / "killed" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
 
 
 def test_without_a_seed_the_engine_draws_and_every_sequence_is_whole(tiny_model, checkpoint_folder, vllm):

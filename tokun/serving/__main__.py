@@ -2,34 +2,32 @@
 
     tokun serve --checkpoint runs/engraving --seed 42 --n 10000 --out outputs/
 
-Writes KEY.png and samples.jsonl. Sample k of seed s has the same noise as in `sample.py`. Its tokens are the same unless rounding
+Writes KEY.png, samples.jsonl and grid.png, each batch of 256 as it is drawn: the same command goes on after a kill. Sample k of seed s has the same noise as in `sample.py`. Its tokens are the same unless rounding
 differences between vLLM's kernels and ours change a choice, so use sample.py if every token counts. No guidance, no likelihoods.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
+import math
 import os
 import sys
-from collections.abc import Iterator
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from tokun.inference import picture_files
+from tokun.inference import bulk, picture_files
 from tokun.inference.folders import GENERATOR, resolve
 from tokun.inference.load import load
-from tokun.inference.model import SamplingPlan, Tokun
+from tokun.inference.model import Pair, SamplingPlan, Tokun
 from tokun.tokenizers import sequences
-from tokun.tokenizers.vocabulary import Tags
-from tokun.utils import checkpoint, console
+from tokun.utils import console
 from tokun.utils.console import home_path
 from tokun.utils.lock import alone_in
 from tokun.utils.optional_packages import need
 
 PROCESSOR = "tokun.serving.processor:SpanProcessor"
 BATCH = 256  # samples passed to vLLM at once; vLLM batches them as its memory allows
+LIKELIHOODS = ("image_nll", "caption_nll", "pmi")
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -42,17 +40,12 @@ def main(argv: list[str] | None = None) -> None:
         )
     engine = open_engine(resolve(args.checkpoint) / GENERATOR, args.dtype)
     plan = model.plan(style=args.style, subject=args.subject, thing=args.thing, register=args.register, aspect=args.aspect)
-    names = [json.dumps({"seed": args.seed, "index": index}) for index in range(args.n)]
+    wishes = {name: getattr(args, name) for name in ("seed", "style", "subject", "thing", "register", "aspect", "dtype")}
+    several = bulk.identity(model) if args.n > BATCH else {}  # one batch is never resumed
     with alone_in(args.out, option="--out"):
-        if moved := picture_files.put_aside(args.out):
-            print(f"the pictures that were in {args.out} are now in {moved}")
-        with picture_files.announced(args.out, names):
-            lines = []
-            for record, image in pairs(model, engine, args.seed, args.n, plan):
-                image.save(args.out / picture_files.name_in(record))
-                lines.append(json.dumps(record, ensure_ascii=False) + "\n")
-            checkpoint.write_text(args.out / picture_files.LISTED, "".join(lines))
-    print(f"{args.n} pairs in {args.out}: PNGs, samples.jsonl")
+        asked = {"engine": "vllm", **wishes, **several}
+        picture_files.write(lambda numbers: draw(model, engine, args.seed, numbers, plan), args.n, args.out, asked, batch_size=BATCH)
+    print(f"{args.n} pairs in {args.out}: PNGs, samples.jsonl, grid.png")
 
 
 def open_engine(generator: Path, dtype: str) -> Any:
@@ -62,25 +55,26 @@ def open_engine(generator: Path, dtype: str) -> Any:
     return vllm.LLM(model=str(generator), dtype=dtype, logits_processors=[PROCESSOR], async_scheduling=False)
 
 
-def pairs(model: Tokun, engine: Any, seed: int, n: int, plan: SamplingPlan) -> Iterator[tuple[dict[str, Any], Any]]:
-    """(record, picture) of samples 0 … n-1 of the seed."""
+class Drawn(Pair):
+    """A pair without likelihoods, which vLLM does not compute."""
+
+    def record(self) -> dict[str, Any]:
+        return {name: value for name, value in super().record().items() if name not in LIKELIHOODS}
+
+
+def draw(model: Tokun, engine: Any, seed: int, numbers: range, plan: SamplingPlan) -> list[Pair]:
+    """These samples of the seed."""
     vllm, v = need("vllm", extra="serve"), model.vocabulary
-    for first in range(0, n, BATCH):
-        numbers = range(first, min(n, first + BATCH))
-        tags = model.tags_of(model.uniforms(seed, numbers), plan)
-        prompts = [{"prompt_token_ids": sequences.image_prompt(v, t)} for t in tags]
-        how = {"temperature": 1.0, "max_tokens": sequences.longest_from(v, 0, v.max_codes), "detokenize": False}
-        asked = [vllm.SamplingParams(**how, extra_args={"tokun_seed": seed, "tokun_index": k}) for k in numbers]
-        for k, t, prompt, done in zip(numbers, tags, prompts, engine.generate(prompts, asked)):
-            codes, caption = sequences.unpack_pair(v, [*prompt["prompt_token_ids"], *done.outputs[0].token_ids])
-            yield record_of(model, seed, k, t, codes, caption), model.decode_images([codes], [t.grid or v.default_grid])[0]
-
-
-def record_of(model: Tokun, seed: int, index: int, tags: Tags, codes: list[int], caption: list[int]) -> dict[str, Any]:
-    """One line of samples.jsonl."""
-    said = {name: value for name, value in asdict(tags).items() if value}
-    text = model.text_tokenizer.decode(caption)
-    return {"seed": seed, "index": index, "tags": said, "caption": text, "codes": codes, "caption_ids": caption}
+    tags = model.tags_of(model.uniforms(seed, numbers), plan)
+    prompts = [{"prompt_token_ids": sequences.image_prompt(v, t)} for t in tags]
+    how = {"temperature": 1.0, "max_tokens": sequences.longest_from(v, 0, v.max_codes), "detokenize": False}
+    asked = [vllm.SamplingParams(**how, extra_args={"tokun_seed": seed, "tokun_index": k}) for k in numbers]
+    pairs: list[Pair] = []
+    for k, t, prompt, done in zip(numbers, tags, prompts, engine.generate(prompts, asked)):
+        codes, caption = sequences.unpack_pair(v, [*prompt["prompt_token_ids"], *done.outputs[0].token_ids])
+        image, unknown = model.decode_images([codes], [t.grid or v.default_grid])[0], dict.fromkeys(LIKELIHOODS, math.nan)
+        pairs.append(Drawn(image, model.text_tokenizer.decode(caption), seed, k, t, codes, caption, **unknown))
+    return pairs
 
 
 def make_parser() -> argparse.ArgumentParser:
