@@ -25,6 +25,7 @@ from tokun.evaluate.held_out_pairs import read_pairs
 from tokun.render.grids import to_pil
 from tokun.training.reconstruction import gate
 from tokun.utils import metrics
+from tokun.utils.errors import UserError
 from tokun.utils.metrics import code_figures, psnr
 
 pytestmark = needs("torchmetrics", reason="the extra eval is not installed")
@@ -320,11 +321,16 @@ def test_a_room_that_cannot_be_measured_is_a_line_and_the_others_go_on(checkpoin
     (["--features", "none.pth"], r"--features none\.pth is not a file; name the weights"),
     (["--others", "none"], "--others none is not a folder"),
     (["--checkpoint", "none"], "is neither a local folder nor a Hugging Face Hub id"),
+    (["--recognition", "none.pth"], r"^--recognition none\.pth is not a file; name the weights of SqueezeNet 1\.1, or give efficientnet-lite0$"),
+    (["--aesthetic", "none.pth"], r"^--aesthetic none\.pth is not a file; name an aesthetic head"),
+    (["--clip", "ViT-B-32"], "^--clip ViT-B-32 names no weights: give .* or a folder$"),
+    (["--judge", "runs/none"], "^--judge runs/none names no weights: give .* or a folder$"),
 ])  # fmt: skip
 def test_what_is_named_and_not_there_ends_the_run_at_once(wrong, error, checkpoint_folder, toy_shards, network, tmp_path):
     right = ["--checkpoint", str(checkpoint_folder), "--shards", str(toy_shards), "--features", str(network), "--out", str(tmp_path)]
-    with pytest.raises(FileNotFoundError, match=error):
+    with pytest.raises((FileNotFoundError, UserError), match=error):
         command.main([*right, *wrong])
+    assert not (tmp_path / "samples").exists()
 
 
 def test_an_unknown_room_names_the_rooms(capsys):

@@ -23,6 +23,7 @@ from tokun.evaluate.held_out_pairs import RealPair, read_pairs
 from tokun.inference import conditional_generation
 from tokun.tokenizers import sequences
 from tokun.tokenizers.vocabulary import tag_word
+from tokun.utils.errors import UserError
 
 TEXTS = [
     "A ship on the open sea", "Two horses before an old mill", "Portrait of a lady with a fan", "The cathedral of Amiens from the west",
@@ -302,6 +303,18 @@ def test_f_beta_joins_answers_and_beauty_as_in_the_competition(tmp_path, tiny_mo
     found = judges.measure(tiny_model, pairs[:4], seed=0, clip=tiny_clip, aesthetic=str(tmp_path / "head.pth"), vqa=tiny_vqa["paligemma"])
     values = {figure.name.partition(",")[0]: figure.value for figure in found}
     assert values["aesthetic score"] == pytest.approx(5, abs=1) and 0 < values["F-beta of P(yes) and aesthetic score"] < 1
+
+
+def test_scorers_are_opened_before_anything_is_measured(tiny_model, pairs, tmp_path, monkeypatch):
+    pytest.importorskip("open_clip", reason="open_clip is not installed (extra 'clip')")
+    monkeypatch.setattr(coherence, "by_pmi", lambda *_: pytest.fail("hours of work"))
+    with pytest.raises(UserError, match=r"^--judge \S*none names no weights"):
+        coherence.measure(tiny_model, [], pairs, seed=0, judge=str(tmp_path / "none"))
+    monkeypatch.setattr(judges.Own, "yes", lambda *_: pytest.fail("hours of work"))
+    monkeypatch.setattr(judges.Aesthetic, "__init__", lambda *_, **__: None)
+    monkeypatch.setattr(judges.Aesthetic, "score", lambda *_: pytest.fail("hours of work"))
+    with pytest.raises(UserError, match="cannot be loaded as a visual question answering model"):
+        judges.measure(replace(tiny_model, tasks=("question",)), pairs[:2], seed=0, aesthetic="head.pth", vqa=str(tmp_path))
 
 
 # --- the judge of benchmarks/clip_judge.py ------------------------------------------------------------------------------

@@ -58,7 +58,7 @@ def description(asked: RewardConfig, model: Tokun) -> Score:
 def recogniser(asked: RewardConfig, model: Tokun) -> tuple[recognitions.Judge, Features]:
     """The judge of `evaluate.recognition`, trained on the first `n` described pictures of the shards (0: all)."""
     config = model.image_tokenizer.config
-    network = last_layer(asked.of or LITE0, model.device, max(128, config.image_size))
+    network = last_layer(asked.of or LITE0, model.device, max(128, config.image_size), f"{asked.kind}: of")
     pictures = described(needed(asked.shards, "shards", "shards of described pictures"), framed_for(model), channels=config.image_channels)
     found, texts = recognitions.look((one for i, one in enumerate(pictures) if not asked.n or i < asked.n), network, "reward: described")
     return recognitions.fit(found, texts), network

@@ -79,6 +79,7 @@ class Case:
             need(package, extra="eval")
         for option in ("shards", "train_shards"):  # fail now, not after hours of other rooms
             require_shards(option, getattr(args, option))
+        require_scorers(args)
         checkpoint.require_writable(args.out)
         model = tokun.load(args.checkpoint, device=args.device)
         case = cls(args, model, [], None)
@@ -133,7 +134,9 @@ class Case:
         if not self.args.train_shards or not which:
             raise UserError("needs --train-shards with descriptive captions, and --recognition or SqueezeNet 1.1 as --features")
         config = self.model.image_tokenizer.config
-        network = last_layer(which, self.model.device, max(128, config.image_size))
+        network = last_layer(
+            which, self.model.device, max(128, config.image_size), "--recognition" if self.args.recognition else "--features"
+        )
         squares = self.model.grids == (self.model.image_tokenizer.grid,) and self.model.fit == "crop"
         shards = checkpoint.files_fingerprint(data.expand_shards(self.args.train_shards))
         settings = [network.name, config.image_size, self.args.seed, shards, *([] if squares else [self.model.grids, self.model.fit])]
@@ -157,6 +160,20 @@ def require_shards(option: str, pattern: str) -> None:
         ) from error
 
 
+def require_scorers(args: argparse.Namespace) -> None:
+    """Raise FileNotFoundError or UserError where a network that an option names is not there, as far as that is told without opening it."""
+    from tokun.evaluate.features import require_network
+    from tokun.inference.clip import split_clip_name
+
+    if args.recognition:
+        require_network(args.recognition, "--recognition")
+    for option, name in (("--clip", args.clip), ("--judge", args.judge)):
+        if name:
+            split_clip_name(name, option)
+    if args.aesthetic and not Path(args.aesthetic).is_file():
+        raise FileNotFoundError(f"--aesthetic {args.aesthetic} is not a file; name an aesthetic head (.safetensors or .pth)")
+
+
 # --- rooms ----------------------------------------------------------------------------------------------------------
 
 
@@ -176,7 +193,7 @@ def doctor(case: Case) -> list[Figure]:
     found = doctor.measure(case.model, case.held_out, seed=case.args.seed, features=case.features, out=case.args.out)
     try:
         return found + doctor.recognised(case.model, case.held_out, *case.recogniser(), seed=case.args.seed)
-    except UserError as error:
+    except console.MISTAKES as error:  # what was found stays
         return [*found, skipped("recognition kept", str(error))]
 
 

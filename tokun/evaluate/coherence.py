@@ -39,8 +39,14 @@ def measure(
 ) -> list[Figure]:  # fmt: skip
     """`clip`: an open_clip model (see `tokun.inference.clip.Clip`); `judge`: the folder written by benchmarks/clip_judge.py. Writes ranks.png into `out`.
 
-    Without two pairs with different captions there is no choice, and no figure.
+    Without two pairs with different captions there is no choice, and no figure. Raises UserError for a scorer that cannot be opened, before
+    anything is measured.
     """
+    scorers = {
+        name: Clip(weights, device=str(model.device), option=option)
+        for name, option, weights in (("CLIP", "--clip", clip), ("judge", "--judge", judge))
+        if weights
+    }
     found: list[Figure] = []
     chosen: dict[str, np.ndarray] = {}
     ranks: dict[str, np.ndarray] = {}
@@ -49,11 +55,9 @@ def measure(
         found += made
     if out is not None and any(r.size for r in ranks.values()):
         plots.ranks({what: r for what, r in ranks.items() if r.size}, CANDIDATES, out / "ranks.png")
-    for name, weights in (("CLIP", clip), ("judge", judge)):
-        if weights:
-            scorer = Clip(weights, device=str(model.device))
-            found += by_clip(scorer, name, model, held_out, "held-out", chosen["held-out"], seed)
-            found += by_clip(scorer, name, model, samples, "generated", chosen["generated"], seed)
+    for name, scorer in scorers.items():
+        found += by_clip(scorer, name, model, held_out, "held-out", chosen["held-out"], seed)
+        found += by_clip(scorer, name, model, samples, "generated", chosen["generated"], seed)
     return found
 
 

@@ -122,18 +122,25 @@ def inception(weights: str, device: torch.device) -> Features:
 LITE0 = "efficientnet-lite0"
 
 
-def last_layer(which: str, device: torch.device, side: int = SMALLEST) -> Features:
+def require_network(which: str, option: str) -> None:
+    """Raise FileNotFoundError, naming `option`, for a `which` that `last_layer` cannot open."""
+    if which != LITE0 and not Path(which).is_file():
+        raise FileNotFoundError(f"{option} {which} is not a file; name the weights of SqueezeNet 1.1, or give {LITE0}")
+
+
+def last_layer(which: str, device: torch.device, side: int = SMALLEST, option: str = "--features") -> Features:
     """The last layer of an ImageNet network, its mean and its maximum over positions, for pictures resized to a mean side of `side` px.
 
     `which`: a file of SqueezeNet 1.1 (1,024 numbers), or 'efficientnet-lite0' (2,560), whose weights come with a package.
-    Raises ImportError if a package is missing, FileNotFoundError or UserError if the file is not SqueezeNet 1.1.
+    Raises ImportError if a package is missing; FileNotFoundError or UserError, naming `option`, if the file is not SqueezeNet 1.1.
     """
+    require_network(which, option)
     if which == LITE0:
         name, layer = "EfficientNet-Lite0", _lite0(device)
     else:
-        found = open_features(which, device)
+        found = open_features(which, device, option)
         if found.distance is None:
-            raise UserError(f"{which} is {found.name}; the recognition judge takes a file of SqueezeNet 1.1, or {LITE0}")
+            raise UserError(f"{option} {which} is {found.name}; the recognition judge takes a file of SqueezeNet 1.1, or {LITE0}")
         net, name = found.distance.to(memory_format=torch.channels_last), found.name
         layer = lambda images: net.taps(images)[-1]  # noqa: E731
     half = device.type == "cuda" or torch.ops.mkldnn._is_mkldnn_bf16_supported()

@@ -43,16 +43,17 @@ def measure(
 ) -> list[Figure]:
     """`aesthetic`: the file of a head on the features of `clip` (default: AESTHETIC_CLIP); `vqa`: Hub id or folder of a PaliGemma-like model.
 
-    The model itself answers too if it was trained on questions.
+    The model itself answers too if it was trained on questions. Raises UserError for a judge that cannot be opened, before anything is measured.
     """
     found: list[Figure] = []
     images, device, beauty = [pair.image for pair in samples], str(model.device), None
-    if aesthetic:
-        beauty = Aesthetic(aesthetic, clip or AESTHETIC_CLIP, device=device).score(images)
-        found.append(figures.mean("aesthetic score", beauty, better="more", note=f"1 to 10, head {Path(aesthetic).name}", seed=seed))
+    head = Aesthetic(aesthetic, clip or AESTHETIC_CLIP, device=device) if aesthetic else None
     judges: dict[str, Any] = {"the model itself": Own(model)} if "question" in model.tasks else {}
     if vqa:
         judges[Path(vqa).name if Path(vqa).is_dir() else vqa] = Vqa(vqa, device=device)
+    if head is not None:
+        beauty = head.score(images)
+        found.append(figures.mean("aesthetic score", beauty, better="more", note=f"1 to 10, head {Path(str(aesthetic)).name}", seed=seed))
     for name, judge in judges.items():
         found += by_answers(judge, name, samples, beauty, seed)
     return found

@@ -33,12 +33,13 @@ class Clip:
     `name` is 'hf-hub:ORG/NAME', a folder, or ARCHITECTURE:WEIGHTS with an open_clip tag or a file (ViT-B-32:laion2b_s34b_b79k).
     """
 
-    def __init__(self, name: str, *, device: str = "auto"):
+    def __init__(self, name: str, *, device: str = "auto", option: str = "--clip"):
+        """Raises UserError, naming `option`, for a model that cannot be loaded."""
         open_clip = need("open_clip", extra="clip")
         self.name, self.device = name, choose_device(device)
-        model, weights = split_clip_name(name)
+        model, weights = split_clip_name(name, option)
         try:
-            with network_access.fetched(weights or model.partition(":")[2], "--clip"):
+            with network_access.fetched(weights or model.partition(":")[2], option):
                 self.model, self.transform = open_clip.create_model_from_pretrained(model, pretrained=weights, device=self.device)
                 self.tokenizer = open_clip.get_tokenizer(model)
         except network_access.NotFetched:
@@ -52,7 +53,7 @@ class Clip:
                 else type(error).__name__
             )
             raise UserError(
-                f"--clip {name} cannot be loaded by open_clip: {told}. "
+                f"{option} {name} cannot be loaded by open_clip: {told}. "
                 "Give ViT-B-32:laion2b_s34b_b79k, hf-hub:ORG/NAME, a folder, or ARCHITECTURE:WEIGHTS-FILE"
             ) from error
         self.model.eval()
@@ -100,7 +101,7 @@ def choose_device(device: str) -> str:
     return device
 
 
-def split_clip_name(name: str) -> tuple[str, str | None]:
+def split_clip_name(name: str, option: str = "--clip") -> tuple[str, str | None]:
     """'ViT-B-32:tag' -> (architecture, weights); a name that includes its weights -> (name, None)."""
     if Path(name).is_dir():
         return f"local-dir:{name}", None
@@ -108,5 +109,5 @@ def split_clip_name(name: str) -> tuple[str, str | None]:
         return name, None
     model, colon, weights = name.partition(":")
     if not colon or not weights:
-        raise UserError(f"--clip {name} names no weights: give ViT-B-32:laion2b_s34b_b79k, hf-hub:ORG/NAME or a folder")
+        raise UserError(f"{option} {name} names no weights: give ViT-B-32:laion2b_s34b_b79k, hf-hub:ORG/NAME or a folder")
     return model, weights
