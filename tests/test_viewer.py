@@ -135,6 +135,9 @@ def test_the_page_s_table_has_letters_and_names(written, tmp_path):
         for i, q in enumerate(questions)
     ]
     found = scored(key, "number,answer,name\n" + "\n".join(rows), tmp_path)
+    for separator in (";", "\t"):  # as spreadsheets write it
+        table = "number,answer,name\n" + "\n".join(rows)
+        assert scored(key, table.replace(",", separator), tmp_path) == found
     assert found["right caption of four"].value == pytest.approx(29 / 30) and found["something nameable"].value == 0.2
     birds = [q for q in questions[:6] if q.pair.kind == "bird"]
     assert found["named in a word of the own caption"].value == pytest.approx(len(birds) / 30)
@@ -158,6 +161,7 @@ def test_names_that_say_nothing_are_none(written, tmp_path):
     (lambda lines: [*lines, "31 a"], r"no picture has the number 31; the key has 1 to 30"),
     (lambda lines: [*lines, "2 a", "2 b"], r"answers picture 2 twice"),
     (lambda lines: ["b", *lines[1:]], r"line 1: 'b' does not begin with a picture number"),
+    (lambda lines: ["number answer", *lines], r"the header 'number answer' has no column `number`; write number,answer,name, separated by"),
     (lambda lines: ["1 a moth", *lines[1:]], r"line 1: 'a moth' is not a letter"),
 ])  # fmt: skip
 def test_what_is_missing_or_wrong_is_named(written, change, error, tmp_path):

@@ -1,8 +1,8 @@
 """Reads and scores the answers to a viewer's sheet: `python -m tokun.evaluate.viewer score KEY ANSWERS [NAMES]`.
 
-ANSWERS has a line for each picture: `1 b`, `1: B`, `1) b`, `1,b`, or a table with the header `number,answer,name` as the page writes it. NAMES, from
-the first pass, has the number and what can be named, or an empty line (or -, ?, nothing, none, no). A picture without an answer is an error;
-with --missing-wrong it counts as wrong.
+ANSWERS has a line for each picture: `1 b`, `1: B`, `1) b`, `1,b`, or a table with the header `number,answer,name` as the page writes it (also with
+semicolons or tabs, as spreadsheets write it). NAMES, from the first pass, has the number and what can be named, or an empty line (or -, ?, nothing,
+none, no). A picture without an answer is an error; with --missing-wrong it counts as wrong.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from tokun.utils.errors import UserError, reading
 
 LINE = re.compile(r"\W*(?:no\.?\s*|nr\.?\s*)?(\d+)(?:\W+(.*))?", re.IGNORECASE)  # a number, separators, and the rest
 CHOICE = re.compile(r"\W*([a-z])\b\W*", re.IGNORECASE)
+SEPARATORS = (",", ";", "\t")  # of a table; spreadsheets write ; where the comma is the decimal point
 NOTHING = frozenset({"", "nothing", "none", "no", "unclear", "unknown"})
 
 
@@ -125,9 +126,15 @@ def read_names(path: Path) -> dict[int, str]:
 
 
 def _read_table(path: Path, lines: Sequence[tuple[int, str]]) -> tuple[dict[int, str], dict[int, str]]:
+    first = lines[0][1]
+    separator = max(SEPARATORS, key=first.count)
     with reading(path):
-        header, *rows = csv.reader([line for _, line in lines])
+        header, *rows = csv.reader([line for _, line in lines], delimiter=separator)
     columns = {name.strip().lower(): i for i, name in enumerate(header)}
+    if "number" not in columns:
+        raise UserError(
+            f"{path}: the header {first!r} has no column `number`; write number,answer,name, separated by commas, semicolons or tabs"
+        )
     answers: dict[int, str] = {}
     names: dict[int, str] = {}
     for (where, line), row in zip(lines[1:], rows):
