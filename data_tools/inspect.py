@@ -133,7 +133,7 @@ def read_record(pair: StoredPair, damaged: list[Damage]) -> dict[str, Any]:
         record = json.loads(pair.members["json"])
         if not isinstance(record, dict):
             raise BadSample("it is not an object")
-        if not isinstance(record.get("caption"), str):
+        if not isinstance(record.get("caption"), str) and not captions_of_data.plain_of(record):
             raise BadSample("it has no caption")
     except (ValueError, RecursionError) as error:
         damaged.append(Damage(pair.shard.name, f"{pair.key}.json", f"invalid JSON: {error}"))
@@ -247,14 +247,14 @@ def count_pair(inventory: Inventory, pair: StoredPair, *, verify: bool, keep: bo
             inventory.formats[head[0]] += 1
             inventory.sizes.append(head[1])
         if image is not None and keep:
-            inventory.sheet.append((image, str(record.get("caption", ""))))
+            inventory.sheet.append((image, captions_of_data.plain_of(record)))
     codes = read_codes(pair, damaged)
     if codes is not None:
         inventory.code_counts += np.bincount(codes.ravel(), minlength=2**16)
         inventory.views[codes.shape] += 1
         count_grid(inventory, pair, record.get("grid"), codes.shape[1])
     if record:
-        caption = record["caption"]
+        caption = captions_of_data.plain_of(record)
         inventory.characters.append(len(caption))
         inventory.words.append(len(caption.split()))
         if said := inventory.seen.add(record):

@@ -40,6 +40,7 @@ from data_tools.captioning.run import checked_shards
 from data_tools.inspect import Damage, StoredPair, open_image, read_pairs
 from data_tools.text.main_noun import BEFORE, NUMBERS, Lexicon, tokens_of
 from data_tools.text.yes_or_no import PEOPLE, Shown, is_this, named, with_article
+from tokun.data.captions import plain_of
 from tokun.tokenizers.wordings import SHOWS, SUBJECT
 from tokun.utils import console
 from tokun.utils.console import home_path
@@ -112,9 +113,7 @@ def technique_of(record: dict[str, Any]) -> str:
 
 
 def caption_of(record: dict[str, Any]) -> str:
-    captions = found if isinstance(found := record.get("captions"), dict) else {}
-    caption = captions.get("plain") or record.get("caption") or ""
-    return caption.strip() if isinstance(caption, str) else ""
+    return plain_of(record).strip()
 
 
 def words(tag: Any) -> str:

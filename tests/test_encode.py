@@ -18,10 +18,12 @@ import torch
 import yaml
 from PIL import Image
 
-from data_tools import encode, toy
+from data_tools import encode, questions, toy
+from data_tools.captioning.captioned_shards import new_record
 from tests.fixtures import square_views
 from tokun import data
 from tokun.config import from_dict, load_config
+from tokun.data.captions import words_of
 from tokun.tokenizers.image import ImageTokenizer
 from tokun.training import codes as stage
 from tokun.training.codes import codes_tasks, encode_shard, encode_shards, run_codes_task
@@ -96,6 +98,34 @@ def read(shard: Path) -> dict[str, tuple[dict, np.ndarray]]:
         files = {name: tar.extractfile(name).read() for name in tar.getnames()}
     keys = [name.removesuffix(".json") for name in files if name.endswith(".json")]
     return {key: (json.loads(files[f"{key}.json"]), np.load(io.BytesIO(files[f"{key}.codes.npy"]))) for key in keys}
+
+
+def test_training_reads_the_plain_caption_that_was_written_for_a_titled_picture(folder, tmp_path):
+    """`tokun caption` leaves the title in `caption`; a key that the user names wins over both."""
+    tokenizer = ImageTokenizer.load(folder / "run" / "image_tokenizer")
+    row = {"captions": {"plain": {"text": "A ship in a storm.", "source": "model", "model": "A"}}, "failures": {}}
+    titled = {"caption": "Fig. 3", "captions": {"plain": "Fig. 3", "era": "A Ship"}, "note": "Seen at sea"}
+    written = new_record(titled, row, ("plain",), {})
+    assert written["caption"] == "Fig. 3"
+    picture = io.BytesIO()
+    Image.effect_noise((32, 32), 40).save(picture, "PNG")
+    members = {"png": picture.getvalue()}
+    trees = [written, {**titled, "captions": {"era": "A Ship"}}, {"caption": "", "captions": {"plain": "A wolf."}}]
+    data.write_shard(
+        tmp_path / "a.tar", ({"__key__": f"{i}", **members, "json": json.dumps(tree).encode()} for i, tree in enumerate(trees))
+    )
+
+    def captions(**keys: str) -> list[str]:
+        config = from_dict({"codes": {"views": 1}, "threads": 1, "data": keys})
+        encode_shard(tmp_path / "a.tar", tmp_path / "codes.tar", tokenizer, config, torch.device("cpu"))
+        samples = data.CodeSamples([tmp_path / "codes.tar"])
+        records = [samples.record(i) for i in range(len(samples))]
+        assert all(record.caption == record.captions["plain"] for record in records)
+        return [record.caption for record in records]
+
+    assert captions() == ["A ship in a storm.", "Fig. 3", "A wolf."]
+    assert captions(caption_key="note") == ["Seen at sea", "Seen at sea"]
+    assert [words_of(tree, "caption")[0] for tree in trees] == list(map(questions.caption_of, trees)) == captions()
 
 
 @pytest.mark.parametrize("batch_size", [1, 7, 64])

@@ -16,7 +16,7 @@ from data_tools.inspect import IMAGE_EXTENSIONS, StoredPair
 from data_tools.pipeline.disk import DiskDict
 from data_tools.tables import CAPTION_COLUMNS, PATH_COLUMNS, Table, TableError, caption_column, read_table
 from data_tools.text.main_noun import Lexicon
-from tokun.data.captions import gist, is_label
+from tokun.data.captions import gist, is_label, plain_of
 from tokun.utils.errors import UserError
 
 KEY_COLUMNS = ("key", "__key__")
@@ -224,7 +224,7 @@ def described_record(record: dict[str, Any], row: Described, rows: Rows) -> dict
 
 
 def count_facts(record: dict[str, Any]) -> Counted:
-    plain, tags = str(record.get("caption", "")), (str(record.get("subject", "")), str(record.get("thing", "")))
+    plain, tags = plain_of(record), (str(record.get("subject", "")), str(record.get("thing", "")))
     return Counted(tuple(record["captions"]), *tags, hash(gist(plain)), is_label(plain))
 
 

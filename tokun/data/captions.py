@@ -164,17 +164,28 @@ def few(captioned: int) -> str:
     )
 
 
+def plain_of(record: Mapping[str, Any], caption_key: str = "caption") -> str:
+    """The plain caption in a sample's record, "" for none: that of `captions`, where `tokun caption` writes, else `caption`, the source text.
+
+    A `caption_key` other than "caption" is the only key that is read. What is not text is no caption.
+    """
+    captions = value if isinstance(value := record.get("captions"), Mapping) else {}
+    found = (captions.get("plain"), record.get("caption")) if caption_key == "caption" else (record.get(caption_key),)
+    return next((text for text in found if isinstance(text, str) and text.strip()), "")
+
+
 def words_of(record: Mapping[str, Any], caption_key: str) -> tuple[str, bool]:
     """The caption in a sample's record ("" for none), and whether it is more than a template."""
     captions, sources = (value if isinstance(value := record.get(name), Mapping) else {} for name in ("captions", "caption_sources"))
-    found = {**captions, **({"plain": record[caption_key]} if record.get(caption_key) else {})}
+    plain = plain_of(record, caption_key)
+    found = {**captions, "plain": plain}
     found = {register: " ".join(text.split()) for register, text in found.items() if isinstance(text, str) and text.strip()}
     if not found:
         return "", False
 
     def is_template(register: str) -> bool:
         source = sources.get(register)
-        written = captions.get(register) == record.get(caption_key) or register != "plain" or not record.get(caption_key)
+        written = register != "plain" or captions.get("plain") == plain
         return isinstance(source, Mapping) and source.get("source") == "template" and written
 
     return found.get("plain") or next(iter(found.values())), not all(map(is_template, found))

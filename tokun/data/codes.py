@@ -85,7 +85,7 @@ def grid_of(tree: dict[str, Any]) -> tuple[int, int]:
 
 
 def captions_by_register(tree: dict[str, Any]) -> dict[str, Any]:
-    """register -> caption in a sample's record; the plain one may be under `caption` instead. Raises BadSample if it is not a mapping."""
+    """register -> caption in a sample's record; which one is the plain one, `captions.plain_of` says. Raises BadSample if it is not a mapping."""
     if not isinstance(found := tree.get("captions", {}), dict):
         raise BadSample(f"captions is a {type(found).__name__}, not a mapping of registers to captions")
     return found

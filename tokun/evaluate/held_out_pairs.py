@@ -14,7 +14,7 @@ from PIL import Image
 
 from tokun import data
 from tokun.data import cropping
-from tokun.data.codes import captions_by_register
+from tokun.data.captions import plain_of
 from tokun.inference.image_to_codes import see
 from tokun.inference.model import Pair, Tokun
 from tokun.tokenizers.vocabulary import Tags, tag_word
@@ -85,7 +85,7 @@ def _read(model: Tokun, samples: data.ImageSamples, i: int, style_key: str, subj
     try:
         framed = samples.framed(i)
         tree = samples.index.read_json(i)
-        caption = plain_caption(tree)
+        caption = plain_of(tree)
     except (OSError, BadSample):
         return None
     ids = model.text_tokenizer.encode(caption)
@@ -109,14 +109,10 @@ def read_captions(shards: str) -> list[str]:
     found = []
     for i in range(len(index)):
         try:
-            found.append(plain_caption(index.read_json(i)))
+            found.append(plain_of(index.read_json(i)))
         except (OSError, BadSample):
             continue
     return [caption for caption in found if caption]
-
-
-def plain_caption(tree: dict[str, Any]) -> str:
-    return str(captions_by_register(tree).get("plain") or tree.get("caption") or "")
 
 
 def cut(image: Image.Image, box: data.Box, size: int) -> Image.Image:
@@ -144,7 +140,7 @@ def described(
         folder = path.resolve().parent.name
         for i in range(len(index)):
             try:
-                text = plain_caption(index.read_json(i)) if table is None else table.get((folder, index.key(i)), "")
+                text = plain_of(index.read_json(i)) if table is None else table.get((folder, index.key(i)), "")
                 if text:
                     yield index.key(i), cut(data.decode_image(index.read(i, index.image_suffix(i)), channels)), text
             except (OSError, BadSample):

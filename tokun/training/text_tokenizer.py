@@ -87,5 +87,5 @@ def _texts(run: Run, index: data.ShardIndex) -> Iterator[str]:
 
 def captions_of(tree: dict[str, Any], config: Config) -> dict[str, str]:
     """register -> normalised caption of a sample's JSON, without empty ones. Raises BadSample if `captions` is not a mapping."""
-    found = {**captions_by_register(tree), "plain": tree.get(config.data.caption_key, "")}
+    found = {**captions_by_register(tree), "plain": captions.plain_of(tree, config.data.caption_key)}
     return {register: text for register, raw in found.items() if (text := normalize(str(raw or "")))}
