@@ -132,6 +132,11 @@ def caption_of(value: Any) -> Any:
     return None if isinstance(value, str) and value.strip().lower() in NO_CAPTIONS else value_of(value)
 
 
+def separator_in(head: str) -> str:
+    """The separator of a CSV by its first line: comma, semicolon, tab or |, whichever is most frequent."""
+    return max(",;\t|", key=head.count)
+
+
 def caption_column(table: Table, wanted: str = "", *, known: Iterable[str] = CAPTION_COLUMNS) -> str:
     """The column with the captions: `wanted`, or the first known name present. Raises TableError that lists the columns."""
     if wanted:
@@ -223,7 +228,7 @@ def _names(text_error: Callable[[str, str], TableError], head: Iterable[Any]) ->
 
 def _separated(text: _Text, separator: str, quoting: str) -> Table:
     first = next(text.lines(), "")
-    separator = separator or max(",;\t|", key=first.count)
+    separator = separator or separator_in(first)
     quoted = quoting == "csv" or (quoting == "auto" and (separator != "\t" or _is_quoted_tsv(text)))
     fields = _quoted_fields if quoted else _plain_fields
 

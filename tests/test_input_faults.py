@@ -754,13 +754,30 @@ def test_captions_filled_in_by_hand_find_pictures_whatever_their_names(made, tmp
     names = ["back\\slash.png", "plain.png", "two\nlines.png", " blank at the start.png", 'comma, and "quote".png', "caf\udce9.png"]
     found = made({name: image(number) for number, name in enumerate(names)})
     assert found.status == 1 and set(found.reasons().values()) == {"no caption"}
-    filled = list(csv.reader(io.StringIO((tmp_path / "out" / "captions.csv").read_text())))
+    filled = list(csv.reader(io.StringIO((tmp_path / "out" / "captions.csv").read_text("utf-8-sig"))))
     for number, row in enumerate(filled[1:]):
         row[1] = f"A wolf, number {number}."
     with open(tmp_path / "filled.csv", "w", newline="", encoding="utf-8-sig") as file:  # as a spreadsheet saves it
         csv.writer(file, delimiter=";").writerows(filled)
     found = made({}, "--captions", str(tmp_path / "filled.csv"))
     assert found.status == 0 and len(set(found.captions.values())) == len(names) and "without a picture" not in found.said
+
+
+def test_the_table_to_fill_in_is_utf8_to_excel_and_keeps_what_a_spreadsheet_made_of_it(made, tmp_path):
+    """Excel showed "Bär.png" as "BÃ¤r.png", and prepare wrote the museum's table anew, without its columns of notes and its second captions."""
+    found = made({"Bär.png": A, "b.png": B})
+    written = tmp_path / "out" / "captions.csv"
+    assert found.status == 1 and written.read_bytes() == b"\xef\xbb\xbffile_name,caption\nB\xc3\xa4r.png,\nb.png,\n"
+    sheet = "File Name;Note;Caption\r\nBär.png;box 3;A bear.\r\nBär.png;;A bear; asleep.\r\ngone.png;lost;\r\n".replace(
+        "A bear; asleep.", '"A bear; asleep."'
+    )
+    written.write_bytes(sheet.encode("utf-8-sig"))
+    found = made({"c.png": image(3)}, "--captions", str(written))
+    assert found.status == 0 and found.captions == {"Bär.png": "A bear."}
+    assert written.read_bytes() == (sheet + "b.png;;\r\nc.png;;\r\n").encode("utf-8-sig")
+    for mended in (written.read_bytes() + b"b.png;;A wolf.\r\n", b"caption\nA wolf.\n"):  # complete; of another kind
+        written.write_bytes(mended)
+        assert made({}).status == 1 and written.read_bytes() == mended
 
 
 NAMES = ("0.png", "1.png")

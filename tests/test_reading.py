@@ -363,7 +363,7 @@ def test_the_way_of_a_museum_captions_first_and_then_training(tmp_path, capsys):
     told = capsys.readouterr()
     assert "4 of 5 pictures have no caption" in told.err and "4 pictures have no caption and are not in the shards" in told.out
     assert "tokun train" not in told.out, "captions come first"
-    table = (out / CAPTIONS).read_text()
+    table = (out / CAPTIONS).read_text("utf-8-sig")
     assert table == "file_name,caption\n" + "".join(f"IMG_{index:04}.png,\n" for index in range(1, 5))
     (out / CAPTIONS).write_text(
         table.replace("IMG_0002.png,", 'IMG_0002.png,"A fox, and an owl."').replace("IMG_0003.png,", "IMG_0003.png,A stork.")

@@ -15,7 +15,7 @@ from typing import Any
 import tokun
 from data_tools.pipeline.storage_backends import Store, is_url
 from data_tools.readers.listing import NOTHING, Listing
-from data_tools.tables import TableError, read_table
+from data_tools.tables import PATH_COLUMNS, TableError, read_table, separator_in
 from tokun.cli.commands import COMMANDS
 from tokun.data.captions import Texts, alike, titles
 from tokun.inference.folders import BUNDLED, VOCABULARY
@@ -24,6 +24,7 @@ from tokun.utils.console import typed_path
 
 CAPTIONS = "captions.csv"
 """The table in the output folder, to be filled in by hand."""
+HEAD = ("file_name", "caption")
 NO_CAPTION = "no caption"
 FEW_PICTURES, MANY_PICTURES = 500, 20_000
 """Up to FEW_PICTURES an adapter learns enough, beyond MANY_PICTURES a model can be trained from nothing."""
@@ -76,25 +77,41 @@ def lacks_caption(row: Mapping[str, Any]) -> bool:
 def write_captions_to_fill(out: Store, rows: Iterable[Mapping[str, Any]]) -> str:
     """Write OUT/captions.csv with a line for each picture that lacks a caption. Returns a message if that is impossible, else "".
 
-    Captions filled in earlier stay, in the order of the table.
+    A table that somebody has worked on keeps all of its text; names that it lacks are appended. It begins with a byte order mark, without which
+    Excel takes it for another encoding.
     """
     names = [row["path"] for row in rows if lacks_caption(row)]
-    filled: dict[str, str] = {}
-    if out.exists(CAPTIONS):
-        try:
-            table = read_table(CAPTIONS, open_file=lambda: io.BytesIO(out.read(CAPTIONS)))
-            filled = {row.values["file_name"]: row.values["caption"] or "" for row in table if row.values.get("file_name")}
-        except (TableError, KeyError) as error:
-            return f"{out}/{CAPTIONS} cannot be read, so it is not changed: {error}"
-    lines = {name: text for name, text in filled.items() if text} | {name: filled.get(name, "") for name in names}
-    if not lines or lines == filled:
+    if not names:
         return ""
-    buffer = io.StringIO()
-    writer = csv.writer(buffer, lineterminator="\n")
-    writer.writerow(("file_name", "caption"))
-    writer.writerows(lines.items())
-    out.write(CAPTIONS, buffer.getvalue().encode("utf-8", "replace"))
+    text, columns, name_column = "", HEAD, HEAD[0]
+    if out.exists(CAPTIONS):
+        data = out.read(CAPTIONS)
+        try:
+            table = read_table(CAPTIONS, open_file=lambda: io.BytesIO(data))
+            name_column = next(name for name in PATH_COLUMNS if name in table.columns)
+        except TableError as error:
+            return f"{out}/{CAPTIONS} cannot be read, so it is not changed: {error}"
+        except StopIteration:
+            return f"{out}/{CAPTIONS} names no pictures, so it is not changed: its columns are {', '.join(table.columns)}"
+        if table.columns != HEAD or any(row.values["caption"] for row in table):
+            there = {row.values[name_column] for row in table}
+            text, columns, names = data.decode("utf-8-sig"), table.columns, [name for name in names if name not in there]
+    if names:
+        out.write(CAPTIONS, appended(text, columns, name_column, names).encode("utf-8-sig", "replace"))
     return ""
+
+
+def appended(text: str, columns: Sequence[str], name_column: str, names: Iterable[str]) -> str:
+    """The text of a CSV with a row for each name, its other cells empty. A text "" gets the columns as its header first."""
+    end = next((one for one in ("\r\n", "\n", "\r") if one in text), "\n")
+    buffer = io.StringIO(newline="")
+    writer = csv.writer(buffer, delimiter=separator_in(text.partition(end)[0] or ","), lineterminator=end)
+    if text:
+        buffer.write(text if text.endswith(end) else text + end)
+    else:
+        writer.writerow(columns)
+    writer.writerows([name if column == name_column else "" for column in columns] for name in names)
+    return buffer.getvalue()
 
 
 def steps(out: str, command: Sequence[str], captions: Mapping[str, int], *, report: str, val: int, doubtful: int = 0) -> str:
