@@ -27,7 +27,7 @@ from data_tools.pipeline.chunks import Settings, cleaned
 from data_tools.pipeline.next_steps import steps
 from data_tools.pipeline.shard_writer import Piece, Shard, write_pieces
 from data_tools.pipeline.storage_backends import Store
-from data_tools.prepare import main, prepare
+from data_tools.prepare import Tables, main, prepare
 from data_tools.readers import Found, Words
 from tests.kills import dies, kills
 from tokun.data.shards import expand_shards
@@ -261,6 +261,25 @@ def test_captions_come_from_each_source_in_the_order_of_preference(tmp_path):
     assert found["by json"]["license"] == "CC0" and found["by table"]["license"] == "public domain"
     assert found["by text"]["source_url"] == "http://127.0.0.1/wolf"
     assert report.unmatched_rows == 1
+
+
+@pytest.mark.parametrize(
+    ("printed", "given", "caption"), [("Fig. 3. A wolf.", "", "A wolf."), ("Fig. 3. A wolf.", "A lamb.", "A lamb."), ("Fig. 3", "", "")]
+)
+def test_the_caption_that_is_cleaned_or_given_is_the_plain_one_whatever_the_source_calls_plain(tmp_path, printed, given, caption):
+    save(tmp_path / "in" / "a.png", picture(1))
+    row = {"file_name": "a.png", "caption": printed, "captions": {"plain": printed, "poetic": "O wolf!"}}
+    (tmp_path / "in" / "metadata.jsonl").write_text(json.dumps(row))
+    (tmp_path / "given.csv").write_text(f"file_name,caption\na.png,{given}\n")
+    tables = Tables(captions=tmp_path / "given.csv") if given else None
+    prepare(
+        tmp_path / "in",
+        tmp_path / "out",
+        Settings(style="engraving", val=0, keep_ambiguous=True, allow_missing_captions=True),
+        tables=tables,
+    )
+    ((record, _),) = pairs(tmp_path / "out").values()
+    assert record["caption"] == caption and record["captions"] == {**({"plain": caption} if caption else {}), "poetic": "O wolf!"}
 
 
 def test_missing_captions_are_kept_when_allowed(tmp_path):

@@ -160,7 +160,7 @@ class Chunk:
     """The store for the rows and the data."""
 
 
-ROWS = 2  # version of what a row holds
+ROWS = 3  # version of what a row holds, with its JSON
 
 
 def rows_name(number: int) -> str:
@@ -358,9 +358,10 @@ def encoded(one: Judged, settings: Settings) -> tuple[bytes, bytes]:
     """The bytes of the picture and of its JSON."""
     assert one.image is not None and one.row.dhash is not None
     row, words, caption = one.row, one.words, one.caption.text
+    own = {settings.register: caption} if caption or words.caption else {}  # also if nothing is left of it: a source's own is not cleaned
     record: dict[str, Any] = {
         "caption": caption,
-        "captions": {settings.register: caption, **words.captions} if caption else words.captions,
+        "captions": {register: text for register, text in {**words.captions, **own}.items() if text},
         "style": one.style,
         "subject": words.subject,
         "source": settings.source,
