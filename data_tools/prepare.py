@@ -43,6 +43,7 @@ from data_tools.pipeline.storage_backends import Store, is_url, open_store
 from data_tools.pipeline.tasks import Progress, Tasks
 from data_tools.readers import READERS, Listing, Options, PictureError, choose_reader, read_picture, shown
 from data_tools.readers.folder_scan import RECOGNISED
+from data_tools.readers.listing import NOTHING
 from data_tools.readers.tables import with_captions
 from data_tools.tables import TableError
 from tokun.utils import console
@@ -179,7 +180,7 @@ def check_listing(listing: Listing, source: Path | str, settings: Settings) -> N
     if not listing.found:
         there = "".join(f"; {count:,} {reason}" for reason, count in Counter(listing.unread.values()).most_common(3))
         raise FileNotFoundError(f"no pictures found in {source}: see --reader for the supported sources{there}")
-    if not settings.style and not all(one.style or one.problem for one in listing.found):
+    if not settings.style and not all(one.style or one.problem or listing.words.get(one.path, NOTHING).style for one in listing.found):
         raise UserError(f"--style is needed: {source} does not give the style of every picture. Add --style engraving, or another tag")
 
 

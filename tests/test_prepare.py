@@ -336,6 +336,30 @@ def test_folders_stay_whole_and_validation_is_never_empty(tmp_path):
     assert len(splits) > 1, "the seed decides"
 
 
+def test_views_of_one_object_share_a_split_also_where_a_table_or_a_sidecar_in_a_folder_names_it(tmp_path):
+    """Their groups and styles were read from tables and tars given as SOURCE alone: another view of a training object was held out."""
+    source, out = tmp_path / "in", tmp_path / "out"
+    rows = ["file_name,caption,style,object_id"]
+    for index in range(24):
+        name = f"{index // 12}/view {index}.png"
+        save(source / name, picture(index))
+        rows.append(f"{name},View number {index},Wood Engraving,{index // 2 if index < 12 else ''}")
+        if index >= 12:
+            (source / name).with_suffix(".json").write_text(json.dumps({"object_id": index // 2, "author": "J. G. Wood"}))
+    (source / "metadata.csv").write_text("\n".join(rows))
+    (tmp_path / "given.csv").write_text("file_name,caption\n1/view 13.png,A given view\n")
+    for seed in range(2):
+        settings = Settings(style="" if seed else "etching", clean=False, val=0.3, seed=seed)
+        report = prepare(source, out, settings, tables=Tables(captions=tmp_path / "given.csv"), overwrite=True)
+        objects: dict[int, set[str]] = {}
+        for path, row in manifest(out).items():
+            objects.setdefault(int(path.split()[1].removesuffix(".png")) // 2, set()).add(row["shard"].split("-")[0])
+        assert len(objects) == 12 and all(len(splits) == 1 for splits in objects.values()) and report.pairs("val") in range(2, 13)
+        records = {path: record for path, (record, _) in pairs(out).items()}
+        assert {record["style"] for record in records.values()} == {settings.style or "wood-engraving"}
+        assert records["1/view 13.png"]["caption"] == "A given view" and records["1/view 13.png"]["author"] == "J. G. Wood"
+
+
 def columns(shas: list[int]) -> selection.Columns:
     """Columns of kept pictures without any likeness."""
     rng, count = np.random.default_rng(0), len(shas)

@@ -101,6 +101,24 @@ def test_folder_takes_words_from_text_then_json_then_table_then_name(tmp_path):
     assert read_picture(listing.base, listing.found[0]) == JPEG
 
 
+def test_what_a_row_says_beside_the_caption_is_kept_where_a_sidecar_says_something_else(tmp_path):
+    """The title and the second caption of the row were lost if the sidecar had an artist."""
+    put(tmp_path / "a.jpg"), put(tmp_path / "a.json", '{"caption": "A wolf", "artist": "Doré", "captions": {"era": "Wolf."}}')
+    row = {
+        "file_name": "a.jpg",
+        "caption": "no",
+        "artist": "no",
+        "title": "Fables",
+        "captions": {"era": "no", "poetic": "O wolf!"},
+        "object_id": 7,
+    }
+    put(tmp_path / "metadata.jsonl", json.dumps(row))
+    listing = read(tmp_path)
+    words = find_words(tmp_path, listing.found[0], listing.words["a.jpg"])
+    assert words.caption == "A wolf" and words.captions == {"era": "Wolf.", "poetic": "O wolf!"}
+    assert words.more == {"artist": "Doré", "title": "Fables"} and words.group == "object_id/7"
+
+
 def test_folder_counts_rows_without_a_picture_and_the_first_table_wins(tmp_path):
     put(tmp_path / "a.jpg"), put(tmp_path / "captions.csv", "image,text\na.jpg,last\nb.jpg,absent\n")
     put(tmp_path / "metadata.jsonl", '{"file_name": "a.jpg", "caption": "second"}\n\n')
@@ -257,7 +275,8 @@ def test_a_table_of_paths_in_any_format_says_the_same(tmp_path, kind):
         ("images/b.jpg", "", "etching", "artist/Doré"),
     ]
     words = listing.words["images/a.jpg"]
-    assert words == Words("A wolf", source_url="https://x/a", more={"artist": "Doré", "captions_all": ["A wolf", "The wolf again"]})
+    more = {"artist": "Doré", "captions_all": ["A wolf", "The wolf again"]}
+    assert words == Words("A wolf", source_url="https://x/a", group="artist/Doré", style="wood-engraving", more=more)
     assert captions(listing)["images/b.jpg"] == "A fox"
 
 

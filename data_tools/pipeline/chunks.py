@@ -134,6 +134,8 @@ class FileResult:
     caption: str = ""
     words_from: str = ""
     """The file the caption comes from."""
+    group: str = ""
+    """The group that its words name, which stays in one split."""
     language: str = ""
     license: str = ""
     source_url: str = ""
@@ -275,7 +277,8 @@ def judge(one: Opened, settings: Settings, found: Found) -> Judged:
         return Judged(FileResult(path, REJECTED, one.problem, **one.known))
     gray = as_gray(one.image)
     caption = cleaned(words) if settings.clean else unchanged_caption(words.caption)
-    seen = of_picture(one.look, words.caption, settings, found.style) if one.look else of_blank(gray)
+    style = settings.style or found.style or words.style
+    seen = of_picture(one.look, words.caption, settings, style) if one.look else of_blank(gray)
     status, reason = decide([*of_size(one.size, settings), *seen, *of_caption(caption, settings)])
     drawn = sketch(gray)
     row = FileResult(
@@ -289,11 +292,12 @@ def judge(one: Opened, settings: Settings, found: Found) -> Judged:
         aspect=drawn.aspect if drawn else 0.0,
         caption=caption.text,
         words_from=shown(words.words_from),
+        group=words.group,
         language=caption.language,
         license=words.license or settings.license,
         source_url=words.source_url,
     )
-    return Judged(row, one.image, words, caption, settings.style or found.style, one.crop)
+    return Judged(row, one.image, words, caption, style, one.crop)
 
 
 def cleaned(words: Words) -> Caption:
@@ -314,7 +318,7 @@ def of_size(size: tuple[int, int], settings: Settings) -> list[Verdict]:
 
 
 def of_picture(seen: Look, caption: str, settings: Settings, style: str) -> list[Verdict]:
-    prints = bool(PRINTS.intersection((settings.style or style).split("-")))
+    prints = bool(PRINTS.intersection(style.split("-")))
     return reasons(seen, caption, min_side=settings.min_side, max_aspect=settings.max_aspect, prints=prints)
 
 

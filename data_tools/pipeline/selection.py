@@ -49,6 +49,8 @@ class Columns:
     """int64 (N, 4): chunk, offset, bytes of the picture, bytes of the JSON."""
     sketches: DiskDict = field(default_factory=DiskDict)
     """The sketches of drawings on plain paper, by the file's number as text, on disk."""
+    groups: DiskDict = field(default_factory=DiskDict)
+    """The groups that the files' words name, in the same way."""
 
     @classmethod
     def read(cls, store: Store, tasks: Tasks) -> Columns:
@@ -65,6 +67,8 @@ class Columns:
     def set(self, index: int, row: FileResult, chunk: int) -> None:
         self.state[index] = STATES.index(row.status)
         self.captioned[index] = bool(row.caption)
+        if row.group:
+            self.groups[str(index)] = row.group
         self.place[index] = chunk, row.start, row.image_bytes, row.json_bytes
         if row.dhash is not None and row.sha256 is not None:
             self.hashed[index] = True
@@ -207,14 +211,22 @@ def are_several(names: Iterable[str]) -> bool:
 def split_by_group(columns: Columns, found: Sequence[Found], kept: np.ndarray, settings: Settings) -> np.ndarray:
     """bool (len(kept),): which of the kept files are for validation, whole groups together.
 
-    A group is what the reader gives (a book, an artist, an object), else a folder, if there are several; a picture outside any
-    is its own group. Each group draws a number from the seed, so files added later do not move others to another split.
+    A group is what a picture's words or the reader name (an object, a book, an artist), else a folder, if there are several; a picture
+    outside any is its own group. Each group draws a number from the seed, so files added later do not move others to another split.
     Validation gets at least one group and at most half of the pictures.
     """
-    several = are_several(name for index in kept if (name := folder_of(found[index])))
+
+    def named(index: int) -> str:
+        return columns.groups.get(str(index)) or folder_of(found[index])
+
+    def by_folder(index: int) -> str:
+        return folder_of(found[index])
+
+    ways = (named, by_folder) if len(columns.groups) else (by_folder,)  # all of one artist: by folder
+    name_of = next((way for way in ways if are_several(name for index in kept if (name := way(index)))), None)
 
     def group(index: int) -> bytes:
-        name = folder_of(found[index]) if several else ""
+        name = name_of(index) if name_of else ""
         return b"folder/" + shown(name).encode() if name else b"sha256/" + sha_name(columns, index)
 
     numbers, which, sizes = np.unique(drawn(settings, "split", map(group, kept), len(kept)), return_inverse=True, return_counts=True)

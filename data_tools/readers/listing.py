@@ -63,6 +63,12 @@ class Found:
     """Names of its sidecar files in its folder: text first, then JSON. None: not searched yet."""
     of_words: bool = False
     """Whether the problem is one of its words alone: a caption that is given (`Options.captions`) removes it."""
+    given: bool = False
+    """Whether its caption is given: words beside it only add to the given ones, and may be damaged."""
+
+
+GROUPS = ("group", "book", "gutenberg_id", "object", "object_id", "artist")
+"""Columns whose values are groups; the first that is present is used."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +80,10 @@ class Words:
     subject: str = ""
     license: str = ""
     source_url: str = ""
+    group: str = ""
+    """What it shares a split with, one of GROUPS and its value: object_id/7. "": as its `Found` says."""
+    style: str = ""
+    """Its own style, as a tag."""
     more: dict[str, Any] = field(default_factory=dict)
     """Further fields of the picture's JSON: title, author, context and the like."""
     words_from: str = field(default="", compare=False)
@@ -82,11 +92,16 @@ class Words:
     """The caption as found, if removing markup and invisible characters changed more than its spaces."""
 
     def or_else(self, other: Words) -> Words:
-        """These words, with empty fields filled from `other`."""
+        """These words, with what they lack from `other`: empty fields, registers and further fields."""
         if other == NOTHING:
             return self
         filled = {one.name: getattr(self, one.name) or getattr(other, one.name) for one in fields(self)}
-        return Words(**{**filled, "raw": self.raw if self.caption else other.raw})
+        groups = sorted(filter(None, (self.group, other.group)), key=lambda one: GROUPS.index(one.partition("/")[0]))
+        more = {**other.more, **self.more}
+        if self.caption and "caption_origin" not in self.more:
+            more.pop("caption_origin", None)  # it is that of the other caption
+        raw, captions = self.raw if self.caption else other.raw, {**other.captions, **self.captions}
+        return Words(**{**filled, "raw": raw, "captions": captions, "group": "".join(groups[:1]), "more": more})
 
 
 NOTHING = Words()

@@ -25,11 +25,27 @@ from tokun.utils.errors import BadSample
 def find_words(source: Path, found: Found, row: Words, *, from_names: bool = False, caption_column: str = "") -> Words:
     """The words of one picture: from its text file, then its JSON, then its table `row`, then, with `from_names`, its file name.
 
-    `caption_column` is the JSON field with the captions; "": the first with a known name.
-    Raises CaptionError if a sidecar file exists but cannot be read, or holds a caption that is no text.
+    A caption that is given stands in `row` and comes first. `caption_column` is the JSON field with the captions; "": the first with a known name.
+    Raises CaptionError if a sidecar file exists but cannot be read, or holds a caption that is no text, unless another is given.
     """
     if not found.beside:
         return row
+    try:
+        words, odd = words_beside(source, found, caption_column)
+    except CaptionError:
+        if found.given:
+            return row
+        raise
+    words = row.or_else(words) if found.given else words.or_else(row)
+    if odd and not words.caption and not words.captions:
+        raise CaptionError(ODD_CAPTION.format(odd))
+    if words.caption or not from_names:
+        return words
+    return words.or_else(Words(caption=caption_from_name(found.path), words_from="the file's name"))
+
+
+def words_beside(source: Path, found: Found, caption_column: str) -> tuple[Words, str]:
+    """The words in the files beside a picture, and the value of a caption that is no text. Raises CaptionError."""
     words, odd = Words(), ""
     for name in with_sidecars(Path(source), found).sidecars or ():
         text, path = read_beside(source, found, name), posixpath.join(posixpath.dirname(found.path), name)
@@ -43,12 +59,7 @@ def find_words(source: Path, found: Found, row: Words, *, from_names: bool = Fal
             words, odd = words.or_else(words_from(record, caption_column)), odd_caption(record, caption_column)
         if words.caption and not words.words_from:
             words = replace(words, words_from=path)
-    words = words.or_else(row)
-    if odd and not words.caption and not words.captions:
-        raise CaptionError(ODD_CAPTION.format(odd))
-    if words.caption or not from_names:
-        return words
-    return words.or_else(Words(caption=caption_from_name(found.path), words_from="the file's name"))
+    return words, odd
 
 
 def read_beside(source: Path, found: Found, name: str) -> str:

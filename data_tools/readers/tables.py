@@ -274,10 +274,10 @@ def with_captions(listing: Listing, options: Options) -> Listing:
     words = DiskDict(listing.words)
     for path, said in given.pairs():
         words[path] = said.or_else(words.get(path, NOTHING))
-    found: DiskList = DiskList(only_from_table(one) if one.path in given else one for one in listing.found)
+    found: DiskList = DiskList(with_given(one) if one.path in given else one for one in listing.found)
     return replace(listing, found=found, words=words, unmatched=listing.unmatched + missing, notes=(*listing.notes, *notes))
 
 
-def only_from_table(one: Found) -> Found:
-    """A picture whose caption is given, so the words beside it are ignored."""
-    return replace(one, beside=False, problem="" if one.of_words else one.problem)
+def with_given(one: Found) -> Found:
+    """A picture whose caption is given, so that no fault of its own words matters."""
+    return replace(one, given=True, problem="" if one.of_words else one.problem)

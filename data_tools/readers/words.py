@@ -12,12 +12,11 @@ from types import NoneType
 from typing import Any
 
 from data_tools.readers.files import PICTURE_SUFFIXES, utf8
-from data_tools.readers.listing import Words
+from data_tools.readers.listing import GROUPS, Words
 from data_tools.tables import CAPTION_COLUMNS, PATH_COLUMNS, caption_of, column_name
 from data_tools.text.captions import plain_text, raw_of
 from tokun.utils.errors import BadSample
 
-GROUPS = ("group", "book", "gutenberg_id", "object", "object_id", "artist")
 MORE = ("title", "author", "artist", "illustrator", "context", "technique", "category", "date")
 COLUMNS = frozenset({*PATH_COLUMNS, *CAPTION_COLUMNS, *GROUPS, *MORE, "style", "subject", "license", "source_url", "url"})
 
@@ -65,6 +64,8 @@ def words_from(record: dict[str, Any], caption_column: str = "") -> Words:
         subject=kebab("".join(texts_in(record.get("subject"))[:1])),
         license="".join(texts_in(record.get("license"))[:1]),
         source_url=next((utf8(url).strip() for name in ("source_url", "url") if isinstance(url := record.get(name), str) and url), ""),
+        group=utf8(group_of(record) or ""),
+        style=style_of(record),
         more=more,
     )
 
