@@ -144,6 +144,15 @@ def test_own_era_alt_and_thing_of_a_table_come_first_and_the_printed_caption_is_
     assert [(old["register"], old["text"]) for old in one["earlier_captions"]] == [("caption", "Fig. 3")]
 
 
+@pytest.mark.parametrize("nothing", ["#N/A", "N/A", "na", "NaN", " ", "<br/>"])
+def test_what_a_spreadsheet_writes_into_empty_cells_is_no_caption(museum, tmp_path, nothing):
+    text = f"key,caption,poetic\na,{nothing},The <b>sea</b> is up.\nc,A ship &amp; a storm.,{nothing}\n"
+    report = merge([museum], table(tmp_path / "t.csv", text), tmp_path / "out", Options())
+    found = records(tmp_path / "out")
+    assert found["a"]["caption"] == "Fig. 3" and found["a"]["captions"] == {"poetic": "The sea is up."}
+    assert found["c"]["caption"] == "A ship & a storm." and "poetic" not in found["c"]["captions"] and report.registers["plain"] == 1
+
+
 def test_registers_alone_are_added_and_the_caption_stays(museum, tmp_path):
     merge([museum], table(tmp_path / "t.tsv", "key\tpoetic\na\tThe sea is up.\n"), tmp_path / "out", Options())
     one = records(tmp_path / "out")["a"]

@@ -14,7 +14,8 @@ from data_tools.captioning import registers
 from data_tools.captioning.captioned_shards import new_record, read_record
 from data_tools.inspect import IMAGE_EXTENSIONS, StoredPair
 from data_tools.pipeline.disk import DiskDict
-from data_tools.tables import CAPTION_COLUMNS, PATH_COLUMNS, Table, TableError, caption_column, read_table
+from data_tools.tables import CAPTION_COLUMNS, PATH_COLUMNS, Table, TableError, caption_column, caption_of, read_table
+from data_tools.text.captions import plain_text
 from data_tools.text.main_noun import Lexicon
 from tokun.data.captions import gist, is_label, plain_of
 from tokun.utils.errors import UserError
@@ -138,7 +139,7 @@ class Rows:
             raise TableError(
                 f"{self.table.name}, lines {before.line} and {line} are both about {where}: keep one row per picture, with a column for each register"
             )
-        texts = {register: " ".join(str(values[column]).split()) for register, column in c.texts.items() if values[column] is not None}
+        texts = {register: text for register, column in c.texts.items() if (text := plain_text(str(caption_of(values[column]) or "")))}
         use = str(values.get("use", 1)).strip().lower() not in NO
         kind, thing = (str(values[column]).strip() if column and values[column] is not None else "" for column in (c.kind, c.thing))
         self.by_id[where] = Described(line, use, texts, kind, thing, where)

@@ -38,7 +38,7 @@ from tokun.utils.errors import UserError, reading
 from tokun.utils.files import write_text
 from tokun.utils.lock import alone_in
 
-LAYOUT = 1  # version of the output, part of the stamp
+LAYOUT = 2  # version of the output, part of the stamp
 NAMED = 3  # left-out items named in the report; left-out.jsonl lists all
 
 
