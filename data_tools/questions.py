@@ -258,7 +258,7 @@ def asked(shard: Path, seed: int, counts: Counter[str], plans: dict[tuple[str, s
 
 
 def ask(paths: list[Path], out: Path, seed: int = 0) -> Counter[str]:
-    """Write the shards of `paths` with questions into `out`. Raises UserError if `out` is their own folder or is of another seed."""
+    """Write the shards of `paths` with questions into `out`. Raises UserError if `out` is their own folder, is of another seed, or holds other shards."""
     shards = checked_shards(paths, out)
     if out.exists() and not out.is_dir():
         raise UserError(f"--out {out} is a file: name a folder")
@@ -277,6 +277,8 @@ def ask_all(shards: list[Path], out: Path, seed: int) -> Counter[str]:
             raise UserError(
                 f"--out {out} holds questions of other shards, another seed or an older version ({record.name}): name another folder"
             )
+    elif any(out.glob("*.tar")):
+        raise UserError(f"--out {out} holds shards that this tool did not write (there is no {record.name}): name another folder")
     write_text(record, json.dumps(settings, indent=1) + "\n")
     counts: Counter[str] = Counter()
     todo = [shard for shard in shards if not (out / shard.name).exists()]

@@ -99,6 +99,9 @@ def test_what_cannot_be_done_is_told(tmp_path, capsys):
     questions.ask([tmp_path / "toy"], tmp_path / "out")
     with pytest.raises(ValueError, match="another seed"):
         questions.ask([tmp_path / "toy"], tmp_path / "out", seed=1)
+    (tmp_path / "out/questions.json").unlink()  # shards of another tool: nothing was asked, and nothing said
+    assert questions.main([str(tmp_path / "toy"), "--out", str(tmp_path / "out")]) == 2
+    assert "there is no questions.json" in capsys.readouterr().err and not (tmp_path / "out/questions.json").exists()
     with tarfile.open(tmp_path / "odd.tar", "w") as tar:
         tar.add(next((tmp_path / "toy").glob("*.tar")), arcname="a.json")  # a JSON that is none
     assert questions.ask([tmp_path / "odd.tar"], tmp_path / "odd")["damaged records"] == 1
