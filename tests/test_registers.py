@@ -185,7 +185,10 @@ def test_templates_say_what_is_known():
 def test_templates_pass_over_what_is_not_known_and_say_nothing_of_nothing():
     for name in registers.REGISTERS:
         assert template(name, Facts(), hashtags=True) == "" == template(name, Facts(title="The Sea"), hashtags=True)
+        for mark in ("...", ".", "—"):  # ended every run of the shard with an IndexError
+            assert template(name, Facts(caption=mark), hashtags=True) == ""
         for facts in (
+            Facts(caption="..", subject="sea"),
             Facts(caption="Who goes there?"),
             Facts(technique="etching"),
             Facts(subject="sea"),

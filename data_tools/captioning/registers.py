@@ -247,15 +247,16 @@ TEMPLATES = {
 
 def template(register: str, facts: Facts, *, hashtags: bool) -> str:
     """A caption from metadata alone, always the same; "" if nothing says what the picture shows or is."""
-    if not (facts.caption or facts.technique or facts.subject):
+    caption = facts.caption[: MAX_CHARACTERS // 2].rstrip(". ") if any(map(str.isalnum, facts.caption)) else ""  # "..." says nothing
+    if not (caption or facts.technique or facts.subject):
         return ""
-    technique = facts.technique or ("" if facts.caption else "picture")
+    technique = facts.technique or ("" if caption else "picture")
     if technique.lower() in facts.caption.lower():
         technique = ""
     article = "an" if technique[:1].lower() in tuple("aeiou") else "a"
     tags = [re.sub("[^0-9a-z]", "", tag.lower()) for tag in (facts.technique, facts.subject) if len(tag.split()) <= 3]
     values = {
-        **vars(facts), "caption": facts.caption[: MAX_CHARACTERS // 2].rstrip(". "),
+        **vars(facts), "caption": caption,
         "title": short_title(facts.title), "author": name_in_order(facts.author), "illustrator": name_in_order(facts.illustrator),
         "Technique": technique[:1].upper() + technique[1:], "a_technique": technique and f"{article} {technique}",
         "A_technique": technique and f"{article.capitalize()} {technique}",
@@ -268,7 +269,7 @@ def template(register: str, facts: Facts, *, hashtags: bool) -> str:
 
     text = re.sub(r"\[([^\]]*)\]", part, TEMPLATES[register]).lstrip(".:, ")
     text = re.sub(r"([.?!…][”’\"')]*)[.,:](?=\s|$)", r"\1", text)  # "Who goes there?." and the like
-    return one_line(text[0].upper() + text[1:])
+    return one_line(text[:1].upper() + text[1:])
 
 
 def short_title(title: str, limit: int = 70) -> str:
