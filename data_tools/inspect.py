@@ -344,6 +344,20 @@ def describe(inventory: Inventory) -> str:
     return "\n".join(lines)
 
 
+def check_sheet(path: Path) -> None:
+    """Raise UserError unless a picture can be saved under this name."""
+    known = Image.registered_extensions()
+    if known.get(path.suffix.lower()) not in Image.SAVE:
+        what = (
+            f"ends in {path.suffix}, which is no picture that can be written"
+            if path.suffix
+            else "has no suffix that says what picture it is"
+        )
+        raise UserError(f"--sheet {path} {what}: name it {path.with_suffix('.png')}")
+    if not path.parent.is_dir():
+        raise UserError(f"--sheet {path}: the folder {path.parent} does not exist. Make it, or name another")
+
+
 def write_sheet(inventory: Inventory, path: Path) -> None:
     """Draw the kept pictures with their captions. Raises UserError if there are none."""
     if not inventory.sheet:
@@ -366,20 +380,21 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def inspect(args: argparse.Namespace) -> int:
+    if args.sheet:
+        check_sheet(args.sheet)
     shards = find_shards(args.shards)
     inventory = take_inventory(shards, verify=args.verify, sheet=SHEET if args.sheet else 0)
     print(describe(inventory))
+    if args.verify:
+        print(f"damaged     {len(inventory.damaged):,}")
+        for damage in inventory.damaged:
+            print(f"  {damage}")
+    elif inventory.damaged:
+        print(f"damaged     {len(inventory.damaged):,} found so far: list all with --verify")
     if args.sheet:
         write_sheet(inventory, args.sheet)
         print(f"sheet       {args.sheet}")
-    if not args.verify:
-        if inventory.damaged:
-            print(f"damaged     {len(inventory.damaged):,} found so far: list all with --verify")
-        return 0
-    print(f"damaged     {len(inventory.damaged):,}")
-    for damage in inventory.damaged:
-        print(f"  {damage}")
-    return 1 if inventory.damaged else 0
+    return 1 if args.verify and inventory.damaged else 0
 
 
 if __name__ == "__main__":

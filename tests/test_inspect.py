@@ -244,6 +244,17 @@ def test_the_contact_sheet_shows_at_most_32_pictures(tmp_path, capsys):
     assert len(tool.take_inventory([tmp_path / "train-00000.tar"], sheet=tool.SHEET).sheet) == 32
 
 
+def test_a_sheet_that_cannot_be_written_is_told_before_the_shards_are_read_and_damage_before_the_sheet(tmp_path, capsys, monkeypatch):
+    write(tmp_path / "x.tar", {"a.webp": b"none", "a.json": record()})
+    assert tool.main([str(tmp_path), "--verify", "--sheet", str(tmp_path / "sheet.png")]) == 2, "no picture for it"
+    assert "undecodable picture" in capsys.readouterr().out
+    monkeypatch.setattr(tool, "take_inventory", None)  # is not reached
+    for name, told in (("sheet", "name it"), ("sheet.txt", "ends in .txt"), ("absent/sheet.png", "does not exist")):
+        assert tool.main([str(tmp_path), "--sheet", str(tmp_path / name)]) == 2
+        told_of = capsys.readouterr()
+        assert told in told_of.err and "Traceback" not in told_of.err and not told_of.out
+
+
 def test_mistakes_are_told_with_the_way_out(tmp_path, capsys):
     assert tool.main([str(tmp_path / "absent")]) == 2 and "does not exist" in capsys.readouterr().err
     assert tool.main([str(tmp_path)]) == 2 and "python -m data_tools.prepare PICTURES" in capsys.readouterr().err
