@@ -132,7 +132,8 @@ def prepare(
         opencv()
     settings = replace(settings, source=settings.source or name_of(source))
     store = open_store(out)
-    aside = open_store(f"{str(out).rstrip('/')}/{PARTIAL}")
+    # tasks may run in another folder than this one; messages name `out` as it was typed
+    aside = open_store(f"{str(out if is_url(out) else Path(out).resolve()).rstrip('/')}/{PARTIAL}")
     record = {**asdict(settings), "folder": source_id(source, root), "reader": reader}
     refuse_other_shards(store, record, overwrite=overwrite)
 

@@ -7,6 +7,7 @@ import io
 import itertools
 import json
 import os
+import pickle
 import random
 import shlex
 import shutil
@@ -21,16 +22,18 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from data_tools import prepare as tool
 from data_tools.pipeline import manifest as rows_of_all
 from data_tools.pipeline import selection
 from data_tools.pipeline.chunks import Settings, cleaned
 from data_tools.pipeline.next_steps import steps
 from data_tools.pipeline.shard_writer import Piece, Shard, write_pieces
 from data_tools.pipeline.storage_backends import Store
-from data_tools.prepare import Tables, main, prepare
+from data_tools.prepare import Tables, Work, main, prepare
 from data_tools.readers import Found, Words
 from tests.kills import dies, kills
 from tokun.data.shards import expand_shards
+from tokun.utils.task_engine import TaskEngine
 
 pq = pytest.importorskip("pyarrow.parquet", reason="prepare writes Parquet: pip install -e '.[data]'")
 
@@ -455,6 +458,29 @@ def test_same_bytes_for_one_worker_and_two_and_another_order_for_another_seed(tm
     order = [row["path"] for row in sorted(manifest(tmp_path / "one").values(), key=lambda row: row["key"] or "")]
     other = [row["path"] for row in sorted(manifest(tmp_path / "other").values(), key=lambda row: row["key"] or "")]
     assert order != other and order != sorted(order)
+
+
+@pytest.mark.parametrize("kind", ["folder", "table"])
+def test_tasks_find_relative_folders_from_wherever_they_run(tmp_path, monkeypatch, kind):
+    """The workers of Ray run in another folder: they read nothing, and wrote the shards where nobody looked."""
+
+    class Elsewhere(TaskEngine):
+        def run(self, function, tasks):
+            for number, task in enumerate(tasks):
+                with monkeypatch.context() as there:
+                    there.chdir(tmp_path / "elsewhere")
+                    result = function(pickle.loads(pickle.dumps(task)))
+                yield number, result
+
+    many(tmp_path / "in", 2, 2), (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "table.csv").write_text("path,caption\nbook 0/a picture of number 0.png,A wolf.\nbook 1/a picture of number 1.png,A fox.\n")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(tool, "open_engine", lambda *_, **__: Elsewhere())
+    settings = Settings(style="engraving", clean=False, captions_from_names=True)
+    source, root = (Path("in"), None) if kind == "folder" else (Path("table.csv"), Path("in"))
+    report = prepare(source, "out", settings, root=root, work=Work(engine="ray"))
+    assert report.kept == len(pairs(tmp_path / "out")) == (4 if kind == "folder" else 2)
+    assert not list((tmp_path / "elsewhere").iterdir())
 
 
 def test_a_chunk_that_is_cut_off_makes_no_shard(tmp_path):
