@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import os
 import pickle
 import shutil
 import subprocess
@@ -206,14 +207,18 @@ def test_the_command_writes_codes_and_goes_on_with_the_same_bytes(folder):
     assert files() == whole
 
 
-def test_tasks_that_ran_elsewhere_make_the_same_bytes(folder, tmp_path):
+def test_tasks_that_ran_elsewhere_make_the_same_bytes(folder, tmp_path, monkeypatch):
     """As --engine does: each task is sent away whole, and the stage then finds its shards done."""
-    overrides = [f"out={tmp_path / 'run'}", "tracking.kind=none"]
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "elsewhere").mkdir()
+    overrides = ["out=run", f"data.train={os.path.relpath(folder)}/train-*.tar", "tracking.kind=none"]
     shutil.copytree(folder / "run" / "image_tokenizer", tmp_path / "run" / "image_tokenizer")
     run = open_run(load_config(folder / "config.yaml", overrides))
     tasks = [pickle.loads(pickle.dumps(task)) for task in codes_tasks(run)]
+    monkeypatch.chdir(tmp_path / "elsewhere")
     with open_engine("local") as engine:
         assert [number for number, _ in engine.run(run_codes_task, tasks)] == [0, 1]
+    monkeypatch.chdir(tmp_path)
     before = {path: path.stat().st_mtime_ns for path in (tmp_path / "run" / "codes").glob("*.tar")}
     encode_shards(run)
     assert before == {path: path.stat().st_mtime_ns for path in before}, "none was encoded again"

@@ -80,8 +80,11 @@ def codes_tasks(run: Run) -> list[CodesTask]:
     elif run.rank == 0:
         checkpoint.write_record(target / "begun.json", asked)
     run.wait()
+    folder = target.resolve()  # a task may run in another folder than this one
     return [
-        CodesTask(path, target / f"{split}-{number:05d}.tar", run.out / "image_tokenizer", config, f"{split}{number:05d}-")
+        CodesTask(
+            path.resolve(), folder / f"{split}-{number:05d}.tar", run.out.resolve() / "image_tokenizer", config, f"{split}{number:05d}-"
+        )
         for split, paths in sources.items()
         for number, path in enumerate(paths)
     ]
