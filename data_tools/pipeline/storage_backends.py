@@ -24,11 +24,6 @@ def is_url(text: str | Path) -> bool:
     return "://" in str(text)
 
 
-def absolute(place: str | Path) -> str:
-    """A folder's path as a task in another process or on another node finds it; an address, and the id of a data set, as they are."""
-    return str(place) if is_url(place) or not Path(place).exists() else str(Path(place).resolve())
-
-
 def open_store(place: str | Path) -> Store:
     """The store at a folder's path or a URL that fsspec supports. Nothing is created or opened yet."""
     return RemoteStore(str(place).rstrip("/")) if is_url(place) else Store(str(place))

@@ -28,7 +28,7 @@ from tokun.training import tracking
 from tokun.utils import checkpoint, console
 from tokun.utils.errors import UserError
 from tokun.utils.lock import alone_in
-from tokun.utils.task_engine import engine_of, is_elsewhere
+from tokun.utils.task_engine import absolute, engine_of, is_elsewhere
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -87,7 +87,9 @@ def write_shards(model: Tokun, args: argparse.Namespace, *, rank: int, world: in
         if world > 1:
             raise UserError(f"--engine {args.engine} --workers {args.workers}: leave these out under a process launcher such as torchrun")
         device = args.device or ("cuda" if args.gpus_per_task else None)
-        loading = bulk.Loading(absolute(args.checkpoint), absolute(args.adapter), device, args.dtype, args.compile)
+        loading = bulk.Loading(
+            args.checkpoint and absolute(args.checkpoint), args.adapter and absolute(args.adapter), device, args.dtype, args.compile
+        )
     with engine_of(args) if elsewhere else nullcontext() as engine:
         bulk.generate(
             model, args.seed, args.n, args.out, options_of(args), shard_size=args.shard_size, rank=rank, world=world,
@@ -96,11 +98,6 @@ def write_shards(model: Tokun, args: argparse.Namespace, *, rank: int, world: in
     if rank == 0:
         table = f", {bulk.TABLE}" if (args.out / bulk.TABLE).is_file() else "; the table follows when the other processes are done"
         print(f"{args.n} pairs in {args.out}: {bulk.RECORD}, shards{table}")
-
-
-def absolute(place: str | None) -> str | None:
-    """A folder as another process finds it; a Hub id, and None, as they are."""
-    return str(Path(place).resolve()) if place and Path(place).exists() else place
 
 
 def write_samples(model: Tokun, args: argparse.Namespace, enlarge: Enlarge) -> None:

@@ -18,6 +18,7 @@ from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wai
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import AbstractContextManager
 from multiprocessing import get_context, parent_process
+from pathlib import Path
 from typing import Any
 
 from tokun.utils.errors import UserError
@@ -67,6 +68,11 @@ def open_engine(name: str, *, workers: int = 1, address: str = "", gpus: float =
     if name == "ray":
         return RayEngine(workers, address, gpus)
     return TaskEngine() if workers == 1 else ProcessEngine(workers)
+
+
+def absolute(place: str) -> str:
+    """The path of a file or folder as a task in another folder finds it; what is none here, such as a Hub id or an address, as it is."""
+    return str(Path(place).resolve()) if Path(place).exists() else place
 
 
 class TaskEngine(AbstractContextManager):
