@@ -276,6 +276,15 @@ def test_a_killed_drawing_goes_on_and_ends_in_the_same_samples(tiny_model, tmp_p
     assert [(p.record(), p.image.tobytes(), p.tags) for p in direct] == [(p.record(), p.image.tobytes(), p.tags) for p in whole]
 
 
+def test_choices_are_kept_as_best_of_draws_them_and_are_no_plain_samples(tiny_model, tmp_path):
+    stored_samples.draw(tiny_model, tmp_path, 1, 1, best_of=3)
+    kept = stored_samples.draw(tiny_model, tmp_path, 3, 1, best_of=3)  # goes on
+    chosen = tiny_model.best_of(1, 3, 3)
+    assert [(p.record(), p.image.tobytes()) for p in kept] == [(p.record(), p.image.tobytes()) for p in chosen]
+    with pytest.raises(ValueError, match="best_of: 3 there"):
+        stored_samples.draw(tiny_model, tmp_path, 3, 1)
+
+
 def test_samples_of_another_seed_are_refused(tiny_model, tmp_path):
     stored_samples.draw(tiny_model, tmp_path, 1, 1)
     with pytest.raises(ValueError, match="seed: 1 there, 2 here"):

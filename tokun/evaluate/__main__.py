@@ -105,11 +105,23 @@ class Case:
 
         return bulk.identity(self.model)
 
+    @property
+    def chosen(self) -> dict[str, int]:
+        """What a record says of --best-of: nothing where nothing is chosen."""
+        return {"best_of": self.args.best_of} if self.args.best_of > 1 else {}
+
     @cached_property
     def samples(self) -> list[Pair]:
         from tokun.evaluate.stored_samples import draw
 
-        return draw(self.model, self.args.out / "samples", self.args.n_samples, self.args.seed, batch_size=self.args.batch_size)
+        return draw(
+            self.model,
+            self.args.out / "samples",
+            self.args.n_samples,
+            self.args.seed,
+            batch_size=self.args.batch_size,
+            best_of=self.args.best_of,
+        )
 
     @cached_property
     def train(self) -> list[RealPair]:
@@ -294,6 +306,7 @@ def write(args: argparse.Namespace, case: Case, rooms: dict[str, list[Figure]], 
         },
         "features": case.features.name if case.features else f"none: {case.no_features}",
         "seed": args.seed,
+        **case.chosen,
         "samples": len(case.samples) if "samples" in vars(case) else 0,
         "versions": {"python": platform.python_version(), **versions()},
         "seconds": round(seconds),
@@ -327,6 +340,13 @@ def make_parser() -> argparse.ArgumentParser:
     add("--out", type=home_path, required=True, help="folder of the table, the figures, plots, sheets and samples")
     add("--n-held-out", type=int, default=0, help="number of held-out pairs, drawn by the seed; 0: all")
     add("--n-samples", type=int, default=512, help="number of samples to draw and measure")
+    add(
+        "--best-of",
+        type=int,
+        default=1,
+        metavar="N",
+        help="measure the best of N candidates by PMI, as sample.py --best-of draws them (%(default)s)",
+    )
     add("--n-train", type=int, default=0, help="number of training pictures searched for copies; 0: all")
     add("--seed", type=int, default=1000, help="of the samples and of what is drawn from the shards")
     add("--features", default="", help="inception, or a file of SqueezeNet 1.1 or Inception weights; default: inception if available")
@@ -363,7 +383,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     args.viewer_of = [name.strip() for name in args.viewer_of.split(",") if name.strip()]
     if not args.viewer_of or (unknown := [name for name in args.viewer_of if name not in SOURCES]):
         parser.error(f"--viewer-of {','.join(unknown) if args.viewer_of else ''}: the sources are {', '.join(SOURCES)}")
-    for name, least in (("n_held_out", 0), ("n_samples", 1), ("n_train", 0), ("batch_size", 1), ("viewer_n", 1)):
+    for name, least in (("n_held_out", 0), ("n_samples", 1), ("n_train", 0), ("batch_size", 1), ("viewer_n", 1), ("best_of", 1)):
         if getattr(args, name) < least:
             parser.error(f"--{name.replace('_', '-')} is {getattr(args, name)}; it must be {least} or more")
     return args

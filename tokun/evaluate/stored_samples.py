@@ -24,28 +24,36 @@ from tokun.utils.files import whole_file
 RECORD, LINES = "samples.json", "samples.jsonl"
 
 
-def draw(model: Tokun, folder: Path, n: int, seed: int, *, batch_size: int = 16) -> list[Pair]:
-    """Samples 0 … n-1 of the seed, with the checkpoint's settings. Raises UserError if the folder holds others."""
+def draw(model: Tokun, folder: Path, n: int, seed: int, *, batch_size: int = 16, best_of: int = 1) -> list[Pair]:
+    """Samples 0 … n-1 of the seed, with the checkpoint's settings; with `best_of`, choices 0 … n-1 of that many candidates each (`Tokun.best_of`).
+
+    Raises UserError if the folder holds others.
+    """
     checkpoint.require_writable(folder)
-    asked = json.loads(json.dumps({"seed": seed, **bulk.identity(model)}))
+    asked = json.loads(json.dumps({"seed": seed, **bulk.identity(model), **({"best_of": best_of} if best_of > 1 else {})}))
     there = checkpoint.read_record(folder / RECORD)
     if there is not None:
         checkpoint.require_same(folder, there, asked)
-    records = _read(folder) if there is not None else {}
+    records = _read(folder, best_of) if there is not None else {}
     checkpoint.write_text(folder / LINES, "".join(map(_line, records.values())))  # drops a line truncated by a kill
     checkpoint.write_record(folder / RECORD, asked)
     missing = [k for k in range(n) if k not in records]
     with tqdm(total=n, initial=n - len(missing), desc="sampling", unit="pair", dynamic_ncols=True, leave=False) as bar:
         for first in range(0, len(missing), batch_size):
-            for pair in model.sample(seed, indices=missing[first : first + batch_size], batch_size=batch_size):
-                records[pair.index] = pair.record()
-                _keep(pair, folder)
+            some = missing[first : first + batch_size]
+            if best_of > 1:
+                pairs = (model.best_of(seed, 1, best_of, first=k)[0] for k in some)
+            else:
+                pairs = iter(model.sample(seed, indices=some, batch_size=batch_size))
+            for k, pair in zip(some, pairs, strict=True):
+                records[k] = pair.record()
+                _keep(pair, folder, k)
                 bar.update(1)
-    return [_pair(records[k], folder) for k in range(n)]
+    return [_pair(records[k], folder, k) for k in range(n)]
 
 
-def _keep(pair: Pair, folder: Path) -> None:
-    with whole_file(_picture(folder, pair.index)) as aside:
+def _keep(pair: Pair, folder: Path, k: int) -> None:
+    with whole_file(_picture(folder, k)) as aside:
         pair.image.save(aside, "PNG")
     with (folder / LINES).open("a", encoding="utf-8") as file:  # after its picture: a line means that both exist
         file.write(_line(pair.record()))
@@ -55,7 +63,7 @@ def _line(record: dict[str, Any]) -> str:
     return json.dumps(record, ensure_ascii=False) + "\n"
 
 
-def _read(folder: Path) -> dict[int, dict[str, Any]]:
+def _read(folder: Path, best_of: int) -> dict[int, dict[str, Any]]:
     found: dict[int, dict[str, Any]] = {}
     if not (folder / LINES).is_file():
         return found
@@ -64,8 +72,9 @@ def _read(folder: Path) -> dict[int, dict[str, Any]]:
             record = json.loads(line)
         except ValueError:  # truncated by a kill
             continue
-        if _picture(folder, record["index"]).is_file():
-            found[record["index"]] = record
+        k = record["index"] // best_of  # the candidates of choice k are samples k * best_of …
+        if _picture(folder, k).is_file():
+            found[k] = record
     return found
 
 
@@ -73,8 +82,8 @@ def _picture(folder: Path, index: int) -> Path:
     return folder / f"{index:06d}.png"
 
 
-def _pair(record: dict[str, Any], folder: Path) -> Pair:
-    with Image.open(_picture(folder, record["index"])) as image:
+def _pair(record: dict[str, Any], folder: Path, k: int) -> Pair:
+    with Image.open(_picture(folder, k)) as image:
         image.load()
     tags = {**record["tags"], "grid": tuple(record["tags"]["grid"])} if "grid" in record["tags"] else record["tags"]
     return Pair(**{**record, "image": image, "tags": Tags(**tags)})

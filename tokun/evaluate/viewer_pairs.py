@@ -39,6 +39,7 @@ def measure(case: Case) -> list[Figure]:
         about = {
             "of": name,
             "seed": case.args.seed,
+            **case.chosen,
             "checkpoint": {"name": case.args.checkpoint or "bundled", **case.identity},
             "shards": case.args.shards,
         }
@@ -71,7 +72,7 @@ def drawn(case: Case, questions: Sequence[Question]) -> list[Question]:
     """
     folder = case.args.out / "viewer-prompted"
     checkpoint.require_writable(folder)
-    asked = {"seed": case.args.seed, **case.identity}
+    asked = {"seed": case.args.seed, **case.identity, **case.chosen}
     if (there := checkpoint.read_record(folder / "drawn.json")) is not None:
         checkpoint.require_same(folder, there, asked)
     checkpoint.write_record(folder / "drawn.json", asked)
@@ -80,10 +81,10 @@ def drawn(case: Case, questions: Sequence[Question]) -> list[Question]:
 
 
 def _drawn(case: Case, folder: Path, pair: Shown) -> Image.Image:
-    """The first sample of the seed for the pair's caption, from `folder` if already drawn."""
+    """The first sample of the seed for the pair's caption (with --best-of the best of the first), from `folder` if already drawn."""
     path = folder / f"{hashlib.sha256(f'{pair.key} {pair.caption}'.encode()).hexdigest()[:16]}.png"
     if not path.is_file():
-        (made,) = case.model.sample(case.args.seed, indices=[0], prompt=pair.caption, batch_size=1)
+        (made,) = case.model.best_of(case.args.seed, 1, case.args.best_of, prompt=pair.caption)
         with whole_file(path) as aside:
             made.image.save(aside, "PNG")
     with Image.open(path) as image:
