@@ -316,7 +316,7 @@ def make_parser() -> argparse.ArgumentParser:
         help="for downscaling: lanczos (sharpest), hamming (softer, half the time), area (OpenCV, as in img2dataset) or linear (OpenCV, fastest) (%(default)s)",
     )
     add("--allow-missing-captions", action="store_true", help="keep pictures without a caption")
-    add("--workers", type=int, default=os.cpu_count() or 1, help="processes (%(default)s); the output does not depend on it")
+    add("--workers", type=int, default=None, help="processes (as many as there are CPUs); the output does not depend on it")
     add("--engine", default="local", metavar="NAME", help=f"{' or '.join(ENGINES)} (%(default)s): where the tasks run")
     add("--ray-address", default="", metavar="HOST:PORT", help="of a Ray cluster; its nodes must reach SOURCE and --out")
     add("--overwrite", action="store_true", help="replace shards made with other settings in --out")
@@ -332,7 +332,7 @@ def main(argv: list[str] | None = None) -> int:
 
 def run(args: argparse.Namespace, command: list[str]) -> int:
     options = {name: value for name, value in vars(args).items() if name in Settings.__dataclass_fields__ and name != "source"}
-    work = Work(workers=args.workers, engine=args.engine, ray_address=args.ray_address, progress=True)
+    work = Work(workers=args.workers or os.cpu_count() or 1, engine=args.engine, ray_address=args.ray_address, progress=True)
     settings = Settings(source=args.name, **options)
     tables = Tables(encoding=args.encoding, quoting=args.quoting, captions=args.captions)
     try:

@@ -170,7 +170,8 @@ class _Text:
             start = binary.read(1 << 16)
         self.refuse_marks(start)
         end = "\r" if b"\r" in start and b"\n" not in start else "\n"
-        encoding = "utf-8-sig" if codecs.lookup(self.encoding).name == "utf-8" else self.encoding
+        marked = start.startswith(codecs.BOM_UTF8)  # it is UTF-8 whatever was said of other tables
+        encoding = "utf-8-sig" if marked or codecs.lookup(self.encoding).name == "utf-8" else self.encoding
         try:
             with io.TextIOWrapper(self.open(), encoding=encoding, newline=end) as file:
                 for number, line in enumerate(file, start=1):

@@ -150,7 +150,10 @@ def _options(parser: argparse.ArgumentParser, actions: Sequence[argparse.Action]
         if action.option_strings and value and not isinstance(action, argparse.BooleanOptionalAction):
             named += f" {_text(value)}"
         told = formatter._expand_help(action) if action.help else ""
-        rows.append(f"| {named} | {_default(action.default)} | {_text(' '.join(told.split()))} |")
+        if isinstance(action, argparse.BooleanOptionalAction):
+            told = re.sub(r" \(default: \w+\)$", "", told)  # Python 3.10 adds it
+        default = "" if isinstance(action, argparse._StoreFalseAction) else _default(action.default)
+        rows.append(f"| {named} | {default} | {_text(' '.join(told.split()))} |")
     return rows
 
 
@@ -162,8 +165,9 @@ def _default(value: object) -> str:
 
 
 def _text(told: str) -> str:
-    """Plain text as Markdown that shows it, also inside a table."""
-    return re.sub(r"([\\*_{}\[\]<>#|])", r"\\\1", told)
+    """Plain text as Markdown that shows it, also inside a table. What stands in backticks is code already."""
+    parts = re.split(r"(`[^`]+`)", told)
+    return "".join(part if part.startswith("`") and len(part) > 1 else re.sub(r"([\\*_{}\[\]<>#|])", r"\\\1", part) for part in parts)
 
 
 # --- config keys ------------------------------------------------------------------------------------------------------
@@ -290,7 +294,7 @@ def on_page_markdown(markdown: str, *, page: Any, **_: Any) -> str:
 
 
 def pages_in_repository() -> dict[Path, str]:
-    """The pages of config keys and commands, as they should stand in the repository."""
+    """The pages of config keys and commands, as they should stand in the repository, whatever the machine is."""
     paths = {ROOT / "docs" / "reference" / name: MADE[made] for name, made in (("cli.md", "commands"), ("config.md", "config"))}
 
     def filled(path: Path, made: Callable[[], str]) -> str:

@@ -112,6 +112,8 @@ def test_training_reads_the_plain_caption_that_was_written_for_a_titled_picture(
     Image.effect_noise((32, 32), 40).save(picture, "PNG")
     members = {"png": picture.getvalue()}
     trees = [written, {**titled, "captions": {"era": "A Ship"}}, {"caption": "", "captions": {"plain": "A wolf."}}]
+    row["captions"]["plain"] = {"text": "Fig. 3. A wood engraving.", "source": "template"}
+    trees.append(new_record(titled, row, ("plain",), {}))
     data.write_shard(
         tmp_path / "a.tar", ({"__key__": f"{i}", **members, "json": json.dumps(tree).encode()} for i, tree in enumerate(trees))
     )
@@ -124,8 +126,8 @@ def test_training_reads_the_plain_caption_that_was_written_for_a_titled_picture(
         assert all(record.caption == record.captions["plain"] for record in records)
         return [record.caption for record in records]
 
-    assert captions() == ["A ship in a storm.", "Fig. 3", "A wolf."]
-    assert captions(caption_key="note") == ["Seen at sea", "Seen at sea"]
+    assert captions() == ["A ship in a storm.", "Fig. 3", "A wolf.", "Fig. 3"], "a template is not better than the source's words"
+    assert captions(caption_key="note") == ["Seen at sea"] * 3
     assert [words_of(tree, "caption")[0] for tree in trees] == list(map(questions.caption_of, trees)) == captions()
 
 

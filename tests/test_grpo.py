@@ -294,7 +294,6 @@ def test_settings_that_do_nothing_are_named_at_the_start(checkpoint_folder, tmp_
     assert "train.compile, train.loss_chunk have no effect here" in "".join(capsys.readouterr())
 
 
-@pytest.mark.slow
 def test_a_checkpoint_of_weights_trained_in_bf16_leaves_them_as_they_are(tiny_model):
     """DeepSpeed trains on with the very module that is written."""
     config = from_dict({"start": "x", "sampling": {"temperature": 0.6}})
@@ -308,6 +307,7 @@ def test_a_checkpoint_of_weights_trained_in_bf16_leaves_them_as_they_are(tiny_mo
         assert torch.equal(own.float(), written)
 
 
+@pytest.mark.slow
 def test_no_average_is_kept_and_a_run_begun_with_one_goes_on(whole, checkpoint_folder, tmp_path):
     """Trainer states once held an average that nobody read, and settings that change nothing."""
     config = write(tmp_path, checkpoint_folder, grpo__minibatches=2, grpo__kl=0.01)

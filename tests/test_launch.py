@@ -299,7 +299,6 @@ print(given_back, faults())
 """
 
 
-@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another C library has no such settings")
 @pytest.mark.parametrize("has_cuda", [False, True])
 def test_training_computes_on_nvidias_gpus_or_the_cpu(monkeypatch, has_cuda):
     """accelerate alone would take the GPU of a Mac."""
@@ -315,6 +314,7 @@ def test_training_computes_on_nvidias_gpus_or_the_cpu(monkeypatch, has_cuda):
     assert has_cuda or made.state.device == torch.device("cpu")
 
 
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another C library has no such settings")
 def test_memory_of_a_step_is_kept_for_the_next_one():
     told = subprocess.run([sys.executable, "-c", STEPS_OF_128_MIB], capture_output=True, text=True, check=True, cwd=ROOT).stdout
     given_back, kept = map(int, told.split())

@@ -363,6 +363,23 @@ def test_views_of_one_object_share_a_split_also_where_a_table_or_a_sidecar_in_a_
         assert records["1/view 13.png"]["caption"] == "A given view" and records["1/view 13.png"]["author"] == "J. G. Wood"
 
 
+def test_neither_folders_nor_named_objects_are_divided():
+    keys = [[b"folder/a", b"object/1"], [b"folder/a", b"object/2"], [b"folder/b", b"object/2"], [b"folder/c", b"object/3"], [b"picture"]]
+    assert selection.joined(keys) == [b"folder/a"] * 3 + [b"folder/c", b"picture"]
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_the_views_of_the_only_object_that_is_named_share_a_split(tmp_path, seed):
+    rows = ["file_name,caption,object_id"]
+    for index in range(12):
+        save(tmp_path / "in" / f"{index}.png", picture(index))
+        rows.append(f"{index}.png,View number {index},{'17' if index < 4 else ''}")
+    (tmp_path / "in" / "metadata.csv").write_text("\n".join(rows))
+    prepare(tmp_path / "in", tmp_path / "out", Settings(style="etching", clean=False, val=0.4, seed=seed))
+    splits = {int(path.removesuffix(".png")): row["shard"].split("-")[0] for path, row in manifest(tmp_path / "out").items()}
+    assert len(splits) == 12 and len({splits[index] for index in range(4)}) == 1 and set(splits.values()) == {"train", "val"}
+
+
 def columns(shas: list[int]) -> selection.Columns:
     """Columns of kept pictures without any likeness."""
     rng, count = np.random.default_rng(0), len(shas)

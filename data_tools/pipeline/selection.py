@@ -9,7 +9,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import zlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from posixpath import dirname
 
@@ -211,30 +211,55 @@ def are_several(names: Iterable[str]) -> bool:
 def split_by_group(columns: Columns, found: Sequence[Found], kept: np.ndarray, settings: Settings) -> np.ndarray:
     """bool (len(kept),): which of the kept files are for validation, whole groups together.
 
-    A group is what a picture's words or the reader name (an object, a book, an artist), else a folder, if there are several; a picture
-    outside any is its own group. Each group draws a number from the seed, so files added later do not move others to another split.
-    Validation gets at least one group and at most half of the pictures.
+    A group is what the reader gives (a book, an object), else a folder, if there are several. What a picture's words name (an object, an artist)
+    is not divided either: groups that share such a name are one, unless that joins nearly all of them. A picture outside any is its own group.
+    Each group draws a number from the seed, so files added later do not move others to another split. Validation gets at least one group
+    and at most half of the pictures.
     """
+    several = are_several(name for index in kept if (name := folder_of(found[index])))
 
-    def named(index: int) -> str:
-        return columns.groups.get(str(index)) or folder_of(found[index])
+    def keys(index: int, name: str) -> list[bytes]:
+        names = [folder_of(found[index]) if several else "", name]
+        return [b"folder/" + shown(name).encode() for name in names if name] or [b"sha256/" + sha_name(columns, index)]
 
-    def by_folder(index: int) -> str:
-        return folder_of(found[index])
+    named = [columns.groups.get(str(index), "") for index in kept] if len(columns.groups) and not one_for_all(columns.groups, kept) else []
+    for names in ([named] if named else []) + [[""] * len(kept)]:
+        chosen = for_validation(joined([keys(index, name) for index, name in zip(kept, names, strict=True)]), settings)
+        if chosen.any():
+            break
+    return chosen
 
-    ways = (named, by_folder) if len(columns.groups) else (by_folder,)  # all of one artist: by folder
-    name_of = next((way for way in ways if are_several(name for index in kept if (name := way(index)))), None)
 
-    def group(index: int) -> bytes:
-        name = name_of(index) if name_of else ""
-        return b"folder/" + shown(name).encode() if name else b"sha256/" + sha_name(columns, index)
+def one_for_all(groups: Mapping[str, str], kept: np.ndarray) -> bool:
+    """Whether all pictures have the same group: one artist's folder."""
+    return len({groups.get(str(index), "") for index in kept}) == 1
 
-    numbers, which, sizes = np.unique(drawn(settings, "split", map(group, kept), len(kept)), return_inverse=True, return_counts=True)
+
+def joined(keys: Sequence[Sequence[bytes]]) -> list[bytes]:
+    """For each picture, the smallest of all keys that are connected with its own through pictures that have several."""
+    parent: dict[bytes, bytes] = {}
+
+    def root(key: bytes) -> bytes:
+        while (above := parent.setdefault(key, key)) != key:
+            parent[key] = parent[above]
+            key = above
+        return key
+
+    for first, *others in keys:
+        for other in others:
+            low, high = sorted((root(first), root(other)))
+            parent[high] = low
+    return [root(first) for first, *_ in keys]
+
+
+def for_validation(names: Sequence[bytes], settings: Settings) -> np.ndarray:
+    """bool (len(names),): the pictures of the groups with the smallest numbers, up to the share for validation."""
+    numbers, which, sizes = np.unique(drawn(settings, "split", names, len(names)), return_inverse=True, return_counts=True)
     chosen, taken = np.zeros(len(numbers), bool), 0
     for place, (number, size) in enumerate(zip(numbers, sizes, strict=True)):
         if int(number) >= settings.val * 2**64 and (taken or not settings.val):
             break
-        if 2 * (taken + size) <= len(kept):
+        if 2 * (taken + size) <= len(names):
             chosen[place], taken = True, taken + size
     return chosen[which]
 

@@ -10,7 +10,7 @@
     tokun sample --complete torn.png --keep top --n 4                   complete a part of a picture
     tokun sample --interpolate 42 43 --steps 12 --video                 from one seed to another: a strip, a GIF and an MP4
     tokun sample --invert plate.png --caption "A ship." --vary 0.3      variations of a picture
-    tokun sample --seed 42 --n 100000 --shard-size 1000 --out drawn/   WebDataset shards and a table; torchrun shares the work
+    tokun sample --seed 42 --n 100000 --shard-size 1000 --out drawn/    WebDataset shards and a table; torchrun shares the work
     tokun sample --svg --max-bytes 10000                                vector drawings too
     tokun sample --n 4 --scale 4                                        pictures of four times the side; --scale-by nearest, lanczos or svg
     tokun sample --best-of 8 --n 4                                      the best of eight candidates by PMI of picture and words

@@ -1,10 +1,10 @@
 """Every figure of a checkpoint in one table.
 
-    tokun evaluate --shards 'shards/val-*.tar' --train-shards 'shards/train-*.tar' --features squeezenet1_1.safetensors --out report
+    tokun evaluate --shards 'shards/val-*.tar' --train-shards 'shards/train-*.tar' --features squeezenet1_1.pth --out report
     tokun evaluate --checkpoint runs/mine --shards 'shards/val-*.tar' --only doctor --out report      the image tokenizer alone
     tokun evaluate … --style-key technique --subject-key category     shards with other tag names
     tokun evaluate … --only viewer --viewer-of generated,prompted     sheets for human viewers (tokun.evaluate.viewer)
-    tokun evaluate … --clip ViT-B-32 --judge judge/ --aesthetic head.safetensors --vqa google/paligemma-3b-mix-224
+    tokun evaluate … --clip ViT-B-32:laion2b_s34b_b79k --judge judge/ --aesthetic head.safetensors --vqa google/paligemma-3b-mix-224
 
 Writes table.md, figures.json (with the command, the checkpoint, the split, seeds and versions), plots, sheets and the samples into --out.
 If something cannot be measured, a line of the table says why. A killed run reuses the samples already drawn.
@@ -345,7 +345,7 @@ def make_parser() -> argparse.ArgumentParser:
         type=int,
         default=1,
         metavar="N",
-        help="measure the best of N candidates by PMI, as sample.py --best-of draws them (%(default)s)",
+        help="measure the best of N candidates by PMI, all in one batch, as sample.py --best-of draws them (%(default)s)",
     )
     add("--n-train", type=int, default=0, help="number of training pictures searched for copies; 0: all")
     add("--seed", type=int, default=1000, help="of the samples and of what is drawn from the shards")
@@ -386,6 +386,11 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     for name, least in (("n_held_out", 0), ("n_samples", 1), ("n_train", 0), ("batch_size", 1), ("viewer_n", 1), ("best_of", 1)):
         if getattr(args, name) < least:
             parser.error(f"--{name.replace('_', '-')} is {getattr(args, name)}; it must be {least} or more")
+    if args.best_of > 1:
+        from tokun.inference.conditional_generation import MAX_CANDIDATES
+
+        if args.best_of > MAX_CANDIDATES:
+            parser.error(f"--best-of is {args.best_of}; it must be from 1 to {MAX_CANDIDATES:,}")
     return args
 
 

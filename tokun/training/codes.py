@@ -83,7 +83,7 @@ def codes_tasks(run: Run) -> list[CodesTask]:
     folder = target.resolve()  # a task may run in another folder than this one
     return [
         CodesTask(
-            path.resolve(), folder / f"{split}-{number:05d}.tar", run.out.resolve() / "image_tokenizer", config, f"{split}{number:05d}-"
+            path.absolute(), folder / f"{split}-{number:05d}.tar", run.out.resolve() / "image_tokenizer", config, f"{split}{number:05d}-"
         )
         for split, paths in sources.items()
         for number, path in enumerate(paths)

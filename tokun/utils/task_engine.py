@@ -72,7 +72,7 @@ def open_engine(name: str, *, workers: int = 1, address: str = "", gpus: float =
 
 def absolute(place: str) -> str:
     """The path of a file or folder as a task in another folder finds it; what is none here, such as a Hub id or an address, as it is."""
-    return str(Path(place).resolve()) if Path(place).exists() else place
+    return str(Path(place).absolute()) if Path(place).exists() else place
 
 
 class TaskEngine(AbstractContextManager):
