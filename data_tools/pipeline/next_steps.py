@@ -211,10 +211,12 @@ def config(name: str) -> str:
 
 def training(out: str, pictures: int, *, val: int) -> str:
     """The commands that suit so many pictures: an adapter on the bundled model, the bundled model trained on, or a model from nothing."""
-    data = shlex.quote(f"data.train={out}/train-*.tar") + (" " + shlex.quote(f"data.val={out}/val-*.tar") if val else " data.val=")
+    train_data, val_data = (shlex.quote(f"data.{split}={out}/{split}-*.tar") for split in ("train", "val"))
     if pictures <= FEW_PICTURES:
+        data = f"{train_data} {val_data}" if val else train_data
         train, sample = f"{config('lora')} start=bundled {data} out=runs/mine-lora", "--adapter runs/mine-lora"
     else:
         start = "" if pictures > MANY_PICTURES else "start=bundled train.passes=20 "
+        data = f"{train_data} {val_data if val else 'data.val='}"  # the config names held-out shards
         train, sample = f"{config('engraving-cpu')} {start}{data} out=runs/mine", "--checkpoint runs/mine"
     return f"{inspecting(out)}\n  {shell('train')} --config {train}\n  {shell('sample')} {sample} --seed 0"
