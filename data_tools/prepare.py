@@ -332,7 +332,12 @@ def main(argv: list[str] | None = None) -> int:
 
 def run(args: argparse.Namespace, command: list[str]) -> int:
     options = {name: value for name, value in vars(args).items() if name in Settings.__dataclass_fields__ and name != "source"}
-    work = Work(workers=args.workers or os.cpu_count() or 1, engine=args.engine, ray_address=args.ray_address, progress=True)
+    work = Work(
+        workers=(os.cpu_count() or 1) if args.workers is None else args.workers,
+        engine=args.engine,
+        ray_address=args.ray_address,
+        progress=True,
+    )
     settings = Settings(source=args.name, **options)
     tables = Tables(encoding=args.encoding, quoting=args.quoting, captions=args.captions)
     try:

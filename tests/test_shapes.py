@@ -391,6 +391,7 @@ def test_an_engine_draws_the_pairs_of_every_shape_that_tokun_draws(shaped_model,
     assert len({len(pair.codes) for pair in expected}) > 1
     for pair, record in zip(expected, found, strict=True):
         own = json.loads(json.dumps(pair.record()))
+        assert (tmp_path / record.pop("file_name")).is_file()
         assert {name: own[name] for name in record} == record
         with Image.open(tmp_path / f"000003-{pair.index:02d}.png") as image:
             assert image.tobytes() == pair.image.tobytes()

@@ -165,16 +165,16 @@ def few(captioned: int) -> str:
 
 
 def plain_of(record: Mapping[str, Any], caption_key: str = "caption") -> str:
-    """The plain caption in a sample's record, "" for none: what a captioner or a table wrote into `captions`, else `caption`, the source text, else
-    what `captions` holds (a template's).
+    """The plain caption in a sample's record, "" for none: that of `captions`, where `tokun caption` writes, else `caption`, the source text. What a
+    template wrote comes last.
 
     A `caption_key` other than "caption" is the only key that is read. What is not text is no caption.
     """
     captions, sources = (value if isinstance(value := record.get(name), Mapping) else {} for name in ("captions", "caption_sources"))
     source = sources.get("plain")
-    written = isinstance(source, Mapping) and source.get("source") != "template"
+    from_template = isinstance(source, Mapping) and source.get("source") == "template"
     both = (captions.get("plain"), record.get("caption"))
-    found = (both if written else both[::-1]) if caption_key == "caption" else (record.get(caption_key),)
+    found = (both[::-1] if from_template else both) if caption_key == "caption" else (record.get(caption_key),)
     return next((text for text in found if isinstance(text, str) and text.strip()), "")
 
 
