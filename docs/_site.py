@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import ast
 import contextlib
+import functools
 import io
 import itertools
 import re
@@ -101,6 +102,7 @@ def parser_of_tokun(name: str) -> argparse.ArgumentParser:
         return import_module(COMMANDS[name].parser or COMMANDS[name].module).make_parser()
 
 
+@functools.cache
 def commands() -> str:
     """The page of commands, in Markdown."""
     from tokun.cli.commands import COMMANDS
