@@ -7,7 +7,7 @@ The checkpoint is a folder, or a run's folder; what its training.json does not s
 card and the sampling defaults are those of `--config`, whose shapes must be the checkpoint's. `--sharpened`: what tokun.sharpen made of a checkpoint with
 the same codes, whose image tokenizer is taken. `--sources`: tables with gutenberg_id, title, split, for the card. `--table`: what tokun.evaluate
 measured. `--sheets`: folders of tokun.evaluate whose sheets lie beside the card; without a checkpoint they are laid beside the card that is there.
-Into the package it also draws docs/grid.png; docs/demo.png is benchmarks/screenshot.py's.
+Into the package it also draws docs/grid.png and docs/chosen.png; docs/demo.png is benchmarks/screenshot.py's.
 
 Refuses more than 48 MB of weights, and a path of this machine in any file.
 """
@@ -28,6 +28,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import tokun
 from tokun.config import Config, load_config
+from tokun.evaluate.stored_samples import CHOICES
 from tokun.inference.folders import resolve
 from tokun.inference.model import BUNDLED, IMAGE_TOKENIZER, Tokun
 from tokun.inference.model_card import model_card
@@ -101,9 +102,11 @@ def main(argv: list[str] | None = None) -> None:
     lay_sheets(args.sheets, args.out)
     print(f"{args.out}: {size / 2**20:.1f} MB of weights")
     if args.out == BUNDLED:
-        pairs = tokun.load(device="cpu").sample(42, 16)
-        captioned_grid([pair.image for pair in pairs], [pair.caption for pair in pairs]).save(ROOT / "docs" / "grid.png")
-        print("docs/grid.png: what sample.py --seed 42 --n 16 draws")
+        bundled = tokun.load(device="cpu")
+        chosen = bundled.best_of(42, 16, 8, CHOICES["likelihood"])
+        for name, pairs, more in (("grid", bundled.sample(42, 16), ""), ("chosen", chosen, " --best-of 8 --reward likelihood")):
+            captioned_grid([pair.image for pair in pairs], [pair.caption for pair in pairs]).save(ROOT / "docs" / f"{name}.png")
+            print(f"docs/{name}.png: what sample.py --seed 42 --n 16{more} draws")
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:

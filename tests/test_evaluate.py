@@ -285,6 +285,14 @@ def test_choices_are_kept_as_best_of_draws_them_and_are_no_plain_samples(tiny_mo
         stored_samples.draw(tiny_model, tmp_path, 3, 1)
 
 
+def test_choices_by_likelihood_are_those_the_model_is_surest_of(tiny_model, tmp_path):
+    kept = stored_samples.draw(tiny_model, tmp_path, 2, 1, best_of=4, reward="likelihood")
+    candidates = tiny_model.sample(1, n=8)
+    assert [p.index for p in kept] == [min(range(i, i + 4), key=lambda k: candidates[k].caption_nll) for i in (0, 4)]
+    with pytest.raises(ValueError, match="reward"):
+        stored_samples.draw(tiny_model, tmp_path, 2, 1, best_of=4)
+
+
 def test_samples_of_another_seed_are_refused(tiny_model, tmp_path):
     stored_samples.draw(tiny_model, tmp_path, 1, 1)
     with pytest.raises(ValueError, match="seed: 1 there, 2 here"):

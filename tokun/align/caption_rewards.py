@@ -26,6 +26,13 @@ def pmi(asked: RewardConfig, model: Tokun) -> Callable[[Sequence[Pair]], list[fl
     return lambda pairs: model.pmi([p.tags for p in pairs], [p.caption_ids for p in pairs], [p.codes for p in pairs])
 
 
+def likelihood(asked: RewardConfig, model: Tokun) -> Callable[[Sequence[Pair]], list[float]]:
+    """log p(caption | picture), in nats, by the frozen model: high where it is sure of what it has drawn. Favours what is common."""
+    return lambda pairs: [
+        -nats for nats in model.caption_nll([p.tags for p in pairs], [p.caption_ids for p in pairs], [p.codes for p in pairs])
+    ]
+
+
 def pmi_first(asked: RewardConfig, model: Tokun) -> Callable[[Sequence[Pair]], list[float]]:
     """The share of the own caption's exp(PMI) in the sum over it and 15 other captions of the batch, by the frozen model: 0 to 1. Raises
     UserError if a pair has fewer rivals.

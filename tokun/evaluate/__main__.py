@@ -106,9 +106,10 @@ class Case:
         return bulk.identity(self.model)
 
     @property
-    def chosen(self) -> dict[str, int]:
-        """What a record says of --best-of: nothing where nothing is chosen."""
-        return {"best_of": self.args.best_of} if self.args.best_of > 1 else {}
+    def chosen(self) -> dict[str, Any]:
+        from tokun.evaluate.stored_samples import chosen
+
+        return chosen(self.args.best_of, self.args.reward)
 
     @cached_property
     def samples(self) -> list[Pair]:
@@ -347,6 +348,12 @@ def make_parser() -> argparse.ArgumentParser:
         metavar="N",
         help="measure the best of N candidates by PMI, all in one batch, as sample.py --best-of draws them (%(default)s)",
     )
+    add(
+        "--reward",
+        default="pmi",
+        choices=("pmi", "likelihood"),
+        help="by which --best-of chooses, as sample.py --reward does (%(default)s)",
+    )
     add("--n-train", type=int, default=0, help="number of training pictures searched for copies; 0: all")
     add("--seed", type=int, default=1000, help="of the samples and of what is drawn from the shards")
     add("--features", default="", help="inception, or a file of SqueezeNet 1.1 or Inception weights; default: inception if available")
@@ -386,6 +393,8 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     for name, least in (("n_held_out", 0), ("n_samples", 1), ("n_train", 0), ("batch_size", 1), ("viewer_n", 1), ("best_of", 1)):
         if getattr(args, name) < least:
             parser.error(f"--{name.replace('_', '-')} is {getattr(args, name)}; it must be {least} or more")
+    if args.reward != "pmi" and args.best_of == 1:
+        parser.error("--reward chooses among several candidates: say how many with --best-of")
     if args.best_of > 1:
         from tokun.inference.conditional_generation import MAX_CANDIDATES
 

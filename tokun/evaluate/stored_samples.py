@@ -9,6 +9,7 @@ Sample k of a seed does not depend on the other samples, so asking for more adds
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -24,13 +25,14 @@ from tokun.utils.files import whole_file
 RECORD, LINES = "samples.json", "samples.jsonl"
 
 
-def draw(model: Tokun, folder: Path, n: int, seed: int, *, batch_size: int = 16, best_of: int = 1) -> list[Pair]:
-    """Samples 0 … n-1 of the seed, with the checkpoint's settings; with `best_of`, choices 0 … n-1 of that many candidates each (`Tokun.best_of`).
+def draw(model: Tokun, folder: Path, n: int, seed: int, *, batch_size: int = 16, best_of: int = 1, reward: str = "pmi") -> list[Pair]:
+    """Samples 0 … n-1 of the seed, with the checkpoint's settings; with `best_of`, choices 0 … n-1 of that many candidates each
+    (`Tokun.best_of`), by a `reward` of CHOICES.
 
     Raises UserError if the folder holds others.
     """
     checkpoint.require_writable(folder)
-    asked = json.loads(json.dumps({"seed": seed, **bulk.identity(model), **({"best_of": best_of} if best_of > 1 else {})}))
+    asked = json.loads(json.dumps({"seed": seed, **bulk.identity(model), **chosen(best_of, reward)}))
     there = checkpoint.read_record(folder / RECORD)
     if there is not None:
         checkpoint.require_same(folder, there, asked)
@@ -42,7 +44,7 @@ def draw(model: Tokun, folder: Path, n: int, seed: int, *, batch_size: int = 16,
         for first in range(0, len(missing), batch_size):
             some = missing[first : first + batch_size]
             if best_of > 1:
-                pairs = (model.best_of(seed, 1, best_of, first=k)[0] for k in some)
+                pairs = (model.best_of(seed, 1, best_of, CHOICES[reward], first=k)[0] for k in some)
             else:
                 pairs = iter(model.sample(seed, indices=some, batch_size=batch_size))
             for k, pair in zip(some, pairs, strict=True):
@@ -50,6 +52,18 @@ def draw(model: Tokun, folder: Path, n: int, seed: int, *, batch_size: int = 16,
                 _keep(pair, folder, k)
                 bar.update(1)
     return [_pair(records[k], folder, k) for k in range(n)]
+
+
+CHOICES: dict[str, Callable[[list[Pair]], list[float]] | None] = {
+    "pmi": None,
+    "likelihood": lambda pairs: [-pair.caption_nll for pair in pairs],
+}
+"""Scores of `Tokun.best_of` that need nothing but the model: PMI, its own; the likelihood of the caption, given the picture."""
+
+
+def chosen(best_of: int, reward: str) -> dict[str, Any]:
+    """What a record says of a choice: nothing where nothing is chosen."""
+    return {"best_of": best_of, **({"reward": reward} if reward != "pmi" else {})} if best_of > 1 else {}
 
 
 def _keep(pair: Pair, folder: Path, k: int) -> None:
