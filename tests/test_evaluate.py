@@ -302,6 +302,16 @@ def test_samples_of_another_seed_are_refused(tiny_model, tmp_path):
 # --- the command ----------------------------------------------------------------------------------------------------
 
 
+def test_the_command_measures_choices_as_they_are_asked_for(checkpoint_folder, tiny_model, toy_shards, tmp_path):
+    command.main(["--checkpoint", str(checkpoint_folder), "--shards", str(toy_shards), "--n-samples", "2", "--seed", "5", "--only", "viewer",
+                   "--viewer-n", "1", "--best-of", "4", "--reward", "likelihood", "--out", str(tmp_path)])  # fmt: skip
+    record = json.loads((tmp_path / "samples" / "samples.json").read_text())
+    assert (record["best_of"], record["reward"]) == (4, "likelihood")
+    lines = (tmp_path / "samples" / "samples.jsonl").read_text(encoding="utf-8").splitlines()
+    candidates = tiny_model.sample(5, n=8)
+    assert [json.loads(line)["index"] for line in lines] == [min(range(i, i + 4), key=lambda k: candidates[k].caption_nll) for i in (0, 4)]
+
+
 def test_the_json_holds_what_the_table_shows(checkpoint_folder, toy_shards, network, tmp_path, capsys):
     arguments = ["--checkpoint", str(checkpoint_folder), "--shards", str(toy_shards), "--train-shards", str(toy_shards), "--features", str(network),
                  "--n-held-out", "16", "--n-samples", "4", "--seed", "5", "--only", "doctor,images,memorisation", "--out", str(tmp_path)]  # fmt: skip

@@ -122,6 +122,7 @@ class Case:
             self.args.seed,
             batch_size=self.args.batch_size,
             best_of=self.args.best_of,
+            reward=self.args.reward,
         )
 
     @cached_property
