@@ -2,6 +2,8 @@
 
 import ast
 import runpy
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -135,3 +137,13 @@ def test_no_module_raises_a_bare_value_error(package):
         if isinstance(node, ast.Raise) and isinstance(node.exc, ast.Call) and getattr(node.exc.func, "id", "") == "ValueError"
     ]
     assert not found
+
+
+@pytest.mark.parametrize("lines", [1, 100_000])
+def test_a_reader_that_goes_ends_a_command_quietly_and_no_other_broken_pipe_does(lines):
+    """`… | head` ended in "Broken pipe"; few lines are written at the end only."""
+    code = f"from tokun.utils import console; console.run('it', lambda: print('line\\n' * {lines}, end=''))"
+    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, cwd=ROOT) as process:
+        process.stdout.close()
+        assert process.stderr.read() == b"" and process.wait() == 141
+    assert console.status("it", raising(BrokenPipeError(32, "Broken pipe"))) == 2

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import io
 import os
+import select
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -72,12 +73,13 @@ def status(name: str, main: Callable[[], object]) -> int:
     """Call `main` and return its exit status: its result if that is a number, else 0.
 
     MISTAKES print one line `name: …` to stderr and give status 2; Ctrl-C does the same with status 130. With TOKUN_TRACEBACK set,
-    both are raised. Any other exception is a bug and propagates.
+    both are raised. A reader of the output that has gone gives 141, without a word. Any other exception is a bug and propagates.
     """
     if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.errors == "strict":
         sys.stdout.reconfigure(errors="surrogateescape")  # a path that is not UTF-8 is printed as it is
     try:
         found = main()
+        sys.stdout.flush()
     except KeyboardInterrupt:
         if os.environ.get("TOKUN_TRACEBACK"):
             raise
@@ -88,9 +90,27 @@ def status(name: str, main: Callable[[], object]) -> int:
     except MISTAKES as error:
         if os.environ.get("TOKUN_TRACEBACK"):
             raise
+        if isinstance(error, BrokenPipeError) and hasattr(select, "poll") and _nobody_reads():
+            return 128 + 13  # as SIGPIPE ends other programs
         print(f"{name}: {error}", file=sys.stderr)
         return 2
     return found if isinstance(found, int) else 0
+
+
+def _nobody_reads() -> bool:
+    """Whether the reader of standard output has gone, as `head` does. What is printed from then on goes nowhere."""
+    try:
+        place = sys.stdout.fileno()
+    except (OSError, ValueError):  # no file
+        return False
+    asked = select.poll()
+    asked.register(place)
+    if not any(event & select.POLLERR for _, event in asked.poll(0)):
+        return False
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, place)
+    os.close(nowhere)
+    return True
 
 
 def end(text: str) -> None:
