@@ -34,7 +34,7 @@ from data_tools.pipeline.chunks import KEPT, Settings, measure_chunk, rows_name
 from data_tools.pipeline.disk import DiskDict
 from data_tools.pipeline.manifest import MANIFEST, manifest
 from data_tools.pipeline.next_steps import captions_warning, near_style, steps, write_captions_to_fill
-from data_tools.pipeline.output import PARTIAL, PUBLISH, RECORD, begin, publish, refuse_other_shards
+from data_tools.pipeline.output import GIVEN, PARTIAL, PUBLISH, RECORD, begin, publish, refuse_other_shards
 from data_tools.pipeline.refusal import record_refusal
 from data_tools.pipeline.remote_lock import alone_in
 from data_tools.pipeline.selection import Columns, Settled, settle, shards_to_write
@@ -134,7 +134,8 @@ def prepare(
     store = open_store(out)
     # tasks may run in another folder than this one; messages name `out` as it was typed
     aside = open_store(f"{str(out if is_url(out) else Path(out).resolve()).rstrip('/')}/{PARTIAL}")
-    record = {**asdict(settings), "folder": source_id(source, root), "reader": reader}
+    table = tables.captions if tables else None
+    record = {**asdict(settings), "folder": source_id(source, root), "reader": reader, GIVEN: table.name if table else ""}
     refuse_other_shards(store, record, overwrite=overwrite)
 
     options = reader_options(settings, root, leave_out, tables or Tables())

@@ -777,7 +777,7 @@ def test_the_table_to_fill_in_is_utf8_to_excel_and_keeps_what_a_spreadsheet_made
     assert written.read_bytes() == (sheet + "b.png;;\r\nc.png;;\r\n").encode("utf-8-sig")
     for mended in (written.read_bytes() + b"b.png;;A wolf.\r\n", b"caption\nA wolf.\n"):  # complete; of another kind
         written.write_bytes(mended)
-        assert made({}).status == 1 and written.read_bytes() == mended
+        assert made({}, "--overwrite").status == 1 and written.read_bytes() == mended
 
 
 NAMES = ("0.png", "1.png")

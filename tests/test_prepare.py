@@ -365,7 +365,10 @@ def test_views_of_one_object_share_a_split_also_where_a_table_or_a_sidecar_in_a_
 
 def test_neither_folders_nor_named_objects_are_divided():
     keys = [[b"folder/a", b"object/1"], [b"folder/a", b"object/2"], [b"folder/b", b"object/2"], [b"folder/c", b"object/3"], [b"picture"]]
-    assert selection.joined(keys) == [b"folder/a"] * 3 + [b"folder/c", b"picture"]
+    group = selection.joined(keys)
+    assert [group(first) for first, *_ in keys] == [b"folder/a"] * 3 + [b"folder/c", b"picture"]
+    chain = selection.joined([[b"%03d" % (i + 1), b"%03d" % i] for i in range(200)])  # the worst order
+    assert {chain(b"%03d" % i) for i in range(201)} == {b"000"}
 
 
 @pytest.mark.parametrize("seed", range(2))
@@ -724,6 +727,22 @@ def test_the_table_counts_every_file_and_names_the_next_steps(tmp_path, capsys):
     assert "data.val=" not in told and "'data.train=my shards/train-*.tar'" in told and "doubtful" not in told
     told = steps("shards", [], {"kept": 60, "distinct": 60}, report="report.html", val=6, doubtful=2)
     assert "2 doubtful pictures are left out (ambiguous); --keep-ambiguous keeps them." in told
+
+
+def test_shards_with_given_captions_are_not_replaced_by_some_without(tmp_path, capsys):
+    source, out = many(tmp_path / "in", 1, 3), tmp_path / "out"
+    (tmp_path / "filled.csv").write_text(
+        "file_name,caption\n" + "".join(f"{path.relative_to(source)},A given one\n" for path in sorted(source.rglob("*.png")))
+    )
+    assert run(source, out) == 0, "at first without"
+    given = ["--captions", str(tmp_path / "filled.csv")]
+    assert run(source, out, *given) == 0 == run(source, out, *given)
+    before = {path.name: path.read_bytes() for path in out.glob("*.tar")}
+    capsys.readouterr()
+    assert run(source, out) == 2
+    assert "holds shards with the captions of filled.csv, and none are given now: give them again (--captions)" in capsys.readouterr().err
+    assert before == {path.name: path.read_bytes() for path in out.glob("*.tar")}
+    assert run(source, out, "--overwrite") == 0
 
 
 def test_prepare_and_inspect_run_without_torch(tmp_path):

@@ -19,6 +19,8 @@ from data_tools.readers import Listing
 from tokun.utils.errors import UserError
 
 RECORD = "prepare.json"
+GIVEN = "captions_given"
+"""In the record: the name of the table of --captions, or "". Another table, or one where there was none, replaces what is there."""
 PARTIAL = ".prepare-partial"
 PLAN = "plan.json"
 PUBLISH = "publish.json"
@@ -42,7 +44,13 @@ def refuse_other_shards(out: Store, record: dict[str, Any], *, overwrite: bool) 
             f"--out {out} holds shards without a complete {RECORD}: from another tool, or an interrupted run. {way_out}"
         ) from error
     there = {**asdict(Settings(style="any")), **there}  # earlier versions did not store all settings
-    changes = [f"{name}: {there.get(name)!r} then, {value!r} now" for name, value in record.items() if there.get(name) != value]
+    if (table := there.get(GIVEN)) and not record[GIVEN]:
+        raise UserError(
+            f"--out {out} holds shards with the captions of {table}, and none are given now: give them again (--captions). {way_out}"
+        )
+    changes = [
+        f"{name}: {there.get(name)!r} then, {value!r} now" for name, value in record.items() if name != GIVEN and there.get(name) != value
+    ]
     if changes:
         raise UserError(f"--out {out} holds shards made with other settings ({'; '.join(changes)}). {way_out}")
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import zlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from posixpath import dirname
 
@@ -218,48 +218,48 @@ def split_by_group(columns: Columns, found: Sequence[Found], kept: np.ndarray, s
     """
     several = are_several(name for index in kept if (name := folder_of(found[index])))
 
-    def keys(index: int, name: str) -> list[bytes]:
-        names = [folder_of(found[index]) if several else "", name]
+    def keys(index: int, named: str = "") -> list[bytes]:
+        names = [folder_of(found[index]) if several else "", named]
         return [b"folder/" + shown(name).encode() for name in names if name] or [b"sha256/" + sha_name(columns, index)]
 
-    named = [columns.groups.get(str(index), "") for index in kept] if len(columns.groups) and not one_for_all(columns.groups, kept) else []
-    for names in ([named] if named else []) + [[""] * len(kept)]:
-        chosen = for_validation(joined([keys(index, name) for index, name in zip(kept, names, strict=True)]), settings)
+    if len(columns.groups) and not one_for_all(columns.groups, kept):
+        group = joined(keys(index, name) for index in kept if (name := columns.groups.get(str(index))))
+        chosen = for_validation((group(keys(index, columns.groups.get(str(index), ""))[0]) for index in kept), len(kept), settings)
         if chosen.any():
-            break
-    return chosen
+            return chosen
+    return for_validation((keys(index)[0] for index in kept), len(kept), settings)
 
 
 def one_for_all(groups: Mapping[str, str], kept: np.ndarray) -> bool:
     """Whether all pictures have the same group: one artist's folder."""
-    return len({groups.get(str(index), "") for index in kept}) == 1
+    return not are_several(groups.get(str(index), "") for index in kept)
 
 
-def joined(keys: Sequence[Sequence[bytes]]) -> list[bytes]:
-    """For each picture, the smallest of all keys that are connected with its own through pictures that have several."""
+def joined(keys: Iterable[Sequence[bytes]]) -> Callable[[bytes], bytes]:
+    """A function: a key -> the smallest of those connected with it by pictures that have several keys. Holds those keys alone."""
     parent: dict[bytes, bytes] = {}
 
     def root(key: bytes) -> bytes:
-        while (above := parent.setdefault(key, key)) != key:
-            parent[key] = parent[above]
-            key = above
+        while (above := parent.get(key, key)) != key:
+            parent[key] = key = parent.get(above, above)  # halves the path
         return key
 
     for first, *others in keys:
         for other in others:
             low, high = sorted((root(first), root(other)))
-            parent[high] = low
-    return [root(first) for first, *_ in keys]
+            if low != high:
+                parent[high] = low
+    return root
 
 
-def for_validation(names: Sequence[bytes], settings: Settings) -> np.ndarray:
-    """bool (len(names),): the pictures of the groups with the smallest numbers, up to the share for validation."""
-    numbers, which, sizes = np.unique(drawn(settings, "split", names, len(names)), return_inverse=True, return_counts=True)
+def for_validation(names: Iterable[bytes], count: int, settings: Settings) -> np.ndarray:
+    """bool (count,): the pictures of the groups with the smallest numbers, up to the share for validation. names: the group of each picture."""
+    numbers, which, sizes = np.unique(drawn(settings, "split", names, count), return_inverse=True, return_counts=True)
     chosen, taken = np.zeros(len(numbers), bool), 0
     for place, (number, size) in enumerate(zip(numbers, sizes, strict=True)):
         if int(number) >= settings.val * 2**64 and (taken or not settings.val):
             break
-        if 2 * (taken + size) <= len(names):
+        if 2 * (taken + size) <= count:
             chosen[place], taken = True, taken + size
     return chosen[which]
 
