@@ -28,7 +28,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import tokun
 from tokun.config import Config, load_config
-from tokun.evaluate.stored_samples import CHOICES
+from tokun.inference.conditional_generation import OWN_SCORES
 from tokun.inference.folders import resolve
 from tokun.inference.model import BUNDLED, IMAGE_TOKENIZER, Tokun
 from tokun.inference.model_card import model_card
@@ -58,7 +58,6 @@ DATA = (
 TOKENIZER = "The image tokenizer before it: {steps} steps of {batch} pictures in {hours:g} hours on two CPU cores, peak learning rate {lr:g}, perceptual loss by SqueezeNet features."
 SHARPENED = "Then the decoder alone, encoder and codebook frozen: {steps:,} steps of {recipe[batch_size]} pictures against a discriminator (tokun.sharpen)."
 ALIGNED = "From step {step:,} on aligned with SqueezeNet 1.1's features of the pictures (train.align_weight 1)."
-GROWN = "The first {step:,} steps with {layers} layers; the others were added then, and began by changing nothing (start= with a larger generator.num_layers)."
 VIEWS = "Each picture in {views} views: whole, and crops that leave a tenth of a side away at most, half of them mirrored where no words speak of writing (left and right change places in the words)."
 LIMITS = """- A small model ({parameters:.1f}M parameters), trained for {hours} hours on two shared CPU cores. Its pictures often show the kind of a thing (a bird's head, a shield, a church, a crowd, the sea), and seldom the very thing; faces, hands and crowded scenes stay vague.
 - Its words name kinds, poses and settings as the descriptions do. Numbers, directions, species and small things are often wrong. The figures above say how often words and picture fit.
@@ -103,7 +102,7 @@ def main(argv: list[str] | None = None) -> None:
     print(f"{args.out}: {size / 2**20:.1f} MB of weights")
     if args.out == BUNDLED:
         bundled = tokun.load(device="cpu")
-        chosen = bundled.best_of(42, 16, 8, CHOICES["likelihood"])
+        chosen = bundled.best_of(42, 16, 8, OWN_SCORES["likelihood"])
         for name, pairs, more in (("grid", bundled.sample(42, 16), ""), ("chosen", chosen, " --best-of 8 --reward likelihood")):
             captioned_grid([pair.image for pair in pairs], [pair.caption for pair in pairs]).save(ROOT / "docs" / f"{name}.png")
             print(f"docs/{name}.png: what sample.py --seed 42 --n 16{more} draws")
@@ -122,8 +121,6 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     add("--hours", type=float, help="of the generator")
     add("--tokenizer-steps", type=int, help="of the image tokenizer")
     add("--aligned-from", type=int, help="the step from which train.align_weight was 1 (never)")
-    add("--grown-at", type=int, help="the step at which layers were added (never)")
-    add("--layers-before", type=int, default=8, help="with --grown-at: how many there were (%(default)s)")
     add("--tokenizer-hours", type=float, help="of the image tokenizer")
     add("--sharpened", type=Path, help="a checkpoint with the same codes whose decoder has gone on")
     add("--sources", type=Path, nargs="*", default=[], help="tables of the books")
@@ -196,8 +193,6 @@ def texts(
     """What the card says in words."""
     codes, t, d = sorted(rows * columns for rows, columns in model.grids), config.image_tokenizer_train, model.defaults
     recipe = [VIEWS.format(views=config.codes.views), *([ALIGNED.format(step=args.aligned_from)] if args.aligned_from else [])]
-    if args.grown_at:
-        recipe.append(GROWN.format(step=args.grown_at, layers=args.layers_before))
     if args.tokenizer_steps:
         recipe.append(TOKENIZER.format(steps=f"{args.tokenizer_steps:,}", batch=t.batch_size, hours=args.tokenizer_hours, lr=t.lr))
     if sharpened:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import inspect
+import json
 import shutil
 import typing
 
@@ -88,6 +89,17 @@ def test_an_adapter_is_told_with_its_base_and_its_new_tags(tiny_model, checkpoin
     assert describe(tmp_path / "mine") == found and "<style:lithograph>" in lines[1] and "lithograph" in found.styles
     assert lines[1].startswith("adapter ") and str(checkpoint_folder) in lines[1] and found.grids == describe(checkpoint_folder).grids
     assert found.channels == describe(checkpoint_folder).channels
+
+
+def test_an_adapter_is_told_with_the_tasks_of_its_base_which_it_keeps(tiny_model, checkpoint_folder, tmp_path):
+    base, folder = shutil.copytree(checkpoint_folder, tmp_path / "base"), tmp_path / "mine" / "adapter"
+    settings = json.loads((base / "sampling.json").read_text())
+    (base / "sampling.json").write_text(json.dumps({**settings, "tasks": ["joint", "question"]}))
+    folder.mkdir(parents=True)
+    config = {"peft_type": "LORA", "r": 2, "lora_alpha": 4.0}
+    made = adapters.Adapter("mine", str(base), "", config, {"a": torch.zeros(2, 3)}, tiny_model.vocabulary, tasks=("joint", "rewrite"))
+    adapters.write(made, folder)
+    assert describe(folder).tasks == ("joint", "question", "rewrite")
 
 
 def test_a_model_in_memory_and_its_folder_are_told_alike(tiny_model, checkpoint_folder):

@@ -28,6 +28,13 @@ def test_the_best_of_several_is_chosen_by_its_drawing(shaped_folder, tmp_path, c
         assert told in str(error.value) + capsys.readouterr().err
 
 
+def test_the_best_of_several_is_the_one_whose_words_the_model_is_surest_of(shaped_model, shaped_folder, tmp_path):
+    sample.main(["--checkpoint", str(shaped_folder), "--n", "2", "--best-of", "4", "--reward", "likelihood", "--out", str(tmp_path)])
+    lines = [json.loads(line) for line in (tmp_path / "samples.jsonl").read_text().splitlines()]
+    candidates = shaped_model.sample(42, n=8)
+    assert [line["index"] for line in lines] == [min(range(i, i + 4), key=lambda k: candidates[k].caption_nll) for i in (0, 4)]
+
+
 def test_descriptions_are_drawn_judged_and_compared_and_taken_up_again(shaped_folder, checkpoint_folder, tmp_path, capsys):
     clip = tiny_clip(tmp_path / "clip")
     save_file({"weight": torch.ones(1, 16) / 16, "bias": torch.tensor([5.0])}, tmp_path / "head.safetensors")

@@ -13,6 +13,7 @@ from safetensors.torch import save_file
 from tests.test_clip import tiny_clip
 from tokun.align import caption_rewards, perturb, rewards
 from tokun.config import RewardConfig
+from tokun.inference.conditional_generation import OWN_SCORES
 from tokun.utils.errors import UserError
 
 
@@ -99,6 +100,13 @@ def test_a_reward_that_cannot_be_made_says_so_in_one_line(tiny_model, asked, tol
     with pytest.raises((ValueError, FileNotFoundError), match=told) as error:
         rewards.make([asked], tiny_model)
     assert "\n" not in str(error.value)
+
+
+def test_the_scores_that_pairs_are_drawn_with_are_those_of_the_rewards(tiny_model):
+    """`--best-of` takes the former, learning from rewards computes the latter by the frozen model."""
+    pairs = tiny_model.sample(3, n=5)
+    for kind, score in OWN_SCORES.items():
+        assert made(tiny_model, kind)(pairs) == pytest.approx(score(pairs), abs=1e-3), kind
 
 
 def test_two_rewards_of_a_kind_have_names_of_their_own(tiny_model):

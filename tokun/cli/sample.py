@@ -216,6 +216,8 @@ def score_of(model: Tokun, args: argparse.Namespace) -> Callable[[list[Pair]], l
     """The score for --best-of; None: PMI."""
     if not args.reward:
         return Clip(args.clip, device=str(model.device)).fit if args.clip else None
+    if args.reward in conditional_generation.OWN_SCORES:
+        return conditional_generation.OWN_SCORES[args.reward]
     from tokun.align import rewards
 
     asked = replace(rewards.parse(args.reward), max_bytes=args.max_bytes)

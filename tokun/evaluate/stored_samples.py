@@ -9,7 +9,6 @@ Sample k of a seed does not depend on the other samples, so asking for more adds
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +16,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from tokun.inference import bulk
+from tokun.inference.conditional_generation import OWN_SCORES
 from tokun.inference.model import Pair, Tokun
 from tokun.tokenizers.vocabulary import Tags
 from tokun.utils import checkpoint
@@ -27,7 +27,7 @@ RECORD, LINES = "samples.json", "samples.jsonl"
 
 def draw(model: Tokun, folder: Path, n: int, seed: int, *, batch_size: int = 16, best_of: int = 1, reward: str = "pmi") -> list[Pair]:
     """Samples 0 … n-1 of the seed, with the checkpoint's settings; with `best_of`, choices 0 … n-1 of that many candidates each
-    (`Tokun.best_of`), by a `reward` of CHOICES.
+    (`Tokun.best_of`), by a `reward` of OWN_SCORES.
 
     Raises UserError if the folder holds others.
     """
@@ -44,7 +44,7 @@ def draw(model: Tokun, folder: Path, n: int, seed: int, *, batch_size: int = 16,
         for first in range(0, len(missing), batch_size):
             some = missing[first : first + batch_size]
             if best_of > 1:
-                pairs = (model.best_of(seed, 1, best_of, CHOICES[reward], first=k)[0] for k in some)
+                pairs = (model.best_of(seed, 1, best_of, OWN_SCORES[reward], first=k)[0] for k in some)
             else:
                 pairs = iter(model.sample(seed, indices=some, batch_size=batch_size))
             for k, pair in zip(some, pairs, strict=True):
@@ -52,13 +52,6 @@ def draw(model: Tokun, folder: Path, n: int, seed: int, *, batch_size: int = 16,
                 _keep(pair, folder, k)
                 bar.update(1)
     return [_pair(records[k], folder, k) for k in range(n)]
-
-
-CHOICES: dict[str, Callable[[list[Pair]], list[float]] | None] = {
-    "pmi": None,
-    "likelihood": lambda pairs: [-pair.caption_nll for pair in pairs],
-}
-"""Scores of `Tokun.best_of` that need nothing but the model: PMI, its own; the likelihood of the caption, given the picture."""
 
 
 def chosen(best_of: int, reward: str) -> dict[str, Any]:

@@ -22,8 +22,8 @@ from tokun.evaluate import viewer
 from tokun.evaluate.doctor import reconstruct
 from tokun.evaluate.figures import Figure, skipped
 from tokun.evaluate.held_out_pairs import grids_of
-from tokun.evaluate.stored_samples import CHOICES
 from tokun.evaluate.viewer import Question, Shown
+from tokun.inference.conditional_generation import OWN_SCORES
 from tokun.utils import checkpoint
 from tokun.utils.errors import UserError
 from tokun.utils.files import whole_file
@@ -85,7 +85,7 @@ def _drawn(case: Case, folder: Path, pair: Shown) -> Image.Image:
     """The first sample of the seed for the pair's caption (with --best-of the best of the first), from `folder` if already drawn."""
     path = folder / f"{hashlib.sha256(f'{pair.key} {pair.caption}'.encode()).hexdigest()[:16]}.png"
     if not path.is_file():
-        (made,) = case.model.best_of(case.args.seed, 1, case.args.best_of, CHOICES[case.args.reward], prompt=pair.caption)
+        (made,) = case.model.best_of(case.args.seed, 1, case.args.best_of, OWN_SCORES[case.args.reward], prompt=pair.caption)
         with whole_file(path) as aside:
             made.image.save(aside, "PNG")
     with Image.open(path) as image:

@@ -34,6 +34,7 @@ from tokun.inference.folders import ADAPTER_WEIGHTS as WEIGHTS
 from tokun.inference.tags import TagCounts, read_counts, settings_json
 from tokun.inference.token_choice import is_number, is_whole
 from tokun.tokenizers.vocabulary import Vocabulary
+from tokun.tokenizers.wordings import tasks_on
 from tokun.utils.checkpoint import require_safetensors
 from tokun.utils.errors import UserError
 
@@ -314,7 +315,7 @@ def use(model: Tokun, name: str | None) -> None:
     decoder.sample_as(generator, base.generator)
     model.base, model.adapter = base, name
     card = adapter.card or base.card
-    tasks = tuple(dict.fromkeys((*base.tasks, *adapter.tasks))) if base.tasks else ()  # an older base does not know its own
+    tasks = tasks_on(base.tasks, adapter.tasks)
     _become(model, Base(generator, adapter.vocabulary, adapter.defaults, adapter.tag_counts, tasks, card))
 
 

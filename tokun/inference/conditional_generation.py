@@ -236,6 +236,13 @@ def through(model: Tokun, pair: Pair, grid: cropping.Grid) -> list[int]:
     return see(model, [pair.image.resize((grid[1] * downsample, grid[0] * downsample), Image.Resampling.LANCZOS)], grid)[0].codes
 
 
+OWN_SCORES: dict[str, Callable[[list[Pair]], list[float]]] = {
+    "pmi": lambda pairs: [pair.pmi for pair in pairs],
+    "likelihood": lambda pairs: [-pair.caption_nll for pair in pairs],
+}
+"""Scores that a pair was drawn with: the nats of its caption that its picture explains; the log-likelihood of the caption, given the picture."""
+
+
 @with_sampling_options
 def best_of(
     model: Tokun, seed: int, n: int, candidates: int, score: Callable[[list[Pair]], list[float]] | None = None, *, first: int = 0,
@@ -248,7 +255,7 @@ def best_of(
     if not 1 <= candidates <= MAX_CANDIDATES:
         raise UserError(f"best-of is {candidates}; it must be from 1 to {MAX_CANDIDATES:,}")
     pairs = model.draw(seed, range(first * candidates, (first + n) * candidates), plan or model.plan(**options))
-    scores = [pair.pmi for pair in pairs] if score is None else score(pairs)
+    scores = (score or OWN_SCORES["pmi"])(pairs)
     best = [max(range(i * candidates, (i + 1) * candidates), key=lambda j: scores[j]) for i in range(n)]
     return [pairs[j] for j in best]
 

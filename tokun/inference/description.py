@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from safetensors import SafetensorError, safe_open
 
 from tokun.inference import folders
+from tokun.tokenizers.wordings import tasks_on
 from tokun.utils.errors import UserError, reading
 
 if TYPE_CHECKING:
@@ -153,6 +154,7 @@ def _of_adapter(folder: Path) -> Description:
         if folders.is_local(base):  # a base elsewhere is not downloaded only to be described
             at = folders.resolve(base)
             network, tokenizer = _json(at / folders.GENERATOR / "config.json"), _json(at / folders.IMAGE_TOKENIZER / "config.json")
+            about["tasks"] = tasks_on(_json(at / folders.SAMPLING).get("tasks", ()), about.get("tasks", ()))  # as when it is in use
         return _made(
             vocabulary, about, network, tokenizer, card,
             name=title(card) or _name(folder), kind="adapter", where=str(folder), parameters=_parameters(folder), dtype="",

@@ -1,4 +1,4 @@
-"""Words: of questions that training data and evaluation share, and of tags. Imports no torch."""
+"""Words: of questions that training data and evaluation share, of tags and of tasks. Imports no torch."""
 
 from __future__ import annotations
 
@@ -15,3 +15,8 @@ def fitting_tag(word: str, known: Sequence[str]) -> str:
         if form in known:
             return form
     return max((tag for tag in known for form in forms if form.endswith(f"-{tag}")), key=len, default="")
+
+
+def tasks_on(base: Sequence[str], own: Sequence[str]) -> tuple[str, ...]:
+    """The tasks of a model that was trained on from `base` on its `own`: those of both. A base of before tasks were recorded knows none: then ()."""
+    return tuple(dict.fromkeys((*base, *own))) if base else ()

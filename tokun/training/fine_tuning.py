@@ -23,6 +23,7 @@ from tokun.inference.adapters import fingerprint
 from tokun.inference.model import Tokun
 from tokun.models.generator import add_dropout, can_compile, compile_layers, count_parameters, tune_for, uncompiled
 from tokun.tokenizers.vocabulary import Vocabulary
+from tokun.tokenizers.wordings import tasks_on
 from tokun.training import adapters, loop, step_log
 from tokun.training.distributed_stage import EngineStage, is_finished, result_folder
 from tokun.training.engine import Engine
@@ -143,7 +144,7 @@ class TuningStage(EngineStage):
 
     def whole(self) -> Tokun | None:
         """The model as users load it. A collective call; only the first process gets it."""
-        tasks = tuple(dict.fromkeys([*self.base.tasks, *self.tasks])) if self.base.tasks else ()
+        tasks = tasks_on(self.base.tasks, self.tasks)
         if self.tuned:
             tensors = self.tuned.tensors()
             return self.tuned.model(self.tuned.adapter(tensors, tasks=tasks)) if self.run.rank == 0 else None
