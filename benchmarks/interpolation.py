@@ -3,7 +3,8 @@
     python benchmarks/interpolation.py --features squeezenet1_1.safetensors                             the bundled model, 16 pairs of seeds
     python benchmarks/interpolation.py --features squeezenet1_1.safetensors --checkpoint runs/mine --pairs 4 --steps 24
 
-A step is the SqueezeNet distance (tokun.models.losses) of two neighbours, enlarged to at least 128 px; if the sizes differ, the second is resized to the first.
+A step is the SqueezeNet distance (tokun.models.losses) of two neighbours, enlarged to at least 128 px; if the sizes differ, both are laid on the middle of
+white paper that holds them (--fit resize: the second is resized to the first).
 Each row has the mean step, the ratio of the largest to the mean step of a path (mean and largest over the paths), the share of codes that neighbours with
 the same grid have in common, and nats per code of the pictures between the ends; the last row is that of the ends. On the great circle, one changed early
 code changes all after it: the pictures are as likely as samples, but have nothing in common.
@@ -40,6 +41,7 @@ def main() -> None:
     parser.add_argument("--pairs", type=int, default=16, help="pairs of consecutive seeds, from FIRST (%(default)s)")
     parser.add_argument("--first", type=int, default=100, help="the first seed (%(default)s)")
     parser.add_argument("--steps", type=int, default=24, help="(%(default)s)")
+    parser.add_argument("--fit", choices=("paper", "resize"), default="paper", help="of neighbours of two sizes (%(default)s)")
     args = parser.parse_args()
     model, distance = tokun.load(args.checkpoint, device="cpu"), SqueezeNetDistance(args.features)
     rows: dict[str, list[tuple[float, ...]]] = {"interpolate": [], "great circle": []}
@@ -49,7 +51,7 @@ def main() -> None:
             ("interpolate", model.interpolate(first, first + 1, args.steps)),
             ("great circle", circle(model, first, first + 1, args.steps)),
         ):
-            steps = np.array([step(distance, a.image, b.image) for a, b in pairwise(way)])
+            steps = np.array([step(distance, a.image, b.image, args.fit) for a, b in pairwise(way)])
             same = [np.mean(np.equal(a.codes, b.codes)) for a, b in pairwise(way) if len(a.codes) == len(b.codes)]
             rows[name].append(
                 (steps.mean(), steps.max() / steps.mean(), float(np.mean(same)), float(np.mean([nats(pair) for pair in way[1:-1]])))
@@ -73,11 +75,20 @@ def circle(model: Tokun, first: int, last: int, steps: int) -> list[Pair]:
 
 
 @torch.inference_mode()
-def step(distance: SqueezeNetDistance, a: Image.Image, b: Image.Image) -> float:
-    x, y = stack([a]), stack([b.resize(a.size, Image.Resampling.LANCZOS)])
+def step(distance: SqueezeNetDistance, a: Image.Image, b: Image.Image, fit: str) -> float:
+    if fit == "resize":
+        b = b.resize(a.size, Image.Resampling.LANCZOS)
+    paper = max(a.width, b.width), max(a.height, b.height)
+    x, y = (stack([on_paper(image, paper)]) for image in (a, b))
     scale = math.ceil(SMALLEST / min(x.shape[2:]))
     x, y = (F.interpolate(image, scale_factor=scale, mode="bicubic") if scale > 1 else image for image in (x, y))
     return float(distance(x, y))
+
+
+def on_paper(image: Image.Image, size: tuple[int, int]) -> Image.Image:
+    paper = Image.new(image.mode, size, "white")
+    paper.paste(image, ((size[0] - image.width) // 2, (size[1] - image.height) // 2))
+    return paper
 
 
 def nats(pair: Pair) -> float:

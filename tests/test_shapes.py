@@ -2,6 +2,7 @@
 
 import copy
 import json
+import math
 import shutil
 from dataclasses import replace
 from itertools import pairwise
@@ -11,6 +12,7 @@ import pytest
 import torch
 from PIL import Image
 
+from tests.fixtures import random_generator
 from tests.test_sampling import slow_generate
 from tests.test_serving import vllm  # noqa: F401
 from tokun import data
@@ -19,6 +21,7 @@ from tokun.cli import sample
 from tokun.data import cropping
 from tokun.inference import bulk, conditional_generation, decoder, image_to_codes, latents, native, sampling
 from tokun.inference.load import load
+from tokun.inference.model import Tokun
 from tokun.inference.sampling import Choice
 from tokun.serving import __main__ as serving
 from tokun.tokenizers import sequences
@@ -367,6 +370,34 @@ def test_between_two_shapes_the_grids_between_are_passed_and_the_picture_stays(s
             assert 0 < np.not_equal(before.codes, after.codes).sum() <= np.ceil(len(after.codes) / 7)
     back = shaped_model.interpolate(last, first, 8)
     assert [p.codes for p in back] == [p.codes for p in way[::-1]]
+
+
+@pytest.mark.parametrize("grids", [((2, 4), (3, 4), (4, 4), (6, 4)), ((4, 2), (4, 3), (4, 5), (4, 6))])
+def test_between_shapes_of_one_width_or_height_neighbours_differ_in_one_steps_share(shaped_model, grids):
+    v = replace(shaped_model.vocabulary, grids=grids)
+    tags = [("engraving", "scenery", "tree", f"{rows}x{columns}", 30) for rows, columns in grids]
+    model = Tokun(shaped_model.image_tokenizer, shaped_model.text_tokenizer, v, random_generator(v), tag_counts=tags, tasks=("joint",))
+    small, large = (next(s for s in range(90) if model.sample(s, 1)[0].tags.grid == grid) for grid in (grids[0], grids[-1]))
+    way = model.interpolate(small, large, 10)
+    areas = [math.prod(pair.tags.grid) for pair in way]
+    assert areas == sorted(areas) and {pair.tags.grid for pair in way} == set(grids), "every shape between is passed"
+    assert all(len(pair.codes) == area for pair, area in zip(way, areas))
+    paper = conditional_generation.paper_codes(model, grids[-1])
+
+    def on_paper(pair):
+        whole = paper.clone()
+        whole[conditional_generation.inside(grids[-1], pair.tags.grid)] = torch.tensor(pair.codes).view(pair.tags.grid)
+        return whole
+
+    first, last = on_paper(way[0]), on_paper(way[-1])
+    changing = int((first != last).sum())
+    for number, (before, after) in enumerate(pairwise(map(on_paper, way))):
+        assert ((after == first) | (after == last)).all()
+        assert int((before != after).sum()) <= 2 * np.ceil(changing / 9), "a new shape shows paper first"
+        assert int((after != first).sum()) <= np.ceil(changing * (number + 1) / 9)
+    ends = [model.sample(seed, 1)[0] for seed in (small, large)]
+    assert [(p.codes, p.caption) for p in (way[0], way[-1])] == [(p.codes, p.caption) for p in ends]
+    assert [p.codes for p in model.interpolate(large, small, 10)] == [p.codes for p in way[::-1]]
 
 
 def test_many_samples_keep_their_shapes_and_go_on_from_records_of_earlier_versions(shaped_model, tmp_path):

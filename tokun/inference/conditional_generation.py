@@ -201,12 +201,18 @@ def passage(model: Tokun, start: Pair, end: Pair, noise: Tensor, steps: int) -> 
 
     Each code is the start's or the end's. They change in the order of smooth noise over the picture, from `noise` (n_codes,), so that
     each step moves the borders of a few regions, and all steps change about equally many codes. Negated noise gives the same path reversed.
-    Between pictures of two grids, the path takes the grids between theirs, from wide to tall or back, and both are encoded in each of them.
-    The other tags change in the middle.
+    Between pictures of two grids, the path takes the grids between theirs, from wide to tall or back. Grids of one width (or of one height) lie
+    within each other, so the smaller picture gets paper around it that the larger one then fills (`growth`); in grids of other kinds both
+    pictures are encoded anew. The other tags change in the middle.
     """
     ends, default = (start, end), model.vocabulary.default_grid
     grids = sorted(model.vocabulary.grids, key=lambda grid: (grid[0] / grid[1], grid))
     first, last = (grids.index(pair.tags.grid or default) for pair in ends)
+    on_the_way = grids[min(first, last) : max(first, last) + 1]
+    if len(on_the_way) > 1 and any(len({grid[axis] for grid in on_the_way}) == 1 for axis in (0, 1)):
+        if math.prod(grids[first]) > math.prod(grids[last]):
+            return passage(model, end, start, -noise, steps)[::-1]
+        return growth(model, start, end, noise, steps, sorted(on_the_way, key=math.prod))
     larger = max((grids[first], grids[last]), key=lambda grid: (math.prod(grid), grid))
     order = hills(noise[None, : math.prod(larger)], larger, WIDE).view(1, 1, *larger)
 
@@ -226,6 +232,47 @@ def passage(model: Tokun, start: Pair, end: Pair, noise: Tensor, steps: int) -> 
         a, b, when = encoded(grid)
         out.append((torch.where(when < t, b, a), tags if grid == (tags.grid or default) else replace(tags, grid=grid)))
     return out
+
+
+GROWN = 0.8  # the share of a path after which its pictures have the last one's shape
+
+
+def growth(model: Tokun, start: Pair, end: Pair, noise: Tensor, steps: int, grids: Sequence[cropping.Grid]) -> list[tuple[Tensor, Tags]]:
+    """`passage` from a picture to a larger one, by grids that lie within each other, smallest first.
+
+    The first picture lies in the middle of paper: the codes of a white picture. Paper shows before the codes of the last picture take its place, so that
+    a new shape changes nothing else.
+    """
+    whole = grids[-1]
+    a, b = paper_codes(model, whole), torch.tensor(end.codes).view(whole)
+    a[inside(whole, grids[0])] = torch.tensor(start.codes).view(grids[0])
+    waiting = hills(noise[None, : math.prod(whole)], whole, WIDE).view(whole)  # lowest first
+    waiting[a == b] = math.inf
+    total, changed, shown, out = int((a != b).sum()), 0, inside(whole, grids[0]), []
+    for step in range(1, steps - 1):
+        t = step / (steps - 1)
+        ready = torch.full_like(waiting, math.inf)
+        ready[shown] = waiting[shown]
+        now = min(round(total * t) - changed, int(ready.isfinite().sum()))
+        chosen = ready.flatten().argsort(stable=True)[:now]
+        a.view(-1)[chosen], waiting.view(-1)[chosen], changed = b.view(-1)[chosen], math.inf, changed + now
+        grid, tags = grids[round((len(grids) - 1) * min(1, t / GROWN))], (start, end)[t >= 0.5].tags
+        shown = inside(whole, grid)
+        out.append((a[shown].reshape(-1).clone(), tags if grid == tags.grid else replace(tags, grid=grid)))
+    return out
+
+
+def inside(whole: cropping.Grid, grid: cropping.Grid) -> tuple[slice, slice]:
+    """The middle of a grid that another one takes."""
+    (top, left) = ((large - small) // 2 for large, small in zip(whole, grid))
+    return slice(top, top + grid[0]), slice(left, left + grid[1])
+
+
+def paper_codes(model: Tokun, grid: cropping.Grid) -> Tensor:
+    """The codes (rows, columns) of a white picture."""
+    c = model.image_tokenizer.config
+    white = Image.new("L" if c.image_channels == 1 else "RGB", (grid[1] * c.downsample, grid[0] * c.downsample), "white")
+    return torch.tensor(see(model, [white], grid)[0].codes).view(grid)
 
 
 def through(model: Tokun, pair: Pair, grid: cropping.Grid) -> list[int]:
