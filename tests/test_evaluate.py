@@ -17,11 +17,13 @@ from tests.test_cropping import SIZES
 from tests.test_cropping import write as write_shapes
 from tests.test_losses import WEIGHTS, random_squeezenet
 from tokun import data
-from tokun.config import ImageTokenizerTrainConfig
+from tokun.align.rewards import MAKERS
+from tokun.config import ImageTokenizerTrainConfig, RewardConfig
 from tokun.evaluate import __main__ as command
 from tokun.evaluate import distances, doctor, features, images, memorisation, stored_samples, style
 from tokun.evaluate.figures import Figure, as_dict, share, skipped, table
 from tokun.evaluate.held_out_pairs import read_pairs
+from tokun.inference.conditional_generation import OWN_SCORES
 from tokun.render.grids import to_pil
 from tokun.training.reconstruction import gate
 from tokun.utils import metrics
@@ -291,6 +293,13 @@ def test_choices_by_likelihood_are_those_the_model_is_surest_of(tiny_model, tmp_
     assert [p.index for p in kept] == [min(range(i, i + 4), key=lambda k: candidates[k].caption_nll) for i in (0, 4)]
     with pytest.raises(ValueError, match="reward"):
         stored_samples.draw(tiny_model, tmp_path, 2, 1, best_of=4)
+
+
+def test_mutual_information_counts_half_of_how_usual_a_caption_is(tiny_model):
+    pairs = tiny_model.sample(1, n=4)
+    given, alone = [-p.caption_nll for p in pairs], [-p.caption_nll - p.pmi for p in pairs]
+    assert OWN_SCORES["mmi"](pairs) == pytest.approx([a - b / 2 for a, b in zip(given, alone)])
+    assert MAKERS["mmi"](RewardConfig(kind="mmi"), tiny_model)(pairs) == pytest.approx(OWN_SCORES["mmi"](pairs), abs=1e-3)
 
 
 def test_samples_of_another_seed_are_refused(tiny_model, tmp_path):

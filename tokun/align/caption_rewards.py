@@ -33,6 +33,13 @@ def likelihood(asked: RewardConfig, model: Tokun) -> Callable[[Sequence[Pair]], 
     ]
 
 
+def mmi(asked: RewardConfig, model: Tokun) -> Callable[[Sequence[Pair]], list[float]]:
+    """log p(caption | picture) - 1/2 log p(caption), in nats, by the frozen model (weighted maximum mutual information, Li et al. 2016):
+    half-way between `pmi` and `likelihood`."""
+    explained, sure = pmi(asked, model), likelihood(asked, model)
+    return lambda pairs: [(a + b) / 2 for a, b in zip(explained(pairs), sure(pairs), strict=True)]
+
+
 def pmi_first(asked: RewardConfig, model: Tokun) -> Callable[[Sequence[Pair]], list[float]]:
     """The share of the own caption's exp(PMI) in the sum over it and 15 other captions of the batch, by the frozen model: 0 to 1. Raises
     UserError if a pair has fewer rivals.

@@ -2,6 +2,7 @@
 
     kind            reads                value for a pair
     pmi                                  nats of the caption that the picture explains, by the model before training (frozen)
+    mmi                                  the mean of pmi and likelihood: pictures that their captions fit, and that the model is sure of
     likelihood                           log-likelihood of the caption, given the picture: high where the model is sure of what it has drawn
     pmi_first                            share of the own caption among it and 15 others of the batch, by exp(PMI); 0 to 1
     clip            of                   cosine of picture and caption, an open_clip model (id or folder; also one trained by benchmarks/clip_judge.py)
@@ -45,7 +46,7 @@ if TYPE_CHECKING:
 
 Score = Callable[[Sequence["Pair"]], Sequence[float]]
 MAKERS: dict[str, Callable[[RewardConfig, Any], Score]] = {
-    "pmi": caption_rewards.pmi, "likelihood": caption_rewards.likelihood, "pmi_first": caption_rewards.pmi_first, "caption": caption_rewards.caption,
+    "pmi": caption_rewards.pmi, "likelihood": caption_rewards.likelihood, "mmi": caption_rewards.mmi, "pmi_first": caption_rewards.pmi_first, "caption": caption_rewards.caption,
     "clip": image_rewards.clip, "clip_first": image_rewards.clip_first, "aesthetic": image_rewards.aesthetic, "vqa": image_rewards.vqa,
     "own_yes": image_rewards.own_yes, "style": image_rewards.style, "recognition": image_rewards.recognition,
     "description": image_rewards.description, "reference": image_rewards.reference,

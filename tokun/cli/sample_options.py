@@ -190,7 +190,7 @@ def add_forms(parser: argparse.ArgumentParser) -> None:
         "--reward",
         default="",
         metavar="KIND",
-        help="--best-of by a reward: likelihood (what the model is sure of), svg (at --max-bytes), clip=MODEL, module:function … (tokun/align/rewards.py)",
+        help="--best-of by a reward: likelihood (what the model is sure of), mmi (between that and PMI), svg (at --max-bytes), clip=MODEL, module:function … (tokun/align/rewards.py)",
     )
     add("--clip", metavar="MODEL", help="--best-of by CLIP score: hf-hub:ORG/NAME, a folder, or ARCHITECTURE:WEIGHTS of open_clip")
     add("--svg", action="store_true", help="also write each picture as SVG")

@@ -286,8 +286,10 @@ def through(model: Tokun, pair: Pair, grid: cropping.Grid) -> list[int]:
 OWN_SCORES: dict[str, Callable[[list[Pair]], list[float]]] = {
     "pmi": lambda pairs: [pair.pmi for pair in pairs],
     "likelihood": lambda pairs: [-pair.caption_nll for pair in pairs],
+    "mmi": lambda pairs: [(pair.pmi - pair.caption_nll) / 2 for pair in pairs],
 }
-"""Scores that a pair was drawn with: the nats of its caption that its picture explains; the log-likelihood of the caption, given the picture."""
+"""Scores that a pair was drawn with: the nats of its caption that its picture explains; the log-likelihood of the caption, given the picture; and the
+mean of both, log p(caption | picture) - 1/2 log p(caption) (weighted maximum mutual information, Li et al. 2016)."""
 
 
 @with_sampling_options
