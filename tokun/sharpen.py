@@ -5,6 +5,7 @@
 Encoder and codebook are frozen, so every picture keeps its codes, and the generator is unchanged: a seed gives the same codes
 and the same words, drawn in finer lines. The losses are the image tokenizer's (Esser et al. 2021: L1, perceptual, PatchGAN
 with adaptive weight; lines as in `losses.line_loss`), without the squared error, which averages over all possible hatchings.
+With --code-noise the decoder also learns to draw one picture from codes that do not quite fit each other, as a generator's codes do (`Redrawn`).
 Resumable: the same command continues from the last state. One process.
 """
 
@@ -27,11 +28,15 @@ from tokun import data
 from tokun.data import cropping
 from tokun.inference.checkpoint_folder import read_settings
 from tokun.inference.folders import IMAGE_TOKENIZER, SAMPLING, VOCABULARY, resolve
+from tokun.inference.load import load
+from tokun.inference.model import Tokun
 from tokun.inference.tags import settings_json
 from tokun.models import losses
+from tokun.tokenizers import sequences
 from tokun.tokenizers.image import ImageTokenizer
 from tokun.tokenizers.vocabulary import Vocabulary
 from tokun.training import optim
+from tokun.training.loop import step_seed
 from tokun.utils import checkpoint, console
 from tokun.utils.console import home_path
 from tokun.utils.errors import UserError
@@ -57,6 +62,7 @@ class Recipe:
     crop_scale: tuple[float, float] = (1.0, 1.4)
     seed: int = 0
     save_every: int = 200  # steps
+    code_noise: float = 0.0  # up to this share of the codes, in half of the pictures, is drawn anew by the checkpoint's generator
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -97,13 +103,14 @@ def _sharpen(
     folder = resolve(source)
     tokenizer = ImageTokenizer.load(folder / IMAGE_TOKENIZER).to(device)
     made_with = {
-        "recipe": {k: v for k, v in dataclasses.asdict(recipe).items() if k not in ("minutes", "save_every")},
+        "recipe": {k: v for k, v in dataclasses.asdict(recipe).items() if k not in ("minutes", "save_every") and (v or k != "code_noise")},
         "from": tokenizer.fingerprint(),
     }
     grids = Vocabulary.load(folder / VOCABULARY).grids
     fit = read_settings(folder / SAMPLING).fit or cropping.usual_fit(grids)
     # one square grid: as models of squares are trained
-    trainer = Trainer(tokenizer, shards, recipe, grids if grids != (tokenizer.grid,) else None, fit)
+    redrawn = Redrawn(load(folder, device=device), recipe.code_noise) if recipe.code_noise else None
+    trainer = Trainer(tokenizer, shards, recipe, grids if grids != (tokenizer.grid,) else None, fit, redrawn)
     trainer.resume(states, made_with)
     trainer.run(states, made_with)
     with checkpoint.whole_directory(out) as new:
@@ -118,13 +125,42 @@ def _sharpen(
     return out
 
 
+class Redrawn:
+    """Codes with the generator's slips: in half of the pictures, up to the share `most` of the codes is drawn anew, each given the picture's own codes
+    before it. A decoder that learns from them forgives what a sampled picture has and an encoded one has not (Qiu et al. 2025, "Image Tokenizer Needs
+    Post-Training"). Raises UserError for a share outside 0 … 1.
+    """
+
+    def __init__(self, model: Tokun, most: float):
+        if not 0 < most <= 1:
+            raise UserError(f"--code-noise is {most:g}; it must be a share between 0 and 1")
+        self.generator, self.vocabulary, self.most = model.generator.eval().requires_grad_(False), model.vocabulary, most
+
+    @torch.no_grad()
+    def __call__(self, codes: Tensor, grid: cropping.Grid, rng: torch.Generator) -> Tensor:
+        """codes int64 (B, N) of one grid -> the same with some drawn anew."""
+        v, (rows, n) = self.vocabulary, codes.shape
+        prompt = torch.tensor(sequences.unconditional_image_prompt(v, grid), device=codes.device).expand(rows, -1)
+        ids = torch.cat([prompt, codes + v.code_offset], 1)[:, :-1]
+        with torch.autocast(codes.device.type, torch.bfloat16):
+            logits = self.generator(input_ids=ids, use_cache=False).logits[:, -n:, v.code_offset : v.code_end].float()
+
+        def uniform(*shape: int) -> Tensor:
+            return torch.rand(shape, generator=rng, device=codes.device)
+
+        drawn = (logits - uniform(*logits.shape).clamp_min(1e-20).log().neg().log()).argmax(-1)
+        share = self.most * uniform(rows, 1) * (uniform(rows, 1) < 0.5)
+        return torch.where(uniform(rows, n) < share, drawn, codes)
+
+
 class Trainer:
     """The decoder, its discriminator, and their progress."""
 
     def __init__(
-        self, tokenizer: ImageTokenizer, shards: str, recipe: Recipe, grids: tuple[cropping.Grid, ...] | None = None, fit: str = "auto"
-    ):
-        c, self.recipe, self.tokenizer = tokenizer.config, recipe, tokenizer.eval()
+        self, tokenizer: ImageTokenizer, shards: str, recipe: Recipe, grids: tuple[cropping.Grid, ...] | None = None, fit: str = "auto",
+        redrawn: Redrawn | None = None,
+    ):  # fmt: skip
+        c, self.recipe, self.tokenizer, self.redrawn = tokenizer.config, recipe, tokenizer.eval(), redrawn
         self.device = next(tokenizer.parameters()).device
         shapes = {} if grids is None else {"grids": grids, "downsample": c.downsample, "fit": fit}
         samples = data.ImageSamples.open(
@@ -171,6 +207,8 @@ class Trainer:
         with torch.no_grad():
             codes = t.encode(real)
             grid = (real.shape[2] // t.config.downsample, real.shape[3] // t.config.downsample)
+            if self.redrawn:
+                codes = self.redrawn(codes, grid, torch.Generator(self.device).manual_seed(step_seed(r.seed, self.step, 0)))
             latents = t.vectors_of(t.order[codes]).transpose(1, 2).reshape(len(real), -1, *grid)
         with torch.autocast(self.device.type, torch.bfloat16):
             made = self.decoder(latents)
