@@ -60,7 +60,7 @@ def test_the_generator_draws_up_to_a_share_of_the_codes_anew_in_half_of_the_pict
     assert 0.4 < (other == 0).float().mean() < 0.75 and 0.08 < other.mean() < 0.16, "half of half of 0.6, less what comes out the same"
     again = sharpen.Redrawn(tiny_model, 0.6)(codes, tiny_model.grids[0], torch.Generator().manual_seed(1))
     assert torch.equal(drawn, again)
-    with pytest.raises(ValueError, match="--code-noise is 1.5"):
+    with pytest.raises(ValueError, match=r"--code-noise is 1\.5"):
         sharpen.sharpen(checkpoint_folder, shards, tmp_path / "sharp", replace(RECIPE, code_noise=1.5), device="cpu")
 
 
