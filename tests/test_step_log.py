@@ -39,8 +39,11 @@ def test_the_generator_logs_its_losses_its_speed_and_its_update():
     window = step_log.Window()
     window.start, window.waited = window.start - 10, 1.0
     window.counts.update(tokens=800, width=1000)
-    figures, words = step_log.of_generator(window, [6.0, 2.0, 0.5], weights=(1.0, 0.5), flops=1e6, rate=1e9)
+    figures, words = step_log.of_generator(
+        window, {"image_sum": 6.0, "text_sum": 2.0, "z_sum": 0.5, "mine_sum": 3.0}, weights=(1.0, 0.5), flops=1e6, rate=1e9
+    )
     assert (figures["train/loss"], figures["train/image_loss"], figures["train/text_loss"], figures["train/z"]) == (7.0, 6.0, 2.0, 0.5)
+    assert figures["train/mine_loss"] == 3.0
     assert figures["train/tokens_per_second"] == pytest.approx(80, rel=0.05) and figures["train/data_wait"] == pytest.approx(0.1, rel=0.05)
     assert figures["train/padding"] == pytest.approx(0.2) and figures["train/mfu"] == pytest.approx(0.08, rel=0.05)
     assert words.startswith("image 6.000 text 2.000 ")

@@ -17,7 +17,7 @@ from tests.small_runs import ROOT, SMALL, needs, run_stages, take_over, weights,
 from tokun.config import TrainConfig, from_dict, load_config
 from tokun.models import losses
 from tokun.tokenizers.image import ImageTokenizer
-from tokun.training import engine
+from tokun.training import engine, loop, step_log
 from tokun.training.codes import require_codes_of
 from tokun.training.generator import Parts, steps_of
 from tokun.training.loop import Schedule, seed_device
@@ -325,3 +325,36 @@ def test_codes_of_before_words_were_counted_have_those_of_the_start(finished, mo
     assert parts.unrepeated_words("") == tuple(parts.codes["unrepeated_words"])
     older = dataclasses.replace(parts, codes={k: v for k, v in parts.codes.items() if k != "unrepeated_words"})
     assert older.unrepeated_words("") == () and len(older.unrepeated_words("bundled")) > 1000
+
+
+# --- a loss of one's own --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("chunk", [0, 16])
+def test_a_term_that_is_added_is_trained_logged_and_measured_on_held_out_pictures(finished, small_shards, tmp_path, monkeypatch, chunk):
+    """As docs/guides/training.md says: a sum in `next_token_losses`, its line in `TERMS`. Here the weight is that of z."""
+    before = losses.next_token_losses
+
+    def with_penalty(logits, labels, is_image):
+        probabilities = logits.float().softmax(-1)
+        negative_entropy = (probabilities * probabilities.clamp_min(1e-9).log()).sum(-1)
+        keep = labels != losses.IGNORE
+        return before(logits, labels, is_image) | {"sure_sum": torch.where(keep, negative_entropy, 0.0).sum()}
+
+    monkeypatch.setattr(losses, "next_token_losses", with_penalty)
+    monkeypatch.setitem(losses.TERMS, "sure_sum", losses.Term("all", "z_loss"))
+    logged, sure = [], {}
+
+    def log_step(stage, bar):
+        step_log.log_step(stage, bar)
+        logged.append(stage.logged)
+
+    monkeypatch.setattr(loop, "log_step", log_step)
+    for weight in (0.0, 1.0):
+        (tmp_path / str(weight)).mkdir()
+        take_over(finished[1], tmp_path / str(weight) / "run")
+        more = {"train__z_loss": weight, "train__loss_chunk": chunk, "train__steps": 30, "train__sample_every": 100, "train__lr": 1e-2}
+        out = run_stages(write_config(tmp_path / str(weight), small_shards, **more))
+        sure[weight] = json.loads((out / "checkpoint" / "training.json").read_text())["val"]["sure_loss"]
+    assert logged and all("train/sure_loss" in figures for figures in logged)
+    assert sure[1.0] < 0 and abs(sure[1.0]) > abs(sure[0.0]) + 0.05, "trained against being sure, it is less so"

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -213,7 +213,8 @@ def adaptive_weight(reconstruction: Tensor, adversarial: Tensor, last_layer: Ten
 def next_token_losses(logits: Tensor, labels: Tensor, is_image: Tensor) -> dict[str, Tensor]:
     """Sums and counts per modality, so that any split of the batch adds up to the same mean.
 
-    logits (B, T, V), labels (B, T) already shifted (label t belongs to logits t) with -100 where there is no loss,
+    logits (…, V), labels (…) already shifted (label t belongs to logits t) with -100 where there is no loss: (B, T), or in training the labelled
+    positions alone, (N,), in chunks,
     is_image (V,) bool: which ids are image codes. Everything else (text, controls) counts as text.
     Returns scalars: image_sum, image_count, text_sum, text_count, z_sum (squared log-partition), all float32.
     """
@@ -234,13 +235,27 @@ def next_token_losses(logits: Tensor, labels: Tensor, is_image: Tensor) -> dict[
     }
 
 
-PARTS = ("image_sum", "image_count", "text_sum", "text_count", "z_sum")
-LOSS_SUMS = ("image_sum", "text_sum", "z_sum")  # the terms of a training loss, in the order of its weights
+class Term(NamedTuple):
+    """A sum of `next_token_losses` that is trained."""
+
+    over: str  # its mean is taken over the targets of this kind: image, text, or all
+    weight: str  # the key of its weight in config.train
+
+
+# the terms of a training loss, in the order of its weights. One that is added here is trained, logged (train/NAME_loss) and measured on held-out pictures
+TERMS = {"image_sum": Term("image", "image_weight"), "text_sum": Term("text", "text_weight"), "z_sum": Term("all", "z_loss")}
+COUNTS = ("image_count", "text_count")
+
+
+def term_means(image: Tensor, text: Tensor) -> Tensor:
+    """The factors (terms,) that turn the sums of TERMS into means, for so many image and text targets (scalars, at least 1)."""
+    over = {"image": image, "text": text, "all": image + text}
+    return torch.stack([1 / over[term.over] for term in TERMS.values()])
 
 
 def weighted_loss(parts: dict[str, Tensor], weights: Tensor) -> Tensor:
-    """weights (3,) over the sums of `next_token_losses` -> scalar."""
-    return (torch.stack([parts[name] for name in LOSS_SUMS]) * weights).sum()
+    """weights (terms,) over the sums of `next_token_losses` that TERMS names -> scalar."""
+    return (torch.stack([parts[name] for name in TERMS]) * weights).sum()
 
 
 def chunked_loss(
@@ -249,7 +264,7 @@ def chunked_loss(
 ) -> tuple[Tensor, dict[str, Tensor]]:  # fmt: skip
     """`weighted_loss(next_token_losses(head(hidden)[..., :size], ...), weights)` and its parts, with the logits of `chunk` positions at a time.
 
-    hidden (N, H), labels (N,), weights (3,). Gradients, if enabled, are computed in the forward pass, chunk by chunk, while the logits
+    hidden (N, H), labels (N,), weights (terms,). Gradients, if enabled, are computed in the forward pass, chunk by chunk, while the logits
     exist: nothing is computed twice, and only a gradient of `hidden` and one of the head's weights remain. So the loss may be
     scaled before `backward`, but not transformed otherwise; the parts have no gradient.
     """
@@ -263,9 +278,9 @@ def chunked_loss(
     if torch.is_grad_enabled():
         parameters = [p for p in head.parameters() if p.requires_grad]
         loss, totals = _GradientsAlong.apply(parts_of, chunk, hidden, labels, *parameters)
-        return loss, dict(zip(PARTS, totals, strict=True))
+        return loss, dict(zip((*TERMS, *COUNTS), totals, strict=True))
     several = [parts_of(*pair)[1] for pair in zip(hidden.split(chunk), labels.split(chunk), strict=True)]
-    parts = {name: torch.stack([part[name] for part in several]).sum() for name in PARTS}
+    parts = {name: torch.stack([part[name] for part in several]).sum() for name in (*TERMS, *COUNTS)}
     return weighted_loss(parts, weights), parts
 
 
@@ -276,7 +291,7 @@ class _GradientsAlong(torch.autograd.Function):
     def forward(
         ctx: Any, parts_of: Callable[..., Any], chunk: int, hidden: Tensor, labels: Tensor, *parameters: Tensor
     ) -> tuple[Tensor, Tensor]:
-        loss, totals = hidden.new_zeros((), dtype=torch.float32), hidden.new_zeros(len(PARTS), dtype=torch.float32)
+        loss, totals = hidden.new_zeros((), dtype=torch.float32), hidden.new_zeros(len(TERMS) + len(COUNTS), dtype=torch.float32)
         gradient = torch.empty_like(hidden)
         # summed over many chunks: float32 whatever the weights' dtype
         sums = [torch.zeros_like(p, dtype=torch.float32) for p in parameters]
@@ -291,7 +306,7 @@ class _GradientsAlong(torch.autograd.Function):
                 total.add_(made[i])
             del made  # as large as the head's weights: freed before the next chunk's logits are made
             loss += part.detach()
-            totals += torch.stack([parts[name].detach() for name in PARTS])
+            totals += torch.stack([parts[name].detach() for name in (*TERMS, *COUNTS)])
         ctx.gradients = [gradient, *(total.to(p.dtype) for total, p in zip(sums, parameters, strict=True))]
         ctx.mark_non_differentiable(totals)
         return loss, totals

@@ -297,14 +297,14 @@ class GeneratorStage(EngineStage):
         train, engine = self.train, self.engine
         engine.set_lr(lr)
         sums = _global_sums(self.run, batch, engine.device)
-        means = torch.stack([1 / sums["image"], 1 / sums["text"], 1 / (sums["image"] + sums["text"])])
-        weights = means * means.new_tensor([train.image_weight, train.text_weight, train.z_loss])
+        means = losses.term_means(sums["image"], sums["text"])
+        weights = means * means.new_tensor([getattr(train, term.weight) for term in losses.TERMS.values()])
         loop.seed_device(loop.step_seed(self.seed, self.step, self.run.rank), engine.device)  # dropout is a function of (seed, step, rank)
         if not self.model.training:  # visiting all modules takes as long as a small kernel
             self.model.train()
         if self.targets:
             means = torch.cat([means, 1 / _global(self.run, [self.targets.count(batch.given_ids)], engine.device)])
-        names = losses.LOSS_SUMS if self.targets is None else (*losses.LOSS_SUMS, "align_sum")
+        names = (*losses.TERMS, *(["align_sum"] if self.targets else []))
         losses_here = torch.zeros(len(names), device=engine.device)
         for number in range(self.accumulation):
             rows = slice(number * self.micro, (number + 1) * self.micro)
@@ -319,18 +319,16 @@ class GeneratorStage(EngineStage):
         self.window.counts["tokens"] += float(sums["tokens"])
         # approximately: other processes' rows may be a token longer
         self.window.counts["width"] += batch.input_ids.numel() * self.run.world
-        self.last = losses_here, norm, lr
+        self.last = names, losses_here, norm, lr
 
     def figures(self) -> tuple[dict[str, float], str]:
-        losses_here, norm, lr = self.last
+        names, losses_here, norm, lr = self.last
         if self.run.world > 1:
             dist.all_reduce(losses_here)
         train, batches = self.train, self.training_batches
         weights, rate = (train.image_weight, train.text_weight), self.rate * self.run.world
-        image, text, z, *aligned = losses_here.tolist()
-        own, words = step_log.of_generator(self.window, [image, text, z], weights=weights, flops=self.flops, rate=rate)
-        if aligned:
-            own["train/align_loss"] = aligned[0]
+        found = dict(zip(names, losses_here.tolist(), strict=True))
+        own, words = step_log.of_generator(self.window, found, weights=weights, flops=self.flops, rate=rate)
         skipped = step_log.of_samples(batches.samples.index.skipped, batches.cut_captions)
         self.logged = own | self.update_figures(norm, lr, items=len(batches.samples)) | skipped
         return self.logged, words
@@ -464,7 +462,8 @@ def evaluate_generator(engine: Engine, model: Any, batches: Sequence[data.TokenB
         for name, value in token_loss(engine, model, batch.input_ids, batch.labels)[1].items():
             totals[name] = totals.get(name, 0.0) + value.item()
     model.train(was_training)
-    return {"image_loss": totals["image_sum"] / totals["image_count"], "text_loss": totals["text_sum"] / totals["text_count"]}
+    means = losses.term_means(torch.tensor(totals["image_count"]), torch.tensor(totals["text_count"])).tolist()
+    return {f"{name.removesuffix('_sum')}_loss": totals[name] * mean for name, mean in zip(losses.TERMS, means, strict=True) if name != "z_sum"}
 
 
 def log_samples(run: Run, model: Tokun, step: int) -> None:

@@ -1,7 +1,7 @@
 """What a training step logs: losses, learning rate, gradient norm, speed, memory, passes over the data, under the names in the tracker.
 
 The loop calls `log_step` every `log_every` steps, and asks the stage for its figures. A stage hands its numbers to the functions below, which
-name them; they know no stage. GRPO's figures are its own (`GrpoStage.summary` in `tokun.align.grpo`), and the generator adds its `train/align_loss`. Held-out figures (`val/…`) are logged by
+name them; they know no stage. GRPO's figures are its own (`GrpoStage.summary` in `tokun.align.grpo`). Held-out figures (`val/…`) are logged by
 each stage's `evaluate`.
 """
 
@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -54,15 +54,16 @@ def of_update(*, lr: float, norm: float, spikes: int, epoch: float, device: torc
     }  # fmt: skip
 
 
-def of_generator(window: Window, losses: Sequence[float], *, weights: tuple[float, float], flops: float, rate: float) -> Figures:
-    """The generator's own figures. losses: of images, of text and z, in nats a token over all processes; weights: of the first two; flops: a
-    token; rate: operations a second that the processes can do together."""
-    (image, text, z), seconds = losses, window.seconds()
+def of_generator(window: Window, losses: Mapping[str, float], *, weights: tuple[float, float], flops: float, rate: float) -> Figures:
+    """The generator's own figures. losses: means over all processes by name (image_sum, text_sum, z_sum; others are logged as train/NAME_loss), in
+    nats a token; weights: of the first two; flops: a token; rate: operations a second that the processes can do together."""
+    found, seconds = dict(losses), window.seconds()
+    image, text, z = (found.pop(name) for name in ("image_sum", "text_sum", "z_sum"))
     tokens, width = window.counts["tokens"], window.counts["width"]
     figures = {
         "train/loss": weights[0] * image + weights[1] * text, "train/image_loss": image, "train/text_loss": text, "train/z": z,
         "train/tokens_per_second": tokens / seconds, "train/data_wait": window.waited / seconds, "train/padding": 1 - tokens / width,
-        "train/mfu": flops * tokens / seconds / rate,
+        "train/mfu": flops * tokens / seconds / rate, **{f"train/{name.removesuffix('_sum')}_loss": value for name, value in found.items()},
     }  # fmt: skip
     return figures, f"image {image:.3f} text {text:.3f} {tokens / seconds:.0f} tok/s"
 

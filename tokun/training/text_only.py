@@ -19,6 +19,7 @@ from tokun import data
 from tokun.data.sample_order import rng_for
 from tokun.data.tokens import OtherWords, PackedRow, collate
 from tokun.inference.model import Tokun
+from tokun.models import losses
 from tokun.tokenizers import sequences
 from tokun.tokenizers.sequences import Packed
 from tokun.tokenizers.text import normalize
@@ -116,7 +117,8 @@ class WordsStage(TuningStage):
 
     def loss(self, batch: data.TokenBatch, rows: slice) -> tuple[Tensor, Tensor]:
         each = 1 / self.tokens if torch.is_grad_enabled() else torch.ones((), device=self.engine.device)
-        weights = torch.stack([each, each, self.train.z_loss * each])
+        means = {"image_weight": 1.0, "text_weight": 1.0}  # one kind of target: only the other terms are weighted against it
+        weights = each * each.new_tensor([means.get(term.weight) or getattr(self.train, term.weight) for term in losses.TERMS.values()])
         model = self.engine.model if torch.is_grad_enabled() else self.model
         loss, parts = self.token_loss(self.engine, model, batch.input_ids[rows], batch.labels[rows], weights)
         return loss, torch.stack([parts["text_sum"], parts["text_count"], parts["z_sum"]])

@@ -35,12 +35,12 @@ class TokenLoss:
     def __call__(
         self, engine: Engine, model: Any, input_ids: Tensor, labels: Tensor, weights: Tensor | None = None, aligned: Sequence[Tensor] = ()
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """input_ids and labels (B, T) on the CPU, weights (3,) of `losses.LOSS_SUMS` on the engine's device (None: all one) -> the loss,
+        """input_ids and labels (B, T) on the CPU, weights (terms,) of `losses.TERMS` on the engine's device (None: all one) -> the loss,
         and the parts of `losses.next_token_losses`. `model` is the engine's for gradients, else the bare one. `aligned`: targets of its alignment
         head, and their weight."""
         ids = input_ids.to(engine.device, non_blocking=True)
         self.is_image = is_image = self.is_image.to(engine.device)
-        weights = torch.ones(len(losses.LOSS_SUMS), device=engine.device) if weights is None else weights
+        weights = torch.ones(len(losses.TERMS), device=engine.device) if weights is None else weights
         cast = engine.autocast if model is engine.model else engine.autocast_bare
         if self.fused:
             # computed on the CPU, so that the device need not wait
