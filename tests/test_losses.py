@@ -233,7 +233,13 @@ def loss_parts_and_gradients(*, chunk: int, bf16: bool) -> list[torch.Tensor]:
         with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=bf16):
             for name, value in chunked_loss(hidden, head, labels, is_image, weights, size=12, chunk=chunk)[1].items():
                 torch.testing.assert_close(value, parts[name])  # evaluation sees the same
-    return [loss.detach(), *(parts[name].detach() for name in (*losses.TERMS, *losses.COUNTS)), hidden.grad, head.weight.grad, head.bias.grad]
+    return [
+        loss.detach(),
+        *(parts[name].detach() for name in (*losses.TERMS, *losses.COUNTS)),
+        hidden.grad,
+        head.weight.grad,
+        head.bias.grad,
+    ]
 
 
 @pytest.mark.parametrize("chunk", [1, 7, 36, 100])
