@@ -34,7 +34,7 @@ from data_tools.pipeline.chunks import KEPT, Settings, measure_chunk, rows_name
 from data_tools.pipeline.disk import DiskDict
 from data_tools.pipeline.manifest import MANIFEST, manifest
 from data_tools.pipeline.next_steps import captions_warning, near_style, steps, write_captions_to_fill
-from data_tools.pipeline.output import GIVEN, PARTIAL, PUBLISH, RECORD, begin, publish, refuse_other_shards
+from data_tools.pipeline.output import GIVEN, PARTIAL, PUBLISH, RECORD, begin, publish, refuse_guessed_column, refuse_other_shards
 from data_tools.pipeline.refusal import record_refusal
 from data_tools.pipeline.remote_lock import alone_in
 from data_tools.pipeline.selection import Columns, Settled, settle, shards_to_write
@@ -43,7 +43,7 @@ from data_tools.pipeline.storage_backends import Store, is_url, open_store
 from data_tools.pipeline.tasks import Progress, Tasks
 from data_tools.readers import READERS, Listing, Options, PictureError, choose_reader, read_picture, shown
 from data_tools.readers.folder_scan import RECOGNISED
-from data_tools.readers.listing import NOTHING
+from data_tools.readers.listing import NOTHING, Guess
 from data_tools.readers.tables import with_captions
 from data_tools.tables import TableError
 from tokun.utils import console
@@ -65,6 +65,8 @@ class PrepareReport:
     """The reader's notes."""
     captions: Mapping[str, int] = field(default_factory=dict)
     """Counts of pictures: without a caption (missing), kept, kept without a caption (empty); and of distinct captions (distinct), and of the most frequent one (most)."""
+    guesses: tuple[Guess, ...] = ()
+    """Caption columns that nobody named."""
 
     @property
     def kept(self) -> int:
@@ -141,6 +143,7 @@ def prepare(
     options = reader_options(settings, root, leave_out, tables or Tables())
     listing = with_captions(READERS[reader](source, options), options)
     check_listing(listing, source, settings)
+    refuse_guessed_column(store, record, listing.guesses)
     if work.progress and (told := captions_warning(listing, from_names=settings.captions_from_names)):
         tqdm.write(f"prepare: {told}", file=sys.stderr)
     with alone_in(store) as require_lock:
@@ -159,7 +162,7 @@ def prepare(
             told = write_captions_to_fill(store, report.manifest_rows(leave_out / MANIFEST))
             notes = (*notes, told) if told else notes
             report.write_report(leave_out, opener=opener(listing))
-    return PrepareReport(counts, Counter(made["shards"]), listing.unmatched, notes, names.get("captions", {}))
+    return PrepareReport(counts, Counter(made["shards"]), listing.unmatched, notes, names.get("captions", {}), listing.guesses)
 
 
 def reader_options(settings: Settings, root: Path | None, leave_out: Path | None, tables: Tables) -> Options:
@@ -358,7 +361,7 @@ def run(args: argparse.Namespace, command: list[str]) -> int:
         )
     if made.kept or made.captions.get("missing"):
         doubtful = 0 if args.keep_ambiguous else sum(count for (status, _), count in made.counts.items() if status == "ambiguous")
-        print(steps(out, command, made.captions, report=report.NAME, val=made.pairs("val"), doubtful=doubtful))
+        print(steps(out, command, made.captions, report=report.NAME, val=made.pairs("val"), doubtful=doubtful, guesses=made.guesses))
     return 0 if made.kept else 1
 
 

@@ -14,7 +14,7 @@ from typing import Any
 
 import tokun
 from data_tools.pipeline.storage_backends import Store, is_url
-from data_tools.readers.listing import NOTHING, Listing
+from data_tools.readers.listing import NOTHING, Guess, Listing
 from data_tools.tables import PATH_COLUMNS, TableError, read_table, separator_in
 from tokun.cli.commands import COMMANDS
 from tokun.data.captions import Texts, alike, titles
@@ -114,10 +114,13 @@ def appended(text: str, columns: Sequence[str], name_column: str, names: Iterabl
     return buffer.getvalue()
 
 
-def steps(out: str, command: Sequence[str], captions: Mapping[str, int], *, report: str, val: int, doubtful: int = 0) -> str:
+def steps(
+    out: str, command: Sequence[str], captions: Mapping[str, int], *, report: str, val: int, doubtful: int = 0, guesses: Sequence[Guess] = ()
+) -> str:  # fmt: skip
     """What to look at, and the commands to paste after prepare: captions first if they are few, then training.
 
-    `command`: the arguments given to prepare. `val`: pictures held out. `doubtful`: pictures that were left out as ambiguous.
+    `command`: the arguments given to prepare. `val`: pictures held out. `doubtful`: pictures that were left out as ambiguous. `guesses`: caption
+    columns that nobody named.
     """
     out = typed_path(out)
     missing, kept, empty = (captions.get(name, 0) for name in ("missing", "kept", "empty"))
@@ -128,7 +131,9 @@ def steps(out: str, command: Sequence[str], captions: Mapping[str, int], *, repo
         parts.append(
             f"{doubtful:,} doubtful picture{' is' if one else 's are'} left out (ambiguous); --keep-ambiguous keeps {'it' if one else 'them'}."
         )
-    if told := alike(captions) or titles(captions):
+    if better := [one for one in guesses if one.better]:
+        parts.append(sentences(command, better[0]))
+    elif told := alike(captions) or titles(captions):
         parts.append(told)
     if missing:
         parts.append(captions_first(out, command, missing, captioned, empty, report))
@@ -142,9 +147,23 @@ def steps(out: str, command: Sequence[str], captions: Mapping[str, int], *, repo
     return "\n".join(parts)
 
 
+def sentences(command: Sequence[str], guess: Guess) -> str:
+    """Where titles were taken for captions and sentences stand beside them: the command that takes the sentences."""
+    again = [*command, "--caption-column", guess.better, *overwriting(command)]
+    return (
+        f"The captions are titles: they are read from the column {guess.column} of {guess.table}, whose column {guess.better} has sentences. "
+        f"If these say what is seen, take them instead:\n  {shell('prepare', *again)}"
+    )
+
+
+def overwriting(command: Sequence[str]) -> list[str]:
+    """What a command needs to replace shards made with other settings."""
+    return ["--overwrite"] if "--overwrite" not in command else []
+
+
 def captions_first(out: str, command: Sequence[str], missing: int, captioned: int, empty: int, report: str) -> str:
     again = [one for one in command if one != "--allow-missing-captions"]
-    replaced = ["--overwrite"] if "--overwrite" not in command else []  # shards made with other settings
+    replaced = overwriting(command)
     with_captions = [*without_option(again, "--captions"), "--captions", f"{out}/{CAPTIONS}", *(replaced if again != command else [])]
     captioner = shell("caption", out, "--model", "Qwen/Qwen2.5-VL-3B-Instruct", "--registers", "plain", "--out", f"{out}-captioned")
     by_hand = [

@@ -1,0 +1,165 @@
+"""A museum's catalogue: pictures with a table of titles, descriptions and techniques, as an archivist exports it from a spreadsheet."""
+
+import json
+import shlex
+
+import pytest
+
+from data_tools.prepare import main
+from data_tools.readers.caption_guess import TextColumns
+from tests.test_reported import Made, image, table
+
+pytest.importorskip("pyarrow.parquet", reason="prepare writes Parquet: pip install -e '.[data]'")
+
+SEEN = {
+    "1.png": "A large moth sits on an oak leaf with its wings spread.",
+    "2.png": "A ship in full sail leaves the harbour under dark clouds.",
+    "3.png": "A small house stands between two tall trees by a stream.",
+    "4.png": "A lion lies under a palm and looks at the viewer.",
+    "5.png": "A wolf runs over a field of snow at night.",
+}
+TITLES = dict(zip(SEEN, ("The moth", "The ship", "The house", "The lion", "The wolf"), strict=True))
+TECHNIQUES = dict(zip(SEEN, ("etching", "woodcut", "etching", "woodcut", "etching"), strict=True))
+PICTURES = {name: image(number) for number, name in enumerate(SEEN)}
+ASKED = ("--caption-column", "what is seen")
+
+
+def catalogue(*, without=(), head="file;title;what is seen;technique"):
+    rows = [f"{name};{TITLES[name]};{'' if name in without else SEEN[name]};{TECHNIQUES[name]}" for name in SEEN]
+    return "\r\n".join([head, *rows, ""]).encode("utf-8-sig")
+
+
+@pytest.fixture
+def made(tmp_path, capsys):
+    return lambda files, *options, source="": Made(tmp_path, files, capsys, *options, source=source)
+
+
+def printed(said, *words):
+    """The arguments of the first printed command for prepare that has these words."""
+    return next(
+        words_of[2:]
+        for line in said.splitlines()
+        if (words_of := shlex.split(line) if "tokun prepare" in line else []) and set(words) <= set(words_of)
+    )
+
+
+# ---- the column that was asked for ---------------------------------------------------------------------------------------
+
+
+def test_the_printed_command_reads_the_filled_table_by_its_own_column_and_the_folders_by_the_one_that_was_asked_for(made, tmp_path, capsys):
+    """It was refused, since captions.csv has no column "what is seen"; and without the option every caption was replaced by a title."""
+    found = made({**PICTURES, "metadata.csv": catalogue(without=["5.png"])}, *ASKED)
+    filled = tmp_path / "out" / "captions.csv"
+    assert found.status == 0 and filled.read_text("utf-8-sig") == "file_name,caption\n5.png,\n"
+    filled.write_text(f"file_name,caption\n5.png,{SEEN['5.png']}\n")
+    assert main(printed(found.said, "--captions")) == 0
+    assert Made(tmp_path, {}, capsys, *ASKED, "--captions", str(filled)).captions == SEEN
+
+
+@pytest.mark.parametrize("name", ["given.csv", "given.json"])
+def test_a_given_table_with_the_column_that_was_asked_for_is_read_by_it(made, tmp_path, name):
+    row = {"file_name": "1.png", "caption": "Another one.", "what is seen": "A moth."}
+    text = json.dumps([row]) if name.endswith("json") else "file_name,caption,what is seen\n1.png,Another one.,A moth.\n"
+    (tmp_path / name).write_text(text)
+    found = made({**PICTURES, "metadata.csv": catalogue()}, *ASKED, "--captions", str(tmp_path / name))
+    assert found.captions == {**SEEN, "1.png": "A moth."}
+
+
+@pytest.mark.parametrize("name", ["given.csv", "given.json"])
+def test_a_given_table_without_either_column_is_refused_and_its_titles_replace_nothing(made, tmp_path, name):
+    (tmp_path / name).write_text(json.dumps([{"file_name": "1.png", "title": "T"}]) if "json" in name else "file_name,title\n1.png,T\n")
+    found = made({**PICTURES, "metadata.csv": catalogue()}, *ASKED, "--captions", str(tmp_path / name))
+    assert found.status == 2 and not found.captions
+    assert "has neither a column 'what is seen' (--caption-column) nor one named caption: its columns are file_name, title" in found.said
+    assert "--allow-missing-captions" not in found.said
+
+
+def test_a_given_json_of_captions_by_file_name_is_read_beside_a_column_that_was_asked_for(made, tmp_path):
+    """Its captions have no column, so none of them was read, without a word."""
+    (tmp_path / "given.json").write_text(json.dumps({"5.png": SEEN["5.png"]}))
+    found = made({**PICTURES, "metadata.csv": catalogue(without=["5.png"])}, *ASKED, "--captions", str(tmp_path / "given.json"))
+    assert found.captions == SEEN
+
+
+def test_a_column_that_is_not_there_is_not_said_to_be_spared_by_an_option_that_does_not_spare_it(made):
+    for more in ((), ("--allow-missing-captions",)):
+        found = made({**PICTURES, "metadata.csv": catalogue()}, "--caption-column", "seen", *more)
+        assert found.status == 2 and "has no column 'seen' (--caption-column): its columns are file, title, what_is_seen" in found.said
+        assert "--allow-missing-captions" not in found.said and "Name one of them" in found.said
+
+
+def test_captions_of_a_column_that_was_asked_for_are_not_replaced_by_those_of_a_guessed_one(made):
+    files = {**PICTURES, "metadata.csv": catalogue()}
+    assert made(files, *ASKED).captions == SEEN
+    found = made({}, "--overwrite")
+    assert found.status == 2 and found.captions == SEEN
+    assert "--caption-column 'what is seen'" in found.said and "--caption-column title if that is meant" in found.said
+    assert made({}, "--overwrite", "--caption-column", "title").captions == TITLES
+    assert made({}, "--overwrite", *ASKED).captions == SEEN
+    renamed = catalogue(head="file;title;caption;technique")
+    assert made({"metadata.csv": renamed}, "--overwrite").captions == SEEN, "a column named caption is no guess"
+
+
+# ---- the column that is guessed ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["beside", "source", "json", "parquet of pictures"])
+def test_titles_that_are_taken_for_captions_beside_sentences_are_told_with_the_command_that_takes_the_sentences(made, kind):
+    rows = [{"file_name": name, "title": TITLES[name], "what is seen": SEEN[name], "technique": TECHNIQUES[name]} for name in SEEN]
+    name, content = {
+        "beside": ("metadata.csv", catalogue()),
+        "source": ("list.csv", catalogue()),
+        "json": ("metadata.json", json.dumps(rows)),
+        "parquet of pictures": ("train.parquet", b""),
+    }[kind]
+    if kind == "parquet of pictures":
+        content = table([{"image": {"bytes": PICTURES[row["file_name"]], "path": None}, **row} for row in rows])
+    found = made({**({} if "parquet" in kind else PICTURES), name: content}, source="list.csv" if kind == "source" else "")
+    assert found.status == 0 and sorted(found.captions.values()) == sorted(TITLES.values())
+    told = found.said[found.said.index("Look at ") :]
+    assert (
+        f"Other columns of text in {name if 'parquet' not in kind else 'in'}: what_is_seen. --caption-column chooses one instead of title."
+        in found.said
+    )
+    assert "The captions are titles" in told and told.index("The captions are titles") < told.index("Next:")
+    assert main(printed(told, "--caption-column", "what_is_seen")) == 0
+    assert sorted(made({}, *ASKED, source="list.csv" if kind == "source" else "").captions.values()) == sorted(SEEN.values())
+
+
+def test_other_columns_of_text_are_named_beside_a_guess_and_only_there(made):
+    head, row = "file_name;description;notes;year;technique", "1.png;A large moth sits on an oak leaf.;With some foxing.;1890;etching"
+    found = made({**PICTURES, "metadata.csv": f"{head}\n{row}\n"})
+    assert "Other columns of text in metadata.csv: notes. --caption-column chooses one instead of description." in found.said
+    assert "The captions are titles" not in found.said
+    for other, options in ((head.replace("description", "caption"), ()), (head, ("--caption-column", "description"))):
+        found = made({"metadata.csv": f"{other}\n{row}\n"}, *options, "--overwrite")
+        assert found.captions == {"1.png": "A large moth sits on an oak leaf."} and "Other columns" not in found.said
+
+
+@pytest.mark.parametrize(
+    ("record", "guessed"),
+    [
+        ({"file": "a.png", "title": "The moth", "seen": "A large moth sits on a leaf."}, ("title", ("seen",), "seen")),
+        ({"file": "a.png", "title": "A moth and a leaf on a table", "seen": "A large moth sits there."}, ("title", ("seen",), "")),
+        ({"file": "a.png", "text": "A moth sits on a leaf.", "place": "In the third box on the left side of the attic."}, ("text", ("place",), "")),
+        ({"file": "a.png", "title": "Plate 17", "seen": "A large moth sits on a leaf."}, ("title", ("seen",), "seen")),
+        ({"file": "a.png", "title": "The moth", "style": "etching", "number": "17", "date": "1890"}, None),
+        ({"file": "a.png", "caption": "A moth.", "title": "The moth", "seen": "A large moth sits on a leaf."}, None),
+        ({"file": "a.png", "caption": None, "title": "The moth", "seen": "A large moth sits on a leaf."}, ("title", ("seen",), "seen")),
+        ({"file": "a.png", "seen": "A large moth sits on a leaf."}, None),
+    ],
+)  # fmt: skip
+def test_a_column_is_a_guess_where_another_holds_text_and_the_better_one_has_sentences(record, guessed):
+    columns = TextColumns()
+    for _ in range(3):
+        columns.add(record)
+    found = columns.guess("metadata.csv")
+    assert (found and (found.column, found.others, found.better)) == guessed
+
+
+def test_a_better_column_that_only_one_of_two_tables_has_is_not_offered_for_both(made):
+    files = {f"{folder}/{name}": one for folder, name, one in zip("ab", PICTURES, PICTURES.values())}
+    found = made(
+        {**files, "a/metadata.csv": catalogue(), "b/metadata.csv": "file;title;place\n2.png;The ship;In the third box on the left.\n"}
+    )
+    assert "Other columns of text in metadata.csv: what_is_seen" in found.said and "The captions are titles" not in found.said
