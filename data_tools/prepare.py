@@ -41,6 +41,7 @@ from data_tools.pipeline.selection import Columns, Settled, settle, shards_to_wr
 from data_tools.pipeline.shard_writer import Shard, write_pieces
 from data_tools.pipeline.storage_backends import Store, is_url, open_store
 from data_tools.pipeline.tasks import Progress, Tasks
+from data_tools.pipeline.unread_tables import unread_tables
 from data_tools.readers import READERS, Listing, Options, PictureError, choose_reader, read_picture, shown
 from data_tools.readers.folder_scan import RECOGNISED
 from data_tools.readers.listing import NOTHING, Guess
@@ -67,6 +68,8 @@ class PrepareReport:
     """Counts of pictures: without a caption (missing), kept, kept without a caption (empty); and of distinct captions (distinct), and of the most frequent one (most)."""
     guesses: tuple[Guess, ...] = ()
     """Caption columns that nobody named."""
+    tables: tuple[str, ...] = ()
+    """Tables in the source that are not read, the first few."""
 
     @property
     def kept(self) -> int:
@@ -162,7 +165,9 @@ def prepare(
             told = write_captions_to_fill(store, report.manifest_rows(leave_out / MANIFEST))
             notes = (*notes, told) if told else notes
             report.write_report(leave_out, opener=opener(listing))
-    return PrepareReport(counts, Counter(made["shards"]), listing.unmatched, notes, names.get("captions", {}), listing.guesses)
+    return PrepareReport(
+        counts, Counter(made["shards"]), listing.unmatched, notes, names.get("captions", {}), listing.guesses, unread_tables(listing.unread)
+    )
 
 
 def reader_options(settings: Settings, root: Path | None, leave_out: Path | None, tables: Tables) -> Options:
@@ -361,7 +366,12 @@ def run(args: argparse.Namespace, command: list[str]) -> int:
         )
     if made.kept or made.captions.get("missing"):
         doubtful = 0 if args.keep_ambiguous else sum(count for (status, _), count in made.counts.items() if status == "ambiguous")
-        print(steps(out, command, made.captions, report=report.NAME, val=made.pairs("val"), doubtful=doubtful, guesses=made.guesses))
+        print(
+            steps(
+                out, command, made.captions, report=report.NAME, val=made.pairs("val"), doubtful=doubtful, guesses=made.guesses,
+                source=args.source, tables=made.tables,
+            )
+        )  # fmt: skip
     return 0 if made.kept else 1
 
 

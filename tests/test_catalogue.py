@@ -163,3 +163,61 @@ def test_a_better_column_that_only_one_of_two_tables_has_is_not_offered_for_both
         {**files, "a/metadata.csv": catalogue(), "b/metadata.csv": "file;title;place\n2.png;The ship;In the third box on the left.\n"}
     )
     assert "Other columns of text in metadata.csv: what_is_seen" in found.said and "The captions are titles" not in found.said
+
+
+# ---- a table under its own name ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("place", ["catalogue.csv", "lists/Katalog 1.tsv"])
+def test_a_table_under_its_own_name_is_offered_before_captions_by_hand_and_both_ways_run(made, tmp_path, capsys, place):
+    """The summary had it as not read, and the closing lines said "no row in a table" and had the captions typed by hand."""
+    content = catalogue(head="file;title;caption;technique").replace(b";", b"\t" if "tsv" in place else b";")
+    found = made({**PICTURES, place: content})
+    assert found.status == 1 and f"The table {place} is not read under this name" in found.said
+    told = found.said[found.said.index("Give captions first") :]
+    named = tmp_path / "in" / f"metadata{place[-4:]}"
+    assert told.index("if it holds captions") < told.index("by hand") and shlex.quote(str(named)) in told
+    assert main(printed(told)) == 0
+    assert Made(tmp_path, {}, capsys, *(["--root", str(tmp_path / "in")] if "/" in place else []), source=place).captions == SEEN
+    (tmp_path / "in" / place).rename(named)
+    assert made({}, "--overwrite").captions == SEEN
+
+
+def test_a_spreadsheet_beside_pictures_without_captions_is_told_to_be_saved_as_a_table(made):
+    told = made({**PICTURES, "catalogue.xlsx": b"PK\3\4", "~$catalogue.xlsx": b"\0"}).said
+    assert "from catalogue.xlsx, if it holds captions" in told and "save it as CSV UTF-8 under the name" in told and "in/metadata.csv" in told
+    assert "~$" not in told
+
+
+def test_a_table_that_is_not_read_is_no_matter_where_no_caption_is_missing(made):
+    found = made({**PICTURES, "metadata.csv": catalogue(head="file;title;caption;technique"), "prices.csv": "a,b\n1,2\n"})
+    assert found.status == 0 and "prices.csv" not in found.said
+
+
+def test_a_second_name_is_offered_where_the_first_is_taken_and_none_where_both_are(made):
+    files = {**PICTURES, "more.csv": catalogue(head="file;title;caption;technique"), "metadata.csv": "file_name,caption\n1.png,A moth.\n"}
+    assert "in/captions.csv and" in made(files).said
+    found = made({"captions.csv": "file_name,caption\n2.png,A ship.\n"}, "--overwrite")
+    assert "from more.csv, if it holds captions (under this name it is not read): give it as SOURCE:" in found.said
+
+
+@pytest.mark.parametrize("paths", ["{}", "/scans/{}", "../{}"])
+def test_pictures_that_are_not_where_a_table_from_elsewhere_says_are_told_with_the_option_that_names_their_folder(made, tmp_path, paths):
+    """ "missing file" of each picture, and nothing else."""
+    rows = "".join(f"{paths.format(name)},{caption}\n" for name, caption in SEEN.items())
+    found = made(
+        {f"pictures/{name}": one for name, one in PICTURES.items()} | {"lists/list.csv": f"file_name,caption\n{rows}"},
+        source="lists/list.csv",
+    )
+    assert found.status == 1 and f"5 of 5, the first {paths.format('1.png')}" in found.said
+    assert f"Paths are counted from {tmp_path / 'in' / 'lists'}: --root names another folder" in found.said
+    if paths == "{}":
+        assert made({}, "--root", str(tmp_path / "in" / "pictures"), source="lists/list.csv").captions == SEEN
+    found = made({}, "--root", str(tmp_path / "in"), "--overwrite", source="lists/list.csv")
+    assert f"Paths are counted from --root {tmp_path / 'in'}." in found.said
+
+
+def test_a_coco_file_whose_pictures_are_elsewhere_names_the_option_too(made):
+    coco = {"images": [{"id": 1, "file_name": "1.png"}], "annotations": [{"image_id": 1, "caption": "A moth."}]}
+    found = made({"captions_x.json": json.dumps(coco)}, source="captions_x.json")
+    assert found.status == 1 and "--root names another folder" in found.said

@@ -14,7 +14,8 @@ from typing import Any
 
 import tokun
 from data_tools.pipeline.storage_backends import Store, is_url
-from data_tools.readers.listing import NOTHING, Guess, Listing
+from data_tools.pipeline.unread_tables import as_source, free_name, is_spreadsheet, unread_tables
+from data_tools.readers.listing import NOTHING, Guess, Listing, shown
 from data_tools.tables import PATH_COLUMNS, TableError, read_table, separator_in
 from tokun.cli.commands import COMMANDS
 from tokun.data.captions import Texts, alike, titles
@@ -47,7 +48,8 @@ def captions_warning(listing: Listing, *, from_names: bool) -> str:
     total, without = count_uncaptioned(listing, from_names=from_names)
     if not total or total - without >= FEW * total:
         return ""
-    return f"{without:,} of {total:,} pictures have no caption: no caption file beside them, and no row in a table."
+    told = f"{without:,} of {total:,} pictures have no caption: no caption file beside them, and no row in a table."
+    return f"{told} The table {shown(tables[0])} is not read under this name." if (tables := unread_tables(listing.unread)) else told
 
 
 class Captions:
@@ -115,12 +117,13 @@ def appended(text: str, columns: Sequence[str], name_column: str, names: Iterabl
 
 
 def steps(
-    out: str, command: Sequence[str], captions: Mapping[str, int], *, report: str, val: int, doubtful: int = 0, guesses: Sequence[Guess] = ()
+    out: str, command: Sequence[str], captions: Mapping[str, int], *, report: str, val: int, doubtful: int = 0, guesses: Sequence[Guess] = (),
+    source: str = "", tables: Sequence[str] = (),
 ) -> str:  # fmt: skip
     """What to look at, and the commands to paste after prepare: captions first if they are few, then training.
 
     `command`: the arguments given to prepare. `val`: pictures held out. `doubtful`: pictures that were left out as ambiguous. `guesses`: caption
-    columns that nobody named.
+    columns that nobody named. `source`: as given to prepare. `tables`: those in it that are not read.
     """
     out = typed_path(out)
     missing, kept, empty = (captions.get(name, 0) for name in ("missing", "kept", "empty"))
@@ -136,7 +139,7 @@ def steps(
     elif told := alike(captions) or titles(captions):
         parts.append(told)
     if missing:
-        parts.append(captions_first(out, command, missing, captioned, empty, report))
+        parts.append(captions_first(out, command, missing, captioned, empty, report, ways=from_tables(command, source, tables)))
     if captioned and captioned >= FEW * (captioned + missing):
         parts.append("Next:\n" + training(out, captioned, val=val))
     elif captioned:
@@ -161,7 +164,23 @@ def overwriting(command: Sequence[str]) -> list[str]:
     return ["--overwrite"] if "--overwrite" not in command else []
 
 
-def captions_first(out: str, command: Sequence[str], missing: int, captioned: int, empty: int, report: str) -> str:
+def from_tables(command: Sequence[str], source: str, tables: Sequence[str]) -> list[str]:
+    """How captions are read from tables in SOURCE whose names are not those of caption tables."""
+    lines = []
+    for table in tables:
+        place, given = free_name(source, table), as_source(command, source, table)
+        named = "save it as CSV UTF-8 under the name" if is_spreadsheet(table) else "name it"
+        ways = [f"{named} {shlex.quote(typed_path(place))} and type the same command again"] if place else []
+        ways += ["give it as SOURCE:"] if given else []
+        if ways:
+            lines.append(f"  from {shown(table)}, if it holds captions (under this name it is not read): {', or '.join(ways)}")
+        lines += [f"    {shell('prepare', *given)}"] if given else []
+    return lines
+
+
+def captions_first(
+    out: str, command: Sequence[str], missing: int, captioned: int, empty: int, report: str, *, ways: Sequence[str] = ()
+) -> str:
     again = [one for one in command if one != "--allow-missing-captions"]
     replaced = overwriting(command)
     with_captions = [*without_option(again, "--captions"), "--captions", f"{out}/{CAPTIONS}", *(replaced if again != command else [])]
@@ -182,7 +201,7 @@ def captions_first(out: str, command: Sequence[str], missing: int, captioned: in
         else f"Train without {'it' if one else 'them'} (Next), or give captions first"
     )
     head = f"{missing:,} picture{' has' if one else 's have'} no caption and {where}. {first}:"
-    return "\n".join([head, *(by_hand if not is_url(out) else []), *by_model])
+    return "\n".join([head, *ways, *(by_hand if not is_url(out) else []), *by_model])
 
 
 def without_option(command: Sequence[str], option: str) -> list[str]:

@@ -13,7 +13,7 @@ from typing import Any, BinaryIO
 from data_tools.pipeline.disk import DiskDict, DiskList
 from data_tools.readers.caption_guess import TextColumns, in_all
 from data_tools.readers.coco import coco_records
-from data_tools.readers.files import MAX_PAGE_BYTES, PICTURE_SUFFIXES, as_path, listed
+from data_tools.readers.files import MAX_PAGE_BYTES, PICTURE_SUFFIXES, Misplaced, as_path, listed
 from data_tools.readers.listing import NOTHING, Found, Guess, Listing, Options, Words, shown
 from data_tools.readers.words import group_of, join_words, normal, odd_caption, path_in, style_of, words_from
 from data_tools.tables import CAPTION_COLUMNS, PATH_COLUMNS, Table, TableError, caption_column, column_name, read_table
@@ -259,15 +259,17 @@ def read_manifest(source: Path, options: Options) -> Listing:
         raise TableError(no_path_column(str(source), names))
     check_columns(table, options)
     found, words = DiskDict(), DiskDict()
-    checked = Checked(str(source), options)
+    checked, misplaced = Checked(str(source), options), Misplaced(source.name, base, options.root)
     for row in table:
         name, said = path_in(row.values), replace(words_from(row.values, options.caption_column), words_from=source.name)
         checked.add(row.line, name, row.values, said)
         if name:
             one = replace(listed(base, root, name), group=group_of(row.values), style=style_of(row.values))
+            if one.path not in found:
+                misplaced.add(one, as_path(name))
             found.setdefault(one.path, one)
             words[one.path] = join_words(words.get(one.path), said)
-    notes = [note for note in (note_on(table, options), *checked.notes()) if note]
+    notes = [note for note in (note_on(table, options), *checked.notes(), *misplaced.notes()) if note]
     guesses = tuple(filter(None, (checked.guess(),)))
     return Listing(base, DiskList(found.ordered()), words, checked.nameless, notes=tuple(notes), guesses=guesses)
 
