@@ -185,7 +185,9 @@ def test_a_table_under_its_own_name_is_offered_before_captions_by_hand_and_both_
 
 def test_a_spreadsheet_beside_pictures_without_captions_is_told_to_be_saved_as_a_table(made):
     told = made({**PICTURES, "catalogue.xlsx": b"PK\3\4", "~$catalogue.xlsx": b"\0"}).said
-    assert "from catalogue.xlsx, if it holds captions" in told and "save it as CSV UTF-8 under the name" in told and "in/metadata.csv" in told
+    assert (
+        "from catalogue.xlsx, if it holds captions" in told and "save it as CSV UTF-8 under the name" in told and "in/metadata.csv" in told
+    )
     assert "~$" not in told
 
 
@@ -221,3 +223,18 @@ def test_a_coco_file_whose_pictures_are_elsewhere_names_the_option_too(made):
     coco = {"images": [{"id": 1, "file_name": "1.png"}], "annotations": [{"image_id": 1, "caption": "A moth."}]}
     found = made({"captions_x.json": json.dumps(coco)}, source="captions_x.json")
     assert found.status == 1 and "--root names another folder" in found.said
+
+
+# ---- counts that agree ---------------------------------------------------------------------------------------------------
+
+
+def test_pictures_without_a_caption_that_are_left_out_for_another_reason_are_counted_beside_the_others(made):
+    """Of five without a caption four were said to have none: the fifth was too long."""
+    names = list(SEEN)[:4]
+    found = made(
+        {**{name: PICTURES[name] for name in names}, "panorama.png": image(9, size=(400, 80)), "broken.png": b"x", "notes.doc": "x"}
+    )
+    assert "6 of 6 pictures have no caption" in found.said and found.reasons()["panorama.png"] == "too long"
+    assert "4 pictures have no caption and are not in the shards; 1 more has none and is left out for another reason (above)." in found.said
+    captioned = {f"{name[0]}.txt": "A wolf." for name in names} | {"panorama.txt": "A wolf."}
+    assert "left out for another reason" not in made(captioned, "--overwrite").said

@@ -53,14 +53,17 @@ def captions_warning(listing: Listing, *, from_names: bool) -> str:
 
 
 class Captions:
-    """Counts the kept captions and the pictures without one."""
+    """Counts the kept captions, the pictures that only lack one, and those without one that are left out for another reason."""
 
     def __init__(self) -> None:
-        self.missing = self.kept = self.empty = 0
+        self.missing = self.kept = self.empty = self.other = 0
         self.texts = Texts()
 
     def add(self, row: Mapping[str, Any]) -> None:
         self.missing += lacks_caption(row)
+        self.other += bool(
+            row["status"] != "kept" and row["width"] and row["reason"] != NO_CAPTION and not row["caption"] and not row["words_from"]
+        )
         if row["shard"]:
             self.kept += 1
             self.empty += not row["caption"]
@@ -68,7 +71,7 @@ class Captions:
                 self.texts.add(row["caption"])
 
     def as_json(self) -> dict[str, int]:
-        return {"missing": self.missing, "kept": self.kept, "empty": self.empty, **self.texts.counts()}
+        return {"missing": self.missing, "kept": self.kept, "empty": self.empty, "other": self.other, **self.texts.counts()}
 
 
 def lacks_caption(row: Mapping[str, Any]) -> bool:
@@ -139,7 +142,10 @@ def steps(
     elif told := alike(captions) or titles(captions):
         parts.append(told)
     if missing:
-        parts.append(captions_first(out, command, missing, captioned, empty, report, ways=from_tables(command, source, tables)))
+        other = captions.get("other", 0)
+        parts.append(
+            captions_first(out, command, missing, captioned, empty, report, other=other, ways=from_tables(command, source, tables))
+        )
     if captioned and captioned >= FEW * (captioned + missing):
         parts.append("Next:\n" + training(out, captioned, val=val))
     elif captioned:
@@ -179,7 +185,7 @@ def from_tables(command: Sequence[str], source: str, tables: Sequence[str]) -> l
 
 
 def captions_first(
-    out: str, command: Sequence[str], missing: int, captioned: int, empty: int, report: str, *, ways: Sequence[str] = ()
+    out: str, command: Sequence[str], missing: int, captioned: int, empty: int, report: str, *, other: int, ways: Sequence[str]
 ) -> str:
     again = [one for one in command if one != "--allow-missing-captions"]
     replaced = overwriting(command)
@@ -200,7 +206,10 @@ def captions_first(
         if captioned < FEW * (captioned + missing)
         else f"Train without {'it' if one else 'them'} (Next), or give captions first"
     )
-    head = f"{missing:,} picture{' has' if one else 's have'} no caption and {where}. {first}:"
+    more = (
+        f"; {other:,} more {'has' if other == 1 else 'have'} none and {'is' if other == 1 else 'are'} left out for another reason (above)"
+    )
+    head = f"{missing:,} picture{' has' if one else 's have'} no caption and {where}{more if other else ''}. {first}:"
     return "\n".join([head, *ways, *(by_hand if not is_url(out) else []), *by_model])
 
 
