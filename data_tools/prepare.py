@@ -70,6 +70,8 @@ class PrepareReport:
     """Caption columns that nobody named."""
     tables: tuple[str, ...] = ()
     """Tables in the source that are not read, the first few."""
+    techniques: int = 0
+    """Kept pictures with a technique."""
 
     @property
     def kept(self) -> int:
@@ -160,14 +162,19 @@ def prepare(
         publish(store, names["files"])
         made = json.loads(store.read(RECORD))
         counts = Counter({(status, reason): count for status, reason, count in names["counts"]})
-        notes = listing.notes
+        notes, tags = listing.notes, names.get("tags", {})
+        if replaced := tags.get("own_style"):
+            kept = sum(made["shards"].values())
+            told = f"--style {settings.style} replaces the style that {replaced:,} of the {kept:,} pictures kept have of their own"
+            notes = (*notes, f"{told}; without --style they keep it.")
         if leave_out is not None:
             told = write_captions_to_fill(store, report.manifest_rows(leave_out / MANIFEST))
             notes = (*notes, told) if told else notes
             report.write_report(leave_out, opener=opener(listing))
     return PrepareReport(
-        counts, Counter(made["shards"]), listing.unmatched, notes, names.get("captions", {}), listing.guesses, unread_tables(listing.unread)
-    )
+        counts, Counter(made["shards"]), listing.unmatched, notes, names.get("captions", {}),
+        listing.guesses, unread_tables(listing.unread), tags.get("technique", 0),
+    )  # fmt: skip
 
 
 def reader_options(settings: Settings, root: Path | None, leave_out: Path | None, tables: Tables) -> Options:
@@ -204,13 +211,14 @@ def make(aside: Store, listing: Listing, settings: Settings, engine: TaskEngine,
             bar.update(len(tasks.range(todo[turn])), counts)
 
     settled, pairs = write_shards(aside, tasks, listing, settings, engine, there, progress=progress)
-    counts, captions = manifest(aside, tasks, settled, listing)
+    counts, captions, tags = manifest(aside, tasks, settled, listing)
     record = {"settings": record, "files": tasks.files, "kept": sum(pairs.values()), "shards": pairs}
     aside.write(RECORD, (json.dumps(record, indent=1, ensure_ascii=False) + "\n").encode("utf-8", "replace"))
     names = {
         "files": [*pairs, MANIFEST, RECORD],
         "counts": [[*name, count] for name, count in sorted(counts.items())],
         "captions": captions.as_json(),
+        "tags": tags,
     }
     aside.write(PUBLISH, json.dumps(names).encode())
 
@@ -369,7 +377,7 @@ def run(args: argparse.Namespace, command: list[str]) -> int:
         print(
             steps(
                 out, command, made.captions, report=report.NAME, val=made.pairs("val"), doubtful=doubtful, guesses=made.guesses,
-                source=args.source, tables=made.tables,
+                source=args.source, tables=made.tables, techniques=made.techniques,
             )
         )  # fmt: skip
     return 0 if made.kept else 1

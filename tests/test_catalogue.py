@@ -5,9 +5,13 @@ import shlex
 
 import pytest
 
+from data_tools.pipeline import next_steps
+from data_tools.pipeline.next_steps import steps
 from data_tools.prepare import main
 from data_tools.readers.caption_guess import TextColumns
-from tests.test_reported import Made, image, table
+from tests.test_prepare import pairs
+from tests.test_reported import Made, image, table, tar
+from tokun.config import load_config
 
 pytest.importorskip("pyarrow.parquet", reason="prepare writes Parquet: pip install -e '.[data]'")
 
@@ -238,3 +242,46 @@ def test_pictures_without_a_caption_that_are_left_out_for_another_reason_are_cou
     assert "4 pictures have no caption and are not in the shards; 1 more has none and is left out for another reason (above)." in found.said
     captioned = {f"{name[0]}.txt": "A wolf." for name in names} | {"panorama.txt": "A wolf."}
     assert "left out for another reason" not in made(captioned, "--overwrite").said
+
+
+# ---- styles and techniques -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["table", "source", "sidecars", "tar"])
+def test_a_style_that_is_overridden_is_told_with_the_number_of_pictures(made, kind):
+    """--style replaced the style of each row without a word."""
+    records = [{"file_name": name, "caption": SEEN[name], "style": style} for name, style in TECHNIQUES.items()]
+    records[4]["style"], records[3]["style"] = "Engraving", ""
+    lines = "".join(json.dumps(record) + "\n" for record in records)
+    texts = {f"{record['file_name'][0]}.json": json.dumps(record) for record in records}
+    files, source = {
+        "table": ({**PICTURES, "metadata.jsonl": lines}, ""),
+        "source": ({**PICTURES, "list.jsonl": lines}, "list.jsonl"),
+        "sidecars": ({**PICTURES, **texts}, ""),
+        "tar": ({"t.tar": tar([(name, one.encode() if isinstance(one, str) else one) for name, one in (PICTURES | texts).items()])}, ""),
+    }[kind]
+    found = made(files, source=source)
+    assert (
+        "--style engraving replaces the style that 3 of the 5 pictures kept have of their own; without --style they keep it." in found.said
+    )
+    if kind == "table":
+        assert (
+            "replaces the style"
+            not in made({"metadata.csv": catalogue(head="file;title;caption;technique"), "metadata.jsonl": ""}, "--overwrite").said
+        )
+
+
+def test_a_technique_is_kept_and_a_whole_training_is_told_to_take_the_style_all_the_same(made, monkeypatch):
+    monkeypatch.setattr(next_steps, "FEW_PICTURES", 4)
+    found = made({**PICTURES, "metadata.csv": catalogue(head="file;title;caption;technique")})
+    records = [record for record, _ in pairs(found.out).values()]
+    assert {record["path"]: record["technique"] for record in records} == TECHNIQUES
+    assert {record["style"] for record in records} == {"engraving"} and "5 pictures have a technique" in found.said
+    monkeypatch.undo()
+    counts = {"kept": 600, "distinct": 600}
+    told = steps("shards", [], counts, report="report.html", val=30, techniques=600)
+    assert "600 pictures have a technique" in told and "start=bundled train.passes=20 data.style_key=style" in told
+    for few, techniques in ((counts, 0), ({"kept": 60, "distinct": 60}, 60)):
+        assert "style_key" not in steps("shards", [], few, report="report.html", val=3, techniques=techniques)
+    assert load_config("configs/engraving-cpu.yaml", []).data.style_key == "technique", "else the hint is not needed"
+    assert load_config("configs/lora.yaml", []).data.style_key == "style"

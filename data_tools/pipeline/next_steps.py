@@ -121,12 +121,12 @@ def appended(text: str, columns: Sequence[str], name_column: str, names: Iterabl
 
 def steps(
     out: str, command: Sequence[str], captions: Mapping[str, int], *, report: str, val: int, doubtful: int = 0, guesses: Sequence[Guess] = (),
-    source: str = "", tables: Sequence[str] = (),
+    source: str = "", tables: Sequence[str] = (), techniques: int = 0,
 ) -> str:  # fmt: skip
     """What to look at, and the commands to paste after prepare: captions first if they are few, then training.
 
     `command`: the arguments given to prepare. `val`: pictures held out. `doubtful`: pictures that were left out as ambiguous. `guesses`: caption
-    columns that nobody named. `source`: as given to prepare. `tables`: those in it that are not read.
+    columns that nobody named. `source`: as given to prepare. `tables`: those in it that are not read. `techniques`: pictures with a technique.
     """
     out = typed_path(out)
     missing, kept, empty = (captions.get(name, 0) for name in ("missing", "kept", "empty"))
@@ -147,7 +147,12 @@ def steps(
             captions_first(out, command, missing, captioned, empty, report, other=other, ways=from_tables(command, source, tables))
         )
     if captioned and captioned >= FEW * (captioned + missing):
-        parts.append("Next:\n" + training(out, captioned, val=val))
+        if techniques and captioned > FEW_PICTURES:
+            parts.append(
+                f"{techniques:,} picture{' has' if techniques == 1 else 's have'} a technique, which {config('engraving-cpu')} takes as the style tag. "
+                "With data.style_key=style, as below, the tag is the style that prepare gave."
+            )
+        parts.append("Next:\n" + training(out, captioned, val=val, techniques=bool(techniques)))
     elif captioned:
         parts.append(
             f"Train when more of the pictures have captions: {captioned:,} of {captioned + missing:,} do. To look at the shards as they are:\n"
@@ -256,7 +261,7 @@ def config(name: str) -> str:
     return f"configs/{name}.yaml" if typed("train") == ["python", "train.py"] else name
 
 
-def training(out: str, pictures: int, *, val: int) -> str:
+def training(out: str, pictures: int, *, val: int, techniques: bool = False) -> str:
     """The commands that suit so many pictures: an adapter on the bundled model, the bundled model trained on, or a model from nothing."""
     train_data, val_data = (shlex.quote(f"data.{split}={out}/{split}-*.tar") for split in ("train", "val"))
     if pictures <= FEW_PICTURES:
@@ -264,6 +269,7 @@ def training(out: str, pictures: int, *, val: int) -> str:
         train, sample = f"{config('lora')} start=bundled {data} out=runs/mine-lora", "--adapter runs/mine-lora"
     else:
         start = "" if pictures > MANY_PICTURES else "start=bundled train.passes=20 "
+        start += "data.style_key=style " if techniques else ""  # the config's is technique
         data = f"{train_data} {val_data if val else 'data.val='}"  # the config names held-out shards
         train, sample = f"{config('engraving-cpu')} {start}{data} out=runs/mine", "--checkpoint runs/mine"
     return f"{inspecting(out)}\n  {shell('train')} --config {train}\n  {shell('sample')} {sample} --seed 0"
