@@ -293,14 +293,14 @@ def make_parser() -> argparse.ArgumentParser:
     )  # fmt: skip
     add("--out", type=home_text, required=True, help="the folder (or address) for the shards, the manifest and the report")
     add("--reader", default="auto", metavar="NAME", help=f"how to read SOURCE: auto, {', '.join(READERS)} (%(default)s)")
-    add("--root", type=home_path, metavar="DIR", help="folder that paths in a table are relative to (the table's own)")
+    add("--root", type=home_path, metavar="DIR", help="the pictures' folder, from which paths in a table are counted (the table's own)")
     add(
         "--captions", type=home_path, metavar="TABLE",
         help="captions by path in SOURCE (columns file_name, caption), which override all others: the captions.csv of an earlier run",
     )  # fmt: skip
     add(
         "--caption-column", default="", metavar="NAME",
-        help="the table column or JSON field with the captions (caption, text, prompt …)",
+        help="the table column or JSON field with the captions, in quotes if its name has spaces: 'what is seen' (caption, text, prompt …)",
     )  # fmt: skip
     add("--captions-from-names", action="store_true", help="for a picture without a caption, use its file name if it reads like words")
     add("--encoding", default="utf-8", help="of text tables: cp1252, utf-16 … (%(default)s)")

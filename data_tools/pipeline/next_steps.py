@@ -120,13 +120,14 @@ def appended(text: str, columns: Sequence[str], name_column: str, names: Iterabl
 
 
 def steps(
-    out: str, command: Sequence[str], captions: Mapping[str, int], *, report: str, val: int, doubtful: int = 0, guesses: Sequence[Guess] = (),
-    source: str = "", tables: Sequence[str] = (), techniques: int = 0,
+    out: str, command: Sequence[str], captions: Mapping[str, int], *, report: str, val: int, doubtful: int = 0,
+    guesses: Sequence[Guess] = (), source: str = "", tables: Sequence[str] = (), techniques: int = 0,
 ) -> str:  # fmt: skip
     """What to look at, and the commands to paste after prepare: captions first if they are few, then training.
 
-    `command`: the arguments given to prepare. `val`: pictures held out. `doubtful`: pictures that were left out as ambiguous. `guesses`: caption
-    columns that nobody named. `source`: as given to prepare. `tables`: those in it that are not read. `techniques`: pictures with a technique.
+    `command`: the arguments given to prepare. `val`: pictures held out. `doubtful`: pictures that were left out as ambiguous.
+    `guesses`: caption columns that nobody named. `source`: as given to prepare. `tables`: those in it that are not read.
+    `techniques`: pictures with a technique.
     """
     out = typed_path(out)
     missing, kept, empty = (captions.get(name, 0) for name in ("missing", "kept", "empty"))
@@ -148,8 +149,9 @@ def steps(
         )
     if captioned and captioned >= FEW * (captioned + missing):
         if techniques and captioned > FEW_PICTURES:
+            have = "picture has" if techniques == 1 else "pictures have"
             parts.append(
-                f"{techniques:,} picture{' has' if techniques == 1 else 's have'} a technique, which {config('engraving-cpu')} takes as the style tag. "
+                f"{techniques:,} {have} a technique, which {config('engraving-cpu')} takes as the style tag. "
                 "With data.style_key=style, as below, the tag is the style that prepare gave."
             )
         parts.append("Next:\n" + training(out, captioned, val=val, techniques=bool(techniques)))
@@ -165,8 +167,8 @@ def sentences(command: Sequence[str], guess: Guess) -> str:
     """Where titles were taken for captions and sentences stand beside them: the command that takes the sentences."""
     again = [*command, "--caption-column", guess.better, *overwriting(command)]
     return (
-        f"The captions are titles: they are read from the column {guess.column} of {guess.table}, whose column {guess.better} has sentences. "
-        f"If these say what is seen, take them instead:\n  {shell('prepare', *again)}"
+        f"The captions are titles: they are read from the column {guess.column} of {guess.table}, "
+        f"whose column {guess.better} has sentences. If these say what is seen, take them instead:\n  {shell('prepare', *again)}"
     )
 
 

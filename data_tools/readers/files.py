@@ -107,8 +107,8 @@ class Misplaced:
         if not self.count:
             return []
         counted = f"from --root {self.root}" if self.root else f"from {self.base}: --root names another folder"
-        told = f"Pictures that are not where {self.table} says: {self.count:,} of {self.total:,}, the first {self.first}. Paths are counted {counted}."
-        return [told]
+        told = f"Pictures that are not where {self.table} says: {self.count:,} of {self.total:,}, the first {self.first}."
+        return [f"{told} Paths are counted {counted}."]
 
 
 def as_written(base: Path, name: str) -> str:

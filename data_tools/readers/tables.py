@@ -148,7 +148,8 @@ def check_caption_column(table: Table, options: Options) -> None:
 
 
 class Checked:
-    """Counts the rows of one table that name no picture or have no text as their caption, whether there are rows at all, and the text in each column."""
+    """Counts the rows of one table that name no picture or have no text as their caption, whether there are rows at all, and the text
+    in each column."""
 
     def __init__(self, name: str, options: Options) -> None:
         self.name, self.options, self.columns = name, options, TextColumns()
