@@ -81,7 +81,8 @@ def add_table(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     table(
         "--caption-column", default="", metavar="NAME",
-        help="the column of the plain caption (the first of caption, text, description, prompt, title …)",
+        help="the column of the plain caption, in quotes if its name has spaces: 'what is seen' "
+        "(the first of caption, text, description, prompt, title …)",
     )  # fmt: skip
     table("--encoding", default=merged.encoding, help="of a text table (%(default)s)")
     table(

@@ -34,16 +34,17 @@ from data_tools.pipeline.chunks import KEPT, Settings, measure_chunk, rows_name
 from data_tools.pipeline.disk import DiskDict
 from data_tools.pipeline.manifest import MANIFEST, manifest
 from data_tools.pipeline.next_steps import captions_warning, near_style, steps, write_captions_to_fill
-from data_tools.pipeline.output import GIVEN, PARTIAL, PUBLISH, RECORD, begin, publish, refuse_other_shards
+from data_tools.pipeline.output import GIVEN, PARTIAL, PUBLISH, RECORD, begin, publish, refuse_guessed_column, refuse_other_shards
 from data_tools.pipeline.refusal import record_refusal
 from data_tools.pipeline.remote_lock import alone_in
 from data_tools.pipeline.selection import Columns, Settled, settle, shards_to_write
 from data_tools.pipeline.shard_writer import Shard, write_pieces
 from data_tools.pipeline.storage_backends import Store, is_url, open_store
 from data_tools.pipeline.tasks import Progress, Tasks
+from data_tools.pipeline.unread_tables import unread_tables
 from data_tools.readers import READERS, Listing, Options, PictureError, choose_reader, read_picture, shown
 from data_tools.readers.folder_scan import RECOGNISED
-from data_tools.readers.listing import NOTHING
+from data_tools.readers.listing import NOTHING, Guess
 from data_tools.readers.tables import with_captions
 from data_tools.tables import TableError
 from tokun.utils import console
@@ -65,6 +66,12 @@ class PrepareReport:
     """The reader's notes."""
     captions: Mapping[str, int] = field(default_factory=dict)
     """Counts of pictures: without a caption (missing), kept, kept without a caption (empty); and of distinct captions (distinct), and of the most frequent one (most)."""
+    guesses: tuple[Guess, ...] = ()
+    """Caption columns that nobody named."""
+    tables: tuple[str, ...] = ()
+    """Tables in the source that are not read, the first few."""
+    techniques: int = 0
+    """Kept pictures with a technique."""
 
     @property
     def kept(self) -> int:
@@ -141,6 +148,7 @@ def prepare(
     options = reader_options(settings, root, leave_out, tables or Tables())
     listing = with_captions(READERS[reader](source, options), options)
     check_listing(listing, source, settings)
+    refuse_guessed_column(store, record, listing.guesses)
     if work.progress and (told := captions_warning(listing, from_names=settings.captions_from_names)):
         tqdm.write(f"prepare: {told}", file=sys.stderr)
     with alone_in(store) as require_lock:
@@ -154,12 +162,19 @@ def prepare(
         publish(store, names["files"])
         made = json.loads(store.read(RECORD))
         counts = Counter({(status, reason): count for status, reason, count in names["counts"]})
-        notes = listing.notes
+        notes, tags = listing.notes, names.get("tags", {})
+        if replaced := tags.get("own_style"):
+            kept = sum(made["shards"].values())
+            told = f"--style {settings.style} replaces the style that {replaced:,} of the {kept:,} pictures kept have of their own"
+            notes = (*notes, f"{told}; without --style they keep it.")
         if leave_out is not None:
             told = write_captions_to_fill(store, report.manifest_rows(leave_out / MANIFEST))
             notes = (*notes, told) if told else notes
             report.write_report(leave_out, opener=opener(listing))
-    return PrepareReport(counts, Counter(made["shards"]), listing.unmatched, notes, names.get("captions", {}))
+    return PrepareReport(
+        counts, Counter(made["shards"]), listing.unmatched, notes, names.get("captions", {}),
+        listing.guesses, unread_tables(listing.unread), tags.get("technique", 0),
+    )  # fmt: skip
 
 
 def reader_options(settings: Settings, root: Path | None, leave_out: Path | None, tables: Tables) -> Options:
@@ -196,13 +211,14 @@ def make(aside: Store, listing: Listing, settings: Settings, engine: TaskEngine,
             bar.update(len(tasks.range(todo[turn])), counts)
 
     settled, pairs = write_shards(aside, tasks, listing, settings, engine, there, progress=progress)
-    counts, captions = manifest(aside, tasks, settled, listing)
+    counts, captions, tags = manifest(aside, tasks, settled, listing)
     record = {"settings": record, "files": tasks.files, "kept": sum(pairs.values()), "shards": pairs}
     aside.write(RECORD, (json.dumps(record, indent=1, ensure_ascii=False) + "\n").encode("utf-8", "replace"))
     names = {
         "files": [*pairs, MANIFEST, RECORD],
         "counts": [[*name, count] for name, count in sorted(counts.items())],
         "captions": captions.as_json(),
+        "tags": tags,
     }
     aside.write(PUBLISH, json.dumps(names).encode())
 
@@ -277,14 +293,14 @@ def make_parser() -> argparse.ArgumentParser:
     )  # fmt: skip
     add("--out", type=home_text, required=True, help="the folder (or address) for the shards, the manifest and the report")
     add("--reader", default="auto", metavar="NAME", help=f"how to read SOURCE: auto, {', '.join(READERS)} (%(default)s)")
-    add("--root", type=home_path, metavar="DIR", help="folder that paths in a table are relative to (the table's own)")
+    add("--root", type=home_path, metavar="DIR", help="the pictures' folder, from which paths in a table are counted (the table's own)")
     add(
         "--captions", type=home_path, metavar="TABLE",
         help="captions by path in SOURCE (columns file_name, caption), which override all others: the captions.csv of an earlier run",
     )  # fmt: skip
     add(
         "--caption-column", default="", metavar="NAME",
-        help="the table column or JSON field with the captions (caption, text, prompt …)",
+        help="the table column or JSON field with the captions, in quotes if its name has spaces: 'what is seen' (caption, text, prompt …)",
     )  # fmt: skip
     add("--captions-from-names", action="store_true", help="for a picture without a caption, use its file name if it reads like words")
     add("--encoding", default="utf-8", help="of text tables: cp1252, utf-16 … (%(default)s)")
@@ -358,7 +374,12 @@ def run(args: argparse.Namespace, command: list[str]) -> int:
         )
     if made.kept or made.captions.get("missing"):
         doubtful = 0 if args.keep_ambiguous else sum(count for (status, _), count in made.counts.items() if status == "ambiguous")
-        print(steps(out, command, made.captions, report=report.NAME, val=made.pairs("val"), doubtful=doubtful))
+        print(
+            steps(
+                out, command, made.captions, report=report.NAME, val=made.pairs("val"), doubtful=doubtful, guesses=made.guesses,
+                source=args.source, tables=made.tables, techniques=made.techniques,
+            )
+        )  # fmt: skip
     return 0 if made.kept else 1
 
 

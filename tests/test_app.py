@@ -428,6 +428,22 @@ def site(adapted) -> str:
     page.close(verbose=False)
 
 
+@pytest.mark.parametrize(
+    ("host", "told"),
+    [
+        ("127.0.0.1", "http://127.0.0.1:7860"),
+        ("::1", "http://[::1]:7860"),
+        ("192.168.1.7", "http://192.168.1.7:7860"),
+        ("0.0.0.0", "http://127.0.0.1:7860, for others at http://desk:7860"),
+        ("::", "http://127.0.0.1:7860, for others at http://desk:7860"),
+    ],
+)
+def test_the_start_line_names_an_address_that_can_be_typed(host, told, monkeypatch):
+    """It said http://0.0.0.0:7860, which leads nowhere from another machine."""
+    monkeypatch.setattr(socket, "gethostname", lambda: "desk")
+    assert app.addresses(host, 7860) == told
+
+
 def status(address: str, body: bytes | None = None) -> int:
     request = urllib.request.Request(address, body, {"content-type": "application/json"})
     try:

@@ -232,3 +232,36 @@ def test_info_without_an_argument_is_of_the_bundled_model_with_the_figures_of_it
     assert (
         len(found["things"]) > 100 and len(found["figures"]) > 50 and found["parameters"] == 6_630_144 and found["license"] == "apache-2.0"
     )
+
+
+@pytest.mark.parametrize(
+    ("typed_words", "told"),
+    [
+        ("prepare in --out out --caption-column what is seen", "--caption-column 'what is seen'"),
+        ("prepare in --caption-column what is seen --out out", "--caption-column 'what is seen'"),
+        ("prepare in --caption-column=what is seen --out out", "--caption-column 'what is seen'"),
+        ("prepare in --caption-col what is seen --out out", "--caption-column 'what is seen'"),
+        ("prepare --caption-column what is seen in --out out", "--caption-column '…'"),
+        ("prepare in --out my shards --license CC BY 4.0", "--out 'my shards'"),
+        ("caption in --from a.csv --caption-column what is seen --out out", "--caption-column 'what is seen'"),
+        ("sample --prompt A ship in a storm", "--prompt 'A ship in a storm'"),
+        ("adapters merge bundled a --out my folder", "--out 'my folder'"),
+    ],
+)
+def test_a_value_with_spaces_without_quotes_is_one_line_that_says_to_quote_it(typed_words, told, capsys):
+    """`--caption-column what is seen` printed thirty lines of usage and "unrecognized arguments: is seen"."""
+    with pytest.raises(SystemExit) as ended:
+        typed(*typed_words.split())
+    said = capsys.readouterr().err
+    assert ended.value.code == 2 and said.count("\n") == 1 and said.endswith(f"has spaces, put quotes around it: {told}\n")
+    assert said.startswith(f"tokun {typed_words.split()[0]}") and "unrecognized arguments: " in said
+
+
+@pytest.mark.parametrize(
+    "typed_words", ["prepare in --out out --overwrite is seen", "sample --n 2 3", "prepare in --out out --nonsense a b"]
+)
+def test_other_words_too_many_are_not_said_to_lack_quotes(typed_words, capsys):
+    with pytest.raises(SystemExit):
+        typed(*typed_words.split())
+    said = capsys.readouterr().err
+    assert "unrecognized arguments: " in said and "quotes" not in said and said.startswith("usage: ")

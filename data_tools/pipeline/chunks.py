@@ -139,6 +139,9 @@ class FileResult:
     language: str = ""
     license: str = ""
     source_url: str = ""
+    own_style: str = ""
+    """The style of its own that --style replaces."""
+    technique: str = ""
     start: int = 0
     """Offset in the chunk's data and the lengths of the picture and of its JSON, which follows it; all 0 if it is not kept."""
     image_bytes: int = 0
@@ -162,7 +165,7 @@ class Chunk:
     """The store for the rows and the data."""
 
 
-ROWS = 3  # version of what a row holds, with its JSON
+ROWS = 4  # version of what a row holds, with its JSON
 
 
 def rows_name(number: int) -> str:
@@ -277,7 +280,8 @@ def judge(one: Opened, settings: Settings, found: Found) -> Judged:
         return Judged(FileResult(path, REJECTED, one.problem, **one.known))
     gray = as_gray(one.image)
     caption = cleaned(words) if settings.clean else unchanged_caption(words.caption)
-    style = settings.style or found.style or words.style
+    own_style = found.style or words.style
+    style = settings.style or own_style
     seen = of_picture(one.look, words.caption, settings, style) if one.look else of_blank(gray)
     status, reason = decide([*of_size(one.size, settings), *seen, *of_caption(caption, settings)])
     drawn = sketch(gray)
@@ -296,6 +300,8 @@ def judge(one: Opened, settings: Settings, found: Found) -> Judged:
         language=caption.language,
         license=words.license or settings.license,
         source_url=words.source_url,
+        own_style=own_style if own_style != style else "",
+        technique=str(words.more.get("technique", "")),
     )
     return Judged(row, one.image, words, caption, style, one.crop)
 

@@ -26,22 +26,28 @@ FIELDS = (
 ROW_GROUP = 1024  # rows in memory at a time
 
 
-def manifest(store: Store, tasks: Tasks, settled: Settled, listing: Listing) -> tuple[Counter[tuple[str, str]], Captions]:
+TAGS = ("own_style", "technique")
+"""Fields of a row that are counted, and not written."""
+
+
+def manifest(store: Store, tasks: Tasks, settled: Settled, listing: Listing) -> tuple[Counter[tuple[str, str]], Captions, Counter[str]]:
     """Write one row for each input file, kept or not, as Parquet, with null for unknown values.
 
-    Returns the counts of files by (status, reason), and the caption counts.
+    Returns the counts of files by (status, reason), the caption counts, and how many kept pictures have each of TAGS.
     """
     counts: Counter[tuple[str, str]] = Counter()
+    tags: Counter[str] = Counter()
     captions = Captions()
 
     def counted() -> Iterator[dict[str, Any]]:
         for row in chain(manifest_rows(store, tasks, settled, listing.found), unread_rows(listing)):
             counts[row["status"], report.family(row["reason"])] += 1
             captions.add(row)
+            tags.update(name for name in TAGS if row.pop(name, "") and row["shard"])
             yield row
 
     write_rows(store, counted())
-    return counts, captions
+    return counts, captions, tags
 
 
 def write_rows(store: Store, rows: Iterator[dict[str, Any]]) -> None:
@@ -71,7 +77,7 @@ def manifest_rows(store: Store, tasks: Tasks, settled: Settled, found: Sequence[
             (status, reason), (shard, key) = settled.verdict(index, (row.status, row.reason), found), settled.place(index)
             fields = vars(row) | {"status": status, "reason": reason, "shard": shard, "key": key}
             fields["dhash"] = None if row.dhash is None else f"{row.dhash:016x}"
-            yield {name: fields[name] for name in FIELDS}
+            yield {name: fields[name] for name in (*FIELDS, *TAGS)}
 
 
 def as_table(rows: list[dict[str, Any]], schema: Any) -> Any:

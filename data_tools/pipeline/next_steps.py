@@ -14,7 +14,8 @@ from typing import Any
 
 import tokun
 from data_tools.pipeline.storage_backends import Store, is_url
-from data_tools.readers.listing import NOTHING, Listing
+from data_tools.pipeline.unread_tables import as_source, free_name, is_spreadsheet, unread_tables
+from data_tools.readers.listing import NOTHING, Guess, Listing, shown
 from data_tools.tables import PATH_COLUMNS, TableError, read_table, separator_in
 from tokun.cli.commands import COMMANDS
 from tokun.data.captions import Texts, alike, titles
@@ -47,18 +48,22 @@ def captions_warning(listing: Listing, *, from_names: bool) -> str:
     total, without = count_uncaptioned(listing, from_names=from_names)
     if not total or total - without >= FEW * total:
         return ""
-    return f"{without:,} of {total:,} pictures have no caption: no caption file beside them, and no row in a table."
+    told = f"{without:,} of {total:,} pictures have no caption: no caption file beside them, and no row in a table."
+    return f"{told} The table {shown(tables[0])} is not read under this name." if (tables := unread_tables(listing.unread)) else told
 
 
 class Captions:
-    """Counts the kept captions and the pictures without one."""
+    """Counts the kept captions, the pictures that only lack one, and those without one that are left out for another reason."""
 
     def __init__(self) -> None:
-        self.missing = self.kept = self.empty = 0
+        self.missing = self.kept = self.empty = self.other = 0
         self.texts = Texts()
 
     def add(self, row: Mapping[str, Any]) -> None:
         self.missing += lacks_caption(row)
+        self.other += bool(
+            row["status"] != "kept" and row["width"] and row["reason"] != NO_CAPTION and not row["caption"] and not row["words_from"]
+        )
         if row["shard"]:
             self.kept += 1
             self.empty += not row["caption"]
@@ -66,7 +71,7 @@ class Captions:
                 self.texts.add(row["caption"])
 
     def as_json(self) -> dict[str, int]:
-        return {"missing": self.missing, "kept": self.kept, "empty": self.empty, **self.texts.counts()}
+        return {"missing": self.missing, "kept": self.kept, "empty": self.empty, "other": self.other, **self.texts.counts()}
 
 
 def lacks_caption(row: Mapping[str, Any]) -> bool:
@@ -114,10 +119,15 @@ def appended(text: str, columns: Sequence[str], name_column: str, names: Iterabl
     return buffer.getvalue()
 
 
-def steps(out: str, command: Sequence[str], captions: Mapping[str, int], *, report: str, val: int, doubtful: int = 0) -> str:
+def steps(
+    out: str, command: Sequence[str], captions: Mapping[str, int], *, report: str, val: int, doubtful: int = 0,
+    guesses: Sequence[Guess] = (), source: str = "", tables: Sequence[str] = (), techniques: int = 0,
+) -> str:  # fmt: skip
     """What to look at, and the commands to paste after prepare: captions first if they are few, then training.
 
     `command`: the arguments given to prepare. `val`: pictures held out. `doubtful`: pictures that were left out as ambiguous.
+    `guesses`: caption columns that nobody named. `source`: as given to prepare. `tables`: those in it that are not read.
+    `techniques`: pictures with a technique.
     """
     out = typed_path(out)
     missing, kept, empty = (captions.get(name, 0) for name in ("missing", "kept", "empty"))
@@ -128,12 +138,23 @@ def steps(out: str, command: Sequence[str], captions: Mapping[str, int], *, repo
         parts.append(
             f"{doubtful:,} doubtful picture{' is' if one else 's are'} left out (ambiguous); --keep-ambiguous keeps {'it' if one else 'them'}."
         )
-    if told := alike(captions) or titles(captions):
+    if better := [one for one in guesses if one.better]:
+        parts.append(sentences(command, better[0]))
+    elif told := alike(captions) or titles(captions):
         parts.append(told)
     if missing:
-        parts.append(captions_first(out, command, missing, captioned, empty, report))
+        other = captions.get("other", 0)
+        parts.append(
+            captions_first(out, command, missing, captioned, empty, report, other=other, ways=from_tables(command, source, tables))
+        )
     if captioned and captioned >= FEW * (captioned + missing):
-        parts.append("Next:\n" + training(out, captioned, val=val))
+        if techniques and captioned > FEW_PICTURES:
+            have = "picture has" if techniques == 1 else "pictures have"
+            parts.append(
+                f"{techniques:,} {have} a technique, which {config('engraving-cpu')} takes as the style tag. "
+                "With data.style_key=style, as below, the tag is the style that prepare gave."
+            )
+        parts.append("Next:\n" + training(out, captioned, val=val, techniques=bool(techniques)))
     elif captioned:
         parts.append(
             f"Train when more of the pictures have captions: {captioned:,} of {captioned + missing:,} do. To look at the shards as they are:\n"
@@ -142,9 +163,39 @@ def steps(out: str, command: Sequence[str], captions: Mapping[str, int], *, repo
     return "\n".join(parts)
 
 
-def captions_first(out: str, command: Sequence[str], missing: int, captioned: int, empty: int, report: str) -> str:
+def sentences(command: Sequence[str], guess: Guess) -> str:
+    """Where titles were taken for captions and sentences stand beside them: the command that takes the sentences."""
+    again = [*command, "--caption-column", guess.better, *overwriting(command)]
+    return (
+        f"The captions are titles: they are read from the column {guess.column} of {guess.table}, "
+        f"whose column {guess.better} has sentences. If these say what is seen, take them instead:\n  {shell('prepare', *again)}"
+    )
+
+
+def overwriting(command: Sequence[str]) -> list[str]:
+    """What a command needs to replace shards made with other settings."""
+    return ["--overwrite"] if "--overwrite" not in command else []
+
+
+def from_tables(command: Sequence[str], source: str, tables: Sequence[str]) -> list[str]:
+    """How captions are read from tables in SOURCE whose names are not those of caption tables."""
+    lines = []
+    for table in tables:
+        place, given = free_name(source, table), as_source(command, source, table)
+        named = "save it as CSV UTF-8 under the name" if is_spreadsheet(table) else "name it"
+        ways = [f"{named} {shlex.quote(typed_path(place))} and type the same command again"] if place else []
+        ways += ["give it as SOURCE:"] if given else []
+        if ways:
+            lines.append(f"  from {shown(table)}, if it holds captions (under this name it is not read): {', or '.join(ways)}")
+        lines += [f"    {shell('prepare', *given)}"] if given else []
+    return lines
+
+
+def captions_first(
+    out: str, command: Sequence[str], missing: int, captioned: int, empty: int, report: str, *, other: int, ways: Sequence[str]
+) -> str:
     again = [one for one in command if one != "--allow-missing-captions"]
-    replaced = ["--overwrite"] if "--overwrite" not in command else []  # shards made with other settings
+    replaced = overwriting(command)
     with_captions = [*without_option(again, "--captions"), "--captions", f"{out}/{CAPTIONS}", *(replaced if again != command else [])]
     captioner = shell("caption", out, "--model", "Qwen/Qwen2.5-VL-3B-Instruct", "--registers", "plain", "--out", f"{out}-captioned")
     by_hand = [
@@ -162,8 +213,11 @@ def captions_first(out: str, command: Sequence[str], missing: int, captioned: in
         if captioned < FEW * (captioned + missing)
         else f"Train without {'it' if one else 'them'} (Next), or give captions first"
     )
-    head = f"{missing:,} picture{' has' if one else 's have'} no caption and {where}. {first}:"
-    return "\n".join([head, *(by_hand if not is_url(out) else []), *by_model])
+    more = (
+        f"; {other:,} more {'has' if other == 1 else 'have'} none and {'is' if other == 1 else 'are'} left out for another reason (above)"
+    )
+    head = f"{missing:,} picture{' has' if one else 's have'} no caption and {where}{more if other else ''}. {first}:"
+    return "\n".join([head, *ways, *(by_hand if not is_url(out) else []), *by_model])
 
 
 def without_option(command: Sequence[str], option: str) -> list[str]:
@@ -209,7 +263,7 @@ def config(name: str) -> str:
     return f"configs/{name}.yaml" if typed("train") == ["python", "train.py"] else name
 
 
-def training(out: str, pictures: int, *, val: int) -> str:
+def training(out: str, pictures: int, *, val: int, techniques: bool = False) -> str:
     """The commands that suit so many pictures: an adapter on the bundled model, the bundled model trained on, or a model from nothing."""
     train_data, val_data = (shlex.quote(f"data.{split}={out}/{split}-*.tar") for split in ("train", "val"))
     if pictures <= FEW_PICTURES:
@@ -217,6 +271,7 @@ def training(out: str, pictures: int, *, val: int) -> str:
         train, sample = f"{config('lora')} start=bundled {data} out=runs/mine-lora", "--adapter runs/mine-lora"
     else:
         start = "" if pictures > MANY_PICTURES else "start=bundled train.passes=20 "
+        start += "data.style_key=style " if techniques else ""  # the config's is technique
         data = f"{train_data} {val_data if val else 'data.val='}"  # the config names held-out shards
         train, sample = f"{config('engraving-cpu')} {start}{data} out=runs/mine", "--checkpoint runs/mine"
     return f"{inspecting(out)}\n  {shell('train')} --config {train}\n  {shell('sample')} {sample} --seed 0"

@@ -6,7 +6,8 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Collection
+import shlex
+from collections.abc import Collection, Sequence
 from dataclasses import asdict
 from posixpath import dirname, join
 from typing import Any
@@ -16,6 +17,7 @@ from data_tools.pipeline.chunks import ROWS, Settings
 from data_tools.pipeline.manifest import MANIFEST
 from data_tools.pipeline.storage_backends import Store, is_url
 from data_tools.readers import Listing
+from data_tools.readers.listing import Guess
 from tokun.utils.errors import UserError
 
 RECORD = "prepare.json"
@@ -35,15 +37,12 @@ def refuse_other_shards(out: Store, record: dict[str, Any], *, overwrite: bool) 
     if overwrite or holds_no_pictures(out, names):
         return
     way_out = "Name another --out, or add --overwrite to replace the shards there"
-    # a run killed while publishing: its files follow the plan in the partial folder, and the record may be missing
-    begun = out.exists(f"{PARTIAL}/{PLAN}") and (RECORD not in names or out.exists(f"{PARTIAL}/{PUBLISH}"))
     try:
-        there = json.loads(out.read(f"{PARTIAL}/{PLAN}" if begun else RECORD))["settings"]
+        there = settings_there(out, names)
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(
             f"--out {out} holds shards without a complete {RECORD}: from another tool, or an interrupted run. {way_out}"
         ) from error
-    there = {**asdict(Settings(style="any")), **there}  # earlier versions did not store all settings
     if (table := there.get(GIVEN)) and not record[GIVEN]:
         raise UserError(
             f"--out {out} holds shards with the captions of {table}, and none are given now: give them again (--captions). {way_out}"
@@ -53,6 +52,31 @@ def refuse_other_shards(out: Store, record: dict[str, Any], *, overwrite: bool) 
     ]
     if changes:
         raise UserError(f"--out {out} holds shards made with other settings ({'; '.join(changes)}). {way_out}")
+
+
+def settings_there(out: Store, names: Collection[str]) -> dict[str, Any]:
+    """The settings that the shards in `out` were made with. Raises OSError, ValueError, KeyError or TypeError without a complete record."""
+    # a run killed while publishing: its files follow the plan in the partial folder, and the record may be missing
+    begun = out.exists(f"{PARTIAL}/{PLAN}") and (RECORD not in names or out.exists(f"{PARTIAL}/{PUBLISH}"))
+    there = json.loads(out.read(f"{PARTIAL}/{PLAN}" if begun else RECORD))["settings"]
+    return {**asdict(Settings(style="any")), **there}  # earlier versions did not store all settings
+
+
+def refuse_guessed_column(out: Store, record: dict[str, Any], guesses: Sequence[Guess]) -> None:
+    """Raise UserError if captions of a column that was named would be replaced by those of one that is taken by its name alone."""
+    names = out.list()
+    if record["caption_column"] or not guesses or holds_no_pictures(out, names):
+        return
+    try:
+        there = settings_there(out, names)
+    except (OSError, ValueError, KeyError, TypeError):  # of another tool; to be replaced
+        return
+    if (column := there["caption_column"]) and there["folder"] == record["folder"]:
+        now = guesses[0].column
+        raise UserError(
+            f"--out {out} holds shards with the captions of the column {column!r}, and none is named now, so {now} would be read: "
+            f"add --caption-column {shlex.quote(column)} again, or --caption-column {now} if that is meant"
+        )
 
 
 def holds_no_pictures(out: Store, names: Collection[str]) -> bool:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from data_tools.pipeline.disk import DiskDict, DiskList
-from data_tools.readers.files import as_path, listed
+from data_tools.readers.files import Misplaced, as_path, listed
 from data_tools.readers.listing import Listing, Options
 from data_tools.readers.words import join_words, words_from
 from tokun.utils.errors import UserError
@@ -22,14 +22,16 @@ def read_coco(source: Path, options: Options) -> Listing:
     images = list(coco_records(data))
     base = options.root or coco_folder(source, [image["file_name"] for image in images[:100]])
     root = base.resolve()
-    found, words = DiskDict(), DiskDict()
+    found, words, misplaced = DiskDict(), DiskDict(), Misplaced(source.name, base, options.root)
     for image in images:
         one = replace(listed(base, root, image["file_name"]), group="")
+        if one.path not in found:
+            misplaced.add(one, as_path(image["file_name"]))
         words[one.path] = join_words(words.get(one.path), replace(words_from(image), words_from=source.name))
         found.setdefault(one.path, one)
     used = {str(image.get("id")) for image in records(data["images"]) if isinstance(image.get("file_name"), str)}
     missing = sum(isinstance(one.get("caption"), str) and str(one.get("image_id")) not in used for one in records(data["annotations"]))
-    return Listing(base, DiskList(found.ordered()), words, missing)
+    return Listing(base, DiskList(found.ordered()), words, missing, notes=tuple(misplaced.notes()))
 
 
 def coco_records(data: dict[str, Any]) -> Iterator[dict[str, Any]]:

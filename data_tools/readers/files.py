@@ -16,6 +16,7 @@ from pathlib import Path
 from data_tools.images.image_ops import PictureError
 from data_tools.readers.listing import Found, Span
 
+MISSING, OUTSIDE = "missing file", "path leaves the source"  # of a picture that a table names
 MAX_BYTES = 256 * 2**20  # of one picture file
 MAX_TEXT_BYTES = 2**20  # of one sidecar caption file
 MAX_PAGE_BYTES = 32 * 2**20  # of one page of a book
@@ -79,12 +80,35 @@ def listed(base: Path, root: Path, name: str) -> Found:
     name = given = posixpath.normpath(name)
     path = base / name
     if posixpath.isabs(name) or name.split("/")[0] == "..":
-        problem = "path leaves the source"
+        problem = OUTSIDE
     elif not os.path.lexists(path) and not (name := as_written(base, name)):
-        problem, name = "missing file", given
+        problem, name = MISSING, given
     elif not (problem := why_not_open(path := base / name, root)) and not Path(os.path.realpath(path)).is_relative_to(root):
         problem = "symlink leaves the source"  # a folder in the path is a link
     return Found(name, problem, beside=False)
+
+
+class Misplaced:
+    """Counts the pictures that are not where a table says they are."""
+
+    def __init__(self, table: str, base: Path, root: Path | None) -> None:
+        self.table, self.base, self.root = table, base, root
+        self.total = self.count = 0
+        self.first = ""
+
+    def add(self, one: Found, written: str) -> None:
+        self.total += 1
+        if one.problem in (MISSING, OUTSIDE):
+            self.count += 1
+            self.first = self.first or written
+
+    def notes(self) -> list[str]:
+        """A sentence for the user, with the option that helps."""
+        if not self.count:
+            return []
+        counted = f"from --root {self.root}" if self.root else f"from {self.base}: --root names another folder"
+        told = f"Pictures that are not where {self.table} says: {self.count:,} of {self.total:,}, the first {self.first}."
+        return [f"{told} Paths are counted {counted}."]
 
 
 def as_written(base: Path, name: str) -> str:

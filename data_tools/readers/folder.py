@@ -33,6 +33,7 @@ def read_folder(source: Path, options: Options) -> Listing:
     for table in sorted(there.tables, key=table_rank):
         rows.add(table, str(source / table))
     words, missing, notes = rows.match(pictures)
+    guesses = rows.guesses
     tars = Tars(options, pictures, words, there.unread)
     for path in there.tars:
         tars.read(source, path)
@@ -42,10 +43,10 @@ def read_folder(source: Path, options: Options) -> Listing:
         for one in data.found:
             pictures.append(one)
         words.update(data.words)
-        notes = (*notes, *data.notes)
+        notes, guesses = (*notes, *data.notes), (*guesses, *data.guesses)
     for page in there.pages:
         there.unread[page] = NO_PAGE if BOOK_PAGE.search(posixpath.basename(page)) else LONE_PAGE
-    return Listing(source, pictures, words, missing, there.unread, notes)
+    return Listing(source, pictures, words, missing, there.unread, notes, guesses)
 
 
 def has_data_set(there: Survey, source: Path) -> bool:

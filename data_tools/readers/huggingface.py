@@ -7,11 +7,13 @@ import os
 import posixpath
 import re
 from functools import lru_cache
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from data_tools.images.image_ops import PictureError
 from data_tools.pipeline.disk import DiskDict, DiskList
+from data_tools.readers.caption_guess import MOST_ROWS, TextColumns
 from data_tools.readers.files import checked, find_files, read_file
 from data_tools.readers.listing import DatasetRow, Found, Listing, Options, shown
 from data_tools.readers.tables import check_caption_column, note_on
@@ -140,9 +142,12 @@ def read_huggingface(source: Path, options: Options) -> Listing:
     """
     found, words = DiskList(), DiskDict()
     notes: dict[str, None] = {}
+    texts = TextColumns()
     wanted = {*COLUMNS, column_name(options.caption_column)}
     for split, data in sorted(open_splits(source.as_posix()).items()):
         notes.update(dict.fromkeys(check_captions(source, tuple(map(column_name, data.features)), options)))
+        for row in islice(data.select_columns(written), MOST_ROWS) if (written := text_columns(data)) else ():
+            texts.add(normal(row))
         columns = [name for name, kind in data.features.items() if column_name(name) in wanted and type(kind).__name__ != "Image"]
         classes = {column_name(name): data.features[name].names for name in columns if hasattr(data.features[name], "names")}
         rows = iter(data.select_columns(columns)) if columns else ({} for _ in range(len(data)))
@@ -154,7 +159,12 @@ def read_huggingface(source: Path, options: Options) -> Listing:
             path = f"{split}/{index:08d}"
             found.append(Found(path, where=DatasetRow(split, index), group=group_of(record) or "", style=style_of(record), beside=False))
             words[path] = words_from(record, options.caption_column)
-    return Listing(source, found, words, notes=tuple(notes))
+    guess = None if options.caption_column else texts.guess(source.name)
+    return Listing(source, found, words, notes=(*notes, str(guess)) if guess else tuple(notes), guesses=(guess,) if guess else ())
+
+
+def text_columns(data: Any) -> list[str]:
+    return [name for name, kind in data.features.items() if getattr(kind, "dtype", "") in ("string", "large_string")]
 
 
 def check_captions(source: Path, columns: tuple[str, ...], options: Options) -> list[str]:

@@ -129,6 +129,20 @@ class Options:
     """A table of captions by path in this source; it takes precedence over all other captions."""
 
 
+@dataclass(frozen=True, slots=True)
+class Guess:
+    """A column that is taken for the captions by its name alone, where there are other columns of text."""
+
+    table: str
+    column: str
+    others: tuple[str, ...]
+    better: str = ""
+    """The one of the others with sentences, where the column has titles."""
+
+    def __str__(self) -> str:
+        return f"Other columns of text in {self.table}: {', '.join(self.others)}. --caption-column chooses one instead of {self.column}."
+
+
 @dataclass(frozen=True)
 class Listing:
     """A reader's result: pictures in order, words by path, the number of table rows without a picture, files that are not read."""
@@ -143,6 +157,8 @@ class Listing:
     """Files below the source that are not read, each with the reason: "not read: …"."""
     notes: tuple[str, ...] = ()
     """Notes for the user, as sentences."""
+    guesses: tuple[Guess, ...] = ()
+    """Caption columns that nobody named, one for each table."""
 
 
 class CaptionError(BadSample):

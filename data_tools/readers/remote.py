@@ -61,7 +61,7 @@ def read_remote(source: Path | str, options: Options) -> Listing:
         read_remote_table(within[table], fs, table, rows)
     said, missing, notes = rows.match(found)
     words.update(said)
-    return Listing(url, found, words, missing, unread, (*notes, *tars.notes))
+    return Listing(url, found, words, missing, unread, (*notes, *tars.notes), rows.guesses)
 
 
 def pair_all(paths: Iterable[str], unread: DiskDict) -> dict[str, tuple[str, ...]]:

@@ -11,9 +11,10 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from data_tools.pipeline.disk import DiskDict, DiskList
+from data_tools.readers.caption_guess import TextColumns, in_all
 from data_tools.readers.coco import coco_records
-from data_tools.readers.files import MAX_PAGE_BYTES, PICTURE_SUFFIXES, as_path, listed
-from data_tools.readers.listing import NOTHING, Found, Listing, Options, Words, shown
+from data_tools.readers.files import MAX_PAGE_BYTES, PICTURE_SUFFIXES, Misplaced, as_path, listed
+from data_tools.readers.listing import NOTHING, Found, Guess, Listing, Options, Words, shown
 from data_tools.readers.words import group_of, join_words, normal, odd_caption, path_in, style_of, words_from
 from data_tools.tables import CAPTION_COLUMNS, PATH_COLUMNS, Table, TableError, caption_column, column_name, read_table
 from tokun.utils.optional_packages import need
@@ -30,6 +31,7 @@ class Rows:
     def __init__(self, options: Options) -> None:
         self.options, self.words = options, DiskDict()
         self.notes: dict[str, None] = {}
+        self.checked: list[Checked] = []
 
     def add(self, table: str, name: str, open_file: Opener | None = None, *, given: bool = False) -> None:
         """Add the rows of a table. `table` is its path within the source, `name` its location. Raises UserError.
@@ -46,6 +48,7 @@ class Rows:
                 key = composed(posixpath.normpath(posixpath.join(folder, path)))
                 own[key] = join_words(own.get(key), words)
         self.notes.update(dict.fromkeys(checked.notes()))
+        self.checked.append(checked)
         others = 0
         for path, words in own.pairs():
             there = self.words.get(path)
@@ -57,7 +60,7 @@ class Rows:
 
     def records(self, name: str, open_file: Opener | None) -> Iterator[tuple[int, dict[str, Any]]]:
         """(line, record) of each row; in JSON its number."""
-        if name.lower().endswith(".json"):
+        if is_json(name):
             yield from enumerate(json_records(name, open_file), start=1)
             return
         table = open_table(name, self.options, open_file)
@@ -65,6 +68,11 @@ class Rows:
         if note := note_on(table, self.options):
             self.notes[note] = None
         yield from ((row.line, row.values) for row in table)
+
+    @property
+    def guesses(self) -> tuple[Guess, ...]:
+        """The caption columns that nobody named."""
+        return in_all((guess for one in self.checked if (guess := one.guess())), (one.columns.columns for one in self.checked))
 
     def elsewhere(self, path: str, found: DiskList) -> str:
         """Where the picture of a row may lie, in words; "" if there is none of its name."""
@@ -135,15 +143,17 @@ def check_caption_column(table: Table, options: Options) -> None:
     try:
         caption_column(table, options.caption_column)
     except TableError as error:
-        raise TableError(f"{error}, or do without captions with --allow-missing-captions") from error
+        way_out = ". Name one of them" if options.caption_column else ", or do without captions with --allow-missing-captions"
+        raise TableError(f"{error}{way_out}") from error
 
 
 class Checked:
-    """Counts the rows of one table that name no picture or have no text as their caption, and whether there are rows at all."""
+    """Counts the rows of one table that name no picture or have no text as their caption, whether there are rows at all, and the text
+    in each column."""
 
     def __init__(self, name: str, options: Options) -> None:
-        self.name, self.options = name, options
-        self.columns = [column_name(options.caption_column)] if options.caption_column else list(CAPTION_COLUMNS)
+        self.name, self.options, self.columns = name, options, TextColumns()
+        self.known_columns = [column_name(options.caption_column)] if options.caption_column else list(CAPTION_COLUMNS)
         self.rows = self.said = self.odd = self.known = self.nameless = self.first_nameless = 0
         self.first = ""
 
@@ -153,11 +163,15 @@ class Checked:
             self.nameless += 1
             self.first_nameless = self.first_nameless or line
         self.said += bool(words.caption or words.captions)
-        self.known += any(name in record for name in self.columns)
+        self.known += any(name in record for name in self.known_columns)
+        self.columns.add(record)
         if not words.caption and not words.captions:
             odd = odd_caption(record, self.options.caption_column)
             self.odd += bool(odd)
             self.first = self.first or odd
+
+    def guess(self) -> Guess | None:
+        return None if self.options.caption_column else self.columns.guess(Path(self.name).name)
 
     def notes(self) -> list[str]:
         """Sentences for the user. Raises TableError if no row names a picture, or captions are needed and every row holds something else than text."""
@@ -173,7 +187,7 @@ class Checked:
                 f"{self.name}: the caption is no text in any of its {self.rows:,} rows, the first is {self.first}. "
                 "Name a column of text with --caption-column, write the texts into a column of their own, or add --allow-missing-captions"
             )
-        told = []
+        told = [str(guess)] if (guess := self.guess()) else []
         if self.nameless:
             told.append(f"Rows of {name} that name no picture: {self.nameless:,}, the first in line {self.first_nameless}.")
         if self.odd:
@@ -190,6 +204,10 @@ def note_on(table: Table, options: Options) -> str:
         return ""
     others = f" and, where that is empty, from {', '.join(names[1:])}; choose with --caption-column" if len(names) > 1 else ""
     return f"The captions of {Path(table.name).name} are read from its column {names[0]}{others}."
+
+
+def is_json(name: str) -> bool:
+    return name.lower().endswith(".json")
 
 
 def json_records(name: str, open_file: Opener | None) -> Iterator[dict[str, Any]]:
@@ -242,16 +260,19 @@ def read_manifest(source: Path, options: Options) -> Listing:
         raise TableError(no_path_column(str(source), names))
     check_columns(table, options)
     found, words = DiskDict(), DiskDict()
-    checked = Checked(str(source), options)
+    checked, misplaced = Checked(str(source), options), Misplaced(source.name, base, options.root)
     for row in table:
         name, said = path_in(row.values), replace(words_from(row.values, options.caption_column), words_from=source.name)
         checked.add(row.line, name, row.values, said)
         if name:
             one = replace(listed(base, root, name), group=group_of(row.values), style=style_of(row.values))
+            if one.path not in found:
+                misplaced.add(one, as_path(name))
             found.setdefault(one.path, one)
             words[one.path] = join_words(words.get(one.path), said)
-    notes = [note for note in (note_on(table, options), *checked.notes()) if note]
-    return Listing(base, DiskList(found.ordered()), words, checked.nameless, notes=tuple(notes))
+    notes = [note for note in (note_on(table, options), *checked.notes(), *misplaced.notes()) if note]
+    guesses = tuple(filter(None, (checked.guess(),)))
+    return Listing(base, DiskList(found.ordered()), words, checked.nameless, notes=tuple(notes), guesses=guesses)
 
 
 def no_path_column(source: str, columns: Iterable[str]) -> str:
@@ -268,7 +289,7 @@ def with_captions(listing: Listing, options: Options) -> Listing:
     """The listing with the captions of `options.captions`, which override all others. Raises UserError."""
     if options.captions is None:
         return listing
-    rows = Rows(replace(options, captions_needed=True))
+    rows = Rows(replace(options, captions_needed=True, caption_column=column_of_given(str(options.captions), options)))
     rows.add(str(options.captions), str(options.captions), given=True)
     given, missing, notes = rows.match(listing.found)
     words = DiskDict(listing.words)
@@ -276,6 +297,26 @@ def with_captions(listing: Listing, options: Options) -> Listing:
         words[path] = said.or_else(words.get(path, NOTHING))
     found: DiskList = DiskList(with_given(one) if one.path in given else one for one in listing.found)
     return replace(listing, found=found, words=words, unmatched=listing.unmatched + missing, notes=(*listing.notes, *notes))
+
+
+def column_of_given(name: str, options: Options) -> str:
+    """The caption column of the table that is given: the one that was asked for, or `caption`, as in the captions.csv that prepare writes.
+
+    Raises TableError if it has neither: captions of another column must not replace those that were chosen.
+    """
+    wanted = options.caption_column
+    if not wanted:
+        return ""
+    columns = (
+        dict.fromkeys(key for record in json_records(name, None) for key in record) if is_json(name) else open_table(name, options).columns
+    )
+    for column in (column_name(wanted), "caption"):
+        if column in columns:
+            return column
+    raise TableError(
+        f"{name} has neither a column {wanted!r} (--caption-column) nor one named caption: its columns are {', '.join(columns)}. "
+        "Rename the one with the captions to caption"
+    )
 
 
 def with_given(one: Found) -> Found:

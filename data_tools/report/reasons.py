@@ -6,6 +6,9 @@ import re
 
 UNREADABLE = "Open the file in a picture viewer. If it is broken there too, fetch or scan it again; otherwise save it as PNG or JPEG."
 NOT_OPENED = "Put the picture itself into the folder, and run again."
+ELSEWHERE = (
+    "Put the picture itself into the folder, and run again; or name the folder that the paths of a table are counted from with --root."
+)
 KEEP_AMBIGUOUS = "Look through the pictures below. If they belong to the collection, run prepare again with --keep-ambiguous."
 KEEP_REJECTED = "Usually right. Pictures that are worth keeping can be prepared from a separate folder with --no-clean."
 EXPLANATIONS: dict[str, tuple[str, str]] = {
@@ -109,8 +112,8 @@ EXPLANATIONS: dict[str, tuple[str, str]] = {
     "cannot be read": ("The system could not read the file.", "Check the permissions of the file and the health of the disk."),
     "folder cannot be read": ("The folder could not be opened, so its contents are unknown.", "Check the permissions of the folder."),
     "symlink leaves the source": ("A link that points outside the folder; for safety it is not followed.", NOT_OPENED),
-    "path leaves the source": ("The list names a file outside the collection's folder; for safety it is not opened.", NOT_OPENED),
-    "missing file": ("The list or the page names a file that does not exist.", NOT_OPENED),
+    "path leaves the source": ("The list names a file outside the collection's folder; for safety it is not opened.", ELSEWHERE),
+    "missing file": ("The list or the page names a file that does not exist.", ELSEWHERE),
     "a web address, not a file": ("The list gives a web address; nothing is downloaded from there.", NOT_OPENED),
     "symlink to a folder": ("A link to another folder; it is not followed, because pictures would appear twice.", NOT_OPENED),
     "broken symlink": ("A link to something that does not exist.", NOT_OPENED),
@@ -175,7 +178,7 @@ EXPLANATIONS |= {
     ),
     "not read: a table under another name than captions or metadata": (
         "A table that is not read as captions.",
-        "If it holds captions, name it captions.csv (.tsv, .jsonl, .parquet), or give it as SOURCE.",
+        "If it holds captions, name it captions.csv (.tsv, .jsonl, .parquet), or give it as SOURCE, with --root for the pictures' folder.",
     ),
     "ambiguous: several pictures under one key": (
         "A sample in a tar file holds several pictures, and it is unclear which of them its words describe.",

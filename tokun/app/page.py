@@ -59,9 +59,11 @@ def make_parser() -> argparse.ArgumentParser:
         metavar="URL",
         help="a vLLM server of the checkpoint that draws the pairs (docs/guides/serving.md): http://localhost:8000",
     )
-    parser.add_argument("--host", default="127.0.0.1", help="0.0.0.0 lets others in (%(default)s)")
+    parser.add_argument(
+        "--host", default="127.0.0.1", help="0.0.0.0 lets other machines in, which type this machine's name or address (%(default)s)"
+    )
     parser.add_argument("--port", type=int, default=7860, help="(%(default)s)")
-    parser.add_argument("--share", action="store_true", help="a public address by Gradio's relay")
+    parser.add_argument("--share", action="store_true", help="a public address by Gradio's relay, for anybody who has it")
     parser.add_argument("--device", default=None, help="cpu, cuda …; default: a GPU if there is one")
     return parser
 
@@ -84,7 +86,7 @@ def serve(page: Any, *, host: str = "127.0.0.1", port: int = 7860, share: bool =
     except (OSError, OverflowError) as error:
         raise UserError(f"{host}, port {port}: cannot be listened on ({error}). Choose another --host or --port") from error
     if wait:
-        print(f"The demo will be at http://{f'[{host}]' if ':' in host else host}:{port} in a moment; Ctrl-C ends it", flush=True)
+        print(f"The demo will be at {addresses(host, port)} in a moment; Ctrl-C ends it", flush=True)
     return page.launch(
         server_name=f"[{host}]" if ":" in host else host, server_port=port, share=share, prevent_thread_lock=not wait, quiet=not share, ssr_mode=False, show_error=False,
         max_file_size=demo.MAX_FILE_BYTES, allowed_paths=[], state_session_capacity=SESSIONS, max_threads=16, footer_links=[], enable_monitoring=False,
@@ -92,6 +94,13 @@ def serve(page: Any, *, host: str = "127.0.0.1", port: int = 7860, share: bool =
         theme=gr.themes.Base(font=["Georgia", "serif"], font_mono=["monospace"]), css_paths=STYLE,
         js=SCRIPT.read_text(encoding="utf-8"),
     )  # fmt: skip
+
+
+def addresses(host: str, port: int) -> str:
+    """What is typed into a browser here and, where others are let in, on their machines."""
+    if host in ("0.0.0.0", "::"):
+        return f"http://127.0.0.1:{port}, for others at http://{socket.gethostname()}:{port}"
+    return f"http://{f'[{host}]' if ':' in host else host}:{port}"
 
 
 def gradio() -> Any:

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import argparse
 import io
+import itertools
 import os
 import select
+import shlex
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from pathlib import Path
+from typing import Any
 
 from tokun.utils import launcher
 from tokun.utils.errors import UserError
@@ -49,9 +52,53 @@ def _names(told: str, default: object) -> bool:
     return f"({default})" in told or (default is True and "(yes)" in told)
 
 
+class Parser(argparse.ArgumentParser):
+    """A parser that, where words are left over behind an option's value, says to put quotes around it."""
+
+    def parse_args(self, args: Sequence[str] | None = None, namespace: Any = None) -> Any:
+        arguments = list(sys.argv[1:] if args is None else args)
+        found, left = self.parse_known_args(arguments, namespace)
+        if left:
+            told = f"unrecognized arguments: {' '.join(left)}"
+            if unquoted := self.unquoted(arguments, left):
+                self.exit(
+                    2, f"{self.prog}: error: {told}. If the value of {unquoted[0]} has spaces, put quotes around it: {' '.join(unquoted)}\n"
+                )
+            self.error(told)
+        return found
+
+    def unquoted(self, arguments: Sequence[str], left: Sequence[str]) -> tuple[str, str] | None:
+        """The option behind whose value words were left over, and the quoted value, or '…' where its end is unsure."""
+        options = set(self.options_of_text())
+        for at, typed in enumerate(arguments):
+            name, joined, value = typed.partition("=")
+            named = {name} & options or {one for one in options if len(name) > 2 and one.startswith(name)}
+            words = list(itertools.takewhile(lambda one: not one.startswith("-"), arguments[at + 1 :]))
+            value, *more = [value, *words] if joined else words or [""]
+            if len(named) == 1 and set(more) & set(left):
+                return named.pop(), shlex.quote(" ".join([value, *more])) if set(more) <= set(left) else "'…'"
+        return None
+
+    def options_of_text(self) -> Iterator[str]:
+        """The long options that take one text, which may have spaces; those of subcommands too."""
+        for action in self._actions:
+            if isinstance(action.choices, Mapping):
+                for one in action.choices.values():
+                    yield from one.options_of_text() if isinstance(one, Parser) else ()
+            elif action.nargs is None and action.choices is None and _may_have_spaces(action.type):
+                yield from (one for one in action.option_strings if one.startswith("--"))
+
+
+def _may_have_spaces(kind: object) -> bool:
+    try:
+        return not callable(kind) or kind("a b") is not None
+    except (argparse.ArgumentTypeError, TypeError, ValueError):  # such as a number's
+        return False
+
+
 def make_parser(name: str, about: str | None, *, epilog: str | None = None) -> argparse.ArgumentParser:
     """A command's parser. `name`: as it is typed without the `tokun` command, such as "python -m data_tools.prepare"."""
-    return argparse.ArgumentParser(prog=_TYPED.get() or name, description=about, epilog=epilog, formatter_class=HelpFormatter)
+    return Parser(prog=_TYPED.get() or name, description=about, epilog=epilog, formatter_class=HelpFormatter)
 
 
 def typed_path(path: object) -> str:

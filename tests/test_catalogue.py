@@ -1,0 +1,287 @@
+"""A museum's catalogue: pictures with a table of titles, descriptions and techniques, as an archivist exports it from a spreadsheet."""
+
+import json
+import shlex
+
+import pytest
+
+from data_tools.pipeline import next_steps
+from data_tools.pipeline.next_steps import steps
+from data_tools.prepare import main
+from data_tools.readers.caption_guess import TextColumns
+from tests.test_prepare import pairs
+from tests.test_reported import Made, image, table, tar
+from tokun.config import load_config
+
+pytest.importorskip("pyarrow.parquet", reason="prepare writes Parquet: pip install -e '.[data]'")
+
+SEEN = {
+    "1.png": "A large moth sits on an oak leaf with its wings spread.",
+    "2.png": "A ship in full sail leaves the harbour under dark clouds.",
+    "3.png": "A small house stands between two tall trees by a stream.",
+    "4.png": "A lion lies under a palm and looks at the viewer.",
+    "5.png": "A wolf runs over a field of snow at night.",
+}
+TITLES = dict(zip(SEEN, ("The moth", "The ship", "The house", "The lion", "The wolf"), strict=True))
+TECHNIQUES = dict(zip(SEEN, ("etching", "woodcut", "etching", "woodcut", "etching"), strict=True))
+PICTURES = {name: image(number) for number, name in enumerate(SEEN)}
+ASKED = ("--caption-column", "what is seen")
+
+
+def catalogue(*, without=(), head="file;title;what is seen;technique"):
+    rows = [f"{name};{TITLES[name]};{'' if name in without else SEEN[name]};{TECHNIQUES[name]}" for name in SEEN]
+    return "\r\n".join([head, *rows, ""]).encode("utf-8-sig")
+
+
+@pytest.fixture
+def made(tmp_path, capsys):
+    return lambda files, *options, source="": Made(tmp_path, files, capsys, *options, source=source)
+
+
+def printed(said, *words):
+    """The arguments of the first printed command for prepare that has these words."""
+    return next(
+        words_of[2:]
+        for line in said.splitlines()
+        if (words_of := shlex.split(line) if "tokun prepare" in line else []) and set(words) <= set(words_of)
+    )
+
+
+# ---- the column that was asked for ---------------------------------------------------------------------------------------
+
+
+def test_the_printed_command_reads_the_filled_table_by_its_own_column_and_the_folders_by_the_one_that_was_asked_for(made, tmp_path, capsys):
+    """It was refused, since captions.csv has no column "what is seen"; and without the option every caption was replaced by a title."""
+    found = made({**PICTURES, "metadata.csv": catalogue(without=["5.png"])}, *ASKED)
+    filled = tmp_path / "out" / "captions.csv"
+    assert found.status == 0 and filled.read_text("utf-8-sig") == "file_name,caption\n5.png,\n"
+    filled.write_text(f"file_name,caption\n5.png,{SEEN['5.png']}\n")
+    assert main(printed(found.said, "--captions")) == 0
+    assert Made(tmp_path, {}, capsys, *ASKED, "--captions", str(filled)).captions == SEEN
+
+
+@pytest.mark.parametrize("name", ["given.csv", "given.json"])
+def test_a_given_table_with_the_column_that_was_asked_for_is_read_by_it(made, tmp_path, name):
+    row = {"file_name": "1.png", "caption": "Another one.", "what is seen": "A moth."}
+    text = json.dumps([row]) if name.endswith("json") else "file_name,caption,what is seen\n1.png,Another one.,A moth.\n"
+    (tmp_path / name).write_text(text)
+    found = made({**PICTURES, "metadata.csv": catalogue()}, *ASKED, "--captions", str(tmp_path / name))
+    assert found.captions == {**SEEN, "1.png": "A moth."}
+
+
+@pytest.mark.parametrize("name", ["given.csv", "given.json"])
+def test_a_given_table_without_either_column_is_refused_and_its_titles_replace_nothing(made, tmp_path, name):
+    (tmp_path / name).write_text(json.dumps([{"file_name": "1.png", "title": "T"}]) if "json" in name else "file_name,title\n1.png,T\n")
+    found = made({**PICTURES, "metadata.csv": catalogue()}, *ASKED, "--captions", str(tmp_path / name))
+    assert found.status == 2 and not found.captions
+    assert "has neither a column 'what is seen' (--caption-column) nor one named caption: its columns are file_name, title" in found.said
+    assert "--allow-missing-captions" not in found.said
+
+
+def test_a_given_json_of_captions_by_file_name_is_read_beside_a_column_that_was_asked_for(made, tmp_path):
+    """Its captions have no column, so none of them was read, without a word."""
+    (tmp_path / "given.json").write_text(json.dumps({"5.png": SEEN["5.png"]}))
+    found = made({**PICTURES, "metadata.csv": catalogue(without=["5.png"])}, *ASKED, "--captions", str(tmp_path / "given.json"))
+    assert found.captions == SEEN
+
+
+def test_a_column_that_is_not_there_is_not_said_to_be_spared_by_an_option_that_does_not_spare_it(made):
+    for more in ((), ("--allow-missing-captions",)):
+        found = made({**PICTURES, "metadata.csv": catalogue()}, "--caption-column", "seen", *more)
+        assert found.status == 2 and "has no column 'seen' (--caption-column): its columns are file, title, what_is_seen" in found.said
+        assert "--allow-missing-captions" not in found.said and "Name one of them" in found.said
+
+
+def test_captions_of_a_column_that_was_asked_for_are_not_replaced_by_those_of_a_guessed_one(made):
+    files = {**PICTURES, "metadata.csv": catalogue()}
+    assert made(files, *ASKED).captions == SEEN
+    found = made({}, "--overwrite")
+    assert found.status == 2 and found.captions == SEEN
+    assert "--caption-column 'what is seen'" in found.said and "--caption-column title if that is meant" in found.said
+    assert made({}, "--overwrite", "--caption-column", "title").captions == TITLES
+    assert made({}, "--overwrite", *ASKED).captions == SEEN
+    renamed = catalogue(head="file;title;caption;technique")
+    assert made({"metadata.csv": renamed}, "--overwrite").captions == SEEN, "a column named caption is no guess"
+
+
+# ---- the column that is guessed ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["beside", "source", "json", "parquet of pictures"])
+def test_titles_that_are_taken_for_captions_beside_sentences_are_told_with_the_command_that_takes_the_sentences(made, kind):
+    rows = [{"file_name": name, "title": TITLES[name], "what is seen": SEEN[name], "technique": TECHNIQUES[name]} for name in SEEN]
+    name, content = {
+        "beside": ("metadata.csv", catalogue()),
+        "source": ("list.csv", catalogue()),
+        "json": ("metadata.json", json.dumps(rows)),
+        "parquet of pictures": ("train.parquet", b""),
+    }[kind]
+    if kind == "parquet of pictures":
+        content = table([{"image": {"bytes": PICTURES[row["file_name"]], "path": None}, **row} for row in rows])
+    found = made({**({} if "parquet" in kind else PICTURES), name: content}, source="list.csv" if kind == "source" else "")
+    assert found.status == 0 and sorted(found.captions.values()) == sorted(TITLES.values())
+    told = found.said[found.said.index("Look at ") :]
+    assert (
+        f"Other columns of text in {name if 'parquet' not in kind else 'in'}: what_is_seen. --caption-column chooses one instead of title."
+        in found.said
+    )
+    assert "The captions are titles" in told and told.index("The captions are titles") < told.index("Next:")
+    assert main(printed(told, "--caption-column", "what_is_seen")) == 0
+    assert sorted(made({}, *ASKED, source="list.csv" if kind == "source" else "").captions.values()) == sorted(SEEN.values())
+
+
+def test_other_columns_of_text_are_named_beside_a_guess_and_only_there(made):
+    head, row = "file_name;description;notes;year;technique", "1.png;A large moth sits on an oak leaf.;With some foxing.;1890;etching"
+    found = made({**PICTURES, "metadata.csv": f"{head}\n{row}\n"})
+    assert "Other columns of text in metadata.csv: notes. --caption-column chooses one instead of description." in found.said
+    assert "The captions are titles" not in found.said
+    for other, options in ((head.replace("description", "caption"), ()), (head, ("--caption-column", "description"))):
+        found = made({"metadata.csv": f"{other}\n{row}\n"}, *options, "--overwrite")
+        assert found.captions == {"1.png": "A large moth sits on an oak leaf."} and "Other columns" not in found.said
+
+
+@pytest.mark.parametrize(
+    ("record", "guessed"),
+    [
+        ({"file": "a.png", "title": "The moth", "seen": "A large moth sits on a leaf."}, ("title", ("seen",), "seen")),
+        ({"file": "a.png", "title": "A moth and a leaf on a table", "seen": "A large moth sits there."}, ("title", ("seen",), "")),
+        ({"file": "a.png", "text": "A moth sits on a leaf.", "place": "In the third box on the left side."}, ("text", ("place",), "")),
+        ({"file": "a.png", "title": "Plate 17", "seen": "A large moth sits on a leaf."}, ("title", ("seen",), "seen")),
+        ({"file": "a.png", "title": "The moth", "style": "etching", "number": "17", "date": "1890"}, None),
+        ({"file": "a.png", "caption": "A moth.", "title": "The moth", "seen": "A large moth sits on a leaf."}, None),
+        ({"file": "a.png", "caption": None, "title": "The moth", "seen": "A large moth sits on a leaf."}, ("title", ("seen",), "seen")),
+        ({"file": "a.png", "seen": "A large moth sits on a leaf."}, None),
+    ],
+)  # fmt: skip
+def test_a_column_is_a_guess_where_another_holds_text_and_the_better_one_has_sentences(record, guessed):
+    columns = TextColumns()
+    for _ in range(3):
+        columns.add(record)
+    found = columns.guess("metadata.csv")
+    assert (found and (found.column, found.others, found.better)) == guessed
+
+
+def test_a_better_column_that_only_one_of_two_tables_has_is_not_offered_for_both(made):
+    files = {f"{folder}/{name}": one for folder, name, one in zip("ab", PICTURES, PICTURES.values())}
+    found = made(
+        {**files, "a/metadata.csv": catalogue(), "b/metadata.csv": "file;title;place\n2.png;The ship;In the third box on the left.\n"}
+    )
+    assert "Other columns of text in metadata.csv: what_is_seen" in found.said and "The captions are titles" not in found.said
+
+
+# ---- a table under its own name ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("place", ["catalogue.csv", "lists/Katalog 1.tsv"])
+def test_a_table_under_its_own_name_is_offered_before_captions_by_hand_and_both_ways_run(made, tmp_path, capsys, place):
+    """The summary had it as not read, and the closing lines said "no row in a table" and had the captions typed by hand."""
+    content = catalogue(head="file;title;caption;technique").replace(b";", b"\t" if "tsv" in place else b";")
+    found = made({**PICTURES, place: content})
+    assert found.status == 1 and f"The table {place} is not read under this name" in found.said
+    told = found.said[found.said.index("Give captions first") :]
+    named = tmp_path / "in" / f"metadata{place[-4:]}"
+    assert told.index("if it holds captions") < told.index("by hand") and shlex.quote(str(named)) in told
+    assert main(printed(told)) == 0
+    assert Made(tmp_path, {}, capsys, *(["--root", str(tmp_path / "in")] if "/" in place else []), source=place).captions == SEEN
+    (tmp_path / "in" / place).rename(named)
+    assert made({}, "--overwrite").captions == SEEN
+
+
+def test_a_spreadsheet_beside_pictures_without_captions_is_told_to_be_saved_as_a_table(made):
+    told = made({**PICTURES, "catalogue.xlsx": b"PK\3\4", "~$catalogue.xlsx": b"\0"}).said
+    assert (
+        "from catalogue.xlsx, if it holds captions" in told and "save it as CSV UTF-8 under the name" in told and "in/metadata.csv" in told
+    )
+    assert "~$" not in told
+
+
+def test_a_table_that_is_not_read_is_no_matter_where_no_caption_is_missing(made):
+    found = made({**PICTURES, "metadata.csv": catalogue(head="file;title;caption;technique"), "prices.csv": "a,b\n1,2\n"})
+    assert found.status == 0 and "prices.csv" not in found.said
+
+
+def test_a_second_name_is_offered_where_the_first_is_taken_and_none_where_both_are(made):
+    files = {**PICTURES, "more.csv": catalogue(head="file;title;caption;technique"), "metadata.csv": "file_name,caption\n1.png,A moth.\n"}
+    assert "in/captions.csv and" in made(files).said
+    found = made({"captions.csv": "file_name,caption\n2.png,A ship.\n"}, "--overwrite")
+    assert "from more.csv, if it holds captions (under this name it is not read): give it as SOURCE:" in found.said
+
+
+@pytest.mark.parametrize("paths", ["{}", "/scans/{}", "../{}"])
+def test_pictures_that_are_not_where_a_table_from_elsewhere_says_are_told_with_the_option_that_names_their_folder(made, tmp_path, paths):
+    """ "missing file" of each picture, and nothing else."""
+    rows = "".join(f"{paths.format(name)},{caption}\n" for name, caption in SEEN.items())
+    found = made(
+        {f"pictures/{name}": one for name, one in PICTURES.items()} | {"lists/list.csv": f"file_name,caption\n{rows}"},
+        source="lists/list.csv",
+    )
+    assert found.status == 1 and f"5 of 5, the first {paths.format('1.png')}" in found.said
+    assert f"Paths are counted from {tmp_path / 'in' / 'lists'}: --root names another folder" in found.said
+    if paths == "{}":
+        assert made({}, "--root", str(tmp_path / "in" / "pictures"), source="lists/list.csv").captions == SEEN
+    found = made({}, "--root", str(tmp_path / "in"), "--overwrite", source="lists/list.csv")
+    assert f"Paths are counted from --root {tmp_path / 'in'}." in found.said
+
+
+def test_a_coco_file_whose_pictures_are_elsewhere_names_the_option_too(made):
+    coco = {"images": [{"id": 1, "file_name": "1.png"}], "annotations": [{"image_id": 1, "caption": "A moth."}]}
+    found = made({"captions_x.json": json.dumps(coco)}, source="captions_x.json")
+    assert found.status == 1 and "--root names another folder" in found.said
+
+
+# ---- counts that agree ---------------------------------------------------------------------------------------------------
+
+
+def test_pictures_without_a_caption_that_are_left_out_for_another_reason_are_counted_beside_the_others(made):
+    """Of five without a caption four were said to have none: the fifth was too long."""
+    names = list(SEEN)[:4]
+    found = made(
+        {**{name: PICTURES[name] for name in names}, "panorama.png": image(9, size=(400, 80)), "broken.png": b"x", "notes.doc": "x"}
+    )
+    assert "6 of 6 pictures have no caption" in found.said and found.reasons()["panorama.png"] == "too long"
+    assert "4 pictures have no caption and are not in the shards; 1 more has none and is left out for another reason (above)." in found.said
+    captioned = {f"{name[0]}.txt": "A wolf." for name in names} | {"panorama.txt": "A wolf."}
+    assert "left out for another reason" not in made(captioned, "--overwrite").said
+
+
+# ---- styles and techniques -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["table", "source", "sidecars", "tar"])
+def test_a_style_that_is_overridden_is_told_with_the_number_of_pictures(made, kind):
+    """--style replaced the style of each row without a word."""
+    records = [{"file_name": name, "caption": SEEN[name], "style": style} for name, style in TECHNIQUES.items()]
+    records[4]["style"], records[3]["style"] = "Engraving", ""
+    lines = "".join(json.dumps(record) + "\n" for record in records)
+    texts = {f"{record['file_name'][0]}.json": json.dumps(record) for record in records}
+    files, source = {
+        "table": ({**PICTURES, "metadata.jsonl": lines}, ""),
+        "source": ({**PICTURES, "list.jsonl": lines}, "list.jsonl"),
+        "sidecars": ({**PICTURES, **texts}, ""),
+        "tar": ({"t.tar": tar([(name, one.encode() if isinstance(one, str) else one) for name, one in (PICTURES | texts).items()])}, ""),
+    }[kind]
+    found = made(files, source=source)
+    assert (
+        "--style engraving replaces the style that 3 of the 5 pictures kept have of their own; without --style they keep it." in found.said
+    )
+    if kind == "table":
+        assert (
+            "replaces the style"
+            not in made({"metadata.csv": catalogue(head="file;title;caption;technique"), "metadata.jsonl": ""}, "--overwrite").said
+        )
+
+
+def test_a_technique_is_kept_and_a_whole_training_is_told_to_take_the_style_all_the_same(made, monkeypatch):
+    monkeypatch.setattr(next_steps, "FEW_PICTURES", 4)
+    found = made({**PICTURES, "metadata.csv": catalogue(head="file;title;caption;technique")})
+    records = [record for record, _ in pairs(found.out).values()]
+    assert {record["path"]: record["technique"] for record in records} == TECHNIQUES
+    assert {record["style"] for record in records} == {"engraving"} and "5 pictures have a technique" in found.said
+    monkeypatch.undo()
+    counts = {"kept": 600, "distinct": 600}
+    told = steps("shards", [], counts, report="report.html", val=30, techniques=600)
+    assert "600 pictures have a technique" in told and "start=bundled train.passes=20 data.style_key=style" in told
+    for few, techniques in ((counts, 0), ({"kept": 60, "distinct": 60}, 60)):
+        assert "style_key" not in steps("shards", [], few, report="report.html", val=3, techniques=techniques)
+    assert load_config("configs/engraving-cpu.yaml", []).data.style_key == "technique", "else the hint is not needed"
+    assert load_config("configs/lora.yaml", []).data.style_key == "style"
