@@ -186,6 +186,8 @@ def test_the_time_is_told_in_passes_and_what_max_minutes_counts():
     assert "train.max_minutes 45 counts this stage alone" in line
     line = start_report.time_line(steps=84, batch_size=16, pictures=67, max_minutes=10, going_on=True, name="train", by_passes=True)
     assert line.startswith("84 steps of 16 are 20 passes over 67 pictures (train.passes). ")
+    line = start_report.time_line(steps=16_000, batch_size=128, pictures=38_000, max_minutes=0, going_on=False, name="train")
+    assert "are 54 passes over 38,000 pictures; about 30 passes (train.steps=8907) are sensible; more would memorise them" in line
     assert "max_minutes is not set" in start_report.time_line(
         steps=10, batch_size=4, pictures=163, max_minutes=0, going_on=False, name="train"
     )
