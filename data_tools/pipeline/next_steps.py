@@ -6,6 +6,7 @@ import csv
 import difflib
 import io
 import json
+import math
 import shlex
 import sys
 from collections.abc import Iterable, Mapping, Sequence
@@ -17,6 +18,7 @@ from data_tools.pipeline.storage_backends import Store, is_url
 from data_tools.readers.listing import NOTHING, Listing
 from data_tools.tables import PATH_COLUMNS, TableError, read_table, separator_in
 from tokun.cli.commands import COMMANDS
+from tokun.config import load_config
 from tokun.data.captions import Texts, alike, titles
 from tokun.inference.folders import BUNDLED, VOCABULARY
 from tokun.tokenizers.wordings import fitting_tag
@@ -114,10 +116,13 @@ def appended(text: str, columns: Sequence[str], name_column: str, names: Iterabl
     return buffer.getvalue()
 
 
-def steps(out: str, command: Sequence[str], captions: Mapping[str, int], *, report: str, val: int, doubtful: int = 0) -> str:
+def steps(
+    out: str, command: Sequence[str], captions: Mapping[str, int], *, report: str, val: int, doubtful: int = 0, side: int = 0
+) -> str:
     """What to look at, and the commands to paste after prepare: captions first if they are few, then training.
 
     `command`: the arguments given to prepare. `val`: pictures held out. `doubtful`: pictures that were left out as ambiguous.
+    `side`: their short side in pixels.
     """
     out = typed_path(out)
     missing, kept, empty = (captions.get(name, 0) for name in ("missing", "kept", "empty"))
@@ -133,7 +138,7 @@ def steps(out: str, command: Sequence[str], captions: Mapping[str, int], *, repo
     if missing:
         parts.append(captions_first(out, command, missing, captioned, empty, report))
     if captioned and captioned >= FEW * (captioned + missing):
-        parts.append("Next:\n" + training(out, captioned, val=val))
+        parts.append("Next:\n" + training(out, captioned, val=val, command=command, side=side))
     elif captioned:
         parts.append(
             f"Train when more of the pictures have captions: {captioned:,} of {captioned + missing:,} do. To look at the shards as they are:\n"
@@ -209,14 +214,35 @@ def config(name: str) -> str:
     return f"configs/{name}.yaml" if typed("train") == ["python", "train.py"] else name
 
 
-def training(out: str, pictures: int, *, val: int) -> str:
-    """The commands that suit so many pictures: an adapter on the bundled model, the bundled model trained on, or a model from nothing."""
+def training(out: str, pictures: int, *, val: int, command: Sequence[str] = (), side: int = 0) -> str:
+    """The commands that suit so many pictures: an adapter on the bundled model, the bundled model trained on, or a model from nothing.
+
+    `command`: the arguments given to prepare. `side`: short side of the pictures in pixels, 0 where it is not known.
+    """
     train_data, val_data = (shlex.quote(f"data.{split}={out}/{split}-*.tar") for split in ("train", "val"))
+    data = f"{train_data} {val_data if val else 'data.val='}"  # most configs name held-out shards
+    sample = f"{shell('sample')} --checkpoint runs/mine --seed 0"
     if pictures <= FEW_PICTURES:
-        data = f"{train_data} {val_data}" if val else train_data
-        train, sample = f"{config('lora')} start=bundled {data} out=runs/mine-lora", "--adapter runs/mine-lora"
+        given = f"{train_data} {val_data}" if val else train_data
+        lines = [f"{shell('train')} --config {config('lora')} start=bundled {given} out=runs/mine-lora"]
+        sample = f"{shell('sample')} --adapter runs/mine-lora --seed 0"
+    elif pictures <= MANY_PICTURES:
+        lines = [f"{shell('train')} --config {config('engraving-cpu')} start=bundled train.passes=20 {data} out=runs/mine"]
     else:
-        start = "" if pictures > MANY_PICTURES else "start=bundled train.passes=20 "
-        data = f"{train_data} {val_data if val else 'data.val='}"  # the config names held-out shards
-        train, sample = f"{config('engraving-cpu')} {start}{data} out=runs/mine", "--checkpoint runs/mine"
-    return f"{inspecting(out)}\n  {shell('train')} --config {train}\n  {shell('sample')} {sample} --seed 0"
+        wanted = wanted_side("engraving")
+        again = [*without_option(command, "--side"), "--side", str(wanted), *(["--overwrite"] if "--overwrite" not in command else [])]
+        lines = [
+            "on two CPU cores (128 px, grey, some 35 hours):",
+            f"  {shell('train')} --config {config('engraving-cpu')} {data} out=runs/mine",
+            "on a GPU with 80 GB (256 px, grey, meant for an hour and not run yet):",
+            *([f"  {shell('prepare', *again)}"] if 0 < side < wanted else []),
+            f"  {shell('train')} --config {config('engraving')} {data} out=runs/mine",
+            "For colour add image_tokenizer.image_channels=3 to either. Then:",
+        ]
+    return "\n".join(f"  {line}" for line in [inspecting(out).strip(), *lines, sample])
+
+
+def wanted_side(name: str) -> int:
+    """The least `--side`, in eights, of which no crop of a config's image tokenizer is enlarged."""
+    recipe = load_config(name)
+    return 8 * math.ceil(recipe.image_tokenizer.image_size * recipe.image_tokenizer_train.crop_scale[1] / 8)
