@@ -841,7 +841,9 @@ def test_many_pictures_are_offered_a_recipe_for_each_machine():
     assert "a GPU" not in next_steps.training("shards", 3_000, val=True)
 
 
-@pytest.mark.parametrize(("side", "again"), [("--side=256", True), ("--side 300", True), ("", True), ("--side 360", False), ("--side 512", False)])
+@pytest.mark.parametrize(
+    ("side", "again"), [("--side=256", True), ("--side 300", True), ("", True), ("--side 360", False), ("--side 512", False)]
+)
 def test_pictures_too_small_for_the_gpu_recipes_crops_are_prepared_again_first(side, again):
     """Crops take as little as 1 / 1.4 of the short side: at 256 px nearly all were enlarged."""
     command = ["pictures", "--style", "oil", "--out", "shards", *side.split()]

@@ -116,9 +116,7 @@ def appended(text: str, columns: Sequence[str], name_column: str, names: Iterabl
     return buffer.getvalue()
 
 
-def steps(
-    out: str, command: Sequence[str], captions: Mapping[str, int], *, report: str, val: int, doubtful: int = 0, side: int = 0
-) -> str:
+def steps(out: str, command: Sequence[str], captions: Mapping[str, int], *, report: str, val: int, doubtful: int = 0, side: int = 0) -> str:
     """What to look at, and the commands to paste after prepare: captions first if they are few, then training.
 
     `command`: the arguments given to prepare. `val`: pictures held out. `doubtful`: pictures that were left out as ambiguous.

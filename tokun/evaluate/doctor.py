@@ -100,7 +100,10 @@ def perceptual(a: Sequence[Image.Image], b: Sequence[Image.Image], features: Fea
         return [*found, skipped("LPIPS", str(error))]
     weights = downloads.kept(downloads.VGG_URL)
     if not weights.is_file():  # half a gigabyte, so not downloaded automatically
-        return [*found, skipped("LPIPS", f"needs torchvision's {weights.name} in {weights.parent.name}/ of torch's hub folder (TORCH_HOME)")]
+        return [
+            *found,
+            skipped("LPIPS", f"needs torchvision's {weights.name} in {weights.parent.name}/ of torch's hub folder (TORCH_HOME)"),
+        ]
     device = torch.device("cpu") if features is None else features.device
     return [*found, mean("LPIPS", _one_by_one(LpipsDistance().to(device), a, b, device), better="less", note="VGG", seed=seed)]
 

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import difflib
-import os
 import re
 from dataclasses import dataclass
+from itertools import takewhile
 
 from tokun.utils.errors import UserError
 
@@ -53,8 +53,9 @@ def find_gpu(name: str) -> Gpu:
     if sizes := [gpu for one, gpu in GPUS.items() if asked == _spelled(one.partition("-")[0])]:
         return sizes[0]
 
-    def likeness(one: str) -> tuple[int, float]:  # names of one maker's series begin alike
-        return len(os.path.commonprefix([one, asked])), difflib.SequenceMatcher(None, one, asked).ratio()
+    def likeness(one: str) -> tuple[int, float]:  # names of one series begin alike
+        alike = len(list(takewhile(lambda pair: pair[0] == pair[1], zip(one, asked))))
+        return alike, difflib.SequenceMatcher(None, one, asked).ratio()
 
     raise UserError(f"--gpu {name} is unknown; the nearest is {known[max(known, key=likeness)]}. Known: {', '.join(GPUS)}")
 

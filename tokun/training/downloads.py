@@ -34,7 +34,9 @@ def require_weights(config: Config) -> None:
             _require(VGG_URL, "image_tokenizer_train.perceptual is lpips", f"{OWN_LOSS}, or {NO_LOSS}")
         elif image.perceptual == "squeezenet" and not image.perceptual_weights:
             _require(
-                SQUEEZENET_URL, "image_tokenizer_train.perceptual is squeezenet", f"image_tokenizer_train.perceptual_weights=FILE, or {NO_LOSS}"
+                SQUEEZENET_URL,
+                "image_tokenizer_train.perceptual is squeezenet",
+                f"image_tokenizer_train.perceptual_weights=FILE, or {NO_LOSS}",
             )
     begun = any((out / part).is_dir() for part in ("checkpoint", "state/generator"))  # what it sees is computed before the first step
     if pictures and train.align_weight > 0 and not train.align_features and not begun:

@@ -88,7 +88,9 @@ def idle_gpus(env: Mapping[str, str], *, gpus: int, visible: int, typed: Mapping
     there = max(gpus, visible)
     given = given_gpus(typed or {}, there)
     if launched and world == 1 and given > 1:
-        where = f"on a machine of {there} GPUs{hidden}" if given == there else f"and this job was given {given} of the machine's {there} GPUs"
+        where = (
+            f"on a machine of {there} GPUs{hidden}" if given == there else f"and this job was given {given} of the machine's {there} GPUs"
+        )
         asked = f" (or --num_gpus {given})" if given == there else ""  # --num_gpus disregards CUDA_VISIBLE_DEVICES
         return (
             f"1 process was started, {where}: the others are idle. To use them all: `deepspeed train.py …`{asked}, "
