@@ -305,7 +305,10 @@ def make_parser() -> argparse.ArgumentParser:
     add("--captions-from-names", action="store_true", help="for a picture without a caption, use its file name if it reads like words")
     add("--encoding", default="utf-8", help="of text tables: cp1252, utf-16 … (%(default)s)")
     add("--quoting", default="auto", help="of text tables: auto, none (fields are taken literally) or csv (%(default)s)")
-    add("--side", type=int, default=default.side, help="pixels of the short side (%(default)s)")
+    add(
+        "--side", type=int, default=default.side,
+        help="pixels of the short side; training wants the config's image_size times its upper crop_scale, 360 for 256 px (%(default)s)",
+    )  # fmt: skip
     add("--val", type=float, default=default.val, help="share of validation data, split by whole folders or books (%(default)s)")
     add("--seed", type=int, default=default.seed, help="of the split and the order (%(default)s)")
     add("--shard-size", type=int, default=default.shard_size, help="pairs per shard (%(default)s)")
@@ -377,7 +380,7 @@ def run(args: argparse.Namespace, command: list[str]) -> int:
         print(
             steps(
                 out, command, made.captions, report=report.NAME, val=made.pairs("val"), doubtful=doubtful, guesses=made.guesses,
-                source=args.source, tables=made.tables, techniques=made.techniques,
+                source=args.source, tables=made.tables, techniques=made.techniques, side=args.side,
             )
         )  # fmt: skip
     return 0 if made.kept else 1

@@ -144,7 +144,8 @@ def test_an_adapter_knows_its_base_in_any_precision_and_no_other(base, tmp_path,
         for p in other.generator.parameters():
             p += 0.01 * p.std() * torch.randn_like(p)
     with pytest.raises(
-        ValueError, match=r"adapter mine was trained on another base, .*base \(\w{12}…\); this model is \w{12}….*Load that base"
+        ValueError,
+        match=r"adapter mine was trained on another base, .*base \(\w{12}…\); this model is \w{12}….*Load that base \(--checkpoint .*base\)",
     ):
         other.add_adapter(folder)
 

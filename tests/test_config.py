@@ -116,6 +116,11 @@ def test_the_adapter_recipe_needs_no_held_out_pictures(small_shards, tmp_path):
     check_settings(config, 1, False)
 
 
+@pytest.mark.parametrize("name", ["engraving", "ladder/8m", "ladder/45m", "ladder/120m", "ladder/350m"])
+def test_recipes_that_pass_over_few_pictures_many_times_keep_the_best_step(name):
+    assert load_config(name).train.keep_best == 1
+
+
 @pytest.mark.parametrize("name", ["train.loss_chunk", "train.keep_best", "train.passes", "adapter.rank"])
 def test_a_number_of_0_or_more_is_refused_below(name, tmp_path):
     for override, wrong in ((f"{name}=0", False), (f"{name}=1", False), (f"{name}=-1", True)):

@@ -1,5 +1,6 @@
 """Promises of the evaluation's picture side and of its command: a figure means what its name says, and nothing fails silently."""
 
+import io
 import json
 import math
 from dataclasses import replace
@@ -25,6 +26,7 @@ from tokun.evaluate.figures import Figure, as_dict, share, skipped, table
 from tokun.evaluate.held_out_pairs import read_pairs
 from tokun.inference.conditional_generation import OWN_SCORES
 from tokun.render.grids import to_pil
+from tokun.tokenizers import sequences
 from tokun.training.reconstruction import gate
 from tokun.utils import metrics
 from tokun.utils.errors import UserError
@@ -174,7 +176,7 @@ def test_samples_that_are_the_held_out_pictures_are_at_no_distance(tiny_model, p
     found = images.measure(tiny_model, pairs, copied, features=seen)
     assert value(found, "Fréchet distance") == pytest.approx(0, abs=1e-6) and value(found, "precision") == value(found, "coverage") == 1
     assert value(found, "diversity") == pytest.approx(1)
-    assert value(found, "Fréchet distance, reference") > 0 and "(10, 10)" in found[1].note
+    assert value(found, "Fréchet distance, reference") > 0 and "(12, 12)" in found[1].note
     assert all("SqueezeNet 1.1 features" in figure.note for figure in found if not figure.name.startswith("style"))
 
 
@@ -418,6 +420,24 @@ def test_pictures_are_measured_as_the_models_own_are_framed(shaped_model, shaped
             shown = data.to_float(np.array(samples.cut(framed, framed.box)))
             assert pair.tags.grid == framed.grid and torch.equal(features.stack([pair.image])[0], shown)
             assert pair.codes == shaped_model.image_tokenizer.encode(shown[None], rows=16)[0].tolist()
+
+
+def test_a_caption_too_long_for_the_model_is_measured_as_it_is_trained_by_its_first_pieces(tiny_model, tmp_path):
+    """It was left out without a word, while training cut it: held-out figures were those of the short captions alone."""
+    buffer = io.BytesIO()
+    Image.effect_noise((32, 32), 60).save(buffer, "PNG")
+    long = "a ship with three masts and a lighthouse " * 40
+    records = {"long": {"caption": long}, "short": {"caption": "a ship"}, "wordless": {"caption": ""}}
+    data.write_shard(
+        tmp_path / "val-0.tar",
+        [{"__key__": key, "png": buffer.getvalue(), "json": json.dumps(record).encode()} for key, record in records.items()],
+    )
+    pairs = {pair.key: pair for pair in read_pairs(tiny_model, str(tmp_path / "val-0.tar"))}
+    most = tiny_model.vocabulary.max_text
+    assert pairs.keys() == {"long", "short"} and len(pairs["short"].caption_ids) < most
+    assert pairs["long"].caption_ids == tiny_model.text_tokenizer.encode(long)[:most] and len(pairs["long"].caption_ids) == most
+    assert long.startswith(pairs["long"].caption), "judges and viewers read what was trained"
+    sequences.caption_scored(tiny_model.vocabulary, pairs["long"].tags, pairs["long"].codes, pairs["long"].caption_ids)
 
 
 def test_a_model_of_squares_is_measured_as_before(tiny_model, shaped_shards):

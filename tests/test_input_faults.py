@@ -830,3 +830,25 @@ def test_the_printed_training_suits_the_number_of_pictures(pictures, told):
     assert ("data.val= " in next_steps.training("shards", pictures, val=False)) == ("engraving-cpu" in told), (
         "the config names held-out shards"
     )
+
+
+def test_many_pictures_are_offered_a_recipe_for_each_machine():
+    """Of 40,000 paintings on a machine with a GPU the CPU's recipe alone was named."""
+    told = next_steps.training("shards", 40_000, val=True).splitlines()
+    for machine, config in (("two CPU cores (128 px, grey", "engraving-cpu "), ("a GPU with 80 GB (256 px, grey", "engraving ")):
+        place = next(number for number, line in enumerate(told) if machine in line)
+        assert f"train --config {config}" in told[place + 1]
+    assert "a GPU" not in next_steps.training("shards", 3_000, val=True)
+
+
+@pytest.mark.parametrize(
+    ("side", "again"), [("--side=256", True), ("--side 300", True), ("", True), ("--side 360", False), ("--side 512", False)]
+)
+def test_pictures_too_small_for_the_gpu_recipes_crops_are_prepared_again_first(side, again):
+    """Crops take as little as 1 / 1.4 of the short side: at 256 px nearly all were enlarged."""
+    command = ["pictures", "--style", "oil", "--out", "shards", *side.split()]
+    pixels = int(side[-3:] or 256)
+    told = next_steps.training("shards", 40_000, val=True, command=command, side=pixels)
+    assert ("tokun prepare pictures --style oil --out shards --side 360 --overwrite" in told) == again
+    recipe = load_config("engraving")
+    assert 360 >= recipe.image_tokenizer.image_size * recipe.image_tokenizer_train.crop_scale[1] > 352

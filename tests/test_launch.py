@@ -203,6 +203,24 @@ def test_idle_gpus_are_told_of(env, gpus, visible, said):
     assert re.search(said, warning) if said else warning == ""
 
 
+@pytest.mark.parametrize(
+    ("typed", "said"),
+    [
+        ({"CUDA_VISIBLE_DEVICES": "3"}, ""),  # one of a shared node's eight, by Slurm or by hand
+        ({"CUDA_VISIBLE_DEVICES": "GPU-8932f937-d72c"}, ""),
+        ({"SLURM_GPUS_ON_NODE": "1"}, ""),
+        ({"CUDA_VISIBLE_DEVICES": "2,3", "SLURM_GPUS_ON_NODE": "2"}, r"given 2 of the machine's 8 GPUs: .*nproc_per_node=2"),
+        ({"SLURM_GPUS_ON_NODE": "8"}, "machine of 8 GPUs.*--num_gpus 8"),
+        ({}, "machine of 8 GPUs.*--num_gpus 8"),  # deepspeed --num_gpus 1: the launcher itself has hidden the others
+    ],
+)
+def test_only_gpus_that_the_job_may_use_are_called_idle(typed, said):
+    """Under the deepspeed launcher, which sets CUDA_VISIBLE_DEVICES of its processes. "unset CUDA_VISIBLE_DEVICES" would take other users' GPUs."""
+    warning = idle_gpus({"WORLD_SIZE": "1", "CUDA_VISIBLE_DEVICES": "3"}, gpus=8, visible=1, typed=typed)
+    assert re.search(said, warning) if said else warning == ""
+    assert "unset" not in warning and ("--num_gpus" in warning) == ("of 8 GPUs" in warning)
+
+
 def test_a_node_that_does_not_see_the_run_s_folder_is_told_so(tmp_path):
     with pytest.raises(ValueError, match="all nodes must share this folder"):
         require_shared_folder(tmp_path, seconds=0)

@@ -55,6 +55,18 @@ open({str(noticed)!r}, "w").write("gone")
     started.communicate()
 
 
+def test_the_environment_is_that_in_which_the_command_was_typed(start, monkeypatch):
+    """What the launcher changes for itself or for what it starts is not."""
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3")
+    code = """
+import os, sys
+os.environ["CUDA_VISIBLE_DEVICES"] = "0"
+print(launcher.environment()["CUDA_VISIBLE_DEVICES"], os.environ["CUDA_VISIBLE_DEVICES"], file=sys.stderr)
+"""
+    assert start(code).communicate(timeout=100)[1].splitlines()[0] == "3 0"
+    assert launcher.environment()["CUDA_VISIBLE_DEVICES"] == "3", "without a launcher, this process's own"
+
+
 def wait_for(path: Path, text: str) -> None:
     end = time.monotonic() + 100
     while not (path.is_file() and path.read_text() == text):

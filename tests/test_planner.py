@@ -303,6 +303,8 @@ def test_the_plan_is_text_for_people_and_json_for_programs(capsys):
     ("overrides", "options", "words"),
     [
         ([], {"gpu": "H1000"}, "the nearest is H100"),
+        ([], {"gpu": "A10"}, "the nearest is A100-80"),
+        ([], {"gpu": "4090"}, "the nearest is RTX4090"),
         ([], {"gpus": 0}, "at least one GPU"),
         ([], {"gpus": 3}, "multiple of 3"),
         (["train.micro_batch_size=100"], {}, "micro_batch_size"),
@@ -312,6 +314,17 @@ def test_the_plan_is_text_for_people_and_json_for_programs(capsys):
 def test_what_cannot_be_planned_is_named(overrides, options, words):
     with pytest.raises(ValueError, match=words):
         make_plan(rung("8m", *overrides), **options)
+
+
+@pytest.mark.parametrize("name", ["A100-40", "a100 40GB", "NVIDIA A100-40GB", "a100_40"])
+def test_a_gpu_may_be_named_as_it_is_elsewhere(name):
+    assert make_plan(rung("8m"), gpu=name).gpu.name == "A100-40"
+
+
+def test_a_gpu_of_two_memory_sizes_is_the_larger_one_and_the_plan_says_so(capsys):
+    planner.main(["--config", "configs/ladder/8m.yaml", "--gpu", "A100"])
+    text = capsys.readouterr().out
+    assert "--gpu A100 is taken as A100-80; name A100-40 for the other memory size" in text and "1 x A100-80" in text
 
 
 def test_a_missing_deepspeed_file_is_named():

@@ -13,6 +13,7 @@ from tokun.data import ShardIndex, captions, shards, write_shard
 from tokun.inference import folders
 from tokun.tokenizers.wordings import fitting_tag
 from tokun.training import image_shapes, start_report
+from tokun.training.image_tokenizer import train_image_tokenizer
 from tokun.training.run import open_run
 
 
@@ -172,6 +173,48 @@ def test_where_few_pictures_are_held_out_the_tokenizer_of_a_start_is_judged_by_t
     assert sum(map(len, image_shapes.unseen_pictures(config))) == 100
 
 
+def painted(seed: int, mode: str) -> bytes:
+    """Noise in three colours, as on yellowed paper, or in grey."""
+    grey = Image.effect_noise((48, 48), 60 + seed)
+    bands = {
+        "colour": [Image.effect_noise((48, 48), 60 + seed + band) for band in range(3)],
+        "yellowed": [grey, grey.point(lambda x: int(x * 0.9)), grey.point(lambda x: int(x * 0.7))],
+    }
+    buffer = io.BytesIO()
+    (grey if mode == "grey" else Image.merge("RGB", bands[mode])).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("modes", "overrides", "told"),
+    [
+        (["colour"], [], "64 of 64 pictures that were looked at are in colour, and will be drawn in grey: image_tokenizer.image_channels=3 keeps the colour"),
+        (["colour", "grey"], [], "32 of 64 pictures"),
+        (["colour"], ["start=bundled"], "image_tokenizer.image_channels=3 keeps the colour, without start=bundled, whose tokenizer is grey"),
+        (["colour"], ["image_tokenizer.image_channels=3"], ""),
+        (["colour"] + ["yellowed"] * 7, [], ""),
+        (["yellowed"], [], ""),
+        (["grey"], [], ""),
+    ],
+)  # fmt: skip
+def test_colour_that_will_be_lost_is_told_with_the_setting_that_keeps_it(tmp_path, modes, overrides, told):
+    """Paintings were learned in grey, and nothing said so."""
+    samples = [{"__key__": f"{i:03d}", "png": painted(i, modes[(i // 2) % len(modes)]), "json": b"{}"} for i in range(128)]
+    write_shard(tmp_path / "train-0.tar", samples)
+    config = load_config(write_config(tmp_path, tmp_path), overrides)
+    line = start_report.colour_line(config, ShardIndex([tmp_path / "train-0.tar"], need=(), one_of=shards.IMAGE_SUFFIXES))
+    assert told in line if told else line == ""
+
+
+def test_the_image_tokenizers_training_begins_with_that_line(tmp_path, capfd):
+    for split in ("train", "val"):
+        write_shard(tmp_path / f"{split}-0.tar", [{"__key__": f"{i}", "png": painted(i, "colour"), "json": b"{}"} for i in range(9)])
+    config = load_config(write_config(tmp_path, tmp_path), ["image_tokenizer_train.steps=2"])
+    train_image_tokenizer(open_run(config))
+    said = capfd.readouterr().out
+    assert said.count("9 of 9 pictures that were looked at are in colour") == 1
+
+
 def test_a_start_that_is_misspelt_is_told_the_nearest_and_what_there_is(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "runs" / "ships" / "checkpoint").mkdir(parents=True)
@@ -186,6 +229,8 @@ def test_the_time_is_told_in_passes_and_what_max_minutes_counts():
     assert "train.max_minutes 45 counts this stage alone" in line
     line = start_report.time_line(steps=84, batch_size=16, pictures=67, max_minutes=10, going_on=True, name="train", by_passes=True)
     assert line.startswith("84 steps of 16 are 20 passes over 67 pictures (train.passes). ")
+    line = start_report.time_line(steps=16_000, batch_size=128, pictures=38_000, max_minutes=0, going_on=False, name="train")
+    assert "are 54 passes over 38,000 pictures; about 30 passes (train.steps=8907) are sensible; more would memorise them" in line
     assert "max_minutes is not set" in start_report.time_line(
         steps=10, batch_size=4, pictures=163, max_minutes=0, going_on=False, name="train"
     )

@@ -53,6 +53,14 @@ def test_a_result_of_other_settings_is_refused_by_the_setting_that_differs(finis
         run_stages(finished[0], override)
 
 
+def test_a_runs_own_record_is_a_config_to_go_on_with(finished, tmp_path):
+    """`train.py --config runs/mine/config.yaml start=runs/mine out=runs/more`: no YAML has to be looked for that has the checkpoint's shape."""
+    out = tmp_path / "more"
+    run_stages(finished[1] / "config.yaml", f"start={finished[1]}", "train.steps=2", f"out={out}")
+    before, after = (tokun.load(folder).generator.state_dict() for folder in (finished[1], out))
+    assert {name: p.shape for name, p in before.items()} == {name: p.shape for name, p in after.items()}
+
+
 def test_a_run_goes_on_from_a_checkpoint_with_its_tokenizers_and_weights(finished, tmp_path, small_shards):
     before = finished[1] / "checkpoint"
     config = write_config(tmp_path, small_shards, train__lr=0.0, train__steps=2, image_tokenizer_train__steps=99, sampling__n=0)

@@ -172,7 +172,7 @@ class TrainConfig:
     )
     compile: bool = False  # torch.compile of the decoder layers and the loss: half a minute to start, then up to twice the speed
     log_every: int = 20  # steps, here and below
-    eval_every: int = 500  # held-out losses
+    eval_every: int = 500  # held-out losses, of at most 384 pairs
     save_every: int = 500  # trainer states
     sample_every: int = 1000  # the captioned grid of the same seeds
     keep_last: int = 2  # trainer states kept

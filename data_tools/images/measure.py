@@ -14,6 +14,8 @@ from itertools import accumulate
 import numpy as np
 from PIL import Image
 
+from tokun.data.colour import coloured_share, reduced
+
 BLANK = 0.005  # share of points that differ from the usual tone; below, the page is empty
 WORK = 512  # longest side in pixels of the copy that is measured
 TEXTURE = 448  # side in pixels of the full-size crop whose grain is measured
@@ -100,34 +102,11 @@ def plain_share(counts: Sequence[int]) -> float:
     return (sums[255] - near) / sums[255]
 
 
-def reduced(image: Image.Image, long_side: int) -> Image.Image:
-    """The picture scaled down by an integer factor so that no side exceeds `long_side`."""
-    factor = math.ceil(max(image.size) / long_side)
-    return image.reduce(factor) if factor > 1 else image
-
-
 def paper_and_ink(counts: np.ndarray) -> tuple[int, int]:
     """The tones of paper and ink, from a histogram of 256 tones: nearly the lightest and the darkest that occur."""
     sums = np.cumsum(counts)
     shares = sums / sums[-1]
     return int(np.searchsorted(shares, 0.97)), int(np.searchsorted(shares, 0.01))
-
-
-def coloured_share(image: Image.Image) -> float:
-    """Share of points whose colour is not a function of their lightness.
-
-    Two colour differences are fitted as parabolas of the lightness: ink on tinted paper lies on the curve; a red coat
-    beside a green tree does not.
-    """
-    if image.mode != "RGB":
-        return 0.0
-    red_N, green_N, blue_N = np.asarray(reduced(image, 128)).reshape(-1, 3).T.astype(np.float32)
-    light_N = (red_N + green_N + blue_N) / 3 / 255
-    basis_N3 = np.stack([np.ones_like(light_N), light_N, light_N**2], 1)
-    chroma_N2 = np.stack([red_N - green_N, (red_N + green_N) / 2 - blue_N], 1)
-    fit_32 = np.linalg.lstsq(basis_N3, chroma_N2, rcond=None)[0]
-    rest_N2 = chroma_N2 - basis_N3 @ fit_32
-    return float((np.hypot(rest_N2[:, 0], rest_N2[:, 1]) > 20).mean())
 
 
 def smooth_share(gray: Image.Image, paper: int, contrast: int) -> float:

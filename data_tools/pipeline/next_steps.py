@@ -6,6 +6,7 @@ import csv
 import difflib
 import io
 import json
+import math
 import shlex
 import sys
 from collections.abc import Iterable, Mapping, Sequence
@@ -18,6 +19,7 @@ from data_tools.pipeline.unread_tables import as_source, free_name, is_spreadshe
 from data_tools.readers.listing import NOTHING, Guess, Listing, shown
 from data_tools.tables import PATH_COLUMNS, TableError, read_table, separator_in
 from tokun.cli.commands import COMMANDS
+from tokun.config import load_config
 from tokun.data.captions import Texts, alike, titles
 from tokun.inference.folders import BUNDLED, VOCABULARY
 from tokun.tokenizers.wordings import fitting_tag
@@ -121,13 +123,13 @@ def appended(text: str, columns: Sequence[str], name_column: str, names: Iterabl
 
 def steps(
     out: str, command: Sequence[str], captions: Mapping[str, int], *, report: str, val: int, doubtful: int = 0,
-    guesses: Sequence[Guess] = (), source: str = "", tables: Sequence[str] = (), techniques: int = 0,
+    guesses: Sequence[Guess] = (), source: str = "", tables: Sequence[str] = (), techniques: int = 0, side: int = 0,
 ) -> str:  # fmt: skip
     """What to look at, and the commands to paste after prepare: captions first if they are few, then training.
 
     `command`: the arguments given to prepare. `val`: pictures held out. `doubtful`: pictures that were left out as ambiguous.
     `guesses`: caption columns that nobody named. `source`: as given to prepare. `tables`: those in it that are not read.
-    `techniques`: pictures with a technique.
+    `techniques`: pictures with a technique. `side`: their short side in pixels.
     """
     out = typed_path(out)
     missing, kept, empty = (captions.get(name, 0) for name in ("missing", "kept", "empty"))
@@ -154,7 +156,7 @@ def steps(
                 f"{techniques:,} {have} a technique, which {config('engraving-cpu')} takes as the style tag. "
                 "With data.style_key=style, as below, the tag is the style that prepare gave."
             )
-        parts.append("Next:\n" + training(out, captioned, val=val, techniques=bool(techniques)))
+        parts.append("Next:\n" + training(out, captioned, val=val, techniques=bool(techniques), command=command, side=side))
     elif captioned:
         parts.append(
             f"Train when more of the pictures have captions: {captioned:,} of {captioned + missing:,} do. To look at the shards as they are:\n"
@@ -263,15 +265,37 @@ def config(name: str) -> str:
     return f"configs/{name}.yaml" if typed("train") == ["python", "train.py"] else name
 
 
-def training(out: str, pictures: int, *, val: int, techniques: bool = False) -> str:
-    """The commands that suit so many pictures: an adapter on the bundled model, the bundled model trained on, or a model from nothing."""
+def training(out: str, pictures: int, *, val: int, techniques: bool = False, command: Sequence[str] = (), side: int = 0) -> str:
+    """The commands that suit so many pictures: an adapter on the bundled model, the bundled model trained on, or a model from nothing.
+
+    `techniques`: whether pictures have a technique. `command`: the arguments given to prepare. `side`: short side of the pictures in pixels, 0 where it
+    is not known.
+    """
     train_data, val_data = (shlex.quote(f"data.{split}={out}/{split}-*.tar") for split in ("train", "val"))
+    data = f"{train_data} {val_data if val else 'data.val='}"  # most configs name held-out shards
+    data += " data.style_key=style" if techniques else ""  # the configs of whole trainings have technique
+    sample = f"{shell('sample')} --checkpoint runs/mine --seed 0"
     if pictures <= FEW_PICTURES:
-        data = f"{train_data} {val_data}" if val else train_data
-        train, sample = f"{config('lora')} start=bundled {data} out=runs/mine-lora", "--adapter runs/mine-lora"
+        given = f"{train_data} {val_data}" if val else train_data
+        lines = [f"{shell('train')} --config {config('lora')} start=bundled {given} out=runs/mine-lora"]
+        sample = f"{shell('sample')} --adapter runs/mine-lora --seed 0"
+    elif pictures <= MANY_PICTURES:
+        lines = [f"{shell('train')} --config {config('engraving-cpu')} start=bundled train.passes=20 {data} out=runs/mine"]
     else:
-        start = "" if pictures > MANY_PICTURES else "start=bundled train.passes=20 "
-        start += "data.style_key=style " if techniques else ""  # the config's is technique
-        data = f"{train_data} {val_data if val else 'data.val='}"  # the config names held-out shards
-        train, sample = f"{config('engraving-cpu')} {start}{data} out=runs/mine", "--checkpoint runs/mine"
-    return f"{inspecting(out)}\n  {shell('train')} --config {train}\n  {shell('sample')} {sample} --seed 0"
+        wanted = wanted_side("engraving")
+        again = [*without_option(command, "--side"), "--side", str(wanted), *(["--overwrite"] if "--overwrite" not in command else [])]
+        lines = [
+            "on two CPU cores (128 px, grey, some 35 hours):",
+            f"  {shell('train')} --config {config('engraving-cpu')} {data} out=runs/mine",
+            "on a GPU with 80 GB (256 px, grey, meant for an hour and not run yet):",
+            *([f"  {shell('prepare', *again)}"] if 0 < side < wanted else []),
+            f"  {shell('train')} --config {config('engraving')} {data} out=runs/mine",
+            "For colour add image_tokenizer.image_channels=3 to either. Then:",
+        ]
+    return "\n".join(f"  {line}" for line in [inspecting(out).strip(), *lines, sample])
+
+
+def wanted_side(name: str) -> int:
+    """The least `--side`, in eights, of which no crop of a config's image tokenizer is enlarged."""
+    recipe = load_config(name)
+    return 8 * math.ceil(recipe.image_tokenizer.image_size * recipe.image_tokenizer_train.crop_scale[1] / 8)

@@ -4,6 +4,7 @@
     sample_order   which sample comes when               prefetching    batches prepared ahead in a thread
     image_files    bytes -> an upright picture           image_dataset  image shards -> batches of crops
     cropping       a picture -> the grid nearest to it    captions  are they good enough to train on?
+    colour         is a picture in colour?
     codes     samples of code shards                     tokens    code shards -> batches of packed sequences
 
 `data.X` finds what these modules define. Each is imported on first use, so that reading tars needs no torch.

@@ -23,12 +23,10 @@ from tokun.evaluate.held_out_pairs import RealPair, grids_of
 from tokun.inference.model import Tokun
 from tokun.models.losses import LpipsDistance
 from tokun.render.grids import pair_sheet
-from tokun.training import reconstruction
+from tokun.training import downloads, reconstruction
 from tokun.utils import metrics
 from tokun.utils.metrics import BAND, gradients, spectra, spectrum_error, ssim
 from tokun.utils.optional_packages import need
-
-VGG = "vgg16-397923af.pth"  # torchvision's file, which LPIPS needs
 
 
 def measure(
@@ -100,9 +98,12 @@ def perceptual(a: Sequence[Image.Image], b: Sequence[Image.Image], features: Fea
         need("lpips", extra="train")
     except ImportError as error:
         return [*found, skipped("LPIPS", str(error))]
-    weights = Path(torch.hub.get_dir()) / "checkpoints" / VGG
+    weights = downloads.kept(downloads.VGG_URL)
     if not weights.is_file():  # half a gigabyte, so not downloaded automatically
-        return [*found, skipped("LPIPS", f"needs torchvision's {VGG} in {weights.parent.name}/ of torch's hub folder (TORCH_HOME)")]
+        return [
+            *found,
+            skipped("LPIPS", f"needs torchvision's {weights.name} in {weights.parent.name}/ of torch's hub folder (TORCH_HOME)"),
+        ]
     device = torch.device("cpu") if features is None else features.device
     return [*found, mean("LPIPS", _one_by_one(LpipsDistance().to(device), a, b, device), better="less", note="VGG", seed=seed)]
 

@@ -23,7 +23,7 @@ from tokun.utils.errors import BadSample, UserError, reading
 
 @dataclass(frozen=True)
 class RealPair:
-    """A picture from a shard, framed and coded as in training, and its plain caption."""
+    """A picture from a shard, framed and coded as in training, and its plain caption, or as much of it as is trained."""
 
     key: str
     image: Image.Image  # at its grid's size, 'L' or 'RGB'
@@ -36,8 +36,8 @@ class RealPair:
 def read_pairs(
     model: Tokun, shards: str, limit: int = 0, seed: int = 0, *, style_key: str = "style", subject_key: str = "subject"
 ) -> list[RealPair]:
-    """Up to `limit` pairs (0: all) of image shards, drawn by the seed, in the shards' order. Damaged pictures and captions
-    that are too long for the model are left out. The keys are those of `data` in the run's config.
+    """Up to `limit` pairs (0: all) of image shards, drawn by the seed, in the shards' order. Damaged pictures are left out; of a caption that is
+    too long for the model the first pieces are taken, as in training. The keys are those of `data` in the run's config.
 
     Raises FileNotFoundError if no shard matches the pattern, UserError if nothing is left.
     """
@@ -47,9 +47,7 @@ def read_pairs(
         chosen = sorted(np.random.default_rng(seed).choice(len(samples), limit, replace=False).tolist())
     found = [one for i in chosen if (one := _read(model, samples, i, style_key, subject_key)) is not None]
     if not found:
-        raise UserError(
-            f"no pair of {shards} can be used: pairs need a readable picture and a caption of at most {model.vocabulary.max_text} pieces"
-        )
+        raise UserError(f"no pair of {shards} can be used: pairs need a readable picture and a caption")
     seen = [one for i in range(0, len(found), 64) for one in see(model, [p["image"] for p in found[i : i + 64]])]
     return [RealPair(**pair, codes=one.codes) for pair, one in zip(found, seen)]
 
@@ -89,8 +87,11 @@ def _read(model: Tokun, samples: data.ImageSamples, i: int, style_key: str, subj
     except (OSError, BadSample):
         return None
     ids = model.text_tokenizer.encode(caption)
-    if not ids or len(ids) > model.vocabulary.max_text:
+    if not ids:
         return None
+    if len(ids) > model.vocabulary.max_text:
+        ids = ids[: model.vocabulary.max_text]
+        caption = model.text_tokenizer.decode(ids)
     v = model.vocabulary
     style, subject = tag_word(str(tree.get(style_key, ""))), tag_word(str(tree.get(subject_key, "")))
     tags = Tags(style if style in v.styles else "", subject if subject in v.subjects else "", "plain", framed.grid)

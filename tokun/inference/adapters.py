@@ -18,6 +18,7 @@ from __future__ import annotations
 import copy
 import hashlib
 import json
+import shlex
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -208,7 +209,7 @@ def require_base(adapter: Adapter, generator: nn.Module, vocabulary: Vocabulary)
     if found != adapter.base_fingerprint:
         raise UserError(
             f"adapter {adapter.name} was trained on another base, {adapter.base} ({adapter.base_fingerprint[:12]}…); this model is {found[:12]}…. "
-            "Load that base, or retrain the adapter on this one"
+            f"Load that base (--checkpoint {shlex.quote(adapter.base)}), or retrain the adapter on this one"
         )
 
 

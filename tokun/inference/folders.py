@@ -30,7 +30,7 @@ def resolve(checkpoint: str | Path | None) -> Path:
     path = Path(checkpoint).expanduser()
     if adapter_at(path):
         raise FileNotFoundError(
-            f"{path} holds an adapter, which is loaded with its base: tokun.load(BASE, adapter={str(path)!r}), tokun sample --adapter {path}"
+            f"{path} holds an adapter, which is loaded with its base: tokun.load(BASE, adapter={str(path)!r}), tokun sample --checkpoint BASE --adapter {path}"
         )
     if path.exists():
         raise FileNotFoundError(f"{path} holds no checkpoint: {VOCABULARY} and {GENERATOR}/ are not there{unfinished(path)}")

@@ -7,7 +7,7 @@ import argparse
 import torch
 
 from tokun.config import Config, load_config
-from tokun.planner.gpus import GPUS
+from tokun.planner.gpus import GPUS, taken_as
 from tokun.planner.measure import measure_memory
 from tokun.planner.memory import planned_memory
 from tokun.planner.plan import make_plan
@@ -40,10 +40,14 @@ def main_plan(config: Config, args: argparse.Namespace) -> None:
     Raises UserError for a training that it cannot plan."""
     if config.adapter.rank or config.dpo.pairs or config.words.train or config.grpo.rewards:
         raise UserError(
-            "--plan covers only the training of a whole model: set adapter.rank=0 and leave dpo.pairs, words.train and grpo.rewards empty"
+            "--plan covers only the training of a whole model on pictures: its formulas know neither adapters nor the drawing and scoring of rewards. "
+            "Set adapter.rank=0 and leave dpo.pairs, words.train and grpo.rewards empty"
         )
     told = {name: getattr(args, name) for name in ("gpu", "gpus", "samples", "caption_tokens", "mfu", "disk", "restart")}
-    print(make_plan(config, **told))
+    plan = make_plan(config, **told)
+    if note := taken_as(args.gpu):
+        print(note)
+    print(plan)
     if args.measure:
         real = measure_memory(config, micro=args.measure)
         on = "cuda" if torch.cuda.is_available() else "cpu"

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import difflib
+import re
 from dataclasses import dataclass
+from itertools import takewhile
 
 from tokun.utils.errors import UserError
 
@@ -42,9 +44,30 @@ USABLE = 0.92  # share of a GPU's memory for tensors; the rest is CUDA's context
 
 
 def find_gpu(name: str) -> Gpu:
-    """A GPU by name, case-insensitive. Raises UserError listing the known ones."""
-    known = {n.lower(): n for n in GPUS}
-    if name.lower() not in known:
-        near = difflib.get_close_matches(name.lower(), known, n=1, cutoff=0.0)
-        raise UserError(f"--gpu {name} is unknown; the nearest is {known[near[0]]}. Known: {', '.join(GPUS)}")
-    return GPUS[known[name.lower()]]
+    """A GPU by name. Case, blanks, hyphens, "NVIDIA" and "GB" make no difference; a name without its memory (A100) is the first of that name.
+
+    Raises UserError listing the known ones."""
+    asked, known = _spelled(name), {_spelled(one): one for one in GPUS}
+    if asked in known:
+        return GPUS[known[asked]]
+    if sizes := [gpu for one, gpu in GPUS.items() if asked == _spelled(one.partition("-")[0])]:
+        return sizes[0]
+
+    def likeness(one: str) -> tuple[int, float]:  # names of one series begin alike
+        alike = len(list(takewhile(lambda pair: pair[0] == pair[1], zip(one, asked))))
+        return alike, difflib.SequenceMatcher(None, one, asked).ratio()
+
+    raise UserError(f"--gpu {name} is unknown; the nearest is {known[max(known, key=likeness)]}. Known: {', '.join(GPUS)}")
+
+
+def taken_as(name: str) -> str:
+    """What to say of a name that leaves the memory open; "" for all others."""
+    gpu = find_gpu(name)
+    others = [one for one in GPUS if one != gpu.name and one.partition("-")[0] == gpu.name.partition("-")[0]]
+    if not others or _spelled(name) == _spelled(gpu.name):
+        return ""
+    return f"--gpu {name} is taken as {gpu.name}; name {' or '.join(others)} for the other memory size"
+
+
+def _spelled(name: str) -> str:
+    return re.sub(r"nvidia|geforce|gb|[^a-z0-9]", "", name.lower())

@@ -25,7 +25,7 @@ from tokun.models.alignment import HEAD, without_head
 from tokun.models.partitioned_parameters import collected, own_share
 from tokun.training import optim
 from tokun.training.zero import MOMENTS, ZeroOptimizer, skip_inference_kernel
-from tokun.utils import checkpoint, shipped_configs
+from tokun.utils import checkpoint, launcher, shipped_configs
 from tokun.utils.errors import UserError
 from tokun.utils.memory import keep_memory
 from tokun.utils.optional_packages import need
@@ -39,7 +39,9 @@ def start_processes() -> bool:
     keep_memory()
     os.environ.update(slurm_processes(os.environ))
     launched, world = "WORLD_SIZE" in os.environ, int(os.environ.get("WORLD_SIZE", 1))
-    if warning := idle_gpus(os.environ, gpus=len(list(Path("/dev").glob("nvidia[0-9]*"))), visible=torch.cuda.device_count()):
+    if warning := idle_gpus(
+        os.environ, gpus=len(list(Path("/dev").glob("nvidia[0-9]*"))), visible=torch.cuda.device_count(), typed=launcher.environment()
+    ):
         frame = "" if warning.startswith("one process") else "!" * 100
         print("\n".join(line for line in (frame, f"tokun: {warning}", frame) if line), file=sys.stderr, flush=True)
     if world > 1 and not dist.is_initialized():
@@ -73,25 +75,42 @@ def first_host(nodes: str) -> str:
     return "".join(part or "" for part in match.groups())
 
 
-def idle_gpus(env: Mapping[str, str], *, gpus: int, visible: int) -> str:
-    """The warning when fewer processes were started than this machine has GPUs; "one process …" if it has none; "" if all is well.
+def idle_gpus(env: Mapping[str, str], *, gpus: int, visible: int, typed: Mapping[str, str] | None = None) -> str:
+    """The warning when fewer processes were started than there are GPUs for this job; "one process …" if the machine has none; "" if all is well.
 
-    gpus: of the machine (or container), visible: those that torch sees.
+    gpus: of the machine (or container), visible: those that torch sees, typed: the environment in which the command was typed (`given_gpus`), which
+    is not `env`: the deepspeed launcher sets CUDA_VISIBLE_DEVICES itself.
     """
     world, launched = int(env.get("WORLD_SIZE", 1)), "WORLD_SIZE" in env
     hidden = f" (CUDA_VISIBLE_DEVICES={env['CUDA_VISIBLE_DEVICES']})" if "CUDA_VISIBLE_DEVICES" in env else ""
     if gpus and not visible:
         return f"this machine has {gpus} GPU(s), but torch {torch.__version__} sees none{hidden}: a CPU build, an incompatible driver, or all hidden. This run is on the CPU"
-    if launched and world == 1 and max(gpus, visible) > 1:
+    there = max(gpus, visible)
+    given = given_gpus(typed or {}, there)
+    if launched and world == 1 and given > 1:
+        where = (
+            f"on a machine of {there} GPUs{hidden}" if given == there else f"and this job was given {given} of the machine's {there} GPUs"
+        )
+        asked = f" (or --num_gpus {given})" if given == there else ""  # --num_gpus disregards CUDA_VISIBLE_DEVICES
         return (
-            f"1 process was started, on a machine of {max(gpus, visible)} GPUs{hidden}: the others are idle. To use them all: unset CUDA_VISIBLE_DEVICES and "
-            f"`deepspeed train.py …` (or --num_gpus {max(gpus, visible)}), `torchrun --nproc_per_node={max(gpus, visible)} train.py …`"
+            f"1 process was started, {where}: the others are idle. To use them all: `deepspeed train.py …`{asked}, "
+            f"`torchrun --nproc_per_node={given} train.py …`"
         )
     if world == 1 and int(env.get("SLURM_NTASKS", 1)) > 1:
         return f"Slurm has given this job {env['SLURM_NTASKS']} tasks, but 1 process was started: start the command with srun"
     if launched and world == 1 and not gpus:
         return "one process, on the CPU: there is no GPU here (several: `deepspeed --num_gpus 2 train.py …`)"
     return ""
+
+
+def given_gpus(typed: Mapping[str, str], gpus: int) -> int:
+    """How many of a machine's GPUs a job may use: those that CUDA_VISIBLE_DEVICES or Slurm gave it, else all."""
+    counts = [gpus]
+    if "CUDA_VISIBLE_DEVICES" in typed:
+        counts.append(sum(bool(one.strip()) for one in typed["CUDA_VISIBLE_DEVICES"].split(",")))
+    if typed.get("SLURM_GPUS_ON_NODE", "").isdigit():
+        counts.append(int(typed["SLURM_GPUS_ON_NODE"]))
+    return min(counts)
 
 
 def wait_for_processes() -> None:

@@ -35,7 +35,7 @@ from tokun.training.resume_settings import (
     without,
 )
 from tokun.training.run import Run, states_on_disk
-from tokun.training.start_report import tags_line, verdict
+from tokun.training.start_report import colour_line, tags_line, verdict
 from tokun.utils import checkpoint
 
 
@@ -80,6 +80,7 @@ def _take_from_start(run: Run, settings: dict[str, Any], target: Path) -> dict[s
     """Copy the image tokenizer of `start` to `target` and evaluate it on this run's pictures. Returns its figures."""
     if run.rank == 0:
         run.say(tags_line(run.config))
+        _tell_of_colour(run, data.ShardIndex(data.expand_shards(run.config.data.train), need=(), one_of=data.IMAGE_SUFFIXES))
         run.say(f"image tokenizer: evaluating that of {run.config.start} on these pictures …")
     model = starting_model(run.config).image_tokenizer
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -252,8 +253,15 @@ def _open_pictures(run: Run) -> data.ImageSamples:
         config.data.train, image_size=model.image_size, channels=model.image_channels, cache_gb=config.data.cache_gb / run.world,
         max_scale=config.image_tokenizer_train.crop_scale[1], cache_file=run.index("images"), **shape_options(config),
     )  # fmt: skip
+    if run.rank == 0:
+        _tell_of_colour(run, samples.index)
     if config.data.grids:
         if run.rank == 0:
             run.say(shapes_line(samples))
         run.wait()  # the other processes read the sizes that the first one cached
     return samples
+
+
+def _tell_of_colour(run: Run, index: data.ShardIndex) -> None:
+    if told := colour_line(run.config, index):
+        run.say(told)

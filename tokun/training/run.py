@@ -23,6 +23,7 @@ from tokun.inference.model import Tokun
 from tokun.models.generator import intermediate_size
 from tokun.models.partitioned_parameters import collective_device
 from tokun.training import adapters, health, optim
+from tokun.training.downloads import require_weights
 from tokun.training.engine import deepspeed_settings
 from tokun.training.initial_checkpoint import starting_model
 from tokun.training.tracking import Tracker, make_tracker
@@ -218,6 +219,7 @@ def check_settings(config: Config, world: int, deepspeed: bool) -> None:
         raise FileNotFoundError(
             f"image_tokenizer_train.perceptual_weights {weights} does not exist; name a SqueezeNet file, or set image_tokenizer_train.perceptual=none"
         )
+    require_weights(config)
 
 
 def _check_alignment(config: Config) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from collections.abc import Mapping
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -46,6 +47,18 @@ def launchers() -> list[Any]:
     except psutil.Error:
         pass
     return found
+
+
+def environment() -> Mapping[str, str]:
+    """The environment in which the command was typed: the outermost launcher's, which may have changed it for this process; without one, its own."""
+    if found := launchers():
+        import psutil
+
+        try:
+            return found[-1].environ()
+        except (psutil.Error, OSError):
+            pass
+    return os.environ
 
 
 def gone(found: list[Any]) -> bool:

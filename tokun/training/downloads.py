@@ -1,0 +1,52 @@
+"""Weights that a training downloads: are they here, or can they be fetched? Asked before the first stage, so that nothing fails after hours."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from tokun.config import Config
+from tokun.models.losses import SQUEEZENET_URL
+from tokun.utils import network_access
+from tokun.utils.network_access import NotFetched
+
+VGG_URL = "https://download.pytorch.org/models/vgg16-397923af.pth"  # torchvision's, which LPIPS needs
+NO_LOSS = "image_tokenizer_train.perceptual=none"
+OWN_LOSS = "image_tokenizer_train.perceptual=squeezenet image_tokenizer_train.perceptual_weights=FILE"
+COMMANDS = {
+    VGG_URL: "python -c \"import lpips; lpips.LPIPS(net='vgg')\"",
+    SQUEEZENET_URL: "python -c \"from tokun.models.losses import load_squeezenet; load_squeezenet('')\"",
+}
+
+
+def kept(address: str) -> Path:
+    """Where torch keeps a file of weights."""
+    return Path(torch.hub.get_dir()) / "checkpoints" / address.rpartition("/")[2]
+
+
+def require_weights(config: Config) -> None:
+    """Raise NotFetched (a FileNotFoundError) for weights that a stage of this run will need, and that are neither here nor in reach."""
+    image, train, out = config.image_tokenizer_train, config.train, Path(config.out)
+    pictures = not (config.grpo.rewards or config.dpo.pairs or config.words.train)
+    if pictures and not config.start and image.perceptual_weight > 0 and not (out / "image_tokenizer").is_dir():
+        if image.perceptual == "lpips":
+            _require(VGG_URL, "image_tokenizer_train.perceptual is lpips", f"{OWN_LOSS}, or {NO_LOSS}")
+        elif image.perceptual == "squeezenet" and not image.perceptual_weights:
+            _require(
+                SQUEEZENET_URL,
+                "image_tokenizer_train.perceptual is squeezenet",
+                f"image_tokenizer_train.perceptual_weights=FILE, or {NO_LOSS}",
+            )
+    begun = any((out / part).is_dir() for part in ("checkpoint", "state/generator"))  # what it sees is computed before the first step
+    if pictures and train.align_weight > 0 and not train.align_features and not begun:
+        _require(SQUEEZENET_URL, f"train.align_weight is {train.align_weight:g}", "train.align_features=FILE, or train.align_weight=0")
+
+
+def _require(address: str, why: str, otherwise: str) -> None:
+    if kept(address).is_file() or not (reason := network_access.out_of_reach(address)):
+        return
+    raise NotFetched(
+        f"{why}, which needs {kept(address)}, and {address} is unreachable: {reason}. Fetch it where there is a network, with the same home folder or "
+        f"TORCH_HOME ({COMMANDS[address]}), or set {otherwise}"
+    )
