@@ -1,5 +1,5 @@
-"""Messages at the start of a run: the tags that the starting checkpoint knows, whether its tokenizer can draw these pictures,
-and how long a training is sensible. Trains nothing."""
+"""Messages at the start of a run: its folder and stages, the tags that the starting checkpoint knows, whether its tokenizer can draw these
+pictures, and how long a training is sensible. Trains nothing."""
 
 from __future__ import annotations
 
@@ -22,6 +22,20 @@ FINE_TUNING_PASSES = 20  # when the run starts from a checkpoint
 FEW_PICTURES = 16  # by which no verdict is sure
 GOOD_MARGIN = 3.0  # dB above the gate from which a tokenizer draws pictures well
 NAMED = 12  # tags listed in a line
+
+
+def opening_line(config: Config, *, going_on: bool) -> str:
+    """The first line of a run: its folder, and what comes first. `going_on`: whether an earlier start has left something there."""
+    there = ", where an earlier start is gone on with" if going_on else ""
+    made = "an adapter" if config.adapter.rank else "the generator"
+    alone = {"rewards": config.grpo.rewards, "preferences": config.dpo.pairs, "a table of words": config.words.train}
+    if learned := [name for name, given in alone.items() if given]:
+        stages = f"There is one stage: {made} learns from {learned[0]}"
+    elif config.start:
+        stages = f"First the tokenizers of {config.start} are tried on these pictures, then come the pictures' codes and {made}"
+    else:
+        stages = "First comes the text tokenizer, then the image tokenizer, the pictures' codes and the generator"
+    return f"train: the run's folder is {config.out}{there}. {stages}"
 
 
 @functools.lru_cache(maxsize=2)
