@@ -193,6 +193,19 @@ def test_the_time_is_told_in_passes_and_what_max_minutes_counts():
 
 
 @pytest.mark.parametrize(
+    ("n", "told"),
+    [
+        (0, ""), (1, "1 held-out picture is too few"), (3, "3 held-out pictures are too few to tell by the loss which step is better"),
+        (start_report.ENOUGH_HELD_OUT - 1, f"; {start_report.ENOUGH_HELD_OUT} or more are advisable"), (start_report.ENOUGH_HELD_OUT, ""),
+    ],
+)  # fmt: skip
+def test_a_held_out_set_that_cannot_tell_steps_apart_is_told_with_how_many_would(n, told):
+    line = start_report.too_few_held_out(n)
+    assert told in line and bool(line) == bool(told) and "\n" not in line
+    assert start_report.too_few_held_out(n, "rows").startswith(f"{n} held-out row") == bool(told)
+
+
+@pytest.mark.parametrize(
     ("changes", "told"),
     [
         ([], "First comes the text tokenizer, then the image tokenizer, the pictures' codes and the generator"),

@@ -1,5 +1,5 @@
 """Messages at the start of a run: its folder and stages, the tags that the starting checkpoint knows, whether its tokenizer can draw these
-pictures, and how long a training is sensible. Trains nothing."""
+pictures, how long a training is sensible, and whether enough is held out to tell its steps apart. Trains nothing."""
 
 from __future__ import annotations
 
@@ -22,6 +22,7 @@ FINE_TUNING_PASSES = 20  # when the run starts from a checkpoint
 FEW_PICTURES = 16  # by which no verdict is sure
 GOOD_MARGIN = 3.0  # dB above the gate from which a tokenizer draws pictures well
 NAMED = 12  # tags listed in a line
+ENOUGH_HELD_OUT = 64  # pictures whose loss tells steps 0.02 nats apart (docs/guides/training.md says how its noise falls with their number)
 
 
 def opening_line(config: Config, *, going_on: bool) -> str:
@@ -101,3 +102,11 @@ def time_line(*, steps: int, batch_size: int, pictures: int, max_minutes: float,
     if max_minutes > 0:
         return f"{line}. {name}.max_minutes {max_minutes:g} counts this stage alone: its steps, evaluations and compiling, including earlier starts"
     return f"{line}. {name}.max_minutes is not set: the stage ends after its steps. It would count this stage alone, including compiling"
+
+
+def too_few_held_out(n: int, what: str = "pictures") -> str:
+    """That `n` held-out pictures (or other items: `what`, a plural) cannot tell the steps of a training apart; "" if they can, or for none."""
+    if not 0 < n < ENOUGH_HELD_OUT:
+        return ""
+    of_these = f"{n} held-out {what.removesuffix('s') if n == 1 else what} {'is' if n == 1 else 'are'}"
+    return f"{of_these} too few to tell by the loss which step is better; {ENOUGH_HELD_OUT} or more are advisable"
