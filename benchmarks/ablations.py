@@ -208,7 +208,8 @@ def ranks(folder: Path, args: argparse.Namespace, overrides: list[str]) -> dict[
 
     config = load_config(args.config, overrides)
     model = tokun.load(folder)
-    pairs = read_pairs(model, config.data.val, args.pairs, style_key=config.data.style_key, subject_key=config.data.subject_key)
+    keys = {name: getattr(config.data, name) for name in ("style_key", "subject_key", "caption_key")}
+    pairs = read_pairs(model, config.data.val, args.pairs, **keys)
     others = coherence.rivals([tuple(pair.caption_ids) for pair in pairs], 0)[1]
     pmi = coherence.pmi_of(model, pairs, np.concatenate([np.arange(len(pairs))[:, None], others], 1))
     own = figures.mean("", pmi[:, 0])

@@ -33,13 +33,14 @@ from data_tools.images.image_ops import OF_OPENCV, opencv
 from data_tools.pipeline.chunks import KEPT, Settings, measure_chunk, rows_name
 from data_tools.pipeline.disk import DiskDict
 from data_tools.pipeline.manifest import MANIFEST, manifest
-from data_tools.pipeline.next_steps import captions_warning, near_style, steps, write_captions_to_fill
+from data_tools.pipeline.next_steps import captions_warning, misspelt, steps, write_captions_to_fill
 from data_tools.pipeline.output import GIVEN, PARTIAL, PUBLISH, RECORD, begin, publish, refuse_guessed_column, refuse_other_shards
 from data_tools.pipeline.refusal import record_refusal
 from data_tools.pipeline.remote_lock import alone_in
 from data_tools.pipeline.selection import Columns, Settled, settle, shards_to_write
 from data_tools.pipeline.shard_writer import Shard, write_pieces
 from data_tools.pipeline.storage_backends import Store, is_url, open_store
+from data_tools.pipeline.styles import OwnStyles, own_styles
 from data_tools.pipeline.tasks import Progress, Tasks
 from data_tools.pipeline.unread_tables import unread_tables
 from data_tools.readers import READERS, Listing, Options, PictureError, choose_reader, read_picture, shown
@@ -72,6 +73,8 @@ class PrepareReport:
     """Tables in the source that are not read, the first few."""
     techniques: int = 0
     """Kept pictures with a technique."""
+    styles: Mapping[str, int] = field(default_factory=dict)
+    """The pictures' own styles, each with its number of pictures before cleaning; empty if one is given for all."""
 
     @property
     def kept(self) -> int:
@@ -149,6 +152,7 @@ def prepare(
     listing = with_captions(READERS[reader](source, options), options)
     check_listing(listing, source, settings)
     refuse_guessed_column(store, record, listing.guesses)
+    own = OwnStyles() if settings.style else own_styles(listing, settings, source, classes=reader == "classes", progress=work.progress)
     if work.progress and (told := captions_warning(listing, from_names=settings.captions_from_names)):
         tqdm.write(f"prepare: {told}", file=sys.stderr)
     with alone_in(store) as require_lock:
@@ -163,6 +167,8 @@ def prepare(
         made = json.loads(store.read(RECORD))
         counts = Counter({(status, reason): count for status, reason, count in names["counts"]})
         notes, tags = listing.notes, names.get("tags", {})
+        if own.styles:
+            notes = (*notes, own.line())
         if replaced := tags.get("own_style"):
             kept = sum(made["shards"].values())
             told = f"--style {settings.style} replaces the style that {replaced:,} of the {kept:,} pictures kept have of their own"
@@ -173,7 +179,7 @@ def prepare(
             report.write_report(leave_out, opener=opener(listing))
     return PrepareReport(
         counts, Counter(made["shards"]), listing.unmatched, notes, names.get("captions", {}),
-        listing.guesses, unread_tables(listing.unread), tags.get("technique", 0),
+        guesses=listing.guesses, tables=unread_tables(listing.unread), techniques=tags.get("technique", 0), styles=own.styles,
     )  # fmt: skip
 
 
@@ -193,12 +199,10 @@ def check_folders(source: Path | str, out: Path | str) -> None:
         raise UserError(f"--out {out} is SOURCE itself: name another folder")
 
 
-def check_listing(listing: Listing, source: Path | str, settings: Settings) -> None:
+def check_listing(listing: Listing, source: Path | str) -> None:
     if not listing.found:
         there = "".join(f"; {count:,} {reason}" for reason, count in Counter(listing.unread.values()).most_common(3))
         raise FileNotFoundError(f"no pictures found in {source}: see --reader for the supported sources{there}")
-    if not settings.style and not all(one.style or one.problem or listing.words.get(one.path, NOTHING).style for one in listing.found):
-        raise UserError(f"--style is needed: {source} does not give the style of every picture. Add --style engraving, or another tag")
 
 
 def make(aside: Store, listing: Listing, settings: Settings, engine: TaskEngine, record: dict[str, Any], *, progress: bool) -> None:
@@ -289,7 +293,8 @@ def make_parser() -> argparse.ArgumentParser:
     )  # fmt: skip
     add(
         "--style", default="",
-        help="the style tag of all pictures, such as engraving or etching; where folders are styles (--reader classes), the one to take",
+        help="the style tag of all pictures, such as engraving or etching; not needed where the JSON, the table row or the folder of each "
+        "picture gives its own; where folders are styles (--reader classes), the one to take",
     )  # fmt: skip
     add("--out", type=home_text, required=True, help="the folder (or address) for the shards, the manifest and the report")
     add("--reader", default="auto", metavar="NAME", help=f"how to read SOURCE: auto, {', '.join(READERS)} (%(default)s)")
@@ -371,10 +376,6 @@ def run(args: argparse.Namespace, command: list[str]) -> int:
     out = args.out.rstrip("/")
     if not made.kept:
         print(f"prepare: no picture was kept; {out}/{MANIFEST if is_url(out) else report.NAME} shows the reason for each", file=sys.stderr)
-    if args.style and (meant := near_style(args.style)):
-        print(
-            f"--style is {args.style}, which the bundled model does not know; did you mean {meant}? Any other word becomes a style of its own."
-        )
     if made.kept or made.captions.get("missing"):
         doubtful = 0 if args.keep_ambiguous else sum(count for (status, _), count in made.counts.items() if status == "ambiguous")
         print(
@@ -383,6 +384,8 @@ def run(args: argparse.Namespace, command: list[str]) -> int:
                 source=args.source, tables=made.tables, techniques=made.techniques, side=args.side,
             )
         )  # fmt: skip
+    if told := misspelt(args.style, made.styles, command):
+        print(f"\n{told}")
     return 0 if made.kept else 1
 
 

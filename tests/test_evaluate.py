@@ -21,9 +21,10 @@ from tokun import data
 from tokun.align.rewards import MAKERS
 from tokun.config import ImageTokenizerTrainConfig, RewardConfig
 from tokun.evaluate import __main__ as command
-from tokun.evaluate import distances, doctor, features, images, memorisation, stored_samples, style
+from tokun.evaluate import captions as caption_figures
+from tokun.evaluate import distances, doctor, features, images, memorisation, recognition, stored_samples, style
 from tokun.evaluate.figures import Figure, as_dict, share, skipped, table
-from tokun.evaluate.held_out_pairs import read_pairs
+from tokun.evaluate.held_out_pairs import described, framed_for, read_captions, read_pairs
 from tokun.inference.conditional_generation import OWN_SCORES
 from tokun.render.grids import to_pil
 from tokun.tokenizers import sequences
@@ -344,6 +345,54 @@ def test_the_json_holds_what_the_table_shows(checkpoint_folder, toy_shards, netw
     assert record["checkpoint"]["generator"] and record["versions"]["torch"] == torch.__version__.split("+")[0]
     made = {path.name for path in tmp_path.iterdir()}
     assert {"codes.png", "spectrum.png", "samples.png", "doctor.png", "entropy.png", "nearest.png", "table.md", "samples"} <= made
+
+
+def under_another_key(shard: Path, target: Path, key: str) -> list[str]:
+    """The shard with each plain caption under `key`, and a title in its place. Returns the captions."""
+    index, captions = data.ShardIndex([shard], one_of=data.IMAGE_SUFFIXES), []
+    samples = []
+    for i in range(len(index)):
+        tree = index.read_json(i)
+        captions.append(tree.pop("caption"))
+        tree |= {key: captions[-1], "caption": "Fig. 3", "captions": {"plain": "Fig. 3"}}
+        kind = index.image_suffix(i)
+        samples.append({"__key__": index.key(i), kind: index.read(i, kind), "json": json.dumps(tree).encode()})
+    data.write_shard(target, samples)
+    return captions
+
+
+def test_captions_under_another_key_are_read_wherever_captions_are_read(tiny_model, toy_shards, tmp_path):
+    captions = under_another_key(toy_shards / "train-00000.tar", tmp_path / "a.tar", "note")
+    found, framed = str(tmp_path / "a.tar"), framed_for(tiny_model)
+    assert {pair.caption for pair in read_pairs(tiny_model, found, caption_key="note")} <= set(captions)
+    assert {pair.caption for pair in read_pairs(tiny_model, found)} == {"Fig. 3"}
+    assert read_captions(found, caption_key="note") == captions
+    assert [text for _, _, text in described(found, framed, caption_key="note")] == captions
+    with pytest.raises(UserError, match=r"no pair of .* can be used: .*; name the field of the captions with --caption-key, now remark$"):
+        read_pairs(tiny_model, found, caption_key="remark")
+
+
+def test_the_command_measures_captions_under_another_key_and_says_so(checkpoint_folder, toy_shards, network, tmp_path, monkeypatch):
+    captions = under_another_key(toy_shards / "train-00000.tar", tmp_path / "a.tar", "note")
+    arguments = ["--checkpoint", str(checkpoint_folder), "--shards", str(tmp_path / "a.tar"), "--train-shards", str(tmp_path / "a.tar"),
+                 "--features", str(network), "--out", str(tmp_path / "out")]  # fmt: skip
+    case = command.Case.open(command.parse([*arguments, "--caption-key", "note"]))
+    taught: list[list[str]] = []
+
+    def fit(vectors, texts, *, seed):
+        taught.append(list(texts))
+        return recognition.Judge({}, *[np.zeros(1)] * 3, len(texts), 1.0, 1.0)
+
+    monkeypatch.setattr(recognition, "fit", fit)
+    monkeypatch.setattr(caption_figures, "measure", lambda *_, training, **__: taught.append(list(training)) or [])
+    assert {pair.caption for pair in [*case.held_out, *case.train]} <= set(captions)
+    case.recogniser()
+    command.words(case)
+    assert taught == [captions, captions]
+    command.Case.open(command.parse(arguments)).recogniser()
+    assert taught[2:] == [["Fig. 3"] * len(captions)], "the judge of other captions is another"
+    command.write(case.args, case, {}, 0.0)
+    assert json.loads((tmp_path / "out" / "figures.json").read_text(encoding="utf-8"))["command"].endswith("--caption-key note")
 
 
 def test_a_room_that_cannot_be_measured_is_a_line_and_the_others_go_on(checkpoint_folder, toy_shards, network, tmp_path):

@@ -786,3 +786,83 @@ def test_a_style_spelt_almost_like_one_of_the_bundled_model_is_asked_about(tmp_p
     for style in ("engraving", "engravings", "stipple-engraving", "lunar-maps"):
         assert run(source, tmp_path / style, "--style", style) == 0
         assert "did you mean" not in capsys.readouterr().out
+
+
+# ---- styles of the pictures' own ------------------------------------------------------------------------------------
+
+
+def described(folder: Path, styles: dict[str, str | None]) -> Path:
+    """Pictures with JSON beside them: a caption, and a style unless it is None."""
+    for seed, (name, style) in enumerate(styles.items()):
+        save(folder / f"{name}.png", picture(seed))
+        record = {"caption": f"A picture of a {name}."} | ({} if style is None else {"style": style})
+        (folder / f"{name}.json").write_text(json.dumps(record))
+    return folder
+
+
+def run_without_style(source: Path, out: Path, *options: str) -> int:
+    return main([str(source), "--out", str(out), "--workers", "1", "--no-clean", *options])
+
+
+def test_where_every_kept_picture_has_a_style_in_its_json_or_row_none_is_asked_for(tmp_path, capsys):
+    source, out = described(tmp_path / "in", {"wolf": "Etching", "fox": "etching", "hare": "wood engraving"}), tmp_path / "out"
+    save(source / "cover.png", picture(8))  # no caption, so it is not kept
+    save(source / "broken.png", picture(9))
+    (source / "broken.json").write_text("{")
+    assert run_without_style(source, out) == 0
+    assert (
+        "Without --style each picture has its own, from the JSON beside it: etching, wood-engraving."
+        in capsys.readouterr().out.splitlines()
+    )
+    assert {path: record["style"] for path, (record, _) in pairs(out).items()} == {
+        "wolf.png": "etching", "fox.png": "etching", "hare.png": "wood-engraving",
+    }  # fmt: skip
+    assert manifest(out)["cover.png"]["reason"] == "no caption"
+    (source / "metadata.csv").write_text("file_name,caption,style\ncover.png,The cover.,Lithograph\nfox.png,The fox.,engraving\n")
+    assert run_without_style(source, out) == 0
+    told = "Without --style each picture has its own, from the JSON beside it or its row of a table or JSON in a tar: etching, "
+    assert told in capsys.readouterr().out
+    styles = {path: record["style"] for path, (record, _) in pairs(out).items()}
+    assert styles["cover.png"] == "lithograph" and styles["fox.png"] == "etching", "the JSON beside a picture comes before a row"
+
+
+def test_where_only_some_have_a_style_those_without_are_counted_before_any_is_opened(tmp_path, capsys):
+    source, out = described(tmp_path / "in", {"wolf": "etching", "fox": None, "hare": "etching", "ant": None}), tmp_path / "out"
+    save(source / "old mill.png", picture(8))
+    assert run_without_style(source, out) == 2 and not out.exists()
+    told = capsys.readouterr().err.strip()
+    assert told.endswith(
+        f"--style is needed: 2 of 4 pictures in {source} have no style of their own, the first ant.png. "
+        'Write it into their JSON or table row ("style": "engraving"), or add --style engraving, which then is the style of all'
+    )
+    assert "\n" not in told
+    assert run_without_style(source, out, "--captions-from-names") == 2 and "3 of 5 pictures" in capsys.readouterr().err
+    assert run_without_style(source, out, "--allow-missing-captions") == 2 and "3 of 5 pictures" in capsys.readouterr().err
+    assert run_without_style(source, out, "--style", "engraving") == 0
+    assert {record["style"] for record, _ in pairs(out).values()} == {"engraving"} and "Without --style" not in capsys.readouterr().out
+
+
+def test_where_none_has_a_style_one_is_asked_for(tmp_path, capsys):
+    source = described(tmp_path / "in", {"wolf": None})
+    assert run_without_style(source, tmp_path / "out") == 2
+    assert f"--style is needed: {source} gives no picture a style. Add --style engraving, or another tag" in capsys.readouterr().err
+    save(tmp_path / "bare" / "wolf.png", picture(1))
+    assert run_without_style(tmp_path / "bare", tmp_path / "out") == 2 and "gives no picture a style" in capsys.readouterr().err
+
+
+def test_the_last_lines_ask_about_a_misspelt_style_and_give_the_command_with_the_right_one(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    source = many(tmp_path / "in", 1, 3)
+    assert run(source, Path("out"), "--style=engravng") == 0
+    *_, before, warned, command = capsys.readouterr().out.splitlines()
+    assert warned.startswith("prepare: WARNING: --style is engravng, which the bundled model does not know; did you mean engraving?")
+    assert not before, "set apart"
+    assert shlex.split(command)[:3] == ["tokun", "prepare", str(source)] and main(shlex.split(command)[2:]) == 0
+    assert {record["style"] for record, _ in pairs(Path("out")).values()} == {"engraving"}
+    assert "did you mean" not in capsys.readouterr().out
+    own = described(tmp_path / "own", {"wolf": "etching", "fox": "engravng", "hare": "engravng"})
+    assert run_without_style(own, tmp_path / "other") == 0
+    assert capsys.readouterr().out.splitlines()[-1] == (
+        "prepare: WARNING: engravng, the style of 2 pictures, is one which the bundled model does not know; did you mean engraving? "
+        "Then correct it where it stands, and run the same command again. Any other word becomes a style of its own."
+    )

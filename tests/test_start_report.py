@@ -15,6 +15,7 @@ from tokun.tokenizers.wordings import fitting_tag
 from tokun.training import image_shapes, start_report
 from tokun.training.image_tokenizer import train_image_tokenizer
 from tokun.training.run import open_run
+from tokun.training.tracking import NullTracker
 
 
 def picture(seed):
@@ -234,6 +235,51 @@ def test_the_time_is_told_in_passes_and_what_max_minutes_counts():
     assert "max_minutes is not set" in start_report.time_line(
         steps=10, batch_size=4, pictures=163, max_minutes=0, going_on=False, name="train"
     )
+
+
+@pytest.mark.parametrize(
+    ("n", "told"),
+    [
+        (0, ""), (1, "1 held-out picture is too few"), (3, "3 held-out pictures are too few to tell by the loss which step is better"),
+        (start_report.ENOUGH_HELD_OUT - 1, f"; {start_report.ENOUGH_HELD_OUT} or more are advisable"), (start_report.ENOUGH_HELD_OUT, ""),
+    ],
+)  # fmt: skip
+def test_a_held_out_set_that_cannot_tell_steps_apart_is_told_with_how_many_would(n, told):
+    line = start_report.too_few_held_out(n)
+    assert told in line and bool(line) == bool(told) and "\n" not in line
+    assert start_report.too_few_held_out(n, "rows").startswith(f"{n} held-out row") == bool(told)
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ([], "First comes the text tokenizer, then the image tokenizer, the pictures' codes and the generator"),
+        (["start=bundled"], "First the tokenizers of bundled are tried on these pictures, then come the pictures' codes and the generator"),
+        (["start=bundled", "adapter.rank=2"], "are tried on these pictures, then come the pictures' codes and an adapter"),
+        (["start=bundled", "adapter.rank=2", "dpo.pairs=a.jsonl"], "There is one stage: an adapter learns from preferences"),
+        (["start=bundled", "words.train=a.jsonl"], "There is one stage: the generator learns from a table of words"),
+    ],
+)
+def test_the_opening_line_names_the_folder_and_the_stages(changes, told, tmp_path):
+    config = load_config(write_config(tmp_path, tmp_path), changes)
+    assert start_report.opening_line(config, going_on=False).startswith(f"train: the run's folder is {config.out}. ")
+    assert start_report.opening_line(config, going_on=False).endswith(told)
+
+
+def test_a_run_begins_with_its_folder_and_what_comes_first_and_tracking_is_told_after(small_shards, tmp_path, monkeypatch, capsys):
+    def tracker(*_, **__):
+        print("W&B offline")
+        return NullTracker()
+
+    monkeypatch.setattr("tokun.training.run.make_tracker", tracker)
+    for there in ("", ", where an earlier start is gone on with"):
+        run = open_run(load_config(write_config(tmp_path, small_shards)))
+        run.close()
+        first, second, *_ = capsys.readouterr().out.splitlines()
+        assert (
+            first.startswith(f"train: the run's folder is {tmp_path / 'run'}{there}. First comes the text tokenizer")
+            and second == "W&B offline"
+        )
 
 
 def test_an_optimizer_that_this_torch_lacks_is_told_before_the_first_stage(tmp_path, monkeypatch):

@@ -328,6 +328,16 @@ def test_without_held_out_pictures_keep_best_is_said_to_have_nothing_to_go_by(fi
     assert "train.keep_best has nothing to go by: name held-out pictures with data.val" in capfd.readouterr().out
 
 
+def test_a_choice_by_few_held_out_pictures_is_said_to_tell_little_before_and_after(finished, small_shards, tmp_path, capfd):
+    take_over(finished[1], tmp_path / "run")
+    run_stages(write_config(tmp_path, small_shards, train__keep_best=1, sampling__n=0))
+    lines = capfd.readouterr().out.splitlines()
+    few = "16 held-out pictures are too few to tell by the loss which step is better; 64 or more are advisable"
+    assert f"generator: WARNING: {few} (a larger --val of prepare holds out more)" in lines
+    (lowest,) = [line for line in lines if line.startswith("generator: lowest held-out loss")]
+    assert f" ({few})" in lowest
+
+
 def test_codes_of_before_words_were_counted_have_those_of_the_start(finished, monkeypatch):
     parts = Parts.of(open_run(load_config(finished[0])))
     assert parts.unrepeated_words("") == tuple(parts.codes["unrepeated_words"])

@@ -279,7 +279,7 @@ def judge(one: Opened, settings: Settings, found: Found) -> Judged:
     if one.problem or one.image is None:
         return Judged(FileResult(path, REJECTED, one.problem, **one.known))
     gray = as_gray(one.image)
-    caption = cleaned(words) if settings.clean else unchanged_caption(words.caption)
+    caption = judged_caption(words, settings)
     own_style = found.style or words.style
     style = settings.style or own_style
     seen = of_picture(one.look, words.caption, settings, style) if one.look else of_blank(gray)
@@ -304,6 +304,11 @@ def judge(one: Opened, settings: Settings, found: Found) -> Judged:
         technique=str(words.more.get("technique", "")),
     )
     return Judged(row, one.image, words, caption, style, one.crop)
+
+
+def judged_caption(words: Words, settings: Settings) -> Caption:
+    """The caption of a picture's words, as the settings want it, with what is to be said against it."""
+    return cleaned(words) if settings.clean else unchanged_caption(words.caption)
 
 
 def cleaned(words: Words) -> Caption:

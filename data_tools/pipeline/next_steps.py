@@ -249,10 +249,32 @@ def typed(command: str) -> list[str]:
     return ["python", str(script)] if script.is_file() and script.samefile(clone / script) else ["python", "-m", "tokun", command]
 
 
-def near_style(style: str) -> str:
-    """The style of the bundled model that a word may be a misspelling of; "" for words that training takes for its styles, or unlike them."""
+def misspelt(given: str, own: Mapping[str, int], command: Sequence[str]) -> str:
+    """The last lines: a question for each style that may be a misspelling of one of the bundled model; "" if there is none.
+
+    `given`: that of --style in `command`, the arguments; if it is "", the pictures have their `own`, each with its number.
+    """
     vocabulary = BUNDLED / VOCABULARY
     known = json.loads(vocabulary.read_text(encoding="utf-8"))["styles"] if vocabulary.is_file() else []
+    meant = {style: near for style in ([given] if given else own) if (near := near_style(style, known))}
+    if not meant:
+        return ""
+    others = "Any other word becomes a style of its own."
+    if not given:
+        return "\n".join(
+            f"prepare: WARNING: {style}, the style of {own[style]:,} picture{'' if own[style] == 1 else 's'}, is one which the bundled model "
+            f"does not know; did you mean {near}? Then correct it where it stands, and run the same command again. {others}"
+            for style, near in meant.items()
+        )
+    again = [*without_option(command, "--style"), "--style", meant[given], *(["--overwrite"] if "--overwrite" not in command else [])]
+    asked = (
+        f"prepare: WARNING: --style is {given}, which the bundled model does not know; did you mean {meant[given]}? {others} To correct it:"
+    )
+    return f"{asked}\n  {shell('prepare', *again)}"
+
+
+def near_style(style: str, known: Sequence[str]) -> str:
+    """The style of `known` that a word may be a misspelling of; "" for words that training takes for one of them, or unlike them."""
     return "" if fitting_tag(style, known) else next(iter(difflib.get_close_matches(style, known, 1, 0.8)), "")
 
 

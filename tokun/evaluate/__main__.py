@@ -3,6 +3,7 @@
     tokun evaluate --shards 'shards/val-*.tar' --train-shards 'shards/train-*.tar' --features squeezenet1_1.pth --out report
     tokun evaluate --checkpoint runs/mine --shards 'shards/val-*.tar' --only doctor --out report      the image tokenizer alone
     tokun evaluate … --style-key technique --subject-key category     shards with other tag names
+    tokun evaluate … --caption-key description                        shards with their captions under another name
     tokun evaluate … --only viewer --viewer-of generated,prompted     sheets for human viewers (tokun.evaluate.viewer)
     tokun evaluate … --clip ViT-B-32:laion2b_s34b_b79k --judge judge/ --aesthetic head.safetensors --vqa google/paligemma-3b-mix-224
 
@@ -97,7 +98,8 @@ class Case:
 
     @property
     def keys(self) -> dict[str, str]:
-        return {"style_key": self.args.style_key, "subject_key": self.args.subject_key}
+        """The names of fields in the shards' JSON, as `data` of the run's config has them."""
+        return {"style_key": self.args.style_key, "subject_key": self.args.subject_key, "caption_key": self.args.caption_key}
 
     @cached_property
     def identity(self) -> dict[str, Any]:
@@ -152,11 +154,12 @@ class Case:
             which, self.model.device, max(128, config.image_size), "--recognition" if self.args.recognition else "--features"
         )
         squares = self.model.grids == (self.model.image_tokenizer.grid,) and self.model.fit == "crop"
-        shards = checkpoint.files_fingerprint(data.expand_shards(self.args.train_shards))
+        shards, key = checkpoint.files_fingerprint(data.expand_shards(self.args.train_shards)), self.args.caption_key
         settings = [network.name, config.image_size, self.args.seed, shards, *([] if squares else [self.model.grids, self.model.fit])]
+        settings += [] if key == "caption" else [{"caption_key": key}]
 
         def learn() -> Judge:
-            pictures = described(self.args.train_shards, framed_for(self.model), channels=config.image_channels)
+            pictures = described(self.args.train_shards, framed_for(self.model), channels=config.image_channels, caption_key=key)
             return recognition.fit(*recognition.look(pictures, network, "doctor: training originals"), seed=self.args.seed)
 
         return recognition.fitted(self.args.out / "recognition.npz", json.dumps(settings), learn), network
@@ -224,7 +227,7 @@ def words(case: Case) -> list[Figure]:
     from tokun.evaluate import captions
     from tokun.evaluate.held_out_pairs import read_captions
 
-    known = read_captions(case.args.train_shards) if case.args.train_shards else []
+    known = read_captions(case.args.train_shards, caption_key=case.args.caption_key) if case.args.train_shards else []
     return captions.measure(case.model, case.held_out, case.samples, seed=case.args.seed, training=known)
 
 
@@ -375,6 +378,10 @@ def make_parser() -> argparse.ArgumentParser:
     add("--viewer-n", type=int, default=96, help="pictures on the sheets (%(default)s)")
     add("--style-key", default="style", help="the field with the style in the shards' JSON (data.style_key)")
     add("--subject-key", default="subject", help="the field with the subject (data.subject_key)")
+    add(
+        "--caption-key", default="caption",
+        help='the field with the plain caption, where "captions" has none; another name is the only one read (data.caption_key)',
+    )  # fmt: skip
     add("--batch-size", type=int, default=16, help="samples per batch")
     add("--device", default=None, help="cpu, cuda, cuda:1 …; default: a GPU if there is one")
     return parser

@@ -34,8 +34,9 @@ class RealPair:
 
 
 def read_pairs(
-    model: Tokun, shards: str, limit: int = 0, seed: int = 0, *, style_key: str = "style", subject_key: str = "subject"
-) -> list[RealPair]:
+    model: Tokun, shards: str, limit: int = 0, seed: int = 0, *, style_key: str = "style", subject_key: str = "subject",
+    caption_key: str = "caption",
+) -> list[RealPair]:  # fmt: skip
     """Up to `limit` pairs (0: all) of image shards, drawn by the seed, in the shards' order. Damaged pictures are left out; of a caption that is
     too long for the model the first pieces are taken, as in training. The keys are those of `data` in the run's config.
 
@@ -45,9 +46,12 @@ def read_pairs(
     chosen: Sequence[int] = range(len(samples))
     if limit and limit < len(samples):
         chosen = sorted(np.random.default_rng(seed).choice(len(samples), limit, replace=False).tolist())
-    found = [one for i in chosen if (one := _read(model, samples, i, style_key, subject_key)) is not None]
+    found = [one for i in chosen if (one := _read(model, samples, i, style_key, subject_key, caption_key)) is not None]
     if not found:
-        raise UserError(f"no pair of {shards} can be used: pairs need a readable picture and a caption")
+        raise UserError(
+            f"no pair of {shards} can be used: pairs need a readable picture and a caption; "
+            f"name the field of the captions with --caption-key, now {caption_key}"
+        )
     seen = [one for i in range(0, len(found), 64) for one in see(model, [p["image"] for p in found[i : i + 64]])]
     return [RealPair(**pair, codes=one.codes) for pair, one in zip(found, seen)]
 
@@ -79,11 +83,11 @@ def grids_of(model: Tokun, pairs: Sequence[RealPair | Pair]) -> list[cropping.Gr
     return [pair.tags.grid or model.vocabulary.default_grid for pair in pairs]
 
 
-def _read(model: Tokun, samples: data.ImageSamples, i: int, style_key: str, subject_key: str) -> dict[str, Any] | None:
+def _read(model: Tokun, samples: data.ImageSamples, i: int, style_key: str, subject_key: str, caption_key: str) -> dict[str, Any] | None:
     try:
         framed = samples.framed(i)
         tree = samples.index.read_json(i)
-        caption = plain_of(tree)
+        caption = plain_of(tree, caption_key)
     except (OSError, BadSample):
         return None
     ids = model.text_tokenizer.encode(caption)
@@ -104,13 +108,13 @@ def _read(model: Tokun, samples: data.ImageSamples, i: int, style_key: str, subj
     }
 
 
-def read_captions(shards: str) -> list[str]:
-    """The plain captions of all pairs of image shards, without unreadable ones."""
+def read_captions(shards: str, *, caption_key: str = "caption") -> list[str]:
+    """The plain captions of all pairs of image shards, without unreadable ones. `caption_key`: that of `data` in the run's config."""
     index = data.ShardIndex(data.expand_shards(shards), need=("json",), one_of=data.IMAGE_SUFFIXES).usable()
     found = []
     for i in range(len(index)):
         try:
-            found.append(plain_of(index.read_json(i)))
+            found.append(plain_of(index.read_json(i), caption_key))
         except (OSError, BadSample):
             continue
     return [caption for caption in found if caption]
@@ -129,10 +133,10 @@ MULTIPLE = 16  # px: sides of whole pictures are multiples of it, which every us
 
 
 def described(
-    shards: str, cut: Callable[[Image.Image], Image.Image], *, channels: int = 1, table: Table | None = None
+    shards: str, cut: Callable[[Image.Image], Image.Image], *, channels: int = 1, table: Table | None = None, caption_key: str = "caption"
 ) -> Iterator[Described]:
     """The pictures of image shards, cropped by `cut`, with their descriptions: the plain captions, or those of `table` by shard folder and
-    key. Damaged pictures and pictures without a description are left out.
+    key. Damaged pictures and pictures without a description are left out. `caption_key`: that of `data` in the run's config.
 
     Raises FileNotFoundError if no shard matches the pattern.
     """
@@ -141,7 +145,7 @@ def described(
         folder = path.resolve().parent.name
         for i in range(len(index)):
             try:
-                text = plain_of(index.read_json(i)) if table is None else table.get((folder, index.key(i)), "")
+                text = plain_of(index.read_json(i), caption_key) if table is None else table.get((folder, index.key(i)), "")
                 if text:
                     yield index.key(i), cut(data.decode_image(index.read(i, index.image_suffix(i)), channels)), text
             except (OSError, BadSample):

@@ -30,6 +30,7 @@ from tokun.training.engine import Engine
 from tokun.training.generator import training_seed, where_to
 from tokun.training.resume_settings import figures_line, recorded, started_from
 from tokun.training.run import Run, micro_batch, states_on_disk
+from tokun.training.start_report import too_few_held_out
 from tokun.utils import checkpoint
 
 
@@ -41,7 +42,9 @@ class TuningStage(EngineStage):
     tasks: ClassVar[tuple[str, ...]] = ()  # new tasks of the result, besides the base's
     held_out: Sequence[Any] = ()  # global batches
 
-    def __init__(self, run: Run, base: Tokun, vocabulary: Vocabulary, settings: dict[str, Any], *, evaluates: bool) -> None:
+    def __init__(self, run: Run, base: Tokun, vocabulary: Vocabulary, settings: dict[str, Any], *, held: int) -> None:
+        """held: the number of held-out items, which a subclass packs into `held_out` afterwards."""
+        self.few = too_few_held_out(held, self.what)
         self.config, self.base, self.vocabulary = run.config, base, vocabulary
         train = self.train = run.config.train
         self.seed, self.micro = training_seed(run.config), micro_batch(train, run.world)
@@ -64,7 +67,7 @@ class TuningStage(EngineStage):
         engine = Engine.make(train, model, deepspeed=run.deepspeed, micro=self.micro, accumulation=self.accumulation)
         if train.compile and can_compile(device):
             compile_layers(model)
-        schedule = loop.Schedule.of(train, eval_every=train.eval_every if evaluates else 0, sample_every=0)
+        schedule = loop.Schedule.of(train, eval_every=train.eval_every if held else 0, sample_every=0)
         super().__init__(run, schedule, train, model=model, engine=engine, settings=settings)
         self.logged: dict[str, float] = {}
 
@@ -92,7 +95,8 @@ class TuningStage(EngineStage):
         return 4 * 4 * self.trained * states_on_disk(self.config)
 
     def describe(self) -> str:
-        return f"{self.trained / 1e6:.2f}M of {self.parameters / 1e6:.2f}M parameters, {len(self.items)} {self.what}, {self.run.world} process(es), {self.engine}"
+        sizes = f"{self.trained / 1e6:.2f}M of {self.parameters / 1e6:.2f}M parameters, {len(self.items)} {self.what}"
+        return f"{sizes}, {self.run.world} process(es), {self.engine}" + (f"\n{self.name}: WARNING: {self.few}" if self.few else "")
 
     def batches(self, start: int) -> Generator[Any, None, None]:
         order = data.Order(len(self.items), self.seed)

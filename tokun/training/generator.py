@@ -51,7 +51,7 @@ from tokun.training.engine import Engine
 from tokun.training.initial_checkpoint import starting_model
 from tokun.training.resume_settings import figures_line, recorded, require_same_but_retry, started_from, without
 from tokun.training.run import Run, micro_batch, states_on_disk
-from tokun.training.start_report import time_line
+from tokun.training.start_report import time_line, too_few_held_out
 from tokun.training.text_tokenizer import load_text_tokenizer
 from tokun.training.token_loss import TokenLoss
 from tokun.utils import checkpoint
@@ -270,6 +270,11 @@ class GeneratorStage(EngineStage):
             require_same_but_retry(best.path(kept["step"]), kept["settings"], self.settings)
         return best
 
+    @property
+    def few(self) -> str:
+        """The warning about a held-out set that is too small; "" for none."""
+        return too_few_held_out(self.parts.codes["counts"].get("val", 0))
+
     def describe(self) -> str:
         v = self.parts.vocabulary
         return (
@@ -279,6 +284,7 @@ class GeneratorStage(EngineStage):
                 steps=self.schedule.steps, batch_size=self.train.batch_size, pictures=len(self.training_batches.samples),
                 max_minutes=self.train.max_minutes, going_on=bool(self.config.start), name="train", by_passes=self.schedule.steps < self.train.steps,
             )
+            + (f"\ngenerator: WARNING: {self.few} (a larger --val of prepare holds out more)" if self.few else "")
         )  # fmt: skip
 
     def disk_bytes(self) -> int:
@@ -429,7 +435,8 @@ class GeneratorStage(EngineStage):
                 if top["loss"] < last
                 else f": {weights}"
             )
-            run.say(f"generator: lowest held-out loss {top['loss']:.4f} at step {top['step']}{instead}")
+            doubt = f" ({self.few})" if self.few else ""
+            run.say(f"generator: lowest held-out loss {top['loss']:.4f} at step {top['step']}{doubt}{instead}")
 
 
 def where_to(target: Path, config: Config) -> str:

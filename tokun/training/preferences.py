@@ -74,7 +74,7 @@ class PreferenceStage(TuningStage):
         self.pairs = preferences.read(d.pairs, v, encode)
         held = preferences.read(d.val, v, encode) if d.val else []
         self.is_image = v.is_image
-        super().__init__(run, base, v, settings, evaluates=bool(held))
+        super().__init__(run, base, v, settings, held=len(held))
         if other := sum(not pair.same for pair in self.pairs):
             run.say(f"preferences: {other} of {len(self.pairs)} compare samples with different tags: each is scored given its own")
         everything = [*self.pairs, *held]

@@ -26,6 +26,7 @@ from tokun.training import adapters, health, optim
 from tokun.training.downloads import require_weights
 from tokun.training.engine import deepspeed_settings
 from tokun.training.initial_checkpoint import starting_model
+from tokun.training.start_report import opening_line
 from tokun.training.tracking import Tracker, make_tracker
 from tokun.utils import checkpoint, lock
 from tokun.utils.errors import UserError
@@ -119,6 +120,8 @@ def open_run(config: Config, *, deepspeed: bool = False) -> Run:
     if config.threads:
         torch.set_num_threads(config.threads)
     held = lock_out(config)
+    if rank == 0:
+        tqdm.write(opening_line(config, going_on=(out / "config.yaml").exists()))
     if rank == 0 and not (out / "config.yaml").exists():  # an earlier run's config stays until every stage has accepted this one
         write_config(out, config)
     t, tree = config.tracking, configs.to_dict(config)

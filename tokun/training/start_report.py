@@ -1,5 +1,5 @@
-"""Messages at the start of a run: the tags that the starting checkpoint knows, whether its tokenizer can draw these pictures, whether colour is lost,
-and how long a training is sensible. Trains nothing."""
+"""Messages at the start of a run: its folder and stages, the tags that the starting checkpoint knows, whether its tokenizer can draw these pictures,
+whether colour is lost, how long a training is sensible, and whether enough is held out to tell its steps apart. Trains nothing."""
 
 from __future__ import annotations
 
@@ -30,6 +30,21 @@ NAMED = 12  # tags listed in a line
 LOOKED_AT = 64  # pictures in which colour is looked for
 COLOURED = 0.05  # share of its points by which a picture is in colour; a sepia print has none
 MANY_COLOURED = 0.25  # of the pictures
+ENOUGH_HELD_OUT = 64  # pictures whose loss tells steps 0.02 nats apart (docs/guides/training.md says how its noise falls with their number)
+
+
+def opening_line(config: Config, *, going_on: bool) -> str:
+    """The first line of a run: its folder, and what comes first. `going_on`: whether an earlier start has left something there."""
+    there = ", where an earlier start is gone on with" if going_on else ""
+    made = "an adapter" if config.adapter.rank else "the generator"
+    alone = {"rewards": config.grpo.rewards, "preferences": config.dpo.pairs, "a table of words": config.words.train}
+    if learned := [name for name, given in alone.items() if given]:
+        stages = f"There is one stage: {made} learns from {learned[0]}"
+    elif config.start:
+        stages = f"First the tokenizers of {config.start} are tried on these pictures, then come the pictures' codes and {made}"
+    else:
+        stages = "First comes the text tokenizer, then the image tokenizer, the pictures' codes and the generator"
+    return f"train: the run's folder is {config.out}{there}. {stages}"
 
 
 @functools.lru_cache(maxsize=2)
@@ -113,3 +128,11 @@ def time_line(*, steps: int, batch_size: int, pictures: int, max_minutes: float,
     if max_minutes > 0:
         return f"{line}. {name}.max_minutes {max_minutes:g} counts this stage alone: its steps, evaluations and compiling, including earlier starts"
     return f"{line}. {name}.max_minutes is not set: the stage ends after its steps. It would count this stage alone, including compiling"
+
+
+def too_few_held_out(n: int, what: str = "pictures") -> str:
+    """That `n` held-out pictures (or other items: `what`, a plural) cannot tell the steps of a training apart; "" if they can, or for none."""
+    if not 0 < n < ENOUGH_HELD_OUT:
+        return ""
+    of_these = f"{n} held-out {what.removesuffix('s') if n == 1 else what} {'is' if n == 1 else 'are'}"
+    return f"{of_these} too few to tell by the loss which step is better; {ENOUGH_HELD_OUT} or more are advisable"

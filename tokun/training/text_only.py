@@ -90,7 +90,7 @@ class WordsStage(TuningStage):
         self.pad = vocabulary.id("<pad>")
         dropped = run.config.train.word_dropout
         self.other = OtherWords(vocabulary, dropped) if dropped else None
-        super().__init__(run, base, vocabulary, settings, evaluates=bool(held))
+        super().__init__(run, base, vocabulary, settings, held=len(held))
         self.held_out = [collate(held[i : i + 32], self.pad) for i in range(0, len(held), 32)]
 
     @property
