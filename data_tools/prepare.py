@@ -45,7 +45,7 @@ from data_tools.pipeline.tasks import Progress, Tasks
 from data_tools.pipeline.unread_tables import unread_tables
 from data_tools.readers import READERS, Listing, Options, PictureError, choose_reader, read_picture, shown
 from data_tools.readers.folder_scan import RECOGNISED
-from data_tools.readers.listing import NOTHING, Guess
+from data_tools.readers.listing import Guess
 from data_tools.readers.tables import with_captions
 from data_tools.tables import TableError
 from tokun.utils import console
@@ -150,7 +150,7 @@ def prepare(
 
     options = reader_options(settings, root, leave_out, tables or Tables())
     listing = with_captions(READERS[reader](source, options), options)
-    check_listing(listing, source, settings)
+    check_listing(listing, source)
     refuse_guessed_column(store, record, listing.guesses)
     own = OwnStyles() if settings.style else own_styles(listing, settings, source, classes=reader == "classes", progress=work.progress)
     if work.progress and (told := captions_warning(listing, from_names=settings.captions_from_names)):

@@ -470,7 +470,9 @@ def evaluate_generator(engine: Engine, model: Any, batches: Sequence[data.TokenB
             totals[name] = totals.get(name, 0.0) + value.item()
     model.train(was_training)
     means = losses.term_means(torch.tensor(totals["image_count"]), torch.tensor(totals["text_count"])).tolist()
-    return {f"{name.removesuffix('_sum')}_loss": totals[name] * mean for name, mean in zip(losses.TERMS, means, strict=True) if name != "z_sum"}
+    return {
+        f"{name.removesuffix('_sum')}_loss": totals[name] * mean for name, mean in zip(losses.TERMS, means, strict=True) if name != "z_sum"
+    }
 
 
 def log_samples(run: Run, model: Tokun, step: int) -> None:
