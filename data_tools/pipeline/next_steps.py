@@ -294,8 +294,8 @@ def training(out: str, pictures: int, *, val: int, techniques: bool = False, com
     is not known.
     """
     train_data, val_data = (shlex.quote(f"data.{split}={out}/{split}-*.tar") for split in ("train", "val"))
-    data = f"{train_data} {val_data if val else 'data.val='}"  # most configs name held-out shards
-    data += " data.style_key=style" if techniques else ""  # the configs of whole trainings have technique
+    own = "data.style_key=style " if techniques else ""  # the configs of whole trainings have technique
+    data = f"{own}{train_data} {val_data if val else 'data.val='}"  # most configs name held-out shards
     sample = f"{shell('sample')} --checkpoint runs/mine --seed 0"
     if pictures <= FEW_PICTURES:
         given = f"{train_data} {val_data}" if val else train_data
