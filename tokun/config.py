@@ -155,9 +155,6 @@ class TrainConfig:
     align_features: str = ""  # its weights, SqueezeNet 1.1: safetensors or .pth in torchvision's layout; empty: download them
     align_layer: int = 0  # the layer whose output predicts them, from 1; 0: five eighths of the layers
     word_dropout: float = 0.0  # share of input words (never of targets) replaced by random ones, so that the model must use the picture
-    # up to this share of a picture's codes, in half of the pictures, is read as others (never as targets), so that the model learns to go on after its
-    # own mistakes
-    code_noise: float = 0.0
     tag_dropout: float = 0.1  # applied to each tag, and to all of them together
     # share of the sequences without style, subject and thing, as pictures of an unknown kind are captioned: a model that is told what a picture shows
     # need not look. If it is above 0, questions never have them, nor a register

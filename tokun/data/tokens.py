@@ -30,15 +30,11 @@ LENGTH_MULTIPLE = (
 
 @dataclass(frozen=True)
 class TokenBatch:
-    """input_ids, labels int64 (B, T); labels are shifted, and -100 where there is no loss. Counts are made with the batch, in the loader's thread.
-
-    given_ids: input_ids before any words or codes were replaced; the same tensor where none are.
-    """
+    """input_ids, labels int64 (B, T); labels are shifted, and -100 where there is no loss. Counts are made with the batch, in the loader's thread."""
 
     input_ids: Tensor
     labels: Tensor
     counts: tuple[int, int, int]  # image targets, other targets, tokens other than padding
-    given_ids: Tensor
 
 
 class OtherWords:
@@ -52,31 +48,6 @@ class OtherWords:
         """ids (N,) -> what is read in their place."""
         chosen = (rng.random(len(ids)) < self.share) & (ids < self.size) & (np.arange(len(ids)) >= prompt)
         return np.where(chosen, rng.choice(self.words, len(ids)), ids)
-
-
-class OtherCodes:
-    """Code noise: a share of a picture's codes is read as others, so that the model learns to go on after codes that it got wrong, as it will
-    when it samples. (Han et al. 2024, "Infinity", train on flipped bits for the same reason.)
-
-    Half of the pictures are read as they are. Of the others a share is replaced, uniform from 0 to `most` for each picture: half by any
-    code, half by one whose number is near. Codes are numbered by the codebook's first principal axis, so near numbers look alike.
-    """
-
-    NEAR = 32  # a near code differs by at most a 32nd of the codebook
-
-    def __init__(self, vocabulary: Any, most: float) -> None:
-        self.most, self.first, self.end, self.size = most, vocabulary.code_offset, vocabulary.code_end, vocabulary.codebook_size
-
-    def __call__(self, ids: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-        """ids (N,) -> what is read in their place."""
-        if rng.random() < 0.5:
-            return ids
-        is_code = (ids >= self.first) & (ids < self.end)
-        chosen = is_code & (rng.random(len(ids)) < self.most * rng.random())
-        reach = max(1, self.size // self.NEAR)
-        near = np.clip(ids + rng.integers(-reach, reach + 1, len(ids), np.int32), self.first, self.end - 1)
-        anywhere = rng.integers(self.first, self.end, len(ids), np.int32)
-        return np.where(chosen, np.where(rng.random(len(ids)) < 0.5, near, anywhere), ids)
 
 
 class PackedRow(NamedTuple):
@@ -99,7 +70,7 @@ class TokenBatches:
     def __init__(
         self, samples: CodeSamples, vocabulary: Any, encode: Callable[[str], list[int]], *, batch_size: int, seed: int,
         task_mix: dict[str, float], tag_dropout: float, plain_share: float = 1.0, rank: int = 0, world: int = 1, views: bool = True, threads: int = 0,
-        sort_window: int = 0, word_dropout: float = 0.0, code_noise: float = 0.0, untagged_share: float = 0.0,
+        sort_window: int = 0, word_dropout: float = 0.0, untagged_share: float = 0.0,
     ):  # fmt: skip
         check_batch(batch_size, world)
         self.samples, self.vocabulary = samples, vocabulary
@@ -108,7 +79,6 @@ class TokenBatches:
         self.batch_size, self.seed, self.tag_dropout, self.rank, self.world, self.views = batch_size, seed, tag_dropout, rank, world, views
         self.plain_share, self.untagged_share = plain_share, untagged_share
         self.other = OtherWords(vocabulary, word_dropout) if word_dropout else None
-        self.noise = OtherCodes(vocabulary, code_noise) if code_noise else None
         self.order = Order(len(samples), seed)
         check_task_mix(task_mix)
         self.tasks = list(task_mix)
@@ -174,9 +144,7 @@ class TokenBatches:
         rng = rng_for(self.seed, position, stream=2)
         packed = self.pack(self.samples.whole_record(i), rng)
         ids = np.array(packed.input_ids, np.int32)
-        read = self.other(ids, packed.prompt, rng) if self.other else ids
-        read = self.noise(read, rng) if self.noise else read
-        return PackedRow(ids, packed.prompt, None if read is ids else read)
+        return PackedRow(ids, packed.prompt, self.other(ids, packed.prompt, rng) if self.other else None)
 
     def text(self, text: str) -> list[int]:
         """Ids of a text, truncated to the longest span; truncations are counted."""
@@ -232,22 +200,16 @@ def collate(
     Ids from `first_code` to `last_code` are image codes, counted separately. The batch's length is a multiple of `multiple`.
     """
     width = -(-(max(len(p.input_ids) for p in packed) - 1) // multiple) * multiple
-    given_ids = np.full((len(packed), width), pad)
+    input_ids = np.full((len(packed), width), pad)
     labels = np.full((len(packed), width), -100)
     for row, p in enumerate(packed):
         n = len(p.input_ids) - 1
-        given_ids[row, :n] = p.input_ids[:-1]
+        read = getattr(p, "read", None)
+        input_ids[row, :n] = (p.input_ids if read is None else read)[:-1]
         labels[row, p.prompt - 1 : n] = p.input_ids[p.prompt :]
-    input_ids = given_ids
-    if replaced := [(row, p.read) for row, p in enumerate(packed) if getattr(p, "read", None) is not None]:
-        input_ids = given_ids.copy()
-        for row, read in replaced:
-            input_ids[row, : len(read) - 1] = read[:-1]
     image, targets = int(((labels >= first_code) & (labels <= last_code)).sum()), int((labels >= 0).sum())
     tokens = sum(len(p.input_ids) - 1 for p in packed)
-    given = torch.from_numpy(given_ids)
-    read_ids = given if input_ids is given_ids else torch.from_numpy(input_ids)
-    return TokenBatch(read_ids, torch.from_numpy(labels), (image, targets - image, tokens), given)
+    return TokenBatch(torch.from_numpy(input_ids), torch.from_numpy(labels), (image, targets - image, tokens))
 
 
 def check_task_mix(task_mix: dict[str, float]) -> None:

@@ -85,7 +85,7 @@ image, caption = tokun.load("{OWN_ID}")(seed=42)
 - Image tokenizer: convolutional VQ-VAE, {"grayscale" if m.image_channels == 1 else "RGB"}, {shapes}, a codebook of {m.codebook_size} ({m.quantizer}){f"; that of {start}, as it was" if start else ""}.
 - Generator: {f"went on from {start}, " if start else ""}{f"started from {public(g.pretrained)}" if g.pretrained else f"Qwen3, {g.num_layers} layers of width {g.hidden_size}"}, {record["parameters"] / 1e6:.1f}M parameters, dropout {g.dropout}.
 - {record["steps"]:,} steps of {t.batch_size} sequences, {"Muon and AdamW" if t.optimizer == "muon" else "AdamW"}, peak learning rate {t.lr:g}{held}, weight decay {t.weight_decay}, EMA {t.ema_decay}, {spent}.
-- Tasks: {", ".join(f"{k} {v:g}" for k, v in t.task_mix.items())}; tag dropout {t.tag_dropout}{f", word dropout {t.word_dropout}" if t.word_dropout else ""}{f", code noise {t.code_noise}" if t.code_noise else ""}.
+- Tasks: {", ".join(f"{k} {v:g}" for k, v in t.task_mix.items())}; tag dropout {t.tag_dropout}{f", word dropout {t.word_dropout}" if t.word_dropout else ""}.
 {f"- Aligned with SqueezeNet's features of the pictures, weight {t.align_weight:g}.{chr(10)}" if t.align_weight else ""}{f"- {recipe}{chr(10)}" if recipe else ""}{measured}
 ## Limits
 

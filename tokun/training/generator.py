@@ -194,8 +194,7 @@ def _training_batches(run: Run, parts: Parts) -> data.TokenBatches:
     return data.TokenBatches(
         samples, parts.vocabulary, parts.text_tokenizer.encode, batch_size=train.batch_size, rank=run.rank, world=run.world,
         threads=config.data.num_workers, sort_window=config.data.sort_window, seed=training_seed(config), task_mix=train.task_mix,
-        tag_dropout=train.tag_dropout, plain_share=train.plain_share, word_dropout=train.word_dropout, code_noise=train.code_noise,
-        untagged_share=train.untagged_share,
+        tag_dropout=train.tag_dropout, plain_share=train.plain_share, word_dropout=train.word_dropout, untagged_share=train.untagged_share,
     )  # fmt: skip
 
 
@@ -309,14 +308,15 @@ class GeneratorStage(EngineStage):
         if not self.model.training:  # visiting all modules takes as long as a small kernel
             self.model.train()
         if self.targets:
-            means = torch.cat([means, 1 / _global(self.run, [self.targets.count(batch.given_ids)], engine.device)])
+            means = torch.cat([means, 1 / _global(self.run, [self.targets.count(batch.input_ids)], engine.device)])
         names = (*losses.TERMS, *(["align_sum"] if self.targets else []))
         losses_here = torch.zeros(len(names), device=engine.device)
         for number in range(self.accumulation):
             rows = slice(number * self.micro, (number + 1) * self.micro)
             with engine.micro_batch(last=number == self.accumulation - 1):
-                aligned = (*self.targets(batch.given_ids[rows]), train.align_weight * means[-1]) if self.targets else ()
-                loss, parts = self.token_loss(engine, engine.model, batch.input_ids[rows], batch.labels[rows], weights, aligned)
+                ids = batch.input_ids[rows]
+                aligned = (*self.targets(ids), train.align_weight * means[-1]) if self.targets else ()
+                loss, parts = self.token_loss(engine, engine.model, ids, batch.labels[rows], weights, aligned)
                 self.require_finite(loss)
                 # the engine averages over processes, but the loss is already a share of the global mean
                 engine.backward(loss * self.run.world)

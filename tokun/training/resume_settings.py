@@ -15,9 +15,7 @@ from tokun.utils.errors import UserError
 LOGGING_KEYS = {"log_every", "eval_every", "save_every", "sample_every", "keep_last", "keep_best", "max_minutes"}
 RETRY_KEYS = {"lr", "max_grad_norm", "precision"}  # may change when a run resumes from a trainer state
 # newer training settings, at values without effect
-IDLE = {
-    "ema_every": 1, "word_dropout": 0.0, "code_noise": 0.0, "lr_hold": 0.0, "align_weight": 0.0, "align_layer": 0, "untagged_share": 0.0, "passes": 0.0,
-}  # fmt: skip
+IDLE = {"ema_every": 1, "word_dropout": 0.0, "lr_hold": 0.0, "align_weight": 0.0, "align_layer": 0, "untagged_share": 0.0, "passes": 0.0}
 AVERAGE_KEYS = {"ema_decay", "ema_every"}  # without effect in a stage that keeps no average; its older records hold them
 START = "start_fingerprint"  # key of the fingerprint of the weights of `start`; older records lack it
 GATE_KEYS = {"min_usage", "min_perplexity", "min_psnr"}

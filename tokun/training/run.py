@@ -189,7 +189,6 @@ def check_settings(config: Config, world: int, deepspeed: bool) -> None:
     optim.require(train.optimizer)
     shares = {
         "train.word_dropout": train.word_dropout,
-        "train.code_noise": train.code_noise,
         "train.tag_dropout": train.tag_dropout,
         "train.untagged_share": train.untagged_share,
         "train.plain_share": train.plain_share,
