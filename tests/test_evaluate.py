@@ -361,10 +361,15 @@ def under_another_key(shard: Path, target: Path, key: str) -> list[str]:
     return captions
 
 
+def begins_one(caption: str, captions: list[str]) -> bool:
+    """Whether it is one of the captions, or the beginning of one that is too long for the model."""
+    return bool(caption) and any(one.startswith(caption) for one in captions)
+
+
 def test_captions_under_another_key_are_read_wherever_captions_are_read(tiny_model, toy_shards, tmp_path):
     captions = under_another_key(toy_shards / "train-00000.tar", tmp_path / "a.tar", "note")
     found, framed = str(tmp_path / "a.tar"), framed_for(tiny_model)
-    assert {pair.caption for pair in read_pairs(tiny_model, found, caption_key="note")} <= set(captions)
+    assert all(begins_one(pair.caption, captions) for pair in read_pairs(tiny_model, found, caption_key="note"))
     assert {pair.caption for pair in read_pairs(tiny_model, found)} == {"Fig. 3"}
     assert read_captions(found, caption_key="note") == captions
     assert [text for _, _, text in described(found, framed, caption_key="note")] == captions
@@ -385,7 +390,7 @@ def test_the_command_measures_captions_under_another_key_and_says_so(checkpoint_
 
     monkeypatch.setattr(recognition, "fit", fit)
     monkeypatch.setattr(caption_figures, "measure", lambda *_, training, **__: taught.append(list(training)) or [])
-    assert {pair.caption for pair in [*case.held_out, *case.train]} <= set(captions)
+    assert case.train and all(begins_one(pair.caption, captions) for pair in [*case.held_out, *case.train])
     case.recogniser()
     command.words(case)
     assert taught == [captions, captions]
