@@ -464,14 +464,19 @@ class Tokun:
         return ids
 
     def decode_images(self, codes: Tensor | Sequence[Sequence[int]], grids: Sequence[tuple[int, int]] | None = None) -> list[Image.Image]:
-        """Codes int64 (B, N), or a list for each picture, of these grids (None: all of the default one) -> pictures, each of its grid's shape."""
+        """Codes int64 (B, N), or a list for each picture, of these grids (None: all of the default one) -> pictures, each of its grid's shape.
+
+        On a CPU each is decoded alone: on some processors the kernels round differently for other batch sizes, and a picture is not to depend on its batch.
+        """
         shapes = [self.vocabulary.default_grid] * len(codes) if grids is None else list(grids)
         assert len(shapes) == len(codes), f"{len(codes)} pictures, {len(shapes)} grids"
         out: dict[int, Image.Image] = {}
         for grid in dict.fromkeys(shapes):
             rows = [i for i, own in enumerate(shapes) if own == grid]
             part = torch.stack([torch.as_tensor(codes[i], device=self.device) for i in rows])
-            out |= {i: to_pil(image.cpu()) for i, image in zip(rows, self.image_tokenizer.decode(part, grid))}
+            together = part.split(1 if self.device.type == "cpu" else len(part))
+            images = (image for some in together for image in self.image_tokenizer.decode(some, grid))
+            out |= {i: to_pil(image.cpu()) for i, image in zip(rows, images)}
         return [out[i] for i in range(len(shapes))]
 
     # --- files ------------------------------------------------------------------------------------------------------
