@@ -17,8 +17,11 @@ LONG = (
 )  # fmt: skip
 # left out by `pytest -m "not slow"`, beside what is marked where it stands: files that start launchers, clusters, notebooks or train whole runs, and tests of a finished run
 SLOW_FILES = {
-    f"test_{name}" for name in ("launch", "fine_tuning_launch", "resume", "training", "coherence", "notebook", "ray", "real_engravings")
-}
+    f"test_{name}" for name in (
+        "launch", "fine_tuning_launch", "resume", "training", "coherence", "notebook", "ray", "real_engravings",
+        "adapters", "grpo", "input_faults", "native", "planner", "serving", "viewer",  # the longest of the others
+    )
+}  # fmt: skip
 SLOW_FIXTURES = {"finished", "browser", "offline_runs"}
 
 
