@@ -172,7 +172,7 @@ def prepare(
         if replaced := tags.get("own_style"):
             kept = sum(made["shards"].values())
             told = f"--style {settings.style} replaces the style that {replaced:,} of the {kept:,} pictures kept have of their own"
-            notes = (*notes, f"{told}; without --style they keep it.")
+            notes = (*notes, f"{told}; without --style each keeps its own, if all have one.")
         if leave_out is not None:
             told = write_captions_to_fill(store, report.manifest_rows(leave_out / MANIFEST))
             notes = (*notes, told) if told else notes

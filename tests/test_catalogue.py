@@ -179,12 +179,21 @@ def test_a_table_under_its_own_name_is_offered_before_captions_by_hand_and_both_
     found = made({**PICTURES, place: content})
     assert found.status == 1 and f"The table {place} is not read under this name" in found.said
     told = found.said[found.said.index("Give captions first") :]
-    named = tmp_path / "in" / f"metadata{place[-4:]}"
+    named = (tmp_path / "in" / place).with_name(f"metadata{place[-4:]}")
     assert told.index("if it holds captions") < told.index("by hand") and shlex.quote(str(named)) in told
     assert main(printed(told)) == 0
-    assert Made(tmp_path, {}, capsys, *(["--root", str(tmp_path / "in")] if "/" in place else []), source=place).captions == SEEN
-    (tmp_path / "in" / place).rename(named)
+    assert Made(tmp_path, {}, capsys, "--captions", str(tmp_path / "in" / place)).captions == SEEN
+    assert Made(tmp_path, {}, capsys, "--root", str(tmp_path / "in"), "--overwrite", source=place).captions == SEEN
+    (tmp_path / "in" / place).rename(tmp_path / "in" / f"metadata{place[-4:]}")
     assert made({}, "--overwrite").captions == SEEN
+
+
+def test_a_table_in_the_pictures_own_subfolder_is_named_there(made, tmp_path):
+    """It was to be named in the folder above, from which its paths are not counted."""
+    found = made({f"a/{name}": one for name, one in PICTURES.items()} | {"a/list.csv": catalogue(head="file;title;caption;technique")})
+    assert "in/a/metadata.csv, if its pictures lie beside it," in found.said
+    (tmp_path / "in" / "a" / "list.csv").rename(tmp_path / "in" / "a" / "metadata.csv")
+    assert made({}).captions == {f"a/{name}": caption for name, caption in SEEN.items()}
 
 
 def test_a_spreadsheet_beside_pictures_without_captions_is_told_to_be_saved_as_a_table(made):
@@ -204,7 +213,7 @@ def test_a_second_name_is_offered_where_the_first_is_taken_and_none_where_both_a
     files = {**PICTURES, "more.csv": catalogue(head="file;title;caption;technique"), "metadata.csv": "file_name,caption\n1.png,A moth.\n"}
     assert "in/captions.csv and" in made(files).said
     found = made({"captions.csv": "file_name,caption\n2.png,A ship.\n"}, "--overwrite")
-    assert "from more.csv, if it holds captions (under this name it is not read): give it as SOURCE:" in found.said
+    assert "from more.csv, if it holds captions (under this name it is not read): give it:" in found.said
 
 
 @pytest.mark.parametrize("paths", ["{}", "/scans/{}", "../{}"])
@@ -216,11 +225,13 @@ def test_pictures_that_are_not_where_a_table_from_elsewhere_says_are_told_with_t
         source="lists/list.csv",
     )
     assert found.status == 1 and f"5 of 5, the first {paths.format('1.png')}" in found.said
-    assert f"Paths are counted from {tmp_path / 'in' / 'lists'}: --root names another folder" in found.said
+    told = f"Paths are counted from {tmp_path / 'in' / 'lists'}: --root names another folder"
+    anew = "No path may hold '..': write them anew, counted from one folder, and name it with --root"
+    assert (anew if ".." in paths else told) in found.said
     if paths == "{}":
         assert made({}, "--root", str(tmp_path / "in" / "pictures"), source="lists/list.csv").captions == SEEN
     found = made({}, "--root", str(tmp_path / "in"), "--overwrite", source="lists/list.csv")
-    assert f"Paths are counted from --root {tmp_path / 'in'}." in found.said
+    assert (anew if ".." in paths else f"Paths are counted from --root {tmp_path / 'in'}.") in found.said
 
 
 def test_a_coco_file_whose_pictures_are_elsewhere_names_the_option_too(made):
@@ -262,13 +273,13 @@ def test_a_style_that_is_overridden_is_told_with_the_number_of_pictures(made, ki
     }[kind]
     found = made(files, source=source)
     assert (
-        "--style engraving replaces the style that 3 of the 5 pictures kept have of their own; without --style they keep it." in found.said
+        "--style engraving replaces the style that 3 of the 5 pictures kept have of their own; without --style each keeps its own, if all have one."
+        in found.said
     )
     if kind == "table":
-        assert (
-            "replaces the style"
-            not in made({"metadata.csv": catalogue(head="file;title;caption;technique"), "metadata.jsonl": ""}, "--overwrite").said
-        )
+        plain = "".join(json.dumps({**record, "style": ""}) + "\n" for record in records)
+        again = made({"metadata.jsonl": plain}, "--overwrite")
+        assert again.status == 0 and "replaces the style" not in again.said
 
 
 def test_a_technique_is_kept_and_a_whole_training_is_told_to_take_the_style_all_the_same(made, monkeypatch):

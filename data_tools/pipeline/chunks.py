@@ -139,9 +139,10 @@ class FileResult:
     language: str = ""
     license: str = ""
     source_url: str = ""
-    own_style: str = ""
-    """The style of its own that --style replaces."""
-    technique: str = ""
+    own_style: bool = False
+    """Whether it has a style of its own, which --style replaces."""
+    technique: bool = False
+    """Whether it has a technique."""
     start: int = 0
     """Offset in the chunk's data and the lengths of the picture and of its JSON, which follows it; all 0 if it is not kept."""
     image_bytes: int = 0
@@ -300,8 +301,8 @@ def judge(one: Opened, settings: Settings, found: Found) -> Judged:
         language=caption.language,
         license=words.license or settings.license,
         source_url=words.source_url,
-        own_style=own_style if own_style != style else "",
-        technique=str(words.more.get("technique", "")),
+        own_style=own_style not in ("", style),
+        technique=bool(words.more.get("technique")),
     )
     return Judged(row, one.image, words, caption, style, one.crop)
 

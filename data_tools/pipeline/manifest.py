@@ -43,7 +43,7 @@ def manifest(store: Store, tasks: Tasks, settled: Settled, listing: Listing) -> 
         for row in chain(manifest_rows(store, tasks, settled, listing.found), unread_rows(listing)):
             counts[row["status"], report.family(row["reason"])] += 1
             captions.add(row)
-            tags.update(name for name in TAGS if row.pop(name, "") and row["shard"])
+            tags.update(name for name in TAGS if row.pop(name, False) and row["shard"])
             yield row
 
     write_rows(store, counted())

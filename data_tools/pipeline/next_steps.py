@@ -7,6 +7,7 @@ import difflib
 import io
 import json
 import math
+import posixpath
 import shlex
 import sys
 from collections.abc import Iterable, Mapping, Sequence
@@ -15,7 +16,7 @@ from typing import Any
 
 import tokun
 from data_tools.pipeline.storage_backends import Store, is_url
-from data_tools.pipeline.unread_tables import as_source, free_name, is_spreadsheet, unread_tables
+from data_tools.pipeline.unread_tables import free_name, is_spreadsheet, unread_tables
 from data_tools.readers.listing import NOTHING, Guess, Listing, shown
 from data_tools.tables import PATH_COLUMNS, TableError, read_table, separator_in
 from tokun.cli.commands import COMMANDS
@@ -64,7 +65,7 @@ class Captions:
     def add(self, row: Mapping[str, Any]) -> None:
         self.missing += lacks_caption(row)
         self.other += bool(
-            row["status"] != "kept" and row["width"] and row["reason"] != NO_CAPTION and not row["caption"] and not row["words_from"]
+            not row["shard"] and row["width"] and row["reason"] != NO_CAPTION and not row["caption"] and not row["words_from"]
         )
         if row["shard"]:
             self.kept += 1
@@ -140,7 +141,7 @@ def steps(
         parts.append(
             f"{doubtful:,} doubtful picture{' is' if one else 's are'} left out (ambiguous); --keep-ambiguous keeps {'it' if one else 'them'}."
         )
-    if better := [one for one in guesses if one.better]:
+    if 2 * captions.get("short", 0) > captioned and (better := [one for one in guesses if one.better]):
         parts.append(sentences(command, better[0]))
     elif told := alike(captions) or titles(captions):
         parts.append(told)
@@ -183,10 +184,13 @@ def from_tables(command: Sequence[str], source: str, tables: Sequence[str]) -> l
     """How captions are read from tables in SOURCE whose names are not those of caption tables."""
     lines = []
     for table in tables:
-        place, given = free_name(source, table), as_source(command, source, table)
+        place, given = free_name(source, table), []
+        if not (is_url(source) or is_spreadsheet(table) or "--captions" in command):
+            given = [*command, "--captions", posixpath.join(source, table)]
         named = "save it as CSV UTF-8 under the name" if is_spreadsheet(table) else "name it"
-        ways = [f"{named} {shlex.quote(typed_path(place))} and type the same command again"] if place else []
-        ways += ["give it as SOURCE:"] if given else []
+        beside, counted = (", if its pictures lie beside it,", ", if its paths are counted from the source") if "/" in table else ("", "")
+        ways = [f"{named} {shlex.quote(typed_path(place))}{beside} and type the same command again"] if place else []
+        ways += [f"give it{counted}:"] if given else []
         if ways:
             lines.append(f"  from {shown(table)}, if it holds captions (under this name it is not read): {', or '.join(ways)}")
         lines += [f"    {shell('prepare', *given)}"] if given else []
@@ -249,6 +253,9 @@ def typed(command: str) -> list[str]:
     return ["python", str(script)] if script.is_file() and script.samefile(clone / script) else ["python", "-m", "tokun", command]
 
 
+MOST_MISSPELT = 5  # styles that are asked about
+
+
 def misspelt(given: str, own: Mapping[str, int], command: Sequence[str]) -> str:
     """The last lines: a question for each style that may be a misspelling of one of the bundled model; "" if there is none.
 
@@ -261,12 +268,13 @@ def misspelt(given: str, own: Mapping[str, int], command: Sequence[str]) -> str:
         return ""
     others = "Any other word becomes a style of its own."
     if not given:
+        most = sorted(meant, key=lambda style: -own[style])[:MOST_MISSPELT]
         return "\n".join(
             f"prepare: WARNING: {style}, the style of {own[style]:,} picture{'' if own[style] == 1 else 's'}, is one which the bundled model "
             f"does not know; did you mean {near}? Then correct it where it stands, and run the same command again. {others}"
-            for style, near in meant.items()
+            for style, near in ((style, meant[style]) for style in most)
         )
-    again = [*without_option(command, "--style"), "--style", meant[given], *(["--overwrite"] if "--overwrite" not in command else [])]
+    again = [*without_option(command, "--style"), "--style", meant[given], *overwriting(command)]
     asked = (
         f"prepare: WARNING: --style is {given}, which the bundled model does not know; did you mean {meant[given]}? {others} To correct it:"
     )
@@ -305,7 +313,7 @@ def training(out: str, pictures: int, *, val: int, techniques: bool = False, com
         lines = [f"{shell('train')} --config {config('engraving-cpu')} start=bundled train.passes=20 {data} out=runs/mine"]
     else:
         wanted = wanted_side("engraving")
-        again = [*without_option(command, "--side"), "--side", str(wanted), *(["--overwrite"] if "--overwrite" not in command else [])]
+        again = [*without_option(command, "--side"), "--side", str(wanted), *overwriting(command)]
         lines = [
             "on two CPU cores (128 px, grey, some 35 hours):",
             f"  {shell('train')} --config {config('engraving-cpu')} {data} out=runs/mine",

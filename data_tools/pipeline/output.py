@@ -18,6 +18,7 @@ from data_tools.pipeline.manifest import MANIFEST
 from data_tools.pipeline.storage_backends import Store, is_url
 from data_tools.readers import Listing
 from data_tools.readers.listing import Guess
+from data_tools.tables import column_name
 from tokun.utils.errors import UserError
 
 RECORD = "prepare.json"
@@ -71,8 +72,8 @@ def refuse_guessed_column(out: Store, record: dict[str, Any], guesses: Sequence[
         there = settings_there(out, names)
     except (OSError, ValueError, KeyError, TypeError):  # of another tool; to be replaced
         return
-    if (column := there["caption_column"]) and there["folder"] == record["folder"]:
-        now = guesses[0].column
+    now = guesses[0].column
+    if (column := there["caption_column"]) and column_name(column) != now and there["folder"] == record["folder"]:
         raise UserError(
             f"--out {out} holds shards with the captions of the column {column!r}, and none is named now, so {now} would be read: "
             f"add --caption-column {shlex.quote(column)} again, or --caption-column {now} if that is meant"

@@ -73,6 +73,8 @@ def style_of(one: Found, row: Words, base: Path, settings: Settings, *, classes:
         words = find_words(base, one, row, from_names=settings.captions_from_names, caption_column=settings.caption_column)
     except CaptionError:
         return "", "", False
+    if words.style:
+        return words.style, ROW if words.style == row.style else BESIDE, True
     status, _ = decide(of_caption(judged_caption(words, settings), settings))
     kept = status == KEPT or (status == AMBIGUOUS and settings.keep_ambiguous)
-    return words.style, ROW if words.style == row.style else BESIDE, kept
+    return "", "", kept

@@ -6,36 +6,38 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from data_tools.readers.listing import GROUPS, Guess
-from data_tools.tables import CAPTION_COLUMNS, PATH_COLUMNS, caption_of
-from tokun.data.captions import SENTENCE, is_label
+from data_tools.readers.listing import Guess
+from data_tools.readers.words import COLUMNS
+from data_tools.tables import CAPTION_COLUMNS, caption_of
+from tokun.data.captions import Texts
 
 MOST_ROWS = 200  # that are looked at
 SURE = ("caption", "captions")
 """Names that can mean nothing else."""
-ROLES = frozenset({*PATH_COLUMNS, *GROUPS, "style", "subject", "license", "source_url", "url"})
+ROLES = COLUMNS - frozenset(CAPTION_COLUMNS)
 """Columns with a meaning of their own."""
 LONGER = 1.5
 """Sentences have so many times the words of the titles beside them, at least."""
 
 
 @dataclass
-class Texts:
-    """The texts of one column: how many, their words, how many are only labels, how many have fewer words than a sentence."""
+class Column:
+    """The texts of one column: how many, their words, and what kind they are."""
 
     count: int = 0
     words: int = 0
-    labels: int = 0
-    short: int = 0
+    texts: Texts = field(default_factory=Texts)
 
     @property
     def mean(self) -> float:
         return self.words / self.count
 
     def add(self, text: str) -> None:
-        words = len(text.split())
-        self.count, self.words = self.count + 1, self.words + words
-        self.labels, self.short = self.labels + is_label(text), self.short + (words < SENTENCE)
+        self.count, self.words = self.count + 1, self.words + len(text.split())
+        self.texts.add(text)
+
+    def mostly(self, kind: int) -> bool:
+        return 2 * kind > self.count
 
 
 @dataclass
@@ -43,24 +45,24 @@ class TextColumns:
     """How much text stands in each column of a table, by its first rows."""
 
     rows: int = 0
-    columns: dict[str, Texts] = field(default_factory=dict)
+    columns: dict[str, Column] = field(default_factory=dict)
 
     def add(self, record: Mapping[str, Any]) -> None:
         self.rows += 1
         for name, value in record.items() if self.rows <= MOST_ROWS else ():
             if name not in ROLES and isinstance(value, str) and caption_of(value):
-                self.columns.setdefault(name, Texts()).add(value)
+                self.columns.setdefault(name, Column()).add(value)
 
     def guess(self, table: str) -> Guess | None:
         """None if the captions stand in a column that is named for them, in none, or in the only column of text."""
         column = next((name for name in CAPTION_COLUMNS if name in self.columns), "")
-        others = {name: texts for name, texts in self.columns.items() if name != column and 2 * texts.labels < texts.count}
+        others = {name: one for name, one in self.columns.items() if name != column and not one.mostly(one.texts.labels)}
         if not column or column in SURE or not others:
             return None
         chosen = self.columns[column]
         name, longest = max(others.items(), key=lambda item: item[1].mean)
-        titles = column == "title" or 2 * chosen.short > chosen.count
-        sentences = 2 * longest.short < longest.count and longest.mean >= LONGER * chosen.mean
+        titles = column == "title" or chosen.mostly(chosen.texts.short)
+        sentences = not longest.mostly(longest.texts.short) and longest.mean >= LONGER * chosen.mean
         return Guess(table, column, tuple(others), name if titles and sentences else "")
 
 

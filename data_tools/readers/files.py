@@ -108,6 +108,8 @@ class Misplaced:
             return []
         counted = f"from --root {self.root}" if self.root else f"from {self.base}: --root names another folder"
         told = f"Pictures that are not where {self.table} says: {self.count:,} of {self.total:,}, the first {self.first}."
+        if ".." in Path(self.first).parts:
+            return [f"{told} No path may hold '..': write them anew, counted from one folder, and name it with --root."]
         return [f"{told} Paths are counted {counted}."]
 
 

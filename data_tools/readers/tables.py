@@ -314,7 +314,7 @@ def column_of_given(name: str, options: Options) -> str:
         if column in columns:
             return column
     raise TableError(
-        f"{name} has neither a column {wanted!r} (--caption-column) nor one named caption: its columns are {', '.join(columns)}. "
+        f"{name} has neither a column {wanted!r} (--caption-column) nor one named caption: its columns are {', '.join(columns) or 'none'}. "
         "Rename the one with the captions to caption"
     )
 

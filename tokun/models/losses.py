@@ -247,10 +247,10 @@ TERMS = {"image_sum": Term("image", "image_weight"), "text_sum": Term("text", "t
 COUNTS = ("image_count", "text_count")
 
 
-def term_means(image: Tensor, text: Tensor) -> Tensor:
-    """The factors (terms,) that turn the sums of TERMS into means, for so many image and text targets (scalars, at least 1)."""
+def term_counts(image: Any, text: Any) -> list[Any]:
+    """For each of TERMS the number of targets that its mean is taken over, of so many image and text targets (numbers or scalar tensors)."""
     over = {"image": image, "text": text, "all": image + text}
-    return torch.stack([1 / over[term.over] for term in TERMS.values()])
+    return [over[term.over] for term in TERMS.values()]
 
 
 def weighted_loss(parts: dict[str, Tensor], weights: Tensor) -> Tensor:

@@ -302,7 +302,7 @@ class GeneratorStage(EngineStage):
         train, engine = self.train, self.engine
         engine.set_lr(lr)
         sums = _global_sums(self.run, batch, engine.device)
-        means = losses.term_means(sums["image"], sums["text"])
+        means = torch.stack([1 / count for count in losses.term_counts(sums["image"], sums["text"])])
         weights = means * means.new_tensor([getattr(train, term.weight) for term in losses.TERMS.values()])
         loop.seed_device(loop.step_seed(self.seed, self.step, self.run.rank), engine.device)  # dropout is a function of (seed, step, rank)
         if not self.model.training:  # visiting all modules takes as long as a small kernel
@@ -469,10 +469,8 @@ def evaluate_generator(engine: Engine, model: Any, batches: Sequence[data.TokenB
         for name, value in token_loss(engine, model, batch.input_ids, batch.labels)[1].items():
             totals[name] = totals.get(name, 0.0) + value.item()
     model.train(was_training)
-    means = losses.term_means(torch.tensor(totals["image_count"]), torch.tensor(totals["text_count"])).tolist()
-    return {
-        f"{name.removesuffix('_sum')}_loss": totals[name] * mean for name, mean in zip(losses.TERMS, means, strict=True) if name != "z_sum"
-    }
+    counts = losses.term_counts(totals["image_count"], totals["text_count"])
+    return {f"{name.removesuffix('_sum')}_loss": totals[name] / n for name, n in zip(losses.TERMS, counts, strict=True) if name != "z_sum"}
 
 
 def log_samples(run: Run, model: Tokun, step: int) -> None:

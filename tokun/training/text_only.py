@@ -117,8 +117,10 @@ class WordsStage(TuningStage):
 
     def loss(self, batch: data.TokenBatch, rows: slice) -> tuple[Tensor, Tensor]:
         each = 1 / self.tokens if torch.is_grad_enabled() else torch.ones((), device=self.engine.device)
-        means = {"image_weight": 1.0, "text_weight": 1.0}  # one kind of target: only the other terms are weighted against it
-        weights = each * each.new_tensor([means.get(term.weight) or getattr(self.train, term.weight) for term in losses.TERMS.values()])
+        # one kind of target: its own weight would only scale the learning rate
+        own = ("image_weight", "text_weight")
+        shares = [1.0 if term.weight in own else getattr(self.train, term.weight) for term in losses.TERMS.values()]
+        weights = each * each.new_tensor(shares)
         model = self.engine.model if torch.is_grad_enabled() else self.model
         loss, parts = self.token_loss(self.engine, model, batch.input_ids[rows], batch.labels[rows], weights)
         return loss, torch.stack([parts["text_sum"], parts["text_count"], parts["z_sum"]])
