@@ -56,10 +56,6 @@ DATA = (
     '"Project Gutenberg" is a registered trademark and is used only to name the source.'
 )
 TOKENIZER = "The image tokenizer before it: {steps} steps of {batch} pictures in {hours:g} hours on two CPU cores, peak learning rate {lr:g}, perceptual loss by SqueezeNet features."
-REDRAWN = (
-    "Then {steps:,} steps more, from codes of which the generator had drawn up to {recipe[code_noise]:.0%} anew in half of the pictures, as it will draw them in samples "
-    "(tokun.sharpen --code-noise)."
-)
 SHARPENED = "Then the decoder alone, encoder and codebook frozen: {steps:,} steps of {recipe[batch_size]} pictures against a discriminator (tokun.sharpen)."
 ALIGNED = "From step {step:,} on aligned with SqueezeNet 1.1's features of the pictures (train.align_weight 1)."
 VIEWS = "Each picture in {views} views: whole, and crops that leave a tenth of a side away at most, half of them mirrored where no words speak of writing (left and right change places in the words)."
@@ -127,10 +123,6 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     add("--aligned-from", type=int, help="the step from which train.align_weight was 1 (never)")
     add("--tokenizer-hours", type=float, help="of the image tokenizer")
     add("--sharpened", type=Path, help="a checkpoint with the same codes whose decoder has gone on")
-    add(
-        "--sharpened-before", type=float, nargs=2, default=(0, 0.0), metavar=("STEPS", "HOURS"),
-        help="that its decoder had gone on before, where sharpened.json does not say it",
-    )  # fmt: skip
     add("--sources", type=Path, nargs="*", default=[], help="tables of the books")
     add("--table", type=Path, help="Markdown for the card")
     add("--sheets", type=Path, nargs="*", default=[], help="folders of tokun.evaluate")
@@ -170,7 +162,7 @@ def require_shapes(model: Tokun, config: Config) -> None:
             )
 
 
-def take_decoder(model: Tokun, folder: Path) -> dict[str, Any]:
+def take_decoder(model: Tokun, folder: Path) -> dict[str, object]:
     """Give the model the image tokenizer of what tokun.sharpen made. Returns its record. Raises UserError where its codes are others."""
     record = checkpoint.read_record(folder / "sharpened.json")
     if record is None:
@@ -196,7 +188,7 @@ def record_of(args: argparse.Namespace, folder: Path, model: Tokun) -> dict[str,
 
 
 def texts(
-    args: argparse.Namespace, config: Config, record: dict[str, Any], model: Tokun, sharpened: dict[str, Any] | None
+    args: argparse.Namespace, config: Config, record: dict[str, Any], model: Tokun, sharpened: dict[str, object] | None
 ) -> dict[str, str]:
     """What the card says in words."""
     codes, t, d = sorted(rows * columns for rows, columns in model.grids), config.image_tokenizer_train, model.defaults
@@ -204,18 +196,8 @@ def texts(
     if args.tokenizer_steps:
         recipe.append(TOKENIZER.format(steps=f"{args.tokenizer_steps:,}", batch=t.batch_size, hours=args.tokenizer_hours, lr=t.lr))
     if sharpened:
-        redrawn = bool(sharpened["recipe"].get("code_noise"))
-        before = int(args.sharpened_before[0])
-        if before or not redrawn:
-            recipe.append(SHARPENED.format(**(sharpened | {"steps": before or sharpened["steps"]})))
-        if redrawn:
-            recipe.append(REDRAWN.format(**sharpened))
-    hours = (
-        record["seconds"] / 3600
-        + (args.tokenizer_hours or 0)
-        + (sharpened["seconds"] / 3600 if sharpened else 0)
-        + args.sharpened_before[1]
-    )
+        recipe.append(SHARPENED.format(**sharpened))
+    hours = record["seconds"] / 3600 + (args.tokenizer_hours or 0) + (sharpened["seconds"] / 3600 if sharpened else 0)
     return {
         "about": ABOUT.format(fewest=codes[0], most=codes[-1]),
         "data": DATA + books_text(args.sources),

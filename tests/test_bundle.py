@@ -111,13 +111,6 @@ def test_a_sharpened_decoder_is_taken_where_it_draws_the_same_codes(shaped_model
     make(checkpoint, config, tmp_path / "new", "--sharpened", str(tmp_path / "sharp"))
     assert tokun.load(tmp_path / "new").image_tokenizer.fingerprint() == new
     assert "40 steps of 16 pictures against a discriminator" in (tmp_path / "new" / "README.md").read_text(encoding="utf-8")
-    record = json.loads((tmp_path / "sharp" / "sharpened.json").read_text())
-    record["recipe"]["code_noise"] = 0.6
-    (tmp_path / "sharp" / "sharpened.json").write_text(json.dumps(record))
-    make(checkpoint, config, tmp_path / "redrawn", "--sharpened", str(tmp_path / "sharp"), "--sharpened-before", "70", "2.5")
-    card = (tmp_path / "redrawn" / "README.md").read_text(encoding="utf-8")
-    assert "70 steps of 16 pictures against a discriminator" in card and "Then 40 steps more, from codes of which" in card
-    assert "up to 60% anew" in card and "trained for 10 hours" in card, "7 and half an hour, and two and a half before"
     sharpened(shaped_model, tmp_path / "other", encoder=1.5)
     with pytest.raises(UserError, match="from another image tokenizer"):
         make(checkpoint, config, tmp_path / "newer", "--sharpened", str(tmp_path / "other"))

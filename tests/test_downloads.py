@@ -4,6 +4,7 @@ import pytest
 
 from tests.small_runs import write_config
 from tokun.config import load_config
+from tokun.models.losses import SQUEEZENET_URL, VGG_URL, kept_weights
 from tokun.training import downloads
 from tokun.training.run import open_run
 from tokun.utils import network_access
@@ -51,14 +52,14 @@ def test_what_needs_no_download_asks_for_none(tmp_path, small_shards, overrides)
 
 def test_what_is_here_or_was_used_already_is_not_asked_for(tmp_path, small_shards):
     config = load_config(write_config(tmp_path, small_shards), [*LPIPS, "train.align_weight=1"])
-    for address in (downloads.VGG_URL, downloads.SQUEEZENET_URL):
+    for address in (VGG_URL, SQUEEZENET_URL):
         with pytest.raises(network_access.NotFetched):
             downloads.require_weights(config)
-        downloads.kept(address).parent.mkdir(parents=True, exist_ok=True)
-        downloads.kept(address).touch()
+        kept_weights(address).parent.mkdir(parents=True, exist_ok=True)
+        kept_weights(address).touch()
     downloads.require_weights(config)
-    for address in (downloads.VGG_URL, downloads.SQUEEZENET_URL):
-        downloads.kept(address).unlink()
+    for address in (VGG_URL, SQUEEZENET_URL):
+        kept_weights(address).unlink()
     for part in ("image_tokenizer", "state/generator"):
         (tmp_path / "run" / part).mkdir(parents=True)
     downloads.require_weights(config)

@@ -272,14 +272,12 @@ def test_a_run_begins_with_its_folder_and_what_comes_first_and_tracking_is_told_
         return NullTracker()
 
     monkeypatch.setattr("tokun.training.run.make_tracker", tracker)
-    for there in ("", ", where an earlier start is gone on with"):
+    begun = ". First comes the text tokenizer, then the image tokenizer, the pictures' codes and the generator"
+    for told in (begun, ", where an earlier start is gone on with"):
         run = open_run(load_config(write_config(tmp_path, small_shards)))
         run.close()
         first, second, *_ = capsys.readouterr().out.splitlines()
-        assert (
-            first.startswith(f"train: the run's folder is {tmp_path / 'run'}{there}. First comes the text tokenizer")
-            and second == "W&B offline"
-        )
+        assert (first, second) == (f"train: the run's folder is {tmp_path / 'run'}{told}", "W&B offline")
 
 
 def test_an_optimizer_that_this_torch_lacks_is_told_before_the_first_stage(tmp_path, monkeypatch):

@@ -36,8 +36,13 @@ def likelihood(asked: RewardConfig, model: Tokun) -> Callable[[Sequence[Pair]], 
 def mmi(asked: RewardConfig, model: Tokun) -> Callable[[Sequence[Pair]], list[float]]:
     """log p(caption | picture) - 1/2 log p(caption), in nats, by the frozen model (weighted maximum mutual information, Li et al. 2016):
     half-way between `pmi` and `likelihood`."""
-    explained, sure = pmi(asked, model), likelihood(asked, model)
-    return lambda pairs: [(a + b) / 2 for a, b in zip(explained(pairs), sure(pairs), strict=True)]
+
+    def score(pairs: Sequence[Pair]) -> list[float]:
+        tags, captions = [p.tags for p in pairs], [p.caption_ids for p in pairs]
+        alone, given = model.caption_nll(tags, captions), model.caption_nll(tags, captions, [p.codes for p in pairs])
+        return [a / 2 - g for a, g in zip(alone, given, strict=True)]
+
+    return score
 
 
 def pmi_first(asked: RewardConfig, model: Tokun) -> Callable[[Sequence[Pair]], list[float]]:

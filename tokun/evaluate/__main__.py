@@ -350,12 +350,12 @@ def make_parser() -> argparse.ArgumentParser:
         type=int,
         default=1,
         metavar="N",
-        help="measure the best of N candidates by PMI, all in one batch, as sample.py --best-of draws them (%(default)s)",
+        help="measure the best of N candidates by --reward, all in one batch, as sample.py --best-of draws them (%(default)s)",
     )
     add(
         "--reward",
         default="pmi",
-        choices=("pmi", "likelihood"),
+        choices=("pmi", "likelihood", "mmi"),
         help="by which --best-of chooses, as sample.py --reward does (%(default)s)",
     )
     add("--n-train", type=int, default=0, help="number of training pictures searched for copies; 0: all")

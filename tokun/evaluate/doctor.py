@@ -21,9 +21,9 @@ from tokun.evaluate.features import Features, alike, stack
 from tokun.evaluate.figures import Figure, mean, skipped
 from tokun.evaluate.held_out_pairs import RealPair, grids_of
 from tokun.inference.model import Tokun
-from tokun.models.losses import LpipsDistance
+from tokun.models.losses import VGG_URL, LpipsDistance, kept_weights
 from tokun.render.grids import pair_sheet
-from tokun.training import downloads, reconstruction
+from tokun.training import reconstruction
 from tokun.utils import metrics
 from tokun.utils.metrics import BAND, gradients, spectra, spectrum_error, ssim
 from tokun.utils.optional_packages import need
@@ -98,7 +98,7 @@ def perceptual(a: Sequence[Image.Image], b: Sequence[Image.Image], features: Fea
         need("lpips", extra="train")
     except ImportError as error:
         return [*found, skipped("LPIPS", str(error))]
-    weights = downloads.kept(downloads.VGG_URL)
+    weights = kept_weights(VGG_URL)
     if not weights.is_file():  # half a gigabyte, so not downloaded automatically
         return [
             *found,

@@ -199,7 +199,7 @@ def interpolate(
 def passage(model: Tokun, start: Pair, end: Pair, noise: Tensor, steps: int) -> list[tuple[Tensor, Tags]]:
     """Codes int64 (N,) and tags of the steps 1 … steps - 2 between two pairs.
 
-    Each code is the start's or the end's. They change in the order of smooth noise over the picture, from `noise` (n_codes,), so that
+    Each code is the start's, the end's, or between shapes paper's. Codes change in the order of smooth noise over the picture, from `noise` (n_codes,), so that
     each step moves the borders of a few regions, and all steps change about equally many codes. Negated noise gives the same path reversed.
     Between pictures of two grids, the path takes the grids between theirs, from wide to tall or back. Grids of one width (or of one height) lie
     within each other, so the smaller picture gets paper around it that the larger one then fills (`growth`); in grids of other kinds both
@@ -258,7 +258,7 @@ def growth(model: Tokun, start: Pair, end: Pair, noise: Tensor, steps: int, grid
         a.view(-1)[chosen], waiting.view(-1)[chosen], changed = b.view(-1)[chosen], math.inf, changed + now
         grid, tags = grids[round((len(grids) - 1) * min(1, t / GROWN))], (start, end)[t >= 0.5].tags
         shown = inside(whole, grid)
-        out.append((a[shown].reshape(-1).clone(), tags if grid == tags.grid else replace(tags, grid=grid)))
+        out.append((a[shown].reshape(-1).clone(), replace(tags, grid=grid)))
     return out
 
 

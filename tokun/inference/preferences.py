@@ -19,7 +19,7 @@ from tqdm import tqdm
 
 from tokun import data
 from tokun.inference import latents
-from tokun.inference.conditional_generation import MAX_CANDIDATES
+from tokun.inference.conditional_generation import MAX_CANDIDATES, OWN_SCORES
 from tokun.inference.sampling_arguments import with_sampling_options
 from tokun.tokenizers import sequences
 from tokun.tokenizers.sequences import Packed
@@ -72,7 +72,7 @@ def best_and_worst(
             u = model.uniforms(seed, numbers)
             u[:, : latents.TAG_SLOTS] = u[::candidates, : latents.TAG_SLOTS].repeat_interleave(candidates, 0)
             pairs = model.draw(seed, numbers, plan, u=u)
-            scores = [pair.pmi for pair in pairs] if score is None else score(pairs)
+            scores = (score or OWN_SCORES["pmi"])(pairs)
             for i in range(0, len(pairs), candidates):
                 ranked = sorted(range(i, i + candidates), key=lambda j: scores[j])
                 if scores[ranked[-1]] > scores[ranked[0]]:

@@ -20,6 +20,7 @@ from tokun.utils.optional_packages import need
 
 IGNORE = -100  # label of a position without loss, as in torch and transformers
 SQUEEZENET_URL = "https://download.pytorch.org/models/squeezenet1_1-b8a52dc0.pth"  # torchvision's, BSD
+VGG_URL = "https://download.pytorch.org/models/vgg16-397923af.pth"  # torchvision's, which LPIPS needs
 
 
 # --- pictures -------------------------------------------------------------------------------------------------------
@@ -126,12 +127,18 @@ def make_perceptual(kind: str, weights: str = "", *, compiled: bool = False) -> 
     raise UserError(f"perceptual is {kind!r}; it must be lpips, squeezenet or none")
 
 
+def kept_weights(address: str) -> Path:
+    """Where torch keeps a downloaded file of weights."""
+    return Path(torch.hub.get_dir()) / "checkpoints" / address.rpartition("/")[2]
+
+
 def load_squeezenet(weights: str) -> dict[str, Tensor]:
     """torchvision's squeezenet1_1 state dict from a file, or from the network when `weights` is empty."""
     if not weights:
-        kept = Path(torch.hub.get_dir()) / "checkpoints" / SQUEEZENET_URL.rpartition("/")[2]
         try:
-            if not kept.is_file() and (why := network_access.out_of_reach(SQUEEZENET_URL)):  # within seconds, not minutes
+            if not kept_weights(SQUEEZENET_URL).is_file() and (
+                why := network_access.out_of_reach(SQUEEZENET_URL)
+            ):  # within seconds, not minutes
                 raise OSError(why)
             return torch.hub.load_state_dict_from_url(SQUEEZENET_URL, map_location="cpu", weights_only=True)
         except OSError as error:

@@ -4,25 +4,17 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import torch
-
 from tokun.config import Config
-from tokun.models.losses import SQUEEZENET_URL
+from tokun.models.losses import SQUEEZENET_URL, VGG_URL, kept_weights
 from tokun.utils import network_access
 from tokun.utils.network_access import NotFetched
 
-VGG_URL = "https://download.pytorch.org/models/vgg16-397923af.pth"  # torchvision's, which LPIPS needs
 NO_LOSS = "image_tokenizer_train.perceptual=none"
 OWN_LOSS = "image_tokenizer_train.perceptual=squeezenet image_tokenizer_train.perceptual_weights=FILE"
 COMMANDS = {
     VGG_URL: "python -c \"import lpips; lpips.LPIPS(net='vgg')\"",
     SQUEEZENET_URL: "python -c \"from tokun.models.losses import load_squeezenet; load_squeezenet('')\"",
 }
-
-
-def kept(address: str) -> Path:
-    """Where torch keeps a file of weights."""
-    return Path(torch.hub.get_dir()) / "checkpoints" / address.rpartition("/")[2]
 
 
 def require_weights(config: Config) -> None:
@@ -44,9 +36,10 @@ def require_weights(config: Config) -> None:
 
 
 def _require(address: str, why: str, otherwise: str) -> None:
-    if kept(address).is_file() or not (reason := network_access.out_of_reach(address)):
+    kept = kept_weights(address)
+    if kept.is_file() or not (reason := network_access.out_of_reach(address)):
         return
     raise NotFetched(
-        f"{why}, which needs {kept(address)}, and {address} is unreachable: {reason}. Fetch it where there is a network, with the same home folder or "
+        f"{why}, which needs {kept}, and {address} is unreachable: {reason}. Fetch it where there is a network, with the same home folder or "
         f"TORCH_HOME ({COMMANDS[address]}), or set {otherwise}"
     )

@@ -80,7 +80,9 @@ def _take_from_start(run: Run, settings: dict[str, Any], target: Path) -> dict[s
     """Copy the image tokenizer of `start` to `target` and evaluate it on this run's pictures. Returns its figures."""
     if run.rank == 0:
         run.say(tags_line(run.config))
-        _tell_of_colour(run, data.ShardIndex(data.expand_shards(run.config.data.train), need=(), one_of=data.IMAGE_SUFFIXES))
+        if run.config.image_tokenizer.image_channels == 1:
+            shards = data.expand_shards(run.config.data.train)
+            _tell_of_colour(run, data.ShardIndex(shards, need=(), one_of=data.IMAGE_SUFFIXES, cache_file=run.index("images")))
         run.say(f"image tokenizer: evaluating that of {run.config.start} on these pictures …")
     model = starting_model(run.config).image_tokenizer
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")

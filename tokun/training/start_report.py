@@ -35,7 +35,9 @@ ENOUGH_HELD_OUT = 64  # pictures whose loss tells steps 0.02 nats apart (docs/gu
 
 def opening_line(config: Config, *, going_on: bool) -> str:
     """The first line of a run: its folder, and what comes first. `going_on`: whether an earlier start has left something there."""
-    there = ", where an earlier start is gone on with" if going_on else ""
+    folder = f"train: the run's folder is {config.out}"
+    if going_on:
+        return f"{folder}, where an earlier start is gone on with"
     made = "an adapter" if config.adapter.rank else "the generator"
     alone = {"rewards": config.grpo.rewards, "preferences": config.dpo.pairs, "a table of words": config.words.train}
     if learned := [name for name, given in alone.items() if given]:
@@ -44,7 +46,7 @@ def opening_line(config: Config, *, going_on: bool) -> str:
         stages = f"First the tokenizers of {config.start} are tried on these pictures, then come the pictures' codes and {made}"
     else:
         stages = "First comes the text tokenizer, then the image tokenizer, the pictures' codes and the generator"
-    return f"train: the run's folder is {config.out}{there}. {stages}"
+    return f"{folder}. {stages}"
 
 
 @functools.lru_cache(maxsize=2)
