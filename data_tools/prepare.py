@@ -145,7 +145,8 @@ def prepare(
     # tasks may run in another folder than this one; messages name `out` as it was typed
     aside = open_store(f"{str(out if is_url(out) else Path(out).resolve()).rstrip('/')}/{PARTIAL}")
     table = tables.captions if tables else None
-    record = {**asdict(settings), "folder": source_id(source, root), "reader": reader, GIVEN: table.name if table else ""}
+    own = {name: value for name, value in asdict(settings).items() if (name, value) != ("val_by", "group")}  # as before it was a setting
+    record = {**own, "folder": source_id(source, root), "reader": reader, GIVEN: table.name if table else ""}
     refuse_other_shards(store, record, overwrite=overwrite)
 
     options = reader_options(settings, root, leave_out, tables or Tables())
@@ -315,6 +316,7 @@ def make_parser() -> argparse.ArgumentParser:
         help="pixels of the short side; training wants the config's image_size times its upper crop_scale, 360 for 256 px (%(default)s)",
     )  # fmt: skip
     add("--val", type=float, default=default.val, help="share of validation data, split by whole folders or books (%(default)s)")
+    add("--val-by", default=default.val_by, help="what is not divided: group (a book, a folder …) or picture: any may be held out (%(default)s)")
     add("--seed", type=int, default=default.seed, help="of the split and the order (%(default)s)")
     add("--shard-size", type=int, default=default.shard_size, help="pairs per shard (%(default)s)")
     add("--min-side", type=int, default=default.min_side, help="reject pictures with a shorter side, in pixels (%(default)s)")

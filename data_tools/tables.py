@@ -43,6 +43,7 @@ CAPTION_COLUMNS = ("caption", "captions", "text", "txt", "description", "prompt"
 """Columns that hold a caption; the first one present is used."""
 PATH_COLUMNS = (
     "image_path", "file_name", "filename", "file_path", "filepath", "image_file", "path", "file", "image", "img_path", "img",
+    "image_name", "image_filename", "img_name", "img_file", "picture", "picture_path", "photo",
 )  # fmt: skip
 NO_VALUES = frozenset({"", "nan", "<na>", "none", "null"})
 NO_CAPTIONS = NO_VALUES | {"na", "n/a", "#n/a", "#na", "-nan", "#n/a n/a"}

@@ -1,15 +1,18 @@
 """A museum's catalogue: pictures with a table of titles, descriptions and techniques, as an archivist exports it from a spreadsheet."""
 
+import io
 import json
 import shlex
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from data_tools.pipeline import next_steps
 from data_tools.pipeline.next_steps import steps
 from data_tools.prepare import main
 from data_tools.readers.caption_guess import TextColumns
-from tests.test_prepare import pairs
+from tests.test_prepare import manifest, pairs
 from tests.test_reported import Made, image, table, tar
 from tokun.config import load_config
 
@@ -173,27 +176,55 @@ def test_a_better_column_that_only_one_of_two_tables_has_is_not_offered_for_both
 
 
 @pytest.mark.parametrize("place", ["catalogue.csv", "lists/Katalog 1.tsv"])
-def test_a_table_under_its_own_name_is_offered_before_captions_by_hand_and_both_ways_run(made, tmp_path, capsys, place):
-    """The summary had it as not read, and the closing lines said "no row in a table" and had the captions typed by hand."""
+def test_the_only_table_with_captions_is_read_under_any_name_and_from_any_folder(made, place):
+    """It was not read under its own name; under another, all its paths led nowhere, since they count from its folder."""
     content = catalogue(head="file;title;caption;technique").replace(b";", b"\t" if "tsv" in place else b";")
-    found = made({**PICTURES, place: content})
-    assert found.status == 1 and f"The table {place} is not read under this name" in found.said
+    found = made({**PICTURES, place: content, "prices.csv": "a,b\n1,2\n"})
+    assert found.status == 0 and found.captions == SEEN
+    assert f"Captions are read from {place}, which has rows for 5 of 5 pictures." in found.said
+    assert ("5 rows are matched by file name instead: lists/1.png is taken for 1.png." in found.said) == ("/" in place)
+
+
+def test_rows_in_a_table_beside_a_folder_of_pictures_are_matched_by_file_name(made, tmp_path):
+    """A Kaggle set: labels.csv beside images/. Every remedy that was printed failed."""
+    files = {f"images/{name}": one for name, one in PICTURES.items()}
+    table = "image_name,description\n" + "".join(f"{name},{caption}\n" for name, caption in SEEN.items())
+    wanted = {f"images/{name}": caption for name, caption in SEEN.items()}
+    for options in ((), ("--captions", "labels.csv"), ("metadata.csv",)):
+        name = "metadata.csv" if "metadata.csv" in options else "labels.csv"
+        found = made({**files, name: table}, "--overwrite", *(["--captions", str(tmp_path / "in" / name)] if "--captions" in options else []))
+        assert found.status == 0 and found.captions == wanted
+        assert "5 rows are matched by file name instead: 1.png is taken for images/1.png." in found.said
+        (tmp_path / "in" / name).unlink()
+
+
+def test_a_file_name_that_could_mean_two_pictures_or_a_table_whose_paths_lead_somewhere_is_not_guessed(made):
+    files = {f"{folder}/{name}": one for folder in "ab" for name, one in list(PICTURES.items())[:2]} | {"c/3.png": PICTURES["3.png"]}
+    found = made({**files, "list.csv": "file_name,caption\n1.png,A moth.\n3.png,A ship.\n"})
+    assert found.captions == {"c/3.png": "A ship."}
+    found = made({"list.csv": "file_name,caption\na/1.png,A moth.\n3.png,A ship.\n"}, "--overwrite")
+    assert found.captions == {"a/1.png": "A moth."} and "Is that c/3.png?" in found.said
+
+
+def test_of_two_tables_with_captions_none_is_taken_and_both_are_offered(made, tmp_path, capsys):
+    content = catalogue(head="file;title;caption;technique")
+    found = made({**PICTURES, "one.csv": content, "two.csv": content.replace(b"A large moth", b"A moth")})
+    assert found.status == 1 and "The table one.csv is not read under this name" in found.said
     told = found.said[found.said.index("Give captions first") :]
-    named = (tmp_path / "in" / place).with_name(f"metadata{place[-4:]}")
-    assert told.index("if it holds captions") < told.index("by hand") and shlex.quote(str(named)) in told
+    assert told.index("from one.csv, if it holds captions") < told.index("from two.csv") < told.index("by hand")
+    assert shlex.quote(str(tmp_path / "in" / "metadata.csv")) in told
     assert main(printed(told)) == 0
-    assert Made(tmp_path, {}, capsys, "--captions", str(tmp_path / "in" / place)).captions == SEEN
-    assert Made(tmp_path, {}, capsys, "--root", str(tmp_path / "in"), "--overwrite", source=place).captions == SEEN
-    (tmp_path / "in" / place).rename(tmp_path / "in" / f"metadata{place[-4:]}")
-    assert made({}, "--overwrite").captions == SEEN
+    assert Made(tmp_path, {}, capsys, "--captions", str(tmp_path / "in" / "one.csv")).captions == SEEN
 
 
-def test_a_table_in_the_pictures_own_subfolder_is_named_there(made, tmp_path):
-    """It was to be named in the folder above, from which its paths are not counted."""
-    found = made({f"a/{name}": one for name, one in PICTURES.items()} | {"a/list.csv": catalogue(head="file;title;caption;technique")})
-    assert "in/a/metadata.csv, if its pictures lie beside it," in found.said
-    (tmp_path / "in" / "a" / "list.csv").rename(tmp_path / "in" / "a" / "metadata.csv")
-    assert made({}).captions == {f"a/{name}": caption for name, caption in SEEN.items()}
+@pytest.mark.parametrize(
+    ("head", "why"),
+    [("scan;caption", "(scan, caption) is known to name the pictures; rename that one to file_name"), ("file;seen", "(file, seen) is known to hold captions; rename that one to caption")],
+)  # fmt: skip
+def test_a_table_whose_columns_are_not_known_is_told_what_to_rename_instead_of_a_command_that_fails(made, head, why):
+    found = made({**PICTURES, "list.csv": f"{head}\n1.png;A large moth sits on a leaf.\n"})
+    assert found.status == 1 and f"not from list.csv, as it stands: none of its columns {why}" in found.said
+    assert "--captions" not in found.said.partition("by hand")[0].rpartition("Give captions first")[2]
 
 
 def test_a_spreadsheet_beside_pictures_without_captions_is_told_to_be_saved_as_a_table(made):
@@ -238,6 +269,34 @@ def test_a_coco_file_whose_pictures_are_elsewhere_names_the_option_too(made):
     coco = {"images": [{"id": 1, "file_name": "1.png"}], "annotations": [{"image_id": 1, "caption": "A moth."}]}
     found = made({"captions_x.json": json.dumps(coco)}, source="captions_x.json")
     assert found.status == 1 and "--root names another folder" in found.said
+
+
+# ---- what is held out ----------------------------------------------------------------------------------------------------
+
+
+def test_folders_that_hold_out_half_of_the_pictures_are_told_with_the_option_that_divides_them(made):
+    files = {f"{'ab'[number % 2]}/{number}.png": image(number) for number in range(24)}
+    words = {name.replace("png", "txt"): f"A wolf by tree number {name}." for name in files}
+    found = made({**files, **words}, "--val", "0.05")
+    assert "12 of 24 pictures are held out (--val 0.05 asks for 1), since what lies in one folder" in found.said
+    assert main(printed(found.said, "--val-by")) == 0
+    found = made({}, "--val", "0.05", "--val-by", "picture", "--overwrite")
+    assert "are held out (" not in found.said and 1 <= sum(line.startswith("val pairs") and int(line.split()[2]) for line in found.said.splitlines()) <= 4
+    assert "--val-by 'none' is unknown: choose group or picture" in made({}, "--val-by", "none", "--overwrite").said
+
+
+def test_doubtful_pictures_that_are_kept_without_captions_are_in_the_table_to_fill(tmp_path):
+    """Of 120 pictures kept without captions, the table listed 77: the doubtful ones were missing."""
+    half_tone = Image.fromarray(np.random.default_rng(0).integers(0, 256, (6, 8), np.uint8)).resize((400, 300), Image.Resampling.BICUBIC)
+    half_tone.paste(Image.open(io.BytesIO(image(1, size=(240, 300)))).convert("L"), (0, 0))
+    half_tone.save(photo := io.BytesIO(), "PNG")
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "1.png").write_bytes(photo.getvalue())
+    (tmp_path / "in" / "2.png").write_bytes(image(2, size=(400, 300)))
+    out = tmp_path / "out"
+    assert main([str(tmp_path / "in"), "--out", str(out), "--style", "engraving", "--allow-missing-captions", "--keep-ambiguous", "--workers", "1"]) == 0
+    assert {path: row["status"] for path, row in manifest(out).items()} == {"1.png": "ambiguous", "2.png": "kept"}
+    assert (out / "captions.csv").read_text("utf-8-sig").split() == ["file_name,caption", "1.png,", "2.png,"]
 
 
 # ---- counts that agree ---------------------------------------------------------------------------------------------------

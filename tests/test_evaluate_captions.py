@@ -22,7 +22,7 @@ from tokun.evaluate import coherence, judges
 from tokun.evaluate.held_out_pairs import RealPair, read_pairs
 from tokun.inference import conditional_generation
 from tokun.tokenizers import sequences
-from tokun.tokenizers.vocabulary import tag_word
+from tokun.tokenizers.vocabulary import Tags, tag_word
 from tokun.utils.errors import UserError
 
 TEXTS = [
@@ -93,6 +93,19 @@ def test_pmi_by_shared_prefixes_is_that_of_the_model(tiny_model, pairs, held_out
             slow = tiny_model.pmi([some[i].tags] * 3, captions, [some[i].codes] * 3)
             assert np.allclose(fast[i], slow, atol=1e-3)
             assert fast[i].argmax() == np.argmax(slow)
+
+
+def test_pmi_without_tags_withholds_style_subject_and_thing(tiny_model, held_out):
+    (found,) = coherence.without_tags(tiny_model, held_out, "held-out", 0)
+    assert found.name.startswith("PMI without tags ranks the own caption first of") and found.n == len(held_out)
+    _, others = coherence.rivals([tuple(pair.caption_ids) for pair in held_out], 0)
+    right = []
+    for i, row in enumerate(others):
+        candidates = [held_out[j].caption_ids for j in (i, *row)]
+        tags = Tags(register=held_out[i].tags.register, grid=held_out[i].tags.grid)
+        pmi = tiny_model.pmi([tags] * len(candidates), candidates, [held_out[i].codes] * len(candidates))
+        right.append(pmi[0] > max(pmi[1:]))
+    assert found.value == pytest.approx(np.mean(right))
 
 
 def test_nats_of_a_caption_do_not_depend_on_its_company(tiny_model, pairs):

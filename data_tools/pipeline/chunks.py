@@ -51,6 +51,8 @@ class Settings:
     """Pixels of the short side. A smaller picture is enlarged by at most `MAX_ENLARGEMENT` and may stay smaller."""
     val: float = 0.05
     """Share of the pictures for validation, by whole groups if SOURCE has several folders or books."""
+    val_by: str = "group"
+    """What is not divided between training and validation: group (books, objects, folders) or picture (any may be held out)."""
     seed: int = 0
     """Decides the split and the order of the shards."""
     shard_size: int = 1000
@@ -94,6 +96,8 @@ class Settings:
         max_pixels(self.max_megapixels)
         if not 0 <= self.val < 1:
             raise UserError(f"--val {self.val} is not a share of the pictures: give 0 or more, below 1")
+        if self.val_by not in ("group", "picture"):
+            raise UserError(f"--val-by {self.val_by!r} is unknown: choose group or picture")
         if not 8 <= self.side <= 4096:
             raise UserError(f"--side {self.side} is outside 8..4096 pixels")
         if self.shard_size < 1:

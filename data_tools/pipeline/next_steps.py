@@ -15,10 +15,11 @@ from pathlib import Path
 from typing import Any
 
 import tokun
+from data_tools.pipeline.chunks import Settings
 from data_tools.pipeline.storage_backends import Store, is_url
 from data_tools.pipeline.unread_tables import free_name, is_spreadsheet, unread_tables
 from data_tools.readers.listing import NOTHING, Guess, Listing, shown
-from data_tools.tables import PATH_COLUMNS, TableError, read_table, separator_in
+from data_tools.tables import CAPTION_COLUMNS, PATH_COLUMNS, TableError, read_table, separator_in
 from tokun.cli.commands import COMMANDS
 from tokun.config import load_config
 from tokun.data.captions import Texts, alike, titles
@@ -32,6 +33,7 @@ HEAD = ("file_name", "caption")
 NO_CAPTION = "no caption"
 FEW_PICTURES, MANY_PICTURES = 500, 20_000
 """Up to FEW_PICTURES an adapter learns enough, beyond MANY_PICTURES a model can be trained from nothing."""
+MUCH = 3  # times the share that was asked for, held out
 FEW = 0.5  # below this share of captioned pictures, captioning is advised before training
 
 
@@ -79,7 +81,7 @@ class Captions:
 
 def lacks_caption(row: Mapping[str, Any]) -> bool:
     """Whether a picture in the manifest only lacks a caption."""
-    return row["reason"] == NO_CAPTION or bool(row["status"] == "kept" and row["shard"] and not row["caption"])
+    return row["reason"] == NO_CAPTION or bool(row["shard"] and not row["caption"])
 
 
 def write_captions_to_fill(out: Store, rows: Iterable[Mapping[str, Any]]) -> str:
@@ -141,6 +143,8 @@ def steps(
         parts.append(
             f"{doubtful:,} doubtful picture{' is' if one else 's are'} left out (ambiguous); --keep-ambiguous keeps {'it' if one else 'them'}."
         )
+    if told := much_held_out(command, val=val, kept=kept):
+        parts.append(told)
     if 2 * captions.get("short", 0) > captioned and (better := [one for one in guesses if one.better]):
         parts.append(sentences(command, better[0]))
     elif told := alike(captions) or titles(captions):
@@ -166,6 +170,18 @@ def steps(
     return "\n".join(parts)
 
 
+def much_held_out(command: Sequence[str], *, val: int, kept: int) -> str:
+    """A word on whole folders that hold out many more pictures than asked; "" if they do not, or none is to be had otherwise."""
+    share = float(option_of(command, "--val") or Settings.val)
+    if val <= max(1, MUCH * share * kept) or option_of(command, "--val-by"):
+        return ""
+    again = [*command, "--val-by", "picture", *overwriting(command)]
+    return (
+        f"{val:,} of {kept:,} pictures are held out (--val {share:g} asks for {max(1, round(share * kept)):,}), since what lies in one folder, or "
+        f"has one group, is not divided. If pictures of one folder are not copies of one another, divide them:\n  {shell('prepare', *again)}"
+    )
+
+
 def sentences(command: Sequence[str], guess: Guess) -> str:
     """Where titles were taken for captions and sentences stand beside them: the command that takes the sentences."""
     again = [*command, "--caption-column", guess.better, *overwriting(command)]
@@ -184,6 +200,9 @@ def from_tables(command: Sequence[str], source: str, tables: Sequence[str]) -> l
     """How captions are read from tables in SOURCE whose names are not those of caption tables."""
     lines = []
     for table in tables:
+        if why := why_useless(source, table):
+            lines.append(f"  not from {shown(table)}, as it stands: {why}")
+            continue
         place, given = free_name(source, table), []
         if not (is_url(source) or is_spreadsheet(table) or "--captions" in command):
             given = [*command, "--captions", posixpath.join(source, table)]
@@ -195,6 +214,21 @@ def from_tables(command: Sequence[str], source: str, tables: Sequence[str]) -> l
             lines.append(f"  from {shown(table)}, if it holds captions (under this name it is not read): {', or '.join(ways)}")
         lines += [f"    {shell('prepare', *given)}"] if given else []
     return lines
+
+
+def why_useless(source: str, table: str) -> str:
+    """Why no captions can be read from a table, and what to rename; "" if they can, or if it cannot be told."""
+    if is_url(source) or is_spreadsheet(table):
+        return ""
+    try:
+        columns = read_table(posixpath.join(source, table)).columns
+    except (TableError, OSError) as error:
+        return str(error)
+    if not set(columns) & set(PATH_COLUMNS):
+        return f"none of its columns ({', '.join(columns)}) is known to name the pictures; rename that one to file_name"
+    if not set(columns) & set(CAPTION_COLUMNS):
+        return f"none of its columns ({', '.join(columns)}) is known to hold captions; rename that one to caption"
+    return ""
 
 
 def captions_first(
@@ -224,6 +258,12 @@ def captions_first(
     )
     head = f"{missing:,} picture{' has' if one else 's have'} no caption and {where}{more if other else ''}. {first}:"
     return "\n".join([head, *ways, *(by_hand if not is_url(out) else []), *by_model])
+
+
+def option_of(command: Sequence[str], option: str) -> str:
+    """The value of an option in a command; "" without it."""
+    after = [one.partition("=")[2] or (command[i + 1 : i + 2] or [""])[0] for i, one in enumerate(command) if one == option or one.startswith(f"{option}=")]
+    return after[-1] if after else ""
 
 
 def without_option(command: Sequence[str], option: str) -> list[str]:

@@ -213,9 +213,11 @@ def split_by_group(columns: Columns, found: Sequence[Found], kept: np.ndarray, s
 
     A group is what the reader gives (a book, an object), else a folder, if there are several. What a picture's words name (an object, an artist)
     is not divided either: groups that share such a name are one, unless that joins nearly all of them. A picture outside any is its own group.
-    Each group draws a number from the seed, so files added later do not move others to another split. Validation gets at least one group
+    With `val_by` picture, every picture is its own. Each group draws a number from the seed, so files added later do not move others to another split. Validation gets at least one group
     and at most half of the pictures.
     """
+    if settings.val_by == "picture":
+        return for_validation((b"sha256/" + sha_name(columns, index) for index in kept), len(kept), settings)
     several = are_several(name for index in kept if (name := folder_of(found[index])))
 
     def keys(index: int, named: str = "") -> list[bytes]:

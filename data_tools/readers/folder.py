@@ -20,7 +20,7 @@ from data_tools.readers.folder_scan import (
 )
 from data_tools.readers.huggingface import kind_of_parquet, read_huggingface
 from data_tools.readers.listing import Found, Listing, Options
-from data_tools.readers.tables import Rows
+from data_tools.readers.tables import Rows, holds_captions
 from data_tools.readers.webdataset import Tars
 from data_tools.readers.words import kebab
 
@@ -44,9 +44,26 @@ def read_folder(source: Path, options: Options) -> Listing:
             pictures.append(one)
         words.update(data.words)
         notes, guesses = (*notes, *data.notes), (*guesses, *data.guesses)
+    if not there.tables and (table := only_table(there, source, options)):
+        own = Rows(options)
+        own.add(table, str(source / table))
+        told, lone, more = own.match(pictures)
+        if len(told):
+            there.unread.pop(table)
+            for path, row in told.pairs():
+                words.setdefault(path, row)
+            missing, guesses = missing + lone, (*guesses, *own.guesses)
+            notes = (*notes, f"Captions are read from {table}, which has rows for {len(told):,} of {len(pictures):,} pictures.", *more)
     for page in there.pages:
         there.unread[page] = NO_PAGE if BOOK_PAGE.search(posixpath.basename(page)) else LONE_PAGE
     return Listing(source, pictures, words, missing, there.unread, notes, guesses)
+
+
+def only_table(there: Survey, source: Path, options: Options) -> str:
+    """The table with paths and captions under a name of its own; "" if there is none, or several."""
+    others = [path for path, reason in there.unread.items() if reason == OTHER_TABLE and not posixpath.basename(path).startswith(".")]
+    found = [path for path in others[:MOST_TABLES] if holds_captions(str(source / path), options)]
+    return found[0] if len(found) == 1 and len(others) <= MOST_TABLES else ""
 
 
 def has_data_set(there: Survey, source: Path) -> bool:
@@ -56,6 +73,9 @@ def has_data_set(there: Survey, source: Path) -> bool:
     there.unread.update({path: reasons[kind] for path, kind in kinds.items() if kind in reasons})
     return "pictures" in kinds.values()
 
+
+MOST_TABLES = 20
+"""Under other names, that are opened to find the one with captions."""
 
 CLASS_STYLES = {
     "drawing": "drawing", "engraving": "engraving", "etching": "etching", "iconography": "iconography",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import posixpath
 import unicodedata
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -17,6 +18,7 @@ from data_tools.readers.files import MAX_PAGE_BYTES, PICTURE_SUFFIXES, Misplaced
 from data_tools.readers.listing import NOTHING, Found, Guess, Listing, Options, Words, shown
 from data_tools.readers.words import group_of, join_words, normal, odd_caption, path_in, style_of, words_from
 from data_tools.tables import CAPTION_COLUMNS, PATH_COLUMNS, Table, TableError, caption_column, column_name, read_table
+from tokun.utils.errors import UserError
 from tokun.utils.optional_packages import need
 
 Opener = Callable[[], BinaryIO]
@@ -98,22 +100,49 @@ class Rows:
                 else:
                     for form in {key.casefold(), posixpath.splitext(key.casefold())[0]}:
                         loose[form] = "" if form in loose else one.path
+        for path, row in self.words.pairs():
+            if path not in used and (picture := loose.pop(path.casefold(), "")):
+                words[picture], used[path] = row, True
+        notes = [*self.notes, *self.match_by_name(found, words, used)]
         missing: list[str] = []
         count = 0
-        for path, row in self.words.pairs():
-            if path in used:
-                continue
-            if picture := loose.pop(path.casefold(), ""):
-                words[picture] = row
-            else:
+        for path in self.words:
+            if path not in used:
                 count += 1
                 missing += [path] if len(missing) < 3 else []
-        notes = list(self.notes)
         if missing:
             notes.append(
                 f"Caption rows without a picture: {count:,}, the first for {', '.join(missing)}.{self.elsewhere(missing[0], found)}"
             )
         return words, count, tuple(notes)
+
+
+    def match_by_name(self, found: DiskList, words: DiskDict, used: DiskDict) -> Iterator[str]:
+        """Give the rows of tables that name no picture where it lies to the pictures of their file names, in whatever folder, if that can only
+        mean one. Notes about it. With one row that does name its picture, paths mean what they say."""
+        where = {row.words_from for path, row in self.words.pairs() if path in used}
+        rows, tables = DiskDict(), Counter[str]()  # file name -> the row's path, "" if several have it
+        for path, row in self.words.pairs():
+            if row.words_from not in where:
+                name = posixpath.basename(path).casefold()
+                rows[name] = "" if name in rows else path
+        pictures = DiskDict()
+        for one in found if len(rows) else ():
+            name = posixpath.basename(composed(one.path)).casefold()
+            for form in {name, posixpath.splitext(name)[0]}:
+                pictures[form] = "" if form in pictures else one.path
+        first: dict[str, str] = {}
+        for name, path in rows.pairs():
+            picture = pictures.get(name, "") if path else ""
+            if picture and picture not in words:
+                row = self.words[path]
+                words[picture], used[path] = row, True
+                tables[row.words_from] += 1
+                first.setdefault(row.words_from, f"{path} is taken for {picture}")
+        for table, count in tables.items():
+            yield (
+                f"No path in {table} leads to a picture from the table's folder; {count:,} rows are matched by file name instead: {first[table]}."
+            )
 
 
 def written_path(path: str) -> str:
@@ -137,6 +166,15 @@ def check_columns(table: Table, options: Options) -> None:
         raise TableError(no_path_column(table.name, table.columns))
     if options.caption_column or options.captions_needed:
         check_caption_column(table, options)
+
+
+def holds_captions(name: str, options: Options) -> bool:
+    """Whether it is a table with a column of paths and one of captions."""
+    try:
+        check_columns(open_table(name, options), replace(options, captions_needed=True))
+    except UserError:
+        return False
+    return True
 
 
 def check_caption_column(table: Table, options: Options) -> None:

@@ -18,7 +18,8 @@ from data_tools.text.captions import plain_text, raw_of
 from tokun.utils.errors import BadSample
 
 MORE = ("title", "author", "artist", "illustrator", "context", "technique", "category", "date")
-COLUMNS = frozenset({*PATH_COLUMNS, *CAPTION_COLUMNS, *GROUPS, *MORE, "style", "subject", "license", "source_url", "url"})
+SUBJECTS = ("subject", "label", "class", "class_name")  # columns with what a picture shows, in a word or two; numbers are none
+COLUMNS = frozenset({*PATH_COLUMNS, *CAPTION_COLUMNS, *GROUPS, *MORE, *SUBJECTS, "style", "license", "source_url", "url"})
 
 
 ODD_CAPTION = "caption file: its caption is no text: {}"
@@ -61,7 +62,7 @@ def words_from(record: dict[str, Any], caption_column: str = "") -> Words:
         caption=caption,
         raw=raw_of(raw),
         captions={key: plain_text(text) for key, text in registers.items()},
-        subject=kebab("".join(texts_in(record.get("subject"))[:1])),
+        subject=next((tag for name in SUBJECTS if re.search("[a-z]", tag := kebab("".join(texts_in(record.get(name))[:1])))), ""),
         license="".join(texts_in(record.get("license"))[:1]),
         source_url=next((utf8(url).strip() for name in ("source_url", "url") if isinstance(url := record.get(name), str) and url), ""),
         group=utf8(group_of(record) or ""),

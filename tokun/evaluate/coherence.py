@@ -10,6 +10,7 @@ from __future__ import annotations
 import copy
 from collections import defaultdict
 from collections.abc import Hashable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -52,7 +53,7 @@ def measure(
     ranks: dict[str, np.ndarray] = {}
     for what, pairs in (("held-out", held_out), ("generated", samples)):
         made, chosen[what], ranks[what] = by_pmi(model, pairs, what, seed)
-        found += made
+        found += made + without_tags(model, pairs, what, seed)
     if out is not None and any(r.size for r in ranks.values()):
         plots.ranks({what: r for what, r in ranks.items() if r.size}, CANDIDATES, out / "ranks.png")
     for name, scorer in scorers.items():
@@ -81,6 +82,19 @@ def by_pmi(model: Tokun, pairs: Sequence[RealPair | Pair], what: str, seed: int)
     few = order[:RETRIEVED]
     table = pmi_of(model, [pairs[i] for i in few], np.tile(np.arange(len(few)), (len(few), 1)))
     return found + retrieval("PMI", what, [(table, [captions[i] for i in few])]), pmi.argmax(1), 1 + (rest >= own[:, None]).sum(1)
+
+
+def without_tags(model: Tokun, pairs: Sequence[RealPair | Pair], what: str, seed: int) -> list[Figure]:
+    """The share of own captions put first while style, subject and thing are withheld, as from any judge that sees the picture alone.
+
+    Under the pair's tags, PMI leaves out what the tags say already: for a rival of another kind they lower both likelihoods.
+    """
+    order, others = rivals([tuple(pair.caption_ids) for pair in pairs], seed)
+    if not others.size:
+        return []
+    bare = [replace(pair, tags=Tags(register=pair.tags.register, grid=pair.tags.grid)) for pair in pairs]
+    pmi = pmi_of(model, bare, np.concatenate([np.arange(len(pairs))[:, None], others], 1))
+    return [first_of("PMI without tags", what, pmi[:, 0], pmi[:, 1:])]
 
 
 def pmi_of(model: Tokun, pairs: Sequence[RealPair | Pair], candidates: np.ndarray) -> np.ndarray:
