@@ -316,7 +316,11 @@ def make_parser() -> argparse.ArgumentParser:
         help="pixels of the short side; training wants the config's image_size times its upper crop_scale, 360 for 256 px (%(default)s)",
     )  # fmt: skip
     add("--val", type=float, default=default.val, help="share of validation data, split by whole folders or books (%(default)s)")
-    add("--val-by", default=default.val_by, help="what is not divided: group (a book, a folder …) or picture: any may be held out (%(default)s)")
+    add(
+        "--val-by",
+        default=default.val_by,
+        help="what is not divided: group (a book, a folder …) or picture: any may be held out (%(default)s)",
+    )
     add("--seed", type=int, default=default.seed, help="of the split and the order (%(default)s)")
     add("--shard-size", type=int, default=default.shard_size, help="pairs per shard (%(default)s)")
     add("--min-side", type=int, default=default.min_side, help="reject pictures with a shorter side, in pixels (%(default)s)")

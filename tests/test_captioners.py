@@ -29,7 +29,9 @@ from data_tools.captioning import (
     load_captioner,
     load_rewriter,
 )
+from tokun.inference.folders import BUNDLED
 
+needs_bundle = pytest.mark.skipif(not BUNDLED.is_dir(), reason="no checkpoint is bundled in this checkout")
 WORDS = ["write", "one", "plain", "sentence", "that", "says", "what", "the", "picture", "shows", "and", "nothing", "else", "a", "ship"]
 CHAT = (
     "{% for m in messages %}{{ m['role'] }} {% if m['content'] is string %}{{ m['content'] }} {% else %}{% for c in m['content'] %}"
@@ -194,6 +196,19 @@ def test_each_shape_is_known_by_its_type_and_writes_in_batches_what_it_writes_on
     assert len(set(together)) > 1 and all(len(text.split()) <= 8 for text in together)  # no prompt among them
     known = set(model.tokenizer.get_vocab()) - set(model.tokenizer.all_special_tokens)
     assert all(word in known for text in together for word in text.split())
+
+
+def test_a_checkpoint_of_tokun_writes_what_its_caption_method_writes(checkpoint_folder, tiny_model, pictures):
+    model = load(str(checkpoint_folder))
+    assert (model.shape, model.fixed_prompt, model.name) == ("caption", "", checkpoint_folder.name) and model.revision.startswith("sha256:")
+    assert model.write(pictures, [""] * 3) == [tiny_model.caption(one, temperature=0.0)[0].text for one in pictures]
+    assert model.write(pictures[:1], [""], seed=7, temperature=1.0) == [tiny_model.caption(pictures[0], seed=7, temperature=1.0)[0].text]
+
+
+@needs_bundle
+def test_the_bundled_model_is_a_captioner_by_its_name(pictures):
+    model = load("bundled")
+    assert model.name == "tokun bundled" and len(model.write(pictures[:1], [""])[0].split()) > 3
 
 
 def test_chat_answers_are_cut_at_the_padded_length(folders, pictures):

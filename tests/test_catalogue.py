@@ -192,7 +192,9 @@ def test_rows_in_a_table_beside_a_folder_of_pictures_are_matched_by_file_name(ma
     wanted = {f"images/{name}": caption for name, caption in SEEN.items()}
     for options in ((), ("--captions", "labels.csv"), ("metadata.csv",)):
         name = "metadata.csv" if "metadata.csv" in options else "labels.csv"
-        found = made({**files, name: table}, "--overwrite", *(["--captions", str(tmp_path / "in" / name)] if "--captions" in options else []))
+        found = made(
+            {**files, name: table}, "--overwrite", *(["--captions", str(tmp_path / "in" / name)] if "--captions" in options else [])
+        )
         assert found.status == 0 and found.captions == wanted
         assert "5 rows are matched by file name instead: 1.png is taken for images/1.png." in found.said
         (tmp_path / "in" / name).unlink()
@@ -271,6 +273,25 @@ def test_a_coco_file_whose_pictures_are_elsewhere_names_the_option_too(made):
     assert found.status == 1 and "--root names another folder" in found.said
 
 
+# ---- no captions at all --------------------------------------------------------------------------------------------------
+
+
+def test_drafts_of_the_bundled_model_are_offered_by_commands_that_run(made, tmp_path, monkeypatch):
+    """Without captions and without a network there was no way but to type them all."""
+    pytest.importorskip("tokun.cli.sample", reason="pip install -e .")
+    found = made(PICTURES, "--allow-missing-captions")
+    told = found.said[found.said.index("from rough drafts of the bundled model") :].splitlines()
+    draw, again = (shlex.split(line)[2:] for line in told[1:3])
+    assert draw == ["--image", str(tmp_path / "in"), "--out", f"{tmp_path / 'out'}-drafts"]
+    assert again[-3:] == ["--captions", f"{tmp_path / 'out'}-drafts/captions.csv", "--overwrite"]
+    table = tmp_path / "out-drafts" / "captions.csv"
+    table.parent.mkdir()
+    table.write_text(
+        "\ufefffile_name,caption,confidence\n" + "".join(f"{name},{caption},0.31\n" for name, caption in SEEN.items()), encoding="utf-8"
+    )
+    assert main(again) == 0 and made({}, "--captions", str(table)).captions == SEEN
+
+
 # ---- what is held out ----------------------------------------------------------------------------------------------------
 
 
@@ -281,7 +302,10 @@ def test_folders_that_hold_out_half_of_the_pictures_are_told_with_the_option_tha
     assert "12 of 24 pictures are held out (--val 0.05 asks for 1), since what lies in one folder" in found.said
     assert main(printed(found.said, "--val-by")) == 0
     found = made({}, "--val", "0.05", "--val-by", "picture", "--overwrite")
-    assert "are held out (" not in found.said and 1 <= sum(line.startswith("val pairs") and int(line.split()[2]) for line in found.said.splitlines()) <= 4
+    assert (
+        "are held out (" not in found.said
+        and 1 <= sum(line.startswith("val pairs") and int(line.split()[2]) for line in found.said.splitlines()) <= 4
+    )
     assert "--val-by 'none' is unknown: choose group or picture" in made({}, "--val-by", "none", "--overwrite").said
 
 
@@ -294,7 +318,22 @@ def test_doubtful_pictures_that_are_kept_without_captions_are_in_the_table_to_fi
     (tmp_path / "in" / "1.png").write_bytes(photo.getvalue())
     (tmp_path / "in" / "2.png").write_bytes(image(2, size=(400, 300)))
     out = tmp_path / "out"
-    assert main([str(tmp_path / "in"), "--out", str(out), "--style", "engraving", "--allow-missing-captions", "--keep-ambiguous", "--workers", "1"]) == 0
+    assert (
+        main(
+            [
+                str(tmp_path / "in"),
+                "--out",
+                str(out),
+                "--style",
+                "engraving",
+                "--allow-missing-captions",
+                "--keep-ambiguous",
+                "--workers",
+                "1",
+            ]
+        )
+        == 0
+    )
     assert {path: row["status"] for path, row in manifest(out).items()} == {"1.png": "ambiguous", "2.png": "kept"}
     assert (out / "captions.csv").read_text("utf-8-sig").split() == ["file_name,caption", "1.png,", "2.png,"]
 

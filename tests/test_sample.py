@@ -1,5 +1,6 @@
 """sample.py as people type it: files, promises, and clear words for mistakes."""
 
+import csv
 import json
 import os
 import subprocess
@@ -14,6 +15,7 @@ from tokun.inference import picture_files, prompt_tags
 from tokun.inference.folders import BUNDLED
 from tokun.inference.load import load
 from tokun.utils import console
+from tokun.utils.errors import UserError
 
 ROOT = Path(__file__).resolve().parent.parent
 needs_bundle = pytest.mark.skipif(not BUNDLED.is_dir(), reason="no checkpoint is bundled in this checkout")
@@ -118,6 +120,57 @@ def test_words_are_printed_with_their_confidence_and_kept(checkpoint_folder, tmp
     run(checkpoint_folder, tmp_path, "--image", str(tmp_path / "plate.png"), "--question", "what is shown?")
     run(checkpoint_folder, tmp_path, "--rewrite", "a ship", "--register", "poetic")
     assert len((tmp_path / "words.jsonl").read_text(encoding="utf-8").splitlines()) == 1
+
+
+def folder_of_pictures(folder):
+    (folder / "box 1").mkdir(parents=True)
+    for number, name in enumerate(("b.png", "box 1/ä, c.tif", "a.JPG")):
+        Image.effect_noise((40 + number, 50), 60).save(folder / name)
+    (folder / "notes.txt").write_text("none")
+    (folder / "broken.png").write_bytes(b"no picture")
+
+
+def test_a_folder_of_pictures_gets_a_table_of_drafts_that_prepare_reads(checkpoint_folder, tmp_path, capsys):
+    prepare = pytest.importorskip("data_tools.prepare", reason="pip install -e '.[data]'")
+    folder_of_pictures(tmp_path / "scans")
+    run(checkpoint_folder, tmp_path / "drafts", "--image", str(tmp_path / "scans"))
+    with open(tmp_path / "drafts" / "captions.csv", encoding="utf-8-sig", newline="") as file:
+        rows = {row["file_name"]: row for row in csv.DictReader(file)}
+    assert set(rows) == {"a.JPG", "b.png", "box 1/ä, c.tif"} and all(0 < float(row["confidence"]) < 1 for row in rows.values())
+    assert "left out: broken.png: " in capsys.readouterr().out
+    run(checkpoint_folder, tmp_path / "one", "--image", str(tmp_path / "scans" / "b.png"))
+    one = json.loads((tmp_path / "one" / "words.jsonl").read_text(encoding="utf-8"))
+    assert one["text"] == rows["b.png"]["caption"]  # as for the picture alone
+    command = [str(tmp_path / "scans"), "--captions", str(tmp_path / "drafts" / "captions.csv"), "--out", str(tmp_path / "shards")]
+    prepare.main([*command, "--style", "engraving", "--no-clean", "--min-side", "8", "--workers", "1", "--allow-missing-captions"])
+    assert "pairs written                                          3" in capsys.readouterr().out
+
+
+def test_drafts_of_a_killed_run_are_kept_and_questions_are_asked_of_several_pictures(checkpoint_folder, tmp_path, monkeypatch, capsys):
+    folder_of_pictures(tmp_path / "scans")
+    names = [str(tmp_path / "scans" / name) for name in ("a.JPG", "b.png")]
+    run(checkpoint_folder, tmp_path / "whole", "--image", *names, "--registers", "plain,alt")
+    seen, say = [], sample.say
+
+    def killed(model, args, picture=None):
+        seen.append(picture)
+        if len(seen) == 2:
+            raise KeyboardInterrupt
+        return say(model, args, picture)
+
+    monkeypatch.setattr(sample, "say", killed)
+    with pytest.raises(KeyboardInterrupt):
+        run(checkpoint_folder, tmp_path / "killed", "--image", *names, "--registers", "plain,alt")
+    run(checkpoint_folder, tmp_path / "killed", "--image", *names, "--registers", "plain,alt")
+    assert [one.name for one in seen] == ["a.JPG", "b.png", "b.png"]
+    texts = [(tmp_path / name / "words.jsonl").read_text(encoding="utf-8") for name in ("whole", "killed")]
+    assert texts[0] == texts[1] and [json.loads(line)["register"] for line in texts[0].splitlines()] == ["plain", "alt"] * 2
+    run(checkpoint_folder, tmp_path / "asked", "--image", *names, "--question", "what is shown?")
+    assert not (tmp_path / "asked" / "captions.csv").exists()
+    with pytest.raises(UserError, match="no-such does not exist"):
+        run(checkpoint_folder, tmp_path / "asked", "--image", *names, str(tmp_path / "no-such"))
+    with pytest.raises(UserError, match="holds no picture"):
+        run(checkpoint_folder, tmp_path / "asked", "--image", str(tmp_path / "asked"))
 
 
 def test_completion_interpolation_variation_and_choice_write_pairs(checkpoint_folder, tmp_path):

@@ -18,14 +18,18 @@ import inspect
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from PIL import Image
 from safetensors import SafetensorError
 
 from tokun.inference.clip import choose_device
+from tokun.inference.folders import checkpoint_at, is_bundled
 from tokun.utils import network_access
 from tokun.utils.errors import UserError
+
+if TYPE_CHECKING:
+    from data_tools.captioning.tokun_captioner import TokunCaptioner
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -202,12 +206,17 @@ class TextModel(LocalModel):
 KINDS: dict[str, type[LocalModel]] = {kind.shape: kind for kind in (CaptionModel, TaskModel, ChatModel)}
 
 
-def load_captioner(model: str, *, revision: str | None, shape: str, task: str, generation: Generation) -> LocalModel:
-    """The captioner of a Hub id or folder, in the given shape, or by its type ("auto").
+def load_captioner(model: str, *, revision: str | None, shape: str, task: str, generation: Generation) -> LocalModel | TokunCaptioner:
+    """The captioner of a Hub id or folder, in the given shape, or by its type ("auto"); `bundled` and tokun's checkpoints are captioners, too.
 
     Raises UserError, with the way out, if it cannot be found or is not an image-to-text model.
     """
     import transformers
+
+    if is_bundled(model) or checkpoint_at(model):
+        from data_tools.captioning.tokun_captioner import TokunCaptioner
+
+        return TokunCaptioner(model, generation)
 
     config = from_pretrained(transformers.AutoConfig, model, revision, flag="--model")
     if config.model_type not in image_to_text_types():
@@ -291,12 +300,15 @@ def short_name(model: str) -> str:
 
 def revision_of(model: str, config: Any) -> str:
     """The commit of a Hub id; for a folder, 'sha256:' and a digest of its weights and settings."""
-    if not Path(model).is_dir():
-        return str(getattr(config, "_commit_hash", None) or "")
+    return folder_digest(Path(model)) if Path(model).is_dir() else str(getattr(config, "_commit_hash", None) or "")
+
+
+def folder_digest(folder: Path) -> str:
+    """'sha256:' and a digest of the weights and settings in a folder."""
     digest = hashlib.sha256()
-    for path in sorted(Path(model).iterdir()):
+    for path in sorted(folder.rglob("*")):
         if path.suffix in (".json", ".safetensors", ".bin", ".jinja", ".txt", ".model"):
-            digest.update(f"{path.name}\0{path.stat().st_size}\0".encode())
+            digest.update(f"{path.relative_to(folder)}\0{path.stat().st_size}\0".encode())
             with open(path, "rb") as file:
                 while chunk := file.read(2**22):
                     digest.update(chunk)

@@ -6,7 +6,7 @@ import threading
 from collections.abc import Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from data_tools import captioning as captioners
 from data_tools.captioning import registers
@@ -15,6 +15,9 @@ from data_tools.captioning.registers import Facts
 from data_tools.captioning.rows import Block, CaptionRow, Stage
 from data_tools.captioning.settings import Settings, Work
 from tokun.utils.errors import BadSample, UserError
+
+if TYPE_CHECKING:
+    from data_tools.captioning.tokun_captioner import TokunCaptioner
 
 RETRY_TEMPERATURE = 0.7  # of a second attempt: the most likely words have failed once
 FAILURES_IN_A_ROW = 16  # rows without an answer after which a server counts as down
@@ -73,7 +76,7 @@ class Writer:
 class ModelWriter(Writer):
     """A local model: one batch for each block and register."""
 
-    model: captioners.LocalModel
+    model: captioners.LocalModel | TokunCaptioner
     batch_size: int
     source: str
 

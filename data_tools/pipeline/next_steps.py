@@ -152,7 +152,9 @@ def steps(
     if missing:
         other = captions.get("other", 0)
         parts.append(
-            captions_first(out, command, missing, captioned, empty, report, other=other, ways=from_tables(command, source, tables))
+            captions_first(
+                out, command, missing, captioned, empty, report, other=other, ways=from_tables(command, source, tables), source=source
+            )
         )
     if captioned and captioned >= FEW * (captioned + missing):
         if techniques and captioned > FEW_PICTURES:
@@ -232,8 +234,9 @@ def why_useless(source: str, table: str) -> str:
 
 
 def captions_first(
-    out: str, command: Sequence[str], missing: int, captioned: int, empty: int, report: str, *, other: int, ways: Sequence[str]
-) -> str:
+    out: str, command: Sequence[str], missing: int, captioned: int, empty: int, report: str, *, other: int, ways: Sequence[str],
+    source: str,
+) -> str:  # fmt: skip
     again = [one for one in command if one != "--allow-missing-captions"]
     replaced = overwriting(command)
     with_captions = [*without_option(again, "--captions"), "--captions", f"{out}/{CAPTIONS}", *(replaced if again != command else [])]
@@ -242,7 +245,14 @@ def captions_first(
         f"  by hand: fill in {out}/{CAPTIONS} ({report} shows its pictures), then",
         f"    {shell('prepare', *with_captions)}",
     ]
-    by_model = ["  by a model (a GPU helps; any captioner or --endpoint will do):"]
+    drafts = f"{out}-drafts"
+    drafted = [*without_option(again, "--captions"), "--captions", f"{drafts}/{CAPTIONS}", *(replaced if again != command else [])]
+    rough = [
+        f"  from rough drafts of the bundled model, without a download or a GPU (seconds a picture, often wrong: correct {drafts}/{CAPTIONS} by hand):",
+        f"    {shell('sample', '--image', source, '--out', drafts)}",
+        f"    {shell('prepare', *drafted)}",
+    ]
+    by_model = ["  by a captioner, downloaded once (some GB; hours on a CPU for thousands; any other one or --endpoint will do):"]
     if not empty:
         by_model.append(f"    {shell('prepare', *command, '--allow-missing-captions', *(replaced if captioned else []))}")
     by_model.append(f"    {captioner}")
@@ -257,12 +267,18 @@ def captions_first(
         f"; {other:,} more {'has' if other == 1 else 'have'} none and {'is' if other == 1 else 'are'} left out for another reason (above)"
     )
     head = f"{missing:,} picture{' has' if one else 's have'} no caption and {where}{more if other else ''}. {first}:"
-    return "\n".join([head, *ways, *(by_hand if not is_url(out) else []), *by_model])
+    return "\n".join(
+        [head, *ways, *(by_hand if not is_url(out) else []), *(rough if Path(source).is_dir() and not is_url(out) else []), *by_model]
+    )
 
 
 def option_of(command: Sequence[str], option: str) -> str:
     """The value of an option in a command; "" without it."""
-    after = [one.partition("=")[2] or (command[i + 1 : i + 2] or [""])[0] for i, one in enumerate(command) if one == option or one.startswith(f"{option}=")]
+    after = [
+        one.partition("=")[2] or (command[i + 1 : i + 2] or [""])[0]
+        for i, one in enumerate(command)
+        if one == option or one.startswith(f"{option}=")
+    ]
     return after[-1] if after else ""
 
 

@@ -116,7 +116,6 @@ class Rows:
             )
         return words, count, tuple(notes)
 
-
     def match_by_name(self, found: DiskList, words: DiskDict, used: DiskDict) -> Iterator[str]:
         """Give the rows of tables that name no picture where it lies to the pictures of their file names, in whatever folder, if that can only
         mean one. Notes about it. With one row that does name its picture, paths mean what they say."""

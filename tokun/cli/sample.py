@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 import tokun
+from tokun.cli import caption_pictures
 from tokun.cli.sample_options import MANY, OPTIONS, mode_of, parse, shards_wanted, vars_of
 from tokun.data import image_files
 from tokun.inference import bulk, conditional_generation, picture_files, preferences, sheet
@@ -53,8 +54,10 @@ def main(argv: list[str] | None = None) -> None:
         return  # one process is enough: only shards are divided among processes
     device = args.device or (f"cuda:{os.environ['LOCAL_RANK']}" if "LOCAL_RANK" in os.environ and torch.cuda.is_available() else None)
     model = tokun.load(args.checkpoint, device=device, dtype=getattr(torch, args.dtype), compile=args.compile, adapter=args.adapter)
-    if args.image is not None or args.rewrite is not None:
-        tell(say(model, args), args.out)
+    if args.image is not None and not caption_pictures.is_one(args.image):
+        write_words(model, args)
+    elif args.image is not None or args.rewrite is not None:
+        tell(say(model, args, *(args.image or ())), args.out)
     elif shards_wanted(args):
         write_shards(model, args, rank=rank, world=int(os.environ.get("WORLD_SIZE", 1)))
     else:
@@ -229,17 +232,27 @@ def options_of(args: argparse.Namespace) -> dict[str, Any]:
     return {name: getattr(args, name) for name in OPTIONS}
 
 
-def say(model: Tokun, args: argparse.Namespace) -> list[Words]:
+def write_words(model: Tokun, args: argparse.Namespace) -> None:
+    """The requested words for each of several pictures."""
+    pictures = caption_pictures.pictures_of(args.image)
+    free = ("image", "out", "device")
+    asked = {name: value for name, value in vars_of(args).items() if name not in free}
+    with alone_in(args.out, option="--out"):
+        caption_pictures.caption_pictures(lambda picture: say(model, args, picture), pictures, args.out, asked)
+
+
+def say(model: Tokun, args: argparse.Namespace, picture: Path | None = None) -> list[Words]:
     """The requested words, --n of each (default 1)."""
     common = {"seed": args.seed, "n": args.n, "temperature": args.text_temperature, "top_p": args.top_p}
     if args.rewrite is not None:
         return model.rewrite(args.rewrite, args.register or model.vocabulary.default_register, **common)
+    assert picture is not None
     if args.question is not None:
-        return model.ask(args.image, args.question, **common)
+        return model.ask(picture, args.question, **common)
     named = args.registers or args.register or model.vocabulary.default_register
     registers = [name.strip() for name in named.split(",") if name.strip()]
     tags = {"style": args.style, "subject": args.subject, "thing": args.thing}
-    return model.caption(args.image, registers, **tags, text_guidance_scale=args.text_guidance_scale, **common)
+    return model.caption(picture, registers, **tags, text_guidance_scale=args.text_guidance_scale, **common)
 
 
 def tell(found: list[Words], out: Path) -> None:

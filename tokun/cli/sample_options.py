@@ -6,6 +6,7 @@
     tokun sample --prompt "A ship in a storm" --n 4 --guidance-scale 3
     tokun sample --thing moth --aspect 4:3 --n 4                        by tags and shape, for a model that knows them
     tokun sample --image plate.png --registers plain,poetic             captions of a picture; with --question "…", an answer
+    tokun sample --image scans/ --out drafts                            drafts for a folder: drafts/captions.csv, for prepare --captions
     tokun sample --rewrite "A ship." --register poetic                  a caption in another register
     tokun sample --complete torn.png --keep top --n 4                   complete a part of a picture
     tokun sample --interpolate 42 43 --steps 12 --video                 from one seed to another: a strip, a GIF and an MP4
@@ -215,7 +216,7 @@ def add_directions(parser: argparse.ArgumentParser) -> None:
     """Options for the other directions."""
     add = parser.add_argument
     one = parser.add_mutually_exclusive_group()
-    one.add_argument("--image", type=home_path, metavar="FILE", help="caption a picture")
+    one.add_argument("--image", type=home_path, nargs="+", metavar="FILE", help="caption a picture, several, or those of a folder")
     one.add_argument("--rewrite", metavar="TEXT", help="rewrite a caption in the --register")
     one.add_argument("--complete", type=home_path, metavar="FILE", help="complete the part of a picture given by --keep")
     one.add_argument("--interpolate", type=int, nargs=2, metavar=("A", "B"), help="from seed A to seed B in --steps")

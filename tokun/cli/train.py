@@ -25,6 +25,7 @@ from tokun import planner
 from tokun.cli.commands import data_tool
 from tokun.config import Config, load_config
 from tokun.training import engine
+from tokun.training.codes import encode_shards, require_some_captions
 from tokun.training.health import CTRL_C, Preempted
 from tokun.training.run import Run, lock_out, open_run, write_config
 from tokun.training.stages import stages_of
@@ -56,7 +57,10 @@ def train(config: Config, launched: bool) -> str:
     convert_tables(config)
     run = open_run(config, deepspeed=launched)
     try:
-        for stage in stages_of(config) if not config.grpo.rewards else (train_on_rewards,):
+        stages = stages_of(config) if not config.grpo.rewards else (train_on_rewards,)
+        if encode_shards in stages:
+            require_some_captions(run)
+        for stage in stages:
             stage(run)
             run.stop_if_asked()
         if run.rank == 0:

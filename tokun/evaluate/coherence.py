@@ -89,7 +89,7 @@ def without_tags(model: Tokun, pairs: Sequence[RealPair | Pair], what: str, seed
 
     Under the pair's tags, PMI leaves out what the tags say already: for a rival of another kind they lower both likelihoods.
     """
-    order, others = rivals([tuple(pair.caption_ids) for pair in pairs], seed)
+    _, others = rivals([tuple(pair.caption_ids) for pair in pairs], seed)
     if not others.size:
         return []
     bare = [replace(pair, tags=Tags(register=pair.tags.register, grid=pair.tags.grid)) for pair in pairs]

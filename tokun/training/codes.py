@@ -90,6 +90,12 @@ def codes_tasks(run: Run) -> list[CodesTask]:
     ]
 
 
+def require_some_captions(run: Run) -> None:
+    """`require_captions`, before the image tokenizer's hours, unless the codes are there already."""
+    if not (run.out / "codes" / "codes.json").is_file():
+        require_captions(run.config, _codes_sources(run.config))
+
+
 def _codes_sources(config: Config) -> dict[str, list[Path]]:
     return {"train": data.expand_shards(config.data.train), "val": data.expand_shards(config.data.val) if config.data.val else []}
 

@@ -430,13 +430,15 @@ class GeneratorStage(EngineStage):
         for top in best[:1]:
             weights = self.best.path(top["step"])
             last = self._loss_of(held) if held else float("inf")
-            instead = (
-                f", below the end's {last:.4f}. To sample from it instead:\n{where_to(weights, self.config)}"
-                if top["loss"] < last
-                else f": {weights}"
-            )
             doubt = f" ({self.few})" if self.few else ""
-            run.say(f"generator: lowest held-out loss {top['loss']:.4f} at step {top['step']}{doubt}{instead}")
+            if top["loss"] < last:
+                instead = f", below the end's {last:.4f}. To sample from it instead:\n{where_to(weights, self.config)}"
+                run.say(f"generator: lowest held-out loss {top['loss']:.4f} at step {top['step']}{doubt}{instead}")
+            else:
+                run.say(f"generator: no step had a lower held-out loss than the end's {last:.4f}{doubt}: sample from the end, as above")
+        if self.schedule.stopped_by(self.step) != "steps":
+            share = self.step / self.schedule.steps
+            run.say(f"generator: train.max_minutes ended it after {share:.0%} of its steps; for more, give a larger one and another out=")
 
 
 def where_to(target: Path, config: Config) -> str:

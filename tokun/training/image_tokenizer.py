@@ -27,7 +27,6 @@ from tokun.training.reconstruction import gate, gate_problems, inspect_image_tok
 from tokun.training.resume_settings import (
     GATE_KEYS,
     LOGGING_KEYS,
-    figures_line,
     idle_settings,
     require_same_but_retry,
     started_from,
@@ -49,7 +48,7 @@ def train_image_tokenizer(run: Run) -> Path:
     if record is not None:
         checkpoint.require_same(target, record["settings"], settings)
         run.say(
-            f"image tokenizer: {target} already exists and matches. {figures_line(record['figures'])}{stopped_early(record, train, target)}"
+            f"image tokenizer: {target} already exists and matches. {drawing_line(record['figures'])}{stopped_early(record, train, target)}"
         )
         run.remove_states("image_tokenizer")
         figures = record["figures"]
@@ -95,10 +94,16 @@ def _take_from_start(run: Run, settings: dict[str, Any], target: Path) -> dict[s
     run.tracker.log_image("image_tokenizer/reconstructions", sheet, step=0)
     train, sheet_path = run.config.image_tokenizer_train, target / "reconstructions.png"
     problems = gate_problems(figures, train, model.codebook_size)
-    run.say(f"image tokenizer: from {run.config.start}. {figures_line(figures)}")
     run.say(f"image tokenizer: {verdict(figures, train, sheet_path, problems, pictures=sum(map(len, pictures)))}")
     run.wait()
     return figures
+
+
+def drawing_line(figures: dict[str, float]) -> str:
+    """The figures of reconstructions in words."""
+    return (
+        f"Reconstructions at {figures['psnr']:.1f} dB, {figures['usage']:.0%} of the codes in use (perplexity {figures['perplexity']:.0f})"
+    )
 
 
 def _write(target: Path, model: ImageTokenizer, sheet: Image.Image, record: dict[str, Any]) -> None:
@@ -199,7 +204,7 @@ class ImageTokenizerStage(loop.Stage):
         with loop.averaged(self.model, self.ema):
             figures, sheet = inspect_image_tokenizer(self.model, self.held_out, self.device)
         self._log_held_out(figures, sheet)
-        return figures_line(figures)
+        return drawing_line(figures)
 
     def _log_held_out(self, figures: dict[str, float], sheet: Image.Image) -> None:
         self.run.tracker.log({f"image_tokenizer/val_{name}": value for name, value in figures.items()}, step=self.step)
@@ -244,7 +249,7 @@ class ImageTokenizerStage(loop.Stage):
         self._log_held_out(figures, sheet)
         if skipped:
             run.say(f"image tokenizer: skipped {self.samples.index.skipped_summary()}")
-        run.say(f"image tokenizer: {self.schedule.ended(self.step)}. {figures_line(figures)}")
+        run.say(f"image tokenizer: {self.schedule.ended(self.step)}. {drawing_line(figures)}")
         run.wait()
         return figures
 

@@ -1,0 +1,122 @@
+"""Words for many pictures, by `sample.py --image` with a folder or several files.
+
+    out/words.jsonl    one record per text: image, text, register or "" for an answer, confidence
+    out/captions.csv   file_name, caption and confidence of each picture, to correct by hand; `prepare --captions` reads it
+
+Killed, it loses one picture: the same command goes on.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from PIL import Image
+from tqdm import tqdm
+
+from tokun.utils import checkpoint
+from tokun.utils.errors import BadSample, UserError
+
+if TYPE_CHECKING:
+    from tokun.inference.conditional_generation import Words
+
+LISTED, TABLE, UNFINISHED = "words.jsonl", "captions.csv", ".words.jsonl"
+COLUMNS = ("file_name", "caption", "confidence")
+SHOWN = 10  # pictures whose words are printed
+
+
+def is_one(paths: Sequence[Path]) -> bool:
+    return len(paths) == 1 and not paths[0].is_dir()
+
+
+def pictures_of(paths: Sequence[Path]) -> dict[str, Path]:
+    """{name: file} of the pictures among `paths`: files, and folders with all below them, by their suffixes. Names count from the folder, if it is
+    the only one, as `prepare` counts them. Raises UserError for a path that does not exist, and if there is no picture."""
+    suffixes = readable_suffixes()
+    found: dict[str, Path] = {}
+    for path in paths:
+        if not path.exists():
+            raise UserError(f"--image {path} does not exist: name pictures, or a folder of them")
+        if not path.is_dir():
+            found[path.as_posix()] = path
+            continue
+        for folder, subfolders, names in os.walk(path):
+            subfolders.sort()
+            inside = [Path(folder, name) for name in sorted(names) if Path(name).suffix.lower() in suffixes and not name.startswith(".")]
+            found.update({(one.relative_to(path) if len(paths) == 1 else one).as_posix(): one for one in inside})
+    if not found:
+        raise UserError(f"--image {paths[0]} holds no picture ({', '.join(sorted(suffixes)[:8])} …)")
+    return found
+
+
+def readable_suffixes() -> set[str]:
+    Image.init()
+    return {suffix for suffix, kind in Image.registered_extensions().items() if kind in Image.OPEN and kind not in ("PDF", "EPS")}
+
+
+def caption_pictures(say: Callable[[Path], list[Words]], pictures: dict[str, Path], out: Path, asked: dict[str, Any]) -> None:
+    """Write the words that `say` finds for each picture. `asked`: what decides them; words of an earlier start with the same are kept."""
+    part = out / UNFINISHED
+    asked = json.loads(json.dumps(asked))
+    done = {name: texts for name, texts in earlier(part, asked).items() if name in pictures}
+    unread: dict[str, str] = {}
+    with open(part, "w", encoding="utf-8") as file:
+        for record in ({"asked": asked}, *({"image": name, "words": texts} for name, texts in done.items())):
+            file.write(json.dumps(record, ensure_ascii=False) + "\n")
+        for name, path in tqdm(pictures.items(), desc="words", unit="picture"):
+            if name in done:
+                continue
+            try:
+                done[name] = [asdict(one) | {"confidence": round(one.confidence, 4)} for one in say(path)]
+            except (BadSample, OSError, UserError) as error:
+                if not unread and not done:  # a wrong option fails with the first picture; a broken picture with itself
+                    raise
+                unread[name] = str(error)
+                continue
+            file.write(json.dumps({"image": name, "words": done[name]}, ensure_ascii=False) + "\n")
+            file.flush()
+    texts = [{"image": name, **one} for name in pictures for one in done.get(name, ())]
+    checkpoint.write_text(out / LISTED, "".join(json.dumps(one, ensure_ascii=False) + "\n" for one in texts))
+    part.unlink()
+    tell(done, unread, out)
+
+
+def earlier(part: Path, asked: dict[str, Any]) -> dict[str, list[dict[str, Any]]]:
+    """{picture: its words} of an earlier start that asked the same."""
+    if not part.is_file():
+        return {}
+    records = []
+    for line in part.read_text(encoding="utf-8", errors="replace").splitlines():
+        try:
+            records.append(json.loads(line))
+        except ValueError:  # killed while it was written
+            break
+    if not records or records[0] != {"asked": asked}:
+        return {}
+    return {record["image"]: record["words"] for record in records[1:]}
+
+
+def tell(done: dict[str, list[dict[str, Any]]], unread: dict[str, str], out: Path) -> None:
+    for name, words in list(done.items())[:SHOWN]:
+        print(f"{words[0]['confidence']:.2f}  {name}: {words[0]['text']}")
+    if len(done) > SHOWN:
+        print(f"… and {len(done) - SHOWN:,} more")
+    for name, why in list(unread.items())[:SHOWN]:
+        print(f"left out: {name}: {why}")
+    if len(unread) > SHOWN:
+        print(f"… and {len(unread) - SHOWN:,} more are left out")
+    places = [out / LISTED]
+    if any(words[0]["register"] for words in done.values()):
+        rows = io.StringIO(newline="")
+        writer = csv.writer(rows)
+        writer.writerow(COLUMNS)
+        writer.writerows((name, words[0]["text"], words[0]["confidence"]) for name, words in done.items())
+        checkpoint.write_text(out / TABLE, "\ufeff" + rows.getvalue())  # without the mark, Excel takes it for another encoding
+        places.append(out / TABLE)
+    print(f"confidence, picture, words; all are in {' and '.join(map(str, places))}")
