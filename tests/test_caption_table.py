@@ -160,6 +160,116 @@ def test_registers_alone_are_added_and_the_caption_stays(museum, tmp_path):
 
 
 # ---------------------------------------------------------------------------------------------------------------------
+# cells that hold more than one text
+
+
+SEEN_AND_PRINTED = ["A large snake in a tree.", "Aboma."]
+
+
+@pytest.mark.parametrize("kind", ["jsonl", "parquet", "csv", "tsv"])
+def test_of_a_list_of_texts_the_first_is_the_caption_and_all_are_kept(museum, tmp_path, capsys, kind):
+    """ "plain" was "['A large snake …', 'Aboma.']", as Python writes a list, and `alt` was made of it."""
+    path = tmp_path / f"meta.{kind}"
+    rows = [{"key": "a", "text": SEEN_AND_PRINTED, "poetic": ["Coiled.", "Asleep."]}, {"key": "c", "text": ["Two owls."], "poetic": None}]
+    if kind == "jsonl":
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    elif kind == "parquet":
+        pa, pq = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+        pq.write_table(pa.Table.from_pylist(rows), path)
+    else:  # as pandas writes lists
+        mark = {"csv": ";", "tsv": "\t"}[kind]
+        lines = [mark.join([row["key"], *(str(row[name] or "") for name in ("text", "poetic"))]) for row in rows]
+        path.write_text("\n".join([mark.join(["key", "text", "poetic"]), *lines, ""]))
+    assert main([str(museum), "--from", str(path), "--out", str(tmp_path / "out")]) == 0
+    one, other = records(tmp_path / "out").values()
+    assert one["caption"] == one["captions"]["plain"] == "A large snake in a tree." and one["captions"]["poetic"] == "Coiled."
+    assert one["captions"]["alt"] == "Wood engraving: a large snake in a tree."
+    assert one["captions_all"] == [*SEEN_AND_PRINTED, "Coiled.", "Asleep."]
+    assert other["caption"] == "Two owls." and "captions_all" not in other and "poetic" not in other["captions"]
+    assert "1 row holds several texts in a cell: the first is the caption; all are kept in captions_all" in capsys.readouterr().out
+
+
+def test_texts_that_the_pictures_have_kept_already_stay_in_captions_all(tmp_path):
+    record = {"caption": "A snake.", "captions_all": ["A snake.", "Aboma."]}
+    (tmp_path / "s").mkdir()
+    write_tar(tmp_path / "s/train-00000.tar", {"a.png": picture(), "a.json": json.dumps(record).encode()})
+    path = table(tmp_path / "t.jsonl", json.dumps({"key": "a", "text": ["A boa.", "Aboma.", "Boa"]}) + "\n")
+    merge([tmp_path / "s"], path, tmp_path / "out", Options())
+    assert records(tmp_path / "out")["a"]["captions_all"] == ["A boa.", "Aboma.", "Boa", "A snake."]
+
+
+@pytest.mark.parametrize("odd", [{"en": 1}, 7.5, True, [3, 4]])
+def test_values_that_are_no_text_are_counted_and_never_captions(museum, tmp_path, capsys, odd):
+    rows = [{"key": "a", "caption": odd, "poetic": "The sea.", "kind": odd}, {"key": "c", "caption": "Two owls.", "poetic": odd}]
+    path = table(tmp_path / "t.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
+    assert main([str(museum), "--from", str(path), "--out", str(tmp_path / "out")]) == 0
+    one, other = records(tmp_path / "out").values()
+    assert one["caption"] == "Fig. 3" and one["captions"] == {"poetic": "The sea."} and "subject" not in one
+    assert other["captions"]["plain"] == "Two owls." and "poetic" not in other["captions"]
+    said = capsys.readouterr().out
+    assert f"1 × in column caption, the first in line 1 ({odd!r}): not read" in said
+    assert "1 × in column poetic, the first in line 2" in said and "1 × in column kind, the first in line 1" in said
+
+
+def test_numbers_are_texts_as_in_prepare(museum, tmp_path):
+    path = table(tmp_path / "t.jsonl", json.dumps({"key": "a", "caption": 1871, "kind": 3}) + "\n")
+    merge([museum], path, tmp_path / "out", Options())
+    one = records(tmp_path / "out")["a"]
+    assert one["captions"]["plain"] == "1871" and one["subject"] == "3"
+
+
+def test_captions_by_register_in_one_column_are_read_as_prepare_reads_them(museum, tmp_path, capsys):
+    rows = [
+        {"key": "a", "captions": {"Plain": "A snake.", "era": "Aboma.", "none": 3}, "file_size": 3},
+        {"key": "c", "captions": ["Two owls.", "Owls."], "file_size": 4},
+    ]
+    path = table(tmp_path / "t.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
+    assert main([str(museum), "--from", str(path), "--out", str(tmp_path / "out")]) == 0
+    one, other = records(tmp_path / "out").values()
+    assert {name: one["captions"][name] for name in ("plain", "era")} == {"plain": "A snake.", "era": "Aboma."} and "none" not in one[
+        "captions"
+    ]
+    assert one["caption"] == "A snake." and one["caption_sources"]["era"]["column"] == "captions" and other["caption"] == "Two owls."
+    said = capsys.readouterr().out
+    assert "plain from captions, era from captions" in said and "not read     columns file_size" in said
+
+
+def test_a_column_of_the_caption_comes_before_captions_by_register(museum, tmp_path, capsys):
+    row = {"key": "a", "caption": "A boa.", "captions": {"plain": "A snake.", "era": "Aboma."}}
+    path = table(tmp_path / "t.jsonl", json.dumps(row) + "\n")
+    assert main([str(museum), "--from", str(path), "--out", str(tmp_path / "out")]) == 0
+    one = records(tmp_path / "out")["a"]
+    assert one["caption"] == "A boa." and one["captions"]["era"] == "Aboma." and one["caption_sources"]["plain"]["column"] == "caption"
+    assert "not read" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("rows", "said"),
+    [
+        ([{"key": "a", "text": {"en": 1}}], r"holds no text in text of its 1 rows, but other values: text of line 1 \(\{'en': 1\}\)"),
+        ([{"key": ["a"], "text": "A ship."}], r"line 1: key is \['a'\], which names no picture\. Write one key as text"),
+        (
+            [{"image": {"path": "a.png"}, "text": "A ship."}],
+            r"line 1: image is \{'path': 'a\.png'\}, which names no picture\. Write one path",
+        ),
+    ],
+)
+def test_tables_without_any_text_or_name_are_told_in_one_line(museum, tmp_path, rows, said):
+    path = table(tmp_path / "t.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
+    with pytest.raises(TableError, match=said):
+        merge([museum], path, tmp_path / "out", Options())
+
+
+def test_a_run_that_wrote_lists_as_python_does_is_not_resumed(museum, tmp_path, monkeypatch):
+    path = table(tmp_path / "t.jsonl", json.dumps({"key": "a", "text": SEEN_AND_PRINTED}) + "\n")
+    with monkeypatch.context() as patch:
+        patch.setattr(from_table, "NESTED", from_table.LAYOUT)
+        merge([museum], path, tmp_path / "out", Options())
+    with pytest.raises(UserError, match=r"was started with other inputs \(layout differ\)"):
+        merge([museum], path, tmp_path / "out", Options())
+
+
+# ---------------------------------------------------------------------------------------------------------------------
 # several folders
 
 
