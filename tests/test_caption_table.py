@@ -10,6 +10,7 @@ from data_tools.caption import main
 from data_tools.captioning import described_rows, from_table
 from data_tools.captioning.from_table import Options, merge
 from data_tools.inspect import read_pairs
+from data_tools.pipeline.next_steps import of_registers
 from data_tools.tables import TableError
 from data_tools.text.main_noun import Lexicon
 from tests.kills import kills
@@ -267,6 +268,45 @@ def test_a_run_that_wrote_lists_as_python_does_is_not_resumed(museum, tmp_path, 
         merge([museum], path, tmp_path / "out", Options())
     with pytest.raises(UserError, match=r"was started with other inputs \(layout differ\)"):
         merge([museum], path, tmp_path / "out", Options())
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# what comes next
+
+
+def test_training_on_the_new_folder_is_offered_with_a_word_on_the_registers(museum, tmp_path, capsys):
+    """Questions alone were offered: the captions that had just been merged were not trained on by any printed command."""
+    assert main([str(museum), "--from", str(table(tmp_path / "c.tsv", ROWS)), "--out", str(tmp_path / "out")]) == 0
+    said = capsys.readouterr().out
+    out = tmp_path / "out"
+    assert f"tokun train --config lora start=bundled 'data.train={out}/train-*.tar' 'data.val={out}/val-*.tar' out=runs/mine-lora" in said
+    assert (
+        "Beside plain there are captions of the registers alt, era, poetic: lora trains on the plain captions alone; train.plain_share=0.7"
+        in said
+    )
+    assert said.index("tokun train") < said.index("tokun questions")
+
+
+def test_training_waits_where_most_pictures_have_no_caption_and_where_shards_have_other_names(museum, tmp_path, capsys):
+    shard(tmp_path / "mine", "mine-0.tar", a="")
+    path = table(tmp_path / "t.tsv", "key\tcaption\na\tA ship.\n")
+    assert main([str(tmp_path / "mine"), "--from", str(path), "--out", str(tmp_path / "one")]) == 0
+    assert "tokun train" not in capsys.readouterr().out
+    shard(tmp_path / "few", "train-0.tar", a="", b="", c="")
+    assert main([str(tmp_path / "few"), "--from", str(path), "--keep-undescribed", "--out", str(tmp_path / "two")]) == 0
+    said = capsys.readouterr().out
+    assert "tokun train" not in said and "Train when more of the pictures have captions: 1 of 3 do" in said
+
+
+@pytest.mark.parametrize(
+    ("pictures", "told"),
+    [
+        (100, "lora trains on the plain captions alone; train.plain_share=0.7"),
+        (3_000, "engraving-cpu draws 25% of its samples from all registers"),
+    ],
+)
+def test_the_share_of_the_registers_is_that_of_the_config_which_is_offered(pictures, told):
+    assert told in of_registers(["era"], pictures) and not of_registers([], pictures)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
