@@ -324,6 +324,20 @@ def test_several_captions_beside_a_picture_are_counted_and_those_of_pictures_tha
     assert "1 picture has several captions" in made({**files, **tiny}).said
 
 
+@pytest.mark.parametrize("register", ["plain", "era"])
+def test_what_a_table_replaces_is_kept_and_is_era_where_prepare_was_told_so(made, tmp_path, register):
+    """The guide said that the source text becomes era, which it did not after prepare."""
+    made({"1.png": PICTURES["1.png"], "1.txt": TITLES["1.png"]}, "--register", register)
+    (tmp_path / "t.csv").write_text(f"file_name,description\n1.png,{SEEN['1.png']}\n")
+    assert caption_main([str(tmp_path / "out"), "--from", str(tmp_path / "t.csv"), "--out", str(tmp_path / "new")]) == 0
+    record = pairs(tmp_path / "new")["1.png"][0]
+    earlier = [one["text"] for one in record.get("earlier_captions", [])]
+    assert (
+        record["captions"].get("era") == (TITLES["1.png"] if register == "era" else None) and record["captions"]["plain"] == SEEN["1.png"]
+    )
+    assert earlier == ([] if register == "era" else [TITLES["1.png"]])
+
+
 def test_one_caption_each_is_no_matter(made):
     assert "captions_all" not in made({**PICTURES, "metadata.csv": catalogue(head="file;title;caption;technique")}).said
 

@@ -257,7 +257,7 @@ class Counted:
 def described_record(record: dict[str, Any], row: Described, rows: Rows) -> dict[str, Any]:
     """A pair's record with its row's values and what the rules derive from them.
 
-    `caption` becomes the row's plain caption, if any. The earlier caption becomes register `era` or, if the row has an `era`, moves to
+    `caption` becomes the row's plain caption, if any. The earlier caption becomes register `era` or, if there is an `era` or it was the plain one, moves to
     `earlier_captions`. Of a cell with several texts all are kept in `captions_all`. `caption_sources` states the origin of each: table, printed or rule.
     """
     table = {"source": "table", "model": "", "table": Path(rows.table.name).name, "sha256": rows.fingerprint[:16]}

@@ -8,7 +8,7 @@ A row names its picture by `key` (plus `folder`, the name of the shards' folder,
 `social`, `era`, `alt` keep their names. `kind` (or `subject`) becomes the subject, `thing` the thing; rows with `use` 0 are left
 out. Of a cell with a list of texts the first is the caption; all are kept in `captions_all`. A column `captions` may hold them by register:
 {"plain": "…", "era": "…"}. Rules fill in what the table lacks: `alt` from technique and description, `thing` from the description (text/main_noun.py,
-English), `era` from the earlier caption, if it differs. The pictures' bytes do not change.
+English), `era` from the earlier caption, if it differs and is in no register yet. The pictures' bytes do not change.
 
 Shards of one folder keep their names and order; those of several are shuffled together within each split (train-*, val-*) and written
 as new shards. Each shard is written to a temporary file and renamed, with a stamp (hash) of its inputs: the same command resumes a
