@@ -29,7 +29,7 @@ from data_tools.captioning import from_table, registers
 from data_tools.captioning.caption_results import RECORD
 from data_tools.captioning.run import PREVIEW, caption, preview
 from data_tools.captioning.settings import Settings, Work
-from data_tools.pipeline.next_steps import inspecting, shell
+from data_tools.pipeline.next_steps import after_captions, shell
 from data_tools.tables import QUOTING
 from tokun.utils import console
 from tokun.utils.console import home_path, typed_path
@@ -172,7 +172,9 @@ def main_from_table(args: argparse.Namespace, out: Path) -> int:
     options = from_table.Options(**{name: value for name, value in vars(args).items() if name in from_table.Options.__dataclass_fields__})
     report = from_table.merge(args.shards, args.table, out, options, progress=True)
     print(report.text(out))
-    print(f"Next:\n  {shell('questions', typed_path(out), '--out', typed_path(out.with_name(f'{out.name}-asked')))}")
+    print(after_captions(str(out)))
+    asked = shell("questions", typed_path(out), "--out", typed_path(out.with_name(f"{out.name}-asked")))
+    print(f"Questions and answers on the pictures, by rule, for a training of all weights on the new folder:\n  {asked}")
     return 0
 
 
@@ -206,7 +208,7 @@ def run(args: argparse.Namespace) -> int:
         print(f"caption: WARNING: {told}", file=sys.stderr)
     if report.is_useless():
         return 1
-    print(f"Next:\n{inspecting(str(out))}")
+    print(after_captions(str(out)))
     return 0
 
 

@@ -33,7 +33,7 @@ from data_tools.images.image_ops import OF_OPENCV, opencv
 from data_tools.pipeline.chunks import KEPT, Settings, measure_chunk, rows_name
 from data_tools.pipeline.disk import DiskDict
 from data_tools.pipeline.manifest import MANIFEST, manifest
-from data_tools.pipeline.next_steps import captions_warning, misspelt, steps, write_captions_to_fill
+from data_tools.pipeline.next_steps import captions_warning, misspelt, several_captions, steps, write_captions_to_fill
 from data_tools.pipeline.output import GIVEN, PARTIAL, PUBLISH, RECORD, begin, publish, refuse_guessed_column, refuse_other_shards
 from data_tools.pipeline.refusal import record_refusal
 from data_tools.pipeline.remote_lock import alone_in
@@ -174,8 +174,10 @@ def prepare(
             kept = sum(made["shards"].values())
             told = f"--style {settings.style} replaces the style that {replaced:,} of the {kept:,} pictures kept have of their own"
             notes = (*notes, f"{told}; without --style each keeps its own, if all have one.")
+        if several := tags.get("several"):
+            notes = (*notes, several_captions(str(out), several))
         if leave_out is not None:
-            told = write_captions_to_fill(store, report.manifest_rows(leave_out / MANIFEST))
+            told = write_captions_to_fill(store, report.manifest_rows(leave_out / MANIFEST), given=table)
             notes = (*notes, told) if told else notes
             report.write_report(leave_out, opener=opener(listing))
     return PrepareReport(

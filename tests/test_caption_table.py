@@ -10,6 +10,7 @@ from data_tools.caption import main
 from data_tools.captioning import described_rows, from_table
 from data_tools.captioning.from_table import Options, merge
 from data_tools.inspect import read_pairs
+from data_tools.pipeline.next_steps import of_registers
 from data_tools.tables import TableError
 from data_tools.text.main_noun import Lexicon
 from tests.kills import kills
@@ -157,6 +158,155 @@ def test_registers_alone_are_added_and_the_caption_stays(museum, tmp_path):
     merge([museum], table(tmp_path / "t.tsv", "key\tpoetic\na\tThe sea is up.\n"), tmp_path / "out", Options())
     one = records(tmp_path / "out")["a"]
     assert one["caption"] == "Fig. 3" and one["captions"] == {"poetic": "The sea is up."}
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# cells that hold more than one text
+
+
+SEEN_AND_PRINTED = ["A large snake in a tree.", "Aboma."]
+
+
+@pytest.mark.parametrize("kind", ["jsonl", "parquet", "csv", "tsv"])
+def test_of_a_list_of_texts_the_first_is_the_caption_and_all_are_kept(museum, tmp_path, capsys, kind):
+    """ "plain" was "['A large snake …', 'Aboma.']", as Python writes a list, and `alt` was made of it."""
+    path = tmp_path / f"meta.{kind}"
+    rows = [{"key": "a", "text": SEEN_AND_PRINTED, "poetic": ["Coiled.", "Asleep."]}, {"key": "c", "text": ["Two owls."], "poetic": None}]
+    if kind == "jsonl":
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    elif kind == "parquet":
+        pa, pq = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+        pq.write_table(pa.Table.from_pylist(rows), path)
+    else:  # as pandas writes lists
+        mark = {"csv": ";", "tsv": "\t"}[kind]
+        lines = [mark.join([row["key"], *(str(row[name] or "") for name in ("text", "poetic"))]) for row in rows]
+        path.write_text("\n".join([mark.join(["key", "text", "poetic"]), *lines, ""]))
+    assert main([str(museum), "--from", str(path), "--out", str(tmp_path / "out")]) == 0
+    one, other = records(tmp_path / "out").values()
+    assert one["caption"] == one["captions"]["plain"] == "A large snake in a tree." and one["captions"]["poetic"] == "Coiled."
+    assert one["captions"]["alt"] == "Wood engraving: a large snake in a tree."
+    assert one["captions_all"] == [*SEEN_AND_PRINTED, "Coiled.", "Asleep."]
+    assert other["caption"] == "Two owls." and "captions_all" not in other and "poetic" not in other["captions"]
+    assert "1 row holds several texts in a cell: the first is the caption; all are kept in captions_all" in capsys.readouterr().out
+
+
+def test_texts_that_the_pictures_have_kept_already_stay_in_captions_all(tmp_path):
+    record = {"caption": "A snake.", "captions_all": ["A snake.", "Aboma."]}
+    (tmp_path / "s").mkdir()
+    write_tar(tmp_path / "s/train-00000.tar", {"a.png": picture(), "a.json": json.dumps(record).encode()})
+    path = table(tmp_path / "t.jsonl", json.dumps({"key": "a", "text": ["A boa.", "Aboma.", "Boa"]}) + "\n")
+    merge([tmp_path / "s"], path, tmp_path / "out", Options())
+    assert records(tmp_path / "out")["a"]["captions_all"] == ["A boa.", "Aboma.", "Boa", "A snake."]
+
+
+@pytest.mark.parametrize("odd", [{"en": 1}, 7.5, True, [3, 4]])
+def test_values_that_are_no_text_are_counted_and_never_captions(museum, tmp_path, capsys, odd):
+    rows = [{"key": "a", "caption": odd, "poetic": "The sea.", "kind": odd}, {"key": "c", "caption": "Two owls.", "poetic": odd}]
+    path = table(tmp_path / "t.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
+    assert main([str(museum), "--from", str(path), "--out", str(tmp_path / "out")]) == 0
+    one, other = records(tmp_path / "out").values()
+    assert one["caption"] == "Fig. 3" and one["captions"] == {"poetic": "The sea."} and "subject" not in one
+    assert other["captions"]["plain"] == "Two owls." and "poetic" not in other["captions"]
+    said = capsys.readouterr().out
+    assert f"1 × in column caption, the first in line 1 ({odd!r}): not read" in said
+    assert "1 × in column poetic, the first in line 2" in said and "1 × in column kind, the first in line 1" in said
+
+
+def test_numbers_are_texts_as_in_prepare(museum, tmp_path):
+    path = table(tmp_path / "t.jsonl", json.dumps({"key": "a", "caption": 1871, "kind": 3}) + "\n")
+    merge([museum], path, tmp_path / "out", Options())
+    one = records(tmp_path / "out")["a"]
+    assert one["captions"]["plain"] == "1871" and one["subject"] == "3"
+
+
+def test_captions_by_register_in_one_column_are_read_as_prepare_reads_them(museum, tmp_path, capsys):
+    rows = [
+        {"key": "a", "captions": {"Plain": "A snake.", "era": "Aboma.", "none": 3}, "file_size": 3},
+        {"key": "c", "captions": ["Two owls.", "Owls."], "file_size": 4},
+    ]
+    path = table(tmp_path / "t.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
+    assert main([str(museum), "--from", str(path), "--out", str(tmp_path / "out")]) == 0
+    one, other = records(tmp_path / "out").values()
+    assert {name: one["captions"][name] for name in ("plain", "era")} == {"plain": "A snake.", "era": "Aboma."} and "none" not in one[
+        "captions"
+    ]
+    assert one["caption"] == "A snake." and one["caption_sources"]["era"]["column"] == "captions" and other["caption"] == "Two owls."
+    said = capsys.readouterr().out
+    assert "plain from captions, era from captions" in said and "not read     columns file_size" in said
+
+
+def test_a_column_of_the_caption_comes_before_captions_by_register(museum, tmp_path, capsys):
+    row = {"key": "a", "caption": "A boa.", "captions": {"plain": "A snake.", "era": "Aboma."}}
+    path = table(tmp_path / "t.jsonl", json.dumps(row) + "\n")
+    assert main([str(museum), "--from", str(path), "--out", str(tmp_path / "out")]) == 0
+    one = records(tmp_path / "out")["a"]
+    assert one["caption"] == "A boa." and one["captions"]["era"] == "Aboma." and one["caption_sources"]["plain"]["column"] == "caption"
+    assert "not read" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("rows", "said"),
+    [
+        ([{"key": "a", "text": {"en": 1}}], r"holds no text in text of its 1 rows, but other values: text of line 1 \(\{'en': 1\}\)"),
+        ([{"key": ["a"], "text": "A ship."}], r"line 1: key is \['a'\], which names no picture\. Write one key as text"),
+        (
+            [{"image": {"path": "a.png"}, "text": "A ship."}],
+            r"line 1: image is \{'path': 'a\.png'\}, which names no picture\. Write one path",
+        ),
+    ],
+)
+def test_tables_without_any_text_or_name_are_told_in_one_line(museum, tmp_path, rows, said):
+    path = table(tmp_path / "t.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
+    with pytest.raises(TableError, match=said):
+        merge([museum], path, tmp_path / "out", Options())
+
+
+def test_a_run_that_wrote_lists_as_python_does_is_not_resumed(museum, tmp_path, monkeypatch):
+    path = table(tmp_path / "t.jsonl", json.dumps({"key": "a", "text": SEEN_AND_PRINTED}) + "\n")
+    with monkeypatch.context() as patch:
+        patch.setattr(from_table, "NESTED", from_table.LAYOUT)
+        merge([museum], path, tmp_path / "out", Options())
+    with pytest.raises(UserError, match=r"was started with other inputs \(layout differ\)"):
+        merge([museum], path, tmp_path / "out", Options())
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# what comes next
+
+
+def test_training_on_the_new_folder_is_offered_with_a_word_on_the_registers(museum, tmp_path, capsys):
+    """Questions alone were offered: the captions that had just been merged were not trained on by any printed command."""
+    assert main([str(museum), "--from", str(table(tmp_path / "c.tsv", ROWS)), "--out", str(tmp_path / "out")]) == 0
+    said = capsys.readouterr().out
+    out = tmp_path / "out"
+    assert f"tokun train --config lora start=bundled 'data.train={out}/train-*.tar' 'data.val={out}/val-*.tar' out=runs/mine-lora" in said
+    assert (
+        "Beside plain there are captions of the registers alt, era, poetic: lora trains on the plain captions alone; train.plain_share=0.7"
+        in said
+    )
+    assert said.index("tokun train") < said.index("tokun questions")
+
+
+def test_training_waits_where_most_pictures_have_no_caption_and_where_shards_have_other_names(museum, tmp_path, capsys):
+    shard(tmp_path / "mine", "mine-0.tar", a="")
+    path = table(tmp_path / "t.tsv", "key\tcaption\na\tA ship.\n")
+    assert main([str(tmp_path / "mine"), "--from", str(path), "--out", str(tmp_path / "one")]) == 0
+    assert "tokun train" not in capsys.readouterr().out
+    shard(tmp_path / "few", "train-0.tar", a="", b="", c="")
+    assert main([str(tmp_path / "few"), "--from", str(path), "--keep-undescribed", "--out", str(tmp_path / "two")]) == 0
+    said = capsys.readouterr().out
+    assert "tokun train" not in said and "Train when more of the pictures have captions: 1 of 3 do" in said
+
+
+@pytest.mark.parametrize(
+    ("pictures", "told"),
+    [
+        (100, "lora trains on the plain captions alone; train.plain_share=0.7"),
+        (3_000, "engraving-cpu draws 25% of its samples from all registers"),
+    ],
+)
+def test_the_share_of_the_registers_is_that_of_the_config_which_is_offered(pictures, told):
+    assert told in of_registers(["era"], pictures) and not of_registers([], pictures)
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from data_tools.caption import main as caption_main
 from data_tools.pipeline import next_steps
 from data_tools.pipeline.next_steps import steps
 from data_tools.prepare import main
@@ -290,6 +291,74 @@ def test_drafts_of_the_bundled_model_are_offered_by_commands_that_run(made, tmp_
         "\ufefffile_name,caption,confidence\n" + "".join(f"{name},{caption},0.31\n" for name, caption in SEEN.items()), encoding="utf-8"
     )
     assert main(again) == 0 and made({}, "--captions", str(table)).captions == SEEN
+
+
+# ---- several captions ----------------------------------------------------------------------------------------------------
+
+
+def several(number):
+    return json.dumps({"file_name": f"{number}.png", "text": [SEEN[f"{number}.png"], TITLES[f"{number}.png"]]})
+
+
+def test_pictures_with_several_captions_are_told_with_the_way_to_train_on_all_of_them(made, tmp_path):
+    """The second of each was stored, trained by nobody and mentioned nowhere."""
+    rows = "\n".join([several(1), several(2), json.dumps({"file_name": "3.png", "text": SEEN["3.png"]}), ""])
+    found = made({**{name: PICTURES[name] for name in ("1.png", "2.png", "3.png")}, "metadata.jsonl": rows})
+    assert found.captions == {name: SEEN[name] for name in ("1.png", "2.png", "3.png")}
+    assert (
+        "2 pictures have several captions: the first is the caption, the others are kept in captions_all and not trained on" in found.said
+    )
+    assert "a column for each register (plain: what is seen; era: a printed title" in found.said
+    merged = next(shlex.split(line) for line in found.said.splitlines() if "registers.csv" in line)
+    registers = tmp_path / "registers.csv"
+    registers.write_text("file_name,plain,era\n" + "".join(f"{name},{SEEN[name]},{TITLES[name]}\n" for name in ("1.png", "2.png", "3.png")))
+    assert caption_main([str(registers) if one == "registers.csv" else one for one in merged[2:]]) == 0
+    assert {path: record["captions"]["era"] for path, (record, _) in pairs(tmp_path / "out-captioned").items()} == {
+        name: TITLES[name] for name in ("1.png", "2.png", "3.png")
+    }
+
+
+def test_several_captions_beside_a_picture_are_counted_and_those_of_pictures_that_are_left_out_are_not(made):
+    files = {"1.png": PICTURES["1.png"], "1.json": json.dumps({"captions": ["A moth on a leaf.", "A large moth."]})}
+    tiny = {"2.png": image(2, size=(20, 20)), "2.json": json.dumps({"captions": ["A ship at sea.", "A ship."]})}
+    assert "1 picture has several captions" in made({**files, **tiny}).said
+
+
+@pytest.mark.parametrize("register", ["plain", "era"])
+def test_what_a_table_replaces_is_kept_and_is_era_where_prepare_was_told_so(made, tmp_path, register):
+    """The guide said that the source text becomes era, which it did not after prepare."""
+    made({"1.png": PICTURES["1.png"], "1.txt": TITLES["1.png"]}, "--register", register)
+    (tmp_path / "t.csv").write_text(f"file_name,description\n1.png,{SEEN['1.png']}\n")
+    assert caption_main([str(tmp_path / "out"), "--from", str(tmp_path / "t.csv"), "--out", str(tmp_path / "new")]) == 0
+    record = pairs(tmp_path / "new")["1.png"][0]
+    earlier = [one["text"] for one in record.get("earlier_captions", [])]
+    assert (
+        record["captions"].get("era") == (TITLES["1.png"] if register == "era" else None) and record["captions"]["plain"] == SEEN["1.png"]
+    )
+    assert earlier == ([] if register == "era" else [TITLES["1.png"]])
+
+
+def test_one_caption_each_is_no_matter(made):
+    assert "captions_all" not in made({**PICTURES, "metadata.csv": catalogue(head="file;title;caption;technique")}).said
+
+
+# ---- the table to fill in ------------------------------------------------------------------------------------------------
+
+
+def test_a_table_to_fill_in_is_removed_once_nothing_is_missing_unless_somebody_wrote_into_it(made, tmp_path):
+    """It stayed, with its empty rows, and said that captions were missing which were there."""
+    filled = tmp_path / "out" / "captions.csv"
+    words = {name.replace("png", "txt"): seen for name, seen in SEEN.items()}
+    made({**PICTURES, "1.txt": words["1.txt"]})
+    assert filled.read_text("utf-8-sig").split() == ["file_name,caption", *(f"{number}.png," for number in range(2, 6))]
+    assert made({name: words[name] for name in words if name != "5.txt"}, "--overwrite").status == 0 and filled.exists()
+    assert made(words, "--overwrite").captions == SEEN and not filled.exists()
+    for worked_on in ("file_name,caption\n1.png,A moth.\n2.png,\n", "file_name,caption,note\n2.png,,box 3\n", "file_name,caption\n1.png\n"):
+        filled.write_text(worked_on)
+        assert made({}, "--overwrite").status == 0 and filled.read_text() == worked_on
+    filled.write_text("file_name,caption\n2.png,\n")
+    made({}, "--overwrite", "--captions", str(filled))
+    assert filled.exists(), "the command that names it can be typed again"
 
 
 # ---- what is held out ----------------------------------------------------------------------------------------------------

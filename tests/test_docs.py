@@ -5,6 +5,7 @@ Whether options, config keys and names in Python exist at all is looked at by te
 
 import functools
 import io
+import json
 import os
 import re
 import shlex
@@ -18,7 +19,9 @@ import pytest
 import yaml
 from PIL import Image
 
-from data_tools import toy
+from data_tools import caption, prepare, toy
+from data_tools.inspect import read_pairs
+from data_tools.readers.words import MORE
 from docs import _site
 from tests.test_messages import ROOT, SECTIONS
 from tokun.cli.commands import COMMANDS
@@ -356,6 +359,37 @@ def bash_after(page, heading):
 
 
 @pytest.mark.slow
+def test_the_page_of_formats_names_every_key_that_a_samples_json_can_hold(tmp_path):
+    """`captions_all` and `earlier_captions` stood in the JSON and on no page."""
+    pytest.importorskip("pyarrow.parquet", reason="pip install -e '.[data]'")
+    (tmp_path / "in").mkdir()
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (96, 96), np.uint8)).save(tmp_path / "in" / "a.png")
+    said = {name: f"The {name}" for name in (*MORE, "subject", "style", "license", "source_url")}
+    texts = {"caption": ["A <b>snake</b>.", "A &amp; boa."], "captions": {"era": "<i>Aboma</i>"}}
+    (tmp_path / "in" / "a.json").write_text(json.dumps({**said, **texts}))
+    command = ["--style", "engraving", "--keep-ambiguous", "--workers", "1", "--val", "0", "--out"]
+    assert prepare.main([str(tmp_path / "in"), *command, str(tmp_path / "out")]) == 0
+    (tmp_path / "t.csv").write_text("file_name,plain,era,poetic\na.png,A long snake.,Boa.,Coiled.\n")
+    assert caption.main([str(tmp_path / "out"), "--from", str(tmp_path / "t.csv"), "--out", str(tmp_path / "new")]) == 0
+    keys = {key for shard in tmp_path.glob("*/*.tar") for pair in read_pairs(shard, []) for key in json.loads(pair.members["json"])}
+    assert {"captions_all", "earlier_captions", "raw_captions_all", "caption_sources"} <= keys
+    page = (ROOT / "docs/reference/formats.md").read_text(encoding="utf-8").partition("`KEY.json`, as")[2].partition("\n## ")[0]
+    others = {
+        "caption_failures",
+        "caption_source",
+        "questions",
+        "thing",
+        "folder",
+        "folder_key",
+        "gutenberg_id",
+        "caption_origin",
+        "crop",
+        "status",
+        "reason",
+    }
+    assert not {key for key in keys | set(MORE) | others if f"`{key}`" not in page}
+
+
 def test_the_readmes_three_commands_for_data_run(tmp_path):
     (tmp_path / "my_pictures").mkdir()
     for number in range(8):

@@ -671,14 +671,14 @@ def test_the_suggested_commands_for_pictures_without_captions_run_as_they_stand(
         return [words[words.index("prepare") + 1 :] for words in map(shlex.split, told.out.splitlines()) if "prepare" in words]
 
     assert main(["pictures", "--style", "engraving", "--out", "out/"]) == 1
-    by_hand, by_model = suggested()
-    assert "--overwrite" not in by_hand + by_model, "nothing is there to be lost"
+    by_hand, from_drafts, by_model = suggested()
+    assert "--overwrite" not in by_hand + from_drafts + by_model, "nothing is there to be lost"
     for named in ("out", "out/train-*.tar"):
         with pytest.raises(FileNotFoundError, match=r"prepare kept no picture there, and out/report.html says why"):
             expand_shards(named)
     if "model" in way:
         assert main(by_model) == 0 and [record["caption"] for record, _ in pairs(Path("out")).values()] == [""]
-        (by_hand,) = suggested()
+        by_hand, _ = suggested()
     Path("out/captions.csv").write_text("file_name,caption\nscan 1.png,A wolf.\n")
     assert main(by_hand) == 0
     assert [record["caption"] for record, _ in pairs(Path("out")).values()] == ["A wolf."]

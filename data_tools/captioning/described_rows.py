@@ -14,13 +14,14 @@ from data_tools.captioning import registers
 from data_tools.captioning.captioned_shards import new_record, read_record
 from data_tools.inspect import IMAGE_EXTENSIONS, StoredPair
 from data_tools.pipeline.disk import DiskDict
-from data_tools.tables import CAPTION_COLUMNS, PATH_COLUMNS, Table, TableError, caption_column, caption_of, read_table
-from data_tools.text.captions import plain_text
+from data_tools.readers.words import kebab, listed_in, odd_caption, texts_in
+from data_tools.tables import CAPTION_COLUMNS, PATH_COLUMNS, Table, TableError, caption_column, read_table
 from data_tools.text.main_noun import Lexicon
 from tokun.data.captions import gist, is_label, plain_of
 from tokun.utils.errors import UserError
 
 KEY_COLUMNS = ("key", "__key__")
+OBJECTS = "captions"  # a column that may hold {register: text}, as in a pair's record
 KINDS = ("kind", "subject")
 NO = frozenset({"0", "0.0", "false", "no"})
 PATHS_IN_RECORD = ("path", "source_file", "file_name")
@@ -98,6 +99,10 @@ class Described:
     thing: str
     where: str
     """Folder and key, or path, as in the row."""
+    columns: dict[str, str] = field(default_factory=dict)
+    """register -> the column that its text is read from"""
+    several: tuple[str, ...] = ()
+    """All texts of cells that hold several; the first of each is in `texts`."""
 
 
 @dataclass
@@ -112,15 +117,26 @@ class Rows:
     by_name: DiskDict = field(default_factory=DiskDict)  # last part of a path -> [paths]
     lexicon: Lexicon = field(default_factory=lambda: Lexicon(Counter(), Counter(), Counter()))
     things: frozenset[str] = frozenset()
+    sources: dict[str, str] = field(default_factory=dict)
+    """register -> the column that it is read from"""
+    odd: Counter[str] = field(default_factory=Counter)
+    """Cells that are neither text nor a list of texts, by column."""
+    first_odd: dict[str, str] = field(default_factory=dict)
+    """The first of each column, with its line."""
+    several: int = 0
+    """Rows with several texts in one cell."""
+    nested: bool = False
+    """Whether any cell is more than text: a list, an object, a number with a point."""
 
     @classmethod
     def read(cls, path: Path, options: Options) -> Rows:
-        """Raises TableError if the table cannot be read, or two rows name the same picture."""
+        """Raises TableError if the table cannot be read, two rows name the same picture, or there are values in place of texts in every row."""
         table = read_table(path, encoding=options.encoding, quoting=options.quoting)
         columns = Columns.of(table, options.caption_column)
         rows = cls(table, columns, hashlib.sha256(path.read_bytes()).hexdigest())
         for row in table:
             rows.add(row.line, row.values)
+        rows.refuse_without_text()
         rows.lexicon = Lexicon.learn(plain for one in rows.by_id.values() if (plain := one.texts.get("plain")))
         found = Counter(rows.thing_of(one) for one in rows.by_id.values() if one.use)
         rows.things = frozenset(thing for thing, count in found.items() if thing and (columns.thing or count >= options.min_things))
@@ -133,19 +149,62 @@ class Rows:
             raise TableError(
                 f"{self.table.name}, line {line}: {c.keys or c.paths} is empty, so the picture is unknown. Fill it in, or remove the row"
             )
+        if isinstance(name, (list, tuple, dict, bool)):
+            raise TableError(
+                f"{self.table.name}, line {line}: {c.keys or c.paths} is {name!r:.60}, which names no picture. Write one {'key' if c.keys else 'path'} as text"
+            )
         name = str(name) if c.keys else clean_path(str(name))
         where = f"{values[c.folder]}/{name}" if c.folder and values[c.folder] is not None else name
         if before := self.by_id.get(where):
             raise TableError(
                 f"{self.table.name}, lines {before.line} and {line} are both about {where}: keep one row per picture, with a column for each register"
             )
-        texts = {register: text for register, column in c.texts.items() if (text := plain_text(str(caption_of(values[column]) or "")))}
+        found = self.texts_of(line, values)
+        columns = {register: column for register, (column, _) in found.items()}
+        self.sources = {**columns, **self.sources}
         use = str(values.get("use", 1)).strip().lower() not in NO
-        kind, thing = (str(values[column]).strip() if column and values[column] is not None else "" for column in (c.kind, c.thing))
-        self.by_id[where] = Described(line, use, texts, kind, thing, where)
+        kind, thing = ("".join(self.cell(line, values, column)[:1]) if column else "" for column in (c.kind, c.thing))
+        several = dict.fromkeys(text for _, texts in found.values() if len(texts) > 1 for text in texts)
+        self.several += bool(several)
+        texts = {register: texts[0] for register, (_, texts) in found.items()}
+        self.by_id[where] = Described(line, use, texts, kind, thing, where, columns, tuple(several))
         if c.paths:
             last = where.rpartition("/")[2]
             self.by_name[last] = [*self.by_name.get(last, []), where]
+
+    def texts_of(self, line: int, values: dict[str, Any]) -> dict[str, tuple[str, list[str]]]:
+        """{register: (column, its texts)} of a row. A cell holds a text or a list of texts; the column `captions` may hold them by register."""
+        found, inside = {}, values.get(OBJECTS)
+        if isinstance(inside, dict):
+            self.nested = True
+            there = {kebab(str(name)): value for name, value in inside.items() if isinstance(value, str)}
+            found = {register: (OBJECTS, texts) for register, value in there.items() if (texts := texts_in(value))}
+        for register, column in self.columns.texts.items():
+            if not (column == OBJECTS and found) and (texts := self.cell(line, values, column)):
+                found[register] = column, texts
+        return found
+
+    def cell(self, line: int, values: dict[str, Any], column: str) -> list[str]:
+        """The texts of a cell. Counts a value that is neither text nor a list of texts."""
+        value = values[column]
+        texts = list(dict.fromkeys(texts_in(value)))
+        self.nested |= value is not None and (
+            not isinstance(value, (str, int)) or (isinstance(value, str) and listed_in(value) is not value)
+        )
+        if not texts and (odd := odd_caption(values, column)):
+            self.nested = True
+            self.odd[column] += 1
+            self.first_odd.setdefault(column, f"line {line} ({odd})")
+        return texts
+
+    def refuse_without_text(self) -> None:
+        if not self.odd or any(row.texts for row in self.by_id.values()):
+            return
+        told = ", ".join(f"{column} of {self.first_odd[column]}" for column in self.odd)
+        raise TableError(
+            f"{self.table.name} holds no text in {' and '.join(self.columns.texts.values())} of its {len(self.table):,} rows, but other values: {told}. "
+            "Write the texts into columns of their own, or name a column of text with --caption-column"
+        )
 
     def thing_of(self, row: Described) -> str:
         return row.thing or (self.lexicon.thing(row.texts["plain"]) if "plain" in row.texts else "")
@@ -198,11 +257,11 @@ class Counted:
 def described_record(record: dict[str, Any], row: Described, rows: Rows) -> dict[str, Any]:
     """A pair's record with its row's values and what the rules derive from them.
 
-    `caption` becomes the row's plain caption, if any. The earlier caption becomes register `era` or, if the row has an `era`, moves to
-    `earlier_captions`. `caption_sources` states the origin of each: table, printed or rule.
+    `caption` becomes the row's plain caption, if any. The earlier caption becomes register `era` or, if there is an `era` or it was the plain one, moves to
+    `earlier_captions`. Of a cell with several texts all are kept in `captions_all`. `caption_sources` states the origin of each: table, printed or rule.
     """
     table = {"source": "table", "model": "", "table": Path(rows.table.name).name, "sha256": rows.fingerprint[:16]}
-    captions = {name: {"text": text, **table, "column": rows.columns.texts[name]} for name, text in row.texts.items()}
+    captions = {name: {"text": text, **table, "column": row.columns[name]} for name, text in row.texts.items()}
     printed = record["caption"].strip() if isinstance(record.get("caption"), str) else ""
     there = found if isinstance(found := record.get("captions"), dict) else {}
     plain = row.texts.get("plain", "")
@@ -217,6 +276,9 @@ def described_record(record: dict[str, Any], row: Described, rows: Rows) -> dict
             tree["earlier_captions"] = [*tree.get("earlier_captions", []), {"register": "caption", "text": printed, "source": None}]
         tree["caption"] = plain
         tree.pop("caption_source", None)
+    if row.several:
+        before = found if isinstance(found := record.get("captions_all"), list) else []
+        tree["captions_all"] = list(dict.fromkeys([*row.several, *(text for text in before if isinstance(text, str))]))
     if row.kind:
         tree["subject"] = row.kind
     if (thing := rows.thing_of(row)) in rows.things:

@@ -6,8 +6,9 @@
 A row names its picture by `key` (plus `folder`, the name of the shards' folder, if several hold the same keys) or by path
 (`file_name`, `path` …, as recorded by `prepare` or as in the shard). Columns are registers: the caption column is `plain`; `poetic`,
 `social`, `era`, `alt` keep their names. `kind` (or `subject`) becomes the subject, `thing` the thing; rows with `use` 0 are left
-out. Rules fill in what the table lacks: `alt` from technique and description, `thing` from the description (text/main_noun.py,
-English), `era` from the earlier caption, if it differs. The pictures' bytes do not change.
+out. Of a cell with a list of texts the first is the caption; all are kept in `captions_all`. A column `captions` may hold them by register:
+{"plain": "…", "era": "…"}. Rules fill in what the table lacks: `alt` from technique and description, `thing` from the description (text/main_noun.py,
+English), `era` from the earlier caption, if it differs and is in no register yet. The pictures' bytes do not change.
 
 Shards of one folder keep their names and order; those of several are shuffled together within each split (train-*, val-*) and written
 as new shards. Each shard is written to a temporary file and renamed, with a stamp (hash) of its inputs: the same command resumes a
@@ -38,7 +39,7 @@ from tokun.utils.errors import UserError, reading
 from tokun.utils.files import write_text
 from tokun.utils.lock import alone_in
 
-LAYOUT = 2  # version of the output, part of the stamp
+LAYOUT, NESTED = 2, 3  # version of the output, part of the stamp: of a table of texts, and of one that holds lists or other values, too
 NAMED = 3  # left-out items named in the report; left-out.jsonl lists all
 
 
@@ -59,6 +60,9 @@ class MergeReport:
     read_as: str = ""
     columns: dict[str, str] = field(default_factory=dict)
     unused_columns: list[str] = field(default_factory=list)
+    several: int = 0
+    no_text: dict[str, int] = field(default_factory=dict)
+    first_no_text: dict[str, str] = field(default_factory=dict)
     alike: str = ""
     damaged: list[str] = field(default_factory=list)
     named: dict[str, list[str]] = field(default_factory=dict)
@@ -73,6 +77,13 @@ class MergeReport:
         ]
         if self.unused_columns:
             lines.append(f"{'not read':<12} columns {', '.join(self.unused_columns)}")
+        if self.several:
+            told = "row holds several texts in a cell" if self.several == 1 else "rows hold several texts in a cell"
+            lines.append(
+                f"{'several':<12} {self.several:,} {told}: the first is the caption; all are kept in captions_all, and not trained on"
+            )
+        for column, count in self.no_text.items():
+            lines.append(f"{'no text':<12} {count:,} × in column {column}, the first in {self.first_no_text[column]}: not read")
         for reason, count in self.left_out.items():
             some = ", ".join(self.named[reason]) + (" …" if count > len(self.named[reason]) else "")
             lines.append(f"{'left out':<12} {count:,} × {reason}: {some}")
@@ -110,8 +121,9 @@ def merge(paths: Iterable[str | Path], table: Path, out: Path, options: Options,
 
 def report_of(plan: MergePlan, rows: Rows) -> MergeReport:
     report = MergeReport(
-        Path(rows.table.name).name, len(rows.table), plan.pictures, len(plan.key), read_as=rows.table.how, columns=rows.columns.texts,
-        unused_columns=list(rows.columns.unused), damaged=plan.damaged, things=len({one.thing for one in plan.told} - {""}),
+        Path(rows.table.name).name, len(rows.table), plan.pictures, len(plan.key), read_as=rows.table.how,
+        columns={**rows.columns.texts, **rows.sources}, unused_columns=[name for name in rows.columns.unused if name not in rows.sources.values()],
+        several=rows.several, no_text=dict(rows.odd), first_no_text=rows.first_odd, damaged=plan.damaged, things=len({one.thing for one in plan.told} - {""}),
         with_thing=sum(bool(one.thing) for one in plan.told), subjects=len({one.subject for one in plan.told} - {""}),
     )  # fmt: skip
     counted = Counter(name for one in plan.told for name in one.registers)
@@ -146,7 +158,7 @@ def begin(out: Path, shards: list[Path], rows: Rows, options: Options) -> None:
     """Record what this folder is made from. Raises UserError if it was made from something else."""
     state = out / STATE / "from.json"
     settings = {
-        "layout": LAYOUT, "table": Path(rows.table.name).name, "sha256": rows.fingerprint, **asdict(options),
+        "layout": layout(rows), "table": Path(rows.table.name).name, "sha256": rows.fingerprint, **asdict(options),
         "shards": [[shard.resolve().parent.name, shard.name, shard.stat().st_size] for shard in shards],
     }  # fmt: skip
     if state.exists():
@@ -159,6 +171,10 @@ def begin(out: Path, shards: list[Path], rows: Rows, options: Options) -> None:
             )
     else:
         write_text(state, json.dumps(settings, indent=1) + "\n")
+
+
+def layout(rows: Rows) -> int:
+    return NESTED if rows.nested else LAYOUT
 
 
 def write_all(folder: Folder, plan: MergePlan, rows: Rows, options: Options, report: MergeReport, *, progress: bool) -> None:
@@ -184,7 +200,7 @@ def write_all(folder: Folder, plan: MergePlan, rows: Rows, options: Options, rep
         for name, numbers in plan.outputs(options):
             path, stamp_path = folder.out / name, folder.stamp(Path(name))
             members = [[plan.folders[plan.shard[n]], plan.key[n], plan.places[n][1].hex()] for n in numbers]
-            stamp = sha256(json.dumps([LAYOUT, rows.fingerprint, asdict(options), prefixed, members]))
+            stamp = sha256(json.dumps([layout(rows), rows.fingerprint, asdict(options), prefixed, members]))
             if path.exists() and stamp_path.exists() and stamp_path.read_text() == stamp:
                 bar.update(len(numbers))
             else:

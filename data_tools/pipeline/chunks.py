@@ -147,6 +147,8 @@ class FileResult:
     """Whether it has a style of its own, which --style replaces."""
     technique: bool = False
     """Whether it has a technique."""
+    several: bool = False
+    """Whether it has several captions."""
     start: int = 0
     """Offset in the chunk's data and the lengths of the picture and of its JSON, which follows it; all 0 if it is not kept."""
     image_bytes: int = 0
@@ -170,7 +172,7 @@ class Chunk:
     """The store for the rows and the data."""
 
 
-ROWS = 4  # version of what a row holds, with its JSON
+ROWS = 5  # version of what a row holds, with its JSON
 
 
 def rows_name(number: int) -> str:
@@ -307,6 +309,7 @@ def judge(one: Opened, settings: Settings, found: Found) -> Judged:
         source_url=words.source_url,
         own_style=own_style not in ("", style),
         technique=bool(words.more.get("technique")),
+        several=bool(words.more.get("captions_all")),
     )
     return Judged(row, one.image, words, caption, style, one.crop)
 

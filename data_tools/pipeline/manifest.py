@@ -26,7 +26,7 @@ FIELDS = (
 ROW_GROUP = 1024  # rows in memory at a time
 
 
-TAGS = ("own_style", "technique")
+TAGS = ("own_style", "technique", "several")
 """Fields of a row that are counted, and not written."""
 
 

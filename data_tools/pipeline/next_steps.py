@@ -10,6 +10,7 @@ import math
 import posixpath
 import shlex
 import sys
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,8 @@ from data_tools.readers.listing import NOTHING, Guess, Listing, shown
 from data_tools.tables import CAPTION_COLUMNS, PATH_COLUMNS, TableError, read_table, separator_in
 from tokun.cli.commands import COMMANDS
 from tokun.config import load_config
-from tokun.data.captions import Texts, alike, titles
+from tokun.data.captions import Texts, alike, plain_of, titles
+from tokun.data.shards import IMAGE_SUFFIXES, ShardIndex
 from tokun.inference.folders import BUNDLED, VOCABULARY
 from tokun.tokenizers.wordings import fitting_tag
 from tokun.utils.console import typed_path
@@ -84,14 +86,18 @@ def lacks_caption(row: Mapping[str, Any]) -> bool:
     return row["reason"] == NO_CAPTION or bool(row["shard"] and not row["caption"])
 
 
-def write_captions_to_fill(out: Store, rows: Iterable[Mapping[str, Any]]) -> str:
+def write_captions_to_fill(out: Store, rows: Iterable[Mapping[str, Any]], *, given: Path | None = None) -> str:
     """Write OUT/captions.csv with a line for each picture that lacks a caption. Returns a message if that is impossible, else "".
 
-    A table that somebody has worked on keeps all of its text; names that it lacks are appended. It begins with a byte order mark, without which
+    A table that somebody has worked on keeps all of its text; names that it lacks are appended. One that nobody has, and of which no picture
+    lacks a caption any more, is removed, unless it was `given`. It begins with a byte order mark, without which
     Excel takes it for another encoding.
     """
     names = [row["path"] for row in rows if lacks_caption(row)]
     if not names:
+        is_given = given is not None and given.resolve() == out.path(CAPTIONS).resolve()
+        if out.exists(CAPTIONS) and not is_given and is_untouched(out.read(CAPTIONS)):
+            out.remove(CAPTIONS)
         return ""
     text, columns, name_column = "", HEAD, HEAD[0]
     if out.exists(CAPTIONS):
@@ -103,12 +109,21 @@ def write_captions_to_fill(out: Store, rows: Iterable[Mapping[str, Any]]) -> str
             return f"{out}/{CAPTIONS} cannot be read, so it is not changed: {error}"
         except StopIteration:
             return f"{out}/{CAPTIONS} names no pictures, so it is not changed: its columns are {', '.join(table.columns)}"
-        if table.columns != HEAD or any(row.values["caption"] for row in table):
+        if not is_untouched(data):
             there = {row.values[name_column] for row in table}
             text, columns, names = data.decode("utf-8-sig"), table.columns, [name for name in names if name not in there]
     if names:
         out.write(CAPTIONS, appended(text, columns, name_column, names).encode("utf-8-sig", "replace"))
     return ""
+
+
+def is_untouched(data: bytes) -> bool:
+    """Whether a table to fill in is as it was written: of two columns, and without any caption."""
+    try:
+        table = read_table(CAPTIONS, open_file=lambda: io.BytesIO(data))
+    except TableError:
+        return False
+    return table.columns == HEAD and not any(row.values["caption"] for row in table)
 
 
 def appended(text: str, columns: Sequence[str], name_column: str, names: Iterable[str]) -> str:
@@ -165,11 +180,69 @@ def steps(
             )
         parts.append("Next:\n" + training(out, captioned, val=val, techniques=bool(techniques), command=command, side=side))
     elif captioned:
-        parts.append(
-            f"Train when more of the pictures have captions: {captioned:,} of {captioned + missing:,} do. To look at the shards as they are:\n"
-            + inspecting(out)
-        )
+        parts.append(too_few(out, captioned, captioned + missing))
     return "\n".join(parts)
+
+
+def too_few(out: str, captioned: int, pictures: int) -> str:
+    told = f"Train when more of the pictures have captions: {captioned:,} of {pictures:,} do. To look at the shards as they are:"
+    return f"{told}\n{inspecting(out)}"
+
+
+def after_captions(out: str) -> str:
+    """What to do with captioned shards: look at them and train, with a word on their registers. Reads an even subsample of their records."""
+    shards = {
+        split: ShardIndex(paths, one_of=IMAGE_SUFFIXES) for split in ("train", "val") if (paths := sorted(Path(out).glob(f"{split}-*.tar")))
+    }
+    records = [record for index in shards.values() if len(index) for record in index.some_records() if record is not None]
+    captioned = [record for record in records if plain_of(record)]
+    pictures = sum(map(len, shards.values()))
+    if "train" not in shards or not captioned:
+        return f"Next:\n{inspecting(out)}"
+    count = round(pictures * len(captioned) / len(records))
+    if count < FEW * pictures:
+        return too_few(out, count, pictures)
+    lines = training(
+        typed_path(out), count, val=len(shards.get("val", ())), techniques=any(record.get("technique") for record in captioned)
+    )
+    return "\n".join(filter(None, [f"Next:\n{lines}", of_registers(registers_of(captioned), count)]))
+
+
+def registers_of(records: Iterable[Mapping[str, Any]]) -> list[str]:
+    """The registers in which these records have captions besides the plain one, the most frequent first."""
+    counts = Counter(
+        name
+        for record in records
+        if isinstance(there := record.get("captions"), dict)
+        for name, text in there.items()
+        if text and name != "plain"
+    )
+    return [name for name, _ in counts.most_common()]
+
+
+def of_registers(others: Sequence[str], pictures: int) -> str:
+    """A word on captions of other registers than plain: how many of the samples draw from them, and the setting; "" if there are none."""
+    if not others:
+        return ""
+    name = config("lora" if pictures <= FEW_PICTURES else "engraving-cpu")
+    share = load_config(name).train.plain_share
+    drawn = "trains on the plain captions alone" if share == 1 else f"draws {1 - share:.0%} of its samples from all registers"
+    way_out = (
+        "train.plain_share=0.7 on the line of train draws three samples in ten from all registers"
+        if share == 1
+        else "train.plain_share=… changes that"
+    )
+    return f"Beside plain there are captions of the registers {', '.join(others)}: {name} {drawn}; {way_out}."
+
+
+def several_captions(out: str, pictures: int) -> str:
+    """A note on pictures with several captions, and the way to train on all of them."""
+    out, one = typed_path(out), pictures == 1
+    return (
+        f"{pictures:,} picture{' has' if one else 's have'} several captions: the first is the caption, the others are kept in captions_all and not "
+        "trained on. To train on them, write a table with file_name and a column for each register (plain: what is seen; era: a printed title; "
+        f"poetic, social, alt), and merge it:\n  {shell('caption', out, '--from', 'registers.csv', '--out', f'{out}-captioned')}"
+    )
 
 
 def much_held_out(command: Sequence[str], *, val: int, kept: int) -> str:
