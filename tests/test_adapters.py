@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import shutil
 from pathlib import Path
@@ -15,6 +16,7 @@ from tests.fixtures import random_generator
 from tests.small_runs import needs, write_config
 from tokun.config import GeneratorConfig, from_dict, load_config
 from tokun.inference import adapters, decoder
+from tokun.inference.description import describe, of_model, title
 from tokun.inference.model import Tokun
 from tokun.models.generator import make_generator
 from tokun.tokenizers import sequences
@@ -220,14 +222,37 @@ def test_an_adapter_that_names_its_new_tags_twice_as_earlier_ones_do_is_read(bas
     assert adapters.read(folder).new_tags == ("<style:lithograph>",)
 
 
-def test_a_checkpoint_written_with_an_adapter_in_use_has_its_bases_card_and_says_what_was_merged(base, tmp_path):
+BASE_CARD = "---\nlicense: apache-2.0\ntags: [tokun, ships]\n---\n\n# Ships\n\nDraws ships.\n\n## Figures\n\n| figure | value |\n| --- | --- |\n| PSNR | 16.9 dB |\n"
+
+
+def test_a_merged_model_has_a_card_of_its_own_and_its_bases_below_a_heading_that_says_so(base, tmp_path):
+    """The base's card was handed on as the merged model's own, with the base's data, recipe and figures; one line far below named the adapter."""
     model = tokun.load(base, adapter=made(base, tmp_path / "mine"))
-    model.base.card, model.card = "# The base\n", "# An adapter, for peft\n"
+    model.base.card = BASE_CARD
+    model.adapters["mine"] = dataclasses.replace(
+        model.adapters["mine"],
+        card="---\nlicense: cc-by-4.0\n---\n\n# mine\n\nTrained on 40 pictures. It changes the base **/home/anna/x** and no other.\n\n## Figures\n\n| figure | value |\n| - | - |\n| nats | 4.1 |\n",
+    )
     model.save_pretrained(tmp_path / "merged")
-    card = tokun.load(tmp_path / "merged").card
-    assert card.startswith("# The base\n\n## Merged adapter\n\nmine: LoRA of rank 2, alpha 4, on ") and "for peft" not in card
+    card, told = tokun.load(tmp_path / "merged").card, describe(tmp_path / "merged")
+    assert told.name == title(card) == "Ships, with the adapter mine merged in" and (told.figures, told.license) == (
+        {"nats": "4.1"},
+        "cc-by-4.0",
+    )
+    assert "This is **Ships** with the adapter **mine** merged into its weights. Of the adapter: Trained on 40 pictures.\n" in card
+    own, _, below = card.partition("\n## The base: Ships\n")
+    assert "mine: LoRA of rank 2, alpha 4, on " in own and "16.9" not in own and "| PSNR | 16.9 dB |" in below and "anna" not in card
+    assert "those of the base alone" in below and "apache-2.0" in below and "\n### Figures\n" in below
     model.use_adapter(None).save_pretrained(tmp_path / "plain")
-    assert tokun.load(tmp_path / "plain").card == "# The base\n"
+    assert tokun.load(tmp_path / "plain").card == BASE_CARD
+
+
+def test_a_merged_model_whose_adapter_was_not_measured_has_no_figures(base, tmp_path):
+    model = tokun.load(base, adapter=made(base, tmp_path / "mine"))
+    model.base.card = BASE_CARD
+    model.save_pretrained(tmp_path / "merged")
+    assert describe(tmp_path / "merged").figures == {} and "The adapter has no card" in (tmp_path / "merged" / "README.md").read_text()
+    assert of_model(model).figures == {} and of_model(model).name == "Ships, with the adapter mine"
 
 
 # --- training ---------------------------------------------------------------------------------------------------------

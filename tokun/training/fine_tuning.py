@@ -21,6 +21,7 @@ from tokun import data
 from tokun.config import Config
 from tokun.inference.adapters import fingerprint
 from tokun.inference.model import Tokun
+from tokun.inference.model_card import changed_card, public
 from tokun.models.generator import add_dropout, can_compile, compile_layers, count_parameters, tune_for, uncompiled
 from tokun.tokenizers.vocabulary import Vocabulary
 from tokun.tokenizers.wordings import tasks_on
@@ -174,11 +175,9 @@ class TuningStage(EngineStage):
                     self.tuned.write(whole, folder, adapters.card(self.config, record, self.tuned, about=about, figures=figures))
                 else:
                     table = "\n".join(f"| {name} | {value} |" for name, value in figures)
-                    told = f"{about} Fine-tuned from {self.config.start}: {self.step} steps of {self.train.batch_size}, peak learning rate {self.train.lr:g}."
-                    whole.save(
-                        folder,
-                        card=f"{self.base.card.rstrip()}\n\n## {self.name.capitalize()}\n\n{told}\n\n| figure | value |\n| --- | --- |\n{table}\n".lstrip(),
-                    )
+                    told = f"{about} Fine-tuned from {public(self.config.start)}: {self.step} steps of {self.train.batch_size}, peak learning rate {self.train.lr:g}."
+                    own = f"## Figures\n\n| figure | value |\n| --- | --- |\n{table}" if figures else ""
+                    whole.save(folder, card=changed_card(self.config, self.base.card, about=told, own=own))
                 checkpoint.write_record(folder / "training.json", record)
             self.run.remove_states(self.folder)
             self.run.say(f"{self.name}: {self.schedule.ended(self.step)}, {record['seconds'] / 60:.1f} minutes. {figures_line(held)}")
