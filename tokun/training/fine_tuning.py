@@ -29,7 +29,7 @@ from tokun.training import adapters, loop, step_log
 from tokun.training.distributed_stage import EngineStage, is_finished, result_folder
 from tokun.training.engine import Engine
 from tokun.training.generator import training_seed, where_to
-from tokun.training.resume_settings import figures_line, recorded, started_from
+from tokun.training.resume_settings import change_line, figures_line, recorded, started_from
 from tokun.training.run import Run, micro_batch, states_on_disk
 from tokun.training.start_report import too_few_held_out
 from tokun.utils import checkpoint
@@ -139,6 +139,9 @@ class TuningStage(EngineStage):
         self.model.train()
         return self.figures_of(dict(zip(self.sums, total.tolist(), strict=True)))
 
+    def measure_start(self) -> str:
+        return self.start_measured(self.held_out_figures(self.held_out)) if self.held_out else ""
+
     def evaluate(self) -> str:
         with self.averaged():
             found = self.held_out_figures(self.held_out)
@@ -180,7 +183,9 @@ class TuningStage(EngineStage):
                     whole.save(folder, card=changed_card(self.config, self.base.card, about=told, own=own))
                 checkpoint.write_record(folder / "training.json", record)
             self.run.remove_states(self.folder)
-            self.run.say(f"{self.name}: {self.schedule.ended(self.step)}, {record['seconds'] / 60:.1f} minutes. {figures_line(held)}")
+            self.run.say(
+                f"{self.name}: {self.schedule.ended(self.step)}, {record['seconds'] / 60:.1f} minutes. {change_line(self.held_before, held)}"
+            )
             self.run.say(where_to(target, self.config))
         self.run.wait()
 
