@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
 import json
 import shutil
 from pathlib import Path
@@ -15,11 +17,12 @@ from tests.fixtures import random_generator
 from tests.small_runs import needs, write_config
 from tokun.config import GeneratorConfig, from_dict, load_config
 from tokun.inference import adapters, decoder
+from tokun.inference.description import describe, of_model, title
 from tokun.inference.model import Tokun
 from tokun.models.generator import make_generator
 from tokun.tokenizers import sequences
 from tokun.training import adapters as tuning
-from tokun.training.generator import train_generator
+from tokun.training.generator import GeneratorStage, train_generator
 from tokun.training.health import Preempted
 from tokun.training.run import open_run
 from tokun.training.stages import STAGES
@@ -220,14 +223,37 @@ def test_an_adapter_that_names_its_new_tags_twice_as_earlier_ones_do_is_read(bas
     assert adapters.read(folder).new_tags == ("<style:lithograph>",)
 
 
-def test_a_checkpoint_written_with_an_adapter_in_use_has_its_bases_card_and_says_what_was_merged(base, tmp_path):
+BASE_CARD = "---\nlicense: apache-2.0\ntags: [tokun, ships]\n---\n\n# Ships\n\nDraws ships.\n\n## Figures\n\n| figure | value |\n| --- | --- |\n| PSNR | 16.9 dB |\n"
+
+
+def test_a_merged_model_has_a_card_of_its_own_and_its_bases_below_a_heading_that_says_so(base, tmp_path):
+    """The base's card was handed on as the merged model's own, with the base's data, recipe and figures; one line far below named the adapter."""
     model = tokun.load(base, adapter=made(base, tmp_path / "mine"))
-    model.base.card, model.card = "# The base\n", "# An adapter, for peft\n"
+    model.base.card = BASE_CARD
+    model.adapters["mine"] = dataclasses.replace(
+        model.adapters["mine"],
+        card="---\nlicense: cc-by-4.0\n---\n\n# mine\n\nTrained on 40 pictures. It changes the base **/home/anna/x** and no other.\n\n## Figures\n\n| figure | value |\n| - | - |\n| nats | 4.1 |\n",
+    )
     model.save_pretrained(tmp_path / "merged")
-    card = tokun.load(tmp_path / "merged").card
-    assert card.startswith("# The base\n\n## Merged adapter\n\nmine: LoRA of rank 2, alpha 4, on ") and "for peft" not in card
+    card, told = tokun.load(tmp_path / "merged").card, describe(tmp_path / "merged")
+    assert told.name == title(card) == "Ships, with the adapter mine merged in" and (told.figures, told.license) == (
+        {"nats": "4.1"},
+        "cc-by-4.0",
+    )
+    assert "This is **Ships** with the adapter **mine** merged into its weights. Of the adapter: Trained on 40 pictures.\n" in card
+    own, _, below = card.partition("\n## The base: Ships\n")
+    assert "mine: LoRA of rank 2, alpha 4, on " in own and "16.9" not in own and "| PSNR | 16.9 dB |" in below and "anna" not in card
+    assert "those of the base alone" in below and "apache-2.0" in below and "\n### Figures\n" in below
     model.use_adapter(None).save_pretrained(tmp_path / "plain")
-    assert tokun.load(tmp_path / "plain").card == "# The base\n"
+    assert tokun.load(tmp_path / "plain").card == BASE_CARD
+
+
+def test_a_merged_model_whose_adapter_was_not_measured_has_no_figures(base, tmp_path):
+    model = tokun.load(base, adapter=made(base, tmp_path / "mine"))
+    model.base.card = BASE_CARD
+    model.save_pretrained(tmp_path / "merged")
+    assert describe(tmp_path / "merged").figures == {} and "The adapter has no card" in (tmp_path / "merged" / "README.md").read_text()
+    assert of_model(model).figures == {} and of_model(model).name == "Ships, with the adapter mine"
 
 
 # --- training ---------------------------------------------------------------------------------------------------------
@@ -321,6 +347,59 @@ def test_stopped_and_typed_again_it_ends_in_the_same_adapter(trained, checkpoint
     run.close()
     one, other = (load_file(out / "adapter" / adapters.WEIGHTS) for out in (whole, tmp_path / "run"))
     assert one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
+
+
+def test_what_was_held_out_is_measured_before_the_first_step_and_told_beside_the_end(trained, tmp_path, capfd):
+    """An adapter's training showed one held-out value and none of the base: nobody could tell whether it had helped."""
+    config, overrides, whole = trained
+    for part in ("text_tokenizer", "image_tokenizer", "codes"):
+        shutil.copytree(whole / part, tmp_path / "run" / part)
+    logged: list[tuple[int, set[str]]] = []
+
+    def start(stop_at: int) -> str:
+        run = open_run(load_config(config, [*overrides, f"out={tmp_path / 'run'}"]))
+
+        def note(figures, *, step):
+            run.stop.asked = run.stop.asked or step == stop_at
+            logged.append((step, set(figures)))
+
+        run.tracker.log = note
+        with contextlib.suppress(Preempted):
+            train_generator(run)
+        run.close()
+        return capfd.readouterr().out
+
+    before = "generator: held out before training: image_loss "
+    assert before in start(5) and logged[0] == (0, {"val/image_loss", "val/text_loss"})
+    resumed = start(0)
+    assert before not in resumed and [step for step, _ in logged].count(0) == 1
+    records = [json.loads((out / "adapter" / "training.json").read_text()) for out in (whole, tmp_path / "run")]
+    assert records[0]["val_before"] == records[1]["val_before"] and set(records[0]["val_before"]) == {"image_loss", "text_loss"}
+    image, after = records[1]["val_before"]["image_loss"], records[1]["val"]["image_loss"]
+    assert f"Held out: image_loss {image:.4g} before training, {after:.4g} after; text_loss " in resumed
+    assert f"| held-out nats per image token, before training | {image:.3f} |" in (tmp_path / "run" / "adapter" / "README.md").read_text()
+
+
+@pytest.mark.parametrize("end", [99.0, 0.1])
+def test_training_that_did_not_help_says_so_and_what_the_loss_is(trained, tmp_path, capfd, monkeypatch, end):
+    config, overrides, whole = trained
+    for part in ("text_tokenizer", "image_tokenizer", "codes"):
+        shutil.copytree(whole / part, tmp_path / "run" / part)
+    measured = []
+
+    def of(self, held, real=GeneratorStage._loss_of):
+        return end if measured and held is not self.held_before else real(self, held)
+
+    monkeypatch.setattr(GeneratorStage, "_loss_of", of)
+    monkeypatch.setattr(GeneratorStage, "finish", lambda self, target, real=GeneratorStage.finish: (measured.append(1), real(self, target)))
+    run = open_run(
+        load_config(config, [*overrides, f"out={tmp_path / 'run'}", "train.image_weight=0.5", "train.steps=4", "train.eval_every=2"])
+    )
+    train_generator(run)
+    run.close()
+    said = capfd.readouterr().out
+    assert ("training has not helped" in said) == (end == 99.0)
+    assert "(train.image_weight 0.5 x image + train.text_weight 1 x text: compare it only with runs of the same weights)" in said
 
 
 def test_a_finished_adapter_is_left_alone_unless_its_base_is_another_now(trained, tmp_path):

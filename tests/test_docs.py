@@ -42,7 +42,7 @@ FENCE = re.compile(r"(?ms)^( *)```(\w*)\n(.*?)^\1```")
 LINK = re.compile(r"\[[^\]]*\]\(([^)\s]+)\)")
 OURS = ("tokun", "python", "deepspeed", "torchrun", "srun", "pip", "mkdocs")  # programs whose arguments are checked
 OTHERS = {
-    "cd", "git", "source", "cat", "for", "export", "ssh", "nvidia-smi", "vllm", "hf", "ls", "ray", "tensorboard", "wandb", "sudo", "set", "test", "scontrol",
+    "cd", "cp", "mkdir", "git", "source", "cat", "for", "export", "ssh", "nvidia-smi", "vllm", "hf", "ls", "ray", "tensorboard", "wandb", "sudo", "set", "test", "scontrol",
 }  # fmt: skip
 PLACEHOLDER = re.compile(r"…|\b(NAME|GPU|KEY|ANSWERS|FILE|FOLDER|BASE)\b|-gpus N\b|--measure N\b")
 

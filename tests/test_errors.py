@@ -11,6 +11,7 @@ import pytest
 from data_tools import caption, inspect, prepare, questions, report
 from tokun.app import page
 from tokun.cli import sample, train
+from tokun.config import load_config
 from tokun.utils import console, errors
 
 ROOT = Path(__file__).parents[1]
@@ -147,3 +148,11 @@ def test_a_reader_that_goes_ends_a_command_quietly_and_no_other_broken_pipe_does
         process.stdout.close()
         assert process.stderr.read() == b"" and process.wait() == 141
     assert console.status("it", raising(BrokenPipeError(32, "Broken pipe"))) == 2
+
+
+def test_drawn_pictures_beside_shards_of_ones_own_are_told_with_both_ways_out():
+    """`--config configs/tiny.yaml data.train=…` said "choose one of them", and not how."""
+    with pytest.raises(
+        errors.UserError, match=r"data\.toy is 12288 and data\.train is mine/\*\.tar.*add data\.toy=0.*leave out data\.train"
+    ):
+        train.draw_toy_pictures(load_config("configs/tiny.yaml", ["data.train=mine/*.tar"]))

@@ -25,6 +25,7 @@ from tokun.evaluate import distances, doctor, features, images, memorisation, re
 from tokun.evaluate.figures import Figure, as_dict, share, skipped, table
 from tokun.evaluate.held_out_pairs import described, framed_for, read_captions, read_pairs
 from tokun.inference.conditional_generation import OWN_SCORES
+from tokun.models.losses import SQUEEZENET_URL
 from tokun.render.grids import to_pil
 from tokun.tokenizers import sequences
 from tokun.training.reconstruction import gate
@@ -145,7 +146,7 @@ def test_the_verdict_is_the_gate_of_training(pairs):
     codes, limits = torch.tensor([pair.codes for pair in pairs]), ImageTokenizerTrainConfig()
     assert doctor.verdict(torch.full((24,), 30.0), codes, 64).value == 1
     refused = doctor.verdict(torch.full((24,), 9.0), codes, 64)
-    assert refused.value == 0 and refused.note == "no go: PSNR is 9.0 dB (the gate asks for 12.0)"
+    assert refused.value == 0 and refused.note == "0 = no go: PSNR is 9.0 dB (the gate asks for 12.0)"
     with pytest.raises(ValueError, match=r"PSNR is 9\.0 dB"):
         gate({"psnr": 9.0, **code_figures(codes, 64)}, limits, 64)
 
@@ -154,7 +155,7 @@ def test_the_sheet_shows_best_and_worst(tiny_model, pairs, tmp_path):
     found = doctor.measure(tiny_model, pairs, out=tmp_path)
     assert value(found, "PSNR") == pytest.approx(float(psnr(*_originals_and_copies(tiny_model, pairs)).mean()), rel=1e-3)
     assert {path.name for path in tmp_path.iterdir()} == {"doctor.png", "entropy.png"}
-    assert "skipped: needs --features" in [figure.note for figure in found]
+    assert f"skipped: {features.NEEDED}" in [figure.note for figure in found] and "squeezenet1_1-b8a52dc0.pth" in features.NEEDED
 
 
 def _originals_and_copies(model, pairs):
@@ -421,6 +422,22 @@ def test_what_is_named_and_not_there_ends_the_run_at_once(wrong, error, checkpoi
     with pytest.raises((FileNotFoundError, UserError), match=error):
         command.main([*right, *wrong])
     assert not (tmp_path / "samples").exists()
+
+
+def test_without_a_network_each_figure_says_which_file_from_where_and_why_there_is_none(
+    checkpoint_folder, toy_shards, tmp_path, monkeypatch, capsys
+):
+    """The table said "skipped: needs --features", and neither which file nor that a download had failed."""
+
+    def unreachable(which, device):
+        raise OSError("Inception's weights could not be downloaded (no route to host)")
+
+    monkeypatch.setattr(features, "open_features", unreachable)
+    few = ["--n-held-out", "8", "--n-samples", "4", "--only", "images", "--out", str(tmp_path)]
+    command.main(["--checkpoint", str(checkpoint_folder), "--shards", str(toy_shards), *few])
+    (line,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("| images: all")]
+    assert f"skipped: needs --features FILE: the weights of SqueezeNet 1.1 ({SQUEEZENET_URL}, 5 MB)" in line
+    assert "Inception's weights could not be downloaded (no route to host)" in line
 
 
 def test_an_unknown_room_names_the_rooms(capsys):

@@ -143,7 +143,7 @@ def test_pushed_then_loaded_by_name_is_the_original(checkpoint_folder, fake_hub)
     assert not [name for name in contents(fake_hub.root) if name.endswith((".bin", ".pt", ".pkl"))]
 
 
-def test_pushed_with_an_adapter_in_use_it_has_its_bases_card_and_says_what_was_merged(checkpoint_folder, fake_hub):
+def test_pushed_with_an_adapter_in_use_it_has_a_card_of_its_own_with_its_own_name(checkpoint_folder, fake_hub):
     model = load(checkpoint_folder, device="cpu")
     settings = {"peft_type": "LORA", "r": 2, "lora_alpha": 4, "target_modules": ["q_proj"]}
     made_on = adapters.fingerprint(model.generator, model.vocabulary)
@@ -151,7 +151,9 @@ def test_pushed_with_an_adapter_in_use_it_has_its_bases_card_and_says_what_was_m
     model.card = f'# ships\ntokun.load("{OWN_ID}")\n'
     model.use_adapter("mine").push_to_hub("merged", token="right")
     card = load("me/merged", device="cpu").card
-    assert card.startswith('# ships\ntokun.load("me/merged")\n\n## Merged adapter\n\nmine: LoRA of rank 2') and "for peft" not in card
+    assert "\n# ships, with the adapter mine merged in\n" in card and "mine: LoRA of rank 2" in card and "for peft" not in card
+    own, _, below = card.partition("## The base: ships")
+    assert 'tokun.load("me/merged")' in own and 'tokun.load("ships")' in below
 
 
 def test_what_the_hub_refuses_is_told_with_the_way_out(checkpoint_folder, fake_hub):

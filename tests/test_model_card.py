@@ -4,7 +4,8 @@ import pytest
 import yaml
 
 from tokun.config import from_dict
-from tokun.inference.model_card import model_card
+from tokun.inference.description import figures, title
+from tokun.inference.model_card import changed_card, model_card
 
 RECORD = {
     "image_tokenizer": {"psnr": 20.0, "usage": 0.5, "perplexity": 30},
@@ -76,3 +77,16 @@ def test_it_does_not_hide_what_was_learnt_before(settings, said):
     """A model that went on from another was said to know its own data and nothing else."""
     card = model_card(from_dict(settings), RECORD)
     assert said in card and ("as it was" in card) == ("start" in settings)
+
+
+def test_a_model_trained_further_does_not_show_its_starts_figures_as_its_own():
+    """They came first in its card, and its own figure of the same name was not told."""
+    base = "# Ships\n\n## Data\n\n9 ships.\n\n```bash\n# a comment\n```\n\n| figure | value |\n| --- | --- |\n| PSNR | 16.9 dB |\n"
+    config = from_dict({"start": "runs/ships", "out": "runs/better", "card": {"license": "mit"}})
+    card = changed_card(
+        config, base, about="Learned from preferences.", own="## Figures\n\n| figure | value |\n| --- | --- |\n| PSNR | 17 dB |"
+    )
+    assert title(card) == "better" and figures(card) == {"PSNR": "17 dB"} and yaml.safe_load(card.split("---\n")[1])["license"] == "mit"
+    assert "This is **Ships**, trained further. Learned from preferences." in card
+    assert "\n### Data\n" in card.partition("## The base: Ships")[2] and "\n# a comment\n" in card
+    assert figures(base.rstrip() + "\n\n## Merged adapter\n\nmine: LoRA\n") == {}, "written by an earlier version"

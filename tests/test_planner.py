@@ -219,6 +219,16 @@ def test_passes_over_the_pictures_end_the_planned_training_too():
     assert make_plan(config, gpus=4, samples=10_000_000).times["epochs"] == pytest.approx(2, abs=0.01)
 
 
+@pytest.mark.parametrize(("samples", "told"), [(127, True), (1_000_000, False)])
+def test_a_plan_that_would_memorise_the_pictures_says_so(samples, told):
+    """16,126 epochs of 127 samples were reported like any other number."""
+    said = str(make_plan(rung("350m"), gpus=4, samples=samples))
+    assert (
+        f"WARNING: that many passes would memorise {samples} pictures; about 30 are sensible (train.passes=30, or train.steps=8)" in said
+    ) == told
+    assert ("WARNING" in said) == told
+
+
 def test_no_interval_loses_less_than_the_best():
     best = best_interval(54.0, 1.8e5)
     lost = [lost_share(best * f, 54.0, 1.8e5, 600.0) for f in (0.5, 0.9, 1.0, 1.1, 2.0)]

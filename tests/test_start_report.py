@@ -216,6 +216,25 @@ def test_the_image_tokenizers_training_begins_with_that_line(tmp_path, capfd):
     assert said.count("9 of 9 pictures that were looked at are in colour") == 1
 
 
+@pytest.mark.parametrize(
+    ("records", "override", "told"),
+    [
+        ({"style": "etching"}, "data.style_key=technique", "data.style_key is technique, which stands in no record of {train}: the style of each picture is taken instead, as data.style_key=style says"),
+        ({}, "data.style_key=technique", "no record has a style: no style will be learned. data.style=WORD gives all pictures one"),
+        ({"technique": "etching", "style": "prints"}, "data.style_key=technique", ""),
+        ({}, "data.style_key=style", ""),
+    ],
+)  # fmt: skip
+def test_a_style_key_that_no_record_has_is_told_with_what_is_taken_instead(tmp_path, records, override, told):
+    write_shard(
+        tmp_path / "train-0.tar",
+        [{"__key__": f"{i}", "png": b"", "json": json.dumps(record("A ship.", **records)).encode()} for i in range(9)],
+    )
+    config = load_config(write_config(tmp_path, tmp_path), [override, "data.style="])
+    line = start_report.style_key_line(config)
+    assert told.format(train=config.data.train) in line if told else line == ""
+
+
 def test_a_start_that_is_misspelt_is_told_the_nearest_and_what_there_is(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "runs" / "ships" / "checkpoint").mkdir(parents=True)

@@ -34,6 +34,7 @@ from tokun.config import Config
 from tokun.inference import bulk, decoder
 from tokun.inference.folders import is_bundled
 from tokun.inference.model import Pair, Tokun
+from tokun.inference.model_card import changed_card
 from tokun.render.grids import captioned_grid, save_page
 from tokun.training import adapters, loop
 from tokun.training.distributed_stage import EngineStage, is_finished, result_folder
@@ -387,7 +388,7 @@ class GrpoStage(EngineStage):
         self.run.wait()
 
     def card(self, record: dict[str, Any]) -> str:
-        """The card of the start, or of the adapter, extended by this training."""
+        """The card of the adapter, or of the start as this training changed it."""
         g, t = self.grpo, self.train
         mix = ", ".join(f"{reward.weight:g} x {reward.kind}" for reward in g.rewards)
         start = "the bundled model" if is_bundled(self.config.start) else Path(self.config.start).name
@@ -397,4 +398,4 @@ class GrpoStage(EngineStage):
         )
         if self.policy.tuned:
             return adapters.card(self.config, record, self.policy.tuned, about=about)
-        return f"{self.before.card.rstrip()}\n\n## Learned from rewards\n\n{about}\n".lstrip()
+        return changed_card(self.config, self.before.card, about=about)

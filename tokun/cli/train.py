@@ -86,7 +86,10 @@ def draw_toy_pictures(config: Config) -> None:
     if not config.data.toy:
         return
     if config.data.train:
-        raise UserError("data.toy and data.train are both set; choose one of them")
+        raise UserError(
+            f"data.toy is {config.data.toy} and data.train is {config.data.train}: pictures drawn by code and shards of your own are not mixed. "
+            "For your own pictures add data.toy=0; for the drawn ones leave out data.train"
+        )
     toy = data_tool("toy")
     folder, side = Path(config.out) / "toy", config.image_tokenizer.image_size
     if int(os.environ.get("RANK", 0)) == 0:

@@ -21,7 +21,7 @@ import shlex
 import sys
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from importlib import metadata
 from pathlib import Path
@@ -92,7 +92,7 @@ class Case:
             if args.features:
                 raise
             case.no_features = str(error)
-            print(f"no features ({error}): name a file of weights with --features", file=sys.stderr)
+            print(f"no network to compare pictures with: {error}", file=sys.stderr)
         case.held_out = read_pairs(model, args.shards, args.n_held_out, args.seed, **case.keys)
         return case
 
@@ -197,11 +197,19 @@ def require_scorers(args: argparse.Namespace) -> None:
 def measured(name: str, case: Case) -> list[Figure]:
     """A room's figures, or one line that says which package, weights or data are missing; the other rooms continue."""
     try:
-        return ROOMS[name](case) or [skipped("all", "nothing to measure with these options")]
+        found = ROOMS[name](case) or [skipped("all", "nothing to measure with these options")]
+        return [with_reason(figure, case.no_features) for figure in found]
     except console.MISTAKES as error:
         if os.environ.get("TOKUN_TRACEBACK"):
             raise
         return [skipped("all", str(error))]
+
+
+def with_reason(figure: Figure, why: str) -> Figure:
+    """A figure that lacks a network, with the reason why Inception, the default, is not there; others as they are."""
+    from tokun.evaluate.features import NEEDED
+
+    return replace(figure, note=f"{figure.note}. {why}") if why and NEEDED in figure.note else figure
 
 
 def doctor(case: Case) -> list[Figure]:

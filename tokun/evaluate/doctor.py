@@ -17,7 +17,7 @@ from torch import Tensor
 from tokun.config import ImageTokenizerTrainConfig
 from tokun.evaluate import plots, recognition
 from tokun.evaluate.distances import frechet, jackknife
-from tokun.evaluate.features import Features, alike, stack
+from tokun.evaluate.features import NEEDED, Features, alike, stack
 from tokun.evaluate.figures import Figure, mean, skipped
 from tokun.evaluate.held_out_pairs import RealPair, grids_of
 from tokun.inference.model import Tokun
@@ -102,7 +102,9 @@ def perceptual(a: Sequence[Image.Image], b: Sequence[Image.Image], features: Fea
     if not weights.is_file():  # half a gigabyte, so not downloaded automatically
         return [
             *found,
-            skipped("LPIPS", f"needs torchvision's {weights.name} in {weights.parent.name}/ of torch's hub folder (TORCH_HOME)"),
+            skipped(
+                "LPIPS", f"needs torchvision's {weights.name} ({VGG_URL}) in {weights.parent.name}/ of torch's hub folder (TORCH_HOME)"
+            ),
         ]
     device = torch.device("cpu") if features is None else features.device
     return [*found, mean("LPIPS", _one_by_one(LpipsDistance().to(device), a, b, device), better="less", note="VGG", seed=seed)]
@@ -115,7 +117,7 @@ def _one_by_one(distance: torch.nn.Module, a: Sequence[Image.Image], b: Sequence
 
 def reconstruction_distance(real: Sequence[Image.Image], made: Sequence[Image.Image], features: Features | None, seed: int) -> list[Figure]:
     if features is None:
-        return [skipped("Fréchet distance of reconstructions", "needs --features")]
+        return [skipped("Fréchet distance of reconstructions", NEEDED)]
     sets = [features(pictures, what=f"doctor: {features.name}") for pictures in (real, made)]
     note = f"to their originals, {features.name} features"
     return [jackknife("Fréchet distance of reconstructions", sets, frechet, better="less", note=note, seed=seed)]
@@ -163,5 +165,9 @@ def verdict(psnr: Tensor, codes: Tensor, size: int) -> Figure:
     """1 if a generator may be trained on these codes, by the gate of training with its default limits."""
     figures = {"psnr": float(psnr.mean()), **metrics.code_figures(codes, size)}
     problems = reconstruction.gate_problems(figures, ImageTokenizerTrainConfig(), size)
-    note = "no go: " + "; ".join(problems) if problems else "go: passes the gate of training"
+    note = (
+        "0 = no go: " + "; ".join(problems)
+        if problems
+        else "1 = go: these codes are good enough to train a generator on (the gate of training)"
+    )
     return Figure("verdict", float(not problems), len(psnr), better="more", note=note)

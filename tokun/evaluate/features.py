@@ -27,12 +27,15 @@ from torch import Tensor
 from tqdm import tqdm
 
 from tokun import data
-from tokun.models.losses import SqueezeNetDistance, load_squeezenet
+from tokun.models.losses import SQUEEZENET_URL, SqueezeNetDistance, load_squeezenet
 from tokun.utils.errors import UserError
 from tokun.utils.optional_packages import need
 
 SMALLEST = 128  # px: smaller pictures are enlarged by an integer factor, so that deep layers have several positions to average
 BATCH = 32
+NEEDED = (
+    f"needs --features FILE: the weights of SqueezeNet 1.1 ({SQUEEZENET_URL}, 5 MB) or of Inception v3"  # where a figure has no network
+)
 
 
 @dataclass(frozen=True)
@@ -107,7 +110,7 @@ def inception(weights: str, device: torch.device) -> Features:
         net = fid.NoTrainInceptionV3("inception-v3-compat", ["2048"], weights or None).to(device)
     except OSError as error:  # URLError too
         raise OSError(
-            f"Inception's weights could not be downloaded ({error}). Download the file elsewhere and give it, or SqueezeNet's, with --features"
+            f"Inception's weights could not be downloaded ({error}). Download them elsewhere, or SqueezeNet's ({SQUEEZENET_URL}, 5 MB), and name the file with --features"
         ) from error
 
     def vectors(images: Tensor) -> Tensor:

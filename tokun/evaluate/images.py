@@ -16,7 +16,7 @@ from torch import Tensor
 from tokun.evaluate import style
 from tokun.evaluate.distances import FEWEST, frechet, jackknife, kid, manifold, spread
 from tokun.evaluate.doctor import reconstruct
-from tokun.evaluate.features import Features
+from tokun.evaluate.features import NEEDED, Features
 from tokun.evaluate.figures import Figure, share, skipped
 from tokun.evaluate.held_out_pairs import RealPair, grids_of
 from tokun.inference.model import Pair, Tokun
@@ -28,7 +28,7 @@ def measure(
 ) -> list[Figure]:  # fmt: skip
     """Figures of the samples. `others`: a folder of pictures that are not engravings."""
     if features is None:
-        return [skipped("all", "needs --features")]
+        return [skipped("all", NEEDED)]
     known = [pair.image for pair in held_out]
     vectors, made = features(known, what="images: held-out"), features([pair.image for pair in samples], what="images: samples")
     further = features(real, what="images: training") if real else vectors[:0]

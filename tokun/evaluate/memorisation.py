@@ -22,7 +22,7 @@ from tqdm import tqdm
 
 from tokun import data
 from tokun.evaluate.doctor import reconstruct
-from tokun.evaluate.features import BATCH, Features
+from tokun.evaluate.features import BATCH, NEEDED, Features
 from tokun.evaluate.figures import Figure, bootstrap, mean, share, skipped
 from tokun.evaluate.held_out_pairs import RealPair, as_picture, grids_of, samples_of
 from tokun.inference.image_to_codes import see
@@ -54,7 +54,7 @@ def measure(
     """`train`: some training pairs, for the gap; `train_shards`: all pictures to search (the first `limit`; 0: all)."""
     gap = likelihood_gap(model, held_out, train, seed)
     if features is None:
-        return [skipped("near copies", "needs --features"), *gap]
+        return [skipped("near copies", NEEDED), *gap]
     pictures = samples_of(model, data.ShardIndex(data.expand_shards(train_shards), need=(), one_of=data.IMAGE_SUFFIXES).usable())
     count = min(limit or len(pictures), len(pictures))
     groups = [[Coded(pair.codes, grid) for pair, grid in zip(pairs, grids_of(model, pairs))] for pairs in (samples, held_out)]

@@ -32,6 +32,7 @@ from tokun.inference import decoder, folders
 from tokun.inference.folders import ABOUT, CARD, VOCABULARY
 from tokun.inference.folders import ADAPTER_CONFIG as CONFIG
 from tokun.inference.folders import ADAPTER_WEIGHTS as WEIGHTS
+from tokun.inference.model_card import merged_card
 from tokun.inference.tags import TagCounts, read_counts, settings_json
 from tokun.inference.token_choice import is_number, is_whole
 from tokun.tokenizers.vocabulary import Vocabulary
@@ -326,10 +327,11 @@ def base_of(model: Tokun) -> Base:
 
 
 def card_of(model: Tokun) -> str:
-    """The model card: with an adapter in use, the base's card and a description of the adapter."""
+    """The model card: with an adapter in use, that of the base with the adapter merged."""
     if not model.adapter:
         return model.card
-    return f"{base_of(model).card.rstrip()}\n\n## Merged adapter\n\n{described(model.adapters[model.adapter])}\n".lstrip()
+    adapter = model.adapters[model.adapter]
+    return merged_card(adapter.base, base_of(model).card, adapter.name, adapter.card, described(adapter))
 
 
 def described(adapter: Adapter) -> str:

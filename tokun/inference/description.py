@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from tokun.inference.model import Tokun
 
 SHOWN = 8  # names of a list before it is cut short
+OF_BASE = "## The base:"  # heading of a card below which all is said of the model that it is built on
 USUAL = {"n": 16, "seed": 42, "top_k": 0, "top_p": 1.0, "guidance_scale": 1.0, "text_guidance_scale": 1.0, "no_repeats": False}  # not told
 
 
@@ -66,7 +67,7 @@ class Description:
             (
                 "figures",
                 "; ".join([*card[:5], *([f"… ({len(card)} in --json)"] if len(card) > 5 else [])])
-                or "none in its card (tokun evaluate measures them)",
+                or "none of its own in its card (tokun evaluate measures them)",
             ),
             *([("license", self.license)] if self.license else []),
         ]
@@ -183,10 +184,11 @@ def of_model(model: Tokun) -> Description:
     v, config = model.vocabulary, model.generator.config
     tokenizer = model.image_tokenizer.config
     weights = list(model.generator.parameters())
-    name = title(model.card) or "a model without a card"
+    base, own = (model.base.card, model.adapters[model.adapter].card) if model.base else (model.card, model.card)
+    name = title(base) or "a model without a card"
     return _made(
         v.to_dict(), {"tasks": model.tasks, "tag_counts": model.tag_counts, "defaults": asdict(model.defaults)}, config.to_dict(),
-        {"image_channels": tokenizer.image_channels, "downsample": tokenizer.downsample}, model.card,
+        {"image_channels": tokenizer.image_channels, "downsample": tokenizer.downsample}, own,
         name=f"{name}, with the adapter {model.adapter}" if model.adapter else name, kind="checkpoint", where="in memory",
         parameters=sum(weight.numel() for weight in weights), dtype=f"{str(weights[0].dtype).removeprefix('torch.')} on {weights[0].device}",
     )  # fmt: skip
@@ -215,11 +217,18 @@ def front_matter(card: str, key: str) -> str:
     return found[1] if found else ""
 
 
+def without_base(card: str) -> str:
+    """What a card says of the model itself; its title alone where nothing tells the two apart, as in cards of older versions."""
+    if re.search(r"^## Merged adapter$", card, re.MULTILINE):
+        return f"# {title(card)}\n"
+    return re.split(rf"^{OF_BASE}", card, maxsplit=1, flags=re.MULTILINE)[0]
+
+
 def figures(card: str) -> dict[str, str]:
-    """Name -> value of every row of the card's tables of figures, in their order."""
+    """Name -> value of every row of the card's tables of figures, in their order; not those of the model that it is built on."""
     found: dict[str, str] = {}
     inside = False
-    for line in card.splitlines():
+    for line in without_base(card).splitlines():
         cells = [cell.strip() for cell in line.strip().strip("|").split("|")] if line.startswith("|") else []
         if not cells:
             inside = False

@@ -1,13 +1,16 @@
-"""The README.md of a checkpoint: its training data, recipe and measured figures, from the run's record."""
+"""The README.md of a checkpoint: its training data, recipe and measured figures, from the run's record; or what it changes in the model it is built on."""
 
 from __future__ import annotations
 
+import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from tokun.config import Config
+from tokun.inference.description import OF_BASE, front_matter, title, without_base
 from tokun.inference.folders import is_bundled
 
 OWN_ID = "PATH-OR-ID"  # placeholder for the model's own name in a card; pushing to the Hub fills it in
@@ -91,6 +94,66 @@ image, caption = tokun.load("{OWN_ID}")(seed=42)
 
 {limits or f"Trained for one purpose, {known}: it knows no other styles or words, and it repeats its data's bias."}
 """
+
+
+def built_on(base: str, base_card: str, *, name: str, about: str, own: str = "", front: Sequence[str] = ()) -> str:
+    """The card of a model that is the model `base` (a folder, a Hub id, "bundled") and a change, such as a merged adapter.
+
+    `name`: its title; `about`: what it is; `own`: sections of Markdown about the change, with its figures; `front`: lines of the front matter. The
+    base's card follows under one heading that says whose it is: its figures were measured before the change.
+    """
+    base = public(base)
+    known = title(base_card) or base
+    tags = front_matter(base_card, "tags") or "[tokun]"
+    licence = front_matter(base_card, "license")
+    parts = [
+        "\n".join(["---", "library_name: tokun", *front, "pipeline_tag: text-to-image", f"tags: {tags}", "---"]),
+        f"# {name}",
+        about.strip(),
+        f'```python\nimport tokun\nimage, caption = tokun.load("{OWN_ID}")(seed=42)\n```',
+        own.strip(),
+        f"{OF_BASE} {known}",
+        "What follows is the base's card. **Its data, recipe and figures are those of the base alone, before the change; "
+        f"none was measured on this model.**{f' The licence of the base: {licence}.' if licence else ''}",
+        _demoted(body(base_card)).replace(OWN_ID, base).strip() or f"The base `{base}` has no card.",
+    ]
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def changed_card(config: Config, base_card: str, *, about: str, own: str = "") -> str:
+    """The card of the run's `start` after a training of all its weights on something else than pictures: preferences, rewards, words."""
+    known = title(base_card) or public(config.start)
+    licence = [yaml_line({"license": config.card.license})] if config.card.license else []
+    return built_on(
+        config.start, base_card, name=config.tracking.name or Path(config.out).name, about=f"This is **{known}**, trained further. {about}",
+        own=own, front=licence,
+    )  # fmt: skip
+
+
+def merged_card(base: str, base_card: str, adapter: str, adapter_card: str, described: str) -> str:
+    """The card of `base` with the adapter of that name merged into its weights. `described`: the adapter in a line (`adapters.described`)."""
+    own = without_base(adapter_card)
+    intro = next((text for part in body(own).split("\n\n") if (text := part.strip()) and not text.startswith(("#", "```"))), "")
+    trained = intro.partition(" It changes the base ")[0].rstrip() or "The adapter has no card: what it was trained on is not recorded."
+    known = title(base_card) or public(base)
+    sections = re.search(r"^## .*", own, re.MULTILINE | re.DOTALL)
+    kept = [f"{key}: {value}" for key in ("license", "base_model") if (value := front_matter(own, key))]
+    about = f"This is **{known}** with the adapter **{adapter}** merged into its weights. Of the adapter: {trained}"
+    return built_on(
+        base, base_card, name=f"{known}, with the adapter {adapter} merged in", about=about, front=kept,
+        own="\n\n".join([f"## The adapter\n\n{described.replace(base, public(base))}", *([_demoted(sections[0])] if sections else [])]),
+    )  # fmt: skip
+
+
+def body(card: str) -> str:
+    """A card without its front matter and its title."""
+    return re.sub(r"^# .*\n", "", re.sub(r"\A---\n.*?\n---\n", "", card, flags=re.DOTALL), count=1, flags=re.MULTILINE)
+
+
+def _demoted(text: str) -> str:
+    """Markdown whose headings are one level lower; lines of code stay."""
+    parts = re.split(r"(^```.*?^```)", text, flags=re.MULTILINE | re.DOTALL)
+    return "".join(part if part.startswith("```") else re.sub(r"^(#{1,5} )", r"#\1", part, flags=re.MULTILINE) for part in parts)
 
 
 def yaml_line(value: Any) -> str:

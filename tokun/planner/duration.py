@@ -9,6 +9,7 @@ from tokun.planner.gpus import Gpu
 from tokun.planner.image_tokenizer import ImageSizes
 from tokun.planner.sizes import Sizes
 from tokun.training.generator import steps_of
+from tokun.training.start_report import sensible_passes
 
 # 419 unexpected interruptions in 54 days on 16,384 GPUs: Llama Team 2024, "The Llama 3 Herd of Models", section 3.3.4
 GPU_DAYS_PER_FAILURE = 16384 * 54 / 419
@@ -44,10 +45,12 @@ def times_of(
     step = compute + communication
     steps = steps_of(t, samples) if samples else t.steps
     tokens = steps * t.batch_size * sizes.tokens_per_sample
+    sensible, enough = sensible_passes(samples, t.batch_size, going_on=bool(config.start))
     return {
         "compute_seconds": compute, "communication_seconds": communication, "step_seconds": step, "hours": steps * step / 3600,
         "tokens_per_step": t.batch_size * sizes.tokens_per_sample, "tokens": tokens, "tokens_per_parameter": tokens / sizes.parameters,
         "tokens_per_epoch": samples * sizes.tokens_per_sample, "epochs": steps * t.batch_size / samples if samples else 0.0,
+        "sensible_epochs": float(sensible), "sensible_steps": float(enough),
         "flops": float(steps) * t.batch_size * sizes.width * sizes.flops_per_token,
         "image_tokenizer_hours": it.steps * it.batch_size * image.step_flops / rate / 3600,
         # the codes stage runs in float32, through TF32 kernels at half of bfloat16's peak

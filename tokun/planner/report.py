@@ -32,6 +32,14 @@ def report_lines(plan: Plan) -> list[str]:
             if plan.samples
             else "; give --samples for epochs"
         ),
+        *(
+            [
+                f"                   WARNING: that many passes would memorise {plan.samples:,} pictures; about {t['sensible_epochs']:.0f} are sensible "
+                f"(train.passes={t['sensible_epochs']:.0f}, or train.steps={t['sensible_steps']:.0f})"
+            ]
+            if plan.samples and t["epochs"] > t["sensible_epochs"] + 1
+            else []
+        ),
         f"micro batch        {plan.micro} a GPU x {plan.accumulation} accumulated"
         + (", gradient checkpointing" if plan.checkpointing else ""),
         "",

@@ -251,6 +251,14 @@ def quantized_generator(config: Config, peft: Any) -> Any:
     return peft.prepare_model_for_kbit_training(generator, use_gradient_checkpointing=config.train.gradient_checkpointing)
 
 
+def held_out_rows(record: dict[str, Any]) -> list[tuple[str, str]]:
+    """Rows of a card: the held-out losses of a record after training and, where they were measured, before it."""
+    kinds, when = ("image", "text"), (("val", ""), ("val_before", ", before training"))
+    return [
+        (f"held-out nats per {kind} token{words}", f"{record[key][f'{kind}_loss']:.3f}") for key, words in when if record.get(key) for kind in kinds
+    ]  # fmt: skip
+
+
 def card(config: Config, record: dict[str, Any], tuned: Tuned, *, about: str = "", figures: Sequence[tuple[str, str]] = ()) -> str:
     """The adapter's README.md, with the Hub's front matter. `record`: steps, seconds, parameters; `figures`: rows of its table."""
     a, t, name = config.adapter, config.train, Path(config.out).name
@@ -261,6 +269,7 @@ def card(config: Config, record: dict[str, Any], tuned: Tuned, *, about: str = "
     ]
     new = ", ".join(f"`{tag}`" for tag in tuned.vocabulary.appended)
     table = "\n".join(f"| {what} | {value} |" for what, value in figures)
+    measured = f"\n## Figures\n\n| figure | value |\n| --- | --- |\n{table}\n" if figures else ""
     kind = f"{'DoRA' if a.dora else 'LoRA'} of rank {a.rank}, alpha {a.alpha:g}, dropout {a.dropout:g}, on {', '.join(a.targets)}"
     return f"""---
 {chr(10).join(front)}
@@ -282,10 +291,4 @@ With plain peft: `PeftModel.from_pretrained(generator, FOLDER)` on the base's `g
 - {kind}{f", over a base in {a.bits} bits" if a.bits else ""}: {record["trained"]:,} parameters trained of {record["parameters"]:,}.
 - New tags: {new or "none"}.
 - {record["steps"]} steps of {t.batch_size}, peak learning rate {t.lr:g}, {record["seconds"] / 60:.1f} minutes.
-
-## Figures
-
-| figure | value |
-| --- | --- |
-{table}
-"""
+{measured}"""

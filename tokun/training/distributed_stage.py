@@ -16,7 +16,7 @@ from tokun.models.generator import uncompiled
 from tokun.training import health, optim, step_log
 from tokun.training.engine import Engine
 from tokun.training.loop import Schedule, Stage, averaged
-from tokun.training.resume_settings import AVERAGE_KEYS, require_same, require_same_but_retry, stopped_early
+from tokun.training.resume_settings import AVERAGE_KEYS, figures_line, require_same, require_same_but_retry, stopped_early
 from tokun.training.run import Run
 from tokun.utils import checkpoint
 
@@ -69,6 +69,13 @@ class EngineStage(Stage):
         self.model, self.engine, self.settings, self.train = model, engine, settings, train
         self.ema = optim.Ema(model, train.ema_decay, every=train.ema_every) if average else None
         self.spikes = health.Spikes(train.spike_factor)
+        self.held_before: dict[str, float] = {}  # held-out figures before the first step, where they were measured
+
+    def start_measured(self, held: dict[str, float]) -> str:
+        """Keep and log the held-out figures from before the first step. Returns the line that tells them."""
+        self.held_before = held
+        self.run.tracker.log({f"val/{name}": value for name, value in held.items()}, step=0)
+        return f"held out before training: {figures_line(held)}"
 
     def update(self) -> float:
         """Clip the gradients and take the optimizer's step, or skip a spike. Returns the norm before clipping. Raises Diverged if it is not finite."""
@@ -107,6 +114,7 @@ class EngineStage(Stage):
             parts["ema.pt"] = checkpoint.snapshot(average) if self.run.rank == 0 else average
         record = {
             "settings": self.settings, "spent": self.clock.seconds(), "world": self.run.world, "spikes": self.spikes.state_dict(),
+            "held_before": self.held_before,
         }  # fmt: skip
 
         def write(folder: Path) -> None:
@@ -124,4 +132,5 @@ class EngineStage(Stage):
             self.ema.load_state_dict(checkpoint.read_part(folder / "ema.pt", map_location="cpu"))
         if "spikes" in saved:  # older states have none
             self.spikes.load_state_dict(saved["spikes"])
+        self.held_before = saved.get("held_before", {})  # as in those of runs that did not measure
         return saved["spent"]

@@ -21,6 +21,7 @@ from tokun import data
 from tokun.config import Config
 from tokun.inference.adapters import fingerprint
 from tokun.inference.model import Tokun
+from tokun.inference.model_card import changed_card, public
 from tokun.models.generator import add_dropout, can_compile, compile_layers, count_parameters, tune_for, uncompiled
 from tokun.tokenizers.vocabulary import Vocabulary
 from tokun.tokenizers.wordings import tasks_on
@@ -28,7 +29,7 @@ from tokun.training import adapters, loop, step_log
 from tokun.training.distributed_stage import EngineStage, is_finished, result_folder
 from tokun.training.engine import Engine
 from tokun.training.generator import training_seed, where_to
-from tokun.training.resume_settings import figures_line, recorded, started_from
+from tokun.training.resume_settings import change_line, figures_line, recorded, started_from
 from tokun.training.run import Run, micro_batch, states_on_disk
 from tokun.training.start_report import too_few_held_out
 from tokun.utils import checkpoint
@@ -138,6 +139,9 @@ class TuningStage(EngineStage):
         self.model.train()
         return self.figures_of(dict(zip(self.sums, total.tolist(), strict=True)))
 
+    def measure_start(self) -> str:
+        return self.start_measured(self.held_out_figures(self.held_out)) if self.held_out else ""
+
     def evaluate(self) -> str:
         with self.averaged():
             found = self.held_out_figures(self.held_out)
@@ -174,14 +178,14 @@ class TuningStage(EngineStage):
                     self.tuned.write(whole, folder, adapters.card(self.config, record, self.tuned, about=about, figures=figures))
                 else:
                     table = "\n".join(f"| {name} | {value} |" for name, value in figures)
-                    told = f"{about} Fine-tuned from {self.config.start}: {self.step} steps of {self.train.batch_size}, peak learning rate {self.train.lr:g}."
-                    whole.save(
-                        folder,
-                        card=f"{self.base.card.rstrip()}\n\n## {self.name.capitalize()}\n\n{told}\n\n| figure | value |\n| --- | --- |\n{table}\n".lstrip(),
-                    )
+                    told = f"{about} Fine-tuned from {public(self.config.start)}: {self.step} steps of {self.train.batch_size}, peak learning rate {self.train.lr:g}."
+                    own = f"## Figures\n\n| figure | value |\n| --- | --- |\n{table}" if figures else ""
+                    whole.save(folder, card=changed_card(self.config, self.base.card, about=told, own=own))
                 checkpoint.write_record(folder / "training.json", record)
             self.run.remove_states(self.folder)
-            self.run.say(f"{self.name}: {self.schedule.ended(self.step)}, {record['seconds'] / 60:.1f} minutes. {figures_line(held)}")
+            self.run.say(
+                f"{self.name}: {self.schedule.ended(self.step)}, {record['seconds'] / 60:.1f} minutes. {change_line(self.held_before, held)}"
+            )
             self.run.say(where_to(target, self.config))
         self.run.wait()
 

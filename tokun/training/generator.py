@@ -49,7 +49,7 @@ from tokun.training.codes import common_things, require_codes_of
 from tokun.training.distributed_stage import EngineStage, is_finished, result_folder
 from tokun.training.engine import Engine
 from tokun.training.initial_checkpoint import starting_model
-from tokun.training.resume_settings import figures_line, recorded, require_same_but_retry, started_from, without
+from tokun.training.resume_settings import change_line, figures_line, recorded, require_same_but_retry, started_from, without
 from tokun.training.run import Run, micro_batch, states_on_disk
 from tokun.training.start_report import time_line, too_few_held_out
 from tokun.training.text_tokenizer import load_text_tokenizer
@@ -339,6 +339,13 @@ class GeneratorStage(EngineStage):
         self.logged = own | self.update_figures(norm, lr, items=len(batches.samples)) | skipped
         return self.logged, words
 
+    def measure_start(self) -> str:
+        """The held-out losses of the checkpoint that the run starts from."""
+        if not self.config.start or not self.held_out:
+            return ""
+        with self.averaged():
+            return self.start_measured(evaluate_generator(self.engine, self.model, self.held_out, self.token_loss))
+
     def evaluate(self) -> str:
         with self.averaged():
             held = evaluate_generator(self.engine, self.model, self.held_out, self.token_loss)
@@ -373,19 +380,16 @@ class GeneratorStage(EngineStage):
         if self.tuned is None:
             whole.save(folder, card=model_card(self.config, record))
             return
-        figures = [
-            (f"held-out nats per {kind} token", f"{record['val'][f'{kind}_loss']:.3f}") for kind in ("image", "text") if record["val"]
-        ]
         counts = self.parts.codes["counts"]
         about = f"Trained on {counts['train']:,} pictures with captions" + (f", {counts['val']:,} held out." if counts.get("val") else ".")
-        self.tuned.write(whole, folder, adapters.card(self.config, record, self.tuned, about=about, figures=figures))
+        self.tuned.write(whole, folder, adapters.card(self.config, record, self.tuned, about=about, figures=adapters.held_out_rows(record)))
 
     def _record(self, held: dict[str, float]) -> dict[str, Any]:
         image_tokenizer = checkpoint.read_record(self.run.out / "image_tokenizer" / "stage.json")
         assert image_tokenizer is not None, "the stage before has ended"
         return {
             "settings": self.settings, "steps": self.step, "planned": self.schedule.steps, "stopped_by": self.schedule.stopped_by(self.step), "seconds": round(self.clock.seconds()),
-            "train": self.logged, "val": held, "parameters": self.parameters, "trained": self.trained, "image_tokenizer": image_tokenizer["figures"],
+            "train": self.logged, "val": held, **({"val_before": self.held_before} if self.held_before else {}), "parameters": self.parameters, "trained": self.trained, "image_tokenizer": image_tokenizer["figures"],
         }  # fmt: skip
 
     def _loss_of(self, held: dict[str, float]) -> float:
@@ -424,18 +428,28 @@ class GeneratorStage(EngineStage):
                 log_samples(run, whole, self.step)
         run.remove_states("generator")
         run.say(
-            f"generator: {self.schedule.ended(self.step)}, {record['seconds'] / 60:.1f} minutes. {f'Held out: {figures_line(held)}' if held else 'Nothing was held out'}"
+            f"generator: {self.schedule.ended(self.step)}, {record['seconds'] / 60:.1f} minutes. {f'Held out: {change_line(self.held_before, held)}' if held else 'Nothing was held out'}"
         )
         run.say(where_to(target, self.config))
+        last = self._loss_of(held) if held else float("inf")
+        doubt = f" ({self.few})" if self.few else ""
+        told = (
+            f" (train.image_weight {self.train.image_weight:g} x image + train.text_weight {self.train.text_weight:g} x text: "
+            f"compare it only with runs of the same weights){doubt}"
+        )
+        before = self._loss_of(self.held_before) if self.held_before else float("inf")
+        if held and last >= before:
+            run.say(
+                f"generator: WARNING: the held-out loss was {before:.4f} before training and is {last:.4f} now{told}: by it, training has not helped. "
+                "Try a lower train.lr, or more pictures; the samples tell the rest"
+            )
         for top in best[:1]:
             weights = self.best.path(top["step"])
-            last = self._loss_of(held) if held else float("inf")
-            doubt = f" ({self.few})" if self.few else ""
             if top["loss"] < last:
                 instead = f", below the end's {last:.4f}. To sample from it instead:\n{where_to(weights, self.config)}"
-                run.say(f"generator: lowest held-out loss {top['loss']:.4f} at step {top['step']}{doubt}{instead}")
+                run.say(f"generator: lowest held-out loss {top['loss']:.4f} at step {top['step']}{told}{instead}")
             else:
-                run.say(f"generator: no step had a lower held-out loss than the end's {last:.4f}{doubt}: sample from the end, as above")
+                run.say(f"generator: no step had a lower held-out loss than the end's {last:.4f}{told}: sample from the end, as above")
         if self.schedule.stopped_by(self.step) != "steps":
             share = self.step / self.schedule.steps
             run.say(f"generator: train.max_minutes ended it after {share:.0%} of its steps; for more, give a larger one and another out=")

@@ -34,7 +34,7 @@ from tokun.training.resume_settings import (
     without,
 )
 from tokun.training.run import Run, states_on_disk
-from tokun.training.start_report import colour_line, tags_line, verdict
+from tokun.training.start_report import colour_line, style_key_line, tags_line, verdict
 from tokun.utils import checkpoint
 
 
@@ -44,6 +44,8 @@ def train_image_tokenizer(run: Run) -> Path:
     train, codebook_size = config.image_tokenizer_train, config.image_tokenizer.codebook_size
     settings = _settings(config)
     run.recover(target)
+    if run.rank == 0 and (line := style_key_line(config)):
+        run.say(line)
     record = checkpoint.read_record(target / "stage.json")
     if record is not None:
         checkpoint.require_same(target, record["settings"], settings)

@@ -128,6 +128,10 @@ class Stage(ABC):
     def restore(self, folder: Path) -> float:
         """Resume from such a folder. Returns the seconds spent until then. Raises UserError if its settings differ."""
 
+    def measure_start(self) -> str:
+        """Measure and log before the first step of a training; not called where it is resumed. Returns a line to print; "" for none."""
+        return ""
+
     def evaluate(self) -> str:
         """Evaluate and log the result. Returns a line to print; "" for none."""
         return ""
@@ -161,6 +165,8 @@ def train(stage: Stage) -> None:
     run.say(f"{stage.name}: {stage.describe()}")
     if run.rank == 0:
         checkpoint.require_space(run.out, stage.disk_bytes())
+    if stage.step == 0 and (line := stage.measure_start()):
+        run.say(f"{stage.name}: {line}")
     bar = tqdm(
         total=schedule.steps, initial=stage.step, desc=stage.name, unit="step", disable=run.rank != 0, dynamic_ncols=True, mininterval=0.5
     )

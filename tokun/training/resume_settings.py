@@ -84,3 +84,12 @@ def stopped_early(record: dict[str, Any], train: Any, target: Path) -> str:
 def figures_line(figures: dict[str, float]) -> str:
     """Figures as one line of text: `psnr 21.3, usage 0.98`."""
     return ", ".join(f"{k} {v:.4g}" for k, v in figures.items())
+
+
+def change_line(before: dict[str, float], after: dict[str, float]) -> str:
+    """Figures after a training beside those before it, where these were measured: `psnr 20.1 before training, 21.3 after`."""
+    told = (
+        (name, f"{before[name]:.4g} before training, {value:.4g} after" if name in before else f"{value:.4g}")
+        for name, value in after.items()
+    )
+    return "; ".join(f"{name} {value}" for name, value in told) if before else figures_line(after)

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from tokun import data
-from tokun.config import Config, ImageTokenizerTrainConfig
+from tokun.config import Config, DataConfig, ImageTokenizerTrainConfig
 from tokun.data import image_files
 from tokun.data.colour import coloured_share
 from tokun.inference.folders import VOCABULARY, resolve
@@ -81,6 +81,28 @@ def tags_line(config: Config) -> str:
     return f"start {config.start}: it knows the styles {', '.join(known) or '(none)'}. Of these pictures: {'; '.join(told)}"
 
 
+def style_key_line(config: Config) -> str:
+    """The line where `data.style_key`, if it is not the usual key, stands in none of the pictures' records; else ""."""
+    key = config.data.style_key
+    if key == DataConfig.style_key:
+        return ""
+    found = Counter[str]()
+    for tree in _records(config):
+        with contextlib.suppress(AttributeError):
+            found.update(name for name in (key, DataConfig.style_key) if tree.get(name))
+    if found[key]:
+        return ""
+    told = f"data.style_key is {key}, which stands in no record of {config.data.train}"
+    if found[DataConfig.style_key]:
+        return f"{told}: the style of each picture is taken instead, as data.style_key=style says"
+    given = (
+        f"all get data.style, {config.data.style}"
+        if config.data.style
+        else "no style will be learned. data.style=WORD gives all pictures one"
+    )
+    return f"{told}, and no record has a style: {given}; data.style_key=KEY names another key"
+
+
 def _records(config: Config) -> Iterator[dict[str, Any]]:
     index = data.ShardIndex(data.expand_shards(config.data.train)).usable()
     yield from (record for record in index.some_records() if record is not None)
@@ -117,10 +139,15 @@ def verdict(figures: dict[str, float], train: ImageTokenizerTrainConfig, sheet: 
     return f"{said}. {sheet} shows each picture beside its reconstruction"
 
 
+def sensible_passes(pictures: int, batch_size: int, *, going_on: bool) -> tuple[int, int]:
+    """How many passes over so many pictures are sensible, and how many steps make them. `going_on`: whether the run starts from a checkpoint."""
+    passes = FINE_TUNING_PASSES if going_on else PASSES
+    return passes, math.ceil(passes * pictures / batch_size)
+
+
 def time_line(*, steps: int, batch_size: int, pictures: int, max_minutes: float, going_on: bool, name: str, by_passes: bool = False) -> str:
     """How many passes the steps make, how many are sensible, and what `max_minutes` counts. `by_passes`: the steps are those of the setting `passes`."""
-    passes, sensible = steps * batch_size / max(1, pictures), FINE_TUNING_PASSES if going_on else PASSES
-    enough = math.ceil(sensible * pictures / batch_size)
+    passes, (sensible, enough) = steps * batch_size / max(1, pictures), sensible_passes(pictures, batch_size, going_on=going_on)
     line = f"{steps:,} steps of {batch_size} are {passes:,.0f} passes over {pictures:,} pictures"
     if by_passes:
         line += f" ({name}.passes)"
