@@ -361,6 +361,12 @@ def test_a_table_to_fill_in_is_removed_once_nothing_is_missing_unless_somebody_w
     assert filled.exists(), "the command that names it can be typed again"
 
 
+def test_captions_by_register_alone_have_their_plain_one_as_the_caption(made):
+    """Every picture was rejected as without a caption."""
+    rows = [{"file_name": name, "captions": {"plain": caption, "era": "Plate."}} for name, caption in SEEN.items()]
+    assert made({**PICTURES, "metadata.jsonl": "\n".join(map(json.dumps, rows))}).captions == SEEN
+
+
 # ---- what is held out ----------------------------------------------------------------------------------------------------
 
 

@@ -103,6 +103,13 @@ def test_words_of_the_caption_alone_are_dropped_where_they_are_read(tiny_model):
     assert (stage.row(0, 7).read == drawn[7].read).all() and (drawn[7].read != drawn[8].read).any()
 
 
+def test_of_a_list_of_texts_the_first_is_read_and_what_is_no_text_is_no_words(tmp_path):
+    """Both became the words of Python's notation: "['A ship.', 'Plate 4']"."""
+    lines = [{"description": ["A ship.", "Plate 4"], "caption": "At sea."}, {"description": {"en": "A ship."}, "caption": "At sea."}]
+    (tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    assert read_rows(tmp_path / "rows.jsonl", "description", "caption") == [("A ship.", "At sea.")]
+
+
 def test_a_table_without_its_columns_or_register_is_told_so(checkpoint_folder, table, tmp_path):
     (tmp_path / "rows.jsonl").write_text('{"text": "a"}\n')
     with pytest.raises(ValueError, match=r"no row with both .description. and .caption.*its columns are text"):

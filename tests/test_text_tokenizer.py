@@ -12,8 +12,10 @@ import sentencepiece
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from tokun.config import Config
 from tokun.tokenizers import text as text_tokenizer
 from tokun.tokenizers.text import PretrainedTextTokenizer, TextTokenizer, normalize
+from tokun.training.text_tokenizer import captions_of
 
 ADDED = [
     "<bos>",
@@ -205,6 +207,11 @@ def test_a_small_corpus_lowers_the_vocabulary_and_says_so(caplog):
     assert 257 < small.size < 300
     assert f"lowered from 4096 to {small.size}" in caplog.text
     assert small.decode(small.encode("Ein Fuchs")) == "Ein Fuchs"
+
+
+def test_of_captions_that_are_lists_the_first_text_is_read_and_of_other_values_none():
+    tree = {"caption": "A ship.", "captions": {"poetic": ["O ship!", "O sea!"], "era": {"en": "A ship."}, "social": 3}}
+    assert captions_of(tree, Config()) == {"plain": "A ship.", "poetic": "O ship!"}
 
 
 def test_training_learns_from_captions_of_any_length():

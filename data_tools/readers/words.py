@@ -51,6 +51,8 @@ def words_from(record: dict[str, Any], caption_column: str = "") -> Words:
         if isinstance(record.get("captions"), dict)
         else {}
     )
+    if not caption and not caption_column:  # captions by register alone
+        caption = plain_text(registers.get("plain", ""))
     if raw_registers := {key: found for key, text in registers.items() if (found := raw_of(text))}:
         more["raw_captions"] = raw_registers
     if several:

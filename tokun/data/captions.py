@@ -178,6 +178,12 @@ def plain_of(record: Mapping[str, Any], caption_key: str = "caption") -> str:
     return next((text for text in found if isinstance(text, str) and text.strip()), "")
 
 
+def text_in(value: object) -> str:
+    """The text of a field: itself, the first text of a list, "" for anything else, which never becomes words."""
+    texts = value if isinstance(value, list) else [value]
+    return next((text for text in texts if isinstance(text, str) and text.strip()), "")
+
+
 def words_of(record: Mapping[str, Any], caption_key: str) -> tuple[str, bool]:
     """The caption in a sample's record ("" for none), and whether it is more than a template."""
     captions, sources = (value if isinstance(value := record.get(name), Mapping) else {} for name in ("captions", "caption_sources"))

@@ -115,7 +115,7 @@ class ShardIndex:
 
     def some_records(self) -> Iterator[dict[str, Any] | None]:
         """The records of an even subsample, at most `MOST_READ`; None for one that cannot be read."""
-        for i in range(0, len(self), -(-len(self) // MOST_READ)):
+        for i in range(0, len(self), max(1, -(-len(self) // MOST_READ))):
             try:
                 yield self.read_json(i)
             except (OSError, BadSample):

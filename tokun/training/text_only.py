@@ -16,6 +16,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from tokun import data
+from tokun.data.captions import text_in
 from tokun.data.sample_order import rng_for
 from tokun.data.tokens import OtherWords, PackedRow, collate
 from tokun.inference.model import Tokun
@@ -57,7 +58,7 @@ def read_rows(path: str | Path, description: str, caption: str) -> list[tuple[st
             rows += [json.loads(line)] if line.strip() else []
         except json.JSONDecodeError as error:
             raise UserError(f"{path}, line {number} is not JSON: {error}. Give a table such as a CSV or TSV, or fix the line") from error
-    found = [(normalize(str(row.get(description) or "")), normalize(str(row.get(caption) or ""))) for row in rows]
+    found = [(normalize(text_in(row.get(description))), normalize(text_in(row.get(caption)))) for row in rows]
     whole = [row for row in found if all(row)]
     if not whole:
         raise UserError(

@@ -78,7 +78,7 @@ def _texts(run: Run, index: data.ShardIndex) -> Iterator[str]:
             continue
         seen.add(tree)
         try:
-            texts = [*captions_of(tree, config).values(), *(str(text) for pair in questions_of(tree) for text in pair)]
+            texts = [*captions_of(tree, config).values(), *(captions.text_in(text) for pair in questions_of(tree) for text in pair)]
         except BadSample:
             continue
         yield from texts
@@ -88,4 +88,4 @@ def _texts(run: Run, index: data.ShardIndex) -> Iterator[str]:
 def captions_of(tree: dict[str, Any], config: Config) -> dict[str, str]:
     """register -> normalised caption of a sample's JSON, without empty ones. Raises BadSample if `captions` is not a mapping."""
     found = {**captions_by_register(tree), "plain": captions.plain_of(tree, config.data.caption_key)}
-    return {register: text for register, raw in found.items() if (text := normalize(str(raw or "")))}
+    return {register: text for register, raw in found.items() if (text := normalize(captions.text_in(raw)))}
