@@ -2,6 +2,7 @@
 
 import gc
 import os
+import shutil
 
 import pytest
 
@@ -9,6 +10,17 @@ import pytest
 os.environ |= {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
 os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", "1")  # more are processes that import torch once again, seconds each
 os.environ.setdefault("TORCHINDUCTOR_VEC_ISA_OK", "1")  # what the processor says that it can do is not tried by six compilations
+
+IN_MEMORY, LEAST_FREE = "/dev/shm", 6 * 2**30  # for the tests' folders: syncing a file to a disk takes as long as a test of it
+
+
+def in_memory() -> bool:
+    """Whether there is a folder in memory with room for them."""
+    return os.access(IN_MEMORY, os.W_OK) and shutil.disk_usage(IN_MEMORY).free > LEAST_FREE
+
+
+if in_memory():
+    os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", IN_MEMORY)
 
 LONG = (
     "launch", "compiled", "fine_tuning_launch", "grpo", "prepare", "coherence", "app", "caption", "ray", "sample", "training", "resume",

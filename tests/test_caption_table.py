@@ -232,7 +232,7 @@ def test_captions_by_register_in_one_column_are_read_as_prepare_reads_them(museu
     ]
     assert one["caption"] == "A snake." and one["caption_sources"]["era"]["column"] == "captions" and other["caption"] == "Two owls."
     said = capsys.readouterr().out
-    assert "plain from captions, era from captions" in said and "not read     columns file_size" in said
+    assert "plain from captions, era from captions" in said and "no captions  columns file_size" in said
 
 
 def test_a_column_of_the_caption_comes_before_captions_by_register(museum, tmp_path, capsys):
@@ -279,9 +279,12 @@ def test_training_on_the_new_folder_is_offered_with_a_word_on_the_registers(muse
     assert main([str(museum), "--from", str(table(tmp_path / "c.tsv", ROWS)), "--out", str(tmp_path / "out")]) == 0
     said = capsys.readouterr().out
     out = tmp_path / "out"
-    assert f"tokun train --config lora start=bundled 'data.train={out}/train-*.tar' 'data.val={out}/val-*.tar' out=runs/mine-lora" in said
     assert (
-        "Beside plain there are captions of the registers alt, era, poetic: lora trains on the plain captions alone; train.plain_share=0.7"
+        f"tokun train --config lora start=bundled 'data.train={out}/train-*.tar' 'data.val={out}/val-*.tar' train.plain_share=0.7 out=runs/mine-lora"
+        in said
+    )
+    assert (
+        "Beside plain there are captions of the registers alt, era, poetic: lora trains on the plain captions alone; with train.plain_share=0.7, as above"
         in said
     )
     assert said.index("tokun train") < said.index("tokun questions")
@@ -301,7 +304,7 @@ def test_training_waits_where_most_pictures_have_no_caption_and_where_shards_hav
 @pytest.mark.parametrize(
     ("pictures", "told"),
     [
-        (100, "lora trains on the plain captions alone; train.plain_share=0.7"),
+        (100, "lora trains on the plain captions alone; with train.plain_share=0.7, as above"),
         (3_000, "engraving-cpu draws 25% of its samples from all registers"),
     ],
 )

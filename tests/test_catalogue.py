@@ -9,10 +9,12 @@ import pytest
 from PIL import Image
 
 from data_tools.caption import main as caption_main
+from data_tools.captioning.registers import REGISTERS
 from data_tools.pipeline import next_steps
 from data_tools.pipeline.next_steps import steps
 from data_tools.prepare import main
 from data_tools.readers.caption_guess import TextColumns
+from data_tools.readers.words import OF_REGISTERS
 from tests.test_prepare import manifest, pairs
 from tests.test_reported import Made, image, table, tar
 from tokun.config import load_config
@@ -272,6 +274,35 @@ def test_a_coco_file_whose_pictures_are_elsewhere_names_the_option_too(made):
     coco = {"images": [{"id": 1, "file_name": "1.png"}], "annotations": [{"image_id": 1, "caption": "A moth."}]}
     found = made({"captions_x.json": json.dumps(coco)}, source="captions_x.json")
     assert found.status == 1 and "--root names another folder" in found.said
+
+
+# ---- an export from a collection's database ------------------------------------------------------------------------------
+
+
+def test_a_column_named_for_a_register_gives_captions_of_it(made, tmp_path):
+    """Of a table with `description` and `era` the titles were lost: "Other columns of text: era"."""
+    rows = "".join(f"{name},{caption},{TITLES[name]}\n" for name, caption in SEEN.items())
+    found = made({**PICTURES, "list.csv": f"file_name,description,era\n{rows}"})
+    assert found.captions == SEEN and "Other columns" not in found.said
+    assert {record["captions"]["era"] for record, _ in pairs(tmp_path / "out").values()} == set(TITLES.values())
+    assert set(OF_REGISTERS) == set(REGISTERS) - {"plain"}
+
+
+@pytest.mark.parametrize("encoding", ["", "cp1252"])
+def test_a_table_of_another_encoding_is_told_what_else_it_lacks_once_the_encoding_is_named(made, encoding):
+    """With the advised --encoding the same advice came back, and the column that was missing was never named."""
+    table = "Inventory no;Description\n1;A café by the sea.\n".encode("cp1252")
+    found = made({**PICTURES, "export.csv": table}, *(["--encoding", encoding] if encoding else []))
+    named = "none of its columns (inventory_no, description) is known to name the pictures; rename that one to file_name"
+    assert (named in found.said) == bool(encoding) and ("name its encoding" in found.said) != bool(encoding)
+
+
+def test_rows_without_the_suffix_of_their_pictures_are_merged_into_shards_as_prepare_reads_them(made, tmp_path):
+    made(PICTURES, "--allow-missing-captions")
+    table = tmp_path / "list.csv"
+    table.write_text("file_name,description\n" + "".join(f"{name[:-4]},{caption}\n" for name, caption in SEEN.items()))
+    assert caption_main([str(tmp_path / "out"), "--from", str(table), "--out", str(tmp_path / "described")]) == 0
+    assert {record["path"]: record["caption"] for record, _ in pairs(tmp_path / "described").values()} == SEEN
 
 
 # ---- no captions at all --------------------------------------------------------------------------------------------------

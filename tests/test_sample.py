@@ -138,6 +138,8 @@ def test_a_folder_of_pictures_gets_a_table_of_drafts_that_prepare_reads(checkpoi
         rows = {row["file_name"]: row for row in csv.DictReader(file)}
     assert set(rows) == {"a.JPG", "b.png", "box 1/ä, c.tif"} and all(0 < float(row["confidence"]) < 1 for row in rows.values())
     assert "left out: broken.png: " in capsys.readouterr().out
+    with Image.open(tmp_path / "drafts" / "page-001.png") as page:
+        assert page.width > 3 * 224 and not (tmp_path / "drafts" / "page-002.png").exists()
     run(checkpoint_folder, tmp_path / "one", "--image", str(tmp_path / "scans" / "b.png"))
     one = json.loads((tmp_path / "one" / "words.jsonl").read_text(encoding="utf-8"))
     assert one["text"] == rows["b.png"]["caption"]  # as for the picture alone

@@ -259,8 +259,8 @@ def test_the_time_is_told_in_passes_and_what_max_minutes_counts():
 @pytest.mark.parametrize(
     ("n", "told"),
     [
-        (0, ""), (1, "1 held-out picture is too few"), (3, "3 held-out pictures are too few to tell by the loss which step is better"),
-        (start_report.ENOUGH_HELD_OUT - 1, f"; {start_report.ENOUGH_HELD_OUT} or more are advisable"), (start_report.ENOUGH_HELD_OUT, ""),
+        (0, ""), (1, "1 held-out picture is few"), (3, "3 held-out pictures are few: differences of their loss under 0.08 nats are noise"),
+        (start_report.ENOUGH_HELD_OUT - 1, f"({start_report.ENOUGH_HELD_OUT} or more tell steps apart)"), (start_report.ENOUGH_HELD_OUT, ""),
     ],
 )  # fmt: skip
 def test_a_held_out_set_that_cannot_tell_steps_apart_is_told_with_how_many_would(n, told):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import posixpath
 import re
 from collections import Counter
 from collections.abc import Iterable
@@ -218,6 +219,7 @@ class Rows:
         record = read_record(pair) or {}
         own = [clean_path(record[name]) for name in PATHS_IN_RECORD if isinstance(record.get(name), str)]
         own += [f"{pair.key}.{name}" for name in IMAGE_EXTENSIONS if name in pair.members]
+        own += [posixpath.splitext(path)[0] for path in own]  # rows may name pictures without their suffix, as for prepare
         for path in own:
             if row := self.by_id.get(path):
                 return row

@@ -76,7 +76,7 @@ class MergeReport:
             f"{'tags':<12} {self.subjects:,} subjects · {self.things:,} things, on {self.with_thing:,} pictures",
         ]
         if self.unused_columns:
-            lines.append(f"{'not read':<12} columns {', '.join(self.unused_columns)}")
+            lines.append(f"{'no captions':<12} columns {', '.join(self.unused_columns)}: what prepare took from them stays")
         if self.several:
             told = "row holds several texts in a cell" if self.several == 1 else "rows hold several texts in a cell"
             lines.append(
@@ -150,7 +150,7 @@ def no_match_reason(rows: Rows, plan: MergePlan) -> str:
     what = rows.columns.keys or rows.columns.paths
     return (
         f"{rows.table.name}: no row belongs to a picture. Its {what} is like {row.where!r} (line {row.line}), and the first picture of "
-        f"{first['shard']} has the key {first['key']!r}: give the shards' keys, or the paths in their JSON"
+        f"{first['shard']} has the key {first['key']!r}: write into {what} the file names that prepare was given (its manifest lists them), or the keys"
     )
 
 

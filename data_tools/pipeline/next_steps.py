@@ -178,7 +178,9 @@ def steps(
                 f"{techniques:,} {have} a technique, which {config('engraving-cpu')} takes as the style tag. "
                 "With data.style_key=style, as below, the tag is the style that prepare gave."
             )
-        parts.append("Next:\n" + training(out, captioned, val=val, techniques=bool(techniques), command=command, side=side))
+        others = [] if is_url(out) else registers_of(records_in(shards_in(out)))
+        lines = training(out, captioned, val=val, techniques=bool(techniques), command=command, side=side, registers=bool(others))
+        parts += ["Next:\n" + lines, *filter(None, [of_registers(others, captioned)])]
     elif captioned:
         parts.append(too_few(out, captioned, captioned + missing))
     return "\n".join(parts)
@@ -191,10 +193,8 @@ def too_few(out: str, captioned: int, pictures: int) -> str:
 
 def after_captions(out: str) -> str:
     """What to do with captioned shards: look at them and train, with a word on their registers. Reads an even subsample of their records."""
-    shards = {
-        split: ShardIndex(paths, one_of=IMAGE_SUFFIXES) for split in ("train", "val") if (paths := sorted(Path(out).glob(f"{split}-*.tar")))
-    }
-    records = [record for index in shards.values() if len(index) for record in index.some_records() if record is not None]
+    shards = shards_in(out)
+    records = records_in(shards)
     captioned = [record for record in records if plain_of(record)]
     pictures = sum(map(len, shards.values()))
     if "train" not in shards or not captioned:
@@ -202,10 +202,23 @@ def after_captions(out: str) -> str:
     count = round(pictures * len(captioned) / len(records))
     if count < FEW * pictures:
         return too_few(out, count, pictures)
+    others = registers_of(captioned)
     lines = training(
-        typed_path(out), count, val=len(shards.get("val", ())), techniques=any(record.get("technique") for record in captioned)
-    )
-    return "\n".join(filter(None, [f"Next:\n{lines}", of_registers(registers_of(captioned), count)]))
+        typed_path(out), count, val=len(shards.get("val", ())), techniques=any(record.get("technique") for record in captioned),
+        registers=bool(others),
+    )  # fmt: skip
+    return "\n".join(filter(None, [f"Next:\n{lines}", of_registers(others, count)]))
+
+
+def shards_in(out: str) -> dict[str, ShardIndex]:
+    """{split: its shards} of a folder."""
+    paths = {split: sorted(Path(out).glob(f"{split}-*.tar")) for split in ("train", "val")}
+    return {split: ShardIndex(found, one_of=IMAGE_SUFFIXES) for split, found in paths.items() if found}
+
+
+def records_in(shards: Mapping[str, ShardIndex]) -> list[dict[str, Any]]:
+    """The records of an even subsample that can be read."""
+    return [record for index in shards.values() for record in index.some_records() if record is not None]
 
 
 def registers_of(records: Iterable[Mapping[str, Any]]) -> list[str]:
@@ -228,7 +241,7 @@ def of_registers(others: Sequence[str], pictures: int) -> str:
     share = load_config(name).train.plain_share
     drawn = "trains on the plain captions alone" if share == 1 else f"draws {1 - share:.0%} of its samples from all registers"
     way_out = (
-        "train.plain_share=0.7 on the line of train draws three samples in ten from all registers"
+        "with train.plain_share=0.7, as above, three samples in ten draw from all registers"
         if share == 1
         else "train.plain_share=… changes that"
     )
@@ -275,7 +288,7 @@ def from_tables(command: Sequence[str], source: str, tables: Sequence[str]) -> l
     """How captions are read from tables in SOURCE whose names are not those of caption tables."""
     lines = []
     for table in tables:
-        if why := why_useless(source, table):
+        if why := why_useless(source, table, command):
             lines.append(f"  not from {shown(table)}, as it stands: {why}")
             continue
         place, given = free_name(source, table), []
@@ -291,12 +304,13 @@ def from_tables(command: Sequence[str], source: str, tables: Sequence[str]) -> l
     return lines
 
 
-def why_useless(source: str, table: str) -> str:
+def why_useless(source: str, table: str, command: Sequence[str]) -> str:
     """Why no captions can be read from a table, and what to rename; "" if they can, or if it cannot be told."""
     if is_url(source) or is_spreadsheet(table):
         return ""
     try:
-        columns = read_table(posixpath.join(source, table)).columns
+        how = {"encoding": option_of(command, "--encoding") or "utf-8", "quoting": option_of(command, "--quoting") or "auto"}
+        columns = read_table(posixpath.join(source, table), **how).columns
     except (TableError, OSError) as error:
         return str(error)
     if not set(columns) & set(PATH_COLUMNS):
@@ -424,18 +438,20 @@ def config(name: str) -> str:
     return f"configs/{name}.yaml" if typed("train") == ["python", "train.py"] else name
 
 
-def training(out: str, pictures: int, *, val: int, techniques: bool = False, command: Sequence[str] = (), side: int = 0) -> str:
+def training(
+    out: str, pictures: int, *, val: int, techniques: bool = False, command: Sequence[str] = (), side: int = 0, registers: bool = False
+) -> str:  # fmt: skip
     """The commands that suit so many pictures: an adapter on the bundled model, the bundled model trained on, or a model from nothing.
 
     `techniques`: whether pictures have a technique. `command`: the arguments given to prepare. `side`: short side of the pictures in pixels, 0 where it
-    is not known.
+    is not known. `registers`: whether there are captions in more than one.
     """
     train_data, val_data = (shlex.quote(f"data.{split}={out}/{split}-*.tar") for split in ("train", "val"))
     own = "data.style_key=style " if techniques else ""  # the configs of whole trainings have technique
     data = f"{own}{train_data} {val_data if val else 'data.val='}"  # most configs name held-out shards
     sample = f"{shell('sample')} --checkpoint runs/mine --seed 0"
     if pictures <= FEW_PICTURES:
-        given = f"{train_data} {val_data}" if val else train_data
+        given = (f"{train_data} {val_data}" if val else train_data) + (" train.plain_share=0.7" if registers else "")
         lines = [f"{shell('train')} --config {config('lora')} start=bundled {given} out=runs/mine-lora"]
         sample = f"{shell('sample')} --adapter runs/mine-lora --seed 0"
     elif pictures <= MANY_PICTURES:

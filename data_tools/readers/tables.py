@@ -16,7 +16,7 @@ from data_tools.readers.caption_guess import TextColumns, in_all
 from data_tools.readers.coco import coco_records
 from data_tools.readers.files import MAX_PAGE_BYTES, PICTURE_SUFFIXES, Misplaced, as_path, listed
 from data_tools.readers.listing import NOTHING, Found, Guess, Listing, Options, Words, shown
-from data_tools.readers.words import group_of, join_words, normal, odd_caption, path_in, style_of, words_from
+from data_tools.readers.words import SUBJECTS, group_of, join_words, normal, odd_caption, path_in, style_of, words_from
 from data_tools.tables import CAPTION_COLUMNS, PATH_COLUMNS, Table, TableError, caption_column, column_name, read_table
 from tokun.utils.errors import UserError
 from tokun.utils.optional_packages import need
@@ -235,12 +235,17 @@ class Checked:
 
 
 def note_on(table: Table, options: Options) -> str:
-    """A note on the caption column if it is not named caption."""
+    """A note on the columns that are read, if they are not named file_name and caption."""
+    name = Path(table.name).name
     names = [column_name(options.caption_column)] if options.caption_column else [name for name in CAPTION_COLUMNS if name in table.columns]
-    if not names or names == ["caption"]:
+    paths, subjects = ([known for known in columns if known in table.columns][:1] for columns in (PATH_COLUMNS, SUBJECTS))
+    also = [f"the pictures' names from {paths[0]}" if paths and paths[0] not in ("file_name", "filename", "path") else ""]
+    also.append(f"subjects from {subjects[0]}" if subjects and subjects != ["subject"] else "")
+    more = "".join(f", {one}" for one in also if one)
+    if (not names or names == ["caption"]) and not more:
         return ""
     others = f" and, where that is empty, from {', '.join(names[1:])}; choose with --caption-column" if len(names) > 1 else ""
-    return f"The captions of {Path(table.name).name} are read from its column {names[0]}{others}."
+    return f"The captions of {name} are read from its column {names[0]}{more}{others}." if names else f"In {name} are read{more[1:]}."
 
 
 def is_json(name: str) -> bool:

@@ -18,8 +18,9 @@ from data_tools.text.captions import plain_text, raw_of
 from tokun.utils.errors import BadSample
 
 MORE = ("title", "author", "artist", "illustrator", "context", "technique", "category", "date")
+OF_REGISTERS = ("poetic", "era", "social", "alt")  # columns with captions of these registers
 SUBJECTS = ("subject", "label", "class", "class_name")  # columns with what a picture shows, in a word or two; numbers are none
-COLUMNS = frozenset({*PATH_COLUMNS, *CAPTION_COLUMNS, *GROUPS, *MORE, *SUBJECTS, "style", "license", "source_url", "url"})
+COLUMNS = frozenset({*PATH_COLUMNS, *CAPTION_COLUMNS, *GROUPS, *MORE, *SUBJECTS, *OF_REGISTERS, "style", "license", "source_url", "url"})
 
 
 ODD_CAPTION = "caption file: its caption is no text: {}"
@@ -51,6 +52,7 @@ def words_from(record: dict[str, Any], caption_column: str = "") -> Words:
         if isinstance(record.get("captions"), dict)
         else {}
     )
+    registers |= {name: texts[0] for name in OF_REGISTERS if name not in captions and (texts := texts_in(record.get(name)))}
     if not caption and not caption_column:  # captions by register alone
         caption = plain_text(registers.get("plain", ""))
     if raw_registers := {key: found for key, text in registers.items() if (found := raw_of(text))}:

@@ -145,8 +145,8 @@ def manifest_rows(path: Path) -> Iterator[dict[str, Any]]:
 
 def count_manifest(summary: Summary, path: Path) -> None:
     for row in manifest_rows(path):
-        status = str(row["status"])
-        kept = status == "kept" or (bool(row["shard"]) and bool(row["key"]))
+        kept = str(row["status"]) == "kept" or (bool(row["shard"]) and bool(row["key"]))
+        status = "kept" if kept else str(row["status"])  # with --keep-ambiguous a doubtful picture is kept, with its reason
         reason = family(str(row["reason"] or ""))
         name = str(row["path"])
         summary.statuses[status] += 1

@@ -58,6 +58,8 @@ def described(summary: Summary, status: str, reason: str, count: int) -> dict[st
     meaning, advice = EXPLANATIONS.get(reason, UNKNOWN)
     if status == "rejected":  # --keep-ambiguous would not keep these
         advice = advice.replace(KEEP_AMBIGUOUS, KEEP_REJECTED)
+    elif status == "kept":
+        advice = ""
     digest = hashlib.sha256(f"{status}/{reason}".encode("utf-8", "replace")).hexdigest()
     return {
         "reason": reason, "status": STATUS_WORDS.get(status, status), "colour": colour(status), "count": count, "meaning": meaning,

@@ -2,6 +2,7 @@
 
     out/words.jsonl    one record per text: image, text, register or "" for an answer, confidence
     out/captions.csv   file_name, caption and confidence of each picture, to correct by hand; `prepare --captions` reads it
+    out/page-001.png   the pictures beside their captions, ON_PAGE on each
 
 Killed, it loses one picture: the same command goes on.
 """
@@ -20,6 +21,8 @@ from typing import TYPE_CHECKING, Any
 from PIL import Image
 from tqdm import tqdm
 
+from tokun.inference.image_to_codes import open_picture
+from tokun.render.grids import captioned_grid, save_page
 from tokun.utils import checkpoint
 from tokun.utils.errors import BadSample, UserError
 
@@ -28,6 +31,7 @@ if TYPE_CHECKING:
 
 LISTED, TABLE, UNFINISHED = "words.jsonl", "captions.csv", ".words.jsonl"
 COLUMNS = ("file_name", "caption", "confidence")
+ON_PAGE, CELL = 24, 224  # pictures on a page, and their longest side in pixels
 SHOWN = 10  # pictures whose words are printed
 
 
@@ -85,6 +89,8 @@ def caption_pictures(say: Callable[[Path], list[Words]], pictures: dict[str, Pat
     checkpoint.write_text(out / LISTED, "".join(json.dumps(one, ensure_ascii=False) + "\n" for one in texts))
     part.unlink()
     tell(done, unread, out)
+    if any(words[0]["register"] for words in done.values()):
+        write_pages({name: words[0]["text"] for name, words in done.items()}, pictures, out)
 
 
 def earlier(part: Path, asked: dict[str, Any]) -> dict[str, list[dict[str, Any]]]:
@@ -100,6 +106,18 @@ def earlier(part: Path, asked: dict[str, Any]) -> dict[str, list[dict[str, Any]]
     if not records or records[0] != {"asked": asked}:
         return {}
     return {record["image"]: record["words"] for record in records[1:]}
+
+
+def write_pages(captions: dict[str, str], pictures: dict[str, Path], out: Path) -> None:
+    """Pages of the pictures with their names and captions, to correct the table by."""
+    names = list(captions)
+    for number, start in enumerate(tqdm(range(0, len(names), ON_PAGE), desc="pages", unit="page"), 1):
+        part = names[start : start + ON_PAGE]
+        images = [open_picture(pictures[name], 1) for name in part]
+        for image in images:
+            image.thumbnail((CELL, CELL))
+        page = captioned_grid(images, [(name, captions[name]) for name in part], columns=6, cell=CELL, font_size=14)
+        save_page(page, out / f"page-{number:03d}.png")
 
 
 def tell(done: dict[str, list[dict[str, Any]]], unread: dict[str, str], out: Path) -> None:
@@ -119,4 +137,5 @@ def tell(done: dict[str, list[dict[str, Any]]], unread: dict[str, str], out: Pat
         writer.writerows((name, words[0]["text"], words[0]["confidence"]) for name, words in done.items())
         checkpoint.write_text(out / TABLE, "\ufeff" + rows.getvalue())  # without the mark, Excel takes it for another encoding
         places.append(out / TABLE)
+        print(f"To correct the captions: {out / 'page-001.png'} and so on show each picture beside its own")
     print(f"confidence, picture, words; all are in {' and '.join(map(str, places))}")

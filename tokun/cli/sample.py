@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import sys
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import asdict, replace
@@ -52,6 +53,7 @@ def main(argv: list[str] | None = None) -> None:
     rank = int(os.environ.get("RANK", 0))
     if rank > 0 and not shards_wanted(args):
         return  # one process is enough: only shards are divided among processes
+    print("sample: loading the model (the first time here, a small C++ program is built, too) …", file=sys.stderr)
     device = args.device or (f"cuda:{os.environ['LOCAL_RANK']}" if "LOCAL_RANK" in os.environ and torch.cuda.is_available() else None)
     model = tokun.load(args.checkpoint, device=device, dtype=getattr(torch, args.dtype), compile=args.compile, adapter=args.adapter)
     if args.image is not None and not caption_pictures.is_one(args.image):

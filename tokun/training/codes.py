@@ -177,7 +177,9 @@ def encode_shards(run: Run) -> Path:
              "codebook_size": tokenizer.codebook_size, "views": config.codes.views, "counts": counts, "skipped": skips, **held, "settings": asked},
         )  # fmt: skip
         total = sum((Counter(s) for s in skips.values()), Counter())
-        run.say(f"codes: {counts} samples of {config.codes.views} views" + (f", skipped {dict(total)}" if total else ""))
+        views = f", each in {config.codes.views} crops" if config.codes.views > 1 else ""
+        left_out = f"; skipped: {', '.join(f'{n:,} {why}' for why, n in total.items())}" if total else ""
+        run.say(f"codes: {counts['train']:,} training pictures and {counts.get('val', 0):,} held out{views}{left_out}")
     run.wait()
     return target
 

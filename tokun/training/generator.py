@@ -81,6 +81,7 @@ def train_generator(run: Run) -> Path:
     target, parts = result_folder(run), Parts.of(run)
     settings = _settings(run.config, parts)
     if is_finished(run, "generator", target, settings):
+        run.say(where_to(target, run.config))
         return target
     stage = GeneratorStage(run, parts, settings)
     loop.train(stage)
@@ -283,7 +284,7 @@ class GeneratorStage(EngineStage):
                 steps=self.schedule.steps, batch_size=self.train.batch_size, pictures=len(self.training_batches.samples),
                 max_minutes=self.train.max_minutes, going_on=bool(self.config.start), name="train", by_passes=self.schedule.steps < self.train.steps,
             )
-            + (f"\ngenerator: WARNING: {self.few} (a larger --val of prepare holds out more)" if self.few else "")
+            + (f"\ngenerator: {self.few}" if self.few else "")
         )  # fmt: skip
 
     def disk_bytes(self) -> int:
@@ -433,10 +434,13 @@ class GeneratorStage(EngineStage):
         run.say(where_to(target, self.config))
         last = self._loss_of(held) if held else float("inf")
         doubt = f" ({self.few})" if self.few else ""
-        told = (
-            f" (train.image_weight {self.train.image_weight:g} x image + train.text_weight {self.train.text_weight:g} x text: "
-            f"compare it only with runs of the same weights){doubt}"
+        weights = self.train.image_weight, self.train.text_weight
+        sum_of = (
+            "image + text"
+            if weights == (1, 1)
+            else f"{weights[0]:g} x image + {weights[1]:g} x text: compare it only with runs of these weights"
         )
+        told = f" ({sum_of}){doubt}"
         before = self._loss_of(self.held_before) if self.held_before else float("inf")
         if held and last >= before:
             run.say(
@@ -444,12 +448,12 @@ class GeneratorStage(EngineStage):
                 "Try a lower train.lr, or more pictures; the samples tell the rest"
             )
         for top in best[:1]:
-            weights = self.best.path(top["step"])
             if top["loss"] < last:
-                instead = f", below the end's {last:.4f}. To sample from it instead:\n{where_to(weights, self.config)}"
+                kept = where_to(self.best.path(top["step"]), self.config)
+                instead = f", below the end's {last:.4f}. To sample from it instead:\n{kept}"
                 run.say(f"generator: lowest held-out loss {top['loss']:.4f} at step {top['step']}{told}{instead}")
             else:
-                run.say(f"generator: no step had a lower held-out loss than the end's {last:.4f}{told}: sample from the end, as above")
+                run.say(f"generator: the end has the lowest held-out loss, {last:.4f}{told}: sample from it, as above")
         if self.schedule.stopped_by(self.step) != "steps":
             share = self.step / self.schedule.steps
             run.say(f"generator: train.max_minutes ended it after {share:.0%} of its steps; for more, give a larger one and another out=")

@@ -30,6 +30,7 @@ NAMED = 12  # tags listed in a line
 LOOKED_AT = 64  # pictures in which colour is looked for
 COLOURED = 0.05  # share of its points by which a picture is in colour; a sepia print has none
 MANY_COLOURED = 0.25  # of the pictures
+NOISE = 0.07  # nats: of one picture, the standard error of the difference of two steps (docs/guides/training.md)
 ENOUGH_HELD_OUT = 64  # pictures whose loss tells steps 0.02 nats apart (docs/guides/training.md says how its noise falls with their number)
 
 
@@ -164,4 +165,5 @@ def too_few_held_out(n: int, what: str = "pictures") -> str:
     if not 0 < n < ENOUGH_HELD_OUT:
         return ""
     of_these = f"{n} held-out {what.removesuffix('s') if n == 1 else what} {'is' if n == 1 else 'are'}"
-    return f"{of_these} too few to tell by the loss which step is better; {ENOUGH_HELD_OUT} or more are advisable"
+    noise = 2 * NOISE / math.sqrt(n)
+    return f"{of_these} few: differences of their loss under {noise:.2f} nats are noise, and the samples tell more ({ENOUGH_HELD_OUT} or more tell steps apart)"
