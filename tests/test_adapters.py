@@ -399,7 +399,7 @@ def test_training_that_did_not_help_says_so_and_what_the_loss_is(trained, tmp_pa
     run.close()
     said = capfd.readouterr().out
     assert ("training has not helped" in said) == (end == 99.0)
-    assert "(train.image_weight 0.5 x image + train.text_weight 1 x text: compare it only with runs of the same weights)" in said
+    assert "(0.5 x image + 1 x text: compare it only with runs of these weights)" in said
 
 
 def test_a_finished_adapter_is_left_alone_unless_its_base_is_another_now(trained, tmp_path):

@@ -301,9 +301,11 @@ def test_the_title_that_is_the_files_name_is_no_caption(made):
     assert found.captions == {"b.png": "A fox.", "c.png": "The owl"} and found.reasons() == {"IMG_1.jpg": "no caption"}
 
 
-def test_rows_whose_pictures_lie_in_another_folder_are_told_where(made):
-    """metadata.jsonl above images/, with bare names."""
+def test_rows_whose_pictures_lie_in_another_folder_are_read_and_told_where(made):
+    """metadata.jsonl above images/, with bare names; a name that two folders have means neither."""
     found = made({"images/a.png": A, "metadata.jsonl": '{"file_name": "a.png", "text": "A wolf."}\n'})
+    assert found.captions == {"images/a.png": "A wolf."} and "a.png is taken for images/a.png" in found.said
+    found = made({"others/a.png": B}, "--overwrite")
     assert not found.captions and "Is that images/a.png? Paths are counted from the table's folder" in found.said
 
 

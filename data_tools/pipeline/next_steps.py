@@ -28,6 +28,7 @@ from tokun.data.shards import IMAGE_SUFFIXES, ShardIndex
 from tokun.inference.folders import BUNDLED, VOCABULARY
 from tokun.tokenizers.wordings import fitting_tag
 from tokun.utils.console import typed_path
+from tokun.utils.errors import UserError
 
 CAPTIONS = "captions.csv"
 """The table in the output folder, to be filled in by hand."""
@@ -178,7 +179,7 @@ def steps(
                 f"{techniques:,} {have} a technique, which {config('engraving-cpu')} takes as the style tag. "
                 "With data.style_key=style, as below, the tag is the style that prepare gave."
             )
-        others = [] if is_url(out) else registers_of(records_in(shards_in(out)))
+        others = registers_written(out)
         lines = training(out, captioned, val=val, techniques=bool(techniques), command=command, side=side, registers=bool(others))
         parts += ["Next:\n" + lines, *filter(None, [of_registers(others, captioned)])]
     elif captioned:
@@ -208,6 +209,14 @@ def after_captions(out: str) -> str:
         registers=bool(others),
     )  # fmt: skip
     return "\n".join(filter(None, [f"Next:\n{lines}", of_registers(others, count)]))
+
+
+def registers_written(out: str) -> list[str]:
+    """`registers_of` the shards in a folder; [] where they cannot be read from here."""
+    try:
+        return [] if is_url(out) else registers_of(records_in(shards_in(out)))
+    except (UserError, OSError):
+        return []
 
 
 def shards_in(out: str) -> dict[str, ShardIndex]:

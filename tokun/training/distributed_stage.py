@@ -114,7 +114,7 @@ class EngineStage(Stage):
             parts["ema.pt"] = checkpoint.snapshot(average) if self.run.rank == 0 else average
         record = {
             "settings": self.settings, "spent": self.clock.seconds(), "world": self.run.world, "spikes": self.spikes.state_dict(),
-            "held_before": self.held_before,
+            **({"held_before": self.held_before} if self.held_before else {}),
         }  # fmt: skip
 
         def write(folder: Path) -> None:
