@@ -318,8 +318,8 @@ def why_useless(source: str, table: str, command: Sequence[str]) -> str:
     if is_url(source) or is_spreadsheet(table):
         return ""
     try:
-        how = {"encoding": option_of(command, "--encoding") or "utf-8", "quoting": option_of(command, "--quoting") or "auto"}
-        columns = read_table(posixpath.join(source, table), **how).columns
+        encoding, quoting = option_of(command, "--encoding") or "utf-8", option_of(command, "--quoting") or "auto"
+        columns = read_table(posixpath.join(source, table), encoding=encoding, quoting=quoting).columns
     except (TableError, OSError) as error:
         return str(error)
     if not set(columns) & set(PATH_COLUMNS):
