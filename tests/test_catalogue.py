@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 import shlex
 
 import numpy as np
@@ -128,7 +129,7 @@ def test_titles_that_are_taken_for_captions_beside_sentences_are_told_with_the_c
     assert found.status == 0 and sorted(found.captions.values()) == sorted(TITLES.values())
     told = found.said[found.said.index("Look at ") :]
     assert (
-        f"Other columns of text in {name if 'parquet' not in kind else 'in'}: what_is_seen. --caption-column chooses one instead of title."
+        f"Other columns of text in {name if 'parquet' not in kind else 'in'}: what_is_seen. --caption-column chooses one instead of title;"
         in found.said
     )
     assert "The captions are titles" in told and told.index("The captions are titles") < told.index("Next:")
@@ -139,7 +140,7 @@ def test_titles_that_are_taken_for_captions_beside_sentences_are_told_with_the_c
 def test_other_columns_of_text_are_named_beside_a_guess_and_only_there(made):
     head, row = "file_name;description;notes;year;technique", "1.png;A large moth sits on an oak leaf.;With some foxing.;1890;etching"
     found = made({**PICTURES, "metadata.csv": f"{head}\n{row}\n"})
-    assert "Other columns of text in metadata.csv: notes. --caption-column chooses one instead of description." in found.said
+    assert "Other columns of text in metadata.csv: notes. --caption-column chooses one instead of description;" in found.said
     assert "The captions are titles" not in found.said
     for other, options in ((head.replace("description", "caption"), ()), (head, ("--caption-column", "description"))):
         found = made({"metadata.csv": f"{other}\n{row}\n"}, *options, "--overwrite")
@@ -184,7 +185,7 @@ def test_the_only_table_with_captions_is_read_under_any_name_and_from_any_folder
     content = catalogue(head="file;title;caption;technique").replace(b";", b"\t" if "tsv" in place else b";")
     found = made({**PICTURES, place: content, "prices.csv": "a,b\n1,2\n"})
     assert found.status == 0 and found.captions == SEEN
-    assert f"Captions are read from {place}, which has rows for 5 of 5 pictures." in found.said
+    assert f"Captions are read from {place}, which has rows for 5 of 5 pictures without words." in found.said
     assert ("5 rows are matched by file name instead: lists/1.png is taken for 1.png." in found.said) == ("/" in place)
 
 
@@ -203,18 +204,34 @@ def test_rows_in_a_table_beside_a_folder_of_pictures_are_matched_by_file_name(ma
         (tmp_path / "in" / name).unlink()
 
 
-def test_a_file_name_that_could_mean_two_pictures_or_a_table_whose_paths_lead_somewhere_is_not_guessed(made):
+def test_a_file_name_that_could_mean_two_pictures_or_a_table_whose_paths_lead_somewhere_is_not_guessed(made, tmp_path):
     files = {f"{folder}/{name}": one for folder in "ab" for name, one in list(PICTURES.items())[:2]} | {"c/3.png": PICTURES["3.png"]}
     found = made({**files, "list.csv": "file_name,caption\n1.png,A moth.\n3.png,A ship.\n"})
+    assert not found.captions, "half of the rows"
+    found = made({"list.csv": "file_name,caption\n3.png,A ship.\nx/2.png,A house.\n"}, "--overwrite")
+    assert not found.captions, "a path with folders means that path"
+    found = made({"list.csv": "file_name,caption\n3.png,A ship.\n"}, "--overwrite")
     assert found.captions == {"c/3.png": "A ship."}
     found = made({"list.csv": "file_name,caption\na/1.png,A moth.\n3.png,A ship.\n"}, "--overwrite")
     assert found.captions == {"a/1.png": "A moth."} and "Is that c/3.png?" in found.said
 
 
+def test_a_stray_table_or_what_is_no_file_is_left_alone_and_sidecars_come_first(made, tmp_path):
+    """A link that leads nowhere ended prepare with a traceback, a pipe hung it, and a table of numbers ended it."""
+    (tmp_path / "in").mkdir()
+    os.symlink(tmp_path / "nowhere.csv", tmp_path / "in" / "link.csv")
+    os.mkfifo(tmp_path / "in" / "pipe.csv")
+    texts = {f"{name[:-4]}.txt": caption for name, caption in SEEN.items()}
+    found = made({**PICTURES, **texts, "export.jsonl": '{"image": 12, "text": "A wolf."}\n'})
+    assert found.status == 0 and found.captions == SEEN
+    found = made({"export.jsonl": '{"image": "1.png", "text": "Another.", "era": "Old."}\n'}, "--overwrite")
+    assert found.captions == SEEN and "Captions are read from" not in found.said
+
+
 def test_of_two_tables_with_captions_none_is_taken_and_both_are_offered(made, tmp_path, capsys):
     content = catalogue(head="file;title;caption;technique")
     found = made({**PICTURES, "one.csv": content, "two.csv": content.replace(b"A large moth", b"A moth")})
-    assert found.status == 1 and "The table one.csv is not read under this name" in found.said
+    assert found.status == 1 and "The table one.csv is not read; the last lines say why" in found.said
     told = found.said[found.said.index("Give captions first") :]
     assert told.index("from one.csv, if it holds captions") < told.index("from two.csv") < told.index("by hand")
     assert shlex.quote(str(tmp_path / "in" / "metadata.csv")) in told
@@ -249,7 +266,7 @@ def test_a_second_name_is_offered_where_the_first_is_taken_and_none_where_both_a
     files = {**PICTURES, "more.csv": catalogue(head="file;title;caption;technique"), "metadata.csv": "file_name,caption\n1.png,A moth.\n"}
     assert "in/captions.csv and" in made(files).said
     found = made({"captions.csv": "file_name,caption\n2.png,A ship.\n"}, "--overwrite")
-    assert "from more.csv, if it holds captions (under this name it is not read): give it:" in found.said
+    assert "from more.csv, if it holds captions (several tables may; none of them is read): give it:" in found.said
 
 
 @pytest.mark.parametrize("paths", ["{}", "/scans/{}", "../{}"])

@@ -2,13 +2,15 @@
 
 import math
 from collections import Counter
+from copy import copy
+from dataclasses import replace
 
 import pytest
 import torch
 
 import tokun
-from tokun.inference import prompt_tags
-from tokun.inference.tags import Frequencies
+from tokun.inference import adapters, prompt_tags
+from tokun.inference.tags import Frequencies, with_subjects_of
 from tokun.tokenizers.vocabulary import Tags
 from tokun.utils.errors import UserError
 
@@ -67,3 +69,18 @@ def test_of_many_even_subjects_the_likeliest_are_kept(tiny_model, monkeypatch):
     counts = Frequencies([("engraving", f"kind {i}", 1) for i in range(40)], tiny_model.vocabulary)
     monkeypatch.setattr(tiny_model.__class__, "caption_nll", lambda self, tags, captions: [1.0] * len(tags))
     assert len(prompt_tags.likelihoods(tiny_model, [5], Tags(), counts)) == 40
+
+
+def test_with_an_adapter_whose_pictures_had_no_subjects_a_prompt_still_calls_for_those_of_its_base(tiny_model):
+    """A storm at sea was drawn as faces: the bundled model had drawn ships, since its tags said so."""
+    model = copy(tiny_model)
+    style, subjects = tiny_model.styles[0], [subject for subject in tiny_model.subjects]
+    model.base, model.tag_counts = adapters.base_of(tiny_model), [(style, "", 30)]
+    model.base = replace(model.base, tag_counts=[(tiny_model.styles[-1], subject, 10) for subject in subjects])
+    caption, u = tiny_model.encode_text("a ship"), torch.full((1, 4), 0.4)
+    (asked,), (own,) = model.choose_tags(u, Tags(), caption), model.choose_tags(u, Tags())
+    assert asked.subject in subjects and asked.style == style and not own.subject
+    counts = with_subjects_of(
+        [("a", "", 2), ("b", "", 1)], [("c", "ship", "mast", "4x4", 3), ("d", "ship", "mast", "4x4", 1), ("c", "cat", 5)]
+    )
+    assert counts == [("a", "ship", "mast", "4x4", 8), ("a", "cat", "", "", 10), ("b", "ship", "mast", "4x4", 4), ("b", "cat", "", "", 5)]

@@ -140,6 +140,10 @@ def test_a_folder_of_pictures_gets_a_table_of_drafts_that_prepare_reads(checkpoi
     assert "left out: broken.png: " in capsys.readouterr().out
     with Image.open(tmp_path / "drafts" / "page-001.png") as page:
         assert page.width > 3 * 224 and not (tmp_path / "drafts" / "page-002.png").exists()
+    corrected = (tmp_path / "drafts" / "captions.csv").read_text(encoding="utf-8-sig").replace(rows["a.JPG"]["caption"], "By hand.", 1)
+    (tmp_path / "drafts" / "captions.csv").write_text(corrected, encoding="utf-8-sig")
+    run(checkpoint_folder, tmp_path / "drafts", "--image", str(tmp_path / "scans"))
+    assert "By hand." in (tmp_path / "drafts" / "captions.csv").read_text(encoding="utf-8-sig"), "a second start keeps what was corrected"
     run(checkpoint_folder, tmp_path / "one", "--image", str(tmp_path / "scans" / "b.png"))
     one = json.loads((tmp_path / "one" / "words.jsonl").read_text(encoding="utf-8"))
     assert one["text"] == rows["b.png"]["caption"]  # as for the picture alone
@@ -171,8 +175,10 @@ def test_drafts_of_a_killed_run_are_kept_and_questions_are_asked_of_several_pict
     assert not (tmp_path / "asked" / "captions.csv").exists()
     with pytest.raises(UserError, match="no-such does not exist"):
         run(checkpoint_folder, tmp_path / "asked", "--image", *names, str(tmp_path / "no-such"))
+    with pytest.raises(UserError, match="is the folder of the pictures"):
+        run(checkpoint_folder, tmp_path / "scans", "--image", str(tmp_path / "scans"))
     with pytest.raises(UserError, match="holds no picture"):
-        run(checkpoint_folder, tmp_path / "asked", "--image", str(tmp_path / "asked"))
+        run(checkpoint_folder, tmp_path / "asked", "--image", str(tmp_path / "asked" / ".." / "asked"), "--out", str(tmp_path / "none"))
 
 
 def test_completion_interpolation_variation_and_choice_write_pairs(checkpoint_folder, tmp_path):

@@ -15,6 +15,7 @@ from data_tools.captioning import registers
 from data_tools.captioning.captioned_shards import new_record, read_record
 from data_tools.inspect import IMAGE_EXTENSIONS, StoredPair
 from data_tools.pipeline.disk import DiskDict
+from data_tools.readers.files import PICTURE_SUFFIXES
 from data_tools.readers.words import kebab, listed_in, odd_caption, texts_in
 from data_tools.tables import CAPTION_COLUMNS, PATH_COLUMNS, Table, TableError, caption_column, read_table
 from data_tools.text.main_noun import Lexicon
@@ -126,6 +127,8 @@ class Rows:
     """The first of each column, with its line."""
     several: int = 0
     """Rows with several texts in one cell."""
+    stems: dict[str, str] = field(default_factory=dict)
+    """row -> the picture that it names without its suffix"""
     nested: bool = False
     """Whether any cell is more than text: a list, an object, a number with a point."""
 
@@ -178,8 +181,8 @@ class Rows:
         found, inside = {}, values.get(OBJECTS)
         if isinstance(inside, dict):
             self.nested = True
-            there = {kebab(str(name)): value for name, value in inside.items() if isinstance(value, str)}
-            found = {register: (OBJECTS, texts) for register, value in there.items() if (texts := texts_in(value))}
+            there = {kebab(str(name)): value for name, value in inside.items() if isinstance(value, (str, list))}
+            found = {register: (OBJECTS, texts) for register, value in there.items() if (texts := list(dict.fromkeys(texts_in(value))))}
         for register, column in self.columns.texts.items():
             if not (column == OBJECTS and found) and (texts := self.cell(line, values, column)):
                 found[register] = column, texts
@@ -219,7 +222,6 @@ class Rows:
         record = read_record(pair) or {}
         own = [clean_path(record[name]) for name in PATHS_IN_RECORD if isinstance(record.get(name), str)]
         own += [f"{pair.key}.{name}" for name in IMAGE_EXTENSIONS if name in pair.members]
-        own += [posixpath.splitext(path)[0] for path in own]  # rows may name pictures without their suffix, as for prepare
         for path in own:
             if row := self.by_id.get(path):
                 return row
@@ -228,7 +230,17 @@ class Rows:
             raise TableError(
                 f"{self.table.name}: rows {' and '.join(close[:2])} may both be about {own[0]}. Give paths as in the shards' JSON"
             )
-        return self.by_id[close[0]] if close else None
+        return self.by_id[close[0]] if close else self.by_stem(own, f"{folder}/{pair.key}")
+
+    def by_stem(self, own: Iterable[str], picture: str) -> Described | None:
+        """The row that names a picture without its suffix, as prepare takes it. Raises TableError if another picture has that row."""
+        stems = (posixpath.splitext(path) for path in own)
+        row = next((self.by_id[stem] for stem, suffix in stems if suffix.lower() in PICTURE_SUFFIXES and stem in self.by_id), None)
+        if row is not None and self.stems.setdefault(row.where, picture) != picture:
+            raise TableError(
+                f"{self.table.name}, line {row.line}: {row.where} may be about {self.stems[row.where]} and {picture}. Write it with the picture's suffix"
+            )
+        return row
 
 
 def clean_path(path: str) -> str:

@@ -300,15 +300,19 @@ def short_name(model: str) -> str:
 
 def revision_of(model: str, config: Any) -> str:
     """The commit of a Hub id; for a folder, 'sha256:' and a digest of its weights and settings."""
-    return folder_digest(Path(model)) if Path(model).is_dir() else str(getattr(config, "_commit_hash", None) or "")
+    return (
+        folder_digest(sorted(Path(model).iterdir()), Path(model))
+        if Path(model).is_dir()
+        else str(getattr(config, "_commit_hash", None) or "")
+    )
 
 
-def folder_digest(folder: Path) -> str:
-    """'sha256:' and a digest of the weights and settings in a folder."""
+def folder_digest(paths: Sequence[Path], folder: Path) -> str:
+    """'sha256:' and a digest of the weights and settings among these files of a folder."""
     digest = hashlib.sha256()
-    for path in sorted(folder.rglob("*")):
+    for path in paths:
         if path.suffix in (".json", ".safetensors", ".bin", ".jinja", ".txt", ".model"):
-            digest.update(f"{path.relative_to(folder)}\0{path.stat().st_size}\0".encode())
+            digest.update(f"{path.relative_to(folder).as_posix()}\0{path.stat().st_size}\0".encode())
             with open(path, "rb") as file:
                 while chunk := file.read(2**22):
                     digest.update(chunk)

@@ -57,7 +57,9 @@ def captions_warning(listing: Listing, *, from_names: bool) -> str:
     if not total or total - without >= FEW * total:
         return ""
     told = f"{without:,} of {total:,} pictures have no caption: no caption file beside them, and no row in a table."
-    return f"{told} The table {shown(tables[0])} is not read under this name." if (tables := unread_tables(listing.unread)) else told
+    return (
+        f"{told} The table {shown(tables[0])} is not read; the last lines say why." if (tables := unread_tables(listing.unread)) else told
+    )
 
 
 class Captions:
@@ -270,7 +272,7 @@ def several_captions(out: str, pictures: int) -> str:
 def much_held_out(command: Sequence[str], *, val: int, kept: int) -> str:
     """A word on whole folders that hold out many more pictures than asked; "" if they do not, or none is to be had otherwise."""
     share = float(option_of(command, "--val") or Settings.val)
-    if val <= max(1, MUCH * share * kept) or option_of(command, "--val-by"):
+    if val <= max(4, MUCH * share * kept) or option_of(command, "--val-by"):
         return ""
     again = [*command, "--val-by", "picture", *overwriting(command)]
     return (
@@ -308,7 +310,7 @@ def from_tables(command: Sequence[str], source: str, tables: Sequence[str]) -> l
         ways = [f"{named} {shlex.quote(typed_path(place))}{beside} and type the same command again"] if place else []
         ways += [f"give it{counted}:"] if given else []
         if ways:
-            lines.append(f"  from {shown(table)}, if it holds captions (under this name it is not read): {', or '.join(ways)}")
+            lines.append(f"  from {shown(table)}, if it holds captions (several tables may; none of them is read): {', or '.join(ways)}")
         lines += [f"    {shell('prepare', *given)}"] if given else []
     return lines
 
@@ -364,7 +366,13 @@ def captions_first(
     )
     head = f"{missing:,} picture{' has' if one else 's have'} no caption and {where}{more if other else ''}. {first}:"
     return "\n".join(
-        [head, *ways, *(by_hand if not is_url(out) else []), *(rough if Path(source).is_dir() and not is_url(out) else []), *by_model]
+        [
+            head,
+            *ways,
+            *(by_hand if not is_url(out) else []),
+            *(rough if Path(source).is_dir() and not is_url(out) and not captioned else []),
+            *by_model,
+        ]
     )
 
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import posixpath
 from dataclasses import replace
 from pathlib import Path
 
 from data_tools.pipeline.disk import DiskList
 from data_tools.readers.book_page import BOOK_PAGE
+from data_tools.readers.files import why_not_open
 from data_tools.readers.folder_scan import (
     BROKEN_PARQUET,
     LONE_PAGE,
@@ -23,6 +25,7 @@ from data_tools.readers.listing import Found, Listing, Options
 from data_tools.readers.tables import Rows, holds_captions
 from data_tools.readers.webdataset import Tars
 from data_tools.readers.words import kebab
+from data_tools.tables import TableError
 
 
 def read_folder(source: Path, options: Options) -> Listing:
@@ -45,15 +48,19 @@ def read_folder(source: Path, options: Options) -> Listing:
         words.update(data.words)
         notes, guesses = (*notes, *data.notes), (*guesses, *data.guesses)
     if not there.tables and (table := only_table(there, source, options)):
-        own = Rows(options)
-        own.add(table, str(source / table))
-        told, lone, more = own.match(pictures)
+        own, bare = Rows(options), DiskList(one for one in pictures if not one.sidecars and one.path not in words)
+        with contextlib.suppress(TableError):  # a table of something else
+            own.add(table, str(source / table))
+        told, lone, more = own.match(bare)
         if len(told):
             there.unread.pop(table)
-            for path, row in told.pairs():
-                words.setdefault(path, row)
+            words.update(told)
             missing, guesses = missing + lone, (*guesses, *own.guesses)
-            notes = (*notes, f"Captions are read from {table}, which has rows for {len(told):,} of {len(pictures):,} pictures.", *more)
+            notes = (
+                *notes,
+                f"Captions are read from {table}, which has rows for {len(told):,} of {len(bare):,} pictures without words.",
+                *more,
+            )
     for page in there.pages:
         there.unread[page] = NO_PAGE if BOOK_PAGE.search(posixpath.basename(page)) else LONE_PAGE
     return Listing(source, pictures, words, missing, there.unread, notes, guesses)
@@ -62,7 +69,9 @@ def read_folder(source: Path, options: Options) -> Listing:
 def only_table(there: Survey, source: Path, options: Options) -> str:
     """The table with paths and captions under a name of its own; "" if there is none, or several."""
     others = [path for path, reason in there.unread.items() if reason == OTHER_TABLE and not posixpath.basename(path).startswith(".")]
-    found = [path for path in others[:MOST_TABLES] if holds_captions(str(source / path), options)]
+    root = source.resolve()
+    whole = [path for path in others[:MOST_TABLES] if not why_not_open(str(source / path), root)]
+    found = [path for path in whole if holds_captions(str(source / path), options)]
     return found[0] if len(found) == 1 and len(others) <= MOST_TABLES else ""
 
 

@@ -16,7 +16,7 @@ from data_tools.readers.caption_guess import TextColumns, in_all
 from data_tools.readers.coco import coco_records
 from data_tools.readers.files import MAX_PAGE_BYTES, PICTURE_SUFFIXES, Misplaced, as_path, listed
 from data_tools.readers.listing import NOTHING, Found, Guess, Listing, Options, Words, shown
-from data_tools.readers.words import SUBJECTS, group_of, join_words, normal, odd_caption, path_in, style_of, words_from
+from data_tools.readers.words import OF_REGISTERS, SUBJECTS, group_of, join_words, normal, odd_caption, path_in, style_of, words_from
 from data_tools.tables import CAPTION_COLUMNS, PATH_COLUMNS, Table, TableError, caption_column, column_name, read_table
 from tokun.utils.errors import UserError
 from tokun.utils.optional_packages import need
@@ -118,25 +118,31 @@ class Rows:
 
     def match_by_name(self, found: DiskList, words: DiskDict, used: DiskDict) -> Iterator[str]:
         """Give the rows of tables that name no picture where it lies to the pictures of their file names, in whatever folder, if that can only
-        mean one. Notes about it. With one row that does name its picture, paths mean what they say."""
+        mean one. Notes about it. With one row that does name its picture, paths mean what they say; so do those with folders, and those of a table of
+        whose rows half have no picture in this way, either."""
         where = {row.words_from for path, row in self.words.pairs() if path in used}
-        rows, tables = DiskDict(), Counter[str]()  # file name -> the row's path, "" if several have it
+        rows, tables, size = DiskDict(), Counter[str](), Counter[str]()  # file name -> the row's path, "" if several have it
         for path, row in self.words.pairs():
             if row.words_from not in where:
-                name = posixpath.basename(path).casefold()
-                rows[name] = "" if name in rows else path
+                size[row.words_from] += 1
+                bare = path.removeprefix(f"{posixpath.dirname(row.words_from)}/")
+                if "/" not in bare:
+                    rows[bare.casefold()] = "" if bare.casefold() in rows else path
         pictures = DiskDict()
         for one in found if len(rows) else ():
             name = posixpath.basename(composed(one.path)).casefold()
             for form in {name, posixpath.splitext(name)[0]}:
                 pictures[form] = "" if form in pictures else one.path
+        taken = [
+            (path, picture) for name, path in rows.pairs() if path and (picture := pictures.get(name, "")) and picture not in words
+        ]  # of a folder's own tables
+        tables.update(self.words[path].words_from for path, _ in taken)
+        tables = Counter({table: count for table, count in tables.items() if 2 * count > size[table]})
         first: dict[str, str] = {}
-        for name, path in rows.pairs():
-            picture = pictures.get(name, "") if path else ""
-            if picture and picture not in words:
-                row = self.words[path]
+        for path, picture in taken:
+            row = self.words[path]
+            if row.words_from in tables:
                 words[picture], used[path] = row, True
-                tables[row.words_from] += 1
                 first.setdefault(row.words_from, f"{path} is taken for {picture}")
         for table, count in tables.items():
             yield (
@@ -171,7 +177,7 @@ def holds_captions(name: str, options: Options) -> bool:
     """Whether it is a table with a column of paths and one of captions."""
     try:
         check_columns(open_table(name, options), replace(options, captions_needed=True))
-    except UserError:
+    except (UserError, OSError):
         return False
     return True
 
@@ -241,6 +247,7 @@ def note_on(table: Table, options: Options) -> str:
     paths, subjects = ([known for known in columns if known in table.columns][:1] for columns in (PATH_COLUMNS, SUBJECTS))
     also = [f"the pictures' names from {paths[0]}" if paths and paths[0] not in ("file_name", "filename", "path") else ""]
     also.append(f"subjects from {subjects[0]}" if subjects and subjects != ["subject"] else "")
+    also += [f"captions of the register {name} from {name}" for name in OF_REGISTERS if name in table.columns and name not in names]
     more = "".join(f", {one}" for one in also if one)
     if (not names or names == ["caption"]) and not more:
         return ""

@@ -39,24 +39,32 @@ def is_one(paths: Sequence[Path]) -> bool:
     return len(paths) == 1 and not paths[0].is_dir()
 
 
-def pictures_of(paths: Sequence[Path]) -> dict[str, Path]:
-    """{name: file} of the pictures among `paths`: files, and folders with all below them, by their suffixes. Names count from the folder, if it is
-    the only one, as `prepare` counts them. Raises UserError for a path that does not exist, and if there is no picture."""
+def pictures_of(paths: Sequence[Path], out: Path) -> dict[str, Path]:
+    """{name: file} of the pictures among `paths`: files, and folders with all below them, by their suffixes, without what lies in `out`. Names
+    count from the folder, if it is the only one, as `prepare` counts them. Raises UserError for a path that does not exist, and if there is no
+    picture."""
     suffixes = readable_suffixes()
     found: dict[str, Path] = {}
     for path in paths:
         if not path.exists():
             raise UserError(f"--image {path} does not exist: name pictures, or a folder of them")
         if not path.is_dir():
-            found[path.as_posix()] = path
+            found[shown(path)] = path
             continue
+        if path.resolve() == out.resolve():
+            raise UserError(f"--out {out} is the folder of the pictures: name another one")
         for folder, subfolders, names in os.walk(path):
-            subfolders.sort()
+            subfolders[:] = sorted(one for one in subfolders if Path(folder, one).resolve() != out.resolve())
             inside = [Path(folder, name) for name in sorted(names) if Path(name).suffix.lower() in suffixes and not name.startswith(".")]
-            found.update({(one.relative_to(path) if len(paths) == 1 else one).as_posix(): one for one in inside})
+            found.update({shown(one.relative_to(path) if len(paths) == 1 else one): one for one in inside})
     if not found:
         raise UserError(f"--image {paths[0]} holds no picture ({', '.join(sorted(suffixes)[:8])} …)")
     return found
+
+
+def shown(path: Path) -> str:
+    """A path as valid UTF-8 text, as in prepare's tables: other bytes of a name become \\xNN."""
+    return os.fsencode(path.as_posix()).decode("utf-8", "backslashreplace")
 
 
 def readable_suffixes() -> set[str]:
@@ -65,32 +73,51 @@ def readable_suffixes() -> set[str]:
 
 
 def caption_pictures(say: Callable[[Path], list[Words]], pictures: dict[str, Path], out: Path, asked: dict[str, Any]) -> None:
-    """Write the words that `say` finds for each picture. `asked`: what decides them; words of an earlier start with the same are kept."""
-    part = out / UNFINISHED
+    """Write the words that `say` finds for each picture. `asked`: what decides them; words of an earlier start with the same are kept, and so are the
+    rows of a table that is there: somebody may have corrected them. Raises UserError if it is another table."""
+    part, kept = out / UNFINISHED, rows_of(out / TABLE)
     asked = json.loads(json.dumps(asked))
     done = {name: texts for name, texts in earlier(part, asked).items() if name in pictures}
     unread: dict[str, str] = {}
-    with open(part, "w", encoding="utf-8") as file:
-        for record in ({"asked": asked}, *({"image": name, "words": texts} for name, texts in done.items())):
-            file.write(json.dumps(record, ensure_ascii=False) + "\n")
+    records = [{"asked": asked}, *({"image": name, "words": texts} for name, texts in done.items())]
+    checkpoint.write_text(part, "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records))
+    with open(part, "a", encoding="utf-8") as file:
         for name, path in tqdm(pictures.items(), desc="words", unit="picture"):
             if name in done:
                 continue
             try:
-                done[name] = [asdict(one) | {"confidence": round(one.confidence, 4)} for one in say(path)]
+                open_picture(path, 1)
             except (BadSample, OSError, UserError) as error:
-                if not unread and not done:  # a wrong option fails with the first picture; a broken picture with itself
-                    raise
                 unread[name] = str(error)
                 continue
+            done[name] = [asdict(one) | {"confidence": round(one.confidence, 4)} for one in say(path)]
             file.write(json.dumps({"image": name, "words": done[name]}, ensure_ascii=False) + "\n")
             file.flush()
     texts = [{"image": name, **one} for name in pictures for one in done.get(name, ())]
     checkpoint.write_text(out / LISTED, "".join(json.dumps(one, ensure_ascii=False) + "\n" for one in texts))
-    part.unlink()
-    tell(done, unread, out)
     if any(words[0]["register"] for words in done.values()):
+        new = [(name, words[0]["text"], str(words[0]["confidence"])) for name, words in done.items() if name not in kept]
+        write_table([*kept.values(), *new], out / TABLE)
         write_pages({name: words[0]["text"] for name, words in done.items()}, pictures, out)
+    tell(done, unread, out, len(kept))
+    part.unlink()
+
+
+def rows_of(table: Path) -> dict[str, tuple[str, ...]]:
+    """{picture: its row} of a table of an earlier start. Raises UserError if it has other columns."""
+    if not table.is_file():
+        return {}
+    with open(table, encoding="utf-8-sig", newline="") as file:
+        head, *rows = csv.reader(file) if table.stat().st_size else [[]]
+    if tuple(head) != COLUMNS:
+        raise UserError(f"{table} is another table (its columns are {', '.join(head)}): name another --out, or move it away")
+    return {row[0]: tuple(row) for row in rows if row}
+
+
+def write_table(rows: Sequence[tuple[str, ...]], table: Path) -> None:
+    text = io.StringIO(newline="")
+    csv.writer(text).writerows([COLUMNS, *rows])
+    checkpoint.write_text(table, "\ufeff" + text.getvalue())  # without the mark, Excel takes it for another encoding
 
 
 def earlier(part: Path, asked: dict[str, Any]) -> dict[str, list[dict[str, Any]]]:
@@ -98,10 +125,10 @@ def earlier(part: Path, asked: dict[str, Any]) -> dict[str, list[dict[str, Any]]
     if not part.is_file():
         return {}
     records = []
-    for line in part.read_text(encoding="utf-8", errors="replace").splitlines():
+    for line in part.read_text(encoding="utf-8", errors="replace").split("\n"):
         try:
             records.append(json.loads(line))
-        except ValueError:  # killed while it was written
+        except ValueError:  # the end, or killed while it was written
             break
     if not records or records[0] != {"asked": asked}:
         return {}
@@ -120,7 +147,8 @@ def write_pages(captions: dict[str, str], pictures: dict[str, Path], out: Path) 
         save_page(page, out / f"page-{number:03d}.png")
 
 
-def tell(done: dict[str, list[dict[str, Any]]], unread: dict[str, str], out: Path) -> None:
+def tell(done: dict[str, list[dict[str, Any]]], unread: dict[str, str], out: Path, kept: int) -> None:
+    print("confidence, picture, words:")
     for name, words in list(done.items())[:SHOWN]:
         print(f"{words[0]['confidence']:.2f}  {name}: {words[0]['text']}")
     if len(done) > SHOWN:
@@ -129,13 +157,9 @@ def tell(done: dict[str, list[dict[str, Any]]], unread: dict[str, str], out: Pat
         print(f"left out: {name}: {why}")
     if len(unread) > SHOWN:
         print(f"… and {len(unread) - SHOWN:,} more are left out")
-    places = [out / LISTED]
+    print(f"All are in {out / LISTED}.")
     if any(words[0]["register"] for words in done.values()):
-        rows = io.StringIO(newline="")
-        writer = csv.writer(rows)
-        writer.writerow(COLUMNS)
-        writer.writerows((name, words[0]["text"], words[0]["confidence"]) for name, words in done.items())
-        checkpoint.write_text(out / TABLE, "\ufeff" + rows.getvalue())  # without the mark, Excel takes it for another encoding
-        places.append(out / TABLE)
-        print(f"To correct the captions: {out / 'page-001.png'} and so on show each picture beside its own")
-    print(f"confidence, picture, words; all are in {' and '.join(map(str, places))}")
+        there = f" ({kept:,} rows that were there are kept as they are)" if kept else ""
+        print(
+            f"Correct {out / TABLE}{there}; {out / 'page-001.png'} and so on show the pictures. Then: tokun prepare … --captions {out / TABLE}"
+        )

@@ -53,7 +53,7 @@ def main(argv: list[str] | None = None) -> None:
     rank = int(os.environ.get("RANK", 0))
     if rank > 0 and not shards_wanted(args):
         return  # one process is enough: only shards are divided among processes
-    print("sample: loading the model (the first time here, a small C++ program is built, too) …", file=sys.stderr)
+    print("sample: loading the model …", file=sys.stderr)
     device = args.device or (f"cuda:{os.environ['LOCAL_RANK']}" if "LOCAL_RANK" in os.environ and torch.cuda.is_available() else None)
     model = tokun.load(args.checkpoint, device=device, dtype=getattr(torch, args.dtype), compile=args.compile, adapter=args.adapter)
     if args.image is not None and not caption_pictures.is_one(args.image):
@@ -236,7 +236,7 @@ def options_of(args: argparse.Namespace) -> dict[str, Any]:
 
 def write_words(model: Tokun, args: argparse.Namespace) -> None:
     """The requested words for each of several pictures."""
-    pictures = caption_pictures.pictures_of(args.image)
+    pictures = caption_pictures.pictures_of(args.image, args.out)
     free = ("image", "out", "device")
     asked = {name: value for name, value in vars_of(args).items() if name not in free}
     with alone_in(args.out, option="--out"):

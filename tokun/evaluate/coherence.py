@@ -87,7 +87,7 @@ def by_pmi(model: Tokun, pairs: Sequence[RealPair | Pair], what: str, seed: int)
 def without_tags(model: Tokun, pairs: Sequence[RealPair | Pair], what: str, seed: int) -> list[Figure]:
     """The share of own captions put first while style, subject and thing are withheld, as from any judge that sees the picture alone.
 
-    Under the pair's tags, PMI leaves out what the tags say already: for a rival of another kind they lower both likelihoods.
+    Under the pair's tags, PMI leaves out what the tags say already: a rival of another kind is unlikely with the picture and without it.
     """
     _, others = rivals([tuple(pair.caption_ids) for pair in pairs], seed)
     if not others.size:

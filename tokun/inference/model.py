@@ -37,7 +37,7 @@ from tokun.inference import (
 from tokun.inference.checkpoint_folder import quiet_transformers, read_settings
 from tokun.inference.folders import BUNDLED, CARD, GENERATOR, IMAGE_TOKENIZER, SAMPLING, TEXT_TOKENIZER, VOCABULARY, resolve
 from tokun.inference.sampling_arguments import with_sampling_options
-from tokun.inference.tags import Frequencies, TagCounts, count_tags, grid_of, settings_json
+from tokun.inference.tags import Frequencies, TagCounts, count_tags, grid_of, settings_json, with_subjects_of
 from tokun.inference.text_token_classes import forbidden_text_of
 from tokun.inference.token_choice import DecodingSettings, require_scale
 from tokun.render.grids import to_pil
@@ -352,6 +352,9 @@ class Tokun:
 
     def frequencies(self, wanted: Tags, caption: Sequence[int] | None = None) -> Frequencies:
         """How often tags stand together in training; with a caption (text ids), times how well subject and thing fit it: see `prompt_tags`."""
+        if caption is not None and self.base and not any(row[1] for row in self.tag_counts):  # an adapter's pictures had no subjects
+            counts = Frequencies(with_subjects_of(self.tag_counts, self.base.tag_counts), self.vocabulary)
+            return counts.given(prompt_tags.likelihoods(self, caption, wanted, counts))
         found = self._frequencies
         if found is None or found.counts is not self.tag_counts or found.vocabulary is not self.vocabulary:  # an adapter brings its own
             found = self._frequencies = Frequencies(self.tag_counts, self.vocabulary)

@@ -59,6 +59,18 @@ def count_tags(samples: Iterable[tuple[str, ...]]) -> TagCounts:
     return read_counts((*words, n) for words, n in sorted(counts.items(), key=lambda item: (-item[1], item[0])))
 
 
+def with_subjects_of(own: TagCounts, other: TagCounts) -> TagCounts:
+    """The styles of `own`, each with the subjects, things and shapes of `other`. For counts without subjects, as of an adapter's pictures."""
+    styles: dict[str, int] = {}
+    for row in own:
+        styles[row[0]] = styles.get(row[0], 0) + row[-1]
+    rows: dict[tuple[str, ...], int] = {}
+    for row in other:
+        rest = (row[1], *(("", "") if len(row) == 3 else row[2:4]))
+        rows[rest] = rows.get(rest, 0) + row[-1]
+    return [(style, *rest, count * n) for style, n in styles.items() for rest, count in rows.items()]
+
+
 class InverseCdf:
     """The inverse of the distribution function of counts."""
 

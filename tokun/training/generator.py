@@ -433,14 +433,13 @@ class GeneratorStage(EngineStage):
         )
         run.say(where_to(target, self.config))
         last = self._loss_of(held) if held else float("inf")
-        doubt = f" ({self.few})" if self.few else ""
         weights = self.train.image_weight, self.train.text_weight
         sum_of = (
             "image + text"
             if weights == (1, 1)
             else f"{weights[0]:g} x image + {weights[1]:g} x text: compare it only with runs of these weights"
         )
-        told = f" ({sum_of}){doubt}"
+        told = f" ({sum_of})"
         before = self._loss_of(self.held_before) if self.held_before else float("inf")
         if held and last >= before:
             run.say(
@@ -452,8 +451,10 @@ class GeneratorStage(EngineStage):
                 kept = where_to(self.best.path(top["step"]), self.config)
                 instead = f", below the end's {last:.4f}. To sample from it instead:\n{kept}"
                 run.say(f"generator: lowest held-out loss {top['loss']:.4f} at step {top['step']}{told}{instead}")
-            else:
+            elif last < before:
                 run.say(f"generator: the end has the lowest held-out loss, {last:.4f}{told}: sample from it, as above")
+        if held and self.few:
+            run.say(f"generator: {self.few}")
         if self.schedule.stopped_by(self.step) != "steps":
             share = self.step / self.schedule.steps
             run.say(f"generator: train.max_minutes ended it after {share:.0%} of its steps; for more, give a larger one and another out=")
