@@ -64,9 +64,9 @@ def with_subjects_of(own: TagCounts, other: TagCounts) -> TagCounts:
     styles: dict[str, int] = {}
     for row in own:
         styles[row[0]] = styles.get(row[0], 0) + row[-1]
-    rows: dict[tuple[str, ...], int] = {}
+    rows: dict[tuple[str, str, str], int] = {}
     for row in other:
-        rest = (row[1], *(("", "") if len(row) == 3 else row[2:4]))
+        rest = (row[1], "", "") if len(row) == 3 else row[1:4]
         rows[rest] = rows.get(rest, 0) + row[-1]
     return [(style, *rest, count * n) for style, n in styles.items() for rest, count in rows.items()]
 
