@@ -12,7 +12,7 @@ from PIL import Image
 from data_tools.caption import main as caption_main
 from data_tools.captioning.registers import REGISTERS
 from data_tools.pipeline import next_steps
-from data_tools.pipeline.next_steps import steps
+from data_tools.pipeline.next_steps import several_captions, steps
 from data_tools.prepare import main
 from data_tools.readers.caption_guess import TextColumns
 from data_tools.readers.words import OF_REGISTERS
@@ -357,6 +357,7 @@ def test_pictures_with_several_captions_are_told_with_the_way_to_train_on_all_of
         "2 pictures have several captions: the first is the caption, the others are kept in captions_all and not trained on" in found.said
     )
     assert "a column for each register (plain: what is seen; era: a printed title" in found.said
+    assert several_captions("shards/", 2) == several_captions("shards", 2), "the new folder would lie in the old one"
     merged = next(shlex.split(line) for line in found.said.splitlines() if "registers.csv" in line)
     registers = tmp_path / "registers.csv"
     registers.write_text("file_name,plain,era\n" + "".join(f"{name},{SEEN[name]},{TITLES[name]}\n" for name in ("1.png", "2.png", "3.png")))

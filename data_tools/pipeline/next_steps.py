@@ -261,7 +261,7 @@ def of_registers(others: Sequence[str], pictures: int) -> str:
 
 def several_captions(out: str, pictures: int) -> str:
     """A note on pictures with several captions, and the way to train on all of them."""
-    out, one = typed_path(out), pictures == 1
+    out, one = typed_path(out.rstrip("/")), pictures == 1
     return (
         f"{pictures:,} picture{' has' if one else 's have'} several captions: the first is the caption, the others are kept in captions_all and not "
         "trained on. To train on them, write a table with file_name and a column for each register (plain: what is seen; era: a printed title; "

@@ -51,7 +51,7 @@ from tokun.training.engine import Engine
 from tokun.training.initial_checkpoint import starting_model
 from tokun.training.resume_settings import change_line, figures_line, recorded, require_same_but_retry, started_from, without
 from tokun.training.run import Run, micro_batch, states_on_disk
-from tokun.training.start_report import time_line, too_few_held_out
+from tokun.training.start_report import noise_of, time_line, too_few_held_out
 from tokun.training.text_tokenizer import load_text_tokenizer
 from tokun.training.token_loss import TokenLoss
 from tokun.utils import checkpoint
@@ -446,13 +446,21 @@ class GeneratorStage(EngineStage):
                 f"generator: WARNING: the held-out loss was {before:.4f} before training and is {last:.4f} now{told}: by it, training has not helped. "
                 "Try a lower train.lr, or more pictures; the samples tell the rest"
             )
+        noise = noise_of(self.parts.codes["counts"].get("val", 0))
+        if held and last < before < last + noise:
+            run.say(
+                f"generator: the held-out loss was {before:.4f} before training and is {last:.4f} now, a difference within the noise ({noise:.2f} nats): "
+                "held-out pictures do not show yet that it has learned; look at the samples, or train longer"
+            )
         for top in best[:1]:
-            if top["loss"] < last:
+            if top["loss"] < last - noise:
                 kept = where_to(self.best.path(top["step"]), self.config)
                 instead = f", below the end's {last:.4f}. To sample from it instead:\n{kept}"
                 run.say(f"generator: lowest held-out loss {top['loss']:.4f} at step {top['step']}{told}{instead}")
             elif last < before:
-                run.say(f"generator: the end has the lowest held-out loss, {last:.4f}{told}: sample from it, as above")
+                run.say(
+                    f"generator: no step before has a held-out loss lower than the end's {last:.4f}{told} by more than the noise: sample from the end, as above"
+                )
         if held and self.few:
             run.say(f"generator: {self.few}")
         if self.schedule.stopped_by(self.step) != "steps":

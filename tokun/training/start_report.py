@@ -160,10 +160,15 @@ def time_line(*, steps: int, batch_size: int, pictures: int, max_minutes: float,
     return f"{line}. {name}.max_minutes is not set: the stage ends after its steps. It would count this stage alone, including compiling"
 
 
+def noise_of(n: int) -> float:
+    """Nats below which the losses of two steps on `n` held-out pictures are not told apart; 0 for no pictures."""
+    return 2 * NOISE / math.sqrt(n) if n else 0.0
+
+
 def too_few_held_out(n: int, what: str = "pictures") -> str:
     """That `n` held-out pictures (or other items: `what`, a plural) cannot tell the steps of a training apart; "" if they can, or for none."""
     if not 0 < n < ENOUGH_HELD_OUT:
         return ""
     of_these = f"{n} held-out {what.removesuffix('s') if n == 1 else what} {'is' if n == 1 else 'are'}"
-    noise = 2 * NOISE / math.sqrt(n)
+    noise = noise_of(n)
     return f"{of_these} few: differences of their loss under {noise:.2f} nats are noise, and the samples tell more ({ENOUGH_HELD_OUT} or more tell steps apart)"
