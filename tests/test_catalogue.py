@@ -266,7 +266,7 @@ def test_a_second_name_is_offered_where_the_first_is_taken_and_none_where_both_a
     files = {**PICTURES, "more.csv": catalogue(head="file;title;caption;technique"), "metadata.csv": "file_name,caption\n1.png,A moth.\n"}
     assert "in/captions.csv and" in made(files).said
     found = made({"captions.csv": "file_name,caption\n2.png,A ship.\n"}, "--overwrite")
-    assert "from more.csv, if it holds captions (several tables may; none of them is read): give it:" in found.said
+    assert "from more.csv, if it holds captions (beside other tables it is not read under this name): give it:" in found.said
 
 
 @pytest.mark.parametrize("paths", ["{}", "/scans/{}", "../{}"])

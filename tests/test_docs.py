@@ -358,7 +358,6 @@ def bash_after(page, heading):
     return lines_of(re.search(rf"(?ms)^#+ {heading}.*?```bash\n(.*?)```", (ROOT / page).read_text(encoding="utf-8"))[1])
 
 
-@pytest.mark.slow
 def test_the_page_of_formats_names_every_key_that_a_samples_json_can_hold(tmp_path):
     """`captions_all` and `earlier_captions` stood in the JSON and on no page."""
     pytest.importorskip("pyarrow.parquet", reason="pip install -e '.[data]'")
@@ -390,6 +389,7 @@ def test_the_page_of_formats_names_every_key_that_a_samples_json_can_hold(tmp_pa
     assert not {key for key in keys | set(MORE) | others if f"`{key}`" not in page}
 
 
+@pytest.mark.slow
 def test_the_readmes_three_commands_for_data_run(tmp_path):
     (tmp_path / "my_pictures").mkdir()
     for number in range(8):

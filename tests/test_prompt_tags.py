@@ -80,7 +80,6 @@ def test_with_an_adapter_whose_pictures_had_no_subjects_a_prompt_still_calls_for
     caption, u = tiny_model.encode_text("a ship"), torch.full((1, 4), 0.4)
     (asked,), (own,) = model.choose_tags(u, Tags(), caption), model.choose_tags(u, Tags())
     assert asked.subject in subjects and asked.style == style and not own.subject
-    counts = with_subjects_of(
-        [("a", "", 2), ("b", "", 1)], [("c", "ship", "mast", "4x4", 3), ("d", "ship", "mast", "4x4", 1), ("c", "cat", 5)]
-    )
-    assert counts == [("a", "ship", "mast", "4x4", 8), ("a", "cat", "", "", 10), ("b", "ship", "mast", "4x4", 4), ("b", "cat", "", "", 5)]
+    own, base = [("a", "", "", "4x4", 2), ("b", "", 1)], [("c", "ship", "mast", "8x8", 3), ("d", "ship", "mast", "2x2", 1), ("c", "cat", 5)]
+    shapes = [("a", "ship", "mast", "4x4", 8), ("a", "cat", "", "4x4", 10), ("b", "ship", "mast", "", 4), ("b", "cat", "", "", 5)]
+    assert with_subjects_of(own, base) == shapes, "the adapter's pictures have shapes of their own"

@@ -159,7 +159,7 @@ def test_drafts_of_a_killed_run_are_kept_and_questions_are_asked_of_several_pict
     seen, say = [], sample.say
 
     def killed(model, args, picture=None):
-        seen.append(picture)
+        seen.append(picture.size)
         if len(seen) == 2:
             raise KeyboardInterrupt
         return say(model, args, picture)
@@ -168,7 +168,7 @@ def test_drafts_of_a_killed_run_are_kept_and_questions_are_asked_of_several_pict
     with pytest.raises(KeyboardInterrupt):
         run(checkpoint_folder, tmp_path / "killed", "--image", *names, "--registers", "plain,alt")
     run(checkpoint_folder, tmp_path / "killed", "--image", *names, "--registers", "plain,alt")
-    assert [one.name for one in seen] == ["a.JPG", "b.png", "b.png"]
+    assert seen == [(42, 50), (40, 50), (40, 50)]
     texts = [(tmp_path / name / "words.jsonl").read_text(encoding="utf-8") for name in ("whole", "killed")]
     assert texts[0] == texts[1] and [json.loads(line)["register"] for line in texts[0].splitlines()] == ["plain", "alt"] * 2
     run(checkpoint_folder, tmp_path / "asked", "--image", *names, "--question", "what is shown?")

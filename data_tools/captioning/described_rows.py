@@ -233,9 +233,10 @@ class Rows:
         return self.by_id[close[0]] if close else self.by_stem(own, f"{folder}/{pair.key}")
 
     def by_stem(self, own: Iterable[str], picture: str) -> Described | None:
-        """The row that names a picture without its suffix, as prepare takes it. Raises TableError if another picture has that row."""
-        stems = (posixpath.splitext(path) for path in own)
-        row = next((self.by_id[stem] for stem, suffix in stems if suffix.lower() in PICTURE_SUFFIXES and stem in self.by_id), None)
+        """The row that names a picture without its suffix, by its path or the end of it. Raises TableError if another picture has that row."""
+        stems = [stem for path in own for stem, suffix in [posixpath.splitext(path)] if suffix.lower() in PICTURE_SUFFIXES]
+        close = {row for stem in stems for row in self.by_name.get(stem.rpartition("/")[2], []) if same_ending(row, stem)}
+        row = self.by_id[close.pop()] if len(close) == 1 else None
         if row is not None and self.stems.setdefault(row.where, picture) != picture:
             raise TableError(
                 f"{self.table.name}, line {row.line}: {row.where} may be about {self.stems[row.where]} and {picture}. Write it with the picture's suffix"

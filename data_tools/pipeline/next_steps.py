@@ -20,7 +20,7 @@ from data_tools.pipeline.chunks import Settings
 from data_tools.pipeline.storage_backends import Store, is_url
 from data_tools.pipeline.unread_tables import free_name, is_spreadsheet, unread_tables
 from data_tools.readers.listing import NOTHING, Guess, Listing, shown
-from data_tools.tables import CAPTION_COLUMNS, PATH_COLUMNS, TableError, read_table, separator_in
+from data_tools.tables import CAPTION_COLUMNS, PATH_COLUMNS, TableError, column_name, read_table, separator_in
 from tokun.cli.commands import COMMANDS
 from tokun.config import load_config
 from tokun.data.captions import Texts, alike, plain_of, titles
@@ -36,7 +36,7 @@ HEAD = ("file_name", "caption")
 NO_CAPTION = "no caption"
 FEW_PICTURES, MANY_PICTURES = 500, 20_000
 """Up to FEW_PICTURES an adapter learns enough, beyond MANY_PICTURES a model can be trained from nothing."""
-MUCH = 3  # times the share that was asked for, held out
+MUCH = 4  # standard deviations above the number that was asked for, held out
 FEW = 0.5  # below this share of captioned pictures, captioning is advised before training
 
 
@@ -214,9 +214,10 @@ def after_captions(out: str) -> str:
 
 
 def registers_written(out: str) -> list[str]:
-    """`registers_of` the shards in a folder; [] where they cannot be read from here."""
+    """`registers_of` the first shard in a folder; [] where it cannot be read from here."""
     try:
-        return [] if is_url(out) else registers_of(records_in(shards_in(out)))
+        first = sorted(Path(out).glob("train-*.tar"))[:1]
+        return registers_of(records_in({"train": ShardIndex(first, one_of=IMAGE_SUFFIXES)})) if first and not is_url(out) else []
     except (UserError, OSError):
         return []
 
@@ -272,11 +273,12 @@ def several_captions(out: str, pictures: int) -> str:
 def much_held_out(command: Sequence[str], *, val: int, kept: int) -> str:
     """A word on whole folders that hold out many more pictures than asked; "" if they do not, or none is to be had otherwise."""
     share = float(option_of(command, "--val") or Settings.val)
-    if val <= max(4, MUCH * share * kept) or option_of(command, "--val-by"):
+    expected = share * kept
+    if val <= expected + MUCH * math.sqrt(expected) + 1 or option_of(command, "--val-by"):  # more than single pictures draw by chance
         return ""
     again = [*command, "--val-by", "picture", *overwriting(command)]
     return (
-        f"{val:,} of {kept:,} pictures are held out (--val {share:g} asks for {max(1, round(share * kept)):,}), since what lies in one folder, or "
+        f"{val:,} of {kept:,} pictures are held out (--val {share:g} asks for {max(1, round(expected)):,}), since what lies in one folder, or "
         f"has one group, is not divided. If pictures of one folder are not copies of one another, divide them:\n  {shell('prepare', *again)}"
     )
 
@@ -310,7 +312,9 @@ def from_tables(command: Sequence[str], source: str, tables: Sequence[str]) -> l
         ways = [f"{named} {shlex.quote(typed_path(place))}{beside} and type the same command again"] if place else []
         ways += [f"give it{counted}:"] if given else []
         if ways:
-            lines.append(f"  from {shown(table)}, if it holds captions (several tables may; none of them is read): {', or '.join(ways)}")
+            lines.append(
+                f"  from {shown(table)}, if it holds captions (beside other tables it is not read under this name): {', or '.join(ways)}"
+            )
         lines += [f"    {shell('prepare', *given)}"] if given else []
     return lines
 
@@ -322,11 +326,12 @@ def why_useless(source: str, table: str, command: Sequence[str]) -> str:
     try:
         encoding, quoting = option_of(command, "--encoding") or "utf-8", option_of(command, "--quoting") or "auto"
         columns = read_table(posixpath.join(source, table), encoding=encoding, quoting=quoting).columns
+        asked = column_name(option_of(command, "--caption-column"))
     except (TableError, OSError) as error:
         return str(error)
     if not set(columns) & set(PATH_COLUMNS):
         return f"none of its columns ({', '.join(columns)}) is known to name the pictures; rename that one to file_name"
-    if not set(columns) & set(CAPTION_COLUMNS):
+    if not set(columns) & {*CAPTION_COLUMNS, asked}:
         return f"none of its columns ({', '.join(columns)}) is known to hold captions; rename that one to caption"
     return ""
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import posixpath
 from dataclasses import replace
 from pathlib import Path
@@ -49,8 +48,10 @@ def read_folder(source: Path, options: Options) -> Listing:
         notes, guesses = (*notes, *data.notes), (*guesses, *data.guesses)
     if not there.tables and (table := only_table(there, source, options)):
         own, bare = Rows(options), DiskList(one for one in pictures if not one.sidecars and one.path not in words)
-        with contextlib.suppress(TableError):  # a table of something else
+        try:
             own.add(table, str(source / table))
+        except TableError as error:  # perhaps a table of something else
+            notes = (*notes, f"{table} is not read for captions: {error}.")
         told, lone, more = own.match(bare)
         if len(told):
             there.unread.pop(table)

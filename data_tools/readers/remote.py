@@ -12,7 +12,7 @@ from typing import Any
 from data_tools.images.image_ops import PictureError
 from data_tools.pipeline.disk import DiskDict, DiskList
 from data_tools.readers.files import MAX_BYTES, checked
-from data_tools.readers.folder_scan import LONE_JSON, OTHER_TABLE, is_table, kind_of, pair_words, table_rank, why_unknown
+from data_tools.readers.folder_scan import LONE_JSON, is_table, kind_of, pair_words, table_rank, why_unknown
 from data_tools.readers.listing import Found, Listing, Options, Remote
 from data_tools.readers.storage import cannot_be_opened, fetch, storage_errors
 from data_tools.readers.tables import Rows
@@ -24,7 +24,7 @@ MAX_TABLE_BYTES = 2**30  # of one table in object storage
 REMOTE_REASONS = {
     "parquet": "not read: a Parquet file in object storage; give a data set of pictures by its id, or download it",
     "page": "not read: books are read from this machine alone",
-    "other table": OTHER_TABLE,
+    "other table": "not read: a table under another name than captions or metadata, in object storage",
 }
 
 

@@ -121,7 +121,7 @@ class Rows:
         mean one. Notes about it. With one row that does name its picture, paths mean what they say; so do those with folders, and those of a table of
         whose rows half have no picture in this way, either."""
         where = {row.words_from for path, row in self.words.pairs() if path in used}
-        rows, tables, size = DiskDict(), Counter[str](), Counter[str]()  # file name -> the row's path, "" if several have it
+        rows, size = DiskDict(), Counter[str]()  # file name -> the row's path, "" if several have it; rows of each table
         for path, row in self.words.pairs():
             if row.words_from not in where:
                 size[row.words_from] += 1
@@ -133,21 +133,19 @@ class Rows:
             name = posixpath.basename(composed(one.path)).casefold()
             for form in {name, posixpath.splitext(name)[0]}:
                 pictures[form] = "" if form in pictures else one.path
-        taken = [
-            (path, picture) for name, path in rows.pairs() if path and (picture := pictures.get(name, "")) and picture not in words
-        ]  # of a folder's own tables
-        tables.update(self.words[path].words_from for path, _ in taken)
-        tables = Counter({table: count for table, count in tables.items() if 2 * count > size[table]})
+        taken = DiskDict()  # picture -> the row's path, "" if several name it
+        for name, path in rows.pairs():
+            if path and (picture := pictures.get(name, "")) and picture not in words:
+                taken[picture] = "" if picture in taken else path
+        counts = Counter(self.words[path].words_from for _, path in taken.pairs() if path)
         first: dict[str, str] = {}
-        for path, picture in taken:
-            row = self.words[path]
-            if row.words_from in tables:
-                words[picture], used[path] = row, True
-                first.setdefault(row.words_from, f"{path} is taken for {picture}")
-        for table, count in tables.items():
-            yield (
-                f"No path in {table} leads to a picture from the table's folder; {count:,} rows are matched by file name instead: {first[table]}."
-            )
+        for picture, path in taken.pairs():
+            table = self.words[path].words_from if path else ""
+            if 2 * counts[table] > size[table]:
+                words[picture], used[path] = self.words[path], True
+                first.setdefault(table, f"{path} is taken for {picture}")
+        for table, example in first.items():
+            yield f"No path in {table} leads to a picture from the table's folder; {counts[table]:,} rows are matched by file name instead: {example}."
 
 
 def written_path(path: str) -> str:

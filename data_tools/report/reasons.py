@@ -176,6 +176,10 @@ EXPLANATIONS |= {
         "A picture can have one text file and one JSON file; this is an extra one.",
         "If the wrong one was read, remove that one.",
     ),
+    "not read: a table under another name than captions or metadata, in object storage": (
+        "A table that is not read as captions.",
+        "If it holds captions, name it captions.csv (.tsv, .jsonl), or download it and give it with --captions.",
+    ),
     "not read: a table without captions that are known as such, or one of several": (
         "A table that is not read as captions.",
         "If it holds captions, name it captions.csv (.tsv, .jsonl, .parquet), or give it as SOURCE, with --root for the pictures' folder.",

@@ -72,8 +72,10 @@ def readable_suffixes() -> set[str]:
     return {suffix for suffix, kind in Image.registered_extensions().items() if kind in Image.OPEN and kind not in ("PDF", "EPS")}
 
 
-def caption_pictures(say: Callable[[Path], list[Words]], pictures: dict[str, Path], out: Path, asked: dict[str, Any]) -> None:
-    """Write the words that `say` finds for each picture. `asked`: what decides them; words of an earlier start with the same are kept, and so are the
+def caption_pictures(
+    say: Callable[[Image.Image], list[Words]], channels: int, pictures: dict[str, Path], out: Path, asked: dict[str, Any]
+) -> None:
+    """Write the words that `say` finds for each picture. `channels`: of the model's pictures. `asked`: what decides the words; those of an earlier start with the same are kept, and so are the
     rows of a table that is there: somebody may have corrected them. Raises UserError if it is another table."""
     part, kept = out / UNFINISHED, rows_of(out / TABLE)
     asked = json.loads(json.dumps(asked))
@@ -86,19 +88,20 @@ def caption_pictures(say: Callable[[Path], list[Words]], pictures: dict[str, Pat
             if name in done:
                 continue
             try:
-                open_picture(path, 1)
+                image = open_picture(path, channels)
             except (BadSample, OSError, UserError) as error:
                 unread[name] = str(error)
                 continue
-            done[name] = [asdict(one) | {"confidence": round(one.confidence, 4)} for one in say(path)]
+            done[name] = [asdict(one) | {"confidence": round(one.confidence, 4)} for one in say(image)]
             file.write(json.dumps({"image": name, "words": done[name]}, ensure_ascii=False) + "\n")
             file.flush()
     texts = [{"image": name, **one} for name in pictures for one in done.get(name, ())]
     checkpoint.write_text(out / LISTED, "".join(json.dumps(one, ensure_ascii=False) + "\n" for one in texts))
     if any(words[0]["register"] for words in done.values()):
-        new = [(name, words[0]["text"], str(words[0]["confidence"])) for name, words in done.items() if name not in kept]
-        write_table([*kept.values(), *new], out / TABLE)
-        write_pages({name: words[0]["text"] for name, words in done.items()}, pictures, out)
+        drafts = {name: (name, words[0]["text"], str(words[0]["confidence"])) for name, words in done.items()}
+        table = drafts | kept
+        write_table(list(table.values()), out / TABLE)
+        write_pages({name: table[name][1] for name in drafts}, pictures, out)
     tell(done, unread, out, len(kept))
     part.unlink()
 
@@ -107,11 +110,16 @@ def rows_of(table: Path) -> dict[str, tuple[str, ...]]:
     """{picture: its row} of a table of an earlier start. Raises UserError if it has other columns."""
     if not table.is_file():
         return {}
-    with open(table, encoding="utf-8-sig", newline="") as file:
-        head, *rows = csv.reader(file) if table.stat().st_size else [[]]
-    if tuple(head) != COLUMNS:
-        raise UserError(f"{table} is another table (its columns are {', '.join(head)}): name another --out, or move it away")
-    return {row[0]: tuple(row) for row in rows if row}
+    try:
+        text = table.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise UserError(f"{table} is not UTF-8 ({error}): save it as CSV UTF-8, name another --out, or move it away") from error
+    first = text.partition("\n")[0]
+    separator = max(",;\t", key=first.count)  # as spreadsheets of all countries write them
+    head, *rows = list(csv.reader(io.StringIO(text, newline=""), delimiter=separator)) or [[]]
+    if tuple(head[: len(COLUMNS)]) != COLUMNS or any(len(row) < 2 for row in rows if row):
+        raise UserError(f"{table} is another table (its first line is {first.strip()!r:.80}): name another --out, or move it away")
+    return {row[0]: tuple(row[: len(COLUMNS)]) for row in rows if row}
 
 
 def write_table(rows: Sequence[tuple[str, ...]], table: Path) -> None:

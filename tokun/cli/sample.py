@@ -240,10 +240,11 @@ def write_words(model: Tokun, args: argparse.Namespace) -> None:
     free = ("image", "out", "device")
     asked = {name: value for name, value in vars_of(args).items() if name not in free}
     with alone_in(args.out, option="--out"):
-        caption_pictures.caption_pictures(lambda picture: say(model, args, picture), pictures, args.out, asked)
+        channels = model.image_tokenizer.config.image_channels
+        caption_pictures.caption_pictures(lambda picture: say(model, args, picture), channels, pictures, args.out, asked)
 
 
-def say(model: Tokun, args: argparse.Namespace, picture: Path | None = None) -> list[Words]:
+def say(model: Tokun, args: argparse.Namespace, picture: Path | Image.Image | None = None) -> list[Words]:
     """The requested words, --n of each (default 1)."""
     common = {"seed": args.seed, "n": args.n, "temperature": args.text_temperature, "top_p": args.top_p}
     if args.rewrite is not None:

@@ -93,6 +93,8 @@ def without_tags(model: Tokun, pairs: Sequence[RealPair | Pair], what: str, seed
     if not others.size:
         return []
     bare = [replace(pair, tags=Tags(register=pair.tags.register, grid=pair.tags.grid)) for pair in pairs]
+    if bare == list(pairs):  # by_pmi has told it
+        return []
     pmi = pmi_of(model, bare, np.concatenate([np.arange(len(pairs))[:, None], others], 1))
     return [first_of("PMI without tags", what, pmi[:, 0], pmi[:, 1:])]
 

@@ -60,15 +60,16 @@ def count_tags(samples: Iterable[tuple[str, ...]]) -> TagCounts:
 
 
 def with_subjects_of(own: TagCounts, other: TagCounts) -> TagCounts:
-    """The styles of `own`, each with the subjects, things and shapes of `other`. For counts without subjects, as of an adapter's pictures."""
-    styles: dict[str, int] = {}
+    """The styles and shapes of `own`, each with the subjects and things of `other`. For counts without subjects, as of an adapter's pictures."""
+    shapes: dict[tuple[str, str], int] = {}
     for row in own:
-        styles[row[0]] = styles.get(row[0], 0) + row[-1]
-    rows: dict[tuple[str, str, str], int] = {}
+        key = (row[0], "" if len(row) == 3 else row[3])
+        shapes[key] = shapes.get(key, 0) + row[-1]
+    things: dict[tuple[str, str], int] = {}
     for row in other:
-        rest = (row[1], "", "") if len(row) == 3 else row[1:4]
-        rows[rest] = rows.get(rest, 0) + row[-1]
-    return [(style, *rest, count * n) for style, n in styles.items() for rest, count in rows.items()]
+        key = (row[1], "" if len(row) == 3 else row[2])
+        things[key] = things.get(key, 0) + row[-1]
+    return [(style, subject, thing, grid, count * n) for (style, grid), n in shapes.items() for (subject, thing), count in things.items()]
 
 
 class InverseCdf:

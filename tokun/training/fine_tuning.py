@@ -97,7 +97,7 @@ class TuningStage(EngineStage):
 
     def describe(self) -> str:
         sizes = f"{self.trained / 1e6:.2f}M of {self.parameters / 1e6:.2f}M parameters, {len(self.items)} {self.what}"
-        return f"{sizes}, {self.run.world} process(es), {self.engine}" + (f"\n{self.name}: WARNING: {self.few}" if self.few else "")
+        return f"{sizes}, {self.run.world} process(es), {self.engine}" + (f"\n{self.name}: {self.few}" if self.few else "")
 
     def batches(self, start: int) -> Generator[Any, None, None]:
         order = data.Order(len(self.items), self.seed)
@@ -170,7 +170,7 @@ class TuningStage(EngineStage):
         if whole is not None:
             record = {
                 "settings": self.settings, "steps": self.step, "stopped_by": self.schedule.stopped_by(self.step), "seconds": round(self.clock.seconds()),
-                "train": self.logged, "val": held, "parameters": self.parameters, "trained": self.trained,
+                "train": self.logged, "val": held, **({"val_before": self.held_before} if self.held_before else {}), "parameters": self.parameters, "trained": self.trained,
             }  # fmt: skip
             figures = [(f"held out: {name}", f"{value:.4g}") for name, value in held.items()]
             with checkpoint.whole_directory(target) as folder:

@@ -51,7 +51,7 @@ from tokun.training.engine import Engine
 from tokun.training.initial_checkpoint import starting_model
 from tokun.training.resume_settings import change_line, figures_line, recorded, require_same_but_retry, started_from, without
 from tokun.training.run import Run, micro_batch, states_on_disk
-from tokun.training.start_report import noise_of, time_line, too_few_held_out
+from tokun.training.start_report import gain_lines, noise_of, time_line, too_few_held_out
 from tokun.training.text_tokenizer import load_text_tokenizer
 from tokun.training.token_loss import TokenLoss
 from tokun.utils import checkpoint
@@ -344,7 +344,7 @@ class GeneratorStage(EngineStage):
         """The held-out losses of the checkpoint that the run starts from."""
         if not self.config.start or not self.held_out:
             return ""
-        with self.averaged():
+        with uncompiled(self.model):  # nothing is averaged yet
             return self.start_measured(evaluate_generator(self.engine, self.model, self.held_out, self.token_loss))
 
     def evaluate(self) -> str:
@@ -418,6 +418,21 @@ class GeneratorStage(EngineStage):
             self._write(target, whole, held)
         self.run.wait()
 
+    def _gain(self, held: dict[str, float], best: dict[str, Any] | None) -> list[str]:
+        """The closing lines on held-out losses, with the command that samples an earlier step, if that was better."""
+        image, text = self.train.image_weight, self.train.text_weight
+        told = (
+            " (image + text)"
+            if image == text == 1
+            else f" ({image:g} x image + {text:g} x text: compare it only with runs of these weights)"
+        )
+        before, last = self._loss_of(self.held_before) if self.held_before else None, self._loss_of(held)
+        noise = max(image, text) * noise_of(sum(len(batch.input_ids) for batch in self.held_out))
+        lines = gain_lines(before, last, noise, (best["loss"], best["step"]) if best else None, told=told)
+        if best and best["loss"] < last - noise:
+            lines[-1] += f"\n{where_to(self.best.path(best['step']), self.config)}"
+        return [f"generator: {line}" for line in lines]
+
     def _write(self, target: Path, whole: Tokun, held: dict[str, float]) -> None:
         run, best = self.run, self.best.records()
         record: dict[str, Any] = self._record(held) | {"best": [{k: r[k] for k in ("step", "loss")} for r in best]}
@@ -432,35 +447,8 @@ class GeneratorStage(EngineStage):
             f"generator: {self.schedule.ended(self.step)}, {record['seconds'] / 60:.1f} minutes. {f'Held out: {change_line(self.held_before, held)}' if held else 'Nothing was held out'}"
         )
         run.say(where_to(target, self.config))
-        last = self._loss_of(held) if held else float("inf")
-        weights = self.train.image_weight, self.train.text_weight
-        sum_of = (
-            "image + text"
-            if weights == (1, 1)
-            else f"{weights[0]:g} x image + {weights[1]:g} x text: compare it only with runs of these weights"
-        )
-        told = f" ({sum_of})"
-        before = self._loss_of(self.held_before) if self.held_before else float("inf")
-        if held and last >= before:
-            run.say(
-                f"generator: WARNING: the held-out loss was {before:.4f} before training and is {last:.4f} now{told}: by it, training has not helped. "
-                "Try a lower train.lr, or more pictures; the samples tell the rest"
-            )
-        noise = noise_of(self.parts.codes["counts"].get("val", 0))
-        if held and last < before < last + noise:
-            run.say(
-                f"generator: the held-out loss was {before:.4f} before training and is {last:.4f} now, a difference within the noise ({noise:.2f} nats): "
-                "held-out pictures do not show yet that it has learned; look at the samples, or train longer"
-            )
-        for top in best[:1]:
-            if top["loss"] < last - noise:
-                kept = where_to(self.best.path(top["step"]), self.config)
-                instead = f", below the end's {last:.4f}. To sample from it instead:\n{kept}"
-                run.say(f"generator: lowest held-out loss {top['loss']:.4f} at step {top['step']}{told}{instead}")
-            elif last < before:
-                run.say(
-                    f"generator: no step before has a held-out loss lower than the end's {last:.4f}{told} by more than the noise: sample from the end, as above"
-                )
+        for line in self._gain(held, best[0] if best else None) if held else ():
+            run.say(line)
         if held and self.few:
             run.say(f"generator: {self.few}")
         if self.schedule.stopped_by(self.step) != "steps":

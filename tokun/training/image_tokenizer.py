@@ -44,8 +44,6 @@ def train_image_tokenizer(run: Run) -> Path:
     train, codebook_size = config.image_tokenizer_train, config.image_tokenizer.codebook_size
     settings = _settings(config)
     run.recover(target)
-    if run.rank == 0 and (line := style_key_line(config)):
-        run.say(line)
     record = checkpoint.read_record(target / "stage.json")
     if record is not None:
         checkpoint.require_same(target, record["settings"], settings)
@@ -54,14 +52,18 @@ def train_image_tokenizer(run: Run) -> Path:
         )
         run.remove_states("image_tokenizer")
         figures = record["figures"]
-    elif config.start:
-        figures = _take_from_start(run, settings, target)
     else:
-        stage = ImageTokenizerStage(run, settings)
-        loop.train(stage)
-        figures = stage.finish(target)
+        if run.rank == 0 and (line := style_key_line(config)):
+            run.say(line)
+        figures = _take_from_start(run, settings, target) if config.start else _train(run, settings, target)
     gate(figures, train, codebook_size, start=config.start, sheet=target / "reconstructions.png")
     return target
+
+
+def _train(run: Run, settings: dict[str, Any], target: Path) -> dict[str, float]:
+    stage = ImageTokenizerStage(run, settings)
+    loop.train(stage)
+    return stage.finish(target)
 
 
 def _settings(config: Config) -> dict[str, Any]:

@@ -97,6 +97,10 @@ class PreferenceStage(TuningStage):
         shape = (2, len(pairs), -1)
         return PairBatch(made.input_ids.view(shape), labels.view(shape), reference, share)
 
+    def measure_start(self) -> str:
+        """Nothing: before the first step the model is its own reference, and every figure is a constant."""
+        return ""
+
     def likelihoods(self, batch: PairBatch, rows: slice, *, trained: bool) -> Tensor:
         """Log-likelihoods (nats) of the scored parts of these rows' sequences: (2, B). `trained`: through the engine, for gradients."""
         device = self.engine.device

@@ -165,10 +165,44 @@ def noise_of(n: int) -> float:
     return 2 * NOISE / math.sqrt(n) if n else 0.0
 
 
+def gain_lines(before: float | None, last: float, noise: float, lowest: tuple[float, int] | None, *, told: str = "") -> list[str]:
+    """What the held-out losses say at the end of a training: whether it has helped, and whether an earlier step was better.
+
+    Args:
+        before, last: weighted sums before the first step (None: not measured) and at the end, in nats.
+        noise: nats within which two of them are not told apart.
+        lowest: loss and number of the best step that is kept, if any.
+        told: what the sums are, in brackets.
+    """
+    lines = []
+    if before is not None:
+        change = f"the held-out loss{told} was {before:.4f} before training and is {last:.4f} now"
+        if last > before + noise:
+            lines.append(
+                f"WARNING: {change}: by it, training has not helped. Try a lower train.lr, or more pictures; the samples tell the rest"
+            )
+        elif last >= before - noise:
+            lines.append(
+                f"{change}, a difference within the noise ({noise:.2f} nats): held-out pictures do not show yet that it has learned. "
+                "Look at the samples, or train longer"
+            )
+        else:
+            lines.append(f"{change}, a fall by more than the noise ({noise:.2f} nats)")
+    if lowest and lowest[0] < last - noise:
+        lines.append(
+            f"lowest held-out loss {lowest[0]:.4f} at step {lowest[1]}{told}, below the end's {last:.4f}. To sample from it instead:"
+        )
+    elif lowest:
+        lines.append(
+            f"no step before has a held-out loss lower than the end's {last:.4f}{told} by more than the noise: sample from the end, as above"
+        )
+    return lines
+
+
 def too_few_held_out(n: int, what: str = "pictures") -> str:
     """That `n` held-out pictures (or other items: `what`, a plural) cannot tell the steps of a training apart; "" if they can, or for none."""
     if not 0 < n < ENOUGH_HELD_OUT:
         return ""
     of_these = f"{n} held-out {what.removesuffix('s') if n == 1 else what} {'is' if n == 1 else 'are'}"
-    noise = noise_of(n)
-    return f"{of_these} few: differences of their loss under {noise:.2f} nats are noise, and the samples tell more ({ENOUGH_HELD_OUT} or more tell steps apart)"
+    noise = f"differences of their loss under {noise_of(n):.2f} nats are noise" if what == "pictures" else "their loss is a rough guide"
+    return f"{of_these} few: {noise} ({ENOUGH_HELD_OUT} or more tell steps apart)"
