@@ -1,12 +1,13 @@
 """What an adapter learns, forgets and costs compared with training all weights: on the pictures of one book, a table of words, and preferences.
 
     python -m benchmarks.adapters book --shards 'described/val-*.tar' --book 41219 --rest 'described/val-*.tar' --minutes 10 --out runs/book
+    python -m benchmarks.adapters pooled runs/book-0 runs/book-1
     python -m benchmarks.adapters words --descriptions descriptions.tsv --keys 'val-*' 'pval-*' --register social --out runs/words
     python -m benchmarks.adapters preferences --n 200 --best-of 4 --reward '{kind: pmi}' --judge '{kind: …}' --out runs/preferred
 
-All take --checkpoint (default: the bundled model). `book` trains on 100 pictures of a book that the checkpoint has not seen, with LoRA and with
-all weights at several learning rates, each for the same time; `--rest` are pictures of other books, to measure forgetting. `words` compares with
-the base's own register of that name, and with the new one before it is trained; name rows that the base has not seen. `preferences` learns from the
+All but `pooled` take --checkpoint (default: the bundled model). `book` trains on 100 pictures of a book that the checkpoint has not seen, with LoRA
+and with all weights at several learning rates, each for the same time; `--rest` are pictures of other books, to measure forgetting. `pooled` puts
+several finished `book` runs (other seeds, other books) together. `words` compares with the base's own register of that name, and with the new one before it is trained; name rows that the base has not seen. `preferences` learns from the
 best and worst of several samples by a reward, and measures new samples by it and by judges (entries as in grpo.rewards). Each prints a Markdown table.
 Finished trainings are reused.
 """
@@ -76,6 +77,8 @@ def main() -> None:
     words.add_argument("--keys", nargs="*", default=["*"], help="patterns of the keys of rows to use")
     words.add_argument("--rows", type=int, default=121)
     words.add_argument("--held-out", type=int, default=200)
+    pooled = commands.add_parser("pooled")
+    pooled.add_argument("runs", nargs="+", type=Path, help="the --out of finished `book` runs")
     preferred.add_argument("--n", type=int, default=200)
     preferred.add_argument("--best-of", type=int, default=4)
     preferred.add_argument("--reward", default="{kind: pmi}", help="what chooses, as in grpo.rewards")
@@ -83,7 +86,7 @@ def main() -> None:
     preferred.add_argument("--eval-n", type=int, default=96, help="new samples that are measured")
     args = parser.parse_args()
     torch.set_num_threads(len(os.sched_getaffinity(0)))
-    {"book": on_a_book, "words": on_words, "preferences": on_preferences}[args.command](args)
+    {"book": on_a_book, "pooled": on_several_books, "words": on_words, "preferences": on_preferences}[args.command](args)
 
 
 def train(config: Path, out: Path, *overrides: str) -> dict[str, Any]:
@@ -119,7 +122,7 @@ def on_a_book(args: argparse.Namespace) -> None:
         records[f"all weights, lr {lr:g}"] = train(whole, args.out / f"full-{lr:g}", f"train.lr={lr}", *args.full_set)
     held = {"book": samples_of(args.out / "lora" / "codes", "val-*.tar"), "rest": rest_of(args, shards)}
     base = scores(base_of(args), held, known)
-    rows = [["base", "", "", "", "", "", *told(base, base)]]
+    rows, kept = [["base", "", "", "", "", "", *told(base, base)]], {"base": base}
     for name, record in records.items():
         folder = args.out / ("lora" if name == "LoRA" else f"full-{name.rpartition(' ')[2]}")
         figures, best = record["train"], record["best"][0]["step"] if record["best"] else record["steps"]
@@ -128,8 +131,12 @@ def on_a_book(args: argparse.Namespace) -> None:
             if step == record["steps"] and when == "lowest":
                 continue
             model = base_of(args, adapter=place) if name == "LoRA" else tokun.load(place, device="cpu")
-            rows.append([f"{name}, {when}", f"{step}", *cost, *told(scores(model, held, known), base)])
+            kept[f"{name}, {when}"] = mine = scores(model, held, known)
+            rows.append([f"{name}, {when}", f"{step}", *cost, *told(mine, base)])
             cost = [""] * len(cost)
+        kept.setdefault(f"{name}, lowest", kept[f"{name}, at the end"])
+    keys = {f"{part} keys": np.array([record.key for record in records]) for part, records in held.items()}
+    np.savez(args.out / "scores.npz", **keys, **{f"{name}/{what}": values for name, own in kept.items() for what, values in own.items()})
     table(["training", "step", "trained", "seconds", "tokens/s", "peak_GB", *base], rows)
     began = time.perf_counter()
     model = base_of(args)
@@ -139,6 +146,38 @@ def on_a_book(args: argparse.Namespace) -> None:
     print(
         f"adapter: {size / 1e6:.2f} MB in all files; loaded and in use in {time.perf_counter() - loaded:.2f} s, the base before it in {loaded - began:.2f} s"
     )
+
+
+def on_several_books(args: argparse.Namespace) -> None:
+    """Print the changes of several `book` runs together: a picture that was held out in several runs counts once, by its mean, and the intervals are over
+    pictures. Below, picture by picture, LoRA's lowest minus that of all weights."""
+    runs = []
+    for folder in args.runs:
+        if not (folder / "scores.npz").is_file():
+            raise UserError(f"{folder} has no scores.npz; name the --out folders of `book` runs that have finished")
+        runs.append(np.load(folder / "scores.npz"))
+    names = [name for name in dict.fromkeys(key.split("/")[0] for run in runs for key in run.files if "/" in key) if name != "base"]
+    parts = [f"{part} {kind}" for part in ("book", "rest") for kind in ("image", "text", "both")]
+
+    def change(name: str, than: str, part: str) -> np.ndarray:
+        found: dict[str, list[float]] = {}
+        for run in runs:
+            if f"{name}/{part}" in run and f"{than}/{part}" in run:
+                for key, value in zip(run[f"{part.split()[0]} keys"].tolist(), run[f"{name}/{part}"] - run[f"{than}/{part}"]):
+                    found.setdefault(key, []).append(value)
+        return np.array([np.mean(values) for values in found.values()])
+
+    lora = "LoRA, lowest"
+    against = [(name, "base") for name in names] + [(lora, name) for name in names if name != lora and name.endswith("lowest")]
+    rows = []
+    for name, than in against:
+        cells = []
+        for part in parts:
+            values = change(name, than, part)
+            low, high = bootstrap(values[:, None], lambda cases: float(cases.mean()), seed=0)
+            cells.append(f"{values.mean():+.4f} ({low:+.4f} to {high:+.4f}), {len(values)}")
+        rows.append([f"{name} minus {than}", *cells])
+    table(["difference, pictures", *parts], rows)
 
 
 def book_shards(args: argparse.Namespace) -> tuple[Path, str]:
