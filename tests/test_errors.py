@@ -1,6 +1,7 @@
 """A user's mistake is one line and status 2, a bug shows its traceback, in every command."""
 
 import ast
+import errno
 import runpy
 import subprocess
 import sys
@@ -33,12 +34,16 @@ BUGS = [
     KeyError("a bug"),
     ImportError("a bug"),
     errors.BadSample("a bug"),
+    OSError(errno.EBADF, "Bad file descriptor"),
 ]
 TOLD = [
     errors.UserError("--n is 0"),
     FileNotFoundError("no such folder"),
     PermissionError("not yours"),
     OSError(28, "No space left on device"),
+    FileNotFoundError(2, "No such file or directory", "a.tar"),
+    ConnectionResetError(104, "Connection reset by peer"),
+    OSError(errno.EINVAL, "Invalid argument", "a:b.tar"),
 ]
 
 

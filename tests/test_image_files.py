@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from PIL import Image, ImageCms
 
 from data_tools.images.image_ops import decode_reduced, dhash, encode, resize
-from tokun.data import image_files
+from tokun.data import image_completeness
 from tokun.data.image_files import PILLOW_13, PictureError, decode
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -506,7 +506,7 @@ def test_the_first_frame_of_an_avif_is_taken():
 def test_a_large_picture_is_worked_on_in_strips_without_seams():
     """5.2 million pixels are two strips."""
     values = np.arange(2600, dtype=np.uint16)[:, None] * np.ones((1, 2000), np.uint16) * 25
-    assert len(list(image_files.strips(Image.new("1", (2000, 2600))))) == 2
+    assert len(list(image_completeness.strips(Image.new("1", (2000, 2600))))) == 2
     wide = np.asarray(decode(save(Image.fromarray(values), "PNG", compress_level=1)))
     assert (wide == np.round(values / 257)).all()
     gray = Image.fromarray((values >> 8).astype(np.uint8))

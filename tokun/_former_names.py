@@ -37,7 +37,8 @@ _RENAMED = {
 
 
 def former_names(package: str, rooms: Mapping[str, Sequence[str]], renamed: Mapping[str, Mapping[str, str]]) -> dict[str, str]:
-    """Former module names -> present ones. `rooms`: modules that stood in the package itself; `renamed`: by room, former name -> present one."""
+    """Former module names -> present ones. `rooms`: modules that stood in the package itself;
+    `renamed`: by room, former name -> present one."""
     within = {f"{package}.{room}.{old}": f"{package}.{room}.{new}" for room, names in renamed.items() for old, new in names.items()}
     moved = {f"{package}.{name}": f"{package}.{room}.{name}" for room, names in rooms.items() for name in names}
     return within | {former: within.get(name, name) for former, name in moved.items()}

@@ -38,8 +38,8 @@ class DataConfig:
     num_workers: int = 0  # threads that decode pictures and pack sequences, besides the prefetching thread
     sort_window: int = 4096  # sequences of similar length within such a window share a batch; 0: off, more padding
     cache_gb: float = 2.0  # memory for decoded, resized pictures
-    # shapes of pictures, rows x columns of codes, such as ["16x16", "12x21", "21x12"]: each picture goes to the nearest, the first is the default.
-    # Empty: one square of image_tokenizer.image_size, cropped from the centre of each picture
+    # shapes of pictures, rows x columns of codes, such as ["16x16", "12x21", "21x12"]: each picture goes to the nearest, the first is the
+    # default. Empty: one square of image_tokenizer.image_size, cropped from the centre of each picture
     grids: list[str] = field(default_factory=list)
     fit: Fit = "auto"  # how a picture is fitted to its grid. auto: things on a blank background are padded, others are cropped a little
 
@@ -106,7 +106,8 @@ class CodesConfig:
     views: int = 5  # crops per picture; view 0 is the largest centre crop
     crop_scale: list[float] = field(default_factory=lambda: [1.0, 1.1])  # short side / crop size: from, to
     positions: str = "random"  # of the crops; five: corners and centre at the two ends of crop_scale, as in LlamaGen (at most 11 views)
-    mirror: bool = False  # mirror about half of the views except the first, unless the captions mention writing; left and right are swapped in the captions
+    # mirror about half of the views except the first, unless the captions mention writing; left and right are swapped in the captions
+    mirror: bool = False
     batch_size: int = 64  # crops encoded together; does not change the codes
 
 
@@ -149,15 +150,15 @@ class TrainConfig:
     z_loss: float = 1e-4  # weight of the squared logarithm of the softmax normaliser (PaLM)
     image_weight: float = 1.0  # of the mean loss over image tokens
     text_weight: float = 1.0  # of the mean loss over text tokens
-    # of predicting an image network's features of the picture from the hidden states at its codes (after REPA, Yu et al. 2025); 0: off. At 1 words and
-    # pictures agree better (benchmarks/README.md)
+    # weight of the loss that predicts an image network's features of the picture from the hidden states at its codes (after REPA, Yu et al.
+    # 2025); 0: off. At 1 words and pictures agree better (benchmarks/README.md)
     align_weight: float = 0.0
     align_features: str = ""  # its weights, SqueezeNet 1.1: safetensors or .pth in torchvision's layout; empty: download them
     align_layer: int = 0  # the layer whose output predicts them, from 1; 0: five eighths of the layers
     word_dropout: float = 0.0  # share of input words (never of targets) replaced by random ones, so that the model must use the picture
     tag_dropout: float = 0.1  # applied to each tag, and to all of them together
-    # share of the sequences without style, subject and thing, as pictures of an unknown kind are captioned: a model that is told what a picture shows
-    # need not look. If it is above 0, questions never have them, nor a register
+    # share of the sequences without style, subject and thing, so that the model learns to look at the picture instead of relying on its
+    # tags. If it is above 0, questions never have tags, nor a register
     untagged_share: float = 0.0
     plain_share: float = 0.7  # share of samples with the plain caption; the rest draw from all their registers
     # a task whose fields a sample lacks falls back to joint
@@ -173,8 +174,9 @@ class TrainConfig:
     save_every: int = 500  # trainer states
     sample_every: int = 1000  # the captioned grid of the same seeds
     keep_last: int = 2  # trainer states kept
-    # number of checkpoints of averaged weights with the lowest held-out loss (image_weight x image loss + text_weight x text loss, at eval_every)
-    # kept in out/best/step-…, each complete, for sample.py and tokun.load; out/checkpoint always holds the last weights. 0: none
+    # number of checkpoints of averaged weights with the lowest held-out loss (image_weight x image loss + text_weight x text loss, at
+    # eval_every) kept in out/best/step-…, each complete, for sample.py and tokun.load; out/checkpoint always holds the last weights. 0:
+    # none
     keep_best: int = 0
 
 
@@ -278,13 +280,15 @@ class RewardConfig:
 
 @dataclass
 class GrpoConfig:
-    """Post-training by rewards (`tokun/align/grpo.py`): runs if `rewards` is not empty. `train` sets lr, steps (rollouts) and batch_size (pairs per update)."""
+    """Post-training by rewards (`tokun/align/grpo.py`): runs if `rewards` is not empty.
+    `train` sets lr, steps (rollouts) and batch_size (pairs per update)."""
 
     rewards: list[RewardConfig] = field(default_factory=list)  # what is optimised: entries as in RewardConfig
     judges: list[RewardConfig] = field(default_factory=list)  # measured, never optimised: do they rise with the rewards?
     prompts: str = ""  # descriptions to draw, a text file or image shards; empty: pictures and their captions, both from seeds
     eval_prompts: str = ""  # held-out prompts; empty: the last sixteenth of the prompts
-    # which tokens are trained; with prompts only the picture's can be. The others keep near the start (kl), and are drawn as the checkpoint draws them
+    # which tokens are trained; with prompts only the picture's can be. The others keep near the start (kl), and are drawn as the checkpoint
+    # draws them
     learn: Literal["both", "image", "text"] = "both"
     group_size: int = 8  # pairs that share tags or a prompt and are compared; with learn text: captions of one picture
     minibatches: int = 1  # updates into which a rollout is split …
@@ -304,7 +308,8 @@ class GrpoConfig:
     entropy: float = 0.0  # weight of the squared difference of the entropy from the start's (after STAGE, Ma et al. 2025); 0: only logged
     least_entropy: float = 0.3  # the run stops when entropy falls below this share of the start's; 0: never
     easy: float = 1.0  # tokens of at least this probability are not trained; 1: all are
-    similar: float = 0.0  # 0 to 1: train codes less if the group's other pictures have similar ones at their position, since they are pushed both ways (STAGE)
+    # 0 to 1: train codes less if the group's other pictures have similar ones at their position, since they are pushed both ways (STAGE)
+    similar: float = 0.0
     perturb: list[str] = field(default_factory=list)  # before scoring: crop, noise, jpeg
     eval_n: int = 64  # pairs drawn and judged before, at train.eval_every and at the end
     eval_seed: int = 1_000_003  # of these pairs
@@ -377,12 +382,12 @@ def from_dict(tree: dict[str, Any], *, where: str = "config") -> Config:
 
 # settings that must be at least 1, by name, in any section
 POSITIVE = {
-    "steps", "batch_size", "log_every", "eval_every", "save_every", "sample_every", "keep_last", "views", "vocab_size", "max_caption_tokens",
-    "image_size", "downsample", "stem", "blocks", "latent_dim", "codebook_size", "codebook_dim", "hidden_size", "num_layers", "num_heads",
-    "num_kv_heads", "head_dim", "minibatches", "epochs", "eval_n",
+    "steps", "batch_size", "log_every", "eval_every", "save_every", "sample_every", "keep_last", "views", "vocab_size",
+    "max_caption_tokens", "image_size", "downsample", "stem", "blocks", "latent_dim", "codebook_size", "codebook_dim", "hidden_size",
+    "num_layers", "num_heads", "num_kv_heads", "head_dim", "minibatches", "epochs", "eval_n",
 }  # fmt: skip
-# paths in which ~ is expanded, besides `of` and `clip` of rewards and judges. `data.expand_shards` expands lists of shards (data.train, dpo.pairs …)
-# part by part when they are opened
+# paths in which ~ is expanded, besides `of` and `clip` of rewards and judges. `data.expand_shards` expands lists of shards (data.train,
+# dpo.pairs …) part by part when they are opened
 PATHS = (
     ("", "out"),
     ("", "start"),

@@ -24,7 +24,7 @@ from tqdm import tqdm
 from tokun.inference.image_to_codes import open_picture
 from tokun.render.grids import captioned_grid, save_page
 from tokun.utils import checkpoint
-from tokun.utils.errors import BadSample, UserError
+from tokun.utils.errors import BadSample, UserError, reading
 
 if TYPE_CHECKING:
     from tokun.inference.conditional_generation import Words
@@ -40,9 +40,9 @@ def is_one(paths: Sequence[Path]) -> bool:
 
 
 def pictures_of(paths: Sequence[Path], out: Path) -> dict[str, Path]:
-    """{name: file} of the pictures among `paths`: files, and folders with all below them, by their suffixes, without what lies in `out`. Names
-    count from the folder, if it is the only one, as `prepare` counts them. Raises UserError for a path that does not exist, and if there is no
-    picture."""
+    """{name: file} of the pictures among `paths`: files, and folders with all below them, by their suffixes, without what lies in `out`.
+    Names count from the folder, if it is the only one, as `prepare` counts them. Raises UserError for a path that does not exist, and if
+    there is no picture."""
     suffixes = readable_suffixes()
     found: dict[str, Path] = {}
     for path in paths:
@@ -75,8 +75,9 @@ def readable_suffixes() -> set[str]:
 def caption_pictures(
     say: Callable[[Image.Image], list[Words]], channels: int, pictures: dict[str, Path], out: Path, asked: dict[str, Any]
 ) -> None:
-    """Write the words that `say` finds for each picture. `channels`: of the model's pictures. `asked`: what decides the words; those of an earlier start with the same are kept, and so are the
-    rows of a table that is there: somebody may have corrected them. Raises UserError if it is another table."""
+    """Write the words that `say` finds for each picture. `channels`: of the model's pictures. `asked`: what decides the words; those of an
+    earlier start with the same are kept, and so are the rows of a table that is there: somebody may have corrected them. Raises UserError
+    if it is another table."""
     part, kept = out / UNFINISHED, rows_of(out / TABLE)
     asked = json.loads(json.dumps(asked))
     done = {name: texts for name, texts in earlier(part, asked).items() if name in pictures}
@@ -116,7 +117,8 @@ def rows_of(table: Path) -> dict[str, tuple[str, ...]]:
         raise UserError(f"{table} is not UTF-8 ({error}): save it as CSV UTF-8, name another --out, or move it away") from error
     first = text.partition("\n")[0]
     separator = max(",;\t", key=first.count)  # as spreadsheets of all countries write them
-    head, *rows = list(csv.reader(io.StringIO(text, newline=""), delimiter=separator)) or [[]]
+    with reading(table, "Mend it, name another --out, or move it away"):
+        head, *rows = list(csv.reader(io.StringIO(text, newline=""), delimiter=separator, strict=True)) or [[]]
     if tuple(head[: len(COLUMNS)]) != COLUMNS or any(len(row) < 2 for row in rows if row):
         raise UserError(f"{table} is another table (its first line is {first.strip()!r:.80}): name another --out, or move it away")
     return {row[0]: tuple(row[: len(COLUMNS)]) for row in rows if row}
@@ -169,5 +171,6 @@ def tell(done: dict[str, list[dict[str, Any]]], unread: dict[str, str], out: Pat
     if any(words[0]["register"] for words in done.values()):
         there = f" ({kept:,} rows that were there are kept as they are)" if kept else ""
         print(
-            f"Correct {out / TABLE}{there}; {out / 'page-001.png'} and so on show the pictures. Then: tokun prepare … --captions {out / TABLE}"
+            f"Correct {out / TABLE}{there}; {out / 'page-001.png'} and so on show the pictures. Then: tokun prepare … --captions "
+            f"{out / TABLE}"
         )

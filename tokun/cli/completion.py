@@ -5,7 +5,7 @@
     tokun completion fish > ~/.config/fish/completions/tokun.fish
     tokun completion tcsh > ~/.tokun.tcsh                  ~/.tcshrc: source ~/.tokun.tcsh
 
-The script is text that runs without Python. Write it again after an update.
+The script, made by shtab, is text that runs without Python. Write it again after an update.
 """
 
 from __future__ import annotations

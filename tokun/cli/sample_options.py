@@ -16,7 +16,7 @@
     tokun sample --n 4 --scale 4                                        pictures of four times the side; --scale-by nearest, lanczos or svg
     tokun sample --best-of 8 --n 4                                      the best of eight candidates by PMI of picture and words
     tokun sample --best-of 8 --n 200 --pairs pairs.jsonl                best and worst of each eight, for training (configs/dpo.yaml)
-    tokun sample --prompt "A ship" --svg --best-of 8 --reward svg       the one whose drawing is most like its picture (tokun/align/rewards.py)
+    tokun sample --prompt "A ship" --svg --best-of 8 --reward svg       the one whose drawing is most like its picture
     tokun sample --best-of 8 --clip ViT-B-32:laion2b_s34b_b79k          by CLIP score instead (any open_clip model, or a folder)
 
 Writes grid.png, one PNG per sample and samples.jsonl into --out (words.jsonl if only words are requested); with --complete and
@@ -66,13 +66,15 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         args.n = 1 if args.image is not None or args.rewrite is not None else 16
     if shards_wanted(args) and (args.svg or args.wandb or args.scale > 1):
         parser.error(
-            f"--{'svg' if args.svg else 'wandb' if args.wandb else 'scale'} has no effect on shards: leave it out, or leave out --shard-size"
+            f"--{'svg' if args.svg else 'wandb' if args.wandb else 'scale'} has no effect on shards: leave it out, or leave out "
+            "--shard-size"
         )
     return args
 
 
 def known_to(arguments: Sequence[str]) -> str:
-    """The tags, grids and tasks of the checkpoint among these arguments, for --help; why not, where it cannot be read. Nothing is downloaded."""
+    """The tags, grids and tasks of the checkpoint among these arguments, for --help; why not, where it cannot be read.
+    Nothing is downloaded."""
     from tokun.inference import description, folders
 
     places = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
@@ -93,6 +95,9 @@ def mistake_in(args: argparse.Namespace, given: list[str]) -> str:
     """What is wrong with the arguments, "" if nothing. `given`: the names of those on the command line."""
     mode = mode_of(args)
     idle = [name for name in given if name not in READ[mode] | EVERYWHERE]
+    shared = next((name for name in given if name in SHARED), "").replace("_", "-")
+    small = f"--max-bytes {args.max_bytes} is too small: a picture takes at least {LEAST_BYTES} bytes"
+    between = "--interpolate A B gives the seeds, --steps the number of pairs: leave out --seed and --n"
     mistakes = [
         (args.question is not None and args.image is None, "--question is about a picture: name it with --image"),
         (args.invert is not None and not args.caption.strip(), "--invert needs --caption: the latent decides picture and words"),
@@ -102,12 +107,12 @@ def mistake_in(args: argparse.Namespace, given: list[str]) -> str:
         (args.reward and args.clip, "--clip MODEL is the same as --reward clip=MODEL: give one of them"),
         (args.video and not args.interpolate, "--video shows an interpolation: name its seeds with --interpolate"),
         (idle, f"--{''.join(idle[:1]).replace('_', '-')} has no effect {where_of(mode)}: leave it out"),
-        (SHARED & {*given} and args.shard_size is None, f"--{next((n for n in given if n in SHARED), '').replace('_', '-')} shares shards among processes: add --shard-size 1000"),
+        (shared and args.shard_size is None, f"--{shared} shares shards among processes: add --shard-size 1000"),
         ("max_bytes" in given and not args.svg and not args.reward, "--max-bytes is the limit of an SVG: add --svg"),
         ("scale_by" in given and args.scale == 1, "--scale-by says how pictures are enlarged: say how much with --scale"),
-        (args.svg and args.max_bytes < LEAST_BYTES, f"--max-bytes {args.max_bytes} is too small: a picture takes at least {LEAST_BYTES} bytes"),
+        (args.svg and args.max_bytes < LEAST_BYTES, small),
         ("registers" in given and "register" in given, "--registers already names all registers: leave out --register"),
-        (mode == "interpolate" and ("seed" in given or "n" in given), "--interpolate A B gives the seeds, --steps the number of pairs: leave out --seed and --n"),
+        (mode == "interpolate" and ("seed" in given or "n" in given), between),
         (mode not in ("plain", "best_of") and (args.n or 0) > MANY, f"--n {args.n}: {where_of(mode)} the limit is {MANY:,} at a time"),
     ]  # fmt: skip
     return next((told for wrong, told in mistakes if wrong), "")
@@ -132,7 +137,8 @@ def add_places(parser: argparse.ArgumentParser) -> None:
     add(
         "--compile",
         action=argparse.BooleanOptionalAction,
-        help="on a CPU: compute steps with a C++ program, built once per machine (default: if there is a compiler). Without it, an occasional sample differs",
+        help="on a CPU: compute steps with a C++ program, built once per machine (default: if there is a compiler). Without it, an "
+        "occasional sample differs",
     )
 
 
@@ -166,7 +172,7 @@ def add_wishes(parser: argparse.ArgumentParser) -> None:
         action="store_const",
         const=True,
         default=None,
-        help="no word or short phrase twice in a row, no word twice that training captions do not repeat",
+        help="no word or short phrase twice in a row, nor a word repeated that training captions rarely repeat",
     )
 
 
@@ -191,7 +197,8 @@ def add_forms(parser: argparse.ArgumentParser) -> None:
         "--reward",
         default="",
         metavar="KIND",
-        help="--best-of by a reward: likelihood (what the model is sure of), mmi (between that and PMI), svg (at --max-bytes), clip=MODEL, module:function … (tokun/align/rewards.py)",
+        help="--best-of by a reward: likelihood (what the model is sure of), mmi (midway between that and PMI), svg (at --max-bytes), "
+        "clip=MODEL, module:function … (tokun/align/rewards.py)",
     )
     add("--clip", metavar="MODEL", help="--best-of by CLIP score: hf-hub:ORG/NAME, a folder, or ARCHITECTURE:WEIGHTS of open_clip")
     add("--svg", action="store_true", help="also write each picture as SVG")

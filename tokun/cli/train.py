@@ -87,8 +87,8 @@ def draw_toy_pictures(config: Config) -> None:
         return
     if config.data.train:
         raise UserError(
-            f"data.toy is {config.data.toy} and data.train is {config.data.train}: pictures drawn by code and shards of your own are not mixed. "
-            "For your own pictures add data.toy=0; for the drawn ones leave out data.train"
+            f"data.toy is {config.data.toy} and data.train is {config.data.train}: pictures drawn by code and shards of your own are "
+            "not mixed. For your own pictures add data.toy=0; for the drawn ones leave out data.train"
         )
     toy = data_tool("toy")
     folder, side = Path(config.out) / "toy", config.image_tokenizer.image_size

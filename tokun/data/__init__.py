@@ -20,7 +20,8 @@ _NAMES = {
     "sample_order": ("BucketOrder", "Order", "check_batch", "positions_of", "rng_for"),
     "prefetching": ("prefetch",),
     "image_dataset": (
-        "ONE_SQUARE", "Box", "ImageBatches", "ImageSamples", "centre_box", "centre_crops", "crop", "decode_image", "first_frames", "to_float",
+        "ONE_SQUARE", "Box", "ImageBatches", "ImageSamples", "centre_box", "centre_crops", "crop", "decode_image", "first_frames",
+        "to_float",
     ),
     "codes": ("CodeSamples", "Record", "read_codes"),
     "tokens": ("PackedRow", "TokenBatch", "TokenBatches", "check_task_mix", "collate"),

@@ -30,8 +30,8 @@ class RepetitionCounts:
         self.repeated.update(word for word, count in counts.items() if count > 1)
 
     def unrepeated(self, known: Iterable[str] = ()) -> list[str]:
-        """The words, in alphabetical order, that captions hardly ever have twice ("tree", "standing"; not "a" or "man"), and those of `known` about
-        which these captions say nothing, since too few have them.
+        """The words, in alphabetical order, that captions hardly ever have twice ("tree", "standing"; not "a" or "man"), and those of
+        `known` about which these captions say nothing, since too few have them.
 
         Models repeat such words more often than people: "a low headland on a low headland".
         """

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from tokun.data.sample_record import plain_of, text_in, words_of  # noqa: F401
 from tokun.data.shards import ShardIndex
 
 MOST_TEXTS = 1000  # distinct captions that are counted
@@ -22,8 +23,8 @@ CAPTION = "tokun caption SHARDS --model … (or --endpoint …, or --from TABLE)
 
 
 def alike(captions: Mapping[str, int], *, looked_at: str = "") -> str:
-    """The warning when the kept captions are nearly all the same, or labels; "" when they differ. `captions`: counts kept, empty, distinct, most
-    (of the most frequent one), labels (see `is_label`).
+    """The warning when the kept captions are nearly all the same, or labels; "" when they differ. `captions`: counts kept, empty, distinct,
+    most (of the most frequent one), labels (see `is_label`).
 
     `looked_at` says which captions were read, if not all.
     """
@@ -45,12 +46,14 @@ def alike(captions: Mapping[str, int], *, looked_at: str = "") -> str:
 
 
 def titles(captions: Mapping[str, int], *, looked_at: str = "") -> str:
-    """The warning when most of the kept captions have fewer than SENTENCE words, as titles do; else "". `captions`: counts kept, empty, short."""
+    """The warning when most of the kept captions have fewer than SENTENCE words, as titles do; else "". `captions`: counts kept, empty,
+    short."""
     kept, short = captions.get("kept", 0) - captions.get("empty", 0), captions.get("short", 0)
     if kept < ALIKE or 2 * short <= kept:
         return ""
     return (
-        f"{short:,} of the {kept:,} captions{looked_at} have fewer than {SENTENCE} words: titles and names teach a model little. A sentence that says "
+        f"{short:,} of the {kept:,} captions{looked_at} have fewer than {SENTENCE} words: titles and names teach a model little. A "
+        "sentence that says "
         "what is seen teaches more (tokun caption, with a captioner, or by hand)."
     )
 
@@ -78,7 +81,8 @@ def gist(text: str) -> str:
 
 
 class Texts:
-    """Counts how often each caption occurs by its gist, of MOST_TEXTS different ones at most, how many are labels, and how many are short."""
+    """Counts how often each caption occurs by its gist, of MOST_TEXTS different ones at most, how many are labels,
+    and how many are short."""
 
     def __init__(self) -> None:
         self.times: Counter[str] = Counter()
@@ -137,8 +141,8 @@ class Seen:
         found = []
         if 2 * self.captioned < self.pictures:
             found.append(
-                f"Only {self.captioned:,} of {self.pictures:,} pictures{sample} have a caption. More than half have no caption and are skipped. "
-                f"Caption them: {CAPTION}."
+                f"Only {self.captioned:,} of {self.pictures:,} pictures{sample} have a caption. More than half have no caption and "
+                f"are skipped. Caption them: {CAPTION}."
             )
         if self.templates == self.captioned:
             found.append(only_templates(self.captioned, looked_at=sample))
@@ -159,46 +163,9 @@ def only_templates(captioned: int, *, looked_at: str = "") -> str:
 def few(captioned: int) -> str:
     one = captioned == 1
     return (
-        f"{captioned:,} picture{' with a caption is' if one else 's with captions are'} few for a model trained from scratch: below some thousands it "
-        "repeats its training data. Add pictures, or use start=bundled, which fine-tunes the bundled model."
+        f"{captioned:,} picture{' with a caption is' if one else 's with captions are'} few for a model trained from scratch: "
+        "below some thousands it repeats its training data. Add pictures, or use start=bundled, which fine-tunes the bundled model."
     )
-
-
-def plain_of(record: Mapping[str, Any], caption_key: str = "caption") -> str:
-    """The plain caption in a sample's record, "" for none: that of `captions`, where `tokun caption` writes, else `caption`, the source text. What a
-    template wrote comes last.
-
-    A `caption_key` other than "caption" is the only key that is read. What is not text is no caption.
-    """
-    captions, sources = (value if isinstance(value := record.get(name), Mapping) else {} for name in ("captions", "caption_sources"))
-    source = sources.get("plain")
-    from_template = isinstance(source, Mapping) and source.get("source") == "template"
-    both = (captions.get("plain"), record.get("caption"))
-    found = (both[::-1] if from_template else both) if caption_key == "caption" else (record.get(caption_key),)
-    return next((text for text in found if isinstance(text, str) and text.strip()), "")
-
-
-def text_in(value: object) -> str:
-    """The text of a field: itself, the first text of a list, "" for anything else, which never becomes words."""
-    texts = value if isinstance(value, list) else [value]
-    return next((text for text in texts if isinstance(text, str) and text.strip()), "")
-
-
-def words_of(record: Mapping[str, Any], caption_key: str) -> tuple[str, bool]:
-    """The caption in a sample's record ("" for none), and whether it is more than a template."""
-    captions, sources = (value if isinstance(value := record.get(name), Mapping) else {} for name in ("captions", "caption_sources"))
-    plain = plain_of(record, caption_key)
-    found = {**captions, "plain": plain}
-    found = {register: " ".join(text.split()) for register, text in found.items() if isinstance(text, str) and text.strip()}
-    if not found:
-        return "", False
-
-    def is_template(register: str) -> bool:
-        source = sources.get(register)
-        written = register != "plain" or captions.get("plain") == plain
-        return isinstance(source, Mapping) and source.get("source") == "template" and written
-
-    return found.get("plain") or next(iter(found.values())), not all(map(is_template, found))
 
 
 def tell(say: Callable[[str], object], index: ShardIndex, *, caption_key: str, from_nothing: bool) -> None:

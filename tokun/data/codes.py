@@ -7,10 +7,10 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
+from tokun.data.sample_record import captions_by_register, grid_of, mirrored_of, questions_of
 from tokun.data.shards import CODES_SUFFIX, ShardIndex
 from tokun.utils.errors import BadSample, UserError
 
@@ -73,38 +73,6 @@ class CodeSamples:
                 self._broken.add(j % len(self))
                 self.index.skipped["broken sample"] = len(self._broken)
         raise UserError(f"no sample of {self.index.paths[0]} and its sibling shards can be read")
-
-
-def grid_of(tree: dict[str, Any]) -> tuple[int, int]:
-    """The grid (rows, columns) in a sample's record. Raises BadSample if there is none."""
-    match tree.get("grid"):
-        case [int(rows), int(columns)]:
-            return rows, columns
-        case other:
-            raise BadSample(f"grid is {other!r}, not [rows, columns]")
-
-
-def captions_by_register(tree: dict[str, Any]) -> dict[str, Any]:
-    """register -> caption in a sample's record; which one is the plain one, `captions.plain_of` says. Raises BadSample if it is not a mapping."""
-    if not isinstance(found := tree.get("captions", {}), dict):
-        raise BadSample(f"captions is a {type(found).__name__}, not a mapping of registers to captions")
-    return found
-
-
-def questions_of(tree: dict[str, Any]) -> list[tuple[str, str]]:
-    """The (question, answer) pairs of a sample's record. Raises BadSample if they are malformed."""
-    found = tree.get("questions", [])
-    if not isinstance(found, list) or not all(isinstance(one, dict) and {"question", "answer"} <= one.keys() for one in found):
-        raise BadSample("questions is not a list of objects with question and answer")
-    return [(one["question"], one["answer"]) for one in found]
-
-
-def mirrored_of(tree: dict[str, Any]) -> tuple[bool, ...]:
-    """Which views are mirrored: those whose box has a negative width. Raises BadSample if the boxes are malformed."""
-    try:
-        return tuple(box[2] < 0 for box in tree.get("boxes", []))
-    except (TypeError, LookupError) as error:
-        raise BadSample("boxes is not a list of boxes [left, top, width, …]") from error
 
 
 def read_codes(data: bytes) -> np.ndarray:

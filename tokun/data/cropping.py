@@ -1,4 +1,5 @@
-"""How a picture is fitted to a grid of codes: all cropping and padding happens here. Knows PIL and numpy; no torch, no model. image_files.py opens pictures.
+"""How a picture is fitted to a grid of codes: all cropping and padding happens here. Knows PIL and numpy; no torch, no model.
+image_files.py opens pictures.
 
 A grid is (rows, columns) of codes; at `downsample` pixels a code it needs a picture of rows * downsample by columns * downsample pixels.
 A box is (left, top, width, height) in pixels of the picture. It has the grid's aspect; where it extends beyond the picture, paper fills it.
@@ -92,9 +93,9 @@ def ground(image: Image.Image, sides: str) -> tuple[tuple[int, ...], float]:
 def fit_to(image: Image.Image, grid: Grid, downsample: int, fit: str) -> Framed:
     """Which box of a picture a grid shows.
 
-    crop: the picture covers the grid and the overhang is cut off, half on each side. pad: the whole picture is kept on paper, which has the colour of
-    the picture's edges (white if they are nearly white). auto: pads if the edges next to the paper are blank background, as around a
-    single thing, or if more than MOST_CUT would be cut off; crops otherwise.
+    crop: the picture covers the grid and the overhang is cut off, half on each side. pad: the whole picture is kept on paper, which has the
+    colour of the picture's edges (white if they are nearly white). auto: pads if the edges next to the paper are blank background, as
+    around a single thing, or if more than MOST_CUT would be cut off; crops otherwise.
     """
     width, height = image.size
     cropped, padded = crop_box(width, height, grid), pad_box(width, height, grid, downsample)
@@ -119,7 +120,8 @@ def reduced(framed: Framed, downsample: int, scale: float) -> Framed:
 
 
 def zoomed(frame: Box, scale: Sequence[float], rng: np.random.Generator, anywhere: tuple[int, int] | None = None) -> Box:
-    """A box smaller than the frame by a factor s, uniform in `scale`, at a random place in the frame or, with `anywhere` (width, height), in the picture.
+    """A box smaller than the frame by a factor s, uniform in `scale`, at a random place in the frame or, with `anywhere` (width, height),
+    in the picture.
 
     Raises UserError for a scale that is not 1 <= low <= high.
     """
@@ -147,7 +149,8 @@ def views(
     frame: Box, count: int, scale: Sequence[float], rng: np.random.Generator, anywhere: tuple[int, int] | None = None,
     *, positions: str = "random", mirror: bool = False,
 ) -> list[Box]:  # fmt: skip
-    """View 0: the frame. The others, smaller by `scale`: at random places (see `zoomed`), or at five fixed ones. With `mirror`, about half of them are mirrored."""
+    """View 0: the frame. The others, smaller by `scale`: at random places (see `zoomed`), or at five fixed ones.
+    With `mirror`, about half of them are mirrored."""
     boxes = [frame]
     if positions == "five":
         boxes += [box for end in sorted(set(scale), reverse=True) if end > 1 for box in five_boxes(frame, end)]
@@ -161,7 +164,8 @@ def views(
 
 
 def cut(image: Image.Image, box: Box, size: tuple[int, int], paper: tuple[int, ...] = ()) -> np.ndarray:
-    """Crop a box and resize it to (width, height): uint8 (C, height, width). Beyond the picture it is filled with `paper`, by default white."""
+    """Crop a box and resize it to (width, height): uint8 (C, height, width).
+    Beyond the picture it is filled with `paper`, by default white."""
     left, top, width, height = box[0], box[1], abs(box[2]), box[3]
     inner = (max(0.0, left), max(0.0, top), min(float(image.width), left + width), min(float(image.height), top + height))
     x, y = size[0] / width, size[1] / height  # pixels of the result per pixel of the picture
@@ -181,12 +185,14 @@ def cut(image: Image.Image, box: Box, size: tuple[int, int], paper: tuple[int, .
 
 
 def usual_fit(grids: Sequence[Grid]) -> str:
-    """The fit where no record gives one: "crop" for a single square grid, as all models of square pictures were trained; "auto" otherwise."""
+    """The fit where no record gives one: "crop" for a single square grid, as all models of square pictures were trained; "auto"
+    otherwise."""
     return "crop" if len(grids) == 1 and grids[0][0] == grids[0][1] else "auto"
 
 
 def frame(image: Image.Image, grid: Grid, downsample: int, fit: str = "auto") -> tuple[np.ndarray, Box]:
-    """A picture ('L' or 'RGB') fitted to a grid: uint8 (C, rows * downsample, columns * downsample), and the box that was used (`fit_to`)."""
+    """A picture ('L' or 'RGB') fitted to a grid:
+    uint8 (C, rows * downsample, columns * downsample), and the box that was used (`fit_to`)."""
     if fit not in FITS:
         raise UserError(f"fit is {fit!r}; it must be one of {', '.join(FITS)}")
     framed = fit_to(image, grid, downsample, fit)
@@ -208,7 +214,8 @@ def encode_ready(
 ) -> Iterator[Ready]:
     """Pictures of any shapes (all 'L' or all 'RGB') -> one group per grid in use, in the order of `grids`.
 
-    Each picture goes to the grid nearest to its shape, or all go to `grid`. `fit` is the one used in training; default `usual_fit`. To encode:
+    Each picture goes to the grid nearest to its shape, or all go to `grid`. `fit` is the one used in training; default `usual_fit`. To
+    encode:
 
         codes: list = [None] * len(images)
         for group in cropping.encode_ready(images, vocabulary.grids, downsample=config.downsample):

@@ -45,7 +45,8 @@ def to_float(images: np.ndarray | Tensor) -> Tensor:
 class ImageSamples:
     """Pictures of image shards, decoded on demand; a broken one is counted and replaced by the next.
 
-    Without `grids`, each is a square of image_size. With them, it is fitted (`fit`) to the grid nearest to its shape, at `downsample` pixels a code.
+    Without `grids`, each is a square of image_size. With them, it is fitted (`fit`) to the grid nearest to its shape, at `downsample`
+    pixels a code.
     """
 
     index: ShardIndex
@@ -131,7 +132,8 @@ class ImageSamples:
 
     @cached_property
     def sizes(self) -> np.ndarray:
-        """(n, 2) int32: width and height of each picture, from its header; 0, 0 if it cannot be read. Cached beside the index: headers are read once."""
+        """(n, 2) int32: width and height of each picture, from its header; 0, 0 if it cannot be read.
+        Cached beside the index: headers are read once."""
         stamp = self.index.stamp() + b" upright"  # caches without "upright" hold sizes before EXIF rotation
         if self.cache_file is not None and (known := load_arrays(self.cache_file, stamp, 1)) is not None:
             return known[0]

@@ -10,7 +10,6 @@ import contextlib
 import io
 import math
 import os
-import re
 import struct
 import sys
 import threading
@@ -23,6 +22,7 @@ import numpy as np
 import PIL
 from PIL import Image, ImageCms, ImageFile, ImageOps
 
+from tokun.data.image_completeness import has_all_tiles, is_covered, jpeg_is_whole, png_chunks, png_is_whole, strips
 from tokun.utils.errors import BadSample, UserError
 
 MAX_PIXELS = 100_000_000  # default limit for one picture: 300 MB as RGB
@@ -59,7 +59,8 @@ DECODE_ERRORS = (
 
 
 def max_pixels(megapixels: float | None = None) -> int:
-    """How many pixels a picture may have: `megapixels`, else TOKUN_MAX_MEGAPIXELS, else MAX_PIXELS. Raises UserError for an invalid number."""
+    """How many pixels a picture may have: `megapixels`, else TOKUN_MAX_MEGAPIXELS, else MAX_PIXELS.
+    Raises UserError for an invalid number."""
     given = os.environ.get(LIMIT, "") if megapixels is None else megapixels
     if given == "":
         return MAX_PIXELS
@@ -69,7 +70,8 @@ def max_pixels(megapixels: float | None = None) -> int:
         pixels = 0
     if pixels < 1:
         raise UserError(
-            f"{LIMIT if megapixels is None else '--max-megapixels'} is {given!r}; it must be a number of million pixels above 0, such as 400"
+            f"{LIMIT if megapixels is None else '--max-megapixels'} is {given!r}; it must be a number of million pixels above 0, such as "
+            "400"
         )
     return pixels
 
@@ -257,103 +259,6 @@ def read_pixels(image: ImageFile.ImageFile, data: bytes, scaled: tuple[int, int]
         raise PictureError("truncated or damaged")
 
 
-def is_covered(image: ImageFile.ImageFile) -> bool:
-    """Do the pieces that Pillow is about to decode fill the picture, once (or once for each channel)?"""
-    pieces: list[Any] = [tile[1] for tile in image.tile]
-    if image.format == "GIF" or not pieces:  # a frame may be smaller than its GIF; WebP adds its piece later
-        return True
-    area = sum((right - left) * (bottom - top) for left, top, right, bottom in pieces)
-    layers, rest = divmod(area, image.width * image.height)
-    return rest == 0 and 1 <= layers <= 6
-
-
-def has_all_tiles(data: bytes) -> bool:
-    """Does a JPEG 2000 have as many tiles as its header says? The decoder leaves missing ones black."""
-    start = data.find(b"\xff\x4f\xff\x51")
-    right, bottom, _, _, width, height, left, top = struct.unpack_from(">8I", data, start + 8)
-    return data.count(b"\xff\x90\0\n", start) >= math.ceil((right - left) / width) * math.ceil((bottom - top) / height)
-
-
-def jpeg_is_whole(image: Image.Image, data: bytes, scaled: tuple[int, int] | None) -> bool:
-    """False for a truncated scan with an end marker: the decoder silently paints the rest gray or leaves it coarse.
-
-    Bytes inserted between the scan and its end marker change nothing in a complete picture; in a truncated one they are decoded as
-    the next blocks. Decoding twice is expensive, so only suspicious files are checked: those whose last pixel is middle gray,
-    and progressive ones.
-    """
-    start = scan_start(data)
-    if data.rfind(b"\xff\xd9", start) < 0:  # searched from the end, where it usually is
-        return False
-    corner = image.getpixel((image.width - 1, image.height - 1))
-    if image.mode != "CMYK" and corner not in (128, (128, 128, 128)) and "progressive" not in image.info:
-        return True
-    end = data.find(b"\xff\xd9", start)
-    if "progressive" in image.info and not is_refined(data[start:end], channels=len(image.getbands())):
-        return False
-    padded = Image.open(io.BytesIO(data[:end] + bytes(range(255)) * 4 + b"\xff\xd9"), formats=["JPEG"])
-    if scaled is not None:
-        padded.draft(None, scaled)
-    return all(image.crop(box).tobytes() == padded.crop(box).tobytes() for box in strips(image))
-
-
-def is_refined(scans: bytes, channels: int) -> bool:
-    """Does a progressive JPEG hold, for each channel, the scan that completes the last frequency to the last bit?"""
-    finished = set()
-    for match in re.finditer(b"\xff\xda", scans):
-        head = scans[match.end() :][:16]  # length, count, (channel, tables) each, first and last frequency, bits
-        count = head[2]
-        last, bit = head[4 + 2 * count], head[5 + 2 * count] & 15
-        finished |= set(head[3 : 3 + 2 * count : 2]) if last == 63 and bit == 0 else set()
-    return len(finished) == channels
-
-
-def scan_start(data: bytes) -> int:
-    """Where a JPEG's scan data begins, after the other segments, one of which may hold a whole JPEG (a thumbnail)."""
-    position = 2
-    while position < len(data) - 4:
-        marker = data[position + 1]
-        if data[position] != 0xFF or marker in (0x00, 0xFF):  # fill bytes
-            position += 1
-        elif marker == 0xDA:
-            break
-        else:
-            position += 2 + int.from_bytes(data[position + 2 : position + 4], "big")
-    return position
-
-
-def png_is_whole(image: Image.Image, data: bytes) -> bool:
-    """False if a checksum is wrong, which Pillow does not check, or pixels are missing, which it silently paints black."""
-    parts = list(png_chunks(data, b"IDAT"))
-    if any(zlib.crc32(part[4:-4]) != int.from_bytes(part[-4:], "big") for part in parts):
-        return False
-    if any(image.crop((0, image.height - 1, *image.size)).tobytes()) or "interlace" in image.info:
-        return True
-    depth, channels = data[24], {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}[data[25]]
-    missing = image.height * (1 + math.ceil(image.width * depth * channels / 8))
-    rest, inflate = b"".join(part[8:-4] for part in parts), zlib.decompressobj()
-    while rest and missing > 0:
-        missing -= len(inflate.decompress(rest, 1 << 20))
-        rest = inflate.unconsumed_tail
-    return missing <= 0
-
-
-def png_chunks(data: bytes, kind: bytes) -> Iterator[bytes]:
-    """The chunks of one kind, each with its length, kind and checksum."""
-    position = 8
-    while position < len(data):
-        length = int.from_bytes(data[position : position + 4], "big")
-        if data[position + 4 : position + 8] == kind:
-            yield data[position : position + 12 + length]
-        position += 12 + length
-
-
-def strips(image: Image.Image) -> Iterator[tuple[int, int, int, int]]:
-    """Boxes that tile a picture from top to bottom, of some four million pixels each, so that copies stay small."""
-    rows = max(1, 4_000_000 // image.width)
-    for top in range(0, image.height, rows):
-        yield 0, top, image.width, min(top + rows, image.height)
-
-
 def to_srgb(image: Image.Image, data: bytes) -> Image.Image:
     """Any mode -> "L" or "RGB", 8 bits, sRGB, on white."""
     profile = image.info.get("icc_profile")
@@ -393,10 +298,12 @@ def has_gray_palette(image: Image.Image) -> bool:
 
 
 def white_of(largest: float, image: Image.Image, data: bytes) -> int:
-    """The number that is white in 16-bit data whose largest is `largest`: 65535, or less where a camera or scanner stored 9 to 14 bits in 16.
+    """The number that is white in 16-bit data whose largest is `largest`: 65535, or less where a camera or scanner stored 9 to 14 bits in
+    16.
 
-    The file says how many bits it has (sBIT of PNG; MaxSampleValue or WhiteLevel of TIFF); else they are as many as the largest number has. So a
-    picture with a tone above a quarter of 65535 stays as it is, as does a black page (nothing above 255) and one that is declared to have 16 bits.
+    The file says how many bits it has (sBIT of PNG; MaxSampleValue or WhiteLevel of TIFF); else they are as many as the largest number has.
+    So a picture with a tone above a quarter of 65535 stays as it is, as does a black page (nothing above 255) and one that is declared to
+    have 16 bits.
     """
     if image.format == "PNG":
         declared = max(next(png_chunks(data, b"sBIT"), b"")[8:-4][:3], default=0)
@@ -438,8 +345,10 @@ def to_8_bits(image: Image.Image, data: bytes) -> Image.Image:
 
 
 OTHER_BYTE = {  # Pillow keeps one byte of each 16-bit colour; this maps to the mode that keeps the other. "N" is the machine's byte order
-    f"{mode};16{order}": f"{mode};16{other}" for mode in ("RGB", "RGBA") for order, other in (("B", "L"), ("L", "B"), ("N", "B" if sys.byteorder == "little" else "L"))
-}  # fmt: skip
+    f"{mode};16{order}": f"{mode};16{other}"
+    for mode in ("RGB", "RGBA")
+    for order, other in (("B", "L"), ("L", "B"), ("N", "B" if sys.byteorder == "little" else "L"))
+}
 
 
 def raw_mode_of(tile: Any) -> str:

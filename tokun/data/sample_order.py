@@ -1,8 +1,8 @@
 """The order of samples: a pure function of (seed, epoch, position). Knows numbers only.
 
 Position p of the endless stream is sample `permutation(seed, epoch)[p mod n]` with epoch = p // n. Step s of a run reads positions
-s*B … s*B + B - 1; rank r takes its contiguous share of them. So a run resumes from its step number alone, and any number of processes sees the
-same global batches. Random choices for a sample (crop, task, dropped tags) come from a generator keyed by its position.
+s*B … s*B + B - 1; rank r takes its contiguous share of them. So a run resumes from its step number alone, and any number of processes sees
+the same global batches. Random choices for a sample (crop, task, dropped tags) come from a generator keyed by its position.
 """
 
 from __future__ import annotations

@@ -33,11 +33,12 @@ MOST_OPEN = 256  # shards that an index keeps open at once
 
 
 class ShardIndex:
-    """Random access to the samples of WebDataset tars. `skipped` counts unusable samples by reason; `named` has the first keys of the ambiguous ones.
+    """Random access to the samples of WebDataset tars. `skipped` counts unusable samples by reason; `named` has the first keys of the
+    ambiguous ones.
 
-    A sample is the files that share a key (`key_and_suffix`). It has every suffix of `need` and one of `one_of`; only these are indexed. A key
-    that has a suffix twice, or several of `one_of`, is ambiguous and skipped. Samples are in the order of the shards and, within a shard,
-    of their first file. The index is a few arrays, some tens of bytes a sample.
+    A sample is the files that share a key (`key_and_suffix`). It has every suffix of `need` and one of `one_of`; only these are indexed. A
+    key that has a suffix twice, or several of `one_of`, is ambiguous and skipped. Samples are in the order of the shards and, within a
+    shard, of their first file. The index is a few arrays, some tens of bytes a sample.
     `cache_file` names a cache file for the next opening. It is used while it is intact and all shards have the same size and time, and
     rewritten otherwise.
     """
@@ -59,7 +60,8 @@ class ShardIndex:
         if not len(self):
             found, (need, one_of) = ", ".join(map(str, self.paths[:3])), self._asked
             raise UserError(
-                f"no usable sample in {found}: each needs KEY.{'/'.join([*need, '|'.join(one_of)])}. Skipped: {self.skipped_summary() or 'nothing'}"
+                f"no usable sample in {found}: each needs KEY.{'/'.join([*need, '|'.join(one_of)])}. Skipped: "
+                f"{self.skipped_summary() or 'nothing'}"
             )
         return self
 
@@ -96,8 +98,8 @@ class ShardIndex:
         return data
 
     def _open(self, number: int) -> _OpenShard:
-        """The opened shard, in the slot shared by every MOST_OPENth shard. Needs no lock: a replaced shard is closed when its
-        last reader is done."""
+        """The opened shard, in the slot shared by every MOST_OPENth shard.
+        Needs no lock: a replaced shard is closed when its last reader is done."""
         shard = self._slots[number % MOST_OPEN]
         if shard is None or shard.number != number:
             shard = self._slots[number % MOST_OPEN] = _OpenShard(number, self.paths[number])
@@ -317,7 +319,8 @@ class Grouped:
 
 
 def group(names: Sequence[str], suffixes: Sequence[str], one_of: Sequence[str], *, others: bool = False) -> Grouped:
-    """Which files are one sample, and which samples are ambiguous, wherever their files lie: with one of `suffixes` twice, or several of `one_of`.
+    """Which files are one sample, and which samples are ambiguous, wherever their files lie: with one of `suffixes` twice, or several of
+    `one_of`.
 
     Files with other suffixes are left out, unless `others`.
     """
@@ -339,8 +342,8 @@ def group(names: Sequence[str], suffixes: Sequence[str], one_of: Sequence[str], 
 
 
 def _scan(path: Path, suffixes: Sequence[str], one_of: Sequence[str]) -> tuple[list[str], np.ndarray, dict[str, list[int]], Counter[str]]:
-    """The keys of one shard, (n, S, 2) offsets and sizes of their files (-1 for a missing suffix), the ambiguous rows by reason, and the
-    counts of what was skipped."""
+    """The keys of one shard, (n, S, 2) offsets and sizes of their files (-1 for a missing suffix), the ambiguous rows by reason,
+    and the counts of what was skipped."""
     skipped: Counter[str] = Counter()
     names, places = tars.files(path, skipped)
     found = group(names, suffixes, one_of)
@@ -376,7 +379,8 @@ def _expand_braces(pattern: str) -> list[str]:
 def write_shard(path: Path, samples: Iterable[Mapping[str, Any]], beside: Callable[[], dict[str, bytes]] = dict) -> int:
     """Write {"__key__": key, suffix: bytes, …} to a temporary tar and rename it: atomic, and the same bytes each time.
 
-    `beside` is called after the samples are written and gives further files by the suffix that replaces .tar; they exist before the tar does.
+    `beside` is called after the samples are written and gives further files by the suffix that replaces .tar; they exist before the tar
+    does.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     aside = path.with_name(path.name + ".partial")
@@ -396,6 +400,7 @@ def write_shard(path: Path, samples: Iterable[Mapping[str, Any]], beside: Callab
         os.replace(aside, path)
     except FileNotFoundError as error:
         raise UserError(
-            f"{aside} was removed: another process seems to write to {path.parent} too. Wait for it to finish or stop it, then run this again"
+            f"{aside} was removed: another process seems to write to {path.parent} too. Wait for it to finish or stop it, then run this "
+            "again"
         ) from error
     return count

@@ -30,7 +30,8 @@ LENGTH_MULTIPLE = (
 
 @dataclass(frozen=True)
 class TokenBatch:
-    """input_ids, labels int64 (B, T); labels are shifted, and -100 where there is no loss. Counts are made with the batch, in the loader's thread."""
+    """input_ids, labels int64 (B, T); labels are shifted, and -100 where there is no loss.
+    Counts are made with the batch, in the loader's thread."""
 
     input_ids: Tensor
     labels: Tensor
@@ -38,7 +39,8 @@ class TokenBatch:
 
 
 class OtherWords:
-    """Word dropout (Bowman et al. 2016): a share of the words after the prompt is read as random ones, so that the model must rely on what it is given."""
+    """Word dropout (Bowman et al. 2016): a share of the words after the prompt is read as random ones,
+    so that the model must rely on what it is given."""
 
     def __init__(self, vocabulary: Any, share: float) -> None:
         self.share, self.size = share, vocabulary.text_size
@@ -69,8 +71,8 @@ class TokenBatches:
 
     def __init__(
         self, samples: CodeSamples, vocabulary: Any, encode: Callable[[str], list[int]], *, batch_size: int, seed: int,
-        task_mix: dict[str, float], tag_dropout: float, plain_share: float = 1.0, rank: int = 0, world: int = 1, views: bool = True, threads: int = 0,
-        sort_window: int = 0, word_dropout: float = 0.0, untagged_share: float = 0.0,
+        task_mix: dict[str, float], tag_dropout: float, plain_share: float = 1.0, rank: int = 0, world: int = 1, views: bool = True,
+        threads: int = 0, sort_window: int = 0, word_dropout: float = 0.0, untagged_share: float = 0.0,
     ):  # fmt: skip
         check_batch(batch_size, world)
         self.samples, self.vocabulary = samples, vocabulary

@@ -30,7 +30,7 @@ from typing import TYPE_CHECKING, Any
 from tokun.evaluate.figures import Figure, as_dict, skipped, table
 from tokun.utils import checkpoint, console
 from tokun.utils.console import home_path
-from tokun.utils.errors import MissingPackage, UserError
+from tokun.utils.errors import MissingPackage, UserError, is_mistake
 from tokun.utils.optional_packages import need
 
 if TYPE_CHECKING:
@@ -173,12 +173,13 @@ def require_shards(option: str, pattern: str) -> None:
             expand_shards(pattern)
     except FileNotFoundError as error:
         raise FileNotFoundError(
-            f"--{option.replace('_', '-')} {pattern} matches no shard (from {Path.cwd()}): name .tar files, a folder of them, or several separated by commas"
+            f"--{option.replace('_', '-')} {pattern} matches no shard (from {Path.cwd()}): name .tar files, a folder of them, or several "
+            "separated by commas"
         ) from error
 
 
 def require_scorers(args: argparse.Namespace) -> None:
-    """Raise FileNotFoundError or UserError where a network that an option names is not there, as far as that is told without opening it."""
+    """Raise FileNotFoundError or UserError for a network named by an option that is not there, as far as can be checked without opening it."""
     from tokun.evaluate.features import require_network
     from tokun.inference.clip import split_clip_name
 
@@ -199,8 +200,8 @@ def measured(name: str, case: Case) -> list[Figure]:
     try:
         found = ROOMS[name](case) or [skipped("all", "nothing to measure with these options")]
         return [with_reason(figure, case.no_features) for figure in found]
-    except console.MISTAKES as error:
-        if os.environ.get("TOKUN_TRACEBACK"):
+    except (UserError, OSError) as error:
+        if os.environ.get("TOKUN_TRACEBACK") or not is_mistake(error):
             raise
         return [skipped("all", str(error))]
 
@@ -218,7 +219,10 @@ def doctor(case: Case) -> list[Figure]:
     found = doctor.measure(case.model, case.held_out, seed=case.args.seed, features=case.features, out=case.args.out)
     try:
         return found + doctor.recognised(case.model, case.held_out, *case.recogniser(), seed=case.args.seed)
-    except console.MISTAKES as error:  # what was found stays
+    except (UserError, OSError) as error:
+        if not is_mistake(error):
+            raise
+        # what was found stays
         return [*found, skipped("recognition kept", str(error))]
 
 
@@ -272,7 +276,8 @@ def viewer(case: Case) -> list[Figure]:
 
 
 ROOMS: dict[str, Callable[[Case], list[Figure]]] = {
-    "doctor": doctor, "images": images, "words": words, "coherence": coherence, "judges": judges, "memorisation": memorisation, "viewer": viewer,
+    "doctor": doctor, "images": images, "words": words, "coherence": coherence, "judges": judges, "memorisation": memorisation,
+    "viewer": viewer,
 }  # fmt: skip
 DEFAULT_ROOMS = tuple(name for name in ROOMS if name != "viewer")  # the default: viewer sheets need a human viewer
 

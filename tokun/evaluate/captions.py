@@ -151,8 +151,8 @@ def unfinished(text: str, known: Counter[str], no_room: bool) -> bool:
 
 
 def subjects_named(model: Tokun, held_out: Sequence[RealPair]) -> list[Figure]:
-    """How often the model names a picture's subject, one of its subject tags, when it is asked. Nothing without subjects, of a model that was not
-    trained on questions. Skipped for one that never answers with a subject."""
+    """How often the model names a picture's subject, one of its subject tags, when it is asked. Nothing without subjects, of a model that
+    was not trained on questions. Skipped for one that never answers with a subject."""
     pairs = [pair for pair in held_out if pair.tags.subject]
     if not pairs or "question" not in model.tasks:
         return []

@@ -38,7 +38,8 @@ def measure(
     model: Tokun, held_out: Sequence[RealPair], samples: Sequence[Pair], *, seed: int, clip: str | None = None, judge: str | None = None,
     out: Path | None = None,
 ) -> list[Figure]:  # fmt: skip
-    """`clip`: an open_clip model (see `tokun.inference.clip.Clip`); `judge`: the folder written by benchmarks/clip_judge.py. Writes ranks.png into `out`.
+    """`clip`: an open_clip model (see `tokun.inference.clip.Clip`); `judge`: the folder written by benchmarks/clip_judge.py. Writes
+    ranks.png into `out`.
 
     Without two pairs with different captions there is no choice, and no figure. Raises UserError for a scorer that cannot be opened, before
     anything is measured.

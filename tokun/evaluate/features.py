@@ -73,7 +73,8 @@ def stack(pictures: Sequence[Image.Image]) -> Tensor:
 
 
 def open_features(which: str, device: torch.device, option: str = "--features") -> Features:
-    """'inception' or a file of weights; errors name `option`. Raises ImportError, FileNotFoundError, OSError (no download) or UserError (another network)."""
+    """'inception' or a file of weights; errors name `option`.
+    Raises ImportError, FileNotFoundError, OSError (no download) or UserError (another network)."""
     if which == "inception":
         return inception("", device)
     if not Path(which).is_file():
@@ -110,7 +111,8 @@ def inception(weights: str, device: torch.device) -> Features:
         net = fid.NoTrainInceptionV3("inception-v3-compat", ["2048"], weights or None).to(device)
     except OSError as error:  # URLError too
         raise OSError(
-            f"Inception's weights could not be downloaded ({error}). Download them elsewhere, or SqueezeNet's ({SQUEEZENET_URL}, 5 MB), and name the file with --features"
+            f"Inception's weights could not be downloaded ({error}). Download them elsewhere, or SqueezeNet's ({SQUEEZENET_URL}, 5 MB), "
+            "and name the file with --features"
         ) from error
 
     def vectors(images: Tensor) -> Tensor:

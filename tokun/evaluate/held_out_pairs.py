@@ -37,8 +37,8 @@ def read_pairs(
     model: Tokun, shards: str, limit: int = 0, seed: int = 0, *, style_key: str = "style", subject_key: str = "subject",
     caption_key: str = "caption",
 ) -> list[RealPair]:  # fmt: skip
-    """Up to `limit` pairs (0: all) of image shards, drawn by the seed, in the shards' order. Damaged pictures are left out; of a caption that is
-    too long for the model the first pieces are taken, as in training. The keys are those of `data` in the run's config.
+    """Up to `limit` pairs (0: all) of image shards, drawn by the seed, in the shards' order. Damaged pictures are left out; of a caption
+    that is too long for the model the first pieces are taken, as in training. The keys are those of `data` in the run's config.
 
     Raises FileNotFoundError if no shard matches the pattern, UserError if nothing is left.
     """

@@ -41,9 +41,11 @@ BETA = 0.5
 def measure(
     model: Tokun, samples: Sequence[Pair], *, seed: int, clip: str | None = None, aesthetic: str | None = None, vqa: str | None = None
 ) -> list[Figure]:
-    """`aesthetic`: the file of a head on the features of `clip` (default: AESTHETIC_CLIP); `vqa`: Hub id or folder of a PaliGemma-like model.
+    """`aesthetic`: the file of a head on the features of `clip` (default: AESTHETIC_CLIP); `vqa`: Hub id or folder of a PaliGemma-like
+    model.
 
-    The model itself answers too if it was trained on questions. Raises UserError for a judge that cannot be opened, before anything is measured.
+    The model itself answers too if it was trained on questions. Raises UserError for a judge that cannot be opened, before anything is
+    measured.
     """
     found: list[Figure] = []
     images, device, beauty = [pair.image for pair in samples], str(model.device), None

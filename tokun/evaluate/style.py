@@ -89,8 +89,8 @@ def gradient(engraving: Image.Image, rng: np.random.Generator) -> Image.Image:
 
 
 KINDS: dict[str, Maker] = {
-    "blurred engravings": blurred, "posterised engravings": posterised, "photograph-like engravings": photograph, "outline drawings": drawing,
-    "text pages": text_page, "noise": noise, "flat tones": flat, "gradients": gradient,
+    "blurred engravings": blurred, "posterised engravings": posterised, "photograph-like engravings": photograph,
+    "outline drawings": drawing, "text pages": text_page, "noise": noise, "flat tones": flat, "gradients": gradient,
 }  # fmt: skip
 
 
@@ -108,8 +108,8 @@ def generated_others(engravings: Sequence[Image.Image], seed: int) -> tuple[list
 def from_folder(
     folder: str, size: int, channels: int, seed: int, *, grids: Sequence[cropping.Grid] = data.ONE_SQUARE, downsample: int = 0
 ) -> tuple[list[Image.Image], list[Image.Image]]:
-    """Crops of the pictures in a folder and its subfolders: from every other file for training, from the rest for testing. Each has the size
-    of the grid nearest to its picture's shape; without `grids`, `size` by `size` px.
+    """Crops of the pictures in a folder and its subfolders: from every other file for training, from the rest for testing. Each has the
+    size of the grid nearest to its picture's shape; without `grids`, `size` by `size` px.
 
     Raises FileNotFoundError if none can be read.
     """

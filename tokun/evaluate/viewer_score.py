@@ -1,8 +1,8 @@
 """Reads and scores the answers to a viewer's sheet: `python -m tokun.evaluate.viewer score KEY ANSWERS [NAMES]`.
 
-ANSWERS has a line for each picture: `1 b`, `1: B`, `1) b`, `1,b`, or a table with the header `number,answer,name` as the page writes it (also with
-semicolons or tabs, as spreadsheets write it). NAMES, from the first pass, has the number and what can be named, or an empty line (or -, ?, nothing,
-none, no). A picture without an answer is an error; with --missing-wrong it counts as wrong.
+ANSWERS has a line for each picture: `1 b`, `1: B`, `1) b`, `1,b`, or a table with the header `number,answer,name` as the page writes it
+(also with semicolons or tabs, as spreadsheets write it). NAMES, from the first pass, has the number and what can be named, or an empty line
+(or -, ?, nothing, none, no). A picture without an answer is an error; with --missing-wrong it counts as wrong.
 """
 
 from __future__ import annotations
@@ -45,12 +45,14 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def score(key: dict[str, Any], answers: dict[int, str], names: dict[int, str], *, missing_wrong: bool = False) -> list[Figure]:
-    """The key, letters and names by number -> figures. Raises UserError for missing answers and for numbers and letters that are not on the sheet."""
+    """The key, letters and names by number -> figures.
+    Raises UserError for missing answers and for numbers and letters that are not on the sheet."""
     pictures = {row["number"]: row for row in key["pictures"]}
     require_known(pictures, answers, names)
     if (missing := sorted(pictures.keys() - answers.keys())) and not missing_wrong:
         raise UserError(
-            f"{len(missing)} of {len(pictures)} pictures have no answer: {_listed(missing)}. Answer each (guesses count), or count them as wrong with --missing-wrong"
+            f"{len(missing)} of {len(pictures)} pictures have no answer: {_listed(missing)}. Answer each (guesses count), or count them "
+            "as wrong with --missing-wrong"
         )
     right = {number: answers.get(number) == row["right"] for number, row in pictures.items()}
     note = f"chance {1 / len(pictures[min(pictures)]['options']):.0%}" + (f"; {len(missing)} without an answer" if missing else "")
@@ -69,7 +71,8 @@ def named(pictures: dict[int, dict[str, Any]], names: dict[int, str]) -> list[Fi
         return [skipped("something nameable", "no names were given", len(pictures))]
     if missing := sorted(pictures.keys() - names.keys()):
         raise UserError(
-            f"{len(missing)} of {len(pictures)} pictures have no line of names: {_listed(missing)}. Leave the line empty if nothing can be named"
+            f"{len(missing)} of {len(pictures)} pictures have no line of names: {_listed(missing)}. Leave the line empty if nothing can "
+            "be named"
         )
     given = {number: names[number] for number in pictures}
     agree = [bool(words(given[number]) & words(row["options"]["abcd".index(row["right"])])) for number, row in pictures.items()]
@@ -129,7 +132,7 @@ def _read_table(path: Path, lines: Sequence[tuple[int, str]]) -> tuple[dict[int,
     first = lines[0][1]
     separator = max(SEPARATORS, key=first.count)
     with reading(path):
-        header, *rows = csv.reader([line for _, line in lines], delimiter=separator)
+        header, *rows = csv.reader([line for _, line in lines], delimiter=separator, strict=True)
     columns = {name.strip().lower(): i for i, name in enumerate(header)}
     if "number" not in columns:
         raise UserError(

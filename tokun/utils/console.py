@@ -16,10 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from tokun.utils import launcher
-from tokun.utils.errors import UserError
-
-MISTAKES = (UserError, OSError)  # OSError: a missing file, a full disk, a host that does not answer
-
+from tokun.utils.errors import UserError, is_mistake
 
 _TYPED: ContextVar[str] = ContextVar("typed", default="")
 _STOPPED: list[str] = []
@@ -36,7 +33,8 @@ def typed_as(name: str) -> Iterator[None]:
 
 
 class HelpFormatter(argparse.RawDescriptionHelpFormatter):
-    """Leaves line breaks of the description alone and shows every default that says something: no None, no empty text, no flag that is off."""
+    """Leaves line breaks of the description alone and shows every default that says something:
+    no None, no empty text, no flag that is off."""
 
     def _get_help_string(self, action: argparse.Action) -> str | None:
         told = action.help or ""
@@ -53,7 +51,7 @@ def _names(told: str, default: object) -> bool:
 
 
 class Parser(argparse.ArgumentParser):
-    """A parser that, where words are left over behind an option's value, says to put quotes around it."""
+    """A parser that suggests quotes if words follow an option's value."""
 
     def parse_args(self, args: Sequence[str] | None = None, namespace: Any = None) -> Any:
         arguments = list(sys.argv[1:] if args is None else args)
@@ -68,7 +66,7 @@ class Parser(argparse.ArgumentParser):
         return found
 
     def unquoted(self, arguments: Sequence[str], left: Sequence[str]) -> tuple[str, str] | None:
-        """The option behind whose value words were left over, and the quoted value, or '…' where its end is unsure."""
+        """The option whose value is followed by further words, and the quoted value, or '…' if its end is unclear."""
         options = set(self.options_of_text())
         for at, typed in enumerate(arguments):
             name, joined, value = typed.partition("=")
@@ -119,7 +117,7 @@ def home_text(text: str) -> str:
 def status(name: str, main: Callable[[], object]) -> int:
     """Call `main` and return its exit status: its result if that is a number, else 0.
 
-    MISTAKES print one line `name: …` to stderr and give status 2; Ctrl-C does the same with status 130. With TOKUN_TRACEBACK set,
+    A mistake prints one line `name: …` to stderr and gives status 2; Ctrl-C does the same with status 130. With TOKUN_TRACEBACK set,
     both are raised. A reader of the output that has gone gives 141, without a word. Any other exception is a bug and propagates.
     """
     if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.errors == "strict":
@@ -131,11 +129,12 @@ def status(name: str, main: Callable[[], object]) -> int:
         if os.environ.get("TOKUN_TRACEBACK"):
             raise
         end(
-            f"\n{name}: stopped by Ctrl-C. Finished shards and batches and saved states are kept; the same command resumes after them and redoes only the unfinished part"
+            f"\n{name}: stopped by Ctrl-C. Finished shards and batches and saved states are kept; the same command resumes after them and "
+            "redoes only the unfinished part"
         )
         return 130
-    except MISTAKES as error:
-        if os.environ.get("TOKUN_TRACEBACK"):
+    except (UserError, OSError) as error:
+        if os.environ.get("TOKUN_TRACEBACK") or not is_mistake(error):
             raise
         if isinstance(error, BrokenPipeError) and hasattr(select, "poll") and _nobody_reads():
             return 128 + 13  # as SIGPIPE ends other programs

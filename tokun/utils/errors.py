@@ -1,11 +1,12 @@
-"""Expected errors: a user's mistake and a broken sample. Any other exception is a bug and shows its traceback.
+"""Expected errors: a user's mistake, a broken sample, and what the machine refuses. Any other exception is a bug and shows its traceback.
 
-Both are ValueErrors, so that callers' `except ValueError` still works. `tokun.utils.console` prints the first as one line.
+The first two are ValueErrors, so that callers' `except ValueError` still works. `tokun.utils.console` prints a mistake as one line.
 """
 
 from __future__ import annotations
 
 import csv
+import errno
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -24,6 +25,22 @@ class MissingPackage(UserError, ImportError):
 
 class Diverged(UserError, FloatingPointError):
     """The loss or gradient of a training is no longer finite."""
+
+
+# what the system says without a file's name where the machine or the network lacks something; elsewhere such an error is a bug, as EBADF is
+LACKING = {
+    errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO, errno.ENOMEM, errno.EMFILE, errno.ENFILE, errno.EAGAIN, errno.EACCES,
+    errno.EPERM, errno.EADDRINUSE, errno.EADDRNOTAVAIL, errno.ENETDOWN, errno.ENETUNREACH, errno.EHOSTUNREACH,
+}  # fmt: skip
+
+
+def is_mistake(error: BaseException) -> bool:
+    """Whether the user can mend it: a UserError, or an OSError that names a file, says what is lacking (a full disk, a host that does not
+    answer), or was raised with a message instead of the system's number."""
+    if not isinstance(error, OSError) or isinstance(error, UserError):
+        return isinstance(error, UserError)
+    told = error.errno is None or error.filename is not None or error.errno in LACKING
+    return told or isinstance(error, (ConnectionError, TimeoutError))
 
 
 def first_line(error: BaseException, most: int = 300) -> str:

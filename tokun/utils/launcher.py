@@ -15,8 +15,12 @@ from typing import Any
 
 _OPEN: list[Any] = []
 NAMES = {"deepspeed", "torchrun", "accelerate"}
-MODULES = {"deepspeed.launcher.launch", "deepspeed.launcher.runner", "torch.distributed.run", "torch.distributed.launch", "accelerate.commands.launch"}  # fmt: skip
-# waits, at most a minute, until the processes $2, $3 … have ended, and prints $1. The shell that was started ends at once, so no launcher waits for it.
+MODULES = {
+    "deepspeed.launcher.launch", "deepspeed.launcher.runner", "torch.distributed.run", "torch.distributed.launch",
+    "accelerate.commands.launch",
+}  # fmt: skip
+# waits, at most a minute, until the processes $2, $3 … have ended, and prints $1. The shell that was started ends at once, so no launcher
+# waits for it.
 AFTER = r"""
 alive() {
   state=$(ps -o stat= -p "$1" 2>/dev/null || cut -d ' ' -f 3 "/proc/$1/stat" 2>/dev/null)
@@ -50,7 +54,8 @@ def launchers() -> list[Any]:
 
 
 def environment() -> Mapping[str, str]:
-    """The environment in which the command was typed: the outermost launcher's, which may have changed it for this process; without one, its own."""
+    """The environment in which the command was typed: the outermost launcher's, which may have changed it for this process;
+    without one, its own."""
     if found := launchers():
         import psutil
 

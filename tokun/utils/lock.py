@@ -1,9 +1,11 @@
 """A folder lock for one process, or one job of several. It names its holder and is released even when the holder is killed.
 
-The lock is `flock` on `FOLDER/.lock`, which the kernel releases when the process ends, however it ends. The file names the holder. The other
-processes of a job hold `FOLDER/.lock-RANK`, so that a job whose first process has ended is still seen. Jobs are told apart by their launcher's
-address. Where there is no flock (Windows, some network folders), the file itself is the lock; it is stale when its holder is gone from this machine,
-even if another process has its pid.
+The lock is `flock` on `FOLDER/.lock`, which the kernel releases when the process ends, however it ends. The file names the holder. The
+other processes of a job hold `FOLDER/.lock-RANK`, so that a job whose first process has ended is still seen. Jobs are told apart by their
+launcher's address. Where there is no flock (Windows, some network folders), the file itself is the lock; it is stale when its holder is
+gone from this machine, even if another process has its pid.
+
+Why not filelock: it knows neither the holder, whom the message names, nor the other processes of a job.
 """
 
 from __future__ import annotations
@@ -135,7 +137,8 @@ def _write_holder(descriptor: int, folder: Path) -> None:
     before = _read(descriptor)
     if before and before.get("host") != socket.gethostname():
         print(
-            f"{folder} was left by process {before.get('pid')} on {before.get('host')}, which did not exit cleanly. If it still runs there (on some disks "
+            f"{folder} was left by process {before.get('pid')} on {before.get('host')}, which did not exit cleanly. If it still runs "
+            "there (on some disks "
             "locks do not reach other machines), stop one of the two",
             file=sys.stderr,
         )
@@ -230,12 +233,14 @@ def is_gone(holder: dict[str, Any]) -> bool:
 def this_process() -> dict[str, Any]:
     command = shlex.join([os.path.basename(sys.executable or "python"), *sys.argv])
     return {
-        "pid": os.getpid(), "started": _started(os.getpid()), "host": socket.gethostname(), "machine": _machine(), "job": _job(), "command": command[:300], "since": time.strftime("%Y-%m-%d %H:%M:%S"),
+        "pid": os.getpid(), "started": _started(os.getpid()), "host": socket.gethostname(), "machine": _machine(),
+        "job": _job(), "command": command[:300], "since": time.strftime("%Y-%m-%d %H:%M:%S"),
     }  # fmt: skip
 
 
 def _machine() -> str:
-    """The running system and the set of process ids that this process sees, on Linux; "" elsewhere. A pid means something only within it."""
+    """The running system and the set of process ids that this process sees, on Linux; "" elsewhere. A pid means something only within
+    it."""
     try:
         boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
         return f"{boot} {os.readlink('/proc/self/ns/pid')}"

@@ -12,8 +12,8 @@ MOST_MMAP_THRESHOLD = 32 * 2**20  # bytes, glibc's maximum
 def keep_memory() -> None:
     """Make the C library reuse freed memory. Call it before much is allocated.
 
-    By default glibc returns the memory of a training step (or a picture) to the system and requests it again in the next one, and the system
-    clears every page. Does nothing with other C libraries.
+    By default glibc returns the memory of a training step (or a picture) to the system and requests it again in the next one, and the
+    system clears every page. Does nothing with other C libraries.
     """
     if platform.libc_ver()[0] != "glibc":
         return

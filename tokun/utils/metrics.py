@@ -32,7 +32,8 @@ def gradients(images: Tensor) -> Tensor:
 
 
 def spectra(images: Tensor, size: int = 0) -> Tensor:
-    """(n, C, H, W) -> radial power spectra (n, S / 2) of the windowed brightness, bin k at k / S cycles per pixel; S is `size`, or the shorter side."""
+    """(n, C, H, W) -> radial power spectra (n, S / 2) of the windowed brightness, bin k at k / S cycles per pixel;
+    S is `size`, or the shorter side."""
     (height, width), brightness = images.shape[2:], images.mean(1)
     size = size or min(height, width)
     down, across = (torch.hann_window(side, periodic=False) for side in (height, width))

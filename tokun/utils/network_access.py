@@ -67,7 +67,8 @@ def out_of_reach(address: str) -> str:
 def fetched(name: str | Path, option: str, *, repo_type: str = "model") -> Iterator[None]:
     """Within the block, libraries fetch `name` (not a local folder) from the Hub, or from their cache if the Hub is unreachable.
 
-    `option` is the option that named it. Raises NotFetched (a FileNotFoundError) if it is in neither (`is_missing`). Other errors propagate.
+    `option` is the option that named it. Raises NotFetched (a FileNotFoundError) if it is in neither (`is_missing`). Other errors
+    propagate.
     """
     if Path(name).exists() or not HUB_ID.fullmatch(str(name)):
         yield
@@ -85,8 +86,10 @@ def fetched(name: str | Path, option: str, *, repo_type: str = "model") -> Itera
             if not is_missing(error):
                 raise
             raise NotFetched(
-                f"{option} {name}{near(name)} is neither a local folder nor in the cache, and the Hub ({constants.ENDPOINT}) is unreachable: {why}. To work offline, "
-                f"fetch it on a machine with a network (hf download {name}{'' if repo_type == 'model' else f' --repo-type {repo_type}'} --local-dir FOLDER), copy the folder here and give its path"
+                f"{option} {name}{near(name)} is neither a local folder nor in the cache, and the Hub ({constants.ENDPOINT}) is "
+                f"unreachable: {why}. To work offline, "
+                f"fetch it on a machine with a network (hf download {name}{'' if repo_type == 'model' else f' --repo-type {repo_type}'} "
+                "--local-dir FOLDER), copy the folder here and give its path"
             ) from error
 
 
@@ -108,7 +111,8 @@ def near(name: str | Path, known: Sequence[str] = ()) -> str:
 def is_missing(error: BaseException | None) -> bool:
     """Whether an error, its cause or its context says that something is not in the cache and cannot be fetched.
 
-    huggingface_hub's LocalEntryNotFoundError is a FileNotFoundError, its OfflineModeIsEnabled a ConnectionError; transformers only says so in its message.
+    huggingface_hub's LocalEntryNotFoundError is a FileNotFoundError, its OfflineModeIsEnabled a ConnectionError; transformers only says so
+    in its message.
     """
     while error is not None:
         if isinstance(error, (FileNotFoundError, ConnectionError)) or (isinstance(error, OSError) and MISSING.search(str(error))):

@@ -1,7 +1,8 @@
-"""A tree of plain values, as YAML and JSON hold, becomes dataclasses whose fields are checked by their type hints. Knows no setting of its own.
+"""A tree of plain values, as YAML and JSON hold, becomes dataclasses whose fields are checked by their type hints. Knows no setting of its
+own.
 
-Why not pydantic: of an unknown key it says "Extra inputs are not permitted", not which one is nearest, and a YAML file needs its own cases (`no` for
-"no", 1e-3 as text); to give its errors these words and catch these cases takes as many lines as `build`, and a dependency more.
+Why not pydantic: of an unknown key it says "Extra inputs are not permitted", not which one is nearest, and a YAML file needs its own cases
+(`no` for "no", 1e-3 as text); to give its errors these words and catch these cases takes as many lines as `build`, and a dependency more.
 """
 
 from __future__ import annotations
@@ -19,7 +20,8 @@ from tokun.utils.errors import UserError
 
 
 def override(tree: dict[str, Any], text: str, cls: type) -> None:
-    """Set a value of the tree of a `cls` from `a.b=c`, c being YAML, or as typed where the setting is text. Raises UserError for another form."""
+    """Set a value of the tree of a `cls` from `a.b=c`, c being YAML, or as typed where the setting is text.
+    Raises UserError for another form."""
     key, equals, value = text.partition("=")
     if not equals or not key:
         raise UserError(f"override {text!r} is not of the form a.b=c, for example train.lr=3e-4")
@@ -36,8 +38,8 @@ def override(tree: dict[str, Any], text: str, cls: type) -> None:
 
 
 def _is_literal(cls: type, key: str, value: str) -> bool:
-    """Whether the value of a setting that is text is taken as typed: a path may contain what means something in YAML ({a,b}, #, a line break).
-    Only a quoted text and null are read as YAML."""
+    """Whether the value of a setting that is text is taken as typed: a path may contain what means something in YAML ({a,b}, #, a line
+    break). Only a quoted text and null are read as YAML."""
     hint: Any = cls
     for name in key.split("."):
         hint = typing.get_type_hints(hint).get(name) if dataclasses.is_dataclass(hint) else None
@@ -45,7 +47,8 @@ def _is_literal(cls: type, key: str, value: str) -> bool:
 
 
 def build(cls: type, tree: Any, *, where: str, key: str = "") -> Any:
-    """A tree of plain values -> a dataclass, its fields checked by their type hints. `where` begins every error, `key` is the section's name.
+    """A tree of plain values -> a dataclass, its fields checked by their type hints. `where` begins every error, `key` is the section's
+    name.
 
     Raises UserError naming an unknown key and the nearest one, or a value and the type it should have."""
     if not isinstance(tree, dict):
