@@ -56,10 +56,10 @@ class Targets:
         v, rows = self.v, ids.numpy()
         positions, whole, places = [], [], []
         for row, own in enumerate(rows):
-            at = np.flatnonzero((own >= v.code_offset) & (own < v.code_end))
+            at = np.flatnonzero(v.is_code(own))
             if not len(at):
                 continue
-            folder, number = self.find((own[at] - v.code_offset).astype(np.uint16))
+            folder, number = self.find(v.codes_of_ids(own[at]).astype(np.uint16))
             positions.append(at + row * ids.shape[1])
             whole.append(np.broadcast_to(self.whole[folder][number], (len(at), WHOLE)))
             places.append(self.places[folder][self.starts[folder][number] + _cell_of_code(*self.grids[folder][number])])
@@ -69,7 +69,7 @@ class Targets:
 
     def count(self, ids: Tensor) -> int:
         """The number of codes in ids."""
-        return int(((ids >= self.v.code_offset) & (ids < self.v.code_end)).sum())
+        return int(self.v.is_code(ids).sum())
 
     def find(self, codes: np.ndarray) -> tuple[int, int]:
         """(folder, number in it) of the view with these codes."""
