@@ -24,7 +24,7 @@ from tokun.inference.folders import SAMPLING, is_bundled, resolve
 from tokun.inference.latents import Slots
 from tokun.inference.model import Tokun
 from tokun.inference.model_card import model_card
-from tokun.models import alignment, losses
+from tokun.models import feature_alignment, losses
 from tokun.models.generator import (
     add_dropout,
     can_compile,
@@ -43,8 +43,8 @@ from tokun.tokenizers.image import ImageTokenizer
 from tokun.tokenizers.text import PretrainedTextTokenizer, TextTokenizer
 from tokun.tokenizers.vocabulary import REGISTERS, Vocabulary
 from tokun.training import adapters, health, loop, step_log
-from tokun.training.alignment import Targets
-from tokun.training.alignment import targets as alignment_targets
+from tokun.training.feature_alignment import Targets
+from tokun.training.feature_alignment import targets as alignment_targets
 from tokun.training.codes import common_things, require_codes_of
 from tokun.training.distributed_stage import EngineStage, is_finished, result_folder
 from tokun.training.engine import Engine
@@ -237,7 +237,7 @@ class GeneratorStage(EngineStage):
         elif train.compile:
             run.say("generator: train.compile is on, but this machine has no C++ compiler (g++, clang++): training uncompiled, more slowly")
         if targets:
-            model.alignment.watch(alignment.watched_layer(model, train.align_layer))
+            model.alignment.watch(feature_alignment.watched_layer(model, train.align_layer))
         self.held_out = _held_out_batches(run, parts)
         schedule = loop.Schedule.of(
             train,
@@ -257,7 +257,7 @@ class GeneratorStage(EngineStage):
         """With `train.align_weight`, give the model its alignment head. Returns the head's targets."""
         if not self.train.align_weight:
             return None
-        alignment.attach(model)
+        feature_alignment.attach(model)
         return alignment_targets(run, self.parts.image_tokenizer, self.parts.codes["fingerprint"], self.parts.vocabulary)
 
     def _open_best(self) -> checkpoint.BestCheckpoints:
@@ -368,7 +368,7 @@ class GeneratorStage(EngineStage):
             generator = self.engine.whole_model()
             if generator is None or self.run.rank > 0:
                 return None
-            return self.parts.checkpoint(alignment.without_head(generator), self.config, self.tasks, self.engine.device)
+            return self.parts.checkpoint(feature_alignment.without_head(generator), self.config, self.tasks, self.engine.device)
         tensors = self.tuned.tensors()
         if self.run.rank > 0:
             return None
