@@ -181,7 +181,7 @@ class Setting:
         return loss
 
     def targets(self, labels: Tensor) -> tuple[Tensor, Tensor]:
-        image = (labels >= self.vocabulary.code_offset).sum()
+        image = self.vocabulary.is_code(labels).sum()
         return image.clamp_min(1), ((labels != losses.IGNORE).sum() - image).clamp_min(1)
 
 

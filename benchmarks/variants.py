@@ -22,6 +22,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import numpy as np
 
 from tokun import data
+from tokun.tokenizers import sequences
 from tokun.tokenizers.sequences import Packed
 from tokun.utils import console
 
@@ -34,10 +35,7 @@ def pictures() -> Replaced:
 
     def cut(self: data.TokenBatches, record: data.Record, rng: np.random.Generator) -> Packed:
         whole = pack(self, record, rng)
-        ids, v = whole.input_ids, self.vocabulary
-        begin, end = ids.index(v.id("<boi>")), ids.index(v.id("<eoi>")) + 1
-        subject = [i for i in ids[:begin] if v.class_of(i) == "subject"]
-        return dataclasses.replace(whole, input_ids=[v.id("<bos>"), *subject, *ids[begin:end]])
+        return dataclasses.replace(whole, input_ids=sequences.without_words(self.vocabulary, whole.input_ids, ["subject"]))
 
     return [(data.TokenBatches, "pack", cut)]
 

@@ -12,7 +12,7 @@ from torch._dynamo.utils import counters
 from tests.test_generator import labelled, loss_and_gradients, make
 from tests.test_losses import random_squeezenet
 from tokun.models import kernels
-from tokun.models.alignment import AlignmentHead
+from tokun.models.feature_alignment import AlignmentHead
 from tokun.models.generator import add_dropout, can_compile, compile_layers, tune_for, uncompiled
 from tokun.models.losses import make_perceptual
 

@@ -161,7 +161,7 @@ def test_the_verdict_gives_figures_and_where_the_sheet_lies(tmp_path):
 def test_a_verdict_on_a_handful_of_pictures_says_so(tmp_path):
     train = ImageTokenizerTrainConfig(min_psnr=12.0)
     said = [start_report.verdict({"psnr": 17.6, "usage": 0.9}, train, tmp_path, [], pictures=n) for n in (1, 16)]
-    assert "only 1 picture: this is no more than a guess" in said[0] and "; 16 pictures)" in said[1]
+    assert "only 1 picture: too few to judge" in said[0] and "; 16 pictures)" in said[1]
 
 
 def test_where_few_pictures_are_held_out_the_tokenizer_of_a_start_is_judged_by_training_pictures_too(tmp_path):
@@ -282,7 +282,7 @@ def test_a_held_out_set_that_cannot_tell_steps_apart_is_told_with_how_many_would
 )  # fmt: skip
 def test_the_end_of_a_training_says_what_the_losses_tell_beyond_their_noise_and_no_more(before, last, lowest, told):
     """It called a step the lowest that was above the end, and a difference within the noise a gain or a failure."""
-    lines = start_report.gain_lines(before, last, 0.05, lowest, told=" (image + text)")
+    lines = start_report.gain_lines(before, last, 0.05, lowest, sums=" (image + text)")
     assert len(lines) == len(told) and all(
         words.replace(" now (image + text)", " now") in line for words, line in zip(told, lines, strict=True)
     )

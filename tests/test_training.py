@@ -325,7 +325,7 @@ def test_without_held_out_pictures_keep_best_is_said_to_have_nothing_to_go_by(fi
     take_over(finished[1], tmp_path / "run", ("text_tokenizer", "image_tokenizer"))
     config = write_config(tmp_path, small_shards, train__keep_best=1, train__steps=2, sampling__n=0, data__val="")
     assert not list((run_stages(config) / "best").glob("step-*"))
-    assert "train.keep_best has nothing to go by: name held-out pictures with data.val" in capfd.readouterr().out
+    assert "train.keep_best needs held-out pictures: set data.val" in capfd.readouterr().out
 
 
 def test_a_choice_by_few_held_out_pictures_is_said_to_tell_little_before_and_after(finished, small_shards, tmp_path, capfd):

@@ -22,8 +22,8 @@ _ROOMS = {
 }
 _RENAMED = {
     "training": {
-        "engine_stage": "distributed_stage", "records": "resume_settings", "shapes": "image_shapes", "start": "initial_checkpoint",
-        "starting": "start_report", "tuning": "fine_tuning", "words": "text_only",
+        "alignment": "feature_alignment", "engine_stage": "distributed_stage", "records": "resume_settings", "shapes": "image_shapes",
+        "start": "initial_checkpoint", "starting": "start_report", "tuning": "fine_tuning", "words": "text_only",
     },
     "align": {"of_drawings": "drawing_rewards", "of_pictures": "image_rewards", "of_words": "caption_rewards", "real": "reward_hacking"},
     "data": {"framing": "cropping", "images": "image_dataset", "order": "sample_order", "pictures": "image_files"},
@@ -31,7 +31,7 @@ _RENAMED = {
     "inference": {
         "choice": "token_choice", "directions": "conditional_generation", "many": "bulk", "seeing": "image_to_codes",
     },
-    "models": {"shares": "partitioned_parameters"},
+    "models": {"alignment": "feature_alignment", "shares": "partitioned_parameters"},
     "utils": {"engine": "task_engine", "extras": "optional_packages", "reach": "network_access"},
 }  # fmt: skip
 

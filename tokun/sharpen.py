@@ -134,16 +134,15 @@ class Redrawn:
     def __init__(self, model: Tokun, most: float):
         if not 0 < most <= 1:
             raise UserError(f"--code-noise is {most:g}; it must be a share between 0 and 1")
-        self.generator, self.vocabulary, self.most = model.generator.eval().requires_grad_(False), model.vocabulary, most
+        self.generator, self.vocabulary, self.most = model.generator.eval(), model.vocabulary, most
 
     @torch.no_grad()
     def __call__(self, codes: Tensor, grid: cropping.Grid, rng: torch.Generator) -> Tensor:
         """codes int64 (B, N) of one grid -> the same with some drawn anew."""
         v, (rows, n) = self.vocabulary, codes.shape
-        prompt = torch.tensor(sequences.unconditional_image_prompt(v, grid), device=codes.device).expand(rows, -1)
-        ids = torch.cat([prompt, codes + v.code_offset], 1)[:, :-1]
+        ids = sequences.unconditional_images(v, grid, codes)
         with torch.autocast(codes.device.type, torch.bfloat16):
-            logits = self.generator(input_ids=ids, use_cache=False).logits[:, -n:, v.code_offset : v.code_end].float()
+            logits = self.generator(input_ids=ids, use_cache=False).logits[:, -n:, v.code_range].float()
 
         def uniform(*shape: int) -> Tensor:
             return torch.rand(shape, generator=rng, device=codes.device)

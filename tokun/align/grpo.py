@@ -39,7 +39,8 @@ from tokun.render.grids import captioned_grid, save_page
 from tokun.training import adapters, loop
 from tokun.training.distributed_stage import EngineStage, is_finished, result_folder
 from tokun.training.engine import Engine
-from tokun.training.generator import log_samples, training_seed, where_to
+from tokun.training.generator import training_seed, where_to
+from tokun.training.generator_evaluation import log_samples
 from tokun.training.resume_settings import AVERAGE_KEYS, figures_line, recorded, without
 from tokun.training.run import Run, micro_batch, states_on_disk
 from tokun.utils import checkpoint

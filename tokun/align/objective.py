@@ -70,7 +70,7 @@ def chosen(vocabulary: Vocabulary, ids: Tensor, kinds: str = "both") -> Chosen:
     """ids (B, T) padded -> the codes of the pictures and the pieces of the captions with their ends: both, or one kind ("image", "text").
     Given tokens (tags, a prompt) and tokens forced by the grammar (<eoi>) are left out."""
     cases = legal_cases(vocabulary, ids)
-    image, text = _in(cases // 3, IMAGE_STATES) & (ids >= vocabulary.code_offset), _in(cases // 3, ["caption"])
+    image, text = _in(cases // 3, IMAGE_STATES) & vocabulary.is_code(ids), _in(cases // 3, ["caption"])
     wanted = (image & (kinds != "text")) | (text & (kinds != "image"))
     wanted[:, 0] = False
     rows, at = wanted.nonzero(as_tuple=True)

@@ -190,7 +190,7 @@ def interpolate(
     out = [start]
     for some in (range(i, min(steps - 1, i + plan.options.batch_size)) for i in range(1, steps - 1, plan.options.batch_size)):
         z = torch.stack([latents.slerp(a, b, step / (steps - 1)) for step in some])
-        forced = torch.cat([slots.given(codes=between[step - 1][0] + model.vocabulary.code_offset) for step in some])
+        forced = torch.cat([slots.given(codes=model.vocabulary.ids_of_codes(between[step - 1][0])) for step in some])
         tags = [between[step - 1][1] for step in some]
         out += model.pairs_from(latents.uniform(z), first, some, tags, plan.how, caption=plan.caption, forced=forced, watch=listen)[0]
     return [*out, end]
@@ -367,7 +367,7 @@ def vary(model: Tokun, inverted: Inverted, amount: float, *, seed: int = 0, n: i
     grid = inverted.tags.grid or model.vocabulary.default_grid
     size = grid[0] * grid[1]
     anew = lowest(hills(places[:, :size], grid), round(amount * size))
-    kept = torch.where(anew, -1, torch.tensor(inverted.codes) + model.vocabulary.code_offset) if inverted.codes else None
+    kept = torch.where(anew, -1, model.vocabulary.ids_of_codes(torch.tensor(inverted.codes))) if inverted.codes else None
     forced = slots.given(n, codes=kept)
     return model.pairs_from(latents.uniform(z), seed, range(n), [inverted.tags] * n, how, forced=forced)[0]
 
@@ -406,7 +406,7 @@ def complete(
     count = n * candidates
     u = model.uniforms(seed, range(count))
     tags = model.choose_tags(u, replace(wanted, grid=seen.grid))
-    forced = slots.given(count, codes=torch.where(kept, torch.tensor(codes) + v.code_offset, -1))
+    forced = slots.given(count, codes=torch.where(kept, v.ids_of_codes(torch.tensor(codes)), -1))
     d = model.defaults
     image = Choice(d.temperature if temperature is None else temperature, d.top_k, d.top_p if top_p is None else top_p)
     how = DecodingSettings(image, model.text_choice(None, top_p), text_guidance_scale=model.text_guidance(None))

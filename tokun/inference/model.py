@@ -335,7 +335,7 @@ class Tokun:
 
         def tell(ids: Tensor) -> None:
             row = ids[0, width:].tolist()
-            watch([i - v.code_offset for i in row if i >= v.code_offset], [i for i in row if i < v.text_size])
+            watch([v.codes_of_ids(i) for i in row if v.is_code(i)], [i for i in row if i < v.text_size])
 
         return tell
 

@@ -239,7 +239,7 @@ class Block:
     def draw_codes(self, n_codes: int) -> None:
         """Draw the pictures up to `n_codes` codes."""
         v, slots = self.rules.vocabulary, self.rules.slots
-        part, first = slice(v.code_offset, v.code_end), int(self.lengths[0])
+        part, first = v.code_range, int(self.lengths[0])
         if isinstance(self.stream, NativeStream) and not self.guided and self.forced is None and self.told is None:
             codes, self.image_nll = self.stream.draw(
                 part, self.u[:, slots.image + first : slots.image + n_codes], self.rules.image, self.image_nll
@@ -255,13 +255,13 @@ class Block:
             codes = self.choose(drawn, None, self.u[:, slots.image + place], self.rules.image)
             if self.forced is not None:
                 given = self.forced[:, slots.image + place]
-                codes = torch.where(given.ge(0), given - v.code_offset, codes)
+                codes = torch.where(given.ge(0), v.codes_of_ids(given), codes)
                 self.note(drawn, None, codes, slots.image + place, self.rules.image)
             nll = self.nats(logits, None, codes)
             self.image_nll += nll
             if self.forced is not None:
                 self.forced_nll += torch.where(given.ge(0), nll, 0.0)
-            self.put(codes + v.code_offset)
+            self.put(v.ids_of_codes(codes))
         self.lengths = torch.full_like(self.lengths, n_codes)
 
     def end_picture(self) -> None:

@@ -252,7 +252,7 @@ def fuse_loss_into_forward(model: Any, *, size: int, chunk: int, token_losses: C
 
     positions (N,) into the flattened input_ids (B, T), labels (N,): positions without a label cost no logits, and no logits are cast on
     output. Every other call is unchanged. It is an ordinary call of the model, so DDP and DeepSpeed see it. Call before `prepare`.
-    With `aligned=(positions, whole, place, weight)` for its `models.alignment` head, parts["align_sum"] is added to the loss with that weight.
+    With `aligned=(positions, whole, place, weight)` for its `models.feature_alignment` head, parts["align_sum"] is added to the loss with that weight.
     Not saved with the model. Needs `head_is_last`.
     """
     stock = model.forward

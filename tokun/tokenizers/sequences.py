@@ -21,6 +21,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import torch
+from torch import Tensor
 
 from tokun.tokenizers.grammar import END, IMAGE_STATES, START, STATES, TAG_KINDS
 from tokun.tokenizers.vocabulary import Tags, Vocabulary, parse_grid
@@ -106,7 +108,7 @@ def code_ids(v: Vocabulary, codes: Codes, tags: Tags) -> list[int]:
         array = array.astype(np.int64)
     if len(array) and not (np.maximum.reduce(array) < v.codebook_size and (array.dtype == np.uint16 or array.min() >= 0)):
         raise UserError(f"codes lie in {array.min()}..{array.max()}, outside 0..{v.codebook_size - 1}")
-    return np.add(array, v.code_offset, dtype=np.int64).tolist()
+    return v.ids_of_codes(array.astype(np.int64, copy=False)).tolist()
 
 
 def text_ids(v: Vocabulary, ids: Sequence[int]) -> list[int]:
@@ -137,9 +139,18 @@ def pack_question(v: Vocabulary, tags: Tags, codes: Codes, question: Sequence[in
     return Packed([*ids, *text_ids(v, answer), v.id("<eoa>"), v.id("<eos>")], len(ids))
 
 
-def pack_rewrite(v: Vocabulary, tags: Tags, caption: Sequence[int], register: str, rewritten: Sequence[int]) -> Packed:
+def pack_rewrite(
+    v: Vocabulary, tags: Tags, caption: Sequence[int], register: str, rewritten: Sequence[int], *, given: bool = False
+) -> Packed:
+    """`given`: the caption belongs to the prompt, so that only the rewritten one carries loss."""
     ids = rewrite_prompt(v, tags, caption, register)
-    return Packed([*ids, *text_end(v, rewritten), v.id("<eos>")], 1)
+    return Packed([*ids, *text_end(v, rewritten), v.id("<eos>")], len(ids) if given else 1)
+
+
+def without_words(v: Vocabulary, whole: Sequence[int], kinds: Sequence[str] = TAG_KINDS) -> list[int]:
+    """The picture of a whole sequence after its tags of these kinds: <bos> [tags] <boi> codes <eoi>"""
+    begin, end = whole.index(v.id("<boi>")), whole.index(v.id("<eoi>")) + 1
+    return [v.id("<bos>"), *(i for i in whole[:begin] if v.class_of(i) in kinds), *whole[begin:end]]
 
 
 # --- prompts --------------------------------------------------------------------------------------------------------
@@ -190,9 +201,21 @@ def pair_scored(v: Vocabulary, ids: Sequence[int]) -> tuple[Packed, Packed]:
     )
 
 
+def written_caption(v: Vocabulary, ids: Sequence[int]) -> slice | None:
+    """Where a whole pair has its caption with <eoc>; None where the caption comes first, as the prompt of the picture."""
+    picture, caption = pair_scored(v, ids)
+    return slice(caption.prompt, len(caption.input_ids)) if picture.prompt < caption.prompt else None
+
+
+def unconditional_images(v: Vocabulary, grid: tuple[int, int] | None, codes: Tensor) -> Tensor:
+    """codes int64 (B, N) of one grid -> int64 (B, T): the unconditional prompt, then all codes but the last. What predicts the N codes."""
+    prompt = torch.tensor(unconditional_image_prompt(v, grid), device=codes.device).expand(len(codes), -1)
+    return torch.cat([prompt, v.ids_of_codes(codes[:, :-1])], 1)
+
+
 def is_picture(v: Vocabulary, ids: Sequence[int], n_codes: int) -> bool:
     """Whether ids begin with n_codes codes and the end of a picture."""
-    return len(ids) > n_codes and ids[n_codes] == v.id("<eoi>") and all(v.code_offset <= i < v.code_end for i in ids[:n_codes])
+    return len(ids) > n_codes and ids[n_codes] == v.id("<eoi>") and all(map(v.is_code, ids[:n_codes]))
 
 
 def image_scored(v: Vocabulary, tags: Tags, codes: Codes) -> Packed:
@@ -233,7 +256,7 @@ def unpack(v: Vocabulary, ids: Sequence[int]) -> Unpacked:
         if following < 0:
             raise UserError(f"id {token} ({kind}) at position {position} cannot stand in a {name} span of {length}")
         if kind in ("text", "code"):
-            spans.setdefault(name, []).append(token - (v.code_offset if kind == "code" else 0))
+            spans.setdefault(name, []).append(v.codes_of_ids(token) if kind == "code" else token)
         elif kind in TAG_KINDS and name != "prompt_done":
             value = v.name(token)[1:-1].partition(":")[2]
             tags[kind] = parse_grid(value) if kind == "grid" else value

@@ -15,8 +15,9 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -27,6 +28,7 @@ STRUCTURE = ("<pad>", "<bos>", "<eos>", "<boi>", "<eoi>", "<boc>", "<eoc>", "<bo
 REGISTERS = ("plain", "poetic", "era", "social", "alt")
 TASKS = ("joint", "text_to_image", "question", "rewrite")
 
+Ids = TypeVar("Ids", int, np.ndarray, Tensor)
 MANY, NEAR = 100, 5  # an error lists up to MANY names in full, otherwise the NEAR nearest
 
 
@@ -179,11 +181,27 @@ class Vocabulary:
         """The control token with this id."""
         return self.appended[token - self.code_end] if token >= self.code_end else self._front[token - self.text_size]
 
+    def ids_of_codes(self, codes: Ids) -> Ids:
+        """Codes 0 … K-1 -> their ids. An int, a tensor or an array of int64; not checked."""
+        return codes + self.code_offset
+
+    def codes_of_ids(self, ids: Ids) -> Ids:
+        """The ids of codes -> the codes 0 … K-1. The reverse of `ids_of_codes`."""
+        return ids - self.code_offset
+
+    def is_code(self, ids: Any) -> Any:
+        """Whether each of these ids is that of a code: bool of the same shape. An int, a tensor or an array."""
+        return (ids >= self.code_offset) & (ids < self.code_end)
+
+    @property
+    def code_range(self) -> slice:
+        """The ids of all codes, as an index into logits."""
+        return slice(self.code_offset, self.code_end)
+
     @cached_property
     def is_image(self) -> Tensor:
         """(V,) bool: which ids are image codes."""
-        ids = torch.arange(self.size)
-        return (ids >= self.code_offset) & (ids < self.code_end)
+        return self.is_code(torch.arange(self.size))
 
     def class_of(self, token: int) -> str:
         """'text', 'code', the name of a structure token, or the kind of a tag."""

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from tokun.config import TrainConfig
 from tokun.inference.checkpoint_folder import quiet_deepspeed
-from tokun.models.alignment import HEAD, without_head
+from tokun.models.feature_alignment import HEAD, without_head
 from tokun.models.partitioned_parameters import collected, own_share
 from tokun.training import optim
 from tokun.training.zero import MOMENTS, ZeroOptimizer, skip_inference_kernel

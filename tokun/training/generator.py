@@ -10,21 +10,19 @@ from collections.abc import Generator, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
 from tokun import data
 from tokun.config import Config, TrainConfig
-from tokun.inference import decoder
 from tokun.inference.adapters import fingerprint
 from tokun.inference.checkpoint_folder import read_settings
 from tokun.inference.folders import SAMPLING, is_bundled, resolve
 from tokun.inference.latents import Slots
 from tokun.inference.model import Tokun
 from tokun.inference.model_card import model_card
-from tokun.models import alignment, losses
+from tokun.models import feature_alignment, losses
 from tokun.models.generator import (
     add_dropout,
     can_compile,
@@ -37,21 +35,21 @@ from tokun.models.generator import (
     tune_for,
     uncompiled,
 )
-from tokun.render.grids import captioned_grid, save_page
 from tokun.tokenizers import sequences
 from tokun.tokenizers.image import ImageTokenizer
 from tokun.tokenizers.text import PretrainedTextTokenizer, TextTokenizer
 from tokun.tokenizers.vocabulary import REGISTERS, Vocabulary
 from tokun.training import adapters, health, loop, step_log
-from tokun.training.alignment import Targets
-from tokun.training.alignment import targets as alignment_targets
 from tokun.training.codes import common_things, require_codes_of
 from tokun.training.distributed_stage import EngineStage, is_finished, result_folder
 from tokun.training.engine import Engine
+from tokun.training.feature_alignment import Targets
+from tokun.training.feature_alignment import targets as alignment_targets
+from tokun.training.generator_evaluation import closing_lines, evaluate_generator, held_out_batches, log_samples, weighted
 from tokun.training.initial_checkpoint import starting_model
 from tokun.training.resume_settings import change_line, figures_line, recorded, require_same_but_retry, started_from, without
 from tokun.training.run import Run, micro_batch, states_on_disk
-from tokun.training.start_report import gain_lines, noise_of, time_line, too_few_held_out
+from tokun.training.start_report import time_line, too_few_held_out
 from tokun.training.text_tokenizer import load_text_tokenizer
 from tokun.training.token_loss import TokenLoss
 from tokun.utils import checkpoint
@@ -199,18 +197,6 @@ def _training_batches(run: Run, parts: Parts) -> data.TokenBatches:
     )  # fmt: skip
 
 
-def _held_out_batches(run: Run, parts: Parts) -> list[data.TokenBatch]:
-    """At most twelve full batches of held-out pairs; none without held-out shards."""
-    paths = sorted((run.out / "codes").glob("val-*.tar"))
-    if not paths:
-        return []
-    samples = data.CodeSamples(paths, cache_file=run.index("codes-val"))
-    size = min(32, len(samples))
-    as_they_are: dict[str, Any] = {"seed": 0, "task_mix": {"joint": 1.0}, "tag_dropout": 0.0, "views": False}
-    batches = data.TokenBatches(samples, parts.vocabulary, parts.text_tokenizer.encode, batch_size=size, **as_they_are)
-    return [batches(step) for step in range(min(12, max(1, len(samples) // size)))]
-
-
 class GeneratorStage(EngineStage):
     """Trains the causal LM on batches of packed sequences, and keeps the checkpoints of lowest held-out loss."""
 
@@ -237,8 +223,8 @@ class GeneratorStage(EngineStage):
         elif train.compile:
             run.say("generator: train.compile is on, but this machine has no C++ compiler (g++, clang++): training uncompiled, more slowly")
         if targets:
-            model.alignment.watch(alignment.watched_layer(model, train.align_layer))
-        self.held_out = _held_out_batches(run, parts)
+            model.alignment.watch(feature_alignment.watched_layer(model, train.align_layer))
+        self.held_out = held_out_batches(run, parts.vocabulary, parts.text_tokenizer.encode)
         schedule = loop.Schedule.of(
             train,
             steps=steps_of(train, parts.codes["counts"]["train"]),
@@ -257,12 +243,12 @@ class GeneratorStage(EngineStage):
         """With `train.align_weight`, give the model its alignment head. Returns the head's targets."""
         if not self.train.align_weight:
             return None
-        alignment.attach(model)
+        feature_alignment.attach(model)
         return alignment_targets(run, self.parts.image_tokenizer, self.parts.codes["fingerprint"], self.parts.vocabulary)
 
     def _open_best(self) -> checkpoint.BestCheckpoints:
         if self.train.keep_best and not self.held_out:
-            self.run.say("generator: train.keep_best has nothing to go by: name held-out pictures with data.val")
+            self.run.say("generator: train.keep_best needs held-out pictures: set data.val")
         best = checkpoint.BestCheckpoints(self.run.out / "best", keep=self.train.keep_best)
         if self.run.rank == 0:
             checkpoint.remove_partial(best.folder)
@@ -368,7 +354,7 @@ class GeneratorStage(EngineStage):
             generator = self.engine.whole_model()
             if generator is None or self.run.rank > 0:
                 return None
-            return self.parts.checkpoint(alignment.without_head(generator), self.config, self.tasks, self.engine.device)
+            return self.parts.checkpoint(feature_alignment.without_head(generator), self.config, self.tasks, self.engine.device)
         tensors = self.tuned.tensors()
         if self.run.rank > 0:
             return None
@@ -394,7 +380,7 @@ class GeneratorStage(EngineStage):
         }  # fmt: skip
 
     def _loss_of(self, held: dict[str, float]) -> float:
-        return self.train.image_weight * held["image_loss"] + self.train.text_weight * held["text_loss"]
+        return weighted(held, self.train)
 
     def _keep_if_best(self, held: dict[str, float]) -> None:
         loss = self._loss_of(held)
@@ -418,21 +404,6 @@ class GeneratorStage(EngineStage):
             self._write(target, whole, held)
         self.run.wait()
 
-    def _gain(self, held: dict[str, float], best: dict[str, Any] | None) -> list[str]:
-        """The closing lines on held-out losses, with the command that samples an earlier step, if that was better."""
-        image, text = self.train.image_weight, self.train.text_weight
-        told = (
-            " (image + text)"
-            if image == text == 1
-            else f" ({image:g} x image + {text:g} x text: compare it only with runs of these weights)"
-        )
-        before, last = self._loss_of(self.held_before) if self.held_before else None, self._loss_of(held)
-        noise = max(image, text) * noise_of(sum(len(batch.input_ids) for batch in self.held_out))
-        lines = gain_lines(before, last, noise, (best["loss"], best["step"]) if best else None, told=told)
-        if best and best["loss"] < last - noise:
-            lines[-1] += f"\n{where_to(self.best.path(best['step']), self.config)}"
-        return [f"generator: {line}" for line in lines]
-
     def _write(self, target: Path, whole: Tokun, held: dict[str, float]) -> None:
         run, best = self.run, self.best.records()
         record: dict[str, Any] = self._record(held) | {"best": [{k: r[k] for k in ("step", "loss")} for r in best]}
@@ -447,13 +418,24 @@ class GeneratorStage(EngineStage):
             f"generator: {self.schedule.ended(self.step)}, {record['seconds'] / 60:.1f} minutes. {f'Held out: {change_line(self.held_before, held)}' if held else 'Nothing was held out'}"
         )
         run.say(where_to(target, self.config))
-        for line in self._gain(held, best[0] if best else None) if held else ():
-            run.say(line)
+        if held:
+            pictures = sum(len(batch.input_ids) for batch in self.held_out)
+            before = self._loss_of(self.held_before) if self.held_before else None
+            for line in closing_lines(
+                before, self._loss_of(held), best[0] if best else None, self.train, pictures=pictures, sample_best=self._where_to_step
+            ):
+                run.say(line)
         if held and self.few:
             run.say(f"generator: {self.few}")
         if self.schedule.stopped_by(self.step) != "steps":
             share = self.step / self.schedule.steps
-            run.say(f"generator: train.max_minutes ended it after {share:.0%} of its steps; for more, give a larger one and another out=")
+            run.say(
+                f"generator: train.max_minutes ended it after {share:.0%} of its steps; to train longer, raise train.max_minutes "
+                "and choose a new out="
+            )
+
+    def _where_to_step(self, step: int) -> str:
+        return where_to(self.best.path(step), self.config)
 
 
 def where_to(target: Path, config: Config) -> str:
@@ -474,36 +456,6 @@ def tasks_of(samples: data.CodeSamples, task_mix: dict[str, float], codes: dict[
         "rewrite": any(len(r.captions) > 1 for r in records) if registers is None else len(registers) > 1,
     }
     return tuple(task for task, share in task_mix.items() if share > 0 and held.get(task, True))
-
-
-@torch.no_grad()
-def evaluate_generator(engine: Engine, model: Any, batches: Sequence[data.TokenBatch], token_loss: TokenLoss) -> dict[str, float]:
-    """Held-out nats per image token and per text token, with softmax over the full vocabulary."""
-    was_training = model.training
-    model.eval()
-    totals: dict[str, float] = {}
-    for batch in batches:
-        for name, value in token_loss(engine, model, batch.input_ids, batch.labels)[1].items():
-            totals[name] = totals.get(name, 0.0) + value.item()
-    model.train(was_training)
-    counts = losses.term_counts(totals["image_count"], totals["text_count"])
-    return {f"{name.removesuffix('_sum')}_loss": totals[name] / n for name, n in zip(losses.TERMS, counts, strict=True) if name != "z_sum"}
-
-
-def log_samples(run: Run, model: Tokun, step: int) -> None:
-    """Draw the run's sample seeds, save the grid in `out/samples/` and log it to the tracker."""
-    was_training = model.generator.training
-    model.eval()
-    pairs = model.sample(run.config.sampling.seed, run.config.sampling.n)
-    decoder.forget(model.generator)
-    model.generator.train(was_training)
-    captions = [pair.caption for pair in pairs]
-    grid = captioned_grid([pair.image for pair in pairs], captions)
-    folder = run.out / "samples"
-    folder.mkdir(exist_ok=True)
-    save_page(grid, folder / f"step-{step:08d}.png")
-    run.tracker.log_grid("samples", grid, [pair.image for pair in pairs], captions, step=step)
-    run.tracker.log({"samples/pmi": float(np.mean([pair.pmi for pair in pairs]))}, step=step)
 
 
 def _global_sums(run: Run, batch: data.TokenBatch, device: torch.device) -> dict[str, Tensor]:

@@ -26,6 +26,7 @@ from tokun.inference.model import Tokun
 from tokun.models import losses
 from tokun.models.generator import uncompiled
 from tokun.models.partitioned_parameters import collective_device
+from tokun.tokenizers import sequences
 from tokun.tokenizers.sequences import Packed
 from tokun.tokenizers.vocabulary import Vocabulary
 from tokun.training.fine_tuning import TuningStage, run_stage, settings_of
@@ -147,18 +148,16 @@ class PreferenceStage(TuningStage):
         return found.cpu()
 
 
-def scored(labels: Tensor, sequences: Sequence[Packed], v: Vocabulary, over: str) -> Tensor:
+def scored(labels: Tensor, packed: Sequence[Packed], v: Vocabulary, over: str) -> Tensor:
     """labels (B, T) of `collate`, set to -100 except for codes ("image"), generated captions and their ends ("text"), or both.
 
     Raises UserError if nothing of a sequence is left: the words of a prompted picture were not generated.
     """
     image = v.is_image[labels.clamp_min(0)] & (labels != losses.IGNORE)
     text = torch.zeros_like(image)
-    for row, sequence in enumerate(sequences):
-        ids = sequence.input_ids
-        if ids.index(v.id("<boi>")) < ids.index(v.id("<boc>")):  # the picture comes first: the caption was generated
-            first = ids.index(v.id("<boc>"))
-            text[row, first : first + len(ids) - first - 2] = True  # label t belongs to id t + 1; up to <eoc>
+    for row, sequence in enumerate(packed):
+        if caption := sequences.written_caption(v, sequence.input_ids):  # None: it was the prompt, and not generated
+            text[row, caption.start - 1 : caption.stop - 1] = True  # label t belongs to id t + 1
     kept = {"image": image, "text": text, "both": image | text}[over]
     if not kept.any(1).all():
         raise UserError(

@@ -129,7 +129,7 @@ def colour_line(config: Config, index: data.ShardIndex) -> str:
 
 def verdict(figures: dict[str, float], train: ImageTokenizerTrainConfig, sheet: Path, problems: Sequence[str], *, pictures: int) -> str:
     """Whether an image tokenizer can draw the `pictures` that it was evaluated on, and where to see them."""
-    few = f"only {pictures} picture{'' if pictures == 1 else 's'}: this is no more than a guess"
+    few = f"only {pictures} picture{'' if pictures == 1 else 's'}: too few to judge"
     seen = f"{figures['psnr']:.1f} dB, {figures['usage']:.0%} of its codes; {few if pictures < FEW_PICTURES else f'{pictures} pictures'}"
     if problems:
         said = f"it cannot draw these pictures ({'; '.join(problems)})"
@@ -165,18 +165,18 @@ def noise_of(n: int) -> float:
     return 2 * NOISE / math.sqrt(n) if n else 0.0
 
 
-def gain_lines(before: float | None, last: float, noise: float, lowest: tuple[float, int] | None, *, told: str = "") -> list[str]:
+def gain_lines(before: float | None, last: float, noise: float, lowest: tuple[float, int] | None, *, sums: str = "") -> list[str]:
     """What the held-out losses say at the end of a training: whether it has helped, and whether an earlier step was better.
 
     Args:
         before, last: weighted sums before the first step (None: not measured) and at the end, in nats.
-        noise: nats within which two of them are not told apart.
+        noise: nats within which two of them are indistinguishable.
         lowest: loss and number of the best step that is kept, if any.
-        told: what the sums are, in brackets.
+        sums: what is summed, in brackets.
     """
     lines = []
     if before is not None:
-        change = f"the held-out loss{told} was {before:.4f} before training and is {last:.4f} now"
+        change = f"the held-out loss{sums} was {before:.4f} before training and is {last:.4f} now"
         if last > before + noise:
             lines.append(
                 f"WARNING: {change}: by it, training has not helped. Try a lower train.lr, or more pictures; the samples tell the rest"
@@ -190,11 +190,11 @@ def gain_lines(before: float | None, last: float, noise: float, lowest: tuple[fl
             lines.append(f"{change}, a fall by more than the noise ({noise:.2f} nats)")
     if lowest and lowest[0] < last - noise:
         lines.append(
-            f"lowest held-out loss {lowest[0]:.4f} at step {lowest[1]}{told}, below the end's {last:.4f}. To sample from it instead:"
+            f"lowest held-out loss {lowest[0]:.4f} at step {lowest[1]}{sums}, below the end's {last:.4f}. To sample from it instead:"
         )
     elif lowest:
         lines.append(
-            f"no step before has a held-out loss lower than the end's {last:.4f}{told} by more than the noise: sample from the end, as above"
+            f"no step before has a held-out loss lower than the end's {last:.4f}{sums} by more than the noise: sample from the end, as above"
         )
     return lines
 

@@ -73,8 +73,7 @@ def pack_rows(rows: Sequence[tuple[str, str]], model: Tokun, vocabulary: Vocabul
     packed = []
     for description, caption in rows:
         given, wanted = encode(description)[: v.max_text], encode(caption)[: v.max_text]
-        ids = sequences.pack_rewrite(v, v.bare(), given, register, wanted).input_ids
-        packed.append(Packed(ids, len(ids) - len(wanted) - 2))  # followed by <eoc> and <eos>
+        packed.append(sequences.pack_rewrite(v, v.bare(), given, register, wanted, given=True))
     return packed
 
 

@@ -1,6 +1,7 @@
-"""The targets of `models.alignment`: features of the training pictures, `out/features`, found again by their codes.
+"""The targets of `models.feature_alignment`: features of the training pictures, `out/features`, found again by their codes.
 
-Each view of each code shard is decoded, seen by SqueezeNet 1.1 (Iandola et al. 2016), and described by the principal components of its last layer:
+Each view of each code shard is decoded and given to SqueezeNet 1.1 (Iandola et al. 2016). The principal components of the network's last layer
+describe it:
 
     basis.safetensors      means, deviations and components of some pictures
     train-00000/keys.npy   uint64 (n,) hash of each view's codes
@@ -26,7 +27,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from tokun import data
-from tokun.models.alignment import PLACE, WHOLE
+from tokun.models.feature_alignment import PLACE, WHOLE
 from tokun.models.losses import SqueezeNetDistance
 from tokun.tokenizers.image import ImageTokenizer
 from tokun.tokenizers.vocabulary import Vocabulary
@@ -56,10 +57,10 @@ class Targets:
         v, rows = self.v, ids.numpy()
         positions, whole, places = [], [], []
         for row, own in enumerate(rows):
-            at = np.flatnonzero((own >= v.code_offset) & (own < v.code_end))
+            at = np.flatnonzero(v.is_code(own))
             if not len(at):
                 continue
-            folder, number = self.find((own[at] - v.code_offset).astype(np.uint16))
+            folder, number = self.find(v.codes_of_ids(own[at]).astype(np.uint16))
             positions.append(at + row * ids.shape[1])
             whole.append(np.broadcast_to(self.whole[folder][number], (len(at), WHOLE)))
             places.append(self.places[folder][self.starts[folder][number] + _cell_of_code(*self.grids[folder][number])])
@@ -69,7 +70,7 @@ class Targets:
 
     def count(self, ids: Tensor) -> int:
         """The number of codes in ids."""
-        return int(((ids >= self.v.code_offset) & (ids < self.v.code_end)).sum())
+        return int(self.v.is_code(ids).sum())
 
     def find(self, codes: np.ndarray) -> tuple[int, int]:
         """(folder, number in it) of the view with these codes."""
@@ -82,7 +83,10 @@ class Targets:
 
 
 def targets(run: Run, tokenizer: ImageTokenizer, codes: str, vocabulary: Vocabulary) -> Targets:
-    """The features of the run's training pictures; those that are missing are computed, shard by shard. `codes`: the fingerprint of the code shards."""
+    """The features of the run's training pictures. Missing ones are computed, shard by shard.
+
+    codes: the fingerprint of the code shards.
+    """
     folder, weights = run.out / "features", run.config.train.align_features
     paths = sorted((run.out / "codes").glob("train-*.tar"))
     asked = {"codes": codes, "shards": checkpoint.files_fingerprint(paths), "network": _digest(weights)}
@@ -95,23 +99,23 @@ def targets(run: Run, tokenizer: ImageTokenizer, codes: str, vocabulary: Vocabul
     folders = [folder / path.stem for path in paths]
     if not all(map(Path.is_dir, folders)):
         device = torch.device(f"cuda:{torch.cuda.current_device()}" if torch.cuda.is_available() else "cpu")
-        seer = Seer(tokenizer.to(device), weights, device)
+        extractor = FeatureExtractor(tokenizer.to(device), weights, device)
         if run.rank == 0 and not (folder / "basis.safetensors").is_file():
-            run.say(f"generator: looking at {SAMPLED:,} pictures for train.align_weight …")
-            seer.write_basis(paths, folder / "basis.safetensors")
+            run.say(f"generator: computing the features of {SAMPLED:,} pictures for train.align_weight …")
+            extractor.write_basis(paths, folder / "basis.safetensors")
         run.wait()
-        seer.read_basis(folder / "basis.safetensors")
+        extractor.read_basis(folder / "basis.safetensors")
         for path, target in tqdm(list(zip(paths, folders))[run.rank :: run.world], desc="features", unit="shard", disable=run.rank != 0):
             if run.world == 1:  # several processes wait for each other after the last shard
                 run.stop_if_asked()
             if not target.is_dir():
-                seer.write_shard(path, target)
+                extractor.write_shard(path, target)
         run.wait()
     return Targets(folders, vocabulary)
 
 
-class Seer:
-    """Decodes codes and describes what the network sees."""
+class FeatureExtractor:
+    """Decodes codes and describes each picture by its features in the network."""
 
     def __init__(self, tokenizer: ImageTokenizer, weights: str, device: torch.device):
         self.tokenizer, self.device = tokenizer, device
@@ -120,7 +124,7 @@ class Seer:
         self.basis: dict[str, Tensor] = {}
 
     @torch.inference_mode()
-    def seen(self, codes: np.ndarray, grid: tuple[int, int]) -> tuple[Tensor, Tensor]:
+    def features(self, codes: np.ndarray, grid: tuple[int, int]) -> tuple[Tensor, Tensor]:
         """codes uint16 (B, N) of one grid -> the last layer's channels, float32 (B, 512) of the whole and (B, cells, 512) of its places."""
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.half):
             pictures = self.tokenizer.decode(torch.from_numpy(codes.astype(np.int64)).to(self.device), grid)
@@ -133,7 +137,7 @@ class Seer:
         some = range(0, len(samples), max(1, len(samples) // SAMPLED))
         wholes, places = [], []
         for codes, grid in _batches((record.codes[:1], record.grid) for record in map(samples.whole_record, some)):
-            whole, own = self.seen(codes, grid)
+            whole, own = self.features(codes, grid)
             wholes.append(whole)
             places.append(own[:, :: max(1, own.shape[1] // 4)].flatten(0, 1))
         basis = _components("whole", torch.cat(wholes), WHOLE) | _components("place", torch.cat(places), PLACE)
@@ -147,7 +151,7 @@ class Seer:
         samples = data.CodeSamples([path])
         keys, wholes, places, sizes, grids = [], [], [], [], []
         for codes, grid in _batches((record.codes, record.grid) for record in map(samples.whole_record, range(len(samples)))):
-            whole, own = self.seen(codes, grid)
+            whole, own = self.features(codes, grid)
             keys += map(_key, codes)
             wholes.append(self.described("whole", whole))
             places.append(self.described("place", own).reshape(-1, PLACE))

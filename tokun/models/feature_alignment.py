@@ -1,8 +1,9 @@
-"""Alignment of the generator with an image network: while it draws a picture, a middle layer predicts what the network would see in it.
+"""Alignment of the generator's features with those of an image network: while the generator draws a picture, a middle layer predicts the network's
+features of it.
 
-The network's features of each training picture (`training.alignment`) are targets for a small head on the hidden states at every code: those of the
-whole picture, and those of the code's place, by cosine similarity. After REPA (Yu et al. 2025), which aligns diffusion models so. The head is trained
-with the generator and is not saved with it: what remains is an ordinary causal LM. Knows no files and no vocabulary.
+The network's features of each training picture (`training.feature_alignment`) are targets for a small head on the hidden states at every code:
+those of the whole picture, and those of the code's place, by cosine similarity. REPA (Yu et al. 2025) aligns diffusion models in this way. The head
+is trained with the generator and is not saved with it: what remains is an ordinary causal LM. Knows no files and no vocabulary.
 """
 
 from __future__ import annotations
@@ -56,7 +57,7 @@ def attach(model: Any) -> AlignmentHead:
 
 
 def watched_layer(model: Any, number: int) -> nn.Module:
-    """Layer `number` of the generator, from 1; 0: five eighths of the way. It is after `number` layers that the hidden states are taken."""
+    """Layer `number` of the generator, from 1; 0: five eighths of the way. The hidden states are those after it."""
     layers = model.base_model.layers
     return layers[(number or max(1, round(len(layers) * 5 / 8))) - 1]
 

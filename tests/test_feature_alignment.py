@@ -1,4 +1,5 @@
-"""Promises of tokun/models/alignment.py and tokun/training/alignment.py: what a picture shows is predicted while it is drawn, and the head leaves no trace."""
+"""Promises of feature_alignment.py in tokun/models and tokun/training: what a picture shows is predicted while it is drawn, and the head leaves
+no trace."""
 
 import copy
 import json
@@ -15,11 +16,11 @@ from tests.small_runs import assert_same_weights, needs, run_stages, take_over, 
 from tests.test_losses import random_squeezenet
 from tests.test_resume import run_until
 from tokun import data
-from tokun.models import alignment
+from tokun.models import feature_alignment
 from tokun.tokenizers import sequences
 from tokun.tokenizers.image import ImageTokenizer
 from tokun.training import engine
-from tokun.training.alignment import Seer, Targets
+from tokun.training.feature_alignment import FeatureExtractor, Targets
 
 pytestmark = needs("accelerate", reason="training needs the extra 'train'")
 
@@ -54,10 +55,10 @@ def test_it_is_learned_by_the_layers_below_the_watched_one(tiny_model):
     """One batch, learned by heart: 1 - cosine is some 1 before; layers above the watched one have no part in it."""
     torch.manual_seed(0)
     model = copy.deepcopy(tiny_model.generator).train()
-    head = alignment.attach(model)
-    head.watch(alignment.watched_layer(model, 1))
+    head = feature_alignment.attach(model)
+    head.watch(feature_alignment.watched_layer(model, 1))
     ids, positions = torch.randint(4, 60, (4, 12)), torch.arange(0, 48, 2)
-    targets = torch.randn(24, alignment.WHOLE), torch.randn(24, alignment.PLACE)
+    targets = torch.randn(24, feature_alignment.WHOLE), torch.randn(24, feature_alignment.PLACE)
     optimizer, found = torch.optim.Adam(model.parameters(), 3e-3), []
     for _ in range(60):
         model(input_ids=ids)
@@ -80,7 +81,7 @@ def test_its_loss_is_logged_and_changes_what_is_learned(aligned, finished):
 
 def test_what_is_left_is_an_ordinary_checkpoint(aligned):
     weights = load_file(aligned / "checkpoint" / "generator" / "model.safetensors")
-    assert not any(alignment.HEAD in name for name in weights)
+    assert not any(feature_alignment.HEAD in name for name in weights)
     assert len(tokun.load(aligned / "checkpoint").sample(1, n=2)) == 2
 
 
@@ -88,10 +89,10 @@ def test_targets_are_what_the_network_sees_in_the_decoded_picture(aligned, netwo
     """Of each code: the whole picture, and the cell of 2 x 2 codes in which it lies."""
     folder = aligned / "features" / "train-00000"
     tokenizer = ImageTokenizer.load(aligned / "image_tokenizer")
-    seer = Seer(tokenizer, str(network), torch.device("cpu"))
-    seer.read_basis(aligned / "features" / "basis.safetensors")
+    extractor = FeatureExtractor(tokenizer, str(network), torch.device("cpu"))
+    extractor.read_basis(aligned / "features" / "basis.safetensors")
     record = data.CodeSamples([aligned / "codes" / "train-00000.tar"]).whole_record(0)
-    whole, places = seer.seen(record.codes[1:2], record.grid)
+    whole, places = extractor.features(record.codes[1:2], record.grid)
     model = tokun.load(aligned / "checkpoint")
     found = Targets([folder], model.vocabulary)
     tags = model.wanted_tags()
@@ -101,9 +102,9 @@ def test_targets_are_what_the_network_sees_in_the_decoded_picture(aligned, netwo
         len(positions) == 2 * record.codes.shape[1]
         and [ids[i] - model.vocabulary.code_offset for i in positions[: len(positions) // 2]] == record.codes[1].tolist()
     )
-    assert torch.allclose(its_whole[0], torch.from_numpy(seer.described("whole", whole)[0]).float(), atol=0.02)
+    assert torch.allclose(its_whole[0], torch.from_numpy(extractor.described("whole", whole)[0]).float(), atol=0.02)
     rows, columns = record.grid
-    last = seer.described("place", places)[0].reshape(-(-rows // 2), -(-columns // 2), -1)[-1, -1]
+    last = extractor.described("place", places)[0].reshape(-(-rows // 2), -(-columns // 2), -1)[-1, -1]
     assert torch.allclose(its_place[len(positions) // 2 - 1], torch.from_numpy(last).float(), atol=0.02)
 
 
