@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import re
 
 import pytest
 import torch
@@ -102,4 +103,24 @@ def test_a_question_without_an_answer_is_one_clear_line(tmp_path):
     assert [(one.text, len(one.asked)) for one in drawings.read(str(path))] == [("A disc.", 2), ("A star.", 1)]
     path.write_text("description\tquestion\nA disc.\tIs it round?\n")
     with pytest.raises(ValueError, match="has no column answer"):
+        drawings.read(str(path))
+
+
+@pytest.mark.parametrize(
+    ("row", "told"),
+    [
+        ('"A disc.\tIs it round?\tyes', "line 3: a quote is not closed. Enclose the whole field in quotes"),
+        ('"Disc" shown.\tIs it round?\tyes', "line 3: text follows a closing quote. Enclose"),
+        ("A disc.\tyes", "line 3: 2 fields where the header has 3. Give every row all fields"),
+        ("A disc.\tIs it \tround?\tyes", "line 3: 4 fields where the header has 3"),
+        ("A caf\udce9.\tIs it round?\tyes", "is not UTF-8"),
+    ],
+)
+def test_a_table_of_questions_that_is_broken_is_one_clear_line(row, told, tmp_path):
+    path = tmp_path / "asked.tsv"
+    head = 'description\tquestion\tanswer\n"A ""disc""."\tDoes it say "disc"?\tyes\n'
+    path.write_text(head)
+    assert [one.text for one in drawings.read(str(path))] == ['A "disc".']
+    path.write_bytes((head + row + "\n").encode("utf-8", "surrogateescape"))
+    with pytest.raises(ValueError, match=re.escape(f"asked.tsv{', ' if told.startswith('line') else ' '}{told}")):
         drawings.read(str(path))

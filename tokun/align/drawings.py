@@ -19,7 +19,7 @@ import argparse
 import csv
 import dataclasses
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -161,22 +161,48 @@ def summary(scores: dict[str, list[float]], seed: int) -> list[Figure]:
 
 
 def read(source: str, n: int = 0) -> list[Described]:
-    """The first n descriptions (0: all). Raises UserError for an empty file, and for a question without an answer."""
+    """The first n descriptions (0: all). Raises UserError for an empty file, a broken table, and a question without an answer."""
     if not source.endswith(".tsv"):
         return [Described(text, ((SHOWS.format(text), "yes"),)) for text in texts_of(source, "--descriptions")][: n or None]
     asked: dict[str, list[tuple[str, str]]] = {}
-    with open(source, encoding="utf-8", newline="") as file:
-        rows = csv.DictReader(file, delimiter="\t")
-        if missing := {"description", "question", "answer"} - set(rows.fieldnames or ()):
-            raise UserError(f"{source} has no column {', '.join(sorted(missing))}; it needs description, question, answer")
-        for number, row in enumerate(rows, 2):
-            question, answer = (row["question"] or "").strip(), (row["answer"] or "").strip().lower()
-            if not question or answer not in ANSWERS:
-                raise UserError(f"{source}, line {number}: question {question!r} has the answer {answer!r}; it must be yes or no")
-            asked.setdefault(row["description"], []).append((question, answer))
+    rows = rows_of(source)
+    _, columns = next(rows, (1, []))
+    if missing := {"description", "question", "answer"} - set(columns):
+        raise UserError(f"{source} has no column {', '.join(sorted(missing))}; it needs description, question, answer")
+    for line, cells in rows:
+        if len(cells) != len(columns):
+            raise UserError(
+                f"{source}, line {line}: {len(cells)} fields where the header has {len(columns)}. Give every row all fields, separated by tabs"
+            )
+        row = dict(zip(columns, cells))
+        question, answer = row["question"].strip(), row["answer"].strip().lower()
+        if not question or answer not in ANSWERS:
+            raise UserError(f"{source}, line {line}: question {question!r} has the answer {answer!r}; it must be yes or no")
+        asked.setdefault(row["description"], []).append((question, answer))
     if not asked:
         raise UserError(f"{source} holds no question")
     return [Described(text, tuple(some)) for text, some in asked.items()][: n or None]
+
+
+def rows_of(source: str) -> Iterator[tuple[int, list[str]]]:
+    """The rows of a TSV with CSV's quotes, each with the number of its first line; empty lines are skipped.
+
+    Raises UserError, with that line, for a quote that is not closed, for text after a closing quote, and for bytes that are not UTF-8.
+    """
+    line = 1
+    with open(source, encoding="utf-8-sig", newline="") as file:
+        reader = csv.reader(file, delimiter="\t", strict=True)
+        try:
+            for cells in reader:
+                if cells:
+                    yield line, cells
+                line = reader.line_num + 1
+        except csv.Error as error:
+            known = {"end of data": "a quote is not closed", "expected after": "text follows a closing quote"}
+            what = next((words for part, words in known.items() if part in str(error)), f"it cannot be read ({error})")
+            raise UserError(f"{source}, line {line}: {what}. Enclose the whole field in quotes, and double the quotes inside it") from error
+        except UnicodeDecodeError as error:
+            raise UserError(f"{source} is not UTF-8 ({error}). Save it as UTF-8") from error
 
 
 def make_parser() -> argparse.ArgumentParser:
