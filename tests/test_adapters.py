@@ -429,7 +429,6 @@ def test_a_finished_adapter_is_left_alone_unless_its_base_is_another_now(trained
     ("override", "match"),
     [
         ("start=", "needs a trained model"),
-        ("adapter.bits=4", "bitsandbytes needs an NVIDIA GPU"),
         ("adapter.bits=3", "8 or 4"),
         ("adapter.alpha=0.0", "alpha must be above 0"),
         ("adapter.targets=[q_proj,c_attn]", "names c_attn; the base's layers are down_proj"),
@@ -438,13 +437,35 @@ def test_a_finished_adapter_is_left_alone_unless_its_base_is_another_now(trained
 )
 def test_what_an_adapter_cannot_be_is_told_in_one_line(checkpoint_folder, small_shards, tmp_path, override, match):
     config, overrides = lora(tmp_path, small_shards, checkpoint_folder, override)
-    if "bits=4" in override and torch.cuda.is_available():
-        pytest.skip("this is about machines without GPUs")
     with pytest.raises(ValueError, match=match):
         config = load_config(config, overrides)
         run = open_run(config)
         tuning.attach(config, tokun.load(checkpoint_folder), tokun.load(checkpoint_folder).vocabulary)
         run.close()
+
+
+def test_without_bitsandbytes_a_base_in_few_bits_is_refused_and_the_way_out_named(tmp_path, small_shards, checkpoint_folder, monkeypatch):
+    config, overrides = lora(tmp_path, small_shards, checkpoint_folder, "adapter.bits=4")
+    monkeypatch.setattr(tuning.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(ValueError, match=r"needs bitsandbytes: pip install bitsandbytes, or adapter\.bits=0"):
+        tuning.check(load_config(config, overrides))
+
+
+@needs("bitsandbytes", reason="bases in few bits need the extra 'bits'")
+@pytest.mark.parametrize("bits", [4, 8])
+def test_an_adapter_trained_over_a_base_in_few_bits_is_used_on_the_whole_one(tmp_path, small_shards, checkpoint_folder, bits):
+    config, overrides = lora(tmp_path, small_shards, checkpoint_folder, f"adapter.bits={bits}")
+    out = run_of(config, overrides)
+    record = json.loads((out / "adapter" / "training.json").read_text())
+    assert record["val"]["image_loss"] < record["val_before"]["image_loss"]
+    assert len(tokun.load(checkpoint_folder, adapter=out).sample(1, 2)) == 2
+    assert f"over a base in {bits} bits" in (out / "adapter" / "README.md").read_text()
+    if bits == 8:
+        return
+    (tmp_path / "again").mkdir()
+    config, overrides = lora(tmp_path / "again", small_shards, checkpoint_folder, f"adapter.bits={bits}", "train.eval_every=1")
+    weights = [load_file(place / "adapter" / "adapter_model.safetensors") for place in (out, run_of(config, overrides))]
+    assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0]), "held-out losses change what is learned"
 
 
 def test_the_commands_take_an_adapter_and_tell_what_it_is(base, tmp_path, capsys):

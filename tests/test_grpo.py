@@ -28,7 +28,7 @@ TREE = {
     "train": {"steps": 3, "batch_size": 8, "lr": 3e-3, "warmup_steps": 1, "weight_decay": 0.0, "precision": "no", "log_every": 1, "save_every": 1,
               "eval_every": 100, "sample_every": 100, "max_grad_norm": 1.0},
     "grpo": {"rewards": [{"kind": "tests.test_grpo:paper"}], "judges": [{"kind": "tests.test_grpo:lines"}], "group_size": 4, "eval_n": 24, "kl": 0.0,
-             "least_entropy": 0.0},
+             "least_entropy": 0.0, "temperature": 1.0, "text_temperature": 1.0, "guidance_scale": 1.0, "text_guidance_scale": 1.0},
     "sampling": {"n": 0},
     "tracking": {"kind": "none"},
 }  # fmt: skip
@@ -178,6 +178,43 @@ def test_the_verdict_is_real_only_where_a_judge_rises_with_the_reward():
     assert reward_hacking.compare(record(flat, None), record(up, None))["whole"] == "not judged"
     less = reward_hacking.compare(record(flat, flat), record(up, up, diversity=0.5, near=0.25))
     assert less["verdict"] == "Verdict: real (less varied: 0.50 of before; more near copies of training pictures: 25.0% (before 0.0%))."
+
+
+def risen(rewards, judges):
+    """A record in which these rewards and judges have risen by 2, and the others have not: the values by name, True for a rise."""
+    values = np.random.default_rng(0).normal(0, 1, 64)
+    rows = {
+        kind: {name: list(values + 2 * rose) for name, rose in found.items()} for kind, found in (("rewards", rewards), ("judges", judges))
+    }
+    return {"asked": {"n": 64}, **rows, "diversity": 1.0, "near_copies": 0.0, "alike": 0.0}
+
+
+def test_a_hacked_reward_does_not_hide_behind_the_judge_of_another():
+    names = {"white": 1, "fits": 1}, {"of white": 0, "of fits": 1}
+    before, after = risen(*(dict.fromkeys(one, 0) for one in names)), risen(*names)
+    told = reward_hacking.compare(before, after, {"white": "of white", "fits": "of fits"})
+    assert {name: row["verdict"] for name, row in told["rewards"].items()} == {"white": "hacked", "fits": "real"} and told[
+        "whole"
+    ] == "hacked"
+    assert reward_hacking.compare(before, after)["whole"] == "not told apart"
+    assert reward_hacking.compare(before, risen(names[0], dict.fromkeys(names[1], 1)))["whole"] == "real"
+
+
+def test_a_rewards_judge_is_one_of_the_judges(checkpoint_folder, tmp_path):
+    named = [{"kind": "tests.test_grpo:paper", "judge": "pmi"}]
+    with pytest.raises(ValueError, match=r"grpo\.rewards\[0\]\.judge is 'pmi'; grpo\.judges has tests\.test_grpo:lines"):
+        Noted(write(tmp_path, checkpoint_folder, grpo__rewards=named))
+
+
+def test_rollouts_are_drawn_as_the_start_is_sampled_unless_asked_otherwise(tiny_model):
+    start = tiny_model.defaults
+    found = rollouts.as_sampled(from_dict({"grpo": {"guidance_scale": 2.0}}).grpo, tiny_model)
+    assert (found.temperature, found.text_temperature, found.text_guidance_scale) == (
+        start.temperature,
+        start.text_temperature,
+        start.text_guidance_scale,
+    )
+    assert found.guidance_scale == 2.0 and rollouts.as_sampled(found, tiny_model) == found
 
 
 def test_pairs_of_a_group_share_their_tags_and_nothing_else(tiny_model):
@@ -353,7 +390,7 @@ ENGINES = {
     "zero2": (),
     "zero3": (),
     "zero3 adapter": ("adapter.rank=2",),
-}  # zero1: by the real launcher, in test_fine_tuning_launch.py
+}  # zero1: by the real launcher, in test_launch.py
 SPREAD = {"grpo__kl": 0.01, "grpo__minibatches": 2, "grpo__eval_n": 4}
 COMPARED = ("reward/tests.test_grpo:paper", "train/kl", "train/entropy_image", "train/grad_norm")
 

@@ -48,6 +48,20 @@ def test_pmi_first_is_a_share_among_the_batch_and_wants_rivals(tiny_model, pairs
         reward(pairs)
 
 
+@pytest.mark.parametrize("kind", ["pmi", "mmi", "likelihood", "pmi_first"])
+def test_another_checkpoint_scores_by_its_own_weights_and_reads_the_picture_itself(tiny_model, shaped_folder, checkpoint_folder, kind):
+    many = tiny_model.sample(3, n=18)
+    same, other = (made(tiny_model, kind, of=str(folder))(many) for folder in (checkpoint_folder, shaped_folder))
+    assert len(same) == len(other) == len(many) and not np.allclose(same, other, atol=1e-2)
+    unread = made(tiny_model, kind)(many)  # by the model itself, from the codes that it drew
+    assert not np.allclose(other, unread, atol=1e-2)
+
+
+def test_a_checkpoint_that_is_not_there_is_named_with_the_rewards_place(tiny_model):
+    with pytest.raises((UserError, FileNotFoundError), match=r"grpo\.rewards\[0\] \(pmi\)"):
+        made(tiny_model, "pmi", of="nowhere/at/all")
+
+
 def test_a_function_of_ones_own_is_a_reward(tiny_model, pairs):
     reward = made(tiny_model, f"{__name__}:ink", weight=-0.5)
     assert reward.weight == -0.5 and reward(pairs) == ink(pairs)

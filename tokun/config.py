@@ -190,7 +190,7 @@ class AdapterConfig:
     # linear layers that get an adapter
     targets: list[str] = field(default_factory=lambda: ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"])
     dora: bool = False  # DoRA (Liu et al. 2024): direction and magnitude of each row separately
-    bits: int = 0  # 8 or 4: quantize the base's weights while training (QLoRA, Dettmers et al. 2023), with bitsandbytes on NVIDIA GPUs
+    bits: int = 0  # 8 or 4: quantize the base's weights while training (QLoRA, Dettmers et al. 2023), with bitsandbytes
     new_tags: bool = True  # tags that the base does not know get new ids after its own, with trained rows
 
 
@@ -270,7 +270,8 @@ class RewardConfig:
 
     kind: str = ""  # pmi, clip, svg … or your own module:function
     weight: float = 1.0  # of a reward; negative for a cost. Ignored for judges
-    of: str = ""  # the scoring model: an id, a folder or a file
+    judge: str = ""  # of a reward: the one of grpo.judges that tells whether its rise is real; empty: all of them
+    of: str = ""  # the scoring model: an id, a folder or a file; for pmi and its like a checkpoint, empty: the start
     clip: str = ""  # the CLIP model of an aesthetic head
     question: str = ""  # with {} for the caption; for own_yes and vqa
     shards: str = ""  # image shards of pictures or captions to compare with
@@ -293,12 +294,12 @@ class GrpoConfig:
     group_size: int = 8  # pairs that share tags or a prompt and are compared; with learn text: captions of one picture
     minibatches: int = 1  # updates into which a rollout is split …
     epochs: int = 1  # … and passes over them
-    temperature: float = 1.0  # of codes in rollouts; the policy is trained at this temperature
-    text_temperature: float = 1.0  # of words
-    guidance_scale: float = (
-        1.0  # of codes in rollouts. The guided distribution is trained; values other than 1 cost a second pass without tags
-    )
-    text_guidance_scale: float = 1.0  # of words. Train with the scale that is sampled with: a gain without guidance is overshot with it
+    # how rollouts are drawn; 0: as the start is sampled, since what is gained in another way is overshot then. The policy is trained at
+    # these temperatures, and with guidance, which costs a second pass without tags (1: no guidance)
+    temperature: float = 0.0  # of codes
+    text_temperature: float = 0.0  # of words
+    guidance_scale: float = 0.0  # of codes
+    text_guidance_scale: float = 0.0  # of words
     scale: Literal["group", "batch", "none"] = (
         "group"  # what a reward is divided by: its standard deviation in the group, in the whole rollout, nothing (Liu et al. 2025)
     )

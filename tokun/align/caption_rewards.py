@@ -1,11 +1,16 @@
 """Rewards for captions: how well the picture explains them, and whether they form a proper caption. Each maker takes a reward's config
-and the frozen model, and returns a function from pairs to numbers."""
+and the frozen model, and returns a function from pairs to numbers.
+
+PMI and its like are by the frozen model, or by the checkpoint that `of` names, such as one of another seed: it reads the picture anew, and
+the words with its own tokenizer.
+"""
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -14,6 +19,9 @@ from tokun.evaluate.captions import loops, unfinished, words
 from tokun.evaluate.coherence import pmi_of
 from tokun.evaluate.held_out_pairs import read_captions
 from tokun.evaluate.recognition import CANDIDATES
+from tokun.inference.image_to_codes import see
+from tokun.inference.load import load
+from tokun.tokenizers.vocabulary import Tags
 from tokun.utils.errors import UserError
 
 if TYPE_CHECKING:
@@ -21,28 +29,71 @@ if TYPE_CHECKING:
     from tokun.inference.model import Pair, Tokun
 
 
+@dataclass(frozen=True)
+class Reading:
+    """A pair as another checkpoint reads it."""
+
+    tags: Tags
+    codes: list[int]
+    caption_ids: list[int]
+    caption: str
+
+
+Readable = Sequence[Any]  # pairs or readings: both have tags, codes, caption_ids and caption
+
+
+def reader(asked: RewardConfig, model: Tokun) -> tuple[Tokun, Callable[[Sequence[Pair]], Readable]]:
+    """The model that scores, and how it reads pairs: `model` and the pairs themselves; or the checkpoint `of`, with what it does not know of
+    their tags left out. Raises UserError or FileNotFoundError if it cannot be loaded."""
+    if not asked.of:
+        return model, lambda pairs: pairs
+    other = load(asked.of, device=str(model.device))
+    v = other.vocabulary
+
+    def read(pairs: Sequence[Pair]) -> list[Reading]:
+        out = []
+        for pair, seen in zip(pairs, see(other, [pair.image for pair in pairs])):
+            t = pair.tags
+            known = {
+                "style": t.style if t.style in v.styles else "", "subject": t.subject if t.subject in v.subjects else "",
+                "thing": t.thing if t.thing in v.things else "", "register": t.register if t.register in v.registers else v.default_register,
+            }  # fmt: skip
+            out.append(
+                Reading(Tags(**known, grid=seen.grid), seen.codes, other.text_tokenizer.encode(pair.caption)[: v.max_text], pair.caption)
+            )
+        return out
+
+    return other, read
+
+
+def nats_of(model: Tokun, pairs: Readable) -> tuple[list[float], list[float]]:
+    """Nats of each caption alone, and given its picture."""
+    tags, captions = [p.tags for p in pairs], [p.caption_ids for p in pairs]
+    return model.caption_nll(tags, captions), model.caption_nll(tags, captions, [p.codes for p in pairs])
+
+
 def pmi(asked: RewardConfig, model: Tokun) -> Callable[[Sequence[Pair]], list[float]]:
     """log p(caption | picture) - log p(caption), in nats, by the frozen model: the trained one could inflate its own score."""
-    return lambda pairs: model.pmi([p.tags for p in pairs], [p.caption_ids for p in pairs], [p.codes for p in pairs])
+    judge, read = reader(asked, model)
+    return lambda pairs: [alone - given for alone, given in zip(*nats_of(judge, read(pairs)), strict=True)]
 
 
 def likelihood(asked: RewardConfig, model: Tokun) -> Callable[[Sequence[Pair]], list[float]]:
     """log p(caption | picture), in nats, by the frozen model: high where it is sure of what it has drawn. Favours what is common."""
-    return lambda pairs: [
-        -nats for nats in model.caption_nll([p.tags for p in pairs], [p.caption_ids for p in pairs], [p.codes for p in pairs])
-    ]
+    judge, read = reader(asked, model)
+
+    def score(pairs: Sequence[Pair]) -> list[float]:
+        found = read(pairs)
+        return [-nats for nats in judge.caption_nll([p.tags for p in found], [p.caption_ids for p in found], [p.codes for p in found])]
+
+    return score
 
 
 def mmi(asked: RewardConfig, model: Tokun) -> Callable[[Sequence[Pair]], list[float]]:
     """log p(caption | picture) - 1/2 log p(caption), in nats, by the frozen model (weighted maximum mutual information, Li et al. 2016):
     half-way between `pmi` and `likelihood`."""
-
-    def score(pairs: Sequence[Pair]) -> list[float]:
-        tags, captions = [p.tags for p in pairs], [p.caption_ids for p in pairs]
-        alone, given = model.caption_nll(tags, captions), model.caption_nll(tags, captions, [p.codes for p in pairs])
-        return [a / 2 - g for a, g in zip(alone, given, strict=True)]
-
-    return score
+    judge, read = reader(asked, model)
+    return lambda pairs: [alone / 2 - given for alone, given in zip(*nats_of(judge, read(pairs)), strict=True)]
 
 
 def pmi_first(asked: RewardConfig, model: Tokun) -> Callable[[Sequence[Pair]], list[float]]:
@@ -52,8 +103,10 @@ def pmi_first(asked: RewardConfig, model: Tokun) -> Callable[[Sequence[Pair]], l
     PMI alone has no upper end: captions that are unlikely without their picture raise it, true or not (docs/guides/rewards.md).
     """
 
+    judge, read = reader(asked, model)
+
     def score(pairs: Sequence[Pair]) -> list[float]:
-        table = pmi_of(model, pairs, np.array([[i, *rivals(pairs, i)] for i in range(len(pairs))]))
+        table = pmi_of(judge, read(pairs), np.array([[i, *rivals(pairs, i)] for i in range(len(pairs))]))
         return torch.from_numpy(table).softmax(1)[:, 0].tolist()
 
     return score

@@ -64,12 +64,18 @@ def train_grpo(run: Run) -> Path:
     config, target = run.config, result_folder(run)
     check(config, run.world)
     before = run.take_start()
+    config.grpo = rollouts.as_sampled(config.grpo, before)
     settings = settings_of(config, before)
     if is_finished(run, GrpoStage.name, target, settings, but=AVERAGE_KEYS):
         return target
     if idle := [name for name in UNUSED if getattr(config.train, name)]:
         run.say(
             f"grpo: {', '.join(f'train.{name}' for name in idle)} have no effect here: layers run uncompiled, and no best checkpoints are kept"
+        )
+    if not config.grpo.judges:
+        run.say(
+            "grpo: no judge is named, so the report cannot tell a gain from a hacked reward. Add one that is not optimised, such as "
+            "grpo.judges=[{kind: pmi_first, of: ANOTHER_CHECKPOINT}], or a small CLIP of your pictures (benchmarks/clip_judge.py)"
         )
     stage, stopped = GrpoStage(run, before, settings), ""
     try:
@@ -97,14 +103,20 @@ def check(config: Config, world: int) -> None:
     if grpo.learn == "text" and grpo.prompts:
         raise UserError("grpo.learn is text, but with grpo.prompts the words are given: set grpo.learn=image, or leave grpo.prompts empty")
     for name, (least, most) in RANGES.items():
-        if not least <= getattr(grpo, name) <= most:
+        if not least <= getattr(grpo, name) <= most and not (name in rollouts.AS_SAMPLED and getattr(grpo, name) == 0):
             raise UserError(f"grpo.{name} is {getattr(grpo, name)}; it must be between {least:g} and {most:g}")
     if config.adapter.rank and (config.adapter.bits or config.adapter.dropout):
         raise UserError("grpo compares with the base and samples from it: set adapter.bits=0 and adapter.dropout=0")
     perturb.changer(grpo.perturb, 0)
-    optimised = [dataclasses.replace(one, weight=1.0) for one in grpo.rewards]
+    known = rewards.names(grpo.judges)
+    for number, reward in enumerate(grpo.rewards):
+        if reward.judge and reward.judge not in known:
+            raise UserError(
+                f"grpo.rewards[{number}].judge is {reward.judge!r}; grpo.judges has {', '.join(known) or 'none'}: name one of them, or leave it out"
+            )
+    optimised = [dataclasses.replace(one, weight=1.0, judge="") for one in grpo.rewards]
     for number, judge in enumerate(grpo.judges):
-        if dataclasses.replace(judge, weight=1.0) in optimised:
+        if dataclasses.replace(judge, weight=1.0, judge="") in optimised:
             raise UserError(
                 f"grpo.judges[{number}] ({judge.kind}) is one of grpo.rewards: a judge must be another model, or trained on other data"
             )
@@ -114,7 +126,7 @@ def settings_of(config: Config, before: Tokun) -> dict[str, Any]:
     """The settings recorded in a trainer state and in the result."""
     identity = bulk.identity(before)
     grpo = without(dataclasses.asdict(config.grpo), EVALUATION_KEYS)
-    grpo["rewards"] = {str(number): reward for number, reward in enumerate(grpo["rewards"])}
+    grpo["rewards"] = {str(number): without(reward, {"judge"}) for number, reward in enumerate(grpo["rewards"])}
     return {
         "start": config.start, "started_from": {name: identity[name] for name in ("generator", "image_tokenizer")}, "seed": training_seed(config),
         "grpo": grpo, **recorded(config, but=AVERAGE_KEYS),

@@ -1,9 +1,12 @@
 """Was a reward hacked, or is the gain real? Compares held-out pairs of the same latents before and after, by rewards, by judges that were not optimised, and as a set.
 
-    a reward rose, and so did a judge, and none fell    real
-    a reward rose, and no judge did, or one fell        hacked
+    a reward rose, and so did its judge                 real
+    a reward rose, and its judge did not                hacked
     a reward rose, and there is no judge                not judged
     no reward rose                                      no gain
+
+A reward's judge is the one that its config names (`judge`); without a name all of them are: one must rise, and none may fall. If several rewards
+without a named judge rose, and only some of the judges did, nobody can say whose rise these saw: not told apart.
 
 A rise must be significant: the 95 % bootstrap interval of the mean difference between pairs of one latent is above 0. The report also says
 whether the pairs are less varied (below nine tenths of before) and whether more of them are near copies of training pictures.
@@ -16,7 +19,7 @@ from __future__ import annotations
 
 import html
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -52,6 +55,7 @@ class Evaluator:
         """`optimised`: the rewards on unperturbed pictures. Raises ValueError for judges that cannot be made."""
         self.config, self.before, self.folder = config, before, folder
         self.rewards, self.judges = list(optimised), rewards.make(config.judges, before, "grpo.judges")
+        self.judged_by = {reward.name: one.judge for reward, one in zip(self.rewards, config.rewards) if one.judge}
         self.features = open_features(config.features, before.device, "grpo.features") if config.features else None
         self.known: list[memorisation.Coded] | None = None
         self.drawn: dict[int, list[Pair]] = {}  # by step: at the start and at the latest step, for the report
@@ -63,7 +67,7 @@ class Evaluator:
         told |= {name: float(found[name]) for name in ("diversity", "near_copies", "alike") if found[name] is not None}
         first = checkpoint.read_record(self.record(0))
         if step and first is not None:
-            report = compare(first, found)
+            report = compare(first, found, self.judged_by)
             told |= {f"rise/{name}": row["rise"] for name, row in {**report["rewards"], **report["judges"]}.items()}
         return told
 
@@ -125,7 +129,7 @@ class Evaluator:
         """Compare with the start and write the report, with sheets of both."""
         first, old = self.evaluated(self.before, prompts, 0, pictures=True)
         last, new = self.evaluated(model, prompts, step, pictures=True)
-        found = compare(first, last) | {"steps": step}
+        found = compare(first, last, self.judged_by) | {"steps": step}
         checkpoint.write_record(self.folder / "report.json", found)
         checkpoint.write_text(self.folder / "report.md", lines(found) + "\n")
         sheets = {}
@@ -153,14 +157,18 @@ def coded(model: Tokun, pairs: Sequence[Pair]) -> list[memorisation.Coded]:
 # --- the verdict --------------------------------------------------------------------------------------------------------
 
 
-def compare(before: dict[str, Any], after: dict[str, Any]) -> dict[str, Any]:
-    """Two records of `Evaluator.measured` over the same latents -> each rise with its interval, a verdict per reward, and an overall one."""
+def compare(before: dict[str, Any], after: dict[str, Any], judged_by: Mapping[str, str] | None = None) -> dict[str, Any]:
+    """Two records of `Evaluator.measured` over the same latents -> each rise with its interval, a verdict per reward, and an overall one.
+    `judged_by`: reward -> its judge, by their names."""
     rows = {
         kind: {name: rise(values, after[kind][name]) for name, values in before[kind].items() if name in after[kind]}
         for kind in ("rewards", "judges")
     }
-    for row in rows["rewards"].values():
-        row["verdict"] = verdict(row, list(rows["judges"].values()))
+    judged_by = judged_by or {}
+    shared = sum(row["low"] > 0 for name, row in rows["rewards"].items() if name not in judged_by)
+    for name, row in rows["rewards"].items():
+        own = [rows["judges"][judged_by[name]]] if name in judged_by else list(rows["judges"].values())
+        row["verdict"] = verdict(row, own, alone=name in judged_by or shared == 1)
     kept = after["diversity"] / before["diversity"] if before["diversity"] else math.nan
     warnings = []
     if not kept >= LEAST_DIVERSITY:
@@ -169,7 +177,7 @@ def compare(before: dict[str, Any], after: dict[str, Any]) -> dict[str, Any]:
         if before[name] is not None and after[name] > before[name] + 1 / before["asked"]["n"]:
             warnings.append(f"more {what}: {after[name]:.1%} (before {before[name]:.1%})")
     found = [row["verdict"] for row in rows["rewards"].values()]
-    whole = next((word for word in ("hacked", "real", "not judged") if word in found), "no gain")
+    whole = next((word for word in ("hacked", "not told apart", "real", "not judged") if word in found), "no gain")
     sets = {name: {"before": before[name], "after": after[name]} for name in ("diversity", "near_copies", "alike")}
     sentence = f"Verdict: {whole}" + (f" ({'; '.join(warnings)})" if warnings else "") + "."
     told = {"diversity_kept": None if math.isnan(kept) else kept, "warnings": warnings, "whole": whole, "verdict": sentence}
@@ -184,12 +192,16 @@ def rise(before: Sequence[float], after: Sequence[float]) -> dict[str, Any]:
     return {**means, "low": low, "high": high, "n": len(old)}
 
 
-def verdict(reward: dict[str, Any], judges: Sequence[dict[str, Any]]) -> str:
+def verdict(reward: dict[str, Any], judges: Sequence[dict[str, Any]], *, alone: bool = True) -> str:
+    """`alone`: no other reward that rose is judged by these judges."""
     if reward["low"] <= 0:
         return "no gain"
     if not judges:
         return "not judged"
-    return "real" if any(judge["low"] > 0 for judge in judges) and not any(judge["high"] < 0 for judge in judges) else "hacked"
+    rose = [judge["low"] > 0 for judge in judges]
+    if not any(rose) or any(judge["high"] < 0 for judge in judges):
+        return "hacked"
+    return "real" if alone or all(rose) else "not told apart"
 
 
 # --- the report -----------------------------------------------------------------------------------------------------------

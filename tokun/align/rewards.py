@@ -1,10 +1,10 @@
 """Rewards: one number per pair. Their names, and how they are made, checked and combined.
 
     kind            reads                value for a pair
-    pmi                                  nats of the caption that the picture explains, by the model before training (frozen)
-    mmi                                  the mean of pmi and likelihood: pictures that their captions fit, and that the model is sure of
-    likelihood                           log-likelihood of the caption, given the picture: high where the model is sure of what it has drawn
-    pmi_first                            share of the own caption among it and 15 others of the batch, by exp(PMI); 0 to 1
+    pmi             of                   nats of the caption that the picture explains, by the model before training (frozen), or `of`
+    mmi             of                   the mean of pmi and likelihood: pictures that their captions fit, and that the model is sure of
+    likelihood      of                   log-likelihood of the caption, given the picture: high where the model is sure of what it has drawn
+    pmi_first       of                   share of the own caption among it and 15 others of the batch, by exp(PMI); 0 to 1
     clip            of                   cosine of picture and caption, an open_clip model (id or folder; also one trained by benchmarks/clip_judge.py)
     clip_first      of                   probability that this model ranks the pair's caption above 15 other captions drawn from the batch
     recognition     of, shards           the same with a ridge regression from ImageNet features (`evaluate.recognition`), trained on the shards
@@ -15,7 +15,7 @@
     vqa             of, question         P(yes) by a visual question answering model (transformers id or folder)
     caption         shards               complete, without loops, not memorised: 1, less a third for each fault
     svg             max_bytes            likeness of the picture and its drawing within the limit, rendered
-    svg_bytes                            negative kilobytes of the picture traced at a fixed fineness: shorter is better
+    svg_bytes                            negative kilobytes of the picture exported at a fixed fineness: shorter is better
     reference       of, shards           log density per dimension of Fréchet features under the shards' Gaussian
     module:function                      your own function of a list of pairs (`tokun.inference.model.Pair`)
 
@@ -85,7 +85,7 @@ def make(asked: Sequence[RewardConfig], model: Tokun, where: str = "grpo.rewards
     Raises UserError for an unknown kind, an invalid weight, or settings that the kind does not accept.
     """
     out: list[Checked] = []
-    for number, one in enumerate(asked):
+    for number, (one, name) in enumerate(zip(asked, names(asked))):
         place = f"{where}[{number}]"
         if not math.isfinite(one.weight):
             raise UserError(f"{place}.weight is {one.weight}; it must be a finite number")
@@ -97,9 +97,14 @@ def make(asked: Sequence[RewardConfig], model: Tokun, where: str = "grpo.rewards
             raise UserError(f"{place}.kind is {one.kind!r}; it must be one of {', '.join(MAKERS)}, or your own module:function") from error
         except (UserError, FileNotFoundError) as error:
             raise type(error)(f"{place} ({one.kind}): {error}") from error
-        same = sum(other.kind == one.kind for other in asked[:number])  # for example two CLIPs
-        out.append(Checked(f"{one.kind}_{same + 1}" if same else one.kind, one.weight, score))
+        out.append(Checked(name, one.weight, score))
     return out
+
+
+def names(asked: Sequence[RewardConfig]) -> list[str]:
+    """The names of rewards or judges: their kinds, and of the second of a kind, such as another CLIP, the kind with _2."""
+    same = [sum(other.kind == one.kind for other in asked[:number]) for number, one in enumerate(asked)]
+    return [f"{one.kind}_{count + 1}" if count else one.kind for one, count in zip(asked, same)]
 
 
 def parse(text: str) -> RewardConfig:

@@ -30,6 +30,12 @@ if TYPE_CHECKING:
     from tokun.inference.model import Pair, Tokun
 
 ROWS = 64  # pairs drawn together
+AS_SAMPLED = (
+    "temperature",
+    "text_temperature",
+    "guidance_scale",
+    "text_guidance_scale",
+)  # settings that are the start's own where they are 0
 
 
 @dataclass(frozen=True)
@@ -106,9 +112,14 @@ def captions_of_pictures(model: Tokun, config: GrpoConfig, u: Tensor, seed: int,
     return [out[i] for i in range(len(u))]
 
 
+def as_sampled(config: GrpoConfig, start: Tokun) -> GrpoConfig:
+    """The settings of how rollouts are drawn, those that are 0 being the start's own; 1 for a start that is sampled at temperature 0."""
+    return replace(config, **{name: getattr(config, name) or getattr(start.defaults, name) or 1.0 for name in AS_SAMPLED})
+
+
 def how_of(model: Tokun, config: GrpoConfig) -> DecodingSettings:
     """How rollouts are drawn: what is learned by the config, without top-k or top-p; what is not, as the checkpoint draws it."""
-    how = model.plan().how
+    how, config = model.plan().how, as_sampled(config, model)
     if config.learn != "text":
         how = replace(how, image=Choice(config.temperature), guidance_scale=config.guidance_scale)
     if config.learn != "image":
@@ -118,7 +129,7 @@ def how_of(model: Tokun, config: GrpoConfig) -> DecodingSettings:
 
 def guidance(model: Tokun, config: GrpoConfig, pairs: Sequence[Pair], *, prompted: bool) -> list[Guidance]:
     """How the learned tokens of the pairs were guided; empty if they were not."""
-    v, out = model.vocabulary, []
+    v, out, config = model.vocabulary, [], as_sampled(config, model)
     as_ids = lambda rows: torch.tensor(padded(v, rows), device=model.device)  # noqa: E731
     if config.learn != "text" and config.guidance_scale != 1:
         rows = [sequences.image_scored(v, v.bare(pair.tags.grid), pair.codes).input_ids for pair in pairs]

@@ -1,6 +1,6 @@
 """Low-rank fine-tuning (`config.adapter`): LoRA and DoRA with `peft`, in the generator of the checkpoint that `start` names.
 
-The base is frozen, in float32 or, on NVIDIA GPUs, in 8 or 4 bits (bitsandbytes). Tags that it does not know get new ids after its own, and
+The base is frozen, in float32 or in 8 or 4 bits (bitsandbytes). Tags that it does not know get new ids after its own, and
 rows that are trained with the adapter. The result is an adapter (`tokun.inference.adapters`), not a checkpoint.
 """
 
@@ -29,7 +29,7 @@ from tokun.inference.tags import TagCount
 from tokun.models.partitioned_parameters import collected, own_share
 from tokun.tokenizers.vocabulary import STRUCTURE, TAG_KINDS, Vocabulary
 from tokun.training.initial_checkpoint import starting_model
-from tokun.utils.errors import UserError
+from tokun.utils.errors import UserError, first_line
 from tokun.utils.optional_packages import need
 
 SHAPE = {
@@ -72,8 +72,6 @@ def check(config: Config, *, zero_stage: int = 0) -> None:
         raise UserError("adapter.targets is empty: name layers such as [q_proj, v_proj], or leave it out for all of them")
     if a.bits not in (0, 4, 8):
         raise UserError(f"adapter.bits is {a.bits}; it must be 8 or 4, or 0 for an unquantized base")
-    if a.bits and not torch.cuda.is_available():
-        raise UserError(f"adapter.bits is {a.bits}, for which bitsandbytes needs an NVIDIA GPU, and there is none here: set adapter.bits=0")
     if a.bits and importlib.util.find_spec("bitsandbytes") is None:
         raise UserError(f"adapter.bits is {a.bits}, which needs bitsandbytes: pip install bitsandbytes, or adapter.bits=0")
     if a.bits and zero_stage == 3:
@@ -237,17 +235,28 @@ def new_rows(generator: Any, known: Vocabulary, vocabulary: Vocabulary) -> dict[
 
 
 def quantized_generator(config: Config, peft: Any) -> Any:
-    """The base's generator with its matrices in 8 or 4 bits, on this process's GPU."""
+    """The base's generator with its matrices in 8 or 4 bits, on this process's GPU or on the CPU. Raises UserError where bitsandbytes does
+    not run."""
     from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
     four = config.adapter.bits == 4
     settings = BitsAndBytesConfig(
         load_in_8bit=not four, load_in_4bit=four, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=torch.bfloat16
     )  # fmt: skip
-    folder = resolve(config.start) / GENERATOR
-    generator = AutoModelForCausalLM.from_pretrained(
-        folder, quantization_config=settings, device_map={"": torch.cuda.current_device()}, use_safetensors=True, trust_remote_code=False
-    )  # fmt: skip
+    folder, device = resolve(config.start) / GENERATOR, torch.cuda.current_device() if torch.cuda.is_available() else "cpu"
+    try:
+        generator = AutoModelForCausalLM.from_pretrained(
+            folder, quantization_config=settings, device_map={"": device}, use_safetensors=True, trust_remote_code=False
+        )
+    except (ImportError, NotImplementedError, RuntimeError) as error:  # what transformers and bitsandbytes raise
+        raise UserError(
+            f"adapter.bits is {config.adapter.bits}, and bitsandbytes does not run here ({first_line(error)}): update it, or set adapter.bits=0"
+        ) from error
+    for (
+        layer
+    ) in generator.modules():  # held-out losses would pack the weights for a kernel without gradients, also for the steps after them
+        if hasattr(layer, "support_avx512bf16_for_cpu"):
+            layer.support_avx512bf16_for_cpu = False
     return peft.prepare_model_for_kbit_training(generator, use_gradient_checkpointing=config.train.gradient_checkpointing)
 
 
