@@ -54,11 +54,11 @@ def test_killed_and_typed_again_it_ends_in_the_same_weights(checkpoint_folder, s
 def test_the_generator_draws_up_to_a_share_of_the_codes_anew_in_half_of_the_pictures(tiny_model, checkpoint_folder, shards, tmp_path):
     n = tiny_model.vocabulary.max_codes
     codes = torch.randint(tiny_model.vocabulary.codebook_size, (400, n), generator=torch.Generator().manual_seed(0))
-    drawn = sharpen.Redrawn(tiny_model, 0.6)(codes, tiny_model.grids[0], torch.Generator().manual_seed(1))
+    drawn = sharpen.ResampledCodes(tiny_model, 0.6)(codes, tiny_model.grids[0], torch.Generator().manual_seed(1))
     assert ((drawn >= 0) & (drawn < tiny_model.vocabulary.codebook_size)).all()
     other = (drawn != codes).float().mean(1)
     assert 0.4 < (other == 0).float().mean() < 0.75 and 0.08 < other.mean() < 0.16, "half of half of 0.6, less what comes out the same"
-    again = sharpen.Redrawn(tiny_model, 0.6)(codes, tiny_model.grids[0], torch.Generator().manual_seed(1))
+    again = sharpen.ResampledCodes(tiny_model, 0.6)(codes, tiny_model.grids[0], torch.Generator().manual_seed(1))
     assert torch.equal(drawn, again)
     with pytest.raises(ValueError, match=r"--code-noise is 1\.5"):
         sharpen.sharpen(checkpoint_folder, shards, tmp_path / "sharp", replace(RECIPE, code_noise=1.5), device="cpu")

@@ -3,9 +3,9 @@
     tokun sharpen --checkpoint runs/mine --train 'shards/train-*.tar' --out runs/mine-sharp --minutes 30
 
 Encoder and codebook are frozen, so every picture keeps its codes, and the generator is unchanged: a seed gives the same codes
-and the same words, drawn in finer lines. The losses are the image tokenizer's (Esser et al. 2021: L1, perceptual, PatchGAN
+and the same words, and the picture has finer lines. The losses are the image tokenizer's (Esser et al. 2021: L1, perceptual, PatchGAN
 with adaptive weight; lines as in `losses.line_loss`), without the squared error, which averages over all possible hatchings.
-With --code-noise the decoder also learns to draw one picture from codes that do not quite fit each other, as a generator's codes do (`Redrawn`).
+With --code-noise the decoder also learns from codes with errors that are typical of the generator.
 Resumable: the same command continues from the last state. One process.
 """
 
@@ -62,7 +62,7 @@ class Recipe:
     crop_scale: tuple[float, float] = (1.0, 1.4)
     seed: int = 0
     save_every: int = 200  # steps
-    code_noise: float = 0.0  # up to this share of the codes, in half of the pictures, is drawn anew by the checkpoint's generator
+    code_noise: float = 0.0  # up to this share of the codes, in half of the pictures, is sampled anew by the generator
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -108,9 +108,9 @@ def _sharpen(
     }
     grids = Vocabulary.load(folder / VOCABULARY).grids
     fit = read_settings(folder / SAMPLING).fit or cropping.usual_fit(grids)
-    # one square grid: as models of squares are trained
-    redrawn = Redrawn(load(folder, device=device), recipe.code_noise) if recipe.code_noise else None
-    trainer = Trainer(tokenizer, shards, recipe, grids if grids != (tokenizer.grid,) else None, fit, redrawn)
+    resample = ResampledCodes(load(folder, device=device), recipe.code_noise) if recipe.code_noise else None
+    several = grids if grids != (tokenizer.grid,) else None  # with one square grid, pictures are cropped as for a model of squares
+    trainer = Trainer(tokenizer, shards, recipe, several, fit, resample)
     trainer.resume(states, made_with)
     trainer.run(states, made_with)
     with checkpoint.whole_directory(out) as new:
@@ -125,10 +125,11 @@ def _sharpen(
     return out
 
 
-class Redrawn:
-    """Codes with the generator's slips: in half of the pictures, up to the share `most` of the codes is drawn anew, each given the picture's own codes
-    before it. A decoder that learns from them forgives what a sampled picture has and an encoded one has not (Qiu et al. 2025, "Image Tokenizer Needs
-    Post-Training"). Raises UserError for a share outside 0 … 1.
+class ResampledCodes:
+    """Codes with errors typical of the generator (Qiu et al. 2025, "Image Tokenizer Needs Post-Training").
+
+    In half of the pictures, the generator samples up to the share `most` of the codes anew, each given the picture's own codes before it. A
+    decoder that learns from them tolerates these errors in sampled pictures. Raises UserError for a share outside 0 … 1.
     """
 
     def __init__(self, model: Tokun, most: float):
@@ -138,7 +139,7 @@ class Redrawn:
 
     @torch.no_grad()
     def __call__(self, codes: Tensor, grid: cropping.Grid, rng: torch.Generator) -> Tensor:
-        """codes int64 (B, N) of one grid -> the same with some drawn anew."""
+        """codes int64 (B, N) of one grid -> the same with some sampled anew."""
         v, (rows, n) = self.vocabulary, codes.shape
         ids = sequences.unconditional_images(v, grid, codes)
         with torch.autocast(codes.device.type, torch.bfloat16):
@@ -147,9 +148,9 @@ class Redrawn:
         def uniform(*shape: int) -> Tensor:
             return torch.rand(shape, generator=rng, device=codes.device)
 
-        drawn = (logits - uniform(*logits.shape).clamp_min(1e-20).log().neg().log()).argmax(-1)
+        sampled = (logits - uniform(*logits.shape).clamp_min(1e-20).log().neg().log()).argmax(-1)
         share = self.most * uniform(rows, 1) * (uniform(rows, 1) < 0.5)
-        return torch.where(uniform(rows, n) < share, drawn, codes)
+        return torch.where(uniform(rows, n) < share, sampled, codes)
 
 
 class Trainer:
@@ -157,9 +158,9 @@ class Trainer:
 
     def __init__(
         self, tokenizer: ImageTokenizer, shards: str, recipe: Recipe, grids: tuple[cropping.Grid, ...] | None = None, fit: str = "auto",
-        redrawn: Redrawn | None = None,
+        resample: ResampledCodes | None = None,
     ):  # fmt: skip
-        c, self.recipe, self.tokenizer, self.redrawn = tokenizer.config, recipe, tokenizer.eval(), redrawn
+        c, self.recipe, self.tokenizer, self.resample = tokenizer.config, recipe, tokenizer.eval(), resample
         self.device = next(tokenizer.parameters()).device
         shapes = {} if grids is None else {"grids": grids, "downsample": c.downsample, "fit": fit}
         samples = data.ImageSamples.open(
@@ -179,7 +180,11 @@ class Trainer:
         self.step, self.spent = 0, 0.0
 
     def run(self, states: checkpoint.TrainerStates, made_with: dict[str, Any]) -> None:
-        """Train until the steps or minutes are over; then the decoder holds the averaged weights."""
+        """Train until the steps or minutes are over; then the decoder holds the averaged weights.
+
+        Not `training.loop.train`: it needs a run with config, tracker and a folder of its own, and keeps states there, so that a sharpening
+        begun by an earlier version could not be resumed.
+        """
         r, begun = self.recipe, time.monotonic() - self.spent
         stream = data.prefetch(self.batches, self.step)
         bar = tqdm(total=r.steps, initial=self.step, desc="decoder", unit="step", dynamic_ncols=True)
@@ -206,8 +211,8 @@ class Trainer:
         with torch.no_grad():
             codes = t.encode(real)
             grid = (real.shape[2] // t.config.downsample, real.shape[3] // t.config.downsample)
-            if self.redrawn:
-                codes = self.redrawn(codes, grid, torch.Generator(self.device).manual_seed(step_seed(r.seed, self.step, 0)))
+            if self.resample:
+                codes = self.resample(codes, grid, torch.Generator(self.device).manual_seed(step_seed(r.seed, self.step, 0)))
             latents = t.vectors_of(t.order[codes]).transpose(1, 2).reshape(len(real), -1, *grid)
         with torch.autocast(self.device.type, torch.bfloat16):
             made = self.decoder(latents)
@@ -223,7 +228,8 @@ class Trainer:
             self.discriminator.requires_grad_(True)
         if not torch.isfinite(loss):
             raise UserError(
-                f"the loss is {loss.item()} at step {self.step}: {dict((k, v.item()) for k, v in terms.items())}. Lower --lr or --gan-weight"
+                f"the loss is {loss.item()} at step {self.step}: {dict((k, v.item()) for k, v in terms.items())}. "
+                "Lower --lr or --gan-weight"
             )
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
@@ -240,8 +246,9 @@ class Trainer:
 
     def state(self) -> dict[str, Any]:
         return {
-            "decoder": self.decoder.state_dict(), "discriminator": self.discriminator.state_dict(), "optimizer": self.optimizer.state_dict(),
-            "gan_optimizer": self.gan_optimizer.state_dict(), "ema": self.ema.state_dict(), "step": self.step, "spent": self.spent,
+            "decoder": self.decoder.state_dict(), "discriminator": self.discriminator.state_dict(),
+            "optimizer": self.optimizer.state_dict(), "gan_optimizer": self.gan_optimizer.state_dict(),
+            "ema": self.ema.state_dict(), "step": self.step, "spent": self.spent,
         }  # fmt: skip
 
     def resume(self, states: checkpoint.TrainerStates, made_with: dict[str, Any]) -> None:

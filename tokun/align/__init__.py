@@ -1,6 +1,7 @@
 """Post-training: rewards for pairs (`rewards`), learning from them (`grpo`), and whether the gain is real (`reward_hacking`).
 
-rewards.py        one interface for all rewards, their names and their weighted sum; image_rewards.py, caption_rewards.py, drawing_rewards.py: the rewards
+rewards.py        one interface for all rewards, their names and their weighted sum
+image_rewards.py, caption_rewards.py, drawing_rewards.py: the rewards
 rollouts.py       groups of pairs from seeds, drawn with the ordinary sampler
 objective.py      advantages, clipped ratios, KL divergence
 grpo.py           the loop: tokun train --config configs/grpo.yaml

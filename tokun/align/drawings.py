@@ -172,7 +172,8 @@ def read(source: str, n: int = 0) -> list[Described]:
     for line, cells in rows:
         if len(cells) != len(columns):
             raise UserError(
-                f"{source}, line {line}: {len(cells)} fields where the header has {len(columns)}. Give every row all fields, separated by tabs"
+                f"{source}, line {line}: {len(cells)} fields where the header has {len(columns)}. "
+                "Give every row all fields, separated by tabs"
             )
         row = dict(zip(columns, cells))
         question, answer = row["question"].strip(), row["answer"].strip().lower()

@@ -2,15 +2,15 @@
 
     deepspeed train.py --config configs/grpo.yaml start=runs/mine out=runs/mine-grpo
 
-A step is a rollout: groups of pairs that share their tags, their prompt or (if words are learned) their picture are drawn with the ordinary sampler, rewards are computed,
-each pair is compared with its group (`objective.advantages`), and the generator is updated once or a few times. Engines, trainer states
-and trackers are those of the other stages; a killed run resumes exactly.
+A step begins with a rollout: the ordinary sampler draws groups of pairs that share their tags, their prompt or (if words are learned) their
+picture. Then rewards are computed, each pair is compared with its group (`objective.advantages`), and the generator is updated once or a
+few times. Engines, trainer states and trackers are those of the other stages; a killed run resumes exactly.
 
 Why not trl's GRPOTrainer? It owns the step from the prompt to the update, and samples through `generate` or a vLLM server: text of one
-temperature after a text prompt. Here a pair is decoded from a seed's latent, under a grammar (a fixed number of codes, then a caption), with
-separate temperatures for codes and words, and by the C++ program if available. trl's `rollout_func` would accept our ids, but its likelihood
-ratios are over the whole vocabulary at one temperature, so the first ratio would not be 1; its rewards get texts, ours pictures; its
-states are its own, ours resume under any engine. All that would remain of it is the loss of `objective.py`, some thirty lines.
+temperature after a text prompt. Here a pair is decoded from a seed's latent, under a grammar (a fixed number of codes, then a caption),
+with separate temperatures for codes and words, and by the C++ program if available. trl's `rollout_func` would accept our ids, but its
+likelihood ratios are over the whole vocabulary at one temperature, so the first ratio would not be 1. Its rewards get texts, ours pictures.
+Its states are its own, ours resume under any engine. Only its loss could be used, which is some thirty lines of `objective.py`.
 """
 
 from __future__ import annotations
@@ -49,8 +49,8 @@ from tokun.utils.errors import UserError
 EVALUATION_KEYS = {"judges", "eval_n", "eval_seed", "copies_of", "features"}  # settings without effect on training
 UNUSED = ("compile", "loss_chunk", "keep_best")  # settings of config.train without effect here
 RANGES = {
-    "temperature": (1e-6, 1e6), "text_temperature": (1e-6, 1e6), "clip_low": (0, 1), "clip_high": (0, 1e6), "kl": (0, 1e6), "entropy": (0, 1e6),
-    "least_entropy": (0, 1), "easy": (1e-6, 1), "similar": (0, 1),
+    "temperature": (1e-6, 1e6), "text_temperature": (1e-6, 1e6), "clip_low": (0, 1), "clip_high": (0, 1e6), "kl": (0, 1e6),
+    "entropy": (0, 1e6), "least_entropy": (0, 1), "easy": (1e-6, 1), "similar": (0, 1),
 }  # fmt: skip
 
 
@@ -70,7 +70,8 @@ def train_grpo(run: Run) -> Path:
         return target
     if idle := [name for name in UNUSED if getattr(config.train, name)]:
         run.say(
-            f"grpo: {', '.join(f'train.{name}' for name in idle)} have no effect here: layers run uncompiled, and no best checkpoints are kept"
+            f"grpo: {', '.join(f'train.{name}' for name in idle)} have no effect here: "
+            "layers run uncompiled, and no best checkpoints are kept"
         )
     if not config.grpo.judges:
         run.say(
@@ -83,7 +84,8 @@ def train_grpo(run: Run) -> Path:
     except Collapsed as reason:
         stopped = str(reason)
         run.say(
-            f"grpo: {stopped}, below grpo.least_entropy {config.grpo.least_entropy:g}: stopping before the model collapses to a single sample. "
+            f"grpo: {stopped}, below grpo.least_entropy {config.grpo.least_entropy:g}: "
+            "stopping before the model collapses to a single sample. "
             "Raise grpo.kl, grpo.clip_high or grpo.entropy, or lower train.lr"
         )
     stage.finish(target, stopped or stage.schedule.stopped_by(stage.step))
@@ -128,8 +130,8 @@ def settings_of(config: Config, before: Tokun) -> dict[str, Any]:
     grpo = without(dataclasses.asdict(config.grpo), EVALUATION_KEYS)
     grpo["rewards"] = {str(number): without(reward, {"judge"}) for number, reward in enumerate(grpo["rewards"])}
     return {
-        "start": config.start, "started_from": {name: identity[name] for name in ("generator", "image_tokenizer")}, "seed": training_seed(config),
-        "grpo": grpo, **recorded(config, but=AVERAGE_KEYS),
+        "start": config.start, "started_from": {name: identity[name] for name in ("generator", "image_tokenizer")},
+        "seed": training_seed(config), "grpo": grpo, **recorded(config, but=AVERAGE_KEYS),
     }  # fmt: skip
 
 
@@ -183,7 +185,7 @@ class GrpoStage(EngineStage):
         torch.manual_seed(self.seed)
         self.policy = Policy(config, before)
         engine = Engine.make(train, self.policy.model, deepspeed=run.deepspeed, micro=self.micro, accumulation=self.share // self.micro)
-        self.policy.under(engine)
+        self.policy.attach_engine(engine)
         super().__init__(  # no average: the trained weights themselves draw the next rollout
             run, loop.Schedule.of(train), train, model=self.policy.model, engine=engine, settings=settings, average=False
         )
@@ -196,9 +198,10 @@ class GrpoStage(EngineStage):
 
     def describe(self) -> str:
         return (
-            f"{self.policy.trained / 1e6:.2f}M of {self.policy.parameters / 1e6:.2f}M parameters, {self.train.batch_size * self.grpo.minibatches} pairs a "
-            f"rollout in groups of {self.grpo.group_size}, {self.updates} update(s) each, "
-            f"rewards {', '.join(f'{reward.weight:g} x {reward.name}' for reward in self.rewards)}, {self.run.world} process(es), {self.engine}"
+            f"{self.policy.trained / 1e6:.2f}M of {self.policy.parameters / 1e6:.2f}M parameters, "
+            f"{self.train.batch_size * self.grpo.minibatches} pairs a rollout in groups of {self.grpo.group_size}, "
+            f"{self.updates} update(s) each, rewards {', '.join(f'{reward.weight:g} x {reward.name}' for reward in self.rewards)}, "
+            f"{self.run.world} process(es), {self.engine}"
         )
 
     def disk_bytes(self) -> int:
@@ -231,7 +234,7 @@ class GrpoStage(EngineStage):
         size, mine = self.train.batch_size, self.run.rank * self.share
         numbers = [cut * size + mine + row for cut in range(self.grpo.minibatches) for row in range(self.share)]
         rolled = size * self.grpo.minibatches
-        pairs = rollouts.draw(self.policy.drawer(), self.grpo, self.prompts, seed=self.seed, step=step, numbers=numbers, size=rolled)
+        pairs = rollouts.draw(self.policy.sampler(), self.grpo, self.prompts, seed=self.seed, step=step, numbers=numbers, size=rolled)
         self.policy.release()
         return pairs
 
@@ -279,10 +282,12 @@ class GrpoStage(EngineStage):
         return out
 
     def likelihoods(
-        self, model: Any, ids: Tensor, what: Chosen, guidance: Sequence[Guidance], *, moved: bool = False
+        self, model: Any, ids: Tensor, what: Chosen, guidance: Sequence[Guidance], *, entropy_needs_grad: bool = False
     ) -> tuple[Tensor, Tensor]:
         temperatures = self.grpo.temperature, self.grpo.text_temperature
-        return objective.likelihoods(model, ids, what, self.before.vocabulary, temperatures=temperatures, guidance=guidance, moved=moved)
+        return objective.likelihoods(
+            model, ids, what, self.before.vocabulary, temperatures=temperatures, guidance=guidance, entropy_needs_grad=entropy_needs_grad
+        )
 
     def similarities(self, pairs: Sequence[Pair]) -> Tensor | None:
         """(pairs, codes of the largest picture): similarity of each code to the group's others at its position; None if `similar` is 0."""
@@ -296,7 +301,10 @@ class GrpoStage(EngineStage):
         return out
 
     def learn(self, parts: Sequence[Part]) -> tuple[Tensor, float]:
-        """Run all updates of a rollout. Returns the sums of `Terms.totals` over all processes, and the last gradient norm before clipping."""
+        """Run all updates of a rollout.
+
+        Returns the sums of `Terms.totals` over all processes, and the last gradient norm before clipping.
+        """
         each = self.share // self.micro
         totals, norm = torch.zeros(5, 2, dtype=torch.float64), 0.0
         for _ in range(self.grpo.epochs):
@@ -315,7 +323,9 @@ class GrpoStage(EngineStage):
             share = torch.where(part.what.is_image, train.image_weight / image, train.text_weight / text)
             with self.engine.micro_batch(last=number == len(parts) - 1):
                 with self.engine.autocast():
-                    new, entropy = self.likelihoods(self.engine.model, part.ids, part.what, part.guidance, moved=grpo.entropy > 0)
+                    new, entropy = self.likelihoods(
+                        self.engine.model, part.ids, part.what, part.guidance, entropy_needs_grad=grpo.entropy > 0
+                    )
                 old = new.detach() if part.old is None else part.old
                 found = objective.terms(
                     new, entropy, old, part.start, part.advantage, part.weight * ~objective.easy(old, grpo.easy), share, part.what.is_image,
@@ -330,8 +340,11 @@ class GrpoStage(EngineStage):
     # --- logging --------------------------------------------------------------------------------------------------------
 
     def summary(self, values: dict[str, list[float]], advantage: Tensor, totals: Tensor) -> dict[str, float]:
-        """The figures of a step, over all processes; times are this process's. KL, clipping and entropy are those of the learned kinds; the
-        KL of a kind that is not learned tells how far it has moved with them."""
+        """The figures of a step, over all processes; times are this process's.
+
+        KL, clipping and entropy are those of the learned kinds. The KL of a kind that is not learned shows how far it has changed with
+        them.
+        """
         each = {name: torch.tensor(found, dtype=torch.float64) for name, found in values.items()}
         n, s = len(advantage) * self.run.world, self.seconds
         sums = torch.stack([torch.stack([x.sum(), x.square().sum()]) for x in each.values()])
@@ -359,8 +372,8 @@ class GrpoStage(EngineStage):
         if self.run.rank > 0:
             return
         some = self.latest.pairs[: 2 * self.grpo.group_size]
-        said = [", ".join(f"{name} {found[i]:.3g}" for name, found in self.latest.values.items()) for i in range(len(some))]
-        texts = [f"{pair.caption} ({values})" for pair, values in zip(some, said)]
+        scores = [", ".join(f"{name} {found[i]:.3g}" for name, found in self.latest.values.items()) for i in range(len(some))]
+        texts = [f"{pair.caption} ({values})" for pair, values in zip(some, scores)]
         grid = captioned_grid([pair.image for pair in some], texts, columns=self.grpo.group_size)
         folder = self.run.out / "samples"
         folder.mkdir(exist_ok=True)
@@ -387,8 +400,8 @@ class GrpoStage(EngineStage):
             whole.eval()
             report = self.evaluator.report(whole, self.prompts, self.step)
             record = {
-                "settings": self.settings, "steps": self.step, "stopped_by": stopped_by, "seconds": round(self.clock.seconds()), "train": self.logged,
-                "real": report, "parameters": self.policy.parameters, "trained": self.policy.trained,
+                "settings": self.settings, "steps": self.step, "stopped_by": stopped_by, "seconds": round(self.clock.seconds()),
+                "train": self.logged, "real": report, "parameters": self.policy.parameters, "trained": self.policy.trained,
             }  # fmt: skip
             with checkpoint.whole_directory(target) as folder:
                 self.policy.write(whole, folder, self.card(record))
@@ -406,8 +419,8 @@ class GrpoStage(EngineStage):
         mix = ", ".join(f"{reward.weight:g} x {reward.kind}" for reward in g.rewards)
         start = "the bundled model" if is_bundled(self.config.start) else Path(self.config.start).name
         about = (
-            f"GRPO from {start}: {record['steps']} rollouts of {t.batch_size * g.minibatches} pairs in groups of {g.group_size}, rewards {mix}, "
-            f"learning rate {t.lr:g}, KL {g.kl:g}, {record['seconds'] / 60:.0f} minutes. {record['real']['verdict']}"
+            f"GRPO from {start}: {record['steps']} rollouts of {t.batch_size * g.minibatches} pairs in groups of {g.group_size}, "
+            f"rewards {mix}, learning rate {t.lr:g}, KL {g.kl:g}, {record['seconds'] / 60:.0f} minutes. {record['real']['verdict']}"
         )
         if self.policy.tuned:
             return adapters.card(self.config, record, self.policy.tuned, about=about)

@@ -1,5 +1,7 @@
-"""Rewards for pictures by other networks: CLIP, an aesthetic head, question answering, ImageNet features. Each maker takes a reward's config
-and the frozen model, and returns a function from pairs to numbers."""
+"""Rewards for pictures by other networks: CLIP, an aesthetic head, question answering, ImageNet features.
+
+Each maker takes a reward's config and the frozen model, and returns a function from pairs to numbers.
+"""
 
 from __future__ import annotations
 
@@ -116,8 +118,10 @@ def style(asked: RewardConfig, model: Tokun) -> Score:
 
 
 def reference(asked: RewardConfig, model: Tokun) -> Score:
-    """Log density per dimension, up to a constant, of a picture's features under the Gaussian of the Fréchet distance (with shrunk covariance,
-    Ledoit and Wolf 2004). Its mode is a single picture: watch diversity, too."""
+    """Log density per dimension, up to a constant, of a picture's features under the Gaussian of the Fréchet distance.
+
+    The covariance is shrunk (Ledoit and Wolf 2004). The density's mode is a single picture: watch diversity, too.
+    """
     network = open_features(needed(asked.of, "of", "weights of SqueezeNet 1.1 or Inception v3"), model.device, f"{asked.kind}: of")
     found = network(real_pictures(asked, model))
     mean, centred = found.mean(0), found - found.mean(0)

@@ -1,13 +1,16 @@
-"""The GRPO objective: group advantages, ratios clipped on both sides, KL divergence from the start. Tensors in, tensors out; knows no rewards.
+"""The GRPO objective: group advantages, ratios clipped on both sides, KL divergence from the start.
+
+Its functions take and return tensors, and know no rewards.
 
     loss = - sum over tokens of  w min(r A, clip(r, 1 - low, 1 + high) A)  +  kl k3(start, policy)  +  entropy (H - H_start)^2
 
-The sum runs over the sampled codes and words of both kinds. Tokens of a kind that is not learned have w = 0: they only keep near the start, since
-the same weights draw them.
+The sum runs over all sampled tokens, codes and words. Tokens of a kind that is not learned have w = 0: only the KL divergence and the
+entropy hold them near the start, since the same weights draw them.
 
-r is the ratio of a token's probability under the policy to that when it was drawn (Schulman et al. 2017; Shao et al.
-2024, DeepSeekMath), both over the ids that the grammar allows, at the temperature and guidance of the rollout. Sums are over all tokens of an update, normalised by
-the number of image or text tokens, not per sequence (DAPO, Yu et al. 2025), so a caption's weight is proportional to its length.
+r is the ratio of a token's probability under the policy to that when it was drawn (Schulman et al. 2017; Shao et al. 2024, DeepSeekMath).
+Both are over the ids that the grammar allows, at the temperature and guidance of the rollout. Sums are over all tokens of an update,
+normalised by the number of image or text tokens, not per sequence (DAPO, Yu et al. 2025), so a caption's weight is proportional to its
+length.
 """
 
 from __future__ import annotations
@@ -30,8 +33,11 @@ EPSILON = 1e-4
 
 
 def advantages(rewards: Tensor, group_size: int, *, scale: str = "group", world: int = 1) -> Tensor:
-    """rewards (n,) in consecutive whole groups -> float64 (n,): the difference from the group's mean, divided by the standard deviation in the
-    group, in all groups of all processes ("batch"), or undivided ("none")."""
+    """rewards (n,) in consecutive whole groups -> float64 (n,): the difference from the group's mean.
+
+    `scale`: what it is divided by: the standard deviation in the group ("group") or in all groups of all processes ("batch"); "none":
+    nothing.
+    """
     groups = rewards.double().view(-1, group_size)
     apart = groups - groups.mean(1, keepdim=True)
     squares = apart.square()
@@ -90,8 +96,11 @@ def _predictions(ids: Tensor, rows: Tensor, at: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Guidance:
-    """Classifier-free guidance of one kind of token, as the sampler applies it (`inference.sampling`): the same tokens after an unconditional
-    prompt. The policy of guided tokens is the guided distribution, so that ratios and gradients are those of what was drawn."""
+    """Classifier-free guidance of one kind of token, as the sampler applies it (`inference.sampling`).
+
+    Holds the same tokens after an unconditional prompt. The policy of guided tokens is the guided distribution, so that ratios and
+    gradients are those of what was drawn.
+    """
 
     scale: float
     ids: Tensor  # (B, U) the sequences without the condition: codes without tags, or words without their picture
@@ -132,17 +141,19 @@ def likelihoods(
     *,
     temperatures: tuple[float, float],
     guidance: Sequence[Guidance] = (),
-    moved: bool = False,
+    entropy_needs_grad: bool = False,
 ) -> tuple[Tensor, Tensor]:
-    """(log-probability, entropy) float32 (N,) of the chosen tokens, over legal ids, by one forward pass of `model` over ids (B, T), and one for
-    each guidance. `temperatures`: of codes, of words; `moved`: whether the entropy has a gradient."""
+    """(log-probability, entropy) float32 (N,) of the chosen tokens, over legal ids.
+
+    Runs `model` once over ids (B, T), and once for each guidance. `temperatures`: of codes, of words.
+    """
     rows, allowed = _predicted(model, ids, what.places, vocabulary.size), vocabulary.grammar.on(ids.device).allowed[what.cases]
     for each in guidance:
         rows = each.guided(model, rows, what, allowed)
     rows = rows / torch.where(what.is_image, *temperatures)[:, None]
     logs = rows.masked_fill(~allowed, -torch.inf).log_softmax(-1)
     found = logs.gather(1, what.ids[:, None])[:, 0]
-    with torch.set_grad_enabled(moved and torch.is_grad_enabled()):
+    with torch.set_grad_enabled(entropy_needs_grad and torch.is_grad_enabled()):
         entropy = -(logs.exp() * logs.clamp_min(-1e4)).sum(-1)
     return found, entropy
 
@@ -154,8 +165,10 @@ def _predicted(model: Any, ids: Tensor, places: Tensor, size: int) -> Tensor:
 
 
 def easy(old: Tensor, limit: float) -> Tensor:
-    """(N,) bool: tokens that were almost certain when drawn. They occur in good and bad pairs alike, so their gradients contradict one
-    another."""
+    """(N,) bool: tokens that were almost certain when drawn.
+
+    They occur in good and bad pairs alike, so their gradients contradict one another.
+    """
     return old.exp() >= limit if limit < 1 else torch.zeros_like(old, dtype=torch.bool)
 
 
@@ -170,7 +183,7 @@ def similarity(codes: Tensor, vectors: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Terms:
-    """Sums over tokens, of images and of words, each (2,); only `loss`, one number, has a gradient."""
+    """Sums over the tokens of images and of words, each (2,); only `loss`, one number, has a gradient."""
 
     loss: Tensor
     kl: Tensor
@@ -188,8 +201,12 @@ def terms(
     new: Tensor, entropy: Tensor, old: Tensor, start: Tensor, advantage: Tensor, weight: Tensor, share: Tensor, is_image: Tensor,
     *, low: float, high: float, kl: float, start_entropy: Tensor, entropy_weight: float = 0.0,
 ) -> Terms:  # fmt: skip
-    """All (N,). `weight`: 0 to 1, of a token's advantage, 0 for a kind that is not learned; `share`: a token's weight in the loss, from the number of its kind in the
-    whole update; `start` and `start_entropy`: the frozen model's log-probabilities and entropies."""
+    """The terms of the loss over N tokens; all tensors are (N,).
+
+    weight: of a token's advantage, 0 to 1; 0 for a kind that is not learned
+    share: a token's weight in the loss, from the number of its kind in the whole update
+    start, start_entropy: the frozen model's log-probabilities and entropies
+    """
     ratio = (new - old).exp()
     inside = ratio.clamp(1 - low, 1 + high)
     gain = torch.minimum(ratio * advantage, inside * advantage)

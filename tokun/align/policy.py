@@ -40,15 +40,15 @@ class Policy:
         self.parameters = count_parameters(self.model)
         self.trained = self.tuned.size if self.tuned else self.parameters
         self._copy: nn.Module | None = None
-        self._drawer: Tokun | None = None
+        self._sampler: Tokun | None = None
 
-    def under(self, engine: Engine) -> None:
-        """Set the engine that trains it. Moves the frozen model to the engine's device."""
+    def attach_engine(self, engine: Engine) -> None:
+        """Set the engine that trains the policy. Moves the frozen model to the engine's device."""
         self.engine = engine
         self.before.to(engine.device)
         self.before.generator.requires_grad_(False)
 
-    def drawer(self) -> Tokun:
+    def sampler(self) -> Tokun:
         """The current model for sampling, in every process. Call `release` before its weights change."""
         if self.tuned:
             generator = loras.merged(self.before.generator, self._adapter()).eval()
@@ -56,15 +56,15 @@ class Policy:
             generator = self._gathered()
         else:
             generator = self.model
-        if self._drawer is None:  # its id tables are made once
-            self._drawer = copy.copy(self.before)
-        self._drawer.generator = generator
-        return self._drawer
+        if self._sampler is None:  # its id tables are made once
+            self._sampler = copy.copy(self.before)
+        self._sampler.generator = generator
+        return self._sampler
 
     def release(self) -> None:
         """Drop the sampler's cached weights: torch's fused optimizer changes weights undetected, so the next pairs would use stale ones."""
-        if self._drawer is not None:
-            decoder.forget(self._drawer.generator)
+        if self._sampler is not None:
+            decoder.forget(self._sampler.generator)
 
     def whole(self) -> Tokun | None:
         """The model as users load it. A collective call; only the first process gets it."""

@@ -1,4 +1,6 @@
-"""Was a reward hacked, or is the gain real? Compares held-out pairs of the same latents before and after, by rewards, by judges that were not optimised, and as a set.
+"""Was a reward hacked, or is the gain real? Compares held-out pairs of the same latents before and after training.
+
+The pairs are compared by rewards, by judges that were not optimised, and as a set.
 
     a reward rose, and so did its judge                 real
     a reward rose, and its judge did not                hacked
@@ -63,13 +65,13 @@ class Evaluator:
     def evaluate(self, model: Tokun, prompts: Prompts, step: int) -> dict[str, float]:
         """Evaluate the model, store the result and return the means. A stored result of this step is reused."""
         found = self.evaluated(model, prompts, step)[0]
-        told = {f"{kind}/{name}": float(np.mean(values)) for kind in ("rewards", "judges") for name, values in found[kind].items()}
-        told |= {name: float(found[name]) for name in ("diversity", "near_copies", "alike") if found[name] is not None}
+        means = {f"{kind}/{name}": float(np.mean(values)) for kind in ("rewards", "judges") for name, values in found[kind].items()}
+        means |= {name: float(found[name]) for name in ("diversity", "near_copies", "alike") if found[name] is not None}
         first = checkpoint.read_record(self.record(0))
         if step and first is not None:
             report = compare(first, found, self.judged_by)
-            told |= {f"rise/{name}": row["rise"] for name, row in {**report["rewards"], **report["judges"]}.items()}
-        return told
+            means |= {f"rise/{name}": row["rise"] for name, row in {**report["rewards"], **report["judges"]}.items()}
+        return means
 
     def evaluated(self, model: Tokun, prompts: Prompts, step: int, *, pictures: bool = False) -> tuple[dict[str, Any], list[Pair]]:
         """The evaluation of the model at a step; and its pairs, if they had to be drawn or `pictures` is set. No pair is drawn twice."""
@@ -158,7 +160,7 @@ def coded(model: Tokun, pairs: Sequence[Pair]) -> list[memorisation.Coded]:
 
 
 def compare(before: dict[str, Any], after: dict[str, Any], judged_by: Mapping[str, str] | None = None) -> dict[str, Any]:
-    """Two records of `Evaluator.measured` over the same latents -> each rise with its interval, a verdict per reward, and an overall one.
+    """Two records of `Evaluator.measured` over the same latents -> rises with their intervals, a verdict per reward, and an overall one.
     `judged_by`: reward -> its judge, by their names."""
     rows = {
         kind: {name: rise(values, after[kind][name]) for name, values in before[kind].items() if name in after[kind]}
@@ -180,8 +182,8 @@ def compare(before: dict[str, Any], after: dict[str, Any], judged_by: Mapping[st
     whole = next((word for word in ("hacked", "not told apart", "real", "not judged") if word in found), "no gain")
     sets = {name: {"before": before[name], "after": after[name]} for name in ("diversity", "near_copies", "alike")}
     sentence = f"Verdict: {whole}" + (f" ({'; '.join(warnings)})" if warnings else "") + "."
-    told = {"diversity_kept": None if math.isnan(kept) else kept, "warnings": warnings, "whole": whole, "verdict": sentence}
-    return {**rows, "sets": sets, **told}
+    overall = {"diversity_kept": None if math.isnan(kept) else kept, "warnings": warnings, "whole": whole, "verdict": sentence}
+    return {**rows, "sets": sets, **overall}
 
 
 def rise(before: Sequence[float], after: Sequence[float]) -> dict[str, Any]:
@@ -212,7 +214,10 @@ HEAD = ("", "before", "after", "rise", "95 % interval", "verdict")
 def rows_of(report: dict[str, Any]) -> list[tuple[str, ...]]:
     number = figures.number
     out = [
-        (f"{kind} {name}", number(row["before"]), number(row["after"]), f"{row['rise']:+.4g}", f"{number(row['low'])} to {number(row['high'])}", row.get("verdict", ""))
+        (
+            f"{kind} {name}", number(row["before"]), number(row["after"]), f"{row['rise']:+.4g}",
+            f"{number(row['low'])} to {number(row['high'])}", row.get("verdict", ""),
+        )
         for kind, one in (("reward", "rewards"), ("judge", "judges"))
         for name, row in report[one].items()
     ]  # fmt: skip
@@ -241,4 +246,5 @@ def page(report: dict[str, Any], sheets: dict[str, Path]) -> str:
     style = (
         "body{font:16px sans-serif;margin:2em}td,th{padding:.2em .8em;text-align:right}td:first-child{text-align:left}img{max-width:100%}"
     )
-    return f"<!doctype html><meta charset=utf-8><title>Is it real?</title><style>{style}</style><h1>{html.escape(report['verdict'])}</h1><table>{table}</table>{pictures}\n"
+    head = f"<!doctype html><meta charset=utf-8><title>Is it real?</title><style>{style}</style>"
+    return f"{head}<h1>{html.escape(report['verdict'])}</h1><table>{table}</table>{pictures}\n"

@@ -5,9 +5,9 @@
     mmi             of                   the mean of pmi and likelihood: pictures that their captions fit, and that the model is sure of
     likelihood      of                   log-likelihood of the caption, given the picture: high where the model is sure of what it has drawn
     pmi_first       of                   share of the own caption among it and 15 others of the batch, by exp(PMI); 0 to 1
-    clip            of                   cosine of picture and caption, an open_clip model (id or folder; also one trained by benchmarks/clip_judge.py)
+    clip            of                   cosine of picture and caption by an open_clip model (id, folder, or by benchmarks/clip_judge.py)
     clip_first      of                   probability that this model ranks the pair's caption above 15 other captions drawn from the batch
-    recognition     of, shards           the same with a ridge regression from ImageNet features (`evaluate.recognition`), trained on the shards
+    recognition     of, shards           the same by a ridge regression from ImageNet features on the shards (`evaluate.recognition`)
     description     of, shards           that regression's score of the pair's caption
     style           of, shards           logit of a classifier of the shards' pictures against other kinds (`evaluate.style`)
     aesthetic       of, clip             a linear head on CLIP features, 1 to 10
@@ -46,7 +46,8 @@ if TYPE_CHECKING:
 
 Score = Callable[[Sequence["Pair"]], Sequence[float]]
 MAKERS: dict[str, Callable[[RewardConfig, Any], Score]] = {
-    "pmi": caption_rewards.pmi, "likelihood": caption_rewards.likelihood, "mmi": caption_rewards.mmi, "pmi_first": caption_rewards.pmi_first, "caption": caption_rewards.caption,
+    "pmi": caption_rewards.pmi, "likelihood": caption_rewards.likelihood, "mmi": caption_rewards.mmi,
+    "pmi_first": caption_rewards.pmi_first, "caption": caption_rewards.caption,
     "clip": image_rewards.clip, "clip_first": image_rewards.clip_first, "aesthetic": image_rewards.aesthetic, "vqa": image_rewards.vqa,
     "own_yes": image_rewards.own_yes, "style": image_rewards.style, "recognition": image_rewards.recognition,
     "description": image_rewards.description, "reference": image_rewards.reference,

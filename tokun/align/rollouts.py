@@ -1,8 +1,9 @@
 """Rollouts: groups of pairs that share their tags or prompt and differ in the rest of their latents, drawn with the ordinary sampler.
 
-Pair k of rollout s is sample s * n + k of the run's seed, where n is the number of pairs of a rollout over all processes. Samples are a
-function of (seed, step, weights), so a resumed run draws the same ones. All latents of a group have the tag slots of its first. If only words
-are learned, a group is one picture with several captions, so that rewards compare words and not pictures.
+Pair k of rollout s is sample s * n + k of the run's seed, where n is the number of pairs of a rollout over all processes.
+Samples are a function of (seed, step, weights), so a resumed run draws the same ones.
+All latents of a group have the tag slots of its first.
+If only words are learned, a group is one picture with several captions, so that rewards compare words and not pictures.
 """
 
 from __future__ import annotations
@@ -50,7 +51,10 @@ class Prompts:
 
 
 def read_prompts(config: GrpoConfig, model: Tokun) -> Prompts:
-    """Read the prompts of a config. Raises UserError for a model that cannot draw from text, for empty files, and for texts that are too long."""
+    """Read the prompts of a config.
+
+    Raises UserError for a model that cannot draw from text, for empty files, and for texts that are too long.
+    """
     if not config.prompts:
         if config.eval_prompts:
             raise UserError("grpo.eval_prompts is set but grpo.prompts is not: name training prompts, too")
@@ -159,7 +163,10 @@ def pairs_of(
 
 
 def held_out_pairs(model: Tokun, config: GrpoConfig, prompts: Prompts) -> list[Pair]:
-    """The pairs for evaluating a model: `eval_n` of `eval_seed`, drawn with the checkpoint's own settings, cycling through the held-out prompts."""
+    """The pairs for evaluating a model: `eval_n` of `eval_seed`, drawn with the checkpoint's own settings.
+
+    Held-out prompts are used in turn.
+    """
     how, indices = model.plan().how, range(config.eval_n)
     u = model.uniforms(config.eval_seed, indices)
     texts = [prompts.held_out[i % len(prompts.held_out)] if prompts else None for i in indices]

@@ -1,9 +1,9 @@
-"""Alignment of the generator's features with those of an image network: while the generator draws a picture, a middle layer predicts the network's
-features of it.
+"""Alignment of the generator's features with those of an image network.
 
-The network's features of each training picture (`training.feature_alignment`) are targets for a small head on the hidden states at every code:
-those of the whole picture, and those of the code's place, by cosine similarity. REPA (Yu et al. 2025) aligns diffusion models in this way. The head
-is trained with the generator and is not saved with it: what remains is an ordinary causal LM. Knows no files and no vocabulary.
+While the generator draws a picture, a middle layer predicts the network's features of it. These features (`training.feature_alignment`) are
+targets for a small head on the hidden states at every code: those of the whole picture, and those of the code's place, by cosine
+similarity. REPA (Yu et al. 2025) aligns diffusion models in this way. The head is trained with the generator and is not saved with it: what
+remains is an ordinary causal LM. Knows no files and no vocabulary.
 """
 
 from __future__ import annotations

@@ -65,11 +65,13 @@ def intermediate_size(config: GeneratorConfig) -> int:
 
 @torch.no_grad()
 def start_from(model: nn.Module, other: nn.Module, others: Sequence[str], added: Sequence[str], *, text_size: int) -> list[str]:
-    """Overwrite the weights with those of another generator of the same width and text tokenizer. `others` and `added` name the ids after the
-    text pieces in the other and in this one. Ids that the other does not have keep their weights. Returns their names.
+    """Overwrite the weights with those of another generator of the same width and text tokenizer.
 
-    This one may have more layers. Those between the other's (`grown_layers`) are copies whose outputs are 0, so that at first it computes the same
-    function (block expansion: Wu et al. 2024, LLaMA Pro).
+    `others` and `added` name the ids after the text pieces in the other and in this one. Ids that the other does not have keep their
+    weights. Returns their names.
+
+    This one may have more layers. Those between the other's (`grown_layers`) are copies whose outputs are 0, so that at first it computes
+    the same function (block expansion: Wu et al. 2024, LLaMA Pro).
     """
     known = {name: text_size + i for i, name in enumerate(others)}
     rows = [(i, i) for i in range(text_size)] + [(text_size + i, known[name]) for i, name in enumerate(added) if name in known]
@@ -95,8 +97,11 @@ def _depth(model: Any) -> int:
 
 
 def grown_layers(before: int, after: int) -> list[tuple[int, bool]]:
-    """For each of `after` layers: the layer out of `before` that it starts from, and whether it is added. Those added lie evenly among the others,
-    each behind the layer that it copies. 4 layers become 6: 0, 1, 1 added, 2, 3, 3 added."""
+    """For each of `after` layers: the layer out of `before` that it starts from, and whether it is added.
+
+    The added layers are spread evenly among the others, each behind the layer that it copies. 4 layers become 6: 0, 1, 1 added, 2, 3, 3
+    added.
+    """
     added = after - before
     behind = [math.ceil((i + 1) * before / added) - 1 for i in range(added)]
     return sorted([(i, False) for i in range(before)] + [(i, True) for i in behind])
@@ -140,7 +145,8 @@ def _residual_branches(model: nn.Module) -> list[nn.Module]:
     return [module for name, module in model.named_modules() if name.endswith((".o_proj", ".down_proj"))]
 
 
-# measured at 8 layers of width 256 and pictures of 8x16 to 24x16 codes (533 positions at most): 2.5 s of one core for a step of 32, 3.7 s with the fused kernel
+# measured at 8 layers of width 256 and pictures of 8x16 to 24x16 codes (533 positions at most): 2.5 s of one core for a step of 32, 3.7 s
+# with the fused kernel
 PLAIN_POSITIONS = 1024
 
 
@@ -226,7 +232,10 @@ CHUNK_BYTES = {"cuda": 2**30, "cpu": 2**25}
 
 
 def loss_chunk(asked: int, *, positions: int, size: int, device: str = "cuda") -> int:
-    """Positions whose logits over `size` ids are computed at once: `asked`, or if 0 as many as fit in the device's `CHUNK_BYTES`. Returns 0 for all at once."""
+    """Positions whose logits over `size` ids are computed at once; 0: all.
+
+    `asked`, or if that is 0 as many as fit in the device's `CHUNK_BYTES`.
+    """
     chunk = asked or max(1, CHUNK_BYTES[device] // (4 * size))
     return chunk if chunk < positions else 0
 
@@ -251,9 +260,9 @@ def fuse_loss_into_forward(model: Any, *, size: int, chunk: int, token_losses: C
     logits of `size` ids. With chunk 0, and if ZeRO-3 partitions the head, the loss takes all logits at once.
 
     positions (N,) into the flattened input_ids (B, T), labels (N,): positions without a label cost no logits, and no logits are cast on
-    output. Every other call is unchanged. It is an ordinary call of the model, so DDP and DeepSpeed see it. Call before `prepare`.
-    With `aligned=(positions, whole, place, weight)` for its `models.feature_alignment` head, parts["align_sum"] is added to the loss with that weight.
-    Not saved with the model. Needs `head_is_last`.
+    output. Every other call is unchanged. It is an ordinary call of the model, so DDP and DeepSpeed see it. Call before `prepare`. With
+    `aligned=(positions, whole, place, weight)` for its `models.feature_alignment` head, parts["align_sum"] is added to the loss with that
+    weight. Not saved with the model. Needs `head_is_last`.
     """
     stock = model.forward
 
@@ -310,8 +319,11 @@ def count_parameters(model: nn.Module) -> int:
 
 
 def flops_per_token(model: Any, length: int) -> float:
-    """Floating-point operations of one training token (forward and backward) in a sequence of `length`:
-    6 per matrix parameter (4 if it is frozen), and 6 * layers * heads * head_dim * length for causal attention (PaLM, appendix B, halved by the causal mask)."""
+    """Floating-point operations of one training token (forward and backward) in a sequence of `length`.
+
+    6 per matrix parameter (4 if it is frozen), and 6 * layers * heads * head_dim * length for causal attention (PaLM, appendix B, halved by
+    the causal mask).
+    """
     config = model.config
     tied = config.vocab_size * config.hidden_size
     each = [(6.0 if p.requires_grad else 4.0) * p.numel() for p in model.parameters() if p.ndim >= 2]

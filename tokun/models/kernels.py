@@ -12,7 +12,9 @@ from torch import Tensor
 
 
 def causal_attention(query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
-    """Causal self-attention of query (B, H, T, D) over key and value (B, K, T, D), H a multiple of K -> (B, T, H, D), in the dtype of `value`.
+    """Causal self-attention of query (B, H, T, D) over key and value (B, K, T, D) -> (B, T, H, D), in the dtype of `value`.
+
+    H is a multiple of K.
 
     The first half of the queries sees the first half of the keys only, which saves a quarter of the products. The backward pass
     uses the probabilities in the dtype in which they were multiplied by `value`.
@@ -26,7 +28,10 @@ def _halves(length: Any) -> tuple[tuple[Any, Any], tuple[Any, Any]]:
 
 
 class _CausalAttention(torch.autograd.Function):
-    """Tensors keep their axes (B, K, H / K, T, …) up to the products: with axes merged earlier, the compiler would divide to index each element."""
+    """Tensors keep their axes (B, K, H / K, T, …) up to the products.
+
+    With axes merged earlier, the compiler would divide to index each element.
+    """
 
     @staticmethod
     def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:

@@ -102,7 +102,8 @@ class LpipsDistance(nn.Module):
         except OSError as error:  # also URLError: the VGG weights could not be downloaded
             raise OSError(
                 f"perceptual: lpips could not load its VGG weights ({error}). On a machine without downloads set "
-                "image_tokenizer_train.perceptual=squeezenet and image_tokenizer_train.perceptual_weights=FILE, or image_tokenizer_train.perceptual=none"
+                "image_tokenizer_train.perceptual=squeezenet and image_tokenizer_train.perceptual_weights=FILE, "
+                "or image_tokenizer_train.perceptual=none"
             ) from error
         self.requires_grad_(False).eval()
 
@@ -220,9 +221,11 @@ def adaptive_weight(reconstruction: Tensor, adversarial: Tensor, last_layer: Ten
 def next_token_losses(logits: Tensor, labels: Tensor, is_image: Tensor) -> dict[str, Tensor]:
     """Sums and counts per modality, so that any split of the batch adds up to the same mean.
 
-    logits (…, V), labels (…) already shifted (label t belongs to logits t) with -100 where there is no loss: (B, T), or in training the labelled
-    positions alone, (N,), in chunks,
-    is_image (V,) bool: which ids are image codes. Everything else (text, controls) counts as text.
+    logits: (…, V)
+    labels: (…), already shifted (label t belongs to logits t), -100 where there is no loss: (B, T), or in training chunks of the labelled
+        positions alone, (N,)
+    is_image: (V,) bool, which ids are image codes; everything else (text, controls) counts as text
+
     Returns scalars: image_sum, image_count, text_sum, text_count, z_sum (squared log-partition), all float32.
     """
     keep = labels != IGNORE
@@ -249,13 +252,14 @@ class Term(NamedTuple):
     weight: str  # the key of its weight in config.train
 
 
-# the terms of a training loss, in the order of its weights. One that is added here is trained, logged (train/NAME_loss) and measured on held-out pictures
+# the terms of a training loss, in the order of its weights. One that is added here is trained, logged (train/NAME_loss) and measured on
+# held-out pictures
 TERMS = {"image_sum": Term("image", "image_weight"), "text_sum": Term("text", "text_weight"), "z_sum": Term("all", "z_loss")}
 COUNTS = ("image_count", "text_count")
 
 
 def term_counts(image: Any, text: Any) -> list[Any]:
-    """For each of TERMS the number of targets that its mean is taken over, of so many image and text targets (numbers or scalar tensors)."""
+    """For each of TERMS the number of targets in its mean. `image`, `text`: the numbers of targets, as numbers or scalar tensors."""
     over = {"image": image, "text": text, "all": image + text}
     return [over[term.over] for term in TERMS.values()]
 
@@ -269,7 +273,7 @@ def chunked_loss(
     hidden: Tensor, head: nn.Module, labels: Tensor, is_image: Tensor, weights: Tensor, *, size: int, chunk: int,
     token_losses: Callable[[Tensor, Tensor, Tensor], dict[str, Tensor]] = next_token_losses,
 ) -> tuple[Tensor, dict[str, Tensor]]:  # fmt: skip
-    """`weighted_loss(next_token_losses(head(hidden)[..., :size], ...), weights)` and its parts, with the logits of `chunk` positions at a time.
+    """`weighted_loss(next_token_losses(head(hidden)[..., :size], ...), weights)` and its parts, `chunk` positions at a time.
 
     hidden (N, H), labels (N,), weights (terms,). Gradients, if enabled, are computed in the forward pass, chunk by chunk, while the logits
     exist: nothing is computed twice, and only a gradient of `hidden` and one of the head's weights remain. So the loss may be

@@ -124,8 +124,11 @@ class Grammar:
         return self.following.cpu().numpy()
 
     def chosen_from(self, forbid: Sequence[int], forbid_first: Sequence[int], size: int) -> tuple[Tensor, Tensor]:
-        """`Tables.allowed` and `Tables.ruled` for the first `size` ids. `forbid`: ids that a sampler never chooses, `forbid_first`: ids that may
-        not begin a text. The same for every grid: `limit` says how many codes fill a picture."""
+        """`Tables.allowed` and `Tables.ruled` for the first `size` ids.
+
+        `forbid`: ids that a sampler never chooses, `forbid_first`: ids that may not begin a text. The same for every grid: `limit` says how
+        many codes fill a picture.
+        """
         key = tuple(forbid), tuple(forbid_first), size
         if key not in self._chosen_from:
             if len(self._chosen_from) >= 64:

@@ -170,7 +170,10 @@ class Vocabulary:
         return {None: math.prod(self.default_grid), **{self.id(grid_name(grid)): math.prod(grid) for grid in self.grids}}
 
     def id(self, name: str) -> int:
-        """The id of a control token such as '<boi>' or '<style:engraving>'. Raises UserError listing the known ones of its kind, or the nearest of many."""
+        """The id of a control token such as '<boi>' or '<style:engraving>'.
+
+        Raises UserError listing the known ones of its kind, or the nearest of many.
+        """
         if name not in self._ids:
             kind, _, word = name[1:-1].partition(":")
             known = [c[len(kind) + 2 : -1] for c in self.controls if c.startswith(f"<{kind}:")]
@@ -283,7 +286,10 @@ def parse_grid(text: str) -> tuple[int, int]:
 
 
 def tag_word(text: str) -> str:
-    """Any metadata as a tag: 'Wood engraving (after a drawing)' -> 'wood-engraving-after-a-drawing'. Raises UserError if it is not a str."""
+    """Any metadata as a tag: 'Wood engraving (after a drawing)' -> 'wood-engraving-after-a-drawing'.
+
+    Raises UserError if it is not a str.
+    """
     if not isinstance(text, str):
         raise UserError(f"{text!r} is not a tag: give a str, empty for none")
     return re.sub(r"[^\w]+", "-", text.strip().lower()).strip("-")

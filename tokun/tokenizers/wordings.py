@@ -9,7 +9,10 @@ SUBJECT = "What is its subject?"
 
 
 def fitting_tag(word: str, known: Sequence[str]) -> str:
-    """The known tag for a word: the word itself, its singular, or the longest tag that it ends in (steel-engravings -> engraving); "" for none."""
+    """The known tag for a word: the word itself, its singular, or the longest tag that it ends in; "" for none.
+
+    For example, steel-engravings -> engraving.
+    """
     forms = [word, *([word[:-1]] if word.endswith("s") and not word.endswith("ss") else [])]
     for form in forms:
         if form in known:
@@ -18,5 +21,5 @@ def fitting_tag(word: str, known: Sequence[str]) -> str:
 
 
 def tasks_on(base: Sequence[str], own: Sequence[str]) -> tuple[str, ...]:
-    """The tasks of a model that was trained on from `base` on its `own`: those of both. A base of before tasks were recorded knows none: then ()."""
+    """The tasks of a model that continued from `base` on its `own`: those of both. A base older than task records has none: then ()."""
     return tuple(dict.fromkeys((*base, *own))) if base else ()

@@ -81,7 +81,10 @@ def check(config: Config, *, zero_stage: int = 0) -> None:
 
 
 def take_shape(config: Config) -> Tokun | None:
-    """Take the base's settings: the shapes of both networks, the grids, the longest caption. The config need not repeat them. Returns the base."""
+    """Take the base's settings: the shapes of both networks, the grids, the longest caption.
+
+    The config need not repeat them. Returns the base.
+    """
     if not starts_from_base(config):
         return None
     check(config)
@@ -111,7 +114,8 @@ def vocabulary_of(base: Tokun, trained: Vocabulary, *, new_tags: bool) -> Vocabu
     """The base's ids, followed by those of new tags in `trained`. Raises UserError for a grid that the base does not have."""
     if unknown := [grid for grid in trained.grids if grid not in base.grids]:
         raise UserError(
-            f"the codes hold pictures of {', '.join(map(grid_text, unknown))} codes, but the base has only {', '.join(map(grid_text, base.grids))}"
+            f"the codes hold pictures of {', '.join(map(grid_text, unknown))} codes, "
+            f"but the base has only {', '.join(map(grid_text, base.grids))}"
         )
     if not new_tags:
         return base.vocabulary
@@ -159,8 +163,8 @@ class Tuned:
             json.dumps(settings, default=lambda value: sorted(value) if isinstance(value, set) else getattr(value, "value", str(value)))
         )
         return Adapter(
-            name or Path(self.config.out).name, self.config.start, self.base_fingerprint, plain, tensors, self.vocabulary, self.config.sampling,
-            list(tag_counts), tuple(tasks), card,
+            name or Path(self.config.out).name, self.config.start, self.base_fingerprint, plain, tensors, self.vocabulary,
+            self.config.sampling, list(tag_counts), tuple(tasks), card,
         )  # fmt: skip
 
     def write(self, whole: Tokun, folder: Path, card: str) -> None:
@@ -241,7 +245,8 @@ def quantized_generator(config: Config, peft: Any) -> Any:
 
     four = config.adapter.bits == 4
     settings = BitsAndBytesConfig(
-        load_in_8bit=not four, load_in_4bit=four, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=torch.bfloat16
+        load_in_8bit=not four, load_in_4bit=four,
+        bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=torch.bfloat16,
     )  # fmt: skip
     folder, device = resolve(config.start) / GENERATOR, torch.cuda.current_device() if torch.cuda.is_available() else "cpu"
     try:
@@ -264,8 +269,11 @@ def held_out_rows(record: dict[str, Any]) -> list[tuple[str, str]]:
     """Rows of a card: the held-out losses of a record after training and, where they were measured, before it."""
     kinds, when = ("image", "text"), (("val", ""), ("val_before", ", before training"))
     return [
-        (f"held-out nats per {kind} token{words}", f"{record[key][f'{kind}_loss']:.3f}") for key, words in when if record.get(key) for kind in kinds
-    ]  # fmt: skip
+        (f"held-out nats per {kind} token{words}", f"{record[key][f'{kind}_loss']:.3f}")
+        for key, words in when
+        if record.get(key)
+        for kind in kinds
+    ]
 
 
 def card(config: Config, record: dict[str, Any], tuned: Tuned, *, about: str = "", figures: Sequence[tuple[str, str]] = ()) -> str:
@@ -280,20 +288,22 @@ def card(config: Config, record: dict[str, Any], tuned: Tuned, *, about: str = "
     table = "\n".join(f"| {what} | {value} |" for what, value in figures)
     measured = f"\n## Figures\n\n| figure | value |\n| --- | --- |\n{table}\n" if figures else ""
     kind = f"{'DoRA' if a.dora else 'LoRA'} of rank {a.rank}, alpha {a.alpha:g}, dropout {a.dropout:g}, on {', '.join(a.targets)}"
+    changes = f"It changes the base **{config.start}** (fingerprint `{tuned.base_fingerprint[:16]}…`) and no other."
+    resized = f", after `generator.resize_token_embeddings({tuned.vocabulary.size})` for its new tags" if new else ""
     return f"""---
 {chr(10).join(front)}
 ---
 
 # {name}
 
-{about or "An adapter for a tokun model."} It changes the base **{config.start}** (fingerprint `{tuned.base_fingerprint[:16]}…`) and no other.
+{about or "An adapter for a tokun model."} {changes}
 
 ```python
 import tokun
 model = tokun.load({"" if is_bundled(config.start) else repr(config.start) + ", "}adapter="{name}")
 ```
 
-With plain peft: `PeftModel.from_pretrained(generator, FOLDER)` on the base's `generator`{f", after `generator.resize_token_embeddings({tuned.vocabulary.size})` for its new tags" if new else ""}.
+With plain peft: `PeftModel.from_pretrained(generator, FOLDER)` on the base's `generator`{resized}.
 
 ## Recipe
 

@@ -135,9 +135,10 @@ def _remedy(config: Config, split: str) -> str:
 
 def _codes_settings(config: Config, tokenizer: ImageTokenizer, sources: dict[str, list[Path]]) -> dict[str, Any]:
     d, left_out = config.data, {"batch_size"} | ({"positions", "mirror"} if _plain_crops(config) else set())
+    things = [d.thing_key] if d.thing_key != configs.DataConfig.thing_key else []
     return {
         "fingerprint": tokenizer.fingerprint(), "codes": without(dataclasses.asdict(config.codes), left_out), "seed": config.seed,
-        "keys": [d.style, d.style_key, d.subject_key, d.caption_key, *([d.thing_key] if d.thing_key != configs.DataConfig.thing_key else [])],
+        "keys": [d.style, d.style_key, d.subject_key, d.caption_key, *things],
         "shards": checkpoint.files_fingerprint([p for paths in sources.values() for p in paths]), **shape_settings(config),
     }  # fmt: skip
 
@@ -173,8 +174,11 @@ def encode_shards(run: Run) -> Path:
                 held = _count_held(map(index.read_json, range(len(index))), grids, config.start)
         checkpoint.write_record(
             target / "codes.json",
-            {"fingerprint": asked["fingerprint"], "grid": list(grids[0]), "grids": [list(grid) for grid in grids], "fit": config.data.fit if config.data.grids else "crop",
-             "codebook_size": tokenizer.codebook_size, "views": config.codes.views, "counts": counts, "skipped": skips, **held, "settings": asked},
+            {
+                "fingerprint": asked["fingerprint"], "grid": list(grids[0]), "grids": [list(grid) for grid in grids],
+                "fit": config.data.fit if config.data.grids else "crop", "codebook_size": tokenizer.codebook_size,
+                "views": config.codes.views, "counts": counts, "skipped": skips, **held, "settings": asked,
+            },
         )  # fmt: skip
         total = sum((Counter(s) for s in skips.values()), Counter())
         views = f", each in {config.codes.views} crops" if config.codes.views > 1 else ""
@@ -190,19 +194,20 @@ def _encoded(run: Run, target: Path, split: str, skips: dict[str, dict[str, int]
         return data.CodeSamples(sorted(target.glob(f"{split}-*.tar")), cache_file=run.index(f"codes-{split}")).index
     except UserError as error:
         reasons = sum((Counter(counts) for shard, counts in skips.items() if shard.startswith(f"{split}-")), Counter())
-        told = ", ".join(f"{count} {reason}" for reason, count in reasons.items()) or error
+        why = ", ".join(f"{count} {reason}" for reason, count in reasons.items()) or error
         raise UserError(
-            f"{_split(run.config, split)} has no usable picture: {told}. To go on, {_remedy(run.config, split)}; then delete {target} and start again"
+            f"{_split(run.config, split)} has no usable picture: {why}. To go on, {_remedy(run.config, split)}; "
+            f"then delete {target} and start again"
         ) from error
 
 
 def _count_held(records: Iterable[dict[str, Any]], grids: Sequence[cropping.Grid], start: str = "") -> dict[str, Any]:
-    """What codes.json says of the training samples: `tag_counts`, `register_counts`, `question_count` (samples that have questions), `grid_counts`,
-    `unrepeated_words`.
+    """The counts of the training samples in codes.json: `tag_counts`, `register_counts`, `question_count` (samples that have questions),
+    `grid_counts`, `unrepeated_words`.
 
-    A row of tag_counts is [style, subject, count]; with things or several grids, it is [style, subject, thing, "HxW", count].
-    Things that are too rare for a tag (`common_things`) are left empty. Unrepeated words are also those of the checkpoint `start`, where these
-    captions say nothing about them.
+    A row of tag_counts is [style, subject, count]; with things or several grids, it is [style, subject, thing, "HxW", count]. Things that
+    are too rare for a tag (`common_things`) are left empty. Unrepeated words include those of the checkpoint `start` that these captions do
+    not decide.
     """
     rows, registers, shapes, repetition, asked = [], Counter[str](), Counter[str](), RepetitionCounts(), 0
     for tree in records:
@@ -219,7 +224,8 @@ def _count_held(records: Iterable[dict[str, Any]], grids: Sequence[cropping.Grid
     wide = bool(things) or len(grids) > 1
     return {
         "tag_counts": count_tags(row if wide else row[:2] for row in rows),
-        "register_counts": dict(sorted(registers.items())), "question_count": asked, "grid_counts": {cropping.grid_text(grid): shapes[cropping.grid_text(grid)] for grid in grids},
+        "register_counts": dict(sorted(registers.items())), "question_count": asked,
+        "grid_counts": {name: shapes[name] for name in map(cropping.grid_text, grids)},
         "unrepeated_words": repetition.unrepeated(read_settings(resolve(start) / SAMPLING).unrepeated_words if start else ()),
     }  # fmt: skip
 
@@ -270,7 +276,8 @@ def encode_shard(
         d = config.data
         tree |= {
             "caption": captions["plain"], "captions": captions, "style": style_of(tree, config),
-            "subject": tag_word(str(tree.get(d.subject_key) or tree.get("subject") or "")), "grid": list(framed.grid if several else tokenizer.grid),
+            "subject": tag_word(str(tree.get(d.subject_key) or tree.get("subject") or "")),
+            "grid": list(framed.grid if several else tokenizer.grid),
         }  # fmt: skip
         if (thing := tag_word(str(tree.get(d.thing_key) or ""))) or "thing" in tree:
             tree["thing"] = thing

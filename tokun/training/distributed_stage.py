@@ -34,15 +34,14 @@ def is_finished(run: Run, name: str, target: Path, settings: dict[str, Any], *, 
     if record is None:
         return False
     require_same(target, record["settings"], settings, but=but)
-    run.say(
-        f"{name}: {target} already exists and matches{stopped_early(record, run.config.train, target)}{other_sampling(target, run.config.sampling)}"
-    )
+    differs = stopped_early(record, run.config.train, target) + other_sampling(target, run.config.sampling)
+    run.say(f"{name}: {target} already exists and matches{differs}")
     run.remove_states(name)
     return True
 
 
 def other_sampling(target: Path, asked: SamplingConfig) -> str:
-    """The message for a finished checkpoint or adapter that samples otherwise than `asked`: the stage does not make it again for that."""
+    """The message for a finished checkpoint or adapter whose sampling defaults differ from `asked`; the stage is not repeated."""
     path = target / (ABOUT if (target / ABOUT).is_file() else SAMPLING)
     own = (checkpoint.read_record(path) or {}).get("defaults", {})
     differ = [
@@ -52,18 +51,31 @@ def other_sampling(target: Path, asked: SamplingConfig) -> str:
     ]
     if not differ:
         return ""
-    return f". It keeps its own sampling defaults: {'; '.join(differ)}. To change them, edit {path}, or give others when you sample (tokun sample --help)"
+    return (
+        f". It keeps its own sampling defaults: {'; '.join(differ)}. "
+        f"To change them, edit {path}, or give others when you sample (tokun sample --help)"
+    )
 
 
 class EngineStage(Stage):
-    """A subclass creates the model and its engine, calls `super().__init__`, and in `take_step` runs forward and backward passes, then `update`.
+    """A subclass creates the model and its engine and calls `super().__init__`.
+
+    Its `take_step` runs forward and backward passes, then `update`.
 
     A trainer state is engine.pt (weights and optimizer, for any engine and number of processes), ema.pt (with an average) and state.json.
     """
 
     def __init__(
-        self, run: Run, schedule: Schedule, train: TrainConfig, *, model: Any, engine: Engine, settings: dict[str, Any], average: bool = True
-    ) -> None:  # fmt: skip
+        self,
+        run: Run,
+        schedule: Schedule,
+        train: TrainConfig,
+        *,
+        model: Any,
+        engine: Engine,
+        settings: dict[str, Any],
+        average: bool = True,
+    ) -> None:
         """settings: as in the stage's record; a trainer state with others is refused. `average`: whether to average the weights."""
         super().__init__(run, schedule)
         self.model, self.engine, self.settings, self.train = model, engine, settings, train
@@ -72,13 +84,16 @@ class EngineStage(Stage):
         self.held_before: dict[str, float] = {}  # held-out figures before the first step, where they were measured
 
     def start_measured(self, held: dict[str, float]) -> str:
-        """Keep and log the held-out figures from before the first step. Returns the line that tells them."""
+        """Keep and log the held-out figures from before the first step. Returns a line with these figures."""
         self.held_before = held
         self.run.tracker.log({f"val/{name}": value for name, value in held.items()}, step=0)
         return f"held out before training: {figures_line(held)}"
 
     def update(self) -> float:
-        """Clip the gradients and take the optimizer's step, or skip a spike. Returns the norm before clipping. Raises Diverged if it is not finite."""
+        """Clip the gradients and take the optimizer's step, or skip a spike.
+
+        Returns the norm before clipping. Raises Diverged if it is not finite.
+        """
         norm = self.engine.norm()
         self.require_finite(norm, what="gradient norm")
         if self.spikes.is_spike(norm):

@@ -1,4 +1,4 @@
-"""Weights that a training downloads: are they here, or can they be fetched? Asked before the first stage, so that nothing fails after hours."""
+"""Weights that a training downloads: checked before the first stage, so that none is found missing after hours."""
 
 from __future__ import annotations
 
@@ -40,6 +40,6 @@ def _require(address: str, why: str, otherwise: str) -> None:
     if kept.is_file() or not (reason := network_access.out_of_reach(address)):
         return
     raise NotFetched(
-        f"{why}, which needs {kept}, and {address} is unreachable: {reason}. Fetch it where there is a network, with the same home folder or "
-        f"TORCH_HOME ({COMMANDS[address]}), or set {otherwise}"
+        f"{why}, which needs {kept}, and {address} is unreachable: {reason}. "
+        f"Fetch it where there is a network, with the same home folder or TORCH_HOME ({COMMANDS[address]}), or set {otherwise}"
     )

@@ -34,7 +34,7 @@ from tokun.utils.optional_packages import need
 def start_processes() -> bool:
     """Join the process group of a launcher (deepspeed, torchrun, accelerate, srun); without one, do nothing.
 
-    Returns whether a launcher started this process. Warns prominently if GPUs of this machine will be idle, and says in a line if it has none.
+    Returns whether a launcher started this process. Warns prominently if GPUs of this machine will be idle; one line if it has none.
     """
     keep_memory()
     os.environ.update(slurm_processes(os.environ))
@@ -76,15 +76,21 @@ def first_host(nodes: str) -> str:
 
 
 def idle_gpus(env: Mapping[str, str], *, gpus: int, visible: int, typed: Mapping[str, str] | None = None) -> str:
-    """The warning when fewer processes were started than there are GPUs for this job; "one process …" if the machine has none; "" if all is well.
+    """The warning when fewer processes were started than there are GPUs for this job.
 
-    gpus: of the machine (or container), visible: those that torch sees, typed: the environment in which the command was typed (`given_gpus`), which
-    is not `env`: the deepspeed launcher sets CUDA_VISIBLE_DEVICES itself.
+    "one process …" if the machine has no GPU, "" if all is well.
+
+    gpus: those of the machine (or container)
+    visible: those that torch sees
+    typed: the environment in which the command was typed (`given_gpus`); not `env`, as the deepspeed launcher sets CUDA_VISIBLE_DEVICES
     """
     world, launched = int(env.get("WORLD_SIZE", 1)), "WORLD_SIZE" in env
     hidden = f" (CUDA_VISIBLE_DEVICES={env['CUDA_VISIBLE_DEVICES']})" if "CUDA_VISIBLE_DEVICES" in env else ""
     if gpus and not visible:
-        return f"this machine has {gpus} GPU(s), but torch {torch.__version__} sees none{hidden}: a CPU build, an incompatible driver, or all hidden. This run is on the CPU"
+        return (
+            f"this machine has {gpus} GPU(s), but torch {torch.__version__} sees none{hidden}: "
+            "a CPU build, an incompatible driver, or all hidden. This run is on the CPU"
+        )
     there = max(gpus, visible)
     given = given_gpus(typed or {}, there)
     if launched and world == 1 and given > 1:
@@ -133,7 +139,7 @@ def make_accelerator(precision: str) -> Any:
     from accelerate.state import AcceleratorState
 
     AcceleratorState._reset_state(reset_partial_state=False)
-    # accelerate does not recognise a group of CPU processes by itself, and would take a Mac's GPU, where the rest of a training takes the CPU
+    # accelerate does not recognise a group of CPU processes by itself, and would take a Mac's GPU; the rest of a training is on the CPU
     on_cpu = not torch.cuda.is_available() or (dist.is_initialized() and dist.get_backend() == "gloo")
     accelerator = accelerate.Accelerator(mixed_precision=precision, cpu=on_cpu)
     if on_cpu:
@@ -180,7 +186,10 @@ class Engine:
         self.accelerator.backward(loss)
 
     def norm(self) -> float:
-        """Clip the gradients, as `torch.nn.utils.clip_grad_norm_` does, but leave them untouched if the norm is small enough. Returns the norm before clipping."""
+        """Clip the gradients, as `torch.nn.utils.clip_grad_norm_` does, but leave them untouched if the norm is small enough.
+
+        Returns the norm before clipping.
+        """
         gradients = [p.grad for p in self.plain.parameters() if p.grad is not None]
         total = nn.utils.get_total_norm(gradients)
         norm = float(total)
@@ -205,9 +214,11 @@ class Engine:
         return self.plain
 
     def state(self) -> dict[str, Any]:
-        """The contents of `engine.pt`: whole tensors by name (`model`) and torch's own optimizer state (`optimizer`), whatever the engine and
-        the number of processes, so that any other can resume from it. The tensors are copies on the CPU, which later steps do not change.
-        A collective call; only rank 0 gets the state."""
+        """The contents of `engine.pt`: whole tensors by name (`model`) and torch's own optimizer state (`optimizer`).
+
+        They do not depend on the engine and the number of processes, so that any other can resume from them. The tensors are copies on the
+        CPU, which later steps do not change. A collective call; only rank 0 gets the state.
+        """
         if _rank() > 0:
             return {}
         weights, frozen = self.plain.state_dict(), any(not p.requires_grad for p in self.plain.parameters())
@@ -221,7 +232,8 @@ class Engine:
         trained = {name for name, p in self.plain.named_parameters() if p.requires_grad}
         if unexpected or trained & set(missing):
             raise UserError(
-                f"{folder} holds the weights of another model ({sorted({*unexpected, *(trained & set(missing))})[:3]}): delete it, or choose another out="
+                f"{folder} holds the weights of another model ({sorted({*unexpected, *(trained & set(missing))})[:3]}): "
+                "delete it, or choose another out="
             )
         self.optimizer.load_state_dict(state["optimizer"])
 
@@ -231,7 +243,8 @@ def read_state(folder: Path, **options: Any) -> dict[str, Any]:
     path = folder / "engine.pt"
     if not path.is_file():
         raise FileNotFoundError(
-            f"{path} is missing: this node does not see the folder in which the run was saved, or an earlier tokun saved it with DeepSpeed. "
+            f"{path} is missing: this node does not see the folder in which the run was saved, "
+            "or an earlier tokun saved it with DeepSpeed. "
             f"Choose the folder with out=, or delete {folder} to resume from the previous state"
         )
     return checkpoint.read_part(path, **options)
@@ -257,7 +270,10 @@ class DeepSpeedEngine(Engine):
         self.device = torch.device(self.model.device)
 
     def _keep_names(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
-        """Record the parameters in the order of torch's optimizer state, before ZeRO flattens them, and all names of each (tied ones have two)."""
+        """Record the parameters in the order of torch's optimizer state, before ZeRO flattens them, and all their names.
+
+        Tied parameters have two.
+        """
         self.groups = optimizer.state_dict().get("param_groups", [])
         self.parameters = [p for group in optimizer.param_groups for p in group["params"]]
         self.names: dict[int, list[str]] = {}
@@ -376,7 +392,8 @@ def deepspeed_settings(train: TrainConfig, *, micro: int, accumulation: int) -> 
     refuse_untested(path, settings)
     if train.optimizer == "muon" and settings["zero_optimization"].get("stage", 0) > 0:
         raise UserError(
-            f"{path} asks for ZeRO stage {settings['zero_optimization']['stage']}, which partitions the matrices that train.optimizer muon needs whole; "
+            f"{path} asks for ZeRO stage {settings['zero_optimization']['stage']}, "
+            "which partitions the matrices that train.optimizer muon needs whole; "
             "use configs/deepspeed/zero0.json, or train.optimizer adamw"
         )
     settings["zero_allow_untested_optimizer"] = True  # torch's own AdamW, as without DeepSpeed

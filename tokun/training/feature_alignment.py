@@ -1,7 +1,7 @@
 """The targets of `models.feature_alignment`: features of the training pictures, `out/features`, found again by their codes.
 
-Each view of each code shard is decoded and given to SqueezeNet 1.1 (Iandola et al. 2016). The principal components of the network's last layer
-describe it:
+Each view of each code shard is decoded and given to SqueezeNet 1.1 (Iandola et al. 2016). The principal components of the network's last
+layer describe it:
 
     basis.safetensors      means, deviations and components of some pictures
     train-00000/keys.npy   uint64 (n,) hash of each view's codes

@@ -169,8 +169,9 @@ class TuningStage(EngineStage):
         held, whole = self.held_out_figures(self.held_out), self.whole()
         if whole is not None:
             record = {
-                "settings": self.settings, "steps": self.step, "stopped_by": self.schedule.stopped_by(self.step), "seconds": round(self.clock.seconds()),
-                "train": self.logged, "val": held, **({"val_before": self.held_before} if self.held_before else {}), "parameters": self.parameters, "trained": self.trained,
+                "settings": self.settings, "steps": self.step, "stopped_by": self.schedule.stopped_by(self.step),
+                "seconds": round(self.clock.seconds()), "train": self.logged, "val": held,
+                **({"val_before": self.held_before} if self.held_before else {}), "parameters": self.parameters, "trained": self.trained,
             }  # fmt: skip
             figures = [(f"held out: {name}", f"{value:.4g}") for name, value in held.items()]
             with checkpoint.whole_directory(target) as folder:
@@ -178,13 +179,15 @@ class TuningStage(EngineStage):
                     self.tuned.write(whole, folder, adapters.card(self.config, record, self.tuned, about=about, figures=figures))
                 else:
                     table = "\n".join(f"| {name} | {value} |" for name, value in figures)
-                    told = f"{about} Fine-tuned from {public(self.config.start)}: {self.step} steps of {self.train.batch_size}, peak learning rate {self.train.lr:g}."
+                    recipe = f"{self.step} steps of {self.train.batch_size}, peak learning rate {self.train.lr:g}."
+                    description = f"{about} Fine-tuned from {public(self.config.start)}: {recipe}"
                     own = f"## Figures\n\n| figure | value |\n| --- | --- |\n{table}" if figures else ""
-                    whole.save(folder, card=changed_card(self.config, self.base.card, about=told, own=own))
+                    whole.save(folder, card=changed_card(self.config, self.base.card, about=description, own=own))
                 checkpoint.write_record(folder / "training.json", record)
             self.run.remove_states(self.folder)
             self.run.say(
-                f"{self.name}: {self.schedule.ended(self.step)}, {record['seconds'] / 60:.1f} minutes. {change_line(self.held_before, held)}"
+                f"{self.name}: {self.schedule.ended(self.step)}, {record['seconds'] / 60:.1f} minutes. "
+                f"{change_line(self.held_before, held)}"
             )
             self.run.say(where_to(target, self.config))
         self.run.wait()

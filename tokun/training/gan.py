@@ -26,7 +26,10 @@ class Adversary:
         return False
 
     def decoder_loss(self, base: Tensor, fake: Tensor, last: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        """The adversarial term for reconstructions `fake` (B, C, H, W), and its figures. base: the other losses, last: the decoder's last weight."""
+        """The adversarial term for reconstructions `fake` (B, C, H, W), and its figures.
+
+        base: the other losses; last: the decoder's last weight
+        """
         raise AssertionError("never active")
 
     def train_step(self, step: int, real: Tensor, fake: Tensor, lr_factor: float) -> dict[str, Tensor]:

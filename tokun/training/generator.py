@@ -69,7 +69,8 @@ def build_vocabulary(config: Config, text_tokenizer: Any, codes: dict[str, Any])
     held = codes.get("register_counts")  # older records do not count them: use all
     return Vocabulary(
         text_size=text_tokenizer.size, codebook_size=codes["codebook_size"], styles=named[0], subjects=named[1],
-        grids=tuple(tuple(grid) for grid in codes.get("grids", [codes["grid"]])), max_text=config.data.max_caption_tokens, illegal_text=tuple(text_tokenizer.illegal_ids),
+        grids=tuple(tuple(grid) for grid in codes.get("grids", [codes["grid"]])),
+        max_text=config.data.max_caption_tokens, illegal_text=tuple(text_tokenizer.illegal_ids),
         registers=tuple(register for register in REGISTERS if held is None or register in held), things=tuple(common),
     )  # fmt: skip
 
@@ -144,8 +145,9 @@ def _settings(config: Config, parts: Parts) -> dict[str, Any]:
     """The settings in the stage's record."""
     idle = set() if config.generator.codebook_start else {"codebook_start"}
     return {
-        "generator": without(dataclasses.asdict(config.generator), idle), "seed": training_seed(config), "codes": parts.codes["fingerprint"],
-        "counts": parts.codes["counts"], "codes_settings": parts.codes["settings"], "text_tokenizer": parts.text_tokenizer.fingerprint(),
+        "generator": without(dataclasses.asdict(config.generator), idle), "seed": training_seed(config),
+        "codes": parts.codes["fingerprint"], "counts": parts.codes["counts"], "codes_settings": parts.codes["settings"],
+        "text_tokenizer": parts.text_tokenizer.fingerprint(),
         "max_caption_tokens": config.data.max_caption_tokens, "sort_window": config.data.sort_window, **started_from(config, parts.base),
         **recorded(config),
     }  # fmt: skip
@@ -268,7 +270,8 @@ class GeneratorStage(EngineStage):
             f"{v.codebook_size} image), {len(self.training_batches.samples)} samples, {self.run.world} process(es), {self.engine}\n"
             + time_line(
                 steps=self.schedule.steps, batch_size=self.train.batch_size, pictures=len(self.training_batches.samples),
-                max_minutes=self.train.max_minutes, going_on=bool(self.config.start), name="train", by_passes=self.schedule.steps < self.train.steps,
+                max_minutes=self.train.max_minutes, going_on=bool(self.config.start), name="train",
+                by_passes=self.schedule.steps < self.train.steps,
             )
             + (f"\ngenerator: {self.few}" if self.few else "")
         )  # fmt: skip
@@ -375,8 +378,10 @@ class GeneratorStage(EngineStage):
         image_tokenizer = checkpoint.read_record(self.run.out / "image_tokenizer" / "stage.json")
         assert image_tokenizer is not None, "the stage before has ended"
         return {
-            "settings": self.settings, "steps": self.step, "planned": self.schedule.steps, "stopped_by": self.schedule.stopped_by(self.step), "seconds": round(self.clock.seconds()),
-            "train": self.logged, "val": held, **({"val_before": self.held_before} if self.held_before else {}), "parameters": self.parameters, "trained": self.trained, "image_tokenizer": image_tokenizer["figures"],
+            "settings": self.settings, "steps": self.step, "planned": self.schedule.steps,
+            "stopped_by": self.schedule.stopped_by(self.step), "seconds": round(self.clock.seconds()),
+            "train": self.logged, "val": held, **({"val_before": self.held_before} if self.held_before else {}),
+            "parameters": self.parameters, "trained": self.trained, "image_tokenizer": image_tokenizer["figures"],
         }  # fmt: skip
 
     def _loss_of(self, held: dict[str, float]) -> float:
@@ -414,9 +419,8 @@ class GeneratorStage(EngineStage):
             with uncompiled(whole.generator):
                 log_samples(run, whole, self.step)
         run.remove_states("generator")
-        run.say(
-            f"generator: {self.schedule.ended(self.step)}, {record['seconds'] / 60:.1f} minutes. {f'Held out: {change_line(self.held_before, held)}' if held else 'Nothing was held out'}"
-        )
+        change = f"Held out: {change_line(self.held_before, held)}" if held else "Nothing was held out"
+        run.say(f"generator: {self.schedule.ended(self.step)}, {record['seconds'] / 60:.1f} minutes. {change}")
         run.say(where_to(target, self.config))
         if held:
             pictures = sum(len(batch.input_ids) for batch in self.held_out)
@@ -447,8 +451,10 @@ def where_to(target: Path, config: Config) -> str:
 
 
 def tasks_of(samples: data.CodeSamples, task_mix: dict[str, float], codes: dict[str, Any]) -> tuple[str, ...]:
-    """The tasks that are trained: those with a positive share whose fields occur. `codes`: the codes' record; if it is an older one, which does not
-    count them, the first two hundred samples tell."""
+    """The tasks that are trained: those with a positive share whose fields occur.
+
+    `codes`: the codes' record; if it is an older one, which does not count them, the first two hundred samples decide.
+    """
     registers, asked = codes.get("register_counts"), codes.get("question_count")
     records = [samples.whole_record(i) for i in range(min(200, len(samples)))] if registers is None or asked is None else []
     held = {

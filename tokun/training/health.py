@@ -65,7 +65,10 @@ class StopRequest:
         return self.asked
 
     def agree(self, largest: Callable[[int], int]) -> bool:
-        """Whether any process is to stop. All of them then have the same cause. `largest`: of a number, the largest that any process has."""
+        """Whether any process is to stop.
+
+        All of them then have the same cause. `largest`: of a number, the largest that any process has.
+        """
         cause = largest(1 + CAUSES.index(self.by) if self.wanted() else 0)
         if cause:
             self.asked, self.by = True, CAUSES[cause - 1]

@@ -1,8 +1,8 @@
 """The training loop: batch, step, log, evaluate, stop, save, sample.
 
 A kind of training is a subclass of `Stage`. Its constructor creates model, optimizer and data; its hooks define a step, and what is logged,
-evaluated and saved. `train(stage)` does the rest: it resumes, follows the schedule and the clock, writes trainer states, and stops on request.
-The hooks read `self.step` (steps done; within `take_step` the number of this step), `self.window` and `self.clock`.
+evaluated and saved. `train(stage)` does the rest: it resumes, follows the schedule and the clock, writes trainer states, and stops on
+request. The hooks read `self.step` (steps done; within `take_step` the number of this step), `self.window` and `self.clock`.
 
     class Distilling(Stage):                        # or EngineStage (distributed_stage.py), with engine, average and trainer states
         name = "distilling"
@@ -122,7 +122,10 @@ class Stage(ABC):
 
     @abstractmethod
     def snapshot(self) -> Callable[[Path], object]:
-        """Copy the contents of a trainer state; returns a function that writes the copies into a folder. Only the first process calls it, in the background."""
+        """Copy the contents of a trainer state; returns a function that writes the copies into a folder.
+
+        Only the first process calls it, in the background.
+        """
 
     @abstractmethod
     def restore(self, folder: Path) -> float:

@@ -82,8 +82,9 @@ class PreferenceStage(TuningStage):
         reference = self._reference(everything)
         self.reference = reference[:, : len(self.pairs)]
         self.held_out = [
-            self._batch(held[i : i + 16], reference[:, len(self.pairs) + i : len(self.pairs) + i + 16], share=1.0) for i in range(0, len(held), 16)
-        ]  # fmt: skip
+            self._batch(held[i : i + 16], reference[:, len(self.pairs) + i : len(self.pairs) + i + 16], share=1.0)
+            for i in range(0, len(held), 16)
+        ]
 
     @property
     def items(self) -> Sequence[preferences.Preference]:
@@ -161,6 +162,7 @@ def scored(labels: Tensor, packed: Sequence[Packed], v: Vocabulary, over: str) -
     kept = {"image": image, "text": text, "both": image | text}[over]
     if not kept.any(1).all():
         raise UserError(
-            "dpo.over is text, but some pairs were drawn from a prompt, so their words are not the model's: remove them, or set dpo.over=image"
+            "dpo.over is text, but some pairs were drawn from a prompt, so their words are not the model's: "
+            "remove them, or set dpo.over=image"
         )
     return torch.where(kept, labels, losses.IGNORE)

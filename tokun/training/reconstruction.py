@@ -18,7 +18,10 @@ from tokun.utils.metrics import code_figures, psnr
 
 @torch.no_grad()
 def inspect_image_tokenizer(model: ImageTokenizer, images: Tensor | Sequence[Tensor], device: torch.device) -> tuple[dict[str, float], Any]:
-    """Figures on pictures (n, C, H, W), or one such tensor per shape: psnr (dB) and those of `code_figures`; and a sheet of sixteen, alternating between shapes."""
+    """Figures on pictures (n, C, H, W), or one such tensor per shape: psnr (dB) and those of `code_figures`.
+
+    Also returns a sheet of sixteen pictures, alternating between shapes.
+    """
     groups = [images] if isinstance(images, Tensor) else images
     codes, decibels, pairs = [], [], []
     model.eval()
@@ -36,6 +39,11 @@ def inspect_image_tokenizer(model: ImageTokenizer, images: Tensor | Sequence[Ten
     return figures, pair_sheet(in_turn[:16])
 
 
+LOWER_GATE = (
+    "lower the gate on purpose (image_tokenizer_train.min_usage / image_tokenizer_train.min_perplexity / image_tokenizer_train.min_psnr)"
+)
+
+
 def gate(
     figures: dict[str, float], train: configs.ImageTokenizerTrainConfig, codebook_size: int, *, start: str = "", sheet: Path | None = None
 ) -> None:
@@ -43,13 +51,13 @@ def gate(
     if problems := gate_problems(figures, train, codebook_size):
         if start:
             raise UserError(
-                f"the image tokenizer of start {start} cannot draw these pictures: {'; '.join(problems)}. {sheet} shows them beside their reconstructions. "
-                "Train your own (without start), or lower the gate on purpose (image_tokenizer_train.min_usage / image_tokenizer_train.min_perplexity / image_tokenizer_train.min_psnr)"
+                f"the image tokenizer of start {start} cannot draw these pictures: {'; '.join(problems)}. "
+                f"{sheet} shows them beside their reconstructions. Train your own (without start), or {LOWER_GATE}"
             )
         raise UserError(
             "the image tokenizer has collapsed or is undertrained: " + "; ".join(problems) + ". A generator cannot be better than its "
             "codes. Train longer (image_tokenizer_train.steps), use a smaller codebook (image_tokenizer.codebook_size), "
-            "or lower the gate on purpose (image_tokenizer_train.min_usage / image_tokenizer_train.min_perplexity / image_tokenizer_train.min_psnr)"
+            f"or {LOWER_GATE}"
         )
 
 

@@ -78,7 +78,10 @@ def stopped_early(record: dict[str, Any], train: Any, target: Path) -> str:
     before = record.get("stopped_by", "steps")
     if before in ("steps", f"max_minutes {train.max_minutes:g}"):
         return ""
-    return f". It was stopped by {before} after {record['steps']} of {record.get('planned', train.steps)} steps; to train longer choose another out=, or delete {target}"
+    return (
+        f". It was stopped by {before} after {record['steps']} of {record.get('planned', train.steps)} steps; "
+        f"to train longer choose another out=, or delete {target}"
+    )
 
 
 def figures_line(figures: dict[str, float]) -> str:
@@ -88,8 +91,8 @@ def figures_line(figures: dict[str, float]) -> str:
 
 def change_line(before: dict[str, float], after: dict[str, float]) -> str:
     """Figures after a training beside those before it, where these were measured: `psnr 20.1 before training, 21.3 after`."""
-    told = (
+    changes = (
         (name, f"{before[name]:.4g} before training, {value:.4g} after" if name in before else f"{value:.4g}")
         for name, value in after.items()
     )
-    return "; ".join(f"{name} {value}" for name, value in told) if before else figures_line(after)
+    return "; ".join(f"{name} {value}" for name, value in changes) if before else figures_line(after)

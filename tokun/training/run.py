@@ -83,7 +83,10 @@ class Run:
             dist.barrier()
 
     def recover(self, target: Path) -> None:
-        """Restore a folder that a kill between two renames left under its hidden name. A collective call, before reading a stage's record."""
+        """Restore a folder that a kill between two renames left under its hidden name.
+
+        A collective call, before reading a stage's record.
+        """
         if self.rank == 0:
             checkpoint.recover_directory(target)
         self.wait()
@@ -110,7 +113,8 @@ class Run:
 def open_run(config: Config, *, deepspeed: bool = False) -> Run:
     """Check the settings of all stages, create the run's folder and start its tracker. A collective call.
 
-    Raises UserError for settings that a later stage would refuse, before the first one spends an hour, and for a folder locked by another run.
+    Raises UserError for a folder locked by another run, and for settings that a later stage would refuse, before the first one spends an
+    hour.
     """
     out = Path(config.out)
     rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
@@ -139,7 +143,10 @@ def open_run(config: Config, *, deepspeed: bool = False) -> Run:
 
 
 def lock_out(config: Config) -> Path | None:
-    """In the first process, create the run's folder and lock it until the run ends, for all processes. Raises UserError if another run holds it."""
+    """In the first process, create the run's folder and lock it until the run ends, for all processes.
+
+    Raises UserError if another run holds it.
+    """
     if int(os.environ.get("RANK", 0)):
         return None
     if os.fsencode(config.out).decode("utf-8", "replace") != config.out:
@@ -219,7 +226,8 @@ def check_settings(config: Config, world: int, deepspeed: bool) -> None:
     weights = config.image_tokenizer_train.perceptual_weights
     if weights and config.image_tokenizer_train.perceptual_weight > 0 and not Path(weights).is_file():
         raise FileNotFoundError(
-            f"image_tokenizer_train.perceptual_weights {weights} does not exist; name a SqueezeNet file, or set image_tokenizer_train.perceptual=none"
+            f"image_tokenizer_train.perceptual_weights {weights} does not exist; "
+            "name a SqueezeNet file, or set image_tokenizer_train.perceptual=none"
         )
     require_weights(config)
 
@@ -238,7 +246,8 @@ def _check_alignment(config: Config) -> None:
     }
     if clash := [name for name, value in others.items() if value]:
         raise UserError(
-            f"train.align_weight is {train.align_weight:g}, which does not go together with {' and '.join(clash)}: set train.align_weight=0, or leave the other at its default"
+            f"train.align_weight is {train.align_weight:g}, which does not go together with {' and '.join(clash)}: "
+            "set train.align_weight=0, or leave the other at its default"
         )
     if train.align_features and not Path(train.align_features).is_file():
         raise FileNotFoundError(
@@ -246,7 +255,8 @@ def _check_alignment(config: Config) -> None:
         )
     if not 0 <= train.align_layer <= config.generator.num_layers:
         raise UserError(
-            f"train.align_layer is {train.align_layer}; it must be from 1 to {config.generator.num_layers} (generator.num_layers), or 0 for the middle"
+            f"train.align_layer is {train.align_layer}; it must be from 1 to {config.generator.num_layers} (generator.num_layers), "
+            "or 0 for the middle"
         )
 
 
@@ -269,8 +279,8 @@ def _check_start(config: Config) -> None:
     other = [f"{name} is {mine}, the checkpoint's {its}" for name, (mine, its) in shape.items() if mine != its]
     if other:
         raise UserError(
-            f"start {config.start} has another shape than this config: {'; '.join(other)}. Set the same values (generator.num_layers may be larger), "
-            "or use the config it was trained with"
+            f"start {config.start} has another shape than this config: {'; '.join(other)}. "
+            "Set the same values (generator.num_layers may be larger), or use the config it was trained with"
         )
 
 
@@ -280,7 +290,8 @@ def micro_batch(train: configs.TrainConfig, world: int) -> int:
     micro = train.micro_batch_size or share
     if micro < 1 or train.batch_size % world or share % micro:
         raise UserError(
-            f"train.batch_size {train.batch_size} is not processes ({world}) x micro_batch_size ({micro}) x a whole number of accumulation steps"
+            f"train.batch_size {train.batch_size} is not processes ({world}) x micro_batch_size ({micro}) "
+            "x a whole number of accumulation steps"
         )
     return micro
 

@@ -1,5 +1,8 @@
-"""Messages at the start of a run: its folder and stages, the tags that the starting checkpoint knows, whether its tokenizer can draw these pictures,
-whether colour is lost, how long a training is sensible, and whether enough is held out to tell its steps apart. Trains nothing."""
+"""Messages at the start of a run, and what its held-out losses mean at the end. Trains nothing.
+
+At the start: the run's folder and stages, the tags that the starting checkpoint knows, whether its tokenizer can draw these pictures,
+whether colour is lost, how long a training is sensible, and whether enough is held out to compare its steps.
+"""
 
 from __future__ import annotations
 
@@ -20,8 +23,8 @@ from tokun.tokenizers.vocabulary import Vocabulary, tag_word
 from tokun.tokenizers.wordings import fitting_tag
 from tokun.utils.errors import BadSample
 
-# sensible passes over the pictures. After 60, a model of 5.2M parameters had memorised half of its 17,568 captions; after nine over 27,948 pictures, one of
-# 6.6M was still getting better. In between nothing was measured, and larger models memorise sooner: train.keep_best
+# sensible passes over the pictures. After 60, a model of 5.2M parameters had memorised half of its 17,568 captions; after nine over 27,948
+# pictures, one of 6.6M was still getting better. In between nothing was measured, and larger models memorise sooner: train.keep_best
 PASSES = 30
 FINE_TUNING_PASSES = 20  # when the run starts from a checkpoint
 FEW_PICTURES = 16  # by which no verdict is sure
@@ -110,7 +113,10 @@ def _records(config: Config) -> Iterator[dict[str, Any]]:
 
 
 def colour_line(config: Config, index: data.ShardIndex) -> str:
-    """The warning where many of an index's pictures are in colour and will be learned in grey; else "". A few, evenly spread, are looked at."""
+    """The warning where many of an index's pictures are in colour and will be learned in grey; else "".
+
+    A few, evenly spread, are looked at.
+    """
     if config.image_tokenizer.image_channels != 1:
         return ""
     looked_at = coloured = 0
@@ -141,13 +147,19 @@ def verdict(figures: dict[str, float], train: ImageTokenizerTrainConfig, sheet: 
 
 
 def sensible_passes(pictures: int, batch_size: int, *, going_on: bool) -> tuple[int, int]:
-    """How many passes over so many pictures are sensible, and how many steps make them. `going_on`: whether the run starts from a checkpoint."""
+    """How many passes over so many pictures are sensible, and how many steps make them.
+
+    `going_on`: whether the run starts from a checkpoint.
+    """
     passes = FINE_TUNING_PASSES if going_on else PASSES
     return passes, math.ceil(passes * pictures / batch_size)
 
 
 def time_line(*, steps: int, batch_size: int, pictures: int, max_minutes: float, going_on: bool, name: str, by_passes: bool = False) -> str:
-    """How many passes the steps make, how many are sensible, and what `max_minutes` counts. `by_passes`: the steps are those of the setting `passes`."""
+    """How many passes the steps make, how many are sensible, and what `max_minutes` counts.
+
+    `by_passes`: the steps are those of the setting `passes`.
+    """
     passes, (sensible, enough) = steps * batch_size / max(1, pictures), sensible_passes(pictures, batch_size, going_on=going_on)
     line = f"{steps:,} steps of {batch_size} are {passes:,.0f} passes over {pictures:,} pictures"
     if by_passes:
@@ -156,7 +168,8 @@ def time_line(*, steps: int, batch_size: int, pictures: int, max_minutes: float,
         line += f"; about {sensible} passes ({name}.steps={enough}) are sensible"
         line += "; more would memorise them" if steps > enough else ""
     if max_minutes > 0:
-        return f"{line}. {name}.max_minutes {max_minutes:g} counts this stage alone: its steps, evaluations and compiling, including earlier starts"
+        counted = f"{name}.max_minutes {max_minutes:g} counts this stage alone: its steps, evaluations and compiling"
+        return f"{line}. {counted}, including earlier starts"
     return f"{line}. {name}.max_minutes is not set: the stage ends after its steps. It would count this stage alone, including compiling"
 
 
@@ -194,13 +207,17 @@ def gain_lines(before: float | None, last: float, noise: float, lowest: tuple[fl
         )
     elif lowest:
         lines.append(
-            f"no step before has a held-out loss lower than the end's {last:.4f}{sums} by more than the noise: sample from the end, as above"
+            f"no step before has a held-out loss lower than the end's {last:.4f}{sums} by more than the noise: "
+            "sample from the end, as above"
         )
     return lines
 
 
 def too_few_held_out(n: int, what: str = "pictures") -> str:
-    """That `n` held-out pictures (or other items: `what`, a plural) cannot tell the steps of a training apart; "" if they can, or for none."""
+    """The warning that `n` held-out pictures are too few to compare the steps of a training; "" if they are enough, or for none.
+
+    `what`: other items than pictures, a plural.
+    """
     if not 0 < n < ENOUGH_HELD_OUT:
         return ""
     of_these = f"{n} held-out {what.removesuffix('s') if n == 1 else what} {'is' if n == 1 else 'are'}"

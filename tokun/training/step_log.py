@@ -1,8 +1,8 @@
 """What a training step logs: losses, learning rate, gradient norm, speed, memory, passes over the data, under the names in the tracker.
 
-The loop calls `log_step` every `log_every` steps, and asks the stage for its figures. A stage hands its numbers to the functions below, which
-name them; they know no stage. GRPO's figures are its own (`GrpoStage.summary` in `tokun.align.grpo`). Held-out figures (`val/…`) are logged by
-each stage's `evaluate`.
+The loop calls `log_step` every `log_every` steps, and asks the stage for its figures. A stage hands its numbers to the functions below,
+which name them; they know no stage. GRPO's figures are its own (`GrpoStage.summary` in `tokun.align.grpo`). Held-out figures (`val/…`) are
+logged by each stage's `evaluate`.
 """
 
 from __future__ import annotations
@@ -55,8 +55,13 @@ def of_update(*, lr: float, norm: float, spikes: int, epoch: float, device: torc
 
 
 def of_generator(window: Window, losses: Mapping[str, float], *, weights: tuple[float, float], flops: float, rate: float) -> Figures:
-    """The generator's own figures. losses: means over all processes by name (image_sum, text_sum, z_sum; others are logged as train/NAME_loss), in
-    nats a token; weights: of the first two; flops: a token; rate: operations a second that the processes can do together."""
+    """The generator's own figures.
+
+    losses: means over all processes by name, in nats a token: image_sum, text_sum, z_sum; others are logged as train/NAME_loss
+    weights: of the first two
+    flops: operations a token
+    rate: operations a second that the processes can do together
+    """
     found, seconds = dict(losses), window.seconds()
     image, text, z = (found.pop(name) for name in ("image_sum", "text_sum", "z_sum"))
     tokens, width = window.counts["tokens"], window.counts["width"]

@@ -33,7 +33,10 @@ from tokun.utils.errors import UserError
 
 
 def train_words(run: Run) -> Path:
-    """Train on the rows of `words.train` (JSONL; train.py makes it from any table) -> `out/adapter`, or without an adapter `out/checkpoint`."""
+    """Train on the rows of `words.train` -> `out/adapter`, or without an adapter `out/checkpoint`.
+
+    The rows are JSONL, which train.py makes from any table.
+    """
     w = run.config.words
     register = tag_word(w.register)
     if not register:
@@ -61,8 +64,9 @@ def read_rows(path: str | Path, description: str, caption: str) -> list[tuple[st
     found = [(normalize(text_in(row.get(description))), normalize(text_in(row.get(caption)))) for row in rows]
     whole = [row for row in found if all(row)]
     if not whole:
+        columns = ", ".join(rows[0]) if rows else "none"
         raise UserError(
-            f"{path} has no row with both {description!r} and {caption!r} (words.description, words.caption); its columns are {', '.join(rows[0]) if rows else 'none'}"
+            f"{path} has no row with both {description!r} and {caption!r} (words.description, words.caption); its columns are {columns}"
         )
     return whole
 

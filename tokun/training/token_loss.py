@@ -29,15 +29,20 @@ class TokenLoss:
             fuse_loss_into_forward(model, size=self.size, chunk=chunk, token_losses=self.losses)
         elif chunk:
             say(
-                f"generator: {type(model).__name__} does more to its logits than its output embedding: the loss is computed over all of them at once"
+                f"generator: {type(model).__name__} does more to its logits than its output embedding: "
+                "the loss is computed over all of them at once"
             )
 
     def __call__(
         self, engine: Engine, model: Any, input_ids: Tensor, labels: Tensor, weights: Tensor | None = None, aligned: Sequence[Tensor] = ()
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """input_ids and labels (B, T) on the CPU, weights (terms,) of `losses.TERMS` on the engine's device (None: all one) -> the loss,
-        and the parts of `losses.next_token_losses`. `model` is the engine's for gradients, else the bare one. `aligned`: targets of its alignment
-        head, and their weight."""
+        """The loss and the parts of `losses.next_token_losses`.
+
+        model: the engine's for gradients, else the bare one
+        input_ids, labels: (B, T) on the CPU
+        weights: (terms,) of `losses.TERMS` on the engine's device; None: all one
+        aligned: targets of the model's alignment head, and their weight
+        """
         ids = input_ids.to(engine.device, non_blocking=True)
         self.is_image = is_image = self.is_image.to(engine.device)
         weights = torch.ones(len(losses.TERMS), device=engine.device) if weights is None else weights

@@ -138,7 +138,8 @@ class WandbTracker(Tracker):
             # one folder per start of the run: the shell expands the pattern, so it is outside the quotes
             parts = f"{shlex.quote(str(Path(self._run.dir).parent.parent))}/offline-run-*-{self.run_id}"
             print(
-                f"W&B offline ({reason}), run {self.run_id}; nothing is sent, and tracking.kind=none keeps no log at all; upload it with: wandb sync {parts}"
+                f"W&B offline ({reason}), run {self.run_id}; nothing is sent, and tracking.kind=none keeps no log at all; "
+                f"upload it with: wandb sync {parts}"
             )
         else:
             print(f"W&B {mode} ({reason}), run {self.run_id}" + (f": {self._run.url}" if mode == "online" else ""))
@@ -215,8 +216,15 @@ class TensorBoardTracker(Tracker):
 
 
 def make_tracker(
-    kind: str, *, project: str, name: str | None, directory: Path | str, config: dict, resume_id: str | None = None, main_process: bool = True
-) -> Tracker:  # fmt: skip
+    kind: str,
+    *,
+    project: str,
+    name: str | None,
+    directory: Path | str,
+    config: dict,
+    resume_id: str | None = None,
+    main_process: bool = True,
+) -> Tracker:
     """A tracker of kind 'wandb', 'tensorboard' or 'none'; always a NullTracker outside the main process.
 
     `directory` holds the run's files and is created if needed. `config` is the settings to show; values that JSON

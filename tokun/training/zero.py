@@ -36,8 +36,11 @@ def missing(zero: Any, stage: int) -> list[str]:
 
 
 def skip_inference_kernel() -> None:
-    """Keep DeepSpeed from compiling its shared-memory all-reduce, which only inference under tensor parallelism uses. On CPUs it would be compiled
-    when processes meet, over a minute of CPU time in each new environment, and leave 66 MiB per process in /dev/shm."""
+    """Keep DeepSpeed from compiling its shared-memory all-reduce, which only inference under tensor parallelism uses.
+
+    On CPUs it would be compiled when processes meet, over a minute of CPU time in each new environment, and leave 66 MiB per process in
+    /dev/shm.
+    """
     from deepspeed import ops
 
     ops.__compatible_ops__["deepspeed_shm_comm"] = False
@@ -51,7 +54,8 @@ class ZeroOptimizer:
             import deepspeed
 
             raise RuntimeError(
-                f"DeepSpeed {deepspeed.__version__} has no {', '.join(names)} in its optimizer of ZeRO stage {stage}, which trainer states need: "
+                f"DeepSpeed {deepspeed.__version__} has no {', '.join(names)} in its optimizer of ZeRO stage {stage}, "
+                "which trainer states need: "
                 "install deepspeed 0.19.8, or train under DDP (train.deepspeed=)"
             )
         self.zero, self.stage = zero, stage
@@ -98,7 +102,10 @@ class ZeroOptimizer:
         self.link_moments()
 
     def link_moments(self) -> None:
-        """Map parts of the moments to parameters. DeepSpeed does so after the first group's first step, when the next group has none yet."""
+        """Map parts of the moments to parameters.
+
+        DeepSpeed does so after the first group's first step, when the next group has none yet.
+        """
         if self.stage < 3:
             self.zero._hp_optimizer_states_linked = False
             self.zero._lazy_init_hp_params_optimizer_state()
