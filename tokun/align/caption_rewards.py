@@ -43,8 +43,8 @@ Readable = Sequence[Any]  # pairs or readings: both have tags, codes, caption_id
 
 
 def reader(asked: RewardConfig, model: Tokun) -> tuple[Tokun, Callable[[Sequence[Pair]], Readable]]:
-    """The model that scores, and how it reads pairs: `model` and the pairs themselves; or the checkpoint `of`, with what it does not know of
-    their tags left out. Raises UserError or FileNotFoundError if it cannot be loaded."""
+    """The model that scores, and how it reads pairs: `model` and the pairs themselves; or the checkpoint `of`, with what it does not know
+    of their tags left out. Raises UserError or FileNotFoundError if it cannot be loaded."""
     if not asked.of:
         return model, lambda pairs: pairs
     other = load(asked.of, device=str(model.device))
@@ -56,7 +56,8 @@ def reader(asked: RewardConfig, model: Tokun) -> tuple[Tokun, Callable[[Sequence
             t = pair.tags
             known = {
                 "style": t.style if t.style in v.styles else "", "subject": t.subject if t.subject in v.subjects else "",
-                "thing": t.thing if t.thing in v.things else "", "register": t.register if t.register in v.registers else v.default_register,
+                "thing": t.thing if t.thing in v.things else "",
+                "register": t.register if t.register in v.registers else v.default_register,
             }  # fmt: skip
             out.append(
                 Reading(Tags(**known, grid=seen.grid), seen.codes, other.text_tokenizer.encode(pair.caption)[: v.max_text], pair.caption)

@@ -114,7 +114,8 @@ def check(config: Config, world: int) -> None:
     for number, reward in enumerate(grpo.rewards):
         if reward.judge and reward.judge not in known:
             raise UserError(
-                f"grpo.rewards[{number}].judge is {reward.judge!r}; grpo.judges has {', '.join(known) or 'none'}: name one of them, or leave it out"
+                f"grpo.rewards[{number}].judge is {reward.judge!r}; grpo.judges has {', '.join(known) or 'none'}: "
+                "name one of them, or leave it out"
             )
     optimised = [dataclasses.replace(one, weight=1.0, judge="") for one in grpo.rewards]
     for number, judge in enumerate(grpo.judges):

@@ -179,7 +179,8 @@ def require_shards(option: str, pattern: str) -> None:
 
 
 def require_scorers(args: argparse.Namespace) -> None:
-    """Raise FileNotFoundError or UserError for a network named by an option that is not there, as far as can be checked without opening it."""
+    """Raise FileNotFoundError or UserError for a network named by an option that is not there,
+    as far as can be checked without opening it."""
     from tokun.evaluate.features import require_network
     from tokun.inference.clip import split_clip_name
 

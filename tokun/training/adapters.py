@@ -255,7 +255,8 @@ def quantized_generator(config: Config, peft: Any) -> Any:
         )
     except (ImportError, NotImplementedError, RuntimeError) as error:  # what transformers and bitsandbytes raise
         raise UserError(
-            f"adapter.bits is {config.adapter.bits}, and bitsandbytes does not run here ({first_line(error)}): update it, or set adapter.bits=0"
+            f"adapter.bits is {config.adapter.bits}, and bitsandbytes does not run here ({first_line(error)}): "
+            "update it, or set adapter.bits=0"
         ) from error
     for (
         layer
