@@ -219,7 +219,7 @@ def test_the_image_tokenizers_training_begins_with_that_line(tmp_path, capfd):
 @pytest.mark.parametrize(
     ("records", "override", "told"),
     [
-        ({"style": "etching"}, "data.style_key=technique", "data.style_key is technique, which stands in no record of {train}: the style of each picture is taken instead, as data.style_key=style says"),
+        ({"style": "etching"}, "data.style_key=technique", "data.style_key is technique, which is in no record of {train}: the style of each picture is taken instead, as with data.style_key=style"),
         ({}, "data.style_key=technique", "no record has a style: no style will be learned. data.style=WORD gives all pictures one"),
         ({"technique": "etching", "style": "prints"}, "data.style_key=technique", ""),
         ({}, "data.style_key=style", ""),
@@ -311,7 +311,7 @@ def test_a_run_begins_with_its_folder_and_what_comes_first_and_tracking_is_told_
 
     monkeypatch.setattr("tokun.training.run.make_tracker", tracker)
     begun = ". First comes the text tokenizer, then the image tokenizer, the pictures' codes and the generator"
-    for told in (begun, ", where an earlier start is gone on with"):
+    for told in (begun, "; it continues an earlier start"):
         run = open_run(load_config(write_config(tmp_path, small_shards)))
         run.close()
         first, second, *_ = capsys.readouterr().out.splitlines()

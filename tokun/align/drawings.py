@@ -5,9 +5,9 @@
 
 Each description is drawn (the best of --best-of by --reward, which is not a judge), written as SVG, rendered at 384 px, and slightly
 perturbed before it is judged: a crop, JPEG. Scores: P(yes) for the description, or P of the right answers in a table of questions; the
-aesthetic score divided by ten; and F-beta of both with beta 0.5. A judge that is not named gives no score. Also the likeness of drawing and
-picture, and the bytes. With --against, the same for another checkpoint and the paired differences. The competition's questions and judge
-settings were hidden, so scores are not comparable.
+aesthetic score divided by ten; and F-beta of both with beta 0.5. A judge that is not named gives no score. The report also has the likeness
+of drawing and picture, and the bytes; with --against, the same for another checkpoint, and the paired differences. The competition's
+questions and judge settings were hidden, so scores are not comparable.
 
     descriptions    a text file with one per line, image shards, or a TSV with the columns description, question, answer (yes or no)
     OUT             table.md, figures.json, NAME/000000.svg …; a killed run keeps finished drawings

@@ -35,8 +35,8 @@ EPSILON = 1e-4
 def advantages(rewards: Tensor, group_size: int, *, scale: str = "group", world: int = 1) -> Tensor:
     """rewards (n,) in consecutive whole groups -> float64 (n,): the difference from the group's mean.
 
-    `scale`: what it is divided by: the standard deviation in the group ("group") or in all groups of all processes ("batch"); "none":
-    nothing.
+    `scale` chooses the divisor: the standard deviation in the group ("group"), that in all groups of all processes ("batch"), or 1
+    ("none").
     """
     groups = rewards.double().view(-1, group_size)
     apart = groups - groups.mean(1, keepdim=True)

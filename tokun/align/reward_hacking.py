@@ -10,7 +10,7 @@ The pairs are compared by rewards, by judges that were not optimised, and as a s
 A reward's judge is the one that its config names (`judge`); without a name all of them are: one must rise, and none may fall. If several
 rewards without a named judge rose, and only some of the judges did, nobody can say whose rise these saw: not told apart.
 
-A rise must be significant: the 95 % bootstrap interval of the mean difference between pairs of one latent is above 0. The report also says
+A rise must be significant: the 95 % bootstrap interval of the mean difference between pairs of one latent is above 0. The report also shows
 whether the pairs are less varied (below nine tenths of before) and whether more of them are near copies of training pictures.
 
     out/real/step-00000040.json      every pair's values, for each evaluation

@@ -5,7 +5,7 @@
     mmi             of                   the mean of pmi and likelihood: pictures that their captions fit, and that the model is sure of
     likelihood      of                   log-likelihood of the caption, given the picture: high where the model is sure of what it has drawn
     pmi_first       of                   share of the own caption among it and 15 others of the batch, by exp(PMI); 0 to 1
-    clip            of                   cosine of picture and caption by an open_clip model (id, folder, or by benchmarks/clip_judge.py)
+    clip            of                   cosine of picture and caption by an open_clip model: id or folder (see benchmarks/clip_judge.py)
     clip_first      of                   probability that this model ranks the pair's caption above 15 other captions drawn from the batch
     recognition     of, shards           the same by a ridge regression from ImageNet features on the shards (`evaluate.recognition`)
     description     of, shards           that regression's score of the pair's caption

@@ -162,7 +162,7 @@ class ImageTokenizer(nn.Module):
         if codes.ndim != 2 or codes.shape[1] != h * w:
             raise UserError(f"codes have shape {tuple(codes.shape)}; a grid of {h}x{w} needs (B, {h * w})")
         if codes.numel() and (codes.min() < 0 or codes.max() >= self.codebook_size):
-            raise UserError(f"codes lie in {int(codes.min())}..{int(codes.max())}, outside 0..{self.codebook_size - 1}")
+            raise UserError(f"codes are in {int(codes.min())}..{int(codes.max())}, outside 0..{self.codebook_size - 1}")
         vectors = self.vectors_of(self.order[codes])  # (B, N, D)
         return self.decoder(vectors.transpose(1, 2).reshape(codes.shape[0], -1, h, w)).float().clamp(-1, 1)
 

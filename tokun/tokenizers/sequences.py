@@ -107,7 +107,7 @@ def code_ids(v: Vocabulary, codes: Codes, tags: Tags) -> list[int]:
     if array.dtype != np.uint16:  # as in shards: never negative
         array = array.astype(np.int64)
     if len(array) and not (np.maximum.reduce(array) < v.codebook_size and (array.dtype == np.uint16 or array.min() >= 0)):
-        raise UserError(f"codes lie in {array.min()}..{array.max()}, outside 0..{v.codebook_size - 1}")
+        raise UserError(f"codes are in {array.min()}..{array.max()}, outside 0..{v.codebook_size - 1}")
     return v.ids_of_codes(array.astype(np.int64, copy=False)).tolist()
 
 
@@ -208,7 +208,10 @@ def written_caption(v: Vocabulary, ids: Sequence[int]) -> slice | None:
 
 
 def unconditional_images(v: Vocabulary, grid: tuple[int, int] | None, codes: Tensor) -> Tensor:
-    """codes int64 (B, N) of one grid -> int64 (B, T): the unconditional prompt, then all codes but the last. What predicts the N codes."""
+    """codes int64 (B, N) of one grid -> int64 (B, T): the unconditional prompt, then all codes but the last.
+
+    The last N positions predict the codes.
+    """
     prompt = torch.tensor(unconditional_image_prompt(v, grid), device=codes.device).expand(len(codes), -1)
     return torch.cat([prompt, v.ids_of_codes(codes[:, :-1])], 1)
 
@@ -254,7 +257,7 @@ def unpack(v: Vocabulary, ids: Sequence[int]) -> Unpacked:
         name, kind = STATES[state], v.class_of(token)
         following, further = v.grammar.step(state, length, token, n_codes)
         if following < 0:
-            raise UserError(f"id {token} ({kind}) at position {position} cannot stand in a {name} span of {length}")
+            raise UserError(f"id {token} ({kind}) at position {position} is not allowed in a {name} span of {length}")
         if kind in ("text", "code"):
             spans.setdefault(name, []).append(v.codes_of_ids(token) if kind == "code" else token)
         elif kind in TAG_KINDS and name != "prompt_done":

@@ -179,7 +179,7 @@ class Tuned:
         )
 
     def model(self, adapter: Adapter, base: Tokun | None = None) -> Tokun:
-        """The whole model as users load it: the base, from its files unless it is given as they hold it, with this adapter."""
+        """The whole model as users load it: the base with this adapter. `base`: unchanged since it was loaded; None: it is loaded."""
         made = starting_model(self.config) if base is None else copy.copy(base)
         made.adapters = {}
         if not adapter.tag_counts:

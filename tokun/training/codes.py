@@ -91,7 +91,7 @@ def codes_tasks(run: Run) -> list[CodesTask]:
 
 
 def require_some_captions(run: Run) -> None:
-    """`require_captions`, before the image tokenizer's hours, unless the codes are there already."""
+    """Call `require_captions`, before the hours of the image tokenizer's training, unless the codes already exist."""
     if not (run.out / "codes" / "codes.json").is_file():
         require_captions(run.config, _codes_sources(run.config))
 

@@ -147,5 +147,5 @@ class EngineStage(Stage):
             self.ema.load_state_dict(checkpoint.read_part(folder / "ema.pt", map_location="cpu"))
         if "spikes" in saved:  # older states have none
             self.spikes.load_state_dict(saved["spikes"])
-        self.held_before = saved.get("held_before", {})  # as in those of runs that did not measure
+        self.held_before = saved.get("held_before", {})  # runs that did not measure have none
         return saved["spent"]

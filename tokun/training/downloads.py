@@ -30,7 +30,7 @@ def require_weights(config: Config) -> None:
                 "image_tokenizer_train.perceptual is squeezenet",
                 f"image_tokenizer_train.perceptual_weights=FILE, or {NO_LOSS}",
             )
-    begun = any((out / part).is_dir() for part in ("checkpoint", "state/generator"))  # what it sees is computed before the first step
+    begun = any((out / part).is_dir() for part in ("checkpoint", "state/generator"))  # the features are computed before the first step
     if pictures and train.align_weight > 0 and not train.align_features and not begun:
         _require(SQUEEZENET_URL, f"train.align_weight is {train.align_weight:g}", "train.align_features=FILE, or train.align_weight=0")
 

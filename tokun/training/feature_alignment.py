@@ -211,5 +211,5 @@ def _key(codes: np.ndarray) -> np.uint64:
 
 
 def _digest(weights: str) -> str:
-    """Of the file, or torchvision's name."""
+    """The digest of the file of weights; without a file, the name of torchvision's weights."""
     return hashlib.sha256(Path(weights).read_bytes()).hexdigest()[:16] if weights else "squeezenet1_1"

@@ -123,7 +123,7 @@ class Parts:
         )  # fmt: skip
 
     def unrepeated_words(self, start: str) -> tuple[str, ...]:
-        """Those of the codes' record, which has those of the checkpoint `start`; older records have none."""
+        """The unrepeated words of the codes' record, which include those of the checkpoint `start`; for an older record, the latter."""
         if "unrepeated_words" in self.codes or not start:
             return tuple(self.codes.get("unrepeated_words", ()))
         return tuple(read_settings(resolve(start) / SAMPLING).unrepeated_words)

@@ -37,7 +37,7 @@ CAUSES = (
 
 
 class StopRequest:
-    """`asked` becomes true when SIGTERM or the first Ctrl-C arrives, and `by` says which; a second Ctrl-C raises KeyboardInterrupt.
+    """`asked` becomes true when SIGTERM or the first Ctrl-C arrives, and `by` names it; a second Ctrl-C raises KeyboardInterrupt.
     `agree` lets all processes have the same cause. `close` restores the signals' old handlers."""
 
     def __init__(self) -> None:

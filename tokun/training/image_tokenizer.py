@@ -85,7 +85,7 @@ def _take_from_start(run: Run, settings: dict[str, Any], target: Path) -> dict[s
         run.say(tags_line(run.config))
         if run.config.image_tokenizer.image_channels == 1:
             shards = data.expand_shards(run.config.data.train)
-            _tell_of_colour(run, data.ShardIndex(shards, need=(), one_of=data.IMAGE_SUFFIXES, cache_file=run.index("images")))
+            _warn_of_colour(run, data.ShardIndex(shards, need=(), one_of=data.IMAGE_SUFFIXES, cache_file=run.index("images")))
         run.say(f"image tokenizer: evaluating that of {run.config.start} on these pictures …")
     model = starting_model(run.config).image_tokenizer
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -265,7 +265,7 @@ def _open_pictures(run: Run) -> data.ImageSamples:
         max_scale=config.image_tokenizer_train.crop_scale[1], cache_file=run.index("images"), **shape_options(config),
     )  # fmt: skip
     if run.rank == 0:
-        _tell_of_colour(run, samples.index)
+        _warn_of_colour(run, samples.index)
     if config.data.grids:
         if run.rank == 0:
             run.say(shapes_line(samples))
@@ -273,6 +273,6 @@ def _open_pictures(run: Run) -> data.ImageSamples:
     return samples
 
 
-def _tell_of_colour(run: Run, index: data.ShardIndex) -> None:
-    if told := colour_line(run.config, index):
-        run.say(told)
+def _warn_of_colour(run: Run, index: data.ShardIndex) -> None:
+    if warning := colour_line(run.config, index):
+        run.say(warning)

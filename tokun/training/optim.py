@@ -99,10 +99,9 @@ def set_lr(optimizer: torch.optim.Optimizer, lr: float) -> None:
 class Ema:
     """Exponential moving average of the parameters that are trained, in float32 (buffers are left alone).
 
-    The decay warms up as (1 + t) / (10 + t).
-
-    With `every` > 1 only each `every`-th update reads the weights, with the decay of all updates since: the average forgets as fast.
-    Under ZeRO-3 each process averages its own share of each parameter, on the share's device; saved tensors are whole.
+    The decay warms up as (1 + t) / (10 + t). With `every` > 1 only each `every`-th update reads the weights, with the decay of all updates
+    since: the average forgets as fast. Under ZeRO-3 each process averages its own share of each parameter, on the share's device; saved
+    tensors are whole.
     """
 
     def __init__(self, module: nn.Module, decay: float, *, every: int = 1):

@@ -38,7 +38,7 @@ def require_same(path: Path, made_with: dict[str, Any], asked: dict[str, Any], *
     def strip(tree: dict[str, Any]) -> dict[str, Any]:
         return {k: without(v, idle_in(v) | (but or set())) if k in ("train", "image_tokenizer_train") else v for k, v in tree.items()}
 
-    if START not in made_with or START not in asked:  # an older record, or one without an adapter: the other settings tell
+    if START not in made_with or START not in asked:  # an older record, or one without an adapter: the other settings decide
         made_with, asked = without(made_with, {START}), without(asked, {START})
     elif made_with.get("start") == asked.get("start") and made_with[START] != asked[START]:
         raise UserError(

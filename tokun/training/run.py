@@ -65,7 +65,7 @@ class Run:
         return bool(self.largest(flag))
 
     def stop_if_asked(self, save: Callable[[], object] = lambda: None) -> None:
-        """Save and raise Preempted when any process was asked to stop; `stop.by` then says the same in all of them."""
+        """Save and raise Preempted when any process was asked to stop; `stop.by` is then the same in all of them."""
         if self.stop.agree(self.largest):
             save()
             self.writer.wait()
@@ -174,7 +174,7 @@ def write_config(out: Path, config: Config) -> None:
 
 
 def require_shards(config: Config) -> None:
-    """Raise FileNotFoundError, with the setting that names them, where the shards of a training on pictures are not there."""
+    """Raise FileNotFoundError, naming the setting, if the shards of a training on pictures do not exist."""
     none = ", or hold nothing out with data.val= (empty)"
     for name, pattern in (("train", config.data.train), ("val", config.data.val)):
         if pattern or name == "train":
@@ -187,7 +187,7 @@ def require_shards(config: Config) -> None:
 
 
 def check_settings(config: Config, world: int, deepspeed: bool) -> None:
-    """Raise UserError for settings that cannot be trained with, of any stage. Creates nothing."""
+    """Raise UserError if any stage cannot train with these settings. Creates nothing."""
     train = config.train
     data.check_batch(config.image_tokenizer_train.batch_size, world, "image_tokenizer_train.batch_size")
     data.check_batch(train.batch_size, world, "train.batch_size")

@@ -27,21 +27,21 @@ from tokun.utils.errors import BadSample
 # pictures, one of 6.6M was still getting better. In between nothing was measured, and larger models memorise sooner: train.keep_best
 PASSES = 30
 FINE_TUNING_PASSES = 20  # when the run starts from a checkpoint
-FEW_PICTURES = 16  # by which no verdict is sure
+FEW_PICTURES = 16  # fewer are too few to judge a tokenizer by
 GOOD_MARGIN = 3.0  # dB above the gate from which a tokenizer draws pictures well
-NAMED = 12  # tags listed in a line
-LOOKED_AT = 64  # pictures in which colour is looked for
+NAMED = 12  # most tags in a line
+LOOKED_AT = 64  # pictures that are searched for colour
 COLOURED = 0.05  # share of its points by which a picture is in colour; a sepia print has none
 MANY_COLOURED = 0.25  # of the pictures
 NOISE = 0.07  # nats: of one picture, the standard error of the difference of two steps (docs/guides/training.md)
-ENOUGH_HELD_OUT = 64  # pictures whose loss tells steps 0.02 nats apart (docs/guides/training.md says how its noise falls with their number)
+ENOUGH_HELD_OUT = 64  # pictures; steps 0.02 nats apart can then be distinguished (on the noise of fewer: docs/guides/training.md)
 
 
 def opening_line(config: Config, *, going_on: bool) -> str:
-    """The first line of a run: its folder, and what comes first. `going_on`: whether an earlier start has left something there."""
+    """The first line of a run: its folder, and what comes first. `going_on`: whether it continues an earlier start."""
     folder = f"train: the run's folder is {config.out}"
     if going_on:
-        return f"{folder}, where an earlier start is gone on with"
+        return f"{folder}; it continues an earlier start"
     made = "an adapter" if config.adapter.rank else "the generator"
     alone = {"rewards": config.grpo.rewards, "preferences": config.dpo.pairs, "a table of words": config.words.train}
     if learned := [name for name, given in alone.items() if given]:
@@ -73,20 +73,20 @@ def tags_line(config: Config) -> str:
         d = config.data
         with contextlib.suppress(ValueError, AttributeError):
             found[tag_word(str(tree.get(d.style_key) or tree.get("style") or d.style))] += 1
-    told = []
+    parts = []
     for word, count in found.most_common(NAMED):
         fits = fitting_tag(word, known)
         if not word:
-            told.append(f"{count:,} pictures have no style (data.style=… sets one)")
+            parts.append(f"{count:,} pictures have no style (data.style=… sets one)")
         elif not fits:
-            told.append(f"{word} ({count:,}) is new and will be learned from these pictures alone")
+            parts.append(f"{word} ({count:,}) is new and will be learned from these pictures alone")
         else:
-            told.append(f"{word} ({count:,})" + ("" if fits == word else f" becomes its {fits}"))
-    return f"start {config.start}: it knows the styles {', '.join(known) or '(none)'}. Of these pictures: {'; '.join(told)}"
+            parts.append(f"{word} ({count:,})" + ("" if fits == word else f" becomes its {fits}"))
+    return f"start {config.start}: it knows the styles {', '.join(known) or '(none)'}. Of these pictures: {'; '.join(parts)}"
 
 
 def style_key_line(config: Config) -> str:
-    """The line where `data.style_key`, if it is not the usual key, stands in none of the pictures' records; else ""."""
+    """The warning where no record has the key `data.style_key`; "" if one has it, and for the usual key."""
     key = config.data.style_key
     if key == DataConfig.style_key:
         return ""
@@ -96,15 +96,15 @@ def style_key_line(config: Config) -> str:
             found.update(name for name in (key, DataConfig.style_key) if tree.get(name))
     if found[key]:
         return ""
-    told = f"data.style_key is {key}, which stands in no record of {config.data.train}"
+    problem = f"data.style_key is {key}, which is in no record of {config.data.train}"
     if found[DataConfig.style_key]:
-        return f"{told}: the style of each picture is taken instead, as data.style_key=style says"
+        return f"{problem}: the style of each picture is taken instead, as with data.style_key=style"
     given = (
         f"all get data.style, {config.data.style}"
         if config.data.style
         else "no style will be learned. data.style=WORD gives all pictures one"
     )
-    return f"{told}, and no record has a style: {given}; data.style_key=KEY names another key"
+    return f"{problem}, and no record has a style: {given}; data.style_key=KEY names another key"
 
 
 def _records(config: Config) -> Iterator[dict[str, Any]]:
@@ -115,7 +115,7 @@ def _records(config: Config) -> Iterator[dict[str, Any]]:
 def colour_line(config: Config, index: data.ShardIndex) -> str:
     """The warning where many of an index's pictures are in colour and will be learned in grey; else "".
 
-    A few, evenly spread, are looked at.
+    It looks at a few pictures, evenly spread.
     """
     if config.image_tokenizer.image_channels != 1:
         return ""
@@ -138,12 +138,12 @@ def verdict(figures: dict[str, float], train: ImageTokenizerTrainConfig, sheet: 
     few = f"only {pictures} picture{'' if pictures == 1 else 's'}: too few to judge"
     seen = f"{figures['psnr']:.1f} dB, {figures['usage']:.0%} of its codes; {few if pictures < FEW_PICTURES else f'{pictures} pictures'}"
     if problems:
-        said = f"it cannot draw these pictures ({'; '.join(problems)})"
+        judgement = f"it cannot draw these pictures ({'; '.join(problems)})"
     elif figures["psnr"] < train.min_psnr + GOOD_MARGIN:
-        said = f"it draws these pictures roughly ({seen}; {train.min_psnr + GOOD_MARGIN:.0f} dB would be good)"
+        judgement = f"it draws these pictures roughly ({seen}; {train.min_psnr + GOOD_MARGIN:.0f} dB would be good)"
     else:
-        said = f"it can draw these pictures ({seen})"
-    return f"{said}. {sheet} shows each picture beside its reconstruction"
+        judgement = f"it can draw these pictures ({seen})"
+    return f"{judgement}. {sheet} shows each picture beside its reconstruction"
 
 
 def sensible_passes(pictures: int, batch_size: int, *, going_on: bool) -> tuple[int, int]:
@@ -174,12 +174,12 @@ def time_line(*, steps: int, batch_size: int, pictures: int, max_minutes: float,
 
 
 def noise_of(n: int) -> float:
-    """Nats below which the losses of two steps on `n` held-out pictures are not told apart; 0 for no pictures."""
+    """Nats below which the losses of two steps on `n` held-out pictures are indistinguishable; 0 for no pictures."""
     return 2 * NOISE / math.sqrt(n) if n else 0.0
 
 
 def gain_lines(before: float | None, last: float, noise: float, lowest: tuple[float, int] | None, *, sums: str = "") -> list[str]:
-    """What the held-out losses say at the end of a training: whether it has helped, and whether an earlier step was better.
+    """The closing lines about held-out losses: whether the training has helped, and whether an earlier step was better.
 
     Args:
         before, last: weighted sums before the first step (None: not measured) and at the end, in nats.
@@ -192,7 +192,7 @@ def gain_lines(before: float | None, last: float, noise: float, lowest: tuple[fl
         change = f"the held-out loss{sums} was {before:.4f} before training and is {last:.4f} now"
         if last > before + noise:
             lines.append(
-                f"WARNING: {change}: by it, training has not helped. Try a lower train.lr, or more pictures; the samples tell the rest"
+                f"WARNING: {change}: by it, training has not helped. Try a lower train.lr, or more pictures; look at the samples, too"
             )
         elif last >= before - noise:
             lines.append(

@@ -79,7 +79,7 @@ def of_samples(skipped: Mapping[str, int], cut_captions: int) -> dict[str, float
 
 
 def of_fine_tuning(window: Window, found: Mapping[str, float]) -> Figures:
-    """The own figures of learning from preferences or from text alone. found: of the last step, over all processes."""
+    """The figures of learning from preferences or from text alone. found: those of the last step, over all processes."""
     figures = {f"train/{name}": value for name, value in found.items()}
     return figures | {"train/items_per_second": window.counts["items"] / window.seconds()}, figures_line(dict(found))
 

@@ -67,8 +67,7 @@ def load_text_tokenizer(run: Run) -> TextTokenizer | PretrainedTextTokenizer:
 
 
 def _texts(run: Run, index: data.ShardIndex) -> Iterator[str]:
-    """Every text for the generator: captions in all registers, questions and answers. After the last, prints the warnings about the
-    captions."""
+    """Every text for the generator: captions in all registers, questions and answers. Then prints the warnings about the captions."""
     config, seen = run.config, captions.Seen(run.config.data.caption_key)
     for i in range(len(index)):
         try:

@@ -39,7 +39,7 @@ class Tracker:
 
     run_id: str | None = None  # for a later `make_tracker(resume_id=...)`, if the tracker has ids
     failures = 0  # calls that did not reach the tracker
-    quiet = False  # failures are not told
+    quiet = False  # whether failures go unreported
     survivable: tuple[type[Exception], ...] = (OSError,)
 
     def log(self, metrics: Mapping[str, float], *, step: int) -> None:
@@ -66,8 +66,10 @@ class Tracker:
             self._write_pictures({name: (grid, listing)}, {f"{name}/pairs": list(zip(images, captions))}, step)
 
     def finish(self, *, stopped: bool = False) -> None:
-        """Write what is pending and close. Prints how many calls failed, if any, unless the run was stopped: a launcher that is asked to
-        stop ends the tracker's own processes first."""
+        """Write what is pending and close. Prints how many calls failed, if any, unless the run was stopped.
+
+        A launcher that is asked to stop ends the tracker's own processes first.
+        """
         self.quiet = stopped
         with self._surviving("the end of the run"):
             self._close()
@@ -257,7 +259,7 @@ def _wandb_mode(wandb) -> tuple[str, str]:
     if wished and wished not in ("online", "run"):  # "run" and "dryrun" are old names
         return ("offline" if wished == "dryrun" else wished), f"WANDB_MODE={wished}"
     if not wished and (configured := wandb.setup().settings.mode) not in ("online", "run", None):
-        return ("offline" if configured == "dryrun" else configured), "as the W&B settings say"
+        return ("offline" if configured == "dryrun" else configured), "as in the W&B settings"
     try:
         if "prompt" in inspect.signature(wandb.login).parameters:
             key = wandb.login(prompt=False)
