@@ -66,7 +66,8 @@ class PrepareReport:
     notes: tuple[str, ...] = ()
     """The reader's notes."""
     captions: Mapping[str, int] = field(default_factory=dict)
-    """Counts of pictures: without a caption (missing), kept, kept without a caption (empty); and of distinct captions (distinct), and of the most frequent one (most)."""
+    """Counts of pictures without a caption (missing), kept, and kept without a caption (empty); of distinct captions (distinct), and of the
+    most frequent one (most)."""
     guesses: tuple[Guess, ...] = ()
     """Caption columns that nobody named."""
     tables: tuple[str, ...] = ()
@@ -123,14 +124,21 @@ class Work:
 
 
 def prepare(
-    source: Path | str, out: Path | str, settings: Settings, *, reader: str = "auto", root: Path | None = None, tables: Tables | None = None,
-    work: Work | None = None, overwrite: bool = False,
-) -> PrepareReport:  # fmt: skip
+    source: Path | str,
+    out: Path | str,
+    settings: Settings,
+    *,
+    reader: str = "auto",
+    root: Path | None = None,
+    tables: Tables | None = None,
+    work: Work | None = None,
+    overwrite: bool = False,
+) -> PrepareReport:
     """Turn the pictures of `source` into shards, a manifest and a report in `out`.
 
-    `reader` is a name in READERS, or "auto"; `root` is the folder that paths in a table are relative to, `tables` how tables are read. Raises FileNotFoundError or
-    UserError, with the way out, if the source is missing or has no picture, if a caption table cannot be read, or if
-    `out` holds something else; WorkerDied if a worker was killed. Running it again resumes.
+    `reader` is a name in READERS, or "auto"; `root` is the folder that paths in a table are relative to; `tables` says how tables are read.
+    Raises FileNotFoundError or UserError, with the way out, if the source is missing or has no picture, if a caption table cannot be read,
+    or if `out` holds something else; WorkerDied if a worker was killed. Running it again resumes.
     """
     source, work = source if is_url(source) else Path(source), work or Work()
     leave_out = None if is_url(out) else Path(out)
@@ -335,7 +343,8 @@ def make_parser() -> argparse.ArgumentParser:
     add(
         "--duplicates",
         default=default.duplicates,
-        help="duplicates to leave out beside the best copy: alike (pictures that look the same) or exact (identical files only) (%(default)s)",
+        help="duplicates to leave out beside the best copy: alike (pictures that look the same) "
+        "or exact (identical files only) (%(default)s)",
     )
     add("--keep-ambiguous", action="store_true", help="keep doubtful pictures, labelled in their JSON")
     add("--clip", default="", metavar="NAME", help="check the medium with open_clip: ViT-B-32:laion2b_s34b_b79k, hf-hub:ID, a folder")
@@ -346,7 +355,8 @@ def make_parser() -> argparse.ArgumentParser:
     add(
         "--filter",
         default=default.filter,
-        help="for downscaling: lanczos (sharpest), hamming (softer, half the time), area (OpenCV, as in img2dataset) or linear (OpenCV, fastest) (%(default)s)",
+        help="for downscaling: lanczos (sharpest), hamming (softer, half the time), area (OpenCV, as in img2dataset) "
+        "or linear (OpenCV, fastest) (%(default)s)",
     )
     add("--allow-missing-captions", action="store_true", help="keep pictures without a caption")
     add("--workers", type=int, default=None, help="processes (as many as there are CPUs); the output does not depend on it")

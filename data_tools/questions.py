@@ -236,7 +236,10 @@ def survey(shards: Iterable[Path]) -> Survey:
 
 
 def asked(shard: Path, seed: int, counts: Counter[str], plans: dict[tuple[str, str], Plan]) -> Iterator[StoredPair]:
-    """The pairs of a shard with their questions. A pair with damaged JSON stays unchanged; what cannot be read, and ambiguous samples, are told."""
+    """The pairs of a shard with their questions.
+
+    A pair with damaged JSON stays unchanged. What cannot be read, and ambiguous samples, are reported on stderr.
+    """
     before, damaged = "", list[Damage]()
     for pair in read_pairs(shard, damaged):
         record = read_record(pair)
@@ -258,7 +261,10 @@ def asked(shard: Path, seed: int, counts: Counter[str], plans: dict[tuple[str, s
 
 
 def ask(paths: list[Path], out: Path, seed: int = 0) -> Counter[str]:
-    """Write the shards of `paths` with questions into `out`. Raises UserError if `out` is their own folder, is of another seed, or holds other shards."""
+    """Write the shards of `paths` with questions into `out`.
+
+    Raises UserError if `out` is their own folder, was written with another seed, or holds other shards.
+    """
     shards = checked_shards(paths, out)
     if out.exists() and not out.is_dir():
         raise UserError(f"--out {out} is a file: name a folder")

@@ -89,8 +89,13 @@ class Table:
 
 
 def read_table(
-    path: str | Path, *, open_file: Callable[[], BinaryIO] | None = None, encoding: str = "utf-8", quoting: str = "auto", separator: str = ""
-) -> Table:  # fmt: skip
+    path: str | Path,
+    *,
+    open_file: Callable[[], BinaryIO] | None = None,
+    encoding: str = "utf-8",
+    quoting: str = "auto",
+    separator: str = "",
+) -> Table:
     """Check a table and return it. Its suffix determines its format.
 
     open_file: opens it for reading bytes from the start, if it is not a local file of this name. encoding: of CSV, TSV and JSONL.
@@ -338,7 +343,10 @@ def _check_count(text: _Text, line: int, end: int, cells: list[str], wanted: int
 
 
 def _also_wrong(text: _Text, end: int, wanted: int, separator: str, *, quoted: bool) -> str:
-    """Which rows after line `end` have a wrong number of fields too, in words; "" for none. Up to where quotes cannot be followed any more."""
+    """Which rows after line `end` have a wrong number of fields too, in words; "" for none.
+
+    Looks only as far as the quotes can be followed.
+    """
     found, start = [], end + 1
     lines = itertools.islice(text.lines(), end, None)
     rows = csv.reader(lines, delimiter=separator) if quoted else None

@@ -423,7 +423,7 @@ def test_folders_that_hold_out_half_of_the_pictures_are_told_with_the_option_tha
     files = {f"{'ab'[number % 2]}/{number}.png": image(number) for number in range(24)}
     words = {name.replace("png", "txt"): f"A wolf by tree number {name}." for name in files}
     found = made({**files, **words}, "--val", "0.05")
-    assert "12 of 24 pictures are held out (--val 0.05 asks for 1), since what lies in one folder" in found.said
+    assert "12 of 24 pictures are held out (--val 0.05 asks for 1), since pictures of one folder" in found.said
     assert main(printed(found.said, "--val-by")) == 0
     found = made({}, "--val", "0.05", "--val-by", "picture", "--overwrite")
     assert (

@@ -64,11 +64,13 @@ class CaptionReport:
         for name, written in self.written().items():
             if 2 * written < self.rows:
                 told.append(
-                    f"Only {written:,} of {self.rows:,} pictures have a {name} caption. Retry the rest with --retry-failed, or use another captioner."
+                    f"Only {written:,} of {self.rows:,} pictures have a {name} caption. "
+                    "Retry the rest with --retry-failed, or use another captioner."
                 )
             if self.registers[name]["template"] == written:
                 told.append(
-                    f"All {written:,} {name} captions are templates filled with metadata, written without looking at the pictures. Give a captioner: --model or --endpoint."
+                    f"All {written:,} {name} captions are templates filled with metadata, written without looking at the pictures. "
+                    "Give a captioner: --model or --endpoint."
                 )
             if same := self.alike(name, written):
                 told.append(f"{name}: {same}")

@@ -1,4 +1,4 @@
-"""Rows that people wrote: the table of `data_tools.caption --from`, the row of each picture, and what a row makes of its picture's record."""
+"""Rows that people wrote: the table of `data_tools.caption --from`, the row of each picture, and the record that results from it."""
 
 from __future__ import annotations
 
@@ -79,15 +79,20 @@ class Columns:
         keys, paths = first(KEY_COLUMNS), first(PATH_COLUMNS)
         if not keys and not paths:
             raise TableError(
-                f"{table.name} names no pictures: its columns are {', '.join(table.columns)}. Add a column key (the member's key in the shard), "
-                f"or a column of paths ({', '.join(PATH_COLUMNS[:4])} …)"
+                f"{table.name} names no pictures: its columns are {', '.join(table.columns)}. "
+                f"Add a column key (the member's key in the shard), or a column of paths ({', '.join(PATH_COLUMNS[:4])} …)"
             )
         known = {*texts.values(), keys or paths, "use", first(["folder"]), first(KINDS), first(["thing"])}
         order = ("plain", *registers.REGISTERS)
         return cls(
-            {name: texts[name] for name in dict.fromkeys(order) if name in texts}, keys, "" if keys else paths, first(["folder"]) if keys else "",
-            first(KINDS), first(["thing"]), tuple(name for name in table.columns if name not in known),
-        )  # fmt: skip
+            texts={name: texts[name] for name in dict.fromkeys(order) if name in texts},
+            keys=keys,
+            paths="" if keys else paths,
+            folder=first(["folder"]) if keys else "",
+            kind=first(KINDS),
+            thing=first(["thing"]),
+            unused=tuple(name for name in table.columns if name not in known),
+        )
 
 
 @dataclass(frozen=True)
@@ -134,7 +139,10 @@ class Rows:
 
     @classmethod
     def read(cls, path: Path, options: Options) -> Rows:
-        """Raises TableError if the table cannot be read, two rows name the same picture, or there are values in place of texts in every row."""
+        """The checked rows of the table at `path`.
+
+        Raises TableError if it cannot be read, two rows name the same picture, or every row holds other values instead of texts.
+        """
         table = read_table(path, encoding=options.encoding, quoting=options.quoting)
         columns = Columns.of(table, options.caption_column)
         rows = cls(table, columns, hashlib.sha256(path.read_bytes()).hexdigest())
@@ -155,13 +163,15 @@ class Rows:
             )
         if isinstance(name, (list, tuple, dict, bool)):
             raise TableError(
-                f"{self.table.name}, line {line}: {c.keys or c.paths} is {name!r:.60}, which names no picture. Write one {'key' if c.keys else 'path'} as text"
+                f"{self.table.name}, line {line}: {c.keys or c.paths} is {name!r:.60}, which names no picture. "
+                f"Write one {'key' if c.keys else 'path'} as text"
             )
         name = str(name) if c.keys else clean_path(str(name))
         where = f"{values[c.folder]}/{name}" if c.folder and values[c.folder] is not None else name
         if before := self.by_id.get(where):
             raise TableError(
-                f"{self.table.name}, lines {before.line} and {line} are both about {where}: keep one row per picture, with a column for each register"
+                f"{self.table.name}, lines {before.line} and {line} are both about {where}: "
+                "keep one row per picture, with a column for each register"
             )
         found = self.texts_of(line, values)
         columns = {register: column for register, (column, _) in found.items()}
@@ -177,7 +187,10 @@ class Rows:
             self.by_name[last] = [*self.by_name.get(last, []), where]
 
     def texts_of(self, line: int, values: dict[str, Any]) -> dict[str, tuple[str, list[str]]]:
-        """{register: (column, its texts)} of a row. A cell holds a text or a list of texts; the column `captions` may hold them by register."""
+        """{register: (column, its texts)} of a row.
+
+        A cell holds a text or a list of texts; the column `captions` may hold them by register.
+        """
         found, inside = {}, values.get(OBJECTS)
         if isinstance(inside, dict):
             self.nested = True
@@ -206,8 +219,8 @@ class Rows:
             return
         told = ", ".join(f"{column} of {self.first_odd[column]}" for column in self.odd)
         raise TableError(
-            f"{self.table.name} holds no text in {' and '.join(self.columns.texts.values())} of its {len(self.table):,} rows, but other values: {told}. "
-            "Write the texts into columns of their own, or name a column of text with --caption-column"
+            f"{self.table.name} holds no text in {' and '.join(self.columns.texts.values())} of its {len(self.table):,} rows, "
+            f"but other values: {told}. Write the texts into columns of their own, or name a column of text with --caption-column"
         )
 
     def thing_of(self, row: Described) -> str:
@@ -233,13 +246,17 @@ class Rows:
         return self.by_id[close[0]] if close else self.by_stem(own, f"{folder}/{pair.key}")
 
     def by_stem(self, own: Iterable[str], picture: str) -> Described | None:
-        """The row that names a picture without its suffix, by its path or the end of it. Raises TableError if another picture has that row."""
+        """The row that names a picture without its suffix, by its path or the end of it.
+
+        Raises TableError if another picture has that row.
+        """
         stems = [stem for path in own for stem, suffix in [posixpath.splitext(path)] if suffix.lower() in PICTURE_SUFFIXES]
         close = {row for stem in stems for row in self.by_name.get(stem.rpartition("/")[2], []) if same_ending(row, stem)}
         row = self.by_id[close.pop()] if len(close) == 1 else None
         if row is not None and self.stems.setdefault(row.where, picture) != picture:
             raise TableError(
-                f"{self.table.name}, line {row.line}: {row.where} may be about {self.stems[row.where]} and {picture}. Write it with the picture's suffix"
+                f"{self.table.name}, line {row.line}: {row.where} may be about {self.stems[row.where]} and {picture}. "
+                "Write it with the picture's suffix"
             )
         return row
 
@@ -272,8 +289,9 @@ class Counted:
 def described_record(record: dict[str, Any], row: Described, rows: Rows) -> dict[str, Any]:
     """A pair's record with its row's values and what the rules derive from them.
 
-    `caption` becomes the row's plain caption, if any. The earlier caption becomes register `era` or, if there is an `era` or it was the plain one, moves to
-    `earlier_captions`. Of a cell with several texts all are kept in `captions_all`. `caption_sources` states the origin of each: table, printed or rule.
+    `caption` becomes the row's plain caption, if any. The earlier caption becomes register `era`; if there is an `era` already, or it was
+    the plain one, it moves to `earlier_captions`. Of a cell with several texts all are kept in `captions_all`. `caption_sources` states the
+    origin of each: table, printed or rule.
     """
     table = {"source": "table", "model": "", "table": Path(rows.table.name).name, "sha256": rows.fingerprint[:16]}
     captions = {name: {"text": text, **table, "column": row.columns[name]} for name, text in row.texts.items()}

@@ -6,9 +6,10 @@
 A row names its picture by `key` (plus `folder`, the name of the shards' folder, if several hold the same keys) or by path
 (`file_name`, `path` …, as recorded by `prepare` or as in the shard). Columns are registers: the caption column is `plain`; `poetic`,
 `social`, `era`, `alt` keep their names. `kind` (or `subject`) becomes the subject, `thing` the thing; rows with `use` 0 are left
-out. Of a cell with a list of texts the first is the caption; all are kept in `captions_all`. A column `captions` may hold them by register:
-{"plain": "…", "era": "…"}. Rules fill in what the table lacks: `alt` from technique and description, `thing` from the description (text/main_noun.py,
-English), `era` from the earlier caption, if it differs and is in no register yet. The pictures' bytes do not change.
+out. Of a cell with a list of texts the first is the caption; all are kept in `captions_all`. A column `captions` may hold them by
+register: {"plain": "…", "era": "…"}. Rules fill in what the table lacks: `alt` from technique and description, `thing` from the
+description (text/main_noun.py, English), `era` from the earlier caption, if it differs and is in no register yet. The pictures' bytes do
+not change.
 
 Shards of one folder keep their names and order; those of several are shuffled together within each split (train-*, val-*) and written
 as new shards. Each shard is written to a temporary file and renamed, with a stamp (hash) of its inputs: the same command resumes a
@@ -121,11 +122,21 @@ def merge(paths: Iterable[str | Path], table: Path, out: Path, options: Options,
 
 def report_of(plan: MergePlan, rows: Rows) -> MergeReport:
     report = MergeReport(
-        Path(rows.table.name).name, len(rows.table), plan.pictures, len(plan.key), read_as=rows.table.how,
-        columns={**rows.columns.texts, **rows.sources}, unused_columns=[name for name in rows.columns.unused if name not in rows.sources.values()],
-        several=rows.several, no_text=dict(rows.odd), first_no_text=rows.first_odd, damaged=plan.damaged, things=len({one.thing for one in plan.told} - {""}),
-        with_thing=sum(bool(one.thing) for one in plan.told), subjects=len({one.subject for one in plan.told} - {""}),
-    )  # fmt: skip
+        Path(rows.table.name).name,
+        len(rows.table),
+        plan.pictures,
+        len(plan.key),
+        read_as=rows.table.how,
+        columns={**rows.columns.texts, **rows.sources},
+        unused_columns=[name for name in rows.columns.unused if name not in rows.sources.values()],
+        several=rows.several,
+        no_text=dict(rows.odd),
+        first_no_text=rows.first_odd,
+        damaged=plan.damaged,
+        things=len({one.thing for one in plan.told} - {""}),
+        with_thing=sum(bool(one.thing) for one in plan.told),
+        subjects=len({one.subject for one in plan.told} - {""}),
+    )
     counted = Counter(name for one in plan.told for name in one.registers)
     report.registers = {name: counted[name] for name in sorted(counted, key=lambda name: (-counted[name], name))}
     for one in plan.left_out:
@@ -149,8 +160,9 @@ def no_match_reason(rows: Rows, plan: MergePlan) -> str:
     first = next((one for one in plan.left_out if "key" in one), {"shard": plan.shards[0].name, "key": ""})
     what = rows.columns.keys or rows.columns.paths
     return (
-        f"{rows.table.name}: no row belongs to a picture. Its {what} is like {row.where!r} (line {row.line}), and the first picture of "
-        f"{first['shard']} has the key {first['key']!r}: write into {what} the file names that prepare was given (its manifest lists them), or the keys"
+        f"{rows.table.name}: no row belongs to a picture. Its {what} is like {row.where!r} (line {row.line}), "
+        f"and the first picture of {first['shard']} has the key {first['key']!r}: "
+        f"write into {what} the file names that prepare was given (its manifest lists them), or the keys"
     )
 
 
@@ -167,7 +179,8 @@ def begin(out: Path, shards: list[Path], rows: Rows, options: Options) -> None:
         changed = [name for name in settings if found.get(name) != settings[name]]
         if changed:
             raise UserError(
-                f"--out {out} was started with other inputs ({', '.join(changed)} differ). Give the same to resume, name another --out, or delete it"
+                f"--out {out} was started with other inputs ({', '.join(changed)} differ). "
+                "Give the same to resume, name another --out, or delete it"
             )
     else:
         write_text(state, json.dumps(settings, indent=1) + "\n")

@@ -3,8 +3,9 @@
     OUT/.caption/SHARD.jsonl          one line per batch of captioned rows, appended when it is done
     OUT/.caption/SHARD.scores.jsonl   the same of CLIP scores
 
-A killed run may leave a journal without its last line; the next run resumes from the rows before it. A row is a dict: {"row", "key", "attempt",
-"captions": {register: {"text", "source", "model", …}}, "failures": {register: reason}}. Knows shards and rows, not models or prompts.
+A killed run may leave a journal without its last line; the next run resumes from the rows before it. A row is a dict:
+{"row", "key", "attempt", "captions": {register: {"text", "source", "model", …}}, "failures": {register: reason}}. Knows shards and
+rows, not models or prompts.
 """
 
 from __future__ import annotations
@@ -38,10 +39,11 @@ def sha256(text: str) -> str:
 
 
 class Journal:
-    """The finished rows of one shard. The first line is a header (inputs and settings); each other line is a list of rows, or the end record.
+    """The finished rows of one shard.
 
-    If a row was written twice, the later one counts. An incomplete last line, left by a killed process, is removed. One process
-    at a time can open it. Raises UserError if another has it open, also after `wait` seconds, if it is damaged, or if its header differs.
+    The first line is a header (inputs and settings); each other line is a list of rows, or the end record.
+    If a row was written twice, the later one counts. An incomplete last line, left by a killed process, is removed. One process at a time
+    can open it. Raises UserError if another still has it open after `wait` seconds, if it is damaged, or if its header differs.
     """
 
     def __init__(self, path: Path, head: dict[str, Any], wait: float = 0.0):

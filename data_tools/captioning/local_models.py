@@ -207,9 +207,10 @@ KINDS: dict[str, type[LocalModel]] = {kind.shape: kind for kind in (CaptionModel
 
 
 def load_captioner(model: str, *, revision: str | None, shape: str, task: str, generation: Generation) -> LocalModel | TokunCaptioner:
-    """The captioner of a Hub id or folder, in the given shape, or by its type ("auto"); `bundled` and tokun's checkpoints are captioners, too.
+    """The captioner of a Hub id or folder, in the given shape, or by its type ("auto").
 
-    Raises UserError, with the way out, if it cannot be found or is not an image-to-text model.
+    `bundled` and tokun's checkpoints are captioners too. Raises UserError, with the way out, if it cannot be found or is not an
+    image-to-text model.
     """
     import transformers
 

@@ -103,7 +103,8 @@ def make_plan(shards: list[Path], rows: Rows, options: Options, *, progress: boo
     parents = {shard.resolve().parent for shard in shards}
     if rows.columns.folder and len({parent.name for parent in parents}) < len(parents):
         raise UserError(
-            f"two shard folders have the same name ({', '.join(sorted(plan.folders))}), so {rows.table.name} cannot tell them apart: rename one"
+            f"two shard folders have the same name ({', '.join(sorted(plan.folders))}), "
+            f"so {rows.table.name} cannot tell them apart: rename one"
         )
     twice = Counter[tuple[str, str]]()
     for number, shard in enumerate(tqdm(shards, desc="matching", unit="shard", disable=not progress)):

@@ -166,7 +166,10 @@ stages_of = lru_cache(maxsize=1)(make_stages)
 
 
 def caption_shard(folder: Folder, task: Task, stages: list[Writer], progress: Progress, wait: float = 0.0) -> Rows:
-    """Complete the journal of one shard up to the task's limit, and return its rows. `wait`: seconds that another process may still hold it."""
+    """Complete the journal of one shard up to the task's limit, and return its rows.
+
+    `wait`: seconds that another process may still hold it.
+    """
     head = {
         "shard": task.shard.name, "bytes": task.shard.stat().st_size, "settings": task.settings.recorded(),
         "models": [f"{stage.model.name}@{stage.model.revision}" for stage in stages if isinstance(stage, ModelWriter)],

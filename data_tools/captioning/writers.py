@@ -160,9 +160,13 @@ class ServerWriter(Writer):
         seed = row.seed(self.settings.seed)
         try:
             reply = self.endpoint.ask(
-                prompt, image=row.image if self.sees else None, schema=registers.schema(names), seed=seed, temperature=self.temperature_of(row),
+                prompt,
+                image=row.image if self.sees else None,
+                schema=registers.schema(names),
+                seed=seed,
+                temperature=self.temperature_of(row),
                 max_tokens=self.settings.max_new_tokens * len(names) + 64,
-            )  # fmt: skip
+            )
         except captioners.EndpointError as error:
             row.fail(names, str(error))
             self.count_failure(error)

@@ -76,7 +76,8 @@ class Settings:
     format: str = "webp"
     """Picture format: webp, jpg (quicker, larger) or png (lossless, largest)."""
     filter: str = "lanczos"
-    """Filter for downscaling: lanczos (sharpest), hamming (softer, half the time), area (OpenCV, mean over each new pixel, as in img2dataset), or linear (OpenCV, mean of points, fastest)."""
+    """Filter for downscaling: lanczos (sharpest), hamming (softer, half the time), area (OpenCV, mean over each new pixel, as in
+    img2dataset), or linear (OpenCV, mean of points, fastest)."""
     allow_missing_captions: bool = False
     """Keep pictures without a caption, with an empty caption."""
     caption_column: str = ""

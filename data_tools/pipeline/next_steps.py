@@ -92,9 +92,9 @@ def lacks_caption(row: Mapping[str, Any]) -> bool:
 def write_captions_to_fill(out: Store, rows: Iterable[Mapping[str, Any]], *, given: Path | None = None) -> str:
     """Write OUT/captions.csv with a line for each picture that lacks a caption. Returns a message if that is impossible, else "".
 
-    A table that somebody has worked on keeps all of its text; names that it lacks are appended. One that nobody has, and of which no picture
-    lacks a caption any more, is removed, unless it was `given`. It begins with a byte order mark, without which
-    Excel takes it for another encoding.
+    A table that somebody has worked on keeps all of its text; names that it lacks are appended. A table that nobody has worked on is
+    removed once no picture lacks a caption, unless it was `given`. It begins with a byte order mark, without which Excel takes it for
+    another encoding.
     """
     names = [row["path"] for row in rows if lacks_caption(row)]
     if not names:
@@ -159,7 +159,8 @@ def steps(
     if doubtful:
         one = doubtful == 1
         parts.append(
-            f"{doubtful:,} doubtful picture{' is' if one else 's are'} left out (ambiguous); --keep-ambiguous keeps {'it' if one else 'them'}."
+            f"{doubtful:,} doubtful picture{' is' if one else 's are'} left out (ambiguous); "
+            f"--keep-ambiguous keeps {'it' if one else 'them'}."
         )
     if told := much_held_out(command, val=val, kept=kept):
         parts.append(told)
@@ -195,7 +196,10 @@ def too_few(out: str, captioned: int, pictures: int) -> str:
 
 
 def after_captions(out: str) -> str:
-    """What to do with captioned shards: look at them and train, with a word on their registers. Reads an even subsample of their records."""
+    """What to do with captioned shards: look at them and train, with a note on their registers.
+
+    Reads an even subsample of their records.
+    """
     shards = shards_in(out)
     records = records_in(shards)
     captioned = [record for record in records if plain_of(record)]
@@ -264,9 +268,10 @@ def several_captions(out: str, pictures: int) -> str:
     """A note on pictures with several captions, and the way to train on all of them."""
     out, one = typed_path(out.rstrip("/")), pictures == 1
     return (
-        f"{pictures:,} picture{' has' if one else 's have'} several captions: the first is the caption, the others are kept in captions_all and not "
-        "trained on. To train on them, write a table with file_name and a column for each register (plain: what is seen; era: a printed title; "
-        f"poetic, social, alt), and merge it:\n  {shell('caption', out, '--from', 'registers.csv', '--out', f'{out}-captioned')}"
+        f"{pictures:,} picture{' has' if one else 's have'} several captions: the first is the caption, "
+        "the others are kept in captions_all and not trained on. To train on them, write a table with file_name and a column for each "
+        "register (plain: what is seen; era: a printed title; poetic, social, alt), and merge it:\n"
+        f"  {shell('caption', out, '--from', 'registers.csv', '--out', f'{out}-captioned')}"
     )
 
 
@@ -278,8 +283,9 @@ def much_held_out(command: Sequence[str], *, val: int, kept: int) -> str:
         return ""
     again = [*command, "--val-by", "picture", *overwriting(command)]
     return (
-        f"{val:,} of {kept:,} pictures are held out (--val {share:g} asks for {max(1, round(expected)):,}), since what lies in one folder, or "
-        f"has one group, is not divided. If pictures of one folder are not copies of one another, divide them:\n  {shell('prepare', *again)}"
+        f"{val:,} of {kept:,} pictures are held out (--val {share:g} asks for {max(1, round(expected)):,}), "
+        "since pictures of one folder or one group are not divided. If pictures of one folder are not copies of one another, divide them:\n"
+        f"  {shell('prepare', *again)}"
     )
 
 
@@ -351,7 +357,8 @@ def captions_first(
     drafts = f"{out}-drafts"
     drafted = [*without_option(again, "--captions"), "--captions", f"{drafts}/{CAPTIONS}", *(replaced if again != command else [])]
     rough = [
-        f"  from rough drafts of the bundled model, without a download or a GPU (seconds a picture, often wrong: correct {drafts}/{CAPTIONS} by hand):",
+        "  from rough drafts of the bundled model, without a download or a GPU "
+        f"(seconds a picture, often wrong: correct {drafts}/{CAPTIONS} by hand):",
         f"    {shell('sample', '--image', source, '--out', drafts)}",
         f"    {shell('prepare', *drafted)}",
     ]
@@ -435,8 +442,9 @@ def misspelt(given: str, own: Mapping[str, int], command: Sequence[str]) -> str:
     if not given:
         most = sorted(meant, key=lambda style: -own[style])[:MOST_MISSPELT]
         return "\n".join(
-            f"prepare: WARNING: {style}, the style of {own[style]:,} picture{'' if own[style] == 1 else 's'}, is one which the bundled model "
-            f"does not know; did you mean {near}? Then correct it where it stands, and run the same command again. {others}"
+            f"prepare: WARNING: {style}, the style of {own[style]:,} picture{'' if own[style] == 1 else 's'}, "
+            f"is one which the bundled model does not know; did you mean {near}? "
+            f"Then correct it where it stands, and run the same command again. {others}"
             for style, near in ((style, meant[style]) for style in most)
         )
     again = [*without_option(command, "--style"), "--style", meant[given], *overwriting(command)]
@@ -465,8 +473,8 @@ def training(
 ) -> str:  # fmt: skip
     """The commands that suit so many pictures: an adapter on the bundled model, the bundled model trained on, or a model from nothing.
 
-    `techniques`: whether pictures have a technique. `command`: the arguments given to prepare. `side`: short side of the pictures in pixels, 0 where it
-    is not known. `registers`: whether there are captions in more than one.
+    `techniques`: whether pictures have a technique. `command`: the arguments given to prepare. `side`: short side of the pictures in
+    pixels, 0 if unknown. `registers`: whether there are captions in more than one register.
     """
     train_data, val_data = (shlex.quote(f"data.{split}={out}/{split}-*.tar") for split in ("train", "val"))
     own = "data.style_key=style " if techniques else ""  # the configs of whole trainings have technique

@@ -81,7 +81,7 @@ def refuse_guessed_column(out: Store, record: dict[str, Any], guesses: Sequence[
 
 
 def holds_no_pictures(out: Store, names: Collection[str]) -> bool:
-    """Whether nothing is lost when `out`, which holds these names, is written: it has no shards, but at most the record of a run that kept no picture."""
+    """Whether writing `out`, which holds these names, loses nothing: it has no shards, at most the record of a run that kept no picture."""
     if not any(map(is_ours, names)):
         return True
     return RECORD in names and not any(map(SHARD_NAME.fullmatch, names)) and not out.exists(f"{PARTIAL}/{PUBLISH}")
@@ -109,7 +109,7 @@ def publish(out: Store, names: list[str]) -> None:
 
 
 def begin(aside: Store, record: dict[str, Any], listing: Listing) -> None:
-    """Resume the work in `aside` if it has the same settings and files, and was begun by a version with the same rows; otherwise start over."""
+    """Resume the work in `aside` if it has the same settings and files, and its rows have the same version; otherwise start over."""
     plan = json.dumps({"settings": record, "files": identity(listing), "rows": ROWS}).encode()
     if not aside.exists(PLAN) or aside.read(PLAN) != plan:
         for name in sorted(aside.list(), key=lambda name: name != PUBLISH):  # PUBLISH first, so that a part of the rest is never published

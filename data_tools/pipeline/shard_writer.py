@@ -44,7 +44,8 @@ def write_pieces(shard: Shard) -> int:
         for piece, part in zip(pieces, parts, strict=True):
             if len(part) != piece.image_bytes + piece.json_bytes:
                 raise OSError(
-                    f"{name} in {shard.store} is truncated, or was not read completely: run again, and if that does not help, remove {shard.store} first"
+                    f"{name} in {shard.store} is truncated, or was not read completely: "
+                    f"run again, and if that does not help, remove {shard.store} first"
                 )
             both[piece.key] = part
     buffer = io.BytesIO()

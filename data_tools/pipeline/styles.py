@@ -35,10 +35,10 @@ class OwnStyles:
 
 
 def own_styles(listing: Listing, settings: Settings, source: object, *, classes: bool, progress: bool = False) -> OwnStyles:
-    """The styles of the pictures in `source`. `classes`: whether folders are styles, as the reader of that name has it.
+    """The styles of the pictures in `source`. `classes`: whether folder names are styles (reader `classes`).
 
-    Raises UserError, with their number and the way out, if pictures have none. Pictures that their words alone keep out do not count: most
-    of them have no caption, and so no JSON and no row that could give a style.
+    Raises UserError, with their number and the way out, if pictures have none. Pictures rejected only for their words do not count: most of
+    them have no caption, and so no JSON and no row that could give a style.
     """
     own, without, opened, first = OwnStyles(), 0, 0, ""
     for one in tqdm(listing.found, desc="styles", unit="file", leave=False, disable=None if progress else True):
@@ -59,8 +59,8 @@ def own_styles(listing: Listing, settings: Settings, source: object, *, classes:
     if without:
         total = without + own.places.total()
         raise UserError(
-            f"--style is needed: {without:,} of {total:,} pictures in {source} have no style of their own, the first {first}. Write it into "
-            'their JSON or table row ("style": "engraving"), or add --style engraving, which then is the style of all'
+            f"--style is needed: {without:,} of {total:,} pictures in {source} have no style of their own, the first {first}. "
+            'Write it into their JSON or table row ("style": "engraving"), or add --style engraving, which then is the style of all'
         )
     return own
 

@@ -29,14 +29,15 @@ TARS = (".tar", *TAR_PACKED)
 PAGES = (".htm", ".html", ".html.utf8")
 RECOGNISED = (
     "Captions are found in NAME.txt, NAME.caption, NAME.text or NAME.json beside NAME.jpg (NAME.jpg.txt and so on too, in upper or "
-    "lower case), and in tables named metadata or captions (.csv, .tsv, .jsonl, .parquet, .json) with a column file_name and a caption column; of a folder without these the only other table is read. Columns called era, poetic, social and alt are captions of these registers. NAME.jpg and NAME.png cannot share a NAME.txt: "
-    "name it NAME.jpg.txt"
+    "lower case), and in tables named metadata or captions (.csv, .tsv, .jsonl, .parquet, .json) with a column file_name and a caption "
+    "column; if there is none of these, a single other table is read. Columns called era, poetic, social and alt are captions of these "
+    "registers. NAME.jpg and NAME.png cannot share a NAME.txt: name it NAME.jpg.txt"
 )
 """The text of --help on caption files."""
 
 OTHER_PICTURES = (
-    ".ai", ".arw", ".cr2", ".cr3", ".dcm", ".dds", ".djvu", ".dng", ".eps", ".exr", ".hdr", ".ico", ".jxl", ".nef", ".orf", ".pcx", ".psb", ".psd",
-    ".raf", ".rw2", ".svg", ".svgz", ".tga", ".xcf",
+    ".ai", ".arw", ".cr2", ".cr3", ".dcm", ".dds", ".djvu", ".dng", ".eps", ".exr", ".hdr", ".ico", ".jxl", ".nef", ".orf", ".pcx",
+    ".psb", ".psd", ".raf", ".rw2", ".svg", ".svgz", ".tga", ".xcf",
 )  # fmt: skip
 ARCHIVES = (".7z", ".bz2", ".gz", ".rar", ".xz", ".zip", ".zst")
 LISTS = (".ods", ".txt", ".xls", ".xlsx", ".xml", ".yaml", ".yml")  # in which captions may be listed, but are not read

@@ -140,7 +140,10 @@ class Guess:
     """The one of the others with sentences, where the column has titles."""
 
     def __str__(self) -> str:
-        return f"Other columns of text in {self.table}: {', '.join(self.others)}. --caption-column chooses one instead of {self.column}; a column called era (titles), poetic, social or alt is read beside it."
+        return (
+            f"Other columns of text in {self.table}: {', '.join(self.others)}. --caption-column chooses one instead of {self.column}; "
+            "a column called era (titles), poetic, social or alt is read beside it."
+        )
 
 
 @dataclass(frozen=True)

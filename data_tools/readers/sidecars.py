@@ -25,8 +25,9 @@ from tokun.utils.errors import BadSample
 def find_words(source: Path, found: Found, row: Words, *, from_names: bool = False, caption_column: str = "") -> Words:
     """The words of one picture: from its text file, then its JSON, then its table `row`, then, with `from_names`, its file name.
 
-    A caption that is given stands in `row` and comes first. `caption_column` is the JSON field with the captions; "": the first with a known name.
-    Raises CaptionError if a sidecar file exists but cannot be read, or holds a caption that is no text, unless another is given.
+    A given caption (`Found.given`) is in `row` and comes first. `caption_column` is the JSON field with the captions; "": the first with a
+    known name. Raises CaptionError if a sidecar file exists but cannot be read, or holds a caption that is not text, unless another is
+    given.
     """
     if not found.beside:
         return row

@@ -1,4 +1,4 @@
-"""Tables of paths and captions, as a source (.csv, .tsv, .jsonl, .parquet) or beside pictures, both read strictly by data_tools/tables.py."""
+"""Tables of paths and captions, as a source (.csv, .tsv, .jsonl, .parquet) or beside pictures; data_tools/tables.py reads both strictly."""
 
 from __future__ import annotations
 
@@ -117,9 +117,11 @@ class Rows:
         return words, count, tuple(notes)
 
     def match_by_name(self, found: DiskList, words: DiskDict, used: DiskDict) -> Iterator[str]:
-        """Give the rows of tables that name no picture where it lies to the pictures of their file names, in whatever folder, if that can only
-        mean one. Notes about it. With one row that does name its picture, paths mean what they say; so do those with folders, and those of a table of
-        whose rows half have no picture in this way, either."""
+        """Match rows by file name alone, if exactly one picture has that name, whatever its folder. Yields notes about it.
+
+        Only tables in which no path leads to a picture are matched in this way, and of them only rows whose path names no folder. A table
+        is left alone unless more than half of its rows find a picture.
+        """
         where = {row.words_from for path, row in self.words.pairs() if path in used}
         rows, size = DiskDict(), Counter[str]()  # file name -> the row's path, "" if several have it; rows of each table
         for path, row in self.words.pairs():
@@ -145,12 +147,17 @@ class Rows:
                 words[picture], used[path] = self.words[path], True
                 first.setdefault(table, f"{path} is taken for {picture}")
         for table, example in first.items():
-            yield f"No path in {table} leads to a picture from the table's folder; {counts[table]:,} rows are matched by file name instead: {example}."
+            yield (
+                f"No path in {table} leads to a picture from the table's folder; "
+                f"{counts[table]:,} rows are matched by file name instead: {example}."
+            )
 
 
 def written_path(path: str) -> str:
-    """The path of a picture as a row names it that was copied from the manifest: backslashes, blanks at its ends and bytes that are not UTF-8
-    are not written as they are on disk."""
+    """The path of a picture as in a row that was copied from the manifest.
+
+    Backslashes, blanks at its ends and bytes that are not UTF-8 are not written there as they are on disk.
+    """
     return composed(posixpath.normpath(as_path(shown(path))))
 
 
@@ -215,13 +222,17 @@ class Checked:
         return None if self.options.caption_column else self.columns.guess(Path(self.name).name)
 
     def notes(self) -> list[str]:
-        """Sentences for the user. Raises TableError if no row names a picture, or captions are needed and every row holds something else than text."""
+        """Sentences for the user.
+
+        Raises TableError if no row names a picture, or if captions are needed and no row has text as its caption.
+        """
         name = Path(self.name).name
         if not self.rows:
             return [f"{name} has no rows below its header."]
         if self.nameless == self.rows:
             raise TableError(
-                f"{self.name} names no pictures: in all of its {self.rows:,} rows the path is empty. Fill in the column file_name, or, if the table contains the pictures, use --reader huggingface"
+                f"{self.name} names no pictures: in all of its {self.rows:,} rows the path is empty. "
+                "Fill in the column file_name, or, if the table contains the pictures, use --reader huggingface"
             )
         if self.odd == self.rows and self.options.captions_needed:
             raise TableError(
@@ -258,7 +269,10 @@ def is_json(name: str) -> bool:
 
 
 def json_records(name: str, open_file: Opener | None) -> Iterator[dict[str, Any]]:
-    """The normalised records of captions.json or metadata.json: a list of objects, alone or under a name, {file name: caption or object}, or COCO. Raises TableError."""
+    """The normalised records of captions.json or metadata.json. Raises TableError.
+
+    The file holds a list of objects, alone or under a name; {file name: caption or object}; or COCO.
+    """
     with open_file() if open_file else open(name, "rb") as file:
         data = file.read(MAX_PAGE_BYTES * 8 + 1)
     way_out = 'Write {"wolf.jpg": "A wolf."}, a list of objects with file_name and caption, or a table as captions.csv'
@@ -325,7 +339,10 @@ def read_manifest(source: Path, options: Options) -> Listing:
 def no_path_column(source: str, columns: Iterable[str]) -> str:
     columns = list(columns)
     if any(posixpath.splitext(name)[1] in PICTURE_SUFFIXES for name in columns):
-        return f"{source} has no header: its first line is {columns}. Put a line with the names of the columns above it, such as file_name and caption"
+        return (
+            f"{source} has no header: its first line is {columns}. "
+            "Put a line with the names of the columns above it, such as file_name and caption"
+        )
     return (
         f"{source} names no pictures: its columns are {columns}, and none of {', '.join(PATH_COLUMNS)} holds paths. "
         "Rename the path column to file_name, or, if the table contains the pictures, use --reader huggingface"

@@ -104,7 +104,8 @@ class Tars:
         if not self.beside:
             return ()
         return (
-            f"Members of the tars beside pictures that are not read: {', '.join(f'{n:,} × .{name}' for name, n in self.beside.most_common(8))}.",
+            "Members of the tars beside pictures that are not read: "
+            f"{', '.join(f'{n:,} × .{name}' for name, n in self.beside.most_common(8))}.",
         )
 
     def read(self, base: Path, path: str) -> None:

@@ -17,8 +17,8 @@ NAME = "README.md"
 MARK = "<!-- written by tokun's prepare: what you write here is lost when it runs again, unless you remove this line -->"
 SIZES = ((1_000, "n<1K"), (10_000, "1K<n<10K"), (100_000, "10K<n<100K"), (1_000_000, "100K<n<1M"), (10_000_000, "1M<n<10M"))
 LICENCES = frozenset({
-    "apache-2.0", "bsd-3-clause", "cc", "cc-by-2.0", "cc-by-3.0", "cc-by-4.0", "cc-by-nc-4.0", "cc-by-nc-nd-4.0", "cc-by-nc-sa-4.0", "cc-by-nd-4.0",
-    "cc-by-sa-3.0", "cc-by-sa-4.0", "cc0-1.0", "mit", "odbl", "pddl",
+    "apache-2.0", "bsd-3-clause", "cc", "cc-by-2.0", "cc-by-3.0", "cc-by-4.0", "cc-by-nc-4.0", "cc-by-nc-nd-4.0", "cc-by-nc-sa-4.0",
+    "cc-by-nd-4.0", "cc-by-sa-3.0", "cc-by-sa-4.0", "cc0-1.0", "mit", "odbl", "pddl",
 })  # fmt: skip
 """The Hub's names of licences that pictures have; another licence is `other` with its own name."""
 MOST_REASONS, MOST_LICENCES = 20, 10
@@ -109,8 +109,10 @@ def body(summary: Summary, records: Records) -> str:
     settings, total = summary.settings, sum(records.pairs.values())
     style = f" in the style {settings['style']}" if settings.get("style") else ""
     parts = [
-        f"{total:,} pictures with captions{style}, {settings.get('side', '?')} pixels on the short side, as WebDataset shards: `KEY.{'/'.join(sorted(records.suffixes)) or 'webp'}` and `KEY.json`.",
-        '```python\nfrom datasets import load_dataset\n\npairs = load_dataset("FOLDER", split="train")  # or the id of this data set on the Hub\n'
+        f"{total:,} pictures with captions{style}, {settings.get('side', '?')} pixels on the short side, as WebDataset shards: "
+        f"`KEY.{'/'.join(sorted(records.suffixes)) or 'webp'}` and `KEY.json`.",
+        "```python\nfrom datasets import load_dataset\n\n"
+        'pairs = load_dataset("FOLDER", split="train")  # or the id of this data set on the Hub\n'
         f'pairs[0]["{min(records.suffixes, default="webp")}"], pairs[0]["json"]["caption"]\n```',
         "## Splits\n\n"
         + table(

@@ -157,15 +157,17 @@ EXPLANATIONS |= {
         "If it is a caption, give it the name of its picture (wolf.jpg, wolf.txt).",
     ),
     "not read: its name is longer than its picture's; name it NAME.txt": (
-        "A text whose name goes on behind its picture's, such as wolf.en.txt beside wolf.jpg.",
-        "Give the one that is the caption the name of its picture (wolf.txt). Several captions of a picture stand in several rows of captions.csv.",
+        "A text whose name has extra parts after the picture's name, such as wolf.en.txt beside wolf.jpg.",
+        "Give the one that is the caption the name of its picture (wolf.txt). "
+        "Write several captions of a picture into several rows of captions.csv.",
     ),
     "not read: words under another name than their picture's": (
         "Words in a sample of a tar file whose name is neither its picture's nor one for captions.",
         "Name the member KEY.txt, KEY.json or KEY.caption.txt.",
     ),
     "not read: ambiguous: several pictures have its name": (
-        "A text file whose name fits several pictures (wolf.txt beside wolf.jpg and wolf.png), so it is unclear which of them it describes.",
+        "A text file whose name fits several pictures (wolf.txt beside wolf.jpg and wolf.png), "
+        "so it is unclear which of them it describes.",
         "Give it the whole name of its picture (wolf.jpg.txt), or write the captions into captions.csv.",
     ),
     "not read: JSON without a picture of its name": (

@@ -1,4 +1,7 @@
-"""What the JSON of all pairs says: the type of every field, licences, languages, counts by split. Read with the report's own pass over the shards."""
+"""What the JSON of all pairs says: the type of every field, licences, languages, counts by split.
+
+It is counted in the report's own pass over the shards (counting.py).
+"""
 
 from __future__ import annotations
 

@@ -114,8 +114,11 @@ def plain_once(text: str) -> str:
 
 
 def is_spelling(text: str, start: int, end: int) -> bool:
-    """Whether a zero-width joiner belongs to a word's spelling or to a composed emoji: a letter, mark or symbol outside the plain scripts
-    is next to it. It may end a word (Malayalam), begin one (an isolated Arabic form), or follow a Latin one (the Persian plural of PDF)."""
+    """Whether a zero-width joiner belongs to a word's spelling or to a composed emoji.
+
+    Then a letter, mark or symbol outside the plain scripts is next to it. It may end a word (Malayalam), begin one (an isolated Arabic
+    form), or follow a Latin one (the Persian plural of PDF).
+    """
     beside = text[max(0, start - 1) : start] + text[end : end + 1]
     return any(unicodedata.category(c)[0] in "LMS" and not PLAIN_SCRIPTS.match(c) for c in beside)
 
@@ -139,7 +142,8 @@ MARKS = tuple(
         rf"[\[({{]\s*(?:see\s+)?(?:{PAGE})\s*\.?[\])}}]",
         r"\{\s*[\divxlc]{1,7}\s*\}",
         r"\[\s*(?:\d{1,4}|[a-z]|[*†‡§]+)\s*\]",
-        rf"[\[(]\s*(?:(?:see|view|open|show|link to|go to|click|tap|here|for|to|an?|the)\s+)*(?:{LARGER}(?:\s+{VERSION})?|enlarge|thumbnail)\s*\.?[\])]",
+        r"[\[(]\s*(?:(?:see|view|open|show|link to|go to|click|tap|here|for|to|an?|the)\s+)*"
+        rf"(?:{LARGER}(?:\s+{VERSION})?|enlarge|thumbnail)\s*\.?[\])]",
         r"[\[(]?\s*\b(?:click|tap)\s+(?:here|on|to|for|image|the|this|map|picture)\b[^.\[\]()]{0,80}[\])]?\.?",
         rf"[\[(]?\s*\b(?:see|view|open|show|link to)\s+(?:(?:an?|the|this|in)\s+)?{LARGER}\s+{VERSION}\b\s*\.?[\])]?",
         rf"^(?:{LARGER}\s+{VERSION}|enlarge|thumbnail)\W*$",
@@ -152,7 +156,10 @@ MARKS = tuple(
     )
 )
 ILLUSTRATION = re.compile(r"\[\s*illustrations?\s*[:.—–-]\s*([^\[\]]*)\]?", re.I)
-WORK_OF_ART = r"(?:photograph|photo|drawing|painting|sketch|picture|engraving|print|daguerreotype|portrait|original|water-?colou?r|etching|lithograph|woodcut|design)"
+WORK_OF_ART = (
+    r"(?:photograph|photo|drawing|painting|sketch|picture|engraving|print|daguerreotype|portrait|original|water-?colou?r|etching|"
+    r"lithograph|woodcut|design)"
+)
 NAME = r"(?-i:[A-ZÀ-Þ])"
 CREDITS = tuple(
     re.compile(pattern, re.I)
@@ -163,7 +170,8 @@ CREDITS = tuple(
         r"^photo(?:graph)?(?:\s+by)?\s*:\s*[^.]{1,60}\.\s+(?=\S)",
         rf"\s+from\s+(?:an?\s+)?photo(?:graph)?s?\s+by\s+{NAME}[^!?;]{{0,80}}$",
         rf"^from\s+(?:an?|the)\s+(?:\w+\s+){{0,2}}{WORK_OF_ART}s?\b(?:\s+(?:by|of|taken)\s[^!?;]{{0,50}})?$",
-        rf"(?:(?<=[.!?\"'—–])\s*|\s*[\[(]\s*)(?:drawn|engraved|etched|painted|sketched|photographed|designed|photo(?:graph)?)\s+(?:(?:and|&)\s+\w+\s+)?by\s+{NAME}[^()\[\]!?;]{{0,70}}[\])]?$",
+        r"(?:(?<=[.!?\"'—–])\s*|\s*[\[(]\s*)(?:drawn|engraved|etched|painted|sketched|photographed|designed|photo(?:graph)?)\s+"
+        rf"(?:(?:and|&)\s+\w+\s+)?by\s+{NAME}[^()\[\]!?;]{{0,70}}[\])]?$",
         r"\s*[\[(]\s*(?:reproduced|reprinted|by (?:kind )?permission|courtesy|copyright)\b[^()\[\]]{0,160}[\])]?\.?",
         r"(?<=[.!?\"'])\s*(?:reproduced|by (?:kind )?permission of|copyright(?:ed)?,?\s+(?:\d|by)|©)[^!?;]{0,120}$",
     )
@@ -213,11 +221,12 @@ def without_labels(text: str) -> str:
 
 
 LABEL_WORDS = frozenset({
-    "advertisement", "back", "border", "caption", "chapter", "colophon", "contents", "cover", "cut", "decoration", "decorative", "divider", "drop",
-    "cap", "endpaper", "endpapers", "fig", "figs", "figure", "figures", "finis", "front", "frontis", "frontispiece", "half", "head", "headpiece",
-    "i", "icon", "ill", "illus", "illustrated", "illustration", "illustrations", "image", "images", "initial", "initials", "letter", "line", "list",
-    "logo", "no", "nos", "number", "of", "ornament", "ornamental", "page", "photo", "photograph", "picture", "piece", "pl", "plate", "plates", "scan",
-    "spine", "tail", "tailpiece", "the", "title", "titlepage", "thumbnail", "unnamed", "untitled", "vignette", "blank", "none", "na", "and", "to",
+    "advertisement", "back", "border", "caption", "chapter", "colophon", "contents", "cover", "cut", "decoration", "decorative", "divider",
+    "drop", "cap", "endpaper", "endpapers", "fig", "figs", "figure", "figures", "finis", "front", "frontis", "frontispiece", "half",
+    "head", "headpiece", "i", "icon", "ill", "illus", "illustrated", "illustration", "illustrations", "image", "images", "initial",
+    "initials", "letter", "line", "list", "logo", "no", "nos", "number", "of", "ornament", "ornamental", "page", "photo", "photograph",
+    "picture", "piece", "pl", "plate", "plates", "scan", "spine", "tail", "tailpiece", "the", "title", "titlepage", "thumbnail", "unnamed",
+    "untitled", "vignette", "blank", "none", "na", "and", "to",
 })  # fmt: skip
 FILE_NAME = re.compile(r"\S+\.(?:jpe?g|png|gif|tiff?|webp|bmp|svg)|[a-z]{0,12}[_-]?\d+[a-z]{0,3}(?:[_-]\w{1,8})?", re.I)
 
