@@ -225,7 +225,7 @@ def make(aside: Store, listing: Listing, settings: Settings, engine: TaskEngine,
         for turn, counts in engine.run(measure_chunk, (tasks.chunk(number, listing, settings, aside) for number in todo)):
             bar.update(len(tasks.range(todo[turn])), counts)
 
-    settled, pairs = write_shards(aside, tasks, listing, settings, engine, there, progress=progress)
+    settled, pairs = settle_and_write(aside, tasks, listing, settings, engine, there, progress=progress)
     counts, captions, tags = manifest(aside, tasks, settled, listing)
     record = {"settings": record, "files": tasks.files, "kept": sum(pairs.values()), "shards": pairs}
     aside.write(RECORD, (json.dumps(record, indent=1, ensure_ascii=False) + "\n").encode("utf-8", "replace"))
@@ -238,7 +238,7 @@ def make(aside: Store, listing: Listing, settings: Settings, engine: TaskEngine,
     aside.write(PUBLISH, json.dumps(names).encode())
 
 
-def write_shards(
+def settle_and_write(
     aside: Store, tasks: Tasks, listing: Listing, settings: Settings, engine: TaskEngine, there: set[str], *, progress: bool
 ) -> tuple[Settled, dict[str, int]]:
     """Settle the collection and write the missing shards. Returns the settled plan and {shard: pairs}."""
