@@ -30,7 +30,7 @@ from data_tools.captioning.caption_results import RECORD
 from data_tools.captioning.run import PREVIEW, caption, preview
 from data_tools.captioning.settings import Settings, Work
 from data_tools.pipeline.next_steps import after_captions, shell
-from data_tools.tables import QUOTING
+from data_tools.readers.table_files import QUOTING
 from tokun.utils import console
 from tokun.utils.console import home_path, typed_path
 from tokun.utils.errors import UserError

@@ -44,10 +44,10 @@ from data_tools.pipeline.styles import OwnStyles, own_styles
 from data_tools.pipeline.tasks import Progress, Tasks
 from data_tools.pipeline.unread_tables import unread_tables
 from data_tools.readers import READERS, Listing, Options, PictureError, choose_reader, read_picture, shown
+from data_tools.readers.caption_tables import with_captions
 from data_tools.readers.folder_scan import RECOGNISED
 from data_tools.readers.listing import Guess
-from data_tools.readers.tables import with_captions
-from data_tools.tables import TableError
+from data_tools.readers.table_files import TableError
 from tokun.utils import console
 from tokun.utils.console import home_path, home_text
 from tokun.utils.errors import UserError

@@ -37,7 +37,7 @@ from data_tools.captioning.captioned_shards import read_record, write_pairs
 from data_tools.captioning.merge_plan import split_of
 from data_tools.captioning.registers import facts_of
 from data_tools.captioning.run import checked_shards
-from data_tools.inspect import Damage, StoredPair, open_image, read_pairs
+from data_tools.readers.stored_pairs import Damage, StoredPair, open_image, read_pairs
 from data_tools.text.main_noun import BEFORE, NUMBERS, Lexicon, tokens_of
 from data_tools.text.yes_or_no import PEOPLE, Shown, is_this, named, with_article
 from tokun.data.captions import plain_of

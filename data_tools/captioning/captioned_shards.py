@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from data_tools.captioning.journals import Folder, Rows, sha256
-from data_tools.inspect import StoredPair, read_pairs
+from data_tools.readers.stored_pairs import StoredPair, read_pairs
 from tokun.data import shards
 from tokun.utils.files import write_text
 

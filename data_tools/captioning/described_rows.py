@@ -13,13 +13,14 @@ from typing import Any
 
 from data_tools.captioning import registers
 from data_tools.captioning.captioned_shards import new_record, read_record
-from data_tools.inspect import IMAGE_EXTENSIONS, StoredPair
 from data_tools.pipeline.disk import DiskDict
 from data_tools.readers.files import PICTURE_SUFFIXES
+from data_tools.readers.stored_pairs import StoredPair
+from data_tools.readers.table_files import CAPTION_COLUMNS, PATH_COLUMNS, Table, TableError, caption_column, read_table
 from data_tools.readers.words import kebab, listed_in, odd_caption, texts_in
-from data_tools.tables import CAPTION_COLUMNS, PATH_COLUMNS, Table, TableError, caption_column, read_table
 from data_tools.text.main_noun import Lexicon
 from tokun.data.captions import gist, is_label, plain_of
+from tokun.data.shards import IMAGE_SUFFIXES
 from tokun.utils.errors import UserError
 
 KEY_COLUMNS = ("key", "__key__")
@@ -234,7 +235,7 @@ class Rows:
             )
         record = read_record(pair) or {}
         own = [clean_path(record[name]) for name in PATHS_IN_RECORD if isinstance(record.get(name), str)]
-        own += [f"{pair.key}.{name}" for name in IMAGE_EXTENSIONS if name in pair.members]
+        own += [f"{pair.key}.{name}" for name in IMAGE_SUFFIXES if name in pair.members]
         for path in own:
             if row := self.by_id.get(path):
                 return row

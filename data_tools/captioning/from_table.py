@@ -33,8 +33,8 @@ from data_tools.captioning.captioned_shards import read_record, write_pairs
 from data_tools.captioning.described_rows import Options, Rows, described_record
 from data_tools.captioning.journals import STATE, Folder, sha256
 from data_tools.captioning.merge_plan import MergePlan, make_plan, sources
-from data_tools.inspect import StoredPair
-from data_tools.tables import TableError
+from data_tools.readers.stored_pairs import StoredPair
+from data_tools.readers.table_files import TableError
 from tokun.data.captions import alike
 from tokun.utils.errors import UserError, reading
 from tokun.utils.files import write_text

@@ -23,7 +23,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from data_tools.inspect import grouped
+from data_tools.readers.stored_pairs import grouped
 from tokun.data import tars
 from tokun.utils.errors import UserError
 from tokun.utils.files import write_text

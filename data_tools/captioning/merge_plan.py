@@ -18,8 +18,8 @@ from tqdm import tqdm
 from data_tools.captioning.captioned_shards import read_record
 from data_tools.captioning.described_rows import Counted, Options, Rows, count_facts, described_record
 from data_tools.captioning.journals import require_image_shards, sha256
-from data_tools.inspect import Damage, StoredPair, find_shards, read_pair, read_pairs
-from data_tools.tables import TableError
+from data_tools.readers.stored_pairs import Damage, StoredPair, find_shards, read_pair, read_pairs
+from data_tools.readers.table_files import TableError
 from tokun.data.shards import SEVERAL, TWICE
 from tokun.utils.errors import UserError
 

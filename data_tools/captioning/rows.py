@@ -15,7 +15,7 @@ from data_tools.captioning.captioned_shards import read_record
 from data_tools.captioning.journals import ALL, Rows, sha256
 from data_tools.captioning.registers import Facts
 from data_tools.captioning.settings import Settings
-from data_tools.inspect import StoredPair, read_pairs
+from data_tools.readers.stored_pairs import StoredPair, read_pairs
 from tokun.data.image_files import PictureError, decode_as
 
 

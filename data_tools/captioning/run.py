@@ -32,7 +32,7 @@ from data_tools.captioning.journals import (
 from data_tools.captioning.rows import Block, CaptionRow, Task, open_small
 from data_tools.captioning.settings import Settings, Work
 from data_tools.captioning.writers import ModelWriter, ServerWriter, Writer, block_size, make_stages, run_stages
-from data_tools.inspect import find_shards, read_pairs
+from data_tools.readers.stored_pairs import find_shards, read_pairs
 from tokun.inference.clip import Clip
 from tokun.render.grids import captioned_grid
 from tokun.utils.errors import UserError

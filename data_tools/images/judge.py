@@ -9,8 +9,8 @@ from __future__ import annotations
 import re
 
 from data_tools.images.measure import BLANK, Look
+from data_tools.pipeline.verdicts import AMBIGUOUS, REJECT, Verdict
 from data_tools.text.captions import clean_caption, unmarked, without_labels
-from data_tools.verdicts import AMBIGUOUS, REJECT, Verdict
 
 
 def reasons(look: Look, caption: str = "", *, min_side: int = 64, max_aspect: float = 3.2, prints: bool = True) -> list[Verdict]:

@@ -28,10 +28,10 @@ from data_tools.images.line_art_duplicates import sketch
 from data_tools.images.measure import BLANK, Look, look, plain_share
 from data_tools.images.trim import trim
 from data_tools.pipeline.storage_backends import Store
+from data_tools.pipeline.verdicts import REJECT, Verdict, decide
 from data_tools.readers import CaptionError, Found, Words, find_words, read_picture, shown
 from data_tools.readers.book_page import HEADING_ABOVE
 from data_tools.text.captions import Caption, clean_caption, plain_text
-from data_tools.verdicts import REJECT, Verdict, decide
 from tokun.data.image_files import max_pixels
 from tokun.utils.errors import UserError
 

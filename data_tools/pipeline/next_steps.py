@@ -20,7 +20,7 @@ from data_tools.pipeline.chunks import Settings
 from data_tools.pipeline.storage_backends import Store, is_url
 from data_tools.pipeline.unread_tables import free_name, is_spreadsheet, unread_tables
 from data_tools.readers.listing import NOTHING, Guess, Listing, shown
-from data_tools.tables import CAPTION_COLUMNS, PATH_COLUMNS, TableError, column_name, read_table, separator_in
+from data_tools.readers.table_files import CAPTION_COLUMNS, PATH_COLUMNS, TableError, column_name, read_table, separator_in
 from tokun.cli.commands import COMMANDS
 from tokun.config import load_config
 from tokun.data.captions import Texts, alike, plain_of, titles

@@ -18,7 +18,7 @@ from data_tools.pipeline.manifest import MANIFEST
 from data_tools.pipeline.storage_backends import Store, is_url
 from data_tools.readers import Listing
 from data_tools.readers.listing import Guess
-from data_tools.tables import column_name
+from data_tools.readers.table_files import column_name
 from tokun.utils.errors import UserError
 
 RECORD = "prepare.json"

@@ -21,7 +21,7 @@ from data_tools.pipeline.remote_lock import alone_in
 from data_tools.pipeline.storage_backends import is_url, open_store
 from data_tools.readers.files import find_files
 from data_tools.readers.listing import shown
-from data_tools.tables import TableError
+from data_tools.readers.table_files import TableError
 from tokun.utils.errors import UserError
 
 FAULTY, STOPPED = "caption table: ", "not read: prepare stopped at a fault of another file"

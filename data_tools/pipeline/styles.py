@@ -9,9 +9,9 @@ from pathlib import Path
 from tqdm import tqdm
 
 from data_tools.pipeline.chunks import AMBIGUOUS, KEPT, Settings, judged_caption, of_caption
+from data_tools.pipeline.verdicts import decide
 from data_tools.readers import CaptionError, Found, Listing, Words, find_words, shown
 from data_tools.readers.listing import NOTHING
-from data_tools.verdicts import decide
 from tokun.utils.errors import UserError
 
 FOLDER, BESIDE, ROW = "its folder's name", "the JSON beside it", "its row of a table or JSON in a tar"

@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from data_tools.readers.listing import Guess
+from data_tools.readers.table_files import CAPTION_COLUMNS, caption_of
 from data_tools.readers.words import COLUMNS
-from data_tools.tables import CAPTION_COLUMNS, caption_of
 from tokun.data.captions import Texts
 
 MOST_ROWS = 200  # that are looked at

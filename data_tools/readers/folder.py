@@ -8,6 +8,7 @@ from pathlib import Path
 
 from data_tools.pipeline.disk import DiskList
 from data_tools.readers.book_page import BOOK_PAGE
+from data_tools.readers.caption_tables import Rows, holds_captions
 from data_tools.readers.files import why_not_open
 from data_tools.readers.folder_scan import (
     BROKEN_PARQUET,
@@ -21,10 +22,9 @@ from data_tools.readers.folder_scan import (
 )
 from data_tools.readers.huggingface import kind_of_parquet, read_huggingface
 from data_tools.readers.listing import Found, Listing, Options
-from data_tools.readers.tables import Rows, holds_captions
+from data_tools.readers.table_files import TableError
 from data_tools.readers.webdataset import Tars
 from data_tools.readers.words import kebab
-from data_tools.tables import TableError
 
 
 def read_folder(source: Path, options: Options) -> Listing:

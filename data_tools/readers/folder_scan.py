@@ -17,7 +17,7 @@ from pathlib import Path
 from data_tools.pipeline.disk import DiskDict
 from data_tools.readers.files import PICTURE_SUFFIXES, starts_like_a_picture, why_not_open
 from data_tools.readers.listing import Found
-from data_tools.tables import TABLE_SUFFIXES, TableError
+from data_tools.readers.table_files import TABLE_SUFFIXES, TableError
 
 TEXTS = (".txt", ".caption", ".text")  # suffixes of files with the caption of one picture; the first one present is read
 SIDECARS = (*TEXTS, ".json")

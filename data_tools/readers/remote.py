@@ -11,11 +11,11 @@ from typing import Any
 
 from data_tools.images.image_ops import PictureError
 from data_tools.pipeline.disk import DiskDict, DiskList
+from data_tools.readers.caption_tables import Rows
 from data_tools.readers.files import MAX_BYTES, checked
 from data_tools.readers.folder_scan import LONE_JSON, is_table, kind_of, pair_words, table_rank, why_unknown
 from data_tools.readers.listing import Found, Listing, Options, Remote
 from data_tools.readers.storage import cannot_be_opened, fetch, storage_errors
-from data_tools.readers.tables import Rows
 from data_tools.readers.webdataset import Tars
 from tokun.utils.errors import UserError
 from tokun.utils.optional_packages import need

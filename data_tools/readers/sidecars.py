@@ -15,8 +15,8 @@ from data_tools.readers.files import MAX_TEXT_BYTES, why_not_open
 from data_tools.readers.folder_scan import with_sidecars
 from data_tools.readers.listing import CaptionError, Found, Remote, Words
 from data_tools.readers.storage import fetch
+from data_tools.readers.table_files import caption_of
 from data_tools.readers.words import ODD_CAPTION, json_object, normal, odd_caption, words_from
-from data_tools.tables import caption_of
 from data_tools.text.captions import plain_text, raw_of
 from data_tools.text.encoding import decode_text
 from tokun.utils.errors import BadSample

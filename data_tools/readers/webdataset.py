@@ -19,8 +19,8 @@ from data_tools.pipeline.disk import DiskDict, DiskList
 from data_tools.readers.files import MAX_TEXT_BYTES, PICTURE_SUFFIXES, as_path, why_not_open
 from data_tools.readers.folder_scan import SECOND_WORDS, TAR_PACKED, kind_of, why_unknown
 from data_tools.readers.listing import Found, Listing, Options, Remote, Span, Words
+from data_tools.readers.table_files import CAPTION_COLUMNS, caption_of, column_name
 from data_tools.readers.words import COLUMNS, ODD_CAPTION, group_of, json_object, normal, odd_caption, style_of, words_from
-from data_tools.tables import CAPTION_COLUMNS, caption_of, column_name
 from data_tools.text.captions import plain_text, raw_of
 from data_tools.text.encoding import decode_text
 from tokun.data.shards import SEVERAL, TWICE, key_and_suffix

@@ -13,7 +13,7 @@ from typing import Any
 
 from data_tools.readers.files import PICTURE_SUFFIXES, utf8
 from data_tools.readers.listing import GROUPS, Words
-from data_tools.tables import CAPTION_COLUMNS, PATH_COLUMNS, caption_of, column_name
+from data_tools.readers.table_files import CAPTION_COLUMNS, PATH_COLUMNS, caption_of, column_name
 from data_tools.text.captions import plain_text, raw_of
 from tokun.utils.errors import BadSample
 

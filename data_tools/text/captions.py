@@ -13,8 +13,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
 
+from data_tools.pipeline.verdicts import AMBIGUOUS, REJECT, Verdict
 from data_tools.text.language import language
-from data_tools.verdicts import AMBIGUOUS, REJECT, Verdict
 
 DOUBTS = ("caption is a list", "caption is a heading", "caption is a fragment", "caption too long")
 

@@ -1,4 +1,4 @@
-"""Tables of paths and captions, as a source (.csv, .tsv, .jsonl, .parquet) or beside pictures; data_tools/tables.py reads both strictly."""
+"""Caption tables: paths and captions, as a source (.csv, .tsv, .jsonl, .parquet) or beside pictures; table_files.py reads both strictly."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from data_tools.readers.caption_guess import TextColumns, in_all
 from data_tools.readers.coco import coco_records
 from data_tools.readers.files import MAX_PAGE_BYTES, PICTURE_SUFFIXES, Misplaced, as_path, listed
 from data_tools.readers.listing import NOTHING, Found, Guess, Listing, Options, Words, shown
+from data_tools.readers.table_files import CAPTION_COLUMNS, PATH_COLUMNS, Table, TableError, caption_column, column_name, read_table
 from data_tools.readers.words import OF_REGISTERS, SUBJECTS, group_of, join_words, normal, odd_caption, path_in, style_of, words_from
-from data_tools.tables import CAPTION_COLUMNS, PATH_COLUMNS, Table, TableError, caption_column, column_name, read_table
 from tokun.utils.errors import UserError
 from tokun.utils.optional_packages import need
 
