@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from data_tools.captioning.captioned_shards import publish_shard
-from data_tools.captioning.journals import STATE, Folder, Rows, done_rows, read_journal
+from data_tools.captioning.journals import STATE, Folder, JournalRows, done_rows, read_journal
 from data_tools.captioning.ranking import Ranking, rank_rows
 from tokun.data.captions import Texts, alike
 from tokun.utils.files import write_text
@@ -124,10 +124,10 @@ def finish(
     `limits`: shard -> number of its rows. `clip`: the scoring model, "" if none. `prices`: per million tokens.
     """
 
-    def rows_of(shard: Path) -> Rows | None:
+    def rows_of(shard: Path) -> JournalRows | None:
         return done_rows(folder, shard, limit=limits[shard], attempt=attempt, clip=bool(clip))
 
-    def done(shard: Path) -> Rows:
+    def done(shard: Path) -> JournalRows:
         rows = rows_of(shard)
         assert rows is not None, f"{shard} was done a moment ago"
         return rows

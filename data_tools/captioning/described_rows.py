@@ -114,7 +114,7 @@ class Described:
 
 
 @dataclass
-class Rows:
+class DescribedRows:
     """A table's rows by the picture they name, and the lexicon learnt from all of them."""
 
     table: Table
@@ -139,7 +139,7 @@ class Rows:
     """Whether any cell is more than text: a list, an object, a number with a point."""
 
     @classmethod
-    def read(cls, path: Path, options: Options) -> Rows:
+    def read(cls, path: Path, options: Options) -> DescribedRows:
         """The checked rows of the table at `path`.
 
         Raises TableError if it cannot be read, two rows name the same picture, or every row holds other values instead of texts.
@@ -287,7 +287,7 @@ class Counted:
     """Whether the plain caption says nothing but a number."""
 
 
-def described_record(record: dict[str, Any], row: Described, rows: Rows) -> dict[str, Any]:
+def described_record(record: dict[str, Any], row: Described, rows: DescribedRows) -> dict[str, Any]:
     """A pair's record with its row's values and what the rules derive from them.
 
     `caption` becomes the row's plain caption, if any. The earlier caption becomes register `era`; if there is an `era` already, or it was

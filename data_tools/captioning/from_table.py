@@ -30,7 +30,7 @@ from tqdm import tqdm
 
 from data_tools.captioning.caption_results import LEFT_OUT, RECORD
 from data_tools.captioning.captioned_shards import read_record, write_pairs
-from data_tools.captioning.described_rows import Options, Rows, described_record
+from data_tools.captioning.described_rows import DescribedRows, Options, described_record
 from data_tools.captioning.journals import STATE, Folder, sha256
 from data_tools.captioning.merge_plan import MergePlan, make_plan, sources
 from data_tools.readers.stored_pairs import StoredPair
@@ -102,7 +102,7 @@ def merge(paths: Iterable[str | Path], table: Path, out: Path, options: Options,
     else, or no row belongs to a picture.
     """
     shards = sources(paths, out)
-    rows = Rows.read(table, options)
+    rows = DescribedRows.read(table, options)
     folder = Folder(out)
     if out.exists() and not out.is_dir():
         raise UserError(f"--out {out} is a file: name a folder")
@@ -120,7 +120,7 @@ def merge(paths: Iterable[str | Path], table: Path, out: Path, options: Options,
     return report
 
 
-def report_of(plan: MergePlan, rows: Rows) -> MergeReport:
+def report_of(plan: MergePlan, rows: DescribedRows) -> MergeReport:
     report = MergeReport(
         Path(rows.table.name).name,
         len(rows.table),
@@ -150,7 +150,7 @@ def report_of(plan: MergePlan, rows: Rows) -> MergeReport:
     return report
 
 
-def no_match_reason(rows: Rows, plan: MergePlan) -> str:
+def no_match_reason(rows: DescribedRows, plan: MergePlan) -> str:
     row = next(iter(rows.by_id.values()), None)
     if row is None:
         return f"{rows.table.name} has a header but no rows"
@@ -166,7 +166,7 @@ def no_match_reason(rows: Rows, plan: MergePlan) -> str:
     )
 
 
-def begin(out: Path, shards: list[Path], rows: Rows, options: Options) -> None:
+def begin(out: Path, shards: list[Path], rows: DescribedRows, options: Options) -> None:
     """Record what this folder is made from. Raises UserError if it was made from something else."""
     state = out / STATE / "from.json"
     settings = {
@@ -186,11 +186,11 @@ def begin(out: Path, shards: list[Path], rows: Rows, options: Options) -> None:
         write_text(state, json.dumps(settings, indent=1) + "\n")
 
 
-def layout(rows: Rows) -> int:
+def layout(rows: DescribedRows) -> int:
     return NESTED if rows.nested else LAYOUT
 
 
-def write_all(folder: Folder, plan: MergePlan, rows: Rows, options: Options, report: MergeReport, *, progress: bool) -> None:
+def write_all(folder: Folder, plan: MergePlan, rows: DescribedRows, options: Options, report: MergeReport, *, progress: bool) -> None:
     """Write every shard that does not already exist with the same inputs, and count the contents of all."""
     prefixed = plan.several and len(set(plan.key)) < len(plan.key)
 
@@ -223,7 +223,7 @@ def write_all(folder: Folder, plan: MergePlan, rows: Rows, options: Options, rep
             report.shards[name] = len(numbers)
 
 
-def write_end(out: Path, plan: MergePlan, rows: Rows, options: Options, report: MergeReport) -> None:
+def write_end(out: Path, plan: MergePlan, rows: DescribedRows, options: Options, report: MergeReport) -> None:
     lines = "".join(json.dumps(one, ensure_ascii=False) + "\n" for one in plan.left_out)
     if lines:
         write_text(out / LEFT_OUT, lines)

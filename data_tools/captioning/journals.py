@@ -31,7 +31,7 @@ from tokun.utils.files import write_text
 STATE = ".caption"
 ALL = sys.maxsize  # rows of a shard without a limit
 
-Rows = dict[int, dict[str, Any]]
+JournalRows = dict[int, dict[str, Any]]
 
 
 def sha256(text: str) -> str:
@@ -95,14 +95,14 @@ class Journal:
         os.close(self.file)
 
 
-def read_journal(path: Path) -> tuple[dict[str, Any], Rows]:
+def read_journal(path: Path) -> tuple[dict[str, Any], JournalRows]:
     """(header of a journal with the record of the shard's end, rows); ({}, {}) if there is none yet."""
     try:
         data = path.read_bytes()
     except FileNotFoundError:
         return {}, {}
     head: dict[str, Any] = {}
-    rows: Rows = {}
+    rows: JournalRows = {}
     for number, line in enumerate(data[: data.rfind(b"\n") + 1].splitlines()):
         try:
             record = json.loads(line)
@@ -178,7 +178,7 @@ def require_image_shards(shards: Iterable[Path], out: Path) -> None:
             raise UserError(f"{shard.parent} holds code shards (codes.json), which have no pictures: give the image shards")
 
 
-def done_rows(folder: Folder, shard: Path, *, limit: int, attempt: int, clip: bool = False) -> Rows | None:
+def done_rows(folder: Folder, shard: Path, *, limit: int, attempt: int, clip: bool = False) -> JournalRows | None:
     """The first `limit` rows of a shard, in order, if all of them are done; else None."""
     head, rows = read_journal(folder.journal(shard))
     rows = {number: row for number, row in sorted(rows.items()) if number < limit}
@@ -222,5 +222,5 @@ def texts_id(row: dict[str, Any]) -> str:
     return sha256(json.dumps({name: entry["text"] for name, entry in row["captions"].items()}, sort_keys=True))[:16]
 
 
-def is_scored(row: dict[str, Any], scored: Rows) -> bool:
+def is_scored(row: dict[str, Any], scored: JournalRows) -> bool:
     return scored.get(row["row"], {}).get("texts") == texts_id(row)

@@ -16,7 +16,7 @@ import numpy as np
 from tqdm import tqdm
 
 from data_tools.captioning.captioned_shards import read_record
-from data_tools.captioning.described_rows import Counted, Options, Rows, count_facts, described_record
+from data_tools.captioning.described_rows import Counted, DescribedRows, Options, count_facts, described_record
 from data_tools.captioning.journals import require_image_shards, sha256
 from data_tools.readers.stored_pairs import Damage, StoredPair, find_shards, read_pair, read_pairs
 from data_tools.readers.table_files import TableError
@@ -97,7 +97,7 @@ def sources(paths: Iterable[str | Path], out: Path) -> list[Path]:
     return list(dict.fromkeys(found))
 
 
-def make_plan(shards: list[Path], rows: Rows, options: Options, *, progress: bool) -> MergePlan:
+def make_plan(shards: list[Path], rows: DescribedRows, options: Options, *, progress: bool) -> MergePlan:
     """Find each pair's row. Raises TableError if a row is ambiguous."""
     plan = MergePlan(shards, folders=[shard.resolve().parent.name for shard in shards], stamps=[stamp(shard.stat()) for shard in shards])
     parents = {shard.resolve().parent for shard in shards}
@@ -126,7 +126,7 @@ def make_plan(shards: list[Path], rows: Rows, options: Options, *, progress: boo
     return plan
 
 
-def _match(plan: MergePlan, number: int, pair: StoredPair, rows: Rows, options: Options) -> None:
+def _match(plan: MergePlan, number: int, pair: StoredPair, rows: DescribedRows, options: Options) -> None:
     """Add one pair to the plan, or to what is left out, with the reason."""
     folder = plan.folders[number]
     found = rows.find(folder, pair)

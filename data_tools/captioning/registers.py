@@ -15,9 +15,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from tokun.tokenizers.wordings import REGISTERS
 from tokun.utils.errors import BadSample, UserError
 
-REGISTERS = ("plain", "poetic", "era", "social", "alt")  # those of tokun/tokenizers/vocabulary.py, which needs torch
 MAX_CHARACTERS = 1200  # of a caption; more means that the model did not stop
 MAX_FACT = 300  # characters of one fact in a prompt
 

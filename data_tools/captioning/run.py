@@ -20,7 +20,7 @@ from data_tools.captioning.captioned_shards import publish_shard
 from data_tools.captioning.journals import (
     Folder,
     Journal,
-    Rows,
+    JournalRows,
     done_rows,
     is_scored,
     limits_of,
@@ -135,18 +135,18 @@ class Job:
     limit: int
     attempt: int
 
-    def run(self, stages: list[Writer], progress: Progress, wait: float = 0.0) -> Rows:
+    def run(self, stages: list[Writer], progress: Progress, wait: float = 0.0) -> JournalRows:
         task = Task(self.shard, self.settings, self.limit, block_size(stages, self.work), self.attempt, any(stage.sees for stage in stages))
         return caption_shard(Folder(self.out), task, stages, progress, wait)
 
 
-def run_here(jobs: list[Job], stages: list[Writer], progress: Progress) -> Iterator[tuple[int, Rows]]:
+def run_here(jobs: list[Job], stages: list[Writer], progress: Progress) -> Iterator[tuple[int, JournalRows]]:
     """(number of the job, rows of its shard), in order."""
     for number, job in enumerate(jobs):
         yield number, job.run(stages, progress)
 
 
-def run_elsewhere(engine: TaskEngine, jobs: list[Job], progress: Progress) -> Iterator[tuple[int, Rows]]:
+def run_elsewhere(engine: TaskEngine, jobs: list[Job], progress: Progress) -> Iterator[tuple[int, JournalRows]]:
     """The same by the processes of an engine, in order of completion."""
     for number, counts in engine.run(run_job, jobs):
         progress.count(counts)
@@ -165,7 +165,7 @@ def run_job(job: Job) -> Counter[str]:
 stages_of = lru_cache(maxsize=1)(make_stages)
 
 
-def caption_shard(folder: Folder, task: Task, stages: list[Writer], progress: Progress, wait: float = 0.0) -> Rows:
+def caption_shard(folder: Folder, task: Task, stages: list[Writer], progress: Progress, wait: float = 0.0) -> JournalRows:
     """Complete the journal of one shard up to the task's limit, and return its rows.
 
     `wait`: seconds that another process may still hold it.
@@ -195,7 +195,7 @@ def score_shards(folder: Folder, shards: list[Path], limits: dict[Path, int], wo
                 score_shard(journal, shard, {number: rows[number] for number in missing}, clip)
 
 
-def score_shard(journal: Journal, shard: Path, rows: Rows, clip: Clip) -> None:
+def score_shard(journal: Journal, shard: Path, rows: JournalRows, clip: Clip) -> None:
     """Write a score for each caption of `rows` to the journal, except where the picture is damaged."""
     for _, group in groupby(enumerate(read_pairs(shard, [])), lambda item: item[0] // CLIP_BATCH):
         batch = [(rows[number], open_small(pair, CLIP_SIDE)) for number, pair in group if number in rows]

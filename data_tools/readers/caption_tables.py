@@ -24,7 +24,7 @@ from tokun.utils.optional_packages import need
 Opener = Callable[[], BinaryIO]
 
 
-class Rows:
+class CaptionRows:
     """The rows of caption tables beside pictures, by the path that each row names.
 
     The first table with a row for a picture is used; several rows of one table are joined.
@@ -353,7 +353,7 @@ def with_captions(listing: Listing, options: Options) -> Listing:
     """The listing with the captions of `options.captions`, which override all others. Raises UserError."""
     if options.captions is None:
         return listing
-    rows = Rows(replace(options, captions_needed=True, caption_column=column_of_given(str(options.captions), options)))
+    rows = CaptionRows(replace(options, captions_needed=True, caption_column=column_of_given(str(options.captions), options)))
     rows.add(str(options.captions), str(options.captions), given=True)
     given, missing, notes = rows.match(listing.found)
     words = DiskDict(listing.words)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from data_tools.pipeline.disk import DiskList
 from data_tools.readers.book_page import BOOK_PAGE
-from data_tools.readers.caption_tables import Rows, holds_captions
+from data_tools.readers.caption_tables import CaptionRows, holds_captions
 from data_tools.readers.files import why_not_open
 from data_tools.readers.folder_scan import (
     BROKEN_PARQUET,
@@ -31,7 +31,7 @@ def read_folder(source: Path, options: Options) -> Listing:
     """Everything below a folder: pictures with sidecar files and tables, tar files, and Parquet files of pictures."""
     there = survey(source, leave_out=options.leave_out)
     pictures = DiskList(there.pictures.ordered())
-    rows = Rows(options)
+    rows = CaptionRows(options)
     for table in sorted(there.tables, key=table_rank):
         rows.add(table, str(source / table))
     words, missing, notes = rows.match(pictures)
@@ -47,7 +47,7 @@ def read_folder(source: Path, options: Options) -> Listing:
         words.update(data.words)
         notes, guesses = (*notes, *data.notes), (*guesses, *data.guesses)
     if not there.tables and (table := only_table(there, source, options)):
-        own, bare = Rows(options), DiskList(one for one in pictures if not one.sidecars and one.path not in words)
+        own, bare = CaptionRows(options), DiskList(one for one in pictures if not one.sidecars and one.path not in words)
         try:
             own.add(table, str(source / table))
         except TableError as error:  # perhaps a table of something else

@@ -15,10 +15,11 @@ from data_tools.readers.files import PICTURE_SUFFIXES, utf8
 from data_tools.readers.listing import GROUPS, Words
 from data_tools.readers.table_files import CAPTION_COLUMNS, PATH_COLUMNS, caption_of, column_name
 from data_tools.text.captions import plain_text, raw_of
+from tokun.tokenizers.wordings import REGISTERS
 from tokun.utils.errors import BadSample
 
 MORE = ("title", "author", "artist", "illustrator", "context", "technique", "category", "date")
-OF_REGISTERS = ("poetic", "era", "social", "alt")  # columns with captions of these registers
+OF_REGISTERS = tuple(name for name in REGISTERS if name != "plain")  # columns with captions of these registers
 SUBJECTS = ("subject", "label", "class", "class_name")  # columns with what a picture shows, in a word or two; numbers are none
 COLUMNS = frozenset({*PATH_COLUMNS, *CAPTION_COLUMNS, *GROUPS, *MORE, *SUBJECTS, *OF_REGISTERS, "style", "license", "source_url", "url"})
 
