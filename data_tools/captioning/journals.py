@@ -1,8 +1,9 @@
 """Journals of `caption`: its finished rows, shard by shard, and the scores of their captions.
 
     OUT/.caption/SHARD.jsonl          one line per batch of captioned rows, appended when it is done
-    OUT/.caption/SHARD.scores.jsonl   the same of CLIP scores
+    OUT/.caption/SHARD.scores.jsonl   likewise, for CLIP scores
 
+JSON Lines and not SQLite, because rows are only appended and read all at once, and any text tool shows them.
 A killed run may leave a journal without its last line; the next run resumes from the rows before it. A row is a dict:
 {"row", "key", "attempt", "captions": {register: {"text", "source", "model", …}}, "failures": {register: reason}}. Knows shards and
 rows, not models or prompts.

@@ -1,4 +1,4 @@
-"""Tables: one strict reader of CSV, TSV, JSONL and Parquet for all tables with named columns.
+"""Table files: one strict reader of CSV, TSV, JSONL and Parquet for all tables with named columns.
 
     table = read_table("captions.tsv")
     table.columns, table.count, table.how      # ('key', 'description'), 412, 'tab separated, without quoting'
@@ -18,7 +18,8 @@ How a table is read
 - `.jsonl`, `.ndjson`: one object per line; a missing name is no value. `.parquet`: columns of bytes are skipped.
 - Column names are compared in lower case with underscores. An empty cell, nan, null, none and <NA> are None.
 
-Knows nothing of pictures or registers.
+Why not pandas or pyarrow.csv: after a forgotten quote both read the following rows as one cell without an error, and both remove the
+quotes of a TSV that is not quoted, so captions would be lost or changed unseen. Knows nothing of pictures or registers.
 """
 
 from __future__ import annotations
@@ -74,7 +75,7 @@ class Table:
     columns: tuple[str, ...]
     """Column names in lower case with underscores, in the file's order."""
     count: int
-    """Rows."""
+    """Number of rows."""
     how: str
     """How it was read, in words, for messages."""
     rows: Callable[[], Iterator[Row]] = field(repr=False)
@@ -176,7 +177,7 @@ class _Text:
             start = binary.read(1 << 16)
         self.refuse_marks(start)
         end = "\r" if b"\r" in start and b"\n" not in start else "\n"
-        marked = start.startswith(codecs.BOM_UTF8)  # it is UTF-8 whatever was said of other tables
+        marked = start.startswith(codecs.BOM_UTF8)  # it is UTF-8, whatever encoding was given for the tables
         encoding = "utf-8-sig" if marked or codecs.lookup(self.encoding).name == "utf-8" else self.encoding
         try:
             with io.TextIOWrapper(self.open(), encoding=encoding, newline=end) as file:

@@ -9,6 +9,8 @@ A description begins with its subject, so its thing is the head of its first nou
 conjunction, a comma or a participle that follows a noun. Nouns are recognised by statistics of the descriptions: nouns occur before
 such a border, adjectives before nouns. If the head only frames what is shown ("portrait of", "a pair of", "the head of"), the thing
 is what follows. Plurals become singular; of several possible singulars, one that occurs.
+
+No parser such as spaCy's, because that needs a package and a model to download, and another version of the model may give other nouns.
 """
 
 from __future__ import annotations
