@@ -117,8 +117,8 @@ def count_pair(inventory: Inventory, pair: StoredPair, *, verify: bool, keep: bo
         caption = captions_of_data.plain_of(record)
         inventory.characters.append(len(caption))
         inventory.words.append(len(caption.split()))
-        if said := inventory.seen.add(record):
-            inventory.distinct.add(hash(captions_of_data.gist(said)))
+        if text := inventory.seen.add(record):
+            inventory.distinct.add(hash(captions_of_data.gist(text)))
         for name in ("style", "subject", "source", "license"):
             inventory.tags[name][str(record.get(name) or "")] += 1
         captions = record.get("captions")
@@ -224,9 +224,9 @@ def check_sheet(path: Path) -> None:
     known = Image.registered_extensions()
     if known.get(path.suffix.lower()) not in Image.SAVE:
         what = (
-            f"ends in {path.suffix}, which is no picture that can be written"
+            f"ends in {path.suffix}, which is not a picture format that can be written"
             if path.suffix
-            else "has no suffix that says what picture it is"
+            else "has no suffix that names a picture format"
         )
         raise UserError(f"--sheet {path} {what}: name it {path.with_suffix('.png')}")
     if not path.parent.is_dir():

@@ -10,7 +10,7 @@ renames it, so a killed run resumes, and the bytes depend only on the files and 
 on interruptions.
 
 Nothing is dropped silently: each input file has a row in `manifest.parquet` with the reason, and `report.html` shows them.
-The parts are in pipeline/: tasks, chunks, settle, manifest, output. Runs without torch.
+The parts are in pipeline/: tasks, chunks, selection, manifest, output. Runs without torch.
 """
 
 from __future__ import annotations
@@ -106,9 +106,9 @@ class Tables:
     """How caption tables are read."""
 
     encoding: str = "utf-8"
-    """Of tables of text."""
+    """The encoding of text tables."""
     quoting: str = "auto"
-    """Of tables of text: auto, none, csv."""
+    """The quoting of text tables: auto, none or csv."""
     captions: Path | None = None
     """A table of captions by path in SOURCE; it takes precedence over all other captions."""
 
@@ -162,8 +162,8 @@ def prepare(
     check_listing(listing, source)
     refuse_guessed_column(store, record, listing.guesses)
     own = OwnStyles() if settings.style else own_styles(listing, settings, source, classes=reader == "classes", progress=work.progress)
-    if work.progress and (told := captions_warning(listing, from_names=settings.captions_from_names)):
-        tqdm.write(f"prepare: {told}", file=sys.stderr)
+    if work.progress and (warning := captions_warning(listing, from_names=settings.captions_from_names)):
+        tqdm.write(f"prepare: {warning}", file=sys.stderr)
     with alone_in(store) as require_lock:
         refuse_other_shards(store, record, overwrite=overwrite)  # again: another process may have written meanwhile
         begin(aside, record, listing)
@@ -180,13 +180,13 @@ def prepare(
             notes = (*notes, own.line())
         if replaced := tags.get("own_style"):
             kept = sum(made["shards"].values())
-            told = f"--style {settings.style} replaces the style that {replaced:,} of the {kept:,} pictures kept have of their own"
-            notes = (*notes, f"{told}; without --style each keeps its own, if all have one.")
+            note = f"--style {settings.style} replaces the style that {replaced:,} of the {kept:,} pictures kept have of their own"
+            notes = (*notes, f"{note}; without --style each keeps its own, if all have one.")
         if several := tags.get("several"):
             notes = (*notes, several_captions(str(out), several))
         if leave_out is not None:
-            told = write_captions_to_fill(store, report.manifest_rows(leave_out / MANIFEST), given=table)
-            notes = (*notes, told) if told else notes
+            problem = write_captions_to_fill(store, report.manifest_rows(leave_out / MANIFEST), given=table)
+            notes = (*notes, problem) if problem else notes
             report.write_report(leave_out, opener=opener(listing))
     return PrepareReport(
         counts, Counter(made["shards"]), listing.unmatched, notes, names.get("captions", {}),
@@ -263,7 +263,7 @@ def settle_and_write(
 def opener(listing: Listing) -> Callable[[str], bytes | None]:
     """A function that opens the original of a path in the manifest, for the report; None if it cannot be read."""
     places = DiskDict((shown(one.path), one) for one in listing.found if not one.problem)
-    # a file that the reader set aside lies within the source; anything else is not opened
+    # a file that the reader set aside is within the source; anything else is not opened
     aside = report.folder_opener(Path(listing.base)) if not is_url(listing.base) else lambda path: None
 
     def open_picture(path: str) -> bytes | None:
@@ -329,7 +329,7 @@ def make_parser() -> argparse.ArgumentParser:
     add(
         "--val-by",
         default=default.val_by,
-        help="what is not divided: group (a book, a folder …) or picture: any may be held out (%(default)s)",
+        help="what stays whole in one split: group (a book, a folder …) or picture (any may be held out) (%(default)s)",
     )
     add("--seed", type=int, default=default.seed, help="of the split and the order (%(default)s)")
     add("--shard-size", type=int, default=default.shard_size, help="pairs per shard (%(default)s)")
@@ -388,8 +388,8 @@ def run(args: argparse.Namespace, command: list[str]) -> int:
             args.source, args.out, settings, reader=args.reader, root=args.root, tables=tables, work=work, overwrite=args.overwrite
         )
     except TableError as error:
-        told = record_refusal(args.source, args.out, error)
-        raise TableError(f"{error}. {told}" if told else str(error)) from error
+        where = record_refusal(args.source, args.out, error)
+        raise TableError(f"{error}. {where}" if where else str(error)) from error
     print(made.table())
     out = args.out.rstrip("/")
     if not made.kept:
@@ -402,8 +402,8 @@ def run(args: argparse.Namespace, command: list[str]) -> int:
                 source=args.source, tables=made.tables, techniques=made.techniques, side=args.side,
             )
         )  # fmt: skip
-    if told := misspelt(args.style, made.styles, command):
-        print(f"\n{told}")
+    if question := misspelt(args.style, made.styles, command):
+        print(f"\n{question}")
     return 0 if made.kept else 1
 
 

@@ -190,7 +190,7 @@ class Survey:
                 skip[i].add(kind)
         self.balance_numbers(seed, skip, more)
         seen = [tuple((kind, known[kind]) for kind in ("tone", "ground") if kind in known) for known in self.known]
-        return {place: Plan(frozenset(one), tuple(extra), told) for place, one, extra, told in zip(self.places, skip, more, seen)}
+        return {place: Plan(frozenset(one), tuple(extra), facts) for place, one, extra, facts in zip(self.places, skip, more, seen)}
 
     def balance_numbers(self, seed: int, skip: list[set[str]], more: list[list[tuple[str, str]]]) -> None:
         """For each thing counted somewhere, also ask about pictures with one, as often as for the most frequent number."""

@@ -73,7 +73,7 @@ class Scene:
 
 def _rng(seed: int, index: int) -> np.random.Generator:
     if min(seed, index) < 0 or max(seed, index) >= 2**64:
-        raise UserError(f"seed and index must lie in 0..2**64-1, got seed={seed}, index={index}")
+        raise UserError(f"seed and index must be in 0..2**64-1, got seed={seed}, index={index}")
     return np.random.Generator(np.random.Philox(key=np.array([seed, index], dtype=np.uint64)))
 
 

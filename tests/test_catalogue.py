@@ -279,7 +279,7 @@ def test_pictures_that_are_not_where_a_table_from_elsewhere_says_are_told_with_t
     )
     assert found.status == 1 and f"5 of 5, the first {paths.format('1.png')}" in found.said
     told = f"Paths are counted from {tmp_path / 'in' / 'lists'}: --root names another folder"
-    anew = "No path may hold '..': write them anew, counted from one folder, and name it with --root"
+    anew = "No path may contain '..': write the paths relative to one folder, and name it with --root"
     assert (anew if ".." in paths else told) in found.said
     if paths == "{}":
         assert made({}, "--root", str(tmp_path / "in" / "pictures"), source="lists/list.csv").captions == SEEN

@@ -1,4 +1,4 @@
-"""The end of `caption`: what became of all rows, and the shards, once every row is done.
+"""The end of `caption`: once every row is done, the counts of what became of them, and the shards.
 
     OUT/caption.json                  the settings and the counts
     OUT/left-out.jsonl                the rows that --keep-best left out
@@ -60,21 +60,21 @@ class CaptionReport:
 
     def doubts(self) -> list[str]:
         """Warnings about captions that are useless for training, as sentences: too few, only templates, nearly all alike."""
-        told = []
+        doubts = []
         for name, written in self.written().items():
             if 2 * written < self.rows:
-                told.append(
+                doubts.append(
                     f"Only {written:,} of {self.rows:,} pictures have a {name} caption. "
                     "Retry the rest with --retry-failed, or use another captioner."
                 )
             if self.registers[name]["template"] == written:
-                told.append(
+                doubts.append(
                     f"All {written:,} {name} captions are templates filled with metadata, written without looking at the pictures. "
                     "Give a captioner: --model or --endpoint."
                 )
             if same := self.alike(name, written):
-                told.append(f"{name}: {same}")
-        return told
+                doubts.append(f"{name}: {same}")
+        return doubts
 
     def written(self) -> dict[str, int]:
         """Register -> number of its captions, sorted by name; registers without captions are left out."""
@@ -135,17 +135,17 @@ def finish(
     with folder.locked():
         if any(rows_of(shard) is None for shard in limits):
             return None
-        stand = rank_rows(folder, limits, done, keep_best) if clip else Ranking()
-        report, left = CaptionReport(left_out=len(stand.reasons)), {}
+        ranking = rank_rows(folder, limits, done, keep_best) if clip else Ranking()
+        report, left = CaptionReport(left_out=len(ranking.reasons)), {}
         for shard in limits:  # keeps only one shard's rows in memory
-            rows, left_out = done(shard), stand.left_out.get(shard.name, set())
-            publish_shard(folder, shard, rows, tuple(settings["registers"]), stand.scores.get(shard.name, {}), left_out)
+            rows, left_out = done(shard), ranking.left_out.get(shard.name, set())
+            publish_shard(folder, shard, rows, tuple(settings["registers"]), ranking.scores.get(shard.name, {}), left_out)
             for row in rows.values():
                 report.add(row)
             report.damaged += read_journal(folder.journal(shard))[0].get("damaged", [])
             left[shard.name] = len(rows) - len(left_out)
         report.cost = sum(count * price for count, price in zip(report.tokens, prices)) / 1e6
-        write_end(folder, stand.reasons, {"settings": settings, "clip": clip, **report.as_json(), "shards": left})
+        write_end(folder, ranking.reasons, {"settings": settings, "clip": clip, **report.as_json(), "shards": left})
     return report
 
 

@@ -218,10 +218,10 @@ class DescribedRows:
     def refuse_without_text(self) -> None:
         if not self.odd or any(row.texts for row in self.by_id.values()):
             return
-        told = ", ".join(f"{column} of {self.first_odd[column]}" for column in self.odd)
+        first = ", ".join(f"{column} of {self.first_odd[column]}" for column in self.odd)
         raise TableError(
             f"{self.table.name} holds no text in {' and '.join(self.columns.texts.values())} of its {len(self.table):,} rows, "
-            f"but other values: {told}. Write the texts into columns of their own, or name a column of text with --caption-column"
+            f"but other values: {first}. Write the texts into columns of their own, or name a column of text with --caption-column"
         )
 
     def thing_of(self, row: Described) -> str:

@@ -79,9 +79,9 @@ class MergeReport:
         if self.unused_columns:
             lines.append(f"{'no captions':<12} columns {', '.join(self.unused_columns)}: what prepare took from them stays")
         if self.several:
-            told = "row holds several texts in a cell" if self.several == 1 else "rows hold several texts in a cell"
+            rows = "row holds several texts in a cell" if self.several == 1 else "rows hold several texts in a cell"
             lines.append(
-                f"{'several':<12} {self.several:,} {told}: the first is the caption; all are kept in captions_all, and not trained on"
+                f"{'several':<12} {self.several:,} {rows}: the first is the caption; all are kept in captions_all, and not trained on"
             )
         for column, count in self.no_text.items():
             lines.append(f"{'no text':<12} {count:,} × in column {column}, the first in {self.first_no_text[column]}: not read")
@@ -133,18 +133,18 @@ def report_of(plan: MergePlan, rows: DescribedRows) -> MergeReport:
         no_text=dict(rows.odd),
         first_no_text=rows.first_odd,
         damaged=plan.damaged,
-        things=len({one.thing for one in plan.told} - {""}),
-        with_thing=sum(bool(one.thing) for one in plan.told),
-        subjects=len({one.subject for one in plan.told} - {""}),
+        things=len({one.thing for one in plan.facts} - {""}),
+        with_thing=sum(bool(one.thing) for one in plan.facts),
+        subjects=len({one.subject for one in plan.facts} - {""}),
     )
-    counted = Counter(name for one in plan.told for name in one.registers)
+    counted = Counter(name for one in plan.facts for name in one.registers)
     report.registers = {name: counted[name] for name in sorted(counted, key=lambda name: (-counted[name], name))}
     for one in plan.left_out:
         report.left_out[one["reason"]] = report.left_out.get(one["reason"], 0) + 1
         names = report.named.setdefault(one["reason"], [])
         if len(names) < NAMED:
             names.append(f"line {one['line']} ({one['row']})" if "line" in one else one["key"])
-    described = [one for one in plan.told if "plain" in one.registers]
+    described = [one for one in plan.facts if "plain" in one.registers]
     times, labels = Counter(one.plain for one in described), sum(one.label for one in described)
     report.alike = alike({"kept": len(described), "distinct": len(times), "most": max(times.values(), default=0), "labels": labels})
     return report

@@ -35,7 +35,7 @@ class MergePlan:
     places: list[tuple[str, bytes]] = field(default_factory=list)  # suffixes of its members, joined by "/"; int64 offsets and sizes
     key: list[str] = field(default_factory=list)
     row: list[str] = field(default_factory=list)  # the row's name for the picture, "" without a row
-    told: list[Counted] = field(default_factory=list)
+    facts: list[Counted] = field(default_factory=list)
     left_out: list[dict[str, Any]] = field(default_factory=list)
     damaged: list[str] = field(default_factory=list)
     folders: list[str] = field(default_factory=list)  # name of each shard's folder
@@ -77,7 +77,7 @@ class MergePlan:
 
 
 def stamp(file: os.stat_result) -> tuple[int, ...]:
-    """What tells a file from one that replaced it or was written over it."""
+    """What distinguishes a file from one that replaced it or was written over it."""
     return file.st_dev, file.st_ino, file.st_size, file.st_mtime_ns
 
 
@@ -156,7 +156,7 @@ def _match(plan: MergePlan, number: int, pair: StoredPair, rows: DescribedRows, 
         plan.places.append((sys.intern("/".join(pair.places)), np.array([*pair.places.values()], np.int64).tobytes()))
         plan.key.append(pair.key)
         plan.row.append(found.where if found else "")
-        plan.told.append(count_facts(described_record(record or {}, found, rows)) if found else Counted())
+        plan.facts.append(count_facts(described_record(record or {}, found, rows)) if found else Counted())
 
 
 def _refuse_twice(plan: MergePlan, twice: set[tuple[str, str]]) -> None:
@@ -167,6 +167,6 @@ def _refuse_twice(plan: MergePlan, twice: set[tuple[str, str]]) -> None:
         plan.left_out.append(
             {"shard": f"{plan.folders[shard]}/{plan.shards[shard].name}", "key": plan.key[n], "reason": "key twice in one folder"}
         )
-    for name in ("shard", "places", "key", "row", "told"):
+    for name in ("shard", "places", "key", "row", "facts"):
         values = getattr(plan, name)
         setattr(plan, name, [values[n] for n in keep])

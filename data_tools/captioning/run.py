@@ -73,10 +73,10 @@ class Progress:
 
     def count(self, outcomes: Counter[str]) -> None:
         self.counts.update(outcomes)
-        told = [f"{name} {count:,}" for name, count in self.counts.most_common(4)]
-        told += [f"retries {stage.endpoint.counts['retries']:,}" for stage in self.stages if isinstance(stage, ServerWriter)]
+        shown = [f"{name} {count:,}" for name, count in self.counts.most_common(4)]
+        shown += [f"retries {stage.endpoint.counts['retries']:,}" for stage in self.stages if isinstance(stage, ServerWriter)]
         self.bar.total = max(self.bar.total, self.bar.n + outcomes.total())  # second attempts were not in the total
-        self.bar.set_postfix_str(" · ".join(told), refresh=False)
+        self.bar.set_postfix_str(" · ".join(shown), refresh=False)
         self.bar.update(outcomes.total())
 
 
@@ -112,8 +112,8 @@ def caption_all(
     jobs = [Job(folder.out.resolve(), shard.resolve(), settings, work, limits[shard], attempt) for shard in todo]
     total = sum(rows_left(folder, shard, limits[shard], attempt) for shard in todo)
     with tqdm(total=total, unit="row", desc="caption", disable=not (progress and share.rank == 0 and todo)) as bar:
-        told = Progress(bar, stages)
-        for number, rows in run_here(jobs, stages, told) if engine is None else run_elsewhere(engine, jobs, told):
+        counted = Progress(bar, stages)
+        for number, rows in run_here(jobs, stages, counted) if engine is None else run_elsewhere(engine, jobs, counted):
             if not work.clip:  # with scores, a shard must wait for all others
                 with folder.locked():
                     publish_shard(folder, todo[number], rows, settings.registers, {}, set())

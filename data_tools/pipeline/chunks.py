@@ -52,7 +52,7 @@ class Settings:
     val: float = 0.05
     """Share of the pictures for validation, by whole groups if SOURCE has several folders or books."""
     val_by: str = "group"
-    """What is not divided between training and validation: group (books, objects, folders) or picture (any may be held out)."""
+    """What stays whole when validation pictures are drawn: group (books, objects, folders) or picture (any may be held out)."""
     seed: int = 0
     """Decides the split and the order of the shards."""
     shard_size: int = 1000
@@ -131,9 +131,9 @@ class FileResult:
     fine: tuple[int, ...] = ()
     """The 256-bit hash that confirms a duplicate, as four numbers."""
     sketch: str = ""
-    """Sketch of a drawing on plain paper, compressed, in base64: it tells drawings with similar hashes apart."""
+    """Sketch of a drawing on plain paper, compressed, in base64: it distinguishes drawings with similar hashes."""
     aspect: float = 0.0
-    """Of the sketch (width over height)."""
+    """Width over height of the sketch."""
     width: int | None = None
     height: int | None = None
     caption: str = ""
@@ -316,7 +316,7 @@ def judge(one: Opened, settings: Settings, found: Found) -> Judged:
 
 
 def judged_caption(words: Words, settings: Settings) -> Caption:
-    """The caption of a picture's words, as the settings want it, with what is to be said against it."""
+    """The caption of a picture's words, as the settings want it, and its objections."""
     return cleaned(words) if settings.clean else unchanged_caption(words.caption)
 
 
@@ -413,7 +413,3 @@ def read_rows(store: Store, name: str) -> list[FileResult]:
     """The rows that `measure_chunk` stored."""
     rows = map(json.loads, store.read(name).splitlines())
     return [FileResult(**{**row, "fine": tuple(row["fine"])}) for row in rows]
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# second task: write a shard

@@ -46,8 +46,8 @@ def count_uncaptioned(listing: Listing, *, from_names: bool) -> tuple[int, int]:
     for one in listing.found:
         if not one.problem:
             total += 1
-            said = listing.words.get(one.path, NOTHING).caption or (one.beside and one.sidecars)
-            without += not said and not (from_names and one.beside)
+            has_words = listing.words.get(one.path, NOTHING).caption or (one.beside and one.sidecars)
+            without += not has_words and not (from_names and one.beside)
     return total, without
 
 
@@ -56,10 +56,10 @@ def captions_warning(listing: Listing, *, from_names: bool) -> str:
     total, without = count_uncaptioned(listing, from_names=from_names)
     if not total or total - without >= FEW * total:
         return ""
-    told = f"{without:,} of {total:,} pictures have no caption: no caption file beside them, and no row in a table."
-    return (
-        f"{told} The table {shown(tables[0])} is not read; the last lines say why." if (tables := unread_tables(listing.unread)) else told
-    )
+    warning = f"{without:,} of {total:,} pictures have no caption: no caption file beside them, and no row in a table."
+    if tables := unread_tables(listing.unread):
+        return f"{warning} The table {shown(tables[0])} is not read; the last lines say why."
+    return warning
 
 
 class Captions:
@@ -162,12 +162,12 @@ def steps(
             f"{doubtful:,} doubtful picture{' is' if one else 's are'} left out (ambiguous); "
             f"--keep-ambiguous keeps {'it' if one else 'them'}."
         )
-    if told := much_held_out(command, val=val, kept=kept):
-        parts.append(told)
+    if note := much_held_out(command, val=val, kept=kept):
+        parts.append(note)
     if 2 * captions.get("short", 0) > captioned and (better := [one for one in guesses if one.better]):
         parts.append(sentences(command, better[0]))
-    elif told := alike(captions) or titles(captions):
-        parts.append(told)
+    elif doubt := alike(captions) or titles(captions):
+        parts.append(doubt)
     if missing:
         other = captions.get("other", 0)
         parts.append(
@@ -191,8 +191,8 @@ def steps(
 
 
 def too_few(out: str, captioned: int, pictures: int) -> str:
-    told = f"Train when more of the pictures have captions: {captioned:,} of {pictures:,} do. To look at the shards as they are:"
-    return f"{told}\n{inspecting(out)}"
+    advice = f"Train when more of the pictures have captions: {captioned:,} of {pictures:,} do. To look at the shards as they are:"
+    return f"{advice}\n{inspecting(out)}"
 
 
 def after_captions(out: str) -> str:
@@ -250,7 +250,7 @@ def registers_of(records: Iterable[Mapping[str, Any]]) -> list[str]:
 
 
 def of_registers(others: Sequence[str], pictures: int) -> str:
-    """A word on captions of other registers than plain: how many of the samples draw from them, and the setting; "" if there are none."""
+    """A note on captions of other registers than plain: how many of the samples draw from them, and the setting; "" if there are none."""
     if not others:
         return ""
     name = config("lora" if pictures <= FEW_PICTURES else "engraving-cpu")
@@ -276,7 +276,7 @@ def several_captions(out: str, pictures: int) -> str:
 
 
 def much_held_out(command: Sequence[str], *, val: int, kept: int) -> str:
-    """A word on whole folders that hold out many more pictures than asked; "" if they do not, or none is to be had otherwise."""
+    """A note that whole folders hold out many more pictures than asked; "" if they do not, or if --val-by is given."""
     share = float(option_of(command, "--val") or Settings.val)
     expected = share * kept
     if val <= expected + MUCH * math.sqrt(expected) + 1 or option_of(command, "--val-by"):  # more than single pictures draw by chance
@@ -290,7 +290,7 @@ def much_held_out(command: Sequence[str], *, val: int, kept: int) -> str:
 
 
 def sentences(command: Sequence[str], guess: Guess) -> str:
-    """Where titles were taken for captions and sentences stand beside them: the command that takes the sentences."""
+    """The command that takes a column of sentences, where a column of titles was taken for the captions."""
     again = [*command, "--caption-column", guess.better, *overwriting(command)]
     return (
         f"The captions are titles: they are read from the column {guess.column} of {guess.table}, "
@@ -314,7 +314,7 @@ def from_tables(command: Sequence[str], source: str, tables: Sequence[str]) -> l
         if not (is_url(source) or is_spreadsheet(table) or "--captions" in command):
             given = [*command, "--captions", posixpath.join(source, table)]
         named = "save it as CSV UTF-8 under the name" if is_spreadsheet(table) else "name it"
-        beside, counted = (", if its pictures lie beside it,", ", if its paths are counted from the source") if "/" in table else ("", "")
+        beside, counted = (", if its pictures are beside it,", ", if its paths are relative to the source") if "/" in table else ("", "")
         ways = [f"{named} {shlex.quote(typed_path(place))}{beside} and type the same command again"] if place else []
         ways += [f"give it{counted}:"] if given else []
         if ways:
@@ -326,7 +326,7 @@ def from_tables(command: Sequence[str], source: str, tables: Sequence[str]) -> l
 
 
 def why_useless(source: str, table: str, command: Sequence[str]) -> str:
-    """Why no captions can be read from a table, and what to rename; "" if they can, or if it cannot be told."""
+    """Why no captions can be read from a table, and what to rename; "" if they can, or if that is unknown."""
     if is_url(source) or is_spreadsheet(table):
         return ""
     try:
@@ -444,7 +444,7 @@ def misspelt(given: str, own: Mapping[str, int], command: Sequence[str]) -> str:
         return "\n".join(
             f"prepare: WARNING: {style}, the style of {own[style]:,} picture{'' if own[style] == 1 else 's'}, "
             f"is one which the bundled model does not know; did you mean {near}? "
-            f"Then correct it where it stands, and run the same command again. {others}"
+            f"Then correct it where it is written, and run the same command again. {others}"
             for style, near in ((style, meant[style]) for style in most)
         )
     again = [*without_option(command, "--style"), "--style", meant[given], *overwriting(command)]

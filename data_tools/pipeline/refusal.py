@@ -35,7 +35,7 @@ def record_refusal(source: str, out: str, error: TableError) -> str:
     if is_url(source) or is_url(out) or not Path(source).exists():
         return ""
     store = open_store(out)
-    with contextlib.suppress(OSError, UserError, sqlite3.Error):  # the fault is told, with its record or without
+    with contextlib.suppress(OSError, UserError, sqlite3.Error):  # the fault is reported, with its record or without
         if not holds_no_pictures(store, store.list()):
             return ""
         with alone_in(store):

@@ -1,4 +1,4 @@
-"""Styles: where no --style is given, each picture's own, as the words about it have it. Opens no picture."""
+"""Styles: without --style, each picture has its own, from its words or its folder. Opens no picture."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def own_styles(listing: Listing, settings: Settings, source: object, *, classes:
 
 
 def style_of(one: Found, row: Words, base: Path, settings: Settings, *, classes: bool) -> tuple[str, str, bool]:
-    """A picture's own style ("" if it has none), where it is from, and whether the picture may be kept, as far as its words tell."""
+    """A picture's own style ("" if it has none), where it is from, and whether its words allow the picture to be kept."""
     if one.style:
         return one.style, FOLDER if classes and one.where is None else ROW, True
     try:

@@ -77,7 +77,7 @@ class CaptionRows:
         return in_all((guess for one in self.checked if (guess := one.guess())), (one.columns.columns for one in self.checked))
 
     def elsewhere(self, path: str, found: DiskList) -> str:
-        """Where the picture of a row may lie, in words; "" if there is none of its name."""
+        """Where the picture of a row may be, in words; "" if no picture has its name."""
         name = posixpath.basename(path).casefold()
         other = next((one.path for one in found if composed(posixpath.basename(one.path)).casefold() == name), "")
         return f" Is that {other}? Paths are counted from the table's folder." if other else ""
@@ -202,7 +202,7 @@ class Checked:
     def __init__(self, name: str, options: Options) -> None:
         self.name, self.options, self.columns = name, options, TextColumns()
         self.known_columns = [column_name(options.caption_column)] if options.caption_column else list(CAPTION_COLUMNS)
-        self.rows = self.said = self.odd = self.known = self.nameless = self.first_nameless = 0
+        self.rows = self.captioned = self.odd = self.known = self.nameless = self.first_nameless = 0
         self.first = ""
 
     def add(self, line: int, path: str, record: Mapping[str, Any], words: Words) -> None:
@@ -210,7 +210,7 @@ class Checked:
         if not path:
             self.nameless += 1
             self.first_nameless = self.first_nameless or line
-        self.said += bool(words.caption or words.captions)
+        self.captioned += bool(words.caption or words.captions)
         self.known += any(name in record for name in self.known_columns)
         self.columns.add(record)
         if not words.caption and not words.captions:
@@ -239,14 +239,14 @@ class Checked:
                 f"{self.name}: the caption is no text in any of its {self.rows:,} rows, the first is {self.first}. "
                 "Name a column of text with --caption-column, write the texts into a column of their own, or add --allow-missing-captions"
             )
-        told = [str(guess)] if (guess := self.guess()) else []
+        notes = [str(guess)] if (guess := self.guess()) else []
         if self.nameless:
-            told.append(f"Rows of {name} that name no picture: {self.nameless:,}, the first in line {self.first_nameless}.")
+            notes.append(f"Rows of {name} that name no picture: {self.nameless:,}, the first in line {self.first_nameless}.")
         if self.odd:
-            told.append(f"Rows of {name} whose caption is no text: {self.odd:,}, the first {self.first}.")
-        elif self.known and not self.said:
-            told.append(f"All {self.rows:,} captions in {name} are empty.")
-        return told
+            notes.append(f"Rows of {name} whose caption is no text: {self.odd:,}, the first {self.first}.")
+        elif self.known and not self.captioned:
+            notes.append(f"All {self.rows:,} captions in {name} are empty.")
+        return notes
 
 
 def note_on(table: Table, options: Options) -> str:
@@ -261,7 +261,7 @@ def note_on(table: Table, options: Options) -> str:
     if (not names or names == ["caption"]) and not more:
         return ""
     others = f" and, where that is empty, from {', '.join(names[1:])}; choose with --caption-column" if len(names) > 1 else ""
-    return f"The captions of {name} are read from its column {names[0]}{more}{others}." if names else f"In {name} are read{more[1:]}."
+    return f"The captions of {name} are read from its column {names[0]}{more}{others}." if names else f"Read from {name}:{more[1:]}."
 
 
 def is_json(name: str) -> bool:
@@ -323,14 +323,14 @@ def read_manifest(source: Path, options: Options) -> Listing:
     found, words = DiskDict(), DiskDict()
     checked, misplaced = Checked(str(source), options), Misplaced(source.name, base, options.root)
     for row in table:
-        name, said = path_in(row.values), replace(words_from(row.values, options.caption_column), words_from=source.name)
-        checked.add(row.line, name, row.values, said)
+        name, own = path_in(row.values), replace(words_from(row.values, options.caption_column), words_from=source.name)
+        checked.add(row.line, name, row.values, own)
         if name:
             one = replace(listed(base, root, name), group=group_of(row.values), style=style_of(row.values))
             if one.path not in found:
                 misplaced.add(one, as_path(name))
             found.setdefault(one.path, one)
-            words[one.path] = join_words(words.get(one.path), said)
+            words[one.path] = join_words(words.get(one.path), own)
     notes = [note for note in (note_on(table, options), *checked.notes(), *misplaced.notes()) if note]
     guesses = tuple(filter(None, (checked.guess(),)))
     return Listing(base, DiskList(found.ordered()), words, checked.nameless, notes=tuple(notes), guesses=guesses)
@@ -357,8 +357,8 @@ def with_captions(listing: Listing, options: Options) -> Listing:
     rows.add(str(options.captions), str(options.captions), given=True)
     given, missing, notes = rows.match(listing.found)
     words = DiskDict(listing.words)
-    for path, said in given.pairs():
-        words[path] = said.or_else(words.get(path, NOTHING))
+    for path, own in given.pairs():
+        words[path] = own.or_else(words.get(path, NOTHING))
     found: DiskList = DiskList(with_given(one) if one.path in given else one for one in listing.found)
     return replace(listing, found=found, words=words, unmatched=listing.unmatched + missing, notes=(*listing.notes, *notes))
 

@@ -52,14 +52,14 @@ def read_folder(source: Path, options: Options) -> Listing:
             own.add(table, str(source / table))
         except TableError as error:  # perhaps a table of something else
             notes = (*notes, f"{table} is not read for captions: {error}.")
-        told, lone, more = own.match(bare)
-        if len(told):
+        matched, lone, more = own.match(bare)
+        if len(matched):
             there.unread.pop(table)
-            words.update(told)
+            words.update(matched)
             missing, guesses = missing + lone, (*guesses, *own.guesses)
             notes = (
                 *notes,
-                f"Captions are read from {table}, which has rows for {len(told):,} of {len(bare):,} pictures without words.",
+                f"Captions are read from {table}, which has rows for {len(matched):,} of {len(bare):,} pictures without words.",
                 *more,
             )
     for page in there.pages:
@@ -85,7 +85,7 @@ def has_data_set(there: Survey, source: Path) -> bool:
 
 
 MOST_TABLES = 20
-"""Under other names, that are opened to find the one with captions."""
+"""Most tables under other names that are opened to find the one with captions."""
 
 CLASS_STYLES = {
     "drawing": "drawing", "engraving": "engraving", "etching": "etching", "iconography": "iconography",
@@ -119,8 +119,8 @@ def read_classes(source: Path, options: Options) -> Listing:
     turns = ((one for one in listing.found if is_copy(one) == copies) for copies in (False, True))
     found, notes = DiskList(classed(one, options.style) for turn in turns for one in turn), listing.notes
     if options.style:
-        told = f"the folders are styles here: --style {options.style} takes one of them, and leaves out the others as other style"
-        notes = (*notes, f"{told}. For one style of all folders: --reader folder --style {options.style}")
+        note = f"the folders are styles here: --style {options.style} takes one of them, and leaves out the others as other style"
+        notes = (*notes, f"{note}. To give all folders this style: --reader folder --style {options.style}")
     return replace(listing, found=found, notes=notes)
 
 

@@ -107,14 +107,14 @@ def survey(source: Path, *, leave_out: Path | None = None) -> Survey:
                 continue
             subfolders.remove(name)
         sort_folder(result, "" if within == "." else f"{within}/", folder, names, root)
-    tell_elsewhere(result)
+    mark_elsewhere(result)
     for listed in (result.tables, result.tars, result.pages, result.parquet):
         listed.sort()
     return result
 
 
-def tell_elsewhere(result: Survey) -> None:
-    """Tell which texts without a picture have the name of one in another folder: images/a.png and captions/a.txt."""
+def mark_elsewhere(result: Survey) -> None:
+    """Mark the texts without a picture that have the name of one in another folder: images/a.png and captions/a.txt."""
     lone: dict[str, list[str]] = {}
     for path, reason in result.unread.items():
         if reason == LONE_TEXT:
@@ -197,7 +197,7 @@ def is_coco(path: str) -> bool:
 
 
 def kind_of(name: str) -> str:
-    """The kind of a file by its name alone; "" if the name does not tell."""
+    """The kind of a file by its name alone; "" if the name does not show it."""
     lower = name.lower()
     suffix = posixpath.splitext(lower)[1]
     if suffix in SIDECARS:

@@ -59,8 +59,8 @@ def read_remote(source: Path | str, options: Options) -> Listing:
     for table in sorted(tables, key=table_rank):
         unread.pop(table, None)
         read_remote_table(within[table], fs, table, rows)
-    said, missing, notes = rows.match(found)
-    words.update(said)
+    matched, missing, notes = rows.match(found)
+    words.update(matched)
     return Listing(url, found, words, missing, unread, (*notes, *tars.notes), rows.guesses)
 
 

@@ -86,15 +86,15 @@ def head(records: Records, name: str) -> str:
     if languages:
         tree["language"] = languages
     tree |= {"task_categories": ["text-to-image", "image-to-text"], "tags": ["tokun", "webdataset"]}
-    tree["size_categories"] = [next((told for most, told in SIZES if total < most), "n>10M")]
+    tree["size_categories"] = [next((name for most, name in SIZES if total < most), "n>10M")]
     if splits:
         files = [{"split": split, "path": f"{shards[split]}-*.tar"} for split in splits]
-        said = feature("json", records.fields)
+        json_feature = feature("json", records.fields)
         tree["configs"] = [{"config_name": "default", "data_files": files}]
         tree["dataset_info"] = {
             "features": [
                 *({"name": suffix, "dtype": "image"} for suffix in sorted(records.suffixes)),
-                *([said] if said else []),
+                *([json_feature] if json_feature else []),
                 {"name": "__key__", "dtype": "string"},
                 {"name": "__url__", "dtype": "string"},
             ],
@@ -127,7 +127,7 @@ def body(summary: Summary, records: Records) -> str:
             + table(("licence", "pairs"), licences)
         )
     else:
-        parts.append("## Licences\n\nNone was given. Who publishes these pictures has to state one.")
+        parts.append("## Licences\n\nNone was given. Whoever publishes these pictures has to state one.")
     left_out = [(status, line(reason), f"{count:,}") for (status, reason), count in summary.reasons.most_common(MOST_REASONS)]
     if left_out:
         more = len(summary.reasons) - len(left_out)

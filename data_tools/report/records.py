@@ -36,7 +36,7 @@ class Records:
 
 
 def kind_of(value: Any) -> Any:
-    """The type of a JSON value: a name of Arrow's, [type] for a list, {name: type} for an object; "null" if it says nothing."""
+    """The type of a JSON value: a name of Arrow's, [type] for a list, {name: type} for an object; "null" if it has no value."""
     if isinstance(value, bool):
         return "bool"
     if isinstance(value, int):
