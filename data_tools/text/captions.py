@@ -71,9 +71,9 @@ def settled(change: Callable[[str], str], text: str, rounds: int = 20) -> str:
 # Known tags only, so that "2 < 3 and 5 > 4" stays. Inline tags are deleted; the others become spaces.
 INLINE_NAMES = "a|abbr|acronym|b|bdo|big|cite|code|del|dfn|em|font|i|ins|kbd|label|mark|q|s|samp|small|span|strike|strong|sub|sup|tt|u|var"
 BLOCK_NAMES = (
-    "address|area|article|aside|base|basefont|blockquote|body|button|canvas|caption|center|col|colgroup|dd|div|dl|dt|embed|fieldset|figcaption|"
-    "figure|footer|form|frame|frameset|h[1-6]|head|header|hr|br|html|iframe|img|input|legend|li|link|map|meta|nav|noscript|object|ol|option|p|param|"
-    "picture|pre|script|section|select|source|style|svg|table|tbody|td|textarea|tfoot|th|thead|title|tr|ul|video"
+    "address|area|article|aside|base|basefont|blockquote|body|button|canvas|caption|center|col|colgroup|dd|div|dl|dt|embed|fieldset|"
+    "figcaption|figure|footer|form|frame|frameset|h[1-6]|head|header|hr|br|html|iframe|img|input|legend|li|link|map|meta|nav|noscript|"
+    "object|ol|option|p|param|picture|pre|script|section|select|source|style|svg|table|tbody|td|textarea|tfoot|th|thead|title|tr|ul|video"
 )
 INLINE_TAG = re.compile(rf"</?(?:{INLINE_NAMES})\b[^<>]*>", re.I)
 BLOCK_TAG = re.compile(rf"<!--(?:(?!<!--).)*?-->|<(script|style)\b(?:(?!<\1).)*?</\1\s*>|</?(?:{BLOCK_NAMES})\b[^<>]*>", re.I | re.S)
@@ -203,7 +203,8 @@ LABELS = tuple(
     for pattern in (
         rf"^[\"'(\[]?{COUNTED}\b\.?\s*{NUMBERS}[)\]]?(?=$|[\s.:;,—–-])\s*[.:;,—–-]*\s*",
         rf"^[\"'(\[]?nos?\b\.?\s*{NUMBERS}[)\]]?\s*(?:$|[.:;,—–-]+\s*)",
-        r"^(?:frontispiece|illustration|tail-?piece|head-?piece|vignette|image|picture|caption|photo|plate|figure|fig)s?\b\s*(?:[.:—–]+|\s-\s|$)\s*",
+        r"^(?:frontispiece|illustration|tail-?piece|head-?piece|vignette|image|picture|caption|photo|plate|figure|fig)s?\b"
+        r"\s*(?:[.:—–]+|\s-\s|$)\s*",
         r"^(?!\(?1\b.*\b2[.)])\(?\d{1,3}[a-z]?(?:[.):]|[.]?[—–])\s+(?=\S)",
         r"^\(?\d{1,3}[.]?[—–](?=\S)",
         r"^[IVXLC]{1,7}\.\s*[—–]+\s*(?=\S)",
