@@ -34,7 +34,7 @@ SOURCES = ("model", "endpoint", "rewriter", "template")  # of a caption
 
 @dataclass
 class CaptionReport:
-    """The result of the whole run, from the journals alone."""
+    """The result of the whole run, computed from the journals alone."""
 
     rows: int = 0
     captions: int = 0  # in all registers

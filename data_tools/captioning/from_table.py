@@ -6,7 +6,7 @@
 A row names its picture by `key` (plus `folder`, the name of the shards' folder, if several hold the same keys) or by path
 (`file_name`, `path` …, as recorded by `prepare` or as in the shard). Columns are registers: the caption column is `plain`; `poetic`,
 `social`, `era`, `alt` keep their names. `kind` (or `subject`) becomes the subject, `thing` the thing; rows with `use` 0 are left
-out. Of a cell with a list of texts the first is the caption; all are kept in `captions_all`. A column `captions` may hold them by
+out. If a cell holds a list of texts, the first is the caption, and all are kept in `captions_all`. A column `captions` may hold them by
 register: {"plain": "…", "era": "…"}. Rules fill in what the table lacks: `alt` from technique and description, `thing` from the
 description (text/main_noun.py, English), `era` from the earlier caption, if it differs and is in no register yet. The pictures' bytes do
 not change.

@@ -77,7 +77,7 @@ def words_from(record: dict[str, Any], caption_column: str = "") -> Words:
 
 
 def odd_caption(record: Mapping[str, Any], caption_column: str = "") -> str:
-    """The value of the caption column as it is written, where it is not text but {"en": …} or the like; "" if there is none."""
+    """The value of the caption column as written, if it is not text but {"en": …} or the like; else ""."""
     names = (column_name(caption_column),) if caption_column else CAPTION_COLUMNS
     odd = next((one for name in names if _is_odd(one := record.get(name))), None)
     return "" if odd is None else f"{odd!r:.60}"

@@ -8,7 +8,7 @@
 A description begins with its subject, so its thing is the head of its first noun phrase: the last noun before a preposition, a
 conjunction, a comma or a participle that follows a noun. Nouns are recognised by statistics of the descriptions: nouns occur before
 such a border, adjectives before nouns. If the head only frames what is shown ("portrait of", "a pair of", "the head of"), the thing
-is what follows. Plurals become singular; of several possible singulars, one that occurs.
+is what follows. Plurals become singular; of several possible singulars, one that occurs in the descriptions is taken.
 
 No parser such as spaCy's, because that needs a package and a model to download, and another version of the model may give other nouns.
 """
