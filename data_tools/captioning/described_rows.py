@@ -291,8 +291,8 @@ def described_record(record: dict[str, Any], row: Described, rows: DescribedRows
     """A pair's record with its row's values and what the rules derive from them.
 
     `caption` becomes the row's plain caption, if any. The earlier caption becomes register `era`; if there is an `era` already, or it was
-    the plain one, it moves to `earlier_captions`. If a cell holds several texts, all are kept in `captions_all`. `caption_sources` states the
-    origin of each: table, printed or rule.
+    the plain one, it moves to `earlier_captions`. If a cell holds several texts, all are kept in `captions_all`. `caption_sources` states
+    the origin of each: table, printed or rule.
     """
     table = {"source": "table", "model": "", "table": Path(rows.table.name).name, "sha256": rows.fingerprint[:16]}
     captions = {name: {"text": text, **table, "column": row.columns[name]} for name, text in row.texts.items()}

@@ -23,7 +23,7 @@ from tokun.utils.errors import UserError
 
 RECORD = "prepare.json"
 GIVEN = "captions_given"
-"""The record's field with the name of the --captions table, or "". Another table, or one where there was none, replaces the shards there."""
+"""The record's field with the name of the --captions table, or "". Another table, or one where there was none, replaces the shards."""
 PARTIAL = ".prepare-partial"
 PLAN = "plan.json"
 PUBLISH = "publish.json"
