@@ -13,7 +13,7 @@ KEY.json stores each new caption under `captions` and its origin under `caption_
 seed, scores. The source text, `caption`, stays unchanged. A killed run resumes (captioning/journals.py), and every row ends with
 captions or with a counted reason. Batches do not depend on earlier progress or on the number of processes, so the
 captions are the same for the same --batch-size, as long as memory suffices and the server, if any, answers the same.
-This module handles rows and registers; the models are in captioning/.
+This module is the command; its parts are in captioning/.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from data_tools.captioning.caption_results import RECORD
 from data_tools.captioning.run import PREVIEW, caption, preview
 from data_tools.captioning.settings import Settings, Work
 from data_tools.pipeline.next_steps import after_captions, shell
-from data_tools.tables import QUOTING
+from data_tools.readers.table_files import QUOTING
 from tokun.utils import console
 from tokun.utils.console import home_path, typed_path
 from tokun.utils.errors import UserError
@@ -56,9 +56,9 @@ def make_parser() -> argparse.ArgumentParser:
 
 
 def add_writers(parser: argparse.ArgumentParser) -> None:
-    """Who writes."""
+    """Options for the captioner."""
     words = Settings()
-    who = parser.add_argument_group("who writes").add_argument
+    who = parser.add_argument_group("the captioner").add_argument
     who("--model", default="", type=os.path.expanduser, help=f"a captioner, Hub id or folder: {captioners.EXAMPLES}")
     who("--revision", default="", help="its commit or tag on the Hub")
     who("--shape", default=words.shape, help="auto, caption, task or chat (%(default)s: from the model's type)")
@@ -127,7 +127,7 @@ def add_rows(parser: argparse.ArgumentParser) -> None:
 
 
 def add_places(parser: argparse.ArgumentParser) -> None:
-    """Where the work is done."""
+    """Options for where the work is done."""
     add_options(parser, "a shard", "SHARDS, --out and --endpoint")
 
 
@@ -204,8 +204,8 @@ def run(args: argparse.Namespace) -> int:
     if not report.captions:
         print(f"caption: no caption was written; {out / RECORD} counts the reasons", file=sys.stderr)
         return 1
-    for told in report.doubts():
-        print(f"caption: WARNING: {told}", file=sys.stderr)
+    for doubt in report.doubts():
+        print(f"caption: WARNING: {doubt}", file=sys.stderr)
     if report.is_useless():
         return 1
     print(after_captions(str(out)))

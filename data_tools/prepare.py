@@ -10,7 +10,7 @@ renames it, so a killed run resumes, and the bytes depend only on the files and 
 on interruptions.
 
 Nothing is dropped silently: each input file has a row in `manifest.parquet` with the reason, and `report.html` shows them.
-The parts are in pipeline/: tasks, chunks, settle, manifest, output. Runs without torch.
+The parts are in pipeline/: tasks, chunks, selection, manifest, output. Runs without torch.
 """
 
 from __future__ import annotations
@@ -44,10 +44,10 @@ from data_tools.pipeline.styles import OwnStyles, own_styles
 from data_tools.pipeline.tasks import Progress, Tasks
 from data_tools.pipeline.unread_tables import unread_tables
 from data_tools.readers import READERS, Listing, Options, PictureError, choose_reader, read_picture, shown
+from data_tools.readers.caption_tables import with_captions
 from data_tools.readers.folder_scan import RECOGNISED
 from data_tools.readers.listing import Guess
-from data_tools.readers.tables import with_captions
-from data_tools.tables import TableError
+from data_tools.readers.table_files import TableError
 from tokun.utils import console
 from tokun.utils.console import home_path, home_text
 from tokun.utils.errors import UserError
@@ -66,7 +66,8 @@ class PrepareReport:
     notes: tuple[str, ...] = ()
     """The reader's notes."""
     captions: Mapping[str, int] = field(default_factory=dict)
-    """Counts of pictures: without a caption (missing), kept, kept without a caption (empty); and of distinct captions (distinct), and of the most frequent one (most)."""
+    """Counts of pictures without a caption (missing), kept, and kept without a caption (empty); of distinct captions (distinct), and of the
+    most frequent one (most)."""
     guesses: tuple[Guess, ...] = ()
     """Caption columns that nobody named."""
     tables: tuple[str, ...] = ()
@@ -105,9 +106,9 @@ class Tables:
     """How caption tables are read."""
 
     encoding: str = "utf-8"
-    """Of tables of text."""
+    """The encoding of text tables."""
     quoting: str = "auto"
-    """Of tables of text: auto, none, csv."""
+    """The quoting of text tables: auto, none or csv."""
     captions: Path | None = None
     """A table of captions by path in SOURCE; it takes precedence over all other captions."""
 
@@ -123,14 +124,21 @@ class Work:
 
 
 def prepare(
-    source: Path | str, out: Path | str, settings: Settings, *, reader: str = "auto", root: Path | None = None, tables: Tables | None = None,
-    work: Work | None = None, overwrite: bool = False,
-) -> PrepareReport:  # fmt: skip
+    source: Path | str,
+    out: Path | str,
+    settings: Settings,
+    *,
+    reader: str = "auto",
+    root: Path | None = None,
+    tables: Tables | None = None,
+    work: Work | None = None,
+    overwrite: bool = False,
+) -> PrepareReport:
     """Turn the pictures of `source` into shards, a manifest and a report in `out`.
 
-    `reader` is a name in READERS, or "auto"; `root` is the folder that paths in a table are relative to, `tables` how tables are read. Raises FileNotFoundError or
-    UserError, with the way out, if the source is missing or has no picture, if a caption table cannot be read, or if
-    `out` holds something else; WorkerDied if a worker was killed. Running it again resumes.
+    `reader` is a name in READERS, or "auto"; `root` is the folder that paths in a table are relative to; `tables` says how tables are read.
+    Raises FileNotFoundError or UserError, with the way out, if the source is missing or has no picture, if a caption table cannot be read,
+    or if `out` holds something else; WorkerDied if a worker was killed. Running it again resumes.
     """
     source, work = source if is_url(source) else Path(source), work or Work()
     leave_out = None if is_url(out) else Path(out)
@@ -154,8 +162,8 @@ def prepare(
     check_listing(listing, source)
     refuse_guessed_column(store, record, listing.guesses)
     own = OwnStyles() if settings.style else own_styles(listing, settings, source, classes=reader == "classes", progress=work.progress)
-    if work.progress and (told := captions_warning(listing, from_names=settings.captions_from_names)):
-        tqdm.write(f"prepare: {told}", file=sys.stderr)
+    if work.progress and (warning := captions_warning(listing, from_names=settings.captions_from_names)):
+        tqdm.write(f"prepare: {warning}", file=sys.stderr)
     with alone_in(store) as require_lock:
         refuse_other_shards(store, record, overwrite=overwrite)  # again: another process may have written meanwhile
         begin(aside, record, listing)
@@ -172,13 +180,13 @@ def prepare(
             notes = (*notes, own.line())
         if replaced := tags.get("own_style"):
             kept = sum(made["shards"].values())
-            told = f"--style {settings.style} replaces the style that {replaced:,} of the {kept:,} pictures kept have of their own"
-            notes = (*notes, f"{told}; without --style each keeps its own, if all have one.")
+            note = f"--style {settings.style} replaces the style that {replaced:,} of the {kept:,} pictures kept have of their own"
+            notes = (*notes, f"{note}; without --style each keeps its own, if all have one.")
         if several := tags.get("several"):
             notes = (*notes, several_captions(str(out), several))
         if leave_out is not None:
-            told = write_captions_to_fill(store, report.manifest_rows(leave_out / MANIFEST), given=table)
-            notes = (*notes, told) if told else notes
+            problem = write_captions_to_fill(store, report.manifest_rows(leave_out / MANIFEST), given=table)
+            notes = (*notes, problem) if problem else notes
             report.write_report(leave_out, opener=opener(listing))
     return PrepareReport(
         counts, Counter(made["shards"]), listing.unmatched, notes, names.get("captions", {}),
@@ -217,7 +225,7 @@ def make(aside: Store, listing: Listing, settings: Settings, engine: TaskEngine,
         for turn, counts in engine.run(measure_chunk, (tasks.chunk(number, listing, settings, aside) for number in todo)):
             bar.update(len(tasks.range(todo[turn])), counts)
 
-    settled, pairs = write_shards(aside, tasks, listing, settings, engine, there, progress=progress)
+    settled, pairs = settle_and_write(aside, tasks, listing, settings, engine, there, progress=progress)
     counts, captions, tags = manifest(aside, tasks, settled, listing)
     record = {"settings": record, "files": tasks.files, "kept": sum(pairs.values()), "shards": pairs}
     aside.write(RECORD, (json.dumps(record, indent=1, ensure_ascii=False) + "\n").encode("utf-8", "replace"))
@@ -230,7 +238,7 @@ def make(aside: Store, listing: Listing, settings: Settings, engine: TaskEngine,
     aside.write(PUBLISH, json.dumps(names).encode())
 
 
-def write_shards(
+def settle_and_write(
     aside: Store, tasks: Tasks, listing: Listing, settings: Settings, engine: TaskEngine, there: set[str], *, progress: bool
 ) -> tuple[Settled, dict[str, int]]:
     """Settle the collection and write the missing shards. Returns the settled plan and {shard: pairs}."""
@@ -255,7 +263,7 @@ def write_shards(
 def opener(listing: Listing) -> Callable[[str], bytes | None]:
     """A function that opens the original of a path in the manifest, for the report; None if it cannot be read."""
     places = DiskDict((shown(one.path), one) for one in listing.found if not one.problem)
-    # a file that the reader set aside lies within the source; anything else is not opened
+    # a file that the reader set aside is within the source; anything else is not opened
     aside = report.folder_opener(Path(listing.base)) if not is_url(listing.base) else lambda path: None
 
     def open_picture(path: str) -> bytes | None:
@@ -321,7 +329,7 @@ def make_parser() -> argparse.ArgumentParser:
     add(
         "--val-by",
         default=default.val_by,
-        help="what is not divided: group (a book, a folder …) or picture: any may be held out (%(default)s)",
+        help="what stays whole in one split: group (a book, a folder …) or picture (any may be held out) (%(default)s)",
     )
     add("--seed", type=int, default=default.seed, help="of the split and the order (%(default)s)")
     add("--shard-size", type=int, default=default.shard_size, help="pairs per shard (%(default)s)")
@@ -335,7 +343,8 @@ def make_parser() -> argparse.ArgumentParser:
     add(
         "--duplicates",
         default=default.duplicates,
-        help="duplicates to leave out beside the best copy: alike (pictures that look the same) or exact (identical files only) (%(default)s)",
+        help="duplicates to leave out beside the best copy: alike (pictures that look the same) "
+        "or exact (identical files only) (%(default)s)",
     )
     add("--keep-ambiguous", action="store_true", help="keep doubtful pictures, labelled in their JSON")
     add("--clip", default="", metavar="NAME", help="check the medium with open_clip: ViT-B-32:laion2b_s34b_b79k, hf-hub:ID, a folder")
@@ -346,7 +355,8 @@ def make_parser() -> argparse.ArgumentParser:
     add(
         "--filter",
         default=default.filter,
-        help="for downscaling: lanczos (sharpest), hamming (softer, half the time), area (OpenCV, as in img2dataset) or linear (OpenCV, fastest) (%(default)s)",
+        help="for downscaling: lanczos (sharpest), hamming (softer, half the time), area (OpenCV, as in img2dataset) "
+        "or linear (OpenCV, fastest) (%(default)s)",
     )
     add("--allow-missing-captions", action="store_true", help="keep pictures without a caption")
     add("--workers", type=int, default=None, help="processes (as many as there are CPUs); the output does not depend on it")
@@ -378,8 +388,8 @@ def run(args: argparse.Namespace, command: list[str]) -> int:
             args.source, args.out, settings, reader=args.reader, root=args.root, tables=tables, work=work, overwrite=args.overwrite
         )
     except TableError as error:
-        told = record_refusal(args.source, args.out, error)
-        raise TableError(f"{error}. {told}" if told else str(error)) from error
+        where = record_refusal(args.source, args.out, error)
+        raise TableError(f"{error}. {where}" if where else str(error)) from error
     print(made.table())
     out = args.out.rstrip("/")
     if not made.kept:
@@ -392,8 +402,8 @@ def run(args: argparse.Namespace, command: list[str]) -> int:
                 source=args.source, tables=made.tables, techniques=made.techniques, side=args.side,
             )
         )  # fmt: skip
-    if told := misspelt(args.style, made.styles, command):
-        print(f"\n{told}")
+    if question := misspelt(args.style, made.styles, command):
+        print(f"\n{question}")
     return 0 if made.kept else 1
 
 

@@ -37,7 +37,7 @@ from data_tools.captioning.captioned_shards import read_record, write_pairs
 from data_tools.captioning.merge_plan import split_of
 from data_tools.captioning.registers import facts_of
 from data_tools.captioning.run import checked_shards
-from data_tools.inspect import Damage, StoredPair, open_image, read_pairs
+from data_tools.readers.stored_pairs import Damage, StoredPair, open_image, read_pairs
 from data_tools.text.main_noun import BEFORE, NUMBERS, Lexicon, tokens_of
 from data_tools.text.yes_or_no import PEOPLE, Shown, is_this, named, with_article
 from tokun.data.captions import plain_of
@@ -190,7 +190,7 @@ class Survey:
                 skip[i].add(kind)
         self.balance_numbers(seed, skip, more)
         seen = [tuple((kind, known[kind]) for kind in ("tone", "ground") if kind in known) for known in self.known]
-        return {place: Plan(frozenset(one), tuple(extra), told) for place, one, extra, told in zip(self.places, skip, more, seen)}
+        return {place: Plan(frozenset(one), tuple(extra), facts) for place, one, extra, facts in zip(self.places, skip, more, seen)}
 
     def balance_numbers(self, seed: int, skip: list[set[str]], more: list[list[tuple[str, str]]]) -> None:
         """For each thing counted somewhere, also ask about pictures with one, as often as for the most frequent number."""
@@ -236,7 +236,10 @@ def survey(shards: Iterable[Path]) -> Survey:
 
 
 def asked(shard: Path, seed: int, counts: Counter[str], plans: dict[tuple[str, str], Plan]) -> Iterator[StoredPair]:
-    """The pairs of a shard with their questions. A pair with damaged JSON stays unchanged; what cannot be read, and ambiguous samples, are told."""
+    """The pairs of a shard with their questions.
+
+    A pair with damaged JSON stays unchanged. What cannot be read, and ambiguous samples, are reported on stderr.
+    """
     before, damaged = "", list[Damage]()
     for pair in read_pairs(shard, damaged):
         record = read_record(pair)
@@ -258,7 +261,10 @@ def asked(shard: Path, seed: int, counts: Counter[str], plans: dict[tuple[str, s
 
 
 def ask(paths: list[Path], out: Path, seed: int = 0) -> Counter[str]:
-    """Write the shards of `paths` with questions into `out`. Raises UserError if `out` is their own folder, is of another seed, or holds other shards."""
+    """Write the shards of `paths` with questions into `out`.
+
+    Raises UserError if `out` is their own folder, was written with another seed, or holds other shards.
+    """
     shards = checked_shards(paths, out)
     if out.exists() and not out.is_dir():
         raise UserError(f"--out {out} is a file: name a folder")

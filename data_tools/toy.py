@@ -21,14 +21,14 @@ import json
 import math
 import os
 import re
-import tarfile
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image, ImageDraw
 
-from tokun.data import tars
+from tokun.data.shards import ShardIndex, write_samples
 from tokun.utils import console
 from tokun.utils.console import home_path
 from tokun.utils.errors import UserError
@@ -73,7 +73,7 @@ class Scene:
 
 def _rng(seed: int, index: int) -> np.random.Generator:
     if min(seed, index) < 0 or max(seed, index) >= 2**64:
-        raise UserError(f"seed and index must lie in 0..2**64-1, got seed={seed}, index={index}")
+        raise UserError(f"seed and index must be in 0..2**64-1, got seed={seed}, index={index}")
     return np.random.Generator(np.random.Philox(key=np.array([seed, index], dtype=np.uint64)))
 
 
@@ -377,41 +377,39 @@ def _key(seed: int, index: int) -> str:
     return f"toy-{seed}-{index:06d}"
 
 
-def _members(seed: int, index: int, side: int) -> list[tuple[str, bytes]]:
-    """The two files of an item, as (name, bytes)."""
+def _item(seed: int, index: int, side: int) -> dict[str, Any]:
+    """The two files of an item, by suffix, and its key."""
     image, record = draw(seed, index, side)
     buffer = io.BytesIO()
     image.save(buffer, "PNG", compress_level=6)
     picture = buffer.getvalue()
     record["sha256"] = hashlib.sha256(picture).hexdigest()
-    key = _key(seed, index)
-    return [(f"{key}.png", picture), (f"{key}.json", json.dumps(record, ensure_ascii=False).encode())]
+    return {"__key__": _key(seed, index), "png": picture, "json": json.dumps(record, ensure_ascii=False).encode()}
 
 
 def _is_whole(path: Path, seed: int, indices: range, side: int) -> bool:
-    """Whether `path` already holds these items: all names match, and every hundredth and the last have the same bytes."""
+    """Whether `path` already holds these items: all keys match, and every hundredth and the last have the same bytes."""
     if not path.exists():
         return False
     try:
-        with tarfile.open(path) as tar:
-            if tar.getnames() != [f"{_key(seed, i)}.{kind}" for i in indices for kind in ("png", "json")]:
-                return False
-            probes = [*indices[::100], indices[-1]]
-            drawn = [member for i in probes for member in _members(seed, i, side)]
-            return all((file := tar.extractfile(name)) is not None and file.read() == data for name, data in drawn)
-    except (tarfile.ReadError, EOFError):
+        shard = ShardIndex([path], need=("png", "json"))
+    except UserError:  # not a tar
         return False
+    if shard.skipped or [shard.key(n) for n in range(len(shard))] != [_key(seed, index) for index in indices]:
+        return False
+    for n in (*range(0, len(indices), 100), len(indices) - 1):
+        drawn = _item(seed, indices[n], side)
+        if any(shard.read(n, suffix) != drawn[suffix] for suffix in ("png", "json")):
+            return False
+    return True
 
 
-def _write_shard(path: Path, seed: int, indices: range, side: int) -> None:
+def _draw_shard(path: Path, seed: int, indices: range, side: int) -> None:
     """Write one tar to a temporary file and rename it, so that `path` is either complete or missing."""
     aside = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
         with open(aside, "wb") as tar:
-            for index in indices:
-                for name, data in _members(seed, index, side):
-                    tars.write_member(tar, name, data)
-            tars.write_end(tar)
+            write_samples(tar, (_item(seed, index, side) for index in indices))
         os.replace(aside, path)
     finally:
         aside.unlink(missing_ok=True)
@@ -434,7 +432,7 @@ def write_shards(out_dir: str | Path, n: int, seed: int, side: int, prefix: str 
         raise UserError(f"{unexpected[0]} is not one of the {len(paths)} shards requested: remove it, or use another --out")
     for path, indices in zip(paths, parts):
         if not _is_whole(path, seed, indices, side):
-            _write_shard(path, seed, indices, side)
+            _draw_shard(path, seed, indices, side)
     return paths
 
 

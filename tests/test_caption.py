@@ -23,7 +23,7 @@ from data_tools.caption import main
 from data_tools.captioning import caption_results, captioned_shards, journals, ranking, registers, rows, run, writers
 from data_tools.captioning.run import caption, preview
 from data_tools.captioning.settings import Settings, Work
-from data_tools.inspect import read_pairs
+from data_tools.readers.stored_pairs import read_pairs
 from tests.kills import kills
 from tests.test_captioners import Server, completion, git, llava, save
 from tests.test_clip import tiny_clip

@@ -9,9 +9,9 @@ import pytest
 from data_tools.caption import main
 from data_tools.captioning import described_rows, from_table
 from data_tools.captioning.from_table import Options, merge
-from data_tools.inspect import read_pairs
 from data_tools.pipeline.next_steps import of_registers
-from data_tools.tables import TableError
+from data_tools.readers.stored_pairs import read_pairs
+from data_tools.readers.table_files import TableError
 from data_tools.text.main_noun import Lexicon
 from tests.kills import kills
 from tests.test_caption import everything, picture, records, write_tar

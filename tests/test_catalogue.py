@@ -279,7 +279,7 @@ def test_pictures_that_are_not_where_a_table_from_elsewhere_says_are_told_with_t
     )
     assert found.status == 1 and f"5 of 5, the first {paths.format('1.png')}" in found.said
     told = f"Paths are counted from {tmp_path / 'in' / 'lists'}: --root names another folder"
-    anew = "No path may hold '..': write them anew, counted from one folder, and name it with --root"
+    anew = "No path may contain '..': write the paths relative to one folder, and name it with --root"
     assert (anew if ".." in paths else told) in found.said
     if paths == "{}":
         assert made({}, "--root", str(tmp_path / "in" / "pictures"), source="lists/list.csv").captions == SEEN
@@ -423,7 +423,7 @@ def test_folders_that_hold_out_half_of_the_pictures_are_told_with_the_option_tha
     files = {f"{'ab'[number % 2]}/{number}.png": image(number) for number in range(24)}
     words = {name.replace("png", "txt"): f"A wolf by tree number {name}." for name in files}
     found = made({**files, **words}, "--val", "0.05")
-    assert "12 of 24 pictures are held out (--val 0.05 asks for 1), since what lies in one folder" in found.said
+    assert "12 of 24 pictures are held out (--val 0.05 asks for 1), since pictures of one folder" in found.said
     assert main(printed(found.said, "--val-by")) == 0
     found = made({}, "--val", "0.05", "--val-by", "picture", "--overwrite")
     assert (

@@ -18,9 +18,9 @@ from benchmarks import cleaning as benchmark
 from data_tools.images.judge import reasons
 from data_tools.images.measure import look, percentiles
 from data_tools.images.trim import trim
+from data_tools.pipeline.verdicts import AMBIGUOUS, REJECT, Verdict, decide
 from data_tools.text.captions import BLOCK_TAG, INLINE_TAG, clean_caption, plain_once, plain_text, settled
 from data_tools.text.language import language
-from data_tools.verdicts import AMBIGUOUS, REJECT, Verdict, decide
 
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
 BOOKS = SHARED / "raw-books"

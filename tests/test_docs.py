@@ -20,7 +20,7 @@ import yaml
 from PIL import Image
 
 from data_tools import caption, prepare, toy
-from data_tools.inspect import read_pairs
+from data_tools.readers.stored_pairs import read_pairs
 from data_tools.readers.words import MORE
 from docs import _site
 from tests.test_messages import ROOT, SECTIONS

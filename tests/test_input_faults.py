@@ -22,9 +22,9 @@ from data_tools.pipeline import next_steps
 from data_tools.pipeline.refusal import STOPPED, record_refusal
 from data_tools.readers import choose_reader
 from data_tools.readers.folder_scan import ELSEWHERE, LONE_TEXT, NOTHING_KNOWN, OTHER_SUFFIX, SAVED, SECOND_WORDS
+from data_tools.readers.table_files import TableError, read_table
 from data_tools.readers.webdataset import OTHER_NAME
 from data_tools.report.reasons import EXPLANATIONS, family
-from data_tools.tables import TableError, read_table
 from data_tools.text.captions import plain_text, raw_of
 from tests.test_prepare import ROOT, pairs
 from tests.test_reported import Made, image, table, tar

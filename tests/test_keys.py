@@ -9,7 +9,8 @@ import pytest
 from PIL import Image
 
 from data_tools.captioning.journals import count_pairs
-from data_tools.inspect import read_pairs, take_inventory
+from data_tools.inspect import take_inventory
+from data_tools.readers.stored_pairs import read_pairs
 from tokun import data
 from tokun.data.shards import SEVERAL, TWICE, expand_shards, key_and_suffix
 from tokun.data.tars import NO_FILE

@@ -864,5 +864,5 @@ def test_the_last_lines_ask_about_a_misspelt_style_and_give_the_command_with_the
     assert run_without_style(own, tmp_path / "other") == 0
     assert capsys.readouterr().out.splitlines()[-1] == (
         "prepare: WARNING: engravng, the style of 2 pictures, is one which the bundled model does not know; did you mean engraving? "
-        "Then correct it where it stands, and run the same command again. Any other word becomes a style of its own."
+        "Then correct it where it is written, and run the same command again. Any other word becomes a style of its own."
     )

@@ -14,7 +14,7 @@ from PIL import Image
 
 from data_tools import questions, toy
 from data_tools.captioning.from_table import Options, merge
-from data_tools.inspect import read_pairs
+from data_tools.readers.stored_pairs import read_pairs
 from data_tools.text.yes_or_no import FAMILIES, KINDS, Shown, is_no, named
 
 

@@ -22,6 +22,7 @@ from data_tools.report import family, main, write_report
 from data_tools.report.counting import Sample
 from data_tools.report.reasons import EXPLANATIONS
 from data_tools.text.captions import DOUBTS
+from tokun.data.shards import IMAGE_SUFFIXES, ShardIndex
 
 pa = pytest.importorskip("pyarrow", reason="the report reads Parquet: pip install -e '.[data]'")
 pq = pytest.importorskip("pyarrow.parquet", reason="the report reads Parquet: pip install -e '.[data]'")
@@ -212,6 +213,16 @@ def test_broken_pictures_and_shards_are_said_and_do_not_stop_the_page(tmp_path):
     write_report(out, source=source)
     page = read(out)
     assert "cannot be shown" in page.words and "train-00001.tar" in page.words and len(page.images()) == 1
+
+
+def test_pairs_whose_keys_have_a_folder_with_a_dot_are_counted_and_shown(tmp_path):
+    rows = [(row | {"key": f"set.v1/{row['key']}"}, caption) for row, caption in (kept(0), kept(1))]
+    out = write(tmp_path, rows, [])
+    assert len(ShardIndex([out / "train-00000.tar"], one_of=IMAGE_SUFFIXES)) == 2
+    write_report(out)
+    page = read(out)
+    assert "The shards hold 2 for training" in page.words and "Wolf number 1" in page.words and len(page.images()) == 2
+    assert "num_examples: 2" in (out / "README.md").read_text()
 
 
 def test_an_opener_may_stand_in_for_the_folder(tmp_path):

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from data_tools.tables import Row, TableError, caption_column, read_table, value_of
+from data_tools.readers.table_files import Row, TableError, caption_column, read_table, value_of
 
 DATA = Path(__file__).parents[2] / "shared/data"
 ROWS = [("a.png", "A ship, at sea."), ("b.png", 'He said "no".'), ("c.png", "Tête-à-tête 雪"), ("d.png", None)]

@@ -14,6 +14,6 @@ from data_tools.captioning.local_models import (
 )
 
 __all__ = [
-    "EXAMPLES", "SHAPES", "ChatModel", "Endpoint", "EndpointError", "EndpointRefusal", "Generation", "HalvingBatches", "LocalModel", "Reply",
-    "load_captioner", "load_rewriter", "public_url", "short_name",
+    "EXAMPLES", "SHAPES", "ChatModel", "Endpoint", "EndpointError", "EndpointRefusal", "Generation", "HalvingBatches", "LocalModel",
+    "Reply", "load_captioner", "load_rewriter", "public_url", "short_name",
 ]  # fmt: skip

@@ -1,4 +1,4 @@
-"""The end of `caption`: what became of all rows, and the shards, once every row is done.
+"""The end of `caption`: once every row is done, the counts of what became of them, and the shards.
 
     OUT/caption.json                  the settings and the counts
     OUT/left-out.jsonl                the rows that --keep-best left out
@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from data_tools.captioning.captioned_shards import publish_shard
-from data_tools.captioning.journals import STATE, Folder, Rows, done_rows, read_journal
+from data_tools.captioning.journals import STATE, Folder, JournalRows, done_rows, read_journal
 from data_tools.captioning.ranking import Ranking, rank_rows
 from tokun.data.captions import Texts, alike
 from tokun.utils.files import write_text
@@ -34,7 +34,7 @@ SOURCES = ("model", "endpoint", "rewriter", "template")  # of a caption
 
 @dataclass
 class CaptionReport:
-    """The result of the whole run, from the journals alone."""
+    """The result of the whole run, computed from the journals alone."""
 
     rows: int = 0
     captions: int = 0  # in all registers
@@ -60,19 +60,21 @@ class CaptionReport:
 
     def doubts(self) -> list[str]:
         """Warnings about captions that are useless for training, as sentences: too few, only templates, nearly all alike."""
-        told = []
+        doubts = []
         for name, written in self.written().items():
             if 2 * written < self.rows:
-                told.append(
-                    f"Only {written:,} of {self.rows:,} pictures have a {name} caption. Retry the rest with --retry-failed, or use another captioner."
+                doubts.append(
+                    f"Only {written:,} of {self.rows:,} pictures have a {name} caption. "
+                    "Retry the rest with --retry-failed, or use another captioner."
                 )
             if self.registers[name]["template"] == written:
-                told.append(
-                    f"All {written:,} {name} captions are templates filled with metadata, written without looking at the pictures. Give a captioner: --model or --endpoint."
+                doubts.append(
+                    f"All {written:,} {name} captions are templates filled with metadata, written without looking at the pictures. "
+                    "Give a captioner: --model or --endpoint."
                 )
             if same := self.alike(name, written):
-                told.append(f"{name}: {same}")
-        return told
+                doubts.append(f"{name}: {same}")
+        return doubts
 
     def written(self) -> dict[str, int]:
         """Register -> number of its captions, sorted by name; registers without captions are left out."""
@@ -122,10 +124,10 @@ def finish(
     `limits`: shard -> number of its rows. `clip`: the scoring model, "" if none. `prices`: per million tokens.
     """
 
-    def rows_of(shard: Path) -> Rows | None:
+    def rows_of(shard: Path) -> JournalRows | None:
         return done_rows(folder, shard, limit=limits[shard], attempt=attempt, clip=bool(clip))
 
-    def done(shard: Path) -> Rows:
+    def done(shard: Path) -> JournalRows:
         rows = rows_of(shard)
         assert rows is not None, f"{shard} was done a moment ago"
         return rows
@@ -133,17 +135,17 @@ def finish(
     with folder.locked():
         if any(rows_of(shard) is None for shard in limits):
             return None
-        stand = rank_rows(folder, limits, done, keep_best) if clip else Ranking()
-        report, left = CaptionReport(left_out=len(stand.reasons)), {}
+        ranking = rank_rows(folder, limits, done, keep_best) if clip else Ranking()
+        report, left = CaptionReport(left_out=len(ranking.reasons)), {}
         for shard in limits:  # keeps only one shard's rows in memory
-            rows, left_out = done(shard), stand.left_out.get(shard.name, set())
-            publish_shard(folder, shard, rows, tuple(settings["registers"]), stand.scores.get(shard.name, {}), left_out)
+            rows, left_out = done(shard), ranking.left_out.get(shard.name, set())
+            publish_shard(folder, shard, rows, tuple(settings["registers"]), ranking.scores.get(shard.name, {}), left_out)
             for row in rows.values():
                 report.add(row)
             report.damaged += read_journal(folder.journal(shard))[0].get("damaged", [])
             left[shard.name] = len(rows) - len(left_out)
         report.cost = sum(count * price for count, price in zip(report.tokens, prices)) / 1e6
-        write_end(folder, stand.reasons, {"settings": settings, "clip": clip, **report.as_json(), "shards": left})
+        write_end(folder, ranking.reasons, {"settings": settings, "clip": clip, **report.as_json(), "shards": left})
     return report
 
 

@@ -10,8 +10,8 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from data_tools.captioning.journals import Folder, Rows, sha256
-from data_tools.inspect import StoredPair, read_pairs
+from data_tools.captioning.journals import Folder, JournalRows, sha256
+from data_tools.readers.stored_pairs import StoredPair, read_pairs
 from tokun.data import shards
 from tokun.utils.files import write_text
 
@@ -55,7 +55,7 @@ def new_record(record: dict[str, Any], row: dict[str, Any], order: Iterable[str]
     return record
 
 
-def with_captions(shard: Path, rows: Rows, order: Iterable[str], scores: Scores, left_out: set[int]) -> Iterator[StoredPair]:
+def with_captions(shard: Path, rows: JournalRows, order: Iterable[str], scores: Scores, left_out: set[int]) -> Iterator[StoredPair]:
     """The pairs of a shard with their new records; rows without a result and left-out rows are skipped."""
     for number, pair in enumerate(read_pairs(shard, [])):
         if number not in rows or number in left_out:
@@ -72,7 +72,7 @@ def write_pairs(path: Path, pairs: Iterable[StoredPair]) -> None:
     shards.write_shard(path, ({**pair.members, "__key__": pair.key} for pair in pairs))
 
 
-def publish_shard(folder: Folder, shard: Path, rows: Rows, order: tuple[str, ...], scores: Scores, left_out: set[int]) -> None:
+def publish_shard(folder: Folder, shard: Path, rows: JournalRows, order: tuple[str, ...], scores: Scores, left_out: set[int]) -> None:
     """Write a shard, unless it already exists with the same inputs."""
     made_of = [shard.stat().st_size, order, sorted(rows.items()), sorted(scores.items()), sorted(left_out)]
     stamp, path = sha256(json.dumps(made_of)), folder.stamp(shard)

@@ -1,4 +1,4 @@
-"""Rows that people wrote: the table of `data_tools.caption --from`, the row of each picture, and what a row makes of its picture's record."""
+"""Rows that people wrote: the table of `data_tools.caption --from`, the row of each picture, and the record that results from it."""
 
 from __future__ import annotations
 
@@ -13,13 +13,14 @@ from typing import Any
 
 from data_tools.captioning import registers
 from data_tools.captioning.captioned_shards import new_record, read_record
-from data_tools.inspect import IMAGE_EXTENSIONS, StoredPair
 from data_tools.pipeline.disk import DiskDict
 from data_tools.readers.files import PICTURE_SUFFIXES
+from data_tools.readers.stored_pairs import StoredPair
+from data_tools.readers.table_files import CAPTION_COLUMNS, PATH_COLUMNS, Table, TableError, caption_column, read_table
 from data_tools.readers.words import kebab, listed_in, odd_caption, texts_in
-from data_tools.tables import CAPTION_COLUMNS, PATH_COLUMNS, Table, TableError, caption_column, read_table
 from data_tools.text.main_noun import Lexicon
 from tokun.data.captions import gist, is_label, plain_of
+from tokun.data.shards import IMAGE_SUFFIXES
 from tokun.utils.errors import UserError
 
 KEY_COLUMNS = ("key", "__key__")
@@ -79,15 +80,20 @@ class Columns:
         keys, paths = first(KEY_COLUMNS), first(PATH_COLUMNS)
         if not keys and not paths:
             raise TableError(
-                f"{table.name} names no pictures: its columns are {', '.join(table.columns)}. Add a column key (the member's key in the shard), "
-                f"or a column of paths ({', '.join(PATH_COLUMNS[:4])} …)"
+                f"{table.name} names no pictures: its columns are {', '.join(table.columns)}. "
+                f"Add a column key (the member's key in the shard), or a column of paths ({', '.join(PATH_COLUMNS[:4])} …)"
             )
         known = {*texts.values(), keys or paths, "use", first(["folder"]), first(KINDS), first(["thing"])}
         order = ("plain", *registers.REGISTERS)
         return cls(
-            {name: texts[name] for name in dict.fromkeys(order) if name in texts}, keys, "" if keys else paths, first(["folder"]) if keys else "",
-            first(KINDS), first(["thing"]), tuple(name for name in table.columns if name not in known),
-        )  # fmt: skip
+            texts={name: texts[name] for name in dict.fromkeys(order) if name in texts},
+            keys=keys,
+            paths="" if keys else paths,
+            folder=first(["folder"]) if keys else "",
+            kind=first(KINDS),
+            thing=first(["thing"]),
+            unused=tuple(name for name in table.columns if name not in known),
+        )
 
 
 @dataclass(frozen=True)
@@ -108,7 +114,7 @@ class Described:
 
 
 @dataclass
-class Rows:
+class DescribedRows:
     """A table's rows by the picture they name, and the lexicon learnt from all of them."""
 
     table: Table
@@ -133,8 +139,11 @@ class Rows:
     """Whether any cell is more than text: a list, an object, a number with a point."""
 
     @classmethod
-    def read(cls, path: Path, options: Options) -> Rows:
-        """Raises TableError if the table cannot be read, two rows name the same picture, or there are values in place of texts in every row."""
+    def read(cls, path: Path, options: Options) -> DescribedRows:
+        """The checked rows of the table at `path`.
+
+        Raises TableError if it cannot be read, two rows name the same picture, or every row holds other values instead of texts.
+        """
         table = read_table(path, encoding=options.encoding, quoting=options.quoting)
         columns = Columns.of(table, options.caption_column)
         rows = cls(table, columns, hashlib.sha256(path.read_bytes()).hexdigest())
@@ -155,13 +164,15 @@ class Rows:
             )
         if isinstance(name, (list, tuple, dict, bool)):
             raise TableError(
-                f"{self.table.name}, line {line}: {c.keys or c.paths} is {name!r:.60}, which names no picture. Write one {'key' if c.keys else 'path'} as text"
+                f"{self.table.name}, line {line}: {c.keys or c.paths} is {name!r:.60}, which names no picture. "
+                f"Write one {'key' if c.keys else 'path'} as text"
             )
         name = str(name) if c.keys else clean_path(str(name))
         where = f"{values[c.folder]}/{name}" if c.folder and values[c.folder] is not None else name
         if before := self.by_id.get(where):
             raise TableError(
-                f"{self.table.name}, lines {before.line} and {line} are both about {where}: keep one row per picture, with a column for each register"
+                f"{self.table.name}, lines {before.line} and {line} are both about {where}: "
+                "keep one row per picture, with a column for each register"
             )
         found = self.texts_of(line, values)
         columns = {register: column for register, (column, _) in found.items()}
@@ -177,7 +188,10 @@ class Rows:
             self.by_name[last] = [*self.by_name.get(last, []), where]
 
     def texts_of(self, line: int, values: dict[str, Any]) -> dict[str, tuple[str, list[str]]]:
-        """{register: (column, its texts)} of a row. A cell holds a text or a list of texts; the column `captions` may hold them by register."""
+        """{register: (column, its texts)} of a row.
+
+        A cell holds a text or a list of texts; the column `captions` may hold them by register.
+        """
         found, inside = {}, values.get(OBJECTS)
         if isinstance(inside, dict):
             self.nested = True
@@ -204,10 +218,10 @@ class Rows:
     def refuse_without_text(self) -> None:
         if not self.odd or any(row.texts for row in self.by_id.values()):
             return
-        told = ", ".join(f"{column} of {self.first_odd[column]}" for column in self.odd)
+        first = ", ".join(f"{column} of {self.first_odd[column]}" for column in self.odd)
         raise TableError(
-            f"{self.table.name} holds no text in {' and '.join(self.columns.texts.values())} of its {len(self.table):,} rows, but other values: {told}. "
-            "Write the texts into columns of their own, or name a column of text with --caption-column"
+            f"{self.table.name} holds no text in {' and '.join(self.columns.texts.values())} of its {len(self.table):,} rows, "
+            f"but other values: {first}. Write the texts into columns of their own, or name a column of text with --caption-column"
         )
 
     def thing_of(self, row: Described) -> str:
@@ -221,7 +235,7 @@ class Rows:
             )
         record = read_record(pair) or {}
         own = [clean_path(record[name]) for name in PATHS_IN_RECORD if isinstance(record.get(name), str)]
-        own += [f"{pair.key}.{name}" for name in IMAGE_EXTENSIONS if name in pair.members]
+        own += [f"{pair.key}.{name}" for name in IMAGE_SUFFIXES if name in pair.members]
         for path in own:
             if row := self.by_id.get(path):
                 return row
@@ -233,13 +247,17 @@ class Rows:
         return self.by_id[close[0]] if close else self.by_stem(own, f"{folder}/{pair.key}")
 
     def by_stem(self, own: Iterable[str], picture: str) -> Described | None:
-        """The row that names a picture without its suffix, by its path or the end of it. Raises TableError if another picture has that row."""
+        """The row that names a picture without its suffix, by its path or the end of it.
+
+        Raises TableError if another picture has that row.
+        """
         stems = [stem for path in own for stem, suffix in [posixpath.splitext(path)] if suffix.lower() in PICTURE_SUFFIXES]
         close = {row for stem in stems for row in self.by_name.get(stem.rpartition("/")[2], []) if same_ending(row, stem)}
         row = self.by_id[close.pop()] if len(close) == 1 else None
         if row is not None and self.stems.setdefault(row.where, picture) != picture:
             raise TableError(
-                f"{self.table.name}, line {row.line}: {row.where} may be about {self.stems[row.where]} and {picture}. Write it with the picture's suffix"
+                f"{self.table.name}, line {row.line}: {row.where} may be about {self.stems[row.where]} and {picture}. "
+                "Write it with the picture's suffix"
             )
         return row
 
@@ -269,11 +287,12 @@ class Counted:
     """Whether the plain caption says nothing but a number."""
 
 
-def described_record(record: dict[str, Any], row: Described, rows: Rows) -> dict[str, Any]:
+def described_record(record: dict[str, Any], row: Described, rows: DescribedRows) -> dict[str, Any]:
     """A pair's record with its row's values and what the rules derive from them.
 
-    `caption` becomes the row's plain caption, if any. The earlier caption becomes register `era` or, if there is an `era` or it was the plain one, moves to
-    `earlier_captions`. Of a cell with several texts all are kept in `captions_all`. `caption_sources` states the origin of each: table, printed or rule.
+    `caption` becomes the row's plain caption, if any. The earlier caption becomes register `era`; if there is an `era` already, or it was
+    the plain one, it moves to `earlier_captions`. If a cell holds several texts, all are kept in `captions_all`. `caption_sources` states
+    the origin of each: table, printed or rule.
     """
     table = {"source": "table", "model": "", "table": Path(rows.table.name).name, "sha256": rows.fingerprint[:16]}
     captions = {name: {"text": text, **table, "column": row.columns[name]} for name, text in row.texts.items()}

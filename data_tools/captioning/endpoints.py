@@ -29,15 +29,15 @@ FATAL = {401: "the key is not accepted", 402: "payment is required", 403: "the k
 OPTIONAL = ("response_format", "max_completion_tokens", "max_tokens", "temperature", "seed")
 MAX_ANSWER_BYTES = 8 * 2**20
 LONGEST_WAIT = 60.0  # seconds between two requests
-MAX_TOLD = 300  # characters of a server's message that are quoted
+MAX_MESSAGE = 300  # characters of a server's message that are quoted
 
 
 class EndpointError(BadSample):
-    """Why one row got no answer: a short reason, which is counted; `told` is the server's message."""
+    """Why one row got no answer: a short reason, which is counted; `message` is the server's."""
 
-    def __init__(self, reason: str, told: str = ""):
+    def __init__(self, reason: str, message: str = ""):
         super().__init__(reason)
-        self.told = told
+        self.message = message
 
 
 class EndpointRefusal(UserError):
@@ -123,10 +123,10 @@ class Endpoint:
             try:
                 return read_completion(self._post(sent))
             except urllib.error.HTTPError as error:
-                told, wait = self._message(error), error.headers.get("Retry-After")
-                if self._leave_out(sent, error.code, told):
+                message, wait = self._message(error), error.headers.get("Retry-After")
+                if self._leave_out(sent, error.code, message):
                     continue  # does not count as a try: the next request differs
-                problem = self._error_for(error.code, told)
+                problem = self._error_for(error.code, message)
             except (OSError, http.client.HTTPException) as error:  # URLError and TimeoutError are OSErrors
                 late = isinstance(error, TimeoutError) or isinstance(getattr(error, "reason", None), TimeoutError)
                 problem = EndpointError("endpoint timed out" if late else "endpoint unreachable", str(error))
@@ -137,13 +137,13 @@ class Endpoint:
                 raise problem
             self._count("retries")
 
-    def _error_for(self, status: int, told: str) -> EndpointError:
+    def _error_for(self, status: int, message: str) -> EndpointError:
         """The error to keep if a retry is worthwhile. Otherwise raises it: EndpointError or EndpointRefusal."""
         if status in FATAL:
             way_out = "" if self.key or status != 401 else ". No key was given: set the environment variable named by --api-key-env"
-            told = f"{FATAL[status]} (model {self.model}){way_out}: {told}"
-            raise EndpointRefusal(f"--endpoint {public_url(self.url)} answers {status}, {told}")
-        error = EndpointError(f"endpoint answers {status}", told)
+            reason = f"{FATAL[status]} (model {self.model}){way_out}: {message}"
+            raise EndpointRefusal(f"--endpoint {public_url(self.url)} answers {status}, {reason}")
+        error = EndpointError(f"endpoint answers {status}", message)
         if status not in PASSING:
             raise error
         return error
@@ -173,9 +173,9 @@ class Endpoint:
             fitting["max_completion_tokens"] = 4096  # reasoning models count their thoughts too
         return fitting
 
-    def _leave_out(self, sent: dict[str, Any], status: int, told: str) -> bool:
+    def _leave_out(self, sent: dict[str, Any], status: int, message: str) -> bool:
         """Whether the server rejected an optional field of this request; it is left out from now on."""
-        named = told.replace("json_schema", "response_format")
+        named = message.replace("json_schema", "response_format")
         refused = [name for name in OPTIONAL if name in sent and name in named] if status in (400, 422) else []
         with self._lock:
             self.without.update(refused[:1])
@@ -188,7 +188,7 @@ class Endpoint:
                 text = " ".join(error.read(MAX_ANSWER_BYTES).decode("utf-8", "replace").split())
         except (OSError, http.client.HTTPException):
             text = ""
-        return (text.replace(self.key, "***") if self.key else text)[:MAX_TOLD]
+        return (text.replace(self.key, "***") if self.key else text)[:MAX_MESSAGE]
 
 
 def read_completion(data: bytes) -> Reply:

@@ -6,9 +6,10 @@
 A row names its picture by `key` (plus `folder`, the name of the shards' folder, if several hold the same keys) or by path
 (`file_name`, `path` …, as recorded by `prepare` or as in the shard). Columns are registers: the caption column is `plain`; `poetic`,
 `social`, `era`, `alt` keep their names. `kind` (or `subject`) becomes the subject, `thing` the thing; rows with `use` 0 are left
-out. Of a cell with a list of texts the first is the caption; all are kept in `captions_all`. A column `captions` may hold them by register:
-{"plain": "…", "era": "…"}. Rules fill in what the table lacks: `alt` from technique and description, `thing` from the description (text/main_noun.py,
-English), `era` from the earlier caption, if it differs and is in no register yet. The pictures' bytes do not change.
+out. If a cell holds a list of texts, the first is the caption, and all are kept in `captions_all`. A column `captions` may hold them by
+register: {"plain": "…", "era": "…"}. Rules fill in what the table lacks: `alt` from technique and description, `thing` from the
+description (text/main_noun.py, English), `era` from the earlier caption, if it differs and is in no register yet. The pictures' bytes do
+not change.
 
 Shards of one folder keep their names and order; those of several are shuffled together within each split (train-*, val-*) and written
 as new shards. Each shard is written to a temporary file and renamed, with a stamp (hash) of its inputs: the same command resumes a
@@ -29,11 +30,11 @@ from tqdm import tqdm
 
 from data_tools.captioning.caption_results import LEFT_OUT, RECORD
 from data_tools.captioning.captioned_shards import read_record, write_pairs
-from data_tools.captioning.described_rows import Options, Rows, described_record
+from data_tools.captioning.described_rows import DescribedRows, Options, described_record
 from data_tools.captioning.journals import STATE, Folder, sha256
 from data_tools.captioning.merge_plan import MergePlan, make_plan, sources
-from data_tools.inspect import StoredPair
-from data_tools.tables import TableError
+from data_tools.readers.stored_pairs import StoredPair
+from data_tools.readers.table_files import TableError
 from tokun.data.captions import alike
 from tokun.utils.errors import UserError, reading
 from tokun.utils.files import write_text
@@ -78,9 +79,9 @@ class MergeReport:
         if self.unused_columns:
             lines.append(f"{'no captions':<12} columns {', '.join(self.unused_columns)}: what prepare took from them stays")
         if self.several:
-            told = "row holds several texts in a cell" if self.several == 1 else "rows hold several texts in a cell"
+            rows = "row holds several texts in a cell" if self.several == 1 else "rows hold several texts in a cell"
             lines.append(
-                f"{'several':<12} {self.several:,} {told}: the first is the caption; all are kept in captions_all, and not trained on"
+                f"{'several':<12} {self.several:,} {rows}: the first is the caption; all are kept in captions_all, and not trained on"
             )
         for column, count in self.no_text.items():
             lines.append(f"{'no text':<12} {count:,} × in column {column}, the first in {self.first_no_text[column]}: not read")
@@ -101,7 +102,7 @@ def merge(paths: Iterable[str | Path], table: Path, out: Path, options: Options,
     else, or no row belongs to a picture.
     """
     shards = sources(paths, out)
-    rows = Rows.read(table, options)
+    rows = DescribedRows.read(table, options)
     folder = Folder(out)
     if out.exists() and not out.is_dir():
         raise UserError(f"--out {out} is a file: name a folder")
@@ -119,27 +120,37 @@ def merge(paths: Iterable[str | Path], table: Path, out: Path, options: Options,
     return report
 
 
-def report_of(plan: MergePlan, rows: Rows) -> MergeReport:
+def report_of(plan: MergePlan, rows: DescribedRows) -> MergeReport:
     report = MergeReport(
-        Path(rows.table.name).name, len(rows.table), plan.pictures, len(plan.key), read_as=rows.table.how,
-        columns={**rows.columns.texts, **rows.sources}, unused_columns=[name for name in rows.columns.unused if name not in rows.sources.values()],
-        several=rows.several, no_text=dict(rows.odd), first_no_text=rows.first_odd, damaged=plan.damaged, things=len({one.thing for one in plan.told} - {""}),
-        with_thing=sum(bool(one.thing) for one in plan.told), subjects=len({one.subject for one in plan.told} - {""}),
-    )  # fmt: skip
-    counted = Counter(name for one in plan.told for name in one.registers)
+        Path(rows.table.name).name,
+        len(rows.table),
+        plan.pictures,
+        len(plan.key),
+        read_as=rows.table.how,
+        columns={**rows.columns.texts, **rows.sources},
+        unused_columns=[name for name in rows.columns.unused if name not in rows.sources.values()],
+        several=rows.several,
+        no_text=dict(rows.odd),
+        first_no_text=rows.first_odd,
+        damaged=plan.damaged,
+        things=len({one.thing for one in plan.facts} - {""}),
+        with_thing=sum(bool(one.thing) for one in plan.facts),
+        subjects=len({one.subject for one in plan.facts} - {""}),
+    )
+    counted = Counter(name for one in plan.facts for name in one.registers)
     report.registers = {name: counted[name] for name in sorted(counted, key=lambda name: (-counted[name], name))}
     for one in plan.left_out:
         report.left_out[one["reason"]] = report.left_out.get(one["reason"], 0) + 1
         names = report.named.setdefault(one["reason"], [])
         if len(names) < NAMED:
             names.append(f"line {one['line']} ({one['row']})" if "line" in one else one["key"])
-    described = [one for one in plan.told if "plain" in one.registers]
+    described = [one for one in plan.facts if "plain" in one.registers]
     times, labels = Counter(one.plain for one in described), sum(one.label for one in described)
     report.alike = alike({"kept": len(described), "distinct": len(times), "most": max(times.values(), default=0), "labels": labels})
     return report
 
 
-def no_match_reason(rows: Rows, plan: MergePlan) -> str:
+def no_match_reason(rows: DescribedRows, plan: MergePlan) -> str:
     row = next(iter(rows.by_id.values()), None)
     if row is None:
         return f"{rows.table.name} has a header but no rows"
@@ -149,12 +160,13 @@ def no_match_reason(rows: Rows, plan: MergePlan) -> str:
     first = next((one for one in plan.left_out if "key" in one), {"shard": plan.shards[0].name, "key": ""})
     what = rows.columns.keys or rows.columns.paths
     return (
-        f"{rows.table.name}: no row belongs to a picture. Its {what} is like {row.where!r} (line {row.line}), and the first picture of "
-        f"{first['shard']} has the key {first['key']!r}: write into {what} the file names that prepare was given (its manifest lists them), or the keys"
+        f"{rows.table.name}: no row belongs to a picture. Its {what} is like {row.where!r} (line {row.line}), "
+        f"and the first picture of {first['shard']} has the key {first['key']!r}: "
+        f"write into {what} the file names that prepare was given (its manifest lists them), or the keys"
     )
 
 
-def begin(out: Path, shards: list[Path], rows: Rows, options: Options) -> None:
+def begin(out: Path, shards: list[Path], rows: DescribedRows, options: Options) -> None:
     """Record what this folder is made from. Raises UserError if it was made from something else."""
     state = out / STATE / "from.json"
     settings = {
@@ -167,17 +179,18 @@ def begin(out: Path, shards: list[Path], rows: Rows, options: Options) -> None:
         changed = [name for name in settings if found.get(name) != settings[name]]
         if changed:
             raise UserError(
-                f"--out {out} was started with other inputs ({', '.join(changed)} differ). Give the same to resume, name another --out, or delete it"
+                f"--out {out} was started with other inputs ({', '.join(changed)} differ). "
+                "Give the same to resume, name another --out, or delete it"
             )
     else:
         write_text(state, json.dumps(settings, indent=1) + "\n")
 
 
-def layout(rows: Rows) -> int:
+def layout(rows: DescribedRows) -> int:
     return NESTED if rows.nested else LAYOUT
 
 
-def write_all(folder: Folder, plan: MergePlan, rows: Rows, options: Options, report: MergeReport, *, progress: bool) -> None:
+def write_all(folder: Folder, plan: MergePlan, rows: DescribedRows, options: Options, report: MergeReport, *, progress: bool) -> None:
     """Write every shard that does not already exist with the same inputs, and count the contents of all."""
     prefixed = plan.several and len(set(plan.key)) < len(plan.key)
 
@@ -210,7 +223,7 @@ def write_all(folder: Folder, plan: MergePlan, rows: Rows, options: Options, rep
             report.shards[name] = len(numbers)
 
 
-def write_end(out: Path, plan: MergePlan, rows: Rows, options: Options, report: MergeReport) -> None:
+def write_end(out: Path, plan: MergePlan, rows: DescribedRows, options: Options, report: MergeReport) -> None:
     lines = "".join(json.dumps(one, ensure_ascii=False) + "\n" for one in plan.left_out)
     if lines:
         write_text(out / LEFT_OUT, lines)

@@ -1,10 +1,12 @@
 """Journals of `caption`: its finished rows, shard by shard, and the scores of their captions.
 
     OUT/.caption/SHARD.jsonl          one line per batch of captioned rows, appended when it is done
-    OUT/.caption/SHARD.scores.jsonl   the same of CLIP scores
+    OUT/.caption/SHARD.scores.jsonl   likewise, for CLIP scores
 
-A killed run may leave a journal without its last line; the next run resumes from the rows before it. A row is a dict: {"row", "key", "attempt",
-"captions": {register: {"text", "source", "model", …}}, "failures": {register: reason}}. Knows shards and rows, not models or prompts.
+JSON Lines and not SQLite, because rows are only appended and read all at once, and any text tool shows them.
+A killed run may leave a journal without its last line; the next run resumes from the rows before it. A row is a dict:
+{"row", "key", "attempt", "captions": {register: {"text", "source", "model", …}}, "failures": {register: reason}}. Knows shards and
+rows, not models or prompts.
 """
 
 from __future__ import annotations
@@ -22,7 +24,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from data_tools.inspect import grouped
+from data_tools.readers.stored_pairs import grouped
 from tokun.data import tars
 from tokun.utils.errors import UserError
 from tokun.utils.files import write_text
@@ -30,7 +32,7 @@ from tokun.utils.files import write_text
 STATE = ".caption"
 ALL = sys.maxsize  # rows of a shard without a limit
 
-Rows = dict[int, dict[str, Any]]
+JournalRows = dict[int, dict[str, Any]]
 
 
 def sha256(text: str) -> str:
@@ -38,10 +40,11 @@ def sha256(text: str) -> str:
 
 
 class Journal:
-    """The finished rows of one shard. The first line is a header (inputs and settings); each other line is a list of rows, or the end record.
+    """The finished rows of one shard.
 
-    If a row was written twice, the later one counts. An incomplete last line, left by a killed process, is removed. One process
-    at a time can open it. Raises UserError if another has it open, also after `wait` seconds, if it is damaged, or if its header differs.
+    The first line is a header (inputs and settings); each other line is a list of rows, or the end record.
+    If a row was written twice, the later one counts. An incomplete last line, left by a killed process, is removed. One process at a time
+    can open it. Raises UserError if another still has it open after `wait` seconds, if it is damaged, or if its header differs.
     """
 
     def __init__(self, path: Path, head: dict[str, Any], wait: float = 0.0):
@@ -93,14 +96,14 @@ class Journal:
         os.close(self.file)
 
 
-def read_journal(path: Path) -> tuple[dict[str, Any], Rows]:
+def read_journal(path: Path) -> tuple[dict[str, Any], JournalRows]:
     """(header of a journal with the record of the shard's end, rows); ({}, {}) if there is none yet."""
     try:
         data = path.read_bytes()
     except FileNotFoundError:
         return {}, {}
     head: dict[str, Any] = {}
-    rows: Rows = {}
+    rows: JournalRows = {}
     for number, line in enumerate(data[: data.rfind(b"\n") + 1].splitlines()):
         try:
             record = json.loads(line)
@@ -176,7 +179,7 @@ def require_image_shards(shards: Iterable[Path], out: Path) -> None:
             raise UserError(f"{shard.parent} holds code shards (codes.json), which have no pictures: give the image shards")
 
 
-def done_rows(folder: Folder, shard: Path, *, limit: int, attempt: int, clip: bool = False) -> Rows | None:
+def done_rows(folder: Folder, shard: Path, *, limit: int, attempt: int, clip: bool = False) -> JournalRows | None:
     """The first `limit` rows of a shard, in order, if all of them are done; else None."""
     head, rows = read_journal(folder.journal(shard))
     rows = {number: row for number, row in sorted(rows.items()) if number < limit}
@@ -220,5 +223,5 @@ def texts_id(row: dict[str, Any]) -> str:
     return sha256(json.dumps({name: entry["text"] for name, entry in row["captions"].items()}, sort_keys=True))[:16]
 
 
-def is_scored(row: dict[str, Any], scored: Rows) -> bool:
+def is_scored(row: dict[str, Any], scored: JournalRows) -> bool:
     return scored.get(row["row"], {}).get("texts") == texts_id(row)

@@ -71,8 +71,8 @@ class HalvingBatches(Generic[T, R]):
 def is_out_of_memory(error: BaseException) -> bool:
     import torch
 
-    told = str(error).lower()  # older CUDA calls and the CPU allocator raise a plain RuntimeError
-    return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or "out of memory" in told or "can't allocate memory" in told
+    text = str(error).lower()  # older CUDA calls and the CPU allocator raise a plain RuntimeError
+    return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or "out of memory" in text or "can't allocate memory" in text
 
 
 def free_memory() -> None:
@@ -207,9 +207,10 @@ KINDS: dict[str, type[LocalModel]] = {kind.shape: kind for kind in (CaptionModel
 
 
 def load_captioner(model: str, *, revision: str | None, shape: str, task: str, generation: Generation) -> LocalModel | TokunCaptioner:
-    """The captioner of a Hub id or folder, in the given shape, or by its type ("auto"); `bundled` and tokun's checkpoints are captioners, too.
+    """The captioner of a Hub id or folder, in the given shape, or by its type ("auto").
 
-    Raises UserError, with the way out, if it cannot be found or is not an image-to-text model.
+    `bundled` and tokun's checkpoints are captioners too. Raises UserError, with the way out, if it cannot be found or is not an
+    image-to-text model.
     """
     import transformers
 
@@ -266,8 +267,8 @@ def from_pretrained(kind: Any, model: str, revision: str | None, *, flag: str, *
     except (OSError, ValueError, KeyError, TypeError, RuntimeError, ImportError, SafetensorError) as error:
         what = "folder" if Path(model).is_dir() else "name"
         reason = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(". ")
-        told = f"{flag} {model} cannot be loaded as {kind.__name__}: {reason}"
-        raise UserError(f"{told}. Check the {what}, or the connection to the Hub") from error
+        fault = f"{flag} {model} cannot be loaded as {kind.__name__}: {reason}"
+        raise UserError(f"{fault}. Check the {what}, or the connection to the Hub") from error
 
 
 def load_network(kind: Any, model: str, revision: str | None, *, flag: str, dtype: Any) -> Any:

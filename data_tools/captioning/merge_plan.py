@@ -16,10 +16,10 @@ import numpy as np
 from tqdm import tqdm
 
 from data_tools.captioning.captioned_shards import read_record
-from data_tools.captioning.described_rows import Counted, Options, Rows, count_facts, described_record
+from data_tools.captioning.described_rows import Counted, DescribedRows, Options, count_facts, described_record
 from data_tools.captioning.journals import require_image_shards, sha256
-from data_tools.inspect import Damage, StoredPair, find_shards, read_pair, read_pairs
-from data_tools.tables import TableError
+from data_tools.readers.stored_pairs import Damage, StoredPair, find_shards, read_pair, read_pairs
+from data_tools.readers.table_files import TableError
 from tokun.data.shards import SEVERAL, TWICE
 from tokun.utils.errors import UserError
 
@@ -35,7 +35,7 @@ class MergePlan:
     places: list[tuple[str, bytes]] = field(default_factory=list)  # suffixes of its members, joined by "/"; int64 offsets and sizes
     key: list[str] = field(default_factory=list)
     row: list[str] = field(default_factory=list)  # the row's name for the picture, "" without a row
-    told: list[Counted] = field(default_factory=list)
+    facts: list[Counted] = field(default_factory=list)
     left_out: list[dict[str, Any]] = field(default_factory=list)
     damaged: list[str] = field(default_factory=list)
     folders: list[str] = field(default_factory=list)  # name of each shard's folder
@@ -77,7 +77,7 @@ class MergePlan:
 
 
 def stamp(file: os.stat_result) -> tuple[int, ...]:
-    """What tells a file from one that replaced it or was written over it."""
+    """What distinguishes a file from one that replaced it or was written over it."""
     return file.st_dev, file.st_ino, file.st_size, file.st_mtime_ns
 
 
@@ -97,13 +97,14 @@ def sources(paths: Iterable[str | Path], out: Path) -> list[Path]:
     return list(dict.fromkeys(found))
 
 
-def make_plan(shards: list[Path], rows: Rows, options: Options, *, progress: bool) -> MergePlan:
+def make_plan(shards: list[Path], rows: DescribedRows, options: Options, *, progress: bool) -> MergePlan:
     """Find each pair's row. Raises TableError if a row is ambiguous."""
     plan = MergePlan(shards, folders=[shard.resolve().parent.name for shard in shards], stamps=[stamp(shard.stat()) for shard in shards])
     parents = {shard.resolve().parent for shard in shards}
     if rows.columns.folder and len({parent.name for parent in parents}) < len(parents):
         raise UserError(
-            f"two shard folders have the same name ({', '.join(sorted(plan.folders))}), so {rows.table.name} cannot tell them apart: rename one"
+            f"two shard folders have the same name ({', '.join(sorted(plan.folders))}), "
+            f"so {rows.table.name} cannot tell them apart: rename one"
         )
     twice = Counter[tuple[str, str]]()
     for number, shard in enumerate(tqdm(shards, desc="matching", unit="shard", disable=not progress)):
@@ -125,7 +126,7 @@ def make_plan(shards: list[Path], rows: Rows, options: Options, *, progress: boo
     return plan
 
 
-def _match(plan: MergePlan, number: int, pair: StoredPair, rows: Rows, options: Options) -> None:
+def _match(plan: MergePlan, number: int, pair: StoredPair, rows: DescribedRows, options: Options) -> None:
     """Add one pair to the plan, or to what is left out, with the reason."""
     folder = plan.folders[number]
     found = rows.find(folder, pair)
@@ -155,7 +156,7 @@ def _match(plan: MergePlan, number: int, pair: StoredPair, rows: Rows, options: 
         plan.places.append((sys.intern("/".join(pair.places)), np.array([*pair.places.values()], np.int64).tobytes()))
         plan.key.append(pair.key)
         plan.row.append(found.where if found else "")
-        plan.told.append(count_facts(described_record(record or {}, found, rows)) if found else Counted())
+        plan.facts.append(count_facts(described_record(record or {}, found, rows)) if found else Counted())
 
 
 def _refuse_twice(plan: MergePlan, twice: set[tuple[str, str]]) -> None:
@@ -166,6 +167,6 @@ def _refuse_twice(plan: MergePlan, twice: set[tuple[str, str]]) -> None:
         plan.left_out.append(
             {"shard": f"{plan.folders[shard]}/{plan.shards[shard].name}", "key": plan.key[n], "reason": "key twice in one folder"}
         )
-    for name in ("shard", "places", "key", "row", "told"):
+    for name in ("shard", "places", "key", "row", "facts"):
         values = getattr(plan, name)
         setattr(plan, name, [values[n] for n in keep])

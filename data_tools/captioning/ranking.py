@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from data_tools.captioning.captioned_shards import Scores
-from data_tools.captioning.journals import Folder, Rows, is_scored, read_journal
+from data_tools.captioning.journals import Folder, JournalRows, is_scored, read_journal
 
 
 def percentiles(values: Iterable[float]) -> list[float]:
@@ -29,7 +29,7 @@ class Ranking:
     reasons: list[dict[str, Any]] = field(default_factory=list)  # of the rows left out
 
 
-def rank_rows(folder: Folder, shards: Iterable[Path], rows_of: Callable[[Path], Rows], keep_best: float) -> Ranking:
+def rank_rows(folder: Folder, shards: Iterable[Path], rows_of: Callable[[Path], JournalRows], keep_best: float) -> Ranking:
     """Percentiles of all scores within their register, and the rows left out by the share `keep_best`.
 
     A row ranks by the mean percentile of its captions. Rows without a score are left out as well.

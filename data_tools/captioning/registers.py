@@ -15,9 +15,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from tokun.tokenizers.wordings import REGISTERS
 from tokun.utils.errors import BadSample, UserError
 
-REGISTERS = ("plain", "poetic", "era", "social", "alt")  # those of tokun/tokenizers/vocabulary.py, which needs torch
 MAX_CHARACTERS = 1200  # of a caption; more means that the model did not stop
 MAX_FACT = 300  # characters of one fact in a prompt
 
@@ -203,14 +203,14 @@ def loops(text: str) -> bool:
 
 def echoes(text: str, asked: str) -> bool:
     """Whether the answer repeats `asked`: all of it, or six words in a row."""
-    said, prompt = words_of(text), words_of(asked)
-    if not prompt or not said:
+    answer, prompt = words_of(text), words_of(asked)
+    if not prompt or not answer:
         return False
-    run = ECHO_WORDS if len(said) >= ECHO_WORDS else len(said)
-    if run < 3 and said != prompt:  # two words in common with the prompt mean nothing
+    run = ECHO_WORDS if len(answer) >= ECHO_WORDS else len(answer)
+    if run < 3 and answer != prompt:  # two words in common with the prompt mean nothing
         return False
     grams = {tuple(prompt[i : i + run]) for i in range(len(prompt) - run + 1)}
-    return any(tuple(said[i : i + run]) in grams for i in range(len(said) - run + 1))
+    return any(tuple(answer[i : i + run]) in grams for i in range(len(answer) - run + 1))
 
 
 def read_answer(text: str, registers: Sequence[str]) -> dict[str, Any]:

@@ -12,10 +12,10 @@ from PIL import Image
 
 from data_tools.captioning import registers
 from data_tools.captioning.captioned_shards import read_record
-from data_tools.captioning.journals import ALL, Rows, sha256
+from data_tools.captioning.journals import ALL, JournalRows, sha256
 from data_tools.captioning.registers import Facts
 from data_tools.captioning.settings import Settings
-from data_tools.inspect import StoredPair, read_pairs
+from data_tools.readers.stored_pairs import StoredPair, read_pairs
 from tokun.data.image_files import PictureError, decode_as
 
 
@@ -102,7 +102,7 @@ class Task:
     looks: bool = True
     """Whether any stage needs the pictures."""
 
-    def blocks(self, done: Rows, end: Callable[..., None] | None = None) -> Iterator[Block]:
+    def blocks(self, done: JournalRows, end: Callable[..., None] | None = None) -> Iterator[Block]:
         """Blocks of the rows not yet done, and separate blocks of those to retry. `end` is called at the end of the shard."""
         damaged: list[Any] = []
         count = 0

@@ -20,7 +20,7 @@ from data_tools.captioning.captioned_shards import publish_shard
 from data_tools.captioning.journals import (
     Folder,
     Journal,
-    Rows,
+    JournalRows,
     done_rows,
     is_scored,
     limits_of,
@@ -32,7 +32,7 @@ from data_tools.captioning.journals import (
 from data_tools.captioning.rows import Block, CaptionRow, Task, open_small
 from data_tools.captioning.settings import Settings, Work
 from data_tools.captioning.writers import ModelWriter, ServerWriter, Writer, block_size, make_stages, run_stages
-from data_tools.inspect import find_shards, read_pairs
+from data_tools.readers.stored_pairs import find_shards, read_pairs
 from tokun.inference.clip import Clip
 from tokun.render.grids import captioned_grid
 from tokun.utils.errors import UserError
@@ -73,10 +73,10 @@ class Progress:
 
     def count(self, outcomes: Counter[str]) -> None:
         self.counts.update(outcomes)
-        told = [f"{name} {count:,}" for name, count in self.counts.most_common(4)]
-        told += [f"retries {stage.endpoint.counts['retries']:,}" for stage in self.stages if isinstance(stage, ServerWriter)]
+        shown = [f"{name} {count:,}" for name, count in self.counts.most_common(4)]
+        shown += [f"retries {stage.endpoint.counts['retries']:,}" for stage in self.stages if isinstance(stage, ServerWriter)]
         self.bar.total = max(self.bar.total, self.bar.n + outcomes.total())  # second attempts were not in the total
-        self.bar.set_postfix_str(" · ".join(told), refresh=False)
+        self.bar.set_postfix_str(" · ".join(shown), refresh=False)
         self.bar.update(outcomes.total())
 
 
@@ -112,8 +112,8 @@ def caption_all(
     jobs = [Job(folder.out.resolve(), shard.resolve(), settings, work, limits[shard], attempt) for shard in todo]
     total = sum(rows_left(folder, shard, limits[shard], attempt) for shard in todo)
     with tqdm(total=total, unit="row", desc="caption", disable=not (progress and share.rank == 0 and todo)) as bar:
-        told = Progress(bar, stages)
-        for number, rows in run_here(jobs, stages, told) if engine is None else run_elsewhere(engine, jobs, told):
+        counted = Progress(bar, stages)
+        for number, rows in run_here(jobs, stages, counted) if engine is None else run_elsewhere(engine, jobs, counted):
             if not work.clip:  # with scores, a shard must wait for all others
                 with folder.locked():
                     publish_shard(folder, todo[number], rows, settings.registers, {}, set())
@@ -135,18 +135,18 @@ class Job:
     limit: int
     attempt: int
 
-    def run(self, stages: list[Writer], progress: Progress, wait: float = 0.0) -> Rows:
+    def run(self, stages: list[Writer], progress: Progress, wait: float = 0.0) -> JournalRows:
         task = Task(self.shard, self.settings, self.limit, block_size(stages, self.work), self.attempt, any(stage.sees for stage in stages))
         return caption_shard(Folder(self.out), task, stages, progress, wait)
 
 
-def run_here(jobs: list[Job], stages: list[Writer], progress: Progress) -> Iterator[tuple[int, Rows]]:
+def run_here(jobs: list[Job], stages: list[Writer], progress: Progress) -> Iterator[tuple[int, JournalRows]]:
     """(number of the job, rows of its shard), in order."""
     for number, job in enumerate(jobs):
         yield number, job.run(stages, progress)
 
 
-def run_elsewhere(engine: TaskEngine, jobs: list[Job], progress: Progress) -> Iterator[tuple[int, Rows]]:
+def run_elsewhere(engine: TaskEngine, jobs: list[Job], progress: Progress) -> Iterator[tuple[int, JournalRows]]:
     """The same by the processes of an engine, in order of completion."""
     for number, counts in engine.run(run_job, jobs):
         progress.count(counts)
@@ -165,8 +165,11 @@ def run_job(job: Job) -> Counter[str]:
 stages_of = lru_cache(maxsize=1)(make_stages)
 
 
-def caption_shard(folder: Folder, task: Task, stages: list[Writer], progress: Progress, wait: float = 0.0) -> Rows:
-    """Complete the journal of one shard up to the task's limit, and return its rows. `wait`: seconds that another process may still hold it."""
+def caption_shard(folder: Folder, task: Task, stages: list[Writer], progress: Progress, wait: float = 0.0) -> JournalRows:
+    """Complete the journal of one shard up to the task's limit, and return its rows.
+
+    `wait`: seconds that another process may still hold it.
+    """
     head = {
         "shard": task.shard.name, "bytes": task.shard.stat().st_size, "settings": task.settings.recorded(),
         "models": [f"{stage.model.name}@{stage.model.revision}" for stage in stages if isinstance(stage, ModelWriter)],
@@ -192,7 +195,7 @@ def score_shards(folder: Folder, shards: list[Path], limits: dict[Path, int], wo
                 score_shard(journal, shard, {number: rows[number] for number in missing}, clip)
 
 
-def score_shard(journal: Journal, shard: Path, rows: Rows, clip: Clip) -> None:
+def score_shard(journal: Journal, shard: Path, rows: JournalRows, clip: Clip) -> None:
     """Write a score for each caption of `rows` to the journal, except where the picture is damaged."""
     for _, group in groupby(enumerate(read_pairs(shard, [])), lambda item: item[0] // CLIP_BATCH):
         batch = [(rows[number], open_small(pair, CLIP_SIDE)) for number, pair in group if number in rows]

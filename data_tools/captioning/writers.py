@@ -142,7 +142,7 @@ class ServerWriter(Writer):
         return sum(not future.done() for _, futures in open_blocks for future in futures)
 
     def done(self, open_blocks: list[tuple[Block, list[Future[None]]]]) -> Iterator[Block]:
-        """Wait for an answer, and remove and yield the finished blocks. Raises what a question raised."""
+        """Wait for an answer, and remove and yield the finished blocks. Re-raises a worker's error."""
         wait([future for _, futures in open_blocks for future in futures if not future.done()], return_when=FIRST_COMPLETED)
         for entry in list(open_blocks):
             block, futures = entry
@@ -160,9 +160,13 @@ class ServerWriter(Writer):
         seed = row.seed(self.settings.seed)
         try:
             reply = self.endpoint.ask(
-                prompt, image=row.image if self.sees else None, schema=registers.schema(names), seed=seed, temperature=self.temperature_of(row),
+                prompt,
+                image=row.image if self.sees else None,
+                schema=registers.schema(names),
+                seed=seed,
+                temperature=self.temperature_of(row),
                 max_tokens=self.settings.max_new_tokens * len(names) + 64,
-            )  # fmt: skip
+            )
         except captioners.EndpointError as error:
             row.fail(names, str(error))
             self.count_failure(error)
@@ -188,7 +192,7 @@ class ServerWriter(Writer):
             if self.in_a_row >= FAILURES_IN_A_ROW:
                 raise captioners.EndpointRefusal(
                     f"--endpoint {captioners.public_url(self.endpoint.url)}: {FAILURES_IN_A_ROW} consecutive rows without an answer "
-                    f"({error}; {error.told}). Is it running? The same command resumes; --retry-failed also "
+                    f"({error}; {error.message}). Is it running? The same command resumes; --retry-failed also "
                     "retries these rows"
                 )
 

@@ -57,8 +57,9 @@ def dhash(image: Image.Image) -> int:
 
 
 def resize(image: Image.Image, side: int, filter: str = "lanczos") -> Image.Image:
-    """Scale so that the short side is `side`, enlarging by at most `MAX_ENLARGEMENT`. Pictures four times too large are first halved, by the mean.
+    """Scale so that the short side is `side`, enlarging by at most `MAX_ENLARGEMENT`.
 
+    Pictures four times too large are first halved, by the mean.
     `filter` is a name in FILTERS, used for downscaling; enlarging always uses Lanczos. "area" is OpenCV's mean over the area of
     each new pixel, "linear" a mean of points in it, both without the halving. Raises ImportError if OpenCV is needed but not installed.
     """

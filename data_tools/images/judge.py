@@ -9,8 +9,8 @@ from __future__ import annotations
 import re
 
 from data_tools.images.measure import BLANK, Look
+from data_tools.pipeline.verdicts import AMBIGUOUS, REJECT, Verdict
 from data_tools.text.captions import clean_caption, unmarked, without_labels
-from data_tools.verdicts import AMBIGUOUS, REJECT, Verdict
 
 
 def reasons(look: Look, caption: str = "", *, min_side: int = 64, max_aspect: float = 3.2, prints: bool = True) -> list[Verdict]:
@@ -97,14 +97,17 @@ CAPTION_HINTS = (
     (
         "diagram",
         r"(?:diagrams?|schem(?:a|e)s?|(?:cross|longitudinal|transverse|vertical)[- ]sections?)(?:\W*$| (?:of|to|showing|illustrating)\b)",
-        r"\bdiagrams?\b|\b(?:cross|longitudinal|transverse|vertical|microscopic(?:al)?)[- ](?:sections?|details?|structure)\b|\b(?:acrostic|rebus)\b"
-        r"|(?-i:(?:(?:^|[\s;.(])(?:[a-z]|[A-Z][a-z]{0,4}\.)[,.]\s[^,;.]{3,40}[,;.]){3})",  # a key of letters: "a. lung; b. heart; c. liver."
+        r"\bdiagrams?\b|\b(?:cross|longitudinal|transverse|vertical|microscopic(?:al)?)[- ](?:sections?|details?|structure)\b"
+        r"|\b(?:acrostic|rebus)\b"
+        # a key of letters: "a. lung; b. heart; c. liver."
+        r"|(?-i:(?:(?:^|[\s;.(])(?:[a-z]|[A-Z][a-z]{0,4}\.)[,.]\s[^,;.]{3,40}[,;.]){3})",
     ),
     ("music", r"sheet music\b", r"^(?:printed )?music\b(?:\W*$|\s*[-:—]|\s+(?:to|for)\b)|\bmusical (?:notation|score)\b"),
     (
         "text page",
         r"(?:table of contents|contents|list of illustrations|index|advertisements?)\W*$",
-        r"\bfac-?simile of (?:\S+ ){0,4}(?:pages?|letters?|journal|manuscript|writing|signatures?|lines|bible|entry)\b|\btitle[- ]?page\b|\bhandwriting\b|^(?:(?:front |back )?cover|half[- ]?title|spine)\W*$",
+        r"\bfac-?simile of (?:\S+ ){0,4}(?:pages?|letters?|journal|manuscript|writing|signatures?|lines|bible|entry)\b"
+        r"|\btitle[- ]?page\b|\bhandwriting\b|^(?:(?:front |back )?cover|half[- ]?title|spine)\W*$",
     ),
 )
 CAPTION_HINTS_COMPILED = tuple((reason, re.compile(sure, re.I), re.compile(maybe, re.I)) for reason, sure, maybe in CAPTION_HINTS)

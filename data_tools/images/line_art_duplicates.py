@@ -17,8 +17,12 @@ from PIL import Image
 
 SIDE, COARSE = 64, 32  # cells of a sketch, and of the coarse comparison
 PLAIN = 0.4  # least share of paper cells; with less, the hashes suffice
-STANDS_OUT = 0.5  # coarse difference in one place, as a share of the densest ink. Copies of letters and outlines (JPEG quality 30, a third of the size, 3 % cropped) differ by at most 0.44, an E from an F by 0.6
-UNCOVERED = 0.39  # ink in one place without ink of the other within a cell, likewise. Such copies leave at most 0.37 uncovered, an a beside an e 0.41
+STANDS_OUT = 0.5
+"""Coarse difference in one place, as a share of the densest ink. Copies of letters and outlines (JPEG quality 30, a third of the size,
+3 % cropped) differ by at most 0.44, an E from an F by 0.6."""
+UNCOVERED = 0.39
+"""Ink in one place without ink of the other within a cell, as a share of the densest ink. Such copies leave at most 0.37 uncovered, an a
+beside an e 0.41."""
 OTHER_SHAPE = 1.15  # ratio of the aspect ratios
 PLACE = 5  # side in cells of one place
 SCALES, SHIFTS = (0.94, 0.97, 1.0, 1.03, 1.06), tuple(np.linspace(-1.5, 1.5, 7).tolist())  # shifts in coarse cells

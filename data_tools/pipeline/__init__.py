@@ -1,1 +1,1 @@
-"""Pipeline: the tasks of prepare, the engines that run them, and the stores for their results."""
+"""Pipeline: the tasks of prepare, what is decided between them, and the stores for their results."""

@@ -28,10 +28,10 @@ from data_tools.images.line_art_duplicates import sketch
 from data_tools.images.measure import BLANK, Look, look, plain_share
 from data_tools.images.trim import trim
 from data_tools.pipeline.storage_backends import Store
+from data_tools.pipeline.verdicts import REJECT, Verdict, decide
 from data_tools.readers import CaptionError, Found, Words, find_words, read_picture, shown
 from data_tools.readers.book_page import HEADING_ABOVE
 from data_tools.text.captions import Caption, clean_caption, plain_text
-from data_tools.verdicts import REJECT, Verdict, decide
 from tokun.data.image_files import max_pixels
 from tokun.utils.errors import UserError
 
@@ -52,7 +52,7 @@ class Settings:
     val: float = 0.05
     """Share of the pictures for validation, by whole groups if SOURCE has several folders or books."""
     val_by: str = "group"
-    """What is not divided between training and validation: group (books, objects, folders) or picture (any may be held out)."""
+    """What stays whole when validation pictures are drawn: group (books, objects, folders) or picture (any may be held out)."""
     seed: int = 0
     """Decides the split and the order of the shards."""
     shard_size: int = 1000
@@ -76,7 +76,8 @@ class Settings:
     format: str = "webp"
     """Picture format: webp, jpg (quicker, larger) or png (lossless, largest)."""
     filter: str = "lanczos"
-    """Filter for downscaling: lanczos (sharpest), hamming (softer, half the time), area (OpenCV, mean over each new pixel, as in img2dataset), or linear (OpenCV, mean of points, fastest)."""
+    """Filter for downscaling: lanczos (sharpest), hamming (softer, half the time), area (OpenCV, mean over each new pixel, as in
+    img2dataset), or linear (OpenCV, mean of points, fastest)."""
     allow_missing_captions: bool = False
     """Keep pictures without a caption, with an empty caption."""
     caption_column: str = ""
@@ -130,9 +131,9 @@ class FileResult:
     fine: tuple[int, ...] = ()
     """The 256-bit hash that confirms a duplicate, as four numbers."""
     sketch: str = ""
-    """Sketch of a drawing on plain paper, compressed, in base64: it tells drawings with similar hashes apart."""
+    """Sketch of a drawing on plain paper, compressed, in base64: it distinguishes drawings with similar hashes."""
     aspect: float = 0.0
-    """Of the sketch (width over height)."""
+    """Width over height of the sketch."""
     width: int | None = None
     height: int | None = None
     caption: str = ""
@@ -315,7 +316,7 @@ def judge(one: Opened, settings: Settings, found: Found) -> Judged:
 
 
 def judged_caption(words: Words, settings: Settings) -> Caption:
-    """The caption of a picture's words, as the settings want it, with what is to be said against it."""
+    """The caption of a picture's words, as the settings want it, and its objections."""
     return cleaned(words) if settings.clean else unchanged_caption(words.caption)
 
 
@@ -412,7 +413,3 @@ def read_rows(store: Store, name: str) -> list[FileResult]:
     """The rows that `measure_chunk` stored."""
     rows = map(json.loads, store.read(name).splitlines())
     return [FileResult(**{**row, "fine": tuple(row["fine"])}) for row in rows]
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# second task: write a shard

@@ -21,7 +21,8 @@ from tokun.utils.optional_packages import need
 
 MANIFEST = "manifest.parquet"
 FIELDS = (
-    "path", "sha256", "dhash", "width", "height", "status", "reason", "shard", "key", "caption", "words_from", "language", "license", "source_url",
+    "path", "sha256", "dhash", "width", "height", "status", "reason", "shard", "key", "caption", "words_from", "language", "license",
+    "source_url",
 )  # fmt: skip
 ROW_GROUP = 1024  # rows in memory at a time
 

@@ -20,7 +20,7 @@ from data_tools.pipeline.chunks import Settings
 from data_tools.pipeline.storage_backends import Store, is_url
 from data_tools.pipeline.unread_tables import free_name, is_spreadsheet, unread_tables
 from data_tools.readers.listing import NOTHING, Guess, Listing, shown
-from data_tools.tables import CAPTION_COLUMNS, PATH_COLUMNS, TableError, column_name, read_table, separator_in
+from data_tools.readers.table_files import CAPTION_COLUMNS, PATH_COLUMNS, TableError, column_name, read_table, separator_in
 from tokun.cli.commands import COMMANDS
 from tokun.config import load_config
 from tokun.data.captions import Texts, alike, plain_of, titles
@@ -46,8 +46,8 @@ def count_uncaptioned(listing: Listing, *, from_names: bool) -> tuple[int, int]:
     for one in listing.found:
         if not one.problem:
             total += 1
-            said = listing.words.get(one.path, NOTHING).caption or (one.beside and one.sidecars)
-            without += not said and not (from_names and one.beside)
+            has_words = listing.words.get(one.path, NOTHING).caption or (one.beside and one.sidecars)
+            without += not has_words and not (from_names and one.beside)
     return total, without
 
 
@@ -56,10 +56,10 @@ def captions_warning(listing: Listing, *, from_names: bool) -> str:
     total, without = count_uncaptioned(listing, from_names=from_names)
     if not total or total - without >= FEW * total:
         return ""
-    told = f"{without:,} of {total:,} pictures have no caption: no caption file beside them, and no row in a table."
-    return (
-        f"{told} The table {shown(tables[0])} is not read; the last lines say why." if (tables := unread_tables(listing.unread)) else told
-    )
+    warning = f"{without:,} of {total:,} pictures have no caption: no caption file beside them, and no row in a table."
+    if tables := unread_tables(listing.unread):
+        return f"{warning} The table {shown(tables[0])} is not read; the last lines say why."
+    return warning
 
 
 class Captions:
@@ -92,9 +92,9 @@ def lacks_caption(row: Mapping[str, Any]) -> bool:
 def write_captions_to_fill(out: Store, rows: Iterable[Mapping[str, Any]], *, given: Path | None = None) -> str:
     """Write OUT/captions.csv with a line for each picture that lacks a caption. Returns a message if that is impossible, else "".
 
-    A table that somebody has worked on keeps all of its text; names that it lacks are appended. One that nobody has, and of which no picture
-    lacks a caption any more, is removed, unless it was `given`. It begins with a byte order mark, without which
-    Excel takes it for another encoding.
+    A table that somebody has worked on keeps all of its text; names that it lacks are appended. A table that nobody has worked on is
+    removed once no picture lacks a caption, unless it was `given`. It begins with a byte order mark, without which Excel takes it for
+    another encoding.
     """
     names = [row["path"] for row in rows if lacks_caption(row)]
     if not names:
@@ -159,14 +159,15 @@ def steps(
     if doubtful:
         one = doubtful == 1
         parts.append(
-            f"{doubtful:,} doubtful picture{' is' if one else 's are'} left out (ambiguous); --keep-ambiguous keeps {'it' if one else 'them'}."
+            f"{doubtful:,} doubtful picture{' is' if one else 's are'} left out (ambiguous); "
+            f"--keep-ambiguous keeps {'it' if one else 'them'}."
         )
-    if told := much_held_out(command, val=val, kept=kept):
-        parts.append(told)
+    if note := much_held_out(command, val=val, kept=kept):
+        parts.append(note)
     if 2 * captions.get("short", 0) > captioned and (better := [one for one in guesses if one.better]):
         parts.append(sentences(command, better[0]))
-    elif told := alike(captions) or titles(captions):
-        parts.append(told)
+    elif doubt := alike(captions) or titles(captions):
+        parts.append(doubt)
     if missing:
         other = captions.get("other", 0)
         parts.append(
@@ -190,12 +191,15 @@ def steps(
 
 
 def too_few(out: str, captioned: int, pictures: int) -> str:
-    told = f"Train when more of the pictures have captions: {captioned:,} of {pictures:,} do. To look at the shards as they are:"
-    return f"{told}\n{inspecting(out)}"
+    advice = f"Train when more of the pictures have captions: {captioned:,} of {pictures:,} do. To look at the shards as they are:"
+    return f"{advice}\n{inspecting(out)}"
 
 
 def after_captions(out: str) -> str:
-    """What to do with captioned shards: look at them and train, with a word on their registers. Reads an even subsample of their records."""
+    """What to do with captioned shards: look at them and train, with a note on their registers.
+
+    Reads an even subsample of their records.
+    """
     shards = shards_in(out)
     records = records_in(shards)
     captioned = [record for record in records if plain_of(record)]
@@ -246,7 +250,7 @@ def registers_of(records: Iterable[Mapping[str, Any]]) -> list[str]:
 
 
 def of_registers(others: Sequence[str], pictures: int) -> str:
-    """A word on captions of other registers than plain: how many of the samples draw from them, and the setting; "" if there are none."""
+    """A note on captions of other registers than plain: how many of the samples draw from them, and the setting; "" if there are none."""
     if not others:
         return ""
     name = config("lora" if pictures <= FEW_PICTURES else "engraving-cpu")
@@ -264,27 +268,29 @@ def several_captions(out: str, pictures: int) -> str:
     """A note on pictures with several captions, and the way to train on all of them."""
     out, one = typed_path(out.rstrip("/")), pictures == 1
     return (
-        f"{pictures:,} picture{' has' if one else 's have'} several captions: the first is the caption, the others are kept in captions_all and not "
-        "trained on. To train on them, write a table with file_name and a column for each register (plain: what is seen; era: a printed title; "
-        f"poetic, social, alt), and merge it:\n  {shell('caption', out, '--from', 'registers.csv', '--out', f'{out}-captioned')}"
+        f"{pictures:,} picture{' has' if one else 's have'} several captions: the first is the caption, "
+        "the others are kept in captions_all and not trained on. To train on them, write a table with file_name and a column for each "
+        "register (plain: what is seen; era: a printed title; poetic, social, alt), and merge it:\n"
+        f"  {shell('caption', out, '--from', 'registers.csv', '--out', f'{out}-captioned')}"
     )
 
 
 def much_held_out(command: Sequence[str], *, val: int, kept: int) -> str:
-    """A word on whole folders that hold out many more pictures than asked; "" if they do not, or none is to be had otherwise."""
+    """A note that whole folders hold out many more pictures than asked; "" if they do not, or if --val-by is given."""
     share = float(option_of(command, "--val") or Settings.val)
     expected = share * kept
     if val <= expected + MUCH * math.sqrt(expected) + 1 or option_of(command, "--val-by"):  # more than single pictures draw by chance
         return ""
     again = [*command, "--val-by", "picture", *overwriting(command)]
     return (
-        f"{val:,} of {kept:,} pictures are held out (--val {share:g} asks for {max(1, round(expected)):,}), since what lies in one folder, or "
-        f"has one group, is not divided. If pictures of one folder are not copies of one another, divide them:\n  {shell('prepare', *again)}"
+        f"{val:,} of {kept:,} pictures are held out (--val {share:g} asks for {max(1, round(expected)):,}), "
+        "since pictures of one folder or one group are not divided. If pictures of one folder are not copies of one another, divide them:\n"
+        f"  {shell('prepare', *again)}"
     )
 
 
 def sentences(command: Sequence[str], guess: Guess) -> str:
-    """Where titles were taken for captions and sentences stand beside them: the command that takes the sentences."""
+    """The command that takes a column of sentences, where a column of titles was taken for the captions."""
     again = [*command, "--caption-column", guess.better, *overwriting(command)]
     return (
         f"The captions are titles: they are read from the column {guess.column} of {guess.table}, "
@@ -308,7 +314,7 @@ def from_tables(command: Sequence[str], source: str, tables: Sequence[str]) -> l
         if not (is_url(source) or is_spreadsheet(table) or "--captions" in command):
             given = [*command, "--captions", posixpath.join(source, table)]
         named = "save it as CSV UTF-8 under the name" if is_spreadsheet(table) else "name it"
-        beside, counted = (", if its pictures lie beside it,", ", if its paths are counted from the source") if "/" in table else ("", "")
+        beside, counted = (", if its pictures are beside it,", ", if its paths are relative to the source") if "/" in table else ("", "")
         ways = [f"{named} {shlex.quote(typed_path(place))}{beside} and type the same command again"] if place else []
         ways += [f"give it{counted}:"] if given else []
         if ways:
@@ -320,7 +326,7 @@ def from_tables(command: Sequence[str], source: str, tables: Sequence[str]) -> l
 
 
 def why_useless(source: str, table: str, command: Sequence[str]) -> str:
-    """Why no captions can be read from a table, and what to rename; "" if they can, or if it cannot be told."""
+    """Why no captions can be read from a table, and what to rename; "" if they can, or if that is unknown."""
     if is_url(source) or is_spreadsheet(table):
         return ""
     try:
@@ -351,7 +357,8 @@ def captions_first(
     drafts = f"{out}-drafts"
     drafted = [*without_option(again, "--captions"), "--captions", f"{drafts}/{CAPTIONS}", *(replaced if again != command else [])]
     rough = [
-        f"  from rough drafts of the bundled model, without a download or a GPU (seconds a picture, often wrong: correct {drafts}/{CAPTIONS} by hand):",
+        "  from rough drafts of the bundled model, without a download or a GPU "
+        f"(seconds a picture, often wrong: correct {drafts}/{CAPTIONS} by hand):",
         f"    {shell('sample', '--image', source, '--out', drafts)}",
         f"    {shell('prepare', *drafted)}",
     ]
@@ -435,8 +442,9 @@ def misspelt(given: str, own: Mapping[str, int], command: Sequence[str]) -> str:
     if not given:
         most = sorted(meant, key=lambda style: -own[style])[:MOST_MISSPELT]
         return "\n".join(
-            f"prepare: WARNING: {style}, the style of {own[style]:,} picture{'' if own[style] == 1 else 's'}, is one which the bundled model "
-            f"does not know; did you mean {near}? Then correct it where it stands, and run the same command again. {others}"
+            f"prepare: WARNING: {style}, the style of {own[style]:,} picture{'' if own[style] == 1 else 's'}, "
+            f"is one which the bundled model does not know; did you mean {near}? "
+            f"Then correct it where it is written, and run the same command again. {others}"
             for style, near in ((style, meant[style]) for style in most)
         )
     again = [*without_option(command, "--style"), "--style", meant[given], *overwriting(command)]
@@ -465,8 +473,8 @@ def training(
 ) -> str:  # fmt: skip
     """The commands that suit so many pictures: an adapter on the bundled model, the bundled model trained on, or a model from nothing.
 
-    `techniques`: whether pictures have a technique. `command`: the arguments given to prepare. `side`: short side of the pictures in pixels, 0 where it
-    is not known. `registers`: whether there are captions in more than one.
+    `techniques`: whether pictures have a technique. `command`: the arguments given to prepare. `side`: short side of the pictures in
+    pixels, 0 if unknown. `registers`: whether there are captions in more than one register.
     """
     train_data, val_data = (shlex.quote(f"data.{split}={out}/{split}-*.tar") for split in ("train", "val"))
     own = "data.style_key=style " if techniques else ""  # the configs of whole trainings have technique

@@ -18,12 +18,12 @@ from data_tools.pipeline.manifest import MANIFEST
 from data_tools.pipeline.storage_backends import Store, is_url
 from data_tools.readers import Listing
 from data_tools.readers.listing import Guess
-from data_tools.tables import column_name
+from data_tools.readers.table_files import column_name
 from tokun.utils.errors import UserError
 
 RECORD = "prepare.json"
 GIVEN = "captions_given"
-"""In the record: the name of the table of --captions, or "". Another table, or one where there was none, replaces what is there."""
+"""The record's field with the name of the --captions table, or "". Another table, or one where there was none, replaces the shards."""
 PARTIAL = ".prepare-partial"
 PLAN = "plan.json"
 PUBLISH = "publish.json"
@@ -81,7 +81,7 @@ def refuse_guessed_column(out: Store, record: dict[str, Any], guesses: Sequence[
 
 
 def holds_no_pictures(out: Store, names: Collection[str]) -> bool:
-    """Whether nothing is lost when `out`, which holds these names, is written: it has no shards, but at most the record of a run that kept no picture."""
+    """Whether writing `out`, which holds these names, loses nothing: it has no shards, at most the record of a run that kept no picture."""
     if not any(map(is_ours, names)):
         return True
     return RECORD in names and not any(map(SHARD_NAME.fullmatch, names)) and not out.exists(f"{PARTIAL}/{PUBLISH}")
@@ -109,7 +109,7 @@ def publish(out: Store, names: list[str]) -> None:
 
 
 def begin(aside: Store, record: dict[str, Any], listing: Listing) -> None:
-    """Resume the work in `aside` if it has the same settings and files, and was begun by a version with the same rows; otherwise start over."""
+    """Resume the work in `aside` if it has the same settings and files, and its rows have the same version; otherwise start over."""
     plan = json.dumps({"settings": record, "files": identity(listing), "rows": ROWS}).encode()
     if not aside.exists(PLAN) or aside.read(PLAN) != plan:
         for name in sorted(aside.list(), key=lambda name: name != PUBLISH):  # PUBLISH first, so that a part of the rest is never published

@@ -21,19 +21,21 @@ from data_tools.pipeline.remote_lock import alone_in
 from data_tools.pipeline.storage_backends import is_url, open_store
 from data_tools.readers.files import find_files
 from data_tools.readers.listing import shown
-from data_tools.tables import TableError
+from data_tools.readers.table_files import TableError
 from tokun.utils.errors import UserError
 
 FAULTY, STOPPED = "caption table: ", "not read: prepare stopped at a fault of another file"
 
 
 def record_refusal(source: str, out: str, error: TableError) -> str:
-    """Write the manifest of a source that was refused. Returns a sentence that names it; "" if it was not written: one of the two is an address,
-    or `out` holds shards, is in use or cannot be written."""
+    """Write the manifest of a source that was refused. Returns a sentence that names it, or "" if it was not written.
+
+    It is not written if one of the two is an address, or if `out` holds shards, is in use or cannot be written.
+    """
     if is_url(source) or is_url(out) or not Path(source).exists():
         return ""
     store = open_store(out)
-    with contextlib.suppress(OSError, UserError, sqlite3.Error):  # the fault is told, with its record or without
+    with contextlib.suppress(OSError, UserError, sqlite3.Error):  # the fault is reported, with its record or without
         if not holds_no_pictures(store, store.list()):
             return ""
         with alone_in(store):
@@ -48,7 +50,10 @@ def record_refusal(source: str, out: str, error: TableError) -> str:
 
 
 def refused_rows(source: str, error: str, leave_out: Path) -> Iterator[dict[str, Any]]:
-    """A row for each file below `source`, in order; the faulty one, which the error begins with, has the fault as its reason, or all have it."""
+    """A row for each file below `source`, in order.
+
+    The file whose path the error begins with has the fault as its reason; if there is none, all files have it.
+    """
     given = Path(source)
     base = given if given.is_dir() else given.parent
     paths = DiskDict((path, None) for path in find_files(given, leave_out)) if given.is_dir() else [given.name]

@@ -1,9 +1,9 @@
 """The lock of an output folder, on disk (tokun/utils/lock.py) or in object storage: an object OUT/.lock that names its holder.
 
-No kernel releases an object when its holder is killed, so it counts only while it is fresh. The holder renews it every RENEW seconds. It is
-taken over if it has not been renewed for STALE seconds, or if its holder ran on this machine and is gone. Of two that begin at once one
-is refused where the storage can create an object exclusively (S3, Google Cloud Storage and others); elsewhere each waits SETTLE seconds and reads
-whose the object is. The clocks of the machines must agree within a minute or two.
+No kernel releases an object when its holder is killed, so it counts only while it is fresh. The holder renews it every RENEW seconds. It
+is taken over if it has not been renewed for STALE seconds, or if its holder ran on this machine and is gone. If two begin at once, a
+storage that can create an object exclusively (S3, Google Cloud Storage and others) refuses one of them; elsewhere each waits SETTLE
+seconds and reads whose the object is. The clocks of the machines must agree within a minute or two.
 """
 
 from __future__ import annotations
@@ -119,6 +119,6 @@ def is_stale(holder: dict[str, Any]) -> bool:
 
 def refusal(store: RemoteStore, holder: dict[str, Any], option: str) -> str:
     return (
-        f"{lock.in_use(store, holder, option)}. If that process no longer runs, its lock ends {STALE / 60:g} minutes after its last renewal; "
-        f"or delete {store.url(lock.NAME)}"
+        f"{lock.in_use(store, holder, option)}. If that process no longer runs, its lock ends {STALE / 60:g} minutes "
+        f"after its last renewal; or delete {store.url(lock.NAME)}"
     )

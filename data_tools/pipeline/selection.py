@@ -211,10 +211,10 @@ def are_several(names: Iterable[str]) -> bool:
 def split_by_group(columns: Columns, found: Sequence[Found], kept: np.ndarray, settings: Settings) -> np.ndarray:
     """bool (len(kept),): which of the kept files are for validation, whole groups together.
 
-    A group is what the reader gives (a book, an object), else a folder, if there are several. What a picture's words name (an object, an artist)
-    is not divided either: groups that share such a name are one, unless that joins nearly all of them. A picture outside any is its own group.
-    With `val_by` picture, every picture is its own. Each group draws a number from the seed, so files added later do not move others to another split. Validation gets at least one group
-    and at most half of the pictures.
+    A group is what the reader gives (a book, an object), else a folder, if there are several. What a picture's words name (an object, an
+    artist) is not divided either: groups that share such a name are one, unless that joins nearly all of them. A picture outside any group
+    is its own. With `val_by` picture, every picture is its own group. Each group draws a number from the seed, so files added later do not
+    move others to another split. Validation gets at least one group and at most half of the pictures.
     """
     if settings.val_by == "picture":
         return for_validation((b"sha256/" + sha_name(columns, index) for index in kept), len(kept), settings)
@@ -255,7 +255,10 @@ def joined(keys: Iterable[Sequence[bytes]]) -> Callable[[bytes], bytes]:
 
 
 def for_validation(names: Iterable[bytes], count: int, settings: Settings) -> np.ndarray:
-    """bool (count,): the pictures of the groups with the smallest numbers, up to the share for validation. names: the group of each picture."""
+    """bool (count,): the pictures of the groups with the smallest numbers, up to the share for validation.
+
+    `names`: the group of each picture.
+    """
     numbers, which, sizes = np.unique(drawn(settings, "split", names, count), return_inverse=True, return_counts=True)
     chosen, taken = np.zeros(len(numbers), bool), 0
     for place, (number, size) in enumerate(zip(numbers, sizes, strict=True)):

@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import io
 from dataclasses import dataclass
+from typing import Any
 
 from data_tools.pipeline.storage_backends import Store
-from tokun.data import tars
+from tokun.data.shards import write_samples
 
 
 @dataclass(frozen=True)
@@ -44,14 +45,16 @@ def write_pieces(shard: Shard) -> int:
         for piece, part in zip(pieces, parts, strict=True):
             if len(part) != piece.image_bytes + piece.json_bytes:
                 raise OSError(
-                    f"{name} in {shard.store} is truncated, or was not read completely: run again, and if that does not help, remove {shard.store} first"
+                    f"{name} in {shard.store} is truncated, or was not read completely: "
+                    f"run again, and if that does not help, remove {shard.store} first"
                 )
             both[piece.key] = part
     buffer = io.BytesIO()
-    for piece in shard.pieces:
-        data = both.pop(piece.key)
-        tars.write_member(buffer, f"{piece.key}.{shard.suffix}", data[: piece.image_bytes])
-        tars.write_member(buffer, f"{piece.key}.json", data[piece.image_bytes :])
-    tars.write_end(buffer)
+    count = write_samples(buffer, (sample_of(piece, both.pop(piece.key), shard.suffix) for piece in shard.pieces))
     shard.store.write(shard.name, buffer.getvalue())
-    return len(shard.pieces)
+    return count
+
+
+def sample_of(piece: Piece, data: bytes, suffix: str) -> dict[str, Any]:
+    """The pair of a piece, as `write_samples` takes it."""
+    return {"__key__": piece.key, suffix: data[: piece.image_bytes], "json": data[piece.image_bytes :]}

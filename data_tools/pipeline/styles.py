@@ -1,4 +1,4 @@
-"""Styles: where no --style is given, each picture's own, as the words about it have it. Opens no picture."""
+"""Styles: without --style, each picture has its own, from its words or its folder. Opens no picture."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from pathlib import Path
 from tqdm import tqdm
 
 from data_tools.pipeline.chunks import AMBIGUOUS, KEPT, Settings, judged_caption, of_caption
+from data_tools.pipeline.verdicts import decide
 from data_tools.readers import CaptionError, Found, Listing, Words, find_words, shown
 from data_tools.readers.listing import NOTHING
-from data_tools.verdicts import decide
 from tokun.utils.errors import UserError
 
 FOLDER, BESIDE, ROW = "its folder's name", "the JSON beside it", "its row of a table or JSON in a tar"
@@ -35,10 +35,10 @@ class OwnStyles:
 
 
 def own_styles(listing: Listing, settings: Settings, source: object, *, classes: bool, progress: bool = False) -> OwnStyles:
-    """The styles of the pictures in `source`. `classes`: whether folders are styles, as the reader of that name has it.
+    """The styles of the pictures in `source`. `classes`: whether folder names are styles (reader `classes`).
 
-    Raises UserError, with their number and the way out, if pictures have none. Pictures that their words alone keep out do not count: most
-    of them have no caption, and so no JSON and no row that could give a style.
+    Raises UserError, with their number and the way out, if pictures have none. Pictures rejected only for their words do not count: most of
+    them have no caption, and so no JSON and no row that could give a style.
     """
     own, without, opened, first = OwnStyles(), 0, 0, ""
     for one in tqdm(listing.found, desc="styles", unit="file", leave=False, disable=None if progress else True):
@@ -59,14 +59,14 @@ def own_styles(listing: Listing, settings: Settings, source: object, *, classes:
     if without:
         total = without + own.places.total()
         raise UserError(
-            f"--style is needed: {without:,} of {total:,} pictures in {source} have no style of their own, the first {first}. Write it into "
-            'their JSON or table row ("style": "engraving"), or add --style engraving, which then is the style of all'
+            f"--style is needed: {without:,} of {total:,} pictures in {source} have no style of their own, the first {first}. "
+            'Write it into their JSON or table row ("style": "engraving"), or add --style engraving, which then is the style of all'
         )
     return own
 
 
 def style_of(one: Found, row: Words, base: Path, settings: Settings, *, classes: bool) -> tuple[str, str, bool]:
-    """A picture's own style ("" if it has none), where it is from, and whether the picture may be kept, as far as its words tell."""
+    """A picture's own style ("" if it has none), where it is from, and whether its words allow the picture to be kept."""
     if one.style:
         return one.style, FOLDER if classes and one.where is None else ROW, True
     try:

@@ -1,4 +1,4 @@
-"""Unread tables: catalogues that lie in SOURCE under names that are not read, and the ways to have them read."""
+"""Unread tables: tables in SOURCE whose names are not those of caption tables, and the ways to have them read."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from data_tools.pipeline.storage_backends import is_url
 from data_tools.readers.folder_scan import OTHER_TABLE, TABLE_STEMS
 
 SPREADSHEETS = (".ods", ".xls", ".xlsx")
-MOST = 3  # that are told
+MOST = 3  # tables that are named to the user
 
 
 def unread_tables(unread: Mapping[str, str]) -> tuple[str, ...]:

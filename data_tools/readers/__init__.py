@@ -4,7 +4,8 @@
 
 One function for each kind of source, in the table READERS: (source, Options) -> Listing. A listing depends only on the
 source, and its order is fixed. `read_picture` fetches the bytes of one picture later, in any process. Readers know
-nothing of pixels and return captions as found, in one plain line; text/ cleans them.
+nothing of pixels and return captions as found, in one plain line; text/ cleans them. Beside them are the readers of what all tools
+share: table_files.py (tables with named columns) and stored_pairs.py (pairs in shards).
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from typing import Any
 from data_tools.images.image_ops import PictureError
 from data_tools.readers.book_page import BOOK_PAGE
 from data_tools.readers.books import read_gutenberg
+from data_tools.readers.caption_tables import read_manifest
 from data_tools.readers.coco import read_coco
 from data_tools.readers.files import MAX_TEXT_BYTES, PICTURE_SUFFIXES, find_files, read_file
 from data_tools.readers.folder import CLASS_STYLES, class_of, read_classes, read_folder
@@ -28,7 +30,6 @@ from data_tools.readers.listing import CaptionError, DatasetRow, Found, Listing,
 from data_tools.readers.remote import read_remote, read_remote_picture
 from data_tools.readers.sidecars import find_words
 from data_tools.readers.storage import URL, local_path
-from data_tools.readers.tables import read_manifest
 from data_tools.readers.webdataset import read_webdataset
 from tokun.utils.errors import UserError
 

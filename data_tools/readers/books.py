@@ -38,9 +38,9 @@ def read_gutenberg(source: Path, options: Options) -> Listing:
     words, unread = DiskDict(listing.words), DiskDict(listing.unread)
     for book, pages in sorted(books.items()):
         inside = {path: one for path, one in scanned.pairs(f"{book}/" if book else "") if book_around(path, books) == book}
-        for one, said in read_book(base, sorted(pages), inside):
+        for one, own in read_book(base, sorted(pages), inside):
             if one.path in inside or one.path not in found:
-                found[one.path], words[one.path] = one, said
+                found[one.path], words[one.path] = one, own
         for page in pages:
             unread.pop(page, None)
         for one in inside.values():
@@ -67,7 +67,7 @@ def book_around(path: str, books: dict[str, list[str]]) -> str | None:
 
 def read_book(base: Path, pages: list[str], inside: dict[str, Found]) -> list[tuple[Found, Words]]:
     """The pictures of one book, shown or not, with their words. `inside`: the pictures in its folder."""
-    said: dict[str, Words] = {}
+    words_of: dict[str, Words] = {}
     thumbnails: dict[str, str] = {}
     ornaments: set[str] = set()
     group, unread = f"book/{posixpath.dirname(pages[0])}", ""
@@ -84,15 +84,15 @@ def read_book(base: Path, pages: list[str], inside: dict[str, Found]) -> list[tu
         for path, large, words in pictures_on(page, name, inside, lower, facts):
             if large:
                 thumbnails.setdefault(path, large)
-            said[large or path] = said[large or path].or_else(words) if (large or path) in said else words
+            words_of[large or path] = words_of[large or path].or_else(words) if (large or path) in words_of else words
     entries = []
-    for path in sorted(inside.keys() | said.keys()):
+    for path in sorted(inside.keys() | words_of.keys()):
         one = inside.get(path, Found(path, "missing file"))
         problem = one.problem
-        if not problem and path not in said:
+        if not problem and path not in words_of:
             problem = unread or ("ornament of the style sheet" if path in ornaments else "not shown in the book")
             problem = f"thumbnail of {thumbnails[path]}" if path in thumbnails else problem
-        entries.append((replace(one, problem=problem, group=group, beside=False), said.get(path, Words())))
+        entries.append((replace(one, problem=problem, group=group, beside=False), words_of.get(path, Words())))
     return entries
 
 

@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from data_tools.readers.listing import Guess
+from data_tools.readers.table_files import CAPTION_COLUMNS, caption_of
 from data_tools.readers.words import COLUMNS
-from data_tools.tables import CAPTION_COLUMNS, caption_of
 from tokun.data.captions import Texts
 
 MOST_ROWS = 200  # that are looked at
@@ -17,7 +17,7 @@ SURE = ("caption", "captions")
 ROLES = COLUMNS - frozenset(CAPTION_COLUMNS)
 """Columns with a meaning of their own."""
 LONGER = 1.5
-"""Sentences have so many times the words of the titles beside them, at least."""
+"""Sentences have at least so many times the words of the titles beside them."""
 
 
 @dataclass
@@ -42,7 +42,7 @@ class Column:
 
 @dataclass
 class TextColumns:
-    """How much text stands in each column of a table, by its first rows."""
+    """How much text is in each column of a table, by its first rows."""
 
     rows: int = 0
     columns: dict[str, Column] = field(default_factory=dict)
@@ -54,7 +54,7 @@ class TextColumns:
                 self.columns.setdefault(name, Column()).add(value)
 
     def guess(self, table: str) -> Guess | None:
-        """None if the captions stand in a column that is named for them, in none, or in the only column of text."""
+        """The guess, or None if the captions are in a column that is named for them, in none, or in the only column of text."""
         column = next((name for name in CAPTION_COLUMNS if name in self.columns), "")
         others = {name: one for name, one in self.columns.items() if name != column and not one.mostly(one.texts.labels)}
         if not column or column in SURE or not others:

@@ -43,10 +43,10 @@ def coco_records(data: dict[str, Any]) -> Iterator[dict[str, Any]]:
     licenses = {str(one.get("id")): str(one.get("name", "")) for one in records(data.get("licenses"))}
     for image in records(data["images"]):
         if isinstance(image.get("file_name"), str):
-            said = captions.pop(str(image.get("id")), [])
+            own = captions.pop(str(image.get("id")), [])
             url = next((image[name] for name in ("flickr_url", "coco_url") if isinstance(image.get(name), str)), "")
             license = licenses.get(str(image.get("license")), "")
-            yield {"file_name": image["file_name"], "caption": said, "source_url": url, "license": license}
+            yield {"file_name": image["file_name"], "caption": own, "source_url": url, "license": license}
 
 
 def records(value: Any) -> Iterable[dict[Any, Any]]:

@@ -107,10 +107,10 @@ class Misplaced:
         if not self.count:
             return []
         counted = f"from --root {self.root}" if self.root else f"from {self.base}: --root names another folder"
-        told = f"Pictures that are not where {self.table} says: {self.count:,} of {self.total:,}, the first {self.first}."
+        note = f"Pictures that are not where {self.table} says: {self.count:,} of {self.total:,}, the first {self.first}."
         if ".." in Path(self.first).parts:
-            return [f"{told} No path may hold '..': write them anew, counted from one folder, and name it with --root."]
-        return [f"{told} Paths are counted {counted}."]
+            return [f"{note} No path may contain '..': write the paths relative to one folder, and name it with --root."]
+        return [f"{note} Paths are counted {counted}."]
 
 
 def as_written(base: Path, name: str) -> str:

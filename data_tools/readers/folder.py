@@ -8,6 +8,7 @@ from pathlib import Path
 
 from data_tools.pipeline.disk import DiskList
 from data_tools.readers.book_page import BOOK_PAGE
+from data_tools.readers.caption_tables import CaptionRows, holds_captions
 from data_tools.readers.files import why_not_open
 from data_tools.readers.folder_scan import (
     BROKEN_PARQUET,
@@ -21,17 +22,16 @@ from data_tools.readers.folder_scan import (
 )
 from data_tools.readers.huggingface import kind_of_parquet, read_huggingface
 from data_tools.readers.listing import Found, Listing, Options
-from data_tools.readers.tables import Rows, holds_captions
+from data_tools.readers.table_files import TableError
 from data_tools.readers.webdataset import Tars
 from data_tools.readers.words import kebab
-from data_tools.tables import TableError
 
 
 def read_folder(source: Path, options: Options) -> Listing:
     """Everything below a folder: pictures with sidecar files and tables, tar files, and Parquet files of pictures."""
     there = survey(source, leave_out=options.leave_out)
     pictures = DiskList(there.pictures.ordered())
-    rows = Rows(options)
+    rows = CaptionRows(options)
     for table in sorted(there.tables, key=table_rank):
         rows.add(table, str(source / table))
     words, missing, notes = rows.match(pictures)
@@ -47,19 +47,19 @@ def read_folder(source: Path, options: Options) -> Listing:
         words.update(data.words)
         notes, guesses = (*notes, *data.notes), (*guesses, *data.guesses)
     if not there.tables and (table := only_table(there, source, options)):
-        own, bare = Rows(options), DiskList(one for one in pictures if not one.sidecars and one.path not in words)
+        own, bare = CaptionRows(options), DiskList(one for one in pictures if not one.sidecars and one.path not in words)
         try:
             own.add(table, str(source / table))
         except TableError as error:  # perhaps a table of something else
             notes = (*notes, f"{table} is not read for captions: {error}.")
-        told, lone, more = own.match(bare)
-        if len(told):
+        matched, lone, more = own.match(bare)
+        if len(matched):
             there.unread.pop(table)
-            words.update(told)
+            words.update(matched)
             missing, guesses = missing + lone, (*guesses, *own.guesses)
             notes = (
                 *notes,
-                f"Captions are read from {table}, which has rows for {len(told):,} of {len(bare):,} pictures without words.",
+                f"Captions are read from {table}, which has rows for {len(matched):,} of {len(bare):,} pictures without words.",
                 *more,
             )
     for page in there.pages:
@@ -85,7 +85,7 @@ def has_data_set(there: Survey, source: Path) -> bool:
 
 
 MOST_TABLES = 20
-"""Under other names, that are opened to find the one with captions."""
+"""Most tables under other names that are opened to find the one with captions."""
 
 CLASS_STYLES = {
     "drawing": "drawing", "engraving": "engraving", "etching": "etching", "iconography": "iconography",
@@ -119,8 +119,8 @@ def read_classes(source: Path, options: Options) -> Listing:
     turns = ((one for one in listing.found if is_copy(one) == copies) for copies in (False, True))
     found, notes = DiskList(classed(one, options.style) for turn in turns for one in turn), listing.notes
     if options.style:
-        told = f"the folders are styles here: --style {options.style} takes one of them, and leaves out the others as other style"
-        notes = (*notes, f"{told}. For one style of all folders: --reader folder --style {options.style}")
+        note = f"the folders are styles here: --style {options.style} takes one of them, and leaves out the others as other style"
+        notes = (*notes, f"{note}. To give all folders this style: --reader folder --style {options.style}")
     return replace(listing, found=found, notes=notes)
 
 

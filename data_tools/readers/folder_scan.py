@@ -17,7 +17,7 @@ from pathlib import Path
 from data_tools.pipeline.disk import DiskDict
 from data_tools.readers.files import PICTURE_SUFFIXES, starts_like_a_picture, why_not_open
 from data_tools.readers.listing import Found
-from data_tools.tables import TABLE_SUFFIXES, TableError
+from data_tools.readers.table_files import TABLE_SUFFIXES, TableError
 
 TEXTS = (".txt", ".caption", ".text")  # suffixes of files with the caption of one picture; the first one present is read
 SIDECARS = (*TEXTS, ".json")
@@ -29,14 +29,15 @@ TARS = (".tar", *TAR_PACKED)
 PAGES = (".htm", ".html", ".html.utf8")
 RECOGNISED = (
     "Captions are found in NAME.txt, NAME.caption, NAME.text or NAME.json beside NAME.jpg (NAME.jpg.txt and so on too, in upper or "
-    "lower case), and in tables named metadata or captions (.csv, .tsv, .jsonl, .parquet, .json) with a column file_name and a caption column; of a folder without these the only other table is read. Columns called era, poetic, social and alt are captions of these registers. NAME.jpg and NAME.png cannot share a NAME.txt: "
-    "name it NAME.jpg.txt"
+    "lower case), and in tables named metadata or captions (.csv, .tsv, .jsonl, .parquet, .json) with a column file_name and a caption "
+    "column; if there is none of these, a single other table is read. Columns called era, poetic, social and alt are captions of these "
+    "registers. NAME.jpg and NAME.png cannot share a NAME.txt: name it NAME.jpg.txt"
 )
 """The text of --help on caption files."""
 
 OTHER_PICTURES = (
-    ".ai", ".arw", ".cr2", ".cr3", ".dcm", ".dds", ".djvu", ".dng", ".eps", ".exr", ".hdr", ".ico", ".jxl", ".nef", ".orf", ".pcx", ".psb", ".psd",
-    ".raf", ".rw2", ".svg", ".svgz", ".tga", ".xcf",
+    ".ai", ".arw", ".cr2", ".cr3", ".dcm", ".dds", ".djvu", ".dng", ".eps", ".exr", ".hdr", ".ico", ".jxl", ".nef", ".orf", ".pcx",
+    ".psb", ".psd", ".raf", ".rw2", ".svg", ".svgz", ".tga", ".xcf",
 )  # fmt: skip
 ARCHIVES = (".7z", ".bz2", ".gz", ".rar", ".xz", ".zip", ".zst")
 LISTS = (".ods", ".txt", ".xls", ".xlsx", ".xml", ".yaml", ".yml")  # in which captions may be listed, but are not read
@@ -106,14 +107,14 @@ def survey(source: Path, *, leave_out: Path | None = None) -> Survey:
                 continue
             subfolders.remove(name)
         sort_folder(result, "" if within == "." else f"{within}/", folder, names, root)
-    tell_elsewhere(result)
+    mark_elsewhere(result)
     for listed in (result.tables, result.tars, result.pages, result.parquet):
         listed.sort()
     return result
 
 
-def tell_elsewhere(result: Survey) -> None:
-    """Tell which texts without a picture have the name of one in another folder: images/a.png and captions/a.txt."""
+def mark_elsewhere(result: Survey) -> None:
+    """Mark the texts without a picture that have the name of one in another folder: images/a.png and captions/a.txt."""
     lone: dict[str, list[str]] = {}
     for path, reason in result.unread.items():
         if reason == LONE_TEXT:
@@ -196,7 +197,7 @@ def is_coco(path: str) -> bool:
 
 
 def kind_of(name: str) -> str:
-    """The kind of a file by its name alone; "" if the name does not tell."""
+    """The kind of a file by its name alone; "" if the name does not show it."""
     lower = name.lower()
     suffix = posixpath.splitext(lower)[1]
     if suffix in SIDECARS:

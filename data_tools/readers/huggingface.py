@@ -14,11 +14,11 @@ from typing import Any
 from data_tools.images.image_ops import PictureError
 from data_tools.pipeline.disk import DiskDict, DiskList
 from data_tools.readers.caption_guess import MOST_ROWS, TextColumns
+from data_tools.readers.caption_tables import check_caption_column, note_on
 from data_tools.readers.files import checked, find_files, read_file
 from data_tools.readers.listing import DatasetRow, Found, Listing, Options, shown
-from data_tools.readers.tables import check_caption_column, note_on
+from data_tools.readers.table_files import PATH_COLUMNS, Table, column_name
 from data_tools.readers.words import COLUMNS, group_of, normal, style_of, words_from
-from data_tools.tables import PATH_COLUMNS, Table, column_name
 from tokun.utils import network_access
 from tokun.utils.errors import UserError
 from tokun.utils.optional_packages import need

@@ -81,7 +81,7 @@ class Words:
     license: str = ""
     source_url: str = ""
     group: str = ""
-    """What it shares a split with, one of GROUPS and its value: object_id/7. "": as its `Found` says."""
+    """What it shares a split with, one of GROUPS and its value: object_id/7. "": the group of its `Found`."""
     style: str = ""
     """Its own style, as a tag."""
     more: dict[str, Any] = field(default_factory=dict)
@@ -122,9 +122,9 @@ class Options:
     captions_needed: bool = False
     """Whether a table or data set without a caption column is refused."""
     encoding: str = "utf-8"
-    """Of tables of text."""
+    """The encoding of text tables."""
     quoting: str = "auto"
-    """Of tables of text: auto, none, csv."""
+    """The quoting of text tables: auto, none or csv."""
     captions: Path | None = None
     """A table of captions by path in this source; it takes precedence over all other captions."""
 
@@ -140,7 +140,10 @@ class Guess:
     """The one of the others with sentences, where the column has titles."""
 
     def __str__(self) -> str:
-        return f"Other columns of text in {self.table}: {', '.join(self.others)}. --caption-column chooses one instead of {self.column}; a column called era (titles), poetic, social or alt is read beside it."
+        return (
+            f"Other columns of text in {self.table}: {', '.join(self.others)}. --caption-column chooses one instead of {self.column}; "
+            "a column called era (titles), poetic, social or alt is read beside it."
+        )
 
 
 @dataclass(frozen=True)

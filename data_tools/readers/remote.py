@@ -11,11 +11,11 @@ from typing import Any
 
 from data_tools.images.image_ops import PictureError
 from data_tools.pipeline.disk import DiskDict, DiskList
+from data_tools.readers.caption_tables import CaptionRows
 from data_tools.readers.files import MAX_BYTES, checked
 from data_tools.readers.folder_scan import LONE_JSON, is_table, kind_of, pair_words, table_rank, why_unknown
 from data_tools.readers.listing import Found, Listing, Options, Remote
 from data_tools.readers.storage import cannot_be_opened, fetch, storage_errors
-from data_tools.readers.tables import Rows
 from data_tools.readers.webdataset import Tars
 from tokun.utils.errors import UserError
 from tokun.utils.optional_packages import need
@@ -43,7 +43,7 @@ def read_remote(source: Path | str, options: Options) -> Listing:
     within = {key[len(start) :].lstrip("/"): key for key in sorted(files) if key.startswith(f"{start}/")}
     found, words, unread = DiskList(), DiskDict(), DiskDict()
     tars = Tars(options, found, words, unread)
-    rows = Rows(options)
+    rows = CaptionRows(options)
     pairs = pair_all(within, unread)
     for path, key in within.items():
         place = Remote(fs.unstrip_protocol(key), size=files[key].get("size"), version=version_of(files[key]))
@@ -59,8 +59,8 @@ def read_remote(source: Path | str, options: Options) -> Listing:
     for table in sorted(tables, key=table_rank):
         unread.pop(table, None)
         read_remote_table(within[table], fs, table, rows)
-    said, missing, notes = rows.match(found)
-    words.update(said)
+    matched, missing, notes = rows.match(found)
+    words.update(matched)
     return Listing(url, found, words, missing, unread, (*notes, *tars.notes), rows.guesses)
 
 
@@ -101,7 +101,7 @@ def read_remote_picture(where: Remote) -> bytes:
     return checked(data, where.size)
 
 
-def read_remote_table(key: str, fs: Any, table: str, rows: Rows) -> None:
+def read_remote_table(key: str, fs: Any, table: str, rows: CaptionRows) -> None:
     try:
         data = fs.cat_file(key, start=0, end=MAX_TABLE_BYTES + 1)
         if len(data) > MAX_TABLE_BYTES:

@@ -15,8 +15,8 @@ from data_tools.readers.files import MAX_TEXT_BYTES, why_not_open
 from data_tools.readers.folder_scan import with_sidecars
 from data_tools.readers.listing import CaptionError, Found, Remote, Words
 from data_tools.readers.storage import fetch
+from data_tools.readers.table_files import caption_of
 from data_tools.readers.words import ODD_CAPTION, json_object, normal, odd_caption, words_from
-from data_tools.tables import caption_of
 from data_tools.text.captions import plain_text, raw_of
 from data_tools.text.encoding import decode_text
 from tokun.utils.errors import BadSample
@@ -25,8 +25,9 @@ from tokun.utils.errors import BadSample
 def find_words(source: Path, found: Found, row: Words, *, from_names: bool = False, caption_column: str = "") -> Words:
     """The words of one picture: from its text file, then its JSON, then its table `row`, then, with `from_names`, its file name.
 
-    A caption that is given stands in `row` and comes first. `caption_column` is the JSON field with the captions; "": the first with a known name.
-    Raises CaptionError if a sidecar file exists but cannot be read, or holds a caption that is no text, unless another is given.
+    A given caption (`Found.given`) is in `row` and comes first. `caption_column` is the JSON field with the captions; "": the first with a
+    known name. Raises CaptionError if a sidecar file exists but cannot be read, or holds a caption that is not text, unless another is
+    given.
     """
     if not found.beside:
         return row

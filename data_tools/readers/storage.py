@@ -37,7 +37,7 @@ def cannot_be_opened(url: str, error: BaseException) -> FileNotFoundError:
 
 
 def storage_errors() -> tuple[type[BaseException], ...]:
-    """The exceptions of the storages behind fsspec. They share no base class, and only loaded storages count."""
+    """The exceptions of the storages behind fsspec. They share no base class, and only imported backends are listed."""
     others = (("aiohttp", "ClientError"), ("botocore.exceptions", "BotoCoreError"), ("google.auth.exceptions", "GoogleAuthError"))
     loaded = [getattr(sys.modules[module], name) for module, name in (*others, ("gcsfs.retry", "HttpError")) if module in sys.modules]
     return (OSError, ValueError, asyncio.TimeoutError, *loaded)

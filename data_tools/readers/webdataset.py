@@ -19,8 +19,8 @@ from data_tools.pipeline.disk import DiskDict, DiskList
 from data_tools.readers.files import MAX_TEXT_BYTES, PICTURE_SUFFIXES, as_path, why_not_open
 from data_tools.readers.folder_scan import SECOND_WORDS, TAR_PACKED, kind_of, why_unknown
 from data_tools.readers.listing import Found, Listing, Options, Remote, Span, Words
+from data_tools.readers.table_files import CAPTION_COLUMNS, caption_of, column_name
 from data_tools.readers.words import COLUMNS, ODD_CAPTION, group_of, json_object, normal, odd_caption, style_of, words_from
-from data_tools.tables import CAPTION_COLUMNS, caption_of, column_name
 from data_tools.text.captions import plain_text, raw_of
 from data_tools.text.encoding import decode_text
 from tokun.data.shards import SEVERAL, TWICE, key_and_suffix
@@ -63,26 +63,26 @@ class Sample:
 
     pictures: list[tuple[str, str, Found]] = field(default_factory=list)
     """(name, extension, picture)."""
-    said: dict[str, MemberWords] = field(default_factory=dict)
+    texts: dict[str, MemberWords] = field(default_factory=dict)
     """Words by name."""
     others: list[str] = field(default_factory=list)
     """Paths of members that are neither."""
     extensions: dict[str, None] = field(default_factory=dict)
 
-    def told(self) -> Iterator[tuple[Found, MemberWords | None, str]]:
+    def matched(self) -> Iterator[tuple[Found, MemberWords | None, str]]:
         """(picture, its words, why it is not read, or "") of each picture.
 
         If no picture has the bare key but each has words under its own name, the key contains a dot: map.1.jpg, map.1.txt,
         map.2.jpg, map.2.txt.
         """
         plain = [one for name, _, one in self.pictures if not name]
-        if not plain and self.pictures and all(name in self.said for name, _, _ in self.pictures):
-            yield from ((one, self.said[name], "") for name, _, one in self.pictures)
+        if not plain and self.pictures and all(name in self.texts for name, _, _ in self.pictures):
+            yield from ((one, self.texts[name], "") for name, _, one in self.pictures)
             return
         own = plain or [one for name, _, one in self.pictures if name in PICTURE_NAMES or len(self.pictures) == 1]
         own = own or [one for _, _, one in self.pictures]
         for name, extension, one in self.pictures:
-            words = next((self.said[own] for own in ("", extension, name, *CAPTION_COLUMNS) if own in self.said), None)
+            words = next((self.texts[own] for own in ("", extension, name, *CAPTION_COLUMNS) if own in self.texts), None)
             yield one, words, OF_ANOTHER if one not in own else SEVERAL if len(own) > 1 else ""
 
 
@@ -104,7 +104,8 @@ class Tars:
         if not self.beside:
             return ()
         return (
-            f"Members of the tars beside pictures that are not read: {', '.join(f'{n:,} × .{name}' for name, n in self.beside.most_common(8))}.",
+            "Members of the tars beside pictures that are not read: "
+            f"{', '.join(f'{n:,} × .{name}' for name, n in self.beside.most_common(8))}.",
         )
 
     def read(self, base: Path, path: str) -> None:
@@ -150,44 +151,46 @@ class Tars:
         elif member.isreg() and member.size <= MAX_TEXT_BYTES and kind in (".json", ".txt", ".caption", ".text"):
             data = tar.extractfile(member)
             text = decode_text(data.read()) if data else ""
-            said = sample.said.setdefault(name, MemberWords(as_path(member.name).removeprefix("./")))
+            texts = sample.texts.setdefault(name, MemberWords(as_path(member.name).removeprefix("./")))
             if kind != ".json":
-                if not said.caption:
-                    said.caption, said.raw = plain_text(caption_of(text) or ""), raw_of(text)
+                if not texts.caption:
+                    texts.caption, texts.raw = plain_text(caption_of(text) or ""), raw_of(text)
                 else:
                     self.unread[path] = SECOND_WORDS
                 return
             try:
                 record = normal(json_object(text, where="caption file"))
             except BadSample as error:
-                said.problem = str(error)
+                texts.problem = str(error)
                 return
             wanted = {*COLUMNS, column_name(self.caption_column)}
-            said.record = {name: value for name, value in record.items() if name in wanted}
+            texts.record = {name: value for name, value in record.items() if name in wanted}
             if odd := odd_caption(record, self.caption_column):
-                said.problem = ODD_CAPTION.format(odd)
+                texts.problem = ODD_CAPTION.format(odd)
         elif not member.isdir():
             sample.others.append(path)
 
     def add_samples(self, samples: list[Sample], tar_path: str) -> None:
-        """Add the samples of one key. Samples with the same key are told apart if all are complete and have the same members."""
+        """Add the samples of one key. Samples with the same key count as different ones if all are complete and have the same members."""
         twice = len(samples) > 1 and any(sample.extensions.keys() != samples[0].extensions.keys() for sample in samples)
         for sample in samples:
             read: list[MemberWords] = []
-            for one, said, why_not in sample.told():
-                read += [said] if said else []
-                words = Words(caption=said.caption, raw=said.raw).or_else(words_from(said.record, self.caption_column)) if said else Words()
-                words = replace(words, words_from=f"{tar_path}/{said.member}") if said and words.caption else words
+            for one, texts, why_not in sample.matched():
+                read += [texts] if texts else []
+                words = (
+                    Words(caption=texts.caption, raw=texts.raw).or_else(words_from(texts.record, self.caption_column)) if texts else Words()
+                )
+                words = replace(words, words_from=f"{tar_path}/{texts.member}") if texts and words.caption else words
                 problem = one.problem or (TWICE if twice else "") or why_not
                 of_words = problem == SEVERAL
-                if said and not problem and not words.caption and not words.captions:
-                    problem, of_words = said.problem, True
+                if texts and not problem and not words.caption and not words.captions:
+                    problem, of_words = texts.problem, True
                 path = one.path if one.path not in self.words else f"{one.path}+{len(self.words)}"  # the same name again
                 self.words[path] = words if not problem else Words()
-                group, style = (group_of(said.record) or "", style_of(said.record)) if said else ("", "")
+                group, style = (group_of(texts.record) or "", style_of(texts.record)) if texts else ("", "")
                 self.found.append(replace(one, path=path, problem=problem, of_words=of_words, group=group, style=style))
             spare = f"not read: {TWICE}" if twice else SECOND_WORDS if read else OTHER_NAME if sample.pictures else NO_PICTURE
-            self.unread.update({f"{tar_path}/{said.member}": spare for said in sample.said.values() if said not in read})
+            self.unread.update({f"{tar_path}/{texts.member}": spare for texts in sample.texts.values() if texts not in read})
             if sample.pictures:
                 self.beside.update(posixpath.basename(path).partition(".")[2] for path in sample.others)
             else:

@@ -13,12 +13,13 @@ from typing import Any
 
 from data_tools.readers.files import PICTURE_SUFFIXES, utf8
 from data_tools.readers.listing import GROUPS, Words
-from data_tools.tables import CAPTION_COLUMNS, PATH_COLUMNS, caption_of, column_name
+from data_tools.readers.table_files import CAPTION_COLUMNS, PATH_COLUMNS, caption_of, column_name
 from data_tools.text.captions import plain_text, raw_of
+from tokun.tokenizers.wordings import REGISTERS
 from tokun.utils.errors import BadSample
 
 MORE = ("title", "author", "artist", "illustrator", "context", "technique", "category", "date")
-OF_REGISTERS = ("poetic", "era", "social", "alt")  # columns with captions of these registers
+OF_REGISTERS = tuple(name for name in REGISTERS if name != "plain")  # columns with captions of these registers
 SUBJECTS = ("subject", "label", "class", "class_name")  # columns with what a picture shows, in a word or two; numbers are none
 COLUMNS = frozenset({*PATH_COLUMNS, *CAPTION_COLUMNS, *GROUPS, *MORE, *SUBJECTS, *OF_REGISTERS, "style", "license", "source_url", "url"})
 
@@ -76,7 +77,7 @@ def words_from(record: dict[str, Any], caption_column: str = "") -> Words:
 
 
 def odd_caption(record: Mapping[str, Any], caption_column: str = "") -> str:
-    """The value of the caption column as it is written, where it is not text but {"en": …} or the like; "" if there is none."""
+    """The value of the caption column as written, if it is not text but {"en": …} or the like; else ""."""
     names = (column_name(caption_column),) if caption_column else CAPTION_COLUMNS
     odd = next((one for name in names if _is_odd(one := record.get(name))), None)
     return "" if odd is None else f"{odd!r:.60}"

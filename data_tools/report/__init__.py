@@ -2,9 +2,9 @@
 
     tokun report shards/ --source my-pictures/
 
-Writes `report.html` beside the shards, from their manifest, and `README.md`, by which `datasets` and the Hub read them. The page is self-contained, pictures included, needs no network
-and no scripts, and stays below a few megabytes for a collection of any size. Equal input gives equal bytes. Memory does not
-grow with the collection: tables are read in pieces, and samples are drawn by a hash of the path.
+Writes `report.html` beside the shards, from their manifest, and `README.md`, by which `datasets` and the Hub read them. The page is
+self-contained, pictures included. It needs no network and no scripts, and stays below a few megabytes for a collection of any size. Equal
+input gives equal bytes. Memory does not grow with the collection: tables are read in pieces, and samples are drawn by a hash of the path.
 """
 
 from __future__ import annotations
@@ -26,8 +26,9 @@ NAME = "report.html"
 
 
 def write_report(out: Path, *, source: Path | None = None, opener: Opener | None = None) -> Path:
-    """Write `report.html` into `out`, the folder of the shards and the manifest, and the dataset card (`dataset_card`). Returns the report's path.
+    """Write `report.html` and the dataset card (`dataset_card`) into `out`, the folder of the shards and the manifest.
 
+    Returns the report's path.
     Pictures that were left out are read from the folder `source`, or by `opener`, which maps a path in the manifest to the bytes
     of a picture file or None. Without either, or for missing files, only their names are shown. Raises FileNotFoundError or
     UserError, with the way out, if there is no readable manifest.

@@ -22,6 +22,7 @@ from data_tools.images.image_ops import PictureError, decode
 from data_tools.report.reasons import family
 from data_tools.report.records import SPLITS, Records
 from tokun.data import tars
+from tokun.data.shards import IMAGE_SUFFIXES, key_and_suffix
 from tokun.utils.errors import UserError
 from tokun.utils.optional_packages import need
 
@@ -166,9 +167,6 @@ def count_manifest(summary: Summary, path: Path) -> None:
         summary.samples.setdefault(group, Sample(tiles, "/".join(group))).add(name, tuple(one[:MAX_NAME] for one in details))
 
 
-IMAGE_SUFFIXES = ("webp", "png", "jpg", "jpeg")
-
-
 def read_shards(summary: Summary, folder: Path) -> None:
     """Count the pairs of all shards and fetch those of the kept sample. A damaged shard is listed and skipped."""
     wanted = {place for _, place in summary.kept.items()}
@@ -187,7 +185,7 @@ def read_shard(summary: Summary, shard: Path, names: list[str], places: np.ndarr
     split = shard.name.split("-")[0].removesuffix(".tar")
     with open(shard, "rb", buffering=0) as file:
         for name, (offset, size) in zip(names, places.tolist(), strict=True):
-            key, _, suffix = name.partition(".")
+            key, suffix = key_and_suffix(name)
             place, known = (shard.name, key), SPLITS.get(split, "")
             if known:
                 summary.records.bytes[known] += size

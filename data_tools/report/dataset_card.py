@@ -17,8 +17,8 @@ NAME = "README.md"
 MARK = "<!-- written by tokun's prepare: what you write here is lost when it runs again, unless you remove this line -->"
 SIZES = ((1_000, "n<1K"), (10_000, "1K<n<10K"), (100_000, "10K<n<100K"), (1_000_000, "100K<n<1M"), (10_000_000, "1M<n<10M"))
 LICENCES = frozenset({
-    "apache-2.0", "bsd-3-clause", "cc", "cc-by-2.0", "cc-by-3.0", "cc-by-4.0", "cc-by-nc-4.0", "cc-by-nc-nd-4.0", "cc-by-nc-sa-4.0", "cc-by-nd-4.0",
-    "cc-by-sa-3.0", "cc-by-sa-4.0", "cc0-1.0", "mit", "odbl", "pddl",
+    "apache-2.0", "bsd-3-clause", "cc", "cc-by-2.0", "cc-by-3.0", "cc-by-4.0", "cc-by-nc-4.0", "cc-by-nc-nd-4.0", "cc-by-nc-sa-4.0",
+    "cc-by-nd-4.0", "cc-by-sa-3.0", "cc-by-sa-4.0", "cc0-1.0", "mit", "odbl", "pddl",
 })  # fmt: skip
 """The Hub's names of licences that pictures have; another licence is `other` with its own name."""
 MOST_REASONS, MOST_LICENCES = 20, 10
@@ -86,15 +86,15 @@ def head(records: Records, name: str) -> str:
     if languages:
         tree["language"] = languages
     tree |= {"task_categories": ["text-to-image", "image-to-text"], "tags": ["tokun", "webdataset"]}
-    tree["size_categories"] = [next((told for most, told in SIZES if total < most), "n>10M")]
+    tree["size_categories"] = [next((name for most, name in SIZES if total < most), "n>10M")]
     if splits:
         files = [{"split": split, "path": f"{shards[split]}-*.tar"} for split in splits]
-        said = feature("json", records.fields)
+        json_feature = feature("json", records.fields)
         tree["configs"] = [{"config_name": "default", "data_files": files}]
         tree["dataset_info"] = {
             "features": [
                 *({"name": suffix, "dtype": "image"} for suffix in sorted(records.suffixes)),
-                *([said] if said else []),
+                *([json_feature] if json_feature else []),
                 {"name": "__key__", "dtype": "string"},
                 {"name": "__url__", "dtype": "string"},
             ],
@@ -109,8 +109,10 @@ def body(summary: Summary, records: Records) -> str:
     settings, total = summary.settings, sum(records.pairs.values())
     style = f" in the style {settings['style']}" if settings.get("style") else ""
     parts = [
-        f"{total:,} pictures with captions{style}, {settings.get('side', '?')} pixels on the short side, as WebDataset shards: `KEY.{'/'.join(sorted(records.suffixes)) or 'webp'}` and `KEY.json`.",
-        '```python\nfrom datasets import load_dataset\n\npairs = load_dataset("FOLDER", split="train")  # or the id of this data set on the Hub\n'
+        f"{total:,} pictures with captions{style}, {settings.get('side', '?')} pixels on the short side, as WebDataset shards: "
+        f"`KEY.{'/'.join(sorted(records.suffixes)) or 'webp'}` and `KEY.json`.",
+        "```python\nfrom datasets import load_dataset\n\n"
+        'pairs = load_dataset("FOLDER", split="train")  # or the id of this data set on the Hub\n'
         f'pairs[0]["{min(records.suffixes, default="webp")}"], pairs[0]["json"]["caption"]\n```',
         "## Splits\n\n"
         + table(
@@ -125,7 +127,7 @@ def body(summary: Summary, records: Records) -> str:
             + table(("licence", "pairs"), licences)
         )
     else:
-        parts.append("## Licences\n\nNone was given. Who publishes these pictures has to state one.")
+        parts.append("## Licences\n\nNone was given. Whoever publishes these pictures has to state one.")
     left_out = [(status, line(reason), f"{count:,}") for (status, reason), count in summary.reasons.most_common(MOST_REASONS)]
     if left_out:
         more = len(summary.reasons) - len(left_out)

@@ -129,7 +129,7 @@ EXPLANATIONS |= {
     ),
     "not read: compressed; unpack it": ("An archive, which is not opened.", "Unpack it into the folder, and run again."),
     "not read: captions in another form; see --help for the tables that are read": (
-        "It is named like a list of captions, but is no table with a header that can be read.",
+        "It is named like a list of captions, but it is not a table with a header that can be read.",
         "Save it as captions.csv, with the columns file_name and caption.",
     ),
     "not read: a COCO file; give it as SOURCE, or name it captions.json": (
@@ -145,32 +145,34 @@ EXPLANATIONS |= {
         "Give its folder, with dataset_dict.json or state.json in it, as SOURCE.",
     ),
     "not read: has a picture's name, but no suffix of words that are read; write its words into NAME.txt": (
-        "It may hold words about the picture of its name, but in a form that is not read.",
+        "It may hold words about the picture with the same name, but in a form that is not read.",
         "Put the caption into a text file with the picture's name (wolf.jpg, wolf.txt).",
     ),
     "not read: a text with the name of a picture in another folder; put it beside the picture": (
-        "Texts are read beside their pictures alone, not from a folder of their own.",
+        "Texts are read only beside their pictures, not from a separate folder.",
         "Put the texts into the folder of the pictures, or write the captions into captions.csv.",
     ),
     "not read: a text without a picture of its name": (
-        "A text beside pictures that has the name of none of them.",
+        "The text is beside pictures, but none of them has its name.",
         "If it is a caption, give it the name of its picture (wolf.jpg, wolf.txt).",
     ),
     "not read: its name is longer than its picture's; name it NAME.txt": (
-        "A text whose name goes on behind its picture's, such as wolf.en.txt beside wolf.jpg.",
-        "Give the one that is the caption the name of its picture (wolf.txt). Several captions of a picture stand in several rows of captions.csv.",
+        "A text whose name has extra parts after the picture's name, such as wolf.en.txt beside wolf.jpg.",
+        "Give the one that is the caption the name of its picture (wolf.txt). "
+        "Write several captions of a picture into several rows of captions.csv.",
     ),
     "not read: words under another name than their picture's": (
-        "Words in a sample of a tar file whose name is neither its picture's nor one for captions.",
+        "Words in a sample of a tar file, under a name that is neither the picture's nor one for captions.",
         "Name the member KEY.txt, KEY.json or KEY.caption.txt.",
     ),
     "not read: ambiguous: several pictures have its name": (
-        "A text file whose name fits several pictures (wolf.txt beside wolf.jpg and wolf.png), so it is unclear which of them it describes.",
+        "A text file whose name fits several pictures (wolf.txt beside wolf.jpg and wolf.png), "
+        "so it is unclear which of them it describes.",
         "Give it the whole name of its picture (wolf.jpg.txt), or write the captions into captions.csv.",
     ),
     "not read: JSON without a picture of its name": (
-        "A JSON file that has the name of no picture.",
-        "Give it the name of its picture, or name a table of captions captions.json.",
+        "No picture has the name of this JSON file.",
+        "Give it the name of its picture; if it is a table of captions, name it captions.json.",
     ),
     "not read: its picture has another file of words, which is read": (
         "A picture can have one text file and one JSON file; this is an extra one.",
@@ -189,7 +191,7 @@ EXPLANATIONS |= {
         "Give each picture a key of its own.",
     ),
     "ambiguous: its key is there twice": (
-        "Two samples in a tar file have the same key, so their words cannot be told apart.",
+        "Two samples in a tar file have the same key, so it is unclear which words belong to which.",
         "Give each picture a key of its own.",
     ),
 }

@@ -1,4 +1,7 @@
-"""What the JSON of all pairs says: the type of every field, licences, languages, counts by split. Read with the report's own pass over the shards."""
+"""What the JSON of all pairs says: the type of every field, licences, languages, counts by split.
+
+It is counted in the report's own pass over the shards (counting.py).
+"""
 
 from __future__ import annotations
 
@@ -33,7 +36,7 @@ class Records:
 
 
 def kind_of(value: Any) -> Any:
-    """The type of a JSON value: a name of Arrow's, [type] for a list, {name: type} for an object; "null" if it says nothing."""
+    """The type of a JSON value: a name of Arrow's, [type] for a list, {name: type} for an object; "null" if it has no value."""
     if isinstance(value, bool):
         return "bool"
     if isinstance(value, int):

@@ -13,8 +13,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
 
+from data_tools.pipeline.verdicts import AMBIGUOUS, REJECT, Verdict
 from data_tools.text.language import language
-from data_tools.verdicts import AMBIGUOUS, REJECT, Verdict
 
 DOUBTS = ("caption is a list", "caption is a heading", "caption is a fragment", "caption too long")
 
@@ -71,9 +71,9 @@ def settled(change: Callable[[str], str], text: str, rounds: int = 20) -> str:
 # Known tags only, so that "2 < 3 and 5 > 4" stays. Inline tags are deleted; the others become spaces.
 INLINE_NAMES = "a|abbr|acronym|b|bdo|big|cite|code|del|dfn|em|font|i|ins|kbd|label|mark|q|s|samp|small|span|strike|strong|sub|sup|tt|u|var"
 BLOCK_NAMES = (
-    "address|area|article|aside|base|basefont|blockquote|body|button|canvas|caption|center|col|colgroup|dd|div|dl|dt|embed|fieldset|figcaption|"
-    "figure|footer|form|frame|frameset|h[1-6]|head|header|hr|br|html|iframe|img|input|legend|li|link|map|meta|nav|noscript|object|ol|option|p|param|"
-    "picture|pre|script|section|select|source|style|svg|table|tbody|td|textarea|tfoot|th|thead|title|tr|ul|video"
+    "address|area|article|aside|base|basefont|blockquote|body|button|canvas|caption|center|col|colgroup|dd|div|dl|dt|embed|fieldset|"
+    "figcaption|figure|footer|form|frame|frameset|h[1-6]|head|header|hr|br|html|iframe|img|input|legend|li|link|map|meta|nav|noscript|"
+    "object|ol|option|p|param|picture|pre|script|section|select|source|style|svg|table|tbody|td|textarea|tfoot|th|thead|title|tr|ul|video"
 )
 INLINE_TAG = re.compile(rf"</?(?:{INLINE_NAMES})\b[^<>]*>", re.I)
 BLOCK_TAG = re.compile(rf"<!--(?:(?!<!--).)*?-->|<(script|style)\b(?:(?!<\1).)*?</\1\s*>|</?(?:{BLOCK_NAMES})\b[^<>]*>", re.I | re.S)
@@ -114,8 +114,11 @@ def plain_once(text: str) -> str:
 
 
 def is_spelling(text: str, start: int, end: int) -> bool:
-    """Whether a zero-width joiner belongs to a word's spelling or to a composed emoji: a letter, mark or symbol outside the plain scripts
-    is next to it. It may end a word (Malayalam), begin one (an isolated Arabic form), or follow a Latin one (the Persian plural of PDF)."""
+    """Whether a zero-width joiner belongs to a word's spelling or to a composed emoji.
+
+    Then a letter, mark or symbol outside the plain scripts is next to it. It may end a word (Malayalam), begin one (an isolated Arabic
+    form), or follow a Latin one (the Persian plural of PDF).
+    """
     beside = text[max(0, start - 1) : start] + text[end : end + 1]
     return any(unicodedata.category(c)[0] in "LMS" and not PLAIN_SCRIPTS.match(c) for c in beside)
 
@@ -139,7 +142,8 @@ MARKS = tuple(
         rf"[\[({{]\s*(?:see\s+)?(?:{PAGE})\s*\.?[\])}}]",
         r"\{\s*[\divxlc]{1,7}\s*\}",
         r"\[\s*(?:\d{1,4}|[a-z]|[*†‡§]+)\s*\]",
-        rf"[\[(]\s*(?:(?:see|view|open|show|link to|go to|click|tap|here|for|to|an?|the)\s+)*(?:{LARGER}(?:\s+{VERSION})?|enlarge|thumbnail)\s*\.?[\])]",
+        r"[\[(]\s*(?:(?:see|view|open|show|link to|go to|click|tap|here|for|to|an?|the)\s+)*"
+        rf"(?:{LARGER}(?:\s+{VERSION})?|enlarge|thumbnail)\s*\.?[\])]",
         r"[\[(]?\s*\b(?:click|tap)\s+(?:here|on|to|for|image|the|this|map|picture)\b[^.\[\]()]{0,80}[\])]?\.?",
         rf"[\[(]?\s*\b(?:see|view|open|show|link to)\s+(?:(?:an?|the|this|in)\s+)?{LARGER}\s+{VERSION}\b\s*\.?[\])]?",
         rf"^(?:{LARGER}\s+{VERSION}|enlarge|thumbnail)\W*$",
@@ -152,7 +156,10 @@ MARKS = tuple(
     )
 )
 ILLUSTRATION = re.compile(r"\[\s*illustrations?\s*[:.—–-]\s*([^\[\]]*)\]?", re.I)
-WORK_OF_ART = r"(?:photograph|photo|drawing|painting|sketch|picture|engraving|print|daguerreotype|portrait|original|water-?colou?r|etching|lithograph|woodcut|design)"
+WORK_OF_ART = (
+    r"(?:photograph|photo|drawing|painting|sketch|picture|engraving|print|daguerreotype|portrait|original|water-?colou?r|etching|"
+    r"lithograph|woodcut|design)"
+)
 NAME = r"(?-i:[A-ZÀ-Þ])"
 CREDITS = tuple(
     re.compile(pattern, re.I)
@@ -163,7 +170,8 @@ CREDITS = tuple(
         r"^photo(?:graph)?(?:\s+by)?\s*:\s*[^.]{1,60}\.\s+(?=\S)",
         rf"\s+from\s+(?:an?\s+)?photo(?:graph)?s?\s+by\s+{NAME}[^!?;]{{0,80}}$",
         rf"^from\s+(?:an?|the)\s+(?:\w+\s+){{0,2}}{WORK_OF_ART}s?\b(?:\s+(?:by|of|taken)\s[^!?;]{{0,50}})?$",
-        rf"(?:(?<=[.!?\"'—–])\s*|\s*[\[(]\s*)(?:drawn|engraved|etched|painted|sketched|photographed|designed|photo(?:graph)?)\s+(?:(?:and|&)\s+\w+\s+)?by\s+{NAME}[^()\[\]!?;]{{0,70}}[\])]?$",
+        r"(?:(?<=[.!?\"'—–])\s*|\s*[\[(]\s*)(?:drawn|engraved|etched|painted|sketched|photographed|designed|photo(?:graph)?)\s+"
+        rf"(?:(?:and|&)\s+\w+\s+)?by\s+{NAME}[^()\[\]!?;]{{0,70}}[\])]?$",
         r"\s*[\[(]\s*(?:reproduced|reprinted|by (?:kind )?permission|courtesy|copyright)\b[^()\[\]]{0,160}[\])]?\.?",
         r"(?<=[.!?\"'])\s*(?:reproduced|by (?:kind )?permission of|copyright(?:ed)?,?\s+(?:\d|by)|©)[^!?;]{0,120}$",
     )
@@ -195,7 +203,8 @@ LABELS = tuple(
     for pattern in (
         rf"^[\"'(\[]?{COUNTED}\b\.?\s*{NUMBERS}[)\]]?(?=$|[\s.:;,—–-])\s*[.:;,—–-]*\s*",
         rf"^[\"'(\[]?nos?\b\.?\s*{NUMBERS}[)\]]?\s*(?:$|[.:;,—–-]+\s*)",
-        r"^(?:frontispiece|illustration|tail-?piece|head-?piece|vignette|image|picture|caption|photo|plate|figure|fig)s?\b\s*(?:[.:—–]+|\s-\s|$)\s*",
+        r"^(?:frontispiece|illustration|tail-?piece|head-?piece|vignette|image|picture|caption|photo|plate|figure|fig)s?\b"
+        r"\s*(?:[.:—–]+|\s-\s|$)\s*",
         r"^(?!\(?1\b.*\b2[.)])\(?\d{1,3}[a-z]?(?:[.):]|[.]?[—–])\s+(?=\S)",
         r"^\(?\d{1,3}[.]?[—–](?=\S)",
         r"^[IVXLC]{1,7}\.\s*[—–]+\s*(?=\S)",
@@ -213,11 +222,12 @@ def without_labels(text: str) -> str:
 
 
 LABEL_WORDS = frozenset({
-    "advertisement", "back", "border", "caption", "chapter", "colophon", "contents", "cover", "cut", "decoration", "decorative", "divider", "drop",
-    "cap", "endpaper", "endpapers", "fig", "figs", "figure", "figures", "finis", "front", "frontis", "frontispiece", "half", "head", "headpiece",
-    "i", "icon", "ill", "illus", "illustrated", "illustration", "illustrations", "image", "images", "initial", "initials", "letter", "line", "list",
-    "logo", "no", "nos", "number", "of", "ornament", "ornamental", "page", "photo", "photograph", "picture", "piece", "pl", "plate", "plates", "scan",
-    "spine", "tail", "tailpiece", "the", "title", "titlepage", "thumbnail", "unnamed", "untitled", "vignette", "blank", "none", "na", "and", "to",
+    "advertisement", "back", "border", "caption", "chapter", "colophon", "contents", "cover", "cut", "decoration", "decorative", "divider",
+    "drop", "cap", "endpaper", "endpapers", "fig", "figs", "figure", "figures", "finis", "front", "frontis", "frontispiece", "half",
+    "head", "headpiece", "i", "icon", "ill", "illus", "illustrated", "illustration", "illustrations", "image", "images", "initial",
+    "initials", "letter", "line", "list", "logo", "no", "nos", "number", "of", "ornament", "ornamental", "page", "photo", "photograph",
+    "picture", "piece", "pl", "plate", "plates", "scan", "spine", "tail", "tailpiece", "the", "title", "titlepage", "thumbnail", "unnamed",
+    "untitled", "vignette", "blank", "none", "na", "and", "to",
 })  # fmt: skip
 FILE_NAME = re.compile(r"\S+\.(?:jpe?g|png|gif|tiff?|webp|bmp|svg)|[a-z]{0,12}[_-]?\d+[a-z]{0,3}(?:[_-]\w{1,8})?", re.I)
 

@@ -1,4 +1,4 @@
-"""Main noun: the thing that a description is about, by rules and statistics of all descriptions. English only; no model, no word list to download.
+"""Main noun: the thing that a description is about, by rules and statistics of all descriptions. English only.
 
     lexicon = Lexicon.learn(descriptions)
     lexicon.thing("A large moth with spread wings, seen from above.")      # "moth"
@@ -8,7 +8,9 @@
 A description begins with its subject, so its thing is the head of its first noun phrase: the last noun before a preposition, a
 conjunction, a comma or a participle that follows a noun. Nouns are recognised by statistics of the descriptions: nouns occur before
 such a border, adjectives before nouns. If the head only frames what is shown ("portrait of", "a pair of", "the head of"), the thing
-is what follows. Plurals become singular; of several possible singulars, one that occurs.
+is what follows. Plurals become singular; of several possible singulars, one that occurs in the descriptions is taken.
+
+No parser such as spaCy's, because that needs a package and a model to download, and another version of the model may give other nouns.
 """
 
 from __future__ import annotations
@@ -56,9 +58,9 @@ FRAMES = _set(
     "bunch number part piece pieces fragment set series collection kind type sort variety couple trio dozen half side front top "
     "end edge corner interior exterior section half-length likeness profile outline silhouette impression page plate sheet "
     "display array assortment selection mass lot handful heap pile stack flock herd pack swarm shoal school team band company "
-    "party procession crowd gathering circle bust head heads face faces rear body back inside clump glimpse form figure shape model copy version specimen "
-    "example spray sprig bouquet suit ground-plan cross-section rows pairs groups lines views kinds parts fragments head-and-shoulders "
-    "upper lower pattern half-figure cutaway diagram relief statue statuette"
+    "party procession crowd gathering circle bust head heads face faces rear body back inside clump glimpse form figure shape model copy "
+    "version specimen example spray sprig bouquet suit ground-plan cross-section rows pairs groups lines views kinds parts fragments "
+    "head-and-shoulders upper lower pattern half-figure cutaway diagram relief statue statuette"
 )
 """Heads that, if "of" follows, only frame what is shown."""
 BACKS = _set("front interior inside side view scene end corner exterior facade back")
@@ -68,12 +70,13 @@ BOTH = _set("oval square round plain stern light dark general whole standing sea
 SPELLINGS = {"armor": "armour", "harbor": "harbour", "theater": "theatre", "fiber": "fibre", "plow": "plough"}
 """One spelling for each thing."""
 IRREGULAR = {
-    "men": "man", "women": "woman", "children": "child", "people": "people", "feet": "foot", "teeth": "tooth", "geese": "goose", "mice": "mouse",
-    "lice": "louse", "oxen": "ox", "dice": "die", "leaves": "leaf", "wolves": "wolf", "knives": "knife", "halves": "half", "calves": "calf",
-    "loaves": "loaf", "thieves": "thief", "shelves": "shelf", "sheaves": "sheaf", "elves": "elf", "wives": "wife", "hooves": "hoof",
-    "scarves": "scarf", "wharves": "wharf", "lives": "life", "larvae": "larva", "pupae": "pupa", "antennae": "antenna", "algae": "alga",
-    "fungi": "fungus", "cacti": "cactus", "nuclei": "nucleus", "fishes": "fish", "brethren": "brother", "axes": "axe", "buses": "bus",
-    "crocuses": "crocus", "octopuses": "octopus", "walruses": "walrus", "lenses": "lens", "irises": "iris", "cherubim": "cherub",
+    "men": "man", "women": "woman", "children": "child", "people": "people", "feet": "foot", "teeth": "tooth", "geese": "goose",
+    "mice": "mouse", "lice": "louse", "oxen": "ox", "dice": "die", "leaves": "leaf", "wolves": "wolf", "knives": "knife", "halves": "half",
+    "calves": "calf", "loaves": "loaf", "thieves": "thief", "shelves": "shelf", "sheaves": "sheaf", "elves": "elf", "wives": "wife",
+    "hooves": "hoof", "scarves": "scarf", "wharves": "wharf", "lives": "life", "larvae": "larva", "pupae": "pupa", "antennae": "antenna",
+    "algae": "alga", "fungi": "fungus", "cacti": "cactus", "nuclei": "nucleus", "fishes": "fish", "brethren": "brother", "axes": "axe",
+    "buses": "bus", "crocuses": "crocus", "octopuses": "octopus", "walruses": "walrus", "lenses": "lens", "irises": "iris",
+    "cherubim": "cherub",
 }  # fmt: skip
 NO_PLURALS = _set(
     "scissors trousers shears tongs pincers pliers bellows spectacles glasses series species sheep deer swine cattle barracks "
@@ -218,9 +221,9 @@ class Lexicon:
 
 
 NOUNS = _set(
-    "king ring wing string ceiling evening morning bunting lettering handwriting railing wedding building bed seed weed reed shed seaweed sled "
-    "steed viking herring duckling gosling seedling sapling starling earring sling spring lightning awning rigging clothing clearing dwelling "
-    "stocking pudding thing something farthing whiting lapwing redwing waxwing lemming grayling fledgling nestling gathering "
+    "king ring wing string ceiling evening morning bunting lettering handwriting railing wedding building bed seed weed reed shed seaweed "
+    "sled steed viking herring duckling gosling seedling sapling starling earring sling spring lightning awning rigging clothing clearing "
+    "dwelling stocking pudding thing something farthing whiting lapwing redwing waxwing lemming grayling fledgling nestling gathering "
     "flooring moulding molding dumpling changeling flatbed seabed hundred bobsled breed creed"
 )
 """Nouns in -ing and -ed that are not participles."""

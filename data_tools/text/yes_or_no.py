@@ -1,4 +1,4 @@
-"""Yes/no questions such as "is this a moth?" about pictures with a known main thing and kind, balanced so that the question gives nothing away.
+"""Yes/no questions such as "is this a moth?" about pictures with a known main thing and kind, balanced so that none gives its answer away.
 
     asked = is_this(pictures, seed)        # asked[i]: [("Is this a moth?", "yes"), ("Is this a beetle?", "no"), …] of picture i
 
@@ -31,24 +31,43 @@ FAMILIES = (
 )  # fmt: skip
 PEOPLE = frozenset({"portrait", "figure", "people", "battle", "street", "interior", "sculpture", "coin", "other"})
 MALE, FEMALE = frozenset({"man", "boy", "king", "gentleman"}), frozenset({"woman", "girl", "lady", "queen", "goddess"})
-GENERIC = frozenset(
-    ["animal", "creature", "beast", "monster", "bird", "fish", "insect", "shell", "plant", "flower", "tree", "building", "ship", "boat", "vessel", "machine",
-     "tool", "instrument", "ornament", "statue", "figure", "person", "shield", "stone", "object", "piece", "head", "family", "couple", "crowd", "skeleton"]
-)  # fmt: skip
+GENERIC = frozenset({
+    "animal", "creature", "beast", "monster", "bird", "fish", "insect", "shell", "plant", "flower", "tree", "building", "ship", "boat",
+    "vessel", "machine", "tool", "instrument", "ornament", "statue", "figure", "person", "shield", "stone", "object", "piece", "head",
+    "family", "couple", "crowd", "skeleton",
+})  # fmt: skip
 """Generic names, which cover other things of their kind."""
 SIMILAR = tuple(
-    frozenset(words.split()) for words in (
-        "ship boat steamer steamship warship vessel galley frigate canoe", "deer stag antelope goat", "ox bull cow", "monkey lemur ape",
-        "house building mansion palace castle hall hut tower church cathedral chapel temple abbey gate gateway wall arch doorway window porch "
-        "courtyard shrine tomb nave room lighthouse", "jar vase urn pot jug vessel bottle cup bowl pitcher dish plate", "wasp bee fly insect moth butterfly",
-        "leaf twig branch stem plant flower sprig fern lily tree trunk cone seaweed coral", "street town village city square courtyard bridge building house",
-        "river lake bay sea shore valley mountain hill plain cliff rock waterfall landscape village town wave island", "ring brooch pendant ornament medal coin seal cross star crown",
-        "stone slab block rock column pillar capital panel frame ornament statue tomb mound", "axe blade tool hilt sword", "machine engine instrument tool locomotive",
-        "shield emblem crest arms cross star", "skeleton skull bone head tooth", "sparrow finch bunting warbler wren bird", "eagle hawk falcon vulture",
-        "pigeon dove", "chair table box cabinet lamp", "angel god goddess demon figure statue", "dragon monster beast creature lion", "starfish star urchin anemone jellyfish coral shell",
-        "helmet armour shield", "bird warbler flycatcher thrush swallow cuckoo jay woodpecker",
+    frozenset(words.split())
+    for words in (
+        "ship boat steamer steamship warship vessel galley frigate canoe",
+        "deer stag antelope goat",
+        "ox bull cow",
+        "monkey lemur ape",
+        "house building mansion palace castle hall hut tower church cathedral chapel temple abbey gate gateway wall arch doorway window "
+        "porch courtyard shrine tomb nave room lighthouse",
+        "jar vase urn pot jug vessel bottle cup bowl pitcher dish plate",
+        "wasp bee fly insect moth butterfly",
+        "leaf twig branch stem plant flower sprig fern lily tree trunk cone seaweed coral",
+        "street town village city square courtyard bridge building house",
+        "river lake bay sea shore valley mountain hill plain cliff rock waterfall landscape village town wave island",
+        "ring brooch pendant ornament medal coin seal cross star crown",
+        "stone slab block rock column pillar capital panel frame ornament statue tomb mound",
+        "axe blade tool hilt sword",
+        "machine engine instrument tool locomotive",
+        "shield emblem crest arms cross star",
+        "skeleton skull bone head tooth",
+        "sparrow finch bunting warbler wren bird",
+        "eagle hawk falcon vulture",
+        "pigeon dove",
+        "chair table box cabinet lamp",
+        "angel god goddess demon figure statue",
+        "dragon monster beast creature lion",
+        "starfish star urchin anemone jellyfish coral shell",
+        "helmet armour shield",
+        "bird warbler flycatcher thrush swallow cuckoo jay woodpecker",
     )
-)  # fmt: skip
+)
 """Groups of things that can be mistaken for each other, or for which a picture may show either."""
 LIKE = {thing: [group for group in SIMILAR if thing in group] for thing in frozenset().union(*SIMILAR)}
 NO_ARTICLE = frozenset({"armour", "seaweed", "coral", "people", "scissors", "cattle", "ruins", "clothes", "grass"})

@@ -108,7 +108,7 @@ def convert_tables(config: Config) -> None:
             continue
         target = Path(config.out) / "words" / f"{split}.jsonl"
         if int(os.environ.get("RANK", 0)) == 0:
-            rows = (json.dumps(row.values, ensure_ascii=False, default=str) for row in data_tool("tables").read_table(table))
+            rows = (json.dumps(row.values, ensure_ascii=False, default=str) for row in data_tool("readers.table_files").read_table(table))
             checkpoint.write_text(target, "".join(f"{row}\n" for row in rows))
         setattr(config.words, split, str(target))
     engine.wait_for_processes()

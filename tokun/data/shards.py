@@ -16,7 +16,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, fields
 from glob import glob
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 
@@ -376,6 +376,18 @@ def _expand_braces(pattern: str) -> list[str]:
     return [head + choice + end for choice in choices for end in _expand_braces(tail)]
 
 
+def write_samples(tar: BinaryIO, samples: Iterable[Mapping[str, Any]]) -> int:
+    """Write the files of {"__key__": key, suffix: bytes, …} into an open tar, and its end mark. Returns the number of samples."""
+    count = 0
+    for sample in samples:
+        for suffix, payload in sample.items():
+            if suffix != "__key__":
+                tars.write_member(tar, f"{sample['__key__']}.{suffix}", payload)
+        count += 1
+    tars.write_end(tar)
+    return count
+
+
 def write_shard(path: Path, samples: Iterable[Mapping[str, Any]], beside: Callable[[], dict[str, bytes]] = dict) -> int:
     """Write {"__key__": key, suffix: bytes, …} to a temporary tar and rename it: atomic, and the same bytes each time.
 
@@ -384,14 +396,8 @@ def write_shard(path: Path, samples: Iterable[Mapping[str, Any]], beside: Callab
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     aside = path.with_name(path.name + ".partial")
-    count = 0
     with open(aside, "wb") as tar:
-        for sample in samples:
-            for suffix, payload in sample.items():
-                if suffix != "__key__":
-                    tars.write_member(tar, f"{sample['__key__']}.{suffix}", payload)
-            count += 1
-        tars.write_end(tar)
+        count = write_samples(tar, samples)
     for suffix, payload in beside().items():
         path.with_suffix(suffix).write_bytes(payload)
     try:

@@ -22,10 +22,10 @@ import torch
 from torch import Tensor
 
 from tokun.tokenizers.grammar import TAG_KINDS, Grammar
+from tokun.tokenizers.wordings import REGISTERS
 from tokun.utils.errors import UserError
 
 STRUCTURE = ("<pad>", "<bos>", "<eos>", "<boi>", "<eoi>", "<boc>", "<eoc>", "<boq>", "<eoq>", "<boa>", "<eoa>")
-REGISTERS = ("plain", "poetic", "era", "social", "alt")
 TASKS = ("joint", "text_to_image", "question", "rewrite")
 
 Ids = TypeVar("Ids", int, np.ndarray, Tensor)

@@ -1,9 +1,11 @@
-"""Words: of questions that training data and evaluation share, of tags and of tasks. Imports no torch."""
+"""Words: of questions that training data and evaluation share, of tags, registers and tasks. Imports no torch."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
+REGISTERS = ("plain", "poetic", "era", "social", "alt")
+"""The voices in which a caption may be written."""
 SHOWS = "Does the picture show this: {}"
 SUBJECT = "What is its subject?"
 

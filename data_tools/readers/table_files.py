@@ -1,4 +1,4 @@
-"""Tables: one strict reader of CSV, TSV, JSONL and Parquet for all tables with named columns.
+"""Table files: one strict reader of CSV, TSV, JSONL and Parquet for all tables with named columns.
 
     table = read_table("captions.tsv")
     table.columns, table.count, table.how      # ('key', 'description'), 412, 'tab separated, without quoting'
@@ -18,7 +18,8 @@ How a table is read
 - `.jsonl`, `.ndjson`: one object per line; a missing name is no value. `.parquet`: columns of bytes are skipped.
 - Column names are compared in lower case with underscores. An empty cell, nan, null, none and <NA> are None.
 
-Knows nothing of pictures or registers.
+Why not pandas or pyarrow.csv: after a forgotten quote both read the following rows as one cell without an error, and both remove the
+quotes of a TSV that is not quoted, so captions would be lost or changed unseen. Knows nothing of pictures or registers.
 """
 
 from __future__ import annotations
@@ -74,7 +75,7 @@ class Table:
     columns: tuple[str, ...]
     """Column names in lower case with underscores, in the file's order."""
     count: int
-    """Rows."""
+    """Number of rows."""
     how: str
     """How it was read, in words, for messages."""
     rows: Callable[[], Iterator[Row]] = field(repr=False)
@@ -89,8 +90,13 @@ class Table:
 
 
 def read_table(
-    path: str | Path, *, open_file: Callable[[], BinaryIO] | None = None, encoding: str = "utf-8", quoting: str = "auto", separator: str = ""
-) -> Table:  # fmt: skip
+    path: str | Path,
+    *,
+    open_file: Callable[[], BinaryIO] | None = None,
+    encoding: str = "utf-8",
+    quoting: str = "auto",
+    separator: str = "",
+) -> Table:
     """Check a table and return it. Its suffix determines its format.
 
     open_file: opens it for reading bytes from the start, if it is not a local file of this name. encoding: of CSV, TSV and JSONL.
@@ -171,7 +177,7 @@ class _Text:
             start = binary.read(1 << 16)
         self.refuse_marks(start)
         end = "\r" if b"\r" in start and b"\n" not in start else "\n"
-        marked = start.startswith(codecs.BOM_UTF8)  # it is UTF-8 whatever was said of other tables
+        marked = start.startswith(codecs.BOM_UTF8)  # it is UTF-8, whatever encoding was given for the tables
         encoding = "utf-8-sig" if marked or codecs.lookup(self.encoding).name == "utf-8" else self.encoding
         try:
             with io.TextIOWrapper(self.open(), encoding=encoding, newline=end) as file:
@@ -338,7 +344,10 @@ def _check_count(text: _Text, line: int, end: int, cells: list[str], wanted: int
 
 
 def _also_wrong(text: _Text, end: int, wanted: int, separator: str, *, quoted: bool) -> str:
-    """Which rows after line `end` have a wrong number of fields too, in words; "" for none. Up to where quotes cannot be followed any more."""
+    """Which rows after line `end` have a wrong number of fields too, in words; "" for none.
+
+    Looks only as far as the quotes can be followed.
+    """
     found, start = [], end + 1
     lines = itertools.islice(text.lines(), end, None)
     rows = csv.reader(lines, delimiter=separator) if quoted else None

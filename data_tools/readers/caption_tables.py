@@ -1,4 +1,4 @@
-"""Tables of paths and captions, as a source (.csv, .tsv, .jsonl, .parquet) or beside pictures, both read strictly by data_tools/tables.py."""
+"""Caption tables: paths and captions, as a source (.csv, .tsv, .jsonl, .parquet) or beside pictures; table_files.py reads both strictly."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ from data_tools.readers.caption_guess import TextColumns, in_all
 from data_tools.readers.coco import coco_records
 from data_tools.readers.files import MAX_PAGE_BYTES, PICTURE_SUFFIXES, Misplaced, as_path, listed
 from data_tools.readers.listing import NOTHING, Found, Guess, Listing, Options, Words, shown
+from data_tools.readers.table_files import CAPTION_COLUMNS, PATH_COLUMNS, Table, TableError, caption_column, column_name, read_table
 from data_tools.readers.words import OF_REGISTERS, SUBJECTS, group_of, join_words, normal, odd_caption, path_in, style_of, words_from
-from data_tools.tables import CAPTION_COLUMNS, PATH_COLUMNS, Table, TableError, caption_column, column_name, read_table
 from tokun.utils.errors import UserError
 from tokun.utils.optional_packages import need
 
 Opener = Callable[[], BinaryIO]
 
 
-class Rows:
+class CaptionRows:
     """The rows of caption tables beside pictures, by the path that each row names.
 
     The first table with a row for a picture is used; several rows of one table are joined.
@@ -77,7 +77,7 @@ class Rows:
         return in_all((guess for one in self.checked if (guess := one.guess())), (one.columns.columns for one in self.checked))
 
     def elsewhere(self, path: str, found: DiskList) -> str:
-        """Where the picture of a row may lie, in words; "" if there is none of its name."""
+        """Where the picture of a row may be, in words; "" if no picture has its name."""
         name = posixpath.basename(path).casefold()
         other = next((one.path for one in found if composed(posixpath.basename(one.path)).casefold() == name), "")
         return f" Is that {other}? Paths are counted from the table's folder." if other else ""
@@ -117,9 +117,11 @@ class Rows:
         return words, count, tuple(notes)
 
     def match_by_name(self, found: DiskList, words: DiskDict, used: DiskDict) -> Iterator[str]:
-        """Give the rows of tables that name no picture where it lies to the pictures of their file names, in whatever folder, if that can only
-        mean one. Notes about it. With one row that does name its picture, paths mean what they say; so do those with folders, and those of a table of
-        whose rows half have no picture in this way, either."""
+        """Match rows by file name alone, if exactly one picture has that name, whatever its folder. Yields notes about it.
+
+        Only tables in which no path leads to a picture are matched in this way, and of them only rows whose path names no folder. A table
+        is left alone unless more than half of its rows find a picture.
+        """
         where = {row.words_from for path, row in self.words.pairs() if path in used}
         rows, size = DiskDict(), Counter[str]()  # file name -> the row's path, "" if several have it; rows of each table
         for path, row in self.words.pairs():
@@ -145,12 +147,17 @@ class Rows:
                 words[picture], used[path] = self.words[path], True
                 first.setdefault(table, f"{path} is taken for {picture}")
         for table, example in first.items():
-            yield f"No path in {table} leads to a picture from the table's folder; {counts[table]:,} rows are matched by file name instead: {example}."
+            yield (
+                f"No path in {table} leads to a picture from the table's folder; "
+                f"{counts[table]:,} rows are matched by file name instead: {example}."
+            )
 
 
 def written_path(path: str) -> str:
-    """The path of a picture as a row names it that was copied from the manifest: backslashes, blanks at its ends and bytes that are not UTF-8
-    are not written as they are on disk."""
+    """The path of a picture as in a row that was copied from the manifest.
+
+    Backslashes, blanks at its ends and bytes that are not UTF-8 are not written there as they are on disk.
+    """
     return composed(posixpath.normpath(as_path(shown(path))))
 
 
@@ -195,7 +202,7 @@ class Checked:
     def __init__(self, name: str, options: Options) -> None:
         self.name, self.options, self.columns = name, options, TextColumns()
         self.known_columns = [column_name(options.caption_column)] if options.caption_column else list(CAPTION_COLUMNS)
-        self.rows = self.said = self.odd = self.known = self.nameless = self.first_nameless = 0
+        self.rows = self.captioned = self.odd = self.known = self.nameless = self.first_nameless = 0
         self.first = ""
 
     def add(self, line: int, path: str, record: Mapping[str, Any], words: Words) -> None:
@@ -203,7 +210,7 @@ class Checked:
         if not path:
             self.nameless += 1
             self.first_nameless = self.first_nameless or line
-        self.said += bool(words.caption or words.captions)
+        self.captioned += bool(words.caption or words.captions)
         self.known += any(name in record for name in self.known_columns)
         self.columns.add(record)
         if not words.caption and not words.captions:
@@ -215,27 +222,31 @@ class Checked:
         return None if self.options.caption_column else self.columns.guess(Path(self.name).name)
 
     def notes(self) -> list[str]:
-        """Sentences for the user. Raises TableError if no row names a picture, or captions are needed and every row holds something else than text."""
+        """Sentences for the user.
+
+        Raises TableError if no row names a picture, or if captions are needed and no row has text as its caption.
+        """
         name = Path(self.name).name
         if not self.rows:
             return [f"{name} has no rows below its header."]
         if self.nameless == self.rows:
             raise TableError(
-                f"{self.name} names no pictures: in all of its {self.rows:,} rows the path is empty. Fill in the column file_name, or, if the table contains the pictures, use --reader huggingface"
+                f"{self.name} names no pictures: in all of its {self.rows:,} rows the path is empty. "
+                "Fill in the column file_name, or, if the table contains the pictures, use --reader huggingface"
             )
         if self.odd == self.rows and self.options.captions_needed:
             raise TableError(
                 f"{self.name}: the caption is no text in any of its {self.rows:,} rows, the first is {self.first}. "
                 "Name a column of text with --caption-column, write the texts into a column of their own, or add --allow-missing-captions"
             )
-        told = [str(guess)] if (guess := self.guess()) else []
+        notes = [str(guess)] if (guess := self.guess()) else []
         if self.nameless:
-            told.append(f"Rows of {name} that name no picture: {self.nameless:,}, the first in line {self.first_nameless}.")
+            notes.append(f"Rows of {name} that name no picture: {self.nameless:,}, the first in line {self.first_nameless}.")
         if self.odd:
-            told.append(f"Rows of {name} whose caption is no text: {self.odd:,}, the first {self.first}.")
-        elif self.known and not self.said:
-            told.append(f"All {self.rows:,} captions in {name} are empty.")
-        return told
+            notes.append(f"Rows of {name} whose caption is no text: {self.odd:,}, the first {self.first}.")
+        elif self.known and not self.captioned:
+            notes.append(f"All {self.rows:,} captions in {name} are empty.")
+        return notes
 
 
 def note_on(table: Table, options: Options) -> str:
@@ -250,7 +261,7 @@ def note_on(table: Table, options: Options) -> str:
     if (not names or names == ["caption"]) and not more:
         return ""
     others = f" and, where that is empty, from {', '.join(names[1:])}; choose with --caption-column" if len(names) > 1 else ""
-    return f"The captions of {name} are read from its column {names[0]}{more}{others}." if names else f"In {name} are read{more[1:]}."
+    return f"The captions of {name} are read from its column {names[0]}{more}{others}." if names else f"Read from {name}:{more[1:]}."
 
 
 def is_json(name: str) -> bool:
@@ -258,7 +269,10 @@ def is_json(name: str) -> bool:
 
 
 def json_records(name: str, open_file: Opener | None) -> Iterator[dict[str, Any]]:
-    """The normalised records of captions.json or metadata.json: a list of objects, alone or under a name, {file name: caption or object}, or COCO. Raises TableError."""
+    """The normalised records of captions.json or metadata.json. Raises TableError.
+
+    The file holds a list of objects, alone or under a name; {file name: caption or object}; or COCO.
+    """
     with open_file() if open_file else open(name, "rb") as file:
         data = file.read(MAX_PAGE_BYTES * 8 + 1)
     way_out = 'Write {"wolf.jpg": "A wolf."}, a list of objects with file_name and caption, or a table as captions.csv'
@@ -309,14 +323,14 @@ def read_manifest(source: Path, options: Options) -> Listing:
     found, words = DiskDict(), DiskDict()
     checked, misplaced = Checked(str(source), options), Misplaced(source.name, base, options.root)
     for row in table:
-        name, said = path_in(row.values), replace(words_from(row.values, options.caption_column), words_from=source.name)
-        checked.add(row.line, name, row.values, said)
+        name, own = path_in(row.values), replace(words_from(row.values, options.caption_column), words_from=source.name)
+        checked.add(row.line, name, row.values, own)
         if name:
             one = replace(listed(base, root, name), group=group_of(row.values), style=style_of(row.values))
             if one.path not in found:
                 misplaced.add(one, as_path(name))
             found.setdefault(one.path, one)
-            words[one.path] = join_words(words.get(one.path), said)
+            words[one.path] = join_words(words.get(one.path), own)
     notes = [note for note in (note_on(table, options), *checked.notes(), *misplaced.notes()) if note]
     guesses = tuple(filter(None, (checked.guess(),)))
     return Listing(base, DiskList(found.ordered()), words, checked.nameless, notes=tuple(notes), guesses=guesses)
@@ -325,7 +339,10 @@ def read_manifest(source: Path, options: Options) -> Listing:
 def no_path_column(source: str, columns: Iterable[str]) -> str:
     columns = list(columns)
     if any(posixpath.splitext(name)[1] in PICTURE_SUFFIXES for name in columns):
-        return f"{source} has no header: its first line is {columns}. Put a line with the names of the columns above it, such as file_name and caption"
+        return (
+            f"{source} has no header: its first line is {columns}. "
+            "Put a line with the names of the columns above it, such as file_name and caption"
+        )
     return (
         f"{source} names no pictures: its columns are {columns}, and none of {', '.join(PATH_COLUMNS)} holds paths. "
         "Rename the path column to file_name, or, if the table contains the pictures, use --reader huggingface"
@@ -336,12 +353,12 @@ def with_captions(listing: Listing, options: Options) -> Listing:
     """The listing with the captions of `options.captions`, which override all others. Raises UserError."""
     if options.captions is None:
         return listing
-    rows = Rows(replace(options, captions_needed=True, caption_column=column_of_given(str(options.captions), options)))
+    rows = CaptionRows(replace(options, captions_needed=True, caption_column=column_of_given(str(options.captions), options)))
     rows.add(str(options.captions), str(options.captions), given=True)
     given, missing, notes = rows.match(listing.found)
     words = DiskDict(listing.words)
-    for path, said in given.pairs():
-        words[path] = said.or_else(words.get(path, NOTHING))
+    for path, own in given.pairs():
+        words[path] = own.or_else(words.get(path, NOTHING))
     found: DiskList = DiskList(with_given(one) if one.path in given else one for one in listing.found)
     return replace(listing, found=found, words=words, unmatched=listing.unmatched + missing, notes=(*listing.notes, *notes))
 
