@@ -111,12 +111,13 @@ def test_captions_repeat_no_word_where_that_is_asked_for_or_the_checkpoints_own_
         for i in range(text_tokenizer.size)
         if i not in text_tokenizer.illegal_ids
     }
-    assert set(tiny_model._word_starts) == {i for i, text in texts.items() if text.startswith("a ")} and len(tiny_model._word_starts) > 20
+    constraints = tiny_model.constraints
+    assert set(constraints.word_starts) == {i for i, text in texts.items() if text.startswith("a ")} and len(constraints.word_starts) > 20
     seen = {i: text[1:].strip() for i, text in texts.items()}
-    assert set(tiny_model._marks) == {
+    assert set(constraints.marks) == {
         i for i, text in seen.items() if text and not any(letter.isalnum() or letter in ".\ufffd" for letter in text)
     }
-    assert {text_tokenizer.encode(f"a{mark}")[-1] for mark in ",-"} <= set(tiny_model._marks)
+    assert {text_tokenizer.encode(f"a{mark}")[-1] for mark in ",-"} <= set(constraints.marks)
     asked = [pair.caption for pair in tiny_model.sample(0, 8, text_temperature=0.1, no_repeats=True)]
     own = dataclasses.replace(tiny_model, defaults=dataclasses.replace(tiny_model.defaults, no_repeats=True))
     assert asked == [pair.caption for pair in own.sample(0, 8, text_temperature=0.1)]
