@@ -398,10 +398,10 @@ def test_a_run_that_has_not_ended_is_said_how_to_go_on_and_where_its_best_is(tmp
         folders.resolve(tmp_path)
     (tmp_path / "state" / "generator" / "step-1").mkdir(parents=True)
     for resolve in (folders.resolve, folders.resolve_adapter):
-        with pytest.raises(FileNotFoundError, match=r"typed again goes on; with train\.max_minutes=1 added it ends for good"):
+        with pytest.raises(FileNotFoundError, match=r"command again to resume; with train\.max_minutes=1 added it stops and saves"):
             resolve(tmp_path)
     (tmp_path / "best" / "step-00000040.partial").mkdir(parents=True)
-    with pytest.raises(FileNotFoundError, match=r"ends for good"):
+    with pytest.raises(FileNotFoundError, match=r"stops and saves its result"):
         folders.resolve_adapter(tmp_path)
     (tmp_path / "best" / "step-00000020").mkdir(parents=True)
     with pytest.raises(FileNotFoundError, match=r"goes on; .*/best holds the best so far"):
