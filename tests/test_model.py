@@ -404,7 +404,7 @@ def test_a_run_that_has_not_ended_is_said_how_to_go_on_and_where_its_best_is(tmp
     with pytest.raises(FileNotFoundError, match=r"stops and saves its result"):
         folders.resolve_adapter(tmp_path)
     (tmp_path / "best" / "step-00000020").mkdir(parents=True)
-    with pytest.raises(FileNotFoundError, match=r"goes on; .*/best holds the best so far"):
+    with pytest.raises(FileNotFoundError, match=r"command again to resume; .*/best holds the best so far"):
         folders.resolve_adapter(tmp_path)
 
 

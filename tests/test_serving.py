@@ -167,8 +167,8 @@ def test_a_phrase_twice_in_a_row_is_ruled_out_by_its_last_id(said):
     ruled_out = lambda text: set(grammar.repeats([text])[0].nonzero()[:, 0].tolist())  # noqa: E731
     assert {i for i in (6, 7, 8) if any(twice([*words, i], n) for n in range(1, 7))} == ruled_out(words)
     row = grammar.row([SMALL.id("<bos>"), SMALL.id("<boc>")], said[:3])
-    assert row.said == [i for i in said[:3] if i != 9]
-    assert not ruled_out(row.said) & set(grammar.legal([row])[0].nonzero()[:, 0].tolist())
+    assert row.words == [i for i in said[:3] if i != 9]
+    assert not ruled_out(row.words) & set(grammar.legal([row])[0].nonzero()[:, 0].tolist())
 
 
 def test_an_unrepeated_word_is_ruled_out_once_it_is_said():

@@ -119,7 +119,8 @@ class ShardTask:
 def make_shard(task: ShardTask) -> int:
     """Make a shard in a process of an engine, which loads the model once. Returns its number of samples.
 
-    Raises UserError where the model is another, or computed in another way, than in the process that gives the tasks."""
+    Raises UserError if the model, or how it is computed, differs from that in the process that gives the tasks.
+    """
     model, here = _loaded(task.loading)
     if differing := sorted(name for name in {*here, *task.drawn_by} if here.get(name) != task.drawn_by.get(name)):
         why = "; ".join(f"{name} is {here.get(name)} here and {task.drawn_by.get(name)} there" for name in differing)

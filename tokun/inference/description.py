@@ -128,7 +128,7 @@ def some(names: Sequence[str], most: int = SHOWN) -> str:
 
 
 def describe(checkpoint: str | Path | None = None) -> Description:
-    """The description of a checkpoint, an adapter or a run: its folder, a Hub id (which is downloaded), or None for the bundled model.
+    """The description of a checkpoint, an adapter or a run, by its folder or Hub id (which is downloaded); None: the bundled model.
 
     Raises FileNotFoundError or UserError naming what is missing or damaged.
     """
@@ -163,9 +163,8 @@ def _of_adapter(folder: Path) -> Description:
         if folders.is_local(base):  # any other base is not downloaded just for this
             at = folders.resolve(base)
             network, tokenizer = _json(at / folders.GENERATOR / "config.json"), _json(at / folders.IMAGE_TOKENIZER / "config.json")
-            about["tasks"] = tasks_on(
-                _json(at / folders.SAMPLING).get("tasks", ()), about.get("tasks", ())
-            )  # as when the adapter is in use
+            # as when the adapter is in use
+            about["tasks"] = tasks_on(_json(at / folders.SAMPLING).get("tasks", ()), about.get("tasks", ()))
         return _made(
             vocabulary,
             about,

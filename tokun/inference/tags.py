@@ -195,6 +195,6 @@ def grid_of(aspect: str, vocabulary: Vocabulary) -> tuple[int, int] | None:
         width, height = SHAPES.get(text, (0, 0))
     if not width or not height:
         raise UserError(f"aspect is {aspect!r}; it must be width:height (4:3), wide, tall, square, or a grid; {there}")
-    lying = [grid for grid in grids if text in SHAPES and (grid[1] > grid[0]) - (grid[1] < grid[0]) == (width > height) - (width < height)]
-    grids = lying or grids
+    alike = [grid for grid in grids if text in SHAPES and (grid[1] > grid[0]) - (grid[1] < grid[0]) == (width > height) - (width < height)]
+    grids = alike or grids
     return grids[nearest_grid(width, height, grids)]  # "wide" is never square if any grid is wide

@@ -1,7 +1,7 @@
-"""The span grammar for external engines: the ids that may come next, and the one a seed's latent picks. Knows ids, no engine.
+"""The span grammar for external engines: the ids that may come next, and the one that a seed's latent picks. Knows ids, no engine.
 
-A row is a request: the ids of its prompt and those generated so far. `RequestGrammar.apply` masks the logits so that only the ids that
-`sampling.generate` would choose from remain or, for a row with a seed, only the id it would choose.
+A row is a request: the ids of its prompt and those generated so far. `RequestGrammar.apply` masks the logits. What remains are the ids
+that `sampling.generate` would choose from or, for a row with a seed, the one id that it would choose.
 """
 
 from __future__ import annotations
@@ -28,10 +28,18 @@ TEXT = [STATES.index(state) for state in TEXT_STATES]
 
 
 def changed(
-    settings: DecodingSettings, *, temperature: float | None = None, text_temperature: float | None = None, top_k: int | None = None,
-    top_p: float | None = None, no_repeats: bool | None = None,
-) -> DecodingSettings:  # fmt: skip
-    """The settings with these values where they are given: `temperature` and `top_k` of codes, `top_p` of both. Raises UserError outside their range."""
+    settings: DecodingSettings,
+    *,
+    temperature: float | None = None,
+    text_temperature: float | None = None,
+    top_k: int | None = None,
+    top_p: float | None = None,
+    no_repeats: bool | None = None,
+) -> DecodingSettings:
+    """The settings with the given values. `temperature` and `top_k` apply to codes, `top_p` to codes and text.
+
+    Raises UserError for values outside their range.
+    """
     image = {"temperature": temperature, "top_k": top_k, "top_p": top_p}
     text = {"temperature": text_temperature, "no_repeats": no_repeats, "top_p": top_p}
     given = [{name: value for name, value in new.items() if value is not None} for new in (image, text)]
@@ -51,7 +59,7 @@ class RowState:
     read: int = 0
     broken: bool = False  # the prompt does not fit the grammar: only the end may follow
     settings: DecodingSettings = field(default_factory=DecodingSettings)
-    said: list[int] = field(default_factory=list)  # the words of its current text, without marks
+    words: list[int] = field(default_factory=list)  # of its current text, without marks
 
 
 class RequestGrammar:
@@ -85,8 +93,8 @@ class RequestGrammar:
         u: Tensor | None = None,
         settings: DecodingSettings | None = None,
     ) -> RowState:
-        """A request. With a seed, its latent `index` decides, or else the uniforms u (slots.size,). For a u of another size only the end may
-        follow.
+        """A request. With a seed, its latent `index` decides, or else the uniforms u (slots.size,). For a u of another size only the end
+        may follow.
 
         Raises UserError for an invalid seed."""
         row = RowState(prompt, written, self.vocabulary.n_codes([]), settings=settings or self.settings)
@@ -105,12 +113,13 @@ class RequestGrammar:
             row.broken = state < 0 and row.read < len(row.prompt)
             if state < 0 and not row.broken:
                 raise RuntimeError(
-                    f"id {token} was generated in a {STATES[row.state]} span: turn off the engine's asynchronous scheduling and speculative decoding"
+                    f"id {token} was generated in a {STATES[row.state]} span: "
+                    "turn off the engine's asynchronous scheduling and speculative decoding"
                 )
             if state != row.state:
-                row.said = []
+                row.words = []
             elif state in TEXT and token not in self.marks:
-                row.said.append(token)
+                row.words.append(token)
             row.state, row.length, row.n_codes, row.read = state, length, n_codes, row.read + 1
 
     def legal(self, rows: Sequence[RowState], device: torch.device | str = "cpu") -> Tensor:
@@ -123,15 +132,15 @@ class RequestGrammar:
         lengths, n_codes = (torch.tensor([getattr(row, name) for row in rows], device=device) for name in ("length", "n_codes"))
         _, ruled = grammar.chosen_from(self.constraints.forbid, self.constraints.forbid_first, v.size)
         legal = ruled[grammar.case(states, lengths, grammar.limit(states, n_codes))]
-        if writing := [i for i, row in enumerate(rows) if row.settings.text.no_repeats and row.state in TEXT and row.said]:
-            legal[writing] &= ~self.repeats([rows[i].said for i in writing]).to(legal.device)
+        if writing := [i for i, row in enumerate(rows) if row.settings.text.no_repeats and row.state in TEXT and row.words]:
+            legal[writing] &= ~self.repeats([rows[i].words for i in writing]).to(legal.device)
         legal[broken] = torch.arange(v.size, device=device) == v.id("<eos>")
         return legal
 
-    def repeats(self, said: Sequence[Sequence[int]]) -> Tensor:
+    def repeats(self, texts: Sequence[Sequence[int]]) -> Tensor:
         """(B, V) bool: the ids that would repeat the phrase at the end of each text without marks."""
-        counts = torch.tensor([len(own) for own in said])
-        words = torch.tensor([[0] * (int(counts.max()) - len(own)) + [*own] for own in said], dtype=torch.long)
+        counts = torch.tensor([len(own) for own in texts])
+        words = torch.tensor([[0] * (int(counts.max()) - len(own)) + [*own] for own in texts], dtype=torch.long)
         return repetition_mask(words, counts, self.word_starts, self.unrepeated, self.vocabulary.size)
 
     def apply(self, logits: Tensor, rows: Sequence[RowState]) -> Tensor:
@@ -159,6 +168,7 @@ class RequestGrammar:
 
 
 def unread(row: RowState) -> Iterator[int]:
+    """The ids of a row that its state does not include yet."""
     behind = len(row.prompt)
     if row.read >= behind:
         return islice(row.written, row.read - behind, None)
